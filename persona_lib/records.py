@@ -1,0 +1,153 @@
+"""The records that travel between the steps, one frozen dataclass per kind of row.
+
+Every record carries its own fields and an ``id``; nothing is ever recovered by parsing a rendered
+prompt, by line order or by comparing texts. Names follow TRL (prompt, chosen, rejected, completion),
+the paper (persona) and the judge literature (comparison, judgment, verdict).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Side = Literal["chosen", "rejected"]
+Method = Literal["few_shot", "sft", "dpo"]
+TrainPersona = Literal["none", "chosen", "rejected", "both", "shuffled"]
+Rubric = Literal["personalization", "quality"]
+Winner = Literal["A", "B"]
+Verdict = Literal["win", "tie", "loss", "unparsed"]
+
+METHODS = ("few_shot", "sft", "dpo")
+TRAIN_PERSONAS = ("none", "chosen", "rejected", "both", "shuffled")
+EVAL_PERSONAS = (
+    "none",
+    "system",
+    "gold-chosen",
+    "gold-rejected",
+    "retrieved-chosen",
+    "retrieved-rejected",
+    "shuffled-chosen",
+    "shuffled-rejected",
+    "user-chosen",
+    "user-rejected",
+)
+PERSONA_FORMATS = ("line", "first_person")
+
+
+@dataclass(frozen=True)
+class PreferencePair:
+    """One row of preference data: a prompt, the response that won and the one that lost (TRL names)."""
+
+    id: str
+    prompt: str
+    chosen: str
+    rejected: str
+
+
+@dataclass(frozen=True)
+class InferredPersona:
+    """A persona inferred for one side of a pair (paper section 3).
+
+    ``persona`` is None when the answer was not a persona; ``status`` then says why ("empty",
+    "refusal", "too_long", "malformed") and is "ok" otherwise. ``raw`` keeps the model's whole answer.
+    """
+
+    id: str
+    side: Side
+    model: str
+    persona: str | None
+    status: str
+    raw: str
+
+
+@dataclass(frozen=True)
+class TailoringRow:
+    """A preference pair with its personas: one row of the persona-tailoring data (paper section 4).
+
+    Personas are keyed by the name used in ``RunSpec.eval_persona`` ("gold-chosen",
+    "retrieved-rejected", "user-chosen", ...); a missing key or None means that there is none.
+    ``retrieved_id`` names the training row that both retrieved personas come from.
+    """
+
+    id: str
+    split: str
+    prompt: str
+    chosen: str
+    rejected: str
+    personas: dict[str, str | None] = field(default_factory=dict)
+    retrieved_id: str | None = None
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One cell of the grid: which policy answers, and which persona it is shown.
+
+    ``persona_format`` is how the persona reaches the prompt: "line" is the tailored models' own
+    ``Persona:`` line, "first_person" appends it to the question as the paper does for its baseline.
+    """
+
+    dataset: str
+    method: Method
+    train_persona: TrainPersona
+    eval_persona: str
+    seed: int
+    persona_format: str = "line"
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("method", METHODS),
+            ("train_persona", TRAIN_PERSONAS),
+            ("eval_persona", EVAL_PERSONAS),
+            ("persona_format", PERSONA_FORMATS),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"RunSpec.{name}={getattr(self, name)!r}: use one of {', '.join(allowed)}")
+
+    @property
+    def arm(self) -> str:
+        """Name of the trained policy, e.g. "dpo-chosen"; also its adapter folder."""
+        return f"{self.method}-{self.train_persona}"
+
+    @property
+    def slug(self) -> str:
+        """Path-safe name of the run within its dataset and seed, e.g. "dpo-chosen.gold-rejected.line"."""
+        return f"{self.arm}.{self.eval_persona}.{self.persona_format}"
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One completion of one run. ``finish_reason`` is "stop" (EOS or stop string) or "length"."""
+
+    id: str
+    run: str
+    prompt: str
+    persona: str | None
+    completion: str
+    finish_reason: str
+    n_tokens: int
+
+
+@dataclass(frozen=True)
+class PairwiseComparison:
+    """Two responses to compare under one rubric; the judge sees A first."""
+
+    id: str
+    prompt: str
+    persona: str | None
+    response_a: str
+    response_b: str
+
+
+@dataclass(frozen=True)
+class Judgment:
+    """A judge's answer to one comparison; ``winner`` is "A", "B" or None when nothing could be read.
+
+    ``tie`` is True when the judge itself says that the two are equal (then ``winner`` is None).
+    """
+
+    id: str
+    judge: str
+    rubric: Rubric
+    winner: Winner | None
+    tie: bool = False
+    feedback: str = ""

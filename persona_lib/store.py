@@ -1,0 +1,119 @@
+"""Files on disk: append-only JSONL of records, atomic writes, folders marked as finished.
+
+A folder is finished when its ``done.json`` exists; that file is written last and atomically, and
+holds the key (the inputs' hash) it was finished for. A torn last line, left by a killed process, is
+cut off on the next read for appending, so that a rerun resumes at the first missing row.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def to_json(value: Any) -> Any:
+    """Turn records, paths and tuples into what ``json`` can write."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def content_hash(*values: Any) -> str:
+    """Return 16 hex digits of the SHA-256 of the values' canonical JSON."""
+    text = json.dumps([to_json(v) for v in values], sort_keys=True, default=to_json)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically: a reader sees the old content or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write one JSON document atomically."""
+    write_text(path, json.dumps(value, indent=1, default=to_json, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read one JSON document; a damaged file is an error that names it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not valid JSON ({error}); delete it to have it made again") from error
+
+
+def write_rows(path: Path, rows: Iterable[Any]) -> None:
+    """Write all rows as JSONL, atomically."""
+    write_text(path, "".join(json.dumps(to_json(r), ensure_ascii=False) + "\n" for r in rows))
+
+
+def append_rows(path: Path, rows: Iterable[Any]) -> None:
+    """Append rows to a JSONL file and flush them to disk; used inside long steps."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(to_json(r), ensure_ascii=False) + "\n" for r in rows)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def repair_rows(path: Path) -> None:
+    """Cut off an unfinished last line (no newline) that a killed process left behind."""
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    if data and not data.endswith(b"\n"):
+        with path.open("r+b") as file:
+            file.truncate(data.rfind(b"\n") + 1)
+
+
+def iter_rows(path: Path) -> Iterator[dict]:
+    """Yield the rows of a JSONL file as dicts; a damaged line is an error that names file and line."""
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}:{number}: not valid JSON ({error.msg}); mend or delete the line") from error
+
+
+def read_rows(path: Path, record: type[T]) -> list[T]:
+    """Read a JSONL file into records of the given dataclass; unknown or missing fields are errors."""
+    rows = []
+    for number, row in enumerate(iter_rows(path), start=1):
+        try:
+            rows.append(record(**row))
+        except TypeError as error:
+            raise ValueError(f"{path}:{number}: not a {record.__name__}: {error}") from error
+    return rows
+
+
+def mark_done(folder: Path, key: str, **facts: Any) -> None:
+    """Write ``done.json`` last: the folder is finished for this key."""
+    write_json(folder / "done.json", {"key": key, **facts})
+
+
+def is_done(folder: Path, key: str) -> bool:
+    """Return True if the folder was finished for exactly this key."""
+    marker = folder / "done.json"
+    return marker.exists() and read_json(marker).get("key") == key
