@@ -1,0 +1,250 @@
+"""Profiles: every number of a run, typed and strict, read from ``configs/<name>.yaml``.
+
+A profile is one frozen dataclass. A file may say ``extends: other`` and then lists only what
+differs. Unknown names and ill-typed values are errors that name the file, the field and the mend;
+nothing is coerced (``5e-5`` is a string in YAML: write ``5.0e-5``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+class ConfigError(ValueError):
+    """A profile or an override that cannot be used; the message says where and how to mend it."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """All settings of a run. ``configs/synthetic.yaml`` explains each field where its value stands."""
+
+    name: str
+    description: str
+    # what runs
+    steps: tuple[str, ...]
+    datasets: tuple[str, ...]
+    seeds: tuple[int, ...]
+    data_dir: str
+    # the synthetic world
+    world_seed: int
+    n_train: int
+    n_validation: int
+    n_test: int
+    majority_share: float
+    second_contrast_share: float
+    shown_share: float
+    slip_share: float
+    # the base model
+    base_model: str
+    base_revision: str
+    base_seeds: int
+    base_vocab_size: int
+    base_hidden_size: int
+    base_layers: int
+    base_heads: int
+    base_mlp_size: int
+    base_tokens: int
+    base_window: int
+    base_long_window: int
+    base_batch_tokens: int
+    base_learning_rate: float
+    base_persona_weight: float
+    base_share_plain: float
+    base_share_inference: float
+    base_share_story: float
+    base_epochs: int
+    # persona inference
+    generator_model: str
+    pi_shots: int
+    pi_batch_size: int
+    pi_max_new_tokens: int
+    pi_max_words: int
+    pi_train_sides: tuple[str, ...]
+    # tailoring data
+    near_duplicate_threshold: float
+    # training
+    methods: tuple[str, ...]
+    train_personas: tuple[str, ...]
+    quantization: str
+    compute_dtype: str
+    lora_r: int
+    lora_alpha: int
+    lora_dropout: float
+    lora_targets: tuple[str, ...]
+    max_length: int
+    completion_only_loss: bool
+    sft_learning_rate: float
+    sft_epochs: int
+    sft_batch_size: int
+    dpo_learning_rate: float
+    dpo_epochs: int
+    dpo_batch_size: int
+    dpo_beta: float
+    dpo_sft_weight: float
+    lr_scheduler: str
+    warmup_steps: int
+    # generation
+    few_shot_examples: int
+    gen_batch_size: int
+    gen_max_new_tokens: int
+    gen_min_new_tokens: int
+    # evaluation
+    eval_split: str
+    eval_personas: tuple[str, ...]
+    judge: str
+    judge_batch_size: int
+    swap_batch_size: int
+    bootstrap_samples: int
+
+
+def field_types() -> dict[str, Any]:
+    """Return the declared type of every profile field."""
+    return get_type_hints(Profile)
+
+
+def near_names(name: str, allowed: list[str]) -> str:
+    """Return a hint that lists the closest allowed names, or all of them if none is close."""
+    close = difflib.get_close_matches(name, allowed, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(allowed)}"
+
+
+def check_value(field: str, value: Any, where: str) -> Any:
+    """Return the value in the field's type, or raise ConfigError saying what was expected.
+
+    An int is accepted for a float field, a list for a tuple field; nothing else is converted.
+    """
+    wanted = field_types()[field]
+    if get_origin(wanted) is tuple:
+        element = get_args(wanted)[0]
+        if isinstance(value, (list, tuple)) and all(type(v) is element for v in value):
+            return tuple(value)
+        raise ConfigError(f"{where}: {field}={value!r} should be a list of {element.__name__}")
+    if wanted is float and type(value) is int:
+        return float(value)
+    if type(value) is wanted:
+        return value
+    hint = ""
+    if wanted is float and isinstance(value, str):
+        hint = " (in YAML write 5.0e-5, not 5e-5 and not in quotes)"
+    raise ConfigError(f"{where}: {field}={value!r} should be {wanted.__name__}, not {type(value).__name__}{hint}")
+
+
+def check_fields(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """Check names and types of some profile fields."""
+    allowed = list(field_types())
+    for name in values:
+        if name not in allowed:
+            raise ConfigError(f"{where}: unknown field {name!r}; {near_names(name, allowed)}")
+    return {name: check_value(name, value, where) for name, value in values.items()}
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Read one ``key=value`` of ``--set`` into a typed value; tuples are comma-separated.
+
+    Raises ConfigError on a missing "=", an unknown name (with near names) or an ill-typed value.
+    """
+    where = f"--set {text}"
+    name, equals, raw = text.partition("=")
+    if not equals:
+        raise ConfigError(f"{where}: write key=value")
+    types = field_types()
+    if name not in types:
+        raise ConfigError(f"{where}: unknown field {name!r}; {near_names(name, list(types))}")
+    wanted = types[name]
+    try:
+        if get_origin(wanted) is tuple:
+            return name, tuple(get_args(wanted)[0](v) for v in raw.split(",") if v)
+        if wanted is bool:
+            return name, {"true": True, "false": False}[raw.lower()]
+        return name, wanted(raw)
+    except (ValueError, KeyError) as error:
+        kind = wanted.__name__ if isinstance(wanted, type) else str(wanted)
+        raise ConfigError(f"{where}: {raw!r} is not a valid {kind} for {name}") from error
+
+
+def read_profile_file(name: str, folder: Path) -> dict[str, Any]:
+    """Read one YAML file and what it extends into a flat dict of checked fields."""
+    import yaml
+
+    path = folder / f"{name}.yaml"
+    if not path.exists():
+        names = sorted(p.stem for p in folder.glob("*.yaml"))
+        raise ConfigError(f"no profile {name!r} in {folder}; {near_names(name, names)}")
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: should be a list of 'field: value' lines")
+    parent = content.pop("extends", None)
+    values = read_profile_file(parent, folder) if parent else {}
+    return values | check_fields(content, str(path)) | {"name": name}
+
+
+def load_profile(name: str, overrides: list[str] | tuple[str, ...] = (), folder: Path | None = None) -> Profile:
+    """Load ``configs/<name>.yaml`` and apply ``key=value`` overrides.
+
+    Raises ConfigError for a missing profile, missing, unknown or ill-typed fields.
+    """
+    folder = folder or REPO / "configs"
+    values = read_profile_file(name, folder)
+    values |= dict(parse_override(text) for text in overrides)
+    missing = [f.name for f in dataclasses.fields(Profile) if f.name not in values]
+    if missing:
+        raise ConfigError(f"{folder / name}.yaml: missing field(s) {', '.join(missing)}")
+    profile = Profile(**values)
+    check_profile(profile)
+    return profile
+
+
+def check_profile(profile: Profile) -> None:
+    """Check the constraints between fields; raises ConfigError."""
+    where = f"profile {profile.name}"
+    choices = {
+        "quantization": ("none", "nf4"),
+        "compute_dtype": ("float32", "bfloat16"),
+        "eval_split": ("validation", "test"),
+        "judge": ("oracle", "none", "lm"),
+    }
+    for field, allowed in choices.items():
+        if getattr(profile, field) not in allowed:
+            raise ConfigError(f"{where}: {field}={getattr(profile, field)!r}: use one of {', '.join(allowed)}")
+    for field in ("base_hidden_size", "base_mlp_size"):
+        if getattr(profile, field) % 64:
+            raise ConfigError(
+                f"{where}: {field}={getattr(profile, field)} must be a multiple of 64: NF4 quantises blocks of 64 "
+                "and is silently wrong otherwise"
+            )
+
+
+def results_dir(profile: Profile) -> Path:
+    """Folder of a profile's results: ``results/<profile>`` (or below ``$PERSONA_RESULTS``)."""
+    return Path(os.environ.get("PERSONA_RESULTS", REPO / "results")) / profile.name
+
+
+def figures_dir(profile: Profile) -> Path:
+    """Folder of a profile's figures: ``figures/<profile>`` (or below ``$PERSONA_FIGURES``)."""
+    return Path(os.environ.get("PERSONA_FIGURES", REPO / "figures")) / profile.name
+
+
+def run_dir(profile: Profile, dataset: str, seed: int) -> Path:
+    """Folder of one data set and seed: ``results/<profile>/<dataset>/seed-<seed>``."""
+    if dataset not in profile.datasets:
+        raise ConfigError(f"data set {dataset!r} is not one of profile {profile.name}: {', '.join(profile.datasets)}")
+    return results_dir(profile) / dataset / f"seed-{seed}"
+
+
+def base_seed(profile: Profile, seed: int) -> int:
+    """Pretraining seed that a data seed uses: seeds are spread evenly over ``base_seeds`` base models."""
+    return seed % profile.base_seeds
+
+
+def set_field(profile: Profile, **changes: Any) -> Profile:
+    """Return a copy of the profile with some fields changed, checked like a file's."""
+    changed = dataclasses.replace(profile, **check_fields(changes, f"profile {profile.name}"))
+    check_profile(changed)
+    return changed
