@@ -243,6 +243,31 @@ def base_seed(profile: Profile, seed: int) -> int:
     return seed % profile.base_seeds
 
 
+@dataclass(frozen=True)
+class Run:
+    """One data set and seed of a profile: what every per-run step works on."""
+
+    profile: Profile
+    dataset: str
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        """Where this run's rows, adapters, generations and tables are."""
+        return run_dir(self.profile, self.dataset, self.seed)
+
+    @property
+    def base_seed(self) -> int:
+        """Pretraining seed of the base model that this run uses."""
+        return base_seed(self.profile, self.seed)
+
+
+def open_run(profile: str, dataset: str = "", seed: int = 0, overrides: list[str] | tuple[str, ...] = ()) -> Run:
+    """Open what a notebook works on, from its parameters; an empty data set means the profile's first."""
+    loaded = load_profile(profile, overrides)
+    return Run(loaded, dataset or loaded.datasets[0], seed)
+
+
 def set_field(profile: Profile, **changes: Any) -> Profile:
     """Return a copy of the profile with some fields changed, checked like a file's."""
     changed = dataclasses.replace(profile, **check_fields(changes, f"profile {profile.name}"))
