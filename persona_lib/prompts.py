@@ -1,0 +1,97 @@
+r"""Every prompt of the package, as text constants and pure functions that render them.
+
+The wording is ours. White space is deliberate: a prompt ends right after the colon and a completion
+starts with one space, so that the prompt's tokens are a prefix of the whole text's tokens for every
+tokenizer in use; "\nPrompt:" can then serve as a stop string.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+STOP = "\nPrompt:"
+
+INFERENCE_INSTRUCTION = (
+    "Describe in one short sentence a user who would like the preferred response more than the other."
+    " Begin with The user is and say what they prefer."
+)
+
+JUDGE_RUBRICS = {
+    "personalization": "Which response answers the prompt and suits the persona better?",
+    "quality": "Which response is of higher quality?",
+}
+
+
+def first_person(persona: str) -> str:
+    """Rewrite "The user is X and prefers Y." as "I am X and prefer Y.".
+
+    This is how the paper shows a persona to a model that was trained without personas. The
+    authors' code leaves "and prefers" behind; here the verb and the pronouns agree.
+    """
+    text = re.sub(r"^The user is\b", "I am", persona.strip())
+    text = re.sub(r"^The user prefers\b", "I prefer", text)
+    text = re.sub(r"\band prefers\b", "and prefer", text)
+    for pattern, word in ((r"\btheir\b", "my"), (r"\bthey are\b", "I am"), (r"\bthey\b", "I"), (r"\bthem\b", "me")):
+        text = re.sub(pattern, word, text)
+    return text
+
+
+def tailoring_prompt(prompt: str, persona: str | None, persona_format: str = "line") -> str:
+    """Render the prompt of a policy (paper section 4); it ends with "Response:".
+
+    ``persona_format`` "line" gives the tailored models' ``Persona:`` line, "first_person" appends the
+    persona to the question. Without a persona the line is left out.
+    """
+    if persona is None:
+        return f"Prompt: {prompt}\nResponse:"
+    if persona_format == "first_person":
+        return f"Prompt: {prompt} {first_person(persona)}\nResponse:"
+    return f"Prompt: {prompt}\nPersona: {persona}\nResponse:"
+
+
+def completion_text(text: str) -> str:
+    """Render a response as the completion of ``tailoring_prompt``: one space, then the stripped text."""
+    return " " + text.strip()
+
+
+def few_shot_prompt(shots: Sequence[tuple[str, str | None, str]], prompt: str) -> str:
+    """Put worked examples (prompt, persona, response) before a rendered tailoring prompt."""
+    blocks = [tailoring_prompt(p, persona) + completion_text(response) for p, persona, response in shots]
+    return "\n\n".join([*blocks, prompt])
+
+
+def inference_query(prompt: str, preferred: str, other: str) -> str:
+    """Render one persona-inference item; the persona is to follow (paper section 3)."""
+    return f"Prompt: {prompt}\nOther response: {other.strip()}\nPreferred response: {preferred.strip()}\nPersona:"
+
+
+def inference_prefix(shots: Sequence[tuple[str, str, str, str]]) -> str:
+    """Render instruction and shots (prompt, preferred, other, persona): the part all queries share."""
+    blocks = [f"{inference_query(p, preferred, other)} {persona}" for p, preferred, other, persona in shots]
+    return "".join(f"{block}\n\n" for block in [INFERENCE_INSTRUCTION, *blocks])
+
+
+def inference_prompt(shots: Sequence[tuple[str, str, str, str]], prompt: str, preferred: str, other: str) -> str:
+    """Render a whole few-shot persona-inference prompt."""
+    return inference_prefix(shots) + inference_query(prompt, preferred, other)
+
+
+def judge_prompt(rubric: str, prompt: str, persona: str | None, response_a: str, response_b: str) -> str:
+    """Render a pairwise comparison for a language model judge; the answer to follow is "A" or "B".
+
+    The persona is shown for the personalization rubric only: quality is judged without it.
+    """
+    persona_line = f"Persona: {persona}\n" if rubric == "personalization" and persona else ""
+    return (
+        f"{JUDGE_RUBRICS[rubric]}\n\nPrompt: {prompt}\n{persona_line}"
+        f"Response A: {response_a.strip()}\nResponse B: {response_b.strip()}\nBetter response:"
+    )
+
+
+def preference_prompt(prompt: str, persona_a: str, persona_b: str) -> str:
+    """Render a zero-shot comparison of two personas of one prompt (paper Figure 4)."""
+    return (
+        f"Which persona describes a more plausible user of this prompt?\n\nPrompt: {prompt}\n"
+        f"Persona A: {persona_a}\nPersona B: {persona_b}\nBetter persona:"
+    )
