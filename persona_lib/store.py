@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -94,7 +95,9 @@ def iter_rows(path: Path) -> Iterator[dict]:
             try:
                 yield json.loads(line)
             except json.JSONDecodeError as error:
-                raise ValueError(f"{path}:{number}: not valid JSON ({error.msg}); mend or delete the line") from error
+                raise ValueError(
+                    f"{path}:{number}: not valid JSON ({error.msg}); mend or delete the line"
+                ) from error
 
 
 def read_rows(path: Path, record: type[T]) -> list[T]:
@@ -117,3 +120,15 @@ def is_done(folder: Path, key: str) -> bool:
     """Return True if the folder was finished for exactly this key."""
     marker = folder / "done.json"
     return marker.exists() and read_json(marker).get("key") == key
+
+
+def clear_unless(folder: Path, key: str) -> None:
+    """Make a folder for work with this key; unfinished work for another key is deleted first.
+
+    The key of work in progress stands in ``key.json``, so that a rerun resumes only its own work.
+    """
+    marker = folder / "key.json"
+    if folder.exists() and not (marker.exists() and read_json(marker)["key"] == key):
+        shutil.rmtree(folder)
+    (folder / "done.json").unlink(missing_ok=True)
+    write_json(marker, {"key": key})
