@@ -1,0 +1,85 @@
+"""Training arms: which persona a row shows, and which response is its target (paper section 4).
+
+An arm is named by ``train_persona``. none: no persona line. chosen: P_C and the chosen response.
+rejected: P_R and the rejected response (the paper's model trained on rejected personas; for DPO the
+roles of the two responses are swapped). both: the rows of the two. shuffled (a control): the chosen
+response with the P_C of another row.
+"""
+
+from __future__ import annotations
+
+import random
+
+from persona_lib.prompts import completion_text, tailoring_prompt
+from persona_lib.records import TailoringRow
+
+
+def derangement(n: int, seed: int) -> list[int]:
+    """Return a random permutation of range(n) without fixed points, from the seed; n must not be 1."""
+    if n == 1:
+        raise ValueError(
+            "one row cannot be given another row's persona: train_persona=shuffled needs at least two"
+        )
+    order = random.Random(seed).sample(range(n), n)
+    result = [0] * n
+    for place, index in enumerate(order):
+        result[index] = order[(place + 1) % n]
+    return result
+
+
+def side_rows(rows: list[TailoringRow], side: str) -> list[tuple[str, str, str | None, str, str]]:
+    """Return (id, prompt, persona, target, other) for rows that have a persona of this side.
+
+    The target is the response that the persona prefers: for "rejected" the roles are swapped.
+    """
+    kept = [r for r in rows if r.personas.get(f"gold-{side}") is not None]
+    if side == "rejected":
+        return [(r.id, r.prompt, r.personas["gold-rejected"], r.rejected, r.chosen) for r in kept]
+    return [(r.id, r.prompt, r.personas["gold-chosen"], r.chosen, r.rejected) for r in kept]
+
+
+def arm_rows(
+    rows: list[TailoringRow], train_persona: str, seed: int
+) -> list[tuple[str, str, str | None, str, str]]:
+    """Return (id, prompt, persona, target, other) of one arm; rows without a persona are left out."""
+    if train_persona == "none":
+        return [(r.id, r.prompt, None, r.chosen, r.rejected) for r in rows]
+    if train_persona in ("chosen", "rejected"):
+        return side_rows(rows, train_persona)
+    if train_persona == "both":
+        return [
+            (f"{row[0]}/{side}", *row[1:]) for side in ("chosen", "rejected") for row in side_rows(rows, side)
+        ]
+    if train_persona == "shuffled":
+        own = side_rows(rows, "chosen")
+        others = derangement(len(own), seed)
+        return [(*row[:2], own[other][2], *row[3:]) for row, other in zip(own, others, strict=True)]
+    raise ValueError(f"train_persona={train_persona!r}: use none, chosen, rejected, both or shuffled")
+
+
+def to_sft_rows(rows: list[TailoringRow], train_persona: str, seed: int) -> list[dict[str, str]]:
+    """Return SFT rows {"id", "prompt", "completion"} of one arm (TRL's prompt-completion format).
+
+    none: no persona; chosen: P_C and the chosen response; rejected: P_R and the rejected response;
+    both: the rows of both; shuffled: the chosen response and another row's P_C, fixed by the seed.
+    """
+    return [
+        {"id": name, "prompt": tailoring_prompt(prompt, persona), "completion": completion_text(target)}
+        for name, prompt, persona, target, _ in arm_rows(rows, train_persona, seed)
+    ]
+
+
+def to_dpo_rows(rows: list[TailoringRow], train_persona: str, seed: int) -> list[dict[str, str]]:
+    """Return DPO rows {"id", "prompt", "chosen", "rejected"} of one arm; arms as in ``to_sft_rows``.
+
+    For P_R the preferred response is the rejected one.
+    """
+    return [
+        {
+            "id": name,
+            "prompt": tailoring_prompt(prompt, persona),
+            "chosen": completion_text(target),
+            "rejected": completion_text(other),
+        }
+        for name, prompt, persona, target, other in arm_rows(rows, train_persona, seed)
+    ]

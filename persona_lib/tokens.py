@@ -1,0 +1,104 @@
+"""From texts to token ids, checked: the boundary between prompt and completion, BOS, EOS, truncation.
+
+Nothing here needs a library: every function takes a Hugging Face tokenizer and plain texts, and
+tokenises exactly as TRL's trainers do (prompt and prompt + completion, with special tokens, EOS text
+appended), so that what is checked here is what is trained on and what is scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+class TokenError(ValueError):
+    """Texts that cannot be tokenised faithfully; the message names the row and the mend."""
+
+
+@dataclass(frozen=True)
+class RowCounts:
+    """What happens to the rows of one training file, counted before training (token counts include BOS, EOS).
+
+    ``truncated`` rows lose the end of a completion and with it EOS; ``dropped`` rows have a prompt of
+    ``max_length`` tokens or more, and TRL leaves them out.
+    """
+
+    rows: int
+    truncated: int
+    dropped: int
+    prompt_tokens: int
+    completion_tokens: int
+    longest: int
+
+
+def check_tokenizer(tokenizer: Any) -> None:
+    """Raise TokenError unless the tokenizer has an EOS and a pad token that differ.
+
+    With pad == EOS a collator that masks padding also masks EOS, and the model never learns to stop.
+    """
+    if tokenizer.eos_token_id is None:
+        raise TokenError("the tokenizer has no EOS token: set eos_token before saving it")
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        raise TokenError(
+            f"the pad token ({tokenizer.pad_token!r}) must exist and differ from EOS: set pad_token"
+        )
+
+
+def encode(tokenizer: Any, prompt: str, completion: str, name: str = "row") -> tuple[list[int], list[int]]:
+    """Return the ids of the prompt (with BOS if the tokenizer adds one) and of the completion with EOS.
+
+    Raises TokenError naming the row if the prompt's tokens are not a prefix of the whole's (a token
+    spans the boundary, so the model would train on another context than it sees when it generates),
+    if BOS is doubled, or if the completion is empty.
+    """
+    eos = tokenizer.eos_token
+    ended = completion if completion.endswith(eos) else completion + eos
+    prompt_ids = tokenizer(prompt)["input_ids"]
+    whole = tokenizer(prompt + ended)["input_ids"]
+    bos = tokenizer.bos_token_id
+    if bos is not None and bos != tokenizer.eos_token_id and prompt_ids[:2] == [bos, bos]:
+        raise TokenError(
+            f"{name}: BOS is doubled: the prompt text starts with a literal {tokenizer.bos_token!r}"
+        )
+    if whole[: len(prompt_ids)] != prompt_ids:
+        around = tokenizer.decode(prompt_ids[-2:]) + "|" + completion[:12]
+        raise TokenError(
+            f"{name}: a token spans the boundary between prompt and completion ({around!r}): "
+            'the completion must be " " + text.strip() and the prompt must not end in a space'
+        )
+    if len(whole) - len(prompt_ids) < 2:
+        raise TokenError(f"{name}: the completion is empty: drop the row before training")
+    return prompt_ids, whole[len(prompt_ids) :]
+
+
+def count_rows(
+    tokenizer: Any,
+    rows: Iterable[Mapping[str, str]],
+    completions: tuple[str, ...],
+    max_length: int,
+    where: str,
+) -> RowCounts:
+    """Check every row and count what training will do to it.
+
+    ``completions`` names the columns that follow the prompt: ("completion",) or ("chosen", "rejected").
+    Raises TokenError (see ``encode``), also if there are no rows or all would be dropped.
+    """
+    total = truncated = dropped = prompt_tokens = completion_tokens = longest = 0
+    for row in rows:
+        encoded = [
+            encode(tokenizer, row["prompt"], row[c], f"{where}, row {row['id']}, {c}") for c in completions
+        ]
+        prompt = len(encoded[0][0])
+        lengths = [prompt + len(ids) for _, ids in encoded]
+        total += 1
+        dropped += prompt >= max_length
+        truncated += prompt < max_length < max(lengths)
+        prompt_tokens += prompt
+        completion_tokens += sum(lengths) - prompt * len(lengths)
+        longest = max(longest, *lengths)
+    if total == dropped:
+        raise TokenError(
+            f"{where}: none of {total} rows can be trained on (max_length={max_length}): raise max_length"
+        )
+    return RowCounts(total, truncated, dropped, prompt_tokens, completion_tokens, longest)

@@ -1,0 +1,239 @@
+"""Train the persona-tailoring policies (paper section 4): SFT, then DPO on top of it, both with LoRA.
+
+The base stays frozen (in four bits for QLoRA). DPO trains a second adapter stacked on the frozen SFT
+adapter, which equals merging the SFT adapter first and training a new one, but works in NF4 and
+keeps everything small; its reference is the base with the SFT adapter alone. The trainers are TRL's;
+here are the rows, the settings (all explicit), the guards and the folders.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from persona_lib import guards, store
+from persona_lib.arms import to_dpo_rows, to_sft_rows
+from persona_lib.config import Profile, Run, results_dir
+from persona_lib.fingerprint import module_hash
+from persona_lib.llm import load_base, load_tokenizer
+from persona_lib.records import TailoringRow
+from persona_lib.tokens import RowCounts, count_rows
+from persona_lib.trainers import check_dpo_start, dpo_trainer, sft_trainer
+
+SHARED_FIELDS = (
+    "quantization", "compute_dtype", "lora_r", "lora_alpha", "lora_dropout", "lora_targets",
+    "max_length", "lr_scheduler", "warmup_steps",
+)  # fmt: skip
+METHOD_FIELDS = {
+    "sft": ("completion_only_loss", "sft_learning_rate", "sft_epochs", "sft_batch_size"),
+    "dpo": ("dpo_learning_rate", "dpo_epochs", "dpo_batch_size", "dpo_beta", "dpo_sft_weight"),
+}
+COMPLETIONS = {"sft": ("completion",), "dpo": ("chosen", "rejected")}
+
+
+def base_source(run: Run) -> tuple[str | Path, str]:
+    """Return where the base model is and its revision: a folder of this run's results, or a hub id."""
+    if run.profile.base_model == "scratch":
+        return results_dir(run.profile) / "base" / f"seed-{run.base_seed}", ""
+    return run.profile.base_model, run.profile.base_revision
+
+
+def adapter_folder(run: Run, method: str, train_persona: str) -> Path:
+    """Return the folder of one trained adapter, named after ``RunSpec.arm``."""
+    return run.folder / "adapters" / f"{method}-{train_persona}"
+
+
+def data_paths(run: Run, method: str) -> dict[str, Path]:
+    """Return the files that a method trains and validates on; raises if one is missing."""
+    paths = {part: run.folder / "tailoring" / f"{method}_{part}.jsonl" for part in ("train", "val")}
+    for path in paths.values():
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is missing: run the step that builds the tailoring data first")
+    return paths
+
+
+def load_rows(run: Run, method: str, train_persona: str) -> tuple[dict[str, list[dict]], dict[str, int]]:
+    """Return the arm's rows of "train" and "val", and how many source rows had no persona."""
+    make = to_sft_rows if method == "sft" else to_dpo_rows
+    rows, without = {}, {}
+    for part, path in data_paths(run, method).items():
+        source = store.read_rows(path, TailoringRow)
+        rows[part] = make(source, train_persona, run.seed)
+        without[part] = len(source) * (2 if train_persona == "both" else 1) - len(rows[part])
+    return rows, without
+
+
+@contextmanager
+def quiet_libraries():
+    """Within the block, no progress bars and no routine warnings of datasets, TRL and transformers."""
+    import datasets
+    import transformers
+
+    before = os.environ.get("TQDM_DISABLE"), transformers.logging.get_verbosity()
+    os.environ["TQDM_DISABLE"] = "1"
+    datasets.disable_progress_bars()
+    transformers.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(before[1])
+        datasets.enable_progress_bars()
+        os.environ.pop("TQDM_DISABLE")
+        if before[0] is not None:
+            os.environ["TQDM_DISABLE"] = before[0]
+
+
+def training_spec(run: Run, method: str, train_persona: str) -> dict[str, Any]:
+    """Return all that an adapter depends on; its hash is the adapter's key."""
+    source, revision = base_source(run)
+    done = Path(source) / "done.json"
+    spec = {
+        "method": method,
+        "train_persona": train_persona,
+        "seed": run.seed,
+        "dataset": run.dataset,
+        "base": store.read_json(done)["key"] if done.exists() else f"{source}@{revision}",
+        "settings": {f: getattr(run.profile, f) for f in (*SHARED_FIELDS, *METHOD_FIELDS[method])},
+        "data": {part: store.file_hash(path) for part, path in data_paths(run, method).items()},
+        "code": module_hash("train"),
+    }
+    if method == "dpo":
+        sft = adapter_folder(run, "sft", train_persona) / "done.json"
+        if not sft.exists():
+            raise FileNotFoundError(
+                f"{sft} is missing: DPO starts from this arm's SFT adapter; train it first"
+            )
+        spec["sft"] = store.read_json(sft)["key"]
+    return spec
+
+
+def prepare_folder(folder: Path, key: str, spec: dict[str, Any]) -> str | None:
+    """Clear what another key left; return the last whole checkpoint of this key, or None."""
+    known = folder / "spec.json"
+    if folder.exists() and not (known.exists() and store.read_json(known)["key"] == key):
+        shutil.rmtree(folder)
+    store.write_json(known, {"key": key, **spec})
+    return last_checkpoint(folder / "checkpoints")
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """Return the newest whole checkpoint; one that a kill cut short (its state file comes last) is deleted."""
+    for path in sorted(folder.glob("checkpoint-*"), key=lambda p: -int(p.name.rpartition("-")[2])):
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+            return str(path)
+        except (OSError, json.JSONDecodeError):
+            shutil.rmtree(path)
+    return None
+
+
+def train_adapter(run: Run, method: str, train_persona: str) -> Path:
+    """Train one adapter unless it is done; resume from its last checkpoint if it was killed."""
+    folder = adapter_folder(run, method, train_persona)
+    spec = training_spec(run, method, train_persona)
+    key = store.content_hash(spec)
+    if store.is_done(folder, key):
+        return folder
+    checkpoint = prepare_folder(folder, key, spec)
+    tokenizer = load_tokenizer(*base_source(run))
+    rows, without = load_rows(run, method, train_persona)
+    counts = count_parts(run, method, tokenizer, rows, folder.name)
+    report_counts(folder, counts, without)
+    with quiet_libraries():
+        trainer = build_trainer(run, method, train_persona, tokenizer, rows)
+        check_kept(trainer, counts)
+        fit(trainer, run.profile, folder.name, checkpoint)
+    save_adapter(trainer, folder, key)
+    del trainer
+    release_memory()
+    return folder
+
+
+def build_trainer(
+    run: Run, method: str, train_persona: str, tokenizer: Any, rows: dict[str, list[dict]]
+) -> Any:
+    """Load the base and build the method's trainer for the arm's rows."""
+    from datasets import Dataset
+
+    data = {part: Dataset.from_list(rows[part]) for part in rows}
+    base = load_base(*base_source(run), run.profile.quantization, run.profile.compute_dtype)
+    output = adapter_folder(run, method, train_persona) / "checkpoints"
+    if method == "sft":
+        return sft_trainer(run.profile, run.seed, base, tokenizer, data, output)
+    sft = adapter_folder(run, "sft", train_persona)
+    return dpo_trainer(run.profile, run.seed, base, sft, tokenizer, data, output)
+
+
+def count_parts(
+    run: Run, method: str, tokenizer: Any, rows: dict[str, list[dict]], name: str
+) -> dict[str, RowCounts]:
+    """Check and count the rows of "train" and "val" (see ``tokens.count_rows``)."""
+    completions, longest = COMPLETIONS[method], run.profile.max_length
+    return {part: count_rows(tokenizer, rows[part], completions, longest, f"{name} {part}") for part in rows}
+
+
+def report_counts(folder: Path, counts: dict[str, RowCounts], without: dict[str, int]) -> None:
+    """Write counts.json and say what training will not see."""
+    table = {part: {**dataclasses.asdict(c), "without_persona": without[part]} for part, c in counts.items()}
+    store.write_json(folder / "counts.json", table)
+    for part, c in counts.items():
+        print(
+            f"{folder.name}: {part}: {c.rows} rows ({without[part]} more had no persona), {c.truncated} truncated, "
+            f"{c.dropped} dropped (prompt too long); {c.completion_tokens} completion tokens, "
+            f"longest row {c.longest}",
+            flush=True,
+        )
+
+
+def check_kept(trainer: Any, counts: dict[str, RowCounts]) -> None:
+    """Raise TrainingError if TRL keeps another number of rows than was counted."""
+    for part, dataset in (("train", trainer.train_dataset), ("val", trainer.eval_dataset)):
+        if len(dataset) != counts[part].rows - counts[part].dropped:
+            raise guards.TrainingError(f"TRL keeps {len(dataset)} rows of {part}; counted {counts[part]}")
+
+
+def fit(trainer: Any, profile: Profile, name: str, checkpoint: str | None) -> None:
+    """Run the guards and the training; the best epoch by validation loss is what remains in the model."""
+    from transformers import PrinterCallback
+
+    guards.check_adapters(trainer.model, "default")
+    if hasattr(trainer, "precompute_ref_logps"):
+        check_dpo_start(trainer, profile)
+    trainer.remove_callback(PrinterCallback)
+    for callback in (guards.gradient_guard(), guards.movement_guard(), guards.progress_lines(name)):
+        trainer.add_callback(callback)
+    trainer.train(resume_from_checkpoint=checkpoint)
+
+
+def save_adapter(trainer: Any, folder: Path, key: str) -> None:
+    """Write the adapter and its log, drop the checkpoints, and mark the folder as done."""
+    trainer.model.save_pretrained(str(folder), selected_adapters=["default"])
+    state = trainer.state
+    store.write_rows(folder / "log.jsonl", state.log_history)
+    shutil.rmtree(folder / "checkpoints")
+    store.mark_done(folder, key, steps=state.global_step, best_eval_loss=state.best_metric)
+
+
+def release_memory() -> None:
+    """Free what a finished trainer held."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def train_sft(run: Run, train_persona: str) -> Path:
+    """Train the SFT adapter of one arm; returns its folder ``adapters/sft-<train_persona>``."""
+    return train_adapter(run, "sft", train_persona)
+
+
+def train_dpo(run: Run, train_persona: str) -> Path:
+    """Train the DPO adapter of one arm on its SFT adapter; returns ``adapters/dpo-<train_persona>``."""
+    return train_adapter(run, "dpo", train_persona)

@@ -1,0 +1,196 @@
+"""TRL's trainers as this package uses them: every setting explicit, and DPO stacked on a frozen SFT adapter.
+
+Merging the SFT adapter into the base and training a new adapter for DPO, as the paper's authors do,
+cannot be done in four bits without losing most of what SFT learned. Stacking the new adapter on the
+frozen SFT adapter is the same function with the same gradients, on any base.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from persona_lib import guards
+from persona_lib.config import Profile
+
+EVAL_BATCH = {"sft": 1, "dpo": 8}  # SFT's evaluation loss depends on it: a mean of batch means
+
+
+def trainer_settings(profile: Profile, method: str, seed: int, output: Path) -> dict[str, Any]:
+    """Return the settings that SFT and DPO share, every one that matters said explicitly."""
+    import torch
+
+    return {
+        "output_dir": str(output),
+        "seed": seed,
+        "data_seed": seed,
+        "learning_rate": getattr(profile, f"{method}_learning_rate"),
+        "num_train_epochs": getattr(profile, f"{method}_epochs"),
+        "per_device_train_batch_size": getattr(profile, f"{method}_batch_size"),
+        "per_device_eval_batch_size": EVAL_BATCH[method],
+        "gradient_accumulation_steps": 1,
+        "max_length": profile.max_length,
+        "lr_scheduler_type": profile.lr_scheduler,
+        "warmup_steps": profile.warmup_steps,
+        "optim": "adamw_torch",
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "bf16": profile.compute_dtype == "bfloat16",
+        "fp16": False,
+        "gradient_checkpointing": False,
+        "use_cpu": not torch.cuda.is_available(),
+        "dataloader_num_workers": 0,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "pad_to_multiple_of": None,
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+        "logging_strategy": "epoch",
+        "save_total_limit": 1,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_loss",
+        "greater_is_better": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
+def lora_config(profile: Profile) -> Any:
+    """Return the LoRA configuration of every adapter."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=profile.lora_r,
+        lora_alpha=profile.lora_alpha,
+        lora_dropout=profile.lora_dropout,
+        target_modules=list(profile.lora_targets),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+
+
+def dpo_loss_settings(profile: Profile) -> dict[str, Any]:
+    """Return TRL's loss settings: the DPO loss, with an SFT term on the preferred response if weighted."""
+    if profile.dpo_sft_weight > 0:
+        return {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, profile.dpo_sft_weight]}
+    return {"loss_type": ["sigmoid"], "loss_weights": None}
+
+
+def sft_trainer(
+    profile: Profile, seed: int, base: Any, tokenizer: Any, data: dict[str, Any], output: Path
+) -> Any:
+    """Build TRL's SFTTrainer with a fresh adapter named "default" on a frozen base.
+
+    ``data`` holds datasets "train" and "val" with columns prompt and completion.
+    """
+    from peft import get_peft_model
+    from transformers import set_seed
+    from trl import SFTConfig, SFTTrainer
+
+    set_seed(seed)
+    config = SFTConfig(
+        **trainer_settings(profile, "sft", seed, output),
+        completion_only_loss=profile.completion_only_loss,
+        packing=False,
+        padding_free=False,
+    )
+    trainer = SFTTrainer(
+        model=get_peft_model(base, lora_config(profile)),
+        args=config,
+        processing_class=tokenizer,
+        train_dataset=data["train"],
+        eval_dataset=data["val"],
+    )
+    guards.cast_adapters(trainer.model)
+    return trainer
+
+
+def activate_stack(model: Any) -> None:
+    """Activate the trained adapter ("default") on top of the frozen SFT adapter ("ref")."""
+    model.base_model.set_adapter(["default", "ref"])
+    model.base_model.set_requires_grad("ref", False)
+
+
+def stack_fresh_adapter(model: Any) -> None:
+    """Turn "default" into a fresh adapter (its product is zero) on top of the frozen SFT adapter "ref"."""
+    from peft.tuners.lora import LoraLayer
+
+    guards.cast_adapters(model)
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            module.reset_lora_parameters("default", init_lora_weights=True)
+    activate_stack(model)
+
+
+def stacked_dpo_trainer_class() -> type:
+    """Return the subclass of TRL's DPOTrainer that trains a new adapter on a frozen SFT adapter.
+
+    Given a PeftModel whose adapter "default" is the SFT adapter, TRL copies it to a frozen adapter
+    "ref" and computes the reference log-probabilities with that. This class then makes "default" a
+    fresh adapter and keeps both active; wherever TRL or Trainer would leave one active, it restores both.
+    """
+    from trl import DPOTrainer
+
+    class StackedDPOTrainer(DPOTrainer):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            if not self.precompute_ref_logps:
+                raise ValueError("StackedDPOTrainer needs precompute_ref_log_probs=True")
+            stack_fresh_adapter(self.model)
+
+        def compute_ref_log_probs(self, model: Any, inputs: Any) -> Any:
+            stacked = len(self.model.active_adapters) > 1
+            result = super().compute_ref_log_probs(model, inputs)
+            if stacked:
+                activate_stack(self.model)
+            return result
+
+        def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            activate_stack(self.model)
+
+    return StackedDPOTrainer
+
+
+def dpo_trainer(
+    profile: Profile, seed: int, base: Any, sft: Path, tokenizer: Any, data: dict[str, Any], output: Path
+) -> Any:
+    """Build the DPO trainer: adapter "default" to train, on a frozen base and the frozen SFT adapter in ``sft``.
+
+    ``data`` holds datasets "train" and "val" with columns prompt, chosen and rejected. The reference
+    log-probabilities (base and SFT adapter) are computed here, once.
+    """
+    from peft import PeftModel
+    from transformers import set_seed
+    from trl import DPOConfig
+
+    set_seed(seed)
+    config = DPOConfig(
+        **trainer_settings(profile, "dpo", seed, output),
+        **dpo_loss_settings(profile),
+        beta=profile.dpo_beta,
+        disable_dropout=True,
+        precompute_ref_log_probs=True,
+        precompute_ref_batch_size=profile.dpo_batch_size,
+    )
+    return stacked_dpo_trainer_class()(
+        model=PeftModel.from_pretrained(base, str(sft), is_trainable=True),
+        args=config,
+        processing_class=tokenizer,
+        train_dataset=data["train"],
+        eval_dataset=data["val"],
+    )
+
+
+def check_dpo_start(trainer: Any, profile: Profile, rows: int = 64) -> None:
+    """Check on some validation rows that DPO starts at margin 0 (and at ln 2 without an SFT term)."""
+    some = trainer.eval_dataset.select(range(min(rows, len(trainer.eval_dataset))))
+    loader = trainer.get_eval_dataloader(some)
+    metrics = trainer.evaluation_loop(
+        loader, "start", prediction_loss_only=True, metric_key_prefix="eval"
+    ).metrics
+    margin = trainer._metrics["eval"]["rewards/margins"]
+    trainer._metrics["eval"].clear()
+    expected = math.log(2) if profile.dpo_sft_weight == 0 else None
+    tolerance = 1e-3 if profile.compute_dtype == "float32" else 0.05
+    guards.check_start(sum(margin) / len(margin), metrics["eval_loss"], expected, tolerance)

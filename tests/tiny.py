@@ -1,0 +1,107 @@
+"""A tiny random Llama, a word-level tokenizer and a run on disk, for tests that really train."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from persona_lib import store
+from persona_lib.config import Run, load_profile, set_field
+from persona_lib.records import TailoringRow
+
+WORDS = [f"w{i}" for i in range(50)]
+SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
+
+
+def tiny_tokenizer(bos: bool = True):
+    """Word-level, split at white space; adds BOS; pad, BOS and EOS are distinct."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = [*SPECIAL, "Prompt:", "Persona:", "Response:", *WORDS]
+    core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(vocabulary)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if bos:
+        core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+def tiny_model(hidden: int = 64, layers: int = 2, mlp: int = 128, vocabulary: int = 64, seed: int = 0):
+    """A random Llama with float32 weights large enough that its predictions differ from row to row."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        hidden_size=hidden,
+        intermediate_size=mlp,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        vocab_size=vocabulary,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        initializer_range=0.1,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    return LlamaForCausalLM(config)
+
+
+def words(rng: random.Random, low: int, high: int) -> str:
+    """Some words of the tiny vocabulary."""
+    return " ".join(rng.choices(WORDS, k=rng.randint(low, high)))
+
+
+def tiny_rows(n: int, seed: int = 0, split: str = "train", length: tuple[int, int] = (3, 9)) -> list[TailoringRow]:
+    """Rows with both personas; texts are random words of different lengths."""
+    rng = random.Random(seed)
+    return [
+        TailoringRow(
+            id=f"{split}-{seed}-{i}",
+            split=split,
+            prompt=words(rng, *length),
+            chosen=words(rng, *length),
+            rejected=words(rng, *length),
+            personas={"gold-chosen": words(rng, 2, 5), "gold-rejected": words(rng, 2, 5)},
+        )
+        for i in range(n)
+    ]
+
+
+TINY = {
+    "quantization": "none",
+    "lora_r": 4,
+    "lora_alpha": 8,
+    "max_length": 64,
+    "base_seeds": 1,
+    "sft_learning_rate": 1e-2,
+    "sft_epochs": 2,
+    "sft_batch_size": 4,
+    "dpo_learning_rate": 5e-3,
+    "dpo_epochs": 2,
+    "dpo_batch_size": 4,
+}
+
+
+def save_base(folder: Path, model=None, tokenizer=None) -> Path:
+    """Save a tiny base model with its tokenizer as the pretraining step would."""
+    (model or tiny_model()).save_pretrained(folder)
+    (tokenizer or tiny_tokenizer()).save_pretrained(folder)
+    store.mark_done(folder, "tiny")
+    return folder
+
+
+def tiny_run(results: Path, monkeypatch, n: int = 16, **changes) -> Run:
+    """A run whose base model and tailoring data are on disk, below ``results``."""
+    monkeypatch.setenv("PERSONA_RESULTS", str(results))
+    profile = set_field(load_profile("synthetic"), **{**TINY, **changes})
+    run = Run(profile, profile.datasets[0], 0)
+    save_base(results / "synthetic" / "base" / "seed-0")
+    for seed, name in enumerate(("sft_train", "dpo_train", "sft_val", "dpo_val")):
+        rows = tiny_rows(n if "train" in name else 6, seed=seed)
+        store.write_rows(run.folder / "tailoring" / f"{name}.jsonl", rows)
+    return run
