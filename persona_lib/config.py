@@ -99,6 +99,7 @@ class Profile:
     eval_split: str
     eval_personas: tuple[str, ...]
     judge: str
+    judge_model: str
     judge_batch_size: int
     swap_batch_size: int
     bootstrap_samples: int
