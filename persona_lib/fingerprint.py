@@ -39,7 +39,9 @@ def imported_modules(tree: ast.AST, folder: Path = FOLDER) -> set[str]:
     names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names |= {a.name.removeprefix(f"{PACKAGE}.") for a in node.names if a.name.startswith(f"{PACKAGE}.")}
+            names |= {
+                a.name.removeprefix(f"{PACKAGE}.") for a in node.names if a.name.startswith(f"{PACKAGE}.")
+            }
         if isinstance(node, ast.ImportFrom):
             module = node.module or ""
             if node.level == 1 or module == PACKAGE or module.startswith(f"{PACKAGE}."):

@@ -71,9 +71,16 @@ def memory_gb() -> float | None:
 
 def hardware() -> dict[str, Any]:
     """Return processor, usable cores, memory and GPUs (name, memory, driver)."""
-    gpus = command_output("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
+    gpus = command_output(
+        "nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"
+    )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"cpu": cpu_name(), "cores": cores, "memory_gb": memory_gb(), "gpus": gpus.splitlines() if gpus else []}
+    return {
+        "cpu": cpu_name(),
+        "cores": cores,
+        "memory_gb": memory_gb(),
+        "gpus": gpus.splitlines() if gpus else [],
+    }
 
 
 @cache

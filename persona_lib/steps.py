@@ -1,0 +1,154 @@
+"""The table of steps: which notebooks there are, what each reads, and how long it takes.
+
+``STEPS`` is the pipeline. A step runs once per data set and seed ("run"), once per base model
+("base") or once per profile ("profile"). ``fields`` are patterns of profile fields that the step
+reads: only they make it stale. Naming a field too many costs seconds (the library's own
+``done.json`` keys keep finished work); naming one too few would keep a wrong result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Step:
+    """One numbered notebook. ``minutes`` are per task and profile, on two cores or one GPU."""
+
+    title: str
+    per: Literal["run", "base", "profile"] = "run"
+    inputs: tuple[str, ...] = ()
+    fields: tuple[str, ...] = ()
+    minutes: dict[str, float] = field(default_factory=dict)
+
+
+DATA = (
+    "data_dir",
+    "world_seed",
+    "n_*",
+    "majority_share",
+    "second_contrast_share",
+    "shown_share",
+    "slip_share",
+)
+BASE = ("base_*",)
+TRAINING = (
+    "methods",
+    "train_personas",
+    "quantization",
+    "compute_dtype",
+    "lora_*",
+    "max_length",
+    "completion_only_loss",
+    "sft_*",
+    "dpo_*",
+    "lr_scheduler",
+    "warmup_steps",
+    "base_model",
+    "base_revision",
+)
+GENERATION = ("few_shot_examples", "gen_*", "eval_split", "eval_personas", "methods", "train_personas")
+JUDGING = ("judge*", "eval_split", "eval_personas", "bootstrap_samples")
+MODEL = ("base_model", "base_revision", "compute_dtype", "quantization")
+
+STEPS: dict[str, Step] = {
+    "01_preference_data": Step(
+        "Preference pairs, split by prompt",
+        fields=DATA,
+        minutes={"smoke": 0.1, "synthetic": 0.1, "scratch": 0.2, "paper": 1},
+    ),
+    "02_base_model": Step(
+        "The base language model",
+        per="base",
+        fields=(*DATA, *BASE),
+        minutes={"smoke": 0.3, "synthetic": 2.5, "scratch": 8, "paper": 10},
+    ),
+    "03_persona_inference": Step(
+        "Infer a persona for every response",
+        inputs=("01_preference_data", "02_base_model"),
+        fields=("generator_model", "pi_*", *MODEL),
+        minutes={"smoke": 0.1, "synthetic": 0.6, "paper": 20},
+    ),
+    "04_persona_quality": Step(
+        "Persona accuracy, preference and salient words",
+        inputs=("01_preference_data", "02_base_model", "03_persona_inference"),
+        fields=(*JUDGING, "pi_*", *MODEL),
+        minutes={"smoke": 0.1, "synthetic": 0.2, "paper": 30},
+    ),
+    "05_tailoring_data": Step(
+        "Retrieve personas, build the tailoring data",
+        inputs=("01_preference_data", "03_persona_inference"),
+        fields=("near_duplicate_threshold", "data_dir", "eval_personas", "train_personas", "pi_train_sides"),
+        minutes={"smoke": 0.1, "synthetic": 0.1, "scratch": 0.2, "paper": 1},
+    ),
+    "06_supervised_tailoring": Step(
+        "Persona tailoring by supervised fine-tuning",
+        inputs=("02_base_model", "05_tailoring_data"),
+        fields=TRAINING,
+        minutes={"smoke": 0.2, "synthetic": 1.0, "scratch": 3, "paper": 25},
+    ),
+    "07_preference_tailoring": Step(
+        "Persona tailoring by DPO on top of it",
+        inputs=("02_base_model", "05_tailoring_data", "06_supervised_tailoring"),
+        fields=TRAINING,
+        minutes={"smoke": 0.2, "synthetic": 1.5, "scratch": 4, "paper": 50},
+    ),
+    "08_generation": Step(
+        "Answer the test prompts with every policy and persona",
+        inputs=("02_base_model", "05_tailoring_data", "06_supervised_tailoring", "07_preference_tailoring"),
+        fields=(*GENERATION, *TRAINING),
+        minutes={"smoke": 0.2, "synthetic": 1.0, "scratch": 3, "paper": 180},
+    ),
+    "09_judging": Step(
+        "Judge the answers in both orders",
+        inputs=("01_preference_data", "02_base_model", "05_tailoring_data", "08_generation"),
+        fields=(*JUDGING, *GENERATION, *MODEL),
+        minutes={"smoke": 0.1, "synthetic": 0.2, "paper": 240},
+    ),
+    "10_user_personas": Step(
+        "Personas that users write themselves",
+        inputs=("05_tailoring_data", "08_generation", "09_judging"),
+        fields=(*JUDGING, *GENERATION, *MODEL),
+        minutes={"smoke": 0.1, "synthetic": 0.2, "paper": 30},
+    ),
+    "11_persona_swap": Step(
+        "Swap the persona: does the preference follow?",
+        inputs=("02_base_model", "05_tailoring_data", "06_supervised_tailoring", "07_preference_tailoring"),
+        fields=("swap_batch_size", "eval_split", "eval_personas", "bootstrap_samples", *TRAINING),
+        minutes={"smoke": 0.1, "synthetic": 0.4, "scratch": 2, "paper": 20},
+    ),
+    "12_results": Step(
+        "All results, with intervals, beside the paper's",
+        per="profile",
+        inputs=(
+            "01_preference_data",
+            "02_base_model",
+            "03_persona_inference",
+            "04_persona_quality",
+            "05_tailoring_data",
+            "06_supervised_tailoring",
+            "07_preference_tailoring",
+            "08_generation",
+            "09_judging",
+            "10_user_personas",
+            "11_persona_swap",
+        ),
+        fields=(
+            "datasets",
+            "seeds",
+            "bootstrap_samples",
+            "eval_personas",
+            "methods",
+            "train_personas",
+            "judge",
+        ),
+        minutes={"smoke": 0.1, "synthetic": 0.2, "scratch": 0.2, "paper": 1},
+    ),
+    "13_released_outputs": Step(
+        "The authors' released generations, analysed again",
+        per="profile",
+        fields=("data_dir", "bootstrap_samples"),
+        minutes={"smoke": 0.2, "synthetic": 0.2, "scratch": 0.2, "paper": 0.2},
+    ),
+}
