@@ -1,0 +1,252 @@
+"""Score the persona swap: every evaluation row's two responses under every persona, for every arm.
+
+What the scores mean and how they are summarised stands in `persona_lib.swap_tables`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from persona_lib.config import Run
+from persona_lib.data import CONTRAST
+from persona_lib.fingerprint import module_hash
+from persona_lib.llm import attach_adapters, load_base, load_tokenizer, sequence_log_probs, using_adapters
+from persona_lib.prompts import completion_text, tailoring_prompt
+from persona_lib.records import Generation, TailoringRow
+from persona_lib.store import (
+    append_rows,
+    clear_unless,
+    content_hash,
+    is_done,
+    mark_done,
+    read_json,
+    read_rows,
+    repair_rows,
+)
+from persona_lib.swap_tables import FAMILIES, SwapScore, flip_columns, swap_table, to_frame
+from persona_lib.train import adapter_folder, base_source
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CHUNK = 4  # batches scored between two writes
+
+
+# --- what is scored ---
+
+
+def strip_contrast(persona: str) -> str:
+    """Cut a persona before "rather than", "instead of" or "over": what it says about the other response."""
+    match = CONTRAST.search(persona)
+    return persona if match is None else persona[: match.start()].rstrip(" ,") + "."
+
+
+def swap_personas(row: TailoringRow, wanted: Iterable[str]) -> dict[str, str | None]:
+    """Return the personas a row is scored under: none, those of ``wanted`` it has, and stripped gold ones.
+
+    Stripped personas are left out for a row whose gold personas both name no contrast.
+    """
+    wanted = [name for name in wanted if name.rpartition("-")[0] in FAMILIES]
+    personas = {"none": None} | {name: row.personas[name] for name in wanted if row.personas.get(name)}
+    gold = {side: personas.get(f"gold-{side}") for side in ("chosen", "rejected")}
+    if all(gold.values()) and any(CONTRAST.search(persona) for persona in gold.values()):
+        personas |= {f"stripped-{side}": strip_contrast(persona) for side, persona in gold.items()}
+    return personas
+
+
+def adapters_of(run: Run, arm: str) -> tuple[list[Path], list[Path] | None]:
+    """Return the adapter folders of an arm's policy and of its reference (None: it has none).
+
+    ``arm`` is "base", "sft-<train_persona>" or "dpo-<train_persona>"; others raise ValueError.
+    """
+    method, _, train_persona = arm.partition("-")
+    if arm == "base":
+        return [], None
+    if method not in ("sft", "dpo") or not train_persona:
+        raise ValueError(f"arm {arm!r}: use base, sft-<train_persona> or dpo-<train_persona>")
+    sft = adapter_folder(run, "sft", train_persona)
+    return ([sft], []) if method == "sft" else ([sft, adapter_folder(run, "dpo", train_persona)], [sft])
+
+
+def swap_folder(run: Run, arm: str, persona_format: str = "line") -> Path:
+    """Return the folder of one arm's scores: ``swap/<arm>.<persona_format>``."""
+    return run.folder / "swap" / f"{arm}.{persona_format}"
+
+
+def swap_key(run: Run, arm: str, persona_format: str) -> str:
+    """Return a hash of what an arm's scores depend on; raises FileNotFoundError naming what is missing."""
+    source, revision = base_source(run)
+    folders = [*adapters_of(run, arm)[0], run.folder / "tailoring"]
+    folders += [Path(source)] if run.profile.base_model == "scratch" else []
+    for folder in folders:
+        if not (folder / "done.json").exists():
+            raise FileNotFoundError(f"{folder / 'done.json'}: not finished; run the step that makes it first")
+    inputs = [read_json(folder / "done.json")["key"] for folder in folders]
+    p = run.profile
+    settings = (p.quantization, p.compute_dtype, p.swap_batch_size, p.eval_split, p.eval_personas)
+    return content_hash(module_hash("swap"), inputs, revision, settings, persona_format)
+
+
+class PolicyLoader:
+    """The base of a run, loaded at the first use, with the adapters of the arms that were asked for."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.model, self.tokenizer = run, None, None
+
+    def load(self, folders: Sequence[Path]) -> tuple[Any, Any]:
+        """Return (model, tokenizer) with these adapters loaded."""
+        source, revision = base_source(self.run)
+        if self.model is None:
+            profile = self.run.profile
+            self.tokenizer = load_tokenizer(source, revision)
+            self.model = load_base(source, revision, profile.quantization, profile.compute_dtype)
+        if folders:
+            self.model = attach_adapters(self.model, folders)
+        return self.model, self.tokenizer
+
+
+def persona_swap(
+    run: Run, arm: str, persona_format: str = "line", loader: PolicyLoader | None = None
+) -> list[SwapScore]:
+    """Score every evaluation row with both responses under every persona; resumes and is done once.
+
+    Writes ``swap/<arm>.<persona_format>/rows.jsonl``. "first_person" shows the personas as the paper
+    shows them to its persona-free baseline. Rows without responses (Mnemonic test) are left out.
+    """
+    folder, key = swap_folder(run, arm, persona_format), swap_key(run, arm, persona_format)
+    path = folder / "rows.jsonl"
+    if is_done(folder, key):
+        return read_rows(path, SwapScore)
+    clear_unless(folder, key)
+    repair_rows(path)
+    known = {(row.id, row.eval_persona) for row in read_rows(path, SwapScore)} if path.exists() else set()
+    rows = read_rows(run.folder / "tailoring" / f"{run.profile.eval_split}.jsonl", TailoringRow)
+    jobs = [
+        (row, name, persona)
+        for row in rows
+        if row.chosen and row.rejected
+        for name, persona in swap_personas(row, run.profile.eval_personas).items()
+        if (row.id, name) not in known
+    ]
+    score_jobs(run, arm, persona_format, jobs, loader or PolicyLoader(run), path)
+    scores = read_rows(path, SwapScore)
+    mark_done(folder, key, rows=len(scores), skipped=sum(not (r.chosen and r.rejected) for r in rows))
+    return scores
+
+
+def score_jobs(
+    run: Run, arm: str, persona_format: str, jobs: list[tuple], loader: PolicyLoader, path: Path
+) -> None:
+    """Score (row, name, persona) jobs in chunks and append each chunk to ``path``."""
+    if not jobs:
+        return
+    policy, reference = adapters_of(run, arm)
+    model, tokenizer = loader.load(policy)
+    batch = run.profile.swap_batch_size
+    jobs = sorted(jobs, key=lambda job: len(job[0].chosen) + len(job[0].rejected) + len(job[2] or ""))
+    for start in range(0, len(jobs), CHUNK * batch):
+        chunk = jobs[start : start + CHUNK * batch]
+        prompts = [tailoring_prompt(row.prompt, persona, persona_format) for row, _, persona in chunk]
+        columns = []
+        for adapters in (policy, reference):
+            for side in ("chosen", "rejected"):
+                texts = [completion_text(getattr(row, side)) for row, _, _ in chunk]
+                columns.append(log_probs(model, tokenizer, adapters, prompts, texts, batch))
+        append_rows(
+            path,
+            [
+                SwapScore(row.id, *rest, *values)
+                for (row, *rest), *values in zip(chunk, *columns, strict=True)
+            ],
+        )
+
+
+def log_probs(
+    model: Any,
+    tokenizer: Any,
+    adapters: Sequence[Path] | None,
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    batch_size: int,
+) -> list[float | None]:
+    """Return log-probabilities under some adapters of the model, or Nones where there is no policy."""
+    if adapters is None:
+        return [None] * len(prompts)
+    with using_adapters(model, [folder.name for folder in adapters]):
+        return sequence_log_probs(model, tokenizer, prompts, completions, batch_size).tolist()
+
+
+def swap_arms(run: Run) -> list[tuple[str, str]]:
+    """List (arm, persona_format) of a run: the base, every trained arm, and the persona-free ones also in
+    first person, as the paper prompts its baseline."""
+    methods = [method for method in ("sft", "dpo") if method in run.profile.methods]
+    arms = [f"{method}-{persona}" for method in methods for persona in run.profile.train_personas]
+    first_person = [(arm, "first_person") for arm in arms if arm.endswith("-none")]
+    return [("base", "line"), *((arm, "line") for arm in arms), *first_person]
+
+
+def collect(
+    run: Run, parts: Iterable[tuple[str, str]], table: Callable[[str, str], pd.DataFrame]
+) -> pd.DataFrame:
+    """Stack the tables of several (arm, persona_format) parts, with two columns that name them."""
+    import pandas as pd
+
+    frames = []
+    for arm, persona_format in parts:
+        frame = table(arm, persona_format)
+        frame.insert(0, "arm", arm)
+        frame.insert(1, "persona_format", persona_format)
+        frames.append(frame)
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def swap_all(run: Run) -> pd.DataFrame:
+    """Score all arms of a run, write ``tables/persona_swap.csv`` and return it."""
+    loader = PolicyLoader(run)
+
+    def one(arm: str, persona_format: str) -> pd.DataFrame:
+        scores = persona_swap(run, arm, persona_format, loader)
+        return swap_table([scores], run.profile.bootstrap_samples)
+
+    return save_table(run, "persona_swap", collect(run, swap_arms(run), one))
+
+
+def save_table(run: Run, name: str, table: pd.DataFrame) -> pd.DataFrame:
+    """Write a table to ``tables/<name>.csv`` and return it."""
+    path = run.folder / "tables" / f"{name}.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(path, index=False)
+    return table
+
+
+# --- the same question, asked of generated text ---
+
+
+def generation_flip(run: Run) -> pd.DataFrame:
+    """Compare generations under P_C and P_R with the two responses (flip, DiD in unigram F1), per arm.
+
+    Covers every arm and format that has finished generations for both sides of a persona family;
+    writes ``tables/generation_flip.csv``.
+    """
+    rows = {
+        row.id: row
+        for row in read_rows(run.folder / "tailoring" / f"{run.profile.eval_split}.jsonl", TailoringRow)
+    }
+    folder = run.folder / "generations"
+    slugs = {path.parent.name for path in folder.glob("*/done.json")}
+    parts = sorted({(slug.split(".")[0], slug.split(".")[2]) for slug in slugs})
+
+    def one(arm: str, persona_format: str) -> pd.DataFrame:
+        found = []
+        for family in FAMILIES:
+            sides = [f"{arm}.{family}-{side}.{persona_format}" for side in ("chosen", "rejected")]
+            if slugs.issuperset(sides):
+                outputs = [{g.id: g for g in read_rows(folder / s / "rows.jsonl", Generation)} for s in sides]
+                found.append(
+                    {"persona": family} | flip_columns(rows, *outputs, run.profile.bootstrap_samples)
+                )
+        return to_frame(found, ["persona"])
+
+    return save_table(run, "generation_flip", collect(run, parts, one))
