@@ -2,7 +2,7 @@
 
 Their measures are in ``released_tables``. The files have no licence, so they are read from a path or
 downloaded from their pinned public home, never copied into this repository. Arms are named as in
-``records.RunSpec``: "dpo-none" is the paper's baseline (with a persona it gets "DPO+P"), "dpo-chosen" is PT-DPO.
+``records.RunSpec``: "dpo-chosen" is PT-DPO, "dpo-none" plain DPO (DPO+P when it is shown a persona).
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ def check_aligned(file: ReleasedFile, outputs: list[ReleasedOutput], rows: list[
         persona = (row.personas.get(file.eval_persona) or "").removeprefix("The user is").strip()
         prompt = ROLE_MARK.sub("", row.prompt)
         if output.id != row.id or prompt not in output.prompt or persona not in output.prompt:
-            raise DataError(f"{file.path}, {output.id}: not test row {row.id} and its persona; fetch both again")
+            raise DataError(f"{file.path}, {output.id}: not the prompt and persona of {row.id}; fetch again")
 
 
 def open_released(data_dir: str | Path = "") -> Released:
