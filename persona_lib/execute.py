@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 import re
 import sys
 import threading
@@ -186,4 +185,4 @@ def finish_notebook(running: Path, target: Path, facts: dict[str, Any]) -> None:
     document["metadata"]["persona"] = facts
     document["metadata"].pop("widgets", None)
     running.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(running, target)
+    running.replace(target)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 PACKAGE = "persona_lib"
@@ -55,7 +55,7 @@ def module_path(name: str, folder: Path = FOLDER) -> Path:
     return folder / (name.removeprefix(f"{PACKAGE}.").replace(".", "/") + ".py")
 
 
-@lru_cache(maxsize=None)
+@cache
 def read_module(path: Path, modified: int) -> tuple[str, frozenset[str]]:
     """Return a module's own hash and what it imports; ``modified`` makes an edited file be read again."""
     tree = without_docstrings(ast.parse(path.read_text(encoding="utf-8")))

@@ -1,36 +1,23 @@
 """The runner: ``python -m persona_lib.pipeline`` runs a profile's notebooks, only those that need it.
 
-doit orders the tasks and stops at the first failure; ``persona_lib.tasks`` says which are stale;
-``persona_lib.execute`` runs a notebook. Exit status: 0 done, 1 a step failed, 2 a setting is wrong
-(nothing was run), 130 interrupted.
+``persona_lib.tasks`` says which are stale, ``persona_lib.runner`` runs them through doit, and
+``persona_lib.execute`` runs one notebook through papermill. Exit status: 0 done, 1 a step failed,
+2 a setting is wrong (nothing was run), 130 interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from persona_lib import config, provenance, store
+from persona_lib import config
 from persona_lib.config import ConfigError
-from persona_lib.execute import LiveLine, StepError, finish_notebook, run_notebook
-from persona_lib.plan import expected_seconds, plan_lines, print_plan
-from persona_lib.tasks import (
-    REPORT,
-    Pipeline,
-    Task,
-    current_key,
-    forget,
-    snapshot,
-    stale_reasons,
-    write_manifest,
-)
+from persona_lib.plan import plan_lines, print_plan
+from persona_lib.tasks import REPORT, Pipeline, Task, forget
 
 QUIET = {  # set before a kernel starts, unless the user has set them
     "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads slow each other down on few cores
@@ -140,156 +127,6 @@ def select(pipeline: Pipeline, arguments: argparse.Namespace) -> list[str]:
     return ids
 
 
-def note_run(
-    pipeline: Pipeline, task: Task, key: dict[str, Any], line: LiveLine, started: str
-) -> dict[str, Any]:
-    """Add a finished task to ``provenance.json`` and return its facts.
-
-    ``longest_seconds`` is what a plan expects: a later run that found most work done is shorter.
-    """
-    path = pipeline.results / "provenance.json"
-    content = store.read_json(path) if path.exists() else {"profile": pipeline.profile.name, "tasks": {}}
-    earlier = content["tasks"].get(task.id, {})
-    same = earlier.get("fields") == key.get("fields")
-    facts = {
-        "task": task.id,
-        "parameters": {
-            "profile": pipeline.profile.name,
-            **task.parameters,
-            "overrides": list(pipeline.overrides),
-        },
-        "fields": key.get("fields"),
-        "started": started,
-        "finished": provenance.now(),
-        "seconds": round(line.seconds, 1),
-        "longest_seconds": round(max(line.seconds, earlier.get("longest_seconds", 0) if same else 0), 1),
-        "peak_memory_mb": round(line.peak_mb),
-        **provenance.environment(),
-    }
-    content["tasks"][task.id] = facts
-    content["packages"] = provenance.package_versions()
-    content["settings"] = pipeline.profile
-    store.write_json(path, content)
-    return facts
-
-
-def run_task(pipeline: Pipeline, task: Task, label: str) -> None:
-    """Run one task: its notebook, or the report; then write provenance and, last, the manifest."""
-    key, before, started = current_key(pipeline, task), snapshot(pipeline), provenance.now()
-    expected, _ = expected_seconds(pipeline, task)
-    running = None
-    with LiveLine(label, expected) as line:
-        if task.step == REPORT:
-            from persona_lib.report import write_report
-
-            write_report(pipeline.profile)
-        else:
-            parameters = {
-                "profile": pipeline.profile.name,
-                **task.parameters,
-                "overrides": list(pipeline.overrides),
-            }
-            running = run_notebook(
-                pipeline.source(task), pipeline.executed(task), parameters, pipeline.log(task)
-            )
-    facts = note_run(pipeline, task, key, line, started)
-    if running:
-        finish_notebook(running, pipeline.executed(task), facts)
-    write_manifest(pipeline, task, key, before, facts["finished"])
-
-
-class Reporter:
-    """What doit says while it runs: a line for each skipped task, and nothing else (steps speak for themselves)."""
-
-    desc = "one line for each task"
-
-    def __init__(self, outstream: Any, options: dict) -> None:
-        self.outstream = outstream
-
-    def skip_uptodate(self, task: Any) -> None:
-        """Say that a task is current."""
-        self.outstream.write(f"{task.doc}  cached\n")
-
-    def add_failure(self, task: Any, fail: Any) -> None:
-        """Say why a task failed: a step's own message, or the traceback of an unexpected error."""
-        error = getattr(fail, "exception", None) or fail
-        known = isinstance(error, StepError)
-        self.outstream.write(f"\n{task.name} failed.\n{error if known else fail.get_msg()}\n")
-
-    def runtime_error(self, message: str) -> None:
-        """Say what went wrong in doit itself."""
-        sys.stderr.write(message + "\n")
-
-    def nothing(self, *arguments: Any) -> None:
-        """Stay silent."""
-
-    initialize = get_status = execute_task = add_success = nothing
-    skip_ignore = cleanup_error = teardown_task = complete_run = nothing
-
-
-def doit_tasks(pipeline: Pipeline, ids: list[str]) -> list[dict[str, Any]]:
-    """Return the selected tasks as doit wants them; doit asks ``uptodate`` after a task's inputs have run."""
-    width = max(len(name) for name in ids)
-    tasks = []
-    for number, name in enumerate(ids, start=1):
-        task, label = pipeline.tasks[name], f"[{number}/{len(ids)}] {name:<{width}}"
-        tasks.append(
-            {
-                "name": name,
-                "doc": label,
-                "actions": [(act, (pipeline, task, label))],
-                "task_dep": [i for i in task.inputs if i in ids],
-                "uptodate": [(is_current, (pipeline, task))],
-            }
-        )
-    return tasks
-
-
-def act(pipeline: Pipeline, task: Task, label: str) -> None:
-    """Run a task for doit."""
-    run_task(pipeline, task, label)
-
-
-def is_current(pipeline: Pipeline, task: Task) -> bool:
-    """Tell doit whether a task can be skipped."""
-    return not stale_reasons(pipeline, task)
-
-
-def run_doit(pipeline: Pipeline, ids: list[str]) -> int:
-    """Hand the tasks to doit; returns 0 or 1."""
-    from doit.cmd_base import TaskLoader2
-    from doit.doit_cmd import DoitMain
-    from doit.task import dict_to_task
-
-    class Loader(TaskLoader2):
-        """Give doit our tasks instead of a dodo.py."""
-
-        def load_doit_config(self) -> dict[str, Any]:
-            database = str(pipeline.results / ".doit.json")
-            return {"backend": "json", "dep_file": database, "reporter": Reporter, "verbosity": 2}
-
-        def load_tasks(self, cmd: Any, pos_args: Any) -> list:
-            return [dict_to_task(task) for task in doit_tasks(pipeline, ids)]
-
-    return 1 if DoitMain(Loader(), config_filenames=()).run(["run"]) else 0
-
-
-@contextlib.contextmanager
-def only_runner(pipeline: Pipeline) -> Iterator[None]:
-    """Hold the results folder's lock; raises ConfigError if another run has it."""
-    import fcntl
-
-    pipeline.results.mkdir(parents=True, exist_ok=True)
-    with (pipeline.results / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError(
-                f"another run is at work in {pipeline.results}: wait for it or end it"
-            ) from error
-        yield
-
-
 def print_results(pipeline: Pipeline) -> None:
     """Say where the figures, tables and the report are."""
     places = {
@@ -322,6 +159,8 @@ def run(arguments: argparse.Namespace, notebooks: Path | None = None, steps: dic
         print_plan(pipeline, plan_lines(pipeline, ids, arguments.force))
     if arguments.list or arguments.plan or arguments.check:
         return 0
+    from persona_lib.runner import only_runner, run_doit  # needs doit, which a plan does not
+
     with only_runner(pipeline):
         if arguments.force:
             for name in ids:

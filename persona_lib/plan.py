@@ -15,15 +15,15 @@ from persona_lib.config import Profile
 from persona_lib.execute import clock
 from persona_lib.tasks import REPORT, Pipeline, Task, stale_reasons
 
-# Download size in GB of the hub models that profiles name, in 16-bit weights, and whether access must be asked for.
+# Download size in GB of the hub models that profiles name (16 bit), and whether access is by request.
 HUB_MODELS: dict[str, tuple[float, bool]] = {
     "meta-llama/Llama-3.1-8B": (16.1, True),
     "prometheus-eval/prometheus-7b-v2.0": (14.5, False),
 }
 # The authors' data on their public home: GB.
 OFFICIAL_DATA_GB = 0.02
-# GPU memory in GB for an 8B Llama at 512 tokens, LoRA on q and v, one pair per step: calculated from the weights
-# and from activations measured on one layer of real width; (without, with) gradient checkpointing.
+# GPU memory in GB for an 8B Llama at 512 tokens, LoRA on q and v, one pair per step: calculated from the
+# weights and from activations measured on one layer of real width; (without, with) gradient checkpointing.
 GPU_GB = {"nf4": (13.2, 7.9), "none": (23.5, 18.3)}
 MEMORY_NOTE = "weights and LoRA calculated, activations measured on one layer of real width"
 

@@ -61,6 +61,10 @@ class Pipeline:
         """All tasks of the profile by id, in the order in which they run."""
         return {task.id: task for task in expand(self.profile, self.table)}
 
+    def parameters(self, task: Task) -> dict[str, Any]:
+        """What is put into the notebook's parameters cell."""
+        return {"profile": self.profile.name, **task.parameters, "overrides": list(self.overrides)}
+
     def source(self, task: Task) -> Path:
         """The notebook that a task runs."""
         return self.notebooks / f"{task.step}.ipynb"
