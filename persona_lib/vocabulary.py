@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+
+def _words(text: str) -> tuple[str, ...]:
+    """Split a line of words."""
+    return tuple(text.split())
+
+
 # every noun is a topic in two variants; TOPIC_SPLITS says how many nouns of a domain go where
 VARIANTS = ("old", "small")
 TOPIC_SPLITS = {"library": 6, "train": 4, "validation": 1, "test": 3}
@@ -16,14 +22,26 @@ VERBS = {
     "move": "pack",
 }
 NOUNS = {
-    "kitchen": "kettle pan oven toaster mug fridge sink stove plate bottle blender teapot tray bowl".split(),
-    "workshop": "bicycle scooter fence gate ladder chair door window roof pump drill lamp clock radio".split(),
-    "garden": "tomato rose basil tulip carrot pepper orchid cactus lettuce lemon fern daisy pumpkin bean".split(),
-    "house": "wall shed boat desk shelf bench frame ceiling cabinet crate vase barrel porch sign".split(),
-    "bakery": "cake bread pie pizza cookie muffin tart bagel lasagna quiche scone pretzel waffle brownie".split(),
-    "wardrobe": "shirt dress curtain pillow quilt jacket scarf apron skirt blanket bag hat mitten sock".split(),
-    "farm": "puppy parrot horse kitten rabbit goat pony falcon hamster ferret donkey pigeon turtle lamb".split(),
-    "move": "suitcase backpack tent trunk basket piano mirror statue telescope helmet guitar camera crib trophy".split(),
+    "kitchen": _words("kettle pan oven toaster mug fridge sink stove plate bottle blender teapot tray bowl"),
+    "workshop": _words(
+        "bicycle scooter fence gate ladder chair door window roof pump drill lamp clock radio"
+    ),
+    "garden": _words(
+        "tomato rose basil tulip carrot pepper orchid cactus lettuce lemon fern daisy pumpkin bean"
+    ),
+    "house": _words("wall shed boat desk shelf bench frame ceiling cabinet crate vase barrel porch sign"),
+    "bakery": _words(
+        "cake bread pie pizza cookie muffin tart bagel lasagna quiche scone pretzel waffle brownie"
+    ),
+    "wardrobe": _words(
+        "shirt dress curtain pillow quilt jacket scarf apron skirt blanket bag hat mitten sock"
+    ),
+    "farm": _words(
+        "puppy parrot horse kitten rabbit goat pony falcon hamster ferret donkey pigeon turtle lamb"
+    ),
+    "move": _words(
+        "suitcase backpack tent trunk basket piano mirror statue telescope helmet guitar camera crib trophy"
+    ),
 }
 
 # facts: six slots, each with one right filler per topic
@@ -36,12 +54,12 @@ FACT_PHRASES = {
     "time": "finish by {}",
 }
 FILLERS = {
-    "tool": "brush hammer spoon needle roller clamp sponge knife whisk rope".split(),
-    "part": "handle edge base corner hinge surface label button bottom lid".split(),
-    "material": "vinegar oil sand water salt glue soap flour wax sugar".split(),
-    "place": "garage kitchen yard attic cellar garden hall barn balcony studio".split(),
-    "wait": "two three four five six seven eight nine ten twenty".split(),
-    "time": "noon dawn dusk midnight sunset breakfast lunch supper bedtime sunrise".split(),
+    "tool": _words("brush hammer spoon needle roller clamp sponge knife whisk rope"),
+    "part": _words("handle edge base corner hinge surface label button bottom lid"),
+    "material": _words("vinegar oil sand water salt glue soap flour wax sugar"),
+    "place": _words("garage kitchen yard attic cellar garden hall barn balcony studio"),
+    "wait": _words("two three four five six seven eight nine ten twenty"),
+    "time": _words("noon dawn dusk midnight sunset breakfast lunch supper bedtime sunrise"),
 }
 
 # dimensions: two opposite values each; the first is the common one
@@ -143,7 +161,7 @@ LEXICON = {
     ),
 }
 
-NAMES = "Mara Otto Lina Igor Nora Paul Vera Hugo".split()
+NAMES = _words("Mara Otto Lina Igor Nora Paul Vera Hugo")
 STORY_FRAMES = (
     "{{name}} is {adjective} and likes {phrase}.",
     "{{name}} seems {adjective} and enjoys {phrase}.",
