@@ -160,13 +160,18 @@ def failure_text(error: BaseException) -> str:
     return (f"In code cell {cell}:\n" if cell else "") + ANSI.sub("", text)
 
 
+def running_copy(target: Path) -> Path:
+    """Where a notebook stands while it runs, and stays if it fails."""
+    return target.with_suffix(".running.ipynb")
+
+
 def run_notebook(source: Path, target: Path, parameters: dict[str, Any], log: Path) -> Path:
     """Execute a notebook into ``<target>.running.ipynb`` and return that path once it is known to be whole.
 
     Raises StepError with the traceback and the path of the half-run copy.
     """
     check_parameters(source, parameters)
-    running = target.with_suffix(".running.ipynb")
+    running = running_copy(target)
     running.parent.mkdir(parents=True, exist_ok=True)
     where = f"half-run notebook: {running}\nlog: {log}"
     try:

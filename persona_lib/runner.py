@@ -16,7 +16,16 @@ from persona_lib import provenance, store
 from persona_lib.config import ConfigError
 from persona_lib.execute import LiveLine, StepError, finish_notebook, run_notebook
 from persona_lib.plan import expected_seconds
-from persona_lib.tasks import REPORT, Pipeline, Task, current_key, snapshot, stale_reasons, write_manifest
+from persona_lib.tasks import (
+    REPORT,
+    Pipeline,
+    Task,
+    begin,
+    current_key,
+    snapshot,
+    stale_reasons,
+    write_manifest,
+)
 
 
 def note_run(
@@ -51,6 +60,7 @@ def note_run(
 def run_task(pipeline: Pipeline, task: Task, label: str) -> None:
     """Run one task: its notebook, or the report; then write provenance and, last, the manifest."""
     key, before, started = current_key(pipeline, task), snapshot(pipeline), provenance.now()
+    begin(pipeline, task)
     expected, _ = expected_seconds(pipeline, task)
     running = None
     with LiveLine(label, expected) as line:
@@ -68,7 +78,7 @@ def run_task(pipeline: Pipeline, task: Task, label: str) -> None:
 
 
 class Reporter(ConsoleReporter):
-    """What doit says: a line for each skipped task, and unexpected errors; running steps speak for themselves."""
+    """What doit says: a line for each skipped task, and unexpected errors; steps speak for themselves."""
 
     def execute_task(self, task: Any) -> None:
         """Stay silent: the step has its own line."""

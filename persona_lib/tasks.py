@@ -19,6 +19,7 @@ from typing import Any
 
 from persona_lib import config, fingerprint, store
 from persona_lib.config import ConfigError, Profile
+from persona_lib.execute import running_copy
 from persona_lib.steps import STEPS, Step
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
@@ -170,7 +171,7 @@ def stale_reasons(pipeline: Pipeline, task: Task) -> list[str]:
     """Say why a task has to run; an empty list means that its result is current."""
     path = pipeline.manifest(task.id)
     if not path.exists():
-        half = pipeline.executed(task).with_suffix(".running.ipynb").exists()
+        half = previous(pipeline, task).exists() or running_copy(pipeline.executed(task)).exists()
         return ["stopped half way: goes on where it was"] if half else ["not run yet"]
     manifest = store.read_json(path)
     reasons = key_changes(manifest["key"], current_key(pipeline, task))
@@ -241,20 +242,37 @@ def describe(pipeline: Pipeline, names: list[str]) -> dict[str, dict[str, Any]]:
     return entries
 
 
+def previous(pipeline: Pipeline, task: Task) -> Path:
+    """Where the manifest of a task waits while the task runs again."""
+    return pipeline.results / "manifests" / f"{task.id}.previous.json"
+
+
+def earlier_outputs(pipeline: Pipeline, task: Task) -> list[str]:
+    """Return what the task made in earlier runs, finished or not."""
+    paths = [pipeline.manifest(task.id), previous(pipeline, task)]
+    return [name for path in paths if path.exists() for name in store.read_json(path)["outputs"]]
+
+
+def begin(pipeline: Pipeline, task: Task) -> None:
+    """Put the manifest aside: a run that is killed half way must not look like the finished one before it."""
+    path = pipeline.manifest(task.id)
+    if path.exists():
+        path.replace(previous(pipeline, task))
+
+
 def write_manifest(pipeline: Pipeline, task: Task, key: dict[str, Any], before: dict, finished: str) -> None:
     """Write what a task made: files that are new or changed since ``before``, and those it made earlier."""
-    path = pipeline.manifest(task.id)
-    earlier = store.read_json(path)["outputs"] if path.exists() else {}
+    earlier = set(earlier_outputs(pipeline, task))
     after = snapshot(pipeline)
     names = [name for name, state in after.items() if name in earlier or before.get(name) != state]
     manifest = {"task": task.id, "key": key, "outputs": describe(pipeline, names), "finished": finished}
-    store.write_json(path, manifest)
+    store.write_json(pipeline.manifest(task.id), manifest)
+    previous(pipeline, task).unlink(missing_ok=True)
 
 
 def forget(pipeline: Pipeline, task: Task) -> None:
-    """Delete what a finished task made, so that it is made again (``--force``)."""
-    path = pipeline.manifest(task.id)
-    if path.exists():
-        for name in store.read_json(path)["outputs"]:
-            output_path(pipeline, name).unlink(missing_ok=True)
-        path.unlink()
+    """Delete what a task made, so that it is made again (``--force``)."""
+    for name in earlier_outputs(pipeline, task):
+        output_path(pipeline, name).unlink(missing_ok=True)
+    for path in (pipeline.manifest(task.id), previous(pipeline, task)):
+        path.unlink(missing_ok=True)

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Run the whole paper: set up the environment, then every notebook that is not finished yet.
+#   ./run_all.sh                     the default profile: offline, two cores, minutes
+#   ./run_all.sh --plan              what would run, why, how long, and what it needs
+#   ./run_all.sh --profile NAME      another profile of configs/; --help for the rest
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+source .ci/setup.sh
+
+# Questions are answered with whatever Python is there; wrong settings are refused before anything is installed.
+light=false
+for argument in "$@"; do
+    case "$argument" in --plan | --list | --check | --help | -h) light=true ;; esac
+done
+if $light; then
+    use_light_python
+    exec "$PYTHON" -m persona_lib.pipeline "$@"
+fi
+if ! environment_ready lab; then
+    use_light_python
+    "$PYTHON" -m persona_lib.pipeline --check "$@"
+    use_environment lab
+fi
+exec "$PYTHON" -m persona_lib.pipeline "$@"

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Check the code and run the tests: style, the fast suite, then the slow one (trains and runs notebooks).
+#   ./run_tests.sh           everything
+#   ./run_tests.sh --fast    without the slow suite
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+source .ci/setup.sh
+
+fast=false
+case "${1:-}" in
+    "") ;;
+    --fast) fast=true ;;
+    *)
+        echo "usage: ./run_tests.sh [--fast]" >&2
+        exit 2
+        ;;
+esac
+use_environment dev
+"$PYTHON" -m ruff check .
+"$PYTHON" -m ruff format --check .
+"$PYTHON" -m pytest -q
+if ! $fast; then
+    "$PYTHON" -m pytest -q --slow -m slow
+fi
