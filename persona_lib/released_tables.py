@@ -142,12 +142,13 @@ def write_tables(tables: dict[str, pd.DataFrame], folder: Path) -> list[Path]:
     return paths
 
 
-def example_row(
-    data: Released, dataset: str, number: int, source: str = "gold", width: int = 300
-) -> pd.DataFrame:
-    """Show one test row: prompt, personas, responses, both arms' outputs, cut to ``width`` characters."""
-    import pandas as pd
+def show(tables: dict[str, pd.DataFrame], name: str) -> pd.DataFrame | None:
+    """Return a table rounded for reading, None if it was not made."""
+    return tables[name].round(3) if name in tables else None
 
+
+def example_row(data: Released, dataset: str, number: int, source: str = "gold") -> dict[str, str]:
+    """Return one test row by label: prompt, and per side persona, response and both arms' outputs."""
     row = data.rows[dataset][number]
     shown = {"prompt": row.prompt}
     for side, response in (("chosen", row.chosen), ("rejected", row.rejected)):
@@ -157,8 +158,18 @@ def example_row(
             texts = data.texts(dataset, arm, f"{source}-{side}")
             if texts is not None:
                 shown[f"{title} under the {side} persona"] = texts[number]
-    texts = [textwrap.shorten(text, width, placeholder=" ...") for text in shown.values()]
-    return pd.DataFrame({"text": texts}, index=list(shown))
+    return shown
+
+
+def example_text(data: Released, dataset: str = "", number: int = 0, width: int = 320) -> str:
+    """Lay out ``example_row`` for reading, each text cut to ``width`` characters; default: the first data set."""
+    shown = example_row(data, dataset or next(iter(data.rows)), number)
+    short = {label: textwrap.shorten(text, width, placeholder=" ...") for label, text in shown.items()}
+    lines = [
+        textwrap.fill(f"{label.upper()}: {text}", 110, subsequent_indent="    ")
+        for label, text in short.items()
+    ]
+    return "\n".join(lines)
 
 
 def draw_flip(axis: object, table: pd.DataFrame, column: str, label: str) -> None:

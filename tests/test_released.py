@@ -95,9 +95,11 @@ def test_tables_and_figure_are_written(data, tables, tmp_path):
 
 
 def test_example_shows_both_arms_under_both_personas_cut_to_size(data):
-    shown = released_tables.example_row(data, BT, 0, width=80)
-    assert {"PT-DPO under the chosen persona", "DPO+P under the rejected persona"} <= set(shown.index)
-    assert shown.text.str.len().max() <= 80
+    shown = released_tables.example_row(data, BT, 0)
+    assert shown["PT-DPO under the chosen persona"] == data.outputs[PT_GOLD][0].text
+    assert "DPO+P under the rejected persona" in shown
+    text = released_tables.example_text(data, BT, 0, width=80)
+    assert len(text) < len(shown) * (80 + 50) and max(map(len, text.splitlines())) <= 110
 
 
 # --- names, places, errors ---
