@@ -162,7 +162,7 @@ def example_row(data: Released, dataset: str, number: int, source: str = "gold")
 
 
 def example_text(data: Released, dataset: str = "", number: int = 0, width: int = 320) -> str:
-    """Lay out ``example_row`` for reading, each text cut to ``width`` characters; default: the first data set."""
+    """Lay out ``example_row`` for reading, texts cut to ``width`` characters (default: first data set)."""
     shown = example_row(data, dataset or next(iter(data.rows)), number)
     short = {label: textwrap.shorten(text, width, placeholder=" ...") for label, text in shown.items()}
     lines = [
