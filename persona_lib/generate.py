@@ -16,7 +16,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Completion:
-    """One completion, cut before the stop string. ``finish_reason`` is "stop" (EOS or stop string) or "length"."""
+    """One completion, cut before the stop string.
+
+    ``finish_reason`` is "stop" (EOS or stop string) or "length".
+    """
 
     text: str
     finish_reason: str

@@ -214,7 +214,7 @@ def judgment_key(run: Run, matchup: Matchup) -> str:
 
 
 def judge_matchup(run: Run, matchup: Matchup, judge: Judge) -> Path:
-    """Judge a matchup under both rubrics and orders; writes <rubric>.jsonl and verdicts.jsonl, then done.json."""
+    """Judge a matchup under both rubrics and orders; writes <rubric>.jsonl, verdicts.jsonl, done.json."""
     folder, key = run.folder / "judgments" / matchup.slug, judgment_key(run, matchup)
     if is_done(folder, key):
         return folder
@@ -248,7 +248,7 @@ def read_verdicts(run: Run, matchup: Matchup) -> list[dict[str, str]]:
 
 
 def oracle_scores(run: Run, spec: RunSpec, judge_persona: str) -> list[dict[str, Any]]:
-    """Return the oracle's absolute scores of a run's answers: fit to a persona, quality, share of right facts."""
+    """Return the oracle's scores of a run's answers: fit to a persona, quality, share of right facts."""
     from persona_lib.oracle import fact_accuracy, persona_fit, quality
 
     seed = run.profile.world_seed

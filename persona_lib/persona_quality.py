@@ -1,4 +1,4 @@
-"""How good inferred personas are: accuracy, preference and salient words (paper section 3, Fig. 3, 4, Table 1)."""
+"""How good inferred personas are: accuracy, preference, salient words (paper section 3)."""
 
 from __future__ import annotations
 

@@ -220,7 +220,7 @@ def generate_all(run: Run) -> list[Path]:
             generate_run(run, spec, model, tokenizer)
             facts = read_json(generation_folder(run, spec) / "done.json")
             print(
-                f"{number}/{len(missing)}  {spec.slug}: {facts['n']} answers, {facts['no_eos']} without an end",
+                f"{number}/{len(missing)}  {spec.slug}: {facts['n']} answers, {facts['no_eos']} never ended",
                 flush=True,
             )
     return [generation_folder(run, spec) for spec in specs]
