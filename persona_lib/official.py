@@ -188,13 +188,14 @@ def check_split(path: Path, split: str, table: Any, columns: Iterable[str], n_ro
     missing = [name for name in columns if name not in table.column_names]
     if missing:
         raise DataError(f"{where}: column {missing[0]!r} is missing; it has {', '.join(table.column_names)}")
+    texts = table.to_dict()
     for name in columns:
-        for number, value in enumerate(table[name]):
+        for number, value in enumerate(texts[name]):
             if not isinstance(value, str):
                 raise DataError(
                     f"{where}, row {number}, column {name!r}: {value!r}; should be text ('' for none)"
                 )
-    for number, value in enumerate(table["prompt"]):
+    for number, value in enumerate(texts["prompt"]):
         if not value.strip():
             raise DataError(
                 f"{where}, row {number}, column 'prompt': empty; drop the row or give it a prompt"
@@ -229,7 +230,10 @@ def load_official(folder: Path, dataset: str, strip_roles: bool = False) -> dict
     tables = open_tailoring(folder, dataset)
     sources = persona_sources(dataset, tables)
     return {
-        split: [to_row(dataset, split, number, raw, sources, strip_roles) for number, raw in enumerate(table)]
+        split: [
+            to_row(dataset, split, number, raw, sources, strip_roles)
+            for number, raw in enumerate(table.to_list())
+        ]
         for split, table in tables.items()
     }
 
@@ -243,7 +247,7 @@ def persona_sources(dataset: str, tables: dict[str, Any]) -> dict[tuple[str, str
     """Map each (chosen, rejected) gold persona pair of the retrieval pool to its rows' ids."""
     sources: dict[tuple[str, str], list[str]] = {}
     for split in ("sft_train", "dpo_train"):
-        for number, raw in enumerate(tables[split]):
+        for number, raw in enumerate(tables[split].to_list()):
             key = (raw["chosen_persona_gold"], raw["rejected_persona_gold"])
             sources.setdefault(key, []).append(row_id(dataset, split, number))
     return sources
@@ -269,7 +273,7 @@ def bad_personas(folder: Path, dataset: str) -> list[dict[str, str]]:
     return [
         {"id": row_id(dataset, split, number), "persona": name, "status": status, "text": raw[column]}
         for split, table in open_tailoring(folder, dataset).items()
-        for number, raw in enumerate(table)
+        for number, raw in enumerate(table.to_list())
         for name, column in PERSONA_COLUMNS.items()
         if (status := persona_status(raw[column])) != "ok"
     ]
@@ -282,7 +286,7 @@ def load_inference_pairs(folder: Path, dataset: str) -> list[PreferencePair]:
     check_split(path, "train", table, PAIR_COLUMNS, 300)
     return [
         PreferencePair(row_id(dataset, "inference", number), *(raw[name] for name in PAIR_COLUMNS))
-        for number, raw in enumerate(table)
+        for number, raw in enumerate(table.to_list())
     ]
 
 

@@ -1,0 +1,297 @@
+"""The readers: one schema asserted for all, errors that say where and how, leakage that is found."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from persona_lib import data, official
+from persona_lib.config import ConfigError, Run, load_profile, set_field
+from persona_lib.records import PreferencePair
+
+FILLED = "The user is brief and prefers short answers."
+
+
+def write_folder(root: Path, dataset: str, change=None) -> Path:
+    """Write a small official-looking folder with three rows per split; ``change`` edits its columns."""
+    from datasets import Dataset, DatasetDict
+
+    splits = {}
+    for split in official.SPLITS:
+        columns = {name: [f"{split} {name} {n}" for n in range(3)] for name in official.PAIR_COLUMNS}
+        for column in official.PERSONA_COLUMNS.values():
+            columns[column] = [f"The user is {split} {n} and prefers {column[:6]}." for n in range(3)]
+        if change:
+            change(split, columns)
+        splits[split] = Dataset.from_dict(columns)
+    DatasetDict(splits).save_to_disk(root / official.DATASETS[dataset]["tailoring"])
+    return root
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Make BeaverTails three rows per split, the size of the folders that these tests write."""
+    small = official.DATASETS["beavertails"] | {"rows": (3,) * 6}
+    monkeypatch.setitem(official.DATASETS, "beavertails", small)
+
+
+@pytest.fixture(scope="module")
+def real() -> Path:
+    """The authors' data, where it is at hand."""
+    try:
+        return official.find_data_dir(offline=True)
+    except official.DataError as error:
+        pytest.skip(str(error))
+
+
+# --- reading ---
+
+
+def test_rows_carry_ids_personas_and_the_row_that_retrieval_used(small, tmp_path):
+    def change(split, columns):
+        if split == "test":
+            columns["chosen_persona_retr"][1] = "The user is dpo_train 2 and prefers chosen."
+            columns["rejected_persona_retr"][1] = "The user is dpo_train 2 and prefers reject."
+
+    rows = official.load_official(write_folder(tmp_path, "beavertails", change), "beavertails")["test"]
+    assert [row.id for row in rows] == [f"beavertails-test-000{n}" for n in range(3)]
+    assert rows[1].retrieved_id == "beavertails-dpo_train-0002"
+    assert rows[0].retrieved_id is None
+    assert rows[2].personas["gold-rejected"] == "The user is test 2 and prefers reject."
+
+
+def test_refusals_and_empty_strings_are_no_personas_and_are_listed(small, tmp_path):
+    def change(split, columns):
+        if split == "test":
+            columns["rejected_persona_gold"][:2] = ["I can’t help you with that.", ""]
+            columns["rejected_persona_retr"][2] = "It seems there is an error in the prompt."
+
+    folder = write_folder(tmp_path, "beavertails", change)
+    rows = official.load_official(folder, "beavertails")["test"]
+    assert [row.personas["gold-rejected"] for row in rows[:2]] == [None, None]
+    bad = official.bad_personas(folder, "beavertails")
+    assert [(b["id"][-4:], b["status"]) for b in bad] == [
+        ("0000", "refusal"),
+        ("0001", "empty"),
+        ("0002", "malformed"),
+    ]
+
+
+def test_rows_without_responses_are_kept_for_tailoring_but_are_no_pairs(small, tmp_path):
+    def change(split, columns):
+        if split == "test":
+            columns["chosen"][0] = columns["rejected"][0] = ""
+
+    folder = write_folder(tmp_path, "beavertails", change)
+    assert len(official.load_official(folder, "beavertails")["test"]) == 3
+    assert len(official.official_pairs(folder, "beavertails")["test"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda split, c: split == "test" and c.pop("rejected"), ("split test", "'rejected'", "missing")),
+        (
+            lambda split, c: split == "dpo_val" and c["chosen"].__setitem__(1, None),
+            ("split dpo_val", "row 1", "'chosen'", "None"),
+        ),
+        (
+            lambda split, c: split == "test" and c["prompt"].__setitem__(2, " "),
+            ("split test", "row 2", "'prompt'", "empty"),
+        ),
+        (lambda split, c: split == "test" and [v.pop() for v in c.values()], ("split test", "2 rows", "3")),
+    ],
+)
+def test_schema_errors_name_folder_split_row_and_column(small, tmp_path, change, words):
+    folder = write_folder(tmp_path, "beavertails", change)
+    with pytest.raises(official.DataError) as error:
+        official.load_official(folder, "beavertails")
+    for word in ("persona-tailoring-BeaverTails", *words):
+        assert word in str(error.value)
+
+
+def test_a_missing_split_and_a_folder_of_something_else_are_errors(small, tmp_path):
+    from datasets import Dataset, DatasetDict
+
+    path = tmp_path / official.DATASETS["beavertails"]["tailoring"]
+    with pytest.raises(official.DataError, match="not a datasets.load_from_disk folder"):
+        official.load_official(tmp_path, "beavertails")
+    DatasetDict({"test": Dataset.from_dict({"prompt": ["p"]})}).save_to_disk(path)
+    with pytest.raises(official.DataError, match="split 'fewshot' is missing"):
+        official.load_official(tmp_path, "beavertails")
+
+
+def test_role_marks_are_kept_unless_asked_otherwise(small, tmp_path):
+    def change(split, columns):
+        columns["prompt"] = [f"Human: {text}" for text in columns["prompt"]]
+        columns["chosen"] = [f"Assistant: {text}, Human: too" for text in columns["chosen"]]
+
+    folder = write_folder(tmp_path, "beavertails", change)
+    kept = official.load_official(folder, "beavertails")["test"][0]
+    stripped = official.load_official(folder, "beavertails", strip_roles=True)["test"][0]
+    assert kept.prompt == "Human: test prompt 0"
+    assert (stripped.prompt, stripped.chosen) == ("test prompt 0", "test chosen 0, Human: too")
+
+
+# --- finding and fetching ---
+
+
+def test_data_is_found_in_the_named_folder_or_its_parent(small, tmp_path, monkeypatch):
+    folder = write_folder(tmp_path / "official", "beavertails")
+    for place in (folder, tmp_path):
+        assert official.find_data_dir(place, ["beavertails"]) == folder
+        monkeypatch.setenv("PERSONA_DATA", str(place))
+        assert official.find_data_dir("", ["beavertails"]) == folder
+
+
+def test_a_named_place_without_the_data_is_an_error_with_three_ways_out(tmp_path, monkeypatch):
+    with pytest.raises(official.DataError, match=r"data_dir=.*\(1\).*\(2\).*\(3\)"):
+        official.find_data_dir(tmp_path, ["beavertails"])
+    monkeypatch.setenv("PERSONA_DATA", str(tmp_path))
+    with pytest.raises(official.DataError, match=r"\$PERSONA_DATA"):
+        official.find_data_dir("", ["beavertails"])
+
+
+def test_offline_never_downloads(tmp_path, monkeypatch):
+    monkeypatch.delenv("PERSONA_DATA", raising=False)
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
+    monkeypatch.setattr(official, "REPO", tmp_path / "repo")
+    monkeypatch.setattr(official, "fetch", lambda *_: pytest.fail("tried to download"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(official.DataError, match="downloads are off"):
+        official.find_data_dir("", ["beavertails"])
+
+
+def test_a_download_is_complete_only_when_every_file_has_its_checksum(tmp_path, monkeypatch):
+    folder = "persona-inference-SHP"
+    names = official.files_of(folder)
+    home = tmp_path / "home"
+    for name in names:
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_text(f"content of {name}")
+    sums = {name: official.file_hash(home / name) for name in names}
+    monkeypatch.setattr(official, "checksums", lambda: sums)
+    target = official.download_official([folder], tmp_path / "good", home=home.as_uri())
+    assert (target / names[-1]).read_text() == f"content of {names[-1]}"
+
+    (home / names[0]).write_text("tampered with")
+    with pytest.raises(official.DataError, match="SHA-256"):
+        official.download_official([folder], tmp_path / "bad", home=home.as_uri())
+    assert not any(path.is_file() for path in (tmp_path / "bad").rglob("*"))
+
+
+# --- pairs of a run ---
+
+
+def test_pairs_of_a_run_are_written_once_and_read_back(tmp_path, monkeypatch):
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
+    run = Run(set_field(load_profile("synthetic"), n_train=12, n_validation=3, n_test=4), "synthetic", 0)
+    folder = data.write_pairs(run)
+    before = (folder / "train.jsonl").stat().st_mtime_ns
+    data.write_pairs(run)
+    assert (folder / "train.jsonl").stat().st_mtime_ns == before
+    pairs = data.load_pairs(run)
+    assert {split: len(rows) for split, rows in pairs.items()} == {"train": 12, "validation": 3, "test": 4}
+    assert pairs == data.READERS["synthetic"](run)
+
+
+def test_an_unknown_data_set_lists_the_near_names(tmp_path, monkeypatch):
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
+    run = Run(set_field(load_profile("synthetic"), datasets=["beavertail"]), "beavertail", 0)
+    with pytest.raises(ConfigError, match="beavertails"):
+        data.write_pairs(run)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "words"),
+    [
+        ({"train": [PreferencePair("a", "p", "c", " ")]}, "split train, row a: rejected is empty"),
+        (
+            {"train": [PreferencePair("a", "p", "c", "r")], "test": [PreferencePair("a", "q", "c", "r")]},
+            "twice",
+        ),
+    ],
+)
+def test_unusable_pairs_are_refused(pairs, words):
+    with pytest.raises(ValueError, match=words):
+        data.check_pairs(pairs, "mine")
+
+
+# --- near duplicates and the card ---
+
+
+def slow_near_duplicates(prompts, pool, threshold):
+    """The definition, without an index."""
+    found = []
+    for index, prompt in enumerate(prompts):
+        grams = data.ngrams(data.tokens(prompt), 3)
+        scores = []
+        for other, text in enumerate(pool):
+            theirs = data.ngrams(data.tokens(text), 3)
+            scores.append((len(grams & theirs) / max(1, len(grams | theirs)), -other))
+        best, other = max(scores)
+        if best >= threshold:
+            found.append((index, -other, best))
+    return found
+
+
+def test_near_duplicates_by_index_equal_the_slow_definition():
+    rng = random.Random(0)
+    texts = [" ".join(rng.choices("abcd", k=rng.randint(0, 9))) for _ in range(120)]
+    expected = slow_near_duplicates(texts[:60], texts[60:], 0.3)
+    assert data.near_duplicates(texts[:60], texts[60:], 0.3) == expected
+    assert 5 < len(expected) < 60
+
+
+def test_near_duplicates_by_hand():
+    # {how do i, do i bake, i bake cake} and {how do i, do i bake, i bake bread}: 2 of 4
+    found = data.near_duplicates(["How do I bake cake?"], ["nothing", "how do I bake bread"], 0.5)
+    assert found == [(0, 1, 0.5)]
+    assert data.near_duplicates(["How do I bake cake?"], ["how do I bake bread"], 0.51) == []
+
+
+def test_the_card_counts_what_is_there():
+    from persona_lib.records import TailoringRow
+
+    personas = {"gold-chosen": "The user is calm and prefers facts over jokes.", "gold-rejected": None}
+    row = TailoringRow("a", "test", "one two three four", "a b", "a", personas)
+    card = data.data_card({"sft_train": [row], "test": [row]}, 0.9)
+    assert card.loc["test", "near duplicates of train"] == 1
+    assert card.loc["test", "gold-rejected: without"] == 1
+    assert card.loc["test", "gold-chosen: contrastive"] == 1
+    assert card.loc["test", "chosen longer"] == 1
+
+
+# --- the authors' data itself ---
+
+
+def test_the_released_data_is_as_published(real):
+    rows = official.load_official(real, "beavertails")
+    assert [len(part) for part in rows.values()] == [5, 977, 244, 982, 246, 499]
+    assert sum(row.retrieved_id is not None for row in rows["test"]) == 497
+    assert sum(row.personas["gold-rejected"] is None for part in rows.values() for row in part) == 5
+    assert sum(row.personas["retrieved-rejected"] is None for row in rows["test"]) == 4
+
+
+def test_released_hhh_repeats_training_prompts_in_its_test_split(real):
+    rows = official.load_official(real, "hhh")
+    train = [row.prompt for split in rows if split not in ("fewshot", "test") for row in rows[split]]
+    assert len(data.near_duplicates([row.prompt for row in rows["test"]], train, 0.5)) == 45
+
+
+def test_the_local_copy_has_the_checksums_of_the_table(real):
+    for name, sha256 in official.checksums().items():
+        if (real / name).exists():
+            assert official.file_hash(real / name) == sha256, name
+
+
+def test_pretraining_text_is_training_rows_only_and_without_personas(real):
+    profile = set_field(load_profile("synthetic"), datasets=["hhh"], data_dir=str(real))
+    texts = data.pretraining_texts(profile)
+    assert len(texts) == 2 * (424 + 423)
+    assert not any("Persona:" in text for text in texts)
+    rows = official.load_official(real, "hhh")
+    held_out = {f"Prompt: {row.prompt}" for split in ("sft_val", "dpo_val", "test") for row in rows[split]}
+    assert held_out.isdisjoint(text.split("\nResponse:")[0] for text in texts)

@@ -1,0 +1,241 @@
+"""The tailoring data: prompts never cross splits, borrowed personas come from one row, leaks stop it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from persona_lib import data, leakage, official, store, tailoring
+from persona_lib.config import Run, load_profile, set_field
+from persona_lib.records import InferredPersona, PreferencePair, TailoringRow
+
+
+def infer_all(run: Run, splits=("train", "validation", "test"), without=()) -> None:
+    """Write a persona for every side of every pair, as the inference step would; ids in ``without`` fail."""
+    pairs = data.load_pairs(run)
+    for split in splits:
+        for side in ("chosen", "rejected"):
+            rows = [
+                InferredPersona(p.id, side, "test", None, "refusal", "I cannot")
+                if p.id in without
+                else InferredPersona(p.id, side, "test", persona_of(p.id, side), "ok", "")
+                for p in pairs[split]
+            ]
+            store.write_rows(run.folder / "personas" / f"{split}-{side}.jsonl", rows)
+
+
+def persona_of(id: str, side: str) -> str:
+    return f"The user is kind and prefers the {side} of {id}."
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch) -> Run:
+    """A run of the synthetic world with 40 + 6 + 8 pairs and all their personas."""
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
+    run = Run(set_field(load_profile("synthetic"), n_train=40, n_validation=6, n_test=8), "synthetic", 0)
+    data.write_pairs(run)
+    infer_all(run)
+    return run
+
+
+# --- splits ---
+
+
+def test_training_rows_are_split_by_prompt_in_the_papers_proportions():
+    pairs = [PreferencePair(f"r{n}", f"Prompt {n // 2}" + " " * (n % 2), "c", "r") for n in range(200)]
+    parts = tailoring.split_train(pairs, 0)
+    assert {name: len(part) for name, part in parts.items()} == {
+        "sft_train": 80,
+        "sft_val": 20,
+        "dpo_train": 80,
+        "dpo_val": 20,
+    }
+    prompts = [{pair.prompt.strip() for pair in part} for part in parts.values()]
+    assert sum(map(len, prompts)) == len(set.union(*prompts)) == 100
+    assert sorted_ids(parts) == sorted_ids(tailoring.split_train(pairs[::-1], 0))
+    assert sorted_ids(parts) != sorted_ids(tailoring.split_train(pairs, 1))
+
+
+def sorted_ids(parts):
+    return {name: sorted(pair.id for pair in part) for name, part in parts.items()}
+
+
+# --- the rows ---
+
+
+def test_both_retrieved_personas_come_from_one_training_row_that_is_not_for_validation(run):
+    tailoring.build_tailoring(run)
+    rows = tailoring.load_tailoring(run)
+    pool = {row.id for split in ("sft_train", "dpo_train") for row in rows[split]}
+    for row in rows["validation"] + rows["test"]:
+        assert row.retrieved_id in pool
+        for side in ("chosen", "rejected"):
+            assert row.personas[f"retrieved-{side}"] == persona_of(row.retrieved_id, side)
+            assert row.personas[f"gold-{side}"] == persona_of(row.id, side)
+
+
+def test_rejected_personas_are_needed_only_where_retrieval_points(run):
+    needed = tailoring.retrieved_train_ids(run)
+    assert 0 < len(needed) <= 14
+    path = run.folder / "personas" / "train-rejected.jsonl"
+    kept = [row for row in store.read_rows(path, InferredPersona) if row.id in needed]
+    store.write_rows(path, kept)
+    tailoring.build_tailoring(run)
+    rows = tailoring.load_tailoring(run)
+    assert all(row.personas["retrieved-rejected"] for row in rows["validation"] + rows["test"])
+    assert any("gold-rejected" not in row.personas for row in rows["sft_train"])
+
+
+def test_shuffled_personas_are_both_of_one_other_row(run):
+    tailoring.build_tailoring(run)
+    rows = tailoring.load_tailoring(run)["test"]
+    givers = []
+    for row in rows:
+        chosen, rejected = (row.personas[f"shuffled-{side}"] for side in ("chosen", "rejected"))
+        [giver] = [other.id for other in rows if persona_of(other.id, "chosen") == chosen]
+        assert rejected == persona_of(giver, "rejected")
+        assert giver != row.id
+        givers.append(giver)
+    assert len(set(givers)) == len(rows)
+
+
+def test_a_failed_inference_leaves_no_persona_and_no_shuffled_one(run):
+    failed = data.load_pairs(run)["test"][0].id
+    infer_all(run, without=(failed,))
+    tailoring.build_tailoring(run)
+    rows = {row.id: row for row in tailoring.load_tailoring(run)["test"]}
+    assert rows[failed].personas["gold-chosen"] is None
+    assert "shuffled-chosen" not in rows[failed].personas
+    assert all(row.personas["shuffled-chosen"] for id, row in rows.items() if id != failed)
+
+
+def test_the_system_persona_joins_the_most_common_claims():
+    personas = [
+        "The user is brief and prefers lists.",
+        "The user is brief and prefers prose.",
+        "The user is calm, and prefers prose.",
+        "Likes prose.",
+        None,
+    ]
+    assert tailoring.common_persona(personas) == "The user is brief and prefers prose."
+    assert tailoring.common_persona(["Likes prose.", None]) is None
+
+
+def test_more_personas_can_be_added_by_row_id(run):
+    test = data.load_pairs(run)["test"]
+    extra = {test[0].id: {"user-chosen": "Busy people like me want it short."}}
+    tailoring.build_tailoring(run, extra)
+    rows = {row.id: row for row in tailoring.load_tailoring(run)["test"]}
+    assert rows[test[0].id].personas["user-chosen"] == "Busy people like me want it short."
+    assert "user-chosen" not in rows[test[1].id].personas
+    assert rows[test[1].id].personas["system"].startswith("The user is kind")
+
+
+def test_a_rerun_does_nothing_and_changed_personas_build_again(run):
+    path = tailoring.build_tailoring(run) / "test.jsonl"
+    before = path.stat().st_mtime_ns
+    tailoring.build_tailoring(run)
+    assert path.stat().st_mtime_ns == before
+    infer_all(run, without=(data.load_pairs(run)["test"][0].id,))
+    tailoring.build_tailoring(run)
+    assert path.stat().st_mtime_ns != before
+
+
+def test_missing_personas_are_an_error_that_names_the_step(run):
+    (run.folder / "personas" / "test-rejected.jsonl").unlink()
+    with pytest.raises(FileNotFoundError, match="test-rejected.jsonl.*03_persona_inference"):
+        tailoring.build_tailoring(run)
+
+
+def test_while_tuning_the_test_personas_are_not_needed(run):
+    tuning = replace(run, profile=set_field(run.profile, eval_split="validation"))
+    for side in ("chosen", "rejected"):
+        (run.folder / "personas" / f"test-{side}.jsonl").unlink()
+    tailoring.build_tailoring(tuning)
+    assert all(row.personas["gold-chosen"] for row in tailoring.load_tailoring(tuning)["validation"])
+
+
+# --- leakage ---
+
+
+def row(id: str, split: str, prompt: str, retrieved_id=None, **personas) -> TailoringRow:
+    return TailoringRow(
+        id, split, prompt, "the blue kettle boils fast now", "no idea", personas, retrieved_id
+    )
+
+
+def found(rows, words: str) -> int:
+    report = leakage.leakage_report(rows, 0.5)
+    [count] = report[report.check.str.contains(words)].found
+    return count
+
+
+@pytest.fixture
+def clean() -> dict[str, list[TailoringRow]]:
+    """One row per split; nothing leaks."""
+    splits = ("sft_train", "sft_val", "dpo_train", "dpo_val", "validation", "test")
+    return {s: [row(s, s, f"{s} asks", "sft_train" if s in leakage.EVAL_SPLITS else None)] for s in splits}
+
+
+def test_clean_data_has_no_leak_that_must_not_be(clean):
+    report = leakage.leakage_report(clean, 0.5)
+    assert report[report.must_be_zero].found.sum() == 0
+    assert report.must_be_zero.sum() == 15 + 6
+
+
+def test_each_leak_is_found(clean):
+    test = clean["test"][0]
+    leaks = {
+        "prompts shared by dpo_train and test": replace(test, prompt="dpo_train asks"),
+        "test rows that retrieve themselves": replace(test, retrieved_id="test"),
+        "test rows that retrieve from outside": replace(test, retrieved_id="sft_val"),
+        "test rows that retrieve a row with their own prompt": replace(test, prompt="sft_train asks"),
+    }
+    for check, bad in leaks.items():
+        assert found(clean, check) == 0
+        assert found(clean | {"test": [bad]}, check) == 1
+
+
+def test_a_row_in_two_splits_under_one_id_is_not_an_overlap(clean):
+    again = [replace(clean["sft_val"][0], split="validation")]
+    assert found(clean | {"validation": again}, "prompts shared by sft_val and validation") == 0
+    other = [replace(clean["sft_val"][0], id="other")]
+    assert found(clean | {"validation": other}, "prompts shared by sft_val and validation") == 1
+
+
+def test_personas_that_quote_the_response_are_counted_unless_the_prompt_says_it():
+    response = "the blue kettle boils fast now"
+    assert leakage.quotes("The user likes that the blue kettle boils.", response, "Which kettle?")
+    assert not leakage.quotes("The user likes the blue kettle.", response, "Which kettle?")
+    assert not leakage.quotes(
+        "The user likes that the blue kettle boils.", response, "the blue kettle boils?"
+    )
+
+
+def test_a_leak_stops_the_step_before_it_is_marked_as_done(run, monkeypatch):
+    monkeypatch.setattr(tailoring, "retrieve", lambda queries, pool: [0 for _ in queries])
+    monkeypatch.setattr(leakage, "POOL_SPLITS", ("sft_val", "dpo_val"))
+    with pytest.raises(ValueError, match="retrieve from outside"):
+        tailoring.build_tailoring(run)
+    assert not (run.folder / "tailoring" / "done.json").exists()
+
+
+# --- the authors' data ---
+
+
+def test_official_data_is_passed_through(tmp_path, monkeypatch):
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
+    try:
+        place = official.find_data_dir("", ["hhh"], offline=True)
+    except official.DataError as error:
+        pytest.skip(str(error))
+    profile = set_field(load_profile("synthetic"), datasets=["hhh"], data_dir=str(place))
+    run = Run(profile, "hhh", 0)
+    tailoring.build_tailoring(run)
+    rows = tailoring.load_tailoring(run)
+    released = official.load_official(place, "hhh")
+    assert rows["sft_train"][0].personas["gold-chosen"] == released["sft_train"][0].personas["gold-chosen"]
+    assert [r.id for r in rows["validation"]] == [r.id for r in released["sft_val"] + released["dpo_val"]]
+    assert len(rows["test"]) == 500
+    assert all(r.personas["shuffled-chosen"] != r.personas["gold-chosen"] for r in rows["test"])
