@@ -1,0 +1,51 @@
+"""Shared by all tests: slow tests only with --slow, the authors' data where it is, quiet threads."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow each other down on few cores
+os.environ.setdefault("GOMP_SPINCOUNT", "100")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run the tests that train or run notebooks")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--slow"):
+        return
+    for item in items:
+        if "slow" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="slow: give --slow"))
+
+
+def data_folder(name: str) -> Path:
+    """Return a folder of data that is never in the repository, or skip the test and say where it was sought."""
+    places = [Path(os.environ["PERSONA_DATA"])] if "PERSONA_DATA" in os.environ else []
+    places.append(REPO.parent / "shared" / "data")
+    for place in places:
+        if place.name == name and place.is_dir():
+            return place
+        if (place / name).is_dir():
+            return place / name
+    pytest.skip(f"no {name!r} in {' or '.join(map(str, places))}: set PERSONA_DATA")
+
+
+@pytest.fixture(scope="session")
+def official_data() -> Path:
+    """The authors' data: a folder of ``datasets.load_from_disk`` folders."""
+    return data_folder("official")
+
+
+@pytest.fixture(scope="session")
+def released_outputs() -> Path:
+    """The authors' released generations: one folder per data set."""
+    return data_folder("released_outputs")

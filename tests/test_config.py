@@ -1,0 +1,138 @@
+"""Profiles are typed and strict: what is wrong is named, with the mend, and nothing is coerced."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from persona_lib import config
+from persona_lib.config import ConfigError
+
+CONFIGS = config.REPO / "configs"
+PROFILES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+
+
+def write_profile(folder: Path, text: str) -> Path:
+    """Put a profile that extends the default one into a folder of its own."""
+    (folder / "synthetic.yaml").write_text((CONFIGS / "synthetic.yaml").read_text(encoding="utf-8"))
+    (folder / "mine.yaml").write_text(f"extends: synthetic\n{text}\n")
+    return folder
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_every_profile_loads_and_knows_its_name(name):
+    assert config.load_profile(name).name == name
+
+
+def test_the_default_profile_gives_and_explains_every_field():
+    text = (CONFIGS / "synthetic.yaml").read_text(encoding="utf-8")
+    fields = {field.name for field in dataclasses.fields(config.Profile)} - {"name"}
+    assert set(yaml.safe_load(text)) == fields
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_no_number_in_a_file_is_read_as_text(name):
+    content = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
+    for field, value in content.items():
+        if isinstance(value, str):
+            with pytest.raises(ValueError):
+                float(value or "empty"), field
+
+
+def test_a_float_that_yaml_reads_as_text_is_refused_with_the_mend(tmp_path):
+    folder = write_profile(tmp_path, "sft_learning_rate: 5e-5")
+    with pytest.raises(ConfigError, match=r"mine\.yaml: sft_learning_rate='5e-5' should be float.*5\.0e-5"):
+        config.load_profile("mine", folder=folder)
+
+
+def test_an_unknown_field_names_the_near_ones(tmp_path):
+    folder = write_profile(tmp_path, "sft_lerning_rate: 1.0")
+    with pytest.raises(ConfigError, match="unknown field 'sft_lerning_rate'; did you mean sft_learning_rate"):
+        config.load_profile("mine", folder=folder)
+
+
+def test_a_missing_profile_names_the_ones_there_are():
+    with pytest.raises(ConfigError, match="no profile 'smok'.*did you mean smoke"):
+        config.load_profile("smok")
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("sft_lerning_rate=1", "did you mean sft_learning_rate"),
+        ("n_train=many", "not a valid int"),
+        ("n_train=1.5", "not a valid int"),
+        ("completion_only_loss=maybe", "not a valid bool"),
+        ("n_train", "write key=value"),
+        ("judge=gpt", "use one of oracle"),
+        ("base_hidden_size=100", "multiple of 64"),
+    ],
+)
+def test_a_wrong_override_is_an_error_that_says_what_is_wrong(override, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        config.load_profile("synthetic", [override])
+
+
+def test_overrides_are_typed_like_the_fields():
+    profile = config.load_profile(
+        "synthetic", ["sft_learning_rate=1e-4", "seeds=0,3", "completion_only_loss=false", "datasets=hhh"]
+    )
+    assert profile.sft_learning_rate == 1e-4
+    assert profile.seeds == (0, 3)
+    assert profile.completion_only_loss is False
+    assert profile.datasets == ("hhh",)
+
+
+def test_an_integer_is_accepted_for_a_float_but_not_the_reverse():
+    assert config.check_value("lora_dropout", 0, "here") == 0.0
+    with pytest.raises(ConfigError, match="should be int"):
+        config.check_value("lora_r", 16.0, "here")
+    with pytest.raises(ConfigError, match="should be int"):
+        config.check_value("lora_r", True, "here")
+
+
+def test_an_extending_profile_differs_only_where_it_says(tmp_path):
+    folder = write_profile(tmp_path, "n_train: 10")
+    mine, default = config.load_profile("mine", folder=folder), config.load_profile("synthetic")
+    assert dataclasses.replace(mine, name="synthetic", n_train=default.n_train) == default
+
+
+def test_a_run_uses_one_of_the_base_models_in_turn():
+    profile = config.load_profile("synthetic", ["base_seeds=2"])
+    assert [config.base_seed(profile, seed) for seed in range(5)] == [0, 1, 0, 1, 0]
+
+
+def test_a_run_of_a_data_set_that_the_profile_lacks_is_refused():
+    with pytest.raises(ConfigError, match="'shp' is not one of profile synthetic"):
+        config.run_dir(config.load_profile("synthetic"), "shp", 0)
+
+
+def test_results_and_figures_move_with_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "r"))
+    monkeypatch.setenv("PERSONA_FIGURES", str(tmp_path / "f"))
+    run = config.open_run("smoke", seed=3)
+    assert run.folder == tmp_path / "r" / "smoke" / "synthetic" / "seed-3"
+    assert config.figures_dir(run.profile) == tmp_path / "f" / "smoke"
+
+
+def test_the_paper_profile_holds_the_papers_values():
+    paper = config.load_profile("paper")
+    assert paper.base_model == "meta-llama/Llama-3.1-8B"
+    assert (paper.lora_r, paper.lora_alpha, paper.lora_dropout, paper.lora_targets) == (
+        16,
+        32,
+        0.05,
+        ("q_proj", "v_proj"),
+    )
+    assert (paper.sft_learning_rate, paper.sft_epochs, paper.sft_batch_size) == (2e-5, 10, 1)
+    assert (paper.dpo_learning_rate, paper.dpo_beta, paper.dpo_epochs, paper.dpo_batch_size) == (
+        5e-6,
+        0.1,
+        10,
+        1,
+    )
+    assert (paper.dpo_sft_weight, paper.completion_only_loss, paper.max_length) == (0.0, False, 512)
+    assert (paper.gen_max_new_tokens, paper.gen_min_new_tokens, paper.pi_shots) == (512, 10, 5)
