@@ -1,0 +1,71 @@
+"""Generation: batching, a shared prefix, stop strings and resuming do not change what is generated."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from persona_lib import base, generate  # noqa: E402
+from persona_lib.config import load_profile, set_field  # noqa: E402
+
+PROFILE = set_field(load_profile("synthetic"), base_hidden_size=64, base_mlp_size=64, base_layers=2, base_heads=2)
+TEXTS = ["the cat sat on the mat", "Prompt: a dog ran far away", "one two three four five six\n\nPrompt: x"]
+
+
+@pytest.fixture(scope="module")
+def generator():
+    tokenizer = base.train_tokenizer(TEXTS, 200, word_level=True)
+    model = base.make_model(PROFILE, tokenizer, 0).eval()
+    with torch.no_grad():  # a random model is nearly deaf to its input: make the prompt matter
+        for parameter in model.parameters():
+            parameter.mul_(4)
+    return generate.TransformersGenerator(model, tokenizer, "tiny", batch_size=4)
+
+
+def run(generator, prompts, **kwargs):
+    found = dict(generator.generate(prompts, max_new_tokens=12, stop=kwargs.pop("stop", ()), **kwargs))
+    return [found[i] for i in range(len(prompts))]
+
+
+def test_batched_completions_equal_those_of_one_prompt_at_a_time(generator):
+    prompts = ["the cat", "a dog ran far away on the mat", "one", "two three four", "six five"]
+    single = [run(generator, [p])[0] for p in prompts]
+    assert run(generator, prompts) == single
+    assert len({c.text for c in single}) > 1
+
+
+def test_a_shared_prefix_changes_nothing_but_the_work(generator):
+    prefix, prompts = "one two three four five six\n\n", ["Prompt: a dog", "Prompt: the cat sat on"]
+    assert run(generator, prompts, prefix=prefix) == run(generator, [prefix + p for p in prompts])
+
+
+def test_a_prefix_that_ends_inside_a_token_is_not_shared_but_still_right(generator):
+    assert run(generator, ["t sat"], prefix="the ca") == run(generator, ["the cat sat"])
+
+
+def test_a_stop_string_ends_its_own_row_only_and_is_cut_off(generator):
+    prompts = ["the cat", "a dog ran far away on the mat", "one"]
+    free = run(generator, prompts)
+    word = free[0].text.split()[2]
+    stopped = run(generator, prompts, stop=(word,))
+    assert stopped[0].finish_reason == "stop" and word not in stopped[0].text
+    for before, after in zip(free, stopped, strict=True):
+        if word not in before.text:
+            assert before == after
+
+
+def test_running_into_the_limit_is_said(generator):
+    (completion,) = run(generator, ["the cat"])
+    assert (completion.finish_reason, completion.n_tokens) in {("length", 12), ("stop", completion.n_tokens)}
+    limited = dict(generator.generate(["the cat"], max_new_tokens=1, stop=()))[0]
+    assert limited.n_tokens <= 1
+
+
+def test_cut_at_stop_cuts_at_the_first_of_several():
+    assert generate.cut_at_stop("a\nPrompt: b<end>", ("<end>", "\nPrompt:")) == ("a", True)
+    assert generate.cut_at_stop("a b", ("x",)) == ("a b", False)
+
+
+def test_settings_name_dtype_batch_size_and_decoding(generator):
+    assert generator.settings == {
+        "model": "tiny", "adapters": [], "decoding": "greedy", "batch_size": 4, "dtype": "float32"
+    }  # fmt: skip
