@@ -1,0 +1,140 @@
+"""What the base model did not see: its pretraining text, made again and read by rule.
+
+Persona tailoring is only learned in tailoring if the base never saw a persona next to a question or an
+answer about a topic of the experiments. The text is deterministic, so this is counted, not assumed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from persona_lib.config import Profile
+from persona_lib.prompts import INFERENCE_INSTRUCTION
+from persona_lib.synthetic import Segment, Topic, all_prompts, make_topics, pretraining_documents, topics_of
+from persona_lib.vocabulary import (
+    CONTENT_SENTENCES,
+    EXPERIMENT_TEMPLATES,
+    HELD_OUT_FRAMES,
+    LEXICON,
+    OPENERS,
+    VARIANTS,
+)
+
+EXPERIMENT_SPLITS = ("train", "validation", "test")
+TOPIC = re.compile(rf"\b((?:{'|'.join(VARIANTS)}) [a-z]+)\b")
+LONG_SHARE = 0.2  # as in ``base``: the share of the tokens that come in long windows
+OPEN_WINDOWS = 11  # windows that packing keeps open at most: documents used beyond the full windows
+FORBIDDEN = (
+    "persona next to an experiment topic",
+    "prompt of the experiments",
+    "held-out word in an inference persona",
+    "held-out frame in an inference document",
+)
+
+
+def persona_words(part: str | None = None) -> set[str]:
+    """Return the adjectives and phrases of personas: the "known" or "held_out" ones, or all."""
+    parts = [part] if part else ["known", "held_out"]
+    kinds = [kind for entry in LEXICON.values() for kind in entry.values()]
+    return {word for kind in kinds for name in parts for word in kind[name]}
+
+
+def any_word(words: Iterable[str]) -> re.Pattern:
+    """Compile a pattern that finds any of the words, whole."""
+    return re.compile(rf"\b(?:{'|'.join(map(re.escape, sorted(words)))})\b")
+
+
+def any_frame(frames: Iterable[str]) -> re.Pattern:
+    """Compile a pattern that finds a sentence of any of the frames, whatever fills it."""
+    fillers = {"adjective": r"\w+", "phrase": r"[\w ]+"}
+    parts = [re.escape(frame).replace(r"\{", "{").replace(r"\}", "}").format(**fillers) for frame in frames]
+    return re.compile("|".join(parts))
+
+
+def without_answers(text: str) -> str:
+    """Cut out the sentences by which responses show a value: "Take the daring route." is no persona."""
+    for sentences in (*CONTENT_SENTENCES.values(), *OPENERS.values()):
+        for sentence in sentences:
+            text = text.replace(sentence, "")
+    return text
+
+
+def documents_seen(profile: Profile, base_seed: int) -> Iterator[list[Segment]]:
+    """Yield at least all documents that a base model was pretrained on, in both phases.
+
+    A word is at least one token, so documents of as many words as the windows hold tokens are enough.
+    """
+    for window, share, max_shots, phase in (
+        (profile.base_window, 1 - LONG_SHARE, 2, "short"),
+        (profile.base_long_window, LONG_SHARE, profile.pi_shots + 1, "long"),
+    ):
+        room = (max(1, round(profile.base_tokens * share / window)) + OPEN_WINDOWS) * window
+        for document in pretraining_documents(profile, base_seed, max_shots, phase):
+            yield document
+            room -= min(window, sum(len(text.split()) for text, _ in document))
+            if room <= 0:
+                break
+
+
+def prompts_by_topic(topics: Iterable[Topic]) -> dict[str, list[str]]:
+    """Return every prompt that the experiments can draw, by topic name."""
+    prompts: dict[str, list[str]] = {}
+    for topic, prompt in all_prompts(list(topics), EXPERIMENT_TEMPLATES):
+        prompts.setdefault(topic.name, []).append(prompt)
+    return prompts
+
+
+def check_documents(documents: Iterable[list[Segment]], world_seed: int) -> dict[str, int]:
+    """Count the kinds of documents and, among them, what must not occur (the keys of ``FORBIDDEN``)."""
+    experiment = prompts_by_topic(topics_of(make_topics(world_seed), *EXPERIMENT_SPLITS))
+    persona, held_out = any_word(persona_words()), any_word(persona_words("held_out"))
+    frame = any_frame(HELD_OUT_FRAMES)
+    counts: Counter[str] = Counter()
+    for document in documents:
+        text = "".join(part for part, _ in document)
+        topics = set(TOPIC.findall(text)) & experiment.keys()
+        told = persona.search(without_answers(text)) is not None
+        inference = text.startswith(INFERENCE_INSTRUCTION)
+        counts["documents"] += 1
+        counts["persona inference" if inference else "with a persona" if told else "plain"] += 1
+        counts[FORBIDDEN[0]] += told and bool(topics)
+        counts[FORBIDDEN[1]] += any(prompt in text for topic in topics for prompt in experiment[topic])
+        counts[FORBIDDEN[2]] += any(held_out.search(part) is not None for part, marked in document if marked)
+        counts[FORBIDDEN[3]] += inference and frame.search(text) is not None
+    return {"documents": 0, "plain": 0, "with a persona": 0, "persona inference": 0} | dict(counts)
+
+
+def check_texts(texts: Iterable[str], prompts: Iterable[str]) -> dict[str, int]:
+    """Count texts of real data, and those that hold a persona line or one of the prompts to keep out."""
+    kept_out, counts = set(prompts), Counter[str]()
+    for text in texts:
+        counts["documents"] += 1
+        counts[FORBIDDEN[0]] += "\nPersona:" in text
+        counts[FORBIDDEN[1]] += text.removeprefix("Prompt: ").partition("\nResponse:")[0] in kept_out
+    return dict(counts)
+
+
+def check_unseen(profile: Profile, base_seed: int) -> dict[str, int]:
+    """Count, over all text that a base model of this profile saw, what must not be in it.
+
+    For real data: the training texts against the validation and test prompts. A hub model's text is
+    not known: the result is empty.
+    """
+    if profile.base_model != "scratch":
+        return {}
+    if profile.datasets == ("synthetic",):
+        return check_documents(documents_seen(profile, base_seed), profile.world_seed)
+    from persona_lib import data, official
+
+    folder = official.find_data_dir(profile.data_dir, profile.datasets)
+    pairs = [official.official_pairs(folder, name) for name in profile.datasets]
+    kept_out = [row.prompt for splits in pairs for name in ("validation", "test") for row in splits[name]]
+    return check_texts(data.pretraining_texts(profile), kept_out)
+
+
+def violations(counts: dict[str, Any]) -> dict[str, int]:
+    """Return the forbidden things that do occur, with their counts."""
+    return {name: counts[name] for name in FORBIDDEN if counts.get(name)}
