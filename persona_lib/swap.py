@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from persona_lib.config import Run
-from persona_lib.data import CONTRAST
+from persona_lib.config import Profile, Run
+from persona_lib.data import CONTRAST, has_personas
 from persona_lib.fingerprint import module_hash
 from persona_lib.llm import attach_adapters, load_base, load_tokenizer, sequence_log_probs, using_adapters
 from persona_lib.prompts import completion_text, tailoring_prompt
@@ -187,9 +187,7 @@ def swap_arms(run: Run) -> list[tuple[str, str]]:
     return [("base", "line"), *((arm, "line") for arm in arms), *first_person]
 
 
-def collect(
-    run: Run, parts: Iterable[tuple[str, str]], table: Callable[[str, str], pd.DataFrame]
-) -> pd.DataFrame:
+def collect(parts: Iterable[tuple[str, str]], table: Callable[[str, str], pd.DataFrame]) -> pd.DataFrame:
     """Stack the tables of several (arm, persona_format) parts, with two columns that name them."""
     import pandas as pd
 
@@ -210,7 +208,22 @@ def swap_all(run: Run) -> pd.DataFrame:
         scores = persona_swap(run, arm, persona_format, loader)
         return swap_table([scores], run.profile.bootstrap_samples)
 
-    return save_table(run, "persona_swap", collect(run, swap_arms(run), one))
+    return save_table(run, "persona_swap", collect(swap_arms(run), one))
+
+
+def swap_over_seeds(profile: Profile, dataset: str) -> pd.DataFrame:
+    """Summarise the finished scores of all seeds of a data set; same columns as `swap_all`.
+
+    Official test rows are the same for every seed, so one draw of rows serves all; synthetic ones differ.
+    """
+    runs = [Run(profile, dataset, seed) for seed in profile.seeds]
+
+    def one(arm: str, persona_format: str) -> pd.DataFrame:
+        paths = [swap_folder(run, arm, persona_format) / "rows.jsonl" for run in runs]
+        scores = [read_rows(path, SwapScore) for path in paths]
+        return swap_table(scores, profile.bootstrap_samples, shared_items=has_personas(runs[0]))
+
+    return collect(swap_arms(runs[0]), one)
 
 
 def save_table(run: Run, name: str, table: pd.DataFrame) -> pd.DataFrame:
@@ -249,4 +262,4 @@ def generation_flip(run: Run) -> pd.DataFrame:
                 )
         return to_frame(found, ["persona"])
 
-    return save_table(run, "generation_flip", collect(run, parts, one))
+    return save_table(run, "generation_flip", collect(parts, one))

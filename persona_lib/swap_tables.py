@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 FAMILIES = ("gold", "stripped", "retrieved", "shuffled", "user")  # of personas that come in two sides
 MEASURES = ("policy", "implicit reward")
 VALUES = ("acc_chosen", "acc_rejected", "flip", "d_positive", "d")
+ROUNDING = 1e-4  # nats: a smaller D is rounding, the policy saw no difference
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,9 @@ class SwapScore:
 def swap_values(scores: Sequence[SwapScore], family: str, measure: str) -> dict[str, np.ndarray]:
     """Return per-row values of one family of personas, arrays in the order of row ids.
 
-    acc_chosen, acc_rejected and flip are 0/1; d is in nats; d_positive is 1/0, NaN where d is exactly 0
-    or the two personas are the same text. Family "none" scores the rows without a persona: acc_chosen
-    and acc_rejected are its base rates, flip is 0, d is NaN. Rows that lack a side are left out.
+    acc_chosen, acc_rejected and flip are 0/1; d is in nats; d_positive is 1/0, NaN where d is 0 (to
+    rounding) or the two personas are the same text. Family "none" scores the rows without a persona:
+    acc_chosen and acc_rejected are its base rates, flip is 0, d is NaN. Rows that lack a side are left out.
     """
     import numpy as np
 
@@ -73,7 +74,7 @@ def swap_values(scores: Sequence[SwapScore], family: str, measure: str) -> dict[
     m = np.array([[one.margin(measure) for one in pair] for pair in both], dtype=float).reshape(len(both), 2)
     same = np.array([a.persona == b.persona for a, b in both], dtype=bool)
     d = np.where(same, np.nan, m[:, 0] - m[:, 1])
-    d_positive = np.where(np.isnan(d) | (d == 0), np.nan, (d > 0).astype(float))
+    d_positive = np.where(np.isnan(d) | (np.abs(d) < ROUNDING), np.nan, (d > 0).astype(float))
     right = m[:, 0] > 0, m[:, 1] < 0
     columns = (*right, right[0] & right[1], d_positive, d)
     return {name: np.asarray(v, dtype=float) for name, v in zip(VALUES, columns, strict=True)}

@@ -231,3 +231,10 @@ def write_tables(run: Run, rows: Rows) -> None:
         raise ValueError(
             f"{run.folder / 'tailoring'}: {found}; the table is {tables / 'tailoring_leakage.csv'}"
         )
+
+
+def example_text(row: TailoringRow) -> str:
+    """Return one row as text for a reader: the prompt, both responses and every persona it carries."""
+    lines = [f"prompt    {row.prompt}", f"chosen    {row.chosen}", f"rejected  {row.rejected}"]
+    lines += [f"{name}: {persona}" for name, persona in row.personas.items()]
+    return "\n".join([*lines, f"retrieved from: {row.retrieved_id}"])

@@ -54,6 +54,13 @@ def test_rows_whose_two_personas_are_the_same_text_say_nothing_about_the_swap():
     assert values["acc_chosen"].tolist() == [1]
 
 
+def test_a_difference_that_is_only_rounding_counts_as_none():
+    scores = [score("a", "gold-chosen", 1.000001), score("a", "gold-rejected", 1.0)]
+    scores += [score("b", "gold-chosen", 1.01), score("b", "gold-rejected", 1.0)]
+    values = swap_tables.swap_values(scores, "gold", "policy")
+    assert math.isnan(values["d_positive"][0]) and values["d_positive"][1] == 1
+
+
 def test_rows_that_lack_a_side_are_left_out():
     scores = [
         score("a", "gold-chosen", 1.0),
@@ -209,6 +216,29 @@ def test_the_table_of_a_run_has_every_arm_and_the_base(run):
     assert list(dict.fromkeys(table.arm)) == ["base", "sft-chosen", "dpo-chosen"]
     assert set(table[table.arm == "base"].measure) == {"policy"}
     assert (run.folder / "tables" / "persona_swap.csv").exists()
+
+
+def test_the_table_over_seeds_pools_them_and_the_figure_is_written(run, tmp_path):
+    from persona_lib import swap_plots
+    from persona_lib.config import set_field
+
+    profile = set_field(run.profile, seeds=[0, 1], methods=["sft"])
+    other = replace(run, profile=profile, seed=1)
+    rows = store.read_rows(run.folder / "tailoring" / "test.jsonl", TailoringRow)
+    store.write_rows(other.folder / "tailoring" / "test.jsonl", rows[:4])
+    store.mark_done(other.folder / "tailoring", "other rows")
+    tiny_lora(other, "sft-chosen", 3)
+    for one in (replace(run, profile=profile), other):
+        swap.swap_all(one)
+    table = swap.swap_over_seeds(profile, run.dataset)
+    gold = table[(table.arm == "sft-chosen") & (table.measure == "policy") & (table.persona == "gold")]
+    assert gold[["n", "n_seeds"]].values.tolist() == [[10, 2]]
+
+    swap_plots.plot_swap(table, folder=tmp_path / "figures")
+    assert {p.name for p in (tmp_path / "figures").iterdir()} == {"persona_swap.png", "persona_swap.pdf"}
+    assert swap_plots.headline(table, "implicit reward").index.get_level_values("arm").unique().tolist() == [
+        "sft-chosen"
+    ]
 
 
 def test_the_persona_free_baseline_is_also_asked_in_first_person(run):
