@@ -92,8 +92,8 @@ def gradient_guard() -> Any:
         def refuse(self, count: int, state: Any) -> None:
             if count >= 2:
                 raise TrainingError(
-                    f"gradients are zero or not finite twice by step {state.global_step}: nothing is learned; "
-                    "on a processor check that NF4 repacking is off, else lower the learning rate"
+                    f"gradients are zero or not finite twice by step {state.global_step}: nothing is "
+                    "learned; on a processor check that NF4 repacking is off, else lower the learning rate"
                 )
 
     return GradientGuard()

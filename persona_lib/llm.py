@@ -126,7 +126,7 @@ def keep_weights_differentiable(model: Any, where: str) -> None:
 
 
 def attach_adapters(model: Any, folders: Sequence[Path]) -> Any:
-    """Load adapters onto a base (or onto what this function returned before) and activate just these, stacked.
+    """Load adapters onto a base (or on what this function returned before) and activate just these, stacked.
 
     An adapter is named after its folder ("sft-chosen", "dpo-chosen"); one already loaded is not loaded
     again. Returns a PeftModel, frozen and in eval mode. The first folder's adapter is the lowest.

@@ -13,6 +13,8 @@ import gc
 import json
 import os
 import shutil
+import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -70,23 +72,27 @@ def load_rows(run: Run, method: str, train_persona: str) -> tuple[dict[str, list
 
 
 @contextmanager
-def quiet_libraries():
+def quiet_libraries() -> Iterator[None]:
     """Within the block, no progress bars and no routine warnings of datasets, TRL and transformers."""
     import datasets
     import transformers
 
-    before = os.environ.get("TQDM_DISABLE"), transformers.logging.get_verbosity()
-    os.environ["TQDM_DISABLE"] = "1"
+    verbosity, tqdm = transformers.logging.get_verbosity(), os.environ.get("TQDM_DISABLE")
+    os.environ["TQDM_DISABLE"] = "1"  # TRL's bar for the reference log-probabilities
     datasets.disable_progress_bars()
+    transformers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
-        transformers.logging.set_verbosity(before[1])
+        transformers.logging.set_verbosity(verbosity)
+        transformers.logging.enable_progress_bar()
         datasets.enable_progress_bars()
         os.environ.pop("TQDM_DISABLE")
-        if before[0] is not None:
-            os.environ["TQDM_DISABLE"] = before[0]
+        if tqdm is not None:
+            os.environ["TQDM_DISABLE"] = tqdm
 
 
 def training_spec(run: Run, method: str, train_persona: str) -> dict[str, Any]:
@@ -123,7 +129,7 @@ def prepare_folder(folder: Path, key: str, spec: dict[str, Any]) -> str | None:
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """Return the newest whole checkpoint; one that a kill cut short (its state file comes last) is deleted."""
+    """Return the newest whole checkpoint; delete what a kill cut short (the state file comes last)."""
     for path in sorted(folder.glob("checkpoint-*"), key=lambda p: -int(p.name.rpartition("-")[2])):
         try:
             json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
@@ -183,12 +189,12 @@ def report_counts(folder: Path, counts: dict[str, RowCounts], without: dict[str,
     table = {part: {**dataclasses.asdict(c), "without_persona": without[part]} for part, c in counts.items()}
     store.write_json(folder / "counts.json", table)
     for part, c in counts.items():
-        print(
-            f"{folder.name}: {part}: {c.rows} rows ({without[part]} more had no persona), {c.truncated} truncated, "
-            f"{c.dropped} dropped (prompt too long); {c.completion_tokens} completion tokens, "
-            f"longest row {c.longest}",
-            flush=True,
-        )
+        parts = [
+            f"{folder.name}: {part}: {c.rows} rows ({without[part]} more had no persona)",
+            f"{c.truncated} truncated, {c.dropped} dropped (prompt too long)",
+            f"{c.completion_tokens} completion tokens, longest row {c.longest}",
+        ]
+        print(", ".join(parts), flush=True)
 
 
 def check_kept(trainer: Any, counts: dict[str, RowCounts]) -> None:

@@ -155,7 +155,7 @@ def stacked_dpo_trainer_class() -> type:
 def dpo_trainer(
     profile: Profile, seed: int, base: Any, sft: Path, tokenizer: Any, data: dict[str, Any], output: Path
 ) -> Any:
-    """Build the DPO trainer: adapter "default" to train, on a frozen base and the frozen SFT adapter in ``sft``.
+    """Build the DPO trainer: adapter "default" to train, on a frozen base and a frozen SFT adapter.
 
     ``data`` holds datasets "train" and "val" with columns prompt, chosen and rejected. The reference
     log-probabilities (base and SFT adapter) are computed here, once.

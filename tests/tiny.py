@@ -56,7 +56,9 @@ def words(rng: random.Random, low: int, high: int) -> str:
     return " ".join(rng.choices(WORDS, k=rng.randint(low, high)))
 
 
-def tiny_rows(n: int, seed: int = 0, split: str = "train", length: tuple[int, int] = (3, 9)) -> list[TailoringRow]:
+def tiny_rows(
+    n: int, seed: int = 0, split: str = "train", length: tuple[int, int] = (3, 9)
+) -> list[TailoringRow]:
     """Rows with both personas; texts are random words of different lengths."""
     rng = random.Random(seed)
     return [

@@ -1,0 +1,204 @@
+"""Loading (also in NF4), stacking and swapping adapters, scoring completions."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from tiny import save_base, tiny_model, tiny_tokenizer, words
+
+from persona_lib import llm
+from persona_lib.tokens import TokenError
+
+
+@pytest.fixture(scope="module")
+def base_folder(tmp_path_factory):
+    return save_base(tmp_path_factory.mktemp("base"))
+
+
+def save_adapter(base_folder, folder, seed):
+    """Save an adapter with random weights (both matrices), so that it changes what the base says."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
+    model = get_peft_model(llm.load_base(base_folder), config)
+    torch.manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapters(base_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapters")
+    names = ("sft-chosen", "dpo-chosen", "sft-none", "dpo-none")
+    return {name: save_adapter(base_folder, folder / name, seed) for seed, name in enumerate(names)}
+
+
+def some_texts(n=9):
+    rng = random.Random(1)
+    prompts = [f"Prompt: {words(rng, 2, 12)}\nResponse:" for _ in range(n)]
+    return prompts, [f" {words(rng, 1, 15)}" for _ in range(n)]
+
+
+def scores(model, batch_size=4):
+    return llm.sequence_log_probs(model, tiny_tokenizer(), *some_texts(), batch_size)
+
+
+# --- loading ---
+
+
+def test_base_is_loaded_frozen_in_the_asked_precision(base_folder):
+    import torch
+
+    for name in ("float32", "bfloat16"):
+        model = llm.load_base(base_folder, "", "none", name)
+        assert {p.dtype for p in model.parameters()} == {getattr(torch, name)}
+        assert not model.training
+        assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_nf4_layers_are_double_quantised_and_compute_in_the_asked_precision(base_folder):
+    import torch
+
+    model = llm.load_base(base_folder, "", "nf4", "float32")
+    layers = llm.linear4bit_layers(model)
+    assert len(layers) == 14  # 7 linear layers in each of 2 blocks; the head is tied to the embedding
+    state = layers[0][1].weight.quant_state
+    assert (state.quant_type, state.blocksize, state.nested) == ("nf4", 64, True)
+    assert {layer.compute_dtype for _, layer in layers} == {torch.float32}
+    assert model.lm_head.weight.dtype == torch.float32
+
+
+def test_layer_that_blocks_of_64_do_not_divide_is_an_error_that_names_it(tmp_path):
+    save_base(tmp_path, tiny_model(mlp=96))
+    with pytest.raises(llm.ModelError, match=r"layers\.0\.mlp\.down_proj: in_features=96"):
+        llm.load_base(tmp_path, "", "nf4", "float32")
+
+
+def test_nf4_weights_are_not_repacked_by_an_evaluation_on_avx512_bf16_processors(base_folder, monkeypatch):
+    """bitsandbytes would repack the weights in the first no-grad forward; here it believes it can."""
+    import torch
+    from bitsandbytes.nn import modules
+
+    repacked = []
+
+    def repack(data, state, *args):
+        repacked.append(1)
+        return data, state
+
+    monkeypatch.setattr(modules, "has_avx512bf16", lambda: True)
+    monkeypatch.setattr(modules, "_convert_weight_packed_for_cpu", repack)
+    ids = torch.tensor([[1, 8, 9, 10]])
+
+    guarded = llm.load_base(base_folder, "", "nf4", "float32")
+    with torch.no_grad():
+        guarded(input_ids=ids)
+    assert not repacked
+    for _, layer in llm.linear4bit_layers(guarded):
+        layer.support_avx512bf16_for_cpu = True  # as it is without the guard: the trap is real
+    with torch.no_grad():
+        guarded(input_ids=ids)
+    assert repacked
+
+
+def test_bitsandbytes_without_the_repacking_switch_is_an_error_on_a_processor(base_folder):
+    model = llm.load_base(base_folder, "", "nf4", "float32")
+    for _, layer in llm.linear4bit_layers(model):
+        del layer.support_avx512bf16_for_cpu
+    with pytest.raises(
+        llm.ModelError, match="q_proj: this bitsandbytes has no Linear4bit.support_avx512bf16"
+    ):
+        llm.keep_weights_differentiable(model, "cpu")
+    llm.keep_weights_differentiable(model, "cuda")  # there the repacking does not exist
+
+
+def test_tokenizer_gets_a_pad_token_of_its_vocabulary_or_is_refused(tmp_path):
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.save_pretrained(tmp_path / "mends")
+    loaded = llm.load_tokenizer(tmp_path / "mends")
+    assert (loaded.pad_token, loaded.padding_side, len(loaded)) == ("<pad>", "left", len(tokenizer))
+
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.WordLevel({"</s>": 0, "a": 1}, unk_token="a"))
+    PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>").save_pretrained(tmp_path / "cannot")
+    with pytest.raises(TokenError, match="must exist and differ from EOS"):
+        llm.load_tokenizer(tmp_path / "cannot")
+
+
+# --- adapters ---
+
+
+def test_swapping_adapters_on_one_base_equals_loading_each_policy_alone(base_folder, adapters):
+    policies = [["sft-chosen"], ["sft-chosen", "dpo-chosen"], ["sft-none", "dpo-none"], ["sft-none"]]
+    alone = [
+        scores(llm.attach_adapters(llm.load_base(base_folder), [adapters[name] for name in policy]))
+        for policy in policies
+    ]
+    shared = llm.load_base(base_folder)
+    bare = scores(shared)
+    for policy in policies:
+        shared = llm.attach_adapters(shared, [adapters[name] for name in policy])
+    for policy, expected in zip(policies, alone, strict=True):
+        with llm.using_adapters(shared, policy):
+            np.testing.assert_allclose(scores(shared), expected, rtol=1e-6)
+        assert shared.active_adapters == policies[-1]
+    with llm.using_adapters(shared, []):
+        np.testing.assert_allclose(scores(shared), bare, rtol=1e-6)
+    assert np.abs(alone[0] - alone[1]).min() > 1e-3
+    np.testing.assert_allclose(scores(shared), alone[-1], rtol=1e-6)
+
+
+def test_attached_adapters_are_frozen_and_never_merged(base_folder, adapters):
+    model = llm.attach_adapters(llm.load_base(base_folder), [adapters["sft-chosen"], adapters["dpo-chosen"]])
+    with llm.using_adapters(model, []):
+        pass
+    with llm.using_adapters(model, ["dpo-chosen"]):
+        pass
+    assert not any(p.requires_grad for p in model.parameters())
+    assert not model.training
+    assert not any(getattr(module, "merged_adapters", []) for module in model.modules())
+
+
+def test_unknown_adapter_is_an_error_that_lists_the_loaded_ones(base_folder, adapters):
+    model = llm.attach_adapters(llm.load_base(base_folder), [adapters["sft-chosen"]])
+    with pytest.raises(ValueError, match="no adapter dpo-chosen; loaded: sft-chosen"):
+        llm.activate(model, ["sft-chosen", "dpo-chosen"])
+
+
+# --- scoring ---
+
+
+def one_by_one(model, tokenizer, prompt, completion):
+    """The definition: sum over the completion's tokens and EOS of log softmax of the step before."""
+    import torch
+
+    start = len(tokenizer(prompt)["input_ids"])
+    ids = torch.tensor([tokenizer(prompt + completion + tokenizer.eos_token)["input_ids"]])
+    with torch.no_grad():
+        log_probs = model(input_ids=ids).logits[0].double().log_softmax(-1)
+    return sum(log_probs[t - 1, ids[0, t]].item() for t in range(start, ids.shape[1]))
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
+def test_log_probs_are_those_of_one_row_at_a_time_whatever_the_batch(base_folder, batch_size):
+    model, tokenizer = llm.load_base(base_folder), llm.load_tokenizer(base_folder)
+    prompts, completions = some_texts()
+    found = llm.sequence_log_probs(model, tokenizer, prompts, completions, batch_size)
+    assert found.dtype == np.float64
+    expected = [one_by_one(model, tokenizer, p, c) for p, c in zip(prompts, completions, strict=True)]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_log_probs_of_no_rows_and_of_unequal_lists(base_folder):
+    model, tokenizer = llm.load_base(base_folder), llm.load_tokenizer(base_folder)
+    assert llm.sequence_log_probs(model, tokenizer, [], [], 4).shape == (0,)
+    with pytest.raises(ValueError):
+        llm.sequence_log_probs(model, tokenizer, ["Prompt: w1\nResponse:"], [], 4)

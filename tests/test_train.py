@@ -1,0 +1,465 @@
+"""Real training on a tiny model: arms, the stacked DPO adapter, best epoch, resume, what is written."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import tiny_run
+
+from persona_lib import guards, llm, store, train
+from persona_lib.arms import derangement, to_dpo_rows, to_sft_rows
+from persona_lib.config import Run, set_field
+from persona_lib.records import TailoringRow
+from persona_lib.trainers import activate_stack, check_dpo_start
+
+# --- arms ---
+
+
+def row(name: str, persona: str | None = "PC", other: str | None = "PR") -> TailoringRow:
+    personas = {"gold-chosen": persona, "gold-rejected": other}
+    return TailoringRow(name, "train", "Q", "good", " bad ", personas)
+
+
+def test_each_arm_shows_its_persona_and_targets_the_response_that_it_prefers():
+    def sft(arm):
+        return [(r["prompt"], r["completion"]) for r in to_sft_rows([row("a")], arm, 0)]
+
+    chosen = ("Prompt: Q\nPersona: PC\nResponse:", " good")
+    rejected = ("Prompt: Q\nPersona: PR\nResponse:", " bad")
+    assert sft("none") == [("Prompt: Q\nResponse:", " good")]
+    assert sft("chosen") == [chosen]
+    assert sft("rejected") == [rejected]
+    assert sft("both") == [chosen, rejected]
+
+
+def test_dpo_prefers_the_rejected_response_for_the_rejected_persona():
+    assert to_dpo_rows([row("a")], "both", 0) == [
+        {
+            "id": "a/chosen",
+            "prompt": "Prompt: Q\nPersona: PC\nResponse:",
+            "chosen": " good",
+            "rejected": " bad",
+        },
+        {
+            "id": "a/rejected",
+            "prompt": "Prompt: Q\nPersona: PR\nResponse:",
+            "chosen": " bad",
+            "rejected": " good",
+        },
+    ]
+
+
+def test_rows_without_the_arms_persona_are_left_out():
+    rows = [row("a"), row("b", persona=None), row("c", other=None)]
+    kept = {
+        arm: [r["id"] for r in to_sft_rows(rows, arm, 0)] for arm in ("none", "chosen", "rejected", "both")
+    }
+    assert kept["none"] == ["a", "b", "c"]
+    assert kept["chosen"] == ["a", "c"]
+    assert kept["rejected"] == ["a", "b"]
+    assert kept["both"] == ["a/chosen", "c/chosen", "a/rejected", "b/rejected"]
+
+
+def test_shuffled_gives_every_row_another_rows_persona_fixed_by_the_seed():
+    rows = [row(f"r{i}", persona=f"P{i}") for i in range(20)]
+    shuffled = [r["prompt"].split("Persona: ")[1].split("\n")[0] for r in to_sft_rows(rows, "shuffled", 3)]
+    assert sorted(shuffled) == sorted(f"P{i}" for i in range(20))
+    assert not any(persona == f"P{i}" for i, persona in enumerate(shuffled))
+    assert to_sft_rows(rows, "shuffled", 3) == to_sft_rows(rows, "shuffled", 3)
+    assert to_sft_rows(rows, "shuffled", 3) != to_sft_rows(rows, "shuffled", 4)
+
+
+@pytest.mark.parametrize("n", [0, 2, 3, 50])
+def test_derangement_is_a_permutation_without_fixed_points(n):
+    result = derangement(n, 0)
+    assert sorted(result) == list(range(n))
+    assert not any(i == j for i, j in enumerate(result))
+
+
+def test_one_row_cannot_be_shuffled_and_an_unknown_arm_is_an_error():
+    with pytest.raises(ValueError, match="needs at least two"):
+        to_sft_rows([row("a")], "shuffled", 0)
+    with pytest.raises(ValueError, match="use none, chosen"):
+        to_sft_rows([row("a")], "choosen", 0)
+
+
+# --- helpers for training ---
+
+
+def weights(folder: Path) -> dict:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    import torch
+
+    one, two = weights(a), weights(b)
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def build(run: Run, method: str, train_persona: str = "chosen"):
+    """A trainer as train_sft and train_dpo build it."""
+    tokenizer = llm.load_tokenizer(*train.base_source(run))
+    rows, _ = train.load_rows(run, method, train_persona)
+    with train.quiet_libraries():
+        return train.build_trainer(run, method, train_persona, tokenizer, rows)
+
+
+def evaluation_losses(folder: Path) -> list[float]:
+    return [log["eval_loss"] for log in store.iter_rows(folder / "log.jsonl") if "eval_loss" in log]
+
+
+def interrupt_after(monkeypatch, steps: int) -> None:
+    """Make the next training stop, as if killed, after so many optimiser steps."""
+    from transformers import TrainerCallback
+
+    class Interrupt(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == steps:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(guards, "progress_lines", lambda name: Interrupt())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run whose arm "chosen" was trained by SFT and then by DPO."""
+    with pytest.MonkeyPatch.context() as patch:
+        run = tiny_run(tmp_path_factory.mktemp("results"), patch)
+        train.train_sft(run, "chosen")
+        train.train_dpo(run, "chosen")
+        yield run
+
+
+# --- what training leaves ---
+
+
+def test_training_leaves_adapter_spec_log_counts_and_no_checkpoints(trained):
+    for method in ("sft", "dpo"):
+        folder = train.adapter_folder(trained, method, "chosen")
+        names = {path.name for path in folder.iterdir()}
+        assert names == {
+            "adapter_config.json", "adapter_model.safetensors", "README.md",
+            "spec.json", "log.jsonl", "counts.json", "done.json",
+        }  # fmt: skip
+        assert len(evaluation_losses(folder)) == 2
+        assert store.read_json(folder / "counts.json")["train"]["rows"] == 16
+        assert store.is_done(folder, store.read_json(folder / "spec.json")["key"])
+
+
+def test_saved_adapters_give_the_best_validation_loss_recomputed_without_trl(trained):
+    """Base, SFT and DPO adapters reloaded, rows scored by our own code: TRL's DPO + SFT loss comes out."""
+    tokenizer = llm.load_tokenizer(*train.base_source(trained))
+    rows = train.load_rows(trained, "dpo", "chosen")[0]["val"]
+    folders = [train.adapter_folder(trained, method, "chosen") for method in ("sft", "dpo")]
+    model = llm.attach_adapters(llm.load_base(*train.base_source(trained)), folders)
+
+    def score(names, side):
+        with llm.using_adapters(model, names):
+            prompts, completions = [r["prompt"] for r in rows], [r[side] for r in rows]
+            return llm.sequence_log_probs(model, tokenizer, prompts, completions, 4)
+
+    both, reference = ["sft-chosen", "dpo-chosen"], ["sft-chosen"]
+    good = score(both, "chosen")
+    margin = good - score(reference, "chosen") - score(both, "rejected") + score(reference, "rejected")
+    tokens = sum(len(tokenizer(r["chosen"])["input_ids"]) for r in rows)  # BOS counted where EOS is meant
+    expected = np.log1p(np.exp(-trained.profile.dpo_beta * margin)).mean() - good.sum() / tokens
+    done = store.read_json(folders[1] / "done.json")
+    assert done["best_eval_loss"] == min(evaluation_losses(folders[1]))
+    assert done["best_eval_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_best_epoch_not_the_last_is_what_is_saved(tmp_path, monkeypatch):
+    """With a rate that overfits 4 rows at once, validation is best early."""
+    run = tiny_run(tmp_path, monkeypatch, n=4, sft_learning_rate=0.1, sft_epochs=4)
+    folder = train.train_sft(run, "chosen")
+    losses = evaluation_losses(folder)
+    assert losses[-1] > min(losses) + 0.1
+    rows = train.load_rows(run, "sft", "chosen")[0]["val"]
+    model = llm.attach_adapters(llm.load_base(*train.base_source(run)), [folder])
+    tokenizer = llm.load_tokenizer(*train.base_source(run))
+    prompts, completions = [r["prompt"] for r in rows], [r["completion"] for r in rows]
+    scores = llm.sequence_log_probs(model, tokenizer, prompts, completions, 1)
+    lengths = [len(tokenizer(c)["input_ids"]) for c in completions]
+    assert -np.mean(scores / lengths) == pytest.approx(
+        min(losses), rel=1e-4
+    )  # batches of one: mean of row means
+
+
+def test_finished_training_is_not_repeated_but_another_setting_is(trained, monkeypatch):
+    folder = train.adapter_folder(trained, "sft", "chosen")
+    before = (folder / "done.json").stat().st_mtime_ns
+    assert train.train_sft(trained, "chosen") == folder
+    assert (folder / "done.json").stat().st_mtime_ns == before
+    changed = Run(set_field(trained.profile, sft_learning_rate=1e-3), trained.dataset, trained.seed)
+    spec = train.training_spec(changed, "sft", "chosen")
+    assert not store.is_done(folder, store.content_hash(spec))
+
+
+def test_dpo_is_stale_when_its_sft_adapter_is_another(trained):
+    before = train.training_spec(trained, "dpo", "chosen")
+    marker = train.adapter_folder(trained, "sft", "chosen") / "done.json"
+    saved = marker.read_text()
+    store.write_json(marker, {"key": "another"})
+    assert train.training_spec(trained, "dpo", "chosen") != before
+    marker.write_text(saved)
+
+
+def test_missing_inputs_are_errors_that_say_what_to_run(tmp_path, monkeypatch):
+    run = tiny_run(tmp_path, monkeypatch)
+    with pytest.raises(FileNotFoundError, match="DPO starts from this arm's SFT adapter; train it first"):
+        train.train_dpo(run, "chosen")
+    (run.folder / "tailoring" / "sft_val.jsonl").unlink()
+    with pytest.raises(FileNotFoundError, match="sft_val.jsonl is missing: run the step that builds"):
+        train.train_sft(run, "chosen")
+
+
+# --- rows that TRL cuts ---
+
+
+def test_truncated_dropped_and_persona_free_rows_are_counted_as_trl_treats_them(
+    tmp_path, monkeypatch, capsys
+):
+    run = tiny_run(tmp_path, monkeypatch, max_length=17)
+    path = run.folder / "tailoring" / "sft_train.jsonl"
+    rows = store.read_rows(path, TailoringRow)
+    store.write_rows(path, [*rows, *(row(f"w{i}", persona=None) for i in range(3))])
+    counts = store.read_json(train.train_sft(run, "chosen") / "counts.json")["train"]
+    assert counts["without_persona"] == 3
+    assert counts["dropped"] > 0
+    assert counts["truncated"] > 0
+    trainer = build(run, "sft")
+    assert len(trainer.train_dataset) == counts["rows"] - counts["dropped"]
+    without_eos = sum(2 not in ids for ids in trainer.train_dataset["input_ids"])
+    assert without_eos == counts["truncated"]
+    assert f"{counts['truncated']} truncated, {counts['dropped']} dropped" in capsys.readouterr().out
+
+
+# --- the stacked DPO adapter ---
+
+
+def first_batch(trainer):
+    import torch
+
+    torch.manual_seed(0)
+    return next(iter(trainer.get_train_dataloader()))
+
+
+def gradients(trainer, batch) -> dict:
+    trainer.model.zero_grad()
+    trainer.compute_loss(trainer.model, batch).backward()
+    return {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}
+
+
+def merged_trainer(run: Run, stacked):
+    """What the paper's authors do: merge the SFT adapter into the base, then train a new one."""
+    from peft import PeftModel, get_peft_model
+    from trl import DPOTrainer
+
+    from persona_lib.trainers import lora_config
+
+    base = llm.load_base(*train.base_source(run))
+    base = PeftModel.from_pretrained(base, str(train.adapter_folder(run, "sft", "chosen"))).merge_and_unload()
+    model = get_peft_model(base, lora_config(run.profile))
+    own = dict(model.named_parameters())
+    for name, parameter in guards.trainable_parameters(stacked.model).items():
+        own[name].data.copy_(parameter.data)
+    args = copy.deepcopy(stacked.args)
+    args.output_dir = str(run.folder / "merged")
+    columns = ["prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logps", "ref_rejected_logps"]
+    data = {
+        part: dataset.remove_columns(columns)
+        for part, dataset in (("train", stacked.train_dataset), ("val", stacked.eval_dataset))
+    }
+    with train.quiet_libraries():
+        return DPOTrainer(
+            model=model,
+            args=args,
+            processing_class=stacked.processing_class,
+            train_dataset=data["train"],
+            eval_dataset=data["val"],
+        )
+
+
+def test_stacked_adapter_trains_as_merging_the_sft_adapter_first_would(trained):
+    """Reference, gradients before the first step, and weights after training: equal to rounding."""
+    stacked = build(trained, "dpo")
+    merged = merged_trainer(trained, stacked)
+    for side in ("ref_chosen_logps", "ref_rejected_logps"):
+        np.testing.assert_allclose(stacked.train_dataset[side], merged.train_dataset[side], rtol=1e-5)
+    batch = first_batch(stacked)
+    ours, theirs = gradients(stacked, batch), gradients(merged, batch)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert (ours[name] - theirs[name]).norm() <= 1e-5 * theirs[name].norm()
+    with train.quiet_libraries():
+        stacked.train()
+        merged.train()
+    after = guards.trainable_parameters(merged.model)
+    for name, parameter in guards.trainable_parameters(stacked.model).items():
+        assert (parameter - after[name]).norm() <= 1e-3 * after[name].norm()
+
+
+def test_reference_is_the_sft_adapter_alone_and_training_does_not_move_it(trained):
+    trainer = build(trained, "dpo")
+    sft = weights(train.adapter_folder(trained, "sft", "chosen"))
+
+    def frozen_matches() -> bool:
+        own = dict(trainer.model.named_parameters())
+        names = {name: name.replace(".weight", ".ref.weight") for name in sft}
+        return all(bool((own[names[name]] == value).all()) for name, value in sft.items())
+
+    assert trainer.model.active_adapters == ["default", "ref"]
+    assert frozen_matches()
+    with train.quiet_libraries():
+        trainer.train()
+    assert frozen_matches()
+    rows = train.load_rows(trained, "dpo", "chosen")[0]["train"]
+    model = llm.attach_adapters(
+        llm.load_base(*train.base_source(trained)), [train.adapter_folder(trained, "sft", "chosen")]
+    )
+    scores = llm.sequence_log_probs(
+        model, trainer.processing_class, [r["prompt"] for r in rows], [r["chosen"] for r in rows], 4
+    )
+    np.testing.assert_allclose(trainer.train_dataset["ref_chosen_logps"], scores, rtol=1e-5)
+
+
+def test_evaluating_other_rows_uses_the_sft_reference_and_keeps_the_stack(trained):
+    trainer = build(trained, "dpo")
+    data = trainer.eval_dataset.select_columns(["prompt", "chosen", "rejected"])
+    with train.quiet_libraries():
+        metrics = trainer.evaluate(data)
+    assert metrics["eval_rewards/margins"] == pytest.approx(0, abs=1e-5)
+    assert trainer.model.active_adapters == ["default", "ref"]
+    guards.check_adapters(trainer.model, "default")
+
+
+def test_dpo_that_forgets_the_sft_adapter_in_the_policy_is_caught_before_training(trained):
+    trainer = build(trained, "dpo")
+    check_dpo_start(trainer, trained.profile)
+    trainer.model.set_adapter("default")
+    with pytest.raises(guards.TrainingError, match="reward margin before the first step"):
+        check_dpo_start(trainer, trained.profile)
+    activate_stack(trainer.model)
+    check_dpo_start(trainer, trained.profile)
+
+
+def test_plain_dpo_starts_at_ln_2_and_has_no_sft_term(trained):
+    run = Run(set_field(trained.profile, dpo_sft_weight=0.0), trained.dataset, trained.seed)
+    trainer = build(run, "dpo")
+    assert trainer.loss_types == ["sigmoid"]
+    loss = trainer.compute_loss(trainer.model, first_batch(trainer)).item()
+    assert loss == pytest.approx(np.log(2), abs=1e-6)
+    check_dpo_start(trainer, run.profile)
+
+
+# --- evaluation, precision, gradients ---
+
+
+def test_sft_validation_loss_does_not_depend_on_the_training_batch_size(tmp_path, monkeypatch):
+    losses = []
+    for size in (2, 8):
+        run = tiny_run(tmp_path, monkeypatch, sft_batch_size=size)
+        trainer = build(run, "sft")
+        with train.quiet_libraries():
+            losses.append(trainer.evaluate()["eval_loss"])
+        assert trainer.args.per_device_eval_batch_size == 1
+    assert losses[0] == losses[1]
+
+
+def test_nf4_adapters_stay_float32_and_have_gradients_after_an_evaluation(tmp_path, monkeypatch):
+    """As on an AVX512-BF16 processor; TRL alone would also cast the adapters to bfloat16."""
+    from bitsandbytes.nn import modules
+
+    monkeypatch.setattr(modules, "has_avx512bf16", lambda: True)
+    run = tiny_run(tmp_path, monkeypatch, quantization="nf4", n=8)
+    trainer = build(run, "sft")
+    guards.check_adapters(trainer.model, "default")
+    with train.quiet_libraries():
+        trainer.evaluate()
+    trainer.model.train()
+    found = gradients(trainer, first_batch(trainer))
+    assert sum(float(g.abs().sum()) for g in found.values()) > 0
+    for layer in ("q_proj", "down_proj"):
+        assert any(layer in name and bool(g.any()) for name, g in found.items())
+
+
+def test_training_stops_when_gradients_vanish_after_the_first_evaluation(tmp_path, monkeypatch):
+    run = tiny_run(tmp_path, monkeypatch)
+    trainer = build(run, "sft")
+    for parameter in guards.trainable_parameters(trainer.model).values():
+        parameter.register_hook(lambda g: g * (trainer.state.global_step < 4))
+    with train.quiet_libraries(), pytest.raises(guards.TrainingError, match="twice by step 5"):
+        train.fit(trainer, run.profile, "sft-chosen", None)
+
+
+def test_training_stops_when_the_first_step_moves_nothing(tmp_path, monkeypatch):
+    run = tiny_run(tmp_path, monkeypatch)
+    trainer = build(run, "sft")
+    for parameter in guards.trainable_parameters(trainer.model).values():
+        parameter.register_hook(lambda g: g * 0)
+    with train.quiet_libraries(), pytest.raises(guards.TrainingError, match="no trainable parameter moved"):
+        train.fit(trainer, run.profile, "sft-chosen", None)
+
+
+# --- resume ---
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+def test_training_killed_in_its_second_epoch_ends_with_the_same_weights(
+    trained, monkeypatch, tmp_path, method
+):
+    """Dropout is on in SFT, so the random state must come back too; in DPO the stack must."""
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
+    run = tiny_run(tmp_path, monkeypatch)
+    if method == "dpo":
+        train.train_sft(run, "chosen")
+    whole = train.adapter_folder(trained, method, "chosen")
+    step = train.train_sft if method == "sft" else train.train_dpo
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, steps=6)
+        with pytest.raises(KeyboardInterrupt):
+            step(run, "chosen")
+    folder = train.adapter_folder(run, method, "chosen")
+    assert not (folder / "done.json").exists()
+    assert [p.name for p in (folder / "checkpoints").glob("checkpoint-*")] == ["checkpoint-4"]
+    assert same_weights(step(run, "chosen"), whole)
+    assert evaluation_losses(folder) == evaluation_losses(whole)
+
+
+def test_checkpoint_cut_short_by_a_kill_is_deleted_and_the_one_before_used(tmp_path):
+    for number, state in ((4, "{}"), (8, '{"global_st'), (12, None)):
+        folder = tmp_path / f"checkpoint-{number}"
+        folder.mkdir()
+        if state is not None:
+            (folder / "trainer_state.json").write_text(state)
+    assert train.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-4"]
+    assert train.last_checkpoint(tmp_path / "none") is None
+
+
+def test_checkpoints_of_other_settings_are_not_resumed(tmp_path):
+    folder = tmp_path / "sft-chosen"
+    train.prepare_folder(folder, "one", {})
+    checkpoint = folder / "checkpoints" / "checkpoint-4"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "trainer_state.json").write_text("{}")
+    assert train.prepare_folder(folder, "one", {}) == str(checkpoint)
+    assert train.prepare_folder(folder, "another", {}) is None
+    assert not checkpoint.exists()
+
+
+def test_progress_is_one_plain_line_per_epoch(tmp_path, monkeypatch, capfd):
+    run = tiny_run(tmp_path, monkeypatch, n=8)
+    capfd.readouterr()
+    train.train_sft(run, "none")
+    out, err = capfd.readouterr()
+    lines = [line for line in out.splitlines() if "epoch" in line]
+    assert [line.split(",")[0] for line in lines] == ["sft-none: epoch 1/2", "sft-none: epoch 2/2"]
+    assert "{" not in out  # no dictionaries of the Trainer's own printer
+    assert "it/s" not in err  # no progress bars
