@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import os
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -105,6 +106,7 @@ class Profile:
     bootstrap_samples: int
 
 
+@cache
 def field_types() -> dict[str, Any]:
     """Return the declared type of every profile field."""
     return get_type_hints(Profile)
@@ -134,7 +136,9 @@ def check_value(field: str, value: Any, where: str) -> Any:
     hint = ""
     if wanted is float and isinstance(value, str):
         hint = " (in YAML write 5.0e-5, not 5e-5 and not in quotes)"
-    raise ConfigError(f"{where}: {field}={value!r} should be {wanted.__name__}, not {type(value).__name__}{hint}")
+    raise ConfigError(
+        f"{where}: {field}={value!r} should be {wanted.__name__}, not {type(value).__name__}{hint}"
+    )
 
 
 def check_fields(values: dict[str, Any], where: str) -> dict[str, Any]:
@@ -186,7 +190,9 @@ def read_profile_file(name: str, folder: Path) -> dict[str, Any]:
     return values | check_fields(content, str(path)) | {"name": name}
 
 
-def load_profile(name: str, overrides: list[str] | tuple[str, ...] = (), folder: Path | None = None) -> Profile:
+def load_profile(
+    name: str, overrides: list[str] | tuple[str, ...] = (), folder: Path | None = None
+) -> Profile:
     """Load ``configs/<name>.yaml`` and apply ``key=value`` overrides.
 
     Raises ConfigError for a missing profile, missing, unknown or ill-typed fields.
@@ -213,7 +219,9 @@ def check_profile(profile: Profile) -> None:
     }
     for field, allowed in choices.items():
         if getattr(profile, field) not in allowed:
-            raise ConfigError(f"{where}: {field}={getattr(profile, field)!r}: use one of {', '.join(allowed)}")
+            raise ConfigError(
+                f"{where}: {field}={getattr(profile, field)!r}: use one of {', '.join(allowed)}"
+            )
     for field in ("base_hidden_size", "base_mlp_size"):
         if getattr(profile, field) % 64:
             raise ConfigError(
@@ -235,7 +243,9 @@ def figures_dir(profile: Profile) -> Path:
 def run_dir(profile: Profile, dataset: str, seed: int) -> Path:
     """Folder of one data set and seed: ``results/<profile>/<dataset>/seed-<seed>``."""
     if dataset not in profile.datasets:
-        raise ConfigError(f"data set {dataset!r} is not one of profile {profile.name}: {', '.join(profile.datasets)}")
+        raise ConfigError(
+            f"data set {dataset!r} is not one of profile {profile.name}: {', '.join(profile.datasets)}"
+        )
     return results_dir(profile) / dataset / f"seed-{seed}"
 
 
@@ -263,7 +273,9 @@ class Run:
         return base_seed(self.profile, self.seed)
 
 
-def open_run(profile: str, dataset: str = "", seed: int = 0, overrides: list[str] | tuple[str, ...] = ()) -> Run:
+def open_run(
+    profile: str, dataset: str = "", seed: int = 0, overrides: list[str] | tuple[str, ...] = ()
+) -> Run:
     """Open what a notebook works on, from its parameters; an empty data set means the profile's first."""
     loaded = load_profile(profile, overrides)
     return Run(loaded, dataset or loaded.datasets[0], seed)

@@ -63,10 +63,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def parse_seeds(text: str) -> str:
     """Return the override that ``--seeds`` means; raises ConfigError if it is not numbers."""
     try:
-        numbers = [int(part) for part in text.split(",")]
+        numbers = [int(part) for part in text.split(",") if part.strip()]
     except ValueError as error:
         raise ConfigError(f"--seeds {text}: write a count (5) or a list (0,3)") from error
-    if "," not in text and numbers[0] < 1:
+    if not numbers or ("," not in text and numbers[0] < 1):
         raise ConfigError(f"--seeds {text}: at least one seed is needed")
     return "seeds=" + ",".join(map(str, numbers if "," in text else range(numbers[0])))
 

@@ -85,7 +85,7 @@ class Reporter(ConsoleReporter):
 
     def skip_uptodate(self, task: Any) -> None:
         """Say that a task is current."""
-        self.write(f"{task.meta['label']}  cached\n")
+        print(f"{task.meta['label']}  cached", flush=True)
 
 
 class Loader(TaskLoader2):

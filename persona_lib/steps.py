@@ -32,7 +32,21 @@ DATA = (
     "shown_share",
     "slip_share",
 )
-BASE = ("base_*",)
+BASE = (  # not base_seeds, which only chooses how many there are
+    "base_model",
+    "base_revision",
+    "base_vocab_size",
+    "base_h*",
+    "base_layers",
+    "base_mlp_size",
+    "base_tokens",
+    "base_*window",
+    "base_batch_tokens",
+    "base_learning_rate",
+    "base_persona_weight",
+    "base_share_*",
+    "base_epochs",
+)
 TRAINING = (
     "methods",
     "train_personas",
@@ -48,9 +62,10 @@ TRAINING = (
     "base_model",
     "base_revision",
 )
-GENERATION = ("few_shot_examples", "gen_*", "eval_split", "eval_personas", "methods", "train_personas")
-JUDGING = ("judge*", "eval_split", "eval_personas", "bootstrap_samples")
 MODEL = ("base_model", "base_revision", "compute_dtype", "quantization")
+INFERENCE = (*DATA, *MODEL, "generator_model", "pi_*", "eval_split")
+GENERATION = (*TRAINING, "few_shot_examples", "gen_*", "eval_split", "eval_personas")
+JUDGING = (*GENERATION, *DATA, "judge*", "bootstrap_samples")
 
 STEPS: dict[str, Step] = {
     "01_preference_data": Step(
@@ -61,25 +76,25 @@ STEPS: dict[str, Step] = {
     "02_base_model": Step(
         "The base language model",
         per="base",
-        fields=(*DATA, *BASE),
+        fields=(*DATA, *BASE, "pi_shots", "datasets"),
         minutes={"smoke": 0.3, "synthetic": 2.5, "scratch": 8, "paper": 10},
     ),
     "03_persona_inference": Step(
         "Infer a persona for every response",
         inputs=("01_preference_data", "02_base_model"),
-        fields=("generator_model", "pi_*", *MODEL),
+        fields=INFERENCE,
         minutes={"smoke": 0.1, "synthetic": 0.6, "paper": 20},
     ),
     "04_persona_quality": Step(
         "Persona accuracy, preference and salient words",
         inputs=("01_preference_data", "02_base_model", "03_persona_inference"),
-        fields=(*JUDGING, "pi_*", *MODEL),
+        fields=(*INFERENCE, "judge*", "bootstrap_samples"),
         minutes={"smoke": 0.1, "synthetic": 0.2, "paper": 30},
     ),
     "05_tailoring_data": Step(
         "Retrieve personas, build the tailoring data",
         inputs=("01_preference_data", "03_persona_inference"),
-        fields=("near_duplicate_threshold", "data_dir", "eval_personas", "train_personas", "pi_train_sides"),
+        fields=(*INFERENCE, "near_duplicate_threshold", "eval_personas", "train_personas"),
         minutes={"smoke": 0.1, "synthetic": 0.1, "scratch": 0.2, "paper": 1},
     ),
     "06_supervised_tailoring": Step(
@@ -97,25 +112,31 @@ STEPS: dict[str, Step] = {
     "08_generation": Step(
         "Answer the test prompts with every policy and persona",
         inputs=("02_base_model", "05_tailoring_data", "06_supervised_tailoring", "07_preference_tailoring"),
-        fields=(*GENERATION, *TRAINING),
+        fields=GENERATION,
         minutes={"smoke": 0.2, "synthetic": 1.0, "scratch": 3, "paper": 180},
     ),
     "09_judging": Step(
         "Judge the answers in both orders",
         inputs=("01_preference_data", "02_base_model", "05_tailoring_data", "08_generation"),
-        fields=(*JUDGING, *GENERATION, *MODEL),
+        fields=JUDGING,
         minutes={"smoke": 0.1, "synthetic": 0.2, "paper": 240},
     ),
     "10_user_personas": Step(
         "Personas that users write themselves",
-        inputs=("05_tailoring_data", "08_generation", "09_judging"),
-        fields=(*JUDGING, *GENERATION, *MODEL),
+        inputs=("02_base_model", "05_tailoring_data", "08_generation", "09_judging"),
+        fields=JUDGING,
         minutes={"smoke": 0.1, "synthetic": 0.2, "paper": 30},
     ),
     "11_persona_swap": Step(
         "Swap the persona: does the preference follow?",
-        inputs=("02_base_model", "05_tailoring_data", "06_supervised_tailoring", "07_preference_tailoring"),
-        fields=("swap_batch_size", "eval_split", "eval_personas", "bootstrap_samples", *TRAINING),
+        inputs=(
+            "02_base_model",
+            "05_tailoring_data",
+            "06_supervised_tailoring",
+            "07_preference_tailoring",
+            "08_generation",
+        ),
+        fields=(*TRAINING, "swap_batch_size", "eval_split", "eval_personas", "bootstrap_samples"),
         minutes={"smoke": 0.1, "synthetic": 0.4, "scratch": 2, "paper": 20},
     ),
     "12_results": Step(

@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def data_folder(name: str) -> Path:
-    """Return a folder of data that is never in the repository, or skip the test and say where it was sought."""
+    """Return a folder of data that is never in the repository, or skip and say where it was sought."""
     places = [Path(os.environ["PERSONA_DATA"])] if "PERSONA_DATA" in os.environ else []
     places.append(REPO.parent / "shared" / "data")
     for place in places:

@@ -1,0 +1,203 @@
+"""The notebooks' shape: what papermill, JupyterLab and a reader on a code host all rely on."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from persona_lib import config, execute, fingerprint, store, tasks
+from persona_lib.steps import STEPS
+
+FOLDER = config.REPO / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+ORDER = ("profile", "dataset", "seed", "overrides")
+PARAMETERS = {
+    "run": {"profile": "str", "dataset": "str", "seed": "int", "overrides": "list"},
+    "base": {"profile": "str", "seed": "int", "overrides": "list"},
+    "profile": {"profile": "str", "overrides": "list"},
+}
+OWN_PATH = re.compile(r"(?:^|[\s\"'(=])(?:/home/|/Users/|/root/|/work/|/tmp/|[A-Z]:\\)")
+every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def read(path: Path) -> dict:
+    """Return a notebook's document."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def code(path: Path) -> list[dict]:
+    """Return a notebook's code cells."""
+    return [cell for cell in read(path)["cells"] if cell["cell_type"] == "code"]
+
+
+def source(cell: dict) -> str:
+    """Return a cell's text."""
+    return "".join(cell["source"])
+
+
+def parameters_cell(path: Path) -> dict:
+    """Return the one cell tagged ``parameters``."""
+    tagged = [cell for cell in code(path) if "parameters" in cell["metadata"].get("tags", [])]
+    assert len(tagged) == 1
+    return tagged[0]
+
+
+def test_there_is_a_notebook_for_every_step_and_a_step_for_every_notebook():
+    assert [path.stem for path in NOTEBOOKS] == list(STEPS)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (config.REPO / "configs").glob("*.yaml")))
+def test_a_profiles_steps_are_in_the_notebooks_order(name):
+    steps = list(config.load_profile(name).steps)
+    assert steps == [step for step in STEPS if step in steps]
+
+
+@every_notebook
+def test_parameters_are_typed_literals_with_a_help_text(path):
+    lines = source(parameters_cell(path)).splitlines()
+    wanted = PARAMETERS[STEPS[path.stem].per]
+    tree = ast.parse("\n".join(lines))
+    assert [type(node) for node in tree.body] == [ast.AnnAssign] * len(wanted)
+    assert {node.target.id: node.annotation.id for node in tree.body} == wanted
+    assert [node.target.id for node in tree.body] == [name for name in ORDER if name in wanted]
+    for node, line in zip(tree.body, lines, strict=True):
+        ast.literal_eval(node.value)
+        assert line.partition("#")[2].strip(), f"no help text: {line}"
+
+
+@every_notebook
+def test_papermill_sees_the_same_parameters(path):
+    import papermill
+
+    seen = papermill.inspect_notebook(str(path))
+    assert list(seen) == execute.parameter_names(path)
+    assert all(parameter["help"] for parameter in seen.values())
+
+
+@every_notebook
+def test_the_parameters_lead_to_the_run(path):
+    cells = [source(cell) for cell in code(path)]
+    place = cells.index(source(parameters_cell(path)))
+    assert place == 0, "the parameters are the first code cell"
+    assert "open_run(" in cells[1], "the second opens what the parameters name"
+
+
+@every_notebook
+def test_a_notebook_opens_with_its_title_and_teaches_in_prose(path):
+    cells = read(path)["cells"]
+    assert cells[0]["cell_type"] == "markdown" and source(cells[0]).startswith("# ")
+    assert sum(cell["cell_type"] == "markdown" for cell in cells) >= 4
+
+
+@every_notebook
+def test_a_notebook_calls_the_library_and_defines_nothing(path):
+    defining = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    for cell in code(path):
+        tree = ast.parse(fingerprint.python_code(source(cell)))
+        assert [node.name for node in ast.walk(tree) if isinstance(node, defining)] == []
+
+
+@every_notebook
+def test_code_cells_are_short(path):
+    assert max(len(source(cell).splitlines()) for cell in code(path)) <= 30
+
+
+def fields_read(text: str) -> set[str]:
+    """Return the profile fields that code reads: attributes of something called profile."""
+    attributes = {
+        node.attr
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value).endswith("profile")
+    }
+    return attributes & set(config.field_types())
+
+
+@every_notebook
+def test_the_fields_that_a_notebook_and_its_modules_read_are_declared(path):
+    selects = {"name", "description", "steps", "seeds", "datasets", "base_seeds"}
+    texts = [fingerprint.python_code(source(cell)) for cell in code(path)]
+    modules = fingerprint.notebook_modules(path)
+    texts += [
+        fingerprint.module_path(name).read_text(encoding="utf-8") for name in modules if name != "config"
+    ]
+    profile = config.load_profile("synthetic")
+    declared = set(tasks.field_values(profile, STEPS[path.stem].fields))
+    undeclared = set().union(*map(fields_read, texts)) - selects - declared
+    assert undeclared == set(), f"add to steps.STEPS[{path.stem!r}].fields; else a change would not rerun it"
+
+
+@every_notebook
+def test_the_kernel_is_python3_whoever_edited_it(path):
+    assert read(path)["metadata"]["kernelspec"]["name"] == "python3"
+
+
+@every_notebook
+def test_no_trace_of_one_persons_run_is_stored(path):
+    document = read(path)
+    assert set(document["metadata"]) & {"papermill", "widgets", "persona"} == set()
+    for cell in document["cells"]:
+        assert set(cell["metadata"]) & {"papermill", "execution"} == set()
+        assert "injected-parameters" not in cell["metadata"].get("tags", [])
+        assert not OWN_PATH.search(source(cell)), f"a path of one machine: {source(cell)[:80]}"
+
+
+@every_notebook
+def test_stored_outputs_come_from_a_whole_run_or_there_are_none(path):
+    document = read(path)
+    if any(cell["outputs"] for cell in code(path)):
+        assert execute.unfinished(document) is None
+    for cell in code(path):
+        assert all(output["output_type"] != "error" for output in cell["outputs"])
+        assert "widget-view" not in json.dumps(cell["outputs"])
+        assert not OWN_PATH.search(json.dumps(cell["outputs"])), "an output shows a path of one machine"
+
+
+def run_smoke(folder: Path) -> subprocess.CompletedProcess:
+    """Run the smoke profile through the runner into a folder."""
+    moved = {"PERSONA_RESULTS": str(folder / "results"), "PERSONA_FIGURES": str(folder / "figures")}
+    command = [sys.executable, "-m", "persona_lib.pipeline", "--profile", "smoke", "--offline"]
+    return subprocess.run(command, cwd=config.REPO, env=os.environ | moved, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory) -> Path:
+    """A folder with the results of one whole smoke run."""
+    folder = tmp_path_factory.mktemp("smoke")
+    done = run_smoke(folder)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return folder
+
+
+@pytest.mark.slow
+def test_the_whole_smoke_profile_runs_and_every_notebook_ran_in_order(smoke):
+    results = smoke / "results" / "smoke"
+    profile = config.load_profile("smoke")
+    executed = sorted((results / "notebooks").glob("*.ipynb"))
+    assert [path.name.partition(".")[0] for path in executed] == sorted(profile.steps)
+    for path in executed:
+        document = read(path)
+        assert execute.unfinished(document) is None, path
+        assert document["metadata"]["persona"]["parameters"]["profile"] == "smoke"
+    known = store.read_json(results / "provenance.json")["tasks"]
+    assert {path.stem for path in executed} <= set(known)
+    assert list((results / "tables").glob("*.csv"))
+    assert list((smoke / "figures" / "smoke").glob("*.png"))
+
+
+@pytest.mark.slow
+def test_running_again_does_nothing_and_is_quick(smoke):
+    tables = {path: path.read_bytes() for path in (smoke / "results").rglob("*.csv")}
+    started = time.monotonic()
+    done = run_smoke(smoke)
+    assert done.returncode == 0 and time.monotonic() - started < 10
+    steps = [line for line in done.stdout.splitlines() if line.startswith("[")]
+    assert steps and all(line.endswith("cached") for line in steps), done.stdout
+    assert {path: path.read_bytes() for path in (smoke / "results").rglob("*.csv")} == tables

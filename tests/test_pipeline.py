@@ -1,0 +1,428 @@
+"""The runner: what is stale and why, what is refused, and that only whole runs count as done."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from persona_lib import config, execute, pipeline, plan, store, tasks
+from persona_lib.config import ConfigError
+from persona_lib.steps import STEPS, Step
+from persona_lib.tasks import Pipeline, Task
+
+TOY = {
+    "01_data": Step("data", fields=("n_train",), minutes={"smoke": 1}),
+    "02_base": Step("base", per="base", fields=("base_*",)),
+    "03_train": Step("train", inputs=("01_data", "02_base"), fields=("sft_*",)),
+    "04_results": Step("results", per="profile", inputs=("01_data", "03_train"), fields=("seeds",)),
+}
+OPEN = "from persona_lib import store\nfrom persona_lib.config import open_run"
+
+
+def cell(source: str, *tags: str) -> dict:
+    """Return a code cell."""
+    return {
+        "cell_type": "code",
+        "source": source,
+        "metadata": {"tags": list(tags)},
+        "outputs": [],
+        "execution_count": None,
+    }
+
+
+def write_notebook(folder: Path, name: str, per: str, *sources: str) -> None:
+    """Write a notebook with the parameters of its kind and the given code cells."""
+    lines = ['profile: str = "smoke"  # profile']
+    lines += ['dataset: str = ""  # data set'] if per == "run" else []
+    lines += ["seed: int = 0  # seed"] if per != "profile" else []
+    lines += ["overrides: list = []  # changes"]
+    cells = [cell("\n".join(lines), "parameters"), *map(cell, sources)]
+    kernel = {"kernelspec": {"name": "someones-own", "display_name": "x", "language": "python"}}
+    content = {"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 4}
+    (folder / f"{name}.ipynb").write_text(json.dumps(content))
+
+
+@pytest.fixture
+def notebooks(tmp_path, monkeypatch) -> Path:
+    """A folder of four tiny notebooks, one per toy step; results go beside it."""
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("PERSONA_FIGURES", str(tmp_path / "figures"))
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    run = f"{OPEN}\nrun = open_run(profile, dataset, seed, overrides)"
+    write_notebook(
+        folder, "01_data", "run", run, "store.write_json(run.folder / 'data.json', run.profile.n_train)"
+    )
+    write_notebook(folder, "02_base", "base", "x = seed")
+    write_notebook(folder, "03_train", "run", run, "store.read_json(run.folder / 'data.json')")
+    write_notebook(folder, "04_results", "profile", "x = 1")
+    return folder
+
+
+def toy(notebooks: Path, *overrides: str) -> Pipeline:
+    """Return the toy pipeline."""
+    changes = ["steps=" + ",".join(TOY), "base_seeds=2", *overrides]
+    return Pipeline(config.load_profile("smoke", changes), tuple(changes), TOY, notebooks)
+
+
+def finish(toy_pipeline: Pipeline, task_id: str, *outputs: str, content: str = "1") -> None:
+    """Leave what the runner leaves after a task: outputs, executed notebook, manifest."""
+    task = toy_pipeline.tasks[task_id]
+    before = tasks.snapshot(toy_pipeline)
+    tasks.begin(toy_pipeline, task)
+    for name in outputs:
+        store.write_text(toy_pipeline.results / name, content)
+    store.write_text(toy_pipeline.executed(task), "{}")
+    tasks.write_manifest(toy_pipeline, task, tasks.current_key(toy_pipeline, task), before, "now")
+
+
+def finish_all(toy_pipeline: Pipeline) -> None:
+    """Leave a finished pipeline in which every task made one table."""
+    for task_id in toy_pipeline.tasks:
+        finish(toy_pipeline, task_id, f"tables/{task_id}.csv")
+
+
+def states(toy_pipeline: Pipeline) -> dict[str, str]:
+    """Return the plan's state of every task."""
+    return {line.task.id: line.state for line in plan.plan_lines(toy_pipeline, list(toy_pipeline.tasks))}
+
+
+# --- the table of steps ---
+
+
+def test_steps_run_after_their_inputs():
+    for name, step in STEPS.items():
+        assert set(step.inputs) <= set(STEPS)
+        assert all(other < name for other in step.inputs), name
+
+
+def test_every_profile_field_makes_some_step_stale_unless_it_only_selects():
+    selects = {"name", "description", "steps", "base_seeds"}
+    profile = config.load_profile("synthetic")
+    read = set().union(*(tasks.field_values(profile, step.fields) for step in STEPS.values()))
+    assert set(config.field_types()) - selects - read == set()
+
+
+def test_every_field_pattern_matches_a_field():
+    profile = config.load_profile("synthetic")
+    for name, step in STEPS.items():
+        for pattern in step.fields:
+            assert tasks.field_values(profile, (pattern,)), f"{name}: {pattern}"
+
+
+# --- tasks ---
+
+
+def test_a_step_expands_over_data_sets_seeds_and_base_models(notebooks):
+    many = toy(notebooks, "datasets=beavertails,hhh", "seeds=0,1,2")
+    assert len(many.tasks) == 6 + 2 + 6 + 1
+    trained = many.tasks["03_train.hhh.seed-2"]
+    assert trained.inputs == ("01_data.hhh.seed-2", "02_base.base-0")
+    assert many.parameters(trained)["seed"] == 2 and many.parameters(trained)["dataset"] == "hhh"
+    assert len(many.tasks["04_results"].inputs) == 12
+    assert set(many.parameters(many.tasks["02_base.base-1"])) == {"profile", "seed", "overrides"}
+
+
+def test_an_input_that_the_profile_leaves_out_is_not_waited_for(notebooks):
+    short = dataclasses.replace(toy(notebooks).profile, steps=("01_data", "03_train"))
+    tailored = Pipeline(short, (), TOY, notebooks)
+    assert tailored.tasks["03_train.synthetic.seed-0"].inputs == ("01_data.synthetic.seed-0",)
+
+
+def test_an_unknown_step_is_an_error_that_lists_the_near_ones(notebooks):
+    with pytest.raises(ConfigError, match="unknown step '01_dat'.*did you mean 01_data"):
+        _ = toy(notebooks, "steps=01_dat").tasks
+
+
+# --- staleness ---
+
+
+def test_a_finished_pipeline_is_current_and_a_new_one_is_not(notebooks):
+    new = toy(notebooks)
+    assert set(states(new).values()) == {"run"}
+    finish_all(new)
+    assert set(states(new).values()) == {"cached"}
+
+
+def test_a_changed_field_names_itself_and_moves_what_follows(notebooks):
+    finish_all(toy(notebooks))
+    changed = toy(notebooks, "n_train=9")
+    assert states(changed) == {
+        "01_data.synthetic.seed-0": "run",
+        "02_base.base-0": "cached",
+        "03_train.synthetic.seed-0": "maybe",
+        "04_results": "maybe",
+    }
+    assert tasks.stale_reasons(changed, changed.tasks["01_data.synthetic.seed-0"]) == ["n_train: 64 -> 9"]
+
+
+def test_the_same_result_again_leaves_the_next_step_current(notebooks):
+    finish_all(toy(notebooks))
+    changed = toy(notebooks, "n_train=9")
+    finish(changed, "01_data.synthetic.seed-0", "tables/01_data.synthetic.seed-0.csv", content="1")
+    assert set(states(changed).values()) == {"cached"}
+
+
+def test_another_result_makes_the_next_step_stale(notebooks):
+    finish_all(toy(notebooks))
+    changed = toy(notebooks, "n_train=9")
+    finish(changed, "01_data.synthetic.seed-0", "tables/01_data.synthetic.seed-0.csv", content="2")
+    reasons = tasks.stale_reasons(changed, changed.tasks["03_train.synthetic.seed-0"])
+    assert reasons == ["its input changed: 01_data.synthetic.seed-0"]
+
+
+def test_more_seeds_leave_finished_runs_and_base_models_current(notebooks):
+    finish_all(toy(notebooks))
+    more = states(toy(notebooks, "seeds=0,1"))
+    assert (
+        more["01_data.synthetic.seed-0"]
+        == more["02_base.base-0"]
+        == more["03_train.synthetic.seed-0"]
+        == "cached"
+    )
+    assert more["01_data.synthetic.seed-1"] == more["02_base.base-1"] == more["04_results"] == "run"
+
+
+def test_code_makes_stale_but_prose_and_outputs_do_not(notebooks):
+    done = toy(notebooks)
+    finish_all(done)
+    path = notebooks / "02_base.ipynb"
+    content = json.loads(path.read_text())
+    content["cells"].append({"cell_type": "markdown", "source": "More.", "metadata": {}})
+    content["cells"][0]["execution_count"] = 3
+    path.write_text(json.dumps(content))
+    assert states(done)["02_base.base-0"] == "cached"
+    content["cells"].append(cell("y = 2"))
+    path.write_text(json.dumps(content))
+    assert tasks.stale_reasons(done, done.tasks["02_base.base-0"]) == ["the notebook's code changed"]
+
+
+def test_a_missing_output_is_made_again(notebooks):
+    done = toy(notebooks)
+    finish_all(done)
+    (done.results / "tables" / "02_base.base-0.csv").unlink()
+    assert tasks.stale_reasons(done, done.tasks["02_base.base-0"]) == ["missing: tables/02_base.base-0.csv"]
+
+
+def test_a_rerun_that_was_killed_is_not_taken_for_the_finished_run_before_it(notebooks):
+    done = toy(notebooks)
+    finish_all(done)
+    tasks.begin(done, done.tasks["02_base.base-0"])
+    assert tasks.stale_reasons(done, done.tasks["02_base.base-0"]) == [
+        "stopped half way: goes on where it was"
+    ]
+
+
+def test_a_resumed_step_still_lists_what_it_made_before(notebooks):
+    done = toy(notebooks)
+    finish_all(done)
+    finish(done, "02_base.base-0")  # finds everything done and writes nothing
+    assert list(store.read_json(done.manifest("02_base.base-0"))["outputs"]) == ["tables/02_base.base-0.csv"]
+
+
+def test_weights_count_by_the_key_in_done_json(notebooks):
+    done = toy(notebooks)
+    folder = "base/seed-0"
+    store.write_json(done.results / folder / "done.json", {"key": "k1", "seconds": 3})
+    finish(done, "02_base.base-0", f"{folder}/model/model.safetensors", f"{folder}/model/log.json")
+    store.write_json(done.results / folder / "done.json", {"key": "k1", "seconds": 4})
+    finish(done, "02_base.base-0", f"{folder}/done.json", content='{"key": "k1", "seconds": 4}')
+    assert store.read_json(done.manifest("02_base.base-0"))["outputs"] == {
+        f"{folder}/done.json": {"key": "k1"},
+        f"{folder}/model/log.json": {},
+        f"{folder}/model/model.safetensors": {},
+    }
+
+
+def test_force_forgets_what_a_task_made_and_nothing_else(notebooks):
+    done = toy(notebooks)
+    finish_all(done)
+    tasks.forget(done, done.tasks["02_base.base-0"])
+    assert sorted(path.name for path in (done.results / "tables").iterdir()) == [
+        "01_data.synthetic.seed-0.csv",
+        "03_train.synthetic.seed-0.csv",
+        "04_results.csv",
+    ]
+    assert states(done)["02_base.base-0"] == "run"
+
+
+# --- the command line ---
+
+
+def call(notebooks: Path, *arguments: str) -> int:
+    """Call the runner on the toy pipeline."""
+    steps = "steps=" + ",".join(TOY)
+    return pipeline.main(["--profile", "smoke", "--set", steps, *arguments], notebooks, TOY)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--set", "sft_lerning_rate=1"], "did you mean sft_learning_rate"),
+        (["--profile", "smok"], "did you mean smoke"),
+        (["--only", "05"], "--only 05: no such step"),
+        (["--only", "03"], "needs 01_data.synthetic.seed-0, which has not been run"),
+        (["--from", "results2"], "--from results2: no such step"),
+        (["--seeds", "many"], "write a count (5) or a list (0,3)"),
+        (["--seeds", "0"], "at least one seed"),
+    ],
+)
+def test_a_wrong_setting_is_said_in_one_line_and_nothing_is_run(notebooks, capsys, arguments, complaint):
+    assert call(notebooks, *arguments) == 2
+    said = capsys.readouterr().err
+    assert complaint in said and "Traceback" not in said
+    assert not (notebooks.parent / "results").exists()
+
+
+def test_seeds_are_a_count_or_a_list():
+    assert pipeline.parse_seeds("3") == "seeds=0,1,2"
+    assert pipeline.parse_seeds("3,7") == "seeds=3,7"
+    assert pipeline.parse_seeds("3,") == "seeds=3"
+
+
+def test_a_plan_says_state_reason_time_and_needs(notebooks, capsys):
+    finish(toy(notebooks), "01_data.synthetic.seed-0")
+    assert call(notebooks, "--plan", "--set", "base_seeds=2") == 0
+    said = capsys.readouterr().out
+    assert "cached  01_data.synthetic.seed-0" in said and "not run yet" in said
+    for word in ("to run     3 of 4 tasks", "time ", "download   0.0 GB", "disk ", "GPU ", "API cost   0"):
+        assert word in said
+
+
+def test_the_plan_of_the_paper_names_models_memory_and_what_is_not_ready():
+    paper = config.load_profile("paper")
+    named = {what: (size, remark) for what, size, remark in plan.downloads(paper)}
+    assert named["meta-llama/Llama-3.1-8B"][0] in (0.0, 16.1)
+    assert named["prometheus-eval/prometheus-7b-v2.0"][0] in (0.0, 14.5)
+    assert "13.2 GB for DPO (nf4, 1 pair per step, 512 tokens)" in plan.gpu_need(paper)
+    assert any("not been run" in note for note in plan.not_ready(paper))
+
+
+def test_a_plan_and_a_refusal_need_neither_torch_nor_doit_nor_papermill():
+    code = (
+        "import sys; from persona_lib import pipeline; "
+        "status = pipeline.main(['--plan', '--profile', 'smoke']); "
+        "print([m for m in ('torch', 'doit', 'papermill', 'psutil', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=config.REPO, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_two_runs_at_once_are_refused(notebooks, capsys):
+    from persona_lib.runner import only_runner
+
+    with only_runner(toy(notebooks)):
+        assert call(notebooks) == 2
+    assert "another run is at work" in capsys.readouterr().err
+
+
+# --- running ---
+
+
+@pytest.mark.parametrize(
+    ("cells", "problem"),
+    [
+        ([cell("x", "a") | {"execution_count": 1}, cell("y") | {"execution_count": 2}], None),
+        ([cell("x") | {"execution_count": 1}, cell("  ")], None),
+        ([cell("x") | {"execution_count": 2}], "code cell 1 did not run in order"),
+        ([cell("x") | {"execution_count": 1}, cell("y")], "code cell 2 did not run in order"),
+        ([cell("x") | {"execution_count": 1, "outputs": [{"output_type": "error"}]}], "code cell 1 failed"),
+    ],
+)
+def test_only_a_notebook_that_ran_whole_and_in_order_counts(cells, problem):
+    found = execute.unfinished({"cells": cells})
+    assert found is None if problem is None else problem in found
+
+
+def test_a_parameter_that_the_notebook_lacks_is_an_error(notebooks):
+    with pytest.raises(execute.StepError, match="parameters cell has no sead"):
+        execute.check_parameters(notebooks / "01_data.ipynb", {"profile": "smoke", "sead": 1})
+
+
+def test_a_duration_reads_like_a_clock():
+    assert [execute.clock(s) for s in (5, 65, 3665)] == ["0:05", "1:05", "1:01:05"]
+
+
+@pytest.mark.slow
+def test_a_step_runs_leaves_its_provenance_and_is_then_skipped(notebooks, capsys):
+    arguments = ["--only", "01", "--set", "n_train=7"]
+    assert call(notebooks, *arguments) == 0
+    results = notebooks.parent / "results" / "smoke"
+    assert store.read_json(results / "synthetic" / "seed-0" / "data.json") == 7
+    facts = store.read_json(results / "provenance.json")["tasks"]["01_data.synthetic.seed-0"]
+    executed = json.loads((results / "notebooks" / "01_data.synthetic.seed-0.ipynb").read_text())
+    assert executed["metadata"]["persona"] == facts
+    assert facts["parameters"]["overrides"][-1] == "n_train=7"
+    assert facts["seconds"] > 0 and facts["peak_memory_mb"] > 0 and facts["hardware"]["cores"] >= 1
+    assert {"git", "python", "versions", "started", "finished"} <= set(facts)
+    capsys.readouterr()
+    started = time.monotonic()
+    assert call(notebooks, *arguments) == 0
+    assert "cached" in capsys.readouterr().out and time.monotonic() - started < 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("import sys\nsys.exit(0)", "code cell 2 failed"),
+        ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "DeadKernelError"),
+    ],
+)
+def test_a_failing_step_stops_the_run_and_shows_why_and_where(notebooks, capsys, source, said):
+    write_notebook(notebooks, "02_base", "base", source, "x = 1")
+    assert call(notebooks) == 1
+    shown = capsys.readouterr().out
+    half = notebooks.parent / "results" / "smoke" / "notebooks" / "02_base.base-0.running.ipynb"
+    assert said in shown and str(half) in shown and half.exists()
+    assert "03_train" not in shown
+    write_notebook(notebooks, "02_base", "base", "x = 1")
+    assert call(notebooks, "--set", "base_seeds=1") == 0
+    shown = capsys.readouterr().out
+    assert "[1/4] 01_data.synthetic.seed-0 cached" in " ".join(shown.split()) and not half.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_the_kernel_and_exits_130(notebooks, number):
+    write_notebook(
+        notebooks, "02_base", "base", "import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(300)"
+    )
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom persona_lib import pipeline, steps\n"
+        "arguments = ['--profile', 'smoke', '--set', 'steps=02_base']\n"
+        "table = {'02_base': steps.Step('b', per='base')}\n"
+        f"sys.exit(pipeline.main(arguments, Path({str(notebooks)!r}), table))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=config.REPO, start_new_session=True)
+    log = notebooks.parent / "results" / "smoke" / "logs" / "02_base.base-0.log"
+    deadline = time.monotonic() + 60
+    while not (log.exists() and log.read_text().strip()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    kernel = int(log.read_text())
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+    assert process.wait(30) == 130
+    assert not log.parent.parent.joinpath("notebooks", "02_base.base-0.ipynb").exists()
+    time.sleep(2)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(kernel, 0)
+        pytest.fail("the kernel is still there")
+
+
+def test_the_report_task_follows_every_other(monkeypatch):
+    if not (config.REPO / "persona_lib" / "report.py").exists():
+        pytest.skip("no report module")
+    arguments = pipeline.parse_arguments(["--profile", "smoke"])
+    laid_out = pipeline.open_pipeline(arguments)
+    assert list(laid_out.tasks)[-1] == tasks.REPORT
+    assert laid_out.tasks[tasks.REPORT] == Task(tasks.REPORT, tasks.REPORT, {}, tuple(laid_out.tasks)[:-1])
