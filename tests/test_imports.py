@@ -34,8 +34,8 @@ LEVELS = {
     1: "synthetic oracle official data released retrieval llm generate arms guards leakage unseen",
     2: "base personas persona_quality tailoring trainers train tailor judge judged pooled swap swap_tables "
     "released_tables",
-    3: "results results_personas results_swap primary swap_plots plots report steps tasks execute plan runner "
-    "pipeline",
+    3: "results results_personas results_swap primary swap_plots plots report steps tasks execute plan "
+    "runner pipeline",
 }
 LEVEL = {name: level for level, names in LEVELS.items() for name in names.split()}
 
