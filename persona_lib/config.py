@@ -225,8 +225,8 @@ def check_profile(profile: Profile) -> None:
     for field in ("base_hidden_size", "base_mlp_size"):
         if getattr(profile, field) % 64:
             raise ConfigError(
-                f"{where}: {field}={getattr(profile, field)} must be a multiple of 64: NF4 quantises blocks of "
-                "64 and is silently wrong otherwise"
+                f"{where}: {field}={getattr(profile, field)} must be a multiple of 64: "
+                "NF4 quantises blocks of 64 and is silently wrong otherwise"
             )
 
 

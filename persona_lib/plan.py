@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from persona_lib import store
+from persona_lib import environment, store
 from persona_lib.config import Profile
 from persona_lib.execute import clock
 from persona_lib.tasks import REPORT, Pipeline, Task, stale_reasons
@@ -137,6 +137,13 @@ def gpu_need(profile: Profile) -> str:
     )
 
 
+def setup_need() -> str:
+    """Say whether the Python that runs this has the packages; measured: 1.8 GB with torch for the CPU."""
+    if not environment.unmet("lab"):
+        return "done: this Python satisfies the pins"
+    return ".venv, once: 1.8 GB of packages with torch for the CPU, about 6 GB with torch for CUDA"
+
+
 def not_ready(profile: Profile) -> list[str]:
     """Say what of a profile this version has not been made to run."""
     missing = []
@@ -170,13 +177,16 @@ def print_totals(profile: Profile, lines: list[Line]) -> None:
     pending = [line for line in lines if line.state != "cached"]
     total = sum(line.seconds or 0 for line in pending)
     unknown = sum(line.seconds is None for line in pending)
-    estimate = " (estimates from arithmetic, not measured)" if hub_models(profile) else ""
+    estimate = (
+        " on one large GPU (estimate: arithmetic times four, not measured)" if hub_models(profile) else ""
+    )
     print(f"to run     {len(pending)} of {len(lines)} tasks")
     print(f"time       {clock(total)} h:mm:ss{estimate}" + (f", and {unknown} unknown" if unknown else ""))
     wanted = downloads(profile)
+    print(f"set-up     {setup_need()}")
     print(f"download   {sum(size for _, size, _ in wanted):.1f} GB" + ("" if wanted else ": nothing"))
     for what, size, remark in wanted:
-        print(f"             {what}: {size:.1f} GB ({remark})")
+        print(f"             {what}: {size:.2f} GB ({remark})")
     print(f"disk       {disk_gb(profile):.1f} GB")
     print(f"GPU        {gpu_need(profile)}")
     print("API cost   0: no paid service is called")
