@@ -78,22 +78,26 @@ def count_rows(
     completions: tuple[str, ...],
     max_length: int,
     where: str,
+    drops: bool = True,
 ) -> RowCounts:
     """Check every row and count what training will do to it.
 
     ``completions`` names the columns that follow the prompt: ("completion",) or ("chosen", "rejected").
-    Raises TokenError (see ``encode``), also if there are no rows or all would be dropped.
+    ``drops`` says whether TRL drops rows whose prompt fills ``max_length`` (it does unless the loss is
+    on prompts too). Raises TokenError (see ``encode``), also if there are no rows or all would be dropped.
     """
     total = truncated = dropped = prompt_tokens = completion_tokens = longest = 0
     for row in rows:
+        names = [f"{where}, row {row['id']}, {column}" for column in completions]
         encoded = [
-            encode(tokenizer, row["prompt"], row[c], f"{where}, row {row['id']}, {c}") for c in completions
+            encode(tokenizer, row["prompt"], row[c], n) for c, n in zip(completions, names, strict=True)
         ]
         prompt = len(encoded[0][0])
         lengths = [prompt + len(ids) for _, ids in encoded]
         total += 1
-        dropped += prompt >= max_length
-        truncated += prompt < max_length < max(lengths)
+        lost = drops and prompt >= max_length
+        dropped += lost
+        truncated += not lost and max(lengths) > max_length
         prompt_tokens += prompt
         completion_tokens += sum(lengths) - prompt * len(lengths)
         longest = max(longest, *lengths)

@@ -95,16 +95,25 @@ def quiet_libraries() -> Iterator[None]:
             os.environ["TQDM_DISABLE"] = tqdm
 
 
+def base_key(run: Run) -> str:
+    """Return what identifies the base model; raises if it should have been pretrained and was not."""
+    source, revision = base_source(run)
+    if run.profile.base_model != "scratch":
+        return f"{source}@{revision}"
+    done = Path(source) / "done.json"
+    if not done.exists():
+        raise FileNotFoundError(f"{done} is missing: run the step that pretrains the base model first")
+    return store.read_json(done)["key"]
+
+
 def training_spec(run: Run, method: str, train_persona: str) -> dict[str, Any]:
     """Return all that an adapter depends on; its hash is the adapter's key."""
-    source, revision = base_source(run)
-    done = Path(source) / "done.json"
     spec = {
         "method": method,
         "train_persona": train_persona,
         "seed": run.seed,
         "dataset": run.dataset,
-        "base": store.read_json(done)["key"] if done.exists() else f"{source}@{revision}",
+        "base": base_key(run),
         "settings": {f: getattr(run.profile, f) for f in (*SHARED_FIELDS, *METHOD_FIELDS[method])},
         "data": {part: store.file_hash(path) for part, path in data_paths(run, method).items()},
         "code": module_hash("train"),
@@ -180,8 +189,9 @@ def count_parts(
     run: Run, method: str, tokenizer: Any, rows: dict[str, list[dict]], name: str
 ) -> dict[str, RowCounts]:
     """Check and count the rows of "train" and "val" (see ``tokens.count_rows``)."""
-    completions, longest = COMPLETIONS[method], run.profile.max_length
-    return {part: count_rows(tokenizer, rows[part], completions, longest, f"{name} {part}") for part in rows}
+    drops = method == "dpo" or run.profile.completion_only_loss
+    settings = COMPLETIONS[method], run.profile.max_length
+    return {part: count_rows(tokenizer, rows[part], *settings, f"{name} {part}", drops) for part in rows}
 
 
 def report_counts(folder: Path, counts: dict[str, RowCounts], without: dict[str, int]) -> None:

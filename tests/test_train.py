@@ -214,6 +214,11 @@ def test_missing_inputs_are_errors_that_say_what_to_run(tmp_path, monkeypatch):
     run = tiny_run(tmp_path, monkeypatch)
     with pytest.raises(FileNotFoundError, match="DPO starts from this arm's SFT adapter; train it first"):
         train.train_dpo(run, "chosen")
+    base = train.base_source(run)[0]
+    (base / "done.json").rename(base / "not-done.json")
+    with pytest.raises(FileNotFoundError, match="run the step that pretrains the base model first"):
+        train.train_sft(run, "chosen")
+    (base / "not-done.json").rename(base / "done.json")
     (run.folder / "tailoring" / "sft_val.jsonl").unlink()
     with pytest.raises(FileNotFoundError, match="sft_val.jsonl is missing: run the step that builds"):
         train.train_sft(run, "chosen")
@@ -238,6 +243,16 @@ def test_truncated_dropped_and_persona_free_rows_are_counted_as_trl_treats_them(
     without_eos = sum(2 not in ids for ids in trainer.train_dataset["input_ids"])
     assert without_eos == counts["truncated"]
     assert f"{counts['truncated']} truncated, {counts['dropped']} dropped" in capsys.readouterr().out
+
+
+def test_loss_on_whole_texts_drops_no_row_and_counts_long_prompts_as_truncated(tmp_path, monkeypatch):
+    run = tiny_run(tmp_path, monkeypatch, max_length=17, completion_only_loss=False, sft_epochs=1)
+    counts = store.read_json(train.train_sft(run, "chosen") / "counts.json")
+    assert counts["val"]["dropped"] == 0
+    trainer = build(run, "sft")
+    assert len(trainer.eval_dataset) == counts["val"]["rows"] == 6
+    assert sum(2 not in ids for ids in trainer.eval_dataset["input_ids"]) == counts["val"]["truncated"]
+    assert trainer.train_dataset["labels"] == trainer.train_dataset["input_ids"]
 
 
 # --- the stacked DPO adapter ---
@@ -430,6 +445,26 @@ def test_training_killed_in_its_second_epoch_ends_with_the_same_weights(
     assert [p.name for p in (folder / "checkpoints").glob("checkpoint-*")] == ["checkpoint-4"]
     assert same_weights(step(run, "chosen"), whole)
     assert evaluation_losses(folder) == evaluation_losses(whole)
+
+
+def test_training_killed_before_its_adapter_is_saved_still_ends_with_the_best_epoch(tmp_path, monkeypatch):
+    run = tiny_run(tmp_path, monkeypatch, n=4, sft_learning_rate=0.1, sft_epochs=3)
+    folder = train.adapter_folder(run, "sft", "chosen")
+    saved = {}
+
+    def killed(trainer, folder, key):
+        saved.update({n: p.detach().clone() for n, p in guards.trainable_parameters(trainer.model).items()})
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "save_adapter", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train.train_sft(run, "chosen")
+    found = weights(train.train_sft(run, "chosen"))
+    assert len(found) == len(saved)
+    assert all(bool((found[name.replace(".default", "")] == value).all()) for name, value in saved.items())
+    losses = evaluation_losses(folder)
+    assert store.read_json(folder / "done.json")["best_eval_loss"] == min(losses) < losses[-1]
 
 
 def test_checkpoint_cut_short_by_a_kill_is_deleted_and_the_one_before_used(tmp_path):
