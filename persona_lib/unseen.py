@@ -7,13 +7,16 @@ answer about a topic of the experiments. The text is deterministic, so this is c
 from __future__ import annotations
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import groupby
 from typing import Any
 
-from persona_lib.config import Profile
+from persona_lib.base import BOS, EOS, PAD, WORD_PATTERN, synthetic_windows
+from persona_lib.config import Profile, set_field
 from persona_lib.prompts import INFERENCE_INSTRUCTION
-from persona_lib.synthetic import Segment, Topic, all_prompts, make_topics, pretraining_documents, topics_of
+from persona_lib.synthetic import Segment, Topic, all_prompts, make_topics, topics_of
 from persona_lib.vocabulary import (
     CONTENT_SENTENCES,
     EXPERIMENT_TEMPLATES,
@@ -25,8 +28,7 @@ from persona_lib.vocabulary import (
 
 EXPERIMENT_SPLITS = ("train", "validation", "test")
 TOPIC = re.compile(rf"\b((?:{'|'.join(VARIANTS)}) [a-z]+)\b")
-LONG_SHARE = 0.2  # as in ``base``: the share of the tokens that come in long windows
-OPEN_WINDOWS = 11  # windows that packing keeps open at most: documents used beyond the full windows
+MARK = 2.0  # loss weight that marks persona tokens while the text is read
 FORBIDDEN = (
     "persona next to an experiment topic",
     "prompt of the experiments",
@@ -62,21 +64,36 @@ def without_answers(text: str) -> str:
     return text
 
 
-def documents_seen(profile: Profile, base_seed: int) -> Iterator[list[Segment]]:
-    """Yield at least all documents that a base model was pretrained on, in both phases.
+class SplitTokenizer:
+    """Splits text as the world's tokenizer does, and keeps the pieces instead of their numbers."""
 
-    A word is at least one token, so documents of as many words as the windows hold tokens are enough.
-    """
-    for window, share, max_shots, phase in (
-        (profile.base_window, 1 - LONG_SHARE, 2, "short"),
-        (profile.base_long_window, LONG_SHARE, profile.pi_shots + 1, "long"),
-    ):
-        room = (max(1, round(profile.base_tokens * share / window)) + OPEN_WINDOWS) * window
-        for document in pretraining_documents(profile, base_seed, max_shots, phase):
-            yield document
-            room -= min(window, sum(len(text.split()) for text, _ in document))
-            if room <= 0:
-                break
+    bos_token_id, eos_token_id, pad_token_id = BOS, EOS, PAD
+
+    def __call__(self, text: str, add_special_tokens: bool = False) -> dict[str, list[str]]:
+        """Return the pieces; joined they are the text again."""
+        return {"input_ids": [sys.intern(piece) for piece in re.findall(WORD_PATTERN, text)]}
+
+
+def split_window(window: dict[str, list]) -> Iterator[list[Segment]]:
+    """Cut a packed window into its documents, as (text, is persona) segments."""
+    document: list[Segment] = []
+    pairs = zip(window["input_ids"], window["weights"], strict=True)
+    for marked, run in groupby(pairs, key=lambda pair: pair[1] == MARK):
+        for beginning, pieces in groupby(run, key=lambda pair: pair[0] == BOS):
+            if beginning and document:
+                yield document
+            document = [] if beginning else document
+            text = "".join(piece for piece, _ in pieces if piece not in (BOS, EOS, PAD))
+            document += [(text, marked)] if text else []
+    yield document
+
+
+def documents_seen(profile: Profile, base_seed: int) -> Iterator[list[Segment]]:
+    """Yield the documents in the very windows that a base model of the synthetic world is trained on."""
+    marked = set_field(profile, base_persona_weight=MARK)
+    for windows in synthetic_windows(marked, base_seed, SplitTokenizer()):
+        for window in windows:
+            yield from split_window(window)
 
 
 def prompts_by_topic(topics: Iterable[Topic]) -> dict[str, list[str]]:

@@ -28,15 +28,25 @@ def test_the_pretraining_text_holds_nothing_forbidden():
     assert min(counts[kind] for kind in ("plain", "with a persona", "persona inference")) > 10
 
 
-def test_all_documents_that_packing_uses_are_read():
+def test_what_is_read_is_the_text_of_the_windows_that_are_trained_on():
     from persona_lib import base
 
-    tokenizer = base.train_tokenizer(
-        base.tokenizer_texts(PROFILE, 0)[:400], PROFILE.base_vocab_size, word_level=True
-    )
-    phases = base.synthetic_windows(PROFILE, 0, tokenizer)
-    used = sum(window["input_ids"].count(tokenizer.bos_token_id) for phase in phases for window in phase)
-    assert used <= unseen.check_unseen(PROFILE, 0)["documents"]
+    texts = base.tokenizer_texts(PROFILE, 0)
+    tokenizer = base.train_tokenizer(texts, PROFILE.base_vocab_size, word_level=True)
+    windows = [w["input_ids"] for phase in base.synthetic_windows(PROFILE, 0, tokenizer) for w in phase]
+    trained = tokenizer.batch_decode(windows, skip_special_tokens=True)
+    documents = list(unseen.documents_seen(PROFILE, 0))
+    assert "".join(trained) == "".join(text for document in documents for text, _ in document)
+    assert len(documents) == sum(ids.count(tokenizer.bos_token_id) for ids in windows)
+
+
+def test_the_personas_of_inference_documents_stay_marked():
+    documents = list(unseen.documents_seen(PROFILE, 0))
+    marked = [text for document in documents for text, is_persona in document if is_persona]
+    assert len(marked) > 50
+    whole = [text for text in marked if text.endswith(".")]  # a window may cut its last one
+    assert len(whole) > 0.8 * len(marked)
+    assert all(text.startswith(" The user is ") for text in whole)
 
 
 def test_an_answer_that_uses_the_word_of_a_persona_is_no_persona():
