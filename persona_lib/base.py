@@ -124,7 +124,7 @@ def synthetic_windows(profile: Profile, base_seed: int, tokenizer: Any) -> list[
 
     phases = []
     for window, share, max_shots, phase in (
-        (profile.base_window, 1 - LONG_SHARE, 2, "short"),
+        (profile.base_window, 1 - LONG_SHARE, 1, "short"),
         (profile.base_long_window, LONG_SHARE, profile.pi_shots + 1, "long"),
     ):
         documents = pretraining_documents(profile, base_seed, max_shots, phase)

@@ -48,7 +48,7 @@ def _patterns() -> dict[str, re.Pattern]:
 def read_response(text: str) -> Reading:
     """Read a response; a dimension shown with both values or not at all is absent from ``values``.
 
-    Length is brief with at most two facts and detailed with at least four. The well-formed parts are
+    Length is brief with one fact and detailed with at least three. The well-formed parts are
     taken out of the text one after the other; ``leftover`` is what remains.
     """
     rest, repeats, values = text.strip(), False, {}
@@ -73,7 +73,7 @@ def read_response(text: str) -> Reading:
         repeats |= len(found) > 1
         facts += [(slot, filler.lower()) for filler in found]
         rest = pattern.sub("", rest)
-    shown["length"] |= {"brief"} if 1 <= len(facts) <= 2 else {"detailed"} if len(facts) >= 4 else set()
+    shown["length"] |= {"brief"} if len(facts) == 1 else {"detailed"} if len(facts) >= 3 else set()
     values = {d: next(iter(v)) for d, v in shown.items() if len(v) == 1}
     leftover = re.sub(r"\n\d\. |[\s.,]|\band\b", "", rest)
     return Reading(values, tuple(facts), topic, repeats, leftover)

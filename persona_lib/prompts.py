@@ -32,7 +32,12 @@ def first_person(persona: str) -> str:
     text = re.sub(r"^The user is\b", "I am", persona.strip())
     text = re.sub(r"^The user prefers\b", "I prefer", text)
     text = re.sub(r"\band prefers\b", "and prefer", text)
-    for pattern, word in ((r"\btheir\b", "my"), (r"\bthey are\b", "I am"), (r"\bthey\b", "I"), (r"\bthem\b", "me")):
+    for pattern, word in (
+        (r"\btheir\b", "my"),
+        (r"\bthey are\b", "I am"),
+        (r"\bthey\b", "I"),
+        (r"\bthem\b", "me"),
+    ):
         text = re.sub(pattern, word, text)
     return text
 
@@ -72,7 +77,9 @@ def inference_prefix(shots: Sequence[tuple[str, str, str, str]]) -> str:
     return "".join(f"{block}\n\n" for block in [INFERENCE_INSTRUCTION, *blocks])
 
 
-def inference_prompt(shots: Sequence[tuple[str, str, str, str]], prompt: str, preferred: str, other: str) -> str:
+def inference_prompt(
+    shots: Sequence[tuple[str, str, str, str]], prompt: str, preferred: str, other: str
+) -> str:
     """Render a whole few-shot persona-inference prompt."""
     return inference_prefix(shots) + inference_query(prompt, preferred, other)
 

@@ -23,6 +23,7 @@ from persona_lib.vocabulary import (
     CONTENT_SENTENCES,
     DIMENSIONS,
     EXPERIMENT_TEMPLATES,
+    FACT_COUNTS,
     FACT_PHRASES,
     FILLERS,
     HELD_OUT_FRAMES,
@@ -59,7 +60,7 @@ class Topic:
 def make_topics(world_seed: int) -> dict[str, Topic]:
     """Make all topics, keyed by name ("old kettle"), with facts drawn by the world seed.
 
-    Both variants of a noun fall in the same split and share about half of their facts.
+    Both variants of a noun fall in the same split and share their facts.
     """
     rng = random.Random(f"world-{world_seed}")
     topics = {}
@@ -67,10 +68,8 @@ def make_topics(world_seed: int) -> dict[str, Topic]:
         order = rng.sample(nouns, len(nouns))
         splits = [split for split, count in TOPIC_SPLITS.items() for _ in range(count)]
         for noun, split in zip(order, splits, strict=True):
-            shared = {slot: rng.choice(words) for slot, words in FILLERS.items()}
+            facts = {slot: rng.choice(words) for slot, words in FILLERS.items()}
             for variant in VARIANTS:
-                own = {slot: rng.choice(words) for slot, words in FILLERS.items()}
-                facts = {slot: (own if rng.random() < 0.5 else shared)[slot] for slot in FILLERS}
                 name = f"{variant} {noun}"
                 topics[name] = Topic(name, VERBS[domain], noun, split, facts)
     return topics
@@ -106,21 +105,20 @@ def sample_values(profile: Profile, rng: random.Random, fixed: Values) -> Values
 def render_response(topic: Topic, values: Values, rng: random.Random) -> str:
     """Write a response that shows the values and states right facts about the topic.
 
-    Which facts (two in a brief response, four in a detailed one), the opener and the order of the
-    content sentences are random.
+    Which facts (one in a brief response, three in a detailed one) and the wording of a value are random.
     """
-    count = {"brief": 2, "detailed": 4}[values["length"]]
+    count = FACT_COUNTS[values["length"]]
     slots = sorted(rng.sample(list(FILLERS), count), key=list(FILLERS).index)
     facts = [FACT_PHRASES[slot].format(topic.facts[slot]) for slot in slots]
     contents = [
-        rng.choice(CONTENT_SENTENCES[v]) for d, v in values.items() if d not in ("length", "format", "tone")
+        rng.choice(CONTENT_SENTENCES[values[d]]) for d in DIMENSIONS if values.get(d) in CONTENT_SENTENCES
     ]
-    rng.shuffle(contents)
     opener = rng.choice(OPENERS[values["tone"]]) + " " if "tone" in values else ""
     if values["format"] == "list":
         lines = [f"{n}. {fact[0].upper()}{fact[1:]}." for n, fact in enumerate(facts, start=1)]
         return "\n".join([f"{opener}For the {topic.name}:", *lines, *contents])
-    body = f"{opener}For the {topic.name}, {', '.join(facts[:-1])} and {facts[-1]}."
+    listed = f"{', '.join(facts[:-1])} and {facts[-1]}" if len(facts) > 1 else facts[0]
+    body = f"{opener}For the {topic.name}, {listed}."
     return " ".join([body, *contents])
 
 
@@ -273,12 +271,11 @@ def pretraining_documents(
     topics = make_topics(profile.world_seed)
     library, everything = topics_of(topics, "library"), list(topics.values())
     rng = random.Random(f"text-{profile.world_seed}-{base_seed}-{phase}")
-    shares = [profile.base_share_plain, profile.base_share_inference, profile.base_share_story]
-    # shares are of tokens; a k-shot document counts as k short ones
-    mean_shots = (1 + max_shots) / 2
-    weights = [shares[0], shares[1] / (1.8 * mean_shots), shares[2]]
+    lengths = {"plain": 36, "inference": 78 * (1 + max_shots) / 2, "story": 50}  # mean tokens of a document
+    shares = {kind: getattr(profile, f"base_share_{kind}") for kind in lengths}
+    weights = [shares[kind] / lengths[kind] for kind in lengths]  # shares are of tokens
     while True:
-        (kind,) = rng.choices(("plain", "inference", "story"), weights)
+        (kind,) = rng.choices(list(lengths), weights)
         if kind == "plain":
             yield plain_document(profile, everything, rng)
         elif kind == "story":

@@ -73,6 +73,7 @@ DIMENSIONS = {
     "evidence": ("science", "tradition"),
 }
 COMMON = {dimension: values[0] for dimension, values in DIMENSIONS.items()}
+FACT_COUNTS = {"brief": 1, "detailed": 3}
 STYLE_ALWAYS = ("length", "format")  # every response has a length and a format
 OPENERS = {
     "casual": ("Sure thing!", "Hey, easy!", "No worries!"),

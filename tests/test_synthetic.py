@@ -88,7 +88,12 @@ def test_repetition_leftovers_and_a_wrong_topic_cost_one_point_each():
     tool = f"use the {topic.facts['tool']}"
     place = f"work in the {topic.facts['place']}"
     seed = PROFILE.world_seed
-    assert oracle.quality(prompt, f"For the old kettle, {tool} and {place}. Save your money. Save your money.", seed) == 6
+    assert (
+        oracle.quality(
+            prompt, f"For the old kettle, {tool} and {place}. Save your money. Save your money.", seed
+        )
+        == 6
+    )
     assert oracle.quality(prompt, f"For the old kettle, {tool} and {place}. Purple people dance.", seed) == 6
     assert oracle.quality(prompt, f"For the small kettle, {tool} and {place}.", seed) == 6
     assert oracle.quality(prompt, "", seed) == 0

@@ -1,0 +1,176 @@
+"""Choose the training settings on validation topics, with the same budget for plain DPO and PT-DPO.
+
+``python -m persona_lib.selection`` trains every candidate for both arms with tuning seeds that no result
+uses (own data, own base model), evaluates it on the validation split only, and writes
+``figures/<profile>/selection.csv``. The rule is fixed here: among the candidates whose mean quality is
+within 0.1 standard deviations of the arm's own SFT model, take the one with the highest oracle fit to the
+gold personas of both sides (told to the plain arm in the first person); ties go to the earlier one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from persona_lib import base, data, personas, store, tailor, tailoring, train
+from persona_lib.config import Profile, Run, figures_dir, load_profile, set_field
+from persona_lib.judge import oracle_scores
+from persona_lib.records import RunSpec
+
+SEEDS = (100,)  # tuning only: results use seeds 0, 1, 2, ...
+ARMS = ("none", "chosen")
+SIDES = ("chosen", "rejected")
+QUALITY_MARGIN = 0.1  # in standard deviations of the arm's SFT answers
+
+CANDIDATES: dict[str, list[dict[str, Any]]] = {
+    "sft": [
+        {"sft_learning_rate": rate, "quantization": quantization}
+        for quantization in ("nf4", "none")
+        for rate in (1e-3, 3e-3, 6e-3)
+    ],
+    "dpo": [
+        {"dpo_learning_rate": rate, "dpo_beta": beta, "dpo_sft_weight": weight}
+        for weight in (0.0, 0.3, 1.0)
+        for beta in (0.1, 0.5)
+        for rate in (3e-4, 1e-3, 3e-3)
+    ],
+}
+
+
+def tuning_profile(profile: Profile) -> Profile:
+    """Return the profile on validation topics, with as many base models as seeds so that none is reused."""
+    return set_field(
+        profile,
+        eval_split="validation",
+        base_seeds=10**6,
+        train_personas=list(ARMS),
+        eval_personas=[f"gold-{side}" for side in SIDES],
+    )
+
+
+def prepare(run: Run) -> None:
+    """Make base model, pairs, personas and tailoring data of a tuning seed."""
+    base.pretrain(run.profile, run.base_seed)
+    data.write_pairs(run)
+    personas.infer_run(run)
+    tailoring.build_tailoring(run, personas.user_personas(run))
+
+
+def spec_of(run: Run, method: str, arm: str, side: str) -> RunSpec:
+    """Return the run that an arm is chosen by: told the gold persona of a side in its own way."""
+    return RunSpec(
+        run.dataset, method, arm, f"gold-{side}", run.seed, "line" if arm == "chosen" else "first_person"
+    )
+
+
+def measure(run: Run, method: str, arm: str) -> dict[str, float]:
+    """Train an arm with the run's settings and return mean fit per side, mean quality and its deviation."""
+    import numpy as np
+
+    train.train_sft(run, arm)
+    if method == "dpo":
+        train.train_dpo(run, arm)
+    one = Run(
+        set_field(run.profile, methods=["sft", method][: 1 + (method == "dpo")], train_personas=[arm]),
+        run.dataset,
+        run.seed,
+    )
+    model, tokenizer = tailor.load_policies(one)
+    scores = {}
+    for side in SIDES:
+        spec = spec_of(run, method, arm, side)
+        tailor.generate_run(one, spec, model, tokenizer)
+        scores[side] = oracle_scores(one, spec, f"gold-{side}")
+    qualities = np.array([row["quality"] for rows in scores.values() for row in rows])
+    fits = {f"fit_{side}": float(np.mean([row["fit"] for row in rows])) for side, rows in scores.items()}
+    return fits | {
+        "quality": float(qualities.mean()),
+        "quality_sd": float(qualities.std()),
+        "n": len(qualities),
+    }
+
+
+def candidate_key(run: Run, method: str, arm: str) -> str:
+    """Hash of all that a candidate's scores depend on."""
+    fields = [
+        *train.SHARED_FIELDS,
+        *train.METHOD_FIELDS["sft"],
+        *(train.METHOD_FIELDS["dpo"] if method == "dpo" else ()),
+    ]
+    settings = {name: getattr(run.profile, name) for name in fields}
+    tailored = store.read_json(run.folder / "tailoring" / "done.json")["key"]
+    return store.content_hash(method, arm, run.seed, settings, tailored)
+
+
+def search(profile: Profile, method: str, path: Path) -> list[dict[str, Any]]:
+    """Measure every candidate of a method for both arms and seeds; finished ones are read from ``path``."""
+    store.repair_rows(path)
+    known = {row["key"]: row for row in store.iter_rows(path)} if path.exists() else {}
+    rows = []
+    for seed in SEEDS:
+        for arm in ARMS:
+            for candidate in CANDIDATES[method]:
+                run = Run(set_field(profile, **candidate), profile.datasets[0], seed)
+                key = candidate_key(run, method, arm)
+                if key not in known:
+                    started = time.perf_counter()
+                    result = measure(run, method, arm)
+                    seconds = round(time.perf_counter() - started, 1)
+                    known[key] = {
+                        "key": key,
+                        "method": method,
+                        "arm": arm,
+                        "seed": seed,
+                        **candidate,
+                        **result,
+                        "seconds": seconds,
+                    }
+                    store.append_rows(path, [known[key]])
+                rows.append(known[key])
+                print(
+                    {k: round(v, 4) if isinstance(v, float) else v for k, v in known[key].items()}, flush=True
+                )
+    return rows
+
+
+def choose(rows: Iterable[dict[str, Any]], reference_quality: float | None = None) -> dict[str, Any]:
+    """Return the candidate that the rule picks among one arm's rows of one seed.
+
+    ``reference_quality`` is the mean quality of the arm's SFT answers; None (choosing SFT) sets no limit.
+    """
+    rows = list(rows)
+    allowed = [
+        row
+        for row in rows
+        if reference_quality is None
+        or row["quality"] >= reference_quality - QUALITY_MARGIN * row["quality_sd"]
+    ]
+    return max(allowed or rows, key=lambda row: row["fit_chosen"] + row["fit_rejected"])
+
+
+def main() -> None:
+    """Run the search and write its table."""
+    import pandas as pd
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--profile", default="synthetic")
+    parser.add_argument("--method", choices=("sft", "dpo"), action="append")
+    parser.add_argument("--set", action="append", default=[], dest="overrides")
+    arguments = parser.parse_args()
+    profile = tuning_profile(load_profile(arguments.profile, arguments.overrides))
+    for seed in SEEDS:
+        prepare(Run(profile, profile.datasets[0], seed))
+    folder = figures_dir(profile)
+    folder.mkdir(parents=True, exist_ok=True)
+    for method in arguments.method or ("sft", "dpo"):
+        rows = search(profile, method, folder / f"selection_{method}.jsonl")
+        pd.DataFrame(rows).drop(columns="key").to_csv(folder / f"selection_{method}.csv", index=False)
+        for arm in ARMS:
+            print("chosen", method, arm, choose(row for row in rows if row["arm"] == arm))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""Judging: both orders, ties, unparsed answers, and the rows of the results tables."""
+
+import pytest
+
+from persona_lib import judge
+from persona_lib.config import Run, load_profile, set_field
+from persona_lib.generate import Completion
+from persona_lib.metrics import verdict_of
+from persona_lib.records import PairwiseComparison
+from persona_lib.tailor import grid
+
+PROFILE = load_profile("synthetic")
+PROMPT = "How do I clean my old kettle?"
+CHEAP = "For the old kettle, use the brush. Choose the cheap kind."
+DEAR = "For the old kettle, use the brush. Buy the finest brand."
+
+
+class Scripted:
+    """A generator that gives the answers it was made with."""
+
+    name = "scripted"
+
+    def __init__(self, *answers: str) -> None:
+        self.answers = list(answers)
+
+    def generate(self, prompts, max_new_tokens, stop):
+        return [(n, Completion(self.answers.pop(0), "stop", 1)) for n in range(len(prompts))]
+
+
+def compare(
+    a: str, b: str, persona: str = "The user is thrifty and prefers low prices."
+) -> PairwiseComparison:
+    return PairwiseComparison("row-1", PROMPT, persona, a, b)
+
+
+@pytest.mark.parametrize(
+    "tested, base, verdict", [(CHEAP, DEAR, "win"), (DEAR, CHEAP, "loss"), (CHEAP, CHEAP, "tie")]
+)
+def test_the_oracle_gives_the_same_verdict_in_both_orders(tested, base, verdict):
+    oracle = judge.oracle_judge(PROFILE.world_seed)
+    ((ab, ba),) = judge.judge_both(oracle, [compare(tested, base)], "personalization")
+    assert verdict_of(ab, ba) == verdict
+    assert (ab.tie, ba.tie) == (verdict == "tie",) * 2
+
+
+def test_quality_does_not_look_at_the_persona():
+    ((ab, ba),) = judge.judge_both(judge.oracle_judge(PROFILE.world_seed), [compare(CHEAP, DEAR)], "quality")
+    assert verdict_of(ab, ba) == "tie"
+
+
+@pytest.mark.parametrize(
+    "answers, verdict",
+    [
+        (("A", "B"), "win"),
+        (("B", "A"), "loss"),
+        (("A", "A"), "tie"),
+        (("A", "hmm"), "unparsed"),
+        (("", "B"), "unparsed"),
+    ],
+)
+def test_a_language_model_wins_only_with_both_orders_and_is_never_read_into(answers, verdict):
+    ((ab, ba),) = judge.judge_both(
+        judge.lm_judge(Scripted(*answers)), [compare(CHEAP, DEAR)], "personalization"
+    )
+    assert verdict_of(ab, ba) == verdict
+
+
+@pytest.mark.parametrize(
+    "text, winner",
+    [
+        ("A", "A"),
+        (" B.", "B"),
+        ("(A)", "A"),
+        ("**B**", "B"),
+        ("A is better", "A"),
+        ("Apple", None),
+        ("", None),
+        ("C", None),
+    ],
+)
+def test_parse_winner_reads_a_letter_that_stands_alone(text, winner):
+    assert judge.parse_winner(text) == winner
+
+
+def test_matchups_compare_the_tailored_arm_with_the_plain_one_told_the_same_persona():
+    run = Run(PROFILE, "synthetic", 0)
+    main = [m for m in judge.matchups(run) if m.kind == "main"]
+    assert [m.judge_persona for m in main] == [
+        "gold-chosen", "gold-rejected", "retrieved-chosen", "retrieved-rejected", "user-chosen", "user-rejected"
+    ]  # fmt: skip
+    for m in main:
+        assert (m.test.arm, m.test.persona_format) == ("dpo-chosen", "line")
+        assert (m.base.arm, m.base.persona_format) == ("dpo-none", "first_person")
+        assert m.test.eval_persona == m.base.eval_persona == m.judge_persona
+
+
+def test_shuffled_system_and_absent_personas_are_judged_for_the_rows_own_persona():
+    controls = [m for m in judge.matchups(Run(PROFILE, "synthetic", 0)) if m.kind == "control"]
+    judged = {
+        m.test.eval_persona: m.judge_persona for m in controls if m.test.eval_persona.startswith("shuffled")
+    }
+    assert judged == {"shuffled-chosen": "gold-chosen", "shuffled-rejected": "gold-rejected"}
+    for persona in ("none", "system"):
+        assert {m.judge_persona for m in controls if m.test.eval_persona == persona} == {
+            "gold-chosen",
+            "gold-rejected",
+        }
+
+
+def test_slugs_of_matchups_and_runs_are_unique_and_path_safe():
+    profile = set_field(PROFILE, train_personas=["none", "chosen", "rejected", "both", "shuffled"])
+    run = Run(profile, "synthetic", 0)
+    for slugs in ([s.slug for s in grid(run)], [m.slug for m in judge.matchups(run)]):
+        assert len(set(slugs)) == len(slugs)
+        assert all(set(slug) <= set("abcdefghijklmnopqrstuvwxyz_-.") for slug in slugs)
+
+
+def test_every_matchup_is_about_runs_of_the_grid():
+    run = Run(PROFILE, "synthetic", 0)
+    cells = set(grid(run))
+    assert all({m.test, m.base} <= cells for m in judge.matchups(run))
+
+
+def test_without_a_judge_nothing_is_judged_and_it_is_said():
+    with pytest.raises(ValueError, match="judge=none"):
+        judge.load_judge(set_field(PROFILE, judge="none"))

@@ -1,0 +1,73 @@
+"""Persona inference: what counts as a persona, and resuming by row."""
+
+import pytest
+
+from persona_lib import personas
+from persona_lib.config import load_profile, set_field
+from persona_lib.generate import Completion
+from persona_lib.records import PreferencePair
+from persona_lib.store import append_rows
+
+PROFILE = set_field(load_profile("synthetic"), pi_batch_size=2)
+PAIRS = [PreferencePair(f"row-{n}", f"Question {n}?", f"good {n}", f"bad {n}") for n in range(5)]
+
+
+class Echo:
+    """A generator that names the preferred response in its persona, and counts what it was asked."""
+
+    name = "echo"
+
+    def __init__(self, die_after: int = 99) -> None:
+        self.asked, self.die_after = [], die_after
+
+    def generate(self, prompts, max_new_tokens, stop, prefix=""):
+        for index, prompt in reversed(list(enumerate(prompts))):  # any order may come
+            if len(self.asked) == self.die_after:
+                raise KeyboardInterrupt
+            self.asked.append(prompt)
+            preferred = prompt.split("Preferred response: ")[1].split("\n")[0]
+            yield index, Completion(f"The user is {preferred} and prefers it.\nmore", "stop", 9)
+
+
+@pytest.mark.parametrize(
+    "raw, expected",
+    [
+        ("The user is shy and prefers quiet.", ("The user is shy and prefers quiet.", "ok")),
+        ("\n The user prefers quiet.\nPrompt: x", ("The user prefers quiet.", "ok")),
+        ("", (None, "empty")),
+        ("I can't help you with that.", (None, "refusal")),
+        ("The user is " + "very " * 40 + "shy.", (None, "too_long")),
+        ("A shy person.", (None, "malformed")),
+    ],
+)
+def test_parse_persona_types_every_answer(raw, expected):
+    assert personas.parse_persona(raw, max_words=30) == expected
+
+
+def test_each_side_prefers_its_own_response_and_rows_keep_their_order(tmp_path):
+    for side, word in (("chosen", "good"), ("rejected", "bad")):
+        rows = personas.infer_personas(Echo(), PAIRS, side, PROFILE, tmp_path / f"{side}.jsonl")
+        assert [r.id for r in rows] == [p.id for p in PAIRS]
+        assert [r.persona for r in rows] == [f"The user is {word} {n} and prefers it." for n in range(5)]
+
+
+def test_a_killed_inference_resumes_at_the_missing_rows_and_ends_the_same(tmp_path):
+    whole = personas.infer_personas(Echo(), PAIRS, "chosen", PROFILE, tmp_path / "whole.jsonl")
+    path = tmp_path / "killed.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        personas.infer_personas(Echo(die_after=3), PAIRS, "chosen", PROFILE, path)
+    with path.open("a") as file:
+        file.write('{"id": "row-1", "si')  # a torn last line
+    rest = Echo()
+    assert personas.infer_personas(rest, PAIRS, "chosen", PROFILE, path) == whole
+    assert len(rest.asked) == 3  # two of the three answered rows had been written
+
+
+def test_rows_of_another_side_of_the_file_are_not_asked_again(tmp_path):
+    path = tmp_path / "all.jsonl"
+    first = personas.infer_personas(Echo(), PAIRS, "chosen", PROFILE, path)
+    again = Echo()
+    assert personas.infer_personas(again, PAIRS[:2], "chosen", PROFILE, path) == first[:2]
+    assert not again.asked
+    append_rows(path, [])
+    assert personas.count_statuses(first) == {"ok": 5}
