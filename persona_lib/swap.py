@@ -25,7 +25,15 @@ from persona_lib.store import (
     read_rows,
     repair_rows,
 )
-from persona_lib.swap_tables import FAMILIES, SwapScore, flip_columns, swap_table, to_frame
+from persona_lib.swap_tables import (
+    FAMILIES,
+    PolicyScore,
+    SwapScore,
+    flip_columns,
+    join_reference,
+    swap_table,
+    to_frame,
+)
 from persona_lib.train import adapter_folder, base_source
 
 if TYPE_CHECKING:
@@ -43,31 +51,53 @@ def strip_contrast(persona: str) -> str:
     return persona if match is None else persona[: match.start()].rstrip(" ,") + "."
 
 
-def swap_personas(row: TailoringRow, wanted: Iterable[str]) -> dict[str, str | None]:
-    """Return the personas a row is scored under: none, those of ``wanted`` it has, and stripped gold ones.
+def swap_families(arm: str, persona_format: str) -> tuple[str, ...]:
+    """Return the families of personas an arm is scored under: every one costs two passes over the rows.
 
-    Stripped personas are left out for a row whose gold personas both name no contrast.
+    Arms trained with personas get all of them with their controls, persona-free arms what they are
+    compared on, and the base and the first-person format gold personas (and user-written ones).
     """
-    wanted = [name for name in wanted if name.rpartition("-")[0] in FAMILIES]
-    personas = {"none": None} | {name: row.personas[name] for name in wanted if row.personas.get(name)}
+    if arm == "base":
+        return ("none", "gold")
+    if persona_format == "first_person":
+        return ("gold", "user")
+    return ("none", "gold", "shuffled", "user") if arm.endswith("-none") else ("none", *FAMILIES)
+
+
+def swap_personas(row: TailoringRow, wanted: Iterable[str], families: Sequence[str]) -> dict[str, str | None]:
+    """Return the personas a row is scored under: those it has of ``wanted`` and of ``families``.
+
+    "stripped" ones are made from the gold ones, for rows where at least one of the two names a contrast.
+    """
+    wanted = [name for name in wanted if name.rpartition("-")[0] in families]
+    personas: dict[str, str | None] = {"none": None} if "none" in families else {}
+    personas |= {name: row.personas[name] for name in wanted if row.personas.get(name)}
     gold = {side: personas.get(f"gold-{side}") for side in ("chosen", "rejected")}
-    if all(gold.values()) and any(CONTRAST.search(persona) for persona in gold.values()):
+    contrast = all(gold.values()) and any(CONTRAST.search(persona) for persona in gold.values())
+    if contrast and "stripped" in families:
         personas |= {f"stripped-{side}": strip_contrast(persona) for side, persona in gold.items()}
     return personas
 
 
-def adapters_of(run: Run, arm: str) -> tuple[list[Path], list[Path] | None]:
-    """Return the adapter folders of an arm's policy and of its reference (None: it has none).
+def adapters_of(run: Run, arm: str) -> list[Path]:
+    """Return the adapter folders of an arm's policy, lowest first.
 
     ``arm`` is "base", "sft-<train_persona>" or "dpo-<train_persona>"; others raise ValueError.
     """
     method, _, train_persona = arm.partition("-")
     if arm == "base":
-        return [], None
+        return []
     if method not in ("sft", "dpo") or not train_persona:
         raise ValueError(f"arm {arm!r}: use base, sft-<train_persona> or dpo-<train_persona>")
-    sft = adapter_folder(run, "sft", train_persona)
-    return ([sft], []) if method == "sft" else ([sft, adapter_folder(run, "dpo", train_persona)], [sft])
+    methods = ("sft",) if method == "sft" else ("sft", "dpo")
+    return [adapter_folder(run, one, train_persona) for one in methods]
+
+
+def reference_of(arm: str) -> str | None:
+    """Return the arm that is the reference of an arm's implicit reward; None for the base."""
+    if arm == "base":
+        return None
+    return "base" if arm.startswith("sft-") else arm.replace("dpo-", "sft-")
 
 
 def swap_folder(run: Run, arm: str, persona_format: str = "line") -> Path:
@@ -78,7 +108,7 @@ def swap_folder(run: Run, arm: str, persona_format: str = "line") -> Path:
 def swap_key(run: Run, arm: str, persona_format: str) -> str:
     """Return a hash of what an arm's scores depend on; raises FileNotFoundError naming what is missing."""
     source, revision = base_source(run)
-    folders = [*adapters_of(run, arm)[0], run.folder / "tailoring"]
+    folders = [*adapters_of(run, arm), run.folder / "tailoring"]
     folders += [Path(source)] if run.profile.base_model == "scratch" else []
     for folder in folders:
         if not (folder / "done.json").exists():
@@ -107,10 +137,10 @@ class PolicyLoader:
         return self.model, self.tokenizer
 
 
-def persona_swap(
+def score_policy(
     run: Run, arm: str, persona_format: str = "line", loader: PolicyLoader | None = None
-) -> list[SwapScore]:
-    """Score every evaluation row with both responses under every persona; resumes and is done once.
+) -> list[PolicyScore]:
+    """Score every evaluation row's two responses under every persona; resumes, and is done once.
 
     Writes ``swap/<arm>.<persona_format>/rows.jsonl``. "first_person" shows the personas as the paper
     shows them to its persona-free baseline. Rows without responses (Mnemonic test) are left out.
@@ -118,20 +148,21 @@ def persona_swap(
     folder, key = swap_folder(run, arm, persona_format), swap_key(run, arm, persona_format)
     path = folder / "rows.jsonl"
     if is_done(folder, key):
-        return read_rows(path, SwapScore)
+        return read_rows(path, PolicyScore)
     clear_unless(folder, key)
     repair_rows(path)
-    known = {(row.id, row.eval_persona) for row in read_rows(path, SwapScore)} if path.exists() else set()
+    known = {(row.id, row.eval_persona) for row in read_rows(path, PolicyScore)} if path.exists() else set()
     rows = read_rows(run.folder / "tailoring" / f"{run.profile.eval_split}.jsonl", TailoringRow)
+    families = swap_families(arm, persona_format)
     jobs = [
         (row, name, persona)
         for row in rows
         if row.chosen and row.rejected
-        for name, persona in swap_personas(row, run.profile.eval_personas).items()
+        for name, persona in swap_personas(row, run.profile.eval_personas, families).items()
         if (row.id, name) not in known
     ]
     score_jobs(run, arm, persona_format, jobs, loader or PolicyLoader(run), path)
-    scores = read_rows(path, SwapScore)
+    scores = read_rows(path, PolicyScore)
     mark_done(folder, key, rows=len(scores), skipped=sum(not (r.chosen and r.rejected) for r in rows))
     return scores
 
@@ -142,46 +173,40 @@ def score_jobs(
     """Score (row, name, persona) jobs in chunks and append each chunk to ``path``."""
     if not jobs:
         return
-    policy, reference = adapters_of(run, arm)
-    model, tokenizer = loader.load(policy)
+    adapters = adapters_of(run, arm)
+    model, tokenizer = loader.load(adapters)
     batch = run.profile.swap_batch_size
     jobs = sorted(jobs, key=lambda job: len(job[0].chosen) + len(job[0].rejected) + len(job[2] or ""))
     for start in range(0, len(jobs), CHUNK * batch):
         chunk = jobs[start : start + CHUNK * batch]
         prompts = [tailoring_prompt(row.prompt, persona, persona_format) for row, _, persona in chunk]
-        columns = []
-        for adapters in (policy, reference):
-            for side in ("chosen", "rejected"):
-                texts = [completion_text(getattr(row, side)) for row, _, _ in chunk]
-                columns.append(log_probs(model, tokenizer, adapters, prompts, texts, batch))
-        append_rows(
-            path,
-            [
-                SwapScore(row.id, *rest, *values)
-                for (row, *rest), *values in zip(chunk, *columns, strict=True)
-            ],
-        )
+        texts = [completion_text(side) for row, _, _ in chunk for side in (row.chosen, row.rejected)]
+        twice = [prompt for prompt in prompts for _ in range(2)]
+        with using_adapters(model, [folder.name for folder in adapters]):
+            values = sequence_log_probs(model, tokenizer, twice, texts, batch).reshape(-1, 2).tolist()
+        scores = [PolicyScore(row.id, *rest, *pair) for (row, *rest), pair in zip(chunk, values, strict=True)]
+        append_rows(path, scores)
 
 
-def log_probs(
-    model: Any,
-    tokenizer: Any,
-    adapters: Sequence[Path] | None,
-    prompts: Sequence[str],
-    completions: Sequence[str],
-    batch_size: int,
-) -> list[float | None]:
-    """Return log-probabilities under some adapters of the model, or Nones where there is no policy."""
-    if adapters is None:
-        return [None] * len(prompts)
-    with using_adapters(model, [folder.name for folder in adapters]):
-        return sequence_log_probs(model, tokenizer, prompts, completions, batch_size).tolist()
+def persona_swap(
+    run: Run, arm: str, persona_format: str = "line", loader: PolicyLoader | None = None
+) -> list[SwapScore]:
+    """Score an arm and join its reference's scores of the same prompts; both are computed once and kept.
+
+    The base is scored in the line format under gold personas only: where a reference has no score, the
+    implicit reward is left out and the policy's own measure stays.
+    """
+    loader = loader or PolicyLoader(run)
+    scores, reference = score_policy(run, arm, persona_format, loader), reference_of(arm)
+    if reference is None or (reference, persona_format) not in swap_arms(run):
+        return join_reference(scores, [])
+    return join_reference(scores, score_policy(run, reference, persona_format, loader))
 
 
 def swap_arms(run: Run) -> list[tuple[str, str]]:
     """List (arm, persona_format) of a run: the base, every trained arm, and the persona-free ones also in
     first person, as the paper prompts its baseline."""
-    methods = [method for method in ("sft", "dpo") if method in run.profile.methods]
+    methods = ("sft", "dpo") if "dpo" in run.profile.methods else ("sft",)
     arms = [f"{method}-{persona}" for method in methods for persona in run.profile.train_personas]
     first_person = [(arm, "first_person") for arm in arms if arm.endswith("-none")]
     return [("base", "line"), *((arm, "line") for arm in arms), *first_person]
@@ -219,8 +244,7 @@ def swap_over_seeds(profile: Profile, dataset: str) -> pd.DataFrame:
     runs = [Run(profile, dataset, seed) for seed in profile.seeds]
 
     def one(arm: str, persona_format: str) -> pd.DataFrame:
-        paths = [swap_folder(run, arm, persona_format) / "rows.jsonl" for run in runs]
-        scores = [read_rows(path, SwapScore) for path in paths]
+        scores = [persona_swap(run, arm, persona_format) for run in runs]
         return swap_table(scores, profile.bootstrap_samples, shared_items=has_personas(runs[0]))
 
     return collect(swap_arms(runs[0]), one)

@@ -29,12 +29,22 @@ ROUNDING = 1e-4  # nats: a smaller D is rounding, the policy saw no difference
 
 
 @dataclass(frozen=True)
-class SwapScore:
-    """Log-probabilities (nats, summed over tokens) of a row's two responses under one persona.
+class PolicyScore:
+    """Log-probabilities (nats, summed over tokens) of a row's two responses under one persona, by one policy.
 
-    ``eval_persona`` names the persona ("gold-chosen", "none", ...), ``persona`` is its text. The
-    reference is the base for an SFT policy and the SFT policy for a DPO one; None for the base itself.
+    ``eval_persona`` names the persona ("gold-chosen", "none", ...), ``persona`` is its text.
     """
+
+    id: str
+    eval_persona: str
+    persona: str | None
+    chosen: float
+    rejected: float
+
+
+@dataclass(frozen=True)
+class SwapScore:
+    """A `PolicyScore` with the scores of the policy's reference, None where it has none."""
 
     id: str
     eval_persona: str
@@ -52,6 +62,18 @@ class SwapScore:
         if self.reference_chosen is None or self.reference_rejected is None:
             return None
         return policy - (self.reference_chosen - self.reference_rejected)
+
+
+def join_reference(scores: Sequence[PolicyScore], reference: Sequence[PolicyScore]) -> list[SwapScore]:
+    """Put the reference's scores of the same row and persona beside the policy's."""
+    known = {(s.id, s.eval_persona, s.persona): (s.chosen, s.rejected) for s in reference}
+    return [
+        SwapScore(
+            s.id, s.eval_persona, s.persona, s.chosen, s.rejected,
+            *known.get((s.id, s.eval_persona, s.persona), (None, None)),
+        )
+        for s in scores
+    ]  # fmt: skip
 
 
 # --- what is reported: pure functions of the scores ---

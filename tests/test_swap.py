@@ -119,7 +119,9 @@ def test_contrast_is_stripped_from_both_sides_if_either_names_one():
         "system": "The user is anyone.",
         "user-chosen": None,
     })  # fmt: skip
-    personas = swap.swap_personas(row, ["none", "system", "gold-chosen", "gold-rejected", "user-chosen"])
+    wanted = ["none", "system", "gold-chosen", "gold-rejected", "user-chosen"]
+    assert list(swap.swap_personas(row, wanted, ("none", "gold"))) == ["none", "gold-chosen", "gold-rejected"]
+    personas = swap.swap_personas(row, wanted, ("none", *swap.FAMILIES))
     assert personas == {
         "none": None,
         "gold-chosen": row.personas["gold-chosen"],
@@ -246,12 +248,24 @@ def test_the_persona_free_baseline_is_also_asked_in_first_person(run):
 
     profile = set_field(run.profile, train_personas=["none", "chosen"], methods=["dpo"])
     arms = swap.swap_arms(replace(run, profile=profile))
-    assert arms == [
-        ("base", "line"),
-        ("dpo-none", "line"),
-        ("dpo-chosen", "line"),
-        ("dpo-none", "first_person"),
-    ]
+    trained = [(f"{method}-{persona}", "line") for method in ("sft", "dpo") for persona in ("none", "chosen")]
+    first_person = [("sft-none", "first_person"), ("dpo-none", "first_person")]
+    assert arms == [("base", "line"), *trained, *first_person]
+
+
+def test_controls_are_scored_where_they_are_needed():
+    assert swap.swap_families("base", "line") == ("none", "gold")
+    assert "retrieved" not in swap.swap_families("dpo-none", "line")
+    assert {"none", "gold", "shuffled", "retrieved"} <= set(swap.swap_families("dpo-chosen", "line"))
+
+
+def test_a_reference_counts_only_for_the_same_row_and_persona_text():
+    policy = [swap_tables.PolicyScore("a", "gold-chosen", "P", -1.0, -2.0)]
+    reference = [swap_tables.PolicyScore("a", "gold-chosen", "P", -3.0, -5.0)]
+    [joined] = swap_tables.join_reference(policy, reference)
+    assert (joined.margin("policy"), joined.margin("implicit reward")) == (1.0, -1.0)
+    [alone] = swap_tables.join_reference(policy, [replace(reference[0], persona="Q")])
+    assert (alone.margin("policy"), alone.margin("implicit reward")) == (1.0, None)
 
 
 # --- generations ---
