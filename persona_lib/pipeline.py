@@ -54,7 +54,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--force", action="store_true", help="delete what the selected steps made and make it again")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a profile field (repeatable)")
     add("--seeds", metavar="N", help="5 means seeds 0 to 4; 3,7 means exactly these")
-    add("--data", metavar="PATH", help="folder of real data: the same as --set data_dir=PATH")
+    add(
+        "--data",
+        metavar="PATH",
+        help="folder of real data: short for --set data_dir=PATH; relative to the repository",
+    )
     add("--offline", action="store_true", help="never ask the model hub; missing files are errors")
     add("--check", action="store_true", help="only check the arguments and the profile")
     return parser.parse_args(argv)
@@ -159,6 +163,7 @@ def run(arguments: argparse.Namespace, notebooks: Path | None = None, steps: dic
         print_plan(pipeline, plan_lines(pipeline, ids, arguments.force))
     if arguments.list or arguments.plan or arguments.check:
         return 0
+    os.chdir(config.REPO)  # where kernels start, wherever the runner was called
     from persona_lib.runner import only_runner, run_doit  # needs doit, which a plan does not
 
     with only_runner(pipeline):

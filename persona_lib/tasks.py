@@ -180,8 +180,9 @@ def stale_reasons(pipeline: Pipeline, task: Task) -> list[str]:
         reasons.append(
             f"missing: {missing[0]}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
         )
-    if task.step != REPORT and not pipeline.executed(task).exists():
-        reasons.append("the executed notebook is missing")
+    page = pipeline.results / "report" / "index.html" if task.step == REPORT else pipeline.executed(task)
+    if not page.exists():
+        reasons.append(f"missing: {page.relative_to(pipeline.results)}")
     return reasons
 
 

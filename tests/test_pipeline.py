@@ -375,21 +375,30 @@ def test_a_step_runs_leaves_its_provenance_and_is_then_skipped(notebooks, capsys
     ("source", "said"),
     [
         ("1 / 0", "ZeroDivisionError: division by zero"),
-        ("import sys\nsys.exit(0)", "code cell 2 failed"),
+        ("import sys\nsys.exit(0)", "code cell 3 failed"),
         ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "DeadKernelError"),
     ],
 )
 def test_a_failing_step_stops_the_run_and_shows_why_and_where(notebooks, capsys, source, said):
     write_notebook(notebooks, "02_base", "base", source, "x = 1")
-    assert call(notebooks) == 1
+    assert call(notebooks, "--only", "02", "04") == 2, "04 has inputs that were not run"
+    assert call(notebooks, "--only", "02") == 1
     shown = capsys.readouterr().out
     half = notebooks.parent / "results" / "smoke" / "notebooks" / "02_base.base-0.running.ipynb"
     assert said in shown and str(half) in shown and half.exists()
-    assert "03_train" not in shown
+    assert not half.with_name("02_base.base-0.ipynb").exists()
+
+
+@pytest.mark.slow
+def test_a_mended_step_goes_on_where_the_run_stopped(notebooks, capsys):
+    write_notebook(notebooks, "02_base", "base", "1 / 0")
+    assert call(notebooks) == 1
     write_notebook(notebooks, "02_base", "base", "x = 1")
-    assert call(notebooks, "--set", "base_seeds=1") == 0
-    shown = capsys.readouterr().out
-    assert "[1/4] 01_data.synthetic.seed-0 cached" in " ".join(shown.split()) and not half.exists()
+    capsys.readouterr()
+    assert call(notebooks) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "[1/4] 01_data.synthetic.seed-0 cached" in shown and "[4/4] 04_results done" in shown
+    assert not list((notebooks.parent / "results").rglob("*.running.ipynb"))
 
 
 @pytest.mark.slow
