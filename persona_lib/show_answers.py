@@ -1,0 +1,271 @@
+"""For the notebooks on generation, judging and user-written personas: tables and pages of examples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from persona_lib.base import base_source
+from persona_lib.config import Run
+from persona_lib.judge import (
+    RUBRICS,
+    Matchup,
+    base_judge,
+    compare,
+    judge_both,
+    matchups,
+    oracle_judge,
+    oracle_scores,
+    read_verdicts,
+    swap_order,
+)
+from persona_lib.metrics import WinRate, delta_pq, wilson_interval
+from persona_lib.records import Judgment, PairwiseComparison, RunSpec, TailoringRow
+from persona_lib.store import iter_rows, read_json, read_rows
+from persona_lib.tailor import eval_rows, generation_folder, grid, read_generations
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DEGENERATE = ("n", "no_eos", "rep4_over_20", "rep4_over_50", "suffix_loop", "n_without_persona")
+
+
+# --- generation ---
+
+
+def grid_table(run: Run) -> pd.DataFrame:
+    """Return the grid as a table: arms down, personas across, the persona's format(s) in the cells."""
+    import pandas as pd
+
+    cells: dict[str, dict[str, str]] = {}
+    for spec in grid(run):
+        row = cells.setdefault(spec.arm, {})
+        row[spec.eval_persona] = ", ".join(filter(None, [row.get(spec.eval_persona), spec.persona_format]))
+    columns = [p for p in run.profile.eval_personas if any(p in row for row in cells.values())]
+    return pd.DataFrame.from_dict(cells, orient="index", columns=columns).fillna("").rename_axis("arm")
+
+
+def degenerate_table(run: Run) -> pd.DataFrame:
+    """Count, per run of the grid, the answers that never end, repeat themselves or end in a loop."""
+    import pandas as pd
+
+    rows = []
+    for spec in grid(run):
+        facts = read_json(generation_folder(run, spec) / "done.json")
+        rows.append({"run": spec.slug} | {name: facts[name] for name in DEGENERATE})
+    return pd.DataFrame(rows).set_index("run")
+
+
+def one_prompt(run: Run, arm: str = "dpo-chosen", number: int = 0) -> str:
+    """Return one arm's answers to one prompt under every persona it was run with, as text for a reader."""
+    row = eval_rows(run)[number]
+    parts = [f"PROMPT  {row.prompt}"]
+    for spec in grid(run):
+        answers = read_generations(run, spec) if spec.arm == arm else {}
+        if row.id in answers:
+            shown = answers[row.id]
+            parts.append(
+                f"[{spec.eval_persona}, {spec.persona_format}]  {shown.persona or '-'}\n{shown.completion}"
+            )
+    return "\n\n".join(parts)
+
+
+# --- judging ---
+
+
+def judging_row(run: Run, matchup: Matchup) -> dict[str, Any]:
+    """Return one line of the judging table: counts of both rubrics, net win rates and dPQ."""
+    verdicts = read_verdicts(run, matchup)
+    rates = {rubric: WinRate.from_verdicts(v[rubric] for v in verdicts) for rubric in RUBRICS}
+    line: dict[str, Any] = {"label": matchup.label, "kind": matchup.kind, "n": len(verdicts)}
+    for rubric, rate in rates.items():
+        letter = rubric[0].upper()
+        line |= {f"{letter}_W": rate.n_wins, f"{letter}_T": rate.n_ties, f"{letter}_L": rate.n_losses}
+        line |= {f"{letter}_unparsed": rate.n_unparsed, f"{letter}_net": rate.net}
+    return line | {"dPQ": delta_pq(rates["personalization"], rates["quality"])}
+
+
+def judging_table(run: Run) -> pd.DataFrame:
+    """Return a line per matchup: label, kind, W/T/L and unparsed under both rubrics, nets and dPQ."""
+    import pandas as pd
+
+    table = pd.DataFrame([judging_row(run, matchup) for matchup in matchups(run)])
+    return table.astype({"P_net": float, "Q_net": float, "dPQ": float})  # nothing decided: NaN
+
+
+def score_table(run: Run) -> pd.DataFrame:
+    """Return the oracle's absolute scores, averaged, of every policy in the main and stage comparisons."""
+    import pandas as pd
+
+    pairs = {
+        (spec.slug, m.judge_persona): (spec, m.judge_persona)
+        for m in matchups(run)
+        if m.kind in ("main", "stage")
+        for spec in (m.test, m.base)
+    }
+    rows = []
+    for spec, persona in pairs.values():
+        scores = pd.DataFrame(oracle_scores(run, spec, persona), columns=["id", "fit", "quality", "facts"])
+        row = {"persona": persona, "policy": spec.arm, "format": spec.persona_format, "n": len(scores)}
+        means = {
+            "fit": scores.fit.mean(),
+            "quality": scores.quality.mean(),
+            "quality sd": scores.quality.std(),
+        }
+        rows.append(row | means | {"right facts": scores.facts.mean()})
+    table = pd.DataFrame(rows)
+    return table.set_index(["persona", "policy", "format"]).sort_index()
+
+
+def judged_example(run: Run, label: str = "gold-chosen", number: int = 0) -> str:
+    """Return one comparison of a matchup with the judge's answers in both orders and the verdicts."""
+    matchup = next(m for m in matchups(run) if m.label == label)
+    comparisons = compare(run, matchup)
+    if not comparisons:
+        return f"no answers to compare under {label}"
+    c = comparisons[number]
+    parts = [f"PROMPT   {c.prompt}\nPERSONA  {c.persona}", f"TESTED ({matchup.test.slug})\n{c.response_a}"]
+    parts.append(f"BASE ({matchup.base.slug})\n{c.response_b}")
+    for rubric in RUBRICS:
+        path = run.folder / "judgments" / matchup.slug / f"{rubric}.jsonl"
+        answers = [f"{j['order']}: {say(j)} ({j['feedback']})" for j in iter_rows(path) if j["id"] == c.id]
+        verdict = next(v for v in read_verdicts(run, matchup) if v["id"] == c.id)[rubric]
+        parts.append(f"{rubric}: {'; '.join(answers)} -> {verdict}")
+    return "\n\n".join(parts)
+
+
+def say(judgment: dict[str, Any]) -> str:
+    """Return what a judgment says in one word or two."""
+    return "tie" if judgment["tie"] else judgment["winner"] or "unparsed"
+
+
+# --- the tiny language model as a judge, for what it is ---
+
+
+def agreement_row(
+    truth: Sequence[tuple[Judgment, Judgment]], judged: Sequence[tuple[Judgment, Judgment]]
+) -> dict[str, Any]:
+    """Compare a judge with the oracle on the same comparisons, each judged in both orders.
+
+    Agreement is over comparisons that the oracle decides and the judge answers in the first order.
+    """
+    votes = [j.winner for pair in judged for j in pair]
+    answered = len(votes) - votes.count(None)
+    parsed = [pair for pair in judged if pair[0].winner and pair[1].winner]
+    same = sum(first.winner != second.winner for first, second in parsed)
+    decided = [(t[0], j[0]) for t, j in zip(truth, judged, strict=True) if t[0].winner and j[0].winner]
+    agree = sum(t.winner == j.winner for t, j in decided)
+    low, high = wilson_interval(agree, len(decided))
+    return {
+        "comparisons": len(judged),
+        "unparsed answers": votes.count(None),
+        "share of A among the others": votes.count("A") / answered if answered else float("nan"),
+        "same response in both orders": same / len(parsed) if parsed else float("nan"),
+        "decided": len(decided),
+        "agrees with the oracle": agree / len(decided) if decided else float("nan"),
+        "low": low,
+        "high": high,
+    }
+
+
+def sample_comparisons(run: Run, n: int) -> list[PairwiseComparison]:
+    """Take comparisons from all main matchups in turn, every other row with its responses exchanged.
+
+    So a judge that always names the same position agrees with the oracle about half of the time.
+    """
+    lists = [compare(run, m) for m in matchups(run) if m.kind == "main"]
+    longest = max((len(part) for part in lists), default=0)
+    mixed = [part[i] for i in range(longest) for part in lists if i < len(part)][:n]
+    return [swap_order(c) if number // len(lists) % 2 else c for number, c in enumerate(mixed)]
+
+
+def judge_agreement(run: Run, n: int = 48) -> pd.DataFrame:
+    """Let the base language model judge some comparisons and compare it with the oracle, per rubric."""
+    import pandas as pd
+
+    comparisons = sample_comparisons(run, n)
+    judge, oracle = (
+        base_judge(run.profile, *base_source(run.profile, run.base_seed)),
+        oracle_judge(run.profile.world_seed),
+    )
+    rows = [
+        {"rubric": r} | agreement_row(judge_both(oracle, comparisons, r), judge_both(judge, comparisons, r))
+        for r in RUBRICS
+    ]
+    return pd.DataFrame(rows).set_index("rubric").T
+
+
+# --- user-written personas and the page of examples ---
+
+
+def user_examples(run: Run, n: int = 5) -> pd.DataFrame:
+    """Return user-written personas beside the inferred ones of the same rows; empty without any."""
+    import pandas as pd
+
+    rows = [
+        {"id": row.id, "side": side, "inferred": row.personas.get(f"gold-{side}"), "user-written": written}
+        for row in eval_rows(run)
+        for side in ("chosen", "rejected")
+        if (written := row.personas.get(f"user-{side}"))
+    ]
+    return pd.DataFrame(rows[:n], columns=["id", "side", "inferred", "user-written"])
+
+
+def unseen_in_training(run: Run) -> dict[str, int]:
+    """Count user-written personas, personas of training rows, and those with held-out words (synthetic)."""
+    from persona_lib.unseen import any_word, persona_words
+
+    held_out = any_word(persona_words("held_out"))
+    train = [
+        persona
+        for split in ("sft_train", "sft_val", "dpo_train", "dpo_val")
+        for row in read_rows(run.folder / "tailoring" / f"{split}.jsonl", TailoringRow)
+        for persona in row.personas.values()
+        if persona
+    ]
+    written = [
+        p for row in eval_rows(run) for name, p in row.personas.items() if name.startswith("user-") and p
+    ]
+    return {
+        "user-written personas": len(written),
+        "of them with held-out words": sum(held_out.search(p) is not None for p in written),
+        "personas of training rows": len(train),
+        "of these with held-out words": sum(held_out.search(p) is not None for p in train),
+    }
+
+
+def side_by_side(
+    run: Run, ids: Sequence[str] = (), kinds: Sequence[str] = ("user",), n: int = 4
+) -> pd.DataFrame:
+    """Return prompt, persona, plain DPO's answer and PT-DPO's answer, for both sides of each row.
+
+    ``ids`` names the rows (default: the first ``n``), ``kinds`` the personas ("user", "gold", ...). Plain
+    DPO is told the persona in the first person, as in the paper. Rows without such a persona are left out.
+    """
+    import pandas as pd
+
+    wanted = list(ids) or [row.id for row in eval_rows(run)[:n]]
+    rows = []
+    for name in (f"{kind}-{side}" for kind in kinds for side in ("chosen", "rejected")):
+        specs = [RunSpec(run.dataset, "dpo", "none", name, run.seed, "first_person")]
+        specs.append(RunSpec(run.dataset, "dpo", "chosen", name, run.seed))
+        if not all((generation_folder(run, spec) / "done.json").exists() for spec in specs):
+            continue
+        plain, tailored = (read_generations(run, spec) for spec in specs)
+        for i in (i for i in wanted if i in plain and i in tailored):
+            answer = tailored[i]
+            rows.append((i, name, answer.prompt, answer.persona, plain[i].completion, answer.completion))
+    columns = ["id", "eval_persona", "prompt", "persona", "DPO", "PT-DPO"]
+    return pd.DataFrame(sorted(rows, key=lambda row: wanted.index(row[0])), columns=columns)
+
+
+def examples_text(table: pd.DataFrame) -> str:
+    """Return a side-by-side table as a page to read: each prompt once, then its personas and answers."""
+    parts: list[str] = []
+    for prompt, part in table.groupby("prompt", sort=False):
+        parts.append(f"===== {prompt}")
+        parts += [
+            f"PERSONA  {row.persona}  [{row.eval_persona}]\n\nDPO\n{row.DPO}\n\nPT-DPO\n{row[6]}"
+            for row in part.itertuples()
+        ]
+    return "\n\n".join(parts) if parts else "no answers under such personas"

@@ -1,0 +1,259 @@
+"""What the notebooks show is what the files hold: tables and pages from a small run written by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from persona_lib import show, show_answers, show_base, show_personas
+from persona_lib.config import Run, load_profile, set_field
+from persona_lib.data import load_pairs, write_pairs
+from persona_lib.judge import judge_all
+from persona_lib.oracle import contrast_claims
+from persona_lib.personas import sides_of, user_personas
+from persona_lib.records import Generation, InferredPersona, Judgment, TailoringRow
+from persona_lib.store import mark_done, write_json, write_rows
+from persona_lib.tailor import generation_folder, grid
+from persona_lib.vocabulary import LEXICON
+
+SIDES = ("chosen", "rejected")
+
+
+def true_persona(pair, side: str) -> str:
+    """The persona that the pair's own contrast means, in known words."""
+    first, last = contrast_claims(*sides_of(pair, side))
+    adjective = LEXICON[first]["adjectives"]["known"][0]
+    return f"The user is {adjective} and prefers {LEXICON[last]['phrases']['known'][0]}."
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch) -> Run:
+    """Pairs of the synthetic world with their true personas."""
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
+    profile = set_field(load_profile("smoke"), n_train=40, n_validation=8, n_test=8, bootstrap_samples=50)
+    run = Run(profile, "synthetic", 0)
+    write_pairs(run)
+    for split, pairs in load_pairs(run).items():
+        for side in SIDES:
+            rows = [InferredPersona(p.id, side, "hand", true_persona(p, side), "ok", "") for p in pairs]
+            write_rows(run.folder / "personas" / f"{split}-{side}.jsonl", rows)
+    return run
+
+
+@pytest.fixture
+def answered(run) -> Run:
+    """All runs answered: tailored ones give the response of the persona's side, the others the chosen one."""
+    pairs, users = load_pairs(run), user_personas(run)
+    rows = []
+    for p in pairs["test"]:
+        own = {f"{kind}-{s}": true_persona(p, s) for kind in ("gold", "retrieved", "shuffled") for s in SIDES}
+        rows.append(TailoringRow(p.id, "test", p.prompt, p.chosen, p.rejected, own | users[p.id]))
+    write_rows(run.folder / "tailoring" / "test.jsonl", rows)
+    for spec in grid(run):
+        usable = [r for r in rows if spec.eval_persona == "none" or r.personas.get(spec.eval_persona)]
+        tailored = spec.train_persona == "chosen" and spec.eval_persona.endswith("rejected")
+        texts = [r.rejected if tailored else r.chosen for r in usable]
+        answers = [
+            Generation(r.id, spec.slug, r.prompt, r.personas.get(spec.eval_persona), text, "stop", 9)
+            for r, text in zip(usable, texts, strict=True)
+        ]
+        folder = generation_folder(run, spec)
+        write_rows(folder / "rows.jsonl", answers)
+        zero = dict.fromkeys(show_answers.DEGENERATE, 0)
+        mark_done(folder, "hand", **zero | {"n": len(usable), "n_without_persona": len(rows) - len(usable)})
+    judge_all(run)
+    return run
+
+
+# --- data and training ---
+
+
+def test_contrasts_are_counted_as_the_pairs_have_them(run):
+    table = show.contrast_table(run)
+    pairs = load_pairs(run)["train"]
+    claims = [claim for p in pairs for claim in set(contrast_claims(p.chosen, p.rejected))]
+    assert table.contrasted.sum() == len(claims)
+    assert table.loc["cost", "contrasted"] == sum(dimension == "cost" for dimension, _ in claims)
+    share = table.loc["cost", "chosen has the common value"]
+    assert share * table.loc["cost", "contrasted"] == pytest.approx(claims.count(("cost", "frugal")))
+
+
+def test_real_data_has_no_known_contrasts_or_topics(run):
+    real = Run(set_field(run.profile, datasets=["hhh"]), "hhh", 0)
+    assert len(show.contrast_table(real)) == len(show.topic_table(real)) == 0
+
+
+def test_topics_shared_with_training_are_counted(run):
+    assert show.topic_table(run)["shared with train"].tolist() == [0, 0, 0]
+    pairs = load_pairs(run)
+    write_rows(run.folder / "pairs" / "test.jsonl", pairs["test"][:2] + pairs["train"][:1])
+    assert show.topic_table(run).loc["test", "shared with train"] == 1
+
+
+def test_history_joins_both_logs_of_an_epoch_and_marks_the_kept_one(run):
+    one = set_field(run.profile, train_personas=["none"])
+    folder = run.folder / "adapters" / "sft-none"
+    log = [
+        {"loss": 3.0, "grad_norm": 1.0, "epoch": 1.0},
+        {"eval_loss": 2.5, "epoch": 1.0},
+        {"loss": 2.0, "grad_norm": 0.5, "epoch": 2.0},
+        {"eval_loss": 2.7, "epoch": 2.0},
+        {"train_runtime": 9.0, "train_loss": 2.5, "epoch": 2.0},
+    ]
+    write_rows(folder / "log.jsonl", log)
+    mark_done(folder, "hand", best_eval_loss=2.5)
+    table = show.training_history(Run(one, run.dataset, run.seed), "sft")
+    assert table["training loss"].tolist() == [3.0, 2.0]
+    assert table["validation loss"].tolist() == [2.5, 2.7]
+    assert table.kept.tolist() == [True, False]
+
+
+def test_row_counts_and_sizes_of_an_adapter(run):
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    one = Run(set_field(run.profile, train_personas=["none"]), run.dataset, run.seed)
+    folder = run.folder / "adapters" / "sft-none"
+    part = dict.fromkeys(show.COUNTS, 0) | {"rows": 7, "truncated": 2}
+    write_json(folder / "counts.json", {"train": part, "val": part | {"rows": 3}})
+    save_file({"a": np.zeros((4, 8)), "b": np.zeros((6, 4))}, folder / "adapter_model.safetensors")
+    assert show.row_counts(one, "sft").loc[("sft-none", "train"), ["rows", "truncated"]].tolist() == [7, 2]
+    assert show.adapter_sizes(one, "sft").parameters.tolist() == [4 * 8 + 6 * 4]
+
+
+def test_a_saved_table_is_read_back_as_it_was(run):
+    import pandas as pd
+
+    table = pd.DataFrame({"id": ["a", "b"], "verdict": ["win", None]})
+    path = show.save_table(run, "some", table)
+    assert path == run.folder / "tables" / "some.csv"
+    pd.testing.assert_frame_equal(pd.read_csv(path), table)
+
+
+# --- base model ---
+
+
+def test_documents_are_cut_after_their_last_label():
+    for kind, text in show_base.base_documents(load_profile("smoke")).items():
+        head, tail = show_base.split_document(text)
+        assert head.endswith(":") and tail and text.endswith(tail), kind
+    assert show_base.split_document("Prompt: a\nPersona: b\nResponse: c")[1] == "c"
+    with pytest.raises(ValueError, match="no label"):
+        show_base.split_document("nothing to complete")
+
+
+# --- personas ---
+
+
+def test_true_personas_are_accurate_on_both_sides_and_missing_ones_count_against(run):
+    items = show_personas.accuracy_items(run)
+    table = show_personas.accuracy_table(items, 50)
+    assert table.accuracy.tolist() == [1.0] * 4
+    path = run.folder / "personas" / "test-rejected.jsonl"
+    rows = [InferredPersona(p.id, "rejected", "hand", None, "empty", "") for p in load_pairs(run)["test"]]
+    write_rows(path, rows)
+    table = show_personas.accuracy_table(show_personas.accuracy_items(run), 50)
+    assert table.loc[("test", "rejected"), ["missing", "accuracy"]].tolist() == [8, 0.0]
+    preference = show_personas.preference_table(show_personas.preference_items(run)).iloc[0]
+    assert preference["without a persona"] == 8
+    assert math.isnan(preference["net for P_C"])
+
+
+def test_the_inference_prompt_prefers_the_response_of_the_asked_side(run):
+    pair = load_pairs(run)["test"][0]
+    for side, wanted in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+        query = show_personas.inference_prompt_text(run, side).rpartition("Preferred response: ")[2]
+        assert query == f"{wanted}\nPersona:"
+
+
+def test_the_most_telling_words_of_each_side_come_first(run):
+    words = show_personas.word_table(run, min_count=1)
+    ends = show_personas.both_ends(words, 3)
+    assert ends["chosen"].z.dropna().is_monotonic_decreasing
+    assert ends["rejected"].z.dropna().is_monotonic_increasing
+    assert (ends["chosen"].z.dropna() > 0).all() and (ends["rejected"].z.dropna() < 0).all()
+
+
+# --- answers ---
+
+
+def test_a_policy_that_follows_the_persona_wins_only_where_the_majority_is_not_asked(answered):
+    table = show_answers.judging_table(answered).set_index("label")
+    assert table.loc["gold-rejected", ["P_W", "P_T", "P_L", "P_net"]].tolist() == [8, 0, 0, 1.0]
+    assert table.loc["gold-chosen", ["P_W", "P_T", "P_L"]].tolist() == [0, 8, 0]
+    assert math.isnan(table.loc["gold-chosen", "P_net"])
+    assert table.loc["user-rejected", "P_W"] == 8
+    scores = show_answers.score_table(answered).fit
+    assert (
+        scores["gold-rejected", "dpo-chosen", "line"] == -scores["gold-rejected", "dpo-none", "first_person"]
+    )
+
+
+def test_examples_stand_side_by_side_and_unfinished_runs_are_left_out(answered):
+    pair = load_pairs(answered)["test"][1]
+    table = show_answers.side_by_side(answered, [pair.id])
+    assert table.eval_persona.tolist() == ["user-chosen", "user-rejected"]
+    assert table.DPO.tolist() == [pair.chosen, pair.chosen]
+    assert table["PT-DPO"].tolist() == [pair.chosen, pair.rejected]
+    page = show_answers.examples_text(table)
+    assert page.count(pair.prompt) == 1 and page.count(pair.rejected) == 1
+    spec = next(spec for spec in grid(answered) if spec.slug == "dpo-none.user-chosen.first_person")
+    (generation_folder(answered, spec) / "done.json").unlink()
+    assert show_answers.side_by_side(answered, [pair.id]).eval_persona.tolist() == ["user-rejected"]
+
+
+def test_the_grid_and_one_prompt_show_every_run_of_an_arm(answered):
+    arm = [spec for spec in grid(answered) if spec.arm == "dpo-none"]
+    assert show_answers.grid_table(answered).loc["dpo-none", "gold-chosen"] == "first_person, line"
+    page = show_answers.one_prompt(answered, "dpo-none")
+    shown = [spec for spec in arm if spec.eval_persona != "system"]  # no row has a system persona here
+    assert all(f"[{spec.eval_persona}, {spec.persona_format}]" in page for spec in shown)
+    assert (
+        show_answers.degenerate_table(answered).loc["dpo-none.system.first_person", "n_without_persona"] == 8
+    )
+
+
+def test_a_judged_example_shows_both_orders_and_the_verdict(answered):
+    text = show_answers.judged_example(answered, "gold-rejected")
+    assert "AB: A" in text and "BA: B" in text and "-> win" in text
+
+
+def test_sampled_comparisons_put_the_tested_answer_first_in_half_of_the_rows(answered):
+    lists = 6  # gold, retrieved, user: two sides each
+    sample = show_answers.sample_comparisons(answered, 4 * lists)
+    tested = {row.id: row.rejected for row in load_pairs(answered)["test"]}
+    places = [c.response_a == tested[c.id] for n, c in enumerate(sample) if n % 2]  # rejected sides
+    assert places == [True] * 3 + [False] * 3 + [True] * 3 + [False] * 3
+
+
+def judgment(winner: str | None) -> Judgment:
+    return Judgment("1", "hand", "quality", winner)
+
+
+def test_a_judge_that_always_says_a_is_shown_for_what_it_is():
+    truth = [(judgment("A"), judgment("B")), (judgment("B"), judgment("A"))]
+    always = [(judgment("A"), judgment("A"))] * 2
+    row = show_answers.agreement_row(truth, always)
+    assert row["same response in both orders"] == 0
+    assert row["share of A among the others"] == 1
+    assert row["agrees with the oracle"] == 0.5
+    assert show_answers.agreement_row(truth, truth)["agrees with the oracle"] == 1
+
+
+def test_a_judge_that_says_nothing_has_the_widest_interval():
+    silent = [(judgment(None), judgment(None))]
+    row = show_answers.agreement_row([(judgment("A"), judgment("B"))], silent)
+    assert (row["unparsed answers"], row["decided"], row["low"], row["high"]) == (2, 0, 0.0, 1.0)
+    assert math.isnan(row["agrees with the oracle"])
+
+
+def test_held_out_words_are_counted_where_they_occur(answered):
+    rows = [
+        TailoringRow("t", "sft_train", "p", "c", "r", {"gold-chosen": "The user is hasty and prefers it."})
+    ]
+    for split in ("sft_train", "sft_val", "dpo_train", "dpo_val"):
+        write_rows(answered.folder / "tailoring" / f"{split}.jsonl", rows if split == "sft_train" else [])
+    counts = show_answers.unseen_in_training(answered)
+    assert counts["of these with held-out words"] == counts["personas of training rows"] == 1
+    assert counts["of them with held-out words"] == counts["user-written personas"] == 16
