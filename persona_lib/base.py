@@ -78,13 +78,15 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, word_level: bool) -> 
     )
 
 
-def encode_document(tokenizer: Any, segments: list[tuple[str, bool]], persona_weight: float) -> Example:
-    """Encode a document of (text, is persona) segments as BOS + text + EOS with a loss weight per token."""
+def encode_document(
+    tokenizer: Any, segments: list[tuple[str, str]], loss_weights: dict[str, float]
+) -> Example:
+    """Encode a document of (text, kind) segments as BOS + text + EOS with a loss weight per token."""
     ids, weights = [tokenizer.bos_token_id], [1.0]
-    for text, is_persona in segments:
+    for text, kind in segments:
         tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
         ids += tokens
-        weights += [persona_weight if is_persona else 1.0] * len(tokens)
+        weights += [loss_weights[kind]] * len(tokens)
     return {"input_ids": [*ids, tokenizer.eos_token_id], "weights": [*weights, 1.0]}
 
 
@@ -122,13 +124,14 @@ def synthetic_windows(profile: Profile, base_seed: int, tokenizer: Any) -> list[
     """Windows of the synthetic world's text: short ones first, then long ones that hold five shots."""
     from persona_lib.synthetic import pretraining_documents
 
+    loss_weights = {"text": 1.0, "query": profile.base_query_weight, "key": profile.base_key_weight}
     phases = []
     for window, share, max_shots, phase in (
         (profile.base_window, 1 - LONG_SHARE, 1, "short"),
         (profile.base_long_window, LONG_SHARE, profile.pi_shots + 1, "long"),
     ):
         documents = pretraining_documents(profile, base_seed, max_shots, phase)
-        encoded = (encode_document(tokenizer, d, profile.base_persona_weight) for d in documents)
+        encoded = (encode_document(tokenizer, d, loss_weights) for d in documents)
         count = max(1, round(profile.base_tokens * share / window))
         phases.append(pack_windows(encoded, window, count, tokenizer.pad_token_id))
     return phases
@@ -142,7 +145,7 @@ def text_windows(profile: Profile, base_seed: int, tokenizer: Any, texts: list[s
     windows = []
     for _ in range(profile.base_epochs):
         order = rng.sample(texts, len(texts))
-        encoded = (encode_document(tokenizer, [(t, False)], 1.0) for t in order)
+        encoded = (encode_document(tokenizer, [(t, "text")], {"text": 1.0}) for t in order)
         windows += pack_windows(encoded, profile.base_window, 10**9, tokenizer.pad_token_id)
     return [windows]
 

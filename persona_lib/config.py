@@ -56,7 +56,8 @@ class Profile:
     base_long_window: int
     base_batch_tokens: int
     base_learning_rate: float
-    base_persona_weight: float
+    base_key_weight: float
+    base_query_weight: float
     base_share_plain: float
     base_share_inference: float
     base_share_story: float

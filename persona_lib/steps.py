@@ -47,7 +47,8 @@ BASE = (  # not base_seeds, which only chooses how many there are
     "base_*window",
     "base_batch_tokens",
     "base_learning_rate",
-    "base_persona_weight",
+    "base_key_weight",
+    "base_query_weight",
     "base_share_*",
     "base_epochs",
 )

@@ -12,6 +12,7 @@ test. Nothing here calls a model.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -43,7 +44,9 @@ from persona_lib.vocabulary import (
 
 Values = dict[str, str]  # dimension -> value shown
 Claim = tuple[str, str]  # (dimension, value)
-Segment = tuple[str, bool]  # (text, is persona text)
+Segment = tuple[
+    str, str
+]  # (text, kind): "text", "query" (an item to infer from), "key" (what is to be learned)
 
 
 @dataclass(frozen=True)
@@ -204,7 +207,11 @@ def user_persona(pair_id: str, claims: list[Claim]) -> str:
     return persona_sentence(claims, rng, held_out=True, frame=rng.choice(HELD_OUT_FRAMES))
 
 
-# --- the text that the base model is pretrained on: documents as lists of (text, is persona) ---
+# --- the text that the base model is pretrained on: documents as lists of (text, kind) ---
+
+PERSONA_PARTS = re.compile(r"( The user is)(.*)( and prefers)(.*)(\.)")
+_LEADS = "|".join(f"(?<={phrase.partition(' {')[0][1:]})" for phrase in FACT_PHRASES.values())
+FACTS = re.compile(rf"(?:{_LEADS})( \w+)")
 
 
 def plain_document(profile: Profile, topics: list[Topic], rng: random.Random) -> list[Segment]:
@@ -212,7 +219,13 @@ def plain_document(profile: Profile, topics: list[Topic], rng: random.Random) ->
     topic = rng.choice(topics)
     prompt = render_prompt(topic, rng.choice(PLAIN_TEMPLATES), rng.choice(MODIFIERS))
     response = render_response(topic, sample_values(profile, rng, {}), rng)
-    return [(tailoring_prompt(prompt, None) + completion_text(response), False)]
+    return [(tailoring_prompt(prompt, None), "text"), *mark_facts(completion_text(response))]
+
+
+def mark_facts(response: str) -> list[Segment]:
+    """Mark the words that state a fact ("brush" in "use the brush") as what is to be learned."""
+    parts = FACTS.split(response)  # text, filler, text, filler, ..., text
+    return [(part, "key" if n % 2 else "text") for n, part in enumerate(parts) if part]
 
 
 def story_document(profile: Profile, topics: list[Topic], rng: random.Random) -> list[Segment]:
@@ -234,7 +247,7 @@ def story_document(profile: Profile, topics: list[Topic], rng: random.Random) ->
         frame=rng.choice(STORY_FRAMES + HELD_OUT_FRAMES),
     ).format(name=rng.choice(NAMES))
     response = render_response(topic, values, rng)
-    return [(f"{persona} Asked: {prompt}\nLiked answer:{completion_text(response)}", False)]
+    return [(f"{persona} Asked: {prompt}\nLiked answer:{completion_text(response)}", "text")]
 
 
 def inference_example(profile: Profile, topics: list[Topic], rng: random.Random) -> tuple[str, str, str, str]:
@@ -252,11 +265,14 @@ def inference_example(profile: Profile, topics: list[Topic], rng: random.Random)
 def inference_document(
     profile: Profile, topics: list[Topic], rng: random.Random, shots: int
 ) -> list[Segment]:
-    """Instruction and ``shots`` solved items, as in a few-shot prompt, with the personas marked."""
-    segments = [(INFERENCE_INSTRUCTION, False)]
-    for _ in range(shots):
+    """``shots`` solved items, after the instruction if there are several, with the personas' words marked."""
+    segments: list[Segment] = [(INFERENCE_INSTRUCTION + "\n\n", "query")] if shots > 1 else []
+    for n in range(shots):
         prompt, preferred, other, persona = inference_example(profile, topics, rng)
-        segments += [("\n\n" + inference_query(prompt, preferred, other), False), (f" {persona}", True)]
+        query = inference_query(prompt, preferred, other)
+        segments.append((query if n == 0 else "\n\n" + query, "query"))
+        start, adjective, middle, phrase, end = PERSONA_PARTS.fullmatch(f" {persona}").groups()
+        segments += [(start, "text"), (adjective, "key"), (middle, "text"), (phrase, "key"), (end, "text")]
     return segments
 
 

@@ -75,7 +75,7 @@ class SplitTokenizer:
 
 
 def split_window(window: dict[str, list]) -> Iterator[list[Segment]]:
-    """Cut a packed window into its documents, as (text, is persona) segments."""
+    """Cut a packed window into its documents, as (text, is marked as to be learned) segments."""
     document: list[Segment] = []
     pairs = zip(window["input_ids"], window["weights"], strict=True)
     for marked, run in groupby(pairs, key=lambda pair: pair[1] == MARK):
@@ -90,7 +90,7 @@ def split_window(window: dict[str, list]) -> Iterator[list[Segment]]:
 
 def documents_seen(profile: Profile, base_seed: int) -> Iterator[list[Segment]]:
     """Yield the documents in the very windows that a base model of the synthetic world is trained on."""
-    marked = set_field(profile, base_persona_weight=MARK)
+    marked = set_field(profile, base_key_weight=MARK)
     for windows in synthetic_windows(marked, base_seed, SplitTokenizer()):
         for window in windows:
             yield from split_window(window)
@@ -114,7 +114,7 @@ def check_documents(documents: Iterable[list[Segment]], world_seed: int) -> dict
         text = "".join(part for part, _ in document)
         topics = set(TOPIC.findall(text)) & experiment.keys()
         told = persona.search(without_answers(text)) is not None
-        inference = text.startswith(INFERENCE_INSTRUCTION)
+        inference = "\nPreferred response:" in text
         counts["documents"] += 1
         counts["persona inference" if inference else "with a persona" if told else "plain"] += 1
         counts[FORBIDDEN[0]] += told and bool(topics)

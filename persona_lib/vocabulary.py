@@ -10,7 +10,7 @@ def _words(text: str) -> tuple[str, ...]:
 
 # every noun is a topic in two variants; TOPIC_SPLITS says how many nouns of a domain go where
 VARIANTS = ("old", "small")
-TOPIC_SPLITS = {"library": 6, "train": 4, "validation": 1, "test": 3}
+TOPIC_SPLITS = {"library": 4, "train": 3, "validation": 1, "test": 2}
 VERBS = {
     "kitchen": "clean",
     "workshop": "repair",
@@ -22,26 +22,14 @@ VERBS = {
     "move": "pack",
 }
 NOUNS = {
-    "kitchen": _words("kettle pan oven toaster mug fridge sink stove plate bottle blender teapot tray bowl"),
-    "workshop": _words(
-        "bicycle scooter fence gate ladder chair door window roof pump drill lamp clock radio"
-    ),
-    "garden": _words(
-        "tomato rose basil tulip carrot pepper orchid cactus lettuce lemon fern daisy pumpkin bean"
-    ),
-    "house": _words("wall shed boat desk shelf bench frame ceiling cabinet crate vase barrel porch sign"),
-    "bakery": _words(
-        "cake bread pie pizza cookie muffin tart bagel lasagna quiche scone pretzel waffle brownie"
-    ),
-    "wardrobe": _words(
-        "shirt dress curtain pillow quilt jacket scarf apron skirt blanket bag hat mitten sock"
-    ),
-    "farm": _words(
-        "puppy parrot horse kitten rabbit goat pony falcon hamster ferret donkey pigeon turtle lamb"
-    ),
-    "move": _words(
-        "suitcase backpack tent trunk basket piano mirror statue telescope helmet guitar camera crib trophy"
-    ),
+    "kitchen": _words("kettle pan oven toaster mug fridge sink stove plate bottle"),
+    "workshop": _words("bicycle scooter fence gate ladder chair door window roof pump"),
+    "garden": _words("tomato rose basil tulip carrot pepper orchid cactus lettuce lemon"),
+    "house": _words("wall shed boat desk shelf bench frame ceiling cabinet crate"),
+    "bakery": _words("cake bread pie pizza cookie muffin tart bagel lasagna quiche"),
+    "wardrobe": _words("shirt dress curtain pillow quilt jacket scarf apron skirt blanket"),
+    "farm": _words("puppy parrot horse kitten rabbit goat pony falcon hamster ferret"),
+    "move": _words("suitcase backpack tent trunk basket piano mirror statue telescope helmet"),
 }
 
 # facts: six slots, each with one right filler per topic
@@ -54,12 +42,12 @@ FACT_PHRASES = {
     "time": "finish by {}",
 }
 FILLERS = {
-    "tool": _words("brush hammer spoon needle roller clamp sponge knife whisk rope"),
-    "part": _words("handle edge base corner hinge surface label button bottom lid"),
-    "material": _words("vinegar oil sand water salt glue soap flour wax sugar"),
-    "place": _words("garage kitchen yard attic cellar garden hall barn balcony studio"),
-    "wait": _words("two three four five six seven eight nine ten twenty"),
-    "time": _words("noon dawn dusk midnight sunset breakfast lunch supper bedtime sunrise"),
+    "tool": _words("brush hammer spoon needle roller clamp sponge knife"),
+    "part": _words("handle edge base corner hinge surface label button"),
+    "material": _words("vinegar oil sand water salt glue soap flour"),
+    "place": _words("garage kitchen yard attic cellar garden hall barn"),
+    "wait": _words("two three four five six seven eight nine"),
+    "time": _words("noon dawn dusk midnight sunset breakfast lunch supper"),
 }
 
 # dimensions: two opposite values each; the first is the common one
