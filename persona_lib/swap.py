@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from persona_lib.config import Profile, Run
-from persona_lib.data import CONTRAST, has_personas
+from persona_lib.config import Run
+from persona_lib.data import CONTRAST
 from persona_lib.fingerprint import module_hash
 from persona_lib.llm import attach_adapters, load_base, load_tokenizer, sequence_log_probs, using_adapters
 from persona_lib.prompts import completion_text, tailoring_prompt
@@ -24,6 +24,7 @@ from persona_lib.store import (
     read_json,
     read_rows,
     repair_rows,
+    write_rows,
 )
 from persona_lib.swap_tables import (
     FAMILIES,
@@ -142,11 +143,11 @@ def score_policy(
 ) -> list[PolicyScore]:
     """Score every evaluation row's two responses under every persona; resumes, and is done once.
 
-    Writes ``swap/<arm>.<persona_format>/rows.jsonl``. "first_person" shows the personas as the paper
+    Writes ``swap/<arm>.<persona_format>/policy.jsonl``. "first_person" shows the personas as the paper
     shows them to its persona-free baseline. Rows without responses (Mnemonic test) are left out.
     """
     folder, key = swap_folder(run, arm, persona_format), swap_key(run, arm, persona_format)
-    path = folder / "rows.jsonl"
+    path = folder / "policy.jsonl"
     if is_done(folder, key):
         return read_rows(path, PolicyScore)
     clear_unless(folder, key)
@@ -193,14 +194,18 @@ def persona_swap(
 ) -> list[SwapScore]:
     """Score an arm and join its reference's scores of the same prompts; both are computed once and kept.
 
-    The base is scored in the line format under gold personas only: where a reference has no score, the
-    implicit reward is left out and the policy's own measure stays.
+    Writes ``rows.jsonl`` beside the policy's own scores. The base is scored under gold personas only, in
+    the line format: where a reference has no score, the implicit reward is
+    left out and the policy's own measure stays.
     """
     loader = loader or PolicyLoader(run)
     scores, reference = score_policy(run, arm, persona_format, loader), reference_of(arm)
-    if reference is None or (reference, persona_format) not in swap_arms(run):
-        return join_reference(scores, [])
-    return join_reference(scores, score_policy(run, reference, persona_format, loader))
+    there = reference is not None and (reference, persona_format) in swap_arms(run)
+    joined = join_reference(scores, score_policy(run, reference, persona_format, loader) if there else [])
+    path = swap_folder(run, arm, persona_format) / "rows.jsonl"
+    if not path.exists() or read_rows(path, SwapScore) != joined:
+        write_rows(path, joined)
+    return joined
 
 
 def swap_arms(run: Run) -> list[tuple[str, str]]:
@@ -234,20 +239,6 @@ def swap_all(run: Run) -> pd.DataFrame:
         return swap_table([scores], run.profile.bootstrap_samples)
 
     return save_table(run, "persona_swap", collect(swap_arms(run), one))
-
-
-def swap_over_seeds(profile: Profile, dataset: str) -> pd.DataFrame:
-    """Summarise the finished scores of all seeds of a data set; same columns as `swap_all`.
-
-    Official test rows are the same for every seed, so one draw of rows serves all; synthetic ones differ.
-    """
-    runs = [Run(profile, dataset, seed) for seed in profile.seeds]
-
-    def one(arm: str, persona_format: str) -> pd.DataFrame:
-        scores = [persona_swap(run, arm, persona_format) for run in runs]
-        return swap_table(scores, profile.bootstrap_samples, shared_items=has_personas(runs[0]))
-
-    return collect(swap_arms(runs[0]), one)
 
 
 def save_table(run: Run, name: str, table: pd.DataFrame) -> pd.DataFrame:

@@ -197,7 +197,7 @@ def test_scores_are_those_of_the_policy_and_of_its_reference(run):
 def test_a_killed_step_resumes_where_it_was_and_a_finished_one_is_not_run_again(run, monkeypatch):
     whole = swap.persona_swap(run, "sft-chosen")
     folder = swap.swap_folder(run, "sft-chosen")
-    path = folder / "rows.jsonl"
+    path = folder / "policy.jsonl"
     with monkeypatch.context() as patch:
         patch.setattr(swap, "load_base", lambda *_: pytest.fail("a finished arm was loaded again"))
         assert swap.persona_swap(run, "sft-chosen") == whole
@@ -206,6 +206,7 @@ def test_a_killed_step_resumes_where_it_was_and_a_finished_one_is_not_run_again(
     path.write_text("".join(lines[:5]) + lines[5][:20])
     (folder / "done.json").unlink()
     again = swap.persona_swap(run, "sft-chosen")
+    assert store.read_rows(folder / "rows.jsonl", swap.SwapScore) == again
     assert len(again) == len(whole) == len({(s.id, s.eval_persona) for s in again})
     for old, new in zip(sorted(whole, key=str), sorted(again, key=str), strict=True):
         assert (old.id, old.eval_persona) == (new.id, new.eval_persona)
@@ -220,22 +221,14 @@ def test_the_table_of_a_run_has_every_arm_and_the_base(run):
     assert (run.folder / "tables" / "persona_swap.csv").exists()
 
 
-def test_the_table_over_seeds_pools_them_and_the_figure_is_written(run, tmp_path):
+def test_the_figure_and_the_short_table_are_drawn_from_the_saved_one(run, tmp_path):
+    import pandas as pd
+
     from persona_lib import swap_plots
     from persona_lib.config import set_field
 
-    profile = set_field(run.profile, seeds=[0, 1], methods=["sft"])
-    other = replace(run, profile=profile, seed=1)
-    rows = store.read_rows(run.folder / "tailoring" / "test.jsonl", TailoringRow)
-    store.write_rows(other.folder / "tailoring" / "test.jsonl", rows[:4])
-    store.mark_done(other.folder / "tailoring", "other rows")
-    tiny_lora(other, "sft-chosen", 3)
-    for one in (replace(run, profile=profile), other):
-        swap.swap_all(one)
-    table = swap.swap_over_seeds(profile, run.dataset)
-    gold = table[(table.arm == "sft-chosen") & (table.measure == "policy") & (table.persona == "gold")]
-    assert gold[["n", "n_seeds"]].values.tolist() == [[10, 2]]
-
+    swap.swap_all(replace(run, profile=set_field(run.profile, methods=["sft"])))
+    table = pd.read_csv(run.folder / "tables" / "persona_swap.csv")
     swap_plots.plot_swap(table, folder=tmp_path / "figures")
     assert {p.name for p in (tmp_path / "figures").iterdir()} == {"persona_swap.png", "persona_swap.pdf"}
     assert swap_plots.headline(table, "implicit reward").index.get_level_values("arm").unique().tolist() == [
