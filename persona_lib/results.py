@@ -11,12 +11,23 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from persona_lib import metrics
 from persona_lib.bootstrap import Interval
 from persona_lib.config import Profile, Run, results_dir
 from persona_lib.judge import Matchup
 from persona_lib.judged import RUBRICS, Judged, Judgments, judgment_folder, read_judgments
 from persona_lib.metrics import WinRate, delta_pq, position_inconsistent
-from persona_lib.pooled import Statistic, delta_pq_of, difference, mean_interval, mean_of, net_of
+from persona_lib.pooled import (
+    Pool,
+    Statistic,
+    delta_pq_of,
+    difference,
+    make_pool,
+    mean_interval,
+    mean_of,
+    net_columns,
+    net_of,
+)
 from persona_lib.records import Judgment
 from persona_lib.store import iter_rows, write_text
 
@@ -179,6 +190,39 @@ def side_difference(profile: Profile) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def paper_rows(profile: Profile) -> pd.DataFrame:
+    """Return the paper's own ten rows from their exact counts, with intervals, and their average.
+
+    Which personalization verdict belongs to which quality verdict was not published, so the two are
+    resampled independently. The paper prints no intervals.
+    """
+    import pandas as pd
+
+    lines, parts = [], []
+    for number, row in enumerate(metrics.paper_table()):
+        rates = dict(zip(RUBRICS, metrics.paper_win_rates(row), strict=True))
+        nets = [
+            paper_net(rate, profile.bootstrap_samples, 2 * number + i)
+            for i, rate in enumerate(rates.values())
+        ]
+        parts += nets
+        line: Row = {"dataset": row["dataset"], "kind": "paper", "label": f"{row['side']}, {row['persona']}",
+                     "n": int(row["n"])}  # fmt: skip
+        for short, rate in rates.items():
+            line |= verdict_counts(short, rate)
+        lines.append(line | interval_columns("dpq", mean_interval(nets, int(row["n"]))))
+    average = interval_columns("dpq", mean_interval(parts))
+    lines.append({"dataset": "all", "kind": "average", "label": "average of the ten rows"} | average)
+    return pd.DataFrame(lines)
+
+
+def paper_net(rate: WinRate, n_resamples: int, seed: int) -> tuple[Pool, Statistic]:
+    """Return the net win rate of published counts, in per cent, for resampling."""
+    verdicts = ["win"] * rate.n_wins + ["tie"] * rate.n_ties + ["loss"] * rate.n_losses
+    items = {f"{i:04d}": verdict for i, verdict in enumerate(verdicts)}
+    return make_pool(net_columns("net", [items]), n_resamples, seed), lambda sums: 100 * net_of("net")(sums)
+
+
 # --- files ---
 
 
@@ -208,4 +252,9 @@ def read_table(profile: Profile, name: str) -> pd.DataFrame:
 def judged_tables() -> dict[str, Callable[[Profile], pd.DataFrame]]:
     """Return the judged tables by file name."""
     kinds = {name: functools.partial(judged_table, kinds=kinds) for name, kinds in TABLES.items()}
-    return kinds | {"main": main_table, "main_by_seed": by_seed_table, "side_difference": side_difference}
+    return kinds | {
+        "main": main_table,
+        "main_by_seed": by_seed_table,
+        "side_difference": side_difference,
+        "paper": paper_rows,
+    }

@@ -7,7 +7,8 @@ paired intervals for the difference between a tailored policy and its persona-fr
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -194,7 +195,7 @@ def swap_by_seed(profile: Profile) -> pd.DataFrame:
                     names = {"dataset": items.dataset, "seed": seed, "arm": part[0],
                              "persona_format": part[1], "measure": measure, "persona": family,
                              "n": len(values["flip"])}  # fmt: skip
-                    means = {name: pd.Series(by_id).mean() for name, by_id in values.items()}
+                    means = {name: mean(by_id.values()) for name, by_id in values.items()}
                     lines.append(names | means)
     return pd.DataFrame(lines)
 
@@ -218,6 +219,12 @@ def swap_differences(profile: Profile) -> pd.DataFrame:
                     **difference_columns(items, tested, other, what),
                 })  # fmt: skip
     return pd.DataFrame(lines)
+
+
+def mean(values: Iterable[float]) -> float | None:
+    """Return the mean of the values that are there, None if there are none."""
+    kept = [v for v in values if not math.isnan(v)]
+    return sum(kept) / len(kept) if kept else None
 
 
 def difference_columns(items: PerItem, tested: Part, other: Part, what: str) -> Row:
