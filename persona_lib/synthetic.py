@@ -37,6 +37,7 @@ from persona_lib.vocabulary import (
     STORY_FRAMES,
     STYLE_ALWAYS,
     TOPIC_SPLITS,
+    USUAL_SHARE,
     VARIANTS,
     VERBS,
     opposite,
@@ -63,15 +64,19 @@ class Topic:
 def make_topics(world_seed: int) -> dict[str, Topic]:
     """Make all topics, keyed by name ("old kettle"), with facts drawn by the world seed.
 
-    Both variants of a noun fall in the same split and share their facts.
+    A domain has a usual filler per slot, right for a noun with ``USUAL_SHARE`` and else replaced by a
+    random one: a model can know the rule and miss exceptions. Both variants of a noun fall in the
+    same split and share their facts.
     """
     rng = random.Random(f"world-{world_seed}")
     topics = {}
     for domain, nouns in NOUNS.items():
         order = rng.sample(nouns, len(nouns))
         splits = [split for split, count in TOPIC_SPLITS.items() for _ in range(count)]
+        usual = {slot: rng.choice(words) for slot, words in FILLERS.items()}
         for noun, split in zip(order, splits, strict=True):
-            facts = {slot: rng.choice(words) for slot, words in FILLERS.items()}
+            own = {slot: rng.choice(words) for slot, words in FILLERS.items()}
+            facts = {slot: (usual if rng.random() < USUAL_SHARE else own)[slot] for slot in FILLERS}
             for variant in VARIANTS:
                 name = f"{variant} {noun}"
                 topics[name] = Topic(name, VERBS[domain], noun, split, facts)

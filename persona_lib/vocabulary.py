@@ -41,6 +41,7 @@ FACT_PHRASES = {
     "wait": "wait {} minutes",
     "time": "finish by {}",
 }
+USUAL_SHARE = 0.6  # probability that a topic's fact is its domain's usual one
 FILLERS = {
     "tool": _words("brush hammer spoon needle roller clamp sponge knife"),
     "part": _words("handle edge base corner hinge surface label button"),
