@@ -1,6 +1,6 @@
 """Tables about personas over seeds: accuracy, preference, salient words; and answers side by side.
 
-Accuracy comes from the per-item verdicts that notebook 04 leaves; the rest from the personas themselves.
+Accuracy and preference come from the per-item verdicts that notebook 04 leaves.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from persona_lib.bootstrap import Interval, accuracy_array
 from persona_lib.config import Profile, Run
 from persona_lib.judged import answer_scores, read_judgments, runs_of, same_items
 from persona_lib.metrics import PersonaAccuracy, WinRate
-from persona_lib.persona_quality import persona_texts, preference_verdicts
+from persona_lib.persona_quality import persona_texts
 from persona_lib.pooled import difference as minus
 from persona_lib.pooled import make_pool, mean_columns, mean_of, net_columns, net_of
 from persona_lib.records import RunSpec
@@ -113,28 +113,35 @@ def accuracy_row(
             "strict": counts.strict, **interval_columns("accuracy", interval)}  # fmt: skip
 
 
-def preference_table(profile: Profile) -> pd.DataFrame:
-    """Return how often P_C is the more plausible user than P_R, and the net rate (paper Fig. 4).
+def preference_items(run: Run) -> Verdicts:
+    """Read ``tables/persona_preference_items.csv``: {id: verdict}, None where a side has no persona."""
+    import pandas as pd
 
-    Only with the oracle, whose answer is a property of the two personas.
-    """
+    path = run.folder / "tables" / "persona_preference_items.csv"
+    if not path.exists():
+        return {}
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    return {row.id: row.verdict or None for row in table.itertuples()}
+
+
+def preference_table(profile: Profile) -> pd.DataFrame:
+    """Return how often P_C is the more plausible user than P_R, and the net rate (paper Fig. 4)."""
     import pandas as pd
 
     lines = []
     for number, dataset in enumerate(profile.datasets):
-        runs, split = runs_of(profile, dataset), profile.eval_split
-        found = [
-            r for r in runs if all((r.folder / "personas" / f"{split}-{s}.jsonl").exists() for s in SIDES)
-        ]
-        if profile.judge != "oracle" or not found:
-            continue
-        by_seed = [dict(preference_verdicts(run, split)) for run in found]
+        runs = runs_of(profile, dataset)
+        by_seed = [preference_items(run) for run in runs]
         valid = [{i: v for i, v in verdicts.items() if v} for verdicts in by_seed]
+        if not any(valid):
+            continue
         counts = WinRate.from_verdicts(v for verdicts in valid for v in verdicts.values())
-        pool = make_pool(net_columns("preference", valid), profile.bootstrap_samples, number)
-        lines.append({"dataset": dataset, "split": split, "n": counts.n, "n_seeds": len(found),
-                      "seeds": " ".join(str(run.seed) for run in found),
-                      "win": counts.n_wins, "tie": counts.n_ties, "loss": counts.n_losses,
+        columns = net_columns("preference", valid)
+        pool = make_pool(columns, profile.bootstrap_samples, number, same_items(tuple(runs)))
+        seeds = [run.seed for run, found in zip(runs, by_seed, strict=True) if found]
+        lines.append({"dataset": dataset, "split": profile.eval_split, "n": counts.n, "n_seeds": len(seeds),
+                      "seeds": " ".join(map(str, seeds)), "win": counts.n_wins, "tie": counts.n_ties,
+                      "loss": counts.n_losses, "unparsed": counts.n_unparsed,
                       "n_missing": sum(map(len, by_seed)) - counts.n,
                       **interval_columns("net", pool.interval(net_of("preference")))})  # fmt: skip
     return pd.DataFrame(lines)

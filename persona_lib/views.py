@@ -154,7 +154,9 @@ def accuracy_view(table: pd.DataFrame) -> pd.DataFrame:
 def preference_view(table: pd.DataFrame) -> pd.DataFrame:
     """Show which side's persona is the more plausible user."""
     columns = {
-        "chosen / tie / rejected": lambda row: f"{row['win']} / {row['tie']} / {row['loss']}",
+        "chosen / tie / rejected / unparsed": lambda row: " / ".join(
+            str(row[name]) for name in ("win", "tie", "loss", "unparsed")
+        ),
         f"net {CI}": lambda row: with_interval(row, "net", 2, True),
         "no persona": lambda row: str(row["n_missing"]),
         "n": size,

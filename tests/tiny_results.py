@@ -1,4 +1,4 @@
-"""Finished result folders without any model: answers are drawn from the pairs, the oracle really judges them."""
+"""Finished result folders without any model: invented answers, judged by the real oracle."""
 
 from __future__ import annotations
 
@@ -53,10 +53,7 @@ def fill_generations(run: Run, rows: list[TailoringRow]) -> None:
         folder = tailor.generation_folder(run, spec)
         store.write_rows(
             folder / "rows.jsonl",
-            [
-                Generation(r.id, spec.slug, r.prompt, None, answer(spec, r, rng), "stop", 9)
-                for r in rows
-            ],
+            [Generation(r.id, spec.slug, r.prompt, None, answer(spec, r, rng), "stop", 9) for r in rows],
         )
         store.mark_done(folder, "tiny")
 
@@ -96,6 +93,10 @@ def fill_personas(run: Run, rows: list[TailoringRow]) -> None:
         for side in SIDES:
             for name, verdict in persona_quality.accuracy_verdicts(run, "test", side):
                 writer.writerow([name, "test", side, verdict or ""])
+    with path.with_name("persona_preference_items.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "verdict"])
+        writer.writerows((i, v or "") for i, v in persona_quality.preference_verdicts(run, "test"))
 
 
 def fill_run(run: Run) -> list[TailoringRow]:

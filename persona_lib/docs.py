@@ -1,0 +1,124 @@
+"""Write the numbers of README.md and REPRODUCTION.md from saved tables: ``python -m persona_lib.docs``.
+
+A block stands between ``<!-- table:PROFILE/NAME -->`` (or ``figure:``) and ``<!-- end -->``; whatever is
+inside is replaced. No number in those documents is typed by hand. Blocks of other profiles stay as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from persona_lib.config import REPO, Profile, figures_dir, load_profile
+from persona_lib.figures import FIGURES, alt_text
+from persona_lib.origin import origin_line
+from persona_lib.results import read_table
+from persona_lib.store import write_text
+from persona_lib.views import LABELS, VIEWS, show, to_markdown, world_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DOCUMENTS = ("README.md", "REPRODUCTION.md")
+BLOCK = re.compile(r"(<!-- (table|figure):([\w-]+)/(\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+NOT_RUN = "*Not run yet.*"
+SHOWN: dict[str, dict[str, Any]] = {  # what of a long table stands in a document
+    "swap": {"measure": ["policy"], "persona": ["gold", "stripped", "retrieved", "shuffled", "user"]},
+    "swap_differences": {"measure": ["policy"], "persona": ["gold", "retrieved", "shuffled", "user"]},
+}
+
+
+def label_of(name: str, table: pd.DataFrame, profile: Profile) -> str:
+    """Say whose numbers a table holds."""
+    if name == "paper":
+        return LABELS["paper"]
+    names = table.dataset if "dataset" in table else profile.datasets
+    return " and ".join(dict.fromkeys(world_of(d) for d in names if d != "all")) or LABELS["synthetic"]
+
+
+def table_block(profile: Profile, name: str) -> str:
+    """Return the text of a table's block: whose numbers, provenance, table; or that it was not run."""
+    if name not in VIEWS:
+        raise ValueError(f"table:{profile.name}/{name}: no such table; use one of {', '.join(sorted(VIEWS))}")
+    table = read_table(profile, name)
+    for column, values in SHOWN.get(name, {}).items():
+        table = table[table[column].isin(values)] if column in table else table
+    if table.empty:
+        return NOT_RUN
+    seeds = " ".join(dict.fromkeys(table.seeds.dropna())) if "seeds" in table else seeds_of(profile)
+    sizes = sorted({int(n) for n in table.n.dropna()}) if "n" in table else []
+    n = (
+        str(sizes[0])
+        if len(set(sizes)) == 1
+        else f"{sizes[0]} to {sizes[-1]}, see the table"
+        if sizes
+        else "see the table"
+    )
+    line = f"**{label_of(name, table, profile).capitalize()}.** "
+    line += "Exact counts; intervals are ours." if name == "paper" else origin_line(profile, seeds, n)
+    return f"{line}\n\n{to_markdown(show(name, table))}"
+
+
+def seeds_of(profile: Profile) -> str:
+    """Return the seeds that the profile's saved tables pool."""
+    for name in ("main", "swap", "persona_accuracy"):
+        table = read_table(profile, name)
+        if "seeds" in table:
+            return str(table.seeds.dropna().iloc[0])
+    return ""
+
+
+def figure_block(profile: Profile, name: str) -> str:
+    """Return an image with its alt text, or that it was not run."""
+    if name not in FIGURES:
+        raise ValueError(f"figure:{profile.name}/{name}: no such figure; use one of {', '.join(FIGURES)}")
+    if not (figures_dir(profile) / f"{name}.png").exists():
+        return NOT_RUN
+    return f"![{alt_text(profile, name)}](figures/{profile.name}/{name}.png)"
+
+
+def rewrite(text: str, profile: Profile) -> str:
+    """Return a document with the blocks of one profile written again; ValueError for an unclosed block."""
+    opened, closed = text.count("<!-- table:") + text.count("<!-- figure:"), len(BLOCK.findall(text))
+    if opened != closed:
+        raise ValueError(f"{opened} blocks begin and {closed} end: close each with <!-- end -->")
+
+    def block(match: re.Match[str]) -> str:
+        head, kind, owner, name, _, end = match.groups()
+        if owner != profile.name:
+            return match.group(0)
+        made = table_block(profile, name) if kind == "table" else figure_block(profile, name)
+        return f"{head}{made}\n{end}"
+
+    return BLOCK.sub(block, text)
+
+
+def update(profile: Profile, folder: Path = REPO) -> list[Path]:
+    """Rewrite the blocks of a profile in all documents; returns those that changed."""
+    changed = []
+    for path in (folder / name for name in DOCUMENTS):
+        old = path.read_text(encoding="utf-8")
+        try:
+            new = rewrite(old, profile)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        if new != old:
+            write_text(path, new)
+            changed.append(path)
+    return changed
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Rewrite the documents from the results of ``--profile``; prints what changed."""
+    parser = argparse.ArgumentParser(prog="python -m persona_lib.docs", description=__doc__.splitlines()[0])
+    parser.add_argument("--profile", default="synthetic", help="whose blocks to write (default: synthetic)")
+    changed = update(load_profile(parser.parse_args(argv).profile))
+    print("\n".join(f"{path.name}: written" for path in changed) or "nothing to change")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
