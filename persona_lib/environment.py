@@ -36,7 +36,7 @@ def requirements(extra: str, repo: Path = REPO) -> list[str]:
 
 
 def pins(repo: Path = REPO) -> dict[str, set[str]]:
-    """Return the versions that ``constraints.txt`` allows for each package (several where Python's differ)."""
+    """Return the versions that ``constraints.txt`` allows for each package (several for some)."""
     found: dict[str, set[str]] = {}
     for line in (repo / "constraints.txt").read_text(encoding="utf-8").splitlines():
         if "==" in line and not line.startswith("#"):

@@ -75,13 +75,13 @@ JUDGING = (*GENERATION, *DATA, "judge*", "bootstrap_samples")
 STEPS: dict[str, Step] = {
     "01_preference_data": Step(
         "Preference pairs, split by prompt",
-        fields=DATA,
+        fields=(*DATA, "near_duplicate_threshold"),
         minutes={"smoke": 0.1, "synthetic": 0.1, "scratch": 0.2, "paper": 1},
     ),
     "02_base_model": Step(
         "The base language model",
         per="base",
-        fields=(*DATA, *BASE, "pi_shots", "datasets"),
+        fields=(*DATA, *BASE, *MODEL, "pi_shots", "datasets", "gen_max_new_tokens"),
         minutes={"smoke": 0.3, "synthetic": 2.5, "scratch": 8, "paper": 10},
     ),
     "03_persona_inference": Step(

@@ -31,10 +31,11 @@ HEAVY = (
 LEVELS = {
     0: "records store config fingerprint prompts metrics bootstrap text_metrics tokens vocabulary "
     "environment provenance",
-    1: "synthetic oracle official data released retrieval llm generate arms guards leakage unseen",
-    2: "base personas persona_quality tailoring trainers train tailor judge judged pooled swap swap_tables "
-    "released_tables",
-    3: "results results_personas results_swap primary swap_plots plots report steps tasks execute plan "
+    1: "synthetic oracle official data released retrieval llm generate arms guards leakage origin views",
+    2: "base unseen personas persona_quality tailoring trainers train tailor judge judged pooled swap "
+    "swap_tables released_tables",
+    3: "docs figures selection show show_answers show_base show_personas "
+    "results results_personas results_swap primary swap_plots plots report steps tasks execute plan "
     "runner pipeline",
 }
 LEVEL = {name: level for level, names in LEVELS.items() for name in names.split()}
