@@ -430,17 +430,17 @@ def test_training_killed_in_its_second_epoch_ends_with_the_same_weights(
     trained, monkeypatch, tmp_path, method
 ):
     """Dropout is on in SFT, so the random state must come back too; in DPO the stack must."""
-    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
+    whole = train.adapter_folder(trained, method, "chosen")  # before PERSONA_RESULTS changes
     run = tiny_run(tmp_path, monkeypatch)
     if method == "dpo":
         train.train_sft(run, "chosen")
-    whole = train.adapter_folder(trained, method, "chosen")
     step = train.train_sft if method == "sft" else train.train_dpo
     with monkeypatch.context() as patch:
         interrupt_after(patch, steps=6)
         with pytest.raises(KeyboardInterrupt):
             step(run, "chosen")
     folder = train.adapter_folder(run, method, "chosen")
+    assert folder != whole
     assert not (folder / "done.json").exists()
     assert [p.name for p in (folder / "checkpoints").glob("checkpoint-*")] == ["checkpoint-4"]
     assert same_weights(step(run, "chosen"), whole)
