@@ -174,6 +174,7 @@ def test_saved_adapters_give_the_best_validation_loss_recomputed_without_trl(tra
     assert done["best_eval_loss"] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_best_epoch_not_the_last_is_what_is_saved(tmp_path, monkeypatch):
     """With a rate that overfits 4 rows at once, validation is best early."""
     run = tiny_run(tmp_path, monkeypatch, n=4, sft_learning_rate=0.1, sft_epochs=4)
@@ -245,6 +246,7 @@ def test_truncated_dropped_and_persona_free_rows_are_counted_as_trl_treats_them(
     assert f"{counts['truncated']} truncated, {counts['dropped']} dropped" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_loss_on_whole_texts_drops_no_row_and_counts_long_prompts_as_truncated(tmp_path, monkeypatch):
     run = tiny_run(tmp_path, monkeypatch, max_length=17, completion_only_loss=False, sft_epochs=1)
     counts = store.read_json(train.train_sft(run, "chosen") / "counts.json")
@@ -301,6 +303,7 @@ def merged_trainer(run: Run, stacked):
         )
 
 
+@pytest.mark.slow
 def test_stacked_adapter_trains_as_merging_the_sft_adapter_first_would(trained):
     """Reference, gradients before the first step, and weights after training: equal to rounding."""
     stacked = build(trained, "dpo")
@@ -425,6 +428,7 @@ def test_training_stops_when_the_first_step_moves_nothing(tmp_path, monkeypatch)
 # --- resume ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["sft", "dpo"])
 def test_training_killed_in_its_second_epoch_ends_with_the_same_weights(
     trained, monkeypatch, tmp_path, method
@@ -447,6 +451,7 @@ def test_training_killed_in_its_second_epoch_ends_with_the_same_weights(
     assert evaluation_losses(folder) == evaluation_losses(whole)
 
 
+@pytest.mark.slow
 def test_training_killed_before_its_adapter_is_saved_still_ends_with_the_best_epoch(tmp_path, monkeypatch):
     run = tiny_run(tmp_path, monkeypatch, n=4, sft_learning_rate=0.1, sft_epochs=3)
     folder = train.adapter_folder(run, "sft", "chosen")
