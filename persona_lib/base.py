@@ -12,12 +12,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from persona_lib.config import Profile, results_dir
+from persona_lib.config import Profile, results_dir, set_field
 from persona_lib.fingerprint import module_hash
 from persona_lib.store import clear_unless, content_hash, is_done, mark_done, write_rows
 
 BOS, EOS, PAD, UNK = "<|bos|>", "<|eos|>", "<|pad|>", "<|unk|>"
 IGNORE = -100
+EASY_SHARE = 0.25  # share of the tokens, at the start, whose pairs show nothing but their contrast
 LONG_SHARE = 0.2  # share of the tokens that come in long windows, at the end
 WORD_PATTERN = r" ?[A-Za-z]+| ?\d|\n| ?[^\sA-Za-z\d]| "
 
@@ -121,17 +122,19 @@ def pack_windows(documents: Iterator[Example], window: int, n_windows: int, pad_
 
 
 def synthetic_windows(profile: Profile, base_seed: int, tokenizer: Any) -> list[list[Example]]:
-    """Windows of the synthetic world's text: short ones first, then long ones that hold five shots."""
+    """Windows of the synthetic world's text: easy pairs, then the world's own, then long windows with shots."""
     from persona_lib.synthetic import pretraining_documents
 
-    loss_weights = {"text": 1.0, "query": profile.base_query_weight, "key": profile.base_key_weight}
+    weights = {kind: getattr(profile, f"base_{kind}_weight") for kind in ("fact", "query", "key")}
+    easy = set_field(profile, shown_share=0.0, second_contrast_share=0.0)
     phases = []
-    for window, share, max_shots, phase in (
-        (profile.base_window, 1 - LONG_SHARE, 1, "short"),
-        (profile.base_long_window, LONG_SHARE, profile.pi_shots + 1, "long"),
+    for phase, share, window, max_shots, world in (
+        ("easy", EASY_SHARE, profile.base_window, 1, easy),
+        ("short", 1 - EASY_SHARE - LONG_SHARE, profile.base_window, 1, profile),
+        ("long", LONG_SHARE, profile.base_long_window, profile.pi_shots + 1, profile),
     ):
-        documents = pretraining_documents(profile, base_seed, max_shots, phase)
-        encoded = (encode_document(tokenizer, d, loss_weights) for d in documents)
+        documents = pretraining_documents(world, base_seed, max_shots, phase)
+        encoded = (encode_document(tokenizer, d, {"text": 1.0} | weights) for d in documents)
         count = max(1, round(profile.base_tokens * share / window))
         phases.append(pack_windows(encoded, window, count, tokenizer.pad_token_id))
     return phases

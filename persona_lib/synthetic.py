@@ -45,9 +45,7 @@ from persona_lib.vocabulary import (
 
 Values = dict[str, str]  # dimension -> value shown
 Claim = tuple[str, str]  # (dimension, value)
-Segment = tuple[
-    str, str
-]  # (text, kind): "text", "query" (an item to infer from), "key" (what is to be learned)
+Segment = tuple[str, str]  # (text, kind): "text", "fact", "query" (to infer from), "key" (of a persona)
 
 
 @dataclass(frozen=True)
@@ -214,9 +212,9 @@ def user_persona(pair_id: str, claims: list[Claim]) -> str:
 
 # --- the text that the base model is pretrained on: documents as lists of (text, kind) ---
 
+LEADS = "|".join(f"(?<={phrase.partition(' {')[0][1:]})" for phrase in FACT_PHRASES.values())
+FACTS = re.compile(rf"(?:{LEADS})( \w+)")
 PERSONA_PARTS = re.compile(r"( The user is)(.*)( and prefers)(.*)(\.)")
-_LEADS = "|".join(f"(?<={phrase.partition(' {')[0][1:]})" for phrase in FACT_PHRASES.values())
-FACTS = re.compile(rf"(?:{_LEADS})( \w+)")
 
 
 def plain_document(profile: Profile, topics: list[Topic], rng: random.Random) -> list[Segment]:
@@ -228,9 +226,9 @@ def plain_document(profile: Profile, topics: list[Topic], rng: random.Random) ->
 
 
 def mark_facts(response: str) -> list[Segment]:
-    """Mark the words that state a fact ("brush" in "use the brush") as what is to be learned."""
+    """Mark the words that state a fact (" brush" in "use the brush")."""
     parts = FACTS.split(response)  # text, filler, text, filler, ..., text
-    return [(part, "key" if n % 2 else "text") for n, part in enumerate(parts) if part]
+    return [(part, "fact" if n % 2 else "text") for n, part in enumerate(parts) if part]
 
 
 def story_document(profile: Profile, topics: list[Topic], rng: random.Random) -> list[Segment]:

@@ -10,7 +10,6 @@ from persona_lib import unseen
 from persona_lib.config import load_profile, set_field
 from persona_lib.prompts import inference_query
 from persona_lib.synthetic import inference_document, make_topics, topics_of
-from persona_lib.vocabulary import FILLERS
 
 PROFILE = set_field(load_profile("smoke"), base_tokens=20000)
 TOPICS = make_topics(PROFILE.world_seed)
@@ -41,11 +40,12 @@ def test_what_is_read_is_the_text_of_the_windows_that_are_trained_on():
     assert len(documents) == sum(ids.count(tokenizer.bos_token_id) for ids in windows)
 
 
-def test_the_words_to_learn_of_personas_and_facts_stay_marked():
+def test_the_words_of_inferred_personas_stay_marked():
     documents = list(unseen.documents_seen(PROFILE, 0))
     marked = {text.strip() for document in documents for text, is_key in document if is_key}
     assert len(marked & unseen.persona_words("known")) > 20
-    assert marked & set(FILLERS["tool"])
+    known = unseen.persona_words("known")  # a window may cut the last phrase short
+    assert all(any(word.startswith(text) for word in known) for text in marked)
 
 
 def test_an_answer_that_uses_the_word_of_a_persona_is_no_persona():
