@@ -150,6 +150,7 @@ def fields_reached(path: Path) -> set[str]:
     return fields
 
 
+@cache
 def declared_fields(name: str) -> set[str]:
     """Return the fields that make a step stale, by itself or through its inputs."""
     own = set(tasks.field_values(config.load_profile("synthetic"), STEPS[name].fields))
