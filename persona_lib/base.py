@@ -125,7 +125,7 @@ def synthetic_windows(profile: Profile, base_seed: int, tokenizer: Any) -> list[
     """Windows of the synthetic world's text: easy pairs, then the world's own, then long windows with shots."""
     from persona_lib.synthetic import pretraining_documents
 
-    weights = {kind: getattr(profile, f"base_{kind}_weight") for kind in ("fact", "query", "key")}
+    weights = {kind: getattr(profile, f"base_{kind}_weight") for kind in ("fact", "story", "query", "key")}
     easy = set_field(profile, shown_share=0.0, second_contrast_share=0.0)
     phases = []
     for phase, share, window, max_shots, world in (

@@ -58,6 +58,7 @@ class Profile:
     base_learning_rate: float
     base_key_weight: float
     base_fact_weight: float
+    base_story_weight: float
     base_query_weight: float
     base_share_plain: float
     base_share_inference: float

@@ -49,6 +49,7 @@ BASE = (  # not base_seeds, which only chooses how many there are
     "base_learning_rate",
     "base_key_weight",
     "base_fact_weight",
+    "base_story_weight",
     "base_query_weight",
     "base_share_*",
     "base_epochs",

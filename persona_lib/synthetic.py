@@ -45,7 +45,7 @@ from persona_lib.vocabulary import (
 
 Values = dict[str, str]  # dimension -> value shown
 Claim = tuple[str, str]  # (dimension, value)
-Segment = tuple[str, str]  # (text, kind): "text", "fact", "query" (to infer from), "key" (of a persona)
+Segment = tuple[str, str]  # (text, kind): "text", "fact", "story" (answer), "query", "key" (persona)
 
 
 @dataclass(frozen=True)
@@ -250,7 +250,7 @@ def story_document(profile: Profile, topics: list[Topic], rng: random.Random) ->
         frame=rng.choice(STORY_FRAMES + HELD_OUT_FRAMES),
     ).format(name=rng.choice(NAMES))
     response = render_response(topic, values, rng)
-    return [(f"{persona} Asked: {prompt}\nLiked answer:{completion_text(response)}", "text")]
+    return [(f"{persona} Asked: {prompt}\nLiked answer:", "text"), (completion_text(response), "story")]
 
 
 def inference_example(profile: Profile, topics: list[Topic], rng: random.Random) -> tuple[str, str, str, str]:
