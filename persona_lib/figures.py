@@ -28,6 +28,7 @@ from persona_lib.views import number, title_of
 if TYPE_CHECKING:
     import pandas as pd
 
+DPI = 110  # of the PNG: sharp enough on a screen, and an executed notebook stays below 1 MB
 METADATA = {"pdf": {"CreationDate": None, "Creator": None, "Producer": None}, "png": {"Software": None}}
 
 # --- what each says to someone who cannot see it ---
@@ -154,7 +155,7 @@ def save(figure: Any, folder: Path, name: str) -> list[Path]:
     paths = [folder / f"{name}.{kind}" for kind in METADATA]
     with matplotlib.style.context(["default", STYLE]):
         for path, metadata in zip(paths, METADATA.values(), strict=True):
-            figure.savefig(path, dpi=150, metadata=metadata)
+            figure.savefig(path, dpi=DPI, metadata=metadata)
     return paths
 
 

@@ -222,6 +222,8 @@ def plot_ladder(ladder: pd.DataFrame) -> Any:
         part = ladder[(ladder.dataset == dataset) & (ladder.persona == persona)]
         for arm, (colour, marker, line) in {"PT": (BLUE, "o", "-"), "plain": (ORANGE, "s", "--")}.items():
             shown = part[part.arm == arm]
+            if shown.empty:
+                continue
             where = [methods.index(method) + (0.05 if arm == "PT" else -0.05) for method in shown.method]
             name = "with personas" if arm == "PT" else "without"
             axis.errorbar(where, shown.value, errors(shown, "value"), color=colour, marker=marker, label=name,

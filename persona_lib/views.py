@@ -81,7 +81,7 @@ def build(
     """Make a table of text from a function per column; the data set is named if there are several."""
     import pandas as pd
 
-    if name_dataset and "dataset" in table and table.dataset.nunique() > 1:
+    if name_dataset and "dataset" in table and len(set(table.dataset) - {"all"}) > 1:
         columns = {"data set": lambda row: title_of(row["dataset"])} | columns
     rows = [{name: make(row) for name, make in columns.items()} for _, row in table.iterrows()]
     return pd.DataFrame(rows, columns=list(columns))
@@ -128,10 +128,10 @@ def primary_view(table: pd.DataFrame) -> pd.DataFrame:
     columns = {
         "aim": lambda row: row["aim"],
         "where": lambda row: row["where"],
-        "criterion": lambda row: row["criterion"],
-        f"measured {CI}": measured,
-        "n": size,
         "met": lambda row: row["met"],
+        f"measured {CI}": measured,
+        "criterion": lambda row: row["criterion"],
+        "n": size,
     }
     return build(table, columns)
 
