@@ -92,6 +92,10 @@ class Profile:
     dpo_batch_size: int
     dpo_beta: float
     dpo_sft_weight: float
+    plain_sft_learning_rate: float
+    plain_dpo_learning_rate: float
+    plain_dpo_beta: float
+    plain_dpo_sft_weight: float
     lr_scheduler: str
     warmup_steps: int
     # generation

@@ -100,7 +100,7 @@ def candidate_key(run: Run, method: str, arm: str) -> str:
         *train.METHOD_FIELDS["sft"],
         *(train.METHOD_FIELDS["dpo"] if method == "dpo" else ()),
     ]
-    settings = {name: getattr(run.profile, name) for name in fields}
+    settings = {name: getattr(train.arm_settings(run, arm).profile, name) for name in fields}
     tailored = store.read_json(run.folder / "tailoring" / "done.json")["key"]
     return store.content_hash(method, arm, run.seed, settings, tailored)
 
@@ -113,7 +113,8 @@ def search(profile: Profile, method: str, path: Path) -> list[dict[str, Any]]:
     for seed in SEEDS:
         for arm in ARMS:
             for candidate in CANDIDATES[method]:
-                run = Run(set_field(profile, **candidate), profile.datasets[0], seed)
+                plain = {f"plain_{name}": value for name, value in candidate.items()}
+                run = Run(set_field(profile, **(plain if arm == "none" else candidate)), profile.datasets[0], seed)
                 key = candidate_key(run, method, arm)
                 if key not in known:
                     started = time.perf_counter()

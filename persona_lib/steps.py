@@ -64,6 +64,7 @@ TRAINING = (
     "completion_only_loss",
     "sft_*",
     "dpo_*",
+    "plain_*",
     "lr_scheduler",
     "warmup_steps",
     "base_model",

@@ -213,7 +213,7 @@ def user_persona(pair_id: str, claims: list[Claim]) -> str:
 # --- the text that the base model is pretrained on: documents as lists of (text, kind) ---
 
 LEADS = "|".join(f"(?<={phrase.partition(' {')[0][1:]})" for phrase in FACT_PHRASES.values())
-FACTS = re.compile(rf"(?:{LEADS})( \w+)")
+FACTS = re.compile(rf"((?:{LEADS}) \w+|(?<=or the) \w+ \w+)")
 PERSONA_PARTS = re.compile(r"( The user is)(.*)( and prefers)(.*)(\.)")
 
 
@@ -226,7 +226,7 @@ def plain_document(profile: Profile, topics: list[Topic], rng: random.Random) ->
 
 
 def mark_facts(response: str) -> list[Segment]:
-    """Mark the words that state a fact (" brush" in "use the brush")."""
+    """Mark the words that state a fact (" brush" in "use the brush") or name the topic."""
     parts = FACTS.split(response)  # text, filler, text, filler, ..., text
     return [(part, "fact" if n % 2 else "text") for n, part in enumerate(parts) if part]
 

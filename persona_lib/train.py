@@ -106,6 +106,17 @@ def base_key(run: Run) -> str:
     return store.read_json(done)["key"]
 
 
+def arm_settings(run: Run, train_persona: str) -> Run:
+    """Return the run with the settings of one arm: the ``plain_*`` ones for the arm without personas.
+
+    Both were chosen on validation data with the same search budget (``selection``).
+    """
+    if train_persona != "none":
+        return run
+    plain = {n.removeprefix("plain_"): v for n, v in vars(run.profile).items() if n.startswith("plain_")}
+    return dataclasses.replace(run, profile=dataclasses.replace(run.profile, **plain))
+
+
 def training_spec(run: Run, method: str, train_persona: str) -> dict[str, Any]:
     """Return all that an adapter depends on; its hash is the adapter's key."""
     spec = {
@@ -150,6 +161,7 @@ def last_checkpoint(folder: Path) -> str | None:
 
 def train_adapter(run: Run, method: str, train_persona: str) -> Path:
     """Train one adapter unless it is done; resume from its last checkpoint if it was killed."""
+    run = arm_settings(run, train_persona)
     folder = adapter_folder(run, method, train_persona)
     spec = training_spec(run, method, train_persona)
     key = store.content_hash(spec)
