@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 
@@ -27,10 +28,8 @@ def true_persona(pair, side: str) -> str:
     return f"The user is {adjective} and prefers {LEXICON[last]['phrases']['known'][0]}."
 
 
-@pytest.fixture
-def run(tmp_path, monkeypatch) -> Run:
+def small_run() -> Run:
     """Pairs of the synthetic world with their true personas."""
-    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
     profile = set_field(load_profile("smoke"), n_train=40, n_validation=8, n_test=8, bootstrap_samples=50)
     run = Run(profile, "synthetic", 0)
     write_pairs(run)
@@ -42,8 +41,34 @@ def run(tmp_path, monkeypatch) -> Run:
 
 
 @pytest.fixture
-def answered(run) -> Run:
-    """All runs answered: tailored ones give the response of the persona's side, the others the chosen one."""
+def run(tmp_path, monkeypatch) -> Run:
+    """A run of its own for a test that changes files."""
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
+    return small_run()
+
+
+@pytest.fixture(scope="module")
+def all_answers(tmp_path_factory) -> Path:
+    """Results in which every run of the grid has answered and was judged.
+
+    Tailored runs give the response of the persona's side, the others the chosen one.
+    """
+    folder = tmp_path_factory.mktemp("results")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PERSONA_RESULTS", str(folder))
+        answer_everything(small_run())
+    return folder
+
+
+@pytest.fixture
+def answered(all_answers, monkeypatch) -> Run:
+    """The run whose answers are there."""
+    monkeypatch.setenv("PERSONA_RESULTS", str(all_answers))
+    return small_run()
+
+
+def answer_everything(run: Run) -> None:
+    """Write the answers of all runs, and judge them."""
     pairs, users = load_pairs(run), user_personas(run)
     rows = []
     for p in pairs["test"]:
@@ -63,7 +88,6 @@ def answered(run) -> Run:
         zero = dict.fromkeys(show_answers.DEGENERATE, 0)
         mark_done(folder, "hand", **zero | {"n": len(usable), "n_without_persona": len(rows) - len(usable)})
     judge_all(run)
-    return run
 
 
 # --- data and training ---
@@ -199,8 +223,11 @@ def test_examples_stand_side_by_side_and_unfinished_runs_are_left_out(answered):
     page = show_answers.examples_text(table)
     assert page.count(pair.prompt) == 1 and page.count(pair.rejected) == 1
     spec = next(spec for spec in grid(answered) if spec.slug == "dpo-none.user-chosen.first_person")
-    (generation_folder(answered, spec) / "done.json").unlink()
-    assert show_answers.side_by_side(answered, [pair.id]).eval_persona.tolist() == ["user-rejected"]
+    marker = generation_folder(answered, spec) / "done.json"
+    marker.rename(marker.with_name("away.json"))
+    left = show_answers.side_by_side(answered, [pair.id]).eval_persona.tolist()
+    marker.with_name("away.json").rename(marker)
+    assert left == ["user-rejected"]
 
 
 def test_the_grid_and_one_prompt_show_every_run_of_an_arm(answered):
