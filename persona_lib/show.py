@@ -40,6 +40,7 @@ def quiet() -> None:
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    warnings.filterwarnings("ignore", message="Cannot enable progress bars")
     pd.set_option("display.max_colwidth", 160)
     pd.set_option("display.precision", 3)
 
