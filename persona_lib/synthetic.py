@@ -250,7 +250,21 @@ def story_document(profile: Profile, topics: list[Topic], rng: random.Random) ->
         frame=rng.choice(STORY_FRAMES + HELD_OUT_FRAMES),
     ).format(name=rng.choice(NAMES))
     response = render_response(topic, values, rng)
-    return [(f"{persona} Asked: {prompt}\nLiked answer:", "text"), (completion_text(response), "story")]
+    return [
+        (f"{persona} Asked: {prompt}\nLiked answer:", "text"),
+        *mark_values(completion_text(response), values, contrasted),
+    ]
+
+
+def mark_values(response: str, values: Values, contrasted: list[str]) -> list[Segment]:
+    """Mark the sentences by which an answer shows what its persona asks for."""
+    sentences = [
+        s for d in contrasted for s in (*CONTENT_SENTENCES.get(values[d], ()), *OPENERS.get(values[d], ()))
+    ]
+    if not sentences:
+        return [(response, "story")]
+    parts = re.split(f"([ \n](?:{'|'.join(map(re.escape, sentences))}))", response)
+    return [(part, "key" if n % 2 else "story") for n, part in enumerate(parts) if part]
 
 
 def inference_example(profile: Profile, topics: list[Topic], rng: random.Random) -> tuple[str, str, str, str]:
