@@ -122,7 +122,7 @@ def pack_windows(documents: Iterator[Example], window: int, n_windows: int, pad_
 
 
 def synthetic_windows(profile: Profile, base_seed: int, tokenizer: Any) -> list[list[Example]]:
-    """Windows of the synthetic world's text: easy pairs, then the world's own, then long windows with shots."""
+    """Windows of the synthetic world's text: easy pairs, the world's own, long windows with shots."""
     from persona_lib.synthetic import pretraining_documents
 
     weights = {kind: getattr(profile, f"base_{kind}_weight") for kind in ("fact", "story", "query", "key")}

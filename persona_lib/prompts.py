@@ -68,7 +68,8 @@ def few_shot_prompt(shots: Sequence[tuple[str, str | None, str]], prompt: str) -
 
 def inference_query(prompt: str, preferred: str, other: str) -> str:
     """Render one persona-inference item; the persona is to follow (paper section 3)."""
-    return f"Prompt: {prompt}\nOther response: {other.strip()}\nPreferred response: {preferred.strip()}\nPersona:"
+    responses = f"Other response: {other.strip()}\nPreferred response: {preferred.strip()}"
+    return f"Prompt: {prompt}\n{responses}\nPersona:"
 
 
 def inference_prefix(shots: Sequence[tuple[str, str, str, str]]) -> str:

@@ -20,22 +20,27 @@ from persona_lib.config import Profile, Run, figures_dir, load_profile, set_fiel
 from persona_lib.judge import oracle_scores
 from persona_lib.records import RunSpec
 
-SEEDS = (100,)  # tuning only: results use seeds 0, 1, 2, ...
+SEEDS = (105,)  # tuning only: results use seeds 0, 1, 2, ...
 ARMS = ("none", "chosen")
 SIDES = ("chosen", "rejected")
 QUALITY_MARGIN = 0.1  # in standard deviations of the arm's SFT answers
 
 CANDIDATES: dict[str, list[dict[str, Any]]] = {
     "sft": [
-        {"sft_learning_rate": rate, "quantization": quantization}
-        for quantization in ("nf4", "none")
-        for rate in (1e-3, 3e-3, 6e-3)
+        {"sft_learning_rate": 1e-2, "quantization": "nf4"},
+        {"sft_learning_rate": 2e-2, "quantization": "nf4"},
+        {"sft_learning_rate": 1e-2, "quantization": "none"},
     ],
     "dpo": [
         {"dpo_learning_rate": rate, "dpo_beta": beta, "dpo_sft_weight": weight}
-        for weight in (0.0, 0.3, 1.0)
-        for beta in (0.1, 0.5)
-        for rate in (3e-4, 1e-3, 3e-3)
+        for rate, beta, weight in (
+            (1e-3, 0.1, 1.0),
+            (3e-3, 0.1, 1.0),
+            (3e-3, 0.5, 1.0),
+            (1e-3, 0.1, 0.0),
+            (3e-3, 0.1, 0.3),
+            (1e-2, 0.1, 1.0),
+        )
     ],
 }
 
@@ -105,16 +110,24 @@ def candidate_key(run: Run, method: str, arm: str) -> str:
     return store.content_hash(method, arm, run.seed, settings, tailored)
 
 
-def search(profile: Profile, method: str, path: Path) -> list[dict[str, Any]]:
+def with_candidate(profile: Profile, arm: str, candidate: dict[str, Any]) -> Profile:
+    """Return the profile with a candidate's settings, as those of the arm (``plain_*`` without personas)."""
+    own = {
+        name: f"plain_{name}" if arm == "none" and hasattr(profile, f"plain_{name}") else name
+        for name in candidate
+    }
+    return set_field(profile, **{own[name]: value for name, value in candidate.items()})
+
+
+def search(profile: Profile, method: str, path: Path, arms: Iterable[str] = ARMS) -> list[dict[str, Any]]:
     """Measure every candidate of a method for both arms and seeds; finished ones are read from ``path``."""
     store.repair_rows(path)
     known = {row["key"]: row for row in store.iter_rows(path)} if path.exists() else {}
     rows = []
     for seed in SEEDS:
-        for arm in ARMS:
+        for arm in arms:
             for candidate in CANDIDATES[method]:
-                plain = {f"plain_{name}": value for name, value in candidate.items()}
-                run = Run(set_field(profile, **(plain if arm == "none" else candidate)), profile.datasets[0], seed)
+                run = Run(with_candidate(profile, arm, candidate), profile.datasets[0], seed)
                 key = candidate_key(run, method, arm)
                 if key not in known:
                     started = time.perf_counter()
@@ -159,6 +172,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--profile", default="synthetic")
     parser.add_argument("--method", choices=("sft", "dpo"), action="append")
+    parser.add_argument(
+        "--arm", choices=ARMS, action="append", help="only this arm: two can run side by side"
+    )
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     arguments = parser.parse_args()
     profile = tuning_profile(load_profile(arguments.profile, arguments.overrides))
@@ -167,9 +183,11 @@ def main() -> None:
     folder = figures_dir(profile)
     folder.mkdir(parents=True, exist_ok=True)
     for method in arguments.method or ("sft", "dpo"):
-        rows = search(profile, method, folder / f"selection_{method}.jsonl")
-        pd.DataFrame(rows).drop(columns="key").to_csv(folder / f"selection_{method}.csv", index=False)
-        for arm in ARMS:
+        arms = arguments.arm or ARMS
+        path = folder / f"selection_{method}.jsonl"
+        rows = search(profile, method, path, arms)
+        pd.DataFrame(store.iter_rows(path)).drop(columns="key").to_csv(path.with_suffix(".csv"), index=False)
+        for arm in arms:
             print("chosen", method, arm, choose(row for row in rows if row["arm"] == arm))
 
 

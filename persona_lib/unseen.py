@@ -15,7 +15,6 @@ from typing import Any
 
 from persona_lib.base import BOS, EOS, PAD, WORD_PATTERN, synthetic_windows
 from persona_lib.config import Profile, set_field
-from persona_lib.prompts import INFERENCE_INSTRUCTION
 from persona_lib.synthetic import Segment, Topic, all_prompts, make_topics, topics_of
 from persona_lib.vocabulary import (
     CONTENT_SENTENCES,

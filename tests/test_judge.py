@@ -86,8 +86,8 @@ def test_matchups_compare_the_tailored_arm_with_the_plain_one_told_the_same_pers
     run = Run(PROFILE, "synthetic", 0)
     main = [m for m in judge.matchups(run) if m.kind == "main"]
     assert [m.judge_persona for m in main] == [
-        "gold-chosen", "gold-rejected", "retrieved-chosen", "retrieved-rejected", "user-chosen", "user-rejected"
-    ]  # fmt: skip
+        f"{kind}-{side}" for kind in ("gold", "retrieved", "user") for side in ("chosen", "rejected")
+    ]
     for m in main:
         assert (m.test.arm, m.test.persona_format) == ("dpo-chosen", "line")
         assert (m.base.arm, m.base.persona_format) == ("dpo-none", "first_person")
