@@ -5,22 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from persona_lib.base import base_source
 from persona_lib.config import Run
 from persona_lib.judge import (
     RUBRICS,
     Matchup,
-    base_judge,
     compare,
-    judge_both,
     matchups,
-    oracle_judge,
     oracle_scores,
     read_verdicts,
-    swap_order,
 )
-from persona_lib.metrics import WinRate, delta_pq, wilson_interval
-from persona_lib.records import Judgment, PairwiseComparison, RunSpec, TailoringRow
+from persona_lib.metrics import WinRate, delta_pq
+from persona_lib.records import EVAL_PERSONAS, RunSpec, TailoringRow
 from persona_lib.store import iter_rows, read_json, read_rows
 from persona_lib.tailor import eval_rows, generation_folder, grid, read_generations
 
@@ -56,12 +51,18 @@ def degenerate_table(run: Run) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("run")
 
 
-def one_prompt(run: Run, arm: str = "dpo-chosen", number: int = 0) -> str:
-    """Return one arm's answers to one prompt under every persona it was run with, as text for a reader."""
+def one_prompt(
+    run: Run, arm: str = "dpo-chosen", number: int = 0, kinds: Sequence[str] = EVAL_PERSONAS
+) -> str:
+    """Return one arm's answers to one prompt under the personas it was run with, as text for a reader.
+
+    ``kinds`` are what the wanted eval personas begin with ("none", "gold", "user-chosen", ...).
+    """
     row = eval_rows(run)[number]
     parts = [f"PROMPT  {row.prompt}"]
     for spec in grid(run):
-        answers = read_generations(run, spec) if spec.arm == arm else {}
+        wanted = spec.arm == arm and spec.eval_persona.startswith(tuple(kinds))
+        answers = read_generations(run, spec) if wanted else {}
         if row.id in answers:
             shown = answers[row.id]
             parts.append(
@@ -117,82 +118,30 @@ def score_table(run: Run) -> pd.DataFrame:
     return table.set_index(["persona", "policy", "format"]).sort_index()
 
 
-def judged_example(run: Run, label: str = "gold-chosen", number: int = 0) -> str:
-    """Return one comparison of a matchup with the judge's answers in both orders and the verdicts."""
+def judged_example(run: Run, label: str = "gold-chosen") -> str:
+    """Return one comparison of a matchup with the judge's answers in both orders and the verdicts.
+
+    It is the first one that is not a tie under personalization, if there is one.
+    """
     matchup = next(m for m in matchups(run) if m.label == label)
+    verdicts = {verdict["id"]: verdict for verdict in read_verdicts(run, matchup)}
     comparisons = compare(run, matchup)
     if not comparisons:
         return f"no answers to compare under {label}"
-    c = comparisons[number]
+    decided = [c for c in comparisons if verdicts[c.id]["personalization"] != "tie"]
+    c = (decided or comparisons)[0]
     parts = [f"PROMPT   {c.prompt}\nPERSONA  {c.persona}", f"TESTED ({matchup.test.slug})\n{c.response_a}"]
     parts.append(f"BASE ({matchup.base.slug})\n{c.response_b}")
     for rubric in RUBRICS:
         path = run.folder / "judgments" / matchup.slug / f"{rubric}.jsonl"
         answers = [f"{j['order']}: {say(j)} ({j['feedback']})" for j in iter_rows(path) if j["id"] == c.id]
-        verdict = next(v for v in read_verdicts(run, matchup) if v["id"] == c.id)[rubric]
-        parts.append(f"{rubric}: {'; '.join(answers)} -> {verdict}")
+        parts.append(f"{rubric}: {'; '.join(answers)} -> {verdicts[c.id][rubric]}")
     return "\n\n".join(parts)
 
 
 def say(judgment: dict[str, Any]) -> str:
     """Return what a judgment says in one word or two."""
     return "tie" if judgment["tie"] else judgment["winner"] or "unparsed"
-
-
-# --- the tiny language model as a judge, for what it is ---
-
-
-def agreement_row(
-    truth: Sequence[tuple[Judgment, Judgment]], judged: Sequence[tuple[Judgment, Judgment]]
-) -> dict[str, Any]:
-    """Compare a judge with the oracle on the same comparisons, each judged in both orders.
-
-    Agreement is over comparisons that the oracle decides and the judge answers in the first order.
-    """
-    votes = [j.winner for pair in judged for j in pair]
-    answered = len(votes) - votes.count(None)
-    parsed = [pair for pair in judged if pair[0].winner and pair[1].winner]
-    same = sum(first.winner != second.winner for first, second in parsed)
-    decided = [(t[0], j[0]) for t, j in zip(truth, judged, strict=True) if t[0].winner and j[0].winner]
-    agree = sum(t.winner == j.winner for t, j in decided)
-    low, high = wilson_interval(agree, len(decided))
-    return {
-        "comparisons": len(judged),
-        "unparsed answers": votes.count(None),
-        "share of A among the others": votes.count("A") / answered if answered else float("nan"),
-        "same response in both orders": same / len(parsed) if parsed else float("nan"),
-        "decided": len(decided),
-        "agrees with the oracle": agree / len(decided) if decided else float("nan"),
-        "low": low,
-        "high": high,
-    }
-
-
-def sample_comparisons(run: Run, n: int) -> list[PairwiseComparison]:
-    """Take comparisons from all main matchups in turn, every other row with its responses exchanged.
-
-    So a judge that always names the same position agrees with the oracle about half of the time.
-    """
-    lists = [compare(run, m) for m in matchups(run) if m.kind == "main"]
-    longest = max((len(part) for part in lists), default=0)
-    mixed = [part[i] for i in range(longest) for part in lists if i < len(part)][:n]
-    return [swap_order(c) if number // len(lists) % 2 else c for number, c in enumerate(mixed)]
-
-
-def judge_agreement(run: Run, n: int = 48) -> pd.DataFrame:
-    """Let the base language model judge some comparisons and compare it with the oracle, per rubric."""
-    import pandas as pd
-
-    comparisons = sample_comparisons(run, n)
-    judge, oracle = (
-        base_judge(run.profile, *base_source(run.profile, run.base_seed)),
-        oracle_judge(run.profile.world_seed),
-    )
-    rows = [
-        {"rubric": r} | agreement_row(judge_both(oracle, comparisons, r), judge_both(judge, comparisons, r))
-        for r in RUBRICS
-    ]
-    return pd.DataFrame(rows).set_index("rubric").T
 
 
 # --- user-written personas and the page of examples ---

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from persona_lib import show, show_answers, show_base, show_personas
+from persona_lib import show, show_answers, show_base, show_lm_judge, show_personas
 from persona_lib.config import Run, load_profile, set_field
 from persona_lib.data import load_pairs, write_pairs
 from persona_lib.judge import judge_all
 from persona_lib.oracle import contrast_claims
 from persona_lib.personas import sides_of, user_personas
-from persona_lib.records import Generation, InferredPersona, Judgment, TailoringRow
+from persona_lib.records import Generation, InferredPersona, Judgment, PairwiseComparison, TailoringRow
 from persona_lib.store import mark_done, write_json, write_rows
 from persona_lib.tailor import generation_folder, grid
 from persona_lib.vocabulary import LEXICON
@@ -234,6 +234,8 @@ def test_the_grid_and_one_prompt_show_every_run_of_an_arm(answered):
     arm = [spec for spec in grid(answered) if spec.arm == "dpo-none"]
     assert show_answers.grid_table(answered).loc["dpo-none", "gold-chosen"] == "first_person, line"
     page = show_answers.one_prompt(answered, "dpo-none")
+    gold = show_answers.one_prompt(answered, "dpo-none", kinds=("gold",))
+    assert gold.count("[gold-") == 4 and gold.count("[") == 4
     shown = [spec for spec in arm if spec.eval_persona != "system"]  # no row has a system persona here
     assert all(f"[{spec.eval_persona}, {spec.persona_format}]" in page for spec in shown)
     assert (
@@ -246,12 +248,12 @@ def test_a_judged_example_shows_both_orders_and_the_verdict(answered):
     assert "AB: A" in text and "BA: B" in text and "-> win" in text
 
 
-def test_sampled_comparisons_put_the_tested_answer_first_in_half_of_the_rows(answered):
-    lists = 6  # gold, retrieved, user: two sides each
-    sample = show_answers.sample_comparisons(answered, 4 * lists)
-    tested = {row.id: row.rejected for row in load_pairs(answered)["test"]}
-    places = [c.response_a == tested[c.id] for n, c in enumerate(sample) if n % 2]  # rejected sides
-    assert places == [True] * 3 + [False] * 3 + [True] * 3 + [False] * 3
+def test_sampled_comparisons_are_on_different_prompts_and_from_all_main_matchups(answered):
+    sample = show_lm_judge.sample_comparisons(answered, 6)
+    assert len({c.prompt for c in sample}) == 6
+    rejected = {row.id: row.rejected for row in load_pairs(answered)["test"]}
+    assert [c.response_a == rejected[c.id] for c in sample] == [False, True] * 3  # the sides take turns
+    assert len(show_lm_judge.sample_comparisons(answered, 99)) == 8
 
 
 def judgment(winner: str | None) -> Judgment:
@@ -259,19 +261,44 @@ def judgment(winner: str | None) -> Judgment:
 
 
 def test_a_judge_that_always_says_a_is_shown_for_what_it_is():
-    truth = [(judgment("A"), judgment("B")), (judgment("B"), judgment("A"))]
-    always = [(judgment("A"), judgment("A"))] * 2
-    row = show_answers.agreement_row(truth, always)
+    truth = [(judgment("A"), judgment("B"))] * 3
+    always = [(judgment("A"), judgment("A"))] * 3
+    row = show_lm_judge.agreement_row(truth, always)
     assert row["same response in both orders"] == 0
     assert row["share of A among the others"] == 1
     assert row["agrees with the oracle"] == 0.5
-    assert show_answers.agreement_row(truth, truth)["agrees with the oracle"] == 1
+    assert show_lm_judge.agreement_row(truth, truth)["agrees with the oracle"] == 1
+    unsure = [(judgment("A"), judgment("B")), (judgment("A"), judgment(None)), (judgment("B"), judgment("A"))]
+    row = show_lm_judge.agreement_row(truth, unsure)
+    assert (row["compared with the oracle"], row["agrees with the oracle"]) == (2, 0.5)
+
+
+def test_a_forced_judge_takes_the_letter_that_the_model_finds_more_probable():
+    import torch
+
+    from persona_lib.base import make_model, train_tokenizer
+    from persona_lib.generate import TransformersGenerator
+    from persona_lib.judge import swap_order
+    from persona_lib.prompts import judge_prompt
+
+    texts = [judge_prompt("quality", "fix it", None, "use glue", "add oil"), " A B"]
+    tokenizer = train_tokenizer(texts, 200, word_level=True)
+    model = make_model(load_profile("smoke"), tokenizer, 0).eval()
+    comparisons = [PairwiseComparison("1", "fix it", None, a, "add oil") for a in ("use", "glue", "add it")]
+    comparisons += [swap_order(c) for c in comparisons]
+    judge = show_lm_judge.forced_judge(TransformersGenerator(model, tokenizer, "tiny", 1))
+    for c, found in zip(comparisons, judge(comparisons, "quality"), strict=True):
+        ids = tokenizer(judge_prompt("quality", c.prompt, None, c.response_a, c.response_b))["input_ids"]
+        logits = model(torch.tensor([ids])).logits[0, -1]
+        a, b = (logits[tokenizer.convert_tokens_to_ids(f" {letter}")].item() for letter in "AB")
+        assert a != b and found.winner == ("A" if a > b else "B") and not found.tie
 
 
 def test_a_judge_that_says_nothing_has_the_widest_interval():
     silent = [(judgment(None), judgment(None))]
-    row = show_answers.agreement_row([(judgment("A"), judgment("B"))], silent)
-    assert (row["unparsed answers"], row["decided"], row["low"], row["high"]) == (2, 0, 0.0, 1.0)
+    row = show_lm_judge.agreement_row([(judgment("A"), judgment("B"))], silent)
+    assert row["unparsed answers"] == 2 and row["compared with the oracle"] == 0
+    assert (row["low"], row["high"]) == (0.0, 1.0)
     assert math.isnan(row["agrees with the oracle"])
 
 
