@@ -18,7 +18,7 @@ from persona_lib.store import clear_unless, content_hash, is_done, mark_done, wr
 
 BOS, EOS, PAD, UNK = "<|bos|>", "<|eos|>", "<|pad|>", "<|unk|>"
 IGNORE = -100
-EASY_SHARE = 0.25  # share of the tokens, at the start, whose pairs show nothing but their contrast
+EASY_SHARE = 0.35  # share of the tokens, at the start, whose pairs show nothing but their contrast
 LONG_SHARE = 0.2  # share of the tokens that come in long windows, at the end
 WORD_PATTERN = r" ?[A-Za-z]+| ?\d|\n| ?[^\sA-Za-z\d]| "
 
@@ -277,7 +277,7 @@ def base_key(profile: Profile, base_seed: int) -> str:
     fields = [
         (name, value)
         for name, value in vars(profile).items()
-        if name.startswith(("base_", "world_"))
+        if (name.startswith(("base_", "world_")) and name != "base_seeds")
         or name
         in (
             "datasets",

@@ -243,8 +243,9 @@ def story_document(profile: Profile, topics: list[Topic], rng: random.Random) ->
     if rng.random() < 0.5:  # both values of a dimension as often: stories have no majority
         values |= {d: opposite(d, values[d]) for d in contrasted}
     values = sample_values(profile, rng, values)
+    claims = claims_of(values, contrasted)
     persona = persona_sentence(
-        claims_of(values, contrasted),
+        claims,
         rng,
         held_out=rng.random() < 0.4,
         frame=rng.choice(STORY_FRAMES + HELD_OUT_FRAMES),
@@ -252,18 +253,26 @@ def story_document(profile: Profile, topics: list[Topic], rng: random.Random) ->
     response = render_response(topic, values, rng)
     return [
         (f"{persona} Asked: {prompt}\nLiked answer:", "text"),
-        *mark_values(completion_text(response), values, contrasted),
+        *mark_values(completion_text(response), claims),
     ]
 
 
-def mark_values(response: str, values: Values, contrasted: list[str]) -> list[Segment]:
-    """Mark the sentences by which an answer shows what its persona asks for."""
-    sentences = [
-        s for d in contrasted for s in (*CONTENT_SENTENCES.get(values[d], ()), *OPENERS.get(values[d], ()))
-    ]
-    if not sentences:
-        return [(response, "story")]
-    parts = re.split(f"([ \n](?:{'|'.join(map(re.escape, sentences))}))", response)
+def value_patterns(dimension: str, value: str) -> list[str]:
+    """Return patterns whose group is the text by which a response shows a value."""
+    if dimension == "format":
+        return [r"For the \w+ \w+([:,])"]
+    if dimension == "length":
+        return [r"For the \w+ \w+[:,]\s(?:1\. )?[\w ]+([,.](?:\n2)?)"]
+    sentences = (OPENERS if dimension == "tone" else CONTENT_SENTENCES)[value]
+    return [f"([ \n]{re.escape(sentence)})" for sentence in sentences]
+
+
+def mark_values(response: str, claims: list[Claim]) -> list[Segment]:
+    """Mark what in an answer shows the values that its persona asks for."""
+    patterns = [p for claim in dict.fromkeys(claims) for p in value_patterns(*claim)]
+    spans = sorted(match.span(1) for pattern in patterns for match in re.finditer(pattern, response))
+    cuts = [0, *(at for span in spans for at in span), len(response)]
+    parts = [response[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
     return [(part, "key" if n % 2 else "story") for n, part in enumerate(parts) if part]
 
 

@@ -57,9 +57,7 @@ DIMENSIONS = {
     "format": ("list", "prose"),
     "tone": ("casual", "formal"),
     "cost": ("frugal", "premium"),
-    "risk": ("careful", "bold"),
     "company": ("group", "solo"),
-    "evidence": ("science", "tradition"),
 }
 COMMON = {dimension: values[0] for dimension, values in DIMENSIONS.items()}
 FACT_COUNTS = {"brief": 1, "detailed": 3}
@@ -71,12 +69,8 @@ OPENERS = {
 CONTENT_SENTENCES = {
     "frugal": ("Choose the cheap kind.", "Save your money."),
     "premium": ("Buy the finest brand.", "Spend freely on quality."),
-    "careful": ("Wear gloves for safety.", "Stay slow and safe."),
-    "bold": ("Take the daring route.", "Ignore all warnings."),
     "group": ("Invite your friends over.", "Ask neighbors to join."),
     "solo": ("Do it all alone.", "Keep it to yourself."),
-    "science": ("Lab studies support this.", "The data agree."),
-    "tradition": ("Grandparents always did so.", "It follows old custom."),
 }
 
 
@@ -126,13 +120,6 @@ LEXICON = {
     ("cost", "premium"): _entry(
         "wealthy lavish posh | opulent affluent", "premium goods, costly brands | luxury items, fancy makes"
     ),
-    ("risk", "careful"): _entry(
-        "cautious prudent anxious | wary guarded",
-        "safe methods, gentle caution | secure habits, protective gear",
-    ),
-    ("risk", "bold"): _entry(
-        "daring fearless reckless | brave audacious", "big risks, bold moves | wild stunts, risky bets"
-    ),
     ("company", "group"): _entry(
         "social outgoing sociable | gregarious neighborly",
         "group work, shared effort | team spirit, joint projects",
@@ -140,14 +127,6 @@ LEXICON = {
     ("company", "solo"): _entry(
         "shy solitary private | reclusive withdrawn",
         "quiet solitude, working alone | lone effort, peaceful isolation",
-    ),
-    ("evidence", "science"): _entry(
-        "analytical skeptical scientific | empirical logical",
-        "proven studies, hard data | measured facts, tested findings",
-    ),
-    ("evidence", "tradition"): _entry(
-        "traditional nostalgic rustic | folksy ancestral",
-        "family wisdom, old customs | inherited lore, ancient ways",
     ),
 }
 
