@@ -39,27 +39,42 @@ def label_of(name: str, table: pd.DataFrame, profile: Profile) -> str:
     return " and ".join(dict.fromkeys(world_of(d) for d in names if d != "all")) or LABELS["synthetic"]
 
 
+def read_shown(profile: Profile, name: str) -> pd.DataFrame:
+    """Read a table, cut to what of it stands in a document."""
+    import pandas as pd
+
+    if name.startswith("selection"):  # kept with the figures, because they are tracked
+        path = figures_dir(profile) / f"{name}.csv"
+        return pd.read_csv(path) if path.exists() else pd.DataFrame()
+    table = read_table(profile, name)
+    for column, values in SHOWN.get(name, {}).items():
+        table = table[table[column].isin(values)] if column in table else table
+    return table
+
+
 def table_block(profile: Profile, name: str) -> str:
     """Return the text of a table's block: whose numbers, provenance, table; or that it was not run."""
     if name not in VIEWS:
         raise ValueError(f"table:{profile.name}/{name}: no such table; use one of {', '.join(sorted(VIEWS))}")
-    table = read_table(profile, name)
-    for column, values in SHOWN.get(name, {}).items():
-        table = table[table[column].isin(values)] if column in table else table
+    table = read_shown(profile, name)
     if table.empty:
         return NOT_RUN
-    seeds = " ".join(dict.fromkeys(table.seeds.dropna())) if "seeds" in table else seeds_of(profile)
+    label = label_of(name, table, profile).capitalize()
+    return f"**{label}.** {made_by(profile, name, table)}\n\n{to_markdown(show(name, table))}"
+
+
+def made_by(profile: Profile, name: str, table: pd.DataFrame) -> str:
+    """Say how a table was made: command, commit, seeds, n and date."""
+    if name == "paper":
+        return "From the exact counts; the paper prints no intervals, these are ours."
+    if name.startswith("selection"):
+        return "`python -m persona_lib.selection`; validation topics, seeds that no result uses."
     sizes = sorted({int(n) for n in table.n.dropna()}) if "n" in table else []
-    n = (
-        str(sizes[0])
-        if len(set(sizes)) == 1
-        else f"{sizes[0]} to {sizes[-1]}, see the table"
-        if sizes
-        else "see the table"
-    )
-    line = f"**{label_of(name, table, profile).capitalize()}.** "
-    line += "Exact counts; intervals are ours." if name == "paper" else origin_line(profile, seeds, n)
-    return f"{line}\n\n{to_markdown(show(name, table))}"
+    n = "see the table" if not sizes else str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+    if name.startswith("released"):
+        return origin_line(profile, "none, no model runs", n, "13_released_outputs")
+    seeds = " ".join(dict.fromkeys(table.seeds.dropna())) if "seeds" in table else seeds_of(profile)
+    return origin_line(profile, seeds or "not recorded", n)
 
 
 def seeds_of(profile: Profile) -> str:

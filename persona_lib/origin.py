@@ -31,12 +31,12 @@ def command_of(profile: Profile, overrides: list[str]) -> str:
     return " ".join(words)
 
 
-def origin(profile: Profile) -> dict[str, str]:
-    """Return command, commit, date, seeds and hardware of the run that made the tables, as text."""
-    facts = read_provenance(profile).get("tasks", {}).get(STEP)
+def origin(profile: Profile, step: str = STEP) -> dict[str, str]:
+    """Return command, commit, date and hardware of the run that made a step's tables, as text."""
+    facts = read_provenance(profile).get("tasks", {}).get(step)
     if facts is None:
         return {
-            "command": f"notebooks/{STEP}.ipynb, run by hand",
+            "command": f"notebooks/{step}.ipynb, run by hand",
             "commit": "not recorded",
             "date": "not recorded",
         }
@@ -53,13 +53,10 @@ def origin(profile: Profile) -> dict[str, str]:
     }
 
 
-def origin_line(profile: Profile, seeds: str, n: str) -> str:
+def origin_line(profile: Profile, seeds: str, n: str, step: str = STEP) -> str:
     """Return one line of provenance for a table: command, commit, seeds, n, date."""
-    known = origin(profile)
-    return (
-        f"`{known['command']}`; commit {known['commit']}; seeds {seeds or 'not recorded'}; "
-        f"n = {n or 'not recorded'}; run of {known['date']}."
-    )
+    known = origin(profile, step)
+    return f"`{known['command']}`; commit {known['commit']}; seeds {seeds}; n = {n}; run of {known['date']}."
 
 
 def times(profile: Profile) -> list[tuple[str, str, float, float]]:

@@ -261,8 +261,8 @@ def words_view(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def plain_view(table: pd.DataFrame) -> pd.DataFrame:
-    """Show a table of text as it is."""
-    return table.fillna("").astype(str)
+    """Show a table as it is, numbers to four digits."""
+    return table.map(lambda v: f"{v:.4g}" if isinstance(v, float) and v == v else "" if v != v else str(v))
 
 
 def paper_view(table: pd.DataFrame) -> pd.DataFrame:
@@ -297,6 +297,8 @@ VIEWS: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
     "released_flip": flip_view,
     "paper": paper_view,
     "not_run": plain_view,
+    "selection_sft": plain_view,
+    "selection_dpo": plain_view,
 }
 
 
