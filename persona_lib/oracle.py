@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 from persona_lib.synthetic import Claim, Topic, Values, make_topics
 from persona_lib.vocabulary import (
@@ -45,6 +45,7 @@ def _patterns() -> dict[str, re.Pattern]:
     }
 
 
+@lru_cache(maxsize=100_000)
 def read_response(text: str) -> Reading:
     """Read a response; a dimension shown with both values or not at all is absent from ``values``.
 
