@@ -222,13 +222,13 @@ def plain_document(profile: Profile, topics: list[Topic], rng: random.Random) ->
     topic = rng.choice(topics)
     prompt = render_prompt(topic, rng.choice(PLAIN_TEMPLATES), rng.choice(MODIFIERS))
     response = render_response(topic, sample_values(profile, rng, {}), rng)
-    return [(tailoring_prompt(prompt, None), "text"), *mark_facts(completion_text(response))]
+    return [(tailoring_prompt(prompt, None), "text"), *mark_facts(completion_text(response), "text")]
 
 
-def mark_facts(response: str) -> list[Segment]:
-    """Mark the words that state a fact (" brush" in "use the brush") or name the topic."""
-    parts = FACTS.split(response)  # text, filler, text, filler, ..., text
-    return [(part, "fact" if n % 2 else "text") for n, part in enumerate(parts) if part]
+def mark_facts(text: str, kind: str) -> list[Segment]:
+    """Mark the words that state a fact (" brush" in "use the brush") or name the topic; the rest is ``kind``."""
+    parts = FACTS.split(text)  # text, filler, text, filler, ..., text
+    return [(part, "fact" if n % 2 else kind) for n, part in enumerate(parts) if part]
 
 
 def story_document(profile: Profile, topics: list[Topic], rng: random.Random) -> list[Segment]:
@@ -273,7 +273,11 @@ def mark_values(response: str, claims: list[Claim]) -> list[Segment]:
     spans = sorted(match.span(1) for pattern in patterns for match in re.finditer(pattern, response))
     cuts = [0, *(at for span in spans for at in span), len(response)]
     parts = [response[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
-    return [(part, "key" if n % 2 else "story") for n, part in enumerate(parts) if part]
+    kinds = ("key" if n % 2 else "story" for n in range(len(parts)))
+    segments = zip(parts, kinds, strict=True)
+    return [
+        s for part, kind in segments for s in ([(part, kind)] if kind == "key" else mark_facts(part, kind))
+    ]
 
 
 def inference_example(profile: Profile, topics: list[Topic], rng: random.Random) -> tuple[str, str, str, str]:
@@ -296,7 +300,7 @@ def inference_document(
     for n in range(shots):
         prompt, preferred, other, persona = inference_example(profile, topics, rng)
         query = inference_query(prompt, preferred, other)
-        segments.append((query if n == 0 else "\n\n" + query, "query"))
+        segments += mark_facts(query if n == 0 else "\n\n" + query, "query")
         start, adjective, middle, phrase, end = PERSONA_PARTS.fullmatch(f" {persona}").groups()
         segments += [(start, "text"), (adjective, "key"), (middle, "text"), (phrase, "key"), (end, "text")]
     return segments
