@@ -1,7 +1,7 @@
 """Choose the training settings on validation topics, with the same budget for plain DPO and PT-DPO.
 
 ``python -m persona_lib.selection`` trains every candidate for both arms with tuning seeds that no result
-uses (own data, own base model), evaluates it on the validation split only, and writes
+uses, evaluates it on the validation split only, and writes
 ``figures/<profile>/selection.csv``. The rule is fixed here: among the candidates whose mean quality is
 within 0.1 standard deviations of the arm's own SFT model, take the one with the highest oracle fit to the
 gold personas of both sides (told to the plain arm in the first person); ties go to the earlier one.
@@ -26,7 +26,7 @@ SIDES = ("chosen", "rejected")
 QUALITY_MARGIN = 0.1  # in standard deviations of the arm's SFT answers
 
 CANDIDATES: dict[str, list[dict[str, Any]]] = {
-    "sft": [{"sft_learning_rate": rate} for rate in (1e-2, 2e-2)],
+    "sft": [{"sft_learning_rate": rate} for rate in (2e-3, 5e-3, 1e-2)],
     "dpo": [
         {"dpo_learning_rate": rate, "dpo_beta": beta, "dpo_sft_weight": weight}
         for rate, beta, weight in ((1e-3, 0.1, 1.0), (3e-3, 0.1, 1.0), (3e-3, 0.5, 1.0), (3e-3, 0.1, 0.0))
@@ -35,11 +35,10 @@ CANDIDATES: dict[str, list[dict[str, Any]]] = {
 
 
 def tuning_profile(profile: Profile) -> Profile:
-    """Return the profile on validation topics, with as many base models as seeds so that none is reused."""
+    """Return the profile on validation topics. Data and training seeds are fresh; the base is one of the results'."""
     return set_field(
         profile,
         eval_split="validation",
-        base_seeds=10**6,
         train_personas=list(ARMS),
         eval_personas=[f"gold-{side}" for side in SIDES],
     )
