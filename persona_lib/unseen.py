@@ -10,12 +10,11 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from itertools import groupby
 from typing import Any
 
 from persona_lib.base import BOS, EOS, PAD, WORD_PATTERN, synthetic_windows
-from persona_lib.config import Profile, set_field
-from persona_lib.synthetic import Segment, Topic, all_prompts, make_topics, topics_of
+from persona_lib.config import Profile
+from persona_lib.synthetic import Topic, all_prompts, make_topics, topics_of
 from persona_lib.vocabulary import (
     CONTENT_SENTENCES,
     EXPERIMENT_TEMPLATES,
@@ -27,7 +26,7 @@ from persona_lib.vocabulary import (
 
 EXPERIMENT_SPLITS = ("train", "validation", "test")
 TOPIC = re.compile(rf"\b((?:{'|'.join(VARIANTS)}) [a-z]+)\b")
-MARK = 2.0  # loss weight that marks persona tokens while the text is read
+INFERRED = re.compile(r"\nPersona:(.*)")  # the answer in a persona-inference document
 FORBIDDEN = (
     "persona next to an experiment topic",
     "prompt of the experiments",
@@ -73,26 +72,12 @@ class SplitTokenizer:
         return {"input_ids": [sys.intern(piece) for piece in re.findall(WORD_PATTERN, text)]}
 
 
-def split_window(window: dict[str, list]) -> Iterator[list[Segment]]:
-    """Cut a packed window into its documents, as (text, is marked as to be learned) segments."""
-    document: list[Segment] = []
-    pairs = zip(window["input_ids"], window["weights"], strict=True)
-    for marked, run in groupby(pairs, key=lambda pair: pair[1] == MARK):
-        for beginning, pieces in groupby(run, key=lambda pair: pair[0] == BOS):
-            if beginning and document:
-                yield document
-            document = [] if beginning else document
-            text = "".join(piece for piece, _ in pieces if piece not in (BOS, EOS, PAD))
-            document += [(text, marked)] if text else []
-    yield document
-
-
-def documents_seen(profile: Profile, base_seed: int) -> Iterator[list[Segment]]:
+def documents_seen(profile: Profile, base_seed: int) -> Iterator[str]:
     """Yield the documents in the very windows that a base model of the synthetic world is trained on."""
-    marked = set_field(profile, base_key_weight=MARK)
-    for windows in synthetic_windows(marked, base_seed, SplitTokenizer()):
+    for windows in synthetic_windows(profile, base_seed, SplitTokenizer()):
         for window in windows:
-            yield from split_window(window)
+            text = "".join(piece for piece in window["input_ids"] if piece not in (EOS, PAD))
+            yield from text.split(BOS)[1:]
 
 
 def prompts_by_topic(topics: Iterable[Topic]) -> dict[str, list[str]]:
@@ -103,23 +88,22 @@ def prompts_by_topic(topics: Iterable[Topic]) -> dict[str, list[str]]:
     return prompts
 
 
-def check_documents(documents: Iterable[list[Segment]], world_seed: int) -> dict[str, int]:
+def check_documents(documents: Iterable[str], world_seed: int) -> dict[str, int]:
     """Count the kinds of documents and, among them, what must not occur (the keys of ``FORBIDDEN``)."""
     experiment = prompts_by_topic(topics_of(make_topics(world_seed), *EXPERIMENT_SPLITS))
     persona, held_out = any_word(persona_words()), any_word(persona_words("held_out"))
     frame = any_frame(HELD_OUT_FRAMES)
     counts: Counter[str] = Counter()
-    for document in documents:
-        text = "".join(part for part, _ in document)
+    for text in documents:
         topics = set(TOPIC.findall(text)) & experiment.keys()
         told = persona.search(without_answers(text)) is not None
-        inference = "\nPreferred response:" in text
+        inferred = INFERRED.findall(text)
         counts["documents"] += 1
-        counts["persona inference" if inference else "with a persona" if told else "plain"] += 1
+        counts["persona inference" if inferred else "with a persona" if told else "plain"] += 1
         counts[FORBIDDEN[0]] += told and bool(topics)
         counts[FORBIDDEN[1]] += any(prompt in text for topic in topics for prompt in experiment[topic])
-        counts[FORBIDDEN[2]] += any(held_out.search(part) is not None for part, marked in document if marked)
-        counts[FORBIDDEN[3]] += inference and frame.search(text) is not None
+        counts[FORBIDDEN[2]] += any(held_out.search(line) for line in inferred)
+        counts[FORBIDDEN[3]] += bool(inferred) and frame.search(text) is not None
     return {"documents": 0, "plain": 0, "with a persona": 0, "persona inference": 0} | dict(counts)
 
 

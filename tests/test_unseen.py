@@ -8,7 +8,6 @@ import pytest
 
 from persona_lib import unseen
 from persona_lib.config import load_profile, set_field
-from persona_lib.prompts import inference_query
 from persona_lib.synthetic import inference_document, make_topics, topics_of
 
 PROFILE = set_field(load_profile("smoke"), base_tokens=20000)
@@ -17,9 +16,12 @@ LIBRARY = topics_of(TOPICS, "library")[0]
 TEST = topics_of(TOPICS, "test")[0]
 
 
-def found(text: str, marked: str = "") -> dict[str, int]:
-    document = [(text, False)] + ([(marked, True)] if marked else [])
-    return unseen.violations(unseen.check_documents([document], PROFILE.world_seed))
+def found(*texts: str) -> dict[str, int]:
+    return unseen.violations(unseen.check_documents(texts, PROFILE.world_seed))
+
+
+def solved_item() -> str:
+    return "".join(part for part, _ in inference_document(PROFILE, [LIBRARY], random.Random(0), 1))
 
 
 def test_the_pretraining_text_holds_nothing_forbidden():
@@ -36,28 +38,32 @@ def test_what_is_read_is_the_text_of_the_windows_that_are_trained_on():
     windows = [w["input_ids"] for phase in base.synthetic_windows(PROFILE, 0, tokenizer) for w in phase]
     trained = tokenizer.batch_decode(windows, skip_special_tokens=True)
     documents = list(unseen.documents_seen(PROFILE, 0))
-    assert "".join(trained) == "".join(text for document in documents for text, _ in document)
+    assert "".join(trained) == "".join(documents)
     assert len(documents) == sum(ids.count(tokenizer.bos_token_id) for ids in windows)
 
 
-def test_the_words_of_inferred_personas_stay_marked():
-    documents = list(unseen.documents_seen(PROFILE, 0))
-    inference = [d for d in documents if any("\nPreferred response:" in text for text, _ in d)]
-    marked = {text.strip() for document in inference for text, is_key in document if is_key}
-    assert len(marked & unseen.persona_words("known")) > 20
-    known = unseen.persona_words("known")  # a window may cut the last phrase short
-    assert all(any(word.startswith(text) for word in known) for text in marked)
+def test_the_personas_of_inference_documents_are_found():
+    documents = unseen.documents_seen(PROFILE, 0)
+    personas = [line for text in documents for line in unseen.INFERRED.findall(text)]
+    whole = [line for line in personas if line.endswith(".")]  # a window may cut its last one
+    assert len(personas) > 50 and len(whole) > 0.8 * len(personas)
+    assert all(line.startswith(" The user is ") for line in whole)
 
 
-def test_an_answer_that_uses_the_word_of_a_persona_is_no_persona():
-    assert found(f"Prompt: Steps to {TEST.verb} my {TEST.name}.\nResponse: Take the daring route.") == {}
+def test_an_answer_that_uses_the_word_of_a_persona_is_no_persona(monkeypatch):
+    text = f"Prompt: Steps to {TEST.verb} my {TEST.name}.\nResponse: Take the daring route."
+    monkeypatch.setitem(
+        unseen.LEXICON, ("risk", "bold"), {"adjectives": {"known": ("daring",), "held_out": ()}}
+    )
+    assert found(text) == {unseen.FORBIDDEN[0]: 1}
+    monkeypatch.setitem(unseen.CONTENT_SENTENCES, "bold", ("Take the daring route.",))
+    assert found(text) == {}
 
 
 @pytest.mark.parametrize("word", sorted(unseen.persona_words())[::20])
 def test_a_persona_next_to_a_test_topic_is_noticed(word):
-    assert found(f"Mara is {word}. Asked: Explain how to {TEST.verb} my {TEST.name}.") == {
-        unseen.FORBIDDEN[0]: 1
-    }
+    asked = f"Mara is {word}. Asked: Explain how to {TEST.verb} my {TEST.name}."
+    assert found(asked) == {unseen.FORBIDDEN[0]: 1}
     assert found(f"Mara is {word}. Asked: Explain how to {LIBRARY.verb} my {LIBRARY.name}.") == {}
 
 
@@ -70,17 +76,16 @@ def test_a_prompt_of_the_experiments_is_noticed_in_any_document():
 
 
 def test_held_out_words_and_frames_are_noticed_in_inference_documents():
-    document = inference_document(PROFILE, topics_of(TOPICS, "library"), random.Random(0), 1)
-    held_out = [*document[:-1], (" The user is hasty and prefers few words.", True)]
-    counts = unseen.check_documents([document, held_out], PROFILE.world_seed)
-    assert unseen.violations(counts) == {unseen.FORBIDDEN[2]: 1}
-    framed = [*document[:-1], (" Someone busy who wants few words.", True)]
-    assert unseen.violations(unseen.check_documents([framed], PROFILE.world_seed)) == {unseen.FORBIDDEN[3]: 1}
+    item = solved_item()
+    assert found(item) == {}
+    head = item.rpartition("Persona:")[0]
+    assert found(item, f"{head}Persona: The user is hasty and prefers few words.") == {unseen.FORBIDDEN[2]: 1}
+    assert found(f"{head}Persona: Someone busy who wants few words.") == {unseen.FORBIDDEN[3]: 1}
 
 
-def test_a_held_out_word_in_a_response_of_an_inference_document_is_no_persona():
-    query = inference_query("Explain it.", "Choose hasty.", "No.")
-    assert found(query, " The user is busy and prefers few words.") == {}
+def test_a_held_out_word_outside_the_personas_is_no_inferred_persona():
+    head, _, tail = solved_item().rpartition("\nPersona:")
+    assert found(f"{head} A hasty one.\nPersona:{tail}") == {}
 
 
 def test_texts_of_real_data_are_checked_for_personas_and_kept_out_prompts():
