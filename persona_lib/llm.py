@@ -210,5 +210,7 @@ def batch_log_probs(model: Any, rows: Sequence[tuple[list[int], list[int]]], pad
         input_ids=ids.to(where), attention_mask=mask.to(where), use_cache=False, logits_to_keep=keep
     ).logits[:, :-1]
     target = labels[:, -logits.shape[1] :].to(where)
-    losses = cross_entropy(logits.float().flatten(0, 1), target.flatten(), ignore_index=-100, reduction="none")
+    losses = cross_entropy(
+        logits.float().flatten(0, 1), target.flatten(), ignore_index=-100, reduction="none"
+    )
     return -losses.double().view(target.shape).sum(dim=1).cpu().numpy()

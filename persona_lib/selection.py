@@ -35,7 +35,7 @@ CANDIDATES: dict[str, list[dict[str, Any]]] = {
 
 
 def tuning_profile(profile: Profile) -> Profile:
-    """Return the profile on validation topics. Data and training seeds are fresh; the base is one of the results'."""
+    """Return the profile on validation topics; data and training seeds are fresh, the base is a result's."""
     return set_field(
         profile,
         eval_split="validation",

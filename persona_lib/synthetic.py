@@ -226,7 +226,7 @@ def plain_document(profile: Profile, topics: list[Topic], rng: random.Random) ->
 
 
 def mark_facts(text: str, kind: str) -> list[Segment]:
-    """Mark the words that state a fact (" brush" in "use the brush") or name the topic; the rest is ``kind``."""
+    """Mark the words that state a fact (" brush" in "use the brush") or name the topic; others: ``kind``."""
     parts = FACTS.split(text)  # text, filler, text, filler, ..., text
     return [(part, "fact" if n % 2 else kind) for n, part in enumerate(parts) if part]
 
