@@ -113,7 +113,7 @@ def uses_real_data(profile: Profile) -> bool:
 def disk_gb(profile: Profile) -> float:
     """Return the disk space that results and downloads need, in GB."""
     runs = len(profile.datasets) * len(profile.seeds)
-    small = 0.05 + 0.1 * runs  # measured: adapters, base model and rows of the tiny models
+    small = 0.05 + 0.1 * runs  # two seeds of the tiny models took 53 MB
     large = 0.3 * runs if hub_models(profile) else 0.0  # LoRA adapters with optimiser state of an 8B model
     return small + large + sum(size for _, size, _ in downloads(profile))
 

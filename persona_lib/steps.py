@@ -7,7 +7,8 @@ reads: only they make it stale. Naming a field too many costs seconds (the libra
 
 Minutes of the paper profile are estimates: the time that the arithmetic and the memory traffic of the
 steps need at least on one large GPU (SFT 16 ms, DPO 23 to 35 ms per step of one row; a decoding step
-4 ms), times four for what a framework adds. Those of the other profiles were measured on two cores.
+4 ms), times four for what a framework adds. Those of synthetic were measured (two steps side by side on two
+cores without AVX512), those of scratch are guesses. A plan prefers what this machine has measured.
 """
 
 from __future__ import annotations
@@ -18,7 +19,11 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Step:
-    """One numbered notebook. ``minutes`` are per task and profile, on two cores or one GPU."""
+    """One numbered notebook.
+
+    ``minutes`` are expected per task and profile, on two cores or one GPU; a plan replaces them by what
+    this machine measured. Those of ``synthetic`` are from runs, those of ``scratch`` and ``paper`` guesses.
+    """
 
     title: str
     per: Literal["run", "base", "profile"] = "run"
@@ -85,13 +90,13 @@ STEPS: dict[str, Step] = {
         "The base language model",
         per="base",
         fields=(*DATA, *BASE, *MODEL, "pi_shots", "datasets", "gen_max_new_tokens"),
-        minutes={"smoke": 0.3, "synthetic": 2.5, "scratch": 8, "paper": 10},
+        minutes={"smoke": 0.3, "synthetic": 6, "scratch": 8, "paper": 10},
     ),
     "03_persona_inference": Step(
         "Infer a persona for every response",
         inputs=("01_preference_data", "02_base_model"),
         fields=INFERENCE,
-        minutes={"smoke": 0.1, "synthetic": 0.6, "paper": 20},
+        minutes={"smoke": 0.1, "synthetic": 0.8, "paper": 20},
     ),
     "04_persona_quality": Step(
         "Persona accuracy, preference and salient words",
@@ -109,19 +114,19 @@ STEPS: dict[str, Step] = {
         "Persona tailoring by supervised fine-tuning",
         inputs=("02_base_model", "05_tailoring_data"),
         fields=TRAINING,
-        minutes={"smoke": 0.2, "synthetic": 1.0, "scratch": 3, "paper": 25},
+        minutes={"smoke": 0.2, "synthetic": 2.2, "scratch": 3, "paper": 25},
     ),
     "07_preference_tailoring": Step(
         "Persona tailoring by DPO on top of it",
         inputs=("02_base_model", "05_tailoring_data", "06_supervised_tailoring"),
         fields=TRAINING,
-        minutes={"smoke": 0.2, "synthetic": 1.5, "scratch": 4, "paper": 50},
+        minutes={"smoke": 0.2, "synthetic": 3.1, "scratch": 4, "paper": 50},
     ),
     "08_generation": Step(
         "Answer the test prompts with every policy and persona",
         inputs=("02_base_model", "05_tailoring_data", "06_supervised_tailoring", "07_preference_tailoring"),
         fields=GENERATION,
-        minutes={"smoke": 0.2, "synthetic": 1.0, "scratch": 3, "paper": 180},
+        minutes={"smoke": 0.2, "synthetic": 1.9, "scratch": 3, "paper": 180},
     ),
     "09_judging": Step(
         "Judge the answers in both orders",
@@ -145,7 +150,7 @@ STEPS: dict[str, Step] = {
             "08_generation",
         ),
         fields=(*TRAINING, "swap_batch_size", "eval_split", "eval_personas", "bootstrap_samples"),
-        minutes={"smoke": 0.1, "synthetic": 0.4, "scratch": 2, "paper": 20},
+        minutes={"smoke": 0.1, "synthetic": 2.6, "scratch": 2, "paper": 20},
     ),
     "12_results": Step(
         "All results, with intervals, beside the paper's",
