@@ -81,7 +81,7 @@ def clock(seconds: float) -> str:
 class LiveLine:
     """A line that shows a step's elapsed and expected time while it runs, and watches its memory.
 
-    On a terminal it is redrawn every second; elsewhere one line is printed at the start, one every
+    On a terminal it is redrawn four times a second; elsewhere one line is printed at the start, one every
     minute and one at the end.
     """
 
@@ -113,7 +113,7 @@ class LiveLine:
         import psutil
 
         process, printed = psutil.Process(), 0
-        while not self.stop.wait(1.0):
+        while not self.stop.wait(0.25):  # short steps, too, are seen a few times
             self.peak_mb = max(
                 self.peak_mb, peak_memory_mb([c.pid for c in process.children(recursive=True)])
             )

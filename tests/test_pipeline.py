@@ -413,7 +413,14 @@ def test_an_interrupt_ends_the_kernel_and_exits_130(notebooks, number):
         "table = {'02_base': steps.Step('b', per='base')}\n"
         f"sys.exit(pipeline.main(arguments, Path({str(notebooks)!r}), table))"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=config.REPO, start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=config.REPO,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # a shell's background job ignores it
+    )
     log = notebooks.parent / "results" / "smoke" / "logs" / "02_base.base-0.log"
     deadline = time.monotonic() + 60
     while not (log.exists() and log.read_text().strip()) and time.monotonic() < deadline:

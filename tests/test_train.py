@@ -453,7 +453,9 @@ def test_training_killed_in_its_second_epoch_ends_with_the_same_weights(
 
 @pytest.mark.slow
 def test_training_killed_before_its_adapter_is_saved_still_ends_with_the_best_epoch(tmp_path, monkeypatch):
-    run = tiny_run(tmp_path, monkeypatch, n=4, sft_learning_rate=0.1, sft_epochs=3)
+    run = tiny_run(
+        tmp_path, monkeypatch, n=4, sft_learning_rate=1.0, sft_epochs=4
+    )  # so that the best is not last
     folder = train.adapter_folder(run, "sft", "chosen")
     saved = {}
 
