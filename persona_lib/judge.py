@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from persona_lib.config import Profile, Run
+from persona_lib.config import Run
 from persona_lib.fingerprint import module_hash
 from persona_lib.metrics import verdict_of
 from persona_lib.prompts import judge_prompt
@@ -27,6 +27,7 @@ from persona_lib.store import (
     write_rows,
 )
 from persona_lib.tailor import eval_rows, generation_folder, grid, persona_of, read_generations
+from persona_lib.train import base_source
 
 Judge = Callable[[Sequence[PairwiseComparison], Rubric], list[Judgment]]
 RUBRICS: tuple[Rubric, ...] = ("personalization", "quality")
@@ -94,26 +95,26 @@ def lm_judge(generator: Any) -> Judge:
     return judge
 
 
-def load_judge(profile: Profile, base: tuple[str, str] | None = None) -> Judge:
-    """Return the profile's judge; ``base`` is where the language model of the "lm" judge is."""
-    if profile.judge == "oracle":
-        return oracle_judge(profile.world_seed)
-    if profile.judge == "lm":
-        return base_judge(profile, *base)
-    raise ValueError(
-        f"profile {profile.name} has judge={profile.judge}: nothing can be judged; see persona_swap"
-    )
+def load_judge(run: Run) -> Judge:
+    """Return the judge of a run's profile; ValueError if it has none."""
+    if run.profile.judge == "oracle":
+        return oracle_judge(run.profile.world_seed)
+    if run.profile.judge == "lm":
+        return model_judge(run)
+    raise ValueError(f"profile {run.profile.name} has judge=none: nothing can be judged; see persona_swap")
 
 
-def base_judge(profile: Profile, source: str, revision: str) -> Judge:
-    """Return the base language model as a judge, for what it is."""
+def model_judge(run: Run) -> Judge:
+    """Return the language model ``judge_model`` as a judge ("base": the run's own base model)."""
     from persona_lib.generate import TransformersGenerator
     from persona_lib.llm import load_base, load_tokenizer
 
+    profile = run.profile
+    own = profile.judge_model == "base"
+    source, revision = base_source(run) if own else (profile.judge_model, "")
     model = load_base(source, revision, "none", profile.compute_dtype)
-    return lm_judge(
-        TransformersGenerator(model, load_tokenizer(source, revision), "base-lm", profile.judge_batch_size)
-    )
+    tokenizer = load_tokenizer(source, revision)
+    return lm_judge(TransformersGenerator(model, tokenizer, profile.judge_model, profile.judge_batch_size))
 
 
 def swap_order(c: PairwiseComparison) -> PairwiseComparison:
@@ -235,11 +236,10 @@ def judge_matchup(run: Run, matchup: Matchup, judge: Judge) -> Path:
     return folder
 
 
-def judge_all(run: Run, base: tuple[str, str] | None = None) -> list[Path]:
+def judge_all(run: Run) -> list[Path]:
     """Judge every matchup of the run that is not finished yet."""
-    rows = matchups(run)
-    judge = load_judge(run.profile, base)
-    return [judge_matchup(run, matchup, judge) for matchup in rows]
+    judge = load_judge(run)
+    return [judge_matchup(run, matchup, judge) for matchup in matchups(run)]
 
 
 def read_verdicts(run: Run, matchup: Matchup) -> list[dict[str, str]]:

@@ -35,7 +35,7 @@ def accuracy_verdicts(run: Run, split: str, side: Side) -> list[tuple[str, Verdi
         for row in personas.values()
         if row.persona
     ]
-    judged = judge_both(load_judge(run.profile), comparisons, "personalization")
+    judged = judge_both(load_judge(run), comparisons, "personalization")
     verdicts = {pair[0].id: verdict_of(*pair) for pair in judged}
     return [(name, verdicts.get(name)) for name in personas]
 

@@ -123,4 +123,17 @@ def test_every_matchup_is_about_runs_of_the_grid():
 
 def test_without_a_judge_nothing_is_judged_and_it_is_said():
     with pytest.raises(ValueError, match="judge=none"):
-        judge.load_judge(set_field(PROFILE, judge="none"))
+        judge.load_judge(Run(set_field(PROFILE, judge="none"), "synthetic", 0))
+
+
+@pytest.mark.slow
+def test_the_base_model_can_judge_and_is_read_like_any_other(tmp_path, monkeypatch):
+    from persona_lib import base
+
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
+    profile = set_field(load_profile("smoke"), judge="lm", base_tokens=4000)
+    run = Run(profile, "synthetic", 0)
+    base.pretrain(profile, 0)
+    ((ab, ba),) = judge.judge_both(judge.load_judge(run), [compare(CHEAP, DEAR)], "personalization")
+    assert (ab.judge, ab.id, ba.id) == ("base", "row-1", "row-1")
+    assert verdict_of(ab, ba) in ("win", "tie", "loss", "unparsed")
