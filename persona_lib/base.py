@@ -1,6 +1,6 @@
 """The base language model of the offline profiles: tokenizer and Llama, pretrained here from scratch.
 
-With a hub model (paper profile) there is nothing to train and ``base_source`` names the hub id.
+With a hub model (paper profile) there is nothing to train and ``config.base_source`` names the hub id.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from persona_lib.config import Profile, results_dir, set_field
+from persona_lib import guards
+from persona_lib.config import Profile, base_folder, set_field
 from persona_lib.fingerprint import module_hash
 from persona_lib.store import clear_unless, content_hash, is_done, mark_done, write_rows
 
@@ -23,18 +24,6 @@ LONG_SHARE = 0.2  # share of the tokens that come in long windows, at the end
 WORD_PATTERN = r" ?[A-Za-z]+| ?\d|\n| ?[^\sA-Za-z\d]| "
 
 Example = dict[str, list]  # input_ids, weights
-
-
-def base_folder(profile: Profile, base_seed: int) -> Path:
-    """Folder of a base model pretrained here."""
-    return results_dir(profile) / "base" / f"seed-{base_seed}"
-
-
-def base_source(profile: Profile, base_seed: int) -> tuple[str, str]:
-    """Return (folder or hub id, revision) of the base model."""
-    if profile.base_model == "scratch":
-        return str(base_folder(profile, base_seed)), ""
-    return profile.base_model, profile.base_revision
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, word_level: bool) -> Any:
@@ -204,7 +193,7 @@ def fit(model: Any, steps: list[list[Example]], learning_rate: float, folder: Pa
     """
     import torch
     from torch.utils.data import SequentialSampler
-    from transformers import Trainer, TrainingArguments
+    from transformers import PrinterCallback, Trainer, TrainingArguments
     from transformers.trainer_utils import get_last_checkpoint
 
     class Pretrainer(Trainer):
@@ -248,6 +237,8 @@ def fit(model: Any, steps: list[list[Example]], learning_rate: float, folder: Pa
             k: torch.tensor([e[k] for e in items[0]]) for k in ("input_ids", "weights")
         },
     )
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(guards.progress_lines(f"base {seed}"))
     trainer.train(
         resume_from_checkpoint=get_last_checkpoint(arguments.output_dir) if folder.exists() else None
     )
@@ -312,8 +303,9 @@ def pretrain(profile: Profile, base_seed: int) -> Path:
     )
     model = make_model(profile, tokenizer, base_seed)
     steps = list(batches(phases, profile.base_batch_tokens, base_seed))
-    log = fit(model, steps, profile.base_learning_rate, folder, base_seed)
-    model.save_pretrained(folder)
+    with guards.quiet_libraries():
+        log = fit(model, steps, profile.base_learning_rate, folder, base_seed)
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     write_rows(folder / "log.jsonl", log)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)

@@ -103,6 +103,7 @@ class Profile:
     gen_batch_size: int
     gen_max_new_tokens: int
     gen_min_new_tokens: int
+    gen_expand_weights: bool
     # evaluation
     eval_split: str
     eval_personas: tuple[str, ...]
@@ -261,6 +262,18 @@ def base_seed(profile: Profile, seed: int) -> int:
     return seed % profile.base_seeds
 
 
+def base_folder(profile: Profile, base_seed: int) -> Path:
+    """Folder of a base model pretrained here: ``results/<profile>/base/seed-<base_seed>``."""
+    return results_dir(profile) / "base" / f"seed-{base_seed}"
+
+
+def base_source(profile: Profile, base_seed: int) -> tuple[str, str]:
+    """Return where the base model is and its revision: a folder of the results, or a hub id."""
+    if profile.base_model == "scratch":
+        return str(base_folder(profile, base_seed)), ""
+    return profile.base_model, profile.base_revision
+
+
 @dataclass(frozen=True)
 class Run:
     """One data set and seed of a profile: what every per-run step works on."""
@@ -278,6 +291,11 @@ class Run:
     def base_seed(self) -> int:
         """Pretraining seed of the base model that this run uses."""
         return base_seed(self.profile, self.seed)
+
+    @property
+    def base_source(self) -> tuple[str, str]:
+        """Where the base model that this run uses is, and its revision."""
+        return base_source(self.profile, self.base_seed)
 
 
 def open_run(

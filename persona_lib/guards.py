@@ -6,7 +6,11 @@ The callbacks are made by functions, so that importing this module does not impo
 from __future__ import annotations
 
 import math
+import os
 import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -132,8 +136,32 @@ def epoch_line(name: str, record: dict[str, Any], epochs: float, seconds: float)
     return ", ".join([*parts, f"{seconds:.0f} s"])
 
 
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Within the block, no progress bars and no routine warnings of datasets, TRL and transformers."""
+    import datasets
+    import transformers
+
+    verbosity, tqdm = transformers.logging.get_verbosity(), os.environ.get("TQDM_DISABLE")
+    os.environ["TQDM_DISABLE"] = "1"  # TRL's bar for the reference log-probabilities
+    datasets.disable_progress_bars()
+    transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        transformers.logging.enable_progress_bar()
+        datasets.enable_progress_bars()
+        os.environ.pop("TQDM_DISABLE")
+        if tqdm is not None:
+            os.environ["TQDM_DISABLE"] = tqdm
+
+
 def progress_lines(name: str, every_seconds: float = 60.0) -> Any:
-    """Return a callback that prints one line per epoch, and one a minute inside long epochs.
+    """Return a callback that prints a line per epoch (per log where nothing is evaluated), and one a minute.
 
     Plain lines read equally well in JupyterLab, in an executed notebook and in a log file.
     """
@@ -167,5 +195,12 @@ def progress_lines(name: str, every_seconds: float = 60.0) -> Any:
                 self.shown = time.monotonic()
                 line = epoch_line(name, logs | self.loss, args.num_train_epochs, self.shown - self.started)
                 print(line, flush=True)
+            elif "loss" in logs and args.eval_strategy == "no":
+                self.shown = time.monotonic()
+                print(
+                    f"{name}: step {state.global_step}/{state.max_steps}, loss {self.loss['loss']:.3f}, "
+                    f"{self.shown - self.started:.0f} s",
+                    flush=True,
+                )
 
     return ProgressLines()

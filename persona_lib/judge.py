@@ -27,7 +27,6 @@ from persona_lib.store import (
     write_rows,
 )
 from persona_lib.tailor import eval_rows, generation_folder, grid, persona_of, read_generations
-from persona_lib.train import base_source
 
 Judge = Callable[[Sequence[PairwiseComparison], Rubric], list[Judgment]]
 RUBRICS: tuple[Rubric, ...] = ("personalization", "quality")
@@ -111,7 +110,7 @@ def model_judge(run: Run) -> Judge:
 
     profile = run.profile
     own = profile.judge_model == "base"
-    source, revision = base_source(run) if own else (profile.judge_model, "")
+    source, revision = run.base_source if own else (profile.judge_model, "")
     model = load_base(source, revision, "none", profile.compute_dtype)
     tokenizer = load_tokenizer(source, revision)
     return lm_judge(TransformersGenerator(model, tokenizer, profile.judge_model, profile.judge_batch_size))

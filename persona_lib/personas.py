@@ -13,22 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from persona_lib.base import base_folder, base_source
-from persona_lib.config import Profile, Run
+from persona_lib import store
+from persona_lib.config import Profile, Run, base_folder
 from persona_lib.data import load_pairs
 from persona_lib.fingerprint import module_hash
 from persona_lib.prompts import inference_prefix, inference_query
 from persona_lib.records import InferredPersona, PreferencePair, Side
-from persona_lib.store import (
-    append_rows,
-    clear_unless,
-    content_hash,
-    is_done,
-    mark_done,
-    read_json,
-    read_rows,
-    repair_rows,
-)
 from persona_lib.tailoring import retrieved_train_ids
 
 SIDES: tuple[Side, ...] = ("chosen", "rejected")
@@ -37,13 +27,15 @@ REFUSAL = re.compile(
     r"\b(I can(?:'|no)t|I cannot|I'm sorry|I am sorry|as an AI|unable to|error in|cannot provide)\b",
     re.IGNORECASE,
 )
+LOOP = re.compile(r"\b(\w+(?:\W+\w+){0,3})(?:\W+\1\b){2}", re.IGNORECASE)
 PERSONA_FORM = re.compile(r"^The user (is|prefers)\b", re.IGNORECASE)
 
 
 def parse_persona(raw: str, max_words: int) -> tuple[str | None, str]:
-    """Return (persona, "ok"), or (None, reason): "empty", "refusal", "too_long" or "malformed".
+    """Return (persona, "ok"), or (None, reason): "empty", "refusal", "too_long", "malformed" or "loop".
 
     The persona is the first line of the answer and must begin "The user is" or "The user prefers".
+    A line that says the same one to four words three times running is a loop.
     """
     line = next((text.strip() for text in raw.splitlines() if text.strip()), "")
     if not line:
@@ -54,6 +46,8 @@ def parse_persona(raw: str, max_words: int) -> tuple[str | None, str]:
         return None, "too_long"
     if not PERSONA_FORM.match(line):
         return None, "malformed"
+    if LOOP.search(line):
+        return None, "loop"
     return line, "ok"
 
 
@@ -63,10 +57,7 @@ def sides_of(pair: PreferencePair, side: Side) -> tuple[str, str]:
 
 
 def inference_shots(profile: Profile) -> list[tuple[str, str, str, str]]:
-    """Return the solved items put before every query: ours, on library topics of the synthetic world.
-
-    For other data sets ``data.inference_shots`` holds hand-written ones.
-    """
+    """Return the solved items put before every query: ours, on library topics of the synthetic world."""
     from persona_lib.synthetic import inference_example, make_topics, topics_of
 
     rng = random.Random(f"shots-{profile.world_seed}")
@@ -81,8 +72,8 @@ def infer_personas(
 
     Returns all rows of the file that belong to ``pairs``, in their order.
     """
-    repair_rows(path)
-    known = {row.id: row for row in read_rows(path, InferredPersona)} if path.exists() else {}
+    store.repair_rows(path)
+    known = {row.id: row for row in store.read_rows(path, InferredPersona)} if path.exists() else {}
     missing = [pair for pair in pairs if pair.id not in known]
     queries = [inference_query(pair.prompt, *sides_of(pair, side)) for pair in missing]
     batch: list[InferredPersona] = []
@@ -94,16 +85,16 @@ def infer_personas(
             InferredPersona(missing[index].id, side, generator.name, persona, status, completion.text)
         )
         if len(batch) >= profile.pi_batch_size:
-            append_rows(path, batch)
+            store.append_rows(path, batch)
             known |= {row.id: row for row in batch}
             batch = []
-    append_rows(path, batch)
+    store.append_rows(path, batch)
     known |= {row.id: row for row in batch}
     return [known[pair.id] for pair in pairs]
 
 
 def count_statuses(personas: Sequence[InferredPersona]) -> dict[str, int]:
-    """Count how the answers were read: ok, empty, refusal, too_long, malformed."""
+    """Count how the answers were read: ok, empty, refusal, too_long, malformed, loop."""
     return dict(Counter(row.status for row in personas))
 
 
@@ -128,7 +119,7 @@ def load_generator(run: Run) -> Any:
     from persona_lib.llm import load_base, load_tokenizer
 
     own = run.profile.generator_model != "base"
-    source, revision = (run.profile.generator_model, "") if own else base_source(run.profile, run.base_seed)
+    source, revision = (run.profile.generator_model, "") if own else run.base_source
     model = load_base(source, revision, "none", run.profile.compute_dtype)
     name = run.profile.generator_model if own else f"base-{run.base_seed}"
     return TransformersGenerator(model, load_tokenizer(source, revision), name, run.profile.pi_batch_size)
@@ -142,21 +133,21 @@ def personas_key(run: Run) -> str:
         for n, v in vars(run.profile).items()
         if n.startswith("pi_") or n in ("generator_model", "eval_split")
     }
-    pairs = read_json(run.folder / "pairs" / "done.json")["key"]
-    return content_hash(
+    pairs = store.read_json(run.folder / "pairs" / "done.json")["key"]
+    return store.content_hash(
         module_hash("personas"),
         settings,
         pairs,
-        read_json(base)["key"] if base.exists() else run.profile.base_model,
+        store.read_json(base)["key"] if base.exists() else run.profile.base_model,
     )
 
 
 def infer_run(run: Run) -> Path:
     """Infer all personas of a run into ``personas/<split>-<side>.jsonl``; resumes by row."""
     folder, key = run.folder / "personas", personas_key(run)
-    if is_done(folder, key):
+    if store.is_done(folder, key):
         return folder
-    clear_unless(folder, key)
+    store.clear_unless(folder, key)
     generator, counts = load_generator(run), {}
     for split, side, pairs in to_infer(run):
         rows = infer_personas(generator, pairs, side, run.profile, folder / f"{split}-{side}.jsonl")
@@ -164,7 +155,7 @@ def infer_run(run: Run) -> Path:
         print(
             f"{split}, {side} side: {len(rows)} personas asked for, {counts[f'{split}-{side}']}", flush=True
         )
-    mark_done(folder, key, statuses=counts, generator=generator.settings)
+    store.mark_done(folder, key, statuses=counts, generator=generator.settings)
     return folder
 
 

@@ -49,7 +49,7 @@ class InferredPersona:
     """A persona inferred for one side of a pair (paper section 3).
 
     ``persona`` is None when the answer was not a persona; ``status`` then says why ("empty",
-    "refusal", "too_long", "malformed") and is "ok" otherwise. ``raw`` keeps the model's whole answer.
+    "refusal", "too_long", "malformed", "loop") and is "ok" otherwise. ``raw`` keeps the model's whole answer.
     """
 
     id: str

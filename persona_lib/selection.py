@@ -1,10 +1,12 @@
 """Choose the training settings on validation topics, with the same budget for plain DPO and PT-DPO.
 
-``python -m persona_lib.selection`` trains every candidate for both arms with tuning seeds that no result
-uses, evaluates it on the validation split only, and writes
-``figures/<profile>/selection.csv``. The rule is fixed here: among the candidates whose mean quality is
-within 0.1 standard deviations of the arm's own SFT model, take the one with the highest oracle fit to the
-gold personas of both sides (told to the plain arm in the first person); ties go to the earlier one.
+``python -m persona_lib.selection`` trains every candidate for both arms with data and training seeds that
+no result uses, evaluates it on the validation split only, and writes ``figures/<profile>/selection_*.csv``.
+The rule is fixed here. All means are over seeds and over the gold personas of both sides (told to the plain
+arm in the first person). The plain arm takes the candidate with the highest oracle fit among those whose mean
+quality is within 0.1 standard deviations of the best candidate's. PT takes the candidate with the highest fit
+among those whose mean quality is within 0.1 standard deviations of what the plain arm's pick has (if none is:
+the one with the highest quality). Ties go to the earlier candidate.
 """
 
 from __future__ import annotations
@@ -20,16 +22,16 @@ from persona_lib.config import Profile, Run, figures_dir, load_profile, set_fiel
 from persona_lib.judge import oracle_scores
 from persona_lib.records import RunSpec
 
-SEEDS = (106,)  # tuning only: results use seeds 0, 1, 2, ...
+SEEDS = (106, 107)  # tuning only, on base models 0 and 1: results use data and training seeds 0, 1, 2, ...
 ARMS = ("none", "chosen")
 SIDES = ("chosen", "rejected")
-QUALITY_MARGIN = 0.1  # in standard deviations of the arm's SFT answers
+QUALITY_MARGIN = 0.1  # in standard deviations of the answers' quality
 
 CANDIDATES: dict[str, list[dict[str, Any]]] = {
-    "sft": [{"sft_learning_rate": rate} for rate in (2e-3, 5e-3, 1e-2)],
+    "sft": [{"sft_learning_rate": rate} for rate in (1.5e-3, 3e-3, 6e-3)],
     "dpo": [
         {"dpo_learning_rate": rate, "dpo_beta": beta, "dpo_sft_weight": weight}
-        for rate, beta, weight in ((1e-3, 0.1, 1.0), (3e-3, 0.1, 1.0), (3e-3, 0.5, 1.0), (3e-3, 0.1, 0.0))
+        for rate, beta, weight in ((1e-3, 0.1, 1.0), (2e-3, 0.5, 1.0), (3e-3, 0.5, 0.25), (1e-3, 0.1, 0.0))
     ],
 }
 
@@ -107,12 +109,14 @@ def with_candidate(profile: Profile, arm: str, candidate: dict[str, Any]) -> Pro
     return set_field(profile, **{own[name]: value for name, value in candidate.items()})
 
 
-def search(profile: Profile, method: str, path: Path, arms: Iterable[str] = ARMS) -> list[dict[str, Any]]:
+def search(
+    profile: Profile, method: str, path: Path, arms: Iterable[str] = ARMS, seeds: Iterable[int] = SEEDS
+) -> list[dict[str, Any]]:
     """Measure every candidate of a method for both arms and seeds; finished ones are read from ``path``."""
     store.repair_rows(path)
     known = {row["key"]: row for row in store.iter_rows(path)} if path.exists() else {}
     rows = []
-    for seed in SEEDS:
+    for seed in seeds:
         for arm in arms:
             for candidate in CANDIDATES[method]:
                 run = Run(with_candidate(profile, arm, candidate), profile.datasets[0], seed)
@@ -138,19 +142,51 @@ def search(profile: Profile, method: str, path: Path, arms: Iterable[str] = ARMS
     return rows
 
 
-def choose(rows: Iterable[dict[str, Any]], reference_quality: float | None = None) -> dict[str, Any]:
-    """Return the candidate that the rule picks among one arm's rows of one seed.
+def pool_seeds(rows: Iterable[dict[str, Any]], method: str) -> list[dict[str, Any]]:
+    """Return one row per arm and candidate of a method, in the candidates' order, with means over the seeds.
 
-    ``reference_quality`` is the mean quality of the arm's SFT answers; None (choosing SFT) sets no limit.
+    ``quality_sd`` is the standard deviation of single answers: the root of the mean variance within seeds.
+    Candidates that not all of an arm's seeds have finished are left out.
     """
-    rows = list(rows)
-    allowed = [
-        row
-        for row in rows
-        if reference_quality is None
-        or row["quality"] >= reference_quality - QUALITY_MARGIN * row["quality_sd"]
-    ]
-    return max(allowed or rows, key=lambda row: row["fit_chosen"] + row["fit_rejected"])
+    pooled = []
+    for arm in ARMS:
+        of_arm = [row for row in rows if row["arm"] == arm]
+        seeds = sorted({row["seed"] for row in of_arm})
+        for candidate in CANDIDATES[method]:
+            same = [row for row in of_arm if candidate.items() <= row.items()]
+            if not same or sorted(row["seed"] for row in same) != seeds:
+                continue
+            means = {
+                n: sum(row[n] for row in same) / len(same) for n in ("fit_chosen", "fit_rejected", "quality")
+            }
+            spread = (sum(row["quality_sd"] ** 2 for row in same) / len(same)) ** 0.5
+            pooled.append(
+                {"method": method, "arm": arm, **candidate, **means, "quality_sd": spread}
+                | {"n": sum(row["n"] for row in same), "seeds": " ".join(map(str, seeds))}
+            )
+    return pooled
+
+
+def pick(pooled: Iterable[dict[str, Any]], reference_quality: float | None = None) -> dict[str, Any]:
+    """Return the candidate that the rule picks among one arm's pooled rows.
+
+    ``reference_quality`` is the mean quality of the plain arm's pick; None: the best candidate's own.
+    """
+    rows = list(pooled)
+    best = max(rows, key=lambda row: row["quality"])
+    reference = best["quality"] if reference_quality is None else reference_quality
+    allowed = [row for row in rows if row["quality"] >= reference - QUALITY_MARGIN * row["quality_sd"]]
+    return max(allowed or [best], key=lambda row: row["fit_chosen"] + row["fit_rejected"])
+
+
+def pick_both(pooled: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the picks of the arms that have rows: the plain arm by itself, PT at the plain arm's quality."""
+    by_arm = {arm: [row for row in pooled if row["arm"] == arm] for arm in ARMS}
+    picks: dict[str, dict[str, Any]] = {}
+    for arm in ARMS:
+        if by_arm[arm]:
+            picks[arm] = pick(by_arm[arm], picks["none"]["quality"] if "none" in picks else None)
+    return picks
 
 
 def main() -> None:
@@ -163,20 +199,26 @@ def main() -> None:
     parser.add_argument(
         "--arm", choices=ARMS, action="append", help="only this arm: two can run side by side"
     )
+    parser.add_argument(
+        "--seed", type=int, choices=SEEDS, action="append", help="only this seed: two can run side by side"
+    )
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     arguments = parser.parse_args()
     profile = tuning_profile(load_profile(arguments.profile, arguments.overrides))
-    for seed in SEEDS:
+    seeds = arguments.seed or SEEDS
+    for seed in seeds:
         prepare(Run(profile, profile.datasets[0], seed))
     folder = figures_dir(profile)
     folder.mkdir(parents=True, exist_ok=True)
     for method in arguments.method or ("sft", "dpo"):
-        arms = arguments.arm or ARMS
         path = folder / f"selection_{method}.jsonl"
-        rows = search(profile, method, path, arms)
-        pd.DataFrame(store.iter_rows(path)).drop(columns="key").to_csv(path.with_suffix(".csv"), index=False)
-        for arm in arms:
-            print("chosen", method, arm, choose(row for row in rows if row["arm"] == arm))
+        rows = search(profile, method, path, arguments.arm or ARMS, seeds)
+        pooled = pool_seeds(rows, method)
+        picks = pick_both(pooled)
+        table = [row | {"picked": row in picks.values()} for row in pooled]
+        pd.DataFrame(table).to_csv(path.with_suffix(".csv"), index=False)
+        for arm, row in picks.items():
+            print("picked", arm, row)
 
 
 if __name__ == "__main__":

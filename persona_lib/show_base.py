@@ -5,8 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from persona_lib.base import base_source
-from persona_lib.config import Profile
+from persona_lib.config import Profile, base_source
 
 LABELS = ("Response:", "Liked answer:", "Persona:")
 HUB_DOCUMENTS = {"question": "Prompt: How do I repot a plant?\nResponse: Water it first."}

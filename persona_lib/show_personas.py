@@ -19,7 +19,7 @@ from persona_lib.text_metrics import word_saliency
 if TYPE_CHECKING:
     import pandas as pd
 
-STATUSES = ("ok", "empty", "refusal", "too_long", "malformed")
+STATUSES = ("ok", "empty", "refusal", "too_long", "malformed", "loop")
 
 
 def inferred_splits(run: Run) -> tuple[str, str]:

@@ -149,7 +149,14 @@ STEPS: dict[str, Step] = {
             "07_preference_tailoring",
             "08_generation",
         ),
-        fields=(*TRAINING, "swap_batch_size", "eval_split", "eval_personas", "bootstrap_samples"),
+        fields=(
+            *TRAINING,
+            "swap_batch_size",
+            "gen_expand_weights",
+            "eval_split",
+            "eval_personas",
+            "bootstrap_samples",
+        ),
         minutes={"smoke": 0.1, "synthetic": 2.6, "scratch": 2, "paper": 20},
     ),
     "12_results": Step(

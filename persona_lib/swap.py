@@ -9,23 +9,13 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from persona_lib import store
 from persona_lib.config import Run
 from persona_lib.data import CONTRAST
 from persona_lib.fingerprint import module_hash
 from persona_lib.llm import attach_adapters, load_base, load_tokenizer, sequence_log_probs, using_adapters
 from persona_lib.prompts import completion_text, tailoring_prompt
 from persona_lib.records import Generation, TailoringRow
-from persona_lib.store import (
-    append_rows,
-    clear_unless,
-    content_hash,
-    is_done,
-    mark_done,
-    read_json,
-    read_rows,
-    repair_rows,
-    write_rows,
-)
 from persona_lib.swap_tables import (
     FAMILIES,
     PolicyScore,
@@ -35,7 +25,7 @@ from persona_lib.swap_tables import (
     swap_table,
     to_frame,
 )
-from persona_lib.train import adapter_folder, base_source
+from persona_lib.train import adapter_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -108,16 +98,19 @@ def swap_folder(run: Run, arm: str, persona_format: str = "line") -> Path:
 
 def swap_key(run: Run, arm: str, persona_format: str) -> str:
     """Return a hash of what an arm's scores depend on; raises FileNotFoundError naming what is missing."""
-    source, revision = base_source(run)
+    source, revision = run.base_source
     folders = [*adapters_of(run, arm), run.folder / "tailoring"]
     folders += [Path(source)] if run.profile.base_model == "scratch" else []
     for folder in folders:
         if not (folder / "done.json").exists():
             raise FileNotFoundError(f"{folder / 'done.json'}: not finished; run the step that makes it first")
-    inputs = [read_json(folder / "done.json")["key"] for folder in folders]
+    inputs = [store.read_json(folder / "done.json")["key"] for folder in folders]
     p = run.profile
-    settings = (p.quantization, p.compute_dtype, p.swap_batch_size, p.eval_split, p.eval_personas)
-    return content_hash(module_hash("swap"), inputs, revision, settings, persona_format)
+    settings = (
+        *(p.quantization, p.compute_dtype, p.gen_expand_weights),
+        *(p.swap_batch_size, p.eval_split, p.eval_personas),
+    )
+    return store.content_hash(module_hash("swap"), inputs, revision, settings, persona_format)
 
 
 class PolicyLoader:
@@ -128,11 +121,17 @@ class PolicyLoader:
 
     def load(self, folders: Sequence[Path]) -> tuple[Any, Any]:
         """Return (model, tokenizer) with these adapters loaded."""
-        source, revision = base_source(self.run)
+        source, revision = self.run.base_source
         if self.model is None:
             profile = self.run.profile
             self.tokenizer = load_tokenizer(source, revision)
-            self.model = load_base(source, revision, profile.quantization, profile.compute_dtype)
+            self.model = load_base(
+                source,
+                revision,
+                profile.quantization,
+                profile.compute_dtype,
+                profile.gen_expand_weights,
+            )
         if folders:
             self.model = attach_adapters(self.model, folders)
         return self.model, self.tokenizer
@@ -148,12 +147,14 @@ def score_policy(
     """
     folder, key = swap_folder(run, arm, persona_format), swap_key(run, arm, persona_format)
     path = folder / "policy.jsonl"
-    if is_done(folder, key):
-        return read_rows(path, PolicyScore)
-    clear_unless(folder, key)
-    repair_rows(path)
-    known = {(row.id, row.eval_persona) for row in read_rows(path, PolicyScore)} if path.exists() else set()
-    rows = read_rows(run.folder / "tailoring" / f"{run.profile.eval_split}.jsonl", TailoringRow)
+    if store.is_done(folder, key):
+        return store.read_rows(path, PolicyScore)
+    store.clear_unless(folder, key)
+    store.repair_rows(path)
+    known = (
+        {(row.id, row.eval_persona) for row in store.read_rows(path, PolicyScore)} if path.exists() else set()
+    )
+    rows = store.read_rows(run.folder / "tailoring" / f"{run.profile.eval_split}.jsonl", TailoringRow)
     families = swap_families(arm, persona_format)
     jobs = [
         (row, name, persona)
@@ -163,8 +164,8 @@ def score_policy(
         if (row.id, name) not in known
     ]
     score_jobs(run, arm, persona_format, jobs, loader or PolicyLoader(run), path)
-    scores = read_rows(path, PolicyScore)
-    mark_done(folder, key, rows=len(scores), skipped=sum(not (r.chosen and r.rejected) for r in rows))
+    scores = store.read_rows(path, PolicyScore)
+    store.mark_done(folder, key, rows=len(scores), skipped=sum(not (r.chosen and r.rejected) for r in rows))
     return scores
 
 
@@ -186,7 +187,7 @@ def score_jobs(
         with using_adapters(model, [folder.name for folder in adapters]):
             values = sequence_log_probs(model, tokenizer, twice, texts, batch).reshape(-1, 2).tolist()
         scores = [PolicyScore(row.id, *rest, *pair) for (row, *rest), pair in zip(chunk, values, strict=True)]
-        append_rows(path, scores)
+        store.append_rows(path, scores)
 
 
 def persona_swap(
@@ -203,8 +204,8 @@ def persona_swap(
     there = reference is not None and (reference, persona_format) in swap_arms(run)
     joined = join_reference(scores, score_policy(run, reference, persona_format, loader) if there else [])
     path = swap_folder(run, arm, persona_format) / "rows.jsonl"
-    if not path.exists() or read_rows(path, SwapScore) != joined:
-        write_rows(path, joined)
+    if not path.exists() or store.read_rows(path, SwapScore) != joined:
+        store.write_rows(path, joined)
     return joined
 
 
@@ -260,7 +261,7 @@ def generation_flip(run: Run) -> pd.DataFrame:
     """
     rows = {
         row.id: row
-        for row in read_rows(run.folder / "tailoring" / f"{run.profile.eval_split}.jsonl", TailoringRow)
+        for row in store.read_rows(run.folder / "tailoring" / f"{run.profile.eval_split}.jsonl", TailoringRow)
     }
     folder = run.folder / "generations"
     slugs = {path.parent.name for path in folder.glob("*/done.json")}
@@ -271,7 +272,9 @@ def generation_flip(run: Run) -> pd.DataFrame:
         for family in FAMILIES:
             sides = [f"{arm}.{family}-{side}.{persona_format}" for side in ("chosen", "rejected")]
             if slugs.issuperset(sides):
-                outputs = [{g.id: g for g in read_rows(folder / s / "rows.jsonl", Generation)} for s in sides]
+                outputs = [
+                    {g.id: g for g in store.read_rows(folder / s / "rows.jsonl", Generation)} for s in sides
+                ]
                 found.append(
                     {"persona": family} | flip_columns(rows, *outputs, run.profile.bootstrap_samples)
                 )

@@ -1,6 +1,6 @@
 """The synthetic preference world: procedural preference data whose personas are known.
 
-A response shows values of seven binary dimensions (three of style, four of content) and states facts
+A response shows values of five binary dimensions (three of style, two of content) and states facts
 about its topic. A preference pair contrasts one or two dimensions; the persona of a side names the
 values that this side has and the other lacks. Everything can be read back by rule
 (``persona_lib.oracle``), so every claim of the paper can be checked against the truth.
@@ -62,9 +62,9 @@ class Topic:
 def make_topics(world_seed: int) -> dict[str, Topic]:
     """Make all topics, keyed by name ("old kettle"), with facts drawn by the world seed.
 
-    A domain has a usual filler per slot, right for a noun with ``USUAL_SHARE`` and else replaced by a
-    random one: a model can know the rule and miss exceptions. Both variants of a noun fall in the
-    same split and share their facts.
+    A domain has a usual filler per slot, right for a topic with ``USUAL_SHARE`` and else replaced by a
+    random one: a model can know the rule and miss exceptions. All variants of a noun fall in the same
+    split; each has its own exceptions.
     """
     rng = random.Random(f"world-{world_seed}")
     topics = {}
@@ -73,9 +73,9 @@ def make_topics(world_seed: int) -> dict[str, Topic]:
         splits = [split for split, count in TOPIC_SPLITS.items() for _ in range(count)]
         usual = {slot: rng.choice(words) for slot, words in FILLERS.items()}
         for noun, split in zip(order, splits, strict=True):
-            own = {slot: rng.choice(words) for slot, words in FILLERS.items()}
-            facts = {slot: (usual if rng.random() < USUAL_SHARE else own)[slot] for slot in FILLERS}
             for variant in VARIANTS:
+                own = {slot: rng.choice(words) for slot, words in FILLERS.items()}
+                facts = {slot: (usual if rng.random() < USUAL_SHARE else own)[slot] for slot in FILLERS}
                 name = f"{variant} {noun}"
                 topics[name] = Topic(name, VERBS[domain], noun, split, facts)
     return topics

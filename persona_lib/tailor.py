@@ -12,25 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from persona_lib import store
 from persona_lib.config import Profile, Run
 from persona_lib.fingerprint import module_hash
 from persona_lib.generate import TransformersGenerator
 from persona_lib.prompts import STOP, few_shot_prompt, tailoring_prompt
 from persona_lib.records import Generation, RunSpec, TailoringRow
-from persona_lib.store import (
-    append_rows,
-    clear_unless,
-    content_hash,
-    file_hash,
-    is_done,
-    mark_done,
-    read_json,
-    read_rows,
-    repair_rows,
-    write_json,
-)
 from persona_lib.text_metrics import count_degenerate
-from persona_lib.train import adapter_folder, base_source
+from persona_lib.train import adapter_folder
 
 SIDES = ("chosen", "rejected")
 
@@ -84,7 +73,7 @@ def grid(run: Run) -> list[RunSpec]:
 
 def eval_rows(run: Run) -> list[TailoringRow]:
     """Return the rows of the profile's evaluation split."""
-    return read_rows(run.folder / "tailoring" / f"{run.profile.eval_split}.jsonl", TailoringRow)
+    return store.read_rows(run.folder / "tailoring" / f"{run.profile.eval_split}.jsonl", TailoringRow)
 
 
 def persona_of(row: TailoringRow, eval_persona: str) -> str | None:
@@ -94,7 +83,7 @@ def persona_of(row: TailoringRow, eval_persona: str) -> str | None:
 
 def shot_rows(run: Run) -> list[TailoringRow]:
     """Return the worked examples of few-shot tailoring: training rows with a persona, fixed by the seed."""
-    rows = read_rows(run.folder / "tailoring" / "sft_train.jsonl", TailoringRow)
+    rows = store.read_rows(run.folder / "tailoring" / "sft_train.jsonl", TailoringRow)
     usable = [row for row in rows if row.personas.get("gold-chosen")]
     return random.Random(f"few-shot-{run.seed}").sample(usable, run.profile.few_shot_examples)
 
@@ -125,11 +114,14 @@ def load_policies(run: Run) -> tuple[Any, Any]:
     """Load the base once, as it was trained on (NF4 for QLoRA), with the adapters of all arms attached."""
     from persona_lib.llm import attach_adapters, load_base, load_tokenizer
 
-    model = load_base(*base_source(run), run.profile.quantization, run.profile.compute_dtype)
+    profile = run.profile
+    model = load_base(
+        *run.base_source, profile.quantization, profile.compute_dtype, profile.gen_expand_weights
+    )
     for method, train_persona in arms(run.profile):
         if method != "few_shot":
             model = attach_adapters(model, [adapter_folder(run, method, train_persona)])
-    return model, load_tokenizer(*base_source(run))
+    return model, load_tokenizer(*run.base_source)
 
 
 def generation_folder(run: Run, spec: RunSpec) -> Path:
@@ -140,21 +132,24 @@ def generation_folder(run: Run, spec: RunSpec) -> Path:
 def generation_key(run: Run, spec: RunSpec) -> str:
     """Hash of all that a run's generations depend on."""
     profile = run.profile
-    adapters = [read_json(run.folder / "adapters" / name / "done.json")["key"] for name in adapters_of(spec)]
-    base = Path(base_source(run)[0]) / "done.json"
+    adapters = [
+        store.read_json(run.folder / "adapters" / name / "done.json")["key"] for name in adapters_of(spec)
+    ]
+    base = Path(run.base_source[0]) / "done.json"
     data = [
-        file_hash(run.folder / "tailoring" / f"{name}.jsonl") for name in ("sft_train", profile.eval_split)
+        store.file_hash(run.folder / "tailoring" / f"{name}.jsonl")
+        for name in ("sft_train", profile.eval_split)
     ]
     settings = [
         getattr(profile, f)
         for f in vars(profile)
         if f.startswith(("gen_", "few_shot", "quantization", "compute"))
     ]
-    return content_hash(
+    return store.content_hash(
         module_hash("tailor"),
         spec,
         adapters,
-        read_json(base)["key"] if base.exists() else base_source(run),
+        store.read_json(base)["key"] if base.exists() else run.base_source,
         data,
         settings,
     )
@@ -166,23 +161,23 @@ def generate_run(run: Run, spec: RunSpec, model: Any, tokenizer: Any) -> Path:
     Rows that lack the persona are left out (and counted in done.json as ``n_without_persona``).
     """
     folder, key = generation_folder(run, spec), generation_key(run, spec)
-    if is_done(folder, key):
+    if store.is_done(folder, key):
         return folder
-    clear_unless(folder, key)
+    store.clear_unless(folder, key)
     generator = TransformersGenerator(
         model, tokenizer, spec.arm, run.profile.gen_batch_size, adapters_of(spec)
     )
-    write_json(folder / "spec.json", {"spec": spec, "generator": generator.settings, "stop": [STOP]})
+    store.write_json(folder / "spec.json", {"spec": spec, "generator": generator.settings, "stop": [STOP]})
     path = folder / "rows.jsonl"
-    repair_rows(path)
-    done = {row.id for row in read_rows(path, Generation)} if path.exists() else set()
+    store.repair_rows(path)
+    done = {row.id for row in store.read_rows(path, Generation)} if path.exists() else set()
     rows = eval_rows(run)
     usable = [row for row in rows if spec.eval_persona == "none" or persona_of(row, spec.eval_persona)]
     append_completions(run, spec, generator, [row for row in usable if row.id not in done], path)
-    found = read_rows(path, Generation)
+    found = store.read_rows(path, Generation)
     ended = [row.finish_reason == "stop" for row in found]
     degenerate = dataclasses.asdict(count_degenerate([row.completion for row in found], ended))
-    mark_done(folder, key, n_without_persona=len(rows) - len(usable), **degenerate)
+    store.mark_done(folder, key, n_without_persona=len(rows) - len(usable), **degenerate)
     return folder
 
 
@@ -205,20 +200,20 @@ def append_completions(
             Generation(row.id, spec.slug, row.prompt, persona, done.text, done.finish_reason, done.n_tokens)
         )
         if len(batch) >= profile.gen_batch_size:
-            append_rows(path, batch)
+            store.append_rows(path, batch)
             batch = []
-    append_rows(path, batch)
+    store.append_rows(path, batch)
 
 
 def generate_all(run: Run) -> list[Path]:
     """Generate every run of the grid that is not finished yet, with one loaded model."""
     specs = grid(run)
-    missing = [s for s in specs if not is_done(generation_folder(run, s), generation_key(run, s))]
+    missing = [s for s in specs if not store.is_done(generation_folder(run, s), generation_key(run, s))]
     if missing:
         model, tokenizer = load_policies(run)
         for number, spec in enumerate(missing, start=1):
             generate_run(run, spec, model, tokenizer)
-            facts = read_json(generation_folder(run, spec) / "done.json")
+            facts = store.read_json(generation_folder(run, spec) / "done.json")
             print(
                 f"{number}/{len(missing)}  {spec.slug}: {facts['n']} answers, {facts['no_eos']} never ended",
                 flush=True,
@@ -231,4 +226,4 @@ def read_generations(run: Run, spec: RunSpec) -> dict[str, Generation]:
     folder = generation_folder(run, spec)
     if not (folder / "done.json").exists():
         raise FileNotFoundError(f"{folder} is not finished: run the generation step first")
-    return {row.id: row for row in read_rows(folder / "rows.jsonl", Generation)}
+    return {row.id: row for row in store.read_rows(folder / "rows.jsonl", Generation)}

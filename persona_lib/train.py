@@ -11,17 +11,13 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
-import os
 import shutil
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from persona_lib import guards, store
 from persona_lib.arms import to_dpo_rows, to_sft_rows
-from persona_lib.config import Profile, Run, results_dir
+from persona_lib.config import Profile, Run
 from persona_lib.fingerprint import module_hash
 from persona_lib.llm import load_base, load_tokenizer
 from persona_lib.records import TailoringRow
@@ -37,13 +33,6 @@ METHOD_FIELDS = {
     "dpo": ("dpo_learning_rate", "dpo_epochs", "dpo_batch_size", "dpo_beta", "dpo_sft_weight"),
 }
 COMPLETIONS = {"sft": ("completion",), "dpo": ("chosen", "rejected")}
-
-
-def base_source(run: Run) -> tuple[str | Path, str]:
-    """Return where the base model is and its revision: a folder of this run's results, or a hub id."""
-    if run.profile.base_model == "scratch":
-        return results_dir(run.profile) / "base" / f"seed-{run.base_seed}", ""
-    return run.profile.base_model, run.profile.base_revision
 
 
 def adapter_folder(run: Run, method: str, train_persona: str) -> Path:
@@ -71,33 +60,9 @@ def load_rows(run: Run, method: str, train_persona: str) -> tuple[dict[str, list
     return rows, without
 
 
-@contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Within the block, no progress bars and no routine warnings of datasets, TRL and transformers."""
-    import datasets
-    import transformers
-
-    verbosity, tqdm = transformers.logging.get_verbosity(), os.environ.get("TQDM_DISABLE")
-    os.environ["TQDM_DISABLE"] = "1"  # TRL's bar for the reference log-probabilities
-    datasets.disable_progress_bars()
-    transformers.logging.disable_progress_bar()
-    transformers.logging.set_verbosity_error()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
-    finally:
-        transformers.logging.set_verbosity(verbosity)
-        transformers.logging.enable_progress_bar()
-        datasets.enable_progress_bars()
-        os.environ.pop("TQDM_DISABLE")
-        if tqdm is not None:
-            os.environ["TQDM_DISABLE"] = tqdm
-
-
 def base_key(run: Run) -> str:
     """Return what identifies the base model; raises if it should have been pretrained and was not."""
-    source, revision = base_source(run)
+    source, revision = run.base_source
     if run.profile.base_model != "scratch":
         return f"{source}@{revision}"
     done = Path(source) / "done.json"
@@ -168,11 +133,11 @@ def train_adapter(run: Run, method: str, train_persona: str) -> Path:
     if store.is_done(folder, key):
         return folder
     checkpoint = prepare_folder(folder, key, spec)
-    tokenizer = load_tokenizer(*base_source(run))
+    tokenizer = load_tokenizer(*run.base_source)
     rows, without = load_rows(run, method, train_persona)
     counts = count_parts(run, method, tokenizer, rows, folder.name)
     report_counts(folder, counts, without)
-    with quiet_libraries():
+    with guards.quiet_libraries():
         trainer = build_trainer(run, method, train_persona, tokenizer, rows)
         check_kept(trainer, counts)
         fit(trainer, run.profile, folder.name, checkpoint)
@@ -189,7 +154,7 @@ def build_trainer(
     from datasets import Dataset
 
     data = {part: Dataset.from_list(rows[part]) for part in rows}
-    base = load_base(*base_source(run), run.profile.quantization, run.profile.compute_dtype)
+    base = load_base(*run.base_source, run.profile.quantization, run.profile.compute_dtype)
     output = adapter_folder(run, method, train_persona) / "checkpoints"
     if method == "sft":
         return sft_trainer(run.profile, run.seed, base, tokenizer, data, output)

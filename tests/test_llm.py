@@ -74,6 +74,18 @@ def test_nf4_layers_are_double_quantised_and_compute_in_the_asked_precision(base
     assert model.lm_head.weight.dtype == torch.float32
 
 
+def test_expanded_nf4_weights_give_the_very_same_log_probs_with_and_without_adapters(base_folder, adapters):
+    def model(expand):
+        return llm.load_base(base_folder, "", "nf4", "float32", expand)
+
+    assert not llm.linear4bit_layers(model(True))
+    assert (scores(model(True)) == scores(model(False))).all()
+    folders = [adapters["sft-chosen"], adapters["dpo-chosen"]]
+    stacked = [scores(llm.attach_adapters(model(expand), folders)) for expand in (True, False)]
+    assert (stacked[0] == stacked[1]).all()
+    assert (stacked[0] != scores(model(True))).any()
+
+
 def test_layer_that_blocks_of_64_do_not_divide_is_an_error_that_names_it(tmp_path):
     save_base(tmp_path, tiny_model(mlp=96))
     with pytest.raises(llm.ModelError, match=r"layers\.0\.mlp\.down_proj: in_features=96"):

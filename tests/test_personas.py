@@ -38,6 +38,8 @@ class Echo:
         ("I can't help you with that.", (None, "refusal")),
         ("The user is " + "very " * 40 + "shy.", (None, "too_long")),
         ("A shy person.", (None, "malformed")),
+        ("The user is is is is", (None, "loop")),
+        ("The user is very shy and very, very kind.", ("The user is very shy and very, very kind.", "ok")),
     ],
 )
 def test_parse_persona_types_every_answer(raw, expected):

@@ -104,9 +104,9 @@ def same_weights(a: Path, b: Path) -> bool:
 
 def build(run: Run, method: str, train_persona: str = "chosen"):
     """A trainer as train_sft and train_dpo build it."""
-    tokenizer = llm.load_tokenizer(*train.base_source(run))
+    tokenizer = llm.load_tokenizer(*run.base_source)
     rows, _ = train.load_rows(run, method, train_persona)
-    with train.quiet_libraries():
+    with guards.quiet_libraries():
         return train.build_trainer(run, method, train_persona, tokenizer, rows)
 
 
@@ -154,10 +154,10 @@ def test_training_leaves_adapter_spec_log_counts_and_no_checkpoints(trained):
 
 def test_saved_adapters_give_the_best_validation_loss_recomputed_without_trl(trained):
     """Base, SFT and DPO adapters reloaded, rows scored by our own code: TRL's DPO + SFT loss comes out."""
-    tokenizer = llm.load_tokenizer(*train.base_source(trained))
+    tokenizer = llm.load_tokenizer(*trained.base_source)
     rows = train.load_rows(trained, "dpo", "chosen")[0]["val"]
     folders = [train.adapter_folder(trained, method, "chosen") for method in ("sft", "dpo")]
-    model = llm.attach_adapters(llm.load_base(*train.base_source(trained)), folders)
+    model = llm.attach_adapters(llm.load_base(*trained.base_source), folders)
 
     def score(names, side):
         with llm.using_adapters(model, names):
@@ -182,8 +182,8 @@ def test_best_epoch_not_the_last_is_what_is_saved(tmp_path, monkeypatch):
     losses = evaluation_losses(folder)
     assert losses[-1] > min(losses) + 0.1
     rows = train.load_rows(run, "sft", "chosen")[0]["val"]
-    model = llm.attach_adapters(llm.load_base(*train.base_source(run)), [folder])
-    tokenizer = llm.load_tokenizer(*train.base_source(run))
+    model = llm.attach_adapters(llm.load_base(*run.base_source), [folder])
+    tokenizer = llm.load_tokenizer(*run.base_source)
     prompts, completions = [r["prompt"] for r in rows], [r["completion"] for r in rows]
     scores = llm.sequence_log_probs(model, tokenizer, prompts, completions, 1)
     lengths = [len(tokenizer(c)["input_ids"]) for c in completions]
@@ -215,7 +215,7 @@ def test_missing_inputs_are_errors_that_say_what_to_run(tmp_path, monkeypatch):
     run = tiny_run(tmp_path, monkeypatch)
     with pytest.raises(FileNotFoundError, match="DPO starts from this arm's SFT adapter; train it first"):
         train.train_dpo(run, "chosen")
-    base = train.base_source(run)[0]
+    base = run.base_source[0]
     (base / "done.json").rename(base / "not-done.json")
     with pytest.raises(FileNotFoundError, match="run the step that pretrains the base model first"):
         train.train_sft(run, "chosen")
@@ -280,7 +280,7 @@ def merged_trainer(run: Run, stacked):
 
     from persona_lib.trainers import lora_config
 
-    base = llm.load_base(*train.base_source(run))
+    base = llm.load_base(*run.base_source)
     base = PeftModel.from_pretrained(base, str(train.adapter_folder(run, "sft", "chosen"))).merge_and_unload()
     model = get_peft_model(base, lora_config(run.profile))
     own = dict(model.named_parameters())
@@ -293,7 +293,7 @@ def merged_trainer(run: Run, stacked):
         part: dataset.remove_columns(columns)
         for part, dataset in (("train", stacked.train_dataset), ("val", stacked.eval_dataset))
     }
-    with train.quiet_libraries():
+    with guards.quiet_libraries():
         return DPOTrainer(
             model=model,
             args=args,
@@ -315,7 +315,7 @@ def test_stacked_adapter_trains_as_merging_the_sft_adapter_first_would(trained):
     assert ours.keys() == theirs.keys()
     for name in ours:
         assert (ours[name] - theirs[name]).norm() <= 1e-5 * theirs[name].norm()
-    with train.quiet_libraries():
+    with guards.quiet_libraries():
         stacked.train()
         merged.train()
     after = guards.trainable_parameters(merged.model)
@@ -334,12 +334,12 @@ def test_reference_is_the_sft_adapter_alone_and_training_does_not_move_it(traine
 
     assert trainer.model.active_adapters == ["default", "ref"]
     assert frozen_matches()
-    with train.quiet_libraries():
+    with guards.quiet_libraries():
         trainer.train()
     assert frozen_matches()
     rows = train.load_rows(trained, "dpo", "chosen")[0]["train"]
     model = llm.attach_adapters(
-        llm.load_base(*train.base_source(trained)), [train.adapter_folder(trained, "sft", "chosen")]
+        llm.load_base(*trained.base_source), [train.adapter_folder(trained, "sft", "chosen")]
     )
     scores = llm.sequence_log_probs(
         model, trainer.processing_class, [r["prompt"] for r in rows], [r["chosen"] for r in rows], 4
@@ -350,7 +350,7 @@ def test_reference_is_the_sft_adapter_alone_and_training_does_not_move_it(traine
 def test_evaluating_other_rows_uses_the_sft_reference_and_keeps_the_stack(trained):
     trainer = build(trained, "dpo")
     data = trainer.eval_dataset.select_columns(["prompt", "chosen", "rejected"])
-    with train.quiet_libraries():
+    with guards.quiet_libraries():
         metrics = trainer.evaluate(data)
     assert metrics["eval_rewards/margins"] == pytest.approx(0, abs=1e-5)
     assert trainer.model.active_adapters == ["default", "ref"]
@@ -384,7 +384,7 @@ def test_sft_validation_loss_does_not_depend_on_the_training_batch_size(tmp_path
     for size in (2, 8):
         run = tiny_run(tmp_path, monkeypatch, sft_batch_size=size)
         trainer = build(run, "sft")
-        with train.quiet_libraries():
+        with guards.quiet_libraries():
             losses.append(trainer.evaluate()["eval_loss"])
         assert trainer.args.per_device_eval_batch_size == 1
     assert losses[0] == losses[1]
@@ -398,7 +398,7 @@ def test_nf4_adapters_stay_float32_and_have_gradients_after_an_evaluation(tmp_pa
     run = tiny_run(tmp_path, monkeypatch, quantization="nf4", n=8)
     trainer = build(run, "sft")
     guards.check_adapters(trainer.model, "default")
-    with train.quiet_libraries():
+    with guards.quiet_libraries():
         trainer.evaluate()
     trainer.model.train()
     found = gradients(trainer, first_batch(trainer))
@@ -412,7 +412,7 @@ def test_training_stops_when_gradients_vanish_after_the_first_evaluation(tmp_pat
     trainer = build(run, "sft")
     for parameter in guards.trainable_parameters(trainer.model).values():
         parameter.register_hook(lambda g: g * (trainer.state.global_step < 4))
-    with train.quiet_libraries(), pytest.raises(guards.TrainingError, match="twice by step 5"):
+    with guards.quiet_libraries(), pytest.raises(guards.TrainingError, match="twice by step 5"):
         train.fit(trainer, run.profile, "sft-chosen", None)
 
 
@@ -421,7 +421,7 @@ def test_training_stops_when_the_first_step_moves_nothing(tmp_path, monkeypatch)
     trainer = build(run, "sft")
     for parameter in guards.trainable_parameters(trainer.model).values():
         parameter.register_hook(lambda g: g * 0)
-    with train.quiet_libraries(), pytest.raises(guards.TrainingError, match="no trainable parameter moved"):
+    with guards.quiet_libraries(), pytest.raises(guards.TrainingError, match="no trainable parameter moved"):
         train.fit(trainer, run.profile, "sft-chosen", None)
 
 
