@@ -25,13 +25,14 @@ from persona_lib.records import RunSpec
 SEEDS = (106, 107)  # tuning only, on base models 0 and 1: results use data and training seeds 0, 1, 2, ...
 ARMS = ("none", "chosen")
 SIDES = ("chosen", "rejected")
+N_VALIDATION = 320  # rows on validation topics, per seed and side
 QUALITY_MARGIN = 0.1  # in standard deviations of the answers' quality
 
 CANDIDATES: dict[str, list[dict[str, Any]]] = {
     "sft": [{"sft_learning_rate": rate} for rate in (1.5e-3, 3e-3, 6e-3)],
     "dpo": [
         {"dpo_learning_rate": rate, "dpo_beta": beta, "dpo_sft_weight": weight}
-        for rate, beta, weight in ((1e-3, 0.1, 1.0), (2e-3, 0.5, 1.0), (3e-3, 0.5, 0.25), (1e-3, 0.1, 0.0))
+        for rate, beta, weight in ((1e-3, 0.1, 1.0), (2e-3, 0.5, 1.0), (2e-3, 0.5, 0.25), (3e-3, 0.5, 0.25))
     ],
 }
 
@@ -41,6 +42,7 @@ def tuning_profile(profile: Profile) -> Profile:
     return set_field(
         profile,
         eval_split="validation",
+        n_validation=N_VALIDATION,
         train_personas=list(ARMS),
         eval_personas=[f"gold-{side}" for side in SIDES],
     )

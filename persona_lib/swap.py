@@ -45,14 +45,19 @@ def strip_contrast(persona: str) -> str:
 def swap_families(arm: str, persona_format: str) -> tuple[str, ...]:
     """Return the families of personas an arm is scored under: every one costs two passes over the rows.
 
-    Arms trained with personas get all of them with their controls, persona-free arms what they are
-    compared on, and the base and the first-person format gold personas (and user-written ones).
+    The tailored DPO arms get all of them with their controls, the others what they are compared on: SFT
+    no retrieved or stripped personas, persona-free SFT no shuffled ones either, and the base and the
+    first-person format gold personas (and user-written ones).
     """
     if arm == "base":
         return ("none", "gold")
     if persona_format == "first_person":
         return ("gold", "user")
-    return ("none", "gold", "shuffled", "user") if arm.endswith("-none") else ("none", *FAMILIES)
+    if arm == "sft-none":
+        return ("none", "gold", "user")
+    if arm == "dpo-none" or arm.startswith("sft-"):
+        return ("none", "gold", "shuffled", "user")
+    return ("none", *FAMILIES)
 
 
 def swap_personas(row: TailoringRow, wanted: Iterable[str], families: Sequence[str]) -> dict[str, str | None]:

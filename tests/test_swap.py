@@ -248,7 +248,9 @@ def test_the_persona_free_baseline_is_also_asked_in_first_person(run):
 
 def test_controls_are_scored_where_they_are_needed():
     assert swap.swap_families("base", "line") == ("none", "gold")
-    assert "retrieved" not in swap.swap_families("dpo-none", "line")
+    for arm in ("dpo-none", "sft-chosen"):
+        assert swap.swap_families(arm, "line") == ("none", "gold", "shuffled", "user")
+    assert "shuffled" not in swap.swap_families("sft-none", "line")
     assert {"none", "gold", "shuffled", "retrieved"} <= set(swap.swap_families("dpo-chosen", "line"))
 
 
