@@ -36,7 +36,7 @@ LEVELS = {
     "swap_tables released_tables",
     3: "docs figures selection show show_answers show_base show_lm_judge show_personas "
     "results results_personas results_swap primary swap_plots plots report steps tasks execute plan "
-    "runner pipeline",
+    "runner pipeline ahead",
 }
 LEVEL = {name: level for level, names in LEVELS.items() for name in names.split()}
 

@@ -1,0 +1,62 @@
+"""Do the long work of some seeds ahead, without notebooks: ``python -m persona_lib.ahead --seeds 1,3``.
+
+``run_all.sh`` runs one step at a time. On a machine with cores to spare, one such process per seed (or
+group of seeds) can train, generate and score side by side; ``./run_all.sh`` with the same settings then
+finds this work finished and only runs the notebooks over it. Both call the same functions. Two processes
+must not work on the same seed, nor pretrain the same base model: run one seed of each base first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+from persona_lib import base, data, judge, personas, swap, tailor, tailoring, train
+from persona_lib.config import Run, load_profile
+from persona_lib.pipeline import parse_seeds
+
+
+def long_steps(run: Run) -> list[tuple[str, Callable[[], Any]]]:
+    """Return the run's long steps, named, in order; each does nothing if its work is finished."""
+    profile = run.profile
+    steps: list[tuple[str, Callable[[], Any]]] = [
+        ("base model", lambda: base.pretrain(profile, run.base_seed)),
+        ("pairs", lambda: data.write_pairs(run)),
+    ]
+    if "03_persona_inference" in profile.steps:
+        steps.append(("persona inference", lambda: personas.infer_run(run)))
+    steps.append(("tailoring data", lambda: tailoring.build_tailoring(run, personas.user_personas(run))))
+    for arm in profile.train_personas:
+        steps.append((f"SFT {arm}", lambda arm=arm: train.train_sft(run, arm)))
+        if "dpo" in profile.methods:
+            steps.append((f"DPO {arm}", lambda arm=arm: train.train_dpo(run, arm)))
+    steps.append(("generation", lambda: tailor.generate_all(run)))
+    if profile.judge != "none":
+        steps.append(("judging", lambda: judge.judge_all(run)))
+    return [*steps, ("persona swap", lambda: swap.swap_all(run))]
+
+
+def main() -> None:
+    """Run the long steps of the seeds and data sets asked for, one after the other."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--profile", default="synthetic")
+    parser.add_argument(
+        "--seeds",
+        required=True,
+        help="as for run_all.sh: 5 means seeds 0 to 4; 1,3 exactly these; 3, only this one",
+    )
+    parser.add_argument("--set", action="append", default=[], dest="overrides")
+    arguments = parser.parse_args()
+    profile = load_profile(arguments.profile, [*arguments.overrides, parse_seeds(arguments.seeds)])
+    for seed in profile.seeds:
+        for dataset in profile.datasets:
+            for name, step in long_steps(Run(profile, dataset, seed)):
+                started = time.perf_counter()
+                step()
+                print(f"{dataset}, seed {seed}: {name}, {time.perf_counter() - started:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
