@@ -274,6 +274,11 @@ def base_source(profile: Profile, base_seed: int) -> tuple[str, str]:
     return profile.base_model, profile.base_revision
 
 
+def main_arm(profile: Profile) -> str:
+    """The tailored arm that is compared with the persona-free one: "chosen" (the paper's) if it is trained."""
+    return "chosen" if "chosen" in profile.train_personas else profile.train_personas[-1]
+
+
 @dataclass(frozen=True)
 class Run:
     """One data set and seed of a profile: what every per-run step works on."""

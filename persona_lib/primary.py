@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from persona_lib.config import Profile
+from persona_lib.config import Profile, main_arm
 from persona_lib.judged import forget_judged, runs_of
 from persona_lib.records import EVAL_PERSONAS, TRAIN_PERSONAS
 from persona_lib.results import Row, judged_tables, read_table, save_table
@@ -108,9 +108,12 @@ def stage_swap_aims(dataset: str, differences: pd.DataFrame) -> list[Row]:
     ]
 
 
-def swap_aims(dataset: str, tables: Mapping[str, pd.DataFrame]) -> list[Row]:
-    """Return the aims of the authors' data: share D > 0 of PT-DPO by its policy's log-probabilities."""
-    policy = pick(tables["swap"], dataset=dataset, arm="dpo-chosen", persona_format="line", measure="policy")
+def swap_aims(dataset: str, arm: str, tables: Mapping[str, pd.DataFrame]) -> list[Row]:
+    """Return the aims of the authors' data: share D > 0 of PT-DPO by its policy's log-probabilities.
+
+    ``arm`` names the personas that PT-DPO was trained on.
+    """
+    policy = pick(tables["swap"], dataset=dataset, arm=f"dpo-{arm}", persona_format="line", measure="policy")
     lines = [
         aim("PT-DPO, share D > 0", f"{dataset}, gold", pick(policy, persona="gold"), "d_positive",
             above(SWAP_AIMS[dataset])),
@@ -120,7 +123,7 @@ def swap_aims(dataset: str, tables: Mapping[str, pd.DataFrame]) -> list[Row]:
             "d_positive", REPORTED),
     ]  # fmt: skip
     for form, words in (("first_person", "told the persona in the first person"), ("line", "Persona: line")):
-        found = pick(tables["swap_differences"], dataset=dataset, tested="dpo-chosen.line",
+        found = pick(tables["swap_differences"], dataset=dataset, tested=f"dpo-{arm}.line",
                      compared=f"dpo-none.{form}", measure="policy", persona="gold")  # fmt: skip
         text = f"PT-DPO minus its persona-free twin ({words}), share D > 0"
         lines.append(aim(text, f"{dataset}, gold", found, "d_positive", POSITIVE))
@@ -138,7 +141,7 @@ def primary_results(profile: Profile) -> pd.DataFrame:
         if profile.judge != "none":
             lines += judged_aims(profile, dataset, tables)
         if dataset in SWAP_AIMS:
-            lines += swap_aims(dataset, tables)
+            lines += swap_aims(dataset, main_arm(profile), tables)
     return pd.DataFrame(lines)
 
 

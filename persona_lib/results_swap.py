@@ -29,12 +29,16 @@ if TYPE_CHECKING:
 Part = tuple[str, str]  # arm, persona format
 FLIP_VALUES = ("flip", "did_positive", "did")
 TWINS: list[tuple[Part, Part]] = [  # tested policy, what it is compared with
-    (("dpo-chosen", "line"), ("dpo-none", "line")),
-    (("dpo-chosen", "line"), ("dpo-none", "first_person")),
-    (("dpo-chosen", "line"), ("sft-chosen", "line")),
-    (("dpo-chosen", "line"), ("dpo-shuffled", "line")),
-    (("sft-chosen", "line"), ("sft-none", "line")),
-    (("sft-chosen", "line"), ("sft-none", "first_person")),
+    pair
+    for arm in ("chosen", "both")
+    for pair in (
+        ((f"dpo-{arm}", "line"), ("dpo-none", "line")),
+        ((f"dpo-{arm}", "line"), ("dpo-none", "first_person")),
+        ((f"dpo-{arm}", "line"), (f"sft-{arm}", "line")),
+        ((f"dpo-{arm}", "line"), ("dpo-shuffled", "line")),
+        ((f"sft-{arm}", "line"), ("sft-none", "line")),
+        ((f"sft-{arm}", "line"), ("sft-none", "first_person")),
+    )
 ]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from persona_lib import store
-from persona_lib.config import Profile, Run
+from persona_lib.config import Profile, Run, main_arm
 from persona_lib.fingerprint import module_hash
 from persona_lib.generate import TransformersGenerator
 from persona_lib.prompts import STOP, few_shot_prompt, tailoring_prompt
@@ -34,7 +34,7 @@ def plan_of(profile: Profile, method: str, train_persona: str) -> list[tuple[str
 
     Arms trained without personas get them in the first person (the paper's baseline); the DPO one also
     gets the tailored models' own line, as a control, and no persona at all. The main tailored arm
-    (trained on chosen personas) meets every persona; the other arms those of the comparisons they are in.
+    (``config.main_arm``) meets every persona; the other arms those of the comparisons they are in.
     """
     single = [p for p in ("none", "system") if p in profile.eval_personas]
     main, users = kinds(profile, "gold", "retrieved"), kinds(profile, "user")
@@ -47,7 +47,7 @@ def plan_of(profile: Profile, method: str, train_persona: str) -> list[tuple[str
             plan += [(p, "first_person") for p in shuffled + [s for s in single if s != "none"]]
             plan += [(p, "line") for p in main] + [("none", "line")]
         return plan
-    if method == "dpo" and train_persona == "chosen":
+    if method == "dpo" and train_persona == main_arm(profile):
         return [(p, "line") for p in single + main + users + shuffled]
     return [(p, "line") for p in main + users]
 
