@@ -275,7 +275,7 @@ def base_source(profile: Profile, base_seed: int) -> tuple[str, str]:
 
 
 def main_arm(profile: Profile) -> str:
-    """The tailored arm that is compared with the persona-free one: "chosen" (the paper's) if it is trained."""
+    """The tailored arm that is compared with the persona-free one: "chosen", the paper's, if there is one."""
     return "chosen" if "chosen" in profile.train_personas else profile.train_personas[-1]
 
 
