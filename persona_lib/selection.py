@@ -31,8 +31,15 @@ QUALITY_MARGIN = 0.1  # in standard deviations of the answers' quality
 CANDIDATES: dict[str, list[dict[str, Any]]] = {
     "sft": [{"sft_learning_rate": rate} for rate in (1.5e-3, 3e-3, 6e-3)],
     "dpo": [
-        {"dpo_learning_rate": rate, "dpo_beta": beta, "dpo_sft_weight": weight}
-        for rate, beta, weight in ((1e-3, 0.1, 1.0), (2e-3, 0.5, 1.0), (2e-3, 0.5, 0.25), (3e-3, 0.5, 0.25))
+        {"sft_learning_rate": sft, "dpo_learning_rate": rate, "dpo_beta": beta, "dpo_sft_weight": weight}
+        for sft, rate, beta, weight in (
+            (6e-3, 1e-3, 0.1, 1.0),
+            (6e-3, 2e-3, 0.5, 1.0),
+            (6e-3, 2e-3, 0.5, 0.25),
+            (6e-3, 3e-3, 0.5, 0.25),
+            (1.5e-3, 2e-3, 0.5, 1.0),
+            (1.5e-3, 3e-3, 0.5, 0.25),
+        )
     ],
 }
 
@@ -137,7 +144,7 @@ def search(
                         "seconds": seconds,
                     }
                     store.append_rows(path, [known[key]])
-                rows.append(known[key])
+                rows.append(known[key] | candidate)
                 print(
                     {k: round(v, 4) if isinstance(v, float) else v for k, v in known[key].items()}, flush=True
                 )
