@@ -26,6 +26,7 @@ SEEDS = (106, 107)  # tuning only, on base models 0 and 1: results use data and 
 ARMS = ("none", "chosen")
 SIDES = ("chosen", "rejected")
 N_VALIDATION = 320  # rows on validation topics, per seed and side
+N_TEST = 240  # made with the data, never answered here; fixed, so that results may use another number
 QUALITY_MARGIN = 0.1  # in standard deviations of the answers' quality
 
 CANDIDATES: dict[str, list[dict[str, Any]]] = {
@@ -50,6 +51,7 @@ def tuning_profile(profile: Profile) -> Profile:
         profile,
         eval_split="validation",
         n_validation=N_VALIDATION,
+        n_test=N_TEST,
         train_personas=list(ARMS),
         eval_personas=[f"gold-{side}" for side in SIDES],
     )
