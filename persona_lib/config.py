@@ -106,6 +106,7 @@ class Profile:
     gen_expand_weights: bool
     # evaluation
     eval_split: str
+    eval_limit: int
     eval_personas: tuple[str, ...]
     judge: str
     judge_model: str

@@ -77,7 +77,7 @@ TRAINING = (
 )
 MODEL = ("base_model", "base_revision", "compute_dtype", "quantization")
 INFERENCE = (*DATA, *MODEL, "generator_model", "pi_*", "eval_split")
-GENERATION = (*TRAINING, "few_shot_examples", "gen_*", "eval_split", "eval_personas")
+GENERATION = (*TRAINING, "few_shot_examples", "gen_*", "eval_split", "eval_limit", "eval_personas")
 JUDGING = (*GENERATION, *DATA, "judge*", "bootstrap_samples")
 
 STEPS: dict[str, Step] = {
@@ -154,6 +154,7 @@ STEPS: dict[str, Step] = {
             "swap_batch_size",
             "gen_expand_weights",
             "eval_split",
+            "eval_limit",
             "eval_personas",
             "bootstrap_samples",
         ),

@@ -25,6 +25,7 @@ from persona_lib.swap_tables import (
     swap_table,
     to_frame,
 )
+from persona_lib.tailor import eval_rows
 from persona_lib.train import adapter_folder
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def swap_key(run: Run, arm: str, persona_format: str) -> str:
     p = run.profile
     settings = (
         *(p.quantization, p.compute_dtype, p.gen_expand_weights),
-        *(p.swap_batch_size, p.eval_split, p.eval_personas),
+        *(p.swap_batch_size, p.eval_split, p.eval_limit, p.eval_personas),
     )
     return store.content_hash(module_hash("swap"), inputs, revision, settings, persona_format)
 
@@ -159,7 +160,7 @@ def score_policy(
     known = (
         {(row.id, row.eval_persona) for row in store.read_rows(path, PolicyScore)} if path.exists() else set()
     )
-    rows = store.read_rows(run.folder / "tailoring" / f"{run.profile.eval_split}.jsonl", TailoringRow)
+    rows = eval_rows(run)
     families = swap_families(arm, persona_format)
     jobs = [
         (row, name, persona)
@@ -264,10 +265,7 @@ def generation_flip(run: Run) -> pd.DataFrame:
     Covers every arm and format that has finished generations for both sides of a persona family;
     writes ``tables/generation_flip.csv``.
     """
-    rows = {
-        row.id: row
-        for row in store.read_rows(run.folder / "tailoring" / f"{run.profile.eval_split}.jsonl", TailoringRow)
-    }
+    rows = {row.id: row for row in eval_rows(run)}
     folder = run.folder / "generations"
     slugs = {path.parent.name for path in folder.glob("*/done.json")}
     parts = sorted({(slug.split(".")[0], slug.split(".")[2]) for slug in slugs})

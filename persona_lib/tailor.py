@@ -72,8 +72,17 @@ def grid(run: Run) -> list[RunSpec]:
 
 
 def eval_rows(run: Run) -> list[TailoringRow]:
-    """Return the rows of the profile's evaluation split."""
-    return store.read_rows(run.folder / "tailoring" / f"{run.profile.eval_split}.jsonl", TailoringRow)
+    """Return the rows of the profile's evaluation split: all, or ``eval_limit`` of them drawn by id.
+
+    The draw depends on nothing else, so every arm and seed is measured on the same rows.
+    """
+    rows = store.read_rows(run.folder / "tailoring" / f"{run.profile.eval_split}.jsonl", TailoringRow)
+    if not run.profile.eval_limit:
+        return rows
+    kept = {
+        row.id for row in sorted(rows, key=lambda row: store.content_hash(row.id))[: run.profile.eval_limit]
+    }
+    return [row for row in rows if row.id in kept]
 
 
 def persona_of(row: TailoringRow, eval_persona: str) -> str | None:
@@ -143,7 +152,7 @@ def generation_key(run: Run, spec: RunSpec) -> str:
     settings = [
         getattr(profile, f)
         for f in vars(profile)
-        if f.startswith(("gen_", "few_shot", "quantization", "compute"))
+        if f.startswith(("gen_", "few_shot", "quantization", "compute", "eval_limit"))
     ]
     return store.content_hash(
         module_hash("tailor"),

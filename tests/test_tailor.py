@@ -77,3 +77,14 @@ def test_adapters_of_a_policy_are_stacked_sft_first():
     assert tailor.adapters_of(spec("few_shot")) == []
     assert tailor.adapters_of(spec("sft", "none", form="first_person")) == ["sft-none"]
     assert tailor.adapters_of(spec("dpo", "both")) == ["sft-both", "dpo-both"]
+
+
+def test_eval_limit_keeps_the_same_rows_in_file_order_whatever_the_seed(tmp_path, monkeypatch):
+    whole = run_in(tmp_path, monkeypatch)
+    assert tailor.eval_rows(whole) == ROWS
+    few = run_in(tmp_path, monkeypatch, eval_limit=2)
+    other_seed = Run(few.profile, "synthetic", 1)
+    write_rows(other_seed.folder / "tailoring" / "test.jsonl", list(reversed(ROWS)))
+    kept = tailor.eval_rows(few)
+    assert len(kept) == 2 and kept == [row for row in ROWS if row in kept]
+    assert tailor.eval_rows(other_seed) == list(reversed(kept))
