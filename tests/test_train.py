@@ -168,7 +168,9 @@ def test_saved_adapters_give_the_best_validation_loss_recomputed_without_trl(tra
     good = score(both, "chosen")
     margin = good - score(reference, "chosen") - score(both, "rejected") + score(reference, "rejected")
     tokens = sum(len(tokenizer(r["chosen"])["input_ids"]) for r in rows)  # BOS counted where EOS is meant
-    expected = np.log1p(np.exp(-trained.profile.dpo_beta * margin)).mean() - good.sum() / tokens
+    profile = trained.profile
+    expected = np.log1p(np.exp(-profile.dpo_beta * margin)).mean()
+    expected -= profile.dpo_sft_weight * good.sum() / tokens
     done = store.read_json(folders[1] / "done.json")
     assert done["best_eval_loss"] == min(evaluation_losses(folders[1]))
     assert done["best_eval_loss"] == pytest.approx(expected, rel=1e-5)
@@ -215,7 +217,7 @@ def test_missing_inputs_are_errors_that_say_what_to_run(tmp_path, monkeypatch):
     run = tiny_run(tmp_path, monkeypatch)
     with pytest.raises(FileNotFoundError, match="DPO starts from this arm's SFT adapter; train it first"):
         train.train_dpo(run, "chosen")
-    base = run.base_source[0]
+    base = Path(run.base_source[0])
     (base / "done.json").rename(base / "not-done.json")
     with pytest.raises(FileNotFoundError, match="run the step that pretrains the base model first"):
         train.train_sft(run, "chosen")
@@ -403,7 +405,7 @@ def test_nf4_adapters_stay_float32_and_have_gradients_after_an_evaluation(tmp_pa
     trainer.model.train()
     found = gradients(trainer, first_batch(trainer))
     assert sum(float(g.abs().sum()) for g in found.values()) > 0
-    for layer in ("q_proj", "down_proj"):
+    for layer in ("q_proj", "o_proj"):
         assert any(layer in name and bool(g.any()) for name, g in found.items())
 
 
