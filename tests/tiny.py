@@ -75,6 +75,7 @@ def tiny_rows(
 
 
 TINY = {
+    "lora_targets": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
     "quantization": "none",
     "lora_r": 4,
     "lora_alpha": 8,
