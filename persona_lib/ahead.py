@@ -2,8 +2,9 @@
 
 ``run_all.sh`` runs one step at a time. On a machine with cores to spare, one such process per seed (or
 group of seeds) can train, generate and score side by side; ``./run_all.sh`` with the same settings then
-finds this work finished and only runs the notebooks over it. Both call the same functions. Two processes
-must not work on the same seed, nor pretrain the same base model: run one seed of each base first.
+finds this work finished and only runs the notebooks over it. Both call the same functions; here each
+process uses one worker, whatever the profile says. Two processes must not work on the same seed, nor
+pretrain the same base model: run one seed of each base first.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ def long_steps(run: Run) -> list[tuple[str, Callable[[], Any]]]:
         steps.append(("persona inference", lambda: personas.infer_run(run)))
     steps.append(("tailoring data", lambda: tailoring.build_tailoring(run, personas.user_personas(run))))
     for arm in profile.train_personas:
-        steps.append((f"SFT {arm}", lambda arm=arm: train.train_sft(run, arm)))
+        steps.append((f"SFT {arm}", lambda arm=arm: train.train_adapter(run, "sft", arm)))
         if "dpo" in profile.methods:
-            steps.append((f"DPO {arm}", lambda arm=arm: train.train_dpo(run, arm)))
+            steps.append((f"DPO {arm}", lambda arm=arm: train.train_adapter(run, "dpo", arm)))
     steps.append(("generation", lambda: tailor.generate_all(run)))
     if profile.judge != "none":
         steps.append(("judging", lambda: judge.judge_all(run)))
@@ -49,7 +50,8 @@ def main() -> None:
     )
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     arguments = parser.parse_args()
-    profile = load_profile(arguments.profile, [*arguments.overrides, parse_seeds(arguments.seeds)])
+    overrides = [*arguments.overrides, parse_seeds(arguments.seeds), "workers=1"]
+    profile = load_profile(arguments.profile, overrides)
     for seed in profile.seeds:
         for dataset in profile.datasets:
             for name, step in long_steps(Run(profile, dataset, seed)):

@@ -73,8 +73,8 @@ def encode_document(
 ) -> Example:
     """Encode a document of (text, kind) segments as BOS + text + EOS with a loss weight per token."""
     ids, weights = [tokenizer.bos_token_id], [1.0]
-    for text, kind in segments:
-        tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
+    encoded = tokenizer([text for text, _ in segments], add_special_tokens=False)["input_ids"]
+    for tokens, (_, kind) in zip(encoded, segments, strict=True):
         ids += tokens
         weights += [loss_weights[kind]] * len(tokens)
     return {"input_ids": [*ids, tokenizer.eos_token_id], "weights": [*weights, 1.0]}

@@ -32,6 +32,7 @@ class Profile:
     steps: tuple[str, ...]
     datasets: tuple[str, ...]
     seeds: tuple[int, ...]
+    workers: int
     data_dir: str
     # the synthetic world
     world_seed: int

@@ -76,9 +76,9 @@ def measure(run: Run, method: str, arm: str) -> dict[str, float]:
     """Train an arm with the run's settings and return mean fit per side, mean quality and its deviation."""
     import numpy as np
 
-    train.train_sft(run, arm)
+    train.train_adapter(run, "sft", arm)
     if method == "dpo":
-        train.train_dpo(run, arm)
+        train.train_adapter(run, "dpo", arm)
     one = Run(
         set_field(run.profile, methods=["sft", method][: 1 + (method == "dpo")], train_personas=[arm]),
         run.dataset,

@@ -27,6 +27,7 @@ from persona_lib.swap_tables import (
 )
 from persona_lib.tailor import eval_rows
 from persona_lib.train import adapter_folder
+from persona_lib.workers import run_jobs, share_out
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -237,12 +238,27 @@ def collect(parts: Iterable[tuple[str, str]], table: Callable[[str, str], pd.Dat
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
+def score_arms(run: Run, arms: Sequence[tuple[str, str]]) -> None:
+    """Score some (arm, persona_format) of a run with one loaded base."""
+    loader = PolicyLoader(run)
+    for arm, persona_format in arms:
+        score_policy(run, arm, persona_format, loader)
+
+
+def score_all(run: Run) -> None:
+    """Score the arms of a run that are not scored yet, shared out over ``workers`` processes."""
+    arms, workers = swap_arms(run), run.profile.workers
+    missing = [arm for arm in arms if not store.is_done(swap_folder(run, *arm), swap_key(run, *arm))]
+    shares = share_out(missing, [len(swap_families(*arm)) for arm in missing], workers)
+    run_jobs(score_arms, [(run, share) for share in shares], workers)
+
+
 def swap_all(run: Run) -> pd.DataFrame:
     """Score all arms of a run, write ``tables/persona_swap.csv`` and return it."""
-    loader = PolicyLoader(run)
+    score_all(run)
 
     def one(arm: str, persona_format: str) -> pd.DataFrame:
-        scores = persona_swap(run, arm, persona_format, loader)
+        scores = persona_swap(run, arm, persona_format)
         return swap_table([scores], run.profile.bootstrap_samples)
 
     return save_table(run, "persona_swap", collect(swap_arms(run), one))

@@ -20,6 +20,7 @@ from persona_lib.prompts import STOP, few_shot_prompt, tailoring_prompt
 from persona_lib.records import Generation, RunSpec, TailoringRow
 from persona_lib.text_metrics import count_degenerate
 from persona_lib.train import adapter_folder
+from persona_lib.workers import run_jobs, share_out
 
 SIDES = ("chosen", "rejected")
 
@@ -214,19 +215,20 @@ def append_completions(
     store.append_rows(path, batch)
 
 
+def generate_specs(run: Run, specs: Sequence[RunSpec]) -> None:
+    """Generate some runs of the grid with one loaded model."""
+    model, tokenizer = load_policies(run)
+    for spec in specs:
+        facts = store.read_json(generate_run(run, spec, model, tokenizer) / "done.json")
+        print(f"{spec.slug}: {facts['n']} answers, {facts['no_eos']} never ended", flush=True)
+
+
 def generate_all(run: Run) -> list[Path]:
-    """Generate every run of the grid that is not finished yet, with one loaded model."""
-    specs = grid(run)
+    """Generate every run of the grid that is not finished yet, shared out over ``workers`` processes."""
+    specs, workers = grid(run), run.profile.workers
     missing = [s for s in specs if not store.is_done(generation_folder(run, s), generation_key(run, s))]
-    if missing:
-        model, tokenizer = load_policies(run)
-        for number, spec in enumerate(missing, start=1):
-            generate_run(run, spec, model, tokenizer)
-            facts = store.read_json(generation_folder(run, spec) / "done.json")
-            print(
-                f"{number}/{len(missing)}  {spec.slug}: {facts['n']} answers, {facts['no_eos']} never ended",
-                flush=True,
-            )
+    shares = share_out(missing, [2 if spec.method == "few_shot" else 1 for spec in missing], workers)
+    run_jobs(generate_specs, [(run, share) for share in shares], workers)
     return [generation_folder(run, spec) for spec in specs]
 
 

@@ -23,6 +23,7 @@ from persona_lib.llm import load_base, load_tokenizer
 from persona_lib.records import TailoringRow
 from persona_lib.tokens import RowCounts, count_rows
 from persona_lib.trainers import check_dpo_start, dpo_trainer, sft_trainer
+from persona_lib.workers import run_jobs
 
 SHARED_FIELDS = (
     "quantization", "compute_dtype", "lora_r", "lora_alpha", "lora_dropout", "lora_targets",
@@ -222,11 +223,18 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def train_sft(run: Run, train_persona: str) -> Path:
-    """Train the SFT adapter of one arm; returns its folder ``adapters/sft-<train_persona>``."""
-    return train_adapter(run, "sft", train_persona)
+def is_trained(run: Run, method: str, train_persona: str) -> bool:
+    """Say whether an arm's adapter is finished for the settings, data and code of now."""
+    spec = training_spec(arm_settings(run, train_persona), method, train_persona)
+    return store.is_done(adapter_folder(run, method, train_persona), store.content_hash(spec))
 
 
-def train_dpo(run: Run, train_persona: str) -> Path:
-    """Train the DPO adapter of one arm on its SFT adapter; returns ``adapters/dpo-<train_persona>``."""
-    return train_adapter(run, "dpo", train_persona)
+def train_arms(run: Run, method: str) -> list[Path]:
+    """Train one method's adapters of all the profile's arms that are not done, ``workers`` at a time.
+
+    DPO needs the SFT adapters of the same arms. Returns the folders ``adapters/<method>-<train_persona>``.
+    """
+    arms = run.profile.train_personas
+    missing = [(run, method, arm) for arm in arms if not is_trained(run, method, arm)]
+    run_jobs(train_adapter, missing, run.profile.workers)
+    return [adapter_folder(run, method, arm) for arm in arms]

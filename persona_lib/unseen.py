@@ -67,9 +67,9 @@ class SplitTokenizer:
 
     bos_token_id, eos_token_id, pad_token_id = BOS, EOS, PAD
 
-    def __call__(self, text: str, add_special_tokens: bool = False) -> dict[str, list[str]]:
-        """Return the pieces; joined they are the text again."""
-        return {"input_ids": [sys.intern(piece) for piece in re.findall(WORD_PATTERN, text)]}
+    def __call__(self, texts: list[str], add_special_tokens: bool = False) -> dict[str, list[list[str]]]:
+        """Return the pieces of every text; joined they are the text again."""
+        return {"input_ids": [[sys.intern(p) for p in re.findall(WORD_PATTERN, text)] for text in texts]}
 
 
 def documents_seen(profile: Profile, base_seed: int) -> Iterator[str]:

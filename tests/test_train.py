@@ -103,7 +103,7 @@ def same_weights(a: Path, b: Path) -> bool:
 
 
 def build(run: Run, method: str, train_persona: str = "chosen"):
-    """A trainer as train_sft and train_dpo build it."""
+    """A trainer as train_adapter builds it."""
     tokenizer = llm.load_tokenizer(*run.base_source)
     rows, _ = train.load_rows(run, method, train_persona)
     with guards.quiet_libraries():
@@ -131,8 +131,8 @@ def trained(tmp_path_factory):
     """A run whose arm "chosen" was trained by SFT and then by DPO."""
     with pytest.MonkeyPatch.context() as patch:
         run = tiny_run(tmp_path_factory.mktemp("results"), patch)
-        train.train_sft(run, "chosen")
-        train.train_dpo(run, "chosen")
+        train.train_adapter(run, "sft", "chosen")
+        train.train_adapter(run, "dpo", "chosen")
         yield run
 
 
@@ -180,7 +180,7 @@ def test_saved_adapters_give_the_best_validation_loss_recomputed_without_trl(tra
 def test_best_epoch_not_the_last_is_what_is_saved(tmp_path, monkeypatch):
     """With a rate that overfits 4 rows at once, validation is best early."""
     run = tiny_run(tmp_path, monkeypatch, n=4, sft_learning_rate=0.1, sft_epochs=4)
-    folder = train.train_sft(run, "chosen")
+    folder = train.train_adapter(run, "sft", "chosen")
     losses = evaluation_losses(folder)
     assert losses[-1] > min(losses) + 0.1
     rows = train.load_rows(run, "sft", "chosen")[0]["val"]
@@ -197,7 +197,7 @@ def test_best_epoch_not_the_last_is_what_is_saved(tmp_path, monkeypatch):
 def test_finished_training_is_not_repeated_but_another_setting_is(trained, monkeypatch):
     folder = train.adapter_folder(trained, "sft", "chosen")
     before = (folder / "done.json").stat().st_mtime_ns
-    assert train.train_sft(trained, "chosen") == folder
+    assert train.train_adapter(trained, "sft", "chosen") == folder
     assert (folder / "done.json").stat().st_mtime_ns == before
     changed = Run(set_field(trained.profile, sft_learning_rate=1e-3), trained.dataset, trained.seed)
     spec = train.training_spec(changed, "sft", "chosen")
@@ -216,15 +216,15 @@ def test_dpo_is_stale_when_its_sft_adapter_is_another(trained):
 def test_missing_inputs_are_errors_that_say_what_to_run(tmp_path, monkeypatch):
     run = tiny_run(tmp_path, monkeypatch)
     with pytest.raises(FileNotFoundError, match="DPO starts from this arm's SFT adapter; train it first"):
-        train.train_dpo(run, "chosen")
+        train.train_adapter(run, "dpo", "chosen")
     base = Path(run.base_source[0])
     (base / "done.json").rename(base / "not-done.json")
     with pytest.raises(FileNotFoundError, match="run the step that pretrains the base model first"):
-        train.train_sft(run, "chosen")
+        train.train_adapter(run, "sft", "chosen")
     (base / "not-done.json").rename(base / "done.json")
     (run.folder / "tailoring" / "sft_val.jsonl").unlink()
     with pytest.raises(FileNotFoundError, match="sft_val.jsonl is missing: run the step that builds"):
-        train.train_sft(run, "chosen")
+        train.train_adapter(run, "sft", "chosen")
 
 
 # --- rows that TRL cuts ---
@@ -237,7 +237,7 @@ def test_truncated_dropped_and_persona_free_rows_are_counted_as_trl_treats_them(
     path = run.folder / "tailoring" / "sft_train.jsonl"
     rows = store.read_rows(path, TailoringRow)
     store.write_rows(path, [*rows, *(row(f"w{i}", persona=None) for i in range(3))])
-    counts = store.read_json(train.train_sft(run, "chosen") / "counts.json")["train"]
+    counts = store.read_json(train.train_adapter(run, "sft", "chosen") / "counts.json")["train"]
     assert counts["without_persona"] == 3
     assert counts["dropped"] > 0
     assert counts["truncated"] > 0
@@ -251,7 +251,7 @@ def test_truncated_dropped_and_persona_free_rows_are_counted_as_trl_treats_them(
 @pytest.mark.slow
 def test_loss_on_whole_texts_drops_no_row_and_counts_long_prompts_as_truncated(tmp_path, monkeypatch):
     run = tiny_run(tmp_path, monkeypatch, max_length=17, completion_only_loss=False, sft_epochs=1)
-    counts = store.read_json(train.train_sft(run, "chosen") / "counts.json")
+    counts = store.read_json(train.train_adapter(run, "sft", "chosen") / "counts.json")
     assert counts["val"]["dropped"] == 0
     trainer = build(run, "sft")
     assert len(trainer.eval_dataset) == counts["val"]["rows"] == 6
@@ -439,17 +439,16 @@ def test_training_killed_in_its_second_epoch_ends_with_the_same_weights(
     whole = train.adapter_folder(trained, method, "chosen")  # before PERSONA_RESULTS changes
     run = tiny_run(tmp_path, monkeypatch)
     if method == "dpo":
-        train.train_sft(run, "chosen")
-    step = train.train_sft if method == "sft" else train.train_dpo
+        train.train_adapter(run, "sft", "chosen")
     with monkeypatch.context() as patch:
         interrupt_after(patch, steps=6)
         with pytest.raises(KeyboardInterrupt):
-            step(run, "chosen")
+            train.train_adapter(run, method, "chosen")
     folder = train.adapter_folder(run, method, "chosen")
     assert folder != whole
     assert not (folder / "done.json").exists()
     assert [p.name for p in (folder / "checkpoints").glob("checkpoint-*")] == ["checkpoint-4"]
-    assert same_weights(step(run, "chosen"), whole)
+    assert same_weights(train.train_adapter(run, method, "chosen"), whole)
     assert evaluation_losses(folder) == evaluation_losses(whole)
 
 
@@ -468,8 +467,8 @@ def test_training_killed_before_its_adapter_is_saved_still_ends_with_the_best_ep
     with monkeypatch.context() as patch:
         patch.setattr(train, "save_adapter", killed)
         with pytest.raises(KeyboardInterrupt):
-            train.train_sft(run, "chosen")
-    found = weights(train.train_sft(run, "chosen"))
+            train.train_adapter(run, "sft", "chosen")
+    found = weights(train.train_adapter(run, "sft", "chosen"))
     assert len(found) == len(saved)
     assert all(bool((found[name.replace(".default", "")] == value).all()) for name, value in saved.items())
     losses = evaluation_losses(folder)
@@ -501,7 +500,7 @@ def test_checkpoints_of_other_settings_are_not_resumed(tmp_path):
 def test_progress_is_one_plain_line_per_epoch(tmp_path, monkeypatch, capfd):
     run = tiny_run(tmp_path, monkeypatch, n=8)
     capfd.readouterr()
-    train.train_sft(run, "none")
+    train.train_adapter(run, "sft", "none")
     out, err = capfd.readouterr()
     lines = [line for line in out.splitlines() if "epoch" in line]
     assert [line.split(",")[0] for line in lines] == ["sft-none: epoch 1/2", "sft-none: epoch 2/2"]

@@ -1,0 +1,109 @@
+"""Independent jobs side by side, each in a process of its own with its share of the processor's cores.
+
+Training a small model on two cores is faster as two arms in two processes than as one arm with two
+threads: many of its operations are too small to be worth splitting. The results are the same.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from typing import Any
+
+LOOK_SECONDS = 0.5  # how often lines are shown, and how soon a worker notices that it is to end
+
+
+class LinesTo:
+    """A text stream that puts whole lines into a queue."""
+
+    def __init__(self, lines: Any) -> None:
+        self.lines, self.rest = lines, ""
+
+    def write(self, text: str) -> int:
+        """Keep the last, unfinished line; send the others."""
+        *whole, self.rest = (self.rest + text).split("\n")
+        for line in whole:
+            self.lines.put(line)
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing is held back but an unfinished line."""
+
+    def isatty(self) -> bool:
+        """A queue is not a terminal."""
+        return False
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def share_out(items: Sequence[Any], weights: Sequence[float], workers: int) -> list[list[Any]]:
+    """Split items into at most ``workers`` lists of like total weight; none of them is empty.
+
+    The heaviest item goes first, each to the list that is the lightest so far.
+    """
+    shares: list[list[Any]] = [[] for _ in range(min(workers, len(items)))]
+    loads = [0.0] * len(shares)
+    for index in sorted(range(len(items)), key=lambda i: -weights[i]):
+        lightest = loads.index(min(loads))
+        shares[lightest].append(items[index])
+        loads[lightest] += weights[index]
+    return shares
+
+
+def begin_worker(lines: Any, stop: Any, threads: int, parent: int) -> None:
+    """Set a new worker up: its threads, its output, and an end of its own when the parent is gone.
+
+    Without the last a killed run would leave workers behind that write into the folders of the next one.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    sys.stdout = LinesTo(lines)
+
+    def watch() -> None:
+        while os.getppid() == parent and not stop.is_set():
+            time.sleep(LOOK_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def show_lines(lines: Any) -> None:
+    """Print what the workers have said so far."""
+    while not lines.empty():
+        print(lines.get(), flush=True)
+
+
+def run_jobs(function: Callable[..., Any], jobs: Sequence[tuple], workers: int) -> list[Any]:
+    """Return ``[function(*job) for job in jobs]``, with up to ``workers`` jobs at a time.
+
+    One worker or one job runs in this process. Otherwise the function must be importable and jobs and
+    results picklable; every worker gets an equal share of the cores (OMP_NUM_THREADS, if set, wins).
+    The workers' standard output is printed here, line by line. The first exception of a job is raised
+    once the other workers have been told to end; an interrupt ends them, too.
+    """
+    workers = min(workers, len(jobs))
+    if workers < 2:
+        return [function(*job) for job in jobs]
+    context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
+    lines, stop = context.SimpleQueue(), context.Event()
+    setting = (lines, stop, max(1, cores() // workers), os.getpid())
+    with ProcessPoolExecutor(workers, context, begin_worker, setting) as pool:
+        futures = [pool.submit(function, *job) for job in jobs]
+        try:
+            while wait(futures, LOOK_SECONDS, FIRST_EXCEPTION).not_done:
+                show_lines(lines)
+                failed = [future for future in futures if future.done() and future.exception()]
+                if failed:
+                    raise failed[0].exception()
+            show_lines(lines)
+            return [future.result() for future in futures]
+        except BaseException:
+            stop.set()
+            raise

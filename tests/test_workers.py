@@ -1,0 +1,81 @@
+"""Jobs side by side: the same results, their lines shown, failures and kills that leave nothing running."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from persona_lib import workers
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+def square(number: int) -> tuple[int, int, str]:
+    """Return the square, the process and its number of threads."""
+    print(f"squaring {number}")
+    return number * number, os.getpid(), os.environ["OMP_NUM_THREADS"]
+
+
+def fail_or_sleep(number: int, seconds: float) -> None:
+    """Fail at number 0; else sleep."""
+    if number == 0:
+        raise ValueError("number 0 cannot be done")
+    time.sleep(seconds)
+
+
+def leave_a_mark(path: str, seconds: float) -> None:
+    """Write a file after some time."""
+    time.sleep(seconds)
+    Path(path).write_text("still here", encoding="utf-8")
+
+
+def test_jobs_in_workers_return_in_order_with_shared_cores_and_show_their_lines(capsys, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(workers, "cores", lambda: 6)
+    results = workers.run_jobs(square, [(n,) for n in range(4)], 2)
+    assert [value for value, _, _ in results] == [0, 1, 4, 9]
+    assert os.getpid() not in {pid for _, pid, _ in results}
+    assert {threads for _, _, threads in results} == {"3"}
+    assert sorted(capsys.readouterr().out.split("\n")[:-1]) == [f"squaring {n}" for n in range(4)]
+
+
+@pytest.mark.parametrize(("jobs", "count"), [(1, 8), (3, 1)])
+def test_one_job_or_one_worker_stays_in_this_process(jobs, count, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert {pid for _, pid, _ in workers.run_jobs(square, [(2,)] * jobs, count)} == {os.getpid()}
+
+
+def test_a_failing_job_is_raised_without_waiting_for_the_others():
+    started = time.monotonic()
+    with pytest.raises(ValueError, match="number 0 cannot be done"):
+        workers.run_jobs(fail_or_sleep, [(1, 60.0), (0, 60.0)], 2)
+    assert time.monotonic() - started < 30
+
+
+def test_workers_end_when_their_parent_is_killed(tmp_path):
+    jobs = [(str(tmp_path / name), 4.0) for name in ("a", "b")]
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from test_workers import leave_a_mark, workers\n"
+        f"if __name__ == '__main__':\n    workers.run_jobs(leave_a_mark, {jobs}, 2)\n",
+        encoding="utf-8",
+    )
+    path = os.pathsep.join([str(REPO), str(REPO / "tests")])
+    parent = subprocess.Popen([sys.executable, str(script)], env=os.environ | {"PYTHONPATH": path})
+    time.sleep(2.0)
+    parent.kill()
+    parent.wait()
+    time.sleep(4.0)
+    assert not list(tmp_path.glob("?"))
+
+
+def test_share_out_gives_the_heaviest_first_each_to_the_lightest():
+    # 7 -> A; 5 -> B; 4 -> B (5 < 7); 2 -> A (7 < 9); 1 -> A or B (9 = 9): the first
+    assert workers.share_out("abcde", [7, 4, 5, 1, 2], 2) == [["a", "e", "d"], ["c", "b"]]
+    assert workers.share_out("ab", [1, 1], 5) == [["a"], ["b"]]
+    assert workers.share_out([], [], 2) == []
