@@ -68,16 +68,23 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, word_level: bool) -> 
     )
 
 
-def encode_document(
-    tokenizer: Any, segments: list[tuple[str, str]], loss_weights: dict[str, float]
-) -> Example:
-    """Encode a document of (text, kind) segments as BOS + text + EOS with a loss weight per token."""
-    ids, weights = [tokenizer.bos_token_id], [1.0]
-    encoded = tokenizer([text for text, _ in segments], add_special_tokens=False)["input_ids"]
-    for tokens, (_, kind) in zip(encoded, segments, strict=True):
-        ids += tokens
-        weights += [loss_weights[kind]] * len(tokens)
-    return {"input_ids": [*ids, tokenizer.eos_token_id], "weights": [*weights, 1.0]}
+def encode_documents(
+    tokenizer: Any, documents: Iterator[list[tuple[str, str]]], loss_weights: dict[str, float]
+) -> Iterator[Example]:
+    """Encode documents of (text, kind) segments as BOS + text + EOS with a loss weight per token.
+
+    Segments are encoded one by one; the tokenizer is called for a hundred documents at a time.
+    """
+    while chunk := list(itertools.islice(documents, 100)):
+        segments = [text for document in chunk for text, _ in document]
+        encoded = iter(tokenizer(segments, add_special_tokens=False)["input_ids"])
+        for document in chunk:
+            ids, weights = [tokenizer.bos_token_id], [1.0]
+            for _, kind in document:
+                tokens = next(encoded)
+                ids += tokens
+                weights += [loss_weights[kind]] * len(tokens)
+            yield {"input_ids": [*ids, tokenizer.eos_token_id], "weights": [*weights, 1.0]}
 
 
 def pack_windows(documents: Iterator[Example], window: int, n_windows: int, pad_id: int) -> list[Example]:
@@ -123,7 +130,7 @@ def synthetic_windows(profile: Profile, base_seed: int, tokenizer: Any) -> list[
         ("long", LONG_SHARE, profile.base_long_window, profile.pi_shots + 1, profile),
     ):
         documents = pretraining_documents(world, base_seed, max_shots, phase)
-        encoded = (encode_document(tokenizer, d, {"text": 1.0} | weights) for d in documents)
+        encoded = encode_documents(tokenizer, documents, {"text": 1.0} | weights)
         count = max(1, round(profile.base_tokens * share / window))
         phases.append(pack_windows(encoded, window, count, tokenizer.pad_token_id))
     return phases
@@ -137,7 +144,7 @@ def text_windows(profile: Profile, base_seed: int, tokenizer: Any, texts: list[s
     windows = []
     for _ in range(profile.base_epochs):
         order = rng.sample(texts, len(texts))
-        encoded = (encode_document(tokenizer, [(t, "text")], {"text": 1.0}) for t in order)
+        encoded = encode_documents(tokenizer, iter([[(t, "text")] for t in order]), {"text": 1.0})
         windows += pack_windows(encoded, profile.base_window, 10**9, tokenizer.pad_token_id)
     return [windows]
 

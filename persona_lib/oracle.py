@@ -115,10 +115,11 @@ def quality(prompt: str, response: str, world_seed: int) -> float:
     )
 
 
-def read_persona(persona: str | None) -> set[Claim]:
+@cache
+def read_persona(persona: str | None) -> frozenset[Claim]:
     """Return the claims of a persona: the values whose words occur in it."""
     if not persona:
-        return set()
+        return frozenset()
     text = persona.lower()
     words = set(re.findall(r"[a-z]+", text))
     claims = set()
@@ -127,7 +128,7 @@ def read_persona(persona: str | None) -> set[Claim]:
         phrases = entry["phrases"]["known"] + entry["phrases"]["held_out"]
         if words & set(adjectives) or any(p in text for p in phrases):
             claims.add(claim)
-    return claims
+    return frozenset(claims)
 
 
 def persona_fit(persona: str | None, response: str) -> float:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from persona_lib import store
+from persona_lib import guards, store
 from persona_lib.config import Run
 from persona_lib.data import CONTRAST
 from persona_lib.fingerprint import module_hash
@@ -241,8 +241,10 @@ def collect(parts: Iterable[tuple[str, str]], table: Callable[[str, str], pd.Dat
 def score_arms(run: Run, arms: Sequence[tuple[str, str]]) -> None:
     """Score some (arm, persona_format) of a run with one loaded base."""
     loader = PolicyLoader(run)
-    for arm, persona_format in arms:
-        score_policy(run, arm, persona_format, loader)
+    with guards.quiet_libraries():
+        for arm, persona_format in arms:
+            scores = score_policy(run, arm, persona_format, loader)
+            print(f"{arm} ({persona_format}): {len(scores)} pairs of responses scored", flush=True)
 
 
 def score_all(run: Run) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from persona_lib import store
+from persona_lib import guards, store
 from persona_lib.config import Profile, Run, main_arm
 from persona_lib.fingerprint import module_hash
 from persona_lib.generate import TransformersGenerator
@@ -217,10 +217,11 @@ def append_completions(
 
 def generate_specs(run: Run, specs: Sequence[RunSpec]) -> None:
     """Generate some runs of the grid with one loaded model."""
-    model, tokenizer = load_policies(run)
-    for spec in specs:
-        facts = store.read_json(generate_run(run, spec, model, tokenizer) / "done.json")
-        print(f"{spec.slug}: {facts['n']} answers, {facts['no_eos']} never ended", flush=True)
+    with guards.quiet_libraries():
+        model, tokenizer = load_policies(run)
+        for spec in specs:
+            facts = store.read_json(generate_run(run, spec, model, tokenizer) / "done.json")
+            print(f"{spec.slug}: {facts['n']} answers, {facts['no_eos']} never ended", flush=True)
 
 
 def generate_all(run: Run) -> list[Path]:

@@ -64,7 +64,7 @@ def begin_worker(lines: Any, stop: Any, threads: int, parent: int) -> None:
     Without the last a killed run would leave workers behind that write into the folders of the next one.
     """
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    sys.stdout = LinesTo(lines)
+    sys.stdout, sys.stderr = LinesTo(lines), LinesTo(lines)
 
     def watch() -> None:
         while os.getppid() == parent and not stop.is_set():
@@ -85,7 +85,7 @@ def run_jobs(function: Callable[..., Any], jobs: Sequence[tuple], workers: int) 
 
     One worker or one job runs in this process. Otherwise the function must be importable and jobs and
     results picklable; every worker gets an equal share of the cores (OMP_NUM_THREADS, if set, wins).
-    The workers' standard output is printed here, line by line. The first exception of a job is raised
+    What the workers print is printed here, line by line. The first exception of a job is raised
     once the other workers have been told to end; an interrupt ends them, too.
     """
     workers = min(workers, len(jobs))
