@@ -88,6 +88,7 @@ class Profile:
     sft_learning_rate: float
     sft_epochs: int
     sft_batch_size: int
+    dpo_splits: tuple[str, ...]
     dpo_learning_rate: float
     dpo_epochs: int
     dpo_batch_size: int
@@ -232,6 +233,8 @@ def check_profile(profile: Profile) -> None:
             raise ConfigError(
                 f"{where}: {field}={getattr(profile, field)!r}: use one of {', '.join(allowed)}"
             )
+    if not profile.dpo_splits or not {"sft_train", "dpo_train"}.issuperset(profile.dpo_splits):
+        raise ConfigError(f"{where}: dpo_splits={list(profile.dpo_splits)}: use dpo_train, sft_train or both")
     for field in ("base_hidden_size", "base_mlp_size"):
         if getattr(profile, field) % 64:
             raise ConfigError(

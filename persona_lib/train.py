@@ -31,7 +31,7 @@ SHARED_FIELDS = (
 )  # fmt: skip
 METHOD_FIELDS = {
     "sft": ("completion_only_loss", "sft_learning_rate", "sft_epochs", "sft_batch_size"),
-    "dpo": ("dpo_learning_rate", "dpo_epochs", "dpo_batch_size", "dpo_beta", "dpo_sft_weight"),
+    "dpo": ("dpo_splits", "dpo_learning_rate", "dpo_epochs", "dpo_batch_size", "dpo_beta", "dpo_sft_weight"),
 }
 COMPLETIONS = {"sft": ("completion",), "dpo": ("chosen", "rejected")}
 
@@ -41,10 +41,15 @@ def adapter_folder(run: Run, method: str, train_persona: str) -> Path:
     return run.folder / "adapters" / f"{method}-{train_persona}"
 
 
-def data_paths(run: Run, method: str) -> dict[str, Path]:
+def data_paths(run: Run, method: str) -> dict[str, list[Path]]:
     """Return the files that a method trains and validates on; raises if one is missing."""
-    paths = {part: run.folder / "tailoring" / f"{method}_{part}.jsonl" for part in ("train", "val")}
-    for path in paths.values():
+    train = run.profile.dpo_splits if method == "dpo" else ("sft_train",)
+    folder = run.folder / "tailoring"
+    paths = {
+        "train": [folder / f"{split}.jsonl" for split in train],
+        "val": [folder / f"{method}_val.jsonl"],
+    }
+    for path in (*paths["train"], *paths["val"]):
         if not path.exists():
             raise FileNotFoundError(f"{path} is missing: run the step that builds the tailoring data first")
     return paths
@@ -54,8 +59,8 @@ def load_rows(run: Run, method: str, train_persona: str) -> tuple[dict[str, list
     """Return the arm's rows of "train" and "val", and how many source rows had no persona."""
     make = to_sft_rows if method == "sft" else to_dpo_rows
     rows, without = {}, {}
-    for part, path in data_paths(run, method).items():
-        source = store.read_rows(path, TailoringRow)
+    for part, paths in data_paths(run, method).items():
+        source = [row for path in paths for row in store.read_rows(path, TailoringRow)]
         rows[part] = make(source, train_persona, run.seed)
         without[part] = len(source) * (2 if train_persona == "both" else 1) - len(rows[part])
     return rows, without
@@ -92,7 +97,7 @@ def training_spec(run: Run, method: str, train_persona: str) -> dict[str, Any]:
         "dataset": run.dataset,
         "base": base_key(run),
         "settings": {f: getattr(run.profile, f) for f in (*SHARED_FIELDS, *METHOD_FIELDS[method])},
-        "data": {part: store.file_hash(path) for part, path in data_paths(run, method).items()},
+        "data": {part: [*map(store.file_hash, paths)] for part, paths in data_paths(run, method).items()},
         "code": module_hash("train"),
     }
     if method == "dpo":

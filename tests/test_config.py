@@ -69,6 +69,7 @@ def test_a_missing_profile_names_the_ones_there_are():
         ("n_train", "write key=value"),
         ("judge=gpt", "use one of oracle"),
         ("base_hidden_size=100", "multiple of 64"),
+        ("dpo_splits=test", "use dpo_train, sft_train or both"),
     ],
 )
 def test_a_wrong_override_is_an_error_that_says_what_is_wrong(override, complaint):

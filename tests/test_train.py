@@ -11,7 +11,7 @@ from tiny import tiny_run
 
 from persona_lib import guards, llm, store, train
 from persona_lib.arms import derangement, to_dpo_rows, to_sft_rows
-from persona_lib.config import Run, set_field
+from persona_lib.config import Run, load_profile, set_field
 from persona_lib.records import TailoringRow
 from persona_lib.trainers import activate_stack, check_dpo_start
 
@@ -84,6 +84,22 @@ def test_one_row_cannot_be_shuffled_and_an_unknown_arm_is_an_error():
         to_sft_rows([row("a")], "shuffled", 0)
     with pytest.raises(ValueError, match="use none, chosen"):
         to_sft_rows([row("a")], "choosen", 0)
+
+
+def test_dpo_trains_on_the_splits_it_is_given_and_validates_on_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
+    run = Run(load_profile("synthetic", ["dpo_splits=sft_train,dpo_train"]), "synthetic", 0)
+    for split in ("sft_train", "sft_val", "dpo_train", "dpo_val"):
+        store.write_rows(run.folder / "tailoring" / f"{split}.jsonl", [row(split)])
+
+    def ids(run, method):
+        rows, _ = train.load_rows(run, method, "chosen")
+        return {part: [r["id"] for r in found] for part, found in rows.items()}
+
+    own = Run(load_profile("synthetic"), "synthetic", 0)
+    assert ids(run, "dpo") == {"train": ["sft_train", "dpo_train"], "val": ["dpo_val"]}
+    assert ids(own, "dpo") == {"train": ["dpo_train"], "val": ["dpo_val"]}
+    assert ids(run, "sft") == {"train": ["sft_train"], "val": ["sft_val"]}
 
 
 # --- helpers for training ---
