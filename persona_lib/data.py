@@ -219,15 +219,19 @@ def persona_facts(rows: list) -> dict[str, float]:
 
 
 def pretraining_texts(profile: Profile) -> list[str]:
-    """Return what a base model may learn from the official data: training rows only, no personas.
+    """Return what a base model may learn from the official data: the texts of the training rows.
 
-    One text per response (chosen and rejected) of sft_train and dpo_train of all the profile's data
-    sets, rendered as the persona-free tailoring prompt. Validation and test rows are never read.
+    Every response (chosen and rejected) after its prompt, and every gold persona after its prompt, so
+    that a persona's words are known; a persona never stands with a response. Validation and test rows
+    are never read.
     """
     folder = official.find_data_dir(profile.data_dir, profile.datasets)
-    rows = [row for name in profile.datasets for row in official.official_pairs(folder, name)["train"]]
-    return [
-        tailoring_prompt(row.prompt, None) + completion_text(response)
-        for row in rows
-        for response in (row.chosen, row.rejected)
-    ]
+    texts = []
+    for name in profile.datasets:
+        rows = official.load_official(folder, name)
+        for row in (*rows["sft_train"], *rows["dpo_train"]):
+            responses = [r for r in (row.chosen, row.rejected) if r.strip()]
+            personas = [p for p in (row.personas.get(f"gold-{side}") for side in ("chosen", "rejected")) if p]
+            texts += [tailoring_prompt(row.prompt, None) + completion_text(r) for r in responses]
+            texts += [tailoring_prompt(row.prompt, p).removesuffix("\nResponse:") for p in personas]
+    return texts

@@ -108,12 +108,15 @@ def check_documents(documents: Iterable[str], world_seed: int) -> dict[str, int]
 
 
 def check_texts(texts: Iterable[str], prompts: Iterable[str]) -> dict[str, int]:
-    """Count texts of real data, and those that hold a persona line or one of the prompts to keep out."""
+    """Count texts of real data, and those with a persona beside a response or with a prompt to keep out."""
     kept_out, counts = set(prompts), Counter[str]()
     for text in texts:
+        told, answered = "\nPersona:" in text, "\nResponse:" in text
+        prompt = re.split(r"\n(?:Persona|Response):", text.removeprefix("Prompt: "))[0]
         counts["documents"] += 1
-        counts[FORBIDDEN[0]] += "\nPersona:" in text
-        counts[FORBIDDEN[1]] += text.removeprefix("Prompt: ").partition("\nResponse:")[0] in kept_out
+        counts["with a persona" if told else "plain"] += 1
+        counts[FORBIDDEN[0]] += told and answered
+        counts[FORBIDDEN[1]] += prompt in kept_out
     return dict(counts)
 
 

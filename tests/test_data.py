@@ -287,11 +287,16 @@ def test_the_local_copy_has_the_checksums_of_the_table(real):
             assert official.file_hash(real / name) == sha256, name
 
 
-def test_pretraining_text_is_training_rows_only_and_without_personas(real):
+def test_pretraining_text_is_training_rows_only_and_no_persona_stands_with_a_response(real):
     profile = set_field(load_profile("synthetic"), datasets=["hhh"], data_dir=str(real))
     texts = data.pretraining_texts(profile)
-    assert len(texts) == 2 * (424 + 423)
-    assert not any("Persona:" in text for text in texts)
+    told = [text for text in texts if "\nPersona:" in text]
+    assert len(texts) - len(told) == 2 * (424 + 423)
     rows = official.load_official(real, "hhh")
+    training = [*rows["sft_train"], *rows["dpo_train"]]
+    assert len(told) == sum(
+        row.personas.get(f"gold-{s}") is not None for row in training for s in ("chosen", "rejected")
+    )
+    assert not any("\nResponse:" in text for text in told)
     held_out = {f"Prompt: {row.prompt}" for split in ("sft_val", "dpo_val", "test") for row in rows[split]}
-    assert held_out.isdisjoint(text.split("\nResponse:")[0] for text in texts)
+    assert held_out.isdisjoint(text.split("\nResponse:")[0].split("\nPersona:")[0] for text in texts)
