@@ -83,3 +83,17 @@ def to_dpo_rows(rows: list[TailoringRow], train_persona: str, seed: int) -> list
         }
         for name, prompt, persona, target, other in arm_rows(rows, train_persona, seed)
     ]
+
+
+def to_ordered_dpo_rows(rows: list[TailoringRow], train_persona: str, seed: int) -> list[dict[str, str]]:
+    """Return the rows of ``to_dpo_rows`` shuffled once by the seed, those of one pair side by side.
+
+    With an even batch size the two rows of a pair (arm "both") then meet in one step: what they ask for
+    whoever reads cancels, and what depends on the persona remains. Pairs with one persona come last.
+    """
+    rows = random.Random(f"dpo-order-{seed}").sample(rows, len(rows))
+    if train_persona != "both":
+        return to_dpo_rows(rows, train_persona, seed)
+    whole = [r for r in rows if r.personas.get("gold-chosen") and r.personas.get("gold-rejected")]
+    rows = whole + [r for r in rows if r not in whole]
+    return [made for row in rows for made in to_dpo_rows([row], "both", seed)]

@@ -89,6 +89,7 @@ class Profile:
     sft_epochs: int
     sft_batch_size: int
     dpo_splits: tuple[str, ...]
+    dpo_order: str
     dpo_learning_rate: float
     dpo_epochs: int
     dpo_batch_size: int
@@ -227,6 +228,7 @@ def check_profile(profile: Profile) -> None:
         "compute_dtype": ("float32", "bfloat16"),
         "eval_split": ("validation", "test"),
         "judge": ("oracle", "none", "lm"),
+        "dpo_order": ("random", "pairs"),
     }
     for field, allowed in choices.items():
         if getattr(profile, field) not in allowed:

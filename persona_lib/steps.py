@@ -90,19 +90,19 @@ STEPS: dict[str, Step] = {
         "The base language model",
         per="base",
         fields=(*DATA, *BASE, *MODEL, "pi_shots", "datasets", "gen_max_new_tokens"),
-        minutes={"smoke": 0.3, "synthetic": 6, "scratch": 8, "paper": 10},
+        minutes={"smoke": 0.3, "synthetic": 3.3, "scratch": 8, "paper": 10},
     ),
     "03_persona_inference": Step(
         "Infer a persona for every response",
         inputs=("01_preference_data", "02_base_model"),
         fields=INFERENCE,
-        minutes={"smoke": 0.1, "synthetic": 0.8, "paper": 20},
+        minutes={"smoke": 0.1, "synthetic": 0.5, "paper": 20},
     ),
     "04_persona_quality": Step(
         "Persona accuracy, preference and salient words",
         inputs=("01_preference_data", "02_base_model", "03_persona_inference"),
         fields=(*INFERENCE, "judge*", "bootstrap_samples"),
-        minutes={"smoke": 0.1, "synthetic": 0.2, "paper": 30},
+        minutes={"smoke": 0.1, "synthetic": 0.1, "paper": 30},
     ),
     "05_tailoring_data": Step(
         "Retrieve personas, build the tailoring data",
@@ -114,19 +114,19 @@ STEPS: dict[str, Step] = {
         "Persona tailoring by supervised fine-tuning",
         inputs=("02_base_model", "05_tailoring_data"),
         fields=TRAINING,
-        minutes={"smoke": 0.2, "synthetic": 2.2, "scratch": 3, "paper": 25},
+        minutes={"smoke": 0.2, "synthetic": 0.9, "scratch": 3, "paper": 25},
     ),
     "07_preference_tailoring": Step(
         "Persona tailoring by DPO on top of it",
         inputs=("02_base_model", "05_tailoring_data", "06_supervised_tailoring"),
         fields=TRAINING,
-        minutes={"smoke": 0.2, "synthetic": 3.1, "scratch": 4, "paper": 50},
+        minutes={"smoke": 0.2, "synthetic": 1.2, "scratch": 4, "paper": 50},
     ),
     "08_generation": Step(
         "Answer the test prompts with every policy and persona",
         inputs=("02_base_model", "05_tailoring_data", "06_supervised_tailoring", "07_preference_tailoring"),
         fields=GENERATION,
-        minutes={"smoke": 0.2, "synthetic": 1.9, "scratch": 3, "paper": 180},
+        minutes={"smoke": 0.2, "synthetic": 0.8, "scratch": 3, "paper": 180},
     ),
     "09_judging": Step(
         "Judge the answers in both orders",
@@ -138,7 +138,7 @@ STEPS: dict[str, Step] = {
         "Personas that users write themselves",
         inputs=("02_base_model", "05_tailoring_data", "08_generation", "09_judging"),
         fields=JUDGING,
-        minutes={"smoke": 0.1, "synthetic": 0.2, "paper": 30},
+        minutes={"smoke": 0.1, "synthetic": 0.1, "paper": 30},
     ),
     "11_persona_swap": Step(
         "Swap the persona: does the preference follow?",
@@ -158,7 +158,7 @@ STEPS: dict[str, Step] = {
             "eval_personas",
             "bootstrap_samples",
         ),
-        minutes={"smoke": 0.1, "synthetic": 2.6, "scratch": 2, "paper": 20},
+        minutes={"smoke": 0.1, "synthetic": 0.7, "scratch": 2, "paper": 20},
     ),
     "12_results": Step(
         "All results, with intervals, beside the paper's",

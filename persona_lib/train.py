@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from persona_lib import guards, store
-from persona_lib.arms import to_dpo_rows, to_sft_rows
+from persona_lib.arms import to_dpo_rows, to_ordered_dpo_rows, to_sft_rows
 from persona_lib.config import Profile, Run
 from persona_lib.fingerprint import module_hash
 from persona_lib.llm import load_base, load_tokenizer
@@ -31,7 +31,15 @@ SHARED_FIELDS = (
 )  # fmt: skip
 METHOD_FIELDS = {
     "sft": ("completion_only_loss", "sft_learning_rate", "sft_epochs", "sft_batch_size"),
-    "dpo": ("dpo_splits", "dpo_learning_rate", "dpo_epochs", "dpo_batch_size", "dpo_beta", "dpo_sft_weight"),
+    "dpo": (
+        "dpo_splits",
+        "dpo_order",
+        "dpo_learning_rate",
+        "dpo_epochs",
+        "dpo_batch_size",
+        "dpo_beta",
+        "dpo_sft_weight",
+    ),
 }
 COMPLETIONS = {"sft": ("completion",), "dpo": ("chosen", "rejected")}
 
@@ -57,7 +65,8 @@ def data_paths(run: Run, method: str) -> dict[str, list[Path]]:
 
 def load_rows(run: Run, method: str, train_persona: str) -> tuple[dict[str, list[dict]], dict[str, int]]:
     """Return the arm's rows of "train" and "val", and how many source rows had no persona."""
-    make = to_sft_rows if method == "sft" else to_dpo_rows
+    to_rows = to_ordered_dpo_rows if run.profile.dpo_order == "pairs" else to_dpo_rows
+    make = to_sft_rows if method == "sft" else to_rows
     rows, without = {}, {}
     for part, paths in data_paths(run, method).items():
         source = [row for path in paths for row in store.read_rows(path, TailoringRow)]

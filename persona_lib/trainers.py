@@ -21,6 +21,7 @@ def trainer_settings(profile: Profile, method: str, seed: int, output: Path) -> 
     """Return the settings that SFT and DPO share, every one that matters said explicitly."""
     import torch
 
+    ordered = method == "dpo" and profile.dpo_order == "pairs"
     return {
         "output_dir": str(output),
         "seed": seed,
@@ -30,6 +31,7 @@ def trainer_settings(profile: Profile, method: str, seed: int, output: Path) -> 
         "per_device_train_batch_size": getattr(profile, f"{method}_batch_size"),
         "per_device_eval_batch_size": EVAL_BATCH[method],
         "gradient_accumulation_steps": 1,
+        "train_sampling_strategy": "sequential" if ordered else "random",
         "max_length": profile.max_length,
         "lr_scheduler_type": profile.lr_scheduler,
         "warmup_steps": profile.warmup_steps,

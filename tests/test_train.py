@@ -10,7 +10,7 @@ import pytest
 from tiny import tiny_run
 
 from persona_lib import guards, llm, store, train
-from persona_lib.arms import derangement, to_dpo_rows, to_sft_rows
+from persona_lib.arms import derangement, to_dpo_rows, to_ordered_dpo_rows, to_sft_rows
 from persona_lib.config import Run, load_profile, set_field
 from persona_lib.records import TailoringRow
 from persona_lib.trainers import activate_stack, check_dpo_start
@@ -84,6 +84,19 @@ def test_one_row_cannot_be_shuffled_and_an_unknown_arm_is_an_error():
         to_sft_rows([row("a")], "shuffled", 0)
     with pytest.raises(ValueError, match="use none, chosen"):
         to_sft_rows([row("a")], "choosen", 0)
+
+
+def test_ordered_dpo_rows_are_the_same_rows_with_those_of_a_pair_side_by_side_and_lone_ones_last():
+    rows = [row(f"r{i}", other=None if i < 3 else "PR") for i in range(20)]
+    ordered = to_ordered_dpo_rows(rows, "both", 0)
+    assert sorted(ordered, key=str) == sorted(to_dpo_rows(rows, "both", 0), key=str)
+    ids = [made["id"].split("/") for made in ordered]
+    assert all(a[0] == b[0] for a, b in zip(ids[:34:2], ids[1:34:2], strict=True))
+    assert {name for name, _ in ids[34:]} == {"r0", "r1", "r2"}
+    assert [name for name, _ in ids[:34:2]] != sorted(name for name, _ in ids[:34:2])
+    assert ordered != to_ordered_dpo_rows(rows, "both", 1)
+    plain = to_ordered_dpo_rows(rows, "none", 0)
+    assert sorted(plain, key=str) == sorted(to_dpo_rows(rows, "none", 0), key=str)
 
 
 def test_dpo_trains_on_the_splits_it_is_given_and_validates_on_its_own(tmp_path, monkeypatch):
