@@ -92,6 +92,7 @@ class Profile:
     dpo_order: str
     dpo_learning_rate: float
     dpo_epochs: int
+    dpo_max_steps: int
     dpo_batch_size: int
     dpo_beta: float
     dpo_sft_weight: float

@@ -28,6 +28,7 @@ def trainer_settings(profile: Profile, method: str, seed: int, output: Path) -> 
         "data_seed": seed,
         "learning_rate": getattr(profile, f"{method}_learning_rate"),
         "num_train_epochs": getattr(profile, f"{method}_epochs"),
+        "max_steps": (method == "dpo" and profile.dpo_max_steps) or -1,
         "per_device_train_batch_size": getattr(profile, f"{method}_batch_size"),
         "per_device_eval_batch_size": EVAL_BATCH[method],
         "gradient_accumulation_steps": 1,

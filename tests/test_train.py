@@ -456,6 +456,17 @@ def test_training_stops_when_the_first_step_moves_nothing(tmp_path, monkeypatch)
         train.fit(trainer, run.profile, "sft-chosen", None)
 
 
+@pytest.mark.slow
+def test_dpo_stops_at_its_number_of_steps_evaluates_there_and_keeps_the_best(tmp_path, monkeypatch):
+    run = tiny_run(tmp_path, monkeypatch, dpo_max_steps=3, dpo_order="pairs")
+    train.train_adapter(run, "sft", "chosen")
+    folder = train.train_adapter(run, "dpo", "chosen")
+    evaluated = [log["step"] for log in store.iter_rows(folder / "log.jsonl") if "eval_loss" in log]
+    done = store.read_json(folder / "done.json")
+    assert (done["steps"], evaluated[-1]) == (3, 3)
+    assert done["best_eval_loss"] == min(evaluation_losses(folder))
+
+
 # --- resume ---
 
 
