@@ -18,6 +18,18 @@ from typing import Any, get_args, get_origin, get_type_hints
 REPO = Path(__file__).resolve().parent.parent
 
 
+# Fields that say how the work is done and not what comes out.
+CHANGE_NO_RESULT = (
+    "workers",
+    "endpoint_concurrency",
+    "endpoint_timeout",
+    "endpoint_retries",
+    "generator_prices",
+    "judge_prices",
+    "max_cost_usd",
+)
+
+
 class ConfigError(ValueError):
     """A profile or an override that cannot be used; the message says where and how to mend it."""
 
@@ -33,6 +45,10 @@ class Profile:
     datasets: tuple[str, ...]
     seeds: tuple[int, ...]
     workers: int
+    endpoint_concurrency: int
+    endpoint_timeout: float
+    endpoint_retries: int
+    max_cost_usd: float
     data_dir: str
     # the synthetic world
     world_seed: int
@@ -67,6 +83,9 @@ class Profile:
     base_epochs: int
     # persona inference
     generator_model: str
+    generator_url: str
+    generator_kind: str
+    generator_prices: tuple[float, ...]
     pi_shots: int
     pi_batch_size: int
     pi_max_new_tokens: int
@@ -114,6 +133,9 @@ class Profile:
     eval_personas: tuple[str, ...]
     judge: str
     judge_model: str
+    judge_url: str
+    judge_kind: str
+    judge_prices: tuple[float, ...]
     judge_batch_size: int
     swap_batch_size: int
     bootstrap_samples: int
@@ -230,12 +252,22 @@ def check_profile(profile: Profile) -> None:
         "eval_split": ("validation", "test"),
         "judge": ("oracle", "none", "lm"),
         "dpo_order": ("random", "pairs"),
+        "generator_kind": ("chat", "completions"),
+        "judge_kind": ("chat", "completions"),
     }
     for field, allowed in choices.items():
         if getattr(profile, field) not in allowed:
             raise ConfigError(
                 f"{where}: {field}={getattr(profile, field)!r}: use one of {', '.join(allowed)}"
             )
+    for role in ("generator", "judge"):
+        prices, url = getattr(profile, f"{role}_prices"), getattr(profile, f"{role}_url")
+        if len(prices) not in (0, 2):
+            raise ConfigError(f"{where}: {role}_prices={list(prices)}: give two, for prompt and completion")
+        if url and getattr(profile, f"{role}_model") == "base":
+            raise ConfigError(f"{where}: {role}_url is set: name the model that it serves in {role}_model")
+        if url and profile.max_cost_usd > 0 and not prices:
+            raise ConfigError(f"{where}: max_cost_usd needs {role}_prices, dollars per million tokens")
     if not profile.dpo_splits or not {"sft_train", "dpo_train"}.issuperset(profile.dpo_splits):
         raise ConfigError(f"{where}: dpo_splits={list(profile.dpo_splits)}: use dpo_train, sft_train or both")
     for field in ("base_hidden_size", "base_mlp_size"):

@@ -18,7 +18,7 @@ from typing import Any
 class Completion:
     """One completion, cut before the stop string.
 
-    ``finish_reason`` is "stop" (EOS or stop string) or "length".
+    ``finish_reason`` is "stop" (EOS or stop string) or "length"; a served model may have others.
     """
 
     text: str

@@ -104,7 +104,11 @@ def load_judge(run: Run) -> Judge:
 
 
 def model_judge(run: Run) -> Judge:
-    """Return the language model ``judge_model`` as a judge ("base": the run's own base model)."""
+    """Return the language model ``judge_model`` as a judge: served, of the hub, or "base" (the run's own)."""
+    if run.profile.judge_url:
+        from persona_lib.endpoint import served
+
+        return lm_judge(served(run.profile, "judge"))
     from persona_lib.generate import TransformersGenerator
     from persona_lib.llm import load_base, load_tokenizer
 
@@ -208,9 +212,11 @@ def judgment_key(run: Run, matchup: Matchup) -> str:
     done = [
         read_json(generation_folder(run, spec) / "done.json")["key"] for spec in (matchup.test, matchup.base)
     ]
-    return content_hash(
-        module_hash("judge", "oracle"), matchup, done, run.profile.judge, run.profile.world_seed
-    )
+    profile = run.profile
+    judge = [profile.judge]
+    if profile.judge == "lm":
+        judge += [profile.judge_model, profile.judge_url, profile.judge_kind, profile.compute_dtype]
+    return content_hash(module_hash("judge", "oracle"), matchup, done, judge, profile.world_seed)
 
 
 def judge_matchup(run: Run, matchup: Matchup, judge: Judge) -> Path:

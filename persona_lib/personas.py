@@ -114,7 +114,11 @@ def to_infer(run: Run) -> list[tuple[str, Side, list[PreferencePair]]]:
 
 
 def load_generator(run: Run) -> Any:
-    """Return the text generator that infers personas: the run's base model or the profile's own."""
+    """Return the text generator that infers personas: the run's base model, a hub model or a served one."""
+    if run.profile.generator_url:
+        from persona_lib.endpoint import served
+
+        return served(run.profile, "generator")
     from persona_lib.generate import TransformersGenerator
     from persona_lib.llm import load_base, load_tokenizer
 
@@ -131,7 +135,7 @@ def personas_key(run: Run) -> str:
     settings = {
         n: v
         for n, v in vars(run.profile).items()
-        if n.startswith("pi_") or n in ("generator_model", "eval_split")
+        if n.startswith("pi_") or n in ("generator_model", "generator_url", "generator_kind", "eval_split")
     }
     pairs = store.read_json(run.folder / "pairs" / "done.json")["key"]
     return store.content_hash(

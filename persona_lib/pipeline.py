@@ -59,6 +59,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar="PATH",
         help="folder of real data: short for --set data_dir=PATH; relative to the repository",
     )
+    add("--max-cost-usd", type=float, help="never spend more on served models: --set max_cost_usd=X")
     add("--offline", action="store_true", help="never ask the model hub; missing files are errors")
     add("--check", action="store_true", help="only check the arguments and the profile")
     return parser.parse_args(argv)
@@ -82,6 +83,8 @@ def read_overrides(arguments: argparse.Namespace) -> list[str]:
         overrides.append(parse_seeds(arguments.seeds))
     if arguments.data:
         overrides.append(f"data_dir={arguments.data}")
+    if arguments.max_cost_usd is not None:
+        overrides.append(f"max_cost_usd={arguments.max_cost_usd}")
     return overrides
 
 

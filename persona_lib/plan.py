@@ -75,8 +75,8 @@ def hub_models(profile: Profile) -> list[str]:
     """Return the hub models that a profile uses."""
     named = [
         profile.base_model,
-        profile.generator_model,
-        profile.judge_model if profile.judge == "lm" else "base",
+        "base" if profile.generator_url else profile.generator_model,
+        "base" if profile.judge_url or profile.judge != "lm" else profile.judge_model,
     ]
     return list(dict.fromkeys(name for name in named if name not in ("scratch", "base")))
 

@@ -76,7 +76,7 @@ TRAINING = (
     "base_revision",
 )
 MODEL = ("base_model", "base_revision", "compute_dtype", "quantization")
-INFERENCE = (*DATA, *MODEL, "generator_model", "pi_*", "eval_split")
+INFERENCE = (*DATA, *MODEL, "generator_*", "pi_*", "eval_split")
 GENERATION = (*TRAINING, "few_shot_examples", "gen_*", "eval_split", "eval_limit", "eval_personas")
 JUDGING = (*GENERATION, *DATA, "judge*", "bootstrap_samples")
 

@@ -69,6 +69,8 @@ def test_a_missing_profile_names_the_ones_there_are():
         ("n_train", "write key=value"),
         ("judge=gpt", "use one of oracle"),
         ("base_hidden_size=100", "multiple of 64"),
+        ("generator_prices=1.5", "give two, for prompt and completion"),
+        ("judge_url=http://127.0.0.1:1/v1", "name the model that it serves in judge_model"),
         ("dpo_splits=test", "use dpo_train, sft_train or both"),
     ],
 )

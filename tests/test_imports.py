@@ -25,13 +25,15 @@ HEAVY = (
     "matplotlib",
     "bm25s",
     "papermill",
+    "openai",
 )
 
 # A module imports from its own level (without circles) and from lower ones.
 LEVELS = {
     0: "records store config fingerprint prompts metrics bootstrap text_metrics tokens vocabulary "
     "environment provenance workers",
-    1: "synthetic oracle official data released retrieval llm generate arms guards leakage origin views",
+    1: "synthetic oracle official data released retrieval llm generate endpoint arms guards leakage origin "
+    "views",
     2: "base unseen personas persona_quality tailoring trainers train tailor judge judged pooled swap "
     "swap_tables released_tables",
     3: "docs figures selection show show_answers show_base show_lm_judge show_personas "

@@ -106,7 +106,7 @@ def test_steps_run_after_their_inputs():
 
 
 def test_every_profile_field_makes_some_step_stale_unless_it_changes_no_result():
-    selects = {"name", "description", "steps", "base_seeds", "workers"}
+    selects = {"name", "description", "steps", "base_seeds", *config.CHANGE_NO_RESULT}
     profile = config.load_profile("synthetic")
     read = set().union(*(tasks.field_values(profile, step.fields) for step in STEPS.values()))
     assert set(config.field_types()) - selects - read == set()
