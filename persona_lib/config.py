@@ -136,6 +136,9 @@ class Profile:
     judge_url: str
     judge_kind: str
     judge_prices: tuple[float, ...]
+    judge_format: str
+    judge_decoding: str
+    judge_max_new_tokens: int
     judge_batch_size: int
     swap_batch_size: int
     bootstrap_samples: int
@@ -254,6 +257,8 @@ def check_profile(profile: Profile) -> None:
         "dpo_order": ("random", "pairs"),
         "generator_kind": ("chat", "completions"),
         "judge_kind": ("chat", "completions"),
+        "judge_format": ("letter", "prometheus"),
+        "judge_decoding": ("deterministic", "official"),
     }
     for field, allowed in choices.items():
         if getattr(profile, field) not in allowed:

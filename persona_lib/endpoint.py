@@ -21,7 +21,7 @@ from typing import Any
 
 from persona_lib import store
 from persona_lib.config import Profile, results_dir
-from persona_lib.generate import Completion, cut_at_stop
+from persona_lib.generate import Completion, Sampling, cut_at_stop
 
 KINDS = ("chat", "completions")
 CHARACTERS_PER_TOKEN = 2  # for the most that a prompt can cost before the server has counted its tokens
@@ -97,9 +97,21 @@ class Answer:
     cost_usd: float
 
 
-def request_body(endpoint: Endpoint, prompt: str, max_new_tokens: int, stop: Sequence[str]) -> dict[str, Any]:
-    """Return what is asked: greedy decoding, the prompt as one user message or as it is."""
-    body = {"model": endpoint.model, "max_tokens": max_new_tokens, "temperature": 0.0}
+def request_body(
+    endpoint: Endpoint,
+    prompt: str,
+    max_new_tokens: int,
+    stop: Sequence[str],
+    sampling: Sampling | None = None,
+) -> dict[str, Any]:
+    """Return what is asked; without ``sampling`` greedy. The prompt is one user message, or stands as it is.
+
+    OpenAI's protocol has no repetition penalty; vLLM, SGLang and others take it as an extra field.
+    """
+    body: dict[str, Any] = {"model": endpoint.model, "max_tokens": max_new_tokens, "temperature": 0.0}
+    if sampling:
+        body |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": sampling.seed}
+        body |= {"extra_body": {"repetition_penalty": sampling.repetition_penalty}}
     if stop:
         body["stop"] = list(stop)
     if endpoint.kind == "chat":
@@ -249,7 +261,7 @@ class EndpointGenerator:
             "model": self.endpoint.model,
             "url": self.endpoint.url,
             "kind": self.endpoint.kind,
-            "decoding": "greedy (temperature 0)",
+            "decoding": "greedy (temperature 0) unless asked otherwise",
         }
 
     def generate(
@@ -259,6 +271,7 @@ class EndpointGenerator:
         stop: Sequence[str],
         min_new_tokens: int = 0,
         prefix: str = "",
+        sampling: Sampling | None = None,
     ) -> Iterator[tuple[int, Completion]]:
         """Yield (index, completion): those of the ledger first, then as they arrive.
 
@@ -270,7 +283,7 @@ class EndpointGenerator:
         known, spent = self.read_ledger()
         bodies, places = {}, {}
         for index, prompt in enumerate(prompts):
-            body = request_body(self.endpoint, prefix + prompt, max_new_tokens, stop)
+            body = request_body(self.endpoint, prefix + prompt, max_new_tokens, stop, sampling)
             name = request_id(self.endpoint, body)
             if name in known:
                 yield index, to_completion(known[name], stop)

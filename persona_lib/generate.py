@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -26,10 +26,37 @@ class Completion:
     n_tokens: int
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw tokens instead of taking the most probable one."""
+
+    temperature: float
+    top_p: float
+    repetition_penalty: float
+    seed: int
+
+    def with_seed(self, seed: int) -> Sampling:
+        """Return the same with another seed."""
+        return replace(self, seed=seed)
+
+
 def cut_at_stop(text: str, stop: Sequence[str]) -> tuple[str, bool]:
     """Cut a text before the first stop string in it; say whether there was one."""
     ends = [at for s in stop if (at := text.find(s)) >= 0]
     return (text[: min(ends)], True) if ends else (text, False)
+
+
+def decoding(sampling: Sampling | None) -> dict[str, Any]:
+    """Return the arguments of transformers' ``generate`` that decide which token comes next."""
+    if sampling is None:
+        return {"do_sample": False}
+    return {
+        "do_sample": True,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": 0,
+        "repetition_penalty": sampling.repetition_penalty,
+    }
 
 
 class TransformersGenerator:
@@ -62,8 +89,9 @@ class TransformersGenerator:
         stop: Sequence[str],
         min_new_tokens: int = 0,
         prefix: str = "",
+        sampling: Sampling | None = None,
     ) -> Iterator[tuple[int, Completion]]:
-        """Yield (index, completion) batch by batch, shortest prompts first.
+        """Yield (index, completion) batch by batch, shortest prompts first; greedy without ``sampling``.
 
         ``prefix`` is put before every prompt and its keys and values are computed once, provided that it
         ends at a token boundary of every prompt (else each prompt is computed whole).
@@ -77,12 +105,14 @@ class TransformersGenerator:
         if any(row[: len(head)] != head for row in rows):
             head = []
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        if sampling:
+            torch.manual_seed(sampling.seed)
         with using_adapters(self.model, self.adapters), torch.inference_mode():
             cache = self._prefix_cache(head)
             for start in range(0, len(order), self.batch_size):
                 chosen = order[start : start + self.batch_size]
                 tails = [rows[i][len(head) :] for i in chosen]
-                outputs = self._complete(head, tails, cache, max_new_tokens, min_new_tokens, stop)
+                outputs = self._complete(head, tails, cache, max_new_tokens, min_new_tokens, stop, sampling)
                 yield from zip(chosen, outputs, strict=True)
 
     def _prefix_cache(self, head: list[int]) -> Any:
@@ -105,6 +135,7 @@ class TransformersGenerator:
         max_new_tokens: int,
         min_new_tokens: int,
         stop: Sequence[str],
+        sampling: Sampling | None,
     ) -> list[Completion]:
         """Complete one batch: [prefix | padding | rest of the prompt] per row."""
         import torch
@@ -123,7 +154,7 @@ class TransformersGenerator:
             attention_mask=torch.tensor(mask, device=where),
             max_new_tokens=max_new_tokens,
             min_new_tokens=min_new_tokens or None,
-            do_sample=False,
+            **decoding(sampling),
             num_beams=1,
             pad_token_id=pad,
             eos_token_id=self.tokenizer.eos_token_id,

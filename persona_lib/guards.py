@@ -153,8 +153,10 @@ def quiet_libraries() -> Iterator[None]:
             yield
     finally:
         transformers.logging.set_verbosity(verbosity)
-        transformers.logging.enable_progress_bar()
-        datasets.enable_progress_bars()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Cannot enable progress bars")  # the user forbids them
+            transformers.logging.enable_progress_bar()
+            datasets.enable_progress_bars()
         os.environ.pop("TQDM_DISABLE")
         if tqdm is not None:
             os.environ["TQDM_DISABLE"] = tqdm

@@ -17,12 +17,14 @@ from persona_lib.metrics import verdict_of
 from persona_lib.prompts import judge_prompt
 from persona_lib.records import Generation, Judgment, PairwiseComparison, Rubric, RunSpec
 from persona_lib.store import (
+    append_rows,
     clear_unless,
     content_hash,
     is_done,
     iter_rows,
     mark_done,
     read_json,
+    repair_rows,
     write_json,
     write_rows,
 )
@@ -30,6 +32,8 @@ from persona_lib.tailor import eval_rows, generation_folder, grid, persona_of, r
 
 Judge = Callable[[Sequence[PairwiseComparison], Rubric], list[Judgment]]
 RUBRICS: tuple[Rubric, ...] = ("personalization", "quality")
+ORDERS = ("AB", "BA")  # the tested response as A, as B
+CHUNK = 256  # comparisons judged between two writes
 
 
 @dataclass(frozen=True)
@@ -80,12 +84,12 @@ def parse_winner(text: str) -> str | None:
     return next((letter for letter in ("A", "B") if word and word[0].rstrip(".):]*,") == letter), None)
 
 
-def lm_judge(generator: Any) -> Judge:
+def lm_judge(generator: Any, max_new_tokens: int = 4) -> Judge:
     """Return a judge that asks a text generator, greedily, for "A" or "B"."""
 
     def judge(comparisons: Sequence[PairwiseComparison], rubric: Rubric) -> list[Judgment]:
         prompts = [judge_prompt(rubric, c.prompt, c.persona, c.response_a, c.response_b) for c in comparisons]
-        answers = dict(generator.generate(prompts, max_new_tokens=4, stop=("\n",)))
+        answers = dict(generator.generate(prompts, max_new_tokens=max_new_tokens, stop=("\n",)))
         return [
             Judgment(c.id, generator.name, rubric, parse_winner(answers[n].text), feedback=answers[n].text)
             for n, c in enumerate(comparisons)
@@ -105,19 +109,29 @@ def load_judge(run: Run) -> Judge:
 
 def model_judge(run: Run) -> Judge:
     """Return the language model ``judge_model`` as a judge: served, of the hub, or "base" (the run's own)."""
-    if run.profile.judge_url:
-        from persona_lib.endpoint import served
+    profile, generator = run.profile, judge_generator(run)
+    if profile.judge_format == "letter":
+        return lm_judge(generator, profile.judge_max_new_tokens)
+    from persona_lib.prometheus import prometheus_judge
 
-        return lm_judge(served(run.profile, "judge"))
+    chat = bool(profile.judge_url) and profile.judge_kind == "chat"
+    return prometheus_judge(generator, profile.judge_max_new_tokens, profile.judge_decoding, chat)
+
+
+def judge_generator(run: Run) -> Any:
+    """Return the text generator of ``judge_model``: served, loaded from the hub, or the run's own base."""
+    from persona_lib.endpoint import served
     from persona_lib.generate import TransformersGenerator
     from persona_lib.llm import load_base, load_tokenizer
 
     profile = run.profile
+    if profile.judge_url:
+        return served(profile, "judge")
     own = profile.judge_model == "base"
     source, revision = run.base_source if own else (profile.judge_model, "")
     model = load_base(source, revision, "none", profile.compute_dtype)
     tokenizer = load_tokenizer(source, revision)
-    return lm_judge(TransformersGenerator(model, tokenizer, profile.judge_model, profile.judge_batch_size))
+    return TransformersGenerator(model, tokenizer, profile.judge_model, profile.judge_batch_size)
 
 
 def swap_order(c: PairwiseComparison) -> PairwiseComparison:
@@ -215,12 +229,16 @@ def judgment_key(run: Run, matchup: Matchup) -> str:
     profile = run.profile
     judge = [profile.judge]
     if profile.judge == "lm":
-        judge += [profile.judge_model, profile.judge_url, profile.judge_kind, profile.compute_dtype]
+        fields = ("model", "url", "kind", "format", "decoding", "max_new_tokens")
+        judge += [profile.compute_dtype, *(getattr(profile, f"judge_{name}") for name in fields)]
     return content_hash(module_hash("judge", "oracle"), matchup, done, judge, profile.world_seed)
 
 
 def judge_matchup(run: Run, matchup: Matchup, judge: Judge) -> Path:
-    """Judge a matchup under both rubrics and orders; writes <rubric>.jsonl, verdicts.jsonl, done.json."""
+    """Judge a matchup under both rubrics and orders; writes <rubric>.jsonl, verdicts.jsonl, done.json.
+
+    Judgments are appended a chunk at a time; a rerun goes on after the last whole pair of orders.
+    """
     folder, key = run.folder / "judgments" / matchup.slug, judgment_key(run, matchup)
     if is_done(folder, key):
         return folder
@@ -229,16 +247,29 @@ def judge_matchup(run: Run, matchup: Matchup, judge: Judge) -> Path:
     comparisons = compare(run, matchup)
     verdicts: dict[str, dict[str, Any]] = {c.id: {"id": c.id} for c in comparisons}
     for rubric in RUBRICS:
-        judged = judge_both(judge, comparisons, rubric)
-        write_rows(
-            folder / f"{rubric}.jsonl",
-            [{"order": o, **vars(j)} for pair in judged for o, j in zip(("AB", "BA"), pair, strict=True)],
-        )
-        for pair in judged:
+        for pair in judge_rubric(judge, comparisons, rubric, folder / f"{rubric}.jsonl"):
             verdicts[pair[0].id][rubric] = verdict_of(*pair)
     write_rows(folder / "verdicts.jsonl", verdicts.values())
     mark_done(folder, key, n=len(verdicts), judge=run.profile.judge)
     return folder
+
+
+def judge_rubric(
+    judge: Judge, comparisons: Sequence[PairwiseComparison], rubric: Rubric, path: Path
+) -> list[tuple[Judgment, Judgment]]:
+    """Return the judgments (A/B, B/A) of all comparisons; those in the file already are not made again."""
+    repair_rows(path)
+    known: dict[str, dict[str, Judgment]] = {}
+    for row in iter_rows(path) if path.exists() else ():
+        order = row.pop("order")
+        known.setdefault(row["id"], {})[order] = Judgment(**row)
+    missing = [c for c in comparisons if len(known.get(c.id, {})) < 2]
+    for start in range(0, len(missing), CHUNK):
+        pairs = judge_both(judge, missing[start : start + CHUNK], rubric)
+        known |= {pair[0].id: dict(zip(ORDERS, pair, strict=True)) for pair in pairs}
+        rows = [{"order": o, **vars(j)} for pair in pairs for o, j in zip(ORDERS, pair, strict=True)]
+        append_rows(path, rows)
+    return [(known[c.id]["AB"], known[c.id]["BA"]) for c in comparisons]
 
 
 def judge_all(run: Run) -> list[Path]:

@@ -137,6 +137,22 @@ def gpu_need(profile: Profile) -> str:
     )
 
 
+def api_need(profile: Profile) -> str:
+    """Say which served models a profile asks, at what price, and what limits the bill."""
+    served = [role for role in ("generator", "judge") if getattr(profile, f"{role}_url")]
+    if "judge" in served and profile.judge != "lm":
+        served.remove("judge")
+    if not served:
+        return "0: no paid service is called"
+    parts = []
+    for role in served:
+        prices = getattr(profile, f"{role}_prices")
+        price = f"{prices[0]:g} + {prices[1]:g} dollars per million tokens" if prices else "no price given"
+        parts.append(f"{getattr(profile, f'{role}_model')} at {getattr(profile, f'{role}_url')} ({price})")
+    limit = f"at most {profile.max_cost_usd:g} dollars in all" if profile.max_cost_usd else "no limit is set"
+    return f"{'; '.join(parts)}; {limit} (--max-cost-usd)"
+
+
 def setup_need() -> str:
     """Say whether the Python that runs this has the packages; measured: 1.8 GB with torch for the CPU."""
     if not environment.unmet("lab"):
@@ -151,8 +167,8 @@ def not_ready(profile: Profile) -> list[str]:
         missing.append(
             f"training {profile.base_model} has not been run with this version; times are estimates"
         )
-    if profile.judge == "lm" and profile.judge_model != "base":
-        missing.append(f"the judge {profile.judge_model} is named, its prompt format is not built in yet")
+    if profile.judge == "lm" and profile.judge_model != "base" and not profile.judge_url:
+        missing.append(f"the judge {profile.judge_model} has not been run with this version")
     if profile.base_model != "scratch" and not profile.base_revision:
         missing.append("base_revision is empty: the hub model is not pinned to a commit")
     return missing
@@ -189,6 +205,6 @@ def print_totals(profile: Profile, lines: list[Line]) -> None:
         print(f"             {what}: {size:.2f} GB ({remark})")
     print(f"disk       {disk_gb(profile):.1f} GB")
     print(f"GPU        {gpu_need(profile)}")
-    print("API cost   0: no paid service is called")
+    print(f"API cost   {api_need(profile)}")
     for note in not_ready(profile):
         print(f"not ready  {note}")

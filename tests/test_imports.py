@@ -34,8 +34,8 @@ LEVELS = {
     "environment provenance workers",
     1: "synthetic oracle official data released retrieval llm generate endpoint arms guards leakage origin "
     "views",
-    2: "base unseen personas persona_quality tailoring trainers train tailor judge judged pooled swap "
-    "swap_tables released_tables",
+    2: "base unseen prometheus personas persona_quality tailoring trainers train tailor judge judged pooled "
+    "swap swap_tables released_tables",
     3: "docs figures selection show show_answers show_base show_lm_judge show_personas "
     "results results_personas results_swap primary swap_plots plots report steps tasks execute plan "
     "runner pipeline ahead",

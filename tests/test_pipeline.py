@@ -112,6 +112,29 @@ def test_every_profile_field_makes_some_step_stale_unless_it_changes_no_result()
     assert set(config.field_types()) - selects - read == set()
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ([], "0: no paid service is called"),
+        (
+            ["judge_url=http://h/v1", "judge_model=m"],
+            "0: no paid service is called",
+        ),  # the judge is the oracle
+        (
+            ["generator_url=http://h/v1", "generator_model=m", "generator_prices=0.5,1.5", "max_cost_usd=3"],
+            "m at http://h/v1 (0.5 + 1.5 dollars per million tokens); "
+            "at most 3 dollars in all (--max-cost-usd)",
+        ),
+        (
+            ["judge=lm", "judge_url=http://h/v1", "judge_model=m"],
+            "m at http://h/v1 (no price given); no limit is set (--max-cost-usd)",
+        ),
+    ],
+)
+def test_the_plan_says_who_is_paid_and_how_much_at_most(settings, said):
+    assert plan.api_need(config.load_profile("synthetic", settings)) == said
+
+
 def test_every_field_pattern_matches_a_field():
     profile = config.load_profile("synthetic")
     for name, step in STEPS.items():

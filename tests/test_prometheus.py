@@ -1,0 +1,162 @@
+"""Prometheus-2's format: prompts, verdicts, both ways of decoding, and judging that resumes."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from persona_lib import judge, official, prometheus, store
+from persona_lib.generate import Completion, Sampling
+from persona_lib.metrics import verdict_of
+from persona_lib.records import Judgment, PairwiseComparison
+
+TEMPLATES = ("SYSTEM", "<{instruction}>\nA<{response_A}>\nB<{response_B}>\nR<{rubric}>\nFeedback: ")
+ONE = PairwiseComparison("row-1", "How?", "The user is shy.", " first ", "second")
+ENDINGS = {
+    "Both are fine. [RESULT] A": "A",
+    "Long feedback.\n[RESULT] B\n": "B",
+    "So [Result] Response B": "B",
+    "So [RESULT] (A)": "A",
+    "Result: b": "B",
+    "[RESULT: A]": "A",
+    "A is better than B": None,
+    "[RESULT] A because it is short": None,
+    "[RESULT] C": None,
+    "[RESULT] Both": None,
+    "The results favour A": None,
+    "": None,
+}
+
+
+class Scripted:
+    """A generator that gives its answers in turn and keeps what it was asked."""
+
+    name = "scripted"
+
+    def __init__(self, *answers: str) -> None:
+        self.answers, self.asked = list(answers), []
+
+    def generate(self, prompts, max_new_tokens, stop, sampling=None):
+        self.asked.append((list(prompts), max_new_tokens, sampling))
+        return [(n, Completion(self.answers.pop(0), "stop", 1)) for n in range(len(prompts))]
+
+
+@pytest.mark.parametrize("text, winner", ENDINGS.items())
+def test_only_a_verdict_at_the_end_is_read(text, winner):
+    assert prometheus.parse_verdict(text) == winner
+
+
+def test_verdicts_are_read_as_the_package_reads_them_where_it_is_installed():
+    package = importlib.util.find_spec("prometheus_eval")
+    if package is None:
+        pytest.skip("prometheus-eval is not installed: pip install --no-deps prometheus-eval==0.1.20")
+    path = Path(package.submodule_search_locations[0]) / "parser.py"
+    spec = importlib.util.spec_from_file_location("prometheus_parser", path)
+    parser = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(parser)
+    theirs = {text: parser.parse_output(text, mode="relative")[1] for text in ENDINGS}
+    ours = {text: prometheus.parse_verdict(text) for text in ENDINGS}
+    differing = {text for text in ENDINGS if theirs[text] != ours[text]}
+    assert differing <= {"So [RESULT] (A)"}, "we also read a letter in round brackets"
+    system, template = prometheus.load_templates()
+    assert "{response_A}" in template and "{instruction}" in template and system
+
+
+def test_the_prompt_holds_both_responses_and_the_persona_for_personalization_only():
+    text = prometheus.prometheus_prompt(TEMPLATES, "personalization", ONE)
+    assert text.startswith("[INST] SYSTEM\n<") and text.endswith("Feedback:  [/INST]")
+    assert "A<first>\nB<second>" in text and "The user is shy." in text and "How?" in text
+    assert "shy" not in prometheus.prometheus_prompt(TEMPLATES, "quality", ONE)
+    assert prometheus.prometheus_prompt(TEMPLATES, "quality", ONE, chat=True).startswith("SYSTEM\n<")
+
+
+def test_constants_are_read_without_running_the_file(tmp_path):
+    path = tmp_path / "prompts.py"
+    path.write_text('REL_SYSTEM_PROMPT = "S"\nRELATIVE_PROMPT_WO_REF = """T"""\nraise SystemExit\n')
+    assert prometheus.load_templates(path) == ("S", "T")
+
+
+def test_another_file_than_the_pinned_one_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    store.write_text(tmp_path / "downloads" / "prometheus" / "prompts.py", "REL_SYSTEM_PROMPT = 'x'\n")
+    with pytest.raises(official.DataError, match="prompts.py: not the pinned prompt format"):
+        prometheus.template_file()
+
+
+def test_deterministic_judging_asks_once_and_keeps_what_it_cannot_read():
+    generator = Scripted("[RESULT] A", "no idea", "[RESULT] B", "[RESULT] B")
+    judged = prometheus.prometheus_judge(generator, 64, templates=TEMPLATES)
+    two = [ONE, PairwiseComparison("row-2", "Why?", None, "x", "y")]
+    pairs = judge.judge_both(judged, two, "quality")
+    assert [verdict_of(*pair) for pair in pairs] == ["win", "unparsed"]
+    assert [(tokens, sampling) for _, tokens, sampling in generator.asked] == [(64, None)] * 2
+    assert pairs[1][0].feedback == "no idea"
+
+
+def test_official_judging_samples_unread_answers_again_with_new_seeds_at_most_ten_times():
+    generator = Scripted("[RESULT] A", "?", "?", "[RESULT] B")
+    judged = prometheus.prometheus_judge(generator, 64, "official", templates=TEMPLATES)
+    two = [ONE, PairwiseComparison("row-2", "Why?", None, "x", "y")]
+    assert [j.winner for j in judged(two, "quality")] == ["A", "B"]
+    assert [len(prompts) for prompts, _, _ in generator.asked] == [2, 1, 1]
+    assert [sampling for _, _, sampling in generator.asked] == [
+        Sampling(1.0, 0.9, 1.03, seed) for seed in (0, 1, 2)
+    ]
+    stubborn = Scripted(*["?"] * 10)
+    (judgment,) = prometheus.prometheus_judge(stubborn, 64, "official", templates=TEMPLATES)([ONE], "quality")
+    assert judgment.winner is None and len(stubborn.asked) == 10
+
+
+def test_judging_that_was_killed_goes_on_after_the_last_chunk(tmp_path, monkeypatch):
+    monkeypatch.setattr(judge, "CHUNK", 2)
+    rows = [PairwiseComparison(f"row-{n}", "q", None, "a", "b") for n in range(5)]
+    asked = []
+
+    def first_is_better(comparisons, rubric):
+        asked.extend(c.id for c in comparisons)
+        if len(asked) > limit:
+            raise KeyboardInterrupt
+        return [Judgment(c.id, "test", rubric, "A" if c.response_a == "a" else "B") for c in comparisons]
+
+    path, limit = tmp_path / "quality.jsonl", 6
+    with pytest.raises(KeyboardInterrupt):
+        judge.judge_rubric(first_is_better, rows, "quality", path)
+    assert [row["id"] for row in store.iter_rows(path)] == ["row-0", "row-0", "row-1", "row-1"]
+    asked.clear()
+    limit = 100
+    pairs = judge.judge_rubric(first_is_better, rows, "quality", path)
+    assert sorted(set(asked)) == ["row-2", "row-3", "row-4"]
+    assert [verdict_of(*pair) for pair in pairs] == ["win"] * 5
+    assert len(list(store.iter_rows(path))) == 10
+
+
+@pytest.mark.slow
+def test_a_tiny_mistral_judges_in_this_format_from_end_to_end(tmp_path):
+    """Random weights write no verdict: everything is kept, counted as unparsed, and not asked again."""
+    import torch
+    from tiny import save_base
+    from transformers import MistralConfig, MistralForCausalLM
+
+    from persona_lib import base, llm
+    from persona_lib.generate import TransformersGenerator
+
+    torch.manual_seed(0)
+    tokenizer = base.train_tokenizer([" ".join(TEMPLATES), "[INST] [/INST] row"], 400, word_level=False)
+    config = MistralConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, sliding_window=64, eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    folder = save_base(tmp_path / "mistral", MistralForCausalLM(config), tokenizer)
+    generator = TransformersGenerator(llm.load_base(folder), llm.load_tokenizer(folder), "tiny", 4)
+    rows = [PairwiseComparison(f"row-{n}", f"row {n}", "The user is shy.", "one", "two") for n in range(3)]
+    for decoding in ("deterministic", "official"):
+        judged = prometheus.prometheus_judge(generator, 8, decoding, templates=TEMPLATES)
+        path = tmp_path / f"{decoding}.jsonl"
+        pairs = judge.judge_rubric(judged, rows, "personalization", path)
+        assert [verdict_of(*pair) for pair in pairs] == ["unparsed"] * 3
+        assert all(j.feedback for pair in pairs for j in pair)
+        assert judge.judge_rubric(None, rows, "personalization", path) == pairs
