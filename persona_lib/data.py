@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from persona_lib import official, synthetic
+from persona_lib import official, raw, synthetic
 from persona_lib.config import ConfigError, Profile, Run, near_names
 from persona_lib.fingerprint import module_hash
 from persona_lib.prompts import completion_text, tailoring_prompt
@@ -46,11 +46,17 @@ def read_official(run: Run) -> Pairs:
     return official.official_pairs(data_folder(run), run.dataset)
 
 
+def read_raw(run: Run) -> Pairs:
+    """Read a publisher's own file, which ``data_dir`` names or holds."""
+    return raw.read_raw(run.profile.data_dir, run.dataset)
+
+
 READERS: dict[str, Callable[[Run], Pairs]] = {
     "synthetic": read_synthetic,
     "beavertails": read_official,
     "hhh": read_official,
     "mnemonic": read_official,
+    **dict.fromkeys(raw.SOURCES, read_raw),
 }
 
 
@@ -68,6 +74,8 @@ def input_key(run: Run) -> str:
     """Return a hash of what a run's pairs are made from: official files, or the world's settings."""
     if has_personas(run):
         return official.official_key(data_folder(run), run.dataset)
+    if run.dataset in raw.SOURCES:
+        return raw.raw_key(run.profile.data_dir, run.dataset)
     fields = {name: getattr(run.profile, name) for name in WORLD_FIELDS}
     return content_hash(module_hash("synthetic"), fields, run.seed)
 
