@@ -168,6 +168,7 @@ def trained(tmp_path_factory):
 # --- what training leaves ---
 
 
+@pytest.mark.slow
 def test_training_leaves_adapter_spec_log_counts_and_no_checkpoints(trained):
     for method in ("sft", "dpo"):
         folder = train.adapter_folder(trained, method, "chosen")
@@ -181,6 +182,7 @@ def test_training_leaves_adapter_spec_log_counts_and_no_checkpoints(trained):
         assert store.is_done(folder, store.read_json(folder / "spec.json")["key"])
 
 
+@pytest.mark.slow
 def test_saved_adapters_give_the_best_validation_loss_recomputed_without_trl(trained):
     """Base, SFT and DPO adapters reloaded, rows scored by our own code: TRL's DPO + SFT loss comes out."""
     tokenizer = llm.load_tokenizer(*trained.base_source)
@@ -223,6 +225,7 @@ def test_best_epoch_not_the_last_is_what_is_saved(tmp_path, monkeypatch):
     )  # batches of one: mean of row means
 
 
+@pytest.mark.slow
 def test_finished_training_is_not_repeated_but_another_setting_is(trained, monkeypatch):
     folder = train.adapter_folder(trained, "sft", "chosen")
     before = (folder / "done.json").stat().st_mtime_ns
@@ -233,6 +236,7 @@ def test_finished_training_is_not_repeated_but_another_setting_is(trained, monke
     assert not store.is_done(folder, store.content_hash(spec))
 
 
+@pytest.mark.slow
 def test_dpo_is_stale_when_its_sft_adapter_is_another(trained):
     before = train.training_spec(trained, "dpo", "chosen")
     marker = train.adapter_folder(trained, "sft", "chosen") / "done.json"
@@ -259,6 +263,7 @@ def test_missing_inputs_are_errors_that_say_what_to_run(tmp_path, monkeypatch):
 # --- rows that TRL cuts ---
 
 
+@pytest.mark.slow
 def test_truncated_dropped_and_persona_free_rows_are_counted_as_trl_treats_them(
     tmp_path, monkeypatch, capsys
 ):
@@ -354,6 +359,7 @@ def test_stacked_adapter_trains_as_merging_the_sft_adapter_first_would(trained):
         assert (parameter - after[name]).norm() <= 1e-3 * after[name].norm()
 
 
+@pytest.mark.slow
 def test_reference_is_the_sft_adapter_alone_and_training_does_not_move_it(trained):
     trainer = build(trained, "dpo")
     sft = weights(train.adapter_folder(trained, "sft", "chosen"))
@@ -378,6 +384,7 @@ def test_reference_is_the_sft_adapter_alone_and_training_does_not_move_it(traine
     np.testing.assert_allclose(trainer.train_dataset["ref_chosen_logps"], scores, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_evaluating_other_rows_uses_the_sft_reference_and_keeps_the_stack(trained):
     trainer = build(trained, "dpo")
     data = trainer.eval_dataset.select_columns(["prompt", "chosen", "rejected"])
@@ -388,6 +395,7 @@ def test_evaluating_other_rows_uses_the_sft_reference_and_keeps_the_stack(traine
     guards.check_adapters(trainer.model, "default")
 
 
+@pytest.mark.slow
 def test_dpo_that_forgets_the_sft_adapter_in_the_policy_is_caught_before_training(trained):
     trainer = build(trained, "dpo")
     check_dpo_start(trainer, trained.profile)
@@ -398,6 +406,7 @@ def test_dpo_that_forgets_the_sft_adapter_in_the_policy_is_caught_before_trainin
     check_dpo_start(trainer, trained.profile)
 
 
+@pytest.mark.slow
 def test_plain_dpo_starts_at_ln_2_and_has_no_sft_term(trained):
     run = Run(set_field(trained.profile, dpo_sft_weight=0.0), trained.dataset, trained.seed)
     trainer = build(run, "dpo")
@@ -410,6 +419,7 @@ def test_plain_dpo_starts_at_ln_2_and_has_no_sft_term(trained):
 # --- evaluation, precision, gradients ---
 
 
+@pytest.mark.slow
 def test_sft_validation_loss_does_not_depend_on_the_training_batch_size(tmp_path, monkeypatch):
     losses = []
     for size in (2, 8):
@@ -421,6 +431,7 @@ def test_sft_validation_loss_does_not_depend_on_the_training_batch_size(tmp_path
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 def test_nf4_adapters_stay_float32_and_have_gradients_after_an_evaluation(tmp_path, monkeypatch):
     """As on an AVX512-BF16 processor; TRL alone would also cast the adapters to bfloat16."""
     from bitsandbytes.nn import modules
@@ -438,6 +449,7 @@ def test_nf4_adapters_stay_float32_and_have_gradients_after_an_evaluation(tmp_pa
         assert any(layer in name and bool(g.any()) for name, g in found.items())
 
 
+@pytest.mark.slow
 def test_training_stops_when_gradients_vanish_after_the_first_evaluation(tmp_path, monkeypatch):
     run = tiny_run(tmp_path, monkeypatch)
     trainer = build(run, "sft")
@@ -447,6 +459,7 @@ def test_training_stops_when_gradients_vanish_after_the_first_evaluation(tmp_pat
         train.fit(trainer, run.profile, "sft-chosen", None)
 
 
+@pytest.mark.slow
 def test_training_stops_when_the_first_step_moves_nothing(tmp_path, monkeypatch):
     run = tiny_run(tmp_path, monkeypatch)
     trainer = build(run, "sft")
@@ -537,6 +550,7 @@ def test_checkpoints_of_other_settings_are_not_resumed(tmp_path):
     assert not checkpoint.exists()
 
 
+@pytest.mark.slow
 def test_progress_is_one_plain_line_per_epoch(tmp_path, monkeypatch, capfd):
     run = tiny_run(tmp_path, monkeypatch, n=8)
     capfd.readouterr()
