@@ -294,7 +294,7 @@ def test_an_aim_is_met_only_if_the_interval_excludes_zero(profile, low, met):
 def test_the_aims_of_the_authors_data_need_the_value_and_an_interval_above_one_half(tmp_path, monkeypatch):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
     profile = load_profile("scratch")
-    policy = {"arm": "dpo-chosen", "persona_format": "line", "measure": "policy", "n": 9, "n_seeds": 3}
+    policy = {"arm": "dpo-both", "persona_format": "line", "measure": "policy", "n": 9, "n_seeds": 3}
     found = [("beavertails", "gold", 0.61), ("hhh", "gold", 0.69)]
     found += [("beavertails", "shuffled", 0.52), ("hhh", "shuffled", 0.56)]
     rows = [
