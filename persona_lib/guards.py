@@ -127,9 +127,9 @@ def movement_guard() -> Any:
     return MovementGuard()
 
 
-def epoch_line(name: str, record: dict[str, Any], epochs: float, seconds: float) -> str:
+def epoch_line(name: str, record: dict[str, Any], epochs: int, seconds: float) -> str:
     """Return the line shown for an epoch, from the losses logged for it."""
-    parts = [f"{name}: epoch {record['epoch']:g}/{epochs:g}", f"loss {record.get('loss', math.nan):.4f}"]
+    parts = [f"{name}: epoch {record['epoch']:.3g}/{epochs:g}", f"loss {record.get('loss', math.nan):.4f}"]
     parts.append(f"validation loss {record['eval_loss']:.4f}")
     if "eval_rewards/accuracies" in record:
         parts.append(f"validation reward accuracy {record['eval_rewards/accuracies']:.3f}")
@@ -195,7 +195,7 @@ def progress_lines(name: str, every_seconds: float = 60.0) -> Any:
                 self.loss = {"loss": float(logs["loss"])}
             if "eval_loss" in logs and state.global_step:
                 self.shown = time.monotonic()
-                line = epoch_line(name, logs | self.loss, args.num_train_epochs, self.shown - self.started)
+                line = epoch_line(name, logs | self.loss, state.num_train_epochs, self.shown - self.started)
                 print(line, flush=True)
             elif "loss" in logs and args.eval_strategy == "no":
                 self.shown = time.monotonic()
