@@ -7,8 +7,8 @@ reads: only they make it stale. Naming a field too many costs seconds (the libra
 
 Minutes of the paper profile are estimates: the time that the arithmetic and the memory traffic of the
 steps need at least on one large GPU (SFT 16 ms, DPO 23 to 35 ms per step of one row; a decoding step
-4 ms), times four for what a framework adds. Those of synthetic were measured (two steps side by side on two
-cores without AVX512), those of scratch are guesses. A plan prefers what this machine has measured.
+4 ms), times four for what a framework adds. Those of synthetic and scratch were measured on two cores without
+AVX512 (scratch with other work beside it). A plan prefers what this machine has measured.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Step:
     """One numbered notebook.
 
     ``minutes`` are expected per task and profile, on two cores or one GPU; a plan replaces them by what
-    this machine measured. Those of ``synthetic`` are from runs, those of ``scratch`` and ``paper`` guesses.
+    this machine measured. Those of ``paper`` are guesses.
     """
 
     title: str
@@ -90,7 +90,7 @@ STEPS: dict[str, Step] = {
         "The base language model",
         per="base",
         fields=(*DATA, *BASE, *MODEL, "pi_shots", "datasets", "gen_max_new_tokens"),
-        minutes={"smoke": 0.3, "synthetic": 3.3, "scratch": 8, "paper": 10},
+        minutes={"smoke": 0.3, "synthetic": 3.3, "scratch": 6.5, "paper": 10},
     ),
     "03_persona_inference": Step(
         "Infer a persona for every response",
@@ -120,13 +120,13 @@ STEPS: dict[str, Step] = {
         "Persona tailoring by DPO on top of it",
         inputs=("02_base_model", "05_tailoring_data", "06_supervised_tailoring"),
         fields=TRAINING,
-        minutes={"smoke": 0.2, "synthetic": 1.2, "scratch": 4, "paper": 50},
+        minutes={"smoke": 0.2, "synthetic": 1.2, "scratch": 21, "paper": 50},
     ),
     "08_generation": Step(
         "Answer the test prompts with every policy and persona",
         inputs=("02_base_model", "05_tailoring_data", "06_supervised_tailoring", "07_preference_tailoring"),
         fields=GENERATION,
-        minutes={"smoke": 0.2, "synthetic": 0.8, "scratch": 3, "paper": 180},
+        minutes={"smoke": 0.2, "synthetic": 0.8, "scratch": 2.3, "paper": 180},
     ),
     "09_judging": Step(
         "Judge the answers in both orders",
@@ -158,7 +158,7 @@ STEPS: dict[str, Step] = {
             "eval_personas",
             "bootstrap_samples",
         ),
-        minutes={"smoke": 0.1, "synthetic": 0.7, "scratch": 2, "paper": 20},
+        minutes={"smoke": 0.1, "synthetic": 0.7, "scratch": 3.3, "paper": 20},
     ),
     "12_results": Step(
         "All results, with intervals, beside the paper's",
