@@ -1,7 +1,8 @@
 """Independent jobs side by side, each in a process of its own with its share of the processor's cores.
 
-Training a small model on two cores is faster as two arms in two processes than as one arm with two
-threads: many of its operations are too small to be worth splitting. The results are the same.
+Many operations of a small model are too small to be worth splitting over threads, so two arms in two
+processes should use two cores better than one arm with two threads. The results are the same;
+``benchmarks/workers.py`` times it.
 """
 
 from __future__ import annotations
