@@ -25,7 +25,8 @@ HOME = (
     "https://raw.githubusercontent.com/prometheus-eval/prometheus-eval/"
     "485d2b4eaeebbebf991d76ab6698bdd94799e213/libs/prometheus-eval/prometheus_eval/prompts.py"
 )
-SHA256 = "aabcaa9f012108bbd19cc9528dab9f313325fdf89711919a67f20ef94cd50914"  # of version 0.1.20; the public file has to have it, too
+# Of version 0.1.20 of the package; the public file is held to it, too.
+SHA256 = "aabcaa9f012108bbd19cc9528dab9f313325fdf89711919a67f20ef94cd50914"
 CRITERIA = {
     "personalization": "[Does the response answer the request, and does it suit the person who asks?]",
     "quality": "[Is it a good response to the request?]",
