@@ -283,9 +283,14 @@ def check_profile(profile: Profile) -> None:
             )
 
 
+def results_root() -> Path:
+    """Folder of all results: ``results``, or ``$PERSONA_RESULTS``."""
+    return Path(os.environ.get("PERSONA_RESULTS", REPO / "results"))
+
+
 def results_dir(profile: Profile) -> Path:
-    """Folder of a profile's results: ``results/<profile>`` (or below ``$PERSONA_RESULTS``)."""
-    return Path(os.environ.get("PERSONA_RESULTS", REPO / "results")) / profile.name
+    """Folder of a profile's results: ``results/<profile>``."""
+    return results_root() / profile.name
 
 
 def figures_dir(profile: Profile) -> Path:

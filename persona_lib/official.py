@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from persona_lib.config import REPO
+from persona_lib.config import REPO, results_root
 from persona_lib.records import PreferencePair, TailoringRow
 from persona_lib.store import content_hash, file_hash, read_json
 
@@ -124,7 +124,7 @@ def ways_out() -> str:
 
 def download_dir() -> Path:
     """Folder of downloaded official data: ``results/downloads/official`` (or below ``$PERSONA_RESULTS``)."""
-    return Path(os.environ.get("PERSONA_RESULTS", REPO / "results")) / "downloads" / "official"
+    return results_root() / "downloads" / "official"
 
 
 def checksums() -> dict[str, str]:

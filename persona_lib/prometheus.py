@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from persona_lib import official
-from persona_lib.config import REPO
+from persona_lib.config import results_root
 from persona_lib.generate import Sampling
 from persona_lib.records import Judgment, PairwiseComparison, Rubric
 from persona_lib.store import file_hash
@@ -51,8 +50,7 @@ def template_file() -> Path:
     if package and package.submodule_search_locations:
         path = Path(package.submodule_search_locations[0]) / "prompts.py"
     else:
-        results = Path(os.environ.get("PERSONA_RESULTS", REPO / "results"))
-        path = results / "downloads" / "prometheus" / "prompts.py"
+        path = results_root() / "downloads" / "prometheus" / "prompts.py"
         if not path.exists():
             official.fetch(HOME, path, SHA256)
     if file_hash(path) != SHA256:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from persona_lib.config import REPO
+from persona_lib.config import REPO, results_root
 from persona_lib.official import DATASETS, ROLE_MARK, DataError, fetch, find_data_dir, load_official
 from persona_lib.records import TailoringRow
 from persona_lib.store import file_hash, read_json, write_json
@@ -95,7 +95,7 @@ class Released:
 
 def download_dir() -> Path:
     """Folder of downloaded released outputs: ``results/downloads/released_outputs``."""
-    return Path(os.environ.get("PERSONA_RESULTS", REPO / "results")) / "downloads" / "released_outputs"
+    return results_root() / "downloads" / "released_outputs"
 
 
 def ways_out() -> str:
