@@ -94,6 +94,5 @@ def to_ordered_dpo_rows(rows: list[TailoringRow], train_persona: str, seed: int)
     rows = random.Random(f"dpo-order-{seed}").sample(rows, len(rows))
     if train_persona != "both":
         return to_dpo_rows(rows, train_persona, seed)
-    whole = [r for r in rows if r.personas.get("gold-chosen") and r.personas.get("gold-rejected")]
-    rows = whole + [r for r in rows if r not in whole]
-    return [made for row in rows for made in to_dpo_rows([row], "both", seed)]
+    made = [to_dpo_rows([row], "both", seed) for row in rows]
+    return [row for pair in sorted(made, key=len, reverse=True) for row in pair]

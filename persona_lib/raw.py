@@ -7,9 +7,7 @@ that names file, row and field; a row that the paper leaves out is counted.
 
 from __future__ import annotations
 
-import gzip
 import itertools
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -18,7 +16,8 @@ from typing import Any
 
 from persona_lib.official import DataError
 from persona_lib.records import PreferencePair
-from persona_lib.store import content_hash, file_hash
+from persona_lib.retrieval import normal
+from persona_lib.store import content_hash, file_hash, iter_rows
 
 Read = tuple[list[PreferencePair], Counter[str]]  # pairs, and how many rows were left out for which reason
 TURN = re.compile(r"\n\n(Human|Assistant): ?")
@@ -26,20 +25,13 @@ LEAST_SCORE = 10  # the paper drops SHP comments with fewer upvotes
 SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
 
 
-def iter_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (where, row) of a .jsonl or .jsonl.gz file; DataError for what is no JSON object."""
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            where = f"{path}, row {number}"
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{where}: not valid JSON ({error.msg}); mend or delete the line") from error
-            if not isinstance(row, dict):
-                raise DataError(f"{where}: a {type(row).__name__}, not an object with named fields")
-            yield where, row
+def iter_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (where, row) of a file of JSON lines; DataError for a line that is no object."""
+    for number, row in enumerate(iter_rows(path), start=1):
+        where = f"{path}, row {number}"
+        if not isinstance(row, dict):
+            raise DataError(f"{where}: a {type(row).__name__}, not an object with named fields")
+        yield where, row
 
 
 def field(row: dict[str, Any], name: str, kind: type, where: str) -> Any:
@@ -73,7 +65,7 @@ def read_safe_rlhf(path: Path) -> Read:
     The paper drops pairs with a harmful rejected response: nobody should be given a persona that wants it.
     """
     pairs, out = [], Counter[str]()
-    for number, (where, row) in enumerate(iter_lines(path)):
+    for number, (where, row) in enumerate(iter_objects(path)):
         prompt = field(row, "prompt", str, where)
         responses = [field(row, f"response_{n}", str, where) for n in (0, 1)]
         safe = [field(row, f"is_response_{n}_safe", bool, where) for n in (0, 1)]
@@ -100,7 +92,7 @@ def turns(transcript: str, where: str) -> list[tuple[str, str]]:
 def read_hh_rlhf(path: Path) -> Read:
     """Read Anthropic HH-RLHF, whose rows are two transcripts: dialogues of one turn, as in the paper."""
     pairs, out = [], Counter[str]()
-    for number, (where, row) in enumerate(iter_lines(path)):
+    for number, (where, row) in enumerate(iter_objects(path)):
         chosen, rejected = (
             turns(field(row, name, str, where), f"{where}, {name}") for name in ("chosen", "rejected")
         )
@@ -120,7 +112,7 @@ def read_hh_rlhf(path: Path) -> Read:
 def read_shp(path: Path) -> Read:
     """Read Stanford SHP: labels 1 means that A is preferred; comments with under ten upvotes are left out."""
     pairs, out = [], Counter[str]()
-    for number, (where, row) in enumerate(iter_lines(path)):
+    for number, (where, row) in enumerate(iter_objects(path)):
         prompt = field(row, "history", str, where)
         responses = [field(row, f"human_ref_{x}", str, where) for x in "AB"]
         scores = [field(row, f"score_{x}", int, where) for x in "AB"]
@@ -157,7 +149,7 @@ def split_pairs(pairs: list[PreferencePair]) -> dict[str, list[PreferencePair]]:
     """Split pairs 80/10/10 by a hash of the prompt: all pairs of a prompt stay together."""
     splits: dict[str, list[PreferencePair]] = {name: [] for name in SHARES}
     for pair in pairs:
-        place = int(content_hash(" ".join(pair.prompt.lower().split()))[:8], 16) / 16**8
+        place = int(content_hash(normal(pair.prompt))[:8], 16) / 16**8
         bounds = itertools.accumulate(SHARES.values())
         splits[next(name for name, bound in zip(SHARES, bounds, strict=True) if place < bound)].append(pair)
     return splits

@@ -8,6 +8,7 @@ cut off on the next read for appending, so that a rerun resumes at the first mis
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import hashlib
 import json
 import os
@@ -89,8 +90,8 @@ def repair_rows(path: Path) -> None:
 
 
 def iter_rows(path: Path) -> Iterator[dict]:
-    """Yield the rows of a JSONL file as dicts; a damaged line is an error that names file and line."""
-    with path.open(encoding="utf-8") as file:
+    """Yield the rows of a JSONL file (or .gz of one) as dicts; a damaged line is an error that says where."""
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             try:
                 yield json.loads(line)

@@ -105,7 +105,7 @@ def test_a_malformed_row_is_an_error_that_names_file_row_and_field(tmp_path, rea
 def test_a_torn_line_is_named(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_text(json.dumps(SHP) + '\n{"history": "Ho', encoding="utf-8")
-    with pytest.raises(DataError, match="x.jsonl, row 2: not valid JSON"):
+    with pytest.raises(ValueError, match="x.jsonl:2: not valid JSON"):
         raw.read_shp(path)
 
 
