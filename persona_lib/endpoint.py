@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from persona_lib import store
-from persona_lib.config import Profile, results_dir
+from persona_lib.config import Profile
 from persona_lib.generate import Completion, Sampling, cut_at_stop
 
 KINDS = ("chat", "completions")
@@ -253,6 +253,8 @@ class EndpointGenerator:
 
     def __init__(self, endpoint: Endpoint, ledger: Path) -> None:
         self.endpoint, self.ledger, self.name = endpoint, Path(ledger), endpoint.model
+        self.known: dict[str, Answer] = {}
+        self.spent, self.read_to = 0.0, 0  # dollars and bytes of the ledger
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -280,32 +282,44 @@ class EndpointGenerator:
         """
         if min_new_tokens:
             raise ValueError("an endpoint cannot be asked for min_new_tokens: set gen_min_new_tokens to 0")
-        known, spent = self.read_ledger()
+        self.read_ledger()
         bodies, places = {}, {}
         for index, prompt in enumerate(prompts):
             body = request_body(self.endpoint, prefix + prompt, max_new_tokens, stop, sampling)
             name = request_id(self.endpoint, body)
-            if name in known:
-                yield index, to_completion(known[name], stop)
+            if name in self.known:
+                yield index, to_completion(self.known[name], stop)
             else:
                 bodies[name] = body
                 places.setdefault(name, []).append(index)
-        for answer in self.ask(bodies, spent):
+        for answer in self.ask(bodies):
             for index in places[answer.id]:
                 yield index, to_completion(answer, stop)
 
-    def read_ledger(self) -> tuple[dict[str, Answer], float]:
-        """Return the answers that are there, by request, and what they cost together."""
-        store.repair_rows(self.ledger)
-        answers = store.read_rows(self.ledger, Answer) if self.ledger.exists() else []
-        return {answer.id: answer for answer in answers}, sum(answer.cost_usd for answer in answers)
+    def read_ledger(self) -> None:
+        """Read what the ledger has got since the last look, from this generator and from others."""
+        if self.read_to == 0:
+            store.repair_rows(self.ledger)
+        if not self.ledger.exists():
+            return
+        with self.ledger.open("rb") as file:
+            file.seek(self.read_to)
+            for number, line in enumerate(file, start=1):
+                try:
+                    answer = Answer(**json.loads(line))
+                except (ValueError, TypeError) as error:
+                    where = f"{self.ledger}, line {number} after byte {self.read_to}"
+                    raise EndpointError(f"{where}: not an answer ({error}); mend or delete it") from error
+                self.known[answer.id] = answer
+                self.spent += answer.cost_usd
+            self.read_to = file.tell()
 
-    def ask(self, bodies: dict[str, dict[str, Any]], spent: float) -> Iterator[Answer]:
+    def ask(self, bodies: dict[str, dict[str, Any]]) -> Iterator[Answer]:
         """Yield the answers as they arrive; the event loop has its own thread (a notebook has one)."""
         if not bodies:
             return
         answers: queue.Queue[Any] = queue.Queue()
-        asker = Asker(self.endpoint, self.ledger, spent, answers.put)
+        asker = Asker(self.endpoint, self.ledger, self.spent, answers.put)
 
         def run() -> None:
             try:
@@ -341,8 +355,3 @@ class EndpointGenerator:
                 f"{where}: {len(asker.failures)} of {asked} requests failed, the first ({name}) with "
                 f"{describe(error, api_key(self.endpoint))}; {kept}"
             )
-
-
-def served(profile: Profile, role: str) -> EndpointGenerator:
-    """Return a profile's served "generator" or "judge"; both write to one ledger, which holds the budget."""
-    return EndpointGenerator(endpoint_of(profile, role), results_dir(profile) / "endpoint" / "answers.jsonl")

@@ -13,6 +13,7 @@ from typing import Any
 
 from persona_lib.config import Run
 from persona_lib.fingerprint import module_hash
+from persona_lib.generators import load_generator
 from persona_lib.metrics import verdict_of
 from persona_lib.prompts import judge_prompt
 from persona_lib.records import Generation, Judgment, PairwiseComparison, Rubric, RunSpec
@@ -109,29 +110,14 @@ def load_judge(run: Run) -> Judge:
 
 def model_judge(run: Run) -> Judge:
     """Return the language model ``judge_model`` as a judge: served, of the hub, or "base" (the run's own)."""
-    profile, generator = run.profile, judge_generator(run)
+    profile = run.profile
+    generator = load_generator(run, "judge", profile.judge_batch_size)
     if profile.judge_format == "letter":
         return lm_judge(generator, profile.judge_max_new_tokens)
     from persona_lib.prometheus import prometheus_judge
 
     chat = bool(profile.judge_url) and profile.judge_kind == "chat"
     return prometheus_judge(generator, profile.judge_max_new_tokens, profile.judge_decoding, chat)
-
-
-def judge_generator(run: Run) -> Any:
-    """Return the text generator of ``judge_model``: served, loaded from the hub, or the run's own base."""
-    from persona_lib.endpoint import served
-    from persona_lib.generate import TransformersGenerator
-    from persona_lib.llm import load_base, load_tokenizer
-
-    profile = run.profile
-    if profile.judge_url:
-        return served(profile, "judge")
-    own = profile.judge_model == "base"
-    source, revision = run.base_source if own else (profile.judge_model, "")
-    model = load_base(source, revision, "none", profile.compute_dtype)
-    tokenizer = load_tokenizer(source, revision)
-    return TransformersGenerator(model, tokenizer, profile.judge_model, profile.judge_batch_size)
 
 
 def swap_order(c: PairwiseComparison) -> PairwiseComparison:

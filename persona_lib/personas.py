@@ -17,6 +17,7 @@ from persona_lib import store
 from persona_lib.config import Profile, Run, base_folder
 from persona_lib.data import load_pairs
 from persona_lib.fingerprint import module_hash
+from persona_lib.generators import load_generator
 from persona_lib.prompts import inference_prefix, inference_query
 from persona_lib.records import InferredPersona, PreferencePair, Side
 from persona_lib.tailoring import retrieved_train_ids
@@ -113,22 +114,6 @@ def to_infer(run: Run) -> list[tuple[str, Side, list[PreferencePair]]]:
     return work
 
 
-def load_generator(run: Run) -> Any:
-    """Return the text generator that infers personas: the run's base model, a hub model or a served one."""
-    if run.profile.generator_url:
-        from persona_lib.endpoint import served
-
-        return served(run.profile, "generator")
-    from persona_lib.generate import TransformersGenerator
-    from persona_lib.llm import load_base, load_tokenizer
-
-    own = run.profile.generator_model != "base"
-    source, revision = (run.profile.generator_model, "") if own else run.base_source
-    model = load_base(source, revision, "none", run.profile.compute_dtype)
-    name = run.profile.generator_model if own else f"base-{run.base_seed}"
-    return TransformersGenerator(model, load_tokenizer(source, revision), name, run.profile.pi_batch_size)
-
-
 def personas_key(run: Run) -> str:
     """Hash of all that a run's inferred personas depend on."""
     base = base_folder(run.profile, run.base_seed) / "done.json"
@@ -152,7 +137,7 @@ def infer_run(run: Run) -> Path:
     if store.is_done(folder, key):
         return folder
     store.clear_unless(folder, key)
-    generator, counts = load_generator(run), {}
+    generator, counts = load_generator(run, "generator", run.profile.pi_batch_size), {}
     for split, side, pairs in to_infer(run):
         rows = infer_personas(generator, pairs, side, run.profile, folder / f"{split}-{side}.jsonl")
         counts[f"{split}-{side}"] = count_statuses(rows)

@@ -166,6 +166,21 @@ def test_the_request_is_greedy_and_holds_prefix_stop_and_length(server, tmp_path
     assert server.bodies[1]["messages"] == [{"role": "user", "content": "q"}]
 
 
+def test_the_ledger_is_read_once_and_what_others_add_to_it_counts(server, tmp_path):
+    prices = {"prompt_price": 1.0, "completion_price": 10.0, "max_cost_usd": 1.0}
+    one, other = make(server, tmp_path, **prices), make(server, tmp_path, **prices)
+    texts(one, ["a"])
+    texts(other, ["b"])
+    assert texts(one, ["a", "b"]) == {0: "a answered", 1: "b answered"}
+    assert server.billed == 2 and one.spent == pytest.approx(2 * 40e-6)
+    whole = one.ledger.read_bytes()
+    one.ledger.write_bytes(b"x" * len(whole))  # what was read is not read again
+    assert texts(one, ["a", "b"]) == {0: "a answered", 1: "b answered"}
+    one.ledger.write_bytes(whole + b'{"id": 1}\n')
+    with pytest.raises(EndpointError, match="ledger.jsonl, line 1 after byte .*not an answer"):
+        texts(one, ["a"])
+
+
 def test_equal_prompts_are_asked_once_and_other_lengths_anew(server, tmp_path):
     generator = make(server, tmp_path)
     assert texts(generator, ["a", "b", "a"]) == {0: "a answered", 1: "b answered", 2: "a answered"}

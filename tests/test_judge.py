@@ -135,5 +135,5 @@ def test_the_base_model_can_judge_and_is_read_like_any_other(tmp_path, monkeypat
     run = Run(profile, "synthetic", 0)
     base.pretrain(profile, 0)
     ((ab, ba),) = judge.judge_both(judge.load_judge(run), [compare(CHEAP, DEAR)], "personalization")
-    assert (ab.judge, ab.id, ba.id) == ("base", "row-1", "row-1")
+    assert (ab.judge, ab.id, ba.id) == ("base-0", "row-1", "row-1")
     assert verdict_of(ab, ba) in ("win", "tie", "loss", "unparsed")

@@ -1,0 +1,27 @@
+"""Which text generator a run uses: its own base model, one of the hub, or one that is served elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from persona_lib.config import Run, results_dir
+from persona_lib.endpoint import EndpointGenerator, endpoint_of
+from persona_lib.generate import TransformersGenerator
+
+
+def load_generator(run: Run, role: str, batch_size: int) -> Any:
+    """Return the run's "generator" (persona inference) or "judge", as the profile's ``<role>_*`` fields say.
+
+    Served models of one profile share a ledger, and with it ``max_cost_usd``.
+    """
+    from persona_lib.llm import load_base, load_tokenizer
+
+    profile = run.profile
+    name = getattr(profile, f"{role}_model")
+    if getattr(profile, f"{role}_url"):
+        ledger = results_dir(profile) / "endpoint" / "answers.jsonl"
+        return EndpointGenerator(endpoint_of(profile, role), ledger)
+    source, revision = run.base_source if name == "base" else (name, "")
+    model = load_base(source, revision, "none", profile.compute_dtype)
+    name = f"base-{run.base_seed}" if name == "base" else name
+    return TransformersGenerator(model, load_tokenizer(source, revision), name, batch_size)
