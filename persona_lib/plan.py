@@ -71,13 +71,16 @@ def plan_lines(pipeline: Pipeline, selected: list[str], force: bool = False) -> 
     return lines
 
 
+def roles(profile: Profile) -> dict[str, str]:
+    """Return what a profile asks language models for beside the policies, and where each is served."""
+    names = ("generator", "judge") if profile.judge == "lm" else ("generator",)
+    return {name: getattr(profile, f"{name}_url") for name in names}
+
+
 def hub_models(profile: Profile) -> list[str]:
     """Return the hub models that a profile uses."""
-    named = [
-        profile.base_model,
-        "base" if profile.generator_url else profile.generator_model,
-        "base" if profile.judge_url or profile.judge != "lm" else profile.judge_model,
-    ]
+    here = [getattr(profile, f"{role}_model") for role, url in roles(profile).items() if not url]
+    named = [profile.base_model, *here]
     return list(dict.fromkeys(name for name in named if name not in ("scratch", "base")))
 
 
@@ -139,16 +142,14 @@ def gpu_need(profile: Profile) -> str:
 
 def api_need(profile: Profile) -> str:
     """Say which served models a profile asks, at what price, and what limits the bill."""
-    served = [role for role in ("generator", "judge") if getattr(profile, f"{role}_url")]
-    if "judge" in served and profile.judge != "lm":
-        served.remove("judge")
+    served = {role: url for role, url in roles(profile).items() if url}
     if not served:
         return "0: no paid service is called"
     parts = []
-    for role in served:
+    for role, url in served.items():
         prices = getattr(profile, f"{role}_prices")
         price = f"{prices[0]:g} + {prices[1]:g} dollars per million tokens" if prices else "no price given"
-        parts.append(f"{getattr(profile, f'{role}_model')} at {getattr(profile, f'{role}_url')} ({price})")
+        parts.append(f"{getattr(profile, f'{role}_model')} at {url} ({price})")
     limit = f"at most {profile.max_cost_usd:g} dollars in all" if profile.max_cost_usd else "no limit is set"
     return f"{'; '.join(parts)}; {limit} (--max-cost-usd)"
 
