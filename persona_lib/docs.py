@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 DOCUMENTS = ("README.md", "REPRODUCTION.md")
 BLOCK = re.compile(r"(<!-- (table|figure):([\w-]+)/(\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 NOT_RUN = "*Not run yet.*"
+TRACKED = {  # tables on validation topics, kept with the figures -> the command that writes them
+    "selection_sft": "python -m persona_lib.selection",
+    "selection_dpo": "python -m persona_lib.selection",
+    "axes": "python -m persona_lib.axes",
+}
 SHOWN: dict[str, dict[str, Any]] = {  # what of a long table stands in a document
     "swap": {"measure": ["policy"], "persona": ["gold", "stripped", "retrieved", "shuffled", "user"]},
     "swap_differences": {"measure": ["policy"], "persona": ["gold", "retrieved", "shuffled", "user"]},
@@ -43,7 +48,7 @@ def read_shown(profile: Profile, name: str) -> pd.DataFrame:
     """Read a table, cut to what of it stands in a document."""
     import pandas as pd
 
-    if name.startswith("selection"):  # kept with the figures, because they are tracked
+    if name in TRACKED:
         path = figures_dir(profile) / f"{name}.csv"
         return pd.read_csv(path) if path.exists() else pd.DataFrame()
     table = read_table(profile, name)
@@ -67,8 +72,8 @@ def made_by(profile: Profile, name: str, table: pd.DataFrame) -> str:
     """Say how a table was made: command, commit, seeds, n and date."""
     if name == "paper":
         return "From the exact counts; the paper prints no intervals, these are ours."
-    if name.startswith("selection"):
-        return "`python -m persona_lib.selection`; validation topics, seeds that no result uses."
+    if name in TRACKED:
+        return f"`{TRACKED[name]}`; validation topics, seeds that no result uses."
     sizes = sorted({int(n) for n in table.n.dropna()}) if "n" in table else []
     n = "see the table" if not sizes else str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
     if name.startswith("released"):

@@ -265,6 +265,20 @@ def plain_view(table: pd.DataFrame) -> pd.DataFrame:
     return table.map(lambda v: f"{v:.4g}" if isinstance(v, float) and v == v else "" if v != v else str(v))
 
 
+def axes_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show what a change of world or training does: oracle fit of both arms, and what tailoring gains."""
+    columns = {
+        "change": lambda row: row["axis"],
+        f"fit, plain DPO {CI}": lambda row: with_interval(row, "fit_plain"),
+        f"fit, PT-DPO {CI}": lambda row: with_interval(row, "fit_tailored"),
+        f"fit gained {CI}": lambda row: with_interval(row, "fit_gain", sign=True),
+        f"quality gained, SD {CI}": lambda row: with_interval(row, "quality_gain_sd", sign=True),
+        "n": size,
+        "seeds": lambda row: str(row["seeds"]),
+    }
+    return build(table, columns, name_dataset=False)
+
+
 def paper_view(table: pd.DataFrame) -> pd.DataFrame:
     """Show the paper's own ten rows and their average; the intervals are ours, from the exact counts."""
     columns = {
@@ -299,6 +313,7 @@ VIEWS: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
     "not_run": plain_view,
     "selection_sft": plain_view,
     "selection_dpo": plain_view,
+    "axes": axes_view,
 }
 
 
