@@ -109,6 +109,7 @@ class Profile:
     sft_batch_size: int
     dpo_splits: tuple[str, ...]
     dpo_order: str
+    dpo_tokenization: str
     dpo_learning_rate: float
     dpo_epochs: int
     dpo_max_steps: int
@@ -255,6 +256,7 @@ def check_profile(profile: Profile) -> None:
         "eval_split": ("validation", "test"),
         "judge": ("oracle", "none", "lm"),
         "dpo_order": ("random", "pairs"),
+        "dpo_tokenization": ("whole", "released"),
         "generator_kind": ("chat", "completions"),
         "judge_kind": ("chat", "completions"),
         "judge_format": ("letter", "prometheus"),

@@ -21,7 +21,7 @@ from persona_lib.config import Profile, Run
 from persona_lib.fingerprint import module_hash
 from persona_lib.llm import load_base, load_tokenizer
 from persona_lib.records import TailoringRow
-from persona_lib.tokens import RowCounts, count_rows
+from persona_lib.tokens import ENCODERS, RowCounts, count_rows
 from persona_lib.trainers import check_dpo_start, dpo_trainer, sft_trainer
 from persona_lib.workers import run_jobs
 
@@ -34,6 +34,7 @@ METHOD_FIELDS = {
     "dpo": (
         "dpo_splits",
         "dpo_order",
+        "dpo_tokenization",
         "dpo_learning_rate",
         "dpo_epochs",
         "dpo_batch_size",
@@ -182,8 +183,11 @@ def count_parts(
 ) -> dict[str, RowCounts]:
     """Check and count the rows of "train" and "val" (see ``tokens.count_rows``)."""
     drops = method == "dpo" or run.profile.completion_only_loss
+    encoder = ENCODERS[run.profile.dpo_tokenization if method == "dpo" else "whole"]
     settings = COMPLETIONS[method], run.profile.max_length
-    return {part: count_rows(tokenizer, rows[part], *settings, f"{name} {part}", drops) for part in rows}
+    return {
+        part: count_rows(tokenizer, rows[part], *settings, f"{name} {part}", drops, encoder) for part in rows
+    }
 
 
 def report_counts(folder: Path, counts: dict[str, RowCounts], without: dict[str, int]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from persona_lib import guards
 from persona_lib.config import Profile
+from persona_lib.tokens import released_encode
 
 EVAL_BATCH = {"sft": 1, "dpo": 8}  # SFT's evaluation loss depends on it: a mean of batch means
 
@@ -125,12 +126,20 @@ def stack_fresh_adapter(model: Any) -> None:
     activate_stack(model)
 
 
-def stacked_dpo_trainer_class() -> type:
+def released_ids(tokenizer: Any, row: dict[str, Any]) -> dict[str, list[int]]:
+    """Return TRL's id columns of a DPO row, tokenised as the authors did (``tokens.released_encode``)."""
+    prompt, chosen = released_encode(tokenizer, row["prompt"], row["chosen"], row["id"])
+    _, rejected = released_encode(tokenizer, row["prompt"], row["rejected"], row["id"])
+    return {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
+
+
+def stacked_dpo_trainer_class(tokenization: str = "whole") -> type:
     """Return the subclass of TRL's DPOTrainer that trains a new adapter on a frozen SFT adapter.
 
     Given a PeftModel whose adapter "default" is the SFT adapter, TRL copies it to a frozen adapter
     "ref" and computes the reference log-probabilities with that. This class then makes "default" a
     fresh adapter and keeps both active; wherever TRL or Trainer would leave one active, it restores both.
+    ``tokenization`` "released" gives every row the ids that the authors' version of TRL made of it.
     """
     from trl import DPOTrainer
 
@@ -140,6 +149,12 @@ def stacked_dpo_trainer_class() -> type:
             if not self.precompute_ref_logps:
                 raise ValueError("StackedDPOTrainer needs precompute_ref_log_probs=True")
             stack_fresh_adapter(self.model)
+
+        def _prepare_dataset(self, dataset: Any, processing_class: Any, *rest: Any) -> Any:
+            rows = super()._prepare_dataset(dataset, processing_class, *rest)
+            if tokenization == "whole":
+                return rows
+            return rows.map(lambda row: released_ids(processing_class, row))
 
         def compute_ref_log_probs(self, model: Any, inputs: Any) -> Any:
             stacked = len(self.model.active_adapters) > 1
@@ -176,7 +191,7 @@ def dpo_trainer(
         precompute_ref_log_probs=True,
         precompute_ref_batch_size=profile.dpo_batch_size,
     )
-    return stacked_dpo_trainer_class()(
+    return stacked_dpo_trainer_class(profile.dpo_tokenization)(
         model=PeftModel.from_pretrained(base, str(sft), is_trainable=True),
         args=config,
         processing_class=tokenizer,
