@@ -6,7 +6,6 @@ validation, test) of `PreferencePair`. The authors' files themselves are read in
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 from persona_lib import official, raw, synthetic
 from persona_lib.config import ConfigError, Profile, Run, near_names
 from persona_lib.fingerprint import module_hash
+from persona_lib.persona_text import is_contrastive
 from persona_lib.prompts import completion_text, tailoring_prompt
 from persona_lib.records import PreferencePair, TailoringRow
 from persona_lib.store import content_hash, is_done, mark_done, read_rows, write_rows
@@ -28,7 +28,6 @@ WORLD_FIELDS = (
     "world_seed", "n_train", "n_validation", "n_test",
     "majority_share", "second_contrast_share", "shown_share", "slip_share",
 )  # fmt: skip
-CONTRAST = re.compile(r"\b(rather than|instead of|over)\b", re.IGNORECASE)
 
 Pairs = dict[str, list[PreferencePair]]
 
@@ -43,7 +42,7 @@ def read_synthetic(run: Run) -> Pairs:
 
 def read_official(run: Run) -> Pairs:
     """Read the released pairs of an official data set."""
-    return official.official_pairs(data_folder(run), run.dataset)
+    return official.official_pairs(data_folder(run), run.dataset, run.profile.strip_roles)
 
 
 def read_raw(run: Run) -> Pairs:
@@ -73,7 +72,7 @@ def has_personas(run: Run) -> bool:
 def input_key(run: Run) -> str:
     """Return a hash of what a run's pairs are made from: official files, or the world's settings."""
     if has_personas(run):
-        return official.official_key(data_folder(run), run.dataset)
+        return content_hash(official.official_key(data_folder(run), run.dataset), run.profile.strip_roles)
     if run.dataset in raw.SOURCES:
         return raw.raw_key(run.profile.data_dir, run.dataset)
     fields = {name: getattr(run.profile, name) for name in WORLD_FIELDS}
@@ -155,11 +154,6 @@ def near_duplicates(
     return found
 
 
-def is_contrastive(persona: str) -> bool:
-    """Say whether a persona names what its user does not want (paper 4, fault 23)."""
-    return CONTRAST.search(persona) is not None
-
-
 def mean(values: Iterable[float]) -> float:
     """Return the mean, NaN of nothing."""
     values = list(values)
@@ -236,7 +230,7 @@ def pretraining_texts(profile: Profile) -> list[str]:
     folder = official.find_data_dir(profile.data_dir, profile.datasets)
     texts = []
     for name in profile.datasets:
-        rows = official.load_official(folder, name)
+        rows = official.load_official(folder, name, profile.strip_roles)
         for row in (*rows["sft_train"], *rows["dpo_train"]):
             responses = [r for r in (row.chosen, row.rejected) if r.strip()]
             personas = [p for p in (row.personas.get(f"gold-{side}") for side in ("chosen", "rejected")) if p]

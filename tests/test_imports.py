@@ -24,6 +24,7 @@ HEAVY = (
     "scipy",
     "matplotlib",
     "bm25s",
+    "sentence_transformers",
     "papermill",
     "openai",
 )
@@ -31,7 +32,7 @@ HEAVY = (
 # A module imports from its own level (without circles) and from lower ones.
 LEVELS = {
     0: "records store config fingerprint prompts metrics bootstrap text_metrics tokens vocabulary "
-    "environment provenance workers",
+    "environment provenance workers hub persona_text",
     1: "synthetic oracle official raw data released retrieval llm generate endpoint generators arms guards "
     "leakage origin views",
     2: "base unseen prometheus personas persona_quality tailoring trainers train tailor judge judged pooled "

@@ -214,7 +214,7 @@ def test_personas_that_quote_the_response_are_counted_unless_the_prompt_says_it(
 
 
 def test_a_leak_stops_the_step_before_it_is_marked_as_done(run, monkeypatch):
-    monkeypatch.setattr(tailoring, "retrieve", lambda queries, pool: [0 for _ in queries])
+    monkeypatch.setattr(tailoring, "retrieve", lambda queries, *_: [0 for _ in queries])
     monkeypatch.setattr(leakage, "POOL_SPLITS", ("sft_val", "dpo_val"))
     with pytest.raises(ValueError, match="retrieve from outside"):
         tailoring.build_tailoring(run)
