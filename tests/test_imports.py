@@ -33,8 +33,8 @@ HEAVY = (
 LEVELS = {
     0: "records store config fingerprint prompts metrics bootstrap text_metrics tokens vocabulary "
     "environment provenance workers hub persona_text",
-    1: "synthetic oracle official raw data released retrieval llm generate endpoint generators arms guards "
-    "leakage origin views",
+    1: "synthetic oracle official raw model_personas data released retrieval llm generate endpoint "
+    "generators arms guards leakage origin views",
     2: "base unseen prometheus personas persona_quality tailoring trainers train tailor judge judged pooled "
     "swap swap_tables released_tables",
     3: "docs figures selection show show_answers show_base show_lm_judge show_personas "
