@@ -45,6 +45,11 @@ def read_official(run: Run) -> Pairs:
     return official.official_pairs(data_folder(run), run.dataset, run.profile.strip_roles)
 
 
+def read_inference(run: Run) -> Pairs:
+    """Read an official data set that was released for persona inference alone, as test pairs."""
+    return {"train": [], "validation": [], "test": inference_pairs(run)}
+
+
 def read_raw(run: Run) -> Pairs:
     """Read a publisher's own file, which ``data_dir`` names or holds."""
     return raw.read_raw(run.profile.data_dir, run.dataset)
@@ -55,12 +60,13 @@ READERS: dict[str, Callable[[Run], Pairs]] = {
     "beavertails": read_official,
     "hhh": read_official,
     "mnemonic": read_official,
+    "shp": read_inference,
     **dict.fromkeys(raw.SOURCES, read_raw),
 }
 
 
 def data_folder(run: Run) -> Path:
-    """Return where the official data of a run is (found or downloaded, see `official.find_data_dir`)."""
+    """Return where the tailoring data of a run is (found or downloaded, see `official.find_data_dir`)."""
     return official.find_data_dir(run.profile.data_dir, [run.dataset])
 
 
@@ -71,12 +77,35 @@ def has_personas(run: Run) -> bool:
 
 def input_key(run: Run) -> str:
     """Return a hash of what a run's pairs are made from: official files, or the world's settings."""
+    if has_personas(run) and official.DATASETS[run.dataset]["tailoring"] is None:
+        return inference_key(run)
     if has_personas(run):
         return content_hash(official.official_key(data_folder(run), run.dataset), run.profile.strip_roles)
     if run.dataset in raw.SOURCES:
         return raw.raw_key(run.profile.data_dir, run.dataset)
     fields = {name: getattr(run.profile, name) for name in WORLD_FIELDS}
     return content_hash(module_hash("synthetic"), fields, run.seed)
+
+
+def inference_split(profile: Profile, dataset: str) -> str:
+    """Return the split whose personas are scored: the authors' pairs for it, else the evaluation split."""
+    return "inference" if dataset in official.DATASETS else profile.eval_split
+
+
+def inference_pairs(run: Run) -> list[PreferencePair]:
+    """Return the pairs of `inference_split`: of an official data set the 300 that the paper took."""
+    if not has_personas(run):
+        return load_pairs(run)[run.profile.eval_split]
+    folder = official.find_data_dir(run.profile.data_dir, [run.dataset], kind="inference")
+    return official.load_inference_pairs(folder, run.dataset, run.profile.strip_roles)
+
+
+def inference_key(run: Run) -> str:
+    """Return a hash of what `inference_pairs` reads."""
+    if not has_personas(run):
+        return input_key(run)
+    folder = official.find_data_dir(run.profile.data_dir, [run.dataset], kind="inference")
+    return content_hash(official.official_key(folder, run.dataset, "inference"), run.profile.strip_roles)
 
 
 def write_pairs(run: Run) -> Path:

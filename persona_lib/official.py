@@ -46,6 +46,7 @@ DATASETS: dict[str, dict[str, Any]] = {
     },
     "shp": {"title": "SHP", "tailoring": None, "inference": "persona-inference-SHP", "rows": None},
 }
+INFERENCE_ROWS = 300
 FROM_HUB = "hub"  # as data_dir: load them from the model hub
 PAIR_COLUMNS = ("prompt", "chosen", "rejected")
 PERSONA_COLUMNS = {
@@ -65,9 +66,12 @@ class DataError(ValueError):
 
 
 def find_data_dir(
-    data_dir: str | Path = "", datasets: Iterable[str] = ("beavertails", "hhh"), offline: bool | None = None
+    data_dir: str | Path = "",
+    datasets: Iterable[str] = ("beavertails", "hhh"),
+    offline: bool | None = None,
+    kind: str = "tailoring",
 ) -> Path:
-    """Return the folder that holds the official folders of some data sets.
+    """Return the folder that holds the official folders ("tailoring" or "inference") of some data sets.
 
     "hub" as ``data_dir`` loads them from the model hub (`save_from_hub`). Otherwise looks at ``data_dir``,
     then ``$PERSONA_DATA`` (each the folder itself or its parent), then ``../shared/data/official`` beside
@@ -75,7 +79,7 @@ def find_data_dir(
     ``offline`` (default: ``HF_HUB_OFFLINE=1``). A place that was named but does not hold the data is a
     DataError, never skipped over.
     """
-    folders = [DATASETS[name]["tailoring"] or DATASETS[name]["inference"] for name in datasets]
+    folders = [DATASETS[name][kind] or DATASETS[name]["inference"] for name in datasets]
     if str(data_dir) == FROM_HUB:
         return save_from_hub(folders)
     for place, named_by in ((data_dir, "data_dir"), (os.environ.get("PERSONA_DATA", ""), "$PERSONA_DATA")):
@@ -270,7 +274,7 @@ def to_row(
 ) -> TailoringRow:
     """Turn one official row into a record."""
     id = row_id(dataset, split, number)
-    texts = {name: ROLE_MARK.sub("", raw[name]) if strip_roles else raw[name] for name in PAIR_COLUMNS}
+    texts = pair_texts(raw, strip_roles)
     retrieved = (raw["chosen_persona_retr"], raw["rejected_persona_retr"])
     found = [source for source in sources.get(retrieved, []) if source != id]
     personas = {
@@ -291,15 +295,20 @@ def bad_personas(folder: Path, dataset: str) -> list[dict[str, str]]:
     ]
 
 
-def load_inference_pairs(folder: Path, dataset: str) -> list[PreferencePair]:
+def load_inference_pairs(folder: Path, dataset: str, strip_roles: bool = False) -> list[PreferencePair]:
     """Read the 300 pairs on which the paper scores persona inference."""
     path = folder / DATASETS[dataset]["inference"]
     table = open_folder(path)["train"]
-    check_split(path, "train", table, PAIR_COLUMNS, 300)
+    check_split(path, "train", table, PAIR_COLUMNS, INFERENCE_ROWS)
     return [
-        PreferencePair(row_id(dataset, "inference", number), *(raw[name] for name in PAIR_COLUMNS))
+        PreferencePair(row_id(dataset, "inference", number), **pair_texts(raw, strip_roles))
         for number, raw in enumerate(table.to_list())
     ]
+
+
+def pair_texts(raw: dict[str, str], strip_roles: bool) -> dict[str, str]:
+    """Return prompt, chosen and rejected of an official row, without leading roles if asked for."""
+    return {name: ROLE_MARK.sub("", raw[name]) if strip_roles else raw[name] for name in PAIR_COLUMNS}
 
 
 def official_pairs(folder: Path, dataset: str, strip_roles: bool = False) -> dict[str, list[PreferencePair]]:
@@ -322,6 +331,6 @@ def with_responses(rows: Iterable[TailoringRow]) -> Iterator[PreferencePair]:
             yield PreferencePair(row.id, row.prompt, row.chosen, row.rejected)
 
 
-def official_key(folder: Path, dataset: str) -> str:
+def official_key(folder: Path, dataset: str, kind: str = "tailoring") -> str:
     """Return a hash of a data set's official files: the input key of steps that read them."""
-    return content_hash({name: file_hash(folder / name) for name in files_of(DATASETS[dataset]["tailoring"])})
+    return content_hash({name: file_hash(folder / name) for name in files_of(DATASETS[dataset][kind])})
