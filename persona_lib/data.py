@@ -220,6 +220,7 @@ def text_facts(rows: list) -> dict[str, float]:
         "rows": len(rows),
         "different prompts": len({row.prompt for row in rows}),
         "without responses": len(rows) - len(answered),
+        "with a role": sum(official.begins_with_role(row) for row in rows),
         "words of prompt": mean_words(row.prompt for row in rows),
         "words of chosen": mean_words(row.chosen for row in rows),
         "words of rejected": mean_words(row.rejected for row in rows),

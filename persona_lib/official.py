@@ -55,7 +55,7 @@ PERSONA_COLUMNS = {
     "retrieved-chosen": "chosen_persona_retr",
     "retrieved-rejected": "rejected_persona_retr",
 }
-ROLE_MARK = re.compile(r"^(Human|Assistant):\s*")
+ROLE_MARK = re.compile(r"^((Human|Assistant):\s*)+")
 
 
 class DataError(ValueError):
@@ -322,6 +322,11 @@ def official_pairs(folder: Path, dataset: str, strip_roles: bool = False) -> dic
         name: list(with_responses(row for split in splits for row in rows[split]))
         for name, splits in parts.items()
     }
+
+
+def begins_with_role(row: PreferencePair | TailoringRow) -> bool:
+    """Say whether a text of the row begins with "Human:" or "Assistant:" (all of HHH)."""
+    return any(ROLE_MARK.match(getattr(row, name)) for name in PAIR_COLUMNS)
 
 
 def with_responses(rows: Iterable[TailoringRow]) -> Iterator[PreferencePair]:

@@ -37,7 +37,7 @@ LEVELS = {
     "generators arms guards leakage origin views",
     2: "base unseen prometheus personas persona_quality tailoring trainers train tailor judge judged pooled "
     "swap swap_tables released_tables",
-    3: "docs figures selection show show_answers show_base show_lm_judge show_personas "
+    3: "docs flaws figures selection show show_answers show_base show_lm_judge show_personas "
     "results results_personas results_swap primary swap_plots plots report steps tasks execute plan "
     "runner pipeline ahead",
 }
