@@ -49,15 +49,20 @@ def split_id(source: str) -> tuple[str, str]:
     return name, commit
 
 
+def is_hub_id(source: str | Path) -> bool:
+    """Say whether a name is a hub id rather than a folder that is here or a path."""
+    return not Path(source).exists() and HUB_ID.fullmatch(split_id(str(source))[0]) is not None
+
+
 def pinned(source: str | Path, revision: str = "") -> tuple[str, str | None]:
     """Return what to load and at which commit: a folder as it is (None), a hub id with its full commit.
 
     The commit is ``revision`` if given, else the one in ``name@commit``, else the table's. Raises HubError
     for a hub id that has none, or whose commit is a branch or a short hash.
     """
-    name, written = split_id(str(source))
-    if Path(source).exists() or not HUB_ID.fullmatch(name):
+    if not is_hub_id(source):
         return str(source), None
+    name, written = split_id(str(source))
     known = DATASETS.get(name) or (MODELS[name].commit if name in MODELS else "")
     commit = revision or written or known
     if not COMMIT.fullmatch(commit):

@@ -13,6 +13,7 @@ from pathlib import Path
 from persona_lib import environment, hub, store
 from persona_lib.config import Profile
 from persona_lib.execute import clock
+from persona_lib.official import FROM_HUB
 from persona_lib.tasks import REPORT, Pipeline, Task, stale_reasons
 
 # The authors' data on their public home: GB.
@@ -75,8 +76,8 @@ def roles(profile: Profile) -> dict[str, str]:
 def hub_models(profile: Profile) -> list[str]:
     """Return the hub models that a profile uses."""
     here = [getattr(profile, f"{role}_model") for role, url in roles(profile).items() if not url]
-    named = [profile.base_model, *here]
-    return list(dict.fromkeys(hub.split_id(name)[0] for name in named if name not in ("scratch", "base")))
+    named = [profile.base_model, *here, profile.retriever_model]
+    return list(dict.fromkeys(hub.split_id(name)[0] for name in named if hub.is_hub_id(name)))
 
 
 def in_hub_cache(name: str) -> bool:
@@ -98,6 +99,8 @@ def downloads(profile: Profile) -> list[tuple[str, float, str]]:
     if uses_real_data(profile):
         folder = profile.data_dir or os.environ.get("PERSONA_DATA", "")
         remark = f"read from {folder}" if folder else "pinned public copy, checked; or give --data PATH"
+        if folder == FROM_HUB:
+            folder, remark = "", "from the hub, pinned"
         wanted.append(("the authors' data", 0.0 if folder else OFFICIAL_DATA_GB, remark))
     return wanted
 

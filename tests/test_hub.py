@@ -7,7 +7,7 @@ import ast
 import datasets
 import pytest
 
-from persona_lib import config, fingerprint, hub, official
+from persona_lib import config, fingerprint, hub, llm, official
 from persona_lib.config import load_profile
 from persona_lib.hub import HubError
 
@@ -56,6 +56,12 @@ def test_a_commit_is_the_given_one_else_the_written_one_else_that_of_the_table(t
 def test_a_hub_id_without_a_whole_commit_is_refused_with_the_mend(source):
     with pytest.raises(HubError, match="some/model: not a folder here.*some/model@COMMIT"):
         hub.pinned(source)
+
+
+def test_models_and_tokenizers_are_refused_before_anything_is_fetched():
+    for load in (llm.load_base, llm.load_tokenizer):
+        with pytest.raises(HubError):
+            load("some/model")
 
 
 def calls(tree: ast.AST):
