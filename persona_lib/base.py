@@ -280,6 +280,7 @@ def base_key(profile: Profile, base_seed: int) -> str:
         in (
             "datasets",
             "data_dir",
+            "strip_roles",
             "pi_shots",
             "majority_share",
             "second_contrast_share",

@@ -50,6 +50,8 @@ class Profile:
     endpoint_retries: int
     max_cost_usd: float
     data_dir: str
+    strip_roles: bool
+    strip_contrast: bool
     # the synthetic world
     world_seed: int
     n_train: int
@@ -92,6 +94,8 @@ class Profile:
     pi_max_words: int
     pi_train_sides: tuple[str, ...]
     # tailoring data
+    retriever: str
+    retriever_model: str
     near_duplicate_threshold: float
     # training
     methods: tuple[str, ...]
@@ -255,6 +259,7 @@ def check_profile(profile: Profile) -> None:
         "compute_dtype": ("float32", "bfloat16"),
         "eval_split": ("validation", "test"),
         "judge": ("oracle", "none", "lm"),
+        "retriever": ("bm25", "dense", "late"),
         "dpo_order": ("random", "pairs"),
         "dpo_tokenization": ("whole", "released"),
         "generator_kind": ("chat", "completions"),
@@ -277,6 +282,11 @@ def check_profile(profile: Profile) -> None:
             raise ConfigError(f"{where}: max_cost_usd needs {role}_prices, dollars per million tokens")
     if not profile.dpo_splits or not {"sft_train", "dpo_train"}.issuperset(profile.dpo_splits):
         raise ConfigError(f"{where}: dpo_splits={list(profile.dpo_splits)}: use dpo_train, sft_train or both")
+    if (profile.retriever == "bm25") == bool(profile.retriever_model):
+        raise ConfigError(
+            f"{where}: retriever={profile.retriever}, retriever_model={profile.retriever_model!r}: "
+            "dense and late need a model (a hub id or a folder), bm25 has none"
+        )
     for field in ("base_hidden_size", "base_mlp_size"):
         if getattr(profile, field) % 64:
             raise ConfigError(

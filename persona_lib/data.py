@@ -6,7 +6,6 @@ validation, test) of `PreferencePair`. The authors' files themselves are read in
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 from persona_lib import official, raw, synthetic
 from persona_lib.config import ConfigError, Profile, Run, near_names
 from persona_lib.fingerprint import module_hash
+from persona_lib.persona_text import is_contrastive
 from persona_lib.prompts import completion_text, tailoring_prompt
 from persona_lib.records import PreferencePair, TailoringRow
 from persona_lib.store import content_hash, is_done, mark_done, read_rows, write_rows
@@ -28,7 +28,6 @@ WORLD_FIELDS = (
     "world_seed", "n_train", "n_validation", "n_test",
     "majority_share", "second_contrast_share", "shown_share", "slip_share",
 )  # fmt: skip
-CONTRAST = re.compile(r"\b(rather than|instead of|over)\b", re.IGNORECASE)
 
 Pairs = dict[str, list[PreferencePair]]
 
@@ -43,7 +42,12 @@ def read_synthetic(run: Run) -> Pairs:
 
 def read_official(run: Run) -> Pairs:
     """Read the released pairs of an official data set."""
-    return official.official_pairs(data_folder(run), run.dataset)
+    return official.official_pairs(data_folder(run), run.dataset, run.profile.strip_roles)
+
+
+def read_inference(run: Run) -> Pairs:
+    """Read an official data set that was released for persona inference alone, as test pairs."""
+    return {"train": [], "validation": [], "test": inference_pairs(run)}
 
 
 def read_raw(run: Run) -> Pairs:
@@ -56,12 +60,13 @@ READERS: dict[str, Callable[[Run], Pairs]] = {
     "beavertails": read_official,
     "hhh": read_official,
     "mnemonic": read_official,
+    "shp": read_inference,
     **dict.fromkeys(raw.SOURCES, read_raw),
 }
 
 
 def data_folder(run: Run) -> Path:
-    """Return where the official data of a run is (found or downloaded, see `official.find_data_dir`)."""
+    """Return where the tailoring data of a run is (found or downloaded, see `official.find_data_dir`)."""
     return official.find_data_dir(run.profile.data_dir, [run.dataset])
 
 
@@ -72,12 +77,35 @@ def has_personas(run: Run) -> bool:
 
 def input_key(run: Run) -> str:
     """Return a hash of what a run's pairs are made from: official files, or the world's settings."""
+    if has_personas(run) and official.DATASETS[run.dataset]["tailoring"] is None:
+        return inference_key(run)
     if has_personas(run):
-        return official.official_key(data_folder(run), run.dataset)
+        return content_hash(official.official_key(data_folder(run), run.dataset), run.profile.strip_roles)
     if run.dataset in raw.SOURCES:
         return raw.raw_key(run.profile.data_dir, run.dataset)
     fields = {name: getattr(run.profile, name) for name in WORLD_FIELDS}
     return content_hash(module_hash("synthetic"), fields, run.seed)
+
+
+def inference_split(profile: Profile, dataset: str) -> str:
+    """Return the split whose personas are scored: the authors' pairs for it, else the evaluation split."""
+    return "inference" if dataset in official.DATASETS else profile.eval_split
+
+
+def inference_pairs(run: Run) -> list[PreferencePair]:
+    """Return the pairs of `inference_split`: of an official data set the 300 that the paper took."""
+    if not has_personas(run):
+        return load_pairs(run)[run.profile.eval_split]
+    folder = official.find_data_dir(run.profile.data_dir, [run.dataset], kind="inference")
+    return official.load_inference_pairs(folder, run.dataset, run.profile.strip_roles)
+
+
+def inference_key(run: Run) -> str:
+    """Return a hash of what `inference_pairs` reads."""
+    if not has_personas(run):
+        return input_key(run)
+    folder = official.find_data_dir(run.profile.data_dir, [run.dataset], kind="inference")
+    return content_hash(official.official_key(folder, run.dataset, "inference"), run.profile.strip_roles)
 
 
 def write_pairs(run: Run) -> Path:
@@ -155,11 +183,6 @@ def near_duplicates(
     return found
 
 
-def is_contrastive(persona: str) -> bool:
-    """Say whether a persona names what its user does not want (paper 4, fault 23)."""
-    return CONTRAST.search(persona) is not None
-
-
 def mean(values: Iterable[float]) -> float:
     """Return the mean, NaN of nothing."""
     values = list(values)
@@ -197,6 +220,7 @@ def text_facts(rows: list) -> dict[str, float]:
         "rows": len(rows),
         "different prompts": len({row.prompt for row in rows}),
         "without responses": len(rows) - len(answered),
+        "with a role": sum(official.begins_with_role(row) for row in rows),
         "words of prompt": mean_words(row.prompt for row in rows),
         "words of chosen": mean_words(row.chosen for row in rows),
         "words of rejected": mean_words(row.rejected for row in rows),
@@ -236,7 +260,7 @@ def pretraining_texts(profile: Profile) -> list[str]:
     folder = official.find_data_dir(profile.data_dir, profile.datasets)
     texts = []
     for name in profile.datasets:
-        rows = official.load_official(folder, name)
+        rows = official.load_official(folder, name, profile.strip_roles)
         for row in (*rows["sft_train"], *rows["dpo_train"]):
             responses = [r for r in (row.chosen, row.rejected) if r.strip()]
             personas = [p for p in (row.personas.get(f"gold-{side}") for side in ("chosen", "rejected")) if p]

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from persona_lib import hub
 from persona_lib.tokens import check_tokenizer, encode
 
 NF4_BLOCK = 64
@@ -29,7 +30,8 @@ def load_tokenizer(source: str | Path, revision: str = "") -> Any:
     """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(str(source), revision=revision or None, padding_side="left")
+    name, commit = hub.pinned(source, revision)
+    tokenizer = AutoTokenizer.from_pretrained(name, revision=commit, padding_side="left")
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         known = tokenizer.get_vocab()
         tokenizer.pad_token = next((token for token in PAD_TOKENS if token in known), None)
@@ -78,10 +80,10 @@ def load_base(
     import torch
     from transformers import AutoModelForCausalLM
 
-    where = device()
+    where, (name, commit) = device(), hub.pinned(source, revision)
     model = AutoModelForCausalLM.from_pretrained(
-        str(source),
-        revision=revision or None,
+        name,
+        revision=commit,
         dtype=getattr(torch, compute_dtype),
         quantization_config=quantization_config(quantization, compute_dtype),
         device_map={"": where},

@@ -15,14 +15,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from persona_lib import hub
 from persona_lib.config import REPO, results_root
+from persona_lib.persona_text import persona_status
 from persona_lib.records import PreferencePair, TailoringRow
 from persona_lib.store import content_hash, file_hash, read_json
 
-# The commit whose files the checksum table was made from, and the revisions they were saved from.
+# The commit whose files the checksum table was made from.
 HOME = "https://raw.githubusercontent.com/nbalepur/persona-anon/c31aecadc060f6b384fab68a7c9b09726f20b58d/data"
-TAILORING_HUB = ("nbalepur/persona-tailoring", "6043b48f438cec6d6f0e5a2fc01bab5877aff3fd")
-INFERENCE_HUB = ("nbalepur/persona-inference", "e593f2f7cd6133a8121931dc5e74b0de213db256")
 
 SPLITS = ("fewshot", "sft_train", "sft_val", "dpo_train", "dpo_val", "test")
 DATASETS: dict[str, dict[str, Any]] = {
@@ -46,6 +46,8 @@ DATASETS: dict[str, dict[str, Any]] = {
     },
     "shp": {"title": "SHP", "tailoring": None, "inference": "persona-inference-SHP", "rows": None},
 }
+INFERENCE_ROWS = 300
+FROM_HUB = "hub"  # as data_dir: load them from the model hub
 PAIR_COLUMNS = ("prompt", "chosen", "rejected")
 PERSONA_COLUMNS = {
     "gold-chosen": "chosen_persona_gold",
@@ -53,42 +55,33 @@ PERSONA_COLUMNS = {
     "retrieved-chosen": "chosen_persona_retr",
     "retrieved-rejected": "rejected_persona_retr",
 }
-REFUSAL = re.compile(r"^(i'?m sorry|sorry|i can(no|')t|i won't|i('| a)m unable|as an ai)\b", re.IGNORECASE)
-ROLE_MARK = re.compile(r"^(Human|Assistant):\s*")
+ROLE_MARK = re.compile(r"^((Human|Assistant):\s*)+")
 
 
 class DataError(ValueError):
     """Data that cannot be used; the message says where it is, what is wrong and how to mend it."""
 
 
-def persona_status(text: str | None) -> str:
-    """Say what an annotated persona is: "ok", "empty", "refusal" or "malformed" (paper section 3).
-
-    A persona begins with "The user"; the annotator's refusals and error messages were kept as
-    personas in the official data and are none.
-    """
-    text = (text or "").strip()
-    if not text:
-        return "empty"
-    if REFUSAL.match(text.replace("\u2019", "'")):
-        return "refusal"
-    return "ok" if text.lower().startswith("the user") else "malformed"
-
-
 # --- where the data is ---
 
 
 def find_data_dir(
-    data_dir: str | Path = "", datasets: Iterable[str] = ("beavertails", "hhh"), offline: bool | None = None
+    data_dir: str | Path = "",
+    datasets: Iterable[str] = ("beavertails", "hhh"),
+    offline: bool | None = None,
+    kind: str = "tailoring",
 ) -> Path:
-    """Return the folder that holds the official folders of some data sets.
+    """Return the folder that holds the official folders ("tailoring" or "inference") of some data sets.
 
-    Looks at ``data_dir``, then ``$PERSONA_DATA`` (each the folder itself or its parent), then
-    ``../shared/data/official`` beside the repository; otherwise downloads the pinned public copy into
-    ``results/downloads/official``, unless ``offline`` (default: ``HF_HUB_OFFLINE=1``). A place that
-    was named but does not hold the data is a DataError, never skipped over.
+    "hub" as ``data_dir`` loads them from the model hub (`save_from_hub`). Otherwise looks at ``data_dir``,
+    then ``$PERSONA_DATA`` (each the folder itself or its parent), then ``../shared/data/official`` beside
+    the repository; otherwise downloads the pinned public copy into ``results/downloads/official``, unless
+    ``offline`` (default: ``HF_HUB_OFFLINE=1``). A place that was named but does not hold the data is a
+    DataError, never skipped over.
     """
-    folders = [DATASETS[name]["tailoring"] or DATASETS[name]["inference"] for name in datasets]
+    folders = [DATASETS[name][kind] or DATASETS[name]["inference"] for name in datasets]
+    if str(data_dir) == FROM_HUB:
+        return save_from_hub(folders)
     for place, named_by in ((data_dir, "data_dir"), (os.environ.get("PERSONA_DATA", ""), "$PERSONA_DATA")):
         if place:
             found = holding(Path(place).expanduser(), folders)
@@ -114,11 +107,14 @@ def holding(place: Path, folders: list[str]) -> Path | None:
 
 
 def ways_out() -> str:
-    """Say the three ways to provide the official data."""
+    """Say the ways to provide the official data."""
     return (
-        "Three ways: (1) --set data_dir=PATH or PERSONA_DATA=PATH, where PATH holds the folders "
-        "persona-tailoring-*; (2) put them in ../shared/data/official beside the repository; "
-        f"(3) run once with a network, which downloads them from {HOME}"
+        "Ways to provide it: (1) --data PATH or PERSONA_DATA=PATH, where PATH holds the folders "
+        "persona-tailoring-*, or put them in ../shared/data/official beside the repository; "
+        f"(2) run once with a network, which downloads them from {HOME}; "
+        "(3) --data hub, which loads them from the model hub (nbalepur/persona-tailoring, pinned). "
+        "On a machine without either, run (2) or (3) elsewhere and copy results/downloads here. "
+        "The default profile needs none of this data"
     )
 
 
@@ -167,6 +163,26 @@ def fetch(url: str, path: Path, sha256: str | None) -> None:
         part.unlink()
         raise DataError(f"{url}: SHA-256 is not {sha256[:16]}...; the file was not kept. {ways_out()}")
     part.replace(path)
+
+
+def save_from_hub(folders: list[str]) -> Path:
+    """Load some official folders from the hub, pinned, save them as the public copy has them, return where.
+
+    A folder is loaded once per pinned commit. Raises DataError if the hub, and its local cache, have it not.
+    """
+    target = results_root() / "downloads" / f"hub-{content_hash(hub.DATASETS)}"
+    for folder in folders:
+        _, kind, config = folder.split("-", 2)
+        part = target / f"{folder}.part"
+        if not (target / folder / "dataset_dict.json").exists():
+            try:
+                hub.load_dataset(f"nbalepur/persona-{kind}", config).save_to_disk(part)
+            except (OSError, ValueError) as error:
+                raise DataError(
+                    f"nbalepur/persona-{kind}, {config}: not from the hub ({error}). {ways_out()}"
+                ) from error
+            part.replace(target / folder)
+    return target
 
 
 # --- how it is read ---
@@ -258,7 +274,7 @@ def to_row(
 ) -> TailoringRow:
     """Turn one official row into a record."""
     id = row_id(dataset, split, number)
-    texts = {name: ROLE_MARK.sub("", raw[name]) if strip_roles else raw[name] for name in PAIR_COLUMNS}
+    texts = pair_texts(raw, strip_roles)
     retrieved = (raw["chosen_persona_retr"], raw["rejected_persona_retr"])
     found = [source for source in sources.get(retrieved, []) if source != id]
     personas = {
@@ -279,28 +295,38 @@ def bad_personas(folder: Path, dataset: str) -> list[dict[str, str]]:
     ]
 
 
-def load_inference_pairs(folder: Path, dataset: str) -> list[PreferencePair]:
+def load_inference_pairs(folder: Path, dataset: str, strip_roles: bool = False) -> list[PreferencePair]:
     """Read the 300 pairs on which the paper scores persona inference."""
     path = folder / DATASETS[dataset]["inference"]
     table = open_folder(path)["train"]
-    check_split(path, "train", table, PAIR_COLUMNS, 300)
+    check_split(path, "train", table, PAIR_COLUMNS, INFERENCE_ROWS)
     return [
-        PreferencePair(row_id(dataset, "inference", number), *(raw[name] for name in PAIR_COLUMNS))
+        PreferencePair(row_id(dataset, "inference", number), **pair_texts(raw, strip_roles))
         for number, raw in enumerate(table.to_list())
     ]
 
 
-def official_pairs(folder: Path, dataset: str) -> dict[str, list[PreferencePair]]:
+def pair_texts(raw: dict[str, str], strip_roles: bool) -> dict[str, str]:
+    """Return prompt, chosen and rejected of an official row, without leading roles if asked for."""
+    return {name: ROLE_MARK.sub("", raw[name]) if strip_roles else raw[name] for name in PAIR_COLUMNS}
+
+
+def official_pairs(folder: Path, dataset: str, strip_roles: bool = False) -> dict[str, list[PreferencePair]]:
     """Return an official data set as bare preference pairs by split: train, validation, test.
 
     Validation is the released sft_val and dpo_val; rows without responses are left out.
     """
-    rows = load_official(folder, dataset)
+    rows = load_official(folder, dataset, strip_roles)
     parts = {"train": ("sft_train", "dpo_train"), "validation": ("sft_val", "dpo_val"), "test": ("test",)}
     return {
         name: list(with_responses(row for split in splits for row in rows[split]))
         for name, splits in parts.items()
     }
+
+
+def begins_with_role(row: PreferencePair | TailoringRow) -> bool:
+    """Say whether a text of the row begins with "Human:" or "Assistant:" (all of HHH)."""
+    return any(ROLE_MARK.match(getattr(row, name)) for name in PAIR_COLUMNS)
 
 
 def with_responses(rows: Iterable[TailoringRow]) -> Iterator[PreferencePair]:
@@ -310,6 +336,6 @@ def with_responses(rows: Iterable[TailoringRow]) -> Iterator[PreferencePair]:
             yield PreferencePair(row.id, row.prompt, row.chosen, row.rejected)
 
 
-def official_key(folder: Path, dataset: str) -> str:
+def official_key(folder: Path, dataset: str, kind: str = "tailoring") -> str:
     """Return a hash of a data set's official files: the input key of steps that read them."""
-    return content_hash({name: file_hash(folder / name) for name in files_of(DATASETS[dataset]["tailoring"])})
+    return content_hash({name: file_hash(folder / name) for name in files_of(DATASETS[dataset][kind])})

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from persona_lib.config import Run
-from persona_lib.data import load_pairs
+from persona_lib.data import inference_pairs, inference_split, load_pairs
 from persona_lib.judge import judge_both, load_judge
 from persona_lib.metrics import verdict_of
 from persona_lib.personas import SIDES, sides_of
@@ -28,7 +28,9 @@ def accuracy_verdicts(run: Run, split: str, side: Side) -> list[tuple[str, Verdi
 
     "win" means yes in both orders; None that no valid persona was inferred. (Paper: persona accuracy.)
     """
-    pairs: dict[str, PreferencePair] = {pair.id: pair for pair in load_pairs(run)[split]}
+    scored = inference_split(run.profile, run.dataset)
+    found = inference_pairs(run) if split == scored else load_pairs(run)[split]
+    pairs: dict[str, PreferencePair] = {pair.id: pair for pair in found}
     personas = read_personas(run, split, side)
     comparisons = [
         PairwiseComparison(row.id, pairs[row.id].prompt, row.persona, *sides_of(pairs[row.id], side))

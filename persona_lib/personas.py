@@ -15,7 +15,7 @@ from typing import Any
 
 from persona_lib import store
 from persona_lib.config import Profile, Run, base_folder
-from persona_lib.data import load_pairs
+from persona_lib.data import has_personas, inference_key, inference_pairs, inference_split, load_pairs
 from persona_lib.fingerprint import module_hash
 from persona_lib.generators import load_generator
 from persona_lib.prompts import inference_prefix, inference_query
@@ -103,8 +103,11 @@ def to_infer(run: Run) -> list[tuple[str, Side, list[PreferencePair]]]:
     """Return (split, side, pairs) of all personas a run needs.
 
     Training rows need the sides that are trained on, plus the rejected persona of those rows that
-    retrieval lends to an evaluation prompt; evaluation rows need both sides.
+    retrieval lends to an evaluation prompt; evaluation rows need both sides. Official data brings its
+    personas: there only the authors' 300 pairs are asked about, as in the paper.
     """
+    if has_personas(run):
+        return [(inference_split(run.profile, run.dataset), side, inference_pairs(run)) for side in SIDES]
     pairs, work = load_pairs(run), []
     lent = set(retrieved_train_ids(run))
     for side in SIDES:
@@ -120,13 +123,14 @@ def personas_key(run: Run) -> str:
     settings = {
         n: v
         for n, v in vars(run.profile).items()
-        if n.startswith("pi_") or n in ("generator_model", "generator_url", "generator_kind", "eval_split")
+        if n.startswith(("pi_", "retriever"))
+        or n in ("generator_model", "generator_url", "generator_kind", "eval_split")
     }
-    pairs = store.read_json(run.folder / "pairs" / "done.json")["key"]
     return store.content_hash(
         module_hash("personas"),
         settings,
-        pairs,
+        store.read_json(run.folder / "pairs" / "done.json")["key"],
+        inference_key(run),
         store.read_json(base)["key"] if base.exists() else run.profile.base_model,
     )
 

@@ -10,16 +10,12 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from persona_lib import environment, store
+from persona_lib import environment, hub, store
 from persona_lib.config import Profile
 from persona_lib.execute import clock
+from persona_lib.official import FROM_HUB
 from persona_lib.tasks import REPORT, Pipeline, Task, stale_reasons
 
-# Download size in GB of the hub models that profiles name (16 bit), and whether access is by request.
-HUB_MODELS: dict[str, tuple[float, bool]] = {
-    "meta-llama/Llama-3.1-8B": (16.1, True),
-    "prometheus-eval/prometheus-7b-v2.0": (14.5, False),
-}
 # The authors' data on their public home: GB.
 OFFICIAL_DATA_GB = 0.02
 # GPU memory in GB for an 8B Llama at 512 tokens, LoRA on q and v, one pair per step: calculated from the
@@ -80,8 +76,8 @@ def roles(profile: Profile) -> dict[str, str]:
 def hub_models(profile: Profile) -> list[str]:
     """Return the hub models that a profile uses."""
     here = [getattr(profile, f"{role}_model") for role, url in roles(profile).items() if not url]
-    named = [profile.base_model, *here]
-    return list(dict.fromkeys(name for name in named if name not in ("scratch", "base")))
+    named = [profile.base_model, *here, profile.retriever_model]
+    return list(dict.fromkeys(hub.split_id(name)[0] for name in named if hub.is_hub_id(name)))
 
 
 def in_hub_cache(name: str) -> bool:
@@ -95,15 +91,16 @@ def downloads(profile: Profile) -> list[tuple[str, float, str]]:
     """Return (what, GB still to download, remark) for models and data."""
     wanted = []
     for name in hub_models(profile):
-        size, gated = HUB_MODELS.get(name, (float("nan"), False))
+        known = hub.MODELS.get(name, hub.HubModel("", float("nan")))
         here = in_hub_cache(name)
-        remark = (
-            "in the local cache" if here else "from the hub" + (", access must be granted" if gated else "")
-        )
-        wanted.append((name, 0.0 if here else size, remark))
+        access = ", access must be granted" if known.gated else ""
+        remark = "in the local cache" if here else f"from the hub{access}"
+        wanted.append((name, 0.0 if here else known.gb, remark))
     if uses_real_data(profile):
         folder = profile.data_dir or os.environ.get("PERSONA_DATA", "")
         remark = f"read from {folder}" if folder else "pinned public copy, checked; or give --data PATH"
+        if folder == FROM_HUB:
+            folder, remark = "", "from the hub, pinned"
         wanted.append(("the authors' data", 0.0 if folder else OFFICIAL_DATA_GB, remark))
     return wanted
 
@@ -170,8 +167,6 @@ def not_ready(profile: Profile) -> list[str]:
         )
     if profile.judge == "lm" and profile.judge_model != "base" and not profile.judge_url:
         missing.append(f"the judge {profile.judge_model} has not been run with this version")
-    if profile.base_model != "scratch" and not profile.base_revision:
-        missing.append("base_revision is empty: the hub model is not pinned to a commit")
     return missing
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from persona_lib.config import Profile, main_arm
+from persona_lib.data import inference_split
 from persona_lib.judged import forget_judged, runs_of
 from persona_lib.records import EVAL_PERSONAS, TRAIN_PERSONAS
 from persona_lib.results import Row, judged_tables, read_table, save_table
@@ -69,7 +70,9 @@ def judged_aims(profile: Profile, dataset: str, tables: Mapping[str, pd.DataFram
     """Return the aims about inferred personas and judged answers."""
     lines = []
     for side in ("chosen", "rejected"):
-        found = pick(tables["persona_accuracy"], dataset=dataset, split=profile.eval_split, side=side)
+        found = pick(
+            tables["persona_accuracy"], dataset=dataset, split=inference_split(profile, dataset), side=side
+        )
         lines.append(aim("persona accuracy", f"{dataset}, {side}", found, "accuracy", ACCURATE))
     main = pick(tables["main"], dataset=dataset, kind="main")
     columns = {"PT-DPO against DPO, personalization net win rate": ("p_net", POSITIVE),

@@ -1,13 +1,15 @@
-"""Preference data in its publishers' own files: PKU-SafeRLHF, Anthropic HH-RLHF and Stanford SHP.
+"""Preference data in its publishers' own files: those that the authors drew their pairs from, and Auto-J's.
 
-The authors drew their pairs from these (paper section 3 and appendix). Each reader takes one file, JSON lines
-(gzip or not), and returns pairs with what it left out and why. A row that is not as published is an error
-that names file, row and field; a row that the paper leaves out is counted.
+Each file is JSON lines or one JSON array, gzip or not; a reader turns one row into a pair. A row that is not
+as published is an error that names file, row and field; a row that the paper leaves out (section 3 and
+appendix) is counted.
 """
 
 from __future__ import annotations
 
+import gzip
 import itertools
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -19,15 +21,30 @@ from persona_lib.records import PreferencePair
 from persona_lib.retrieval import normal
 from persona_lib.store import content_hash, file_hash, iter_rows
 
-Read = tuple[list[PreferencePair], Counter[str]]  # pairs, and how many rows were left out for which reason
+Texts = tuple[tuple[str, str, str], str | None]  # (prompt, chosen, rejected), and why the row is left out
 TURN = re.compile(r"\n\n(Human|Assistant): ?")
 LEAST_SCORE = 10  # the paper drops SHP comments with fewer upvotes
 SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
 
 
+def is_array(path: Path) -> bool:
+    """Return True if a file is one JSON array rather than JSON lines."""
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+        return next((line.lstrip()[0] for line in file if line.strip()), "") == "["
+
+
+def read_array(path: Path) -> list[Any]:
+    """Read a file that is one JSON array; DataError if it is damaged."""
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+        try:
+            return json.load(file)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}: not valid JSON ({error}); fetch the file again") from error
+
+
 def iter_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (where, row) of a file of JSON lines; DataError for a line that is no object."""
-    for number, row in enumerate(iter_rows(path), start=1):
+    """Yield (where, row) of JSON lines or one JSON array; DataError for a row that is no object."""
+    for number, row in enumerate(read_array(path) if is_array(path) else iter_rows(path), start=1):
         where = f"{path}, row {number}"
         if not isinstance(row, dict):
             raise DataError(f"{where}: a {type(row).__name__}, not an object with named fields")
@@ -44,11 +61,11 @@ def field(row: dict[str, Any], name: str, kind: type, where: str) -> Any:
     return value
 
 
-def choice(row: dict[str, Any], name: str, where: str) -> int:
-    """Return a field that must be 0 or 1."""
+def choice(row: dict[str, Any], name: str, where: str, last: int = 1) -> int:
+    """Return a field that must be a number from 0 to ``last``, 0 or 1 by default."""
     value = field(row, name, int, where)
-    if value not in (0, 1):
-        raise DataError(f"{where}: {name}={value} should be 0 or 1")
+    if value not in range(last + 1):
+        raise DataError(f"{where}: {name}={value} should be {', '.join(map(str, range(last)))} or {last}")
     return value
 
 
@@ -59,24 +76,19 @@ def unusable(prompt: str, chosen: str, rejected: str) -> str | None:
     return "two equal responses" if chosen.strip() == rejected.strip() else None
 
 
-def read_safe_rlhf(path: Path) -> Read:
+# --- one reader per publisher: a row becomes (prompt, chosen, rejected) and why it is left out, or None ---
+
+
+def safe_rlhf_row(row: dict[str, Any], where: str) -> Texts:
     """Read PKU-SafeRLHF: better_response_id decides; pairs whose rejected response is unsafe are left out.
 
     The paper drops pairs with a harmful rejected response: nobody should be given a persona that wants it.
     """
-    pairs, out = [], Counter[str]()
-    for number, (where, row) in enumerate(iter_objects(path)):
-        prompt = field(row, "prompt", str, where)
-        responses = [field(row, f"response_{n}", str, where) for n in (0, 1)]
-        safe = [field(row, f"is_response_{n}_safe", bool, where) for n in (0, 1)]
-        better = choice(row, "better_response_id", where)
-        texts = prompt, responses[better], responses[1 - better]
-        reason = unusable(*texts) or (None if safe[1 - better] else "the rejected response is unsafe")
-        if reason:
-            out[reason] += 1
-        else:
-            pairs.append(PreferencePair(f"safe_rlhf-{number:06d}", *texts))
-    return pairs, out
+    responses = [field(row, f"response_{n}", str, where) for n in (0, 1)]
+    safe = [field(row, f"is_response_{n}_safe", bool, where) for n in (0, 1)]
+    better = choice(row, "better_response_id", where)
+    reason = None if safe[1 - better] else "the rejected response is unsafe"
+    return (field(row, "prompt", str, where), responses[better], responses[1 - better]), reason
 
 
 def turns(transcript: str, where: str) -> list[tuple[str, str]]:
@@ -89,49 +101,72 @@ def turns(transcript: str, where: str) -> list[tuple[str, str]]:
     return found
 
 
-def read_hh_rlhf(path: Path) -> Read:
+def hh_rlhf_row(row: dict[str, Any], where: str) -> Texts:
     """Read Anthropic HH-RLHF, whose rows are two transcripts: dialogues of one turn, as in the paper."""
-    pairs, out = [], Counter[str]()
-    for number, (where, row) in enumerate(iter_objects(path)):
-        chosen, rejected = (
-            turns(field(row, name, str, where), f"{where}, {name}") for name in ("chosen", "rejected")
-        )
-        texts = chosen[0][1], chosen[-1][1], rejected[-1][1]
-        reason = unusable(*texts)
-        if len(chosen) != 2 or len(rejected) != 2:
-            reason = "more than one turn"
-        elif chosen[0] != rejected[0]:
-            reason = "two different prompts"
-        if reason:
-            out[reason] += 1
-        else:
-            pairs.append(PreferencePair(f"hh_rlhf-{number:06d}", *texts))
-    return pairs, out
+    chosen, rejected = (
+        turns(field(row, name, str, where), f"{where}, {name}") for name in ("chosen", "rejected")
+    )
+    reason = None
+    if len(chosen) != 2 or len(rejected) != 2:
+        reason = "more than one turn"
+    elif chosen[0] != rejected[0]:
+        reason = "two different prompts"
+    return (chosen[0][1], chosen[-1][1], rejected[-1][1]), reason
 
 
-def read_shp(path: Path) -> Read:
+def shp_row(row: dict[str, Any], where: str) -> Texts:
     """Read Stanford SHP: labels 1 means that A is preferred; comments with under ten upvotes are left out."""
-    pairs, out = [], Counter[str]()
-    for number, (where, row) in enumerate(iter_objects(path)):
-        prompt = field(row, "history", str, where)
-        responses = [field(row, f"human_ref_{x}", str, where) for x in "AB"]
-        scores = [field(row, f"score_{x}", int, where) for x in "AB"]
-        better = 1 - choice(row, "labels", where)
-        texts = prompt, responses[better], responses[1 - better]
-        reason = unusable(*texts) or ("under ten upvotes" if min(scores) < LEAST_SCORE else None)
-        if reason:
-            out[reason] += 1
-        else:
-            pairs.append(PreferencePair(f"shp-{number:06d}", *texts))
-    return pairs, out
+    responses = [field(row, f"human_ref_{x}", str, where) for x in "AB"]
+    scores = [field(row, f"score_{x}", int, where) for x in "AB"]
+    better = 1 - choice(row, "labels", where)
+    reason = "under ten upvotes" if min(scores) < LEAST_SCORE else None
+    return (field(row, "history", str, where), responses[better], responses[1 - better]), reason
+
+
+def smart_row(row: dict[str, Any], where: str) -> Texts:
+    """Read SMART's preferences (Mnemonic_Chosen_Rejected): the prompt is the term to remember."""
+    prompt, chosen, rejected = (field(row, name, str, where) for name in ("prompt", "chosen", "rejected"))
+    return (prompt, chosen, rejected), None
+
+
+def autoj_row(row: dict[str, Any], where: str) -> Texts:
+    """Read Auto-J's pairwise test set: label 0 prefers response 1, 1 response 2; 2 is a tie, left out."""
+    responses = [field(row, f"response {n}", str, where) for n in (1, 2)]
+    label = choice(row, "label", where, last=2)
+    reason = "a tie" if label == 2 else None
+    return (field(row, "prompt", str, where), responses[label % 2], responses[1 - label % 2]), reason
 
 
 # name of the data set -> its reader, and the files that data_dir may hold
-SOURCES: dict[str, tuple[Callable[[Path], Read], tuple[str, ...]]] = {
-    "safe_rlhf": (read_safe_rlhf, ("safe_rlhf.jsonl", "safe_rlhf.jsonl.gz", "train.jsonl", "train.jsonl.gz")),
-    "hh_rlhf": (read_hh_rlhf, ("hh_rlhf.jsonl", "hh_rlhf.jsonl.gz", "train.jsonl.gz", "train.jsonl")),
-    "shp_raw": (read_shp, ("shp.jsonl", "shp.jsonl.gz", "train.json", "train.jsonl")),
+SOURCES: dict[str, tuple[Callable[[dict[str, Any], str], Texts], tuple[str, ...]]] = {
+    "safe_rlhf": (
+        safe_rlhf_row,
+        ("safe_rlhf.jsonl", "safe_rlhf.jsonl.gz", "train.jsonl", "train.jsonl.gz"),
+    ),
+    "hh_rlhf": (hh_rlhf_row, ("hh_rlhf.jsonl", "hh_rlhf.jsonl.gz", "train.jsonl.gz", "train.jsonl")),
+    "shp_raw": (shp_row, ("shp.jsonl", "shp.jsonl.gz", "train.json", "train.jsonl")),
+    "smart": (smart_row, ("smart.jsonl", "smart.json", "train.jsonl", "train.json")),
+    "autoj": (autoj_row, ("autoj_pairwise.json", "autoj.jsonl", "autoj.json")),
 }
+
+
+# --- files ---
+
+
+def read_file(path: Path, name: str) -> tuple[list[PreferencePair], Counter[str]]:
+    """Read one file of a raw data set: the pairs, and how many rows were left out for which reason.
+
+    Raises DataError, naming file, row and field, for a row that is not as published.
+    """
+    pairs, out = [], Counter[str]()
+    for number, (where, row) in enumerate(iter_objects(path)):
+        texts, reason = SOURCES[name][0](row, where)
+        reason = reason or unusable(*texts)
+        if reason:
+            out[reason] += 1
+        else:
+            pairs.append(PreferencePair(f"{name}-{number:06d}", *texts))
+    return pairs, out
 
 
 def raw_file(data_dir: str, name: str) -> Path:
@@ -158,7 +193,7 @@ def split_pairs(pairs: list[PreferencePair]) -> dict[str, list[PreferencePair]]:
 def read_raw(data_dir: str, name: str) -> dict[str, list[PreferencePair]]:
     """Read a raw data set by split, and say what was left out."""
     path = raw_file(data_dir, name)
-    pairs, out = SOURCES[name][0](path)
+    pairs, out = read_file(path, name)
     left = ", ".join(f"{count} with {reason}" for reason, count in out.most_common()) or "none"
     print(f"{path}: {len(pairs)} pairs; rows left out: {left}", flush=True)
     if not pairs:

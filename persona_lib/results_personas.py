@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from persona_lib.bootstrap import Interval, accuracy_array
 from persona_lib.config import Profile, Run
+from persona_lib.data import inference_split
 from persona_lib.judged import answer_scores, read_judgments, runs_of, same_items
 from persona_lib.metrics import PersonaAccuracy, WinRate
 from persona_lib.persona_quality import persona_texts
@@ -139,9 +140,9 @@ def preference_table(profile: Profile) -> pd.DataFrame:
         columns = net_columns("preference", valid)
         pool = make_pool(columns, profile.bootstrap_samples, number, same_items(tuple(runs)))
         seeds = [run.seed for run, found in zip(runs, by_seed, strict=True) if found]
-        lines.append({"dataset": dataset, "split": profile.eval_split, "n": counts.n, "n_seeds": len(seeds),
-                      "seeds": " ".join(map(str, seeds)), "win": counts.n_wins, "tie": counts.n_ties,
-                      "loss": counts.n_losses, "unparsed": counts.n_unparsed,
+        lines.append({"dataset": dataset, "split": inference_split(profile, dataset), "n": counts.n,
+                      "n_seeds": len(seeds), "seeds": " ".join(map(str, seeds)), "win": counts.n_wins,
+                      "tie": counts.n_ties, "loss": counts.n_losses, "unparsed": counts.n_unparsed,
                       "n_missing": sum(map(len, by_seed)) - counts.n,
                       **interval_columns("net", pool.interval(net_of("preference")))})  # fmt: skip
     return pd.DataFrame(lines)
@@ -155,9 +156,10 @@ def words_table(profile: Profile) -> pd.DataFrame:
     for dataset in profile.datasets:
         texts: tuple[list[str], list[str]] = ([], [])
         for run in runs_of(profile, dataset):
-            paths = [run.folder / "personas" / f"{profile.eval_split}-{side}.jsonl" for side in SIDES]
+            split = inference_split(profile, dataset)
+            paths = [run.folder / "personas" / f"{split}-{side}.jsonl" for side in SIDES]
             if all(path.exists() for path in paths):
-                for pooled, found in zip(texts, persona_texts(run, profile.eval_split), strict=True):
+                for pooled, found in zip(texts, persona_texts(run, split), strict=True):
                     pooled.extend(found)
         words = word_saliency(*texts)
         by_z = sorted(words, key=lambda word: word.z)

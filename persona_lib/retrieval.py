@@ -1,12 +1,23 @@
 """Retrieve, for a new prompt, the training prompt that resembles it most (paper section 4).
 
 At test time nobody knows the user's persona, so the personas of the nearest training row stand in for
-it. The paper used ColBERT; here it is BM25, which needs no model and gives the same answer everywhere.
+it. The default is BM25, which needs no model and gives the same answer everywhere. The paper used ColBERT:
+late interaction, which compares every token of the query with every token of the other prompt ("late").
+"dense" compares one vector per prompt. Both load a model through sentence-transformers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+from persona_lib import hub
+
+Rows = Sequence[tuple[str, str]]  # (id, prompt)
+Scores = Sequence[Sequence[float]]  # one line per query, one column per pool row
+# Similarities that differ by less count as equal: a model's depend on what else is in the batch.
+DIGITS = 5
 
 
 def normal(prompt: str) -> str:
@@ -14,30 +25,76 @@ def normal(prompt: str) -> str:
     return " ".join(prompt.lower().split())
 
 
-def retrieve(queries: Sequence[tuple[str, str]], pool: Sequence[tuple[str, str]]) -> list[int]:
-    """Return for each (id, prompt) query the index of the most similar pool row, by BM25.
+def retrieve(queries: Rows, pool: Rows, retriever: str = "bm25", model: str = "") -> list[int]:
+    """Return for each (id, prompt) query the index of the most similar pool row.
 
     Never the row itself (same id) nor a row with the same prompt. Equal scores go to the earlier pool
-    row, so the result depends on nothing but the texts and their order. Raises ValueError for a query
-    that the whole pool is forbidden to.
+    row, so the result depends on nothing but the texts, their order and the model. ``retriever`` is a name in
+    SCORERS, ``model`` what "dense" and "late" load (see `load_model`). Raises ValueError for a query that the
+    whole pool is forbidden to.
     """
-    import bm25s
-
     if not pool:
         raise ValueError("retrieve: the pool is empty; retrieval needs training rows")
-    index = bm25s.BM25()
-    index.index(bm25s.tokenize([text for _, text in pool], show_progress=False), show_progress=False)
-    tokens = bm25s.tokenize([text for _, text in queries], return_ids=False, show_progress=False)
     keys = [normal(text) for _, text in pool]
-    return [
-        best_allowed(index.get_scores(words), query, pool, keys)
-        for query, words in zip(queries, tokens, strict=True)
-    ]
+    scores = SCORERS[retriever]([text for _, text in queries], [text for _, text in pool], model)
+    return [best_allowed(line, query, pool, keys) for query, line in zip(queries, scores, strict=True)]
 
 
-def best_allowed(
-    scores: Sequence[float], query: tuple[str, str], pool: Sequence[tuple[str, str]], keys: Sequence[str]
-) -> int:
+def bm25_scores(queries: Sequence[str], pool: Sequence[str], model: str = "") -> Scores:
+    """Return the BM25 score of every pool text for every query; there is no model to name."""
+    import bm25s
+
+    index = bm25s.BM25()
+    index.index(bm25s.tokenize(list(pool), show_progress=False), show_progress=False)
+    tokens = bm25s.tokenize(list(queries), return_ids=False, show_progress=False)
+    return [index.get_scores(words) for words in tokens]
+
+
+def dense_scores(queries: Sequence[str], pool: Sequence[str], model: str) -> Scores:
+    """Return the similarity (the model's own, as a rule cosine) of one vector per text."""
+    return encoder_scores(load_model("SentenceTransformer", model), queries, pool)
+
+
+def late_scores(queries: Sequence[str], pool: Sequence[str], model: str) -> Scores:
+    """Return MaxSim: for each token of the query the best match among the text's tokens, summed."""
+    return encoder_scores(load_model("MultiVectorEncoder", model), queries, pool)
+
+
+SCORERS: dict[str, Callable[[Sequence[str], Sequence[str], str], Scores]] = {
+    "bm25": bm25_scores,
+    "dense": dense_scores,
+    "late": late_scores,
+}
+
+
+def encoder_scores(encoder: Any, queries: Sequence[str], pool: Sequence[str]) -> Scores:
+    """Encode both sides and return their similarities, rounded to DIGITS decimals."""
+    similarities = encoder.similarity(
+        encoder.encode_query(list(queries), show_progress_bar=False),
+        encoder.encode_document(list(pool), show_progress_bar=False),
+    )
+    return similarities.cpu().double().numpy().round(DIGITS)
+
+
+@cache
+def load_model(kind: str, source: str) -> Any:
+    """Load an encoder of sentence-transformers: a folder, or a hub id at its pinned commit.
+
+    ``kind`` is "SentenceTransformer" or "MultiVectorEncoder", which also reads ColBERT's own checkpoints.
+    Raises ImportError that names the extra to install.
+    """
+    try:
+        import sentence_transformers
+    except ImportError as error:
+        raise ImportError(
+            "retriever dense and late need sentence-transformers: "
+            "pip install -e '.[retrieval]' -c constraints.txt"
+        ) from error
+    name, commit = hub.pinned(source)
+    return getattr(sentence_transformers, kind)(name, revision=commit)
+
+
+def best_allowed(scores: Sequence[float], query: tuple[str, str], pool: Rows, keys: Sequence[str]) -> int:
     """Return the index of the highest score among the pool rows that the query may use."""
     key = normal(query[1])
     allowed = [i for i, (id, _) in enumerate(pool) if id != query[0] and keys[i] != key]

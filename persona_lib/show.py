@@ -60,9 +60,10 @@ def pair_text(pair: PreferencePair | TailoringRow) -> str:
     return f"PROMPT\n{pair.prompt}\n\nCHOSEN\n{pair.chosen}\n\nREJECTED\n{pair.rejected}"
 
 
-def example_pair(run: Run, split: str = "train", number: int = 0) -> str:
-    """Return one preference pair of a run as text."""
-    return pair_text(read_rows(run.folder / "pairs" / f"{split}.jsonl", PreferencePair)[number])
+def example_pair(run: Run) -> str:
+    """Return the first preference pair of a run as text; of the training split if it has any."""
+    pairs = (pair for split in ("train", "validation", "test") for pair in read_pairs(run, split))
+    return pair_text(next(pairs))
 
 
 def contrast_table(run: Run, split: str = "train") -> pd.DataFrame:

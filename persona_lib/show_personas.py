@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from persona_lib.bootstrap import accuracy_array, bootstrap_mean
 from persona_lib.config import Run
-from persona_lib.data import load_pairs
+from persona_lib.data import has_personas, inference_pairs, inference_split
 from persona_lib.metrics import PersonaAccuracy, WinRate
 from persona_lib.persona_quality import accuracy_verdicts, persona_texts, preference_verdicts, read_personas
 from persona_lib.personas import SIDES, inference_shots, sides_of
@@ -22,14 +22,15 @@ if TYPE_CHECKING:
 STATUSES = ("ok", "empty", "refusal", "too_long", "malformed", "loop")
 
 
-def inferred_splits(run: Run) -> tuple[str, str]:
-    """Return the splits whose personas are inferred: training and evaluation."""
-    return ("train", run.profile.eval_split)
+def inferred_splits(run: Run) -> tuple[str, ...]:
+    """Return the splits whose personas are inferred; the last one is what they are scored on."""
+    scored = inference_split(run.profile, run.dataset)
+    return (scored,) if has_personas(run) else ("train", scored)
 
 
 def inference_prompt_text(run: Run, side: Side = "chosen", number: int = 0) -> str:
     """Return the whole few-shot prompt for one evaluation pair and side."""
-    pair = load_pairs(run)[run.profile.eval_split][number]
+    pair = inference_pairs(run)[number]
     return inference_prompt(inference_shots(run.profile), pair.prompt, *sides_of(pair, side))
 
 
@@ -47,12 +48,11 @@ def status_table(run: Run) -> pd.DataFrame:
 
 def persona_examples(run: Run, n: int = 5) -> str:
     """Return evaluation pairs with both inferred personas as text for a reader."""
-    pairs = load_pairs(run)[run.profile.eval_split][:n]
-    chosen, rejected = (read_personas(run, run.profile.eval_split, side) for side in SIDES)
+    chosen, rejected = (read_personas(run, inferred_splits(run)[-1], side) for side in SIDES)
     parts = [
         f"PROMPT    {pair.prompt}\nCHOSEN    {pair.chosen}\nREJECTED  {pair.rejected}\n"
         f"   P_C    {chosen[pair.id].persona}\n   P_R    {rejected[pair.id].persona}"
-        for pair in pairs
+        for pair in inference_pairs(run)[:n]
     ]
     return "\n\n".join(parts)
 
@@ -96,7 +96,7 @@ def preference_items(run: Run) -> pd.DataFrame:
     """Return, per evaluation pair, which of its two personas is the more plausible user ("win": P_C)."""
     import pandas as pd
 
-    return pd.DataFrame(preference_verdicts(run, run.profile.eval_split), columns=["id", "verdict"])
+    return pd.DataFrame(preference_verdicts(run, inferred_splits(run)[-1]), columns=["id", "verdict"])
 
 
 def preference_table(items: pd.DataFrame) -> pd.DataFrame:
@@ -120,7 +120,7 @@ def word_table(run: Run, min_count: int = 10) -> pd.DataFrame:
     """Rank the words of the evaluation personas from the most chosen to the most rejected (Table 1)."""
     import pandas as pd
 
-    rows = word_saliency(*persona_texts(run, run.profile.eval_split), min_count=min_count)
+    rows = word_saliency(*persona_texts(run, inferred_splits(run)[-1]), min_count=min_count)
     columns = ["word", "n_chosen", "n_rejected", "share_chosen", "z"]
     return pd.DataFrame([dataclasses.asdict(row) for row in rows], columns=columns).set_index("word")
 

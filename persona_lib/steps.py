@@ -34,6 +34,7 @@ class Step:
 
 DATA = (
     "data_dir",
+    "strip_roles",
     "world_seed",
     "n_*",
     "majority_share",
@@ -76,7 +77,7 @@ TRAINING = (
     "base_revision",
 )
 MODEL = ("base_model", "base_revision", "compute_dtype", "quantization")
-INFERENCE = (*DATA, *MODEL, "generator_*", "pi_*", "eval_split")
+INFERENCE = (*DATA, *MODEL, "generator_*", "pi_*", "eval_split", "retriever*")  # which rows need personas
 GENERATION = (*TRAINING, "few_shot_examples", "gen_*", "eval_split", "eval_limit", "eval_personas")
 JUDGING = (*GENERATION, *DATA, "judge*", "bootstrap_samples")
 
@@ -107,7 +108,7 @@ STEPS: dict[str, Step] = {
     "05_tailoring_data": Step(
         "Retrieve personas, build the tailoring data",
         inputs=("01_preference_data", "03_persona_inference"),
-        fields=(*INFERENCE, "near_duplicate_threshold", "eval_personas", "train_personas"),
+        fields=(*INFERENCE, "strip_contrast", "near_duplicate_threshold", "eval_personas", "train_personas"),
         minutes={"smoke": 0.1, "synthetic": 0.1, "scratch": 0.2, "paper": 1},
     ),
     "06_supervised_tailoring": Step(

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from persona_lib import guards, store
 from persona_lib.config import Run
-from persona_lib.data import CONTRAST
 from persona_lib.fingerprint import module_hash
 from persona_lib.llm import attach_adapters, load_base, load_tokenizer, sequence_log_probs, using_adapters
+from persona_lib.persona_text import is_contrastive, strip_contrast
 from persona_lib.prompts import completion_text, tailoring_prompt
 from persona_lib.records import Generation, TailoringRow
 from persona_lib.swap_tables import (
@@ -36,12 +36,6 @@ CHUNK = 4  # batches scored between two writes
 
 
 # --- what is scored ---
-
-
-def strip_contrast(persona: str) -> str:
-    """Cut a persona before "rather than", "instead of" or "over": what it says about the other response."""
-    match = CONTRAST.search(persona)
-    return persona if match is None else persona[: match.start()].rstrip(" ,") + "."
 
 
 def swap_families(arm: str, persona_format: str) -> tuple[str, ...]:
@@ -71,7 +65,7 @@ def swap_personas(row: TailoringRow, wanted: Iterable[str], families: Sequence[s
     personas: dict[str, str | None] = {"none": None} if "none" in families else {}
     personas |= {name: row.personas[name] for name in wanted if row.personas.get(name)}
     gold = {side: personas.get(f"gold-{side}") for side in ("chosen", "rejected")}
-    contrast = all(gold.values()) and any(CONTRAST.search(persona) for persona in gold.values())
+    contrast = all(gold.values()) and any(map(is_contrastive, gold.values()))
     if contrast and "stripped" in families:
         personas |= {f"stripped-{side}": strip_contrast(persona) for side, persona in gold.items()}
     return personas

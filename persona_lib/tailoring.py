@@ -19,6 +19,7 @@ from persona_lib.arms import derangement
 from persona_lib.config import Run
 from persona_lib.fingerprint import module_hash
 from persona_lib.leakage import EVAL_SPLITS, POOL_SPLITS, SIDES, leakage_report
+from persona_lib.persona_text import strip_contrast
 from persona_lib.records import InferredPersona, PreferencePair, TailoringRow
 from persona_lib.retrieval import normal, retrieve
 from persona_lib.store import content_hash, file_hash, is_done, mark_done, read_rows, write_rows
@@ -63,7 +64,8 @@ def retrieved_ids(run: Run) -> dict[str, str]:
     parts = split_train(pairs["train"], run.seed)
     pool = [(pair.id, pair.prompt) for split in POOL_SPLITS for pair in parts[split]]
     queries = [(pair.id, pair.prompt) for split in EVAL_SPLITS for pair in pairs[split]]
-    return {id: pool[best][0] for (id, _), best in zip(queries, retrieve(queries, pool), strict=True)}
+    nearest = retrieve(queries, pool, run.profile.retriever, run.profile.retriever_model)
+    return {id: pool[best][0] for (id, _), best in zip(queries, nearest, strict=True)}
 
 
 def retrieved_train_ids(run: Run) -> list[str]:
@@ -166,7 +168,7 @@ def rows_from_pairs(run: Run) -> Rows:
 
 def rows_from_official(run: Run) -> Rows:
     """Take the official rows over; validation is the released sft_val and dpo_val (the same ids)."""
-    rows = official.load_official(data.data_folder(run), run.dataset)
+    rows = official.load_official(data.data_folder(run), run.dataset, run.profile.strip_roles)
     validation = [replace(row, split="validation") for row in rows["sft_val"] + rows["dpo_val"]]
     splits = {split: rows[split] for split in (*TRAIN_SHARES, "test")} | {"validation": validation}
     system = SYSTEM_PERSONAS[run.dataset]
@@ -176,6 +178,11 @@ def rows_from_official(run: Run) -> Rows:
 def with_system(row: TailoringRow, system: str | None) -> TailoringRow:
     """Return the row with the system persona."""
     return replace(row, personas=row.personas | {"system": system})
+
+
+def without_contrast(row: TailoringRow) -> TailoringRow:
+    """Return the row with every persona cut before what it says about the other response."""
+    return replace(row, personas={name: text and strip_contrast(text) for name, text in row.personas.items()})
 
 
 def build_tailoring(run: Run, extra_personas: Mapping[str, Mapping[str, str]] | None = None) -> Path:
@@ -193,6 +200,8 @@ def build_tailoring(run: Run, extra_personas: Mapping[str, Mapping[str, str]] | 
     for split in EVAL_SPLITS:
         rows[split] = add_personas(rows[split], shuffled_personas(rows[split], run.seed))
     rows = {split: add_personas(part, extra_personas) for split, part in rows.items()}
+    if run.profile.strip_contrast:
+        rows = {split: [without_contrast(row) for row in part] for split, part in rows.items()}
     write_tables(run, rows)
     for split, part in rows.items():
         write_rows(folder / f"{split}.jsonl", part)
@@ -202,10 +211,11 @@ def build_tailoring(run: Run, extra_personas: Mapping[str, Mapping[str, str]] | 
 
 def tailoring_key(run: Run, extra_personas: Mapping[str, Mapping[str, str]]) -> str:
     """Return a hash of all that the tailoring data is made from."""
-    threshold, split = run.profile.near_duplicate_threshold, run.profile.eval_split
+    p = run.profile
+    settings = (p.near_duplicate_threshold, p.eval_split, p.retriever, p.retriever_model, p.strip_contrast)
     inputs = {path.name: file_hash(path) for path in persona_files(run)}
     code = module_hash("tailoring")
-    return content_hash(code, data.input_key(run), run.seed, threshold, split, inputs, dict(extra_personas))
+    return content_hash(code, data.input_key(run), run.seed, settings, inputs, dict(extra_personas))
 
 
 def load_tailoring(run: Run) -> Rows:

@@ -133,7 +133,7 @@ def check_unseen(profile: Profile, base_seed: int) -> dict[str, int]:
     from persona_lib import data, official
 
     folder = official.find_data_dir(profile.data_dir, profile.datasets)
-    pairs = [official.official_pairs(folder, name) for name in profile.datasets]
+    pairs = [official.official_pairs(folder, name, profile.strip_roles) for name in profile.datasets]
     kept_out = [row.prompt for splits in pairs for name in ("validation", "test") for row in splits[name]]
     return check_texts(data.pretraining_texts(profile), kept_out)
 

@@ -49,3 +49,9 @@ def official_data() -> Path:
 def released_outputs() -> Path:
     """The authors' released generations: one folder per data set."""
     return data_folder("released_outputs")
+
+
+@pytest.fixture(scope="session")
+def autoj_data() -> Path:
+    """The folder of Auto-J's pairwise test set."""
+    return data_folder("autoj")

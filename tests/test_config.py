@@ -71,6 +71,9 @@ def test_a_missing_profile_names_the_ones_there_are():
         ("base_hidden_size=100", "multiple of 64"),
         ("generator_prices=1.5", "give two, for prompt and completion"),
         ("judge_url=http://127.0.0.1:1/v1", "name the model that it serves in judge_model"),
+        ("retriever=colbert", "use one of bm25, dense, late"),
+        ("retriever=late", "dense and late need a model"),
+        ("retriever_model=colbert-ir/colbertv2.0", "bm25 has none"),
         ("dpo_splits=test", "use dpo_train, sft_train or both"),
     ],
 )

@@ -24,6 +24,7 @@ HEAVY = (
     "scipy",
     "matplotlib",
     "bm25s",
+    "sentence_transformers",
     "papermill",
     "openai",
 )
@@ -31,12 +32,12 @@ HEAVY = (
 # A module imports from its own level (without circles) and from lower ones.
 LEVELS = {
     0: "records store config fingerprint prompts metrics bootstrap text_metrics tokens vocabulary "
-    "environment provenance workers",
-    1: "synthetic oracle official raw data released retrieval llm generate endpoint generators arms guards "
-    "leakage origin views",
+    "environment provenance workers hub persona_text",
+    1: "synthetic oracle official raw model_personas data released retrieval llm generate endpoint "
+    "generators arms guards leakage origin views",
     2: "base unseen prometheus personas persona_quality tailoring trainers train tailor judge judged pooled "
     "swap swap_tables released_tables",
-    3: "docs figures selection axes show show_answers show_base show_lm_judge show_personas "
+    3: "docs flaws figures selection axes show show_answers show_base show_lm_judge show_personas "
     "results results_personas results_swap primary swap_plots plots report steps tasks execute plan "
     "runner pipeline ahead",
 }

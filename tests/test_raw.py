@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections import Counter
 
 import pytest
 
@@ -28,6 +29,8 @@ SHP = {
     "score_A": 30,
     "score_B": 10,
 }
+SMART = {"prompt": "abate", "chosen": "A bait that lessens hunger.", "rejected": "Sounds like a date."}
+AUTOJ = {"scenario": "chat", "label": 0, "prompt": "How?", "response 1": "first", "response 2": "second"}
 
 
 def save(path, *rows):
@@ -52,7 +55,7 @@ def test_safe_rlhf_takes_the_better_response_and_drops_unsafe_rejected_ones(tmp_
         SAFE | {"response_0": "second "},
         SAFE | {"prompt": " "},
     ]
-    pairs, out = raw.read_safe_rlhf(save(tmp_path / "x.jsonl", *rows))
+    pairs, out = raw.read_file(save(tmp_path / "x.jsonl", *rows), "safe_rlhf")
     assert texts(pairs) == [
         ("How?", "second", "first"),
         ("How?", "first", "second"),
@@ -65,40 +68,88 @@ def test_safe_rlhf_takes_the_better_response_and_drops_unsafe_rejected_ones(tmp_
 def test_hh_rlhf_takes_single_turns_from_gzipped_transcripts(tmp_path):
     longer = "\n\nHuman: How?\n\nAssistant: Hm?\n\nHuman: Now?\n\nAssistant: Yes."
     rows = [HH, HH | {"chosen": longer}, HH | {"rejected": HH["rejected"].replace("How", "Why")}]
-    pairs, out = raw.read_hh_rlhf(save(tmp_path / "x.jsonl.gz", *rows))
+    pairs, out = raw.read_file(save(tmp_path / "x.jsonl.gz", *rows), "hh_rlhf")
     assert texts(pairs) == [("How?", "Well.", "Badly.")]
     assert out == {"more than one turn": 1, "two different prompts": 1}
 
 
 def test_shp_takes_the_preferred_comment_and_drops_those_with_few_upvotes(tmp_path):
     rows = [SHP, SHP | {"labels": 0}, SHP | {"score_B": 9}]
-    pairs, out = raw.read_shp(save(tmp_path / "x.jsonl", *rows))
+    pairs, out = raw.read_file(save(tmp_path / "x.jsonl", *rows), "shp_raw")
     assert texts(pairs) == [("How?", "a", "b"), ("How?", "b", "a")]
     assert out == {"under ten upvotes": 1}
 
 
+def test_smart_mnemonics_are_read_as_they_are(tmp_path):
+    rows = [SMART, SMART | {"rejected": SMART["chosen"]}]
+    pairs, out = raw.read_file(save(tmp_path / "x.jsonl", *rows), "smart")
+    assert texts(pairs) == [(SMART["prompt"], SMART["chosen"], SMART["rejected"])]
+    assert out == {"two equal responses": 1}
+
+
+def test_autoj_takes_the_labelled_response_and_drops_ties(tmp_path):
+    rows = [AUTOJ, AUTOJ | {"label": 1}, AUTOJ | {"label": 2}]
+    pairs, out = raw.read_file(save(tmp_path / "x.json", *rows), "autoj")
+    assert texts(pairs) == [("How?", "first", "second"), ("How?", "second", "first")]
+    assert out == {"a tie": 1}
+
+
+@pytest.mark.parametrize("name", ["x.json", "x.json.gz"])
+def test_a_json_array_is_read_like_json_lines(tmp_path, name):
+    rows = [SHP, SHP | {"labels": 0}]
+    text, lines = json.dumps(rows, indent=1).encode(), save(tmp_path / "lines.jsonl", *rows)
+    (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith("gz") else b"\n" + text)
+    assert raw.read_file(tmp_path / name, "shp_raw") == raw.read_file(lines, "shp_raw")
+
+
+def test_a_torn_array_and_a_bad_row_of_one_are_named(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps([SHP, SHP | {"labels": 3}]))
+    with pytest.raises(DataError, match="x.json, row 2: labels=3 should be 0 or 1"):
+        raw.read_file(path, "shp_raw")
+    path.write_text(json.dumps([SHP])[:-5])
+    with pytest.raises(DataError, match="x.json: not valid JSON .* fetch the file again"):
+        raw.read_file(path, "shp_raw")
+
+
+def test_the_real_autoj_file_has_1392_rows_and_every_tie_is_counted(autoj_data):
+    path = raw.raw_file(str(autoj_data), "autoj")
+    pairs, out = raw.read_file(path, "autoj")
+    labels = Counter(json.loads(line)["label"] for line in path.read_text(encoding="utf-8").splitlines())
+    assert sum(labels.values()) == 1392 == len(pairs) + out.total()
+    assert out["a tie"] == labels[2] > 0
+    data.check_pairs({"all": pairs}, "autoj")
+
+
 @pytest.mark.parametrize(
-    ("reader", "row", "message"),
+    ("name", "row", "message"),
     [
         (
-            raw.read_safe_rlhf,
+            "safe_rlhf",
             SAFE | {"better_response_id": 2},
             "row 2: better_response_id=2 should be 0 or 1",
         ),
-        (raw.read_safe_rlhf, SAFE | {"better_response_id": True}, "better_response_id=True should be int"),
-        (raw.read_safe_rlhf, SAFE | {"prompt": None}, "row 2: prompt=None should be str"),
-        (raw.read_safe_rlhf, {"prompt": "x"}, "row 2: no field 'response_0'; there are prompt"),
-        (raw.read_safe_rlhf, [1], "row 2: a list, not an object"),
-        (raw.read_shp, SHP | {"score_A": "many"}, "row 2: score_A='many' should be int"),
-        (raw.read_hh_rlhf, HH | {"chosen": "Human: How?"}, "row 2, chosen: not a dialogue"),
-        (raw.read_hh_rlhf, HH | {"rejected": "\n\nAssistant: Well."}, "row 2, rejected: not a dialogue"),
+        ("safe_rlhf", SAFE | {"better_response_id": True}, "better_response_id=True should be int"),
+        ("safe_rlhf", SAFE | {"prompt": None}, "row 2: prompt=None should be str"),
+        ("safe_rlhf", {"prompt": "x"}, "row 2: no field 'response_0'; there are prompt"),
+        ("safe_rlhf", [1], "row 2: a list, not an object"),
+        ("shp_raw", SHP | {"score_A": "many"}, "row 2: score_A='many' should be int"),
+        ("smart", SMART | {"chosen": ["a", "b"]}, "row 2: chosen=['a', 'b'] should be str"),
+        ("autoj", AUTOJ | {"label": 3}, "row 2: label=3 should be 0, 1 or 2"),
+        (
+            "autoj",
+            {"prompt": "x", "label": 0},
+            "row 2: no field 'response 1'; there are label, prompt",
+        ),
+        ("hh_rlhf", HH | {"chosen": "Human: How?"}, "row 2, chosen: not a dialogue"),
+        ("hh_rlhf", HH | {"rejected": "\n\nAssistant: Well."}, "row 2, rejected: not a dialogue"),
     ],
 )
-def test_a_malformed_row_is_an_error_that_names_file_row_and_field(tmp_path, reader, row, message):
-    good = {raw.read_safe_rlhf: SAFE, raw.read_shp: SHP, raw.read_hh_rlhf: HH}[reader]
+def test_a_malformed_row_is_an_error_that_names_file_row_and_field(tmp_path, name, row, message):
+    good = {"safe_rlhf": SAFE, "shp_raw": SHP, "hh_rlhf": HH, "smart": SMART, "autoj": AUTOJ}[name]
     path = save(tmp_path / "x.jsonl", good, row)
     with pytest.raises(DataError) as caught:
-        reader(path)
+        raw.read_file(path, name)
     assert str(caught.value).startswith(str(path)) and message in str(caught.value)
 
 
@@ -106,12 +157,12 @@ def test_a_torn_line_is_named(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_text(json.dumps(SHP) + '\n{"history": "Ho', encoding="utf-8")
     with pytest.raises(ValueError, match="x.jsonl:2: not valid JSON"):
-        raw.read_shp(path)
+        raw.read_file(path, "shp_raw")
 
 
 def test_all_pairs_of_a_prompt_share_a_split_and_the_shares_are_about_right(tmp_path):
     rows = [SHP | {"history": f"question {n // 2}", "human_ref_A": f"a{n}"} for n in range(2000)]
-    splits = raw.split_pairs(raw.read_shp(save(tmp_path / "x.jsonl", *rows))[0])
+    splits = raw.split_pairs(raw.read_file(save(tmp_path / "x.jsonl", *rows), "shp_raw")[0])
     prompts = {name: {pair.prompt for pair in pairs} for name, pairs in splits.items()}
     assert sum(map(len, prompts.values())) == 1000 == len(set().union(*prompts.values()))
     assert 0.75 < len(splits["train"]) / 2000 < 0.85

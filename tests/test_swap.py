@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from persona_lib import store, swap, swap_tables
+from persona_lib import persona_text, store, swap, swap_tables
 from persona_lib.prompts import completion_text, tailoring_prompt
 from persona_lib.records import Generation, TailoringRow
 
@@ -112,7 +112,7 @@ def test_seeds_are_pooled_and_the_interval_holds_the_estimate():
 
 
 def test_contrast_is_stripped_from_both_sides_if_either_names_one():
-    assert swap.strip_contrast("The user likes facts, rather than jokes.") == "The user likes facts."
+    assert persona_text.strip_contrast("The user likes facts, rather than jokes.") == "The user likes facts."
     row = TailoringRow("a", "test", "p", "c", "r", {
         "gold-chosen": "The user is calm and prefers facts over jokes.",
         "gold-rejected": "The user is fun.",

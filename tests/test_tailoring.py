@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from persona_lib import data, leakage, official, store, tailoring
+from persona_lib import data, leakage, official, personas, retrieval, store, tailoring
 from persona_lib.config import Run, load_profile, set_field
 from persona_lib.records import InferredPersona, PreferencePair, TailoringRow
 
@@ -73,6 +73,28 @@ def test_both_retrieved_personas_come_from_one_training_row_that_is_not_for_vali
         for side in ("chosen", "rejected"):
             assert row.personas[f"retrieved-{side}"] == persona_of(row.retrieved_id, side)
             assert row.personas[f"gold-{side}"] == persona_of(row.id, side)
+
+
+def test_another_retriever_lends_other_rows_of_the_same_pool_and_has_keys_of_its_own(run, monkeypatch):
+    def last_is_nearest(queries, pool, model):
+        assert model == "colbert-ir/colbertv2.0"
+        return [list(range(len(pool))) for _ in queries]
+
+    monkeypatch.setitem(retrieval.SCORERS, "late", last_is_nearest)
+    profile = set_field(run.profile, retriever="late", retriever_model="colbert-ir/colbertv2.0")
+    late = replace(run, profile=profile)
+    assert tailoring.tailoring_key(late, {}) != tailoring.tailoring_key(run, {})
+    assert personas.personas_key(late) != personas.personas_key(run)
+    tailoring.build_tailoring(late)
+    rows = tailoring.load_tailoring(late)
+    last = rows["dpo_train"][-1]
+    for row in rows["validation"] + rows["test"]:
+        assert row.retrieved_id == last.id
+        assert row.personas["retrieved-chosen"] == persona_of(last.id, "chosen")
+        assert row.personas["retrieved-rejected"] == persona_of(last.id, "rejected")
+    before = {split: [pair.id for pair in part] for split, part in
+              tailoring.split_train(data.load_pairs(run)["train"], run.seed).items()}  # fmt: skip
+    assert {split: [row.id for row in rows[split]] for split in before} == before
 
 
 def test_rejected_personas_are_needed_only_where_retrieval_points(run):
@@ -214,7 +236,7 @@ def test_personas_that_quote_the_response_are_counted_unless_the_prompt_says_it(
 
 
 def test_a_leak_stops_the_step_before_it_is_marked_as_done(run, monkeypatch):
-    monkeypatch.setattr(tailoring, "retrieve", lambda queries, pool: [0 for _ in queries])
+    monkeypatch.setattr(tailoring, "retrieve", lambda queries, *_: [0 for _ in queries])
     monkeypatch.setattr(leakage, "POOL_SPLITS", ("sft_val", "dpo_val"))
     with pytest.raises(ValueError, match="retrieve from outside"):
         tailoring.build_tailoring(run)

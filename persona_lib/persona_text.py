@@ -1,0 +1,34 @@
+"""What a persona's text tells about itself: whether it is one, and whether it names the other response.
+
+A persona begins with "The user". The annotator's refusals and error messages were kept as personas in the
+official data and are none (paper section 3). Most gold personas are contrastive: they also say what their
+user does not want, "rather than ...", which is the response that the persona was inferred against.
+"""
+
+from __future__ import annotations
+
+import re
+
+REFUSAL = re.compile(r"^(i'?m sorry|sorry|i can(no|')t|i won't|i('| a)m unable|as an ai)\b", re.IGNORECASE)
+CONTRAST = re.compile(r"\b(rather than|instead of|over)\b", re.IGNORECASE)
+
+
+def persona_status(text: str | None) -> str:
+    """Say what an annotated persona is: "ok", "empty", "refusal" or "malformed"."""
+    text = (text or "").strip()
+    if not text:
+        return "empty"
+    if REFUSAL.match(text.replace("\u2019", "'")):
+        return "refusal"
+    return "ok" if text.lower().startswith("the user") else "malformed"
+
+
+def is_contrastive(persona: str) -> bool:
+    """Say whether a persona names what its user does not want."""
+    return CONTRAST.search(persona) is not None
+
+
+def strip_contrast(persona: str) -> str:
+    """Cut a persona before "rather than", "instead of" or "over": what it says about the other response."""
+    match = CONTRAST.search(persona)
+    return persona if match is None else persona[: match.start()].rstrip(" ,") + "."
