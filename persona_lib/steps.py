@@ -78,7 +78,7 @@ TRAINING = (
 MODEL = ("base_model", "base_revision", "compute_dtype", "quantization")
 INFERENCE = (*DATA, *MODEL, "generator_*", "pi_*", "eval_split")
 GENERATION = (*TRAINING, "few_shot_examples", "gen_*", "eval_split", "eval_limit", "eval_personas")
-JUDGING = (*GENERATION, *DATA, "judge*", "bootstrap_samples")
+JUDGING = (*GENERATION, *DATA, "judge*", "second_judge_*", "bootstrap_samples")
 
 STEPS: dict[str, Step] = {
     "01_preference_data": Step(

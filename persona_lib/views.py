@@ -277,6 +277,21 @@ def paper_view(table: pd.DataFrame) -> pd.DataFrame:
     return build(table, columns, name_dataset=False)
 
 
+def agreement_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show how far two judges agree per rubric; unparsed comparisons are counted and left out."""
+    columns = {
+        "rubric": lambda row: row["rubric"],
+        "judges": lambda row: f"{row['first']}; {row['second']}",
+        f"same verdict {CI}": lambda row: with_interval(row, "agreement"),
+        f"Cohen's kappa {CI}": lambda row: with_interval(row, "kappa", 2, True),
+        f"same, where both decide {CI}": lambda row: with_interval(row, "agreement_decided"),
+        "both decide": lambda row: number(row["n_decided"], 0),
+        "unparsed by first / second": lambda row: f"{row['first_unparsed']} / {row['second_unparsed']}",
+        "n": size,
+    }
+    return build(table, columns)
+
+
 VIEWS: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
     "primary": primary_view,
     "main": judged_view,
@@ -296,6 +311,8 @@ VIEWS: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
     "generation_flip": flip_view,
     "released_flip": flip_view,
     "paper": paper_view,
+    "second_judge": judged_view,
+    "judge_agreement": agreement_view,
     "not_run": plain_view,
     "selection_sft": plain_view,
     "selection_dpo": plain_view,

@@ -34,7 +34,8 @@ LEVELS = {
     "environment provenance workers",
     1: "synthetic oracle official raw data released retrieval llm generate endpoint generators arms guards "
     "leakage origin views",
-    2: "base unseen prometheus personas persona_quality tailoring trainers train tailor judge judged pooled "
+    2: "base unseen prometheus chat_judge personas persona_quality tailoring trainers train tailor matchups "
+    "judge judged agreement pooled "
     "swap swap_tables released_tables",
     3: "docs figures selection show show_answers show_base show_lm_judge show_personas "
     "results results_personas results_swap primary swap_plots plots report steps tasks execute plan "
