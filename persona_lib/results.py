@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 from persona_lib import metrics
 from persona_lib.agreement import agreement_of_profile
 from persona_lib.bootstrap import Interval
-from persona_lib.config import Profile, Run, results_dir
+from persona_lib.config import Profile, results_dir
 from persona_lib.judge import judgment_folder
 from persona_lib.judged import RUBRICS, Judged, Judgments, read_judgments
-from persona_lib.matchups import Matchup
 from persona_lib.metrics import WinRate, delta_pq, position_inconsistent
 from persona_lib.pooled import (
     Pool,
@@ -69,9 +68,8 @@ def count_columns(row: Judged) -> Row:
     columns: Row = {}
     for short, rubric in RUBRICS.items():
         columns |= verdict_counts(short, row.counts(rubric))
-        columns[f"{short}_inconsistent"] = sum(
-            inconsistent(run, row.matchup, rubric, row.role) for run in row.runs
-        )
+        folders = [judgment_folder(run, row.matchup, row.role) for run in row.runs]
+        columns[f"{short}_inconsistent"] = sum(inconsistent(folder / f"{rubric}.jsonl") for folder in folders)
     return columns
 
 
@@ -81,9 +79,8 @@ def verdict_counts(short: str, rate: WinRate) -> Row:
     return {f"{short}_{name}": getattr(rate, field) for name, field in names.items()}
 
 
-def inconsistent(run: Run, matchup: Matchup, rubric: str, role: str = "judge") -> int:
-    """Count the pairs of one run in which the judge named the same position in both orders."""
-    path = judgment_folder(run, matchup, role) / f"{rubric}.jsonl"
+def inconsistent(path: Path) -> int:
+    """Count the pairs of a file of judgments in which the judge named the same position in both orders."""
     if not path.exists():
         return 0
     orders: dict[str, dict[str, Judgment]] = {"AB": {}, "BA": {}}

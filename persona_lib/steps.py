@@ -190,7 +190,7 @@ STEPS: dict[str, Step] = {
     "13_released_outputs": Step(
         "The authors' released generations, analysed again",
         per="profile",
-        fields=("data_dir", "bootstrap_samples"),
+        fields=("data_dir", "bootstrap_samples", "judge*", "second_judge_*", "eval_limit", *MODEL),
         minutes={"smoke": 0.2, "synthetic": 0.2, "scratch": 0.2, "paper": 0.2},
     ),
 }

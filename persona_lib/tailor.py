@@ -73,16 +73,19 @@ def grid(run: Run) -> list[RunSpec]:
 
 
 def eval_rows(run: Run) -> list[TailoringRow]:
-    """Return the rows of the profile's evaluation split: all, or ``eval_limit`` of them drawn by id.
+    """Return the rows of the profile's evaluation split: all, or ``eval_limit`` of them drawn by id."""
+    rows = store.read_rows(run.folder / "tailoring" / f"{run.profile.eval_split}.jsonl", TailoringRow)
+    return draw(rows, run.profile.eval_limit)
+
+
+def draw(rows: Sequence[TailoringRow], limit: int) -> list[TailoringRow]:
+    """Return ``limit`` rows drawn by id, in their order; all of them if it is 0.
 
     The draw depends on nothing else, so every arm and seed is measured on the same rows.
     """
-    rows = store.read_rows(run.folder / "tailoring" / f"{run.profile.eval_split}.jsonl", TailoringRow)
-    if not run.profile.eval_limit:
-        return rows
-    kept = {
-        row.id for row in sorted(rows, key=lambda row: store.content_hash(row.id))[: run.profile.eval_limit]
-    }
+    if not limit:
+        return list(rows)
+    kept = {row.id for row in sorted(rows, key=lambda row: store.content_hash(row.id))[:limit]}
     return [row for row in rows if row.id in kept]
 
 

@@ -277,6 +277,20 @@ def paper_view(table: pd.DataFrame) -> pd.DataFrame:
     return build(table, columns, name_dataset=False)
 
 
+def rejudged_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show the released answers as our judges see them, each above the paper's row for the same files."""
+    columns = {
+        "row": lambda row: f"{row['dataset']}, {row['label']}",
+        "judge": lambda row: row["judge"],
+        "personalization W / T / L %": lambda row: shares(row, "p"),
+        "quality W / T / L %": lambda row: shares(row, "q"),
+        "unparsed / inconsistent": lambda row: unparsed(row) if row["kind"] == "judged again" else "",
+        f"dPQ {CI}": lambda row: with_interval(row, "dpq", 1, True),
+        "n": size,
+    }
+    return build(table, columns, name_dataset=False)
+
+
 def agreement_view(table: pd.DataFrame) -> pd.DataFrame:
     """Show how far two judges agree per rubric; unparsed comparisons are counted and left out."""
     columns = {
@@ -313,6 +327,8 @@ VIEWS: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
     "paper": paper_view,
     "second_judge": judged_view,
     "judge_agreement": agreement_view,
+    "released_judged": rejudged_view,
+    "released_agreement": agreement_view,
     "not_run": plain_view,
     "selection_sft": plain_view,
     "selection_dpo": plain_view,
