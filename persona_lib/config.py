@@ -102,6 +102,7 @@ class Profile:
     near_duplicate_threshold: float
     # training
     methods: tuple[str, ...]
+    train_limit: int
     train_personas: tuple[str, ...]
     quantization: str
     compute_dtype: str

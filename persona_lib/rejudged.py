@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona_lib.agreement import agreement_row
+from persona_lib.arms import draw
 from persona_lib.config import Profile, Run, results_dir
 from persona_lib.fingerprint import module_hash
 from persona_lib.generate import cut_at_stop
@@ -24,7 +25,6 @@ from persona_lib.records import PairwiseComparison
 from persona_lib.released import Released, ReleasedFile
 from persona_lib.results import Row, inconsistent, interval_columns, paper_rows, verdict_counts
 from persona_lib.store import content_hash, iter_rows, read_json
-from persona_lib.tailor import draw
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from persona_lib import guards, store
 from persona_lib.config import Run
-from persona_lib.data import CONTRAST
 from persona_lib.fingerprint import module_hash
 from persona_lib.llm import attach_adapters, load_base, load_tokenizer, sequence_log_probs, using_adapters
 from persona_lib.prompts import completion_text, tailoring_prompt
@@ -40,6 +39,8 @@ CHUNK = 4  # batches scored between two writes
 
 def strip_contrast(persona: str) -> str:
     """Cut a persona before "rather than", "instead of" or "over": what it says about the other response."""
+    from persona_lib.data import CONTRAST  # needs numpy
+
     match = CONTRAST.search(persona)
     return persona if match is None else persona[: match.start()].rstrip(" ,") + "."
 
@@ -67,6 +68,8 @@ def swap_personas(row: TailoringRow, wanted: Iterable[str], families: Sequence[s
 
     "stripped" ones are made from the gold ones, for rows where at least one of the two names a contrast.
     """
+    from persona_lib.data import CONTRAST  # needs numpy
+
     wanted = [name for name in wanted if name.rpartition("-")[0] in families]
     personas: dict[str, str | None] = {"none": None} if "none" in families else {}
     personas |= {name: row.personas[name] for name in wanted if row.personas.get(name)}

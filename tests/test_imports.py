@@ -38,8 +38,8 @@ LEVELS = {
     "judge judged agreement pooled "
     "swap swap_tables released_tables",
     3: "docs figures selection show show_answers show_base show_lm_judge show_personas "
-    "results rejudged results_personas results_swap primary swap_plots plots report steps tasks execute plan "
-    "runner pipeline ahead",
+    "results rejudged results_personas results_swap primary swap_plots plots report steps tasks execute "
+    "workload cost plan runner pipeline ahead",
 }
 LEVEL = {name: level for level, names in LEVELS.items() for name in names.split()}
 
