@@ -35,7 +35,7 @@ def long_steps(run: Run) -> list[tuple[str, Callable[[], Any]]]:
             steps.append((f"DPO {arm}", lambda arm=arm: train.train_adapter(run, "dpo", arm)))
     steps.append(("generation", lambda: tailor.generate_all(run)))
     if profile.judge != "none":
-        steps.append(("judging", lambda: judge.judge_all(run)))
+        steps.append(("judging", lambda: judge.judge_all(run) + judge.judge_second(run)))
     return [*steps, ("persona swap", lambda: swap.swap_all(run))]
 
 

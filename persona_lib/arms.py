@@ -12,6 +12,7 @@ import random
 
 from persona_lib.prompts import completion_text, tailoring_prompt
 from persona_lib.records import TailoringRow
+from persona_lib.store import content_hash
 
 
 def derangement(n: int, seed: int) -> list[int]:
@@ -25,6 +26,17 @@ def derangement(n: int, seed: int) -> list[int]:
     for place, index in enumerate(order):
         result[index] = order[(place + 1) % n]
     return result
+
+
+def draw(rows: list[TailoringRow], limit: int) -> list[TailoringRow]:
+    """Return ``limit`` rows drawn by id, in their order; all of them if it is 0.
+
+    The draw depends on nothing else, so it is the same for every arm and seed.
+    """
+    if not limit:
+        return rows
+    kept = {row.id for row in sorted(rows, key=lambda row: content_hash(row.id))[:limit]}
+    return [row for row in rows if row.id in kept]
 
 
 def side_rows(rows: list[TailoringRow], side: str) -> list[tuple[str, str, str | None, str, str]]:

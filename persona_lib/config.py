@@ -26,8 +26,15 @@ CHANGE_NO_RESULT = (
     "endpoint_retries",
     "generator_prices",
     "judge_prices",
+    "second_judge_prices",
     "max_cost_usd",
 )
+
+
+JUDGE_FORMATS = ("letter", "json", "prometheus")
+# What the authors' code showed a judge by mistake; see ``judge.as_shown``.
+JUDGE_QUIRKS = ("repeated_label", "persona_in_question")
+MATCHUP_KINDS = ("main", "sft", "few_shot", "stage", "arm", "control")
 
 
 class ConfigError(ValueError):
@@ -99,6 +106,7 @@ class Profile:
     near_duplicate_threshold: float
     # training
     methods: tuple[str, ...]
+    train_limit: int
     train_personas: tuple[str, ...]
     quantization: str
     compute_dtype: str
@@ -145,6 +153,16 @@ class Profile:
     judge_decoding: str
     judge_max_new_tokens: int
     judge_batch_size: int
+    judge_quirks: tuple[str, ...]
+    second_judge_model: str
+    second_judge_url: str
+    second_judge_kind: str
+    second_judge_prices: tuple[float, ...]
+    second_judge_format: str
+    second_judge_decoding: str
+    second_judge_max_new_tokens: int
+    second_judge_batch_size: int
+    second_judge_matchups: tuple[str, ...]
     swap_batch_size: int
     bootstrap_samples: int
 
@@ -264,22 +282,26 @@ def check_profile(profile: Profile) -> None:
         "dpo_tokenization": ("whole", "released"),
         "generator_kind": ("chat", "completions"),
         "judge_kind": ("chat", "completions"),
-        "judge_format": ("letter", "prometheus"),
+        "judge_format": JUDGE_FORMATS,
         "judge_decoding": ("deterministic", "official"),
+        "second_judge_kind": ("chat", "completions"),
+        "second_judge_format": JUDGE_FORMATS,
+        "second_judge_decoding": ("deterministic", "official"),
     }
     for field, allowed in choices.items():
         if getattr(profile, field) not in allowed:
             raise ConfigError(
                 f"{where}: {field}={getattr(profile, field)!r}: use one of {', '.join(allowed)}"
             )
-    for role in ("generator", "judge"):
+    for role in ("generator", "judge", "second_judge"):
         prices, url = getattr(profile, f"{role}_prices"), getattr(profile, f"{role}_url")
         if len(prices) not in (0, 2):
             raise ConfigError(f"{where}: {role}_prices={list(prices)}: give two, for prompt and completion")
-        if url and getattr(profile, f"{role}_model") == "base":
+        if url and getattr(profile, f"{role}_model") in ("", "base"):
             raise ConfigError(f"{where}: {role}_url is set: name the model that it serves in {role}_model")
         if url and profile.max_cost_usd > 0 and not prices:
             raise ConfigError(f"{where}: max_cost_usd needs {role}_prices, dollars per million tokens")
+    check_judges(profile, where)
     if not profile.dpo_splits or not {"sft_train", "dpo_train"}.issuperset(profile.dpo_splits):
         raise ConfigError(f"{where}: dpo_splits={list(profile.dpo_splits)}: use dpo_train, sft_train or both")
     if (profile.retriever == "bm25") == bool(profile.retriever_model):
@@ -293,6 +315,25 @@ def check_profile(profile: Profile) -> None:
                 f"{where}: {field}={getattr(profile, field)} must be a multiple of 64: "
                 "NF4 quantises blocks of 64 and is silently wrong otherwise"
             )
+
+
+def judge_settings(profile: Profile, role: str) -> list[Any]:
+    """Return what decides the judgments of "judge" or "second_judge", when it is a language model."""
+    names = ("model", "url", "kind", "format", "decoding", "max_new_tokens")
+    return [getattr(profile, f"{role}_{name}") for name in names]
+
+
+def check_judges(profile: Profile, where: str) -> None:
+    """Check the fields that say who judges, and what; raises ConfigError."""
+    for field, allowed in (("judge_quirks", JUDGE_QUIRKS), ("second_judge_matchups", MATCHUP_KINDS)):
+        if unknown := set(getattr(profile, field)) - set(allowed):
+            raise ConfigError(f"{where}: {field}={sorted(unknown)}: use some of {', '.join(allowed)}")
+    if not profile.second_judge_model:
+        return
+    if profile.judge == "none":
+        raise ConfigError(f"{where}: second_judge_model is set, but judge=none: name the first judge, too")
+    if profile.judge == "lm" and judge_settings(profile, "judge") == judge_settings(profile, "second_judge"):
+        raise ConfigError(f"{where}: second_judge_* and judge_* are the same judge: change one of them")
 
 
 def results_root() -> Path:

@@ -10,12 +10,13 @@ with what it cost, before anything else sees it: a killed run pays for nothing t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,10 @@ def endpoint_of(profile: Profile, role: str) -> Endpoint:
 
 @dataclass(frozen=True)
 class Answer:
-    """A line of the ledger. ``id`` is the hash of the request; tokens are as the server counted them."""
+    """A line of the ledger. ``id`` is the hash of the request; tokens are as the server counted them.
+
+    ``schema_refused``: the server would not hold its answer to the request's schema, and was asked without.
+    """
 
     id: str
     model: str
@@ -95,6 +99,7 @@ class Answer:
     prompt_tokens: int
     completion_tokens: int
     cost_usd: float
+    schema_refused: bool = False
 
 
 def request_body(
@@ -103,10 +108,12 @@ def request_body(
     max_new_tokens: int,
     stop: Sequence[str],
     sampling: Sampling | None = None,
+    schema: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return what is asked; without ``sampling`` greedy. The prompt is one user message, or stands as it is.
 
-    OpenAI's protocol has no repetition penalty; vLLM, SGLang and others take it as an extra field.
+    OpenAI's protocol has no repetition penalty; vLLM, SGLang and others take it as an extra field. It has
+    a ``schema`` (JSON) for chat models only.
     """
     body: dict[str, Any] = {"model": endpoint.model, "max_tokens": max_new_tokens, "temperature": 0.0}
     if sampling:
@@ -114,6 +121,9 @@ def request_body(
         body |= {"extra_body": {"repetition_penalty": sampling.repetition_penalty}}
     if stop:
         body["stop"] = list(stop)
+    if schema and endpoint.kind == "chat":
+        held = {"name": "answer", "strict": True, "schema": schema}
+        body["response_format"] = {"type": "json_schema", "json_schema": held}
     if endpoint.kind == "chat":
         return body | {"messages": [{"role": "user", "content": prompt}]}
     return body | {"prompt": prompt}
@@ -132,7 +142,8 @@ def cost(endpoint: Endpoint, prompt_tokens: float, completion_tokens: float) -> 
 def most_it_can_cost(endpoint: Endpoint, body: dict[str, Any]) -> float:
     """Return an upper estimate of a request's cost, made before it is sent."""
     text = body.get("prompt") or body["messages"][0]["content"]
-    return cost(endpoint, len(text) / CHARACTERS_PER_TOKEN, body["max_tokens"])
+    schema = json.dumps(body["response_format"]) if "response_format" in body else ""
+    return cost(endpoint, len(text + schema) / CHARACTERS_PER_TOKEN, body["max_tokens"])
 
 
 def read_response(endpoint: Endpoint, name: str, response: Any) -> Answer:
@@ -177,7 +188,7 @@ class Asker:
         self.failures: list[tuple[str, Exception]] = []
         self.in_a_row = 0
         self.stopped = threading.Event()
-        self.out_of_money = False
+        self.out_of_money = self.schema_refused = False
 
     async def ask_all(self, bodies: dict[str, dict[str, Any]]) -> None:
         """Ask for every body, ``concurrency`` at a time; stops early when told to, or when it is hopeless."""
@@ -237,6 +248,20 @@ class Asker:
             self.room.notify_all()
 
     async def ask(self, client: Any, name: str, body: dict[str, Any]) -> Answer:
+        """Ask; a server that refuses the schema is asked without, and from then on it is left out."""
+        import openai
+
+        plain = {field: value for field, value in body.items() if field != "response_format"}
+        if plain == body:
+            return await self.attempt(client, name, body)
+        if not self.schema_refused:
+            with contextlib.suppress(openai.BadRequestError, openai.UnprocessableEntityError):
+                return await self.attempt(client, name, body)
+        answer = await self.attempt(client, name, plain)  # fails too if something else was refused
+        self.schema_refused = True
+        return replace(answer, schema_refused=True)
+
+    async def attempt(self, client: Any, name: str, body: dict[str, Any]) -> Answer:
         """Ask once, and again while the answer cannot be read."""
         create = client.chat.completions.create if self.endpoint.kind == "chat" else client.completions.create
         for attempt in range(self.endpoint.retries + 1):
@@ -250,6 +275,8 @@ class Asker:
 
 class EndpointGenerator:
     """A served model that completes prompts greedily; the interface of ``generate.TransformersGenerator``."""
+
+    takes_schema = True
 
     def __init__(self, endpoint: Endpoint, ledger: Path) -> None:
         self.endpoint, self.ledger, self.name = endpoint, Path(ledger), endpoint.model
@@ -274,10 +301,12 @@ class EndpointGenerator:
         min_new_tokens: int = 0,
         prefix: str = "",
         sampling: Sampling | None = None,
+        schema: dict[str, Any] | None = None,
     ) -> Iterator[tuple[int, Completion]]:
         """Yield (index, completion): those of the ledger first, then as they arrive.
 
-        Equal prompts are asked once. Raises ValueError for ``min_new_tokens``, which the protocol does not
+        Equal prompts are asked once. A chat model is asked to hold to ``schema``, unless its server refuses
+        (``Answer.schema_refused``). Raises ValueError for ``min_new_tokens``, which the protocol does not
         know; at the end, BudgetError if ``max_cost_usd`` forbids the rest, EndpointError if requests failed.
         """
         if min_new_tokens:
@@ -285,7 +314,7 @@ class EndpointGenerator:
         self.read_ledger()
         bodies, places = {}, {}
         for index, prompt in enumerate(prompts):
-            body = request_body(self.endpoint, prefix + prompt, max_new_tokens, stop, sampling)
+            body = request_body(self.endpoint, prefix + prompt, max_new_tokens, stop, sampling, schema)
             name = request_id(self.endpoint, body)
             if name in self.known:
                 yield index, to_completion(self.known[name], stop)

@@ -30,6 +30,12 @@ class HubModel:
 MODELS: dict[str, HubModel] = {
     "meta-llama/Llama-3.1-8B": HubModel("d04e592bb4f6aa9cfee91e2e20afa771667e1d4b", 16.1, gated=True),
     "prometheus-eval/prometheus-7b-v2.0": HubModel("66ffb1fc20beebfb60a3964a957d9011723116c5", 14.5),
+    # the small profile and what it can be made smaller with
+    "HuggingFaceTB/SmolLM2-360M": HubModel("f8027fd0eaeea54caa13c31d31b9fdc459c38b49", 0.73),
+    "HuggingFaceTB/SmolLM2-135M": HubModel("93efa2f097d58c2a74874c7e644dbc9b0cee75a2", 0.27),
+    "Qwen/Qwen2.5-0.5B": HubModel("060db6499f32faf8b98477b0a26969ef7d8b9987", 0.99),
+    "Qwen/Qwen2.5-0.5B-Instruct": HubModel("7ae557604adf67be50417f59c2c2f167def9a775", 0.99),
+    "Qwen/Qwen2.5-1.5B-Instruct": HubModel("989aa7980e4cf806f80c7fef2b1adb7bc71aa306", 3.1),
     # for retrieval: late interaction (the paper's) and dense
     "colbert-ir/colbertv2.0": HubModel("c1e84128e85ef755c096a95bdb06b47793b13acf", 0.4),
     "sentence-transformers/all-MiniLM-L6-v2": HubModel("1110a243fdf4706b3f48f1d95db1a4f5529b4d41", 0.1),

@@ -1,21 +1,24 @@
 """Judging in both orders (paper section 5): an oracle or a language model behind one interface.
 
 A judge is a function (comparisons, rubric) -> judgments. Every comparison is judged as A/B and as B/A,
-both judgments are stored, and a win needs both. An answer that cannot be read stays unparsed.
+both judgments are stored, and a win needs both. An answer that cannot be read stays unparsed. A profile
+may name a second judge; its judgments have a folder of their own, so that the two can be compared.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from persona_lib.config import Run
+from persona_lib.config import Run, judge_settings
 from persona_lib.fingerprint import module_hash
 from persona_lib.generators import load_generator
+from persona_lib.matchups import Matchup, matchups
 from persona_lib.metrics import verdict_of
-from persona_lib.prompts import judge_prompt
+from persona_lib.prompts import first_person, judge_prompt
 from persona_lib.records import Generation, Judgment, PairwiseComparison, Rubric, RunSpec
 from persona_lib.store import (
     append_rows,
@@ -29,32 +32,14 @@ from persona_lib.store import (
     write_json,
     write_rows,
 )
-from persona_lib.tailor import eval_rows, generation_folder, grid, persona_of, read_generations
+from persona_lib.tailor import eval_rows, generation_folder, persona_of, read_generations
+from persona_lib.tokens import chat_text
 
 Judge = Callable[[Sequence[PairwiseComparison], Rubric], list[Judgment]]
 RUBRICS: tuple[Rubric, ...] = ("personalization", "quality")
 ORDERS = ("AB", "BA")  # the tested response as A, as B
 CHUNK = 256  # comparisons judged between two writes
-
-
-@dataclass(frozen=True)
-class Matchup:
-    """A row of a results table: a tested run against a base run, judged for ``judge_persona``.
-
-    ``kind`` says what it shows: "main" (the paper's table), "sft" or "few_shot" (the same method without
-    personas), "stage" (DPO against SFT), "arm" (another training persona) or "control" (expected null).
-    """
-
-    label: str
-    kind: str
-    test: RunSpec
-    base: RunSpec
-    judge_persona: str
-
-    @property
-    def slug(self) -> str:
-        """Path-safe name: tested run, base run, judged persona."""
-        return f"{self.test.slug}__{self.base.slug}__{self.judge_persona}"
+FOLDERS = {"judge": "judgments", "second_judge": "second_judgments"}
 
 
 def oracle_judge(world_seed: int) -> Judge:
@@ -85,11 +70,13 @@ def parse_winner(text: str) -> str | None:
     return next((letter for letter in ("A", "B") if word and word[0].rstrip(".):]*,") == letter), None)
 
 
-def lm_judge(generator: Any, max_new_tokens: int = 4) -> Judge:
-    """Return a judge that asks a text generator, greedily, for "A" or "B"."""
+def lm_judge(generator: Any, max_new_tokens: int = 4, asked: Callable[[str], str] = str) -> Judge:
+    """Return a judge that asks a text generator, greedily, for "A" or "B"; ``asked`` frames the prompt."""
 
     def judge(comparisons: Sequence[PairwiseComparison], rubric: Rubric) -> list[Judgment]:
-        prompts = [judge_prompt(rubric, c.prompt, c.persona, c.response_a, c.response_b) for c in comparisons]
+        prompts = [
+            asked(judge_prompt(rubric, c.prompt, c.persona, c.response_a, c.response_b)) for c in comparisons
+        ]
         answers = dict(generator.generate(prompts, max_new_tokens=max_new_tokens, stop=("\n",)))
         return [
             Judgment(c.id, generator.name, rubric, parse_winner(answers[n].text), feedback=answers[n].text)
@@ -108,16 +95,21 @@ def load_judge(run: Run) -> Judge:
     raise ValueError(f"profile {run.profile.name} has judge=none: nothing can be judged; see persona_swap")
 
 
-def model_judge(run: Run) -> Judge:
-    """Return the language model ``judge_model`` as a judge: served, of the hub, or "base" (the run's own)."""
-    profile = run.profile
-    generator = load_generator(run, "judge", profile.judge_batch_size)
-    if profile.judge_format == "letter":
-        return lm_judge(generator, profile.judge_max_new_tokens)
-    from persona_lib.prometheus import prometheus_judge
+def model_judge(run: Run, role: str = "judge") -> Judge:
+    """Return ``<role>_model`` as a judge: a served language model, one of the hub, or the run's own base."""
+    generator = load_generator(run, role, getattr(run.profile, f"{role}_batch_size"))
+    _, url, kind, form, decoding, max_new_tokens = judge_settings(run.profile, role)
+    if form == "prometheus":
+        from persona_lib.prometheus import prometheus_judge
 
-    chat = bool(profile.judge_url) and profile.judge_kind == "chat"
-    return prometheus_judge(generator, profile.judge_max_new_tokens, profile.judge_decoding, chat)
+        return prometheus_judge(generator, max_new_tokens, decoding, bool(url) and kind == "chat")
+    tokenizer = getattr(generator, "tokenizer", None)
+    asked = partial(chat_text, tokenizer) if kind == "chat" and tokenizer and tokenizer.chat_template else str
+    if form == "letter":
+        return lm_judge(generator, max_new_tokens, asked)
+    from persona_lib.chat_judge import chat_judge
+
+    return chat_judge(generator, max_new_tokens, asked)
 
 
 def swap_order(c: PairwiseComparison) -> PairwiseComparison:
@@ -134,109 +126,83 @@ def judge_both(
     return list(zip(first, second, strict=True))
 
 
-def matchups(run: Run) -> list[Matchup]:
-    """Return the rows of the results tables for one data set and seed, among the runs of the grid."""
-    cells = {spec.slug: spec for spec in grid(run)}
-
-    def cell(method: str, train: str, persona: str, form: str) -> RunSpec | None:
-        return cells.get(f"{method}-{train}.{persona}.{form}")
-
-    rows: list[tuple[str, str, RunSpec | None, RunSpec | None, str]] = []
-    for persona in run.profile.eval_personas:
-        tested, plain = cell("dpo", "chosen", persona, "line"), cell("dpo", "none", persona, "first_person")
-        if persona.startswith(("gold", "retrieved", "user")):
-            rows.append((f"{persona}", "main", tested, plain, persona))
-            rows.append(
-                (
-                    f"{persona}, Persona line for DPO",
-                    "control",
-                    tested,
-                    cell("dpo", "none", persona, "line"),
-                    persona,
-                )
-            )
-            rows.append(
-                (
-                    f"{persona}, DPO never told",
-                    "control",
-                    tested,
-                    cell("dpo", "none", "none", "line"),
-                    persona,
-                )
-            )
-            rows.append(
-                (
-                    f"{persona}, PT-DPO against PT-SFT",
-                    "stage",
-                    tested,
-                    cell("sft", "chosen", persona, "line"),
-                    persona,
-                )
-            )
-            for method in ("sft", "few_shot"):
-                pair = cell(method, "chosen", persona, "line"), cell(method, "none", persona, "first_person")
-                rows.append((f"{persona}, {method}", method, *pair, persona))
-            for train in ("rejected", "both", "shuffled"):
-                rows.append(
-                    (
-                        f"{persona}, PT trained on {train}",
-                        "arm",
-                        cell("dpo", train, persona, "line"),
-                        plain,
-                        persona,
-                    )
-                )
-        elif persona.startswith("shuffled"):
-            gold = persona.replace("shuffled", "gold")
-            rows.append((f"{persona} persona, judged for {gold}", "control", tested, plain, gold))
-    for side in ("gold-chosen", "gold-rejected"):
-        none = cell("dpo", "chosen", "none", "line"), cell("dpo", "none", "none", "line")
-        rows.append((f"no persona, judged for {side}", "control", *none, side))
-        system = cell("dpo", "chosen", "system", "line"), cell("dpo", "none", "system", "first_person")
-        rows.append((f"system persona, judged for {side}", "control", *system, side))
-    return [Matchup(label, kind, a, b, judged) for label, kind, a, b, judged in rows if a and b]
-
-
 def compare(run: Run, matchup: Matchup) -> list[PairwiseComparison]:
     """Return the comparisons of a matchup: rows that both runs answered and that have the judged persona."""
     tested, base = read_generations(run, matchup.test), read_generations(run, matchup.base)
-    return [
-        PairwiseComparison(row.id, row.prompt, persona, tested[row.id].completion, base[row.id].completion)
-        for row in eval_rows(run)
-        if row.id in tested and row.id in base and (persona := persona_of(row, matchup.judge_persona))
-    ]
+    told = matchup.base.persona_format == "first_person"
+    found = []
+    for row in eval_rows(run):
+        persona = persona_of(row, matchup.judge_persona)
+        if row.id in tested and row.id in base and persona:
+            shown = persona_of(row, matchup.base.eval_persona) if told else None
+            question = f"{row.prompt} {first_person(shown)}" if shown else row.prompt
+            c = PairwiseComparison(
+                row.id, row.prompt, persona, tested[row.id].completion, base[row.id].completion
+            )
+            found.append(as_shown(c, run.profile.judge_quirks, question))
+    return found
 
 
-def judgment_key(run: Run, matchup: Matchup) -> str:
+def as_shown(c: PairwiseComparison, quirks: Sequence[str], question: str) -> PairwiseComparison:
+    """Return a comparison as the authors' code showed it, for the faults of it that a profile asks for.
+
+    "persona_in_question": the prompt is what the baseline was asked (``question``), persona included, under
+    both rubrics. "repeated_label": the prompt begins with the word that stands before it already.
+    """
+    prompt = question if "persona_in_question" in quirks else c.prompt
+    return replace(c, prompt=f"Prompt: {prompt}" if "repeated_label" in quirks else prompt)
+
+
+def judgment_folder(run: Run, matchup: Matchup, role: str = "judge") -> Path:
+    """Folder of a matchup's judgments by the first or the second judge."""
+    return run.folder / FOLDERS[role] / matchup.slug
+
+
+def judgment_key(run: Run, matchup: Matchup, role: str = "judge") -> str:
     """Hash of all that a matchup's judgments depend on."""
     done = [
         read_json(generation_folder(run, spec) / "done.json")["key"] for spec in (matchup.test, matchup.base)
     ]
+    return content_hash(
+        module_hash("judge", "oracle"), matchup, done, judge_key(run, role), run.profile.world_seed
+    )
+
+
+def judge_key(run: Run, role: str = "judge") -> list[Any]:
+    """Return all that decides what a judge says of given texts."""
     profile = run.profile
-    judge = [profile.judge]
-    if profile.judge == "lm":
-        fields = ("model", "url", "kind", "format", "decoding", "max_new_tokens")
-        judge += [profile.compute_dtype, *(getattr(profile, f"judge_{name}") for name in fields)]
-    return content_hash(module_hash("judge", "oracle"), matchup, done, judge, profile.world_seed)
+    if role == "judge" and profile.judge != "lm":
+        return [profile.judge]
+    model = [*judge_settings(profile, role), *profile.judge_quirks, profile.compute_dtype]
+    return [*model, run.base_source] if "base" in model else model
 
 
-def judge_matchup(run: Run, matchup: Matchup, judge: Judge) -> Path:
-    """Judge a matchup under both rubrics and orders; writes <rubric>.jsonl, verdicts.jsonl, done.json.
+def judge_matchup(run: Run, matchup: Matchup, judge: Judge, role: str = "judge") -> Path:
+    """Judge a matchup under both rubrics and orders; writes <rubric>.jsonl, verdicts.jsonl, done.json."""
+    folder, key = judgment_folder(run, matchup, role), judgment_key(run, matchup, role)
+    return judge_comparisons(judge, lambda: compare(run, matchup), folder, key, matchup)
+
+
+def judge_comparisons(
+    judge: Judge, comparisons: Callable[[], list[PairwiseComparison]], folder: Path, key: str, what: Any
+) -> Path:
+    """Judge comparisons under both rubrics and orders into a folder, unless it was finished for this key.
 
     Judgments are appended a chunk at a time; a rerun goes on after the last whole pair of orders.
     """
-    folder, key = run.folder / "judgments" / matchup.slug, judgment_key(run, matchup)
     if is_done(folder, key):
         return folder
     clear_unless(folder, key)
-    write_json(folder / "spec.json", matchup)
-    comparisons = compare(run, matchup)
-    verdicts: dict[str, dict[str, Any]] = {c.id: {"id": c.id} for c in comparisons}
+    write_json(folder / "spec.json", what)
+    found = comparisons()
+    verdicts: dict[str, dict[str, Any]] = {c.id: {"id": c.id} for c in found}
+    judges: set[str] = set()
     for rubric in RUBRICS:
-        for pair in judge_rubric(judge, comparisons, rubric, folder / f"{rubric}.jsonl"):
+        for pair in judge_rubric(judge, found, rubric, folder / f"{rubric}.jsonl"):
             verdicts[pair[0].id][rubric] = verdict_of(*pair)
+            judges.add(pair[0].judge)
     write_rows(folder / "verdicts.jsonl", verdicts.values())
-    mark_done(folder, key, n=len(verdicts), judge=run.profile.judge)
+    mark_done(folder, key, n=len(verdicts), judge=sorted(judges))
     return folder
 
 
@@ -259,14 +225,30 @@ def judge_rubric(
 
 
 def judge_all(run: Run) -> list[Path]:
-    """Judge every matchup of the run that is not finished yet."""
+    """Judge every matchup of the run that is not finished yet; returns their folders."""
     judge = load_judge(run)
     return [judge_matchup(run, matchup, judge) for matchup in matchups(run)]
 
 
-def read_verdicts(run: Run, matchup: Matchup) -> list[dict[str, str]]:
+def judge_second(run: Run) -> list[Path]:
+    """Let the second judge, where the profile names one, judge the kinds of comparisons that are its own."""
+    if not run.profile.second_judge_model:
+        return []
+    judge = model_judge(run, "second_judge")
+    return [judge_matchup(run, m, judge, "second_judge") for m in judged_matchups(run, "second_judge")]
+
+
+def judged_matchups(run: Run, role: str = "judge") -> list[Matchup]:
+    """Return the matchups that a judge is asked about."""
+    every = matchups(run)
+    if role == "judge":
+        return every
+    return [m for m in every if m.kind in run.profile.second_judge_matchups]
+
+
+def read_verdicts(run: Run, matchup: Matchup, role: str = "judge") -> list[dict[str, str]]:
     """Return a matchup's verdicts: rows {"id", "personalization", "quality"}."""
-    return list(iter_rows(run.folder / "judgments" / matchup.slug / "verdicts.jsonl"))
+    return list(iter_rows(judgment_folder(run, matchup, role) / "verdicts.jsonl"))
 
 
 def oracle_scores(run: Run, spec: RunSpec, judge_persona: str) -> list[dict[str, Any]]:

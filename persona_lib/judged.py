@@ -9,13 +9,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from persona_lib.config import Profile, Run
-from persona_lib.judge import Matchup, matchups, oracle_scores, read_verdicts
+from persona_lib.judge import judged_matchups, judgment_folder, oracle_scores, read_verdicts
+from persona_lib.matchups import Matchup
 from persona_lib.metrics import WinRate
 from persona_lib.pooled import Pool, make_pool, mean_columns, net_columns
 from persona_lib.records import RunSpec
@@ -49,6 +49,7 @@ class Judged:
     matchup: Matchup
     runs: tuple[Run, ...]
     verdicts: dict[str, list[dict[str, str]]]
+    role: str = "judge"
 
     @property
     def slug(self) -> str:
@@ -65,17 +66,14 @@ class Judged:
         return WinRate.from_verdicts(v for by_id in self.verdicts[rubric] for v in by_id.values())
 
 
-def judgment_folder(run: Run, matchup: Matchup) -> Path:
-    """Folder of a matchup's judgments."""
-    return run.folder / "judgments" / matchup.slug
-
-
-def read_judged(runs: Sequence[Run]) -> list[Judged]:
+def read_judged(runs: Sequence[Run], role: str = "judge") -> list[Judged]:
     """Read the verdicts of every matchup that at least one seed has judged."""
     judged = []
-    for matchup in matchups(runs[0]):
+    for matchup in judged_matchups(runs[0], role):
         rows = [
-            read_verdicts(run, matchup) if (judgment_folder(run, matchup) / "done.json").exists() else []
+            read_verdicts(run, matchup, role)
+            if (judgment_folder(run, matchup, role) / "done.json").exists()
+            else []
             for run in runs
         ]
         if any(rows):
@@ -83,7 +81,7 @@ def read_judged(runs: Sequence[Run]) -> list[Judged]:
                 rubric: [{row["id"]: row[rubric] for row in found} for found in rows]
                 for rubric in RUBRICS.values()
             }
-            judged.append(Judged(matchup, tuple(runs), verdicts))
+            judged.append(Judged(matchup, tuple(runs), verdicts, role))
     return judged
 
 
@@ -136,12 +134,12 @@ def pool_of(rows: Sequence[Judged], seed: int) -> Pool:
     return make_pool(columns, runs[0].profile.bootstrap_samples, seed, same_items(runs))
 
 
-@functools.lru_cache(maxsize=2)
-def read_judgments(profile: Profile) -> tuple[Judgments, ...]:
-    """Read and resample everything that was judged; the bootstrap seed is the data set's number, from 0."""
+@functools.lru_cache(maxsize=4)
+def read_judgments(profile: Profile, role: str = "judge") -> tuple[Judgments, ...]:
+    """Read and resample all that a judge has judged; the bootstrap seed is the data set's number, from 0."""
     found = []
     for seed, dataset in enumerate(profile.datasets):
-        rows = read_judged(runs_of(profile, dataset))
+        rows = read_judged(runs_of(profile, dataset), role)
         if rows:
             found.append(Judgments(dataset, rows, pool_of(rows, seed)))
     return tuple(found)

@@ -15,7 +15,12 @@ from persona_lib import hub
 from persona_lib.tokens import check_tokenizer, encode
 
 NF4_BLOCK = 64
-PAD_TOKENS = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>", "<|reserved_special_token_0|>")
+# Tokens to pad with, in this order: those made for it, reserved ones (Llama-3), and ones that no text of ours
+# has (Qwen2.5, SmolLM2; <unk> of Llama-2 and Mistral, which spell unknown characters in bytes).
+PAD_TOKENS = (
+    *("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>", "<|reserved_special_token_0|>"),
+    *("<|fim_pad|>", "<empty_output>", "<unk>"),
+)
 
 
 class ModelError(RuntimeError):

@@ -10,18 +10,15 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from persona_lib import environment, hub, store
+from persona_lib import cost, environment, hub, store
 from persona_lib.config import Profile
 from persona_lib.execute import clock
 from persona_lib.official import FROM_HUB
 from persona_lib.tasks import REPORT, Pipeline, Task, stale_reasons
+from persona_lib.workload import facts
 
 # The authors' data on their public home: GB.
 OFFICIAL_DATA_GB = 0.02
-# GPU memory in GB for an 8B Llama at 512 tokens, LoRA on q and v, one pair per step: calculated from the
-# weights and from activations measured on one layer of real width; (without, with) gradient checkpointing.
-GPU_GB = {"nf4": (13.2, 7.9), "none": (23.5, 18.3)}
-MEMORY_NOTE = "weights and LoRA calculated, activations measured on one layer of real width"
 
 
 @dataclass(frozen=True)
@@ -44,8 +41,13 @@ def expected_seconds(pipeline: Pipeline, task: Task) -> tuple[float | None, bool
             return record["longest_seconds"], True
     if task.step == REPORT:
         return 15.0, False
-    minutes = pipeline.table[task.step].minutes.get(pipeline.profile.name)
-    return (None if minutes is None else minutes * 60), False
+    minutes = pipeline.table[task.step].minutes
+    if pipeline.profile.name in minutes:
+        return minutes[pipeline.profile.name] * 60, False
+    computed = cost.task_seconds(pipeline.profile, task.step, task.parameters.get("dataset", ""))
+    if computed is None and hub_models(pipeline.profile) and "paper" in minutes:
+        return minutes["paper"] * 60, False  # small steps: the data decides, not the model
+    return computed, False
 
 
 def plan_lines(pipeline: Pipeline, selected: list[str], force: bool = False) -> list[Line]:
@@ -69,7 +71,8 @@ def plan_lines(pipeline: Pipeline, selected: list[str], force: bool = False) -> 
 
 def roles(profile: Profile) -> dict[str, str]:
     """Return what a profile asks language models for beside the policies, and where each is served."""
-    names = ("generator", "judge") if profile.judge == "lm" else ("generator",)
+    names = ["generator"] if "03_persona_inference" in profile.steps else []
+    names += ["judge"] * (profile.judge == "lm") + ["second_judge"] * bool(profile.second_judge_model)
     return {name: getattr(profile, f"{name}_url") for name in names}
 
 
@@ -122,19 +125,15 @@ def gpu_need(profile: Profile) -> str:
     """Say what GPU memory a profile needs."""
     if profile.base_model == "scratch":
         return "none: everything runs on the CPU"
-    plain, checkpointed = GPU_GB[profile.quantization]
+    memory = cost.step_memory(profile)
+    if not memory:
+        return f"not known: the sizes of {profile.base_model} are not in persona_lib/facts/costs.json"
     pairs = f"{profile.dpo_batch_size} pair{'s' if profile.dpo_batch_size > 1 else ''} per step"
-    if profile.dpo_batch_size > 1:
-        return (
-            f"more than {plain} GB ({plain} GB is the estimate for 1 pair per step; this profile has {pairs})"
-        )
-    judge = (
-        "; the judge is loaded on its own, in 16 bit (14.5 GB and its cache)" if profile.judge == "lm" else ""
-    )
-    return (
-        f"{plain} GB for DPO ({profile.quantization}, {pairs}, {profile.max_length} tokens), "
-        f"{checkpointed} GB with gradient checkpointing{judge}. Estimate: {MEMORY_NOTE}"
-    )
+    said = [f"{max(memory.values()):.1f} GB for the largest step"]
+    if "07_preference_tailoring" in memory:
+        said.append(f"{memory['07_preference_tailoring']:.1f} GB for DPO "
+                    f"({profile.quantization}, {pairs}, {profile.max_length} tokens)")  # fmt: skip
+    return f"{', '.join(said)}. Computed, not measured"
 
 
 def api_need(profile: Profile) -> str:
@@ -189,11 +188,11 @@ def print_totals(profile: Profile, lines: list[Line]) -> None:
     pending = [line for line in lines if line.state != "cached"]
     total = sum(line.seconds or 0 for line in pending)
     unknown = sum(line.seconds is None for line in pending)
-    estimate = (
-        " on one large GPU (estimate: arithmetic times four, not measured)" if hub_models(profile) else ""
-    )
     print(f"to run     {len(pending)} of {len(lines)} tasks")
-    print(f"time       {clock(total)} h:mm:ss{estimate}" + (f", and {unknown} unknown" if unknown else ""))
+    print(
+        f"time       {clock(total)} h:mm:ss{on_what(profile)}"
+        + (f", and {unknown} unknown" if unknown else "")
+    )
     wanted = downloads(profile)
     print(f"set-up     {setup_need()}")
     print(f"download   {sum(size for _, size, _ in wanted):.1f} GB" + ("" if wanted else ": nothing"))
@@ -201,6 +200,31 @@ def print_totals(profile: Profile, lines: list[Line]) -> None:
         print(f"             {what}: {size:.2f} GB ({remark})")
     print(f"disk       {disk_gb(profile):.1f} GB")
     print(f"GPU        {gpu_need(profile)}")
+    print_computed(profile)
     print(f"API cost   {api_need(profile)}")
     for note in not_ready(profile):
         print(f"not ready  {note}")
+
+
+def on_what(profile: Profile) -> str:
+    """Say what hardware the expected times are for, if they are computed."""
+    card = cost.smallest_card(profile)
+    if not hub_models(profile) or card is None:
+        return ""
+    where = "large GPU" if profile.name == "paper" else card["name"]
+    factor = facts()["assumed"]["slower_than_computed"]
+    return f" on one {where} (estimate: arithmetic times {factor}, not measured)"
+
+
+def print_computed(profile: Profile) -> None:
+    """Print GPU memory and hours per step and card, and the tokens asked of language models."""
+    lines = cost.gpu_lines(profile)
+    if lines:
+        factor = facts()["assumed"]["slower_than_computed"]
+        print(
+            f"GPU hours  computed from sizes and mean lengths, times {factor} (assumed); nothing was measured"
+        )
+        print("\n".join(f"             {line}" for line in lines))
+    asked = cost.api_lines(profile) if uses_real_data(profile) else []
+    for line in asked:
+        print(f"tokens     {line}")

@@ -97,6 +97,21 @@ def judge_prompt(rubric: str, prompt: str, persona: str | None, response_a: str,
     )
 
 
+def chat_judge_prompt(rubric: str, prompt: str, persona: str | None, response_a: str, response_b: str) -> str:
+    """Render a pairwise comparison for a chat model, which is to give a reason and then "A" or "B" as JSON.
+
+    The persona is shown for the personalization rubric only.
+    """
+    persona_line = f"Persona of the person who asks: {persona}\n" if rubric == "personalization" else ""
+    return (
+        f"Two responses to one prompt are to be compared. {JUDGE_RUBRICS[rubric]}"
+        " Neither their order nor their length is a reason.\n\n"
+        f"Prompt: {prompt}\n{persona_line if persona else ''}\n"
+        f"Response A:\n{response_a.strip()}\n\nResponse B:\n{response_b.strip()}\n\n"
+        'Answer with one JSON object and nothing else: {"reason": one short sentence, "winner": "A" or "B"}'
+    )
+
+
 def preference_prompt(prompt: str, persona_a: str, persona_b: str) -> str:
     """Render a zero-shot comparison of two personas of one prompt (paper Figure 4)."""
     return (

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona_lib import metrics
+from persona_lib.agreement import agreement_of_profile
 from persona_lib.bootstrap import Interval
-from persona_lib.config import Profile, Run, results_dir
-from persona_lib.judge import Matchup
-from persona_lib.judged import RUBRICS, Judged, Judgments, judgment_folder, read_judgments
+from persona_lib.config import Profile, results_dir
+from persona_lib.judge import judgment_folder
+from persona_lib.judged import RUBRICS, Judged, Judgments, read_judgments
 from persona_lib.metrics import WinRate, delta_pq, position_inconsistent
 from persona_lib.pooled import (
     Pool,
@@ -67,7 +68,8 @@ def count_columns(row: Judged) -> Row:
     columns: Row = {}
     for short, rubric in RUBRICS.items():
         columns |= verdict_counts(short, row.counts(rubric))
-        columns[f"{short}_inconsistent"] = sum(inconsistent(run, row.matchup, rubric) for run in row.runs)
+        folders = [judgment_folder(run, row.matchup, row.role) for run in row.runs]
+        columns[f"{short}_inconsistent"] = sum(inconsistent(folder / f"{rubric}.jsonl") for folder in folders)
     return columns
 
 
@@ -77,9 +79,8 @@ def verdict_counts(short: str, rate: WinRate) -> Row:
     return {f"{short}_{name}": getattr(rate, field) for name, field in names.items()}
 
 
-def inconsistent(run: Run, matchup: Matchup, rubric: str) -> int:
-    """Count the pairs of one run in which the judge named the same position in both orders."""
-    path = judgment_folder(run, matchup) / f"{rubric}.jsonl"
+def inconsistent(path: Path) -> int:
+    """Count the pairs of a file of judgments in which the judge named the same position in both orders."""
     if not path.exists():
         return 0
     orders: dict[str, dict[str, Judgment]] = {"AB": {}, "BA": {}}
@@ -103,14 +104,22 @@ def judged_row(judgments: Judgments, row: Judged) -> Row:
     return line
 
 
-def judged_table(profile: Profile, kinds: Iterable[str]) -> pd.DataFrame:
+def judged_table(profile: Profile, kinds: Iterable[str], role: str = "judge") -> pd.DataFrame:
     """Return the rows of some kinds of matchups; empty if nothing of them was judged."""
     import pandas as pd
 
     kinds = tuple(kinds)
-    return pd.DataFrame(
-        [judged_row(j, row) for j in read_judgments(profile) for row in j.rows if row.matchup.kind in kinds]
-    )
+    found = [(j, row) for j in read_judgments(profile, role) for row in j.rows]
+    return pd.DataFrame([judged_row(j, row) for j, row in found if row.matchup.kind in kinds])
+
+
+def second_judge_table(profile: Profile) -> pd.DataFrame:
+    """Return every row that the second judge has judged; empty without one."""
+    import pandas as pd
+
+    if not profile.second_judge_model:
+        return pd.DataFrame()
+    return judged_table(profile, profile.second_judge_matchups, "second_judge")
 
 
 def main_table(profile: Profile) -> pd.DataFrame:
@@ -257,4 +266,6 @@ def judged_tables() -> dict[str, Callable[[Profile], pd.DataFrame]]:
         "main_by_seed": by_seed_table,
         "side_difference": side_difference,
         "paper": paper_rows,
+        "second_judge": second_judge_table,
+        "judge_agreement": agreement_of_profile,
     }

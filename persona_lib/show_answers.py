@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 from persona_lib.config import Run
 from persona_lib.judge import (
     RUBRICS,
-    Matchup,
     compare,
+    judged_matchups,
+    judgment_folder,
     matchups,
     oracle_scores,
     read_verdicts,
 )
+from persona_lib.matchups import Matchup
 from persona_lib.metrics import WinRate, delta_pq
 from persona_lib.records import EVAL_PERSONAS, RunSpec, TailoringRow
 from persona_lib.store import iter_rows, read_json, read_rows
@@ -74,9 +76,9 @@ def one_prompt(
 # --- judging ---
 
 
-def judging_row(run: Run, matchup: Matchup) -> dict[str, Any]:
+def judging_row(run: Run, matchup: Matchup, role: str = "judge") -> dict[str, Any]:
     """Return one line of the judging table: counts of both rubrics, net win rates and dPQ."""
-    verdicts = read_verdicts(run, matchup)
+    verdicts = read_verdicts(run, matchup, role)
     rates = {rubric: WinRate.from_verdicts(v[rubric] for v in verdicts) for rubric in RUBRICS}
     line: dict[str, Any] = {"label": matchup.label, "kind": matchup.kind, "n": len(verdicts)}
     for rubric, rate in rates.items():
@@ -86,11 +88,11 @@ def judging_row(run: Run, matchup: Matchup) -> dict[str, Any]:
     return line | {"dPQ": delta_pq(rates["personalization"], rates["quality"])}
 
 
-def judging_table(run: Run) -> pd.DataFrame:
+def judging_table(run: Run, role: str = "judge") -> pd.DataFrame:
     """Return a line per matchup: label, kind, W/T/L and unparsed under both rubrics, nets and dPQ."""
     import pandas as pd
 
-    table = pd.DataFrame([judging_row(run, matchup) for matchup in matchups(run)])
+    table = pd.DataFrame([judging_row(run, matchup, role) for matchup in judged_matchups(run, role)])
     return table.astype({"P_net": float, "Q_net": float, "dPQ": float})  # nothing decided: NaN
 
 
@@ -133,7 +135,7 @@ def judged_example(run: Run, label: str = "gold-chosen") -> str:
     parts = [f"PROMPT   {c.prompt}\nPERSONA  {c.persona}", f"TESTED ({matchup.test.slug})\n{c.response_a}"]
     parts.append(f"BASE ({matchup.base.slug})\n{c.response_b}")
     for rubric in RUBRICS:
-        path = run.folder / "judgments" / matchup.slug / f"{rubric}.jsonl"
+        path = judgment_folder(run, matchup) / f"{rubric}.jsonl"
         answers = [f"{j['order']}: {say(j)} ({j['feedback']})" for j in iter_rows(path) if j["id"] == c.id]
         parts.append(f"{rubric}: {'; '.join(answers)} -> {verdicts[c.id][rubric]}")
     return "\n\n".join(parts)

@@ -5,10 +5,10 @@
 reads: only they make it stale. Naming a field too many costs seconds (the library's own
 ``done.json`` keys keep finished work); naming one too few would keep a wrong result.
 
-Minutes of the paper profile are estimates: the time that the arithmetic and the memory traffic of the
-steps need at least on one large GPU (SFT 16 ms, DPO 23 to 35 ms per step of one row; a decoding step
-4 ms), times four for what a framework adds. Those of synthetic and scratch were measured on two cores without
-AVX512 (scratch with other work beside it). A plan prefers what this machine has measured.
+Minutes of the paper profile are estimates for one large GPU, computed as ``persona_lib.cost`` does: what the
+arithmetic and the memory traffic need at least, times four for what a framework adds. Those of synthetic
+and scratch were measured on two cores without AVX512 (scratch with other work beside it). A plan prefers
+what this machine has measured.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ BASE = (  # not base_seeds, which only chooses how many there are
 )
 TRAINING = (
     "methods",
+    "train_limit",
     "train_personas",
     "quantization",
     "compute_dtype",
@@ -79,7 +80,7 @@ TRAINING = (
 MODEL = ("base_model", "base_revision", "compute_dtype", "quantization")
 INFERENCE = (*DATA, *MODEL, "generator_*", "pi_*", "eval_split", "retriever*")  # which rows need personas
 GENERATION = (*TRAINING, "few_shot_examples", "gen_*", "eval_split", "eval_limit", "eval_personas")
-JUDGING = (*GENERATION, *DATA, "judge*", "bootstrap_samples")
+JUDGING = (*GENERATION, *DATA, "judge*", "second_judge_*", "bootstrap_samples")
 
 STEPS: dict[str, Step] = {
     "01_preference_data": Step(
@@ -103,7 +104,7 @@ STEPS: dict[str, Step] = {
         "Persona accuracy, preference and salient words",
         inputs=("01_preference_data", "02_base_model", "03_persona_inference"),
         fields=(*INFERENCE, "judge*", "bootstrap_samples"),
-        minutes={"smoke": 0.1, "synthetic": 0.1, "paper": 30},
+        minutes={"smoke": 0.1, "synthetic": 0.1, "paper": 55},
     ),
     "05_tailoring_data": Step(
         "Retrieve personas, build the tailoring data",
@@ -127,13 +128,13 @@ STEPS: dict[str, Step] = {
         "Answer the test prompts with every policy and persona",
         inputs=("02_base_model", "05_tailoring_data", "06_supervised_tailoring", "07_preference_tailoring"),
         fields=GENERATION,
-        minutes={"smoke": 0.2, "synthetic": 0.8, "scratch": 2.3, "paper": 180},
+        minutes={"smoke": 0.2, "synthetic": 0.8, "scratch": 2.3, "paper": 215},
     ),
     "09_judging": Step(
         "Judge the answers in both orders",
         inputs=("01_preference_data", "02_base_model", "05_tailoring_data", "08_generation"),
         fields=JUDGING,
-        minutes={"smoke": 0.1, "synthetic": 0.2, "paper": 240},
+        minutes={"smoke": 0.1, "synthetic": 0.2, "paper": 1100},
     ),
     "10_user_personas": Step(
         "Personas that users write themselves",
@@ -191,7 +192,7 @@ STEPS: dict[str, Step] = {
     "13_released_outputs": Step(
         "The authors' released generations, analysed again",
         per="profile",
-        fields=("data_dir", "bootstrap_samples"),
-        minutes={"smoke": 0.2, "synthetic": 0.2, "scratch": 0.2, "paper": 0.2},
+        fields=("data_dir", "bootstrap_samples", "judge*", "second_judge_*", "eval_limit", *MODEL),
+        minutes={"smoke": 0.2, "synthetic": 0.2, "scratch": 0.2, "paper": 190},
     ),
 }

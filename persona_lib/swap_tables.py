@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from persona_lib.records import TailoringRow
-from persona_lib.text_metrics import flip_and_did
 
 if TYPE_CHECKING:
     import numpy as np
@@ -145,6 +144,8 @@ def flip_columns(
     rows: dict[str, TailoringRow], under_chosen: dict, under_rejected: dict, n_resamples: int
 ) -> dict[str, float]:
     """Return flip, DiD and share DiD > 0 with intervals, over rows with both outputs and both responses."""
+    from persona_lib.text_metrics import flip_and_did  # needs numpy
+
     ids = sorted(i for i in set(under_chosen) & set(under_rejected) if rows[i].chosen and rows[i].rejected)
     outputs = [[side[i].completion for i in ids] for side in (under_chosen, under_rejected)]
     flips = flip_and_did(*outputs, [rows[i].chosen for i in ids], [rows[i].rejected for i in ids])

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from persona_lib import guards, store
+from persona_lib.arms import draw
 from persona_lib.config import Profile, Run, main_arm
 from persona_lib.fingerprint import module_hash
 from persona_lib.generate import TransformersGenerator
 from persona_lib.prompts import STOP, few_shot_prompt, tailoring_prompt
 from persona_lib.records import Generation, RunSpec, TailoringRow
-from persona_lib.text_metrics import count_degenerate
 from persona_lib.train import adapter_folder
 from persona_lib.workers import run_jobs, share_out
 
@@ -73,17 +73,9 @@ def grid(run: Run) -> list[RunSpec]:
 
 
 def eval_rows(run: Run) -> list[TailoringRow]:
-    """Return the rows of the profile's evaluation split: all, or ``eval_limit`` of them drawn by id.
-
-    The draw depends on nothing else, so every arm and seed is measured on the same rows.
-    """
+    """Return the rows of the profile's evaluation split: all, or ``eval_limit`` of them drawn by id."""
     rows = store.read_rows(run.folder / "tailoring" / f"{run.profile.eval_split}.jsonl", TailoringRow)
-    if not run.profile.eval_limit:
-        return rows
-    kept = {
-        row.id for row in sorted(rows, key=lambda row: store.content_hash(row.id))[: run.profile.eval_limit]
-    }
-    return [row for row in rows if row.id in kept]
+    return draw(rows, run.profile.eval_limit)
 
 
 def persona_of(row: TailoringRow, eval_persona: str) -> str | None:
@@ -170,6 +162,8 @@ def generate_run(run: Run, spec: RunSpec, model: Any, tokenizer: Any) -> Path:
 
     Rows that lack the persona are left out (and counted in done.json as ``n_without_persona``).
     """
+    from persona_lib.text_metrics import count_degenerate  # needs numpy, which a plan does without
+
     folder, key = generation_folder(run, spec), generation_key(run, spec)
     if store.is_done(folder, key):
         return folder

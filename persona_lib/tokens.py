@@ -47,6 +47,18 @@ def check_tokenizer(tokenizer: Any) -> None:
         )
 
 
+def chat_text(tokenizer: Any, prompt: str) -> str:
+    """Return a prompt as one user's message in the model's own chat format, open for the answer.
+
+    BOS is left out where the tokenizer adds it by itself, so that it is not there twice.
+    """
+    message = [{"role": "user", "content": prompt}]
+    text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    bos = tokenizer.bos_token
+    adds_bos = bos is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return text.removeprefix(bos) if adds_bos else text
+
+
 def encode(tokenizer: Any, prompt: str, completion: str, name: str = "row") -> tuple[list[int], list[int]]:
     """Return the ids of the prompt (with BOS if the tokenizer adds one) and of the completion with EOS.
 

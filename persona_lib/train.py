@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from persona_lib import guards, store
-from persona_lib.arms import to_dpo_rows, to_ordered_dpo_rows, to_sft_rows
+from persona_lib.arms import draw, to_dpo_rows, to_ordered_dpo_rows, to_sft_rows
 from persona_lib.config import Profile, Run
 from persona_lib.fingerprint import module_hash
 from persona_lib.llm import load_base, load_tokenizer
@@ -27,7 +27,7 @@ from persona_lib.workers import run_jobs
 
 SHARED_FIELDS = (
     "quantization", "compute_dtype", "lora_r", "lora_alpha", "lora_dropout", "lora_targets",
-    "max_length", "lr_scheduler", "warmup_steps",
+    "max_length", "lr_scheduler", "warmup_steps", "train_limit",
 )  # fmt: skip
 METHOD_FIELDS = {
     "sft": ("completion_only_loss", "sft_learning_rate", "sft_epochs", "sft_batch_size"),
@@ -37,6 +37,7 @@ METHOD_FIELDS = {
         "dpo_tokenization",
         "dpo_learning_rate",
         "dpo_epochs",
+        "dpo_max_steps",
         "dpo_batch_size",
         "dpo_beta",
         "dpo_sft_weight",
@@ -70,7 +71,8 @@ def load_rows(run: Run, method: str, train_persona: str) -> tuple[dict[str, list
     make = to_sft_rows if method == "sft" else to_rows
     rows, without = {}, {}
     for part, paths in data_paths(run, method).items():
-        source = [row for path in paths for row in store.read_rows(path, TailoringRow)]
+        limit = run.profile.train_limit if part == "train" else 0
+        source = [row for path in paths for row in draw(store.read_rows(path, TailoringRow), limit)]
         rows[part] = make(source, train_persona, run.seed)
         without[part] = len(source) * (2 if train_persona == "both" else 1) - len(rows[part])
     return rows, without

@@ -291,6 +291,35 @@ def paper_view(table: pd.DataFrame) -> pd.DataFrame:
     return build(table, columns, name_dataset=False)
 
 
+def rejudged_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show the released answers as our judges see them, each above the paper's row for the same files."""
+    columns = {
+        "row": lambda row: f"{row['dataset']}, {row['label']}",
+        "judge": lambda row: row["judge"],
+        "personalization W / T / L %": lambda row: shares(row, "p"),
+        "quality W / T / L %": lambda row: shares(row, "q"),
+        "unparsed / inconsistent": lambda row: unparsed(row) if row["kind"] == "judged again" else "",
+        f"dPQ {CI}": lambda row: with_interval(row, "dpq", 1, True),
+        "n": size,
+    }
+    return build(table, columns, name_dataset=False)
+
+
+def agreement_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show how far two judges agree per rubric; unparsed comparisons are counted and left out."""
+    columns = {
+        "rubric": lambda row: row["rubric"],
+        "judges": lambda row: f"{row['first']}; {row['second']}",
+        f"same verdict {CI}": lambda row: with_interval(row, "agreement"),
+        f"Cohen's kappa {CI}": lambda row: with_interval(row, "kappa", 2, True),
+        f"same, where both decide {CI}": lambda row: with_interval(row, "agreement_decided"),
+        "both decide": lambda row: number(row["n_decided"], 0),
+        "unparsed by first / second": lambda row: f"{row['first_unparsed']} / {row['second_unparsed']}",
+        "n": size,
+    }
+    return build(table, columns)
+
+
 VIEWS: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
     "primary": primary_view,
     "main": judged_view,
@@ -310,6 +339,10 @@ VIEWS: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
     "generation_flip": flip_view,
     "released_flip": flip_view,
     "paper": paper_view,
+    "second_judge": judged_view,
+    "judge_agreement": agreement_view,
+    "released_judged": rejudged_view,
+    "released_agreement": agreement_view,
     "not_run": plain_view,
     "selection_sft": plain_view,
     "selection_dpo": plain_view,

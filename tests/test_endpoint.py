@@ -98,6 +98,15 @@ class Hostile(BaseHTTPRequestHandler):
     def refuse(self, prompt):
         self.send(401, json.dumps({"error": {"message": f"bad key {self.headers['Authorization']}"}}))
 
+    def strict(self, prompt):
+        """A server that knows no response_format."""
+        if "response_format" not in self.server.bodies[-1]:
+            return self.answer(prompt, self.server.bodies[-1])
+        return self.send(400, '{"error": {"message": "response_format is not supported"}}')
+
+    def unprocessable(self, prompt):
+        self.send(422, '{"error": {"message": "unexpected field response_format"}}')
+
     def invalid(self, prompt):
         self.send(400, '{"error": {"message": "prompt too long"}}')
 
@@ -164,6 +173,40 @@ def test_the_request_is_greedy_and_holds_prefix_stop_and_length(server, tmp_path
     ]
     texts(make(server, tmp_path, kind="chat"), ["q"])
     assert server.bodies[1]["messages"] == [{"role": "user", "content": "q"}]
+
+
+SCHEMA = {"type": "object", "properties": {"winner": {"enum": ["A", "B"]}}}
+
+
+def test_a_chat_model_is_held_to_a_schema_and_a_completion_model_has_none(server, tmp_path):
+    texts(make(server, tmp_path, kind="chat"), ["q"], schema=SCHEMA)
+    held = server.bodies[0]["response_format"]
+    assert held["type"] == "json_schema" and held["json_schema"]["schema"] == SCHEMA
+    assert held["json_schema"]["strict"] is True
+    texts(make(server, tmp_path), ["q"], schema=SCHEMA)
+    assert "response_format" not in server.bodies[1]
+
+
+def test_a_server_that_refuses_the_schema_is_asked_without_it_once_known(server, tmp_path):
+    generator = make(server, tmp_path, kind="chat", concurrency=1, prompt_price=1.0, completion_price=1.0)
+    prompts = ["strict:9 a", "strict:9 b", "strict:9 c"]
+    expected = {n: f"{prompt} answered" for n, prompt in enumerate(prompts)}
+    assert texts(generator, prompts, schema=SCHEMA) == expected
+    assert ["response_format" in body for body in server.bodies] == [True, False, False, False]
+    ledger = store.read_rows(generator.ledger, Answer)
+    assert [answer.schema_refused for answer in ledger] == [True] * 3
+    assert server.billed == 3 and sum(a.cost_usd for a in ledger) == pytest.approx(3 * 13e-6)
+    assert texts(make(server, tmp_path, kind="chat"), prompts, schema=SCHEMA) == expected
+    assert server.billed == 3, "a rerun asks for nothing again"
+
+
+def test_a_422_is_a_refusal_too_and_a_prompt_that_is_bad_either_way_stays_an_error(server, tmp_path):
+    generator = make(server, tmp_path, kind="chat", concurrency=1)
+    assert texts(generator, ["unprocessable:1 a"], schema=SCHEMA) == {0: "unprocessable:1 a answered"}
+    with pytest.raises(EndpointError, match="1 of 2 requests failed.*prompt too long"):
+        texts(generator, ["invalid:9 b", "fine c"], schema=SCHEMA)
+    (answer,) = (a for a in store.read_rows(generator.ledger, Answer) if a.text.startswith("fine"))
+    assert not answer.schema_refused
 
 
 def test_the_ledger_is_read_once_and_what_others_add_to_it_counts(server, tmp_path):

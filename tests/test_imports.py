@@ -35,11 +35,11 @@ LEVELS = {
     "environment provenance workers hub persona_text",
     1: "synthetic oracle official raw model_personas data released retrieval llm generate endpoint "
     "generators arms guards leakage origin views",
-    2: "base unseen prometheus personas persona_quality tailoring trainers train tailor judge judged pooled "
-    "swap swap_tables released_tables",
+    2: "base unseen prometheus chat_judge personas persona_quality tailoring trainers train tailor matchups "
+    "judge judged agreement pooled swap swap_tables released_tables",
     3: "docs flaws figures selection axes show show_answers show_base show_lm_judge show_personas "
-    "results results_personas results_swap primary swap_plots plots report steps tasks execute plan "
-    "runner pipeline ahead",
+    "results rejudged results_personas results_swap primary swap_plots plots report steps tasks execute "
+    "workload cost plan runner pipeline ahead",
 }
 LEVEL = {name: level for level, names in LEVELS.items() for name in names.split()}
 
