@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from persona_lib.config import Run
+from persona_lib.config import Run, published_model
 from persona_lib.fingerprint import module_hash
 from persona_lib.generators import load_generator
 from persona_lib.metrics import verdict_of
@@ -173,6 +173,11 @@ def matchups(run: Run) -> list[Matchup]:
                     persona,
                 )
             )
+            if published_model(run.profile, run.dataset, "dpo-chosen"):
+                shown = cell("few_shot", "chosen", persona, "line")
+                rows.append(
+                    (f"{persona}, PT-DPO (published) against few-shot", "stage", tested, shown, persona)
+                )
             for method in ("sft", "few_shot"):
                 pair = cell(method, "chosen", persona, "line"), cell(method, "none", persona, "first_person")
                 rows.append((f"{persona}, {method}", method, *pair, persona))
@@ -216,7 +221,11 @@ def judgment_key(run: Run, matchup: Matchup) -> str:
     judge = [profile.judge]
     if profile.judge == "lm":
         fields = ("model", "url", "kind", "format", "decoding", "max_new_tokens")
-        judge += [profile.compute_dtype, *(getattr(profile, f"judge_{name}") for name in fields)]
+        judge += [
+            profile.compute_dtype,
+            profile.engine,
+            *(getattr(profile, f"judge_{name}") for name in fields),
+        ]
     return content_hash(module_hash("judge", "oracle"), matchup, done, judge, profile.world_seed)
 
 

@@ -48,6 +48,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def lora_rank(folder: Path) -> int:
+    """Return the rank of a plain LoRA adapter on disk."""
+    return read_config(folder)["r"]
+
+
 def join_factors(parts: Sequence[dict[str, Any]], scales: Sequence[float]) -> dict[str, Any]:
     """Return the joined adapter's factors: A in rows [sum of r, in], s B in columns [out, sum of r]."""
     import torch

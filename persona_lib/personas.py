@@ -120,7 +120,8 @@ def personas_key(run: Run) -> str:
     settings = {
         n: v
         for n, v in vars(run.profile).items()
-        if n.startswith("pi_") or n in ("generator_model", "generator_url", "generator_kind", "eval_split")
+        if n.startswith("pi_")
+        or n in ("generator_model", "generator_url", "generator_kind", "engine", "eval_split")
     }
     pairs = store.read_json(run.folder / "pairs" / "done.json")["key"]
     return store.content_hash(

@@ -62,6 +62,7 @@ BASE = (  # not base_seeds, which only chooses how many there are
 TRAINING = (
     "methods",
     "train_personas",
+    "published_arms",
     "quantization",
     "compute_dtype",
     "lora_*",
@@ -75,9 +76,9 @@ TRAINING = (
     "base_model",
     "base_revision",
 )
-MODEL = ("base_model", "base_revision", "compute_dtype", "quantization")
+MODEL = ("base_model", "base_revision", "compute_dtype", "quantization", "engine")
 INFERENCE = (*DATA, *MODEL, "generator_*", "pi_*", "eval_split")
-GENERATION = (*TRAINING, "few_shot_examples", "gen_*", "eval_split", "eval_limit", "eval_personas")
+GENERATION = (*TRAINING, "engine", "few_shot_examples", "gen_*", "eval_split", "eval_limit", "eval_personas")
 JUDGING = (*GENERATION, *DATA, "judge*", "bootstrap_samples")
 
 STEPS: dict[str, Step] = {

@@ -26,16 +26,17 @@ HEAVY = (
     "bm25s",
     "papermill",
     "openai",
+    "vllm",
 )
 
 # A module imports from its own level (without circles) and from lower ones.
 LEVELS = {
     0: "records store config fingerprint prompts metrics bootstrap text_metrics tokens vocabulary "
     "environment provenance workers",
-    1: "synthetic oracle official raw data released retrieval llm merging generate endpoint generators arms "
-    "guards leakage origin views",
-    2: "base unseen prometheus personas persona_quality tailoring trainers train tailor judge judged pooled "
-    "swap swap_tables released_tables",
+    1: "synthetic oracle official raw data released retrieval llm merging generate vllm_engine endpoint "
+    "generators arms guards leakage origin views",
+    2: "base unseen prometheus personas persona_quality tailoring trainers train policies tailor judge "
+    "judged pooled swap swap_tables released_tables",
     3: "docs figures selection show show_answers show_base show_lm_judge show_personas "
     "results results_personas results_swap primary swap_plots plots report steps tasks execute plan "
     "runner pipeline ahead card export",
