@@ -282,6 +282,10 @@ def check_profile(profile: Profile) -> None:
             raise ConfigError(f"{where}: max_cost_usd needs {role}_prices, dollars per million tokens")
     if not profile.dpo_splits or not {"sft_train", "dpo_train"}.issuperset(profile.dpo_splits):
         raise ConfigError(f"{where}: dpo_splits={list(profile.dpo_splits)}: use dpo_train, sft_train or both")
+    if profile.engine == "vllm" and profile.compute_dtype != "bfloat16":
+        raise ConfigError(
+            f"{where}: engine=vllm needs compute_dtype=bfloat16: its LoRA kernels take 16-bit numbers only"
+        )
     check_published(profile, where)
     for field in ("base_hidden_size", "base_mlp_size"):
         if getattr(profile, field) % 64:

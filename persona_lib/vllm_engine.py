@@ -2,8 +2,9 @@
 
 Prompts go in as token ids (a text would get a second BOS) and token ids come back, so that texts are made
 and cut by the same code as with transformers. Prompts that begin alike share their keys and values
-(prefix caching), and adapters of one base are served side by side, one per request. Written against vLLM
-0.30.0; it has not been run by us: there was no GPU. ``constraints-vllm.txt`` pins it.
+(prefix caching), and adapters of one base are served side by side, one per request. Its LoRA kernels work in
+16 bits only, so adapters are rounded to bfloat16 there. Written against the source of vLLM 0.30.0, which
+``constraints-vllm.txt`` pins; it has not been run by us: there was no GPU.
 """
 
 from __future__ import annotations

@@ -207,8 +207,8 @@ def test_an_exported_merged_arm_published_again_answers_as_its_adapters_did(tmp_
     from persona_lib import export
 
     own = tiny_run(
-        tmp_path / "results", monkeypatch, quantization="nf4", methods=["sft", "dpo"], train_personas=["chosen"],
-        gen_max_new_tokens=6, eval_personas=["gold-chosen"], workers=1,
+        tmp_path / "results", monkeypatch, quantization="nf4", methods=["sft", "dpo"],
+        train_personas=["chosen"], gen_max_new_tokens=6, eval_personas=["gold-chosen"], workers=1,
     )  # fmt: skip
     store.write_rows(own.folder / "tailoring" / "test.jsonl", tiny_rows(6, seed=9, split="test"))
     for method in ("sft", "dpo"):
