@@ -209,8 +209,8 @@ def merged_text(check: MergeCheck | None) -> str:
     if check is None:
         return ""
     return (
-        "\n\n`merged/` holds base and adapters as one float32 model. KL(policy || merged) = "
-        f"{check.kl:.3g} nats per token on {check.tokens} tokens of {check.rows} validation rows; "
+        "\n\n`merged/` holds base and adapters as one float32 model, which transformers loads by itself. "
+        f"KL(policy || merged) = {check.kl:.3g} nats per token on {check.tokens} tokens of {check.rows} validation rows; "
         f"KL(policy || base) = {check.kl_base:.3g}."
     )
 

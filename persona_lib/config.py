@@ -328,6 +328,17 @@ def published_model(profile: Profile, dataset: str, arm: str) -> tuple[str, str]
     return None
 
 
+def published_models(profile: Profile) -> list[tuple[str, str]]:
+    """Return the (hub id or folder, revision) of every whole model that stands for an arm."""
+    found = [
+        published_model(profile, dataset, f"{method}-{persona}")
+        for dataset in profile.datasets
+        for method in profile.methods
+        for persona in profile.train_personas
+    ]
+    return [model for model in found if model]
+
+
 def trained_personas(profile: Profile, dataset: str, method: str) -> tuple[str, ...]:
     """Return the train personas whose adapters of a method are trained here.
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from persona_lib import environment, store
-from persona_lib.config import Profile
+from persona_lib.config import Profile, published_models
 from persona_lib.execute import clock
 from persona_lib.tasks import REPORT, Pipeline, Task, stale_reasons
 
@@ -19,6 +19,9 @@ from persona_lib.tasks import REPORT, Pipeline, Task, stale_reasons
 HUB_MODELS: dict[str, tuple[float, bool]] = {
     "meta-llama/Llama-3.1-8B": (16.1, True),
     "prometheus-eval/prometheus-7b-v2.0": (14.5, False),
+    "nbalepur/Llama-3.1-8B-PT-DPO-BeaverTails": (32.1, False),  # saved in 32 bit
+    "nbalepur/Llama-3.1-8B-PT-DPO-HHH": (32.1, False),
+    "nbalepur/Llama-3.1-8B-PT-DPO-Mnemonic": (32.1, False),
 }
 # The authors' data on their public home: GB.
 OFFICIAL_DATA_GB = 0.02
@@ -80,7 +83,8 @@ def roles(profile: Profile) -> dict[str, str]:
 def hub_models(profile: Profile) -> list[str]:
     """Return the hub models that a profile uses."""
     here = [getattr(profile, f"{role}_model") for role, url in roles(profile).items() if not url]
-    named = [profile.base_model, *here]
+    published = [source for source, _ in published_models(profile) if not Path(source).is_dir()]
+    named = [profile.base_model, *here, *published]
     return list(dict.fromkeys(name for name in named if name not in ("scratch", "base")))
 
 
@@ -134,9 +138,12 @@ def gpu_need(profile: Profile) -> str:
     judge = (
         "; the judge is loaded on its own, in 16 bit (14.5 GB and its cache)" if profile.judge == "lm" else ""
     )
+    whole = (
+        "; a published model is loaded whole (16.1 GB in 16 bit for 8B)" if published_models(profile) else ""
+    )
     return (
         f"{plain} GB for DPO ({profile.quantization}, {pairs}, {profile.max_length} tokens), "
-        f"{checkpointed} GB with gradient checkpointing{judge}. Estimate: {MEMORY_NOTE}"
+        f"{checkpointed} GB with gradient checkpointing{judge}{whole}. Estimate: {MEMORY_NOTE}"
     )
 
 
