@@ -210,8 +210,8 @@ def merged_text(check: MergeCheck | None) -> str:
         return ""
     return (
         "\n\n`merged/` holds base and adapters as one float32 model, which transformers loads by itself. "
-        f"KL(policy || merged) = {check.kl:.3g} nats per token on {check.tokens} tokens of {check.rows} validation rows; "
-        f"KL(policy || base) = {check.kl_base:.3g}."
+        f"KL(policy || merged) = {check.kl:.3g} nats per token on {check.tokens} tokens of {check.rows} "
+        f"validation rows; KL(policy || base) = {check.kl_base:.3g}."
     )
 
 

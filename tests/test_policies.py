@@ -222,3 +222,31 @@ def test_an_exported_merged_arm_published_again_answers_as_its_adapters_did(tmp_
     assert tailor.read_generations(published, spec()) == before
     made = store.read_json(tailor.generation_folder(published, spec()) / "spec.json")["generator"]
     assert made["model"].endswith("merged")
+
+
+def test_every_table_can_be_made_of_a_published_arm_alone(tmp_path, monkeypatch):
+    """Nothing is trained: the notebooks on training have nothing to show, few-shot is the other side."""
+    from tiny_results import fill_run
+
+    from persona_lib import primary, show, show_answers
+    from persona_lib.results import read_table
+
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
+    alone = publish(
+        "synthetic/dpo-chosen=someone/model",
+        methods=["few_shot", "dpo"],
+        train_personas=["chosen"],
+        n_test=12,
+        bootstrap_samples=50,
+    )
+    fill_run(alone)
+    for table in (show.row_counts(alone, "sft"), show.training_history(alone, "dpo")):
+        assert len(table) == 0
+    assert len(show.adapter_sizes(alone, "dpo")) == 0
+    labels = [f"gold-{side}, PT-DPO (published) against few-shot" for side in ("chosen", "rejected")]
+    assert show_answers.judging_table(alone).label.tolist() == labels
+    assert "TESTED (dpo-chosen.gold-chosen.line)" in show_answers.judged_example(alone)
+    assert set(show_answers.score_table(alone).reset_index().policy) == {"dpo-chosen", "few_shot-chosen"}
+    primary.save_tables(alone.profile)
+    assert set(read_table(alone.profile, "stage").label) == set(labels)
+    assert len(read_table(alone.profile, "main")) == 0 and len(read_table(alone.profile, "swap")) > 0
