@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from persona_lib import base, data, judge, personas, swap, tailor, tailoring, train
-from persona_lib.config import Run, load_profile
+from persona_lib.config import Run, load_profile, trained_personas
 from persona_lib.pipeline import parse_seeds
 
 
@@ -29,10 +29,10 @@ def long_steps(run: Run) -> list[tuple[str, Callable[[], Any]]]:
     if "03_persona_inference" in profile.steps:
         steps.append(("persona inference", lambda: personas.infer_run(run)))
     steps.append(("tailoring data", lambda: tailoring.build_tailoring(run, personas.user_personas(run))))
-    for arm in profile.train_personas:
-        steps.append((f"SFT {arm}", lambda arm=arm: train.train_adapter(run, "sft", arm)))
-        if "dpo" in profile.methods:
-            steps.append((f"DPO {arm}", lambda arm=arm: train.train_adapter(run, "dpo", arm)))
+    for method in ("sft", "dpo") if "dpo" in profile.methods else ("sft",):
+        for arm in trained_personas(profile, run.dataset, method):
+            name = f"{method.upper()} {arm}"
+            steps.append((name, lambda method=method, arm=arm: train.train_adapter(run, method, arm)))
     steps.append(("generation", lambda: tailor.generate_all(run)))
     if profile.judge != "none":
         steps.append(("judging", lambda: judge.judge_all(run) + judge.judge_second(run)))

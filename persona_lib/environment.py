@@ -35,10 +35,10 @@ def requirements(extra: str, repo: Path = REPO) -> list[str]:
     return sorted({plain(NAME.match(line)[0]) for line in names})
 
 
-def pins(repo: Path = REPO) -> dict[str, set[str]]:
-    """Return the versions that ``constraints.txt`` allows for each package (several for some)."""
+def pins(repo: Path = REPO, name: str = "constraints.txt") -> dict[str, set[str]]:
+    """Return the versions that a constraints file allows for each package (several for some)."""
     found: dict[str, set[str]] = {}
-    for line in (repo / "constraints.txt").read_text(encoding="utf-8").splitlines():
+    for line in (repo / name).read_text(encoding="utf-8").splitlines():
         if "==" in line and not line.startswith("#"):
             name, _, rest = line.partition("==")
             found.setdefault(plain(name), set()).add(rest.partition(";")[0].strip())

@@ -59,6 +59,15 @@ def decoding(sampling: Sampling | None) -> dict[str, Any]:
     }
 
 
+def to_completion(tokenizer: Any, ids: list[int], stop: Sequence[str]) -> Completion:
+    """Turn generated ids into a completion: up to EOS, padding and stop string excluded."""
+    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    ended = eos in ids
+    ids = ids[: ids.index(eos)] if ended else [i for i in ids if i != pad]
+    text, stopped = cut_at_stop(tokenizer.decode(ids), stop)
+    return Completion(text.strip(), "stop" if ended or stopped else "length", len(ids))
+
+
 class TransformersGenerator:
     """A loaded causal language model that completes prompts greedily.
 
@@ -161,7 +170,7 @@ class TransformersGenerator:
             stopping_criteria=self._stopping_criteria(stop, len(head) + width),
             **past,
         )
-        return [self._to_completion(row[len(head) + width :].tolist(), stop) for row in output]
+        return [to_completion(self.tokenizer, row[len(head) + width :].tolist(), stop) for row in output]
 
     def _stopping_criteria(self, stop: Sequence[str], prompt_width: int) -> Any:
         """Stop each row by itself once a stop string is in the text generated for it."""
@@ -179,11 +188,3 @@ class TransformersGenerator:
                 return torch.tensor([any(s in t for s in stop) for t in texts], device=input_ids.device)
 
         return StoppingCriteriaList([StopStrings()] if stop else [])
-
-    def _to_completion(self, ids: list[int], stop: Sequence[str]) -> Completion:
-        """Turn generated ids into a completion: up to EOS, padding and stop string excluded."""
-        eos, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
-        ended = eos in ids
-        ids = ids[: ids.index(eos)] if ended else [i for i in ids if i != pad]
-        text, stopped = cut_at_stop(self.tokenizer.decode(ids), stop)
-        return Completion(text.strip(), "stop" if ended or stopped else "length", len(ids))

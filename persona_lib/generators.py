@@ -7,6 +7,7 @@ from typing import Any
 from persona_lib.config import Run, results_dir
 from persona_lib.endpoint import EndpointGenerator, endpoint_of
 from persona_lib.generate import TransformersGenerator
+from persona_lib.vllm_engine import VllmGenerator, load_engine
 
 
 def load_generator(run: Run, role: str, batch_size: int) -> Any:
@@ -22,6 +23,9 @@ def load_generator(run: Run, role: str, batch_size: int) -> Any:
         ledger = results_dir(profile) / "endpoint" / "answers.jsonl"
         return EndpointGenerator(endpoint_of(profile, role), ledger)
     source, revision = run.base_source if name == "base" else (name, "")
-    model = load_base(source, revision, "none", profile.compute_dtype)
     name = f"base-{run.base_seed}" if name == "base" else name
+    if profile.engine == "vllm":
+        engine = load_engine(source, revision, profile.compute_dtype)
+        return VllmGenerator(engine, load_tokenizer(source, revision), name, profile.compute_dtype)
+    model = load_base(source, revision, "none", profile.compute_dtype)
     return TransformersGenerator(model, load_tokenizer(source, revision), name, batch_size)

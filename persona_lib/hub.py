@@ -36,6 +36,10 @@ MODELS: dict[str, HubModel] = {
     "Qwen/Qwen2.5-0.5B": HubModel("060db6499f32faf8b98477b0a26969ef7d8b9987", 0.99),
     "Qwen/Qwen2.5-0.5B-Instruct": HubModel("7ae557604adf67be50417f59c2c2f167def9a775", 0.99),
     "Qwen/Qwen2.5-1.5B-Instruct": HubModel("989aa7980e4cf806f80c7fef2b1adb7bc71aa306", 3.1),
+    # the authors' PT-DPO models, saved in 32 bit; we know no commit: write NAME@COMMIT
+    "nbalepur/Llama-3.1-8B-PT-DPO-BeaverTails": HubModel("", 32.1),
+    "nbalepur/Llama-3.1-8B-PT-DPO-HHH": HubModel("", 32.1),
+    "nbalepur/Llama-3.1-8B-PT-DPO-Mnemonic": HubModel("", 32.1),
     # for retrieval: late interaction (the paper's) and dense
     "colbert-ir/colbertv2.0": HubModel("c1e84128e85ef755c096a95bdb06b47793b13acf", 0.4),
     "sentence-transformers/all-MiniLM-L6-v2": HubModel("1110a243fdf4706b3f48f1d95db1a4f5529b4d41", 0.1),

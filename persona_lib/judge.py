@@ -173,7 +173,7 @@ def judge_key(run: Run, role: str = "judge") -> list[Any]:
     profile = run.profile
     if role == "judge" and profile.judge != "lm":
         return [profile.judge]
-    model = [*judge_settings(profile, role), *profile.judge_quirks, profile.compute_dtype]
+    model = [*judge_settings(profile, role), *profile.judge_quirks, profile.compute_dtype, profile.engine]
     return [*model, run.base_source] if "base" in model else model
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from persona_lib.config import Run
+from persona_lib.config import Run, published_model
 from persona_lib.records import RunSpec
 from persona_lib.tailor import grid
 
@@ -68,6 +68,11 @@ def matchups(run: Run) -> list[Matchup]:
                     persona,
                 )
             )
+            if published_model(run.profile, run.dataset, "dpo-chosen"):
+                shown = cell("few_shot", "chosen", persona, "line")
+                rows.append(
+                    (f"{persona}, PT-DPO (published) against few-shot", "stage", tested, shown, persona)
+                )
             for method in ("sft", "few_shot"):
                 pair = cell(method, "chosen", persona, "line"), cell(method, "none", persona, "first_person")
                 rows.append((f"{persona}, {method}", method, *pair, persona))

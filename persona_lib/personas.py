@@ -124,7 +124,7 @@ def personas_key(run: Run) -> str:
         n: v
         for n, v in vars(run.profile).items()
         if n.startswith(("pi_", "retriever"))
-        or n in ("generator_model", "generator_url", "generator_kind", "eval_split")
+        or n in ("generator_model", "generator_url", "generator_kind", "engine", "eval_split")
     }
     return store.content_hash(
         module_hash("personas"),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from persona_lib import cost, environment, hub, store
-from persona_lib.config import Profile
+from persona_lib.config import Profile, published_models
 from persona_lib.execute import clock
 from persona_lib.official import FROM_HUB
 from persona_lib.tasks import REPORT, Pipeline, Task, stale_reasons
@@ -79,7 +79,8 @@ def roles(profile: Profile) -> dict[str, str]:
 def hub_models(profile: Profile) -> list[str]:
     """Return the hub models that a profile uses."""
     here = [getattr(profile, f"{role}_model") for role, url in roles(profile).items() if not url]
-    named = [profile.base_model, *here, profile.retriever_model]
+    published = [source for source, _ in published_models(profile)]
+    named = [profile.base_model, *here, profile.retriever_model, *published]
     return list(dict.fromkeys(hub.split_id(name)[0] for name in named if hub.is_hub_id(name)))
 
 
@@ -133,6 +134,8 @@ def gpu_need(profile: Profile) -> str:
     if "07_preference_tailoring" in memory:
         said.append(f"{memory['07_preference_tailoring']:.1f} GB for DPO "
                     f"({profile.quantization}, {pairs}, {profile.max_length} tokens)")  # fmt: skip
+    if published_models(profile):
+        said.append("a published model is loaded whole (16.1 GB in 16 bit for 8B)")
     return f"{', '.join(said)}. Computed, not measured"
 
 

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from persona_lib import base, data, personas, store, tailor, tailoring, train
+from persona_lib import base, data, personas, policies, store, tailor, tailoring, train
 from persona_lib.config import Profile, Run, figures_dir, load_profile, set_field
 from persona_lib.judge import oracle_scores
 from persona_lib.records import RunSpec
@@ -84,12 +84,11 @@ def measure(run: Run, method: str, arm: str) -> dict[str, float]:
         run.dataset,
         run.seed,
     )
-    model, tokenizer = tailor.load_policies(one)
+    specs = {spec_of(run, method, arm, side): side for side in SIDES}
     scores = {}
-    for side in SIDES:
-        spec = spec_of(run, method, arm, side)
-        tailor.generate_run(one, spec, model, tokenizer)
-        scores[side] = oracle_scores(one, spec, f"gold-{side}")
+    for spec, generator in policies.generators(one, [*specs]):
+        tailor.generate_run(one, spec, generator)
+        scores[specs[spec]] = oracle_scores(one, spec, spec.eval_persona)
     qualities = np.array([row["quality"] for rows in scores.values() for row in rows])
     fits = {f"fit_{side}": float(np.mean([row["fit"] for row in rows])) for side, rows in scores.items()}
     return fits | {

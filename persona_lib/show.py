@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona_lib.arms import to_dpo_rows, to_sft_rows
-from persona_lib.config import Run
+from persona_lib.config import Run, trained_personas
 from persona_lib.records import PreferencePair, TailoringRow
 from persona_lib.store import iter_rows, read_json, read_rows, write_text
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
+NO_HISTORY = ["arm", "epoch", "validation loss", "kept"]  # the columns of a history without any arm
 COUNTS = ("rows", "without_persona", "truncated", "dropped", "prompt_tokens", "completion_tokens", "longest")
 LOSSES = {
     "loss": "training loss",
@@ -144,10 +145,10 @@ def row_counts(run: Run, method: str) -> pd.DataFrame:
     import pandas as pd
 
     rows = []
-    for arm in (f"{method}-{persona}" for persona in run.profile.train_personas):
+    for arm in (f"{method}-{persona}" for persona in trained_personas(run.profile, run.dataset, method)):
         for part, counts in read_json(adapter_dir(run, arm) / "counts.json").items():
             rows.append({"arm": arm, "part": part} | {name: counts[name] for name in COUNTS})
-    return pd.DataFrame(rows).set_index(["arm", "part"])
+    return pd.DataFrame(rows, columns=["arm", "part", *COUNTS]).set_index(["arm", "part"])
 
 
 def training_history(run: Run, method: str) -> pd.DataFrame:
@@ -155,13 +156,14 @@ def training_history(run: Run, method: str) -> pd.DataFrame:
     import pandas as pd
 
     tables = []
-    for persona in run.profile.train_personas:
+    for persona in trained_personas(run.profile, run.dataset, method):
         folder = adapter_dir(run, f"{method}-{persona}")
         best = read_json(folder / "done.json")["best_eval_loss"]
         tables += [
             {"arm": folder.name, **row, "kept": row["validation loss"] == best} for row in epochs(folder)
         ]
-    return pd.DataFrame(tables).set_index(["arm", "epoch"])
+    columns = [*dict.fromkeys(name for row in tables for name in row)] or NO_HISTORY
+    return pd.DataFrame(tables, columns=columns).set_index(["arm", "epoch"])
 
 
 def epochs(folder: Path) -> list[dict[str, Any]]:
@@ -181,7 +183,7 @@ def adapter_sizes(run: Run, method: str) -> pd.DataFrame:
     from safetensors import safe_open
 
     rows = []
-    for persona in run.profile.train_personas:
+    for persona in trained_personas(run.profile, run.dataset, method):
         path = adapter_dir(run, f"{method}-{persona}") / "adapter_model.safetensors"
         with safe_open(path, framework="np") as tensors:
             shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118
@@ -189,4 +191,4 @@ def adapter_sizes(run: Run, method: str) -> pd.DataFrame:
         rows.append(
             {"arm": path.parent.name, "parameters": parameters, "megabytes": path.stat().st_size / 1e6}
         )
-    return pd.DataFrame(rows).set_index("arm")
+    return pd.DataFrame(rows, columns=["arm", "parameters", "megabytes"]).set_index("arm")

@@ -123,9 +123,11 @@ def score_table(run: Run) -> pd.DataFrame:
 def judged_example(run: Run, label: str = "gold-chosen") -> str:
     """Return one comparison of a matchup with the judge's answers in both orders and the verdicts.
 
-    It is the first one that is not a tie under personalization, if there is one.
+    It is the first one that is not a tie under personalization, if there is one. Where no matchup has this
+    label, the first matchup is shown.
     """
-    matchup = next(m for m in matchups(run) if m.label == label)
+    found = matchups(run)
+    matchup = next((m for m in found if m.label == label), found[0])
     verdicts = {verdict["id"]: verdict for verdict in read_verdicts(run, matchup)}
     comparisons = compare(run, matchup)
     if not comparisons:

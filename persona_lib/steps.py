@@ -64,6 +64,7 @@ TRAINING = (
     "methods",
     "train_limit",
     "train_personas",
+    "published_arms",
     "quantization",
     "compute_dtype",
     "lora_*",
@@ -77,9 +78,9 @@ TRAINING = (
     "base_model",
     "base_revision",
 )
-MODEL = ("base_model", "base_revision", "compute_dtype", "quantization")
+MODEL = ("base_model", "base_revision", "compute_dtype", "quantization", "engine")
 INFERENCE = (*DATA, *MODEL, "generator_*", "pi_*", "eval_split", "retriever*")  # which rows need personas
-GENERATION = (*TRAINING, "few_shot_examples", "gen_*", "eval_split", "eval_limit", "eval_personas")
+GENERATION = (*TRAINING, "engine", "few_shot_examples", "gen_*", "eval_split", "eval_limit", "eval_personas")
 JUDGING = (*GENERATION, *DATA, "judge*", "second_judge_*", "bootstrap_samples")
 
 STEPS: dict[str, Step] = {

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona_lib import guards, store
-from persona_lib.config import Run
+from persona_lib.config import Run, published_model, trained_personas
 from persona_lib.fingerprint import module_hash
 from persona_lib.llm import attach_adapters, load_base, load_tokenizer, sequence_log_probs, using_adapters
 from persona_lib.persona_text import is_contrastive, strip_contrast
+from persona_lib.policies import model_key
 from persona_lib.prompts import completion_text, tailoring_prompt
 from persona_lib.records import Generation, TailoringRow
 from persona_lib.swap_tables import (
@@ -72,12 +73,12 @@ def swap_personas(row: TailoringRow, wanted: Iterable[str], families: Sequence[s
 
 
 def adapters_of(run: Run, arm: str) -> list[Path]:
-    """Return the adapter folders of an arm's policy, lowest first.
+    """Return the adapter folders of an arm's policy, lowest first; none for a published arm.
 
     ``arm`` is "base", "sft-<train_persona>" or "dpo-<train_persona>"; others raise ValueError.
     """
     method, _, train_persona = arm.partition("-")
-    if arm == "base":
+    if arm == "base" or published_model(run.profile, run.dataset, arm):
         return []
     if method not in ("sft", "dpo") or not train_persona:
         raise ValueError(f"arm {arm!r}: use base, sft-<train_persona> or dpo-<train_persona>")
@@ -85,9 +86,12 @@ def adapters_of(run: Run, arm: str) -> list[Path]:
     return [adapter_folder(run, one, train_persona) for one in methods]
 
 
-def reference_of(arm: str) -> str | None:
-    """Return the arm that is the reference of an arm's implicit reward; None for the base."""
-    if arm == "base":
+def reference_of(run: Run, arm: str) -> str | None:
+    """Return the arm that is the reference of an arm's implicit reward; None for the base.
+
+    A published arm has none: what it was trained from is not here.
+    """
+    if arm == "base" or published_model(run.profile, run.dataset, arm):
         return None
     return "base" if arm.startswith("sft-") else arm.replace("dpo-", "sft-")
 
@@ -101,11 +105,13 @@ def swap_key(run: Run, arm: str, persona_format: str) -> str:
     """Return a hash of what an arm's scores depend on; raises FileNotFoundError naming what is missing."""
     source, revision = run.base_source
     folders = [*adapters_of(run, arm), run.folder / "tailoring"]
-    folders += [Path(source)] if run.profile.base_model == "scratch" else []
+    published = published_model(run.profile, run.dataset, arm)
+    folders += [Path(source)] if run.profile.base_model == "scratch" and not published else []
     for folder in folders:
         if not (folder / "done.json").exists():
             raise FileNotFoundError(f"{folder / 'done.json'}: not finished; run the step that makes it first")
     inputs = [store.read_json(folder / "done.json")["key"] for folder in folders]
+    inputs += [model_key(*published)] if published else []
     p = run.profile
     settings = (
         *(p.quantization, p.compute_dtype, p.gen_expand_weights),
@@ -115,24 +121,23 @@ def swap_key(run: Run, arm: str, persona_format: str) -> str:
 
 
 class PolicyLoader:
-    """The base of a run, loaded at the first use, with the adapters of the arms that were asked for."""
+    """The model that holds an arm, loaded at the first use: a run's base serves all arms with adapters."""
 
     def __init__(self, run: Run) -> None:
-        self.run, self.model, self.tokenizer = run, None, None
+        self.run, self.source, self.model, self.tokenizer = run, None, None, None
 
-    def load(self, folders: Sequence[Path]) -> tuple[Any, Any]:
-        """Return (model, tokenizer) with these adapters loaded."""
-        source, revision = self.run.base_source
-        if self.model is None:
-            profile = self.run.profile
-            self.tokenizer = load_tokenizer(source, revision)
-            self.model = load_base(
-                source,
-                revision,
-                profile.quantization,
-                profile.compute_dtype,
-                profile.gen_expand_weights,
-            )
+    def load(self, arm: str) -> tuple[Any, Any]:
+        """Return (model, tokenizer) with the arm's adapters loaded, or its published model."""
+        profile = self.run.profile
+        published = published_model(profile, self.run.dataset, arm)
+        source = published or self.run.base_source
+        if self.source != source:
+            self.model = None  # one model at a time
+            quantised = (profile.quantization, profile.compute_dtype, profile.gen_expand_weights)
+            settings = ("none", profile.compute_dtype) if published else quantised
+            self.model, self.tokenizer = load_base(*source, *settings), load_tokenizer(*source)
+            self.source = source
+        folders = adapters_of(self.run, arm)
         if folders:
             self.model = attach_adapters(self.model, folders)
         return self.model, self.tokenizer
@@ -177,7 +182,7 @@ def score_jobs(
     if not jobs:
         return
     adapters = adapters_of(run, arm)
-    model, tokenizer = loader.load(adapters)
+    model, tokenizer = loader.load(arm)
     batch = run.profile.swap_batch_size
     jobs = sorted(jobs, key=lambda job: len(job[0].chosen) + len(job[0].rejected) + len(job[2] or ""))
     for start in range(0, len(jobs), CHUNK * batch):
@@ -201,7 +206,7 @@ def persona_swap(
     left out and the policy's own measure stays.
     """
     loader = loader or PolicyLoader(run)
-    scores, reference = score_policy(run, arm, persona_format, loader), reference_of(arm)
+    scores, reference = score_policy(run, arm, persona_format, loader), reference_of(run, arm)
     there = reference is not None and (reference, persona_format) in swap_arms(run)
     joined = join_reference(scores, score_policy(run, reference, persona_format, loader) if there else [])
     path = swap_folder(run, arm, persona_format) / "rows.jsonl"
@@ -211,10 +216,15 @@ def persona_swap(
 
 
 def swap_arms(run: Run) -> list[tuple[str, str]]:
-    """List (arm, persona_format) of a run: the base, every trained arm, and the persona-free ones also in
-    first person, as the paper prompts its baseline."""
-    methods = ("sft", "dpo") if "dpo" in run.profile.methods else ("sft",)
-    arms = [f"{method}-{persona}" for method in methods for persona in run.profile.train_personas]
+    """List (arm, persona_format) of a run: the base, every trained or published arm, and the persona-free
+    ones also in first person, as the paper prompts its baseline."""
+    arms = [
+        f"{method}-{persona}"
+        for method in (("sft", "dpo") if "dpo" in run.profile.methods else ("sft",))
+        for persona in run.profile.train_personas
+        if persona in trained_personas(run.profile, run.dataset, method)
+        or published_model(run.profile, run.dataset, f"{method}-{persona}")
+    ]
     first_person = [(arm, "first_person") for arm in arms if arm.endswith("-none")]
     return [("base", "line"), *((arm, "line") for arm in arms), *first_person]
 
@@ -233,10 +243,11 @@ def collect(parts: Iterable[tuple[str, str]], table: Callable[[str, str], pd.Dat
 
 
 def score_arms(run: Run, arms: Sequence[tuple[str, str]]) -> None:
-    """Score some (arm, persona_format) of a run with one loaded base."""
+    """Score some (arm, persona_format) of a run: those on its base first, published models after them."""
     loader = PolicyLoader(run)
     with guards.quiet_libraries():
-        for arm, persona_format in arms:
+        by_model = sorted(arms, key=lambda arm: published_model(run.profile, run.dataset, arm[0]) is not None)
+        for arm, persona_format in by_model:
             scores = score_policy(run, arm, persona_format, loader)
             print(f"{arm} ({persona_format}): {len(scores)} pairs of responses scored", flush=True)
 

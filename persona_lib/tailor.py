@@ -1,7 +1,7 @@
 """Answer the evaluation prompts with every policy and persona of the grid (paper section 5).
 
-One loaded base serves all arms: adapters are switched, never merged. Each run appends to its own
-``generations/<slug>/rows.jsonl`` and resumes by row id.
+Each run appends to its own ``generations/<slug>/rows.jsonl`` and resumes by row id; ``policies`` loads the
+models that answer.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ from persona_lib import guards, store
 from persona_lib.arms import draw
 from persona_lib.config import Profile, Run, main_arm
 from persona_lib.fingerprint import module_hash
-from persona_lib.generate import TransformersGenerator
+from persona_lib.policies import generators, policy_key
 from persona_lib.prompts import STOP, few_shot_prompt, tailoring_prompt
 from persona_lib.records import Generation, RunSpec, TailoringRow
-from persona_lib.train import adapter_folder
 from persona_lib.workers import run_jobs, share_out
 
 SIDES = ("chosen", "rejected")
@@ -106,26 +105,6 @@ def few_shot_prefix(run: Run, spec: RunSpec) -> str:
     return few_shot_prompt(shots, "")
 
 
-def adapters_of(spec: RunSpec) -> list[str]:
-    """Return the adapters that make up a run's policy, lowest first."""
-    stack = {"few_shot": [], "sft": ["sft"], "dpo": ["sft", "dpo"]}[spec.method]
-    return [f"{method}-{spec.train_persona}" for method in stack]
-
-
-def load_policies(run: Run) -> tuple[Any, Any]:
-    """Load the base once, as it was trained on (NF4 for QLoRA), with the adapters of all arms attached."""
-    from persona_lib.llm import attach_adapters, load_base, load_tokenizer
-
-    profile = run.profile
-    model = load_base(
-        *run.base_source, profile.quantization, profile.compute_dtype, profile.gen_expand_weights
-    )
-    for method, train_persona in arms(run.profile):
-        if method != "few_shot":
-            model = attach_adapters(model, [adapter_folder(run, method, train_persona)])
-    return model, load_tokenizer(*run.base_source)
-
-
 def generation_folder(run: Run, spec: RunSpec) -> Path:
     """Folder of one run's generations."""
     return run.folder / "generations" / spec.slug
@@ -134,9 +113,6 @@ def generation_folder(run: Run, spec: RunSpec) -> Path:
 def generation_key(run: Run, spec: RunSpec) -> str:
     """Hash of all that a run's generations depend on."""
     profile = run.profile
-    adapters = [
-        store.read_json(run.folder / "adapters" / name / "done.json")["key"] for name in adapters_of(spec)
-    ]
     base = Path(run.base_source[0]) / "done.json"
     data = [
         store.file_hash(run.folder / "tailoring" / f"{name}.jsonl")
@@ -145,20 +121,20 @@ def generation_key(run: Run, spec: RunSpec) -> str:
     settings = [
         getattr(profile, f)
         for f in vars(profile)
-        if f.startswith(("gen_", "few_shot", "quantization", "compute", "eval_limit"))
+        if f.startswith(("gen_", "few_shot", "quantization", "compute", "eval_limit", "engine"))
     ]
     return store.content_hash(
         module_hash("tailor"),
         spec,
-        adapters,
+        policy_key(run, spec),
         store.read_json(base)["key"] if base.exists() else run.base_source,
         data,
         settings,
     )
 
 
-def generate_run(run: Run, spec: RunSpec, model: Any, tokenizer: Any) -> Path:
-    """Generate the completions of one run, resuming by row; returns its folder.
+def generate_run(run: Run, spec: RunSpec, generator: Any) -> Path:
+    """Generate the completions of one run with its policy's generator, resuming by row; returns its folder.
 
     Rows that lack the persona are left out (and counted in done.json as ``n_without_persona``).
     """
@@ -168,9 +144,6 @@ def generate_run(run: Run, spec: RunSpec, model: Any, tokenizer: Any) -> Path:
     if store.is_done(folder, key):
         return folder
     store.clear_unless(folder, key)
-    generator = TransformersGenerator(
-        model, tokenizer, spec.arm, run.profile.gen_batch_size, adapters_of(spec)
-    )
     store.write_json(folder / "spec.json", {"spec": spec, "generator": generator.settings, "stop": [STOP]})
     path = folder / "rows.jsonl"
     store.repair_rows(path)
@@ -186,7 +159,7 @@ def generate_run(run: Run, spec: RunSpec, model: Any, tokenizer: Any) -> Path:
 
 
 def append_completions(
-    run: Run, spec: RunSpec, generator: TransformersGenerator, rows: Sequence[TailoringRow], path: Path
+    run: Run, spec: RunSpec, generator: Any, rows: Sequence[TailoringRow], path: Path
 ) -> None:
     """Complete the rows and append them to ``path``, a batch at a time."""
     profile, batch = run.profile, []
@@ -210,17 +183,16 @@ def append_completions(
 
 
 def generate_specs(run: Run, specs: Sequence[RunSpec]) -> None:
-    """Generate some runs of the grid with one loaded model."""
+    """Generate some runs of the grid, each model loaded once."""
     with guards.quiet_libraries():
-        model, tokenizer = load_policies(run)
-        for spec in specs:
-            facts = store.read_json(generate_run(run, spec, model, tokenizer) / "done.json")
+        for spec, generator in generators(run, specs):
+            facts = store.read_json(generate_run(run, spec, generator) / "done.json")
             print(f"{spec.slug}: {facts['n']} answers, {facts['no_eos']} never ended", flush=True)
 
 
 def generate_all(run: Run) -> list[Path]:
-    """Generate every run of the grid that is not finished yet, shared out over ``workers`` processes."""
-    specs, workers = grid(run), run.profile.workers
+    """Generate every run of the grid that is not finished yet, in ``workers`` processes (vLLM: here)."""
+    specs, workers = grid(run), 1 if run.profile.engine == "vllm" else run.profile.workers
     missing = [s for s in specs if not store.is_done(generation_folder(run, s), generation_key(run, s))]
     shares = share_out(missing, [2 if spec.method == "few_shot" else 1 for spec in missing], workers)
     run_jobs(generate_specs, [(run, share) for share in shares], workers)

@@ -17,7 +17,7 @@ from typing import Any
 
 from persona_lib import guards, store
 from persona_lib.arms import draw, to_dpo_rows, to_ordered_dpo_rows, to_sft_rows
-from persona_lib.config import Profile, Run
+from persona_lib.config import Profile, Run, trained_personas
 from persona_lib.fingerprint import module_hash
 from persona_lib.llm import load_base, load_tokenizer
 from persona_lib.records import TailoringRow
@@ -252,9 +252,10 @@ def is_trained(run: Run, method: str, train_persona: str) -> bool:
 def train_arms(run: Run, method: str) -> list[Path]:
     """Train one method's adapters of all the profile's arms that are not done, ``workers`` at a time.
 
-    DPO needs the SFT adapters of the same arms. Returns the folders ``adapters/<method>-<train_persona>``.
+    Published arms have no adapters. DPO needs the SFT adapters of the same arms. Returns the folders
+    ``adapters/<method>-<train_persona>``.
     """
-    arms = run.profile.train_personas
+    arms = trained_personas(run.profile, run.dataset, method)
     missing = [(run, method, arm) for arm in arms if not is_trained(run, method, arm)]
     run_jobs(train_adapter, missing, run.profile.workers)
     return [adapter_folder(run, method, arm) for arm in arms]

@@ -15,6 +15,7 @@ from persona_lib.config import REPO
 
 PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 CONSTRAINTS = (REPO / "constraints.txt").read_text(encoding="utf-8")
+VLLM = (REPO / "constraints-vllm.txt").read_text(encoding="utf-8")
 
 
 def test_the_conda_file_points_at_the_one_list_and_has_none_itself():
@@ -31,19 +32,28 @@ def test_only_the_constraints_hold_exact_versions():
 
 @pytest.mark.parametrize("extra", sorted(PROJECT["optional-dependencies"]))
 def test_every_requirement_is_pinned(extra):
-    assert set(environment.requirements(extra)) <= set(environment.pins())
+    name = "constraints-vllm.txt" if extra == "vllm" else "constraints.txt"
+    assert set(environment.requirements(extra)) <= set(environment.pins(name=name))
+
+
+def test_vllms_environment_trains_and_generates_with_the_versions_of_the_other_one():
+    own, other = environment.pins(name="constraints-vllm.txt"), environment.pins()
+    stack = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "tokenizers")
+    assert {name: own[name] for name in stack} == {name: other[name] for name in stack}
+    assert own["vllm"] == {"0.30.0"} and "vllm" not in other
 
 
 def test_the_constraints_suit_every_machine():
-    lines = [line for line in CONSTRAINTS.splitlines() if not line.startswith("#")]
+    lines = [line for line in (CONSTRAINTS + VLLM).splitlines() if not line.startswith("#")]
     assert all(re.match(r"^[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*( ;.*)?$", line) for line in lines)
-    assert "+cpu" not in CONSTRAINTS and "--" not in "".join(lines)
+    assert "+cpu" not in CONSTRAINTS + VLLM and "--" not in "".join(lines)
     assert environment.pins()["torch"] == {"2.13.0"}
 
 
 def test_the_dev_extra_includes_the_others():
     dev, lab = set(environment.requirements("dev")), set(environment.requirements("lab"))
     assert {"torch", "papermill", "pyyaml"} <= lab < dev
+    assert "vllm" not in dev  # it has an environment of its own
 
 
 def test_an_environment_that_lacks_or_differs_is_told_so(tmp_path):

@@ -330,6 +330,16 @@ def test_the_plan_of_the_paper_names_models_memory_and_what_is_not_ready():
     assert any("not been run" in note for note in plan.not_ready(paper))
 
 
+def test_the_plan_counts_published_models_that_are_not_a_folder_here(tmp_path):
+    entry, hub = f"hhh/dpo-chosen={tmp_path}", "nbalepur/Llama-3.1-8B-PT-DPO-BeaverTails"
+    paper = config.load_profile(
+        "paper", [f"published_arms=beavertails/dpo-chosen={hub},{entry}", "datasets=beavertails,hhh"]
+    )
+    sizes = {what: size for what, size, _ in plan.downloads(paper)}
+    assert sizes[hub] in (0.0, 32.1) and str(tmp_path) not in sizes
+    assert "a published model is loaded whole" in plan.gpu_need(paper)
+
+
 def test_a_plan_and_a_refusal_need_neither_torch_nor_doit_nor_papermill():
     code = (
         "import sys; from persona_lib import pipeline; "

@@ -73,12 +73,6 @@ def test_few_shot_examples_show_personas_only_to_the_arm_with_personas(tmp_path,
     assert told.endswith("\n\n") and tailor.few_shot_prefix(run, spec()) == ""
 
 
-def test_adapters_of_a_policy_are_stacked_sft_first():
-    assert tailor.adapters_of(spec("few_shot")) == []
-    assert tailor.adapters_of(spec("sft", "none", form="first_person")) == ["sft-none"]
-    assert tailor.adapters_of(spec("dpo", "both")) == ["sft-both", "dpo-both"]
-
-
 def test_eval_limit_keeps_the_same_rows_in_file_order_whatever_the_seed(tmp_path, monkeypatch):
     whole = run_in(tmp_path, monkeypatch)
     assert tailor.eval_rows(whole) == ROWS

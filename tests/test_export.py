@@ -1,0 +1,291 @@
+"""Export: the stack as one adapter, merged weights that keep what was learned, a card whose code runs."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_llm import save_adapter, some_texts
+from tiny import save_base, tiny_run
+
+from persona_lib import card, export, llm, merging, store, train
+from persona_lib.config import ConfigError, Run, load_profile, set_field
+
+
+@pytest.fixture(scope="module")
+def base_folder(tmp_path_factory):
+    return save_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def stack(base_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapters")
+    return [save_adapter(base_folder, folder / f"{name}-chosen", n) for n, name in enumerate(("sft", "dpo"))]
+
+
+def rows_of(base_folder):
+    tokenizer = llm.load_tokenizer(base_folder)
+    return [merging.encode(tokenizer, *text) for text in zip(*some_texts(), strict=True)]
+
+
+def divergence(policy, other, rows) -> float:
+    return merging.mean_divergence(
+        merging.completion_logits(policy, rows), merging.completion_logits(other, rows)
+    )
+
+
+# --- one adapter out of two ---
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_the_joined_adapter_gives_the_logits_of_the_stack(base_folder, stack, tmp_path, quantization):
+    import torch
+
+    rank = merging.join_adapters(stack, tmp_path / "one")
+    rows = rows_of(base_folder)
+
+    def logits(folders):
+        model = llm.attach_adapters(llm.load_base(base_folder, "", quantization), folders)
+        return merging.completion_logits(model, rows)
+
+    both, one, first = logits(stack), logits([tmp_path / "one"]), logits(stack[:1])
+    assert rank == 8
+    for x, y in zip(both, one, strict=True):
+        torch.testing.assert_close(x, y, atol=2e-5, rtol=1e-5)
+    assert max((x - y).abs().max() for x, y in zip(both, first, strict=True)) > 0.1
+
+
+def test_each_adapters_own_scale_is_folded_into_the_joined_one(stack, tmp_path):
+    """Entries by hand: row 4 of A is row 0 of the second A; column 4 of B is twice that of the second B."""
+    from safetensors.torch import load_file, save_file
+
+    second = tmp_path / "second"
+    second.mkdir()
+    save_file(load_file(stack[1] / "adapter_model.safetensors"), second / "adapter_model.safetensors")
+    config = store.read_json(stack[1] / "adapter_config.json")
+    store.write_json(second / "adapter_config.json", {**config, "lora_alpha": 2 * config["r"]})
+    merging.join_adapters([stack[0], second], tmp_path / "one")
+    one, own = (load_file(folder / "adapter_model.safetensors") for folder in (tmp_path / "one", second))
+    a = next(name for name in own if ".lora_A." in name)
+    b = a.replace(".lora_A.", ".lora_B.")
+    assert (one[a][4] == own[a][0]).all() and (one[b][:, 4] == 2 * own[b][:, 0]).all()
+    joined = store.read_json(tmp_path / "one" / "adapter_config.json")
+    assert joined["r"] == joined["lora_alpha"] == 8
+
+
+def test_adapters_that_cannot_be_joined_exactly_are_refused(stack, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    config = store.read_json(stack[1] / "adapter_config.json")
+    tensors = load_file(stack[1] / "adapter_model.safetensors")
+    store.write_json(tmp_path / "rs" / "adapter_config.json", {**config, "use_rslora": True})
+    with pytest.raises(llm.ModelError, match=r"rs.*use_rslora=True: only plain LoRA"):
+        merging.join_adapters([stack[0], tmp_path / "rs"], tmp_path / "out")
+    store.write_json(tmp_path / "few" / "adapter_config.json", config)
+    fewer = {name: t for name, t in tensors.items() if "down_proj" not in name}
+    save_file(fewer, tmp_path / "few" / "adapter_model.safetensors")
+    with pytest.raises(llm.ModelError, match="change different layers .*down_proj"):
+        merging.join_adapters([stack[0], tmp_path / "few"], tmp_path / "out")
+    with pytest.raises(llm.ModelError, match="adapter_config.json is missing"):
+        merging.join_adapters([stack[0], tmp_path], tmp_path / "out")
+
+
+# --- merging ---
+
+
+def test_mean_divergence_is_the_definition():
+    """Two tokens, p = (3/4, 1/4) against q = (1/2, 1/2): 3/4 ln(3/2) + 1/4 ln(1/2) = 0.1308; itself: 0."""
+    import torch
+
+    p = torch.tensor([[0.75, 0.25]]).log()
+    q = torch.tensor([[0.5, 0.5]]).log()
+    assert merging.mean_divergence([p], [q]) == pytest.approx(0.130812, abs=1e-6)
+    assert merging.mean_divergence([p, q], [q, q]) == pytest.approx(0.130812 / 2, abs=1e-6)
+
+
+def test_a_base_in_four_bits_is_never_merged_into(base_folder, stack):
+    with pytest.raises(llm.ModelError, match=r"q_proj is in four bits: .*expand=True"):
+        merging.merge_adapters(llm.load_base(base_folder, "", "nf4"), stack)
+
+
+def test_a_merge_that_lost_what_was_learned_is_an_error(base_folder, stack, tmp_path):
+    llm.load_base(base_folder).save_pretrained(tmp_path / "merged")  # the base alone: everything is lost
+    texts = [*zip(*some_texts(), strict=True)]
+    with pytest.raises(llm.ModelError, match="too much is lost"):
+        merging.check_merge(
+            (str(base_folder), ""), "none", "float32", stack, tmp_path / "merged",
+            llm.load_tokenizer(base_folder), texts,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_expanding_before_the_merge_keeps_the_policy_and_pefts_merge_in_four_bits_does_not(
+    base_folder, stack, tmp_path, dtype
+):
+    source, tokenizer = (str(base_folder), ""), llm.load_tokenizer(base_folder)
+    merging.write_merged(source, "nf4", dtype, stack, tmp_path / "merged")
+    texts = [*zip(*some_texts(), strict=True)]
+    check = merging.check_merge(source, "nf4", dtype, stack, tmp_path / "merged", tokenizer, texts)
+    assert check.kl < (1e-9 if dtype == "float32" else 2e-3) < check.kl_base
+    assert (check.rows, check.tokens) == (9, sum(len(c) for _, c in rows_of(base_folder)))
+
+    policy = llm.attach_adapters(llm.load_base(base_folder, "", "nf4", dtype), stack)
+    pefts = llm.attach_adapters(llm.load_base(base_folder, "", "nf4", dtype), stack).merge_and_unload()
+    assert llm.linear4bit_layers(pefts)
+    assert divergence(policy, pefts, rows_of(base_folder)) > 10 * check.kl
+
+
+# --- the whole export ---
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        run = tiny_run(tmp_path_factory.mktemp("results"), patch, quantization="nf4")
+        train.train_adapter(run, "sft", "chosen")
+        train.train_adapter(run, "dpo", "chosen")
+        yield run
+
+
+def card_code(folder: Path) -> list[str]:
+    """The code blocks of an exported card: loading, and stacking the two adapters."""
+    return re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.S)
+
+
+LOGITS = """
+from safetensors.torch import save_file
+ids = tokenizer("Prompt: w1 w2\\nPersona: w3 w4\\nResponse:", return_tensors="pt").input_ids
+with torch.inference_mode():
+    save_file({"logits": model(input_ids=ids).logits}, "NAME")
+import sys
+assert not [name for name in sys.modules if name.startswith("persona_lib")]
+"""
+
+
+def run_alone(code: str, folder: Path) -> str:
+    """Run code in a fresh interpreter in a folder, without this package on the path."""
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_the_cards_code_loads_the_policy_without_this_package_and_gives_its_logits(trained, tmp_path, capsys):
+    import torch
+    from safetensors.torch import load_file
+
+    folder = export.export_arm(trained, "dpo-chosen", tmp_path / "out", merge=True)
+    assert "KL(policy || merged)" in capsys.readouterr().out
+    loading, stacking = card_code(folder)
+    run_alone(loading + LOGITS.replace("NAME", "one.safetensors"), folder)
+    run_alone(loading + stacking + LOGITS.replace("NAME", "two.safetensors"), folder)
+
+    model = llm.load_base(*trained.base_source, "nf4", "float32")
+    folders = [train.adapter_folder(trained, method, "chosen") for method in ("sft", "dpo")]
+    model = llm.attach_adapters(model, folders)
+    tokenizer = llm.load_tokenizer(*trained.base_source)
+    ids = tokenizer("Prompt: w1 w2\nPersona: w3 w4\nResponse:", return_tensors="pt").input_ids
+    with torch.inference_mode():
+        expected = model(input_ids=ids).logits
+        merged = llm.load_base(folder / "merged")(input_ids=ids).logits
+    for found in (load_file(folder / f"{name}.safetensors")["logits"] for name in ("one", "two")):
+        torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(merged, expected, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_an_export_names_no_path_of_this_machine_and_the_card_tells_what_the_run_saved(trained, tmp_path):
+    tables = trained.folder / "tables"
+    tables.mkdir()
+    (tables / "judging.csv").write_text(
+        "label,kind,n,P_W,P_T,P_L,Q_W,Q_T,Q_L,dPQ\ngold-chosen,main,160,65,85,10,47,88,25,51.944444\n"
+    )
+    folder = export.export_arm(trained, "dpo-chosen", tmp_path / "out")
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert "| gold-chosen | 160 | 65 | 85 | 10 | 47 | 88 | 25 | 51.94 |" in text
+    assert "| dpo_learning_rate | 0.005 |" in text and "A toy." in text and "please a harmful one" in text
+    places = (str(trained.folder), str(tmp_path), str(Path.home()))
+    for path in folder.rglob("*"):
+        if path.suffix in (".json", ".md"):
+            assert not [place for place in places if place in path.read_text(encoding="utf-8")], path
+    names = {path.name for path in folder.iterdir()}
+    assert {"sft-chosen", "dpo-chosen", "base", "adapter_model.safetensors", "tokenizer.json"} <= names
+    assert "merged" not in names and not (folder / "base" / "done.json").exists()
+
+
+@pytest.mark.slow
+def test_an_export_never_overwrites_and_says_what_is_missing(trained, tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="is not empty"):
+        export.export_arm(trained, "dpo-chosen", tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"sft-none is not finished: run the training steps first"):
+        export.export_arm(trained, "dpo-none", tmp_path / "out")
+    with pytest.raises(ValueError, match="arm 'base' has no adapters"):
+        export.export_arm(trained, "base", tmp_path / "out")
+    assert export.main(["--arm", "dpo-shuffled", "--to", str(tmp_path / "out")]) == 2
+    assert "dpo-shuffled" in capsys.readouterr().err.replace("sft-shuffled", "dpo-shuffled")
+
+
+# --- the card of a model of the hub, and the push (to a stand-in: nothing here talks to the hub) ---
+
+
+def test_the_card_of_a_hub_model_loads_it_by_id_and_revision_and_states_its_licence():
+    run = Run(set_field(load_profile("paper"), base_revision="abc123"), "beavertails", 0)
+    code = card.loading_code(run, ["sft-chosen", "dpo-chosen"], "me/Llama-boat")
+    compile(code, "card", "exec")
+    assert "'meta-llama/Llama-3.1-8B', revision='abc123', dtype=torch.bfloat16" in code
+    assert (
+        'folder = snapshot_download("me/Llama-boat")' in code
+        and "bnb_4bit_compute_dtype=torch.bfloat16" in code
+    )
+    assert card.licence(run)[0] == "llama3.1" and "Built with Llama" in card.licence(run)[1]
+    assert card.persona_text(run, "dpo-chosen").count("405B") == 1
+    assert "No persona was shown" in card.persona_text(run, "dpo-none")
+
+
+class RecordingApi:
+    """Stands in for huggingface_hub.HfApi and records what would be sent."""
+
+    def __init__(self):
+        self.calls = []
+
+    def create_repo(self, repo_id, **how):
+        self.calls.append(("create_repo", repo_id, how))
+
+    def upload_folder(self, **how):
+        self.calls.append(("upload_folder", how["repo_id"], how))
+
+
+def test_a_push_creates_a_private_repository_and_uploads_the_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    api = RecordingApi()
+    said = export.push(tmp_path, "me/boat", api)
+    (_, created, how), (_, uploaded, what) = api.calls
+    assert created == uploaded == "me/boat"
+    assert how["private"] is True and what["folder_path"] == str(tmp_path)
+    assert "hf_secret" not in said + repr(api.calls)
+
+
+def test_the_stand_in_takes_what_the_real_hub_client_takes():
+    import inspect
+
+    from huggingface_hub import HfApi
+
+    create, upload = (inspect.signature(getattr(HfApi, name)) for name in ("create_repo", "upload_folder"))
+    create.bind(None, "me/boat", repo_type="model", private=True, exist_ok=True)
+    upload.bind(None, repo_id="me/boat", folder_path="x", repo_type="model", commit_message="m")
+
+
+def test_a_push_without_a_token_in_the_environment_is_refused(tmp_path, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    api = RecordingApi()
+    with pytest.raises(ConfigError, match="HF_TOKEN"):
+        export.push(tmp_path, "me/boat", api)
+    assert api.calls == []

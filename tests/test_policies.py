@@ -1,0 +1,252 @@
+"""Policies: arms on one base, and published whole models in place of arms that would be trained here."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from test_llm import save_adapter
+from tiny import tiny_model, tiny_rows, tiny_run
+
+from persona_lib import config, judge, llm, policies, store, swap, tailor, train
+from persona_lib.config import ConfigError, Run, load_profile, set_field
+from persona_lib.generate import TransformersGenerator
+from persona_lib.prompts import STOP, completion_text, tailoring_prompt
+from persona_lib.records import RunSpec
+
+PROFILE = load_profile("synthetic")
+
+
+def spec(method="dpo", train_persona="chosen", persona="gold-chosen", form="line") -> RunSpec:
+    return RunSpec("synthetic", method, train_persona, persona, 0, form)
+
+
+def publish(*entries, **changes) -> Run:
+    return Run(set_field(PROFILE, published_arms=list(entries), **changes), "synthetic", 0)
+
+
+# --- which arm is what ---
+
+
+def test_adapters_of_a_policy_are_stacked_sft_first_and_a_published_arm_has_none():
+    run = publish("synthetic/dpo-chosen=someone/model")
+    assert policies.adapters_of(run, spec("few_shot")) == []
+    assert policies.adapters_of(run, spec("sft", "none", form="first_person")) == ["sft-none"]
+    assert policies.adapters_of(run, spec("dpo", "both")) == ["sft-both", "dpo-both"]
+    assert policies.adapters_of(run, spec("dpo", "chosen")) == []
+    assert swap.adapters_of(run, "dpo-chosen") == []
+    assert policies.policy_name(run, spec()) == "dpo-chosen = someone/model"
+
+
+def test_a_published_arm_is_named_by_data_set_arm_model_and_revision():
+    profile = publish("synthetic/dpo-chosen=someone/model@a1b2", "synthetic/sft-chosen=models/own").profile
+    assert config.published_model(profile, "synthetic", "dpo-chosen") == ("someone/model", "a1b2")
+    assert config.published_model(profile, "synthetic", "sft-chosen") == ("models/own", "")
+    assert config.published_model(profile, "synthetic", "dpo-none") is None
+    assert config.published_model(profile, "hhh", "dpo-chosen") is None
+
+
+@pytest.mark.parametrize(
+    "entry, said",
+    [
+        ("dpo-chosen=someone/model", "write DATASET/ARM=MODEL"),
+        ("synthetic/dpo-chosen", "write DATASET/ARM=MODEL"),
+        ("synthetic/few_shot-chosen=someone/model", "write DATASET/ARM=MODEL"),
+        ("synthetc/dpo-chosen=someone/model", "no data set 'synthetc' here; did you mean synthetic"),
+        ("synthetic/dpo-both=someone/model", "dpo-both is not an arm here"),
+        ("synthetic/sft-chosen=someone/model", "publish dpo-chosen, too"),
+    ],
+)
+def test_a_published_arm_that_cannot_be_is_refused_with_the_mend(entry, said):
+    with pytest.raises(ConfigError, match=f"published_arms: .*{said}"):
+        publish(entry)
+
+
+def test_only_what_is_not_published_is_trained_and_sft_only_where_something_needs_it(monkeypatch):
+    entry, jobs = "synthetic/dpo-chosen=someone/model", []
+    monkeypatch.setattr(train, "is_trained", lambda *_: False)
+    monkeypatch.setattr(
+        train, "run_jobs", lambda _, missing, workers: jobs.extend(job[1:] for job in missing)
+    )
+
+    def trained(**changes):
+        jobs.clear()
+        run = publish(entry, **changes)
+        for method in ("sft", "dpo"):
+            train.train_arms(run, method)
+        return list(jobs)
+
+    assert trained() == [("sft", "none"), ("sft", "chosen"), ("dpo", "none")]
+    assert trained(methods=["few_shot", "dpo"]) == [("sft", "none"), ("dpo", "none")]
+    assert trained(methods=["few_shot", "dpo"], train_personas=["chosen"]) == []
+
+
+def test_with_nothing_trained_a_published_arm_is_compared_with_few_shot():
+    run = publish("synthetic/dpo-chosen=m", methods=["few_shot", "dpo"], train_personas=["none", "chosen"])
+    assert "few_shot-chosen.gold-chosen.line" in {
+        m.base.slug for m in judge.matchups(run) if m.kind == "stage"
+    }
+    alone = publish("synthetic/dpo-chosen=m", methods=["few_shot", "dpo"], train_personas=["chosen"])
+    assert [(m.test.arm, m.base.arm) for m in judge.matchups(alone)] == [
+        ("dpo-chosen", "few_shot-chosen")
+    ] * 2
+    assert swap.swap_arms(alone) == [("base", "line"), ("dpo-chosen", "line")]
+
+
+# --- a published model beside trained arms ---
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Test rows, a tiny base with adapters of three arms, and another whole model published as dpo-chosen."""
+    run = tiny_run(
+        tmp_path,
+        monkeypatch,
+        methods=["sft", "dpo"],
+        train_personas=["none", "chosen"],
+        gen_max_new_tokens=6,
+        eval_personas=["none", "gold-chosen", "gold-rejected"],
+        workers=1,
+    )
+    theirs = tmp_path / "theirs"
+    tiny_model(seed=5).save_pretrained(theirs)
+    llm.load_tokenizer(run.base_source[0]).save_pretrained(theirs)
+    store.write_rows(run.folder / "tailoring" / "test.jsonl", tiny_rows(6, seed=9, split="test"))
+    store.mark_done(run.folder / "tailoring", "tiny rows")
+    for seed, name in enumerate(("sft-none", "dpo-none", "sft-chosen")):
+        folder = save_adapter(run.base_source[0], run.folder / "adapters" / name, seed)
+        store.mark_done(folder, f"key of {name}")
+    profile = set_field(run.profile, published_arms=[f"synthetic/dpo-chosen={theirs}"])
+    return dataclasses.replace(run, profile=profile)
+
+
+def answers(model, tokenizer, rows, persona, adapters=()):
+    generator = TransformersGenerator(model, tokenizer, "x", 4, adapters)
+    prompts = [tailoring_prompt(row.prompt, row.personas[persona]) for row in rows]
+    found = dict(generator.generate(prompts, 6, (STOP,)))
+    return {row.id: found[n].text for n, row in enumerate(rows)}
+
+
+def test_the_published_model_answers_for_its_arm_and_adapters_for_the_others(run, tmp_path):
+    tailor.generate_all(run)
+    rows, tokenizer = tailor.eval_rows(run), llm.load_tokenizer(tmp_path / "theirs")
+    found = {
+        arm: {row.id: row.completion for row in tailor.read_generations(run, spec(*arm.split("-"))).values()}
+        for arm in ("dpo-chosen", "sft-chosen", "dpo-none")
+    }
+    theirs = answers(llm.load_base(tmp_path / "theirs"), tokenizer, rows, "gold-chosen")
+    folders = [run.folder / "adapters" / name for name in ("sft-none", "dpo-none")]
+    ours = llm.attach_adapters(llm.load_base(run.base_source[0]), folders)
+    assert found["dpo-chosen"] == theirs
+    assert found["dpo-none"] == answers(ours, tokenizer, rows, "gold-chosen", ["sft-none", "dpo-none"])
+    assert len({tuple(one.values()) for one in found.values()}) == 3
+    made = store.read_json(tailor.generation_folder(run, spec()) / "spec.json")["generator"]
+    assert made["model"] == f"dpo-chosen = {tmp_path / 'theirs'}" and made["adapters"] == []
+
+
+def test_another_published_model_makes_its_answers_again_and_no_others(run, tmp_path):
+    keys = {s.slug: tailor.generation_key(run, s) for s in tailor.grid(run)}
+    tiny_model(seed=6).save_pretrained(tmp_path / "theirs")
+    changed = {s.slug for s in tailor.grid(run) if tailor.generation_key(run, s) != keys[s.slug]}
+    assert changed == {slug for slug in keys if slug.startswith("dpo-chosen.")}
+
+
+def test_the_swap_scores_the_published_model_and_claims_no_reference_for_it(run, tmp_path):
+    table = swap.swap_all(run)
+    assert set(table[table.arm == "dpo-chosen"].measure) == {"policy"}
+    assert set(table[table.arm == "dpo-none"].measure) == {"policy", "implicit reward"}
+    row = tailor.eval_rows(run)[2]
+    [score] = [
+        s for s in swap.score_policy(run, "dpo-chosen") if (s.id, s.eval_persona) == (row.id, "gold-rejected")
+    ]
+    prompt = tailoring_prompt(row.prompt, row.personas["gold-rejected"])
+    model, tokenizer = llm.load_base(tmp_path / "theirs"), llm.load_tokenizer(tmp_path / "theirs")
+    [expected] = llm.sequence_log_probs(model, tokenizer, [prompt], [completion_text(row.chosen)], 1)
+    assert score.chosen == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_published_arm_has_nothing_to_export(run, tmp_path):
+    from persona_lib import export
+
+    with pytest.raises(ValueError, match="'dpo-chosen' has no adapters"):
+        export.export_arm(run, "dpo-chosen", tmp_path / "out")
+
+
+def test_an_nf4_base_is_written_out_for_vllm_once_as_what_it_stands_for(run, tmp_path):
+    import torch
+
+    nf4 = dataclasses.replace(run, profile=set_field(run.profile, quantization="nf4"))
+    assert policies.plain_base(run) == run.base_source
+    source, _ = policies.plain_base(nf4)
+    before = (Path(source) / "done.json").stat().st_mtime_ns
+    assert policies.plain_base(nf4)[0] == source
+    assert (Path(source) / "done.json").stat().st_mtime_ns == before
+    ids = torch.tensor([[1, 8, 9, 10]])
+    with torch.no_grad():
+        plain = llm.load_base(source)(input_ids=ids).logits
+        four_bits = llm.load_base(*run.base_source, "nf4", "float32")(input_ids=ids).logits
+        whole = llm.load_base(*run.base_source)(input_ids=ids).logits
+    assert torch.equal(plain, four_bits) and not torch.allclose(plain, whole, atol=1e-3)
+    assert llm.load_tokenizer(source).eos_token == "</s>"
+
+
+def test_vllm_gets_one_adapter_for_a_stack_made_again_when_an_adapter_changes(run):
+    folder = policies.joined_adapter(run, spec("dpo", "none"))
+    assert store.read_json(folder / "adapter_config.json")["r"] == 8
+    assert policies.joined_adapter(run, spec("sft", "none")).name == "sft-none"
+    assert policies.joined_adapter(run, spec()) is None  # published
+    before = store.read_json(folder / "done.json")["key"]
+    store.mark_done(run.folder / "adapters" / "dpo-none", "another key")
+    policies.joined_adapter(run, spec("dpo", "none"))
+    assert store.read_json(folder / "done.json")["key"] != before
+
+
+@pytest.mark.slow
+def test_an_exported_merged_arm_published_again_answers_as_its_adapters_did(tmp_path, monkeypatch):
+    from persona_lib import export
+
+    own = tiny_run(
+        tmp_path / "results", monkeypatch, quantization="nf4", methods=["sft", "dpo"],
+        train_personas=["chosen"], gen_max_new_tokens=6, eval_personas=["gold-chosen"], workers=1,
+    )  # fmt: skip
+    store.write_rows(own.folder / "tailoring" / "test.jsonl", tiny_rows(6, seed=9, split="test"))
+    for method in ("sft", "dpo"):
+        train.train_arms(own, method)
+    tailor.generate_all(own)
+    before = tailor.read_generations(own, spec())
+    merged = export.export_arm(own, "dpo-chosen", tmp_path / "out", merge=True) / "merged"
+    profile = set_field(own.profile, published_arms=[f"synthetic/dpo-chosen={merged}"])
+    published = dataclasses.replace(own, profile=profile)
+    tailor.generate_all(published)
+    assert tailor.read_generations(published, spec()) == before
+    made = store.read_json(tailor.generation_folder(published, spec()) / "spec.json")["generator"]
+    assert made["model"].endswith("merged")
+
+
+def test_every_table_can_be_made_of_a_published_arm_alone(tmp_path, monkeypatch):
+    """Nothing is trained: the notebooks on training have nothing to show, few-shot is the other side."""
+    from tiny_results import fill_run
+
+    from persona_lib import primary, show, show_answers
+    from persona_lib.results import read_table
+
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
+    alone = publish(
+        "synthetic/dpo-chosen=someone/model",
+        methods=["few_shot", "dpo"],
+        train_personas=["chosen"],
+        n_test=12,
+        bootstrap_samples=50,
+    )
+    fill_run(alone)
+    for table in (show.row_counts(alone, "sft"), show.training_history(alone, "dpo")):
+        assert len(table) == 0
+    assert len(show.adapter_sizes(alone, "dpo")) == 0
+    labels = [f"gold-{side}, PT-DPO (published) against few-shot" for side in ("chosen", "rejected")]
+    assert show_answers.judging_table(alone).label.tolist() == labels
+    assert "TESTED (dpo-chosen.gold-chosen.line)" in show_answers.judged_example(alone)
+    assert set(show_answers.score_table(alone).reset_index().policy) == {"dpo-chosen", "few_shot-chosen"}
+    primary.save_tables(alone.profile)
+    assert set(read_table(alone.profile, "stage").label) == set(labels)
+    assert len(read_table(alone.profile, "main")) == 0 and len(read_table(alone.profile, "swap")) > 0
