@@ -121,6 +121,8 @@ class Profile:
     plain_dpo_sft_weight: float
     lr_scheduler: str
     warmup_steps: int
+    train_processes: int
+    train_launcher: str
     # generation
     few_shot_examples: int
     gen_batch_size: int
@@ -255,6 +257,7 @@ def check_profile(profile: Profile) -> None:
         "eval_split": ("validation", "test"),
         "judge": ("oracle", "none", "lm"),
         "dpo_order": ("random", "pairs"),
+        "train_launcher": ("ddp", "fsdp"),
         "generator_kind": ("chat", "completions"),
         "judge_kind": ("chat", "completions"),
         "judge_format": ("letter", "prometheus"),
@@ -275,11 +278,29 @@ def check_profile(profile: Profile) -> None:
             raise ConfigError(f"{where}: max_cost_usd needs {role}_prices, dollars per million tokens")
     if not profile.dpo_splits or not {"sft_train", "dpo_train"}.issuperset(profile.dpo_splits):
         raise ConfigError(f"{where}: dpo_splits={list(profile.dpo_splits)}: use dpo_train, sft_train or both")
+    check_processes(profile, where)
     for field in ("base_hidden_size", "base_mlp_size"):
         if getattr(profile, field) % 64:
             raise ConfigError(
                 f"{where}: {field}={getattr(profile, field)} must be a multiple of 64: "
                 "NF4 quantises blocks of 64 and is silently wrong otherwise"
+            )
+
+
+def check_processes(profile: Profile, where: str) -> None:
+    """Check that the training processes can share every batch equally; raises ConfigError."""
+    processes = profile.train_processes
+    if processes < 1 or (profile.train_launcher == "fsdp" and processes < 2):
+        raise ConfigError(
+            f"{where}: train_processes={processes}: use at least 1, and at least 2 with train_launcher=fsdp"
+        )
+    for field in ("sft_batch_size", "dpo_batch_size"):
+        if getattr(profile, field) % processes:
+            raise ConfigError(
+                f"{where}: {field}={getattr(profile, field)} cannot be shared by "
+                f"train_processes={processes}: each takes an equal part of the same batch. Use a multiple "
+                "(other results: fewer steps of more rows), or train_processes=1 and one seed per GPU: "
+                f"CUDA_VISIBLE_DEVICES=0 python -m persona_lib.ahead --profile {profile.name} --seeds 0,"
             )
 
 

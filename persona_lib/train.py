@@ -15,7 +15,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from persona_lib import guards, store
+from persona_lib import guards, ranks, store
 from persona_lib.arms import to_dpo_rows, to_ordered_dpo_rows, to_sft_rows
 from persona_lib.config import Profile, Run
 from persona_lib.fingerprint import module_hash
@@ -27,7 +27,7 @@ from persona_lib.workers import run_jobs
 
 SHARED_FIELDS = (
     "quantization", "compute_dtype", "lora_r", "lora_alpha", "lora_dropout", "lora_targets",
-    "max_length", "lr_scheduler", "warmup_steps",
+    "max_length", "lr_scheduler", "warmup_steps", "train_processes", "train_launcher",
 )  # fmt: skip
 METHOD_FIELDS = {
     "sft": ("completion_only_loss", "sft_learning_rate", "sft_epochs", "sft_batch_size"),
@@ -140,23 +140,45 @@ def last_checkpoint(folder: Path) -> str | None:
 
 
 def train_adapter(run: Run, method: str, train_persona: str) -> Path:
-    """Train one adapter unless it is done; resume from its last checkpoint if it was killed."""
+    """Train one adapter unless it is done; resume from its last checkpoint if it was killed.
+
+    With several ``train_processes`` ranks of their own do it (``train_rank``); they call this function, too.
+    """
     run = arm_settings(run, train_persona)
+    if is_trained(run, method, train_persona):
+        return adapter_folder(run, method, train_persona)
+    if run.profile.train_processes > ranks.count():
+        launch(run, method, train_persona)
+        return adapter_folder(run, method, train_persona)
+    return train_here(run, method, train_persona)
+
+
+def launch(run: Run, method: str, train_persona: str) -> None:
+    """Train one adapter in ranks of their own; raises ``ranks.RankError`` if one fails."""
+    profile = run.profile
+    job = {"profile": dataclasses.asdict(profile), "dataset": run.dataset, "seed": run.seed}
+    job |= {"method": method, "train_persona": train_persona}
+    ranks.run_ranks("persona_lib.train_rank", profile.train_launcher, profile.train_processes, job)
+
+
+def train_here(run: Run, method: str, train_persona: str) -> Path:
+    """Train one adapter in this process, in step with the other ranks if there are any; rank 0 writes."""
     folder = adapter_folder(run, method, train_persona)
     spec = training_spec(run, method, train_persona)
     key = store.content_hash(spec)
-    if store.is_done(folder, key):
-        return folder
-    checkpoint = prepare_folder(folder, key, spec)
+    checkpoint = ranks.share(prepare_folder(folder, key, spec) if ranks.rank() == 0 else None)
     tokenizer = load_tokenizer(*run.base_source)
     rows, without = load_rows(run, method, train_persona)
     counts = count_parts(run, method, tokenizer, rows, folder.name)
-    report_counts(folder, counts, without)
+    if ranks.rank() == 0:
+        report_counts(folder, counts, without)
     with guards.quiet_libraries():
         trainer = build_trainer(run, method, train_persona, tokenizer, rows)
         check_kept(trainer, counts)
         fit(trainer, run.profile, folder.name, checkpoint)
-    save_adapter(trainer, folder, key)
+    check_same_adapters(trainer.model)  # also waits: all have read the checkpoint that saving deletes
+    if ranks.rank() == 0:
+        save_adapter(trainer, folder, key)
     del trainer
     release_memory()
     return folder
@@ -166,15 +188,29 @@ def build_trainer(
     run: Run, method: str, train_persona: str, tokenizer: Any, rows: dict[str, list[dict]]
 ) -> Any:
     """Load the base and build the method's trainer for the arm's rows."""
-    from datasets import Dataset
-
-    data = {part: Dataset.from_list(rows[part]) for part in rows}
-    base = load_base(*run.base_source, run.profile.quantization, run.profile.compute_dtype)
     output = adapter_folder(run, method, train_persona) / "checkpoints"
+    data = {part: as_dataset(rows[part], output / "rows" / part) for part in rows}
+    base = load_base(*run.base_source, run.profile.quantization, run.profile.compute_dtype)
     if method == "sft":
         return sft_trainer(run.profile, run.seed, base, tokenizer, data, output)
     sft = adapter_folder(run, "sft", train_persona)
     return dpo_trainer(run.profile, run.seed, base, sft, tokenizer, data, output)
+
+
+def as_dataset(rows: list[dict], folder: Path) -> Any:
+    """Return rows as a dataset; with several ranks on disk, where TRL shares reference log-probabilities."""
+    from datasets import Dataset, load_from_disk
+
+    data = Dataset.from_list(rows)
+    if ranks.count() == 1:
+        return data
+    if ranks.rank() == 0:
+        shutil.rmtree(
+            folder, ignore_errors=True
+        )  # a cache that a killed run left would draw no random numbers
+        data.save_to_disk(str(folder))
+    ranks.share(None)
+    return load_from_disk(str(folder))
 
 
 def count_parts(
@@ -219,6 +255,13 @@ def fit(trainer: Any, profile: Profile, name: str, checkpoint: str | None) -> No
     trainer.train(resume_from_checkpoint=checkpoint)
 
 
+def check_same_adapters(model: Any) -> None:
+    """Raise TrainingError if the ranks' adapters differ: each would have followed its own gradients."""
+    sums = [float(p.detach().double().sum()) for p in guards.trainable_parameters(model).values()]
+    if ranks.share(sums) != sums:
+        raise guards.TrainingError(f"rank {ranks.rank()} and rank 0 hold other adapters: no common gradients")
+
+
 def save_adapter(trainer: Any, folder: Path, key: str) -> None:
     """Write the adapter and its log, drop the checkpoints, and mark the folder as done."""
     trainer.model.save_pretrained(str(folder), selected_adapters=["default"])
@@ -246,9 +289,11 @@ def is_trained(run: Run, method: str, train_persona: str) -> bool:
 def train_arms(run: Run, method: str) -> list[Path]:
     """Train one method's adapters of all the profile's arms that are not done, ``workers`` at a time.
 
+    With several ``train_processes``, which share all GPUs, the arms follow one another.
+
     DPO needs the SFT adapters of the same arms. Returns the folders ``adapters/<method>-<train_persona>``.
     """
     arms = run.profile.train_personas
     missing = [(run, method, arm) for arm in arms if not is_trained(run, method, arm)]
-    run_jobs(train_adapter, missing, run.profile.workers)
+    run_jobs(train_adapter, missing, 1 if run.profile.train_processes > 1 else run.profile.workers)
     return [adapter_folder(run, method, arm) for arm in arms]

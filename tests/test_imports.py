@@ -31,11 +31,11 @@ HEAVY = (
 # A module imports from its own level (without circles) and from lower ones.
 LEVELS = {
     0: "records store config fingerprint prompts metrics bootstrap text_metrics tokens vocabulary "
-    "environment provenance workers",
+    "environment provenance workers ranks",
     1: "synthetic oracle official raw data released retrieval llm generate endpoint generators arms guards "
     "leakage origin views",
-    2: "base unseen prometheus personas persona_quality tailoring trainers train tailor judge judged pooled "
-    "swap swap_tables released_tables",
+    2: "base unseen prometheus personas persona_quality tailoring trainers train train_rank tailor judge "
+    "judged pooled swap swap_tables released_tables",
     3: "docs figures selection show show_answers show_base show_lm_judge show_personas "
     "results results_personas results_swap primary swap_plots plots report steps tasks execute plan "
     "runner pipeline ahead",
