@@ -175,10 +175,9 @@ def train_here(run: Run, method: str, train_persona: str) -> Path:
     with guards.quiet_libraries():
         trainer = build_trainer(run, method, train_persona, tokenizer, rows)
         check_kept(trainer, counts)
+        check_launcher(trainer, run.profile)
         fit(trainer, run.profile, folder.name, checkpoint)
-    check_same_adapters(trainer.model)  # also waits: all have read the checkpoint that saving deletes
-    if ranks.rank() == 0:
-        save_adapter(trainer, folder, key)
+    save_adapter(trainer, folder, key)
     del trainer
     release_memory()
     return folder
@@ -190,11 +189,13 @@ def build_trainer(
     """Load the base and build the method's trainer for the arm's rows."""
     output = adapter_folder(run, method, train_persona) / "checkpoints"
     data = {part: as_dataset(rows[part], output / "rows" / part) for part in rows}
-    base = load_base(*run.base_source, run.profile.quantization, run.profile.compute_dtype)
+    profile = run.profile
+    storage = profile.compute_dtype if profile.train_launcher == "fsdp" else "uint8"
+    base = load_base(*run.base_source, profile.quantization, profile.compute_dtype, storage=storage)
     if method == "sft":
-        return sft_trainer(run.profile, run.seed, base, tokenizer, data, output)
+        return sft_trainer(profile, run.seed, base, tokenizer, data, output)
     sft = adapter_folder(run, "sft", train_persona)
-    return dpo_trainer(run.profile, run.seed, base, sft, tokenizer, data, output)
+    return dpo_trainer(profile, run.seed, base, sft, tokenizer, data, output)
 
 
 def as_dataset(rows: list[dict], folder: Path) -> Any:
@@ -242,6 +243,14 @@ def check_kept(trainer: Any, counts: dict[str, RowCounts]) -> None:
             raise guards.TrainingError(f"TRL keeps {len(dataset)} rows of {part}; counted {counts[part]}")
 
 
+def check_launcher(trainer: Any, profile: Profile) -> None:
+    """Raise TrainingError if FSDP was asked for and accelerate would train without it."""
+    if profile.train_launcher == "fsdp" and not trainer.is_fsdp_enabled:
+        raise guards.TrainingError(
+            "train_launcher=fsdp, but accelerate has FSDP on GPUs only and would use DDP: set it to ddp"
+        )
+
+
 def fit(trainer: Any, profile: Profile, name: str, checkpoint: str | None) -> None:
     """Run the guards and the training; the best epoch by validation loss is what remains in the model."""
     from transformers import PrinterCallback
@@ -255,16 +264,27 @@ def fit(trainer: Any, profile: Profile, name: str, checkpoint: str | None) -> No
     trainer.train(resume_from_checkpoint=checkpoint)
 
 
-def check_same_adapters(model: Any) -> None:
-    """Raise TrainingError if the ranks' adapters differ: each would have followed its own gradients."""
-    sums = [float(p.detach().double().sum()) for p in guards.trainable_parameters(model).values()]
+def whole_adapter(model: Any) -> dict[str, Any]:
+    """Return the trained weights by name, gathered if FSDP has split them; every rank must take part.
+
+    Raises TrainingError if the ranks' weights differ: each would have followed its own gradients.
+    """
+    found = {
+        name: p.detach().full_tensor() if hasattr(p, "full_tensor") else p.detach()
+        for name, p in guards.trainable_parameters(model).items()
+    }
+    sums = [float(weights.double().sum()) for weights in found.values()]
     if ranks.share(sums) != sums:
         raise guards.TrainingError(f"rank {ranks.rank()} and rank 0 hold other adapters: no common gradients")
+    return found
 
 
 def save_adapter(trainer: Any, folder: Path, key: str) -> None:
-    """Write the adapter and its log, drop the checkpoints, and mark the folder as done."""
-    trainer.model.save_pretrained(str(folder), selected_adapters=["default"])
+    """Write the adapter and its log, drop the checkpoints, and mark the folder as done; rank 0 writes."""
+    weights = whole_adapter(trainer.model)  # also waits until all have read the checkpoint that goes now
+    if ranks.rank() > 0:
+        return
+    trainer.model.save_pretrained(str(folder), selected_adapters=["default"], state_dict=weights)
     state = trainer.state
     store.write_rows(folder / "log.jsonl", state.log_history)
     shutil.rmtree(folder / "checkpoints")
