@@ -7,12 +7,15 @@ alone, the other functions say which rank this is and keep the ranks in step.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import subprocess
 import sys
 import tempfile
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -123,12 +126,24 @@ def what_failed(folder: Path, lines: list[str]) -> str:
     return "no rank left a traceback; the last lines were\n" + "\n".join(lines[-LINES_KEPT:])
 
 
-def begin_rank(parent: int) -> None:
-    """Set a rank up: only rank 0 prints, and it ends when its launcher or the parent is gone."""
-    if rank() > 0:
-        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (open until the process ends)
-    launcher = os.getppid()
-    end_when(lambda: os.getppid() != launcher or not is_running(parent))
+def run_as_rank(function: Callable[[dict[str, Any]], Any]) -> None:
+    """Be a rank of ``run_ranks``: call the function with the job; a failure leaves its traceback there.
+
+    Only rank 0 prints. The process ends when its launcher or the parent is gone, like the workers' ones.
+    """
+    folder = Path(sys.argv[1])
+    try:
+        job = store.read_json(folder / "job.json")
+        launcher = os.getppid()
+        end_when(lambda: os.getppid() != launcher or not is_running(job["parent"]))
+        with contextlib.ExitStack() as stack:
+            if rank() > 0:
+                nowhere = stack.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
+                stack.enter_context(contextlib.redirect_stdout(nowhere))
+            function(job)
+    except BaseException:
+        store.write_text(folder / f"rank-{rank()}.txt", traceback.format_exc())
+        raise
 
 
 def is_running(process: int) -> bool:

@@ -288,7 +288,8 @@ def save_adapter(trainer: Any, folder: Path, key: str) -> None:
     state = trainer.state
     store.write_rows(folder / "log.jsonl", state.log_history)
     shutil.rmtree(folder / "checkpoints")
-    store.mark_done(folder, key, steps=state.global_step, best_eval_loss=state.best_metric)
+    facts = {"steps": state.global_step, "best_eval_loss": state.best_metric, "processes": ranks.count()}
+    store.mark_done(folder, key, **facts)
 
 
 def release_memory() -> None:

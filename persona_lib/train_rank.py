@@ -8,12 +8,9 @@ FOLDER/job.json describes the job (``train.launch``). ``train_launcher`` names t
 
 from __future__ import annotations
 
-import sys
-import traceback
-from pathlib import Path
 from typing import Any
 
-from persona_lib import ranks, store, train
+from persona_lib import ranks, train
 from persona_lib.config import Profile, Run, check_fields
 
 
@@ -22,19 +19,12 @@ def read_run(job: dict[str, Any]) -> Run:
     return Run(Profile(**check_fields(job["profile"], "job.json")), job["dataset"], job["seed"])
 
 
-def main() -> None:
-    """Join the other ranks and train; a failure leaves its traceback in the job's folder."""
-    folder = Path(sys.argv[1])
-    try:
-        job = store.read_json(folder / "job.json")
-        ranks.begin_rank(job["parent"])
-        run = read_run(job)
-        ranks.check_ranks(run.profile.train_processes)
-        train.train_adapter(run, job["method"], job["train_persona"])
-    except BaseException:
-        store.write_text(folder / f"rank-{ranks.rank()}.txt", traceback.format_exc())
-        raise
+def train_one(job: dict[str, Any]) -> None:
+    """Join the other ranks and train the job's adapter."""
+    run = read_run(job)
+    ranks.check_ranks(run.profile.train_processes)
+    train.train_adapter(run, job["method"], job["train_persona"])
 
 
 if __name__ == "__main__":
-    main()
+    ranks.run_as_rank(train_one)

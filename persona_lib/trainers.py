@@ -67,6 +67,7 @@ def trainer_settings(profile: Profile, method: str, seed: int, output: Path) -> 
         "metric_for_best_model": "eval_loss",
         "greater_is_better": False,
         "report_to": "none",
+        "log_level_replica": "error",
         "disable_tqdm": True,
     }
 
