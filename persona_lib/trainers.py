@@ -72,6 +72,12 @@ def trainer_settings(profile: Profile, method: str, seed: int, output: Path) -> 
     }
 
 
+def one_gpu(config: Any) -> Any:
+    """Return the configuration with one GPU: Trainer would spread a lone process over all that it sees."""
+    config._n_gpu = min(config.n_gpu, 1)
+    return config
+
+
 def lora_config(profile: Profile) -> Any:
     """Return the LoRA configuration of every adapter."""
     from peft import LoraConfig
@@ -113,7 +119,7 @@ def sft_trainer(
     )
     trainer = SFTTrainer(
         model=get_peft_model(base, lora_config(profile)),
-        args=config,
+        args=one_gpu(config),
         processing_class=tokenizer,
         train_dataset=data["train"],
         eval_dataset=data["val"],
@@ -208,7 +214,7 @@ def dpo_trainer(
     )
     return stacked_dpo_trainer_class()(
         model=PeftModel.from_pretrained(base, str(sft), is_trainable=True),
-        args=config,
+        args=one_gpu(config),
         processing_class=tokenizer,
         train_dataset=data["train"],
         eval_dataset=data["val"],

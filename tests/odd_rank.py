@@ -1,4 +1,4 @@
-"""A rank for tests, started in place of ``persona_lib.train_rank``; RANK_TEST in the environment says what it is.
+"""A rank for tests, started in place of ``persona_lib.train_rank``; RANK_TEST says what it is.
 
 "fsdp": trains with FSDP on processors; "kill": rank 1 is killed on the way (also together, "fsdp kill");
 "fail": rank 1 fails at once; "shard": compares a whole model with one that FSDP2 has split.
@@ -42,17 +42,30 @@ def kill_rank_one(after: int) -> None:
 
 
 def fail(job: dict) -> None:
-    """End rank 1 in the way that the job says while rank 0 waits."""
+    """End rank 1 in the way that the job says, once rank 0 has said something and waits."""
+    mark = Path(job["mark"])
     if ranks.rank() == 0:
         print("rank 0 works", flush=True)
-        time.sleep(60)
+        mark.touch()
+        time.sleep(600)
+    while not mark.exists():
+        time.sleep(0.1)
     if job["how"] == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     raise ValueError("no such row")
 
 
 def shard(job: dict) -> None:
-    """Loss and LoRA gradients of an NF4 model, whole and split over two ranks by FSDP2; rank 0 writes both."""
+    """Compare whole and split models of every storage type; rank 0 writes what it found into a folder."""
+    ranks.check_ranks(2)
+    for storage in ("float32", "bfloat16", "uint8"):
+        found = whole_and_split(job["base"], storage)
+        if ranks.rank() == 0:
+            store.write_json(Path(job["folder"]) / f"{storage}.json", found)
+
+
+def whole_and_split(base: str, storage: str) -> dict:
+    """Return loss and LoRA gradients of an NF4 model, whole and then split over the ranks by FSDP2."""
     import torch
     from peft import get_peft_model
     from torch.distributed.fsdp import fully_shard
@@ -60,32 +73,33 @@ def shard(job: dict) -> None:
     from persona_lib import llm, trainers
     from persona_lib.config import load_profile
 
-    ranks.check_ranks(2)
     torch.manual_seed(0)
-    base = llm.load_base(job["base"], quantization="nf4", storage=job["storage"])
-    model = get_peft_model(base, trainers.lora_config(load_profile("synthetic")))
+    loaded = llm.load_base(base, quantization="nf4", storage=storage)
+    model = get_peft_model(loaded, trainers.lora_config(load_profile("synthetic")))
     for name, parameter in guards.trainable_parameters(model).items():
         if "lora_B" in name:  # zero at first, which would leave lora_A without gradients
             torch.nn.init.normal_(parameter, std=0.1)
     ids = torch.randint(4, 64, (4, 12))
-
-    def measure() -> dict:
-        model.zero_grad()
-        loss = model(input_ids=ids, labels=ids).loss
-        loss.backward()
-        grads = {name: p.grad for name, p in guards.trainable_parameters(model).items()}
-        whole = {n: g.full_tensor() if hasattr(g, "full_tensor") else g for n, g in grads.items()}
-        return {"loss": float(loss), "gradients": {n: g.tolist() for n, g in whole.items()}}
-
-    before = measure()
+    before = loss_and_gradients(model, ids)
+    packed = llm.linear4bit_layers(model)[0][1]
+    shape = list(packed.weight.shape)
     for layer in model.get_base_model().model.layers:
         fully_shard(layer)
     fully_shard(model)
-    packed = next(m for _, m in llm.linear4bit_layers(model)).weight
-    after = measure()
-    shapes = {"whole": list(packed.shape), "part": list(packed.to_local().shape), "type": str(packed.dtype)}
-    if ranks.rank() == 0:
-        store.write_json(Path(job["result"]), {"before": before, "after": after, **shapes})
+    after = loss_and_gradients(model, ids)
+    model.reshard()
+    part, kind = list(packed.weight.to_local().shape), str(packed.weight.dtype)
+    return {"before": before, "after": after, "whole": shape, "part": part, "type": kind}
+
+
+def loss_and_gradients(model, ids) -> dict:
+    """Return the loss of predicting the ids and the adapter's gradients, gathered if they are split."""
+    model.zero_grad()
+    loss = model(input_ids=ids, labels=ids).loss
+    loss.backward()
+    gradients = {name: p.grad for name, p in guards.trainable_parameters(model).items()}
+    whole = {n: (g.full_tensor() if hasattr(g, "full_tensor") else g).tolist() for n, g in gradients.items()}
+    return {"loss": float(loss), "gradients": whole}
 
 
 def main() -> None:

@@ -21,56 +21,47 @@ PLAIN = {"dpo_sft_weight": 0.0, "quantization": "nf4"}
 def use_odd_ranks(monkeypatch, what: str) -> None:
     """Start ``odd_rank`` where ``persona_lib.train_rank`` would be started."""
     command, environment = ranks.launch_command, ranks.environment
-    path = os.pathsep.join([str(config.REPO), str(TESTS)])
+    extra = {"PYTHONPATH": os.pathsep.join([str(config.REPO), str(TESTS)]), "RANK_TEST": what}
     monkeypatch.setattr(ranks, "launch_command", lambda module, *rest: command("odd_rank", *rest))
-    monkeypatch.setattr(
-        ranks, "environment", lambda n: environment(n) | {"PYTHONPATH": path, "RANK_TEST": what}
-    )
+    monkeypatch.setattr(ranks, "environment", lambda count: environment(count) | extra)
 
 
-def logged(run: Run, method: str) -> dict[str, list[float]]:
+def logged(folder: Path) -> dict[str, list[float]]:
     """The losses and margins of an adapter's log, by name."""
-    rows = list(store.iter_rows(train.adapter_folder(run, method, "chosen") / "log.jsonl"))
+    rows = list(store.iter_rows(folder / "log.jsonl"))
     return {name: [row[name] for row in rows if name in row] for name in LOSSES}
 
 
-def adapter(run: Run, method: str) -> dict[str, np.ndarray]:
+def adapter(folder: Path) -> dict[str, np.ndarray]:
     from safetensors.numpy import load_file
 
-    return load_file(train.adapter_folder(run, method, "chosen") / "adapter_model.safetensors")
+    return load_file(folder / "adapter_model.safetensors")
 
 
-def check_same(one: Run, other: Run, method: str, rtol: float = 1e-5, atol: float = 5e-4) -> None:
-    """Losses equal to five digits; adapters (weights up to .16) to the rounding that Adam makes of float32."""
-    first, second = logged(one, method), logged(other, method)
-    for name, values in first.items():
-        assert len(values) == len(second[name])
-        np.testing.assert_allclose(second[name], values, rtol=rtol, atol=2e-5, err_msg=f"{method} {name}")
-    first, second = adapter(one, method), adapter(other, method)
+def check_same(one: Path, other: Path, losses: tuple[str, ...] = LOSSES) -> None:
+    """Losses equal to five digits; adapters (weights up to .16) to what Adam makes of float32's rounding."""
+    first, second = logged(one), logged(other)
+    assert first["eval_loss"][0] != pytest.approx(first["eval_loss"][1], rel=1e-3)
+    for name in losses:
+        np.testing.assert_allclose(second[name], first[name], rtol=1e-5, atol=1e-5, err_msg=name)
+    first, second = adapter(one), adapter(other)
     assert first.keys() == second.keys()
     for name, weights in first.items():
-        np.testing.assert_allclose(second[name], weights, atol=atol, err_msg=f"{method} {name}")
+        np.testing.assert_allclose(second[name], weights, atol=5e-4, err_msg=name)
+    assert [store.read_json(folder / "done.json")["processes"] for folder in (one, other)] == [1, 2]
 
 
-def train_both(results: Path, monkeypatch, **changes) -> Run:
-    """Train the arm "chosen" by SFT and then by DPO."""
+def train_both(results: Path, monkeypatch, **changes) -> dict[str, Path]:
+    """Train the arm "chosen" by SFT and then by DPO; return the folders."""
     run = tiny_run(results, monkeypatch, **{**PLAIN, **changes})
-    for method in ("sft", "dpo"):
-        train.train_adapter(run, method, "chosen")
-    return run
+    return {method: train.train_adapter(run, method, "chosen") for method in ("sft", "dpo")}
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """A run trained in this process; it is compared by its folder, which PERSONA_RESULTS gives."""
-    results = tmp_path_factory.mktemp("alone")
+    """The folders of adapters that were trained in this process."""
     with pytest.MonkeyPatch.context() as patch:
-        train_both(results, patch)
-    return results
-
-
-def compare(alone: Path, run: Run, monkeypatch, method: str) -> None:
-    """Compare a run of now with the one that was trained alone."""
+        return train_both(tmp_path_factory.mktemp("alone"), patch)
 
 
 # --- settings ---
@@ -129,12 +120,12 @@ def test_accelerate_reads_the_launchers_files_and_starts_as_many_ranks_as_asked(
         ("kill", r"in 2 ranks failed: rank 1 was killed by signal 9"),
     ],
 )
-def test_a_failing_rank_ends_the_job_and_says_how(how, complaint, monkeypatch, capsys):
+def test_a_failing_rank_ends_the_job_and_says_how(how, complaint, tmp_path, monkeypatch, capsys):
     use_odd_ranks(monkeypatch, "fail")
     started = time.monotonic()
     with pytest.raises(ranks.RankError, match=complaint):
-        ranks.run_ranks("odd_rank", "ddp", 2, {"how": how})
-    assert time.monotonic() - started < 45  # rank 0 sleeps for 60 s
+        ranks.run_ranks("odd_rank", "ddp", 2, {"how": how, "mark": str(tmp_path / "mark")})
+    assert time.monotonic() - started < 300  # rank 0 would sleep for 600 s
     assert "rank 0 works" in capsys.readouterr().out
 
 
@@ -148,9 +139,12 @@ def test_a_failure_without_traceback_shows_the_last_lines(tmp_path):
 def test_a_launcher_that_starts_one_process_is_caught(tmp_path, monkeypatch):
     """``accelerate launch --cpu --num_processes 2`` starts one, and says nothing."""
     command = ranks.launch_command
-    monkeypatch.setattr(
-        ranks, "launch_command", lambda *a: [p for p in command(*a)[:3]] + ["--cpu"] + command(*a)[5:]
-    )
+
+    def without_file(*job):
+        python, flag, launch, _, _, *rest = command(*job)
+        return [python, flag, launch, "--cpu", *rest]
+
+    monkeypatch.setattr(ranks, "launch_command", without_file)
     run = tiny_run(tmp_path, monkeypatch, train_processes=2)
     with pytest.raises(ranks.RankError, match="asked for 2 ranks; WORLD_SIZE is 1 and 1 joined"):
         train.train_adapter(run, "sft", "chosen")
@@ -162,3 +156,69 @@ def test_fsdp_without_gpus_is_refused(tmp_path, monkeypatch):
     run = tiny_run(tmp_path, monkeypatch, train_processes=2, train_launcher="fsdp")
     with pytest.raises(ranks.RankError, match="accelerate has FSDP on GPUs only and would use DDP"):
         train.train_adapter(run, "sft", "chosen")
+
+
+# --- the same training ---
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["ddp", "fsdp"])
+def test_two_ranks_train_what_one_process_trains(alone, tmp_path, monkeypatch, capsys, launcher):
+    """NF4; DPO with the stacked adapters and the precomputed reference. FSDP runs on processors here."""
+    if launcher == "fsdp":
+        use_odd_ranks(monkeypatch, "fsdp")
+    folders = train_both(tmp_path, monkeypatch, train_processes=2, train_launcher=launcher)
+    for method, folder in folders.items():
+        check_same(alone[method], folder)
+        assert sorted(p.name for p in folder.iterdir()) == sorted(p.name for p in alone[method].iterdir())
+    lines = [line.split(",")[0] for line in capsys.readouterr().out.splitlines() if ": epoch" in line]
+    assert lines == [f"{method}-chosen: epoch {n}/2" for method in ("sft", "dpo") for n in (1, 2)]
+
+
+@pytest.mark.slow
+def test_two_ranks_weigh_the_sft_term_by_tokens_like_one_process(tmp_path, monkeypatch):
+    """Responses differ in length, so the mean over a rank's tokens is not the mean over the batch's."""
+    folders = []
+    for processes in (1, 2):
+        run = tiny_run(tmp_path / str(processes), monkeypatch, dpo_sft_weight=4.0)
+        train.train_adapter(run, "sft", "chosen")
+        run = Run(set_field(run.profile, train_processes=processes), run.dataset, run.seed)
+        folders.append(train.train_adapter(run, "dpo", "chosen"))
+    check_same(*folders, losses=("loss", "rewards/margins"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["ddp", "fsdp"])
+def test_training_whose_rank_was_killed_goes_on_and_ends_with_the_same_adapter(
+    alone, tmp_path, monkeypatch, launcher
+):
+    run = tiny_run(tmp_path, monkeypatch, **PLAIN)
+    train.train_adapter(run, "sft", "chosen")
+    run = Run(set_field(run.profile, train_processes=2, train_launcher=launcher), run.dataset, run.seed)
+    folder = train.adapter_folder(run, "dpo", "chosen")
+    with monkeypatch.context() as patch:
+        use_odd_ranks(patch, f"kill {launcher}")
+        with pytest.raises(ranks.RankError, match="rank 1 was killed by signal 9"):
+            train.train_adapter(run, "dpo", "chosen")
+    assert [p.name for p in (folder / "checkpoints").glob("checkpoint-*")] == ["checkpoint-4"]
+    use_odd_ranks(monkeypatch, launcher)
+    train.train_adapter(run, "dpo", "chosen")
+    check_same(alone["dpo"], folder)
+
+
+@pytest.mark.slow
+def test_fsdp_split_nf4_weights_give_the_loss_and_the_gradients_of_whole_ones(tmp_path, monkeypatch):
+    use_odd_ranks(monkeypatch, "shard")
+    ranks.run_ranks(
+        "odd_rank", "ddp", 2, {"base": str(save_base(tmp_path / "base")), "folder": str(tmp_path)}
+    )
+    for storage in ("float32", "bfloat16", "uint8"):
+        found = store.read_json(tmp_path / f"{storage}.json")
+        assert found["type"] == f"torch.{storage}"
+        assert found["part"][0] * 2 == found["whole"][0]
+        before, after = found["before"], found["after"]
+        assert after["loss"] == pytest.approx(before["loss"], rel=1e-6)
+        assert before["gradients"].keys() == after["gradients"].keys()
+        for name, whole in before["gradients"].items():
+            assert np.abs(whole).max() > 0
+            np.testing.assert_allclose(after["gradients"][name], whole, rtol=1e-5, atol=1e-7, err_msg=name)
