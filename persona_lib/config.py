@@ -139,6 +139,8 @@ class Profile:
     plain_dpo_sft_weight: float
     lr_scheduler: str
     warmup_steps: int
+    train_processes: int
+    train_launcher: str
     # generation
     engine: str
     few_shot_examples: int
@@ -287,6 +289,7 @@ def check_profile(profile: Profile) -> None:
         "retriever": ("bm25", "dense", "late"),
         "dpo_order": ("random", "pairs"),
         "dpo_tokenization": ("whole", "released"),
+        "train_launcher": ("ddp", "fsdp"),
         "generator_kind": ("chat", "completions"),
         "judge_kind": ("chat", "completions"),
         "judge_format": JUDGE_FORMATS,
@@ -321,6 +324,7 @@ def check_profile(profile: Profile) -> None:
             f"{where}: engine=vllm needs compute_dtype=bfloat16: its LoRA kernels take 16-bit numbers only"
         )
     check_published(profile, where)
+    check_processes(profile, where)
     for field in ("base_hidden_size", "base_mlp_size"):
         if getattr(profile, field) % 64:
             raise ConfigError(
@@ -401,6 +405,23 @@ def trained_personas(profile: Profile, dataset: str, method: str) -> tuple[str, 
     if method == "sft" and "sft" not in profile.methods:
         personas = [p for p in personas if not published_model(profile, dataset, f"dpo-{p}")]
     return tuple(personas)
+
+
+def check_processes(profile: Profile, where: str) -> None:
+    """Check that the training processes can share every batch equally; raises ConfigError."""
+    processes = profile.train_processes
+    if processes < 1 or (profile.train_launcher == "fsdp" and processes < 2):
+        raise ConfigError(
+            f"{where}: train_processes={processes}: use at least 1, and at least 2 with train_launcher=fsdp"
+        )
+    for field in ("sft_batch_size", "dpo_batch_size"):
+        if getattr(profile, field) % processes:
+            raise ConfigError(
+                f"{where}: {field}={getattr(profile, field)} cannot be shared by "
+                f"train_processes={processes}: each takes an equal part of the same batch. Use a multiple "
+                "(other results: fewer steps of more rows), or train_processes=1 and one seed per GPU: "
+                f"CUDA_VISIBLE_DEVICES=0 python -m persona_lib.ahead --profile {profile.name} --seeds 0,"
+            )
 
 
 def results_root() -> Path:

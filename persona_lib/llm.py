@@ -6,6 +6,7 @@ and the names of the adapters that are active on it, so one loaded base serves e
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,14 +46,17 @@ def load_tokenizer(source: str | Path, revision: str = "") -> Any:
 
 
 def device() -> str:
-    """Return where models live: "cuda" if there is one, else "cpu"."""
+    """Return where models live: this rank's GPU ("cuda:0" where there is one process), else "cpu"."""
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
 
 
-def quantization_config(quantization: str, compute_dtype: str) -> Any:
-    """Return the BitsAndBytesConfig of NF4 with double quantisation (QLoRA), or None for "none"."""
+def quantization_config(quantization: str, compute_dtype: str, storage: str = "uint8") -> Any:
+    """Return the BitsAndBytesConfig of NF4 with double quantisation (QLoRA), or None for "none".
+
+    ``storage`` is the type that the packed weights are kept as; the bytes are the same.
+    """
     import torch
     from transformers import BitsAndBytesConfig
 
@@ -65,6 +69,7 @@ def quantization_config(quantization: str, compute_dtype: str) -> Any:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=getattr(torch, compute_dtype),
+        bnb_4bit_quant_storage=getattr(torch, storage),
     )
 
 
@@ -74,13 +79,15 @@ def load_base(
     quantization: str = "none",
     compute_dtype: str = "float32",
     expand: bool = False,
+    storage: str = "uint8",
 ) -> Any:
     """Load a causal language model, frozen and in eval mode, on the one device there is.
 
     ``compute_dtype`` is passed explicitly (the library's default, "auto", would be bfloat16 for
     Llama). ``expand`` turns NF4 weights into the numbers that they stand for once, instead of in every
-    forward pass: the same function, faster, for the memory of an unquantised model. Raises ModelError
-    for a layer that NF4 would quantise wrongly.
+    forward pass: the same function, faster, for the memory of an unquantised model. FSDP splits only
+    weights of one floating type: ``storage`` must be ``compute_dtype`` there. Raises ModelError for a layer
+    that NF4 would quantise wrongly.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -90,7 +97,7 @@ def load_base(
         name,
         revision=commit,
         dtype=getattr(torch, compute_dtype),
-        quantization_config=quantization_config(quantization, compute_dtype),
+        quantization_config=quantization_config(quantization, compute_dtype, storage),
         device_map={"": where},
     )
     if quantization == "nf4":

@@ -75,6 +75,8 @@ TRAINING = (
     "plain_*",
     "lr_scheduler",
     "warmup_steps",
+    "train_processes",
+    "train_launcher",
     "base_model",
     "base_revision",
 )

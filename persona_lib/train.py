@@ -15,7 +15,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from persona_lib import guards, store
+from persona_lib import guards, ranks, store
 from persona_lib.arms import draw, to_dpo_rows, to_ordered_dpo_rows, to_sft_rows
 from persona_lib.config import Profile, Run, trained_personas
 from persona_lib.fingerprint import module_hash
@@ -27,7 +27,7 @@ from persona_lib.workers import run_jobs
 
 SHARED_FIELDS = (
     "quantization", "compute_dtype", "lora_r", "lora_alpha", "lora_dropout", "lora_targets",
-    "max_length", "lr_scheduler", "warmup_steps", "train_limit",
+    "max_length", "lr_scheduler", "warmup_steps", "train_limit", "train_processes", "train_launcher",
 )  # fmt: skip
 METHOD_FIELDS = {
     "sft": ("completion_only_loss", "sft_learning_rate", "sft_epochs", "sft_batch_size"),
@@ -143,21 +143,42 @@ def last_checkpoint(folder: Path) -> str | None:
 
 
 def train_adapter(run: Run, method: str, train_persona: str) -> Path:
-    """Train one adapter unless it is done; resume from its last checkpoint if it was killed."""
+    """Train one adapter unless it is done; resume from its last checkpoint if it was killed.
+
+    With several ``train_processes`` ranks of their own do it (``train_rank``); they call this function, too.
+    """
     run = arm_settings(run, train_persona)
+    if is_trained(run, method, train_persona):
+        return adapter_folder(run, method, train_persona)
+    if run.profile.train_processes > ranks.count():
+        launch(run, method, train_persona)
+        return adapter_folder(run, method, train_persona)
+    return train_here(run, method, train_persona)
+
+
+def launch(run: Run, method: str, train_persona: str) -> None:
+    """Train one adapter in ranks of their own; raises ``ranks.RankError`` if one fails."""
+    profile = run.profile
+    job = {"profile": dataclasses.asdict(profile), "dataset": run.dataset, "seed": run.seed}
+    job |= {"method": method, "train_persona": train_persona}
+    ranks.run_ranks("persona_lib.train_rank", profile.train_launcher, profile.train_processes, job)
+
+
+def train_here(run: Run, method: str, train_persona: str) -> Path:
+    """Train one adapter in this process, in step with the other ranks if there are any; rank 0 writes."""
     folder = adapter_folder(run, method, train_persona)
     spec = training_spec(run, method, train_persona)
     key = store.content_hash(spec)
-    if store.is_done(folder, key):
-        return folder
-    checkpoint = prepare_folder(folder, key, spec)
+    checkpoint = ranks.share(prepare_folder(folder, key, spec) if ranks.rank() == 0 else None)
     tokenizer = load_tokenizer(*run.base_source)
     rows, without = load_rows(run, method, train_persona)
     counts = count_parts(run, method, tokenizer, rows, folder.name)
-    report_counts(folder, counts, without)
+    if ranks.rank() == 0:
+        report_counts(folder, counts, without)
     with guards.quiet_libraries():
         trainer = build_trainer(run, method, train_persona, tokenizer, rows)
         check_kept(trainer, counts)
+        check_launcher(trainer, run.profile)
         fit(trainer, run.profile, folder.name, checkpoint)
     save_adapter(trainer, folder, key)
     del trainer
@@ -169,15 +190,31 @@ def build_trainer(
     run: Run, method: str, train_persona: str, tokenizer: Any, rows: dict[str, list[dict]]
 ) -> Any:
     """Load the base and build the method's trainer for the arm's rows."""
-    from datasets import Dataset
-
-    data = {part: Dataset.from_list(rows[part]) for part in rows}
-    base = load_base(*run.base_source, run.profile.quantization, run.profile.compute_dtype)
     output = adapter_folder(run, method, train_persona) / "checkpoints"
+    data = {part: as_dataset(rows[part], output / "rows" / part) for part in rows}
+    profile = run.profile
+    storage = profile.compute_dtype if profile.train_launcher == "fsdp" else "uint8"
+    base = load_base(*run.base_source, profile.quantization, profile.compute_dtype, storage=storage)
     if method == "sft":
-        return sft_trainer(run.profile, run.seed, base, tokenizer, data, output)
+        return sft_trainer(profile, run.seed, base, tokenizer, data, output)
     sft = adapter_folder(run, "sft", train_persona)
-    return dpo_trainer(run.profile, run.seed, base, sft, tokenizer, data, output)
+    return dpo_trainer(profile, run.seed, base, sft, tokenizer, data, output)
+
+
+def as_dataset(rows: list[dict], folder: Path) -> Any:
+    """Return rows as a dataset; with several ranks on disk, where TRL shares reference log-probabilities."""
+    from datasets import Dataset, load_from_disk
+
+    data = Dataset.from_list(rows)
+    if ranks.count() == 1:
+        return data
+    if ranks.rank() == 0:
+        shutil.rmtree(
+            folder, ignore_errors=True
+        )  # a cache that a killed run left would draw no random numbers
+        data.save_to_disk(str(folder))
+    ranks.share(None)
+    return load_from_disk(str(folder))
 
 
 def count_parts(
@@ -212,6 +249,14 @@ def check_kept(trainer: Any, counts: dict[str, RowCounts]) -> None:
             raise guards.TrainingError(f"TRL keeps {len(dataset)} rows of {part}; counted {counts[part]}")
 
 
+def check_launcher(trainer: Any, profile: Profile) -> None:
+    """Raise TrainingError if FSDP was asked for and accelerate would train without it."""
+    if profile.train_launcher == "fsdp" and not trainer.is_fsdp_enabled:
+        raise guards.TrainingError(
+            "train_launcher=fsdp, but accelerate has FSDP on GPUs only and would use DDP: set it to ddp"
+        )
+
+
 def fit(trainer: Any, profile: Profile, name: str, checkpoint: str | None) -> None:
     """Run the guards and the training; the best epoch by validation loss is what remains in the model."""
     from transformers import PrinterCallback
@@ -225,13 +270,32 @@ def fit(trainer: Any, profile: Profile, name: str, checkpoint: str | None) -> No
     trainer.train(resume_from_checkpoint=checkpoint)
 
 
+def whole_adapter(model: Any) -> dict[str, Any]:
+    """Return the trained weights by name, gathered if FSDP has split them; every rank must take part.
+
+    Raises TrainingError if the ranks' weights differ: each would have followed its own gradients.
+    """
+    found = {
+        name: p.detach().full_tensor() if hasattr(p, "full_tensor") else p.detach()
+        for name, p in guards.trainable_parameters(model).items()
+    }
+    sums = [float(weights.double().sum()) for weights in found.values()]
+    if ranks.share(sums) != sums:
+        raise guards.TrainingError(f"rank {ranks.rank()} and rank 0 hold other adapters: no common gradients")
+    return found
+
+
 def save_adapter(trainer: Any, folder: Path, key: str) -> None:
-    """Write the adapter and its log, drop the checkpoints, and mark the folder as done."""
-    trainer.model.save_pretrained(str(folder), selected_adapters=["default"])
+    """Write the adapter and its log, drop the checkpoints, and mark the folder as done; rank 0 writes."""
+    weights = whole_adapter(trainer.model)  # also waits until all have read the checkpoint that goes now
+    if ranks.rank() > 0:
+        return
+    trainer.model.save_pretrained(str(folder), selected_adapters=["default"], state_dict=weights)
     state = trainer.state
     store.write_rows(folder / "log.jsonl", state.log_history)
     shutil.rmtree(folder / "checkpoints")
-    store.mark_done(folder, key, steps=state.global_step, best_eval_loss=state.best_metric)
+    facts = {"steps": state.global_step, "best_eval_loss": state.best_metric, "processes": ranks.count()}
+    store.mark_done(folder, key, **facts)
 
 
 def release_memory() -> None:
@@ -252,10 +316,11 @@ def is_trained(run: Run, method: str, train_persona: str) -> bool:
 def train_arms(run: Run, method: str) -> list[Path]:
     """Train one method's adapters of all the profile's arms that are not done, ``workers`` at a time.
 
-    Published arms have no adapters. DPO needs the SFT adapters of the same arms. Returns the folders
+    With several ``train_processes``, which share all GPUs, the arms follow one another. Published arms
+    have no adapters. DPO needs the SFT adapters of the same arms. Returns the folders
     ``adapters/<method>-<train_persona>``.
     """
     arms = trained_personas(run.profile, run.dataset, method)
     missing = [(run, method, arm) for arm in arms if not is_trained(run, method, arm)]
-    run_jobs(train_adapter, missing, run.profile.workers)
+    run_jobs(train_adapter, missing, 1 if run.profile.train_processes > 1 else run.profile.workers)
     return [adapter_folder(run, method, arm) for arm in arms]

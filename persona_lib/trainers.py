@@ -11,11 +11,23 @@ import math
 from pathlib import Path
 from typing import Any
 
-from persona_lib import guards
+from persona_lib import guards, ranks
 from persona_lib.config import Profile
 from persona_lib.tokens import released_encode
 
 EVAL_BATCH = {"sft": 1, "dpo": 8}  # SFT's evaluation loss depends on it: a mean of batch means
+
+
+def eval_batch(profile: Profile, method: str) -> int:
+    """Return the rows of a process's evaluation batch: the loss is then that of one process.
+
+    With several processes plain DPO takes one row at a time, because the last batches are filled up with
+    other rows. The SFT term is a mean over the tokens of a batch, so there all take a part of the same batch.
+    """
+    size, processes = EVAL_BATCH[method], profile.train_processes
+    if processes > 1 and (method == "sft" or profile.dpo_sft_weight == 0):
+        return 1
+    return max(1, size // processes)
 
 
 def trainer_settings(profile: Profile, method: str, seed: int, output: Path) -> dict[str, Any]:
@@ -30,8 +42,8 @@ def trainer_settings(profile: Profile, method: str, seed: int, output: Path) -> 
         "learning_rate": getattr(profile, f"{method}_learning_rate"),
         "num_train_epochs": getattr(profile, f"{method}_epochs"),
         "max_steps": (method == "dpo" and profile.dpo_max_steps) or -1,
-        "per_device_train_batch_size": getattr(profile, f"{method}_batch_size"),
-        "per_device_eval_batch_size": EVAL_BATCH[method],
+        "per_device_train_batch_size": getattr(profile, f"{method}_batch_size") // profile.train_processes,
+        "per_device_eval_batch_size": eval_batch(profile, method),
         "gradient_accumulation_steps": 1,
         "train_sampling_strategy": "sequential" if ordered else "random",
         "max_length": profile.max_length,
@@ -44,6 +56,7 @@ def trainer_settings(profile: Profile, method: str, seed: int, output: Path) -> 
         "fp16": False,
         "gradient_checkpointing": False,
         "use_cpu": not torch.cuda.is_available(),
+        "ddp_find_unused_parameters": False,
         "dataloader_num_workers": 0,
         "dataloader_pin_memory": torch.cuda.is_available(),
         "pad_to_multiple_of": None,
@@ -55,8 +68,15 @@ def trainer_settings(profile: Profile, method: str, seed: int, output: Path) -> 
         "metric_for_best_model": "eval_loss",
         "greater_is_better": False,
         "report_to": "none",
+        "log_level_replica": "error",
         "disable_tqdm": True,
     }
+
+
+def one_gpu(config: Any) -> Any:
+    """Return the configuration with one GPU: Trainer would spread a lone process over all that it sees."""
+    config._n_gpu = min(config.n_gpu, 1)
+    return config
 
 
 def lora_config(profile: Profile) -> Any:
@@ -100,7 +120,7 @@ def sft_trainer(
     )
     trainer = SFTTrainer(
         model=get_peft_model(base, lora_config(profile)),
-        args=config,
+        args=one_gpu(config),
         processing_class=tokenizer,
         train_dataset=data["train"],
         eval_dataset=data["val"],
@@ -124,6 +144,16 @@ def stack_fresh_adapter(model: Any) -> None:
         if isinstance(module, LoraLayer):
             module.reset_lora_parameters("default", init_lora_weights=True)
     activate_stack(model)
+
+
+def token_share(accelerator: Any, completion_mask: Any) -> float:
+    """Return this rank's number of preferred tokens over the mean of all ranks.
+
+    TRL's SFT term is a mean over a rank's tokens, and ranks are averaged as if they had equally many;
+    weighted by this share, the average is the mean over the tokens of the whole batch.
+    """
+    preferred = completion_mask[: len(completion_mask) // 2, 1:].sum().float()
+    return float(preferred / accelerator.reduce(preferred, "mean"))
 
 
 def released_ids(tokenizer: Any, row: dict[str, Any]) -> dict[str, list[int]]:
@@ -163,6 +193,12 @@ def stacked_dpo_trainer_class(tokenization: str = "whole") -> type:
                 activate_stack(self.model)
             return result
 
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            if self.args.loss_weights and ranks.count() > 1:
+                dpo, sft = self.args.loss_weights
+                self.loss_weights = [dpo, sft * token_share(self.accelerator, inputs["completion_mask"])]
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
         def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             activate_stack(self.model)
@@ -189,26 +225,36 @@ def dpo_trainer(
         beta=profile.dpo_beta,
         disable_dropout=True,
         precompute_ref_log_probs=True,
-        precompute_ref_batch_size=profile.dpo_batch_size,
+        precompute_ref_batch_size=profile.dpo_batch_size // profile.train_processes,
     )
     return stacked_dpo_trainer_class(profile.dpo_tokenization)(
         model=PeftModel.from_pretrained(base, str(sft), is_trainable=True),
-        args=config,
+        args=one_gpu(config),
         processing_class=tokenizer,
         train_dataset=data["train"],
         eval_dataset=data["val"],
     )
 
 
+def start_losses(trainer: Any, data: Any) -> list[float]:
+    """Return the loss of every batch before training.
+
+    Not by ``Trainer.evaluate``: it prepares the model without DDP, and training would then keep it so, each
+    rank following its own gradients.
+    """
+    import torch
+
+    trainer.model.eval()
+    with torch.no_grad(), trainer.accelerator.autocast():
+        return [float(trainer.compute_loss(trainer.model, b)) for b in trainer.get_eval_dataloader(data)]
+
+
 def check_dpo_start(trainer: Any, profile: Profile, rows: int = 64) -> None:
     """Check on some validation rows that DPO starts at margin 0 (and at ln 2 without an SFT term)."""
     some = trainer.eval_dataset.select(range(min(rows, len(trainer.eval_dataset))))
-    loader = trainer.get_eval_dataloader(some)
-    metrics = trainer.evaluation_loop(
-        loader, "start", prediction_loss_only=True, metric_key_prefix="eval"
-    ).metrics
+    losses = start_losses(trainer, some)
     margin = trainer._metrics["eval"]["rewards/margins"]
     trainer._metrics["eval"].clear()
     expected = math.log(2) if profile.dpo_sft_weight == 0 else None
     tolerance = 1e-3 if profile.compute_dtype == "float32" else 0.05
-    guards.check_start(sum(margin) / len(margin), metrics["eval_loss"], expected, tolerance)
+    guards.check_start(sum(margin) / len(margin), sum(losses) / len(losses), expected, tolerance)

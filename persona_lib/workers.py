@@ -66,9 +66,14 @@ def begin_worker(lines: Any, stop: Any, threads: int, parent: int) -> None:
     """
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     sys.stdout, sys.stderr = LinesTo(lines), LinesTo(lines)
+    end_when(lambda: os.getppid() != parent or stop.is_set())
+
+
+def end_when(gone: Callable[[], bool]) -> None:
+    """End this process as soon as ``gone()`` is true, whatever it is doing."""
 
     def watch() -> None:
-        while os.getppid() == parent and not stop.is_set():
+        while not gone():
             time.sleep(LOOK_SECONDS)
         os._exit(1)
 

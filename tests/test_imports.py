@@ -33,11 +33,11 @@ HEAVY = (
 # A module imports from its own level (without circles) and from lower ones.
 LEVELS = {
     0: "records store config fingerprint prompts metrics bootstrap text_metrics tokens vocabulary "
-    "environment provenance workers hub persona_text",
+    "environment provenance workers ranks hub persona_text",
     1: "synthetic oracle official raw model_personas data released retrieval llm merging generate "
     "vllm_engine endpoint generators arms guards leakage origin views",
-    2: "base unseen prometheus chat_judge personas persona_quality tailoring trainers train policies tailor "
-    "matchups judge judged agreement pooled swap swap_tables released_tables",
+    2: "base unseen prometheus chat_judge personas persona_quality tailoring trainers train train_rank "
+    "policies tailor matchups judge judged agreement pooled swap swap_tables released_tables",
     3: "docs flaws figures selection axes show show_answers show_base show_lm_judge show_personas "
     "results rejudged results_personas results_swap primary swap_plots plots report steps tasks execute "
     "workload cost plan runner pipeline ahead card export",
