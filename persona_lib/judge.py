@@ -13,7 +13,7 @@ from typing import Any
 
 from persona_lib.config import Run
 from persona_lib.fingerprint import module_hash
-from persona_lib.generators import load_generator
+from persona_lib.generators import load_generator, role_key
 from persona_lib.metrics import verdict_of
 from persona_lib.prompts import judge_prompt
 from persona_lib.records import Generation, Judgment, PairwiseComparison, Rubric, RunSpec
@@ -216,7 +216,11 @@ def judgment_key(run: Run, matchup: Matchup) -> str:
     judge = [profile.judge]
     if profile.judge == "lm":
         fields = ("model", "url", "kind", "format", "decoding", "max_new_tokens")
-        judge += [profile.compute_dtype, *(getattr(profile, f"judge_{name}") for name in fields)]
+        judge += [
+            profile.compute_dtype,
+            role_key(run, "judge"),
+            *(getattr(profile, f"judge_{name}") for name in fields),
+        ]
     return content_hash(module_hash("judge", "oracle"), matchup, done, judge, profile.world_seed)
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from persona_lib import store
-from persona_lib.config import Profile, Run, base_folder
+from persona_lib.config import Profile, Run
 from persona_lib.data import load_pairs
 from persona_lib.fingerprint import module_hash
-from persona_lib.generators import load_generator
+from persona_lib.generators import load_generator, role_key
 from persona_lib.prompts import inference_prefix, inference_query
 from persona_lib.records import InferredPersona, PreferencePair, Side
 from persona_lib.tailoring import retrieved_train_ids
@@ -116,19 +116,13 @@ def to_infer(run: Run) -> list[tuple[str, Side, list[PreferencePair]]]:
 
 def personas_key(run: Run) -> str:
     """Hash of all that a run's inferred personas depend on."""
-    base = base_folder(run.profile, run.base_seed) / "done.json"
     settings = {
         n: v
         for n, v in vars(run.profile).items()
         if n.startswith("pi_") or n in ("generator_model", "generator_url", "generator_kind", "eval_split")
     }
     pairs = store.read_json(run.folder / "pairs" / "done.json")["key"]
-    return store.content_hash(
-        module_hash("personas"),
-        settings,
-        pairs,
-        store.read_json(base)["key"] if base.exists() else run.profile.base_model,
-    )
+    return store.content_hash(module_hash("personas"), settings, pairs, role_key(run, "generator"))
 
 
 def infer_run(run: Run) -> Path:

@@ -85,10 +85,10 @@ def hub_models(profile: Profile) -> list[str]:
 
 
 def in_hub_cache(name: str) -> bool:
-    """Return True if some revision of a hub model is in the local cache."""
+    """Return True if some revision of a hub model is in the local cache, or if it is a folder of weights."""
     home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
     cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
-    return any((cache / f"models--{name.replace('/', '--')}" / "snapshots").glob("*"))
+    return Path(name).is_dir() or any((cache / f"models--{name.replace('/', '--')}" / "snapshots").glob("*"))
 
 
 def downloads(profile: Profile) -> list[tuple[str, float, str]]:
@@ -97,9 +97,7 @@ def downloads(profile: Profile) -> list[tuple[str, float, str]]:
     for name in hub_models(profile):
         size, gated = HUB_MODELS.get(name, (float("nan"), False))
         here = in_hub_cache(name)
-        remark = (
-            "in the local cache" if here else "from the hub" + (", access must be granted" if gated else "")
-        )
+        remark = "on this machine" if here else "from the hub" + (", access must be granted" if gated else "")
         wanted.append((name, 0.0 if here else size, remark))
     if uses_real_data(profile):
         folder = profile.data_dir or os.environ.get("PERSONA_DATA", "")
@@ -170,7 +168,7 @@ def not_ready(profile: Profile) -> list[str]:
         )
     if profile.judge == "lm" and profile.judge_model != "base" and not profile.judge_url:
         missing.append(f"the judge {profile.judge_model} has not been run with this version")
-    if profile.base_model != "scratch" and not profile.base_revision:
+    if profile.base_model != "scratch" and not (profile.base_revision or Path(profile.base_model).is_dir()):
         missing.append("base_revision is empty: the hub model is not pinned to a commit")
     return missing
 

@@ -16,6 +16,7 @@ from persona_lib import guards, store
 from persona_lib.config import Profile, Run, main_arm
 from persona_lib.fingerprint import module_hash
 from persona_lib.generate import TransformersGenerator
+from persona_lib.llm import attach_adapters, load_base, load_tokenizer, model_key
 from persona_lib.prompts import STOP, few_shot_prompt, tailoring_prompt
 from persona_lib.records import Generation, RunSpec, TailoringRow
 from persona_lib.text_metrics import count_degenerate
@@ -122,8 +123,6 @@ def adapters_of(spec: RunSpec) -> list[str]:
 
 def load_policies(run: Run) -> tuple[Any, Any]:
     """Load the base once, as it was trained on (NF4 for QLoRA), with the adapters of all arms attached."""
-    from persona_lib.llm import attach_adapters, load_base, load_tokenizer
-
     profile = run.profile
     model = load_base(
         *run.base_source, profile.quantization, profile.compute_dtype, profile.gen_expand_weights
@@ -145,7 +144,6 @@ def generation_key(run: Run, spec: RunSpec) -> str:
     adapters = [
         store.read_json(run.folder / "adapters" / name / "done.json")["key"] for name in adapters_of(spec)
     ]
-    base = Path(run.base_source[0]) / "done.json"
     data = [
         store.file_hash(run.folder / "tailoring" / f"{name}.jsonl")
         for name in ("sft_train", profile.eval_split)
@@ -159,7 +157,7 @@ def generation_key(run: Run, spec: RunSpec) -> str:
         module_hash("tailor"),
         spec,
         adapters,
-        store.read_json(base)["key"] if base.exists() else run.base_source,
+        model_key(*run.base_source),
         data,
         settings,
     )

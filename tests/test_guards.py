@@ -95,9 +95,15 @@ def test_pair_is_truncated_when_only_the_rejected_response_is_too_long():
     assert count_rows(tiny_tokenizer(), rows, ("chosen", "rejected"), 5, "test").truncated == 1
 
 
-@pytest.mark.parametrize("rows", [[], [{"id": "a", "prompt": "w1 w2 w3", "completion": " w4"}]])
-def test_nothing_left_to_train_on_is_an_error(rows):
-    with pytest.raises(TokenError, match="sft: none of . rows can be trained on"):
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([], "none of 0 rows can be trained on: no row has the persona"),
+        ([{"id": "a", "prompt": "w1 w2 w3", "completion": " w4"}], "none of 1 rows .*: raise max_length=4"),
+    ],
+)
+def test_nothing_left_to_train_on_is_an_error(rows, said):
+    with pytest.raises(TokenError, match=f"sft: {said}"):
         count_rows(tiny_tokenizer(), rows, ("completion",), 4, "sft")
 
 
