@@ -9,6 +9,7 @@ pre-tokenisation, and BPE with byte fallback without a pad token as Mistral's.
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,25 @@ def draw_weights(model: Any, device: str, generator: Any, std: float) -> None:
                 module.weight = Params4bit(new, module=module, **kept).to(device)
             else:
                 setattr(module, name, torch.nn.Parameter(new, requires_grad=False))
+
+
+def example_texts() -> list[str]:
+    """Return texts of the synthetic world to train tokenizers on."""
+    from persona_lib.config import load_profile
+    from persona_lib.prompts import completion_text, tailoring_prompt
+    from persona_lib.synthetic import make_pairs
+
+    pairs = make_pairs(load_profile("smoke"), 0)["train"]
+    return [tailoring_prompt(p.prompt, None) + completion_text(p.chosen) for p in pairs]
+
+
+def example_tokenizer() -> Any:
+    """Return a tokenizer built as Llama 3's, loaded as this package loads it (with a pad token)."""
+    from persona_lib.llm import load_tokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        llama_tokenizer(example_texts()).save_pretrained(folder)
+        return load_tokenizer(folder)
 
 
 def save_llama(folder: Path, texts: Iterable[str], seed: int = 0, **sizes: Any) -> Path:
