@@ -4,10 +4,10 @@
 
 Weights are drawn on the device (no download, no checkpoint) and training rows have the lengths of the paper's
 data. Every way is built and timed anew in each of some interleaved repetitions; the table gives medians.
-"Of matrix rate" is the arithmetic that a step cannot do without (a forward and a backward pass through frozen
-weights, and the reference's forward pass where it is not computed beforehand) against the rate of a bf16 matrix
-product measured in the same run. That all ways compute the same losses is checked on a small model in float32
-first. ``--shrink`` does all of it with a tiny model, on a CPU too. Writes OUT.csv and OUT.md.
+"Of matrix rate" is the arithmetic that a step cannot do without (a forward and a backward pass through
+frozen weights, and the reference's forward pass where it is not computed beforehand) against the rate of a
+bf16 matrix product measured in the same run. That all ways compute the same losses is checked first, on a
+small float32 model. ``--shrink`` does all of it with a tiny model, on a CPU too. Writes OUT.csv and OUT.md.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ from persona_lib.config import Profile, load_profile, set_field
 
 SEED = 0
 EQUAL_STEPS = 8
+EQUAL_RATES = {"sft_learning_rate": 1e-2, "dpo_learning_rate": 1e-3}  # so large that every step shows
 PASSES = 2  # forward, and backward through frozen weights
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What is measured: a model, its tokenizer, and sizes. ``row_tokens`` and ``step_tokens`` are of full rows."""
+    """What is measured: a model, its tokenizer, and sizes; ``row_tokens``, ``step_tokens`` of full rows."""
 
     config: Any
     tokenizer: Any
@@ -51,8 +52,8 @@ class Bench:
 def make_bench(shrink: bool) -> Bench:
     """Return the sizes of a run: Llama-3.1-8B at the paper's lengths, or all of it tiny.
 
-    Prompts (with persona) and responses have the 5th to 95th percentile of BeaverTails' training rows, in words
-    of the authors' data times 4/3; rows of 512 tokens, 8192 of them per step, are the most there can be.
+    Prompts (with persona) and responses are as long as the 5th to 95th percentile of BeaverTails' training
+    rows, in words of the authors' data times 4/3. No row can have more than 512 tokens.
     """
     tokenizer = llama31.example_tokenizer()
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
@@ -202,6 +203,14 @@ def trl_trainer(
     )
 
 
+def run_quietly(trainer: Any) -> None:
+    """Train without printing the Trainer's own logs."""
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+
+
 # --- timing ---
 
 
@@ -211,14 +220,15 @@ def step_clock(bench: Bench) -> Any:
 
     class StepClock(TrainerCallback):
         tokens = 0
-        seconds = 0.0
+        started = seconds = 0.0
 
         def on_step_end(self, args, state, control, **kwargs):
-            if state.global_step in (bench.warm_up, bench.warm_up + bench.steps):
-                measure.synchronize()
-                self.seconds = time.perf_counter() - self.seconds
             if state.global_step == bench.warm_up:
-                self.tokens = 0
+                measure.synchronize()
+                self.tokens, self.started = 0, time.perf_counter()
+            elif state.global_step == bench.warm_up + bench.steps:
+                measure.synchronize()
+                self.seconds = time.perf_counter() - self.started
 
         def count(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
             """Count the tokens, without padding, of every pass that is trained on."""
@@ -236,17 +246,17 @@ def decoder_of(model: Any) -> Any:
     return next(module for module in model.modules() if type(module).__name__ == "LlamaModel")
 
 
-def flops_per_token(config: Any, case: Case, head_share: float) -> float:
+def flops_per_token(config: Any, case: Case, share: float) -> float:
     """Return the multiplications and additions that a token of a step cannot do without.
 
-    Linear layers for all tokens, the head for those with a loss; attention itself (2 % at 512 tokens) is left
-    out.
+    Linear layers for all tokens, the head for the ``share`` of them with a loss. Attention itself (2 % at
+    512 tokens) is left out.
     """
     hidden, mlp = config.hidden_size, config.intermediate_size
     keys = hidden * config.num_key_value_heads // config.num_attention_heads
     layers = config.num_hidden_layers * (2 * hidden * hidden + 2 * hidden * keys + 3 * hidden * mlp)
     passes = PASSES + (case.method == "dpo" and case.way != "this package")
-    return 2 * passes * (layers + head_share * hidden * config.vocab_size)
+    return 2 * passes * (layers + share * hidden * config.vocab_size)
 
 
 def head_share(bench: Bench, case: Case, rows: list[dict[str, str]]) -> float:
@@ -273,7 +283,7 @@ def measure_case(bench: Bench, case: Case) -> dict[str, float | None]:
         trainer.add_callback(clock)
         hook = decoder_of(trainer.model).register_forward_pre_hook(clock.count, with_kwargs=True)
         measure.release()
-        trainer.train()
+        run_quietly(trainer)
         hook.remove()
     share = head_share(bench, case, data["train"].to_list())
     work = clock.tokens * flops_per_token(bench.config, case, share)
@@ -332,12 +342,9 @@ def table_row(case: Case, runs: list[dict[str, float | None] | None], rate: floa
 
 def logged_losses(trainer: Any) -> list[float]:
     """Train some steps and return the loss of each."""
-    trainer.args.max_steps, trainer.args.logging_strategy, trainer.args.logging_steps = (
-        EQUAL_STEPS,
-        "steps",
-        1,
-    )
-    trainer.train()
+    trainer.args.max_steps = EQUAL_STEPS
+    trainer.args.logging_strategy, trainer.args.logging_steps = "steps", 1
+    run_quietly(trainer)
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
@@ -347,11 +354,12 @@ def check_equal(bench: Bench, method: str, way: str, batch: int) -> float:
     from peft import PeftModel
 
     case, other = (Case(method, name, "none", "float32", batch) for name in ("this package", way))
-    profile = set_field(package_profile(case), lora_dropout=0.0)
+    profile = set_field(package_profile(case), lora_dropout=0.0, **EQUAL_RATES)
     data, tokenizer = datasets_of(bench, case, EQUAL_STEPS), bench.tokenizer
     config = llama31.llama_config(**llama31.SMALL, vocab_size=len(tokenizer), initializer_range=0.1)
     changes = trl_settings(Case(method, "authors", "none", "float32", batch))
     changes |= {"gradient_checkpointing": way == "TRL defaults", "optim": "adamw_torch"}
+    changes |= {"learning_rate": getattr(profile, f"{method}_learning_rate")}
     with tempfile.TemporaryDirectory() as name, guards.quiet_libraries():
         ours = package_trainer(
             case, profile, llama31.random_base(config), tokenizer, data, Path(name) / "ours"
@@ -366,6 +374,8 @@ def check_equal(bench: Bench, method: str, way: str, batch: int) -> float:
             parameter.data.copy_(start[key].data)
         torch.manual_seed(SEED)
         losses = logged_losses(ours), logged_losses(theirs)
+    if max(losses[0]) - min(losses[0]) < 0.01:
+        sys.exit(f"{method}: the losses {losses[0]} do not move: they show nothing")
     return max(abs(a - b) for a, b in zip(*losses, strict=True))
 
 
@@ -378,8 +388,8 @@ def equality_lines(bench: Bench) -> list[str]:
             if not difference < 1e-4:
                 sys.exit(f"{method}: losses of this package and of {way!r} differ by {difference}")
             lines.append(
-                f"Losses of {EQUAL_STEPS} {method} steps of {batch} on a small float32 model, this package against "
-                f"{way} (same rates): equal to {difference:.1g}."
+                f"Losses of {EQUAL_STEPS} {method} steps of {batch} on a small float32 model, this package "
+                f"against {way} (same learning rate): equal to {difference:.1g}."
             )
     return lines
 
