@@ -27,26 +27,7 @@ from persona_lib.generate import TransformersGenerator
 
 SEED = 0
 EQUAL_PROMPTS, EQUAL_TOKENS = 12, 24
-WORDS = [
-    "How",
-    "do",
-    "I",
-    "clean",
-    "the",
-    "old",
-    "kettle",
-    "and",
-    "pack",
-    "my",
-    "new",
-    "horse",
-    "for",
-    "a",
-    "gift",
-    "this",
-    "weekend",
-    "?",
-]
+WORDS = ("clean", "the", "old", "kettle", "and", "pack", "my", "new", "horse", "for", "a", "gift")
 
 
 @dataclass(frozen=True)

@@ -286,12 +286,11 @@ def measure_case(bench: Bench, case: Case) -> dict[str, float | None]:
         run_quietly(trainer)
         hook.remove()
     share = head_share(bench, case, data["train"].to_list())
-    work = clock.tokens * flops_per_token(bench.config, case, share)
+    tokens = clock.tokens / bench.steps
     return {
         "seconds": clock.seconds / bench.steps,
-        "tokens": clock.tokens / bench.steps,
-        "tokens_per_s": clock.tokens / clock.seconds,
-        "flops_per_s": work / clock.seconds,
+        "tokens": tokens,
+        "flops": tokens * flops_per_token(bench.config, case, share),
         "peak": measure.peak_gb(),
     }
 
@@ -320,20 +319,10 @@ def table_row(case: Case, runs: list[dict[str, float | None] | None], rate: floa
     names = ("tokens per step", "ms per step", "fastest", "slowest", "tokens/s", "of matrix rate", "peak GB")
     if None in runs:
         return row | dict.fromkeys(names) | {"ms per step": "out of memory"}
-    middle = {
-        name: statistics.median(run[name] for run in runs) if runs[0][name] is not None else None
-        for name in runs[0]
-    }
-    times = [1000 * run["seconds"] for run in runs]
-    values = (
-        middle["tokens"],
-        statistics.median(times),
-        min(times),
-        max(times),
-        middle["tokens_per_s"],
-        middle["flops_per_s"] / rate,
-        middle["peak"],
-    )
+    times = [run["seconds"] for run in runs]
+    middle, tokens = statistics.median(times), runs[0]["tokens"]  # the same rows in every repetition
+    milliseconds = (1000 * middle, 1000 * min(times), 1000 * max(times))
+    values = (tokens, *milliseconds, tokens / middle, runs[0]["flops"] / middle / rate, runs[-1]["peak"])
     return row | dict(zip(names, values, strict=True))
 
 
