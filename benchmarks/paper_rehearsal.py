@@ -6,7 +6,7 @@ Makes, in FOLDER, a random Llama of 3.1's architecture with a byte-level BPE tok
 the judge, and the small model of the smoke profile to write personas (random weights write none). Then it
 runs the pipeline as anyone would, ``run_all.sh --profile paper`` with these folders as models: persona
 inference, SFT, DPO, generation, judging in both orders and the persona swap, with the profile's own values
-apart from sizes (``SIZES``). ``--full-width`` takes the widths of the 8B model, two layers and float32.
+apart from sizes (``SIZES``). ``--full-width`` takes the widths of the 8B model, with two layers and float32.
 Prints seconds and memory per step and what every step left.
 """
 
@@ -40,7 +40,14 @@ SIZES = {  # sizes alone: everything else is the paper profile's
     "judge_max_new_tokens": 12,
     "bootstrap_samples": 100,
 }
-FULL_WIDTH_SIZES = {"compute_dtype": "float32", "n_train": 20, "n_validation": 2, "n_test": 2}
+FULL_WIDTH = {  # besides sizes: float32, and four bits expanded once for generation (the same numbers)
+    "compute_dtype": "float32",
+    "gen_expand_weights": "true",
+    "eval_personas": "gold-chosen,gold-rejected",
+    "n_train": 16,
+    "n_validation": 2,
+    "n_test": 2,
+}
 # Of the smoke profile's base model, with more text of the kind that teaches it to write different personas.
 WRITER = {
     "base_tokens": 200000,
@@ -120,7 +127,7 @@ def main() -> None:
     folder, full_width = Path(arguments[0]).resolve(), "--full-width" in sys.argv
     os.environ |= {"PERSONA_RESULTS": str(folder / "results"), "PERSONA_FIGURES": str(folder / "figures")}
     models = make_models(folder, full_width)
-    if run_profile(models, SIZES | (FULL_WIDTH_SIZES if full_width else {})):
+    if run_profile(models, SIZES | (FULL_WIDTH if full_width else {})):
         sys.exit(1)
     results = folder / "results" / "paper"
     print(*step_lines(results), *outcome_lines(results / "synthetic" / "seed-0"), sep="\n")
