@@ -396,8 +396,8 @@ def main() -> None:
     rate = measure.matrix_rate("bfloat16", bench.matrix)
     notes.append(f"Matrix rate (bf16): {rate / 1e12:.3g} TFLOP/s.")
     notes.append(
-        "This package computes DPO's reference beforehand: one forward pass per pair for all epochs, which is "
-        "not in the time of its steps."
+        "This package computes DPO's reference beforehand: one forward pass per pair for all epochs, "
+        "which is not in the time of its steps."
     )
     notes.append(f"Medians of {bench.repeats} interleaved repetitions of {bench.steps} steps.")
     cases = all_cases(bench)
