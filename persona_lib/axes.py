@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from persona_lib import store, tailor, train
+from persona_lib import policies, store, tailor, train
 from persona_lib.bootstrap import Interval, bootstrap_mean, bootstrap_mean_difference
 from persona_lib.config import Profile, Run, figures_dir, load_profile, results_dir, set_field
 from persona_lib.data import WORLD_FIELDS
@@ -49,12 +49,12 @@ def train_and_score(run: Run, arm: str) -> list[dict[str, Any]]:
     for method in ("sft", "dpo"):
         train.train_adapter(run, method, arm)
     one = Run(set_field(run.profile, methods=["sft", "dpo"], train_personas=[arm]), run.dataset, run.seed)
-    model, tokenizer = tailor.load_policies(one)
+    specs = {spec_of(run, "dpo", arm, side): side for side in SIDES}
     rows = []
-    for side in SIDES:
-        spec = spec_of(run, "dpo", arm, side)
-        tailor.generate_run(one, spec, model, tokenizer)
-        rows += [{"arm": arm, "side": side, **row} for row in oracle_scores(one, spec, f"gold-{side}")]
+    for spec, generator in policies.generators(one, [*specs]):
+        tailor.generate_run(one, spec, generator)
+        scores = oracle_scores(one, spec, spec.eval_persona)
+        rows += [{"arm": arm, "side": specs[spec], **score} for score in scores]
     return rows
 
 

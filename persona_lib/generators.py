@@ -7,7 +7,20 @@ from typing import Any
 from persona_lib.config import Run, results_dir
 from persona_lib.endpoint import EndpointGenerator, endpoint_of
 from persona_lib.generate import TransformersGenerator
+from persona_lib.llm import load_base, load_tokenizer, model_key
 from persona_lib.vllm_engine import VllmGenerator, load_engine
+
+
+def role_source(run: Run, role: str) -> tuple[str, str]:
+    """Return where the model of a role is, and its revision: the run's own base, a hub model or a folder."""
+    name = getattr(run.profile, f"{role}_model")
+    return run.base_source if name == "base" else (name, "")
+
+
+def role_key(run: Run, role: str) -> str:
+    """Return what identifies the model of a role: its weights, or its name and address if it is served."""
+    url = getattr(run.profile, f"{role}_url")
+    return f"{getattr(run.profile, f'{role}_model')} at {url}" if url else model_key(*role_source(run, role))
 
 
 def load_generator(run: Run, role: str, batch_size: int) -> Any:
@@ -15,14 +28,12 @@ def load_generator(run: Run, role: str, batch_size: int) -> Any:
 
     Served models of one profile share a ledger, and with it ``max_cost_usd``.
     """
-    from persona_lib.llm import load_base, load_tokenizer
-
     profile = run.profile
     name = getattr(profile, f"{role}_model")
     if getattr(profile, f"{role}_url"):
         ledger = results_dir(profile) / "endpoint" / "answers.jsonl"
         return EndpointGenerator(endpoint_of(profile, role), ledger)
-    source, revision = run.base_source if name == "base" else (name, "")
+    source, revision = role_source(run, role)
     name = f"base-{run.base_seed}" if name == "base" else name
     if profile.engine == "vllm":
         engine = load_engine(source, revision, profile.compute_dtype)

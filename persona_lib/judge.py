@@ -15,7 +15,7 @@ from typing import Any
 
 from persona_lib.config import Run, judge_settings
 from persona_lib.fingerprint import module_hash
-from persona_lib.generators import load_generator
+from persona_lib.generators import load_generator, role_key
 from persona_lib.matchups import Matchup, matchups
 from persona_lib.metrics import verdict_of
 from persona_lib.prompts import first_person, judge_prompt
@@ -173,8 +173,8 @@ def judge_key(run: Run, role: str = "judge") -> list[Any]:
     profile = run.profile
     if role == "judge" and profile.judge != "lm":
         return [profile.judge]
-    model = [*judge_settings(profile, role), *profile.judge_quirks, profile.compute_dtype, profile.engine]
-    return [*model, run.base_source] if "base" in model else model
+    how = [*profile.judge_quirks, profile.compute_dtype, profile.engine]
+    return [*judge_settings(profile, role), *how, role_key(run, role)]
 
 
 def judge_matchup(run: Run, matchup: Matchup, judge: Judge, role: str = "judge") -> Path:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from persona_lib import hub
+from persona_lib import hub, store
 from persona_lib.tokens import check_tokenizer, encode
 
 NF4_BLOCK = 64
@@ -28,11 +28,23 @@ class ModelError(RuntimeError):
     """A model that would load and then be silently wrong; the message says why and the mend."""
 
 
+def model_key(source: str | Path, revision: str = "") -> str:
+    """Return what identifies a model: the key it was pretrained for here, the content of any other local
+    folder, or the hub's name and commit."""
+    folder = Path(source)
+    if not folder.is_dir():
+        return "{}@{}".format(*hub.pinned(source, revision))
+    if (folder / "done.json").exists():
+        return store.read_json(folder / "done.json")["key"]
+    return store.folder_hash(folder)
+
+
 def load_tokenizer(source: str | Path, revision: str = "") -> Any:
     """Load a tokenizer that pads on the left (for generation) with a pad token distinct from EOS.
 
     A missing pad token is taken from the vocabulary (``PAD_TOKENS``), never added, so that the
-    embedding keeps its size. Raises TokenError if there is none.
+    embedding keeps its size. Mistral's has nothing but "<unk>", which byte fallback never writes.
+    Raises TokenError if there is none.
     """
     from transformers import AutoTokenizer
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from persona_lib import store
-from persona_lib.config import Profile, Run, base_folder
+from persona_lib.config import Profile, Run
 from persona_lib.data import has_personas, inference_key, inference_pairs, inference_split, load_pairs
 from persona_lib.fingerprint import module_hash
-from persona_lib.generators import load_generator
+from persona_lib.generators import load_generator, role_key
 from persona_lib.prompts import inference_prefix, inference_query
 from persona_lib.records import InferredPersona, PreferencePair, Side
 from persona_lib.tailoring import retrieved_train_ids
@@ -119,7 +119,6 @@ def to_infer(run: Run) -> list[tuple[str, Side, list[PreferencePair]]]:
 
 def personas_key(run: Run) -> str:
     """Hash of all that a run's inferred personas depend on."""
-    base = base_folder(run.profile, run.base_seed) / "done.json"
     settings = {
         n: v
         for n, v in vars(run.profile).items()
@@ -131,7 +130,7 @@ def personas_key(run: Run) -> str:
         settings,
         store.read_json(run.folder / "pairs" / "done.json")["key"],
         inference_key(run),
-        store.read_json(base)["key"] if base.exists() else run.profile.base_model,
+        role_key(run, "generator"),
     )
 
 

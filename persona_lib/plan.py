@@ -85,10 +85,10 @@ def hub_models(profile: Profile) -> list[str]:
 
 
 def in_hub_cache(name: str) -> bool:
-    """Return True if some revision of a hub model is in the local cache."""
+    """Return True if some revision of a hub model is in the local cache, or if it is a folder of weights."""
     home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
     cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
-    return any((cache / f"models--{name.replace('/', '--')}" / "snapshots").glob("*"))
+    return Path(name).is_dir() or any((cache / f"models--{name.replace('/', '--')}" / "snapshots").glob("*"))
 
 
 def downloads(profile: Profile) -> list[tuple[str, float, str]]:
@@ -98,7 +98,7 @@ def downloads(profile: Profile) -> list[tuple[str, float, str]]:
         known = hub.MODELS.get(name, hub.HubModel("", float("nan")))
         here = in_hub_cache(name)
         access = ", access must be granted" if known.gated else ""
-        remark = "in the local cache" if here else f"from the hub{access}"
+        remark = "on this machine" if here else f"from the hub{access}"
         wanted.append((name, 0.0 if here else known.gb, remark))
     if uses_real_data(profile):
         folder = profile.data_dir or os.environ.get("PERSONA_DATA", "")

@@ -14,7 +14,7 @@ from typing import Any
 from persona_lib import store
 from persona_lib.config import Run, published_model, results_dir
 from persona_lib.generate import TransformersGenerator
-from persona_lib.llm import attach_adapters, load_base, load_tokenizer
+from persona_lib.llm import attach_adapters, load_base, load_tokenizer, model_key
 from persona_lib.merging import join_adapters, lora_rank
 from persona_lib.records import RunSpec
 from persona_lib.train import adapter_folder, base_key, release_memory
@@ -32,18 +32,11 @@ def adapters_of(run: Run, spec: RunSpec) -> list[str]:
     return [] if source_of(run, spec) else [f"{method}-{spec.train_persona}" for method in stack]
 
 
-def model_key(source: str, revision: str) -> list[Any]:
-    """Return what identifies a whole model: hub id and revision, or a folder's files with size and time."""
-    folder = Path(source)
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
-    return [source, revision, *([p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files)]
-
-
 def policy_key(run: Run, spec: RunSpec) -> list[Any]:
     """Return what identifies the weights of a run's policy beside the base: adapters or a published model."""
     published = source_of(run, spec)
     if published:
-        return model_key(*published)
+        return [model_key(*published)]
     folders = [run.folder / "adapters" / name for name in adapters_of(run, spec)]
     return [store.read_json(folder / "done.json")["key"] for folder in folders]
 

@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,6 +40,23 @@ def file_hash(path: Path) -> str:
     """Return the SHA-256 of a file as hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def files_in(folder: Path) -> list[tuple[Path, int, int]]:
+    """Return (path, bytes, modification time in ns) of the files that lie directly in a folder, by name."""
+    stats = [(path, path.stat()) for path in sorted(folder.iterdir()) if path.is_file()]
+    return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+
+
+@cache
+def hash_of_state(path: Path, size: int, modified: int) -> str:
+    """Return a file's SHA-256; a file of the same size and time is not read again in this process."""
+    return file_hash(path)
+
+
+def folder_hash(folder: Path) -> str:
+    """Return a hash of the names and contents of the files that lie directly in a folder."""
+    return content_hash([(state[0].name, hash_of_state(*state)) for state in files_in(folder)])
 
 
 def write_text(path: Path, text: str) -> None:

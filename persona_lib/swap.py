@@ -12,9 +12,15 @@ from typing import TYPE_CHECKING, Any
 from persona_lib import guards, store
 from persona_lib.config import Run, published_model, trained_personas
 from persona_lib.fingerprint import module_hash
-from persona_lib.llm import attach_adapters, load_base, load_tokenizer, sequence_log_probs, using_adapters
+from persona_lib.llm import (
+    attach_adapters,
+    load_base,
+    load_tokenizer,
+    model_key,
+    sequence_log_probs,
+    using_adapters,
+)
 from persona_lib.persona_text import is_contrastive, strip_contrast
-from persona_lib.policies import model_key
 from persona_lib.prompts import completion_text, tailoring_prompt
 from persona_lib.records import Generation, TailoringRow
 from persona_lib.swap_tables import (
@@ -103,10 +109,9 @@ def swap_folder(run: Run, arm: str, persona_format: str = "line") -> Path:
 
 def swap_key(run: Run, arm: str, persona_format: str) -> str:
     """Return a hash of what an arm's scores depend on; raises FileNotFoundError naming what is missing."""
-    source, revision = run.base_source
     folders = [*adapters_of(run, arm), run.folder / "tailoring"]
     published = published_model(run.profile, run.dataset, arm)
-    folders += [Path(source)] if run.profile.base_model == "scratch" and not published else []
+    folders += [Path(run.base_source[0])] if run.profile.base_model == "scratch" and not published else []
     for folder in folders:
         if not (folder / "done.json").exists():
             raise FileNotFoundError(f"{folder / 'done.json'}: not finished; run the step that makes it first")
@@ -117,7 +122,9 @@ def swap_key(run: Run, arm: str, persona_format: str) -> str:
         *(p.quantization, p.compute_dtype, p.gen_expand_weights),
         *(p.swap_batch_size, p.eval_split, p.eval_limit, p.eval_personas),
     )
-    return store.content_hash(module_hash("swap"), inputs, revision, settings, persona_format)
+    return store.content_hash(
+        module_hash("swap"), inputs, model_key(*run.base_source), settings, persona_format
+    )
 
 
 class PolicyLoader:

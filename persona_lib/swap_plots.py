@@ -46,9 +46,8 @@ def plot_swap(
         range(len(arms)), [arm if style == "line" else f"{arm}, first person" for arm, style in arms]
     )
     axis.invert_yaxis()
-    axis.set_xlabel(
-        f"share of rows with D > 0 ({measure}; 95 % intervals; n = {int(shown.n.max())}; chance .5)"
-    )
+    n = int(shown.n.max()) if len(shown) else 0
+    axis.set_xlabel(f"share of rows with D > 0 ({measure}; 95 % intervals; n = {n}; chance .5)")
     axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), title="personas")
     if folder:
         folder.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ from persona_lib import guards, store
 from persona_lib.arms import draw
 from persona_lib.config import Profile, Run, main_arm
 from persona_lib.fingerprint import module_hash
+from persona_lib.llm import model_key
 from persona_lib.policies import generators, policy_key
 from persona_lib.prompts import STOP, few_shot_prompt, tailoring_prompt
 from persona_lib.records import Generation, RunSpec, TailoringRow
@@ -113,7 +114,6 @@ def generation_folder(run: Run, spec: RunSpec) -> Path:
 def generation_key(run: Run, spec: RunSpec) -> str:
     """Hash of all that a run's generations depend on."""
     profile = run.profile
-    base = Path(run.base_source[0]) / "done.json"
     data = [
         store.file_hash(run.folder / "tailoring" / f"{name}.jsonl")
         for name in ("sft_train", profile.eval_split)
@@ -127,7 +127,7 @@ def generation_key(run: Run, spec: RunSpec) -> str:
         module_hash("tailor"),
         spec,
         policy_key(run, spec),
-        store.read_json(base)["key"] if base.exists() else run.base_source,
+        model_key(*run.base_source),
         data,
         settings,
     )

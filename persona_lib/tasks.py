@@ -119,9 +119,18 @@ def input_ids(profile: Profile, step: Step, name: str, parameters: dict[str, Any
 
 
 def field_values(profile: Profile, patterns: tuple[str, ...]) -> dict[str, Any]:
-    """Return the profile fields that match a pattern, as JSON knows them."""
+    """Return the profile fields that match a pattern, as JSON knows them; a model's folder with its state."""
     names = [f for f in config.field_types() if any(fnmatch(f, pattern) for pattern in patterns)]
-    return {name: json.loads(json.dumps(getattr(profile, name))) for name in names}
+    values = {name: json.loads(json.dumps(getattr(profile, name))) for name in names}
+    folders = {name: Path(values[name]) for name in values if name.endswith("_model")}
+    states = {name: model_state(folder) for name, folder in folders.items() if folder.is_dir()}
+    return values | states
+
+
+def model_state(folder: Path) -> str:
+    """Return a model's folder and a hash of its files' sizes and times: enough to see that it changed."""
+    states = [(path.name, *state) for path, *state in store.files_in(folder)]
+    return f"{folder} ({fingerprint.short_hash(json.dumps(states))})"
 
 
 def outputs_hash(pipeline: Pipeline, task_id: str) -> str | None:

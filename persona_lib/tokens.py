@@ -140,7 +140,6 @@ def count_rows(
         completion_tokens += sum(lengths) - prompt * len(lengths)
         longest = max(longest, *lengths)
     if total == dropped:
-        raise TokenError(
-            f"{where}: none of {total} rows can be trained on (max_length={max_length}): raise max_length"
-        )
+        mend = f"raise max_length={max_length}" if total else "no row has the persona that is trained on"
+        raise TokenError(f"{where}: none of {total} rows can be trained on: {mend}")
     return RowCounts(total, truncated, dropped, prompt_tokens, completion_tokens, longest)

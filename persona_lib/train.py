@@ -19,7 +19,7 @@ from persona_lib import guards, ranks, store
 from persona_lib.arms import draw, to_dpo_rows, to_ordered_dpo_rows, to_sft_rows
 from persona_lib.config import Profile, Run, trained_personas
 from persona_lib.fingerprint import module_hash
-from persona_lib.llm import load_base, load_tokenizer
+from persona_lib.llm import load_base, load_tokenizer, model_key
 from persona_lib.records import TailoringRow
 from persona_lib.tokens import ENCODERS, RowCounts, count_rows
 from persona_lib.trainers import check_dpo_start, dpo_trainer, sft_trainer
@@ -80,13 +80,10 @@ def load_rows(run: Run, method: str, train_persona: str) -> tuple[dict[str, list
 
 def base_key(run: Run) -> str:
     """Return what identifies the base model; raises if it should have been pretrained and was not."""
-    source, revision = run.base_source
-    if run.profile.base_model != "scratch":
-        return f"{source}@{revision}"
-    done = Path(source) / "done.json"
-    if not done.exists():
+    done = Path(run.base_source[0]) / "done.json"
+    if run.profile.base_model == "scratch" and not done.exists():
         raise FileNotFoundError(f"{done} is missing: run the step that pretrains the base model first")
-    return store.read_json(done)["key"]
+    return model_key(*run.base_source)
 
 
 def arm_settings(run: Run, train_persona: str) -> Run:

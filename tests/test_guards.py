@@ -107,9 +107,15 @@ def test_released_ids_have_no_bos_and_keep_the_last_128_prompt_tokens_as_the_aut
         released_encode(tokenizer, prompt, " ", "row 7")
 
 
-@pytest.mark.parametrize("rows", [[], [{"id": "a", "prompt": "w1 w2 w3", "completion": " w4"}]])
-def test_nothing_left_to_train_on_is_an_error(rows):
-    with pytest.raises(TokenError, match="sft: none of . rows can be trained on"):
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([], "none of 0 rows can be trained on: no row has the persona"),
+        ([{"id": "a", "prompt": "w1 w2 w3", "completion": " w4"}], "none of 1 rows .*: raise max_length=4"),
+    ],
+)
+def test_nothing_left_to_train_on_is_an_error(rows, said):
+    with pytest.raises(TokenError, match=f"sft: {said}"):
         count_rows(tiny_tokenizer(), rows, ("completion",), 4, "sft")
 
 

@@ -6,9 +6,10 @@ import random
 
 import numpy as np
 import pytest
+from llama31 import SMALL, llama_config, llama_tokenizer, mistral_tokenizer, random_base, save_llama
 from tiny import save_base, tiny_model, tiny_tokenizer, words
 
-from persona_lib import llm
+from persona_lib import llm, store
 from persona_lib.tokens import TokenError
 
 
@@ -143,6 +144,67 @@ def test_tokenizer_gets_a_pad_token_of_its_vocabulary_or_is_refused(tmp_path):
     PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>").save_pretrained(tmp_path / "cannot")
     with pytest.raises(TokenError, match="must exist and differ from EOS"):
         llm.load_tokenizer(tmp_path / "cannot")
+
+
+def test_a_mistral_tokenizer_pads_with_unk_and_a_llama_3_one_with_its_own_token(tmp_path):
+    texts = ["Water the fern. It's dry!"]
+    for make, pad in ((mistral_tokenizer, "<unk>"), (llama_tokenizer, "<|finetune_right_pad_id|>")):
+        make(texts).save_pretrained(tmp_path / make.__name__)
+        loaded = llm.load_tokenizer(tmp_path / make.__name__)
+        ids = loaded("caf\u00e9 \u2764")["input_ids"]
+        assert loaded.pad_token == pad
+        assert loaded.pad_token_id not in ids, "bytes of unknown text must not become padding"
+        assert loaded.decode(ids[1:]) == "caf\u00e9 \u2764"
+
+
+def test_the_llama_3_tokenizer_splits_as_the_released_pattern_does():
+    """By hand from the pattern: contractions apart, digits in threes, a space with the word that follows."""
+    tokenizer = llama_tokenizer([])
+    pieces = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str("It's 12345 now!\n\nYes")
+    assert [text for text, _ in pieces] == [
+        "It",
+        "'s",
+        "\u0120",
+        "123",
+        "45",
+        "\u0120now",
+        "!\u010a\u010a",
+        "Yes",
+    ]
+
+
+# --- which model it is ---
+
+
+def test_a_model_is_known_by_its_content_its_pretraining_key_or_its_name_on_the_hub(tmp_path):
+    for name in ("one", "copy", "other"):
+        store.write_text(tmp_path / name / "config.json", "{}")
+        store.write_text(tmp_path / name / "model.safetensors", "a" if name != "other" else "b")
+    keys = {name: llm.model_key(tmp_path / name) for name in ("one", "copy", "other")}
+    assert keys["one"] == keys["copy"] != keys["other"]
+    store.write_text(tmp_path / "one" / "model.safetensors", "c")
+    assert llm.model_key(tmp_path / "one") != keys["one"]
+    store.mark_done(tmp_path / "one", "pretrained here")
+    assert llm.model_key(tmp_path / "one") == "pretrained here"
+    assert llm.model_key("owner/model", "abc") == "owner/model@abc"
+
+
+# --- random weights of the 8B model's architecture ---
+
+
+@pytest.mark.parametrize(
+    ("quantization", "dtype"), [("none", "float32"), ("nf4", "float32"), ("nf4", "bfloat16")]
+)
+def test_a_model_drawn_on_the_device_is_the_one_that_its_checkpoint_gives(tmp_path, quantization, dtype):
+    import torch
+
+    folder = save_llama(tmp_path, ["Water the fern."], seed=3, **SMALL)
+    tokenizer = llm.load_tokenizer(folder)
+    config = llama_config(**SMALL, vocab_size=len(tokenizer))
+    ids = torch.tensor([tokenizer("Water the fern, then the moss.")["input_ids"]])
+    drawn = random_base(config, quantization, dtype, seed=3)(ids).logits
+    assert torch.equal(drawn, llm.load_base(folder, "", quantization, dtype)(ids).logits)
+    assert drawn.std() > 0.1
 
 
 # --- adapters ---

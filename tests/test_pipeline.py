@@ -321,6 +321,22 @@ def test_a_plan_says_state_reason_time_and_needs(notebooks, capsys):
         assert word in said
 
 
+def test_a_folder_as_base_model_is_no_download_and_its_new_weights_make_steps_stale(tmp_path):
+    folder = tmp_path / "model"
+    store.write_text(folder / "model.safetensors", "a")
+    profile = config.load_profile("paper", [f"base_model={folder}", "generator_model=base", "judge=none"])
+    assert [(size, remark) for name, size, remark in plan.downloads(profile) if name == str(folder)] == [
+        (0.0, "on this machine")
+    ]
+    assert not any("not pinned" in note for note in plan.not_ready(profile))
+    before = tasks.field_values(profile, ("base_*", "generator_*"))
+    assert before["generator_model"] == "base" and before["base_model"].startswith(f"{folder} (")
+    assert tasks.field_values(profile, ("base_*", "generator_*")) == before
+    store.write_text(folder / "model.safetensors", "bc")
+    after = tasks.field_values(profile, ("base_*", "generator_*"))
+    assert tasks.differing(before, after) == ["base_model"]
+
+
 def test_the_plan_of_the_paper_names_models_memory_and_what_is_not_ready():
     paper = config.load_profile("paper")
     named = {what: (size, remark) for what, size, remark in plan.downloads(paper)}

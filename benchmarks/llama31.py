@@ -1,0 +1,245 @@
+"""Random weights of the paper profile's architectures: Llama-3.1-8B and Mistral-7B, of any size.
+
+The configurations are those of the models' config.json, as literals: nothing is downloaded. A smaller model
+differs in sizes alone (``SMALL``); grouped-query attention, RoPE scaling, the untied head and the special
+tokens stay. The tokenizers are made on the spot as the models' own are built: byte-level BPE with Llama 3's
+pre-tokenisation, and BPE with byte fallback without a pad token as Mistral's.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+LLAMA_31_8B: dict[str, Any] = {
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "rope_scaling": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    },
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "tie_word_embeddings": False,
+    "initializer_range": 0.02,
+    "bos_token_id": 128000,
+    "eos_token_id": 128001,
+}
+MISTRAL_7B: dict[str, Any] = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1000000.0,
+    "sliding_window": None,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "initializer_range": 0.02,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+# Four query heads per key-value head, as in the large models; every size a multiple of 64, for NF4.
+SMALL = {
+    "hidden_size": 128,
+    "intermediate_size": 448,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+}
+LLAMA_3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+LLAMA_3_SPECIAL = [
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|reserved_special_token_0|>",
+    "<|reserved_special_token_1|>",
+    "<|finetune_right_pad_id|>",
+    "<|reserved_special_token_2|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eom_id|>",
+    "<|eot_id|>",
+    "<|python_tag|>",
+    *(f"<|reserved_special_token_{number}|>" for number in range(3, 248)),
+]
+
+
+def llama_tokenizer(texts: Iterable[str], merges: int = 500) -> Any:
+    """Train a tokenizer built as Llama 3's: BOS in front, 256 special tokens at the end, no pad token set."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.BPE(ignore_merges=True))
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(LLAMA_3_SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    core.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=len(alphabet) + merges, initial_alphabet=alphabet, show_progress=False
+    )
+    core.train_from_iterator(texts, trainer)
+    core.add_special_tokens(LLAMA_3_SPECIAL)
+    bos = LLAMA_3_SPECIAL[0]
+    core.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, core.token_to_id(bos))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        bos_token=bos,
+        eos_token=LLAMA_3_SPECIAL[1],
+        clean_up_tokenization_spaces=False,
+        model_max_length=LLAMA_31_8B["max_position_embeddings"],
+    )
+
+
+def mistral_tokenizer(texts: Iterable[str], pieces: int = 1000) -> Any:
+    """Train a tokenizer built as Mistral's: BPE with byte fallback, BOS in front, and no pad token."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.BPE())
+    core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    trainer = trainers.BpeTrainer(vocab_size=pieces, initial_alphabet=["▁"], show_progress=False)
+    core.train_from_iterator((word for text in texts for word in text.split(" ")), trainer)
+    learned = json.loads(core.to_str())["model"]
+    special, octets = ["<unk>", "<s>", "</s>"], [f"<0x{number:02X}>" for number in range(256)]
+    ids = {token: number for number, token in enumerate([*special, *octets, *learned["vocab"]])}
+    merges = [tuple(pair) for pair in learned["merges"]]
+    core.model = models.BPE(ids, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    core.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+def llama_config(**sizes: Any) -> Any:
+    """Return Llama-3.1-8B's configuration with some sizes changed."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(**{**LLAMA_31_8B, **sizes})
+
+
+def random_base(
+    config: Any,
+    quantization: str = "none",
+    compute_dtype: str = "float32",
+    device: str = "cpu",
+    seed: int = 0,
+) -> Any:
+    """Return a frozen model with random weights, as ``llm.load_base`` would load it from a checkpoint.
+
+    Weights are drawn on the device one by one and, for NF4, put into four bits at once: there is no file and
+    no copy in full precision. The same seed draws the same weights whatever the quantisation.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.quantizers import AutoHfQuantizer
+
+    from persona_lib import llm
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, compute_dtype))
+    if quantization != "none":
+        model.hf_quantizer = AutoHfQuantizer.from_config(llm.quantization_config(quantization, compute_dtype))
+        model.hf_quantizer.preprocess_model(model=model, device_map={"": device})
+    draw_weights(model, device, torch.Generator(device).manual_seed(seed), config.initializer_range)
+    model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)
+    if quantization != "none":
+        model = model.hf_quantizer.postprocess_model(model)
+        llm.check_nf4_layers(model)
+        llm.keep_weights_differentiable(model, device)
+    return model.requires_grad_(False).eval()
+
+
+def draw_weights(model: Any, device: str, generator: Any, std: float) -> None:
+    """Give every parameter on the meta device a value: ones for norms, else normal with ``std``."""
+    import torch
+    from bitsandbytes.nn import Params4bit
+
+    for module in model.modules():
+        for name, old in list(module.named_parameters(recurse=False)):
+            if old.dim() == 1:
+                new = torch.ones(old.shape, dtype=old.dtype, device=device)
+            else:
+                new = torch.randn(old.shape, generator=generator, device=device).mul_(std).to(model.dtype)
+            if isinstance(old, Params4bit):
+                kept = {
+                    key: getattr(old, key) for key in ("compress_statistics", "quant_type", "quant_storage")
+                }
+                module.weight = Params4bit(new, module=module, **kept).to(device)
+            else:
+                setattr(module, name, torch.nn.Parameter(new, requires_grad=False))
+
+
+def example_texts() -> list[str]:
+    """Return texts of the synthetic world to train tokenizers on."""
+    from persona_lib.config import load_profile
+    from persona_lib.prompts import completion_text, tailoring_prompt
+    from persona_lib.synthetic import make_pairs
+
+    pairs = make_pairs(load_profile("smoke"), 0)["train"]
+    return [tailoring_prompt(p.prompt, None) + completion_text(p.chosen) for p in pairs]
+
+
+def example_tokenizer() -> Any:
+    """Return a tokenizer built as Llama 3's, loaded as this package loads it (with a pad token)."""
+    from persona_lib.llm import load_tokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        llama_tokenizer(example_texts()).save_pretrained(folder)
+        return load_tokenizer(folder)
+
+
+def save_llama(folder: Path, texts: Iterable[str], seed: int = 0, **sizes: Any) -> Path:
+    """Save a random Llama of 3.1's architecture and its tokenizer as a folder that hub code can load."""
+    tokenizer = llama_tokenizer(texts)
+    config = llama_config(
+        **sizes,
+        vocab_size=len(tokenizer),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return save(folder, random_base(config, seed=seed), tokenizer)
+
+
+def save_mistral(folder: Path, texts: Iterable[str], seed: int = 0, **sizes: Any) -> Path:
+    """Save a random model of Prometheus-2-7B's architecture and its tokenizer."""
+    from transformers import MistralConfig
+
+    tokenizer = mistral_tokenizer(texts)
+    config = MistralConfig(**{**MISTRAL_7B, **sizes, "vocab_size": len(tokenizer)})
+    return save(folder, random_base(config, seed=seed), tokenizer)
+
+
+def save(folder: Path, model: Any, tokenizer: Any) -> Path:
+    """Save a model and its tokenizer."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

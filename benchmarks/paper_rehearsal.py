@@ -1,0 +1,137 @@
+"""The paper profile from end to end with random weights of the same architectures: no hub, no GPU needed.
+
+    python benchmarks/paper_rehearsal.py FOLDER [--full-width]
+
+Makes, in FOLDER, a random Llama of 3.1's architecture with a byte-level BPE tokenizer, a random Mistral as
+the judge, and the small model of the smoke profile to write personas (random weights write none). Then it
+runs the pipeline as anyone would, ``run_all.sh --profile paper`` with these folders as models: persona
+inference, SFT, DPO, generation, judging in both orders and the persona swap, with the profile's own values
+apart from sizes (``SIZES``). ``--full-width`` takes the widths of the 8B model, with two layers and float32.
+Prints seconds and memory per step and what every step left.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import llama31
+
+from persona_lib import store
+from persona_lib.config import REPO, load_profile, set_field
+
+SIZES = {  # sizes alone: everything else is the paper profile's
+    "datasets": "synthetic",
+    "steps": "01_preference_data,02_base_model,03_persona_inference,05_tailoring_data,"
+    "06_supervised_tailoring,07_preference_tailoring,08_generation,09_judging,11_persona_swap,12_results",
+    "n_train": 30,
+    "n_validation": 4,
+    "n_test": 4,
+    "train_personas": "none,chosen",
+    "eval_personas": "none,gold-chosen,gold-rejected",
+    "sft_epochs": 1,
+    "dpo_epochs": 1,
+    "gen_max_new_tokens": 12,
+    "pi_max_new_tokens": 24,
+    "judge_max_new_tokens": 12,
+    "bootstrap_samples": 100,
+}
+FULL_WIDTH = {  # besides sizes: float32, and four bits expanded once for generation (the same numbers)
+    "compute_dtype": "float32",
+    "gen_expand_weights": "true",
+    "eval_personas": "gold-chosen,gold-rejected",
+    "n_train": 16,
+    "n_validation": 2,
+    "n_test": 2,
+}
+# Of the smoke profile's base model, with more text of the kind that teaches it to write different personas.
+WRITER = {
+    "base_tokens": 200000,
+    "base_share_inference": 0.9,
+    "base_share_plain": 0.05,
+    "base_share_story": 0.05,
+}
+JUDGE_SMALL = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+}
+
+
+def make_models(folder: Path, full_width: bool) -> dict[str, Path]:
+    """Make the three models, those that are not there yet; returns the profile fields that name them."""
+    from persona_lib.base import pretrain
+
+    writer = set_field(load_profile("smoke"), **WRITER)
+    texts = llama31.example_texts()
+    models = {"base_model": folder / "models" / "llama", "judge_model": folder / "models" / "mistral"}
+    sizes = {"num_hidden_layers": 2} if full_width else llama31.SMALL
+    if not (models["base_model"] / "tokenizer.json").exists():
+        llama31.save_llama(models["base_model"], texts, seed=0, **sizes)
+    if not (models["judge_model"] / "tokenizer.json").exists():
+        llama31.save_mistral(models["judge_model"], texts, seed=1, **JUDGE_SMALL)
+    return models | {"generator_model": pretrain(writer, 0)}
+
+
+def judge_format() -> str:
+    """Return "prometheus" if its prompt text is installed, else "letter", and say so."""
+    if importlib.util.find_spec("prometheus_eval"):
+        return "prometheus"
+    print("prometheus-eval is not installed: judging with our own prompt (judge_format=letter)", flush=True)
+    return "letter"
+
+
+def run_profile(models: dict[str, Path], sizes: dict[str, Any]) -> int:
+    """Run the paper profile on these models; returns the runner's exit status."""
+    settings = {**models, **sizes, "judge_format": judge_format()}
+    changes = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+    command = [sys.executable, "-m", "persona_lib.pipeline", "--profile", "paper", "--offline", *changes]
+    return subprocess.run(command, cwd=REPO).returncode
+
+
+def step_lines(results: Path) -> list[str]:
+    """Return a line per step: seconds and peak memory."""
+    steps = store.read_json(results / "provenance.json")["tasks"]
+    return [
+        f"{name:<45} {facts['seconds']:>7.1f} s  {facts['peak_memory_mb']:>6.0f} MB"
+        for name, facts in steps.items()
+    ]
+
+
+def outcome_lines(run: Path) -> list[str]:
+    """Return a line per adapter (losses) and one each about answers and judgments."""
+    lines = []
+    for folder in sorted((run / "adapters").glob("*")):
+        log = list(store.iter_rows(folder / "log.jsonl"))
+        loss = next(entry["loss"] for entry in log if "loss" in entry)
+        steps = store.read_json(folder / "done.json")["steps"]
+        lines.append(f"{folder.name}: {steps} steps, mean loss {loss:.4f}")
+    answers = [row for path in run.glob("generations/*/rows.jsonl") for row in store.iter_rows(path)]
+    judged = [row for path in run.glob("judgments/*/p*.jsonl") for row in store.iter_rows(path)]
+    unread = sum(row["winner"] is None for row in judged)
+    lines.append(f"{len(answers)} answers, {sum(row['n_tokens'] for row in answers)} tokens")
+    return [*lines, f"{len(judged)} judgments of personalization, {unread} without a verdict"]
+
+
+def main() -> None:
+    """Make the models, run the profile and print what came of it."""
+    arguments = [word for word in sys.argv[1:] if word != "--full-width"]
+    if len(arguments) != 1:
+        sys.exit(__doc__)
+    folder, full_width = Path(arguments[0]).resolve(), "--full-width" in sys.argv
+    os.environ |= {"PERSONA_RESULTS": str(folder / "results"), "PERSONA_FIGURES": str(folder / "figures")}
+    models = make_models(folder, full_width)
+    if run_profile(models, SIZES | (FULL_WIDTH if full_width else {})):
+        sys.exit(1)
+    results = folder / "results" / "paper"
+    print(*step_lines(results), *outcome_lines(results / "synthetic" / "seed-0"), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""The GPU benchmarks, shrunk: they run to the end on a CPU and write what they say."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import subprocess
+import sys
+
+import gpu_training
+import llama31
+import measure
+import pytest
+
+from persona_lib.config import REPO
+
+
+def run_shrunk(name: str, out) -> tuple[list[dict[str, str]], str]:
+    """Run a benchmark as a person would, and return the rows of its CSV and its markdown."""
+    command = [sys.executable, str(REPO / "benchmarks" / f"{name}.py"), str(out), "--shrink"]
+    environment = os.environ | {"PYTHONPATH": str(REPO)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    with out.with_suffix(".csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    text = out.with_suffix(".md").read_text(encoding="utf-8")
+    assert text.strip() in done.stdout
+    return rows, text
+
+
+@pytest.mark.slow
+def test_training_steps_are_timed_in_every_way_and_their_losses_agree(tmp_path):
+    rows, text = run_shrunk("gpu_training", tmp_path / "training")
+    assert text.count("equal to") == 4, "two methods against two ways"
+    assert len(rows) == 13 and {row["way"] for row in rows} == {"authors", "TRL defaults", "this package"}
+    assert all(float(row["fastest"]) <= float(row["ms per step"]) <= float(row["slowest"]) for row in rows)
+    full = [row for row in rows if row["lengths"] == "48 each"]
+    tokens = [(row["method"], row["base"], float(row["tokens per step"])) for row in full]
+    assert tokens == [("sft", "bfloat16", 4 * 48), ("dpo", "bfloat16", 2 * 2 * 48), ("dpo", "nf4", 2 * 48)]
+    for row in rows:
+        speed = 1000 * float(row["tokens per step"]) / float(row["ms per step"])
+        assert float(row["tokens/s"]) == pytest.approx(speed)
+    assert "torch" in text and re.search(r"Commit [0-9a-f]{12}|not recorded", text)
+
+
+@pytest.mark.slow
+def test_generation_is_timed_against_the_memory_rate_and_answers_agree(tmp_path):
+    rows, text = run_shrunk("gpu_generation", tmp_path / "generation")
+    assert "Answers equal to one prompt at a time" in text and "a shared prefix" in text
+    assert [(row["base"], row["batch"]) for row in rows] == [
+        (base, batch) for batch in ("1", "4") for base in ("nf4", "nf4, expanded", "bfloat16")
+    ]
+    for row in rows:
+        share = float(row["tokens/s"]) / float(row["ceiling tokens/s"])
+        assert 0 < float(row["of ceiling"]) == pytest.approx(share)
+    assert (
+        float(rows[0]["weights GB"])
+        < 0.5 * float(rows[1]["weights GB"])
+        == 0.5 * float(rows[2]["weights GB"])
+    )
+
+
+def test_the_configuration_is_llama_31_8b(tmp_path):
+    """8.03 billion parameters, 32 layers, four query heads per key-value head: as Meta states them."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(llama31.llama_config())
+    assert model.num_parameters() == 8_030_261_248
+    assert len(model.model.layers) == 32
+    assert model.model.layers[0].self_attn.k_proj.out_features == 1024
+
+
+def test_the_arithmetic_of_a_token_is_that_of_the_linear_layers_and_the_head():
+    """8,030,261,248 parameters less norms (266,240) and the embedding (525,336,576), twice per pass."""
+    weights = 8_030_261_248 - 266_240 - 128_256 * 4096
+    config = llama31.llama_config()
+    sft = gpu_training.Case("sft", "this package", "none", "bfloat16", 1)
+    assert gpu_training.flops_per_token(config, sft, 1.0) == 2 * 2 * weights
+    online = gpu_training.Case("dpo", "authors", "none", "bfloat16", 1)
+    assert gpu_training.flops_per_token(config, online, 1.0) == 3 * 2 * weights
+    beforehand = gpu_training.Case("dpo", "this package", "none", "bfloat16", 1)
+    assert gpu_training.flops_per_token(config, beforehand, 0.0) == 2 * 2 * (weights - 128_256 * 4096)
+
+
+def test_rows_have_the_wanted_tokens_with_bos_and_eos():
+    bench = gpu_training.make_bench(shrink=True)
+    for method, names in (("sft", ("completion",)), ("dpo", ("chosen", "rejected"))):
+        for row in gpu_training.make_rows(bench, method, 5, 48):
+            assert {len(bench.tokenizer(row["prompt"] + row[name])["input_ids"]) + 1 for name in names} == {
+                48
+            }
+
+
+def test_tables_show_three_figures_and_nothing_for_what_was_not_measured():
+    rows = [{"a": 12345.6, "b": 0.012345, "c": None, "d": "nf4", "e": 7}]
+    assert measure.markdown(rows).splitlines()[-1] == "| 12,346 | 0.0123 |  | nf4 | 7 |"
