@@ -125,7 +125,7 @@ def gpu_need(profile: Profile) -> str:
     if profile.base_model == "scratch":
         return "none: everything runs on the CPU"
     memory = cost.step_memory(profile)
-    if not memory:
+    if cost.size_of(profile.base_model) is None:
         return f"not known: the sizes of {profile.base_model} are not in persona_lib/facts/costs.json"
     pairs = f"{profile.dpo_batch_size} pair{'s' if profile.dpo_batch_size > 1 else ''} per step"
     said = [f"{max(memory.values()):.1f} GB for the largest step"]

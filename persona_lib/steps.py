@@ -6,8 +6,9 @@ reads: only they make it stale. Naming a field too many costs seconds (the libra
 ``done.json`` keys keep finished work); naming one too few would keep a wrong result.
 
 Minutes of the paper profile are estimates for one large GPU, computed as ``persona_lib.cost`` does: what the
-arithmetic and the memory traffic need at least, times four for what a framework adds. Those of synthetic and scratch were measured on two cores without
-AVX512 (scratch with other work beside it). A plan prefers what this machine has measured.
+arithmetic and the memory traffic need at least, times four for what a framework adds. Those of synthetic and
+scratch were measured on two cores without AVX512 (scratch with other work beside it). A plan prefers what
+this machine has measured.
 """
 
 from __future__ import annotations
