@@ -9,8 +9,9 @@ import time
 
 import pytest
 
-from persona_lib import cost, judge, plan, tailor, workload
+from persona_lib import cost, judge, plan, store, tailor, workload
 from persona_lib.config import REPO, Run, load_profile
+from persona_lib.endpoint import Answer
 from persona_lib.workload import Calls
 
 LLAMA, SMALL = "meta-llama/Llama-3.1-8B", "HuggingFaceTB/SmolLM2-360M"
@@ -119,6 +120,16 @@ def test_a_served_model_is_billed_by_the_profile_or_by_the_dated_table_or_not_at
     assert unknown.endswith("no price known: set generator_prices")
 
 
+def test_what_was_paid_already_is_read_from_the_ledger_and_not_from_the_texts_in_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
+    profile = load_profile("paper", ["judge_url=http://h/v1", "judge_model=m"])
+    assert "kept" not in plan.api_need(profile)
+    answers = [Answer(str(n), "m", 'a \\"cost_usd": 9 "cost_usd": 7', "stop", 10, 3, 5e-05) for n in range(3)]
+    answers.append(Answer("4", "m", "x", "stop", 10, 3, 0.25, schema_refused=True))
+    store.append_rows(tmp_path / "paper" / "endpoint" / "answers.jsonl", answers)
+    assert "; 4 answers are kept, for 0.25 dollars, and not asked again" in plan.api_need(profile)
+
+
 def test_every_price_has_a_date_and_a_page():
     for row in workload.facts()["prices"]:
         assert row["source"].startswith("https://") and len(row["date"]) == 7
@@ -139,7 +150,8 @@ def test_the_table_says_what_does_not_fit_and_that_nothing_was_measured(capsys):
 def test_a_profile_without_a_hub_model_has_no_such_table():
     for name in ("synthetic", "smoke", "scratch"):
         assert cost.gpu_lines(load_profile(name)) == []
-    assert "not in persona_lib/facts/costs.json" in plan.gpu_need(load_profile("paper", ["base_model=x/y"]))
+    for unknown in ("base_model=x/y", "datasets=synthetic"):
+        assert "not in persona_lib/facts/costs.json" in plan.gpu_need(load_profile("paper", [unknown]))
 
 
 def test_the_small_profile_fits_a_16_gb_card_in_an_evening_and_is_said_not_to_be_run():
