@@ -7,16 +7,18 @@ else they are the table's; what comes from arithmetic rather than from a run is 
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from persona_lib import cost, environment, hub, store
-from persona_lib.config import Profile, published_models
+from persona_lib.config import Profile, published_models, results_dir
 from persona_lib.execute import clock
 from persona_lib.official import FROM_HUB
 from persona_lib.tasks import REPORT, Pipeline, Task, stale_reasons
 from persona_lib.workload import facts
 
+COST = re.compile(rb'"cost_usd": ([-+.0-9eE]+)')  # in a line of the ledger; quotes in texts are escaped
 # The authors' data on their public home: GB.
 OFFICIAL_DATA_GB = 0.02
 
@@ -127,8 +129,9 @@ def gpu_need(profile: Profile) -> str:
     if profile.base_model == "scratch":
         return "none: everything runs on the CPU"
     memory = cost.step_memory(profile)
-    if not memory:
-        return f"not known: the sizes of {profile.base_model} are not in persona_lib/facts/costs.json"
+    if cost.size_of(profile.base_model) is None or not memory:
+        missing = f"{profile.base_model} on {', '.join(profile.datasets)}"
+        return f"not known: sizes or lengths of {missing} are not in persona_lib/facts/costs.json"
     pairs = f"{profile.dpo_batch_size} pair{'s' if profile.dpo_batch_size > 1 else ''} per step"
     said = [f"{max(memory.values()):.1f} GB for the largest step"]
     if "07_preference_tailoring" in memory:
@@ -150,7 +153,17 @@ def api_need(profile: Profile) -> str:
         price = f"{prices[0]:g} + {prices[1]:g} dollars per million tokens" if prices else "no price given"
         parts.append(f"{getattr(profile, f'{role}_model')} at {url} ({price})")
     limit = f"at most {profile.max_cost_usd:g} dollars in all" if profile.max_cost_usd else "no limit is set"
-    return f"{'; '.join(parts)}; {limit} (--max-cost-usd)"
+    return f"{'; '.join(parts)}; {limit} (--max-cost-usd){already_paid(profile)}"
+
+
+def already_paid(profile: Profile) -> str:
+    """Say how many answers of served models are kept, and what they cost; "" without any.
+
+    The ledger may have hundreds of thousands of lines: only its costs are read.
+    """
+    path = results_dir(profile) / "endpoint" / "answers.jsonl"
+    paid = [float(found) for found in COST.findall(path.read_bytes())] if path.exists() else []
+    return f"; {len(paid)} answers are kept, for {sum(paid):.2f} dollars, and not asked again" if paid else ""
 
 
 def setup_need() -> str:
@@ -167,8 +180,10 @@ def not_ready(profile: Profile) -> list[str]:
         missing.append(
             f"training {profile.base_model} has not been run with this version; times are estimates"
         )
-    if profile.judge == "lm" and profile.judge_model != "base" and not profile.judge_url:
-        missing.append(f"the judge {profile.judge_model} has not been run with this version")
+    judges = [role for role, url in roles(profile).items() if role != "generator" and not url]
+    for name in (getattr(profile, f"{role}_model") for role in judges):
+        if name != "base":
+            missing.append(f"the judge {name} has not been run with this version")
     return missing
 
 

@@ -146,6 +146,26 @@ def test_tokenizer_gets_a_pad_token_of_its_vocabulary_or_is_refused(tmp_path):
         llm.load_tokenizer(tmp_path / "cannot")
 
 
+@pytest.mark.parametrize(
+    ("known", "pad"),
+    [
+        (["<|im_end|>", "<empty_output>"], "<empty_output>"),  # SmolLM2: no pad token, BOS is EOS
+        (["<|im_end|>", "<|fim_pad|>"], "<|fim_pad|>"),  # Qwen2.5: pads with its EOS
+        (["<unk>"], "<unk>"),  # Mistral: no pad token
+        (["<unk>", "<pad>"], "<pad>"),
+    ],
+)
+def test_public_models_without_a_pad_token_of_their_own_get_one_that_no_text_has(tmp_path, known, pad):
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    names = ["<|endoftext|>", "a", *known]
+    core = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="a"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token=names[0], pad_token=names[0])
+    tokenizer.save_pretrained(tmp_path)
+    assert llm.load_tokenizer(tmp_path).pad_token == pad
+
+
 def test_a_mistral_tokenizer_pads_with_unk_and_a_llama_3_one_with_its_own_token(tmp_path):
     texts = ["Water the fern. It's dry!"]
     for make, pad in ((mistral_tokenizer, "<unk>"), (llama_tokenizer, "<|finetune_right_pad_id|>")):
@@ -186,7 +206,7 @@ def test_a_model_is_known_by_its_content_its_pretraining_key_or_its_name_on_the_
     assert llm.model_key(tmp_path / "one") != keys["one"]
     store.mark_done(tmp_path / "one", "pretrained here")
     assert llm.model_key(tmp_path / "one") == "pretrained here"
-    assert llm.model_key("owner/model", "abc") == "owner/model@abc"
+    assert llm.model_key("owner/model", "ab" * 20) == "owner/model@" + "ab" * 20
 
 
 # --- random weights of the 8B model's architecture ---

@@ -115,6 +115,29 @@ def test_dpo_trains_on_the_splits_it_is_given_and_validates_on_its_own(tmp_path,
     assert ids(run, "sft") == {"train": ["sft_train"], "val": ["sft_val"]}
 
 
+def test_train_limit_draws_the_same_rows_for_every_arm_and_spares_validation(tmp_path, monkeypatch):
+    run = tiny_run(tmp_path, monkeypatch, n=12, train_limit=5)
+    whole = tiny_run(tmp_path, monkeypatch, n=12)
+    drawn = {}
+    for arm in ("none", "chosen"):
+        for method in ("sft", "dpo"):
+            rows, _ = train.load_rows(run, method, arm)
+            everything, _ = train.load_rows(whole, method, arm)
+            drawn.setdefault(method, []).append([r["id"] for r in rows["train"]])
+            assert len(rows["train"]) == 5 and len(everything["train"]) == 12
+            assert rows["val"] == everything["val"]
+            assert [r for r in everything["train"] if r in rows["train"]] == rows["train"], "in their order"
+    assert all(none == chosen for none, chosen in drawn.values())
+
+
+@pytest.mark.parametrize("change", [{"train_limit": 5}, {"dpo_max_steps": 3}])
+def test_what_limits_training_makes_another_adapter(tmp_path, monkeypatch, change):
+    run = tiny_run(tmp_path, monkeypatch)
+    store.mark_done(train.adapter_folder(run, "sft", "none"), "sft")
+    other = Run(set_field(run.profile, **change), run.dataset, run.seed)
+    assert train.training_spec(run, "dpo", "none") != train.training_spec(other, "dpo", "none")
+
+
 # --- helpers for training ---
 
 
