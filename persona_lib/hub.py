@@ -45,7 +45,7 @@ MODELS: dict[str, HubModel] = {
     "sentence-transformers/all-MiniLM-L6-v2": HubModel("1110a243fdf4706b3f48f1d95db1a4f5529b4d41", 0.1),
 }
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 

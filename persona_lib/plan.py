@@ -81,9 +81,11 @@ def roles(profile: Profile) -> dict[str, str]:
 def hub_models(profile: Profile) -> list[str]:
     """Return the hub models that a profile uses."""
     here = [getattr(profile, f"{role}_model") for role, url in roles(profile).items() if not url]
-    published = [source for source, _ in published_models(profile)]
-    named = [profile.base_model, *here, profile.retriever_model, *published]
-    return list(dict.fromkeys(hub.split_id(name)[0] for name in named if hub.is_hub_id(name)))
+    published = [
+        f"{source}@{revision}" if revision else source for source, revision in published_models(profile)
+    ]
+    named = dict.fromkeys([profile.base_model, *here, profile.retriever_model, *published])
+    return [name for name in named if name not in ("scratch", "base") and hub.is_hub_id(name)]
 
 
 def in_hub_cache(name: str) -> bool:
@@ -96,7 +98,7 @@ def in_hub_cache(name: str) -> bool:
 def downloads(profile: Profile) -> list[tuple[str, float, str]]:
     """Return (what, GB still to download, remark) for models and data."""
     wanted = []
-    for name in hub_models(profile):
+    for name in (hub.split_id(source)[0] for source in hub_models(profile)):
         known = hub.MODELS.get(name, hub.HubModel("", float("nan")))
         here = in_hub_cache(name)
         access = ", access must be granted" if known.gated else ""
@@ -184,7 +186,18 @@ def not_ready(profile: Profile) -> list[str]:
     for name in (getattr(profile, f"{role}_model") for role in judges):
         if name != "base":
             missing.append(f"the judge {name} has not been run with this version")
-    return missing
+    return missing + unpinned(profile)
+
+
+def unpinned(profile: Profile) -> list[str]:
+    """Say which hub models of a profile have no commit, and how to give one."""
+    notes = []
+    for name in hub_models(profile):
+        try:
+            hub.pinned(name, profile.base_revision if name == profile.base_model else "")
+        except hub.HubError as error:
+            notes.append(str(error))
+    return notes
 
 
 def print_plan(pipeline: Pipeline, lines: list[Line]) -> None:

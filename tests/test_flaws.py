@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from persona_lib import data, flaws, official, tailoring
-from persona_lib.config import Run, load_profile
+from persona_lib import data, fingerprint, flaws, official, tailoring
+from persona_lib.config import REPO, Run, load_profile
 from persona_lib.personas import personas_key, to_infer
 from persona_lib.show_personas import inference_prompt_text, inferred_splits
 from persona_lib.tailoring import tailoring_key
@@ -127,6 +127,20 @@ def test_rows_without_responses_are_no_pairs_and_their_empty_personas_are_none(o
     assert card.loc["test", "without responses"] == N == card.loc["test", "gold-chosen: without"]
     assert math.isnan(card.loc["test", "words of chosen"])
     assert flaws.flaw_table(run, rows).loc["gold-chosen: empty", "test"] == N
+
+
+@pytest.mark.parametrize("name", ["01_preference_data", "05_tailoring_data"])
+def test_the_notebooks_pass_over_rows_without_responses(open_run, name, capsys):
+    run = open_run("mnemonic", empty_test)
+    parameters, *cells = fingerprint.code_cells(REPO / "notebooks" / f"{name}.ipynb")
+    settings = [f"datasets={run.dataset}", f"data_dir={run.profile.data_dir}"]
+    space = {"profile": "scratch", "dataset": run.dataset, "seed": 0, "overrides": settings}
+    for source in cells:
+        exec(fingerprint.python_code(source), space)
+    assert parameters.startswith("profile: str")
+    assert {"01": "no row has both responses in: test", "05": "tailoring data:"}[
+        name[:2]
+    ] in capsys.readouterr().out
 
 
 def test_personas_of_official_data_are_inferred_for_the_300_pairs_of_the_paper(open_run):

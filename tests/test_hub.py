@@ -7,7 +7,7 @@ import ast
 import datasets
 import pytest
 
-from persona_lib import config, fingerprint, hub, llm, official
+from persona_lib import config, fingerprint, hub, llm, official, plan
 from persona_lib.config import load_profile
 from persona_lib.hub import HubError
 
@@ -52,10 +52,17 @@ def test_a_commit_is_the_given_one_else_the_written_one_else_that_of_the_table(t
     assert hub.pinned(tmp_path) == (str(tmp_path), None)
 
 
-@pytest.mark.parametrize("source", ["some/model", "some/model@main", "some/model@0123456"])
+@pytest.mark.parametrize("source", ["some/model", "some/model@main", "some/model@0123456", "model"])
 def test_a_hub_id_without_a_whole_commit_is_refused_with_the_mend(source):
-    with pytest.raises(HubError, match="some/model: not a folder here.*some/model@COMMIT"):
+    with pytest.raises(HubError, match="model: not a folder here.*model@COMMIT"):
         hub.pinned(source)
+
+
+def test_a_plan_names_the_models_without_a_commit():
+    profile = load_profile("paper", ["base_model=some/model", f"judge_model=other/judge@{COMMIT}"])
+    assert [note.split(":")[0] for note in plan.unpinned(profile)] == ["some/model"]
+    assert {"some/model", "other/judge"} <= {what for what, _, _ in plan.downloads(profile)}
+    assert plan.unpinned(load_profile("paper", ["base_model=some/model", f"base_revision={COMMIT}"])) == []
 
 
 def test_models_and_tokenizers_are_refused_before_anything_is_fetched():
