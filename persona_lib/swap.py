@@ -27,7 +27,7 @@ from persona_lib.swap_tables import (
     to_frame,
 )
 from persona_lib.tailor import eval_rows
-from persona_lib.train import adapter_folder
+from persona_lib.train import adapter_folder, release_memory
 from persona_lib.workers import run_jobs, share_out
 
 if TYPE_CHECKING:
@@ -139,6 +139,7 @@ class PolicyLoader:
         source = published or self.run.base_source
         if self.source != source:
             self.model = None  # one model at a time
+            release_memory()
             quantised = (profile.quantization, profile.compute_dtype, profile.gen_expand_weights)
             settings = ("none", profile.compute_dtype) if published else quantised
             self.model, self.tokenizer = load_base(*source, *settings), load_tokenizer(*source)

@@ -145,6 +145,28 @@ def test_the_published_model_answers_for_its_arm_and_adapters_for_the_others(run
     assert made["model"] == f"dpo-chosen = {tmp_path / 'theirs'}" and made["adapters"] == []
 
 
+def test_a_model_is_gone_before_the_next_one_is_loaded(run, monkeypatch):
+    """Two 8B models do not fit where one does."""
+    import weakref
+
+    alive, load = [], policies.load_base
+
+    def watched(*where):
+        assert alive == [], "two models at once"
+        model = load(*where)
+        alive.append(str(where[0]))
+        weakref.finalize(model, alive.pop)
+        return model
+
+    monkeypatch.setattr(policies, "load_base", watched)
+    specs = [spec("dpo", "none"), spec(), spec("sft", "none"), spec(persona="none")]
+    assert [[s.arm for s in group] for group in policies.same_model(run, specs)] == [
+        ["dpo-none", "sft-none"], ["dpo-chosen", "dpo-chosen"]
+    ]  # fmt: skip
+    tailor.generate_specs(run, specs)
+    assert all((tailor.generation_folder(run, one) / "done.json").exists() for one in specs)
+
+
 def test_another_published_model_makes_its_answers_again_and_no_others(run, tmp_path):
     keys = {s.slug: tailor.generation_key(run, s) for s in tailor.grid(run)}
     tiny_model(seed=6).save_pretrained(tmp_path / "theirs")
