@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from persona_lib.config import Run, published_model
+from persona_lib.config import Run
 from persona_lib.fingerprint import module_hash
 from persona_lib.generators import load_generator
 from persona_lib.metrics import verdict_of
 from persona_lib.prompts import judge_prompt
+from persona_lib.published import published_model
 from persona_lib.records import Generation, Judgment, PairwiseComparison, Rubric, RunSpec
 from persona_lib.store import (
     append_rows,

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from persona_lib import environment, store
-from persona_lib.config import Profile, published_models
+from persona_lib.config import Profile
 from persona_lib.execute import clock
+from persona_lib.published import published_models
 from persona_lib.tasks import REPORT, Pipeline, Task, stale_reasons
 
 # Download size in GB of the hub models that profiles name (16 bit), and whether access is by request.

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from persona_lib import store
-from persona_lib.config import Run, published_model, results_dir
+from persona_lib.config import Run, results_dir
 from persona_lib.generate import TransformersGenerator
 from persona_lib.llm import attach_adapters, load_base, load_tokenizer
 from persona_lib.merging import join_adapters, lora_rank
+from persona_lib.published import published_model
 from persona_lib.records import RunSpec
 from persona_lib.train import adapter_folder, base_key, release_memory
 from persona_lib.vllm_engine import VllmGenerator, load_engine, lora_request

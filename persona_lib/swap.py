@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona_lib import guards, store
-from persona_lib.config import Run, published_model, trained_personas
+from persona_lib.config import Run
 from persona_lib.data import CONTRAST
 from persona_lib.fingerprint import module_hash
 from persona_lib.llm import attach_adapters, load_base, load_tokenizer, sequence_log_probs, using_adapters
 from persona_lib.policies import model_key
 from persona_lib.prompts import completion_text, tailoring_prompt
+from persona_lib.published import published_model, trained_personas
 from persona_lib.records import Generation, TailoringRow
 from persona_lib.swap_tables import (
     FAMILIES,

@@ -32,7 +32,7 @@ HEAVY = (
 # A module imports from its own level (without circles) and from lower ones.
 LEVELS = {
     0: "records store config fingerprint prompts metrics bootstrap text_metrics tokens vocabulary "
-    "environment provenance workers",
+    "environment provenance workers published",
     1: "synthetic oracle official raw data released retrieval llm merging generate vllm_engine endpoint "
     "generators arms guards leakage origin views",
     2: "base unseen prometheus personas persona_quality tailoring trainers train policies tailor judge "
