@@ -15,8 +15,9 @@ from collections.abc import Callable
 from typing import Any
 
 from persona_lib import base, data, judge, personas, swap, tailor, tailoring, train
-from persona_lib.config import Run, load_profile, trained_personas
+from persona_lib.config import Run, load_profile
 from persona_lib.pipeline import parse_seeds
+from persona_lib.published import trained_personas
 
 
 def long_steps(run: Run) -> list[tuple[str, Callable[[], Any]]]:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
+
+from persona_lib import published
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -29,9 +30,6 @@ CHANGE_NO_RESULT = (
     "judge_prices",
     "second_judge_prices",
     "max_cost_usd",
-)
-PUBLISHED_ARM = re.compile(
-    r"(?P<dataset>[^/=]+)/(?P<arm>(?:sft|dpo)-\w+)=(?P<source>[^@]+)(?:@(?P<revision>.+))?"
 )
 
 
@@ -323,7 +321,8 @@ def check_profile(profile: Profile) -> None:
         raise ConfigError(
             f"{where}: engine=vllm needs compute_dtype=bfloat16: its LoRA kernels take 16-bit numbers only"
         )
-    check_published(profile, where)
+    if wrong := published.what_is_wrong(profile):
+        raise ConfigError(f"{where}: published_arms: {wrong}")
     check_processes(profile, where)
     for field in ("base_hidden_size", "base_mlp_size"):
         if getattr(profile, field) % 64:
@@ -350,61 +349,6 @@ def check_judges(profile: Profile, where: str) -> None:
         raise ConfigError(f"{where}: second_judge_model is set, but judge=none: name the first judge, too")
     if profile.judge == "lm" and judge_settings(profile, "judge") == judge_settings(profile, "second_judge"):
         raise ConfigError(f"{where}: second_judge_* and judge_* are the same judge: change one of them")
-
-
-def check_published(profile: Profile, where: str) -> None:
-    """Check ``published_arms``: each names a data set and an arm of the profile; raises ConfigError."""
-    for text in profile.published_arms:
-        match = PUBLISHED_ARM.fullmatch(text)
-        if not match:
-            raise ConfigError(
-                f"{where}: published_arms: {text!r}: write DATASET/ARM=MODEL or ...=MODEL@REVISION"
-            )
-        dataset, (method, _, persona) = match["dataset"], match["arm"].partition("-")
-        if dataset not in profile.datasets:
-            hint = near_names(dataset, list(profile.datasets))
-            raise ConfigError(f"{where}: published_arms: {text!r}: no data set {dataset!r} here; {hint}")
-        if method not in profile.methods or persona not in profile.train_personas:
-            raise ConfigError(
-                f"{where}: published_arms: {text!r}: {match['arm']} is not an arm here: add it to methods "
-                "and train_personas"
-            )
-        trains_dpo = "dpo" in profile.methods and not published_model(profile, dataset, f"dpo-{persona}")
-        if method == "sft" and trains_dpo:
-            raise ConfigError(
-                f"{where}: published_arms: {text!r}: dpo-{persona} would be trained on its adapter, which a "
-                f"published model does not have: publish dpo-{persona}, too"
-            )
-
-
-def published_model(profile: Profile, dataset: str, arm: str) -> tuple[str, str] | None:
-    """Return (hub id or folder, revision) of the whole model that an arm is; None if it is trained here."""
-    for match in map(PUBLISHED_ARM.fullmatch, profile.published_arms):
-        if match and (match["dataset"], match["arm"]) == (dataset, arm):
-            return match["source"], match["revision"] or ""
-    return None
-
-
-def published_models(profile: Profile) -> list[tuple[str, str]]:
-    """Return the (hub id or folder, revision) of every whole model that stands for an arm."""
-    found = [
-        published_model(profile, dataset, f"{method}-{persona}")
-        for dataset in profile.datasets
-        for method in profile.methods
-        for persona in profile.train_personas
-    ]
-    return [model for model in found if model]
-
-
-def trained_personas(profile: Profile, dataset: str, method: str) -> tuple[str, ...]:
-    """Return the train personas whose adapters of a method are trained here.
-
-    Published arms are not; nor is an SFT adapter that is no arm itself and whose DPO arm is published.
-    """
-    personas = [p for p in profile.train_personas if not published_model(profile, dataset, f"{method}-{p}")]
-    if method == "sft" and "sft" not in profile.methods:
-        personas = [p for p in personas if not published_model(profile, dataset, f"dpo-{p}")]
-    return tuple(personas)
 
 
 def check_processes(profile: Profile, where: str) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from persona_lib.config import Run, published_model
+from persona_lib.config import Run
+from persona_lib.published import published_model
 from persona_lib.records import RunSpec
 from persona_lib.tailor import grid
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from persona_lib import cost, environment, hub, store
-from persona_lib.config import Profile, published_models, results_dir
+from persona_lib.config import Profile, results_dir
 from persona_lib.execute import clock
 from persona_lib.official import FROM_HUB
+from persona_lib.published import published_models
 from persona_lib.tasks import REPORT, Pipeline, Task, stale_reasons
 from persona_lib.workload import facts
 

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from persona_lib import store
-from persona_lib.config import Run, published_model, results_dir
+from persona_lib.config import Run, results_dir
 from persona_lib.generate import TransformersGenerator
 from persona_lib.llm import attach_adapters, load_base, load_tokenizer, model_key
 from persona_lib.merging import join_adapters, lora_rank
+from persona_lib.published import published_model
 from persona_lib.records import RunSpec
 from persona_lib.train import adapter_folder, base_key, release_memory
 from persona_lib.vllm_engine import VllmGenerator, load_engine, lora_request
@@ -47,12 +48,19 @@ def policy_name(run: Run, spec: RunSpec) -> str:
     return f"{spec.arm} = {'@'.join(filter(None, published))}" if published else spec.arm
 
 
+def same_model(run: Run, specs: Sequence[RunSpec]) -> list[list[RunSpec]]:
+    """Return the runs grouped by the model that answers them, those on the run's base first."""
+    groups: dict[tuple[str, str] | None, list[RunSpec]] = {None: []}
+    for spec in specs:
+        groups.setdefault(source_of(run, spec), []).append(spec)
+    return [group for group in groups.values() if group]
+
+
 def generators(run: Run, specs: Sequence[RunSpec]) -> Iterator[tuple[RunSpec, Any]]:
-    """Yield (spec, generator) for every run, ordered so that each model is loaded once and one at a time."""
+    """Yield (spec, generator) for runs that one model answers (see ``same_model``), loaded once for all."""
     make = vllm_generators if run.profile.engine == "vllm" else transformers_generators
-    for source in dict.fromkeys(source_of(run, spec) for spec in specs):
-        yield from make(run, source, [spec for spec in specs if source_of(run, spec) == source])
-        release_memory()
+    (source,) = {source_of(run, spec) for spec in specs}
+    yield from make(run, source, specs)
 
 
 def transformers_generators(

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona_lib.arms import to_dpo_rows, to_sft_rows
-from persona_lib.config import Run, trained_personas
+from persona_lib.config import Run
+from persona_lib.published import trained_personas
 from persona_lib.records import PreferencePair, TailoringRow
 from persona_lib.store import iter_rows, read_json, read_rows, write_text
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona_lib import guards, store
-from persona_lib.config import Run, published_model, trained_personas
+from persona_lib.config import Run
 from persona_lib.fingerprint import module_hash
 from persona_lib.llm import (
     attach_adapters,
@@ -22,6 +22,7 @@ from persona_lib.llm import (
 )
 from persona_lib.persona_text import is_contrastive, strip_contrast
 from persona_lib.prompts import completion_text, tailoring_prompt
+from persona_lib.published import published_model, trained_personas
 from persona_lib.records import Generation, TailoringRow
 from persona_lib.swap_tables import (
     FAMILIES,
@@ -33,7 +34,7 @@ from persona_lib.swap_tables import (
     to_frame,
 )
 from persona_lib.tailor import eval_rows
-from persona_lib.train import adapter_folder
+from persona_lib.train import adapter_folder, release_memory
 from persona_lib.workers import run_jobs, share_out
 
 if TYPE_CHECKING:
@@ -140,6 +141,7 @@ class PolicyLoader:
         source = published or self.run.base_source
         if self.source != source:
             self.model = None  # one model at a time
+            release_memory()
             quantised = (profile.quantization, profile.compute_dtype, profile.gen_expand_weights)
             settings = ("none", profile.compute_dtype) if published else quantised
             self.model, self.tokenizer = load_base(*source, *settings), load_tokenizer(*source)

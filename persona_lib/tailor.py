@@ -17,9 +17,10 @@ from persona_lib.arms import draw
 from persona_lib.config import Profile, Run, main_arm
 from persona_lib.fingerprint import module_hash
 from persona_lib.llm import model_key
-from persona_lib.policies import generators, policy_key
+from persona_lib.policies import generators, policy_key, same_model
 from persona_lib.prompts import STOP, few_shot_prompt, tailoring_prompt
 from persona_lib.records import Generation, RunSpec, TailoringRow
+from persona_lib.train import release_memory
 from persona_lib.workers import run_jobs, share_out
 
 SIDES = ("chosen", "rejected")
@@ -183,11 +184,18 @@ def append_completions(
 
 
 def generate_specs(run: Run, specs: Sequence[RunSpec]) -> None:
-    """Generate some runs of the grid, each model loaded once."""
+    """Generate some runs of the grid: each model is loaded once, and gone before the next one comes."""
     with guards.quiet_libraries():
-        for spec, generator in generators(run, specs):
-            facts = store.read_json(generate_run(run, spec, generator) / "done.json")
-            print(f"{spec.slug}: {facts['n']} answers, {facts['no_eos']} never ended", flush=True)
+        for group in same_model(run, specs):
+            generate_group(run, group)
+            release_memory()
+
+
+def generate_group(run: Run, specs: Sequence[RunSpec]) -> None:
+    """Generate runs that one model answers."""
+    for spec, generator in generators(run, specs):
+        facts = store.read_json(generate_run(run, spec, generator) / "done.json")
+        print(f"{spec.slug}: {facts['n']} answers, {facts['no_eos']} never ended", flush=True)
 
 
 def generate_all(run: Run) -> list[Path]:

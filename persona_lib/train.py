@@ -17,9 +17,10 @@ from typing import Any
 
 from persona_lib import guards, ranks, store
 from persona_lib.arms import draw, to_dpo_rows, to_ordered_dpo_rows, to_sft_rows
-from persona_lib.config import Profile, Run, trained_personas
+from persona_lib.config import Profile, Run
 from persona_lib.fingerprint import module_hash
 from persona_lib.llm import load_base, load_tokenizer, model_key
+from persona_lib.published import trained_personas
 from persona_lib.records import TailoringRow
 from persona_lib.tokens import ENCODERS, RowCounts, count_rows
 from persona_lib.trainers import check_dpo_start, dpo_trainer, sft_trainer

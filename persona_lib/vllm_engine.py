@@ -9,6 +9,7 @@ and cut by the same code as with transformers. Prompts that begin alike share th
 
 from __future__ import annotations
 
+import gc
 import os
 import zlib
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from persona_lib.provenance import package_versions
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values that vLLM takes for max_lora_rank
 ON_GPU = 4  # adapters in GPU memory at a time; the others wait in main memory
+LOADED: dict[tuple, Any] = {}  # the one engine of this process: it takes nearly all of a GPU's memory
 CHUNK = 512  # prompts given to the engine at a time: what is finished is on disk after each
 
 
@@ -51,7 +53,13 @@ def engine_arguments(source: str, revision: str, dtype: str, ranks: Sequence[int
 
 
 def load_engine(source: str, revision: str, dtype: str, ranks: Sequence[int] = ()) -> Any:
-    """Load a model into vLLM; raises ImportError with the mend if vLLM is not installed."""
+    """Load a model into vLLM, or return the engine that is loaded already; another one is given up first.
+
+    Raises ImportError with the mend if vLLM is not installed.
+    """
+    key = (source, revision, dtype, *ranks)
+    if key in LOADED:
+        return LOADED[key]
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # nothing is reported to anyone
     try:
         from vllm import LLM
@@ -60,7 +68,10 @@ def load_engine(source: str, revision: str, dtype: str, ranks: Sequence[int] = (
             "engine: vllm needs vLLM and a GPU: pip install -e '.[lab,vllm]' -c constraints-vllm.txt, or set "
             "engine: transformers"
         ) from error
-    return LLM(**engine_arguments(source, revision, dtype, ranks))
+    LOADED.clear()
+    gc.collect()  # an engine ends when nobody holds it any more
+    LOADED[key] = LLM(**engine_arguments(source, revision, dtype, ranks))
+    return LOADED[key]
 
 
 def lora_request(name: str, number: int, folder: Path) -> Any:

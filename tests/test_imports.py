@@ -33,7 +33,7 @@ HEAVY = (
 # A module imports from its own level (without circles) and from lower ones.
 LEVELS = {
     0: "records store config fingerprint prompts metrics bootstrap text_metrics tokens vocabulary "
-    "environment provenance workers ranks hub persona_text",
+    "environment provenance workers ranks hub persona_text published",
     1: "synthetic oracle official raw model_personas data released retrieval llm merging generate "
     "vllm_engine endpoint generators arms guards leakage origin views",
     2: "base unseen prometheus chat_judge personas persona_quality tailoring trainers train train_rank "

@@ -9,7 +9,7 @@ import pytest
 from test_llm import save_adapter
 from tiny import tiny_model, tiny_rows, tiny_run
 
-from persona_lib import config, judge, llm, policies, store, swap, tailor, train
+from persona_lib import judge, llm, policies, published, store, swap, tailor, train
 from persona_lib.config import ConfigError, Run, load_profile, set_field
 from persona_lib.generate import TransformersGenerator
 from persona_lib.prompts import STOP, completion_text, tailoring_prompt
@@ -41,10 +41,10 @@ def test_adapters_of_a_policy_are_stacked_sft_first_and_a_published_arm_has_none
 
 def test_a_published_arm_is_named_by_data_set_arm_model_and_revision():
     profile = publish("synthetic/dpo-chosen=someone/model@a1b2", "synthetic/sft-chosen=models/own").profile
-    assert config.published_model(profile, "synthetic", "dpo-chosen") == ("someone/model", "a1b2")
-    assert config.published_model(profile, "synthetic", "sft-chosen") == ("models/own", "")
-    assert config.published_model(profile, "synthetic", "dpo-none") is None
-    assert config.published_model(profile, "hhh", "dpo-chosen") is None
+    assert published.published_model(profile, "synthetic", "dpo-chosen") == ("someone/model", "a1b2")
+    assert published.published_model(profile, "synthetic", "sft-chosen") == ("models/own", "")
+    assert published.published_model(profile, "synthetic", "dpo-none") is None
+    assert published.published_model(profile, "hhh", "dpo-chosen") is None
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_a_published_arm_is_named_by_data_set_arm_model_and_revision():
         ("dpo-chosen=someone/model", "write DATASET/ARM=MODEL"),
         ("synthetic/dpo-chosen", "write DATASET/ARM=MODEL"),
         ("synthetic/few_shot-chosen=someone/model", "write DATASET/ARM=MODEL"),
-        ("synthetc/dpo-chosen=someone/model", "no data set 'synthetc' here; did you mean synthetic"),
+        ("synthetc/dpo-chosen=someone/model", "no data set 'synthetc' here; known: synthetic"),
         ("synthetic/dpo-both=someone/model", "dpo-both is not an arm here"),
         ("synthetic/sft-chosen=someone/model", "publish dpo-chosen, too"),
     ],
@@ -145,6 +145,28 @@ def test_the_published_model_answers_for_its_arm_and_adapters_for_the_others(run
     assert made["model"] == f"dpo-chosen = {tmp_path / 'theirs'}" and made["adapters"] == []
 
 
+def test_a_model_is_gone_before_the_next_one_is_loaded(run, monkeypatch):
+    """Two 8B models do not fit where one does."""
+    import weakref
+
+    alive, load = [], policies.load_base
+
+    def watched(*where):
+        assert alive == [], "two models at once"
+        model = load(*where)
+        alive.append(str(where[0]))
+        weakref.finalize(model, alive.pop)
+        return model
+
+    monkeypatch.setattr(policies, "load_base", watched)
+    specs = [spec("dpo", "none"), spec(), spec("sft", "none"), spec(persona="none")]
+    assert [[s.arm for s in group] for group in policies.same_model(run, specs)] == [
+        ["dpo-none", "sft-none"], ["dpo-chosen", "dpo-chosen"]
+    ]  # fmt: skip
+    tailor.generate_specs(run, specs)
+    assert all((tailor.generation_folder(run, one) / "done.json").exists() for one in specs)
+
+
 def test_another_published_model_makes_its_answers_again_and_no_others(run, tmp_path):
     keys = {s.slug: tailor.generation_key(run, s) for s in tailor.grid(run)}
     tiny_model(seed=6).save_pretrained(tmp_path / "theirs")
@@ -217,10 +239,10 @@ def test_an_exported_merged_arm_published_again_answers_as_its_adapters_did(tmp_
     before = tailor.read_generations(own, spec())
     merged = export.export_arm(own, "dpo-chosen", tmp_path / "out", merge=True) / "merged"
     profile = set_field(own.profile, published_arms=[f"synthetic/dpo-chosen={merged}"])
-    published = dataclasses.replace(own, profile=profile)
-    tailor.generate_all(published)
-    assert tailor.read_generations(published, spec()) == before
-    made = store.read_json(tailor.generation_folder(published, spec()) / "spec.json")["generator"]
+    theirs = dataclasses.replace(own, profile=profile)
+    tailor.generate_all(theirs)
+    assert tailor.read_generations(theirs, spec()) == before
+    made = store.read_json(tailor.generation_folder(theirs, spec()) / "spec.json")["generator"]
     assert made["model"].endswith("merged")
 
 

@@ -7,6 +7,7 @@ fields are those of vLLM 0.30.0. With vLLM and a GPU: the real engine against tr
 from __future__ import annotations
 
 import sys
+import weakref
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -128,6 +129,26 @@ def test_a_profile_chooses_the_engine_for_models_that_are_loaded_here(monkeypatc
 def test_vllm_in_float32_is_refused_because_its_adapters_work_in_16_bits_only():
     with pytest.raises(ConfigError, match="engine=vllm needs compute_dtype=bfloat16"):
         set_field(load_profile("synthetic"), engine="vllm")
+
+
+def test_one_engine_is_kept_and_given_up_before_another_is_loaded(monkeypatch):
+    """A GPU has room for one: the first must be gone when the second begins to load."""
+    alive = []
+
+    class Heavy:
+        def __init__(self, **arguments):
+            assert alive == [], "two engines at once"
+            self.name = arguments["model"]
+            alive.append(self.name)
+            weakref.finalize(self, alive.remove, self.name)
+
+    monkeypatch.setattr(vllm_engine, "LOADED", {})
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=Heavy))
+    first = vllm_engine.load_engine("first", "", "bfloat16")
+    assert vllm_engine.load_engine("first", "", "bfloat16") is first
+    del first
+    vllm_engine.load_engine("second", "", "bfloat16", [16])
+    assert alive == ["second"]
 
 
 def test_without_vllm_the_error_says_how_to_get_it(monkeypatch):
