@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -207,9 +208,7 @@ def as_dataset(rows: list[dict], folder: Path) -> Any:
     if ranks.count() == 1:
         return data
     if ranks.rank() == 0:
-        shutil.rmtree(
-            folder, ignore_errors=True
-        )  # a cache that a killed run left would draw no random numbers
+        shutil.rmtree(folder, ignore_errors=True)  # a killed run's cache would change the random numbers
         data.save_to_disk(str(folder))
     ranks.share(None)
     return load_from_disk(str(folder))
@@ -277,8 +276,8 @@ def whole_adapter(model: Any) -> dict[str, Any]:
         name: p.detach().full_tensor() if hasattr(p, "full_tensor") else p.detach()
         for name, p in guards.trainable_parameters(model).items()
     }
-    sums = [float(weights.double().sum()) for weights in found.values()]
-    if ranks.share(sums) != sums:
+    sizes = [float(weights.abs().double().sum()) for weights in found.values()]
+    if not all(math.isclose(*pair, rel_tol=1e-6) for pair in zip(ranks.share(sizes), sizes, strict=True)):
         raise guards.TrainingError(f"rank {ranks.rank()} and rank 0 hold other adapters: no common gradients")
     return found
 
