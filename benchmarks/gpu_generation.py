@@ -63,8 +63,9 @@ def make_bench(shrink: bool) -> Bench:
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     if shrink:
         config = llama31.llama_config(**llama31.SMALL, **ids, vocab_size=len(tokenizer))
-        return Bench(config, tokenizer, (4, 8), 6, 2, (1, 4), 10**6)
-    return Bench(llama31.llama_config(**ids), tokenizer, (30, 80), 128, 3, (1, 16, 64), 4 * 10**9)
+        return Bench(config, tokenizer, words=(4, 8), new_tokens=6, repeats=2, batches=(1, 4), copied=10**6)
+    sizes = {"new_tokens": 128, "repeats": 3, "batches": (1, 16, 64), "copied": 4 * 10**9}
+    return Bench(llama31.llama_config(**ids), tokenizer, words=(30, 80), **sizes)
 
 
 def make_prompts(words: tuple[int, int], n: int) -> list[str]:

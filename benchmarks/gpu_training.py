@@ -59,9 +59,11 @@ def make_bench(shrink: bool) -> Bench:
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     if shrink:
         config = llama31.llama_config(**llama31.SMALL, **ids, vocab_size=len(tokenizer))
-        return Bench(config, tokenizer, (8, 14), (6, 20), 48, 192, 1, 3, 2, 256)
+        sizes = {"row_tokens": 48, "step_tokens": 192, "warm_up": 1, "steps": 3, "repeats": 2, "matrix": 256}
+        return Bench(config, tokenizer, prompt=(8, 14), response=(6, 20), **sizes)
     config = llama31.llama_config(**ids)
-    return Bench(config, tokenizer, (36, 92), (25, 225), 512, 8192, 3, 20, 3, 8192)
+    sizes = {"row_tokens": 512, "step_tokens": 8192, "warm_up": 3, "steps": 20, "repeats": 3, "matrix": 8192}
+    return Bench(config, tokenizer, prompt=(36, 92), response=(25, 225), **sizes)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from persona_lib.config import Profile, results_dir
@@ -24,6 +25,8 @@ def command_of(profile: Profile, overrides: list[str]) -> str:
         seeds = value.split(",")
         if name == "data_dir":
             words += ["--data", "PATH"]
+        elif name.endswith("_model") and Path(value).is_absolute():
+            words += ["--set", f"{name}=FOLDER"]
         elif name == "seeds" and seeds == [str(i) for i in range(len(seeds))]:
             words += ["--seeds", str(len(seeds))]
         else:

@@ -235,6 +235,10 @@ def test_the_command_line_is_that_of_the_settings():
         "./run_all.sh --profile scratch --seeds 3 --data PATH --set dpo_beta=0.2 --set seeds=3,5"
     )
     assert command_of(load_profile("synthetic"), []) == "./run_all.sh"
+    models = ["base_model=/somewhere/private", "judge_model=owner/name"]
+    assert command_of(load_profile("synthetic"), models) == (
+        "./run_all.sh --set base_model=FOLDER --set judge_model=owner/name"
+    )
 
 
 def test_a_table_made_by_hand_says_that_nothing_was_recorded(profile):

@@ -236,6 +236,18 @@ def test_the_figure_and_the_short_table_are_drawn_from_the_saved_one(run, tmp_pa
     ]
 
 
+def test_a_table_without_a_single_difference_is_drawn_as_empty():
+    """Where both sides have the same persona, D > 0 is undefined for every row."""
+    import pandas as pd
+
+    from persona_lib import swap_plots
+
+    table = pd.DataFrame(
+        {"arm": ["base"], "persona_format": ["line"], "measure": ["policy"], "persona": ["gold"], "n": [4]}
+    ).assign(d_positive=float("nan"))
+    assert "n = 0" in swap_plots.plot_swap(table).axes[0].get_xlabel()
+
+
 def test_the_persona_free_baseline_is_also_asked_in_first_person(run):
     from persona_lib.config import set_field
 
