@@ -77,7 +77,9 @@ def made_by(profile: Profile, name: str, table: pd.DataFrame) -> str:
     sizes = sorted({int(n) for n in table.n.dropna()}) if "n" in table else []
     n = "see the table" if not sizes else str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
     if name.startswith("released"):
-        return origin_line(profile, "none, no model runs", n, "13_released_outputs")
+        judged = name in ("released_judged", "released_agreement")
+        runs = "none, only judges run" if judged else "none, no model runs"
+        return origin_line(profile, runs, n, "13_released_outputs")
     seeds = " ".join(dict.fromkeys(table.seeds.dropna())) if "seeds" in table else seeds_of(profile)
     return origin_line(profile, seeds or "not recorded", n)
 
