@@ -85,7 +85,8 @@ def two_judges(tmp_path, monkeypatch):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
     second = Shorter()
     monkeypatch.setattr(judge, "load_generator", lambda run, role, batch: second)
-    settings = ["second_judge_model=shorter-first", "n_test=8", "bootstrap_samples=40", "seeds=0,1"]
+    served = ["second_judge_model=shorter-first", "second_judge_url=http://localhost:1/v1"]
+    settings = [*served, "n_test=8", "bootstrap_samples=40", "seeds=0,1"]
     profile = load_profile("smoke", settings)
     for seed in profile.seeds:
         tiny_results.fill_run(Run(profile, "synthetic", seed))

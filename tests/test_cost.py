@@ -39,7 +39,7 @@ def test_sizes_add_up_to_the_published_number_of_parameters(name, billions):
 def test_downloads_are_two_bytes_per_parameter_and_no_layer_breaks_a_block_of_nf4(name):
     size, model = cost.size_of(name), workload.facts()["models"][name]
     stored = 2 * (size.linear + size.head + size.embedding) / 1e9
-    assert model["download_gb"] == pytest.approx(stored, rel=0.02)
+    assert hub.MODELS[name].gb == pytest.approx(stored, rel=0.02)
     assert model["hidden"] % 64 == model["mlp"] % 64 == model["kv"] % 64 == 0
 
 
@@ -159,7 +159,7 @@ def test_the_small_profile_fits_a_16_gb_card_in_an_evening_and_is_said_not_to_be
     assert cost.smallest_card(small)["gb"] == 16
     assert sum(cost.step_hours(small, cost.smallest_card(small)).values()) < 4
     assert small.base_model == SMALL and set(small.datasets) == {"beavertails", "hhh"}
-    assert not any(workload.facts()["models"][name]["gated"] for name in plan.hub_models(small))
+    assert not any(hub.MODELS[name].gated for name in plan.hub_models(small))
     assert "not run by us" in small.description
     assert any("has not been run with this version" in note for note in plan.not_ready(small))
     on_cpu = dataclasses.replace(small, compute_dtype="float32")
