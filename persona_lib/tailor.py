@@ -72,12 +72,13 @@ def grid(run: Run) -> list[RunSpec]:
     ]
 
 
-def eval_rows(run: Run) -> list[TailoringRow]:
-    """Return the rows of the profile's evaluation split: all, or ``eval_limit`` of them drawn by id.
+def eval_rows(run: Run, split: str = "") -> list[TailoringRow]:
+    """Return the rows of a split (the profile's evaluation split): all, or ``eval_limit`` drawn by id.
 
     The draw depends on nothing else, so every arm and seed is measured on the same rows.
     """
-    rows = store.read_rows(run.folder / "tailoring" / f"{run.profile.eval_split}.jsonl", TailoringRow)
+    path = run.folder / "tailoring" / f"{split or run.profile.eval_split}.jsonl"
+    rows = store.read_rows(path, TailoringRow)
     if not run.profile.eval_limit:
         return rows
     kept = {
