@@ -285,6 +285,7 @@ def generation_flip(run: Run) -> pd.DataFrame:
     writes ``tables/generation_flip.csv``.
     """
     rows = {row.id: row for row in eval_rows(run)}
+    answered = any(row.chosen and row.rejected for row in rows.values())  # not so in Mnemonic's test split
     folder = run.folder / "generations"
     slugs = {path.parent.name for path in folder.glob("*/done.json")}
     parts = sorted({(slug.split(".")[0], slug.split(".")[2]) for slug in slugs})
@@ -293,7 +294,7 @@ def generation_flip(run: Run) -> pd.DataFrame:
         found = []
         for family in FAMILIES:
             sides = [f"{arm}.{family}-{side}.{persona_format}" for side in ("chosen", "rejected")]
-            if slugs.issuperset(sides):
+            if answered and slugs.issuperset(sides):
                 outputs = [
                     {g.id: g for g in store.read_rows(folder / s / "rows.jsonl", Generation)} for s in sides
                 ]
