@@ -79,6 +79,15 @@ def swap_personas(row: TailoringRow, wanted: Iterable[str], families: Sequence[s
     return personas
 
 
+def swap_rows(run: Run) -> list[TailoringRow]:
+    """Return the rows whose responses are scored: those of the evaluation split that have both.
+
+    Where none has (Mnemonic's test split was released without), those of validation.
+    """
+    rows = [row for row in eval_rows(run) if row.chosen and row.rejected]
+    return rows or [row for row in eval_rows(run, "validation") if row.chosen and row.rejected]
+
+
 def adapters_of(run: Run, arm: str) -> list[Path]:
     """Return the adapter folders of an arm's policy, lowest first; none for a published arm.
 
@@ -155,10 +164,10 @@ class PolicyLoader:
 def score_policy(
     run: Run, arm: str, persona_format: str = "line", loader: PolicyLoader | None = None
 ) -> list[PolicyScore]:
-    """Score every evaluation row's two responses under every persona; resumes, and is done once.
+    """Score the two responses of every row of `swap_rows` under every persona; resumes, and is done once.
 
     Writes ``swap/<arm>.<persona_format>/policy.jsonl``. "first_person" shows the personas as the paper
-    shows them to its persona-free baseline. Rows without responses (Mnemonic test) are left out.
+    shows them to its persona-free baseline.
     """
     folder, key = swap_folder(run, arm, persona_format), swap_key(run, arm, persona_format)
     path = folder / "policy.jsonl"
@@ -169,18 +178,16 @@ def score_policy(
     known = (
         {(row.id, row.eval_persona) for row in store.read_rows(path, PolicyScore)} if path.exists() else set()
     )
-    rows = eval_rows(run)
     families = swap_families(arm, persona_format)
     jobs = [
         (row, name, persona)
-        for row in rows
-        if row.chosen and row.rejected
+        for row in swap_rows(run)
         for name, persona in swap_personas(row, run.profile.eval_personas, families).items()
         if (row.id, name) not in known
     ]
     score_jobs(run, arm, persona_format, jobs, loader or PolicyLoader(run), path)
     scores = store.read_rows(path, PolicyScore)
-    store.mark_done(folder, key, rows=len(scores), skipped=sum(not (r.chosen and r.rejected) for r in rows))
+    store.mark_done(folder, key, rows=len(scores))
     return scores
 
 
@@ -298,6 +305,7 @@ def generation_flip(run: Run) -> pd.DataFrame:
     writes ``tables/generation_flip.csv``.
     """
     rows = {row.id: row for row in eval_rows(run)}
+    answered = any(row.chosen and row.rejected for row in rows.values())  # not so in Mnemonic's test split
     folder = run.folder / "generations"
     slugs = {path.parent.name for path in folder.glob("*/done.json")}
     parts = sorted({(slug.split(".")[0], slug.split(".")[2]) for slug in slugs})
@@ -306,7 +314,7 @@ def generation_flip(run: Run) -> pd.DataFrame:
         found = []
         for family in FAMILIES:
             sides = [f"{arm}.{family}-{side}.{persona_format}" for side in ("chosen", "rejected")]
-            if slugs.issuperset(sides):
+            if answered and slugs.issuperset(sides):
                 outputs = [
                     {g.id: g for g in store.read_rows(folder / s / "rows.jsonl", Generation)} for s in sides
                 ]

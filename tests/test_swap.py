@@ -194,6 +194,21 @@ def test_scores_are_those_of_the_policy_and_of_its_reference(run):
     assert one.policy_chosen != pytest.approx(one.reference_chosen, abs=1e-2)
 
 
+def test_validation_rows_stand_in_where_no_evaluated_row_has_responses(run):
+    folder = run.folder / "tailoring"
+    *rows, unanswered = store.read_rows(folder / f"{run.profile.eval_split}.jsonl", TailoringRow)
+    assert unanswered.chosen == ""
+    validation = [replace(row, id=f"v-{row.id}", split="validation") for row in rows]
+    validation[0] = replace(validation[0], rejected="")
+    store.write_rows(folder / "validation.jsonl", validation)
+    assert swap.swap_rows(run) == rows
+    store.write_rows(folder / f"{run.profile.eval_split}.jsonl", [replace(rows[0], chosen=""), *rows[1:]])
+    assert swap.swap_rows(run) == rows[1:]
+    empty = [replace(row, chosen="", rejected="") for row in rows]
+    store.write_rows(folder / f"{run.profile.eval_split}.jsonl", empty)
+    assert swap.swap_rows(run) == validation[1:]
+
+
 def test_a_killed_step_resumes_where_it_was_and_a_finished_one_is_not_run_again(run, monkeypatch):
     whole = swap.persona_swap(run, "sft-chosen")
     folder = swap.swap_folder(run, "sft-chosen")
