@@ -224,6 +224,40 @@ def test_vllm_gets_one_adapter_for_a_stack_made_again_when_an_adapter_changes(ru
     assert store.read_json(folder / "done.json")["key"] != before
 
 
+def test_with_vllm_every_arm_gets_its_joined_adapter_and_a_published_one_none(run, monkeypatch):
+    """The engine is a stand-in (see test_vllm); models, adapters and files are real."""
+    import sys
+    from types import SimpleNamespace
+
+    from test_vllm import Engine, Params
+
+    engines = []
+
+    def load_engine(source, revision, dtype, ranks):
+        engines.append((source, dtype, ranks, Engine()))
+        return engines[-1][-1]
+
+    monkeypatch.setattr(policies, "load_engine", load_engine)
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=Params))
+    monkeypatch.setitem(sys.modules, "vllm.lora", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "vllm.lora.request", SimpleNamespace(LoRARequest=SimpleNamespace))
+    vllm = set_field(run.profile, engine="vllm", compute_dtype="bfloat16")
+    vllm = dataclasses.replace(run, profile=vllm)
+    specs = [spec("dpo", "none"), spec(), spec("sft", "chosen")]
+    tailor.generate_specs(vllm, specs)
+
+    (base, dtype, ranks, shared), (theirs, _, none, whole) = engines
+    assert (base, theirs) == (run.base_source[0], policies.source_of(vllm, spec())[0])
+    assert (dtype, ranks, none) == ("bfloat16", [8, 4], [])
+    adapters = [call[2] for call in shared.calls]
+    assert [Path(a.lora_path).relative_to(run.folder).as_posix() for a in adapters] == [
+        "joined/dpo-none", "joined/sft-chosen"
+    ]  # fmt: skip
+    assert [call[2] for call in whole.calls] == [None]
+    rows = tailor.read_generations(vllm, spec())
+    assert {row.completion for row in rows.values()} == {"Response:"} and len(rows) == 6
+
+
 @pytest.mark.slow
 def test_an_exported_merged_arm_published_again_answers_as_its_adapters_did(tmp_path, monkeypatch):
     from persona_lib import export
