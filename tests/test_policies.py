@@ -85,7 +85,7 @@ def test_only_what_is_not_published_is_trained_and_sft_only_where_something_need
 def test_with_nothing_trained_a_published_arm_is_compared_with_few_shot():
     run = publish("synthetic/dpo-chosen=m", methods=["few_shot", "dpo"], train_personas=["none", "chosen"])
     assert "few_shot-chosen.gold-chosen.line" in {
-        m.base.slug for m in judge.matchups(run) if m.kind == "stage"
+        m.base.slug for m in judge.matchups(run) if m.kind == "published"
     }
     alone = publish("synthetic/dpo-chosen=m", methods=["few_shot", "dpo"], train_personas=["chosen"])
     assert [(m.test.arm, m.base.arm) for m in judge.matchups(alone)] == [
@@ -258,6 +258,22 @@ def test_with_vllm_every_arm_gets_its_joined_adapter_and_a_published_one_none(ru
     assert {row.completion for row in rows.values()} == {"Response:"} and len(rows) == 6
 
 
+def test_a_published_arm_beside_trained_ones_leaves_every_aim_with_one_answer(tmp_path, monkeypatch):
+    from tiny_results import fill_run
+
+    from persona_lib import primary
+    from persona_lib.results import read_table
+
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
+    beside = publish("synthetic/dpo-chosen=someone/model", n_test=12, bootstrap_samples=50)
+    fill_run(beside)
+    primary.save_tables(beside.profile)
+    aims = read_table(beside.profile, "primary")
+    judged = aims[aims.aim == "PT-DPO against PT-SFT, personalization net win rate"]
+    assert len(judged) == 4 and "not run" not in set(judged.met)
+    assert "published" in set(read_table(beside.profile, "methods").kind)
+
+
 @pytest.mark.slow
 def test_an_exported_merged_arm_published_again_answers_as_its_adapters_did(tmp_path, monkeypatch):
     from persona_lib import export
@@ -304,5 +320,9 @@ def test_every_table_can_be_made_of_a_published_arm_alone(tmp_path, monkeypatch)
     assert "TESTED (dpo-chosen.gold-chosen.line)" in show_answers.judged_example(alone)
     assert set(show_answers.score_table(alone).reset_index().policy) == {"dpo-chosen", "few_shot-chosen"}
     primary.save_tables(alone.profile)
-    assert set(read_table(alone.profile, "stage").label) == set(labels)
+    assert set(read_table(alone.profile, "methods").label) == set(labels)
+    aims = read_table(alone.profile, "primary")
+    assert set(aims[aims.aim.str.startswith("PT-DPO against")].met) == {
+        "not run"
+    }  # few-shot is no DPO or SFT
     assert len(read_table(alone.profile, "main")) == 0 and len(read_table(alone.profile, "swap")) > 0
