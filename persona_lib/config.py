@@ -36,7 +36,7 @@ CHANGE_NO_RESULT = (
 JUDGE_FORMATS = ("letter", "json", "prometheus")
 # What the authors' code showed a judge by mistake; see ``judge.as_shown``.
 JUDGE_QUIRKS = ("repeated_label", "persona_in_question")
-MATCHUP_KINDS = ("main", "sft", "few_shot", "stage", "arm", "control")
+MATCHUP_KINDS = ("main", "sft", "few_shot", "stage", "arm", "control", "published")
 
 
 class ConfigError(ValueError):

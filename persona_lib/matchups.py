@@ -15,7 +15,8 @@ class Matchup:
     """A row of a results table: a tested run against a base run, judged for ``judge_persona``.
 
     ``kind`` says what it shows: "main" (the paper's table), "sft" or "few_shot" (the same method without
-    personas), "stage" (DPO against SFT), "arm" (another training persona) or "control" (expected null).
+    personas), "stage" (DPO against SFT), "arm" (another training persona), "control" (expected null)
+    or "published" (a published arm against few-shot, which needs no training).
     """
 
     label: str
@@ -72,7 +73,7 @@ def matchups(run: Run) -> list[Matchup]:
             if published_model(run.profile, run.dataset, "dpo-chosen"):
                 shown = cell("few_shot", "chosen", persona, "line")
                 rows.append(
-                    (f"{persona}, PT-DPO (published) against few-shot", "stage", tested, shown, persona)
+                    (f"{persona}, PT-DPO (published) against few-shot", "published", tested, shown, persona)
                 )
             for method in ("sft", "few_shot"):
                 pair = cell(method, "chosen", persona, "line"), cell(method, "none", persona, "first_person")

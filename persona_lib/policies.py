@@ -128,7 +128,8 @@ def vllm_generators(
     engine = load_engine(*where, run.profile.compute_dtype, ranks)
     tokenizer = load_tokenizer(*where)
     for spec in specs:
-        folder, number = folders[spec.arm], list(folders).index(spec.arm) + 1
-        adapter = lora_request(spec.arm, number, folder) if folder else None
+        folder = folders[spec.arm]
+        key = store.read_json(folder / "done.json")["key"] if folder else ""
+        adapter = lora_request(spec.arm, key, folder) if folder else None
         name = policy_name(run, spec)
         yield spec, VllmGenerator(engine, tokenizer, name, run.profile.compute_dtype, adapter)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 TABLES = {  # file of a judged table -> the kinds of matchups in it
     "main": ("main",),
     "stage": ("stage",),
-    "methods": ("sft", "few_shot"),
+    "methods": ("sft", "few_shot", "published"),
     "arms": ("arm",),
     "controls": ("control",),
 }

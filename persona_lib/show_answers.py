@@ -97,13 +97,13 @@ def judging_table(run: Run, role: str = "judge") -> pd.DataFrame:
 
 
 def score_table(run: Run) -> pd.DataFrame:
-    """Return the oracle's absolute scores, averaged, of every policy in the main and stage comparisons."""
+    """Return the oracle's absolute scores, averaged, of every policy in the main comparisons and the like."""
     import pandas as pd
 
     pairs = {
         (spec.slug, m.judge_persona): (spec, m.judge_persona)
         for m in matchups(run)
-        if m.kind in ("main", "stage")
+        if m.kind in ("main", "stage", "published")
         for spec in (m.test, m.base)
     }
     rows = []

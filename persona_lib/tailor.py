@@ -73,26 +73,10 @@ def grid(run: Run) -> list[RunSpec]:
     ]
 
 
-<<<<<<< HEAD
-def eval_rows(run: Run) -> list[TailoringRow]:
-    """Return the rows of the profile's evaluation split: all, or ``eval_limit`` of them drawn by id."""
-    rows = store.read_rows(run.folder / "tailoring" / f"{run.profile.eval_split}.jsonl", TailoringRow)
-    return draw(rows, run.profile.eval_limit)
-=======
 def eval_rows(run: Run, split: str = "") -> list[TailoringRow]:
-    """Return the rows of a split (the profile's evaluation split): all, or ``eval_limit`` drawn by id.
-
-    The draw depends on nothing else, so every arm and seed is measured on the same rows.
-    """
+    """Return the rows of a split (the profile's evaluation split): all, or ``eval_limit`` drawn by id."""
     path = run.folder / "tailoring" / f"{split or run.profile.eval_split}.jsonl"
-    rows = store.read_rows(path, TailoringRow)
-    if not run.profile.eval_limit:
-        return rows
-    kept = {
-        row.id for row in sorted(rows, key=lambda row: store.content_hash(row.id))[: run.profile.eval_limit]
-    }
-    return [row for row in rows if row.id in kept]
->>>>>>> 5d8b65bbcc7d84d2de881a2515f7b1ab12c47cce
+    return draw(store.read_rows(path, TailoringRow), run.profile.eval_limit)
 
 
 def persona_of(row: TailoringRow, eval_persona: str) -> str | None:

@@ -74,10 +74,16 @@ def load_engine(source: str, revision: str, dtype: str, ranks: Sequence[int] = (
     return LOADED[key]
 
 
-def lora_request(name: str, number: int, folder: Path) -> Any:
-    """Return vLLM's handle for an adapter; ``number`` is at least 1 and belongs to this adapter alone."""
+def lora_request(name: str, key: str, folder: Path) -> Any:
+    """Return vLLM's handle for an adapter whose content ``key`` identifies.
+
+    vLLM knows adapters by number and their cached prompts by name, so both are made of the key: an engine
+    that is asked again later never mistakes one adapter for another.
+    """
     from vllm.lora.request import LoRARequest
 
+    name = f"{name}@{key}"
+    number = zlib.crc32(name.encode()) % 2**31 or 1
     return LoRARequest(lora_name=name, lora_int_id=number, lora_path=str(folder))
 
 
@@ -141,7 +147,7 @@ class VllmGenerator:
         """What decides the completions besides weights and prompts."""
         return {
             "model": self.name,
-            "adapters": [self.adapter.lora_name] if self.adapter else [],
+            "adapters": [self.adapter.lora_name] if self.adapter else [],  # name and key
             "decoding": "greedy",
             "engine": f"vllm {package_versions().get('vllm', 'of unknown version')}",
             "dtype": self.dtype,

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from persona_lib import cost, judge, plan, store, tailor, workload
+from persona_lib import cost, hub, judge, plan, store, tailor, workload
 from persona_lib.config import REPO, Run, load_profile
 from persona_lib.endpoint import Answer
 from persona_lib.workload import Calls

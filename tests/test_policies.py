@@ -85,7 +85,7 @@ def test_only_what_is_not_published_is_trained_and_sft_only_where_something_need
 def test_with_nothing_trained_a_published_arm_is_compared_with_few_shot():
     run = publish("synthetic/dpo-chosen=m", methods=["few_shot", "dpo"], train_personas=["none", "chosen"])
     assert "few_shot-chosen.gold-chosen.line" in {
-        m.base.slug for m in judge.matchups(run) if m.kind == "stage"
+        m.base.slug for m in judge.matchups(run) if m.kind == "published"
     }
     alone = publish("synthetic/dpo-chosen=m", methods=["few_shot", "dpo"], train_personas=["chosen"])
     assert [(m.test.arm, m.base.arm) for m in judge.matchups(alone)] == [
@@ -224,6 +224,56 @@ def test_vllm_gets_one_adapter_for_a_stack_made_again_when_an_adapter_changes(ru
     assert store.read_json(folder / "done.json")["key"] != before
 
 
+def test_with_vllm_every_arm_gets_its_joined_adapter_and_a_published_one_none(run, monkeypatch):
+    """The engine is a stand-in (see test_vllm); models, adapters and files are real."""
+    import sys
+    from types import SimpleNamespace
+
+    from test_vllm import Engine, Params
+
+    engines = []
+
+    def load_engine(source, revision, dtype, ranks):
+        engines.append((source, dtype, ranks, Engine()))
+        return engines[-1][-1]
+
+    monkeypatch.setattr(policies, "load_engine", load_engine)
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=Params))
+    monkeypatch.setitem(sys.modules, "vllm.lora", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "vllm.lora.request", SimpleNamespace(LoRARequest=SimpleNamespace))
+    vllm = set_field(run.profile, engine="vllm", compute_dtype="bfloat16")
+    vllm = dataclasses.replace(run, profile=vllm)
+    specs = [spec("dpo", "none"), spec(), spec("sft", "chosen")]
+    tailor.generate_specs(vllm, specs)
+
+    (base, dtype, ranks, shared), (theirs, _, none, whole) = engines
+    assert (base, theirs) == (run.base_source[0], policies.source_of(vllm, spec())[0])
+    assert (dtype, ranks, none) == ("bfloat16", [8, 4], [])
+    adapters = [call[2] for call in shared.calls]
+    assert [Path(a.lora_path).relative_to(run.folder).as_posix() for a in adapters] == [
+        "joined/dpo-none", "joined/sft-chosen"
+    ]  # fmt: skip
+    assert [call[2] for call in whole.calls] == [None]
+    rows = tailor.read_generations(vllm, spec())
+    assert {row.completion for row in rows.values()} == {"Response:"} and len(rows) == 6
+
+
+def test_a_published_arm_beside_trained_ones_leaves_every_aim_with_one_answer(tmp_path, monkeypatch):
+    from tiny_results import fill_run
+
+    from persona_lib import primary
+    from persona_lib.results import read_table
+
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
+    beside = publish("synthetic/dpo-chosen=someone/model", n_test=12, bootstrap_samples=50)
+    fill_run(beside)
+    primary.save_tables(beside.profile)
+    aims = read_table(beside.profile, "primary")
+    judged = aims[aims.aim == "PT-DPO against PT-SFT, personalization net win rate"]
+    assert len(judged) == 4 and "not run" not in set(judged.met)
+    assert "published" in set(read_table(beside.profile, "methods").kind)
+
+
 @pytest.mark.slow
 def test_an_exported_merged_arm_published_again_answers_as_its_adapters_did(tmp_path, monkeypatch):
     from persona_lib import export
@@ -270,5 +320,9 @@ def test_every_table_can_be_made_of_a_published_arm_alone(tmp_path, monkeypatch)
     assert "TESTED (dpo-chosen.gold-chosen.line)" in show_answers.judged_example(alone)
     assert set(show_answers.score_table(alone).reset_index().policy) == {"dpo-chosen", "few_shot-chosen"}
     primary.save_tables(alone.profile)
-    assert set(read_table(alone.profile, "stage").label) == set(labels)
+    assert set(read_table(alone.profile, "methods").label) == set(labels)
+    aims = read_table(alone.profile, "primary")
+    assert set(aims[aims.aim.str.startswith("PT-DPO against")].met) == {
+        "not run"
+    }  # few-shot is no DPO or SFT
     assert len(read_table(alone.profile, "main")) == 0 and len(read_table(alone.profile, "swap")) > 0

@@ -151,6 +151,21 @@ def test_one_engine_is_kept_and_given_up_before_another_is_loaded(monkeypatch):
     assert alive == ["second"]
 
 
+def test_adapters_of_one_name_but_another_content_are_never_mistaken(monkeypatch, tmp_path):
+    """vLLM keeps adapters by number and prompts by adapter name for as long as an engine lives."""
+    request = SimpleNamespace(LoRARequest=SimpleNamespace)
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "vllm.lora", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "vllm.lora.request", request)
+    made = [
+        vllm_engine.lora_request(name, key, tmp_path)
+        for name, key in (("dpo-chosen", "k1"), ("dpo-chosen", "k2"), ("dpo-none", "k1"))
+    ]
+    assert len({one.lora_int_id for one in made}) == len({one.lora_name for one in made}) == 3
+    assert all(one.lora_int_id >= 1 and one.lora_path == str(tmp_path) for one in made)
+    assert vllm_engine.lora_request("dpo-chosen", "k1", tmp_path) == made[0]
+
+
 def test_without_vllm_the_error_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(ImportError, match=r"constraints-vllm\.txt, or set engine: transformers"):
@@ -215,7 +230,7 @@ def test_vllm_serves_an_adapter_beside_the_base_as_transformers_does(gpu, tmp_pa
     adapter = save_adapter(base, tmp_path / "sft-chosen", 1)
     tokenizer = llm.load_tokenizer(base)
     engine = vllm_engine.load_engine(str(base), "", "bfloat16", [4])
-    request = vllm_engine.lora_request("sft-chosen", 1, adapter)
+    request = vllm_engine.lora_request("sft-chosen", "k", adapter)
     found = [
         complete(vllm_engine.VllmGenerator(engine, tokenizer, "tiny", "bfloat16", handle))
         for handle in (None, request)
