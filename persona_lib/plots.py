@@ -182,9 +182,19 @@ def label_rows(axis: Any, main: pd.DataFrame, paper: pd.DataFrame, places: list[
         head.set_in_layout(False)  # it may run over the next panel
 
 
+def nothing_to_draw(why: str) -> Any:
+    """Return a figure that only says why it is empty."""
+    figure, axes = new_figure(5, 1, 1, 1)
+    axes[0, 0].set_axis_off()
+    axes[0, 0].text(0.5, 0.5, why, ha="center", va="center")
+    return figure
+
+
 def plot_swap(swap: pd.DataFrame) -> Any:
     """Draw share D > 0 by policy and persona family (policy log-probabilities), a panel per data set."""
     table = swap[(swap.measure == "policy") & swap.d_positive.notna() & swap.persona.isin(FAMILIES)]
+    if table.empty:
+        return nothing_to_draw("no D is defined: no row has two different personas of a family")
     datasets = list(dict.fromkeys(table.dataset))
     parts = list(dict.fromkeys(zip(table.arm, table.persona_format, strict=True)))
     families = [family for family in FAMILIES if family in set(table.persona)]

@@ -152,6 +152,12 @@ def test_the_alt_text_says_the_numbers(profile, name, said):
     assert said in figures.alt_text(profile, name)
 
 
+def test_swaps_without_any_defined_difference_are_said_to_be_so_not_an_error():
+    table = pd.DataFrame([swap_row("dpo-chosen", "gold", np.nan)])
+    (axis,) = plots.plot_swap(table).axes
+    assert "no D is defined" in axis.texts[0].get_text()
+
+
 def test_undefined_scores_are_drawn_as_gaps_not_errors(profile, tmp_path):
     table = judged_rows(["gold-chosen", "gold-rejected"])
     table.loc[0, ["dpq", "dpq_low", "dpq_high"]] = np.nan
