@@ -17,11 +17,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from persona_lib import llm
-from persona_lib.generate import TransformersGenerator
+from persona_lib.models import llm
+from persona_lib.models.generate import TransformersGenerator
 from persona_lib.prompts import completion_text, tailoring_prompt
-from persona_lib.synthetic import all_prompts, make_topics, topics_of
-from persona_lib.vocabulary import EXPERIMENT_TEMPLATES
+from persona_lib.world.synthetic import all_prompts, make_topics, topics_of
+from persona_lib.world.vocabulary import EXPERIMENT_TEMPLATES
 
 ROWS, NEW_TOKENS, BATCH, PAIRS = 128, 48, 128, 7
 WORLD_SEED = 11

@@ -22,8 +22,8 @@ from typing import Any
 import llama31
 import measure
 
-from persona_lib import llm
-from persona_lib.generate import TransformersGenerator
+from persona_lib.models import llm
+from persona_lib.models.generate import TransformersGenerator
 
 SEED = 0
 EQUAL_PROMPTS, EQUAL_TOKENS = 12, 24

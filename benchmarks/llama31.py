@@ -162,7 +162,7 @@ def random_base(
     from transformers import AutoModelForCausalLM
     from transformers.quantizers import AutoHfQuantizer
 
-    from persona_lib import llm
+    from persona_lib.models import llm
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, compute_dtype))
@@ -202,7 +202,7 @@ def example_texts() -> list[str]:
     """Return texts of the synthetic world to train tokenizers on."""
     from persona_lib.config import load_profile
     from persona_lib.prompts import completion_text, tailoring_prompt
-    from persona_lib.synthetic import make_pairs
+    from persona_lib.world.synthetic import make_pairs
 
     pairs = make_pairs(load_profile("smoke"), 0)["train"]
     return [tailoring_prompt(p.prompt, None) + completion_text(p.chosen) for p in pairs]
@@ -210,7 +210,7 @@ def example_texts() -> list[str]:
 
 def example_tokenizer() -> Any:
     """Return a tokenizer built as Llama 3's, loaded as this package loads it (with a pad token)."""
-    from persona_lib.llm import load_tokenizer
+    from persona_lib.models.llm import load_tokenizer
 
     with tempfile.TemporaryDirectory() as folder:
         llama_tokenizer(example_texts()).save_pretrained(folder)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from persona_lib.llm import device
+from persona_lib.models.llm import device
 from persona_lib.provenance import environment, now
 
 

@@ -66,7 +66,7 @@ JUDGE_SMALL = {
 
 def make_models(folder: Path, full_width: bool) -> dict[str, Path]:
     """Make the three models, those that are not there yet; returns the profile fields that name them."""
-    from persona_lib.base import pretrain
+    from persona_lib.models.base import pretrain
 
     writer = set_field(load_profile("smoke"), **WRITER)
     texts = llama31.example_texts()

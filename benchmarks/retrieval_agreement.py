@@ -15,8 +15,8 @@ import statistics
 import sys
 from pathlib import Path
 
-from persona_lib import official, retrieval
-from persona_lib.leakage import POOL_SPLITS
+from persona_lib.data import official, retrieval
+from persona_lib.data.leakage import POOL_SPLITS
 
 
 def ranks(folder: Path, dataset: str, retriever: str, model: str) -> list[int]:

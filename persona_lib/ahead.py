@@ -14,10 +14,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from persona_lib import base, data, judge, personas, swap, tailor, tailoring, train
 from persona_lib.config import Run, load_profile
+from persona_lib.data import preference, tailoring
+from persona_lib.evaluation import judge, personas, swap, tailor
+from persona_lib.models import base
 from persona_lib.pipeline import parse_seeds
 from persona_lib.published import trained_personas
+from persona_lib.training import train
 
 
 def long_steps(run: Run) -> list[tuple[str, Callable[[], Any]]]:
@@ -25,7 +28,7 @@ def long_steps(run: Run) -> list[tuple[str, Callable[[], Any]]]:
     profile = run.profile
     steps: list[tuple[str, Callable[[], Any]]] = [
         ("base model", lambda: base.pretrain(profile, run.base_seed)),
-        ("pairs", lambda: data.write_pairs(run)),
+        ("pairs", lambda: preference.write_pairs(run)),
     ]
     if "03_persona_inference" in profile.steps:
         steps.append(("persona inference", lambda: personas.infer_run(run)))

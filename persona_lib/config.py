@@ -18,6 +18,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from persona_lib import published
 
 REPO = Path(__file__).resolve().parent.parent
+FACTS = REPO / "persona_lib" / "facts"  # tables that ship with the package
 
 
 # Fields that say how the work is done and not what comes out.

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona_lib.config import REPO, Profile, figures_dir, load_profile
-from persona_lib.figures import FIGURES, alt_text
-from persona_lib.origin import origin_line
-from persona_lib.results import read_table
+from persona_lib.reporting.figures import FIGURES, alt_text
+from persona_lib.reporting.origin import origin_line
+from persona_lib.reporting.results import read_table
+from persona_lib.reporting.views import LABELS, VIEWS, show, to_markdown, world_of
 from persona_lib.store import write_text
-from persona_lib.views import LABELS, VIEWS, show, to_markdown, world_of
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -17,10 +17,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from persona_lib import card, merging, store, train
+from persona_lib import store
 from persona_lib.config import ConfigError, Run, open_run
-from persona_lib.llm import ModelError, load_tokenizer
-from persona_lib.swap import adapters_of
+from persona_lib.evaluation.swap import adapters_of
+from persona_lib.models.llm import ModelError, load_tokenizer
+from persona_lib.reporting import card
+from persona_lib.training import merging, train
 
 CHECK_ROWS = 32  # validation rows on which a merge is measured
 BASE_FILES = ("*.json", "*.jinja", "*.safetensors", "*.model")

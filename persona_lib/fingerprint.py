@@ -35,7 +35,7 @@ def without_docstrings(tree: ast.Module) -> ast.Module:
 
 
 def imported_modules(tree: ast.AST, folder: Path = FOLDER) -> set[str]:
-    """Return the modules of the package that the code imports, at any depth: ``{"store", "train"}``."""
+    """Return the package's modules that the code imports, at any depth: ``{"store", "training.train"}``."""
     names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -44,22 +44,21 @@ def imported_modules(tree: ast.AST, folder: Path = FOLDER) -> set[str]:
             }
         if isinstance(node, ast.ImportFrom):
             module = node.module or ""
-            if node.level == 1 or module == PACKAGE or module.startswith(f"{PACKAGE}."):
+            if module == PACKAGE or module.startswith(f"{PACKAGE}."):
                 inner = module.removeprefix(PACKAGE).lstrip(".")
-                names |= {inner} if inner else {a.name for a in node.names}
+                names |= {inner} | {f"{inner}.{a.name}".lstrip(".") for a in node.names}
     return {name for name in names if module_path(name, folder).exists()}
 
 
 def module_path(name: str, folder: Path = FOLDER) -> Path:
-    """Return the file of a module, named "train" or "persona_lib.train"."""
+    """Return the file of a module, named "training.train" or "persona_lib.training.train"."""
     return folder / (name.removeprefix(f"{PACKAGE}.").replace(".", "/") + ".py")
 
 
 @cache
-def read_module(path: Path, modified: int) -> tuple[str, frozenset[str]]:
+def read_module(path: Path, modified: int, folder: Path) -> tuple[str, frozenset[str]]:
     """Return a module's own hash and what it imports; ``modified`` makes an edited file be read again."""
     tree = without_docstrings(ast.parse(path.read_text(encoding="utf-8")))
-    folder = path.parent
     return short_hash(ast.unparse(tree)), frozenset(imported_modules(tree, folder))
 
 
@@ -75,7 +74,7 @@ def module_hashes(*names: str, folder: Path = FOLDER) -> dict[str, str]:
         if name in found or name in PLUMBING:
             continue
         path = module_path(name, folder)
-        found[name], imports = read_module(path, path.stat().st_mtime_ns)
+        found[name], imports = read_module(path, path.stat().st_mtime_ns, folder)
         waiting += sorted(imports)
     return dict(sorted(found.items()))
 

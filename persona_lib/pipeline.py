@@ -1,8 +1,8 @@
 """The runner: ``python -m persona_lib.pipeline`` runs a profile's notebooks, only those that need it.
 
-``persona_lib.tasks`` says which are stale, ``persona_lib.runner`` runs them through doit, and
-``persona_lib.execute`` runs one notebook through papermill. Exit status: 0 done, 1 a step failed,
-2 a setting is wrong (nothing was run), 130 interrupted.
+``runner.tasks`` says which are stale, ``runner.run_tasks`` runs them through doit, and
+``runner.execute`` runs one notebook through papermill. Exit status: 0 done, 1 a step failed, 2 a setting
+is wrong (nothing was run), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pathlib import Path
 
 from persona_lib import config
 from persona_lib.config import ConfigError
-from persona_lib.plan import plan_lines, print_plan
-from persona_lib.tasks import REPORT, Pipeline, Task, forget
+from persona_lib.runner.plan import plan_lines, print_plan
+from persona_lib.runner.tasks import REPORT, Pipeline, Task, forget
 
 QUIET = {  # set before a kernel starts, unless the user has set them
     "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads slow each other down on few cores
@@ -167,7 +167,7 @@ def run(arguments: argparse.Namespace, notebooks: Path | None = None, steps: dic
     if arguments.list or arguments.plan or arguments.check:
         return 0
     os.chdir(config.REPO)  # where kernels start, wherever the runner was called
-    from persona_lib.runner import only_runner, run_doit  # needs doit, which a plan does not
+    from persona_lib.runner.run_tasks import only_runner, run_doit  # needs doit, which a plan does not
 
     with only_runner(pipeline):
         if arguments.force:

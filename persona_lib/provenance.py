@@ -15,7 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-REPO = Path(__file__).resolve().parent.parent
+from persona_lib.config import REPO
+
 MAIN_PACKAGES = (
     "torch",
     "transformers",

@@ -17,10 +17,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from persona_lib import base, data, personas, policies, store, tailor, tailoring, train
+from persona_lib import store
 from persona_lib.config import Profile, Run, figures_dir, load_profile, set_field
-from persona_lib.judge import oracle_scores
+from persona_lib.data import preference, tailoring
+from persona_lib.evaluation import personas, policies, tailor
+from persona_lib.evaluation.judge import oracle_scores
+from persona_lib.models import base
 from persona_lib.records import RunSpec
+from persona_lib.training import train
 
 SEEDS = (106, 107)  # tuning only, on base models 0 and 1: results use data and training seeds 0, 1, 2, ...
 ARMS = ("none", "chosen")
@@ -60,7 +64,7 @@ def tuning_profile(profile: Profile) -> Profile:
 def prepare(run: Run) -> None:
     """Make base model, pairs, personas and tailoring data of a tuning seed."""
     base.pretrain(run.profile, run.base_seed)
-    data.write_pairs(run)
+    preference.write_pairs(run)
     personas.infer_run(run)
     tailoring.build_tailoring(run, personas.user_personas(run))
 

@@ -1,4 +1,4 @@
-"""A rank for tests, started in place of ``persona_lib.train_rank``; RANK_TEST says what it is.
+"""A rank for tests, started in place of ``persona_lib.training.train_rank``; RANK_TEST says what it is.
 
 "fsdp": trains with FSDP on processors; "kill": rank 1 is killed on the way (also together, "fsdp kill");
 "fail": rank 1 fails at once; "shard": compares a whole model with one that FSDP2 has split.
@@ -11,7 +11,9 @@ import signal
 import time
 from pathlib import Path
 
-from persona_lib import guards, ranks, store, train_rank
+from persona_lib import store
+from persona_lib.models import guards
+from persona_lib.training import ranks, train_rank
 
 
 def pass_for_gpus() -> None:
@@ -70,8 +72,9 @@ def whole_and_split(base: str, storage: str) -> dict:
     from peft import get_peft_model
     from torch.distributed.fsdp import fully_shard
 
-    from persona_lib import llm, trainers
     from persona_lib.config import load_profile
+    from persona_lib.models import llm
+    from persona_lib.training import trainers
 
     torch.manual_seed(0)
     loaded = llm.load_base(base, quantization="nf4", storage=storage)

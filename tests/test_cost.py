@@ -9,10 +9,12 @@ import time
 
 import pytest
 
-from persona_lib import cost, hub, judge, plan, store, tailor, workload
+from persona_lib import hub, store
 from persona_lib.config import REPO, Run, load_profile
-from persona_lib.endpoint import Answer
-from persona_lib.workload import Calls
+from persona_lib.evaluation import judge, tailor
+from persona_lib.models.endpoint import Answer
+from persona_lib.runner import cost, plan, workload
+from persona_lib.runner.workload import Calls
 
 LLAMA, SMALL = "meta-llama/Llama-3.1-8B", "HuggingFaceTB/SmolLM2-360M"
 H200 = next(card for card in workload.facts()["cards"] if card["name"].startswith("H200"))

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from persona_lib import data, official
 from persona_lib.config import ConfigError, Run, load_profile, set_field
+from persona_lib.data import official, preference
 from persona_lib.records import PreferencePair
 
 FILLED = "The user is brief and prefers short answers."
@@ -188,20 +188,20 @@ def test_a_download_is_complete_only_when_every_file_has_its_checksum(tmp_path, 
 def test_pairs_of_a_run_are_written_once_and_read_back(tmp_path, monkeypatch):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
     run = Run(set_field(load_profile("synthetic"), n_train=12, n_validation=3, n_test=4), "synthetic", 0)
-    folder = data.write_pairs(run)
+    folder = preference.write_pairs(run)
     before = (folder / "train.jsonl").stat().st_mtime_ns
-    data.write_pairs(run)
+    preference.write_pairs(run)
     assert (folder / "train.jsonl").stat().st_mtime_ns == before
-    pairs = data.load_pairs(run)
+    pairs = preference.load_pairs(run)
     assert {split: len(rows) for split, rows in pairs.items()} == {"train": 12, "validation": 3, "test": 4}
-    assert pairs == data.READERS["synthetic"](run)
+    assert pairs == preference.READERS["synthetic"](run)
 
 
 def test_an_unknown_data_set_lists_the_near_names(tmp_path, monkeypatch):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
     run = Run(set_field(load_profile("synthetic"), datasets=["beavertail"]), "beavertail", 0)
     with pytest.raises(ConfigError, match="beavertails"):
-        data.write_pairs(run)
+        preference.write_pairs(run)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_an_unknown_data_set_lists_the_near_names(tmp_path, monkeypatch):
 )
 def test_unusable_pairs_are_refused(pairs, words):
     with pytest.raises(ValueError, match=words):
-        data.check_pairs(pairs, "mine")
+        preference.check_pairs(pairs, "mine")
 
 
 # --- near duplicates and the card ---
@@ -226,10 +226,10 @@ def slow_near_duplicates(prompts, pool, threshold):
     """The definition, without an index."""
     found = []
     for index, prompt in enumerate(prompts):
-        grams = data.ngrams(data.tokens(prompt), 3)
+        grams = preference.ngrams(preference.tokens(prompt), 3)
         scores = []
         for other, text in enumerate(pool):
-            theirs = data.ngrams(data.tokens(text), 3)
+            theirs = preference.ngrams(preference.tokens(text), 3)
             scores.append((len(grams & theirs) / max(1, len(grams | theirs)), -other))
         best, other = max(scores)
         if best >= threshold:
@@ -241,15 +241,15 @@ def test_near_duplicates_by_index_equal_the_slow_definition():
     rng = random.Random(0)
     texts = [" ".join(rng.choices("abcd", k=rng.randint(0, 9))) for _ in range(120)]
     expected = slow_near_duplicates(texts[:60], texts[60:], 0.3)
-    assert data.near_duplicates(texts[:60], texts[60:], 0.3) == expected
+    assert preference.near_duplicates(texts[:60], texts[60:], 0.3) == expected
     assert 5 < len(expected) < 60
 
 
 def test_near_duplicates_by_hand():
     # {how do i, do i bake, i bake cake} and {how do i, do i bake, i bake bread}: 2 of 4
-    found = data.near_duplicates(["How do I bake cake?"], ["nothing", "how do I bake bread"], 0.5)
+    found = preference.near_duplicates(["How do I bake cake?"], ["nothing", "how do I bake bread"], 0.5)
     assert found == [(0, 1, 0.5)]
-    assert data.near_duplicates(["How do I bake cake?"], ["how do I bake bread"], 0.51) == []
+    assert preference.near_duplicates(["How do I bake cake?"], ["how do I bake bread"], 0.51) == []
 
 
 def test_the_card_counts_what_is_there():
@@ -257,7 +257,7 @@ def test_the_card_counts_what_is_there():
 
     personas = {"gold-chosen": "The user is calm and prefers facts over jokes.", "gold-rejected": None}
     row = TailoringRow("a", "test", "one two three four", "a b", "a", personas)
-    card = data.data_card({"sft_train": [row], "test": [row]}, 0.9)
+    card = preference.data_card({"sft_train": [row], "test": [row]}, 0.9)
     assert card.loc["test", "near duplicates of train"] == 1
     assert card.loc["test", "gold-rejected: without"] == 1
     assert card.loc["test", "gold-chosen: contrastive"] == 1
@@ -278,7 +278,7 @@ def test_the_released_data_is_as_published(real):
 def test_released_hhh_repeats_training_prompts_in_its_test_split(real):
     rows = official.load_official(real, "hhh")
     train = [row.prompt for split in rows if split not in ("fewshot", "test") for row in rows[split]]
-    assert len(data.near_duplicates([row.prompt for row in rows["test"]], train, 0.5)) == 45
+    assert len(preference.near_duplicates([row.prompt for row in rows["test"]], train, 0.5)) == 45
 
 
 def test_the_local_copy_has_the_checksums_of_the_table(real):
@@ -289,7 +289,7 @@ def test_the_local_copy_has_the_checksums_of_the_table(real):
 
 def test_pretraining_text_is_training_rows_only_and_no_persona_stands_with_a_response(real):
     profile = set_field(load_profile("synthetic"), datasets=["hhh"], data_dir=str(real))
-    texts = data.pretraining_texts(profile)
+    texts = preference.pretraining_texts(profile)
     told = [text for text in texts if "\nPersona:" in text]
     assert len(texts) - len(told) == 2 * (424 + 423)
     rows = official.load_official(real, "hhh")

@@ -11,8 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from persona_lib import store
-from persona_lib.endpoint import Answer, BudgetError, Endpoint, EndpointError, EndpointGenerator
-from persona_lib.generate import Completion
+from persona_lib.models.endpoint import Answer, BudgetError, Endpoint, EndpointError, EndpointGenerator
+from persona_lib.models.generate import Completion
 
 pytest.importorskip("openai", reason="needs the endpoint extra: pip install -e .[endpoint]")
 KEY = "sk-secret-of-this-test"

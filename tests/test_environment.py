@@ -10,8 +10,8 @@ import tomllib
 import pytest
 import yaml
 
-from persona_lib import environment
 from persona_lib.config import REPO
+from persona_lib.runner import environment
 
 PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 CONSTRAINTS = (REPO / "constraints.txt").read_text(encoding="utf-8")
@@ -68,7 +68,7 @@ def test_an_environment_that_lacks_or_differs_is_told_so(tmp_path):
 
 
 def test_the_shell_can_ask_for_one_pin():
-    command = [sys.executable, "-m", "persona_lib.environment", "--pin", "torch"]
+    command = [sys.executable, "-m", "persona_lib.runner.environment", "--pin", "torch"]
     assert subprocess.run(command, cwd=REPO, capture_output=True, text=True).stdout == "2.13.0\n"
 
 

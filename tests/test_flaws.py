@@ -6,11 +6,13 @@ import math
 
 import pytest
 
-from persona_lib import data, fingerprint, flaws, official, tailoring
+from persona_lib import fingerprint
 from persona_lib.config import REPO, Run, load_profile
-from persona_lib.personas import personas_key, to_infer
-from persona_lib.show_personas import inference_prompt_text, inferred_splits
-from persona_lib.tailoring import tailoring_key
+from persona_lib.data import official, preference, tailoring
+from persona_lib.data.tailoring import tailoring_key
+from persona_lib.evaluation.personas import personas_key, to_infer
+from persona_lib.reporting import flaws
+from persona_lib.reporting.show_personas import inference_prompt_text, inferred_splits
 
 N = 4
 
@@ -71,7 +73,7 @@ def test_flaws_are_counted_per_split(open_run):
     assert table.loc["gold-rejected: refusal", "test"] == table.loc["gold-rejected: malformed", "test"] == 1
     assert table.loc["gold-rejected: contrastive", "test"] == N - 2
     assert table.loc["gold-chosen: contrastive", "sft_train"] == N == table.loc[flaws.ROLES, "sft_train"]
-    assert data.data_card(tailoring.load_tailoring(run)).loc["test", "with a role"] == N
+    assert preference.data_card(tailoring.load_tailoring(run)).loc["test", "with a role"] == N
 
 
 def test_stripping_takes_both_off_everywhere_and_has_keys_of_its_own(open_run):
@@ -85,14 +87,15 @@ def test_stripping_takes_both_off_everywhere_and_has_keys_of_its_own(open_run):
     assert rows["sft_train"][0].rejected == "sft_train rejected 0"
     assert rows["test"][2].personas["gold-rejected"] == "The user is test 2 and prefers reject."
     assert rows["test"][2].personas["shuffled-rejected"] == "The user is test 3 and prefers reject."
-    data.write_pairs(run)
-    assert data.load_pairs(run)["train"][0].prompt == "sft_train prompt 0"
+    preference.write_pairs(run)
+    assert preference.load_pairs(run)["train"][0].prompt == "sft_train prompt 0"
     assert (
-        data.pretraining_texts(run.profile)[0] == "Prompt: sft_train prompt 0\nResponse: sft_train chosen 0"
+        preference.pretraining_texts(run.profile)[0]
+        == "Prompt: sft_train prompt 0\nResponse: sft_train chosen 0"
     )
     for field in ("strip_roles=true", "strip_contrast=true"):
         assert tailoring_key(open_run("hhh", with_flaws, field), {}) != tailoring_key(plain, {})
-    assert data.input_key(run) != data.input_key(plain)
+    assert preference.input_key(run) != preference.input_key(plain)
 
 
 # --- Mnemonic's test split: empty strings for responses and gold personas ---
@@ -110,8 +113,8 @@ def empty_test(split, columns):
 
 def test_rows_without_responses_are_no_pairs_and_their_empty_personas_are_none(open_run):
     run = open_run("mnemonic", empty_test)
-    data.write_pairs(run)
-    assert {split: len(part) for split, part in data.load_pairs(run).items()} == {
+    preference.write_pairs(run)
+    assert {split: len(part) for split, part in preference.load_pairs(run).items()} == {
         "train": 2 * N,
         "validation": 2 * N,
         "test": 0,
@@ -123,7 +126,7 @@ def test_rows_without_responses_are_no_pairs_and_their_empty_personas_are_none(o
         assert row.personas["gold-chosen"] is row.personas["gold-rejected"] is None
         assert row.personas["retrieved-chosen"].startswith("The user is dpo_train")
         assert "shuffled-chosen" not in row.personas
-    card = data.data_card(rows)
+    card = preference.data_card(rows)
     assert card.loc["test", "without responses"] == N == card.loc["test", "gold-chosen: without"]
     assert math.isnan(card.loc["test", "words of chosen"])
     assert flaws.flaw_table(run, rows).loc["gold-chosen: empty", "test"] == N
@@ -153,7 +156,7 @@ def test_personas_of_official_data_are_inferred_for_the_300_pairs_of_the_paper(o
     assert work[0][2][7].id == "mnemonic-inference-0007"
     assert inferred_splits(run) == ("inference",)
     assert "pair prompt 0" in inference_prompt_text(run)
-    data.write_pairs(run)
+    preference.write_pairs(run)
     key = personas_key(run)
     folder = official.find_data_dir(run.profile.data_dir, ["mnemonic"], kind="inference")
     path = folder / official.DATASETS["mnemonic"]["inference"] / "train" / "state.json"
@@ -164,7 +167,7 @@ def test_personas_of_official_data_are_inferred_for_the_300_pairs_of_the_paper(o
 def test_a_data_set_for_inference_alone_is_read_as_test_pairs(official_data, tmp_path, monkeypatch):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
     run = Run(load_profile("paper", ["datasets=shp", f"data_dir={official_data}"]), "shp", 0)
-    data.write_pairs(run)
-    pairs = data.load_pairs(run)
+    preference.write_pairs(run)
+    pairs = preference.load_pairs(run)
     assert {split: len(part) for split, part in pairs.items()} == {"train": 0, "validation": 0, "test": 300}
-    assert pairs["test"] == data.inference_pairs(run)
+    assert pairs["test"] == preference.inference_pairs(run)

@@ -4,8 +4,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from persona_lib import base, generate  # noqa: E402
 from persona_lib.config import load_profile, set_field  # noqa: E402
+from persona_lib.models import base, generate  # noqa: E402
 
 PROFILE = set_field(
     load_profile("synthetic"), base_hidden_size=64, base_mlp_size=64, base_layers=2, base_heads=2

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 from tiny import tiny_model, tiny_tokenizer
 
-from persona_lib import guards
-from persona_lib.tokens import TokenError, check_tokenizer, count_rows, encode, released_encode
+from persona_lib.models import guards
+from persona_lib.models.tokens import TokenError, check_tokenizer, count_rows, encode, released_encode
 
 
 def merging_tokenizer():

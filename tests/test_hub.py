@@ -7,9 +7,12 @@ import ast
 import datasets
 import pytest
 
-from persona_lib import config, fingerprint, hub, llm, official, plan
+from persona_lib import config, fingerprint, hub
 from persona_lib.config import load_profile
+from persona_lib.data import official
 from persona_lib.hub import HubError
+from persona_lib.models import llm
+from persona_lib.runner import plan
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPO = config.REPO

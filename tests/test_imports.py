@@ -13,7 +13,8 @@ import pytest
 from persona_lib import fingerprint
 
 REPO = Path(__file__).resolve().parent.parent
-MODULES = sorted(p.stem for p in fingerprint.FOLDER.glob("*.py") if p.stem != "__init__")
+FILES = sorted(p for p in fingerprint.FOLDER.rglob("*.py") if p.stem != "__init__")
+MODULES = [".".join(p.relative_to(fingerprint.FOLDER).with_suffix("").parts) for p in FILES]
 HEAVY = (
     "torch",
     "transformers",
@@ -24,25 +25,30 @@ HEAVY = (
     "scipy",
     "matplotlib",
     "bm25s",
-    "sentence_transformers",
     "papermill",
     "openai",
-    "vllm",
 )
 
-# A module imports from its own level (without circles) and from lower ones.
-LEVELS = {
-    0: "records store config fingerprint prompts metrics bootstrap text_metrics tokens vocabulary "
-    "environment provenance workers ranks hub persona_text published",
-    1: "synthetic oracle official raw model_personas data released retrieval llm merging generate "
-    "vllm_engine endpoint generators arms guards leakage origin views",
-    2: "base unseen prometheus chat_judge personas persona_quality tailoring trainers train train_rank "
-    "policies tailor matchups judge judged agreement pooled swap swap_tables released_tables",
-    3: "docs flaws figures selection axes show show_answers show_base show_lm_judge show_personas "
-    "results rejudged results_personas results_swap primary swap_plots plots report steps tasks execute "
-    "workload cost plan runner pipeline ahead card export",
-}
-LEVEL = {name: level for level, names in LEVELS.items() for name in names.split()}
+# From the ground up: a module imports from its own package (without circles) and from those before it.
+CORE = ["config", "fingerprint", "hub", "prompts", "provenance", "published", "records", "store", "workers"]
+ORDER = [
+    "core",
+    "stats",
+    "world",
+    "data",
+    "models",
+    "training",
+    "evaluation",
+    "reporting",
+    "runner",
+    "commands",
+]
+
+
+def package_of(name: str) -> str:
+    """Return the package of a module; those directly in persona_lib are the core, or commands to run."""
+    package, dot, _ = name.partition(".")
+    return package if dot else "core" if name in CORE else "commands"
 
 
 def imports_of(name: str) -> set[str]:
@@ -50,14 +56,17 @@ def imports_of(name: str) -> set[str]:
     return fingerprint.imported_modules(ast.parse(fingerprint.module_path(name).read_text(encoding="utf-8")))
 
 
-def test_every_module_has_a_level():
-    assert sorted(set(MODULES) - set(LEVEL)) == [], "give new modules a level in LEVELS"
-
-
 @pytest.mark.parametrize("name", MODULES)
-def test_a_module_imports_only_from_its_level_and_below(name):
-    upward = {other for other in imports_of(name) if LEVEL.get(other, 0) > LEVEL.get(name, 3)}
-    assert not upward, f"{name} (level {LEVEL[name]}) imports upward: {upward}"
+def test_a_module_imports_only_from_its_package_and_those_before_it(name):
+    place = ORDER.index(package_of(name))
+    upward = {other for other in imports_of(name) if ORDER.index(package_of(other)) > place}
+    assert not upward, f"{name} imports upward: {upward}"
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if package_of(name) == "commands"])
+def test_what_stands_beside_the_core_is_a_command(name):
+    text = fingerprint.module_path(name).read_text(encoding="utf-8")
+    assert f"python -m persona_lib.{name}" in text and 'if __name__ == "__main__":' in text
 
 
 def test_imports_have_no_circle():
@@ -82,8 +91,9 @@ def test_importing_the_package_takes_under_half_a_second():
     assert min(float(run_python(code)) for _ in range(3)) < 0.5
 
 
-def test_a_level_check_would_see_an_import_inside_a_function():
+def test_an_import_inside_a_function_is_seen():
     tree = ast.parse(
-        "def f():\n    from persona_lib.pipeline import main\n    from persona_lib import store\n"
+        "def f():\n    from persona_lib.pipeline import main\n    from persona_lib.models import llm\n"
+        "    from persona_lib import store\n    import persona_lib.data.raw\n"
     )
-    assert fingerprint.imported_modules(tree) == {"pipeline", "store"}
+    assert fingerprint.imported_modules(tree) == {"pipeline", "models.llm", "store", "data.raw"}

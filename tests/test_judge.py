@@ -2,12 +2,12 @@
 
 import pytest
 
-from persona_lib import judge
 from persona_lib.config import Run, load_profile, set_field
-from persona_lib.generate import Completion
-from persona_lib.metrics import verdict_of
+from persona_lib.evaluation import judge
+from persona_lib.evaluation.tailor import grid
+from persona_lib.models.generate import Completion
 from persona_lib.records import PairwiseComparison
-from persona_lib.tailor import grid
+from persona_lib.stats.metrics import verdict_of
 
 PROFILE = load_profile("synthetic")
 PROMPT = "How do I clean my old kettle?"
@@ -128,7 +128,7 @@ def test_without_a_judge_nothing_is_judged_and_it_is_said():
 
 @pytest.mark.slow
 def test_the_base_model_can_judge_and_is_read_like_any_other(tmp_path, monkeypatch):
-    from persona_lib import base
+    from persona_lib.models import base
 
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
     profile = set_field(load_profile("smoke"), judge="lm", base_tokens=4000)

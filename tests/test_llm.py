@@ -9,8 +9,9 @@ import pytest
 from llama31 import SMALL, llama_config, llama_tokenizer, mistral_tokenizer, random_base, save_llama
 from tiny import save_base, tiny_model, tiny_tokenizer, words
 
-from persona_lib import llm, store
-from persona_lib.tokens import TokenError
+from persona_lib import store
+from persona_lib.models import llm
+from persona_lib.models.tokens import TokenError
 
 
 @pytest.fixture(scope="module")

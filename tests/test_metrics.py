@@ -6,10 +6,10 @@ import random
 import numpy as np
 import pytest
 
-from persona_lib import bootstrap as bs
-from persona_lib import metrics
-from persona_lib.metrics import PersonaAccuracy, WinRate, delta_pq, verdict_of
 from persona_lib.records import Judgment
+from persona_lib.stats import bootstrap as bs
+from persona_lib.stats import metrics
+from persona_lib.stats.metrics import PersonaAccuracy, WinRate, delta_pq, verdict_of
 
 PAPER_ROWS = metrics.paper_table()
 

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from persona_lib import config, execute, fingerprint, store, tasks
-from persona_lib.steps import STEPS
+from persona_lib import config, fingerprint, store
+from persona_lib.runner import execute, tasks
+from persona_lib.runner.steps import STEPS
 
 FOLDER = config.REPO / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))

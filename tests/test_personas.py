@@ -2,9 +2,9 @@
 
 import pytest
 
-from persona_lib import personas
 from persona_lib.config import load_profile, set_field
-from persona_lib.generate import Completion
+from persona_lib.evaluation import personas
+from persona_lib.models.generate import Completion
 from persona_lib.records import PreferencePair
 from persona_lib.store import append_rows
 

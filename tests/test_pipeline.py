@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from persona_lib import config, execute, pipeline, plan, store, tasks
+from persona_lib import config, pipeline, store
 from persona_lib.config import ConfigError
-from persona_lib.steps import STEPS, Step
-from persona_lib.tasks import Pipeline, Task
+from persona_lib.runner import execute, plan, tasks
+from persona_lib.runner.steps import STEPS, Step
+from persona_lib.runner.tasks import Pipeline, Task
 
 TOY = {
     "01_data": Step("data", fields=("n_train",), minutes={"smoke": 1}),
@@ -367,7 +368,7 @@ def test_a_plan_and_a_refusal_need_neither_torch_nor_doit_nor_papermill():
 
 
 def test_two_runs_at_once_are_refused(notebooks, capsys):
-    from persona_lib.runner import only_runner
+    from persona_lib.runner.run_tasks import only_runner
 
     with only_runner(toy(notebooks)):
         assert call(notebooks) == 2

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from persona_lib import figures, plots, results
 from persona_lib.config import load_profile
+from persona_lib.reporting import figures, plots, results
 
 
 def with_limits(name, values, width=0.1):

@@ -9,11 +9,14 @@ import pytest
 from test_llm import save_adapter
 from tiny import tiny_model, tiny_rows, tiny_run
 
-from persona_lib import judge, llm, policies, published, store, swap, tailor, train
+from persona_lib import published, store
 from persona_lib.config import ConfigError, Run, load_profile, set_field
-from persona_lib.generate import TransformersGenerator
+from persona_lib.evaluation import judge, policies, swap, tailor
+from persona_lib.models import llm
+from persona_lib.models.generate import TransformersGenerator
 from persona_lib.prompts import STOP, completion_text, tailoring_prompt
 from persona_lib.records import RunSpec
+from persona_lib.training import train
 
 PROFILE = load_profile("synthetic")
 
@@ -261,8 +264,8 @@ def test_with_vllm_every_arm_gets_its_joined_adapter_and_a_published_one_none(ru
 def test_a_published_arm_beside_trained_ones_leaves_every_aim_with_one_answer(tmp_path, monkeypatch):
     from tiny_results import fill_run
 
-    from persona_lib import primary
-    from persona_lib.results import read_table
+    from persona_lib.reporting import primary
+    from persona_lib.reporting.results import read_table
 
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
     beside = publish("synthetic/dpo-chosen=someone/model", n_test=12, bootstrap_samples=50)
@@ -300,8 +303,8 @@ def test_every_table_can_be_made_of_a_published_arm_alone(tmp_path, monkeypatch)
     """Nothing is trained: the notebooks on training have nothing to show, few-shot is the other side."""
     from tiny_results import fill_run
 
-    from persona_lib import primary, show, show_answers
-    from persona_lib.results import read_table
+    from persona_lib.reporting import primary, show, show_answers
+    from persona_lib.reporting.results import read_table
 
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
     alone = publish(

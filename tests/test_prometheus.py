@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from persona_lib import judge, official, prometheus, store
-from persona_lib.generate import Completion, Sampling
-from persona_lib.metrics import verdict_of
+from persona_lib import store
+from persona_lib.data import official
+from persona_lib.evaluation import judge, prometheus
+from persona_lib.models.generate import Completion, Sampling
 from persona_lib.records import Judgment, PairwiseComparison
+from persona_lib.stats.metrics import verdict_of
 
 TEMPLATES = ("SYSTEM", "<{instruction}>\nA<{response_A}>\nB<{response_B}>\nR<{rubric}>\nFeedback: ")
 ONE = PairwiseComparison("row-1", "How?", "The user is shy.", " first ", "second")
@@ -140,8 +142,8 @@ def test_a_tiny_mistral_judges_in_this_format_from_end_to_end(tmp_path):
     from tiny import save_base
     from transformers import MistralConfig, MistralForCausalLM
 
-    from persona_lib import base, llm
-    from persona_lib.generate import TransformersGenerator
+    from persona_lib.models import base, llm
+    from persona_lib.models.generate import TransformersGenerator
 
     torch.manual_seed(0)
     tokenizer = base.train_tokenizer([" ".join(TEMPLATES), "[INST] [/INST] row"], 400, word_level=False)

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from tiny import save_base, tiny_run
 
-from persona_lib import config, ranks, store, train
+from persona_lib import config, store
 from persona_lib.config import Run, set_field
+from persona_lib.training import ranks, train
 
 TESTS = Path(__file__).resolve().parent
 LOSSES = ("loss", "eval_loss", "rewards/margins", "eval_rewards/margins")
@@ -19,7 +20,7 @@ PLAIN = {"dpo_sft_weight": 0.0, "quantization": "nf4"}
 
 
 def use_odd_ranks(monkeypatch, what: str) -> None:
-    """Start ``odd_rank`` where ``persona_lib.train_rank`` would be started."""
+    """Start ``odd_rank`` where ``persona_lib.training.train_rank`` would be started."""
     command, environment = ranks.launch_command, ranks.environment
     extra = {"PYTHONPATH": os.pathsep.join([str(config.REPO), str(TESTS)]), "RANK_TEST": what}
     monkeypatch.setattr(ranks, "launch_command", lambda module, *rest: command("odd_rank", *rest))
@@ -83,7 +84,7 @@ def test_processes_that_cannot_share_a_batch_are_refused_with_the_mend(override,
 
 
 def test_a_step_sees_the_profiles_batch_whatever_the_processes():
-    from persona_lib.trainers import trainer_settings
+    from persona_lib.training.trainers import trainer_settings
 
     profile = set_field(config.load_profile("synthetic"), train_processes=4, dpo_batch_size=8)
     assert trainer_settings(profile, "sft", 0, Path("x"))["per_device_train_batch_size"] == 4

@@ -8,9 +8,9 @@ from collections import Counter
 
 import pytest
 
-from persona_lib import data, raw
 from persona_lib.config import Run, load_profile
-from persona_lib.official import DataError
+from persona_lib.data import preference, raw
+from persona_lib.data.official import DataError
 
 SAFE = {
     "prompt": "How?",
@@ -118,7 +118,7 @@ def test_the_real_autoj_file_has_1392_rows_and_every_tie_is_counted(autoj_data):
     labels = Counter(json.loads(line)["label"] for line in path.read_text(encoding="utf-8").splitlines())
     assert sum(labels.values()) == 1392 == len(pairs) + out.total()
     assert out["a tie"] == labels[2] > 0
-    data.check_pairs({"all": pairs}, "autoj")
+    preference.check_pairs({"all": pairs}, "autoj")
 
 
 @pytest.mark.parametrize(
@@ -177,12 +177,12 @@ def test_a_raw_file_becomes_the_pairs_of_a_run_and_another_file_another_key(tmp_
         SAFE | {"prompt": ""},
     )
     run = Run(load_profile("synthetic", ["datasets=safe_rlhf", f"data_dir={tmp_path}"]), "safe_rlhf", 0)
-    data.write_pairs(run)
+    preference.write_pairs(run)
     assert "50 pairs; rows left out: 1 with an empty text" in capsys.readouterr().out
-    assert sum(map(len, data.load_pairs(run).values())) == 50
-    key = data.input_key(run)
+    assert sum(map(len, preference.load_pairs(run).values())) == 50
+    key = preference.input_key(run)
     save(path, *(SAFE | {"prompt": f"question {n}"} for n in range(40)))
-    assert data.input_key(run) != key
+    assert preference.input_key(run) != key
 
 
 def test_a_missing_file_says_what_was_looked_for(tmp_path):

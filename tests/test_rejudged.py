@@ -8,11 +8,15 @@ from pathlib import Path
 import pytest
 from tiny import save_base
 
-from persona_lib import judge, metrics, rejudged, released, store, views
+from persona_lib import store
 from persona_lib.config import Run, load_profile
-from persona_lib.generate import Completion
+from persona_lib.data import released
+from persona_lib.data.released import EOS, ReleasedFile
+from persona_lib.evaluation import judge
+from persona_lib.models.generate import Completion
 from persona_lib.records import TailoringRow
-from persona_lib.released import EOS, ReleasedFile
+from persona_lib.reporting import rejudged, views
+from persona_lib.stats import metrics
 
 PERSONAS = ("gold-chosen", "gold-rejected")
 JUDGE = ["judge=lm", "judge_model=tiny-judge", "judge_format=json", "bootstrap_samples=50", "eval_limit=0"]

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from persona_lib import released, released_tables
-from persona_lib.official import DataError
+from persona_lib.data import released
+from persona_lib.data.official import DataError
+from persona_lib.data.released import FILES, ReleasedFile, ReleasedOutput
 from persona_lib.records import TailoringRow
-from persona_lib.released import FILES, ReleasedFile, ReleasedOutput
+from persona_lib.reporting import released_tables
 
 BT = "beavertails"
 PT_GOLD = ReleasedFile(BT, "chosen", "gold-chosen")
@@ -116,7 +117,12 @@ def test_there_are_21_files_under_the_authors_names():
 def test_absent_files_are_told_with_the_three_ways_and_do_not_stop_a_notebook(nowhere):
     opened, message = released.open_if_present()
     assert opened is None
-    for way in ("data_dir=PATH", "PERSONA_DATA", "released_outputs beside", "python -m persona_lib.released"):
+    for way in (
+        "data_dir=PATH",
+        "PERSONA_DATA",
+        "released_outputs beside",
+        "python -m persona_lib.data.released",
+    ):
         assert way in message
     with pytest.raises(DataError, match="not here"):
         released.open_released()

@@ -10,9 +10,11 @@ import pandas as pd
 import pytest
 from test_plots import tables
 
-from persona_lib import docs, figures, primary, report, results, store, views
+from persona_lib import docs, store
 from persona_lib.config import REPO, load_profile, results_dir
-from persona_lib.origin import command_of, origin_line
+from persona_lib.reporting import figures, primary, results, views
+from persona_lib.reporting.origin import command_of, origin_line
+from persona_lib.runner import report
 
 HOSTILE = '<script>alert("x")</script> & "quotes"'
 

@@ -11,13 +11,16 @@ import pandas as pd
 import pytest
 import tiny_results
 
-from persona_lib import judged, oracle, primary, results, results_personas, results_swap, store
-from persona_lib.bootstrap import bootstrap_mean, bootstrap_scores, verdict_array
+from persona_lib import store
 from persona_lib.config import Run, load_profile
-from persona_lib.judge import matchups
-from persona_lib.pooled import difference, make_pool, mean_columns, mean_interval, mean_of
+from persona_lib.evaluation import judged
+from persona_lib.evaluation.judge import matchups
+from persona_lib.evaluation.swap_tables import SwapScore
 from persona_lib.records import TailoringRow
-from persona_lib.swap_tables import SwapScore
+from persona_lib.reporting import primary, results, results_personas, results_swap
+from persona_lib.stats.bootstrap import bootstrap_mean, bootstrap_scores, verdict_array
+from persona_lib.stats.pooled import difference, make_pool, mean_columns, mean_interval, mean_of
+from persona_lib.world import oracle
 
 LETTERS = {"W": "win", "T": "tie", "L": "loss", "U": "unparsed"}
 HAND = {  # persona -> per seed (personalization, quality), one letter per row

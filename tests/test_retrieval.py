@@ -9,8 +9,8 @@ import sys
 import numpy as np
 import pytest
 
-from persona_lib import retrieval
-from persona_lib.retrieval import retrieve
+from persona_lib.data import retrieval
+from persona_lib.data.retrieval import retrieve
 
 POOL = [
     ("t0", "How do I bake a potato?"),

@@ -15,9 +15,12 @@ import urllib.request
 import pytest
 from tiny import save_base, tiny_model
 
-from persona_lib import base, data, judge, personas, store
+from persona_lib import store
 from persona_lib.config import Run, load_profile
-from persona_lib.endpoint import Answer
+from persona_lib.data import preference
+from persona_lib.evaluation import judge, personas
+from persona_lib.models import base
+from persona_lib.models.endpoint import Answer
 from persona_lib.records import InferredPersona, PairwiseComparison
 
 pytestmark = [
@@ -80,7 +83,7 @@ def run(served, tmp_path, monkeypatch):
         *("n_train=8", "n_validation=2", "n_test=4", "pi_max_new_tokens=8", "endpoint_concurrency=4"),
     ]
     run = Run(load_profile("synthetic", settings), "synthetic", 0)
-    data.write_pairs(run)
+    preference.write_pairs(run)
     return run
 
 
@@ -107,7 +110,7 @@ def test_personas_inferred_over_a_server_equal_those_of_the_same_model_loaded_he
 def test_judging_over_a_server_equals_the_same_judge_loaded_here(run):
     comparisons = [
         PairwiseComparison(pair.id, pair.prompt, "The user is shy.", pair.chosen, pair.rejected)
-        for pair in data.load_pairs(run)["test"]
+        for pair in preference.load_pairs(run)["test"]
     ]
     over_http = judge.judge_both(judge.load_judge(run), comparisons, "personalization")
     here = judge.judge_both(judge.load_judge(local(run)), comparisons, "personalization")

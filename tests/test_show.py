@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from persona_lib import show, show_answers, show_base, show_lm_judge, show_personas
 from persona_lib.config import Run, load_profile, set_field
-from persona_lib.data import load_pairs, write_pairs
-from persona_lib.judge import judge_all
-from persona_lib.oracle import contrast_claims
-from persona_lib.personas import sides_of, user_personas
+from persona_lib.data.preference import load_pairs, write_pairs
+from persona_lib.evaluation.judge import judge_all
+from persona_lib.evaluation.personas import sides_of, user_personas
+from persona_lib.evaluation.tailor import generation_folder, grid
 from persona_lib.records import Generation, InferredPersona, Judgment, PairwiseComparison, TailoringRow
+from persona_lib.reporting import show, show_answers, show_base, show_lm_judge, show_personas
 from persona_lib.store import mark_done, write_json, write_rows
-from persona_lib.tailor import generation_folder, grid
-from persona_lib.vocabulary import LEXICON
+from persona_lib.world.oracle import contrast_claims
+from persona_lib.world.vocabulary import LEXICON
 
 SIDES = ("chosen", "rejected")
 
@@ -276,9 +276,9 @@ def test_a_judge_that_always_says_a_is_shown_for_what_it_is():
 def test_a_forced_judge_takes_the_letter_that_the_model_finds_more_probable():
     import torch
 
-    from persona_lib.base import make_model, train_tokenizer
-    from persona_lib.generate import TransformersGenerator
-    from persona_lib.judge import swap_order
+    from persona_lib.evaluation.judge import swap_order
+    from persona_lib.models.base import make_model, train_tokenizer
+    from persona_lib.models.generate import TransformersGenerator
     from persona_lib.prompts import judge_prompt
 
     texts = [judge_prompt("quality", "fix it", None, "use glue", "add oil"), " A B"]

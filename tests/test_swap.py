@@ -8,7 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from persona_lib import persona_text, store, swap, swap_tables
+from persona_lib import store
+from persona_lib.data import persona_text
+from persona_lib.evaluation import swap, swap_tables
 from persona_lib.prompts import completion_text, tailoring_prompt
 from persona_lib.records import Generation, TailoringRow
 
@@ -174,7 +176,7 @@ def run(tmp_path, monkeypatch):
 
 
 def test_scores_are_those_of_the_policy_and_of_its_reference(run):
-    from persona_lib.llm import attach_adapters, load_base, load_tokenizer, sequence_log_probs
+    from persona_lib.models.llm import attach_adapters, load_base, load_tokenizer, sequence_log_probs
 
     tiny_lora(run, "dpo-chosen", 2)
     scores = {(s.id, s.eval_persona): s for s in swap.persona_swap(run, "dpo-chosen")}
@@ -239,8 +241,8 @@ def test_the_table_of_a_run_has_every_arm_and_the_base(run):
 def test_the_figure_and_the_short_table_are_drawn_from_the_saved_one(run, tmp_path):
     import pandas as pd
 
-    from persona_lib import swap_plots
     from persona_lib.config import set_field
+    from persona_lib.reporting import swap_plots
 
     swap.swap_all(replace(run, profile=set_field(run.profile, methods=["sft"])))
     table = pd.read_csv(run.folder / "tables" / "persona_swap.csv")
@@ -255,7 +257,7 @@ def test_a_table_without_a_single_difference_is_drawn_as_empty():
     """Where both sides have the same persona, D > 0 is undefined for every row."""
     import pandas as pd
 
-    from persona_lib import swap_plots
+    from persona_lib.reporting import swap_plots
 
     table = pd.DataFrame(
         {"arm": ["base"], "persona_format": ["line"], "measure": ["policy"], "persona": ["gold"], "n": [4]}

@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from persona_lib import oracle, synthetic, vocabulary
 from persona_lib.config import load_profile, set_field
+from persona_lib.world import oracle, synthetic, vocabulary
 
 PROFILE = set_field(load_profile("synthetic"), n_train=200, n_validation=40, n_test=60)
 PAIRS = synthetic.make_pairs(PROFILE, seed=3)

@@ -1,8 +1,8 @@
 """Generation of the grid: which runs there are, what they are shown, and resuming by row."""
 
-from persona_lib import tailor
 from persona_lib.config import Run, load_profile, set_field
-from persona_lib.generate import Completion
+from persona_lib.evaluation import tailor
+from persona_lib.models.generate import Completion
 from persona_lib.records import Generation, RunSpec, TailoringRow
 from persona_lib.store import read_rows, write_rows
 

@@ -6,14 +6,16 @@ from dataclasses import replace
 
 import pytest
 
-from persona_lib import data, leakage, official, personas, retrieval, store, tailoring
+from persona_lib import store
 from persona_lib.config import Run, load_profile, set_field
+from persona_lib.data import leakage, official, preference, retrieval, tailoring
+from persona_lib.evaluation import personas
 from persona_lib.records import InferredPersona, PreferencePair, TailoringRow
 
 
 def infer_all(run: Run, splits=("train", "validation", "test"), without=()) -> None:
     """Write a persona for every side of every pair, as the inference step would; ids in ``without`` fail."""
-    pairs = data.load_pairs(run)
+    pairs = preference.load_pairs(run)
     for split in splits:
         for side in ("chosen", "rejected"):
             rows = [
@@ -34,7 +36,7 @@ def run(tmp_path, monkeypatch) -> Run:
     """A run of the synthetic world with 40 + 6 + 8 pairs and all their personas."""
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
     run = Run(set_field(load_profile("synthetic"), n_train=40, n_validation=6, n_test=8), "synthetic", 0)
-    data.write_pairs(run)
+    preference.write_pairs(run)
     infer_all(run)
     return run
 
@@ -93,7 +95,7 @@ def test_another_retriever_lends_other_rows_of_the_same_pool_and_has_keys_of_its
         assert row.personas["retrieved-chosen"] == persona_of(last.id, "chosen")
         assert row.personas["retrieved-rejected"] == persona_of(last.id, "rejected")
     before = {split: [pair.id for pair in part] for split, part in
-              tailoring.split_train(data.load_pairs(run)["train"], run.seed).items()}  # fmt: skip
+              tailoring.split_train(preference.load_pairs(run)["train"], run.seed).items()}  # fmt: skip
     assert {split: [row.id for row in rows[split]] for split in before} == before
 
 
@@ -123,7 +125,7 @@ def test_shuffled_personas_are_both_of_one_other_row(run):
 
 
 def test_a_failed_inference_leaves_no_persona_and_no_shuffled_one(run):
-    failed = data.load_pairs(run)["test"][0].id
+    failed = preference.load_pairs(run)["test"][0].id
     infer_all(run, without=(failed,))
     tailoring.build_tailoring(run)
     rows = {row.id: row for row in tailoring.load_tailoring(run)["test"]}
@@ -145,7 +147,7 @@ def test_the_system_persona_joins_the_most_common_claims():
 
 
 def test_more_personas_can_be_added_by_row_id(run):
-    test = data.load_pairs(run)["test"]
+    test = preference.load_pairs(run)["test"]
     extra = {test[0].id: {"user-chosen": "Busy people like me want it short."}}
     tailoring.build_tailoring(run, extra)
     rows = {row.id: row for row in tailoring.load_tailoring(run)["test"]}
@@ -159,7 +161,7 @@ def test_a_rerun_does_nothing_and_changed_personas_build_again(run):
     before = path.stat().st_mtime_ns
     tailoring.build_tailoring(run)
     assert path.stat().st_mtime_ns == before
-    infer_all(run, without=(data.load_pairs(run)["test"][0].id,))
+    infer_all(run, without=(preference.load_pairs(run)["test"][0].id,))
     tailoring.build_tailoring(run)
     assert path.stat().st_mtime_ns != before
 

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from persona_lib import text_metrics as tm
+from persona_lib.stats import text_metrics as tm
 
 
 def test_tokens_are_lower_case_words_digits_and_apostrophes():

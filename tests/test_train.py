@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from tiny import tiny_run
 
-from persona_lib import guards, llm, store, train
-from persona_lib.arms import derangement, to_dpo_rows, to_ordered_dpo_rows, to_sft_rows
+from persona_lib import store
 from persona_lib.config import Run, load_profile, set_field
+from persona_lib.data.arms import derangement, to_dpo_rows, to_ordered_dpo_rows, to_sft_rows
+from persona_lib.models import guards, llm
 from persona_lib.records import TailoringRow
-from persona_lib.trainers import activate_stack, check_dpo_start
+from persona_lib.training import train
+from persona_lib.training.trainers import activate_stack, check_dpo_start
 
 # --- arms ---
 
@@ -337,7 +339,7 @@ def merged_trainer(run: Run, stacked):
     from peft import PeftModel, get_peft_model
     from trl import DPOTrainer
 
-    from persona_lib.trainers import lora_config
+    from persona_lib.training.trainers import lora_config
 
     base = llm.load_base(*run.base_source)
     base = PeftModel.from_pretrained(base, str(train.adapter_folder(run, "sft", "chosen"))).merge_and_unload()

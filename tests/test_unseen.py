@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from persona_lib import unseen
 from persona_lib.config import load_profile, set_field
-from persona_lib.synthetic import inference_document, make_topics, topics_of
+from persona_lib.models import unseen
+from persona_lib.world.synthetic import inference_document, make_topics, topics_of
 
 PROFILE = set_field(load_profile("smoke"), base_tokens=20000)
 TOPICS = make_topics(PROFILE.world_seed)
@@ -31,7 +31,7 @@ def test_the_pretraining_text_holds_nothing_forbidden():
 
 
 def test_what_is_read_is_the_text_of_the_windows_that_are_trained_on():
-    from persona_lib import base
+    from persona_lib.models import base
 
     texts = base.tokenizer_texts(PROFILE, 0)
     tokenizer = base.train_tokenizer(texts, PROFILE.base_vocab_size, word_level=True)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import random
 
-from persona_lib import judge, persona_quality, store, synthetic, tailor
+from persona_lib import store
 from persona_lib.config import Run
-from persona_lib.oracle import contrast_claims
+from persona_lib.evaluation import judge, persona_quality, tailor
+from persona_lib.evaluation.swap import swap_arms, swap_folder
+from persona_lib.evaluation.swap_tables import FAMILIES, SwapScore
 from persona_lib.records import Generation, InferredPersona, RunSpec, TailoringRow
-from persona_lib.swap import swap_arms, swap_folder
-from persona_lib.swap_tables import FAMILIES, SwapScore
+from persona_lib.world import synthetic
+from persona_lib.world.oracle import contrast_claims
 
 SIDES = ("chosen", "rejected")
 

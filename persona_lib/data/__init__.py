@@ -1,0 +1,1 @@
+"""Preference pairs and tailoring rows: readers, splits, retrieval and checks for leaks."""

@@ -1,0 +1,270 @@
+"""Preference data: the readers of every data set, and what is counted about the data before use.
+
+Each data set is read by one function of the literal table READERS into the same splits (train,
+validation, test) of `PreferencePair`. The authors' files themselves are read in `persona_lib.data.official`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from persona_lib.config import ConfigError, Profile, Run, near_names
+from persona_lib.data import official, raw
+from persona_lib.data.persona_text import is_contrastive
+from persona_lib.fingerprint import module_hash
+from persona_lib.prompts import completion_text, tailoring_prompt
+from persona_lib.records import PreferencePair, TailoringRow
+from persona_lib.stats.text_metrics import tokens
+from persona_lib.store import content_hash, is_done, mark_done, read_rows, write_rows
+from persona_lib.world import synthetic
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PAIR_SPLITS = ("train", "validation", "test")
+WORLD_FIELDS = (
+    "world_seed", "n_train", "n_validation", "n_test",
+    "majority_share", "second_contrast_share", "shown_share", "slip_share",
+)  # fmt: skip
+
+Pairs = dict[str, list[PreferencePair]]
+
+
+# --- one reader per data set ---
+
+
+def read_synthetic(run: Run) -> Pairs:
+    """Make the synthetic world's pairs of this run's seed."""
+    return synthetic.make_pairs(run.profile, run.seed)
+
+
+def read_official(run: Run) -> Pairs:
+    """Read the released pairs of an official data set."""
+    return official.official_pairs(data_folder(run), run.dataset, run.profile.strip_roles)
+
+
+def read_inference(run: Run) -> Pairs:
+    """Read an official data set that was released for persona inference alone, as test pairs."""
+    return {"train": [], "validation": [], "test": inference_pairs(run)}
+
+
+def read_raw(run: Run) -> Pairs:
+    """Read a publisher's own file, which ``data_dir`` names or holds."""
+    return raw.read_raw(run.profile.data_dir, run.dataset)
+
+
+READERS: dict[str, Callable[[Run], Pairs]] = {
+    "synthetic": read_synthetic,
+    "beavertails": read_official,
+    "hhh": read_official,
+    "mnemonic": read_official,
+    "shp": read_inference,
+    **dict.fromkeys(raw.SOURCES, read_raw),
+}
+
+
+def data_folder(run: Run) -> Path:
+    """Return where the tailoring data of a run is (found or downloaded, see `official.find_data_dir`)."""
+    return official.find_data_dir(run.profile.data_dir, [run.dataset])
+
+
+def has_personas(run: Run) -> bool:
+    """Return True if the data set comes with personas (the official ones): none have to be inferred."""
+    return run.dataset in official.DATASETS
+
+
+def input_key(run: Run) -> str:
+    """Return a hash of what a run's pairs are made from: official files, or the world's settings."""
+    if has_personas(run) and official.DATASETS[run.dataset]["tailoring"] is None:
+        return inference_key(run)
+    if has_personas(run):
+        return content_hash(official.official_key(data_folder(run), run.dataset), run.profile.strip_roles)
+    if run.dataset in raw.SOURCES:
+        return raw.raw_key(run.profile.data_dir, run.dataset)
+    fields = {name: getattr(run.profile, name) for name in WORLD_FIELDS}
+    return content_hash(module_hash("world.synthetic"), fields, run.seed)
+
+
+def inference_split(profile: Profile, dataset: str) -> str:
+    """Return the split whose personas are scored: the authors' pairs for it, else the evaluation split."""
+    return "inference" if dataset in official.DATASETS else profile.eval_split
+
+
+def inference_pairs(run: Run) -> list[PreferencePair]:
+    """Return the pairs of `inference_split`: of an official data set the 300 that the paper took."""
+    if not has_personas(run):
+        return load_pairs(run)[run.profile.eval_split]
+    folder = official.find_data_dir(run.profile.data_dir, [run.dataset], kind="inference")
+    return official.load_inference_pairs(folder, run.dataset, run.profile.strip_roles)
+
+
+def inference_key(run: Run) -> str:
+    """Return a hash of what `inference_pairs` reads."""
+    if not has_personas(run):
+        return input_key(run)
+    folder = official.find_data_dir(run.profile.data_dir, [run.dataset], kind="inference")
+    return content_hash(official.official_key(folder, run.dataset, "inference"), run.profile.strip_roles)
+
+
+def write_pairs(run: Run) -> Path:
+    """Write a run's preference pairs to ``pairs/<split>.jsonl`` once and return the folder.
+
+    Raises ConfigError for a data set without a reader, ValueError for an unusable pair.
+    """
+    if run.dataset not in READERS:
+        raise ConfigError(f"no reader for data set {run.dataset!r}; {near_names(run.dataset, list(READERS))}")
+    folder, key = run.folder / "pairs", content_hash(module_hash("data.preference"), input_key(run))
+    if is_done(folder, key):
+        return folder
+    pairs = READERS[run.dataset](run)
+    check_pairs(pairs, run.dataset)
+    for split, rows in pairs.items():
+        write_rows(folder / f"{split}.jsonl", rows)
+    mark_done(folder, key, rows={split: len(rows) for split, rows in pairs.items()})
+    return folder
+
+
+def load_pairs(run: Run) -> Pairs:
+    """Read the pairs that `write_pairs` wrote, by split."""
+    folder = run.folder / "pairs"
+    if not (folder / "done.json").exists():
+        raise FileNotFoundError(f"{folder}: no preference pairs yet; run notebook 01_preference_data first")
+    return {split: read_rows(folder / f"{split}.jsonl", PreferencePair) for split in PAIR_SPLITS}
+
+
+def check_pairs(pairs: Pairs, dataset: str) -> None:
+    """Assert what every step relies on: unique ids, text in every field, two different responses.
+
+    Raises ValueError naming the row and the field. The prompt may occur more than once.
+    """
+    seen: set[str] = set()
+    for split, rows in pairs.items():
+        for row in rows:
+            where = f"{dataset}, split {split}, row {row.id}"
+            if row.id in seen:
+                raise ValueError(f"{where}: the id occurs twice; ids must be unique over all splits")
+            seen.add(row.id)
+            for field in ("prompt", "chosen", "rejected"):
+                if not getattr(row, field).strip():
+                    raise ValueError(f"{where}: {field} is empty; drop the row in the reader")
+
+
+# --- what the data is like ---
+
+
+def ngrams(words: Sequence[str], n: int) -> set[tuple[str, ...]]:
+    """Return the set of word n-grams; a shorter text is one gram of all its words."""
+    return {tuple(words[i : i + n]) for i in range(max(1, len(words) - n + 1))} if words else set()
+
+
+def near_duplicates(
+    prompts: Sequence[str], pool: Sequence[str], threshold: float = 0.5
+) -> list[tuple[int, int, float]]:
+    """Find the prompts whose most similar pool prompt has a word 3-gram Jaccard >= ``threshold``.
+
+    Returns (index in prompts, index in pool, Jaccard), at most one per prompt. An inverted index keeps
+    the work in proportion to the shared 3-grams.
+    """
+    pool_grams = [ngrams(tokens(text), 3) for text in pool]
+    holders: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for index, grams in enumerate(pool_grams):
+        for gram in grams:
+            holders[gram].append(index)
+    found = []
+    for index, text in enumerate(prompts):
+        grams = ngrams(tokens(text), 3)
+        shared = Counter(other for gram in grams for other in holders.get(gram, ()))
+        scores = [(n / (len(grams) + len(pool_grams[other]) - n), -other) for other, n in shared.items()]
+        best, other = max(scores, default=(0.0, 0))
+        if best >= threshold > 0:
+            found.append((index, -other, best))
+    return found
+
+
+def mean(values: Iterable[float]) -> float:
+    """Return the mean, NaN of nothing."""
+    values = list(values)
+    return sum(values) / len(values) if values else float("nan")
+
+
+def mean_words(texts: Iterable[str | None]) -> float:
+    """Return the mean number of white-space separated words of the texts that are there."""
+    return mean(len(text.split()) for text in texts if text)
+
+
+def data_card(rows_by_split: dict[str, list], near_duplicate_threshold: float = 0.5) -> pd.DataFrame:
+    """Describe a data set, one row per split: counts, mean words, personas, near duplicates of training.
+
+    Takes splits of `PreferencePair` or `TailoringRow`. Near duplicates are prompts that resemble one of
+    a training split (any split whose name holds "train"); shares are over the rows that have the text.
+    """
+    import pandas as pd
+
+    pool = [row.prompt for split, rows in rows_by_split.items() if "train" in split for row in rows]
+    cards = []
+    for split, rows in rows_by_split.items():
+        card = {"split": split, **text_facts(rows)}
+        if "train" not in split and split != "fewshot":
+            prompts = [row.prompt for row in rows]
+            card["near duplicates of train"] = len(near_duplicates(prompts, pool, near_duplicate_threshold))
+        cards.append(card | persona_facts(rows))
+    return pd.DataFrame(cards).set_index("split")
+
+
+def text_facts(rows: list) -> dict[str, float]:
+    """Count rows, prompts and words of one split."""
+    answered = [row for row in rows if row.chosen and row.rejected]
+    return {
+        "rows": len(rows),
+        "different prompts": len({row.prompt for row in rows}),
+        "without responses": len(rows) - len(answered),
+        "with a role": sum(official.begins_with_role(row) for row in rows),
+        "words of prompt": mean_words(row.prompt for row in rows),
+        "words of chosen": mean_words(row.chosen for row in rows),
+        "words of rejected": mean_words(row.rejected for row in rows),
+        "chosen longer": mean(len(r.chosen.split()) > len(r.rejected.split()) for r in answered),
+    }
+
+
+def persona_facts(rows: list) -> dict[str, float]:
+    """Count personas of one split of `TailoringRow`s; nothing for bare pairs."""
+    if not rows or not isinstance(rows[0], TailoringRow):
+        return {}
+    facts: dict[str, float] = {}
+    for name in ("gold-chosen", "gold-rejected", "retrieved-chosen", "retrieved-rejected"):
+        there = [row.personas[name] for row in rows if row.personas.get(name)]
+        facts[f"{name}: without"] = len(rows) - len(there)
+        facts[f"{name}: different"] = len(set(there))
+        facts[f"{name}: words"] = mean_words(there)
+        facts[f"{name}: contrastive"] = mean(map(is_contrastive, there))
+    facts["gold: same on both sides"] = sum(
+        row.personas.get("gold-chosen") is not None
+        and row.personas["gold-chosen"] == row.personas.get("gold-rejected")
+        for row in rows
+    )
+    return facts
+
+
+# --- text for the scratch profile's base model ---
+
+
+def pretraining_texts(profile: Profile) -> list[str]:
+    """Return what a base model may learn from the official data: the texts of the training rows.
+
+    Every response (chosen and rejected) after its prompt, and every gold persona after its prompt, so
+    that a persona's words are known; a persona never stands with a response. Validation and test rows
+    are never read.
+    """
+    folder = official.find_data_dir(profile.data_dir, profile.datasets)
+    texts = []
+    for name in profile.datasets:
+        rows = official.load_official(folder, name, profile.strip_roles)
+        for row in (*rows["sft_train"], *rows["dpo_train"]):
+            responses = [r for r in (row.chosen, row.rejected) if r.strip()]
+            personas = [p for p in (row.personas.get(f"gold-{side}") for side in ("chosen", "rejected")) if p]
+            texts += [tailoring_prompt(row.prompt, None) + completion_text(r) for r in responses]
+            texts += [tailoring_prompt(row.prompt, p).removesuffix("\nResponse:") for p in personas]
+    return texts

@@ -1,0 +1,252 @@
+"""Build the tailoring data: pairs with their personas, split for training and evaluation (paper section 4).
+
+A test row carries every persona it may be shown: gold (inferred from its own pair), retrieved (those of
+the nearest training row), shuffled (another row's gold ones: a null), system (one for all), and what the
+caller adds (user-written ones). Official data comes with gold and retrieved personas and is passed through.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from persona_lib.config import Run
+from persona_lib.data import official, preference
+from persona_lib.data.arms import derangement
+from persona_lib.data.leakage import EVAL_SPLITS, POOL_SPLITS, SIDES, leakage_report
+from persona_lib.data.persona_text import strip_contrast
+from persona_lib.data.retrieval import normal, retrieve
+from persona_lib.fingerprint import module_hash
+from persona_lib.records import InferredPersona, PreferencePair, TailoringRow
+from persona_lib.store import content_hash, file_hash, is_done, mark_done, read_rows, write_rows
+
+TRAIN_SHARES = {"sft_train": 0.4, "sft_val": 0.1, "dpo_train": 0.4, "dpo_val": 0.1}
+# One persona for everybody, worded by us after what the chosen personas of each data set have in common.
+SYSTEM_PERSONAS = {
+    "beavertails": "The user is thorough and prefers answers that look at a question from several sides.",
+    "hhh": "The user is practical and prefers factual answers that help to solve the problem.",
+    "mnemonic": "The user is patient and prefers memory aids that lead to the meaning in small steps.",
+}
+CLAIMS = re.compile(r"^The user is (.+?),? and prefers (.+?)\.?$")
+Rows = dict[str, list[TailoringRow]]
+
+
+# --- splits ---
+
+
+def split_train(pairs: list[PreferencePair], seed: int) -> dict[str, list[PreferencePair]]:
+    """Split training pairs 40/10/40/10 into sft_train, sft_val, dpo_train and dpo_val, by prompt.
+
+    All pairs of one prompt (case and white space aside) go to one split. The shares are the paper's.
+    """
+    groups: dict[str, list[PreferencePair]] = {}
+    for pair in pairs:
+        groups.setdefault(normal(pair.prompt), []).append(pair)
+    prompts = sorted(groups)
+    random.Random(f"tailoring-splits-{seed}").shuffle(prompts)
+    parts: dict[str, list[PreferencePair]] = {name: [] for name in TRAIN_SHARES}
+    for prompt in prompts:
+        neediest = min(parts, key=lambda name: (len(parts[name]) + 1) / TRAIN_SHARES[name])
+        parts[neediest] += groups[prompt]
+    return parts
+
+
+def retrieved_ids(run: Run) -> dict[str, str]:
+    """Return, for every validation and test pair, the id of the training pair whose personas it borrows.
+
+    Depends on the prompts alone, so it can be asked before any persona is inferred.
+    """
+    pairs = preference.load_pairs(run)
+    parts = split_train(pairs["train"], run.seed)
+    pool = [(pair.id, pair.prompt) for split in POOL_SPLITS for pair in parts[split]]
+    queries = [(pair.id, pair.prompt) for split in EVAL_SPLITS for pair in pairs[split]]
+    nearest = retrieve(queries, pool, run.profile.retriever, run.profile.retriever_model)
+    return {id: pool[best][0] for (id, _), best in zip(queries, nearest, strict=True)}
+
+
+def retrieved_train_ids(run: Run) -> list[str]:
+    """List the training rows that retrieval picks: those whose rejected persona has to be inferred, too."""
+    return sorted(set(retrieved_ids(run).values()))
+
+
+# --- personas of the rows ---
+
+
+def load_personas(run: Run) -> dict[str, dict[str, str | None]]:
+    """Read all inferred personas of a run: pair id -> {"gold-chosen": ..., "gold-rejected": ...}.
+
+    Raises FileNotFoundError if the training rows' or the evaluated split's personas are not there yet.
+    """
+    folder = run.folder / "personas"
+    needed = [("train", "chosen"), *((run.profile.eval_split, side) for side in SIDES)]
+    for split, side in needed:
+        if not (folder / f"{split}-{side}.jsonl").exists():
+            raise FileNotFoundError(
+                f"{folder / f'{split}-{side}.jsonl'} is missing: run notebook 03_persona_inference first"
+            )
+    personas: dict[str, dict[str, str | None]] = {}
+    for path in persona_files(run):
+        for row in read_rows(path, InferredPersona):
+            personas.setdefault(row.id, {})[f"gold-{row.side}"] = row.persona
+    return personas
+
+
+def persona_files(run: Run) -> list[Path]:
+    """List the files of inferred personas that are there."""
+    paths = [
+        run.folder / "personas" / f"{split}-{side}.jsonl"
+        for split in preference.PAIR_SPLITS
+        for side in SIDES
+    ]
+    return [path for path in paths if path.exists()]
+
+
+def to_rows(
+    pairs: Iterable[PreferencePair],
+    split: str,
+    personas: Mapping[str, Mapping[str, str | None]],
+    retrieved: Mapping[str, str],
+) -> list[TailoringRow]:
+    """Give pairs their gold personas and, where ``retrieved`` names a training row, its two personas."""
+    rows = []
+    for pair in pairs:
+        own = dict(personas.get(pair.id, {}))
+        source = retrieved.get(pair.id)
+        borrowed = personas.get(source, {}) if source else {}
+        own |= {name.replace("gold", "retrieved"): persona for name, persona in borrowed.items()}
+        rows.append(TailoringRow(pair.id, split, pair.prompt, pair.chosen, pair.rejected, own, source))
+    return rows
+
+
+def shuffled_personas(rows: list[TailoringRow], seed: int) -> dict[str, dict[str, str | None]]:
+    """Give every row the two gold personas of another row: a derangement fixed by the seed.
+
+    Only rows with both gold personas take part, as givers and as takers; fewer than two get nothing.
+    """
+    able = [r for r in rows if r.personas.get("gold-chosen") and r.personas.get("gold-rejected")]
+    givers = [able[index] for index in derangement(len(able), seed)] if len(able) > 1 else []
+    return {
+        row.id: {f"shuffled-{side}": giver.personas[f"gold-{side}"] for side in SIDES}
+        for row, giver in zip(able, givers, strict=False)
+    }
+
+
+def add_personas(
+    rows: list[TailoringRow], extra: Mapping[str, Mapping[str, str | None]]
+) -> list[TailoringRow]:
+    """Return the rows with more personas, given by row id."""
+    return [replace(row, personas=row.personas | dict(extra.get(row.id, {}))) for row in rows]
+
+
+def common_persona(personas: Iterable[str | None]) -> str | None:
+    """Return the system persona: the most common "is ..." and the most common "prefers ..." of some personas.
+
+    Ties go to the alphabetically first. None if no persona has the usual form.
+    """
+    matches = [match for persona in personas if persona and (match := CLAIMS.match(persona))]
+    if not matches:
+        return None
+    counts = [Counter(match[group] for match in matches) for group in (1, 2)]
+    attribute, preference = (min(count, key=lambda text, c=count: (-c[text], text)) for count in counts)
+    return f"The user is {attribute} and prefers {preference}."
+
+
+# --- the step ---
+
+
+def rows_from_pairs(run: Run) -> Rows:
+    """Build all splits from a run's pairs and inferred personas."""
+    pairs, personas, retrieved = preference.load_pairs(run), load_personas(run), retrieved_ids(run)
+    parts = split_train(pairs["train"], run.seed)
+    rows = {split: to_rows(part, split, personas, {}) for split, part in parts.items()}
+    rows |= {split: to_rows(pairs[split], split, personas, retrieved) for split in EVAL_SPLITS}
+    system = common_persona(personas.get(pair.id, {}).get("gold-chosen") for pair in pairs["train"])
+    return {split: [with_system(row, system) for row in part] for split, part in rows.items()}
+
+
+def rows_from_official(run: Run) -> Rows:
+    """Take the official rows over; validation is the released sft_val and dpo_val (the same ids)."""
+    rows = official.load_official(preference.data_folder(run), run.dataset, run.profile.strip_roles)
+    validation = [replace(row, split="validation") for row in rows["sft_val"] + rows["dpo_val"]]
+    splits = {split: rows[split] for split in (*TRAIN_SHARES, "test")} | {"validation": validation}
+    system = SYSTEM_PERSONAS[run.dataset]
+    return {split: [with_system(row, system) for row in part] for split, part in splits.items()}
+
+
+def with_system(row: TailoringRow, system: str | None) -> TailoringRow:
+    """Return the row with the system persona."""
+    return replace(row, personas=row.personas | {"system": system})
+
+
+def without_contrast(row: TailoringRow) -> TailoringRow:
+    """Return the row with every persona cut before what it says about the other response."""
+    return replace(row, personas={name: text and strip_contrast(text) for name, text in row.personas.items()})
+
+
+def build_tailoring(run: Run, extra_personas: Mapping[str, Mapping[str, str]] | None = None) -> Path:
+    """Write ``tailoring/<split>.jsonl`` and the leakage report of a run, once, and return the folder.
+
+    ``extra_personas``: row id -> {"user-chosen": ..., "user-rejected": ...}, added to the rows.
+    Raises ValueError, before anything is marked as finished, if a leakage check fails.
+    """
+    extra_personas = extra_personas or {}
+    folder, key = run.folder / "tailoring", tailoring_key(run, extra_personas)
+    if is_done(folder, key):
+        return folder
+    (folder / "done.json").unlink(missing_ok=True)
+    rows = rows_from_official(run) if preference.has_personas(run) else rows_from_pairs(run)
+    for split in EVAL_SPLITS:
+        rows[split] = add_personas(rows[split], shuffled_personas(rows[split], run.seed))
+    rows = {split: add_personas(part, extra_personas) for split, part in rows.items()}
+    if run.profile.strip_contrast:
+        rows = {split: [without_contrast(row) for row in part] for split, part in rows.items()}
+    write_tables(run, rows)
+    for split, part in rows.items():
+        write_rows(folder / f"{split}.jsonl", part)
+    mark_done(folder, key, rows={split: len(part) for split, part in rows.items()})
+    return folder
+
+
+def tailoring_key(run: Run, extra_personas: Mapping[str, Mapping[str, str]]) -> str:
+    """Return a hash of all that the tailoring data is made from."""
+    p = run.profile
+    settings = (p.near_duplicate_threshold, p.eval_split, p.retriever, p.retriever_model, p.strip_contrast)
+    inputs = {path.name: file_hash(path) for path in persona_files(run)}
+    code = module_hash("data.tailoring")
+    return content_hash(code, preference.input_key(run), run.seed, settings, inputs, dict(extra_personas))
+
+
+def load_tailoring(run: Run) -> Rows:
+    """Read the rows that `build_tailoring` wrote, by split."""
+    folder = run.folder / "tailoring"
+    if not (folder / "done.json").exists():
+        raise FileNotFoundError(f"{folder}: no tailoring data yet; run notebook 05_tailoring_data first")
+    return {
+        split: read_rows(folder / f"{split}.jsonl", TailoringRow) for split in (*TRAIN_SHARES, *EVAL_SPLITS)
+    }
+
+
+def write_tables(run: Run, rows: Rows) -> None:
+    """Write the data card, the leakage report and the near duplicates of a run; ValueError on a leak."""
+    tables = run.folder / "tables"
+    tables.mkdir(parents=True, exist_ok=True)
+    report = leakage_report(rows, run.profile.near_duplicate_threshold)
+    report.to_csv(tables / "tailoring_leakage.csv", index=False)
+    preference.data_card(rows, run.profile.near_duplicate_threshold).to_csv(tables / "tailoring_card.csv")
+    leaks = report[report.must_be_zero & (report.found > 0)]
+    if len(leaks):
+        found = "; ".join(f"{leak.check}: {leak.found} of {leak.of}" for leak in leaks.itertuples())
+        raise ValueError(
+            f"{run.folder / 'tailoring'}: {found}; the table is {tables / 'tailoring_leakage.csv'}"
+        )
+
+
+def example_text(row: TailoringRow) -> str:
+    """Return one row as text for a reader: the prompt, both responses and every persona it carries."""
+    lines = [f"prompt    {row.prompt}", f"chosen    {row.chosen}", f"rejected  {row.rejected}"]
+    lines += [f"{name}: {persona}" for name, persona in row.personas.items()]
+    return "\n".join([*lines, f"retrieved from: {row.retrieved_id}"])

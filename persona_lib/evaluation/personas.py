@@ -1,0 +1,177 @@
+"""Persona inference (paper section 3): write a persona for a side of a pair, and say whether it is one.
+
+An answer that is no persona (empty, a refusal, too long, not of the asked form) is typed and counted,
+and never used as a persona.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from persona_lib import store
+from persona_lib.config import Profile, Run
+from persona_lib.data.preference import (
+    has_personas,
+    inference_key,
+    inference_pairs,
+    inference_split,
+    load_pairs,
+)
+from persona_lib.data.tailoring import retrieved_train_ids
+from persona_lib.fingerprint import module_hash
+from persona_lib.models.generators import load_generator, role_key
+from persona_lib.prompts import inference_prefix, inference_query
+from persona_lib.records import InferredPersona, PreferencePair, Side
+
+SIDES: tuple[Side, ...] = ("chosen", "rejected")
+STOPS = ("\n",)
+REFUSAL = re.compile(
+    r"\b(I can(?:'|no)t|I cannot|I'm sorry|I am sorry|as an AI|unable to|error in|cannot provide)\b",
+    re.IGNORECASE,
+)
+LOOP = re.compile(r"\b(\w+(?:\W+\w+){0,3})(?:\W+\1\b){2}", re.IGNORECASE)
+PERSONA_FORM = re.compile(r"^The user (is|prefers)\b", re.IGNORECASE)
+
+
+def parse_persona(raw: str, max_words: int) -> tuple[str | None, str]:
+    """Return (persona, "ok"), or (None, reason): "empty", "refusal", "too_long", "malformed" or "loop".
+
+    The persona is the first line of the answer and must begin "The user is" or "The user prefers".
+    A line that says the same one to four words three times running is a loop.
+    """
+    line = next((text.strip() for text in raw.splitlines() if text.strip()), "")
+    if not line:
+        return None, "empty"
+    if REFUSAL.search(line):
+        return None, "refusal"
+    if len(line.split()) > max_words:
+        return None, "too_long"
+    if not PERSONA_FORM.match(line):
+        return None, "malformed"
+    if LOOP.search(line):
+        return None, "loop"
+    return line, "ok"
+
+
+def sides_of(pair: PreferencePair, side: Side) -> tuple[str, str]:
+    """Return (preferred, other) as the persona of this side sees them."""
+    return (pair.chosen, pair.rejected) if side == "chosen" else (pair.rejected, pair.chosen)
+
+
+def inference_shots(profile: Profile) -> list[tuple[str, str, str, str]]:
+    """Return the solved items put before every query: ours, on library topics of the synthetic world."""
+    from persona_lib.world.synthetic import inference_example, make_topics, topics_of
+
+    rng = random.Random(f"shots-{profile.world_seed}")
+    library = topics_of(make_topics(profile.world_seed), "library")
+    return [inference_example(profile, library, rng) for _ in range(profile.pi_shots)]
+
+
+def infer_personas(
+    generator: Any, pairs: Sequence[PreferencePair], side: Side, profile: Profile, path: Path
+) -> list[InferredPersona]:
+    """Infer one persona per pair for a side, appending to ``path``; rows already there are kept.
+
+    Returns all rows of the file that belong to ``pairs``, in their order.
+    """
+    store.repair_rows(path)
+    known = {row.id: row for row in store.read_rows(path, InferredPersona)} if path.exists() else {}
+    missing = [pair for pair in pairs if pair.id not in known]
+    queries = [inference_query(pair.prompt, *sides_of(pair, side)) for pair in missing]
+    batch: list[InferredPersona] = []
+    for index, completion in generator.generate(
+        queries, profile.pi_max_new_tokens, STOPS, prefix=inference_prefix(inference_shots(profile))
+    ):
+        persona, status = parse_persona(completion.text, profile.pi_max_words)
+        batch.append(
+            InferredPersona(missing[index].id, side, generator.name, persona, status, completion.text)
+        )
+        if len(batch) >= profile.pi_batch_size:
+            store.append_rows(path, batch)
+            known |= {row.id: row for row in batch}
+            batch = []
+    store.append_rows(path, batch)
+    known |= {row.id: row for row in batch}
+    return [known[pair.id] for pair in pairs]
+
+
+def count_statuses(personas: Sequence[InferredPersona]) -> dict[str, int]:
+    """Count how the answers were read: ok, empty, refusal, too_long, malformed, loop."""
+    return dict(Counter(row.status for row in personas))
+
+
+def to_infer(run: Run) -> list[tuple[str, Side, list[PreferencePair]]]:
+    """Return (split, side, pairs) of all personas a run needs.
+
+    Training rows need the sides that are trained on, plus the rejected persona of those rows that
+    retrieval lends to an evaluation prompt; evaluation rows need both sides. Official data brings its
+    personas: there only the authors' 300 pairs are asked about, as in the paper.
+    """
+    if has_personas(run):
+        return [(inference_split(run.profile, run.dataset), side, inference_pairs(run)) for side in SIDES]
+    pairs, work = load_pairs(run), []
+    lent = set(retrieved_train_ids(run))
+    for side in SIDES:
+        trained = side in run.profile.pi_train_sides
+        work.append(("train", side, [pair for pair in pairs["train"] if trained or pair.id in lent]))
+        work.append((run.profile.eval_split, side, pairs[run.profile.eval_split]))
+    return work
+
+
+def personas_key(run: Run) -> str:
+    """Hash of all that a run's inferred personas depend on."""
+    settings = {
+        n: v
+        for n, v in vars(run.profile).items()
+        if n.startswith(("pi_", "retriever"))
+        or n in ("generator_model", "generator_url", "generator_kind", "engine", "eval_split")
+    }
+    return store.content_hash(
+        module_hash("evaluation.personas"),
+        settings,
+        store.read_json(run.folder / "pairs" / "done.json")["key"],
+        inference_key(run),
+        role_key(run, "generator"),
+    )
+
+
+def infer_run(run: Run) -> Path:
+    """Infer all personas of a run into ``personas/<split>-<side>.jsonl``; resumes by row."""
+    folder, key = run.folder / "personas", personas_key(run)
+    if store.is_done(folder, key):
+        return folder
+    store.clear_unless(folder, key)
+    generator, counts = load_generator(run, "generator", run.profile.pi_batch_size), {}
+    for split, side, pairs in to_infer(run):
+        rows = infer_personas(generator, pairs, side, run.profile, folder / f"{split}-{side}.jsonl")
+        counts[f"{split}-{side}"] = count_statuses(rows)
+        print(
+            f"{split}, {side} side: {len(rows)} personas asked for, {counts[f'{split}-{side}']}", flush=True
+        )
+    store.mark_done(folder, key, statuses=counts, generator=generator.settings)
+    return folder
+
+
+def user_personas(run: Run) -> dict[str, dict[str, str]]:
+    """Return personas as users would write them, by row id; only the synthetic world has any.
+
+    They state what the row's own responses contrast, in words and sentence frames that no training
+    persona contains.
+    """
+    if run.dataset != "synthetic":
+        return {}
+    from persona_lib.world.oracle import contrast_claims
+    from persona_lib.world.synthetic import user_persona
+
+    pairs = load_pairs(run)
+    return {
+        pair.id: {
+            f"user-{side}": user_persona(pair.id, contrast_claims(*sides_of(pair, side))) for side in SIDES
+        }
+        for pair in [*pairs["validation"], *pairs["test"]]
+    }

@@ -1,0 +1,135 @@
+"""Prometheus-2 as a judge: relative grading in its own prompt format, with two ways of decoding.
+
+The format's text is not ours (Apache-2.0, the authors of prometheus-eval) and is not in this repository: it
+is read from the installed package ``prometheus-eval``, or fetched from its pinned public file, and checked.
+Criteria and instructions are worded by us.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from persona_lib.config import results_root
+from persona_lib.data import official
+from persona_lib.models.generate import Sampling
+from persona_lib.records import Judgment, PairwiseComparison, Rubric
+from persona_lib.store import file_hash
+
+HOME = (
+    "https://raw.githubusercontent.com/prometheus-eval/prometheus-eval/"
+    "485d2b4eaeebbebf991d76ab6698bdd94799e213/libs/prometheus-eval/prometheus_eval/prompts.py"
+)
+# Of version 0.1.20 of the package; the public file is held to it, too.
+SHA256 = "aabcaa9f012108bbd19cc9528dab9f313325fdf89711919a67f20ef94cd50914"
+CRITERIA = {
+    "personalization": "[Does the response answer the request, and does it suit the person who asks?]",
+    "quality": "[Is it a good response to the request?]",
+}
+# How the verdict ends an answer. Anything else stays unparsed.
+VERDICT = re.compile(
+    r"\[?\bresult\]?\s*:?\s*(?:response\s+)?[(\[]?\s*([AB])\s*[)\]]?\s*\.?\s*$", re.IGNORECASE
+)
+# "official": what the authors' code did silently, the package's defaults. None: greedy.
+DECODING: dict[str, tuple[Sampling | None, int]] = {
+    "deterministic": (None, 1),
+    "official": (Sampling(temperature=1.0, top_p=0.9, repetition_penalty=1.03, seed=0), 10),
+}
+
+
+def template_file() -> Path:
+    """Return a file with the prompt format: of the installed package, or downloaded once, and checked.
+
+    Raises DataError if there is neither, or if the file is another than the pinned one.
+    """
+    package = importlib.util.find_spec("prometheus_eval")
+    if package and package.submodule_search_locations:
+        path = Path(package.submodule_search_locations[0]) / "prompts.py"
+    else:
+        path = results_root() / "downloads" / "prometheus" / "prompts.py"
+        if not path.exists():
+            official.fetch(HOME, path, SHA256)
+    if file_hash(path) != SHA256:
+        raise official.DataError(
+            f"{path}: not the pinned prompt format of prometheus-eval 0.1.20; install that version "
+            "(pip install --no-deps prometheus-eval==0.1.20) or delete the file"
+        )
+    return path
+
+
+def load_templates(path: Path | None = None) -> tuple[str, str]:
+    """Return (system prompt, relative grading without a reference), read as constants: nothing is run."""
+    tree = ast.parse((path or template_file()).read_text(encoding="utf-8"))
+    texts = {
+        node.targets[0].id: node.value.value
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and isinstance(node.value, ast.Constant)
+    }
+    return texts["REL_SYSTEM_PROMPT"], texts["RELATIVE_PROMPT_WO_REF"]
+
+
+def instruction(rubric: Rubric, comparison: PairwiseComparison) -> str:
+    """Return what the responses are said to answer; the persona is shown for personalization only."""
+    text = f"Respond to this request.\nRequest: {comparison.prompt}"
+    if rubric == "personalization" and comparison.persona:
+        text += f"\nWho asks: {comparison.persona}"
+    return text
+
+
+def prometheus_prompt(
+    templates: tuple[str, str], rubric: Rubric, comparison: PairwiseComparison, chat: bool = False
+) -> str:
+    """Render a comparison; without ``chat``, in Mistral's own marks (the tokenizer adds BOS)."""
+    system, template = templates
+    user = template.format(
+        instruction=instruction(rubric, comparison),
+        response_A=comparison.response_a.strip(),
+        response_B=comparison.response_b.strip(),
+        rubric=CRITERIA[rubric],
+    )
+    return f"{system}\n{user}" if chat else f"[INST] {system}\n{user} [/INST]"
+
+
+def parse_verdict(text: str) -> str | None:
+    """Read the "A" or "B" that ends an answer after "[RESULT]"; None if there is none."""
+    found = VERDICT.search(text.strip())
+    return found[1].upper() if found else None
+
+
+def prometheus_judge(
+    generator: Any,
+    max_new_tokens: int,
+    decoding: str = "deterministic",
+    chat: bool = False,
+    templates: tuple[str, str] | None = None,
+) -> Callable[[Sequence[PairwiseComparison], Rubric], list[Judgment]]:
+    """Return a judge (see ``judge``) that grades as Prometheus-2 was trained to.
+
+    "deterministic" decodes greedily, once. "official" samples, and samples answers without a verdict again,
+    up to ten times in all; what is still unreadable then has winner None.
+    """
+    templates = templates or load_templates()
+    sampling, attempts = DECODING[decoding]
+
+    def judge(comparisons: Sequence[PairwiseComparison], rubric: Rubric) -> list[Judgment]:
+        prompts = [prometheus_prompt(templates, rubric, c, chat) for c in comparisons]
+        answers: dict[int, str] = {}
+        for attempt in range(attempts):
+            left = [n for n in range(len(prompts)) if n not in answers or parse_verdict(answers[n]) is None]
+            if not left:
+                break
+            drawn = sampling and sampling.with_seed(sampling.seed + attempt)
+            done = generator.generate([prompts[n] for n in left], max_new_tokens, (), sampling=drawn)
+            answers |= {left[place]: completion.text for place, completion in done}
+        return [
+            Judgment(c.id, generator.name, rubric, parse_verdict(answers[n]), feedback=answers[n])
+            for n, c in enumerate(comparisons)
+        ]
+
+    return judge

@@ -1,0 +1,1 @@
+"""Language models: loading, tokens, generation here or served, and the base pretrained here."""

@@ -1,0 +1,386 @@
+"""Text generation by a served model: any endpoint that speaks OpenAI's protocol (vLLM, SGLang, `transformers
+serve`, hosted models), behind the interface of ``generate``.
+
+Requests go out side by side, a bounded number at a time. The client of the ``openai`` package repeats what
+deserves it (timeouts, lost connections, 408, 409, 429 and 5xx, with jitter, and as late as the server's
+Retry-After asks); answers that cannot be read are asked for again here. Every answer is appended to a ledger,
+with what it cost, before anything else sees it: a killed run pays for nothing twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from persona_lib import store
+from persona_lib.config import Profile
+from persona_lib.models.generate import Completion, Sampling, cut_at_stop
+
+KINDS = ("chat", "completions")
+CHARACTERS_PER_TOKEN = 2  # for the most that a prompt can cost before the server has counted its tokens
+FAILURES_IN_A_ROW = 20  # after so many, nobody is at home
+
+
+class EndpointError(RuntimeError):
+    """Requests that failed for good; what was answered is in the ledger, a rerun asks for the rest."""
+
+
+class BudgetError(EndpointError):
+    """The next request might cost more than is left."""
+
+
+class UnreadableAnswer(ValueError):
+    """A response with a good status that holds no answer."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a model is served, and what may be spent there.
+
+    ``url`` ends with "/v1". ``kind`` is "chat" (instruction-tuned models) or "completions" (base models).
+    ``timeout`` is in seconds per attempt. Prices are US dollars per million tokens. ``max_cost_usd`` is for
+    all that the ledger holds; 0 means no limit. The key is read from the environment variable
+    ``key_variable`` and goes nowhere but into the request.
+    """
+
+    url: str
+    model: str
+    kind: str = "chat"
+    concurrency: int = 16
+    timeout: float = 120.0
+    retries: int = 5
+    prompt_price: float = 0.0
+    completion_price: float = 0.0
+    max_cost_usd: float = 0.0
+    key_variable: str = "OPENAI_API_KEY"
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"Endpoint.kind={self.kind!r}: use one of {', '.join(KINDS)}")
+        if self.max_cost_usd > 0 and not (self.prompt_price and self.completion_price):
+            raise ValueError("max_cost_usd needs prompt_price and completion_price, in dollars per million")
+
+
+def endpoint_of(profile: Profile, role: str) -> Endpoint:
+    """Return the endpoint of a profile's "generator" or "judge", as its ``<role>_*`` fields say."""
+    prices = getattr(profile, f"{role}_prices") or (0.0, 0.0)
+    return Endpoint(
+        url=getattr(profile, f"{role}_url").rstrip("/"),
+        model=getattr(profile, f"{role}_model"),
+        kind=getattr(profile, f"{role}_kind"),
+        concurrency=profile.endpoint_concurrency,
+        timeout=profile.endpoint_timeout,
+        retries=profile.endpoint_retries,
+        prompt_price=prices[0],
+        completion_price=prices[1],
+        max_cost_usd=profile.max_cost_usd,
+    )
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A line of the ledger. ``id`` is the hash of the request; tokens are as the server counted them.
+
+    ``schema_refused``: the server would not hold its answer to the request's schema, and was asked without.
+    """
+
+    id: str
+    model: str
+    text: str
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+    cost_usd: float
+    schema_refused: bool = False
+
+
+def request_body(
+    endpoint: Endpoint,
+    prompt: str,
+    max_new_tokens: int,
+    stop: Sequence[str],
+    sampling: Sampling | None = None,
+    schema: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return what is asked; without ``sampling`` greedy. The prompt is one user message, or stands as it is.
+
+    OpenAI's protocol has no repetition penalty; vLLM, SGLang and others take it as an extra field. It has
+    a ``schema`` (JSON) for chat models only.
+    """
+    body: dict[str, Any] = {"model": endpoint.model, "max_tokens": max_new_tokens, "temperature": 0.0}
+    if sampling:
+        body |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": sampling.seed}
+        body |= {"extra_body": {"repetition_penalty": sampling.repetition_penalty}}
+    if stop:
+        body["stop"] = list(stop)
+    if schema and endpoint.kind == "chat":
+        held = {"name": "answer", "strict": True, "schema": schema}
+        body["response_format"] = {"type": "json_schema", "json_schema": held}
+    if endpoint.kind == "chat":
+        return body | {"messages": [{"role": "user", "content": prompt}]}
+    return body | {"prompt": prompt}
+
+
+def request_id(endpoint: Endpoint, body: dict[str, Any]) -> str:
+    """Return the hash that a request is known by: endpoint, kind and body."""
+    return store.content_hash(endpoint.url, endpoint.kind, body)
+
+
+def cost(endpoint: Endpoint, prompt_tokens: float, completion_tokens: float) -> float:
+    """Return dollars."""
+    return (prompt_tokens * endpoint.prompt_price + completion_tokens * endpoint.completion_price) / 1e6
+
+
+def most_it_can_cost(endpoint: Endpoint, body: dict[str, Any]) -> float:
+    """Return an upper estimate of a request's cost, made before it is sent."""
+    text = body.get("prompt") or body["messages"][0]["content"]
+    schema = json.dumps(body["response_format"]) if "response_format" in body else ""
+    return cost(endpoint, len(text + schema) / CHARACTERS_PER_TOKEN, body["max_tokens"])
+
+
+def read_response(endpoint: Endpoint, name: str, response: Any) -> Answer:
+    """Read a response of either kind; raises UnreadableAnswer if it holds no answer or no token counts."""
+    choices, usage = getattr(response, "choices", None), getattr(response, "usage", None)
+    if not choices:
+        raise UnreadableAnswer("no choices")
+    if endpoint.max_cost_usd > 0 and usage is None:
+        raise UnreadableAnswer("no usage, so that max_cost_usd could not be kept")
+    choice = choices[0]
+    text = choice.message.content if endpoint.kind == "chat" else choice.text
+    tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
+    reason = choice.finish_reason or "stop"
+    return Answer(name, response.model, text or "", reason, *tokens, cost(endpoint, *tokens))
+
+
+def to_completion(answer: Answer, stop: Sequence[str]) -> Completion:
+    """Cut an answer at its stop string; what a content filter cut short counts as empty."""
+    text, stopped = cut_at_stop(answer.text, stop)
+    if answer.finish_reason == "content_filter":
+        text = ""
+    return Completion(text.strip(), "stop" if stopped else answer.finish_reason, answer.completion_tokens)
+
+
+def api_key(endpoint: Endpoint) -> str:
+    """Return the key from the environment; "" without one."""
+    return os.environ.get(endpoint.key_variable, "")
+
+
+def describe(error: Exception, key: str) -> str:
+    """Return an error as text, without the key, should a server have repeated it."""
+    text = f"{type(error).__name__}: {error}"
+    return (text.replace(key, "(key)") if key else text)[:300]
+
+
+class Asker:
+    """Sends requests side by side and hands every answer on as soon as it is in the ledger."""
+
+    def __init__(self, endpoint: Endpoint, ledger: Path, spent: float, give: Callable[[Any], None]) -> None:
+        self.endpoint, self.ledger, self.give = endpoint, ledger, give
+        self.spent, self.reserved = spent, 0.0
+        self.failures: list[tuple[str, Exception]] = []
+        self.in_a_row = 0
+        self.stopped = threading.Event()
+        self.out_of_money = self.schema_refused = False
+
+    async def ask_all(self, bodies: dict[str, dict[str, Any]]) -> None:
+        """Ask for every body, ``concurrency`` at a time; stops early when told to, or when it is hopeless."""
+        import openai
+
+        self.waiting, self.room = iter(bodies.items()), asyncio.Condition()
+        async with openai.AsyncOpenAI(
+            base_url=self.endpoint.url,
+            api_key=api_key(self.endpoint) or "none",  # a server of one's own may want no key
+            timeout=self.endpoint.timeout,
+            max_retries=self.endpoint.retries,
+        ) as client:
+            await asyncio.gather(*(self.work(client) for _ in range(self.endpoint.concurrency)))
+
+    async def work(self, client: Any) -> None:
+        """Take one request after the other."""
+        import openai
+
+        fatal = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
+        for name, body in self.waiting:
+            if self.stopped.is_set() or not await self.reserve(body):
+                return
+            try:
+                answer = await self.ask(client, name, body)
+            except (openai.OpenAIError, UnreadableAnswer, json.JSONDecodeError) as error:
+                self.failures.append((name, error))
+                self.in_a_row += 1
+                if isinstance(error, fatal) or self.in_a_row >= FAILURES_IN_A_ROW:
+                    self.stopped.set()
+            else:
+                self.in_a_row = 0
+                self.spent += answer.cost_usd
+                store.append_rows(self.ledger, [answer])
+                self.give(answer)
+            await self.release(body)
+
+    async def reserve(self, body: dict[str, Any]) -> bool:
+        """Wait until there is money for a request, whatever it will cost; False if there will never be."""
+        limit, most = self.endpoint.max_cost_usd, most_it_can_cost(self.endpoint, body)
+        async with self.room:
+            while limit and self.spent + self.reserved + most > limit and not self.stopped.is_set():
+                if not self.reserved:
+                    self.out_of_money = True
+                    self.stopped.set()
+                    self.room.notify_all()
+                    return False
+                await self.room.wait()
+            self.reserved += most
+        return not self.stopped.is_set()
+
+    async def release(self, body: dict[str, Any]) -> None:
+        """Give back what was reserved for a request."""
+        async with self.room:
+            self.reserved = max(0.0, self.reserved - most_it_can_cost(self.endpoint, body))
+            if self.reserved < 1e-12:
+                self.reserved = 0.0
+            self.room.notify_all()
+
+    async def ask(self, client: Any, name: str, body: dict[str, Any]) -> Answer:
+        """Ask; a server that refuses the schema is asked without, and from then on it is left out."""
+        import openai
+
+        plain = {field: value for field, value in body.items() if field != "response_format"}
+        if plain == body:
+            return await self.attempt(client, name, body)
+        if not self.schema_refused:
+            with contextlib.suppress(openai.BadRequestError, openai.UnprocessableEntityError):
+                return await self.attempt(client, name, body)
+        answer = await self.attempt(client, name, plain)  # fails too if something else was refused
+        self.schema_refused = True
+        return replace(answer, schema_refused=True)
+
+    async def attempt(self, client: Any, name: str, body: dict[str, Any]) -> Answer:
+        """Ask once, and again while the answer cannot be read."""
+        create = client.chat.completions.create if self.endpoint.kind == "chat" else client.completions.create
+        for attempt in range(self.endpoint.retries + 1):
+            try:
+                return read_response(self.endpoint, name, await create(**body))
+            except (UnreadableAnswer, json.JSONDecodeError):
+                if attempt == self.endpoint.retries:
+                    raise
+        raise AssertionError("unreachable")
+
+
+class EndpointGenerator:
+    """A served model that completes prompts greedily; the interface of ``generate.TransformersGenerator``."""
+
+    takes_schema = True
+
+    def __init__(self, endpoint: Endpoint, ledger: Path) -> None:
+        self.endpoint, self.ledger, self.name = endpoint, Path(ledger), endpoint.model
+        self.known: dict[str, Answer] = {}
+        self.spent, self.read_to = 0.0, 0  # dollars and bytes of the ledger
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the completions besides weights and prompts. The dtype is the server's business."""
+        return {
+            "model": self.endpoint.model,
+            "url": self.endpoint.url,
+            "kind": self.endpoint.kind,
+            "decoding": "greedy (temperature 0) unless asked otherwise",
+        }
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        max_new_tokens: int,
+        stop: Sequence[str],
+        min_new_tokens: int = 0,
+        prefix: str = "",
+        sampling: Sampling | None = None,
+        schema: dict[str, Any] | None = None,
+    ) -> Iterator[tuple[int, Completion]]:
+        """Yield (index, completion): those of the ledger first, then as they arrive.
+
+        Equal prompts are asked once. A chat model is asked to hold to ``schema``, unless its server refuses
+        (``Answer.schema_refused``). Raises ValueError for ``min_new_tokens``, which the protocol does not
+        know; at the end, BudgetError if ``max_cost_usd`` forbids the rest, EndpointError if requests failed.
+        """
+        if min_new_tokens:
+            raise ValueError("an endpoint cannot be asked for min_new_tokens: set gen_min_new_tokens to 0")
+        self.read_ledger()
+        bodies, places = {}, {}
+        for index, prompt in enumerate(prompts):
+            body = request_body(self.endpoint, prefix + prompt, max_new_tokens, stop, sampling, schema)
+            name = request_id(self.endpoint, body)
+            if name in self.known:
+                yield index, to_completion(self.known[name], stop)
+            else:
+                bodies[name] = body
+                places.setdefault(name, []).append(index)
+        for answer in self.ask(bodies):
+            for index in places[answer.id]:
+                yield index, to_completion(answer, stop)
+
+    def read_ledger(self) -> None:
+        """Read what the ledger has got since the last look, from this generator and from others."""
+        if self.read_to == 0:
+            store.repair_rows(self.ledger)
+        if not self.ledger.exists():
+            return
+        with self.ledger.open("rb") as file:
+            file.seek(self.read_to)
+            for number, line in enumerate(file, start=1):
+                try:
+                    answer = Answer(**json.loads(line))
+                except (ValueError, TypeError) as error:
+                    where = f"{self.ledger}, line {number} after byte {self.read_to}"
+                    raise EndpointError(f"{where}: not an answer ({error}); mend or delete it") from error
+                self.known[answer.id] = answer
+                self.spent += answer.cost_usd
+            self.read_to = file.tell()
+
+    def ask(self, bodies: dict[str, dict[str, Any]]) -> Iterator[Answer]:
+        """Yield the answers as they arrive; the event loop has its own thread (a notebook has one)."""
+        if not bodies:
+            return
+        answers: queue.Queue[Any] = queue.Queue()
+        asker = Asker(self.endpoint, self.ledger, self.spent, answers.put)
+
+        def run() -> None:
+            try:
+                asyncio.run(asker.ask_all(bodies))
+                answers.put(None)
+            except BaseException as error:
+                answers.put(error)
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        try:
+            while (answer := answers.get()) is not None:
+                if isinstance(answer, BaseException):
+                    raise answer
+                yield answer
+        finally:
+            asker.stopped.set()
+            thread.join()
+        self.report(asker, len(bodies))
+
+    def report(self, asker: Asker, asked: int) -> None:
+        """Raise what stopped the asker, or what failed."""
+        where = f"{self.endpoint.model} at {self.endpoint.url}"
+        kept = f"what was answered is kept in {self.ledger}: run again to go on"
+        if asker.out_of_money:
+            raise BudgetError(
+                f"{where}: {asker.spent:.4f} dollars spent of {self.endpoint.max_cost_usd}, and the next "
+                f"request might not fit; raise max_cost_usd; {kept}"
+            )
+        if asker.failures:
+            name, error = asker.failures[0]
+            raise EndpointError(
+                f"{where}: {len(asker.failures)} of {asked} requests failed, the first ({name}) with "
+                f"{describe(error, api_key(self.endpoint))}; {kept}"
+            )

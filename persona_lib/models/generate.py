@@ -1,0 +1,190 @@
+"""Text generation behind one small interface: ``generate(prompts, ...)`` yields (index, Completion).
+
+Greedy, batched, sorted by length, padded on the left, with stop strings per row and a prefix shared by
+all prompts computed once. In float32 the completions equal those of one prompt at a time; in bfloat16
+they may differ, so ``settings`` (dtype, batch size) is to be recorded with every run, and a batch size
+of 1 is the exact mode.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One completion, cut before the stop string.
+
+    ``finish_reason`` is "stop" (EOS or stop string) or "length"; a served model may have others.
+    """
+
+    text: str
+    finish_reason: str
+    n_tokens: int
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw tokens instead of taking the most probable one."""
+
+    temperature: float
+    top_p: float
+    repetition_penalty: float
+    seed: int
+
+    def with_seed(self, seed: int) -> Sampling:
+        """Return the same with another seed."""
+        return replace(self, seed=seed)
+
+
+def cut_at_stop(text: str, stop: Sequence[str]) -> tuple[str, bool]:
+    """Cut a text before the first stop string in it; say whether there was one."""
+    ends = [at for s in stop if (at := text.find(s)) >= 0]
+    return (text[: min(ends)], True) if ends else (text, False)
+
+
+def decoding(sampling: Sampling | None) -> dict[str, Any]:
+    """Return the arguments of transformers' ``generate`` that decide which token comes next."""
+    if sampling is None:
+        return {"do_sample": False}
+    return {
+        "do_sample": True,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": 0,
+        "repetition_penalty": sampling.repetition_penalty,
+    }
+
+
+def to_completion(tokenizer: Any, ids: list[int], stop: Sequence[str]) -> Completion:
+    """Turn generated ids into a completion: up to EOS, padding and stop string excluded."""
+    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    ended = eos in ids
+    ids = ids[: ids.index(eos)] if ended else [i for i in ids if i != pad]
+    text, stopped = cut_at_stop(tokenizer.decode(ids), stop)
+    return Completion(text.strip(), "stop" if ended or stopped else "length", len(ids))
+
+
+class TransformersGenerator:
+    """A loaded causal language model that completes prompts greedily.
+
+    ``adapters`` names the adapters that are active while it generates (see ``llm.using_adapters``).
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, name: str, batch_size: int, adapters: Sequence[str] = ()
+    ) -> None:
+        self.model, self.tokenizer, self.name = model, tokenizer, name
+        self.batch_size, self.adapters = batch_size, tuple(adapters)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the completions besides weights and prompts."""
+        return {
+            "model": self.name,
+            "adapters": list(self.adapters),
+            "decoding": "greedy",
+            "batch_size": self.batch_size,
+            "dtype": str(next(self.model.parameters()).dtype).removeprefix("torch."),
+        }
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        max_new_tokens: int,
+        stop: Sequence[str],
+        min_new_tokens: int = 0,
+        prefix: str = "",
+        sampling: Sampling | None = None,
+    ) -> Iterator[tuple[int, Completion]]:
+        """Yield (index, completion) batch by batch, shortest prompts first; greedy without ``sampling``.
+
+        ``prefix`` is put before every prompt and its keys and values are computed once, provided that it
+        ends at a token boundary of every prompt (else each prompt is computed whole).
+        """
+        import torch
+
+        from persona_lib.models.llm import using_adapters
+
+        head = self.tokenizer(prefix)["input_ids"] if prefix else []
+        rows = [self.tokenizer(prefix + p)["input_ids"] for p in prompts]
+        if any(row[: len(head)] != head for row in rows):
+            head = []
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        if sampling:
+            torch.manual_seed(sampling.seed)
+        with using_adapters(self.model, self.adapters), torch.inference_mode():
+            cache = self._prefix_cache(head)
+            for start in range(0, len(order), self.batch_size):
+                chosen = order[start : start + self.batch_size]
+                tails = [rows[i][len(head) :] for i in chosen]
+                outputs = self._complete(head, tails, cache, max_new_tokens, min_new_tokens, stop, sampling)
+                yield from zip(chosen, outputs, strict=True)
+
+    def _prefix_cache(self, head: list[int]) -> Any:
+        """Return the keys and values of the shared prefix, or None without one."""
+        import torch
+        from transformers import DynamicCache
+
+        if not head:
+            return None
+        ids = torch.tensor([head], device=self.model.device)
+        return self.model(
+            input_ids=ids, past_key_values=DynamicCache(config=self.model.config), use_cache=True
+        ).past_key_values
+
+    def _complete(
+        self,
+        head: list[int],
+        tails: list[list[int]],
+        cache: Any,
+        max_new_tokens: int,
+        min_new_tokens: int,
+        stop: Sequence[str],
+        sampling: Sampling | None,
+    ) -> list[Completion]:
+        """Complete one batch: [prefix | padding | rest of the prompt] per row."""
+        import torch
+
+        width, pad = max(map(len, tails)), self.tokenizer.pad_token_id
+        ids = [head + [pad] * (width - len(t)) + t for t in tails]
+        mask = [[1] * len(head) + [0] * (width - len(t)) + [1] * len(t) for t in tails]
+        past = {}
+        if cache is not None:
+            copied = copy.deepcopy(cache)
+            copied.batch_repeat_interleave(len(tails))
+            past = {"past_key_values": copied}
+        where = self.model.device
+        output = self.model.generate(
+            input_ids=torch.tensor(ids, device=where),
+            attention_mask=torch.tensor(mask, device=where),
+            max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens or None,
+            **decoding(sampling),
+            num_beams=1,
+            pad_token_id=pad,
+            eos_token_id=self.tokenizer.eos_token_id,
+            stopping_criteria=self._stopping_criteria(stop, len(head) + width),
+            **past,
+        )
+        return [to_completion(self.tokenizer, row[len(head) + width :].tolist(), stop) for row in output]
+
+    def _stopping_criteria(self, stop: Sequence[str], prompt_width: int) -> Any:
+        """Stop each row by itself once a stop string is in the text generated for it."""
+        import torch
+        from transformers import StoppingCriteria, StoppingCriteriaList
+
+        tokenizer, longest = self.tokenizer, max(map(len, stop), default=0)
+
+        class StopStrings(StoppingCriteria):
+            """Looks at the last tokens of every row; a token is at least one character long."""
+
+            def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+                recent = input_ids[:, max(prompt_width, input_ids.shape[1] - longest) :]
+                texts = tokenizer.batch_decode(recent)
+                return torch.tensor([any(s in t for s in stop) for t in texts], device=input_ids.device)
+
+        return StoppingCriteriaList([StopStrings()] if stop else [])

@@ -1,0 +1,1 @@
+"""Tables, figures and pages, each drawn from what the steps have saved."""

@@ -1,0 +1,378 @@
+"""How saved tables are shown to a reader: rounded, with intervals, counts and plain column names.
+
+The notebook, the report and the documents use the same views. A view maps a saved table to one of text.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from persona_lib.data.official import DATASETS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LABELS = {  # whose numbers they are
+    "synthetic": "synthetic world",
+    "authors": "authors' data",
+    "paper": "paper's own numbers",
+}
+CI = "[95 % interval]"
+MINUS = "\N{MINUS SIGN}"
+
+
+def world_of(dataset: str) -> str:
+    """Say whose data a number is measured on."""
+    return LABELS["synthetic"] if dataset == "synthetic" else LABELS["authors"]
+
+
+def title_of(dataset: str) -> str:
+    """Return a data set's title for readers; a synthetic one says what it is."""
+    return DATASETS[dataset]["title"] if dataset in DATASETS else dataset
+
+
+# --- cells ---
+
+
+def number(value: Any, digits: int = 2, sign: bool = False) -> str:
+    """Format a number; "" for None or NaN."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    text = f"{value:{'+' if sign else ''}.{digits}f}"
+    return text.replace("-", MINUS) if float(text) else text.lstrip("+-")
+
+
+def with_interval(row: Any, name: str, digits: int = 2, sign: bool = False) -> str:
+    """Format "estimate [low, high]"; "" where there is no estimate."""
+    estimate = number(row[name], digits, sign)
+    low, high = (number(row[f"{name}_{end}"], digits, sign) for end in ("low", "high"))
+    return f"{estimate} [{low}, {high}]" if estimate and low else estimate
+
+
+def shares(row: Any, rubric: str) -> str:
+    """Format W/T/L in per cent of the parsed comparisons; "" for the average row."""
+    counts = [row[f"{rubric}_{verdict}"] for verdict in ("win", "tie", "loss")]
+    n = sum(counts)
+    return "" if math.isnan(n) or not n else " / ".join(f"{100 * count / n:.1f}" for count in counts)
+
+
+def size(row: Any) -> str:
+    """Format n with the number of seeds."""
+    if math.isnan(row["n"]):
+        return ""
+    seeds = row.get("n_seeds")
+    return f"{row['n']:.0f}" + (f" ({seeds:.0f} seed{'s' if seeds > 1 else ''})" if seeds else "")
+
+
+def unparsed(row: Any) -> str:
+    """Format unparsed answers and self-contradictions of the judge, personalization and quality together."""
+    if math.isnan(row["p_unparsed"]):
+        return ""
+    counts = [row[f"p_{name}"] + row[f"q_{name}"] for name in ("unparsed", "inconsistent")]
+    return " / ".join(f"{count:.0f}" for count in counts)
+
+
+def build(
+    table: pd.DataFrame, columns: dict[str, Callable[[Any], str]], name_dataset: bool = True
+) -> pd.DataFrame:
+    """Make a table of text from a function per column; the data set is named if there are several."""
+    import pandas as pd
+
+    if name_dataset and "dataset" in table and len(set(table.dataset) - {"all"}) > 1:
+        columns = {"data set": lambda row: title_of(row["dataset"])} | columns
+    rows = [{name: make(row) for name, make in columns.items()} for _, row in table.iterrows()]
+    return pd.DataFrame(rows, columns=list(columns))
+
+
+# --- views ---
+
+
+def judged_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show judged rows: W/T/L in per cent, net win rates and dPQ with intervals, quality, n."""
+    columns = {
+        "row": lambda row: row["label"],
+        "personalization W / T / L %": lambda row: shares(row, "p"),
+        "quality W / T / L %": lambda row: shares(row, "q"),
+        "unparsed / inconsistent": unparsed,
+        f"personalization net {CI}": lambda row: with_interval(row, "p_net", 2, True),
+        f"dPQ {CI}": lambda row: with_interval(row, "dpq", 1, True),
+        f"mean quality difference, SD {CI}": lambda row: with_interval(row, "quality_sd", 2, True),
+        "n": size,
+    }
+    return build(table, columns)
+
+
+def by_seed_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show the main rows seed by seed."""
+    columns = {
+        "row": lambda row: row["label"],
+        "seed (base)": lambda row: f"{row['seed']} ({row['base_seed']})",
+        "personalization W / T / L %": lambda row: shares(row, "p"),
+        "quality W / T / L %": lambda row: shares(row, "q"),
+        "dPQ": lambda row: number(row["dpq"], 1, True),
+        "n": lambda row: str(row["n"]),
+    }
+    return build(table, columns)
+
+
+def primary_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show each aim, what was measured, and whether it was met."""
+
+    def measured(row: Any) -> str:
+        values = [number(row[name], 1 if "dPQ" in row["aim"] else 2) for name in ("estimate", "low", "high")]
+        return f"{values[0]} [{values[1]}, {values[2]}]" if values[0] else ""
+
+    columns = {
+        "aim": lambda row: row["aim"],
+        "where": lambda row: row["where"],
+        "met": lambda row: row["met"],
+        f"measured {CI}": measured,
+        "criterion": lambda row: row["criterion"],
+        "n": size,
+    }
+    return build(table, columns)
+
+
+def accuracy_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show persona accuracy per side with its counts."""
+    counts = ("n_correct", "n_ties", "n_wrong", "n_unparsed", "n_missing")
+    columns = {
+        "split": lambda row: row["split"],
+        "personas": lambda row: row["side"],
+        f"accuracy {CI}": lambda row: with_interval(row, "accuracy", 3),
+        "correct / tie / wrong / unparsed / no persona": lambda row: (
+            " / ".join(number(row[name], 0) for name in counts) if not math.isnan(row["n"]) else ""
+        ),
+        "n": size,
+    }
+    return build(table, columns)
+
+
+def preference_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show which side's persona is the more plausible user."""
+    columns = {
+        "chosen / tie / rejected / unparsed": lambda row: " / ".join(
+            str(row[name]) for name in ("win", "tie", "loss", "unparsed")
+        ),
+        f"net {CI}": lambda row: with_interval(row, "net", 2, True),
+        "no persona": lambda row: str(row["n_missing"]),
+        "n": size,
+    }
+    return build(table, columns)
+
+
+def side_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show rejected minus chosen personas."""
+    columns = {
+        "personas": lambda row: row["personas"],
+        f"dPQ {CI}": lambda row: with_interval(row, "dpq", 1, True),
+        f"personalization net {CI}": lambda row: with_interval(row, "p_net", 2, True),
+        f"quality net {CI}": lambda row: with_interval(row, "q_net", 2, True),
+        "n": size,
+    }
+    return build(table, columns)
+
+
+def swap_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show persona-swap accuracy; margins of one answer alone stand beside the swap, which is what counts."""
+    columns = {
+        "policy": lambda row: f"{row['arm']}, {row['persona_format']}",
+        "measure": lambda row: row["measure"],
+        "personas": lambda row: row["persona"],
+        f"share D > 0 {CI}": lambda row: with_interval(row, "d_positive", 3),
+        f"flip {CI}": lambda row: with_interval(row, "flip", 3),
+        "Acc_C": lambda row: number(row["acc_chosen"], 3),
+        "Acc_R": lambda row: number(row["acc_rejected"], 3),
+        "n": size,
+    }
+    return build(table, columns)
+
+
+def swap_seed_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show persona-swap accuracy seed by seed, gold and shuffled personas, policy log-probabilities."""
+    kept = table[(table.measure == "policy") & table.persona.isin(["gold", "shuffled"])]
+    columns = {
+        "policy": lambda row: f"{row['arm']}, {row['persona_format']}",
+        "personas": lambda row: row["persona"],
+        "seed": lambda row: str(row["seed"]),
+        "share D > 0": lambda row: number(row["d_positive"], 3),
+        "flip": lambda row: number(row["flip"], 3),
+        "n": lambda row: str(row["n"]),
+    }
+    return build(kept, columns)
+
+
+def difference_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show differences of persona-swap accuracy between two policies."""
+    columns = {
+        "policy": lambda row: row["tested"],
+        "minus": lambda row: row["compared"],
+        "measure": lambda row: row["measure"],
+        "personas": lambda row: row["persona"],
+        f"share D > 0 {CI}": lambda row: with_interval(row, "d_positive", 3, True),
+        f"flip {CI}": lambda row: with_interval(row, "flip", 3, True),
+        "n": size,
+    }
+    return build(table, columns)
+
+
+def flip_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show flip and difference in differences of generated answers."""
+    columns = {
+        "policy": lambda row: (
+            f"{row['arm']}, {row['persona_format']}" if "persona_format" in row else row["arm"]
+        ),
+        "personas": lambda row: row["persona"] if "persona" in row else row["personas"],
+        f"flip {CI}": lambda row: with_interval(row, "flip", 3),
+        f"DiD {CI}": lambda row: with_interval(row, "did", 3, True),
+        f"share DiD > 0 {CI}": lambda row: with_interval(row, "did_positive", 3),
+        "n": size,
+    }
+    return build(table, columns)
+
+
+def ladder_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show what each training stage reaches, with and without persona tailoring."""
+    columns = {
+        "method": lambda row: row["method"],
+        "trained with personas": lambda row: "yes" if row["arm"] == "PT" else "no",
+        "personas": lambda row: row["persona"],
+        "measure": lambda row: row["measure"],
+        f"value {CI}": lambda row: with_interval(row, "value", 2),
+        f"mean quality {CI}": lambda row: with_interval(row, "quality", 2) if "quality" in row else "",
+        "n": size,
+    }
+    return build(table, columns)
+
+
+def words_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show the most typical words of each side's personas."""
+    columns = {
+        "personas": lambda row: row["side"],
+        "word": lambda row: row["word"],
+        "in chosen / rejected personas": lambda row: f"{row['n_chosen']} / {row['n_rejected']}",
+        "share chosen": lambda row: number(row["share_chosen"]),
+        "log-odds z": lambda row: number(row["z"], 1, True),
+    }
+    return build(table, columns)
+
+
+def plain_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show a table as it is, numbers to four digits."""
+    return table.map(lambda v: f"{v:.4g}" if isinstance(v, float) and v == v else "" if v != v else str(v))
+
+
+def axes_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show what a change of world or training does: oracle fit of both arms, and what tailoring gains."""
+    columns = {
+        "change": lambda row: row["axis"],
+        f"fit, plain DPO {CI}": lambda row: with_interval(row, "fit_plain"),
+        f"fit, PT-DPO {CI}": lambda row: with_interval(row, "fit_tailored"),
+        f"fit gained {CI}": lambda row: with_interval(row, "fit_gain", sign=True),
+        f"quality gained, SD {CI}": lambda row: with_interval(row, "quality_gain_sd", sign=True),
+        "n": size,
+        "seeds": lambda row: str(row["seeds"]),
+    }
+    return build(table, columns, name_dataset=False)
+
+
+def paper_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show the paper's own ten rows and their average; the intervals are ours, from the exact counts."""
+    columns = {
+        "row": lambda row: f"{row['dataset']}, {row['label']}" if row["kind"] == "paper" else row["label"],
+        "personalization W / T / L %": lambda row: shares(row, "p"),
+        "quality W / T / L %": lambda row: shares(row, "q"),
+        f"dPQ {CI}": lambda row: with_interval(row, "dpq", 1, True),
+        "n": size,
+    }
+    return build(table, columns, name_dataset=False)
+
+
+def rejudged_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show the released answers as our judges see them, each above the paper's row for the same files."""
+    columns = {
+        "row": lambda row: f"{row['dataset']}, {row['label']}",
+        "judge": lambda row: row["judge"],
+        "personalization W / T / L %": lambda row: shares(row, "p"),
+        "quality W / T / L %": lambda row: shares(row, "q"),
+        "unparsed / inconsistent": lambda row: unparsed(row) if row["kind"] == "judged again" else "",
+        f"dPQ {CI}": lambda row: with_interval(row, "dpq", 1, True),
+        "n": size,
+    }
+    return build(table, columns, name_dataset=False)
+
+
+def agreement_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show how far two judges agree per rubric; unparsed comparisons are counted and left out."""
+    columns = {
+        "rubric": lambda row: row["rubric"],
+        "judges": lambda row: f"{row['first']}; {row['second']}",
+        f"same verdict {CI}": lambda row: with_interval(row, "agreement"),
+        f"Cohen's kappa {CI}": lambda row: with_interval(row, "kappa", 2, True),
+        f"same, where both decide {CI}": lambda row: with_interval(row, "agreement_decided"),
+        "both decide": lambda row: number(row["n_decided"], 0),
+        "unparsed by first / second": lambda row: f"{row['first_unparsed']} / {row['second_unparsed']}",
+        "n": size,
+    }
+    return build(table, columns)
+
+
+VIEWS: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
+    "primary": primary_view,
+    "main": judged_view,
+    "side_difference": side_view,
+    "stage": judged_view,
+    "methods": judged_view,
+    "arms": judged_view,
+    "controls": judged_view,
+    "ladder": ladder_view,
+    "main_by_seed": by_seed_view,
+    "persona_accuracy": accuracy_view,
+    "persona_preference": preference_view,
+    "words": words_view,
+    "swap": swap_view,
+    "swap_differences": difference_view,
+    "swap_by_seed": swap_seed_view,
+    "generation_flip": flip_view,
+    "released_flip": flip_view,
+    "paper": paper_view,
+    "second_judge": judged_view,
+    "judge_agreement": agreement_view,
+    "released_judged": rejudged_view,
+    "released_agreement": agreement_view,
+    "not_run": plain_view,
+    "selection_sft": plain_view,
+    "selection_dpo": plain_view,
+    "axes": axes_view,
+}
+
+
+def show(name: str, table: pd.DataFrame) -> pd.DataFrame:
+    """Return a saved table as text for readers; empty if the table is."""
+    return VIEWS[name](table) if len(table) else table
+
+
+# --- formats ---
+
+
+def to_markdown(table: pd.DataFrame) -> str:
+    """Return a table as GitHub Markdown; bars and line breaks in cells are escaped."""
+
+    def line(cells: Any) -> str:
+        return "| " + " | ".join(str(c).replace("|", "\\|").replace("\n", " ") for c in cells) + " |"
+
+    return "\n".join([line(table.columns), line("---" for _ in table.columns), *map(line, table.to_numpy())])
+
+
+def to_html(table: pd.DataFrame, caption: str) -> str:
+    """Return a table as HTML with a caption; all text is escaped, line breaks are kept by the style."""
+    head = "".join(f'<th scope="col">{html.escape(str(name))}</th>' for name in table.columns)
+    body = "\n".join(
+        "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>"
+        for row in table.to_numpy()
+    )
+    return (f'<div class="wide"><table><caption>{html.escape(caption)}</caption>'
+            f"<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>")  # fmt: skip

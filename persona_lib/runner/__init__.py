@@ -1,0 +1,1 @@
+"""The steps and how they are run: plan, papermill, provenance, the report."""

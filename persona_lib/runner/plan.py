@@ -1,0 +1,263 @@
+"""``--plan``: what would run and why, how long it takes, and what it needs. Reads only small files.
+
+Nothing is imported, installed or downloaded for it. Times are measured where a step has run before,
+else they are the table's; what comes from arithmetic rather than from a run is called an estimate.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from persona_lib import hub, store
+from persona_lib.config import Profile, results_dir
+from persona_lib.data.official import FROM_HUB
+from persona_lib.published import published_models
+from persona_lib.runner import cost, environment
+from persona_lib.runner.execute import clock
+from persona_lib.runner.tasks import REPORT, Pipeline, Task, stale_reasons
+from persona_lib.runner.workload import facts
+
+COST = re.compile(rb'"cost_usd": ([-+.0-9eE]+)')  # in a line of the ledger; quotes in texts are escaped
+# The authors' data on their public home: GB.
+OFFICIAL_DATA_GB = 0.02
+
+
+@dataclass(frozen=True)
+class Line:
+    """One task of the plan: "cached", "run" or "maybe" (an input may change), why, and seconds expected."""
+
+    task: Task
+    state: str
+    reason: str
+    seconds: float | None
+    measured: bool
+
+
+def expected_seconds(pipeline: Pipeline, task: Task) -> tuple[float | None, bool]:
+    """Return how long a task takes and whether that was measured here; None if nothing is known."""
+    path = pipeline.results / "provenance.json"
+    if path.exists():
+        record = store.read_json(path)["tasks"].get(task.id)
+        if record:
+            return record["longest_seconds"], True
+    if task.step == REPORT:
+        return 15.0, False
+    minutes = pipeline.table[task.step].minutes
+    if pipeline.profile.name in minutes:
+        return minutes[pipeline.profile.name] * 60, False
+    computed = cost.task_seconds(pipeline.profile, task.step, task.parameters.get("dataset", ""))
+    if computed is None and hub_models(pipeline.profile) and "paper" in minutes:
+        return minutes["paper"] * 60, False  # small steps: the data decides, not the model
+    return computed, False
+
+
+def plan_lines(pipeline: Pipeline, selected: list[str], force: bool = False) -> list[Line]:
+    """Return the plan of the selected tasks; what follows a stale task is "maybe"."""
+    lines: list[Line] = []
+    moving: set[str] = set()
+    for name in selected:
+        task = pipeline.tasks[name]
+        reasons = ["--force"] if force else stale_reasons(pipeline, task)
+        waiting = [i for i in task.inputs if i in moving]
+        state, reason = "cached", "nothing changed"
+        if reasons:
+            state, reason = "run", "; ".join(reasons)
+        elif waiting:
+            state, reason = "maybe", f"if {waiting[0]} changes" + (" (or others)" if len(waiting) > 1 else "")
+        if state != "cached":
+            moving.add(name)
+        lines.append(Line(task, state, reason, *expected_seconds(pipeline, task)))
+    return lines
+
+
+def roles(profile: Profile) -> dict[str, str]:
+    """Return what a profile asks language models for beside the policies, and where each is served."""
+    names = ["generator"] if "03_persona_inference" in profile.steps else []
+    names += ["judge"] * (profile.judge == "lm") + ["second_judge"] * bool(profile.second_judge_model)
+    return {name: getattr(profile, f"{name}_url") for name in names}
+
+
+def hub_models(profile: Profile) -> list[str]:
+    """Return the hub models that a profile uses."""
+    here = [getattr(profile, f"{role}_model") for role, url in roles(profile).items() if not url]
+    published = [
+        f"{source}@{revision}" if revision else source for source, revision in published_models(profile)
+    ]
+    named = dict.fromkeys([profile.base_model, *here, profile.retriever_model, *published])
+    return [name for name in named if name not in ("scratch", "base") and hub.is_hub_id(name)]
+
+
+def in_hub_cache(name: str) -> bool:
+    """Return True if some revision of a hub model is in the local cache, or if it is a folder of weights."""
+    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+    cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
+    return Path(name).is_dir() or any((cache / f"models--{name.replace('/', '--')}" / "snapshots").glob("*"))
+
+
+def downloads(profile: Profile) -> list[tuple[str, float, str]]:
+    """Return (what, GB still to download, remark) for models and data."""
+    wanted = []
+    for name in (hub.split_id(source)[0] for source in hub_models(profile)):
+        known = hub.MODELS.get(name, hub.HubModel("", float("nan")))
+        here = in_hub_cache(name)
+        access = ", access must be granted" if known.gated else ""
+        remark = "on this machine" if here else f"from the hub{access}"
+        wanted.append((name, 0.0 if here else known.gb, remark))
+    if uses_real_data(profile):
+        folder = profile.data_dir or os.environ.get("PERSONA_DATA", "")
+        remark = f"read from {folder}" if folder else "pinned public copy, checked; or give --data PATH"
+        if folder == FROM_HUB:
+            folder, remark = "", "from the hub, pinned"
+        wanted.append(("the authors' data", 0.0 if folder else OFFICIAL_DATA_GB, remark))
+    return wanted
+
+
+def uses_real_data(profile: Profile) -> bool:
+    """Return True if a data set of the profile is not generated here."""
+    return any(name != "synthetic" for name in profile.datasets)
+
+
+def disk_gb(profile: Profile) -> float:
+    """Return the disk space that results and downloads need, in GB."""
+    runs = len(profile.datasets) * len(profile.seeds)
+    small = 0.05 + 0.1 * runs  # two seeds of the tiny models took 53 MB
+    large = 0.3 * runs if hub_models(profile) else 0.0  # LoRA adapters with optimiser state of an 8B model
+    return small + large + sum(size for _, size, _ in downloads(profile))
+
+
+def gpu_need(profile: Profile) -> str:
+    """Say what GPU memory a profile needs."""
+    if profile.base_model == "scratch":
+        return "none: everything runs on the CPU"
+    memory = cost.step_memory(profile)
+    if cost.size_of(profile.base_model) is None or not memory:
+        missing = f"{profile.base_model} on {', '.join(profile.datasets)}"
+        return f"not known: sizes or lengths of {missing} are not in persona_lib/facts/costs.json"
+    pairs = f"{profile.dpo_batch_size} pair{'s' if profile.dpo_batch_size > 1 else ''} per step"
+    said = [f"{max(memory.values()):.1f} GB for the largest step"]
+    if "07_preference_tailoring" in memory:
+        said.append(f"{memory['07_preference_tailoring']:.1f} GB for DPO "
+                    f"({profile.quantization}, {pairs}, {profile.max_length} tokens)")  # fmt: skip
+    if published_models(profile):
+        said.append("a published model is loaded whole (16.1 GB in 16 bit for 8B)")
+    return f"{', '.join(said)}. Computed, not measured"
+
+
+def api_need(profile: Profile) -> str:
+    """Say which served models a profile asks, at what price, and what limits the bill."""
+    served = {role: url for role, url in roles(profile).items() if url}
+    if not served:
+        return "0: no paid service is called"
+    parts = []
+    for role, url in served.items():
+        prices = getattr(profile, f"{role}_prices")
+        price = f"{prices[0]:g} + {prices[1]:g} dollars per million tokens" if prices else "no price given"
+        parts.append(f"{getattr(profile, f'{role}_model')} at {url} ({price})")
+    limit = f"at most {profile.max_cost_usd:g} dollars in all" if profile.max_cost_usd else "no limit is set"
+    return f"{'; '.join(parts)}; {limit} (--max-cost-usd){already_paid(profile)}"
+
+
+def already_paid(profile: Profile) -> str:
+    """Say how many answers of served models are kept, and what they cost; "" without any.
+
+    The ledger may have hundreds of thousands of lines: only its costs are read.
+    """
+    path = results_dir(profile) / "endpoint" / "answers.jsonl"
+    paid = [float(found) for found in COST.findall(path.read_bytes())] if path.exists() else []
+    return f"; {len(paid)} answers are kept, for {sum(paid):.2f} dollars, and not asked again" if paid else ""
+
+
+def setup_need() -> str:
+    """Say whether the Python that runs this has the packages; measured: 1.8 GB with torch for the CPU."""
+    if not environment.unmet("lab"):
+        return "done: this Python satisfies the pins"
+    return ".venv, once: 1.8 GB of packages with torch for the CPU, about 6 GB with torch for CUDA"
+
+
+def not_ready(profile: Profile) -> list[str]:
+    """Say what of a profile this version has not been made to run."""
+    missing = []
+    if profile.base_model != "scratch":
+        missing.append(
+            f"training {profile.base_model} has not been run with this version; times are estimates"
+        )
+    judges = [role for role, url in roles(profile).items() if role != "generator" and not url]
+    for name in (getattr(profile, f"{role}_model") for role in judges):
+        if name != "base":
+            missing.append(f"the judge {name} has not been run with this version")
+    return missing + unpinned(profile)
+
+
+def unpinned(profile: Profile) -> list[str]:
+    """Say which hub models of a profile have no commit, and how to give one."""
+    notes = []
+    for name in hub_models(profile):
+        try:
+            hub.pinned(name, profile.base_revision if name == profile.base_model else "")
+        except hub.HubError as error:
+            notes.append(str(error))
+    return notes
+
+
+def print_plan(pipeline: Pipeline, lines: list[Line]) -> None:
+    """Print every task with its state, reason and time, then the totals."""
+    profile = pipeline.profile
+    print(f"profile {profile.name}: {profile.description}")
+    print(f"results in {pipeline.results}\n")
+    width = max((len(line.task.id) for line in lines), default=0)
+    for line in lines:
+        about = "?" if line.seconds is None else clock(line.seconds)
+        source = "measured" if line.measured else "expected"
+        print(f"  {line.state:<6}  {line.task.id:<{width}}  {about:>7} {source}  {line.reason}")
+    print()
+    print_totals(profile, lines)
+
+
+def print_totals(profile: Profile, lines: list[Line]) -> None:
+    """Print what the run needs: time, disk, downloads, GPU memory, API cost, and what is not ready."""
+    pending = [line for line in lines if line.state != "cached"]
+    total = sum(line.seconds or 0 for line in pending)
+    unknown = sum(line.seconds is None for line in pending)
+    print(f"to run     {len(pending)} of {len(lines)} tasks")
+    print(
+        f"time       {clock(total)} h:mm:ss{on_what(profile)}"
+        + (f", and {unknown} unknown" if unknown else "")
+    )
+    wanted = downloads(profile)
+    print(f"set-up     {setup_need()}")
+    print(f"download   {sum(size for _, size, _ in wanted):.1f} GB" + ("" if wanted else ": nothing"))
+    for what, size, remark in wanted:
+        print(f"             {what}: {size:.2f} GB ({remark})")
+    print(f"disk       {disk_gb(profile):.1f} GB")
+    print(f"GPU        {gpu_need(profile)}")
+    print_computed(profile)
+    print(f"API cost   {api_need(profile)}")
+    for note in not_ready(profile):
+        print(f"not ready  {note}")
+
+
+def on_what(profile: Profile) -> str:
+    """Say what hardware the expected times are for, if they are computed."""
+    card = cost.smallest_card(profile)
+    if not hub_models(profile) or card is None:
+        return ""
+    where = "large GPU" if profile.name == "paper" else card["name"]
+    factor = facts()["assumed"]["slower_than_computed"]
+    return f" on one {where} (estimate: arithmetic times {factor}, not measured)"
+
+
+def print_computed(profile: Profile) -> None:
+    """Print GPU memory and hours per step and card, and the tokens asked of language models."""
+    lines = cost.gpu_lines(profile)
+    if lines:
+        factor = facts()["assumed"]["slower_than_computed"]
+        print(
+            f"GPU hours  computed from sizes and mean lengths, times {factor} (assumed); nothing was measured"
+        )
+        print("\n".join(f"             {line}" for line in lines))
+    asked = cost.api_lines(profile) if uses_real_data(profile) else []
+    for line in asked:
+        print(f"tokens     {line}")

@@ -1,0 +1,201 @@
+"""The table of steps: which notebooks there are, what each reads, and how long it takes.
+
+``STEPS`` is the pipeline. A step runs once per data set and seed ("run"), once per base model
+("base") or once per profile ("profile"). ``fields`` are patterns of profile fields that the step
+reads: only they make it stale. Naming a field too many costs seconds (the library's own
+``done.json`` keys keep finished work); naming one too few would keep a wrong result.
+
+Minutes of the paper profile are estimates for one large GPU, computed as ``runner.cost`` does: what the
+arithmetic and the memory traffic need at least, times four for what a framework adds. Those of synthetic
+and scratch were measured on two cores without AVX512 (scratch with other work beside it). A plan prefers
+what this machine has measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Step:
+    """One numbered notebook.
+
+    ``minutes`` are expected per task and profile, on two cores or one GPU; a plan replaces them by what
+    this machine measured. Those of ``paper`` are guesses.
+    """
+
+    title: str
+    per: Literal["run", "base", "profile"] = "run"
+    inputs: tuple[str, ...] = ()
+    fields: tuple[str, ...] = ()
+    minutes: dict[str, float] = field(default_factory=dict)
+
+
+DATA = (
+    "data_dir",
+    "strip_roles",
+    "world_seed",
+    "n_*",
+    "majority_share",
+    "second_contrast_share",
+    "shown_share",
+    "slip_share",
+)
+BASE = (  # not base_seeds, which only chooses how many there are
+    "base_model",
+    "base_revision",
+    "base_vocab_size",
+    "base_h*",
+    "base_layers",
+    "base_mlp_size",
+    "base_tokens",
+    "base_*window",
+    "base_batch_tokens",
+    "base_learning_rate",
+    "base_key_weight",
+    "base_fact_weight",
+    "base_story_weight",
+    "base_query_weight",
+    "base_share_*",
+    "base_epochs",
+)
+TRAINING = (
+    "methods",
+    "train_limit",
+    "train_personas",
+    "published_arms",
+    "quantization",
+    "compute_dtype",
+    "lora_*",
+    "max_length",
+    "completion_only_loss",
+    "sft_*",
+    "dpo_*",
+    "plain_*",
+    "lr_scheduler",
+    "warmup_steps",
+    "train_processes",
+    "train_launcher",
+    "base_model",
+    "base_revision",
+)
+MODEL = ("base_model", "base_revision", "compute_dtype", "quantization", "engine")
+INFERENCE = (*DATA, *MODEL, "generator_*", "pi_*", "eval_split", "retriever*")  # which rows need personas
+GENERATION = (*TRAINING, "engine", "few_shot_examples", "gen_*", "eval_split", "eval_limit", "eval_personas")
+JUDGING = (*GENERATION, *DATA, "judge*", "second_judge_*", "bootstrap_samples")
+
+STEPS: dict[str, Step] = {
+    "01_preference_data": Step(
+        "Preference pairs, split by prompt",
+        fields=(*DATA, "near_duplicate_threshold"),
+        minutes={"smoke": 0.1, "synthetic": 0.1, "scratch": 0.2, "paper": 1},
+    ),
+    "02_base_model": Step(
+        "The base language model",
+        per="base",
+        fields=(*DATA, *BASE, *MODEL, "pi_shots", "datasets", "gen_max_new_tokens"),
+        minutes={"smoke": 0.3, "synthetic": 3.3, "scratch": 6.5, "paper": 10},
+    ),
+    "03_persona_inference": Step(
+        "Infer a persona for every response",
+        inputs=("01_preference_data", "02_base_model"),
+        fields=INFERENCE,
+        minutes={"smoke": 0.1, "synthetic": 0.5, "paper": 20},
+    ),
+    "04_persona_quality": Step(
+        "Persona accuracy, preference and salient words",
+        inputs=("01_preference_data", "02_base_model", "03_persona_inference"),
+        fields=(*INFERENCE, "judge*", "bootstrap_samples"),
+        minutes={"smoke": 0.1, "synthetic": 0.1, "paper": 55},
+    ),
+    "05_tailoring_data": Step(
+        "Retrieve personas, build the tailoring data",
+        inputs=("01_preference_data", "03_persona_inference"),
+        fields=(*INFERENCE, "strip_contrast", "near_duplicate_threshold", "eval_personas", "train_personas"),
+        minutes={"smoke": 0.1, "synthetic": 0.1, "scratch": 0.2, "paper": 1},
+    ),
+    "06_supervised_tailoring": Step(
+        "Persona tailoring by supervised fine-tuning",
+        inputs=("02_base_model", "05_tailoring_data"),
+        fields=TRAINING,
+        minutes={"smoke": 0.2, "synthetic": 0.9, "scratch": 3, "paper": 25},
+    ),
+    "07_preference_tailoring": Step(
+        "Persona tailoring by DPO on top of it",
+        inputs=("02_base_model", "05_tailoring_data", "06_supervised_tailoring"),
+        fields=TRAINING,
+        minutes={"smoke": 0.2, "synthetic": 1.2, "scratch": 21, "paper": 50},
+    ),
+    "08_generation": Step(
+        "Answer the test prompts with every policy and persona",
+        inputs=("02_base_model", "05_tailoring_data", "06_supervised_tailoring", "07_preference_tailoring"),
+        fields=GENERATION,
+        minutes={"smoke": 0.2, "synthetic": 0.8, "scratch": 2.3, "paper": 215},
+    ),
+    "09_judging": Step(
+        "Judge the answers in both orders",
+        inputs=("01_preference_data", "02_base_model", "05_tailoring_data", "08_generation"),
+        fields=JUDGING,
+        minutes={"smoke": 0.1, "synthetic": 0.2, "paper": 1100},
+    ),
+    "10_user_personas": Step(
+        "Personas that users write themselves",
+        inputs=("02_base_model", "05_tailoring_data", "08_generation", "09_judging"),
+        fields=JUDGING,
+        minutes={"smoke": 0.1, "synthetic": 0.1, "paper": 30},
+    ),
+    "11_persona_swap": Step(
+        "Swap the persona: does the preference follow?",
+        inputs=(
+            "02_base_model",
+            "05_tailoring_data",
+            "06_supervised_tailoring",
+            "07_preference_tailoring",
+            "08_generation",
+        ),
+        fields=(
+            *TRAINING,
+            "swap_batch_size",
+            "gen_expand_weights",
+            "eval_split",
+            "eval_limit",
+            "eval_personas",
+            "bootstrap_samples",
+        ),
+        minutes={"smoke": 0.1, "synthetic": 0.7, "scratch": 3.3, "paper": 20},
+    ),
+    "12_results": Step(
+        "All results, with intervals, beside the paper's",
+        per="profile",
+        inputs=(
+            "01_preference_data",
+            "02_base_model",
+            "03_persona_inference",
+            "04_persona_quality",
+            "05_tailoring_data",
+            "06_supervised_tailoring",
+            "07_preference_tailoring",
+            "08_generation",
+            "09_judging",
+            "10_user_personas",
+            "11_persona_swap",
+        ),
+        fields=(
+            "datasets",
+            "seeds",
+            "bootstrap_samples",
+            "eval_personas",
+            "methods",
+            "train_personas",
+            "judge",
+        ),
+        minutes={"smoke": 0.1, "synthetic": 0.2, "scratch": 0.2, "paper": 1},
+    ),
+    "13_released_outputs": Step(
+        "The authors' released generations, analysed again",
+        per="profile",
+        fields=("data_dir", "bootstrap_samples", "judge*", "second_judge_*", "eval_limit", *MODEL),
+        minutes={"smoke": 0.2, "synthetic": 0.2, "scratch": 0.2, "paper": 190},
+    ),
+}

@@ -1,0 +1,1 @@
+"""Rates, intervals and counts of text: numbers in, numbers out."""

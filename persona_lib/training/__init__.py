@@ -1,0 +1,1 @@
+"""Supervised and preference tailoring with LoRA, on TRL's trainers."""

@@ -1,0 +1,325 @@
+"""Train the persona-tailoring policies (paper section 4): SFT, then DPO on top of it, both with LoRA.
+
+The base stays frozen (in four bits for QLoRA). DPO trains a second adapter stacked on the frozen SFT
+adapter, which equals merging the SFT adapter first and training a new one, but works in NF4 and
+keeps everything small; its reference is the base with the SFT adapter alone. The trainers are TRL's;
+here are the rows, the settings (all explicit), the guards and the folders.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+from persona_lib import store
+from persona_lib.config import Profile, Run
+from persona_lib.data.arms import draw, to_dpo_rows, to_ordered_dpo_rows, to_sft_rows
+from persona_lib.fingerprint import module_hash
+from persona_lib.models import guards
+from persona_lib.models.llm import load_base, load_tokenizer, model_key
+from persona_lib.models.tokens import ENCODERS, RowCounts, count_rows
+from persona_lib.published import trained_personas
+from persona_lib.records import TailoringRow
+from persona_lib.training import ranks
+from persona_lib.training.trainers import check_dpo_start, dpo_trainer, sft_trainer
+from persona_lib.workers import run_jobs
+
+SHARED_FIELDS = (
+    "quantization", "compute_dtype", "lora_r", "lora_alpha", "lora_dropout", "lora_targets",
+    "max_length", "lr_scheduler", "warmup_steps", "train_limit", "train_processes", "train_launcher",
+)  # fmt: skip
+METHOD_FIELDS = {
+    "sft": ("completion_only_loss", "sft_learning_rate", "sft_epochs", "sft_batch_size"),
+    "dpo": (
+        "dpo_splits",
+        "dpo_order",
+        "dpo_tokenization",
+        "dpo_learning_rate",
+        "dpo_epochs",
+        "dpo_max_steps",
+        "dpo_batch_size",
+        "dpo_beta",
+        "dpo_sft_weight",
+    ),
+}
+COMPLETIONS = {"sft": ("completion",), "dpo": ("chosen", "rejected")}
+
+
+def adapter_folder(run: Run, method: str, train_persona: str) -> Path:
+    """Return the folder of one trained adapter, named after ``RunSpec.arm``."""
+    return run.folder / "adapters" / f"{method}-{train_persona}"
+
+
+def data_paths(run: Run, method: str) -> dict[str, list[Path]]:
+    """Return the files that a method trains and validates on; raises if one is missing."""
+    train = run.profile.dpo_splits if method == "dpo" else ("sft_train",)
+    folder = run.folder / "tailoring"
+    paths = {
+        "train": [folder / f"{split}.jsonl" for split in train],
+        "val": [folder / f"{method}_val.jsonl"],
+    }
+    for path in (*paths["train"], *paths["val"]):
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is missing: run the step that builds the tailoring data first")
+    return paths
+
+
+def load_rows(run: Run, method: str, train_persona: str) -> tuple[dict[str, list[dict]], dict[str, int]]:
+    """Return the arm's rows of "train" and "val", and how many source rows had no persona."""
+    to_rows = to_ordered_dpo_rows if run.profile.dpo_order == "pairs" else to_dpo_rows
+    make = to_sft_rows if method == "sft" else to_rows
+    rows, without = {}, {}
+    for part, paths in data_paths(run, method).items():
+        limit = run.profile.train_limit if part == "train" else 0
+        source = [row for path in paths for row in draw(store.read_rows(path, TailoringRow), limit)]
+        rows[part] = make(source, train_persona, run.seed)
+        without[part] = len(source) * (2 if train_persona == "both" else 1) - len(rows[part])
+    return rows, without
+
+
+def base_key(run: Run) -> str:
+    """Return what identifies the base model; raises if it should have been pretrained and was not."""
+    done = Path(run.base_source[0]) / "done.json"
+    if run.profile.base_model == "scratch" and not done.exists():
+        raise FileNotFoundError(f"{done} is missing: run the step that pretrains the base model first")
+    return model_key(*run.base_source)
+
+
+def arm_settings(run: Run, train_persona: str) -> Run:
+    """Return the run with the settings of one arm: the ``plain_*`` ones for the arm without personas.
+
+    Both were chosen on validation data with the same search budget (``selection``).
+    """
+    if train_persona != "none":
+        return run
+    plain = {n.removeprefix("plain_"): v for n, v in vars(run.profile).items() if n.startswith("plain_")}
+    return dataclasses.replace(run, profile=dataclasses.replace(run.profile, **plain))
+
+
+def training_spec(run: Run, method: str, train_persona: str) -> dict[str, Any]:
+    """Return all that an adapter depends on; its hash is the adapter's key."""
+    spec = {
+        "method": method,
+        "train_persona": train_persona,
+        "seed": run.seed,
+        "dataset": run.dataset,
+        "base": base_key(run),
+        "settings": {f: getattr(run.profile, f) for f in (*SHARED_FIELDS, *METHOD_FIELDS[method])},
+        "data": {part: [*map(store.file_hash, paths)] for part, paths in data_paths(run, method).items()},
+        "code": module_hash("training.train"),
+    }
+    if method == "dpo":
+        sft = adapter_folder(run, "sft", train_persona) / "done.json"
+        if not sft.exists():
+            raise FileNotFoundError(
+                f"{sft} is missing: DPO starts from this arm's SFT adapter; train it first"
+            )
+        spec["sft"] = store.read_json(sft)["key"]
+    return spec
+
+
+def prepare_folder(folder: Path, key: str, spec: dict[str, Any]) -> str | None:
+    """Clear what another key left; return the last whole checkpoint of this key, or None."""
+    known = folder / "spec.json"
+    if folder.exists() and not (known.exists() and store.read_json(known)["key"] == key):
+        shutil.rmtree(folder)
+    store.write_json(known, {"key": key, **spec})
+    return last_checkpoint(folder / "checkpoints")
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """Return the newest whole checkpoint; delete what a kill cut short (the state file comes last)."""
+    for path in sorted(folder.glob("checkpoint-*"), key=lambda p: -int(p.name.rpartition("-")[2])):
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+            return str(path)
+        except (OSError, json.JSONDecodeError):
+            shutil.rmtree(path)
+    return None
+
+
+def train_adapter(run: Run, method: str, train_persona: str) -> Path:
+    """Train one adapter unless it is done; resume from its last checkpoint if it was killed.
+
+    With several ``train_processes`` ranks of their own do it (``train_rank``); they call this function, too.
+    """
+    run = arm_settings(run, train_persona)
+    if is_trained(run, method, train_persona):
+        return adapter_folder(run, method, train_persona)
+    if run.profile.train_processes > ranks.count():
+        launch(run, method, train_persona)
+        return adapter_folder(run, method, train_persona)
+    return train_here(run, method, train_persona)
+
+
+def launch(run: Run, method: str, train_persona: str) -> None:
+    """Train one adapter in ranks of their own; raises ``ranks.RankError`` if one fails."""
+    profile = run.profile
+    job = {"profile": dataclasses.asdict(profile), "dataset": run.dataset, "seed": run.seed}
+    job |= {"method": method, "train_persona": train_persona}
+    ranks.run_ranks("persona_lib.training.train_rank", profile.train_launcher, profile.train_processes, job)
+
+
+def train_here(run: Run, method: str, train_persona: str) -> Path:
+    """Train one adapter in this process, in step with the other ranks if there are any; rank 0 writes."""
+    folder = adapter_folder(run, method, train_persona)
+    spec = training_spec(run, method, train_persona)
+    key = store.content_hash(spec)
+    checkpoint = ranks.share(prepare_folder(folder, key, spec) if ranks.rank() == 0 else None)
+    tokenizer = load_tokenizer(*run.base_source)
+    rows, without = load_rows(run, method, train_persona)
+    counts = count_parts(run, method, tokenizer, rows, folder.name)
+    if ranks.rank() == 0:
+        report_counts(folder, counts, without)
+    with guards.quiet_libraries():
+        trainer = build_trainer(run, method, train_persona, tokenizer, rows)
+        check_kept(trainer, counts)
+        check_launcher(trainer, run.profile)
+        fit(trainer, run.profile, folder.name, checkpoint)
+    save_adapter(trainer, folder, key)
+    del trainer
+    release_memory()
+    return folder
+
+
+def build_trainer(
+    run: Run, method: str, train_persona: str, tokenizer: Any, rows: dict[str, list[dict]]
+) -> Any:
+    """Load the base and build the method's trainer for the arm's rows."""
+    output = adapter_folder(run, method, train_persona) / "checkpoints"
+    data = {part: as_dataset(rows[part], output / "rows" / part) for part in rows}
+    profile = run.profile
+    storage = profile.compute_dtype if profile.train_launcher == "fsdp" else "uint8"
+    base = load_base(*run.base_source, profile.quantization, profile.compute_dtype, storage=storage)
+    if method == "sft":
+        return sft_trainer(profile, run.seed, base, tokenizer, data, output)
+    sft = adapter_folder(run, "sft", train_persona)
+    return dpo_trainer(profile, run.seed, base, sft, tokenizer, data, output)
+
+
+def as_dataset(rows: list[dict], folder: Path) -> Any:
+    """Return rows as a dataset; with several ranks on disk, where TRL shares reference log-probabilities."""
+    from datasets import Dataset, load_from_disk
+
+    data = Dataset.from_list(rows)
+    if ranks.count() == 1:
+        return data
+    if ranks.rank() == 0:
+        shutil.rmtree(folder, ignore_errors=True)  # a killed run's cache would change the random numbers
+        data.save_to_disk(str(folder))
+    ranks.share(None)
+    return load_from_disk(str(folder))
+
+
+def count_parts(
+    run: Run, method: str, tokenizer: Any, rows: dict[str, list[dict]], name: str
+) -> dict[str, RowCounts]:
+    """Check and count the rows of "train" and "val" (see ``tokens.count_rows``)."""
+    drops = method == "dpo" or run.profile.completion_only_loss
+    encoder = ENCODERS[run.profile.dpo_tokenization if method == "dpo" else "whole"]
+    settings = COMPLETIONS[method], run.profile.max_length
+    return {
+        part: count_rows(tokenizer, rows[part], *settings, f"{name} {part}", drops, encoder) for part in rows
+    }
+
+
+def report_counts(folder: Path, counts: dict[str, RowCounts], without: dict[str, int]) -> None:
+    """Write counts.json and say what training will not see."""
+    table = {part: {**dataclasses.asdict(c), "without_persona": without[part]} for part, c in counts.items()}
+    store.write_json(folder / "counts.json", table)
+    for part, c in counts.items():
+        parts = [
+            f"{folder.name}: {part}: {c.rows} rows ({without[part]} more had no persona)",
+            f"{c.truncated} truncated, {c.dropped} dropped (prompt too long)",
+            f"{c.completion_tokens} completion tokens, longest row {c.longest}",
+        ]
+        print(", ".join(parts), flush=True)
+
+
+def check_kept(trainer: Any, counts: dict[str, RowCounts]) -> None:
+    """Raise TrainingError if TRL keeps another number of rows than was counted."""
+    for part, dataset in (("train", trainer.train_dataset), ("val", trainer.eval_dataset)):
+        if len(dataset) != counts[part].rows - counts[part].dropped:
+            raise guards.TrainingError(f"TRL keeps {len(dataset)} rows of {part}; counted {counts[part]}")
+
+
+def check_launcher(trainer: Any, profile: Profile) -> None:
+    """Raise TrainingError if FSDP was asked for and accelerate would train without it."""
+    if profile.train_launcher == "fsdp" and not trainer.is_fsdp_enabled:
+        raise guards.TrainingError(
+            "train_launcher=fsdp, but accelerate has FSDP on GPUs only and would use DDP: set it to ddp"
+        )
+
+
+def fit(trainer: Any, profile: Profile, name: str, checkpoint: str | None) -> None:
+    """Run the guards and the training; the best epoch by validation loss is what remains in the model."""
+    from transformers import PrinterCallback
+
+    guards.check_adapters(trainer.model, "default")
+    if hasattr(trainer, "precompute_ref_logps"):
+        check_dpo_start(trainer, profile)
+    trainer.remove_callback(PrinterCallback)
+    for callback in (guards.gradient_guard(), guards.movement_guard(), guards.progress_lines(name)):
+        trainer.add_callback(callback)
+    trainer.train(resume_from_checkpoint=checkpoint)
+
+
+def whole_adapter(model: Any) -> dict[str, Any]:
+    """Return the trained weights by name, gathered if FSDP has split them; every rank must take part.
+
+    Raises TrainingError if the ranks' weights differ: each would have followed its own gradients.
+    """
+    found = {
+        name: p.detach().full_tensor() if hasattr(p, "full_tensor") else p.detach()
+        for name, p in guards.trainable_parameters(model).items()
+    }
+    sizes = [float(weights.abs().double().sum()) for weights in found.values()]
+    if not all(math.isclose(*pair, rel_tol=1e-6) for pair in zip(ranks.share(sizes), sizes, strict=True)):
+        raise guards.TrainingError(f"rank {ranks.rank()} and rank 0 hold other adapters: no common gradients")
+    return found
+
+
+def save_adapter(trainer: Any, folder: Path, key: str) -> None:
+    """Write the adapter and its log, drop the checkpoints, and mark the folder as done; rank 0 writes."""
+    weights = whole_adapter(trainer.model)  # also waits until all have read the checkpoint that goes now
+    if ranks.rank() > 0:
+        return
+    trainer.model.save_pretrained(str(folder), selected_adapters=["default"], state_dict=weights)
+    state = trainer.state
+    store.write_rows(folder / "log.jsonl", state.log_history)
+    shutil.rmtree(folder / "checkpoints")
+    facts = {"steps": state.global_step, "best_eval_loss": state.best_metric, "processes": ranks.count()}
+    store.mark_done(folder, key, **facts)
+
+
+def release_memory() -> None:
+    """Free what a finished trainer held."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def is_trained(run: Run, method: str, train_persona: str) -> bool:
+    """Say whether an arm's adapter is finished for the settings, data and code of now."""
+    spec = training_spec(arm_settings(run, train_persona), method, train_persona)
+    return store.is_done(adapter_folder(run, method, train_persona), store.content_hash(spec))
+
+
+def train_arms(run: Run, method: str) -> list[Path]:
+    """Train one method's adapters of all the profile's arms that are not done, ``workers`` at a time.
+
+    With several ``train_processes``, which share all GPUs, the arms follow one another. Published arms
+    have no adapters. DPO needs the SFT adapters of the same arms. Returns the folders
+    ``adapters/<method>-<train_persona>``.
+    """
+    arms = trained_personas(run.profile, run.dataset, method)
+    missing = [(run, method, arm) for arm in arms if not is_trained(run, method, arm)]
+    run_jobs(train_adapter, missing, 1 if run.profile.train_processes > 1 else run.profile.workers)
+    return [adapter_folder(run, method, arm) for arm in arms]

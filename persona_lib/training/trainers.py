@@ -1,0 +1,261 @@
+"""TRL's trainers as this package uses them: every setting explicit, and DPO stacked on a frozen SFT adapter.
+
+Merging the SFT adapter into the base and training a new adapter for DPO, as the paper's authors do,
+cannot be done in four bits without losing most of what SFT learned. Stacking the new adapter on the
+frozen SFT adapter is the same function with the same gradients, on any base.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from persona_lib.config import Profile
+from persona_lib.models import guards
+from persona_lib.models.tokens import released_encode
+from persona_lib.training import ranks
+
+EVAL_BATCH = {"sft": 1, "dpo": 8}  # SFT's evaluation loss depends on it: a mean of batch means
+
+
+def eval_batch(profile: Profile, method: str) -> int:
+    """Return the rows of a process's evaluation batch: the loss is then that of one process.
+
+    With several processes plain DPO takes one row at a time, because the last batches are filled up with
+    other rows. The SFT term is a mean over the tokens of a batch, so there all take a part of the same batch.
+    """
+    size, processes = EVAL_BATCH[method], profile.train_processes
+    if processes > 1 and (method == "sft" or profile.dpo_sft_weight == 0):
+        return 1
+    return max(1, size // processes)
+
+
+def trainer_settings(profile: Profile, method: str, seed: int, output: Path) -> dict[str, Any]:
+    """Return the settings that SFT and DPO share, every one that matters said explicitly."""
+    import torch
+
+    ordered = method == "dpo" and profile.dpo_order == "pairs"
+    return {
+        "output_dir": str(output),
+        "seed": seed,
+        "data_seed": seed,
+        "learning_rate": getattr(profile, f"{method}_learning_rate"),
+        "num_train_epochs": getattr(profile, f"{method}_epochs"),
+        "max_steps": (method == "dpo" and profile.dpo_max_steps) or -1,
+        "per_device_train_batch_size": getattr(profile, f"{method}_batch_size") // profile.train_processes,
+        "per_device_eval_batch_size": eval_batch(profile, method),
+        "gradient_accumulation_steps": 1,
+        "train_sampling_strategy": "sequential" if ordered else "random",
+        "max_length": profile.max_length,
+        "lr_scheduler_type": profile.lr_scheduler,
+        "warmup_steps": profile.warmup_steps,
+        "optim": "adamw_torch",
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "bf16": profile.compute_dtype == "bfloat16",
+        "fp16": False,
+        "gradient_checkpointing": False,
+        "use_cpu": not torch.cuda.is_available(),
+        "ddp_find_unused_parameters": False,
+        "dataloader_num_workers": 0,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "pad_to_multiple_of": None,
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+        "logging_strategy": "epoch",
+        "save_total_limit": 1,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_loss",
+        "greater_is_better": False,
+        "report_to": "none",
+        "log_level_replica": "error",
+        "disable_tqdm": True,
+    }
+
+
+def one_gpu(config: Any) -> Any:
+    """Return the configuration with one GPU: Trainer would spread a lone process over all that it sees."""
+    config._n_gpu = min(config.n_gpu, 1)
+    return config
+
+
+def lora_config(profile: Profile) -> Any:
+    """Return the LoRA configuration of every adapter."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=profile.lora_r,
+        lora_alpha=profile.lora_alpha,
+        lora_dropout=profile.lora_dropout,
+        target_modules=list(profile.lora_targets),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+
+
+def dpo_loss_settings(profile: Profile) -> dict[str, Any]:
+    """Return TRL's loss settings: the DPO loss, with an SFT term on the preferred response if weighted."""
+    if profile.dpo_sft_weight > 0:
+        return {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, profile.dpo_sft_weight]}
+    return {"loss_type": ["sigmoid"], "loss_weights": None}
+
+
+def sft_trainer(
+    profile: Profile, seed: int, base: Any, tokenizer: Any, data: dict[str, Any], output: Path
+) -> Any:
+    """Build TRL's SFTTrainer with a fresh adapter named "default" on a frozen base.
+
+    ``data`` holds datasets "train" and "val" with columns prompt and completion.
+    """
+    from peft import get_peft_model
+    from transformers import set_seed
+    from trl import SFTConfig, SFTTrainer
+
+    set_seed(seed)
+    config = SFTConfig(
+        **trainer_settings(profile, "sft", seed, output),
+        completion_only_loss=profile.completion_only_loss,
+        packing=False,
+        padding_free=False,
+    )
+    trainer = SFTTrainer(
+        model=get_peft_model(base, lora_config(profile)),
+        args=one_gpu(config),
+        processing_class=tokenizer,
+        train_dataset=data["train"],
+        eval_dataset=data["val"],
+    )
+    guards.cast_adapters(trainer.model)
+    return trainer
+
+
+def activate_stack(model: Any) -> None:
+    """Activate the trained adapter ("default") on top of the frozen SFT adapter ("ref")."""
+    model.base_model.set_adapter(["default", "ref"])
+    model.base_model.set_requires_grad("ref", False)
+
+
+def stack_fresh_adapter(model: Any) -> None:
+    """Turn "default" into a fresh adapter (its product is zero) on top of the frozen SFT adapter "ref"."""
+    from peft.tuners.lora import LoraLayer
+
+    guards.cast_adapters(model)
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            module.reset_lora_parameters("default", init_lora_weights=True)
+    activate_stack(model)
+
+
+def token_share(accelerator: Any, completion_mask: Any) -> float:
+    """Return this rank's number of preferred tokens over the mean of all ranks.
+
+    TRL's SFT term is a mean over a rank's tokens, and ranks are averaged as if they had equally many;
+    weighted by this share, the average is the mean over the tokens of the whole batch.
+    """
+    preferred = completion_mask[: len(completion_mask) // 2, 1:].sum().float()
+    return float(preferred / accelerator.reduce(preferred, "mean"))
+
+
+def released_ids(tokenizer: Any, row: dict[str, Any]) -> dict[str, list[int]]:
+    """Return TRL's id columns of a DPO row, tokenised as the authors did (``tokens.released_encode``)."""
+    prompt, chosen = released_encode(tokenizer, row["prompt"], row["chosen"], row["id"])
+    _, rejected = released_encode(tokenizer, row["prompt"], row["rejected"], row["id"])
+    return {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
+
+
+def stacked_dpo_trainer_class(tokenization: str = "whole") -> type:
+    """Return the subclass of TRL's DPOTrainer that trains a new adapter on a frozen SFT adapter.
+
+    Given a PeftModel whose adapter "default" is the SFT adapter, TRL copies it to a frozen adapter
+    "ref" and computes the reference log-probabilities with that. This class then makes "default" a
+    fresh adapter and keeps both active; wherever TRL or Trainer would leave one active, it restores both.
+    ``tokenization`` "released" gives every row the ids that the authors' version of TRL made of it.
+    """
+    from trl import DPOTrainer
+
+    class StackedDPOTrainer(DPOTrainer):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            if not self.precompute_ref_logps:
+                raise ValueError("StackedDPOTrainer needs precompute_ref_log_probs=True")
+            stack_fresh_adapter(self.model)
+
+        def _prepare_dataset(self, dataset: Any, processing_class: Any, *rest: Any) -> Any:
+            rows = super()._prepare_dataset(dataset, processing_class, *rest)
+            if tokenization == "whole":
+                return rows
+            return rows.map(lambda row: released_ids(processing_class, row))
+
+        def compute_ref_log_probs(self, model: Any, inputs: Any) -> Any:
+            stacked = len(self.model.active_adapters) > 1
+            result = super().compute_ref_log_probs(model, inputs)
+            if stacked:
+                activate_stack(self.model)
+            return result
+
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            if self.args.loss_weights and ranks.count() > 1:
+                dpo, sft = self.args.loss_weights
+                self.loss_weights = [dpo, sft * token_share(self.accelerator, inputs["completion_mask"])]
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+        def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            activate_stack(self.model)
+
+    return StackedDPOTrainer
+
+
+def dpo_trainer(
+    profile: Profile, seed: int, base: Any, sft: Path, tokenizer: Any, data: dict[str, Any], output: Path
+) -> Any:
+    """Build the DPO trainer: adapter "default" to train, on a frozen base and a frozen SFT adapter.
+
+    ``data`` holds datasets "train" and "val" with columns prompt, chosen and rejected. The reference
+    log-probabilities (base and SFT adapter) are computed here, once.
+    """
+    from peft import PeftModel
+    from transformers import set_seed
+    from trl import DPOConfig
+
+    set_seed(seed)
+    config = DPOConfig(
+        **trainer_settings(profile, "dpo", seed, output),
+        **dpo_loss_settings(profile),
+        beta=profile.dpo_beta,
+        disable_dropout=True,
+        precompute_ref_log_probs=True,
+        precompute_ref_batch_size=profile.dpo_batch_size // profile.train_processes,
+    )
+    return stacked_dpo_trainer_class(profile.dpo_tokenization)(
+        model=PeftModel.from_pretrained(base, str(sft), is_trainable=True),
+        args=one_gpu(config),
+        processing_class=tokenizer,
+        train_dataset=data["train"],
+        eval_dataset=data["val"],
+    )
+
+
+def start_losses(trainer: Any, data: Any) -> list[float]:
+    """Return the loss of every batch before training.
+
+    Not by ``Trainer.evaluate``: it prepares the model without DDP, and training would then keep it so, each
+    rank following its own gradients.
+    """
+    import torch
+
+    trainer.model.eval()
+    with torch.no_grad(), trainer.accelerator.autocast():
+        return [float(trainer.compute_loss(trainer.model, b)) for b in trainer.get_eval_dataloader(data)]
+
+
+def check_dpo_start(trainer: Any, profile: Profile, rows: int = 64) -> None:
+    """Check on some validation rows that DPO starts at margin 0 (and at ln 2 without an SFT term)."""
+    some = trainer.eval_dataset.select(range(min(rows, len(trainer.eval_dataset))))
+    losses = start_losses(trainer, some)
+    margin = trainer._metrics["eval"]["rewards/margins"]
+    trainer._metrics["eval"].clear()
+    expected = math.log(2) if profile.dpo_sft_weight == 0 else None
+    tolerance = 1e-3 if profile.compute_dtype == "float32" else 0.05
+    guards.check_start(sum(margin) / len(margin), sum(losses) / len(losses), expected, tolerance)
