@@ -16,7 +16,6 @@ import random
 import statistics
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import llama31
@@ -173,10 +172,8 @@ def table_row(bench: Bench, case: Case, runs: list[Any], memory_rate: float) -> 
 
 def main() -> None:
     """Check equality, time every case in interleaved repetitions, write and print the table."""
-    arguments = [word for word in sys.argv[1:] if word != "--shrink"]
-    if len(arguments) != 1:
-        sys.exit(__doc__)
-    bench = make_bench("--shrink" in sys.argv)
+    arguments = measure.read_arguments(__doc__, "OUT", "--shrink")
+    bench = make_bench(arguments.shrink)
     notes = equality_lines(bench)
     memory_rate = measure.memory_rate(bench.copied)
     notes.append(f"Memory rate (copying, read and written): {memory_rate / 1e9:,.4g} GB/s.")
@@ -190,7 +187,7 @@ def main() -> None:
             if None not in runs[case]:
                 runs[case].append(measure_or_refuse(bench, case))
     rows = [table_row(bench, case, runs[case], memory_rate) for case in cases]
-    measure.write_tables(Path(arguments[0]), "Answers of a random Llama-3.1-8B", notes, rows)
+    measure.write_tables(arguments.place, "Answers of a random Llama-3.1-8B", notes, rows)
 
 
 if __name__ == "__main__":

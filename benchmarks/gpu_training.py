@@ -391,10 +391,8 @@ def equality_lines(bench: Bench) -> list[str]:
 
 def main() -> None:
     """Check equality, time every case in interleaved repetitions, write and print the table."""
-    arguments = [word for word in sys.argv[1:] if word != "--shrink"]
-    if len(arguments) != 1:
-        sys.exit(__doc__)
-    bench = make_bench("--shrink" in sys.argv)
+    arguments = measure.read_arguments(__doc__, "OUT", "--shrink")
+    bench = make_bench(arguments.shrink)
     notes = equality_lines(bench)
     rate = measure.matrix_rate("bfloat16", bench.matrix)
     notes.append(f"Matrix rate (bf16): {rate / 1e12:.3g} TFLOP/s.")
@@ -411,7 +409,7 @@ def main() -> None:
             if None not in runs[case]:
                 runs[case].append(measure_or_refuse(bench, case))
     rows = [table_row(case, runs[case], rate) for case in cases]
-    measure.write_tables(Path(arguments[0]), "Training steps of a random Llama-3.1-8B", notes, rows)
+    measure.write_tables(arguments.place, "Training steps of a random Llama-3.1-8B", notes, rows)
 
 
 if __name__ == "__main__":

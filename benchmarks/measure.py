@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import gc
 import statistics
@@ -12,6 +13,16 @@ from typing import Any
 
 from persona_lib.models.llm import device
 from persona_lib.provenance import environment, now
+
+
+def read_arguments(description: str, place: str, flag: str) -> argparse.Namespace:
+    """Read a script's two arguments: where to write (``place``) and its one flag."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("place", metavar=place, type=Path)
+    parser.add_argument(flag, action="store_true")
+    return parser.parse_args()
 
 
 def synchronize() -> None:

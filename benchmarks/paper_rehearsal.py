@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import llama31
+import measure
 
 from persona_lib import store
 from persona_lib.config import REPO, load_profile, set_field
@@ -121,10 +122,8 @@ def outcome_lines(run: Path) -> list[str]:
 
 def main() -> None:
     """Make the models, run the profile and print what came of it."""
-    arguments = [word for word in sys.argv[1:] if word != "--full-width"]
-    if len(arguments) != 1:
-        sys.exit(__doc__)
-    folder, full_width = Path(arguments[0]).resolve(), "--full-width" in sys.argv
+    arguments = measure.read_arguments(__doc__, "FOLDER", "--full-width")
+    folder, full_width = arguments.place.resolve(), arguments.full_width
     os.environ |= {"PERSONA_RESULTS": str(folder / "results"), "PERSONA_FIGURES": str(folder / "figures")}
     models = make_models(folder, full_width)
     if run_profile(models, SIZES | (FULL_WIDTH if full_width else {})):

@@ -30,9 +30,14 @@ LOADERS = (
 # --- which commit ---
 
 
-def test_the_table_pins_to_whole_commits():
-    commits = [*hub.DATASETS.values(), *(model.commit for model in hub.MODELS.values())]
+def test_the_table_pins_to_whole_commits_or_says_that_none_is_known():
+    models = {name: model.commit for name, model in hub.MODELS.items()}
+    commits = [*hub.DATASETS.values(), *filter(None, models.values())]
     assert all(hub.COMMIT.fullmatch(commit) for commit in commits)
+    unknown = {name for name, commit in models.items() if not commit}
+    assert all(name.startswith("nbalepur/Llama-3.1-8B-PT-DPO-") for name in unknown)
+    with pytest.raises(hub.HubError, match="@COMMIT"):
+        hub.pinned(min(unknown))
     assert all(hub.HUB_ID.fullmatch(name) for name in (*hub.DATASETS, *hub.MODELS))
 
 

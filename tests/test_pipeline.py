@@ -326,10 +326,8 @@ def test_a_folder_as_base_model_is_no_download_and_its_new_weights_make_steps_st
     folder = tmp_path / "model"
     store.write_text(folder / "model.safetensors", "a")
     profile = config.load_profile("paper", [f"base_model={folder}", "generator_model=base", "judge=none"])
-    assert [(size, remark) for name, size, remark in plan.downloads(profile) if name == str(folder)] == [
-        (0.0, "on this machine")
-    ]
-    assert not any("not pinned" in note for note in plan.not_ready(profile))
+    assert [name for name, _, _ in plan.downloads(profile)] == ["the authors' data"]
+    assert not any("needs a commit" in note for note in plan.not_ready(profile))
     before = tasks.field_values(profile, ("base_*", "generator_*"))
     assert before["generator_model"] == "base" and before["base_model"].startswith(f"{folder} (")
     assert tasks.field_values(profile, ("base_*", "generator_*")) == before

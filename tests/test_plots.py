@@ -106,7 +106,7 @@ def test_equal_tables_give_equal_bytes_whatever_the_users_settings(profile, two_
 
 def test_drawing_leaves_no_state_behind(profile):
     code = (
-        "from persona_lib import figures; from persona_lib.config import load_profile; "
+        "from persona_lib.reporting import figures; from persona_lib.config import load_profile; "
         "p = load_profile('smoke'); n = 'persona_preference'; "
         "figures.draw(n, figures.figure_inputs(p, n)); import matplotlib.pyplot as plt; "
         "print(len(plt.get_fignums()), plt.rcParams['axes.spines.top'])"

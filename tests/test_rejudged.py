@@ -19,7 +19,9 @@ from persona_lib.reporting import rejudged, views
 from persona_lib.stats import metrics
 
 PERSONAS = ("gold-chosen", "gold-rejected")
-JUDGE = ["judge=lm", "judge_model=tiny-judge", "judge_format=json", "bootstrap_samples=50", "eval_limit=0"]
+SERVED = "http://localhost:1/v1"
+JUDGE = ["judge=lm", "judge_model=tiny-judge", f"judge_url={SERVED}", "judge_format=json"]
+JUDGE += ["bootstrap_samples=50", "eval_limit=0"]
 
 
 def write_released(folder: Path, n: int = 6) -> released.Released:
@@ -152,8 +154,11 @@ def test_another_judge_or_other_texts_are_judged_anew(data, monkeypatch):
     assert generator.asked == 2 * once
 
 
+SECOND = ["second_judge_model=other", f"second_judge_url={SERVED}", "second_judge_format=json"]
+
+
 def test_two_judges_are_kept_apart_and_compared(data, monkeypatch):
-    run = open_run(monkeypatch, LongerWins(), "second_judge_model=other", "second_judge_format=json")
+    run = open_run(monkeypatch, LongerWins(), *SECOND)
     assert rejudged.what_judges(run.profile) == "judged by tiny-judge and by other"
     assert len(rejudged.judge_released(run, data)) == 4
     tables = rejudged.rejudged_tables(run, data)

@@ -91,10 +91,10 @@ def hub_models(profile: Profile) -> list[str]:
 
 
 def in_hub_cache(name: str) -> bool:
-    """Return True if some revision of a hub model is in the local cache, or if it is a folder of weights."""
+    """Return True if some revision of a hub model is in the local cache."""
     home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
     cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
-    return Path(name).is_dir() or any((cache / f"models--{name.replace('/', '--')}" / "snapshots").glob("*"))
+    return any((cache / f"models--{name.replace('/', '--')}" / "snapshots").glob("*"))
 
 
 def downloads(profile: Profile) -> list[tuple[str, float, str]]:
