@@ -114,6 +114,7 @@ def test_accelerate_reads_the_launchers_files_and_starts_as_many_ranks_as_asked(
 # --- failures ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "complaint"),
     [
