@@ -98,7 +98,7 @@ def open_pipeline(
     for task in pipeline.tasks.values():
         if not pipeline.source(task).exists():
             raise ConfigError(f"profile {profile.name}: step {task.step} has no {pipeline.source(task)}")
-    if steps is None and (config.REPO / "persona_lib" / "report.py").exists():
+    if steps is None:
         pipeline.tasks[REPORT] = Task(REPORT, REPORT, {}, tuple(pipeline.tasks))
     return pipeline
 

@@ -236,6 +236,7 @@ def test_the_whole_smoke_profile_runs_and_every_notebook_ran_in_order(smoke):
     known = store.read_json(results / "provenance.json")["tasks"]
     assert {path.stem for path in executed} <= set(known)
     assert list((results / "tables").glob("*.csv"))
+    assert (results / "report" / "index.html").exists()
     assert list((smoke / "figures" / "smoke").glob("*.png"))
 
 

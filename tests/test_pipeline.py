@@ -484,8 +484,6 @@ def test_an_interrupt_ends_the_kernel_and_exits_130(notebooks, number):
 
 
 def test_the_report_task_follows_every_other(monkeypatch):
-    if not (config.REPO / "persona_lib" / "report.py").exists():
-        pytest.skip("no report module")
     arguments = pipeline.parse_arguments(["--profile", "smoke"])
     laid_out = pipeline.open_pipeline(arguments)
     assert list(laid_out.tasks)[-1] == tasks.REPORT

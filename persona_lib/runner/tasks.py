@@ -144,7 +144,7 @@ def current_key(pipeline: Pipeline, task: Task) -> dict[str, Any]:
     if task.step == REPORT:
         files = {i: pipeline.manifest(i) for i in task.inputs}
         inputs = {i: store.file_hash(path) if path.exists() else None for i, path in files.items()}
-        return {"modules": fingerprint.module_hashes(REPORT), "inputs": inputs}
+        return {"modules": fingerprint.module_hashes("runner.report"), "inputs": inputs}
     source = pipeline.source(task)
     return {
         "notebook": fingerprint.notebook_hash(source),
