@@ -456,7 +456,8 @@ def test_an_interrupt_ends_the_kernel_and_exits_130(notebooks, number):
         notebooks, "02_base", "base", "import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(300)"
     )
     code = (
-        "import sys\nfrom pathlib import Path\nfrom persona_lib import pipeline, steps\n"
+        "import sys\nfrom pathlib import Path\nfrom persona_lib import pipeline\n"
+        "from persona_lib.runner import steps\n"
         "arguments = ['--profile', 'smoke', '--set', 'steps=02_base']\n"
         "table = {'02_base': steps.Step('b', per='base')}\n"
         f"sys.exit(pipeline.main(arguments, Path({str(notebooks)!r}), table))"
