@@ -37,7 +37,8 @@ def one(step: str, workers: int, results: Path) -> tuple[float, dict[str, bytes]
     for path in folder.glob(folders):
         shutil.rmtree(path)
     code = (
-        "from persona_lib.evaluation import swap, tailor; from persona_lib.training import train; from persona_lib.config import open_run; "
+        "from persona_lib.evaluation import swap, tailor; from persona_lib.training import train; "
+        "from persona_lib.config import open_run; "
         f"run = open_run('synthetic', overrides=['workers={workers}']); {call}"
     )
     started = time.perf_counter()
