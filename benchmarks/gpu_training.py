@@ -24,8 +24,9 @@ from typing import Any
 import llama31
 import measure
 
-from persona_lib.config import Profile, load_profile, set_field
+from persona_lib.config import load_profile, set_field
 from persona_lib.models import guards, llm
+from persona_lib.profiles import Profile
 from persona_lib.training import trainers
 
 SEED = 0

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona_lib import store
-from persona_lib.config import Profile, Run, figures_dir, load_profile, results_dir, set_field
+from persona_lib.config import Run, figures_dir, load_profile, results_dir, set_field
 from persona_lib.data.preference import WORLD_FIELDS
 from persona_lib.evaluation import policies, tailor
 from persona_lib.evaluation.judge import oracle_scores
+from persona_lib.profiles import Profile
 from persona_lib.reporting.results import interval_columns
 from persona_lib.selection import ARMS, SEEDS, SIDES, candidate_key, prepare, spec_of, tuning_profile
 from persona_lib.stats.bootstrap import Interval, bootstrap_mean, bootstrap_mean_difference

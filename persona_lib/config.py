@@ -1,221 +1,27 @@
-"""Profiles: every number of a run, typed and strict, read from ``configs/<name>.yaml``.
+"""Opening a run: profiles read from ``configs/<name>.yaml``, overrides, and the folders of results.
 
-A profile is one frozen dataclass. A file may say ``extends: other`` and then lists only what
-differs. Unknown names and ill-typed values are errors that name the file, the field and the mend;
-nothing is coerced (``5e-5`` is a string in YAML: write ``5.0e-5``).
+A file may say ``extends: other`` and then lists only what differs.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin
 
-from persona_lib import published
+from persona_lib.profiles import (
+    ConfigError,
+    Profile,
+    check_fields,
+    check_profile,
+    field_types,
+    near_names,
+)
 
 REPO = Path(__file__).resolve().parent.parent
 FACTS = REPO / "persona_lib" / "facts"  # tables that ship with the package
-
-
-# Fields that say how the work is done and not what comes out.
-CHANGE_NO_RESULT = (
-    "workers",
-    "endpoint_concurrency",
-    "endpoint_timeout",
-    "endpoint_retries",
-    "generator_prices",
-    "judge_prices",
-    "second_judge_prices",
-    "max_cost_usd",
-)
-
-
-JUDGE_FORMATS = ("letter", "json", "prometheus")
-# What the authors' code showed a judge by mistake; see ``judge.as_shown``.
-JUDGE_QUIRKS = ("repeated_label", "persona_in_question")
-MATCHUP_KINDS = ("main", "sft", "few_shot", "stage", "arm", "control", "published")
-
-
-class ConfigError(ValueError):
-    """A profile or an override that cannot be used; the message says where and how to mend it."""
-
-
-@dataclass(frozen=True)
-class Profile:
-    """All settings of a run. ``configs/synthetic.yaml`` explains each field where its value stands."""
-
-    name: str
-    description: str
-    # what runs
-    steps: tuple[str, ...]
-    datasets: tuple[str, ...]
-    seeds: tuple[int, ...]
-    workers: int
-    endpoint_concurrency: int
-    endpoint_timeout: float
-    endpoint_retries: int
-    max_cost_usd: float
-    data_dir: str
-    strip_roles: bool
-    strip_contrast: bool
-    # the synthetic world
-    world_seed: int
-    n_train: int
-    n_validation: int
-    n_test: int
-    majority_share: float
-    second_contrast_share: float
-    shown_share: float
-    slip_share: float
-    # the base model
-    base_model: str
-    base_revision: str
-    base_seeds: int
-    base_vocab_size: int
-    base_hidden_size: int
-    base_layers: int
-    base_heads: int
-    base_mlp_size: int
-    base_tokens: int
-    base_window: int
-    base_long_window: int
-    base_batch_tokens: int
-    base_learning_rate: float
-    base_key_weight: float
-    base_fact_weight: float
-    base_story_weight: float
-    base_query_weight: float
-    base_share_plain: float
-    base_share_inference: float
-    base_share_story: float
-    base_epochs: int
-    # persona inference
-    generator_model: str
-    generator_url: str
-    generator_kind: str
-    generator_prices: tuple[float, ...]
-    pi_shots: int
-    pi_batch_size: int
-    pi_max_new_tokens: int
-    pi_max_words: int
-    pi_train_sides: tuple[str, ...]
-    # tailoring data
-    retriever: str
-    retriever_model: str
-    near_duplicate_threshold: float
-    # training
-    methods: tuple[str, ...]
-    train_limit: int
-    train_personas: tuple[str, ...]
-    published_arms: tuple[str, ...]
-    quantization: str
-    compute_dtype: str
-    lora_r: int
-    lora_alpha: int
-    lora_dropout: float
-    lora_targets: tuple[str, ...]
-    max_length: int
-    completion_only_loss: bool
-    sft_learning_rate: float
-    sft_epochs: int
-    sft_batch_size: int
-    dpo_splits: tuple[str, ...]
-    dpo_order: str
-    dpo_tokenization: str
-    dpo_learning_rate: float
-    dpo_epochs: int
-    dpo_max_steps: int
-    dpo_batch_size: int
-    dpo_beta: float
-    dpo_sft_weight: float
-    plain_sft_learning_rate: float
-    plain_dpo_learning_rate: float
-    plain_dpo_beta: float
-    plain_dpo_sft_weight: float
-    lr_scheduler: str
-    warmup_steps: int
-    train_processes: int
-    train_launcher: str
-    # generation
-    engine: str
-    few_shot_examples: int
-    gen_batch_size: int
-    gen_max_new_tokens: int
-    gen_min_new_tokens: int
-    gen_expand_weights: bool
-    # evaluation
-    eval_split: str
-    eval_limit: int
-    eval_personas: tuple[str, ...]
-    judge: str
-    judge_model: str
-    judge_url: str
-    judge_kind: str
-    judge_prices: tuple[float, ...]
-    judge_format: str
-    judge_decoding: str
-    judge_max_new_tokens: int
-    judge_batch_size: int
-    judge_quirks: tuple[str, ...]
-    second_judge_model: str
-    second_judge_url: str
-    second_judge_kind: str
-    second_judge_prices: tuple[float, ...]
-    second_judge_format: str
-    second_judge_decoding: str
-    second_judge_max_new_tokens: int
-    second_judge_batch_size: int
-    second_judge_matchups: tuple[str, ...]
-    swap_batch_size: int
-    bootstrap_samples: int
-
-
-@cache
-def field_types() -> dict[str, Any]:
-    """Return the declared type of every profile field."""
-    return get_type_hints(Profile)
-
-
-def near_names(name: str, allowed: list[str]) -> str:
-    """Return a hint that lists the closest allowed names, or all of them if none is close."""
-    close = difflib.get_close_matches(name, allowed, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(allowed)}"
-
-
-def check_value(field: str, value: Any, where: str) -> Any:
-    """Return the value in the field's type, or raise ConfigError saying what was expected.
-
-    An int is accepted for a float field, a list for a tuple field; nothing else is converted.
-    """
-    wanted = field_types()[field]
-    if get_origin(wanted) is tuple:
-        element = get_args(wanted)[0]
-        if isinstance(value, (list, tuple)) and all(type(v) is element for v in value):
-            return tuple(value)
-        raise ConfigError(f"{where}: {field}={value!r} should be a list of {element.__name__}")
-    if wanted is float and type(value) is int:
-        return float(value)
-    if type(value) is wanted:
-        return value
-    hint = ""
-    if wanted is float and isinstance(value, str):
-        hint = " (in YAML write 5.0e-5, not 5e-5 and not in quotes)"
-    raise ConfigError(
-        f"{where}: {field}={value!r} should be {wanted.__name__}, not {type(value).__name__}{hint}"
-    )
-
-
-def check_fields(values: dict[str, Any], where: str) -> dict[str, Any]:
-    """Check names and types of some profile fields."""
-    allowed = list(field_types())
-    for name in values:
-        if name not in allowed:
-            raise ConfigError(f"{where}: unknown field {name!r}; {near_names(name, allowed)}")
-    return {name: check_value(name, value, where) for name, value in values.items()}
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -276,97 +82,11 @@ def load_profile(
     return profile
 
 
-def check_profile(profile: Profile) -> None:
-    """Check the constraints between fields; raises ConfigError."""
-    where = f"profile {profile.name}"
-    choices = {
-        "quantization": ("none", "nf4"),
-        "compute_dtype": ("float32", "bfloat16"),
-        "engine": ("transformers", "vllm"),
-        "eval_split": ("validation", "test"),
-        "judge": ("oracle", "none", "lm"),
-        "retriever": ("bm25", "dense", "late"),
-        "dpo_order": ("random", "pairs"),
-        "dpo_tokenization": ("whole", "released"),
-        "train_launcher": ("ddp", "fsdp"),
-        "generator_kind": ("chat", "completions"),
-        "judge_kind": ("chat", "completions"),
-        "judge_format": JUDGE_FORMATS,
-        "judge_decoding": ("deterministic", "official"),
-        "second_judge_kind": ("chat", "completions"),
-        "second_judge_format": JUDGE_FORMATS,
-        "second_judge_decoding": ("deterministic", "official"),
-    }
-    for field, allowed in choices.items():
-        if getattr(profile, field) not in allowed:
-            raise ConfigError(
-                f"{where}: {field}={getattr(profile, field)!r}: use one of {', '.join(allowed)}"
-            )
-    for role in ("generator", "judge", "second_judge"):
-        prices, url = getattr(profile, f"{role}_prices"), getattr(profile, f"{role}_url")
-        if len(prices) not in (0, 2):
-            raise ConfigError(f"{where}: {role}_prices={list(prices)}: give two, for prompt and completion")
-        if url and getattr(profile, f"{role}_model") in ("", "base"):
-            raise ConfigError(f"{where}: {role}_url is set: name the model that it serves in {role}_model")
-        if url and profile.max_cost_usd > 0 and not prices:
-            raise ConfigError(f"{where}: max_cost_usd needs {role}_prices, dollars per million tokens")
-    check_judges(profile, where)
-    if not profile.dpo_splits or not {"sft_train", "dpo_train"}.issuperset(profile.dpo_splits):
-        raise ConfigError(f"{where}: dpo_splits={list(profile.dpo_splits)}: use dpo_train, sft_train or both")
-    if (profile.retriever == "bm25") == bool(profile.retriever_model):
-        raise ConfigError(
-            f"{where}: retriever={profile.retriever}, retriever_model={profile.retriever_model!r}: "
-            "dense and late need a model (a hub id or a folder), bm25 has none"
-        )
-    if profile.engine == "vllm" and profile.compute_dtype != "bfloat16":
-        raise ConfigError(
-            f"{where}: engine=vllm needs compute_dtype=bfloat16: its LoRA kernels take 16-bit numbers only"
-        )
-    if wrong := published.what_is_wrong(profile):
-        raise ConfigError(f"{where}: published_arms: {wrong}")
-    check_processes(profile, where)
-    for field in ("base_hidden_size", "base_mlp_size"):
-        if getattr(profile, field) % 64:
-            raise ConfigError(
-                f"{where}: {field}={getattr(profile, field)} must be a multiple of 64: "
-                "NF4 quantises blocks of 64 and is silently wrong otherwise"
-            )
-
-
-def judge_settings(profile: Profile, role: str) -> list[Any]:
-    """Return what decides the judgments of "judge" or "second_judge", when it is a language model."""
-    names = ("model", "url", "kind", "format", "decoding", "max_new_tokens")
-    return [getattr(profile, f"{role}_{name}") for name in names]
-
-
-def check_judges(profile: Profile, where: str) -> None:
-    """Check the fields that say who judges, and what; raises ConfigError."""
-    for field, allowed in (("judge_quirks", JUDGE_QUIRKS), ("second_judge_matchups", MATCHUP_KINDS)):
-        if unknown := set(getattr(profile, field)) - set(allowed):
-            raise ConfigError(f"{where}: {field}={sorted(unknown)}: use some of {', '.join(allowed)}")
-    if not profile.second_judge_model:
-        return
-    if profile.judge == "none":
-        raise ConfigError(f"{where}: second_judge_model is set, but judge=none: name the first judge, too")
-    if profile.judge == "lm" and judge_settings(profile, "judge") == judge_settings(profile, "second_judge"):
-        raise ConfigError(f"{where}: second_judge_* and judge_* are the same judge: change one of them")
-
-
-def check_processes(profile: Profile, where: str) -> None:
-    """Check that the training processes can share every batch equally; raises ConfigError."""
-    processes = profile.train_processes
-    if processes < 1 or (profile.train_launcher == "fsdp" and processes < 2):
-        raise ConfigError(
-            f"{where}: train_processes={processes}: use at least 1, and at least 2 with train_launcher=fsdp"
-        )
-    for field in ("sft_batch_size", "dpo_batch_size"):
-        if getattr(profile, field) % processes:
-            raise ConfigError(
-                f"{where}: {field}={getattr(profile, field)} cannot be shared by "
-                f"train_processes={processes}: each takes an equal part of the same batch. Use a multiple "
-                "(other results: fewer steps of more rows), or train_processes=1 and one seed per GPU: "
-                f"CUDA_VISIBLE_DEVICES=0 python -m persona_lib.ahead --profile {profile.name} --seeds 0,"
-            )
+def set_field(profile: Profile, **changes: Any) -> Profile:
+    """Return a copy of the profile with some fields changed, checked like a file's."""
+    changed = dataclasses.replace(profile, **check_fields(changes, f"profile {profile.name}"))
+    check_profile(changed)
+    return changed
 
 
 def results_root() -> Path:
@@ -445,10 +165,3 @@ def open_run(
     """Open what a notebook works on, from its parameters; an empty data set means the profile's first."""
     loaded = load_profile(profile, overrides)
     return Run(loaded, dataset or loaded.datasets[0], seed)
-
-
-def set_field(profile: Profile, **changes: Any) -> Profile:
-    """Return a copy of the profile with some fields changed, checked like a file's."""
-    changed = dataclasses.replace(profile, **check_fields(changes, f"profile {profile.name}"))
-    check_profile(changed)
-    return changed

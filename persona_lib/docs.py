@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from persona_lib.config import REPO, Profile, figures_dir, load_profile
+from persona_lib.config import REPO, figures_dir, load_profile
+from persona_lib.profiles import Profile
 from persona_lib.reporting.figures import FIGURES, alt_text
 from persona_lib.reporting.origin import origin_line
 from persona_lib.reporting.results import read_table

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from persona_lib import store
-from persona_lib.config import ConfigError, Run, open_run
+from persona_lib.config import Run, open_run
 from persona_lib.evaluation.swap import adapters_of
 from persona_lib.models.llm import ModelError, load_tokenizer
+from persona_lib.profiles import ConfigError
 from persona_lib.reporting import card
 from persona_lib.training import merging, train
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 PACKAGE = "persona_lib"
 FOLDER = Path(__file__).resolve().parent
-PLUMBING = ("config", "store", "fingerprint")
+PLUMBING = ("config", "profiles", "store", "fingerprint")
 
 
 def short_hash(text: str) -> str:

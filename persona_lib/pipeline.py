@@ -15,7 +15,7 @@ import traceback
 from pathlib import Path
 
 from persona_lib import config
-from persona_lib.config import ConfigError
+from persona_lib.profiles import ConfigError, near_names
 from persona_lib.runner.plan import plan_lines, print_plan
 from persona_lib.runner.tasks import REPORT, Pipeline, Task, forget
 
@@ -112,7 +112,7 @@ def matching(pipeline: Pipeline, wanted: str, option: str) -> list[str]:
     ]
     if not found:
         steps = list(dict.fromkeys(task.step for task in pipeline.tasks.values()))
-        raise ConfigError(f"{option} {wanted}: no such step; {config.near_names(wanted, steps)}")
+        raise ConfigError(f"{option} {wanted}: no such step; {near_names(wanted, steps)}")
     return found
 
 

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from persona_lib import store
-from persona_lib.config import Profile, Run, figures_dir, load_profile, set_field
+from persona_lib.config import Run, figures_dir, load_profile, set_field
 from persona_lib.data import preference, tailoring
 from persona_lib.evaluation import personas, policies, tailor
 from persona_lib.evaluation.judge import oracle_scores
 from persona_lib.models import base
+from persona_lib.profiles import Profile
 from persona_lib.records import RunSpec
 from persona_lib.training import train
 

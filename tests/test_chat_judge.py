@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from persona_lib import prompts
-from persona_lib.config import ConfigError, Run, load_profile
+from persona_lib.config import Run, load_profile
 from persona_lib.evaluation import chat_judge, judge
 from persona_lib.models.generate import Completion
 from persona_lib.models.tokens import chat_text
+from persona_lib.profiles import ConfigError
 from persona_lib.records import PairwiseComparison
 from persona_lib.stats.metrics import verdict_of
 

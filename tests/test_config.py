@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from persona_lib import config
-from persona_lib.config import ConfigError
+from persona_lib import config, profiles
+from persona_lib.profiles import ConfigError
 
 CONFIGS = config.REPO / "configs"
 PROFILES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
@@ -29,7 +29,7 @@ def test_every_profile_loads_and_knows_its_name(name):
 
 def test_the_default_profile_gives_and_explains_every_field():
     text = (CONFIGS / "synthetic.yaml").read_text(encoding="utf-8")
-    fields = {field.name for field in dataclasses.fields(config.Profile)} - {"name"}
+    fields = {field.name for field in dataclasses.fields(profiles.Profile)} - {"name"}
     assert set(yaml.safe_load(text)) == fields
 
 
@@ -93,11 +93,11 @@ def test_overrides_are_typed_like_the_fields():
 
 
 def test_an_integer_is_accepted_for_a_float_but_not_the_reverse():
-    assert config.check_value("lora_dropout", 0, "here") == 0.0
+    assert profiles.check_value("lora_dropout", 0, "here") == 0.0
     with pytest.raises(ConfigError, match="should be int"):
-        config.check_value("lora_r", 16.0, "here")
+        profiles.check_value("lora_r", 16.0, "here")
     with pytest.raises(ConfigError, match="should be int"):
-        config.check_value("lora_r", True, "here")
+        profiles.check_value("lora_r", True, "here")
 
 
 def test_an_extending_profile_differs_only_where_it_says(tmp_path):

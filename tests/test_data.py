@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from persona_lib.config import ConfigError, Run, load_profile, set_field
+from persona_lib.config import Run, load_profile, set_field
 from persona_lib.data import official, preference
+from persona_lib.profiles import ConfigError
 from persona_lib.records import PreferencePair
 
 FILLED = "The user is brief and prefers short answers."

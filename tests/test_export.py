@@ -13,8 +13,9 @@ from test_llm import save_adapter, some_texts
 from tiny import save_base, tiny_run
 
 from persona_lib import export, store
-from persona_lib.config import ConfigError, Run, load_profile, set_field
+from persona_lib.config import Run, load_profile, set_field
 from persona_lib.models import llm
+from persona_lib.profiles import ConfigError
 from persona_lib.reporting import card
 from persona_lib.training import merging, train
 

@@ -30,7 +30,18 @@ HEAVY = (
 )
 
 # From the ground up: a module imports from its own package (without circles) and from those before it.
-CORE = ["config", "fingerprint", "hub", "prompts", "provenance", "published", "records", "store", "workers"]
+CORE = [
+    "config",
+    "fingerprint",
+    "hub",
+    "profiles",
+    "prompts",
+    "provenance",
+    "published",
+    "records",
+    "store",
+    "workers",
+]
 ORDER = [
     "core",
     "stats",

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from persona_lib import config, fingerprint, store
+from persona_lib import config, fingerprint, profiles, store
 from persona_lib.runner import execute, tasks
 from persona_lib.runner.steps import STEPS
 
@@ -116,7 +116,7 @@ def test_code_cells_are_short(path):
 
 def uses(node: ast.AST) -> tuple[set[str], set[str]]:
     """Return (identifiers that a piece of code may call, profile fields that it reads)."""
-    known, names, fields = config.field_types(), set(), set()
+    known, names, fields = profiles.field_types(), set(), set()
     for part in ast.walk(node):
         if isinstance(part, ast.Name):
             names.add(part.id)
@@ -161,7 +161,7 @@ def declared_fields(name: str) -> set[str]:
 @every_notebook
 def test_every_field_that_a_notebook_reaches_makes_its_step_stale(path):
     selects = {"name", "description", "steps", "seeds", "datasets", "base_seeds"}
-    selects |= set(config.CHANGE_NO_RESULT)
+    selects |= set(profiles.CHANGE_NO_RESULT)
     undeclared = fields_reached(path) - selects - declared_fields(path.stem)
     assert undeclared == set(), f"add to steps.STEPS[{path.stem!r}].fields"
 

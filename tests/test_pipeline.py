@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from persona_lib import config, pipeline, store
-from persona_lib.config import ConfigError
+from persona_lib import config, pipeline, profiles, store
+from persona_lib.profiles import ConfigError
 from persona_lib.runner import execute, plan, tasks
 from persona_lib.runner.steps import STEPS, Step
 from persona_lib.runner.tasks import Pipeline, Task
@@ -107,10 +107,10 @@ def test_steps_run_after_their_inputs():
 
 
 def test_every_profile_field_makes_some_step_stale_unless_it_changes_no_result():
-    selects = {"name", "description", "steps", "base_seeds", *config.CHANGE_NO_RESULT}
+    selects = {"name", "description", "steps", "base_seeds", *profiles.CHANGE_NO_RESULT}
     profile = config.load_profile("synthetic")
     read = set().union(*(tasks.field_values(profile, step.fields) for step in STEPS.values()))
-    assert set(config.field_types()) - selects - read == set()
+    assert set(profiles.field_types()) - selects - read == set()
 
 
 @pytest.mark.parametrize(

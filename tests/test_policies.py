@@ -10,10 +10,11 @@ from test_llm import save_adapter
 from tiny import tiny_model, tiny_rows, tiny_run
 
 from persona_lib import published, store
-from persona_lib.config import ConfigError, Run, load_profile, set_field
+from persona_lib.config import Run, load_profile, set_field
 from persona_lib.evaluation import judge, policies, swap, tailor
 from persona_lib.models import llm
 from persona_lib.models.generate import TransformersGenerator
+from persona_lib.profiles import ConfigError
 from persona_lib.prompts import STOP, completion_text, tailoring_prompt
 from persona_lib.records import RunSpec
 from persona_lib.training import train

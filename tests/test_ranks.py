@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tiny import save_base, tiny_run
 
-from persona_lib import config, store
+from persona_lib import config, profiles, store
 from persona_lib.config import Run, set_field
 from persona_lib.training import ranks, train
 
@@ -79,7 +79,7 @@ def alone(tmp_path_factory):
     ],
 )
 def test_processes_that_cannot_share_a_batch_are_refused_with_the_mend(override, complaint):
-    with pytest.raises(config.ConfigError, match=complaint):
+    with pytest.raises(profiles.ConfigError, match=complaint):
         config.load_profile("synthetic", ["train_processes=2", *override])
 
 

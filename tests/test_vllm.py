@@ -15,9 +15,10 @@ import pytest
 from test_llm import save_adapter, some_texts
 from tiny import save_base, tiny_tokenizer
 
-from persona_lib.config import ConfigError, Run, load_profile, set_field
+from persona_lib.config import Run, load_profile, set_field
 from persona_lib.models import generators, llm, vllm_engine
 from persona_lib.models.generate import Sampling, TransformersGenerator
+from persona_lib.profiles import ConfigError
 
 WARM = Sampling(temperature=0.7, top_p=0.9, repetition_penalty=1.1, seed=3)
 

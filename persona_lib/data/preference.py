@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from persona_lib.config import ConfigError, Profile, Run, near_names
+from persona_lib.config import Run
 from persona_lib.data import official, raw
 from persona_lib.data.persona_text import is_contrastive
 from persona_lib.fingerprint import module_hash
+from persona_lib.profiles import ConfigError, Profile, near_names
 from persona_lib.prompts import completion_text, tailoring_prompt
 from persona_lib.records import PreferencePair, TailoringRow
 from persona_lib.stats.text_metrics import tokens

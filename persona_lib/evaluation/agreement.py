@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from persona_lib.config import Profile, Run
+from persona_lib.config import Run
 from persona_lib.evaluation.judge import RUBRICS, judged_matchups, judgment_folder, read_verdicts
 from persona_lib.evaluation.judged import runs_of
+from persona_lib.profiles import Profile
 from persona_lib.records import Judgment, Rubric, Verdict
 from persona_lib.stats.bootstrap import bootstrap, ratio
 from persona_lib.store import iter_rows

@@ -13,12 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from persona_lib.config import Run, judge_settings
+from persona_lib.config import Run
 from persona_lib.evaluation.matchups import Matchup, matchups
 from persona_lib.evaluation.tailor import eval_rows, generation_folder, persona_of, read_generations
 from persona_lib.fingerprint import module_hash
 from persona_lib.models.generators import load_generator, role_key
 from persona_lib.models.tokens import chat_text
+from persona_lib.profiles import judge_settings
 from persona_lib.prompts import first_person, judge_prompt
 from persona_lib.records import Generation, Judgment, PairwiseComparison, Rubric, RunSpec
 from persona_lib.stats.metrics import verdict_of

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from persona_lib.config import Profile, Run
+from persona_lib.config import Run
 from persona_lib.evaluation.judge import judged_matchups, judgment_folder, oracle_scores, read_verdicts
 from persona_lib.evaluation.matchups import Matchup
 from persona_lib.evaluation.tailor import generation_folder
+from persona_lib.profiles import Profile
 from persona_lib.records import RunSpec
 from persona_lib.stats.metrics import WinRate
 from persona_lib.stats.pooled import Pool, make_pool, mean_columns, net_columns

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from persona_lib import store
-from persona_lib.config import Profile, Run
+from persona_lib.config import Run
 from persona_lib.data.preference import (
     has_personas,
     inference_key,
@@ -25,6 +25,7 @@ from persona_lib.data.preference import (
 from persona_lib.data.tailoring import retrieved_train_ids
 from persona_lib.fingerprint import module_hash
 from persona_lib.models.generators import load_generator, role_key
+from persona_lib.profiles import Profile
 from persona_lib.prompts import inference_prefix, inference_query
 from persona_lib.records import InferredPersona, PreferencePair, Side
 

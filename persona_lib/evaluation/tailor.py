@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from persona_lib import store
-from persona_lib.config import Profile, Run, main_arm
+from persona_lib.config import Run, main_arm
 from persona_lib.data.arms import draw
 from persona_lib.evaluation.policies import generators, policy_key, same_model
 from persona_lib.fingerprint import module_hash
 from persona_lib.models import guards
 from persona_lib.models.llm import model_key
+from persona_lib.profiles import Profile
 from persona_lib.prompts import STOP, few_shot_prompt, tailoring_prompt
 from persona_lib.records import Generation, RunSpec, TailoringRow
 from persona_lib.training.train import release_memory

@@ -12,9 +12,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from persona_lib.config import Profile, base_folder, set_field
+from persona_lib.config import base_folder, set_field
 from persona_lib.fingerprint import module_hash
 from persona_lib.models import guards
+from persona_lib.profiles import Profile
 from persona_lib.store import clear_unless, content_hash, is_done, mark_done, write_rows
 
 BOS, EOS, PAD, UNK = "<|bos|>", "<|eos|>", "<|pad|>", "<|unk|>"

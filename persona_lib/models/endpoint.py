@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from persona_lib import store
-from persona_lib.config import Profile
 from persona_lib.models.generate import Completion, Sampling, cut_at_stop
+from persona_lib.profiles import Profile
 
 KINDS = ("chat", "completions")
 CHARACTERS_PER_TOKEN = 2  # for the most that a prompt can cost before the server has counted its tokens

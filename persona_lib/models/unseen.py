@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from persona_lib.config import Profile
 from persona_lib.models.base import BOS, EOS, PAD, WORD_PATTERN, synthetic_windows
+from persona_lib.profiles import Profile
 from persona_lib.world.synthetic import Topic, all_prompts, make_topics, topics_of
 from persona_lib.world.vocabulary import (
     CONTENT_SENTENCES,

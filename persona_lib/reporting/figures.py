@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from persona_lib.config import Profile, figures_dir
+from persona_lib.config import figures_dir
+from persona_lib.profiles import Profile
 from persona_lib.reporting.plots import (
     METHODS,
     SIDES,

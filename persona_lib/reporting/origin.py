@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from persona_lib.config import Profile, results_dir
+from persona_lib.config import results_dir
+from persona_lib.profiles import Profile
 from persona_lib.store import read_json
 
 STEP = "12_results"

@@ -10,9 +10,10 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from persona_lib.config import Profile, main_arm
+from persona_lib.config import main_arm
 from persona_lib.data.preference import inference_split
 from persona_lib.evaluation.judged import forget_judged, runs_of
+from persona_lib.profiles import Profile
 from persona_lib.records import EVAL_PERSONAS, TRAIN_PERSONAS
 from persona_lib.reporting.results import Row, judged_tables, read_table, save_table
 from persona_lib.reporting.results_personas import PERSONA_TABLES

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from persona_lib.config import Profile, Run, results_dir
+from persona_lib.config import Run, results_dir
 from persona_lib.data.arms import draw
 from persona_lib.data.official import DATASETS
 from persona_lib.data.released import Released, ReleasedFile
@@ -19,6 +19,7 @@ from persona_lib.evaluation.judge import RUBRICS, as_shown, judge_comparisons, j
 from persona_lib.evaluation.judged import RUBRICS as SHORT
 from persona_lib.fingerprint import module_hash
 from persona_lib.models.generate import cut_at_stop
+from persona_lib.profiles import Profile
 from persona_lib.prompts import STOP
 from persona_lib.records import PairwiseComparison
 from persona_lib.reporting.results import Row, inconsistent, interval_columns, paper_rows, verdict_counts

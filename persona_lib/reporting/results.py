@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from persona_lib.config import Profile, results_dir
+from persona_lib.config import results_dir
 from persona_lib.evaluation.agreement import agreement_of_profile
 from persona_lib.evaluation.judge import judgment_folder
 from persona_lib.evaluation.judged import RUBRICS, Judged, Judgments, read_judgments
+from persona_lib.profiles import Profile
 from persona_lib.records import Judgment
 from persona_lib.stats import metrics
 from persona_lib.stats.bootstrap import Interval

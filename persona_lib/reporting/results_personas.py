@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from persona_lib.config import Profile, Run
+from persona_lib.config import Run
 from persona_lib.data.preference import inference_split
 from persona_lib.evaluation.judged import answer_scores, read_judgments, runs_of, same_items
 from persona_lib.evaluation.persona_quality import persona_texts
 from persona_lib.evaluation.tailor import eval_rows, persona_of, read_generations
+from persona_lib.profiles import Profile
 from persona_lib.records import RunSpec
 from persona_lib.reporting.results import Row, interval_columns
 from persona_lib.reporting.results_swap import find_spec

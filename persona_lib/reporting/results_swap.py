@@ -12,11 +12,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from persona_lib.config import Profile, Run
+from persona_lib.config import Run
 from persona_lib.evaluation.judged import runs_of, same_items
 from persona_lib.evaluation.swap import swap_arms, swap_folder
 from persona_lib.evaluation.swap_tables import FAMILIES, MEASURES, VALUES, SwapScore, swap_values
 from persona_lib.evaluation.tailor import eval_rows, generation_folder, grid, read_generations
+from persona_lib.profiles import Profile
 from persona_lib.records import RunSpec
 from persona_lib.reporting.results import Row, interval_columns
 from persona_lib.stats.pooled import Pool, difference, make_pool, mean_columns, mean_of

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from persona_lib.config import Profile, base_source
+from persona_lib.config import base_source
+from persona_lib.profiles import Profile
 
 LABELS = ("Response:", "Liked answer:", "Persona:")
 HUB_DOCUMENTS = {"question": "Prompt: How do I repot a plant?\nResponse: Water it first."}

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from persona_lib.config import Profile
+from persona_lib.profiles import Profile
 from persona_lib.runner.workload import Calls, calls_of, facts, known_datasets
 
 # GB of an 8B Llama's training step, beside weights: from activations of one layer of real width, measured

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from persona_lib import hub, store
-from persona_lib.config import Profile, results_dir
+from persona_lib.config import results_dir
 from persona_lib.data.official import FROM_HUB
+from persona_lib.profiles import Profile
 from persona_lib.published import published_models
 from persona_lib.runner import cost, environment
 from persona_lib.runner.execute import clock

@@ -11,7 +11,8 @@ import html
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from persona_lib.config import Profile, figures_dir, results_dir
+from persona_lib.config import figures_dir, results_dir
+from persona_lib.profiles import Profile
 from persona_lib.reporting.figures import FIGURES, alt_text
 from persona_lib.reporting.origin import origin, times
 from persona_lib.reporting.results import read_table

@@ -13,7 +13,7 @@ from doit.reporter import ConsoleReporter
 from doit.task import dict_to_task
 
 from persona_lib import provenance, store
-from persona_lib.config import ConfigError
+from persona_lib.profiles import ConfigError
 from persona_lib.runner.execute import LiveLine, StepError, finish_notebook, run_notebook
 from persona_lib.runner.plan import expected_seconds
 from persona_lib.runner.tasks import (

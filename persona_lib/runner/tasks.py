@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from persona_lib import config, fingerprint, store
-from persona_lib.config import ConfigError, Profile
+from persona_lib.profiles import ConfigError, Profile, field_types, near_names
 from persona_lib.runner.execute import running_copy
 from persona_lib.runner.steps import STEPS, Step
 
@@ -88,7 +88,7 @@ def expand(profile: Profile, steps: dict[str, Step]) -> Iterator[Task]:
     for name in profile.steps:
         if name not in steps:
             raise ConfigError(
-                f"profile {profile.name}: unknown step {name!r}; {config.near_names(name, list(steps))}"
+                f"profile {profile.name}: unknown step {name!r}; {near_names(name, list(steps))}"
             )
         for suffix, parameters in places(profile, steps[name]):
             inputs = [name for name in steps[name].inputs if name in profile.steps]
@@ -120,7 +120,7 @@ def input_ids(profile: Profile, step: Step, name: str, parameters: dict[str, Any
 
 def field_values(profile: Profile, patterns: tuple[str, ...]) -> dict[str, Any]:
     """Return the profile fields that match a pattern, as JSON knows them; a model's folder with its state."""
-    names = [f for f in config.field_types() if any(fnmatch(f, pattern) for pattern in patterns)]
+    names = [f for f in field_types() if any(fnmatch(f, pattern) for pattern in patterns)]
     values = {name: json.loads(json.dumps(getattr(profile, name))) for name in names}
     folders = {name: Path(values[name]) for name in values if name.endswith("_model")}
     states = {name: model_state(folder) for name, folder in folders.items() if folder.is_dir()}

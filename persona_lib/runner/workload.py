@@ -10,12 +10,13 @@ import functools
 from dataclasses import dataclass
 from typing import Any
 
-from persona_lib.config import FACTS, Profile, Run
+from persona_lib.config import FACTS, Run
 from persona_lib.data.official import DATASETS, SPLITS
 from persona_lib.data.released import RELEASED
 from persona_lib.evaluation.matchups import matchups
 from persona_lib.evaluation.swap import swap_arms, swap_families
 from persona_lib.evaluation.tailor import grid
+from persona_lib.profiles import Profile
 from persona_lib.records import RunSpec
 from persona_lib.store import read_json
 

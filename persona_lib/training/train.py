@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from persona_lib import store
-from persona_lib.config import Profile, Run
+from persona_lib.config import Run
 from persona_lib.data.arms import draw, to_dpo_rows, to_ordered_dpo_rows, to_sft_rows
 from persona_lib.fingerprint import module_hash
 from persona_lib.models import guards
 from persona_lib.models.llm import load_base, load_tokenizer, model_key
 from persona_lib.models.tokens import ENCODERS, RowCounts, count_rows
+from persona_lib.profiles import Profile
 from persona_lib.published import trained_personas
 from persona_lib.records import TailoringRow
 from persona_lib.training import ranks

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from persona_lib.config import Profile, Run, check_fields
+from persona_lib.config import Run
+from persona_lib.profiles import Profile, check_fields
 from persona_lib.training import ranks, train
 
 

@@ -11,9 +11,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from persona_lib.config import Profile
 from persona_lib.models import guards
 from persona_lib.models.tokens import released_encode
+from persona_lib.profiles import Profile
 from persona_lib.training import ranks
 
 EVAL_BATCH = {"sft": 1, "dpo": 8}  # SFT's evaluation loss depends on it: a mean of batch means

@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from persona_lib.config import Profile
+from persona_lib.profiles import Profile
 from persona_lib.prompts import INFERENCE_INSTRUCTION, completion_text, inference_query, tailoring_prompt
 from persona_lib.records import PreferencePair
 from persona_lib.world.vocabulary import (
