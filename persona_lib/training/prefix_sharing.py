@@ -1,4 +1,4 @@
-"""DPO with every prompt computed once: prompt, chosen and rejected in one sequence, instead of two with the prompt.
+"""DPO with every prompt computed once: prompt, chosen and rejected in one sequence instead of two.
 
 A row [prompt | chosen | rejected] has an attention mask under which each response sees the prompt and itself,
 and position ids under which both begin where the prompt ends: each response's hidden states are those it has
@@ -25,7 +25,8 @@ def check_attention(config: Any) -> None:
     if config._attn_implementation not in ATTENTION:
         raise ValueError(
             f"dpo_prefix_sharing needs attention that takes a mask ({' or '.join(ATTENTION)}), not "
-            f"{config._attn_implementation}: load the model with attn_implementation='sdpa', or set it to false"
+            f"{config._attn_implementation}: load the model with attn_implementation='sdpa', "
+            "or set it to false"
         )
     if getattr(config, "sliding_window", None):
         raise ValueError(
@@ -53,7 +54,7 @@ def shared_row(prompt: list[int], chosen: list[int], rejected: list[int]) -> dic
 
 
 def windows(prompt: int, chosen: int, rejected: int) -> tuple[list[int], list[int]]:
-    """Return where in a shared row each response lies, from the prompt's last token on (which predicts it)."""
+    """Return where in a shared row each response lies, from the prompt's last token on, which predicts it."""
     first = [*range(prompt - 1, prompt + chosen)]
     return first, [prompt - 1, *range(prompt + chosen, prompt + chosen + rejected)]
 
@@ -61,11 +62,11 @@ def windows(prompt: int, chosen: int, rejected: int) -> tuple[list[int], list[in
 def collator(pad: int, max_length: int) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
     """Return a data collator for TRL's DPOTrainer whose model has been through ``share_prefix``.
 
-    Rows have TRL's columns ``prompt_ids``, ``chosen_ids``, ``rejected_ids`` and maybe ``ref_*_logps``; prompt and
-    response together are cut after ``max_length`` tokens, as TRL does. A batch of B rows has "shared", the
-    sequences that are computed, and in TRL's form the windows that have a loss: ``input_ids`` and
-    ``completion_mask`` of [2B, 1 + longest response]. ``attention_mask`` marks what is computed, for TRL's
-    count of tokens.
+    Rows have TRL's columns ``prompt_ids``, ``chosen_ids``, ``rejected_ids`` and maybe ``ref_*_logps``;
+    prompt and response together are cut after ``max_length`` tokens, as TRL does. A batch of B rows has
+    "shared", the sequences that are computed, and in TRL's form the windows that have a loss: ``input_ids``
+    and ``completion_mask`` of [2B, 1 + longest response]. ``attention_mask`` marks what is computed, for
+    TRL's count of tokens.
     """
 
     def collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -99,7 +100,7 @@ def collator(pad: int, max_length: int) -> Callable[[list[dict[str, Any]]], dict
 
 
 def attention_mask(segments: Any, implementation: str, dtype: Any) -> Any:
-    """Return the mask [batch, 1, query, key]: a token sees what is before it in the prompt or its own segment.
+    """Return the mask [batch, 1, query, key]: a token sees its past in the prompt and in its own segment.
 
     Boolean for sdpa; for eager attention, which adds it, 0 and the lowest number of ``dtype``.
     """
