@@ -1,4 +1,4 @@
-"""DPO with shared prefixes beside TRL's own path: the same numbers, gradients and weights; what it refuses."""
+"""DPO with shared prefixes beside TRL's own path: the same numbers, gradients and weights."""
 
 from __future__ import annotations
 
@@ -161,22 +161,24 @@ def test_stacked_adapter_gets_the_gradients_of_the_plain_path(sft_run, changes):
 
 
 @pytest.mark.slow
-def test_lone_lora_adapter_with_an_online_reference_gets_the_gradients_of_the_plain_path(tmp_path):
+def test_lone_lora_adapter_with_an_online_reference_gets_the_gradients_of_the_plain_path(
+    tmp_path, monkeypatch
+):
     """TRL's own trainer, with nothing of ours but the collator and the decoder."""
     from datasets import Dataset
     from peft import get_peft_model
     from trl import DPOConfig, DPOTrainer
 
-    run = tiny_run(tmp_path, pytest.MonkeyPatch())
+    run = tiny_run(tmp_path, monkeypatch)
     words = [" ".join(f"w{i % 50}" for i in range(n, n + 3 + n % 5)) for n in range(24)]
     names = ("prompt", "chosen", "rejected")
     rows = Dataset.from_list([dict(zip(names, words[i::8], strict=True)) for i in range(8)])
     trainers = []
     for collate in (None, prefix_sharing.collator(0, 64)):
         base = tiny_model()
-        model = get_peft_model(
-            prefix_sharing.share_prefix(base) if collate else base, lora_config(run.profile)
-        )
+        if collate:
+            prefix_sharing.share_prefix(base)
+        model = get_peft_model(base, lora_config(run.profile))
         settings = {"bf16": False, "use_cpu": True, "gradient_checkpointing": False, "max_length": 64}
         config = DPOConfig(output_dir=str(tmp_path / "trl"), report_to="none", **settings)
         tools = {"processing_class": tiny_tokenizer(), "data_collator": collate}
