@@ -4,10 +4,10 @@
 
 The authors merge the SFT adapter into the base and train a new one with one pair per step, the reference
 computed online and the prompt twice, in float32. TRL's defaults take eight pairs per step and recompute
-activations (gradient checkpointing); bfloat16, also a default, is switched off, for equal precision. Ours, with
-as many pairs per step: reference log-probabilities computed once (their time, divided by the profile's epochs,
-is added), prompts shared, no recomputation. Batches are drawn at random and not by length, so the optimiser's
-path is the same; all losses of the epoch must agree to four digits.
+activations (gradient checkpointing); bfloat16, also a default, is switched off, for equal precision.
+Ours, with as many pairs per step: reference log-probabilities computed once (their time, divided by the
+profile's epochs, is added), prompts shared, no recomputation. Batches are drawn at random and not by length,
+so the optimiser's path is the same; all losses of the epoch must agree to four digits.
 """
 
 from __future__ import annotations

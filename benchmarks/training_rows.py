@@ -2,9 +2,9 @@
 
 Three kinds of rows. "paper": the authors' BeaverTails rows, their lengths read where the data is at hand (a
 word counted as 4/3 tokens) and drawn from their middle nine tenths elsewhere. "long": prompts of several
-hundred tokens, such as a persona with a history. "default": the lengths of the default profile, with its model.
-The model of the first two is Llama-3.1's architecture, 11.6 million parameters wide: large enough that
-arithmetic and not Python takes the time.
+hundred tokens, such as a persona with a history. "default": the default profile's lengths and model size.
+The model of the first two has Llama-3.1's architecture (heads of 128, grouped queries) and 11 million parameters
+in its layers, so that arithmetic and not Python takes most of the time.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ MIDDLE = {
     "hidden_size": 384,
     "intermediate_size": 1344,
     "num_hidden_layers": 6,
-    "num_attention_heads": 12,
-    "num_key_value_heads": 3,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 1,
 }
 
 
@@ -63,10 +63,7 @@ def make_kind(name: str, quick: bool) -> Kind:
     else:
         sizes = llama31.SMALL if quick else MIDDLE
     config = llama31.llama_config(**sizes, **ids, eos_token_id=tokenizer.eos_token_id)
-    rates = {
-        "sft_learning_rate": 1e-2,
-        "dpo_learning_rate": 1e-3,
-    }  # so large that every step shows in the loss
+    rates = {"sft_learning_rate": 1e-2, "dpo_learning_rate": 1e-3}  # so large that every step shows
     profile = set_field(profile, quantization="none", compute_dtype="float32", **rates)
     return Kind(name, profile, config, tokenizer, title_of(name))
 
@@ -79,7 +76,7 @@ def title_of(name: str) -> str:
 
 
 def authors_lengths() -> list[tuple[int, int, int]]:
-    """Return prompt, chosen and rejected in words of the authors' DPO rows; empty where they are not at hand."""
+    """Return prompt, chosen and rejected in words of the authors' DPO rows; empty if not at hand."""
     from persona_lib.data import official
     from persona_lib.prompts import tailoring_prompt
 
