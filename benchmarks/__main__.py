@@ -46,7 +46,7 @@ def table_row(line: dict[str, Any]) -> list[str]:
         f"**{ratio['median']:.2f}** ({ratio['min']:.2f} to {ratio['max']:.2f})",
         f"{line['baseline_seconds']['median']:.3g} / {line['ours_seconds']['median']:.3g}",
         str(line["pairs"]),
-        line["equal"],
+        "; ".join(filter(None, [line["equal"], line["note"]])),
         where,
         f"{commit}, {line['date'][:10]}",
         f"`{line['command']}`",

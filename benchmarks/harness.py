@@ -58,14 +58,15 @@ def compare(
     pairs: int = PAIRS,
     what: str = "",
     against: str = "",
+    note: Callable[[float], str] = lambda seconds: "",
     quick: bool = False,
 ) -> dict[str, Any]:
     """Run two ways alternately, so that a noisy machine slows both, and return how much faster ours is.
 
     ``equal`` gets both results of every pair; it returns in words what is equal, or raises NotEqual.
-    ``what`` and ``against`` describe the two ways in the table. The ratio is the baseline's seconds over
-    ours, per pair. Prints the line and writes it to ``results/<name>.json``, unless ``quick``, which also
-    makes one pair only.
+    ``what`` and ``against`` describe the two ways in the table; ``note`` gets our median seconds and says
+    what they amount to. The ratio is the baseline's seconds over ours, per pair. Prints the line and writes
+    it to ``results/<name>.json``, unless ``quick``, which also makes one pair only.
     """
     times: dict[str, list[float]] = {"baseline": [], "ours": []}
     words = ""
@@ -75,7 +76,8 @@ def compare(
         for way, done in found.items():
             times[way].append(done.seconds)
         words = equal(found["baseline"].result, found["ours"].result)
-    line = {"name": name, "what": what or name, "against": against, **ratios(times), "equal": words} | facts()
+    line = {"name": name, "what": what or name, "against": against, **ratios(times), "equal": words}
+    line |= {"note": note(line["ours_seconds"]["median"])} | facts()
     print(summary(line), flush=True)
     if not quick:
         store.write_rows(RESULTS / f"{name}.json", [line])
@@ -112,7 +114,8 @@ def summary(line: dict[str, Any]) -> str:
     """Return one line for a reader."""
     ratio, seconds = line["ratio"], line["ours_seconds"]["median"]
     times = f"{ratio['median']:.2f} times as fast ({ratio['min']:.2f} to {ratio['max']:.2f}"
-    return f"{line['name']}: {times}, {line['pairs']} pairs, ours {seconds:.3g} s); {line['equal']}"
+    found = "; ".join(filter(None, [line["equal"], line["note"]]))
+    return f"{line['name']}: {times}, {line['pairs']} pairs, ours {seconds:.3g} s); {found}"
 
 
 def run(main: Callable[[bool], Any]) -> None:

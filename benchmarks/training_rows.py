@@ -3,8 +3,8 @@
 Three kinds of rows. "paper": the authors' BeaverTails rows, their lengths read where the data is at hand (a
 word counted as 4/3 tokens) and drawn from their middle nine tenths elsewhere. "long": prompts of several
 hundred tokens, such as a persona with a history. "default": the default profile's lengths and model size.
-The model of the first two has Llama-3.1's architecture (heads of 128, grouped queries) and 11 million parameters
-in its layers, so that arithmetic and not Python takes most of the time.
+The model of the first two has Llama-3.1's architecture (heads of 128, grouped queries) and 11 million
+parameters in its layers, so that arithmetic and not Python takes most of the time.
 """
 
 from __future__ import annotations
