@@ -23,6 +23,7 @@ from persona_lib.reporting.plots import (
     plot_swap,
     plot_words,
 )
+from persona_lib.reporting.rating_plots import alt_ratings, plot_ratings
 from persona_lib.reporting.results import table_path
 from persona_lib.reporting.views import number, title_of
 
@@ -127,6 +128,7 @@ FIGURES = {
         ("swap",), plot_swap, alt_swap, "Persona swap: does the preference follow the persona?"
     ),
     "words": FigureKind(("words",), plot_words, alt_words, "Words that are typical of each side's personas"),
+    "ratings": FigureKind(("ratings",), plot_ratings, alt_ratings, "Ratings of personas and answers"),
 }
 
 
