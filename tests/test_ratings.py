@@ -32,7 +32,9 @@ def make_items(study: str, n: int, swapped: bool = False) -> list[sheets.Item]:
     return items
 
 
-def export(folder: Path, study: str, items: list[sheets.Item], seed: int = 0, per_unit: int = 3) -> list[Path]:
+def export(
+    folder: Path, study: str, items: list[sheets.Item], seed: int = 0, per_unit: int = 3
+) -> list[Path]:
     key = sheets.make_key(study, items, RATERS, per_unit, seed)
     return sheets.export(study, key, folder / "sheets" / study, folder / "keys", RATERS)
 
@@ -149,7 +151,12 @@ def test_a_value_off_the_scale_is_counted_and_located_and_not_guessed(tmp_path, 
     fill(paths[0], tmp_path / "filled" / "a.csv", edit("harmfulness", value, 2))
     found = ratings.read_filled(tmp_path / "filled", tmp_path / "keys")["personas"]
     (problem,) = found.problems
-    assert (problem.file, problem.row, problem.field, problem.value) == ("a.csv", 4, "harmfulness", value)
+    assert (problem.file, problem.row, problem.field, problem.value) == (
+        "filled/a.csv",
+        4,
+        "harmfulness",
+        value,
+    )
     assert problem.kind == "out of scale" and "whole number from 1 to 5" in problem.mend
     assert found.count("out of scale") == 1 and found.count("missing") == 0
     missing = [r for r in found.ratings if r.value is None]

@@ -151,9 +151,7 @@ def export(
     write_text(sheets / "INSTRUCTIONS.md", instructions(study))
     code = next(iter(key)).item.partition("-")[0]
     names = [field.name for field in fields(KeyRow)]
-    write_text(
-        keys / f"{study}-{code}.csv", to_csv(names, [[getattr(row, n) for n in names] for row in key])
-    )
+    write_text(keys / f"{study}-{code}.csv", to_csv(names, [[getattr(row, n) for n in names] for row in key]))
     return [*paths, sheets / "INSTRUCTIONS.md", keys / f"{study}-{code}.csv"]
 
 

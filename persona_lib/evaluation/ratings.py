@@ -102,9 +102,7 @@ def read_key(path: Path) -> dict[str, KeyRow]:
     columns, rows = open_csv(path)
     names = [field.name for field in fields(KeyRow)]
     need_columns(path, columns, names)
-    found = [
-        KeyRow(**{n: row[n] for n in names if n != "seed"}, seed=int(row["seed"])) for row in rows
-    ]
+    found = [KeyRow(**{n: row[n] for n in names if n != "seed"}, seed=int(row["seed"])) for row in rows]
     return {row.item: row for row in found}
 
 
@@ -117,9 +115,7 @@ def read_value(text: str) -> int | None:
     return int(number) if number in SCALE else None
 
 
-def read_cell(
-    path: Path, number: int, item: str, field: str, text: str
-) -> tuple[int | None, Problem | None]:
+def read_cell(path: Path, number: int, item: str, field: str, text: str) -> tuple[int | None, Problem | None]:
     """Read one rating, or say what is wrong with it; ``number`` 0: the item's row is not there."""
     value = read_value(text)
     if value is not None:
@@ -128,7 +124,7 @@ def read_cell(
     mend = f"write a whole number from {SCALE[0]} to {SCALE[-1]}, or leave it empty if there is none"
     if not number:
         mend = "put the row back from the exported sheet"
-    return None, Problem(path.name, number, item, field, text.strip(), kind, mend)
+    return None, Problem(f"{path.parent.name}/{path.name}", number, item, field, text.strip(), kind, mend)
 
 
 def study_of(path: Path, columns: Sequence[str]) -> str:
@@ -223,4 +219,4 @@ def read_filled(folder: Path, keys: Path) -> dict[str, Filled]:
     found: dict[str, Filled] = {}
     for path in paths:
         add_sheet(path, keys, found)
-    return found
+    return {study: found[study] for study in QUESTIONS if study in found}

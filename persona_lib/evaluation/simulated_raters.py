@@ -8,6 +8,8 @@ both report the truth, so Krippendorff's alpha is c squared, for every level of 
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
 import random
 from collections.abc import Sequence
@@ -23,19 +25,26 @@ MISSING = 0.02  # share of cells left empty
 IMPOSSIBLE = 0.005  # share of cells with a number that is not on the scale
 
 
+def exact_draw(n: int, weights: Sequence[int], rng: random.Random) -> list[int]:
+    """Return ``n`` values of the scale in random order, as often as their weights say: no luck in the means."""
+    limits = list(itertools.accumulate(weights))
+    places = ((number + 0.5) / n * limits[-1] for number in range(n))
+    values = [SCALE[bisect.bisect_left(limits, place)] for place in places]
+    rng.shuffle(values)
+    return values
+
+
 def true_values(study: str, key: Sequence[KeyRow], seed: int) -> dict[str, dict[str, int]]:
     """Draw a true value per question and item: question -> item -> value."""
-    first_group, first_question = min(row.group for row in key), next(iter(QUESTIONS[study]))
+    groups: dict[str, list[str]] = {}
+    for row in key:
+        groups.setdefault(row.group, []).append(row.item)
     values: dict[str, dict[str, int]] = {}
-    for question in QUESTIONS[study]:
-        rng = random.Random(f"truth-{question}-{seed}")
-        values[question] = {
-            row.item: rng.choices(
-                SCALE,
-                SHARES["first" if question != first_question or row.group == first_group else "other"],
-            )[0]
-            for row in key
-        }
+    for place, question in enumerate(QUESTIONS[study]):
+        rng, values[question] = random.Random(f"truth-{question}-{seed}"), {}
+        for number, group in enumerate(sorted(groups)):
+            weights = SHARES["other" if place == 0 and number else "first"]
+            values[question] |= zip(groups[group], exact_draw(len(groups[group]), weights, rng), strict=True)
     return values
 
 

@@ -131,6 +131,8 @@ FIGURES = {
     "ratings": FigureKind(("ratings",), plot_ratings, alt_ratings, "Ratings of personas and answers"),
 }
 
+ELSEWHERE = ("ratings",)  # drawn by the notebook that makes their tables, not by 12_results
+
 
 def read_tables(name: str, paths: Sequence[Path]) -> list[pd.DataFrame]:
     """Read the tables of a figure; FileNotFoundError names the one that is missing."""
@@ -172,10 +174,13 @@ def alt_text(profile: Profile, name: str) -> str:
     return FIGURES[name].alt(*read_tables(name, figure_inputs(profile, name)))
 
 
-def save_figures(profile: Profile) -> dict[str, Path]:
-    """Draw every figure whose tables are there; returns the PNGs. Older files of the others are removed."""
+def save_figures(profile: Profile, names: Sequence[str] = ()) -> dict[str, Path]:
+    """Draw the figures whose tables are there; returns the PNGs. Older files of the others are removed.
+
+    Without ``names``: all but those of other notebooks.
+    """
     drawn = {}
-    for name in FIGURES:
+    for name in names or [name for name in FIGURES if name not in ELSEWHERE]:
         paths = figure_inputs(profile, name)
         if all(path.exists() for path in paths):
             drawn[name] = save(draw(name, paths), figures_dir(profile), name)[1]

@@ -67,7 +67,7 @@ def plot_ratings(ratings: pd.DataFrame) -> Any:
     for row, study in zip(axes, studies, strict=True):
         draw_study(row, ratings, study)
     axes[-1, 0].set_xlabel("% of ratings")
-    axes[-1, 1].set_xlabel("mean rating (95 % interval over items)")
+    axes[-1, 1].set_xlabel("mean (95 % interval)")
     handles, names = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper right", ncols=len(SCALE), title=None)
     return figure
