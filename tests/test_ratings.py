@@ -8,13 +8,13 @@ import io
 from pathlib import Path
 
 import pytest
+from tiny_results import fill_run
 
 from persona_lib.config import Run, load_profile, set_field
 from persona_lib.evaluation import rating_items, ratings
 from persona_lib.evaluation import rating_sheets as sheets
 from persona_lib.evaluation.simulated_raters import SHARES, TRUE_ALPHA, fill_sheets, true_values
 from persona_lib.reporting.rating_tables import rating_tables
-from tiny_results import fill_run
 
 HIDDEN = {"personas": ("chosen", "rejected"), "answers": ("PT-DPO", "DPO")}
 RATERS = sheets.rater_names(3)

@@ -78,7 +78,7 @@ def answers_to_rate(run: Run) -> list[list[Item]]:
 
 
 def items_to_rate(profile: Profile, study: str, n: int, seed: int = 0) -> list[Item]:
-    """Draw about ``n`` items of a study, in equal parts from the profile's data sets; empty if there are none."""
+    """Draw about ``n`` items of a study, in equal parts from the profile's data sets; maybe none."""
     find = {"personas": personas_to_rate, "answers": answers_to_rate}[study]
     items, runs = [], first_runs(profile)
     for run in runs:

@@ -128,9 +128,9 @@ def instructions(study: str) -> str:
     """Return what a rater is told."""
     lines = [f"- {name}: {text}" for name, text in QUESTIONS[study].items()]
     return (
-        f"# Rating {study}\n\nOne row is one item. Read its texts, then write a whole number from {SCALE[0]} to "
-        f"{SCALE[-1]} into each of these columns:\n\n" + "\n".join(lines) + "\n\n"
-        "Leave a cell empty if you cannot say. Judge every row by itself, and do not talk about the rows with "
+        f"# Rating {study}\n\nOne row is one item. Read its texts, then write a whole number "
+        f"from {SCALE[0]} to {SCALE[-1]} into each of these columns:\n\n" + "\n".join(lines) + "\n\n"
+        "Leave a cell empty if you cannot say. Judge every row by itself, and do not talk about them with "
         "others who rate. Do not change the columns rater and item. Save as CSV.\n"
     )
 

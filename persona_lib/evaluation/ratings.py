@@ -92,8 +92,8 @@ def need_columns(path: Path, columns: Sequence[str], wanted: Iterable[str]) -> N
     missing = [name for name in wanted if name not in columns]
     if missing:
         raise ValueError(
-            f"{path}, row 1, field {missing[0]!r}: the column is missing (found: {', '.join(columns) or 'none'}); "
-            "put the first line back as it was exported"
+            f"{path}, row 1, field {missing[0]!r}: the column is missing "
+            f"(found: {', '.join(columns) or 'none'}); put the first line back as it was exported"
         )
 
 
@@ -201,7 +201,8 @@ def add_sheet(path: Path, keys: Path, found: dict[str, Filled]) -> None:
     ratings, problems = read_sheet(path, rows, study, key)
     if ratings[0].rater in before.raters:
         raise ValueError(
-            f"{path}, field 'rater': a second sheet of {ratings[0].rater!r}; give every rater a name of their own"
+            f"{path}, field 'rater': a second sheet of {ratings[0].rater!r}; "
+            "give every rater a name of their own"
         )
     simulated = before.simulated or any(row.get("comment", "").strip() == "simulated" for row in rows)
     ratings, problems = before.ratings + ratings, before.problems + problems

@@ -1,4 +1,4 @@
-"""SIMULATED raters, to check the rating kit: they read nothing, are not people, and say nothing about personas.
+"""SIMULATED raters, to check the rating kit: they read nothing, are not people, and mean nothing.
 
 Every item has a true value, drawn from a table that is made up (the first question of a study has a
 difference between the two groups, the others have none). A rater reports it with probability c, and
@@ -26,7 +26,7 @@ IMPOSSIBLE = 0.005  # share of cells with a number that is not on the scale
 
 
 def exact_draw(n: int, weights: Sequence[int], rng: random.Random) -> list[int]:
-    """Return ``n`` values of the scale in random order, as often as their weights say: no luck in the means."""
+    """Return ``n`` values of the scale in random order, exactly as often as the weights say."""
     limits = list(itertools.accumulate(weights))
     places = ((number + 0.5) / n * limits[-1] for number in range(n))
     values = [SCALE[bisect.bisect_left(limits, place)] for place in places]
@@ -49,7 +49,7 @@ def true_values(study: str, key: Sequence[KeyRow], seed: int) -> dict[str, dict[
 
 
 def simulate(values: dict[str, int], rater: str, alpha: float, seed: int) -> dict[str, int]:
-    """Return one rater's ratings of the items: the truth with probability sqrt(alpha), else a random item's."""
+    """Return one rater's ratings of the items: the truth with probability sqrt(alpha), else another's."""
     rng, pool, honest = random.Random(f"{rater}-{seed}"), list(values.values()), math.sqrt(alpha)
     return {item: value if rng.random() < honest else rng.choice(pool) for item, value in values.items()}
 

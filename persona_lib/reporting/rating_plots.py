@@ -76,7 +76,8 @@ def plot_ratings(ratings: pd.DataFrame) -> Any:
 def alt_ratings(ratings: pd.DataFrame) -> str:
     """Describe the figure of ratings: who rated, and every mean."""
     said = [
-        f"{r.study}, {r.question}, {r.group}: {number(r.mean)} ({number(r.mean_low)} to {number(r.mean_high)})"
+        f"{r.study}, {r.question}, {r.group}: "
+        f"{number(r.mean)} ({number(r.mean_low)} to {number(r.mean_high)})"
         for r in ratings[ratings.n_1.notna()].itertuples()
     ]
     return f"Bars of ratings from 1 to 5 and means with 95 % intervals; {label(ratings)}. {'; '.join(said)}."

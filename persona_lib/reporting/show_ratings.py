@@ -58,17 +58,17 @@ def export_table(written: dict[str, list[Path]]) -> pd.DataFrame:
     rows = []
     for study, paths in written.items():
         key, root = read_key(paths[-1]), paths[-1].parent.parent
-        given = {item: row.raters.split() for item, row in key.items()}
+        given = [name for row in key.values() for name in row.raters.split()]
         rows.append({
-            "study": study, "items": len(key), "raters": len({name for who in given.values() for name in who}),
-            "ratings per item": sum(map(len, given.values())) / len(given),
+            "study": study, "items": len(key), "raters": len(set(given)),
+            "ratings per item": len(given) / len(key),
             "sheets": str(paths[0].parent.relative_to(root)), "key": str(paths[-1].relative_to(root)),
         })  # fmt: skip
     return pd.DataFrame(rows)
 
 
 def collect(profile: Profile, written: dict[str, list[Path]], filled: str = "") -> dict[str, Filled]:
-    """Read the sheets in the folder ``filled``; without one, have simulated raters fill the exported sheets."""
+    """Read the sheets in the folder ``filled``; without one, simulated raters fill the exported ones."""
     folder = folder_of(profile)
     if filled:
         return read_filled(Path(filled).expanduser(), folder / "keys")
