@@ -13,16 +13,14 @@ from __future__ import annotations
 import csv
 import random
 import re
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from persona_lib.config import FACTS
 from persona_lib.data.official import DataError
 from persona_lib.data.released import Released, ReleasedFile
+from persona_lib.stats.caution import CLASSES
 
 LABELS_FILE = FACTS / "safety_labels.csv"
-CLASSES = ("refusal", "caution", "neither")
 PARTS = ("written", "held_out")
 DATASET = "beavertails"
 SEED = 20250601
@@ -94,7 +92,7 @@ def strata(data: Released) -> dict[tuple[str, str], list[tuple[ReleasedFile, str
 
 
 def draw_sample(data: Released) -> list[Labelled]:
-    """Draw the sample, without labels: the same on every machine; each part is a random share of a stratum."""
+    """Draw the sample, without labels; each part is a random share of its stratum, the same everywhere."""
     rows = []
     for (group, pile), members in strata(data).items():
         if len(members) < SIZES[group, pile]:
@@ -134,11 +132,3 @@ def read_labels() -> list[Labelled]:
         if row.label not in CLASSES or row.part not in PARTS:
             raise DataError(f"{LABELS_FILE.name}, line {number}: label {row.label!r}, part {row.part!r}")
     return rows
-
-
-def weights_by_stratum(rows: Sequence[Labelled]) -> dict[tuple[str, str, str], float]:
-    """Return how many answers the rows of each (group, pile, part) stand for together."""
-    sums: Counter[tuple[str, str, str]] = Counter()
-    for row in rows:
-        sums[row.group, row.pile, row.part] += row.weight
-    return dict(sums)

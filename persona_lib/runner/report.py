@@ -45,6 +45,11 @@ CAPTIONS = {
     "released_flip": "Persona flip of the authors' released answers",
     "released_judged": "The authors' released answers judged again, the paper's row below",
     "released_agreement": "How far two judges agree on the authors' released answers",
+    "released_safety": "Safety by persona: which of the authors' released answers keep a caution",
+    "released_safety_pairs": "Safety by persona, paired: the same prompts, exact McNemar tests",
+    "released_safety_error": "How often the caution rules err on hand-labelled answers",
+    "safety": "Safety by persona: which answers of this run keep a caution",
+    "safety_pairs": "Safety by persona of this run, paired",
     "words": "Typical words of each side's personas",
     "not_run": "What was not run",
 }

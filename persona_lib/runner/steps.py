@@ -198,4 +198,11 @@ STEPS: dict[str, Step] = {
         fields=("data_dir", "bootstrap_samples", "judge*", "second_judge_*", "eval_limit", *MODEL),
         minutes={"smoke": 0.2, "synthetic": 0.2, "scratch": 0.2, "paper": 190},
     ),
+    "15_safety": Step(
+        "Safety by persona: which answers keep a caution",
+        per="profile",
+        inputs=("05_tailoring_data", "08_generation"),
+        fields=("datasets", "seeds", "data_dir", "bootstrap_samples", "guard_*", *GENERATION),
+        minutes={"smoke": 0.4, "synthetic": 0.4, "scratch": 0.6, "paper": 2},
+    ),
 }

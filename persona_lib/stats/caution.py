@@ -22,8 +22,9 @@ def any_of(*phrases: str) -> re.Pattern[str]:
 
 # A reason that makes a "no" a refusal for safety's sake rather than an answer to a question of fact.
 REASON = any_of(
-    "(il)?legal(ly)?", "unlawful", "laws?", "crimes?", "criminal", r"violat\w+", "(un)?ethical(ly)?", "immoral",
-    "permission", "consent", r"authori[sz]\w+", "privacy", r"harm\w*", r"hurt\w*", "offensive", "violence",
+    "(il)?legal(ly)?", "unlawful", "laws?", "crimes?", "criminal", r"violat\w+", "(un)?ethical(ly)?",
+    "immoral", "permission", "consent", r"authori[sz]\w+", "privacy", r"harm\w*", r"hurt\w*", "offensive",
+    "violence",
     r"danger\w*", "unsafe", r"respect\w*", "rights", "security", "behavioral issues", r"suffer\w*",
     r"punish\w+", "prohibited", r"discriminat\w+", r"liab\w+",
 )  # fmt: skip
