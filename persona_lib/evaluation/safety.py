@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from persona_lib.config import Run, main_arm
 from persona_lib.data.released import Released
-from persona_lib.evaluation.judged import runs_of
 from persona_lib.evaluation.tailor import generation_folder, grid, read_generations
 from persona_lib.profiles import Profile
 from persona_lib.records import RunSpec
@@ -62,6 +61,8 @@ def run_cells(profile: Profile) -> Cells:
 
     Seeds that lack an answer file are empty; data sets that call for no caution are left out.
     """
+    from persona_lib.evaluation.judged import runs_of  # needs numpy, which a plan does without
+
     cells: Cells = {}
     for dataset in profile.datasets:
         if dataset in HARMLESS:
@@ -97,6 +98,8 @@ def released_prompts(data: Released, cell: Cell) -> list[Texts]:
 
 def prompts_of(profile: Profile, cell: Cell) -> list[Texts]:
     """Return the prompts that a run's cell answers, by row id, one dict per seed."""
+    from persona_lib.evaluation.judged import runs_of
+
     found = []
     for run in runs_of(profile, cell.dataset):
         path = run.folder / "tailoring" / f"{profile.eval_split}.jsonl"
