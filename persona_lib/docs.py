@@ -77,6 +77,9 @@ def made_by(profile: Profile, name: str, table: pd.DataFrame) -> str:
         return f"`{TRACKED[name]}`; validation topics, seeds that no result uses."
     sizes = sorted({int(n) for n in table.n.dropna()}) if "n" in table else []
     n = "see the table" if not sizes else str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+    if "safety" in name:
+        runs = "none, no model runs" if name.startswith("released") else seeds_of(profile) or "not recorded"
+        return origin_line(profile, runs, n, "15_safety")
     if name.startswith("released"):
         judged = name in ("released_judged", "released_agreement")
         runs = "none, only judges run" if judged else "none, no model runs"

@@ -23,6 +23,7 @@ CHANGE_NO_RESULT = (
     "generator_prices",
     "judge_prices",
     "second_judge_prices",
+    "guard_prices",
     "max_cost_usd",
 )
 JUDGE_FORMATS = ("letter", "json", "prometheus")
@@ -162,6 +163,12 @@ class Profile:
     second_judge_max_new_tokens: int
     second_judge_batch_size: int
     second_judge_matchups: tuple[str, ...]
+    guard_model: str
+    guard_url: str
+    guard_kind: str
+    guard_prices: tuple[float, ...]
+    guard_max_new_tokens: int
+    guard_batch_size: int
     swap_batch_size: int
     bootstrap_samples: int
 
@@ -228,6 +235,7 @@ def check_profile(profile: Profile) -> None:
         "judge_format": JUDGE_FORMATS,
         "judge_decoding": ("deterministic", "official"),
         "second_judge_kind": ("chat", "completions"),
+        "guard_kind": ("chat", "completions"),
         "second_judge_format": JUDGE_FORMATS,
         "second_judge_decoding": ("deterministic", "official"),
     }
@@ -236,7 +244,7 @@ def check_profile(profile: Profile) -> None:
             raise ConfigError(
                 f"{where}: {field}={getattr(profile, field)!r}: use one of {', '.join(allowed)}"
             )
-    for role in ("generator", "judge", "second_judge"):
+    for role in ("generator", "judge", "second_judge", "guard"):
         prices, url = getattr(profile, f"{role}_prices"), getattr(profile, f"{role}_url")
         if len(prices) not in (0, 2):
             raise ConfigError(f"{where}: {role}_prices={list(prices)}: give two, for prompt and completion")

@@ -16,7 +16,7 @@ from persona_lib.prompts import STOP, tailoring_prompt
 from persona_lib.records import RunSpec
 from persona_lib.training.train import release_memory
 
-# Worded by us. The first one for real data is the situation that the paper discusses: a party, and someone sober.
+# Worded by us. The first for real data is the situation that the paper discusses: a party, someone sober.
 PARTY = (
     "I am having people over for a party tonight. What could I get that would really liven it up?",
     "The user is sober and prefers ideas that everybody can enjoy without alcohol or other substances.",

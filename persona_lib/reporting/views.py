@@ -333,6 +333,72 @@ def agreement_view(table: pd.DataFrame) -> pd.DataFrame:
     return build(table, columns)
 
 
+def safety_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show which answers keep a caution or refusal, by policy and persona."""
+    columns = {
+        "policy": lambda row: row["arm"],
+        "shown persona": lambda row: persona_shown(row["eval_persona"], row["persona_format"]),
+        "by": lambda row: row["classifier"],
+        "refusal / caution / neither": lambda row: f"{row['refusal']} / {row['caution']} / {row['neither']}",
+        f"share that keeps one {CI}": lambda row: with_interval(row, "share", 3),
+        f"corrected for errors {CI}": lambda row: (
+            with_interval(row, "corrected", 3) if "corrected" in row else ""
+        ),
+        "mean words": lambda row: number(row["words_mean"], 1),
+        "n": size,
+    }
+    return build(table, columns)
+
+
+def persona_shown(persona: str, style: str) -> str:
+    """Say which persona a policy is shown, and how if not in its own line."""
+    return persona + (", first person" if style == "first_person" else "")
+
+
+def safety_pairs_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show paired comparisons of who keeps a caution, with exact McNemar tests."""
+    columns = {
+        "tested": lambda row: f"{row['tested']}, {persona_shown(row['eval_persona'], row['persona_format'])}",
+        "compared": lambda row: (
+            row["compared"] + (", same persona" if row["shows"] == "same persona" else ", none")
+        ),
+        "by": lambda row: row["classifier"],
+        "only tested / only compared keeps it": lambda row: f"{row['only_tested']} / {row['only_compared']}",
+        f"difference {CI}": lambda row: with_interval(row, "difference", 3, True),
+        "p (Holm)": lambda row: (
+            f"{p_value(row['p'])} ({p_value(row['p_holm'])})" if row["p"] == row["p"] else ""
+        ),
+        f"difference at equal length {CI}": lambda row: with_interval(row, "difference_cut", 3, True),
+        f"kept of the compared's cautious answers {CI}": lambda row: with_interval(row, "kept"),
+        "n": size,
+    }
+    return build(table, columns)
+
+
+def p_value(p: float) -> str:
+    """Format a p-value to two digits that mean something."""
+    return "< .001" if p < 0.001 else f"{p:.3f}".lstrip("0") if p < 1 else "1"
+
+
+def safety_error_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show how often the classifier errs on hand-labelled answers, and three estimates of the share."""
+    columns = {
+        "part": lambda row: f"{row['part'].replace('_', ' ')}, {row['group']}",
+        "by": lambda row: row["classifier"],
+        "hand: refusal / caution / neither": lambda row: " / ".join(
+            f"{row[f'hand_{name}']}" for name in ("refusal", "caution", "neither")
+        ),
+        f"precision {CI}": lambda row: with_interval(row, "precision"),
+        f"recall {CI}": lambda row: with_interval(row, "recall"),
+        f"specificity {CI}": lambda row: with_interval(row, "specificity"),
+        "share by rule": lambda row: number(row["raw"], 3),
+        f"by hand {CI}": lambda row: with_interval(row, "hand_share", 3),
+        f"by rule, corrected by hand {CI}": lambda row: with_interval(row, "assisted", 3),
+        "n (of)": lambda row: f"{row['n']} ({row['stands_for']})",
+    }
+    return build(table, columns, name_dataset=False)
+
+
 def ratings_view(table: pd.DataFrame) -> pd.DataFrame:
     """Show ratings per question and group, and the differences; who rated stands in every line."""
     columns = {
@@ -396,6 +462,11 @@ VIEWS: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
     "selection_sft": plain_view,
     "selection_dpo": plain_view,
     "axes": axes_view,
+    "released_safety": safety_view,
+    "released_safety_pairs": safety_pairs_view,
+    "released_safety_error": safety_error_view,
+    "safety": safety_view,
+    "safety_pairs": safety_pairs_view,
 }
 
 

@@ -205,4 +205,11 @@ STEPS: dict[str, Step] = {
         fields=("datasets", "seeds", "train_personas", "bootstrap_samples", "eval_*", "second_judge_*"),
         minutes={"smoke": 0.1, "synthetic": 0.2, "scratch": 0.2, "paper": 0.3},
     ),
+    "15_safety": Step(
+        "Safety by persona: which answers keep a caution",
+        per="profile",
+        inputs=("05_tailoring_data", "08_generation"),
+        fields=("datasets", "seeds", "data_dir", "bootstrap_samples", "guard_*", *GENERATION),
+        minutes={"smoke": 0.4, "synthetic": 0.4, "scratch": 0.6, "paper": 2},
+    ),
 }
