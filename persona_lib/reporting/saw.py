@@ -42,7 +42,7 @@ def span(interval: Interval) -> str:
 
 
 def listed(sentences: Iterable[str]) -> str:
-    """Return sentences as a list to read; without any, say so."""
+    """Return sentences as a list in Markdown; without any, say so."""
     return "\n".join(f"- {sentence}" for sentence in sentences) or "- nothing to say of this profile"
 
 
