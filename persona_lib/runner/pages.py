@@ -11,8 +11,10 @@ from persona_lib.runner.normalise import headings, text_of
 
 # Code stays as it is; $$...$$ is a formula of its own, $...$ one in a line (no space inside the dollars).
 MATH = re.compile(r"(```.*?```|`[^`\n]*`)|\$\$(.+?)\$\$|(?<![\\$])\$(?=\S)([^$]+?)(?<=\S)\$(?!\d)", re.DOTALL)
-IN_MARKDOWN = {"*": "&#42;", "_": "&#95;", "|": "&#124;", "~": "&#126;", "[": "&#91;"}
+PLACE = "\ue000{}\ue001"  # stands for a formula while nbconvert cleans the page of all unknown tags
+BACK = '<p class="back"><a href="../index.html">back to the report</a></p>'
 STYLE = """<style>
+.back { margin: 1rem; } .back a { text-decoration: underline; }
 math { font-size: 1.1em; } math[display=block] { margin: 1em 0; overflow-x: auto; } img { max-width: 100%; }
 @media (max-width: 40rem) {
   .jp-InputPrompt, .jp-OutputPrompt { display: none; } .jp-Notebook { padding: .5rem !important; }
@@ -22,23 +24,25 @@ math { font-size: 1.1em; } math[display=block] { margin: 1em 0; overflow-x: auto
 
 
 def mathml(formula: str, display: str) -> str:
-    """Return a TeX formula as MathML that Markdown leaves alone; what is none of TeX stays, as code."""
+    """Return a TeX formula as MathML; what cannot be read stays TeX, as code."""
     from latex2mathml import converter, exceptions
 
     errors = tuple(kind for kind in vars(exceptions).values() if isinstance(kind, type))
     try:
-        made = converter.convert(formula.strip(), display=display)
+        return converter.convert(formula.strip(), display=display)
     except errors:
         return f"<code>{html.escape(formula.strip())}</code>"
-    return "".join(IN_MARKDOWN.get(sign, sign) for sign in made)
 
 
-def formulas(text: str) -> str:
-    """Return Markdown with its formulas as MathML."""
+def without_formulas(text: str, taken: list[str]) -> str:
+    """Return Markdown with a place holder for every formula, whose MathML is appended to ``taken``."""
 
     def replaced(match: re.Match[str]) -> str:
         code, block, line = match.groups()
-        return code or mathml(block or line, "block" if block else "inline")
+        if code:
+            return code
+        taken.append(mathml(block or line, "block" if block else "inline"))
+        return PLACE.format(len(taken) - 1)
 
     return MATH.sub(replaced, text)
 
@@ -63,11 +67,13 @@ def notebook_page(path: Path) -> str:
 
     notebook = nbformat.read(path, as_version=4)
     describe_images(notebook)
+    taken: list[str] = []
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            cell.source = formulas(text_of(cell.source))
+            cell.source = without_formulas(text_of(cell.source), taken)
     exporter = HTMLExporter(mathjax_url="", require_js_url="", jquery_url="", embed_images=True)
     body, _ = exporter.from_notebook_node(notebook)
-    back = '<p style="margin: 1rem"><a href="../index.html">report</a></p>'
+    for number, formula in enumerate(taken):
+        body = body.replace(PLACE.format(number), formula)
     body = body.replace("</head>", f"{STYLE}</head>", 1)
-    return re.sub(r"(<body[^>]*>)", rf"\1{back}", body, count=1)
+    return re.sub(r"(<body[^>]*>)", rf"\1{BACK}", body, count=1)
