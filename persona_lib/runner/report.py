@@ -18,6 +18,7 @@ from persona_lib.reporting.origin import origin, times
 from persona_lib.reporting.results import read_table
 from persona_lib.reporting.views import LABELS, VIEWS, show, to_html, world_of
 from persona_lib.runner.execute import clock
+from persona_lib.runner.pages import notebook_page
 from persona_lib.runner.tasks import Pipeline
 from persona_lib.store import write_text
 
@@ -202,15 +203,11 @@ def provenance(profile: Profile) -> str:
 
 def notebook_pages(profile: Profile, folder: Path) -> list[Path]:
     """Write each executed notebook of the profile as HTML and return the pages; older ones are removed."""
-    from nbconvert import HTMLExporter
-
-    exporter = HTMLExporter(mathjax_url="", require_js_url="", jquery_url="", embed_images=True)
     pages = []
     for path in sorted((results_dir(profile) / "notebooks").glob("*.ipynb")):
         if not path.name.endswith(".running.ipynb"):
-            body, _ = exporter.from_filename(str(path))
             pages.append(folder / f"{path.stem}.html")
-            write_text(pages[-1], body)
+            write_text(pages[-1], notebook_page(path))
     for old in set(folder.glob("*.html")) - set(pages):
         old.unlink()
     return pages
