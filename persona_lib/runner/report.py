@@ -47,6 +47,7 @@ CAPTIONS = {
     "released_agreement": "How far two judges agree on the authors' released answers",
     "words": "Typical words of each side's personas",
     "not_run": "What was not run",
+    "arms_run": "Which arms were run",
 }
 OPEN = ("main", "paper", "side_difference")  # tables that are unfolded
 STYLE = """
