@@ -283,9 +283,12 @@ def faults_view(table: pd.DataFrame) -> pd.DataFrame:
     """Show a fault, the setting that repeats it, and each measure's change; the first row has the values."""
 
     def change(name: str, digits: int = 2) -> Callable[[Any], str]:
-        return lambda row: with_interval(
-            row, name if row["change"] == "as-is" else f"{name}_change", digits, True
-        )
+        def cell(row: Any) -> str:
+            if row["change"] == "as-is":
+                return with_interval(row, name, digits)
+            return with_interval(row, f"{name}_change", digits, True)
+
+        return cell
 
     columns = {
         "fault (where in their code)": lambda row: row["what"],
