@@ -130,23 +130,30 @@ def write_table(profile: Profile, table: str) -> Path:
     """Write ``figures/<profile>/<table>.csv`` from the scores that are there."""
     import pandas as pd
 
-    clean = read_scores(profile, "as-is")
-    rows = [
-        changes.change_row(axis, changed, read_scores(profile, axis), clean, profile.bootstrap_samples)
+    clean, samples = read_scores(profile, "as-is"), profile.bootstrap_samples
+    rows = {
+        axis: changes.change_row(axis, changed, read_scores(profile, axis), clean, samples)
         for axis, changed in TABLES[table].items()
-    ]
+    }
+    lines = [row for row in rows.values() if row]
     if table == "faults":
-        rows = with_words([*rows, *changes.counting_rows(clean, profile.bootstrap_samples)])
+        lines = with_words([*lines, *changes.counting_rows(clean, samples)])
+        lines += without_numbers([axis for axis, row in rows.items() if not row])
     path = figures_dir(profile) / f"{table}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame([row for row in rows if row]).to_csv(path, index=False, float_format="%.6g")
+    pd.DataFrame(lines).to_csv(path, index=False, float_format="%.6g")
     return path
 
 
-def with_words(rows: list[dict[str, Any] | None]) -> list[dict[str, Any]]:
-    """Return the rows of faults with what each is, and a row without numbers for what cannot be measured."""
-    said = [{"what": WHAT[row["change"]], **row} for row in rows if row]
-    return said + [{"what": what, "setting": f"not measured: {why}"} for what, why in NOT_MEASURED.items()]
+def with_words(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of faults with what each is."""
+    return [{"what": WHAT[row["change"]], **row} for row in rows]
+
+
+def without_numbers(missing: list[str]) -> list[dict[str, Any]]:
+    """Return a row for every fault that was not run and for what cannot be measured here, with the reason."""
+    rows = [{"what": WHAT[axis], "setting": f"not run: {changes.text_of(FAULTS[axis])}"} for axis in missing]
+    return rows + [{"what": what, "setting": f"not measured: {why}"} for what, why in NOT_MEASURED.items()]
 
 
 def main() -> None:

@@ -139,7 +139,11 @@ def test_every_fault_is_said_in_words_and_what_cannot_be_measured_has_a_reason_a
     finish(profile, "as-is", 106, with_texts(SCORES, "q"))
     made = pd.read_csv(axes.write_table(profile, "faults"))
     rest = made[made.change.isna()]
-    assert list(rest.what) == list(NOT_MEASURED) and rest.setting.str.startswith("not measured: ").all()
+    not_run = [WHAT[axis] for axis in axes.FAULTS if axis != "as-is"]
+    assert list(rest.what) == [*not_run, *NOT_MEASURED]
+    assert "not run: completion_only_loss=false" in set(rest.setting)
+    assert "not run: train_personas=none,shuffled" in set(rest.setting)
+    assert rest.setting[-len(NOT_MEASURED) :].str.startswith("not measured: ").all()
     assert rest.drop(columns=["what", "setting"]).isna().to_numpy().all()
 
 

@@ -175,22 +175,20 @@ def change_row(
     n = sum(len(means(s, "tailored", "fit")) for s in new)
     return {
         "change": slug,
-        "setting": ", ".join(f"{name}={text_of(value)}" for name, value in setting.items()),
+        "setting": text_of(setting),
         **measure_columns(columns, MEASURES, n_resamples),
         "n": n,
         "seeds": " ".join(map(str, seeds)),
     }
 
 
-def text_of(value: Any) -> str:
-    """Return a setting's value as ``--set`` takes it."""
-    return (
-        ",".join(value)
-        if isinstance(value, list)
-        else str(value).lower()
-        if isinstance(value, bool)
-        else str(value)
-    )
+def text_of(setting: Mapping[str, Any]) -> str:
+    """Return a change as ``--set`` takes it, field by field."""
+
+    def text(value: Any) -> str:
+        return ",".join(value) if isinstance(value, list) else str(value).lower()
+
+    return " ".join(f"{name}={text(value)}" for name, value in setting.items())
 
 
 # --- the authors' counting ---
