@@ -30,6 +30,7 @@ TRACKED = {  # tables on validation topics, kept with the figures -> the command
     "selection_sft": "python -m persona_lib.selection",
     "selection_dpo": "python -m persona_lib.selection",
     "axes": "python -m persona_lib.axes",
+    "faults": "python -m persona_lib.axes faults",
 }
 SHOWN: dict[str, dict[str, Any]] = {  # what of a long table stands in a document
     "swap": {"measure": ["policy"], "persona": ["gold", "stripped", "retrieved", "shuffled", "user"]},
@@ -51,7 +52,7 @@ def read_shown(profile: Profile, name: str) -> pd.DataFrame:
 
     if name in TRACKED:
         path = figures_dir(profile) / f"{name}.csv"
-        return pd.read_csv(path) if path.exists() else pd.DataFrame()
+        return pd.read_csv(path, dtype={"seeds": str}) if path.exists() else pd.DataFrame()
     table = read_table(profile, name)
     for column, values in SHOWN.get(name, {}).items():
         table = table[table[column].isin(values)] if column in table else table

@@ -106,6 +106,7 @@ class Profile:
     published_arms: tuple[str, ...]
     quantization: str
     compute_dtype: str
+    adapter_dtype: str
     lora_r: int
     lora_alpha: int
     lora_dropout: float
@@ -135,6 +136,7 @@ class Profile:
     train_launcher: str
     # generation
     engine: str
+    first_person_wording: str
     few_shot_examples: int
     gen_batch_size: int
     gen_max_new_tokens: int
@@ -223,6 +225,8 @@ def check_profile(profile: Profile) -> None:
     choices = {
         "quantization": ("none", "nf4"),
         "compute_dtype": ("float32", "bfloat16"),
+        "adapter_dtype": ("float32", "bfloat16"),
+        "first_person_wording": ("agreeing", "released"),
         "engine": ("transformers", "vllm"),
         "eval_split": ("validation", "test"),
         "judge": ("oracle", "none", "lm"),
@@ -300,6 +304,10 @@ def check_processes(profile: Profile, where: str) -> None:
     if processes < 1 or (profile.train_launcher == "fsdp" and processes < 2):
         raise ConfigError(
             f"{where}: train_processes={processes}: use at least 1, and at least 2 with train_launcher=fsdp"
+        )
+    if profile.adapter_dtype == "bfloat16" and profile.train_launcher == "fsdp":
+        raise ConfigError(
+            f"{where}: adapter_dtype=bfloat16 needs train_launcher=ddp: it rounds whole weights"
         )
     for field in ("sft_batch_size", "dpo_batch_size"):
         if getattr(profile, field) % processes:

@@ -281,13 +281,41 @@ def plain_view(table: pd.DataFrame) -> pd.DataFrame:
 def axes_view(table: pd.DataFrame) -> pd.DataFrame:
     """Show what a change of world or training does: oracle fit of both arms, and what tailoring gains."""
     columns = {
-        "change": lambda row: row["axis"],
+        "change": lambda row: row["change"],
         f"fit, plain DPO {CI}": lambda row: with_interval(row, "fit_plain"),
         f"fit, PT-DPO {CI}": lambda row: with_interval(row, "fit_tailored"),
         f"fit gained {CI}": lambda row: with_interval(row, "fit_gain", sign=True),
         f"quality gained, SD {CI}": lambda row: with_interval(row, "quality_gain_sd", sign=True),
         "n": size,
         "seeds": lambda row: str(row["seeds"]),
+    }
+    return build(table, columns, name_dataset=False)
+
+
+def faults_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show a fault, the setting that repeats it, and each measure's change; the first row has the values."""
+
+    def change(name: str, digits: int = 2) -> Callable[[Any], str]:
+        def cell(row: Any) -> str:
+            if row["change"] == "as-is":
+                return with_interval(row, name, digits)
+            return with_interval(row, f"{name}_change", digits, True)
+
+        return cell
+
+    columns = {
+        "fault (where in their code)": lambda row: row["what"],
+        "setting": lambda row: row["setting"] if isinstance(row["setting"], str) else "",
+        f"fit, plain DPO {CI}": change("fit_plain"),
+        f"fit, PT-DPO {CI}": change("fit_tailored"),
+        f"fit gained {CI}": change("fit_gain"),
+        f"quality gained, SD {CI}": change("quality_gain_sd"),
+        f"dPQ {CI}": change("dpq", 1),
+        f"share of ties {CI}": change("ties"),
+        f"flip, plain DPO {CI}": change("flip_plain"),
+        f"flip, PT-DPO {CI}": change("flip_tailored"),
+        "n": size,
+        "seeds": lambda row: row["seeds"] if isinstance(row["seeds"], str) else "",
     }
     return build(table, columns, name_dataset=False)
 
@@ -467,6 +495,8 @@ VIEWS: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
     "released_safety_error": safety_error_view,
     "safety": safety_view,
     "safety_pairs": safety_pairs_view,
+    "arms_run": plain_view,
+    "faults": faults_view,
 }
 
 

@@ -55,6 +55,7 @@ CAPTIONS = {
     "ratings": "Ratings of personas and answers (see who rated)",
     "rating_agreement": "How far the raters agree",
     "not_run": "What was not run",
+    "arms_run": "Which arms were run",
 }
 OPEN = ("main", "paper", "side_difference")  # tables that are unfolded
 STYLE = """
