@@ -51,6 +51,7 @@ class Profile:
     endpoint_retries: int
     max_cost_usd: float
     data_dir: str
+    data_mapping: str
     strip_roles: bool
     strip_contrast: bool
     # the synthetic world

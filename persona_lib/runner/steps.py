@@ -34,6 +34,7 @@ class Step:
 
 DATA = (
     "data_dir",
+    "data_mapping",
     "strip_roles",
     "world_seed",
     "n_*",
