@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from persona_lib.data.near import near_duplicates, ngrams
 from persona_lib.records import TailoringRow
-from persona_lib.stats.text_metrics import tokens
+from persona_lib.stats.words import tokens
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -41,7 +41,8 @@ def read_messages(value: Any, field: str) -> list[Message]:
     for message in value:
         role = message.get("role")
         if not isinstance(role, str) or "content" not in message:
-            raise MessageError(field, f"a message has {', '.join(sorted(message)) or 'nothing'}; needed: role, content")
+            names = ", ".join(sorted(message)) or "nothing"
+            raise MessageError(field, f"a message has {names}; needed: role, content")
         found.append({"role": role, "content": content_text(message["content"], field)})
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from persona_lib.stats.text_metrics import tokens
+from persona_lib.stats.words import tokens
 
 Gram = tuple[str, ...]
 

@@ -8,7 +8,6 @@ repeat each other together, so that no test prompt was seen in training in other
 from __future__ import annotations
 
 import functools
-import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -107,8 +106,8 @@ def column_names(mapping: Mapping, values: dict[str, Any]) -> dict[str, str]:
     """Return, for messages to the user, the column that each field of a pair comes from."""
     if not mapping.responses:
         return {"prompt": mapping.prompt, "chosen": mapping.chosen, "rejected": mapping.rejected}
-    won = 0 if plain(values[mapping.label]) in mapping.first else 1
-    return {"prompt": mapping.prompt, "chosen": mapping.responses[won], "rejected": mapping.responses[1 - won]}
+    sides = mapping.responses if plain(values[mapping.label]) in mapping.first else mapping.responses[::-1]
+    return dict(zip(FIELDS, (mapping.prompt, *sides), strict=True))
 
 
 def texts_of(values: dict[str, Any], mapping: Mapping) -> dict[str, str]:
@@ -166,13 +165,14 @@ def check_columns(source: str, rows: Sequence[RawRow], mapping: Mapping) -> None
     if not present:
         first = next(row for row in rows if row.values is None)
         raise DataError(f"{source}: no row can be read; {first.place}: {first.error}")
-    messages = any(is_conversation((row.values or {}).get(mapping.chosen)) for row in rows)
-    for column in mapping.columns:
-        if column not in present and not (column == mapping.prompt and messages and "prompt" not in mapping.named):
-            close = near_names(column, present)
+    implicit = any(is_conversation((row.values or {}).get(mapping.chosen)) for row in rows)
+    needed = mapping.columns[1:] if implicit and "prompt" not in mapping.named else mapping.columns
+    for column in needed:
+        if column not in present:
             raise DataError(
-                f"{source}: no column {column!r}; {close}. Columns there: {', '.join(present)}. "
-                "Say which is which in a mapping file (--mapping FILE, lines like 'prompt: question'; DATA.md)"
+                f"{source}: no column {column!r}; {near_names(column, present)} Columns there: "
+                f"{', '.join(present)}. Say which is which in a mapping file (--mapping FILE, lines like "
+                "'prompt: question'; see DATA.md)"
             )
 
 
@@ -267,10 +267,8 @@ def near_train(rows: Sequence[OwnPair], threshold: float) -> list[Finding]:
     train = [row for row in rows if row.split == "train"]
     others = [row for row in rows if row.split != "train"]
     found = near_duplicates([r.pair.prompt for r in others], [r.pair.prompt for r in train], threshold)
-    return [
-        Finding(others[a].row, others[a].place, "prompt", "near duplicate", f"of {train[b].place}, Jaccard {j:.2f}")
-        for a, b, j in found
-    ]
+    said = [(others[a], f"of {train[b].place}, Jaccard {j:.2f}") for a, b, j in found]
+    return [Finding(row.row, row.place, "prompt", "near duplicate", detail) for row, detail in said]
 
 
 def read_own(profile: Profile) -> OwnData:
@@ -287,7 +285,7 @@ def read_own(profile: Profile) -> OwnData:
 
 @functools.lru_cache(maxsize=2)
 def read_source(source: str, mapping: Mapping, threshold: float, key: str) -> OwnData:
-    """Read data for `read_own`; ``key`` is a hash of what it is read from, so that a changed file is read again."""
+    """Read data for `read_own`; ``key`` is a hash of what it is read from: a changed file is read again."""
     raw = own_files.read_rows(source, mapping.config)
     check_columns(source, raw, mapping)
     pairs, findings = [], []
@@ -305,7 +303,8 @@ def read_source(source: str, mapping: Mapping, threshold: float, key: str) -> Ow
     findings = sorted([*findings, *more, *near_train(rows, threshold)], key=lambda f: f.row)
     data = OwnData(source, len(raw), tuple(rows), tuple(findings), given)
     if data.n_read != len(data.rows) + len(data.rejected):
-        raise RuntimeError(f"{source}: {data.n_read} rows read, {len(data.rows)} kept, {len(data.rejected)} rejected")
+        counts = f"{len(data.rows)} usable and {len(data.rejected)} rejected"
+        raise RuntimeError(f"{source}: {data.n_read} rows read are not {counts}")
     return data
 
 
@@ -313,12 +312,13 @@ def check_enough(source: str, pairs: Sequence[OwnPair], findings: Sequence[Findi
     """Raise DataError if there are too few prompts to train and to test on; says what became of the rows."""
     prompts = len({normal(pair.pair.prompt) for pair in pairs})
     if prompts < LEAST_PROMPTS:
-        counts = Counter(f"{f.code} ({f.field})" for f in findings if f.rejected)
+        rejected = [finding for finding in findings if finding.rejected]
+        counts = Counter(f"{f.code} ({f.field})" for f in rejected)
         said = ", ".join(f"{count} {name}" for name, count in counts.most_common(6)) or "none"
-        first = next((f"; first: {f.place}, {f.field}: {f.code} {f.detail}" for f in findings if f.rejected), "")
+        first = "".join(f"; first: {f.place}, {f.field}: {f.code} {f.detail}".rstrip() for f in rejected[:1])
         raise DataError(
-            f"{source}: {len(pairs)} usable pairs with {prompts} different prompts; at least {LEAST_PROMPTS} prompts "
-            f"are needed. Rows rejected: {said}{first}"
+            f"{source}: {len(pairs)} usable pairs with {prompts} different prompts; at least {LEAST_PROMPTS} "
+            f"prompts are needed. Rows rejected: {said}{first}"
         )
 
 
@@ -352,27 +352,32 @@ def finding_table(data: OwnData) -> pd.DataFrame:
     first = data.rejected
     columns = ["row", "place", "field", "code", "outcome", "detail"]
     lines = [
-        (f.row, f.place, f.field, f.code, "rejected" if f.row in first else "kept", f.detail) for f in data.findings
+        (f.row, f.place, f.field, f.code, "rejected" if f.row in first else "kept", f.detail)
+        for f in data.findings
     ]
     return pd.DataFrame(lines, columns=columns)
 
 
 def account(data: OwnData) -> dict[str, int]:
-    """Return the account of the rows: read, usable, and rejected by reason; the last two add up to the first."""
+    """Return the account of the rows: read, usable, rejected by reason; all but the first add up to it."""
     reasons = Counter(finding.code for finding in data.rejected.values())
     return {"read": data.n_read, "usable": len(data.rows)} | dict(reasons.most_common())
 
 
 def describe(data: OwnData) -> list[str]:
     """Say in a few lines what was read, what was left out and why, and how it was split."""
-    counts = account(data)
-    reasons = [f"{count} {name}" for name, count in itertools.islice(counts.items(), 2, None)]
-    noted = Counter(f.code for f in data.findings if not f.rejected)
+    reasons = counted(finding.code for finding in data.rejected.values())
+    noted = counted(finding.code for finding in data.findings if not finding.rejected)
     sizes = Counter(row.split for row in data.rows)
+    how = "as given" if data.given_splits else "by prompt, near duplicates together"
     lines = [
-        f"{data.source}: {data.n_read} rows read, {len(data.rows)} usable, {data.n_read - len(data.rows)} rejected"
-        + (f" ({', '.join(reasons)})" if reasons else ""),
-        "splits " + ("as given" if data.given_splits else "by prompt, near duplicates together") + ": "
-        + ", ".join(f"{split} {sizes[split]}" for split in SPLITS),
+        f"{data.source}: {data.n_read} rows read, {len(data.rows)} usable, {len(data.rejected)} rejected"
+        + (f" ({reasons})" if reasons else ""),
+        f"splits {how}: {', '.join(f'{split} {sizes[split]}' for split in SPLITS)}",
     ]
-    return lines + ([f"noted: {', '.join(f'{count} {code}' for code, count in noted.most_common())}"] if noted else [])
+    return [*lines, f"noted: {noted}"] if noted else lines
+
+
+def counted(codes: Iterable[str]) -> str:
+    """Return how often each code occurs, the most frequent first: "3 tie, 1 empty"."""
+    return ", ".join(f"{count} {code}" for code, count in Counter(codes).most_common())

@@ -1,9 +1,9 @@
 """Rows of a user's own file, whatever its kind, with their numbers; what cannot be read is a row, too.
 
-JSON lines, a JSON array, CSV and TSV are read row by row with the standard library, so that one damaged row
-is named and costs nothing but itself; Parquet and Arrow folders by pyarrow and datasets; a hub id is loaded at
-its pinned commit. Text files are UTF-8, with or without a byte order mark; bytes that are not become U+FFFD,
-which the checks then find.
+JSON lines, a JSON array, CSV and TSV are read row by row with the standard library, so that one damaged
+row is named and costs nothing but itself; Parquet and Arrow folders by pyarrow and datasets; a hub id is
+loaded at its pinned commit. Text files are UTF-8, with or without a byte order mark; bytes that are not
+become U+FFFD, which the checks then find.
 """
 
 from __future__ import annotations
@@ -87,32 +87,34 @@ def json_rows(path: Path) -> Iterator[RawRow]:
     if text.lstrip()[:1] != "[":
         rows = list(line_rows(text))
         if rows and all(row.error.startswith("not valid JSON") for row in rows):
-            raise DataError(f"{path}: no line of it is a JSON object ({rows[0].place}: {rows[0].error}). {JSON_FORMS}")
+            first = f"{rows[0].place}: {rows[0].error}"
+            raise DataError(f"{path}: no line of it is a JSON object ({first}). {JSON_FORMS}")
         yield from rows
         return
     try:
         values = json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(
-            f"{path}: not a whole JSON array ({error}). Mend it there, or write one object per line (.jsonl): "
-            "then a damaged line costs only itself"
+            f"{path}: not a whole JSON array ({error}). Mend it there, or write one object per line "
+            "(.jsonl): then a damaged line costs only itself"
         ) from error
     yield from (object_row(number, f"row {number}", value) for number, value in enumerate(values, start=1))
 
 
 def line_rows(text: str) -> Iterator[RawRow]:
-    """Yield the rows of JSON lines; a line that is no JSON is a row with an error. Empty lines do not count."""
+    """Yield the rows of JSON lines; a line that is no JSON is a row with an error. Empty ones are none."""
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
             yield object_row(number, f"line {number}", json.loads(line))
         except json.JSONDecodeError as error:
-            yield RawRow(number, f"line {number}", "", None, f"not valid JSON: {error.msg}, column {error.colno}")
+            said = f"not valid JSON: {error.msg}, column {error.colno}"
+            yield RawRow(number, f"line {number}", "", None, said)
 
 
 def csv_rows(path: Path) -> Iterator[RawRow]:
-    """Yield the rows of comma-separated values with a header; quotes, commas and newlines in cells are read."""
+    """Yield the rows of comma-separated values with a header; cells may hold quotes, commas and newlines."""
     yield from cell_rows(path, ",")
 
 
@@ -134,7 +136,8 @@ def cell_rows(path: Path, separator: str) -> Iterator[RawRow]:
             cells = next(reader, None)
         except csv.Error as error:
             end = f" to {reader.line_num}" if reader.line_num > start else ""
-            yield RawRow(number, f"row {number}", "", None, f"lines {start}{end}: {error}; a quote is not closed or doubled")
+            said = f"lines {start}{end}: {error}; a quote is not closed, or not doubled"
+            yield RawRow(number, f"row {number}", "", None, said)
             continue
         if cells is None:
             return
@@ -181,11 +184,7 @@ def table_rows(data: Any) -> Iterator[RawRow]:
 def folder_rows(path: Path) -> Iterator[RawRow]:
     """Yield the rows of a folder that ``save_to_disk`` wrote, or of its only data file."""
     if not is_saved_dataset(path):
-        files = [p for p in sorted(path.iterdir()) if p.name.lower().endswith((*READERS, ".jsonl.gz", ".json.gz"))]
-        if len(files) != 1:
-            listed = f": {', '.join(p.name for p in files[:5])}" if files else ""
-            raise DataError(f"{path}: holds {len(files)} data files{listed}; name one file with --data. Read are {KINDS}")
-        yield from reader_of(files[0])(files[0])
+        yield from reader_of(file := only_file(path))(file)
         return
     from datasets import load_from_disk
 
@@ -193,6 +192,17 @@ def folder_rows(path: Path) -> Iterator[RawRow]:
         yield from table_rows(load_from_disk(str(path)))
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not a whole folder of datasets.save_to_disk ({error})") from error
+
+
+def only_file(folder: Path) -> Path:
+    """Return the one data file that lies in a folder; DataError if there are none or several."""
+    files = [path for path in sorted(folder.iterdir()) if path.name.lower().endswith(ENDINGS)]
+    if len(files) != 1:
+        listed = f": {', '.join(path.name for path in files[:5])}" if files else ""
+        raise DataError(
+            f"{folder}: holds {len(files)} data files{listed}; name one file with --data. Read are {KINDS}"
+        )
+    return files[0]
 
 
 def is_saved_dataset(path: Path) -> bool:
@@ -227,11 +237,15 @@ READERS = {
 }
 
 
+ENDINGS = (*READERS, *(f"{ending}.gz" for ending in READERS if ending != ".parquet"))
+
+
 def source_key(source: str) -> str:
     """Return a hash of a file's or saved folder's contents; of a hub id, of the id with its commit."""
     path = Path(source).expanduser()
     if path.is_file():
         return store.file_hash(path)
     if path.is_dir():
-        return store.content_hash({str(p.relative_to(path)): store.file_hash(p) for p in sorted(path.rglob("*")) if p.is_file()})
+        files = [file for file in sorted(path.rglob("*")) if file.is_file()]
+        return store.content_hash({str(file.relative_to(path)): store.file_hash(file) for file in files})
     return store.content_hash(source)

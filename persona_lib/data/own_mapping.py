@@ -83,7 +83,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise DataError(f"{path}: no such mapping file; --mapping FILE is relative to the repository") from error
+        raise DataError(f"{path}: no such mapping file (paths are relative to the repository)") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DataError(f"{path}: not a readable YAML file ({error})") from error
     if not isinstance(content, dict):
@@ -114,10 +114,10 @@ def check_labels(path: str, mapping: Mapping) -> None:
     if len(mapping.responses) != 2:
         raise DataError(f"{path}: responses={list(mapping.responses)} should be two columns")
     if given := mapping.named & {"chosen", "rejected"}:
-        raise DataError(f"{path}: use either responses and label, or chosen and rejected, not {sorted(given)}")
+        raise DataError(f"{path}: {sorted(given)[0]} does not go with responses and label: use either")
     for name in ("label", "first", "second"):
         if not getattr(mapping, name):
-            raise DataError(f"{path}: responses need {name}: the label's column, and its values for each side")
+            raise DataError(f"{path}: responses need {name}: a label's column, and its values for each side")
     values = [*mapping.first, *mapping.second, *mapping.tie]
     if twice := {value for value in values if values.count(value) > 1}:
         raise DataError(f"{path}: the label {sorted(twice)[0]!r} stands for two outcomes")

@@ -260,7 +260,7 @@ def pretraining_texts(profile: Profile) -> list[str]:
 
 
 def training_rows(profile: Profile, dataset: str) -> list[TailoringRow]:
-    """Return the training rows of a data set, with the personas that it brings: none but official data has."""
+    """Return the training rows of a data set, with the personas that it brings (official data)."""
     if dataset in official.DATASETS:
         folder = official.find_data_dir(profile.data_dir, profile.datasets)
         rows = official.load_official(folder, dataset, profile.strip_roles)

@@ -1,4 +1,4 @@
-"""Which text generator a run uses: its own base model, one of the hub, one that is served elsewhere, or a rule.
+"""Which text generator a run uses: its own base model, one of the hub, one that is served, or a rule.
 
 GENERATORS is the table of them. A profile's ``generator_model`` may be one of its names; otherwise it is a
 model, which is asked where it is served (``generator_url``) or by the profile's ``engine``.
@@ -65,7 +65,7 @@ def surface_generator(run: Run, role: str, batch_size: int) -> Any:
     return SurfaceGenerator()
 
 
-# name -> a function of run, role and batch size; what it returns has ``generate`` (prompts) or ``write`` (pairs)
+# name -> function of run, role, batch size; what it returns has ``generate`` (prompts) or ``write`` (pairs)
 GENERATORS: dict[str, Callable[[Run, str, int], Any]] = {
     "endpoint": served_generator,
     "transformers": transformers_generator,
@@ -84,5 +84,5 @@ def generator_kind(profile: Profile, role: str) -> str:
 
 
 def load_generator(run: Run, role: str, batch_size: int) -> Any:
-    """Return the run's "generator" (persona inference) or "judge", as the profile's ``<role>_*`` fields say."""
+    """Return the run's "generator" (persona inference) or "judge", as the ``<role>_*`` fields say."""
     return GENERATORS[generator_kind(run.profile, role)](run, role, batch_size)

@@ -1,4 +1,4 @@
-"""Personas without a language model: what can be counted in two responses, said as who would like the one more.
+"""Personas without a language model: what can be counted in two responses, said as who would like which.
 
 This is not the paper's persona inference. It sees length, lists, numbers and tone, and nothing of what a
 response says. It stands in where no model at hand can infer a persona, so that own data runs offline; results
@@ -67,7 +67,8 @@ def differences(preferred: str, other: str) -> list[tuple[float, str]]:
     """Return (log ratio of counts, feature) from the largest difference to the smallest."""
     found = [(math.log((measure(preferred) + 1) / (measure(other) + 1)), name)
              for name, (measure, _, _) in FEATURES.items()]  # fmt: skip
-    return sorted((pair for pair in found if abs(pair[0]) >= LEAST), key=lambda pair: (-abs(pair[0]), pair[1]))
+    large = [pair for pair in found if abs(pair[0]) >= LEAST]
+    return sorted(large, key=lambda pair: (-abs(pair[0]), pair[1]))
 
 
 def surface_persona(preferred: str, other: str) -> str:

@@ -60,7 +60,8 @@ def training_tokenizer(profile: Profile, texts: Sequence[str]) -> Any:
 def row_texts(data: OwnData, split: str = "") -> list[str]:
     """Return the texts that training reads: each prompt with the chosen and with the rejected response."""
     rows = [row.pair for row in data.rows if not split or row.split == split]
-    return [tailoring_prompt(p.prompt, None) + completion_text(t) for p in rows for t in (p.chosen, p.rejected)]
+    asked = [(tailoring_prompt(pair.prompt, None), pair) for pair in rows]
+    return [text + completion_text(t) for text, pair in asked for t in (pair.chosen, pair.rejected)]
 
 
 def token_counts(profile: Profile, data: OwnData) -> list[int] | None:
@@ -99,7 +100,7 @@ def length_table(data: OwnData, counts: Sequence[int] | None) -> pd.DataFrame:
 
 
 def account_table(data: OwnData, noted: Sequence[Finding] = ()) -> pd.DataFrame:
-    """Return the account of the rows: what was found, how often, the mend; rejections add up with the usable."""
+    """Return the account of the rows: what was found, how often, the mend. Read = usable + rejected."""
     import pandas as pd
 
     counts = Counter(finding.code for finding in data.rejected.values())
@@ -157,14 +158,16 @@ def persona_note(profile: Profile) -> str:
         return f"Personas are inferred by {model}, which is served at {profile.generator_url}."
     if model == "surface":
         return (
-            "Personas are written by rule from what can be counted in the two responses (length, lists, numbers, "
-            "tone). They know nothing of what a response says, and are not the paper's persona inference. For that, "
-            "name an able language model: --set generator_url=http://... --set generator_model=NAME."
+            "Personas are written by rule from what can be counted in the two responses (length, lists, "
+            "numbers, tone). They know nothing of what a response says, and are not the paper's persona "
+            "inference. For that, name an able language model: --set generator_url=http://... "
+            "--set generator_model=NAME."
         )
     if model == "base" and profile.base_model == "scratch":
         return (
-            "Personas would be inferred by a small model that was trained from scratch on this data alone. It cannot "
-            "do that: its answers are useless. Use generator_model=surface, or a served model (generator_url)."
+            "Personas would be inferred by a small model that was trained from scratch on this data alone. "
+            "It cannot do that: its answers are useless. Use generator_model=surface, or a served model "
+            "(generator_url)."
         )
     return f"Personas are inferred by {profile.base_model if model == 'base' else model}."
 
@@ -173,7 +176,8 @@ def example(data: OwnData) -> str:
     """Return the first usable row as it will be read."""
     row = data.rows[0]
     texts = [f"{name}\n{getattr(row.pair, name)[:600]}" for name in FIELDS]
-    return f'<p>{html.escape(row.place)}, split {row.split}:</p><div class="text">{html.escape(chr(10).join(texts))}</div>'
+    shown = html.escape("\n".join(texts))
+    return f'<p>{html.escape(row.place)}, split {row.split}:</p><div class="text">{shown}</div>'
 
 
 def page_text(profile: Profile, data: OwnData) -> str:
@@ -184,18 +188,18 @@ def page_text(profile: Profile, data: OwnData) -> str:
         "by prompt; prompts whose word 3-grams overlap by "
         f"{profile.near_duplicate_threshold} or more (Jaccard) stay together"
     )  # fmt: skip
-    unknown = "" if counts is not None else " The tokenizer is not on this machine yet: tokens were not counted."
+    unknown = "" if counts is not None else " The tokenizer is not here yet: tokens were not counted."
     parts = {
         "Every row accounted for": to_html(account_table(data, noted), "Read = usable + rejected"),
         "Splits": to_html(split_table(data), f"Split {how}"),
-        "Lengths": to_html(length_table(data, counts), f"max_length is {profile.max_length} tokens.{unknown}"),
+        "Lengths": to_html(length_table(data, counts), f"max_length is {profile.max_length}.{unknown}"),
         "Personas": f"<p>{html.escape(persona_note(profile))}</p>",
         "What was found, row by row": sections(data, noted),
         "The first usable row": example(data),
     }
     body = "".join(f"<h2>{title}</h2>{part}" for title, part in parts.items())
     return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Your data: what was found</title>'
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Your data</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<style>{STYLE}</style></head>\n<body><main><h1>Your data: what was found</h1>"
         f"<p>{html.escape(data.source)}</p>{body}</main></body></html>\n"

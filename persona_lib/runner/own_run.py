@@ -1,7 +1,8 @@
-"""What ``--data FILE`` adds to a run: the data set "own", the steps it needs, and validation before anything runs."""
+"""What ``--data FILE`` adds to a run: the data set "own", the steps it needs, and validation first."""
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 from persona_lib import config
@@ -16,7 +17,7 @@ NEVER = ("13_released_outputs", "16_your_own_data")  # about the authors' data; 
 
 
 def is_own(data: str | None, settings: list[str]) -> bool:
-    """Say whether ``--data`` names a user's own data: not the authors', and no data set was chosen by name."""
+    """Say whether ``--data`` names a user's own data: not the authors', no data set was chosen by name."""
     if not data or data == official.FROM_HUB or any(s.startswith("datasets=") for s in settings):
         return False
     place = Path(data).expanduser()
@@ -47,12 +48,17 @@ def validate(profile: Profile, only_asked: bool = False) -> None:
         return
     if profile.judge == "oracle":
         raise ConfigError(
-            f"profile {profile.name}: judge=oracle reads texts of the synthetic world only; leave --profile out "
-            "(profile own), or give --set judge=none, or --set judge=lm with a model"
+            f"profile {profile.name}: judge=oracle reads texts of the synthetic world only; leave --profile "
+            "out (profile own), or give --set judge=none, or --set judge=lm with a model"
         )
-    data = own.read_own(profile)
+    try:
+        data = own.read_own(profile)
+    except ImportError as error:  # the Python that runs before anything is set up has no packages
+        print(f"{profile.data_dir}: is checked when {error.name} is installed", flush=True)
+        return
     print("\n".join(own.describe(data)))
-    if not only_asked:
+    if not only_asked and importlib.util.find_spec("pandas"):
         from persona_lib.reporting.data_page import write_page
 
-        print(f"what was found, row by row: {write_page(profile, data, results_dir(profile) / 'report')}\n", flush=True)
+        page = write_page(profile, data, results_dir(profile) / "report")
+        print(f"what was found, row by row: {page}\n", flush=True)
