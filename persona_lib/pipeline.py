@@ -95,6 +95,8 @@ def read_overrides(arguments: argparse.Namespace) -> list[str]:
         overrides.append(parse_seeds(arguments.seeds))
     if arguments.data:
         overrides.append(f"data_dir={arguments.data}")
+    if arguments.mapping and not arguments.own:
+        raise ConfigError("--mapping says what the columns of --data mean: give --data FILE, too")
     if arguments.mapping:
         overrides.append(f"data_mapping={arguments.mapping}")
     if arguments.own:
