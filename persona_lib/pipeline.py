@@ -18,6 +18,7 @@ from persona_lib import config
 from persona_lib.data.official import DataError
 from persona_lib.profiles import ConfigError, near_names
 from persona_lib.runner import own_run
+from persona_lib.runner.names import check_names
 from persona_lib.runner.plan import plan_lines, print_plan
 from persona_lib.runner.tasks import REPORT, Pipeline, Task, forget
 
@@ -112,6 +113,7 @@ def open_pipeline(
     """Load the profile and lay out its tasks; raises ConfigError."""
     overrides = read_overrides(arguments)
     profile = config.load_profile(arguments.profile, overrides)
+    check_names(profile)
     pipeline = Pipeline(profile, tuple(overrides), steps, notebooks or config.REPO / "notebooks")
     for task in pipeline.tasks.values():
         if not pipeline.source(task).exists():

@@ -218,7 +218,6 @@ def check_profile(profile: Profile) -> None:
         "compute_dtype": ("float32", "bfloat16"),
         "engine": ("transformers", "vllm"),
         "eval_split": ("validation", "test"),
-        "judge": ("oracle", "none", "lm"),
         "retriever": ("bm25", "dense", "late"),
         "dpo_order": ("random", "pairs"),
         "dpo_tokenization": ("whole", "released"),

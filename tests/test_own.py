@@ -375,12 +375,12 @@ def test_the_authors_folder_and_a_named_data_set_are_not_own_data(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--data", "nowhere.jsonl"], "nowhere.jsonl: no such file or folder (paths are relative to the repository)"),
+        (["--data", "nowhere.jsonl"], "nowhere.jsonl: no such file or folder (paths are relative"),
         (["--data", "{tmp}"], "holds 0 data files; name one file with --data"),
         (["--data", "{tmp}/empty.csv"], "no row in it"),
         (["--data", "{tmp}/x.jsonl", "--mapping", "nowhere.yaml"], "nowhere.yaml: no such mapping file"),
         (["--data", "{tmp}/x.jsonl", "--mapping", "{tmp}/m.yaml"], "no column 'question'"),
-        (["--data", "{tmp}/x.jsonl", "--profile", "synthetic"], "judge=oracle reads texts of the synthetic world only"),
+        (["--data", "{tmp}/x.jsonl", "--profile", "synthetic"], "judge=oracle reads texts of the synthetic"),
         (["--data", "{tmp}/x.jsonl", "--profile", "onw"], "did you mean own"),
         (["--data", "someone/pairs"], "as a hub id it needs a commit"),
         (["--mapping", "{tmp}/m.yaml"], "--mapping says what the columns of --data mean"),

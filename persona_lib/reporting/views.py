@@ -194,6 +194,19 @@ def swap_view(table: pd.DataFrame) -> pd.DataFrame:
     return build(table, columns)
 
 
+def swap_length_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show share D > 0 by which response is longer, policy log-probabilities."""
+    columns = {
+        "policy": lambda row: f"{row['arm']}, {row['persona_format']}",
+        "personas": lambda row: row["persona"],
+        f"chosen longer {CI}": lambda row: with_interval(row, "chosen_longer", 3),
+        f"rejected longer {CI}": lambda row: with_interval(row, "rejected_longer", 3),
+        f"balanced {CI}": lambda row: with_interval(row, "balanced", 3),
+        "n, chosen / rejected longer": lambda row: f"{row['n_chosen_longer']} / {row['n_rejected_longer']}",
+    }
+    return build(table[table.measure == "policy"], columns)
+
+
 def swap_seed_view(table: pd.DataFrame) -> pd.DataFrame:
     """Show persona-swap accuracy seed by seed, gold and shuffled personas, policy log-probabilities."""
     kept = table[(table.measure == "policy") & table.persona.isin(["gold", "shuffled"])]
@@ -339,6 +352,7 @@ VIEWS: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
     "swap": swap_view,
     "swap_differences": difference_view,
     "swap_by_seed": swap_seed_view,
+    "swap_length": swap_length_view,
     "generation_flip": flip_view,
     "released_flip": flip_view,
     "paper": paper_view,
