@@ -370,8 +370,9 @@ def describe(data: OwnData) -> list[str]:
     noted = counted(finding.code for finding in data.findings if not finding.rejected)
     sizes = Counter(row.split for row in data.rows)
     how = "as given" if data.given_splits else "by prompt, near duplicates together"
+    name = Path(data.source).name if Path(data.source).expanduser().exists() else data.source
     lines = [
-        f"{data.source}: {data.n_read} rows read, {len(data.rows)} usable, {len(data.rejected)} rejected"
+        f"{name}: {data.n_read} rows read, {len(data.rows)} usable, {len(data.rejected)} rejected"
         + (f" ({reasons})" if reasons else ""),
         f"splits {how}: {', '.join(f'{split} {sizes[split]}' for split in SPLITS)}",
     ]

@@ -199,4 +199,20 @@ STEPS: dict[str, Step] = {
         fields=("data_dir", "bootstrap_samples", "judge*", "second_judge_*", "eval_limit", *MODEL),
         minutes={"smoke": 0.2, "synthetic": 0.2, "scratch": 0.2, "paper": 190},
     ),
+    "16_your_own_data": Step(
+        "Your own preference data, step by step",
+        per="profile",
+        fields=(
+            *INFERENCE,
+            *BASE,
+            *GENERATION,
+            "near_duplicate_threshold",
+            "strip_contrast",
+            "swap_batch_size",
+            "bootstrap_samples",
+            "judge",
+            "datasets",
+        ),
+        minutes={"own_smoke": 5},
+    ),
 }
