@@ -52,6 +52,7 @@ class Profile:
     endpoint_retries: int
     max_cost_usd: float
     data_dir: str
+    data_mapping: str
     strip_roles: bool
     strip_contrast: bool
     # the synthetic world
@@ -229,7 +230,6 @@ def check_profile(profile: Profile) -> None:
         "first_person_wording": ("agreeing", "released"),
         "engine": ("transformers", "vllm"),
         "eval_split": ("validation", "test"),
-        "judge": ("oracle", "none", "lm"),
         "retriever": ("bm25", "dense", "late"),
         "dpo_order": ("random", "pairs"),
         "dpo_tokenization": ("whole", "released"),

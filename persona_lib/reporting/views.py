@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 LABELS = {  # whose numbers they are
     "synthetic": "synthetic world",
     "authors": "authors' data",
+    "own": "own data",
     "paper": "paper's own numbers",
 }
 CI = "[95 % interval]"
@@ -26,7 +27,9 @@ MINUS = "\N{MINUS SIGN}"
 
 def world_of(dataset: str) -> str:
     """Say whose data a number is measured on."""
-    return LABELS["synthetic"] if dataset == "synthetic" else LABELS["authors"]
+    if dataset == "synthetic":
+        return LABELS["synthetic"]
+    return LABELS["authors"] if dataset in DATASETS else LABELS["own"]
 
 
 def title_of(dataset: str) -> str:

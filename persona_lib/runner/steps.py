@@ -34,6 +34,7 @@ class Step:
 
 DATA = (
     "data_dir",
+    "data_mapping",
     "strip_roles",
     "world_seed",
     "n_*",
@@ -214,5 +215,21 @@ STEPS: dict[str, Step] = {
         inputs=("05_tailoring_data", "08_generation"),
         fields=("datasets", "seeds", "data_dir", "bootstrap_samples", "guard_*", *GENERATION),
         minutes={"smoke": 0.4, "synthetic": 0.4, "scratch": 0.6, "paper": 2},
+    ),
+    "16_your_own_data": Step(
+        "Your own preference data, step by step",
+        per="profile",
+        fields=(
+            *INFERENCE,
+            *BASE,
+            *GENERATION,
+            "near_duplicate_threshold",
+            "strip_contrast",
+            "swap_batch_size",
+            "bootstrap_samples",
+            "judge",
+            "datasets",
+        ),
+        minutes={"own_smoke": 5},
     ),
 }
