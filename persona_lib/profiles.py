@@ -114,6 +114,7 @@ class Profile:
     sft_learning_rate: float
     sft_epochs: int
     sft_batch_size: int
+    sft_packing: bool
     dpo_splits: tuple[str, ...]
     dpo_order: str
     dpo_tokenization: str
@@ -123,6 +124,7 @@ class Profile:
     dpo_batch_size: int
     dpo_beta: float
     dpo_sft_weight: float
+    dpo_prefix_sharing: bool
     plain_sft_learning_rate: float
     plain_dpo_learning_rate: float
     plain_dpo_beta: float
