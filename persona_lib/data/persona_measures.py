@@ -17,21 +17,23 @@ PROTECTED = {  # kinds of attributes that a persona should not rest on (paper se
     r"|old(er)? (person|people|adults?|m[ae]n|wom[ae]n)",
     "gender": r"m[ae]n|wom[ae]n|males?|females?|boys?|girls?|gentlem[ae]n|lad(y|ies)|masculine|feminine"
     r"|feminists?|non-?binary|transgender|mothers?|fathers?|wives|wife|husbands?",
-    "sexual orientation": r"gays?|lesbians?|bisexuals?|queer|lgbtq?\+?|heterosexuals?|homosexuals?|straight m[ae]n",
-    "ethnicity": r"african[- ]americans?|asians?|hispanics?|latin[oax]s?|caucasians?|native americans?|arabs?"
-    r"|jews?|jewish|roma|indigenous|(black|white) (person|people|m[ae]n|wom[ae]n)|people of colou?r|ethnicity"
-    r"|racial|immigrants?",
+    "sexual orientation": r"gays?|lesbians?|bisexuals?|queer|lgbtq?\+?|heterosexuals?|homosexuals?"
+    r"|straight m[ae]n",
+    "ethnicity": r"african[- ]americans?|asians?|hispanics?|latin[oax]s?|caucasians?|native americans?"
+    r"|arabs?|jews?|jewish|roma|indigenous|(black|white) (person|people|m[ae]n|wom[ae]n)|people of colou?r"
+    r"|ethnicity|racial|immigrants?",
     "religion": r"christians?|catholics?|protestants?|muslims?|islamic|hindus?|buddhists?|atheists?|religious"
     r"|devout|pious|mormons?|evangelicals?",
-    "disability": r"disabled|disabilit(y|ies)|deaf|blind person|blind people|wheelchairs?|autistic|autism|adhd"
-    r"|dyslexi[ac]|mentally ill|neurodivergent",
-    "politics": r"republicans?|democrats?|conservatives?|liberals?|left-wing|right-wing|socialists?|libertarians?",
+    "disability": r"disabled|disabilit(y|ies)|deaf|blind person|blind people|wheelchairs?|autistic|autism"
+    r"|adhd|dyslexi[ac]|mentally ill|neurodivergent",
+    "politics": r"republicans?|democrats?|conservatives?|liberals?|left-wing|right-wing|socialists?"
+    r"|libertarians?",
 }
 PATTERNS = {kind: re.compile(rf"\b(?:{words})\b", re.IGNORECASE) for kind, words in PROTECTED.items()}
 
 
 def protected_mentions(persona: str) -> dict[str, list[str]]:
-    """Return the words of a persona that name a protected attribute, by kind; kinds without any are absent."""
+    """Return the words of a persona that name a protected attribute, by kind; absent kinds have none."""
     found = {kind: [m.group(0) for m in pattern.finditer(persona)] for kind, pattern in PATTERNS.items()}
     return {kind: words for kind, words in found.items() if words}
 
@@ -39,9 +41,9 @@ def protected_mentions(persona: str) -> dict[str, list[str]]:
 def measures(raw: str | None) -> dict[str, float]:
     """Return one answer's measures: 1 or 0, words as a count; NaN where only a persona can have it.
 
-    ``persona``, ``refusal``, ``malformed``, ``empty``: what the answer is (`persona_status`). ``strict_form``:
-    "The user is ... and prefers ...". ``contrastive``: says what its user does not want. ``protected``: names
-    a protected attribute, with one measure per kind.
+    ``persona``, ``refusal``, ``malformed``, ``empty``: what the answer is (`persona_status`).
+    ``strict_form``: "The user is ... and prefers ...". ``contrastive``: says what its user does not want.
+    ``protected``: names a protected attribute, with one measure per kind.
     """
     text, status = (raw or "").strip(), persona_status(raw)
     kinds = {kind: float(status == kind) for kind in ("refusal", "malformed", "empty")}

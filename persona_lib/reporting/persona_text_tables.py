@@ -35,7 +35,7 @@ Texts = dict[str, dict[str, str]]  # side -> id of the pair -> the annotator's w
 
 
 def inferred_texts(run: Run, split: str) -> Texts:
-    """Return the answers of persona inference on a split, by side and pair; {} if a side was not asked for."""
+    """Return the answers of persona inference on a split, by side and pair; {} if a side is missing."""
     paths = {side: run.folder / "personas" / f"{split}-{side}.jsonl" for side in SIDES}
     if not all(path.exists() for path in paths.values()):
         return {}
@@ -142,7 +142,7 @@ def profile_table(profile: Profile) -> pd.DataFrame:
 
 
 def mention_table(texts: Texts) -> pd.DataFrame:
-    """Return the words by which personas name protected attributes, most frequent first, per side and kind."""
+    """Return the words by which personas name protected attributes, the most frequent first."""
     import pandas as pd
 
     found = [
@@ -170,7 +170,7 @@ def released_datasets(profile: Profile) -> Iterator[str]:
 def released_tables(profile: Profile) -> dict[str, pd.DataFrame]:
     """Return the same for the authors' released gold personas, and their salient words (Table 1).
 
-    Tables ``released_personas``, ``released_words``, ``released_mentions``; {} for a profile without real data.
+    Tables ``released_personas``, ``released_words``, ``released_mentions``; {} without real data.
     """
     import pandas as pd
 
