@@ -89,6 +89,4 @@ def test_the_page_shows_both_answers_and_the_oracles_fit(run):
     assert (table["fit DPO"] == 0).all()
     page = show_own.own_text(table)
     places = [page.index(text) for text in ("PERSONA  The user is thrifty", "DPO  [fit +0]", "PT-DPO  [fit")]
-    assert (
-        page.index("PERSONA  The user is thrifty") < page.index("DPO  [fit +0]") < page.index("PT-DPO  [fit")
-    )
+    assert places == sorted(places)
