@@ -10,6 +10,7 @@ from persona_lib.config import Run, load_profile, set_field
 from persona_lib.data.persona_measures import measures, protected_mentions
 from persona_lib.records import InferredPersona
 from persona_lib.reporting import persona_text_tables as tables
+from persona_lib.reporting.results_personas import persona_text_table
 from persona_lib.stats import diversity
 from persona_lib.store import write_rows
 
@@ -57,7 +58,7 @@ def test_diversity_by_hand():
 def test_the_table_counts_refusals_pairs_the_sides_and_measures_diversity_at_equal_size():
     table = tables.text_table([TEXTS], n_resamples=50).set_index(["measure", "side"])
     assert table.loc[("refusal", "chosen"), "value"] == 0.5 and table.loc[("refusal", "chosen"), "n"] == 2
-    assert table.loc[("words", "chosen"), "n"] == 1 and table.loc[("words", "rejected"), "value"] == 8.5
+    assert table.loc[("words", "chosen"), "n"] == 1 and table.loc[("words", "rejected"), "value"] == 8.0
     gap = table.loc[("words", "chosen - rejected")]
     assert (gap["value"], gap["n"]) == (10 - 9, 1), "paired: only a has a persona on both sides"
     assert table.loc[("protected", "rejected"), "value"] == 0.5
@@ -82,7 +83,7 @@ def test_a_runs_personas_are_pooled_over_seeds(tmp_path, monkeypatch):
         for side, texts in TEXTS.items():
             rows = [InferredPersona(i, side, "hand", None, "", text) for i, text in texts.items()]
             write_rows(folder / f"test-{side}.jsonl", rows)
-    table = tables.profile_table(profile).set_index(["measure", "side"])
+    table = persona_text_table(profile).set_index(["measure", "side"])
     assert table.loc[("refusal", "chosen"), ["n", "n_seeds", "value"]].tolist() == [4, 2, 0.5]
     assert tables.run_table(Run(profile, "synthetic", 2)).empty
     assert len(tables.run_table(Run(profile, "synthetic", 0))) == len(table)

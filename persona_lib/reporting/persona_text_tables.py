@@ -1,4 +1,4 @@
-"""Tables of what personas are like as texts: a run's own, those of all seeds, and the authors' released ones.
+"""Tables of what personas are like as texts: those of a run, of several, and the authors' released ones.
 
 Shares and lengths have intervals (bootstrap over seeds and pairs, the two sides paired by pair). Measures of
 a whole set of texts (diversity) have none: resampling repeats texts, which is what they measure.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,10 +17,9 @@ from persona_lib.data import official
 from persona_lib.data.persona_measures import measures, protected_mentions
 from persona_lib.data.persona_text import persona_status
 from persona_lib.data.preference import inference_split
-from persona_lib.evaluation.judged import runs_of
 from persona_lib.profiles import Profile
 from persona_lib.records import InferredPersona
-from persona_lib.reporting.results import Row, interval_columns
+from persona_lib.reporting.released_tables import interval_columns
 from persona_lib.stats.bootstrap import Interval, bootstrap_mean
 from persona_lib.stats.diversity import count_ngrams, distinct, self_similarity
 from persona_lib.stats.saliency import word_saliency
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
 
 SIDES = ("chosen", "rejected")
 NO_INTERVAL = ("distinct-1", "distinct-2", "self-similarity", "repeated texts")
+Row = dict[str, Any]
 Texts = dict[str, dict[str, str]]  # side -> id of the pair -> the annotator's whole answer
 
 
@@ -124,21 +124,6 @@ def run_table(run: Run) -> pd.DataFrame:
     """Return the text measures of a run's inferred personas on the split that they are scored on."""
     texts = inferred_texts(run, inference_split(run.profile, run.dataset))
     return text_table([texts] if texts else [], run.profile.bootstrap_samples)
-
-
-def profile_table(profile: Profile) -> pd.DataFrame:
-    """Return the text measures of the inferred personas per data set, over all seeds."""
-    import pandas as pd
-
-    tables = []
-    for dataset in profile.datasets:
-        split = inference_split(profile, dataset)
-        by_seed = [texts for run in runs_of(profile, dataset) if (texts := inferred_texts(run, split))]
-        if by_seed:
-            table = text_table(by_seed, profile.bootstrap_samples)
-            table.insert(0, "dataset", dataset)
-            tables.append(table)
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
 def mention_table(texts: Texts) -> pd.DataFrame:
