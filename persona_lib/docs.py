@@ -85,6 +85,8 @@ def made_by(profile: Profile, name: str, table: pd.DataFrame) -> str:
         judged = name in ("released_judged", "released_agreement")
         runs = "none, only judges run" if judged else "none, no model runs"
         return origin_line(profile, runs, n, "13_released_outputs")
+    if name.startswith("rating"):
+        return origin_line(profile, str(profile.seeds[0]), n, "14_human_ratings")
     seeds = " ".join(dict.fromkeys(table.seeds.dropna())) if "seeds" in table else seeds_of(profile)
     return origin_line(profile, seeds or "not recorded", n)
 

@@ -271,7 +271,9 @@ def words_view(table: pd.DataFrame) -> pd.DataFrame:
         "word": lambda row: row["word"],
         "in chosen / rejected personas": lambda row: f"{row['n_chosen']} / {row['n_rejected']}",
         "share chosen": lambda row: number(row["share_chosen"]),
-        "log-odds z": lambda row: number(row["z"], 1, True),
+        f"log-odds {CI}": lambda row: with_interval(row, "log_odds", 2, True),
+        "z": lambda row: number(row["z"], 1, True),
+        "p (Holm)": lambda row: "< .001" if row["p_holm"] < 0.001 else number(row["p_holm"], 3),
     }
     return build(table, columns)
 
@@ -362,6 +364,34 @@ def agreement_view(table: pd.DataFrame) -> pd.DataFrame:
         "n": size,
     }
     return build(table, columns)
+
+
+def persona_text_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show what personas are like as texts, a line per measure; the two sides' difference is paired."""
+    import pandas as pd
+
+    sides, lines = ("chosen", "rejected", "chosen - rejected"), []
+    for key, part in table.groupby(["dataset", "measure"] if "dataset" in table else ["measure"], sort=False):
+        rows = {row["side"]: row for _, row in part.iterrows()}
+        shown = {s: with_interval(row, "value", 3, " - " in s) for s, row in rows.items()}
+        counts = " / ".join(f"{rows[s]['n']:.0f}" for s in sides[:2])
+        names = {"dataset": key[0]} if len(key) > 1 else {}
+        lines.append(names | {"measure": key[-1], "n": counts} | {s: shown.get(s, "") for s in sides})
+    columns = {"measure": lambda row: row["measure"]}
+    columns |= {f"{side} {CI}": lambda row, side=side: row[side] for side in sides}
+    return build(pd.DataFrame(lines), columns | {"n": lambda row: row["n"]})
+
+
+def words_table_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show the ten most typical words of each side among all that were tested, by z."""
+    import pandas as pd
+
+    parts = []
+    for _, part in table.groupby("dataset", sort=False):
+        ordered = part.sort_values("z", ascending=False, kind="stable")
+        parts.append(ordered[ordered.z > 0].head(10).assign(side="chosen"))
+        parts.append(ordered[ordered.z < 0].iloc[::-1].head(10).assign(side="rejected"))
+    return words_view(pd.concat(parts))
 
 
 def safety_view(table: pd.DataFrame) -> pd.DataFrame:
@@ -487,6 +517,9 @@ VIEWS: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
     "judge_agreement": agreement_view,
     "released_judged": rejudged_view,
     "released_agreement": agreement_view,
+    "persona_text": persona_text_view,
+    "released_personas": persona_text_view,
+    "released_words": words_table_view,
     "ratings": ratings_view,
     "rating_agreement": rating_agreement_view,
     "not_run": plain_view,
