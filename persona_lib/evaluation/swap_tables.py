@@ -83,8 +83,8 @@ def swap_values(scores: Sequence[SwapScore], family: str, measure: str) -> dict[
     """Return per-row values of one family of personas, arrays in the order of row ids.
 
     acc_chosen, acc_rejected and flip are 0/1; d is in nats; d_positive is 1/0, NaN where d is 0 (to
-    rounding) or the two personas are the same text. Families of ``SINGLE`` (no persona, the system's) score a row
-    once: acc_chosen and acc_rejected are base rates, flip is 0, d is NaN. Rows that lack a side are left out.
+    rounding) or the two personas are the same text. Families of ``SINGLE`` (no persona, the system's)
+    score a row once: both accuracies are base rates, flip is 0, d is NaN. Rows that lack a side are left out.
     """
     import numpy as np
 

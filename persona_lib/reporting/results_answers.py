@@ -173,8 +173,8 @@ def reward_table(dataset: str, runs: Sequence[Run], n_resamples: int) -> pd.Data
     """Return how often a policy, as a reward model, prefers the response that its persona's user prefers.
 
     RewardBench's accuracy, asked of both users: ``accuracy`` is the mean of "chosen wins under P_C" and
-    "rejected wins under P_R"; without a persona, or under the system's, the chosen one should win. By category, where rows have
-    one.
+    "rejected wins under P_R"; without a persona, or under the system's, the chosen one should win. By
+    category, where rows have one.
     """
     import pandas as pd
 

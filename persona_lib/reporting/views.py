@@ -391,7 +391,7 @@ def noise_view(table: pd.DataFrame) -> pd.DataFrame:
     """Show leakage and format noise of answers, in per cent of the answers."""
 
     def percent(row: Any, *names: str) -> str:
-        return " / ".join(number(100 * row[name], 1) for name in names)
+        return " / ".join("" if row[name] is None else number(100 * row[name], 1) for name in names)
 
     columns = {
         "policy": lambda row: row["arm"],
