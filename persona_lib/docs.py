@@ -33,6 +33,12 @@ TRACKED = {  # tables on validation topics, kept with the figures -> the command
     "faults": "python -m persona_lib.axes faults",
 }
 SHOWN: dict[str, dict[str, Any]] = {  # what of a long table stands in a document
+    "reward_accuracy": {
+        "measure": ["implicit reward"],
+        "arm": ["dpo-none", "dpo-chosen", "dpo-both"],
+        "persona_format": ["line"],
+        "persona": ["none", "gold", "retrieved"],
+    },
     "swap": {"measure": ["policy"], "persona": ["gold", "stripped", "retrieved", "shuffled", "user"]},
     "swap_differences": {"measure": ["policy"], "persona": ["gold", "retrieved", "shuffled", "user"]},
 }

@@ -411,9 +411,9 @@ def safety_view(table: pd.DataFrame) -> pd.DataFrame:
     return build(table, columns)
 
 
-def persona_shown(persona: str, style: str) -> str:
-    """Say which persona a policy is shown, and how if not in its own line."""
-    return persona + (", first person" if style == "first_person" else "")
+def persona_shown(name: str, style: str) -> str:
+    """Add to a persona's or policy's name how the persona is shown, if not in the policy's own line."""
+    return name + (", first person" if style == "first_person" else "")
 
 
 def safety_pairs_view(table: pd.DataFrame) -> pd.DataFrame:
@@ -455,9 +455,61 @@ def safety_error_view(table: pd.DataFrame) -> pd.DataFrame:
         "share by rule": lambda row: number(row["raw"], 3),
         f"by hand {CI}": lambda row: with_interval(row, "hand_share", 3),
         f"by rule, corrected by hand {CI}": lambda row: with_interval(row, "assisted", 3),
+        f"PT minus DPO told a persona {CI}": lambda row: with_interval(row, "minus_dpo_p", 3, True),
         "n (of)": lambda row: f"{row['n']} ({row['stands_for']})",
     }
     return build(table, columns, name_dataset=False)
+
+
+def noise_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show leakage and format noise of answers, in per cent of the answers."""
+
+    def percent(row: Any, *names: str) -> str:
+        return " / ".join("" if row[name] is None else number(100 * row[name], 1) for name in names)
+
+    columns = {
+        "policy": lambda row: row["arm"],
+        "shown persona": lambda row: persona_shown(row["eval_persona"], row["persona_format"]),
+        "copies the persona / another's, %": lambda row: percent(row, "copies_persona", "copies_other"),
+        "names a persona, %": lambda row: percent(row, "names_persona"),
+        "role at the start / inside, %": lambda row: percent(row, "role_start", "role_inside"),
+        "lists / template tokens, %": lambda row: percent(row, "list", "template"),
+        "no end / loops, %": lambda row: percent(row, "endless", "repeats"),
+        "words: median, mean": lambda row: f"{row['words_median']:.0f}, {row['words_mean']:.1f}",
+        "n": size,
+    }
+    return build(table, columns)
+
+
+def steering_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show how far personas steer length."""
+    columns = {
+        "policy": lambda row: (
+            row["arm"] + (", first person" if row["persona_format"] == "first_person" else "")
+        ),
+        "personas": lambda row: row["persona"],
+        f"Spearman's rho {CI}": lambda row: with_interval(row, "rho", 2, True),
+        "n": size,
+    }
+    return build(table, columns)
+
+
+def reward_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show accuracy of policies as reward models, by persona and category."""
+    columns = {
+        "policy": lambda row: (
+            row["arm"] + (", first person" if row["persona_format"] == "first_person" else "")
+        ),
+        "measure": lambda row: row["measure"],
+        "personas": lambda row: row["persona"],
+        "category": lambda row: row["category"],
+        f"accuracy {CI}": lambda row: with_interval(row, "accuracy"),
+        "chosen under P_C / rejected under P_R": lambda row: " / ".join(
+            filter(None, (number(row["acc_chosen"]), number(row["acc_rejected"])))
+        ),
+        "n": size,
+    }
+    return build(table, columns)
 
 
 def ratings_view(table: pd.DataFrame) -> pd.DataFrame:
@@ -529,6 +581,10 @@ VIEWS: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
     "released_safety": safety_view,
     "released_safety_pairs": safety_pairs_view,
     "released_safety_error": safety_error_view,
+    "released_noise": noise_view,
+    "answer_noise": noise_view,
+    "length_steering": steering_view,
+    "reward_accuracy": reward_view,
     "safety": safety_view,
     "safety_pairs": safety_pairs_view,
     "arms_run": plain_view,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from persona_lib.stats.text_metrics import tokens
+from persona_lib.stats.words import tokens
 
 
 def distinct(texts: Sequence[str], n: int, n_grams: int | None = None, seed: int = 0) -> float | None:
