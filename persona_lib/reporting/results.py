@@ -18,7 +18,7 @@ from persona_lib.evaluation.judged import RUBRICS, Judged, Judgments, read_judgm
 from persona_lib.profiles import Profile
 from persona_lib.records import Judgment
 from persona_lib.stats import metrics
-from persona_lib.stats.bootstrap import Interval
+from persona_lib.stats.bootstrap import interval_columns
 from persona_lib.stats.metrics import WinRate, delta_pq, position_inconsistent
 from persona_lib.stats.pooled import (
     Pool,
@@ -47,11 +47,6 @@ AVERAGED = ("gold-chosen", "gold-rejected", "retrieved-chosen", "retrieved-rejec
 Row = dict[str, Any]
 
 # --- rows ---
-
-
-def interval_columns(name: str, interval: Interval) -> Row:
-    """Name an estimate and its limits as columns x, x_low, x_high."""
-    return {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
 def statistics(slug: str) -> dict[str, Statistic]:
