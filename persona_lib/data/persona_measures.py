@@ -33,7 +33,7 @@ PATTERNS = {kind: re.compile(rf"\b(?:{words})\b", re.IGNORECASE) for kind, words
 
 
 def protected_mentions(persona: str) -> dict[str, list[str]]:
-    """Return the words of a persona that name a protected attribute, by kind; absent flags have none."""
+    """Return the words of a persona that name a protected attribute, by kind; absent kinds have none."""
     found = {kind: [m.group(0) for m in pattern.finditer(persona)] for kind, pattern in PATTERNS.items()}
     return {kind: words for kind, words in found.items() if words}
 
