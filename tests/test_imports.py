@@ -23,6 +23,7 @@ HEAVY = (
     "datasets",
     "pandas",
     "scipy",
+    "statsmodels",
     "matplotlib",
     "bm25s",
     "papermill",

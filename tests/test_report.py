@@ -12,7 +12,7 @@ from test_plots import tables
 
 from persona_lib import docs, store
 from persona_lib.config import REPO, load_profile, results_dir
-from persona_lib.reporting import figures, primary, results, views
+from persona_lib.reporting import figures, primary, results, results_paper, views
 from persona_lib.reporting.origin import command_of, origin_line
 from persona_lib.runner import report
 
@@ -44,7 +44,7 @@ def fill(profile):
     for name in ("persona_accuracy", "swap"):
         results.save_table(profile, name, tables()[name])
     results.save_table(profile, "main", hand_main())
-    results.save_table(profile, "paper", results.paper_rows(profile))
+    results.save_table(profile, "paper", results_paper.paper_rows(profile))
     texts = {"prompt": HOSTILE, "persona": HOSTILE, "plain_dpo": HOSTILE, "pt_dpo": "short\nand clear"}
     example = {"dataset": "synthetic", "seed": 0, "id": "r0", "eval_persona": "gold-chosen", **texts}
     results.save_table(profile, "examples", pd.DataFrame([example]))
@@ -113,7 +113,7 @@ def test_the_page_needs_nothing_from_elsewhere_and_every_image_has_words(filled)
     text = path.read_text(encoding="utf-8")
     page = Page(text)
     assert all(source.startswith(("data:image/png;base64,", "notebooks/")) for source in page.sources)
-    assert len(page.alts) == 3 and all(len(alt) > 20 for alt in page.alts)
+    assert len(page.alts) == 5 and all(len(alt) > 20 for alt in page.alts)
     assert not re.search(r"https?://|@import|url\(", text)
     assert 'name="viewport"' in text
     assert page.crossed == [] and page.open == []
@@ -170,7 +170,7 @@ def test_a_block_gets_its_table_with_label_and_provenance(filled):
         "before\n<!-- table:smoke/main -->\n**Synthetic world.** `./run_all.sh --profile smoke"
     )
     assert "commit abcdef012345; seeds 0 1; n = 8; run of 2026-01-02." in text
-    assert "| gold \\| chosen | 62.5 / 12.5 / 25.0 | 25.0 / 37.5 / 37.5 | 0 / 1 |" in text
+    assert "| gold \\| chosen | 62.5 / 12.5 / 25.0 / 0.0 | 25.0 / 25.0 / 37.5 / 12.5 | 0 / 0 |" in text
     assert text.endswith("<!-- end -->\nafter\n") and "stale" not in text
     assert docs.rewrite(text, filled) == text
 
