@@ -92,7 +92,9 @@ def p_values(row: Any, *names: str) -> str:
     values = [row[name] for name in names]
     if any(math.isnan(p) for p in values):
         return ""
-    return ", ".join(f"{p:.2g}" if p >= SMALLEST_P else f"< {SMALLEST_P:g}" for p in values)
+    return ", ".join(
+        f"{p:.{3 if p >= 0.001 else 2}g}" if p >= SMALLEST_P else f"< {SMALLEST_P:g}" for p in values
+    )
 
 
 def sign_p(row: Any, rubric: str) -> str:
