@@ -18,6 +18,7 @@ from persona_lib.records import EVAL_PERSONAS, TRAIN_PERSONAS
 from persona_lib.reporting.arms_run import arms_run
 from persona_lib.reporting.beside import beside_table
 from persona_lib.reporting.results import Row, judged_tables, read_table, save_table
+from persona_lib.reporting.results_answers import ANSWER_TABLES
 from persona_lib.reporting.results_checks import CHECK_TABLES
 from persona_lib.reporting.results_length import LENGTH_TABLES
 from persona_lib.reporting.results_paper import PAPER_TABLES
@@ -196,6 +197,7 @@ def save_tables(profile: Profile) -> dict[str, Path]:
         **PERSONA_TABLES,
         **SWAP_TABLES,
         **LENGTH_TABLES,
+        **ANSWER_TABLES,
         "primary": primary_results,
         "beside": beside_table,
         "not_run": not_run,
