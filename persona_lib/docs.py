@@ -30,6 +30,7 @@ TRACKED = {  # tables on validation topics, kept with the figures -> the command
     "selection_sft": "python -m persona_lib.selection",
     "selection_dpo": "python -m persona_lib.selection",
     "axes": "python -m persona_lib.axes",
+    "faults": "python -m persona_lib.axes faults",
 }
 SHOWN: dict[str, dict[str, Any]] = {  # what of a long table stands in a document
     "reward_accuracy": {
@@ -57,7 +58,7 @@ def read_shown(profile: Profile, name: str) -> pd.DataFrame:
 
     if name in TRACKED:
         path = figures_dir(profile) / f"{name}.csv"
-        return pd.read_csv(path) if path.exists() else pd.DataFrame()
+        return pd.read_csv(path, dtype={"seeds": str}) if path.exists() else pd.DataFrame()
     table = read_table(profile, name)
     for column, values in SHOWN.get(name, {}).items():
         table = table[table[column].isin(values)] if column in table else table
@@ -90,6 +91,8 @@ def made_by(profile: Profile, name: str, table: pd.DataFrame) -> str:
         judged = name in ("released_judged", "released_agreement")
         runs = "none, only judges run" if judged else "none, no model runs"
         return origin_line(profile, runs, n, "13_released_outputs")
+    if name.startswith("rating"):
+        return origin_line(profile, str(profile.seeds[0]), n, "14_human_ratings")
     seeds = " ".join(dict.fromkeys(table.seeds.dropna())) if "seeds" in table else seeds_of(profile)
     return origin_line(profile, seeds or "not recorded", n)
 

@@ -52,6 +52,7 @@ class Profile:
     endpoint_retries: int
     max_cost_usd: float
     data_dir: str
+    data_mapping: str
     strip_roles: bool
     strip_contrast: bool
     # the synthetic world
@@ -106,6 +107,7 @@ class Profile:
     published_arms: tuple[str, ...]
     quantization: str
     compute_dtype: str
+    adapter_dtype: str
     lora_r: int
     lora_alpha: int
     lora_dropout: float
@@ -115,6 +117,7 @@ class Profile:
     sft_learning_rate: float
     sft_epochs: int
     sft_batch_size: int
+    sft_packing: bool
     dpo_splits: tuple[str, ...]
     dpo_order: str
     dpo_tokenization: str
@@ -124,6 +127,7 @@ class Profile:
     dpo_batch_size: int
     dpo_beta: float
     dpo_sft_weight: float
+    dpo_prefix_sharing: bool
     plain_sft_learning_rate: float
     plain_dpo_learning_rate: float
     plain_dpo_beta: float
@@ -134,6 +138,7 @@ class Profile:
     train_launcher: str
     # generation
     engine: str
+    first_person_wording: str
     few_shot_examples: int
     gen_batch_size: int
     gen_max_new_tokens: int
@@ -222,9 +227,10 @@ def check_profile(profile: Profile) -> None:
     choices = {
         "quantization": ("none", "nf4"),
         "compute_dtype": ("float32", "bfloat16"),
+        "adapter_dtype": ("float32", "bfloat16"),
+        "first_person_wording": ("agreeing", "released"),
         "engine": ("transformers", "vllm"),
         "eval_split": ("validation", "test"),
-        "judge": ("oracle", "none", "lm"),
         "retriever": ("bm25", "dense", "late"),
         "dpo_order": ("random", "pairs"),
         "dpo_tokenization": ("whole", "released"),
@@ -299,6 +305,10 @@ def check_processes(profile: Profile, where: str) -> None:
     if processes < 1 or (profile.train_launcher == "fsdp" and processes < 2):
         raise ConfigError(
             f"{where}: train_processes={processes}: use at least 1, and at least 2 with train_launcher=fsdp"
+        )
+    if profile.adapter_dtype == "bfloat16" and profile.train_launcher == "fsdp":
+        raise ConfigError(
+            f"{where}: adapter_dtype=bfloat16 needs train_launcher=ddp: it rounds whole weights"
         )
     for field in ("sft_batch_size", "dpo_batch_size"):
         if getattr(profile, field) % processes:

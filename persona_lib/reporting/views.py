@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 LABELS = {  # whose numbers they are
     "synthetic": "synthetic world",
     "authors": "authors' data",
+    "own": "own data",
     "paper": "paper's own numbers",
 }
 CI = "[95 % interval]"
@@ -26,7 +27,9 @@ MINUS = "\N{MINUS SIGN}"
 
 def world_of(dataset: str) -> str:
     """Say whose data a number is measured on."""
-    return LABELS["synthetic"] if dataset == "synthetic" else LABELS["authors"]
+    if dataset == "synthetic":
+        return LABELS["synthetic"]
+    return LABELS["authors"] if dataset in DATASETS else LABELS["own"]
 
 
 def title_of(dataset: str) -> str:
@@ -191,6 +194,19 @@ def swap_view(table: pd.DataFrame) -> pd.DataFrame:
     return build(table, columns)
 
 
+def swap_length_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show share D > 0 by which response is longer, policy log-probabilities."""
+    columns = {
+        "policy": lambda row: f"{row['arm']}, {row['persona_format']}",
+        "personas": lambda row: row["persona"],
+        f"chosen longer {CI}": lambda row: with_interval(row, "chosen_longer", 3),
+        f"rejected longer {CI}": lambda row: with_interval(row, "rejected_longer", 3),
+        f"balanced {CI}": lambda row: with_interval(row, "balanced", 3),
+        "n, chosen / rejected longer": lambda row: f"{row['n_chosen_longer']} / {row['n_rejected_longer']}",
+    }
+    return build(table[table.measure == "policy"], columns)
+
+
 def swap_seed_view(table: pd.DataFrame) -> pd.DataFrame:
     """Show persona-swap accuracy seed by seed, gold and shuffled personas, policy log-probabilities."""
     kept = table[(table.measure == "policy") & table.persona.isin(["gold", "shuffled"])]
@@ -255,7 +271,9 @@ def words_view(table: pd.DataFrame) -> pd.DataFrame:
         "word": lambda row: row["word"],
         "in chosen / rejected personas": lambda row: f"{row['n_chosen']} / {row['n_rejected']}",
         "share chosen": lambda row: number(row["share_chosen"]),
-        "log-odds z": lambda row: number(row["z"], 1, True),
+        f"log-odds {CI}": lambda row: with_interval(row, "log_odds", 2, True),
+        "z": lambda row: number(row["z"], 1, True),
+        "p (Holm)": lambda row: "< .001" if row["p_holm"] < 0.001 else number(row["p_holm"], 3),
     }
     return build(table, columns)
 
@@ -268,13 +286,41 @@ def plain_view(table: pd.DataFrame) -> pd.DataFrame:
 def axes_view(table: pd.DataFrame) -> pd.DataFrame:
     """Show what a change of world or training does: oracle fit of both arms, and what tailoring gains."""
     columns = {
-        "change": lambda row: row["axis"],
+        "change": lambda row: row["change"],
         f"fit, plain DPO {CI}": lambda row: with_interval(row, "fit_plain"),
         f"fit, PT-DPO {CI}": lambda row: with_interval(row, "fit_tailored"),
         f"fit gained {CI}": lambda row: with_interval(row, "fit_gain", sign=True),
         f"quality gained, SD {CI}": lambda row: with_interval(row, "quality_gain_sd", sign=True),
         "n": size,
         "seeds": lambda row: str(row["seeds"]),
+    }
+    return build(table, columns, name_dataset=False)
+
+
+def faults_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show a fault, the setting that repeats it, and each measure's change; the first row has the values."""
+
+    def change(name: str, digits: int = 2) -> Callable[[Any], str]:
+        def cell(row: Any) -> str:
+            if row["change"] == "as-is":
+                return with_interval(row, name, digits)
+            return with_interval(row, f"{name}_change", digits, True)
+
+        return cell
+
+    columns = {
+        "fault (where in their code)": lambda row: row["what"],
+        "setting": lambda row: row["setting"] if isinstance(row["setting"], str) else "",
+        f"fit, plain DPO {CI}": change("fit_plain"),
+        f"fit, PT-DPO {CI}": change("fit_tailored"),
+        f"fit gained {CI}": change("fit_gain"),
+        f"quality gained, SD {CI}": change("quality_gain_sd"),
+        f"dPQ {CI}": change("dpq", 1),
+        f"share of ties {CI}": change("ties"),
+        f"flip, plain DPO {CI}": change("flip_plain"),
+        f"flip, PT-DPO {CI}": change("flip_tailored"),
+        "n": size,
+        "seeds": lambda row: row["seeds"] if isinstance(row["seeds"], str) else "",
     }
     return build(table, columns, name_dataset=False)
 
@@ -318,6 +364,34 @@ def agreement_view(table: pd.DataFrame) -> pd.DataFrame:
         "n": size,
     }
     return build(table, columns)
+
+
+def persona_text_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show what personas are like as texts, a line per measure; the two sides' difference is paired."""
+    import pandas as pd
+
+    sides, lines = ("chosen", "rejected", "chosen - rejected"), []
+    for key, part in table.groupby(["dataset", "measure"] if "dataset" in table else ["measure"], sort=False):
+        rows = {row["side"]: row for _, row in part.iterrows()}
+        shown = {s: with_interval(row, "value", 3, " - " in s) for s, row in rows.items()}
+        counts = " / ".join(f"{rows[s]['n']:.0f}" for s in sides[:2])
+        names = {"dataset": key[0]} if len(key) > 1 else {}
+        lines.append(names | {"measure": key[-1], "n": counts} | {s: shown.get(s, "") for s in sides})
+    columns = {"measure": lambda row: row["measure"]}
+    columns |= {f"{side} {CI}": lambda row, side=side: row[side] for side in sides}
+    return build(pd.DataFrame(lines), columns | {"n": lambda row: row["n"]})
+
+
+def words_table_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show the ten most typical words of each side among all that were tested, by z."""
+    import pandas as pd
+
+    parts = []
+    for _, part in table.groupby("dataset", sort=False):
+        ordered = part.sort_values("z", ascending=False, kind="stable")
+        parts.append(ordered[ordered.z > 0].head(10).assign(side="chosen"))
+        parts.append(ordered[ordered.z < 0].iloc[::-1].head(10).assign(side="rejected"))
+    return words_view(pd.concat(parts))
 
 
 def safety_view(table: pd.DataFrame) -> pd.DataFrame:
@@ -438,6 +512,39 @@ def reward_view(table: pd.DataFrame) -> pd.DataFrame:
     return build(table, columns)
 
 
+def ratings_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show ratings per question and group, and the differences; who rated stands in every line."""
+    columns = {
+        "study": lambda row: row["study"],
+        "question": lambda row: row["question"],
+        "group": lambda row: row["group"],
+        f"mean, 1 to 5 {CI}": lambda row: with_interval(row, "mean", 2, " - " in row["group"]),
+        "ratings of 1 / 2 / 3 / 4 / 5": lambda row: (
+            "" if math.isnan(row["n_1"]) else " / ".join(f"{row[f'n_{v}']:.0f}" for v in range(1, 6))
+        ),
+        "raters": lambda row: f"{row['n_raters']} ({row['raters']})",
+        "n": lambda row: str(row["n"]),
+    }
+    return build(table, columns)
+
+
+def rating_agreement_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show how far raters agree; the true alpha is known for simulated raters only."""
+    columns = {
+        "study": lambda row: row["study"],
+        "question": lambda row: row["question"],
+        f"Krippendorff's alpha, ordinal {CI}": lambda row: with_interval(row, "alpha"),
+        "alpha, nominal": lambda row: number(row["alpha_nominal"]),
+        "Cohen's kappa, quadratic, mean of pairs": lambda row: number(row["cohen_quadratic"]),
+        "Fleiss' kappa (items)": lambda row: f"{number(row['fleiss'])} ({row['n_fleiss']})",
+        "true alpha": lambda row: number(row["true_alpha"]),
+        "missing / off the scale": lambda row: f"{row['n_missing']} / {row['n_out_of_scale']}",
+        "raters": lambda row: f"{row['n_raters']} ({row['raters']})",
+        "n": lambda row: str(row["n"]),
+    }
+    return build(table, columns)
+
+
 VIEWS: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
     "primary": primary_view,
     "main": judged_view,
@@ -454,6 +561,7 @@ VIEWS: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
     "swap": swap_view,
     "swap_differences": difference_view,
     "swap_by_seed": swap_seed_view,
+    "swap_length": swap_length_view,
     "generation_flip": flip_view,
     "released_flip": flip_view,
     "paper": paper_view,
@@ -461,6 +569,15 @@ VIEWS: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
     "judge_agreement": agreement_view,
     "released_judged": rejudged_view,
     "released_agreement": agreement_view,
+    "persona_text": persona_text_view,
+    "released_personas": persona_text_view,
+    "released_words": words_table_view,
+    "ratings": ratings_view,
+    "rating_agreement": rating_agreement_view,
+    "not_run": plain_view,
+    "selection_sft": plain_view,
+    "selection_dpo": plain_view,
+    "axes": axes_view,
     "released_safety": safety_view,
     "released_safety_pairs": safety_pairs_view,
     "released_safety_error": safety_error_view,
@@ -470,10 +587,8 @@ VIEWS: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
     "reward_accuracy": reward_view,
     "safety": safety_view,
     "safety_pairs": safety_pairs_view,
-    "not_run": plain_view,
-    "selection_sft": plain_view,
-    "selection_dpo": plain_view,
-    "axes": axes_view,
+    "arms_run": plain_view,
+    "faults": faults_view,
 }
 
 
