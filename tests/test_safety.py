@@ -55,11 +55,7 @@ def test_a_no_needs_a_reason_and_every_rule_that_matched_is_named():
 
 
 def sample() -> misclassification.Labelled:
-<<<<<<< HEAD
-    """Weighted: 3 true positives of weight 1, a miss of weight 2, 4 true negatives, a false alarm."""
-=======
     """Weighted: 3 true positives of weight 1, 1 miss of weight 2; 4 true negatives, 1 false alarm of 1."""
->>>>>>> faa6614a0e65dace62ce79d938b74dd90b4ab4cd
     truth = [1, 1, 1, 1, 0, 0, 0, 0, 0]
     found = [1, 1, 1, 0, 0, 0, 0, 0, 1]
     return misclassification.make_labelled(truth, found, [1, 1, 1, 2, 1, 1, 1, 1, 1], ["s"] * 9)
