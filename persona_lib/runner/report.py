@@ -156,10 +156,10 @@ def figures(profile: Profile) -> str:
     for name, kind in FIGURES.items():
         if (folder / f"{name}.png").exists():
             parts.append(image(folder / f"{name}.png", alt_text(profile, name), kind.caption))
-    released = folder / "released_flip.png"
-    if released.exists():
-        caption = CAPTIONS["released_flip"]
-        parts.append(image(released, f"{caption}: flip and DiD with 95 % intervals; see the table.", caption))
+    for name, shown in (("released_flip", "flip and DiD"), ("released_safety", "shares and differences")):
+        if (folder / f"{name}.png").exists():
+            text = f"{CAPTIONS[name]}: {shown} with 95 % intervals; see the table."
+            parts.append(image(folder / f"{name}.png", text, CAPTIONS[name]))
     return "".join(parts) or element("p", "No figure was drawn yet.")
 
 
