@@ -124,6 +124,7 @@ class Profile:
     dpo_batch_size: int
     dpo_beta: float
     dpo_sft_weight: float
+    dpo_prefix_sharing: bool
     plain_sft_learning_rate: float
     plain_dpo_learning_rate: float
     plain_dpo_beta: float

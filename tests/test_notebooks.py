@@ -20,11 +20,15 @@ from persona_lib.runner.steps import STEPS
 
 FOLDER = config.REPO / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-ORDER = ("profile", "dataset", "seed", "overrides")
+ORDER = ("profile", "dataset", "seed", "own", "filled", "sheet", "overrides")
 PARAMETERS = {
     "run": {"profile": "str", "dataset": "str", "seed": "int", "overrides": "list"},
     "base": {"profile": "str", "dataset": "str", "seed": "int", "overrides": "list"},
     "profile": {"profile": "str", "overrides": "list"},
+}
+EXTRA = {  # parameters of single notebooks, for a reader who runs them by hand
+    "10_user_personas": {"own": "list"},
+    "14_human_ratings": {"filled": "str", "sheet": "str"},
 }
 OWN_PATH = re.compile(rf"{re.escape(str(config.REPO))}\b|(?:^|[\s\"'(=])(?:/home/|/Users/|/root/|[A-Z]:\\)")
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -65,7 +69,7 @@ def test_a_profiles_steps_are_in_the_notebooks_order(name):
 @every_notebook
 def test_parameters_are_typed_literals_with_a_help_text(path):
     lines = source(parameters_cell(path)).splitlines()
-    wanted = PARAMETERS[STEPS[path.stem].per]
+    wanted = PARAMETERS[STEPS[path.stem].per] | EXTRA.get(path.stem, {})
     tree = ast.parse("\n".join(lines))
     assert [type(node) for node in tree.body] == [ast.AnnAssign] * len(wanted)
     assert {node.target.id: node.annotation.id for node in tree.body} == wanted

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from persona_lib.config import Run, results_dir
-from persona_lib.models.endpoint import EndpointGenerator, endpoint_of
+from persona_lib.models.endpoint import EndpointGenerator
 from persona_lib.models.generate import TransformersGenerator
 from persona_lib.models.llm import load_base, load_tokenizer, model_key
+from persona_lib.models.protocol import endpoint_of
 from persona_lib.models.vllm_engine import VllmGenerator, load_engine
 
 

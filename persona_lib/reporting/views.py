@@ -191,6 +191,19 @@ def swap_view(table: pd.DataFrame) -> pd.DataFrame:
     return build(table, columns)
 
 
+def swap_length_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show share D > 0 by which response is longer, policy log-probabilities."""
+    columns = {
+        "policy": lambda row: f"{row['arm']}, {row['persona_format']}",
+        "personas": lambda row: row["persona"],
+        f"chosen longer {CI}": lambda row: with_interval(row, "chosen_longer", 3),
+        f"rejected longer {CI}": lambda row: with_interval(row, "rejected_longer", 3),
+        f"balanced {CI}": lambda row: with_interval(row, "balanced", 3),
+        "n, chosen / rejected longer": lambda row: f"{row['n_chosen_longer']} / {row['n_rejected_longer']}",
+    }
+    return build(table[table.measure == "policy"], columns)
+
+
 def swap_seed_view(table: pd.DataFrame) -> pd.DataFrame:
     """Show persona-swap accuracy seed by seed, gold and shuffled personas, policy log-probabilities."""
     kept = table[(table.measure == "policy") & table.persona.isin(["gold", "shuffled"])]
@@ -348,6 +361,39 @@ def agreement_view(table: pd.DataFrame) -> pd.DataFrame:
     return build(table, columns)
 
 
+def ratings_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show ratings per question and group, and the differences; who rated stands in every line."""
+    columns = {
+        "study": lambda row: row["study"],
+        "question": lambda row: row["question"],
+        "group": lambda row: row["group"],
+        f"mean, 1 to 5 {CI}": lambda row: with_interval(row, "mean", 2, " - " in row["group"]),
+        "ratings of 1 / 2 / 3 / 4 / 5": lambda row: (
+            "" if math.isnan(row["n_1"]) else " / ".join(f"{row[f'n_{v}']:.0f}" for v in range(1, 6))
+        ),
+        "raters": lambda row: f"{row['n_raters']} ({row['raters']})",
+        "n": lambda row: str(row["n"]),
+    }
+    return build(table, columns)
+
+
+def rating_agreement_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show how far raters agree; the true alpha is known for simulated raters only."""
+    columns = {
+        "study": lambda row: row["study"],
+        "question": lambda row: row["question"],
+        f"Krippendorff's alpha, ordinal {CI}": lambda row: with_interval(row, "alpha"),
+        "alpha, nominal": lambda row: number(row["alpha_nominal"]),
+        "Cohen's kappa, quadratic, mean of pairs": lambda row: number(row["cohen_quadratic"]),
+        "Fleiss' kappa (items)": lambda row: f"{number(row['fleiss'])} ({row['n_fleiss']})",
+        "true alpha": lambda row: number(row["true_alpha"]),
+        "missing / off the scale": lambda row: f"{row['n_missing']} / {row['n_out_of_scale']}",
+        "raters": lambda row: f"{row['n_raters']} ({row['raters']})",
+        "n": lambda row: str(row["n"]),
+    }
+    return build(table, columns)
+
+
 VIEWS: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
     "primary": primary_view,
     "main": judged_view,
@@ -364,6 +410,7 @@ VIEWS: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
     "swap": swap_view,
     "swap_differences": difference_view,
     "swap_by_seed": swap_seed_view,
+    "swap_length": swap_length_view,
     "generation_flip": flip_view,
     "released_flip": flip_view,
     "paper": paper_view,
@@ -371,6 +418,8 @@ VIEWS: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
     "judge_agreement": agreement_view,
     "released_judged": rejudged_view,
     "released_agreement": agreement_view,
+    "ratings": ratings_view,
+    "rating_agreement": rating_agreement_view,
     "not_run": plain_view,
     "arms_run": plain_view,
     "selection_sft": plain_view,

@@ -46,6 +46,8 @@ CAPTIONS = {
     "released_judged": "The authors' released answers judged again, the paper's row below",
     "released_agreement": "How far two judges agree on the authors' released answers",
     "words": "Typical words of each side's personas",
+    "ratings": "Ratings of personas and answers (see who rated)",
+    "rating_agreement": "How far the raters agree",
     "not_run": "What was not run",
     "arms_run": "Which arms were run",
 }

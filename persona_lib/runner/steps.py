@@ -201,4 +201,11 @@ STEPS: dict[str, Step] = {
         fields=("data_dir", "bootstrap_samples", "judge*", "second_judge_*", "eval_limit", *MODEL),
         minutes={"smoke": 0.2, "synthetic": 0.2, "scratch": 0.2, "paper": 190},
     ),
+    "14_human_ratings": Step(
+        "Ratings by people: blinded sheets out, filled ones in",
+        per="profile",
+        inputs=("05_tailoring_data", "08_generation"),
+        fields=("datasets", "seeds", "train_personas", "bootstrap_samples", "eval_*", "second_judge_*"),
+        minutes={"smoke": 0.1, "synthetic": 0.2, "scratch": 0.2, "paper": 0.3},
+    ),
 }

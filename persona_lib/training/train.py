@@ -46,6 +46,7 @@ METHOD_FIELDS = {
         "dpo_batch_size",
         "dpo_beta",
         "dpo_sft_weight",
+        "dpo_prefix_sharing",
     ),
 }
 COMPLETIONS = {"sft": ("completion",), "dpo": ("chosen", "rejected")}
