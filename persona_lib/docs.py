@@ -33,6 +33,12 @@ TRACKED = {  # tables on validation topics, kept with the figures -> the command
     "faults": "python -m persona_lib.axes faults",
 }
 SHOWN: dict[str, dict[str, Any]] = {  # what of a long table stands in a document
+    "reward_accuracy": {
+        "measure": ["implicit reward"],
+        "arm": ["dpo-none", "dpo-chosen", "dpo-both"],
+        "persona_format": ["line"],
+        "persona": ["none", "gold", "retrieved"],
+    },
     "swap": {"measure": ["policy"], "persona": ["gold", "stripped", "retrieved", "shuffled", "user"]},
     "swap_differences": {"measure": ["policy"], "persona": ["gold", "retrieved", "shuffled", "user"]},
 }
@@ -78,10 +84,15 @@ def made_by(profile: Profile, name: str, table: pd.DataFrame) -> str:
         return f"`{TRACKED[name]}`; validation topics, seeds that no result uses."
     sizes = sorted({int(n) for n in table.n.dropna()}) if "n" in table else []
     n = "see the table" if not sizes else str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+    if "safety" in name:
+        runs = "none, no model runs" if name.startswith("released") else seeds_of(profile) or "not recorded"
+        return origin_line(profile, runs, n, "15_safety")
     if name.startswith("released"):
         judged = name in ("released_judged", "released_agreement")
         runs = "none, only judges run" if judged else "none, no model runs"
         return origin_line(profile, runs, n, "13_released_outputs")
+    if name.startswith("rating"):
+        return origin_line(profile, str(profile.seeds[0]), n, "14_human_ratings")
     seeds = " ".join(dict.fromkeys(table.seeds.dropna())) if "seeds" in table else seeds_of(profile)
     return origin_line(profile, seeds or "not recorded", n)
 

@@ -23,6 +23,7 @@ CHANGE_NO_RESULT = (
     "generator_prices",
     "judge_prices",
     "second_judge_prices",
+    "guard_prices",
     "max_cost_usd",
 )
 JUDGE_FORMATS = ("letter", "json", "prometheus")
@@ -51,6 +52,7 @@ class Profile:
     endpoint_retries: int
     max_cost_usd: float
     data_dir: str
+    data_mapping: str
     strip_roles: bool
     strip_contrast: bool
     # the synthetic world
@@ -115,6 +117,7 @@ class Profile:
     sft_learning_rate: float
     sft_epochs: int
     sft_batch_size: int
+    sft_packing: bool
     dpo_splits: tuple[str, ...]
     dpo_order: str
     dpo_tokenization: str
@@ -164,6 +167,12 @@ class Profile:
     second_judge_max_new_tokens: int
     second_judge_batch_size: int
     second_judge_matchups: tuple[str, ...]
+    guard_model: str
+    guard_url: str
+    guard_kind: str
+    guard_prices: tuple[float, ...]
+    guard_max_new_tokens: int
+    guard_batch_size: int
     swap_batch_size: int
     bootstrap_samples: int
 
@@ -222,7 +231,6 @@ def check_profile(profile: Profile) -> None:
         "first_person_wording": ("agreeing", "released"),
         "engine": ("transformers", "vllm"),
         "eval_split": ("validation", "test"),
-        "judge": ("oracle", "none", "lm"),
         "retriever": ("bm25", "dense", "late"),
         "dpo_order": ("random", "pairs"),
         "dpo_tokenization": ("whole", "released"),
@@ -232,6 +240,7 @@ def check_profile(profile: Profile) -> None:
         "judge_format": JUDGE_FORMATS,
         "judge_decoding": ("deterministic", "official"),
         "second_judge_kind": ("chat", "completions"),
+        "guard_kind": ("chat", "completions"),
         "second_judge_format": JUDGE_FORMATS,
         "second_judge_decoding": ("deterministic", "official"),
     }
@@ -240,7 +249,7 @@ def check_profile(profile: Profile) -> None:
             raise ConfigError(
                 f"{where}: {field}={getattr(profile, field)!r}: use one of {', '.join(allowed)}"
             )
-    for role in ("generator", "judge", "second_judge"):
+    for role in ("generator", "judge", "second_judge", "guard"):
         prices, url = getattr(profile, f"{role}_prices"), getattr(profile, f"{role}_url")
         if len(prices) not in (0, 2):
             raise ConfigError(f"{where}: {role}_prices={list(prices)}: give two, for prompt and completion")

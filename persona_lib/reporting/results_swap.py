@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 from persona_lib.config import Run
 from persona_lib.evaluation.judged import runs_of, same_items
 from persona_lib.evaluation.swap import swap_arms, swap_folder
-from persona_lib.evaluation.swap_tables import FAMILIES, MEASURES, VALUES, SwapScore, swap_values
+from persona_lib.evaluation.swap_tables import (
+    FAMILIES,
+    MEASURES,
+    METRICS,
+    SINGLE,
+    SwapScore,
+    swap_values,
+)
 from persona_lib.evaluation.tailor import eval_rows, generation_folder, grid, read_generations
 from persona_lib.profiles import Profile
 from persona_lib.records import RunSpec
@@ -73,14 +80,14 @@ def finished_scores(run: Run, part: Part) -> list[SwapScore]:
 
 def swap_items(scores: Sequence[SwapScore]) -> Iterator[tuple[str, str, dict[str, float]]]:
     """Yield ("measure/family", value name, {id: value}) of one arm and seed."""
-    for family in (*FAMILIES, "none"):
-        names = {"none"} if family == "none" else {f"{family}-chosen", f"{family}-rejected"}
+    for family in (*FAMILIES, *SINGLE):
+        names = {family} if family in SINGLE else {f"{family}-chosen", f"{family}-rejected"}
         by_name = [{s.id for s in scores if s.eval_persona == name} for name in names]
         ids = sorted(set.intersection(*by_name))
         for measure in MEASURES:
             values = swap_values(scores, family, measure)
             if ids and len(values["flip"]) == len(ids):  # an arm without a reference has no implicit reward
-                for name in VALUES:
+                for name in METRICS:
                     yield f"{measure}/{family}", name, dict(zip(ids, values[name].tolist(), strict=True))
 
 
@@ -181,7 +188,7 @@ def swap_table(profile: Profile) -> pd.DataFrame:
     for items in swap_data(profile):
         for part, what in dict.fromkeys((part, what) for part, what, _ in items.values):
             measure, family = what.split("/")
-            line = value_row(items, part, what, VALUES)
+            line = value_row(items, part, what, tuple(METRICS))
             lines.append({"measure": measure, "persona": family} | line)
     return pd.DataFrame(lines)
 
@@ -194,7 +201,7 @@ def swap_by_seed(profile: Profile) -> pd.DataFrame:
     for items in swap_data(profile):
         for number, seed in enumerate(profile.seeds):
             for part, what in dict.fromkeys((part, what) for part, what, _ in items.values):
-                values = {name: items.values[part, what, name][number] for name in VALUES}
+                values = {name: items.values[part, what, name][number] for name in METRICS}
                 if values["flip"]:
                     measure, family = what.split("/")
                     names = {"dataset": items.dataset, "seed": seed, "arm": part[0],
@@ -213,7 +220,7 @@ def swap_differences(profile: Profile) -> pd.DataFrame:
     for items in swap_data(profile):
         for tested, other in TWINS:
             for what in dict.fromkeys(what for part, what, _ in items.values if part == tested):
-                if (other, what, "flip") not in items.values or what.endswith("/none"):
+                if (other, what, "flip") not in items.values or what.partition("/")[2] in SINGLE:
                     continue
                 measure, family = what.split("/")
                 lines.append({

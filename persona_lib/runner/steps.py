@@ -34,6 +34,7 @@ class Step:
 
 DATA = (
     "data_dir",
+    "data_mapping",
     "strip_roles",
     "world_seed",
     "n_*",
@@ -143,7 +144,14 @@ STEPS: dict[str, Step] = {
     ),
     "10_user_personas": Step(
         "Personas that users write themselves",
-        inputs=("02_base_model", "05_tailoring_data", "08_generation", "09_judging"),
+        inputs=(
+            "02_base_model",
+            "05_tailoring_data",
+            "06_supervised_tailoring",
+            "07_preference_tailoring",
+            "08_generation",
+            "09_judging",
+        ),
         fields=JUDGING,
         minutes={"smoke": 0.1, "synthetic": 0.1, "paper": 30},
     ),
@@ -207,5 +215,28 @@ STEPS: dict[str, Step] = {
         inputs=("05_tailoring_data", "08_generation"),
         fields=("datasets", "seeds", "train_personas", "bootstrap_samples", "eval_*", "second_judge_*"),
         minutes={"smoke": 0.1, "synthetic": 0.2, "scratch": 0.2, "paper": 0.3},
+    ),
+    "15_safety": Step(
+        "Safety by persona: which answers keep a caution",
+        per="profile",
+        inputs=("05_tailoring_data", "08_generation"),
+        fields=("datasets", "seeds", "data_dir", "bootstrap_samples", "guard_*", *GENERATION),
+        minutes={"smoke": 0.4, "synthetic": 0.4, "scratch": 0.6, "paper": 2},
+    ),
+    "16_your_own_data": Step(
+        "Your own preference data, step by step",
+        per="profile",
+        fields=(
+            *INFERENCE,
+            *BASE,
+            *GENERATION,
+            "near_duplicate_threshold",
+            "strip_contrast",
+            "swap_batch_size",
+            "bootstrap_samples",
+            "judge",
+            "datasets",
+        ),
+        minutes={"own_smoke": 5},
     ),
 }
