@@ -298,7 +298,7 @@ def axes_view(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def faults_view(table: pd.DataFrame) -> pd.DataFrame:
-    """Show a fault, the setting that repeats it, the fits under it and the changes; the first row has values."""
+    """Show a fault, the setting that repeats it, the fits under it and the changes that it brings."""
 
     def change(name: str, digits: int = 2) -> Callable[[Any], str]:
         def cell(row: Any) -> str:
