@@ -378,7 +378,7 @@ def axes_view(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def faults_view(table: pd.DataFrame) -> pd.DataFrame:
-    """Show a fault, the setting that repeats it, and each measure's change; the first row has the values."""
+    """Show a fault, the setting that repeats it, the fits under it and the changes that it brings."""
 
     def change(name: str, digits: int = 2) -> Callable[[Any], str]:
         def cell(row: Any) -> str:
@@ -391,9 +391,9 @@ def faults_view(table: pd.DataFrame) -> pd.DataFrame:
     columns = {
         "fault (where in their code)": lambda row: row["what"],
         "setting": lambda row: row["setting"] if isinstance(row["setting"], str) else "",
-        f"fit, plain DPO {CI}": change("fit_plain"),
-        f"fit, PT-DPO {CI}": change("fit_tailored"),
-        f"fit gained {CI}": change("fit_gain"),
+        f"fit, plain DPO {CI}": lambda row: with_interval(row, "fit_plain"),
+        f"fit, PT-DPO {CI}": lambda row: with_interval(row, "fit_tailored"),
+        f"change: fit gained {CI}": change("fit_gain"),
         f"quality gained, SD {CI}": change("quality_gain_sd"),
         f"dPQ {CI}": change("dpq", 1),
         f"share of ties {CI}": change("ties"),
