@@ -1,4 +1,4 @@
-"""The whole pipeline on data of one's own: the pairs that ship here, and Auto-J's file where it is at hand."""
+"""The whole pipeline on data of one's own: the pairs that ship here, and Auto-J's file where it is there."""
 
 from __future__ import annotations
 
