@@ -18,6 +18,7 @@ from persona_lib import config
 from persona_lib.data.official import DataError
 from persona_lib.profiles import ConfigError, near_names
 from persona_lib.runner import own_run
+from persona_lib.runner.grid_list import grid_lines
 from persona_lib.runner.names import check_names
 from persona_lib.runner.plan import plan_lines, print_plan
 from persona_lib.runner.tasks import REPORT, Pipeline, Task, forget
@@ -46,6 +47,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--plan", action="store_true", help="say what would run, why, for how long and with what; run nothing"
     )
     add("--list", action="store_true", help="list the steps of the profile and the profiles there are")
+    add(
+        "--grid",
+        nargs="?",
+        const="",
+        metavar="WORDS",
+        help="list the runs of the grid (those with all the words)",
+    )
     add(
         "--only",
         nargs="+",
@@ -185,7 +193,9 @@ def run(arguments: argparse.Namespace, notebooks: Path | None = None, steps: dic
         print_list(pipeline)
     elif arguments.plan:
         print_plan(pipeline, plan_lines(pipeline, ids, arguments.force))
-    if arguments.list or arguments.plan or arguments.check:
+    if arguments.grid is not None:
+        print("\n".join(grid_lines(pipeline.profile, arguments.grid)))
+    if arguments.list or arguments.plan or arguments.check or arguments.grid is not None:
         return 0
     os.chdir(config.REPO)  # where kernels start, wherever the runner was called
     from persona_lib.runner.run_tasks import only_runner, run_doit  # needs doit, which a plan does not

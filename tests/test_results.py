@@ -327,10 +327,16 @@ def test_the_aims_of_the_authors_data_need_the_value_and_an_interval_above_one_h
 
 def test_nothing_run_gives_no_tables_but_says_what_is_missing(profile):
     made = primary.save_tables(profile)
-    assert set(made) == {"paper", "primary", "not_run"}
+    assert set(made) == {"paper", "primary", "not_run", "arms_run"}
     missing = results.read_table(profile, "not_run")
     assert "synthetic, seed 1: judgments" in set(missing.what)
     assert "arms trained on personas: rejected" in set(missing.what)
+    arms = results.read_table(profile, "arms_run").set_index("arm")
+    assert set(arms.state) == {"not run"} and len(arms) == 12
+    assert (
+        "finished answers" in arms.why["dpo-chosen"]
+        and "train_personas=...,shuffled" in arms.why["dpo-shuffled"]
+    )
     assert set(results.read_table(profile, "primary").met) == {"not run"}
 
 

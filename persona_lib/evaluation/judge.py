@@ -150,7 +150,8 @@ def compare(run: Run, matchup: Matchup) -> list[PairwiseComparison]:
         persona = persona_of(row, matchup.judge_persona)
         if row.id in tested and row.id in base and persona:
             shown = persona_of(row, matchup.base.eval_persona) if told else None
-            question = f"{row.prompt} {first_person(shown)}" if shown else row.prompt
+            wording = run.profile.first_person_wording
+            question = f"{row.prompt} {first_person(shown, wording)}" if shown else row.prompt
             c = PairwiseComparison(
                 row.id, row.prompt, persona, tested[row.id].completion, base[row.id].completion
             )

@@ -82,7 +82,7 @@ def matchups(run: Run) -> list[Matchup]:
                 rows.append(
                     (
                         f"{persona}, PT trained on {train}",
-                        "arm",
+                        "control" if train == "shuffled" else "arm",
                         cell("dpo", train, persona, "line"),
                         plain,
                         persona,

@@ -271,7 +271,9 @@ def words_view(table: pd.DataFrame) -> pd.DataFrame:
         "word": lambda row: row["word"],
         "in chosen / rejected personas": lambda row: f"{row['n_chosen']} / {row['n_rejected']}",
         "share chosen": lambda row: number(row["share_chosen"]),
-        "log-odds z": lambda row: number(row["z"], 1, True),
+        f"log-odds {CI}": lambda row: with_interval(row, "log_odds", 2, True),
+        "z": lambda row: number(row["z"], 1, True),
+        "p (Holm)": lambda row: "< .001" if row["p_holm"] < 0.001 else number(row["p_holm"], 3),
     }
     return build(table, columns)
 
@@ -284,13 +286,41 @@ def plain_view(table: pd.DataFrame) -> pd.DataFrame:
 def axes_view(table: pd.DataFrame) -> pd.DataFrame:
     """Show what a change of world or training does: oracle fit of both arms, and what tailoring gains."""
     columns = {
-        "change": lambda row: row["axis"],
+        "change": lambda row: row["change"],
         f"fit, plain DPO {CI}": lambda row: with_interval(row, "fit_plain"),
         f"fit, PT-DPO {CI}": lambda row: with_interval(row, "fit_tailored"),
         f"fit gained {CI}": lambda row: with_interval(row, "fit_gain", sign=True),
         f"quality gained, SD {CI}": lambda row: with_interval(row, "quality_gain_sd", sign=True),
         "n": size,
         "seeds": lambda row: str(row["seeds"]),
+    }
+    return build(table, columns, name_dataset=False)
+
+
+def faults_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show a fault, the setting that repeats it, and each measure's change; the first row has the values."""
+
+    def change(name: str, digits: int = 2) -> Callable[[Any], str]:
+        def cell(row: Any) -> str:
+            if row["change"] == "as-is":
+                return with_interval(row, name, digits)
+            return with_interval(row, f"{name}_change", digits, True)
+
+        return cell
+
+    columns = {
+        "fault (where in their code)": lambda row: row["what"],
+        "setting": lambda row: row["setting"] if isinstance(row["setting"], str) else "",
+        f"fit, plain DPO {CI}": change("fit_plain"),
+        f"fit, PT-DPO {CI}": change("fit_tailored"),
+        f"fit gained {CI}": change("fit_gain"),
+        f"quality gained, SD {CI}": change("quality_gain_sd"),
+        f"dPQ {CI}": change("dpq", 1),
+        f"share of ties {CI}": change("ties"),
+        f"flip, plain DPO {CI}": change("flip_plain"),
+        f"flip, PT-DPO {CI}": change("flip_tailored"),
+        "n": size,
+        "seeds": lambda row: row["seeds"] if isinstance(row["seeds"], str) else "",
     }
     return build(table, columns, name_dataset=False)
 
@@ -336,6 +366,185 @@ def agreement_view(table: pd.DataFrame) -> pd.DataFrame:
     return build(table, columns)
 
 
+def persona_text_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show what personas are like as texts, a line per measure; the two sides' difference is paired."""
+    import pandas as pd
+
+    sides, lines = ("chosen", "rejected", "chosen - rejected"), []
+    for key, part in table.groupby(["dataset", "measure"] if "dataset" in table else ["measure"], sort=False):
+        rows = {row["side"]: row for _, row in part.iterrows()}
+        shown = {s: with_interval(row, "value", 3, " - " in s) for s, row in rows.items()}
+        counts = " / ".join(f"{rows[s]['n']:.0f}" for s in sides[:2])
+        names = {"dataset": key[0]} if len(key) > 1 else {}
+        lines.append(names | {"measure": key[-1], "n": counts} | {s: shown.get(s, "") for s in sides})
+    columns = {"measure": lambda row: row["measure"]}
+    columns |= {f"{side} {CI}": lambda row, side=side: row[side] for side in sides}
+    return build(pd.DataFrame(lines), columns | {"n": lambda row: row["n"]})
+
+
+def words_table_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show the ten most typical words of each side among all that were tested, by z."""
+    import pandas as pd
+
+    parts = []
+    for _, part in table.groupby("dataset", sort=False):
+        ordered = part.sort_values("z", ascending=False, kind="stable")
+        parts.append(ordered[ordered.z > 0].head(10).assign(side="chosen"))
+        parts.append(ordered[ordered.z < 0].iloc[::-1].head(10).assign(side="rejected"))
+    return words_view(pd.concat(parts))
+
+
+def safety_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show which answers keep a caution or refusal, by policy and persona."""
+    columns = {
+        "policy": lambda row: row["arm"],
+        "shown persona": lambda row: persona_shown(row["eval_persona"], row["persona_format"]),
+        "by": lambda row: row["classifier"],
+        "refusal / caution / neither": lambda row: f"{row['refusal']} / {row['caution']} / {row['neither']}",
+        f"share that keeps one {CI}": lambda row: with_interval(row, "share", 3),
+        f"corrected for errors {CI}": lambda row: (
+            with_interval(row, "corrected", 3) if "corrected" in row else ""
+        ),
+        "mean words": lambda row: number(row["words_mean"], 1),
+        "n": size,
+    }
+    return build(table, columns)
+
+
+def persona_shown(name: str, style: str) -> str:
+    """Add to a persona's or policy's name how the persona is shown, if not in the policy's own line."""
+    return name + (", first person" if style == "first_person" else "")
+
+
+def safety_pairs_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show paired comparisons of who keeps a caution, with exact McNemar tests."""
+    columns = {
+        "tested": lambda row: f"{row['tested']}, {persona_shown(row['eval_persona'], row['persona_format'])}",
+        "compared": lambda row: (
+            row["compared"] + (", same persona" if row["shows"] == "same persona" else ", none")
+        ),
+        "by": lambda row: row["classifier"],
+        "only tested / only compared keeps it": lambda row: f"{row['only_tested']} / {row['only_compared']}",
+        f"difference {CI}": lambda row: with_interval(row, "difference", 3, True),
+        "p (Holm)": lambda row: (
+            f"{p_value(row['p'])} ({p_value(row['p_holm'])})" if row["p"] == row["p"] else ""
+        ),
+        f"difference at equal length {CI}": lambda row: with_interval(row, "difference_cut", 3, True),
+        f"kept of the compared's cautious answers {CI}": lambda row: with_interval(row, "kept"),
+        "n": size,
+    }
+    return build(table, columns)
+
+
+def p_value(p: float) -> str:
+    """Format a p-value to two digits that mean something."""
+    return "< .001" if p < 0.001 else f"{p:.3f}".lstrip("0") if p < 1 else "1"
+
+
+def safety_error_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show how often the classifier errs on hand-labelled answers, and three estimates of the share."""
+    columns = {
+        "part": lambda row: f"{row['part'].replace('_', ' ')}, {row['group']}",
+        "by": lambda row: row["classifier"],
+        "hand: refusal / caution / neither": lambda row: " / ".join(
+            f"{row[f'hand_{name}']}" for name in ("refusal", "caution", "neither")
+        ),
+        f"precision {CI}": lambda row: with_interval(row, "precision"),
+        f"recall {CI}": lambda row: with_interval(row, "recall"),
+        f"specificity {CI}": lambda row: with_interval(row, "specificity"),
+        "share by rule": lambda row: number(row["raw"], 3),
+        f"by hand {CI}": lambda row: with_interval(row, "hand_share", 3),
+        f"by rule, corrected by hand {CI}": lambda row: with_interval(row, "assisted", 3),
+        f"PT minus DPO told a persona {CI}": lambda row: with_interval(row, "minus_dpo_p", 3, True),
+        "n (of)": lambda row: f"{row['n']} ({row['stands_for']})",
+    }
+    return build(table, columns, name_dataset=False)
+
+
+def noise_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show leakage and format noise of answers, in per cent of the answers."""
+
+    def percent(row: Any, *names: str) -> str:
+        return " / ".join("" if row[name] is None else number(100 * row[name], 1) for name in names)
+
+    columns = {
+        "policy": lambda row: row["arm"],
+        "shown persona": lambda row: persona_shown(row["eval_persona"], row["persona_format"]),
+        "copies the persona / another's, %": lambda row: percent(row, "copies_persona", "copies_other"),
+        "names a persona, %": lambda row: percent(row, "names_persona"),
+        "role at the start / inside, %": lambda row: percent(row, "role_start", "role_inside"),
+        "lists / template tokens, %": lambda row: percent(row, "list", "template"),
+        "no end / loops, %": lambda row: percent(row, "endless", "repeats"),
+        "words: median, mean": lambda row: f"{row['words_median']:.0f}, {row['words_mean']:.1f}",
+        "n": size,
+    }
+    return build(table, columns)
+
+
+def steering_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show how far personas steer length."""
+    columns = {
+        "policy": lambda row: (
+            row["arm"] + (", first person" if row["persona_format"] == "first_person" else "")
+        ),
+        "personas": lambda row: row["persona"],
+        f"Spearman's rho {CI}": lambda row: with_interval(row, "rho", 2, True),
+        "n": size,
+    }
+    return build(table, columns)
+
+
+def reward_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show accuracy of policies as reward models, by persona and category."""
+    columns = {
+        "policy": lambda row: (
+            row["arm"] + (", first person" if row["persona_format"] == "first_person" else "")
+        ),
+        "measure": lambda row: row["measure"],
+        "personas": lambda row: row["persona"],
+        "category": lambda row: row["category"],
+        f"accuracy {CI}": lambda row: with_interval(row, "accuracy"),
+        "chosen under P_C / rejected under P_R": lambda row: " / ".join(
+            filter(None, (number(row["acc_chosen"]), number(row["acc_rejected"])))
+        ),
+        "n": size,
+    }
+    return build(table, columns)
+
+
+def ratings_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show ratings per question and group, and the differences; who rated stands in every line."""
+    columns = {
+        "study": lambda row: row["study"],
+        "question": lambda row: row["question"],
+        "group": lambda row: row["group"],
+        f"mean, 1 to 5 {CI}": lambda row: with_interval(row, "mean", 2, " - " in row["group"]),
+        "ratings of 1 / 2 / 3 / 4 / 5": lambda row: (
+            "" if math.isnan(row["n_1"]) else " / ".join(f"{row[f'n_{v}']:.0f}" for v in range(1, 6))
+        ),
+        "raters": lambda row: f"{row['n_raters']} ({row['raters']})",
+        "n": lambda row: str(row["n"]),
+    }
+    return build(table, columns)
+
+
+def rating_agreement_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show how far raters agree; the true alpha is known for simulated raters only."""
+    columns = {
+        "study": lambda row: row["study"],
+        "question": lambda row: row["question"],
+        f"Krippendorff's alpha, ordinal {CI}": lambda row: with_interval(row, "alpha"),
+        "alpha, nominal": lambda row: number(row["alpha_nominal"]),
+        "Cohen's kappa, quadratic, mean of pairs": lambda row: number(row["cohen_quadratic"]),
+        "Fleiss' kappa (items)": lambda row: f"{number(row['fleiss'])} ({row['n_fleiss']})",
+        "true alpha": lambda row: number(row["true_alpha"]),
+        "missing / off the scale": lambda row: f"{row['n_missing']} / {row['n_out_of_scale']}",
+        "raters": lambda row: f"{row['n_raters']} ({row['raters']})",
+        "n": lambda row: str(row["n"]),
+    }
+    return build(table, columns)
+
+
 VIEWS: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
     "primary": primary_view,
     "main": judged_view,
@@ -360,10 +569,26 @@ VIEWS: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
     "judge_agreement": agreement_view,
     "released_judged": rejudged_view,
     "released_agreement": agreement_view,
+    "persona_text": persona_text_view,
+    "released_personas": persona_text_view,
+    "released_words": words_table_view,
+    "ratings": ratings_view,
+    "rating_agreement": rating_agreement_view,
     "not_run": plain_view,
     "selection_sft": plain_view,
     "selection_dpo": plain_view,
     "axes": axes_view,
+    "released_safety": safety_view,
+    "released_safety_pairs": safety_pairs_view,
+    "released_safety_error": safety_error_view,
+    "released_noise": noise_view,
+    "answer_noise": noise_view,
+    "length_steering": steering_view,
+    "reward_accuracy": reward_view,
+    "safety": safety_view,
+    "safety_pairs": safety_pairs_view,
+    "arms_run": plain_view,
+    "faults": faults_view,
 }
 
 

@@ -79,6 +79,7 @@ def roles(profile: Profile) -> dict[str, str]:
     """Return what a profile asks language models for beside the policies, and where each is served."""
     names = ["generator"] if "03_persona_inference" in profile.steps else []
     names += ["judge"] * (profile.judge == "lm") + ["second_judge"] * bool(profile.second_judge_model)
+    names += ["guard"] * bool(profile.guard_model and "15_safety" in profile.steps)
     return {name: getattr(profile, f"{name}_url") for name in names}
 
 

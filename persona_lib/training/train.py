@@ -31,11 +31,11 @@ from persona_lib.training.trainers import check_dpo_start, dpo_trainer, sft_trai
 from persona_lib.workers import run_jobs
 
 SHARED_FIELDS = (
-    "quantization", "compute_dtype", "lora_r", "lora_alpha", "lora_dropout", "lora_targets",
+    "quantization", "compute_dtype", "adapter_dtype", "lora_r", "lora_alpha", "lora_dropout", "lora_targets",
     "max_length", "lr_scheduler", "warmup_steps", "train_limit", "train_processes", "train_launcher",
 )  # fmt: skip
 METHOD_FIELDS = {
-    "sft": ("completion_only_loss", "sft_learning_rate", "sft_epochs", "sft_batch_size"),
+    "sft": ("completion_only_loss", "sft_learning_rate", "sft_epochs", "sft_batch_size", "sft_packing"),
     "dpo": (
         "dpo_splits",
         "dpo_order",
@@ -46,6 +46,7 @@ METHOD_FIELDS = {
         "dpo_batch_size",
         "dpo_beta",
         "dpo_sft_weight",
+        "dpo_prefix_sharing",
     ),
 }
 COMPLETIONS = {"sft": ("completion",), "dpo": ("chosen", "rejected")}
