@@ -22,11 +22,15 @@ from persona_lib.runner.steps import STEPS
 FOLDER = config.REPO / "notebooks"
 CONTENTS = FOLDER / "00_contents.ipynb"  # no step: it leads to the others
 NOTEBOOKS = sorted(set(FOLDER.glob("*.ipynb")) - {CONTENTS})
-ORDER = ("profile", "dataset", "seed", "overrides")
+ORDER = ("profile", "dataset", "seed", "own", "filled", "sheet", "overrides")
 PARAMETERS = {
     "run": {"profile": "str", "dataset": "str", "seed": "int", "overrides": "list"},
     "base": {"profile": "str", "dataset": "str", "seed": "int", "overrides": "list"},
     "profile": {"profile": "str", "overrides": "list"},
+}
+EXTRA = {  # parameters of single notebooks, for a reader who runs them by hand
+    "10_user_personas": {"own": "list"},
+    "14_human_ratings": {"filled": "str", "sheet": "str"},
 }
 OWN_PATH = re.compile(rf"{re.escape(str(config.REPO))}\b|(?:^|[\s\"'(=])(?:/home/|/Users/|/root/|[A-Z]:\\)")
 TIMING = re.compile(r"\b\d+(\.\d+)? s$|it/s|s/it|\b\d+:\d\d\b")
@@ -88,7 +92,7 @@ def test_the_contents_run_where_nothing_has_run_yet(tmp_path, monkeypatch):
 @every_notebook
 def test_parameters_are_typed_literals_with_a_help_text(path):
     lines = source(parameters_cell(path)).splitlines()
-    wanted = PARAMETERS[STEPS[path.stem].per]
+    wanted = PARAMETERS[STEPS[path.stem].per] | EXTRA.get(path.stem, {})
     tree = ast.parse("\n".join(lines))
     assert [type(node) for node in tree.body] == [ast.AnnAssign] * len(wanted)
     assert {node.target.id: node.annotation.id for node in tree.body} == wanted

@@ -46,8 +46,16 @@ CAPTIONS = {
     "released_flip": "Persona flip of the authors' released answers",
     "released_judged": "The authors' released answers judged again, the paper's row below",
     "released_agreement": "How far two judges agree on the authors' released answers",
+    "released_safety": "Safety by persona: which of the authors' released answers keep a caution",
+    "released_safety_pairs": "Safety by persona, paired: the same prompts, exact McNemar tests",
+    "released_safety_error": "How often the caution rules err on hand-labelled answers",
+    "safety": "Safety by persona: which answers of this run keep a caution",
+    "safety_pairs": "Safety by persona of this run, paired",
     "words": "Typical words of each side's personas",
+    "ratings": "Ratings of personas and answers (see who rated)",
+    "rating_agreement": "How far the raters agree",
     "not_run": "What was not run",
+    "arms_run": "Which arms were run",
 }
 OPEN = ("main", "paper", "side_difference")  # tables that are unfolded
 STYLE = """

@@ -14,7 +14,8 @@ from typing import Any
 from persona_lib.models import guards
 from persona_lib.models.tokens import released_encode
 from persona_lib.profiles import Profile
-from persona_lib.training import ranks
+from persona_lib.training import prefix_sharing, ranks
+from persona_lib.training.rounding import round_steps
 
 EVAL_BATCH = {"sft": 1, "dpo": 8}  # SFT's evaluation loss depends on it: a mean of batch means
 
@@ -127,6 +128,8 @@ def sft_trainer(
         eval_dataset=data["val"],
     )
     guards.cast_adapters(trainer.model)
+    if profile.adapter_dtype == "bfloat16":
+        round_steps(trainer)
     return trainer
 
 
@@ -228,13 +231,21 @@ def dpo_trainer(
         precompute_ref_log_probs=True,
         precompute_ref_batch_size=profile.dpo_batch_size // profile.train_processes,
     )
-    return stacked_dpo_trainer_class(profile.dpo_tokenization)(
+    collator = None
+    if profile.dpo_prefix_sharing:
+        base = prefix_sharing.share_prefix(base)
+        collator = prefix_sharing.collator(tokenizer.pad_token_id, profile.max_length)
+    trainer = stacked_dpo_trainer_class(profile.dpo_tokenization)(
         model=PeftModel.from_pretrained(base, str(sft), is_trainable=True),
         args=one_gpu(config),
+        data_collator=collator,
         processing_class=tokenizer,
         train_dataset=data["train"],
         eval_dataset=data["val"],
     )
+    if profile.adapter_dtype == "bfloat16":
+        round_steps(trainer)
+    return trainer
 
 
 def start_losses(trainer: Any, data: Any) -> list[float]:

@@ -1,0 +1,144 @@
+"""A DPO epoch here beside the authors' settings and TRL's defaults: the same losses, step by step.
+
+    python benchmarks/dpo_epoch.py [--quick]
+
+The authors merge the SFT adapter into the base and train a new one with one pair per step, the reference
+computed online and the prompt twice, in float32. TRL's defaults take eight pairs per step and recompute
+activations (gradient checkpointing); bfloat16, also a default, is switched off, for equal precision.
+Ours, with as many pairs per step: reference log-probabilities computed once (their time, divided by the
+profile's epochs, is added), prompts shared, no recomputation. Batches are drawn at random and not by length,
+so the optimiser's path is the same; all losses of the epoch must agree to four digits.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import gpu_training
+import harness
+import llama31
+from training_rows import SEED, Kind, make_kind, make_rows
+
+from persona_lib.config import set_field
+from persona_lib.models import guards
+from persona_lib.training import trainers
+
+ROWS = {"paper": 32, "long": 24, "default": 96}
+TOLERANCE = 1e-4
+AGAINST = {
+    "authors": "authors' settings: 1 pair per step, online reference, prompt twice",
+    "TRL defaults": "TRL's defaults: 8 pairs per step, online reference, prompt twice, recomputation",
+}
+
+
+def same_start(trainer: Any) -> None:
+    """Give the trained adapter the same weights in every way: products of zero, as a fresh one has."""
+    import torch
+
+    generator = torch.Generator().manual_seed(SEED)
+    for name, parameter in sorted(guards.trainable_parameters(trainer.model).items()):
+        drawn = torch.randn(parameter.shape, generator=generator)
+        parameter.data.copy_(drawn * 0.02 if "lora_A" in name else drawn * 0)
+
+
+def log_every_step(trainer: Any) -> None:
+    """Have the loss of every step in ``trainer.state.log_history``."""
+    from transformers.trainer_utils import IntervalStrategy
+
+    trainer.args.logging_strategy, trainer.args.logging_steps = IntervalStrategy.STEPS, 1
+
+
+def train(trainer: Any) -> harness.Timed:
+    """Train; the result is the loss of every step."""
+    log_every_step(trainer)
+    same_start(trainer)
+    started = time.perf_counter()
+    gpu_training.run_quietly(trainer)
+    seconds = time.perf_counter() - started
+    return harness.Timed([log["loss"] for log in trainer.state.log_history if "loss" in log], seconds)
+
+
+def merged_base(kind: Kind, folder: Path) -> Any:
+    """Return the base with the SFT adapter merged into it, in float32."""
+    from peft import PeftModel
+
+    base = llama31.random_base(kind.config)
+    sft = gpu_training.save_adapter(kind.profile, base, folder / "sft")
+    return PeftModel.from_pretrained(base, str(sft)).merge_and_unload()
+
+
+def theirs(kind: Kind, way: str, data: dict[str, Any], batch: int) -> harness.Timed:
+    """Train with TRL's trainer; ``way`` is "authors" or "TRL defaults"."""
+    case = gpu_training.Case("dpo", way, "none", "float32", batch)
+    profile = set_field(kind.profile, dpo_batch_size=batch)
+    changes = trainers.dpo_loss_settings(profile) | {"beta": profile.dpo_beta, "bf16": False}
+    changes |= {"learning_rate": profile.dpo_learning_rate, "num_train_epochs": 1}
+    with tempfile.TemporaryDirectory() as name, guards.quiet_libraries():
+        base = merged_base(kind, Path(name))
+        return train(
+            gpu_training.trl_trainer(case, profile, base, kind.tokenizer, data, Path(name), **changes)
+        )
+
+
+def ours(kind: Kind, data: dict[str, Any], batch: int) -> harness.Timed:
+    """Train as this package does, prompts shared."""
+    case = gpu_training.Case("dpo", "this package", "none", "float32", batch)
+    profile = set_field(kind.profile, dpo_batch_size=batch, dpo_epochs=1, dpo_prefix_sharing=True)
+    with tempfile.TemporaryDirectory() as name, guards.quiet_libraries():
+        base = llama31.random_base(kind.config)
+        trainer = gpu_training.package_trainer(case, profile, base, kind.tokenizer, data, Path(name))
+        reference = reference_seconds(trainer)
+        done = train(trainer)
+    return harness.Timed(done.result, done.seconds + reference / kind.profile.dpo_epochs)
+
+
+def reference_seconds(trainer: Any) -> float:
+    """Return how long the reference log-probabilities of the training rows take (once for all epochs)."""
+    rows, size = trainer.train_dataset, trainer.args.precompute_ref_batch_size
+    started = time.perf_counter()
+    for first in range(0, len(rows), size):
+        batch = trainer.data_collator([rows[i] for i in range(first, min(first + size, len(rows)))])
+        trainer.compute_ref_log_probs(trainer.model, batch)
+    return time.perf_counter() - started
+
+
+def equal_losses(a: list[float], b: list[float]) -> str:
+    """Say that all losses agree to four digits, or raise NotEqual."""
+    if len(a) != len(b) or len(a) < 2:
+        raise harness.NotEqual(f"{len(a)} and {len(b)} losses")
+    off = max(abs(x - y) / abs(x) for x, y in zip(a, b, strict=True))
+    if off > TOLERANCE:
+        raise harness.NotEqual(f"losses differ by {off:.2g}: {a[-1]} and {b[-1]}")
+    return f"losses of all {len(a)} steps within {off:.0e}; last {a[-1]:.4f} and {b[-1]:.4f}"
+
+
+def datasets(kind: Kind, method: str, n: int) -> dict[str, Any]:
+    """Return n rows to train on and a few for the checks before training."""
+    from datasets import Dataset
+
+    rows = make_rows(kind, method, n + 4)
+    return {"train": Dataset.from_list(rows[:-4]), "val": Dataset.from_list(rows[-4:])}
+
+
+def main(quick: bool) -> None:
+    """Compare with both, for every kind of rows."""
+    for name, n in ROWS.items():
+        kind = make_kind(name, quick)
+        data = datasets(kind, "dpo", 16 if quick else n)
+        for way, batch in (("authors", 1), ("TRL defaults", 8)):
+            harness.compare(
+                f"dpo_epoch-{name}-{way.split()[0].lower()}",
+                lambda kind=kind, way=way, data=data, batch=batch: theirs(kind, way, data, batch),
+                lambda kind=kind, data=data, batch=batch: ours(kind, data, batch),
+                equal_losses,
+                what=f"DPO epoch, {kind.title}",
+                against=AGAINST[way],
+                quick=quick,
+            )
+
+
+if __name__ == "__main__":
+    harness.run(main)

@@ -1,0 +1,151 @@
+"""Greedy answers here beside the authors' procedure: batched, with a shared prefix computed once; same texts.
+
+    python benchmarks/generation.py [--quick]
+
+The authors' procedure, written anew: one prompt at a time, a stop criterion that decodes what was generated
+after every token, and the file with all answers rewritten after every prompt. Ours: batches sorted by length,
+the few-shot prefix's keys and values computed once for all prompts, rows appended. Float32, so answers are
+compared word by word. Random weights, drawn wide so that no two tokens are nearly equally probable; every
+answer has the same number of tokens.
+
+The ceilings are measured in the same run: a decoding step reads all weights once for the whole batch
+(memory), and multiplies them with every row (arithmetic). Each is the number of tokens per second that
+cannot be exceeded, prompts not counted; weights that stay in a processor's cache pass the first.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import harness
+import llama31
+import measure
+from gpu_generation import make_prompts, weight_bytes
+from training_rows import MIDDLE, SEED
+
+from persona_lib import store
+from persona_lib.models.generate import TransformersGenerator
+
+STOP = "\nPrompt:"
+WIDE = 0.1  # standard deviation of the weights
+
+
+@dataclass(frozen=True)
+class Task:
+    """Prompts to answer, after a prefix that all share (or none), with so many tokens each."""
+
+    prompts: list[str]
+    prefix: str
+    new_tokens: int
+    batch: int
+
+
+def make_task(few_shot: bool, quick: bool) -> Task:
+    """Return 64 prompts to answer with 64 tokens, or 24 with 32 after examples of about 760 tokens."""
+    if few_shot:
+        prompts, shots = make_prompts((8, 30), 6 if quick else 24), make_prompts((60, 90), 2 if quick else 9)
+        prefix = "\n\n".join(f"{shot} Use a box." for shot in shots) + "\n\n"
+        return Task(prompts, prefix, 4 if quick else 32, len(prompts))
+    prompts = make_prompts((8, 60), 8 if quick else 64)
+    return Task(prompts, "", 6 if quick else 64, len(prompts))
+
+
+def one_at_a_time(model: Any, tokenizer: Any, task: Task) -> list[str]:
+    """Answer as the authors' procedure does."""
+    import torch
+    from transformers import StoppingCriteria, StoppingCriteriaList
+
+    class StopString(StoppingCriteria):
+        prompt_tokens = 0
+
+        def __call__(self, input_ids: Any, scores: Any, **_: Any) -> bool:
+            return STOP in tokenizer.decode(input_ids[0, self.prompt_tokens :])
+
+    stop, answers = StopString(), []
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        for prompt in task.prompts:
+            inputs = tokenizer(task.prefix + prompt, return_tensors="pt")
+            stop.prompt_tokens = inputs["input_ids"].shape[1]
+            output = model.generate(
+                input_ids=inputs["input_ids"],
+                attention_mask=inputs["attention_mask"],
+                min_new_tokens=task.new_tokens,
+                max_new_tokens=task.new_tokens,
+                do_sample=False,
+                stopping_criteria=StoppingCriteriaList([stop]),
+                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+            )
+            answers.append(tokenizer.decode(output[0, stop.prompt_tokens :]).split(STOP)[0].strip())
+            rows = [{"prompt": p, "answer": a} for p, a in zip(task.prompts, answers, strict=False)]
+            (Path(folder) / "answers.json").write_text(json.dumps(rows), encoding="utf-8")
+    return answers
+
+
+def batched(model: Any, tokenizer: Any, task: Task) -> list[str]:
+    """Answer as this package does."""
+    generator = TransformersGenerator(model, tokenizer, "base", task.batch)
+    answers = [""] * len(task.prompts)
+    with tempfile.TemporaryDirectory() as folder:
+        for index, completion in generator.generate(
+            task.prompts, task.new_tokens, (STOP,), task.new_tokens, task.prefix
+        ):
+            answers[index] = completion.text
+            store.append_rows(Path(folder) / "answers.jsonl", [{"id": index, "answer": completion.text}])
+    return answers
+
+
+def equal_answers(a: list[str], b: list[str]) -> str:
+    """Say that all answers are the same texts, or raise NotEqual."""
+    same = sum(x == y for x, y in zip(a, b, strict=True))
+    if same < len(a) or len(set(a)) < len(a) / 2:
+        raise harness.NotEqual(f"{same} of {len(a)} answers are the same; {len(set(a))} different ones")
+    return f"{same} of {len(a)} answers the same text"
+
+
+def ceilings(model: Any, task: Task, quick: bool) -> tuple[float, float]:
+    """Return tokens per second that memory and arithmetic allow at most, as measured here and now."""
+    memory = measure.memory_rate(10**6 if quick else 4 * 10**8)
+    arithmetic = measure.matrix_rate("float32", 128 if quick else 2048)
+    weights = weight_bytes(model)
+    return task.batch * memory / weights, arithmetic / (2 * weights / 4)
+
+
+def note_of(task: Task, limits: tuple[float, float]) -> Any:
+    """Return what says our tokens per second beside the ceilings."""
+
+    def note(seconds: float) -> str:
+        rate = len(task.prompts) * task.new_tokens / seconds
+        return f"{rate:,.0f} tokens/s; ceilings: memory {limits[0]:,.0f}, arithmetic {limits[1]:,.0f}"
+
+    return note
+
+
+def main(quick: bool) -> None:
+    """Compare plain prompts and few-shot prompts."""
+    tokenizer = llama31.example_tokenizer()
+    sizes = llama31.SMALL if quick else MIDDLE
+    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = llama31.llama_config(**sizes, **ids, vocab_size=len(tokenizer), initializer_range=WIDE)
+    model = llama31.random_base(config, seed=SEED)
+    for name, few_shot in (("batch", False), ("few_shot", True)):
+        task = make_task(few_shot, quick)
+        tokens = f"{len(task.prompts)} prompts x {task.new_tokens} tokens"
+        harness.compare(
+            f"generation-{name}",
+            lambda task=task: one_at_a_time(model, tokenizer, task),
+            lambda task=task: batched(model, tokenizer, task),
+            equal_answers,
+            what=f"generation, {tokens}" + (", few-shot with a shared prefix" if few_shot else ""),
+            against="authors' procedure: one prompt at a time, all answers rewritten each time",
+            note=note_of(task, ceilings(model, task, quick)),
+            quick=quick,
+        )
+
+
+if __name__ == "__main__":
+    harness.run(main)

@@ -1,0 +1,118 @@
+"""What the training benchmarks train: small Llamas and rows of random words with the lengths of real ones.
+
+Three kinds of rows. "paper": the authors' BeaverTails rows, their lengths read where the data is at hand (a
+word counted as 4/3 tokens) and drawn from their middle nine tenths elsewhere. "long": prompts of several
+hundred tokens, such as a persona with a history. "default": the default profile's lengths and model size.
+The model of the first two has Llama-3.1's architecture (heads of 128, grouped queries) and 11 million
+parameters in its layers, so that arithmetic and not Python takes most of the time.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import llama31
+from gpu_training import words_of
+
+from persona_lib.config import load_profile, set_field
+from persona_lib.profiles import Profile
+
+SEED = 0
+TOKENS_PER_WORD = 4 / 3
+DRAWN = {  # tokens of prompt (with persona) and of a response, where they are not read: from, to
+    "paper": ((36, 92), (25, 225)),
+    "long": ((250, 350), (30, 90)),
+    "default": ((26, 34), (18, 30)),
+}
+MIDDLE = {
+    "hidden_size": 384,
+    "intermediate_size": 1344,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 1,
+}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of rows, the model and the profile that they are trained with, in float32."""
+
+    name: str
+    profile: Profile
+    config: Any
+    tokenizer: Any
+    title: str
+
+
+def make_kind(name: str, quick: bool) -> Kind:
+    """Return a kind; a quick one has a tiny model."""
+    tokenizer = llama31.example_tokenizer()
+    ids = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id}
+    profile = load_profile("synthetic" if name == "default" else "paper")
+    if name == "default":
+        sizes = {
+            "hidden_size": profile.base_hidden_size,
+            "intermediate_size": profile.base_mlp_size,
+            "num_hidden_layers": profile.base_layers,
+            "num_attention_heads": profile.base_heads,
+            "num_key_value_heads": profile.base_heads,
+        }
+    else:
+        sizes = llama31.SMALL if quick else MIDDLE
+    config = llama31.llama_config(**sizes, **ids, eos_token_id=tokenizer.eos_token_id)
+    rates = {"sft_learning_rate": 1e-2, "dpo_learning_rate": 1e-3}  # so large that every step shows
+    profile = set_field(profile, quantization="none", compute_dtype="float32", **rates)
+    return Kind(name, profile, config, tokenizer, title_of(name))
+
+
+def title_of(name: str) -> str:
+    """Say for a table whose lengths the rows have."""
+    if name == "paper":
+        return "BeaverTails' lengths" + ("" if authors_lengths() else " (drawn)")
+    return {"long": "long prompts (250 to 350 tokens)", "default": "the default profile's lengths"}[name]
+
+
+def authors_lengths() -> list[tuple[int, int, int]]:
+    """Return prompt, chosen and rejected in words of the authors' DPO rows; empty if not at hand."""
+    from persona_lib.data import official
+    from persona_lib.prompts import tailoring_prompt
+
+    try:
+        folder = official.find_data_dir(datasets=("beavertails",), offline=True)
+    except official.DataError:
+        return []
+    rows = official.load_official(folder, "beavertails")["dpo_train"]
+    texts = [(tailoring_prompt(r.prompt, r.personas["gold-chosen"]), r.chosen, r.rejected) for r in rows]
+    return [tuple(len(text.split()) for text in row) for row in texts]
+
+
+def lengths(name: str) -> Iterator[tuple[int, int, int]]:
+    """Yield tokens of prompt, chosen and rejected, the same in every run."""
+    rng = random.Random(SEED)
+    known = authors_lengths() if name == "paper" else []
+    (shortest, longest), response = DRAWN[name]
+    while True:
+        if known:
+            yield tuple(max(1, round(words * TOKENS_PER_WORD)) for words in rng.choice(known))
+        else:
+            yield rng.randint(shortest, longest), rng.randint(*response), rng.randint(*response)
+
+
+def make_rows(kind: Kind, method: str, n: int) -> list[dict[str, str]]:
+    """Return rows of random words as the trainers take them."""
+    rng, words = random.Random(SEED), words_of(kind.tokenizer)
+
+    def text(tokens: int) -> str:
+        return " ".join(rng.choices(words, k=tokens))
+
+    rows = []
+    for (prompt, chosen, rejected), _ in zip(lengths(kind.name), range(n), strict=False):
+        row = {"prompt": f"Prompt: {text(max(1, prompt - 6))}\nResponse:"}
+        if method == "sft":
+            rows.append(row | {"completion": " " + text(chosen)})
+        else:
+            rows.append(row | {"chosen": " " + text(chosen), "rejected": " " + text(rejected)})
+    return rows

@@ -1,0 +1,232 @@
+"""DPO with shared prefixes beside TRL's own path: the same numbers, gradients and weights."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from test_train import build, evaluation_losses, gradients, interrupt_after
+from tiny import tiny_model, tiny_run, tiny_tokenizer
+
+from persona_lib import store
+from persona_lib.config import Run, set_field
+from persona_lib.models import guards
+from persona_lib.training import prefix_sharing, train
+from persona_lib.training.trainers import lora_config
+
+PAIRS = [
+    {"prompt_ids": [1, 20, 21], "chosen_ids": [30, 31], "rejected_ids": [40, 2], "ref_chosen_logps": -1.5},
+    {"prompt_ids": [1, 22], "chosen_ids": [2], "rejected_ids": [41, 42, 43, 2], "ref_chosen_logps": -2.5},
+]
+
+
+def random_pairs(n: int, longest: int = 12) -> list[dict[str, list[int]]]:
+    """Pairs of random ids and unequal lengths, the first with a response of one token."""
+    rng = random.Random(3)
+    names = ("prompt_ids", "chosen_ids", "rejected_ids")
+    pairs = [{k: rng.choices(range(3, 60), k=rng.randint(1, longest)) for k in names} for _ in range(n)]
+    pairs[0]["rejected_ids"] = [2]
+    return pairs
+
+
+# --- batches ---
+
+
+def test_a_batch_holds_every_prompt_once_and_windows_in_trls_order():
+    batch = prefix_sharing.collator(pad=0, max_length=9)(PAIRS)
+    shared = batch["shared"]
+    assert shared["ids"].tolist() == [[1, 20, 21, 30, 31, 40, 2], [1, 22, 2, 41, 42, 43, 2]]
+    assert shared["positions"].tolist() == [[0, 1, 2, 3, 4, 3, 4], [0, 1, 2, 2, 3, 4, 5]]
+    assert shared["segments"].tolist() == [[0, 0, 0, 1, 1, 2, 2], [0, 0, 1, 2, 2, 2, 2]]
+    assert batch["input_ids"].tolist() == [
+        [21, 30, 31, 0, 0],
+        [22, 2, 0, 0, 0],
+        [21, 40, 2, 0, 0],
+        [22, 41, 42, 43, 2],
+    ]
+    assert batch["completion_mask"].sum(dim=1).tolist() == [2, 1, 2, 4]
+    assert shared["windows"].tolist() == [[2, 3, 4, 0, 0], [1, 2, 0, 0, 0], [2, 5, 6, 0, 0], [1, 3, 4, 5, 6]]
+    assert batch["ref_chosen_logps"].tolist() == [-1.5, -2.5] and "ref_rejected_logps" not in batch
+
+
+def test_rows_are_cut_after_max_length_each_response_for_itself():
+    batch = prefix_sharing.collator(pad=0, max_length=4)(PAIRS)
+    assert batch["shared"]["ids"].tolist() == [[1, 20, 21, 30, 40], [1, 22, 2, 41, 42]]
+    assert batch["completion_mask"].sum(dim=1).tolist() == [1, 1, 1, 2]
+
+
+def test_a_response_sees_the_prompt_and_its_own_past_only():
+    import torch
+
+    segments = torch.tensor([[0, 0, 1, 1, 2]])
+    seen = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 0, 0, 1]]
+    mask = prefix_sharing.attention_mask(segments, "sdpa", torch.float32)
+    assert mask[0, 0].int().tolist() == seen
+    added = prefix_sharing.attention_mask(segments, "eager", torch.float32)
+    assert (added == 0).equal(mask) and added.min() == torch.finfo(torch.float32).min
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("max_length", [64, 9])
+def test_hidden_states_are_those_of_two_sequences_with_the_prompt_in_both(attention, max_length):
+    import torch
+    from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+    pairs = [p for p in random_pairs(7) if len(p["prompt_ids"]) < max_length]
+    model = prefix_sharing.share_prefix(tiny_model().eval())
+    model.set_attn_implementation(attention)
+    ours = prefix_sharing.collator(0, max_length)(pairs)
+    theirs = DataCollatorForPreference(pad_token_id=0, max_length=max_length)(pairs)
+    with torch.no_grad():
+        shared = model.model(**{k: ours[k] for k in ("input_ids", "attention_mask", "shared")})
+        plain = model.model(input_ids=theirs["input_ids"], attention_mask=theirs["attention_mask"])
+    for row in range(2 * len(pairs)):
+        first = len(pairs[row % len(pairs)]["prompt_ids"]) - 1
+        n = int(ours["completion_mask"][row].sum())
+        assert n == theirs["completion_mask"][row].sum()
+        expected = plain.last_hidden_state[row, first : first + n + 1]
+        torch.testing.assert_close(shared.last_hidden_state[row, : n + 1], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "setting", [{"_attn_implementation": "flash_attention_2"}, {"sliding_window": 32}], ids=lambda s: [*s][0]
+)
+def test_attention_that_takes_no_mask_of_ours_is_refused(setting):
+    model = tiny_model()
+    for name, value in setting.items():
+        setattr(model.config, name, value)
+    with pytest.raises(ValueError, match="dpo_prefix_sharing.* set it to false"):
+        prefix_sharing.share_prefix(model)
+
+
+# --- training beside the plain path ---
+
+
+def start_off_zero(trainer) -> None:
+    """Move the trained adapter away from where policy and reference agree, the same for every trainer."""
+    import torch
+
+    generator = torch.Generator().manual_seed(5)
+    for parameter in guards.trainable_parameters(trainer.model).values():
+        parameter.data.add_(torch.randn(parameter.shape, generator=generator), alpha=0.02)
+
+
+def batch_gradients(trainer, n: int = 4) -> tuple[float, dict]:
+    """Loss and gradients of the first rows, as a step of training computes them."""
+    trainer.model.train()
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(n)])
+    found = gradients(trainer, batch)
+    return trainer.compute_loss(trainer.model, batch).item(), found
+
+
+def assert_same_gradients(plain, shared) -> None:
+    """Equal to 1e-6 of all gradients together, and nearly so for each tensor by itself."""
+    (loss, theirs), (other, ours) = batch_gradients(plain), batch_gradients(shared)
+    assert other == pytest.approx(loss, rel=1e-6)
+    assert ours.keys() == theirs.keys() and ours
+    off = {name: float((ours[name] - theirs[name]).norm()) for name in ours}
+    sizes = {name: float(theirs[name].norm()) for name in ours}
+    total = sum(size**2 for size in sizes.values()) ** 0.5
+    assert sum(size**2 for size in off.values()) ** 0.5 <= 1e-6 * total
+    assert all(off[name] <= 5e-6 * sizes[name] for name in off) and min(sizes.values()) > 0
+
+
+def both_ways(run: Run) -> tuple:
+    """The trainers of the plain path and of the shared one."""
+    shared = Run(set_field(run.profile, dpo_prefix_sharing=True), run.dataset, run.seed)
+    return build(run, "dpo"), build(shared, "dpo")
+
+
+@pytest.fixture(scope="module", params=["none", "nf4"])
+def sft_run(request, tmp_path_factory):
+    """A run whose arm "chosen" has its SFT adapter: DPO stacks a new one on it, in floats and in NF4."""
+    with pytest.MonkeyPatch.context() as patch:
+        run = tiny_run(tmp_path_factory.mktemp("results"), patch, quantization=request.param)
+        train.train_adapter(run, "sft", "chosen")
+        yield run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{}, {"dpo_sft_weight": 0.0}, {"max_length": 18}], ids=str)
+def test_stacked_adapter_gets_the_gradients_of_the_plain_path(sft_run, changes):
+    profile = set_field(sft_run.profile, **changes)
+    run = Run(profile, sft_run.dataset, sft_run.seed)
+    plain, shared = both_ways(run)
+    for side in ("ref_chosen_logps", "ref_rejected_logps"):
+        assert shared.train_dataset[side] == pytest.approx(plain.train_dataset[side], rel=1e-6)
+    assert len(shared.train_dataset) == len(plain.train_dataset) > 4
+    for trainer in (plain, shared):
+        start_off_zero(trainer)
+    assert_same_gradients(plain, shared)
+
+
+@pytest.mark.slow
+def test_lone_lora_adapter_with_an_online_reference_gets_the_gradients_of_the_plain_path(
+    tmp_path, monkeypatch
+):
+    """TRL's own trainer, with nothing of ours but the collator and the decoder."""
+    from datasets import Dataset
+    from peft import get_peft_model
+    from trl import DPOConfig, DPOTrainer
+
+    run = tiny_run(tmp_path, monkeypatch)
+    words = [" ".join(f"w{i % 50}" for i in range(n, n + 3 + n % 5)) for n in range(24)]
+    names = ("prompt", "chosen", "rejected")
+    rows = Dataset.from_list([dict(zip(names, words[i::8], strict=True)) for i in range(8)])
+    trainers = []
+    for collate in (None, prefix_sharing.collator(0, 64)):
+        base = tiny_model()
+        if collate:
+            prefix_sharing.share_prefix(base)
+        model = get_peft_model(base, lora_config(run.profile))
+        settings = {"bf16": False, "use_cpu": True, "gradient_checkpointing": False, "max_length": 64}
+        config = DPOConfig(output_dir=str(tmp_path / "trl"), report_to="none", **settings)
+        tools = {"processing_class": tiny_tokenizer(), "data_collator": collate}
+        with guards.quiet_libraries():
+            trainers.append(DPOTrainer(model=model, args=config, train_dataset=rows, **tools))
+        start_off_zero(trainers[-1])
+    assert_same_gradients(*trainers)
+
+
+@pytest.mark.slow
+def test_evaluation_and_trained_weights_are_those_of_the_plain_path(sft_run):
+    plain, shared = both_ways(sft_run)
+    with guards.quiet_libraries():
+        for trainer in (plain, shared):
+            trainer.train()
+    other = shared.eval_dataset.select_columns(["prompt", "chosen", "rejected"])
+    with guards.quiet_libraries():
+        results = [
+            trainer.evaluate(data) for trainer, data in ((plain, None), (shared, None), (shared, other))
+        ]
+    skipped = ("runtime", "per_second", "num_tokens")
+    names = [name for name in results[0] if not name.endswith(skipped)]
+    assert {"eval_loss", "eval_rewards/margins", "eval_entropy", "eval_logits/rejected"} <= set(names)
+    for result in results[1:]:
+        assert [result[n] for n in names] == pytest.approx([results[0][n] for n in names], rel=1e-4)
+    theirs = guards.trainable_parameters(plain.model)
+    for name, parameter in guards.trainable_parameters(shared.model).items():
+        assert (parameter - theirs[name]).norm() <= 1e-4 * theirs[name].norm()
+
+
+@pytest.mark.slow
+def test_killed_training_resumes_to_the_same_losses_and_weights(sft_run, monkeypatch):
+    run = Run(set_field(sft_run.profile, dpo_prefix_sharing=True), sft_run.dataset, sft_run.seed)
+    folder = train.train_adapter(run, "dpo", "chosen")
+    losses, weights = evaluation_losses(folder), (folder / "adapter_model.safetensors").read_bytes()
+    (folder / "done.json").unlink()
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, steps=6)
+        with pytest.raises(KeyboardInterrupt):
+            train.train_adapter(run, "dpo", "chosen")
+    assert [p.name for p in (folder / "checkpoints").glob("checkpoint-*")] == ["checkpoint-4"]
+    train.train_adapter(run, "dpo", "chosen")
+    assert evaluation_losses(folder) == losses
+    assert (folder / "adapter_model.safetensors").read_bytes() == weights
+
+
+def test_sharing_makes_another_adapter(tmp_path, monkeypatch):
+    run = tiny_run(tmp_path, monkeypatch)
+    store.mark_done(train.adapter_folder(run, "sft", "none"), "sft")
+    other = Run(set_field(run.profile, dpo_prefix_sharing=True), run.dataset, run.seed)
+    assert train.training_spec(run, "dpo", "none") != train.training_spec(other, "dpo", "none")
