@@ -33,6 +33,12 @@ TRACKED = {  # tables on validation topics, kept with the figures -> the command
     "faults": "python -m persona_lib.axes faults",
 }
 SHOWN: dict[str, dict[str, Any]] = {  # what of a long table stands in a document
+    "reward_accuracy": {
+        "measure": ["implicit reward"],
+        "arm": ["dpo-none", "dpo-chosen", "dpo-both"],
+        "persona_format": ["line"],
+        "persona": ["none", "gold", "retrieved"],
+    },
     "swap": {"measure": ["policy"], "persona": ["gold", "stripped", "retrieved", "shuffled", "user"]},
     "swap_differences": {"measure": ["policy"], "persona": ["gold", "retrieved", "shuffled", "user"]},
 }
@@ -85,6 +91,8 @@ def made_by(profile: Profile, name: str, table: pd.DataFrame) -> str:
         judged = name in ("released_judged", "released_agreement")
         runs = "none, only judges run" if judged else "none, no model runs"
         return origin_line(profile, runs, n, "13_released_outputs")
+    if name.startswith("rating"):
+        return origin_line(profile, str(profile.seeds[0]), n, "14_human_ratings")
     seeds = " ".join(dict.fromkeys(table.seeds.dropna())) if "seeds" in table else seeds_of(profile)
     return origin_line(profile, seeds or "not recorded", n)
 

@@ -117,6 +117,7 @@ class Profile:
     sft_learning_rate: float
     sft_epochs: int
     sft_batch_size: int
+    sft_packing: bool
     dpo_splits: tuple[str, ...]
     dpo_order: str
     dpo_tokenization: str

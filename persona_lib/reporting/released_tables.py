@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from persona_lib.data.official import DATASETS
 from persona_lib.data.released import SOURCES, Released, ReleasedFile
 from persona_lib.records import TailoringRow
+from persona_lib.reporting.results_answers import released_noise
 from persona_lib.stats.bootstrap import Interval, bootstrap_mean
 from persona_lib.stats.text_metrics import (
     count_degenerate,
@@ -130,6 +131,7 @@ def released_tables(data: Released, n_resamples: int = 4000, seed: int = 0) -> d
         "released_kept": kept_table(data),
         "released_lengths": lengths_table(data, n_resamples, seed),
         "released_flip": flip_table(data, n_resamples, seed),
+        "released_noise": released_noise(data, n_resamples),
     }
 
 

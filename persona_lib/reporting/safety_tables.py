@@ -41,6 +41,7 @@ from persona_lib.stats.caution import CLASSES
 from persona_lib.stats.metrics import holm, sign_test, wilson_interval
 from persona_lib.stats.misclassification import (
     Labelled,
+    assisted_difference,
     assisted_share,
     corrected_difference,
     corrected_share,
@@ -112,30 +113,42 @@ def error_table(
 
     ``same_class`` counts where all three classes agree. Three estimates of the share that keeps a
     caution: ``raw``, the classifier's on all answers of the group (``every``, of ``group_flags``);
-    ``hand_share``, the hand labels' alone; ``assisted``, the first corrected by the mean error in the group.
+    ``hand_share``, the hand labels' alone; ``assisted``, the first corrected by the mean error in the group;
+    ``minus_dpo_p``: PT-DPO's assisted share minus that of plain DPO told a persona.
     """
     import pandas as pd
 
     lines = []
     for part in dict.fromkeys(row.part for row in rows):
+        samples = {}
         for group in GROUPS:
             chosen = [(r, x) for r, x in zip(rows, labels, strict=True)
                       if r.part == part and group in ("all", r.group)]  # fmt: skip
             answers, called = [r for r, _ in chosen], [x for _, x in chosen]
-            line: Row = {"dataset": "beavertails", "classifier": classifier, "part": part, "group": group,
-                         "n": len(answers), "stands_for": round(sum(r.weight for r in answers))}  # fmt: skip
-            line |= {f"hand_{name}": sum(r.label == name for r in answers) for name in CLASSES}
-            line["unread"] = called.count(None)
-            line["same_class"] = sum(r.label == x for r, x in chosen)
-            sample = labelled_sample(answers, called)
-            for name, rate in error_rates(sample).items():
-                line |= interval_columns(name, rate) | {f"n_{name}": rate.n_items}
-            line |= interval_columns("hand_share", weighted_share(sample.truth, sample.weight))
-            line["raw"] = float(every[group].mean())
+            samples[group] = labelled_sample(answers, called)
+            line = error_line(answers, called) | {"raw": float(every[group].mean())}
+            share = assisted_share(every[group], samples[group], n_resamples)
+            gap = Interval(None, None, None, 0)
+            if group == "pt":
+                pair = [(every[name], samples[name]) for name in ("pt", "dpo+p")]
+                gap = assisted_difference(*pair, n_resamples)
+            names = {"dataset": SAFETY_DATASET, "classifier": classifier, "part": part, "group": group}
             lines.append(
-                line | interval_columns("assisted", assisted_share(every[group], sample, n_resamples))
+                names | line | interval_columns("assisted", share) | interval_columns("minus_dpo_p", gap)
             )
     return pd.DataFrame(lines)
+
+
+def error_line(answers: Sequence[LabelledAnswer], called: Sequence[str | None]) -> Row:
+    """Return counts, error rates and the hand labels' own share of some labelled answers."""
+    sample = labelled_sample(answers, called)
+    line: Row = {"n": len(answers), "stands_for": round(sum(row.weight for row in answers))}
+    line |= {f"hand_{name}": sum(row.label == name for row in answers) for name in CLASSES}
+    line["unread"] = called.count(None)
+    line["same_class"] = sum(row.label == x for row, x in zip(answers, called, strict=True))
+    for name, rate in error_rates(sample).items():
+        line |= interval_columns(name, rate) | {f"n_{name}": rate.n_items}
+    return line | interval_columns("hand_share", weighted_share(sample.truth, sample.weight))
 
 
 def held_out(rows: Sequence[LabelledAnswer], labels: Sequence[str | None]) -> Labelled:

@@ -18,7 +18,7 @@ from persona_lib.prompts import inference_prompt
 from persona_lib.records import Side
 from persona_lib.stats.bootstrap import accuracy_array, bootstrap_mean
 from persona_lib.stats.metrics import PersonaAccuracy, WinRate
-from persona_lib.stats.text_metrics import word_saliency
+from persona_lib.stats.saliency import WordSaliency, word_saliency
 from persona_lib.store import read_json
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def word_table(run: Run, min_count: int = 10) -> pd.DataFrame:
     import pandas as pd
 
     rows = word_saliency(*persona_texts(run, inferred_splits(run)[-1]), min_count=min_count)
-    columns = ["word", "n_chosen", "n_rejected", "share_chosen", "z"]
+    columns = [field.name for field in dataclasses.fields(WordSaliency)]
     return pd.DataFrame([dataclasses.asdict(row) for row in rows], columns=columns).set_index("word")
 
 

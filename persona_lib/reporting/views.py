@@ -271,7 +271,9 @@ def words_view(table: pd.DataFrame) -> pd.DataFrame:
         "word": lambda row: row["word"],
         "in chosen / rejected personas": lambda row: f"{row['n_chosen']} / {row['n_rejected']}",
         "share chosen": lambda row: number(row["share_chosen"]),
-        "log-odds z": lambda row: number(row["z"], 1, True),
+        f"log-odds {CI}": lambda row: with_interval(row, "log_odds", 2, True),
+        "z": lambda row: number(row["z"], 1, True),
+        "p (Holm)": lambda row: "< .001" if row["p_holm"] < 0.001 else number(row["p_holm"], 3),
     }
     return build(table, columns)
 
@@ -364,6 +366,34 @@ def agreement_view(table: pd.DataFrame) -> pd.DataFrame:
     return build(table, columns)
 
 
+def persona_text_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show what personas are like as texts, a line per measure; the two sides' difference is paired."""
+    import pandas as pd
+
+    sides, lines = ("chosen", "rejected", "chosen - rejected"), []
+    for key, part in table.groupby(["dataset", "measure"] if "dataset" in table else ["measure"], sort=False):
+        rows = {row["side"]: row for _, row in part.iterrows()}
+        shown = {s: with_interval(row, "value", 3, " - " in s) for s, row in rows.items()}
+        counts = " / ".join(f"{rows[s]['n']:.0f}" for s in sides[:2])
+        names = {"dataset": key[0]} if len(key) > 1 else {}
+        lines.append(names | {"measure": key[-1], "n": counts} | {s: shown.get(s, "") for s in sides})
+    columns = {"measure": lambda row: row["measure"]}
+    columns |= {f"{side} {CI}": lambda row, side=side: row[side] for side in sides}
+    return build(pd.DataFrame(lines), columns | {"n": lambda row: row["n"]})
+
+
+def words_table_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show the ten most typical words of each side among all that were tested, by z."""
+    import pandas as pd
+
+    parts = []
+    for _, part in table.groupby("dataset", sort=False):
+        ordered = part.sort_values("z", ascending=False, kind="stable")
+        parts.append(ordered[ordered.z > 0].head(10).assign(side="chosen"))
+        parts.append(ordered[ordered.z < 0].iloc[::-1].head(10).assign(side="rejected"))
+    return words_view(pd.concat(parts))
+
+
 def safety_view(table: pd.DataFrame) -> pd.DataFrame:
     """Show which answers keep a caution or refusal, by policy and persona."""
     columns = {
@@ -381,9 +411,9 @@ def safety_view(table: pd.DataFrame) -> pd.DataFrame:
     return build(table, columns)
 
 
-def persona_shown(persona: str, style: str) -> str:
-    """Say which persona a policy is shown, and how if not in its own line."""
-    return persona + (", first person" if style == "first_person" else "")
+def persona_shown(name: str, style: str) -> str:
+    """Add to a persona's or policy's name how the persona is shown, if not in the policy's own line."""
+    return name + (", first person" if style == "first_person" else "")
 
 
 def safety_pairs_view(table: pd.DataFrame) -> pd.DataFrame:
@@ -425,9 +455,61 @@ def safety_error_view(table: pd.DataFrame) -> pd.DataFrame:
         "share by rule": lambda row: number(row["raw"], 3),
         f"by hand {CI}": lambda row: with_interval(row, "hand_share", 3),
         f"by rule, corrected by hand {CI}": lambda row: with_interval(row, "assisted", 3),
+        f"PT minus DPO told a persona {CI}": lambda row: with_interval(row, "minus_dpo_p", 3, True),
         "n (of)": lambda row: f"{row['n']} ({row['stands_for']})",
     }
     return build(table, columns, name_dataset=False)
+
+
+def noise_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show leakage and format noise of answers, in per cent of the answers."""
+
+    def percent(row: Any, *names: str) -> str:
+        return " / ".join("" if row[name] is None else number(100 * row[name], 1) for name in names)
+
+    columns = {
+        "policy": lambda row: row["arm"],
+        "shown persona": lambda row: persona_shown(row["eval_persona"], row["persona_format"]),
+        "copies the persona / another's, %": lambda row: percent(row, "copies_persona", "copies_other"),
+        "names a persona, %": lambda row: percent(row, "names_persona"),
+        "role at the start / inside, %": lambda row: percent(row, "role_start", "role_inside"),
+        "lists / template tokens, %": lambda row: percent(row, "list", "template"),
+        "no end / loops, %": lambda row: percent(row, "endless", "repeats"),
+        "words: median, mean": lambda row: f"{row['words_median']:.0f}, {row['words_mean']:.1f}",
+        "n": size,
+    }
+    return build(table, columns)
+
+
+def steering_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show how far personas steer length."""
+    columns = {
+        "policy": lambda row: (
+            row["arm"] + (", first person" if row["persona_format"] == "first_person" else "")
+        ),
+        "personas": lambda row: row["persona"],
+        f"Spearman's rho {CI}": lambda row: with_interval(row, "rho", 2, True),
+        "n": size,
+    }
+    return build(table, columns)
+
+
+def reward_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show accuracy of policies as reward models, by persona and category."""
+    columns = {
+        "policy": lambda row: (
+            row["arm"] + (", first person" if row["persona_format"] == "first_person" else "")
+        ),
+        "measure": lambda row: row["measure"],
+        "personas": lambda row: row["persona"],
+        "category": lambda row: row["category"],
+        f"accuracy {CI}": lambda row: with_interval(row, "accuracy"),
+        "chosen under P_C / rejected under P_R": lambda row: " / ".join(
+            filter(None, (number(row["acc_chosen"]), number(row["acc_rejected"])))
+        ),
+        "n": size,
+    }
+    return build(table, columns)
 
 
 def ratings_view(table: pd.DataFrame) -> pd.DataFrame:
@@ -487,6 +569,9 @@ VIEWS: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
     "judge_agreement": agreement_view,
     "released_judged": rejudged_view,
     "released_agreement": agreement_view,
+    "persona_text": persona_text_view,
+    "released_personas": persona_text_view,
+    "released_words": words_table_view,
     "ratings": ratings_view,
     "rating_agreement": rating_agreement_view,
     "not_run": plain_view,
@@ -496,6 +581,10 @@ VIEWS: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
     "released_safety": safety_view,
     "released_safety_pairs": safety_pairs_view,
     "released_safety_error": safety_error_view,
+    "released_noise": noise_view,
+    "answer_noise": noise_view,
+    "length_steering": steering_view,
+    "reward_accuracy": reward_view,
     "safety": safety_view,
     "safety_pairs": safety_pairs_view,
     "arms_run": plain_view,

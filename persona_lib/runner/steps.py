@@ -144,7 +144,14 @@ STEPS: dict[str, Step] = {
     ),
     "10_user_personas": Step(
         "Personas that users write themselves",
-        inputs=("02_base_model", "05_tailoring_data", "08_generation", "09_judging"),
+        inputs=(
+            "02_base_model",
+            "05_tailoring_data",
+            "06_supervised_tailoring",
+            "07_preference_tailoring",
+            "08_generation",
+            "09_judging",
+        ),
         fields=JUDGING,
         minutes={"smoke": 0.1, "synthetic": 0.1, "paper": 30},
     ),

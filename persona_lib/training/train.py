@@ -35,7 +35,7 @@ SHARED_FIELDS = (
     "max_length", "lr_scheduler", "warmup_steps", "train_limit", "train_processes", "train_launcher",
 )  # fmt: skip
 METHOD_FIELDS = {
-    "sft": ("completion_only_loss", "sft_learning_rate", "sft_epochs", "sft_batch_size"),
+    "sft": ("completion_only_loss", "sft_learning_rate", "sft_epochs", "sft_batch_size", "sft_packing"),
     "dpo": (
         "dpo_splits",
         "dpo_order",

@@ -15,7 +15,7 @@ from typing import Any
 from persona_lib.models import guards
 from persona_lib.models.tokens import released_encode
 from persona_lib.profiles import Profile
-from persona_lib.training import prefix_sharing, ranks
+from persona_lib.training import ranks, row_packing
 from persona_lib.training.rounding import round_steps
 
 EVAL_BATCH = {"sft": 1, "dpo": 8}  # SFT's evaluation loss depends on it: a mean of batch means
@@ -124,9 +124,14 @@ def sft_trainer(
         packing=False,
         padding_free=False,
     )
+    collator = None
+    if profile.sft_packing:
+        base = row_packing.accept_packed(base)
+        collator = row_packing.sft_collator(tokenizer.pad_token_id)
     trainer = SFTTrainer(
         model=get_peft_model(base, lora_config(profile)),
         args=one_gpu(config),
+        data_collator=collator,
         processing_class=tokenizer,
         train_dataset=data["train"],
         eval_dataset=data["val"],
@@ -237,8 +242,8 @@ def dpo_trainer(
     )
     collator = None
     if profile.dpo_prefix_sharing:
-        base = prefix_sharing.share_prefix(base)
-        collator = prefix_sharing.collator(tokenizer.pad_token_id, profile.max_length)
+        base = row_packing.accept_packed(base)
+        collator = row_packing.dpo_collator(tokenizer.pad_token_id, profile.max_length)
     trainer = stacked_dpo_trainer_class(profile.dpo_tokenization)(
         model=PeftModel.from_pretrained(base, str(sft), is_trainable=True),
         args=one_gpu(config),

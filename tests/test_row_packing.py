@@ -1,4 +1,4 @@
-"""DPO with shared prefixes beside TRL's own path: the same numbers, gradients and weights."""
+"""Packed rows and shared prompts beside TRL's own path: the same numbers, gradients and weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tiny import tiny_model, tiny_run, tiny_tokenizer
 from persona_lib import store
 from persona_lib.config import Run, set_field
 from persona_lib.models import guards
-from persona_lib.training import prefix_sharing, train
+from persona_lib.training import row_packing, train
 from persona_lib.training.trainers import lora_config
 
 PAIRS = [
@@ -33,11 +33,11 @@ def random_pairs(n: int, longest: int = 12) -> list[dict[str, list[int]]]:
 
 
 def test_a_batch_holds_every_prompt_once_and_windows_in_trls_order():
-    batch = prefix_sharing.collator(pad=0, max_length=9)(PAIRS)
-    shared = batch["shared"]
-    assert shared["ids"].tolist() == [[1, 20, 21, 30, 31, 40, 2], [1, 22, 2, 41, 42, 43, 2]]
-    assert shared["positions"].tolist() == [[0, 1, 2, 3, 4, 3, 4], [0, 1, 2, 2, 3, 4, 5]]
-    assert shared["segments"].tolist() == [[0, 0, 0, 1, 1, 2, 2], [0, 0, 1, 2, 2, 2, 2]]
+    batch = row_packing.dpo_collator(pad=0, max_length=9)(PAIRS)
+    packed = batch["packed"]
+    assert packed["ids"].tolist() == [[1, 20, 21, 30, 31, 40, 2], [1, 22, 2, 41, 42, 43, 2]]
+    assert packed["positions"].tolist() == [[0, 1, 2, 3, 4, 3, 4], [0, 1, 2, 2, 3, 4, 5]]
+    assert packed["owners"].tolist() == [[0, 0, 0, 1, 1, 2, 2], [3, 3, 4, 5, 5, 5, 5]]
     assert batch["input_ids"].tolist() == [
         [21, 30, 31, 0, 0],
         [22, 2, 0, 0, 0],
@@ -45,24 +45,43 @@ def test_a_batch_holds_every_prompt_once_and_windows_in_trls_order():
         [22, 41, 42, 43, 2],
     ]
     assert batch["completion_mask"].sum(dim=1).tolist() == [2, 1, 2, 4]
-    assert shared["windows"].tolist() == [[2, 3, 4, 0, 0], [1, 2, 0, 0, 0], [2, 5, 6, 0, 0], [1, 3, 4, 5, 6]]
+    chosen, rejected = [[2, 3, 4, 0, 0], [8, 9, 0, 0, 0]], [[2, 5, 6, 0, 0], [8, 10, 11, 12, 13]]
+    assert packed["windows"].tolist() == chosen + rejected
     assert batch["ref_chosen_logps"].tolist() == [-1.5, -2.5] and "ref_rejected_logps" not in batch
 
 
+def test_rows_go_where_there_is_room_longest_first_and_no_sequence_outgrows_the_longest():
+    assert row_packing.places([3, 5, 2, 4, 1]) == [(2, 0), (0, 0), (2, 3), (1, 0), (1, 4)]
+    assert row_packing.places([7]) == [(0, 0)]
+
+
+def test_an_sft_batch_lays_rows_side_by_side_and_keeps_labels_from_the_first_on():
+    """Three rows, of 4, 2 and 2 tokens: the short ones share a sequence; the last has a loss on all of it."""
+    rows = [([1, 5, 6, 2], [-100, -100, 6, 2]), ([1, 2], [-100, 2]), ([1, 7], [1, 7])]
+    examples = [{"input_ids": ids, "labels": labels} for ids, labels in rows]
+    batch = row_packing.sft_collator(pad=0)(examples)
+    assert batch["packed"]["ids"].tolist() == [[1, 5, 6, 2], [1, 2, 1, 7]]
+    assert batch["packed"]["positions"].tolist() == [[0, 1, 2, 3], [0, 1, 0, 1]]
+    assert batch["packed"]["owners"].tolist() == [[0] * 4, [3, 3, 6, 6]]
+    assert batch["packed"]["windows"].tolist() == [[1, 2, 3], [4, 5, 0], [6, 7, 0]]
+    assert batch["labels"].tolist() == [[-100, 6, 2], [-100, 2, -100], [1, 7, -100]]
+
+
 def test_rows_are_cut_after_max_length_each_response_for_itself():
-    batch = prefix_sharing.collator(pad=0, max_length=4)(PAIRS)
-    assert batch["shared"]["ids"].tolist() == [[1, 20, 21, 30, 40], [1, 22, 2, 41, 42]]
+    batch = row_packing.dpo_collator(pad=0, max_length=4)(PAIRS)
+    assert batch["packed"]["ids"].tolist() == [[1, 20, 21, 30, 40], [1, 22, 2, 41, 42]]
     assert batch["completion_mask"].sum(dim=1).tolist() == [1, 1, 1, 2]
 
 
-def test_a_response_sees_the_prompt_and_its_own_past_only():
+def test_a_response_sees_its_own_past_and_its_rows_prompt_only():
+    """Two rows in one sequence, the first with two responses, the second with one, and two of padding."""
     import torch
 
-    segments = torch.tensor([[0, 0, 1, 1, 2]])
-    seen = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 0, 0, 1]]
-    mask = prefix_sharing.attention_mask(segments, "sdpa", torch.float32)
-    assert mask[0, 0].int().tolist() == seen
-    added = prefix_sharing.attention_mask(segments, "eager", torch.float32)
+    owners = torch.tensor([[0, 1, 1, 2, 6, 7, -1, -1]])
+    seen = ["1", "11", "111", "1001", "00001", "000011", "0000001", "00000011"]
+    mask = row_packing.attention_mask(owners, "sdpa", torch.float32)
+    assert ["".join(map(str, row)).rstrip("0") for row in mask[0, 0].int().tolist()] == seen
+    added = row_packing.attention_mask(owners, "eager", torch.float32)
     assert (added == 0).equal(mask) and added.min() == torch.finfo(torch.float32).min
 
 
@@ -73,12 +92,12 @@ def test_hidden_states_are_those_of_two_sequences_with_the_prompt_in_both(attent
     from trl.trainer.dpo_trainer import DataCollatorForPreference
 
     pairs = [p for p in random_pairs(7) if len(p["prompt_ids"]) < max_length]
-    model = prefix_sharing.share_prefix(tiny_model().eval())
+    model = row_packing.accept_packed(tiny_model().eval())
     model.set_attn_implementation(attention)
-    ours = prefix_sharing.collator(0, max_length)(pairs)
+    ours = row_packing.dpo_collator(0, max_length)(pairs)
     theirs = DataCollatorForPreference(pad_token_id=0, max_length=max_length)(pairs)
     with torch.no_grad():
-        shared = model.model(**{k: ours[k] for k in ("input_ids", "attention_mask", "shared")})
+        shared = model.model(**{k: ours[k] for k in ("input_ids", "attention_mask", "packed")})
         plain = model.model(input_ids=theirs["input_ids"], attention_mask=theirs["attention_mask"])
     for row in range(2 * len(pairs)):
         first = len(pairs[row % len(pairs)]["prompt_ids"]) - 1
@@ -95,8 +114,8 @@ def test_attention_that_takes_no_mask_of_ours_is_refused(setting):
     model = tiny_model()
     for name, value in setting.items():
         setattr(model.config, name, value)
-    with pytest.raises(ValueError, match="dpo_prefix_sharing.* set it to false"):
-        prefix_sharing.share_prefix(model)
+    with pytest.raises(ValueError, match="packed rows.* set sft_packing and dpo_prefix_sharing to false"):
+        row_packing.accept_packed(model)
 
 
 # --- training beside the plain path ---
@@ -119,9 +138,9 @@ def batch_gradients(trainer, n: int = 4) -> tuple[float, dict]:
     return trainer.compute_loss(trainer.model, batch).item(), found
 
 
-def assert_same_gradients(plain, shared) -> None:
+def assert_same_gradients(plain, shared, n: int = 4) -> None:
     """Equal to 1e-6 of all gradients together, and nearly so for each tensor by itself."""
-    (loss, theirs), (other, ours) = batch_gradients(plain), batch_gradients(shared)
+    (loss, theirs), (other, ours) = batch_gradients(plain, n), batch_gradients(shared, n)
     assert other == pytest.approx(loss, rel=1e-6)
     assert ours.keys() == theirs.keys() and ours
     off = {name: float((ours[name] - theirs[name]).norm()) for name in ours}
@@ -131,10 +150,14 @@ def assert_same_gradients(plain, shared) -> None:
     assert all(off[name] <= 5e-6 * sizes[name] for name in off) and min(sizes.values()) > 0
 
 
-def both_ways(run: Run) -> tuple:
-    """The trainers of the plain path and of the shared one."""
-    shared = Run(set_field(run.profile, dpo_prefix_sharing=True), run.dataset, run.seed)
-    return build(run, "dpo"), build(shared, "dpo")
+def packed_run(run: Run) -> Run:
+    """The same run with packed rows."""
+    return Run(set_field(run.profile, dpo_prefix_sharing=True, sft_packing=True), run.dataset, run.seed)
+
+
+def both_ways(run: Run, method: str = "dpo") -> tuple:
+    """The trainers of the plain path and of the packed one."""
+    return build(run, method), build(packed_run(run), method)
 
 
 @pytest.fixture(scope="module", params=["none", "nf4"])
@@ -161,6 +184,21 @@ def test_stacked_adapter_gets_the_gradients_of_the_plain_path(sft_run, changes):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("changes", [{}, {"completion_only_loss": False}, {"max_length": 18}], ids=str)
+def test_sft_gets_the_gradients_of_the_plain_path(sft_run, changes):
+    run = Run(set_field(sft_run.profile, **changes), sft_run.dataset, sft_run.seed)
+    plain, packed = both_ways(run, "sft")
+    for trainer in (plain, packed):
+        start_off_zero(trainer)
+    assert_same_gradients(plain, packed, 8)
+    with guards.quiet_libraries():
+        theirs, ours = (trainer.evaluate() for trainer in (plain, packed))
+        assert ours["eval_loss"] == pytest.approx(theirs["eval_loss"], rel=1e-6)
+        losses = [trainer.train().training_loss for trainer in (plain, packed)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+@pytest.mark.slow
 def test_lone_lora_adapter_with_an_online_reference_gets_the_gradients_of_the_plain_path(
     tmp_path, monkeypatch
 ):
@@ -174,10 +212,10 @@ def test_lone_lora_adapter_with_an_online_reference_gets_the_gradients_of_the_pl
     names = ("prompt", "chosen", "rejected")
     rows = Dataset.from_list([dict(zip(names, words[i::8], strict=True)) for i in range(8)])
     trainers = []
-    for collate in (None, prefix_sharing.collator(0, 64)):
+    for collate in (None, row_packing.dpo_collator(0, 64)):
         base = tiny_model()
         if collate:
-            prefix_sharing.share_prefix(base)
+            row_packing.accept_packed(base)
         model = get_peft_model(base, lora_config(run.profile))
         settings = {"bf16": False, "use_cpu": True, "gradient_checkpointing": False, "max_length": 64}
         config = DPOConfig(output_dir=str(tmp_path / "trl"), report_to="none", **settings)
@@ -211,7 +249,7 @@ def test_evaluation_and_trained_weights_are_those_of_the_plain_path(sft_run):
 
 @pytest.mark.slow
 def test_killed_training_resumes_to_the_same_losses_and_weights(sft_run, monkeypatch):
-    run = Run(set_field(sft_run.profile, dpo_prefix_sharing=True), sft_run.dataset, sft_run.seed)
+    run = packed_run(sft_run)
     folder = train.train_adapter(run, "dpo", "chosen")
     losses, weights = evaluation_losses(folder), (folder / "adapter_model.safetensors").read_bytes()
     (folder / "done.json").unlink()
@@ -225,8 +263,9 @@ def test_killed_training_resumes_to_the_same_losses_and_weights(sft_run, monkeyp
     assert (folder / "adapter_model.safetensors").read_bytes() == weights
 
 
-def test_sharing_makes_another_adapter(tmp_path, monkeypatch):
+def test_packing_makes_another_adapter(tmp_path, monkeypatch):
     run = tiny_run(tmp_path, monkeypatch)
     store.mark_done(train.adapter_folder(run, "sft", "none"), "sft")
-    other = Run(set_field(run.profile, dpo_prefix_sharing=True), run.dataset, run.seed)
-    assert train.training_spec(run, "dpo", "none") != train.training_spec(other, "dpo", "none")
+    for method in ("sft", "dpo"):
+        spec, other = (train.training_spec(r, method, "none") for r in (run, packed_run(run)))
+        assert spec != other
