@@ -14,7 +14,7 @@ from persona_lib import docs, store
 from persona_lib.config import REPO, load_profile, results_dir
 from persona_lib.reporting import figures, primary, results, results_paper, views
 from persona_lib.reporting.origin import command_of, origin_line
-from persona_lib.runner import report
+from persona_lib.runner import pages, report
 
 HOSTILE = '<script>alert("x")</script> & "quotes"'
 
@@ -140,6 +140,36 @@ def test_executed_notebooks_become_pages_that_load_nothing(filled):
     assert f"notebooks/{page.name}" in index.read_text(encoding="utf-8")
     assert "A title" in page.read_text(encoding="utf-8")
     assert not [s for s in Page(page.read_text(encoding="utf-8")).sources if s.startswith(("http", "//"))]
+
+
+@pytest.mark.parametrize(
+    ("text", "kept", "formulas"),
+    [("a $x_1$ and `$HOME`", "`$HOME`", 1), ("```\n$$x$$\n```", "$$x$$", 0), ("$5 or $6", "$5 or $6", 0),
+     ("$$\\frac{W - L}\n{W + L}$$ then $\\Delta$", " then ", 2)],
+)  # fmt: skip
+def test_formulas_become_mathml_and_code_stays(text, kept, formulas):
+    taken = []
+    left = pages.without_formulas(text, taken)
+    assert kept in left and len(taken) == formulas
+    assert all(formula.startswith("<math") for formula in taken)
+
+
+def test_a_formula_reaches_the_page_through_nbconverts_cleaning(tmp_path):
+    notebook = nbformat.v4.new_notebook()
+    notebook.cells = [nbformat.v4.new_markdown_cell("The rate is $\\frac{1}{2}$; $\\left($ is none.")]
+    nbformat.write(notebook, tmp_path / "n.ipynb")
+    page = pages.notebook_page(tmp_path / "n.ipynb")
+    assert "<mfrac><mrow><mn>1</mn></mrow><mrow><mn>2</mn></mrow></mfrac>" in page
+    assert "<code>\\left(</code>" in page and "\ue000" not in page
+
+
+def test_an_image_without_words_gets_the_heading_above_it():
+    notebook = nbformat.v4.new_notebook()
+    image = nbformat.v4.new_output("display_data", {"image/png": ""})
+    cell = nbformat.v4.new_code_cell("plot()", outputs=[image])
+    notebook.cells = [nbformat.v4.new_markdown_cell("## Losses"), cell]
+    pages.describe_images(notebook)
+    assert cell.outputs[0].metadata["image/png"]["alt"] == "Figure of the section Losses"
 
 
 def test_a_page_of_a_notebook_that_is_gone_goes_too(filled):
