@@ -18,7 +18,7 @@ esac
 use_environment dev
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
-"$PYTHON" -m pytest -q
+"$PYTHON" -m pytest -q -n 2
 if ! $fast; then
     "$PYTHON" -m pytest -q --slow -m slow
 fi

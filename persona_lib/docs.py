@@ -30,6 +30,7 @@ TRACKED = {  # tables on validation topics, kept with the figures -> the command
     "selection_sft": "python -m persona_lib.selection",
     "selection_dpo": "python -m persona_lib.selection",
     "axes": "python -m persona_lib.axes",
+    "faults": "python -m persona_lib.axes faults",
 }
 SHOWN: dict[str, dict[str, Any]] = {  # what of a long table stands in a document
     "swap": {"measure": ["policy"], "persona": ["gold", "stripped", "retrieved", "shuffled", "user"]},
@@ -51,7 +52,7 @@ def read_shown(profile: Profile, name: str) -> pd.DataFrame:
 
     if name in TRACKED:
         path = figures_dir(profile) / f"{name}.csv"
-        return pd.read_csv(path) if path.exists() else pd.DataFrame()
+        return pd.read_csv(path, dtype={"seeds": str}) if path.exists() else pd.DataFrame()
     table = read_table(profile, name)
     for column, values in SHOWN.get(name, {}).items():
         table = table[table[column].isin(values)] if column in table else table
@@ -77,6 +78,9 @@ def made_by(profile: Profile, name: str, table: pd.DataFrame) -> str:
         return f"`{TRACKED[name]}`; validation topics, seeds that no result uses."
     sizes = sorted({int(n) for n in table.n.dropna()}) if "n" in table else []
     n = "see the table" if not sizes else str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+    if "safety" in name:
+        runs = "none, no model runs" if name.startswith("released") else seeds_of(profile) or "not recorded"
+        return origin_line(profile, runs, n, "15_safety")
     if name.startswith("released"):
         judged = name in ("released_judged", "released_agreement")
         runs = "none, only judges run" if judged else "none, no model runs"

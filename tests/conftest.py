@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,12 +14,36 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow eac
 os.environ.setdefault("GOMP_SPINCOUNT", "100")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+# Where this is there, jsonschema (nbformat imports it) builds a grammar of addresses: seconds for nothing.
+sys.modules.setdefault("rfc3987_syntax", None)
 
 REPO = Path(__file__).resolve().parent.parent
+LOADS_MODELS = re.compile(r"^\s*(import torch|torch = |from tiny import)|\b(load_base|run_notebook)\b", re.M)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests that train or run notebooks")
+
+
+@cache
+def process_group(path: Path) -> str:
+    """Name what is tested in one process where there are several: a file, or all files that load models.
+
+    Importing torch, transformers and peft takes as long as many tests: one process is to do it, not each.
+    """
+    return "models" if LOADS_MODELS.search(path.read_text(encoding="utf-8")) else path.stem
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Give each group to one process, whatever ``--dist`` says."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return process_group(REPO / nodeid.split("::")[0])
+
+    return ByGroup(config, log)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

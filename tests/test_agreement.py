@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -81,19 +82,30 @@ class Shorter:
             yield n, Completion(json.dumps({"reason": "length"} | letter), "stop", 5)
 
 
+SERVED = ["second_judge_model=shorter-first", "second_judge_url=http://localhost:1/v1"]
+TWO_JUDGES = load_profile("smoke", [*SERVED, "n_test=8", "bootstrap_samples=40", "seeds=0,1"])
+
+
+@pytest.fixture(scope="module")
+def judged_once(tmp_path_factory):
+    """A results folder of two seeds, judged by the oracle; made once and copied."""
+    folder = tmp_path_factory.mktemp("judged")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PERSONA_RESULTS", str(folder))
+        for seed in TWO_JUDGES.seeds:
+            tiny_results.fill_run(Run(TWO_JUDGES, "synthetic", seed))
+    return folder
+
+
 @pytest.fixture
-def two_judges(tmp_path, monkeypatch):
+def two_judges(judged_once, tmp_path, monkeypatch):
     """A profile whose first judge is the oracle and whose second is ``Shorter``, judged by the first."""
+    shutil.copytree(judged_once, tmp_path / "results")
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
     second = Shorter()
     monkeypatch.setattr(judge, "load_generator", lambda run, role, batch: second)
-    served = ["second_judge_model=shorter-first", "second_judge_url=http://localhost:1/v1"]
-    settings = [*served, "n_test=8", "bootstrap_samples=40", "seeds=0,1"]
-    profile = load_profile("smoke", settings)
-    for seed in profile.seeds:
-        tiny_results.fill_run(Run(profile, "synthetic", seed))
     judged.forget_judged()
-    return profile, second
+    return TWO_JUDGES, second
 
 
 def saved(run: Run, matchup, role: str, rubric: str) -> list[Judgment]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -59,15 +58,24 @@ def tables():
     }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def saved_once(tmp_path_factory):
+    """A results folder in which all tables are; made once and copied."""
+    folder = tmp_path_factory.mktemp("tables")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PERSONA_RESULTS", str(folder))
+        for name, table in tables().items():
+            results.save_table(load_profile("smoke"), name, table)
+    return folder
+
+
 @pytest.fixture
-def profile(tmp_path, monkeypatch):
+def profile(saved_once, tmp_path, monkeypatch):
     """A profile whose tables are all there, in a temporary folder."""
+    shutil.copytree(saved_once, tmp_path / "results")
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
     monkeypatch.setenv("PERSONA_FIGURES", str(tmp_path / "figures"))
-    profile = load_profile("smoke")
-    for name, table in tables().items():
-        results.save_table(profile, name, table)
-    return profile
+    return load_profile("smoke")
 
 
 def grey(path):
@@ -105,14 +113,13 @@ def test_equal_tables_give_equal_bytes_whatever_the_users_settings(profile, two_
 
 
 def test_drawing_leaves_no_state_behind(profile):
-    code = (
-        "from persona_lib.reporting import figures; from persona_lib.config import load_profile; "
-        "p = load_profile('smoke'); n = 'persona_preference'; "
-        "figures.draw(n, figures.figure_inputs(p, n)); import matplotlib.pyplot as plt; "
-        "print(len(plt.get_fignums()), plt.rcParams['axes.spines.top'])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["0", "True"]
+    import matplotlib.pyplot as plt
+
+    with plt.rc_context({"axes.spines.top": True, "font.size": 11.5}):
+        before, open_figures = dict(plt.rcParams), plt.get_fignums()
+        figures.draw("persona_preference", figures.figure_inputs(profile, "persona_preference"))
+        assert plt.get_fignums() == open_figures
+        assert dict(plt.rcParams) == before
 
 
 def test_a_figure_without_its_table_is_not_drawn_and_an_old_one_goes(profile, two_figures):

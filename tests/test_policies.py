@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -101,28 +102,39 @@ def test_with_nothing_trained_a_published_arm_is_compared_with_few_shot():
 # --- a published model beside trained arms ---
 
 
+@pytest.fixture(scope="module")
+def made_once(tmp_path_factory):
+    """Results with test rows and a tiny base with adapters of three arms; beside them another whole model."""
+    folder = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        run = tiny_run(folder / "results", patch)
+    theirs = folder / "theirs"
+    tiny_model(seed=5).save_pretrained(theirs)
+    base = folder / "results" / "synthetic" / "base" / "seed-0"
+    llm.load_tokenizer(base).save_pretrained(theirs)
+    rows = folder / "results" / "synthetic" / "synthetic" / "seed-0"
+    store.write_rows(rows / "tailoring" / "test.jsonl", tiny_rows(6, seed=9, split="test"))
+    store.mark_done(rows / "tailoring", "tiny rows")
+    for seed, name in enumerate(("sft-none", "dpo-none", "sft-chosen")):
+        store.mark_done(save_adapter(base, rows / "adapters" / name, seed), f"key of {name}")
+    return folder, run.profile
+
+
 @pytest.fixture
-def run(tmp_path, monkeypatch):
-    """Test rows, a tiny base with adapters of three arms, and another whole model published as dpo-chosen."""
-    run = tiny_run(
-        tmp_path,
-        monkeypatch,
+def run(made_once, tmp_path, monkeypatch):
+    """A run of which dpo-chosen is published, on a copy of ``made_once``."""
+    folder, profile = made_once
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
+    changed = set_field(
+        profile,
         methods=["sft", "dpo"],
         train_personas=["none", "chosen"],
         gen_max_new_tokens=6,
         eval_personas=["none", "gold-chosen", "gold-rejected"],
-        workers=1,
+        published_arms=[f"synthetic/dpo-chosen={tmp_path / 'theirs'}"],
     )
-    theirs = tmp_path / "theirs"
-    tiny_model(seed=5).save_pretrained(theirs)
-    llm.load_tokenizer(run.base_source[0]).save_pretrained(theirs)
-    store.write_rows(run.folder / "tailoring" / "test.jsonl", tiny_rows(6, seed=9, split="test"))
-    store.mark_done(run.folder / "tailoring", "tiny rows")
-    for seed, name in enumerate(("sft-none", "dpo-none", "sft-chosen")):
-        folder = save_adapter(run.base_source[0], run.folder / "adapters" / name, seed)
-        store.mark_done(folder, f"key of {name}")
-    profile = set_field(run.profile, published_arms=[f"synthetic/dpo-chosen={theirs}"])
-    return dataclasses.replace(run, profile=profile)
+    return Run(changed, "synthetic", 0)
 
 
 def answers(model, tokenizer, rows, persona, adapters=()):
@@ -284,7 +296,7 @@ def test_an_exported_merged_arm_published_again_answers_as_its_adapters_did(tmp_
 
     own = tiny_run(
         tmp_path / "results", monkeypatch, quantization="nf4", methods=["sft", "dpo"],
-        train_personas=["chosen"], gen_max_new_tokens=6, eval_personas=["gold-chosen"], workers=1,
+        train_personas=["chosen"], gen_max_new_tokens=6, eval_personas=["gold-chosen"],
     )  # fmt: skip
     store.write_rows(own.folder / "tailoring" / "test.jsonl", tiny_rows(6, seed=9, split="test"))
     for method in ("sft", "dpo"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -236,6 +237,20 @@ def test_the_table_of_a_run_has_every_arm_and_the_base(run):
     assert list(dict.fromkeys(table.arm)) == ["base", "sft-chosen", "dpo-chosen"]
     assert set(table[table.arm == "base"].measure) == {"policy"}
     assert (run.folder / "tables" / "persona_swap.csv").exists()
+
+
+@pytest.mark.slow
+def test_two_workers_leave_the_very_scores_of_one(run):
+    from persona_lib.config import set_field
+
+    tiny_lora(run, "dpo-chosen", 2)
+    paths = [swap.swap_folder(run, arm) / "policy.jsonl" for arm in ("base", "sft-chosen", "dpo-chosen")]
+    scores = []
+    for workers in (1, 2):
+        swap.score_all(replace(run, profile=set_field(run.profile, workers=workers)))
+        scores.append([path.read_bytes() for path in paths])
+        shutil.rmtree(run.folder / "swap")
+    assert scores[0] == scores[1] and all(scores[0])
 
 
 def test_the_figure_and_the_short_table_are_drawn_from_the_saved_one(run, tmp_path):

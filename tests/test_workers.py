@@ -6,8 +6,10 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from persona_lib import workers
@@ -28,10 +30,23 @@ def fail_or_sleep(number: int, seconds: float) -> None:
     time.sleep(seconds)
 
 
-def leave_a_mark(path: str, seconds: float) -> None:
-    """Write a file after some time."""
+def say_who_and_sleep(path: str, seconds: float) -> None:
+    """Write the process's id into a file and sleep."""
+    Path(path).write_text(str(os.getpid()), encoding="utf-8")
     time.sleep(seconds)
-    Path(path).write_text("still here", encoding="utf-8")
+
+
+def wait_for(condition: Callable[[], bool], seconds: float) -> bool:
+    """Return whether a condition has come true within some time."""
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.05)
+    return condition()
+
+
+def is_running(pid: int) -> bool:
+    """Return whether a process is there and has not ended (one that nobody waits for stays as a zombie)."""
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 def test_jobs_in_workers_return_in_order_with_shared_cores_and_show_their_lines(capsys, monkeypatch):
@@ -58,20 +73,23 @@ def test_a_failing_job_is_raised_without_waiting_for_the_others():
 
 
 def test_workers_end_when_their_parent_is_killed(tmp_path):
-    jobs = [(str(tmp_path / name), 4.0) for name in ("a", "b")]
+    files = [tmp_path / name for name in ("a", "b")]
     script = tmp_path / "script.py"
     script.write_text(
-        "from test_workers import leave_a_mark, workers\n"
-        f"if __name__ == '__main__':\n    workers.run_jobs(leave_a_mark, {jobs}, 2)\n",
+        "from test_workers import say_who_and_sleep, workers\n"
+        f"jobs = {[(str(path), 60.0) for path in files]}\n"
+        "if __name__ == '__main__':\n    workers.run_jobs(say_who_and_sleep, jobs, 2)\n",
         encoding="utf-8",
     )
     path = os.pathsep.join([str(REPO), str(REPO / "tests")])
     parent = subprocess.Popen([sys.executable, str(script)], env=os.environ | {"PYTHONPATH": path})
-    time.sleep(2.0)
-    parent.kill()
-    parent.wait()
-    time.sleep(4.0)
-    assert not list(tmp_path.glob("?"))
+    try:
+        assert wait_for(lambda: all(f.exists() and f.read_text() for f in files), 30), "no worker has begun"
+    finally:
+        parent.kill()
+        parent.wait()
+    pids = [int(f.read_text()) for f in files]
+    assert len(set(pids)) == 2 and wait_for(lambda: not any(map(is_running, pids)), 20)
 
 
 def test_share_out_gives_the_heaviest_first_each_to_the_lightest():

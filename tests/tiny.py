@@ -77,6 +77,7 @@ def tiny_rows(
 TINY = {
     "lora_targets": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
     "quantization": "none",
+    "workers": 1,  # a worker of its own imports torch anew: only tests about workers have two
     "lora_r": 4,
     "lora_alpha": 8,
     "max_length": 64,

@@ -131,7 +131,7 @@ def swap_key(run: Run, arm: str, persona_format: str) -> str:
     p = run.profile
     settings = (
         *(p.quantization, p.compute_dtype, p.gen_expand_weights),
-        *(p.swap_batch_size, p.eval_split, p.eval_limit, p.eval_personas),
+        *(p.swap_batch_size, p.eval_split, p.eval_limit, p.eval_personas, p.first_person_wording),
     )
     return store.content_hash(
         module_hash("evaluation.swap"), inputs, model_key(*run.base_source), settings, persona_format
@@ -204,7 +204,8 @@ def score_jobs(
     jobs = sorted(jobs, key=lambda job: len(job[0].chosen) + len(job[0].rejected) + len(job[2] or ""))
     for start in range(0, len(jobs), CHUNK * batch):
         chunk = jobs[start : start + CHUNK * batch]
-        prompts = [tailoring_prompt(row.prompt, persona, persona_format) for row, _, persona in chunk]
+        how = persona_format, run.profile.first_person_wording
+        prompts = [tailoring_prompt(row.prompt, persona, *how) for row, _, persona in chunk]
         texts = [completion_text(side) for row, _, _ in chunk for side in (row.chosen, row.rejected)]
         twice = [prompt for prompt in prompts for _ in range(2)]
         with using_adapters(model, [folder.name for folder in adapters]):

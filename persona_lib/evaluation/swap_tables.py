@@ -11,7 +11,7 @@ quality and memorisation cancel, and share D > 0 is 1/2 for a policy that does n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 FAMILIES = ("gold", "stripped", "retrieved", "shuffled", "user")  # of personas that come in two sides
 MEASURES = ("policy", "implicit reward")
-VALUES = ("acc_chosen", "acc_rejected", "flip", "d_positive", "d")
 ROUNDING = 1e-4  # nats: a smaller D is rounding, the policy saw no difference
 
 
@@ -78,6 +77,43 @@ def join_reference(scores: Sequence[PolicyScore], reference: Sequence[PolicyScor
 # --- what is reported: pure functions of the scores ---
 
 
+def acc_chosen(m: np.ndarray, d: np.ndarray) -> np.ndarray:
+    """Return whether P_C makes the policy prefer the chosen response."""
+    return m[:, 0] > 0
+
+
+def acc_rejected(m: np.ndarray, d: np.ndarray) -> np.ndarray:
+    """Return whether P_R makes it prefer the rejected one."""
+    return m[:, 1] < 0
+
+
+def flip(m: np.ndarray, d: np.ndarray) -> np.ndarray:
+    """Return whether both hold."""
+    return (m[:, 0] > 0) & (m[:, 1] < 0)
+
+
+def d_positive(m: np.ndarray, d: np.ndarray) -> np.ndarray:
+    """Return whether D > 0; NaN where it is undefined or 0 to rounding."""
+    import numpy as np
+
+    return np.where(np.isnan(d) | (np.abs(d) < ROUNDING), np.nan, (d > 0).astype(float))
+
+
+def difference(m: np.ndarray, d: np.ndarray) -> np.ndarray:
+    """Return D in nats."""
+    return d
+
+
+# name -> a function of the margins m (row, persona) and of D (row), one value per row; each gets an interval
+METRICS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "acc_chosen": acc_chosen,
+    "acc_rejected": acc_rejected,
+    "flip": flip,
+    "d_positive": d_positive,
+    "d": difference,
+}
+
+
 def swap_values(scores: Sequence[SwapScore], family: str, measure: str) -> dict[str, np.ndarray]:
     """Return per-row values of one family of personas, arrays in the order of row ids.
 
@@ -95,10 +131,7 @@ def swap_values(scores: Sequence[SwapScore], family: str, measure: str) -> dict[
     m = np.array([[one.margin(measure) for one in pair] for pair in both], dtype=float).reshape(len(both), 2)
     same = np.array([a.persona == b.persona for a, b in both], dtype=bool)
     d = np.where(same, np.nan, m[:, 0] - m[:, 1])
-    d_positive = np.where(np.isnan(d) | (np.abs(d) < ROUNDING), np.nan, (d > 0).astype(float))
-    right = m[:, 0] > 0, m[:, 1] < 0
-    columns = (*right, right[0] & right[1], d_positive, d)
-    return {name: np.asarray(v, dtype=float) for name, v in zip(VALUES, columns, strict=True)}
+    return {name: np.asarray(metric(m, d), dtype=float) for name, metric in METRICS.items()}
 
 
 def swap_table(

@@ -23,6 +23,7 @@ from persona_lib.reporting.plots import (
     plot_swap,
     plot_words,
 )
+from persona_lib.reporting.rating_plots import alt_ratings, plot_ratings
 from persona_lib.reporting.results import table_path
 from persona_lib.reporting.views import number, title_of
 
@@ -127,7 +128,10 @@ FIGURES = {
         ("swap",), plot_swap, alt_swap, "Persona swap: does the preference follow the persona?"
     ),
     "words": FigureKind(("words",), plot_words, alt_words, "Words that are typical of each side's personas"),
+    "ratings": FigureKind(("ratings",), plot_ratings, alt_ratings, "Ratings of personas and answers"),
 }
+
+ELSEWHERE = ("ratings",)  # drawn by the notebook that makes their tables, not by 12_results
 
 
 def read_tables(name: str, paths: Sequence[Path]) -> list[pd.DataFrame]:
@@ -170,10 +174,13 @@ def alt_text(profile: Profile, name: str) -> str:
     return FIGURES[name].alt(*read_tables(name, figure_inputs(profile, name)))
 
 
-def save_figures(profile: Profile) -> dict[str, Path]:
-    """Draw every figure whose tables are there; returns the PNGs. Older files of the others are removed."""
+def save_figures(profile: Profile, names: Sequence[str] = ()) -> dict[str, Path]:
+    """Draw the figures whose tables are there; returns the PNGs. Older files of the others are removed.
+
+    Without ``names``: all but those of other notebooks.
+    """
     drawn = {}
-    for name in FIGURES:
+    for name in names or [name for name in FIGURES if name not in ELSEWHERE]:
         paths = figure_inputs(profile, name)
         if all(path.exists() for path in paths):
             drawn[name] = save(draw(name, paths), figures_dir(profile), name)[1]

@@ -15,7 +15,9 @@ from persona_lib.data.preference import inference_split
 from persona_lib.evaluation.judged import forget_judged, runs_of
 from persona_lib.profiles import Profile
 from persona_lib.records import EVAL_PERSONAS, TRAIN_PERSONAS
+from persona_lib.reporting.arms_run import arms_run
 from persona_lib.reporting.results import Row, judged_tables, read_table, save_table
+from persona_lib.reporting.results_length import LENGTH_TABLES
 from persona_lib.reporting.results_personas import PERSONA_TABLES
 from persona_lib.reporting.results_swap import SWAP_TABLES, forget_swap
 
@@ -188,8 +190,10 @@ def save_tables(profile: Profile) -> dict[str, Path]:
         **judged_tables(),
         **PERSONA_TABLES,
         **SWAP_TABLES,
+        **LENGTH_TABLES,
         "primary": primary_results,
         "not_run": not_run,
+        "arms_run": arms_run,
     }
     paths = {name: save_table(profile, name, make(profile)) for name, make in makers.items()}
     return {name: path for name, path in paths.items() if path}

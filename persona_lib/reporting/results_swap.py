@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from persona_lib.config import Run
 from persona_lib.evaluation.judged import runs_of, same_items
 from persona_lib.evaluation.swap import swap_arms, swap_folder
-from persona_lib.evaluation.swap_tables import FAMILIES, MEASURES, VALUES, SwapScore, swap_values
+from persona_lib.evaluation.swap_tables import FAMILIES, MEASURES, METRICS, SwapScore, swap_values
 from persona_lib.evaluation.tailor import eval_rows, generation_folder, grid, read_generations
 from persona_lib.profiles import Profile
 from persona_lib.records import RunSpec
@@ -80,7 +80,7 @@ def swap_items(scores: Sequence[SwapScore]) -> Iterator[tuple[str, str, dict[str
         for measure in MEASURES:
             values = swap_values(scores, family, measure)
             if ids and len(values["flip"]) == len(ids):  # an arm without a reference has no implicit reward
-                for name in VALUES:
+                for name in METRICS:
                     yield f"{measure}/{family}", name, dict(zip(ids, values[name].tolist(), strict=True))
 
 
@@ -181,7 +181,7 @@ def swap_table(profile: Profile) -> pd.DataFrame:
     for items in swap_data(profile):
         for part, what in dict.fromkeys((part, what) for part, what, _ in items.values):
             measure, family = what.split("/")
-            line = value_row(items, part, what, VALUES)
+            line = value_row(items, part, what, tuple(METRICS))
             lines.append({"measure": measure, "persona": family} | line)
     return pd.DataFrame(lines)
 
@@ -194,7 +194,7 @@ def swap_by_seed(profile: Profile) -> pd.DataFrame:
     for items in swap_data(profile):
         for number, seed in enumerate(profile.seeds):
             for part, what in dict.fromkeys((part, what) for part, what, _ in items.values):
-                values = {name: items.values[part, what, name][number] for name in VALUES}
+                values = {name: items.values[part, what, name][number] for name in METRICS}
                 if values["flip"]:
                     measure, family = what.split("/")
                     names = {"dataset": items.dataset, "seed": seed, "arm": part[0],

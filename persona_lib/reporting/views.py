@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 LABELS = {  # whose numbers they are
     "synthetic": "synthetic world",
     "authors": "authors' data",
+    "own": "own data",
     "paper": "paper's own numbers",
 }
 CI = "[95 % interval]"
@@ -26,7 +27,9 @@ MINUS = "\N{MINUS SIGN}"
 
 def world_of(dataset: str) -> str:
     """Say whose data a number is measured on."""
-    return LABELS["synthetic"] if dataset == "synthetic" else LABELS["authors"]
+    if dataset == "synthetic":
+        return LABELS["synthetic"]
+    return LABELS["authors"] if dataset in DATASETS else LABELS["own"]
 
 
 def title_of(dataset: str) -> str:
@@ -191,6 +194,19 @@ def swap_view(table: pd.DataFrame) -> pd.DataFrame:
     return build(table, columns)
 
 
+def swap_length_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show share D > 0 by which response is longer, policy log-probabilities."""
+    columns = {
+        "policy": lambda row: f"{row['arm']}, {row['persona_format']}",
+        "personas": lambda row: row["persona"],
+        f"chosen longer {CI}": lambda row: with_interval(row, "chosen_longer", 3),
+        f"rejected longer {CI}": lambda row: with_interval(row, "rejected_longer", 3),
+        f"balanced {CI}": lambda row: with_interval(row, "balanced", 3),
+        "n, chosen / rejected longer": lambda row: f"{row['n_chosen_longer']} / {row['n_rejected_longer']}",
+    }
+    return build(table[table.measure == "policy"], columns)
+
+
 def swap_seed_view(table: pd.DataFrame) -> pd.DataFrame:
     """Show persona-swap accuracy seed by seed, gold and shuffled personas, policy log-probabilities."""
     kept = table[(table.measure == "policy") & table.persona.isin(["gold", "shuffled"])]
@@ -268,13 +284,41 @@ def plain_view(table: pd.DataFrame) -> pd.DataFrame:
 def axes_view(table: pd.DataFrame) -> pd.DataFrame:
     """Show what a change of world or training does: oracle fit of both arms, and what tailoring gains."""
     columns = {
-        "change": lambda row: row["axis"],
+        "change": lambda row: row["change"],
         f"fit, plain DPO {CI}": lambda row: with_interval(row, "fit_plain"),
         f"fit, PT-DPO {CI}": lambda row: with_interval(row, "fit_tailored"),
         f"fit gained {CI}": lambda row: with_interval(row, "fit_gain", sign=True),
         f"quality gained, SD {CI}": lambda row: with_interval(row, "quality_gain_sd", sign=True),
         "n": size,
         "seeds": lambda row: str(row["seeds"]),
+    }
+    return build(table, columns, name_dataset=False)
+
+
+def faults_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show a fault, the setting that repeats it, and each measure's change; the first row has the values."""
+
+    def change(name: str, digits: int = 2) -> Callable[[Any], str]:
+        def cell(row: Any) -> str:
+            if row["change"] == "as-is":
+                return with_interval(row, name, digits)
+            return with_interval(row, f"{name}_change", digits, True)
+
+        return cell
+
+    columns = {
+        "fault (where in their code)": lambda row: row["what"],
+        "setting": lambda row: row["setting"] if isinstance(row["setting"], str) else "",
+        f"fit, plain DPO {CI}": change("fit_plain"),
+        f"fit, PT-DPO {CI}": change("fit_tailored"),
+        f"fit gained {CI}": change("fit_gain"),
+        f"quality gained, SD {CI}": change("quality_gain_sd"),
+        f"dPQ {CI}": change("dpq", 1),
+        f"share of ties {CI}": change("ties"),
+        f"flip, plain DPO {CI}": change("flip_plain"),
+        f"flip, PT-DPO {CI}": change("flip_tailored"),
+        "n": size,
+        "seeds": lambda row: row["seeds"] if isinstance(row["seeds"], str) else "",
     }
     return build(table, columns, name_dataset=False)
 
@@ -320,6 +364,105 @@ def agreement_view(table: pd.DataFrame) -> pd.DataFrame:
     return build(table, columns)
 
 
+def safety_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show which answers keep a caution or refusal, by policy and persona."""
+    columns = {
+        "policy": lambda row: row["arm"],
+        "shown persona": lambda row: persona_shown(row["eval_persona"], row["persona_format"]),
+        "by": lambda row: row["classifier"],
+        "refusal / caution / neither": lambda row: f"{row['refusal']} / {row['caution']} / {row['neither']}",
+        f"share that keeps one {CI}": lambda row: with_interval(row, "share", 3),
+        f"corrected for errors {CI}": lambda row: (
+            with_interval(row, "corrected", 3) if "corrected" in row else ""
+        ),
+        "mean words": lambda row: number(row["words_mean"], 1),
+        "n": size,
+    }
+    return build(table, columns)
+
+
+def persona_shown(persona: str, style: str) -> str:
+    """Say which persona a policy is shown, and how if not in its own line."""
+    return persona + (", first person" if style == "first_person" else "")
+
+
+def safety_pairs_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show paired comparisons of who keeps a caution, with exact McNemar tests."""
+    columns = {
+        "tested": lambda row: f"{row['tested']}, {persona_shown(row['eval_persona'], row['persona_format'])}",
+        "compared": lambda row: (
+            row["compared"] + (", same persona" if row["shows"] == "same persona" else ", none")
+        ),
+        "by": lambda row: row["classifier"],
+        "only tested / only compared keeps it": lambda row: f"{row['only_tested']} / {row['only_compared']}",
+        f"difference {CI}": lambda row: with_interval(row, "difference", 3, True),
+        "p (Holm)": lambda row: (
+            f"{p_value(row['p'])} ({p_value(row['p_holm'])})" if row["p"] == row["p"] else ""
+        ),
+        f"difference at equal length {CI}": lambda row: with_interval(row, "difference_cut", 3, True),
+        f"kept of the compared's cautious answers {CI}": lambda row: with_interval(row, "kept"),
+        "n": size,
+    }
+    return build(table, columns)
+
+
+def p_value(p: float) -> str:
+    """Format a p-value to two digits that mean something."""
+    return "< .001" if p < 0.001 else f"{p:.3f}".lstrip("0") if p < 1 else "1"
+
+
+def safety_error_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show how often the classifier errs on hand-labelled answers, and three estimates of the share."""
+    columns = {
+        "part": lambda row: f"{row['part'].replace('_', ' ')}, {row['group']}",
+        "by": lambda row: row["classifier"],
+        "hand: refusal / caution / neither": lambda row: " / ".join(
+            f"{row[f'hand_{name}']}" for name in ("refusal", "caution", "neither")
+        ),
+        f"precision {CI}": lambda row: with_interval(row, "precision"),
+        f"recall {CI}": lambda row: with_interval(row, "recall"),
+        f"specificity {CI}": lambda row: with_interval(row, "specificity"),
+        "share by rule": lambda row: number(row["raw"], 3),
+        f"by hand {CI}": lambda row: with_interval(row, "hand_share", 3),
+        f"by rule, corrected by hand {CI}": lambda row: with_interval(row, "assisted", 3),
+        "n (of)": lambda row: f"{row['n']} ({row['stands_for']})",
+    }
+    return build(table, columns, name_dataset=False)
+
+
+def ratings_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show ratings per question and group, and the differences; who rated stands in every line."""
+    columns = {
+        "study": lambda row: row["study"],
+        "question": lambda row: row["question"],
+        "group": lambda row: row["group"],
+        f"mean, 1 to 5 {CI}": lambda row: with_interval(row, "mean", 2, " - " in row["group"]),
+        "ratings of 1 / 2 / 3 / 4 / 5": lambda row: (
+            "" if math.isnan(row["n_1"]) else " / ".join(f"{row[f'n_{v}']:.0f}" for v in range(1, 6))
+        ),
+        "raters": lambda row: f"{row['n_raters']} ({row['raters']})",
+        "n": lambda row: str(row["n"]),
+    }
+    return build(table, columns)
+
+
+def rating_agreement_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show how far raters agree; the true alpha is known for simulated raters only."""
+    columns = {
+        "study": lambda row: row["study"],
+        "question": lambda row: row["question"],
+        f"Krippendorff's alpha, ordinal {CI}": lambda row: with_interval(row, "alpha"),
+        "alpha, nominal": lambda row: number(row["alpha_nominal"]),
+        "Cohen's kappa, quadratic, mean of pairs": lambda row: number(row["cohen_quadratic"]),
+        "Fleiss' kappa (items)": lambda row: f"{number(row['fleiss'])} ({row['n_fleiss']})",
+        "true alpha": lambda row: number(row["true_alpha"]),
+        "missing / off the scale": lambda row: f"{row['n_missing']} / {row['n_out_of_scale']}",
+        "raters": lambda row: f"{row['n_raters']} ({row['raters']})",
+        "n": lambda row: str(row["n"]),
+    }
+    return build(table, columns)
+
+
 VIEWS: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
     "primary": primary_view,
     "main": judged_view,
@@ -336,6 +479,7 @@ VIEWS: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
     "swap": swap_view,
     "swap_differences": difference_view,
     "swap_by_seed": swap_seed_view,
+    "swap_length": swap_length_view,
     "generation_flip": flip_view,
     "released_flip": flip_view,
     "paper": paper_view,
@@ -343,10 +487,19 @@ VIEWS: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
     "judge_agreement": agreement_view,
     "released_judged": rejudged_view,
     "released_agreement": agreement_view,
+    "ratings": ratings_view,
+    "rating_agreement": rating_agreement_view,
     "not_run": plain_view,
     "selection_sft": plain_view,
     "selection_dpo": plain_view,
     "axes": axes_view,
+    "released_safety": safety_view,
+    "released_safety_pairs": safety_pairs_view,
+    "released_safety_error": safety_error_view,
+    "safety": safety_view,
+    "safety_pairs": safety_pairs_view,
+    "arms_run": plain_view,
+    "faults": faults_view,
 }
 
 

@@ -18,6 +18,7 @@ from persona_lib.reporting.origin import origin, times
 from persona_lib.reporting.results import read_table
 from persona_lib.reporting.views import LABELS, VIEWS, show, to_html, world_of
 from persona_lib.runner.execute import clock
+from persona_lib.runner.pages import notebook_page
 from persona_lib.runner.tasks import Pipeline
 from persona_lib.store import write_text
 
@@ -45,8 +46,16 @@ CAPTIONS = {
     "released_flip": "Persona flip of the authors' released answers",
     "released_judged": "The authors' released answers judged again, the paper's row below",
     "released_agreement": "How far two judges agree on the authors' released answers",
+    "released_safety": "Safety by persona: which of the authors' released answers keep a caution",
+    "released_safety_pairs": "Safety by persona, paired: the same prompts, exact McNemar tests",
+    "released_safety_error": "How often the caution rules err on hand-labelled answers",
+    "safety": "Safety by persona: which answers of this run keep a caution",
+    "safety_pairs": "Safety by persona of this run, paired",
     "words": "Typical words of each side's personas",
+    "ratings": "Ratings of personas and answers (see who rated)",
+    "rating_agreement": "How far the raters agree",
     "not_run": "What was not run",
+    "arms_run": "Which arms were run",
 }
 OPEN = ("main", "paper", "side_difference")  # tables that are unfolded
 STYLE = """
@@ -195,15 +204,11 @@ def provenance(profile: Profile) -> str:
 
 def notebook_pages(profile: Profile, folder: Path) -> list[Path]:
     """Write each executed notebook of the profile as HTML and return the pages; older ones are removed."""
-    from nbconvert import HTMLExporter
-
-    exporter = HTMLExporter(mathjax_url="", require_js_url="", jquery_url="", embed_images=True)
     pages = []
     for path in sorted((results_dir(profile) / "notebooks").glob("*.ipynb")):
         if not path.name.endswith(".running.ipynb"):
-            body, _ = exporter.from_filename(str(path))
             pages.append(folder / f"{path.stem}.html")
-            write_text(pages[-1], body)
+            write_text(pages[-1], notebook_page(path))
     for old in set(folder.glob("*.html")) - set(pages):
         old.unlink()
     return pages

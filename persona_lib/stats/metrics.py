@@ -34,7 +34,11 @@ def verdict_of(judgment_ab: Judgment, judgment_ba: Judgment) -> Verdict:
     The tested response is A in ``judgment_ab`` and B in ``judgment_ba``. Orders that disagree are a
     tie (see ``position_inconsistent``); an unreadable answer in either order is "unparsed", never a win.
     """
-    votes = (vote(judgment_ab, "A"), vote(judgment_ba, "B"))
+    return combine((vote(judgment_ab, "A"), vote(judgment_ba, "B")))
+
+
+def combine(votes: tuple[int | None, int | None]) -> Verdict:
+    """Combine the votes of both orders (see ``vote``) as ``verdict_of`` does."""
     if None in votes:
         return "unparsed"
     return {(1, 1): "win", (-1, -1): "loss"}.get(votes, "tie")

@@ -13,18 +13,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-TOKEN = re.compile(r"[a-z0-9']+")
+from persona_lib.stats.words import tokens
+
 PERSONA_WORD = re.compile(r"[a-z]+(?:['-][a-z]+)*")
 OUTPUT_TOKENS = 200
 MAX_BLOCK = 80
 
 
 # --- overlap with the two reference responses ---
-
-
-def tokens(text: str, limit: int | None = None) -> list[str]:
-    """Return the lower-cased ``[a-z0-9']+`` tokens of a text, at most the first ``limit``."""
-    return TOKEN.findall(text.lower())[:limit]
 
 
 def unigram_f1(output: str, reference: str, limit: int | None = OUTPUT_TOKENS) -> float:

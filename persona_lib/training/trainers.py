@@ -15,6 +15,7 @@ from persona_lib.models import guards
 from persona_lib.models.tokens import released_encode
 from persona_lib.profiles import Profile
 from persona_lib.training import ranks, row_packing
+from persona_lib.training.rounding import round_steps
 
 EVAL_BATCH = {"sft": 1, "dpo": 8}  # SFT's evaluation loss depends on it: a mean of batch means
 
@@ -132,6 +133,8 @@ def sft_trainer(
         eval_dataset=data["val"],
     )
     guards.cast_adapters(trainer.model)
+    if profile.adapter_dtype == "bfloat16":
+        round_steps(trainer)
     return trainer
 
 
@@ -237,7 +240,7 @@ def dpo_trainer(
     if profile.dpo_prefix_sharing:
         base = row_packing.accept_packed(base)
         collator = row_packing.dpo_collator(tokenizer.pad_token_id, profile.max_length)
-    return stacked_dpo_trainer_class(profile.dpo_tokenization)(
+    trainer = stacked_dpo_trainer_class(profile.dpo_tokenization)(
         model=PeftModel.from_pretrained(base, str(sft), is_trainable=True),
         args=one_gpu(config),
         data_collator=collator,
@@ -245,6 +248,9 @@ def dpo_trainer(
         train_dataset=data["train"],
         eval_dataset=data["val"],
     )
+    if profile.adapter_dtype == "bfloat16":
+        round_steps(trainer)
+    return trainer
 
 
 def start_losses(trainer: Any, data: Any) -> list[float]:
