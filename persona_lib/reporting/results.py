@@ -18,7 +18,7 @@ from persona_lib.evaluation.judged import RUBRICS, Judged, Judgments, read_judgm
 from persona_lib.profiles import Profile
 from persona_lib.records import Judgment
 from persona_lib.reporting.results_tests import sign_columns, with_tests
-from persona_lib.stats.bootstrap import Interval
+from persona_lib.stats.bootstrap import interval_columns
 from persona_lib.stats.metrics import WinRate, delta_pq, position_inconsistent
 from persona_lib.stats.pooled import Statistic, delta_pq_of, difference, mean_interval, mean_of, net_of
 from persona_lib.store import iter_rows, write_text
@@ -37,11 +37,6 @@ AVERAGED = ("gold-chosen", "gold-rejected", "retrieved-chosen", "retrieved-rejec
 Row = dict[str, Any]
 
 # --- rows ---
-
-
-def interval_columns(name: str, interval: Interval) -> Row:
-    """Name an estimate and its limits as columns x, x_low, x_high."""
-    return {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
 def statistics(slug: str) -> dict[str, Statistic]:
