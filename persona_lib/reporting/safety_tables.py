@@ -36,7 +36,7 @@ from persona_lib.evaluation.safety import (
 from persona_lib.evaluation.safety_sample import Labelled as LabelledAnswer
 from persona_lib.evaluation.safety_sample import group_of, read_labels
 from persona_lib.profiles import Profile
-from persona_lib.stats.bootstrap import Interval, bootstrap_mean
+from persona_lib.stats.bootstrap import Interval, bootstrap_mean, interval_columns
 from persona_lib.stats.caution import CLASSES
 from persona_lib.stats.misclassification import (
     Labelled,
@@ -55,11 +55,6 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 GROUPS = ("all", "dpo", "dpo+p", "pt")
-
-
-def interval_columns(name: str, interval: Interval) -> Row:
-    """Name an estimate and its limits as columns."""
-    return {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
 # --- the classifier's error ---
