@@ -38,7 +38,6 @@ from persona_lib.evaluation.safety_sample import group_of, read_labels
 from persona_lib.profiles import Profile
 from persona_lib.stats.bootstrap import Interval, bootstrap_mean
 from persona_lib.stats.caution import CLASSES
-from persona_lib.stats.metrics import holm, sign_test, wilson_interval
 from persona_lib.stats.misclassification import (
     Labelled,
     assisted_difference,
@@ -49,6 +48,7 @@ from persona_lib.stats.misclassification import (
     make_labelled,
     weighted_share,
 )
+from persona_lib.stats.significance import holm, sign_test, wilson_interval
 
 if TYPE_CHECKING:
     import pandas as pd
