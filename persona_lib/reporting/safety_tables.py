@@ -38,7 +38,7 @@ from persona_lib.evaluation.safety_sample import group_of, read_labels
 from persona_lib.profiles import Profile
 from persona_lib.stats.bootstrap import Interval, bootstrap_mean
 from persona_lib.stats.caution import CLASSES
-from persona_lib.stats.metrics import holm, sign_test, wilson_interval
+from persona_lib.stats.metrics import holm, sign_test
 from persona_lib.stats.misclassification import (
     Labelled,
     assisted_difference,
@@ -49,17 +49,13 @@ from persona_lib.stats.misclassification import (
     make_labelled,
     weighted_share,
 )
+from persona_lib.stats.shares import interval_columns, mean_interval
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Row = dict[str, Any]
 GROUPS = ("all", "dpo", "dpo+p", "pt")
-
-
-def interval_columns(name: str, interval: Interval) -> Row:
-    """Name an estimate and its limits as columns."""
-    return {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
 # --- the classifier's error ---
@@ -165,17 +161,6 @@ def flags(labels: Sequence[Labels], ids: Sequence[Sequence[str]]) -> list[np.nda
     return [
         np.array([kept(one)[i] for i in rows], dtype=float) for one, rows in zip(labels, ids, strict=True)
     ]
-
-
-def mean_interval(values: Sequence[np.ndarray], n_resamples: int) -> Interval:
-    """Return a mean of 0/1 values with its interval: Wilson's for one seed, else the bootstrap over seeds."""
-    values = [v for v in values if len(v)]
-    if not values:
-        return Interval(None, None, None, 0, 0)
-    if len(values) > 1:
-        return bootstrap_mean(values, n_resamples, shared_items=len({len(v) for v in values}) == 1)
-    n = len(values[0])
-    return Interval(float(values[0].mean()), *wilson_interval(float(values[0].sum()), n), n)
 
 
 def share_table(
