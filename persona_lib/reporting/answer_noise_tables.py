@@ -1,6 +1,6 @@
 """Personas copied into answers, and format noise, by policy and persona: of a run or of the released answers.
 
-The definitions are those of ``stats.answer_noise``; shares have Wilson intervals for one seed, else bootstraps.
+The definitions are those of ``stats.answer_noise``; shares: Wilson intervals for one seed (else bootstraps).
 """
 
 from __future__ import annotations
