@@ -13,8 +13,8 @@ from persona_lib.data import released
 from persona_lib.evaluation import reward_view
 from persona_lib.evaluation.swap_tables import SwapScore, swap_values
 from persona_lib.records import Generation
-from persona_lib.reporting import results_answers, views
-from persona_lib.reporting.results_answers import Answer
+from persona_lib.reporting import answer_noise_tables, results_answers, views
+from persona_lib.reporting.answer_noise_tables import Answer
 from persona_lib.stats import answer_noise
 
 
@@ -52,12 +52,12 @@ def test_noise_of_a_cell_by_hand():
         "a": Answer("p", "The user is very kind and calm.", "Being very kind and calm helps.", True),
         "b": Answer("p", "The user is quick.", "Human: no", False),
     }
-    values = results_answers.noise_values(answers)
+    values = answer_noise_tables.noise_values(answers)
     assert values["copies_persona"].tolist() == [1, 0] and values["copies_other"].tolist() == [0, 0]
     assert values["role_start"].tolist() == [0, 1] and values["endless"].tolist() == [0, 1]
     none = {"a": dataclasses.replace(answers["a"], persona=None)}
-    assert np.isnan(results_answers.noise_values(none)["copies_persona"]).all()
-    table = results_answers.noise_table("synthetic", {("dpo-none", "none", "line"): [none]}, 50)
+    assert np.isnan(answer_noise_tables.noise_values(none)["copies_persona"]).all()
+    table = answer_noise_tables.noise_table("synthetic", {("dpo-none", "none", "line"): [none]}, 50)
     assert views.show("answer_noise", table)["copies the persona / another's, %"].tolist() == [" / "]
 
 
@@ -126,7 +126,7 @@ def test_released_leakage_hits_the_published_figures():
     data, message = released.open_if_present()
     if data is None or "beavertails" not in data.rows:
         pytest.skip(message)
-    table = results_answers.released_noise(data, 50).set_index(["arm", "eval_persona", "persona_format"])
+    table = answer_noise_tables.released_noise(data, 50).set_index(["arm", "eval_persona", "persona_format"])
     assert table.loc[("dpo-chosen", "gold-rejected", "line")].copies_persona == pytest.approx(0.122, abs=5e-4)
     told = table.loc[("dpo-none", "gold-rejected", "first_person")]
     assert (

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from persona_lib.data.official import DATASETS
 from persona_lib.data.released import SOURCES, Released, ReleasedFile
 from persona_lib.records import TailoringRow
-from persona_lib.reporting.results_answers import released_noise
+from persona_lib.reporting.answer_noise_tables import released_noise
 from persona_lib.stats.bootstrap import Interval, bootstrap_mean, interval_columns
 from persona_lib.stats.text_metrics import (
     count_degenerate,

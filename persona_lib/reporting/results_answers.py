@@ -7,14 +7,12 @@ Wilson intervals for one seed and bootstraps over seeds and rows else; the defin
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from persona_lib.config import Run
-from persona_lib.data.released import Released
 from persona_lib.evaluation.judged import runs_of
 from persona_lib.evaluation.reward_view import REWARD_FAMILIES, categories
 from persona_lib.evaluation.swap import swap_arms
@@ -22,15 +20,13 @@ from persona_lib.evaluation.swap_tables import FAMILIES, MEASURES, SINGLE, swap_
 from persona_lib.evaluation.tailor import eval_rows, generation_folder, grid, read_generations
 from persona_lib.profiles import Profile
 from persona_lib.records import RunSpec
+from persona_lib.reporting.answer_noise_tables import Answer, Answers, Kinds, noise_table
 from persona_lib.reporting.results_swap import finished_scores
-from persona_lib.reporting.safety_tables import interval_columns, mean_interval
-from persona_lib.stats.answer_noise import MARKS, copies_persona, marks
-from persona_lib.stats.bootstrap import bootstrap_mean
+from persona_lib.stats.bootstrap import bootstrap_mean, interval_columns
 from persona_lib.stats.text_metrics import (
     length_steering,
     length_steering_interval,
     n_words,
-    repetition,
 )
 
 if TYPE_CHECKING:
@@ -38,37 +34,9 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 SIDES = ("chosen", "rejected")
-NOISE = ("copies_persona", "copies_other", *MARKS, "endless", "repeats")
-
-
-@dataclass(frozen=True)
-class Answer:
-    """An answer with what it was asked; ``persona`` is None where it was shown none."""
-
-    prompt: str
-    persona: str | None
-    text: str
-    ended: bool
-
-
-Answers = dict[str, Answer]  # by row id
-Kinds = dict[tuple[str, str, str], list[Answers]]  # (arm, eval persona, format) -> one per seed
 
 
 # --- whose answers ---
-
-
-def released_answers(data: Released, dataset: str) -> Kinds:
-    """Return the authors' released answers of one data set."""
-    rows, found = {row.id: row for row in data.rows[dataset]}, {}
-    for file, outputs in data.outputs.items():
-        if file.dataset == dataset:
-            told = file.train_persona == "none" and file.eval_persona != "none"
-            found[file.arm, file.eval_persona, "first_person" if told else "line"] = [{
-                o.id: Answer(rows[o.id].prompt, rows[o.id].personas.get(file.eval_persona), o.text, o.ended)
-                for o in outputs
-            }]  # fmt: skip
-    return found
 
 
 def run_answers(runs: Sequence[Run]) -> Kinds:
@@ -92,47 +60,6 @@ def answers_of(run: Run, spec: RunSpec) -> Answers:
         i: Answer(g.prompt, g.persona, g.completion, g.finish_reason == "stop")
         for i, g in read_generations(run, own).items()
     }
-
-
-# --- leakage and noise ---
-
-
-def noise_values(answers: Answers) -> dict[str, np.ndarray]:
-    """Return 0/1 per answer (in the order of ids) for every kind of noise; leakage is NaN without a persona.
-
-    ``copies_other`` is the control: does the answer hold a piece of the next row's persona?
-    """
-    ids = sorted(answers)
-    rows = []
-    for i, after in zip(ids, [*ids[1:], *ids[:1]], strict=True):
-        one, other = answers[i], answers[after].persona
-        line = {"copies_persona": leak(one, one.persona), "copies_other": leak(one, other)}
-        line |= marks(one.text) | {"endless": not one.ended, "repeats": repetition(one.text) > 0.5}
-        rows.append(line)
-    return {name: np.array([row[name] for row in rows], dtype=float) for name in NOISE}
-
-
-def leak(answer: Answer, persona: str | None) -> float:
-    """Return 1 if an answer copies a piece of a persona that its prompt does not hold, NaN without one."""
-    return float(copies_persona(answer.text, persona, answer.prompt)) if persona else float("nan")
-
-
-def noise_table(dataset: str, kinds: Kinds, n_resamples: int) -> pd.DataFrame:
-    """Return a line per policy, persona and format: leakage, marks, answers without an end, loops, words."""
-    import pandas as pd
-
-    lines = []
-    for (arm, persona, style), by_seed in kinds.items():
-        seeds = [answers for answers in by_seed if answers]
-        values = [noise_values(answers) for answers in seeds]
-        line: Row = {"dataset": dataset, "arm": arm, "eval_persona": persona, "persona_format": style,
-                     "n": sum(map(len, seeds)), "n_seeds": len(seeds)}  # fmt: skip
-        for name in NOISE:
-            there = [v[name][~np.isnan(v[name])] for v in values]
-            line |= interval_columns(name, mean_interval(there, n_resamples))
-        words = [n_words(answer.text) for answers in seeds for answer in answers.values()]
-        lines.append(line | {"words_mean": float(np.mean(words)), "words_median": float(np.median(words))})
-    return pd.DataFrame(lines)
 
 
 # --- length ---
@@ -247,11 +174,3 @@ def pooled(profile: Profile, name: str) -> pd.DataFrame:
 
 
 ANSWER_TABLES = {name: partial(pooled, name=name) for name in MAKERS}
-
-
-def released_noise(data: Released, n_resamples: int) -> pd.DataFrame:
-    """Return leakage and format noise of the released answers of all data sets at hand."""
-    import pandas as pd
-
-    parts = [noise_table(name, released_answers(data, name), n_resamples) for name in data.rows]
-    return pd.concat(parts, ignore_index=True)

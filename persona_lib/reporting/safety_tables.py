@@ -36,7 +36,7 @@ from persona_lib.evaluation.safety import (
 from persona_lib.evaluation.safety_sample import Labelled as LabelledAnswer
 from persona_lib.evaluation.safety_sample import group_of, read_labels
 from persona_lib.profiles import Profile
-from persona_lib.stats.bootstrap import Interval, bootstrap_mean
+from persona_lib.stats.bootstrap import Interval, bootstrap_mean, interval_columns
 from persona_lib.stats.caution import CLASSES
 from persona_lib.stats.misclassification import (
     Labelled,
@@ -48,18 +48,14 @@ from persona_lib.stats.misclassification import (
     make_labelled,
     weighted_share,
 )
-from persona_lib.stats.significance import holm, sign_test, wilson_interval
+from persona_lib.stats.shares import share_interval
+from persona_lib.stats.significance import holm, sign_test
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Row = dict[str, Any]
 GROUPS = ("all", "dpo", "dpo+p", "pt")
-
-
-def interval_columns(name: str, interval: Interval) -> Row:
-    """Name an estimate and its limits as columns."""
-    return {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
 # --- the classifier's error ---
@@ -167,17 +163,6 @@ def flags(labels: Sequence[Labels], ids: Sequence[Sequence[str]]) -> list[np.nda
     ]
 
 
-def mean_interval(values: Sequence[np.ndarray], n_resamples: int) -> Interval:
-    """Return a mean of 0/1 values with its interval: Wilson's for one seed, else the bootstrap over seeds."""
-    values = [v for v in values if len(v)]
-    if not values:
-        return Interval(None, None, None, 0, 0)
-    if len(values) > 1:
-        return bootstrap_mean(values, n_resamples, shared_items=len({len(v) for v in values}) == 1)
-    n = len(values[0])
-    return Interval(float(values[0].mean()), *wilson_interval(float(values[0].sum()), n), n)
-
-
 def share_table(
     cells: Cells, labels: dict[Cell, list[Labels]], classifier: str, n_resamples: int, sample: Labelled | None
 ) -> pd.DataFrame:
@@ -192,7 +177,7 @@ def share_table(
         line: Row = {**vars(cell), "classifier": classifier, "n": sum(map(len, ids)),
                      "n_seeds": sum(bool(one) for one in answers)}  # fmt: skip
         line |= {name: every.count(name) for name in CLASSES} | {"unread": every.count(None)}
-        line |= interval_columns("share", mean_interval(values, n_resamples))
+        line |= interval_columns("share", share_interval(values, n_resamples))
         if sample is not None:
             found = np.concatenate(values)
             line |= interval_columns("corrected", corrected_share(found, sample, n_resamples))
@@ -219,12 +204,12 @@ def pair_line(
     pairs = [a - b for a, b in zip(one, two, strict=True) if len(a)]
     line: Row = {"n": sum(seeds), "n_seeds": len(seeds), "both": both, "only_tested": only_one,
                  "only_compared": only_two}  # fmt: skip
-    line |= interval_columns("share_tested", mean_interval(one, n_resamples))
-    line |= interval_columns("share_compared", mean_interval(two, n_resamples))
+    line |= interval_columns("share_tested", share_interval(one, n_resamples))
+    line |= interval_columns("share_compared", share_interval(two, n_resamples))
     line |= interval_columns("difference", bootstrap_mean(pairs, n_resamples, shared_items=shared))
     line["p"] = sign_test(only_one, only_two) if len(seeds) == 1 else None
     cautious = [a[b == 1] for a, b in zip(one, two, strict=True)]
-    line |= interval_columns("kept", mean_interval(cautious, n_resamples))
+    line |= interval_columns("kept", share_interval(cautious, n_resamples))
     if sample is not None:
         values = np.concatenate(one), np.concatenate(two)
         line |= interval_columns("corrected", corrected_difference(*values, sample, n_resamples))

@@ -214,7 +214,15 @@ STEPS: dict[str, Step] = {
     "13_released_outputs": Step(
         "The authors' released generations, analysed again",
         per="profile",
-        fields=("data_dir", "bootstrap_samples", "judge*", "second_judge_*", "eval_limit", *MODEL),
+        fields=(
+            "data_dir",
+            "bootstrap_samples",
+            "judge*",
+            "second_judge_*",
+            "eval_limit",
+            "eval_personas",
+            *MODEL,
+        ),
         minutes={"smoke": 0.2, "synthetic": 0.2, "scratch": 0.2, "paper": 190},
     ),
     "14_human_ratings": Step(
