@@ -31,7 +31,7 @@ from persona_lib import store
 from persona_lib.models.generate import TransformersGenerator
 
 STOP = "\nPrompt:"
-WIDE = 0.1  # standard deviation of the weights
+WIDE = 0.02
 
 
 @dataclass(frozen=True)

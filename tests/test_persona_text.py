@@ -100,8 +100,7 @@ def test_the_authors_personas_have_the_form_contrast_and_refusals_that_are_known
     for dataset in ("beavertails", "hhh"):
         for side in ("chosen", "rejected"):
             assert 0.5 < table[dataset, "contrastive", side] < 0.82
-    none = ("refusal", "malformed", "empty")
-    counts = [table["beavertails", kind, "rejected"] * (2444 + 499 - 0) for kind in none]
-    assert 5 <= round(sum(counts)) <= 6
+    none = sum(table["beavertails", kind, "rejected"] for kind in ("refusal", "malformed", "empty"))
+    assert round(none * 2948) == 5  # of 977 + 244 + 982 + 246 + 499 rows
     words = found["released_words"]
     assert set(words.dataset) == {"beavertails", "hhh"} and (words.p_holm < 0.05).any()

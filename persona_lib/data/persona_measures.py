@@ -33,7 +33,7 @@ PATTERNS = {kind: re.compile(rf"\b(?:{words})\b", re.IGNORECASE) for kind, words
 
 
 def protected_mentions(persona: str) -> dict[str, list[str]]:
-    """Return the words of a persona that name a protected attribute, by kind; absent kinds have none."""
+    """Return the words of a persona that name a protected attribute, by kind; absent flags have none."""
     found = {kind: [m.group(0) for m in pattern.finditer(persona)] for kind, pattern in PATTERNS.items()}
     return {kind: words for kind, words in found.items() if words}
 
@@ -46,14 +46,14 @@ def measures(raw: str | None) -> dict[str, float]:
     ``protected``: names a protected attribute, with one measure per kind.
     """
     text, status = (raw or "").strip(), persona_status(raw)
-    kinds = {kind: float(status == kind) for kind in ("refusal", "malformed", "empty")}
+    flags = {kind: float(status == kind) for kind in ("refusal", "malformed", "empty")}
     nan = float("nan")
     if status != "ok":
         names = ("words", "strict_form", "contrastive", "protected", *(f"protected: {k}" for k in PROTECTED))
-        return {"persona": 0.0, **kinds, **dict.fromkeys(names, nan)}
+        return {"persona": 0.0, **flags, **dict.fromkeys(names, nan)}
     named = protected_mentions(text)
     return {
-        "persona": 1.0, **kinds, "words": float(len(text.split())),
+        "persona": 1.0, **flags, "words": float(len(text.split())),
         "strict_form": float(STRICT_FORM.match(text) is not None), "contrastive": float(is_contrastive(text)),
         "protected": float(bool(named)), **{f"protected: {k}": float(k in named) for k in PROTECTED},
     }  # fmt: skip

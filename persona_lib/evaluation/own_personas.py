@@ -110,9 +110,8 @@ def missing_policies(run: Run) -> list[str]:
 def answer(run: Run, spec: RunSpec, generator: Any, pairs: Sequence[tuple[str, str | None]]) -> list[str]:
     """Return one policy's answers, decoded as in the generation step."""
     profile = run.profile
-    prompts = [
-        tailoring_prompt(as_asked(run, question), persona, spec.persona_format) for question, persona in pairs
-    ]
+    how = spec.persona_format, profile.first_person_wording
+    prompts = [tailoring_prompt(as_asked(run, question), persona, *how) for question, persona in pairs]
     done = generator.generate(
         prompts, profile.gen_max_new_tokens, (STOP,), min_new_tokens=profile.gen_min_new_tokens
     )

@@ -12,7 +12,8 @@ import numpy as np
 
 from persona_lib.data.released import Released
 from persona_lib.stats.answer_noise import MARKS, copies_persona, marks
-from persona_lib.stats.shares import interval_columns, mean_interval
+from persona_lib.stats.bootstrap import interval_columns
+from persona_lib.stats.shares import mean_interval
 from persona_lib.stats.text_metrics import n_words, repetition
 
 if TYPE_CHECKING:

@@ -19,8 +19,7 @@ from persona_lib.data.persona_text import persona_status
 from persona_lib.data.preference import inference_split
 from persona_lib.profiles import Profile
 from persona_lib.records import InferredPersona
-from persona_lib.reporting.released_tables import interval_columns
-from persona_lib.stats.bootstrap import Interval, bootstrap_mean
+from persona_lib.stats.bootstrap import Interval, bootstrap_mean, interval_columns
 from persona_lib.stats.diversity import count_ngrams, distinct, self_similarity
 from persona_lib.stats.saliency import word_saliency
 from persona_lib.store import read_rows

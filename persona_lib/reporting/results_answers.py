@@ -22,8 +22,7 @@ from persona_lib.profiles import Profile
 from persona_lib.records import RunSpec
 from persona_lib.reporting.answer_noise_tables import Answer, Answers, Kinds, noise_table
 from persona_lib.reporting.results_swap import finished_scores
-from persona_lib.stats.bootstrap import bootstrap_mean
-from persona_lib.stats.shares import interval_columns
+from persona_lib.stats.bootstrap import bootstrap_mean, interval_columns
 from persona_lib.stats.text_metrics import (
     length_steering,
     length_steering_interval,

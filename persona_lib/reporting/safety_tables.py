@@ -36,9 +36,8 @@ from persona_lib.evaluation.safety import (
 from persona_lib.evaluation.safety_sample import Labelled as LabelledAnswer
 from persona_lib.evaluation.safety_sample import group_of, read_labels
 from persona_lib.profiles import Profile
-from persona_lib.stats.bootstrap import Interval, bootstrap_mean
+from persona_lib.stats.bootstrap import Interval, bootstrap_mean, interval_columns
 from persona_lib.stats.caution import CLASSES
-from persona_lib.stats.metrics import holm, sign_test
 from persona_lib.stats.misclassification import (
     Labelled,
     assisted_difference,
@@ -49,7 +48,8 @@ from persona_lib.stats.misclassification import (
     make_labelled,
     weighted_share,
 )
-from persona_lib.stats.shares import interval_columns, mean_interval
+from persona_lib.stats.shares import mean_interval
+from persona_lib.stats.significance import holm, sign_test
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,6 +14,7 @@ from persona_lib.evaluation.persona_quality import (
     read_personas,
 )
 from persona_lib.evaluation.personas import SIDES, inference_shots, sides_of
+from persona_lib.models.surface import NAME as SURFACE
 from persona_lib.prompts import inference_prompt
 from persona_lib.records import Side
 from persona_lib.stats.bootstrap import accuracy_array, bootstrap_mean
@@ -34,7 +35,9 @@ def inferred_splits(run: Run) -> tuple[str, ...]:
 
 
 def inference_prompt_text(run: Run, side: Side = "chosen", number: int = 0) -> str:
-    """Return the whole few-shot prompt for one evaluation pair and side."""
+    """Return the whole few-shot prompt for one evaluation pair and side; says so where none is prompted."""
+    if run.profile.generator_model == SURFACE:
+        return "No language model is prompted: personas are written by rule from the two responses."
     pair = inference_pairs(run)[number]
     return inference_prompt(inference_shots(run.profile), pair.prompt, *sides_of(pair, side))
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from persona_lib.data.official import DATASETS
+from persona_lib.reporting.results_tests import with_tests
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,6 +24,7 @@ LABELS = {  # whose numbers they are
 }
 CI = "[95 % interval]"
 MINUS = "\N{MINUS SIGN}"
+SMALLEST_P = 1e-15  # smaller p-values say no more than this
 
 
 def world_of(dataset: str) -> str:
@@ -55,11 +57,52 @@ def with_interval(row: Any, name: str, digits: int = 2, sign: bool = False) -> s
     return f"{estimate} [{low}, {high}]" if estimate and low else estimate
 
 
+def span(row: Any, name: str, digits: int = 2) -> str:
+    """Say an estimate with its interval."""
+    values = [number(getattr(row, f"{name}{end}"), digits) for end in ("", "_low", "_high")]
+    return f"{values[0]} ({values[1]} to {values[2]})" if values[1] else values[0]
+
+
 def shares(row: Any, rubric: str) -> str:
-    """Format W/T/L in per cent of the parsed comparisons; "" for the average row."""
+    """Format W/T/L in per cent of the parsed comparisons; "" for the average row.
+
+    Where it is known how often the judge contradicts itself, that is a fourth share, taken from the ties.
+    """
     counts = [row[f"{rubric}_{verdict}"] for verdict in ("win", "tie", "loss")]
+    contradicted = row.get(f"{rubric}_inconsistent", math.nan)
     n = sum(counts)
-    return "" if math.isnan(n) or not n else " / ".join(f"{100 * count / n:.1f}" for count in counts)
+    if math.isnan(n) or not n:
+        return ""
+    if not math.isnan(contradicted):
+        counts = [counts[0], counts[1] - contradicted, counts[2], contradicted]
+    return " / ".join(f"{100 * count / n:.1f}" for count in counts)
+
+
+def shares_head(table: pd.DataFrame, rubric: str) -> str:
+    """Name the column of ``shares``; published counts do not tell ties from contradictions."""
+    known = f"{rubric[0]}_inconsistent" in table
+    return f"{rubric} W / T / L{' / contradicted' if known else ''} %"
+
+
+def scored(row: Any, name: str, rubrics: str, digits: int) -> str:
+    """Format a net win rate or dPQ with its interval; says so where nothing is decided under a rubric."""
+    undecided = [r for r in rubrics if row[f"{r}_win"] + row[f"{r}_loss"] == 0]
+    return "undefined: nothing decided" if undecided else with_interval(row, name, digits, True)
+
+
+def p_values(row: Any, *names: str) -> str:
+    """Format p-values, separated by commas; "" for a row without (an average)."""
+    values = [row[name] for name in names]
+    if any(math.isnan(p) for p in values):
+        return ""
+    return ", ".join(
+        f"{p:.{3 if p >= 0.001 else 2}g}" if p >= SMALLEST_P else f"< {SMALLEST_P:g}" for p in values
+    )
+
+
+def sign_p(row: Any, rubric: str) -> str:
+    """Format the p of the sign test and Holm's."""
+    return p_values(row, f"{rubric}_sign", f"{rubric}_holm")
 
 
 def size(row: Any) -> str:
@@ -71,11 +114,9 @@ def size(row: Any) -> str:
 
 
 def unparsed(row: Any) -> str:
-    """Format unparsed answers and self-contradictions of the judge, personalization and quality together."""
-    if math.isnan(row["p_unparsed"]):
-        return ""
-    counts = [row[f"p_{name}"] + row[f"q_{name}"] for name in ("unparsed", "inconsistent")]
-    return " / ".join(f"{count:.0f}" for count in counts)
+    """Format the numbers of comparisons that the judge left unparsed, personalization and quality."""
+    counts = [row[f"{rubric}_unparsed"] for rubric in "pq"]
+    return "" if math.isnan(counts[0]) else " / ".join(f"{count:.0f}" for count in counts)
 
 
 def build(
@@ -94,15 +135,54 @@ def build(
 
 
 def judged_view(table: pd.DataFrame) -> pd.DataFrame:
-    """Show judged rows: W/T/L in per cent, net win rates and dPQ with intervals, quality, n."""
+    """Show judged rows: shares, net win rates and dPQ with intervals, sign tests with Holm, quality, n."""
+    table = with_tests(table)
     columns = {
         "row": lambda row: row["label"],
+        shares_head(table, "personalization"): lambda row: shares(row, "p"),
+        shares_head(table, "quality"): lambda row: shares(row, "q"),
+        "unparsed P / Q": unparsed,
+        f"personalization net {CI}": lambda row: scored(row, "p_net", "p", 2),
+        "p, Holm p": lambda row: sign_p(row, "p"),
+        f"quality net {CI}": lambda row: scored(row, "q_net", "q", 2),
+        "quality p, Holm p": lambda row: sign_p(row, "q"),
+        f"dPQ {CI}": lambda row: scored(row, "dpq", "pq", 1),
+        f"mean quality difference, SD {CI}": lambda row: with_interval(row, "quality_sd", 2, True),
+        "n": size,
+    }
+    return build(table, columns)
+
+
+def filtered_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show judged rows with all pairs and with those of two sound answers, one under the other."""
+    columns = {
+        "row": lambda row: row["label"],
+        "pairs": lambda row: row["pairs"],
         "personalization W / T / L %": lambda row: shares(row, "p"),
         "quality W / T / L %": lambda row: shares(row, "q"),
-        "unparsed / inconsistent": unparsed,
-        f"personalization net {CI}": lambda row: with_interval(row, "p_net", 2, True),
-        f"dPQ {CI}": lambda row: with_interval(row, "dpq", 1, True),
-        f"mean quality difference, SD {CI}": lambda row: with_interval(row, "quality_sd", 2, True),
+        f"personalization net {CI}": lambda row: scored(row, "p_net", "p", 2),
+        "p, Holm p": lambda row: sign_p(row, "p"),
+        f"quality net {CI}": lambda row: scored(row, "q_net", "q", 2),
+        "quality p, Holm p": lambda row: sign_p(row, "q"),
+        f"dPQ {CI}": lambda row: scored(row, "dpq", "pq", 1),
+        "n": size,
+    }
+    return build(table, columns)
+
+
+def length_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show net win rates as they are, of pairs of equal length, and of the model at equal length."""
+    columns = {
+        "row": lambda row: row["label"],
+        "rubric": lambda row: row["rubric"],
+        "words, tested / base": lambda row: f"{row['words_tested']:.1f} / {row['words_base']:.1f}",
+        f"net {CI}": lambda row: with_interval(row, "net", 2, True),
+        f"net, pairs of equal length {CI}": lambda row: with_interval(row, "net_matched", 2, True),
+        f"net at equal length, model {CI}": lambda row: (
+            with_interval(row, "net_controlled", 2, True) or f"no fit: {row['why']}"
+        ),
+        f"slope {CI}": lambda row: with_interval(row, "slope", 2, True),
+        "decided: all / equal length": lambda row: f"{row['n_decided']:.0f} / {row['n_matched_decided']:.0f}",
         "n": size,
     }
     return build(table, columns)
@@ -113,8 +193,8 @@ def by_seed_view(table: pd.DataFrame) -> pd.DataFrame:
     columns = {
         "row": lambda row: row["label"],
         "seed (base)": lambda row: f"{row['seed']} ({row['base_seed']})",
-        "personalization W / T / L %": lambda row: shares(row, "p"),
-        "quality W / T / L %": lambda row: shares(row, "q"),
+        shares_head(table, "personalization"): lambda row: shares(row, "p"),
+        shares_head(table, "quality"): lambda row: shares(row, "q"),
         "dPQ": lambda row: number(row["dpq"], 1, True),
         "n": lambda row: str(row["n"]),
     }
@@ -298,7 +378,7 @@ def axes_view(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def faults_view(table: pd.DataFrame) -> pd.DataFrame:
-    """Show a fault, the setting that repeats it, and each measure's change; the first row has the values."""
+    """Show a fault, the setting that repeats it, the fits under it and the changes that it brings."""
 
     def change(name: str, digits: int = 2) -> Callable[[Any], str]:
         def cell(row: Any) -> str:
@@ -311,9 +391,9 @@ def faults_view(table: pd.DataFrame) -> pd.DataFrame:
     columns = {
         "fault (where in their code)": lambda row: row["what"],
         "setting": lambda row: row["setting"] if isinstance(row["setting"], str) else "",
-        f"fit, plain DPO {CI}": change("fit_plain"),
-        f"fit, PT-DPO {CI}": change("fit_tailored"),
-        f"fit gained {CI}": change("fit_gain"),
+        f"fit, plain DPO {CI}": lambda row: with_interval(row, "fit_plain"),
+        f"fit, PT-DPO {CI}": lambda row: with_interval(row, "fit_tailored"),
+        f"change: fit gained {CI}": change("fit_gain"),
         f"quality gained, SD {CI}": change("quality_gain_sd"),
         f"dPQ {CI}": change("dpq", 1),
         f"share of ties {CI}": change("ties"),
@@ -326,15 +406,34 @@ def faults_view(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def paper_view(table: pd.DataFrame) -> pd.DataFrame:
-    """Show the paper's own ten rows and their average; the intervals are ours, from the exact counts."""
+    """Show the paper's own ten rows and their average; intervals and tests are ours, from its counts."""
     columns = {
         "row": lambda row: f"{row['dataset']}, {row['label']}" if row["kind"] == "paper" else row["label"],
         "personalization W / T / L %": lambda row: shares(row, "p"),
         "quality W / T / L %": lambda row: shares(row, "q"),
+        "personalization p, Holm p": lambda row: sign_p(row, "p"),
+        "quality p, Holm p": lambda row: sign_p(row, "q"),
         f"dPQ {CI}": lambda row: with_interval(row, "dpq", 1, True),
+        "widest interval": widest,
+        "dPQ p, Holm p": lambda row: p_values(row, "dpq_p", "dpq_holm"),
+        "the same, widest": lambda row: p_values(row, "dpq_p_widest", "dpq_holm_widest"),
         "n": size,
     }
     return build(table, columns, name_dataset=False)
+
+
+def widest(row: Any) -> str:
+    """Format the limits of dPQ if the two verdicts of a pair agree as often as the counts allow."""
+    low, high = (number(row[f"dpq_{end}_widest"], 1, True) for end in ("low", "high"))
+    return f"[{low}, {high}]"
+
+
+def beside_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show each number of the paper beside ours, and whether the two may be compared."""
+    names = {"place": "in the paper", "paper": "paper's number", "ours": f"ours {CI}", "size": "n",
+             "profile": "profile", "comparable": "comparable?", "why": "why, or why not",
+             "at_scale": "profile `paper`"}  # fmt: skip
+    return table.fillna("").rename(columns=names)[list(names.values())]
 
 
 def rejudged_view(table: pd.DataFrame) -> pd.DataFrame:
@@ -342,9 +441,9 @@ def rejudged_view(table: pd.DataFrame) -> pd.DataFrame:
     columns = {
         "row": lambda row: f"{row['dataset']}, {row['label']}",
         "judge": lambda row: row["judge"],
-        "personalization W / T / L %": lambda row: shares(row, "p"),
-        "quality W / T / L %": lambda row: shares(row, "q"),
-        "unparsed / inconsistent": lambda row: unparsed(row) if row["kind"] == "judged again" else "",
+        shares_head(table, "personalization"): lambda row: shares(row, "p"),
+        shares_head(table, "quality"): lambda row: shares(row, "q"),
+        "unparsed P / Q": lambda row: unparsed(row) if row["kind"] == "judged again" else "",
         f"dPQ {CI}": lambda row: with_interval(row, "dpq", 1, True),
         "n": size,
     }
@@ -565,6 +664,9 @@ VIEWS: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
     "generation_flip": flip_view,
     "released_flip": flip_view,
     "paper": paper_view,
+    "beside": beside_view,
+    "filtered": filtered_view,
+    "length": length_view,
     "second_judge": judged_view,
     "judge_agreement": agreement_view,
     "released_judged": rejudged_view,

@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 CAPTIONS = {
     "main": "PT-DPO against DPO that is told the persona in the first person",
     "side_difference": "Rejected minus chosen personas",
-    "paper": "The paper's own rows; the intervals are ours",
+    "paper": "The paper's own rows; the intervals and tests are ours",
+    "beside": "The paper's numbers beside ours, and whether they may be compared",
+    "filtered": "The judged rows with all pairs, and with those of two sound answers",
+    "length": "Net win rates as they are, and with the answers' length held equal",
     "persona_accuracy": "Does the persona lead back to its response?",
     "persona_preference": "Which of the two personas is the more plausible user?",
     "stage": "What DPO adds: PT-DPO against PT-SFT",

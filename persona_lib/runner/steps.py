@@ -97,7 +97,15 @@ STEPS: dict[str, Step] = {
     "02_base_model": Step(
         "The base language model",
         per="base",
-        fields=(*DATA, *BASE, *MODEL, "pi_shots", "datasets", "gen_max_new_tokens"),
+        fields=(
+            *DATA,
+            *BASE,
+            *MODEL,
+            "pi_shots",
+            "datasets",
+            "gen_max_new_tokens",
+            "near_duplicate_threshold",  # decides which rows of own data are for training
+        ),
         minutes={"smoke": 0.3, "synthetic": 3.3, "scratch": 6.5, "paper": 10},
     ),
     "03_persona_inference": Step(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from persona_lib.stats.bootstrap import Interval
-from persona_lib.stats.metrics import wilson_interval
+from persona_lib.stats.significance import wilson_interval
 
 RATES = ("precision", "recall", "specificity")
 

@@ -1,4 +1,4 @@
-"""A share with its interval, over one seed or several, and how intervals become columns of a table."""
+"""A share with its interval, over one seed or several."""
 
 from __future__ import annotations
 
@@ -7,12 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from persona_lib.stats.bootstrap import Interval, bootstrap_mean
-from persona_lib.stats.metrics import wilson_interval
-
-
-def interval_columns(name: str, interval: Interval) -> dict[str, float | None]:
-    """Name an estimate and its limits as columns."""
-    return {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
+from persona_lib.stats.significance import wilson_interval
 
 
 def mean_interval(values: Sequence[np.ndarray], n_resamples: int) -> Interval:
