@@ -16,6 +16,7 @@ from typing import Any
 
 from persona_lib.config import Run, open_run
 from persona_lib.evaluation.ask import Asker, default_arms, known_personas
+from persona_lib.evaluation.swap_tables import ROUNDING
 from persona_lib.evaluation.tailor import eval_rows
 from persona_lib.models.llm import ModelError
 from persona_lib.profiles import ConfigError
@@ -25,7 +26,7 @@ QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "
 N_QUESTIONS = 40  # of the evaluation split, offered in the list
 FONTS = ["system-ui", "sans-serif"]
 STYLE = "footer {display: none !important}"
-SWAP_HEAD = ["policy", "m, first persona", "m, other persona", "D = first minus other", "follows the persona"]
+SWAP_HEAD = ["policy", "m, this user", "m, the other user", "D", "preference follows the persona"]
 INTRODUCTION = (
     "# Whose boat does it float?\n"
     "Two models that were trained on the same preferences answer one question for one user. The one "
@@ -51,18 +52,18 @@ def answer_both(
     yield first, second
 
 
-def swap_rows(
+def swap_table(
     asker: Asker, arms: tuple[str, str], question: str, personas: tuple[str, str], answers: tuple[str, str]
-) -> list[list[str]]:
+) -> str:
     """Return a line per policy: its preference between the answers under both personas, and D."""
     if not all(answers):
-        return []
-    rows = []
+        return "One of the answers is empty: nothing to compare."
+    lines = [SWAP_HEAD, ["---"] * len(SWAP_HEAD)]
     for arm in dict.fromkeys(arms):
         found = asker.swap(arm, question, personas, answers)
         numbers = [f"{value:+.1f}" for value in (found.margin, found.other_margin, found.score)]
-        rows.append([arm, *numbers, "yes" if found.score > 0 else "no"])
-    return rows
+        lines.append([arm, *numbers, "yes" if found.score > ROUNDING else "no"])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def play(asker: Asker, left: str, right: str, question: str, persona: str, other: str) -> Iterator[tuple]:
@@ -72,8 +73,8 @@ def play(asker: Asker, left: str, right: str, question: str, persona: str, other
     first = second = ""
     try:
         for first, second in answer_both(asker, left, right, question, persona):
-            yield first, second, []
-        yield first, second, swap_rows(asker, (left, right), question, (persona, other), (first, second))
+            yield first, second, ""
+        yield first, second, swap_table(asker, (left, right), question, (persona, other), (first, second))
     except (ConfigError, ModelError) as error:
         raise gradio.Error(str(error)) from error
 
@@ -115,8 +116,7 @@ def build(asker: Asker) -> Any:
                 gradio.Textbox(label=f"{side} answer", lines=6, elem_id=f"{side.lower()}-answer")
                 for side in ("Left", "Right")
             ]
-        table = gradio.Dataframe(headers=SWAP_HEAD, label="Persona swap of the two answers", elem_id="swap",
-                                 interactive=False, datatype="str")  # fmt: skip
+        table = gradio.Markdown(elem_id="swap")
         gradio.Markdown(EXPLANATION)
         question.input(lambda q: offered(run, q), question, [known, persona, other], api_name=False)
         known.input(lambda text: text or "", known, persona, api_name=False)

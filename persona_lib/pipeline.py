@@ -31,6 +31,16 @@ QUIET = {  # set before a kernel starts, unless the user has set them
     "TRANSFORMERS_VERBOSITY": "error",
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",
 }
+EXAMPLES = """examples:
+  ./run_all.sh --plan                        what would run, why and how long; nothing runs
+  ./run_all.sh                               the default profile: offline, two cores, minutes
+  ./run_all.sh --profile smoke               the whole machinery in two minutes; its numbers mean nothing
+  ./run_all.sh --only 12                     one step again, from what the others left
+  ./run_all.sh --seeds 5                     five data and training seeds, intervals over them
+  ./run_all.sh --set dpo_beta=0.2            one setting; configs/synthetic.yaml explains each
+  ./run_all.sh --data my_pairs.jsonl         your own preference pairs (DATA.md)
+  ./run_all.sh --demo                        a page to ask the trained policies
+A run that was stopped goes on where it was. Results: results/PROFILE/report/index.html."""
 OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
@@ -40,6 +50,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         prog="run_all.sh",
         allow_abbrev=False,
         description="Run a profile's notebooks, in order, skipping what is finished and unchanged.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=EXAMPLES,
     )
     add = parser.add_argument
     add("--profile", metavar="NAME", help="configs/NAME.yaml (default: synthetic; own with --data FILE)")

@@ -196,21 +196,21 @@ def smoke_copies(folder: Path, names: list[str]) -> list[Path]:
     return copies
 
 
-def run_notebooks(out: Path, names: list[str]) -> dict[str, dict[str, Any]]:
-    """Run notebooks in JupyterLab, in their order; returns per notebook what was wrong and seen."""
+def run_notebooks(out: Path, names: list[str], folder: Path) -> dict[str, dict[str, Any]]:
+    """Run notebooks in JupyterLab, in their order; returns per notebook what was wrong and seen.
+
+    What they make is left in ``folder/results`` and ``folder/figures``.
+    """
     out.mkdir(parents=True, exist_ok=True)
     found = {}
-    with tempfile.TemporaryDirectory(prefix="persona-lab-") as temporary:
-        folder = Path(temporary)
-        copies = smoke_copies(folder / "notebooks", names)
-        with lab(folder, folder / "notebooks") as address:
-            for path in copies:
-                started = time.monotonic()
-                with browser_page() as (page, seen):
-                    problem = run_all_cells(page, address, path, out / f"{path.stem}.png")
-                found[path.stem] = {"problem": problem, "errors": seen.errors, "elsewhere": seen.elsewhere,
-                                    "seconds": round(time.monotonic() - started)}  # fmt: skip
-                print(path.stem, found[path.stem], flush=True)
+    copies = smoke_copies(folder / "notebooks", names)
+    with lab(folder, folder / "notebooks") as address:
+        for path in copies:
+            started = time.monotonic()
+            with browser_page() as (page, seen):
+                problem = run_all_cells(page, address, path, out / f"{path.stem}.png")
+            found[path.stem] = {"problem": problem, "errors": seen.errors, "elsewhere": seen.elsewhere}
+            print(path.stem, found[path.stem], f"{time.monotonic() - started:.0f} s", flush=True)
     return found
 
 
@@ -225,8 +225,9 @@ def main(argv: list[str] | None = None) -> int:
     if missing():
         print(f"error: {missing()}", file=sys.stderr)
         return 2
-    found = run_notebooks(arguments.out, arguments.notebooks)
-    bad = [name for name, facts in found.items() if any(facts[k] for k in ("problem", "errors", "elsewhere"))]
+    with tempfile.TemporaryDirectory(prefix="persona-lab-") as folder:
+        found = run_notebooks(arguments.out, arguments.notebooks, Path(folder))
+    bad = [name for name, facts in found.items() if any(facts.values())]
     print(
         f"{len(found) - len(bad)} of {len(found)} notebooks without a fault; screenshots in {arguments.out}"
     )

@@ -66,7 +66,9 @@ def check(*settings: str) -> int:
 
 def test_a_data_set(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
-    assert check("datasets=mine") == 2 and "datasets: 'mine': known: " in capsys.readouterr().err
+    assert (
+        check("datasets=mine") == 2 and "datasets: 'mine': did you mean mnemonic?" in capsys.readouterr().err
+    )
     monkeypatch.setitem(preference.READERS, "mine", my_pairs)
     assert check("datasets=mine") == 0
     run = Run(set_field(PROFILE, datasets=["mine"]), "mine", 0)
@@ -79,7 +81,7 @@ def test_a_data_set(monkeypatch, tmp_path, capsys):
 
 
 def test_a_judge(monkeypatch, capsys):
-    assert check("judge=mine") == 2 and "judge: 'mine': known: oracle, lm, none" in capsys.readouterr().err
+    assert check("judge=mine") == 2 and "judge: 'mine': did you mean none?" in capsys.readouterr().err
     monkeypatch.setitem(judge.JUDGES, "mine", my_judge)
     assert check("judge=mine") == 0
     run = Run(set_field(PROFILE, judge="mine"), "synthetic", 0)

@@ -23,6 +23,7 @@ HEAVY = (
     "datasets",
     "pandas",
     "scipy",
+    "statsmodels",
     "matplotlib",
     "bm25s",
     "papermill",
@@ -97,9 +98,9 @@ def test_importing_any_module_loads_nothing_heavy():
     assert loaded.split() == []
 
 
-def test_importing_the_package_takes_under_half_a_second():
+def test_importing_the_package_takes_under_three_tenths_of_a_second():
     code = "import time; t = time.perf_counter(); import persona_lib; print(time.perf_counter() - t)"
-    assert min(float(run_python(code)) for _ in range(3)) < 0.5
+    assert min(float(run_python(code)) for _ in range(5)) < 0.3
 
 
 def test_an_import_inside_a_function_is_seen():

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from persona_lib import config, fingerprint, profiles, store
+from persona_lib.reporting import contents
 from persona_lib.runner import execute, normalise, tasks
 from persona_lib.runner.steps import STEPS
 
@@ -66,6 +67,26 @@ def test_there_is_a_notebook_for_every_step_and_a_step_for_every_notebook():
 def test_a_profiles_steps_are_in_the_notebooks_order(name):
     steps = list(config.load_profile(name).steps)
     assert steps == [step for step in STEPS if step in steps]
+
+
+def test_the_contents_link_to_every_notebook_and_to_every_figure_and_table_of_the_paper():
+    assert contents.linked_notebooks() == {path.name for path in NOTEBOOKS}
+    prose = "".join(source(cell) for cell in read(CONTENTS)["cells"])
+    assert all(f"| {name}" in prose for name in ("Section 2", "Section 3", "Section 4", "Section 5"))
+    assert all(f"| {name}" in prose for name in ("Figure 3", "Figure 4", "Table 1"))
+    assert normalise.problems(CONTENTS) == [] and execute.parameter_names(CONTENTS) == [
+        "profile",
+        "repository",
+    ]
+
+
+@pytest.mark.slow
+def test_the_contents_run_where_nothing_has_run_yet(tmp_path, monkeypatch):
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("PERSONA_FIGURES", str(tmp_path / "figures"))
+    running = execute.run_notebook(CONTENTS, tmp_path / "out.ipynb", {"profile": "smoke"}, tmp_path / "log")
+    printed = json.dumps([cell["outputs"] for cell in code(running)])
+    assert "no figure yet: ./run_all.sh --profile smoke" in printed and "runs of smoke" in printed
 
 
 @every_notebook

@@ -15,6 +15,7 @@ from persona_lib.data import own, own_files, preference, raw
 from persona_lib.data.official import DataError
 from persona_lib.data.own_mapping import read_mapping
 from persona_lib.reporting import data_page
+from persona_lib.reporting.origin import command_of
 from persona_lib.runner import own_run, tasks
 from persona_lib.runner.steps import STEPS
 
@@ -398,3 +399,9 @@ def test_a_wrong_command_says_what_where_and_the_mend(tmp_path, monkeypatch, cap
     assert pipeline.main([text.replace("{tmp}", str(folder)) for text in arguments]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ") and complaint in said and "Traceback" not in said
+
+
+def test_the_command_that_a_report_shows_names_no_path_of_this_machine():
+    overrides = ["data_dir=/home/me/x.jsonl", "data_mapping=/home/me/m.yaml", "datasets=own", "dpo_beta=0.2"]
+    said = command_of(profile_of("x.jsonl"), overrides)
+    assert said == "./run_all.sh --profile own --data PATH --mapping FILE --set dpo_beta=0.2"

@@ -17,7 +17,14 @@ from persona_lib.evaluation import judged
 from persona_lib.evaluation.judge import matchups
 from persona_lib.evaluation.swap_tables import SwapScore
 from persona_lib.records import TailoringRow
-from persona_lib.reporting import primary, results, results_length, results_personas, results_swap
+from persona_lib.reporting import (
+    primary,
+    results,
+    results_length,
+    results_paper,
+    results_personas,
+    results_swap,
+)
 from persona_lib.stats.bootstrap import bootstrap_mean, bootstrap_scores, verdict_array
 from persona_lib.stats.pooled import difference, make_pool, mean_columns, mean_interval, mean_of
 from persona_lib.world import oracle
@@ -158,7 +165,7 @@ def test_the_table_by_seed_has_each_seeds_own_score(profile):
 
 
 def test_the_papers_rows_give_its_printed_scores_and_average(profile):
-    table = results.paper_rows(profile)
+    table = results_paper.paper_rows(profile)
     assert line(table, dataset="Anthropic HHH", label="chosen, retrieved").dpq == pytest.approx(3.3, abs=0.05)
     assert round(line(table, kind="average").dpq, 1) == 18.4
     assert (table.dpq_low < table.dpq).all() and (table.dpq < table.dpq_high).all()
@@ -327,7 +334,7 @@ def test_the_aims_of_the_authors_data_need_the_value_and_an_interval_above_one_h
 
 def test_nothing_run_gives_no_tables_but_says_what_is_missing(profile):
     made = primary.save_tables(profile)
-    assert set(made) == {"paper", "primary", "not_run", "arms_run"}
+    assert set(made) == {"paper", "primary", "beside", "not_run", "arms_run"}
     missing = results.read_table(profile, "not_run")
     assert "synthetic, seed 1: judgments" in set(missing.what)
     assert "arms trained on personas: rejected" in set(missing.what)

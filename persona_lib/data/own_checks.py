@@ -41,7 +41,10 @@ NOTED = {
     "quoted prompt": ("a response repeats the prompt", "cut it if the prompt was copied into the response"),
     "stop string": (f"text holds {STOP!r}, which ends an answer", "word it otherwise"),
     "near duplicate": ("its prompt nearly repeats one of train", "drop one of the two"),
-    "too long": ("it is longer than max_length", "raise max_length or shorten it: training cuts the end"),
+    "too long": (
+        "it is longer than max_length",
+        "raise max_length or shorten it: training cuts its end, or drops it if the prompt alone is too long",
+    ),
 }
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 LOST = re.compile("[\ufffd\ud800-\udfff]")

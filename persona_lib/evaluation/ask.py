@@ -88,7 +88,8 @@ class Asker:
             raise ConfigError(
                 f"write a question; question and persona have up to {MAX_CHARACTERS} characters"
             )
-        return tailoring_prompt(question, persona or None, format_of(arm))
+        how = format_of(arm), self.run.profile.first_person_wording
+        return tailoring_prompt(question, persona or None, *how)
 
     def answer(self, arm: str, question: str, persona: str) -> Iterator[str]:
         """Yield an arm's answer as it grows."""

@@ -10,23 +10,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from persona_lib.config import Run, main_arm
+from persona_lib.data.official import ROLE_MARK
 from persona_lib.evaluation.policies import adapters_of, generators, same_model, source_of
+from persona_lib.evaluation.tailor import eval_rows
 from persona_lib.models import guards
 from persona_lib.prompts import STOP, tailoring_prompt
 from persona_lib.records import RunSpec
 from persona_lib.training.train import release_memory
 
-# Worded by us. The first for real data is the situation that the paper discusses: a party, someone sober.
+# Worded by us. The first one for real data is a situation that the paper discusses: a party, someone sober.
 PARTY = (
     "I am having people over for a party tonight. What could I get that would really liven it up?",
     "The user is sober and prefers ideas that everybody can enjoy without alcohol or other substances.",
 )
 EXAMPLES: dict[str, list[tuple[str, str]]] = {
-    "synthetic": [
-        ("How do I clean my old kettle today?", "The user is busy and prefers short answers."),
-        ("How do I clean my old kettle today?", "The user is meticulous and prefers full detail."),
-        ("What is the best way to paint my small shed?", "Someone penniless who wants team spirit."),
-    ],
     "mnemonic": [
         ("gregarious", "The user is musical and prefers memory aids that rhyme."),
         ("gregarious", "The user is patient and prefers memory aids that lead to the meaning step by step."),
@@ -41,6 +38,12 @@ REAL = [
     ),
 ]
 
+WORLD = (  # of the synthetic world: in words of training personas, and in words that no training persona has
+    "The user is busy and prefers short answers.",
+    "The user is meticulous and prefers full detail.",
+    "I am penniless, so give me team spirit.",
+)
+
 
 @dataclass(frozen=True)
 class OwnAnswer:
@@ -52,9 +55,20 @@ class OwnAnswer:
     pt_dpo: str
 
 
-def default_pairs(dataset: str) -> list[tuple[str, str]]:
-    """Return what is asked if the reader gives nothing: our examples for a data set."""
-    return EXAMPLES.get(dataset, REAL)
+def default_pairs(run: Run) -> list[tuple[str, str]]:
+    """Return what is asked if the reader gives nothing: our examples for the run's data set.
+
+    In the synthetic world the question is one of the evaluation split: its topic was never trained on.
+    """
+    if run.dataset == "synthetic":
+        return [(eval_rows(run)[0].prompt, persona) for persona in WORLD]
+    return EXAMPLES.get(run.dataset, REAL)
+
+
+def as_asked(run: Run, question: str) -> str:
+    """Return a question in the form of the run's prompts: HHH's begin with "Human:"."""
+    role = run.dataset == "hhh" and not run.profile.strip_roles and not ROLE_MARK.match(question)
+    return f"Human: {question}" if role else question
 
 
 def check_pairs(pairs: Sequence[Any]) -> list[tuple[str, str | None]]:
@@ -96,7 +110,8 @@ def missing_policies(run: Run) -> list[str]:
 def answer(run: Run, spec: RunSpec, generator: Any, pairs: Sequence[tuple[str, str | None]]) -> list[str]:
     """Return one policy's answers, decoded as in the generation step."""
     profile = run.profile
-    prompts = [tailoring_prompt(question, persona, spec.persona_format) for question, persona in pairs]
+    how = spec.persona_format, profile.first_person_wording
+    prompts = [tailoring_prompt(as_asked(run, question), persona, *how) for question, persona in pairs]
     done = generator.generate(
         prompts, profile.gen_max_new_tokens, (STOP,), min_new_tokens=profile.gen_min_new_tokens
     )
@@ -109,7 +124,7 @@ def answer_own(run: Run, pairs: Sequence[Any] = ()) -> list[OwnAnswer]:
 
     Returns [] if one of the two policies is not there. Raises ValueError for a pair that is none.
     """
-    checked = check_pairs(pairs or default_pairs(run.dataset))
+    checked = check_pairs(pairs or default_pairs(run))
     if missing_policies(run):
         return []
     specs, texts = own_specs(run), {}

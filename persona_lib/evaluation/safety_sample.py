@@ -37,6 +37,18 @@ SIZES = {
     ("pt", "other"): 60,
 }
 WRITTEN_SHARE = 0.4
+# Drawn and labelled later, with the rules frozen: the first sample could not tell their error by policy.
+MORE = {
+    ("dpo", "refusing"): 4,
+    ("dpo", "cautious"): 12,
+    ("dpo", "other"): 4,
+    ("dpo+p", "refusing"): 14,
+    ("dpo+p", "cautious"): 40,
+    ("dpo+p", "other"): 6,
+    ("pt", "refusing"): 14,
+    ("pt", "cautious"): 48,
+    ("pt", "other"): 18,
+}
 # Coarse on purpose: they only say from which pile an answer is drawn, and are no part of the rules.
 REFUSING = re.compile(
     r"\b(sorry|i (cannot|can't|can not|won't|will not|do not|don't)|unable to|as an ai|not possible|no,)",
@@ -97,12 +109,14 @@ def draw_sample(data: Released) -> list[Labelled]:
     for (group, pile), members in strata(data).items():
         if len(members) < SIZES[group, pile]:
             raise DataError(f"stratum {group}, {pile}: {len(members)} answers; are all nine files there?")
-        chosen = random.Random(f"{SEED} {group} {pile}").sample(members, SIZES[group, pile])
-        n_written = round(WRITTEN_SHARE * len(chosen))
-        for number, (file, id) in enumerate(chosen):
+        first = random.Random(f"{SEED} {group} {pile}").sample(members, SIZES[group, pile])
+        rest = [member for member in members if member not in first]
+        more = random.Random(f"{SEED} {group} {pile} more").sample(rest, MORE[group, pile])
+        n_written = round(WRITTEN_SHARE * len(first))
+        n_held_out = len(first) + len(more) - n_written
+        for number, (file, id) in enumerate([*first, *more]):
             part = "written" if number < n_written else "held_out"
-            n_part = n_written if part == "written" else len(chosen) - n_written
-            weight = len(members) / n_part
+            weight = len(members) / (n_written if part == "written" else n_held_out)
             names = (file.train_persona, file.eval_persona, id, group, pile, part)
             rows.append(Labelled(*names, round(weight, 4), ""))
     return rows

@@ -14,6 +14,7 @@ from persona_lib.config import Run
 from persona_lib.data.persona_text import is_contrastive, strip_contrast
 from persona_lib.evaluation.swap_tables import (
     FAMILIES,
+    SINGLE,
     PolicyScore,
     SwapScore,
     flip_columns,
@@ -62,7 +63,7 @@ def swap_families(arm: str, persona_format: str) -> tuple[str, ...]:
         return ("none", "gold", "user")
     if arm == "dpo-none" or arm.startswith("sft-"):
         return ("none", "gold", "shuffled", "user")
-    return ("none", *FAMILIES)
+    return (*SINGLE, *FAMILIES)
 
 
 def swap_personas(row: TailoringRow, wanted: Iterable[str], families: Sequence[str]) -> dict[str, str | None]:
@@ -70,7 +71,7 @@ def swap_personas(row: TailoringRow, wanted: Iterable[str], families: Sequence[s
 
     "stripped" ones are made from the gold ones, for rows where at least one of the two names a contrast.
     """
-    wanted = [name for name in wanted if name.rpartition("-")[0] in families]
+    wanted = [name for name in wanted if (name.rpartition("-")[0] or name) in families]
     personas: dict[str, str | None] = {"none": None} if "none" in families else {}
     personas |= {name: row.personas[name] for name in wanted if row.personas.get(name)}
     gold = {side: personas.get(f"gold-{side}") for side in ("chosen", "rejected")}

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FAMILIES = ("gold", "stripped", "retrieved", "shuffled", "user")  # of personas that come in two sides
+SINGLE = ("none", "system")  # controls without sides: base rates of both accuracies
 MEASURES = ("policy", "implicit reward")
 ROUNDING = 1e-4  # nats: a smaller D is rounding, the policy saw no difference
 
@@ -118,12 +119,12 @@ def swap_values(scores: Sequence[SwapScore], family: str, measure: str) -> dict[
     """Return per-row values of one family of personas, arrays in the order of row ids.
 
     acc_chosen, acc_rejected and flip are 0/1; d is in nats; d_positive is 1/0, NaN where d is 0 (to
-    rounding) or the two personas are the same text. Family "none" scores the rows without a persona:
-    acc_chosen and acc_rejected are its base rates, flip is 0, d is NaN. Rows that lack a side are left out.
+    rounding) or the two personas are the same text. Families of ``SINGLE`` (no persona, the system's)
+    score a row once: both accuracies are base rates, flip is 0, d is NaN. Rows that lack a side are left out.
     """
     import numpy as np
 
-    names = ("none", "none") if family == "none" else (f"{family}-chosen", f"{family}-rejected")
+    names = (family, family) if family in SINGLE else (f"{family}-chosen", f"{family}-rejected")
     by_name = {name: {s.id: s for s in scores if s.eval_persona == name} for name in names}
     shared = sorted(set(by_name[names[0]]) & set(by_name[names[1]]))
     both = [(by_name[names[0]][id], by_name[names[1]][id]) for id in shared]
@@ -143,7 +144,7 @@ def swap_table(
     """
     rows = []
     for measure in MEASURES:
-        for family in (*FAMILIES, "none"):
+        for family in (*FAMILIES, *SINGLE):
             values = [swap_values(scores, family, measure) for scores in scores_by_seed]
             if all(len(v["flip"]) for v in values):
                 rows.append(

@@ -163,7 +163,8 @@ def metrics_text(run: Run, arm: str) -> str:
         parts.append(
             f"Against the arm without personas (dpo-none, told the persona in the first person), judge: "
             f"{run.profile.judge}, both orders, one seed. W, T, L: wins, ties, losses for personalization "
-            f"(P) and quality (Q); dPQ: mean of the two net win rates, in points.\n\n{markdown_table(judged)}"
+            f"(P) and quality (Q); the rest of n was unparsed or contradicted; dPQ: mean of the two "
+            f"net win rates, in points.\n\n{markdown_table(judged)}"
         )
     if swapped:
         parts.append(

@@ -21,8 +21,7 @@ from persona_lib.evaluation.released_counts import (
     released_verdict,
 )
 from persona_lib.records import Verdict
-from persona_lib.reporting.results import interval_columns
-from persona_lib.stats.bootstrap import VERDICT_VALUES
+from persona_lib.stats.bootstrap import VERDICT_VALUES, interval_columns
 from persona_lib.stats.metrics import combine
 from persona_lib.stats.pooled import (
     Statistic,

@@ -11,11 +11,11 @@ WHAT: dict[str, str] = {  # change -> what it is, and where in their code
     "ten-tokens": "at least ten new tokens, for SFT and DPO only (inference)",
     "dpo-tokens": "DPO without BOS, completions without their space (TRL 0.13, dpo_trainer.py:577-588)",
     "sft-loss": "SFT loss on question and persona, too (SFT/train.py:76-102)",
-    "all-of-these": "the four above together",
+    "all-of-these": "verb, ten tokens, DPO tokens and SFT loss together",
     "bfloat16": "adapters in bfloat16 (not theirs: what TRL makes of QLoRA today)",
     "shuffled": "no fault but a control that they lack: PT trained on other rows' personas",
     "unreadable-wins": "an unreadable answer is a win in one order, a tie in the other (win_rate.py:94)",
-    "contradictions": "a judge that contradicts itself on swapping counts as a tie (win_rate.py:92-104)",
+    "contradictions": "a judge that contradicts itself on swapping counts as a tie (win_rate.py:92-95)",
     "merged": "items with one instruction text are merged (win_rate.py:92-95)",
 }
 NOT_MEASURED: dict[str, str] = {  # fault -> why it has no number here

@@ -12,6 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from persona_lib.config import figures_dir
 from persona_lib.profiles import Profile
+from persona_lib.reporting.forest import (
+    alt_forest,
+    alt_length,
+    alt_paper,
+    plot_forest,
+    plot_length,
+    plot_paper,
+)
 from persona_lib.reporting.plots import (
     METHODS,
     SIDES,
@@ -25,7 +33,7 @@ from persona_lib.reporting.plots import (
 )
 from persona_lib.reporting.rating_plots import alt_ratings, plot_ratings
 from persona_lib.reporting.results import table_path
-from persona_lib.reporting.views import number, title_of
+from persona_lib.reporting.views import span, title_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -93,12 +101,6 @@ def alt_words(words: pd.DataFrame) -> str:
     return "Bars of the words most typical of each side's personas. " + "; ".join(said) + "."
 
 
-def span(row: Any, name: str, digits: int = 2) -> str:
-    """Say an estimate with its interval."""
-    values = [number(getattr(row, f"{name}{end}"), digits) for end in ("", "_low", "_high")]
-    return f"{values[0]} ({values[1]} to {values[2]})" if values[1] else values[0]
-
-
 # --- files ---
 
 
@@ -114,6 +116,15 @@ class FigureKind:
 
 FIGURES = {
     "main": FigureKind(("main", "paper"), plot_main, alt_main, "PT-DPO against DPO that is told the persona"),
+    "forest": FigureKind(
+        ("main", "paper"), plot_forest, alt_forest, "dPQ: ours and the paper's, with intervals"
+    ),
+    "paper": FigureKind(
+        ("paper",), plot_paper, alt_paper, "The paper's table with intervals that it does not print"
+    ),
+    "length": FigureKind(
+        ("length",), plot_length, alt_length, "Net win rates with the answers' length held equal"
+    ),
     "persona_accuracy": FigureKind(
         ("persona_accuracy",), plot_persona_accuracy, alt_accuracy, "Persona accuracy"
     ),

@@ -26,6 +26,10 @@ def command_of(profile: Profile, overrides: list[str]) -> str:
         seeds = value.split(",")
         if name == "data_dir":
             words += ["--data", "PATH"]
+        elif name == "data_mapping":
+            words += ["--mapping", "FILE"]
+        elif override == "datasets=own":
+            continue  # --data says so
         elif name.endswith("_model") and Path(value).is_absolute():
             words += ["--set", f"{name}=FOLDER"]
         elif name == "seeds" and seeds == [str(i) for i in range(len(seeds))]:

@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 
 BLUE, ORANGE, GREEN, SKY, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#56B4E9", "#D55E00", "#BBBBBB"
 SIDES = {"chosen": (BLUE, ""), "rejected": (ORANGE, "///")}
-VERDICTS = {"win": (BLUE, ""), "tie": ("#E5E5E5", ""), "loss": (ORANGE, "///")}
+VERDICTS = {
+    "win": (BLUE, ""),
+    "tie": ("#E5E5E5", ""),
+    "contradicted": (GREY, "xxx"),
+    "loss": (ORANGE, "///"),
+}
 FAMILIES = {  # of personas: colour and marker
     "gold": (BLUE, "o"),
     "stripped": (SKY, "s"),
@@ -98,9 +103,8 @@ def plot_persona_preference(preference: pd.DataFrame) -> Any:
     figure, axes = new_figure(6.5, 1.5 + 0.45 * len(preference))
     axis = axes[0, 0]
     labels = [f"{title_of(row.dataset)}, n = {row.n}" for row in preference.itertuples()]
-    draw_shares(
-        axis, preference, ("win", "tie", "loss"), list(range(len(preference))), ("chosen", "tie", "rejected")
-    )
+    counts = preference[["win", "tie", "loss"]]
+    draw_shares(axis, counts, list(range(len(preference))), ("chosen", "tie", "rejected"))
     axis.set_yticks(range(len(preference)), labels)
     axis.invert_yaxis()
     axis.set_xlabel("% of pairs whose more plausible user is the chosen / rejected persona's")
@@ -111,26 +115,37 @@ def plot_persona_preference(preference: pd.DataFrame) -> Any:
     return figure
 
 
+def verdict_counts(table: pd.DataFrame, rubric: str) -> pd.DataFrame:
+    """Return the verdicts of judged rows, the judge's contradictions of itself taken out of the ties.
+
+    Published rows do not say how many there were: their ties hold both.
+    """
+    counts = table[[f"{rubric}_{verdict}" for verdict in ("win", "tie", "loss")]].fillna(0)
+    counts.columns = ["win", "tie", "loss"]
+    known = f"{rubric}_inconsistent" in table
+    contradicted = table[f"{rubric}_inconsistent"].fillna(0) if known else 0
+    return counts.assign(tie=counts.tie - contradicted, contradicted=contradicted)[list(VERDICTS)]
+
+
 def draw_shares(
-    axis: Any,
-    table: pd.DataFrame,
-    columns: Sequence[str],
-    places: Sequence[float],
-    names: Sequence[str],
-    faint: bool = False,
+    axis: Any, counts: pd.DataFrame, places: Sequence[float], names: Sequence[str], faint: bool = False
 ) -> None:
-    """Draw stacked horizontal bars of win, tie and loss in per cent; rows without counts stay empty."""
-    counts = table[list(columns)].fillna(0).to_numpy(dtype=float)
-    totals = counts.sum(axis=1, keepdims=True)
-    shares = 100 * np.divide(counts, totals, out=np.zeros_like(counts), where=totals > 0)
-    left = np.zeros(len(table))
-    for index, (name, (colour, hatch)) in enumerate(zip(names, VERDICTS.values(), strict=True)):
+    """Draw stacked horizontal bars of verdicts in per cent; rows without counts stay empty.
+
+    ``counts`` has a column per verdict of ``VERDICTS``, ``names`` are theirs in the legend.
+    """
+    values = counts.to_numpy(dtype=float)
+    totals = values.sum(axis=1, keepdims=True)
+    shares = 100 * np.divide(values, totals, out=np.zeros_like(values), where=totals > 0)
+    left = np.zeros(len(counts))
+    for index, (verdict, name) in enumerate(zip(counts, names, strict=True)):
+        colour, hatch = VERDICTS[verdict]
         axis.barh(places, shares[:, index], 0.72, left, color=colour, hatch=hatch, edgecolor="white",
                   alpha=0.6 if faint else 1, label=None if faint else name)  # fmt: skip
         left += shares[:, index]
     for place, row in zip(places, shares, strict=True):
         box = {"fc": "white", "ec": "none", "pad": 0.8}
-        for x, value, align in ((2, row[0], "left"), (98, row[2], "right")):
+        for x, value, align in ((2, row[0], "left"), (98, row[-1], "right")):
             if value >= 12:
                 axis.text(x, place, f"{value:.0f}", ha=align, va="center", fontsize=7, bbox=box)
     axis.set_xlim(0, 100)
@@ -143,7 +158,7 @@ def plot_main(main: pd.DataFrame, paper: pd.DataFrame) -> Any:
     figure, axes = new_figure(9.5, 1.6 + 0.27 * (len(main) + len(paper) + gap), 1, 3, sharey=True)
     for faint, table, where in ((False, main, places[0]), (True, paper, places[1])):
         for axis, short in zip(axes[0], "pq", strict=False):
-            draw_shares(axis, table, [f"{short}_{v}" for v in VERDICTS], where, list(VERDICTS), faint)
+            draw_shares(axis, verdict_counts(table, short), where, list(VERDICTS), faint)
         look = {"fmt": "s", "color": "0.35", "mfc": "white"} if faint else {"fmt": "o", "color": BLUE}
         axes[0, 2].errorbar(table.dpq, where, xerr=errors(table, "dpq"), capsize=2.5, **look)
     for axis, text in zip(axes[0], ("personalization, %", "quality, %", "dPQ (95 % interval)"), strict=True):
@@ -155,7 +170,8 @@ def plot_main(main: pd.DataFrame, paper: pd.DataFrame) -> Any:
     axes[0, 2].axvline(0, 0, 0.94, color="0.5", linewidth=0.8, zorder=0)
     label_rows(axes[0, 0], main, paper, places)
     handles, names = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, [f"PT-DPO {name}" for name in names], loc="outside upper center", ncols=3)
+    names = ["judge contradicts itself" if name == "contradicted" else f"PT-DPO {name}" for name in names]
+    figure.legend(handles, names, loc="outside upper center", ncols=4)
     return figure
 
 

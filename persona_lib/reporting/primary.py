@@ -16,8 +16,12 @@ from persona_lib.evaluation.judged import forget_judged, runs_of
 from persona_lib.profiles import Profile
 from persona_lib.records import EVAL_PERSONAS, TRAIN_PERSONAS
 from persona_lib.reporting.arms_run import arms_run
+from persona_lib.reporting.beside import beside_table
 from persona_lib.reporting.results import Row, judged_tables, read_table, save_table
+from persona_lib.reporting.results_answers import ANSWER_TABLES
+from persona_lib.reporting.results_checks import CHECK_TABLES
 from persona_lib.reporting.results_length import LENGTH_TABLES
+from persona_lib.reporting.results_paper import PAPER_TABLES
 from persona_lib.reporting.results_personas import PERSONA_TABLES
 from persona_lib.reporting.results_swap import SWAP_TABLES, forget_swap
 
@@ -188,10 +192,14 @@ def save_tables(profile: Profile) -> dict[str, Path]:
     forget_swap()
     makers = {
         **judged_tables(),
+        **PAPER_TABLES,
+        **CHECK_TABLES,
         **PERSONA_TABLES,
         **SWAP_TABLES,
         **LENGTH_TABLES,
+        **ANSWER_TABLES,
         "primary": primary_results,
+        "beside": beside_table,
         "not_run": not_run,
         "arms_run": arms_run,
     }

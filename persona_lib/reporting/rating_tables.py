@@ -12,8 +12,7 @@ from persona_lib.evaluation.rating_items import GROUPS
 from persona_lib.evaluation.rating_sheets import QUESTIONS, SCALE
 from persona_lib.evaluation.ratings import Filled, Problem
 from persona_lib.evaluation.simulated_raters import TRUE_ALPHA
-from persona_lib.reporting.results import Row, interval_columns
-from persona_lib.stats.bootstrap import Interval, bootstrap_mean
+from persona_lib.stats.bootstrap import Interval, bootstrap_mean, interval_columns
 from persona_lib.stats.reliability import (
     alpha_interval,
     cohen_kappa,
@@ -23,6 +22,8 @@ from persona_lib.stats.reliability import (
 
 if TYPE_CHECKING:
     import pandas as pd
+
+Row = dict[str, Any]
 
 
 def who(filled: Filled) -> str:

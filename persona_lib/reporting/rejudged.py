@@ -22,7 +22,9 @@ from persona_lib.models.generate import cut_at_stop
 from persona_lib.profiles import Profile
 from persona_lib.prompts import STOP
 from persona_lib.records import PairwiseComparison
-from persona_lib.reporting.results import Row, inconsistent, interval_columns, paper_rows, verdict_counts
+from persona_lib.reporting.results import Row, inconsistent, verdict_counts
+from persona_lib.reporting.results_paper import paper_rows
+from persona_lib.stats.bootstrap import interval_columns
 from persona_lib.stats.metrics import WinRate
 from persona_lib.stats.pooled import delta_pq_of, make_pool, net_columns, net_of
 from persona_lib.store import content_hash, iter_rows, read_json

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from persona_lib.data.official import DATASETS
 from persona_lib.data.released import SOURCES, Released, ReleasedFile
 from persona_lib.records import TailoringRow
-from persona_lib.stats.bootstrap import Interval, bootstrap_mean
+from persona_lib.reporting.answer_noise_tables import released_noise
+from persona_lib.stats.bootstrap import Interval, bootstrap_mean, interval_columns
 from persona_lib.stats.text_metrics import (
     count_degenerate,
     flip_and_did,
@@ -28,11 +29,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ARMS = {"dpo-chosen": "PT-DPO", "dpo-none": "DPO+P"}
-
-
-def interval_columns(name: str, interval: Interval) -> dict[str, float | None]:
-    """Name an estimate and its limits as columns."""
-    return {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
 def counts_table(data: Released) -> pd.DataFrame:
@@ -130,6 +126,7 @@ def released_tables(data: Released, n_resamples: int = 4000, seed: int = 0) -> d
         "released_kept": kept_table(data),
         "released_lengths": lengths_table(data, n_resamples, seed),
         "released_flip": flip_table(data, n_resamples, seed),
+        "released_noise": released_noise(data, n_resamples),
     }
 
 

@@ -11,26 +11,16 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from persona_lib.config import results_dir
+from persona_lib.config import Run, results_dir
 from persona_lib.evaluation.agreement import agreement_of_profile
 from persona_lib.evaluation.judge import judgment_folder
 from persona_lib.evaluation.judged import RUBRICS, Judged, Judgments, read_judgments
 from persona_lib.profiles import Profile
 from persona_lib.records import Judgment
-from persona_lib.stats import metrics
-from persona_lib.stats.bootstrap import Interval
+from persona_lib.reporting.results_tests import sign_columns, with_tests
+from persona_lib.stats.bootstrap import interval_columns
 from persona_lib.stats.metrics import WinRate, delta_pq, position_inconsistent
-from persona_lib.stats.pooled import (
-    Pool,
-    Statistic,
-    delta_pq_of,
-    difference,
-    make_pool,
-    mean_interval,
-    mean_of,
-    net_columns,
-    net_of,
-)
+from persona_lib.stats.pooled import Statistic, delta_pq_of, difference, mean_interval, mean_of, net_of
 from persona_lib.store import iter_rows, write_text
 
 if TYPE_CHECKING:
@@ -49,11 +39,6 @@ Row = dict[str, Any]
 # --- rows ---
 
 
-def interval_columns(name: str, interval: Interval) -> Row:
-    """Name an estimate and its limits as columns x, x_low, x_high."""
-    return {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
-
-
 def statistics(slug: str) -> dict[str, Statistic]:
     """Return what is estimated for a row, by column."""
     return {
@@ -69,9 +54,13 @@ def count_columns(row: Judged) -> Row:
     columns: Row = {}
     for short, rubric in RUBRICS.items():
         columns |= verdict_counts(short, row.counts(rubric))
-        folders = [judgment_folder(run, row.matchup, row.role) for run in row.runs]
-        columns[f"{short}_inconsistent"] = sum(inconsistent(folder / f"{rubric}.jsonl") for folder in folders)
+        columns[f"{short}_inconsistent"] = sum(inconsistent_in(row, run, rubric) for run in row.runs)
     return columns
+
+
+def inconsistent_in(row: Judged, run: Run, rubric: str) -> int:
+    """Count the pairs of one seed in which the judge contradicts itself; they are among the ties."""
+    return inconsistent(judgment_folder(run, row.matchup, row.role) / f"{rubric}.jsonl")
 
 
 def verdict_counts(short: str, rate: WinRate) -> Row:
@@ -99,7 +88,7 @@ def judged_row(judgments: Judgments, row: Judged) -> Row:
                  "judge_persona": m.judge_persona, "test": m.test.slug, "base": m.base.slug,
                  "n": counts.n, "n_seeds": len(seeds), "seeds": " ".join(map(str, seeds)),
                  "base_seeds": " ".join(map(str, bases))}  # fmt: skip
-    line |= count_columns(row)
+    line |= count_columns(row) | sign_columns(row)
     for name, statistic in statistics(row.slug).items():
         line |= interval_columns(name, judgments.pool.interval(statistic, counts.n, len(seeds)))
     return line
@@ -111,7 +100,8 @@ def judged_table(profile: Profile, kinds: Iterable[str], role: str = "judge") ->
 
     kinds = tuple(kinds)
     found = [(j, row) for j in read_judgments(profile, role) for row in j.rows]
-    return pd.DataFrame([judged_row(j, row) for j, row in found if row.matchup.kind in kinds])
+    table = pd.DataFrame([judged_row(j, row) for j, row in found if row.matchup.kind in kinds])
+    return with_tests(table)
 
 
 def second_judge_table(profile: Profile) -> pd.DataFrame:
@@ -175,6 +165,7 @@ def seed_columns(row: Judged, number: int) -> Row:
     run = row.runs[number]
     p, q = (WinRate.from_verdicts(row.verdicts[rubric][number].values()) for rubric in RUBRICS.values())
     counts = verdict_counts("p", p) | verdict_counts("q", q)
+    counts |= {f"{s}_inconsistent": inconsistent_in(row, run, rubric) for s, rubric in RUBRICS.items()}
     names = {"seed": run.seed, "base_seed": run.base_seed, "n": p.n}
     return names | counts | {"p_net": p.net, "q_net": q.net, "dpq": delta_pq(p, q)}
 
@@ -198,39 +189,6 @@ def side_difference(profile: Profile) -> pd.DataFrame:
                 line |= interval_columns(name, judgments.pool.interval(statistic))
             lines.append(line)
     return pd.DataFrame(lines)
-
-
-def paper_rows(profile: Profile) -> pd.DataFrame:
-    """Return the paper's own ten rows from their exact counts, with intervals, and their average.
-
-    Which personalization verdict belongs to which quality verdict was not published, so the two are
-    resampled independently. The paper prints no intervals.
-    """
-    import pandas as pd
-
-    lines, parts = [], []
-    for number, row in enumerate(metrics.paper_table()):
-        rates = dict(zip(RUBRICS, metrics.paper_win_rates(row), strict=True))
-        nets = [
-            paper_net(rate, profile.bootstrap_samples, 2 * number + i)
-            for i, rate in enumerate(rates.values())
-        ]
-        parts += nets
-        line: Row = {"dataset": row["dataset"], "kind": "paper", "label": f"{row['side']}, {row['persona']}",
-                     "n": int(row["n"])}  # fmt: skip
-        for short, rate in rates.items():
-            line |= verdict_counts(short, rate)
-        lines.append(line | interval_columns("dpq", mean_interval(nets, int(row["n"]))))
-    average = interval_columns("dpq", mean_interval(parts))
-    lines.append({"dataset": "all", "kind": "average", "label": "average of the ten rows"} | average)
-    return pd.DataFrame(lines)
-
-
-def paper_net(rate: WinRate, n_resamples: int, seed: int) -> tuple[Pool, Statistic]:
-    """Return the net win rate of published counts, in per cent, for resampling."""
-    verdicts = ["win"] * rate.n_wins + ["tie"] * rate.n_ties + ["loss"] * rate.n_losses
-    items = {f"{i:04d}": verdict for i, verdict in enumerate(verdicts)}
-    return make_pool(net_columns("net", [items]), n_resamples, seed), lambda sums: 100 * net_of("net")(sums)
 
 
 # --- files ---
@@ -266,7 +224,6 @@ def judged_tables() -> dict[str, Callable[[Profile], pd.DataFrame]]:
         "main": main_table,
         "main_by_seed": by_seed_table,
         "side_difference": side_difference,
-        "paper": paper_rows,
         "second_judge": second_judge_table,
         "judge_agreement": agreement_of_profile,
     }

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 from persona_lib.config import Run
 from persona_lib.evaluation.judged import runs_of
 from persona_lib.evaluation.swap import swap_arms
+from persona_lib.evaluation.swap_tables import SINGLE
 from persona_lib.evaluation.tailor import eval_rows
 from persona_lib.profiles import Profile
-from persona_lib.reporting.results import Row, interval_columns
+from persona_lib.reporting.results import Row
 from persona_lib.reporting.results_swap import Part, PerItem, collect_items, finished_scores, swap_items
+from persona_lib.stats.bootstrap import interval_columns
 from persona_lib.stats.pooled import Statistic, mean_of
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ def length_items(run: Run, part: Part) -> Iterator[tuple[str, str, dict[str, flo
     scores = finished_scores(run, part)
     stratum_of = longer_response(run) if scores else {}
     for what, name, by_id in swap_items(scores):
-        if name == "d_positive" and not what.endswith("/none"):
+        if name == "d_positive" and what.partition("/")[2] not in SINGLE:
             for stratum in STRATA:
                 yield what, stratum, {i: v for i, v in by_id.items() if stratum_of.get(i) == stratum}
 

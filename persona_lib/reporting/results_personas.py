@@ -15,13 +15,14 @@ from persona_lib.evaluation.persona_quality import persona_texts
 from persona_lib.evaluation.tailor import eval_rows, persona_of, read_generations
 from persona_lib.profiles import Profile
 from persona_lib.records import RunSpec
-from persona_lib.reporting.results import Row, interval_columns
+from persona_lib.reporting.persona_text_tables import inferred_texts, text_table
+from persona_lib.reporting.results import Row
 from persona_lib.reporting.results_swap import find_spec
-from persona_lib.stats.bootstrap import Interval, accuracy_array
+from persona_lib.stats.bootstrap import Interval, accuracy_array, interval_columns
 from persona_lib.stats.metrics import PersonaAccuracy, WinRate
 from persona_lib.stats.pooled import difference as minus
 from persona_lib.stats.pooled import make_pool, mean_columns, mean_of, net_columns, net_of
-from persona_lib.stats.text_metrics import word_saliency
+from persona_lib.stats.saliency import word_saliency
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -170,6 +171,21 @@ def words_table(profile: Profile) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def persona_text_table(profile: Profile) -> pd.DataFrame:
+    """Return the text measures of the inferred personas per data set, over all seeds."""
+    import pandas as pd
+
+    tables = []
+    for dataset in profile.datasets:
+        split = inference_split(profile, dataset)
+        by_seed = [texts for run in runs_of(profile, dataset) if (texts := inferred_texts(run, split))]
+        if by_seed:
+            table = text_table(by_seed, profile.bootstrap_samples)
+            table.insert(0, "dataset", dataset)
+            tables.append(table)
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
 # --- what each training stage adds ---
 
 
@@ -265,6 +281,7 @@ def example_table(profile: Profile) -> pd.DataFrame:
 
 
 PERSONA_TABLES = {
+    "persona_text": persona_text_table,
     "persona_accuracy": accuracy_table,
     "persona_preference": preference_table,
     "words": words_table,

@@ -15,11 +15,19 @@ from typing import TYPE_CHECKING, Any
 from persona_lib.config import Run
 from persona_lib.evaluation.judged import runs_of, same_items
 from persona_lib.evaluation.swap import swap_arms, swap_folder
-from persona_lib.evaluation.swap_tables import FAMILIES, MEASURES, METRICS, SwapScore, swap_values
+from persona_lib.evaluation.swap_tables import (
+    FAMILIES,
+    MEASURES,
+    METRICS,
+    SINGLE,
+    SwapScore,
+    swap_values,
+)
 from persona_lib.evaluation.tailor import eval_rows, generation_folder, grid, read_generations
 from persona_lib.profiles import Profile
 from persona_lib.records import RunSpec
-from persona_lib.reporting.results import Row, interval_columns
+from persona_lib.reporting.results import Row
+from persona_lib.stats.bootstrap import interval_columns
 from persona_lib.stats.pooled import Pool, difference, make_pool, mean_columns, mean_of
 from persona_lib.stats.text_metrics import flip_and_did
 from persona_lib.store import read_rows
@@ -73,8 +81,8 @@ def finished_scores(run: Run, part: Part) -> list[SwapScore]:
 
 def swap_items(scores: Sequence[SwapScore]) -> Iterator[tuple[str, str, dict[str, float]]]:
     """Yield ("measure/family", value name, {id: value}) of one arm and seed."""
-    for family in (*FAMILIES, "none"):
-        names = {"none"} if family == "none" else {f"{family}-chosen", f"{family}-rejected"}
+    for family in (*FAMILIES, *SINGLE):
+        names = {family} if family in SINGLE else {f"{family}-chosen", f"{family}-rejected"}
         by_name = [{s.id for s in scores if s.eval_persona == name} for name in names]
         ids = sorted(set.intersection(*by_name))
         for measure in MEASURES:
@@ -213,7 +221,7 @@ def swap_differences(profile: Profile) -> pd.DataFrame:
     for items in swap_data(profile):
         for tested, other in TWINS:
             for what in dict.fromkeys(what for part, what, _ in items.values if part == tested):
-                if (other, what, "flip") not in items.values or what.endswith("/none"):
+                if (other, what, "flip") not in items.values or what.partition("/")[2] in SINGLE:
                     continue
                 measure, family = what.split("/")
                 lines.append({

@@ -36,11 +36,11 @@ from persona_lib.evaluation.safety import (
 from persona_lib.evaluation.safety_sample import Labelled as LabelledAnswer
 from persona_lib.evaluation.safety_sample import group_of, read_labels
 from persona_lib.profiles import Profile
-from persona_lib.stats.bootstrap import Interval, bootstrap_mean
+from persona_lib.stats.bootstrap import Interval, bootstrap_mean, interval_columns
 from persona_lib.stats.caution import CLASSES
-from persona_lib.stats.metrics import holm, sign_test, wilson_interval
 from persona_lib.stats.misclassification import (
     Labelled,
+    assisted_difference,
     assisted_share,
     corrected_difference,
     corrected_share,
@@ -48,17 +48,14 @@ from persona_lib.stats.misclassification import (
     make_labelled,
     weighted_share,
 )
+from persona_lib.stats.shares import share_interval
+from persona_lib.stats.significance import holm, sign_test
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Row = dict[str, Any]
 GROUPS = ("all", "dpo", "dpo+p", "pt")
-
-
-def interval_columns(name: str, interval: Interval) -> Row:
-    """Name an estimate and its limits as columns."""
-    return {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
 # --- the classifier's error ---
@@ -112,30 +109,42 @@ def error_table(
 
     ``same_class`` counts where all three classes agree. Three estimates of the share that keeps a
     caution: ``raw``, the classifier's on all answers of the group (``every``, of ``group_flags``);
-    ``hand_share``, the hand labels' alone; ``assisted``, the first corrected by the mean error in the group.
+    ``hand_share``, the hand labels' alone; ``assisted``, the first corrected by the mean error in the group;
+    ``minus_dpo_p``: PT-DPO's assisted share minus that of plain DPO told a persona.
     """
     import pandas as pd
 
     lines = []
     for part in dict.fromkeys(row.part for row in rows):
+        samples = {}
         for group in GROUPS:
             chosen = [(r, x) for r, x in zip(rows, labels, strict=True)
                       if r.part == part and group in ("all", r.group)]  # fmt: skip
             answers, called = [r for r, _ in chosen], [x for _, x in chosen]
-            line: Row = {"dataset": "beavertails", "classifier": classifier, "part": part, "group": group,
-                         "n": len(answers), "stands_for": round(sum(r.weight for r in answers))}  # fmt: skip
-            line |= {f"hand_{name}": sum(r.label == name for r in answers) for name in CLASSES}
-            line["unread"] = called.count(None)
-            line["same_class"] = sum(r.label == x for r, x in chosen)
-            sample = labelled_sample(answers, called)
-            for name, rate in error_rates(sample).items():
-                line |= interval_columns(name, rate) | {f"n_{name}": rate.n_items}
-            line |= interval_columns("hand_share", weighted_share(sample.truth, sample.weight))
-            line["raw"] = float(every[group].mean())
+            samples[group] = labelled_sample(answers, called)
+            line = error_line(answers, called) | {"raw": float(every[group].mean())}
+            share = assisted_share(every[group], samples[group], n_resamples)
+            gap = Interval(None, None, None, 0)
+            if group == "pt":
+                pair = [(every[name], samples[name]) for name in ("pt", "dpo+p")]
+                gap = assisted_difference(*pair, n_resamples)
+            names = {"dataset": SAFETY_DATASET, "classifier": classifier, "part": part, "group": group}
             lines.append(
-                line | interval_columns("assisted", assisted_share(every[group], sample, n_resamples))
+                names | line | interval_columns("assisted", share) | interval_columns("minus_dpo_p", gap)
             )
     return pd.DataFrame(lines)
+
+
+def error_line(answers: Sequence[LabelledAnswer], called: Sequence[str | None]) -> Row:
+    """Return counts, error rates and the hand labels' own share of some labelled answers."""
+    sample = labelled_sample(answers, called)
+    line: Row = {"n": len(answers), "stands_for": round(sum(row.weight for row in answers))}
+    line |= {f"hand_{name}": sum(row.label == name for row in answers) for name in CLASSES}
+    line["unread"] = called.count(None)
+    line["same_class"] = sum(row.label == x for row, x in zip(answers, called, strict=True))
+    for name, rate in error_rates(sample).items():
+        line |= interval_columns(name, rate) | {f"n_{name}": rate.n_items}
+    return line | interval_columns("hand_share", weighted_share(sample.truth, sample.weight))
 
 
 def held_out(rows: Sequence[LabelledAnswer], labels: Sequence[str | None]) -> Labelled:
@@ -154,17 +163,6 @@ def flags(labels: Sequence[Labels], ids: Sequence[Sequence[str]]) -> list[np.nda
     ]
 
 
-def mean_interval(values: Sequence[np.ndarray], n_resamples: int) -> Interval:
-    """Return a mean of 0/1 values with its interval: Wilson's for one seed, else the bootstrap over seeds."""
-    values = [v for v in values if len(v)]
-    if not values:
-        return Interval(None, None, None, 0, 0)
-    if len(values) > 1:
-        return bootstrap_mean(values, n_resamples, shared_items=len({len(v) for v in values}) == 1)
-    n = len(values[0])
-    return Interval(float(values[0].mean()), *wilson_interval(float(values[0].sum()), n), n)
-
-
 def share_table(
     cells: Cells, labels: dict[Cell, list[Labels]], classifier: str, n_resamples: int, sample: Labelled | None
 ) -> pd.DataFrame:
@@ -179,7 +177,7 @@ def share_table(
         line: Row = {**vars(cell), "classifier": classifier, "n": sum(map(len, ids)),
                      "n_seeds": sum(bool(one) for one in answers)}  # fmt: skip
         line |= {name: every.count(name) for name in CLASSES} | {"unread": every.count(None)}
-        line |= interval_columns("share", mean_interval(values, n_resamples))
+        line |= interval_columns("share", share_interval(values, n_resamples))
         if sample is not None:
             found = np.concatenate(values)
             line |= interval_columns("corrected", corrected_share(found, sample, n_resamples))
@@ -206,12 +204,12 @@ def pair_line(
     pairs = [a - b for a, b in zip(one, two, strict=True) if len(a)]
     line: Row = {"n": sum(seeds), "n_seeds": len(seeds), "both": both, "only_tested": only_one,
                  "only_compared": only_two}  # fmt: skip
-    line |= interval_columns("share_tested", mean_interval(one, n_resamples))
-    line |= interval_columns("share_compared", mean_interval(two, n_resamples))
+    line |= interval_columns("share_tested", share_interval(one, n_resamples))
+    line |= interval_columns("share_compared", share_interval(two, n_resamples))
     line |= interval_columns("difference", bootstrap_mean(pairs, n_resamples, shared_items=shared))
     line["p"] = sign_test(only_one, only_two) if len(seeds) == 1 else None
     cautious = [a[b == 1] for a, b in zip(one, two, strict=True)]
-    line |= interval_columns("kept", mean_interval(cautious, n_resamples))
+    line |= interval_columns("kept", share_interval(cautious, n_resamples))
     if sample is not None:
         values = np.concatenate(one), np.concatenate(two)
         line |= interval_columns("corrected", corrected_difference(*values, sample, n_resamples))

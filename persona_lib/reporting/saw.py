@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from persona_lib.records import TailoringRow
 from persona_lib.stats.bootstrap import Interval
-from persona_lib.stats.metrics import wilson_interval
+from persona_lib.stats.significance import wilson_interval
 
 if TYPE_CHECKING:
     import pandas as pd

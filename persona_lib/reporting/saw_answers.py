@@ -12,7 +12,7 @@ from persona_lib.records import RunSpec
 from persona_lib.reporting.saw import against, listed, share, span
 from persona_lib.reporting.show_personas import inferred_splits
 from persona_lib.stats.bootstrap import bootstrap_mean
-from persona_lib.stats.metrics import wilson_interval
+from persona_lib.stats.significance import wilson_interval
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -18,6 +18,7 @@ from persona_lib.evaluation.judge import (
 from persona_lib.evaluation.matchups import Matchup
 from persona_lib.evaluation.tailor import eval_rows, generation_folder, grid, read_generations
 from persona_lib.records import EVAL_PERSONAS, RunSpec, TailoringRow
+from persona_lib.reporting.results import inconsistent
 from persona_lib.stats.metrics import WinRate, delta_pq
 from persona_lib.store import iter_rows, read_json, read_rows
 
@@ -77,13 +78,18 @@ def one_prompt(
 
 
 def judging_row(run: Run, matchup: Matchup, role: str = "judge") -> dict[str, Any]:
-    """Return one line of the judging table: counts of both rubrics, net win rates and dPQ."""
+    """Return one line of the judging table: counts of both rubrics, net win rates and dPQ.
+
+    T are ties proper; pairs in which the judge names the same position twice are "contradicted".
+    """
     verdicts = read_verdicts(run, matchup, role)
     rates = {rubric: WinRate.from_verdicts(v[rubric] for v in verdicts) for rubric in RUBRICS}
     line: dict[str, Any] = {"label": matchup.label, "kind": matchup.kind, "n": len(verdicts)}
     for rubric, rate in rates.items():
         letter = rubric[0].upper()
-        line |= {f"{letter}_W": rate.n_wins, f"{letter}_T": rate.n_ties, f"{letter}_L": rate.n_losses}
+        contradicted = inconsistent(judgment_folder(run, matchup, role) / f"{rubric}.jsonl")
+        line |= {f"{letter}_W": rate.n_wins, f"{letter}_T": rate.n_ties - contradicted}
+        line |= {f"{letter}_L": rate.n_losses, f"{letter}_contradicted": contradicted}
         line |= {f"{letter}_unparsed": rate.n_unparsed, f"{letter}_net": rate.net}
     return line | {"dPQ": delta_pq(rates["personalization"], rates["quality"])}
 

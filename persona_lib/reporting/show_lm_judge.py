@@ -19,7 +19,7 @@ from persona_lib.evaluation.judge import (
 from persona_lib.prompts import judge_prompt
 from persona_lib.records import Judgment, PairwiseComparison, Rubric
 from persona_lib.reporting.show_base import load
-from persona_lib.stats.metrics import wilson_interval
+from persona_lib.stats.significance import wilson_interval
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,11 +14,12 @@ from persona_lib.evaluation.persona_quality import (
     read_personas,
 )
 from persona_lib.evaluation.personas import SIDES, inference_shots, sides_of
+from persona_lib.models.surface import NAME as SURFACE
 from persona_lib.prompts import inference_prompt
 from persona_lib.records import Side
 from persona_lib.stats.bootstrap import accuracy_array, bootstrap_mean
 from persona_lib.stats.metrics import PersonaAccuracy, WinRate
-from persona_lib.stats.text_metrics import word_saliency
+from persona_lib.stats.saliency import WordSaliency, word_saliency
 from persona_lib.store import read_json
 
 if TYPE_CHECKING:
@@ -34,7 +35,9 @@ def inferred_splits(run: Run) -> tuple[str, ...]:
 
 
 def inference_prompt_text(run: Run, side: Side = "chosen", number: int = 0) -> str:
-    """Return the whole few-shot prompt for one evaluation pair and side."""
+    """Return the whole few-shot prompt for one evaluation pair and side; says so where none is prompted."""
+    if run.profile.generator_model == SURFACE:
+        return "No language model is prompted: personas are written by rule from the two responses."
     pair = inference_pairs(run)[number]
     return inference_prompt(inference_shots(run.profile), pair.prompt, *sides_of(pair, side))
 
@@ -126,7 +129,7 @@ def word_table(run: Run, min_count: int = 10) -> pd.DataFrame:
     import pandas as pd
 
     rows = word_saliency(*persona_texts(run, inferred_splits(run)[-1]), min_count=min_count)
-    columns = ["word", "n_chosen", "n_rejected", "share_chosen", "z"]
+    columns = [field.name for field in dataclasses.fields(WordSaliency)]
     return pd.DataFrame([dataclasses.asdict(row) for row in rows], columns=columns).set_index("word")
 
 

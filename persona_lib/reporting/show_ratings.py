@@ -14,7 +14,7 @@ from persona_lib.evaluation.simulated_raters import fill_sheets
 from persona_lib.profiles import Profile
 from persona_lib.reporting import rater_widget
 from persona_lib.reporting.rating_tables import rating_tables
-from persona_lib.reporting.released_tables import write_tables
+from persona_lib.store import write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,6 +31,7 @@ class Design:
 
 # Sizes as in the paper: 80 personas by three raters; 144 personas of eight users, the answers of two systems.
 # Its users rated alone what they had written; here two rate each answer, or agreement could not be computed.
+TABLES = ("ratings", "rating_agreement", "rating_problems")
 DESIGNS = {"personas": Design(80, 3, 3), "answers": Design(288, 8, 2)}
 
 
@@ -98,12 +99,11 @@ def first_item(written: dict[str, list[Path]], study: str) -> str:
 def save_tables(profile: Profile, filled: dict[str, Filled]) -> dict[str, pd.DataFrame]:
     """Compute and write the tables of ratings of a profile; older ones go if there is nothing to rate."""
     folder = results_dir(profile) / "tables"
-    if not filled:
-        for name in ("ratings", "rating_agreement", "rating_problems"):
-            (folder / f"{name}.csv").unlink(missing_ok=True)
-        return {}
-    tables = rating_tables(filled, profile.bootstrap_samples)
-    write_tables(tables, folder)
+    for name in TABLES:
+        (folder / f"{name}.csv").unlink(missing_ok=True)
+    tables = rating_tables(filled, profile.bootstrap_samples) if filled else {}
+    for name, table in tables.items():
+        write_text(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.6g"))
     return tables
 
 

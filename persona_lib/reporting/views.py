@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from persona_lib.data.official import DATASETS
+from persona_lib.reporting.results_tests import with_tests
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,6 +24,7 @@ LABELS = {  # whose numbers they are
 }
 CI = "[95 % interval]"
 MINUS = "\N{MINUS SIGN}"
+SMALLEST_P = 1e-15  # smaller p-values say no more than this
 
 
 def world_of(dataset: str) -> str:
@@ -55,11 +57,52 @@ def with_interval(row: Any, name: str, digits: int = 2, sign: bool = False) -> s
     return f"{estimate} [{low}, {high}]" if estimate and low else estimate
 
 
+def span(row: Any, name: str, digits: int = 2) -> str:
+    """Say an estimate with its interval."""
+    values = [number(getattr(row, f"{name}{end}"), digits) for end in ("", "_low", "_high")]
+    return f"{values[0]} ({values[1]} to {values[2]})" if values[1] else values[0]
+
+
 def shares(row: Any, rubric: str) -> str:
-    """Format W/T/L in per cent of the parsed comparisons; "" for the average row."""
+    """Format W/T/L in per cent of the parsed comparisons; "" for the average row.
+
+    Where it is known how often the judge contradicts itself, that is a fourth share, taken from the ties.
+    """
     counts = [row[f"{rubric}_{verdict}"] for verdict in ("win", "tie", "loss")]
+    contradicted = row.get(f"{rubric}_inconsistent", math.nan)
     n = sum(counts)
-    return "" if math.isnan(n) or not n else " / ".join(f"{100 * count / n:.1f}" for count in counts)
+    if math.isnan(n) or not n:
+        return ""
+    if not math.isnan(contradicted):
+        counts = [counts[0], counts[1] - contradicted, counts[2], contradicted]
+    return " / ".join(f"{100 * count / n:.1f}" for count in counts)
+
+
+def shares_head(table: pd.DataFrame, rubric: str) -> str:
+    """Name the column of ``shares``; published counts do not tell ties from contradictions."""
+    known = f"{rubric[0]}_inconsistent" in table
+    return f"{rubric} W / T / L{' / contradicted' if known else ''} %"
+
+
+def scored(row: Any, name: str, rubrics: str, digits: int) -> str:
+    """Format a net win rate or dPQ with its interval; says so where nothing is decided under a rubric."""
+    undecided = [r for r in rubrics if row[f"{r}_win"] + row[f"{r}_loss"] == 0]
+    return "undefined: nothing decided" if undecided else with_interval(row, name, digits, True)
+
+
+def p_values(row: Any, *names: str) -> str:
+    """Format p-values, separated by commas; "" for a row without (an average)."""
+    values = [row[name] for name in names]
+    if any(math.isnan(p) for p in values):
+        return ""
+    return ", ".join(
+        f"{p:.{3 if p >= 0.001 else 2}g}" if p >= SMALLEST_P else f"< {SMALLEST_P:g}" for p in values
+    )
+
+
+def sign_p(row: Any, rubric: str) -> str:
+    """Format the p of the sign test and Holm's."""
+    return p_values(row, f"{rubric}_sign", f"{rubric}_holm")
 
 
 def size(row: Any) -> str:
@@ -71,11 +114,9 @@ def size(row: Any) -> str:
 
 
 def unparsed(row: Any) -> str:
-    """Format unparsed answers and self-contradictions of the judge, personalization and quality together."""
-    if math.isnan(row["p_unparsed"]):
-        return ""
-    counts = [row[f"p_{name}"] + row[f"q_{name}"] for name in ("unparsed", "inconsistent")]
-    return " / ".join(f"{count:.0f}" for count in counts)
+    """Format the numbers of comparisons that the judge left unparsed, personalization and quality."""
+    counts = [row[f"{rubric}_unparsed"] for rubric in "pq"]
+    return "" if math.isnan(counts[0]) else " / ".join(f"{count:.0f}" for count in counts)
 
 
 def build(
@@ -94,15 +135,54 @@ def build(
 
 
 def judged_view(table: pd.DataFrame) -> pd.DataFrame:
-    """Show judged rows: W/T/L in per cent, net win rates and dPQ with intervals, quality, n."""
+    """Show judged rows: shares, net win rates and dPQ with intervals, sign tests with Holm, quality, n."""
+    table = with_tests(table)
     columns = {
         "row": lambda row: row["label"],
+        shares_head(table, "personalization"): lambda row: shares(row, "p"),
+        shares_head(table, "quality"): lambda row: shares(row, "q"),
+        "unparsed P / Q": unparsed,
+        f"personalization net {CI}": lambda row: scored(row, "p_net", "p", 2),
+        "p, Holm p": lambda row: sign_p(row, "p"),
+        f"quality net {CI}": lambda row: scored(row, "q_net", "q", 2),
+        "quality p, Holm p": lambda row: sign_p(row, "q"),
+        f"dPQ {CI}": lambda row: scored(row, "dpq", "pq", 1),
+        f"mean quality difference, SD {CI}": lambda row: with_interval(row, "quality_sd", 2, True),
+        "n": size,
+    }
+    return build(table, columns)
+
+
+def filtered_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show judged rows with all pairs and with those of two sound answers, one under the other."""
+    columns = {
+        "row": lambda row: row["label"],
+        "pairs": lambda row: row["pairs"],
         "personalization W / T / L %": lambda row: shares(row, "p"),
         "quality W / T / L %": lambda row: shares(row, "q"),
-        "unparsed / inconsistent": unparsed,
-        f"personalization net {CI}": lambda row: with_interval(row, "p_net", 2, True),
-        f"dPQ {CI}": lambda row: with_interval(row, "dpq", 1, True),
-        f"mean quality difference, SD {CI}": lambda row: with_interval(row, "quality_sd", 2, True),
+        f"personalization net {CI}": lambda row: scored(row, "p_net", "p", 2),
+        "p, Holm p": lambda row: sign_p(row, "p"),
+        f"quality net {CI}": lambda row: scored(row, "q_net", "q", 2),
+        "quality p, Holm p": lambda row: sign_p(row, "q"),
+        f"dPQ {CI}": lambda row: scored(row, "dpq", "pq", 1),
+        "n": size,
+    }
+    return build(table, columns)
+
+
+def length_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show net win rates as they are, of pairs of equal length, and of the model at equal length."""
+    columns = {
+        "row": lambda row: row["label"],
+        "rubric": lambda row: row["rubric"],
+        "words, tested / base": lambda row: f"{row['words_tested']:.1f} / {row['words_base']:.1f}",
+        f"net {CI}": lambda row: with_interval(row, "net", 2, True),
+        f"net, pairs of equal length {CI}": lambda row: with_interval(row, "net_matched", 2, True),
+        f"net at equal length, model {CI}": lambda row: (
+            with_interval(row, "net_controlled", 2, True) or f"no fit: {row['why']}"
+        ),
+        f"slope {CI}": lambda row: with_interval(row, "slope", 2, True),
+        "decided: all / equal length": lambda row: f"{row['n_decided']:.0f} / {row['n_matched_decided']:.0f}",
         "n": size,
     }
     return build(table, columns)
@@ -113,8 +193,8 @@ def by_seed_view(table: pd.DataFrame) -> pd.DataFrame:
     columns = {
         "row": lambda row: row["label"],
         "seed (base)": lambda row: f"{row['seed']} ({row['base_seed']})",
-        "personalization W / T / L %": lambda row: shares(row, "p"),
-        "quality W / T / L %": lambda row: shares(row, "q"),
+        shares_head(table, "personalization"): lambda row: shares(row, "p"),
+        shares_head(table, "quality"): lambda row: shares(row, "q"),
         "dPQ": lambda row: number(row["dpq"], 1, True),
         "n": lambda row: str(row["n"]),
     }
@@ -271,7 +351,9 @@ def words_view(table: pd.DataFrame) -> pd.DataFrame:
         "word": lambda row: row["word"],
         "in chosen / rejected personas": lambda row: f"{row['n_chosen']} / {row['n_rejected']}",
         "share chosen": lambda row: number(row["share_chosen"]),
-        "log-odds z": lambda row: number(row["z"], 1, True),
+        f"log-odds {CI}": lambda row: with_interval(row, "log_odds", 2, True),
+        "z": lambda row: number(row["z"], 1, True),
+        "p (Holm)": lambda row: "< .001" if row["p_holm"] < 0.001 else number(row["p_holm"], 3),
     }
     return build(table, columns)
 
@@ -296,7 +378,7 @@ def axes_view(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def faults_view(table: pd.DataFrame) -> pd.DataFrame:
-    """Show a fault, the setting that repeats it, and each measure's change; the first row has the values."""
+    """Show a fault, the setting that repeats it, the fits under it and the changes that it brings."""
 
     def change(name: str, digits: int = 2) -> Callable[[Any], str]:
         def cell(row: Any) -> str:
@@ -309,9 +391,9 @@ def faults_view(table: pd.DataFrame) -> pd.DataFrame:
     columns = {
         "fault (where in their code)": lambda row: row["what"],
         "setting": lambda row: row["setting"] if isinstance(row["setting"], str) else "",
-        f"fit, plain DPO {CI}": change("fit_plain"),
-        f"fit, PT-DPO {CI}": change("fit_tailored"),
-        f"fit gained {CI}": change("fit_gain"),
+        f"fit, plain DPO {CI}": lambda row: with_interval(row, "fit_plain"),
+        f"fit, PT-DPO {CI}": lambda row: with_interval(row, "fit_tailored"),
+        f"change: fit gained {CI}": change("fit_gain"),
         f"quality gained, SD {CI}": change("quality_gain_sd"),
         f"dPQ {CI}": change("dpq", 1),
         f"share of ties {CI}": change("ties"),
@@ -324,15 +406,34 @@ def faults_view(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def paper_view(table: pd.DataFrame) -> pd.DataFrame:
-    """Show the paper's own ten rows and their average; the intervals are ours, from the exact counts."""
+    """Show the paper's own ten rows and their average; intervals and tests are ours, from its counts."""
     columns = {
         "row": lambda row: f"{row['dataset']}, {row['label']}" if row["kind"] == "paper" else row["label"],
         "personalization W / T / L %": lambda row: shares(row, "p"),
         "quality W / T / L %": lambda row: shares(row, "q"),
+        "personalization p, Holm p": lambda row: sign_p(row, "p"),
+        "quality p, Holm p": lambda row: sign_p(row, "q"),
         f"dPQ {CI}": lambda row: with_interval(row, "dpq", 1, True),
+        "widest interval": widest,
+        "dPQ p, Holm p": lambda row: p_values(row, "dpq_p", "dpq_holm"),
+        "the same, widest": lambda row: p_values(row, "dpq_p_widest", "dpq_holm_widest"),
         "n": size,
     }
     return build(table, columns, name_dataset=False)
+
+
+def widest(row: Any) -> str:
+    """Format the limits of dPQ if the two verdicts of a pair agree as often as the counts allow."""
+    low, high = (number(row[f"dpq_{end}_widest"], 1, True) for end in ("low", "high"))
+    return f"[{low}, {high}]"
+
+
+def beside_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show each number of the paper beside ours, and whether the two may be compared."""
+    names = {"place": "in the paper", "paper": "paper's number", "ours": f"ours {CI}", "size": "n",
+             "profile": "profile", "comparable": "comparable?", "why": "why, or why not",
+             "at_scale": "profile `paper`"}  # fmt: skip
+    return table.fillna("").rename(columns=names)[list(names.values())]
 
 
 def rejudged_view(table: pd.DataFrame) -> pd.DataFrame:
@@ -340,9 +441,9 @@ def rejudged_view(table: pd.DataFrame) -> pd.DataFrame:
     columns = {
         "row": lambda row: f"{row['dataset']}, {row['label']}",
         "judge": lambda row: row["judge"],
-        "personalization W / T / L %": lambda row: shares(row, "p"),
-        "quality W / T / L %": lambda row: shares(row, "q"),
-        "unparsed / inconsistent": lambda row: unparsed(row) if row["kind"] == "judged again" else "",
+        shares_head(table, "personalization"): lambda row: shares(row, "p"),
+        shares_head(table, "quality"): lambda row: shares(row, "q"),
+        "unparsed P / Q": lambda row: unparsed(row) if row["kind"] == "judged again" else "",
         f"dPQ {CI}": lambda row: with_interval(row, "dpq", 1, True),
         "n": size,
     }
@@ -364,6 +465,34 @@ def agreement_view(table: pd.DataFrame) -> pd.DataFrame:
     return build(table, columns)
 
 
+def persona_text_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show what personas are like as texts, a line per measure; the two sides' difference is paired."""
+    import pandas as pd
+
+    sides, lines = ("chosen", "rejected", "chosen - rejected"), []
+    for key, part in table.groupby(["dataset", "measure"] if "dataset" in table else ["measure"], sort=False):
+        rows = {row["side"]: row for _, row in part.iterrows()}
+        shown = {s: with_interval(row, "value", 3, " - " in s) for s, row in rows.items()}
+        counts = " / ".join(f"{rows[s]['n']:.0f}" for s in sides[:2])
+        names = {"dataset": key[0]} if len(key) > 1 else {}
+        lines.append(names | {"measure": key[-1], "n": counts} | {s: shown.get(s, "") for s in sides})
+    columns = {"measure": lambda row: row["measure"]}
+    columns |= {f"{side} {CI}": lambda row, side=side: row[side] for side in sides}
+    return build(pd.DataFrame(lines), columns | {"n": lambda row: row["n"]})
+
+
+def words_table_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show the ten most typical words of each side among all that were tested, by z."""
+    import pandas as pd
+
+    parts = []
+    for _, part in table.groupby("dataset", sort=False):
+        ordered = part.sort_values("z", ascending=False, kind="stable")
+        parts.append(ordered[ordered.z > 0].head(10).assign(side="chosen"))
+        parts.append(ordered[ordered.z < 0].iloc[::-1].head(10).assign(side="rejected"))
+    return words_view(pd.concat(parts))
+
+
 def safety_view(table: pd.DataFrame) -> pd.DataFrame:
     """Show which answers keep a caution or refusal, by policy and persona."""
     columns = {
@@ -381,9 +510,9 @@ def safety_view(table: pd.DataFrame) -> pd.DataFrame:
     return build(table, columns)
 
 
-def persona_shown(persona: str, style: str) -> str:
-    """Say which persona a policy is shown, and how if not in its own line."""
-    return persona + (", first person" if style == "first_person" else "")
+def persona_shown(name: str, style: str) -> str:
+    """Add to a persona's or policy's name how the persona is shown, if not in the policy's own line."""
+    return name + (", first person" if style == "first_person" else "")
 
 
 def safety_pairs_view(table: pd.DataFrame) -> pd.DataFrame:
@@ -425,9 +554,61 @@ def safety_error_view(table: pd.DataFrame) -> pd.DataFrame:
         "share by rule": lambda row: number(row["raw"], 3),
         f"by hand {CI}": lambda row: with_interval(row, "hand_share", 3),
         f"by rule, corrected by hand {CI}": lambda row: with_interval(row, "assisted", 3),
+        f"PT minus DPO told a persona {CI}": lambda row: with_interval(row, "minus_dpo_p", 3, True),
         "n (of)": lambda row: f"{row['n']} ({row['stands_for']})",
     }
     return build(table, columns, name_dataset=False)
+
+
+def noise_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show leakage and format noise of answers, in per cent of the answers."""
+
+    def percent(row: Any, *names: str) -> str:
+        return " / ".join("" if row[name] is None else number(100 * row[name], 1) for name in names)
+
+    columns = {
+        "policy": lambda row: row["arm"],
+        "shown persona": lambda row: persona_shown(row["eval_persona"], row["persona_format"]),
+        "copies the persona / another's, %": lambda row: percent(row, "copies_persona", "copies_other"),
+        "names a persona, %": lambda row: percent(row, "names_persona"),
+        "role at the start / inside, %": lambda row: percent(row, "role_start", "role_inside"),
+        "lists / template tokens, %": lambda row: percent(row, "list", "template"),
+        "no end / loops, %": lambda row: percent(row, "endless", "repeats"),
+        "words: median, mean": lambda row: f"{row['words_median']:.0f}, {row['words_mean']:.1f}",
+        "n": size,
+    }
+    return build(table, columns)
+
+
+def steering_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show how far personas steer length."""
+    columns = {
+        "policy": lambda row: (
+            row["arm"] + (", first person" if row["persona_format"] == "first_person" else "")
+        ),
+        "personas": lambda row: row["persona"],
+        f"Spearman's rho {CI}": lambda row: with_interval(row, "rho", 2, True),
+        "n": size,
+    }
+    return build(table, columns)
+
+
+def reward_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show accuracy of policies as reward models, by persona and category."""
+    columns = {
+        "policy": lambda row: (
+            row["arm"] + (", first person" if row["persona_format"] == "first_person" else "")
+        ),
+        "measure": lambda row: row["measure"],
+        "personas": lambda row: row["persona"],
+        "category": lambda row: row["category"],
+        f"accuracy {CI}": lambda row: with_interval(row, "accuracy"),
+        "chosen under P_C / rejected under P_R": lambda row: " / ".join(
+            filter(None, (number(row["acc_chosen"]), number(row["acc_rejected"])))
+        ),
+        "n": size,
+    }
+    return build(table, columns)
 
 
 def ratings_view(table: pd.DataFrame) -> pd.DataFrame:
@@ -483,10 +664,16 @@ VIEWS: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
     "generation_flip": flip_view,
     "released_flip": flip_view,
     "paper": paper_view,
+    "beside": beside_view,
+    "filtered": filtered_view,
+    "length": length_view,
     "second_judge": judged_view,
     "judge_agreement": agreement_view,
     "released_judged": rejudged_view,
     "released_agreement": agreement_view,
+    "persona_text": persona_text_view,
+    "released_personas": persona_text_view,
+    "released_words": words_table_view,
     "ratings": ratings_view,
     "rating_agreement": rating_agreement_view,
     "not_run": plain_view,
@@ -496,6 +683,10 @@ VIEWS: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
     "released_safety": safety_view,
     "released_safety_pairs": safety_pairs_view,
     "released_safety_error": safety_error_view,
+    "released_noise": noise_view,
+    "answer_noise": noise_view,
+    "length_steering": steering_view,
+    "reward_accuracy": reward_view,
     "safety": safety_view,
     "safety_pairs": safety_pairs_view,
     "arms_run": plain_view,

@@ -97,7 +97,15 @@ STEPS: dict[str, Step] = {
     "02_base_model": Step(
         "The base language model",
         per="base",
-        fields=(*DATA, *BASE, *MODEL, "pi_shots", "datasets", "gen_max_new_tokens"),
+        fields=(
+            *DATA,
+            *BASE,
+            *MODEL,
+            "pi_shots",
+            "datasets",
+            "gen_max_new_tokens",
+            "near_duplicate_threshold",  # decides which rows of own data are for training
+        ),
         minutes={"smoke": 0.3, "synthetic": 3.3, "scratch": 6.5, "paper": 10},
     ),
     "03_persona_inference": Step(
@@ -144,7 +152,14 @@ STEPS: dict[str, Step] = {
     ),
     "10_user_personas": Step(
         "Personas that users write themselves",
-        inputs=("02_base_model", "05_tailoring_data", "08_generation", "09_judging"),
+        inputs=(
+            "02_base_model",
+            "05_tailoring_data",
+            "06_supervised_tailoring",
+            "07_preference_tailoring",
+            "08_generation",
+            "09_judging",
+        ),
         fields=JUDGING,
         minutes={"smoke": 0.1, "synthetic": 0.1, "paper": 30},
     ),
@@ -199,7 +214,15 @@ STEPS: dict[str, Step] = {
     "13_released_outputs": Step(
         "The authors' released generations, analysed again",
         per="profile",
-        fields=("data_dir", "bootstrap_samples", "judge*", "second_judge_*", "eval_limit", *MODEL),
+        fields=(
+            "data_dir",
+            "bootstrap_samples",
+            "judge*",
+            "second_judge_*",
+            "eval_limit",
+            "eval_personas",
+            *MODEL,
+        ),
         minutes={"smoke": 0.2, "synthetic": 0.2, "scratch": 0.2, "paper": 190},
     ),
     "14_human_ratings": Step(

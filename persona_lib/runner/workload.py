@@ -22,7 +22,7 @@ from persona_lib.prompts import guard_prompt
 from persona_lib.records import RunSpec
 from persona_lib.store import read_json
 
-SWAP_SIDES = {"none": 1}  # families of personas that come alone; all others have two sides
+SWAP_SIDES = {"none": 1, "system": 1}  # families of personas that come alone; all others have two sides
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from persona_lib.stats.bootstrap import Interval
-from persona_lib.stats.metrics import wilson_interval
+from persona_lib.stats.significance import wilson_interval
 
 RATES = ("precision", "recall", "specificity")
 
@@ -123,21 +123,40 @@ def corrected_difference(
     return percentile_interval(values.mean() / youden if youden > 0 else np.nan, resampled, len(values))
 
 
+def assisted_draws(
+    every: np.ndarray, sample: Labelled, n_resamples: int, seed: int
+) -> tuple[float, np.ndarray]:
+    """Return the estimate of ``assisted_share`` and its resamples."""
+    values, error = np.asarray(every, dtype=float), sample.truth - sample.found
+    estimate = float(values.mean() + (error * sample.weight).sum() / sample.weight.sum())
+    drawn, rng = np.full(n_resamples, values.mean()), np.random.default_rng(seed)
+    for name in dict.fromkeys(sample.stratum.tolist()):
+        places = np.flatnonzero(sample.stratum == name)
+        picked = rng.choice(places, size=(n_resamples, len(places)))
+        drawn += (error[picked] * sample.weight[picked]).sum(axis=1) / sample.weight.sum()
+    return estimate, drawn
+
+
+def assisted_difference(
+    first: tuple[np.ndarray, Labelled],
+    second: tuple[np.ndarray, Labelled],
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """Return the difference of two groups' ``assisted_share``, each with the error of its own sample."""
+    (one, drawn), (two, others) = (
+        assisted_draws(*group, n_resamples, seed + number) for number, group in enumerate((first, second))
+    )
+    return percentile_interval(one - two, drawn - others, len(first[1].truth) + len(second[1].truth))
+
+
 def assisted_share(every: np.ndarray, sample: Labelled, n_resamples: int = 2000, seed: int = 0) -> Interval:
     """Return the classifier's share of ``every`` item plus its weighted mean error in the ``sample``.
 
     Unbiased whatever the errors depend on, if the sample was drawn from these items and not looked at when
     the classifier was made (the difference estimator of survey sampling).
     """
-    values, error = np.asarray(every, dtype=float), sample.truth - sample.found
-    estimate = values.mean() + (error * sample.weight).sum() / sample.weight.sum()
-    drawn = np.zeros(n_resamples)
-    rng = np.random.default_rng(seed)
-    for name in dict.fromkeys(sample.stratum.tolist()):
-        places = np.flatnonzero(sample.stratum == name)
-        picked = rng.choice(places, size=(n_resamples, len(places)))
-        drawn += (error[picked] * sample.weight[picked]).sum(axis=1) / sample.weight.sum()
-    return percentile_interval(float(estimate), values.mean() + drawn, len(sample.truth))
+    return percentile_interval(*assisted_draws(every, sample, n_resamples, seed), len(sample.truth))
 
 
 def percentile_interval(estimate: float, resampled: np.ndarray, n_items: int) -> Interval:

@@ -8,6 +8,7 @@ frozen SFT adapter is the same function with the same gradients, on any base.
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,10 @@ def eval_batch(profile: Profile, method: str) -> int:
 
 
 def trainer_settings(profile: Profile, method: str, seed: int, output: Path) -> dict[str, Any]:
-    """Return the settings that SFT and DPO share, every one that matters said explicitly."""
+    """Return the settings that SFT and DPO share, every one that matters said explicitly.
+
+    Nothing is reported to a tracker unless the environment names some: PERSONA_REPORT_TO=tensorboard,wandb.
+    """
     import torch
 
     ordered = method == "dpo" and profile.dpo_order == "pairs"
@@ -69,7 +73,7 @@ def trainer_settings(profile: Profile, method: str, seed: int, output: Path) -> 
         "load_best_model_at_end": True,
         "metric_for_best_model": "eval_loss",
         "greater_is_better": False,
-        "report_to": "none",
+        "report_to": os.environ.get("PERSONA_REPORT_TO", "none").split(","),
         "log_level_replica": "error",
         "disable_tqdm": True,
     }

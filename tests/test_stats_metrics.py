@@ -8,10 +8,10 @@ import pytest
 
 from persona_lib.records import Judgment
 from persona_lib.stats import bootstrap as bs
-from persona_lib.stats import metrics
+from persona_lib.stats import metrics, paper, significance
 from persona_lib.stats.metrics import PersonaAccuracy, WinRate, delta_pq, verdict_of
 
-PAPER_ROWS = metrics.paper_table()
+PAPER_ROWS = paper.paper_table()
 
 
 def judged(answer: str) -> Judgment:
@@ -71,7 +71,7 @@ def test_dpq_is_the_mean_of_the_two_nets_in_points():
 
 @pytest.mark.parametrize("row", PAPER_ROWS, ids=lambda r: f"{r['dataset']}-{r['side']}-{r['persona']}")
 def test_dpq_of_the_exact_counts_equals_the_printed_one(row):
-    personalization, quality = metrics.paper_win_rates(row)
+    personalization, quality = paper.paper_win_rates(row)
     assert personalization.n == quality.n == int(row["n"])
     assert f"{delta_pq(personalization, quality):.1f}" == row["dpq_printed"]
 
@@ -90,7 +90,7 @@ def test_printed_percentages_are_the_counts_rounded_and_give_dpq_within_rounding
 
 def test_the_average_row_is_the_mean_of_the_rows():
     assert len(PAPER_ROWS) == 10
-    rates = [metrics.paper_win_rates(row) for row in PAPER_ROWS]
+    rates = [paper.paper_win_rates(row) for row in PAPER_ROWS]
     assert f"{np.mean([delta_pq(*pair) for pair in rates]):.1f}" == "18.4"
     for metric, printed in ((0, [45.8, 27.4, 26.7]), (1, [39.3, 29.1, 31.5])):
         counts = [pair[metric] for pair in rates]
@@ -240,22 +240,24 @@ def test_an_interval_excludes_zero_only_if_all_of_it_does():
 
 
 def test_sign_test_by_hand_and_on_two_paper_rows():
-    assert metrics.sign_test(3, 0) == pytest.approx(0.25)  # 2 x (1/2)^3
-    assert metrics.sign_test(0, 0) == 1.0
-    assert metrics.sign_test(187, 150) == pytest.approx(0.0497, abs=5e-5)
-    assert metrics.sign_test(204, 169) == pytest.approx(0.078, abs=5e-4)
+    assert significance.sign_test(3, 0) == pytest.approx(0.25)  # 2 x (1/2)^3
+    assert significance.sign_test(0, 0) == 1.0
+    assert significance.sign_test(187, 150) == pytest.approx(0.0497, abs=5e-5)
+    assert significance.sign_test(204, 169) == pytest.approx(0.078, abs=5e-4)
 
 
 def test_wilson_interval_solves_its_equation_and_stays_in_bounds():
-    low, high = metrics.wilson_interval(8, 10)
+    low, high = significance.wilson_interval(8, 10)
     for bound in (low, high):  # |share - bound| = z sqrt(bound (1 - bound) / n)
         assert abs(0.8 - bound) == pytest.approx(1.959964 * math.sqrt(bound * (1 - bound) / 10), abs=1e-6)
-    assert metrics.wilson_interval(0, 10)[0] == 0 and metrics.wilson_interval(10, 10)[1] == 1
-    assert metrics.wilson_interval(0, 0) == (0, 1)
+    assert significance.wilson_interval(0, 10)[0] == 0 and significance.wilson_interval(10, 10)[1] == 1
+    assert significance.wilson_interval(0, 0) == (0, 1)
 
 
 def test_holm_by_hand():
     # sorted .01 .02 .04: 3 x .01, 2 x .02 -> .04, 1 x .04 -> .04 (monotone)
-    assert metrics.holm({"b": 0.04, "a": 0.01, "c": 0.02}) == pytest.approx({"b": 0.04, "a": 0.03, "c": 0.04})
-    assert metrics.holm({"a": 0.6, "b": 0.7}) == {"a": 1.0, "b": 1.0}
-    assert metrics.holm({}) == {}
+    assert significance.holm({"b": 0.04, "a": 0.01, "c": 0.02}) == pytest.approx(
+        {"b": 0.04, "a": 0.03, "c": 0.04}
+    )
+    assert significance.holm({"a": 0.6, "b": 0.7}) == {"a": 1.0, "b": 1.0}
+    assert significance.holm({}) == {}
