@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from persona_lib.stats.text_metrics import persona_words
+from persona_lib.stats.saliency import persona_words
 
 NAMES_PERSONA = re.compile(r"\bthe user (is|prefers|wants|likes|values)\b|\bpersona:", re.IGNORECASE)
 ROLE = r"(human|assistant|user|prompt|response)\s*:"
