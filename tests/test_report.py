@@ -221,7 +221,7 @@ def test_a_figures_block_shows_it_with_words(filled):
     ("text", "message"),
     [
         ("<!-- table:smoke/main -->\nno end", "1 blocks begin and 0 end"),
-        (block("smoke/mian"), "table:smoke/mian: no such table; use one of arms"),
+        (block("smoke/mian"), "table:smoke/mian: no such table; use one of "),
         ("<!-- figure:smoke/mian -->\n<!-- end -->", "no such figure"),
     ],
 )
