@@ -3,7 +3,7 @@
 ``python -m persona_lib.axes`` trains plain DPO and PT-DPO under every change of ``AXES`` with the tuning
 seeds and scores them on validation topics only, as ``selection`` does; ``python -m persona_lib.axes faults``
 does the same for the faults of the authors' code (``FAULTS``; those of its counting need no training, see
-``persona_lib.reporting.changes``). The tables go to ``figures/<profile>/axes.csv`` and ``faults.csv``.
+``persona_lib.tables.changes``). The tables go to ``figures/<profile>/axes.csv`` and ``faults.csv``.
 Training settings are the profile's everywhere: a change is shown as it comes, not tuned for. A change of the
 world needs a base model and data of its own, which lie in ``results/<profile>-<change>``.
 """
@@ -20,9 +20,9 @@ from persona_lib.data.preference import WORLD_FIELDS
 from persona_lib.evaluation import policies, swap, tailor
 from persona_lib.evaluation.judge import oracle_scores
 from persona_lib.profiles import Profile
-from persona_lib.reporting import changes
-from persona_lib.reporting.fault_list import NOT_MEASURED, WHAT
 from persona_lib.selection import SEEDS, SIDES, candidate_key, prepare, spec_of, tuning_profile
+from persona_lib.tables import changes
+from persona_lib.tables.fault_list import NOT_MEASURED, WHAT
 from persona_lib.training import train
 
 ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

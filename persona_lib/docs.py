@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona_lib.config import REPO, figures_dir, load_profile
+from persona_lib.drawing.figures import FIGURES, alt_text
 from persona_lib.profiles import Profile
-from persona_lib.reporting.beside import beside_table
-from persona_lib.reporting.figures import FIGURES, alt_text
-from persona_lib.reporting.origin import origin_line
-from persona_lib.reporting.results import read_table, save_table, table_path
-from persona_lib.reporting.results_paper import paper_rows
-from persona_lib.reporting.views import LABELS, VIEWS, show, to_markdown, world_of
+from persona_lib.reading.views import VIEWS, show
 from persona_lib.store import read_json, write_json, write_text
+from persona_lib.tables.beside import beside_table
+from persona_lib.tables.cells import LABELS, to_markdown, world_of
+from persona_lib.tables.origin import origin_line
+from persona_lib.tables.results import read_table, save_table, table_path
+from persona_lib.tables.results_paper import paper_rows
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,8 +11,8 @@ from persona_lib.data import arms, preference
 from persona_lib.evaluation import judge, matchups, personas, swap_tables, tailor
 from persona_lib.models import generators
 from persona_lib.records import Judgment, PairwiseComparison, PreferencePair, TailoringRow
-from persona_lib.reporting import results_swap
 from persona_lib.runner import plan
+from persona_lib.tables import results_swap
 
 PROFILE = load_profile("synthetic")
 PAIR = PreferencePair("a", "How?", "a long answer", "short")

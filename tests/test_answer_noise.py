@@ -12,10 +12,11 @@ from persona_lib import store
 from persona_lib.data import released
 from persona_lib.evaluation import reward_view
 from persona_lib.evaluation.swap_tables import SwapScore, swap_values
+from persona_lib.reading import views
 from persona_lib.records import Generation
-from persona_lib.reporting import answer_noise_tables, results_answers, views
-from persona_lib.reporting.answer_noise_tables import Answer
 from persona_lib.stats import answer_noise
+from persona_lib.tables import answer_noise_tables, results_answers
+from persona_lib.tables.answer_noise_tables import Answer
 
 
 def test_a_persona_is_copied_if_three_of_its_words_stand_in_the_answer_but_not_in_the_prompt():

@@ -13,7 +13,7 @@ from persona_lib.evaluation import ask  # noqa: E402
 from persona_lib.models.generate import TransformersGenerator  # noqa: E402
 from persona_lib.models.stream import stream_text  # noqa: E402
 from persona_lib.profiles import ConfigError  # noqa: E402
-from persona_lib.reporting import ask_widget  # noqa: E402
+from persona_lib.reading import ask_widget  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ import pytest
 
 from persona_lib import axes, store
 from persona_lib.config import Run, load_profile
-from persona_lib.reporting import changes
-from persona_lib.reporting.fault_list import NOT_MEASURED, WHAT
 from persona_lib.selection import spec_of
+from persona_lib.tables import changes
+from persona_lib.tables.fault_list import NOT_MEASURED, WHAT
 
 
 @pytest.fixture

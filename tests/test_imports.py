@@ -51,7 +51,9 @@ ORDER = [
     "models",
     "training",
     "evaluation",
-    "reporting",
+    "tables",
+    "drawing",
+    "reading",
     "runner",
     "commands",
 ]

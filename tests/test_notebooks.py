@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from persona_lib import config, fingerprint, profiles, store
-from persona_lib.reporting import contents
+from persona_lib.reading import contents
 from persona_lib.runner import execute, normalise, tasks
 from persona_lib.runner.steps import STEPS
 

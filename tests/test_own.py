@@ -14,10 +14,10 @@ from persona_lib.config import Run, load_profile
 from persona_lib.data import own, own_files, preference, raw
 from persona_lib.data.official import DataError
 from persona_lib.data.own_mapping import read_mapping
-from persona_lib.reporting import data_page
-from persona_lib.reporting.origin import command_of
+from persona_lib.reading import data_page
 from persona_lib.runner import own_run, tasks
 from persona_lib.runner.steps import STEPS
+from persona_lib.tables.origin import command_of
 
 EXAMPLES = config.REPO / "examples"
 NAMES = ["red", "blue", "green", "old", "new", "small", "large", "round", "flat", "warm"]

@@ -9,7 +9,7 @@ from persona_lib import store
 from persona_lib.config import Run, load_profile, set_field
 from persona_lib.evaluation import own_personas
 from persona_lib.models.generate import Completion
-from persona_lib.reporting import show_own_personas
+from persona_lib.reading import show_own_personas
 
 BAD = {
     "pair 1: 'just text'; write it as": ["just text"],

@@ -9,10 +9,10 @@ import pytest
 from persona_lib.config import Run, load_profile, set_field
 from persona_lib.data.persona_measures import measures, protected_mentions
 from persona_lib.records import InferredPersona
-from persona_lib.reporting import persona_text_tables as tables
-from persona_lib.reporting.results_personas import persona_text_table
 from persona_lib.stats import diversity
 from persona_lib.store import write_rows
+from persona_lib.tables import persona_text_tables as tables
+from persona_lib.tables.results_personas import persona_text_table
 
 TEXTS = {
     "chosen": {"a": "The user is calm and prefers tea rather than rum.", "b": "I'm sorry, I can't help."},

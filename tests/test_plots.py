@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from persona_lib.config import load_profile
-from persona_lib.reporting import figures, plots, results, results_paper
+from persona_lib.drawing import figures, plots
+from persona_lib.tables import results, results_paper
 
 
 def with_limits(name, values, width=0.1):

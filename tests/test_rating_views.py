@@ -8,9 +8,10 @@ import pytest
 from tiny_results import fill_run
 
 from persona_lib.config import Run, load_profile, set_field
+from persona_lib.drawing import figures, rating_plots
 from persona_lib.evaluation import rating_sheets as sheets
 from persona_lib.evaluation import ratings
-from persona_lib.reporting import figures, rater_widget, rating_plots, show_ratings, views
+from persona_lib.reading import rater_widget, show_ratings, views
 from persona_lib.store import write_text
 
 

@@ -14,7 +14,7 @@ from persona_lib.config import Run, load_profile, set_field
 from persona_lib.evaluation import rating_items, ratings
 from persona_lib.evaluation import rating_sheets as sheets
 from persona_lib.evaluation.simulated_raters import SHARES, TRUE_ALPHA, fill_sheets, true_values
-from persona_lib.reporting.rating_tables import rating_tables
+from persona_lib.tables.rating_tables import rating_tables
 
 HIDDEN = {"personas": ("chosen", "rejected"), "answers": ("PT-DPO", "DPO")}
 RATERS = sheets.rater_names(3)

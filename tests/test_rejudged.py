@@ -14,9 +14,10 @@ from persona_lib.data import released
 from persona_lib.data.released import EOS, ReleasedFile
 from persona_lib.evaluation import judge
 from persona_lib.models.generate import Completion
+from persona_lib.reading import views
 from persona_lib.records import TailoringRow
-from persona_lib.reporting import rejudged, views
 from persona_lib.stats import paper
+from persona_lib.tables import rejudged
 
 PERSONAS = ("gold-chosen", "gold-rejected")
 SERVED = "http://localhost:1/v1"

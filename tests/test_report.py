@@ -12,9 +12,10 @@ from test_plots import tables
 
 from persona_lib import docs, store
 from persona_lib.config import REPO, load_profile, results_dir
-from persona_lib.reporting import figures, primary, results, results_paper, views
-from persona_lib.reporting.origin import command_of, origin_line
+from persona_lib.drawing import figures
 from persona_lib.runner import pages, report
+from persona_lib.tables import cells, primary, results, results_paper
+from persona_lib.tables.origin import command_of, origin_line
 
 HOSTILE = '<script>alert("x")</script> & "quotes"'
 
@@ -283,4 +284,4 @@ def test_a_table_made_by_hand_says_that_nothing_was_recorded(profile):
      (float("nan"), False, ""), (None, True, "")],
 )  # fmt: skip
 def test_numbers_are_shown_with_a_real_minus_and_no_signed_zero(value, sign, text):
-    assert views.number(value, 2, sign) == text
+    assert cells.number(value, 2, sign) == text

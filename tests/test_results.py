@@ -17,16 +17,9 @@ from persona_lib.evaluation import judged
 from persona_lib.evaluation.judge import matchups
 from persona_lib.evaluation.swap_tables import SwapScore
 from persona_lib.records import TailoringRow
-from persona_lib.reporting import (
-    primary,
-    results,
-    results_length,
-    results_paper,
-    results_personas,
-    results_swap,
-)
 from persona_lib.stats.bootstrap import bootstrap_mean, bootstrap_scores, verdict_array
 from persona_lib.stats.pooled import difference, make_pool, mean_columns, mean_interval, mean_of
+from persona_lib.tables import primary, results, results_length, results_paper, results_personas, results_swap
 from persona_lib.world import oracle
 
 LETTERS = {"W": "win", "T": "tie", "L": "loss", "U": "unparsed"}

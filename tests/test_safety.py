@@ -10,11 +10,13 @@ from tiny import save_base
 
 from persona_lib.config import ConfigError, Run, load_profile
 from persona_lib.data import released
+from persona_lib.drawing import safety_plot
 from persona_lib.evaluation import guard_model, safety, safety_sample
 from persona_lib.evaluation.safety import Cell
 from persona_lib.models.generate import Completion
-from persona_lib.reporting import safety_plot, safety_tables, views
+from persona_lib.reading import views
 from persona_lib.stats import caution, misclassification
+from persona_lib.tables import safety_tables
 
 PLAIN = Cell("beavertails", "dpo-none", "none")
 TOLD = Cell("beavertails", "dpo-none", "gold-chosen", "first_person")

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from persona_lib import config, store
+from persona_lib.reading import saw, saw_answers
 from persona_lib.records import Generation, RunSpec, TailoringRow
-from persona_lib.reporting import saw, saw_answers
 
 
 @pytest.mark.parametrize(

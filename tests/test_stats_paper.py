@@ -7,10 +7,10 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from persona_lib.reporting.results_paper import reanalysed
 from persona_lib.stats import paper
 from persona_lib.stats.metrics import WinRate
 from persona_lib.stats.significance import holm
+from persona_lib.tables.results_paper import reanalysed
 
 NOTED = [  # by row: dPQ, its interval, sign-test p (P; Q), of an earlier analysis by other code
     (21.34, 14.1, 28.5, 2e-9, 0.053),

@@ -14,9 +14,10 @@ from persona_lib.config import Run, load_profile
 from persona_lib.evaluation import judged
 from persona_lib.evaluation.judge import matchups
 from persona_lib.evaluation.tailor import generation_folder
+from persona_lib.reading import views
 from persona_lib.records import Generation
-from persona_lib.reporting import beside, primary, results, results_checks, results_swap, results_tests, views
 from persona_lib.stats.significance import sign_test
+from persona_lib.tables import beside, cells, primary, results, results_checks, results_swap, results_tests
 
 LETTERS = {"W": "win", "T": "tie", "L": "loss", "U": "unparsed"}
 
@@ -212,7 +213,7 @@ def test_every_number_of_the_paper_has_a_line_and_missing_ones_are_not_run(world
     assert len(dpq) == 11
     gold = pick(table, place="Main table, BeaverTails, chosen, gold: dPQ").iloc[0]
     main = pick(results.read_table(world, "main"), label="gold-chosen").iloc[0]
-    assert gold.ours.startswith(views.number(main.dpq, 1, True)) and gold["size"] == "80 (2 seeds)"
+    assert gold.ours.startswith(cells.number(main.dpq, 1, True)) and gold["size"] == "80 (2 seeds)"
     retrieved = pick(table, place="Main table, BeaverTails, chosen, retrieved: dPQ").iloc[0]
     assert (retrieved.ours, retrieved.why) == ("not run", "no such row in the saved tables")
     assert retrieved.paper == "+21.3 [+14.1, +28.5]"

@@ -1,4 +1,4 @@
-"""Which category a test row is in, for policies read as reward models (``reporting.results_answers``).
+"""Which category a test row is in, for policies read as reward models (``tables.results_answers``).
 
 In the synthetic world a category is a dimension that the two responses contrast (a row may have two). The
 authors' data and the raw sets carry no category: their rows are counted together.

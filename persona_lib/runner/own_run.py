@@ -58,7 +58,7 @@ def validate(profile: Profile, only_asked: bool = False) -> None:
         return
     print("\n".join(own.describe(data)))
     if not only_asked and importlib.util.find_spec("pandas"):
-        from persona_lib.reporting.data_page import write_page
+        from persona_lib.reading.data_page import write_page
 
         page = write_page(profile, data, results_dir(profile) / "report")
         print(f"what was found, row by row: {page}\n", flush=True)

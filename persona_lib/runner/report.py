@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from persona_lib.config import figures_dir, results_dir
+from persona_lib.drawing.figures import FIGURES, alt_text
 from persona_lib.profiles import Profile
-from persona_lib.reporting.figures import FIGURES, alt_text
-from persona_lib.reporting.origin import origin, times
-from persona_lib.reporting.results import read_table
-from persona_lib.reporting.views import LABELS, VIEWS, show, to_html, world_of
+from persona_lib.reading.views import VIEWS, show
 from persona_lib.runner.execute import clock
 from persona_lib.runner.pages import notebook_page
 from persona_lib.runner.tasks import Pipeline
 from persona_lib.store import write_text
+from persona_lib.tables.cells import LABELS, to_html, world_of
+from persona_lib.tables.origin import origin, times
+from persona_lib.tables.results import read_table
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from persona_lib.reporting.plots import BLUE, RED, STYLE, errors, new_figure
+from persona_lib.drawing.plots import BLUE, RED, STYLE, errors, new_figure
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,6 +87,6 @@ def plot_safety(shares: pd.DataFrame, pairs: pd.DataFrame, classifier: str, whos
 
 def save_safety(figure: Any, folder: Path, name: str) -> Path:
     """Write the figure as PDF and PNG without dates; returns the PNG."""
-    from persona_lib.reporting.figures import save
+    from persona_lib.drawing.figures import save
 
     return save(figure, folder, name)[1]

@@ -16,12 +16,12 @@ from persona_lib.evaluation.judged import RUBRICS, Judged, read_judgments, same_
 from persona_lib.evaluation.tailor import generation_folder, read_generations
 from persona_lib.profiles import Profile
 from persona_lib.records import Generation, RunSpec
-from persona_lib.reporting.results import Row, verdict_counts
-from persona_lib.reporting.results_tests import sign_columns, with_tests
 from persona_lib.stats.bootstrap import VERDICT_VALUES, interval_columns
 from persona_lib.stats.length import length_controlled, length_matched
 from persona_lib.stats.pooled import delta_pq_of, make_pool, net_columns, net_of
 from persona_lib.stats.text_metrics import count_degenerate, n_words
+from persona_lib.tables.results import Row, verdict_counts
+from persona_lib.tables.results_tests import sign_columns, with_tests
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,4 +1,4 @@
-"""What we saw in the notebooks on persona inference, generation and judging; see ``reporting.saw``."""
+"""What we saw in the notebooks on persona inference, generation and judging; see ``reading.saw``."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from persona_lib.config import Run
 from persona_lib.data.preference import inference_pairs
 from persona_lib.evaluation.persona_quality import read_personas
 from persona_lib.evaluation.tailor import generation_folder, read_generations
+from persona_lib.reading.saw import against, listed, share, span
+from persona_lib.reading.show_personas import inferred_splits
 from persona_lib.records import RunSpec
-from persona_lib.reporting.saw import against, listed, share, span
-from persona_lib.reporting.show_personas import inferred_splits
 from persona_lib.stats.bootstrap import bootstrap_mean
 from persona_lib.stats.significance import wilson_interval
 

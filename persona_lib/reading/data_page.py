@@ -19,8 +19,8 @@ from persona_lib.data.own_checks import NOTED, REJECTED, Finding
 from persona_lib.data.own_mapping import SPLITS
 from persona_lib.profiles import Profile
 from persona_lib.prompts import completion_text, tailoring_prompt
-from persona_lib.reporting.views import to_html
 from persona_lib.store import write_text
+from persona_lib.tables.cells import to_html
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from persona_lib.reporting.views import LABELS, title_of, world_of
+from persona_lib.tables.cells import LABELS, title_of, world_of
 
 if TYPE_CHECKING:
     import pandas as pd

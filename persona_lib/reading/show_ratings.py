@@ -12,9 +12,9 @@ from persona_lib.evaluation.rating_sheets import QUESTIONS, export, make_key, ra
 from persona_lib.evaluation.ratings import Filled, read_filled, read_key
 from persona_lib.evaluation.simulated_raters import fill_sheets
 from persona_lib.profiles import Profile
-from persona_lib.reporting import rater_widget
-from persona_lib.reporting.rating_tables import rating_tables
+from persona_lib.reading import rater_widget
 from persona_lib.store import write_text
+from persona_lib.tables.rating_tables import rating_tables
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from persona_lib.reporting.plots import BLUE, ORANGE, RED, errors, new_figure, seeds_text
-from persona_lib.reporting.views import LABELS, span, title_of, world_of
+from persona_lib.drawing.plots import BLUE, ORANGE, RED, errors, new_figure, seeds_text
+from persona_lib.tables.cells import LABELS, span, title_of, world_of
 
 if TYPE_CHECKING:
     import pandas as pd

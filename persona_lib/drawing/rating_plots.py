@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from persona_lib.drawing.plots import BLUE, ORANGE, errors, new_figure
 from persona_lib.evaluation.rating_sheets import SCALE
-from persona_lib.reporting.plots import BLUE, ORANGE, errors, new_figure
-from persona_lib.reporting.views import number
+from persona_lib.tables.cells import number
 
 if TYPE_CHECKING:
     import pandas as pd

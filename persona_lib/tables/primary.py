@@ -15,15 +15,15 @@ from persona_lib.data.preference import inference_split
 from persona_lib.evaluation.judged import forget_judged, runs_of
 from persona_lib.profiles import Profile
 from persona_lib.records import EVAL_PERSONAS, TRAIN_PERSONAS
-from persona_lib.reporting.arms_run import arms_run
-from persona_lib.reporting.beside import beside_table
-from persona_lib.reporting.results import Row, judged_tables, read_table, save_table
-from persona_lib.reporting.results_answers import ANSWER_TABLES
-from persona_lib.reporting.results_checks import CHECK_TABLES
-from persona_lib.reporting.results_length import LENGTH_TABLES
-from persona_lib.reporting.results_paper import PAPER_TABLES
-from persona_lib.reporting.results_personas import PERSONA_TABLES
-from persona_lib.reporting.results_swap import SWAP_TABLES, forget_swap
+from persona_lib.tables.arms_run import arms_run
+from persona_lib.tables.beside import beside_table
+from persona_lib.tables.results import Row, judged_tables, read_table, save_table
+from persona_lib.tables.results_answers import ANSWER_TABLES
+from persona_lib.tables.results_checks import CHECK_TABLES
+from persona_lib.tables.results_length import LENGTH_TABLES
+from persona_lib.tables.results_paper import PAPER_TABLES
+from persona_lib.tables.results_personas import PERSONA_TABLES
+from persona_lib.tables.results_swap import SWAP_TABLES, forget_swap
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -17,11 +17,11 @@ from persona_lib.evaluation.judge import judgment_folder
 from persona_lib.evaluation.judged import RUBRICS, Judged, Judgments, read_judgments
 from persona_lib.profiles import Profile
 from persona_lib.records import Judgment
-from persona_lib.reporting.results_tests import sign_columns, with_tests
 from persona_lib.stats.bootstrap import interval_columns
 from persona_lib.stats.metrics import WinRate, delta_pq, position_inconsistent
 from persona_lib.stats.pooled import Statistic, delta_pq_of, difference, mean_interval, mean_of, net_of
 from persona_lib.store import iter_rows, write_text
+from persona_lib.tables.results_tests import sign_columns, with_tests
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from persona_lib.evaluation.judged import RUBRICS
 from persona_lib.profiles import Profile
-from persona_lib.reporting.results import Row, verdict_counts
-from persona_lib.reporting.results_tests import with_tests
 from persona_lib.stats import paper
 from persona_lib.stats.bootstrap import Interval, interval_columns
 from persona_lib.stats.significance import holm
+from persona_lib.tables.results import Row, verdict_counts
+from persona_lib.tables.results_tests import with_tests
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -18,9 +18,9 @@ from persona_lib.evaluation.judge import (
 from persona_lib.evaluation.matchups import Matchup
 from persona_lib.evaluation.tailor import eval_rows, generation_folder, grid, read_generations
 from persona_lib.records import EVAL_PERSONAS, RunSpec, TailoringRow
-from persona_lib.reporting.results import inconsistent
 from persona_lib.stats.metrics import WinRate, delta_pq
 from persona_lib.store import iter_rows, read_json, read_rows
+from persona_lib.tables.results import inconsistent
 
 if TYPE_CHECKING:
     import pandas as pd

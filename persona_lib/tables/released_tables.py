@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from persona_lib.data.official import DATASETS
 from persona_lib.data.released import SOURCES, Released, ReleasedFile
 from persona_lib.records import TailoringRow
-from persona_lib.reporting.answer_noise_tables import released_noise
 from persona_lib.stats.bootstrap import Interval, bootstrap_mean, interval_columns
 from persona_lib.stats.text_metrics import (
     count_degenerate,
@@ -24,6 +23,7 @@ from persona_lib.stats.text_metrics import (
     n_words,
 )
 from persona_lib.store import write_text
+from persona_lib.tables.answer_noise_tables import released_noise
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -20,14 +20,14 @@ from persona_lib.evaluation.swap_tables import FAMILIES, MEASURES, SINGLE, swap_
 from persona_lib.evaluation.tailor import eval_rows, generation_folder, grid, read_generations
 from persona_lib.profiles import Profile
 from persona_lib.records import RunSpec
-from persona_lib.reporting.answer_noise_tables import Answer, Answers, Kinds, noise_table
-from persona_lib.reporting.results_swap import finished_scores
 from persona_lib.stats.bootstrap import bootstrap_mean, interval_columns
 from persona_lib.stats.text_metrics import (
     length_steering,
     length_steering_interval,
     n_words,
 )
+from persona_lib.tables.answer_noise_tables import Answer, Answers, Kinds, noise_table
+from persona_lib.tables.results_swap import finished_scores
 
 if TYPE_CHECKING:
     import pandas as pd

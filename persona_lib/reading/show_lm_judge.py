@@ -17,8 +17,8 @@ from persona_lib.evaluation.judge import (
     oracle_judge,
 )
 from persona_lib.prompts import judge_prompt
+from persona_lib.reading.show_base import load
 from persona_lib.records import Judgment, PairwiseComparison, Rubric
-from persona_lib.reporting.show_base import load
 from persona_lib.stats.significance import wilson_interval
 
 if TYPE_CHECKING:

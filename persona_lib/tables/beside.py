@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from persona_lib.config import load_profile
 from persona_lib.data.official import DATASETS
 from persona_lib.profiles import Profile
-from persona_lib.reporting.results import Row, read_table
-from persona_lib.reporting.results_paper import reanalysed
-from persona_lib.reporting.views import shares, size, with_interval
+from persona_lib.tables.cells import shares, size, with_interval
+from persona_lib.tables.results import Row, read_table
+from persona_lib.tables.results_paper import reanalysed
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona_lib.config import REPO, figures_dir, results_dir
+from persona_lib.drawing.figures import alt_text
 from persona_lib.profiles import Profile
-from persona_lib.reporting.figures import alt_text
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -17,10 +17,10 @@ from persona_lib.evaluation.swap import swap_arms
 from persona_lib.evaluation.swap_tables import SINGLE
 from persona_lib.evaluation.tailor import eval_rows
 from persona_lib.profiles import Profile
-from persona_lib.reporting.results import Row
-from persona_lib.reporting.results_swap import Part, PerItem, collect_items, finished_scores, swap_items
 from persona_lib.stats.bootstrap import interval_columns
 from persona_lib.stats.pooled import Statistic, mean_of
+from persona_lib.tables.results import Row
+from persona_lib.tables.results_swap import Part, PerItem, collect_items, finished_scores, swap_items
 
 if TYPE_CHECKING:
     import pandas as pd

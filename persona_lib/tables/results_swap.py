@@ -26,11 +26,11 @@ from persona_lib.evaluation.swap_tables import (
 from persona_lib.evaluation.tailor import eval_rows, generation_folder, grid, read_generations
 from persona_lib.profiles import Profile
 from persona_lib.records import RunSpec
-from persona_lib.reporting.results import Row
 from persona_lib.stats.bootstrap import interval_columns
 from persona_lib.stats.pooled import Pool, difference, make_pool, mean_columns, mean_of
 from persona_lib.stats.text_metrics import flip_and_did
 from persona_lib.store import read_rows
+from persona_lib.tables.results import Row
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,14 +15,14 @@ from persona_lib.evaluation.persona_quality import persona_texts
 from persona_lib.evaluation.tailor import eval_rows, persona_of, read_generations
 from persona_lib.profiles import Profile
 from persona_lib.records import RunSpec
-from persona_lib.reporting.persona_text_tables import inferred_texts, text_table
-from persona_lib.reporting.results import Row
-from persona_lib.reporting.results_swap import find_spec
 from persona_lib.stats.bootstrap import Interval, accuracy_array, interval_columns
 from persona_lib.stats.metrics import PersonaAccuracy, WinRate
 from persona_lib.stats.pooled import difference as minus
 from persona_lib.stats.pooled import make_pool, mean_columns, mean_of, net_columns, net_of
 from persona_lib.stats.saliency import word_saliency
+from persona_lib.tables.persona_text_tables import inferred_texts, text_table
+from persona_lib.tables.results import Row
+from persona_lib.tables.results_swap import find_spec
 
 if TYPE_CHECKING:
     import pandas as pd

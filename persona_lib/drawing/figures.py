@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona_lib.config import figures_dir
-from persona_lib.profiles import Profile
-from persona_lib.reporting.forest import (
+from persona_lib.drawing.forest import (
     alt_forest,
     alt_length,
     alt_paper,
@@ -20,7 +19,7 @@ from persona_lib.reporting.forest import (
     plot_length,
     plot_paper,
 )
-from persona_lib.reporting.plots import (
+from persona_lib.drawing.plots import (
     METHODS,
     SIDES,
     STYLE,
@@ -31,9 +30,10 @@ from persona_lib.reporting.plots import (
     plot_swap,
     plot_words,
 )
-from persona_lib.reporting.rating_plots import alt_ratings, plot_ratings
-from persona_lib.reporting.results import table_path
-from persona_lib.reporting.views import span, title_of
+from persona_lib.drawing.rating_plots import alt_ratings, plot_ratings
+from persona_lib.profiles import Profile
+from persona_lib.tables.cells import span, title_of
+from persona_lib.tables.results import table_path
 
 if TYPE_CHECKING:
     import pandas as pd
