@@ -14,6 +14,7 @@ from persona_lib.config import Profile, main_arm
 from persona_lib.judged import forget_judged, runs_of
 from persona_lib.records import EVAL_PERSONAS, TRAIN_PERSONAS
 from persona_lib.results import Row, judged_tables, read_table, save_table
+from persona_lib.results_length import LENGTH_TABLES
 from persona_lib.results_personas import PERSONA_TABLES
 from persona_lib.results_swap import SWAP_TABLES, forget_swap
 
@@ -184,6 +185,7 @@ def save_tables(profile: Profile) -> dict[str, Path]:
         **judged_tables(),
         **PERSONA_TABLES,
         **SWAP_TABLES,
+        **LENGTH_TABLES,
         "primary": primary_results,
         "not_run": not_run,
     }
