@@ -6,7 +6,8 @@ validation, test) of `PreferencePair`. The authors' files themselves are read in
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -166,9 +167,12 @@ def near_duplicates(
 ) -> list[tuple[int, int, float]]:
     """Find the prompts whose most similar pool prompt has a word 3-gram Jaccard >= ``threshold``.
 
-    Returns (index in prompts, index in pool, Jaccard), at most one per prompt. An inverted index keeps
-    the work in proportion to the shared 3-grams.
+    Returns (index in prompts, index in pool, Jaccard), at most one per prompt. A pool prompt that is similar
+    enough shares at least ``threshold`` of a prompt's 3-grams, so it has one of any larger rest: only the
+    holders of the rarest are looked at, however many prompts share a template.
     """
+    if threshold <= 0:
+        return []
     pool_grams = [ngrams(tokens(text), 3) for text in pool]
     holders: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for index, grams in enumerate(pool_grams):
@@ -177,10 +181,12 @@ def near_duplicates(
     found = []
     for index, text in enumerate(prompts):
         grams = ngrams(tokens(text), 3)
-        shared = Counter(other for gram in grams for other in holders.get(gram, ()))
-        scores = [(n / (len(grams) + len(pool_grams[other]) - n), -other) for other, n in shared.items()]
+        rarest = sorted(grams, key=lambda gram: len(holders.get(gram, ())))
+        enough = rarest[: len(grams) - max(1, math.ceil(threshold * len(grams) - 1e-9)) + 1]
+        near = {other for gram in enough for other in holders.get(gram, ())}
+        scores = [(len(grams & pool_grams[o]) / len(grams | pool_grams[o]), -o) for o in near]
         best, other = max(scores, default=(0.0, 0))
-        if best >= threshold > 0:
+        if best >= threshold:
             found.append((index, -other, best))
     return found
 
