@@ -2,8 +2,8 @@
 
     python benchmarks/growth.py [--quick] [CASE ...]
 
-Every measurement has a process of its own. ``write``, ``read``, ``resume``: a results file of up to 10^6 answers,
-written, read into records, and repaired and appended to. ``retrieve`` and ``near``: BM25 of every prompt
+Every measurement has a process of its own. ``write``, ``read``, ``resume``: a results file of up to 10^6
+answers, written, read into records, and repaired and appended to. ``retrieve`` and ``near``: BM25 of every prompt
 against a pool that grows alike, and the near duplicates of the leakage report, on prompts of random words in
 a few templates. ``served``: persona inference inputs, up to 100,000, through the client of served models
 against a stub server in another process; ``again``: the same inputs when all answers are in the ledger.
@@ -11,7 +11,8 @@ against a stub server in another process; ``again``: the same inputs when all an
 over log n from the smallest to the largest: 1 is linear, and more than 1.2 is said. Retrieval compares every
 query with the whole pool: its n are the pairs.
 
-Writes ``tables/growth.csv``, ``.md`` and ``.png``; ``--quick`` has a hundredth of the sizes and writes nothing.
+Writes ``tables/growth.csv``, ``.md`` and ``.png``; ``--quick`` has a hundredth of the sizes and writes
+nothing.
 """
 
 from __future__ import annotations
