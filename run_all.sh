@@ -3,9 +3,15 @@
 #   ./run_all.sh                     the default profile: offline, two cores, minutes
 #   ./run_all.sh --plan              what would run, why, how long, and what it needs
 #   ./run_all.sh --profile NAME      another profile of configs/; --help for the rest
+#   ./run_all.sh --demo              a page to ask the trained policies oneself; --demo --help for the rest
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source .ci/setup.sh
+
+if [ "${1:-}" = "--demo" ]; then
+    use_environment demo
+    exec "$PYTHON" -m persona_lib.demo "${@:2}"
+fi
 
 # Questions are answered with whatever Python is there; wrong settings are refused before anything is installed.
 light=false

@@ -30,12 +30,16 @@ files = b"".join(pathlib.Path(name).read_bytes() for name in ("pyproject.toml", 
 print(hashlib.sha256(files).hexdigest(), sys.argv[1])' "$2"
 }
 
-# True if .venv was finished for these files and this extra ("dev" includes "lab").
+# True if .venv was finished for these files and this extra, or for one that includes it.
 venv_ready() {
     [ -x .venv/bin/python ] && [ -f .venv/stamp ] || return 1
-    local stamp
+    local stamp extra extras="$1"
     stamp="$(cat .venv/stamp)"
-    [ "$stamp" = "$(stamp_of .venv/bin/python "$1")" ] || [ "$stamp" = "$(stamp_of .venv/bin/python dev)" ]
+    [ "$1" != lab ] || extras="lab dev demo"
+    for extra in $extras; do
+        [ "$stamp" = "$(stamp_of .venv/bin/python "$extra")" ] && return
+    done
+    return 1
 }
 
 # True if an environment is active and satisfies the pins.

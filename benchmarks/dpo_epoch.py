@@ -26,7 +26,15 @@ from persona_lib.config import set_field
 from persona_lib.models import guards
 from persona_lib.training import trainers
 
-ROWS = {"paper": 32, "long": 24, "default": 96}
+ROWS = {"paper": 16, "long": 12, "default": 96}
+BATCHES = {"authors": 1, "TRL defaults": 8}
+CASES = (
+    ("paper", "authors"),
+    ("paper", "TRL defaults"),
+    ("long", "authors"),
+    ("default", "authors"),
+    ("default", "TRL defaults"),
+)
 TOLERANCE = 1e-4
 AGAINST = {
     "authors": "authors' settings: 1 pair per step, online reference, prompt twice",
@@ -124,20 +132,19 @@ def datasets(kind: Kind, method: str, n: int) -> dict[str, Any]:
 
 
 def main(quick: bool) -> None:
-    """Compare with both, for every kind of rows."""
-    for name, n in ROWS.items():
-        kind = make_kind(name, quick)
-        data = datasets(kind, "dpo", 16 if quick else n)
-        for way, batch in (("authors", 1), ("TRL defaults", 8)):
-            harness.compare(
-                f"dpo_epoch-{name}-{way.split()[0].lower()}",
-                lambda kind=kind, way=way, data=data, batch=batch: theirs(kind, way, data, batch),
-                lambda kind=kind, data=data, batch=batch: ours(kind, data, batch),
-                equal_losses,
-                what=f"DPO epoch, {kind.title}",
-                against=AGAINST[way],
-                quick=quick,
-            )
+    """Compare with both ways, for every kind of rows."""
+    for name, way in CASES:
+        kind, batch = make_kind(name, quick), BATCHES[way]
+        data = datasets(kind, "dpo", 16 if quick else ROWS[name])
+        harness.compare(
+            f"dpo_epoch-{name}-{way.split()[0].lower()}",
+            lambda kind=kind, way=way, data=data, batch=batch: theirs(kind, way, data, batch),
+            lambda kind=kind, data=data, batch=batch: ours(kind, data, batch),
+            equal_losses,
+            what=f"DPO epoch, {kind.title}",
+            against=AGAINST[way],
+            quick=quick,
+        )
 
 
 if __name__ == "__main__":

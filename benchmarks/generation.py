@@ -16,6 +16,7 @@ cannot be exceeded, prompts not counted; weights that stay in a processor's cach
 from __future__ import annotations
 
 import json
+import random
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,14 +25,17 @@ from typing import Any
 import harness
 import llama31
 import measure
-from gpu_generation import make_prompts, weight_bytes
-from training_rows import MIDDLE, SEED
+from gpu_generation import weight_bytes
+from gpu_training import words_of
+from training_rows import DRAWN, MIDDLE, SEED
 
 from persona_lib import store
 from persona_lib.models.generate import TransformersGenerator
 
 STOP = "\nPrompt:"
-WIDE = 0.1  # standard deviation of the weights
+WIDE = 0.04  # standard deviation of the weights
+SIZES = MIDDLE | {"num_hidden_layers": 3}
+BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -44,14 +48,23 @@ class Task:
     batch: int
 
 
-def make_task(few_shot: bool, quick: bool) -> Task:
-    """Return 64 prompts to answer with 64 tokens, or 24 with 32 after examples of about 760 tokens."""
+def make_prompts(words: list[str], tokens: tuple[int, int], n: int) -> list[str]:
+    """Return prompts of random words that are one token each."""
+    rng = random.Random(SEED)
+    return [f"Prompt: {' '.join(rng.choices(words, k=rng.randint(*tokens)))}\nResponse:" for _ in range(n)]
+
+
+def make_task(tokenizer: Any, few_shot: bool, quick: bool) -> Task:
+    """Return 64 prompts of BeaverTails' lengths, to answer with 64 tokens each.
+
+    Or, few-shot, 24 short ones after five examples of 150 tokens, to answer with 32.
+    """
+    words = words_of(tokenizer)
     if few_shot:
-        prompts, shots = make_prompts((8, 30), 6 if quick else 24), make_prompts((60, 90), 2 if quick else 9)
-        prefix = "\n\n".join(f"{shot} Use a box." for shot in shots) + "\n\n"
-        return Task(prompts, prefix, 4 if quick else 32, len(prompts))
-    prompts = make_prompts((8, 60), 8 if quick else 64)
-    return Task(prompts, "", 6 if quick else 64, len(prompts))
+        shots = make_prompts(words, (140, 140), 2 if quick else 5)
+        prefix = "\n\n".join(f"{shot} {words[0]}." for shot in shots) + "\n\n"
+        return Task(make_prompts(words, (8, 30), 6 if quick else 24), prefix, 8 if quick else 32, BATCH)
+    return Task(make_prompts(words, DRAWN["paper"][0], 8 if quick else 64), "", 8 if quick else 64, BATCH)
 
 
 def one_at_a_time(model: Any, tokenizer: Any, task: Task) -> list[str]:
@@ -112,7 +125,8 @@ def ceilings(model: Any, task: Task, quick: bool) -> tuple[float, float]:
     memory = measure.memory_rate(10**6 if quick else 4 * 10**8)
     arithmetic = measure.matrix_rate("float32", 128 if quick else 2048)
     weights = weight_bytes(model)
-    return task.batch * memory / weights, arithmetic / (2 * weights / 4)
+    rows = min(task.batch, len(task.prompts))
+    return rows * memory / weights, arithmetic / (2 * weights / 4)
 
 
 def note_of(task: Task, limits: tuple[float, float]) -> Any:
@@ -128,12 +142,12 @@ def note_of(task: Task, limits: tuple[float, float]) -> Any:
 def main(quick: bool) -> None:
     """Compare plain prompts and few-shot prompts."""
     tokenizer = llama31.example_tokenizer()
-    sizes = llama31.SMALL if quick else MIDDLE
+    sizes = llama31.SMALL if quick else SIZES
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     config = llama31.llama_config(**sizes, **ids, vocab_size=len(tokenizer), initializer_range=WIDE)
     model = llama31.random_base(config, seed=SEED)
     for name, few_shot in (("batch", False), ("few_shot", True)):
-        task = make_task(few_shot, quick)
+        task = make_task(tokenizer, few_shot, quick)
         tokens = f"{len(task.prompts)} prompts x {task.new_tokens} tokens"
         harness.compare(
             f"generation-{name}",

@@ -3,13 +3,13 @@
     python benchmarks/growth.py [--quick] [CASE ...]
 
 Every measurement has a process of its own. ``write``, ``read``, ``resume``: a results file of up to 10^6
-answers, written, read into records, and repaired and appended to. ``retrieve`` and ``near``: BM25 of every prompt
-against a pool that grows alike, and the near duplicates of the leakage report, on prompts of random words in
-a few templates. ``served``: persona inference inputs, up to 100,000, through the client of served models
-against a stub server in another process; ``again``: the same inputs when all answers are in the ledger.
-``arms``: prompts times arms, adapters switched on one small base. The exponent is the slope of log seconds
-over log n from the smallest to the largest: 1 is linear, and more than 1.2 is said. Retrieval compares every
-query with the whole pool: its n are the pairs.
+answers, written, read into records, and repaired and appended to. ``retrieve`` and ``near``: BM25 of every
+prompt against a pool that grows alike, and the near duplicates of the leakage report, on prompts of random
+words in a few templates. ``served``: persona inference inputs, up to 100,000, through the client of served
+models against a stub server in another process; ``again``: the same inputs when all answers are in the
+ledger. ``arms``: prompts times arms, adapters switched on one small base. The exponent is the slope of log
+seconds over log n from the smallest to the largest: 1 is linear, and more than 1.2 is said. Retrieval compares
+every query with the whole pool: its n are the pairs.
 
 Writes ``tables/growth.csv``, ``.md`` and ``.png``; ``--quick`` has a hundredth of the sizes and writes
 nothing.
@@ -111,11 +111,11 @@ def retrieve(n: int, folder: Path) -> tuple[float, int]:
 
 def near(n: int, folder: Path) -> tuple[float, int]:
     """Find near duplicates of n prompts among n others."""
-    from persona_lib.data import preference
+    from persona_lib.data.near import near_duplicates
 
     first, second = texts(n, 1), texts(n, 2)
     started = time.perf_counter()
-    preference.near_duplicates(first, second, 0.9)
+    near_duplicates(first, second, 0.9)
     return time.perf_counter() - started, n
 
 
@@ -149,7 +149,8 @@ def stub_server(port: Any) -> None:
 
 def ask(n: int, folder: Path, url: str) -> float:
     """Ask n persona-inference prompts through the client; return the seconds."""
-    from persona_lib.models.endpoint import Endpoint, EndpointGenerator
+    from persona_lib.models.endpoint import EndpointGenerator
+    from persona_lib.models.protocol import Endpoint
 
     generator = EndpointGenerator(Endpoint(url, "stub", "completions"), folder / "answers.jsonl")
     prefix = "An example of some length. " * 100
@@ -175,7 +176,7 @@ def served(n: int, folder: Path) -> tuple[float, int]:
 
 def again(n: int, folder: Path) -> tuple[float, int]:
     """Ask for n answers that are in the ledger already: no server is there."""
-    from persona_lib.models.endpoint import Answer, Endpoint, request_body, request_id
+    from persona_lib.models.protocol import Answer, Endpoint, request_body, request_id
 
     url, prefix = "http://127.0.0.1:9/v1", "An example of some length. " * 100
     endpoint = Endpoint(url, "stub", "completions")

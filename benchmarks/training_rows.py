@@ -3,7 +3,7 @@
 Three kinds of rows. "paper": the authors' BeaverTails rows, their lengths read where the data is at hand (a
 word counted as 4/3 tokens) and drawn from their middle nine tenths elsewhere. "long": prompts of several
 hundred tokens, such as a persona with a history. "default": the default profile's lengths and model size.
-The model of the first two has Llama-3.1's architecture (heads of 128, grouped queries) and 11 million
+The model of the first two has Llama-3.1's architecture (heads of 128, grouped queries) and 8 million
 parameters in its layers, so that arithmetic and not Python takes most of the time.
 """
 
@@ -30,7 +30,7 @@ DRAWN = {  # tokens of prompt (with persona) and of a response, where they are n
 MIDDLE = {
     "hidden_size": 384,
     "intermediate_size": 1344,
-    "num_hidden_layers": 6,
+    "num_hidden_layers": 4,
     "num_attention_heads": 3,
     "num_key_value_heads": 1,
 }

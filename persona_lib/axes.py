@@ -1,31 +1,29 @@
 """What the results depend on: the two main arms again with one thing changed at a time.
 
 ``python -m persona_lib.axes`` trains plain DPO and PT-DPO under every change of ``AXES`` with the tuning
-seeds and scores them on validation topics only, as ``selection`` does; the table goes to
-``figures/<profile>/axes.csv``. Training settings are the profile's everywhere: a change is shown as it
-comes, not tuned for. A change of the world needs a base model and data of its own, which lie in
-``results/<profile>-<change>``.
+seeds and scores them on validation topics only, as ``selection`` does; ``python -m persona_lib.axes faults``
+does the same for the faults of the authors' code (``FAULTS``; those of its counting need no training, see
+``persona_lib.tables.changes``). The tables go to ``figures/<profile>/axes.csv`` and ``faults.csv``.
+Training settings are the profile's everywhere: a change is shown as it comes, not tuned for. A change of the
+world needs a base model and data of its own, which lie in ``results/<profile>-<change>``.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from persona_lib import store
 from persona_lib.config import Run, figures_dir, load_profile, results_dir, set_field
 from persona_lib.data.preference import WORLD_FIELDS
-from persona_lib.evaluation import policies, tailor
+from persona_lib.evaluation import policies, swap, tailor
 from persona_lib.evaluation.judge import oracle_scores
 from persona_lib.profiles import Profile
-from persona_lib.reporting.results import interval_columns
-from persona_lib.selection import ARMS, SEEDS, SIDES, candidate_key, prepare, spec_of, tuning_profile
-from persona_lib.stats.bootstrap import Interval, bootstrap_mean, bootstrap_mean_difference
+from persona_lib.selection import SEEDS, SIDES, candidate_key, prepare, spec_of, tuning_profile
+from persona_lib.tables import changes
+from persona_lib.tables.fault_list import NOT_MEASURED, WHAT
 from persona_lib.training import train
-
-if TYPE_CHECKING:
-    import numpy as np
 
 ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 # slug -> what is changed. LoRA whose rank is the hidden size can change every weight of the layers it is on:
@@ -37,108 +35,142 @@ AXES: dict[str, dict[str, Any]] = {
     "majority-0.5": {"majority_share": 0.5},
     "majority-0.8": {"majority_share": 0.8},
 }
+# The faults of the authors' code that a setting repeats, one that TRL brings today (bfloat16), and a
+# control that they lack. In this order adapters are used again where a change leaves them as they are.
+FAULTS: dict[str, dict[str, Any]] = {
+    "as-is": {},
+    "baseline-verb": {"first_person_wording": "released"},
+    "ten-tokens": {"gen_min_new_tokens": 10},
+    "shuffled": {"train_personas": ["none", "shuffled"]},
+    "dpo-tokens": {"dpo_tokenization": "released"},
+    "sft-loss": {"completion_only_loss": False},
+    "all-of-these": {
+        "first_person_wording": "released",
+        "gen_min_new_tokens": 10,
+        "dpo_tokenization": "released",
+        "completion_only_loss": False,
+    },
+    "bfloat16": {"adapter_dtype": "bfloat16"},
+}
+TABLES = {"axes": AXES, "faults": FAULTS}
+CHANGES = AXES | FAULTS
 
 
 def axis_profile(profile: Profile, axis: str) -> Profile:
     """Return the tuning profile with one change; with a results folder of its own if the world changes."""
-    changes = dict(AXES[axis])
-    if set(changes) & set(WORLD_FIELDS):
-        changes["name"] = f"{profile.name}-{axis}"
-    return set_field(tuning_profile(profile), **changes)
+    changed = dict(CHANGES[axis])
+    if set(changed) & set(WORLD_FIELDS):
+        changed["name"] = f"{profile.name}-{axis}"
+    return set_field(tuning_profile(profile), **changed)
 
 
 def train_and_score(run: Run, arm: str) -> list[dict[str, Any]]:
-    """Train one arm (SFT, then DPO), answer the validation rows, and return the oracle's scores of each."""
+    """Train one arm (SFT, then DPO), answer the validation rows, and return every row's scores by side.
+
+    fit, quality: the oracle's, of the answer under the side's gold persona. margin: log-probability of the
+    chosen response minus that of the rejected one, under the same prompt.
+    """
     for method in ("sft", "dpo"):
         train.train_adapter(run, method, arm)
     one = Run(set_field(run.profile, methods=["sft", "dpo"], train_personas=[arm]), run.dataset, run.seed)
     specs = {spec_of(run, "dpo", arm, side): side for side in SIDES}
-    rows = []
     for spec, generator in policies.generators(one, [*specs]):
         tailor.generate_run(one, spec, generator)
-        scores = oracle_scores(one, spec, spec.eval_persona)
-        rows += [{"arm": arm, "side": specs[spec], **score} for score in scores]
-    return rows
+    form = next(iter(specs)).persona_format
+    margins = {
+        (s.id, s.eval_persona): s.chosen - s.rejected for s in swap.score_policy(one, f"dpo-{arm}", form)
+    }
+    return [row for spec, side in specs.items() for row in scored(one, spec, side, margins)]
+
+
+def scored(run: Run, spec: Any, side: str, margins: dict[tuple[str, str], float]) -> list[dict[str, Any]]:
+    """Return the scores of one run's answers, with the texts that the authors' counting goes by."""
+    answers = tailor.read_generations(run, spec)
+    return [
+        {
+            "arm": spec.train_persona,
+            "side": side,
+            **score,
+            "margin": margins[score["id"], spec.eval_persona],
+            "prompt": answers[score["id"]].prompt,
+            "persona": answers[score["id"]].persona,
+        }
+        for score in oracle_scores(run, spec, spec.eval_persona)
+    ]
 
 
 def run_axis(profile: Profile, axis: str, seed: int) -> Path:
-    """Score both arms of an axis and seed, once; returns the file of their scores."""
+    """Score both arms of a change and seed, once; returns the file of their scores."""
     run = Run(axis_profile(profile, axis), profile.datasets[0], seed)
     prepare(run)
-    folder = scores_folder(profile, axis, seed)
-    key = store.content_hash(*(candidate_key(run, "dpo", arm) for arm in ARMS))
+    folder, arms = scores_folder(profile, axis, seed), run.profile.train_personas
+    key = store.content_hash(CHANGES[axis], *(candidate_key(run, "dpo", arm) for arm in arms))
     if not store.is_done(folder, key):
-        store.write_rows(folder / "scores.jsonl", [row for arm in ARMS for row in train_and_score(run, arm)])
+        store.write_rows(folder / "scores.jsonl", [row for arm in arms for row in train_and_score(run, arm)])
         store.mark_done(folder, key)
     return folder / "scores.jsonl"
 
 
 def scores_folder(profile: Profile, axis: str, seed: int) -> Path:
-    """Return where the scores of an axis and seed are."""
+    """Return where the scores of a change and seed are."""
     return results_dir(profile) / "axes" / axis / f"seed-{seed}"
 
 
-def mean_of_sides(rows: list[dict[str, Any]], arm: str, score: str) -> np.ndarray:
-    """Return a score per validation row, the mean over the personas of both sides; rows in order of id.
-
-    Rows that lack a side are left out (nobody could be inferred for it).
-    """
-    import numpy as np
-
-    found: dict[str, dict[str, float]] = {}
-    for row in rows:
-        if row["arm"] == arm:
-            found.setdefault(row["id"], {})[row["side"]] = row[score]
-    return np.array([sum(v.values()) / len(SIDES) for _, v in sorted(found.items()) if len(v) == len(SIDES)])
-
-
-def axis_row(profile: Profile, axis: str) -> dict[str, Any] | None:
-    """Return the table's row of an axis, over the seeds that have been run; None if none has."""
-    seeds = [seed for seed in SEEDS if (scores_folder(profile, axis, seed) / "done.json").exists()]
-    if not seeds:
-        return None
-    files = [list(store.iter_rows(scores_folder(profile, axis, seed) / "scores.jsonl")) for seed in seeds]
-    scores = {(arm, score): [mean_of_sides(rows, arm, score) for rows in files]
-              for arm in ARMS for score in ("fit", "quality")}  # fmt: skip
-    samples = profile.bootstrap_samples
-    intervals: dict[str, Interval] = {
-        "fit_plain": bootstrap_mean(scores["none", "fit"], samples),
-        "fit_tailored": bootstrap_mean(scores["chosen", "fit"], samples),
-        "fit_gain": bootstrap_mean_difference(scores["chosen", "fit"], scores["none", "fit"], samples),
-        "quality_gain_sd": bootstrap_mean_difference(
-            scores["chosen", "quality"], scores["none", "quality"], samples, standardized=True
-        ),
+def read_scores(profile: Profile, axis: str) -> dict[int, list[dict[str, Any]]]:
+    """Return the scores of a change by seed, of the seeds that have been run."""
+    folders = {seed: scores_folder(profile, axis, seed) for seed in SEEDS}
+    return {
+        seed: list(store.iter_rows(folder / "scores.jsonl"))
+        for seed, folder in folders.items()
+        if (folder / "done.json").exists()
     }
-    columns = {
-        k: v for name, interval in intervals.items() for k, v in interval_columns(name, interval).items()
-    }
-    return {"axis": axis, **columns, "n": intervals["fit_gain"].n_items, "seeds": " ".join(map(str, seeds))}
 
 
-def write_table(profile: Profile) -> Path:
-    """Write ``figures/<profile>/axes.csv`` from the scores that are there."""
+def write_table(profile: Profile, table: str) -> Path:
+    """Write ``figures/<profile>/<table>.csv`` from the scores that are there."""
     import pandas as pd
 
-    rows = [row for axis in AXES if (row := axis_row(profile, axis))]
-    path = figures_dir(profile) / "axes.csv"
+    clean, samples = read_scores(profile, "as-is"), profile.bootstrap_samples
+    rows = {
+        axis: changes.change_row(axis, changed, read_scores(profile, axis), clean, samples)
+        for axis, changed in TABLES[table].items()
+    }
+    lines = [row for row in rows.values() if row]
+    if table == "faults":
+        lines = with_words([*lines, *changes.counting_rows(clean, samples)])
+        lines += without_numbers([axis for axis, row in rows.items() if not row])
+    path = figures_dir(profile) / f"{table}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(rows).to_csv(path, index=False)
+    pd.DataFrame(lines).to_csv(path, index=False, float_format="%.6g")
     return path
 
 
+def with_words(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of faults with what each is."""
+    return [{"what": WHAT[row["change"]], **row} for row in rows]
+
+
+def without_numbers(missing: list[str]) -> list[dict[str, Any]]:
+    """Return a row for every fault that was not run and for what cannot be measured here, with the reason."""
+    rows = [{"what": WHAT[axis], "setting": f"not run: {changes.text_of(FAULTS[axis])}"} for axis in missing]
+    return rows + [{"what": what, "setting": f"not measured: {why}"} for what, why in NOT_MEASURED.items()]
+
+
 def main() -> None:
-    """Run the axes asked for (all, if none is named) and write the table of what has been run."""
+    """Run the changes asked for (all of the table, if none is named) and write the table of what was run."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("table", nargs="?", choices=TABLES, default="axes")
     parser.add_argument("--profile", default="synthetic")
-    parser.add_argument("--axis", choices=AXES, action="append", help="only this one (may be repeated)")
+    parser.add_argument("--axis", choices=CHANGES, action="append", help="only this change (may be repeated)")
     parser.add_argument("--seed", type=int, choices=SEEDS, action="append", help="only this seed")
     parser.add_argument("--set", action="append", default=[], dest="overrides")
+    parser.add_argument("--write-only", action="store_true", help="only write the table of what has been run")
     arguments = parser.parse_args()
     profile = load_profile(arguments.profile, arguments.overrides)
-    for seed in arguments.seed or SEEDS:
-        for axis in arguments.axis or AXES:
+    for seed in [] if arguments.write_only else arguments.seed or SEEDS:
+        for axis in arguments.axis or TABLES[arguments.table]:
             print(run_axis(profile, axis, seed), flush=True)
-    print(write_table(profile))
+    print(write_table(profile, arguments.table))
 
 
 if __name__ == "__main__":

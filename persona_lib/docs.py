@@ -2,6 +2,9 @@
 
 A block stands between ``<!-- table:PROFILE/NAME -->`` (or ``figure:``) and ``<!-- end -->``; whatever is
 inside is replaced. No number in those documents is typed by hand. Blocks of other profiles stay as they are.
+
+``--keep NAME ...`` copies tables of the run at hand to ``figures/PROFILE/kept``, with where they come from.
+They stand in the documents as long as the profile's tables, say of a run with more seeds, lack them.
 """
 
 from __future__ import annotations
@@ -13,12 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona_lib.config import REPO, figures_dir, load_profile
+from persona_lib.drawing.figures import FIGURES, alt_text
 from persona_lib.profiles import Profile
-from persona_lib.reporting.figures import FIGURES, alt_text
-from persona_lib.reporting.origin import origin_line
-from persona_lib.reporting.results import read_table
-from persona_lib.reporting.views import LABELS, VIEWS, show, to_markdown, world_of
-from persona_lib.store import write_text
+from persona_lib.reading.views import VIEWS, show
+from persona_lib.store import read_json, write_json, write_text
+from persona_lib.tables.beside import beside_table
+from persona_lib.tables.cells import LABELS, to_markdown, world_of
+from persona_lib.tables.origin import origin_line
+from persona_lib.tables.results import read_table, save_table, table_path
+from persona_lib.tables.results_paper import paper_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,10 +36,20 @@ TRACKED = {  # tables on validation topics, kept with the figures -> the command
     "selection_sft": "python -m persona_lib.selection",
     "selection_dpo": "python -m persona_lib.selection",
     "axes": "python -m persona_lib.axes",
+    "faults": "python -m persona_lib.axes faults",
 }
+DERIVED = {"paper": paper_rows, "beside": beside_table}  # they follow from facts and from other saved tables
 SHOWN: dict[str, dict[str, Any]] = {  # what of a long table stands in a document
+    "reward_accuracy": {
+        "measure": ["implicit reward"],
+        "arm": ["dpo-none", "dpo-chosen", "dpo-both"],
+        "persona_format": ["line"],
+        "persona": ["none", "gold", "retrieved"],
+    },
     "swap": {"measure": ["policy"], "persona": ["gold", "stripped", "retrieved", "shuffled", "user"]},
     "swap_differences": {"measure": ["policy"], "persona": ["gold", "retrieved", "shuffled", "user"]},
+    "filtered": {"kind": ["main"]},
+    "length": {"kind": ["main"]},
 }
 
 
@@ -41,6 +57,8 @@ def label_of(name: str, table: pd.DataFrame, profile: Profile) -> str:
     """Say whose numbers a table holds."""
     if name == "paper":
         return LABELS["paper"]
+    if name == "beside":
+        return f"{LABELS['paper']} beside those of the profile ({profile.name})"
     names = table.dataset if "dataset" in table else profile.datasets
     return " and ".join(dict.fromkeys(world_of(d) for d in names if d != "all")) or LABELS["synthetic"]
 
@@ -51,8 +69,10 @@ def read_shown(profile: Profile, name: str) -> pd.DataFrame:
 
     if name in TRACKED:
         path = figures_dir(profile) / f"{name}.csv"
-        return pd.read_csv(path) if path.exists() else pd.DataFrame()
+        return pd.read_csv(path, dtype={"seeds": str}) if path.exists() else pd.DataFrame()
     table = read_table(profile, name)
+    if table.empty and name in kept_origins(profile):
+        table = pd.read_csv(kept_folder(profile) / f"{name}.csv", dtype={"seeds": str})
     for column, values in SHOWN.get(name, {}).items():
         table = table[table[column].isin(values)] if column in table else table
     return table
@@ -72,17 +92,64 @@ def table_block(profile: Profile, name: str) -> str:
 def made_by(profile: Profile, name: str, table: pd.DataFrame) -> str:
     """Say how a table was made: command, commit, seeds, n and date."""
     if name == "paper":
-        return "From the exact counts; the paper prints no intervals, these are ours."
+        return "From the exact counts; the paper prints no intervals and no tests, these are ours."
+    if name == "beside":
+        name, table = "main", read_table(profile, "main")
+    if read_table(profile, name).empty and name in kept_origins(profile):
+        return kept_origins(profile)[name]
     if name in TRACKED:
         return f"`{TRACKED[name]}`; validation topics, seeds that no result uses."
     sizes = sorted({int(n) for n in table.n.dropna()}) if "n" in table else []
     n = "see the table" if not sizes else str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+    if "safety" in name:
+        runs = "none, no model runs" if name.startswith("released") else seeds_of(profile) or "not recorded"
+        return origin_line(profile, runs, n, "15_safety")
     if name.startswith("released"):
         judged = name in ("released_judged", "released_agreement")
         runs = "none, only judges run" if judged else "none, no model runs"
         return origin_line(profile, runs, n, "13_released_outputs")
+    if name.startswith("rating"):
+        return origin_line(profile, str(profile.seeds[0]), n, "14_human_ratings")
     seeds = " ".join(dict.fromkeys(table.seeds.dropna())) if "seeds" in table else seeds_of(profile)
     return origin_line(profile, seeds or "not recorded", n)
+
+
+# --- tables that are kept beside the figures ---
+
+
+def kept_folder(profile: Profile) -> Path:
+    """Return the folder of kept tables."""
+    return figures_dir(profile) / "kept"
+
+
+def kept_origins(profile: Profile) -> dict[str, str]:
+    """Return where each kept table comes from, by name."""
+    path = kept_folder(profile) / "origin.json"
+    return read_json(path) if path.exists() else {}
+
+
+def keep(profile: Profile, names: list[str]) -> list[Path]:
+    """Copy tables of the run at hand, with their provenance; FileNotFoundError for one that was not made."""
+    origins, copied = kept_origins(profile), []
+    for name in names:
+        source = table_path(profile, name)
+        if not source.exists():
+            raise FileNotFoundError(f"{source}: there is no such table; run notebook 12_results first")
+        origins[name] = made_by(profile, name, read_table(profile, name))
+        copied.append(kept_folder(profile) / f"{name}.csv")
+        write_text(copied[-1], source.read_text(encoding="utf-8"))
+    write_json(kept_folder(profile) / "origin.json", origins)
+    return copied
+
+
+def refresh(profile: Profile) -> None:
+    """Save the tables that follow from facts and from other tables anew, where the profile has any tables."""
+    if table_path(profile, "primary").exists():
+        for name, make in DERIVED.items():
+            save_table(profile, name, make(profile))
+
+
+# --- figures and documents ---
 
 
 def seeds_of(profile: Profile) -> str:
@@ -138,7 +205,16 @@ def main(argv: list[str] | None = None) -> int:
     """Rewrite the documents from the results of ``--profile``; prints what changed."""
     parser = argparse.ArgumentParser(prog="python -m persona_lib.docs", description=__doc__.splitlines()[0])
     parser.add_argument("--profile", default="synthetic", help="whose blocks to write (default: synthetic)")
-    changed = update(load_profile(parser.parse_args(argv).profile))
+    parser.add_argument(
+        "--keep", nargs="+", default=[], metavar="NAME", help="tables to keep; writes no document"
+    )
+    given = parser.parse_args(argv)
+    profile = load_profile(given.profile)
+    if given.keep:
+        print("\n".join(map(str, keep(profile, given.keep))))
+        return 0
+    refresh(profile)
+    changed = update(profile)
     print("\n".join(f"{path.name}: written" for path in changed) or "nothing to change")
     return 0
 

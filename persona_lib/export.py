@@ -22,7 +22,7 @@ from persona_lib.config import Run, open_run
 from persona_lib.evaluation.swap import adapters_of
 from persona_lib.models.llm import ModelError, load_tokenizer
 from persona_lib.profiles import ConfigError
-from persona_lib.reporting import card
+from persona_lib.reading import card
 from persona_lib.training import merging, train
 
 CHECK_ROWS = 32  # validation rows on which a merge is measured

@@ -15,7 +15,11 @@ import traceback
 from pathlib import Path
 
 from persona_lib import config
+from persona_lib.data.official import DataError
 from persona_lib.profiles import ConfigError, near_names
+from persona_lib.runner import own_run
+from persona_lib.runner.grid_list import grid_lines
+from persona_lib.runner.names import check_names
 from persona_lib.runner.plan import plan_lines, print_plan
 from persona_lib.runner.tasks import REPORT, Pipeline, Task, forget
 
@@ -27,6 +31,16 @@ QUIET = {  # set before a kernel starts, unless the user has set them
     "TRANSFORMERS_VERBOSITY": "error",
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",
 }
+EXAMPLES = """examples:
+  ./run_all.sh --plan                        what would run, why and how long; nothing runs
+  ./run_all.sh                               the default profile: offline, two cores, minutes
+  ./run_all.sh --profile smoke               the whole machinery in two minutes; its numbers mean nothing
+  ./run_all.sh --only 12                     one step again, from what the others left
+  ./run_all.sh --seeds 5                     five data and training seeds, intervals over them
+  ./run_all.sh --set dpo_beta=0.2            one setting; configs/synthetic.yaml explains each
+  ./run_all.sh --data my_pairs.jsonl         your own preference pairs (DATA.md)
+  ./run_all.sh --demo                        a page to ask the trained policies
+A run that was stopped goes on where it was. Results: results/PROFILE/report/index.html."""
 OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
@@ -36,13 +50,22 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         prog="run_all.sh",
         allow_abbrev=False,
         description="Run a profile's notebooks, in order, skipping what is finished and unchanged.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=EXAMPLES,
     )
     add = parser.add_argument
-    add("--profile", default="synthetic", metavar="NAME", help="configs/NAME.yaml (default: synthetic)")
+    add("--profile", metavar="NAME", help="configs/NAME.yaml (default: synthetic; own with --data FILE)")
     add(
         "--plan", action="store_true", help="say what would run, why, for how long and with what; run nothing"
     )
     add("--list", action="store_true", help="list the steps of the profile and the profiles there are")
+    add(
+        "--grid",
+        nargs="?",
+        const="",
+        metavar="WORDS",
+        help="list the runs of the grid (those with all the words)",
+    )
     add(
         "--only",
         nargs="+",
@@ -57,12 +80,22 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--data",
         metavar="PATH",
-        help="folder of real data: short for --set data_dir=PATH; relative to the repository",
+        help="your own preference pairs: a .jsonl, .json, .csv, .tsv or .parquet file, a folder of "
+        "datasets.save_to_disk or a hub id (name@commit), with columns prompt, chosen, rejected or a "
+        "--mapping; or the folder of the authors' data. Relative to the repository",
+    )
+    add(
+        "--mapping",
+        metavar="FILE",
+        help="YAML file that says which columns are which, for --data ('prompt: question'; see DATA.md)",
     )
     add("--max-cost-usd", type=float, help="never spend more on served models: --set max_cost_usd=X")
     add("--offline", action="store_true", help="never ask the model hub; missing files are errors")
     add("--check", action="store_true", help="only check the arguments and the profile")
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    arguments.own = own_run.is_own(arguments.data, arguments.set)
+    arguments.profile = arguments.profile or (own_run.PROFILE if arguments.own else "synthetic")
+    return arguments
 
 
 def parse_seeds(text: str) -> str:
@@ -83,6 +116,12 @@ def read_overrides(arguments: argparse.Namespace) -> list[str]:
         overrides.append(parse_seeds(arguments.seeds))
     if arguments.data:
         overrides.append(f"data_dir={arguments.data}")
+    if arguments.mapping and not arguments.own:
+        raise ConfigError("--mapping says what the columns of --data mean: give --data FILE, too")
+    if arguments.mapping:
+        overrides.append(f"data_mapping={arguments.mapping}")
+    if arguments.own:
+        overrides += own_run.own_overrides(arguments.profile, overrides)
     if arguments.max_cost_usd is not None:
         overrides.append(f"max_cost_usd={arguments.max_cost_usd}")
     return overrides
@@ -94,6 +133,7 @@ def open_pipeline(
     """Load the profile and lay out its tasks; raises ConfigError."""
     overrides = read_overrides(arguments)
     profile = config.load_profile(arguments.profile, overrides)
+    check_names(profile)
     pipeline = Pipeline(profile, tuple(overrides), steps, notebooks or config.REPO / "notebooks")
     for task in pipeline.tasks.values():
         if not pipeline.source(task).exists():
@@ -160,11 +200,14 @@ def run(arguments: argparse.Namespace, notebooks: Path | None = None, steps: dic
     """Do what the command line asks; raises ConfigError before anything is run."""
     pipeline = open_pipeline(arguments, notebooks, steps)
     ids = select(pipeline, arguments)
+    own_run.validate(pipeline.profile, arguments.list or arguments.plan)
     if arguments.list:
         print_list(pipeline)
     elif arguments.plan:
         print_plan(pipeline, plan_lines(pipeline, ids, arguments.force))
-    if arguments.list or arguments.plan or arguments.check:
+    if arguments.grid is not None:
+        print("\n".join(grid_lines(pipeline.profile, arguments.grid)))
+    if arguments.list or arguments.plan or arguments.check or arguments.grid is not None:
         return 0
     os.chdir(config.REPO)  # where kernels start, wherever the runner was called
     from persona_lib.runner.run_tasks import only_runner, run_doit  # needs doit, which a plan does not
@@ -189,7 +232,7 @@ def main(argv: list[str] | None = None, notebooks: Path | None = None, steps: di
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return run(arguments, notebooks, steps)
-    except ConfigError as error:
+    except (ConfigError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

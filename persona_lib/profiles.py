@@ -23,6 +23,7 @@ CHANGE_NO_RESULT = (
     "generator_prices",
     "judge_prices",
     "second_judge_prices",
+    "guard_prices",
     "max_cost_usd",
 )
 JUDGE_FORMATS = ("letter", "json", "prometheus")
@@ -51,6 +52,7 @@ class Profile:
     endpoint_retries: int
     max_cost_usd: float
     data_dir: str
+    data_mapping: str
     strip_roles: bool
     strip_contrast: bool
     # the synthetic world
@@ -105,6 +107,7 @@ class Profile:
     published_arms: tuple[str, ...]
     quantization: str
     compute_dtype: str
+    adapter_dtype: str
     lora_r: int
     lora_alpha: int
     lora_dropout: float
@@ -135,6 +138,7 @@ class Profile:
     train_launcher: str
     # generation
     engine: str
+    first_person_wording: str
     few_shot_examples: int
     gen_batch_size: int
     gen_max_new_tokens: int
@@ -163,6 +167,12 @@ class Profile:
     second_judge_max_new_tokens: int
     second_judge_batch_size: int
     second_judge_matchups: tuple[str, ...]
+    guard_model: str
+    guard_url: str
+    guard_kind: str
+    guard_prices: tuple[float, ...]
+    guard_max_new_tokens: int
+    guard_batch_size: int
     swap_batch_size: int
     bootstrap_samples: int
 
@@ -217,9 +227,10 @@ def check_profile(profile: Profile) -> None:
     choices = {
         "quantization": ("none", "nf4"),
         "compute_dtype": ("float32", "bfloat16"),
+        "adapter_dtype": ("float32", "bfloat16"),
+        "first_person_wording": ("agreeing", "released"),
         "engine": ("transformers", "vllm"),
         "eval_split": ("validation", "test"),
-        "judge": ("oracle", "none", "lm"),
         "retriever": ("bm25", "dense", "late"),
         "dpo_order": ("random", "pairs"),
         "dpo_tokenization": ("whole", "released"),
@@ -229,6 +240,7 @@ def check_profile(profile: Profile) -> None:
         "judge_format": JUDGE_FORMATS,
         "judge_decoding": ("deterministic", "official"),
         "second_judge_kind": ("chat", "completions"),
+        "guard_kind": ("chat", "completions"),
         "second_judge_format": JUDGE_FORMATS,
         "second_judge_decoding": ("deterministic", "official"),
     }
@@ -237,7 +249,7 @@ def check_profile(profile: Profile) -> None:
             raise ConfigError(
                 f"{where}: {field}={getattr(profile, field)!r}: use one of {', '.join(allowed)}"
             )
-    for role in ("generator", "judge", "second_judge"):
+    for role in ("generator", "judge", "second_judge", "guard"):
         prices, url = getattr(profile, f"{role}_prices"), getattr(profile, f"{role}_url")
         if len(prices) not in (0, 2):
             raise ConfigError(f"{where}: {role}_prices={list(prices)}: give two, for prompt and completion")
@@ -293,6 +305,10 @@ def check_processes(profile: Profile, where: str) -> None:
     if processes < 1 or (profile.train_launcher == "fsdp" and processes < 2):
         raise ConfigError(
             f"{where}: train_processes={processes}: use at least 1, and at least 2 with train_launcher=fsdp"
+        )
+    if profile.adapter_dtype == "bfloat16" and profile.train_launcher == "fsdp":
+        raise ConfigError(
+            f"{where}: adapter_dtype=bfloat16 needs train_launcher=ddp: it rounds whole weights"
         )
     for field in ("sft_batch_size", "dpo_batch_size"):
         if getattr(profile, field) % processes:

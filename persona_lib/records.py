@@ -12,7 +12,7 @@ from typing import Literal
 
 Side = Literal["chosen", "rejected"]
 Method = Literal["few_shot", "sft", "dpo"]
-TrainPersona = Literal["none", "chosen", "rejected", "both", "shuffled"]
+TrainPersona = str  # a name in ``data.arms.ARMS``
 Rubric = Literal["personalization", "quality"]
 Winner = Literal["A", "B"]
 Verdict = Literal["win", "tie", "loss", "unparsed"]
@@ -115,7 +115,6 @@ class RunSpec:
     def __post_init__(self) -> None:
         for name, allowed in (
             ("method", METHODS),
-            ("train_persona", TRAIN_PERSONAS),
             ("eval_persona", EVAL_PERSONAS),
             ("persona_format", PERSONA_FORMATS),
         ):

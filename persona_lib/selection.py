@@ -73,7 +73,7 @@ def prepare(run: Run) -> None:
 def spec_of(run: Run, method: str, arm: str, side: str) -> RunSpec:
     """Return the run that an arm is chosen by: told the gold persona of a side in its own way."""
     return RunSpec(
-        run.dataset, method, arm, f"gold-{side}", run.seed, "line" if arm == "chosen" else "first_person"
+        run.dataset, method, arm, f"gold-{side}", run.seed, "first_person" if arm == "none" else "line"
     )
 
 

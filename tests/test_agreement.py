@@ -14,9 +14,10 @@ from persona_lib import store
 from persona_lib.config import Run, load_profile
 from persona_lib.evaluation import agreement, judge, judged
 from persona_lib.models.generate import Completion
+from persona_lib.reading import views
 from persona_lib.records import Judgment
-from persona_lib.reporting import primary, results, views
 from persona_lib.stats.metrics import verdict_of
+from persona_lib.tables import primary, results
 
 
 def triples(**counts: int) -> list[tuple[str, str, str]]:

@@ -67,7 +67,6 @@ def test_a_missing_profile_names_the_ones_there_are():
         ("n_train=1.5", "not a valid int"),
         ("completion_only_loss=maybe", "not a valid bool"),
         ("n_train", "write key=value"),
-        ("judge=gpt", "use one of oracle"),
         ("base_hidden_size=100", "multiple of 64"),
         ("generator_prices=1.5", "give two, for prompt and completion"),
         ("judge_url=http://127.0.0.1:1/v1", "name the model that it serves in judge_model"),

@@ -12,7 +12,7 @@ import pytest
 from persona_lib import hub, store
 from persona_lib.config import REPO, Run, load_profile
 from persona_lib.evaluation import judge, tailor
-from persona_lib.models.endpoint import Answer
+from persona_lib.models.protocol import Answer
 from persona_lib.runner import cost, plan, workload
 from persona_lib.runner.workload import Calls
 
@@ -127,7 +127,7 @@ def test_what_was_paid_already_is_read_from_the_ledger_and_not_from_the_texts_in
     profile = load_profile("paper", ["judge_url=http://h/v1", "judge_model=m"])
     assert "kept" not in plan.api_need(profile)
     answers = [Answer(str(n), "m", 'a \\"cost_usd": 9 "cost_usd": 7', "stop", 10, 3, 5e-05) for n in range(3)]
-    answers.append(Answer("4", "m", "x", "stop", 10, 3, 0.25, schema_refused=True))
+    answers.append(Answer("4", "m", "x", "stop", 10, 3, 0.25, refused=("temperature",)))
     store.append_rows(tmp_path / "paper" / "endpoint" / "answers.jsonl", answers)
     assert "; 4 answers are kept, for 0.25 dollars, and not asked again" in plan.api_need(profile)
 

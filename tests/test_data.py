@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from persona_lib.config import Run, load_profile, set_field
-from persona_lib.data import official, preference
+from persona_lib.data import near, official, preference
 from persona_lib.profiles import ConfigError
 from persona_lib.records import PreferencePair
 
@@ -227,10 +227,10 @@ def slow_near_duplicates(prompts, pool, threshold):
     """The definition, without an index."""
     found = []
     for index, prompt in enumerate(prompts):
-        grams = preference.ngrams(preference.tokens(prompt), 3)
+        grams = near.ngrams(near.tokens(prompt), 3)
         scores = []
         for other, text in enumerate(pool):
-            theirs = preference.ngrams(preference.tokens(text), 3)
+            theirs = near.ngrams(near.tokens(text), 3)
             scores.append((len(grams & theirs) / max(1, len(grams | theirs)), -other))
         best, other = max(scores)
         if best >= threshold:

@@ -11,8 +11,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from persona_lib import store
-from persona_lib.models.endpoint import Answer, BudgetError, Endpoint, EndpointError, EndpointGenerator
+from persona_lib.models.endpoint import BudgetError, EndpointError, EndpointGenerator
 from persona_lib.models.generate import Completion
+from persona_lib.models.protocol import Answer, Endpoint
 
 pytest.importorskip("openai", reason="needs the endpoint extra: pip install -e .[endpoint]")
 KEY = "sk-secret-of-this-test"
@@ -104,6 +105,19 @@ class Hostile(BaseHTTPRequestHandler):
             return self.answer(prompt, self.server.bodies[-1])
         return self.send(400, '{"error": {"message": "response_format is not supported"}}')
 
+    def reasoning(self, prompt):
+        """A model that names the first field which it does not take, as reasoning models of services do."""
+        body = self.server.bodies[-1]
+        for field in ("max_tokens", "temperature", "stop"):
+            if field in body:
+                error = {
+                    "message": f"Unsupported: '{field}'",
+                    "param": field,
+                    "code": "unsupported_parameter",
+                }
+                return self.send(400, json.dumps({"error": error}))
+        return self.answer(prompt, body)
+
     def unprocessable(self, prompt):
         self.send(422, '{"error": {"message": "unexpected field response_format"}}')
 
@@ -194,7 +208,7 @@ def test_a_server_that_refuses_the_schema_is_asked_without_it_once_known(server,
     assert texts(generator, prompts, schema=SCHEMA) == expected
     assert ["response_format" in body for body in server.bodies] == [True, False, False, False]
     ledger = store.read_rows(generator.ledger, Answer)
-    assert [answer.schema_refused for answer in ledger] == [True] * 3
+    assert [answer.refused for answer in ledger] == [("response_format",)] * 3
     assert server.billed == 3 and sum(a.cost_usd for a in ledger) == pytest.approx(3 * 13e-6)
     assert texts(make(server, tmp_path, kind="chat"), prompts, schema=SCHEMA) == expected
     assert server.billed == 3, "a rerun asks for nothing again"
@@ -206,7 +220,23 @@ def test_a_422_is_a_refusal_too_and_a_prompt_that_is_bad_either_way_stays_an_err
     with pytest.raises(EndpointError, match="1 of 2 requests failed.*prompt too long"):
         texts(generator, ["invalid:9 b", "fine c"], schema=SCHEMA)
     (answer,) = (a for a in store.read_rows(generator.ledger, Answer) if a.text.startswith("fine"))
-    assert not answer.schema_refused
+    assert not answer.refused
+
+
+def test_fields_that_a_model_refuses_are_left_out_and_an_answer_that_is_not_greedy_is_said(server, tmp_path):
+    generator = make(server, tmp_path, kind="chat", concurrency=1, prompt_price=1.0, completion_price=1.0)
+    with pytest.warns(UserWarning, match="takes no temperature.*not greedy") as warned:
+        given = texts(generator, ["reasoning:9 a", "reasoning:9 b"], stop=(" ans",))
+    assert len(warned) == 1 and given == {0: "reasoning:9 a", 1: "reasoning:9 b"}, "the stop is cut here"
+    last = server.bodies[-1]
+    assert last["max_completion_tokens"] == 8 and not {"max_tokens", "temperature", "stop"} & set(last)
+    assert len(server.bodies) == 3 + 1 + 1, "three refusals, once; then one request per prompt"
+    ledger = store.read_rows(generator.ledger, Answer)
+    assert [answer.refused for answer in ledger] == [("max_tokens", "stop", "temperature")] * 2
+    assert texts(make(server, tmp_path, kind="chat"), ["reasoning:9 a"], stop=(" ans",)) == {
+        0: "reasoning:9 a"
+    }
+    assert server.billed == 2, "the ledger knows the answer by what was first asked"
 
 
 def test_the_ledger_is_read_once_and_what_others_add_to_it_counts(server, tmp_path):

@@ -16,7 +16,7 @@ from persona_lib import export, store
 from persona_lib.config import Run, load_profile, set_field
 from persona_lib.models import llm
 from persona_lib.profiles import ConfigError
-from persona_lib.reporting import card
+from persona_lib.reading import card
 from persona_lib.training import merging, train
 
 

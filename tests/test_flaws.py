@@ -11,8 +11,8 @@ from persona_lib.config import REPO, Run, load_profile
 from persona_lib.data import official, preference, tailoring
 from persona_lib.data.tailoring import tailoring_key
 from persona_lib.evaluation.personas import personas_key, to_infer
-from persona_lib.reporting import flaws
-from persona_lib.reporting.show_personas import inference_prompt_text, inferred_splits
+from persona_lib.reading.show_personas import inference_prompt_text, inferred_splits
+from persona_lib.tables import flaws
 
 N = 4
 

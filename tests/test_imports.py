@@ -23,6 +23,7 @@ HEAVY = (
     "datasets",
     "pandas",
     "scipy",
+    "statsmodels",
     "matplotlib",
     "bm25s",
     "papermill",
@@ -50,7 +51,9 @@ ORDER = [
     "models",
     "training",
     "evaluation",
-    "reporting",
+    "tables",
+    "drawing",
+    "reading",
     "runner",
     "commands",
 ]

@@ -107,6 +107,16 @@ def test_shuffled_system_and_absent_personas_are_judged_for_the_rows_own_persona
         }
 
 
+def test_an_arm_trained_on_other_rows_personas_is_a_control_told_and_judged_like_the_tailored_one():
+    run = Run(set_field(PROFILE, train_personas=["none", "chosen", "shuffled"]), "synthetic", 0)
+    rows = [m for m in judge.matchups(run) if m.test.train_persona == "shuffled"]
+    main = [m for m in judge.matchups(run) if m.kind == "main"]
+    assert {m.kind for m in rows} == {"control"}
+    assert [(m.test.eval_persona, m.test.persona_format, m.base, m.judge_persona) for m in rows] == [
+        (m.test.eval_persona, m.test.persona_format, m.base, m.judge_persona) for m in main
+    ]
+
+
 def test_slugs_of_matchups_and_runs_are_unique_and_path_safe():
     profile = set_field(PROFILE, train_personas=["none", "chosen", "rejected", "both", "shuffled"])
     run = Run(profile, "synthetic", 0)

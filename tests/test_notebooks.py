@@ -15,18 +15,25 @@ from pathlib import Path
 import pytest
 
 from persona_lib import config, fingerprint, profiles, store
-from persona_lib.runner import execute, tasks
+from persona_lib.reading import contents
+from persona_lib.runner import execute, normalise, tasks
 from persona_lib.runner.steps import STEPS
 
 FOLDER = config.REPO / "notebooks"
-NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-ORDER = ("profile", "dataset", "seed", "overrides")
+CONTENTS = FOLDER / "00_contents.ipynb"  # no step: it leads to the others
+NOTEBOOKS = sorted(set(FOLDER.glob("*.ipynb")) - {CONTENTS})
+ORDER = ("profile", "dataset", "seed", "own", "filled", "sheet", "overrides")
 PARAMETERS = {
     "run": {"profile": "str", "dataset": "str", "seed": "int", "overrides": "list"},
     "base": {"profile": "str", "dataset": "str", "seed": "int", "overrides": "list"},
     "profile": {"profile": "str", "overrides": "list"},
 }
+EXTRA = {  # parameters of single notebooks, for a reader who runs them by hand
+    "10_user_personas": {"own": "list"},
+    "14_human_ratings": {"filled": "str", "sheet": "str"},
+}
 OWN_PATH = re.compile(rf"{re.escape(str(config.REPO))}\b|(?:^|[\s\"'(=])(?:/home/|/Users/|/root/|[A-Z]:\\)")
+TIMING = re.compile(r"\b\d+(\.\d+)? s$|it/s|s/it|\b\d+:\d\d\b")
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
@@ -62,10 +69,30 @@ def test_a_profiles_steps_are_in_the_notebooks_order(name):
     assert steps == [step for step in STEPS if step in steps]
 
 
+def test_the_contents_link_to_every_notebook_and_to_every_figure_and_table_of_the_paper():
+    assert contents.linked_notebooks() == {path.name for path in NOTEBOOKS}
+    prose = "".join(source(cell) for cell in read(CONTENTS)["cells"])
+    assert all(f"| {name}" in prose for name in ("Section 2", "Section 3", "Section 4", "Section 5"))
+    assert all(f"| {name}" in prose for name in ("Figure 3", "Figure 4", "Table 1"))
+    assert normalise.problems(CONTENTS) == [] and execute.parameter_names(CONTENTS) == [
+        "profile",
+        "repository",
+    ]
+
+
+@pytest.mark.slow
+def test_the_contents_run_where_nothing_has_run_yet(tmp_path, monkeypatch):
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("PERSONA_FIGURES", str(tmp_path / "figures"))
+    running = execute.run_notebook(CONTENTS, tmp_path / "out.ipynb", {"profile": "smoke"}, tmp_path / "log")
+    printed = json.dumps([cell["outputs"] for cell in code(running)])
+    assert "no figure yet: ./run_all.sh --profile smoke" in printed and "runs of smoke" in printed
+
+
 @every_notebook
 def test_parameters_are_typed_literals_with_a_help_text(path):
     lines = source(parameters_cell(path)).splitlines()
-    wanted = PARAMETERS[STEPS[path.stem].per]
+    wanted = PARAMETERS[STEPS[path.stem].per] | EXTRA.get(path.stem, {})
     tree = ast.parse("\n".join(lines))
     assert [type(node) for node in tree.body] == [ast.AnnAssign] * len(wanted)
     assert {node.target.id: node.annotation.id for node in tree.body} == wanted
@@ -197,14 +224,21 @@ def test_no_trace_of_one_persons_run_is_stored(path):
 
 
 @every_notebook
-def test_stored_outputs_come_from_a_whole_run_or_there_are_none(path):
-    document = read(path)
-    if any(cell["outputs"] for cell in code(path)):
-        assert execute.unfinished(document) is None
+def test_stored_outputs_are_normal_and_belong_to_the_code_or_there_are_none(path):
+    assert normalise.problems(path) == []
     for cell in code(path):
-        assert all(output["output_type"] != "error" for output in cell["outputs"])
-        assert "widget-view" not in json.dumps(cell["outputs"])
         assert not OWN_PATH.search(json.dumps(cell["outputs"])), "an output shows a path of one machine"
+
+
+@every_notebook
+def test_no_stored_output_tells_how_long_something_took(path):
+    printed = [line for cell in code(path) for line in printed_lines(cell)]
+    assert [line for line in printed if TIMING.search(line)] == [], "tag the cell `work`"
+
+
+def printed_lines(cell: dict) -> list[str]:
+    """Return the lines that a cell printed."""
+    return [line for o in cell["outputs"] if o["output_type"] == "stream" for line in o["text"]]
 
 
 def run_smoke(folder: Path) -> subprocess.CompletedProcess:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from persona_lib import config, pipeline, profiles, store
+from persona_lib.evaluation import tailor
 from persona_lib.profiles import ConfigError
 from persona_lib.runner import execute, plan, tasks
 from persona_lib.runner.steps import STEPS, Step
@@ -320,6 +321,24 @@ def test_a_plan_says_state_reason_time_and_needs(notebooks, capsys):
     assert "cached  01_data.synthetic.seed-0" in said and "not run yet" in said
     for word in ("to run     3 of 4 tasks", "time ", "download   0.0 GB", "disk ", "GPU ", "API cost   0"):
         assert word in said
+
+
+def test_the_grid_is_listed_with_what_is_answered_and_words_choose_lines(notebooks, capsys):
+    profile = config.load_profile("smoke", ["seeds=0,1"])
+    folder = config.run_dir(profile, "synthetic", 1) / "generations" / "dpo-chosen.gold-chosen.line"
+    store.mark_done(folder, "key")
+    assert call(notebooks, "--seeds", "2", "--grid", "dpo-chosen gold") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5 and lines[-1].startswith("4 of ")
+    assert all("dpo-chosen" in line and "told gold-" in line for line in lines[:-1])
+    assert [line for line in lines if line.endswith(" answered") and "not" not in line] == [lines[2]]
+    assert "synthetic seed 1" in lines[2] and "as line" in lines[2]
+    assert call(notebooks, "--grid") == 0
+    whole = capsys.readouterr().out.splitlines()
+    assert len(whole) == len(tailor.grid(config.Run(profile, "synthetic", 0))) + 1
+    assert not any("shuffled" in line.split("told")[0] for line in whole)
+    assert call(notebooks, "--set", "train_personas=none,chosen,shuffled", "--grid", "dpo-shuffled") == 0
+    assert "dpo-shuffled" in capsys.readouterr().out
 
 
 def test_a_folder_as_base_model_is_no_download_and_its_new_weights_make_steps_stale(tmp_path):

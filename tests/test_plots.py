@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from persona_lib.config import load_profile
-from persona_lib.reporting import figures, plots, results
+from persona_lib.drawing import figures, plots
+from persona_lib.tables import results, results_paper
 
 
 def with_limits(name, values, width=0.1):
@@ -25,6 +26,13 @@ def judged_rows(labels, **more):
               for rubric in "pq" for place, verdict in enumerate(("win", "tie", "loss"))}  # fmt: skip
     return pd.DataFrame({"dataset": "synthetic", "kind": "main", "label": labels, "n": 60, "n_seeds": 2,
                          **counts, **with_limits("dpq", range(n), 5), **more})  # fmt: skip
+
+
+def length_rows(labels):
+    """Rows like those of the length table."""
+    rubrics = pd.DataFrame({"rubric": ["personalization", "quality"]})
+    values = with_limits("net", 0.5) | with_limits("net_matched", 0.2) | with_limits("net_controlled", 0.3)
+    return judged_rows(labels).merge(rubrics, how="cross").assign(**values)
 
 
 def swap_row(arm, persona, value):
@@ -43,7 +51,8 @@ def tables():
     parts = [("dpo-chosen", "gold", 0.8), ("dpo-chosen", "shuffled", 0.5), ("dpo-none", "gold", 0.5)]
     return {
         "main": pd.concat([judged_rows(["gold-chosen", "gold-rejected"]), average.assign(n=120)]),
-        "paper": pd.concat([judged_rows(["chosen, gold"], kind="paper", dataset="BeaverTails"), average]),
+        "paper": results_paper.reanalysed(),
+        "length": length_rows(["gold-chosen", "gold-rejected"]),
         "persona_accuracy": sides.assign(
             split="test", n=40, n_seeds=2, seeds="0 1", n_correct=30, n_ties=4, n_wrong=6, n_unparsed=0,
             n_missing=0, **with_limits("accuracy", [0.9, 0.7]),
@@ -148,6 +157,10 @@ def test_verdicts_and_sides_differ_in_grey_by_lightness_or_hatch():
     ("name", "said"),
     [
         ("main", "gold-rejected: 1.0 (−4.0 to 6.0)"),
+        ("forest", "gold-rejected: 1.0 (−4.0 to 6.0)"),
+        ("forest", "average of the ten rows: 18.4 (16.2 to 20.7)"),
+        ("paper", "not significant after Holm in: Anthropic HHH, chosen, retrieved, Mnemonic, rejected"),
+        ("length", "gold-chosen, quality: 0.50 (0.40 to 0.60), equal length 0.20 (0.10 to 0.30), model 0.30"),
         ("persona_accuracy", "chosen: 0.90 (0.80 to 1.00), n = 40"),
         ("persona_preference", "chosen 6, tie 1, rejected 3"),
         ("ladder", "gold-chosen, DPO: 0.80 (0.70 to 0.90)"),

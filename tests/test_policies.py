@@ -277,8 +277,8 @@ def test_with_vllm_every_arm_gets_its_joined_adapter_and_a_published_one_none(ru
 def test_a_published_arm_beside_trained_ones_leaves_every_aim_with_one_answer(tmp_path, monkeypatch):
     from tiny_results import fill_run
 
-    from persona_lib.reporting import primary
-    from persona_lib.reporting.results import read_table
+    from persona_lib.tables import primary
+    from persona_lib.tables.results import read_table
 
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
     beside = publish("synthetic/dpo-chosen=someone/model", n_test=12, bootstrap_samples=50)
@@ -316,8 +316,9 @@ def test_every_table_can_be_made_of_a_published_arm_alone(tmp_path, monkeypatch)
     """Nothing is trained: the notebooks on training have nothing to show, few-shot is the other side."""
     from tiny_results import fill_run
 
-    from persona_lib.reporting import primary, show, show_answers
-    from persona_lib.reporting.results import read_table
+    from persona_lib.reading import show, show_answers
+    from persona_lib.tables import primary
+    from persona_lib.tables.results import read_table
 
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
     alone = publish(

@@ -14,9 +14,10 @@ from persona_lib.data import released
 from persona_lib.data.released import EOS, ReleasedFile
 from persona_lib.evaluation import judge
 from persona_lib.models.generate import Completion
+from persona_lib.reading import views
 from persona_lib.records import TailoringRow
-from persona_lib.reporting import rejudged, views
-from persona_lib.stats import metrics
+from persona_lib.stats import paper
+from persona_lib.tables import rejudged
 
 PERSONAS = ("gold-chosen", "gold-rejected")
 SERVED = "http://localhost:1/v1"
@@ -121,13 +122,13 @@ def test_counts_are_those_of_the_judge_and_the_papers_row_stands_below(data, mon
         counts = [ours[f"{rubric}_{v}"] for v in ("win", "tie", "loss", "unparsed")]
         assert counts == [4, 0, 1, 1]
     assert ours.dpq == pytest.approx(100 * (4 - 1) / 5) and ours.dpq_low <= ours.dpq <= ours.dpq_high
-    paper = next(r for r in metrics.paper_table() if (r["dataset"], r["side"], r["persona"])
+    printed = next(r for r in paper.paper_table() if (r["dataset"], r["side"], r["persona"])
                  == ("Anthropic HHH", "chosen", "gold"))  # fmt: skip
-    assert [theirs.p_win, theirs.q_loss] == [int(paper["p_win"]), int(paper["q_loss"])]
-    assert theirs.dpq == pytest.approx(float(paper["dpq_printed"]), abs=0.05)
+    assert [theirs.p_win, theirs.q_loss] == [int(printed["p_win"]), int(printed["q_loss"])]
+    assert theirs.dpq == pytest.approx(float(printed["dpq_printed"]), abs=0.05)
     assert list(table.label) == ["chosen, gold"] * 2 + ["rejected, gold"] * 2 and table.iloc[2].n == 5
     shown = views.show("released_judged", table)
-    assert shown.judge[0] == "longer" and shown["unparsed / inconsistent"].tolist()[:2] == ["2 / 0", ""]
+    assert shown.judge[0] == "longer" and shown["unparsed P / Q"].tolist()[:2] == ["1 / 1", ""]
 
 
 def test_judging_that_was_stopped_goes_on_and_is_not_repeated(data, monkeypatch):

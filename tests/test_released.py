@@ -9,7 +9,7 @@ from persona_lib.data import released
 from persona_lib.data.official import DataError
 from persona_lib.data.released import FILES, ReleasedFile, ReleasedOutput
 from persona_lib.records import TailoringRow
-from persona_lib.reporting import released_tables
+from persona_lib.tables import released_tables
 
 BT = "beavertails"
 PT_GOLD = ReleasedFile(BT, "chosen", "gold-chosen")

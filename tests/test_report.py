@@ -12,9 +12,10 @@ from test_plots import tables
 
 from persona_lib import docs, store
 from persona_lib.config import REPO, load_profile, results_dir
-from persona_lib.reporting import figures, primary, results, views
-from persona_lib.reporting.origin import command_of, origin_line
-from persona_lib.runner import report
+from persona_lib.drawing import figures
+from persona_lib.runner import pages, report
+from persona_lib.tables import cells, primary, results, results_paper
+from persona_lib.tables.origin import command_of, origin_line
 
 HOSTILE = '<script>alert("x")</script> & "quotes"'
 
@@ -44,7 +45,7 @@ def fill(profile):
     for name in ("persona_accuracy", "swap"):
         results.save_table(profile, name, tables()[name])
     results.save_table(profile, "main", hand_main())
-    results.save_table(profile, "paper", results.paper_rows(profile))
+    results.save_table(profile, "paper", results_paper.paper_rows(profile))
     texts = {"prompt": HOSTILE, "persona": HOSTILE, "plain_dpo": HOSTILE, "pt_dpo": "short\nand clear"}
     example = {"dataset": "synthetic", "seed": 0, "id": "r0", "eval_persona": "gold-chosen", **texts}
     results.save_table(profile, "examples", pd.DataFrame([example]))
@@ -113,7 +114,7 @@ def test_the_page_needs_nothing_from_elsewhere_and_every_image_has_words(filled)
     text = path.read_text(encoding="utf-8")
     page = Page(text)
     assert all(source.startswith(("data:image/png;base64,", "notebooks/")) for source in page.sources)
-    assert len(page.alts) == 3 and all(len(alt) > 20 for alt in page.alts)
+    assert len(page.alts) == 5 and all(len(alt) > 20 for alt in page.alts)
     assert not re.search(r"https?://|@import|url\(", text)
     assert 'name="viewport"' in text
     assert page.crossed == [] and page.open == []
@@ -140,6 +141,36 @@ def test_executed_notebooks_become_pages_that_load_nothing(filled):
     assert f"notebooks/{page.name}" in index.read_text(encoding="utf-8")
     assert "A title" in page.read_text(encoding="utf-8")
     assert not [s for s in Page(page.read_text(encoding="utf-8")).sources if s.startswith(("http", "//"))]
+
+
+@pytest.mark.parametrize(
+    ("text", "kept", "formulas"),
+    [("a $x_1$ and `$HOME`", "`$HOME`", 1), ("```\n$$x$$\n```", "$$x$$", 0), ("$5 or $6", "$5 or $6", 0),
+     ("$$\\frac{W - L}\n{W + L}$$ then $\\Delta$", " then ", 2)],
+)  # fmt: skip
+def test_formulas_become_mathml_and_code_stays(text, kept, formulas):
+    taken = []
+    left = pages.without_formulas(text, taken)
+    assert kept in left and len(taken) == formulas
+    assert all(formula.startswith("<math") for formula in taken)
+
+
+def test_a_formula_reaches_the_page_through_nbconverts_cleaning(tmp_path):
+    notebook = nbformat.v4.new_notebook()
+    notebook.cells = [nbformat.v4.new_markdown_cell("The rate is $\\frac{1}{2}$; $\\left($ is none.")]
+    nbformat.write(notebook, tmp_path / "n.ipynb")
+    page = pages.notebook_page(tmp_path / "n.ipynb")
+    assert "<mfrac><mrow><mn>1</mn></mrow><mrow><mn>2</mn></mrow></mfrac>" in page
+    assert "<code>\\left(</code>" in page and "\ue000" not in page
+
+
+def test_an_image_without_words_gets_the_heading_above_it():
+    notebook = nbformat.v4.new_notebook()
+    image = nbformat.v4.new_output("display_data", {"image/png": ""})
+    cell = nbformat.v4.new_code_cell("plot()", outputs=[image])
+    notebook.cells = [nbformat.v4.new_markdown_cell("## Losses"), cell]
+    pages.describe_images(notebook)
+    assert cell.outputs[0].metadata["image/png"]["alt"] == "Figure of the section Losses"
 
 
 def test_a_page_of_a_notebook_that_is_gone_goes_too(filled):
@@ -170,7 +201,7 @@ def test_a_block_gets_its_table_with_label_and_provenance(filled):
         "before\n<!-- table:smoke/main -->\n**Synthetic world.** `./run_all.sh --profile smoke"
     )
     assert "commit abcdef012345; seeds 0 1; n = 8; run of 2026-01-02." in text
-    assert "| gold \\| chosen | 62.5 / 12.5 / 25.0 | 25.0 / 37.5 / 37.5 | 0 / 1 |" in text
+    assert "| gold \\| chosen | 62.5 / 12.5 / 25.0 / 0.0 | 25.0 / 25.0 / 37.5 / 12.5 | 0 / 0 |" in text
     assert text.endswith("<!-- end -->\nafter\n") and "stale" not in text
     assert docs.rewrite(text, filled) == text
 
@@ -191,7 +222,7 @@ def test_a_figures_block_shows_it_with_words(filled):
     ("text", "message"),
     [
         ("<!-- table:smoke/main -->\nno end", "1 blocks begin and 0 end"),
-        (block("smoke/mian"), "table:smoke/mian: no such table; use one of arms"),
+        (block("smoke/mian"), "table:smoke/mian: no such table; use one of "),
         ("<!-- figure:smoke/mian -->\n<!-- end -->", "no such figure"),
     ],
 )
@@ -253,4 +284,4 @@ def test_a_table_made_by_hand_says_that_nothing_was_recorded(profile):
      (float("nan"), False, ""), (None, True, "")],
 )  # fmt: skip
 def test_numbers_are_shown_with_a_real_minus_and_no_signed_zero(value, sign, text):
-    assert views.number(value, 2, sign) == text
+    assert cells.number(value, 2, sign) == text

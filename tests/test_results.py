@@ -17,9 +17,9 @@ from persona_lib.evaluation import judged
 from persona_lib.evaluation.judge import matchups
 from persona_lib.evaluation.swap_tables import SwapScore
 from persona_lib.records import TailoringRow
-from persona_lib.reporting import primary, results, results_personas, results_swap
 from persona_lib.stats.bootstrap import bootstrap_mean, bootstrap_scores, verdict_array
 from persona_lib.stats.pooled import difference, make_pool, mean_columns, mean_interval, mean_of
+from persona_lib.tables import primary, results, results_length, results_paper, results_personas, results_swap
 from persona_lib.world import oracle
 
 LETTERS = {"W": "win", "T": "tie", "L": "loss", "U": "unparsed"}
@@ -158,7 +158,7 @@ def test_the_table_by_seed_has_each_seeds_own_score(profile):
 
 
 def test_the_papers_rows_give_its_printed_scores_and_average(profile):
-    table = results.paper_rows(profile)
+    table = results_paper.paper_rows(profile)
     assert line(table, dataset="Anthropic HHH", label="chosen, retrieved").dpq == pytest.approx(3.3, abs=0.05)
     assert round(line(table, kind="average").dpq, 1) == 18.4
     assert (table.dpq_low < table.dpq).all() and (table.dpq < table.dpq_high).all()
@@ -273,6 +273,19 @@ def test_swap_intervals_are_those_of_the_bootstrap(profile):
     assert (row.d_positive_low, row.d_positive_high) == (wanted.low, wanted.high)
 
 
+def test_a_policy_that_heeds_nothing_but_length_has_a_balanced_share_of_one_half(profile):
+    lengths = [("long answer", "short"), ("long answer", "short"), ("long answer", "short"),
+               ("short", "long answer"), ("equal", "equal")]  # fmt: skip
+    for seed in profile.seeds:
+        rows = [TailoringRow(f"r{i}", "test", "q", *pair, {}) for i, pair in enumerate(lengths)]
+        store.write_rows(Run(profile, profile.datasets[0], seed).folder / "tailoring" / "test.jsonl", rows)
+    write_swap(profile, "dpo-chosen", [[(1, 0), (1, 0), (1, 0), (0, 1), (1, 0)]] * 2)
+    row = line(results_length.swap_length_table(profile), measure="policy", persona="gold")
+    assert (row.chosen_longer, row.rejected_longer, row.balanced) == (1.0, 0.0, 0.5)
+    assert (row.n_chosen_longer, row.n_rejected_longer, row.n) == (6, 2, 8), "equal lengths are in neither"
+    assert line(results_swap.swap_table(profile), measure="policy", persona="gold").d_positive == 0.8
+
+
 # --- primary results and what is missing ---
 
 
@@ -314,10 +327,16 @@ def test_the_aims_of_the_authors_data_need_the_value_and_an_interval_above_one_h
 
 def test_nothing_run_gives_no_tables_but_says_what_is_missing(profile):
     made = primary.save_tables(profile)
-    assert set(made) == {"paper", "primary", "not_run"}
+    assert set(made) == {"paper", "primary", "beside", "not_run", "arms_run"}
     missing = results.read_table(profile, "not_run")
     assert "synthetic, seed 1: judgments" in set(missing.what)
     assert "arms trained on personas: rejected" in set(missing.what)
+    arms = results.read_table(profile, "arms_run").set_index("arm")
+    assert set(arms.state) == {"not run"} and len(arms) == 12
+    assert (
+        "finished answers" in arms.why["dpo-chosen"]
+        and "train_personas=...,shuffled" in arms.why["dpo-shuffled"]
+    )
     assert set(results.read_table(profile, "primary").met) == {"not run"}
 
 

@@ -20,7 +20,7 @@ from persona_lib.config import Run, load_profile
 from persona_lib.data import preference
 from persona_lib.evaluation import judge, personas
 from persona_lib.models import base
-from persona_lib.models.endpoint import Answer
+from persona_lib.models.protocol import Answer
 from persona_lib.records import InferredPersona, PairwiseComparison
 
 pytestmark = [
@@ -142,4 +142,4 @@ def test_a_chat_judge_over_a_server_that_ignores_the_schema_equals_the_same_judg
         found.append([[(j.winner, j.feedback) for j in pair] for pair in pairs])
     assert found[0] == found[1] and all(feedback for pair in found[0] for _, feedback in pair)
     ledger = store.read_rows(run.folder.parent.parent / "endpoint" / "answers.jsonl", Answer)
-    assert len(ledger) == 2 * len(comparisons) and not any(a.schema_refused for a in ledger)
+    assert len(ledger) == 2 * len(comparisons) and not any(a.refused for a in ledger)

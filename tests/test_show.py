@@ -12,8 +12,8 @@ from persona_lib.data.preference import load_pairs, write_pairs
 from persona_lib.evaluation.judge import judge_all
 from persona_lib.evaluation.personas import sides_of, user_personas
 from persona_lib.evaluation.tailor import generation_folder, grid
+from persona_lib.reading import show, show_answers, show_base, show_lm_judge, show_personas
 from persona_lib.records import Generation, InferredPersona, Judgment, PairwiseComparison, TailoringRow
-from persona_lib.reporting import show, show_answers, show_base, show_lm_judge, show_personas
 from persona_lib.store import mark_done, write_json, write_rows
 from persona_lib.world.oracle import contrast_claims
 from persona_lib.world.vocabulary import LEXICON

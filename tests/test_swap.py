@@ -257,7 +257,7 @@ def test_the_figure_and_the_short_table_are_drawn_from_the_saved_one(run, tmp_pa
     import pandas as pd
 
     from persona_lib.config import set_field
-    from persona_lib.reporting import swap_plots
+    from persona_lib.drawing import swap_plots
 
     swap.swap_all(replace(run, profile=set_field(run.profile, methods=["sft"])))
     table = pd.read_csv(run.folder / "tables" / "persona_swap.csv")
@@ -272,7 +272,7 @@ def test_a_table_without_a_single_difference_is_drawn_as_empty():
     """Where both sides have the same persona, D > 0 is undefined for every row."""
     import pandas as pd
 
-    from persona_lib.reporting import swap_plots
+    from persona_lib.drawing import swap_plots
 
     table = pd.DataFrame(
         {"arm": ["base"], "persona_format": ["line"], "measure": ["policy"], "persona": ["gold"], "n": [4]}

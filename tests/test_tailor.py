@@ -64,6 +64,21 @@ def test_every_row_of_a_run_is_rendered_with_its_own_persona(tmp_path, monkeypat
     assert (rows["row-2"].persona, rows["row-2"].run) == (PERSONA, "dpo-chosen.gold-chosen.line")
 
 
+def test_the_wording_of_the_baseline_reaches_its_prompts_and_the_key_of_its_answers(tmp_path, monkeypatch):
+    told = spec(train="none", form="first_person")
+    monkeypatch.setattr(tailor, "policy_key", lambda run, spec: [])
+    monkeypatch.setattr(tailor, "model_key", lambda *source: "")
+    keys = {}
+    for wording, verb in (("agreeing", "prefer"), ("released", "prefers")):
+        run = run_in(tmp_path, monkeypatch, first_person_wording=wording)
+        assert (
+            tailor.render(run, told, ROWS[1]) == f"Prompt: Question 1? I am shy and {verb} quiet.\nResponse:"
+        )
+        assert tailor.render(run, spec(), ROWS[1]).endswith(f"Persona: {PERSONA}\nResponse:")
+        keys[wording] = tailor.generation_key(run, told)
+    assert keys["agreeing"] != keys["released"]
+
+
 def test_few_shot_examples_show_personas_only_to_the_arm_with_personas(tmp_path, monkeypatch):
     run = run_in(tmp_path, monkeypatch)
     told = tailor.few_shot_prefix(run, spec("few_shot", "chosen"))

@@ -2,7 +2,6 @@
 
 import math
 import random
-from collections import Counter
 
 import pytest
 
@@ -120,33 +119,3 @@ def test_degenerate_counts():
     assert tm.count_degenerate(texts, [True, False, False]) == tm.Degenerate(3, 2, 1, 1, 1)
     with pytest.raises(ValueError, match="zip"):
         tm.count_degenerate(texts, [True])
-
-
-def test_word_saliency_shares_by_hand():
-    chosen = ["The user is to-the-point.", "Meticulous; meticulous"]
-    rejected = ["to-the-point and concise", "To-the-point, the user"]
-    rows = {row.word: row for row in tm.word_saliency(chosen, rejected, min_count=2)}
-    assert set(rows) == {"the", "user", "to-the-point", "meticulous"}  # "is", "and", "concise" occur once
-    assert (rows["to-the-point"].n_chosen, rows["to-the-point"].n_rejected) == (1, 2)
-    assert rows["to-the-point"].share_chosen == pytest.approx(1 / 3)
-    assert rows["meticulous"].share_chosen == 1.0 and rows["meticulous"].z > 0 > rows["to-the-point"].z
-
-
-def test_word_saliency_orders_by_share_then_evidence_and_takes_empty_input():
-    chosen = ["much much much much rare filler filler"]
-    rows = tm.word_saliency(chosen, ["filler filler other"], min_count=1)
-    assert [row.word for row in rows] == ["much", "rare", "filler", "other"]
-    assert tm.word_saliency([], []) == [] and tm.word_saliency(["one"], ["one"]) == []
-
-
-def test_log_odds_z_by_hand():
-    # y 3 of 10 and 1 of 10, prior 1 of 5: log((4/11) / (2/13)) / sqrt(1/4 + 1/2)
-    assert tm.log_odds_z(3, 10, 1, 10, 1, 5) == pytest.approx(math.log(4 * 13 / (11 * 2)) / math.sqrt(0.75))
-    assert tm.log_odds_z(1, 10, 3, 10, 1, 5) == pytest.approx(-tm.log_odds_z(3, 10, 1, 10, 1, 5))
-
-
-def test_saliency_z_uses_all_words_as_prior_and_totals():
-    chosen, rejected = ["x x x y w"], ["x y y y v"]
-    row = next(r for r in tm.word_saliency(chosen, rejected, min_count=4, prior_size=20) if r.word == "x")
-    both = Counter(" ".join(chosen + rejected).split())
-    assert row.z == pytest.approx(tm.log_odds_z(3, 5, 1, 5, 20 * both["x"] / 10, 20))

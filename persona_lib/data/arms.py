@@ -9,10 +9,13 @@ response with the P_C of another row.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 from persona_lib.prompts import completion_text, tailoring_prompt
 from persona_lib.records import TailoringRow
 from persona_lib.store import content_hash
+
+ArmRow = tuple[str, str, str | None, str, str]  # id, prompt, persona, target, other
 
 
 def derangement(n: int, seed: int) -> list[int]:
@@ -39,7 +42,7 @@ def draw(rows: list[TailoringRow], limit: int) -> list[TailoringRow]:
     return [row for row in rows if row.id in kept]
 
 
-def side_rows(rows: list[TailoringRow], side: str) -> list[tuple[str, str, str | None, str, str]]:
+def side_rows(rows: list[TailoringRow], side: str) -> list[ArmRow]:
     """Return (id, prompt, persona, target, other) for rows that have a persona of this side.
 
     The target is the response that the persona prefers: for "rejected" the roles are swapped.
@@ -50,23 +53,49 @@ def side_rows(rows: list[TailoringRow], side: str) -> list[tuple[str, str, str |
     return [(r.id, r.prompt, r.personas["gold-chosen"], r.chosen, r.rejected) for r in kept]
 
 
-def arm_rows(
-    rows: list[TailoringRow], train_persona: str, seed: int
-) -> list[tuple[str, str, str | None, str, str]]:
+def none_arm(rows: list[TailoringRow], seed: int) -> list[ArmRow]:
+    """No persona line."""
+    return [(r.id, r.prompt, None, r.chosen, r.rejected) for r in rows]
+
+
+def chosen_arm(rows: list[TailoringRow], seed: int) -> list[ArmRow]:
+    """P_C and the chosen response."""
+    return side_rows(rows, "chosen")
+
+
+def rejected_arm(rows: list[TailoringRow], seed: int) -> list[ArmRow]:
+    """P_R and the rejected response."""
+    return side_rows(rows, "rejected")
+
+
+def both_arm(rows: list[TailoringRow], seed: int) -> list[ArmRow]:
+    """Return the rows of the two sides; ids say which."""
+    return [
+        (f"{row[0]}/{side}", *row[1:]) for side in ("chosen", "rejected") for row in side_rows(rows, side)
+    ]
+
+
+def shuffled_arm(rows: list[TailoringRow], seed: int) -> list[ArmRow]:
+    """Return the chosen responses with the P_C of another row."""
+    own = side_rows(rows, "chosen")
+    others = derangement(len(own), seed)
+    return [(*row[:2], own[other][2], *row[3:]) for row, other in zip(own, others, strict=True)]
+
+
+ARMS: dict[str, Callable[[list[TailoringRow], int], list[ArmRow]]] = {
+    "none": none_arm,
+    "chosen": chosen_arm,
+    "rejected": rejected_arm,
+    "both": both_arm,
+    "shuffled": shuffled_arm,
+}
+
+
+def arm_rows(rows: list[TailoringRow], train_persona: str, seed: int) -> list[ArmRow]:
     """Return (id, prompt, persona, target, other) of one arm; rows without a persona are left out."""
-    if train_persona == "none":
-        return [(r.id, r.prompt, None, r.chosen, r.rejected) for r in rows]
-    if train_persona in ("chosen", "rejected"):
-        return side_rows(rows, train_persona)
-    if train_persona == "both":
-        return [
-            (f"{row[0]}/{side}", *row[1:]) for side in ("chosen", "rejected") for row in side_rows(rows, side)
-        ]
-    if train_persona == "shuffled":
-        own = side_rows(rows, "chosen")
-        others = derangement(len(own), seed)
-        return [(*row[:2], own[other][2], *row[3:]) for row, other in zip(own, others, strict=True)]
-    raise ValueError(f"train_persona={train_persona!r}: use none, chosen, rejected, both or shuffled")
+    if train_persona not in ARMS:
+        raise ValueError(f"train_persona={train_persona!r}: use one of {', '.join(ARMS)}")
+    return ARMS[train_persona](rows, seed)
 
 
 def to_sft_rows(rows: list[TailoringRow], train_persona: str, seed: int) -> list[dict[str, str]]:

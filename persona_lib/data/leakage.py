@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from persona_lib.data import preference
+from persona_lib.data.near import near_duplicates, ngrams
 from persona_lib.records import TailoringRow
-from persona_lib.stats.text_metrics import tokens
+from persona_lib.stats.words import tokens
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +38,7 @@ def leakage_report(rows: Rows, near_duplicate_threshold: float = 0.5) -> pd.Data
     pool = {row.id: row for split in POOL_SPLITS for row in rows[split]}
     for split in EVAL_SPLITS:
         checks += retrieval_checks(split, rows[split], pool)
-        near = preference.near_duplicates(
+        near = near_duplicates(
             [row.prompt for row in rows[split]],
             [row.prompt for row in pool.values()],
             near_duplicate_threshold,
@@ -82,8 +82,8 @@ def retrieval_checks(split: str, rows: list[TailoringRow], pool: dict[str, Tailo
 
 def quotes(persona: str, response: str, prompt: str, n: int = 4) -> bool:
     """Say whether a persona repeats ``n`` words in a row of the response that are not in the prompt."""
-    shared = preference.ngrams(tokens(persona), n) & preference.ngrams(tokens(response), n)
-    return bool({gram for gram in shared if len(gram) == n} - preference.ngrams(tokens(prompt), n))
+    shared = ngrams(tokens(persona), n) & ngrams(tokens(response), n)
+    return bool({gram for gram in shared if len(gram) == n} - ngrams(tokens(prompt), n))
 
 
 def quote_checks(rows: Rows) -> list[tuple]:

@@ -6,21 +6,19 @@ validation, test) of `PreferencePair`. The authors' files themselves are read in
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from persona_lib.config import Run
-from persona_lib.data import official, raw
+from persona_lib.data import official, own, own_files, raw
+from persona_lib.data.near import near_duplicates
 from persona_lib.data.persona_text import is_contrastive
 from persona_lib.fingerprint import module_hash
 from persona_lib.profiles import ConfigError, Profile, near_names
 from persona_lib.prompts import completion_text, tailoring_prompt
 from persona_lib.records import PreferencePair, TailoringRow
-from persona_lib.stats.text_metrics import tokens
-from persona_lib.store import content_hash, is_done, mark_done, read_rows, write_rows
+from persona_lib.store import content_hash, is_done, mark_done, read_rows, write_rows, write_text
 from persona_lib.world import synthetic
 
 if TYPE_CHECKING:
@@ -58,12 +56,18 @@ def read_raw(run: Run) -> Pairs:
     return raw.read_raw(run.profile.data_dir, run.dataset)
 
 
+def read_own(run: Run) -> Pairs:
+    """Read the user's own data (``--data FILE``)."""
+    return own.read_own(run.profile).pairs()
+
+
 READERS: dict[str, Callable[[Run], Pairs]] = {
     "synthetic": read_synthetic,
     "beavertails": read_official,
     "hhh": read_official,
     "mnemonic": read_official,
     "shp": read_inference,
+    own.NAME: read_own,
     **dict.fromkeys(raw.SOURCES, read_raw),
 }
 
@@ -84,9 +88,14 @@ def input_key(run: Run) -> str:
         return inference_key(run)
     if has_personas(run):
         return content_hash(official.official_key(data_folder(run), run.dataset), run.profile.strip_roles)
+    if run.dataset == own.NAME:
+        return own.own_key(run.profile)
     if run.dataset in raw.SOURCES:
         return raw.raw_key(run.profile.data_dir, run.dataset)
     fields = {name: getattr(run.profile, name) for name in WORLD_FIELDS}
+    if run.dataset != "synthetic":  # a reader that somebody added
+        place = run.profile.data_dir
+        return content_hash(run.dataset, fields, run.seed, place and own_files.source_key(place))
     return content_hash(module_hash("world.synthetic"), fields, run.seed)
 
 
@@ -123,10 +132,20 @@ def write_pairs(run: Run) -> Path:
         return folder
     pairs = READERS[run.dataset](run)
     check_pairs(pairs, run.dataset)
+    if run.dataset == own.NAME:
+        write_account(run)
     for split, rows in pairs.items():
         write_rows(folder / f"{split}.jsonl", rows)
     mark_done(folder, key, rows={split: len(rows) for split, rows in pairs.items()})
     return folder
+
+
+def write_account(run: Run) -> None:
+    """Say what became of the rows of the user's own data, and write it to ``tables/own_*.csv``."""
+    data = own.read_own(run.profile)
+    print("\n".join(own.describe(data)), flush=True)
+    for name, table in (("rows", own.row_table(data)), ("findings", own.finding_table(data))):
+        write_text(run.folder / "tables" / f"own_{name}.csv", table.to_csv(index=False))
 
 
 def load_pairs(run: Run) -> Pairs:
@@ -155,40 +174,6 @@ def check_pairs(pairs: Pairs, dataset: str) -> None:
 
 
 # --- what the data is like ---
-
-
-def ngrams(words: Sequence[str], n: int) -> set[tuple[str, ...]]:
-    """Return the set of word n-grams; a shorter text is one gram of all its words."""
-    return {tuple(words[i : i + n]) for i in range(max(1, len(words) - n + 1))} if words else set()
-
-
-def near_duplicates(
-    prompts: Sequence[str], pool: Sequence[str], threshold: float = 0.5
-) -> list[tuple[int, int, float]]:
-    """Find the prompts whose most similar pool prompt has a word 3-gram Jaccard >= ``threshold``.
-
-    Returns (index in prompts, index in pool, Jaccard), at most one per prompt. A pool prompt that is similar
-    enough shares at least ``threshold`` of a prompt's 3-grams, so it has one of any larger rest: only the
-    holders of the rarest are looked at, however many prompts share a template.
-    """
-    if threshold <= 0:
-        return []
-    pool_grams = [ngrams(tokens(text), 3) for text in pool]
-    holders: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    for index, grams in enumerate(pool_grams):
-        for gram in grams:
-            holders[gram].append(index)
-    found = []
-    for index, text in enumerate(prompts):
-        grams = ngrams(tokens(text), 3)
-        rarest = sorted(grams, key=lambda gram: len(holders.get(gram, ())))
-        enough = rarest[: len(grams) - max(1, math.ceil(threshold * len(grams) - 1e-9)) + 1]
-        near = {other for gram in enough for other in holders.get(gram, ())}
-        scores = [(len(grams & pool_grams[o]) / len(grams | pool_grams[o]), -o) for o in near]
-        best, other = max(scores, default=(0.0, 0))
-        if best >= threshold:
-            found.append((index, -other, best))
-    return found
 
 
 def mean(values: Iterable[float]) -> float:
@@ -255,23 +240,37 @@ def persona_facts(rows: list) -> dict[str, float]:
     return facts
 
 
-# --- text for the scratch profile's base model ---
+# --- text for the base model of a profile with real data ---
 
 
 def pretraining_texts(profile: Profile) -> list[str]:
-    """Return what a base model may learn from the official data: the texts of the training rows.
+    """Return what a base model may learn from real data: the texts of the training rows.
 
-    Every response (chosen and rejected) after its prompt, and every gold persona after its prompt, so
-    that a persona's words are known; a persona never stands with a response. Validation and test rows
-    are never read.
+    Every response (chosen and rejected) after its prompt, and every gold persona that the data brings after
+    its prompt, so that a persona's words are known; a persona never stands with a response. Validation and
+    test rows are never read.
     """
-    folder = official.find_data_dir(profile.data_dir, profile.datasets)
     texts = []
-    for name in profile.datasets:
-        rows = official.load_official(folder, name, profile.strip_roles)
-        for row in (*rows["sft_train"], *rows["dpo_train"]):
-            responses = [r for r in (row.chosen, row.rejected) if r.strip()]
-            personas = [p for p in (row.personas.get(f"gold-{side}") for side in ("chosen", "rejected")) if p]
-            texts += [tailoring_prompt(row.prompt, None) + completion_text(r) for r in responses]
-            texts += [tailoring_prompt(row.prompt, p).removesuffix("\nResponse:") for p in personas]
+    for row in (row for name in profile.datasets for row in training_rows(profile, name)):
+        responses = [r for r in (row.chosen, row.rejected) if r.strip()]
+        personas = [p for p in (row.personas.get(f"gold-{side}") for side in ("chosen", "rejected")) if p]
+        texts += [tailoring_prompt(row.prompt, None) + completion_text(r) for r in responses]
+        texts += [tailoring_prompt(row.prompt, p).removesuffix("\nResponse:") for p in personas]
     return texts
+
+
+def training_rows(profile: Profile, dataset: str) -> list[TailoringRow]:
+    """Return the training rows of a data set, with the personas that it brings (official data)."""
+    if dataset in official.DATASETS:
+        folder = official.find_data_dir(profile.data_dir, profile.datasets)
+        rows = official.load_official(folder, dataset, profile.strip_roles)
+        return [*rows["sft_train"], *rows["dpo_train"]]
+    pairs = READERS[dataset](Run(profile, dataset, profile.seeds[0]))["train"]
+    return [TailoringRow(pair.id, "train", pair.prompt, pair.chosen, pair.rejected) for pair in pairs]
+
+
+def held_out_prompts(profile: Profile) -> list[str]:
+    """Return the validation and test prompts of all data sets of a profile."""
+    runs = [Run(profile, name, profile.seeds[0]) for name in profile.datasets]
+    pairs = [READERS[run.dataset](run) for run in runs]
+    return [row.prompt for splits in pairs for name in ("validation", "test") for row in splits[name]]

@@ -19,7 +19,7 @@ from persona_lib.evaluation.tailor import eval_rows, generation_folder, persona_
 from persona_lib.fingerprint import module_hash
 from persona_lib.models.generators import load_generator, role_key
 from persona_lib.models.tokens import chat_text
-from persona_lib.profiles import judge_settings
+from persona_lib.profiles import ConfigError, judge_settings, near_names
 from persona_lib.prompts import first_person, judge_prompt
 from persona_lib.records import Generation, Judgment, PairwiseComparison, Rubric, RunSpec
 from persona_lib.stats.metrics import verdict_of
@@ -87,15 +87,6 @@ def lm_judge(generator: Any, max_new_tokens: int = 4, asked: Callable[[str], str
     return judge
 
 
-def load_judge(run: Run) -> Judge:
-    """Return the judge of a run's profile; ValueError if it has none."""
-    if run.profile.judge == "oracle":
-        return oracle_judge(run.profile.world_seed)
-    if run.profile.judge == "lm":
-        return model_judge(run)
-    raise ValueError(f"profile {run.profile.name} has judge=none: nothing can be judged; see persona_swap")
-
-
 def model_judge(run: Run, role: str = "judge") -> Judge:
     """Return ``<role>_model`` as a judge: a served language model, one of the hub, or the run's own base."""
     generator = load_generator(run, role, getattr(run.profile, f"{role}_batch_size"))
@@ -111,6 +102,29 @@ def model_judge(run: Run, role: str = "judge") -> Judge:
     from persona_lib.evaluation.chat_judge import chat_judge
 
     return chat_judge(generator, max_new_tokens, asked)
+
+
+def world_judge(run: Run) -> Judge:
+    """Return the oracle of the run's world."""
+    return oracle_judge(run.profile.world_seed)
+
+
+# a profile's ``judge`` -> a function that returns the judge of a run; "none" is no judge
+JUDGES: dict[str, Callable[[Run], Judge]] = {"oracle": world_judge, "lm": model_judge}
+
+
+def load_judge(run: Run) -> Judge:
+    """Return the judge of a run's profile; ValueError if it has none."""
+    name = run.profile.judge
+    if name == "none":
+        raise ValueError(
+            f"profile {run.profile.name} has judge=none: nothing can be judged; see persona_swap"
+        )
+    if name not in JUDGES:
+        raise ConfigError(
+            f"profile {run.profile.name}: judge={name!r}: {near_names(name, [*JUDGES, 'none'])}"
+        )
+    return JUDGES[name](run)
 
 
 def swap_order(c: PairwiseComparison) -> PairwiseComparison:
@@ -136,7 +150,8 @@ def compare(run: Run, matchup: Matchup) -> list[PairwiseComparison]:
         persona = persona_of(row, matchup.judge_persona)
         if row.id in tested and row.id in base and persona:
             shown = persona_of(row, matchup.base.eval_persona) if told else None
-            question = f"{row.prompt} {first_person(shown)}" if shown else row.prompt
+            wording = run.profile.first_person_wording
+            question = f"{row.prompt} {first_person(shown, wording)}" if shown else row.prompt
             c = PairwiseComparison(
                 row.id, row.prompt, persona, tested[row.id].completion, base[row.id].completion
             )

@@ -78,11 +78,11 @@ def matchups(run: Run) -> list[Matchup]:
             for method in ("sft", "few_shot"):
                 pair = cell(method, "chosen", persona, "line"), cell(method, "none", persona, "first_person")
                 rows.append((f"{persona}, {method}", method, *pair, persona))
-            for train in ("rejected", "both", "shuffled"):
+            for train in (name for name in run.profile.train_personas if name not in ("none", "chosen")):
                 rows.append(
                     (
                         f"{persona}, PT trained on {train}",
-                        "arm",
+                        "control" if train == "shuffled" else "arm",
                         cell("dpo", train, persona, "line"),
                         plain,
                         persona,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,21 @@ def inference_shots(profile: Profile) -> list[tuple[str, str, str, str]]:
     return [inference_example(profile, library, rng) for _ in range(profile.pi_shots)]
 
 
+def written(
+    generator: Any, items: Sequence[tuple[str, str, str]], profile: Profile
+) -> Iterator[tuple[int, str]]:
+    """Yield (index, answer) for (prompt, preferred, other) items.
+
+    A language model is prompted; a generator with ``write`` is given the items themselves.
+    """
+    if hasattr(generator, "write"):
+        yield from enumerate(generator.write(items))
+        return
+    queries, shots = [inference_query(*item) for item in items], inference_prefix(inference_shots(profile))
+    answers = generator.generate(queries, profile.pi_max_new_tokens, STOPS, prefix=shots)
+    yield from ((index, completion.text) for index, completion in answers)
+
+
 def infer_personas(
     generator: Any, pairs: Sequence[PreferencePair], side: Side, profile: Profile, path: Path
 ) -> list[InferredPersona]:
@@ -83,15 +98,11 @@ def infer_personas(
     store.repair_rows(path)
     known = {row.id: row for row in store.read_rows(path, InferredPersona)} if path.exists() else {}
     missing = [pair for pair in pairs if pair.id not in known]
-    queries = [inference_query(pair.prompt, *sides_of(pair, side)) for pair in missing]
+    items = [(pair.prompt, *sides_of(pair, side)) for pair in missing]
     batch: list[InferredPersona] = []
-    for index, completion in generator.generate(
-        queries, profile.pi_max_new_tokens, STOPS, prefix=inference_prefix(inference_shots(profile))
-    ):
-        persona, status = parse_persona(completion.text, profile.pi_max_words)
-        batch.append(
-            InferredPersona(missing[index].id, side, generator.name, persona, status, completion.text)
-        )
+    for index, text in written(generator, items, profile):
+        persona, status = parse_persona(text, profile.pi_max_words)
+        batch.append(InferredPersona(missing[index].id, side, generator.name, persona, status, text))
         if len(batch) >= profile.pi_batch_size:
             store.append_rows(path, batch)
             known |= {row.id: row for row in batch}

@@ -14,6 +14,7 @@ from persona_lib.config import Run
 from persona_lib.data.persona_text import is_contrastive, strip_contrast
 from persona_lib.evaluation.swap_tables import (
     FAMILIES,
+    SINGLE,
     PolicyScore,
     SwapScore,
     flip_columns,
@@ -62,7 +63,7 @@ def swap_families(arm: str, persona_format: str) -> tuple[str, ...]:
         return ("none", "gold", "user")
     if arm == "dpo-none" or arm.startswith("sft-"):
         return ("none", "gold", "shuffled", "user")
-    return ("none", *FAMILIES)
+    return (*SINGLE, *FAMILIES)
 
 
 def swap_personas(row: TailoringRow, wanted: Iterable[str], families: Sequence[str]) -> dict[str, str | None]:
@@ -70,7 +71,7 @@ def swap_personas(row: TailoringRow, wanted: Iterable[str], families: Sequence[s
 
     "stripped" ones are made from the gold ones, for rows where at least one of the two names a contrast.
     """
-    wanted = [name for name in wanted if name.rpartition("-")[0] in families]
+    wanted = [name for name in wanted if (name.rpartition("-")[0] or name) in families]
     personas: dict[str, str | None] = {"none": None} if "none" in families else {}
     personas |= {name: row.personas[name] for name in wanted if row.personas.get(name)}
     gold = {side: personas.get(f"gold-{side}") for side in ("chosen", "rejected")}
@@ -131,7 +132,7 @@ def swap_key(run: Run, arm: str, persona_format: str) -> str:
     p = run.profile
     settings = (
         *(p.quantization, p.compute_dtype, p.gen_expand_weights),
-        *(p.swap_batch_size, p.eval_split, p.eval_limit, p.eval_personas),
+        *(p.swap_batch_size, p.eval_split, p.eval_limit, p.eval_personas, p.first_person_wording),
     )
     return store.content_hash(
         module_hash("evaluation.swap"), inputs, model_key(*run.base_source), settings, persona_format
@@ -204,7 +205,8 @@ def score_jobs(
     jobs = sorted(jobs, key=lambda job: len(job[0].chosen) + len(job[0].rejected) + len(job[2] or ""))
     for start in range(0, len(jobs), CHUNK * batch):
         chunk = jobs[start : start + CHUNK * batch]
-        prompts = [tailoring_prompt(row.prompt, persona, persona_format) for row, _, persona in chunk]
+        how = persona_format, run.profile.first_person_wording
+        prompts = [tailoring_prompt(row.prompt, persona, *how) for row, _, persona in chunk]
         texts = [completion_text(side) for row, _, _ in chunk for side in (row.chosen, row.rejected)]
         twice = [prompt for prompt in prompts for _ in range(2)]
         with using_adapters(model, [folder.name for folder in adapters]):

@@ -11,7 +11,7 @@ quality and memorisation cancel, and share D > 0 is 1/2 for a policy that does n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FAMILIES = ("gold", "stripped", "retrieved", "shuffled", "user")  # of personas that come in two sides
+SINGLE = ("none", "system")  # controls without sides: base rates of both accuracies
 MEASURES = ("policy", "implicit reward")
-VALUES = ("acc_chosen", "acc_rejected", "flip", "d_positive", "d")
 ROUNDING = 1e-4  # nats: a smaller D is rounding, the policy saw no difference
 
 
@@ -78,16 +78,53 @@ def join_reference(scores: Sequence[PolicyScore], reference: Sequence[PolicyScor
 # --- what is reported: pure functions of the scores ---
 
 
+def acc_chosen(m: np.ndarray, d: np.ndarray) -> np.ndarray:
+    """Return whether P_C makes the policy prefer the chosen response."""
+    return m[:, 0] > 0
+
+
+def acc_rejected(m: np.ndarray, d: np.ndarray) -> np.ndarray:
+    """Return whether P_R makes it prefer the rejected one."""
+    return m[:, 1] < 0
+
+
+def flip(m: np.ndarray, d: np.ndarray) -> np.ndarray:
+    """Return whether both hold."""
+    return (m[:, 0] > 0) & (m[:, 1] < 0)
+
+
+def d_positive(m: np.ndarray, d: np.ndarray) -> np.ndarray:
+    """Return whether D > 0; NaN where it is undefined or 0 to rounding."""
+    import numpy as np
+
+    return np.where(np.isnan(d) | (np.abs(d) < ROUNDING), np.nan, (d > 0).astype(float))
+
+
+def difference(m: np.ndarray, d: np.ndarray) -> np.ndarray:
+    """Return D in nats."""
+    return d
+
+
+# name -> a function of the margins m (row, persona) and of D (row), one value per row; each gets an interval
+METRICS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "acc_chosen": acc_chosen,
+    "acc_rejected": acc_rejected,
+    "flip": flip,
+    "d_positive": d_positive,
+    "d": difference,
+}
+
+
 def swap_values(scores: Sequence[SwapScore], family: str, measure: str) -> dict[str, np.ndarray]:
     """Return per-row values of one family of personas, arrays in the order of row ids.
 
     acc_chosen, acc_rejected and flip are 0/1; d is in nats; d_positive is 1/0, NaN where d is 0 (to
-    rounding) or the two personas are the same text. Family "none" scores the rows without a persona:
-    acc_chosen and acc_rejected are its base rates, flip is 0, d is NaN. Rows that lack a side are left out.
+    rounding) or the two personas are the same text. Families of ``SINGLE`` (no persona, the system's)
+    score a row once: both accuracies are base rates, flip is 0, d is NaN. Rows that lack a side are left out.
     """
     import numpy as np
 
-    names = ("none", "none") if family == "none" else (f"{family}-chosen", f"{family}-rejected")
+    names = (family, family) if family in SINGLE else (f"{family}-chosen", f"{family}-rejected")
     by_name = {name: {s.id: s for s in scores if s.eval_persona == name} for name in names}
     shared = sorted(set(by_name[names[0]]) & set(by_name[names[1]]))
     both = [(by_name[names[0]][id], by_name[names[1]][id]) for id in shared]
@@ -95,10 +132,7 @@ def swap_values(scores: Sequence[SwapScore], family: str, measure: str) -> dict[
     m = np.array([[one.margin(measure) for one in pair] for pair in both], dtype=float).reshape(len(both), 2)
     same = np.array([a.persona == b.persona for a, b in both], dtype=bool)
     d = np.where(same, np.nan, m[:, 0] - m[:, 1])
-    d_positive = np.where(np.isnan(d) | (np.abs(d) < ROUNDING), np.nan, (d > 0).astype(float))
-    right = m[:, 0] > 0, m[:, 1] < 0
-    columns = (*right, right[0] & right[1], d_positive, d)
-    return {name: np.asarray(v, dtype=float) for name, v in zip(VALUES, columns, strict=True)}
+    return {name: np.asarray(metric(m, d), dtype=float) for name, metric in METRICS.items()}
 
 
 def swap_table(
@@ -110,7 +144,7 @@ def swap_table(
     """
     rows = []
     for measure in MEASURES:
-        for family in (*FAMILIES, "none"):
+        for family in (*FAMILIES, *SINGLE):
             values = [swap_values(scores, family, measure) for scores in scores_by_seed]
             if all(len(v["flip"]) for v in values):
                 rows.append(

@@ -95,7 +95,8 @@ def shot_rows(run: Run) -> list[TailoringRow]:
 
 def render(run: Run, spec: RunSpec, row: TailoringRow) -> str:
     """Render the prompt that a run's policy completes for a row (without few-shot examples)."""
-    return tailoring_prompt(row.prompt, persona_of(row, spec.eval_persona), spec.persona_format)
+    persona, wording = persona_of(row, spec.eval_persona), run.profile.first_person_wording
+    return tailoring_prompt(row.prompt, persona, spec.persona_format, wording)
 
 
 def few_shot_prefix(run: Run, spec: RunSpec) -> str:
@@ -124,7 +125,9 @@ def generation_key(run: Run, spec: RunSpec) -> str:
     settings = [
         getattr(profile, f)
         for f in vars(profile)
-        if f.startswith(("gen_", "few_shot", "quantization", "compute", "eval_limit", "engine"))
+        if f.startswith(
+            ("gen_", "few_shot", "first_person", "quantization", "compute", "eval_limit", "engine")
+        )
     ]
     return store.content_hash(
         module_hash("evaluation.tailor"),

@@ -291,7 +291,17 @@ def base_key(profile: Profile, base_seed: int) -> str:
             "slip_share",
         )
     ]
-    return content_hash(module_hash("models.base"), fields, base_seed)
+    return content_hash(module_hash("models.base"), fields, base_seed, *input_keys(profile))
+
+
+def input_keys(profile: Profile) -> list[str]:
+    """Return a hash of each data set that is neither made here nor the authors': its file can change."""
+    from persona_lib.config import Run
+    from persona_lib.data import official, preference
+
+    known = {"synthetic", *official.DATASETS}
+    runs = [Run(profile, name, profile.seeds[0]) for name in profile.datasets if name not in known]
+    return [preference.input_key(run) for run in runs]
 
 
 def pretrain(profile: Profile, base_seed: int) -> Path:

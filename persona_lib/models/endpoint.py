@@ -10,22 +10,32 @@ with what it cost, before anything else sees it: a killed run pays for nothing t
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import os
 import queue
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from persona_lib import store
-from persona_lib.models.generate import Completion, Sampling, cut_at_stop
-from persona_lib.profiles import Profile
+from persona_lib.models.generate import Completion, Sampling
+from persona_lib.models.protocol import (
+    Answer,
+    Endpoint,
+    UnreadableAnswer,
+    api_key,
+    describe,
+    most_it_can_cost,
+    read_response,
+    refused_field,
+    request_body,
+    request_id,
+    to_completion,
+    without,
+)
 
-KINDS = ("chat", "completions")
-CHARACTERS_PER_TOKEN = 2  # for the most that a prompt can cost before the server has counted its tokens
 FAILURES_IN_A_ROW = 20  # after so many, nobody is at home
 
 
@@ -37,148 +47,6 @@ class BudgetError(EndpointError):
     """The next request might cost more than is left."""
 
 
-class UnreadableAnswer(ValueError):
-    """A response with a good status that holds no answer."""
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """Where a model is served, and what may be spent there.
-
-    ``url`` ends with "/v1". ``kind`` is "chat" (instruction-tuned models) or "completions" (base models).
-    ``timeout`` is in seconds per attempt. Prices are US dollars per million tokens. ``max_cost_usd`` is for
-    all that the ledger holds; 0 means no limit. The key is read from the environment variable
-    ``key_variable`` and goes nowhere but into the request.
-    """
-
-    url: str
-    model: str
-    kind: str = "chat"
-    concurrency: int = 16
-    timeout: float = 120.0
-    retries: int = 5
-    prompt_price: float = 0.0
-    completion_price: float = 0.0
-    max_cost_usd: float = 0.0
-    key_variable: str = "OPENAI_API_KEY"
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"Endpoint.kind={self.kind!r}: use one of {', '.join(KINDS)}")
-        if self.max_cost_usd > 0 and not (self.prompt_price and self.completion_price):
-            raise ValueError("max_cost_usd needs prompt_price and completion_price, in dollars per million")
-
-
-def endpoint_of(profile: Profile, role: str) -> Endpoint:
-    """Return the endpoint of a profile's "generator" or "judge", as its ``<role>_*`` fields say."""
-    prices = getattr(profile, f"{role}_prices") or (0.0, 0.0)
-    return Endpoint(
-        url=getattr(profile, f"{role}_url").rstrip("/"),
-        model=getattr(profile, f"{role}_model"),
-        kind=getattr(profile, f"{role}_kind"),
-        concurrency=profile.endpoint_concurrency,
-        timeout=profile.endpoint_timeout,
-        retries=profile.endpoint_retries,
-        prompt_price=prices[0],
-        completion_price=prices[1],
-        max_cost_usd=profile.max_cost_usd,
-    )
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A line of the ledger. ``id`` is the hash of the request; tokens are as the server counted them.
-
-    ``schema_refused``: the server would not hold its answer to the request's schema, and was asked without.
-    """
-
-    id: str
-    model: str
-    text: str
-    finish_reason: str
-    prompt_tokens: int
-    completion_tokens: int
-    cost_usd: float
-    schema_refused: bool = False
-
-
-def request_body(
-    endpoint: Endpoint,
-    prompt: str,
-    max_new_tokens: int,
-    stop: Sequence[str],
-    sampling: Sampling | None = None,
-    schema: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Return what is asked; without ``sampling`` greedy. The prompt is one user message, or stands as it is.
-
-    OpenAI's protocol has no repetition penalty; vLLM, SGLang and others take it as an extra field. It has
-    a ``schema`` (JSON) for chat models only.
-    """
-    body: dict[str, Any] = {"model": endpoint.model, "max_tokens": max_new_tokens, "temperature": 0.0}
-    if sampling:
-        body |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": sampling.seed}
-        body |= {"extra_body": {"repetition_penalty": sampling.repetition_penalty}}
-    if stop:
-        body["stop"] = list(stop)
-    if schema and endpoint.kind == "chat":
-        held = {"name": "answer", "strict": True, "schema": schema}
-        body["response_format"] = {"type": "json_schema", "json_schema": held}
-    if endpoint.kind == "chat":
-        return body | {"messages": [{"role": "user", "content": prompt}]}
-    return body | {"prompt": prompt}
-
-
-def request_id(endpoint: Endpoint, body: dict[str, Any]) -> str:
-    """Return the hash that a request is known by: endpoint, kind and body."""
-    return store.content_hash(endpoint.url, endpoint.kind, body)
-
-
-def cost(endpoint: Endpoint, prompt_tokens: float, completion_tokens: float) -> float:
-    """Return dollars."""
-    return (prompt_tokens * endpoint.prompt_price + completion_tokens * endpoint.completion_price) / 1e6
-
-
-def most_it_can_cost(endpoint: Endpoint, body: dict[str, Any]) -> float:
-    """Return an upper estimate of a request's cost, made before it is sent."""
-    text = body.get("prompt") or body["messages"][0]["content"]
-    schema = json.dumps(body["response_format"]) if "response_format" in body else ""
-    return cost(endpoint, len(text + schema) / CHARACTERS_PER_TOKEN, body["max_tokens"])
-
-
-def read_response(endpoint: Endpoint, name: str, response: Any) -> Answer:
-    """Read a response of either kind; raises UnreadableAnswer if it holds no answer or no token counts."""
-    choices, usage = getattr(response, "choices", None), getattr(response, "usage", None)
-    if not choices:
-        raise UnreadableAnswer("no choices")
-    if endpoint.max_cost_usd > 0 and usage is None:
-        raise UnreadableAnswer("no usage, so that max_cost_usd could not be kept")
-    choice = choices[0]
-    text = choice.message.content if endpoint.kind == "chat" else choice.text
-    tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
-    reason = choice.finish_reason or "stop"
-    return Answer(name, response.model, text or "", reason, *tokens, cost(endpoint, *tokens))
-
-
-def to_completion(answer: Answer, stop: Sequence[str]) -> Completion:
-    """Cut an answer at its stop string; what a content filter cut short counts as empty."""
-    text, stopped = cut_at_stop(answer.text, stop)
-    if answer.finish_reason == "content_filter":
-        text = ""
-    return Completion(text.strip(), "stop" if stopped else answer.finish_reason, answer.completion_tokens)
-
-
-def api_key(endpoint: Endpoint) -> str:
-    """Return the key from the environment; "" without one."""
-    return os.environ.get(endpoint.key_variable, "")
-
-
-def describe(error: Exception, key: str) -> str:
-    """Return an error as text, without the key, should a server have repeated it."""
-    text = f"{type(error).__name__}: {error}"
-    return (text.replace(key, "(key)") if key else text)[:300]
-
-
 class Asker:
     """Sends requests side by side and hands every answer on as soon as it is in the ledger."""
 
@@ -188,7 +56,7 @@ class Asker:
         self.failures: list[tuple[str, Exception]] = []
         self.in_a_row = 0
         self.stopped = threading.Event()
-        self.out_of_money = self.schema_refused = False
+        self.out_of_money, self.refused = False, set[str]()
 
     async def ask_all(self, requests: Iterable[tuple[str, dict[str, Any]]]) -> None:
         """Ask every (id, body), ``concurrency`` at a time; stops early when told to, or when it is hopeless.
@@ -251,18 +119,31 @@ class Asker:
             self.room.notify_all()
 
     async def ask(self, client: Any, name: str, body: dict[str, Any]) -> Answer:
-        """Ask; a server that refuses the schema is asked without, and from then on it is left out."""
+        """Ask, without what the server refuses; what it refused once is left out from then on."""
         import openai
 
-        plain = {field: value for field, value in body.items() if field != "response_format"}
-        if plain == body:
-            return await self.attempt(client, name, body)
-        if not self.schema_refused:
-            with contextlib.suppress(openai.BadRequestError, openai.UnprocessableEntityError):
-                return await self.attempt(client, name, body)
-        answer = await self.attempt(client, name, plain)  # fails too if something else was refused
-        self.schema_refused = True
-        return replace(answer, schema_refused=True)
+        left_out = self.refused & body.keys()
+        while True:
+            asked = without(body, left_out)
+            try:
+                answer = await self.attempt(client, name, asked)
+            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+                field = refused_field(error, asked)
+                if field is None:
+                    raise
+                left_out |= {field}
+            else:  # only now is it known that the request was refused for nothing else
+                self.note_refused(left_out)
+                return replace(answer, refused=tuple(sorted(left_out)))
+
+    def note_refused(self, fields: set[str]) -> None:
+        """Remember what the server refuses, and say so once where it changes how answers are drawn."""
+        if "temperature" in fields - self.refused:
+            warnings.warn(
+                f"{self.endpoint.model} takes no temperature: its own is used, its answers are not greedy",
+                stacklevel=2,
+            )
+        self.refused |= fields
 
     async def attempt(self, client: Any, name: str, body: dict[str, Any]) -> Answer:
         """Ask once, and again while the answer cannot be read."""
@@ -309,7 +190,7 @@ class EndpointGenerator:
         """Yield (index, completion): those of the ledger first, then as they arrive.
 
         Equal prompts are asked once. A chat model is asked to hold to ``schema``, unless its server refuses
-        (``Answer.schema_refused``). Raises ValueError for ``min_new_tokens``, which the protocol does not
+        (``Answer.refused``). Raises ValueError for ``min_new_tokens``, which the protocol does not
         know; at the end, BudgetError if ``max_cost_usd`` forbids the rest, EndpointError if requests failed.
         """
         if min_new_tokens:

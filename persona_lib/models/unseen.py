@@ -130,12 +130,9 @@ def check_unseen(profile: Profile, base_seed: int) -> dict[str, int]:
         return {}
     if profile.datasets == ("synthetic",):
         return check_documents(documents_seen(profile, base_seed), profile.world_seed)
-    from persona_lib.data import official, preference
+    from persona_lib.data.preference import held_out_prompts, pretraining_texts
 
-    folder = official.find_data_dir(profile.data_dir, profile.datasets)
-    pairs = [official.official_pairs(folder, name, profile.strip_roles) for name in profile.datasets]
-    kept_out = [row.prompt for splits in pairs for name in ("validation", "test") for row in splits[name]]
-    return check_texts(preference.pretraining_texts(profile), kept_out)
+    return check_texts(pretraining_texts(profile), held_out_prompts(profile))
 
 
 def violations(counts: dict[str, Any]) -> dict[str, int]:

@@ -131,6 +131,14 @@ class LiveLine:
         print(f"\r{line}\x1b[K" if self.tty else line, flush=True)
 
 
+# ipykernel warns of an unencrypted local connection, and calls it an error that a kernel which has nothing
+# more to do is interrupted before it is shut down. What fails in a cell is not logged but raised.
+QUIET = {
+    "KernelManager": {"transport_encryption": "auto"},
+    "NotebookClient": {"extra_arguments": ["--log-level=CRITICAL"]},
+}
+
+
 def call_papermill(source: Path, target: Path, parameters: dict[str, Any], log: Path) -> None:
     """Execute a notebook; its prints go to the log. Raises what papermill raises."""
     import papermill
@@ -148,7 +156,7 @@ def call_papermill(source: Path, target: Path, parameters: dict[str, Any], log: 
             stderr_file=file,
             autosave_cell_every=5,
             coalesce_streams=True,  # one output for a progress bar, not one for each redraw
-            config=Config({"KernelManager": {"transport_encryption": "auto"}}),  # quiets ipykernel's warning
+            config=Config(QUIET),
         )
 
 

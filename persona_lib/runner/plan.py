@@ -13,7 +13,8 @@ from pathlib import Path
 
 from persona_lib import hub, store
 from persona_lib.config import results_dir
-from persona_lib.data.official import FROM_HUB
+from persona_lib.data.official import DATASETS, FROM_HUB
+from persona_lib.models.generators import GENERATORS
 from persona_lib.profiles import Profile
 from persona_lib.published import published_models
 from persona_lib.runner import cost, environment
@@ -78,6 +79,7 @@ def roles(profile: Profile) -> dict[str, str]:
     """Return what a profile asks language models for beside the policies, and where each is served."""
     names = ["generator"] if "03_persona_inference" in profile.steps else []
     names += ["judge"] * (profile.judge == "lm") + ["second_judge"] * bool(profile.second_judge_model)
+    names += ["guard"] * bool(profile.guard_model and "15_safety" in profile.steps)
     return {name: getattr(profile, f"{name}_url") for name in names}
 
 
@@ -88,7 +90,8 @@ def hub_models(profile: Profile) -> list[str]:
         f"{source}@{revision}" if revision else source for source, revision in published_models(profile)
     ]
     named = dict.fromkeys([profile.base_model, *here, profile.retriever_model, *published])
-    return [name for name in named if name not in ("scratch", "base") and hub.is_hub_id(name)]
+    here = {"scratch", "base", *GENERATORS}
+    return [name for name in named if name not in here and hub.is_hub_id(name)]
 
 
 def in_hub_cache(name: str) -> bool:
@@ -117,8 +120,8 @@ def downloads(profile: Profile) -> list[tuple[str, float, str]]:
 
 
 def uses_real_data(profile: Profile) -> bool:
-    """Return True if a data set of the profile is not generated here."""
-    return any(name != "synthetic" for name in profile.datasets)
+    """Return True if a data set of the profile is one of the authors'."""
+    return any(name in DATASETS for name in profile.datasets)
 
 
 def disk_gb(profile: Profile) -> float:

@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from persona_lib.config import figures_dir, results_dir
+from persona_lib.drawing.figures import FIGURES, alt_text
 from persona_lib.profiles import Profile
-from persona_lib.reporting.figures import FIGURES, alt_text
-from persona_lib.reporting.origin import origin, times
-from persona_lib.reporting.results import read_table
-from persona_lib.reporting.views import LABELS, VIEWS, show, to_html, world_of
+from persona_lib.reading.views import VIEWS, show
 from persona_lib.runner.execute import clock
+from persona_lib.runner.pages import notebook_page
 from persona_lib.runner.tasks import Pipeline
 from persona_lib.store import write_text
+from persona_lib.tables.cells import LABELS, to_html, world_of
+from persona_lib.tables.origin import origin, times
+from persona_lib.tables.results import read_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,7 +29,10 @@ if TYPE_CHECKING:
 CAPTIONS = {
     "main": "PT-DPO against DPO that is told the persona in the first person",
     "side_difference": "Rejected minus chosen personas",
-    "paper": "The paper's own rows; the intervals are ours",
+    "paper": "The paper's own rows; the intervals and tests are ours",
+    "beside": "The paper's numbers beside ours, and whether they may be compared",
+    "filtered": "The judged rows with all pairs, and with those of two sound answers",
+    "length": "Net win rates as they are, and with the answers' length held equal",
     "persona_accuracy": "Does the persona lead back to its response?",
     "persona_preference": "Which of the two personas is the more plausible user?",
     "stage": "What DPO adds: PT-DPO against PT-SFT",
@@ -45,8 +50,23 @@ CAPTIONS = {
     "released_flip": "Persona flip of the authors' released answers",
     "released_judged": "The authors' released answers judged again, the paper's row below",
     "released_agreement": "How far two judges agree on the authors' released answers",
+    "answer_noise": "Personas copied into answers, and format noise",
+    "length_steering": "Do personas steer the length of answers as in the data?",
+    "reward_accuracy": "The policies as reward models, by persona and category",
+    "released_noise": "Personas copied into the authors' released answers, and format noise",
+    "released_safety": "Safety by persona: which of the authors' released answers keep a caution",
+    "released_safety_pairs": "Safety by persona, paired: the same prompts, exact McNemar tests",
+    "released_safety_error": "How often the caution rules err on hand-labelled answers",
+    "safety": "Safety by persona: which answers of this run keep a caution",
+    "safety_pairs": "Safety by persona of this run, paired",
     "words": "Typical words of each side's personas",
+    "persona_text": "What the personas are like as texts",
+    "released_personas": "What the authors' released personas are like as texts",
+    "released_words": "Typical words of the authors' released personas",
+    "ratings": "Ratings of personas and answers (see who rated)",
+    "rating_agreement": "How far the raters agree",
     "not_run": "What was not run",
+    "arms_run": "Which arms were run",
 }
 OPEN = ("main", "paper", "side_difference")  # tables that are unfolded
 STYLE = """
@@ -137,10 +157,10 @@ def figures(profile: Profile) -> str:
     for name, kind in FIGURES.items():
         if (folder / f"{name}.png").exists():
             parts.append(image(folder / f"{name}.png", alt_text(profile, name), kind.caption))
-    released = folder / "released_flip.png"
-    if released.exists():
-        caption = CAPTIONS["released_flip"]
-        parts.append(image(released, f"{caption}: flip and DiD with 95 % intervals; see the table.", caption))
+    for name, shown in (("released_flip", "flip and DiD"), ("released_safety", "shares and differences")):
+        if (folder / f"{name}.png").exists():
+            text = f"{CAPTIONS[name]}: {shown} with 95 % intervals; see the table."
+            parts.append(image(folder / f"{name}.png", text, CAPTIONS[name]))
     return "".join(parts) or element("p", "No figure was drawn yet.")
 
 
@@ -195,15 +215,11 @@ def provenance(profile: Profile) -> str:
 
 def notebook_pages(profile: Profile, folder: Path) -> list[Path]:
     """Write each executed notebook of the profile as HTML and return the pages; older ones are removed."""
-    from nbconvert import HTMLExporter
-
-    exporter = HTMLExporter(mathjax_url="", require_js_url="", jquery_url="", embed_images=True)
     pages = []
     for path in sorted((results_dir(profile) / "notebooks").glob("*.ipynb")):
         if not path.name.endswith(".running.ipynb"):
-            body, _ = exporter.from_filename(str(path))
             pages.append(folder / f"{path.stem}.html")
-            write_text(pages[-1], body)
+            write_text(pages[-1], notebook_page(path))
     for old in set(folder.glob("*.html")) - set(pages):
         old.unlink()
     return pages

@@ -34,6 +34,7 @@ class Step:
 
 DATA = (
     "data_dir",
+    "data_mapping",
     "strip_roles",
     "world_seed",
     "n_*",
@@ -67,6 +68,7 @@ TRAINING = (
     "published_arms",
     "quantization",
     "compute_dtype",
+    "adapter_dtype",
     "lora_*",
     "max_length",
     "completion_only_loss",
@@ -82,7 +84,8 @@ TRAINING = (
 )
 MODEL = ("base_model", "base_revision", "compute_dtype", "quantization", "engine")
 INFERENCE = (*DATA, *MODEL, "generator_*", "pi_*", "eval_split", "retriever*")  # which rows need personas
-GENERATION = (*TRAINING, "engine", "few_shot_examples", "gen_*", "eval_split", "eval_limit", "eval_personas")
+PROMPTING = ("few_shot_examples", "first_person_wording")
+GENERATION = (*TRAINING, *PROMPTING, "engine", "gen_*", "eval_split", "eval_limit", "eval_personas")
 JUDGING = (*GENERATION, *DATA, "judge*", "second_judge_*", "bootstrap_samples")
 
 STEPS: dict[str, Step] = {
@@ -94,7 +97,15 @@ STEPS: dict[str, Step] = {
     "02_base_model": Step(
         "The base language model",
         per="base",
-        fields=(*DATA, *BASE, *MODEL, "pi_shots", "datasets", "gen_max_new_tokens"),
+        fields=(
+            *DATA,
+            *BASE,
+            *MODEL,
+            "pi_shots",
+            "datasets",
+            "gen_max_new_tokens",
+            "near_duplicate_threshold",  # decides which rows of own data are for training
+        ),
         minutes={"smoke": 0.3, "synthetic": 3.3, "scratch": 6.5, "paper": 10},
     ),
     "03_persona_inference": Step(
@@ -141,7 +152,14 @@ STEPS: dict[str, Step] = {
     ),
     "10_user_personas": Step(
         "Personas that users write themselves",
-        inputs=("02_base_model", "05_tailoring_data", "08_generation", "09_judging"),
+        inputs=(
+            "02_base_model",
+            "05_tailoring_data",
+            "06_supervised_tailoring",
+            "07_preference_tailoring",
+            "08_generation",
+            "09_judging",
+        ),
         fields=JUDGING,
         minutes={"smoke": 0.1, "synthetic": 0.1, "paper": 30},
     ),
@@ -156,6 +174,7 @@ STEPS: dict[str, Step] = {
         ),
         fields=(
             *TRAINING,
+            "first_person_wording",
             "swap_batch_size",
             "gen_expand_weights",
             "eval_split",
@@ -195,7 +214,45 @@ STEPS: dict[str, Step] = {
     "13_released_outputs": Step(
         "The authors' released generations, analysed again",
         per="profile",
-        fields=("data_dir", "bootstrap_samples", "judge*", "second_judge_*", "eval_limit", *MODEL),
+        fields=(
+            "data_dir",
+            "bootstrap_samples",
+            "judge*",
+            "second_judge_*",
+            "eval_limit",
+            "eval_personas",
+            *MODEL,
+        ),
         minutes={"smoke": 0.2, "synthetic": 0.2, "scratch": 0.2, "paper": 190},
+    ),
+    "14_human_ratings": Step(
+        "Ratings by people: blinded sheets out, filled ones in",
+        per="profile",
+        inputs=("05_tailoring_data", "08_generation"),
+        fields=("datasets", "seeds", "train_personas", "bootstrap_samples", "eval_*", "second_judge_*"),
+        minutes={"smoke": 0.1, "synthetic": 0.2, "scratch": 0.2, "paper": 0.3},
+    ),
+    "15_safety": Step(
+        "Safety by persona: which answers keep a caution",
+        per="profile",
+        inputs=("05_tailoring_data", "08_generation"),
+        fields=("datasets", "seeds", "data_dir", "bootstrap_samples", "guard_*", *GENERATION),
+        minutes={"smoke": 0.4, "synthetic": 0.4, "scratch": 0.6, "paper": 2},
+    ),
+    "16_your_own_data": Step(
+        "Your own preference data, step by step",
+        per="profile",
+        fields=(
+            *INFERENCE,
+            *BASE,
+            *GENERATION,
+            "near_duplicate_threshold",
+            "strip_contrast",
+            "swap_batch_size",
+            "bootstrap_samples",
+            "judge",
+            "datasets",
+        ),
+        minutes={"own_smoke": 5},
     ),
 }

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from persona_lib import config, fingerprint, store
+from persona_lib.data import own_files
 from persona_lib.profiles import ConfigError, Profile, field_types, near_names
 from persona_lib.runner.execute import running_copy
 from persona_lib.runner.steps import STEPS, Step
@@ -119,12 +120,21 @@ def input_ids(profile: Profile, step: Step, name: str, parameters: dict[str, Any
 
 
 def field_values(profile: Profile, patterns: tuple[str, ...]) -> dict[str, Any]:
-    """Return the profile fields that match a pattern, as JSON knows them; a model's folder with its state."""
+    """Return the profile fields that match a pattern, as JSON has them; files and models with their state."""
     names = [f for f in field_types() if any(fnmatch(f, pattern) for pattern in patterns)]
     values = {name: json.loads(json.dumps(getattr(profile, name))) for name in names}
     folders = {name: Path(values[name]) for name in values if name.endswith("_model")}
     states = {name: model_state(folder) for name, folder in folders.items() if folder.is_dir()}
-    return values | states
+    places = {name: values[name] for name in ("data_dir", "data_mapping") if name in values}
+    return values | states | {name: data_state(place) for name, place in places.items()}
+
+
+def data_state(place: str) -> str:
+    """Return a data file, or a folder that ``datasets`` saved, with a hash of it; other names as they are."""
+    path = Path(place).expanduser()
+    if not place or not (path.is_file() or own_files.is_saved_dataset(path)):
+        return place
+    return f"{place} ({own_files.source_key(place)[:16]})"
 
 
 def model_state(folder: Path) -> str:

@@ -14,13 +14,15 @@ from persona_lib.config import FACTS, Run
 from persona_lib.data.official import DATASETS, SPLITS
 from persona_lib.data.released import RELEASED
 from persona_lib.evaluation.matchups import matchups
+from persona_lib.evaluation.safety import SAFETY_DATASET, safety_specs
 from persona_lib.evaluation.swap import swap_arms, swap_families
 from persona_lib.evaluation.tailor import grid
 from persona_lib.profiles import Profile
+from persona_lib.prompts import guard_prompt
 from persona_lib.records import RunSpec
 from persona_lib.store import read_json
 
-SWAP_SIDES = {"none": 1}  # families of personas that come alone; all others have two sides
+SWAP_SIDES = {"none": 1, "system": 1}  # families of personas that come alone; all others have two sides
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ def calls_of(profile: Profile, dataset: str) -> list[Calls]:
         "09_judging": judging_calls,
         "11_persona_swap": swap_calls,
         "13_released_outputs": released_calls,
+        "15_safety": guard_calls,
     }
     return [calls for step, make in parts.items() if step in profile.steps for calls in make(run)]
 
@@ -200,6 +203,21 @@ def released_calls(run: Run) -> list[Calls]:
     rows, answers = min(test, profile.eval_limit or test), facts()["words"][run.dataset]["answer"]
     return [judge_calls(run, "13_released_outputs", role, 2 * pairs * rows, answers, persona)
             for role in judging_roles(profile) for persona in (True, False)]  # fmt: skip
+
+
+def guard_calls(run: Run) -> list[Calls]:
+    """Answers that a guard model reads: the released files of the data set and the run's own."""
+    profile, words = run.profile, facts()["words"][run.dataset]
+    if not profile.guard_model:
+        return []
+    test = dict(zip(SPLITS, DATASETS[run.dataset]["rows"], strict=True))["test"]
+    rows = test * sum(map(len, RELEASED[run.dataset].values())) if run.dataset == SAFETY_DATASET else 0
+    rows += (
+        split_rows(profile, run.dataset)["eval"] * len(safety_specs(run)) * ("08_generation" in profile.steps)
+    )
+    asked = tokens(len(guard_prompt("", "").split()) + words["prompt"] + words["answer"])
+    new = profile.guard_max_new_tokens
+    return [Calls("15_safety", "guard", "generate", rows, asked, min(2, new), new, profile.guard_batch_size)]
 
 
 def swap_calls(run: Run) -> list[Calls]:

@@ -38,6 +38,11 @@ class Interval:
         return self.low is not None and (self.low > 0 or self.high < 0)
 
 
+def interval_columns(name: str, interval: Interval) -> dict[str, float | None]:
+    """Name an estimate and its limits as columns x, x_low, x_high."""
+    return {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
 def verdict_array(verdicts: Iterable[Verdict]) -> np.ndarray:
     """Turn verdicts into +1, 0, -1 and NaN (unparsed)."""
     return np.array([VERDICT_VALUES[v] for v in verdicts], dtype=float)

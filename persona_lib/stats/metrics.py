@@ -1,21 +1,18 @@
 """Verdicts, win rates, persona accuracy and the paper's score dPQ, always with their counts.
 
 A verdict is about the tested response against the baseline, after the judge has seen both orders.
-Intervals over items and seeds are in ``bootstrap``; measures of text are in ``text_metrics``.
+Intervals over items and seeds are in ``bootstrap``, tests in ``significance``, the paper's own table in
+``paper``, measures of text in ``text_metrics``.
 """
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import get_args
 
-from persona_lib.config import FACTS
 from persona_lib.records import Judgment, Verdict
-
-PAPER_TABLE = FACTS / "paper_table.csv"
 
 
 def vote(judgment: Judgment, tested: str) -> int | None:
@@ -34,7 +31,11 @@ def verdict_of(judgment_ab: Judgment, judgment_ba: Judgment) -> Verdict:
     The tested response is A in ``judgment_ab`` and B in ``judgment_ba``. Orders that disagree are a
     tie (see ``position_inconsistent``); an unreadable answer in either order is "unparsed", never a win.
     """
-    votes = (vote(judgment_ab, "A"), vote(judgment_ba, "B"))
+    return combine((vote(judgment_ab, "A"), vote(judgment_ba, "B")))
+
+
+def combine(votes: tuple[int | None, int | None]) -> Verdict:
+    """Combine the votes of both orders (see ``vote``) as ``verdict_of`` does."""
     if None in votes:
         return "unparsed"
     return {(1, 1): "win", (-1, -1): "loss"}.get(votes, "tie")
@@ -126,44 +127,3 @@ class PersonaAccuracy:
     def strict(self) -> float | None:
         """correct / n: right in both orders."""
         return self.n_correct / self.n if self.n else None
-
-
-# --- tests and closed-form intervals ---
-
-
-def sign_test(n_wins: int, n_losses: int) -> float:
-    """Return the two-sided p of the exact sign test (ties left out); 1.0 when nothing is decided."""
-    from scipy.stats import binomtest
-
-    return float(binomtest(n_wins, n_wins + n_losses).pvalue) if n_wins + n_losses else 1.0
-
-
-def wilson_interval(n_successes: int, n: int) -> tuple[float, float]:
-    """Return the 95 % Wilson score interval of a proportion; n = 0 is (0, 1)."""
-    if n == 0:
-        return 0.0, 1.0
-    z2 = 1.959963984540054**2
-    share = n_successes / n
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = (z2 * (share * (1 - share) / n + z2 / (4 * n * n))) ** 0.5 / (1 + z2 / n)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def holm(p_values: dict[str, float]) -> dict[str, float]:
-    """Return Holm's adjusted p-values: the k-th smallest of m times (m - k + 1), made monotone, at most 1."""
-    adjusted, running = {}, 0.0
-    for rank, name in enumerate(sorted(p_values, key=p_values.get)):
-        running = max(running, min(1.0, (len(p_values) - rank) * p_values[name]))
-        adjusted[name] = running
-    return {name: adjusted[name] for name in p_values}
-
-
-def paper_table() -> list[dict[str, str]]:
-    """Read the paper's DPO vs PT-DPO table: ten rows of exact counts, printed percentages and dPQ."""
-    with PAPER_TABLE.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def paper_win_rates(row: dict[str, str]) -> tuple[WinRate, WinRate]:
-    """Return personalization and quality counts of one row of ``paper_table``; lost items are unparsed."""
-    return tuple(WinRate(*(int(row[f"{m}_{v}"]) for v in ("win", "tie", "loss"))) for m in "pq")

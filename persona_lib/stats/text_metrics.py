@@ -1,30 +1,23 @@
-"""Measures of text that need no judge: overlap, persona flip, lengths, degenerate outputs, salient words.
+"""Measures of text that need no judge: overlap, persona flip, lengths, degenerate outputs.
 
 Definitions are fixed here once; the released-outputs tables and our own generations use the same.
 """
 
 from __future__ import annotations
 
-import math
-import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-TOKEN = re.compile(r"[a-z0-9']+")
-PERSONA_WORD = re.compile(r"[a-z]+(?:['-][a-z]+)*")
+from persona_lib.stats.words import tokens
+
 OUTPUT_TOKENS = 200
 MAX_BLOCK = 80
 
 
 # --- overlap with the two reference responses ---
-
-
-def tokens(text: str, limit: int | None = None) -> list[str]:
-    """Return the lower-cased ``[a-z0-9']+`` tokens of a text, at most the first ``limit``."""
-    return TOKEN.findall(text.lower())[:limit]
 
 
 def unigram_f1(output: str, reference: str, limit: int | None = OUTPUT_TOKENS) -> float:
@@ -164,59 +157,3 @@ def count_degenerate(texts: Sequence[str], ended: Sequence[bool]) -> Degenerate:
         rep4_over_50=sum(r > 0.5 for r in rep4),
         suffix_loop=sum(map(has_suffix_loop, texts)),
     )
-
-
-# --- salient words of the two sides' personas ---
-
-
-@dataclass(frozen=True)
-class WordSaliency:
-    """One word: its occurrences on each side, the share on the chosen side, and the log-odds z-score."""
-
-    word: str
-    n_chosen: int
-    n_rejected: int
-    share_chosen: float
-    z: float
-
-
-def persona_words(text: str) -> list[str]:
-    """Return the lower-cased words of a persona; hyphenated words ("to-the-point") stay whole."""
-    return PERSONA_WORD.findall(text.lower())
-
-
-def log_odds_z(y1: int, n1: int, y2: int, n2: int, prior: float, prior_total: float) -> float:
-    """Return the z-score of a word's log-odds between two corpora under a Dirichlet prior.
-
-    Monroe et al. (2008), eq. 16-22: delta = log((y1+a)/(n1+a0-y1-a)) - log((y2+a)/(n2+a0-y2-a)),
-    variance = 1/(y1+a) + 1/(y2+a); y = the word's count, n = all words, a and a0 = its prior and their sum.
-    """
-    delta = math.log((y1 + prior) / (n1 + prior_total - y1 - prior))
-    delta -= math.log((y2 + prior) / (n2 + prior_total - y2 - prior))
-    return delta / math.sqrt(1 / (y1 + prior) + 1 / (y2 + prior))
-
-
-def word_saliency(
-    chosen: Iterable[str], rejected: Iterable[str], min_count: int = 10, prior_size: float = 500.0
-) -> list[WordSaliency]:
-    """Rank words by the share of their occurrences that stand in chosen personas (paper Table 1).
-
-    Words with fewer than ``min_count`` occurrences on both sides together are left out of the list, not
-    of the totals. ``prior_size`` words of prior are spread as in both sides together (shrinks rare words).
-    Returns the most chosen first; ties in share are ordered by z, then by word.
-    """
-    first = Counter(word for text in chosen for word in persona_words(text))
-    second = Counter(word for text in rejected for word in persona_words(text))
-    both = first + second
-    if len(both) < 2:
-        return []
-    rows = [
-        WordSaliency(
-            word, first[word], second[word], first[word] / n,
-            log_odds_z(first[word], first.total(), second[word], second.total(),
-                       prior_size * n / both.total(), prior_size),
-        )
-        for word, n in both.items()
-        if n >= min_count
-    ]  # fmt: skip
-    return sorted(rows, key=lambda row: (-row.share_chosen, -row.z, row.word))

@@ -31,7 +31,7 @@ from persona_lib.training.trainers import check_dpo_start, dpo_trainer, sft_trai
 from persona_lib.workers import run_jobs
 
 SHARED_FIELDS = (
-    "quantization", "compute_dtype", "lora_r", "lora_alpha", "lora_dropout", "lora_targets",
+    "quantization", "compute_dtype", "adapter_dtype", "lora_r", "lora_alpha", "lora_dropout", "lora_targets",
     "max_length", "lr_scheduler", "warmup_steps", "train_limit", "train_processes", "train_launcher",
 )  # fmt: skip
 METHOD_FIELDS = {

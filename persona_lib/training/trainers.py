@@ -8,6 +8,7 @@ frozen SFT adapter is the same function with the same gradients, on any base.
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from persona_lib.models import guards
 from persona_lib.models.tokens import released_encode
 from persona_lib.profiles import Profile
 from persona_lib.training import ranks, row_packing
+from persona_lib.training.rounding import round_steps
 
 EVAL_BATCH = {"sft": 1, "dpo": 8}  # SFT's evaluation loss depends on it: a mean of batch means
 
@@ -32,7 +34,10 @@ def eval_batch(profile: Profile, method: str) -> int:
 
 
 def trainer_settings(profile: Profile, method: str, seed: int, output: Path) -> dict[str, Any]:
-    """Return the settings that SFT and DPO share, every one that matters said explicitly."""
+    """Return the settings that SFT and DPO share, every one that matters said explicitly.
+
+    Nothing is reported to a tracker unless the environment names some: PERSONA_REPORT_TO=tensorboard,wandb.
+    """
     import torch
 
     ordered = method == "dpo" and profile.dpo_order == "pairs"
@@ -68,7 +73,7 @@ def trainer_settings(profile: Profile, method: str, seed: int, output: Path) -> 
         "load_best_model_at_end": True,
         "metric_for_best_model": "eval_loss",
         "greater_is_better": False,
-        "report_to": "none",
+        "report_to": os.environ.get("PERSONA_REPORT_TO", "none").split(","),
         "log_level_replica": "error",
         "disable_tqdm": True,
     }
@@ -132,6 +137,8 @@ def sft_trainer(
         eval_dataset=data["val"],
     )
     guards.cast_adapters(trainer.model)
+    if profile.adapter_dtype == "bfloat16":
+        round_steps(trainer)
     return trainer
 
 
@@ -237,7 +244,7 @@ def dpo_trainer(
     if profile.dpo_prefix_sharing:
         base = row_packing.accept_packed(base)
         collator = row_packing.dpo_collator(tokenizer.pad_token_id, profile.max_length)
-    return stacked_dpo_trainer_class(profile.dpo_tokenization)(
+    trainer = stacked_dpo_trainer_class(profile.dpo_tokenization)(
         model=PeftModel.from_pretrained(base, str(sft), is_trainable=True),
         args=one_gpu(config),
         data_collator=collator,
@@ -245,6 +252,9 @@ def dpo_trainer(
         train_dataset=data["train"],
         eval_dataset=data["val"],
     )
+    if profile.adapter_dtype == "bfloat16":
+        round_steps(trainer)
+    return trainer
 
 
 def start_losses(trainer: Any, data: Any) -> list[float]:

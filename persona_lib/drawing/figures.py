@@ -1,0 +1,201 @@
+"""The figures of a profile: drawn from saved tables only, saved as PDF and PNG, described in words.
+
+Equal tables give equal bytes: no dates, no versions, no state of a plotting library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from persona_lib.config import figures_dir
+from persona_lib.drawing.forest import (
+    alt_forest,
+    alt_length,
+    alt_paper,
+    plot_forest,
+    plot_length,
+    plot_paper,
+)
+from persona_lib.drawing.plots import (
+    METHODS,
+    SIDES,
+    STYLE,
+    plot_ladder,
+    plot_main,
+    plot_persona_accuracy,
+    plot_persona_preference,
+    plot_swap,
+    plot_words,
+)
+from persona_lib.drawing.rating_plots import alt_ratings, plot_ratings
+from persona_lib.profiles import Profile
+from persona_lib.tables.cells import span, title_of
+from persona_lib.tables.results import table_path
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DPI = 110  # of the PNG: sharp enough on a screen, and an executed notebook stays below 1 MB
+METADATA = {"pdf": {"CreationDate": None, "Creator": None, "Producer": None}, "png": {"Software": None}}
+
+# --- what each says to someone who cannot see it ---
+
+
+def alt_accuracy(accuracy: pd.DataFrame) -> str:
+    """Describe the persona accuracy figure."""
+    rows = accuracy[accuracy.side.isin(SIDES)]
+    said = [
+        f"{title_of(r.dataset)} {r.split}, {r.side}: {span(r, 'accuracy')}, n = {r.n:.0f}"
+        for r in rows.itertuples()
+    ]
+    return "Bars of persona accuracy with 95 % intervals. " + "; ".join(said) + "."
+
+
+def alt_preference(preference: pd.DataFrame) -> str:
+    """Describe the persona preference figure."""
+    said = [
+        f"{title_of(r.dataset)}: chosen {r.win}, tie {r.tie}, rejected {r.loss}"
+        for r in preference.itertuples()
+    ]
+    return "Stacked bars of which persona is the more plausible user. " + "; ".join(said) + "."
+
+
+def alt_main(main: pd.DataFrame, paper: pd.DataFrame) -> str:
+    """Describe the main figure: dPQ of our rows; the paper's average."""
+    said = [f"{r.label}: {span(r, 'dpq', 1)}" for r in main.itertuples()]
+    average = paper[paper.kind == "average"].iloc[0]
+    ours = f"Stacked win, tie and loss bars of PT-DPO against DPO with dPQ. This run: {'; '.join(said)}. "
+    return ours + f"Below, the paper's own ten rows, average dPQ {average.dpq:.1f}."
+
+
+def alt_swap(swap: pd.DataFrame) -> str:
+    """Describe the persona-swap figure: gold and shuffled personas of the tailored policies."""
+    rows = swap[
+        (swap.measure == "policy") & swap.persona.isin(["gold", "shuffled"]) & swap.arm.str.contains("chosen")
+    ]
+    said = [f"{title_of(r.dataset)} {r.arm}, {r.persona}: {span(r, 'd_positive')}" for r in rows.itertuples()]
+    return (
+        "Points with 95 % intervals of the share D > 0 by policy and personas; chance is .5. "
+        + "; ".join(said)
+        + "."
+    )
+
+
+def alt_ladder(ladder: pd.DataFrame) -> str:
+    """Describe the ladder figure."""
+    rows = ladder[ladder.arm == "PT"]
+    said = [f"{r.persona}, {METHODS[r.method]}: {span(r, 'value')}" for r in rows.itertuples()]
+    return (
+        "Lines from few-shot over SFT to DPO, with and without persona tailoring. With: "
+        + "; ".join(said)
+        + "."
+    )
+
+
+def alt_words(words: pd.DataFrame) -> str:
+    """Describe the words figure."""
+    said = [f"{side}: {', '.join(part.word.head(5))}" for side, part in words.groupby("side")]
+    return "Bars of the words most typical of each side's personas. " + "; ".join(said) + "."
+
+
+# --- files ---
+
+
+@dataclass(frozen=True)
+class FigureKind:
+    """One figure: the tables that it is drawn from, how it is drawn, what it says, and its caption."""
+
+    tables: tuple[str, ...]
+    plot: Callable[..., Any]
+    alt: Callable[..., str]
+    caption: str
+
+
+FIGURES = {
+    "main": FigureKind(("main", "paper"), plot_main, alt_main, "PT-DPO against DPO that is told the persona"),
+    "forest": FigureKind(
+        ("main", "paper"), plot_forest, alt_forest, "dPQ: ours and the paper's, with intervals"
+    ),
+    "paper": FigureKind(
+        ("paper",), plot_paper, alt_paper, "The paper's table with intervals that it does not print"
+    ),
+    "length": FigureKind(
+        ("length",), plot_length, alt_length, "Net win rates with the answers' length held equal"
+    ),
+    "persona_accuracy": FigureKind(
+        ("persona_accuracy",), plot_persona_accuracy, alt_accuracy, "Persona accuracy"
+    ),
+    "persona_preference": FigureKind(
+        ("persona_preference",),
+        plot_persona_preference,
+        alt_preference,
+        "Which persona is the more plausible user",
+    ),
+    "ladder": FigureKind(("ladder",), plot_ladder, alt_ladder, "What each training stage adds"),
+    "swap": FigureKind(
+        ("swap",), plot_swap, alt_swap, "Persona swap: does the preference follow the persona?"
+    ),
+    "words": FigureKind(("words",), plot_words, alt_words, "Words that are typical of each side's personas"),
+    "ratings": FigureKind(("ratings",), plot_ratings, alt_ratings, "Ratings of personas and answers"),
+}
+
+ELSEWHERE = ("ratings",)  # drawn by the notebook that makes their tables, not by 12_results
+
+
+def read_tables(name: str, paths: Sequence[Path]) -> list[pd.DataFrame]:
+    """Read the tables of a figure; FileNotFoundError names the one that is missing."""
+    import pandas as pd
+
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: figure {name} is drawn from it; run notebook 12_results first")
+    return [pd.read_csv(path, keep_default_na=name != "words") for path in paths]
+
+
+def draw(name: str, paths: Sequence[Path]) -> Any:
+    """Draw a figure from the CSV files of its tables."""
+    import matplotlib.style
+
+    with matplotlib.style.context(["default", STYLE]):
+        return FIGURES[name].plot(*read_tables(name, paths))
+
+
+def save(figure: Any, folder: Path, name: str) -> list[Path]:
+    """Save a figure as PDF and PNG without dates or versions, so that equal tables give equal bytes."""
+    import matplotlib.style
+
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.{kind}" for kind in METADATA]
+    with matplotlib.style.context(["default", STYLE]):
+        for path, metadata in zip(paths, METADATA.values(), strict=True):
+            figure.savefig(path, dpi=DPI, metadata=metadata)
+    return paths
+
+
+def figure_inputs(profile: Profile, name: str) -> list[Path]:
+    """Return the CSV files that a figure of a profile is drawn from."""
+    return [table_path(profile, table) for table in FIGURES[name].tables]
+
+
+def alt_text(profile: Profile, name: str) -> str:
+    """Say in words what a figure of a profile shows."""
+    return FIGURES[name].alt(*read_tables(name, figure_inputs(profile, name)))
+
+
+def save_figures(profile: Profile, names: Sequence[str] = ()) -> dict[str, Path]:
+    """Draw the figures whose tables are there; returns the PNGs. Older files of the others are removed.
+
+    Without ``names``: all but those of other notebooks.
+    """
+    drawn = {}
+    for name in names or [name for name in FIGURES if name not in ELSEWHERE]:
+        paths = figure_inputs(profile, name)
+        if all(path.exists() for path in paths):
+            drawn[name] = save(draw(name, paths), figures_dir(profile), name)[1]
+        else:
+            for kind in METADATA:
+                (figures_dir(profile) / f"{name}.{kind}").unlink(missing_ok=True)
+    return drawn

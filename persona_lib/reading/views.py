@@ -1,0 +1,110 @@
+"""How saved tables are shown to a reader: rounded, with intervals, counts and plain column names.
+
+The notebook, the report and the documents use the same views. A view maps a saved table to one of text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from persona_lib.reading.views_judged import (
+    agreement_view,
+    axes_view,
+    beside_view,
+    by_seed_view,
+    faults_view,
+    filtered_view,
+    judged_view,
+    ladder_view,
+    length_view,
+    paper_view,
+    primary_view,
+    rejudged_view,
+    side_view,
+)
+from persona_lib.reading.views_people import (
+    accuracy_view,
+    persona_text_view,
+    preference_view,
+    rating_agreement_view,
+    ratings_view,
+    safety_error_view,
+    safety_pairs_view,
+    safety_view,
+    words_table_view,
+    words_view,
+)
+from persona_lib.reading.views_swap import (
+    difference_view,
+    flip_view,
+    noise_view,
+    reward_view,
+    steering_view,
+    swap_length_view,
+    swap_seed_view,
+    swap_view,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def plain_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show a table as it is, numbers to four digits."""
+    return table.map(lambda v: f"{v:.4g}" if isinstance(v, float) and v == v else "" if v != v else str(v))
+
+
+VIEWS: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
+    "primary": primary_view,
+    "main": judged_view,
+    "side_difference": side_view,
+    "stage": judged_view,
+    "methods": judged_view,
+    "arms": judged_view,
+    "controls": judged_view,
+    "ladder": ladder_view,
+    "main_by_seed": by_seed_view,
+    "persona_accuracy": accuracy_view,
+    "persona_preference": preference_view,
+    "words": words_view,
+    "swap": swap_view,
+    "swap_differences": difference_view,
+    "swap_by_seed": swap_seed_view,
+    "swap_length": swap_length_view,
+    "generation_flip": flip_view,
+    "released_flip": flip_view,
+    "paper": paper_view,
+    "beside": beside_view,
+    "filtered": filtered_view,
+    "length": length_view,
+    "second_judge": judged_view,
+    "judge_agreement": agreement_view,
+    "released_judged": rejudged_view,
+    "released_agreement": agreement_view,
+    "persona_text": persona_text_view,
+    "released_personas": persona_text_view,
+    "released_words": words_table_view,
+    "ratings": ratings_view,
+    "rating_agreement": rating_agreement_view,
+    "not_run": plain_view,
+    "selection_sft": plain_view,
+    "selection_dpo": plain_view,
+    "axes": axes_view,
+    "released_safety": safety_view,
+    "released_safety_pairs": safety_pairs_view,
+    "released_safety_error": safety_error_view,
+    "released_noise": noise_view,
+    "answer_noise": noise_view,
+    "length_steering": steering_view,
+    "reward_accuracy": reward_view,
+    "safety": safety_view,
+    "safety_pairs": safety_pairs_view,
+    "arms_run": plain_view,
+    "faults": faults_view,
+}
+
+
+def show(name: str, table: pd.DataFrame) -> pd.DataFrame:
+    """Return a saved table as text for readers; empty if the table is."""
+    return VIEWS[name](table) if len(table) else table

@@ -1,0 +1,132 @@
+"""How tables of persona swaps and other judge-free measures are shown."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from persona_lib.tables.cells import CI, build, number, persona_shown, size, with_interval
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def swap_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show persona-swap accuracy; margins of one answer alone stand beside the swap, which is what counts."""
+    columns = {
+        "policy": lambda row: f"{row['arm']}, {row['persona_format']}",
+        "measure": lambda row: row["measure"],
+        "personas": lambda row: row["persona"],
+        f"share D > 0 {CI}": lambda row: with_interval(row, "d_positive", 3),
+        f"flip {CI}": lambda row: with_interval(row, "flip", 3),
+        "Acc_C": lambda row: number(row["acc_chosen"], 3),
+        "Acc_R": lambda row: number(row["acc_rejected"], 3),
+        "n": size,
+    }
+    return build(table, columns)
+
+
+def swap_length_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show share D > 0 by which response is longer, policy log-probabilities."""
+    columns = {
+        "policy": lambda row: f"{row['arm']}, {row['persona_format']}",
+        "personas": lambda row: row["persona"],
+        f"chosen longer {CI}": lambda row: with_interval(row, "chosen_longer", 3),
+        f"rejected longer {CI}": lambda row: with_interval(row, "rejected_longer", 3),
+        f"balanced {CI}": lambda row: with_interval(row, "balanced", 3),
+        "n, chosen / rejected longer": lambda row: f"{row['n_chosen_longer']} / {row['n_rejected_longer']}",
+    }
+    return build(table[table.measure == "policy"], columns)
+
+
+def swap_seed_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show persona-swap accuracy seed by seed, gold and shuffled personas, policy log-probabilities."""
+    kept = table[(table.measure == "policy") & table.persona.isin(["gold", "shuffled"])]
+    columns = {
+        "policy": lambda row: f"{row['arm']}, {row['persona_format']}",
+        "personas": lambda row: row["persona"],
+        "seed": lambda row: str(row["seed"]),
+        "share D > 0": lambda row: number(row["d_positive"], 3),
+        "flip": lambda row: number(row["flip"], 3),
+        "n": lambda row: str(row["n"]),
+    }
+    return build(kept, columns)
+
+
+def difference_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show differences of persona-swap accuracy between two policies."""
+    columns = {
+        "policy": lambda row: row["tested"],
+        "minus": lambda row: row["compared"],
+        "measure": lambda row: row["measure"],
+        "personas": lambda row: row["persona"],
+        f"share D > 0 {CI}": lambda row: with_interval(row, "d_positive", 3, True),
+        f"flip {CI}": lambda row: with_interval(row, "flip", 3, True),
+        "n": size,
+    }
+    return build(table, columns)
+
+
+def flip_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show flip and difference in differences of generated answers."""
+    columns = {
+        "policy": lambda row: (
+            f"{row['arm']}, {row['persona_format']}" if "persona_format" in row else row["arm"]
+        ),
+        "personas": lambda row: row["persona"] if "persona" in row else row["personas"],
+        f"flip {CI}": lambda row: with_interval(row, "flip", 3),
+        f"DiD {CI}": lambda row: with_interval(row, "did", 3, True),
+        f"share DiD > 0 {CI}": lambda row: with_interval(row, "did_positive", 3),
+        "n": size,
+    }
+    return build(table, columns)
+
+
+def noise_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show leakage and format noise of answers, in per cent of the answers."""
+
+    def percent(row: Any, *names: str) -> str:
+        return " / ".join("" if row[name] is None else number(100 * row[name], 1) for name in names)
+
+    columns = {
+        "policy": lambda row: row["arm"],
+        "shown persona": lambda row: persona_shown(row["eval_persona"], row["persona_format"]),
+        "copies the persona / another's, %": lambda row: percent(row, "copies_persona", "copies_other"),
+        "names a persona, %": lambda row: percent(row, "names_persona"),
+        "role at the start / inside, %": lambda row: percent(row, "role_start", "role_inside"),
+        "lists / template tokens, %": lambda row: percent(row, "list", "template"),
+        "no end / loops, %": lambda row: percent(row, "endless", "repeats"),
+        "words: median, mean": lambda row: f"{row['words_median']:.0f}, {row['words_mean']:.1f}",
+        "n": size,
+    }
+    return build(table, columns)
+
+
+def steering_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show how far personas steer length."""
+    columns = {
+        "policy": lambda row: (
+            row["arm"] + (", first person" if row["persona_format"] == "first_person" else "")
+        ),
+        "personas": lambda row: row["persona"],
+        f"Spearman's rho {CI}": lambda row: with_interval(row, "rho", 2, True),
+        "n": size,
+    }
+    return build(table, columns)
+
+
+def reward_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show accuracy of policies as reward models, by persona and category."""
+    columns = {
+        "policy": lambda row: (
+            row["arm"] + (", first person" if row["persona_format"] == "first_person" else "")
+        ),
+        "measure": lambda row: row["measure"],
+        "personas": lambda row: row["persona"],
+        "category": lambda row: row["category"],
+        f"accuracy {CI}": lambda row: with_interval(row, "accuracy"),
+        "chosen under P_C / rejected under P_R": lambda row: " / ".join(
+            filter(None, (number(row["acc_chosen"]), number(row["acc_rejected"])))
+        ),
+        "n": size,
+    }
+    return build(table, columns)

@@ -1,1 +1,0 @@
-"""Tables, figures and pages, each drawn from what the steps have saved."""

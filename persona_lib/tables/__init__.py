@@ -1,0 +1,1 @@
+"""Tables over data sets and seeds, computed from finished files and saved; the aims."""

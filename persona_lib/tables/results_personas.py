@@ -1,0 +1,290 @@
+"""Tables about personas over seeds: accuracy, preference, salient words; and answers side by side.
+
+Accuracy and preference come from the per-item verdicts that notebook 04 leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from persona_lib.config import Run
+from persona_lib.data.preference import inference_split
+from persona_lib.evaluation.judged import answer_scores, read_judgments, runs_of, same_items
+from persona_lib.evaluation.persona_quality import persona_texts
+from persona_lib.evaluation.tailor import eval_rows, persona_of, read_generations
+from persona_lib.profiles import Profile
+from persona_lib.records import RunSpec
+from persona_lib.stats.bootstrap import Interval, accuracy_array, interval_columns
+from persona_lib.stats.metrics import PersonaAccuracy, WinRate
+from persona_lib.stats.pooled import difference as minus
+from persona_lib.stats.pooled import make_pool, mean_columns, mean_of, net_columns, net_of
+from persona_lib.stats.saliency import word_saliency
+from persona_lib.tables.persona_text_tables import inferred_texts, text_table
+from persona_lib.tables.results import Row
+from persona_lib.tables.results_swap import find_spec
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SIDES = ("chosen", "rejected")
+LADDER = (
+    "gold-chosen",
+    "gold-rejected",
+    "retrieved-chosen",
+    "retrieved-rejected",
+    "user-chosen",
+    "user-rejected",
+)
+N_WORDS = 15  # words shown per side
+N_EXAMPLES = 3  # rows of the evaluation split shown side by side: its first, not selected
+Verdicts = dict[str, str | None]
+
+
+# --- accuracy and preference ---
+
+
+def accuracy_items(run: Run) -> dict[tuple[str, str], Verdicts]:
+    """Read ``tables/persona_accuracy_items.csv``: (split, side) -> {id: verdict}, None = no valid persona.
+
+    Returns {} if the run has none; raises ValueError for a file without the columns.
+    """
+    import pandas as pd
+
+    path = run.folder / "tables" / "persona_accuracy_items.csv"
+    if not path.exists():
+        return {}
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    missing = {"id", "split", "side", "verdict"} - set(table)
+    if missing:
+        raise ValueError(
+            f"{path}: no column {', '.join(sorted(missing))}; run notebook 04_persona_quality again"
+        )
+    items: dict[tuple[str, str], Verdicts] = {}
+    for row in table.itertuples():
+        items.setdefault((row.split, row.side), {})[row.id] = row.verdict or None
+    return items
+
+
+def right(verdicts: Verdicts) -> dict[str, float]:
+    """Return 1 for correct in both orders, .5 for a tie, else 0 (wrong, unparsed, no persona)."""
+    return dict(zip(verdicts, accuracy_array(verdicts.values()).tolist(), strict=True))
+
+
+def accuracy_table(profile: Profile) -> pd.DataFrame:
+    """Return persona accuracy per data set, split and side, and chosen minus rejected (paper Fig. 3)."""
+    import pandas as pd
+
+    lines: list[Row] = []
+    for number, dataset in enumerate(profile.datasets):
+        runs = runs_of(profile, dataset)
+        by_seed = [accuracy_items(run) for run in runs]
+        keys = list(dict.fromkeys(key for items in by_seed for key in items))
+        if not keys:
+            continue
+        columns: dict[str, Any] = {}
+        for key in keys:
+            columns |= mean_columns("/".join(key), [right(items.get(key, {})) for items in by_seed])
+        pool = make_pool(columns, profile.bootstrap_samples, number, same_items(tuple(runs)))
+        for split in dict.fromkeys(split for split, _ in keys):
+            found = [side for side in SIDES if (split, side) in keys]
+            for side in found:
+                verdicts = [items.get((split, side), {}) for items in by_seed]
+                interval = pool.interval(mean_of(f"{split}/{side}"))
+                lines.append(accuracy_row(dataset, split, side, runs, verdicts, interval))
+            if len(found) == 2:
+                gap = minus(mean_of(f"{split}/chosen"), mean_of(f"{split}/rejected"))
+                line = {
+                    "dataset": dataset,
+                    "split": split,
+                    "side": "chosen - rejected",
+                    "n_seeds": lines[-1]["n_seeds"],
+                }
+                lines.append(line | interval_columns("accuracy", pool.interval(gap)))
+    return pd.DataFrame(lines)
+
+
+def accuracy_row(
+    dataset: str, split: str, side: str, runs: Sequence[Run], verdicts: list[Verdicts], interval: Interval
+) -> Row:
+    """Return one side's accuracy with its counts."""
+    counts = PersonaAccuracy.from_verdicts(v for by_id in verdicts for v in by_id.values())
+    seeds = [run.seed for run, found in zip(runs, verdicts, strict=True) if found]
+    return {"dataset": dataset, "split": split, "side": side, "n": counts.n, "n_seeds": len(seeds),
+            "seeds": " ".join(map(str, seeds)), "n_correct": counts.n_correct, "n_ties": counts.n_ties,
+            "n_wrong": counts.n_wrong, "n_unparsed": counts.n_unparsed, "n_missing": counts.n_missing,
+            "strict": counts.strict, **interval_columns("accuracy", interval)}  # fmt: skip
+
+
+def preference_items(run: Run) -> Verdicts:
+    """Read ``tables/persona_preference_items.csv``: {id: verdict}, None where a side has no persona."""
+    import pandas as pd
+
+    path = run.folder / "tables" / "persona_preference_items.csv"
+    if not path.exists():
+        return {}
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    return {row.id: row.verdict or None for row in table.itertuples()}
+
+
+def preference_table(profile: Profile) -> pd.DataFrame:
+    """Return how often P_C is the more plausible user than P_R, and the net rate (paper Fig. 4)."""
+    import pandas as pd
+
+    lines = []
+    for number, dataset in enumerate(profile.datasets):
+        runs = runs_of(profile, dataset)
+        by_seed = [preference_items(run) for run in runs]
+        valid = [{i: v for i, v in verdicts.items() if v} for verdicts in by_seed]
+        if not any(valid):
+            continue
+        counts = WinRate.from_verdicts(v for verdicts in valid for v in verdicts.values())
+        columns = net_columns("preference", valid)
+        pool = make_pool(columns, profile.bootstrap_samples, number, same_items(tuple(runs)))
+        seeds = [run.seed for run, found in zip(runs, by_seed, strict=True) if found]
+        lines.append({"dataset": dataset, "split": inference_split(profile, dataset), "n": counts.n,
+                      "n_seeds": len(seeds), "seeds": " ".join(map(str, seeds)), "win": counts.n_wins,
+                      "tie": counts.n_ties, "loss": counts.n_losses, "unparsed": counts.n_unparsed,
+                      "n_missing": sum(map(len, by_seed)) - counts.n,
+                      **interval_columns("net", pool.interval(net_of("preference")))})  # fmt: skip
+    return pd.DataFrame(lines)
+
+
+def words_table(profile: Profile) -> pd.DataFrame:
+    """Return the words that are most typical of each side's personas, over all seeds (paper Table 1)."""
+    import pandas as pd
+
+    lines = []
+    for dataset in profile.datasets:
+        texts: tuple[list[str], list[str]] = ([], [])
+        for run in runs_of(profile, dataset):
+            split = inference_split(profile, dataset)
+            paths = [run.folder / "personas" / f"{split}-{side}.jsonl" for side in SIDES]
+            if all(path.exists() for path in paths):
+                for pooled, found in zip(texts, persona_texts(run, split), strict=True):
+                    pooled.extend(found)
+        words = word_saliency(*texts)
+        by_z = sorted(words, key=lambda word: word.z)
+        for side, chosen in (("chosen", by_z[::-1][:N_WORDS]), ("rejected", by_z[:N_WORDS])):
+            typical = [word for word in chosen if (word.z > 0) == (side == "chosen")]
+            lines += [{"dataset": dataset, "side": side, **vars(word)} for word in typical]
+    return pd.DataFrame(lines)
+
+
+def persona_text_table(profile: Profile) -> pd.DataFrame:
+    """Return the text measures of the inferred personas per data set, over all seeds."""
+    import pandas as pd
+
+    tables = []
+    for dataset in profile.datasets:
+        split = inference_split(profile, dataset)
+        by_seed = [texts for run in runs_of(profile, dataset) if (texts := inferred_texts(run, split))]
+        if by_seed:
+            table = text_table(by_seed, profile.bootstrap_samples)
+            table.insert(0, "dataset", dataset)
+            tables.append(table)
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+# --- what each training stage adds ---
+
+
+def ladder_specs(method: str, persona: str) -> dict[str, tuple[tuple[str, str], str]]:
+    """Return with and without persona tailoring: (arm, persona format), and the persona it is shown."""
+    return {
+        "PT": ((f"{method}-chosen", "line"), persona),
+        "plain": ((f"{method}-none", "first_person"), persona),
+    }
+
+
+def ladder_table(profile: Profile) -> pd.DataFrame:
+    """Return what few-shot, SFT and DPO reach with and without tailoring, per persona.
+
+    With the oracle the value is the mean fit of the answers to the persona ("fit"); with another judge
+    it is the net personalization win rate of the tailored method over its persona-free twin ("net").
+    """
+    import pandas as pd
+
+    if profile.judge != "oracle":
+        return net_ladder(profile)
+    lines = []
+    for number, dataset in enumerate(profile.datasets):
+        cells = {(method, persona, kind): ladder_scores(runs_of(profile, dataset), *spec)
+                 for method in profile.methods for persona in LADDER if persona in profile.eval_personas
+                 for kind, spec in ladder_specs(method, persona).items()}  # fmt: skip
+        cells = {key: by_seed for key, by_seed in cells.items() if any(by_seed)}
+        columns: dict[str, Any] = {}
+        for key, by_seed in cells.items():
+            for name in ("fit", "quality", "facts"):
+                values = [{i: score[name] for i, score in scores.items()} for scores in by_seed]
+                columns |= mean_columns(f"{key}/{name}", values)
+        if not cells:
+            continue
+        pool = make_pool(columns, profile.bootstrap_samples, number)
+        for key, by_seed in cells.items():
+            line: Row = {"dataset": dataset, "method": key[0], "persona": key[1], "arm": key[2],
+                         "measure": "fit", "n": sum(map(len, by_seed)),
+                         "n_seeds": sum(map(bool, by_seed))}  # fmt: skip
+            for name, column in (("value", "fit"), ("quality", "quality"), ("facts", "facts")):
+                line |= interval_columns(name, pool.interval(mean_of(f"{key}/{column}")))
+            lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def ladder_scores(
+    runs: Sequence[Run], part: tuple[str, str], persona: str
+) -> list[dict[str, dict[str, float]]]:
+    """Return the oracle's scores of one arm, format and persona, per seed."""
+    specs: list[RunSpec | None] = [find_spec(run, part, persona) for run in runs]
+    return [answer_scores(run, spec, persona) if spec else {} for run, spec in zip(runs, specs, strict=True)]
+
+
+def net_ladder(profile: Profile) -> pd.DataFrame:
+    """Return the net personalization win rate of each tailored method over its twin."""
+    import pandas as pd
+
+    lines = []
+    for judgments in read_judgments(profile):
+        for row in judgments.rows:
+            if row.matchup.kind in ("main", "sft", "few_shot"):
+                n = row.counts("personalization").n
+                interval = judgments.pool.interval(net_of(f"{row.slug}/p"))
+                lines.append({"dataset": judgments.dataset, "method": row.matchup.test.method, "arm": "PT",
+                              "persona": row.matchup.judge_persona, "measure": "net", "n": n,
+                              "n_seeds": len(row.seeds), **interval_columns("value", interval)})  # fmt: skip
+    return pd.DataFrame(lines)
+
+
+# --- examples ---
+
+
+def example_table(profile: Profile) -> pd.DataFrame:
+    """Return the first rows of each evaluation split with plain DPO's and PT-DPO's answers side by side."""
+    import pandas as pd
+
+    lines = []
+    for dataset in profile.datasets:
+        run = runs_of(profile, dataset)[0]
+        if not (run.folder / "tailoring").exists():
+            continue
+        for persona in ("gold-chosen", "gold-rejected", "user-chosen", "user-rejected"):
+            specs = [find_spec(run, *ladder_specs("dpo", persona)[arm]) for arm in ("plain", "PT")]
+            if None in specs:
+                continue
+            plain, tailored = (read_generations(run, spec) for spec in specs)
+            rows = [row for row in eval_rows(run) if row.id in plain and row.id in tailored]
+            lines += [{"dataset": dataset, "seed": run.seed, "id": row.id, "prompt": row.prompt,
+                       "eval_persona": persona, "persona": persona_of(row, persona),
+                       "plain_dpo": plain[row.id].completion, "pt_dpo": tailored[row.id].completion}
+                      for row in rows[:N_EXAMPLES]]  # fmt: skip
+    return pd.DataFrame(lines).sort_values(["dataset", "id"], kind="stable") if lines else pd.DataFrame()
+
+
+PERSONA_TABLES = {
+    "persona_text": persona_text_table,
+    "persona_accuracy": accuracy_table,
+    "persona_preference": preference_table,
+    "words": words_table,
+    "ladder": ladder_table,
+    "examples": example_table,
+}

@@ -1,0 +1,127 @@
+"""Adding a data set, a judge, a generator, a metric or an arm is one function and one line in a table."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from persona_lib import pipeline
+from persona_lib.config import Run, load_profile, set_field
+from persona_lib.data import arms, preference
+from persona_lib.evaluation import judge, matchups, personas, swap_tables, tailor
+from persona_lib.models import generators
+from persona_lib.records import Judgment, PairwiseComparison, PreferencePair, TailoringRow
+from persona_lib.runner import plan
+from persona_lib.tables import results_swap
+
+PROFILE = load_profile("synthetic")
+PAIR = PreferencePair("a", "How?", "a long answer", "short")
+ROW = TailoringRow("a", "train", "How?", "good", "bad", {"gold-chosen": "C", "gold-rejected": "R"})
+
+
+def my_pairs(run: Run) -> dict[str, list[PreferencePair]]:
+    """A data set of three pairs."""
+    names = ("train", "validation", "test")
+    return {name: [PreferencePair(name, f"{name}?", "yes", "no")] for name in names}
+
+
+def my_judge(run: Run):
+    """A judge that likes the longer response."""
+
+    def longer(comparisons, rubric):
+        return [Judgment(c.id, "mine", rubric, "A" if len(c.response_a) > len(c.response_b) else "B")
+                for c in comparisons]  # fmt: skip
+
+    return longer
+
+
+class MyGenerator:
+    """A generator that is given the pairs themselves."""
+
+    name, settings = "mine", {}
+
+    def write(self, items):
+        return [f"The user is x and prefers {len(preferred)} characters." for _, preferred, _ in items]
+
+
+def my_generator(run: Run, role: str, batch_size: int) -> MyGenerator:
+    """Return the generator of a run."""
+    return MyGenerator()
+
+
+def my_metric(m: np.ndarray, d: np.ndarray) -> np.ndarray:
+    """How large D is, whatever its sign."""
+    return np.abs(d)
+
+
+def my_arm(rows: list[TailoringRow], seed: int) -> list[arms.ArmRow]:
+    """The chosen response under the persona of the other side: wrong on purpose."""
+    return [(r.id, r.prompt, r.personas["gold-rejected"], r.chosen, r.rejected) for r in rows]
+
+
+def check(*settings: str) -> int:
+    """Let the command line check some settings."""
+    return pipeline.main(["--check", *(word for setting in settings for word in ("--set", setting))])
+
+
+def test_a_data_set(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
+    assert (
+        check("datasets=mine") == 2 and "datasets: 'mine': did you mean mnemonic?" in capsys.readouterr().err
+    )
+    monkeypatch.setitem(preference.READERS, "mine", my_pairs)
+    assert check("datasets=mine") == 0
+    run = Run(set_field(PROFILE, datasets=["mine"]), "mine", 0)
+    preference.write_pairs(run)
+    assert preference.load_pairs(run) == my_pairs(run)
+    assert preference.pretraining_texts(run.profile) == [
+        "Prompt: train?\nResponse: yes",
+        "Prompt: train?\nResponse: no",
+    ]
+
+
+def test_a_judge(monkeypatch, capsys):
+    assert check("judge=mine") == 2 and "judge: 'mine': did you mean none?" in capsys.readouterr().err
+    monkeypatch.setitem(judge.JUDGES, "mine", my_judge)
+    assert check("judge=mine") == 0
+    run = Run(set_field(PROFILE, judge="mine"), "synthetic", 0)
+    comparison = PairwiseComparison("1", "p", None, "long answer", "short")
+    ((first, second),) = judge.judge_both(judge.load_judge(run), [comparison], "quality")
+    assert (first.winner, second.winner) == ("A", "B") and judge.judge_key(run) == ["mine"]
+
+
+def test_a_generator(monkeypatch, tmp_path):
+    monkeypatch.setitem(generators.GENERATORS, "mine", my_generator)
+    profile = set_field(PROFILE, generator_model="mine")
+    run = Run(profile, "synthetic", 0)
+    generator = generators.load_generator(run, "generator", 1)
+    rows = personas.infer_personas(generator, [PAIR], "chosen", profile, tmp_path / "x.jsonl")
+    assert [(row.persona, row.model) for row in rows] == [
+        ("The user is x and prefers 13 characters.", "mine")
+    ]
+    assert generators.role_key(run, "generator") == "mine" and plan.hub_models(profile) == []
+
+
+def test_a_metric(monkeypatch):
+    monkeypatch.setitem(swap_tables.METRICS, "size", my_metric)
+    scores = [swap_tables.SwapScore("a", f"gold-{side}", side, chosen, 0.0, None, None)
+              for side, chosen in (("chosen", 1.0), ("rejected", 4.0))]  # fmt: skip
+    assert swap_tables.swap_values(scores, "gold", "policy")["size"].tolist() == [3.0]
+    assert ("policy/gold", "size", {"a": 3.0}) in list(results_swap.swap_items(scores))
+    assert swap_tables.swap_table([scores], 10).set_index("measure").loc["policy", "size"] == 3.0
+
+
+def test_an_arm(monkeypatch, capsys):
+    assert check("train_personas=none,mine") == 2 and "train_personas: 'mine'" in capsys.readouterr().err
+    monkeypatch.setitem(arms.ARMS, "mine", my_arm)
+    assert check("train_personas=none,mine") == 0
+    (row,) = arms.to_dpo_rows([ROW], "mine", 0)
+    assert row["prompt"] == "Prompt: How?\nPersona: R\nResponse:" and row["chosen"] == " good"
+    run = Run(set_field(PROFILE, train_personas=["none", "chosen", "mine"]), "synthetic", 0)
+    assert "dpo-mine" in {spec.arm for spec in tailor.grid(run)}
+    assert "gold-chosen, PT trained on mine" in {m.label for m in matchups.matchups(run)}
+
+
+def test_an_engine_that_is_in_no_table_is_refused():
+    with pytest.raises(ValueError, match="engine='onnx': use one of transformers, vllm"):
+        set_field(PROFILE, engine="onnx")

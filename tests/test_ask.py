@@ -1,0 +1,103 @@
+"""Asking a run's policies: the streamed answer is the generated one, and what is missing is said."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from tiny import tiny_model, tiny_rows, tiny_run, tiny_tokenizer, words  # noqa: E402
+
+from persona_lib import demo, store  # noqa: E402
+from persona_lib.evaluation import ask  # noqa: E402
+from persona_lib.models.generate import TransformersGenerator  # noqa: E402
+from persona_lib.models.stream import stream_text  # noqa: E402
+from persona_lib.profiles import ConfigError  # noqa: E402
+from persona_lib.reading import ask_widget  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model().eval(), tiny_tokenizer()
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("least", [0, 5])
+def test_the_streamed_answer_grows_into_the_generated_one(model, seed, least):
+    import random
+
+    prompt = words(random.Random(seed), 3, 9)
+    ((_, whole),) = TransformersGenerator(*model, "tiny", 1).generate([prompt], 12, (), min_new_tokens=least)
+    parts = list(stream_text(*model, prompt, [], 12, least))
+    assert parts[-1] == whole.text and len(parts) <= 12
+    assert all(after.startswith(before) for before, after in zip(parts, parts[1:], strict=False))
+
+
+def test_a_stop_string_ends_the_stream_and_is_not_shown(model):
+    parts = list(stream_text(*model, "cat dog", [], 12))
+    word = parts[-1].split()[2]
+    stopped = list(stream_text(*model, "cat dog", [], 12, stop=(word,)))
+    assert word not in stopped[-1] and len(stopped) <= 3
+
+
+def test_the_swap_is_the_margin_under_one_persona_less_that_under_the_other():
+    assert ask.Swap(3.0, -1.0).score == 4.0
+
+
+def test_a_profile_without_policies_says_what_to_run(tmp_path, monkeypatch):
+    run = tiny_run(tmp_path, monkeypatch)
+    with pytest.raises(
+        ConfigError, match="no trained policy in .*: run ./run_all.sh --profile synthetic first"
+    ):
+        ask.Asker(run)
+    assert demo.main(["--profile", "smoke"]) == 2
+
+
+def test_plain_dpo_and_pt_dpo_are_compared_if_they_are_there(tmp_path, monkeypatch):
+    run = tiny_run(tmp_path, monkeypatch)
+    assert ask.default_arms(run, ["sft-none", "sft-chosen", "dpo-none", "dpo-chosen"]) == (
+        "dpo-none",
+        "dpo-chosen",
+    )
+    assert ask.default_arms(run, ["sft-none", "sft-chosen"]) == ("sft-none", "sft-chosen")
+    assert ask.default_arms(run, ["dpo-rejected"]) == ("dpo-rejected", "dpo-rejected")
+    assert [ask.format_of(arm) for arm in ("dpo-none", "dpo-chosen")] == ["first_person", "line"]
+
+
+def test_a_known_question_offers_its_personas_and_another_one_none(tmp_path, monkeypatch):
+    run = tiny_run(tmp_path, monkeypatch)
+    store.write_rows(run.folder / "tailoring" / "test.jsonl", tiny_rows(3, split="test"))
+    row = ask.eval_rows(run)[0]
+    assert ask.known_personas(run, row.prompt)["gold-chosen"] == row.personas["gold-chosen"]
+    assert ask.known_personas(run, "something else") == {}
+
+
+class FakeAsker:
+    """Answers with what it was asked, word by word."""
+
+    arms = ["dpo-none", "dpo-chosen"]
+
+    def __init__(self, run):
+        self.run = run
+
+    def answer(self, arm, question, persona):
+        if not question:
+            raise ConfigError("write a question")
+        yield arm
+        yield f"{arm}: {question} {persona}"
+
+
+def test_the_notebooks_table_and_form_show_both_answers(tmp_path, monkeypatch):
+    run = tiny_run(tmp_path, monkeypatch)
+    store.write_rows(run.folder / "tailoring" / "test.jsonl", tiny_rows(3, split="test"))
+    monkeypatch.setattr(ask_widget, "Asker", FakeAsker)
+    table = ask_widget.ask_table(run, "why?", ["P", ""])
+    assert table.loc["P"].tolist() == ["dpo-none: why? P", "dpo-chosen: why? P"]
+    assert table.loc["(none)", "dpo-chosen"] == "dpo-chosen: why? "
+    question, persona, button, said, answers = ask_widget.ask_widget(run).children
+    question.value, persona.value = "how?", "<b>"
+    button.click()
+    assert [box.value for box in answers.children] == ["dpo-none: how? <b>", "dpo-chosen: how? <b>"]
+    question.value = ""
+    button.click()
+    assert said.value == "write a question"

@@ -1,0 +1,62 @@
+"""The whole pipeline on data of one's own: the pairs that ship here, and Auto-J's file where it is there."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from persona_lib import config
+
+SHORT = "01_preference_data,02_base_model,03_persona_inference,05_tailoring_data,06_supervised_tailoring"
+STEPS = f"steps={SHORT},07_preference_tailoring,08_generation,11_persona_swap,12_results"
+
+
+def run_own(folder: Path, *arguments: str) -> tuple[subprocess.CompletedProcess, Path]:
+    """Run own_smoke on some data into a folder; returns what it said and where its results are."""
+    moved = {"PERSONA_RESULTS": str(folder / "results"), "PERSONA_FIGURES": str(folder / "figures")}
+    command = [
+        sys.executable,
+        "-m",
+        "persona_lib.pipeline",
+        "--profile",
+        "own_smoke",
+        "--offline",
+        *arguments,
+    ]
+    done = subprocess.run(command, cwd=config.REPO, env=os.environ | moved, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return done, folder / "results" / "own_smoke"
+
+
+def swap_rows(results: Path) -> list[dict[str, str]]:
+    """Return the rows of the swap table for PT-DPO and gold personas."""
+    with (results / "tables" / "swap.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    wanted = {"dataset": "own", "arm": "dpo-both", "persona": "gold", "measure": "policy"}
+    return [row for row in rows if wanted.items() <= row.items()]
+
+
+@pytest.mark.slow
+def test_the_shipped_pairs_run_from_file_to_report_and_again_without_work(tmp_path):
+    done, results = run_own(tmp_path, "--set", STEPS)
+    assert "64 rows read, 64 usable, 0 rejected" in done.stdout
+    assert len(swap_rows(results)) == 1 and (results / "report" / "data.html").exists()
+    assert "own data" in (results / "report" / "index.html").read_text(encoding="utf-8")
+    again, _ = run_own(tmp_path, "--set", STEPS)
+    assert all(line.endswith("cached") for line in again.stdout.splitlines() if line.startswith("["))
+
+
+@pytest.mark.slow
+def test_autoj_runs_with_its_mapping_and_every_row_is_accounted_for(tmp_path, autoj_data):
+    path = autoj_data / "autoj_pairwise.json"
+    done, results = run_own(tmp_path, "--data", str(path), "--mapping", "examples/autoj.yaml")
+    assert "1392 rows read, 1017 usable, 375 rejected (373 tie, 1 empty, 1 identical)" in done.stdout
+    assert len(swap_rows(results)) == 1
+    assert not list((results / "notebooks").glob("16*"))
+    rows = (results / "own" / "seed-0" / "tables" / "own_rows.csv").read_text(encoding="utf-8")
+    assert len(list(csv.DictReader(rows.splitlines()))) == 1017

@@ -1,0 +1,137 @@
+"""What a notebook says at its end follows from its numbers: other numbers, other words."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+
+from persona_lib import config, store
+from persona_lib.reading import saw, saw_answers
+from persona_lib.records import Generation, RunSpec, TailoringRow
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "word"),
+    [(0.51, 0.9, saw.HALF[2]), (0.1, 0.49, saw.HALF[0]), (0.4, 0.6, saw.HALF[1]),
+     (0.5, 0.6, saw.HALF[1]), (0.4, 0.5, saw.HALF[1])],
+)  # fmt: skip
+def test_the_word_is_chosen_by_the_interval_alone(low, high, word):
+    assert saw.against(low, high, 0.5) == word
+
+
+def test_a_share_is_said_with_wilsons_interval_and_n():
+    assert saw.share(8, 10) == "0.80 [0.49, 0.94] of 10"  # (.490, .943)
+    assert saw.share(0, 0) == "none (n = 0)"
+
+
+@pytest.mark.parametrize(
+    ("longer", "common", "words"),
+    [(0.7, 0.9, ["above the world's setting", "more than half"]),
+     (0.3, 0.2, ["below the world's setting", "less than half"]),
+     (0.5, 0.65, ["as expected from the world's setting", "not clearly different from half"])],
+)  # fmt: skip
+def test_preference_data_follows_the_tables(longer, common, words):
+    contrast = pd.DataFrame({"contrasted": [200], "share": [common]}, index=["tone"])
+    card = pd.DataFrame(
+        {"rows": [210], "without responses": [10], "chosen longer": [longer]}, index=["train"]
+    )
+    said = saw.preference_data(contrast, card, 0.65).splitlines()
+    assert [word in line for word, line in zip(words, said, strict=True)] == [True, True]
+
+
+def test_the_split_without_responses_is_not_spoken_of():
+    card = pd.DataFrame(
+        {"rows": [5], "without responses": [5], "chosen longer": [float("nan")]}, index=["test"]
+    )
+    contrast = pd.DataFrame({"contrasted": [], "share": []})
+    assert saw.preference_data(contrast, card, 0.65) == "- nothing to say of this profile"
+
+
+def test_a_loss_that_rose_is_not_said_to_have_fallen():
+    assert "The loss fell: from 2.00 to 1.00" in saw.base_model(
+        pd.DataFrame({"loss": [2.0, 1.0]}, index=[1, 9])
+    )
+    rose = saw.base_model(pd.DataFrame({"loss": [1.0, 2.0]}, index=[1, 9]))
+    assert "did not fall" in rose and "in 9 steps" in rose
+
+
+def history(**losses: float) -> pd.DataFrame:
+    """Return two epochs per arm, the second one kept, with reward accuracies."""
+    rows = [
+        {"arm": arm.replace("_", "-"), "epoch": epoch, "validation loss": loss, "kept": epoch == 2,
+         "validation reward accuracy": 0.9 if arm.endswith("chosen") else 0.5}
+        for arm, loss in losses.items() for epoch in (1, 2)
+    ]  # fmt: skip
+    return pd.DataFrame(rows).set_index(["arm", "epoch"])
+
+
+def test_a_persona_line_that_helps_and_one_that_harms():
+    helped = saw.supervised(history(sft_none=0.5, sft_chosen=0.4, sft_shuffled=0.6)).splitlines()
+    assert "0.100 below that of sft-none" in helped[1] and "0.100 above" in helped[2]
+    assert "that of" not in helped[0]
+
+
+def test_reward_accuracy_is_compared_with_one_half():
+    index = pd.MultiIndex.from_product([["dpo-none", "dpo-chosen"], ["train", "val"]])
+    counts = pd.DataFrame({"rows": 110, "dropped": 10}, index=index)
+    plain, tailored = saw.preference(history(dpo_none=1.0, dpo_chosen=1.0), counts).splitlines()
+    assert "0.50 [0.40, 0.60] of 100 validation pairs, not clearly different from half" in plain
+    assert "0.90 [0.83, 0.94] of 100 validation pairs, more than half" in tailored
+
+
+def test_borrowed_personas_that_equal_the_own_ones_are_counted():
+    rows = [
+        TailoringRow("", "test", "", "", "", {"gold-chosen": "A", "retrieved-chosen": borrowed})
+        for borrowed in "A" * 30 + "B" * 10
+    ]
+    report = pd.DataFrame({"must_be_zero": [True, False, True], "found": [0, 7, 3]})
+    leaks, chosen, rejected = saw.tailoring_data({"test": rows}, "test", report).splitlines()
+    assert "Of 2 kinds of leaks that must not be, 1 occur" in leaks
+    assert "0.75 [0.60, 0.86] of 40, more than half" in chosen and "none (n = 0)" in rejected
+
+
+def judged(p_won: int, p_lost: int, q_won: int, q_lost: int) -> str:
+    """Return what is said of one main comparison."""
+    row = {"label": "gold-chosen", "kind": "main", "n": 100, "P_W": p_won, "P_L": p_lost, "Q_W": q_won,
+           "Q_L": q_lost, "P_net": (p_won - p_lost) / max(p_won + p_lost, 1),
+           "Q_net": (q_won - q_lost) / max(q_won + q_lost, 1)}  # fmt: skip
+    return saw_answers.judging(pd.DataFrame([row, row | {"kind": "control"}]))
+
+
+def test_judgments_are_said_as_they_fell():
+    better = judged(50, 10, 10, 50)
+    assert "suits the persona better (net +0.67 [+0.44, +0.81], 60 of 100 decided)" in better
+    assert "its quality is worse (net -0.67" in better and better.count("gold-chosen") == 1
+    assert "neither clearly better nor worse (net +0.00" in judged(20, 20, 50, 10)
+    assert "neither clearly better nor worse (nothing decided of 100)" in judged(0, 0, 50, 10)
+
+
+@pytest.fixture
+def answers(tmp_path, monkeypatch):
+    """A run in which PT-DPO's answers follow the persona in 9 of 10 prompts, plain DPO's in 1."""
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
+    run = config.open_run("smoke")
+    for arm, form, follows in (("chosen", "line", 9), ("none", "first_person", 1)):
+        for side in ("chosen", "rejected"):
+            spec = RunSpec(run.dataset, "dpo", arm, f"gold-{side}", run.seed, form)
+            folder = run.folder / "generations" / spec.slug
+            texts = [side if i < follows else "same" for i in range(10)]
+            rows = [Generation(str(i), spec.slug, "p", "P", text, "stop", 3) for i, text in enumerate(texts)]
+            store.write_rows(folder / "rows.jsonl", rows)
+            (folder / "done.json").write_text(json.dumps({"key": ""}), encoding="utf-8")
+    return run
+
+
+def test_generation_compares_how_often_a_persona_changes_the_answer(answers):
+    table = pd.DataFrame({"n": [10, 10], "no_eos": [1, 0], "suffix_loop": [0, 2]})
+    counted, tailored, plain, verdict = saw_answers.generation(answers, table, "dpo-chosen").splitlines()
+    assert "Of 20 answers 1 never ended and 2 ended in a loop" in counted
+    assert "0.90" in tailored and "0.10" in plain
+    assert "dpo-chosen changes its answer more often than dpo-none does (+0.80" in verdict
+
+
+def test_generation_without_both_policies_only_counts(answers):
+    table = pd.DataFrame({"n": [10], "no_eos": [0], "suffix_loop": [0]})
+    assert len(saw_answers.generation(answers, table, "dpo-rejected").splitlines()) == 1

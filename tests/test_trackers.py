@@ -1,0 +1,21 @@
+"""Training reports to no tracker unless the environment names one."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("torch")
+
+from persona_lib.config import load_profile  # noqa: E402
+from persona_lib.training.trainers import trainer_settings  # noqa: E402
+
+
+@pytest.mark.parametrize(("named", "wanted"), [(None, []), ("tensorboard", ["tensorboard"])])
+def test_the_environment_alone_names_trackers(tmp_path, monkeypatch, named, wanted):
+    from transformers import TrainingArguments
+
+    monkeypatch.delenv("PERSONA_REPORT_TO", raising=False)
+    if named:
+        monkeypatch.setenv("PERSONA_REPORT_TO", named)
+    settings = trainer_settings(load_profile("smoke"), "sft", 0, tmp_path)
+    assert TrainingArguments(output_dir=str(tmp_path), report_to=settings["report_to"]).report_to == wanted
