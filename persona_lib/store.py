@@ -16,9 +16,10 @@ import shutil
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 T = TypeVar("T")
+BLOCK = 1 << 16  # bytes read at a time, from the end of a file backwards
 
 
 def to_json(value: Any) -> Any:
@@ -101,10 +102,23 @@ def repair_rows(path: Path) -> None:
     """Cut off an unfinished last line (no newline) that a killed process left behind."""
     if not path.exists():
         return
-    data = path.read_bytes()
-    if data and not data.endswith(b"\n"):
-        with path.open("r+b") as file:
-            file.truncate(data.rfind(b"\n") + 1)
+    with path.open("r+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        whole = end_of_last_line(file, end)
+        if whole < end:
+            file.truncate(whole)
+
+
+def end_of_last_line(file: BinaryIO, end: int) -> int:
+    """Return the place after the last newline before ``end``, 0 without one; reads from the end on only."""
+    while end > 0:
+        start = max(0, end - BLOCK)
+        file.seek(start)
+        found = file.read(end - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0
 
 
 def iter_rows(path: Path) -> Iterator[dict]:

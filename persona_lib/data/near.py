@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+import math
+from collections import defaultdict
 from collections.abc import Sequence
 
 from persona_lib.stats.words import tokens
@@ -30,16 +31,21 @@ def near_duplicates(
 ) -> list[tuple[int, int, float]]:
     """Find the prompts whose most similar pool prompt has a word 3-gram Jaccard >= ``threshold``.
 
-    Returns (index in prompts, index in pool, Jaccard), at most one per prompt. An inverted index keeps
-    the work in proportion to the shared 3-grams.
+    Returns (index in prompts, index in pool, Jaccard), at most one per prompt. A pool prompt that is similar
+    enough shares at least ``threshold`` of a prompt's 3-grams, so it has one of any larger rest: only the
+    holders of the rarest are looked at, however many prompts share a template.
     """
+    if threshold <= 0:
+        return []
     pool_grams, holders = gram_index(pool)
     found = []
     for index, text in enumerate(prompts):
         grams = ngrams(tokens(text), 3)
-        shared = Counter(other for gram in grams for other in holders.get(gram, ()))
-        scores = [(n / (len(grams) + len(pool_grams[other]) - n), -other) for other, n in shared.items()]
+        rarest = sorted(grams, key=lambda gram: len(holders.get(gram, ())))
+        enough = rarest[: len(grams) - max(1, math.ceil(threshold * len(grams) - 1e-9)) + 1]
+        near = {other for gram in enough for other in holders.get(gram, ())}
+        scores = [(len(grams & pool_grams[o]) / len(grams | pool_grams[o]), -o) for o in near]
         best, other = max(scores, default=(0.0, 0))
-        if best >= threshold > 0:
+        if best >= threshold:
             found.append((index, -other, best))
     return found

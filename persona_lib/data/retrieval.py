@@ -8,14 +8,14 @@ late interaction, which compares every token of the query with every token of th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any
 
 from persona_lib import hub
 
 Rows = Sequence[tuple[str, str]]  # (id, prompt)
-Scores = Sequence[Sequence[float]]  # one line per query, one column per pool row
+Scores = Iterable[Sequence[float]]  # one line per query, one column per pool row
 # Similarities that differ by less count as equal: a model's depend on what else is in the batch.
 DIGITS = 5
 
@@ -35,9 +35,9 @@ def retrieve(queries: Rows, pool: Rows, retriever: str = "bm25", model: str = ""
     """
     if not pool:
         raise ValueError("retrieve: the pool is empty; retrieval needs training rows")
-    keys = [normal(text) for _, text in pool]
+    places = forbidden_places(pool)
     scores = SCORERS[retriever]([text for _, text in queries], [text for _, text in pool], model)
-    return [best_allowed(line, query, pool, keys) for query, line in zip(queries, scores, strict=True)]
+    return [best_allowed(line, query, places) for query, line in zip(queries, scores, strict=True)]
 
 
 def bm25_scores(queries: Sequence[str], pool: Sequence[str], model: str = "") -> Scores:
@@ -47,7 +47,7 @@ def bm25_scores(queries: Sequence[str], pool: Sequence[str], model: str = "") ->
     index = bm25s.BM25()
     index.index(bm25s.tokenize(list(pool), show_progress=False), show_progress=False)
     tokens = bm25s.tokenize(list(queries), return_ids=False, show_progress=False)
-    return [index.get_scores(words) for words in tokens]
+    return (index.get_scores(words) for words in tokens)  # one line at a time: queries x pool is a lot
 
 
 def dense_scores(queries: Sequence[str], pool: Sequence[str], model: str) -> Scores:
@@ -94,12 +94,27 @@ def load_model(kind: str, source: str) -> Any:
     return getattr(sentence_transformers, kind)(name, revision=commit)
 
 
-def best_allowed(scores: Sequence[float], query: tuple[str, str], pool: Rows, keys: Sequence[str]) -> int:
-    """Return the index of the highest score among the pool rows that the query may use."""
-    key = normal(query[1])
-    allowed = [i for i, (id, _) in enumerate(pool) if id != query[0] and keys[i] != key]
-    if not allowed:
+def forbidden_places(pool: Rows) -> dict[tuple[str, str], list[int]]:
+    """Return where ids and prompts stand in the pool: {("id", id) or ("prompt", prompt): indices}."""
+    places: dict[tuple[str, str], list[int]] = {}
+    for index, (name, text) in enumerate(pool):
+        for key in (("id", name), ("prompt", normal(text))):
+            places.setdefault(key, []).append(index)
+    return places
+
+
+def best_allowed(
+    scores: Sequence[float], query: tuple[str, str], places: dict[tuple[str, str], list[int]]
+) -> int:
+    """Return the index of the highest score, the first of equals, among the rows that the query may use."""
+    import numpy as np
+
+    allowed = np.array(scores, dtype=float)
+    for key in (("id", query[0]), ("prompt", normal(query[1]))):
+        allowed[places.get(key, [])] = -np.inf
+    best = int(allowed.argmax())
+    if allowed[best] == -np.inf:
         raise ValueError(
             f"retrieve: no pool row is left for query {query[0]!r}: all have its id or its prompt"
         )
-    return max(allowed, key=lambda i: (scores[i], -i))
+    return best

@@ -78,7 +78,9 @@ def encode_documents(
     """
     while chunk := list(itertools.islice(documents, 100)):
         segments = [text for document in chunk for text, _ in document]
-        encoded = iter(tokenizer(segments, add_special_tokens=False)["input_ids"])
+        # the tokenizer's core: what transformers adds around it takes twice the time and is not used
+        found = tokenizer.backend_tokenizer.encode_batch_fast(segments, add_special_tokens=False)
+        encoded = (encoding.ids for encoding in found)
         for document in chunk:
             ids, weights = [tokenizer.bos_token_id], [1.0]
             for _, kind in document:

@@ -14,7 +14,7 @@ import json
 import queue
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,11 +58,14 @@ class Asker:
         self.stopped = threading.Event()
         self.out_of_money, self.refused = False, set[str]()
 
-    async def ask_all(self, bodies: dict[str, dict[str, Any]]) -> None:
-        """Ask for every body, ``concurrency`` at a time; stops early when told to, or when it is hopeless."""
+    async def ask_all(self, requests: Iterable[tuple[str, dict[str, Any]]]) -> None:
+        """Ask every (id, body), ``concurrency`` at a time; stops early when told to, or when it is hopeless.
+
+        A body is taken when its turn comes: a hundred thousand of them need not be held at once.
+        """
         import openai
 
-        self.waiting, self.room = iter(bodies.items()), asyncio.Condition()
+        self.waiting, self.room = iter(requests), asyncio.Condition()
         async with openai.AsyncOpenAI(
             base_url=self.endpoint.url,
             api_key=api_key(self.endpoint) or "none",  # a server of one's own may want no key
@@ -193,16 +196,20 @@ class EndpointGenerator:
         if min_new_tokens:
             raise ValueError("an endpoint cannot be asked for min_new_tokens: set gen_min_new_tokens to 0")
         self.read_ledger()
-        bodies, places = {}, {}
-        for index, prompt in enumerate(prompts):
-            body = request_body(self.endpoint, prefix + prompt, max_new_tokens, stop, sampling, schema)
-            name = request_id(self.endpoint, body)
+
+        def body_of(index: int) -> dict[str, Any]:
+            whole = prefix + prompts[index]
+            return request_body(self.endpoint, whole, max_new_tokens, stop, sampling, schema)
+
+        places: dict[str, list[int]] = {}
+        for index in range(len(prompts)):
+            name = request_id(self.endpoint, body_of(index))
             if name in self.known:
                 yield index, to_completion(self.known[name], stop)
             else:
-                bodies[name] = body
                 places.setdefault(name, []).append(index)
-        for answer in self.ask(bodies):
+        requests = ((name, body_of(indices[0])) for name, indices in places.items())
+        for answer in self.ask(requests, len(places)):
             for index in places[answer.id]:
                 yield index, to_completion(answer, stop)
 
@@ -224,16 +231,16 @@ class EndpointGenerator:
                 self.spent += answer.cost_usd
             self.read_to = file.tell()
 
-    def ask(self, bodies: dict[str, dict[str, Any]]) -> Iterator[Answer]:
+    def ask(self, requests: Iterable[tuple[str, dict[str, Any]]], count: int) -> Iterator[Answer]:
         """Yield the answers as they arrive; the event loop has its own thread (a notebook has one)."""
-        if not bodies:
+        if not count:
             return
         answers: queue.Queue[Any] = queue.Queue()
         asker = Asker(self.endpoint, self.ledger, self.spent, answers.put)
 
         def run() -> None:
             try:
-                asyncio.run(asker.ask_all(bodies))
+                asyncio.run(asker.ask_all(requests))
                 answers.put(None)
             except BaseException as error:
                 answers.put(error)
@@ -248,7 +255,7 @@ class EndpointGenerator:
         finally:
             asker.stopped.set()
             thread.join()
-        self.report(asker, len(bodies))
+        self.report(asker, count)
 
     def report(self, asker: Asker, asked: int) -> None:
         """Raise what stopped the asker, or what failed."""
