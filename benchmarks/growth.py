@@ -8,8 +8,8 @@ prompt against a pool that grows alike, and the near duplicates of the leakage r
 words in a few templates. ``served``: persona inference inputs, up to 100,000, through the client of served
 models against a stub server in another process; ``again``: the same inputs when all answers are in the
 ledger. ``arms``: prompts times arms, adapters switched on one small base. The exponent is the slope of log
-seconds over log n from the smallest to the largest: 1 is linear, and more than 1.2 is said. Retrieval compares
-every query with the whole pool: its n are the pairs.
+seconds over log n from the smallest to the largest: 1 is linear, and more than 1.2 is said. Retrieval
+compares every query with the whole pool: its n are the pairs.
 
 Writes ``tables/growth.csv``, ``.md`` and ``.png``; ``--quick`` has a hundredth of the sizes and writes
 nothing.
