@@ -25,6 +25,7 @@ BENCHMARKS = {  # name -> module of this folder
     "generation": "generation",
     "dpo_epoch": "dpo_epoch",
     "sft_epoch": "sft_epoch",
+    "grid": "grid",
 }
 
 

@@ -19,14 +19,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import itertools
 import json
 import math
 import multiprocessing
 import random
+import re
 import resource
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -51,31 +54,29 @@ def texts(n: int, seed: int = 0) -> list[str]:
 # --- what is measured: each gets n and a folder, and returns (seconds, items) ---
 
 
-def write(n: int, folder: Path) -> tuple[float, int]:
-    """Append n answers in batches of 160, as generation does."""
-    started = time.perf_counter()
-    write_answers(n, folder / "rows.jsonl")
-    return time.perf_counter() - started, n
-
-
-def write_answers(n: int, path: Path) -> None:
-    """Append n answers."""
+def answers(n: int) -> Iterator[Any]:
+    """Yield n answers of generation."""
     from persona_lib.records import Generation
 
     said = " ".join(["word"] * MEAN_WORDS)
-    for start in range(0, n, 160):
-        part = range(start, min(n, start + 160))
-        rows = (
-            Generation(f"row-{i}", "run", f"prompt {i}", "persona", said, "stop", MEAN_WORDS) for i in part
-        )
-        store.append_rows(path, rows)
+    for i in range(n):
+        yield Generation(f"row-{i}", "run", f"prompt {i}", "persona", said, "stop", MEAN_WORDS)
+
+
+def write(n: int, folder: Path) -> tuple[float, int]:
+    """Append n answers in batches of 160, as generation does."""
+    rows = answers(n)
+    started = time.perf_counter()
+    while batch := list(itertools.islice(rows, 160)):
+        store.append_rows(folder / "rows.jsonl", batch)
+    return time.perf_counter() - started, n
 
 
 def read(n: int, folder: Path) -> tuple[float, int]:
     """Read n answers into records."""
     from persona_lib.records import Generation
 
-    write_answers(n, folder / "rows.jsonl")
+    store.append_rows(folder / "rows.jsonl", answers(n))
     started = time.perf_counter()
     found = store.read_rows(folder / "rows.jsonl", Generation)
     seconds = time.perf_counter() - started
@@ -86,7 +87,7 @@ def read(n: int, folder: Path) -> tuple[float, int]:
 def resume(n: int, folder: Path) -> tuple[float, int]:
     """Cut a torn line off a file of n answers and append one, a hundred times: no rereading."""
     path = folder / "rows.jsonl"
-    write_answers(n, path)
+    store.append_rows(path, answers(n))
     started = time.perf_counter()
     for _ in range(100):
         with path.open("a", encoding="utf-8") as file:
@@ -129,15 +130,12 @@ def stub_server(port: Any) -> None:
     reply = f"{head}{len(body)}\r\n\r\n".encode() + body
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while request := await reader.readuntil(b"\r\n\r\n"):
-            length = next(
-                int(line.partition(b":")[2])
-                for line in request.split(b"\r\n")
-                if line.lower().startswith(b"content-length:")
-            )
-            await reader.readexactly(length)
-            writer.write(reply)
-            await writer.drain()
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):  # the client has gone
+            while request := await reader.readuntil(b"\r\n\r\n"):
+                found = re.search(rb"(?i)content-length: *(\d+)", request)
+                await reader.readexactly(int(found[1]))
+                writer.write(reply)
+                await writer.drain()
 
     async def main() -> None:
         server = await asyncio.start_server(serve, "127.0.0.1", 0)

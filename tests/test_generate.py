@@ -44,6 +44,26 @@ def test_a_prefix_that_ends_inside_a_token_is_not_shared_but_still_right(generat
     assert run(generator, ["t sat"], prefix="the ca") == run(generator, ["the cat sat"])
 
 
+def test_a_long_common_beginning_is_computed_once_and_changes_nothing(generator, monkeypatch):
+    prompts = [f"one two three four five six {end}" for end in ("Prompt: a dog", "the cat sat on", "the mat")]
+    plain, seen = run(generator, prompts), []
+    monkeypatch.setattr(generate, "LEAST_SHARED", 6)
+    hook = generator.model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    assert run(generator, prompts) == plain
+    hook.remove()
+    head = len(generator.tokenizer("one two three four five six")["input_ids"])
+    assert seen[0] == (1, head) and seen[1][0] == 3 and seen[1][1] < head
+
+
+def test_a_common_beginning_leaves_every_row_a_token_and_is_not_shared_if_short(monkeypatch):
+    monkeypatch.setattr(generate, "LEAST_SHARED", 2)
+    assert generate.common_head([[1, 2, 3, 4], [1, 2, 3, 5], [1, 2, 4]]) == [1, 2]
+    assert generate.common_head([[1, 2, 3], [1, 2, 3], [1, 2, 3, 4]]) == [1, 2]
+    assert generate.common_head([[1, 2, 3]]) == generate.common_head([[1, 2], [1, 3]]) == []
+
+
 def test_a_stop_string_ends_its_own_row_only_and_is_cut_off(generator):
     prompts = ["the cat", "a dog ran far away on the mat", "one"]
     free = run(generator, prompts)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from persona_lib import store
 from persona_lib.config import Run
 from persona_lib.data.persona_text import is_contrastive, strip_contrast
+from persona_lib.evaluation.pair_scores import pair_log_probs
 from persona_lib.evaluation.swap_tables import (
     FAMILIES,
     SINGLE,
@@ -30,7 +31,6 @@ from persona_lib.models.llm import (
     load_base,
     load_tokenizer,
     model_key,
-    sequence_log_probs,
     using_adapters,
 )
 from persona_lib.prompts import completion_text, tailoring_prompt
@@ -207,10 +207,9 @@ def score_jobs(
         chunk = jobs[start : start + CHUNK * batch]
         how = persona_format, run.profile.first_person_wording
         prompts = [tailoring_prompt(row.prompt, persona, *how) for row, _, persona in chunk]
-        texts = [completion_text(side) for row, _, _ in chunk for side in (row.chosen, row.rejected)]
-        twice = [prompt for prompt in prompts for _ in range(2)]
+        pairs = [(completion_text(row.chosen), completion_text(row.rejected)) for row, _, _ in chunk]
         with using_adapters(model, [folder.name for folder in adapters]):
-            values = sequence_log_probs(model, tokenizer, twice, texts, batch).reshape(-1, 2).tolist()
+            values = pair_log_probs(model, tokenizer, prompts, pairs, batch).tolist()
         scores = [PolicyScore(row.id, *rest, *pair) for (row, *rest), pair in zip(chunk, values, strict=True)]
         store.append_rows(path, scores)
 

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+LEAST_SHARED = 32  # tokens from which a common beginning is computed once
+
 
 @dataclass(frozen=True)
 class Completion:
@@ -44,6 +46,19 @@ def cut_at_stop(text: str, stop: Sequence[str]) -> tuple[str, bool]:
     """Cut a text before the first stop string in it; say whether there was one."""
     ends = [at for s in stop if (at := text.find(s)) >= 0]
     return (text[: min(ends)], True) if ends else (text, False)
+
+
+def common_head(rows: Sequence[list[int]]) -> list[int]:
+    """Return the tokens that all of several rows begin with, at least one less than the shortest row has.
+
+    Fewer than ``LEAST_SHARED`` are not worth a pass of their own: then an empty list.
+    """
+    if len(rows) < 2:
+        return []
+    first, last = min(rows), max(rows)  # what these two share, all share
+    most = min(map(len, rows)) - 1
+    size = next((i for i in range(most) if first[i] != last[i]), most)
+    return first[:size] if size >= LEAST_SHARED else []
 
 
 def decoding(sampling: Sampling | None) -> dict[str, Any]:
@@ -103,14 +118,15 @@ class TransformersGenerator:
         """Yield (index, completion) batch by batch, shortest prompts first; greedy without ``sampling``.
 
         ``prefix`` is put before every prompt and its keys and values are computed once, provided that it
-        ends at a token boundary of every prompt (else each prompt is computed whole).
+        ends at a token boundary of every prompt (else each prompt is computed whole). Without one, a long
+        beginning that all prompts have in common, such as a judge's instructions, is computed once.
         """
         import torch
 
         from persona_lib.models.llm import using_adapters
 
-        head = self.tokenizer(prefix)["input_ids"] if prefix else []
         rows = [self.tokenizer(prefix + p)["input_ids"] for p in prompts]
+        head = self.tokenizer(prefix)["input_ids"] if prefix else common_head(rows)
         if any(row[: len(head)] != head for row in rows):
             head = []
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
