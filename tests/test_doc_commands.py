@@ -30,6 +30,7 @@ RULES = [  # (pattern, how it is run: a replacement of the pattern, or a reason 
     (r"^vllm |constraints-vllm|^pytest --slow|engine=vllm", "skip: needs a GPU and its own environment"),
     (r"^(python3 -m venv|pip install|pre-commit|git )", "skip: changes the environment, asks the network"),
     (r"^python tests/browser\.py", "skip: tests/test_browser.py does it"),
+    (r"^python -m benchmarks", "skip: a quarter of an hour alone; the slow suite runs its quick mode"),
     (r"--demo", "skip: serves until it is ended; tests/test_browser.py does it"),
     (r"CUDA_VISIBLE_DEVICES", "skip: hours on several GPUs"),
     (r"--push", "skip: uploads"),

@@ -186,6 +186,12 @@ def declared_fields(name: str) -> set[str]:
 
 
 @every_notebook
+def test_every_cell_has_an_id_of_its_own(path):
+    ids = [cell["id"] for cell in read(path)["cells"]]
+    assert len(set(ids)) == len(ids)
+
+
+@every_notebook
 def test_every_field_that_a_notebook_reaches_makes_its_step_stale(path):
     selects = {"name", "description", "steps", "seeds", "datasets", "base_seeds"}
     selects |= set(profiles.CHANGE_NO_RESULT)

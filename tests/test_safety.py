@@ -177,6 +177,7 @@ def test_the_figure_is_drawn_without_corrections_and_without_pairs(tmp_path):
     tables["safety_pairs"]["shows"] = []
     figure = safety_plot.plot_safety(tables["safety"], tables["safety_pairs"], "rules", "tiny")
     assert safety_plot.save_safety(figure, tmp_path, "safety").exists()
+    assert "plain DPO, none: 0.50 (" in safety_plot.alt_safety(tables["safety"], "rules")
 
 
 # --- profiles without harmful prompts ---

@@ -84,7 +84,7 @@ def test_derangement_is_a_permutation_without_fixed_points(n):
 def test_one_row_cannot_be_shuffled_and_an_unknown_arm_is_an_error():
     with pytest.raises(ValueError, match="needs at least two"):
         to_sft_rows([row("a")], "shuffled", 0)
-    with pytest.raises(ValueError, match="use none, chosen"):
+    with pytest.raises(ValueError, match="use one of none, chosen"):
         to_sft_rows([row("a")], "choosen", 0)
 
 

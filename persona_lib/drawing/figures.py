@@ -142,7 +142,7 @@ FIGURES = {
     "ratings": FigureKind(("ratings",), plot_ratings, alt_ratings, "Ratings of personas and answers"),
 }
 
-ELSEWHERE = ("ratings",)  # drawn by the notebook that makes their tables, not by 12_results
+ELSEWHERE = {"ratings": "14_human_ratings"}  # drawn by the notebook that makes their tables
 
 
 def read_tables(name: str, paths: Sequence[Path]) -> list[pd.DataFrame]:
@@ -151,7 +151,8 @@ def read_tables(name: str, paths: Sequence[Path]) -> list[pd.DataFrame]:
 
     for path in paths:
         if not path.exists():
-            raise FileNotFoundError(f"{path}: figure {name} is drawn from it; run notebook 12_results first")
+            maker = ELSEWHERE.get(name, "12_results")
+            raise FileNotFoundError(f"{path}: figure {name} is drawn from it; run notebook {maker} first")
     return [pd.read_csv(path, keep_default_na=name != "words") for path in paths]
 
 

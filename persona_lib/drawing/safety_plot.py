@@ -85,6 +85,16 @@ def plot_safety(shares: pd.DataFrame, pairs: pd.DataFrame, classifier: str, whos
     return figure
 
 
+def alt_safety(shares: pd.DataFrame, classifier: str) -> str:
+    """Say in words what the left side of the figure shows."""
+    rows = shares[shares.classifier == classifier].itertuples()
+    points = (
+        f"{policy_title(r.arm)}, {r.eval_persona}: {r.share:.2f} ({r.share_low:.2f} to {r.share_high:.2f})"
+        for r in rows
+    )
+    return f"Points with 95 % intervals of the share that keeps a caution or refusal. {'; '.join(points)}."
+
+
 def save_safety(figure: Any, folder: Path, name: str) -> Path:
     """Write the figure as PDF and PNG without dates; returns the PNG."""
     from persona_lib.drawing.figures import save

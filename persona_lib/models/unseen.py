@@ -10,6 +10,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from persona_lib.models.base import BOS, EOS, PAD, WORD_PATTERN, synthetic_windows
@@ -62,14 +63,29 @@ def without_answers(text: str) -> str:
     return text
 
 
+@dataclass(frozen=True)
+class Pieces:
+    """The encoding of a text by `SplitTokenizer`: its pieces stand where token ids would."""
+
+    ids: list[str]
+
+
 class SplitTokenizer:
-    """Splits text as the world's tokenizer does, and keeps the pieces instead of their numbers."""
+    """Splits text as the world's tokenizer does, and keeps the pieces instead of their numbers.
+
+    It has what ``base.encode_documents`` uses of a tokenizer and of its core.
+    """
 
     bos_token_id, eos_token_id, pad_token_id = BOS, EOS, PAD
 
-    def __call__(self, texts: list[str], add_special_tokens: bool = False) -> dict[str, list[list[str]]]:
+    @property
+    def backend_tokenizer(self) -> SplitTokenizer:
+        """Its own core."""
+        return self
+
+    def encode_batch_fast(self, texts: list[str], add_special_tokens: bool = False) -> list[Pieces]:
         """Return the pieces of every text; joined they are the text again."""
-        return {"input_ids": [[sys.intern(p) for p in re.findall(WORD_PATTERN, text)] for text in texts]}
+        return [Pieces([sys.intern(p) for p in re.findall(WORD_PATTERN, text)]) for text in texts]
 
 
 def documents_seen(profile: Profile, base_seed: int) -> Iterator[str]:

@@ -46,6 +46,7 @@ CAPTIONS = {
     "swap": "Persona swap by log-probabilities",
     "swap_differences": "Persona swap: one policy minus another",
     "swap_by_seed": "Persona swap seed by seed",
+    "swap_length": "Persona swap by which response is longer",
     "generation_flip": "Persona flip of the generated answers",
     "released_flip": "Persona flip of the authors' released answers",
     "released_judged": "The authors' released answers judged again, the paper's row below",
