@@ -26,6 +26,7 @@ BENCHMARKS = {  # name -> module of this folder
     "dpo_epoch": "dpo_epoch",
     "sft_epoch": "sft_epoch",
     "grid": "grid",
+    "workers": "workers",
 }
 
 

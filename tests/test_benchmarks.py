@@ -97,3 +97,16 @@ def test_rows_have_the_wanted_tokens_with_bos_and_eos():
 def test_tables_show_three_figures_and_nothing_for_what_was_not_measured():
     rows = [{"a": 12345.6, "b": 0.012345, "c": None, "d": "nf4", "e": 7}]
     assert measure.markdown(rows).splitlines()[-1] == "| 12,346 | 0.0123 |  | nf4 | 7 |"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["growth", "whole_run"])
+def test_profiles_of_growth_and_of_a_run_check_what_they_measure(name):
+    command = [sys.executable, str(REPO / "benchmarks" / f"{name}.py"), "--quick"]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(REPO)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    if name == "growth":
+        exponents = [float(line.split("|")[-2]) for line in done.stdout.splitlines() if line.count("|") == 8]
+        assert len(exponents) == 3 * 8 and max(exponents) < 2.5, done.stdout
+    else:
+        assert "nothing done" in done.stdout
