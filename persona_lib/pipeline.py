@@ -17,6 +17,7 @@ from pathlib import Path
 from persona_lib import config
 from persona_lib.data.official import DataError
 from persona_lib.profiles import ConfigError, near_names
+from persona_lib.provenance import hardware
 from persona_lib.runner import own_run
 from persona_lib.runner.grid_list import grid_lines
 from persona_lib.runner.names import check_names
@@ -41,6 +42,8 @@ EXAMPLES = """examples:
   ./run_all.sh --data my_pairs.jsonl         your own preference pairs (DATA.md)
   ./run_all.sh --demo                        a page to ask the trained policies
 A run that was stopped goes on where it was. Results: results/PROFILE/report/index.html."""
+# Nothing is compiled on a processor, but bitsandbytes would import torch's compiler: seconds per process.
+WITHOUT_GPU = {"TORCHDYNAMO_DISABLE": "1"}
 OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
@@ -225,7 +228,7 @@ def run(arguments: argparse.Namespace, notebooks: Path | None = None, steps: dic
 def main(argv: list[str] | None = None, notebooks: Path | None = None, steps: dict | None = None) -> int:
     """Entry point; returns the exit status."""
     arguments = parse_arguments(argv)
-    for name, value in QUIET.items():
+    for name, value in (QUIET if hardware()["gpus"] else QUIET | WITHOUT_GPU).items():
         os.environ.setdefault(name, value)
     if arguments.offline:
         os.environ.update(dict.fromkeys(OFFLINE, "1"))

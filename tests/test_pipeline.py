@@ -508,3 +508,11 @@ def test_the_report_task_follows_every_other(monkeypatch):
     laid_out = pipeline.open_pipeline(arguments)
     assert list(laid_out.tasks)[-1] == tasks.REPORT
     assert laid_out.tasks[tasks.REPORT] == Task(tasks.REPORT, tasks.REPORT, {}, tuple(laid_out.tasks)[:-1])
+
+
+@pytest.mark.parametrize(("gpus", "wanted"), [([], "1"), (["a card"], None)])
+def test_torchs_compiler_is_left_out_only_where_there_is_no_gpu(monkeypatch, gpus, wanted):
+    monkeypatch.setattr(os, "environ", {"PATH": os.environ["PATH"]})
+    monkeypatch.setattr(pipeline, "hardware", lambda: {"gpus": gpus})
+    assert pipeline.main(["--check", "--profile", "smoke"]) == 0
+    assert os.environ.get("TORCHDYNAMO_DISABLE") == wanted and os.environ["OMP_WAIT_POLICY"] == "PASSIVE"

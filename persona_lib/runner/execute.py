@@ -141,6 +141,8 @@ QUIET = {
 
 def call_papermill(source: Path, target: Path, parameters: dict[str, Any], log: Path) -> None:
     """Execute a notebook; its prints go to the log. Raises what papermill raises."""
+    # jsonschema, imported by nbformat, builds a grammar of addresses where this is there: for nothing
+    sys.modules.setdefault("rfc3987_syntax", None)
     import papermill
     from traitlets.config import Config
 
