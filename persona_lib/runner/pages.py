@@ -15,7 +15,8 @@ PLACE = "\ue000{}\ue001"  # stands for a formula while nbconvert cleans the page
 BACK = '<p class="back"><a href="../index.html">back to the report</a></p>'
 STYLE = """<style>
 .back { margin: 1rem; } .back a { text-decoration: underline; }
-math { font-size: 1.1em; } math[display=block] { margin: 1em 0; padding: .2em 0; overflow: auto hidden; } img { max-width: 100%; }
+math { font-size: 1.1em; } math[display=block] { margin: 1em 0; padding: .2em 0; overflow: auto hidden; }
+img { max-width: 100%; }
 @media (max-width: 40rem) {
   .jp-InputPrompt, .jp-OutputPrompt { display: none; } .jp-Notebook { padding: .5rem !important; }
   .jp-OutputArea-output { overflow-x: auto; }
