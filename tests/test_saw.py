@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from persona_lib import config, store
-from persona_lib.reading import saw, saw_answers
+from persona_lib.reading import saw, saw_answers, saw_results
 from persona_lib.records import Generation, RunSpec, TailoringRow
 
 
@@ -135,3 +135,65 @@ def test_generation_compares_how_often_a_persona_changes_the_answer(answers):
 def test_generation_without_both_policies_only_counts(answers):
     table = pd.DataFrame({"n": [10], "no_eos": [0], "suffix_loop": [0]})
     assert len(saw_answers.generation(answers, table, "dpo-rejected").splitlines()) == 1
+
+
+def test_persona_quality_says_each_side_their_paired_gap_and_the_commoner_user():
+    verdicts = {"chosen": ["win"] * 40, "rejected": ["win"] * 20 + ["loss"] * 20}
+    items = pd.DataFrame(
+        [(f"r{i}", "test", side, v) for side, vs in verdicts.items() for i, v in enumerate(vs)]
+        + [("r0", "train", "chosen", "loss")],
+        columns=["id", "split", "side", "verdict"],
+    )
+    said = saw_results.persona_quality(items, pd.DataFrame({"P_C": [10], "P_R": [30]}), "test").splitlines()
+    assert said[0] == "- chosen side: accuracy 1.00 [1.00, 1.00], n = 40, more than half."
+    assert said[1].startswith("- rejected side: accuracy 0.50") and said[1].endswith("from half.")
+    assert "+0.50" in said[2] and said[2].endswith("accuracy is higher.")
+    assert "0.25 [0.14, 0.40] of 40 decided" in said[3] and said[3].endswith("less than half.")  # Wilson
+
+
+def test_swaps_are_said_of_policies_after_dpo_only_and_without_a_value_not_at_all():
+    names = [
+        "arm",
+        "persona_format",
+        "persona",
+        "measure",
+        "n",
+        "d_positive",
+        "d_positive_low",
+        "d_positive_high",
+    ]
+    rows = [
+        ("dpo-chosen", "line", "gold", "policy", 160, 0.9, 0.85, 0.95),
+        ("dpo-none", "first_person", "shuffled", "policy", 160, 0.5, 0.4, 0.6),
+        ("dpo-chosen", "line", "gold", "implicit reward", 160, 0.1, 0.05, 0.15),
+        ("sft-chosen", "line", "gold", "policy", 160, 0.9, 0.85, 0.95),
+        ("dpo-none", "line", "gold", "policy", 160, None, None, None),
+    ]
+    assert saw_results.swap(pd.DataFrame(rows, columns=names)).splitlines() == [
+        "- dpo-chosen, gold personas: D > 0 in 0.90 [0.85, 0.95] of 160 rows, more than half.",
+        "- dpo-none, told in the first person, shuffled personas: D > 0 in 0.50 [0.40, 0.60] of 160 rows, "
+        "not clearly different from half.",
+    ]
+
+
+def test_aims_are_counted_and_each_unmet_one_is_named_with_what_was_measured():
+    names = ["aim", "where", "criterion", "estimate", "low", "high", "n", "met"]
+    rows = [
+        ("accuracy", "w", ">= .80", 0.9, 0.8, 1.0, 10, "yes"),
+        ("dPQ", "w, gold", "> 0", -1.0, -2.0, 1.0, 12, "no"),
+        ("difference", "w", "reported", -3.0, -4.0, -2.0, 12, "reported"),
+        ("other", "w", "> 0", None, None, None, None, "not run"),
+    ]
+    said = saw_results.aims(pd.DataFrame(rows, columns=names)).splitlines()
+    assert said[0].startswith("- Of 2 aims that this run can decide, 1 are met and 1 are not; 1 need")
+    assert said[1] == "- Not met: dPQ, w, gold: -1.00 [-2.00, 1.00], n = 12; aimed at: > 0."
+    assert said[2] == "- Reported: difference, w: -3.00 [-4.00, -2.00], n = 12, below 0."
+    assert len(said) == 3
+
+
+def test_ratings_are_said_of_differences_and_by_whom():
+    rows = [("a", "q", "people", "x", 3.0, 2.0, 4.0), ("a", "q", "people", "x - y", 0.5, 0.1, 0.9)]
+    names = ["study", "question", "raters", "group", "mean", "mean_low", "mean_high"]
+    assert saw_results.ratings(pd.DataFrame(rows, columns=names)) == (
+        "- people raters, a, q: x - y is 0.50 [0.10, 0.90], above 0."
+    )

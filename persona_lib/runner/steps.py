@@ -160,7 +160,7 @@ STEPS: dict[str, Step] = {
             "08_generation",
             "09_judging",
         ),
-        fields=JUDGING,
+        fields=(*JUDGING, "swap_batch_size"),
         minutes={"smoke": 0.1, "synthetic": 0.1, "paper": 30},
     ),
     "11_persona_swap": Step(

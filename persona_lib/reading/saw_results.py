@@ -1,0 +1,92 @@
+"""What we saw in notebooks 04, 11, 12, 14, 16: persona quality, swaps, aims, ratings. See ``reading.saw``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from persona_lib.reading.saw import against, listed, share, span
+from persona_lib.stats.bootstrap import accuracy_array, bootstrap_mean
+from persona_lib.stats.significance import wilson_interval
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+
+SIDES = ("chosen", "rejected")
+MORE = ("lower", "not clearly different", "higher")
+ABOUT_ZERO = ("below 0", "not clearly different from 0", "above 0")
+
+
+def between(estimate: float, low: float, high: float, form: str = ".2f") -> str:
+    """Say an estimate with its 95 % interval."""
+    return f"{estimate:{form}} [{low:{form}}, {high:{form}}]"
+
+
+def persona_quality(items: pd.DataFrame, preference: pd.DataFrame, split: str) -> str:
+    """Say how accurate each side's personas of a split are, and whose personas are of commoner users."""
+    part = items[items.split == split].astype({"verdict": object})
+    right = {
+        side: dict(zip(found.id, accuracy_array(found.verdict), strict=True))
+        for side, found in part.groupby("side")
+    }
+    said = []
+    for side in SIDES:
+        interval = bootstrap_mean([np.array(list(right[side].values()))])
+        if interval.estimate is not None and interval.low is not None and interval.high is not None:
+            said.append(f"{side} side: accuracy {between(interval.estimate, interval.low, interval.high)}, "
+                        f"n = {interval.n_items}, {against(interval.low, interval.high, 0.5)}.")  # fmt: skip
+    both = sorted(right["chosen"].keys() & right["rejected"].keys())
+    gap = bootstrap_mean([np.array([right["chosen"][i] - right["rejected"][i] for i in both])])
+    if gap.low is not None and gap.high is not None:
+        said.append(f"Chosen minus rejected, by pair: {span(gap)}; chosen personas' accuracy is "
+                    f"{against(gap.low, gap.high, 0, MORE)}.")  # fmt: skip
+    wins, losses = (int(preference[name].sum()) for name in ("P_C", "P_R"))
+    verdict = against(*wilson_interval(wins, wins + losses), 0.5) if wins + losses else "nothing decided"
+    said.append(f"The persona of the chosen response is the likelier user in {share(wins, wins + losses)} "
+                f"decided pairs, {verdict}.")  # fmt: skip
+    return listed(said)
+
+
+def swap(table: pd.DataFrame, families: Sequence[str] = ("gold", "retrieved", "shuffled")) -> str:
+    """Say, per policy after DPO and kind of persona, whether its preference follows the persona's side."""
+    kept = table[(table.measure == "policy") & table.persona.isin(families) & table.d_positive.notna()]
+    said = []
+    for _, row in kept[kept.arm.str.startswith("dpo-")].iterrows():
+        told = "" if row.persona_format == "line" else ", told in the first person"
+        verdict = against(row.d_positive_low, row.d_positive_high, 0.5)
+        found = between(row.d_positive, row.d_positive_low, row.d_positive_high)
+        said.append(
+            f"{row.arm}{told}, {row.persona} personas: D > 0 in {found} of {row.n:.0f} rows, {verdict}."
+        )
+    return listed(said)
+
+
+def aims(primary: pd.DataFrame) -> str:
+    """Say how many aims are met, and name every aim that is not."""
+    met, unmet, missing = (int((primary.met == word).sum()) for word in ("yes", "no", "not run"))
+    said = [f"Of {met + unmet} aims that this run can decide, {met} are met and {unmet} are not; "
+            f"{missing} need arms or data that it lacks."]  # fmt: skip
+    for _, row in primary[primary.met == "no"].iterrows():
+        said.append(f"Not met: {row.aim}, {row['where']}: {measured(row)}; aimed at: {row.criterion}.")
+    for _, row in primary[primary.met == "reported"].iterrows():
+        verdict = "" if row["aim"].startswith("PT-DPO") else f", {against(row.low, row.high, 0, ABOUT_ZERO)}"
+        said.append(f"Reported: {row.aim}, {row['where']}: {measured(row)}{verdict}.")
+    return listed(said)
+
+
+def measured(row: Any) -> str:
+    """Say what was measured for an aim."""
+    return f"{between(row.estimate, row.low, row.high)}, n = {row.n:.0f}"
+
+
+def ratings(table: pd.DataFrame) -> str:
+    """Say in which questions raters put the two groups of a study apart."""
+    said = []
+    for _, row in table[table.group.str.contains(" - ")].iterrows():
+        verdict = against(row.mean_low, row.mean_high, 0, ABOUT_ZERO)
+        found = between(row["mean"], row.mean_low, row.mean_high)
+        said.append(f"{row.raters} raters, {row.study}, {row.question}: {row.group} is {found}, {verdict}.")
+    return listed(said)
