@@ -11,7 +11,7 @@ import pytest
 
 from persona_lib import config, pipeline, profiles
 from persona_lib.config import Run, load_profile
-from persona_lib.data import own, own_files, preference, raw
+from persona_lib.data import own, own_files, own_splits, preference, raw
 from persona_lib.data.official import DataError
 from persona_lib.data.own_mapping import read_mapping
 from persona_lib.reading import data_page
@@ -244,9 +244,10 @@ def test_near_prompts_share_a_split_even_through_a_third(tmp_path):
         "how do I bake a good dark rye bread today",
         "so how do I bake a good dark rye bread today",
     ]
-    groups = own.near_groups([*chain, "How do I  BAKE a good dark rye bread at home", "something else"], 0.65)
+    others = ["How do I  BAKE a good dark rye bread at home", "something else"]
+    groups = own_splits.near_groups([*chain, *others], 0.65)
     assert len(set(groups[:4])) == 1 and groups[4] not in groups[:4]
-    assert len(set(own.near_groups(chain[::2], 0.65))) == 2  # 7 of 11 different 3-grams in common
+    assert len(set(own_splits.near_groups(chain[::2], 0.65))) == 2  # 7 of 11 different 3-grams in common
 
 
 def test_splits_follow_the_texts_alone_and_have_their_shares(tmp_path):

@@ -1,26 +1,27 @@
 """A user's own preference data: read, validated and split, with an account of every row.
 
-Rows become pairs (``own_files``, ``own_mapping``, ``messages``); what is wrong with a row has a code
+Rows become pairs (``own_files``, ``own_mapping``, ``own_rows``); what is wrong with a row has a code
 (``own_checks``). Given splits are kept. Otherwise pairs are split 80/10/10 by prompt, prompts that nearly
-repeat each other together, so that no test prompt was seen in training in other words.
+repeat each other together (``own_splits``), so that no test prompt was seen in training in other words.
 """
 
 from __future__ import annotations
 
 import functools
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from persona_lib.data import own_files
-from persona_lib.data.messages import MessageError, conversation_texts, is_conversation
-from persona_lib.data.near import gram_index, near_duplicates
+from persona_lib.data.messages import is_conversation
 from persona_lib.data.official import DataError
-from persona_lib.data.own_checks import Finding, odd_texts, wrong_value
+from persona_lib.data.own_checks import Finding, odd_texts
 from persona_lib.data.own_files import RawRow
-from persona_lib.data.own_mapping import SPLITS, Mapping, plain, read_mapping
+from persona_lib.data.own_mapping import SPLITS, Mapping, read_mapping
+from persona_lib.data.own_rows import FIELDS, OwnPair, RowError, read_pair
+from persona_lib.data.own_splits import assign_splits, near_train
 from persona_lib.data.retrieval import normal
 from persona_lib.fingerprint import module_hash
 from persona_lib.profiles import Profile, near_names
@@ -30,22 +31,7 @@ from persona_lib.store import content_hash
 if TYPE_CHECKING:
     import pandas as pd
 
-NAME = "own"  # the data set's name in profiles and results
-SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
-SPLIT_NAMES = {name: name for name in SPLITS} | dict.fromkeys(("dev", "val", "valid", "eval"), "validation")
 LEAST_PROMPTS = 20  # different prompts without which there is nothing to train and test on
-FIELDS = ("prompt", "chosen", "rejected")
-
-
-@dataclass(frozen=True)
-class OwnPair:
-    """A usable row: the pair, where it stood, its category, and the split that was given ("": none)."""
-
-    pair: PreferencePair
-    row: int
-    place: str
-    category: str
-    split: str
 
 
 @dataclass(frozen=True)
@@ -70,90 +56,6 @@ class OwnData:
     def pairs(self) -> dict[str, list[PreferencePair]]:
         """Return the pairs by split."""
         return {split: [row.pair for row in self.rows if row.split == split] for split in SPLITS}
-
-
-class RowError(ValueError):
-    """A row that is left out: the field, the code of ``own_checks.REJECTED`` and a detail."""
-
-    def __init__(self, field: str, code: str, detail: str = "") -> None:
-        super().__init__(f"{field}: {code} {detail}")
-        self.field, self.code, self.detail = field, code, detail
-
-
-# --- one row ---
-
-
-def value_of(values: dict[str, Any], column: str) -> Any:
-    """Return a column's value; RowError if the row has it not."""
-    if column not in values:
-        raise RowError(column, "missing", f"it has {', '.join(map(str, values)) or 'nothing'}")
-    return values[column]
-
-
-def sides_of(values: dict[str, Any], mapping: Mapping) -> tuple[Any, Any]:
-    """Return the chosen and the rejected response; RowError for a tie or a label that means nothing."""
-    if not mapping.responses:
-        return value_of(values, mapping.chosen), value_of(values, mapping.rejected)
-    first, second = (value_of(values, column) for column in mapping.responses)
-    label = value_of(values, mapping.label)
-    for names, sides in ((mapping.first, (first, second)), (mapping.second, (second, first))):
-        if plain(label) in names:
-            return sides
-    raise RowError(mapping.label, "tie" if plain(label) in mapping.tie else "label", f"{label!r}"[:60])
-
-
-def column_names(mapping: Mapping, values: dict[str, Any]) -> dict[str, str]:
-    """Return, for messages to the user, the column that each field of a pair comes from."""
-    if not mapping.responses:
-        return {"prompt": mapping.prompt, "chosen": mapping.chosen, "rejected": mapping.rejected}
-    sides = mapping.responses if plain(values[mapping.label]) in mapping.first else mapping.responses[::-1]
-    return dict(zip(FIELDS, (mapping.prompt, *sides), strict=True))
-
-
-def texts_of(values: dict[str, Any], mapping: Mapping) -> dict[str, str]:
-    """Return prompt, chosen and rejected of a row as text; RowError says what is wrong with it."""
-    sides = sides_of(values, mapping)
-    columns = column_names(mapping, values)
-    implicit = mapping.prompt not in values and all(map(is_conversation, sides))
-    prompt = None if implicit else value_of(values, mapping.prompt)
-    try:
-        texts = dict(zip(FIELDS, conversation_texts(prompt, *sides), strict=True))
-    except MessageError as error:
-        raise RowError(columns[error.field], "messages", str(error)) from error
-    for field, value in texts.items():
-        if wrong := wrong_value(value):
-            raise RowError(columns[field], *wrong)
-    if texts["chosen"].strip() == texts["rejected"].strip():
-        raise RowError(columns["rejected"], "identical")
-    return texts
-
-
-def split_of(row: RawRow, mapping: Mapping) -> str:
-    """Return the given split of a row, "" without one; RowError for one that is not known or not read."""
-    values, given = row.values or {}, row.split
-    if mapping.split in values and (mapping.split != "split" or not given):
-        given = values[mapping.split]
-    if given in ("", None):
-        return ""
-    if mapping.splits:
-        if plain(given) not in dict(mapping.splits):
-            raise RowError(mapping.split, "other split", str(given))
-        return dict(mapping.splits)[plain(given)]
-    if plain(given) not in SPLIT_NAMES:
-        raise RowError(mapping.split, "split", str(given))
-    return SPLIT_NAMES[plain(given)]
-
-
-def read_pair(row: RawRow, mapping: Mapping) -> OwnPair:
-    """Turn a raw row into a pair; RowError says why it is none."""
-    if row.values is None:
-        raise RowError("row", "unreadable", row.error)
-    split, texts = split_of(row, mapping), texts_of(row.values, mapping)
-    id = f"{NAME}-{row.number:06d}"
-    if row.values.get(mapping.id) not in (None, ""):
-        id = str(row.values[mapping.id]).strip()
-    category = str(row.values.get(mapping.category) or "")
-    return OwnPair(PreferencePair(id, **texts), row.number, row.place, category, split)
 
 
 # --- all rows ---
@@ -202,73 +104,6 @@ def against_others(pairs: Iterable[OwnPair]) -> tuple[list[OwnPair], list[Findin
             ids[p.pair.id] = texts[prompt, *sides] = p.place
             kept.append(p)
     return kept, findings
-
-
-def near_groups(prompts: Sequence[str], threshold: float) -> list[int]:
-    """Return a group number per prompt: prompts with a 3-gram Jaccard >= ``threshold`` share one, and so on.
-
-    Groups are the connected parts of that relation; equal prompts (case and white space aside) are together.
-    """
-    owner = list(range(len(prompts)))
-
-    def root(n: int) -> int:
-        while owner[n] != n:
-            owner[n] = owner[owner[n]]
-            n = owner[n]
-        return n
-
-    first: dict[str, int] = {}
-    for n, prompt in enumerate(prompts):
-        owner[n] = first.setdefault(normal(prompt), n)
-    different = list(first.values())
-    grams, holders = gram_index([prompts[n] for n in different])
-    for n, own in enumerate(grams):
-        shared = Counter(other for gram in own for other in holders[gram] if other < n)
-        for other, count in shared.items():
-            if count / (len(own) + len(grams[other]) - count) >= threshold > 0:
-                owner[root(different[n])] = root(different[other])
-    return [root(n) for n in range(len(prompts))]
-
-
-def fill_splits(rows: Sequence[OwnPair], shares: dict[str, float], threshold: float) -> list[OwnPair]:
-    """Give rows a split by their shares: whole groups of near prompts, in an order that only texts decide."""
-    groups: dict[int, list[int]] = defaultdict(list)
-    for index, group in enumerate(near_groups([row.pair.prompt for row in rows], threshold)):
-        groups[group].append(index)
-    order = sorted(groups.values(), key=lambda part: content_hash(normal(rows[part[0]].pair.prompt)))
-    sizes, splits = dict.fromkeys(shares, 0), {}
-    for part in order:
-        neediest = min(shares, key=lambda name: (sizes[name] + 1) / shares[name])
-        sizes[neediest] += len(part)
-        splits |= dict.fromkeys(part, neediest)
-    return [replace(row, split=splits[index]) for index, row in enumerate(rows)]
-
-
-def assign_splits(rows: list[OwnPair], threshold: float) -> tuple[list[OwnPair], bool]:
-    """Return the rows with their splits, and whether splits were given.
-
-    Given splits stay. One that is missing is taken from train, a tenth of the rows each; where only one is
-    given, it is all the data there is, and is split as if none were.
-    """
-    given = {row.split for row in rows}
-    if len(given) < 2:
-        return fill_splits(rows, SHARES, threshold), False
-    if "" in given:
-        rows = [replace(row, split=row.split or "train") for row in rows]
-    missing = [name for name in ("validation", "test") if name not in given]
-    shares = {"train": 1 - 0.1 * len(missing)} | dict.fromkeys(missing, 0.1)
-    train = fill_splits([row for row in rows if row.split == "train"], shares, threshold)
-    moved = iter(train)
-    return [next(moved) if row.split == "train" else row for row in rows], True
-
-
-def near_train(rows: Sequence[OwnPair], threshold: float) -> list[Finding]:
-    """Note the validation and test rows whose prompt nearly repeats one of train."""
-    train = [row for row in rows if row.split == "train"]
-    others = [row for row in rows if row.split != "train"]
-    found = near_duplicates([r.pair.prompt for r in others], [r.pair.prompt for r in train], threshold)
-    said = [(others[a], f"of {train[b].place}, Jaccard {j:.2f}") for a, b, j in found]
-    return [Finding(row.row, row.place, "prompt", "near duplicate", detail) for row, detail in said]
 
 
 def read_own(profile: Profile) -> OwnData:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from persona_lib.config import Run
-from persona_lib.data import official, own, own_files, raw
+from persona_lib.data import official, own, own_files, own_rows, raw
 from persona_lib.data.near import near_duplicates
 from persona_lib.data.persona_text import is_contrastive
 from persona_lib.fingerprint import module_hash
@@ -67,7 +67,7 @@ READERS: dict[str, Callable[[Run], Pairs]] = {
     "hhh": read_official,
     "mnemonic": read_official,
     "shp": read_inference,
-    own.NAME: read_own,
+    own_rows.NAME: read_own,
     **dict.fromkeys(raw.SOURCES, read_raw),
 }
 
@@ -88,7 +88,7 @@ def input_key(run: Run) -> str:
         return inference_key(run)
     if has_personas(run):
         return content_hash(official.official_key(data_folder(run), run.dataset), run.profile.strip_roles)
-    if run.dataset == own.NAME:
+    if run.dataset == own_rows.NAME:
         return own.own_key(run.profile)
     if run.dataset in raw.SOURCES:
         return raw.raw_key(run.profile.data_dir, run.dataset)
@@ -132,7 +132,7 @@ def write_pairs(run: Run) -> Path:
         return folder
     pairs = READERS[run.dataset](run)
     check_pairs(pairs, run.dataset)
-    if run.dataset == own.NAME:
+    if run.dataset == own_rows.NAME:
         write_account(run)
     for split, rows in pairs.items():
         write_rows(folder / f"{split}.jsonl", rows)

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from persona_lib.config import base_source
 from persona_lib.data import own
-from persona_lib.data.own import FIELDS, OwnData
+from persona_lib.data.own import OwnData
 from persona_lib.data.own_checks import NOTED, REJECTED, Finding
 from persona_lib.data.own_mapping import SPLITS
+from persona_lib.data.own_rows import FIELDS
 from persona_lib.profiles import Profile
 from persona_lib.prompts import completion_text, tailoring_prompt
 from persona_lib.store import write_text

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from persona_lib.config import REPO, Run, load_profile
-from persona_lib.data import own
+from persona_lib.data import own_rows
 from persona_lib.evaluation.personas import count_statuses
 from persona_lib.records import InferredPersona
 from persona_lib.store import read_rows
@@ -33,7 +33,7 @@ def guide_run(name: str, overrides: list[str]) -> Run:
     Its data is what the overrides name, else Auto-J's file where it is at hand, else the shipped pairs.
     """
     profile = load_profile(name, overrides)
-    changes = {"name": f"{profile.name}_guide", "datasets": (own.NAME,)}
+    changes = {"name": f"{profile.name}_guide", "datasets": (own_rows.NAME,)}
     autoj = find_autoj()
     if any(override.startswith("data_dir=") for override in overrides):
         pass
@@ -41,7 +41,7 @@ def guide_run(name: str, overrides: list[str]) -> Run:
         changes |= {"data_dir": str(autoj), "data_mapping": str(EXAMPLES / "autoj.yaml")}
     else:
         changes |= {"data_dir": str(EXAMPLES / "pairs.jsonl"), "data_mapping": ""}
-    return Run(dataclasses.replace(profile, **changes), own.NAME, profile.seeds[0])
+    return Run(dataclasses.replace(profile, **changes), own_rows.NAME, profile.seeds[0])
 
 
 def source_text(run: Run) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from persona_lib import config
 from persona_lib.config import results_dir
-from persona_lib.data import official, own
+from persona_lib.data import official, own, own_rows
 from persona_lib.profiles import ConfigError, Profile
 from persona_lib.runner.steps import STEPS
 
@@ -30,7 +30,7 @@ def own_overrides(name: str, overrides: list[str]) -> list[str]:
 
     Own data brings no personas, so that they have to be inferred; without a judge nothing is judged.
     """
-    changes = [f"datasets={own.NAME}"]
+    changes = [f"datasets={own_rows.NAME}"]
     if any(override.startswith("steps=") for override in overrides):
         return changes
     profile = config.load_profile(name, [*overrides, *changes])
@@ -44,7 +44,7 @@ def validate(profile: Profile, only_asked: bool = False) -> None:
 
     Does nothing for a profile without own data. Raises DataError or ConfigError.
     """
-    if own.NAME not in profile.datasets:
+    if own_rows.NAME not in profile.datasets:
         return
     if profile.judge == "oracle":
         raise ConfigError(
