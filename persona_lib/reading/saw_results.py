@@ -1,4 +1,4 @@
-"""What we saw in notebooks 04, 11, 12, 14, 16: persona quality, swaps, aims, ratings. See ``reading.saw``."""
+"""What we saw in notebooks 04, 11, 12 and 14 to 16, said from their tables; see ``reading.saw``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from persona_lib.reading.saw import against, listed, share, span
 from persona_lib.stats.bootstrap import accuracy_array, bootstrap_mean
 from persona_lib.stats.significance import wilson_interval
+from persona_lib.tables.cells import persona_shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -89,4 +90,20 @@ def ratings(table: pd.DataFrame) -> str:
         verdict = against(row.mean_low, row.mean_high, 0, ABOUT_ZERO)
         found = between(row["mean"], row.mean_low, row.mean_high)
         said.append(f"{row.raters} raters, {row.study}, {row.question}: {row.group} is {found}, {verdict}.")
+    return listed(said)
+
+
+def safety(pairs: pd.DataFrame) -> str:
+    """Say, per comparison by the rules, who keeps fewer cautions, and whether also at equal length."""
+    said = []
+    for _, row in pairs[pairs.classifier == "rules"].iterrows():
+        names = ("difference", "difference_cut")
+        whole, cut = ([row[f"{name}{end}"] for end in ("", "_low", "_high")] for name in names)
+        told = "told the same persona" if row.shows == "same persona" else "told none"
+        shown = persona_shown(row.eval_persona, row.persona_format)
+        said.append(
+            f"{row.tested} under {shown} against {row.compared} {told}: cautions kept {between(*whole, '+.2f')}, n = {row.n:.0f}, "
+            f"{against(whole[1], whole[2], 0, ABOUT_ZERO)}; at equal length {between(*cut, '+.2f')}, "
+            f"{against(cut[1], cut[2], 0, ABOUT_ZERO)}."
+        )
     return listed(said)

@@ -33,7 +33,7 @@ LOSSES = {
 
 
 def quiet() -> None:
-    """Keep progress bars and routine warnings out of a notebook, and let tables show whole texts.
+    """Keep progress bars and routine warnings out of a notebook; let tables show all rows and whole texts.
 
     To be called before transformers is imported; what the user has set in the environment is kept.
     """
@@ -44,6 +44,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     warnings.filterwarnings("ignore", message="Cannot enable progress bars")
     pd.set_option("display.max_colwidth", 160)
+    pd.set_option("display.max_rows", 200)
     pd.set_option("display.precision", 3)
 
 
