@@ -102,7 +102,8 @@ def safety(pairs: pd.DataFrame) -> str:
         told = "told the same persona" if row.shows == "same persona" else "told none"
         shown = persona_shown(row.eval_persona, row.persona_format)
         said.append(
-            f"{row.tested} under {shown} against {row.compared} {told}: cautions kept {between(*whole, '+.2f')}, n = {row.n:.0f}, "
+            f"{row.tested} under {shown} against {row.compared} {told}: cautions kept "
+            f"{between(*whole, '+.2f')}, n = {row.n:.0f}, "
             f"{against(whole[1], whole[2], 0, ABOUT_ZERO)}; at equal length {between(*cut, '+.2f')}, "
             f"{against(cut[1], cut[2], 0, ABOUT_ZERO)}."
         )
