@@ -139,13 +139,17 @@ def test_longer_rows_than_max_length_are_counted_in_tokens(tmp_path):
     assert counts[0] < 100 < counts[25]
 
 
-def test_a_csv_with_a_bom_quotes_and_newlines_is_read_whole(tmp_path):
-    path = tmp_path / "x.csv"
+def write_csv(path: Path) -> Path:
+    """Write 30 rows with a byte order mark, quotes and line breaks in cells."""
     lines = ["prompt,chosen,rejected"]
-    lines += [f'"{good(n)["prompt"]}","He said ""yes"",\nthen {n}","no, {n}"' for n in range(25)]
+    lines += [f'"{good(n)["prompt"]}","He said ""yes"",\nthen {n}","no, {n}"' for n in range(30)]
     path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
-    data = own.read_own(profile_of(path))
-    assert len(data.rows) == data.n_read == 25 and data.findings == ()
+    return path
+
+
+def test_a_csv_with_a_bom_quotes_and_newlines_is_read_whole(tmp_path):
+    data = own.read_own(profile_of(write_csv(tmp_path / "x.csv")))
+    assert len(data.rows) == data.n_read == 30 and data.findings == ()
     assert data.rows[3].pair.chosen == 'He said "yes",\nthen 3' and data.rows[3].pair.rejected == "no, 3"
 
 
@@ -354,6 +358,32 @@ def test_data_alone_chooses_the_profile_and_writes_the_page(results, tmp_path, c
     said = capsys.readouterr().out
     assert "30 rows read, 30 usable, 0 rejected" in said and "train 24, validation 3, test 3" in said
     assert (results / "own" / "report" / "data.html").exists()
+
+
+def conversation(n: int) -> dict:
+    """Return a row in TRL's conversational form, the prompt inside the messages."""
+    row = good(n)
+    return {
+        name: [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row[name]}]
+        for name in ("chosen", "rejected")
+    }
+
+
+@pytest.mark.parametrize("kind", ["conversations", "csv", "damaged"])
+def test_the_command_checks_each_kind_of_file_and_loses_no_row(results, tmp_path, capsys, kind):
+    rows = {
+        "conversations": [conversation(n) for n in range(30)],
+        "damaged": [good(n) for n in range(30)] + [row for row, _, _ in (*DAMAGED, *KEPT)],
+    }
+    path = write_csv(tmp_path / "x.csv") if kind == "csv" else save(tmp_path / "x.jsonl", rows[kind])
+    assert pipeline.main(["--data", str(path), "--check"]) == 0
+    said = capsys.readouterr().out
+    rejected = len(DAMAGED) if kind == "damaged" else 0
+    usable = 30 + (len(KEPT) if kind == "damaged" else 0)
+    assert f"{usable + rejected} rows read, {usable} usable, {rejected} rejected" in said
+    page = (results / "own" / "report" / "data.html").read_text(encoding="utf-8")
+    for n, (_, _, field) in enumerate(DAMAGED if rejected else ()):
+        assert f"<td>line {31 + n}</td><td>{html.escape(field)}</td>" in page
 
 
 def test_own_data_gets_the_steps_that_its_profile_can_run():
