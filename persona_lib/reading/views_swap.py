@@ -114,6 +114,53 @@ def steering_view(table: pd.DataFrame) -> pd.DataFrame:
     return build(table, columns)
 
 
+def released_counts_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show what of the released answers is no answer, by file, with lengths in words."""
+    columns = {
+        "policy": lambda row: row["arm"],
+        "shown persona": lambda row: row["eval_persona"],
+        "no end": lambda row: str(row["no_eos"]),
+        "repeated 4-grams > .2 / > .5": lambda row: f"{row['rep4_over_20']} / {row['rep4_over_50']}",
+        "loop at the end": lambda row: str(row["suffix_loop"]),
+        "words: median, mean": lambda row: f"{row['words_median']:.0f}, {row['words_mean']:.1f}",
+        "n": size,
+    }
+    return build(table, columns)
+
+
+def released_kept_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show how many pairs of released answers remain when broken ones are left out on both sides."""
+    kept = ("kept_eos", "kept_rep4_50", "kept_rep4_20")
+    columns = {
+        "personas": lambda row: row["eval_persona"],
+        "pairs kept: both end / repeat <= .5 / <= .2": lambda row: " / ".join(
+            str(row[name]) for name in kept
+        ),
+        "only PT-DPO / only DPO+P never ends": lambda row: (
+            f"{row['only_pt_endless']} / {row['only_dpo_endless']}"
+        ),
+        "words, DPO+P over PT-DPO": lambda row: number(row["length_ratio"]),
+        "n": size,
+    }
+    return build(table, columns)
+
+
+def released_lengths_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show mean words under both personas beside those of the data, and how far personas steer length."""
+    sides = (("words_under_chosen", "words_under_rejected"), ("words_chosen", "words_rejected"))
+    columns = {
+        "policy": lambda row: row["arm"],
+        "personas": lambda row: row["personas"],
+        "mean words under P_C / P_R": lambda row: " / ".join(number(row[name], 1) for name in sides[0]),
+        "of the chosen / rejected responses": lambda row: " / ".join(
+            number(row[name], 1) for name in sides[1]
+        ),
+        f"Spearman's rho {CI}": lambda row: with_interval(row, "rho", 3, True),
+        "n": size,
+    }
+    return build(table, columns)
+
+
 def reward_view(table: pd.DataFrame) -> pd.DataFrame:
     """Show accuracy of policies as reward models, by persona and category."""
     columns = {

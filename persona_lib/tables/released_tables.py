@@ -139,11 +139,6 @@ def write_tables(tables: dict[str, pd.DataFrame], folder: Path) -> list[Path]:
     return paths
 
 
-def show(tables: dict[str, pd.DataFrame], name: str) -> pd.DataFrame | None:
-    """Return a table rounded for reading, None if it was not made."""
-    return tables[name].round(3) if name in tables else None
-
-
 def example_row(data: Released, dataset: str, number: int, source: str = "gold") -> dict[str, str]:
     """Return one test row by label: prompt, and per side persona, response and both arms' outputs."""
     row = data.rows[dataset][number]
