@@ -1,7 +1,8 @@
 """Write the numbers of README.md and REPRODUCTION.md from saved tables: ``python -m persona_lib.docs``.
 
 A block stands between ``<!-- table:PROFILE/NAME -->`` (or ``figure:``) and ``<!-- end -->``; whatever is
-inside is replaced. No number in those documents is typed by hand. Blocks of other profiles stay as they are.
+inside is replaced. No number in those documents is typed by hand. Blocks of other profiles stay as they are, and with
+``--only NAME ...`` all other blocks.
 
 ``--keep NAME ...`` copies tables of the run at hand to ``figures/PROFILE/kept``, with where they come from.
 They stand in the documents as long as the profile's tables, say of a run with more seeds, lack them.
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -170,15 +172,18 @@ def figure_block(profile: Profile, name: str) -> str:
     return f"![{alt_text(profile, name)}](figures/{profile.name}/{name}.png)"
 
 
-def rewrite(text: str, profile: Profile) -> str:
-    """Return a document with the blocks of one profile written again; ValueError for an unclosed block."""
+def rewrite(text: str, profile: Profile, only: Collection[str] = ()) -> str:
+    """Return a document with the blocks of one profile written again, all or ``only`` those of these names.
+
+    ValueError for an unclosed block.
+    """
     opened, closed = text.count("<!-- table:") + text.count("<!-- figure:"), len(BLOCK.findall(text))
     if opened != closed:
         raise ValueError(f"{opened} blocks begin and {closed} end: close each with <!-- end -->")
 
     def block(match: re.Match[str]) -> str:
         head, kind, owner, name, _, end = match.groups()
-        if owner != profile.name:
+        if owner != profile.name or (only and name not in only):
             return match.group(0)
         made = table_block(profile, name) if kind == "table" else figure_block(profile, name)
         return f"{head}{made}\n{end}"
@@ -186,13 +191,13 @@ def rewrite(text: str, profile: Profile) -> str:
     return BLOCK.sub(block, text)
 
 
-def update(profile: Profile, folder: Path = REPO) -> list[Path]:
-    """Rewrite the blocks of a profile in all documents; returns those that changed."""
+def update(profile: Profile, folder: Path = REPO, only: Collection[str] = ()) -> list[Path]:
+    """Rewrite the blocks of a profile in all documents, as `rewrite` does; returns those that changed."""
     changed = []
     for path in (folder / name for name in DOCUMENTS):
         old = path.read_text(encoding="utf-8")
         try:
-            new = rewrite(old, profile)
+            new = rewrite(old, profile, only)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         if new != old:
@@ -208,13 +213,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--keep", nargs="+", default=[], metavar="NAME", help="tables to keep; writes no document"
     )
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="NAME", help="only the blocks of these tables or figures"
+    )
     given = parser.parse_args(argv)
     profile = load_profile(given.profile)
     if given.keep:
         print("\n".join(map(str, keep(profile, given.keep))))
         return 0
     refresh(profile)
-    changed = update(profile)
+    changed = update(profile, only=given.only)
     print("\n".join(f"{path.name}: written" for path in changed) or "nothing to change")
     return 0
 

@@ -213,6 +213,12 @@ def test_blocks_of_other_profiles_stay_and_missing_tables_are_not_run(filled):
     assert "**Paper's own numbers.**" in paper and "+18.4 [" in paper
 
 
+def test_with_only_some_names_the_other_blocks_of_the_profile_stay(filled):
+    text = block("smoke/main") + block("smoke/arms")
+    written = docs.rewrite(text, filled, only=["main"])
+    assert written == docs.rewrite(block("smoke/main"), filled) + block("smoke/arms")
+
+
 def test_a_figures_block_shows_it_with_words(filled):
     text = docs.rewrite("<!-- figure:smoke/main -->\n<!-- end -->\n", filled)
     assert re.search(r"!\[Stacked win.*\]\(figures/smoke/main.png\)", text)
