@@ -1,8 +1,8 @@
 """Write the numbers of README.md and REPRODUCTION.md from saved tables: ``python -m persona_lib.docs``.
 
 A block stands between ``<!-- table:PROFILE/NAME -->`` (or ``figure:``) and ``<!-- end -->``; whatever is
-inside is replaced. No number in those documents is typed by hand. Blocks of other profiles stay as they are, and with
-``--only NAME ...`` all other blocks.
+inside is replaced. No number in those documents is typed by hand. Blocks of other profiles stay as they are,
+and with ``--only NAME ...`` all blocks but those.
 
 ``--keep NAME ...`` copies tables of the run at hand to ``figures/PROFILE/kept``, with where they come from.
 They stand in the documents as long as the profile's tables, say of a run with more seeds, lack them.
