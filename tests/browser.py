@@ -189,7 +189,10 @@ def smoke_copies(folder: Path, names: list[str]) -> list[Path]:
             if "parameters" in normalise.tags(cell):
                 lines = normalise.text_of(cell["source"]).splitlines(keepends=True)
                 cell["source"] = [
-                    'profile: str = "smoke"\n' if line.startswith("profile:") else line for line in lines
+                    'profile: str = "smoke"\n'
+                    if line.startswith("profile:") and "own_smoke" not in line
+                    else line
+                    for line in lines
                 ]
         copies.append(folder / source.name)
         copies[-1].write_text(normalise.to_text(document), encoding="utf-8")

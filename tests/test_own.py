@@ -168,6 +168,12 @@ def test_conversations_are_read_without_any_mapping(tmp_path):
     assert [r.pair.rejected for r in data.rows] == [good(n)["rejected"] for n in range(24)]
 
 
+def test_a_profile_whose_judge_reads_the_synthetic_world_only_is_refused_before_anything_is_made(tmp_path):
+    path = save(tmp_path / "x.jsonl", [good(n) for n in range(30)])
+    with pytest.raises(profiles.ConfigError, match="judge=oracle reads texts of the synthetic world only"):
+        own.read_own(profile_of(path, judge="oracle"))
+
+
 # --- labels and mappings ---
 
 

@@ -24,7 +24,7 @@ from persona_lib.data.own_rows import FIELDS, OwnPair, RowError, read_pair
 from persona_lib.data.own_splits import assign_splits, near_train
 from persona_lib.data.retrieval import normal
 from persona_lib.fingerprint import module_hash
-from persona_lib.profiles import Profile, near_names
+from persona_lib.profiles import ConfigError, Profile, near_names
 from persona_lib.records import PreferencePair
 from persona_lib.store import content_hash
 
@@ -110,8 +110,14 @@ def read_own(profile: Profile) -> OwnData:
     """Read, validate and split the data that ``data_dir`` and ``data_mapping`` of a profile name.
 
     Raises DataError for what concerns the whole data: no such file, a column that is not there, no usable
-    row, too few prompts. Every other fault is a `Finding` of its row.
+    row, too few prompts; ConfigError for a judge that cannot read it. Every other fault is a `Finding` of
+    its row.
     """
+    if profile.judge == "oracle":
+        raise ConfigError(
+            f"profile {profile.name}: judge=oracle reads texts of the synthetic world only; leave --profile "
+            "out (profile own), or give --set judge=none, or --set judge=lm with a model"
+        )
     if not profile.data_dir:
         raise DataError(f"no data: say where it is, --data FILE. Read are {own_files.KINDS}")
     mapping = read_mapping(profile.data_mapping)

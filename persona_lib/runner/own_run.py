@@ -8,7 +8,7 @@ from pathlib import Path
 from persona_lib import config
 from persona_lib.config import results_dir
 from persona_lib.data import official, own, own_rows
-from persona_lib.profiles import ConfigError, Profile
+from persona_lib.profiles import Profile
 from persona_lib.runner.steps import STEPS
 
 PROFILE = "own"  # the profile that runs it where none is named
@@ -46,11 +46,6 @@ def validate(profile: Profile, only_asked: bool = False) -> None:
     """
     if own_rows.NAME not in profile.datasets:
         return
-    if profile.judge == "oracle":
-        raise ConfigError(
-            f"profile {profile.name}: judge=oracle reads texts of the synthetic world only; leave --profile "
-            "out (profile own), or give --set judge=none, or --set judge=lm with a model"
-        )
     try:
         data = own.read_own(profile)
     except ImportError as error:  # the Python that runs before anything is set up has no packages
