@@ -48,6 +48,10 @@ SHOWN: dict[str, dict[str, Any]] = {  # what of a long table stands in a documen
         "persona_format": ["line"],
         "persona": ["none", "gold", "retrieved"],
     },
+    "answer_noise": {
+        "arm": ["dpo-none", "dpo-chosen"],
+        "eval_persona": ["none", "gold-chosen", "gold-rejected", "user-chosen", "user-rejected"],
+    },
     "swap": {"measure": ["policy"], "persona": ["gold", "stripped", "retrieved", "shuffled", "user"]},
     "swap_differences": {"measure": ["policy"], "persona": ["gold", "retrieved", "shuffled", "user"]},
     "filtered": {"kind": ["main"]},
