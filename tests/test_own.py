@@ -14,7 +14,7 @@ from persona_lib.config import Run, load_profile
 from persona_lib.data import own, own_files, own_splits, preference, raw
 from persona_lib.data.official import DataError
 from persona_lib.data.own_mapping import read_mapping
-from persona_lib.reading import data_page
+from persona_lib.reading import data_page, show_own_data
 from persona_lib.runner import own_run, tasks
 from persona_lib.runner.steps import STEPS
 from persona_lib.tables.origin import command_of
@@ -168,10 +168,9 @@ def test_conversations_are_read_without_any_mapping(tmp_path):
     assert [r.pair.rejected for r in data.rows] == [good(n)["rejected"] for n in range(24)]
 
 
-def test_a_profile_whose_judge_reads_the_synthetic_world_only_is_refused_before_anything_is_made(tmp_path):
-    path = save(tmp_path / "x.jsonl", [good(n) for n in range(30)])
+def test_a_profile_whose_judge_reads_the_synthetic_world_only_is_refused_by_the_guide():
     with pytest.raises(profiles.ConfigError, match="judge=oracle reads texts of the synthetic world only"):
-        own.read_own(profile_of(path, judge="oracle"))
+        show_own_data.guide_run("smoke", [])
 
 
 # --- labels and mappings ---

@@ -106,18 +106,21 @@ def against_others(pairs: Iterable[OwnPair]) -> tuple[list[OwnPair], list[Findin
     return kept, findings
 
 
-def read_own(profile: Profile) -> OwnData:
-    """Read, validate and split the data that ``data_dir`` and ``data_mapping`` of a profile name.
-
-    Raises DataError for what concerns the whole data: no such file, a column that is not there, no usable
-    row, too few prompts; ConfigError for a judge that cannot read it. Every other fault is a `Finding` of
-    its row.
-    """
+def check_judge(profile: Profile) -> None:
+    """Raise ConfigError for a profile whose judge cannot read own data."""
     if profile.judge == "oracle":
         raise ConfigError(
             f"profile {profile.name}: judge=oracle reads texts of the synthetic world only; leave --profile "
             "out (profile own), or give --set judge=none, or --set judge=lm with a model"
         )
+
+
+def read_own(profile: Profile) -> OwnData:
+    """Read, validate and split the data that ``data_dir`` and ``data_mapping`` of a profile name.
+
+    Raises DataError for what concerns the whole data: no such file, a column that is not there, no usable
+    row, too few prompts. Every other fault is a `Finding` of its row.
+    """
     if not profile.data_dir:
         raise DataError(f"no data: say where it is, --data FILE. Read are {own_files.KINDS}")
     mapping = read_mapping(profile.data_mapping)

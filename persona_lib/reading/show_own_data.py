@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from persona_lib.config import REPO, Run, load_profile
-from persona_lib.data import own_rows
+from persona_lib.data import own, own_rows
 from persona_lib.evaluation.personas import count_statuses
 from persona_lib.records import InferredPersona
 from persona_lib.store import read_rows
@@ -31,8 +31,10 @@ def guide_run(name: str, overrides: list[str]) -> Run:
     """Return the run of the worked example, in a results folder of its own.
 
     Its data is what the overrides name, else Auto-J's file where it is at hand, else the shipped pairs.
+    Raises ConfigError for a profile whose judge cannot read it.
     """
     profile = load_profile(name, overrides)
+    own.check_judge(profile)
     changes = {"name": f"{profile.name}_guide", "datasets": (own_rows.NAME,)}
     autoj = find_autoj()
     if any(override.startswith("data_dir=") for override in overrides):

@@ -46,6 +46,7 @@ def validate(profile: Profile, only_asked: bool = False) -> None:
     """
     if own_rows.NAME not in profile.datasets:
         return
+    own.check_judge(profile)
     try:
         data = own.read_own(profile)
     except ImportError as error:  # the Python that runs before anything is set up has no packages
