@@ -11,7 +11,7 @@ ledger. ``arms``: prompts times arms, adapters switched on one small base. The e
 seconds over log n from the smallest to the largest: 1 is linear, and more than 1.2 is said. Retrieval
 compares every query with the whole pool: its n are the pairs.
 
-Writes ``tables/growth.csv``, ``.md`` and ``.png``; ``--quick`` has a hundredth of the sizes and writes
+Writes ``tables/growth.csv``, ``.md`` and ``.png``, a case as soon as it is measured; ``--quick`` has a hundredth of the sizes and writes
 nothing.
 """
 
@@ -20,6 +20,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import csv
+import datetime
 import itertools
 import json
 import math
@@ -249,7 +251,7 @@ def grow(name: str, quick: bool) -> list[dict[str, Any]]:
     slope = exponent([items for _, items, _ in found], [seconds for seconds, _, _ in found])
     rows = [
         {"case": name, "what": CASES[name][2], "n": items, "s": seconds, "us per item": 1e6 * seconds / items,
-         "peak MB": peak, "exponent": slope}
+         "peak MB": peak, "date": f"{datetime.date.today()}", "exponent": slope}
         for seconds, items, peak in found
     ]  # fmt: skip
     print(f"{name}: {measure.markdown(rows)}", flush=True)
@@ -279,26 +281,34 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
+def keep(rows: Sequence[dict[str, Any]]) -> None:
+    """Put the rows of a case into the table, in place of earlier ones of that case, and draw it again."""
+    kept: dict[str, list[dict[str, Any]]] = {name: [] for name in CASES}
+    if (path := HERE / "tables" / "growth.csv").exists():
+        for row in csv.DictReader(path.read_text(encoding="utf-8").splitlines()):
+            numbers = {name: float(row[name]) for name in ("s", "us per item", "peak MB", "exponent")}
+            kept[row["case"]].append(row | numbers | {"n": int(row["n"])})
+    kept[rows[0]["case"]] = [*rows]
+    notes = [f"{name}: {CASES[name][0].__doc__}" for name in CASES if kept[name]]
+    notes += ["", "Sizes 1, 2 and 4 times the smallest; an exponent of 1 is linear."]
+    notes += ["", "![growth](growth.png)"]
+    table = [row for name in CASES for row in kept[name]]
+    measure.write_tables(path.with_suffix(""), "How time and memory grow", notes, table)
+    draw(table, path.with_suffix(".png"))
+
+
 def main() -> None:
-    """Measure, print and write."""
+    """Measure, print, and keep what each case gave as soon as it is there."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(CASES))
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
     if unknown := set(arguments.cases) - set(CASES):
         parser.error(f"no case {', '.join(sorted(unknown))}: use some of {', '.join(CASES)}")
-    rows = [row for name in arguments.cases or CASES for row in grow(name, arguments.quick)]
-    if arguments.quick or arguments.cases:
-        return
-    notes = [f"{name}: {CASES[name][0].__doc__}" for name in CASES]
-    notes += [
-        "",
-        "Sizes 1, 2 and 4 times the smallest; an exponent of 1 is linear.",
-        "",
-        "![growth](growth.png)",
-    ]
-    measure.write_tables(HERE / "tables" / "growth", "How time and memory grow", notes, rows)
-    draw(rows, HERE / "tables" / "growth.png")
+    for name in arguments.cases or CASES:
+        rows = grow(name, arguments.quick)
+        if not arguments.quick:
+            keep(rows)
 
 
 if __name__ == "__main__":

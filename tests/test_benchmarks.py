@@ -106,7 +106,7 @@ def test_profiles_of_growth_and_of_a_run_check_what_they_measure(name):
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(REPO)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     if name == "growth":
-        lines = [line for line in done.stdout.splitlines() if line.startswith("| ") and line.count("|") == 8]
+        lines = [line for line in done.stdout.splitlines() if line.startswith("| ") and line.count("|") == 9]
         exponents = [float(line.split("|")[-2]) for line in lines if not line.startswith("| ---")]
         assert len(exponents) == 3 * 8 and max(exponents) < 2.5, done.stdout
     else:
