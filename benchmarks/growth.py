@@ -11,8 +11,8 @@ ledger. ``arms``: prompts times arms, adapters switched on one small base. The e
 seconds over log n from the smallest to the largest: 1 is linear, and more than 1.2 is said. Retrieval
 compares every query with the whole pool: its n are the pairs.
 
-Writes ``tables/growth.csv``, ``.md`` and ``.png``, a case as soon as it is measured; ``--quick`` has a hundredth of the sizes and writes
-nothing.
+Writes ``tables/growth.csv``, ``.md`` and ``.png``, each case as soon as it is measured; ``--quick`` has a
+hundredth of the sizes and writes nothing.
 """
 
 from __future__ import annotations
