@@ -20,5 +20,5 @@ use_environment dev
 "$PYTHON" -m ruff format --check .
 "$PYTHON" -m pytest -q -n 2
 if ! $fast; then
-    "$PYTHON" -m pytest -q --slow -m slow
+    "$PYTHON" -m pytest -q -n 2 --slow -m slow
 fi

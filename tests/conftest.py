@@ -36,12 +36,13 @@ def process_group(path: Path) -> str:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    """Give each group to one process, whatever ``--dist`` says."""
+    """Give each group to one process, whatever ``--dist`` says; of the slow tests, each file."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByGroup(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return process_group(REPO / nodeid.split("::")[0])
+            path = REPO / nodeid.split("::")[0]
+            return path.stem if config.getoption("--slow") else process_group(path)
 
     return ByGroup(config, log)
 

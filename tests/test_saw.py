@@ -191,6 +191,10 @@ def test_aims_are_counted_and_each_unmet_one_is_named_with_what_was_measured():
     assert len(said) == 3
 
 
+def test_a_run_without_aims_says_that_none_were_set():
+    assert saw_results.aims(pd.DataFrame()) == "- No aims were set beforehand for this profile's data."
+
+
 def test_ratings_are_said_of_differences_and_by_whom():
     rows = [("a", "q", "people", "x", 3.0, 2.0, 4.0), ("a", "q", "people", "x - y", 0.5, 0.1, 0.9)]
     names = ["study", "question", "raters", "group", "mean", "mean_low", "mean_high"]

@@ -66,7 +66,9 @@ def swap(table: pd.DataFrame, families: Sequence[str] = ("gold", "retrieved", "s
 
 
 def aims(primary: pd.DataFrame) -> str:
-    """Say how many aims are met, and name every aim that is not."""
+    """Say how many aims are met, and name every aim that is not; a run on own data may have none."""
+    if primary.empty:
+        return "- No aims were set beforehand for this profile's data."
     met, unmet, missing = (int((primary.met == word).sum()) for word in ("yes", "no", "not run"))
     said = [f"Of {met + unmet} aims that this run can decide, {met} are met and {unmet} are not; "
             f"{missing} need arms or data that it lacks."]  # fmt: skip

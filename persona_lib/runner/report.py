@@ -134,7 +134,9 @@ def reproduced(profile: Profile) -> str:
     """Return the primary aims with what was measured."""
     table = read_table(profile, "primary")
     if table.empty:
-        return element("p", "Not run yet.")
+        ran = not all(read_table(profile, name).empty for name in ("swap", "main"))
+        said = "No aims were set beforehand for this profile's data." if ran else "Not run yet."
+        return element("p", said)
     counts = table.met.value_counts()
     said = ", ".join(
         f"{counts[name]} {name}" for name in ("yes", "no", "reported", "not run") if name in counts
