@@ -143,6 +143,7 @@ class Profile:
     gen_batch_size: int
     gen_max_new_tokens: int
     gen_min_new_tokens: int
+    gen_beginning: str
     gen_expand_weights: bool
     # evaluation
     eval_split: str
@@ -158,6 +159,7 @@ class Profile:
     judge_max_new_tokens: int
     judge_batch_size: int
     judge_quirks: tuple[str, ...]
+    judge_texts: str
     second_judge_model: str
     second_judge_url: str
     second_judge_kind: str
@@ -229,6 +231,7 @@ def check_profile(profile: Profile) -> None:
         "compute_dtype": ("float32", "bfloat16"),
         "adapter_dtype": ("float32", "bfloat16"),
         "first_person_wording": ("agreeing", "released"),
+        "gen_beginning": ("none", "whole", "released"),
         "engine": ("transformers", "vllm"),
         "eval_split": ("validation", "test"),
         "retriever": ("bm25", "dense", "late"),
@@ -291,6 +294,9 @@ def check_judges(profile: Profile, where: str) -> None:
     for field, allowed in (("judge_quirks", JUDGE_QUIRKS), ("second_judge_matchups", MATCHUP_KINDS)):
         if unknown := set(getattr(profile, field)) - set(allowed):
             raise ConfigError(f"{where}: {field}={sorted(unknown)}: use some of {', '.join(allowed)}")
+    formats = [getattr(profile, f"{role}_format") for role in ("judge", "second_judge")]
+    if profile.judge_texts and (profile.judge != "lm" or "prometheus" not in formats):
+        raise ConfigError(f"{where}: judge_texts needs judge=lm and judge_format=prometheus")
     if not profile.second_judge_model:
         return
     if profile.judge == "none":

@@ -59,6 +59,20 @@ def tailoring_prompt(
     return f"Prompt: {prompt}\nPersona: {persona}\nResponse:"
 
 
+def beginning(dataset: str, prompt: str) -> str:
+    """Return what answers to a prompt of a data set begin with in the paper's runs; "" where nothing does.
+
+    Section 5: a mnemonic is made to begin with its term, "TERM sounds like".
+    """
+    term = prompt.strip()
+    return f"{term[:1].upper()}{term[1:]} sounds like" if dataset == "mnemonic" else ""
+
+
+def begun_prompt(prompt: str, begun: str) -> str:
+    """Put the beginning of the answer (``beginning``) after a rendered tailoring prompt."""
+    return prompt + completion_text(begun) if begun else prompt
+
+
 def completion_text(text: str) -> str:
     """Render a response as the completion of ``tailoring_prompt``: one space, then the stripped text."""
     return " " + text.strip()

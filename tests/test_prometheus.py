@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from persona_lib import store
+from persona_lib.config import Run, load_profile
 from persona_lib.data import official
 from persona_lib.evaluation import judge, prometheus
 from persona_lib.models.generate import Completion, Sampling
+from persona_lib.profiles import ConfigError
 from persona_lib.records import Judgment, PairwiseComparison
 from persona_lib.stats.metrics import verdict_of
 
@@ -72,6 +74,60 @@ def test_the_prompt_holds_both_responses_and_the_persona_for_personalization_onl
     assert "A<first>\nB<second>" in text and "The user is shy." in text and "How?" in text
     assert "shy" not in prometheus.prometheus_prompt(TEMPLATES, "quality", ONE)
     assert prometheus.prometheus_prompt(TEMPLATES, "quality", ONE, chat=True).startswith("SYSTEM\n<")
+
+
+OWN_TEXTS = """
+quality: {criterion: "Is it good?", instruction: "Ask: {prompt}"}
+personalization: {criterion: "Does it suit?", instruction: "Ask: {prompt} Who: {persona}"}
+mnemonic:
+  quality: {instruction: "Term: {prompt}"}
+"""
+
+
+def test_texts_of_the_users_reach_the_judge_and_a_data_set_may_have_its_own(tmp_path):
+    path = tmp_path / "texts.yaml"
+    path.write_text(OWN_TEXTS)
+    hhh, mnemonic = (prometheus.read_texts(str(path), name) for name in ("hhh", "mnemonic"))
+    odd = PairwiseComparison("row-1", "Why {persona}?", "The {prompt}.", "a", "b")
+    assert prometheus.instruction("personalization", odd, hhh) == "Ask: Why {persona}? Who: The {prompt}."
+    assert prometheus.instruction("quality", odd, hhh) == "Ask: Why {persona}?"
+    assert prometheus.instruction("quality", odd, mnemonic) == "Term: Why {persona}?"
+    text = prometheus.prometheus_prompt(TEMPLATES, "quality", ONE, texts=mnemonic)
+    assert "<Term: How?>" in text and "R<Is it good?>" in text
+    assert prometheus.read_texts("", "hhh") is prometheus.TEXTS
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        ("a list: [", "cannot be read"),
+        ("- one", "should have the blocks personalization and quality"),
+        (OWN_TEXTS.replace("Who: {persona}", ""), "personalization: instruction: {persona} does not stand"),
+        (OWN_TEXTS.replace('Ask: {prompt}"}', 'Ask"}'), "quality: instruction: {prompt} does not stand"),
+        (OWN_TEXTS.replace('"Is it good?"', "7"), "quality: criterion: 7; should be a text"),
+        (OWN_TEXTS.replace("criterion", "criteria"), "'criteria': use criterion and instruction"),
+    ],
+)
+def test_a_wrong_file_of_texts_is_named_with_its_place(tmp_path, wrong, said):
+    path = tmp_path / "texts.yaml"
+    path.write_text(wrong)
+    with pytest.raises(ConfigError) as error:
+        prometheus.read_texts(str(path), "hhh")
+    assert str(path) in str(error.value) and said in str(error.value)
+    with pytest.raises(ConfigError, match="nowhere.yaml: cannot be read"):
+        prometheus.read_texts(str(tmp_path / "nowhere.yaml"), "hhh")
+
+
+def test_texts_without_prometheus_are_an_error_and_their_content_is_part_of_the_key(tmp_path, monkeypatch):
+    path = tmp_path / "texts.yaml"
+    path.write_text(OWN_TEXTS)
+    with pytest.raises(ConfigError, match="judge_texts needs judge=lm and judge_format=prometheus"):
+        load_profile("synthetic", [f"judge_texts={path}"])
+    monkeypatch.setattr(judge, "role_key", lambda run, role: "")
+    run = Run(load_profile("as_released", [f"judge_texts={path}"]), "hhh", 0)
+    before = judge.judge_key(run)
+    path.write_text(OWN_TEXTS + " ")
+    assert judge.judge_key(run) != before
 
 
 def test_constants_are_read_without_running_the_file(tmp_path):

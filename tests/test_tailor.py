@@ -1,5 +1,7 @@
 """Generation of the grid: which runs there are, what they are shown, and resuming by row."""
 
+import dataclasses
+
 from persona_lib.config import Run, load_profile, set_field
 from persona_lib.evaluation import tailor
 from persona_lib.models.generate import Completion
@@ -19,7 +21,7 @@ SHOTS = [
 
 def run_in(tmp_path, monkeypatch, **changes) -> Run:
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
-    run = Run(set_field(PROFILE, **changes), "synthetic", 0)
+    run = Run(set_field(PROFILE, **changes), changes.get("datasets", ["synthetic"])[0], 0)
     write_rows(run.folder / "tailoring" / "test.jsonl", ROWS)
     write_rows(run.folder / "tailoring" / "sft_train.jsonl", SHOTS)
     return run
@@ -77,6 +79,30 @@ def test_the_wording_of_the_baseline_reaches_its_prompts_and_the_key_of_its_answ
         assert tailor.render(run, spec(), ROWS[1]).endswith(f"Persona: {PERSONA}\nResponse:")
         keys[wording] = tailor.generation_key(run, told)
     assert keys["agreeing"] != keys["released"]
+
+
+def test_a_mnemonic_is_made_to_begin_with_its_term_and_kept_whole_or_as_released(tmp_path, monkeypatch):
+    row = dataclasses.replace(ROWS[1], prompt="negligible")
+    kept, keys = {}, set()
+    monkeypatch.setattr(tailor, "policy_key", lambda run, spec: [])
+    monkeypatch.setattr(tailor, "model_key", lambda *source: "")
+    for how in ("none", "whole", "released"):
+        run, echo = run_in(tmp_path, monkeypatch, gen_beginning=how, datasets=["mnemonic"]), Echo()
+        path = tmp_path / f"{how}.jsonl"
+        tailor.append_completions(run, dataclasses.replace(spec(), dataset="mnemonic"), echo, [row], path)
+        (kept[how],) = (g.completion.splitlines()[0] for g in read_rows(path, Generation))
+        keys.add(tailor.generation_key(run, spec()))
+        end = "Response:" if how == "none" else "Response: Negligible sounds like"
+        assert echo.prompts[-1] == f"Prompt: negligible\nPersona: {PERSONA}\n{end}"
+    answer = "answer to Prompt: negligible"
+    assert kept == {"none": answer, "whole": f"Negligible sounds like {answer}", "released": answer}
+    assert len(keys) == 3
+
+
+def test_no_answer_to_another_data_set_is_begun_for_the_model(tmp_path, monkeypatch):
+    run = run_in(tmp_path, monkeypatch, gen_beginning="whole")
+    assert tailor.render(run, spec(), ROWS[1]).endswith("\nResponse:")
+    assert tailor.whole_answer(run, ROWS[1].prompt, "text") == "text"
 
 
 def test_few_shot_examples_show_personas_only_to_the_arm_with_personas(tmp_path, monkeypatch):

@@ -12,12 +12,12 @@ from typing import Any
 
 from persona_lib.config import Run, main_arm
 from persona_lib.evaluation.swap import PolicyLoader, adapters_of, swap_arms
-from persona_lib.evaluation.tailor import eval_rows
+from persona_lib.evaluation.tailor import eval_rows, forced_beginning, whole_answer
 from persona_lib.models import guards
 from persona_lib.models.llm import sequence_log_probs, using_adapters
 from persona_lib.models.stream import ONE_AT_A_TIME, stream_text
 from persona_lib.profiles import ConfigError
-from persona_lib.prompts import STOP, completion_text, tailoring_prompt
+from persona_lib.prompts import STOP, begun_prompt, completion_text, tailoring_prompt
 
 MAX_CHARACTERS = 2000  # of a question or a persona that is typed in
 
@@ -94,9 +94,11 @@ class Asker:
     def answer(self, arm: str, question: str, persona: str) -> Iterator[str]:
         """Yield an arm's answer as it grows."""
         model, tokenizer, adapters = self.load(arm)
-        profile, prompt = self.run.profile, self.prompt(arm, question, persona)
+        profile = self.run.profile
+        prompt = begun_prompt(self.prompt(arm, question, persona), forced_beginning(self.run, question))
         sizes = (profile.gen_max_new_tokens, profile.gen_min_new_tokens)
-        yield from stream_text(model, tokenizer, prompt, adapters, *sizes, (STOP,))
+        for text in stream_text(model, tokenizer, prompt, adapters, *sizes, (STOP,)):
+            yield whole_answer(self.run, question, text)
 
     def swap(self, arm: str, question: str, personas: tuple[str, str], answers: tuple[str, str]) -> Swap:
         """Return how an arm's preference between two answers turns when the persona is exchanged."""

@@ -27,6 +27,7 @@ from persona_lib.store import (
     append_rows,
     clear_unless,
     content_hash,
+    file_hash,
     is_done,
     iter_rows,
     mark_done,
@@ -92,9 +93,12 @@ def model_judge(run: Run, role: str = "judge") -> Judge:
     generator = load_generator(run, role, getattr(run.profile, f"{role}_batch_size"))
     _, url, kind, form, decoding, max_new_tokens = judge_settings(run.profile, role)
     if form == "prometheus":
-        from persona_lib.evaluation.prometheus import prometheus_judge
+        from persona_lib.evaluation.prometheus import prometheus_judge, read_texts
 
-        return prometheus_judge(generator, max_new_tokens, decoding, bool(url) and kind == "chat")
+        texts = read_texts(run.profile.judge_texts, run.dataset)
+        return prometheus_judge(
+            generator, max_new_tokens, decoding, bool(url) and kind == "chat", texts=texts
+        )
     tokenizer = getattr(generator, "tokenizer", None)
     asked = partial(chat_text, tokenizer) if kind == "chat" and tokenizer and tokenizer.chat_template else str
     if form == "letter":
@@ -194,6 +198,8 @@ def judge_key(run: Run, role: str = "judge") -> list[Any]:
     if role == "judge" and profile.judge != "lm":
         return [profile.judge]
     how = [*profile.judge_quirks, profile.compute_dtype, profile.engine]
+    if profile.judge_texts:
+        how.append(file_hash(Path(profile.judge_texts).expanduser()))
     return [*judge_settings(profile, role), *how, role_key(run, role)]
 
 

@@ -12,9 +12,9 @@ from typing import Any
 from persona_lib.config import Run, main_arm
 from persona_lib.data.official import ROLE_MARK
 from persona_lib.evaluation.policies import adapters_of, generators, same_model, source_of
-from persona_lib.evaluation.tailor import eval_rows
+from persona_lib.evaluation.tailor import ask_prompt, eval_rows, whole_answer
 from persona_lib.models import guards
-from persona_lib.prompts import STOP, tailoring_prompt
+from persona_lib.prompts import STOP
 from persona_lib.records import RunSpec
 from persona_lib.training.train import release_memory
 
@@ -110,12 +110,15 @@ def missing_policies(run: Run) -> list[str]:
 def answer(run: Run, spec: RunSpec, generator: Any, pairs: Sequence[tuple[str, str | None]]) -> list[str]:
     """Return one policy's answers, decoded as in the generation step."""
     profile = run.profile
-    how = spec.persona_format, profile.first_person_wording
-    prompts = [tailoring_prompt(as_asked(run, question), persona, *how) for question, persona in pairs]
+    asked = [as_asked(run, question) for question, _ in pairs]
+    prompts = [
+        ask_prompt(run, question, persona, spec.persona_format)
+        for question, (_, persona) in zip(asked, pairs, strict=True)
+    ]
     done = generator.generate(
         prompts, profile.gen_max_new_tokens, (STOP,), min_new_tokens=profile.gen_min_new_tokens
     )
-    texts = {index: completion.text for index, completion in done}
+    texts = {index: whole_answer(run, asked[index], completion.text) for index, completion in done}
     return [texts[index] for index in range(len(prompts))]
 
 

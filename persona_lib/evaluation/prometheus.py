@@ -2,7 +2,7 @@
 
 The format's text is not ours (Apache-2.0, the authors of prometheus-eval) and is not in this repository: it
 is read from the installed package ``prometheus-eval``, or fetched from its pinned public file, and checked.
-Criteria and instructions are worded by us.
+Criteria and instructions are worded by us, unless a file of the user's words them (``judge_texts``).
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from __future__ import annotations
 import ast
 import importlib.util
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from persona_lib.config import results_root
 from persona_lib.data import official
 from persona_lib.models.generate import Sampling
+from persona_lib.profiles import ConfigError
 from persona_lib.records import Judgment, PairwiseComparison, Rubric
 from persona_lib.store import file_hash
 
@@ -26,10 +27,19 @@ HOME = (
 )
 # Of version 0.1.20 of the package; the public file is held to it, too.
 SHA256 = "aabcaa9f012108bbd19cc9528dab9f313325fdf89711919a67f20ef94cd50914"
-CRITERIA = {
-    "personalization": "[Does the response answer the request, and does it suit the person who asks?]",
-    "quality": "[Is it a good response to the request?]",
+Texts = Mapping[str, Mapping[str, str]]
+# By rubric: what is judged, and what the responses are said to answer.
+TEXTS: Texts = {
+    "personalization": {
+        "criterion": "[Does the response answer the request, and does it suit the person who asks?]",
+        "instruction": "Respond to this request.\nRequest: {prompt}\nWho asks: {persona}",
+    },
+    "quality": {
+        "criterion": "[Is it a good response to the request?]",
+        "instruction": "Respond to this request.\nRequest: {prompt}",
+    },
 }
+PARTS = {"criterion": (), "instruction": ("{prompt}",)}  # of a text: what has to stand in it
 # How the verdict ends an answer. Anything else stays unparsed.
 VERDICT = re.compile(
     r"\[?\bresult\]?\s*:?\s*(?:response\s+)?[(\[]?\s*([AB])\s*[)\]]?\s*\.?\s*$", re.IGNORECASE
@@ -74,24 +84,66 @@ def load_templates(path: Path | None = None) -> tuple[str, str]:
     return texts["REL_SYSTEM_PROMPT"], texts["RELATIVE_PROMPT_WO_REF"]
 
 
-def instruction(rubric: Rubric, comparison: PairwiseComparison) -> str:
-    """Return what the responses are said to answer; the persona is shown for personalization only."""
-    text = f"Respond to this request.\nRequest: {comparison.prompt}"
-    if rubric == "personalization" and comparison.persona:
-        text += f"\nWho asks: {comparison.persona}"
-    return text
+def read_texts(path: str, dataset: str) -> Texts:
+    """Read criteria and instructions from a YAML file (``judge_texts``) for a data set; "": ours.
+
+    The file has ``quality`` and ``personalization``, each with ``criterion`` and ``instruction``, where
+    {prompt} and {persona} stand for the row's; a block named like a data set may word any of them otherwise
+    for it. Raises ConfigError that names file, place and mend.
+    """
+    if not path:
+        return TEXTS
+    import yaml
+
+    try:
+        read = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"judge_texts={path}: cannot be read ({error})") from error
+    if not isinstance(read, dict):
+        raise ConfigError(f"{path}: should have the blocks {' and '.join(TEXTS)}")
+    own = read.get(dataset) or {}
+    return {rubric: texts_of(path, rubric, read.get(rubric), own.get(rubric)) for rubric in TEXTS}
+
+
+def texts_of(path: str, rubric: str, general: Any, special: Any) -> dict[str, str]:
+    """Return a rubric's texts, the data set's own before the general ones, checked."""
+    found = {**(general or {}), **(special or {})}
+    if unknown := found.keys() - PARTS.keys():
+        raise ConfigError(f"{path}: {rubric}: {sorted(unknown)[0]!r}: use {' and '.join(PARTS)}")
+    for part, held in PARTS.items():
+        text = found.get(part)
+        if not isinstance(text, str) or not text.strip():
+            raise ConfigError(f"{path}: {rubric}: {part}: {text!r}; should be a text")
+        held = (*held, "{persona}") if (rubric, part) == ("personalization", "instruction") else held
+        if lacking := [name for name in held if name not in text]:
+            raise ConfigError(f"{path}: {rubric}: {part}: {lacking[0]} does not stand in it")
+    return found
+
+
+def instruction(rubric: Rubric, comparison: PairwiseComparison, texts: Texts = TEXTS) -> str:
+    """Return what the responses are said to answer; the persona is shown for personalization only.
+
+    A comparison without a persona is always shown as for quality.
+    """
+    shown = rubric if comparison.persona else "quality"
+    words = {"{prompt}": comparison.prompt, "{persona}": comparison.persona or ""}
+    return re.sub(r"\{prompt\}|\{persona\}", lambda found: words[found[0]], texts[shown]["instruction"])
 
 
 def prometheus_prompt(
-    templates: tuple[str, str], rubric: Rubric, comparison: PairwiseComparison, chat: bool = False
+    templates: tuple[str, str],
+    rubric: Rubric,
+    comparison: PairwiseComparison,
+    chat: bool = False,
+    texts: Texts = TEXTS,
 ) -> str:
     """Render a comparison; without ``chat``, in Mistral's own marks (the tokenizer adds BOS)."""
     system, template = templates
     user = template.format(
-        instruction=instruction(rubric, comparison),
+        instruction=instruction(rubric, comparison, texts),
         response_A=comparison.response_a.strip(),
         response_B=comparison.response_b.strip(),
-        rubric=CRITERIA[rubric],
+        rubric=texts[rubric]["criterion"],
     )
     return f"{system}\n{user}" if chat else f"[INST] {system}\n{user} [/INST]"
 
@@ -108,6 +160,7 @@ def prometheus_judge(
     decoding: str = "deterministic",
     chat: bool = False,
     templates: tuple[str, str] | None = None,
+    texts: Texts = TEXTS,
 ) -> Callable[[Sequence[PairwiseComparison], Rubric], list[Judgment]]:
     """Return a judge (see ``judge``) that grades as Prometheus-2 was trained to.
 
@@ -118,7 +171,7 @@ def prometheus_judge(
     sampling, attempts = DECODING[decoding]
 
     def judge(comparisons: Sequence[PairwiseComparison], rubric: Rubric) -> list[Judgment]:
-        prompts = [prometheus_prompt(templates, rubric, c, chat) for c in comparisons]
+        prompts = [prometheus_prompt(templates, rubric, c, chat, texts) for c in comparisons]
         answers: dict[int, str] = {}
         for attempt in range(attempts):
             left = [n for n in range(len(prompts)) if n not in answers or parse_verdict(answers[n]) is None]

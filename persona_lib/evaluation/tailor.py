@@ -20,7 +20,7 @@ from persona_lib.fingerprint import module_hash
 from persona_lib.models import guards
 from persona_lib.models.llm import model_key
 from persona_lib.profiles import Profile
-from persona_lib.prompts import STOP, few_shot_prompt, tailoring_prompt
+from persona_lib.prompts import STOP, beginning, begun_prompt, few_shot_prompt, tailoring_prompt
 from persona_lib.records import Generation, RunSpec, TailoringRow
 from persona_lib.training.train import release_memory
 from persona_lib.workers import run_jobs, share_out
@@ -95,8 +95,24 @@ def shot_rows(run: Run) -> list[TailoringRow]:
 
 def render(run: Run, spec: RunSpec, row: TailoringRow) -> str:
     """Render the prompt that a run's policy completes for a row (without few-shot examples)."""
-    persona, wording = persona_of(row, spec.eval_persona), run.profile.first_person_wording
-    return tailoring_prompt(row.prompt, persona, spec.persona_format, wording)
+    return ask_prompt(run, row.prompt, persona_of(row, spec.eval_persona), spec.persona_format)
+
+
+def ask_prompt(run: Run, prompt: str, persona: str | None, persona_format: str) -> str:
+    """Render what a run's policies are asked, in the profile's wording and with the beginning it forces."""
+    text = tailoring_prompt(prompt, persona, persona_format, run.profile.first_person_wording)
+    return begun_prompt(text, forced_beginning(run, prompt))
+
+
+def forced_beginning(run: Run, prompt: str) -> str:
+    """Return what the answer to a prompt is made to begin with; "" for nothing (``gen_beginning``)."""
+    return "" if run.profile.gen_beginning == "none" else beginning(run.dataset, prompt)
+
+
+def whole_answer(run: Run, prompt: str, text: str) -> str:
+    """Return a completion as it is kept: after its forced beginning, which "released" leaves out."""
+    begun = forced_beginning(run, prompt) if run.profile.gen_beginning == "whole" else ""
+    return f"{begun} {text}".strip()
 
 
 def few_shot_prefix(run: Run, spec: RunSpec) -> str:
@@ -178,9 +194,9 @@ def append_completions(
     )
     for index, done in completions:
         row = rows[index]
-        persona = persona_of(row, spec.eval_persona)
+        persona, text = persona_of(row, spec.eval_persona), whole_answer(run, row.prompt, done.text)
         batch.append(
-            Generation(row.id, spec.slug, row.prompt, persona, done.text, done.finish_reason, done.n_tokens)
+            Generation(row.id, spec.slug, row.prompt, persona, text, done.finish_reason, done.n_tokens)
         )
         if len(batch) >= profile.gen_batch_size:
             store.append_rows(path, batch)

@@ -24,7 +24,7 @@ NOT_MEASURED: dict[str, str] = {  # fault -> why it has no number here
     '"Prompt: Prompt:" before what is judged (run_judge.py:84-86)': "the same; judge_quirks=repeated_label",
     "the judge is sampled at temperature 1 without a seed": "the oracle draws nothing; judge_decoding",
     "swapped judgments saved under the wrong names (run_judge.py:156-170)": "touches saved files, no verdict",
-    "a mnemonic is judged without its beginning": "no beginning is forced here",
+    "a mnemonic is judged without its beginning": "no mnemonics in this world; gen_beginning=released",
     "a literal <|end_of_text|> (prompt_loader.py:21)": "harmless with their own tokenizer",
     "the last 128 tokens of a prompt are kept": "none here is that long; part of dpo_tokenization",
     "no test prompts, SFT without responses (prompt_loader.py:27-55)": "the paper's runs did not have them",
