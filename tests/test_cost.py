@@ -127,9 +127,11 @@ def test_what_was_paid_already_is_read_from_the_ledger_and_not_from_the_texts_in
     profile = load_profile("paper", ["judge_url=http://h/v1", "judge_model=m"])
     assert "kept" not in plan.api_need(profile)
     answers = [Answer(str(n), "m", 'a \\"cost_usd": 9 "cost_usd": 7', "stop", 10, 3, 5e-05) for n in range(3)]
-    answers.append(Answer("4", "m", "x", "stop", 10, 3, 0.25, refused=("temperature",)))
+    answers.append(Answer("4", "m", "x", "stop", 10, 3, 0.25, refused=("temperature",), lost_usd=0.5))
+    answers.append(Answer("5", "m", "", "lost", 0, 0, 0.0, lost_usd=0.75))
     store.append_rows(tmp_path / "paper" / "endpoint" / "answers.jsonl", answers)
-    assert "; 4 answers are kept, for 0.25 dollars, and not asked again" in plan.api_need(profile)
+    said = "; 4 answers are kept, for 0.25 dollars, and not asked again"
+    assert f"{said}; lost replies may have cost 1.25 dollars more" in plan.api_need(profile)
 
 
 def test_every_price_has_a_date_and_a_page():

@@ -13,9 +13,10 @@ import pytest
 from persona_lib import store
 from persona_lib.models.endpoint import BudgetError, EndpointError, EndpointGenerator
 from persona_lib.models.generate import Completion
-from persona_lib.models.protocol import Answer, Endpoint
+from persona_lib.models.protocol import Answer, Endpoint, most_it_can_cost
 
 pytest.importorskip("openai", reason="needs the endpoint extra: pip install -e .[endpoint]")
+pytestmark = pytest.mark.server
 KEY = "sk-secret-of-this-test"
 
 
@@ -131,7 +132,7 @@ def server():
     server.lock, server.asked, server.bodies = threading.Lock(), Counter(), []
     server.now = server.most = server.billed = 0
     server.pause = 0.0
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield server
     server.shutdown()
 
@@ -314,8 +315,8 @@ def test_no_more_requests_are_out_than_asked_for(server, tmp_path):
 
 
 def test_the_budget_is_never_passed_and_a_larger_one_goes_on(server, tmp_path):
-    # In millionths of a dollar: an answer costs 10 x 1 + 3 x 10 = 40; at most 9 / 2 x 1 + 8 x 10 = 84.5.
-    # Of 300, one at a time: the next is asked while 40 k + 84.5 <= 300, for k = 0 to 5, which makes six.
+    # In millionths of a dollar: an answer costs 10 x 1 + 3 x 10 = 40; at most 9 bytes x 1 + 8 x 10 = 89.
+    # Of 300, one at a time: the next is asked while 40 k + 89 <= 300, for k = 0 to 5, which makes six.
     prices = {"prompt_price": 1.0, "completion_price": 10.0, "concurrency": 1}
     prompts = [f"question{n}" for n in range(9)]
     with pytest.raises(BudgetError, match="max_cost_usd"):
@@ -323,6 +324,50 @@ def test_the_budget_is_never_passed_and_a_larger_one_goes_on(server, tmp_path):
     assert server.billed == 6
     assert len(texts(make(server, tmp_path, max_cost_usd=1.0, **prices), prompts)) == 9
     assert server.billed == 9
+
+
+def test_a_lost_or_unreadable_reply_counts_as_the_most_it_can_cost_and_a_refused_one_as_nothing(
+    server, tmp_path
+):
+    # In millionths of a dollar: prompts of 8 bytes cost at most 8 x 1 + 8 x 10 = 88 per attempt.
+    prices = {"prompt_price": 1.0, "completion_price": 10.0, "max_cost_usd": 1.0, "timeout": 2.0}
+    generator = make(server, tmp_path, **prices)
+    texts(generator, ["hang:1 a", "cut:1 bc", "busy:2 d", "broken:1"])
+    texts(generator, ["garbage:1"])
+    most = {"hang:1 a": 88e-6, "cut:1 bc": 88e-6, "busy:2 d": 0, "broken:1": 0, "garbage:1": 89e-6}
+    ledger = {a.text.removesuffix(" answered"): a for a in store.read_rows(generator.ledger, Answer)}
+    assert {name: answer.lost_usd for name, answer in ledger.items()} == pytest.approx(most)
+    assert all(answer.cost_usd == pytest.approx(40e-6) for answer in ledger.values())
+    again = make(server, tmp_path, **prices)
+    again.read_ledger()
+    assert again.spent == pytest.approx(5 * 40e-6 + sum(most.values()))
+
+
+def test_lost_replies_cannot_pass_the_budget_and_what_failed_is_asked_again(server, tmp_path):
+    # 88 per attempt of 200: two are sent and lost, a third would not fit; nothing is known of the answer.
+    prices = {"prompt_price": 1.0, "completion_price": 10.0, "retries": 3, "timeout": 0.5}
+    with pytest.raises(BudgetError, match="max_cost_usd"):
+        texts(make(server, tmp_path, max_cost_usd=200e-6, **prices), ["hang:2 a"])
+    assert server.asked["hang:2 a"] == 2
+    (line,) = store.read_rows(tmp_path / "ledger.jsonl", Answer)
+    assert (line.finish_reason, line.cost_usd, line.lost_usd) == ("lost", 0, pytest.approx(176e-6))
+    assert texts(make(server, tmp_path, max_cost_usd=1.0, **prices), ["hang:2 a"]) == {0: "hang:2 a answered"}
+
+
+def test_a_server_that_is_not_there_costs_nothing(server, tmp_path):
+    server.shutdown()
+    server.server_close()
+    generator = make(server, tmp_path, retries=0, prompt_price=1.0, completion_price=1.0, max_cost_usd=1.0)
+    with pytest.raises(EndpointError, match="APIConnectionError"):
+        texts(generator, ["a"])
+    assert not generator.ledger.exists()
+
+
+def test_no_prompt_can_have_more_tokens_than_the_budget_reckons_with(server, tmp_path):
+    endpoint = make(server, tmp_path, prompt_price=1e6, completion_price=1e6).endpoint
+    body = {"prompt": "船是谁的", "max_tokens": 5}  # a byte-level tokenizer may need a token per byte
+    assert most_it_can_cost(endpoint, body) == 4 * 3 + 5
+    assert most_it_can_cost(endpoint, {"prompt": "q", "max_completion_tokens": 5}) == 1 + 5
 
 
 def test_side_by_side_requests_keep_the_budget_too(server, tmp_path):

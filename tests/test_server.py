@@ -25,6 +25,7 @@ from persona_lib.records import InferredPersona, PairwiseComparison
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.server,
     pytest.mark.skipif(
         any(importlib.util.find_spec(name) is None for name in ("openai", "fastapi", "uvicorn")),
         reason="needs openai, fastapi and uvicorn: pip install -e .[dev]",

@@ -4,7 +4,8 @@ serve`, hosted models), behind the interface of ``generate``.
 Requests go out side by side, a bounded number at a time. The client of the ``openai`` package repeats what
 deserves it (timeouts, lost connections, 408, 409, 429 and 5xx, with jitter, and as late as the server's
 Retry-After asks); answers that cannot be read are asked for again here. Every answer is appended to a ledger,
-with what it cost, before anything else sees it: a killed run pays for nothing twice.
+with what it cost, before anything else sees it: a killed run pays for nothing twice. A reply that is lost on
+its way (timeout, broken connection) or cannot be read may be billed: the budget counts the most it can cost.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ import queue
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from persona_lib import store
 from persona_lib.models.generate import Completion, Sampling
 from persona_lib.models.protocol import (
+    LOST,
     Answer,
     Endpoint,
     UnreadableAnswer,
@@ -37,6 +40,7 @@ from persona_lib.models.protocol import (
 )
 
 FAILURES_IN_A_ROW = 20  # after so many, nobody is at home
+NEVER_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout")  # of the SDK's HTTP client
 
 
 class EndpointError(RuntimeError):
@@ -45,6 +49,17 @@ class EndpointError(RuntimeError):
 
 class BudgetError(EndpointError):
     """The next request might cost more than is left."""
+
+
+@dataclass
+class Spending:
+    """What one request can cost per attempt, and what its lost attempts can have cost, in dollars."""
+
+    most: float
+    lost: float = 0.0
+
+
+SPENDING: ContextVar[Spending] = ContextVar("SPENDING")  # of the request that a task is working on
 
 
 class Asker:
@@ -71,8 +86,40 @@ class Asker:
             api_key=api_key(self.endpoint) or "none",  # a server of one's own may want no key
             timeout=self.endpoint.timeout,
             max_retries=self.endpoint.retries,
+            http_client=self.http_client(),
         ) as client:
             await asyncio.gather(*(self.work(client) for _ in range(self.endpoint.concurrency)))
+
+    def http_client(self) -> Any:
+        """Return the SDK's HTTP client; it asks before every attempt and tells if the reply is lost."""
+        import openai
+
+        asker = self
+
+        class Told(openai.DefaultAsyncHttpxClient):
+            async def send(self, request: Any, **options: Any) -> Any:
+                asker.check_budget()
+                try:
+                    return await super().send(request, **options)
+                except Exception as error:
+                    if type(error).__name__ not in NEVER_SENT:
+                        asker.lose()
+                    raise
+
+        return Told()
+
+    def check_budget(self) -> None:
+        """Raise BudgetError where lost replies have used up what was left for another attempt."""
+        if self.endpoint.max_cost_usd and self.spent + self.reserved > self.endpoint.max_cost_usd:
+            self.out_of_money = True
+            self.stopped.set()
+            raise BudgetError("no money is left for another attempt")
+
+    def lose(self) -> None:
+        """Count a reply that never came, or that cannot be read, as the most that it can have cost."""
+        spending = SPENDING.get()
+        spending.lost += spending.most
+        self.spent += spending.most
 
     async def work(self, client: Any) -> None:
         """Take one request after the other."""
@@ -82,16 +129,22 @@ class Asker:
         for name, body in self.waiting:
             if self.stopped.is_set() or not await self.reserve(body):
                 return
+            spending = Spending(most_it_can_cost(self.endpoint, body))
+            SPENDING.set(spending)
             try:
                 answer = await self.ask(client, name, body)
-            except (openai.OpenAIError, UnreadableAnswer, json.JSONDecodeError) as error:
+            except (openai.OpenAIError, BudgetError, UnreadableAnswer, json.JSONDecodeError) as error:
                 self.failures.append((name, error))
+                if spending.lost:
+                    lost = Answer(name, self.endpoint.model, "", LOST, 0, 0, 0.0, lost_usd=spending.lost)
+                    store.append_rows(self.ledger, [lost])
                 self.in_a_row += 1
                 if isinstance(error, fatal) or self.in_a_row >= FAILURES_IN_A_ROW:
                     self.stopped.set()
             else:
                 self.in_a_row = 0
                 self.spent += answer.cost_usd
+                answer = replace(answer, lost_usd=spending.lost)
                 store.append_rows(self.ledger, [answer])
                 self.give(answer)
             await self.release(body)
@@ -152,6 +205,7 @@ class Asker:
             try:
                 return read_response(self.endpoint, name, await create(**body))
             except (UnreadableAnswer, json.JSONDecodeError):
+                self.lose()
                 if attempt == self.endpoint.retries:
                     raise
         raise AssertionError("unreachable")
@@ -227,8 +281,9 @@ class EndpointGenerator:
                 except (ValueError, TypeError) as error:
                     where = f"{self.ledger}, line {number} after byte {self.read_to}"
                     raise EndpointError(f"{where}: not an answer ({error}); mend or delete it") from error
-                self.known[answer.id] = answer
-                self.spent += answer.cost_usd
+                if answer.finish_reason != LOST:
+                    self.known[answer.id] = answer
+                self.spent += answer.cost_usd + answer.lost_usd
             self.read_to = file.tell()
 
     def ask(self, requests: Iterable[tuple[str, dict[str, Any]]], count: int) -> Iterator[Answer]:

@@ -18,7 +18,8 @@ from persona_lib.profiles import Profile
 KINDS = ("chat", "completions")
 # Reasoning models of hosted services take none of the first four.
 MAY_BE_REFUSED = ("max_tokens", "temperature", "stop", "top_p", "seed", "response_format")
-CHARACTERS_PER_TOKEN = 2  # for the most that a prompt can cost before the server has counted its tokens
+FRAME_TOKENS = 64  # that a server's chat format may add to a prompt, at most
+LOST = "lost"  # finish_reason of a ledger's line that is no answer
 
 
 class UnreadableAnswer(ValueError):
@@ -74,7 +75,9 @@ class Answer:
     """A line of the ledger. ``id`` is the hash of the request; tokens are as the server counted them.
 
     ``refused`` names the request's fields that this model does not take: it was asked without them
-    (``max_tokens``: by its newer name). Without "temperature" an answer is not greedy.
+    (``max_tokens``: by its newer name). Without "temperature" an answer is not greedy. ``lost_usd`` is the
+    most that attempts whose reply was lost or unreadable can have cost; a request that has only such has a
+    line with finish_reason "lost", and is asked again.
     """
 
     id: str
@@ -85,6 +88,7 @@ class Answer:
     completion_tokens: int
     cost_usd: float
     refused: tuple[str, ...] = ()
+    lost_usd: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "refused", tuple(self.refused))  # JSON knows lists only
@@ -148,10 +152,12 @@ def cost(endpoint: Endpoint, prompt_tokens: float, completion_tokens: float) -> 
 
 
 def most_it_can_cost(endpoint: Endpoint, body: dict[str, Any]) -> float:
-    """Return an upper estimate of a request's cost, made before it is sent."""
+    """Return an upper bound of an attempt's cost, made before it is sent: no token is less than a byte."""
     text = body.get("prompt") or body["messages"][0]["content"]
     schema = json.dumps(body["response_format"]) if "response_format" in body else ""
-    return cost(endpoint, len(text + schema) / CHARACTERS_PER_TOKEN, body["max_tokens"])
+    frame = FRAME_TOKENS if endpoint.kind == "chat" else 0
+    most = body["max_tokens"] if "max_tokens" in body else body["max_completion_tokens"]
+    return cost(endpoint, len((text + schema).encode()) + frame, most)
 
 
 def read_response(endpoint: Endpoint, name: str, response: Any) -> Answer:

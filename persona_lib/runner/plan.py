@@ -22,7 +22,9 @@ from persona_lib.runner.execute import clock
 from persona_lib.runner.tasks import REPORT, Pipeline, Task, stale_reasons
 from persona_lib.runner.workload import facts
 
-COST = re.compile(rb'"cost_usd": ([-+.0-9eE]+)')  # in a line of the ledger; quotes in texts are escaped
+# In a line of the ledger; quotes in texts are escaped.
+PAID, LOST = (re.compile(rb'"%s": ([-+.0-9eE]+)' % name) for name in (b"cost_usd", b"lost_usd"))
+NO_ANSWER = b'"finish_reason": "lost"'
 # The authors' data on their public home: GB.
 OFFICIAL_DATA_GB = 0.02
 
@@ -170,8 +172,11 @@ def already_paid(profile: Profile) -> str:
     The ledger may have hundreds of thousands of lines: only its costs are read.
     """
     path = results_dir(profile) / "endpoint" / "answers.jsonl"
-    paid = [float(found) for found in COST.findall(path.read_bytes())] if path.exists() else []
-    return f"; {len(paid)} answers are kept, for {sum(paid):.2f} dollars, and not asked again" if paid else ""
+    ledger = path.read_bytes() if path.exists() else b""
+    paid, lost = ([float(found) for found in pattern.findall(ledger)] for pattern in (PAID, LOST))
+    kept = len(paid) - ledger.count(NO_ANSWER)
+    said = f"; {kept} answers are kept, for {sum(paid):.2f} dollars, and not asked again" if kept else ""
+    return said + (f"; lost replies may have cost {sum(lost):.2f} dollars more" if sum(lost) else "")
 
 
 def setup_need() -> str:
