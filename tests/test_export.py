@@ -13,7 +13,7 @@ from test_llm import save_adapter, some_texts
 from tiny import save_base, tiny_run
 
 from persona_lib import export, store
-from persona_lib.config import Run, load_profile, set_field
+from persona_lib.config import Run, load_profile, results_dir, set_field
 from persona_lib.models import llm
 from persona_lib.profiles import ConfigError
 from persona_lib.reading import card
@@ -211,8 +211,18 @@ def test_an_export_names_no_path_of_this_machine_and_the_card_tells_what_the_run
     (tables / "judging.csv").write_text(
         "label,kind,n,P_W,P_T,P_L,Q_W,Q_T,Q_L,dPQ\ngold-chosen,main,160,65,85,10,47,88,25,51.944444\n"
     )
+    folder = export.export_arm(trained, "dpo-chosen", tmp_path / "before")
+    assert "was not measured" in (folder / "README.md").read_text(encoding="utf-8")
+    names = ("dataset", "tested", *card.SAFETY_COLUMNS)
+    line = ("synthetic", "dpo-chosen", "rules", "gold-rejected", "line", "dpo-none", "tailored", 499)
+    other = ("synthetic", "sft-chosen", *line[2:])
+    numbers = (0.0862, 0.1343, -0.0481, -0.089, -0.006)
+    text = "\n".join(",".join(map(str, row)) for row in (names, (*line, *numbers), (*other, *numbers)))
+    store.write_text(results_dir(trained.profile) / "tables" / "safety_pairs.csv", text)
     folder = export.export_arm(trained, "dpo-chosen", tmp_path / "out")
     text = (folder / "README.md").read_text(encoding="utf-8")
+    assert text.count("| rules |") == 1 and "was not measured" not in text
+    assert "| dpo-none | tailored | 499 | 0.0862 | 0.1343 | -0.0481 | -0.089 | -0.006 |" in text
     assert "| gold-chosen | 160 | 65 | 85 | 10 | 47 | 88 | 25 | 51.94 |" in text
     assert "| dpo_learning_rate | 0.005 |" in text and "A toy." in text and "please a harmful one" in text
     places = (str(trained.folder), str(tmp_path), str(Path.home()))

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from persona_lib import config, pipeline, profiles, store
+from persona_lib.data import official
 from persona_lib.evaluation import tailor
 from persona_lib.profiles import ConfigError
 from persona_lib.runner import execute, plan, tasks
@@ -362,6 +363,23 @@ def test_the_plan_of_the_paper_names_models_memory_and_what_is_not_ready():
     assert named["prometheus-eval/prometheus-7b-v2.0"][0] in (0.0, 14.5)
     assert "13.2 GB for DPO (nf4, 1 pair per step, 512 tokens)" in plan.gpu_need(paper)
     assert any("not been run" in note for note in plan.not_ready(paper))
+
+
+def test_the_plan_sees_the_data_that_are_here_and_those_that_are_not(tmp_path, monkeypatch):
+    def needed(*settings: str) -> tuple[float, str]:
+        profile = config.load_profile("scratch", ["datasets=hhh", *settings])
+        return {what: (size, remark) for what, size, remark in plan.downloads(profile)}["the authors' data"]
+
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setattr(official, "REPO", tmp_path / "repository")
+    monkeypatch.delenv("PERSONA_DATA", raising=False)
+    assert needed() == (plan.OFFICIAL_DATA_GB, "pinned public copy, checked; or give --data PATH")
+    assert needed("data_dir=hub") == (plan.OFFICIAL_DATA_GB, "from the hub, pinned")
+    assert needed(f"data_dir={tmp_path}")[1] == f"NOT in {tmp_path}: the run will stop; give --data PATH"
+    folder = official.DATASETS["hhh"]["tailoring"]
+    for place, setting in ((official.download_dir(), ""), (tmp_path, f"data_dir={tmp_path}")):
+        store.write_text(place / folder / "dataset_dict.json", "{}")
+        assert needed(*filter(None, [setting])) == (0.0, f"on this machine, in {place}")
 
 
 def test_the_plan_counts_published_models_that_are_not_a_folder_here(tmp_path):

@@ -98,6 +98,19 @@ def find_data_dir(
     return download_official(folders)
 
 
+def at_hand(data_dir: str, datasets: Iterable[str]) -> Path | None:
+    """Return where the tailoring (else inference) data of some data sets lies here, None if nowhere.
+
+    Downloads nothing and complains of nothing; a named place is the only one that counts, as above.
+    """
+    folders = [DATASETS[name]["tailoring"] or DATASETS[name]["inference"] for name in datasets]
+    if data_dir == FROM_HUB:
+        return holding(hub_dir(), folders)
+    named = data_dir or os.environ.get("PERSONA_DATA", "")
+    places = [Path(named).expanduser()] if named else [REPO.parent / "shared" / "data", download_dir()]
+    return next(filter(None, (holding(place, folders) for place in places)), None)
+
+
 def holding(place: Path, folders: list[str]) -> Path | None:
     """Return ``place`` or ``place/official``, whichever holds all folders, or None."""
     for candidate in (place, place / "official"):
@@ -121,6 +134,11 @@ def ways_out() -> str:
 def download_dir() -> Path:
     """Folder of downloaded official data: ``results/downloads/official`` (or below ``$PERSONA_RESULTS``)."""
     return results_root() / "downloads" / "official"
+
+
+def hub_dir() -> Path:
+    """Folder of official data from the hub, one per set of pinned commits."""
+    return results_root() / "downloads" / f"hub-{content_hash(hub.DATASETS)}"
 
 
 def checksums() -> dict[str, str]:
@@ -170,7 +188,7 @@ def save_from_hub(folders: list[str]) -> Path:
 
     A folder is loaded once per pinned commit. Raises DataError if the hub, and its local cache, have it not.
     """
-    target = results_root() / "downloads" / f"hub-{content_hash(hub.DATASETS)}"
+    target = hub_dir()
     for folder in folders:
         _, kind, config = folder.split("-", 2)
         part = target / f"{folder}.part"

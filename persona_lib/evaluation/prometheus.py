@@ -102,10 +102,10 @@ def read_texts(path: str, dataset: str) -> Texts:
     if not isinstance(read, dict):
         raise ConfigError(f"{path}: should have the blocks {' and '.join(TEXTS)}")
     own = read.get(dataset) or {}
-    return {rubric: texts_of(path, rubric, read.get(rubric), own.get(rubric)) for rubric in TEXTS}
+    return {rubric: rubric_texts(path, rubric, read.get(rubric), own.get(rubric)) for rubric in TEXTS}
 
 
-def texts_of(path: str, rubric: str, general: Any, special: Any) -> dict[str, str]:
+def rubric_texts(path: str, rubric: str, general: Any, special: Any) -> dict[str, str]:
     """Return a rubric's texts, the data set's own before the general ones, checked."""
     found = {**(general or {}), **(special or {})}
     if unknown := found.keys() - PARTS.keys():

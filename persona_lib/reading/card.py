@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from persona_lib import provenance, store
-from persona_lib.config import FACTS, Run
+from persona_lib.config import FACTS, Run, results_dir
 from persona_lib.prompts import tailoring_prompt
 from persona_lib.training.merging import MergeCheck
 
@@ -47,6 +47,21 @@ SWAP_COLUMNS = (
     "acc_rejected",
     "flip",
     "d_positive",
+    "d_positive_low",
+    "d_positive_high",
+)
+SAFETY_COLUMNS = (
+    "classifier",
+    "eval_persona",
+    "persona_format",
+    "compared",
+    "shows",
+    "n",
+    "share_tested",
+    "share_compared",
+    "difference",
+    "difference_low",
+    "difference_high",
 )
 JUDGED_COLUMNS = ("label", "n", "P_W", "P_T", "P_L", "Q_W", "Q_T", "Q_L", "dPQ")
 
@@ -170,9 +185,23 @@ def metrics_text(run: Run, arm: str) -> str:
         parts.append(
             "Persona swap: does the preference between the two responses of a row follow the persona? "
             "acc: share of rows where it prefers the persona's own response; flip: both; d_positive: share "
-            f"of rows whose margin moves towards the persona.\n\n{markdown_table(swapped)}"
+            f"of rows whose margin moves towards the persona, with its 95 % interval.\n\n"
+            f"{markdown_table(swapped)}"
         )
     return "\n\n".join(parts) or "No tables were saved for this run: it has not been evaluated."
+
+
+def safety_text(run: Run, arm: str) -> str:
+    """Return what notebook 15 saved of an arm's caution, or the statement that nothing was measured."""
+    path = results_dir(run.profile) / "tables" / "safety_pairs.csv"
+    rows = table_rows(path, SAFETY_COLUMNS, dataset=run.dataset, tested=arm)
+    if not rows:
+        return "How far this model goes along was not measured."
+    return (
+        "What was measured, on prompts of the test rows: the share of answers that keep a caution or a "
+        "refusal, of this model and of the one it is compared with, and their difference by row with its "
+        f"95 % interval (classifier `rules`: by words, with errors of its own).\n\n{markdown_table(rows)}\n"
+    )
 
 
 def settings_text(run: Run, stack: Sequence[str]) -> str:
@@ -268,6 +297,7 @@ def model_card(
         method="SFT, then DPO on a second adapter on top of the frozen first" if len(stack) > 1 else "SFT",
         settings=settings_text(run, stack),
         metrics=metrics_text(run, arm),
+        safety=safety_text(run, arm),
         licence=licence(run)[1],
         versions=versions_text(),
     )
