@@ -16,6 +16,7 @@ case "${1:-}" in
         ;;
 esac
 use_environment dev
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # two processes share the cores
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
 "$PYTHON" -m pytest -q -n 2

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+import shutil
+import subprocess
 import sys
 from functools import cache
 from pathlib import Path
@@ -18,6 +21,16 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 sys.modules.setdefault("rfc3987_syntax", None)
 
 REPO = Path(__file__).resolve().parent.parent
+# Slow tests that take minutes begin first, and what two files need of one run is run once, in one process.
+LONG_FIRST = (
+    "test_own_run",
+    "test_notebooks",
+    "test_doc_commands",
+    "test_rehearsal",
+    "test_benchmarks",
+    "test_harness",
+)
+ONE_PROCESS = {"test_notebooks": "smoke", "test_doc_commands": "smoke"}
 LOADS_MODELS = re.compile(r"^\s*(import torch|torch = |from tiny import)|\b(load_base|run_notebook)\b", re.M)
 
 
@@ -42,13 +55,19 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
     class ByGroup(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             path = REPO / nodeid.split("::")[0]
-            return path.stem if config.getoption("--slow") else process_group(path)
+            if config.getoption("--slow"):
+                return ONE_PROCESS.get(path.stem, path.stem)
+            return process_group(path)
 
+    if config.getoption("--slow"):
+        config.option.loadscopereorder = False  # in the order of the collection: LONG_FIRST
     return ByGroup(config, log)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--slow"):
+        order = {name: place for place, name in enumerate(LONG_FIRST)}
+        items.sort(key=lambda item: order.get(item.path.stem, len(order)))
         return
     for item in items:
         if "slow" in item.keywords:
@@ -83,3 +102,26 @@ def released_outputs() -> Path:
 def autoj_data() -> Path:
     """The folder of Auto-J's pairwise test set."""
     return data_folder("autoj")
+
+
+def run_there(folder: Path, command: str) -> str:
+    """Run a command in a folder with this environment; returns what it printed, fails with the end of it."""
+    here = {"VIRTUAL_ENV": sys.prefix, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("PERSONA_")}
+    done = subprocess.run(shlex.split(command), cwd=folder, capture_output=True, text=True,
+                          env=kept | here | {"PYTHONPATH": str(folder)}, timeout=1800)  # fmt: skip
+    assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}{done.stderr[-2000:]}"
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def smoke_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the repository's files in which the smallest profile has run."""
+    folder = tmp_path_factory.mktemp("copy") / "repository"
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=REPO, capture_output=True,
+                            text=True, check=True)  # fmt: skip
+    for name in listed.stdout.splitlines():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(REPO / name, folder / name)
+    run_there(folder, "./run_all.sh --profile smoke --offline")
+    return folder

@@ -7,15 +7,11 @@ the network or real data is run as far as its arguments are checked, or skipped 
 from __future__ import annotations
 
 import json
-import os
 import re
-import shlex
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from conftest import run_there
 
 from persona_lib.config import REPO
 
@@ -94,31 +90,9 @@ def test_comments_continuations_and_inline_commands_are_read():
     assert commands_of(text) == ["./run_all.sh --a --b", "x", "python -m y --z"]
 
 
-@pytest.fixture(scope="module")
-def copy(tmp_path_factory):
-    """A copy of the repository's files in which the smallest profile has run."""
-    folder = tmp_path_factory.mktemp("copy") / "repository"
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=REPO, capture_output=True,
-                            text=True, check=True)  # fmt: skip
-    for name in listed.stdout.splitlines():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(REPO / name, folder / name)
-    run(folder, "./run_all.sh --profile smoke --offline")
-    return folder
-
-
-def run(folder: Path, command: str) -> None:
-    """Run a command there with this environment; fails with the end of its output."""
-    here = {"VIRTUAL_ENV": sys.prefix, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("PERSONA_")}
-    done = subprocess.run(shlex.split(command), cwd=folder, capture_output=True, text=True,
-                          env=kept | here | {"PYTHONPATH": str(folder)}, timeout=1800)  # fmt: skip
-    assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_printed_command_runs(command, copy):
+def test_a_printed_command_runs(command, smoke_repository):
     if rule_of(command).startswith("skip"):
         pytest.skip(f"{command}: {rule_of(command)}")
-    run(copy, as_run(command))
+    run_there(smoke_repository, as_run(command))

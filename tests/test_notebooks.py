@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 import re
-import subprocess
-import sys
 import time
 from functools import cache
 from pathlib import Path
 
 import pytest
+from conftest import run_there
 
 from persona_lib import config, fingerprint, profiles, store
 from persona_lib.reading import contents
@@ -250,25 +248,9 @@ def printed_lines(cell: dict) -> list[str]:
     return [line for o in cell["outputs"] if o["output_type"] == "stream" for line in o["text"]]
 
 
-def run_smoke(folder: Path) -> subprocess.CompletedProcess:
-    """Run the smoke profile through the runner into a folder."""
-    moved = {"PERSONA_RESULTS": str(folder / "results"), "PERSONA_FIGURES": str(folder / "figures")}
-    command = [sys.executable, "-m", "persona_lib.pipeline", "--profile", "smoke", "--offline"]
-    return subprocess.run(command, cwd=config.REPO, env=os.environ | moved, capture_output=True, text=True)
-
-
-@pytest.fixture(scope="module")
-def smoke(tmp_path_factory) -> Path:
-    """A folder with the results of one whole smoke run."""
-    folder = tmp_path_factory.mktemp("smoke")
-    done = run_smoke(folder)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    return folder
-
-
 @pytest.mark.slow
-def test_the_whole_smoke_profile_runs_and_every_notebook_ran_in_order(smoke):
-    results = smoke / "results" / "smoke"
+def test_the_whole_smoke_profile_runs_and_every_notebook_ran_in_order(smoke_repository):
+    results = smoke_repository / "results" / "smoke"
     profile = config.load_profile("smoke")
     executed = sorted((results / "notebooks").glob("*.ipynb"))
     assert [path.name.partition(".")[0] for path in executed] == sorted(profile.steps)
@@ -280,15 +262,15 @@ def test_the_whole_smoke_profile_runs_and_every_notebook_ran_in_order(smoke):
     assert {path.stem for path in executed} <= set(known)
     assert list((results / "tables").glob("*.csv"))
     assert (results / "report" / "index.html").exists()
-    assert list((smoke / "figures" / "smoke").glob("*.png"))
+    assert list((smoke_repository / "figures" / "smoke").glob("*.png"))
 
 
 @pytest.mark.slow
-def test_running_again_does_nothing_and_is_quick(smoke):
-    tables = {path: path.read_bytes() for path in (smoke / "results").rglob("*.csv")}
+def test_running_again_does_nothing_and_is_quick(smoke_repository):
+    tables = {path: path.read_bytes() for path in (smoke_repository / "results").rglob("*.csv")}
     started = time.monotonic()
-    done = run_smoke(smoke)
-    assert done.returncode == 0 and time.monotonic() - started < 10
-    steps = [line for line in done.stdout.splitlines() if line.startswith("[")]
-    assert steps and all(line.endswith("cached") for line in steps), done.stdout
-    assert {path: path.read_bytes() for path in (smoke / "results").rglob("*.csv")} == tables
+    said = run_there(smoke_repository, "./run_all.sh --profile smoke --offline")
+    assert time.monotonic() - started < 10
+    steps = [line for line in said.splitlines() if line.startswith("[")]
+    assert steps and all(line.endswith("cached") for line in steps), said
+    assert {path: path.read_bytes() for path in (smoke_repository / "results").rglob("*.csv")} == tables

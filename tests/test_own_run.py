@@ -13,6 +13,7 @@ import pytest
 from persona_lib import config
 
 SHORT = "01_preference_data,02_base_model,03_persona_inference,05_tailoring_data,06_supervised_tailoring"
+FEWER = ("--set", "methods=sft,dpo", "--set", "eval_limit=6")  # its answers are long
 STEPS = f"steps={SHORT},07_preference_tailoring,08_generation,11_persona_swap,12_results"
 
 
@@ -54,7 +55,7 @@ def test_the_shipped_pairs_run_from_file_to_report_and_again_without_work(tmp_pa
 @pytest.mark.slow
 def test_autoj_runs_with_its_mapping_and_every_row_is_accounted_for(tmp_path, autoj_data):
     path = autoj_data / "autoj_pairwise.json"
-    done, results = run_own(tmp_path, "--data", str(path), "--mapping", "examples/autoj.yaml")
+    done, results = run_own(tmp_path, "--data", str(path), "--mapping", "examples/autoj.yaml", *FEWER)
     assert "1392 rows read, 1017 usable, 375 rejected (373 tie, 1 empty, 1 identical)" in done.stdout
     assert len(swap_rows(results)) == 1
     assert not list((results / "notebooks").glob("16*"))
