@@ -1,4 +1,4 @@
-"""Answers of a random Llama-3.1-8B: batched and one at a time, in four bits, expanded, and in bf16.
+"""Answers of a random Llama-3.1-8B: batched and one at a time, in four bits, expanded, bf16, with adapters.
 
     python benchmarks/gpu_generation.py OUT [--shrink]
 
@@ -6,7 +6,8 @@ Weights are drawn on the device (no download, no checkpoint); prompts have the l
 and every answer has the same number of new tokens. All ways run in interleaved repetitions; the table gives
 medians. A decoding step reads every weight once whatever the batch, so the ceiling is the memory rate
 measured in the same run over the bytes of the weights, times the batch; "of ceiling" includes reading the
-prompts. That batches, shared prefixes and expanded weights leave the very same answers is checked first, on a
+prompts. "+ adapters" has an SFT and a DPO adapter attached, not merged, as the policies here answer. That
+batches, shared prefixes, adapters and expanded weights leave the very same answers is checked first, on a
 small float32 model. ``--shrink`` does all of it with a tiny model, on a CPU too. Writes OUT.csv and OUT.md.
 """
 
@@ -15,17 +16,22 @@ from __future__ import annotations
 import random
 import statistics
 import sys
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import gpu_training
 import llama31
 import measure
 
+from persona_lib.config import load_profile
 from persona_lib.models import llm
 from persona_lib.models.generate import TransformersGenerator
 
 SEED = 0
 EQUAL_PROMPTS, EQUAL_TOKENS = 12, 24
+ADAPTERS = ("sft", "dpo")
 WORDS = ("clean", "the", "old", "kettle", "and", "pack", "my", "new", "horse", "for", "a", "gift")
 
 
@@ -49,11 +55,13 @@ class Case:
     quantization: str
     expand: bool
     batch: int
+    adapters: bool = False
 
     @property
     def base(self) -> str:
         """What the weights are while it generates."""
-        return "bfloat16" if self.quantization == "none" else "nf4, expanded" if self.expand else "nf4"
+        base = "bfloat16" if self.quantization == "none" else "nf4, expanded" if self.expand else "nf4"
+        return base + " + adapters" * self.adapters
 
 
 def make_bench(shrink: bool) -> Bench:
@@ -88,7 +96,7 @@ def weight_bytes(model: Any) -> int:
 
 def answers(model: Any, tokenizer: Any, batch: int, prompts: list[str], prefix: str = "") -> list[str]:
     """Return the completions of prompts, in their order."""
-    generator = TransformersGenerator(model, tokenizer, "base", batch)
+    generator = TransformersGenerator(model, tokenizer, "base", batch, adapters_of(model))
     done = dict(generator.generate(prompts, EQUAL_TOKENS, (), prefix=prefix))
     return [done[number].text for number in range(len(prompts))]
 
@@ -108,6 +116,10 @@ def equality_lines(bench: Bench) -> list[str]:
         ],
         "batches of 4 in NF4": [answers(four_bits, bench.tokenizer, size, prompts) for size in (1, 4)],
     }
+    stacked = with_adapters(llama31.random_base(config, device=llm.device()))
+    pairs["two adapters"] = [answers(stacked, bench.tokenizer, size, prompts) for size in (1, 4)]
+    if pairs["two adapters"][0] == pairs["batches of 4"][0]:
+        sys.exit("two adapters: the answers are those without: they show nothing")
     before = pairs["batches of 4 in NF4"][0]
     pairs["NF4, expanded"] = [before, answers(four_bits.dequantize(), bench.tokenizer, 4, prompts)]
     for name, (one, other) in pairs.items():
@@ -120,17 +132,31 @@ def equality_lines(bench: Bench) -> list[str]:
 # --- timing ---
 
 
+def with_adapters(model: Any) -> Any:
+    """Attach two random adapters of the paper profile's size, one on top of the other."""
+    with tempfile.TemporaryDirectory() as name:
+        profile = load_profile("paper")
+        folders = [gpu_training.save_adapter(profile, model, Path(name) / method) for method in ADAPTERS]
+        return llm.attach_adapters(model, folders)
+
+
+def adapters_of(model: Any) -> tuple[str, ...]:
+    """Return the adapters that ``with_adapters`` attached, () for a base."""
+    return ADAPTERS if hasattr(model, "peft_config") else ()
+
+
 def load(bench: Bench, case: Case) -> Any:
-    """Return a freshly drawn model in the case's precision."""
+    """Return a freshly drawn model in the case's precision, with adapters if it has them."""
     model = llama31.random_base(bench.config, case.quantization, "bfloat16", llm.device())
-    return model.dequantize() if case.expand else model
+    model = model.dequantize() if case.expand else model
+    return with_adapters(model) if case.adapters else model
 
 
 def measure_case(bench: Bench, case: Case, prompts: int) -> dict[str, float | None]:
     """Time the answers to some prompts; returns tokens per second, bytes of weights and peak memory."""
     measure.release()
     model = load(bench, case)
-    generator = TransformersGenerator(model, bench.tokenizer, "base", case.batch)
+    generator = TransformersGenerator(model, bench.tokenizer, "base", case.batch, adapters_of(model))
     asked = make_prompts(bench.words, prompts)
 
     def generate() -> None:
@@ -180,6 +206,7 @@ def main() -> None:
     notes.append(f"Medians of {bench.repeats} interleaved repetitions.")
     ways = (("nf4", False), ("nf4", True), ("none", False))
     cases = [Case(*way, batch) for batch in bench.batches for way in ways]
+    cases += [Case(*way, bench.batches[-1], adapters=True) for way in ways]
     runs: dict[Case, list] = {case: [] for case in cases}
     for number in range(bench.repeats):
         for case in cases:

@@ -17,6 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,11 @@ def make_bench(shrink: bool) -> Bench:
 
 @dataclass(frozen=True)
 class Case:
-    """One line of the table. ``row_tokens`` is 0 for the paper's lengths, else all rows have so many."""
+    """One line of a table. ``row_tokens`` is 0 for the paper's lengths, else all rows have so many.
+
+    Of this package only: ``sharing`` lays the rows of a batch side by side (and computes DPO's prompts once);
+    ``online`` adds DPO's reference to every step, which is computed beforehand otherwise.
+    """
 
     method: str
     way: str
@@ -78,6 +83,8 @@ class Case:
     dtype: str
     batch: int
     row_tokens: int = 0
+    sharing: bool = False
+    online: bool = False
 
 
 def all_cases(bench: Bench) -> list[Case]:
@@ -132,9 +139,13 @@ def datasets_of(bench: Bench, case: Case, steps: int) -> dict[str, Any]:
 
 
 def package_profile(case: Case) -> Profile:
-    """Return the paper profile with the case's batch and precision."""
+    """Return the paper profile with the case's batch and precision; rows above 512 tokens are kept whole."""
+    paper = load_profile("paper")
     return set_field(
-        load_profile("paper"),
+        paper,
+        max_length=max(paper.max_length, case.row_tokens),
+        sft_packing=case.sharing,
+        dpo_prefix_sharing=case.sharing,
         quantization=case.quantization,
         compute_dtype=case.dtype,
         sft_batch_size=case.batch,
@@ -150,12 +161,28 @@ def package_trainer(case: Case, profile: Profile, base: Any, tokenizer: Any, dat
         sft = save_adapter(profile, base, folder / "sft")
         trainer = trainers.dpo_trainer(profile, SEED, base, sft, tokenizer, data, folder)
         trainers.check_dpo_start(trainer, profile)
+    if case.online:
+        compute_reference_too(trainer)
     guards.check_adapters(trainer.model, "default")
     for callback in (guards.gradient_guard(), guards.movement_guard()):
         trainer.add_callback(callback)
     trainer.args.eval_strategy = trainer.args.save_strategy = "no"
     trainer.args.load_best_model_at_end = False
     return trainer
+
+
+def compute_reference_too(trainer: Any) -> None:
+    """Make a DPO trainer compute its reference in every step, as one without precomputation does."""
+    import torch
+
+    plain = trainer.compute_loss
+
+    def compute_loss(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        with torch.no_grad():
+            trainer.compute_ref_log_probs(trainer.model, inputs)
+        return plain(model, inputs, *args, **kwargs)
+
+    trainer.compute_loss = compute_loss
 
 
 def save_adapter(profile: Profile, base: Any, folder: Path) -> Path:
@@ -259,7 +286,7 @@ def flops_per_token(config: Any, case: Case, share: float) -> float:
     hidden, mlp = config.hidden_size, config.intermediate_size
     keys = hidden * config.num_key_value_heads // config.num_attention_heads
     layers = config.num_hidden_layers * (2 * hidden * hidden + 2 * hidden * keys + 3 * hidden * mlp)
-    passes = PASSES + (case.method == "dpo" and case.way != "this package")
+    passes = PASSES + (case.method == "dpo" and (case.online or case.way != "this package"))
     return 2 * passes * (layers + share * hidden * config.vocab_size)
 
 
@@ -273,8 +300,8 @@ def head_share(bench: Bench, case: Case, rows: list[dict[str, str]]) -> float:
     return sum(c for _, c in lengths) / sum(p + c for p, c in lengths)
 
 
-def measure_case(bench: Bench, case: Case) -> dict[str, float | None]:
-    """Build a case's trainer on a freshly drawn base, run it, and return its figures."""
+def measure_case(bench: Bench, case: Case, callbacks: Sequence[Any] = ()) -> dict[str, float | None]:
+    """Build a case's trainer on a freshly drawn base, run it with ``callbacks``, and return its figures."""
     measure.release()
     profile = package_profile(case)
     data = datasets_of(bench, case, bench.warm_up + bench.steps)
@@ -284,7 +311,8 @@ def measure_case(bench: Bench, case: Case) -> dict[str, float | None]:
         trainer = build(case, profile, base, bench.tokenizer, data, Path(name))
         clock = step_clock(bench)
         trainer.args.max_steps = bench.warm_up + bench.steps
-        trainer.add_callback(clock)
+        for callback in (clock, *callbacks):
+            trainer.add_callback(callback)
         hook = decoder_of(trainer.model).register_forward_pre_hook(clock.count, with_kwargs=True)
         measure.release()
         run_quietly(trainer)
@@ -320,6 +348,8 @@ def table_row(case: Case, runs: list[dict[str, float | None] | None], rate: floa
         "rows per step": case.batch,
         "lengths": f"{case.row_tokens} each" if case.row_tokens else "the paper's",
     }
+    if case.way == "this package" and (case.sharing or case.online):
+        row["way"] += ", side by side" * case.sharing + ", reference online" * case.online
     names = ("tokens per step", "ms per step", "fastest", "slowest", "tokens/s", "of matrix rate", "peak GB")
     if None in runs:
         return row | dict.fromkeys(names) | {"ms per step": "out of memory"}
@@ -403,14 +433,19 @@ def main() -> None:
     )
     notes.append(f"Medians of {bench.repeats} interleaved repetitions of {bench.steps} steps.")
     cases = all_cases(bench)
+    rows = timed_rows(bench, cases, rate)
+    measure.write_tables(arguments.place, "Training steps of a random Llama-3.1-8B", notes, rows)
+
+
+def timed_rows(bench: Bench, cases: Sequence[Case], rate: float) -> list[dict[str, Any]]:
+    """Time every case in interleaved repetitions; returns the lines of the table."""
     runs: dict[Case, list] = {case: [] for case in cases}
     for number in range(bench.repeats):
         for case in cases:
             print(f"repetition {number + 1}: {case}", file=sys.stderr, flush=True)
             if None not in runs[case]:
                 runs[case].append(measure_or_refuse(bench, case))
-    rows = [table_row(case, runs[case], rate) for case in cases]
-    measure.write_tables(arguments.place, "Training steps of a random Llama-3.1-8B", notes, rows)
+    return [table_row(case, runs[case], rate) for case in cases]
 
 
 if __name__ == "__main__":

@@ -22,11 +22,15 @@ def run_shrunk(name: str, out) -> tuple[list[dict[str, str]], str]:
     environment = os.environ | {"PYTHONPATH": str(REPO)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    with out.with_suffix(".csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
     text = out.with_suffix(".md").read_text(encoding="utf-8")
     assert text.strip() in done.stdout
-    return rows, text
+    return read_csv(out.with_suffix(".csv")), text
+
+
+def read_csv(path) -> list[dict[str, str]]:
+    """Return the rows of a table that a benchmark wrote."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 @pytest.mark.slow
@@ -45,12 +49,37 @@ def test_training_steps_are_timed_in_every_way_and_their_losses_agree(tmp_path):
 
 
 @pytest.mark.slow
+def test_shapes_and_what_is_left_out_are_timed_and_the_largest_operators_named(tmp_path):
+    rows, text = run_shrunk("gpu_sweep", tmp_path / "sweep")
+    shapes = [(row["rows per step"], row["lengths"]) for row in rows]
+    assert shapes == [("2", "48 each")] * 2
+    tokens = {
+        (r["method"], *shape): float(r["tokens per step"]) for r, shape in zip(rows, shapes, strict=True)
+    }
+    assert tokens["sft", "2", "48 each"] == 2 * 48 and tokens["dpo", "2", "48 each"] == 2 * 2 * 48
+    less = read_csv(tmp_path / "sweep_less.csv")
+    ways = [row["way"].removeprefix("this package") for row in less]
+    assert ways == ["", ", side by side", ", reference online", "", ", side by side"]
+    plain, online, shared = ([r for r in less if r["method"] == "dpo" and r["way"].endswith(end)]
+                             for end in ("package", "online", "side"))  # fmt: skip
+    for row, other, fewer in zip(plain, online, shared, strict=True):
+        assert float(row["tokens per step"]) == float(other["tokens per step"])
+        assert float(fewer["tokens per step"]) < float(row["tokens per step"]), "prompts once"
+    operators = read_csv(tmp_path / "sweep_profile.csv")
+    assert len(operators) == 15 and 0 < sum(float(row["share"]) for row in operators) <= 1
+
+
+@pytest.mark.slow
 def test_generation_is_timed_against_the_memory_rate_and_answers_agree(tmp_path):
     rows, text = run_shrunk("gpu_generation", tmp_path / "generation")
-    assert "Answers equal to one prompt at a time" in text and "a shared prefix" in text
-    assert [(row["base"], row["batch"]) for row in rows] == [
-        (base, batch) for batch in ("1", "4") for base in ("nf4", "nf4, expanded", "bfloat16")
-    ]
+    assert (
+        "Answers equal to one prompt at a time" in text
+        and "a shared prefix, " in text
+        and "two adapters" in text
+    )
+    bases = ("nf4", "nf4, expanded", "bfloat16")
+    plain = [(base, batch) for batch in ("1", "4") for base in bases]
+    assert [(row["base"], row["batch"]) for row in rows] == plain + [(f"{b} + adapters", "4") for b in bases]
     for row in rows:
         share = float(row["tokens/s"]) / float(row["ceiling tokens/s"])
         assert 0 < float(row["of ceiling"]) == pytest.approx(share)
