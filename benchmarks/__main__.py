@@ -2,8 +2,9 @@
 
     python -m benchmarks [--quick] [--table] [NAME ...]
 
-Each runs in a process of its own. Without names all run; ``--quick`` is small, checks equality and writes
-nothing; ``--table`` runs nothing and writes the table again.
+Each runs in a process of its own. Without names all that give a ratio run; ``growth`` (half an hour) and
+``whole_run`` (of a finished run) write tables of their own and run when named. ``--quick`` is small, checks
+equality and writes nothing; ``--table`` runs nothing and writes the table again.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ BENCHMARKS = {  # name -> module of this folder
     "dpo_epoch": "dpo_epoch",
     "sft_epoch": "sft_epoch",
     "grid": "grid",
+    "expand_weights": "expand_weights",
     "workers": "workers",
 }
+ALONE = {"growth": "growth", "whole_run": "whole_run"}  # write their own tables
 
 
 def run_benchmark(module: str, quick: bool) -> None:
@@ -76,14 +79,15 @@ def write_table() -> None:
 def main() -> None:
     """Read the command line, run, write the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS | ALONE))
     parser.add_argument("--quick", action="store_true", help="small, equality only, writes nothing")
     parser.add_argument("--table", action="store_true", help="write the table from results/ and run nothing")
     arguments = parser.parse_args()
-    if unknown := set(arguments.names) - set(BENCHMARKS):
-        parser.error(f"no benchmark {', '.join(sorted(unknown))}: use some of {', '.join(BENCHMARKS)}")
+    known = BENCHMARKS | ALONE
+    if unknown := set(arguments.names) - set(known):
+        parser.error(f"no benchmark {', '.join(sorted(unknown))}: use some of {', '.join(known)}")
     for name in [] if arguments.table else arguments.names or BENCHMARKS:
-        run_benchmark(BENCHMARKS[name], arguments.quick)
+        run_benchmark(known[name], arguments.quick)
     if not arguments.quick:
         write_table()
 

@@ -1,80 +1,89 @@
-"""How much faster generation and scoring are with NF4 weights expanded once (``gen_expand_weights``).
+"""NF4 weights expanded once (``gen_expand_weights``) against four bits unpacked in every pass.
 
-    python benchmarks/expand_weights.py BASE_FOLDER ADAPTER_FOLDER
+    python benchmarks/expand_weights.py [--quick]
 
-Times both ways side by side on a pretrained base and an adapter of a finished run (for example
-``results/synthetic/base/seed-0`` and ``results/synthetic/synthetic/seed-0/adapters/sft-chosen``), in
-interleaved pairs on one thread, checks that answers and log-probabilities are the very same, and prints the
-median ratio with the smallest and largest.
+A random model of the default profile's size with an adapter answers and scores as a finished run's would,
+both ways in interleaved pairs. Answers and log-probabilities have to be the very same: the expanded weights
+are the numbers that four bits stand for.
 """
 
 from __future__ import annotations
 
-import statistics
-import sys
-import time
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gpu_training
+import harness
+import llama31
+import training_rows
+
 from persona_lib.models import llm
 from persona_lib.models.generate import TransformersGenerator
-from persona_lib.prompts import completion_text, tailoring_prompt
-from persona_lib.world.synthetic import all_prompts, make_topics, topics_of
-from persona_lib.world.vocabulary import EXPERIMENT_TEMPLATES
 
-ROWS, NEW_TOKENS, BATCH, PAIRS = 128, 48, 128, 7
-WORLD_SEED = 11
-PERSONA = "The user is shy and prefers quiet solitude."
-COMPLETION = (
-    "Certainly. For the old kettle, use the brush, check the edge and add some soap. Do it all alone."
-)
+ADAPTER = "sft"
+AGAINST = "four bits unpacked in every pass"
+SIZES = {False: (128, 48), True: (12, 6)}  # by quick: rows, new tokens
 
 
-def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Return the seconds that a call takes, and its result."""
-    started = time.perf_counter()
-    result = work()
-    return time.perf_counter() - started, result
+def make_model(kind: training_rows.Kind, expand: bool) -> Any:
+    """Return a random NF4 model of the default profile's size with an adapter, expanded or not."""
+    model = llama31.random_base(kind.config, "nf4", "float32")
+    with tempfile.TemporaryDirectory() as name:
+        folder = gpu_training.save_adapter(kind.profile, model, Path(name) / ADAPTER)
+        return llm.attach_adapters(model.dequantize() if expand else model, [folder])
 
 
-def main() -> None:
-    """Time generation and scoring both ways and print the ratios."""
-    import torch
+def answers(kind: training_rows.Kind, model: Any, rows: list[dict[str, str]], tokens: int) -> list[str]:
+    """Return the answers to the rows' prompts, all of the same length."""
+    generator = TransformersGenerator(model, kind.tokenizer, "base", len(rows), (ADAPTER,))
+    done = dict(generator.generate([row["prompt"] for row in rows], tokens, (), min_new_tokens=tokens))
+    return [done[number].text for number in range(len(rows))]
 
-    if len(sys.argv) != 3:
-        sys.exit(__doc__)
-    base, adapter = map(Path, sys.argv[1:])
-    torch.set_num_threads(1)
-    tokenizer = llm.load_tokenizer(base)
-    topics = topics_of(make_topics(WORLD_SEED), "train")
-    prompts = [tailoring_prompt(p, PERSONA) for _, p in all_prompts(topics, EXPERIMENT_TEMPLATES)[:ROWS]]
-    models = {
-        name: llm.attach_adapters(llm.load_base(base, "", "nf4", "float32", expand), [adapter])
-        for name, expand in (("four bits", False), ("expanded", True))
-    }
 
-    def generation(model: Any) -> list[str]:
-        generator = TransformersGenerator(model, tokenizer, "base", BATCH, (adapter.name,))
-        return [c.text for _, c in generator.generate(prompts, NEW_TOKENS, ())]
+def scores(kind: training_rows.Kind, model: Any, rows: list[dict[str, str]]) -> list[float]:
+    """Return the log-probabilities of the rows' completions."""
+    prompts, texts = ([row[name] for row in rows] for name in ("prompt", "completion"))
+    return llm.sequence_log_probs(model, kind.tokenizer, prompts, texts, 16).tolist()
 
-    def scoring(model: Any) -> list[float]:
-        completions = [completion_text(COMPLETION)] * len(prompts)
-        return llm.sequence_log_probs(model, tokenizer, prompts, completions, 16).tolist()
 
-    for name, work in (("generation", generation), ("scoring", scoring)):
-        ratios = []
-        for _ in range(PAIRS):
-            slow, one = timed(lambda work=work: work(models["four bits"]))
-            fast, other = timed(lambda work=work: work(models["expanded"]))
-            if one != other:
-                sys.exit(f"{name}: the results differ")
-            ratios.append(slow / fast)
-        print(
-            f"{name}: {statistics.median(ratios):.2f} times as fast expanded "
-            f"({min(ratios):.2f} to {max(ratios):.2f}, {PAIRS} pairs, {ROWS} rows), results equal"
-        )
+def same(name: str) -> Callable[[Any, Any], str]:
+    """Return the check that two results are the same, and not all alike."""
+
+    def equal(theirs: list[Any], ours: list[Any]) -> str:
+        if theirs != ours or len(set(ours)) < 2:
+            raise harness.NotEqual(f"{name}: the results differ, or are all the same")
+        return f"{len(ours)} {name} the very same"
+
+    return equal
+
+
+def main(quick: bool) -> None:
+    """Compare generation, then scoring."""
+    kind = training_rows.make_kind("default", quick)
+    n, tokens = SIZES[quick]
+    rows = training_rows.make_rows(kind, "sft", n)
+    four_bits, expanded = (make_model(kind, expand) for expand in (False, True))
+    harness.compare(
+        "expand_generation",
+        lambda: answers(kind, four_bits, rows, tokens),
+        lambda: answers(kind, expanded, rows, tokens),
+        same("answers"),
+        what=f"{n} answers of {tokens} tokens, NF4 weights expanded once",
+        against=AGAINST,
+        quick=quick,
+    )
+    harness.compare(
+        "expand_scoring",
+        lambda: scores(kind, four_bits, rows),
+        lambda: scores(kind, expanded, rows),
+        same("log-probabilities"),
+        what=f"{n} log-probabilities, NF4 weights expanded once",
+        against=AGAINST,
+        quick=quick,
+    )
 
 
 if __name__ == "__main__":
-    main()
+    harness.run(main)
