@@ -16,6 +16,7 @@ from persona_lib.config import Run, load_profile
 from persona_lib.evaluation import judged
 from persona_lib.evaluation.judge import matchups
 from persona_lib.evaluation.swap_tables import SwapScore
+from persona_lib.reading.views import show
 from persona_lib.records import TailoringRow
 from persona_lib.stats.bootstrap import bootstrap_mean, bootstrap_scores, verdict_array
 from persona_lib.stats.pooled import difference, make_pool, mean_columns, mean_interval, mean_of
@@ -216,13 +217,19 @@ def test_accuracy_counts_missing_personas_as_wrong(profile):
     path.parent.mkdir(parents=True)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["id", "split", "side", "verdict"])
+        writer.writerow(["id", "split", "side", "verdict", "contradicted"])
         writer.writerows(
-            [f"r{i}", "test", side, v] for side, part in verdicts.items() for i, v in enumerate(part)
+            [f"r{i}", "test", side, v, v == "tie"]
+            for side, part in verdicts.items()
+            for i, v in enumerate(part)
         )
     table = results_personas.accuracy_table(profile)
     chosen = line(table, side="chosen")
     assert chosen.accuracy == 2.5 / 4 and chosen.n_missing == 1 and chosen.n == 4 and chosen.seeds == "0"
+    assert (chosen.n_ties, chosen.n_contradicted, line(table, side="rejected").n_contradicted) == (1, 1, 0)
+    assert show("persona_accuracy", table)["ties by contradiction"].tolist()[:2] == ["1", "0"]
+    calm = table.assign(n_contradicted=0)
+    assert "ties by contradiction" not in show("persona_accuracy", calm)
     assert line(table, side="rejected").accuracy == 2 / 4
     assert line(table, side="chosen - rejected").accuracy == pytest.approx(0.5 / 4)
 
@@ -231,7 +238,7 @@ def test_an_items_file_of_another_shape_is_named(profile):
     path = Run(profile, "synthetic", 0).folder / "tables" / "persona_accuracy_items.csv"
     path.parent.mkdir(parents=True)
     path.write_text("id,verdict\nr0,win\n")
-    with pytest.raises(ValueError, match=r"persona_accuracy_items.csv: no column side, split"):
+    with pytest.raises(ValueError, match=r"persona_accuracy_items.csv: no column contradicted, side, split"):
         results_personas.accuracy_table(profile)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from persona_lib.config import Run, load_profile, set_field
 from persona_lib.data.preference import load_pairs, write_pairs
+from persona_lib.evaluation import persona_quality
 from persona_lib.evaluation.judge import judge_all
 from persona_lib.evaluation.personas import sides_of, user_personas
 from persona_lib.evaluation.tailor import generation_folder, grid
@@ -170,10 +171,20 @@ def test_documents_are_cut_after_their_last_label():
 # --- personas ---
 
 
+def test_a_judge_that_always_names_the_first_response_contradicts_itself_and_is_counted(run, monkeypatch):
+    def first(comparisons, rubric):
+        return [Judgment(c.id, "first", rubric, "A") for c in comparisons]
+
+    monkeypatch.setattr(persona_quality, "load_judge", lambda run: first)
+    table = show_personas.accuracy_table(show_personas.accuracy_items(run), 50)
+    assert (table.ties == table.n).all() and (table.contradicted == table.n).all()
+
+
 def test_true_personas_are_accurate_on_both_sides_and_missing_ones_count_against(run):
     items = show_personas.accuracy_items(run)
     table = show_personas.accuracy_table(items, 50)
     assert table.accuracy.tolist() == [1.0] * 4
+    assert "contradicted" not in table
     path = run.folder / "personas" / "test-rejected.jsonl"
     rows = [InferredPersona(p.id, "rejected", "hand", None, "empty", "") for p in load_pairs(run)["test"]]
     write_rows(path, rows)

@@ -91,10 +91,10 @@ def fill_personas(run: Run, rows: list[TailoringRow]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["id", "split", "side", "verdict"])
+        writer.writerow(["id", "split", "side", "verdict", "contradicted"])
         for side in SIDES:
-            for name, verdict in persona_quality.accuracy_verdicts(run, "test", side):
-                writer.writerow([name, "test", side, verdict or ""])
+            for name, verdict, contradicted in persona_quality.accuracy_verdicts(run, "test", side):
+                writer.writerow([name, "test", side, verdict or "", contradicted])
     with path.with_name("persona_preference_items.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["id", "verdict"])

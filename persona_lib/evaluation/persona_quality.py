@@ -10,7 +10,7 @@ from persona_lib.data.preference import inference_pairs, inference_split, load_p
 from persona_lib.evaluation.judge import judge_both, load_judge
 from persona_lib.evaluation.personas import SIDES, sides_of
 from persona_lib.records import InferredPersona, PairwiseComparison, PreferencePair, Side, Verdict
-from persona_lib.stats.metrics import verdict_of
+from persona_lib.stats.metrics import position_inconsistent, verdict_of
 from persona_lib.store import read_rows
 
 Row = dict[str, Any]
@@ -23,10 +23,11 @@ def read_personas(run: Run, split: str, side: Side) -> dict[str, InferredPersona
     }
 
 
-def accuracy_verdicts(run: Run, split: str, side: Side) -> list[tuple[str, Verdict | None]]:
-    """Return (id, verdict) per pair: does a judge shown the persona pick the response it was inferred for?
+def accuracy_verdicts(run: Run, split: str, side: Side) -> list[tuple[str, Verdict | None, bool]]:
+    """Return (id, verdict, contradicted) per pair: does a judge shown the persona pick its response?
 
-    "win" means yes in both orders; None that no valid persona was inferred. (Paper: persona accuracy.)
+    "win" means yes in both orders; None that no valid persona was inferred. ``contradicted`` marks the ties
+    of a judge that named the same place, not the same response, in both orders. (Paper: persona accuracy.)
     """
     scored = inference_split(run.profile, run.dataset)
     found = inference_pairs(run) if split == scored else load_pairs(run)[split]
@@ -38,8 +39,8 @@ def accuracy_verdicts(run: Run, split: str, side: Side) -> list[tuple[str, Verdi
         if row.persona
     ]
     judged = judge_both(load_judge(run), comparisons, "personalization")
-    verdicts = {pair[0].id: verdict_of(*pair) for pair in judged}
-    return [(name, verdicts.get(name)) for name in personas]
+    verdicts = {pair[0].id: (verdict_of(*pair), position_inconsistent(*pair)) for pair in judged}
+    return [(name, *verdicts.get(name, (None, False))) for name in personas]
 
 
 def commonness(persona: str, majority_share: float) -> float:

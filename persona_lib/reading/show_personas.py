@@ -70,16 +70,19 @@ def accuracy_items(run: Run) -> pd.DataFrame:
     import pandas as pd
 
     rows = [
-        (name, split, side, verdict)
+        (name, split, side, verdict, contradicted)
         for split in inferred_splits(run)
         for side in SIDES
-        for name, verdict in accuracy_verdicts(run, split, side)
+        for name, verdict, contradicted in accuracy_verdicts(run, split, side)
     ]
-    return pd.DataFrame(rows, columns=["id", "split", "side", "verdict"])
+    return pd.DataFrame(rows, columns=["id", "split", "side", "verdict", "contradicted"])
 
 
 def accuracy_table(items: pd.DataFrame, bootstrap_samples: int) -> pd.DataFrame:
-    """Count the verdicts per split and side; accuracy with a 95 % bootstrap interval over pairs."""
+    """Count the verdicts per split and side; accuracy with a 95 % bootstrap interval over pairs.
+
+    Where a judge contradicted itself, "contradicted" counts the ties that come from that.
+    """
     import pandas as pd
 
     rows = []
@@ -90,6 +93,7 @@ def accuracy_table(items: pd.DataFrame, bootstrap_samples: int) -> pd.DataFrame:
         rows.append(
             {"split": split, "side": side, "n": counts.n}
             | {name.removeprefix("n_"): value for name, value in dataclasses.asdict(counts).items()}
+            | ({"contradicted": int(part.contradicted.sum())} if items.contradicted.any() else {})
             | {
                 "accuracy": counts.accuracy,
                 "low": interval.low,

@@ -21,9 +21,10 @@ def accuracy_view(table: pd.DataFrame) -> pd.DataFrame:
         "correct / tie / wrong / unparsed / no persona": lambda row: (
             " / ".join(number(row[name], 0) for name in counts) if not math.isnan(row["n"]) else ""
         ),
-        "n": size,
     }
-    return build(table, columns)
+    if "n_contradicted" in table and table.n_contradicted.gt(0).any():
+        columns["ties by contradiction"] = lambda row: number(row["n_contradicted"], 0)
+    return build(table, columns | {"n": size})
 
 
 def preference_view(table: pd.DataFrame) -> pd.DataFrame:

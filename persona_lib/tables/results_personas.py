@@ -44,26 +44,39 @@ Verdicts = dict[str, str | None]
 # --- accuracy and preference ---
 
 
-def accuracy_items(run: Run) -> dict[tuple[str, str], Verdicts]:
-    """Read ``tables/persona_accuracy_items.csv``: (split, side) -> {id: verdict}, None = no valid persona.
+def read_items(run: Run) -> pd.DataFrame | None:
+    """Read ``tables/persona_accuracy_items.csv`` as text; None if the run has none.
 
-    Returns {} if the run has none; raises ValueError for a file without the columns.
+    Raises ValueError for a file without the columns.
     """
     import pandas as pd
 
     path = run.folder / "tables" / "persona_accuracy_items.csv"
     if not path.exists():
-        return {}
+        return None
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    missing = {"id", "split", "side", "verdict"} - set(table)
+    missing = {"id", "split", "side", "verdict", "contradicted"} - set(table)
     if missing:
         raise ValueError(
             f"{path}: no column {', '.join(sorted(missing))}; run notebook 04_persona_quality again"
         )
+    return table
+
+
+def accuracy_items(run: Run) -> dict[tuple[str, str], Verdicts]:
+    """Return (split, side) -> {id: verdict} of a run, None = no valid persona; {} if it has none."""
+    table = read_items(run)
     items: dict[tuple[str, str], Verdicts] = {}
-    for row in table.itertuples():
+    for row in [] if table is None else table.itertuples():
         items.setdefault((row.split, row.side), {})[row.id] = row.verdict or None
     return items
+
+
+def contradictions(runs: Sequence[Run], split: str, side: str) -> int:
+    """Return how many of a side's ties come from a judge that contradicted itself."""
+    tables = [table for run in runs if (table := read_items(run)) is not None]
+    kept = [table[(table.split == split) & (table.side == side)] for table in tables]
+    return sum(int((part.contradicted == "True").sum()) for part in kept)
 
 
 def right(verdicts: Verdicts) -> dict[str, float]:
@@ -112,7 +125,8 @@ def accuracy_row(
     seeds = [run.seed for run, found in zip(runs, verdicts, strict=True) if found]
     return {"dataset": dataset, "split": split, "side": side, "n": counts.n, "n_seeds": len(seeds),
             "seeds": " ".join(map(str, seeds)), "n_correct": counts.n_correct, "n_ties": counts.n_ties,
-            "n_wrong": counts.n_wrong, "n_unparsed": counts.n_unparsed, "n_missing": counts.n_missing,
+            "n_contradicted": contradictions(runs, split, side), "n_wrong": counts.n_wrong,
+            "n_unparsed": counts.n_unparsed, "n_missing": counts.n_missing,
             "strict": counts.strict, **interval_columns("accuracy", interval)}  # fmt: skip
 
 
