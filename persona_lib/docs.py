@@ -6,11 +6,14 @@ and with ``--only NAME ...`` all blocks but those.
 
 ``--keep NAME ...`` copies tables of the run at hand to ``figures/PROFILE/kept``, with where they come from.
 They stand in the documents as long as the profile's tables, say of a run with more seeds, lack them.
+
+persona_lib/README.md, the list of the library's files, is written from their first lines.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import re
 import sys
 from collections.abc import Collection
@@ -32,6 +35,18 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DOCUMENTS = ("README.md", "REPRODUCTION.md")
+PACKAGES = (
+    "stats",
+    "world",
+    "data",
+    "models",
+    "training",
+    "evaluation",
+    "tables",
+    "drawing",
+    "reading",
+    "runner",
+)
 BLOCK = re.compile(r"(<!-- (table|figure):([\w-]+)/(\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 NOT_RUN = "*Not run yet.*"
 TRACKED = {  # tables on validation topics, kept with the figures -> the command that writes them
@@ -210,6 +225,38 @@ def update(profile: Profile, folder: Path = REPO, only: Collection[str] = ()) ->
     return changed
 
 
+# --- the list of files ---
+
+
+def first_sentence(path: Path) -> str:
+    """Return the first sentence of a module's docstring."""
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    sentence = re.split(r"(?<=[.;?])\s", text.replace("\n", " "), maxsplit=1)[0]
+    return sentence.replace("``", "`").strip(" .;:")
+
+
+def list_files(library: Path) -> str:
+    """Return persona_lib/README.md: every module of the library with what it does, by package."""
+    lines = ["# The library, file by file", "", "Written by `python -m persona_lib.docs` from the first "
+             "sentence of every file.", "Packages use only those above them; a test holds that."]  # fmt: skip
+    for package in ("", *PACKAGES):
+        folder = library / package
+        title = f"`{package}/`: {first_sentence(folder / '__init__.py')}" if package else "The top level"
+        lines += ["", f"## {title}", ""]
+        files = sorted(path for path in folder.glob("*.py") if path.name != "__init__.py")
+        lines += [f"- [{path.stem}]({path.relative_to(library)}): {first_sentence(path)}" for path in files]
+    return "\n".join(lines) + "\n"
+
+
+def write_list(library: Path = REPO / "persona_lib") -> list[Path]:
+    """Write persona_lib/README.md again; returns it if it changed."""
+    path, made = library / "README.md", list_files(library)
+    if path.exists() and path.read_text(encoding="utf-8") == made:
+        return []
+    write_text(path, made)
+    return [path]
+
+
 def main(argv: list[str] | None = None) -> int:
     """Rewrite the documents from the results of ``--profile``; prints what changed."""
     parser = argparse.ArgumentParser(prog="python -m persona_lib.docs", description=__doc__.splitlines()[0])
@@ -226,8 +273,8 @@ def main(argv: list[str] | None = None) -> int:
         print("\n".join(map(str, keep(profile, given.keep))))
         return 0
     refresh(profile)
-    changed = update(profile, only=given.only)
-    print("\n".join(f"{path.name}: written" for path in changed) or "nothing to change")
+    changed = [*update(profile, only=given.only), *write_list()]
+    print("\n".join(f"{path.relative_to(REPO)}: written" for path in changed) or "nothing to change")
     return 0
 
 

@@ -7,10 +7,12 @@ import os
 import re
 import subprocess
 import sys
+import time
 
 import gpu_training
 import llama31
 import measure
+import newcomer
 import pytest
 
 from persona_lib.config import REPO
@@ -88,6 +90,31 @@ def test_generation_is_timed_against_the_memory_rate_and_answers_agree(tmp_path)
         < 0.5 * float(rows[1]["weights GB"])
         == 0.5 * float(rows[2]["weights GB"])
     )
+
+
+def test_a_newcomer_has_an_empty_home_and_nothing_of_the_environment_that_is_active(tmp_path, monkeypatch):
+    monkeypatch.setenv("VIRTUAL_ENV", "/active")
+    monkeypatch.setenv("PATH", os.pathsep.join(("/active/bin", "/usr/bin")))
+    monkeypatch.setenv("PERSONA_RESULTS", "elsewhere")
+    monkeypatch.setenv("PIP_CERT", "certificate")
+    found = newcomer.empty_environment(tmp_path)
+    assert (found["PATH"], found["HOME"], found["PIP_CERT"]) == ("/usr/bin", str(tmp_path), "certificate")
+    assert not {"PERSONA_RESULTS", "PYTHONPATH", "VIRTUAL_ENV"} & set(found)
+
+
+def test_a_newcomers_first_figure_is_the_first_that_is_drawn_after_the_start(tmp_path):
+    command = [
+        sys.executable,
+        "-c",
+        "import time; time.sleep(1); open('figures/a.png', 'w'); print('set up in 1 s')",
+    ]
+    (tmp_path / "there" / "figures").mkdir(parents=True)
+    (tmp_path / "there" / "figures" / "old.png").touch()
+    time.sleep(0.05)
+    found = newcomer.watch(command, tmp_path / "there", tmp_path / "there" / "figures", dict(os.environ))
+    assert 1 <= found["first figure after"] <= found["done after"] and found["set up after"]
+    with pytest.raises(SystemExit, match="no such thing"):
+        newcomer.watch([sys.executable, "-c", "exit('no such thing')"], tmp_path / "there", tmp_path, {})
 
 
 def test_the_configuration_is_llama_31_8b(tmp_path):

@@ -252,6 +252,16 @@ def test_the_repositorys_documents_can_be_written_for_every_profile_they_name(tm
         assert set(inside) == {"*Not run yet.*\n"}
 
 
+def test_the_list_of_files_is_written_from_their_first_lines_and_lacks_none():
+    library = REPO / "persona_lib"
+    assert (library / "README.md").read_text(encoding="utf-8") == docs.list_files(library), (
+        "run persona_lib.docs"
+    )
+    listed = set(re.findall(r"\]\(([\w/]+\.py)\): ..", docs.list_files(library)))
+    modules = {str(path.relative_to(library)) for path in library.rglob("*.py")}
+    assert listed == {name for name in modules if not name.endswith("__init__.py")}
+
+
 def test_the_readme_names_every_notebook_and_option():
     text = (REPO / "README.md").read_text(encoding="utf-8")
     for path in (REPO / "notebooks").glob("*.ipynb"):
