@@ -87,18 +87,19 @@ def read(n: int, folder: Path) -> tuple[float, int]:
 
 
 def resume(n: int, folder: Path) -> tuple[float, int]:
-    """Cut a torn line off a file of n answers and append one, a hundred times: no rereading."""
+    """Cut a torn line off a file of n answers, find which are answered and append one, three times."""
     path = folder / "rows.jsonl"
     store.append_rows(path, answers(n))
     started = time.perf_counter()
-    for _ in range(100):
+    for _ in range(3):
         with path.open("a", encoding="utf-8") as file:
             file.write('{"id": "torn')
         store.repair_rows(path)
-        store.append_rows(path, [{"id": "next"}])
+        answered = set(store.row_ids(path))
+        store.append_rows(path, [{"id": f"next-{len(answered)}"}])
     seconds = time.perf_counter() - started
-    assert path.read_bytes().count(b"\n") == n + 100
-    return seconds, n
+    assert len(answered) == n + 2
+    return seconds, 3 * n
 
 
 def retrieve(n: int, folder: Path) -> tuple[float, int]:
@@ -217,7 +218,7 @@ def arms(n: int, folder: Path) -> tuple[float, int]:
 CASES: dict[str, tuple[Callable[[int, Path], tuple[float, int]], int, str]] = {
     "write": (write, 250_000, "answers appended, 160 at a time"),
     "read": (read, 250_000, "answers read into records"),
-    "resume": (resume, 250_000, "answers in a file that 100 killed runs go on with"),
+    "resume": (resume, 250_000, "answers in a file that a killed run goes on with"),
     "retrieve": (retrieve, 1_000, "BM25, pairs of query and pool row"),
     "near": (near, 5_000, "prompts searched for near duplicates"),
     "served": (served, 25_000, "inputs asked of a served model"),

@@ -1,8 +1,8 @@
 """How long a newcomer waits: from ``git clone`` to the first figure, to the end, and when it is run again.
 
-    python benchmarks/newcomer.py [--profile NAME] [--repository PLACE]
+    python benchmarks/newcomer.py [--profile NAME] [--repository PLACE] [--folder PLACE]
 
-Clones the repository into an empty folder and runs README's first command there with an empty home and no
+Clones the repository into an empty folder (a temporary one, or ``--folder``, which stays) and runs README's first command there with an empty home and no
 environment active, so that it sets everything up, then runs it again. Packages come from pip's own cache and
 configuration as the machine has them; the table says how long set-up took apart. The default profile writes
 tables/newcomer.csv and .md. Leave the machine alone meanwhile.
@@ -15,6 +15,7 @@ import os
 import subprocess
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +64,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--profile", default="synthetic")
     parser.add_argument("--repository", default=str(HERE.parent), help="what is cloned (default: this one)")
+    parser.add_argument("--folder", help="a new folder for the clone and its results; else they are deleted")
     given = parser.parse_args()
     command = ["./run_all.sh", *(["--profile", given.profile] if given.profile != "synthetic" else [])]
-    with tempfile.TemporaryDirectory() as place:
+    with nullcontext(given.folder) if given.folder else tempfile.TemporaryDirectory() as place:
         folder, home = Path(place) / "repository", Path(place) / "home"
-        home.mkdir()
+        home.mkdir(parents=True)
         started = time.time()
         subprocess.run(["git", "clone", "--quiet", given.repository, str(folder)], check=True)
         cloned = time.time() - started

@@ -7,6 +7,7 @@ import io
 import pytest
 
 from persona_lib import store
+from persona_lib.records import Generation
 
 
 @pytest.mark.parametrize(
@@ -46,3 +47,22 @@ def test_only_the_end_of_a_long_file_is_read_to_repair_it():
     file = Counted(text)
     assert store.end_of_last_line(file, len(text)) == len(text) - len(b"{torn")
     assert file.bytes_read == store.BLOCK
+
+
+def test_ids_are_those_of_the_records_whatever_stands_in_them(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    names = ["a", 'quoted "b"', "back\\slash", "Zoë", 'ends in \\"', "x" * 300]
+    store.write_rows(
+        path, [Generation(name, "run", '{"id": "not this"}', None, "t", "stop", 1) for name in names]
+    )
+    assert list(store.row_ids(path)) == names == [row.id for row in store.read_rows(path, Generation)]
+    store.append_rows(path, [{"order": "AB", "id": "second field"}])
+    assert list(store.row_ids(path)) == [*names, "second field"]
+
+
+@pytest.mark.parametrize("line", ['{"ids": 1}', "not json", "[1]"])
+def test_a_line_without_an_id_is_named(tmp_path, line):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f'{{"id": "a"}}\n{line}\n')
+    with pytest.raises(ValueError, match=r"rows.jsonl:2: no id .*mend or delete the line"):
+        list(store.row_ids(path))

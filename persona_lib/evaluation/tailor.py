@@ -169,7 +169,7 @@ def generate_run(run: Run, spec: RunSpec, generator: Any) -> Path:
     store.write_json(folder / "spec.json", {"spec": spec, "generator": generator.settings, "stop": [STOP]})
     path = folder / "rows.jsonl"
     store.repair_rows(path)
-    done = {row.id for row in store.read_rows(path, Generation)} if path.exists() else set()
+    done = set(store.row_ids(path)) if path.exists() else set()
     rows = eval_rows(run)
     usable = [row for row in rows if spec.eval_persona == "none" or persona_of(row, spec.eval_persona)]
     append_completions(run, spec, generator, [row for row in usable if row.id not in done], path)
