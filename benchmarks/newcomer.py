@@ -2,10 +2,10 @@
 
     python benchmarks/newcomer.py [--profile NAME] [--repository PLACE] [--folder PLACE]
 
-Clones the repository into an empty folder (a temporary one, or ``--folder``, which stays) and runs README's first command there with an empty home and no
-environment active, so that it sets everything up, then runs it again. Packages come from pip's own cache and
-configuration as the machine has them; the table says how long set-up took apart. The default profile writes
-tables/newcomer.csv and .md. Leave the machine alone meanwhile.
+Clones the repository into an empty folder (a temporary one, or ``--folder``, which stays) and runs README's
+first command there with an empty home and no environment active, so that it sets everything up, then runs it
+again. Packages come from pip's own cache and configuration as the machine has them; the table says how long
+set-up took apart. The default profile writes tables/newcomer.csv and .md. Leave the machine alone meanwhile.
 """
 
 from __future__ import annotations

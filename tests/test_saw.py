@@ -195,6 +195,18 @@ def test_a_run_without_aims_says_that_none_were_set():
     assert saw_results.aims(pd.DataFrame()) == "- No aims were set beforehand for this profile's data."
 
 
+def test_flips_of_released_answers_are_said_with_what_they_show():
+    names = ["dataset", "personas", "arm", "n", "flip", "flip_low", "flip_high", "did", "did_low", "did_high"]
+    rows = [("hhh", "gold", "dpo-chosen", 499, 0.4, 0.36, 0.45, 0.083, 0.07, 0.09),
+            ("hhh", "retrieved", "dpo-none", 499, 0.2, 0.15, 0.25, -0.001, -0.01, 0.005)]  # fmt: skip
+    assert saw_results.released_flip(pd.DataFrame(rows, columns=names)).splitlines() == [
+        "- hhh, gold personas, dpo-chosen: flip 0.400 [0.360, 0.450], DiD +0.083 [+0.070, +0.090], n = 499, "
+        "above 0.",
+        "- hhh, retrieved personas, dpo-none: flip 0.200 [0.150, 0.250], DiD -0.001 [-0.010, +0.005], "
+        "n = 499, not clearly different from 0.",
+    ]
+
+
 def test_ratings_are_said_of_differences_and_by_whom():
     rows = [("a", "q", "people", "x", 3.0, 2.0, 4.0), ("a", "q", "people", "x - y", 0.5, 0.1, 0.9)]
     names = ["study", "question", "raters", "group", "mean", "mean_low", "mean_high"]

@@ -1,4 +1,4 @@
-"""What we saw in notebooks 04, 11, 12 and 14 to 16, said from their tables; see ``reading.saw``."""
+"""What we saw in notebooks 04 and 11 to 16, said from their tables; see ``reading.saw``."""
 
 from __future__ import annotations
 
@@ -83,6 +83,18 @@ def aims(primary: pd.DataFrame) -> str:
 def measured(row: Any) -> str:
     """Say what was measured for an aim."""
     return f"{between(row.estimate, row.low, row.high)}, n = {row.n:.0f}"
+
+
+def released_flip(table: pd.DataFrame) -> str:
+    """Say, per kind of personas and policy, how often an answer's side turns with the persona, and DiD."""
+    said = []
+    for _, row in table.iterrows():
+        flip, did = ([row[f"{name}{end}"] for end in ("", "_low", "_high")] for name in ("flip", "did"))
+        said.append(
+            f"{row.dataset}, {row.personas} personas, {row.arm}: flip {between(*flip, '.3f')}, "
+            f"DiD {between(*did, '+.3f')}, n = {row.n:.0f}, {against(did[1], did[2], 0, ABOUT_ZERO)}."
+        )
+    return listed(said)
 
 
 def ratings(table: pd.DataFrame) -> str:
