@@ -254,6 +254,15 @@ def test_wilson_interval_solves_its_equation_and_stays_in_bounds():
     assert significance.wilson_interval(0, 0) == (0, 1)
 
 
+def test_holm_is_that_of_statsmodels_to_the_last_bit():
+    from statsmodels.stats.multitest import multipletests
+
+    rng = np.random.default_rng(0)
+    for size in (1, 2, 7, 40):
+        given = rng.random(size).round(2) ** 3  # with ties
+        assert significance.holm_adjusted(given.tolist()) == multipletests(given, method="holm")[1].tolist()
+
+
 def test_holm_by_hand():
     # sorted .01 .02 .04: 3 x .01, 2 x .02 -> .04, 1 x .04 -> .04 (monotone)
     assert significance.holm({"b": 0.04, "a": 0.01, "c": 0.02}) == pytest.approx(

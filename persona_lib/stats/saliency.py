@@ -13,6 +13,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from persona_lib.stats.significance import holm_adjusted
+
 PERSONA_WORD = re.compile(r"[a-z]+(?:['-][a-z]+)*")
 NORMAL_95 = 1.959964
 
@@ -55,11 +57,8 @@ def log_odds(y1: int, n1: int, y2: int, n2: int, prior: float, prior_total: floa
 def holm(z_scores: list[float]) -> list[float]:
     """Return two-sided p-values of z-scores with Holm's correction for their number."""
     from scipy.stats import norm
-    from statsmodels.stats.multitest import multipletests
 
-    if not z_scores:
-        return []
-    return multipletests([2 * norm.sf(abs(z)) for z in z_scores], method="holm")[1].tolist()
+    return holm_adjusted([2 * norm.sf(abs(z)) for z in z_scores])
 
 
 def word_saliency(

@@ -6,7 +6,7 @@ result is for these models, not for others (the intervals of ``bootstrap`` resam
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 
 def sign_test(n_wins: int, n_losses: int) -> float:
@@ -28,9 +28,20 @@ def wilson_interval(n_successes: float, n: int) -> tuple[float, float]:
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     """Return Holm's adjusted p-values by name: significant at .05 if below it, over all of them together."""
-    from statsmodels.stats.multitest import multipletests
+    return dict(zip(p_values, holm_adjusted(list(p_values.values())), strict=True))
 
-    if not p_values:
-        return {}
-    adjusted = multipletests(list(p_values.values()), method="holm")[1]
-    return dict(zip(p_values, map(float, adjusted), strict=True))
+
+def holm_adjusted(p_values: Sequence[float]) -> list[float]:
+    """Return Holm's adjusted p-values: the k-th smallest of m times m - k + 1, none below a smaller one's.
+
+    The numbers are those of statsmodels' ``multipletests`` (a test holds that), which collects garbage in
+    every call: that took more than half of the time of all tables.
+    """
+    import numpy as np
+
+    given = np.asarray(p_values, dtype=float)
+    order = np.argsort(given, kind="stable")
+    stepped = np.maximum.accumulate(given[order] * np.arange(len(given), 0, -1))
+    adjusted = np.empty_like(given)
+    adjusted[order] = np.minimum(stepped, 1.0)
+    return adjusted.tolist()
