@@ -5,7 +5,8 @@ inside is replaced. No number in those documents is typed by hand. Blocks of oth
 and with ``--only NAME ...`` all blocks but those.
 
 ``--keep NAME ...`` copies tables of the run at hand to ``figures/PROFILE/kept``, with where they come from.
-They stand in the documents as long as the profile's tables, say of a run with more seeds, lack them.
+They stand in the documents as long as there are no results that hold them: all tables of the synthetic world
+are kept, so that its documents can be written, and checked, without its runs.
 
 persona_lib/README.md, the list of the library's files, is written from their first lines.
 """
@@ -115,7 +116,7 @@ def made_by(profile: Profile, name: str, table: pd.DataFrame) -> str:
     if name == "paper":
         return "From the exact counts; the paper prints no intervals and no tests, these are ours."
     if name == "beside":
-        name, table = "main", read_table(profile, "main")
+        name, table = "main", read_shown(profile, "main")
     if read_table(profile, name).empty and name in kept_origins(profile):
         return kept_origins(profile)[name]
     if name in TRACKED:
@@ -156,7 +157,7 @@ def keep(profile: Profile, names: list[str]) -> list[Path]:
         source = table_path(profile, name)
         if not source.exists():
             raise FileNotFoundError(f"{source}: there is no such table; run notebook 12_results first")
-        origins[name] = made_by(profile, name, read_table(profile, name))
+        origins[name] = made_by(profile, name, read_shown(profile, name))
         copied.append(kept_folder(profile) / f"{name}.csv")
         write_text(copied[-1], source.read_text(encoding="utf-8"))
     write_json(kept_folder(profile) / "origin.json", origins)
@@ -182,13 +183,16 @@ def seeds_of(profile: Profile) -> str:
     return ""
 
 
-def figure_block(profile: Profile, name: str) -> str:
-    """Return an image with its alt text, or that it was not run."""
+def figure_block(profile: Profile, name: str, before: str) -> str:
+    """Return an image with its alt text, or that it was not run; what stood there if its tables are gone."""
     if name not in FIGURES:
         raise ValueError(f"figure:{profile.name}/{name}: no such figure; use one of {', '.join(FIGURES)}")
     if not (figures_dir(profile) / f"{name}.png").exists():
         return NOT_RUN
-    return f"![{alt_text(profile, name)}](figures/{profile.name}/{name}.png)"
+    try:
+        return f"![{alt_text(profile, name)}](figures/{profile.name}/{name}.png)"
+    except FileNotFoundError:
+        return before
 
 
 def rewrite(text: str, profile: Profile, only: Collection[str] = ()) -> str:
@@ -201,10 +205,11 @@ def rewrite(text: str, profile: Profile, only: Collection[str] = ()) -> str:
         raise ValueError(f"{opened} blocks begin and {closed} end: close each with <!-- end -->")
 
     def block(match: re.Match[str]) -> str:
-        head, kind, owner, name, _, end = match.groups()
+        head, kind, owner, name, inside, end = match.groups()
         if owner != profile.name or (only and name not in only):
             return match.group(0)
-        made = table_block(profile, name) if kind == "table" else figure_block(profile, name)
+        before = inside.removesuffix("\n")
+        made = table_block(profile, name) if kind == "table" else figure_block(profile, name, before)
         return f"{head}{made}\n{end}"
 
     return BLOCK.sub(block, text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from html.parser import HTMLParser
 
 import nbformat
@@ -250,6 +251,18 @@ def test_the_repositorys_documents_can_be_written_for_every_profile_they_name(tm
     for name in docs.DOCUMENTS:
         inside = [found[4] for found in docs.BLOCK.findall((tmp_path / name).read_text(encoding="utf-8"))]
         assert set(inside) == {"*Not run yet.*\n"}
+
+
+def test_the_documents_show_the_tables_of_the_synthetic_world_as_they_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
+    monkeypatch.delenv("PERSONA_FIGURES", raising=False)
+    for name in docs.DOCUMENTS:
+        shutil.copy(REPO / name, tmp_path / name)
+    assert docs.update(load_profile("synthetic"), tmp_path) == [], "no number is typed by hand"
+    text = (tmp_path / "REPRODUCTION.md").read_text(encoding="utf-8")
+    (tmp_path / "REPRODUCTION.md").write_text(text.replace("| 800 (5 seeds) |", "| 801 (5 seeds) |", 1))
+    assert docs.update(load_profile("synthetic"), tmp_path) == [tmp_path / "REPRODUCTION.md"]
+    assert (tmp_path / "REPRODUCTION.md").read_text(encoding="utf-8") == text
 
 
 def test_the_list_of_files_is_written_from_their_first_lines_and_lacks_none():
