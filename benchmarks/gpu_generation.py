@@ -200,7 +200,7 @@ def main() -> None:
     """Check equality, time every case in interleaved repetitions, write and print the table."""
     arguments = measure.read_arguments(__doc__, "OUT", "--shrink")
     bench = make_bench(arguments.shrink)
-    notes = equality_lines(bench)
+    notes = [*measure.shrunk_note(), *equality_lines(bench)]
     memory_rate = measure.memory_rate(bench.copied)
     notes.append(f"Memory rate (copying, read and written): {memory_rate / 1e9:,.4g} GB/s.")
     notes.append(f"Medians of {bench.repeats} interleaved repetitions.")

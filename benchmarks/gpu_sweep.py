@@ -110,17 +110,24 @@ def main() -> None:
     rate = measure.matrix_rate("bfloat16", bench.matrix)
     once = replace(bench, repeats=1)
     out: Path = arguments.place
-    notes = [f"Matrix rate (bf16): {rate / 1e12:.3g} TFLOP/s.", f"One repetition of {bench.steps} steps."]
+    notes = [
+        *measure.shrunk_note(),
+        f"Matrix rate (bf16): {rate / 1e12:.3g} TFLOP/s.",
+        f"One repetition of {bench.steps} steps.",
+    ]
     measure.write_tables(
         out, f"{TITLE}, by shape", notes, gpu_training.timed_rows(once, shape_cases(bases, shapes), rate)
     )
-    notes[1] = f"Medians of {bench.repeats} interleaved repetitions of {bench.steps} steps."
+    notes[-1] = f"Medians of {bench.repeats} interleaved repetitions of {bench.steps} steps."
     rows = gpu_training.timed_rows(bench, less_cases(bases, batches), rate)
     measure.write_tables(out.with_name(f"{out.name}_less"), f"{TITLE}, by what is left out", notes, rows)
     batch, tokens = shapes[-1]
     cases = [Case("dpo", PACKAGE, base, "bfloat16", batch, tokens) for base in bases]
     operators = [row for case in cases for row in profile_case(bench, case)]
-    notes = [f"DPO steps of {batch} pairs, {tokens} tokens a row; time that an operator takes by itself."]
+    notes = [
+        *measure.shrunk_note(),
+        f"DPO steps of {batch} pairs, {tokens} tokens a row; time that an operator takes by itself.",
+    ]
     if operators:
         measure.write_tables(out.with_name(f"{out.name}_profile"), f"{TITLE}, by operator", notes, operators)
 

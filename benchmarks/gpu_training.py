@@ -424,7 +424,7 @@ def main() -> None:
     """Check equality, time every case in interleaved repetitions, write and print the table."""
     arguments = measure.read_arguments(__doc__, "OUT", "--shrink")
     bench = make_bench(arguments.shrink)
-    notes = equality_lines(bench)
+    notes = [*measure.shrunk_note(), *equality_lines(bench)]
     rate = measure.matrix_rate("bfloat16", bench.matrix)
     notes.append(f"Matrix rate (bf16): {rate / 1e12:.3g} TFLOP/s.")
     notes.append(

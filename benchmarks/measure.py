@@ -87,11 +87,16 @@ def peak_gb() -> float | None:
     return torch.cuda.max_memory_allocated() / 1e9 if device() == "cuda" else None
 
 
+def shrunk_note() -> list[str]:
+    """Return what a GPU benchmark has to say of a run without a GPU."""
+    return [] if device() == "cuda" else ["A shrunk run on a CPU: its figures say nothing of a GPU."]
+
+
 def machine_lines() -> list[str]:
     """Return hardware, versions, commit and date as lines for a reader."""
     facts = environment()
     hardware = facts["hardware"]
-    where = ", ".join(hardware["gpus"]) or "no GPU: a shrunk run on a CPU, whose figures say nothing of a GPU"
+    where = ", ".join(hardware["gpus"]) or "no GPU"
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     commit = facts["git"]["commit"] or "not recorded"
     return [

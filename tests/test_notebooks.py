@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-import time
+import resource
 from functools import cache
 from pathlib import Path
 
@@ -265,12 +265,18 @@ def test_the_whole_smoke_profile_runs_and_every_notebook_ran_in_order(smoke_repo
     assert list((smoke_repository / "figures" / "smoke").glob("*.png"))
 
 
+def seconds_of_children() -> float:
+    """Return the processor time of the processes that this one started and that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 @pytest.mark.slow
 def test_running_again_does_nothing_and_is_quick(smoke_repository):
     tables = {path: path.read_bytes() for path in (smoke_repository / "results").rglob("*.csv")}
-    started = time.monotonic()
+    started = seconds_of_children()
     said = run_there(smoke_repository, "./run_all.sh --profile smoke --offline")
-    assert time.monotonic() - started < 10
+    assert seconds_of_children() - started < 10, "of the processor, whatever else runs beside it"
     steps = [line for line in said.splitlines() if line.startswith("[")]
     assert steps and all(line.endswith("cached") for line in steps), said
     assert {path: path.read_bytes() for path in (smoke_repository / "results").rglob("*.csv")} == tables
