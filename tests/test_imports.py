@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from persona_lib import fingerprint
+from persona_lib import docs, fingerprint
 
 REPO = Path(__file__).resolve().parent.parent
 FILES = sorted(p for p in fingerprint.FOLDER.rglob("*.py") if p.stem != "__init__")
@@ -43,20 +43,7 @@ CORE = [
     "store",
     "workers",
 ]
-ORDER = [
-    "core",
-    "stats",
-    "world",
-    "data",
-    "models",
-    "training",
-    "evaluation",
-    "tables",
-    "drawing",
-    "reading",
-    "runner",
-    "commands",
-]
+ORDER = ["core", *docs.PACKAGES, "commands"]
 
 
 def package_of(name: str) -> str:
