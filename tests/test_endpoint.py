@@ -367,7 +367,6 @@ def test_no_prompt_can_have_more_tokens_than_the_budget_reckons_with(server, tmp
     endpoint = make(server, tmp_path, prompt_price=1e6, completion_price=1e6).endpoint
     body = {"prompt": "船是谁的", "max_tokens": 5}  # a byte-level tokenizer may need a token per byte
     assert most_it_can_cost(endpoint, body) == 4 * 3 + 5
-    assert most_it_can_cost(endpoint, {"prompt": "q", "max_completion_tokens": 5}) == 1 + 5
 
 
 def test_side_by_side_requests_keep_the_budget_too(server, tmp_path):

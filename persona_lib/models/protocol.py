@@ -156,8 +156,7 @@ def most_it_can_cost(endpoint: Endpoint, body: dict[str, Any]) -> float:
     text = body.get("prompt") or body["messages"][0]["content"]
     schema = json.dumps(body["response_format"]) if "response_format" in body else ""
     frame = FRAME_TOKENS if endpoint.kind == "chat" else 0
-    most = body["max_tokens"] if "max_tokens" in body else body["max_completion_tokens"]
-    return cost(endpoint, len((text + schema).encode()) + frame, most)
+    return cost(endpoint, len((text + schema).encode()) + frame, body["max_tokens"])
 
 
 def read_response(endpoint: Endpoint, name: str, response: Any) -> Answer:
