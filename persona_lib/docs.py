@@ -21,7 +21,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from persona_lib.config import REPO, figures_dir, load_profile
+from persona_lib.config import REPO, figures_dir, load_profile, results_dir
 from persona_lib.drawing.figures import FIGURES, alt_text
 from persona_lib.profiles import Profile
 from persona_lib.reading.views import VIEWS, show
@@ -123,6 +123,8 @@ def made_by(profile: Profile, name: str, table: pd.DataFrame) -> str:
         return f"`{TRACKED[name]}`; validation topics, seeds that no result uses."
     sizes = sorted({int(n) for n in table.n.dropna()}) if "n" in table else []
     n = "see the table" if not sizes else str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+    if name == "persona_models":
+        return str(read_json(results_dir(profile) / name / "origin.json"))
     if "safety" in name:
         runs = "none, no model runs" if name.startswith("released") else seeds_of(profile) or "not recorded"
         return origin_line(profile, runs, n, "15_safety")

@@ -26,6 +26,7 @@ from persona_lib.drawing.plots import (
     plot_ladder,
     plot_main,
     plot_persona_accuracy,
+    plot_persona_models,
     plot_persona_preference,
     plot_swap,
     plot_words,
@@ -47,9 +48,10 @@ METADATA = {"pdf": {"CreationDate": None, "Creator": None, "Producer": None}, "p
 def alt_accuracy(accuracy: pd.DataFrame) -> str:
     """Describe the persona accuracy figure."""
     rows = accuracy[accuracy.side.isin(SIDES)]
+    of = "model" if "model" in rows else "split"
     said = [
-        f"{title_of(r.dataset)} {r.split}, {r.side}: {span(r, 'accuracy')}, n = {r.n:.0f}"
-        for r in rows.itertuples()
+        f"{title_of(row.dataset)} {row[of]}, {row.side}: {span(row, 'accuracy')}, n = {row.n:.0f}"
+        for _, row in rows.iterrows()
     ]
     return "Bars of persona accuracy with 95 % intervals. " + "; ".join(said) + "."
 
@@ -128,6 +130,12 @@ FIGURES = {
     "persona_accuracy": FigureKind(
         ("persona_accuracy",), plot_persona_accuracy, alt_accuracy, "Persona accuracy"
     ),
+    "persona_models": FigureKind(
+        ("persona_models",),
+        plot_persona_models,
+        alt_accuracy,
+        "Persona accuracy by the model that wrote the personas",
+    ),
     "persona_preference": FigureKind(
         ("persona_preference",),
         plot_persona_preference,
@@ -142,7 +150,10 @@ FIGURES = {
     "ratings": FigureKind(("ratings",), plot_ratings, alt_ratings, "Ratings of personas and answers"),
 }
 
-ELSEWHERE = {"ratings": "14_human_ratings"}  # drawn by the notebook that makes their tables
+ELSEWHERE = {  # drawn by the notebook or command that makes their tables
+    "ratings": "notebook 14_human_ratings",
+    "persona_models": "python -m persona_lib.persona_models",
+}
 
 
 def read_tables(name: str, paths: Sequence[Path]) -> list[pd.DataFrame]:
@@ -151,8 +162,8 @@ def read_tables(name: str, paths: Sequence[Path]) -> list[pd.DataFrame]:
 
     for path in paths:
         if not path.exists():
-            maker = ELSEWHERE.get(name, "12_results")
-            raise FileNotFoundError(f"{path}: figure {name} is drawn from it; run notebook {maker} first")
+            maker = ELSEWHERE.get(name, "notebook 12_results")
+            raise FileNotFoundError(f"{path}: figure {name} is drawn from it; run {maker} first")
     return [pd.read_csv(path, keep_default_na=name != "words") for path in paths]
 
 

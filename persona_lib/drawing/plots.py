@@ -6,7 +6,8 @@ intervals. No pyplot: figures are plain objects and leave no state behind.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,14 +67,29 @@ def seeds_text(table: pd.DataFrame) -> str:
 
 
 def plot_persona_accuracy(accuracy: pd.DataFrame) -> Any:
-    """Draw persona accuracy per side with its interval (paper Fig. 3); chance is .5."""
+    """Draw persona accuracy per data set, split and side with its interval (paper Fig. 3)."""
+    return draw_accuracy(accuracy, ("dataset", "split"), lambda d, split: f"{title_of(d)}\n{split} split")
+
+
+def plot_persona_models(accuracy: pd.DataFrame) -> Any:
+    """Draw persona accuracy per model that wrote the personas and side (paper Fig. 3)."""
+    several = accuracy.dataset.nunique() > 1
+    return draw_accuracy(
+        accuracy,
+        ("dataset", "model"),
+        lambda dataset, model: fill(model, 12) + (f"\n{title_of(dataset)}" if several else ""),
+    )
+
+
+def draw_accuracy(accuracy: pd.DataFrame, by: Sequence[str], name: Callable[..., str]) -> Any:
+    """Draw accuracy per side and group of rows that agree in the columns ``by``; chance is .5."""
     table = accuracy[accuracy.side.isin(SIDES)]
-    groups = list(dict.fromkeys(zip(table.dataset, table.split, strict=True)))
-    figure, axes = new_figure(2.4 + 1.5 * len(groups), 3.2)
+    groups = list(dict.fromkeys(zip(*(table[column] for column in by), strict=True)))
+    figure, axes = new_figure(2.4 + max(0.95, 1.5 - 0.1 * len(groups)) * len(groups), 3.2)
     axis = axes[0, 0]
     for offset, (side, (colour, hatch)) in zip((-0.2, 0.2), SIDES.items(), strict=True):
         part = table[table.side == side]
-        places = [groups.index(key) + offset for key in zip(part.dataset, part.split, strict=True)]
+        places = [groups.index(key) + offset for key in zip(*(part[c] for c in by), strict=True)]
         axis.bar(
             places,
             part.accuracy,
@@ -90,7 +106,7 @@ def plot_persona_accuracy(accuracy: pd.DataFrame) -> Any:
                 place, 0.03, text, ha="center", fontsize=8, bbox={"fc": "white", "ec": "none", "pad": 1.5}
             )
     axis.axhline(0.5, color="0.4", linestyle=":", linewidth=1)
-    axis.set_xticks(range(len(groups)), [f"{title_of(d)}\n{split} split" for d, split in groups])
+    axis.set_xticks(range(len(groups)), [name(*group) for group in groups])
     axis.set_ylim(0, 1)
     axis.set_xlim(-0.6, len(groups) - 0.4)
     axis.set_ylabel("persona accuracy (95 % interval)")

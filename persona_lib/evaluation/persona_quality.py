@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from persona_lib.config import Run
 from persona_lib.data.preference import inference_pairs, inference_split, load_pairs
-from persona_lib.evaluation.judge import judge_both, load_judge
+from persona_lib.evaluation.judge import Judge, judge_both, load_judge
 from persona_lib.evaluation.personas import SIDES, sides_of
 from persona_lib.records import InferredPersona, PairwiseComparison, PreferencePair, Side, Verdict
 from persona_lib.stats.metrics import position_inconsistent, verdict_of
@@ -24,23 +25,29 @@ def read_personas(run: Run, split: str, side: Side) -> dict[str, InferredPersona
 
 
 def accuracy_verdicts(run: Run, split: str, side: Side) -> list[tuple[str, Verdict | None, bool]]:
-    """Return (id, verdict, contradicted) per pair: does a judge shown the persona pick its response?
+    """Return ``judge_personas`` of the personas that a run inferred for a split and side."""
+    scored = inference_split(run.profile, run.dataset)
+    pairs = inference_pairs(run) if split == scored else load_pairs(run)[split]
+    return judge_personas(load_judge(run), pairs, read_personas(run, split, side).values(), side)
+
+
+def judge_personas(
+    judge: Judge, pairs: Iterable[PreferencePair], personas: Iterable[InferredPersona], side: Side
+) -> list[tuple[str, Verdict | None, bool]]:
+    """Return (id, verdict, contradicted) per persona: does a judge shown it pick its response?
 
     "win" means yes in both orders; None that no valid persona was inferred. ``contradicted`` marks the ties
     of a judge that named the same place, not the same response, in both orders. (Paper: persona accuracy.)
     """
-    scored = inference_split(run.profile, run.dataset)
-    found = inference_pairs(run) if split == scored else load_pairs(run)[split]
-    pairs: dict[str, PreferencePair] = {pair.id: pair for pair in found}
-    personas = read_personas(run, split, side)
+    by_id, rows = {pair.id: pair for pair in pairs}, list(personas)
     comparisons = [
-        PairwiseComparison(row.id, pairs[row.id].prompt, row.persona, *sides_of(pairs[row.id], side))
-        for row in personas.values()
+        PairwiseComparison(row.id, by_id[row.id].prompt, row.persona, *sides_of(by_id[row.id], side))
+        for row in rows
         if row.persona
     ]
-    judged = judge_both(load_judge(run), comparisons, "personalization")
+    judged = judge_both(judge, comparisons, "personalization")
     verdicts = {pair[0].id: (verdict_of(*pair), position_inconsistent(*pair)) for pair in judged}
-    return [(name, *verdicts.get(name, (None, False))) for name in personas]
+    return [(row.id, *verdicts.get(row.id, (None, False))) for row in rows]
 
 
 def commonness(persona: str, majority_share: float) -> float:

@@ -69,6 +69,7 @@ VIEWS: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
     "ladder": ladder_view,
     "main_by_seed": by_seed_view,
     "persona_accuracy": accuracy_view,
+    "persona_models": accuracy_view,
     "persona_preference": preference_view,
     "words": words_view,
     "swap": swap_view,

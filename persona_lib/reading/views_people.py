@@ -12,10 +12,11 @@ if TYPE_CHECKING:
 
 
 def accuracy_view(table: pd.DataFrame) -> pd.DataFrame:
-    """Show persona accuracy per side with its counts."""
+    """Show persona accuracy per side with its counts, of splits or of several models on one."""
     counts = ("n_correct", "n_ties", "n_wrong", "n_unparsed", "n_missing")
+    first = "model" if "model" in table else "split"
     columns = {
-        "split": lambda row: row["split"],
+        first: lambda row: row[first],
         "personas": lambda row: row["side"],
         f"accuracy {CI}": lambda row: with_interval(row, "accuracy", 3),
         "correct / tie / wrong / unparsed / no persona": lambda row: (

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from persona_lib.config import figures_dir, results_dir
-from persona_lib.drawing.figures import FIGURES, alt_text
+from persona_lib.drawing.figures import FIGURES, alt_text, figure_inputs
 from persona_lib.profiles import Profile
 from persona_lib.reading.views import VIEWS, show
 from persona_lib.runner.execute import clock
@@ -34,6 +34,7 @@ CAPTIONS = {
     "filtered": "The judged rows with all pairs, and with those of two sound answers",
     "length": "Net win rates as they are, and with the answers' length held equal",
     "persona_accuracy": "Does the persona lead back to its response?",
+    "persona_models": "Does the persona lead back to its response, by the model that wrote it?",
     "persona_preference": "Which of the two personas is the more plausible user?",
     "stage": "What DPO adds: PT-DPO against PT-SFT",
     "ladder": "Few-shot, SFT and DPO, with and without personas",
@@ -155,10 +156,11 @@ def image(path: Path, alt: str, caption: str) -> str:
 
 
 def figures(profile: Profile) -> str:
-    """Return every figure that was drawn."""
+    """Return every figure that was drawn from this run's tables, and those of notebooks 13 and 15."""
     folder, parts = figures_dir(profile), []
     for name, kind in FIGURES.items():
-        if (folder / f"{name}.png").exists():
+        needed = [folder / f"{name}.png", *figure_inputs(profile, name)]
+        if all(path.exists() for path in needed):
             parts.append(image(folder / f"{name}.png", alt_text(profile, name), kind.caption))
     for name, shown in (("released_flip", "flip and DiD"), ("released_safety", "shares and differences")):
         if (folder / f"{name}.png").exists():

@@ -25,6 +25,8 @@ from persona_lib.tables.results import Row
 from persona_lib.tables.results_swap import find_spec
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pandas as pd
 
 SIDES = ("chosen", "rejected")
@@ -36,6 +38,7 @@ LADDER = (
     "user-chosen",
     "user-rejected",
 )
+ITEMS = "persona_accuracy_items.csv"  # of notebook 04: a row per pair and side
 N_WORDS = 15  # words shown per side
 N_EXAMPLES = 3  # rows of the evaluation split shown side by side: its first, not selected
 Verdicts = dict[str, str | None]
@@ -44,14 +47,13 @@ Verdicts = dict[str, str | None]
 # --- accuracy and preference ---
 
 
-def read_items(run: Run) -> pd.DataFrame | None:
-    """Read ``tables/persona_accuracy_items.csv`` as text; None if the run has none.
+def read_items(path: Path) -> pd.DataFrame | None:
+    """Read a file of persona accuracy, a row per pair and side, as text; None if there is none.
 
     Raises ValueError for a file without the columns.
     """
     import pandas as pd
 
-    path = run.folder / "tables" / "persona_accuracy_items.csv"
     if not path.exists():
         return None
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
@@ -63,20 +65,18 @@ def read_items(run: Run) -> pd.DataFrame | None:
     return table
 
 
-def accuracy_items(run: Run) -> dict[tuple[str, str], Verdicts]:
-    """Return (split, side) -> {id: verdict} of a run, None = no valid persona; {} if it has none."""
-    table = read_items(run)
-    items: dict[tuple[str, str], Verdicts] = {}
-    for row in [] if table is None else table.itertuples():
-        items.setdefault((row.split, row.side), {})[row.id] = row.verdict or None
-    return items
+def part_of(table: pd.DataFrame | None, split: str, side: str) -> pd.DataFrame:
+    """Return the items of one split and side; empty if there are none."""
+    import pandas as pd
+
+    if table is None:
+        return pd.DataFrame(columns=["id", "verdict", "contradicted"])
+    return table[(table.split == split) & (table.side == side)]
 
 
-def contradictions(runs: Sequence[Run], split: str, side: str) -> int:
-    """Return how many of a side's ties come from a judge that contradicted itself."""
-    tables = [table for run in runs if (table := read_items(run)) is not None]
-    kept = [table[(table.split == split) & (table.side == side)] for table in tables]
-    return sum(int((part.contradicted == "True").sum()) for part in kept)
+def verdicts_in(part: pd.DataFrame) -> Verdicts:
+    """Return {id: verdict} of items, None = no valid persona."""
+    return {name: verdict or None for name, verdict in zip(part.id, part.verdict, strict=True)}
 
 
 def right(verdicts: Verdicts) -> dict[str, float]:
@@ -91,41 +91,50 @@ def accuracy_table(profile: Profile) -> pd.DataFrame:
     lines: list[Row] = []
     for number, dataset in enumerate(profile.datasets):
         runs = runs_of(profile, dataset)
-        by_seed = [accuracy_items(run) for run in runs]
-        keys = list(dict.fromkeys(key for items in by_seed for key in items))
-        if not keys:
-            continue
-        columns: dict[str, Any] = {}
-        for key in keys:
-            columns |= mean_columns("/".join(key), [right(items.get(key, {})) for items in by_seed])
-        pool = make_pool(columns, profile.bootstrap_samples, number, same_items(tuple(runs)))
-        for split in dict.fromkeys(split for split, _ in keys):
-            found = [side for side in SIDES if (split, side) in keys]
-            for side in found:
-                verdicts = [items.get((split, side), {}) for items in by_seed]
-                interval = pool.interval(mean_of(f"{split}/{side}"))
-                lines.append(accuracy_row(dataset, split, side, runs, verdicts, interval))
-            if len(found) == 2:
-                gap = minus(mean_of(f"{split}/chosen"), mean_of(f"{split}/rejected"))
-                line = {
-                    "dataset": dataset,
-                    "split": split,
-                    "side": "chosen - rejected",
-                    "n_seeds": lines[-1]["n_seeds"],
-                }
-                lines.append(line | interval_columns("accuracy", pool.interval(gap)))
+        items = {run.seed: read_items(run.folder / "tables" / ITEMS) for run in runs}
+        shared = same_items(tuple(runs))
+        lines += accuracy_rows({"dataset": dataset}, items, profile.bootstrap_samples, number, shared)
     return pd.DataFrame(lines)
 
 
-def accuracy_row(
-    dataset: str, split: str, side: str, runs: Sequence[Run], verdicts: list[Verdicts], interval: Interval
-) -> Row:
-    """Return one side's accuracy with its counts."""
-    counts = PersonaAccuracy.from_verdicts(v for by_id in verdicts for v in by_id.values())
-    seeds = [run.seed for run, found in zip(runs, verdicts, strict=True) if found]
-    return {"dataset": dataset, "split": split, "side": side, "n": counts.n, "n_seeds": len(seeds),
-            "seeds": " ".join(map(str, seeds)), "n_correct": counts.n_correct, "n_ties": counts.n_ties,
-            "n_contradicted": contradictions(runs, split, side), "n_wrong": counts.n_wrong,
+def accuracy_rows(
+    head: Row, items: dict[int, pd.DataFrame | None], samples: int, number: int, shared: bool
+) -> list[Row]:
+    """Return a row per split and side of the items of several seeds, and per split chosen minus rejected.
+
+    ``number`` seeds the bootstrap; ``shared`` says that all seeds have the same pairs.
+    """
+    known = [table for table in items.values() if table is not None]
+    keys = list(dict.fromkeys(key for table in known for key in zip(table.split, table.side, strict=True)))
+    if not keys:
+        return []
+    parts = {key: {seed: part_of(table, *key) for seed, table in items.items()} for key in keys}
+    columns: dict[str, Any] = {}
+    for key, by_seed in parts.items():
+        columns |= mean_columns("/".join(key), [right(verdicts_in(part)) for part in by_seed.values()])
+    pool, lines = make_pool(columns, samples, number, shared), []
+    for split in dict.fromkeys(split for split, _ in keys):
+        found = [side for side in SIDES if (split, side) in keys]
+        for side in found:
+            interval = pool.interval(mean_of(f"{split}/{side}"))
+            lines.append(head | {"split": split, "side": side} | accuracy_row(parts[split, side], interval))
+        if len(found) == 2:
+            gap = minus(mean_of(f"{split}/chosen"), mean_of(f"{split}/rejected"))
+            line = {"split": split, "side": "chosen - rejected", "n_seeds": lines[-1]["n_seeds"]}
+            lines.append(head | line | interval_columns("accuracy", pool.interval(gap)))
+    return lines
+
+
+def accuracy_row(by_seed: dict[int, pd.DataFrame], interval: Interval) -> Row:
+    """Return one side's accuracy with its counts, of its items by seed."""
+    counts = PersonaAccuracy.from_verdicts(
+        verdict for part in by_seed.values() for verdict in verdicts_in(part).values()
+    )
+    seeds = [seed for seed, part in by_seed.items() if len(part)]
+    contradicted = sum(int((part.contradicted == "True").sum()) for part in by_seed.values())
+    return {"n": counts.n, "n_seeds": len(seeds), "seeds": " ".join(map(str, seeds)),
+            "n_correct": counts.n_correct, "n_ties": counts.n_ties,
+            "n_contradicted": contradicted, "n_wrong": counts.n_wrong,
             "n_unparsed": counts.n_unparsed, "n_missing": counts.n_missing,
             "strict": counts.strict, **interval_columns("accuracy", interval)}  # fmt: skip
 

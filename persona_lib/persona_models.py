@@ -1,0 +1,190 @@
+"""Persona inference by several models, as in the paper's Figure 3: ``python -m persona_lib.persona_models``.
+
+Every model writes personas for both sides of the same evaluation pairs from the same prompt, and the
+profile's judge says how often they lead back to their response. Without ``--model``, in the synthetic world,
+the models are those of ``MODELS``: the profile's own base models, and models with less text, width or depth,
+pretrained here into ``results/<profile>-<model>``. With it, any others, by the settings in which they differ:
+
+    python -m persona_lib.persona_models --profile paper --model 8B --model 70B generator_model=ID
+
+Nothing is chosen by these numbers. Table and figure are ``persona_models`` of the profile; a model and seed
+that is finished is not asked again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from persona_lib import provenance, store
+from persona_lib.config import ConfigError, Run, load_profile, parse_override, results_dir, set_field
+from persona_lib.data import preference
+from persona_lib.drawing.figures import save_figures
+from persona_lib.evaluation.judge import load_judge
+from persona_lib.evaluation.persona_quality import judge_personas
+from persona_lib.evaluation.personas import SIDES, infer_personas
+from persona_lib.models import base
+from persona_lib.models.generators import load_generator, role_key
+from persona_lib.models.surface import NAME as SURFACE
+from persona_lib.profiles import Profile
+from persona_lib.tables.results import Row, save_table
+from persona_lib.tables.results_personas import ITEMS, accuracy_rows, read_items
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NAME = "persona_models"  # of the table, the figure and the folder of answers
+# The synthetic world's models -> what is changed of the profile's base model, and its pretraining seed; the
+# rules, which see length and tone only, are no model.
+MODELS: dict[str, tuple[dict[str, Any], int]] = {
+    "base 0": ({}, 0),
+    "base 1": ({}, 1),
+    "half the text": ({"base_tokens": 750_000}, 0),
+    "a quarter of the text": ({"base_tokens": 375_000}, 0),
+    "half the width": ({"base_hidden_size": 64, "base_mlp_size": 192, "base_heads": 2}, 0),
+    "one layer": ({"base_layers": 1}, 0),
+}
+Settings = Mapping[str, Any]
+
+
+def slug_of(name: str) -> str:
+    """Return a model's name as a folder."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-").lower()
+
+
+def made_here(profile: Profile, name: str) -> Settings:
+    """Return the settings of a model of ``MODELS``, which is pretrained if it is not there yet."""
+    changed, seed = MODELS[name]
+    own = {"name": f"{profile.name}-{slug_of(name)}", **changed} if changed else {}
+    return {"generator_model": str(base.pretrain(set_field(profile, **own), seed))}
+
+
+def default_models(profile: Profile) -> dict[str, Callable[[], Settings]]:
+    """Return the models of the synthetic world by name; ConfigError for a profile of another one."""
+    if profile.name != "synthetic":
+        raise ConfigError(
+            f"profile {profile.name}: say which models, e.g. --model 8B --model 70B generator_model=ID; "
+            "those that come with the package are sizes of the model of profile synthetic"
+        )
+    made = {name: lambda name=name: made_here(profile, name) for name in MODELS}
+    return made | {"rules, no model": lambda: {"generator_model": SURFACE}}
+
+
+def named_models(given: list[list[str]]) -> dict[str, Callable[[], Settings]]:
+    """Read ``--model NAME KEY=VALUE ...`` into settings by name; ConfigError for what is no setting."""
+    models: dict[str, Callable[[], Settings]] = {}
+    for name, *words in given:
+        settings = dict(parse_override(word) for word in words)
+        if slug_of(name) in map(slug_of, models):
+            raise ConfigError(f"--model {name}: two models of this name; their answers would be mixed")
+        models[name] = lambda settings=settings: settings
+    return models
+
+
+def folder_of(profile: Profile, name: str, dataset: str, seed: int) -> Path:
+    """Return where a model's personas and their verdicts are."""
+    return results_dir(profile) / NAME / slug_of(name) / dataset / f"seed-{seed}"
+
+
+def ask(profile: Profile, name: str, settings: Settings, dataset: str, seed: int) -> Path:
+    """Have one model write the personas of a data set and seed, judge them, and return the verdicts' file."""
+    preference.write_pairs(Run(profile, dataset, seed))
+    run = Run(set_field(profile, **settings), dataset, seed)
+    judged = {n: v for n, v in vars(run.profile).items() if n.startswith(("pi_", "judge"))}
+    folder, key = (
+        folder_of(profile, name, dataset, seed),
+        store.content_hash(role_key(run, "generator"), preference.inference_key(run), judged, seed),
+    )
+    if store.is_done(folder, key):
+        return folder / ITEMS
+    store.clear_unless(folder, key)
+    generator = load_generator(run, "generator", run.profile.pi_batch_size)
+    judge, pairs = load_judge(run), preference.inference_pairs(run)
+    rows = []
+    for side in SIDES:
+        personas = infer_personas(generator, pairs, side, run.profile, folder / f"{side}.jsonl")
+        rows += [(side, *verdict) for verdict in judge_personas(judge, pairs, personas, side)]
+    store.write_text(folder / ITEMS, items_csv(rows, preference.inference_split(profile, dataset)))
+    store.mark_done(folder, key, settings=dict(settings), generator=generator.settings)
+    return folder / ITEMS
+
+
+def items_csv(rows: list[tuple[Any, ...]], split: str) -> str:
+    """Return verdicts (side, id, verdict, contradicted) as CSV, in the form that notebook 04 leaves."""
+    import pandas as pd
+
+    table = pd.DataFrame(rows, columns=["side", "id", "verdict", "contradicted"])
+    return table.assign(split=split).to_csv(index=False)
+
+
+def model_table(profile: Profile, names: list[str]) -> pd.DataFrame:
+    """Return persona accuracy per model, data set and side, with intervals over pairs and seeds."""
+    import pandas as pd
+
+    lines: list[Row] = []
+    for dataset in profile.datasets:
+        shared = dataset != "synthetic" and len(profile.seeds) > 1  # real pairs are the same for all seeds
+        for number, name in enumerate(names):
+            files = {seed: folder_of(profile, name, dataset, seed) / ITEMS for seed in profile.seeds}
+            items = {seed: read_items(path) for seed, path in files.items()}
+            head = {"model": name, "dataset": dataset}
+            lines += accuracy_rows(head, items, profile.bootstrap_samples, number, shared)
+    return pd.DataFrame(lines)
+
+
+def origin_line(profile: Profile, table: pd.DataFrame, arguments: list[str]) -> str:
+    """Say how the table was made: command, commit, seeds, n and date."""
+    facts = provenance.git_state()
+    commit = (facts["commit"] or "not recorded")[:12] + (
+        " with uncommitted changes" if facts["dirty"] else ""
+    )
+    command = shlex.join(["python", "-m", "persona_lib.persona_models", *arguments])
+    return (
+        f"`{command}`; commit {commit}; seeds {' '.join(map(str, profile.seeds))}; "
+        f"n = {table.n.max():.0f}; run of {provenance.now()[:10]}."
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Ask every model, and write table and figure."""
+    parser = argparse.ArgumentParser(
+        prog="python -m persona_lib.persona_models",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--profile", default="synthetic")
+    parser.add_argument(
+        "--model",
+        nargs="+",
+        action="append",
+        metavar=("NAME", "KEY=VALUE"),
+        help="a model and the settings in which it differs (may be repeated)",
+    )
+    parser.add_argument("--seeds", type=int, default=1, help="data seeds 0, 1, ... (default: one)")
+    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
+    words = sys.argv[1:] if arguments is None else arguments
+    given = parser.parse_args(words)
+    try:
+        profile = load_profile(given.profile, given.overrides)
+        profile = set_field(profile, seeds=list(range(given.seeds)))
+        models = named_models(given.model) if given.model else default_models(profile)
+        for name, settings in models.items():
+            found = settings()
+            for dataset in profile.datasets:
+                for seed in profile.seeds:
+                    print(ask(profile, name, found, dataset, seed), flush=True)
+    except ConfigError as error:
+        sys.exit(str(error))
+    table = model_table(profile, list(models))
+    print(save_table(profile, NAME, table))
+    store.write_json(results_dir(profile) / NAME / "origin.json", origin_line(profile, table, words))
+    print(save_figures(profile, [NAME])[NAME])
+
+
+if __name__ == "__main__":
+    main()
