@@ -103,8 +103,8 @@ def ask(profile: Profile, name: str, settings: Settings, dataset: str, seed: int
     if store.is_done(folder, key):
         return folder / ITEMS
     store.clear_unless(folder, key)
-    generator = load_generator(run, "generator", run.profile.pi_batch_size)
     judge, pairs = load_judge(run), preference.inference_pairs(run)
+    generator = load_generator(run, "generator", run.profile.pi_batch_size)
     rows = []
     for side in SIDES:
         personas = infer_personas(generator, pairs, side, run.profile, folder / f"{side}.jsonl")
@@ -171,6 +171,8 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(words)
     try:
         profile = load_profile(given.profile, given.overrides)
+        if profile.judge == "none":
+            raise ConfigError(f"profile {profile.name} has judge=none: nothing would judge the personas")
         profile = set_field(profile, seeds=list(range(given.seeds)))
         models = named_models(given.model) if given.model else default_models(profile)
         for name, settings in models.items():

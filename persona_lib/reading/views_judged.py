@@ -92,6 +92,19 @@ def by_seed_view(table: pd.DataFrame) -> pd.DataFrame:
     return build(table, columns)
 
 
+def over_seeds_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show the means over seeds with their t intervals."""
+    head = "[95 % t interval over seeds]"
+    columns = {
+        "row": lambda row: row["label"],
+        f"personalization net {head}": lambda row: with_interval(row, "p_net", 2, True),
+        f"quality net {head}": lambda row: with_interval(row, "q_net", 2, True),
+        f"dPQ {head}": lambda row: with_interval(row, "dpq", 1, True),
+        "n": size,
+    }
+    return build(table, columns)
+
+
 def primary_view(table: pd.DataFrame) -> pd.DataFrame:
     """Show each aim, what was measured, and whether it was met."""
 

@@ -44,6 +44,7 @@ CAPTIONS = {
     "second_judge": "The same comparisons by the second judge",
     "judge_agreement": "How far the two judges agree",
     "main_by_seed": "The main rows seed by seed",
+    "over_seeds": "The main rows as means over seeds, with t intervals",
     "swap": "Persona swap by log-probabilities",
     "swap_differences": "Persona swap: one policy minus another",
     "swap_by_seed": "Persona swap seed by seed",

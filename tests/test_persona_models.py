@@ -1,0 +1,155 @@
+"""Persona inference by several models: each keeps its answers, all are judged alike, none is asked twice."""
+
+import pandas as pd
+import pytest
+
+from persona_lib import persona_models, store
+from persona_lib.config import load_profile, results_dir
+from persona_lib.data import preference
+from persona_lib.drawing import figures
+from persona_lib.evaluation import personas
+from persona_lib.reading.views import show
+
+SMALL = ["n_train=4", "n_validation=2", "n_test=4", "world_seed=0"]
+
+
+class Writer:
+    """Writes what it is told to, and counts how often it is asked."""
+
+    name, settings = "writer", {"engine": "none"}
+
+    def __init__(self, say):
+        self.say, self.asked = say, 0
+
+    def write(self, items):
+        self.asked += len(items)
+        return [self.say(*item) for item in items]
+
+
+def true_persona(prompt, preferred, other):
+    """Return a persona that claims what the two responses contrast."""
+    from persona_lib.world.oracle import contrast_claims
+    from persona_lib.world.synthetic import user_persona
+
+    return user_persona(prompt, contrast_claims(preferred, other))
+
+
+@pytest.fixture
+def writers(tmp_path, monkeypatch):
+    """Two served models: one that reads the pair right, and one that takes the other side of it."""
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("PERSONA_FIGURES", str(tmp_path / "figures"))
+    made = {
+        "right": Writer(lambda prompt, preferred, other: true_persona(prompt, preferred, other)),
+        "wrong": Writer(lambda prompt, preferred, other: true_persona(prompt, other, preferred)),
+        "silent": Writer(lambda *item: ""),
+    }
+    monkeypatch.setattr(
+        persona_models, "load_generator", lambda run, role, size: made[run.profile.generator_model]
+    )
+    monkeypatch.setattr(persona_models, "role_key", lambda run, role: run.profile.generator_model)
+    monkeypatch.setattr(personas, "parse_persona", lambda raw, words: (raw or None, "ok" if raw else "empty"))
+    return made
+
+
+def run(*models, seeds=2):
+    words = [w for name in models for w in ("--model", name, f"generator_model={name}")]
+    overrides = [w for value in SMALL for w in ("--set", value)]
+    persona_models.main([*overrides, "--seeds", str(seeds), *words])
+    return pd.read_csv(results_dir(load_profile("synthetic")) / "tables" / "persona_models.csv")
+
+
+def of(table, model, side="chosen"):
+    (row,) = table[(table.model == model) & (table.side == side)].itertuples()
+    return row
+
+
+def test_accuracy_is_1_for_right_personas_0_for_those_of_the_other_side_and_for_none(writers):
+    table = run("right", "wrong", "silent")
+    for side in ("chosen", "rejected"):
+        assert [of(table, name, side).accuracy for name in writers] == [1, 0, 0]
+        assert (of(table, "right", side).n, of(table, "right", side).seeds) == (8, "0 1")
+        assert (of(table, "silent", side).n_missing, of(table, "wrong", side).n_wrong) == (8, 8)
+    assert of(table, "right", "chosen - rejected").accuracy == 0
+
+
+def test_every_model_is_asked_about_both_sides_once_and_not_again_in_a_second_run(writers):
+    first = run("right", "wrong")
+    assert {name: writer.asked for name, writer in writers.items()} == {"right": 16, "wrong": 16, "silent": 0}
+    again = run("right", "wrong", "silent")
+    assert {name: writer.asked for name, writer in writers.items()} == {
+        "right": 16,
+        "wrong": 16,
+        "silent": 16,
+    }
+    kept = again[again.model != "silent"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(first.drop(columns="n_missing"), kept.drop(columns="n_missing"),
+                                  check_dtype=False)  # fmt: skip
+
+
+def test_another_prompt_is_another_question(writers):
+    profile = load_profile("synthetic", SMALL)
+    for shots in (5, 3):
+        changed = {"generator_model": "right", "pi_shots": shots}
+        persona_models.ask(profile, "right", changed, "synthetic", 0)
+    assert writers["right"].asked == 2 * 2 * 4
+
+
+def test_the_figure_and_the_view_name_the_models_and_the_line_of_origin_the_command(writers):
+    table = run("right", "wrong")
+    profile = load_profile("synthetic")
+    said = figures.alt_text(profile, "persona_models")
+    assert "synthetic right, chosen: 1.00 (1.00 to 1.00), n = 8" in said and "wrong, rejected: 0.00" in said
+    assert (figures.figures_dir(profile) / "persona_models.png").stat().st_size > 1000
+    assert show("persona_models", table).model.tolist()[:4] == ["right"] * 3 + ["wrong"]
+    line = store.read_json(results_dir(profile) / "persona_models" / "origin.json")
+    assert line.startswith("`python -m persona_lib.persona_models --set n_train=4")
+    assert "seeds 0 1; n = 8;" in line
+
+
+def test_models_without_settings_of_their_own_are_sizes_of_the_synthetic_profiles_model(monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        persona_models.base, "pretrain", lambda profile, seed: made.append((profile, seed)) or "folder"
+    )
+    profile = load_profile("synthetic")
+    models = persona_models.default_models(profile)
+    assert models["base 1"]() == {"generator_model": "folder"} and made[-1] == (profile, 1)
+    for name in persona_models.MODELS:
+        models[name]()
+    changed = [profile.name for profile, _ in made if profile.name != "synthetic"]
+    assert len(set(changed)) == len(persona_models.MODELS) - 2  # each in a folder of its own
+    assert models["rules, no model"]() == {"generator_model": "surface"}
+
+
+def test_the_half_and_the_quarter_are_those_of_the_profiles_text():
+    tokens = load_profile("synthetic").base_tokens
+    assert persona_models.MODELS["half the text"][0]["base_tokens"] * 2 == tokens
+    assert persona_models.MODELS["a quarter of the text"][0]["base_tokens"] * 4 == tokens
+    assert persona_models.MODELS["half the width"][0]["base_hidden_size"] * 2 == (
+        load_profile("synthetic").base_hidden_size
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--profile", "smoke"], "profile smoke: say which models"),
+        (["--model", "a", "generator_modle=x"], "unknown field 'generator_modle'"),
+        (["--model", "a", "--model", "A"], "two models of this name"),
+        (["--set", "judge=none"], "profile synthetic has judge=none"),
+    ],
+)
+def test_what_cannot_be_asked_is_said_before_any_model_is(writers, words, said, tmp_path):
+    with pytest.raises(SystemExit) as stopped:
+        persona_models.main(words)
+    assert said in str(stopped.value)
+    assert not any(writer.asked for writer in writers.values())
+
+
+def test_pairs_are_those_of_the_profile_whatever_the_model(writers):
+    run("right", seeds=1)
+    profile = load_profile("synthetic", SMALL)
+    pairs = preference.inference_pairs(persona_models.Run(profile, "synthetic", 0))
+    path = persona_models.folder_of(profile, "right", "synthetic", 0) / "chosen.jsonl"
+    assert [row["id"] for row in store.iter_rows(path)] == [pair.id for pair in pairs]
