@@ -3,11 +3,13 @@
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from persona_lib.data import released
 from persona_lib.data.official import DataError
 from persona_lib.data.released import FILES, ReleasedFile, ReleasedOutput
+from persona_lib.drawing import figures
 from persona_lib.records import TailoringRow
 from persona_lib.tables import released_tables
 
@@ -87,12 +89,14 @@ def test_beavertails_degenerate_counts_hit_the_published_figures(tables):
 
 
 def test_tables_and_figure_are_written(data, tables, tmp_path):
-    pytest.importorskip("matplotlib").use("Agg")
     paths = released_tables.write_tables(tables, tmp_path)
     assert [path.name for path in paths] == [f"{name}.csv" for name in tables]
     assert len(paths[0].read_text().splitlines()) == 1 + len(data.outputs)
-    released_tables.plot_flip(tables["released_flip"], tmp_path)
+    flips = tmp_path / "released_flip.csv"
+    figures.save(figures.draw("released_flip", [flips]), tmp_path, "released_flip")
     assert {"released_flip.png", "released_flip.pdf"} <= {path.name for path in tmp_path.iterdir()}
+    said = figures.FIGURES["released_flip"].alt(pd.read_csv(flips))
+    assert "BeaverTails, gold, PT-DPO: flip 0.40 (" in said and "gold, DPO+P: flip 0.19 (" in said
 
 
 def test_example_shows_both_arms_under_both_personas_cut_to_size(data):

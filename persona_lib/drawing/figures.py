@@ -20,6 +20,7 @@ from persona_lib.drawing.forest import (
     plot_paper,
 )
 from persona_lib.drawing.plots import (
+    METADATA,
     METHODS,
     SIDES,
     STYLE,
@@ -30,17 +31,17 @@ from persona_lib.drawing.plots import (
     plot_persona_preference,
     plot_swap,
     plot_words,
+    save,
 )
 from persona_lib.drawing.rating_plots import alt_ratings, plot_ratings
+from persona_lib.drawing.released_plots import alt_released_flip, plot_released_flip
+from persona_lib.drawing.safety_plot import alt_released_safety, plot_released_safety
 from persona_lib.profiles import Profile
 from persona_lib.tables.cells import span, title_of
 from persona_lib.tables.results import table_path
 
 if TYPE_CHECKING:
     import pandas as pd
-
-DPI = 110  # of the PNG: sharp enough on a screen, and an executed notebook stays below 1 MB
-METADATA = {"pdf": {"CreationDate": None, "Creator": None, "Producer": None}, "png": {"Software": None}}
 
 # --- what each says to someone who cannot see it ---
 
@@ -147,12 +148,26 @@ FIGURES = {
         ("swap",), plot_swap, alt_swap, "Persona swap: does the preference follow the persona?"
     ),
     "words": FigureKind(("words",), plot_words, alt_words, "Words that are typical of each side's personas"),
+    "released_flip": FigureKind(
+        ("released_flip",),
+        plot_released_flip,
+        alt_released_flip,
+        "Persona flip of the authors' released answers",
+    ),
+    "released_safety": FigureKind(
+        ("released_safety", "released_safety_pairs"),
+        plot_released_safety,
+        alt_released_safety,
+        "Which of the authors' released answers keep a caution or refusal",
+    ),
     "ratings": FigureKind(("ratings",), plot_ratings, alt_ratings, "Ratings of personas and answers"),
 }
 
 ELSEWHERE = {  # drawn by the notebook or command that makes their tables
     "ratings": "notebook 14_human_ratings",
     "persona_models": "python -m persona_lib.persona_models",
+    "released_flip": "notebook 13_released_outputs",
+    "released_safety": "notebook 15_safety",
 }
 
 
@@ -173,18 +188,6 @@ def draw(name: str, paths: Sequence[Path]) -> Any:
 
     with matplotlib.style.context(["default", STYLE]):
         return FIGURES[name].plot(*read_tables(name, paths))
-
-
-def save(figure: Any, folder: Path, name: str) -> list[Path]:
-    """Save a figure as PDF and PNG without dates or versions, so that equal tables give equal bytes."""
-    import matplotlib.style
-
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{name}.{kind}" for kind in METADATA]
-    with matplotlib.style.context(["default", STYLE]):
-        for path, metadata in zip(paths, METADATA.values(), strict=True):
-            figure.savefig(path, dpi=DPI, metadata=metadata)
-    return paths
 
 
 def figure_inputs(profile: Profile, name: str) -> list[Path]:

@@ -7,6 +7,7 @@ intervals. No pyplot: figures are plain objects and leave no state behind.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,10 @@ STYLE = {
 }  # fmt: skip
 
 
+DPI = 110  # of the PNG: sharp enough on a screen, and an executed notebook stays below 1 MB
+METADATA = {"pdf": {"CreationDate": None, "Creator": None, "Producer": None}, "png": {"Software": None}}
+
+
 def new_figure(
     width: float, height: float, rows: int = 1, columns: int = 1, **options: Any
 ) -> tuple[Any, Any]:
@@ -49,6 +54,18 @@ def new_figure(
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def save(figure: Any, folder: Path, name: str) -> list[Path]:
+    """Save a figure as PDF and PNG without dates or versions, so that equal tables give equal bytes."""
+    import matplotlib.style
+
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.{kind}" for kind in METADATA]
+    with matplotlib.style.context(["default", STYLE]):
+        for path, metadata in zip(paths, METADATA.values(), strict=True):
+            figure.savefig(path, dpi=DPI, metadata=metadata)
+    return paths
 
 
 def errors(table: pd.DataFrame, name: str) -> np.ndarray:

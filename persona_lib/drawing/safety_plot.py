@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from persona_lib.drawing.plots import BLUE, RED, STYLE, errors, new_figure
+from persona_lib.drawing.plots import BLUE, RED, STYLE, errors, new_figure, save
+from persona_lib.tables.cells import span
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,6 +86,18 @@ def plot_safety(shares: pd.DataFrame, pairs: pd.DataFrame, classifier: str, whos
     return figure
 
 
+def plot_released_safety(shares: pd.DataFrame, pairs: pd.DataFrame) -> Any:
+    """Draw the safety of the authors' released answers, read by rules."""
+    return plot_safety(shares, pairs, "rules", "Authors' released BeaverTails answers")
+
+
+def alt_released_safety(shares: pd.DataFrame, pairs: pd.DataFrame) -> str:
+    """Say in words what the figure of the released answers shows: shares, and the differences paired."""
+    part = pairs[(pairs.classifier == "rules") & (pairs.shows == "same persona")]
+    said = [f"{r.eval_persona}: {span(r, 'difference')}" for r in part.itertuples()]
+    return f"{alt_safety(shares, 'rules')} PT-DPO minus plain DPO told the same: {'; '.join(said)}."
+
+
 def alt_safety(shares: pd.DataFrame, classifier: str) -> str:
     """Say in words what the left side of the figure shows."""
     rows = shares[shares.classifier == classifier].itertuples()
@@ -97,6 +110,4 @@ def alt_safety(shares: pd.DataFrame, classifier: str) -> str:
 
 def save_safety(figure: Any, folder: Path, name: str) -> Path:
     """Write the figure as PDF and PNG without dates; returns the PNG."""
-    from persona_lib.drawing.figures import save
-
     return save(figure, folder, name)[1]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from persona_lib.config import figures_dir, results_dir
 from persona_lib.drawing.figures import FIGURES, alt_text, figure_inputs
+from persona_lib.drawing.safety_plot import alt_safety
 from persona_lib.profiles import Profile
 from persona_lib.reading.views import VIEWS, show
 from persona_lib.runner.execute import clock
@@ -157,17 +158,22 @@ def image(path: Path, alt: str, caption: str) -> str:
 
 
 def figures(profile: Profile) -> str:
-    """Return every figure that was drawn from this run's tables, and those of notebooks 13 and 15."""
+    """Return every figure that was drawn from this run's tables."""
     folder, parts = figures_dir(profile), []
     for name, kind in FIGURES.items():
         needed = [folder / f"{name}.png", *figure_inputs(profile, name)]
         if all(path.exists() for path in needed):
             parts.append(image(folder / f"{name}.png", alt_text(profile, name), kind.caption))
-    for name, shown in (("released_flip", "flip and DiD"), ("released_safety", "shares and differences")):
-        if (folder / f"{name}.png").exists():
-            text = f"{CAPTIONS[name]}: {shown} with 95 % intervals; see the table."
-            parts.append(image(folder / f"{name}.png", text, CAPTIONS[name]))
+    for dataset, part in own_safety(profile):
+        if (path := folder / f"safety_{dataset}.png").exists():
+            parts.append(image(path, alt_safety(part, "rules"), CAPTIONS["safety"]))
     return "".join(parts) or element("p", "No figure was drawn yet.")
+
+
+def own_safety(profile: Profile) -> list[tuple[str, pd.DataFrame]]:
+    """Return the table of the run's own cautions by data set."""
+    table = read_table(profile, "safety")
+    return list(table.groupby("dataset")) if len(table) else []
 
 
 def tables(profile: Profile) -> str:

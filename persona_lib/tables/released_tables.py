@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from persona_lib.data.official import DATASETS
 from persona_lib.data.released import SOURCES, Released, ReleasedFile
 from persona_lib.records import TailoringRow
 from persona_lib.stats.bootstrap import Interval, bootstrap_mean, interval_columns
@@ -162,40 +161,3 @@ def example_text(data: Released, dataset: str = "", number: int = 0, width: int 
         for label, text in short.items()
     ]
     return "\n".join(lines)
-
-
-def draw_flip(axis: object, table: pd.DataFrame, column: str, label: str) -> None:
-    """Draw one measure of ``flip_table``: a marker with its interval per data set, personas and arm."""
-    keys = dict.fromkeys(zip(table.dataset, table.personas, strict=True))
-    places = {key: -number for number, key in enumerate(keys)}
-    styles = {"dpo-chosen": ("#0072B2", "o", 0.1), "dpo-none": ("#D55E00", "s", -0.1)}
-    for arm, (colour, marker, shift) in styles.items():
-        part = table[table.arm == arm]
-        height = [places[key] + shift for key in zip(part.dataset, part.personas, strict=True)]
-        errors = [part[column] - part[f"{column}_low"], part[f"{column}_high"] - part[column]]
-        axis.errorbar(part[column], height, xerr=errors, fmt=marker, color=colour, capsize=3, label=ARMS[arm])
-    labels = [f"{DATASETS[dataset]['title']}, {personas}" for dataset, personas in places]
-    axis.set_yticks(list(places.values()), labels)
-    axis.margins(y=0.25)
-    axis.set_xlabel(label)
-    axis.spines[["top", "right"]].set_visible(False)
-
-
-def plot_flip(table: pd.DataFrame, folder: Path | None = None) -> object:
-    """Draw flip and DiD with their 95 % intervals from ``flip_table``; save PDF and PNG if given a folder."""
-    import matplotlib.pyplot as plt
-
-    height = 1.4 + 0.35 * len(table.groupby(["dataset", "personas"]))
-    figure, axes = plt.subplots(1, 2, figsize=(8, height), sharey=True, layout="constrained")
-    draw_flip(axes[0], table, "flip", "share of rows that flip")
-    draw_flip(axes[1], table, "did", "DiD (unigram F1)")
-    axes[0].set_xlim(left=0)
-    axes[1].axvline(0, color="0.6", linewidth=0.8, zorder=0)
-    axes[1].legend(frameon=False, loc="lower right")
-    sizes = " or ".join(map(str, sorted(set(table.n))))
-    figure.suptitle(f"Released outputs: n = {sizes} rows per point, 95 % intervals", fontsize=10)
-    if folder:
-        folder.mkdir(parents=True, exist_ok=True)
-        figure.savefig(folder / "released_flip.png", dpi=150)
-        figure.savefig(folder / "released_flip.pdf", metadata={"CreationDate": None})
-    return figure
