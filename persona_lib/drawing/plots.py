@@ -38,8 +38,6 @@ STYLE = {
     "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "hatch.linewidth": 0.6,
     "legend.frameon": False, "pdf.fonttype": 42, "figure.constrained_layout.use": True,
 }  # fmt: skip
-
-
 DPI = 110  # of the PNG: sharp enough on a screen, and an executed notebook stays below 1 MB
 METADATA = {"pdf": {"CreationDate": None, "Creator": None, "Producer": None}, "png": {"Software": None}}
 
