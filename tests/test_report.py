@@ -272,6 +272,15 @@ def test_the_kept_means_over_seeds_are_those_of_the_kept_table_by_seed(monkeypat
     pd.testing.assert_frame_equal(results.over_seeds(by_seed), over, rtol=2e-5, check_dtype=False)
 
 
+def test_of_the_kept_models_only_the_rules_infer_one_side_better(monkeypatch):
+    """The sentence above the table in REPRODUCTION says so."""
+    monkeypatch.delenv("PERSONA_FIGURES", raising=False)
+    table = pd.read_csv(docs.kept_folder(load_profile("synthetic")) / "persona_models.csv")
+    gaps = table[table.side == "chosen - rejected"].set_index("model")
+    apart = gaps[(gaps.accuracy_low > 0) | (gaps.accuracy_high < 0)]
+    assert list(apart.index) == ["rules, no model"] and len(gaps) == 7
+
+
 def test_the_list_of_files_is_written_from_their_first_lines_and_lacks_none():
     library = REPO / "persona_lib"
     assert (library / "README.md").read_text(encoding="utf-8") == docs.list_files(library), (

@@ -101,7 +101,7 @@ def draw_accuracy(accuracy: pd.DataFrame, by: Sequence[str], name: Callable[...,
     table = accuracy[accuracy.side.isin(SIDES)]
     groups = list(dict.fromkeys(zip(*(table[column] for column in by), strict=True)))
     figure, axes = new_figure(2.4 + max(0.95, 1.5 - 0.1 * len(groups)) * len(groups), 3.2)
-    axis = axes[0, 0]
+    axis, narrow = axes[0, 0], len(groups) > 4
     for offset, (side, (colour, hatch)) in zip((-0.2, 0.2), SIDES.items(), strict=True):
         part = table[table.side == side]
         places = [groups.index(key) + offset for key in zip(*(part[c] for c in by), strict=True)]
@@ -116,7 +116,7 @@ def draw_accuracy(accuracy: pd.DataFrame, by: Sequence[str], name: Callable[...,
         )
         axis.errorbar(places, part.accuracy, errors(part, "accuracy"), fmt="none", ecolor="black", capsize=3)
         for place, row in zip(places, part.itertuples(), strict=True):
-            text = f"{row.accuracy:.2f}\nn = {row.n:.0f}"
+            text = f"{row.accuracy:.2f}" + ("" if narrow else f"\nn = {row.n:.0f}")
             axis.text(
                 place, 0.03, text, ha="center", fontsize=8, bbox={"fc": "white", "ec": "none", "pad": 1.5}
             )
@@ -125,7 +125,10 @@ def draw_accuracy(accuracy: pd.DataFrame, by: Sequence[str], name: Callable[...,
     axis.set_ylim(0, 1)
     axis.set_xlim(-0.6, len(groups) - 0.4)
     axis.set_ylabel("persona accuracy (95 % interval)")
-    figure.legend(loc="outside upper center", ncols=2, title=f"{world_of(groups[0][0])}, {seeds_text(table)}")
+    said = f"{world_of(groups[0][0])}, {seeds_text(table)}"
+    sizes = " or ".join(f"{n:.0f}" for n in sorted(set(table.n)))
+    said += f", n = {sizes} per bar" if narrow else ""
+    figure.legend(loc="outside upper center", ncols=2, title=said)
     return figure
 
 
