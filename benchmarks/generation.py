@@ -27,14 +27,20 @@ import llama31
 import measure
 from gpu_generation import weight_bytes
 from gpu_training import words_of
-from training_rows import DRAWN, MIDDLE, SEED
+from training_rows import DRAWN, SEED
 
 from persona_lib import store
 from persona_lib.models.generate import TransformersGenerator
 
 STOP = "\nPrompt:"
 WIDE = 0.04  # standard deviation of the weights
-SIZES = MIDDLE | {"num_hidden_layers": 3}
+SIZES = {
+    "hidden_size": 384,
+    "intermediate_size": 1344,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 1,
+}
 BATCH = 32
 
 

@@ -141,7 +141,7 @@ def compare_judge(quick: bool) -> None:
     kind = make_kind("default" if quick else "paper", quick)
     kind.config.initializer_range = 0.1  # so that no two tokens are nearly equally probable
     model = llama31.random_base(kind.config, seed=SEED)
-    asked = judge_prompts(kind, 4 if quick else 16)
+    asked = judge_prompts(kind, 4 if quick else 8)
 
     def way(least: int) -> Callable[[], list[str]]:
         def work() -> list[str]:

@@ -25,7 +25,7 @@ from training_rows import Kind, make_kind
 from persona_lib.config import set_field
 from persona_lib.models import guards
 
-ROWS = {"paper": 32, "default": 192}
+ROWS = {"paper": 16, "default": 192}
 BATCH = 8
 SETTINGS = {"sft_epochs": 1, "sft_batch_size": BATCH, "completion_only_loss": True, "lora_dropout": 0.0}
 
