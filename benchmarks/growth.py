@@ -7,9 +7,9 @@ answers, written, read into records, and repaired and appended to. ``retrieve`` 
 prompt against a pool that grows alike, and the near duplicates of the leakage report, on prompts of random
 words in a few templates. ``served``: persona inference inputs, up to 100,000, through the client of served
 models against a stub server in another process; ``again``: the same inputs when all answers are in the
-ledger. ``arms``: prompts times arms, adapters switched on one small base. The exponent is the slope of log
-seconds over log n from the smallest to the largest: 1 is linear, and more than 1.2 is said. Retrieval
-compares every query with the whole pool: its n are the pairs.
+ledger. ``arms``: prompts times arms, adapters switched on one small base; ``train``: rows of an SFT epoch.
+The exponent is the slope of log seconds over log n from the smallest to the largest: 1 is linear, and more
+than 1.2 is said. Retrieval compares every query with the whole pool: its n are the pairs.
 
 Writes ``tables/growth.csv``, ``.md`` and ``.png``, each case as soon as it is measured; ``--quick`` has a
 hundredth of the sizes and writes nothing.
@@ -21,6 +21,7 @@ import argparse
 import asyncio
 import contextlib
 import csv
+import dataclasses
 import datetime
 import itertools
 import json
@@ -40,6 +41,7 @@ import measure
 from harness import HERE
 
 from persona_lib import store
+from persona_lib.config import set_field
 
 WORSE = 1.2  # exponent from which growth counts as worse than linear
 MEAN_WORDS = 30
@@ -215,6 +217,16 @@ def arms(n: int, folder: Path) -> tuple[float, int]:
     return time.perf_counter() - started, n * 32
 
 
+def train(n: int, folder: Path) -> tuple[float, int]:
+    """Train one SFT epoch on n rows of the default profile's lengths."""
+    import sft_epoch
+    from training_rows import make_kind
+
+    kind = make_kind("default", False)
+    kind = dataclasses.replace(kind, profile=set_field(kind.profile, **sft_epoch.SETTINGS))
+    return sft_epoch.unpacked(kind, sft_epoch.datasets(kind, "sft", n)).seconds, n
+
+
 CASES: dict[str, tuple[Callable[[int, Path], tuple[float, int]], int, str]] = {
     "write": (write, 250_000, "answers appended, 160 at a time"),
     "read": (read, 250_000, "answers read into records"),
@@ -224,6 +236,7 @@ CASES: dict[str, tuple[Callable[[int, Path], tuple[float, int]], int, str]] = {
     "served": (served, 25_000, "inputs asked of a served model"),
     "again": (again, 25_000, "inputs whose answers are kept"),
     "arms": (arms, 4, "prompts x arms answered"),
+    "train": (train, 192, "rows of an SFT epoch"),
 }
 
 
@@ -266,7 +279,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-    markers = "osD^vx*P"
+    markers = "osD^vx*P+"
     for marker, name in zip(markers, dict.fromkeys(row["case"] for row in rows), strict=False):
         part = [row for row in rows if row["case"] == name]
         times = [row["n"] / part[0]["n"] for row in part]

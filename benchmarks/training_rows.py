@@ -4,8 +4,8 @@ Three kinds of rows. "paper": the authors' BeaverTails rows, their lengths read 
 word counted as 4/3 tokens) and drawn from their middle nine tenths elsewhere. "long": prompts of several
 hundred tokens, such as a persona with a history. "default": the default profile's lengths and model size.
 The model of the first two has Llama-3.1's architecture and proportions (heads of 128, four queries to a key,
-an MLP 3.5 times as wide) at a quarter of the 8B model's width and two layers, 27 million parameters: as there,
-products with the frozen weights take most of the time, and not adapters, attention or Python.
+an MLP 3.5 times as wide) at a quarter of the 8B model's width, two layers and 27 million parameters in them:
+as there, products with the frozen weights take most of the time, and not adapters, attention or Python.
 """
 
 from __future__ import annotations
