@@ -164,6 +164,6 @@ def test_profiles_of_growth_and_of_a_run_check_what_they_measure(name):
     if name == "growth":
         lines = [line for line in done.stdout.splitlines() if line.startswith("| ") and line.count("|") == 9]
         exponents = [float(line.split("|")[-2]) for line in lines if not line.startswith("| ---")]
-        assert len(exponents) == 3 * 8 and max(exponents) < 2.5, done.stdout
+        assert len(exponents) == 3 * 9 and max(exponents) < 2.5, done.stdout
     else:
         assert "nothing done" in done.stdout
