@@ -28,6 +28,7 @@ from persona_lib.drawing.figures import save_figures
 from persona_lib.evaluation.judge import load_judge
 from persona_lib.evaluation.persona_quality import judge_personas
 from persona_lib.evaluation.personas import SIDES, infer_personas
+from persona_lib.fingerprint import module_hash
 from persona_lib.models import base
 from persona_lib.models.generators import load_generator, role_key
 from persona_lib.models.surface import NAME as SURFACE
@@ -98,7 +99,10 @@ def ask(profile: Profile, name: str, settings: Settings, dataset: str, seed: int
     judged = {n: v for n, v in vars(run.profile).items() if n.startswith(("pi_", "judge"))}
     folder, key = (
         folder_of(profile, name, dataset, seed),
-        store.content_hash(role_key(run, "generator"), preference.inference_key(run), judged, seed),
+        store.content_hash(
+            *map(module_hash, ("evaluation.personas", "evaluation.persona_quality")),
+            *(role_key(run, "generator"), preference.inference_key(run), judged, seed),
+        ),
     )
     if store.is_done(folder, key):
         return folder / ITEMS
