@@ -127,18 +127,26 @@ def read_scores(profile: Profile, axis: str) -> dict[int, list[dict[str, Any]]]:
 
 
 def write_table(profile: Profile, table: str) -> Path:
-    """Write ``figures/<profile>/<table>.csv`` from the scores that are there."""
+    """Write ``figures/<profile>/<table>.csv`` from the scores that are there: a row per change and seed.
+
+    The seeds stand apart, each with its interval over prompts: two say too little of seeds to be pooled.
+    """
     import pandas as pd
 
     clean, samples = read_scores(profile, "as-is"), profile.bootstrap_samples
     rows = {
-        axis: changes.change_row(axis, changed, read_scores(profile, axis), clean, samples)
+        axis: [
+            changes.change_row(axis, changed, {seed: scores}, {seed: clean[seed]}, samples)
+            for seed, scores in read_scores(profile, axis).items()
+            if seed in clean
+        ]
         for axis, changed in TABLES[table].items()
     }
-    lines = [row for row in rows.values() if row]
+    lines = [row for found in rows.values() for row in found]
     if table == "faults":
-        lines = with_words([*lines, *changes.counting_rows(clean, samples)])
-        lines += without_numbers([axis for axis, row in rows.items() if not row])
+        counted = [changes.counting_rows({seed: scores}, samples) for seed, scores in clean.items()]
+        lines = with_words([*lines, *(row for pair in zip(*counted, strict=True) for row in pair)])
+        lines += without_numbers([axis for axis, found in rows.items() if not found])
     path = figures_dir(profile) / f"{table}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(lines).to_csv(path, index=False, float_format="%.6g")

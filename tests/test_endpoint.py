@@ -228,7 +228,8 @@ def test_fields_that_a_model_refuses_are_left_out_and_an_answer_that_is_not_gree
     generator = make(server, tmp_path, kind="chat", concurrency=1, prompt_price=1.0, completion_price=1.0)
     with pytest.warns(UserWarning, match="takes no temperature.*not greedy") as warned:
         given = texts(generator, ["reasoning:9 a", "reasoning:9 b"], stop=(" ans",))
-    assert len(warned) == 1 and given == {0: "reasoning:9 a", 1: "reasoning:9 b"}, "the stop is cut here"
+    said = [w for w in warned if w.category is UserWarning]  # a slow machine may add a ResourceWarning
+    assert len(said) == 1 and given == {0: "reasoning:9 a", 1: "reasoning:9 b"}, "the stop is cut here"
     last = server.bodies[-1]
     assert last["max_completion_tokens"] == 8 and not {"max_tokens", "temperature", "stop"} & set(last)
     assert len(server.bodies) == 3 + 1 + 1, "three refusals, once; then one request per prompt"

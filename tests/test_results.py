@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tiny_results
+from resampling import scores
 
 from persona_lib import store
 from persona_lib.config import Run, load_profile
@@ -18,7 +19,7 @@ from persona_lib.evaluation.judge import matchups
 from persona_lib.evaluation.swap_tables import SwapScore
 from persona_lib.reading.views import show
 from persona_lib.records import TailoringRow
-from persona_lib.stats.bootstrap import bootstrap_mean, bootstrap_scores, verdict_array
+from persona_lib.stats.bootstrap import bootstrap_mean
 from persona_lib.stats.pooled import difference, make_pool, mean_columns, mean_interval, mean_of
 from persona_lib.tables import primary, results, results_length, results_paper, results_personas, results_swap
 from persona_lib.world import oracle
@@ -102,10 +103,10 @@ def test_counts_and_scores_of_a_row_are_those_of_both_seeds(profile):
     assert row.dpq == pytest.approx(100 * (4 / 6 - 1 / 5) / 2)
 
 
-def test_intervals_are_those_of_the_hierarchical_bootstrap_over_seeds_and_rows(profile):
+def test_intervals_are_those_of_the_bootstrap_over_seeds(profile):
     write_verdicts(profile)
-    arrays = [[verdict_array(LETTERS[v] for v in seed[i]) for seed in HAND["gold-chosen"]] for i in (0, 1)]
-    wanted = bootstrap_scores(*arrays, profile.bootstrap_samples, seed=0)
+    p, q = ([seed[i] for seed in HAND["gold-chosen"]] for i in (0, 1))
+    wanted = scores(p, q, profile.bootstrap_samples)
     row = line(results.main_table(profile), judge_persona="gold-chosen")
     for name, score in (("dpq", "delta_pq"), ("p_net", "personalization")):
         assert (row[f"{name}_low"], row[f"{name}_high"]) == pytest.approx(
@@ -118,8 +119,8 @@ def test_seeds_that_share_their_rows_are_resampled_together(profile):
     for seed in profile.seeds:
         store.write_rows(Run(profile, "synthetic", seed).folder / "tailoring" / "test.jsonl", rows)
     write_verdicts(profile)
-    arrays = [[verdict_array(LETTERS[v] for v in seed[i]) for seed in HAND["gold-chosen"]] for i in (0, 1)]
-    wanted = bootstrap_scores(*arrays, profile.bootstrap_samples, seed=0, shared_items=True)["delta_pq"]
+    p, q = ([seed[i] for seed in HAND["gold-chosen"]] for i in (0, 1))
+    wanted = scores(p, q, profile.bootstrap_samples, shared_items=True)["delta_pq"]
     row = line(results.main_table(profile), judge_persona="gold-chosen")
     assert (row.dpq_low, row.dpq_high) == pytest.approx((wanted.low, wanted.high))
 

@@ -5,11 +5,14 @@ import random
 
 import numpy as np
 import pytest
+from resampling import VERDICTS as NAMES
+from resampling import scores
 
 from persona_lib.records import Judgment
 from persona_lib.stats import bootstrap as bs
 from persona_lib.stats import metrics, paper, significance
 from persona_lib.stats.metrics import PersonaAccuracy, WinRate, delta_pq, verdict_of
+from persona_lib.stats.pooled import difference, make_pool, mean_columns, mean_of, net_columns, net_of
 
 PAPER_ROWS = paper.paper_table()
 
@@ -113,104 +116,147 @@ def test_persona_accuracy_counts_a_pair_once_and_keeps_missing_personas_in_n():
 # --- intervals ---
 
 
-def arrays(verdicts: str) -> np.ndarray:
-    """Verdicts from W, T, L, ?."""
-    return bs.verdict_array({"W": "win", "T": "tie", "L": "loss", "?": "unparsed"}[v] for v in verdicts)
-
-
 def random_verdicts(seed: int, n: int, shares=(0.4, 0.3, 0.3)) -> np.ndarray:
-    return np.random.default_rng(seed).choice([1.0, 0.0, -1.0], size=n, p=shares)
+    return np.random.default_rng(seed).choice([1, 0, -1], size=n, p=shares)
 
 
 def test_estimates_equal_the_counts_of_all_seeds_pooled():
-    p, q = [arrays("WWL?T"), arrays("WTTTT")], [arrays("WLLLT"), arrays("TTTT?")]
-    result = bs.bootstrap_scores(p, q, n_resamples=50)
+    result = scores(["WWL?T", "WTTTT"], ["WLLLT", "TTTT?"], n_resamples=50)
     assert result["personalization"].estimate == pytest.approx(WinRate(3, 5, 1).net)
     assert result["quality"].estimate == pytest.approx(WinRate(1, 5, 3).net)
     assert result["delta_pq"].estimate == pytest.approx(delta_pq(WinRate(3, 5, 1), WinRate(1, 5, 3)))
-    assert (result["delta_pq"].n_items, result["delta_pq"].n_seeds) == (10, 2)
 
 
-def test_nothing_decided_gives_no_interval_and_counts_undefined_resamples():
-    result = bs.bootstrap_scores([arrays("TTTT")], [arrays("WLWL")], n_resamples=40)
-    assert result["delta_pq"] == bs.Interval(None, None, None, 4, 1, 40)
-    rare = bs.bootstrap_scores([arrays("WTTT")], [arrays("WLWL")], n_resamples=400)["personalization"]
+def test_nothing_decided_gives_no_interval_and_undefined_resamples_are_counted():
+    assert scores(["TTTT"], ["WLWL"], n_resamples=40)["delta_pq"] == bs.Interval(None, None, None, 0, 1, 40)
+    rare = scores(["WTTT"], ["WLWL"], n_resamples=400)["personalization"]
     assert rare.estimate == rare.low == rare.high == 1.0
     assert 60 < rare.n_undefined < 200  # (3/4)^4 = .32 of the resamples miss the only win
+    assert bs.bootstrap_mean([[math.nan] * 2], 30) == bs.Interval(None, None, None, 2, 1, 30)
 
 
-def slow_bootstrap(p: list, q: list, n_resamples: int, shared: bool) -> np.ndarray:
-    """Draw seeds, then items, one by one, and compute dPQ from counts: the literal procedure."""
+def dpq_of(p: list, q: list) -> float:
+    return 50 * sum((v.count(1) - v.count(-1)) / (v.count(1) + v.count(-1)) for v in (p, q))
+
+
+def draw(rng, seeds: list, items: list, verdicts: list) -> list:
+    return [verdicts[s][i] for s in seeds for i in items]
+
+
+def literal_interval(p: list, q: list, stretch: float, shared: bool) -> tuple[float, float]:
+    """Draw seeds, and items where they say what seeds do not, one by one, from lists of verdicts."""
     rng, values = random.Random(5), []
-    for _ in range(n_resamples):
-        picks = {"p": [], "q": []}
-        items = [rng.randrange(len(p[0])) for _ in p[0]]
-        for _ in p:
-            s = rng.randrange(len(p))
-            drawn = items if shared else [rng.randrange(len(p[s])) for _ in p[s]]
-            picks["p"] += [p[s][i] for i in drawn]
-            picks["q"] += [q[s][i] for i in drawn]
-        nets = [(v.count(1) - v.count(-1)) / (v.count(1) + v.count(-1)) for v in picks.values()]
-        values.append(50 * sum(nets))
-    return np.array(values)
+    n_seeds, n_items = len(p), len(p[0])
+    every_seed, every_item = list(range(n_seeds)), list(range(n_items))
+    estimate = dpq_of(*(draw(rng, every_seed, every_item, v) for v in (p, q)))
+    for _ in range(4000):
+        value = estimate
+        if n_seeds > 1:
+            seeds = [rng.randrange(n_seeds) for _ in p]
+            value += stretch * (dpq_of(*(draw(rng, seeds, every_item, v) for v in (p, q))) - estimate)
+        if n_seeds == 1 or shared:
+            items = [rng.randrange(n_items) for _ in p[0]]
+            value += dpq_of(*(draw(rng, every_seed, items, v) for v in (p, q))) - estimate
+        values.append(value)
+    return tuple(np.percentile(values, [2.5, 97.5]))
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_interval_agrees_with_a_literal_hierarchical_bootstrap(shared):
-    base = random_verdicts(0, 80)
-    other = (0.7, 0.1, 0.2)
-    p = [np.where(random_verdicts(s, 80) > 0, base, random_verdicts(s + 9, 80, other)) for s in range(3)]
-    q = [np.where(v == 0, 1.0, v) for v in p]  # quality tied to personalization: pairing matters
-    fast = bs.bootstrap_scores(p, q, 4000, seed=1, shared_items=shared)["delta_pq"]
-    slow = slow_bootstrap([list(v) for v in p], [list(v) for v in q], 3000, shared)
-    low, high = np.percentile(slow, [2.5, 97.5])
-    assert fast.low == pytest.approx(low, abs=2.5) and fast.high == pytest.approx(high, abs=2.5)
+T_OVER_Z = {1: 1.0, 2: 12.706 / 1.95996, 3: 4.3027 / 1.95996, 5: 2.7764 / 1.95996}  # of a printed t table
+
+
+@pytest.mark.parametrize(("n_seeds", "shared"), [(1, False), (3, False), (5, False), (3, True), (5, True)])
+def test_interval_agrees_with_a_literal_transcription(n_seeds, shared):
+    base, other = random_verdicts(0, 80), (0.5, 0.3, 0.2)
+    p = [
+        np.where(random_verdicts(s, 80) > 0, base, random_verdicts(s + 9, 80, other)) for s in range(n_seeds)
+    ]
+    q = [np.where(v == 0, 1, v) for v in p]  # quality tied to personalization: pairing matters
+    p, q = ([v.tolist() for v in rubric] for rubric in (p, q))
+    fast = scores(p, q, 4000, seed=1, shared_items=shared)["delta_pq"]
+    stretch = math.sqrt(n_seeds / max(1, n_seeds - 1)) * T_OVER_Z[n_seeds]
+    low, high = literal_interval(p, q, stretch, shared)
     assert fast.high - fast.low == pytest.approx(high - low, rel=0.12)
+    assert fast.low + fast.high == pytest.approx(low + high, abs=0.12 * (high - low))
+
+
+def test_few_seeds_stretch_by_student_t_over_normal_and_the_lost_degree_of_freedom():
+    for k in (2, 3, 5):
+        assert bs.seed_stretch(k) == pytest.approx(math.sqrt(k / (k - 1)) * T_OVER_Z[k], rel=1e-4)
+    assert bs.seed_stretch(10_000) == pytest.approx(1, abs=1e-3)
+    with pytest.raises(ValueError, match="one seed"):
+        bs.seed_stretch(1)
+
+
+def test_the_mean_of_seeds_that_are_alike_within_has_students_interval():
+    """Seeds of constant items leave nothing but the seeds: by hand, mean 0.5 and half width t s / sqrt(5)."""
+    levels = [0.1, 0.3, 0.5, 0.7, 0.9]
+    result = bs.bootstrap_mean([np.full(40, level) for level in levels], 20_000)
+    half = 2.7764 * math.sqrt(0.1) / math.sqrt(5)  # variance of the levels: .1
+    assert (result.estimate, result.n_seeds) == (pytest.approx(0.5), 5)
+    assert result.high - 0.5 == pytest.approx(half, rel=0.08) and 0.5 - result.low == pytest.approx(
+        half, rel=0.08
+    )
+
+
+def test_no_interval_leaves_what_a_single_item_can_be():
+    p = ["W" * 9 + "L", "W" * 10, "W" * 6 + "LLLL"]
+    personalization = scores(p, p)["personalization"]
+    assert personalization.high == 1.0 and personalization.low > -1
+    share = bs.bootstrap_mean([np.repeat([0.0, 1.0], [9, 1]), np.zeros(10), np.repeat([0.0, 1.0], [6, 4])])
+    assert share.low == 0.0 and share.high < 1
+
+
+def test_an_arm_of_one_seed_among_arms_of_five_has_the_interval_of_one_seed():
+    many, one = ["WWLT" * 10] * 5, "WLTT" * 10
+    columns = net_columns("many", [dict(enumerate(map(NAMES.get, v))) for v in many])
+    single = [dict(enumerate(map(NAMES.get, v))) for v in ["", "", one, "", ""]]
+    pool = make_pool(columns | net_columns("one", single), 2000)
+    alone = make_pool(net_columns("one", [single[2]]), 2000)
+    assert pool.interval(net_of("one")) == alone.interval(net_of("one"))
+    assert pool.interval(net_of("one")).high - pool.interval(net_of("one")).low > 0.5
 
 
 def test_scores_are_resampled_jointly_so_opposite_metrics_cancel_exactly():
     p = random_verdicts(3, 60)
-    result = bs.bootstrap_scores([p], [-p], 300)["delta_pq"]
-    assert (result.estimate, result.low, result.high) == pytest.approx((0, 0, 0))
+    for n_seeds in (1, 3):
+        result = scores([p.tolist()] * n_seeds, [(-p).tolist()] * n_seeds, 300)["delta_pq"]
+        assert (result.estimate, result.low, result.high) == pytest.approx((0, 0, 0))
 
 
 def test_the_difference_of_an_arm_to_itself_is_exactly_zero_and_of_two_is_the_difference():
-    p, q, r = [random_verdicts(1, 50)], [random_verdicts(2, 50)], [random_verdicts(3, 50, (0.8, 0.1, 0.1))]
-    same = bs.bootstrap_score_difference((p, q), (p, q), 200)
-    assert all((v.estimate, v.low, v.high) == (0, 0, 0) for v in same.values())
-    other = bs.bootstrap_score_difference((r, q), (p, q), 200)
-    parts = [bs.bootstrap_scores(arm, q, 10)["delta_pq"].estimate for arm in (r, p)]
-    assert other["delta_pq"].estimate == pytest.approx(parts[0] - parts[1])
-    assert other["quality"].high == 0
+    values = {"x": [{"a": 1.0, "b": 3.0}, {"c": 2.0}], "y": [{"a": 0.0, "b": 1.0}, {"c": 5.0}]}
+    pool = make_pool(mean_columns("x", values["x"]) | mean_columns("y", values["y"]), 200)
+    same = pool.interval(difference(mean_of("x"), mean_of("x")))
+    assert (same.estimate, same.low, same.high) == (0, 0, 0)
+    assert pool.interval(difference(mean_of("x"), mean_of("y"))).estimate == pytest.approx(0)  # both are 2
+    assert pool.interval(difference(mean_of("x"), lambda means: means("x") / 2)).estimate == 1
 
 
-def test_seed_variance_widens_the_interval():
-    good, bad = arrays("W" * 40 + "L" * 10), arrays("W" * 10 + "L" * 40)
-    two = bs.bootstrap_scores([good, bad], [good, bad], 1000)["personalization"]
-    pooled = [np.concatenate([good, bad])]
-    one = bs.bootstrap_scores(pooled, pooled, 1000)["personalization"]
+def test_seeds_that_differ_widen_the_interval():
+    good, bad = "W" * 40 + "L" * 10, "W" * 10 + "L" * 40
+    two = scores([good, bad, good, bad], [good, bad, good, bad], 1000)["personalization"]
+    one = scores([good + bad], [good + bad], 1000)["personalization"]
     assert two.estimate == one.estimate == 0
     assert two.high - two.low > 2 * (one.high - one.low)
 
 
 def test_the_same_seed_gives_the_same_interval_and_another_seed_does_not():
-    p, q = [random_verdicts(1, 50)], [random_verdicts(2, 50)]
-    first, again, other = (bs.bootstrap_scores(p, q, 200, seed=s)["delta_pq"] for s in (1, 1, 2))
+    p, q = [random_verdicts(1, 50).tolist()], [random_verdicts(2, 50).tolist()]
+    first, again, other = (scores(p, q, 200, seed=s)["delta_pq"] for s in (1, 1, 2))
     assert first == again and first != other
 
 
 @pytest.mark.parametrize(
-    ("p", "q", "shared", "message"),
+    ("values", "shared", "message"),
     [
-        ([], [], False, "at least one seed"),
-        ([np.zeros(0)], [np.zeros(0)], False, "at least one seed"),
-        ([np.ones(3)], [np.ones(2)], False, "3 verdicts on personalization, 2 on quality"),
-        ([np.ones(3), np.ones(2)], [np.ones(3), np.ones(2)], True, "same items"),
+        ([], False, "at least one seed"),
+        ([np.zeros(0)], False, "at least one seed"),
+        ([np.ones(3), np.ones(2)], True, "same items"),
     ],
 )
-def test_unusable_input_is_an_error_that_says_what(p, q, shared, message):
+def test_unusable_input_is_an_error_that_says_what(values, shared, message):
     with pytest.raises(ValueError, match=message):
-        bs.bootstrap_scores(p, q, 10, shared_items=shared)
+        bs.bootstrap_mean(values, 10, shared_items=shared)
 
 
 def test_mean_leaves_nan_out_and_has_the_standard_error_of_a_mean():
@@ -219,16 +265,6 @@ def test_mean_leaves_nan_out_and_has_the_standard_error_of_a_mean():
     error = values.std() / math.sqrt(400)
     assert result.estimate == pytest.approx(values.mean())
     assert (result.high - result.low) / 2 == pytest.approx(1.96 * error, rel=0.08)
-
-
-def test_standardized_difference_is_in_units_of_the_scores_own_deviation():
-    second = np.array([0.0, 2.0, 4.0, 6.0])
-    result = bs.bootstrap_mean_difference([second + 1], [second], 100, standardized=True)
-    assert result.estimate == pytest.approx(1 / np.std([0, 2, 4, 6, 1, 3, 5, 7], ddof=1))
-    assert result.low == pytest.approx(result.high)  # the difference is the same for every item
-    assert bs.bootstrap_mean_difference([second + 1], [second], 100).estimate == pytest.approx(1.0)
-    with pytest.raises(ValueError, match="standard deviation is 0"):
-        bs.bootstrap_mean_difference([np.ones(3)], [np.ones(3)], standardized=True)
 
 
 def test_an_interval_excludes_zero_only_if_all_of_it_does():

@@ -1,7 +1,7 @@
 """Read the judged comparisons of all seeds of a profile and pool them for paired intervals.
 
-Intervals are hierarchical bootstraps over seeds and prompts, one draw per data set for all rows
-(``persona_lib.stats.pooled``). The tables made from this are in ``results``.
+Intervals are bootstraps over prompts, or over seeds where there are several, one draw per data set for
+all rows (``persona_lib.stats.pooled``). The tables made from this are in ``results``.
 """
 
 from __future__ import annotations

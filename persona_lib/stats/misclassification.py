@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from persona_lib.stats.bootstrap import Interval
+from persona_lib.stats.bootstrap import Interval, percentile_interval
 from persona_lib.stats.significance import wilson_interval
 
 RATES = ("precision", "recall", "specificity")
@@ -157,14 +157,3 @@ def assisted_share(every: np.ndarray, sample: Labelled, n_resamples: int = 2000,
     the classifier was made (the difference estimator of survey sampling).
     """
     return percentile_interval(*assisted_draws(every, sample, n_resamples, seed), len(sample.truth))
-
-
-def percentile_interval(estimate: float, resampled: np.ndarray, n_items: int) -> Interval:
-    """Return an estimate with the 95 % percentile interval of its resamples; undefined ones are counted."""
-    defined = resampled[~np.isnan(resampled)]
-    if np.isnan(estimate) or not len(defined):
-        return Interval(None, None, None, n_items, n_undefined=len(resampled))
-    low, high = np.percentile(defined, [2.5, 97.5])
-    return Interval(
-        float(estimate), float(low), float(high), n_items, n_undefined=len(resampled) - len(defined)
-    )

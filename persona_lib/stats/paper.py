@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from persona_lib.config import FACTS
-from persona_lib.stats.bootstrap import Interval, ratio
+from persona_lib.stats.bootstrap import Interval, percentile_interval, ratio
 from persona_lib.stats.metrics import WinRate, delta_pq
 
 PAPER_TABLE = FACTS / "paper_table.csv"
@@ -80,15 +80,6 @@ class Reanalysed:
 
     intervals: dict[str, Interval]
     resamples: dict[str, np.ndarray]
-
-
-def percentile_interval(estimate: float | None, values: np.ndarray, n: int) -> Interval:
-    """Return an estimate with the 95 % percentile interval of its resamples."""
-    defined = values[~np.isnan(values)]
-    if estimate is None or not len(defined):
-        return Interval(None, None, None, n, 1, len(values) - len(defined))
-    low, high = (float(v) for v in np.percentile(defined, [2.5, 97.5]))
-    return Interval(estimate, low, high, n, 1, len(values) - len(defined))
 
 
 def reanalyse(p: WinRate, q: WinRate, seed: int = 0, n_resamples: int = N_RESAMPLES) -> Reanalysed:

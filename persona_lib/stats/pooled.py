@@ -1,6 +1,6 @@
 """Pool per-item values over seeds and resample them once for a whole table.
 
-One draw of seeds and items serves every row and column of a table, so any two of its numbers can be
+One draw serves every row and column of a table that the same seeds have, so any two of these numbers can be
 subtracted and their difference has a paired interval. The draws are those of ``bootstrap``.
 """
 
@@ -12,29 +12,33 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from persona_lib.stats.bootstrap import VERDICT_VALUES, Interval, ratio, resampled_sums
+from persona_lib.stats.bootstrap import (
+    VERDICT_VALUES,
+    Interval,
+    percentile_interval,
+    ratio,
+    resampled_sums,
+    resampled_values,
+)
 
 Values = Mapping[str, float]  # id of an item -> its value; NaN where it has none
-Sums = Callable[[str], np.ndarray]  # name of a column -> its sums, one per resample
-Statistic = Callable[[Sums], np.ndarray]
+Means = Callable[[str], np.ndarray]  # name of a column -> its mean, one per resample
+Statistic = Callable[[Means], np.ndarray]  # sums and differences of means
+Columns = Mapping[str, Sequence[Values]]
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Sums of named per-item columns: over all items (1, columns) and in each resample (n, columns)."""
+    """Means of named per-item columns: each one's estimate (1,) and its resampled values (n,)."""
 
-    places: dict[str, int]
-    total: np.ndarray
-    resampled: np.ndarray
+    means: dict[str, tuple[np.ndarray, np.ndarray]]
 
     def compute(self, statistic: Statistic) -> tuple[np.ndarray, np.ndarray]:
-        """Return a statistic of the column sums: its estimate (1,) and its resampled values (n,)."""
-        return tuple(
-            statistic(lambda name, s=sums: s[:, self.places[name]]) for sums in (self.total, self.resampled)
-        )
+        """Return a statistic of the columns' means: its estimate (1,) and its resampled values (n,)."""
+        return tuple(statistic(lambda name, i=i: self.means[name][i]) for i in (0, 1))
 
     def interval(self, statistic: Statistic, n_items: int = 0, n_seeds: int = 1) -> Interval:
-        """Return a statistic with its 95 % percentile interval."""
+        """Return a statistic with its 95 % interval."""
         return mean_interval([(self, statistic)], n_items, n_seeds)
 
 
@@ -44,38 +48,58 @@ def mean_interval(parts: Sequence[tuple[Pool, Statistic]], n_items: int = 0, n_s
     Undefined (None) if one of the parts is. Resamples without a value are left out and counted.
     """
     computed = [pool.compute(statistic) for pool, statistic in parts]
-    estimate = float(np.mean([e[0] for e, _ in computed])) if computed else math.nan
-    if math.isnan(estimate):
+    if not computed:
         return Interval(None, None, None, n_items, n_seeds)
-    values = np.mean([v for _, v in computed], axis=0)
-    defined = values[~np.isnan(values)]
-    low, high = (float(v) for v in np.percentile(defined, [2.5, 97.5])) if len(defined) else (None, None)
-    return Interval(estimate, low, high, n_items, n_seeds, len(values) - len(defined))
+    estimate = float(np.mean([e[0] for e, _ in computed]))
+    return percentile_interval(estimate, np.mean([v for _, v in computed], axis=0), n_items, n_seeds)
 
 
-def make_pool(
-    columns: Mapping[str, Sequence[Values]], n_resamples: int, seed: int = 0, shared_items: bool = False
-) -> Pool:
+def make_pool(columns: Columns, n_resamples: int, seed: int = 0, shared_items: bool = False) -> Pool:
     """Sum and resample columns, each given as one ``{id: value}`` per seed (empty where a seed has none).
 
-    An id that a column lacks counts as 0 there. ``shared_items``: the seeds answered the same items.
-    Raises ValueError if nothing at all was given.
+    A column ``x`` has its weights in a column ``x n``. An id that a column lacks counts as 0 there. A seed
+    without any weight in a column is not one of the column's seeds: an arm that ran with one seed of five has
+    the interval of one. ``shared_items``: the seeds answered the same items. Raises ValueError if nothing at
+    all was given.
     """
-    names = list(columns)
     n_seeds = max((len(by_seed) for by_seed in columns.values()), default=0)
     ids = [sorted({i for by_seed in columns.values() for i in by_seed[s]}) for s in range(n_seeds)]
     if shared_items:
         ids = [sorted({i for part in ids for i in part})] * n_seeds
-    blocks = [
-        np.array([[columns[name][s].get(i, 0.0) for name in names] for i in ids[s]], dtype=float)
-        for s in range(n_seeds)
-        if ids[s]
-    ]
-    if not blocks:
+    if not any(ids):
         raise ValueError("no item in any seed: nothing to pool")
-    total = sum(block.sum(axis=0) for block in blocks)[None, :]
-    resampled = resampled_sums(blocks, n_resamples, seed, shared_items)
-    return Pool({name: place for place, name in enumerate(names)}, total, resampled)
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for name in columns:
+        if weights := columns.get(f"{name} n"):
+            groups.setdefault(tuple(s for s in range(n_seeds) if any(weights[s].values())), []).append(name)
+    means = {}
+    for seeds, names in groups.items():
+        blocks = [item_block(columns, names, s, ids[s]) for s in seeds]
+        means |= zip(names, pooled_means(blocks, len(names), n_resamples, seed, shared_items), strict=True)
+    return Pool(means)
+
+
+def item_block(columns: Columns, names: Sequence[str], seed: int, ids: Sequence[str]) -> np.ndarray:
+    """Return one seed's values of the columns, then their weights: (items, 2 x columns)."""
+    both = [*names, *(f"{name} n" for name in names)]
+    return np.array([[columns[name][seed].get(i, 0.0) for name in both] for i in ids], dtype=float)
+
+
+def pooled_means(
+    blocks: Sequence[np.ndarray], n: int, n_resamples: int, seed: int, shared_items: bool
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the means of n columns, all seeds together, and resampled within the range of single items."""
+    if not blocks:
+        return [(np.full(1, np.nan), np.full(n_resamples, np.nan))] * n
+
+    def mean(sums: np.ndarray) -> np.ndarray:
+        return ratio(sums[:, :n], sums[:, n:])
+
+    estimate = mean(sum(block.sum(axis=0) for block in blocks)[None, :])
+    values = resampled_values(estimate, resampled_sums(blocks, n_resamples, seed, shared_items), mean)
+    items = np.concatenate([mean(block) for block in blocks])
+    limits = np.nanmin(items, axis=0), np.nanmax(items, axis=0)
+    return list(zip(estimate.T, np.clip(values, *limits).T, strict=True))
 
 
 # --- columns and what is computed from them ---
@@ -89,7 +113,7 @@ def mean_columns(name: str, by_seed: Sequence[Values]) -> dict[str, list[Values]
 
 def mean_of(name: str) -> Statistic:
     """Return the statistic "mean of the values"."""
-    return lambda sums: ratio(sums(name), sums(f"{name} n"))
+    return lambda means: means(name)
 
 
 def net_columns(name: str, by_seed: Sequence[Mapping[str, str]]) -> dict[str, list[Values]]:
@@ -104,9 +128,9 @@ net_of = mean_of  # (W - L) / (W + L): the mean sign of the decided items
 
 def delta_pq_of(personalization: str, quality: str) -> Statistic:
     """Return the statistic dPQ = 100 x mean of two net win rates."""
-    return lambda sums: 50 * (net_of(personalization)(sums) + net_of(quality)(sums))
+    return lambda means: 50 * (means(personalization) + means(quality))
 
 
 def difference(first: Statistic, second: Statistic) -> Statistic:
     """Return the statistic first - second."""
-    return lambda sums: first(sums) - second(sums)
+    return lambda means: first(means) - second(means)

@@ -12,7 +12,7 @@ from itertools import combinations
 
 import numpy as np
 
-from persona_lib.stats.bootstrap import Interval
+from persona_lib.stats.bootstrap import Interval, percentile_interval
 
 LEVELS = ("nominal", "ordinal", "interval")
 
@@ -55,10 +55,7 @@ def resample_items(
     if np.isnan(estimate):
         return Interval(None, None, None, len(rows))
     values = np.array([statistic(rows[rng.integers(len(rows), size=len(rows))]) for _ in range(n_resamples)])
-    defined = values[~np.isnan(values)]
-    low, high = np.percentile(defined, [2.5, 97.5]) if len(defined) else (None, None)
-    limits = [None if value is None else float(value) for value in (low, high)]
-    return Interval(float(estimate), *limits, len(rows), n_undefined=len(values) - len(defined))
+    return percentile_interval(estimate, values, len(rows))
 
 
 def alpha_interval(

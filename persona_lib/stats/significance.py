@@ -1,7 +1,7 @@
 """Tests and closed-form intervals of counts, by scipy and statsmodels.
 
 The sign test takes the compared items as independent: with several training seeds it says how sure the
-result is for these models, not for others (the intervals of ``bootstrap`` resample seeds as well).
+result is for these models, not for others (the intervals of ``bootstrap`` hold seeds to account).
 """
 
 from __future__ import annotations
@@ -29,8 +29,7 @@ def wilson_interval(n_successes: float, n: int) -> tuple[float, float]:
 def t_interval(values: Sequence[float]) -> tuple[float, float, float]:
     """Return the mean of one value per seed and its 95 % interval by Student's t: (mean, low, high).
 
-    Unlike the percentile bootstrap it stays honest with few seeds that differ much. Raises ValueError for
-    fewer than two values.
+    Every seed counts alike, whatever it decided. Raises ValueError for fewer than two values.
     """
     from scipy.stats import sem, t
 

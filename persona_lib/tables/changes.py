@@ -133,7 +133,7 @@ def statistic_of(name: str, measure: str) -> Statistic:
     if measure == "dpq":
         return delta_pq_of(f"{name}/p", f"{name}/q")
     if measure == "ties":
-        return lambda sums: sum(mean_of(f"{name}/{rubric} ties")(sums) for rubric in RUBRICS) / len(RUBRICS)
+        return lambda means: sum(means(f"{name}/{rubric} ties") for rubric in RUBRICS) / len(RUBRICS)
     return mean_of(f"{name}/{measure}")
 
 

@@ -50,7 +50,7 @@ def length_items(run: Run, part: Part) -> Iterator[tuple[str, str, dict[str, flo
 def balanced(items: PerItem, part: Part, what: str) -> Statistic:
     """Return the statistic "mean of the two strata's shares"."""
     first, second = (mean_of(items.column(part, what, stratum)) for stratum in STRATA)
-    return lambda sums: (first(sums) + second(sums)) / 2
+    return lambda means: (first(means) + second(means)) / 2
 
 
 def length_row(items: PerItem, part: Part, what: str) -> Row:
