@@ -123,7 +123,7 @@ def field_values(profile: Profile, patterns: tuple[str, ...]) -> dict[str, Any]:
     """Return the profile fields that match a pattern, as JSON has them; files and models with their state."""
     names = [f for f in field_types() if any(fnmatch(f, pattern) for pattern in patterns)]
     values = {name: json.loads(json.dumps(getattr(profile, name))) for name in names}
-    folders = {name: Path(values[name]) for name in values if name.endswith("_model")}
+    folders = {name: Path(values[name]) for name in values if name.endswith("_model") and values[name]}
     states = {name: model_state(folder) for name, folder in folders.items() if folder.is_dir()}
     places = {name: values[name] for name in ("data_dir", "data_mapping", "judge_texts") if name in values}
     return values | states | {name: data_state(place) for name, place in places.items()}
