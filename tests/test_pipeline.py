@@ -359,7 +359,7 @@ def test_a_folder_as_base_model_is_no_download_and_its_new_weights_make_steps_st
 def test_a_model_that_is_not_set_is_no_folder_and_files_of_the_repository_do_not_count(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes.txt").write_text("written between two runs", encoding="utf-8")
-    assert tasks.field_values(load_profile("synthetic"), ("retriever_*",))["retriever_model"] == ""
+    assert tasks.field_values(config.load_profile("synthetic"), ("retriever_*",))["retriever_model"] == ""
 
 
 def test_the_plan_of_the_paper_names_models_memory_and_what_is_not_ready():
