@@ -78,12 +78,13 @@ def title_of(name: str) -> str:
 
 def authors_lengths() -> list[tuple[int, int, int]]:
     """Return prompt, chosen and rejected in words of the authors' DPO rows; empty if not at hand."""
-    from persona_lib.data import official
+    from persona_lib.data import official, official_folders
     from persona_lib.prompts import tailoring_prompt
+    from persona_lib.records import DataError
 
     try:
-        folder = official.find_data_dir(datasets=("beavertails",), offline=True)
-    except official.DataError:
+        folder = official_folders.find_data_dir(datasets=("beavertails",), offline=True)
+    except DataError:
         return []
     rows = official.load_official(folder, "beavertails")["dpo_train"]
     texts = [(tailoring_prompt(r.prompt, r.personas["gold-chosen"]), r.chosen, r.rejected) for r in rows]

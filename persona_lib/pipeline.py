@@ -15,9 +15,9 @@ import traceback
 from pathlib import Path
 
 from persona_lib import config
-from persona_lib.data.official import DataError
 from persona_lib.profiles import ConfigError, near_names
 from persona_lib.provenance import hardware
+from persona_lib.records import DataError
 from persona_lib.runner import own_run
 from persona_lib.runner.grid_list import grid_lines
 from persona_lib.runner.names import check_names

@@ -34,6 +34,10 @@ EVAL_PERSONAS = (
 PERSONA_FORMATS = ("line", "first_person")
 
 
+class DataError(ValueError):
+    """Data that cannot be used; the message says where it is, what is wrong and how to mend it."""
+
+
 @dataclass(frozen=True)
 class PreferencePair:
     """One row of preference data: a prompt, the response that won and the one that lost (TRL names)."""

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from persona_lib.config import Run, load_profile, set_field
-from persona_lib.data import near, official, preference
+from persona_lib.data import near, official, official_folders, preference
 from persona_lib.profiles import ConfigError
-from persona_lib.records import PreferencePair
+from persona_lib.records import DataError, PreferencePair
 
 FILLED = "The user is brief and prefers short answers."
 
@@ -20,30 +20,30 @@ def write_folder(root: Path, dataset: str, change=None) -> Path:
     from datasets import Dataset, DatasetDict
 
     splits = {}
-    for split in official.SPLITS:
+    for split in official_folders.SPLITS:
         columns = {name: [f"{split} {name} {n}" for n in range(3)] for name in official.PAIR_COLUMNS}
         for column in official.PERSONA_COLUMNS.values():
             columns[column] = [f"The user is {split} {n} and prefers {column[:6]}." for n in range(3)]
         if change:
             change(split, columns)
         splits[split] = Dataset.from_dict(columns)
-    DatasetDict(splits).save_to_disk(root / official.DATASETS[dataset]["tailoring"])
+    DatasetDict(splits).save_to_disk(root / official_folders.DATASETS[dataset]["tailoring"])
     return root
 
 
 @pytest.fixture
 def small(monkeypatch):
     """Make BeaverTails three rows per split, the size of the folders that these tests write."""
-    small = official.DATASETS["beavertails"] | {"rows": (3,) * 6}
-    monkeypatch.setitem(official.DATASETS, "beavertails", small)
+    small = official_folders.DATASETS["beavertails"] | {"rows": (3,) * 6}
+    monkeypatch.setitem(official_folders.DATASETS, "beavertails", small)
 
 
 @pytest.fixture(scope="module")
 def real() -> Path:
     """The authors' data, where it is at hand."""
     try:
-        return official.find_data_dir(offline=True)
-    except official.DataError as error:
+        return official_folders.find_data_dir(offline=True)
+    except DataError as error:
         pytest.skip(str(error))
 
 
@@ -107,7 +107,7 @@ def test_rows_without_responses_are_kept_for_tailoring_but_are_no_pairs(small, t
 )
 def test_schema_errors_name_folder_split_row_and_column(small, tmp_path, change, words):
     folder = write_folder(tmp_path, "beavertails", change)
-    with pytest.raises(official.DataError) as error:
+    with pytest.raises(DataError) as error:
         official.load_official(folder, "beavertails")
     for word in ("persona-tailoring-BeaverTails", *words):
         assert word in str(error.value)
@@ -116,11 +116,11 @@ def test_schema_errors_name_folder_split_row_and_column(small, tmp_path, change,
 def test_a_missing_split_and_a_folder_of_something_else_are_errors(small, tmp_path):
     from datasets import Dataset, DatasetDict
 
-    path = tmp_path / official.DATASETS["beavertails"]["tailoring"]
-    with pytest.raises(official.DataError, match="not a datasets.load_from_disk folder"):
+    path = tmp_path / official_folders.DATASETS["beavertails"]["tailoring"]
+    with pytest.raises(DataError, match="not a datasets.load_from_disk folder"):
         official.load_official(tmp_path, "beavertails")
     DatasetDict({"test": Dataset.from_dict({"prompt": ["p"]})}).save_to_disk(path)
-    with pytest.raises(official.DataError, match="split 'fewshot' is missing"):
+    with pytest.raises(DataError, match="split 'fewshot' is missing"):
         official.load_official(tmp_path, "beavertails")
 
 
@@ -142,44 +142,44 @@ def test_role_marks_are_kept_unless_asked_otherwise(small, tmp_path):
 def test_data_is_found_in_the_named_folder_or_its_parent(small, tmp_path, monkeypatch):
     folder = write_folder(tmp_path / "official", "beavertails")
     for place in (folder, tmp_path):
-        assert official.find_data_dir(place, ["beavertails"]) == folder
+        assert official_folders.find_data_dir(place, ["beavertails"]) == folder
         monkeypatch.setenv("PERSONA_DATA", str(place))
-        assert official.find_data_dir("", ["beavertails"]) == folder
+        assert official_folders.find_data_dir("", ["beavertails"]) == folder
 
 
 def test_a_named_place_without_the_data_is_an_error_with_three_ways_out(tmp_path, monkeypatch):
-    with pytest.raises(official.DataError, match=r"data_dir=.*\(1\).*\(2\).*\(3\)"):
-        official.find_data_dir(tmp_path, ["beavertails"])
+    with pytest.raises(DataError, match=r"data_dir=.*\(1\).*\(2\).*\(3\)"):
+        official_folders.find_data_dir(tmp_path, ["beavertails"])
     monkeypatch.setenv("PERSONA_DATA", str(tmp_path))
-    with pytest.raises(official.DataError, match=r"\$PERSONA_DATA"):
-        official.find_data_dir("", ["beavertails"])
+    with pytest.raises(DataError, match=r"\$PERSONA_DATA"):
+        official_folders.find_data_dir("", ["beavertails"])
 
 
 def test_offline_never_downloads(tmp_path, monkeypatch):
     monkeypatch.delenv("PERSONA_DATA", raising=False)
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
-    monkeypatch.setattr(official, "REPO", tmp_path / "repo")
-    monkeypatch.setattr(official, "fetch", lambda *_: pytest.fail("tried to download"))
+    monkeypatch.setattr(official_folders, "REPO", tmp_path / "repo")
+    monkeypatch.setattr(official_folders, "fetch", lambda *_: pytest.fail("tried to download"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(official.DataError, match="downloads are off"):
-        official.find_data_dir("", ["beavertails"])
+    with pytest.raises(DataError, match="downloads are off"):
+        official_folders.find_data_dir("", ["beavertails"])
 
 
 def test_a_download_is_complete_only_when_every_file_has_its_checksum(tmp_path, monkeypatch):
     folder = "persona-inference-SHP"
-    names = official.files_of(folder)
+    names = official_folders.files_of(folder)
     home = tmp_path / "home"
     for name in names:
         (home / name).parent.mkdir(parents=True, exist_ok=True)
         (home / name).write_text(f"content of {name}")
-    sums = {name: official.file_hash(home / name) for name in names}
-    monkeypatch.setattr(official, "checksums", lambda: sums)
-    target = official.download_official([folder], tmp_path / "good", home=home.as_uri())
+    sums = {name: official_folders.file_hash(home / name) for name in names}
+    monkeypatch.setattr(official_folders, "checksums", lambda: sums)
+    target = official_folders.download_official([folder], tmp_path / "good", home=home.as_uri())
     assert (target / names[-1]).read_text() == f"content of {names[-1]}"
 
     (home / names[0]).write_text("tampered with")
-    with pytest.raises(official.DataError, match="SHA-256"):
-        official.download_official([folder], tmp_path / "bad", home=home.as_uri())
+    with pytest.raises(DataError, match="SHA-256"):
+        official_folders.download_official([folder], tmp_path / "bad", home=home.as_uri())
     assert not any(path.is_file() for path in (tmp_path / "bad").rglob("*"))
 
 
@@ -283,9 +283,9 @@ def test_released_hhh_repeats_training_prompts_in_its_test_split(real):
 
 
 def test_the_local_copy_has_the_checksums_of_the_table(real):
-    for name, sha256 in official.checksums().items():
+    for name, sha256 in official_folders.checksums().items():
         if (real / name).exists():
-            assert official.file_hash(real / name) == sha256, name
+            assert official_folders.file_hash(real / name) == sha256, name
 
 
 def test_pretraining_text_is_training_rows_only_and_no_persona_stands_with_a_response(real):

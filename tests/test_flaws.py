@@ -8,7 +8,7 @@ import pytest
 
 from persona_lib import fingerprint
 from persona_lib.config import REPO, Run, load_profile
-from persona_lib.data import official, preference, tailoring
+from persona_lib.data import official, official_folders, preference, tailoring
 from persona_lib.data.tailoring import tailoring_key
 from persona_lib.evaluation.personas import personas_key, to_infer
 from persona_lib.reading.show_personas import inference_prompt_text, inferred_splits
@@ -22,7 +22,7 @@ def write_folder(root, dataset, change):
     from datasets import Dataset, DatasetDict
 
     splits = {}
-    for split in official.SPLITS:
+    for split in official_folders.SPLITS:
         columns = {name: [f"{split} {name} {n}" for n in range(N)] for name in official.PAIR_COLUMNS}
         for column in official.PERSONA_COLUMNS.values():
             columns[column] = [
@@ -30,7 +30,7 @@ def write_folder(root, dataset, change):
             ]
         change(split, columns)
         splits[split] = Dataset.from_dict(columns)
-    DatasetDict(splits).save_to_disk(root / official.DATASETS[dataset]["tailoring"])
+    DatasetDict(splits).save_to_disk(root / official_folders.DATASETS[dataset]["tailoring"])
 
 
 def write_inference(root, dataset):
@@ -38,7 +38,7 @@ def write_inference(root, dataset):
 
     columns = {name: [f"pair {name} {n}" for n in range(300)] for name in official.PAIR_COLUMNS}
     table = DatasetDict({"train": Dataset.from_dict(columns)})
-    table.save_to_disk(root / official.DATASETS[dataset]["inference"])
+    table.save_to_disk(root / official_folders.DATASETS[dataset]["inference"])
 
 
 @pytest.fixture
@@ -47,8 +47,8 @@ def open_run(tmp_path, monkeypatch):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
 
     def open_run(dataset, change, *overrides):
-        small = official.DATASETS[dataset] | {"rows": (N,) * 6}
-        monkeypatch.setitem(official.DATASETS, dataset, small)
+        small = official_folders.DATASETS[dataset] | {"rows": (N,) * 6}
+        monkeypatch.setitem(official_folders.DATASETS, dataset, small)
         if not (tmp_path / "data").exists():
             write_folder(tmp_path / "data", dataset, change)
             write_inference(tmp_path / "data", dataset)
@@ -158,8 +158,8 @@ def test_personas_of_official_data_are_inferred_for_the_300_pairs_of_the_paper(o
     assert "pair prompt 0" in inference_prompt_text(run)
     preference.write_pairs(run)
     key = personas_key(run)
-    folder = official.find_data_dir(run.profile.data_dir, ["mnemonic"], kind="inference")
-    path = folder / official.DATASETS["mnemonic"]["inference"] / "train" / "state.json"
+    folder = official_folders.find_data_dir(run.profile.data_dir, ["mnemonic"], kind="inference")
+    path = folder / official_folders.DATASETS["mnemonic"]["inference"] / "train" / "state.json"
     path.write_text(path.read_text() + " ")
     assert personas_key(run) != key
 

@@ -9,10 +9,11 @@ import pytest
 
 from persona_lib import config, fingerprint, hub
 from persona_lib.config import load_profile
-from persona_lib.data import official
+from persona_lib.data import official, official_folders
 from persona_lib.hub import HubError
 from persona_lib.models import llm
 from persona_lib.models.generators import GENERATORS
+from persona_lib.records import DataError
 from persona_lib.runner import plan
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -125,11 +126,13 @@ def far_hub(tmp_path, monkeypatch):
     """Put one small data set where datasets.load_dataset finds it by its hub id; returns (rows, calls)."""
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
     monkeypatch.setitem(
-        official.DATASETS, "beavertails", official.DATASETS["beavertails"] | {"rows": (2,) * 6}
+        official_folders.DATASETS,
+        "beavertails",
+        official_folders.DATASETS["beavertails"] | {"rows": (2,) * 6},
     )
     columns = (*official.PAIR_COLUMNS, *official.PERSONA_COLUMNS.values())
     parts, asked = {}, []
-    for split in official.SPLITS:
+    for split in official_folders.SPLITS:
         rows = {column: [f"The user has {split} {column} {n}" for n in range(2)] for column in columns}
         path = tmp_path / "home" / f"{split}.parquet"
         path.parent.mkdir(exist_ok=True)
@@ -153,8 +156,8 @@ def far_hub(tmp_path, monkeypatch):
 
 def test_official_data_comes_from_the_hub_once_pinned_and_passes_the_same_checks(far_hub):
     _, asked = far_hub
-    folder = official.find_data_dir("hub", ["beavertails"])
-    assert official.find_data_dir("hub", ["beavertails"]) == folder
+    folder = official_folders.find_data_dir("hub", ["beavertails"])
+    assert official_folders.find_data_dir("hub", ["beavertails"]) == folder
     assert asked == [
         ("nbalepur/persona-tailoring", "BeaverTails", hub.DATASETS["nbalepur/persona-tailoring"])
     ]
@@ -168,19 +171,19 @@ def test_a_hub_table_of_another_form_is_refused_like_a_folder(far_hub):
     parts, _ = far_hub
     for path in parts.values():
         datasets.Dataset.from_parquet(str(path)).remove_columns("rejected").to_parquet(path)
-    with pytest.raises(official.DataError, match="split fewshot: column 'rejected' is missing"):
-        official.load_official(official.find_data_dir("hub", ["beavertails"]), "beavertails")
+    with pytest.raises(DataError, match="split fewshot: column 'rejected' is missing"):
+        official.load_official(official_folders.find_data_dir("hub", ["beavertails"]), "beavertails")
 
 
 def test_the_real_tables_are_the_same_rows_whichever_way_they_come(official_data, tmp_path, monkeypatch):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
     here = official_data / "persona-tailoring-Anthropic HHH"
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.load_from_disk(str(here)))
-    folder = official.find_data_dir("hub", ["hhh"])
+    folder = official_folders.find_data_dir("hub", ["hhh"])
     assert folder != official_data
     assert official.load_official(folder, "hhh") == official.load_official(official_data, "hhh")
 
 
 def test_a_hub_out_of_reach_is_an_error_with_the_other_ways(far_hub):
-    with pytest.raises(official.DataError, match=r"persona-inference, SHP: not from the hub.*\(1\).*\(2\)"):
-        official.find_data_dir("hub", ["shp"])
+    with pytest.raises(DataError, match=r"persona-inference, SHP: not from the hub.*\(1\).*\(2\)"):
+        official_folders.find_data_dir("hub", ["shp"])

@@ -9,7 +9,7 @@ import pytest
 
 from persona_lib.data import model_personas
 from persona_lib.data.model_personas import persona_counts, read_model_personas
-from persona_lib.data.official import DataError
+from persona_lib.records import DataError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 ROW = {"prompt": "How?", "chosen": "So.", "rejected": "Or so.", "model": "m1", "dataset": "SHP"}

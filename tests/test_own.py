@@ -12,9 +12,9 @@ import pytest
 from persona_lib import config, pipeline, profiles
 from persona_lib.config import Run, load_profile
 from persona_lib.data import own, own_files, own_splits, preference, raw
-from persona_lib.data.official import DataError
 from persona_lib.data.own_mapping import read_mapping
 from persona_lib.reading import data_page, show_own_data
+from persona_lib.records import DataError
 from persona_lib.runner import own_run, tasks
 from persona_lib.runner.steps import STEPS
 from persona_lib.tables.origin import command_of

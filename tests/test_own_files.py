@@ -10,7 +10,7 @@ import json
 import pytest
 
 from persona_lib.data import own_files
-from persona_lib.data.official import DataError
+from persona_lib.records import DataError
 
 ROWS = [
     {"prompt": "Which, of these?", "chosen": 'He said "no".\nThen he left.', "rejected": "a\tb"},

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from persona_lib import config, pipeline, profiles, store
-from persona_lib.data import official
+from persona_lib.data import official, official_folders
 from persona_lib.evaluation import tailor
 from persona_lib.profiles import ConfigError
 from persona_lib.runner import execute, plan, tasks
@@ -382,8 +382,8 @@ def test_the_plan_sees_the_data_that_are_here_and_those_that_are_not(tmp_path, m
     assert needed() == (plan.OFFICIAL_DATA_GB, "pinned public copy, checked; or give --data PATH")
     assert needed("data_dir=hub") == (plan.OFFICIAL_DATA_GB, "from the hub, pinned")
     assert needed(f"data_dir={tmp_path}")[1] == f"NOT in {tmp_path}: the run will stop; give --data PATH"
-    folder = official.DATASETS["hhh"]["tailoring"]
-    for place, setting in ((official.download_dir(), ""), (tmp_path, f"data_dir={tmp_path}")):
+    folder = official_folders.DATASETS["hhh"]["tailoring"]
+    for place, setting in ((official_folders.download_dir(), ""), (tmp_path, f"data_dir={tmp_path}")):
         store.write_text(place / folder / "dataset_dict.json", "{}")
         assert needed(*filter(None, [setting])) == (0.0, f"on this machine, in {place}")
 

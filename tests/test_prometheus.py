@@ -9,11 +9,10 @@ import pytest
 
 from persona_lib import store
 from persona_lib.config import Run, load_profile
-from persona_lib.data import official
 from persona_lib.evaluation import judge, prometheus
 from persona_lib.models.generate import Completion, Sampling
 from persona_lib.profiles import ConfigError
-from persona_lib.records import Judgment, PairwiseComparison
+from persona_lib.records import DataError, Judgment, PairwiseComparison
 from persona_lib.stats.metrics import verdict_of
 
 TEMPLATES = ("SYSTEM", "<{instruction}>\nA<{response_A}>\nB<{response_B}>\nR<{rubric}>\nFeedback: ")
@@ -140,7 +139,7 @@ def test_another_file_than_the_pinned_one_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     store.write_text(tmp_path / "downloads" / "prometheus" / "prompts.py", "REL_SYSTEM_PROMPT = 'x'\n")
-    with pytest.raises(official.DataError, match="prompts.py: not the pinned prompt format"):
+    with pytest.raises(DataError, match="prompts.py: not the pinned prompt format"):
         prometheus.template_file()
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from persona_lib.config import Run, load_profile
 from persona_lib.data import preference, raw
-from persona_lib.data.official import DataError
+from persona_lib.records import DataError
 
 SAFE = {
     "prompt": "How?",

@@ -7,10 +7,9 @@ import pandas as pd
 import pytest
 
 from persona_lib.data import released
-from persona_lib.data.official import DataError
 from persona_lib.data.released import FILES, ReleasedFile, ReleasedOutput
 from persona_lib.drawing import figures
-from persona_lib.records import TailoringRow
+from persona_lib.records import DataError, TailoringRow
 from persona_lib.tables import released_tables
 
 BT = "beavertails"

@@ -8,9 +8,9 @@ import pytest
 
 from persona_lib import store
 from persona_lib.config import Run, load_profile, set_field
-from persona_lib.data import leakage, official, preference, retrieval, tailoring
+from persona_lib.data import leakage, official, official_folders, preference, retrieval, tailoring
 from persona_lib.evaluation import personas
-from persona_lib.records import InferredPersona, PreferencePair, TailoringRow
+from persona_lib.records import DataError, InferredPersona, PreferencePair, TailoringRow
 
 
 def infer_all(run: Run, splits=("train", "validation", "test"), without=()) -> None:
@@ -251,8 +251,8 @@ def test_a_leak_stops_the_step_before_it_is_marked_as_done(run, monkeypatch):
 def test_official_data_is_passed_through(tmp_path, monkeypatch):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
     try:
-        place = official.find_data_dir("", ["hhh"], offline=True)
-    except official.DataError as error:
+        place = official_folders.find_data_dir("", ["hhh"], offline=True)
+    except DataError as error:
         pytest.skip(str(error))
     profile = set_field(load_profile("synthetic"), datasets=["hhh"], data_dir=str(place))
     run = Run(profile, "hhh", 0)

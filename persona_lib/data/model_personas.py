@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona_lib import hub
-from persona_lib.data.official import DataError, open_folder
+from persona_lib.data.official import open_folder
 from persona_lib.data.persona_text import is_contrastive, persona_status
 from persona_lib.data.raw import field, iter_objects
-from persona_lib.records import ModelPersona
+from persona_lib.records import DataError, ModelPersona
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 from persona_lib.data import own_files
 from persona_lib.data.messages import is_conversation
-from persona_lib.data.official import DataError
 from persona_lib.data.own_checks import Finding, odd_texts
 from persona_lib.data.own_files import RawRow
 from persona_lib.data.own_mapping import SPLITS, Mapping, read_mapping
@@ -25,7 +24,7 @@ from persona_lib.data.own_splits import assign_splits, near_train
 from persona_lib.data.retrieval import normal
 from persona_lib.fingerprint import module_hash
 from persona_lib.profiles import ConfigError, Profile, near_names
-from persona_lib.records import PreferencePair
+from persona_lib.records import DataError, PreferencePair
 from persona_lib.store import content_hash
 
 if TYPE_CHECKING:

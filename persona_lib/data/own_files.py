@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from persona_lib import hub, store
-from persona_lib.data.official import DataError
+from persona_lib.records import DataError
 
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
 JSON_FORMS = "Write one object per line, or one array of objects, each with the fields of one pair"

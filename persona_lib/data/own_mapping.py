@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from persona_lib.data.official import DataError
 from persona_lib.profiles import near_names
+from persona_lib.records import DataError
 
 SPLITS = ("train", "validation", "test")
 

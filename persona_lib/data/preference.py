@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from persona_lib.config import Run
-from persona_lib.data import official, own, own_files, own_rows, raw
+from persona_lib.data import official, official_folders, own, own_files, own_rows, raw
 from persona_lib.data.near import near_duplicates
 from persona_lib.data.persona_text import is_contrastive
 from persona_lib.fingerprint import module_hash
@@ -73,18 +73,18 @@ READERS: dict[str, Callable[[Run], Pairs]] = {
 
 
 def data_folder(run: Run) -> Path:
-    """Return where the tailoring data of a run is (found or downloaded, see `official.find_data_dir`)."""
-    return official.find_data_dir(run.profile.data_dir, [run.dataset])
+    """Return where the tailoring data of a run is (found or fetched, see `official_folders`)."""
+    return official_folders.find_data_dir(run.profile.data_dir, [run.dataset])
 
 
 def has_personas(run: Run) -> bool:
     """Return True if the data set comes with personas (the official ones): none have to be inferred."""
-    return run.dataset in official.DATASETS
+    return run.dataset in official_folders.DATASETS
 
 
 def input_key(run: Run) -> str:
     """Return a hash of what a run's pairs are made from: official files, or the world's settings."""
-    if has_personas(run) and official.DATASETS[run.dataset]["tailoring"] is None:
+    if has_personas(run) and official_folders.DATASETS[run.dataset]["tailoring"] is None:
         return inference_key(run)
     if has_personas(run):
         return content_hash(official.official_key(data_folder(run), run.dataset), run.profile.strip_roles)
@@ -101,14 +101,14 @@ def input_key(run: Run) -> str:
 
 def inference_split(profile: Profile, dataset: str) -> str:
     """Return the split whose personas are scored: the authors' pairs for it, else the evaluation split."""
-    return "inference" if dataset in official.DATASETS else profile.eval_split
+    return "inference" if dataset in official_folders.DATASETS else profile.eval_split
 
 
 def inference_pairs(run: Run) -> list[PreferencePair]:
     """Return the pairs of `inference_split`: of an official data set the 300 that the paper took."""
     if not has_personas(run):
         return load_pairs(run)[run.profile.eval_split]
-    folder = official.find_data_dir(run.profile.data_dir, [run.dataset], kind="inference")
+    folder = official_folders.find_data_dir(run.profile.data_dir, [run.dataset], kind="inference")
     return official.load_inference_pairs(folder, run.dataset, run.profile.strip_roles)
 
 
@@ -116,7 +116,7 @@ def inference_key(run: Run) -> str:
     """Return a hash of what `inference_pairs` reads."""
     if not has_personas(run):
         return input_key(run)
-    folder = official.find_data_dir(run.profile.data_dir, [run.dataset], kind="inference")
+    folder = official_folders.find_data_dir(run.profile.data_dir, [run.dataset], kind="inference")
     return content_hash(official.official_key(folder, run.dataset, "inference"), run.profile.strip_roles)
 
 
@@ -261,8 +261,8 @@ def pretraining_texts(profile: Profile) -> list[str]:
 
 def training_rows(profile: Profile, dataset: str) -> list[TailoringRow]:
     """Return the training rows of a data set, with the personas that it brings (official data)."""
-    if dataset in official.DATASETS:
-        folder = official.find_data_dir(profile.data_dir, profile.datasets)
+    if dataset in official_folders.DATASETS:
+        folder = official_folders.find_data_dir(profile.data_dir, profile.datasets)
         rows = official.load_official(folder, dataset, profile.strip_roles)
         return [*rows["sft_train"], *rows["dpo_train"]]
     pairs = READERS[dataset](Run(profile, dataset, profile.seeds[0]))["train"]

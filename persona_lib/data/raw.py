@@ -16,9 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from persona_lib.data.official import DataError
 from persona_lib.data.retrieval import normal
-from persona_lib.records import PreferencePair
+from persona_lib.records import DataError, PreferencePair
 from persona_lib.store import content_hash, file_hash, iter_rows
 
 Texts = tuple[tuple[str, str, str], str | None]  # (prompt, chosen, rejected), and why the row is left out

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from persona_lib.config import FACTS, REPO, results_root
-from persona_lib.data.official import DATASETS, ROLE_MARK, DataError, fetch, find_data_dir, load_official
-from persona_lib.records import TailoringRow
+from persona_lib.data.official import ROLE_MARK, load_official
+from persona_lib.data.official_folders import DATASETS, fetch, find_data_dir
+from persona_lib.records import DataError, TailoringRow
 from persona_lib.store import file_hash, read_json, write_json
 
 COMMIT = "e9e56e17379434e459dfa32718ebd996d1a066a6"

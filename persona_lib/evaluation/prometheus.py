@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from persona_lib.config import results_root
-from persona_lib.data import official
+from persona_lib.data import official_folders
 from persona_lib.models.generate import Sampling
 from persona_lib.profiles import ConfigError
-from persona_lib.records import Judgment, PairwiseComparison, Rubric
+from persona_lib.records import DataError, Judgment, PairwiseComparison, Rubric
 from persona_lib.store import file_hash
 
 HOME = (
@@ -62,9 +62,9 @@ def template_file() -> Path:
     else:
         path = results_root() / "downloads" / "prometheus" / "prompts.py"
         if not path.exists():
-            official.fetch(HOME, path, SHA256)
+            official_folders.fetch(HOME, path, SHA256)
     if file_hash(path) != SHA256:
-        raise official.DataError(
+        raise DataError(
             f"{path}: not the pinned prompt format of prometheus-eval 0.1.20; install that version "
             "(pip install --no-deps prometheus-eval==0.1.20) or delete the file"
         )

@@ -16,8 +16,8 @@ import re
 from dataclasses import dataclass
 
 from persona_lib.config import FACTS
-from persona_lib.data.official import DataError
 from persona_lib.data.released import Released, ReleasedFile
+from persona_lib.records import DataError
 from persona_lib.stats.caution import CLASSES
 
 LABELS_FILE = FACTS / "safety_labels.csv"

@@ -297,9 +297,9 @@ def base_key(profile: Profile, base_seed: int) -> str:
 def input_keys(profile: Profile) -> list[str]:
     """Return a hash of each data set that is neither made here nor the authors': its file can change."""
     from persona_lib.config import Run
-    from persona_lib.data import official, preference
+    from persona_lib.data import official_folders, preference
 
-    known = {"synthetic", *official.DATASETS}
+    known = {"synthetic", *official_folders.DATASETS}
     runs = [Run(profile, name, profile.seeds[0]) for name in profile.datasets if name not in known]
     return [preference.input_key(run) for run in runs]
 

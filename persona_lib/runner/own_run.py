@@ -7,7 +7,7 @@ from pathlib import Path
 
 from persona_lib import config
 from persona_lib.config import results_dir
-from persona_lib.data import official, own, own_rows
+from persona_lib.data import official_folders, own, own_rows
 from persona_lib.profiles import Profile
 from persona_lib.runner.steps import STEPS
 
@@ -18,7 +18,7 @@ NEVER = ("13_released_outputs", "16_your_own_data")  # about the authors' data; 
 
 def is_own(data: str | None, settings: list[str]) -> bool:
     """Say whether ``--data`` names a user's own data: not the authors', no data set was chosen by name."""
-    if not data or data == official.FROM_HUB or any(s.startswith("datasets=") for s in settings):
+    if not data or data == official_folders.FROM_HUB or any(s.startswith("datasets=") for s in settings):
         return False
     place = Path(data).expanduser()
     folders = [f for f in (place, place / "official") if any(f.glob("persona-*"))]

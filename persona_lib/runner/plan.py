@@ -13,7 +13,7 @@ from pathlib import Path
 
 from persona_lib import hub, store
 from persona_lib.config import results_dir
-from persona_lib.data import official
+from persona_lib.data import official_folders
 from persona_lib.models.generators import GENERATORS
 from persona_lib.profiles import Profile
 from persona_lib.published import published_models
@@ -119,13 +119,13 @@ def downloads(profile: Profile) -> list[tuple[str, float, str]]:
 
 def official_data(profile: Profile) -> tuple[float, str]:
     """Return the GB of the authors' data that are still to download, and where they come from."""
-    folder = official.at_hand(
-        profile.data_dir, [name for name in profile.datasets if name in official.DATASETS]
+    folder = official_folders.at_hand(
+        profile.data_dir, [name for name in profile.datasets if name in official_folders.DATASETS]
     )
     named = profile.data_dir or os.environ.get("PERSONA_DATA", "")
     if folder:
         return 0.0, f"on this machine, in {folder}"
-    if named == official.FROM_HUB:
+    if named == official_folders.FROM_HUB:
         return OFFICIAL_DATA_GB, "from the hub, pinned"
     if named:
         return 0.0, f"NOT in {named}: the run will stop; give --data PATH"
@@ -134,7 +134,7 @@ def official_data(profile: Profile) -> tuple[float, str]:
 
 def uses_real_data(profile: Profile) -> bool:
     """Return True if a data set of the profile is one of the authors'."""
-    return any(name in official.DATASETS for name in profile.datasets)
+    return any(name in official_folders.DATASETS for name in profile.datasets)
 
 
 def disk_gb(profile: Profile) -> float:

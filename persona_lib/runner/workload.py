@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from persona_lib.config import FACTS, Run
-from persona_lib.data.official import DATASETS, SPLITS
+from persona_lib.data.official_folders import DATASETS, SPLITS
 from persona_lib.data.released import RELEASED
 from persona_lib.evaluation.matchups import matchups
 from persona_lib.evaluation.safety import SAFETY_DATASET, safety_specs

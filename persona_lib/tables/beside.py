@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from persona_lib.config import load_profile
-from persona_lib.data.official import DATASETS
+from persona_lib.data.official_folders import DATASETS
 from persona_lib.profiles import Profile
 from persona_lib.tables.cells import shares, size, with_interval
 from persona_lib.tables.results import Row, read_table

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from persona_lib.data.official import DATASETS
+from persona_lib.data.official_folders import DATASETS
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from persona_lib.config import Run
-from persona_lib.data import official
+from persona_lib.data import official, official_folders
 from persona_lib.data.persona_measures import measures, protected_mentions
 from persona_lib.data.persona_text import persona_status
 from persona_lib.data.preference import inference_split
@@ -45,7 +45,7 @@ def inferred_texts(run: Run, split: str) -> Texts:
 
 def released_texts(data_dir: str, dataset: str) -> Texts:
     """Return the authors' gold personas of all splits, as released, by side and row."""
-    folder = official.find_data_dir(data_dir, [dataset])
+    folder = official_folders.find_data_dir(data_dir, [dataset])
     tables = official.open_tailoring(folder, dataset)
     rows = {
         official.row_id(dataset, split, number): row
@@ -148,7 +148,7 @@ def run_mentions(run: Run) -> pd.DataFrame:
 
 def released_datasets(profile: Profile) -> Iterator[str]:
     """Yield the profile's data sets for which the authors released personas."""
-    yield from (name for name in profile.datasets if official.DATASETS.get(name, {}).get("tailoring"))
+    yield from (name for name in profile.datasets if official_folders.DATASETS.get(name, {}).get("tailoring"))
 
 
 def released_tables(profile: Profile) -> dict[str, pd.DataFrame]:

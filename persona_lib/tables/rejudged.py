@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from persona_lib.config import Run, results_dir
 from persona_lib.data.arms import draw
-from persona_lib.data.official import DATASETS
+from persona_lib.data.official_folders import DATASETS
 from persona_lib.data.released import Released, ReleasedFile
 from persona_lib.evaluation.agreement import agreement_row
 from persona_lib.evaluation.judge import RUBRICS, as_shown, judge_comparisons, judge_key, model_judge
