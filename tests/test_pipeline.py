@@ -377,7 +377,7 @@ def test_the_plan_sees_the_data_that_are_here_and_those_that_are_not(tmp_path, m
         return {what: (size, remark) for what, size, remark in plan.downloads(profile)}["the authors' data"]
 
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
-    monkeypatch.setattr(official, "REPO", tmp_path / "repository")
+    monkeypatch.setattr(official_folders, "REPO", tmp_path / "repository")
     monkeypatch.delenv("PERSONA_DATA", raising=False)
     assert needed() == (plan.OFFICIAL_DATA_GB, "pinned public copy, checked; or give --data PATH")
     assert needed("data_dir=hub") == (plan.OFFICIAL_DATA_GB, "from the hub, pinned")
