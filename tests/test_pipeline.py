@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from persona_lib import config, pipeline, profiles, store
-from persona_lib.data import official, official_folders
+from persona_lib.data import official_folders
 from persona_lib.evaluation import tailor
 from persona_lib.profiles import ConfigError
 from persona_lib.runner import execute, plan, tasks
