@@ -79,7 +79,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--from", dest="first", metavar="STEP", help="this step and those after it")
     add("--force", action="store_true", help="delete what the selected steps made and make it again")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a profile field (repeatable)")
-    add("--seeds", metavar="N", help="5 means seeds 0 to 4; 3,7 means exactly these")
+    add(
+        "--seeds",
+        metavar="N",
+        help="5 means seeds 0 to 4; 3,7 means exactly these (two say little of others: wide intervals)",
+    )
     add(
         "--data",
         metavar="PATH",

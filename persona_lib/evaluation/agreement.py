@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 VERDICTS = ("win", "tie", "loss")
 SAME, DECIDED = [0, 4, 8], [0, 2, 6, 8]  # places in the 3 x 3 table, row by row
-COLUMNS = ("agreement", "kappa", "agreement_decided")
+LIMITS = {"agreement": (0, 1), "kappa": (-1, 1), "agreement_decided": (0, 1)}  # least and greatest value
+COLUMNS = tuple(LIMITS)
 Triple = tuple[str, Verdict, Verdict]  # prompt id, what the first judge says, what the second says
 
 
@@ -92,7 +93,7 @@ def agreement_row(by_seed: Sequence[Sequence[Triple]], n_resamples: int, seed: i
                             "n_prompts": sum(map(len, blocks)), "n_decided": int(counts[DECIDED].sum()),
                             "first_unparsed": unparsed[0], "second_unparsed": unparsed[1]}  # fmt: skip
     for name, statistic in zip(COLUMNS, (agreement_of, kappa_of, decided_of), strict=True):
-        interval = bootstrap(blocks, statistic, n_resamples, seed)
+        interval = bootstrap(blocks, statistic, n_resamples, seed, limits=LIMITS[name])
         line |= {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
     names = [f"{a}_{b}" for a in VERDICTS for b in VERDICTS]
     return line | {name: int(count) for name, count in zip(names, counts, strict=True)}
