@@ -216,6 +216,12 @@ def test_an_arm_of_one_seed_among_arms_of_five_has_the_interval_of_one_seed():
     assert pool.interval(net_of("one")).high - pool.interval(net_of("one")).low > 0.5
 
 
+def test_a_seed_without_any_value_is_not_one_of_a_means_seeds():
+    one, none = np.repeat([0.0, 1.0], 20), np.full(40, np.nan)
+    assert bs.bootstrap_mean([one, none, none]) == bs.bootstrap_mean([one])
+    assert bs.bootstrap_mean([one, none], shared_items=True) == bs.bootstrap_mean([one])
+
+
 def test_scores_are_resampled_jointly_so_opposite_metrics_cancel_exactly():
     p = random_verdicts(3, 60)
     for n_seeds in (1, 3):

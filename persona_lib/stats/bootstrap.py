@@ -153,12 +153,16 @@ def ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
 def bootstrap_mean(
     values: Sequence[np.ndarray], n_resamples: int = 2000, seed: int = 0, shared_items: bool = False
 ) -> Interval:
-    """Return the mean of per-item values (shares of 0/1 too), one array per seed; NaN items are left out."""
+    """Return the mean of per-item values (shares of 0/1 too), one array per seed; NaN items are left out.
+
+    A seed whose items are all NaN is not one of the seeds.
+    """
     arrays = [np.asarray(v, dtype=float) for v in values]
+    check_blocks(arrays, shared_items)
+    arrays = [a for a in arrays if not np.isnan(a).all()] or arrays
+    items = np.concatenate(arrays)
+    limits = ANY if np.isnan(items).all() else (np.nanmin(items), np.nanmax(items))
     blocks = [np.stack([np.nan_to_num(a), ~np.isnan(a)], axis=1) for a in arrays]
-    check_blocks(blocks, shared_items)
-    known = [value for a in arrays for value in a[~np.isnan(a)].tolist()]
-    limits = (min(known), max(known)) if known else ANY
     return bootstrap(
         blocks, lambda sums: ratio(sums[:, 0], sums[:, 1]), n_resamples, seed, shared_items, limits
     )
