@@ -8,7 +8,6 @@ of 1 is the exact mode.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -165,14 +164,11 @@ class TransformersGenerator:
         """Complete one batch: [prefix | padding | rest of the prompt] per row."""
         import torch
 
+        from persona_lib.models.growing_cache import growing_cache
+
         width, pad = max(map(len, tails)), self.tokenizer.pad_token_id
         ids = [head + [pad] * (width - len(t)) + t for t in tails]
         mask = [[1] * len(head) + [0] * (width - len(t)) + [1] * len(t) for t in tails]
-        past = {}
-        if cache is not None:
-            copied = copy.deepcopy(cache)
-            copied.batch_repeat_interleave(len(tails))
-            past = {"past_key_values": copied}
         where = self.model.device
         output = self.model.generate(
             input_ids=torch.tensor(ids, device=where),
@@ -184,7 +180,7 @@ class TransformersGenerator:
             pad_token_id=pad,
             eos_token_id=self.tokenizer.eos_token_id,
             stopping_criteria=self._stopping_criteria(stop, len(head) + width),
-            **past,
+            past_key_values=growing_cache(self.model.config, cache, len(tails)),
         )
         return [to_completion(self.tokenizer, row[len(head) + width :].tolist(), stop) for row in output]
 

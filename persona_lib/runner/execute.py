@@ -133,9 +133,10 @@ class LiveLine:
 
 # ipykernel warns of an unencrypted local connection, and calls it an error that a kernel which has nothing
 # more to do is interrupted before it is shut down. What fails in a cell is not logged but raised.
-QUIET = {
+# A kernel whose cells have all run has nothing left to do: asked to end by itself it takes two to three seconds.
+CONFIG = {
     "KernelManager": {"transport_encryption": "auto"},
-    "NotebookClient": {"extra_arguments": ["--log-level=CRITICAL"]},
+    "NotebookClient": {"extra_arguments": ["--log-level=CRITICAL"], "shutdown_kernel": "immediate"},
 }
 
 
@@ -158,7 +159,7 @@ def call_papermill(source: Path, target: Path, parameters: dict[str, Any], log: 
             stderr_file=file,
             autosave_cell_every=5,
             coalesce_streams=True,  # one output for a progress bar, not one for each redraw
-            config=Config(QUIET),
+            config=Config(CONFIG),
         )
 
 
