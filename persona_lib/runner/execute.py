@@ -133,7 +133,7 @@ class LiveLine:
 
 # ipykernel warns of an unencrypted local connection, and calls it an error that a kernel which has nothing
 # more to do is interrupted before it is shut down. What fails in a cell is not logged but raised.
-# A kernel whose cells have all run has nothing left to do: asked to end by itself it takes two to three seconds.
+# A kernel whose cells have all run has nothing left to do; asked to end by itself it takes seconds.
 CONFIG = {
     "KernelManager": {"transport_encryption": "auto"},
     "NotebookClient": {"extra_arguments": ["--log-level=CRITICAL"], "shutdown_kernel": "immediate"},
