@@ -6,14 +6,30 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from transformers import DynamicCache, LlamaConfig, MistralConfig, MistralForCausalLM  # noqa: E402
-
 from persona_lib.models.growing_cache import ROOM, growing_cache  # noqa: E402
 
-SIZES = dict(
-    hidden_size=64, num_attention_heads=2, num_key_value_heads=2, intermediate_size=64, vocab_size=50
-)
-CONFIG = LlamaConfig(num_hidden_layers=2, **SIZES)
+SIZES = {
+    "num_hidden_layers": 2,
+    "hidden_size": 64,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "intermediate_size": 64,
+    "vocab_size": 50,
+}
+
+
+def make_config():
+    """A tiny Llama's; transformers is imported by the process that runs these tests, not by every one."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(**SIZES)
+
+
+def plain_cache():
+    """An empty cache as transformers makes it."""
+    from transformers import DynamicCache
+
+    return DynamicCache(config=make_config())
 
 
 def step(caches, rows, tokens, seed):
@@ -32,7 +48,7 @@ def assert_same(answers):
 
 
 def test_tokens_are_kept_in_order_and_move_only_when_the_room_is_full():
-    plain, growing = DynamicCache(config=CONFIG), growing_cache(CONFIG, None, 3)
+    plain, growing = plain_cache(), growing_cache(make_config(), None, 3)
     places = []
     for seed, tokens in enumerate([7, *[1] * (2 * ROOM)]):
         answers = step([plain, growing], 3, tokens, seed)
@@ -43,11 +59,11 @@ def test_tokens_are_kept_in_order_and_move_only_when_the_room_is_full():
 
 
 def test_a_prefix_is_given_to_every_row_and_is_itself_left_alone():
-    prefix = DynamicCache(config=CONFIG)
+    prefix = plain_cache()
     step([prefix], 1, 40, 0)
     repeated, before = copy.deepcopy(prefix), copy.deepcopy(prefix)
     repeated.batch_repeat_interleave(4)
-    growing = growing_cache(CONFIG, prefix, 4)
+    growing = growing_cache(make_config(), prefix, 4)
     for seed in range(1, 5):
         assert_same(step([repeated, growing], 4, 1, seed))
     assert all(
@@ -67,7 +83,7 @@ def test_a_prefix_is_given_to_every_row_and_is_itself_left_alone():
     ],
 )
 def test_what_generation_does_to_a_cache_does_the_same_to_this_one(name, argument, rows):
-    caches = [DynamicCache(config=CONFIG), growing_cache(CONFIG, None, 3)]
+    caches = [plain_cache(), growing_cache(make_config(), None, 3)]
     step(caches, 3, 5, 0)
     for cache in caches:
         getattr(cache, name)(argument)
@@ -76,8 +92,9 @@ def test_what_generation_does_to_a_cache_does_the_same_to_this_one(name, argumen
 
 
 def test_a_model_with_a_sliding_window_writes_the_same_behind_a_shared_prefix():
+
     torch.manual_seed(0)
-    model = MistralForCausalLM(MistralConfig(num_hidden_layers=2, sliding_window=8, **SIZES)).eval()
+    model = MistralForCausalLM(MistralConfig(sliding_window=8, **SIZES)).eval()
     prefix, tails = torch.randint(50, (1, 12)), torch.randint(50, (3, 4))
     rows = torch.cat([prefix.expand(3, -1), tails], dim=1)
     written = []

@@ -89,6 +89,7 @@ def test_a_runs_personas_are_pooled_over_seeds(tmp_path, monkeypatch):
     assert len(tables.run_table(Run(profile, "synthetic", 0))) == len(table)
 
 
+@pytest.mark.slow
 def test_the_authors_personas_have_the_form_contrast_and_refusals_that_are_known(official_data, monkeypatch):
     monkeypatch.setenv("PERSONA_DATA", str(official_data))
     profile = set_field(load_profile("scratch"), bootstrap_samples=20)

@@ -303,6 +303,7 @@ def test_the_sample_is_drawn_again_as_it_was_labelled(data):
     assert len(sheet) == 340 and all(question and answer for _, question, answer in sheet)
 
 
+@pytest.mark.slow
 def test_the_rules_errors_on_the_labels_are_those_that_were_measured(tables):
     error = tables["released_safety_error"].set_index(["part", "group"])
     held_out = error.loc[("held_out", "all")]
@@ -311,6 +312,7 @@ def test_the_rules_errors_on_the_labels_are_those_that_were_measured(tables):
     assert error.loc[("held_out", "pt"), "minus_dpo_p_high"] < 0
 
 
+@pytest.mark.slow
 def test_released_answers_lose_cautions_under_personas_and_tables_are_shown(tables):
     pairs = tables["released_safety_pairs"].set_index(["shows", "eval_persona"])
     line = pairs.loc[("same persona", "retrieved-rejected")]
