@@ -92,12 +92,12 @@ def test_what_generation_does_to_a_cache_does_the_same_to_this_one(name, argumen
 
 
 def test_a_model_with_a_sliding_window_writes_the_same_behind_a_shared_prefix():
+    from transformers import DynamicCache, MistralConfig, MistralForCausalLM
 
     torch.manual_seed(0)
     model = MistralForCausalLM(MistralConfig(sliding_window=8, **SIZES)).eval()
     prefix, tails = torch.randint(50, (1, 12)), torch.randint(50, (3, 4))
-    rows = torch.cat([prefix.expand(3, -1), tails], dim=1)
-    written = []
+    rows, written = torch.cat([prefix.expand(3, -1), tails], dim=1), []
     with torch.inference_mode():
         for parameter in model.parameters():
             parameter.mul_(4)
