@@ -28,6 +28,8 @@ MAIN_PACKAGES = (
     "numpy",
     "papermill",
 )
+# Tracked files that runs and benchmarks write: that they differ says nothing of the code.
+WRITTEN = ("figures", "benchmarks/results", "benchmarks/tables", "benchmarks/README.md")
 
 
 def command_output(*command: str) -> str | None:
@@ -40,9 +42,14 @@ def command_output(*command: str) -> str | None:
 
 
 def git_state() -> dict[str, Any]:
-    """Return the commit and whether tracked files differ from it; both None outside a repository."""
+    """Return the commit and whether tracked files differ from it; both None outside a repository.
+
+    Files that a run itself writes (``WRITTEN``) do not count.
+    """
     commit = command_output("git", "rev-parse", "HEAD")
-    changed = command_output("git", "status", "--porcelain", "--untracked-files=no") if commit else None
+    others = ["--", ".", *(f":(exclude){path}" for path in WRITTEN)]
+    status = ("git", "status", "--porcelain", "--untracked-files=no", *others)
+    changed = command_output(*status) if commit else None
     return {"commit": commit, "dirty": None if changed is None else bool(changed)}
 
 
