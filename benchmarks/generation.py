@@ -8,6 +8,10 @@ the few-shot prefix's keys and values computed once for all prompts, rows append
 compared word by word. Random weights, drawn wide so that no two tokens are nearly equally probable; every
 answer has the same number of tokens.
 
+A third line keeps all of ours but the cache (``persona_lib.models.growing_cache``): transformers' own
+copies earlier keys and values for every new token. Its model has the shape of the default profile's base,
+asked as in persona inference there: 64 queries of a batch after five examples, 24 tokens.
+
 The ceilings are measured in the same run: a decoding step reads all weights once for the whole batch
 (memory), and multiplies them with every row (arithmetic). Each is the number of tokens per second that
 cannot be exceeded, prompts not counted; weights that stay in a processor's cache pass the first.
@@ -15,12 +19,14 @@ cannot be exceeded, prompts not counted; weights that stay in a processor's cach
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import harness
 import llama31
@@ -30,6 +36,8 @@ from gpu_training import words_of
 from training_rows import DRAWN, SEED
 
 from persona_lib import store
+from persona_lib.config import load_profile
+from persona_lib.models import growing_cache
 from persona_lib.models.generate import TransformersGenerator
 
 STOP = "\nPrompt:"
@@ -118,6 +126,39 @@ def batched(model: Any, tokenizer: Any, task: Task) -> list[str]:
     return answers
 
 
+def copying_cache(config: Any, prefix: Any, rows: int) -> Any:
+    """Return what ``growing_cache`` does, in transformers' own cache."""
+    from transformers import DynamicCache
+
+    if prefix is None:
+        return DynamicCache(config=config)
+    cache = copy.deepcopy(prefix)
+    cache.batch_repeat_interleave(rows)
+    return cache
+
+
+def batched_with_copies(model: Any, tokenizer: Any, task: Task) -> list[str]:
+    """Answer as this package does but for the cache."""
+    with mock.patch.object(growing_cache, "growing_cache", copying_cache):
+        return batched(model, tokenizer, task)
+
+
+def inference_task(tokenizer: Any, quick: bool) -> tuple[dict[str, int], Task]:
+    """Return the sizes of the default profile's base, and a batch of its persona inference."""
+    profile, words = load_profile("synthetic"), words_of(tokenizer)
+    sizes = {
+        "hidden_size": profile.base_hidden_size,
+        "intermediate_size": profile.base_mlp_size,
+        "num_hidden_layers": profile.base_layers,
+        "num_attention_heads": profile.base_heads,
+        "num_key_value_heads": profile.base_heads,
+    }
+    shots = make_prompts(words, (100, 100), profile.pi_shots)
+    queries = make_prompts(words, (50, 100), 8 if quick else profile.pi_batch_size)
+    tokens = 4 if quick else profile.pi_max_new_tokens
+    return sizes, Task(queries, "\n\n".join(shots) + "\n\n", tokens, profile.pi_batch_size)
+
+
 def equal_answers(a: list[str], b: list[str]) -> str:
     """Say that all answers are the same texts, or raise NotEqual."""
     same = sum(x == y for x, y in zip(a, b, strict=True))
@@ -145,13 +186,17 @@ def note_of(task: Task, limits: tuple[float, float]) -> Any:
     return note
 
 
-def main(quick: bool) -> None:
-    """Compare plain prompts and few-shot prompts."""
-    tokenizer = llama31.example_tokenizer()
-    sizes = llama31.SMALL if quick else SIZES
+def make_model(tokenizer: Any, sizes: dict[str, int]) -> Any:
+    """Return a model with random weights, drawn wide."""
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     config = llama31.llama_config(**sizes, **ids, vocab_size=len(tokenizer), initializer_range=WIDE)
-    model = llama31.random_base(config, seed=SEED)
+    return llama31.random_base(config, seed=SEED)
+
+
+def main(quick: bool) -> None:
+    """Compare answers with the authors' procedure, and the cache with transformers' own."""
+    tokenizer = llama31.example_tokenizer()
+    model = make_model(tokenizer, llama31.SMALL if quick else SIZES)
     for name, few_shot in (("batch", False), ("few_shot", True)):
         task = make_task(tokenizer, few_shot, quick)
         tokens = f"{len(task.prompts)} prompts x {task.new_tokens} tokens"
@@ -165,6 +210,22 @@ def main(quick: bool) -> None:
             note=note_of(task, ceilings(model, task, quick)),
             quick=quick,
         )
+    compare_caches(tokenizer, quick)
+
+
+def compare_caches(tokenizer: Any, quick: bool) -> None:
+    """Compare the cache that grows in place with transformers' own, in persona inference."""
+    sizes, task = inference_task(tokenizer, quick)
+    model = make_model(tokenizer, sizes)
+    harness.compare(
+        "generation-cache",
+        lambda: batched_with_copies(model, tokenizer, task),
+        lambda: batched(model, tokenizer, task),
+        equal_answers,
+        what=f"persona inference, {len(task.prompts)} queries x {task.new_tokens} tokens, default profile",
+        against="the same with transformers' own cache: earlier keys and values copied for every token",
+        quick=quick,
+    )
 
 
 if __name__ == "__main__":
