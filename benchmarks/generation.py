@@ -41,7 +41,7 @@ from persona_lib.models import growing_cache
 from persona_lib.models.generate import TransformersGenerator
 
 STOP = "\nPrompt:"
-WIDE = 0.04  # standard deviation of the weights
+WIDE, SMALL_WIDE = 0.04, 0.2  # standard deviation of the weights; of a narrower model's, to hear its prompt
 SIZES = {
     "hidden_size": 384,
     "intermediate_size": 1344,
@@ -186,17 +186,17 @@ def note_of(task: Task, limits: tuple[float, float]) -> Any:
     return note
 
 
-def make_model(tokenizer: Any, sizes: dict[str, int]) -> Any:
-    """Return a model with random weights, drawn wide."""
+def make_model(tokenizer: Any, sizes: dict[str, int], spread: float) -> Any:
+    """Return a model with random weights of a standard deviation."""
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    config = llama31.llama_config(**sizes, **ids, vocab_size=len(tokenizer), initializer_range=WIDE)
+    config = llama31.llama_config(**sizes, **ids, vocab_size=len(tokenizer), initializer_range=spread)
     return llama31.random_base(config, seed=SEED)
 
 
 def main(quick: bool) -> None:
     """Compare answers with the authors' procedure, and the cache with transformers' own."""
     tokenizer = llama31.example_tokenizer()
-    model = make_model(tokenizer, llama31.SMALL if quick else SIZES)
+    model = make_model(tokenizer, llama31.SMALL if quick else SIZES, WIDE)
     for name, few_shot in (("batch", False), ("few_shot", True)):
         task = make_task(tokenizer, few_shot, quick)
         tokens = f"{len(task.prompts)} prompts x {task.new_tokens} tokens"
@@ -216,7 +216,7 @@ def main(quick: bool) -> None:
 def compare_caches(tokenizer: Any, quick: bool) -> None:
     """Compare the cache that grows in place with transformers' own, in persona inference."""
     sizes, task = inference_task(tokenizer, quick)
-    model = make_model(tokenizer, sizes)
+    model = make_model(tokenizer, sizes, SMALL_WIDE)
     harness.compare(
         "generation-cache",
         lambda: batched_with_copies(model, tokenizer, task),
