@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -90,6 +91,27 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
         parent.wait()
     pids = [int(f.read_text()) for f in files]
     assert len(set(pids)) == 2 and wait_for(lambda: not any(map(is_running, pids)), 20)
+
+
+class Garbage:
+    """An object that nothing but itself refers to; it writes a file when it is collected."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.itself = path, self
+
+    def __del__(self) -> None:
+        self.path.write_text("collected", encoding="utf-8")
+
+
+def leave_garbage(folder: str, name: str) -> tuple[int, ...]:
+    """Leave garbage for the end of this process, and say when it looks for garbage."""
+    Garbage(Path(folder) / name)
+    return gc.get_threshold()
+
+
+def test_a_worker_looks_for_garbage_rarely_and_not_at_its_end(tmp_path):
+    found = workers.run_jobs(leave_garbage, [(str(tmp_path), name) for name in "ab"], 2)
+    assert found == [workers.COLLECT_AFTER] * 2 and not list(tmp_path.iterdir())
 
 
 def test_share_out_gives_the_heaviest_first_each_to_the_lightest():

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from persona_lib.fingerprint import python_code
+from persona_lib.workers import COLLECT_AFTER
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -136,7 +137,13 @@ class LiveLine:
 # A kernel whose cells have all run has nothing left to do; asked to end by itself it takes seconds.
 CONFIG = {
     "KernelManager": {"transport_encryption": "auto"},
-    "NotebookClient": {"extra_arguments": ["--log-level=CRITICAL"], "shutdown_kernel": "immediate"},
+    "NotebookClient": {
+        "extra_arguments": [
+            "--log-level=CRITICAL",
+            f"--IPKernelApp.exec_lines=import gc; gc.set_threshold{COLLECT_AFTER}",
+        ],
+        "shutdown_kernel": "immediate",
+    },
 }
 
 
