@@ -106,13 +106,13 @@ STEPS: dict[str, Step] = {
             "gen_max_new_tokens",
             "near_duplicate_threshold",  # decides which rows of own data are for training
         ),
-        minutes={"smoke": 0.3, "synthetic": 3.3, "scratch": 6.5, "paper": 10},
+        minutes={"smoke": 0.3, "synthetic": 2.7, "scratch": 6.5, "paper": 10},
     ),
     "03_persona_inference": Step(
         "Infer a persona for every response",
         inputs=("01_preference_data", "02_base_model"),
         fields=INFERENCE,
-        minutes={"smoke": 0.1, "synthetic": 0.5, "paper": 20},
+        minutes={"smoke": 0.1, "synthetic": 0.4, "paper": 20},
     ),
     "04_persona_quality": Step(
         "Persona accuracy, preference and salient words",
@@ -130,7 +130,7 @@ STEPS: dict[str, Step] = {
         "Persona tailoring by supervised fine-tuning",
         inputs=("02_base_model", "05_tailoring_data"),
         fields=TRAINING,
-        minutes={"smoke": 0.2, "synthetic": 0.9, "scratch": 3, "paper": 25},
+        minutes={"smoke": 0.2, "synthetic": 0.8, "scratch": 3, "paper": 25},
     ),
     "07_preference_tailoring": Step(
         "Persona tailoring by DPO on top of it",
@@ -142,7 +142,7 @@ STEPS: dict[str, Step] = {
         "Answer the test prompts with every policy and persona",
         inputs=("02_base_model", "05_tailoring_data", "06_supervised_tailoring", "07_preference_tailoring"),
         fields=GENERATION,
-        minutes={"smoke": 0.2, "synthetic": 0.8, "scratch": 2.3, "paper": 215},
+        minutes={"smoke": 0.2, "synthetic": 0.7, "scratch": 2.3, "paper": 215},
     ),
     "09_judging": Step(
         "Judge the answers in both orders",
@@ -182,7 +182,7 @@ STEPS: dict[str, Step] = {
             "eval_personas",
             "bootstrap_samples",
         ),
-        minutes={"smoke": 0.1, "synthetic": 0.7, "scratch": 3.3, "paper": 20},
+        minutes={"smoke": 0.1, "synthetic": 0.6, "scratch": 3.3, "paper": 20},
     ),
     "12_results": Step(
         "All results, with intervals, beside the paper's",
@@ -209,7 +209,7 @@ STEPS: dict[str, Step] = {
             "train_personas",
             "judge",
         ),
-        minutes={"smoke": 0.1, "synthetic": 0.2, "scratch": 0.2, "paper": 1},
+        minutes={"smoke": 0.1, "synthetic": 0.4, "scratch": 0.4, "paper": 1},
     ),
     "13_released_outputs": Step(
         "The authors' released generations, analysed again",
