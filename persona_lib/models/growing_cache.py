@@ -1,7 +1,8 @@
 """Keys and values of earlier tokens, in room set aside ahead: a new token's are written, the others stay.
 
-transformers' own cache copies all earlier keys and values for every new token; with a few-shot prompt
-before a short answer that takes a quarter of the time (``benchmarks/generation.py``). The numbers are the same.
+transformers' own cache copies all earlier keys and values for every new token. With a few-shot prompt
+before a short answer that takes a quarter of the time (``benchmarks/generation.py``). The numbers are
+the same.
 """
 
 from __future__ import annotations
