@@ -146,17 +146,11 @@ def batched_with_copies(model: Any, tokenizer: Any, task: Task) -> list[str]:
 def inference_task(tokenizer: Any, quick: bool) -> tuple[dict[str, int], Task]:
     """Return the sizes of the default profile's base, and a batch of its persona inference."""
     profile, words = load_profile("synthetic"), words_of(tokenizer)
-    sizes = {
-        "hidden_size": profile.base_hidden_size,
-        "intermediate_size": profile.base_mlp_size,
-        "num_hidden_layers": profile.base_layers,
-        "num_attention_heads": profile.base_heads,
-        "num_key_value_heads": profile.base_heads,
-    }
     shots = make_prompts(words, (100, 100), profile.pi_shots)
     queries = make_prompts(words, (50, 100), 8 if quick else profile.pi_batch_size)
     tokens = 4 if quick else profile.pi_max_new_tokens
-    return sizes, Task(queries, "\n\n".join(shots) + "\n\n", tokens, profile.pi_batch_size)
+    task = Task(queries, "\n\n".join(shots) + "\n\n", tokens, profile.pi_batch_size)
+    return llama31.base_sizes(profile), task
 
 
 def equal_answers(a: list[str], b: list[str]) -> str:

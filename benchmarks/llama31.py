@@ -139,6 +139,17 @@ def mistral_tokenizer(texts: Iterable[str], pieces: int = 1000) -> Any:
     )
 
 
+def base_sizes(profile: Any) -> dict[str, int]:
+    """Return the sizes of the base model that a profile pretrains from scratch."""
+    return {
+        "hidden_size": profile.base_hidden_size,
+        "intermediate_size": profile.base_mlp_size,
+        "num_hidden_layers": profile.base_layers,
+        "num_attention_heads": profile.base_heads,
+        "num_key_value_heads": profile.base_heads,
+    }
+
+
 def llama_config(**sizes: Any) -> Any:
     """Return Llama-3.1-8B's configuration with some sizes changed."""
     from transformers import LlamaConfig

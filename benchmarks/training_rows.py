@@ -53,16 +53,7 @@ def make_kind(name: str, quick: bool) -> Kind:
     tokenizer = llama31.example_tokenizer()
     ids = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id}
     profile = load_profile("synthetic" if name == "default" else "paper")
-    if name == "default":
-        sizes = {
-            "hidden_size": profile.base_hidden_size,
-            "intermediate_size": profile.base_mlp_size,
-            "num_hidden_layers": profile.base_layers,
-            "num_attention_heads": profile.base_heads,
-            "num_key_value_heads": profile.base_heads,
-        }
-    else:
-        sizes = llama31.SMALL if quick else MIDDLE
+    sizes = llama31.base_sizes(profile) if name == "default" else llama31.SMALL if quick else MIDDLE
     config = llama31.llama_config(**sizes, **ids, eos_token_id=tokenizer.eos_token_id)
     rates = {"sft_learning_rate": 1e-2, "dpo_learning_rate": 1e-3}  # so large that every step shows
     profile = set_field(profile, quantization="none", compute_dtype="float32", **rates)
