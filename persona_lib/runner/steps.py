@@ -209,7 +209,7 @@ STEPS: dict[str, Step] = {
             "train_personas",
             "judge",
         ),
-        minutes={"smoke": 0.1, "synthetic": 0.4, "scratch": 0.4, "paper": 1},
+        minutes={"smoke": 0.1, "synthetic": 0.4, "scratch": 0.2, "paper": 1},
     ),
     "13_released_outputs": Step(
         "The authors' released generations, analysed again",
