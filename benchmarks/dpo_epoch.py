@@ -31,7 +31,7 @@ from training_rows import SEED, Kind, make_kind, make_rows
 
 from persona_lib.config import set_field
 from persona_lib.models import guards
-from persona_lib.training import trainers
+from persona_lib.training import cpu_head, trainers
 
 ROWS = {"paper": 16, "long": 8, "default": 96}
 BATCHES = {"authors": 1, "TRL defaults": 8}
@@ -142,7 +142,7 @@ def ours(kind: Kind, data: dict[str, Any], batch: int) -> harness.Timed:
     """Train as this package does, prompts shared."""
     case = gpu_training.Case("dpo", "this package", "none", "float32", batch)
     profile = set_field(kind.profile, dpo_batch_size=batch, dpo_epochs=1, dpo_prefix_sharing=True)
-    with tempfile.TemporaryDirectory() as name, guards.quiet_libraries():
+    with tempfile.TemporaryDirectory() as name, guards.quiet_libraries(), cpu_head.small_tiles():
         base = llama31.random_base(kind.config)
         trainer = gpu_training.package_trainer(case, profile, base, kind.tokenizer, data, Path(name))
         seconds, passes = reference_cost(trainer)

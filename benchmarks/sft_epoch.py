@@ -24,6 +24,7 @@ from training_rows import Kind, make_kind
 
 from persona_lib.config import set_field
 from persona_lib.models import guards
+from persona_lib.training import cpu_head
 
 ROWS = {"paper": 16, "default": 192}
 BATCH = 8
@@ -45,7 +46,7 @@ def ours(kind: Kind, data: dict[str, Any], packing: bool = True) -> harness.Time
     """Train as this package does."""
     case = gpu_training.Case("sft", "this package", "none", "float32", BATCH)
     profile = set_field(kind.profile, sft_packing=packing)
-    with tempfile.TemporaryDirectory() as name, guards.quiet_libraries():
+    with tempfile.TemporaryDirectory() as name, guards.quiet_libraries(), cpu_head.small_tiles(packing):
         base = llama31.random_base(kind.config)
         return train(gpu_training.package_trainer(case, profile, base, kind.tokenizer, data, Path(name)))
 

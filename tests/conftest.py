@@ -31,7 +31,9 @@ LONG_FIRST = (
     "test_harness",
 )
 ONE_PROCESS = {"test_notebooks": "smoke", "test_doc_commands": "smoke"}
-LOADS_MODELS = re.compile(r"^\s*(import torch|torch = |from tiny import)|\b(load_base|run_notebook)\b", re.M)
+LOADS_MODELS = re.compile(
+    r"^\s*(import|from) (torch|transformers|trl|peft|later|tiny)\b|\b(load_base|run_notebook)\b", re.M
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

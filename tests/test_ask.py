@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from tiny import tiny_model, tiny_rows, tiny_run, tiny_tokenizer, words
 
-torch = pytest.importorskip("torch")
-
-from tiny import tiny_model, tiny_rows, tiny_run, tiny_tokenizer, words  # noqa: E402
-
-from persona_lib import demo, store  # noqa: E402
-from persona_lib.evaluation import ask  # noqa: E402
-from persona_lib.models.generate import TransformersGenerator  # noqa: E402
-from persona_lib.models.stream import stream_text  # noqa: E402
-from persona_lib.profiles import ConfigError  # noqa: E402
-from persona_lib.reading import ask_widget  # noqa: E402
+from persona_lib import demo, store
+from persona_lib.evaluation import ask
+from persona_lib.models.generate import TransformersGenerator
+from persona_lib.models.stream import stream_text
+from persona_lib.profiles import ConfigError
+from persona_lib.reading import ask_widget
 
 
 @pytest.fixture(scope="module")

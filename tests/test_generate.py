@@ -1,11 +1,10 @@
 """Generation: batching, a shared prefix, stop strings and resuming do not change what is generated."""
 
 import pytest
+from later import torch
 
-torch = pytest.importorskip("torch")
-
-from persona_lib.config import load_profile, set_field  # noqa: E402
-from persona_lib.models import base, generate  # noqa: E402
+from persona_lib.config import load_profile, set_field
+from persona_lib.models import base, generate
 
 PROFILE = set_field(
     load_profile("synthetic"), base_hidden_size=64, base_mlp_size=64, base_layers=2, base_heads=2

@@ -1,7 +1,7 @@
 """Adapters trained in bfloat16: every step is the one that true bfloat16 weights would take."""
 
 import pytest
-import torch
+from later import torch
 from tiny import tiny_run
 
 from persona_lib.config import load_profile, set_field

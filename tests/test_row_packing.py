@@ -11,7 +11,7 @@ from tiny import tiny_model, tiny_run, tiny_tokenizer
 from persona_lib import store
 from persona_lib.config import Run, set_field
 from persona_lib.models import guards
-from persona_lib.training import row_packing, train
+from persona_lib.training import cpu_head, row_packing, train
 from persona_lib.training.trainers import lora_config
 
 PAIRS = [
@@ -116,6 +116,51 @@ def test_attention_that_takes_no_mask_of_ours_is_refused(setting):
         setattr(model.config, name, value)
     with pytest.raises(ValueError, match="packed rows.* set sft_packing and dpo_prefix_sharing to false"):
         row_packing.accept_packed(model)
+
+
+# --- the vocabulary head on a CPU ---
+
+
+def head_results(on: bool) -> tuple[dict, dict, list[int]]:
+    """What TRL's head gives for two padded rows, its gradients, and how many positions it took at a time."""
+    import torch
+    from trl.kernels import chunked_logprob
+    from trl.trainer.utils import add_fused_lm_head
+
+    fold, sizes = chunked_logprob._forward_tile, []
+    model = tiny_model()
+    add_fused_lm_head(model, outputs=("log_probs", "entropy", "mean_logits", "is_top1"))
+    labels = torch.tensor([[-100, -100, 7, 8, 9], [-100, 5, 6, -100, -100]])
+    with pytest.MonkeyPatch.context() as patch, cpu_head.small_tiles(on):
+        patch.setattr(
+            chunked_logprob,
+            "_forward_tile",
+            lambda tile, *a, **k: sizes.append(len(tile)) or fold(tile, *a, **k),
+        )
+        found = model(input_ids=labels.clamp(min=1), labels=labels, fused_lm_head=True)
+        found.loss.backward()
+    results = {k: v for k, v in found.items() if k != "past_key_values"}
+    return results, {name: p.grad for name, p in model.named_parameters()}, sizes
+
+
+def test_the_head_on_a_cpu_takes_positions_with_a_loss_only_and_gives_what_trls_gives(monkeypatch):
+    """Of four positions of each row three and two have a loss; two of them fit into a tile here."""
+    import torch
+
+    monkeypatch.setattr(cpu_head, "TILE", 2)
+    theirs, their_gradients, all_positions = head_results(on=False)
+    ours, our_gradients, tiles = head_results(on=True)
+    assert (all_positions, tiles) == ([8], [2, 2, 1])
+    assert {"log_probs", "entropy", "mean_logits", "is_top1", "loss"} <= ours.keys()
+    for mine, other in ((ours, theirs), (our_gradients, their_gradients)):
+        for name in mine:
+            torch.testing.assert_close(mine[name], other[name], rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_after_the_block_trls_head_is_as_it_was():
+    with pytest.raises(KeyError), cpu_head.small_tiles():
+        raise KeyError
+    assert head_results(on=False)[2] == [8]
 
 
 # --- training beside the plain path ---

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-pytest.importorskip("torch")
-
-from persona_lib.config import load_profile  # noqa: E402
-from persona_lib.training.trainers import trainer_settings  # noqa: E402
+from persona_lib.config import load_profile
+from persona_lib.training.trainers import trainer_settings
 
 
 @pytest.mark.parametrize(("named", "wanted"), [(None, []), ("tensorboard", ["tensorboard"])])

@@ -132,6 +132,18 @@ def test_train_limit_draws_the_same_rows_for_every_arm_and_spares_validation(tmp
     assert all(none == chosen for none, chosen in drawn.values())
 
 
+@pytest.mark.parametrize(
+    ("changes", "seen"),
+    [({}, 6), ({"dpo_order": "random"}, 12), ({"dpo_max_steps": 0}, 12), ({"dpo_max_steps": 7}, 12)],
+)
+def test_dpo_leaves_rows_out_that_its_steps_never_come_to_and_no_others(tmp_path, monkeypatch, changes, seen):
+    settings = {"n": 12, "dpo_order": "pairs", "dpo_max_steps": 3, "dpo_batch_size": 2} | changes
+    rows = [train.load_rows(tiny_run(tmp_path, monkeypatch, **s), "dpo", "chosen")[0]
+            for s in (settings, settings | {"dpo_max_steps": 0})]  # fmt: skip
+    assert [row["id"] for row in rows[0]["train"]] == [row["id"] for row in rows[1]["train"]][:seen]
+    assert len(rows[0]["train"]) == seen and rows[0]["val"] == rows[1]["val"]
+
+
 @pytest.mark.parametrize("change", [{"train_limit": 5}, {"dpo_max_steps": 3}])
 def test_what_limits_training_makes_another_adapter(tmp_path, monkeypatch, change):
     run = tiny_run(tmp_path, monkeypatch)

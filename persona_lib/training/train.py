@@ -26,7 +26,7 @@ from persona_lib.models.tokens import ENCODERS, RowCounts, count_rows
 from persona_lib.profiles import Profile
 from persona_lib.published import trained_personas
 from persona_lib.records import TailoringRow
-from persona_lib.training import ranks
+from persona_lib.training import cpu_head, ranks
 from persona_lib.training.trainers import check_dpo_start, dpo_trainer, sft_trainer
 from persona_lib.workers import run_jobs
 
@@ -81,7 +81,19 @@ def load_rows(run: Run, method: str, train_persona: str) -> tuple[dict[str, list
         source = [row for path in paths for row in draw(store.read_rows(path, TailoringRow), limit)]
         rows[part] = make(source, train_persona, run.seed)
         without[part] = len(source) * (2 if train_persona == "both" else 1) - len(rows[part])
+    if method == "dpo":
+        rows["train"] = rows_seen(run.profile, rows["train"])
     return rows, without
+
+
+def rows_seen(profile: Profile, rows: list[dict]) -> list[dict]:
+    """Return the training rows that DPO comes to: in a fixed order a limit on its steps leaves the last.
+
+    Their reference log-probabilities would be computed for nothing.
+    """
+    if profile.dpo_order == "pairs" and profile.dpo_max_steps:
+        return rows[: profile.dpo_max_steps * profile.dpo_batch_size]
+    return rows
 
 
 def base_key(run: Run) -> str:
@@ -178,7 +190,7 @@ def train_here(run: Run, method: str, train_persona: str) -> Path:
     counts = count_parts(run, method, tokenizer, rows, folder.name)
     if ranks.rank() == 0:
         report_counts(folder, counts, without)
-    with guards.quiet_libraries():
+    with guards.quiet_libraries(), cpu_head.small_tiles(on=packs_rows(run.profile, method)):
         trainer = build_trainer(run, method, train_persona, tokenizer, rows)
         check_kept(trainer, counts)
         check_launcher(trainer, run.profile)
@@ -187,6 +199,11 @@ def train_here(run: Run, method: str, train_persona: str) -> Path:
     del trainer
     release_memory()
     return folder
+
+
+def packs_rows(profile: Profile, method: str) -> bool:
+    """Say whether a method's rows share sequences (``row_packing``)."""
+    return profile.sft_packing if method == "sft" else profile.dpo_prefix_sharing
 
 
 def build_trainer(
