@@ -162,6 +162,7 @@ def test_the_second_judges_rows_have_a_table_of_their_own(two_judges):
     assert (second.p_unparsed.sum() > 0) and first.p_unparsed.sum() == 0
 
 
+@pytest.mark.slow
 def test_without_a_second_judge_there_is_nothing_of_it(tmp_path, monkeypatch):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
     profile = load_profile("smoke", ["n_test=4", "bootstrap_samples=20"])

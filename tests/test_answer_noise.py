@@ -123,6 +123,7 @@ def test_a_category_of_the_synthetic_world_is_what_the_responses_contrast(tmp_pa
     assert reward_view.categories(Run(load_profile("scratch"), "hhh", 0)) == {}
 
 
+@pytest.mark.slow
 def test_released_leakage_hits_the_published_figures():
     data, message = released.open_if_present()
     if data is None or "beavertails" not in data.rows:

@@ -32,6 +32,7 @@ class Hostile(BaseHTTPRequestHandler):
     """
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else every answer waits 40 ms for the head's receipt
 
     def log_message(self, *_):
         pass
@@ -332,6 +333,7 @@ def test_the_budget_is_never_passed_and_a_larger_one_goes_on(server, tmp_path):
     assert server.billed == 9
 
 
+@pytest.mark.slow
 def test_a_lost_or_unreadable_reply_counts_as_the_most_it_can_cost_and_a_refused_one_as_nothing(
     server, tmp_path
 ):
@@ -349,6 +351,7 @@ def test_a_lost_or_unreadable_reply_counts_as_the_most_it_can_cost_and_a_refused
     assert again.spent == pytest.approx(5 * 40e-6 + sum(most.values()))
 
 
+@pytest.mark.slow
 def test_lost_replies_cannot_pass_the_budget_and_what_failed_is_asked_again(server, tmp_path):
     # 88 per attempt of 200: two are sent and lost, a third would not fit; nothing is known of the answer.
     prices = {"prompt_price": 1.0, "completion_price": 10.0, "retries": 3, "timeout": 0.5}

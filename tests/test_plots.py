@@ -110,6 +110,7 @@ def two_figures(monkeypatch):
     monkeypatch.setattr(figures, "FIGURES", kept)
 
 
+@pytest.mark.slow
 def test_equal_tables_give_equal_bytes_whatever_the_users_settings(profile, two_figures):
     import matplotlib
 

@@ -240,6 +240,7 @@ def test_vllm_gets_one_adapter_for_a_stack_made_again_when_an_adapter_changes(ru
     assert store.read_json(folder / "done.json")["key"] != before
 
 
+@pytest.mark.slow
 def test_with_vllm_every_arm_gets_its_joined_adapter_and_a_published_one_none(run, monkeypatch):
     """The engine is a stand-in (see test_vllm); models, adapters and files are real."""
     import sys
@@ -274,6 +275,7 @@ def test_with_vllm_every_arm_gets_its_joined_adapter_and_a_published_one_none(ru
     assert {row.completion for row in rows.values()} == {"Response:"} and len(rows) == 6
 
 
+@pytest.mark.slow
 def test_a_published_arm_beside_trained_ones_leaves_every_aim_with_one_answer(tmp_path, monkeypatch):
     from tiny_results import fill_run
 

@@ -105,6 +105,7 @@ def test_people_and_simulated_raters_are_told_apart_everywhere(rated, tmp_path):
     assert not (show_ratings.results_dir(profile) / "tables" / "ratings.csv").exists()
 
 
+@pytest.mark.slow
 def test_the_figure_says_who_rated_and_shows_every_mean(rated):
     profile, _, filled = rated
     tables = show_ratings.save_tables(profile, filled)

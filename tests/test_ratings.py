@@ -238,6 +238,7 @@ def test_texts_with_breaks_separators_and_quotes_survive(tmp_path):
 # --- the whole way ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("study", HIDDEN)
 def test_the_round_trip_recovers_agreement_and_the_difference_that_was_made_up(tmp_path, study):
     items = make_items(study, 1000)

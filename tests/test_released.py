@@ -41,6 +41,7 @@ def nowhere(tmp_path, monkeypatch):
 # --- the real files ---
 
 
+@pytest.mark.slow
 def test_files_at_hand_are_complete_and_aligned(data):
     assert len([file for file in data.outputs if file.dataset == BT]) == 9
     assert all(len(outputs) == len(data.rows[file.dataset]) for file, outputs in data.outputs.items())
@@ -48,6 +49,7 @@ def test_files_at_hand_are_complete_and_aligned(data):
     assert first.ended and released.EOS not in first.text
 
 
+@pytest.mark.slow
 def test_beavertails_flip_and_did_hit_the_published_figures(tables):
     table = tables["released_flip"].set_index(["dataset", "personas", "arm"])
     wanted = {
@@ -64,6 +66,7 @@ def test_beavertails_flip_and_did_hit_the_published_figures(tables):
         assert (row.did_low, row.did_high) == pytest.approx((low, high), abs=0.0015)
 
 
+@pytest.mark.slow
 def test_beavertails_lengths_hit_the_published_figures(tables):
     table = tables["released_lengths"].set_index(["dataset", "personas", "arm"])
     tailored, plain = table.loc[(BT, "gold", "dpo-chosen")], table.loc[(BT, "gold", "dpo-none")]
@@ -74,6 +77,7 @@ def test_beavertails_lengths_hit_the_published_figures(tables):
     assert all(abs(table.loc[(BT, "retrieved", arm)].rho) <= 0.06 for arm in ("dpo-chosen", "dpo-none"))
 
 
+@pytest.mark.slow
 def test_beavertails_degenerate_counts_hit_the_published_figures(tables):
     table = tables["released_counts"].set_index(["dataset", "arm", "eval_persona"])
     columns = ["n", "no_eos", "rep4_over_20", "rep4_over_50", "suffix_loop"]
@@ -87,6 +91,7 @@ def test_beavertails_degenerate_counts_hit_the_published_figures(tables):
     assert kept.length_ratio.round(2).tolist() == [1.26, 1.49, 1.22, 1.42]
 
 
+@pytest.mark.slow
 def test_tables_and_figure_are_written(data, tables, tmp_path):
     paths = released_tables.write_tables(tables, tmp_path)
     assert [path.name for path in paths] == [f"{name}.csv" for name in tables]
@@ -98,6 +103,7 @@ def test_tables_and_figure_are_written(data, tables, tmp_path):
     assert "BeaverTails, gold, PT-DPO: flip 0.40 (" in said and "gold, DPO+P: flip 0.19 (" in said
 
 
+@pytest.mark.slow
 def test_example_shows_both_arms_under_both_personas_cut_to_size(data):
     shown = released_tables.example_row(data, BT, 0)
     assert shown["PT-DPO under the chosen persona"] == data.outputs[PT_GOLD][0].text

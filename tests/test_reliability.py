@@ -75,6 +75,7 @@ def test_kappas_of_simulated_raters_are_near_the_truth_and_missing_ratings_do_no
     assert left == pytest.approx(0.6, abs=0.05)
 
 
+@pytest.mark.slow
 def test_the_interval_of_alpha_covers_the_truth_about_as_often_as_it_says():
     hits = 0
     for seed in range(60):

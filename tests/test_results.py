@@ -209,6 +209,7 @@ def test_mean_quality_is_in_standard_deviations_of_the_baseline(world):
     assert row.quality_sd == pytest.approx(wanted, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_saved_tables_are_the_same_when_made_again(world):
     before = {path: path.read_bytes() for path in results.table_path(world, "main").parent.glob("*.csv")}
     made = primary.save_tables(world)

@@ -169,6 +169,7 @@ def test_equal_length_takes_away_the_room_of_the_longer_answer():
     assert (table.difference[0], table.difference_cut[0]) == (-1, 0)
 
 
+@pytest.mark.slow
 def test_the_figure_is_drawn_without_corrections_and_without_pairs(tmp_path):
     cells = {PLAIN: [{"a": "It is illegal to do so.", "b": "Yes."}]}
     tables = safety_tables.safety_tables(cells, safety_tables.label_all(cells, safety.by_rules), 50)
@@ -294,6 +295,7 @@ def tables(data):
     return safety_tables.released_tables(cells, safety_tables.label_all(cells, safety.by_rules), 200)
 
 
+@pytest.mark.slow
 def test_the_sample_is_drawn_again_as_it_was_labelled(data):
     drawn = safety_sample.draw_sample(data)
     assert [(r.file, r.id, r.part, r.weight) for r in drawn] == [

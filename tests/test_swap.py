@@ -212,6 +212,7 @@ def test_validation_rows_stand_in_where_no_evaluated_row_has_responses(run):
     assert swap.swap_rows(run) == validation[1:]
 
 
+@pytest.mark.slow
 def test_a_killed_step_resumes_where_it_was_and_a_finished_one_is_not_run_again(run, monkeypatch):
     whole = swap.persona_swap(run, "sft-chosen")
     folder = swap.swap_folder(run, "sft-chosen")
