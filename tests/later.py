@@ -1,4 +1,4 @@
-"""Modules that are imported when something of them is used: collecting the tests then loads no torch."""
+"""Heavy modules, imported when something of them is used: collecting the tests then loads none of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ class Later:
         self._name = name
 
     def __getattr__(self, attribute: str) -> Any:
+        if attribute.startswith("_"):  # asked by pytest of all that it finds in a file
+            raise AttributeError(attribute)
         return getattr(importlib.import_module(self._name), attribute)
 
 
+datasets: Any = Later("datasets")
 torch: Any = Later("torch")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ast
 
-import datasets
 import pytest
+from later import datasets
 
 from persona_lib import config, fingerprint, hub
 from persona_lib.config import load_profile

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-import datasets
 import pytest
+from later import datasets
 
 from persona_lib.data import model_personas
 from persona_lib.data.model_personas import persona_counts, read_model_personas

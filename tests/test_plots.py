@@ -94,7 +94,14 @@ def grey(path):
     return imread(path)[..., :3] @ np.array([0.299, 0.587, 0.114])
 
 
-@pytest.mark.parametrize("name", [name for name in figures.FIGURES if name not in figures.ELSEWHERE])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name == "main" else pytest.mark.slow)
+        for name in figures.FIGURES
+        if name not in figures.ELSEWHERE
+    ],
+)
 def test_a_figure_is_saved_as_pdf_and_png_and_is_not_blank(profile, tmp_path, name):
     paths = figures.save(figures.draw(name, figures.figure_inputs(profile, name)), tmp_path / "out", name)
     assert [path.suffix for path in paths] == [".pdf", ".png"]
