@@ -157,6 +157,13 @@ def test_the_head_on_a_cpu_takes_positions_with_a_loss_only_and_gives_what_trls_
             torch.testing.assert_close(mine[name], other[name], rtol=1e-5, atol=1e-6, msg=name)
 
 
+def test_where_there_is_a_gpu_trls_head_stays_as_it_is(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert head_results(on=True)[2] == [8]
+
+
 def test_after_the_block_trls_head_is_as_it_was():
     with pytest.raises(KeyError), cpu_head.small_tiles():
         raise KeyError

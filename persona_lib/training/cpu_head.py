@@ -18,20 +18,19 @@ TILE = 128  # positions whose logits are computed at a time: 1 MB at a vocabular
 
 @contextmanager
 def small_tiles(on: bool = True) -> Iterator[None]:
-    """Within the block TRL's head works as above on a CPU, and on GPUs as always.
+    """Within the block TRL's head works as above, unless ``on`` is false or there is a GPU to train on.
 
-    With ``on`` false nothing changes. This reaches into TRL, whose version is pinned; raises
-    AttributeError where it has no such head.
+    This reaches into TRL, whose version is pinned; raises AttributeError where it has no such head.
     """
-    if not on:
-        yield
-        return
+    import torch
     from trl.kernels import chunked_logprob
     from trl.trainer import utils
 
+    if not on or torch.cuda.is_available():
+        yield
+        return
     tile, only_with_loss = chunked_logprob.TOKEN_CHUNK_SIZE, utils._use_triton
-    chunked_logprob.TOKEN_CHUNK_SIZE = TILE
-    utils._use_triton = lambda device: device.type == "cpu" or only_with_loss(device)
+    chunked_logprob.TOKEN_CHUNK_SIZE, utils._use_triton = TILE, lambda device: True
     try:
         yield
     finally:
