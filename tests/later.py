@@ -1,4 +1,4 @@
-"""Heavy modules, imported when something of them is used: collecting the tests then loads none of them."""
+"""Torch, imported when something of it is used: collecting the tests then does not load it."""
 
 from __future__ import annotations
 
@@ -18,5 +18,4 @@ class Later:
         return getattr(importlib.import_module(self._name), attribute)
 
 
-datasets: Any = Later("datasets")
 torch: Any = Later("torch")

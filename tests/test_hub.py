@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 
 import pytest
-from later import datasets
 
 from persona_lib import config, fingerprint, hub
 from persona_lib.config import load_profile
@@ -124,6 +123,8 @@ def test_the_check_sees_an_unpinned_call():
 @pytest.fixture
 def far_hub(tmp_path, monkeypatch):
     """Put one small data set where datasets.load_dataset finds it by its hub id; returns (rows, calls)."""
+    import datasets
+
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
     monkeypatch.setitem(
         official_folders.DATASETS,
@@ -168,17 +169,21 @@ def test_official_data_comes_from_the_hub_once_pinned_and_passes_the_same_checks
 
 
 def test_a_hub_table_of_another_form_is_refused_like_a_folder(far_hub):
+    from datasets import Dataset
+
     parts, _ = far_hub
     for path in parts.values():
-        datasets.Dataset.from_parquet(str(path)).remove_columns("rejected").to_parquet(path)
+        Dataset.from_parquet(str(path)).remove_columns("rejected").to_parquet(path)
     with pytest.raises(DataError, match="split fewshot: column 'rejected' is missing"):
         official.load_official(official_folders.find_data_dir("hub", ["beavertails"]), "beavertails")
 
 
 def test_the_real_tables_are_the_same_rows_whichever_way_they_come(official_data, tmp_path, monkeypatch):
+    from datasets import load_from_disk
+
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
     here = official_data / "persona-tailoring-Anthropic HHH"
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.load_from_disk(str(here)))
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: load_from_disk(str(here)))
     folder = official_folders.find_data_dir("hub", ["hhh"])
     assert folder != official_data
     assert official.load_official(folder, "hhh") == official.load_official(official_data, "hhh")

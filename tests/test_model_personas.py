@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-from later import datasets
 
 from persona_lib.data import model_personas
 from persona_lib.data.model_personas import persona_counts, read_model_personas
@@ -26,6 +25,8 @@ def save(path, rows):
 
 
 def test_a_file_a_folder_and_the_hub_give_the_same_rows(tmp_path, monkeypatch):
+    from datasets import Dataset, DatasetDict
+
     rows = read_model_personas(save(tmp_path / "x.jsonl", ROWS))
     assert [(row.id, row.model, row.status) for row in rows] == [
         ("personas-000000", "m1", "ok"),
@@ -35,12 +36,12 @@ def test_a_file_a_folder_and_the_hub_give_the_same_rows(tmp_path, monkeypatch):
     assert rows[0].persona == "The user is calm and prefers facts over jokes."
     assert (rows[1].persona, rows[1].raw) == (None, "I can't help with that.")
 
-    table = datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)})
+    table = DatasetDict({"train": Dataset.from_list(ROWS)})
     table.save_to_disk(tmp_path / "folder")
     assert read_model_personas(str(tmp_path / "folder")) == rows
     asked = []
     monkeypatch.setattr(
-        datasets, "load_dataset", lambda *args, revision: asked.append((*args, revision)) or table
+        "datasets.load_dataset", lambda *args, revision: asked.append((*args, revision)) or table
     )
     assert read_model_personas(f"nbalepur/personas@{COMMIT}") == rows
     assert asked == [("nbalepur/personas", None, COMMIT)]
