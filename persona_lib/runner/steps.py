@@ -7,8 +7,7 @@ reads: only they make it stale. Naming a field too many costs seconds (the libra
 
 Minutes of the paper profile are estimates for one large GPU, computed as ``runner.cost`` does: what the
 arithmetic and the memory traffic need at least, times four for what a framework adds. Those of synthetic
-and scratch were measured on two cores without AVX512 (scratch with other work beside it). A plan prefers
-what this machine has measured.
+and scratch were measured on two cores without AVX512. A plan prefers what this machine has measured.
 """
 
 from __future__ import annotations
@@ -92,7 +91,7 @@ STEPS: dict[str, Step] = {
     "01_preference_data": Step(
         "Preference pairs, split by prompt",
         fields=(*DATA, "near_duplicate_threshold"),
-        minutes={"smoke": 0.1, "synthetic": 0.1, "scratch": 0.2, "paper": 1},
+        minutes={"smoke": 0.1, "synthetic": 0.1, "scratch": 0.1, "paper": 1},
     ),
     "02_base_model": Step(
         "The base language model",
@@ -106,7 +105,7 @@ STEPS: dict[str, Step] = {
             "gen_max_new_tokens",
             "near_duplicate_threshold",  # decides which rows of own data are for training
         ),
-        minutes={"smoke": 0.3, "synthetic": 2.7, "scratch": 6.5, "paper": 10},
+        minutes={"smoke": 0.3, "synthetic": 2.7, "scratch": 6, "paper": 10},
     ),
     "03_persona_inference": Step(
         "Infer a persona for every response",
@@ -124,25 +123,25 @@ STEPS: dict[str, Step] = {
         "Retrieve personas, build the tailoring data",
         inputs=("01_preference_data", "03_persona_inference"),
         fields=(*INFERENCE, "strip_contrast", "near_duplicate_threshold", "eval_personas", "train_personas"),
-        minutes={"smoke": 0.1, "synthetic": 0.1, "scratch": 0.2, "paper": 1},
+        minutes={"smoke": 0.1, "synthetic": 0.1, "scratch": 0.1, "paper": 1},
     ),
     "06_supervised_tailoring": Step(
         "Persona tailoring by supervised fine-tuning",
         inputs=("02_base_model", "05_tailoring_data"),
         fields=TRAINING,
-        minutes={"smoke": 0.2, "synthetic": 0.8, "scratch": 3, "paper": 25},
+        minutes={"smoke": 0.2, "synthetic": 0.8, "scratch": 1.3, "paper": 25},
     ),
     "07_preference_tailoring": Step(
         "Persona tailoring by DPO on top of it",
         inputs=("02_base_model", "05_tailoring_data", "06_supervised_tailoring"),
         fields=TRAINING,
-        minutes={"smoke": 0.2, "synthetic": 1.2, "scratch": 21, "paper": 50},
+        minutes={"smoke": 0.2, "synthetic": 1.2, "scratch": 6.3, "paper": 50},
     ),
     "08_generation": Step(
         "Answer the test prompts with every policy and persona",
         inputs=("02_base_model", "05_tailoring_data", "06_supervised_tailoring", "07_preference_tailoring"),
         fields=GENERATION,
-        minutes={"smoke": 0.2, "synthetic": 0.7, "scratch": 2.3, "paper": 215},
+        minutes={"smoke": 0.2, "synthetic": 0.7, "scratch": 1.7, "paper": 215},
     ),
     "09_judging": Step(
         "Judge the answers in both orders",
@@ -182,7 +181,7 @@ STEPS: dict[str, Step] = {
             "eval_personas",
             "bootstrap_samples",
         ),
-        minutes={"smoke": 0.1, "synthetic": 0.6, "scratch": 3.3, "paper": 20},
+        minutes={"smoke": 0.1, "synthetic": 0.6, "scratch": 3.2, "paper": 20},
     ),
     "12_results": Step(
         "All results, with intervals, beside the paper's",
@@ -209,7 +208,7 @@ STEPS: dict[str, Step] = {
             "train_personas",
             "judge",
         ),
-        minutes={"smoke": 0.1, "synthetic": 0.4, "scratch": 0.2, "paper": 1},
+        minutes={"smoke": 0.1, "synthetic": 0.4, "scratch": 0.4, "paper": 1},
     ),
     "13_released_outputs": Step(
         "The authors' released generations, analysed again",
@@ -223,7 +222,7 @@ STEPS: dict[str, Step] = {
             "eval_personas",
             *MODEL,
         ),
-        minutes={"smoke": 0.2, "synthetic": 0.2, "scratch": 0.2, "paper": 190},
+        minutes={"smoke": 0.2, "synthetic": 0.2, "scratch": 0.5, "paper": 190},
     ),
     "14_human_ratings": Step(
         "Ratings by people: blinded sheets out, filled ones in",
@@ -237,7 +236,7 @@ STEPS: dict[str, Step] = {
         per="profile",
         inputs=("05_tailoring_data", "08_generation"),
         fields=("datasets", "seeds", "data_dir", "bootstrap_samples", "guard_*", *GENERATION),
-        minutes={"smoke": 0.4, "synthetic": 0.4, "scratch": 0.6, "paper": 2},
+        minutes={"smoke": 0.4, "synthetic": 0.4, "scratch": 0.4, "paper": 2},
     ),
     "16_your_own_data": Step(
         "Your own preference data, step by step",
