@@ -7,7 +7,8 @@ computed online and the prompt twice, in float32. TRL's defaults take eight pair
 activations (gradient checkpointing); bfloat16, also a default, is switched off, for equal precision.
 Ours, with as many pairs per step: reference log-probabilities computed once (their time, divided by the
 profile's epochs, is added), prompts shared, no recomputation. Batches are drawn at random and not by length,
-so the optimiser's path is the same; all losses of the epoch must agree to four digits.
+so the optimiser's path is the same; all losses of the epoch must agree to four digits. Two more lines show
+what the vocabulary head gives by itself (``persona_lib.training.cpu_head``), against ours with TRL's tiles.
 
 Beside the time stands how many times as much arithmetic the other way does: tokens through the layers, a
 forward pass counted as 1, a backward pass through frozen weights as 1, a recomputation as 1. What attention
@@ -42,6 +43,7 @@ CASES = (
     ("default", "authors"),
     ("default", "TRL defaults"),
 )
+HEADS = {"scratch": 64, "paper": 16}  # kinds in which the head's tiles are compared, and their rows
 TOLERANCE = 1e-4
 AGAINST = {
     "authors": "authors' settings: 1 pair per step, online reference, prompt twice",
@@ -138,11 +140,11 @@ def theirs(kind: Kind, way: str, data: dict[str, Any], batch: int) -> harness.Ti
         )
 
 
-def ours(kind: Kind, data: dict[str, Any], batch: int) -> harness.Timed:
+def ours(kind: Kind, data: dict[str, Any], batch: int, small_tiles: bool = True) -> harness.Timed:
     """Train as this package does, prompts shared."""
     case = gpu_training.Case("dpo", "this package", "none", "float32", batch)
     profile = set_field(kind.profile, dpo_batch_size=batch, dpo_epochs=1, dpo_prefix_sharing=True)
-    with tempfile.TemporaryDirectory() as name, guards.quiet_libraries(), cpu_head.small_tiles():
+    with tempfile.TemporaryDirectory() as name, guards.quiet_libraries(), cpu_head.small_tiles(small_tiles):
         base = llama31.random_base(kind.config)
         trainer = gpu_training.package_trainer(case, profile, base, kind.tokenizer, data, Path(name))
         seconds, passes = reference_cost(trainer)
@@ -195,6 +197,18 @@ def main(quick: bool) -> None:
             equal_losses,
             what=f"DPO epoch, {kind.title}",
             against=AGAINST[way],
+            quick=quick,
+        )
+    for name, rows in HEADS.items():
+        kind = make_kind(name, quick)
+        data, batch = datasets(kind, "dpo", 16 if quick else rows), BATCHES["TRL defaults"]
+        harness.compare(
+            f"dpo_epoch-{name}-head",
+            lambda kind=kind, data=data, batch=batch: ours(kind, data, batch, small_tiles=False),
+            lambda kind=kind, data=data, batch=batch: ours(kind, data, batch),
+            equal_losses,
+            what=f"DPO epoch, {kind.title}",
+            against="this package with TRL's own head: 8 pairs per step, padding projected, too",
             quick=quick,
         )
 

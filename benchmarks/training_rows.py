@@ -1,11 +1,12 @@
 """What the training benchmarks train: small Llamas and rows of random words with the lengths of real ones.
 
-Three kinds of rows. "paper": the authors' BeaverTails rows, their lengths read where the data is at hand (a
+Four kinds of rows. "paper": the authors' BeaverTails rows, their lengths read where the data is at hand (a
 word counted as 4/3 tokens) and drawn from their middle nine tenths elsewhere. "long": prompts of several
 hundred tokens, such as a persona with a history. "default": the default profile's lengths and model size.
-The model of the first two has Llama-3.1's architecture and proportions (heads of 128, four queries to a key,
-an MLP 3.5 times as wide) at a quarter of the 8B model's width, two layers and 27 million parameters in them:
-as there, products with the frozen weights take most of the time, and not adapters, attention or Python.
+"scratch": BeaverTails' lengths, with model and vocabulary of the profile ``scratch``. The model of the first
+two has Llama-3.1's architecture and proportions (heads of 128, four queries to a key, an MLP 3.5 times as
+wide) at a quarter of the 8B model's width, two layers and 27 million parameters in them: as there, products
+with the frozen weights take most of the time, and not adapters, attention or Python.
 """
 
 from __future__ import annotations
@@ -28,6 +29,11 @@ DRAWN = {  # tokens of prompt (with persona) and of a response, where they are n
     "long": ((250, 350), (30, 90)),
     "default": ((26, 34), (18, 30)),
 }
+DRAWN["scratch"] = DRAWN["paper"]
+OWN_MODEL = {
+    "default": "synthetic",
+    "scratch": "scratch",
+}  # kinds with the model of a profile that pretrains one
 MIDDLE = {
     "hidden_size": 1024,
     "intermediate_size": 3584,
@@ -52,8 +58,10 @@ def make_kind(name: str, quick: bool) -> Kind:
     """Return a kind; a quick one has a tiny model."""
     tokenizer = llama31.example_tokenizer()
     ids = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id}
-    profile = load_profile("synthetic" if name == "default" else "paper")
-    sizes = llama31.base_sizes(profile) if name == "default" else llama31.SMALL if quick else MIDDLE
+    profile = load_profile(OWN_MODEL.get(name, "paper"))
+    sizes = llama31.base_sizes(profile) if name in OWN_MODEL else llama31.SMALL if quick else MIDDLE
+    if name == "scratch":
+        ids["vocab_size"] = profile.base_vocab_size
     config = llama31.llama_config(**sizes, **ids, eos_token_id=tokenizer.eos_token_id)
     rates = {"sft_learning_rate": 1e-2, "dpo_learning_rate": 1e-3}  # so large that every step shows
     profile = set_field(profile, quantization="none", compute_dtype="float32", **rates)
@@ -62,8 +70,9 @@ def make_kind(name: str, quick: bool) -> Kind:
 
 def title_of(name: str) -> str:
     """Say for a table whose lengths the rows have."""
-    if name == "paper":
-        return "BeaverTails' lengths" + ("" if authors_lengths() else " (drawn)")
+    if name in ("paper", "scratch"):
+        model = "" if name == "paper" else ", the model of scratch"
+        return "BeaverTails' lengths" + model + ("" if authors_lengths() else " (drawn)")
     return {"long": "long prompts (250 to 350 tokens)", "default": "the default profile's lengths"}[name]
 
 
@@ -85,7 +94,7 @@ def authors_lengths() -> list[tuple[int, int, int]]:
 def lengths(name: str) -> Iterator[tuple[int, int, int]]:
     """Yield tokens of prompt, chosen and rejected, the same in every run."""
     rng = random.Random(SEED)
-    known = authors_lengths() if name == "paper" else []
+    known = authors_lengths() if name in ("paper", "scratch") else []
     (shortest, longest), response = DRAWN[name]
     while True:
         if known:
