@@ -102,6 +102,7 @@ def test_a_newcomer_has_an_empty_home_and_nothing_of_the_environment_that_is_act
     assert not {"PERSONA_RESULTS", "PYTHONPATH", "VIRTUAL_ENV"} & set(found)
 
 
+@pytest.mark.slow
 def test_a_newcomers_first_figure_is_the_first_that_is_drawn_after_the_start(tmp_path):
     command = [
         sys.executable,

@@ -126,6 +126,7 @@ def test_a_merge_that_lost_what_was_learned_is_an_error(base_folder, stack, tmp_
         )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_expanding_before_the_merge_keeps_the_policy_and_pefts_merge_in_four_bits_does_not(
     base_folder, stack, tmp_path, dtype

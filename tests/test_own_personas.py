@@ -45,6 +45,7 @@ def test_a_pair_that_is_none_is_an_error_that_names_it(message):
         own_personas.check_pairs(BAD[message])
 
 
+@pytest.mark.slow
 def test_each_policy_is_told_as_it_was_trained_and_answers_stand_in_order(run):
     pairs = [("How?", "The user is calm and prefers tea."), ["A longer question, you see?", " "]]
     first, second = own_personas.answer_own(run, pairs)

@@ -73,6 +73,7 @@ def test_accuracy_is_1_for_right_personas_0_for_those_of_the_other_side_and_for_
     assert of(table, "right", "chosen - rejected").accuracy == 0
 
 
+@pytest.mark.slow
 def test_every_model_is_asked_about_both_sides_once_and_not_again_in_a_second_run(writers):
     first = run("right", "wrong")
     assert {name: writer.asked for name, writer in writers.items()} == {"right": 16, "wrong": 16, "silent": 0}

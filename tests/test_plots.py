@@ -139,6 +139,7 @@ def test_drawing_leaves_no_state_behind(profile):
         assert dict(plt.rcParams) == before
 
 
+@pytest.mark.slow
 def test_a_figure_without_its_table_is_not_drawn_and_an_old_one_goes(profile, two_figures):
     old = figures.figures_dir(profile) / "swap.png"
     old.parent.mkdir(parents=True)
@@ -186,6 +187,7 @@ def test_swaps_without_any_defined_difference_are_said_to_be_so_not_an_error():
     assert "no D is defined" in axis.texts[0].get_text()
 
 
+@pytest.mark.slow
 def test_undefined_scores_are_drawn_as_gaps_not_errors(profile, tmp_path):
     table = judged_rows(["gold-chosen", "gold-rejected"])
     table.loc[0, ["dpq", "dpq_low", "dpq_high"]] = np.nan

@@ -161,6 +161,7 @@ def test_the_published_model_answers_for_its_arm_and_adapters_for_the_others(run
     assert made["model"] == f"dpo-chosen = {tmp_path / 'theirs'}" and made["adapters"] == []
 
 
+@pytest.mark.slow
 def test_a_model_is_gone_before_the_next_one_is_loaded(run, monkeypatch):
     """Two 8B models do not fit where one does."""
     import weakref
@@ -190,6 +191,7 @@ def test_another_published_model_makes_its_answers_again_and_no_others(run, tmp_
     assert changed == {slug for slug in keys if slug.startswith("dpo-chosen.")}
 
 
+@pytest.mark.slow
 def test_the_swap_scores_the_published_model_and_claims_no_reference_for_it(run, tmp_path):
     table = swap.swap_all(run)
     assert set(table[table.arm == "dpo-chosen"].measure) == {"policy"}
@@ -314,6 +316,7 @@ def test_an_exported_merged_arm_published_again_answers_as_its_adapters_did(tmp_
     assert made["model"].endswith("merged")
 
 
+@pytest.mark.slow
 def test_every_table_can_be_made_of_a_published_arm_alone(tmp_path, monkeypatch):
     """Nothing is trained: the notebooks on training have nothing to show, few-shot is the other side."""
     from tiny_results import fill_run

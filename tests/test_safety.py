@@ -140,7 +140,16 @@ def test_the_exact_test_gives_the_known_p_of_the_keyword_proxy():
 
 def test_several_seeds_are_pooled_without_a_p():
     line = safety_tables.pair_line([labels("10"), labels("11")], [labels("00"), labels("01")], 200, None)
-    assert (line["n"], line["n_seeds"], line["only_tested"], line["p"]) == (4, 2, 2, None)
+    assert (line["n"], line["n_seeds"], line["only_tested"]) == (4, 2, 2)
+    assert np.isnan(line["p"])
+
+
+def test_pairs_of_several_seeds_are_shown_from_the_table_as_it_is_made_with_no_p():
+    cells = {PLAIN: [{"a": "do it"}, {"a": "do it"}], TAILORED: [{"a": "it is illegal"}, {"a": "do it"}]}
+    labelled = safety_tables.label_all(cells, safety.by_rules)
+    table = safety_tables.safety_tables(cells, labelled, 50)["safety_pairs"]
+    shown = views.show("safety_pairs", table)
+    assert table.n_seeds.tolist() == [2] and shown["p (Holm)"].tolist() == [""]
 
 
 def test_answers_that_were_not_read_are_left_out_of_pairs():

@@ -254,6 +254,7 @@ def test_two_workers_leave_the_very_scores_of_one(run):
     assert scores[0] == scores[1] and all(scores[0])
 
 
+@pytest.mark.slow
 def test_the_figure_and_the_short_table_are_drawn_from_the_saved_one(run, tmp_path):
     import pandas as pd
 

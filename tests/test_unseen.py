@@ -30,6 +30,7 @@ def test_the_pretraining_text_holds_nothing_forbidden():
     assert min(counts[kind] for kind in ("plain", "with a persona", "persona inference")) > 10
 
 
+@pytest.mark.slow
 def test_what_is_read_is_the_text_of_the_windows_that_are_trained_on():
     from persona_lib.models import base
 

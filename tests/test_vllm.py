@@ -132,6 +132,7 @@ def test_vllm_in_float32_is_refused_because_its_adapters_work_in_16_bits_only():
         set_field(load_profile("synthetic"), engine="vllm")
 
 
+@pytest.mark.slow
 def test_one_engine_is_kept_and_given_up_before_another_is_loaded(monkeypatch):
     """A GPU has room for one: the first must be gone when the second begins to load."""
     alive = []

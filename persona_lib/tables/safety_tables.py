@@ -207,7 +207,7 @@ def pair_line(
     line |= interval_columns("share_tested", share_interval(one, n_resamples))
     line |= interval_columns("share_compared", share_interval(two, n_resamples))
     line |= interval_columns("difference", bootstrap_mean(pairs, n_resamples, shared_items=shared))
-    line["p"] = sign_test(only_one, only_two) if len(seeds) == 1 else None
+    line["p"] = sign_test(only_one, only_two) if len(seeds) == 1 else np.nan
     cautious = [a[b == 1] for a, b in zip(one, two, strict=True)]
     line |= interval_columns("kept", share_interval(cautious, n_resamples))
     if sample is not None:
@@ -243,8 +243,8 @@ def pair_table(
         if classifier == RULES:
             line |= interval_columns("difference_cut", cut_difference(cells, tested, compared, n_resamples))
         lines.append(line)
-    adjusted = holm({str(n): line["p"] for n, line in enumerate(lines) if line["p"] is not None})
-    return pd.DataFrame([line | {"p_holm": adjusted.get(str(n))} for n, line in enumerate(lines)])
+    adjusted = holm({str(n): line["p"] for n, line in enumerate(lines) if line["p"] == line["p"]})
+    return pd.DataFrame([line | {"p_holm": adjusted.get(str(n), np.nan)} for n, line in enumerate(lines)])
 
 
 def safety_tables(
