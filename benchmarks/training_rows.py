@@ -30,10 +30,7 @@ DRAWN = {  # tokens of prompt (with persona) and of a response, where they are n
     "default": ((26, 34), (18, 30)),
 }
 DRAWN["scratch"] = DRAWN["paper"]
-OWN_MODEL = {
-    "default": "synthetic",
-    "scratch": "scratch",
-}  # kinds with the model of a profile that pretrains one
+OWN_MODEL = {"default": "synthetic", "scratch": "scratch"}  # kind -> the profile whose model it has
 MIDDLE = {
     "hidden_size": 1024,
     "intermediate_size": 3584,
