@@ -107,6 +107,7 @@ class Profile:
     published_arms: tuple[str, ...]
     quantization: str
     compute_dtype: str
+    merge_adapters: bool
     adapter_dtype: str
     lora_r: int
     lora_alpha: int
@@ -271,6 +272,11 @@ def check_profile(profile: Profile) -> None:
     if profile.engine == "vllm" and profile.compute_dtype != "bfloat16":
         raise ConfigError(
             f"{where}: engine=vllm needs compute_dtype=bfloat16: its LoRA kernels take 16-bit numbers only"
+        )
+    if profile.merge_adapters and (profile.quantization, profile.compute_dtype) != ("none", "float32"):
+        raise ConfigError(
+            f"{where}: merge_adapters needs quantization=none and compute_dtype=float32: in fewer bits the "
+            "merged weights would round away what the adapters learned"
         )
     if wrong := published.what_is_wrong(profile):
         raise ConfigError(f"{where}: published_arms: {wrong}")

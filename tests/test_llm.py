@@ -10,6 +10,7 @@ from llama31 import SMALL, llama_config, llama_tokenizer, mistral_tokenizer, ran
 from tiny import save_base, tiny_model, tiny_tokenizer, words
 
 from persona_lib import store
+from persona_lib.config import ConfigError, load_profile, set_field
 from persona_lib.models import llm
 from persona_lib.models.tokens import TokenError
 
@@ -260,6 +261,35 @@ def test_attached_adapters_are_frozen_and_never_merged(base_folder, adapters):
     assert not any(p.requires_grad for p in model.parameters())
     assert not model.training
     assert not any(getattr(module, "merged_adapters", []) for module in model.modules())
+
+
+@pytest.mark.parametrize("policy", [["sft-chosen"], ["sft-chosen", "dpo-chosen"]], ids=len)
+def test_adapters_added_to_the_weights_score_as_beside_them_and_leave_the_base_to_the_bit(
+    base_folder, adapters, policy
+):
+    import torch
+
+    model = llm.attach_adapters(llm.load_base(base_folder), [adapters[name] for name in policy])
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    with llm.using_adapters(model, policy):
+        beside = scores(model)
+    with pytest.raises(KeyError), llm.using_adapters(model, policy, merge=True):
+        np.testing.assert_allclose(scores(model), beside, rtol=1e-5)
+        assert any(not torch.equal(before[name], p) for name, p in model.named_parameters())
+        raise KeyError  # what was changed is put back whatever happens
+    assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
+    with llm.using_adapters(model, policy):
+        assert (scores(model) == beside).all()
+
+
+@pytest.mark.parametrize("how", [("nf4", "float32"), ("none", "bfloat16")], ids=str)
+def test_a_base_in_fewer_bits_than_32_is_never_merged(base_folder, adapters, how):
+    model = llm.attach_adapters(llm.load_base(base_folder, "", *how), [adapters["sft-chosen"]])
+    merging = llm.using_adapters(model, ["sft-chosen"], merge=True)
+    with pytest.raises(llm.ModelError, match="weights in torch.* would round away what was learned"), merging:
+        pass
+    with pytest.raises(ConfigError, match="merge_adapters needs quantization=none and compute_dtype=float32"):
+        set_field(load_profile("scratch"), **dict(zip(("quantization", "compute_dtype"), how, strict=True)))
 
 
 def test_unknown_adapter_is_an_error_that_lists_the_loaded_ones(base_folder, adapters):

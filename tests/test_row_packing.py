@@ -35,9 +35,9 @@ def random_pairs(n: int, longest: int = 12) -> list[dict[str, list[int]]]:
 def test_a_batch_holds_every_prompt_once_and_windows_in_trls_order():
     batch = row_packing.dpo_collator(pad=0, max_length=9)(PAIRS)
     packed = batch["packed"]
-    assert packed["ids"].tolist() == [[1, 20, 21, 30, 31, 40, 2], [1, 22, 2, 41, 42, 43, 2]]
-    assert packed["positions"].tolist() == [[0, 1, 2, 3, 4, 3, 4], [0, 1, 2, 2, 3, 4, 5]]
-    assert packed["owners"].tolist() == [[0, 0, 0, 1, 1, 2, 2], [3, 3, 4, 5, 5, 5, 5]]
+    assert packed["ids"].tolist() == [[1, 20, 21, 30, 31, 40, 2, 1, 22, 2, 41, 42, 43, 2]]
+    assert packed["positions"].tolist() == [[0, 1, 2, 3, 4, 3, 4, 0, 1, 2, 2, 3, 4, 5]]
+    assert packed["sizes"] == [(3, 2, 2), (2, 1, 4)]
     assert batch["input_ids"].tolist() == [
         [21, 30, 31, 0, 0],
         [22, 2, 0, 0, 0],
@@ -45,60 +45,65 @@ def test_a_batch_holds_every_prompt_once_and_windows_in_trls_order():
         [22, 41, 42, 43, 2],
     ]
     assert batch["completion_mask"].sum(dim=1).tolist() == [2, 1, 2, 4]
+    assert batch["attention_mask"].sum() == 14  # what TRL counts as seen: no padding
     chosen, rejected = [[2, 3, 4, 0, 0], [8, 9, 0, 0, 0]], [[2, 5, 6, 0, 0], [8, 10, 11, 12, 13]]
     assert packed["windows"].tolist() == chosen + rejected
     assert batch["ref_chosen_logps"].tolist() == [-1.5, -2.5] and "ref_rejected_logps" not in batch
 
 
-def test_rows_go_where_there_is_room_longest_first_and_no_sequence_outgrows_the_longest():
-    assert row_packing.places([3, 5, 2, 4, 1]) == [(2, 0), (0, 0), (2, 3), (1, 0), (1, 4)]
-    assert row_packing.places([7]) == [(0, 0)]
-
-
 def test_an_sft_batch_lays_rows_side_by_side_and_keeps_labels_from_the_first_on():
-    """Three rows, of 4, 2 and 2 tokens: the short ones share a sequence; the last has a loss on all of it."""
+    """Three rows, of 4, 2 and 2 tokens; the last has a loss on all of it."""
     rows = [([1, 5, 6, 2], [-100, -100, 6, 2]), ([1, 2], [-100, 2]), ([1, 7], [1, 7])]
     examples = [{"input_ids": ids, "labels": labels} for ids, labels in rows]
     batch = row_packing.sft_collator(pad=0)(examples)
-    assert batch["packed"]["ids"].tolist() == [[1, 5, 6, 2], [1, 2, 1, 7]]
-    assert batch["packed"]["positions"].tolist() == [[0, 1, 2, 3], [0, 1, 0, 1]]
-    assert batch["packed"]["owners"].tolist() == [[0] * 4, [3, 3, 6, 6]]
+    assert batch["packed"]["ids"].tolist() == [[1, 5, 6, 2, 1, 2, 1, 7]]
+    assert batch["packed"]["positions"].tolist() == [[0, 1, 2, 3, 0, 1, 0, 1]]
+    assert batch["packed"]["sizes"] == [(4, 0, 0), (2, 0, 0), (2, 0, 0)]
     assert batch["packed"]["windows"].tolist() == [[1, 2, 3], [4, 5, 0], [6, 7, 0]]
     assert batch["labels"].tolist() == [[-100, 6, 2], [-100, 2, -100], [1, 7, -100]]
 
 
 def test_rows_are_cut_after_max_length_each_response_for_itself():
     batch = row_packing.dpo_collator(pad=0, max_length=4)(PAIRS)
-    assert batch["packed"]["ids"].tolist() == [[1, 20, 21, 30, 40], [1, 22, 2, 41, 42]]
+    assert batch["packed"]["ids"].tolist() == [[1, 20, 21, 30, 40, 1, 22, 2, 41, 42]]
     assert batch["completion_mask"].sum(dim=1).tolist() == [1, 1, 1, 2]
 
 
-def test_a_response_sees_its_own_past_and_its_rows_prompt_only():
-    """Two rows in one sequence, the first with two responses, the second with one, and two of padding."""
+def test_a_token_attends_to_its_rows_prompt_and_to_the_past_of_its_own_response_only():
+    """A row with two responses, one with one and a row of one token. Values are powers of two, keys are 0: an
+    output is the mean of what a token sees, so what it sees can be read from it."""
     import torch
 
-    owners = torch.tensor([[0, 1, 1, 2, 6, 7, -1, -1]])
-    seen = ["1", "11", "111", "1001", "00001", "000011", "0000001", "00000011"]
-    mask = row_packing.attention_mask(owners, "sdpa", torch.float32)
-    assert ["".join(map(str, row)).rstrip("0") for row in mask[0, 0].int().tolist()] == seen
-    added = row_packing.attention_mask(owners, "eager", torch.float32)
-    assert (added == 0).equal(mask) and added.min() == torch.finfo(torch.float32).min
+    sizes = [(1, 2, 1), (1, 2, 0), (1, 0, 0)]
+    tokens = sum(map(sum, sizes))
+    value = (2.0 ** torch.arange(tokens)).view(1, 1, tokens, 1)
+    parts = row_packing.row_parts(sizes, torch.float32, "cpu")
+    blank = torch.zeros_like(value)
+    output, _ = row_packing.attend_by_parts(torch.nn.Module(), blank, blank, value, None, parts)
+    seen = ["1", "11", "111", "1001", "00001", "000011", "0000111", "00000001"]
+    sums = [sum(2**at for at, bit in enumerate(row) if bit == "1") for row in seen]
+    assert output.flatten().tolist() == pytest.approx(
+        [total / row.count("1") for total, row in zip(sums, seen, strict=True)]
+    )
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("kv_heads", [2, 1], ids=["as many keys", "grouped keys"])
 @pytest.mark.parametrize("max_length", [64, 9])
-def test_hidden_states_are_those_of_two_sequences_with_the_prompt_in_both(attention, max_length):
+def test_hidden_states_are_those_of_two_sequences_with_the_prompt_in_both(kv_heads, max_length):
     import torch
     from trl.trainer.dpo_trainer import DataCollatorForPreference
 
     pairs = [p for p in random_pairs(7) if len(p["prompt_ids"]) < max_length]
-    model = row_packing.accept_packed(tiny_model().eval())
-    model.set_attn_implementation(attention)
+    model = tiny_model(kv_heads=kv_heads).eval()
     ours = row_packing.dpo_collator(0, max_length)(pairs)
     theirs = DataCollatorForPreference(pad_token_id=0, max_length=max_length)(pairs)
+    given = {"input_ids": theirs["input_ids"], "attention_mask": theirs["attention_mask"]}
     with torch.no_grad():
+        plain = model.model(**given)
+        model = row_packing.accept_packed(model)
         shared = model.model(**{k: ours[k] for k in ("input_ids", "attention_mask", "packed")})
-        plain = model.model(input_ids=theirs["input_ids"], attention_mask=theirs["attention_mask"])
+        again = model.model(**given)
+    assert again.last_hidden_state.equal(plain.last_hidden_state)  # batches of others pass as before
     for row in range(2 * len(pairs)):
         first = len(pairs[row % len(pairs)]["prompt_ids"]) - 1
         n = int(ours["completion_mask"][row].sum())
@@ -107,10 +112,32 @@ def test_hidden_states_are_those_of_two_sequences_with_the_prompt_in_both(attent
         torch.testing.assert_close(shared.last_hidden_state[row, : n + 1], expected, rtol=1e-5, atol=1e-5)
 
 
+def test_gradient_checkpointing_computes_the_same_attention_again():
+    """A layer that is computed anew for its gradients must not see other rows then."""
+    import torch
+
+    batch = row_packing.dpo_collator(0, 64)(random_pairs(3))
+    found = []
+    for checkpointing in (False, True):
+        model = row_packing.accept_packed(tiny_model()).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        inputs = {k: batch[k] for k in ("input_ids", "attention_mask", "packed")}
+        model.model(**inputs).last_hidden_state.square().sum().backward()
+        found.append(model.model.layers[0].self_attn.q_proj.weight.grad)
+    torch.testing.assert_close(*found)
+
+
 @pytest.mark.parametrize(
-    "setting", [{"_attn_implementation": "flash_attention_2"}, {"sliding_window": 32}], ids=lambda s: [*s][0]
+    "setting",
+    [
+        {"_attn_implementation": "flash_attention_2"},
+        {"sliding_window": 32},
+        {"layer_types": ["full_attention", "chunked_attention"]},
+    ],
+    ids=lambda s: [*s][0],
 )
-def test_attention_that_takes_no_mask_of_ours_is_refused(setting):
+def test_attention_that_cannot_be_replaced_is_refused(setting):
     model = tiny_model()
     for name, value in setting.items():
         setattr(model.config, name, value)

@@ -219,13 +219,12 @@ def test_training_leaves_adapter_spec_log_counts_and_no_checkpoints(trained):
         assert store.is_done(folder, store.read_json(folder / "spec.json")["key"])
 
 
-@pytest.mark.slow
-def test_saved_adapters_give_the_best_validation_loss_recomputed_without_trl(trained):
-    """Base, SFT and DPO adapters reloaded, rows scored by our own code: TRL's DPO + SFT loss comes out."""
-    tokenizer = llm.load_tokenizer(*trained.base_source)
-    rows = train.load_rows(trained, "dpo", "chosen")[0]["val"]
-    folders = [train.adapter_folder(trained, method, "chosen") for method in ("sft", "dpo")]
-    model = llm.attach_adapters(llm.load_base(*trained.base_source), folders)
+def recomputed_loss(run: Run) -> float:
+    """TRL's DPO + SFT loss on the validation rows: base and both adapters loaded again, and our own code."""
+    tokenizer = llm.load_tokenizer(*run.base_source)
+    rows = train.load_rows(run, "dpo", "chosen")[0]["val"]
+    folders = [train.adapter_folder(run, method, "chosen") for method in ("sft", "dpo")]
+    model = llm.attach_adapters(llm.load_base(*run.base_source), folders)
 
     def score(names, side):
         with llm.using_adapters(model, names):
@@ -236,12 +235,26 @@ def test_saved_adapters_give_the_best_validation_loss_recomputed_without_trl(tra
     good = score(both, "chosen")
     margin = good - score(reference, "chosen") - score(both, "rejected") + score(reference, "rejected")
     tokens = sum(len(tokenizer(r["chosen"])["input_ids"]) for r in rows)  # BOS counted where EOS is meant
-    profile = trained.profile
-    expected = np.log1p(np.exp(-profile.dpo_beta * margin)).mean()
-    expected -= profile.dpo_sft_weight * good.sum() / tokens
-    done = store.read_json(folders[1] / "done.json")
-    assert done["best_eval_loss"] == min(evaluation_losses(folders[1]))
-    assert done["best_eval_loss"] == pytest.approx(expected, rel=1e-5)
+    profile = run.profile
+    return np.log1p(np.exp(-profile.dpo_beta * margin)).mean() - profile.dpo_sft_weight * good.sum() / tokens
+
+
+@pytest.mark.slow
+def test_saved_adapters_give_the_best_validation_loss_recomputed_without_trl(trained):
+    folder = train.adapter_folder(trained, "dpo", "chosen")
+    done = store.read_json(folder / "done.json")
+    assert done["best_eval_loss"] == min(evaluation_losses(folder))
+    assert done["best_eval_loss"] == pytest.approx(recomputed_loss(trained), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_an_adapter_trained_on_merged_weights_is_stacked_on_the_sft_adapter_afterwards(tmp_path, monkeypatch):
+    """What is saved belongs on base and SFT adapter, which stay as they were on disk."""
+    run = tiny_run(tmp_path, monkeypatch, merge_adapters=True)
+    for method in ("sft", "dpo"):
+        folder = train.train_adapter(run, method, "chosen")
+    done = store.read_json(folder / "done.json")
+    assert done["best_eval_loss"] == pytest.approx(recomputed_loss(run), rel=1e-5)
 
 
 @pytest.mark.slow
@@ -346,6 +359,18 @@ def gradients(trainer, batch) -> dict:
     return {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}
 
 
+def own_merged_trainer(run: Run, stacked):
+    """Ours with ``merge_adapters``, begun where ``stacked`` begins."""
+    trainer = build(Run(set_field(run.profile, merge_adapters=True), run.dataset, run.seed), "dpo")
+    assert list(trainer.model.peft_config) == ["default"]  # nothing is computed for SFT any more
+    guards.check_adapters(trainer.model, "default")
+    check_dpo_start(trainer, run.profile)
+    own = dict(trainer.model.named_parameters())
+    for name, parameter in guards.trainable_parameters(stacked.model).items():
+        own[name].data.copy_(parameter.data)
+    return trainer
+
+
 def merged_trainer(run: Run, stacked):
     """What the paper's authors do: merge the SFT adapter into the base, then train a new one."""
     from peft import PeftModel, get_peft_model
@@ -377,10 +402,11 @@ def merged_trainer(run: Run, stacked):
 
 
 @pytest.mark.slow
-def test_stacked_adapter_trains_as_merging_the_sft_adapter_first_would(trained):
+@pytest.mark.parametrize("make", [merged_trainer, own_merged_trainer])
+def test_stacked_adapter_trains_as_merging_the_sft_adapter_first_would(trained, make):
     """Reference, gradients before the first step, and weights after training: equal to rounding."""
     stacked = build(trained, "dpo")
-    merged = merged_trainer(trained, stacked)
+    merged = make(trained, stacked)
     for side in ("ref_chosen_logps", "ref_rejected_logps"):
         np.testing.assert_allclose(stacked.train_dataset[side], merged.train_dataset[side], rtol=1e-5)
     batch = first_batch(stacked)

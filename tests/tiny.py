@@ -28,7 +28,9 @@ def tiny_tokenizer(bos: bool = True):
     )
 
 
-def tiny_model(hidden: int = 64, layers: int = 2, mlp: int = 128, vocabulary: int = 64, seed: int = 0):
+def tiny_model(
+    hidden: int = 64, layers: int = 2, mlp: int = 128, vocabulary: int = 64, seed: int = 0, kv_heads: int = 2
+):
     """A random Llama with float32 weights large enough that its predictions differ from row to row."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -39,7 +41,7 @@ def tiny_model(hidden: int = 64, layers: int = 2, mlp: int = 128, vocabulary: in
         intermediate_size=mlp,
         num_hidden_layers=layers,
         num_attention_heads=2,
-        num_key_value_heads=2,
+        num_key_value_heads=kv_heads,
         vocab_size=vocabulary,
         max_position_embeddings=512,
         tie_word_embeddings=True,

@@ -1,6 +1,7 @@
 """The policies of a run behind the generator interface: every loaded model serves all arms that it can.
 
-Arms that are trained here share the run's base; adapters are switched, never merged. A published arm is a
+Arms that are trained here share the run's base; adapters are switched (and merged only while they are active,
+``merge_adapters``). A published arm is a
 whole model of its own (the authors' merged checkpoints): it is loaded when its turn comes, as it is, with its
 own tokenizer, and never quantised. ``engine`` chooses between transformers and vLLM.
 """
@@ -75,11 +76,9 @@ def transformers_generators(
     for name in dict.fromkeys(name for spec in specs for name in adapters_of(run, spec)):
         model = attach_adapters(model, [adapter_folder(run, *name.split("-", 1))])
     for spec in specs:
-        adapters = adapters_of(run, spec)
-        yield (
-            spec,
-            TransformersGenerator(model, tokenizer, policy_name(run, spec), profile.gen_batch_size, adapters),
-        )
+        adapters, name = adapters_of(run, spec), policy_name(run, spec)
+        settings = profile.gen_batch_size, adapters, profile.merge_adapters
+        yield spec, TransformersGenerator(model, tokenizer, name, *settings)
 
 
 # --- vLLM: one adapter per request, a base in plain weights ---

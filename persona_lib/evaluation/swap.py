@@ -131,7 +131,7 @@ def swap_key(run: Run, arm: str, persona_format: str) -> str:
     inputs += [model_key(*published)] if published else []
     p = run.profile
     settings = (
-        *(p.quantization, p.compute_dtype, p.gen_expand_weights),
+        *(p.quantization, p.compute_dtype, p.merge_adapters, p.gen_expand_weights),
         *(p.swap_batch_size, p.eval_split, p.eval_limit, p.eval_personas, p.first_person_wording),
     )
     return store.content_hash(
@@ -208,7 +208,8 @@ def score_jobs(
         how = persona_format, run.profile.first_person_wording
         prompts = [tailoring_prompt(row.prompt, persona, *how) for row, _, persona in chunk]
         pairs = [(completion_text(row.chosen), completion_text(row.rejected)) for row, _, _ in chunk]
-        with using_adapters(model, [folder.name for folder in adapters]):
+        names = [folder.name for folder in adapters]
+        with using_adapters(model, names, run.profile.merge_adapters):
             values = pair_log_probs(model, tokenizer, prompts, pairs, batch).tolist()
         scores = [PolicyScore(row.id, *rest, *pair) for (row, *rest), pair in zip(chunk, values, strict=True)]
         store.append_rows(path, scores)

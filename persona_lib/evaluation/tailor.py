@@ -142,7 +142,7 @@ def generation_key(run: Run, spec: RunSpec) -> str:
         getattr(profile, f)
         for f in vars(profile)
         if f.startswith(
-            ("gen_", "few_shot", "first_person", "quantization", "compute", "eval_limit", "engine")
+            ("gen_", "few_shot", "first_person", "quantization", "compute", "merge", "eval_limit", "engine")
         )
     ]
     return store.content_hash(

@@ -85,14 +85,21 @@ def to_completion(tokenizer: Any, ids: list[int], stop: Sequence[str]) -> Comple
 class TransformersGenerator:
     """A loaded causal language model that completes prompts greedily.
 
-    ``adapters`` names the adapters that are active while it generates (see ``llm.using_adapters``).
+    ``adapters`` names the adapters that are active while it generates, ``merge`` adds them to the weights
+    meanwhile (see ``llm.using_adapters``).
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, name: str, batch_size: int, adapters: Sequence[str] = ()
+        self,
+        model: Any,
+        tokenizer: Any,
+        name: str,
+        batch_size: int,
+        adapters: Sequence[str] = (),
+        merge: bool = False,
     ) -> None:
         self.model, self.tokenizer, self.name = model, tokenizer, name
-        self.batch_size, self.adapters = batch_size, tuple(adapters)
+        self.batch_size, self.adapters, self.merge = batch_size, tuple(adapters), merge
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -100,6 +107,7 @@ class TransformersGenerator:
         return {
             "model": self.name,
             "adapters": list(self.adapters),
+            "merged": self.merge,
             "decoding": "greedy",
             "batch_size": self.batch_size,
             "dtype": str(next(self.model.parameters()).dtype).removeprefix("torch."),
@@ -131,7 +139,7 @@ class TransformersGenerator:
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         if sampling:
             torch.manual_seed(sampling.seed)
-        with using_adapters(self.model, self.adapters), torch.inference_mode():
+        with using_adapters(self.model, self.adapters, self.merge), torch.inference_mode():
             cache = self._prefix_cache(head)
             for start in range(0, len(order), self.batch_size):
                 chosen = order[start : start + self.batch_size]

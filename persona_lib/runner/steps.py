@@ -68,6 +68,7 @@ TRAINING = (
     "quantization",
     "compute_dtype",
     "adapter_dtype",
+    "merge_adapters",
     "lora_*",
     "max_length",
     "completion_only_loss",

@@ -1,6 +1,6 @@
 """Batches with less in them: rows side by side instead of padded, and the prompt of a DPO pair once.
 
-A sequence holds several rows one after another; an attention mask lets each see itself alone, and its
+The rows of a batch follow one another in one sequence, without padding; each attends to itself alone, and its
 positions begin at 0. A DPO pair is laid as [prompt | chosen | rejected], each response seeing the prompt and
 itself and beginning where the prompt ends. Every hidden state is then the one that it is in a row of its own,
 and so are the loss and its gradients, to rounding. Only the decoder is given other rows: it hands back the
@@ -9,6 +9,9 @@ first with a loss on. Loss, metrics, reference and evaluation remain TRL's, and 
 batches. What is saved: padding, the second pass over every prompt, and the head at positions without a loss.
 Dropout (``lora_dropout``, in SFT) draws other numbers, as it does for another batch size.
 
+Attention is computed row by row (``attend_by_parts``), not under one mask for all of them: nothing is
+computed between tokens that do not see each other, and no mask of [tokens, tokens] is held.
+
 The plain path is TRL's own (``sft_packing: false``, ``dpo_prefix_sharing: false``);
 tests/test_row_packing.py holds them equal.
 """
@@ -16,23 +19,25 @@ tests/test_row_packing.py holds them equal.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-PARTS = 3  # of a row: the prompt, which the others see, and up to two responses
-PROMPT, CHOSEN, REJECTED = range(PARTS)
 IGNORED = -100  # label of a token without a loss
-ATTENTION = ("eager", "sdpa")  # implementations that take a mask of [batch, 1, query, key]
+BY_PARTS = "by_parts"  # the name that transformers knows ``attend_by_parts`` by
 
 
 @dataclass(frozen=True)
 class Laid:
-    """One row or pair: its ids, positions and parts, and for each response where the windows lie in it."""
+    """One row or pair: its ids, positions and sizes, and for each response where the windows lie in it.
+
+    ``sizes`` counts the tokens of (prompt, first response, second response); an SFT row is all "prompt".
+    """
 
     ids: list[int]
     positions: list[int]
-    parts: list[int]
+    sizes: tuple[int, int, int]
     windows: list[list[int]]
 
 
@@ -42,29 +47,14 @@ def lay_pair(prompt: list[int], chosen: list[int], rejected: list[int]) -> Laid:
     return Laid(
         ids=[*prompt, *chosen, *rejected],
         positions=[*range(p + c), *range(p, p + r)],
-        parts=[PROMPT] * p + [CHOSEN] * c + [REJECTED] * r,
+        sizes=(p, c, r),
         windows=[[*range(p - 1, p + c)], [p - 1, *range(p + c, p + c + r)]],
     )
 
 
 def lay_row(ids: list[int], first: int) -> Laid:
     """Lay an SFT row with a window from index ``first`` on."""
-    return Laid(ids, [*range(len(ids))], [PROMPT] * len(ids), [[*range(first, len(ids))]])
-
-
-def places(sizes: Sequence[int]) -> list[tuple[int, int]]:
-    """Return (sequence, offset) per row: longest first, into the first sequence with room for it.
-
-    No sequence is longer than the longest row.
-    """
-    used: list[int] = []
-    found = [(0, 0)] * len(sizes)
-    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
-        number = next((n for n, u in enumerate(used) if u + sizes[i] <= max(sizes)), len(used))
-        used += [0] * (number == len(used))
-        found[i] = (number, used[number])
-        used[number] += sizes[i]
-    return found
+    return Laid(ids, [*range(len(ids))], (len(ids), 0, 0), [[*range(first, len(ids))]])
 
 
 def padded(rows: Sequence[Sequence[int]], value: int) -> Any:
@@ -75,31 +65,32 @@ def padded(rows: Sequence[Sequence[int]], value: int) -> Any:
     return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
 
 
-def pack(laid: Sequence[Laid], pad: int) -> dict[str, Any]:
-    """Return what the decoder computes, [sequences, L] each, and where in it all windows lie, [windows, W].
+def pack(laid: Sequence[Laid]) -> dict[str, Any]:
+    """Return what the decoder computes: ``ids`` and ``positions``, [1, tokens], and ``sizes``, [rows, 3].
 
-    ``owners`` numbers rows and their parts (PARTS * row + part; -1 for padding). ``windows`` are indices into
-    the flattened sequences: first the first response of every row, then the second.
+    ``windows``, [windows, W], are where all windows lie in it, padded with 0: first the first response of
+    every row, then the second.
     """
-    where = places([len(row.ids) for row in laid])
-    sequences = range(1 + max(number for number, _ in where))
-    inside = [[i for i, place in enumerate(where) if place[0] == n] for n in sequences]
-    inside = [sorted(members, key=lambda i: where[i][1]) for members in inside]
-    width = max(len(row.ids) for row in laid)
-    starts = [number * width + offset for number, offset in where]
+    import torch
+
+    starts = itertools.accumulate((len(row.ids) for row in laid[:-1]), initial=0)
+    placed = list(zip(starts, laid, strict=True))
     return {
-        "ids": padded([[t for i in members for t in laid[i].ids] for members in inside], pad),
-        "positions": padded([[t for i in members for t in laid[i].positions] for members in inside], 0),
-        "owners": padded([[PARTS * i + t for i in members for t in laid[i].parts] for members in inside], -1),
+        "ids": torch.tensor([[t for row in laid for t in row.ids]]),
+        "positions": torch.tensor([[t for row in laid for t in row.positions]]),
+        "sizes": [row.sizes for row in laid],
         "windows": padded(
             [
-                [starts[i] + t for t in row.windows[side]]
+                [start + t for t in row.windows[side]]
                 for side in range(len(laid[0].windows))
-                for i, row in enumerate(laid)
+                for start, row in placed
             ],
             0,
         ),
     }
+
+
+# --- collators ---
 
 
 def dpo_collator(pad: int, max_length: int) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
@@ -119,12 +110,12 @@ def dpo_collator(pad: int, max_length: int) -> Callable[[list[dict[str, Any]]], 
             [e[f"{side}_ids"][: max_length - len(p)] for e, p in zip(examples, prompts, strict=True)]
             for side in ("chosen", "rejected")
         ]
-        packed = pack([lay_pair(*parts) for parts in zip(prompts, *sides, strict=True)], pad)
+        packed = pack([lay_pair(*parts) for parts in zip(prompts, *sides, strict=True)])
         responses = [(p, ids) for side in sides for p, ids in zip(prompts, side, strict=True)]
         batch = {
             "input_ids": padded([[p[-1], *ids] for p, ids in responses], pad),
             "completion_mask": padded([[0, *[1] * len(ids)] for _, ids in responses], 0),
-            "attention_mask": (packed["owners"] >= 0).long(),
+            "attention_mask": torch.ones_like(packed["ids"]),
             "packed": packed,
         }
         for name in ("ref_chosen_logps", "ref_rejected_logps"):
@@ -143,66 +134,122 @@ def sft_collator(pad: int) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
     """
 
     def collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
+        import torch
+
         ids, labels = ([e[name] for e in examples] for name in ("input_ids", "labels"))
         first = [max(0, next((i for i, y in enumerate(row) if y != IGNORED), len(row)) - 1) for row in labels]
-        packed = pack([lay_row(*row) for row in zip(ids, first, strict=True)], pad)
+        packed = pack([lay_row(*row) for row in zip(ids, first, strict=True)])
         return {
             "input_ids": padded([row[start:] for row, start in zip(ids, first, strict=True)], pad),
             "labels": padded([row[start:] for row, start in zip(labels, first, strict=True)], IGNORED),
-            "attention_mask": (packed["owners"] >= 0).long(),
+            "attention_mask": torch.ones_like(packed["ids"]),
             "packed": packed,
         }
 
     return collate
 
 
-def attention_mask(owners: Any, implementation: str, dtype: Any) -> Any:
-    """Return the mask [batch, 1, query, key]: a token sees its past in its own part and in its row's prompt.
+# --- attention ---
 
-    Boolean for sdpa; for eager attention, which adds it, 0 and the lowest number of ``dtype``.
+
+def row_parts(sizes: Sequence[tuple[int, int, int]], dtype: Any, where: Any) -> list[tuple]:
+    """Return what each row of ``sizes`` attends to: (prompt and first response, prompt, second, its mask).
+
+    The first three are slices of the sequence's tokens. The mask is for the second response, whose tokens see
+    the prompt and their own past, [second, prompt + second]: 0, or minus infinity; None without one.
     """
     import torch
 
-    width = owners.shape[1]
-    causal = torch.ones(width, width, dtype=torch.bool, device=owners.device).tril()
-    queries, keys = owners[:, None, :, None], owners[:, None, None, :]
-    seen = causal & ((keys == queries) | (keys == queries - queries % PARTS))
-    if implementation == "sdpa":
-        return seen
-    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
+    parts, start = [], 0
+    for prompt, first, second in sizes:
+        middle, end = start + prompt + first, start + prompt + first + second
+        unseen = torch.ones(second, prompt + second, dtype=torch.bool, device=where).triu(prompt + 1)
+        mask = torch.zeros(unseen.shape, dtype=dtype, device=where).masked_fill(unseen, float("-inf"))
+        slices = slice(start, middle), slice(start, start + prompt), slice(middle, end)
+        parts.append((*slices, mask[None, None] if second else None))
+        start = end
+    return parts
 
 
-def check_attention(config: Any) -> None:
-    """Raise ValueError if a model's attention cannot take a mask of our own."""
-    mend = "set sft_packing and dpo_prefix_sharing to false"
-    if config._attn_implementation not in ATTENTION:
-        raise ValueError(
-            f"packed rows need attention that takes a mask ({' or '.join(ATTENTION)}), not "
-            f"{config._attn_implementation}: load the model with attn_implementation='sdpa', or {mend}"
-        )
-    if getattr(config, "sliding_window", None):
-        raise ValueError(
-            f"packed rows: the model attends within a window of {config.sliding_window} tokens, which our "
-            f"mask would undo: {mend}"
-        )
+def attend_by_parts(
+    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, parts: Any = None, **kwargs: Any
+) -> tuple[Any, None]:
+    """Attend within each row of a packed sequence: transformers' own sdpa, once or twice a row.
+
+    ``query``, ``key`` and ``value`` are [1, heads, tokens, size]; ``parts`` is from ``row_parts``. Without
+    parts this is transformers' sdpa.
+    """
+    import torch
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    if parts is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    outputs = []
+    for both, prompt, second, mask in parts:
+        row = (tensor[:, :, both] for tensor in (query, key, value))
+        outputs.append(sdpa_attention_forward(module, *row, None, **kwargs)[0])
+        if mask is not None:
+            seen = (torch.cat([t[:, :, prompt], t[:, :, second]], dim=2) for t in (key, value))
+            mask = mask.to(query.dtype)
+            outputs.append(sdpa_attention_forward(module, query[:, :, second], *seen, mask, **kwargs)[0])
+    return torch.cat(outputs, dim=1), None
+
+
+def takes_parts(model: Any) -> bool:
+    """Say whether a model's attention can be replaced by ours and each token sees all of its past."""
+    config = model.config
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    everywhere = kinds == {"full_attention"} and not getattr(config, "sliding_window", None)
+    replaceable = getattr(model, "_supports_attention_backend", False)
+    return config._attn_implementation in ("sdpa", BY_PARTS) and replaceable and everywhere
+
+
+def use_parts(config: Any) -> None:
+    """Let a model with this configuration attend by parts where it is given some, by sdpa where not.
+
+    For good: a layer that gradient checkpointing computes again attends as it did before.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(BY_PARTS, attend_by_parts)
+    AttentionMaskInterface.register(BY_PARTS, sdpa_mask)
+    config._attn_implementation = BY_PARTS
+
+
+def decoder_inputs(packed: dict[str, Any], dtype: Any, where: Any) -> dict[str, Any]:
+    """Return what a model that uses parts is called with for a packed batch."""
+    ids = packed["ids"].to(where)
+    return {
+        "input_ids": ids,
+        "position_ids": packed["positions"].to(where),
+        "attention_mask": ids.new_empty(1, 1, 0, 0),  # a mask of four dimensions: transformers makes none
+        "parts": row_parts(packed["sizes"], dtype, where),
+        "use_cache": False,
+    }
 
 
 def accept_packed(model: Any) -> Any:
     """Let a causal language model's decoder take the batches of our collators; all others pass as before.
 
-    Returns the model. Raises ValueError for attention that takes no mask (``check_attention``).
+    Returns the model. Raises ValueError for attention that cannot be replaced, or that sees a part of the
+    past only.
     """
+    if not takes_parts(model):
+        raise ValueError(
+            "packed rows need a model that takes attn_implementation='sdpa' and sees all of the past in "
+            f"every layer (this one: {model.config._attn_implementation}): load it so, or set sft_packing "
+            "and dpo_prefix_sharing to false"
+        )
+    use_parts(model.config)
     decoder = model.base_model
-    check_attention(decoder.config)
     plain = decoder.forward
 
     @functools.wraps(plain)
     def forward(*args: Any, packed: dict[str, Any] | None = None, **kwargs: Any) -> Any:
         if packed is None:
             return plain(*args, **kwargs)
-        mask = attention_mask(packed["owners"], decoder.config._attn_implementation, model.dtype)
-        kwargs |= {"input_ids": packed["ids"], "position_ids": packed["positions"], "attention_mask": mask}
-        outputs = plain(**kwargs)
+        outputs = plain(**{**kwargs, **decoder_inputs(packed, model.dtype, packed["ids"].device)})
         outputs.last_hidden_state = read_windows(outputs.last_hidden_state, packed["windows"])
         return outputs
 
@@ -211,6 +258,5 @@ def accept_packed(model: Any) -> Any:
 
 
 def read_windows(hidden: Any, windows: Any) -> Any:
-    """Return hidden states [sequences, L, H] at the windows' places: [windows, W, H]."""
-    flat = hidden.reshape(-1, hidden.shape[-1])
-    return flat.index_select(0, windows.flatten()).view(*windows.shape, -1)
+    """Return hidden states [1, tokens, H] at the windows' places: [windows, W, H]."""
+    return hidden[0].index_select(0, windows.flatten()).view(*windows.shape, -1)

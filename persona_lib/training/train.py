@@ -47,6 +47,7 @@ METHOD_FIELDS = {
         "dpo_beta",
         "dpo_sft_weight",
         "dpo_prefix_sharing",
+        "merge_adapters",
     ),
 }
 COMPLETIONS = {"sft": ("completion",), "dpo": ("chosen", "rejected")}

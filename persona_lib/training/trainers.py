@@ -143,16 +143,22 @@ def sft_trainer(
 
 
 def activate_stack(model: Any) -> None:
-    """Activate the trained adapter ("default") on top of the frozen SFT adapter ("ref")."""
-    model.base_model.set_adapter(["default", "ref"])
-    model.base_model.set_requires_grad("ref", False)
+    """Activate the trained adapter ("default") on top of the frozen SFT adapter ("ref"), if that is there."""
+    if "ref" in model.peft_config:
+        model.base_model.set_adapter(["default", "ref"])
+        model.base_model.set_requires_grad("ref", False)
 
 
 def stack_fresh_adapter(model: Any) -> None:
-    """Turn "default" into a fresh adapter (its product is zero) on top of the frozen SFT adapter "ref"."""
+    """Turn "default" into a fresh adapter (its product is zero) on top of the frozen SFT adapter "ref".
+
+    On a base that SFT was merged into it is fresh already.
+    """
     from peft.tuners.lora import LoraLayer
 
     guards.cast_adapters(model)
+    if "ref" not in model.peft_config:
+        return
     for module in model.modules():
         if isinstance(module, LoraLayer):
             module.reset_lora_parameters("default", init_lora_weights=True)
@@ -182,6 +188,8 @@ def stacked_dpo_trainer_class(tokenization: str = "whole") -> type:
     Given a PeftModel whose adapter "default" is the SFT adapter, TRL copies it to a frozen adapter
     "ref" and computes the reference log-probabilities with that. This class then makes "default" a
     fresh adapter and keeps both active; wherever TRL or Trainer would leave one active, it restores both.
+    Given a base that SFT was merged into and a configuration, TRL makes the fresh adapter itself, and its
+    reference is that base.
     ``tokenization`` "released" gives every row the ids that the authors' version of TRL made of it.
     """
     from trl import DPOTrainer
@@ -225,7 +233,8 @@ def dpo_trainer(
     """Build the DPO trainer: adapter "default" to train, on a frozen base and a frozen SFT adapter.
 
     ``data`` holds datasets "train" and "val" with columns prompt, chosen and rejected. The reference
-    log-probabilities (base and SFT adapter) are computed here, once.
+    log-probabilities (base and SFT adapter) are computed here, once. ``merge_adapters`` merges the SFT
+    adapter into the float32 base instead of stacking on it.
     """
     from peft import PeftModel
     from transformers import set_seed
@@ -244,8 +253,10 @@ def dpo_trainer(
     if profile.dpo_prefix_sharing:
         base = row_packing.accept_packed(base)
         collator = row_packing.dpo_collator(tokenizer.pad_token_id, profile.max_length)
+    model = PeftModel.from_pretrained(base, str(sft), is_trainable=True)
     trainer = stacked_dpo_trainer_class(profile.dpo_tokenization)(
-        model=PeftModel.from_pretrained(base, str(sft), is_trainable=True),
+        model=model.merge_and_unload() if profile.merge_adapters else model,
+        peft_config=lora_config(profile) if profile.merge_adapters else None,
         args=one_gpu(config),
         data_collator=collator,
         processing_class=tokenizer,
