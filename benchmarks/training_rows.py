@@ -61,7 +61,8 @@ def make_kind(name: str, quick: bool) -> Kind:
         ids["vocab_size"] = profile.base_vocab_size
     config = llama31.llama_config(**sizes, **ids, eos_token_id=tokenizer.eos_token_id)
     rates = {"sft_learning_rate": 1e-2, "dpo_learning_rate": 1e-3}  # so large that every step shows
-    profile = set_field(profile, quantization="none", compute_dtype="float32", dpo_max_steps=0, **rates)
+    rates |= {"warmup_steps": 0, "dpo_max_steps": 0}
+    profile = set_field(profile, quantization="none", compute_dtype="float32", **rates)
     return Kind(name, profile, config, tokenizer, title_of(name))
 
 
