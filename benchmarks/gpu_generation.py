@@ -6,9 +6,10 @@ Weights are drawn on the device (no download, no checkpoint); prompts have the l
 and every answer has the same number of new tokens. All ways run in interleaved repetitions; the table gives
 medians. A decoding step reads every weight once whatever the batch, so the ceiling is the memory rate
 measured in the same run over the bytes of the weights, times the batch; "of ceiling" includes reading the
-prompts. "+ adapters" has an SFT and a DPO adapter attached, not merged, as the policies here answer. That
-batches, shared prefixes, adapters and expanded weights leave the very same answers is checked first, on a
-small float32 model. ``--shrink`` does all of it with a tiny model, on a CPU too. Writes OUT.csv and OUT.md.
+prompts. "+ adapters" has an SFT and a DPO adapter attached, not merged, as policies in 16 and 4 bits answer
+here. That batches, shared prefixes, adapters and expanded weights leave the very same answers is checked
+first, on a small float32 model. ``--shrink`` does all of it with a tiny model, on a CPU too. Writes OUT.csv
+and OUT.md.
 """
 
 from __future__ import annotations

@@ -275,8 +275,8 @@ def check_profile(profile: Profile) -> None:
         )
     if profile.merge_adapters and (profile.quantization, profile.compute_dtype) != ("none", "float32"):
         raise ConfigError(
-            f"{where}: merge_adapters needs quantization=none and compute_dtype=float32: in fewer bits the "
-            "merged weights would round away what the adapters learned"
+            f"{where}: merge_adapters needs quantization=none and compute_dtype=float32 (in fewer bits the "
+            "merged weights would round away what the adapters learned): or set merge_adapters=false"
         )
     if wrong := published.what_is_wrong(profile):
         raise ConfigError(f"{where}: published_arms: {wrong}")

@@ -88,5 +88,6 @@ def test_cut_at_stop_cuts_at_the_first_of_several():
 
 def test_settings_name_dtype_batch_size_and_decoding(generator):
     assert generator.settings == {
-        "model": "tiny", "adapters": [], "decoding": "greedy", "batch_size": 4, "dtype": "float32"
+        "model": "tiny", "adapters": [], "merged": False, "decoding": "greedy", "batch_size": 4,
+        "dtype": "float32",
     }  # fmt: skip

@@ -282,6 +282,23 @@ def test_adapters_added_to_the_weights_score_as_beside_them_and_leave_the_base_t
         assert (scores(model) == beside).all()
 
 
+def test_no_other_policy_is_activated_while_one_is_merged_into_the_weights(base_folder, adapters):
+    """It would be ignored: adapters are not computed beside weights that have taken some in."""
+    model = llm.attach_adapters(llm.load_base(base_folder), [adapters["sft-chosen"], adapters["dpo-chosen"]])
+    refused = pytest.raises(llm.ModelError, match="another policy's adapters are merged")
+    with llm.using_adapters(model, ["sft-chosen"], merge=True), refused:
+        llm.activate(model, ["dpo-chosen"])
+    llm.activate(model, ["dpo-chosen"])
+
+
+def test_a_head_that_shares_the_embedding_takes_no_adapter_in(base_folder):
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(llm.load_base(base_folder), LoraConfig(target_modules=["lm_head"]))
+    with pytest.raises(llm.ModelError, match="shares its weights with the embedding"):
+        llm.mergeable_layers(model)
+
+
 @pytest.mark.parametrize("how", [("nf4", "float32"), ("none", "bfloat16")], ids=str)
 def test_a_base_in_fewer_bits_than_32_is_never_merged(base_folder, adapters, how):
     model = llm.attach_adapters(llm.load_base(base_folder, "", *how), [adapters["sft-chosen"]])

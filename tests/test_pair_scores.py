@@ -40,6 +40,17 @@ def test_shared_scores_are_the_plain_ones_for_every_stack_of_adapters(folders, q
         np.testing.assert_allclose(shared, plain, rtol=2e-6, atol=2e-5)
 
 
+def test_a_model_that_has_scored_answers_as_before(folders):
+    """Its attention goes by rows from then on, where it is given any: not in generation."""
+    from persona_lib.models.generate import TransformersGenerator
+
+    model, tokenizer, (prompts, pairs) = llm.load_base(folders[0]), tiny_tokenizer(), some_pairs()
+    answer = TransformersGenerator(model, tokenizer, "tiny", 4).generate
+    before = dict(answer(prompts, 8, ()))
+    pair_scores.pair_log_probs(model, tokenizer, prompts, pairs, 4)
+    assert dict(answer(prompts, 8, ())) == before and len(set(before.values())) > 1
+
+
 def test_a_prompt_is_computed_once(folders):
     model, seen = llm.load_base(folders[0]), []
     model.register_forward_pre_hook(

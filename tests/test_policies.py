@@ -144,8 +144,16 @@ def answers(model, tokenizer, rows, persona, adapters=()):
     return {row.id: found[n].text for n, row in enumerate(rows)}
 
 
-def test_the_published_model_answers_for_its_arm_and_adapters_for_the_others(run, tmp_path):
+@pytest.mark.parametrize("merge", [False, True], ids=["beside", "merged"])
+def test_the_published_model_answers_for_its_arm_and_adapters_for_the_others(
+    run, tmp_path, monkeypatch, merge
+):
+    """With ``merge_adapters`` all is the same, and the adapters were merged."""
+    merged, plain = [], llm.merged
+    monkeypatch.setattr(llm, "merged", lambda model: merged.append(model.active_adapters) or plain(model))
+    run = dataclasses.replace(run, profile=set_field(run.profile, merge_adapters=merge))
     tailor.generate_all(run)
+    assert (["sft-none", "dpo-none"] in merged) == merge
     rows, tokenizer = tailor.eval_rows(run), llm.load_tokenizer(tmp_path / "theirs")
     found = {
         arm: {row.id: row.completion for row in tailor.read_generations(run, spec(*arm.split("-"))).values()}
@@ -158,6 +166,7 @@ def test_the_published_model_answers_for_its_arm_and_adapters_for_the_others(run
     assert found["dpo-none"] == answers(ours, tokenizer, rows, "gold-chosen", ["sft-none", "dpo-none"])
     assert len({tuple(one.values()) for one in found.values()}) == 3
     made = store.read_json(tailor.generation_folder(run, spec()) / "spec.json")["generator"]
+    assert made["merged"] is False  # it has no adapters
     assert made["model"] == f"dpo-chosen = {tmp_path / 'theirs'}" and made["adapters"] == []
 
 
@@ -182,6 +191,15 @@ def test_a_model_is_gone_before_the_next_one_is_loaded(run, monkeypatch):
     ]  # fmt: skip
     tailor.generate_specs(run, specs)
     assert all((tailor.generation_folder(run, one) / "done.json").exists() for one in specs)
+
+
+def test_merged_adapters_make_answers_and_scores_anew(run):
+    """They are the same to rounding, which is not the same."""
+    merged = dataclasses.replace(run, profile=set_field(run.profile, merge_adapters=True))
+    for one in tailor.grid(run):
+        assert tailor.generation_key(merged, one) != tailor.generation_key(run, one)
+    for arm in swap.swap_arms(run):
+        assert swap.swap_key(merged, *arm) != swap.swap_key(run, *arm)
 
 
 def test_another_published_model_makes_its_answers_again_and_no_others(run, tmp_path):

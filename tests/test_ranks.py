@@ -178,11 +178,13 @@ def test_two_ranks_train_what_one_process_trains(alone, tmp_path, monkeypatch, c
 
 
 @pytest.mark.slow
-def test_two_ranks_weigh_the_sft_term_by_tokens_like_one_process(tmp_path, monkeypatch):
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed and merged"])
+def test_two_ranks_weigh_the_sft_term_by_tokens_like_one_process(tmp_path, monkeypatch, packed):
     """Responses differ in length, so the mean over a rank's tokens is not the mean over the batch's."""
-    folders = []
+    folders, names = [], ("sft_packing", "dpo_prefix_sharing", "merge_adapters")
     for processes in (1, 2):
-        run = tiny_run(tmp_path / str(processes), monkeypatch, dpo_sft_weight=4.0)
+        changes = {"dpo_sft_weight": 4.0} | dict.fromkeys(names, packed)
+        run = tiny_run(tmp_path / str(processes), monkeypatch, **changes)
         train.train_adapter(run, "sft", "chosen")
         run = Run(set_field(run.profile, train_processes=processes), run.dataset, run.seed)
         folders.append(train.train_adapter(run, "dpo", "chosen"))

@@ -145,6 +145,18 @@ def test_attention_that_cannot_be_replaced_is_refused(setting):
         row_packing.accept_packed(model)
 
 
+def test_a_window_named_in_a_part_of_the_configuration_is_seen():
+    """A model of text and images keeps what its text part attends to in a configuration of its own."""
+    from types import SimpleNamespace
+
+    from transformers import Gemma3Config
+
+    config = Gemma3Config(text_config={"num_hidden_layers": 2, "sliding_window": 16})
+    config._attn_implementation = "sdpa"
+    assert not row_packing.takes_parts(SimpleNamespace(config=config, _supports_attention_backend=True))
+    assert row_packing.takes_parts(tiny_model())
+
+
 # --- the vocabulary head on a CPU ---
 
 
@@ -328,7 +340,9 @@ def test_evaluation_and_trained_weights_are_those_of_the_plain_path(sft_run):
 
 @pytest.mark.slow
 def test_killed_training_resumes_to_the_same_losses_and_weights(sft_run, monkeypatch):
-    run = packed_run(sft_run)
+    """In NF4 on a stack; in floats on a base that SFT is merged into."""
+    run, merge = packed_run(sft_run), sft_run.profile.quantization == "none"
+    run = Run(set_field(run.profile, merge_adapters=merge), run.dataset, run.seed)
     folder = train.train_adapter(run, "dpo", "chosen")
     losses, weights = evaluation_losses(folder), (folder / "adapter_model.safetensors").read_bytes()
     (folder / "done.json").unlink()

@@ -176,9 +176,16 @@ def run(tmp_path, monkeypatch):
     return run
 
 
-def test_scores_are_those_of_the_policy_and_of_its_reference(run):
+@pytest.mark.parametrize("merge", [False, True], ids=["beside", "merged"])
+def test_scores_are_those_of_the_policy_and_of_its_reference(run, monkeypatch, merge):
+    """Whether adapters are computed beside the weights or added to them."""
+    from persona_lib.config import set_field
+    from persona_lib.models import llm
     from persona_lib.models.llm import attach_adapters, load_base, load_tokenizer, sequence_log_probs
 
+    merged, plain = [], llm.merged
+    monkeypatch.setattr(llm, "merged", lambda model: merged.append(model.active_adapters) or plain(model))
+    run = replace(run, profile=set_field(run.profile, merge_adapters=merge))
     tiny_lora(run, "dpo-chosen", 2)
     scores = {(s.id, s.eval_persona): s for s in swap.persona_swap(run, "dpo-chosen")}
     assert {name for _, name in scores} == {"none", "gold-chosen", "gold-rejected"}
@@ -195,6 +202,7 @@ def test_scores_are_those_of_the_policy_and_of_its_reference(run):
         )
         assert got == pytest.approx(expected, abs=1e-4)
     assert one.policy_chosen != pytest.approx(one.reference_chosen, abs=1e-2)
+    assert merged == ([["sft-chosen", "dpo-chosen"], ["sft-chosen"]] if merge else [])
 
 
 def test_validation_rows_stand_in_where_no_evaluated_row_has_responses(run):

@@ -8,8 +8,7 @@ agree to about six digits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 from persona_lib.models.llm import sequence_log_probs
@@ -63,17 +62,6 @@ def responses_of(rows: Sequence[Pair]) -> list[list[int]]:
     return [chosen for _, chosen, _ in rows] + [rejected for _, _, rejected in rows]
 
 
-@contextmanager
-def head_at(model: Any, places: Any) -> Iterator[None]:
-    """Within the block the vocabulary's logits are computed for these tokens of a sequence only."""
-    head = model.get_output_embeddings()
-    hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][:, places],))
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
 def batch_pair_log_probs(model: Any, rows: Sequence[Pair]) -> Any:
     """Return the summed log-probabilities of both responses of one batch, [rows, 2]."""
     import torch
@@ -83,8 +71,8 @@ def batch_pair_log_probs(model: Any, rows: Sequence[Pair]) -> Any:
     packed = pack([lay_pair(*row) for row in rows])
     windows = [window[: len(ids)] for window, ids in zip(packed["windows"], responses_of(rows), strict=True)]
     use_parts(model.config)
-    with head_at(model, torch.cat(windows).to(where)):
-        logits = model(**decoder_inputs(packed, model.dtype, where)).logits[0]
+    inputs = decoder_inputs(packed, model.dtype, where)
+    logits = model(**inputs, logits_to_keep=torch.cat(windows).to(where)).logits[0]
     labels = torch.tensor([t for ids in responses_of(rows) for t in ids], device=where)
     losses = cross_entropy(logits.float(), labels, reduction="none").double()
     sums = [-part.sum() for part in losses.split([len(ids) for ids in responses_of(rows)])]

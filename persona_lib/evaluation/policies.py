@@ -1,9 +1,9 @@
 """The policies of a run behind the generator interface: every loaded model serves all arms that it can.
 
-Arms that are trained here share the run's base; adapters are switched (and merged only while they are active,
-``merge_adapters``). A published arm is a
-whole model of its own (the authors' merged checkpoints): it is loaded when its turn comes, as it is, with its
-own tokenizer, and never quantised. ``engine`` chooses between transformers and vLLM.
+Arms that are trained here share the run's base; adapters are switched, and merged only while they are active
+(``merge_adapters``). A published arm is a whole model of its own (the authors' merged checkpoints): it is
+loaded when its turn comes, as it is, with its own tokenizer, and never quantised. ``engine`` chooses between
+transformers and vLLM.
 """
 
 from __future__ import annotations

@@ -202,17 +202,16 @@ def score_jobs(
     adapters = adapters_of(run, arm)
     model, tokenizer = loader.load(arm)
     batch = run.profile.swap_batch_size
+    how = persona_format, run.profile.first_person_wording
     jobs = sorted(jobs, key=lambda job: len(job[0].chosen) + len(job[0].rejected) + len(job[2] or ""))
-    for start in range(0, len(jobs), CHUNK * batch):
-        chunk = jobs[start : start + CHUNK * batch]
-        how = persona_format, run.profile.first_person_wording
-        prompts = [tailoring_prompt(row.prompt, persona, *how) for row, _, persona in chunk]
-        pairs = [(completion_text(row.chosen), completion_text(row.rejected)) for row, _, _ in chunk]
-        names = [folder.name for folder in adapters]
-        with using_adapters(model, names, run.profile.merge_adapters):
+    with using_adapters(model, [folder.name for folder in adapters], run.profile.merge_adapters):
+        for start in range(0, len(jobs), CHUNK * batch):
+            chunk = jobs[start : start + CHUNK * batch]
+            prompts = [tailoring_prompt(row.prompt, persona, *how) for row, _, persona in chunk]
+            pairs = [(completion_text(row.chosen), completion_text(row.rejected)) for row, _, _ in chunk]
             values = pair_log_probs(model, tokenizer, prompts, pairs, batch).tolist()
-        scores = [PolicyScore(row.id, *rest, *pair) for (row, *rest), pair in zip(chunk, values, strict=True)]
-        store.append_rows(path, scores)
+            found = zip(chunk, values, strict=True)
+            store.append_rows(path, [PolicyScore(row.id, *rest, *pair) for (row, *rest), pair in found])
 
 
 def persona_swap(

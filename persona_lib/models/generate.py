@@ -107,7 +107,7 @@ class TransformersGenerator:
         return {
             "model": self.name,
             "adapters": list(self.adapters),
-            "merged": self.merge,
+            "merged": bool(self.merge and self.adapters),
             "decoding": "greedy",
             "batch_size": self.batch_size,
             "dtype": str(next(self.model.parameters()).dtype).removeprefix("torch."),

@@ -180,12 +180,18 @@ def attach_adapters(model: Any, folders: Sequence[Path]) -> Any:
 
 
 def activate(model: Any, names: Sequence[str]) -> None:
-    """Make exactly these adapters active (in this order), frozen, in eval mode; raises on an unknown name."""
+    """Make exactly these adapters active (in this order), frozen, in eval mode.
+
+    Raises ValueError on an unknown name, ModelError while adapters are merged into the weights: those active
+    would be ignored.
+    """
     unknown = [name for name in names if name not in model.peft_config]
     if unknown or not names:
         raise ValueError(
             f"no adapter {', '.join(unknown) or '(empty list)'}; loaded: {', '.join(model.peft_config)}"
         )
+    if any(getattr(module, "merged_adapters", []) for module in model.modules()):
+        raise ModelError("another policy's adapters are merged into the weights: let its answers end first")
     model.base_model.set_adapter(list(names), inference_mode=True)
     model.requires_grad_(False).eval()
 
@@ -211,20 +217,32 @@ def using_adapters(model: Any, names: Sequence[str], merge: bool = False) -> Ite
             activate(model, before)
 
 
-@contextmanager
-def merged(model: Any) -> Iterator[None]:
-    """Within the block the active adapters are added to the weights, and not computed beside them.
+def mergeable_layers(model: Any) -> list[Any]:
+    """Return the layers with adapters; raises ModelError if their weights should not take them in.
 
-    After it every weight is the very one from before: subtracting what was added would leave rounding behind.
-    Raises ModelError unless all weights that have adapters are float32.
+    They have to be float32, and not the embedding's, which a tied head shares.
     """
     import torch
     from peft.tuners.lora import LoraLayer
 
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
-    weights = [layer.get_base_layer().weight.data for layer in layers]
+    weights = [layer.get_base_layer().weight for layer in layers]
     if kinds := {str(weight.dtype) for weight in weights if weight.dtype != torch.float32}:
         raise ModelError(f"weights in {', '.join(sorted(kinds))}: a merge would round away what was learned")
+    if any(weight is model.get_input_embeddings().weight for weight in weights):
+        raise ModelError("an adapter on the head, which shares its weights with the embedding: merge none")
+    return layers
+
+
+@contextmanager
+def merged(model: Any) -> Iterator[None]:
+    """Within the block the active adapters are added to the weights, and not computed beside them.
+
+    After it every weight is the very one from before: subtracting what was added would leave rounding behind.
+    Both are held meanwhile. See ``mergeable_layers`` for what raises.
+    """
+    layers = mergeable_layers(model)
+    weights = [layer.get_base_layer().weight.data for layer in layers]
     try:
         for layer in layers:
             layer.merge(safe_merge=True)

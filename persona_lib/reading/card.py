@@ -294,7 +294,7 @@ def model_card(
         merged=merged_text(check),
         data=(text := DATA.get(run.dataset, DATA[""]))[0].upper() + text[1:],
         personas=persona_text(run, arm),
-        method="SFT, then DPO on a second adapter on top of the frozen first" if len(stack) > 1 else "SFT",
+        method="SFT, then DPO of a second adapter on top of the first" if len(stack) > 1 else "SFT",
         settings=settings_text(run, stack),
         metrics=metrics_text(run, arm),
         safety=safety_text(run, arm),

@@ -66,7 +66,7 @@ def padded(rows: Sequence[Sequence[int]], value: int) -> Any:
 
 
 def pack(laid: Sequence[Laid]) -> dict[str, Any]:
-    """Return what the decoder computes: ``ids`` and ``positions``, [1, tokens], and ``sizes``, [rows, 3].
+    """Return what the decoder computes: ``ids`` and ``positions``, [1, tokens], and every row's ``sizes``.
 
     ``windows``, [windows, W], are where all windows lie in it, padded with 0: first the first response of
     every row, then the second.
@@ -197,7 +197,7 @@ def attend_by_parts(
 
 def takes_parts(model: Any) -> bool:
     """Say whether a model's attention can be replaced by ours and each token sees all of its past."""
-    config = model.config
+    config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     everywhere = kinds == {"full_attention"} and not getattr(config, "sliding_window", None)
     replaceable = getattr(model, "_supports_attention_backend", False)

@@ -2,8 +2,9 @@
 
 The base stays frozen (in four bits for QLoRA). DPO trains a second adapter stacked on the frozen SFT
 adapter, which equals merging the SFT adapter first and training a new one, but works in NF4 and
-keeps everything small; its reference is the base with the SFT adapter alone. The trainers are TRL's;
-here are the rows, the settings (all explicit), the guards and the folders.
+keeps everything small; its reference is the base with the SFT adapter alone. A float32 base may have the SFT
+adapter merged into it for DPO (``merge_adapters``); what is saved is the same. The trainers are TRL's; here
+are the rows, the settings (all explicit), the guards and the folders.
 """
 
 from __future__ import annotations
