@@ -132,6 +132,7 @@ def test_rows_without_responses_are_no_pairs_and_their_empty_personas_are_none(o
     assert flaws.flaw_table(run, rows).loc["gold-chosen: empty", "test"] == N
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["01_preference_data", "05_tailoring_data"])
 def test_the_notebooks_pass_over_rows_without_responses(open_run, name, capsys):
     run = open_run("mnemonic", empty_test)

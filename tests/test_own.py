@@ -176,6 +176,7 @@ def test_a_profile_whose_judge_reads_the_synthetic_world_only_is_refused_by_the_
 # --- labels and mappings ---
 
 
+@pytest.mark.slow
 def test_autoj_with_its_mapping_is_what_its_own_reader_reads(autoj_data):
     path = raw.raw_file(str(autoj_data), "autoj")
     data = own.read_own(profile_of(path, EXAMPLES / "autoj.yaml"))

@@ -96,6 +96,7 @@ def test_another_prompt_is_another_question(writers):
     assert writers["right"].asked == 2 * 2 * 4
 
 
+@pytest.mark.slow
 def test_the_figure_and_the_view_name_the_models_and_the_line_of_origin_the_command(writers):
     table = run("right", "wrong")
     profile = load_profile("synthetic")

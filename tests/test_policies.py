@@ -144,7 +144,9 @@ def answers(model, tokenizer, rows, persona, adapters=()):
     return {row.id: found[n].text for n, row in enumerate(rows)}
 
 
-@pytest.mark.parametrize("merge", [False, True], ids=["beside", "merged"])
+@pytest.mark.parametrize(
+    "merge", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["beside", "merged"]
+)
 def test_the_published_model_answers_for_its_arm_and_adapters_for_the_others(
     run, tmp_path, monkeypatch, merge
 ):

@@ -256,6 +256,7 @@ def test_the_repositorys_documents_can_be_written_for_every_profile_they_name(tm
         assert set(inside) == {"*Not run yet.*\n"}
 
 
+@pytest.mark.slow
 def test_the_documents_show_the_tables_of_the_synthetic_world_as_they_are_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
     monkeypatch.delenv("PERSONA_FIGURES", raising=False)
@@ -284,6 +285,7 @@ def test_of_the_kept_models_only_the_rules_infer_one_side_better(monkeypatch):
     assert list(apart.index) == ["rules, no model"] and len(gaps) == 7
 
 
+@pytest.mark.slow
 def test_the_list_of_files_is_written_from_their_first_lines_and_lacks_none():
     library = REPO / "persona_lib"
     assert (library / "README.md").read_text(encoding="utf-8") == docs.list_files(library), (

@@ -103,6 +103,7 @@ def test_corrected_and_assisted_estimates_by_hand_and_without_labels():
         misclassification.make_labelled([], [], [], [])
 
 
+@pytest.mark.slow
 def test_correction_covers_the_truth_in_simulations():
     """True share .3, recall .75, specificity .9: the 95 % interval should hold .3 nearly always."""
     rng, covered = np.random.default_rng(0), 0

@@ -57,6 +57,7 @@ def test_a_run_of_one_seed_covers_as_it_says():
     assert 0.90 <= coverage(150, 120, 0.0, 1) <= 0.98
 
 
+@pytest.mark.slow
 def test_five_seeds_that_differ_much_cover_as_they_say():
     assert 0.90 <= coverage(150, 80, 0.1, 5) <= 0.98
 

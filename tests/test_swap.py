@@ -176,7 +176,9 @@ def run(tmp_path, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("merge", [False, True], ids=["beside", "merged"])
+@pytest.mark.parametrize(
+    "merge", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["beside", "merged"]
+)
 def test_scores_are_those_of_the_policy_and_of_its_reference(run, monkeypatch, merge):
     """Whether adapters are computed beside the weights or added to them."""
     from persona_lib.config import set_field
@@ -240,6 +242,7 @@ def test_a_killed_step_resumes_where_it_was_and_a_finished_one_is_not_run_again(
         assert old.policy_chosen == pytest.approx(new.policy_chosen, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_the_table_of_a_run_has_every_arm_and_the_base(run):
     tiny_lora(run, "dpo-chosen", 2)
     table = swap.swap_all(run)
@@ -278,6 +281,7 @@ def test_the_figure_and_the_short_table_are_drawn_from_the_saved_one(run, tmp_pa
     ]
 
 
+@pytest.mark.slow
 def test_a_table_without_a_single_difference_is_drawn_as_empty():
     """Where both sides have the same persona, D > 0 is undefined for every row."""
     import pandas as pd

@@ -248,6 +248,7 @@ def test_a_leak_stops_the_step_before_it_is_marked_as_done(run, monkeypatch):
 # --- the authors' data ---
 
 
+@pytest.mark.slow
 def test_official_data_is_passed_through(tmp_path, monkeypatch):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
     try:

@@ -73,6 +73,7 @@ def test_a_failing_job_is_raised_without_waiting_for_the_others():
     assert time.monotonic() - started < 30
 
 
+@pytest.mark.slow
 def test_workers_end_when_their_parent_is_killed(tmp_path):
     files = [tmp_path / name for name in ("a", "b")]
     script = tmp_path / "script.py"
@@ -109,6 +110,7 @@ def leave_garbage(folder: str, name: str) -> tuple[int, ...]:
     return gc.get_threshold()
 
 
+@pytest.mark.slow
 def test_a_worker_looks_for_garbage_rarely_and_not_at_its_end(tmp_path):
     found = workers.run_jobs(leave_garbage, [(str(tmp_path), name) for name in "ab"], 2)
     assert found == [workers.COLLECT_AFTER] * 2 and not list(tmp_path.iterdir())

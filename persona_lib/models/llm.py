@@ -227,8 +227,8 @@ def mergeable_layers(model: Any) -> list[Any]:
 
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     weights = [layer.get_base_layer().weight for layer in layers]
-    if kinds := {str(weight.dtype) for weight in weights if weight.dtype != torch.float32}:
-        raise ModelError(f"weights in {', '.join(sorted(kinds))}: a merge would round away what was learned")
+    if narrow := {str(weight.dtype) for weight in weights if weight.dtype != torch.float32}:
+        raise ModelError(f"weights in {', '.join(sorted(narrow))}: a merge would round away what was learned")
     if any(weight is model.get_input_embeddings().weight for weight in weights):
         raise ModelError("an adapter on the head, which shares its weights with the embedding: merge none")
     return layers

@@ -198,8 +198,8 @@ def attend_by_parts(
 def takes_parts(model: Any) -> bool:
     """Say whether a model's attention can be replaced by ours and each token sees all of its past."""
     config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    everywhere = kinds == {"full_attention"} and not getattr(config, "sliding_window", None)
+    types = set(getattr(config, "layer_types", None) or ["full_attention"])
+    everywhere = types == {"full_attention"} and not getattr(config, "sliding_window", None)
     replaceable = getattr(model, "_supports_attention_backend", False)
     return config._attn_implementation in ("sdpa", BY_PARTS) and replaceable and everywhere
 
