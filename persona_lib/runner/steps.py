@@ -106,7 +106,7 @@ STEPS: dict[str, Step] = {
             "gen_max_new_tokens",
             "near_duplicate_threshold",  # decides which rows of own data are for training
         ),
-        minutes={"smoke": 0.3, "synthetic": 2.7, "scratch": 6, "paper": 10},
+        minutes={"smoke": 0.3, "synthetic": 2.7, "scratch": 5, "paper": 10},
     ),
     "03_persona_inference": Step(
         "Infer a persona for every response",
@@ -130,19 +130,19 @@ STEPS: dict[str, Step] = {
         "Persona tailoring by supervised fine-tuning",
         inputs=("02_base_model", "05_tailoring_data"),
         fields=TRAINING,
-        minutes={"smoke": 0.2, "synthetic": 0.8, "scratch": 1.3, "paper": 25},
+        minutes={"smoke": 0.2, "synthetic": 0.8, "scratch": 1, "paper": 25},
     ),
     "07_preference_tailoring": Step(
         "Persona tailoring by DPO on top of it",
         inputs=("02_base_model", "05_tailoring_data", "06_supervised_tailoring"),
         fields=TRAINING,
-        minutes={"smoke": 0.2, "synthetic": 1.2, "scratch": 6.3, "paper": 50},
+        minutes={"smoke": 0.2, "synthetic": 1.2, "scratch": 3.7, "paper": 50},
     ),
     "08_generation": Step(
         "Answer the test prompts with every policy and persona",
         inputs=("02_base_model", "05_tailoring_data", "06_supervised_tailoring", "07_preference_tailoring"),
         fields=GENERATION,
-        minutes={"smoke": 0.2, "synthetic": 0.7, "scratch": 1.7, "paper": 215},
+        minutes={"smoke": 0.2, "synthetic": 0.7, "scratch": 1, "paper": 215},
     ),
     "09_judging": Step(
         "Judge the answers in both orders",
@@ -182,7 +182,7 @@ STEPS: dict[str, Step] = {
             "eval_personas",
             "bootstrap_samples",
         ),
-        minutes={"smoke": 0.1, "synthetic": 0.6, "scratch": 3.2, "paper": 20},
+        minutes={"smoke": 0.1, "synthetic": 0.6, "scratch": 1.5, "paper": 20},
     ),
     "12_results": Step(
         "All results, with intervals, beside the paper's",
@@ -209,7 +209,7 @@ STEPS: dict[str, Step] = {
             "train_personas",
             "judge",
         ),
-        minutes={"smoke": 0.1, "synthetic": 0.4, "scratch": 0.4, "paper": 1},
+        minutes={"smoke": 0.1, "synthetic": 0.4, "scratch": 0.3, "paper": 1},
     ),
     "13_released_outputs": Step(
         "The authors' released generations, analysed again",
