@@ -171,7 +171,8 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.parametrize("kind", ["completions", pytest.param("chat", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["completions", "chat"])
 def test_every_prompt_is_answered_once_whatever_the_server_does(server, tmp_path, kind):
     generator = make(server, tmp_path, kind=kind, prompt_price=2.0, completion_price=8.0)
     expected = {index: f"{prompt} answered" for index, prompt in enumerate(HOSTILE)}

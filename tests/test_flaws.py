@@ -76,6 +76,7 @@ def test_flaws_are_counted_per_split(open_run):
     assert preference.data_card(tailoring.load_tailoring(run)).loc["test", "with a role"] == N
 
 
+@pytest.mark.slow
 def test_stripping_takes_both_off_everywhere_and_has_keys_of_its_own(open_run):
     plain = open_run("hhh", with_flaws)
     run = open_run("hhh", with_flaws, "strip_roles=true", "strip_contrast=true")
@@ -111,6 +112,7 @@ def empty_test(split, columns):
         columns[f"{side}_persona_retr"] = lent
 
 
+@pytest.mark.slow
 def test_rows_without_responses_are_no_pairs_and_their_empty_personas_are_none(open_run):
     run = open_run("mnemonic", empty_test)
     preference.write_pairs(run)

@@ -46,6 +46,7 @@ def assert_same(answers):
             assert torch.equal(keys, other_keys) and torch.equal(values, other_values)
 
 
+@pytest.mark.slow
 def test_tokens_are_kept_in_order_and_move_only_when_the_room_is_full():
     plain, growing = plain_cache(), growing_cache(make_config(), None, 3)
     places = []

@@ -111,6 +111,7 @@ def test_the_account_adds_up(damaged):
     assert read == sum(counts.values()) and counts["lost characters"] == 2
 
 
+@pytest.mark.slow
 def test_the_page_names_every_damaged_row_escaped_and_loads_nothing(damaged, tmp_path):
     profile = profile_of(tmp_path / "damaged.jsonl")
     text = data_page.write_page(profile, damaged, tmp_path).read_text(encoding="utf-8")

@@ -64,6 +64,7 @@ def of(table, model, side="chosen"):
     return row
 
 
+@pytest.mark.slow
 def test_accuracy_is_1_for_right_personas_0_for_those_of_the_other_side_and_for_none(writers):
     table = run("right", "wrong", "silent")
     for side in ("chosen", "rejected"):
@@ -149,6 +150,7 @@ def test_what_cannot_be_asked_is_said_before_any_model_is(writers, words, said, 
     assert not any(writer.asked for writer in writers.values())
 
 
+@pytest.mark.slow
 def test_pairs_are_those_of_the_profile_whatever_the_model(writers):
     run("right", seeds=1)
     profile = load_profile("synthetic", SMALL)

@@ -112,6 +112,7 @@ def test_hidden_states_are_those_of_two_sequences_with_the_prompt_in_both(kv_hea
         torch.testing.assert_close(shared.last_hidden_state[row, : n + 1], expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_computes_the_same_attention_again():
     """A layer that is computed anew for its gradients must not see other rows then."""
     import torch

@@ -164,7 +164,10 @@ def literal_interval(p: list, q: list, stretch: float, shared: bool) -> tuple[fl
 T_OVER_Z = {1: 1.0, 2: 12.706 / 1.95996, 3: 4.3027 / 1.95996, 5: 2.7764 / 1.95996}  # of a printed t table
 
 
-@pytest.mark.parametrize(("n_seeds", "shared"), [(1, False), (3, False), (5, False), (3, True), (5, True)])
+MORE = [pytest.param(*case, marks=pytest.mark.slow) for case in ((3, False), (5, False), (5, True))]
+
+
+@pytest.mark.parametrize(("n_seeds", "shared"), [(1, False), (3, True), *MORE])
 def test_interval_agrees_with_a_literal_transcription(n_seeds, shared):
     base, other = random_verdicts(0, 80), (0.5, 0.3, 0.2)
     p = [
