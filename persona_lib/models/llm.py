@@ -1,8 +1,8 @@
 """Language models: load a base (also in NF4), stack adapters on it, score completions.
 
 A policy is a base and the names of the adapters that are active on it, so one loaded base serves every arm.
-Adapters stay beside the weights: merging in four bits loses most of what they learned. In float32 nothing is
-lost but time by leaving them there, so ``merge_adapters`` adds them to the weights while they are active.
+Adapters stay beside the weights: merging in four bits loses most of what they learned. In float32 it loses
+nothing and saves time: there ``merge_adapters`` adds them to the weights while they are active.
 """
 
 from __future__ import annotations
