@@ -81,20 +81,15 @@ def main(quick: bool) -> None:
     n, tokens, trained = SIZES[quick]
     rows, model = make_rows(kind, "dpo", n), make_model(kind)
     prompts, data = [row["prompt"] for row in rows], dpo_epoch.datasets(kind, "dpo", trained)
-
-    def answer(merge: bool) -> list[str]:
-        return answers(kind, model, prompts, tokens, merge)
-
-    compare("generation", f"{n} answers of {tokens} tokens", answer, grid.equal_texts, kind, quick)
-    compare(
-        "scoring",
-        f"{n} pairs scored",
-        lambda m: scores(kind, model, rows, m),
-        grid.equal_numbers,
-        kind,
-        quick,
-    )
-    compare("dpo", "DPO epoch", lambda m: epoch(kind, data, m), dpo_epoch.equal_losses, kind, quick)
+    ways = {
+        "generation": lambda merge: answers(kind, model, prompts, tokens, merge),
+        "scoring": lambda merge: scores(kind, model, rows, merge),
+        "dpo": lambda merge: epoch(kind, data, merge),
+    }
+    what = f"{n} answers of {tokens} tokens", f"{n} pairs scored", "DPO epoch"
+    equal = grid.equal_texts, grid.equal_numbers, dpo_epoch.equal_losses
+    for (name, way), title, check in zip(ways.items(), what, equal, strict=True):
+        compare(name, title, way, check, kind, quick)
 
 
 if __name__ == "__main__":

@@ -57,11 +57,6 @@ def encode_pair(tokenizer: Any, prompt: str, pair: tuple[str, str], name: str) -
     return ids, chosen, rejected
 
 
-def responses_of(rows: Sequence[Pair]) -> list[list[int]]:
-    """Return the ids of all first responses, then of all second ones: the order of ``pack``'s windows."""
-    return [chosen for _, chosen, _ in rows] + [rejected for _, _, rejected in rows]
-
-
 def batch_pair_log_probs(model: Any, rows: Sequence[Pair]) -> Any:
     """Return the summed log-probabilities of both responses of one batch, [rows, 2]."""
     import torch
@@ -69,11 +64,12 @@ def batch_pair_log_probs(model: Any, rows: Sequence[Pair]) -> Any:
 
     where = next(model.parameters()).device
     packed = pack([lay_pair(*row) for row in rows])
-    windows = [window[: len(ids)] for window, ids in zip(packed["windows"], responses_of(rows), strict=True)]
+    responses = [row[side] for side in (1, 2) for row in rows]  # in the order of the windows
+    windows = [window[: len(ids)] for window, ids in zip(packed["windows"], responses, strict=True)]
     use_parts(model.config)
     inputs = decoder_inputs(packed, model.dtype, where)
     logits = model(**inputs, logits_to_keep=torch.cat(windows).to(where)).logits[0]
-    labels = torch.tensor([t for ids in responses_of(rows) for t in ids], device=where)
+    labels = torch.tensor([t for ids in responses for t in ids], device=where)
     losses = cross_entropy(logits.float(), labels, reduction="none").double()
-    sums = [-part.sum() for part in losses.split([len(ids) for ids in responses_of(rows)])]
+    sums = [-part.sum() for part in losses.split([*map(len, responses)])]
     return torch.stack(sums).view(2, -1).T.cpu().numpy()
