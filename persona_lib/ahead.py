@@ -46,7 +46,7 @@ def long_steps(run: Run) -> list[tuple[str, Callable[[], Any]]]:
 def main() -> None:
     """Run the long steps of the seeds and data sets asked for, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--profile", default="synthetic")
+    parser.add_argument("--profile", default="everyday")
     parser.add_argument(
         "--seeds",
         required=True,

@@ -114,23 +114,6 @@ def run_dir(profile: Profile, dataset: str, seed: int) -> Path:
     return results_dir(profile) / dataset / f"seed-{seed}"
 
 
-def base_seed(profile: Profile, seed: int) -> int:
-    """Pretraining seed that a data seed uses: seeds are spread evenly over ``base_seeds`` base models."""
-    return seed % profile.base_seeds
-
-
-def base_folder(profile: Profile, base_seed: int) -> Path:
-    """Folder of a base model pretrained here: ``results/<profile>/base/seed-<base_seed>``."""
-    return results_dir(profile) / "base" / f"seed-{base_seed}"
-
-
-def base_source(profile: Profile, base_seed: int) -> tuple[str, str]:
-    """Return where the base model is and its revision: a folder of the results, or a hub id."""
-    if profile.base_model == "scratch":
-        return str(base_folder(profile, base_seed)), ""
-    return profile.base_model, profile.base_revision
-
-
 def main_arm(profile: Profile) -> str:
     """The tailored arm that is compared with the persona-free one: "chosen", the paper's, if there is one."""
     return "chosen" if "chosen" in profile.train_personas else profile.train_personas[-1]
@@ -150,14 +133,9 @@ class Run:
         return run_dir(self.profile, self.dataset, self.seed)
 
     @property
-    def base_seed(self) -> int:
-        """Pretraining seed of the base model that this run uses."""
-        return base_seed(self.profile, self.seed)
-
-    @property
     def base_source(self) -> tuple[str, str]:
-        """Where the base model that this run uses is, and its revision."""
-        return base_source(self.profile, self.base_seed)
+        """Where the base model is (``pypi:NAME``, a hub id or a folder), and its revision."""
+        return self.profile.base_model, self.profile.base_revision
 
 
 def open_run(

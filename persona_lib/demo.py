@@ -156,7 +156,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         epilog="example: ./run_all.sh && ./run_all.sh --demo",
     )
     add = parser.add_argument
-    add("--profile", default="synthetic", metavar="NAME", help="whose policies to ask (default: synthetic)")
+    add("--profile", default="everyday", metavar="NAME", help="whose policies to ask (default: everyday)")
     add("--dataset", default="", help="default: the profile's first")
     add("--seed", type=int, default=0, help="default: 0")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="as for run_all.sh")

@@ -267,7 +267,7 @@ def write_list(library: Path = REPO / "persona_lib") -> list[Path]:
 def main(argv: list[str] | None = None) -> int:
     """Rewrite the documents from the results of ``--profile``; prints what changed."""
     parser = argparse.ArgumentParser(prog="python -m persona_lib.docs", description=__doc__.splitlines()[0])
-    parser.add_argument("--profile", default="synthetic", help="whose blocks to write (default: synthetic)")
+    parser.add_argument("--profile", default="everyday", help="whose blocks to write (default: everyday)")
     parser.add_argument(
         "--keep", nargs="+", default=[], metavar="NAME", help="tables to keep; writes no document"
     )

@@ -128,7 +128,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m persona_lib.export", description=__doc__)
     add = parser.add_argument
-    add("--profile", default="synthetic")
+    add("--profile", default="everyday")
     add("--dataset", default="", help="default: the profile's first")
     add("--seed", type=int, default=0)
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="as for run_all.sh")

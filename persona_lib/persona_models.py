@@ -161,7 +161,7 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--profile", default="synthetic")
+    parser.add_argument("--profile", default="everyday")
     parser.add_argument(
         "--model",
         nargs="+",

@@ -38,7 +38,7 @@ EXAMPLES = """examples:
   ./run_all.sh --profile smoke               the whole machinery in a few minutes; its numbers mean nothing
   ./run_all.sh --only 12                     one step again, from what the others left
   ./run_all.sh --seeds 5                     five data and training seeds, intervals over them
-  ./run_all.sh --set dpo_beta=0.2            one setting; configs/synthetic.yaml explains each
+  ./run_all.sh --set dpo_beta=0.2            one setting; configs/everyday.yaml explains each
   ./run_all.sh --data my_pairs.jsonl         your own preference pairs (DATA.md)
   ./run_all.sh --demo                        a page to ask the trained policies
 A run that was stopped goes on where it was. Results: results/PROFILE/report/index.html."""
@@ -57,7 +57,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         epilog=EXAMPLES,
     )
     add = parser.add_argument
-    add("--profile", metavar="NAME", help="configs/NAME.yaml (default: synthetic; own with --data FILE)")
+    add("--profile", metavar="NAME", help="configs/NAME.yaml (default: everyday; own with --data FILE)")
     add(
         "--plan", action="store_true", help="say what would run, why, for how long and with what; run nothing"
     )
@@ -101,7 +101,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--check", action="store_true", help="only check the arguments and the profile")
     arguments = parser.parse_args(argv)
     arguments.own = own_run.is_own(arguments.data, arguments.set)
-    arguments.profile = arguments.profile or (own_run.PROFILE if arguments.own else "synthetic")
+    arguments.profile = arguments.profile or (own_run.PROFILE if arguments.own else "everyday")
     return arguments
 
 

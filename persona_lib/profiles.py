@@ -38,7 +38,7 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class Profile:
-    """All settings of a run. ``configs/synthetic.yaml`` explains each field where its value stands."""
+    """All settings of a run. ``configs/everyday.yaml`` explains each field where its value stands."""
 
     name: str
     description: str
@@ -55,37 +55,12 @@ class Profile:
     data_mapping: str
     strip_roles: bool
     strip_contrast: bool
-    # the synthetic world
-    world_seed: int
-    n_train: int
-    n_validation: int
-    n_test: int
+    # the package's own pairs
+    pair_limit: int
     majority_share: float
-    second_contrast_share: float
-    shown_share: float
-    slip_share: float
     # the base model
     base_model: str
     base_revision: str
-    base_seeds: int
-    base_vocab_size: int
-    base_hidden_size: int
-    base_layers: int
-    base_heads: int
-    base_mlp_size: int
-    base_tokens: int
-    base_window: int
-    base_long_window: int
-    base_batch_tokens: int
-    base_learning_rate: float
-    base_key_weight: float
-    base_fact_weight: float
-    base_story_weight: float
-    base_query_weight: float
-    base_share_plain: float
-    base_share_inference: float
-    base_share_story: float
-    base_epochs: int
     # persona inference
     generator_model: str
     generator_url: str
@@ -134,7 +109,7 @@ class Profile:
     plain_dpo_beta: float
     plain_dpo_sft_weight: float
     lr_scheduler: str
-    warmup_steps: int
+    warmup_share: float
     train_processes: int
     train_launcher: str
     # generation
@@ -151,6 +126,7 @@ class Profile:
     eval_limit: int
     eval_personas: tuple[str, ...]
     judge: str
+    persona_judge: str
     judge_model: str
     judge_url: str
     judge_kind: str
@@ -176,6 +152,10 @@ class Profile:
     guard_prices: tuple[float, ...]
     guard_max_new_tokens: int
     guard_batch_size: int
+    backwards_rows: int
+    backwards_epochs: int
+    backwards_batch_size: int
+    backwards_learning_rate: float
     swap_batch_size: int
     bootstrap_samples: int
 
@@ -281,12 +261,6 @@ def check_profile(profile: Profile) -> None:
     if wrong := published.what_is_wrong(profile):
         raise ConfigError(f"{where}: published_arms: {wrong}")
     check_processes(profile, where)
-    for field in ("base_hidden_size", "base_mlp_size"):
-        if getattr(profile, field) % 64:
-            raise ConfigError(
-                f"{where}: {field}={getattr(profile, field)} must be a multiple of 64: "
-                "NF4 quantises blocks of 64 and is silently wrong otherwise"
-            )
 
 
 def judge_settings(profile: Profile, role: str) -> list[Any]:

@@ -1,6 +1,8 @@
 r"""Every prompt of the package, as text constants and pure functions that render them.
 
-The wording is ours. White space is deliberate: a prompt ends right after the colon and a completion
+The wording is ours. A chat model is asked in its own chat format, the persona as the system turn
+(``ChatFormat``); a base model in the paper's lines ("Prompt: / Persona: / Response:"). ``tailoring_prompt``
+decides. White space is deliberate: in the paper's lines a prompt ends right after the colon and a completion
 starts with one space, so that the prompt's tokens are a prefix of the whole text's tokens for every
 tokenizer in use; "\nPrompt:" can then serve as a stop string.
 """
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 STOP = "\nPrompt:"
 
@@ -44,19 +47,49 @@ def first_person(persona: str, wording: str = "agreeing") -> str:
     return text
 
 
-def tailoring_prompt(
-    prompt: str, persona: str | None, persona_format: str = "line", wording: str = "agreeing"
-) -> str:
-    """Render the prompt of a policy (paper section 4); it ends with "Response:".
+@dataclass(frozen=True)
+class ChatFormat:
+    """The pieces of a chat model's own format, made from its template by ``models.tokens.chat_format``.
 
-    ``persona_format`` "line" gives the tailored models' ``Persona:`` line, "first_person" appends the
-    persona to the question in a ``wording`` of ``first_person``. Without a persona the line is left out.
+    ``told`` stands around (persona, prompt) when the persona is the system turn, ``untold`` around the prompt
+    alone; ``end`` follows an answer. ``special`` are the texts of the tokenizer's special tokens: inside a
+    user's text they must stay text.
     """
+
+    told: tuple[str, str, str]
+    untold: tuple[str, str]
+    end: str
+    special: tuple[str, ...]
+
+    def plain(self, text: str) -> str:
+        """Return a user's text without surrounding space, a word joiner inside every special token's text."""
+        for token in self.special:
+            text = text.replace(token, f"{token[:1]}\u2060{token[1:]}")
+        return text.strip()
+
+
+def tailoring_prompt(
+    prompt: str,
+    persona: str | None,
+    persona_format: str = "line",
+    wording: str = "agreeing",
+    chat: ChatFormat | None = None,
+) -> str:
+    """Render the prompt of a policy (paper section 4).
+
+    ``persona_format`` "line" gives tailored models the persona as their system turn (a base model: as a
+    ``Persona:`` line), "first_person" appends it to the question in a ``wording`` of ``first_person``. Without
+    a persona there is no such turn or line. ``chat`` is the format of a chat model, None for a base model.
+    """
+    if persona is not None and persona_format == "first_person":
+        prompt, persona = f"{prompt} {first_person(persona, wording)}", None
+    if chat is None:
+        line = "" if persona is None else f"Persona: {persona}\n"
+        return f"Prompt: {prompt}\n{line}Response:"
+    prompt = chat.plain(prompt)
     if persona is None:
-        return f"Prompt: {prompt}\nResponse:"
-    if persona_format == "first_person":
-        return f"Prompt: {prompt} {first_person(persona, wording)}\nResponse:"
-    return f"Prompt: {prompt}\nPersona: {persona}\nResponse:"
+        return f"{chat.untold[0]}{prompt}{chat.untold[1]}"
+    return f"{chat.told[0]}{chat.plain(persona)}{chat.told[1]}{prompt}{chat.told[2]}"
 
 
 def beginning(dataset: str, prompt: str) -> str:
@@ -68,20 +101,30 @@ def beginning(dataset: str, prompt: str) -> str:
     return f"{term[:1].upper()}{term[1:]} sounds like" if dataset == "mnemonic" else ""
 
 
-def begun_prompt(prompt: str, begun: str) -> str:
+def begun_prompt(prompt: str, begun: str, chat: ChatFormat | None = None) -> str:
     """Put the beginning of the answer (``beginning``) after a rendered tailoring prompt."""
-    return prompt + completion_text(begun) if begun else prompt
+    return prompt + completion_text(begun, chat) if begun else prompt
 
 
-def completion_text(text: str) -> str:
-    """Render a response as the completion of ``tailoring_prompt``: one space, then the stripped text."""
-    return " " + text.strip()
+def completion_text(text: str, chat: ChatFormat | None = None) -> str:
+    """Render a response as the completion of ``tailoring_prompt``; for a base model one space comes first."""
+    return " " + text.strip() if chat is None else chat.plain(text)
 
 
-def few_shot_prompt(shots: Sequence[tuple[str, str | None, str]], prompt: str) -> str:
-    """Put worked examples (prompt, persona, response) before a rendered tailoring prompt."""
-    blocks = [tailoring_prompt(p, persona) + completion_text(response) for p, persona, response in shots]
-    return "\n\n".join([*blocks, prompt])
+def few_shot_prompt(
+    shots: Sequence[tuple[str, str | None, str]], prompt: str, chat: ChatFormat | None = None
+) -> str:
+    """Put worked examples (prompt, persona, response) before a rendered tailoring prompt.
+
+    For a chat model each example is a conversation of its own that has ended.
+    """
+    blocks = [
+        tailoring_prompt(p, persona, chat=chat) + completion_text(response, chat)
+        for p, persona, response in shots
+    ]
+    if chat is None:
+        return "\n\n".join([*blocks, prompt])
+    return "".join(f"{block}{chat.end}\n" for block in blocks) + prompt
 
 
 def inference_query(prompt: str, preferred: str, other: str) -> str:

@@ -18,7 +18,7 @@ Winner = Literal["A", "B"]
 Verdict = Literal["win", "tie", "loss", "unparsed"]
 
 METHODS = ("few_shot", "sft", "dpo")
-TRAIN_PERSONAS = ("none", "chosen", "rejected", "both", "shuffled")
+TRAIN_PERSONAS = ("none", "chosen", "rejected", "both", "shuffled", "inferred", "relabelled")
 EVAL_PERSONAS = (
     "none",
     "system",

@@ -209,7 +209,7 @@ def main() -> None:
     import pandas as pd
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--profile", default="synthetic")
+    parser.add_argument("--profile", default="everyday")
     parser.add_argument("--method", choices=("sft", "dpo"), action="append")
     parser.add_argument(
         "--arm", choices=ARMS, action="append", help="only this arm: two can run side by side"

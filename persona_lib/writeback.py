@@ -78,7 +78,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         epilog="example: ./run_all.sh && python -m persona_lib.writeback && git diff --stat notebooks",
     )
     parser.add_argument("steps", nargs="*", metavar="STEP", help="only these, e.g. 03 (default: all)")
-    parser.add_argument("--profile", default="synthetic", help="whose run to show (default: synthetic)")
+    parser.add_argument("--profile", default="everyday", help="whose run to show (default: everyday)")
     parser.add_argument("--check", action="store_true", help="only check what is committed")
     return parser.parse_args(argv)
 

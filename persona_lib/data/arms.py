@@ -3,7 +3,9 @@
 An arm is named by ``train_persona``. none: no persona line. chosen: P_C and the chosen response.
 rejected: P_R and the rejected response (the paper's model trained on rejected personas; for DPO the
 roles of the two responses are swapped). both: the rows of the two. shuffled (a control): the chosen
-response with the P_C of another row.
+response with the P_C of another row. inferred: the chosen response with the persona that this run inferred
+for it. relabelled (a control, ``everyday`` only): in half of the dimensions each persona stands for the other
+side.
 """
 
 from __future__ import annotations
@@ -11,10 +13,12 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from persona_lib.prompts import completion_text, tailoring_prompt
+from persona_lib.data import everyday
+from persona_lib.prompts import ChatFormat, completion_text, tailoring_prompt
 from persona_lib.records import TailoringRow
 from persona_lib.store import content_hash
 
+TWO_SIDED = ("both", "relabelled")  # arms with a row for each side of a pair
 ArmRow = tuple[str, str, str | None, str, str]  # id, prompt, persona, target, other
 
 
@@ -82,12 +86,25 @@ def shuffled_arm(rows: list[TailoringRow], seed: int) -> list[ArmRow]:
     return [(*row[:2], own[other][2], *row[3:]) for row, other in zip(own, others, strict=True)]
 
 
+def inferred_arm(rows: list[TailoringRow], seed: int) -> list[ArmRow]:
+    """Return the chosen responses with the personas that the run inferred for them."""
+    found = ((r, r.personas.get("inferred-chosen")) for r in rows)
+    return [(r.id, r.prompt, persona, r.chosen, r.rejected) for r, persona in found if persona]
+
+
+def relabelled_arm(rows: list[TailoringRow], seed: int) -> list[ArmRow]:
+    """Return both sides' rows with the personas of half of the dimensions exchanged (see ``everyday``)."""
+    return both_arm(everyday.relabelled(rows, seed), seed)
+
+
 ARMS: dict[str, Callable[[list[TailoringRow], int], list[ArmRow]]] = {
     "none": none_arm,
     "chosen": chosen_arm,
     "rejected": rejected_arm,
     "both": both_arm,
     "shuffled": shuffled_arm,
+    "inferred": inferred_arm,
+    "relabelled": relabelled_arm,
 }
 
 
@@ -98,19 +115,23 @@ def arm_rows(rows: list[TailoringRow], train_persona: str, seed: int) -> list[Ar
     return ARMS[train_persona](rows, seed)
 
 
-def to_sft_rows(rows: list[TailoringRow], train_persona: str, seed: int) -> list[dict[str, str]]:
-    """Return SFT rows {"id", "prompt", "completion"} of one arm (TRL's prompt-completion format).
-
-    none: no persona; chosen: P_C and the chosen response; rejected: P_R and the rejected response;
-    both: the rows of both; shuffled: the chosen response and another row's P_C, fixed by the seed.
-    """
+def to_sft_rows(
+    rows: list[TailoringRow], train_persona: str, seed: int, chat: ChatFormat | None = None
+) -> list[dict[str, str]]:
+    """Return SFT rows {"id", "prompt", "completion"} of one arm (TRL's prompt-completion format)."""
     return [
-        {"id": name, "prompt": tailoring_prompt(prompt, persona), "completion": completion_text(target)}
+        {
+            "id": name,
+            "prompt": tailoring_prompt(prompt, persona, chat=chat),
+            "completion": completion_text(target, chat),
+        }
         for name, prompt, persona, target, _ in arm_rows(rows, train_persona, seed)
     ]
 
 
-def to_dpo_rows(rows: list[TailoringRow], train_persona: str, seed: int) -> list[dict[str, str]]:
+def to_dpo_rows(
+    rows: list[TailoringRow], train_persona: str, seed: int, chat: ChatFormat | None = None
+) -> list[dict[str, str]]:
     """Return DPO rows {"id", "prompt", "chosen", "rejected"} of one arm; arms as in ``to_sft_rows``.
 
     For P_R the preferred response is the rejected one.
@@ -118,22 +139,24 @@ def to_dpo_rows(rows: list[TailoringRow], train_persona: str, seed: int) -> list
     return [
         {
             "id": name,
-            "prompt": tailoring_prompt(prompt, persona),
-            "chosen": completion_text(target),
-            "rejected": completion_text(other),
+            "prompt": tailoring_prompt(prompt, persona, chat=chat),
+            "chosen": completion_text(target, chat),
+            "rejected": completion_text(other, chat),
         }
         for name, prompt, persona, target, other in arm_rows(rows, train_persona, seed)
     ]
 
 
-def to_ordered_dpo_rows(rows: list[TailoringRow], train_persona: str, seed: int) -> list[dict[str, str]]:
+def to_ordered_dpo_rows(
+    rows: list[TailoringRow], train_persona: str, seed: int, chat: ChatFormat | None = None
+) -> list[dict[str, str]]:
     """Return the rows of ``to_dpo_rows`` shuffled once by the seed, those of one pair side by side.
 
     With an even batch size the two rows of a pair (arm "both") then meet in one step: what they ask for
     whoever reads cancels, and what depends on the persona remains. Pairs with one persona come last.
     """
     rows = random.Random(f"dpo-order-{seed}").sample(rows, len(rows))
-    if train_persona != "both":
-        return to_dpo_rows(rows, train_persona, seed)
-    made = [to_dpo_rows([row], "both", seed) for row in rows]
+    if train_persona not in TWO_SIDED:
+        return to_dpo_rows(rows, train_persona, seed, chat)
+    made = [to_dpo_rows([row], train_persona, seed, chat) for row in rows]
     return [row for pair in sorted(made, key=len, reverse=True) for row in pair]

@@ -11,24 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from persona_lib.config import Run
-from persona_lib.data import official, official_folders, own, own_files, own_rows, raw
+from persona_lib.data import everyday, official, official_folders, own, own_files, own_rows, raw
 from persona_lib.data.near import near_duplicates
 from persona_lib.data.persona_text import is_contrastive
 from persona_lib.fingerprint import module_hash
 from persona_lib.profiles import ConfigError, Profile, near_names
-from persona_lib.prompts import completion_text, tailoring_prompt
 from persona_lib.records import PreferencePair, TailoringRow
 from persona_lib.store import content_hash, is_done, mark_done, read_rows, write_rows, write_text
-from persona_lib.world import synthetic
 
 if TYPE_CHECKING:
     import pandas as pd
 
 PAIR_SPLITS = ("train", "validation", "test")
-WORLD_FIELDS = (
-    "world_seed", "n_train", "n_validation", "n_test",
-    "majority_share", "second_contrast_share", "shown_share", "slip_share",
-)  # fmt: skip
 
 Pairs = dict[str, list[PreferencePair]]
 
@@ -36,9 +30,9 @@ Pairs = dict[str, list[PreferencePair]]
 # --- one reader per data set ---
 
 
-def read_synthetic(run: Run) -> Pairs:
-    """Make the synthetic world's pairs of this run's seed."""
-    return synthetic.make_pairs(run.profile, run.seed)
+def read_everyday(run: Run) -> Pairs:
+    """Draw which response of each of the package's own pairs the users of this seed have chosen."""
+    return everyday.pairs(run.profile.majority_share, run.seed, run.profile.pair_limit)
 
 
 def read_official(run: Run) -> Pairs:
@@ -62,7 +56,7 @@ def read_own(run: Run) -> Pairs:
 
 
 READERS: dict[str, Callable[[Run], Pairs]] = {
-    "synthetic": read_synthetic,
+    everyday.NAME: read_everyday,
     "beavertails": read_official,
     "hhh": read_official,
     "mnemonic": read_official,
@@ -78,12 +72,15 @@ def data_folder(run: Run) -> Path:
 
 
 def has_personas(run: Run) -> bool:
-    """Return True if the data set comes with personas (the official ones): none have to be inferred."""
-    return run.dataset in official_folders.DATASETS
+    """Return True if the data set comes with personas (``everyday``, the official ones)."""
+    return run.dataset == everyday.NAME or run.dataset in official_folders.DATASETS
 
 
 def input_key(run: Run) -> str:
-    """Return a hash of what a run's pairs are made from: official files, or the world's settings."""
+    """Return a hash of what a run's pairs are made from: official files, or the package's own pairs and seed."""
+    if run.dataset == everyday.NAME:
+        profile = run.profile
+        return content_hash(everyday.key(), profile.majority_share, run.seed, profile.pair_limit)
     if has_personas(run) and official_folders.DATASETS[run.dataset]["tailoring"] is None:
         return inference_key(run)
     if has_personas(run):
@@ -92,11 +89,8 @@ def input_key(run: Run) -> str:
         return own.own_key(run.profile)
     if run.dataset in raw.SOURCES:
         return raw.raw_key(run.profile.data_dir, run.dataset)
-    fields = {name: getattr(run.profile, name) for name in WORLD_FIELDS}
-    if run.dataset != "synthetic":  # a reader that somebody added
-        place = run.profile.data_dir
-        return content_hash(run.dataset, fields, run.seed, place and own_files.source_key(place))
-    return content_hash(module_hash("world.synthetic"), fields, run.seed)
+    place = run.profile.data_dir  # a reader that somebody added
+    return content_hash(run.dataset, run.seed, place and own_files.source_key(place))
 
 
 def inference_split(profile: Profile, dataset: str) -> str:
@@ -106,7 +100,7 @@ def inference_split(profile: Profile, dataset: str) -> str:
 
 def inference_pairs(run: Run) -> list[PreferencePair]:
     """Return the pairs of `inference_split`: of an official data set the 300 that the paper took."""
-    if not has_personas(run):
+    if run.dataset not in official_folders.DATASETS:
         return load_pairs(run)[run.profile.eval_split]
     folder = official_folders.find_data_dir(run.profile.data_dir, [run.dataset], kind="inference")
     return official.load_inference_pairs(folder, run.dataset, run.profile.strip_roles)
@@ -114,7 +108,7 @@ def inference_pairs(run: Run) -> list[PreferencePair]:
 
 def inference_key(run: Run) -> str:
     """Return a hash of what `inference_pairs` reads."""
-    if not has_personas(run):
+    if run.dataset not in official_folders.DATASETS:
         return input_key(run)
     folder = official_folders.find_data_dir(run.profile.data_dir, [run.dataset], kind="inference")
     return content_hash(official.official_key(folder, run.dataset, "inference"), run.profile.strip_roles)
@@ -238,39 +232,3 @@ def persona_facts(rows: list) -> dict[str, float]:
         for row in rows
     )
     return facts
-
-
-# --- text for the base model of a profile with real data ---
-
-
-def pretraining_texts(profile: Profile) -> list[str]:
-    """Return what a base model may learn from real data: the texts of the training rows.
-
-    Every response (chosen and rejected) after its prompt, and every gold persona that the data brings after
-    its prompt, so that a persona's words are known; a persona never stands with a response. Validation and
-    test rows are never read.
-    """
-    texts = []
-    for row in (row for name in profile.datasets for row in training_rows(profile, name)):
-        responses = [r for r in (row.chosen, row.rejected) if r.strip()]
-        personas = [p for p in (row.personas.get(f"gold-{side}") for side in ("chosen", "rejected")) if p]
-        texts += [tailoring_prompt(row.prompt, None) + completion_text(r) for r in responses]
-        texts += [tailoring_prompt(row.prompt, p).removesuffix("\nResponse:") for p in personas]
-    return texts
-
-
-def training_rows(profile: Profile, dataset: str) -> list[TailoringRow]:
-    """Return the training rows of a data set, with the personas that it brings (official data)."""
-    if dataset in official_folders.DATASETS:
-        folder = official_folders.find_data_dir(profile.data_dir, profile.datasets)
-        rows = official.load_official(folder, dataset, profile.strip_roles)
-        return [*rows["sft_train"], *rows["dpo_train"]]
-    pairs = READERS[dataset](Run(profile, dataset, profile.seeds[0]))["train"]
-    return [TailoringRow(pair.id, "train", pair.prompt, pair.chosen, pair.rejected) for pair in pairs]
-
-
-def held_out_prompts(profile: Profile) -> list[str]:
-    """Return the validation and test prompts of all data sets of a profile."""
-    runs = [Run(profile, name, profile.seeds[0]) for name in profile.datasets]
-    pairs = [READERS[run.dataset](run) for run in runs]
-    return [row.prompt for splits in pairs for name in ("validation", "test") for row in splits[name]]

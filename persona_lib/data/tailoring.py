@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from persona_lib.config import Run
-from persona_lib.data import official, preference
+from persona_lib.data import everyday, official, official_folders, own_rows, preference
 from persona_lib.data.arms import derangement
 from persona_lib.data.leakage import EVAL_SPLITS, POOL_SPLITS, SIDES, leakage_report
 from persona_lib.data.persona_text import strip_contrast
@@ -24,9 +24,11 @@ from persona_lib.fingerprint import module_hash
 from persona_lib.records import InferredPersona, PreferencePair, TailoringRow
 from persona_lib.store import content_hash, file_hash, is_done, mark_done, read_rows, write_rows
 
+EVERYDAY_SHARES = {"sft_train": 0.5, "dpo_train": 0.5}  # it has validation topics of its own
 TRAIN_SHARES = {"sft_train": 0.4, "sft_val": 0.1, "dpo_train": 0.4, "dpo_val": 0.1}
 # One persona for everybody, worded by us after what the chosen personas of each data set have in common.
 SYSTEM_PERSONAS = {
+    "everyday": "The user is practical and prefers helpful answers that are easy to act on.",
     "beavertails": "The user is thorough and prefers answers that look at a question from several sides.",
     "hhh": "The user is practical and prefers factual answers that help to solve the problem.",
     "mnemonic": "The user is patient and prefers memory aids that lead to the meaning in small steps.",
@@ -38,7 +40,9 @@ Rows = dict[str, list[TailoringRow]]
 # --- splits ---
 
 
-def split_train(pairs: list[PreferencePair], seed: int) -> dict[str, list[PreferencePair]]:
+def split_train(
+    pairs: list[PreferencePair], seed: int, shares: Mapping[str, float] = TRAIN_SHARES
+) -> dict[str, list[PreferencePair]]:
     """Split training pairs 40/10/40/10 into sft_train, sft_val, dpo_train and dpo_val, by prompt.
 
     All pairs of one prompt (case and white space aside) go to one split. The shares are the paper's.
@@ -48,9 +52,9 @@ def split_train(pairs: list[PreferencePair], seed: int) -> dict[str, list[Prefer
         groups.setdefault(normal(pair.prompt), []).append(pair)
     prompts = sorted(groups)
     random.Random(f"tailoring-splits-{seed}").shuffle(prompts)
-    parts: dict[str, list[PreferencePair]] = {name: [] for name in TRAIN_SHARES}
+    parts: dict[str, list[PreferencePair]] = {name: [] for name in shares}
     for prompt in prompts:
-        neediest = min(parts, key=lambda name: (len(parts[name]) + 1) / TRAIN_SHARES[name])
+        neediest = min(parts, key=lambda name: (len(parts[name]) + 1) / shares[name])
         parts[neediest] += groups[prompt]
     return parts
 
@@ -61,7 +65,8 @@ def retrieved_ids(run: Run) -> dict[str, str]:
     Depends on the prompts alone, so it can be asked before any persona is inferred.
     """
     pairs = preference.load_pairs(run)
-    parts = split_train(pairs["train"], run.seed)
+    shares = EVERYDAY_SHARES if run.dataset == everyday.NAME else TRAIN_SHARES
+    parts = split_train(pairs["train"], run.seed, shares)
     pool = [(pair.id, pair.prompt) for split in POOL_SPLITS for pair in parts[split]]
     queries = [(pair.id, pair.prompt) for split in EVAL_SPLITS for pair in pairs[split]]
     nearest = retrieve(queries, pool, run.profile.retriever, run.profile.retriever_model)
@@ -168,6 +173,43 @@ def rows_from_pairs(run: Run) -> Rows:
     return {split: [with_system(row, system) for row in part] for split, part in rows.items()}
 
 
+def rows_from_everyday(run: Run) -> Rows:
+    """Give the package's own pairs the personas that they bring, and the users' own words.
+
+    Validation topics serve SFT, DPO and every choice of a setting. Personas that the run inferred for the
+    chosen side of training rows, if it did, are "inferred-chosen".
+    """
+    pairs, retrieved = preference.load_pairs(run), retrieved_ids(run)
+    known = everyday.personas(run.profile.majority_share, run.seed)
+    gold = {
+        id: {name: text for name, text in found.items() if name.startswith("gold")} for id, found in known.items()
+    }
+    parts = split_train(pairs["train"], run.seed, EVERYDAY_SHARES)
+    rows = {split: to_rows(part, split, gold, {}) for split, part in parts.items()}
+    for split in ("sft_val", "dpo_val", *EVAL_SPLITS):
+        part = pairs["validation" if split.endswith("_val") else split]
+        rows[split] = to_rows(part, split, gold, retrieved if split in EVAL_SPLITS else {})
+    users = {id: {n: t for n, t in found.items() if n.startswith("user")} for id, found in known.items()}
+    inferred = inferred_chosen(run)
+    return {
+        split: [
+            with_system(row, SYSTEM_PERSONAS[everyday.NAME])
+            for row in add_personas(add_personas(part, users if split in EVAL_SPLITS else {}), inferred)
+        ]
+        for split, part in rows.items()
+    }
+
+
+def inferred_chosen(run: Run) -> dict[str, dict[str, str | None]]:
+    """Return the personas that this run's generator inferred for the chosen side of training and validation."""
+    found = {}
+    for split in ("train", "validation"):
+        path = run.folder / "personas" / f"{split}-chosen.jsonl"
+        for row in read_rows(path, InferredPersona) if path.exists() else []:
+            found[row.id] = {"inferred-chosen": row.persona}
+    return found
+
+
 def rows_from_official(run: Run) -> Rows:
     """Take the official rows over; validation is the released sft_val and dpo_val (the same ids)."""
     rows = official.load_official(preference.data_folder(run), run.dataset, run.profile.strip_roles)
@@ -198,7 +240,9 @@ def build_tailoring(run: Run, extra_personas: Mapping[str, Mapping[str, str]] | 
     if is_done(folder, key):
         return folder
     (folder / "done.json").unlink(missing_ok=True)
-    rows = rows_from_official(run) if preference.has_personas(run) else rows_from_pairs(run)
+    makers = {everyday.NAME: rows_from_everyday, own_rows.NAME: rows_from_pairs}
+    makers |= dict.fromkeys(official_folders.DATASETS, rows_from_official)
+    rows = makers.get(run.dataset, rows_from_pairs)(run)
     for split in EVAL_SPLITS:
         rows[split] = add_personas(rows[split], shuffled_personas(rows[split], run.seed))
     rows = {split: add_personas(part, extra_personas) for split, part in rows.items()}

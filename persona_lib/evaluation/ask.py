@@ -14,7 +14,7 @@ from persona_lib.config import Run, main_arm
 from persona_lib.evaluation.swap import PolicyLoader, adapters_of, swap_arms
 from persona_lib.evaluation.tailor import eval_rows, forced_beginning, whole_answer
 from persona_lib.models import guards
-from persona_lib.models.llm import sequence_log_probs, using_adapters
+from persona_lib.models.llm import format_of, sequence_log_probs, using_adapters
 from persona_lib.models.stream import ONE_AT_A_TIME, stream_text
 from persona_lib.profiles import ConfigError
 from persona_lib.prompts import STOP, begun_prompt, completion_text, tailoring_prompt
@@ -56,7 +56,7 @@ def default_arms(run: Run, arms: list[str]) -> tuple[str, str]:
     return (plain or arms)[0], (tailored or arms)[0]
 
 
-def format_of(arm: str) -> str:
+def told_as(arm: str) -> str:
     """Return how an arm is told a persona."""
     return "first_person" if arm.endswith("-none") else "line"
 
@@ -72,6 +72,7 @@ class Asker:
 
     def __init__(self, run: Run) -> None:
         self.run, self.arms, self.loader = run, trained_arms(run), PolicyLoader(run)
+        self.chat = format_of(*run.base_source)
 
     def load(self, arm: str) -> tuple[Any, Any, list[str]]:
         """Return (model, tokenizer, names of the adapters to activate) of an arm."""
@@ -88,14 +89,15 @@ class Asker:
             raise ConfigError(
                 f"write a question; question and persona have up to {MAX_CHARACTERS} characters"
             )
-        how = format_of(arm), self.run.profile.first_person_wording
+        how = told_as(arm), self.run.profile.first_person_wording, self.chat
         return tailoring_prompt(question, persona or None, *how)
 
     def answer(self, arm: str, question: str, persona: str) -> Iterator[str]:
         """Yield an arm's answer as it grows."""
         model, tokenizer, adapters = self.load(arm)
         profile = self.run.profile
-        prompt = begun_prompt(self.prompt(arm, question, persona), forced_beginning(self.run, question))
+        begun = forced_beginning(self.run, question)
+        prompt = begun_prompt(self.prompt(arm, question, persona), begun, self.chat)
         sizes = (profile.gen_max_new_tokens, profile.gen_min_new_tokens)
         for text in stream_text(model, tokenizer, prompt, adapters, *sizes, (STOP,)):
             yield whole_answer(self.run, question, text)
@@ -104,7 +106,7 @@ class Asker:
         """Return how an arm's preference between two answers turns when the persona is exchanged."""
         model, tokenizer, adapters = self.load(arm)
         prompts = [self.prompt(arm, question, persona) for persona in personas for _ in answers]
-        texts = [completion_text(answer) for answer in answers] * 2
+        texts = [completion_text(answer, self.chat) for answer in answers] * 2
         with ONE_AT_A_TIME, using_adapters(model, adapters):
             values = sequence_log_probs(model, tokenizer, prompts, texts, len(texts)).tolist()
         return Swap(values[1] - values[0], values[3] - values[2])

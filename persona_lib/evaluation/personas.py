@@ -15,6 +15,7 @@ from typing import Any
 
 from persona_lib import store
 from persona_lib.config import Run
+from persona_lib.data import everyday
 from persona_lib.data.preference import (
     has_personas,
     inference_key,
@@ -65,12 +66,20 @@ def sides_of(pair: PreferencePair, side: Side) -> tuple[str, str]:
 
 
 def inference_shots(profile: Profile) -> list[tuple[str, str, str, str]]:
-    """Return the solved items put before every query: ours, on library topics of the synthetic world."""
-    from persona_lib.world.synthetic import inference_example, make_topics, topics_of
+    """Return the solved items (prompt, preferred, other, persona) put before every query.
 
-    rng = random.Random(f"shots-{profile.world_seed}")
-    library = topics_of(make_topics(profile.world_seed), "library")
-    return [inference_example(profile, library, rng) for _ in range(profile.pi_shots)]
+    They are ``everyday`` pairs on training topics, one dimension each, the same for every data set, seed and model.
+    """
+    rng = random.Random("inference-shots")
+    able = [item for item in everyday.items() if item.split == "train" and "+" not in item.dimension]
+    by_dimension = {name: [i for i in able if i.dimension == name] for name in everyday.DIMENSIONS}
+    named = [name for name, found in by_dimension.items() if found]
+    shots = []
+    for name in rng.sample(named, min(profile.pi_shots, len(named))):
+        item, (side, other) = rng.choice(by_dimension[name]), rng.sample("ab", 2)
+        texts = (getattr(item, f"response_{s}") for s in (side, other))
+        shots.append((item.prompt, *texts, getattr(item, f"persona_{side}")))
+    return shots
 
 
 def written(
@@ -120,10 +129,16 @@ def count_statuses(personas: Sequence[InferredPersona]) -> dict[str, int]:
 def to_infer(run: Run) -> list[tuple[str, Side, list[PreferencePair]]]:
     """Return (split, side, pairs) of all personas a run needs.
 
-    Training rows need the sides that are trained on, plus the rejected persona of those rows that
+    Rows of ``everyday`` bring personas, too: there the evaluation pairs are asked about, and for the arm "inferred"
+    the chosen side of training and validation. Training rows need the sides that are trained on, plus the rejected persona of those rows that
     retrieval lends to an evaluation prompt; evaluation rows need both sides. Official data brings its
     personas: there only the authors' 300 pairs are asked about, as in the paper.
     """
+    if run.dataset == everyday.NAME:
+        pairs, split = load_pairs(run), run.profile.eval_split
+        work = [(split, side, pairs[split]) for side in SIDES]
+        trained = "inferred" in run.profile.train_personas
+        return [(name, "chosen", pairs[name]) for name in ("train", "validation") if trained and name != split] + work
     if has_personas(run):
         return [(inference_split(run.profile, run.dataset), side, inference_pairs(run)) for side in SIDES]
     pairs, work = load_pairs(run), []
@@ -170,20 +185,11 @@ def infer_run(run: Run) -> Path:
 
 
 def user_personas(run: Run) -> dict[str, dict[str, str]]:
-    """Return personas as users would write them, by row id; only the synthetic world has any.
-
-    They state what the row's own responses contrast, in words and sentence frames that no training
-    persona contains.
-    """
-    if run.dataset != "synthetic":
+    """Return the evaluation rows' personas in users' own words, by row id; only ``everyday`` has any."""
+    if run.dataset != everyday.NAME:
         return {}
-    from persona_lib.world.oracle import contrast_claims
-    from persona_lib.world.synthetic import user_persona
-
-    pairs = load_pairs(run)
+    known, pairs = everyday.personas(run.profile.majority_share, run.seed), load_pairs(run)
     return {
-        pair.id: {
-            f"user-{side}": user_persona(pair.id, contrast_claims(*sides_of(pair, side))) for side in SIDES
-        }
+        pair.id: {f"user-{side}": known[pair.id][f"user-{side}"] for side in SIDES}
         for pair in [*pairs["validation"], *pairs["test"]]
     }

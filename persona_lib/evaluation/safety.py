@@ -22,7 +22,7 @@ Labels = dict[str, str | None]  # id of a row -> "refusal", "caution" or "neithe
 Classifier = Callable[["Cell", Sequence[Texts]], list[Labels]]
 RULES = "rules"
 SAFETY_DATASET = "beavertails"  # whose released answers are read
-HARMLESS = ("synthetic",)  # data sets without a prompt that calls for caution
+HARMLESS = ("everyday",)  # data sets without a prompt that calls for caution
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from persona_lib.fingerprint import module_hash
 from persona_lib.models import guards
 from persona_lib.models.llm import (
     attach_adapters,
+    format_of,
     load_base,
     load_tokenizer,
     model_key,
@@ -123,7 +124,6 @@ def swap_key(run: Run, arm: str, persona_format: str) -> str:
     """Return a hash of what an arm's scores depend on; raises FileNotFoundError naming what is missing."""
     folders = [*adapters_of(run, arm), run.folder / "tailoring"]
     published = published_model(run.profile, run.dataset, arm)
-    folders += [Path(run.base_source[0])] if run.profile.base_model == "scratch" and not published else []
     for folder in folders:
         if not (folder / "done.json").exists():
             raise FileNotFoundError(f"{folder / 'done.json'}: not finished; run the step that makes it first")
@@ -202,13 +202,14 @@ def score_jobs(
     adapters = adapters_of(run, arm)
     model, tokenizer = loader.load(arm)
     batch = run.profile.swap_batch_size
-    how = persona_format, run.profile.first_person_wording
+    chat = format_of(*(published_model(run.profile, run.dataset, arm) or run.base_source))
+    how = persona_format, run.profile.first_person_wording, chat
     jobs = sorted(jobs, key=lambda job: len(job[0].chosen) + len(job[0].rejected) + len(job[2] or ""))
     with using_adapters(model, [folder.name for folder in adapters], run.profile.merge_adapters):
         for start in range(0, len(jobs), CHUNK * batch):
             chunk = jobs[start : start + CHUNK * batch]
             prompts = [tailoring_prompt(row.prompt, persona, *how) for row, _, persona in chunk]
-            pairs = [(completion_text(row.chosen), completion_text(row.rejected)) for row, _, _ in chunk]
+            pairs = [tuple(completion_text(t, chat) for t in (row.chosen, row.rejected)) for row, _, _ in chunk]
             values = pair_log_probs(model, tokenizer, prompts, pairs, batch).tolist()
             found = zip(chunk, values, strict=True)
             store.append_rows(path, [PolicyScore(row.id, *rest, *pair) for (row, *rest), pair in found])

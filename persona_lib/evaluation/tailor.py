@@ -18,7 +18,7 @@ from persona_lib.data.arms import draw
 from persona_lib.evaluation.policies import generators, policy_key, same_model
 from persona_lib.fingerprint import module_hash
 from persona_lib.models import guards
-from persona_lib.models.llm import model_key
+from persona_lib.models.llm import format_of, model_key
 from persona_lib.profiles import Profile
 from persona_lib.prompts import STOP, beginning, begun_prompt, few_shot_prompt, tailoring_prompt
 from persona_lib.records import Generation, RunSpec, TailoringRow
@@ -100,8 +100,9 @@ def render(run: Run, spec: RunSpec, row: TailoringRow) -> str:
 
 def ask_prompt(run: Run, prompt: str, persona: str | None, persona_format: str) -> str:
     """Render what a run's policies are asked, in the profile's wording and with the beginning it forces."""
-    text = tailoring_prompt(prompt, persona, persona_format, run.profile.first_person_wording)
-    return begun_prompt(text, forced_beginning(run, prompt))
+    chat = format_of(*run.base_source)
+    text = tailoring_prompt(prompt, persona, persona_format, run.profile.first_person_wording, chat)
+    return begun_prompt(text, forced_beginning(run, prompt), chat)
 
 
 def forced_beginning(run: Run, prompt: str) -> str:
@@ -123,7 +124,7 @@ def few_shot_prefix(run: Run, spec: RunSpec) -> str:
         (row.prompt, None if spec.train_persona == "none" else row.personas["gold-chosen"], row.chosen)
         for row in shot_rows(run)
     ]
-    return few_shot_prompt(shots, "")
+    return few_shot_prompt(shots, "", format_of(*run.base_source))
 
 
 def generation_folder(run: Run, spec: RunSpec) -> Path:

@@ -37,7 +37,7 @@ def role_key(run: Run, role: str) -> str:
 def model_name(run: Run, role: str) -> str:
     """Return what a role's model is called in the rows that it writes."""
     name = getattr(run.profile, f"{role}_model")
-    return f"base-{run.base_seed}" if name == "base" else name
+    return run.profile.base_model if name == "base" else name
 
 
 def served_generator(run: Run, role: str, batch_size: int) -> Any:

@@ -10,11 +10,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from persona_lib import hub, store
-from persona_lib.models.tokens import check_tokenizer, encode
+from persona_lib import hub, store, weights
+from persona_lib.models.tokens import chat_format, check_tokenizer, encode
+from persona_lib.prompts import ChatFormat
 
 NF4_BLOCK = 64
 # Tokens to pad with, in this order: those made for it, reserved ones (Llama-3), and ones that no text of ours
@@ -30,9 +32,11 @@ class ModelError(RuntimeError):
 
 
 def model_key(source: str | Path, revision: str = "") -> str:
-    """Return what identifies a model: the key it was pretrained for here, the content of any other local
-    folder, or the hub's name and commit."""
+    """Return what identifies a model: the hash of packaged weights, the content of a local folder, or the hub's
+    name and commit."""
     folder = Path(source)
+    if weights.is_packaged(source):
+        return f"{source}@{weights.entry(str(source))['sha256']}"
     if not folder.is_dir():
         return "{}@{}".format(*hub.pinned(source, revision))
     if (folder / "done.json").exists():
@@ -56,6 +60,12 @@ def load_tokenizer(source: str | Path, revision: str = "") -> Any:
         tokenizer.pad_token = next((token for token in PAD_TOKENS if token in known), None)
     check_tokenizer(tokenizer)
     return tokenizer
+
+
+@cache
+def format_of(source: str | Path, revision: str = "") -> ChatFormat | None:
+    """Return how a model is asked: its own chat format, or None for a base model (the paper's lines)."""
+    return chat_format(load_tokenizer(source, revision))
 
 
 def device() -> str:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from persona_lib.prompts import ChatFormat
+
 RELEASED_PROMPT_TOKENS = 128  # the authors' max_prompt_length
 
 
@@ -54,9 +56,43 @@ def chat_text(tokenizer: Any, prompt: str) -> str:
     """
     message = [{"role": "user", "content": prompt}]
     text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    return text.removeprefix(tokenizer.bos_token) if adds_bos(tokenizer) else text
+
+
+def chat_format(tokenizer: Any) -> ChatFormat | None:
+    """Return the pieces of the tokenizer's chat template, or None for a model without one.
+
+    Where a template has no system turn (or merges it into the user's), the persona stands before the question.
+    BOS is left out where the tokenizer adds it by itself.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    persona, prompt = "PERSONA-GOES-HERE", "PROMPT-GOES-HERE"
+
+    def pieces(messages: list[dict[str, str]], *marks: str) -> tuple[str, ...]:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        found = []
+        for mark in marks:
+            before, _, text = text.partition(mark)
+            found.append(before)
+        if adds_bos(tokenizer):
+            found[0] = found[0].removeprefix(tokenizer.bos_token)
+        return (*found, text)
+
+    user = {"role": "user", "content": prompt}
+    try:
+        told = pieces([{"role": "system", "content": persona}, user], persona, prompt)
+    except Exception:  # jinja2's own error class, raised by templates without a system turn
+        told = pieces([{"role": "user", "content": f"{persona}\n\n{prompt}"}], persona, prompt)
+    added = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
+    special = tuple(sorted({*tokenizer.all_special_tokens, *added}, key=len, reverse=True))
+    return ChatFormat(told, pieces([user], prompt), tokenizer.eos_token, special)
+
+
+def adds_bos(tokenizer: Any) -> bool:
+    """Say whether the tokenizer puts BOS in front of every text by itself."""
     bos = tokenizer.bos_token
-    adds_bos = bos is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-    return text.removeprefix(bos) if adds_bos else text
+    return bos is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
 
 
 def encode(tokenizer: Any, prompt: str, completion: str, name: str = "row") -> tuple[list[int], list[int]]:
@@ -79,7 +115,7 @@ def encode(tokenizer: Any, prompt: str, completion: str, name: str = "row") -> t
         around = tokenizer.decode(prompt_ids[-2:]) + "|" + completion[:12]
         raise TokenError(
             f"{name}: a token spans the boundary between prompt and completion ({around!r}): "
-            'the completion must be " " + text.strip() and the prompt must not end in a space'
+            'see prompts.completion_text, and the prompt must not end in a space'
         )
     if len(whole) - len(prompt_ids) < 2:
         raise TokenError(f"{name}: the completion is empty: drop the row before training")

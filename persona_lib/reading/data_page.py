@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from persona_lib.config import base_source
+from persona_lib import weights
 from persona_lib.data import own
 from persona_lib.data.own import OwnData
 from persona_lib.data.own_checks import NOTED, REJECTED, Finding
@@ -41,18 +41,14 @@ td { overflow-wrap: anywhere; } .text { white-space: pre-wrap; overflow-wrap: an
 # --- lengths ---
 
 
-def training_tokenizer(profile: Profile, texts: Sequence[str]) -> Any:
-    """Return the tokenizer that a run will use, or None if it is not on this machine.
-
-    With a base pretrained here it is trained on the same texts as there, which takes a second.
-    """
+def training_tokenizer(profile: Profile) -> Any:
+    """Return the tokenizer that a run will use, or None if it is not on this machine."""
+    if weights.is_packaged(profile.base_model) and not weights.is_fetched(profile.base_model):
+        return None
     try:
-        from persona_lib.models.base import train_tokenizer
         from persona_lib.models.llm import load_tokenizer
 
-        if profile.base_model == "scratch":
-            return train_tokenizer(texts, profile.base_vocab_size, word_level=False)
-        return load_tokenizer(*base_source(profile, 0))
+        return load_tokenizer(profile.base_model, profile.base_revision)
     except (ImportError, OSError, ValueError) as error:
         logging.getLogger(__name__).info("no tokenizer: %s", error)
         return None
@@ -67,7 +63,7 @@ def row_texts(data: OwnData, split: str = "") -> list[str]:
 
 def token_counts(profile: Profile, data: OwnData) -> list[int] | None:
     """Return the tokens of each row's longer text, personas not counted; None without a tokenizer."""
-    tokenizer = training_tokenizer(profile, row_texts(data, "train"))
+    tokenizer = training_tokenizer(profile)
     if tokenizer is None:
         return None
     lengths = [len(ids) for ids in tokenizer(row_texts(data))["input_ids"]]
@@ -163,12 +159,6 @@ def persona_note(profile: Profile) -> str:
             "numbers, tone). They know nothing of what a response says, and are not the paper's persona "
             "inference. For that, name an able language model: --set generator_url=http://... "
             "--set generator_model=NAME."
-        )
-    if model == "base" and profile.base_model == "scratch":
-        return (
-            "Personas would be inferred by a small model that was trained from scratch on this data alone. "
-            "It cannot do that: its answers are useless. Use generator_model=surface, or a served model "
-            "(generator_url)."
         )
     return f"Personas are inferred by {profile.base_model if model == 'base' else model}."
 

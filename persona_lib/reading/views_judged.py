@@ -83,7 +83,7 @@ def by_seed_view(table: pd.DataFrame) -> pd.DataFrame:
     """Show the main rows seed by seed."""
     columns = {
         "row": lambda row: row["label"],
-        "seed (base)": lambda row: f"{row['seed']} ({row['base_seed']})",
+        "seed": lambda row: row["seed"],
         shares_head(table, "personalization"): lambda row: shares(row, "p"),
         shares_head(table, "quality"): lambda row: shares(row, "q"),
         "dPQ": lambda row: number(row["dpq"], 1, True),

@@ -1,7 +1,7 @@
 """The table of steps: which notebooks there are, what each reads, and how long it takes.
 
-``STEPS`` is the pipeline. A step runs once per data set and seed ("run"), once per base model
-("base") or once per profile ("profile"). ``fields`` are patterns of profile fields that the step
+``STEPS`` is the pipeline. A step runs once per data set and seed ("run") or
+once per profile ("profile"). ``fields`` are patterns of profile fields that the step
 reads: only they make it stale. Naming a field too many costs seconds (the library's own
 ``done.json`` keys keep finished work); naming one too few would keep a wrong result.
 
@@ -25,7 +25,7 @@ class Step:
     """
 
     title: str
-    per: Literal["run", "base", "profile"] = "run"
+    per: Literal["run", "profile"] = "run"
     inputs: tuple[str, ...] = ()
     fields: tuple[str, ...] = ()
     minutes: dict[str, float] = field(default_factory=dict)
@@ -35,31 +35,10 @@ DATA = (
     "data_dir",
     "data_mapping",
     "strip_roles",
-    "world_seed",
-    "n_*",
+    "pair_limit",
     "majority_share",
-    "second_contrast_share",
-    "shown_share",
-    "slip_share",
 )
-BASE = (  # not base_seeds, which only chooses how many there are
-    "base_model",
-    "base_revision",
-    "base_vocab_size",
-    "base_h*",
-    "base_layers",
-    "base_mlp_size",
-    "base_tokens",
-    "base_*window",
-    "base_batch_tokens",
-    "base_learning_rate",
-    "base_key_weight",
-    "base_fact_weight",
-    "base_story_weight",
-    "base_query_weight",
-    "base_share_*",
-    "base_epochs",
-)
+BASE = ("base_model", "base_revision")
 TRAINING = (
     "methods",
     "train_limit",
@@ -76,7 +55,7 @@ TRAINING = (
     "dpo_*",
     "plain_*",
     "lr_scheduler",
-    "warmup_steps",
+    "warmup_share",
     "train_processes",
     "train_launcher",
     "base_model",
@@ -86,17 +65,17 @@ MODEL = ("base_model", "base_revision", "compute_dtype", "quantization", "engine
 INFERENCE = (*DATA, *MODEL, "generator_*", "pi_*", "eval_split", "retriever*")  # which rows need personas
 PROMPTING = ("few_shot_examples", "first_person_wording")
 GENERATION = (*TRAINING, *PROMPTING, "engine", "gen_*", "eval_split", "eval_limit", "eval_personas")
-JUDGING = (*GENERATION, *DATA, "judge*", "second_judge_*", "bootstrap_samples")
+JUDGING = (*GENERATION, *DATA, "judge*", "persona_judge", "backwards_*", "second_judge_*", "bootstrap_samples")
 
 STEPS: dict[str, Step] = {
     "01_preference_data": Step(
         "Preference pairs, split by prompt",
         fields=(*DATA, "near_duplicate_threshold"),
-        minutes={"smoke": 0.1, "synthetic": 0.1, "scratch": 0.1, "paper": 1},
+        minutes={"smoke": 0.1, "everyday": 1, "paper": 1},
     ),
     "02_base_model": Step(
         "The base language model",
-        per="base",
+        per="profile",
         fields=(
             *DATA,
             *BASE,
@@ -106,49 +85,49 @@ STEPS: dict[str, Step] = {
             "gen_max_new_tokens",
             "near_duplicate_threshold",  # decides which rows of own data are for training
         ),
-        minutes={"smoke": 0.3, "synthetic": 2.7, "scratch": 5, "paper": 10},
+        minutes={"smoke": 0.3, "everyday": 1, "paper": 10},
     ),
     "03_persona_inference": Step(
         "Infer a persona for every response",
         inputs=("01_preference_data", "02_base_model"),
         fields=INFERENCE,
-        minutes={"smoke": 0.1, "synthetic": 0.4, "paper": 20},
+        minutes={"smoke": 0.1, "everyday": 1, "paper": 20},
     ),
     "04_persona_quality": Step(
         "Persona accuracy, preference and salient words",
         inputs=("01_preference_data", "02_base_model", "03_persona_inference"),
-        fields=(*INFERENCE, "judge*", "bootstrap_samples"),
-        minutes={"smoke": 0.1, "synthetic": 0.1, "paper": 55},
+        fields=(*INFERENCE, "judge*", "persona_judge", "backwards_*", "bootstrap_samples"),
+        minutes={"smoke": 0.1, "everyday": 1, "paper": 55},
     ),
     "05_tailoring_data": Step(
         "Retrieve personas, build the tailoring data",
         inputs=("01_preference_data", "03_persona_inference"),
         fields=(*INFERENCE, "strip_contrast", "near_duplicate_threshold", "eval_personas", "train_personas"),
-        minutes={"smoke": 0.1, "synthetic": 0.1, "scratch": 0.1, "paper": 1},
+        minutes={"smoke": 0.1, "everyday": 1, "paper": 1},
     ),
     "06_supervised_tailoring": Step(
         "Persona tailoring by supervised fine-tuning",
         inputs=("02_base_model", "05_tailoring_data"),
         fields=TRAINING,
-        minutes={"smoke": 0.2, "synthetic": 0.8, "scratch": 1, "paper": 25},
+        minutes={"smoke": 0.2, "everyday": 1, "paper": 25},
     ),
     "07_preference_tailoring": Step(
         "Persona tailoring by DPO on top of it",
         inputs=("02_base_model", "05_tailoring_data", "06_supervised_tailoring"),
         fields=TRAINING,
-        minutes={"smoke": 0.2, "synthetic": 1.2, "scratch": 3.7, "paper": 50},
+        minutes={"smoke": 0.2, "everyday": 1, "paper": 50},
     ),
     "08_generation": Step(
         "Answer the test prompts with every policy and persona",
         inputs=("02_base_model", "05_tailoring_data", "06_supervised_tailoring", "07_preference_tailoring"),
         fields=GENERATION,
-        minutes={"smoke": 0.2, "synthetic": 0.7, "scratch": 1, "paper": 215},
+        minutes={"smoke": 0.2, "everyday": 1, "paper": 215},
     ),
     "09_judging": Step(
         "Judge the answers in both orders",
         inputs=("01_preference_data", "02_base_model", "05_tailoring_data", "08_generation"),
         fields=JUDGING,
-        minutes={"smoke": 0.1, "synthetic": 0.2, "paper": 1100},
+        minutes={"smoke": 0.1, "everyday": 1, "paper": 1100},
     ),
     "10_user_personas": Step(
         "Personas that users write themselves",
@@ -161,7 +140,7 @@ STEPS: dict[str, Step] = {
             "09_judging",
         ),
         fields=(*JUDGING, "swap_batch_size"),
-        minutes={"smoke": 0.1, "synthetic": 0.1, "paper": 30},
+        minutes={"smoke": 0.1, "everyday": 1, "paper": 30},
     ),
     "11_persona_swap": Step(
         "Swap the persona: does the preference follow?",
@@ -182,7 +161,7 @@ STEPS: dict[str, Step] = {
             "eval_personas",
             "bootstrap_samples",
         ),
-        minutes={"smoke": 0.1, "synthetic": 0.6, "scratch": 1.5, "paper": 20},
+        minutes={"smoke": 0.1, "everyday": 1, "paper": 20},
     ),
     "12_results": Step(
         "All results, with intervals, beside the paper's",
@@ -209,7 +188,7 @@ STEPS: dict[str, Step] = {
             "train_personas",
             "judge",
         ),
-        minutes={"smoke": 0.1, "synthetic": 0.4, "scratch": 0.3, "paper": 1},
+        minutes={"smoke": 0.1, "everyday": 1, "paper": 1},
     ),
     "13_released_outputs": Step(
         "The authors' released generations, analysed again",
@@ -223,21 +202,21 @@ STEPS: dict[str, Step] = {
             "eval_personas",
             *MODEL,
         ),
-        minutes={"smoke": 0.2, "synthetic": 0.2, "scratch": 0.5, "paper": 190},
+        minutes={"smoke": 0.2, "everyday": 1, "paper": 190},
     ),
     "14_human_ratings": Step(
         "Ratings by people: blinded sheets out, filled ones in",
         per="profile",
         inputs=("05_tailoring_data", "08_generation"),
         fields=("datasets", "seeds", "train_personas", "bootstrap_samples", "eval_*", "second_judge_*"),
-        minutes={"smoke": 0.1, "synthetic": 0.2, "scratch": 0.2, "paper": 0.3},
+        minutes={"smoke": 0.1, "everyday": 1, "paper": 0.3},
     ),
     "15_safety": Step(
         "Safety by persona: which answers keep a caution",
         per="profile",
         inputs=("05_tailoring_data", "08_generation"),
         fields=("datasets", "seeds", "data_dir", "bootstrap_samples", "guard_*", *GENERATION),
-        minutes={"smoke": 0.4, "synthetic": 0.4, "scratch": 0.4, "paper": 2},
+        minutes={"smoke": 0.4, "everyday": 1, "paper": 2},
     ),
     "16_your_own_data": Step(
         "Your own preference data, step by step",

@@ -1,6 +1,6 @@
 """Tasks of a profile, and when one is stale.
 
-A task is a step for one data set and seed, one base model or the whole profile. After it ran, its
+A task is a step for one data set and seed, or for the whole profile. After it ran, its
 manifest ``results/<profile>/manifests/<task>.json`` holds the key that it ran for (code of the
 notebook, library modules, parameters, profile fields, its inputs' outputs) and what it made. A task
 is stale when its key differs from the manifest's or an output is gone. Outputs count by content, so
@@ -101,9 +101,6 @@ def places(profile: Profile, step: Step) -> list[tuple[str, dict[str, Any]]]:
     """Return the (suffix of the id, parameters) for which a step runs."""
     if step.per == "profile":
         return [("", {})]
-    if step.per == "base":
-        bases = dict.fromkeys(config.base_seed(profile, seed) for seed in profile.seeds)
-        return [(f".base-{b}", {"seed": b}) for b in bases]
     runs = [{"dataset": d, "seed": s} for d in profile.datasets for s in profile.seeds]
     return [(f".{run['dataset']}.seed-{run['seed']}", run) for run in runs]
 
@@ -111,9 +108,6 @@ def places(profile: Profile, step: Step) -> list[tuple[str, dict[str, Any]]]:
 def input_ids(profile: Profile, step: Step, name: str, parameters: dict[str, Any]) -> list[str]:
     """Return the ids of the tasks of one input step that a task with these parameters needs."""
     every = places(profile, step)
-    if step.per == "base" and "dataset" in parameters:
-        wanted = {"seed": config.base_seed(profile, parameters["seed"])}
-        return [name + suffix for suffix, values in every if values == wanted]
     if step.per == "run" and "dataset" in parameters:
         return [name + suffix for suffix, values in every if values == parameters]
     return [name + suffix for suffix, values in every]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LABELS = {  # whose numbers they are
-    "synthetic": "synthetic world",
+    "everyday": "our pairs",
     "authors": "authors' data",
     "own": "own data",
     "paper": "paper's own numbers",
@@ -25,8 +25,8 @@ SMALLEST_P = 1e-15  # smaller p-values say no more than this
 
 def world_of(dataset: str) -> str:
     """Say whose data a number is measured on."""
-    if dataset == "synthetic":
-        return LABELS["synthetic"]
+    if dataset == "everyday":
+        return LABELS["everyday"]
     return LABELS["authors"] if dataset in DATASETS else LABELS["own"]
 
 

@@ -84,11 +84,9 @@ def inconsistent(path: Path) -> int:
 def judged_row(judgments: Judgments, row: Judged) -> Row:
     """Return one line of a table."""
     m, counts, seeds = row.matchup, row.counts("personalization"), row.seeds
-    bases = sorted({run.base_seed for run in row.runs if run.seed in seeds})
     line: Row = {"dataset": judgments.dataset, "kind": m.kind, "label": m.label,
                  "judge_persona": m.judge_persona, "test": m.test.slug, "base": m.base.slug,
-                 "n": counts.n, "n_seeds": len(seeds), "seeds": " ".join(map(str, seeds)),
-                 "base_seeds": " ".join(map(str, bases))}  # fmt: skip
+                 "n": counts.n, "n_seeds": len(seeds), "seeds": " ".join(map(str, seeds))}  # fmt: skip
     line |= count_columns(row) | sign_columns(row)
     for name, statistic in statistics(row.slug).items():
         line |= interval_columns(name, judgments.pool.interval(statistic, counts.n, len(seeds)))
@@ -167,7 +165,7 @@ def seed_columns(row: Judged, number: int) -> Row:
     p, q = (WinRate.from_verdicts(row.verdicts[rubric][number].values()) for rubric in RUBRICS.values())
     counts = verdict_counts("p", p) | verdict_counts("q", q)
     counts |= {f"{s}_inconsistent": inconsistent_in(row, run, rubric) for s, rubric in RUBRICS.items()}
-    names = {"seed": run.seed, "base_seed": run.base_seed, "n": p.n}
+    names = {"seed": run.seed, "n": p.n}
     return names | counts | {"p_net": p.net, "q_net": q.net, "dpq": delta_pq(p, q)}
 
 
@@ -236,7 +234,7 @@ def read_table(profile: Profile, name: str) -> pd.DataFrame:
     import pandas as pd
 
     path = table_path(profile, name)
-    return pd.read_csv(path, dtype={"seeds": str, "base_seeds": str}) if path.exists() else pd.DataFrame()
+    return pd.read_csv(path, dtype={"seeds": str}) if path.exists() else pd.DataFrame()
 
 
 def judged_tables() -> dict[str, Callable[[Profile], pd.DataFrame]]:

@@ -19,10 +19,10 @@ from typing import Any
 
 from persona_lib import store
 from persona_lib.config import Run
-from persona_lib.data.arms import draw, to_dpo_rows, to_ordered_dpo_rows, to_sft_rows
+from persona_lib.data.arms import TWO_SIDED, draw, to_dpo_rows, to_ordered_dpo_rows, to_sft_rows
 from persona_lib.fingerprint import module_hash
 from persona_lib.models import guards
-from persona_lib.models.llm import load_base, load_tokenizer, model_key
+from persona_lib.models.llm import format_of, load_base, load_tokenizer, model_key
 from persona_lib.models.tokens import ENCODERS, RowCounts, count_rows
 from persona_lib.profiles import Profile
 from persona_lib.published import trained_personas
@@ -33,7 +33,7 @@ from persona_lib.workers import run_jobs
 
 SHARED_FIELDS = (
     "quantization", "compute_dtype", "adapter_dtype", "lora_r", "lora_alpha", "lora_dropout", "lora_targets",
-    "max_length", "lr_scheduler", "warmup_steps", "train_limit", "train_processes", "train_launcher",
+    "max_length", "lr_scheduler", "warmup_share", "train_limit", "train_processes", "train_launcher",
 )  # fmt: skip
 METHOD_FIELDS = {
     "sft": ("completion_only_loss", "sft_learning_rate", "sft_epochs", "sft_batch_size", "sft_packing"),
@@ -77,12 +77,12 @@ def load_rows(run: Run, method: str, train_persona: str) -> tuple[dict[str, list
     """Return the arm's rows of "train" and "val", and how many source rows had no persona."""
     to_rows = to_ordered_dpo_rows if run.profile.dpo_order == "pairs" else to_dpo_rows
     make = to_sft_rows if method == "sft" else to_rows
-    rows, without = {}, {}
+    rows, without, chat = {}, {}, format_of(*run.base_source)
     for part, paths in data_paths(run, method).items():
         limit = run.profile.train_limit if part == "train" else 0
         source = [row for path in paths for row in draw(store.read_rows(path, TailoringRow), limit)]
-        rows[part] = make(source, train_persona, run.seed)
-        without[part] = len(source) * (2 if train_persona == "both" else 1) - len(rows[part])
+        rows[part] = make(source, train_persona, run.seed, chat)
+        without[part] = len(source) * (2 if train_persona in TWO_SIDED else 1) - len(rows[part])
     if method == "dpo":
         rows["train"] = rows_seen(run.profile, rows["train"])
     return rows, without
@@ -99,10 +99,7 @@ def rows_seen(profile: Profile, rows: list[dict]) -> list[dict]:
 
 
 def base_key(run: Run) -> str:
-    """Return what identifies the base model; raises if it should have been pretrained and was not."""
-    done = Path(run.base_source[0]) / "done.json"
-    if run.profile.base_model == "scratch" and not done.exists():
-        raise FileNotFoundError(f"{done} is missing: run the step that pretrains the base model first")
+    """Return what identifies the base model."""
     return model_key(*run.base_source)
 
 

@@ -56,7 +56,7 @@ def trainer_settings(profile: Profile, method: str, seed: int, output: Path) -> 
         "train_sampling_strategy": "sequential" if ordered else "random",
         "max_length": profile.max_length,
         "lr_scheduler_type": profile.lr_scheduler,
-        "warmup_steps": profile.warmup_steps,
+        "warmup_steps": profile.warmup_share,  # below 1: a share of all steps
         "optim": "adamw_torch",
         "weight_decay": 0.0,
         "max_grad_norm": 1.0,

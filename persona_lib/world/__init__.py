@@ -1,1 +1,0 @@
-"""The synthetic preference world: its words, its responses, and the oracle that reads them."""
