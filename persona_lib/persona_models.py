@@ -1,9 +1,9 @@
 """Persona inference by several models, as in the paper's Figure 3: ``python -m persona_lib.persona_models``.
 
 Every model writes personas for both sides of the same evaluation pairs from the same prompt, and the
-profile's judge says how often they lead back to their response. Without ``--model``, in the synthetic world,
-the models are those of ``MODELS``: the profile's own base models, and models with less text, width or depth,
-pretrained here into ``results/<profile>-<model>``. With it, any others, by the settings in which they differ:
+profile's judge of personas says how often they lead back to their response. Without ``--model`` the models are
+those of ``MODELS``, from the package index (Gemma's licence has to be accepted: ``persona_lib.weights``). With it,
+any others, by the settings in which they differ:
 
     python -m persona_lib.persona_models --profile paper --model 8B --model 70B generator_model=ID
 
@@ -17,19 +17,18 @@ import argparse
 import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona_lib import provenance, store
 from persona_lib.config import ConfigError, Run, load_profile, parse_override, results_dir, set_field
-from persona_lib.data import preference
+from persona_lib.data import everyday, preference
 from persona_lib.drawing.figures import save_figures
-from persona_lib.evaluation.judge import load_judge
+from persona_lib.evaluation.judge import load_judge, persona_judge_of
 from persona_lib.evaluation.persona_quality import judge_personas
 from persona_lib.evaluation.personas import SIDES, infer_personas
 from persona_lib.fingerprint import module_hash
-from persona_lib.models import base
 from persona_lib.models.generators import load_generator, role_key
 from persona_lib.models.surface import NAME as SURFACE
 from persona_lib.profiles import Profile
@@ -40,15 +39,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 NAME = "persona_models"  # of the table, the figure and the folder of answers
-# The synthetic world's models -> what is changed of the profile's base model, and its pretraining seed; the
-# rules, which see length and tone only, are no model.
-MODELS: dict[str, tuple[dict[str, Any], int]] = {
-    "base 0": ({}, 0),
-    "base 1": ({}, 1),
-    "half the text": ({"base_tokens": 750_000}, 0),
-    "a quarter of the text": ({"base_tokens": 375_000}, 0),
-    "half the width": ({"base_hidden_size": 64, "base_mlp_size": 192, "base_heads": 2}, 0),
-    "one layer": ({"base_layers": 1}, 0),
+# Real models of several sizes -> the settings in which they differ; the rules see length and tone only.
+MODELS: dict[str, dict[str, Any]] = {
+    "SmolLM2 135M": {"generator_model": "pypi:smollm2-135m-instruct"},
+    "Gemma 3 270M": {"generator_model": "pypi:gemma-3-270m"},
+    "Qwen2.5-Coder 0.5B": {"generator_model": "pypi:qwen2.5-coder-0.5b-instruct"},
+    "Qwen2.5-Coder 1.5B": {"generator_model": "pypi:qwen2.5-coder-1.5b-instruct"},
+    "rules, no model": {"generator_model": SURFACE},
 }
 Settings = Mapping[str, Any]
 
@@ -58,32 +55,14 @@ def slug_of(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-").lower()
 
 
-def made_here(profile: Profile, name: str) -> Settings:
-    """Return the settings of a model of ``MODELS``, which is pretrained if it is not there yet."""
-    changed, seed = MODELS[name]
-    own = {"name": f"{profile.name}-{slug_of(name)}", **changed} if changed else {}
-    return {"generator_model": str(base.pretrain(set_field(profile, **own), seed))}
-
-
-def default_models(profile: Profile) -> dict[str, Callable[[], Settings]]:
-    """Return the models of the synthetic world by name; ConfigError for a profile of another one."""
-    if profile.name != "synthetic":
-        raise ConfigError(
-            f"profile {profile.name}: say which models, e.g. --model 8B --model 70B generator_model=ID; "
-            "those that come with the package are sizes of the model of profile synthetic"
-        )
-    made = {name: lambda name=name: made_here(profile, name) for name in MODELS}
-    return made | {"rules, no model": lambda: {"generator_model": SURFACE}}
-
-
-def named_models(given: list[list[str]]) -> dict[str, Callable[[], Settings]]:
+def named_models(given: list[list[str]]) -> dict[str, Settings]:
     """Read ``--model NAME KEY=VALUE ...`` into settings by name; ConfigError for what is no setting."""
-    models: dict[str, Callable[[], Settings]] = {}
+    models: dict[str, Settings] = {}
     for name, *words in given:
         settings = dict(parse_override(word) for word in words)
         if slug_of(name) in map(slug_of, models):
             raise ConfigError(f"--model {name}: two models of this name; their answers would be mixed")
-        models[name] = lambda settings=settings: settings
+        models[name] = settings
     return models
 
 
@@ -96,7 +75,7 @@ def ask(profile: Profile, name: str, settings: Settings, dataset: str, seed: int
     """Have one model write the personas of a data set and seed, judge them, and return the verdicts' file."""
     preference.write_pairs(Run(profile, dataset, seed))
     run = Run(set_field(profile, **settings), dataset, seed)
-    judged = {n: v for n, v in vars(run.profile).items() if n.startswith(("pi_", "judge"))}
+    judged = {n: v for n, v in vars(run.profile).items() if n.startswith(("pi_", "judge", "persona_judge", "backwards_"))}
     folder, key = (
         folder_of(profile, name, dataset, seed),
         store.content_hash(
@@ -107,7 +86,7 @@ def ask(profile: Profile, name: str, settings: Settings, dataset: str, seed: int
     if store.is_done(folder, key):
         return folder / ITEMS
     store.clear_unless(folder, key)
-    judge, pairs = load_judge(run), preference.inference_pairs(run)
+    judge, pairs = load_judge(Run(profile, dataset, seed), persona_judge_of(profile)), preference.inference_pairs(run)
     generator = load_generator(run, "generator", run.profile.pi_batch_size)
     rows = []
     for side in SIDES:
@@ -132,7 +111,7 @@ def model_table(profile: Profile, names: list[str]) -> pd.DataFrame:
 
     lines: list[Row] = []
     for dataset in profile.datasets:
-        shared = dataset != "synthetic" and len(profile.seeds) > 1  # real pairs are the same for all seeds
+        shared = dataset != everyday.NAME and len(profile.seeds) > 1  # the same pairs for all seeds
         for number, name in enumerate(names):
             files = {seed: folder_of(profile, name, dataset, seed) / ITEMS for seed in profile.seeds}
             items = {seed: read_items(path) for seed, path in files.items()}
@@ -175,15 +154,14 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(words)
     try:
         profile = load_profile(given.profile, given.overrides)
-        if profile.judge == "none":
-            raise ConfigError(f"profile {profile.name} has judge=none: nothing would judge the personas")
+        if persona_judge_of(profile) == "none":
+            raise ConfigError(f"profile {profile.name} has no persona_judge: nothing would judge the personas")
         profile = set_field(profile, seeds=list(range(given.seeds)))
-        models = named_models(given.model) if given.model else default_models(profile)
+        models = named_models(given.model) if given.model else MODELS
         for name, settings in models.items():
-            found = settings()
             for dataset in profile.datasets:
                 for seed in profile.seeds:
-                    print(ask(profile, name, found, dataset, seed), flush=True)
+                    print(ask(profile, name, settings, dataset, seed), flush=True)
     except ConfigError as error:
         sys.exit(str(error))
     table = model_table(profile, list(models))

@@ -78,6 +78,7 @@ class Profile:
     # training
     methods: tuple[str, ...]
     train_limit: int
+    val_limit: int
     train_personas: tuple[str, ...]
     published_arms: tuple[str, ...]
     quantization: str

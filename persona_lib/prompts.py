@@ -185,6 +185,20 @@ def guard_prompt(prompt: str, answer: str) -> str:
     )
 
 
+def backwards_query(prompt: str, response: str) -> str:
+    """Render what a persona is written from: a question and one response, or the question alone."""
+    liked = f"The user liked this answer:\n{response.strip()}\n\n" if response else ""
+    return (
+        f"A user asked:\n{prompt.strip()}\n\n{liked}"
+        "Describe this user in one sentence that begins with: The user"
+    )
+
+
+def relevance_query(response: str) -> str:
+    """Render what a question is to be guessed from: an answer alone."""
+    return f"Here is an answer:\n{response.strip()}\n\nWrite the question that it answers."
+
+
 def preference_prompt(prompt: str, persona_a: str, persona_b: str) -> str:
     """Render a zero-shot comparison of two personas of one prompt (paper Figure 4)."""
     return (

@@ -22,49 +22,36 @@ from persona_lib.config import Run, figures_dir, load_profile, set_field
 from persona_lib.data import preference, tailoring
 from persona_lib.evaluation import personas, policies, tailor
 from persona_lib.evaluation.judge import oracle_scores
-from persona_lib.models import base
 from persona_lib.profiles import Profile
 from persona_lib.records import RunSpec
 from persona_lib.training import train
 
-SEEDS = (106, 107)  # tuning only, on base models 0 and 1: results use data and training seeds 0, 1, 2, ...
+SEEDS = (106,)  # tuning only: results use data and training seeds 0, 1, 2, ...
 ARMS = ("none", "chosen")
 SIDES = ("chosen", "rejected")
-N_VALIDATION = 320  # rows on validation topics, per seed and side
-N_TEST = 240  # made with the data, never answered here; fixed, so that results may use another number
 QUALITY_MARGIN = 0.1  # in standard deviations of the answers' quality
 
 CANDIDATES: dict[str, list[dict[str, Any]]] = {
-    "sft": [{"sft_learning_rate": rate} for rate in (1.5e-3, 3e-3, 6e-3)],
+    "sft": [{"sft_learning_rate": rate} for rate in (2.5e-4, 5e-4, 1e-3)],
     "dpo": [
-        {"sft_learning_rate": sft, "dpo_learning_rate": rate, "dpo_beta": beta, "dpo_sft_weight": weight}
-        for sft, rate, beta, weight in (
-            (6e-3, 1e-3, 0.1, 1.0),
-            (6e-3, 2e-3, 0.5, 1.0),
-            (6e-3, 2e-3, 0.5, 0.25),
-            (6e-3, 3e-3, 0.5, 0.25),
-            (6e-3, 5e-4, 0.5, 1.0),
-            (6e-3, 1e-3, 0.5, 4.0),
-        )
+        {"sft_learning_rate": 5e-4, "dpo_learning_rate": rate, "dpo_beta": beta}
+        for rate, beta in ((1e-4, 0.1), (2e-4, 0.1), (4e-4, 0.1), (4e-4, 0.3))
     ],
 }
 
 
 def tuning_profile(profile: Profile) -> Profile:
-    """Return the profile on validation topics; data and training seeds are fresh, the base is a result's."""
+    """Return the profile on validation topics; data and training seeds are fresh."""
     return set_field(
         profile,
         eval_split="validation",
-        n_validation=N_VALIDATION,
-        n_test=N_TEST,
         train_personas=list(ARMS),
         eval_personas=[f"gold-{side}" for side in SIDES],
     )
 
 
 def prepare(run: Run) -> None:
-    """Make base model, pairs, personas and tailoring data of a tuning seed."""
-    base.pretrain(run.profile, run.base_seed)
+    """Make pairs, personas and tailoring data of a tuning seed."""
     preference.write_pairs(run)
     personas.infer_run(run)
     tailoring.build_tailoring(run, personas.user_personas(run))

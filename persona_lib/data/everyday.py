@@ -1,9 +1,9 @@
 """``everyday``: the package's own preference pairs, real questions with two answers that differ for a user.
 
-The pairs (``facts/everyday.jsonl``) were written by a language model for this package. The two responses of a
-pair answer the same question about equally well and show opposite values of one dimension (of two, in a fifth of
-the pairs), so that only the user decides between them. Each side has a persona in the paper's form and the same
-wish in a user's own words. Every topic is in one split only.
+The pairs (``facts/everyday.jsonl``; EVERYDAY.md is their data card) were written by a language model for this
+package. The two responses of a pair answer the same question about equally well and show opposite values of
+one dimension (of two, in a fifth of the pairs), so that only the user decides between them. Each side has a
+persona in the paper's form and the same wish in a user's own words. Every topic is in one split only.
 
 Which response is *chosen* is drawn per data seed, and so is which value of a dimension most users like: every
 seed is another sample of users, and no side is better by nature.
@@ -11,13 +11,24 @@ seed is another sample of users, and no side is better by nature.
 
 from __future__ import annotations
 
+import math
 import random
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
+from itertools import combinations
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from persona_lib.data.leakage import quotes
+from persona_lib.data.near import near_duplicates
 from persona_lib.records import PreferencePair, TailoringRow
+from persona_lib.stats.words import tokens
 from persona_lib.store import file_hash, read_rows
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NAME = "everyday"
 FILE = Path(__file__).resolve().parent.parent / "facts" / "everyday.jsonl"
@@ -36,14 +47,17 @@ DIMENSIONS: dict[str, tuple[str, str]] = {
     "table": ("abstains", "indulges"),
 }
 Wish = tuple[tuple[str, str], ...]  # (dimension, value) pairs that a user wants
+Check = tuple[
+    str, float, int, str
+]  # what is counted, how many (or which share), of how many, what it should be
 
 
 @dataclass(frozen=True)
 class Item:
     """One row of ``everyday.jsonl``.
 
-    ``dimension``, ``value_a`` and ``value_b`` name one dimension, or two joined by "+". ``wording`` says whether
-    the personas name the surface of the answer ("explicit") or only the situation ("implicit").
+    ``dimension``, ``value_a`` and ``value_b`` name one dimension, or two joined by "+". ``wording`` says
+    whether the personas name the surface of the answer ("explicit") or only the situation ("implicit").
     """
 
     id: str
@@ -144,9 +158,7 @@ def relabelled(rows: list[TailoringRow], seed: int) -> list[TailoringRow]:
     that it does not describe. A policy that follows it there has learned it from these rows.
     """
     by_id, flipped = {item.id: item for item in items()}, relabelled_dimensions(seed)
-    return [
-        exchanged(row) if by_id[row.id].dimension.split("+")[0] in flipped else row for row in rows
-    ]
+    return [exchanged(row) if by_id[row.id].dimension.split("+")[0] in flipped else row for row in rows]
 
 
 def relabelled_dimensions(seed: int) -> set[str]:
@@ -163,3 +175,93 @@ def exchanged(row: TailoringRow) -> TailoringRow:
         for name, (kind, _, side) in names.items()
     }
     return TailoringRow(row.id, row.split, row.prompt, row.chosen, row.rejected, found, row.retrieved_id)
+
+
+def checks() -> pd.DataFrame:
+    """Count what the data must not contain and what a reader should know; columns check, found, of, aim."""
+    import pandas as pd
+
+    found = [*split_checks(), *length_checks(), *text_checks()]
+    return pd.DataFrame(found, columns=["check", "found", "of", "aim"])
+
+
+def split_checks() -> list[Check]:
+    """Count pairs and topics, and what two splits have in common."""
+    parts = {split: [item for item in items() if item.split == split] for split in SPLITS}
+    topics, prompts = (
+        {split: [getattr(item, field) for item in part] for split, part in parts.items()}
+        for field in ("topic", "prompt")
+    )
+    twos, n, n_topics = list(combinations(SPLITS, 2)), len(items()), len({item.topic for item in items()})
+    same_topics, same_prompts = (sum(len({*f[a]} & {*f[b]}) for a, b in twos) for f in (topics, prompts))
+    near = sum(len(near_duplicates(prompts[b], prompts[a])) for a, b in twos)
+    return [
+        *((f"pairs in {split}", len(part), n, "") for split, part in parts.items()),
+        ("topics", n_topics, n_topics, ">= 120"),
+        ("topics in two splits", same_topics, n_topics, "0"),
+        ("prompts shared by splits", same_prompts, n, "0"),
+        ("prompts that nearly repeat one of another split", near, n, "0"),
+        (
+            "share of pairs in two dimensions",
+            share("+" in item.dimension for item in items()),
+            n,
+            "about .20",
+        ),
+        ("share of explicit pairs", share(item.wording == "explicit" for item in items()), n, "about .33"),
+    ]
+
+
+def length_checks() -> list[Check]:
+    """Say how often side a is the longer one, and where one value of a dimension is so most unevenly."""
+    equal = [item for item in items() if "length" not in item.dimension]
+    first_value_longer: dict[str, list[bool]] = {name: [] for name in DIMENSIONS if name != "length"}
+    for item in equal:
+        for name, value in item.wish("a"):
+            first_value_longer[name].append((value == DIMENSIONS[name][0]) == first_is_longer(item))
+    widest, flags = max(first_value_longer.items(), key=lambda found: abs(share(found[1]) - 0.5))
+    label = f"widest share over dimensions where one value is longer ({DIMENSIONS[widest][0]})"
+    return [
+        ("share where side a is longer", share(map(first_is_longer, equal)), len(equal), ".45 to .55"),
+        (label, share(flags), len(flags), ".40 to .60"),
+    ]
+
+
+def text_checks() -> list[Check]:
+    """Count what gives a side away, and how alike the texts are."""
+    sided = [(item, side) for item in items() for side in "ab"]
+    personas = [getattr(item, f"persona_{side}") for item, side in sided]
+    responses = [getattr(item, f"response_{side}") for item, side in sided]
+    quoting = sum(
+        any(quotes(persona, response, item.prompt) for response in (item.response_a, item.response_b))
+        for (item, _), persona in zip(sided, personas, strict=True)
+    )
+    opening, count = Counter(" ".join(tokens(text, 2)) for text in responses).most_common(1)[0]
+    return [
+        ("personas that quote 4 words of a response", quoting, len(personas), "0"),
+        ('personas without "prefers"', sum(" prefers " not in text for text in personas), len(personas), "0"),
+        (f'share of responses that begin "{opening}"', round(count / len(sided), 3), len(sided), "<= .05"),
+        ("accuracy of words alone in naming side a (test)", *side_accuracy(), "about .5"),
+    ]
+
+
+def share(flags: Iterable[bool]) -> float:
+    """Return the share of true values."""
+    found = list(flags)
+    return round(sum(found) / len(found), 3)
+
+
+def first_is_longer(item: Item) -> bool:
+    """Say whether response a has more words than response b."""
+    return len(item.response_a.split()) > len(item.response_b.split())
+
+
+def side_accuracy() -> tuple[float, int]:
+    """Return how often naive Bayes on words, learned from training topics, finds side a of a test pair."""
+    train, test = ([item for item in items() if item.split == split] for split in ("train", "test"))
+    counts = [Counter(w for i in train for w in tokens(getattr(i, f"response_{side}"))) for side in "ab"]
+    offset = math.log(counts[1].total() / counts[0].total())
+
+    def lean(text: str) -> float:
+        return sum(math.log((counts[0][w] + 1) / (counts[1][w] + 1)) + offset for w in tokens(text))
+
+    return share(lean(item.response_a) > lean(item.response_b) for item in test), len(test)

@@ -14,12 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from persona_lib.config import Run
+from persona_lib.data import everyday
+from persona_lib.evaluation.backwards import BackwardsJudge
+from persona_lib.evaluation.backwards import judge_key as backwards_key
 from persona_lib.evaluation.matchups import Matchup, matchups
+from persona_lib.evaluation.quality import quality
+from persona_lib.evaluation.reader import fit
 from persona_lib.evaluation.tailor import eval_rows, generation_folder, persona_of, read_generations
 from persona_lib.fingerprint import module_hash
 from persona_lib.models.generators import load_generator, role_key
 from persona_lib.models.tokens import chat_text
-from persona_lib.profiles import ConfigError, judge_settings, near_names
+from persona_lib.profiles import ConfigError, Profile, judge_settings, near_names
 from persona_lib.prompts import first_person, judge_prompt
 from persona_lib.records import Generation, Judgment, PairwiseComparison, Rubric, RunSpec
 from persona_lib.stats.metrics import verdict_of
@@ -44,17 +49,20 @@ CHUNK = 256  # comparisons judged between two writes
 FOLDERS = {"judge": "judgments", "second_judge": "second_judgments"}
 
 
-def oracle_judge(world_seed: int) -> Judge:
-    """Return the judge that reads responses of the synthetic world by rule; it can call a tie."""
-    from persona_lib.world.oracle import persona_fit, quality
+def oracle_judge() -> Judge:
+    """Return the judge that reads answers to ``everyday`` by rule; it can call a tie.
+
+    What a persona wants is known from the data (``everyday.wishes``). A persona that the data do not hold is a tie.
+    """
+    wishes = everyday.wishes()
 
     def judge(comparisons: Sequence[PairwiseComparison], rubric: Rubric) -> list[Judgment]:
         judgments = []
         for c in comparisons:
             scores = [
-                persona_fit(c.persona, text)
+                fit(wishes.get(c.persona or "", ()), text)
                 if rubric == "personalization"
-                else quality(c.prompt, text, world_seed)
+                else quality(c.prompt, text)
                 for text in (c.response_a, c.response_b)
             ]
             winner = None if scores[0] == scores[1] else "A" if scores[0] > scores[1] else "B"
@@ -108,18 +116,22 @@ def model_judge(run: Run, role: str = "judge") -> Judge:
     return chat_judge(generator, max_new_tokens, asked)
 
 
-def world_judge(run: Run) -> Judge:
-    """Return the oracle of the run's world."""
-    return oracle_judge(run.profile.world_seed)
-
-
 # a profile's ``judge`` -> a function that returns the judge of a run; "none" is no judge
-JUDGES: dict[str, Callable[[Run], Judge]] = {"oracle": world_judge, "lm": model_judge}
+JUDGES: dict[str, Callable[[Run], Judge]] = {
+    "oracle": lambda run: oracle_judge(),
+    "lm": model_judge,
+    "backwards": BackwardsJudge,
+}
 
 
-def load_judge(run: Run) -> Judge:
-    """Return the judge of a run's profile; ValueError if it has none."""
-    name = run.profile.judge
+def persona_judge_of(profile: Profile) -> str:
+    """Return who judges inferred personas: ``persona_judge``, or the judge of answers where it is empty."""
+    return profile.persona_judge or profile.judge
+
+
+def load_judge(run: Run, name: str = "") -> Judge:
+    """Return the judge of a run's answers, or the one of this name; ValueError if it has none."""
+    name = name or run.profile.judge
     if name == "none":
         raise ValueError(
             f"profile {run.profile.name} has judge=none: nothing can be judged; see persona_swap"
@@ -184,17 +196,18 @@ def judgment_key(run: Run, matchup: Matchup, role: str = "judge") -> str:
         read_json(generation_folder(run, spec) / "done.json")["key"] for spec in (matchup.test, matchup.base)
     ]
     return content_hash(
-        module_hash("evaluation.judge", "world.oracle"),
+        module_hash("evaluation.judge"),
         matchup,
         done,
         judge_key(run, role),
-        run.profile.world_seed,
     )
 
 
 def judge_key(run: Run, role: str = "judge") -> list[Any]:
     """Return all that decides what a judge says of given texts."""
     profile = run.profile
+    if role == "judge" and profile.judge == "backwards":
+        return [profile.judge, backwards_key(run)]
     if role == "judge" and profile.judge != "lm":
         return [profile.judge]
     how = [*profile.judge_quirks, profile.compute_dtype, profile.engine]
@@ -278,17 +291,14 @@ def read_verdicts(run: Run, matchup: Matchup, role: str = "judge") -> list[dict[
 
 
 def oracle_scores(run: Run, spec: RunSpec, judge_persona: str) -> list[dict[str, Any]]:
-    """Return the oracle's scores of a run's answers: fit to a persona, quality, share of right facts."""
-    from persona_lib.world.oracle import fact_accuracy, persona_fit, quality
-
-    seed = run.profile.world_seed
+    """Return the oracle's scores of a run's answers: fit to a persona, and quality (``evaluation.reader``)."""
+    wishes = everyday.wishes()
     answers: dict[str, Generation] = read_generations(run, spec)
     return [
         {
             "id": row.id,
-            "fit": persona_fit(persona, answers[row.id].completion),
-            "quality": quality(row.prompt, answers[row.id].completion, seed),
-            "facts": fact_accuracy(row.prompt, answers[row.id].completion, seed),
+            "fit": fit(wishes.get(persona, ()), answers[row.id].completion),
+            "quality": quality(row.prompt, answers[row.id].completion),
         }
         for row in eval_rows(run)
         if row.id in answers and (persona := persona_of(row, judge_persona))

@@ -12,7 +12,7 @@ from typing import Any
 from persona_lib.config import Run, main_arm
 from persona_lib.data.official import ROLE_MARK
 from persona_lib.evaluation.policies import adapters_of, generators, same_model, source_of
-from persona_lib.evaluation.tailor import ask_prompt, eval_rows, whole_answer
+from persona_lib.evaluation.tailor import ask_prompt, whole_answer
 from persona_lib.models import guards
 from persona_lib.prompts import STOP
 from persona_lib.records import RunSpec
@@ -38,11 +38,6 @@ REAL = [
     ),
 ]
 
-WORLD = (  # of the synthetic world: in words of training personas, and in words that no training persona has
-    "The user is busy and prefers short answers.",
-    "The user is meticulous and prefers full detail.",
-    "I am penniless, so give me team spirit.",
-)
 
 
 @dataclass(frozen=True)
@@ -56,12 +51,7 @@ class OwnAnswer:
 
 
 def default_pairs(run: Run) -> list[tuple[str, str]]:
-    """Return what is asked if the reader gives nothing: our examples for the run's data set.
-
-    In the synthetic world the question is one of the evaluation split: its topic was never trained on.
-    """
-    if run.dataset == "synthetic":
-        return [(eval_rows(run)[0].prompt, persona) for persona in WORLD]
+    """Return what is asked if the reader gives nothing: our examples for the run's data set."""
     return EXAMPLES.get(run.dataset, REAL)
 
 

@@ -1,7 +1,7 @@
 """Small tables and texts for the notebooks on data and training: they read files and compute little.
 
-Everything returns a pandas DataFrame or a string. What concerns the base model, personas and answers is
-in ``show_base``, ``show_personas`` and ``show_answers``, so that a notebook depends only on what it shows.
+Everything returns a pandas DataFrame or a string. What concerns personas and answers is
+in ``show_personas`` and ``show_answers``, so that a notebook depends only on what it shows.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona_lib.config import Run
+from persona_lib.data import everyday
 from persona_lib.data.arms import to_dpo_rows, to_sft_rows
+from persona_lib.models.llm import format_of
 from persona_lib.published import trained_personas
 from persona_lib.records import PreferencePair, TailoringRow
 from persona_lib.store import iter_rows, read_json, read_rows, write_text
@@ -70,34 +72,36 @@ def example_pair(run: Run) -> str:
 
 
 def contrast_table(run: Run, split: str = "train") -> pd.DataFrame:
-    """Count, per dimension of the synthetic world, the pairs that contrast it and who has the common value.
+    """Count, per dimension of ``everyday``, the pairs that differ in it and who has the value most users like.
 
-    Read back from the responses by the oracle. Empty for real data, whose contrasts nobody knows.
+    Empty for other data, whose contrasts nobody knows.
     """
     import pandas as pd
 
-    from persona_lib.world.vocabulary import COMMON, DIMENSIONS
-
-    columns = ["dimension", "common", "uncommon", "contrasted", "chosen has the common value"]
-    if run.dataset != "synthetic":
+    columns = ["dimension", "most like", "fewer like", "pairs", "chosen has what most like"]
+    if run.dataset != everyday.NAME:
         return pd.DataFrame(columns=columns).set_index("dimension")
-    claims = [claim for pair in read_pairs(run, split) for claim in contrasts(pair)]
+    common, by_id = everyday.common_values(run.seed), {item.id: item for item in everyday.items()}
+    found: dict[str, list[bool]] = {name: [] for name in everyday.DIMENSIONS}
+    for pair in read_pairs(run, split):
+        item = by_id[pair.id]
+        dimension, value = item.wish(everyday.chosen_side(item, run.profile.majority_share, run.seed))[0]
+        found[dimension].append(value == common[dimension])
     rows = []
-    for dimension, values in DIMENSIONS.items():
-        found = [value == COMMON[dimension] for name, value in claims if name == dimension]
-        rows.append((dimension, *values, len(found), sum(found) / len(found) if found else float("nan")))
+    for dimension, hits in found.items():
+        first, second = everyday.DIMENSIONS[dimension]
+        values = (first, second) if common[dimension] == first else (second, first)
+        rows.append((dimension, *values, len(hits), sum(hits) / len(hits) if hits else float("nan")))
     return pd.DataFrame(rows, columns=columns).set_index("dimension")
 
 
 def topic_table(run: Run) -> pd.DataFrame:
-    """Count the synthetic world's topics per split and those shared with training; empty for real data."""
+    """Count the topics of ``everyday`` per split and those shared with training; empty for other data."""
     import pandas as pd
 
-    from persona_lib.world.oracle import read_topic
-
-    splits = ("train", "validation", "test") if run.dataset == "synthetic" else ()
-    seed = run.profile.world_seed
-    topics = {s: {read_topic(pair.prompt, seed).name for pair in read_pairs(run, s)} for s in splits}
+    splits = ("train", "validation", "test") if run.dataset == everyday.NAME else ()
+    topic = {item.id: item.topic for item in everyday.items()}
+    topics = {s: {topic[pair.id] for pair in read_pairs(run, s)} for s in splits}
     rows = [
         (s, len(found), 0 if s == "train" else len(found & topics["train"])) for s, found in topics.items()
     ]
@@ -109,31 +113,14 @@ def read_pairs(run: Run, split: str) -> list[PreferencePair]:
     return read_rows(run.folder / "pairs" / f"{split}.jsonl", PreferencePair)
 
 
-def contrasts(pair: PreferencePair) -> list[tuple[str, str]]:
-    """Return the (dimension, value) claims by which the chosen response differs from the rejected one."""
-    from persona_lib.world.oracle import contrast_claims
-
-    return list(dict.fromkeys(contrast_claims(pair.chosen, pair.rejected)))
-
-
 # --- training ---
-
-
-def loss_table(folder: Path) -> pd.DataFrame:
-    """Return the logged loss curve of a base model, by step; empty if nothing was trained there."""
-    import pandas as pd
-
-    path = folder / "log.jsonl"
-    rows = list(iter_rows(path)) if path.exists() else []
-    names = ["step", "loss", "learning_rate", "grad_norm"]
-    return pd.DataFrame(rows, columns=names).set_index("step")
 
 
 def training_example(run: Run, method: str, train_persona: str, number: int = 0) -> str:
     """Return one training row of an arm as the trainer gets it, its fields under their TRL names."""
     source = read_rows(run.folder / "tailoring" / f"{method}_train.jsonl", TailoringRow)
     make = to_sft_rows if method == "sft" else to_dpo_rows
-    row = make(source, train_persona, run.seed)[number]
+    row = make(source, train_persona, run.seed, format_of(*run.base_source))[number]
     return "\n\n".join(f"{name}\n{text!r}" for name, text in row.items())
 
 

@@ -114,14 +114,14 @@ def score_table(run: Run) -> pd.DataFrame:
     }
     rows = []
     for spec, persona in pairs.values():
-        scores = pd.DataFrame(oracle_scores(run, spec, persona), columns=["id", "fit", "quality", "facts"])
+        scores = pd.DataFrame(oracle_scores(run, spec, persona), columns=["id", "fit", "quality"])
         row = {"persona": persona, "policy": spec.arm, "format": spec.persona_format, "n": len(scores)}
         means = {
             "fit": scores.fit.mean(),
             "quality": scores.quality.mean(),
             "quality sd": scores.quality.std(),
         }
-        rows.append(row | means | {"right facts": scores.facts.mean()})
+        rows.append(row | means)
     table = pd.DataFrame(rows)
     return table.set_index(["persona", "policy", "format"]).sort_index()
 
@@ -168,29 +168,6 @@ def user_examples(run: Run, n: int = 5) -> pd.DataFrame:
         if (written := row.personas.get(f"user-{side}"))
     ]
     return pd.DataFrame(rows[:n], columns=["id", "side", "inferred", "user-written"])
-
-
-def unseen_in_training(run: Run) -> dict[str, int]:
-    """Count user-written personas, personas of training rows, and those with held-out words (synthetic)."""
-    from persona_lib.models.unseen import any_word, persona_words
-
-    held_out = any_word(persona_words("held_out"))
-    train = [
-        persona
-        for split in ("sft_train", "sft_val", "dpo_train", "dpo_val")
-        for row in read_rows(run.folder / "tailoring" / f"{split}.jsonl", TailoringRow)
-        for persona in row.personas.values()
-        if persona
-    ]
-    written = [
-        p for row in eval_rows(run) for name, p in row.personas.items() if name.startswith("user-") and p
-    ]
-    return {
-        "user-written personas": len(written),
-        "of them with held-out words": sum(held_out.search(p) is not None for p in written),
-        "personas of training rows": len(train),
-        "of these with held-out words": sum(held_out.search(p) is not None for p in train),
-    }
 
 
 def side_by_side(

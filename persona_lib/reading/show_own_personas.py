@@ -15,32 +15,22 @@ ANSWERS = ("DPO", "PT-DPO")
 
 
 def own_table(run: Run, pairs: Sequence[Any] = ()) -> pd.DataFrame:
-    """Return question, persona and both answers; in the synthetic world with the oracle's fit of each.
+    """Return question, persona and both answers.
 
     Empty, with a line that says why, if one of the two policies is not there.
     """
     import pandas as pd
 
-    from persona_lib.world.oracle import persona_fit
-
     rows = [(a.question, a.persona, a.dpo, a.pt_dpo) for a in answer_own(run, pairs)]
     if not rows and (missing := missing_policies(run)):
         print(f"no answers: {' and '.join(missing)} not trained; run the steps before this one")
-    table = pd.DataFrame(rows, columns=["question", "persona", *ANSWERS])
-    if run.dataset == "synthetic":
-        for name in ANSWERS:
-            fits = [persona_fit(p, text) for p, text in zip(table.persona, table[name], strict=True)]
-            table[f"fit {name}"] = fits
-    return table
+    return pd.DataFrame(rows, columns=["question", "persona", *ANSWERS])
 
 
 def own_text(table: pd.DataFrame) -> str:
     """Return the answers as a page to read: the question, who asks, and both answers below."""
     parts = []
     for row in table.to_dict("records"):
-        fits = {
-            name: f"  [fit {row[f'fit {name}']:+.0f}]" if f"fit {name}" in row else "" for name in ANSWERS
-        }
-        answers = "\n\n".join(f"{name}{fits[name]}\n{row[name]}" for name in ANSWERS)
+        answers = "\n\n".join(f"{name}\n{row[name]}" for name in ANSWERS)
         parts.append(f"===== {row['question']}\nPERSONA  {row['persona'] or '-'}\n\n{answers}")
     return "\n\n".join(parts) or "nothing to show"

@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING
 
 from persona_lib.reading.views_judged import (
     agreement_view,
-    axes_view,
     beside_view,
     by_seed_view,
-    faults_view,
     filtered_view,
     judged_view,
     ladder_view,
@@ -99,7 +97,6 @@ VIEWS: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
     "not_run": plain_view,
     "selection_sft": plain_view,
     "selection_dpo": plain_view,
-    "axes": axes_view,
     "released_safety": safety_view,
     "released_safety_pairs": safety_pairs_view,
     "released_safety_error": safety_error_view,
@@ -110,7 +107,6 @@ VIEWS: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
     "safety": safety_view,
     "safety_pairs": safety_pairs_view,
     "arms_run": plain_view,
-    "faults": faults_view,
 }
 
 

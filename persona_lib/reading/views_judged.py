@@ -149,48 +149,6 @@ def ladder_view(table: pd.DataFrame) -> pd.DataFrame:
     return build(table, columns)
 
 
-def axes_view(table: pd.DataFrame) -> pd.DataFrame:
-    """Show what a change of world or training does: oracle fit of both arms, and what tailoring gains."""
-    columns = {
-        "change": lambda row: row["change"],
-        f"fit, plain DPO {CI}": lambda row: with_interval(row, "fit_plain"),
-        f"fit, PT-DPO {CI}": lambda row: with_interval(row, "fit_tailored"),
-        f"fit gained {CI}": lambda row: with_interval(row, "fit_gain", sign=True),
-        f"quality gained, SD {CI}": lambda row: with_interval(row, "quality_gain_sd", sign=True),
-        "n": size,
-        "seeds": lambda row: str(row["seeds"]),
-    }
-    return build(table, columns, name_dataset=False)
-
-
-def faults_view(table: pd.DataFrame) -> pd.DataFrame:
-    """Show a fault, the setting that repeats it, the fits under it and the changes that it brings."""
-
-    def change(name: str, digits: int = 2) -> Callable[[Any], str]:
-        def cell(row: Any) -> str:
-            if row["change"] == "as-is":
-                return with_interval(row, name, digits)
-            return with_interval(row, f"{name}_change", digits, True)
-
-        return cell
-
-    columns = {
-        "fault (where in their code)": lambda row: row["what"],
-        "setting": lambda row: row["setting"] if isinstance(row["setting"], str) else "",
-        f"fit, plain DPO {CI}": lambda row: with_interval(row, "fit_plain"),
-        f"fit, PT-DPO {CI}": lambda row: with_interval(row, "fit_tailored"),
-        f"change: fit gained {CI}": change("fit_gain"),
-        f"quality gained, SD {CI}": change("quality_gain_sd"),
-        f"dPQ {CI}": change("dpq", 1),
-        f"share of ties {CI}": change("ties"),
-        f"flip, plain DPO {CI}": change("flip_plain"),
-        f"flip, PT-DPO {CI}": change("flip_tailored"),
-        "n": size,
-        "seeds": lambda row: row["seeds"] if isinstance(row["seeds"], str) else "",
-    }
-    return build(table, columns, name_dataset=False)
-
-
 def paper_view(table: pd.DataFrame) -> pd.DataFrame:
     """Show the paper's own ten rows and their average; intervals and tests are ours, from its counts."""
     columns = {

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from persona_lib import weights
 from persona_lib.profiles import Profile
 from persona_lib.runner.workload import Calls, calls_of, facts, known_datasets
 
@@ -40,13 +41,14 @@ class Size:
 
 
 def size_of(name: str) -> Size | None:
-    """Return a hub model's sizes, None if they are not in the facts."""
-    m = facts()["models"].get(name)
+    """Return the sizes of a hub model or of packaged weights, None if they are not in the facts."""
+    row = weights.entry(name) if weights.is_packaged(name) else {"layers": 0}
+    m = facts()["models"].get(f"{weights.PREFIX}{row['name']}" if "name" in row else name)
     if m is None:
         return None
     per_layer = 2 * m["hidden"] ** 2 + 2 * m["hidden"] * m["kv"] + 3 * m["hidden"] * m["mlp"]
     head = m["hidden"] * m["vocabulary"]
-    layers, embedding = m["layers"], 0 if m["tied"] else head
+    layers, embedding = row["layers"] or m["layers"], 0 if m["tied"] else head
     return Size(layers * per_layer, head, embedding, 4 * m["kv"] * layers, layers, m["hidden"] + m["mlp"])
 
 
@@ -62,6 +64,11 @@ def in_four_bits(profile: Profile, calls: Calls) -> bool:
     """Say whether a step runs its model in NF4: policies do, unless expanded to generate and score."""
     expanded = profile.gen_expand_weights and calls.step in ("08_generation", "11_persona_swap")
     return calls.role == "policy" and profile.quantization == "nf4" and not expanded
+
+
+def on_cpu(profile: Profile) -> bool:
+    """Say whether the base model is packaged weights in float32, which run on a processor."""
+    return weights.is_packaged(profile.base_model) and profile.compute_dtype == "float32"
 
 
 def weight_bytes(profile: Profile) -> int:
@@ -127,8 +134,6 @@ def seconds(profile: Profile, calls: Calls, card: Card) -> float | None:
 
 def all_calls(profile: Profile) -> list[Calls]:
     """Return the calls of all data sets that can be counted, for one seed."""
-    if profile.base_model == "scratch":
-        return []
     return [calls for dataset in known_datasets(profile) for calls in calls_of(profile, dataset)]
 
 
@@ -156,9 +161,13 @@ def step_hours(profile: Profile, card: Card) -> dict[str, float]:
 
 
 def smallest_card(profile: Profile) -> Card | None:
-    """Return the smallest listed card on which every step fits; None if none does, or nothing is known."""
+    """Return the smallest listed card on which every step fits; None if none does, or nothing is known.
+
+    Packaged weights are small: for them a processor is one.
+    """
     most = max(step_memory(profile).values(), default=math.inf)
-    return next((card for card in facts()["cards"] if most <= card["gb"] and "cpu" not in card), None)
+    cards = [card for card in facts()["cards"] if on_cpu(profile) or "cpu" not in card]
+    return next((card for card in cards if most <= card["gb"]), None)
 
 
 def task_seconds(profile: Profile, step: str, dataset: str) -> float | None:
@@ -179,7 +188,7 @@ def duration(hours: float) -> str:
 
 
 def gpu_lines(profile: Profile) -> list[str]:
-    """Return a table: per step the memory it needs and its time on every card; empty without a hub model."""
+    """Return a table: per step the memory it needs and its time on every card; empty if nothing is known."""
     memory = step_memory(profile)
     cards = [card for card in facts()["cards"] if "cpu" not in card or profile.compute_dtype == "float32"]
     hours = [step_hours(profile, card) for card in cards]

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from persona_lib import hub, store
+from persona_lib import hub, store, weights
 from persona_lib.config import results_dir
 from persona_lib.data import official_folders
 from persona_lib.models.generators import GENERATORS
@@ -80,20 +80,36 @@ def plan_lines(pipeline: Pipeline, selected: list[str], force: bool = False) -> 
 def roles(profile: Profile) -> dict[str, str]:
     """Return what a profile asks language models for beside the policies, and where each is served."""
     names = ["generator"] if "03_persona_inference" in profile.steps else []
-    names += ["judge"] * (profile.judge == "lm") + ["second_judge"] * bool(profile.second_judge_model)
+    names += ["judge"] * ("lm" in (profile.judge, profile.persona_judge))
+    names += ["second_judge"] * bool(profile.second_judge_model)
     names += ["guard"] * bool(profile.guard_model and "15_safety" in profile.steps)
     return {name: getattr(profile, f"{name}_url") for name in names}
 
 
-def hub_models(profile: Profile) -> list[str]:
-    """Return the hub models that a profile uses."""
+def models_here(profile: Profile) -> list[str]:
+    """Return the models that a profile loads on this machine: hub ids, folders, and packaged weights."""
     here = [getattr(profile, f"{role}_model") for role, url in roles(profile).items() if not url]
     published = [
         f"{source}@{revision}" if revision else source for source, revision in published_models(profile)
     ]
     named = dict.fromkeys([profile.base_model, *here, profile.retriever_model, *published])
-    here = {"scratch", "base", *GENERATORS}
-    return [name for name in named if name not in here and hub.is_hub_id(name)]
+    return [name for name in named if name not in {"", "base", *GENERATORS}]
+
+
+def hub_models(profile: Profile) -> list[str]:
+    """Return the hub models that a profile uses."""
+    return [name for name in models_here(profile) if hub.is_hub_id(name)]
+
+
+def packaged_models(profile: Profile) -> list[str]:
+    """Return the weights of the package index that a profile uses; of a model's first layers, the model."""
+    named = filter(weights.is_packaged, models_here(profile))
+    return [*dict.fromkeys(weights.PREFIX + weights.entry(name)["name"] for name in named)]
+
+
+def to_fetch(profile: Profile) -> list[str]:
+    """Return the weights of the package index that a profile uses and that are not on this machine."""
+    return [name for name in packaged_models(profile) if not weights.is_fetched(name)]
 
 
 def in_hub_cache(name: str) -> bool:
@@ -105,7 +121,7 @@ def in_hub_cache(name: str) -> bool:
 
 def downloads(profile: Profile) -> list[tuple[str, float, str]]:
     """Return (what, GB still to download, remark) for models and data."""
-    wanted = []
+    wanted = [packaged_download(name) for name in packaged_models(profile)]
     for name in (hub.split_id(source)[0] for source in hub_models(profile)):
         known = hub.MODELS.get(name, hub.HubModel("", float("nan")))
         here = in_hub_cache(name)
@@ -115,6 +131,19 @@ def downloads(profile: Profile) -> list[tuple[str, float, str]]:
     if uses_real_data(profile):
         wanted.append(("the authors' data", *official_data(profile)))
     return wanted
+
+
+def packaged_download(name: str) -> tuple[str, float, str]:
+    """Return the line of ``downloads`` for weights of the package index."""
+    row, here = weights.entry(name), weights.is_fetched(name)
+    where = "on this machine" if here else f"from the package index, {row['megabytes']} MB"
+    remark = f"{where}; licence: {row['licence']}"
+    if not row["open"]:
+        accepted = (
+            ", accepted" if weights.is_allowed(row) else f": to accept it set {weights.ACCEPT}={row['name']}"
+        )
+        remark += f", which is not an open one{accepted}"
+    return name, 0.0 if here else row["megabytes"] / 1000, remark
 
 
 def official_data(profile: Profile) -> tuple[float, str]:
@@ -142,13 +171,14 @@ def disk_gb(profile: Profile) -> float:
     runs = len(profile.datasets) * len(profile.seeds)
     small = 0.05 + 0.1 * runs  # two seeds of the tiny models took 53 MB
     large = 0.3 * runs if hub_models(profile) else 0.0  # LoRA adapters with optimiser state of an 8B model
-    return small + large + sum(size for _, size, _ in downloads(profile))
+    converted = sum(weights.kept_bytes(weights.entry(name)) for name in to_fetch(profile)) / 1e9
+    return small + large + converted + sum(size for _, size, _ in downloads(profile))
 
 
 def gpu_need(profile: Profile) -> str:
     """Say what GPU memory a profile needs."""
-    if profile.base_model == "scratch":
-        return "none: everything runs on the CPU"
+    if cost.on_cpu(profile) and not hub_models(profile):
+        return "none needed: everything runs on the CPU"
     memory = cost.step_memory(profile)
     if cost.size_of(profile.base_model) is None or not memory:
         missing = f"{profile.base_model} on {', '.join(profile.datasets)}"
@@ -200,13 +230,13 @@ def setup_need() -> str:
 def not_ready(profile: Profile) -> list[str]:
     """Say what of a profile this version has not been made to run."""
     missing = []
-    if profile.base_model != "scratch":
+    if not weights.is_packaged(profile.base_model):
         missing.append(
             f"training {profile.base_model} has not been run with this version; times are estimates"
         )
     judges = [role for role, url in roles(profile).items() if role != "generator" and not url]
     for name in (getattr(profile, f"{role}_model") for role in judges):
-        if name != "base":
+        if name != "base" and not weights.is_packaged(name) and name not in GENERATORS:
             missing.append(f"the judge {name} has not been run with this version")
     return missing + unpinned(profile)
 
@@ -262,7 +292,7 @@ def print_totals(profile: Profile, lines: list[Line]) -> None:
 def on_what(profile: Profile) -> str:
     """Say what hardware the expected times are for, if they are computed."""
     card = cost.smallest_card(profile)
-    if not hub_models(profile) or card is None:
+    if card is None:
         return ""
     where = "large GPU" if profile.name == "paper" else card["name"]
     factor = facts()["assumed"]["slower_than_computed"]
@@ -273,10 +303,12 @@ def print_computed(profile: Profile) -> None:
     """Print GPU memory and hours per step and card, and the tokens asked of language models."""
     lines = cost.gpu_lines(profile)
     if lines:
-        factor = facts()["assumed"]["slower_than_computed"]
-        print(
-            f"GPU hours  computed from sizes and mean lengths, times {factor} (assumed); nothing was measured"
+        factor, on = (
+            facts()["assumed"]["slower_than_computed"],
+            "hours" if cost.on_cpu(profile) else "GPU hours",
         )
+        how = f"computed from sizes and mean lengths, times {factor} (assumed); nothing was measured"
+        print(f"{on:<9}  {how}")
         print("\n".join(f"             {line}" for line in lines))
     asked = cost.api_lines(profile) if uses_real_data(profile) else []
     for line in asked:

@@ -42,6 +42,7 @@ BASE = ("base_model", "base_revision")
 TRAINING = (
     "methods",
     "train_limit",
+    "val_limit",
     "train_personas",
     "published_arms",
     "quantization",

@@ -123,7 +123,7 @@ def accuracy_calls(run: Run) -> list[Calls]:
     """Persona accuracy: every inferred persona, both orders, the data's own two responses."""
     words = facts()["words"][run.dataset]
     answers = (words["chosen"] + words["rejected"]) / 2
-    if run.profile.judge != "lm":
+    if (run.profile.persona_judge or run.profile.judge) != "lm":
         return []
     return [judge_calls(run, "04_persona_quality", "judge", 2 * inferred(run), answers, True)]
 

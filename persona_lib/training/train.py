@@ -33,7 +33,7 @@ from persona_lib.workers import run_jobs
 
 SHARED_FIELDS = (
     "quantization", "compute_dtype", "adapter_dtype", "lora_r", "lora_alpha", "lora_dropout", "lora_targets",
-    "max_length", "lr_scheduler", "warmup_share", "train_limit", "train_processes", "train_launcher",
+    "max_length", "lr_scheduler", "warmup_share", "train_limit", "val_limit", "train_processes", "train_launcher",
 )  # fmt: skip
 METHOD_FIELDS = {
     "sft": ("completion_only_loss", "sft_learning_rate", "sft_epochs", "sft_batch_size", "sft_packing"),
@@ -79,7 +79,7 @@ def load_rows(run: Run, method: str, train_persona: str) -> tuple[dict[str, list
     make = to_sft_rows if method == "sft" else to_rows
     rows, without, chat = {}, {}, format_of(*run.base_source)
     for part, paths in data_paths(run, method).items():
-        limit = run.profile.train_limit if part == "train" else 0
+        limit = run.profile.train_limit if part == "train" else run.profile.val_limit
         source = [row for path in paths for row in draw(store.read_rows(path, TailoringRow), limit)]
         rows[part] = make(source, train_persona, run.seed, chat)
         without[part] = len(source) * (2 if train_persona in TWO_SIDED else 1) - len(rows[part])

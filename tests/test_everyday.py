@@ -1,0 +1,130 @@
+"""The package's own preference pairs: form, balance, leaks, and how users are drawn from them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from persona_lib.data import everyday
+from persona_lib.records import TailoringRow
+from persona_lib.store import file_hash
+
+REPO = Path(__file__).resolve().parent.parent
+ITEMS = everyday.items()
+BOTH = [(item, side) for item in ITEMS for side in "ab"]
+
+
+@pytest.fixture(scope="module")
+def found():
+    table = everyday.checks()
+    assert list(table.columns) == ["check", "found", "of", "aim"]
+    return dict(zip(table["check"], table["found"], strict=True))
+
+
+def starting(found: dict, start: str) -> float:
+    (value,) = (value for name, value in found.items() if name.startswith(start))
+    return value
+
+
+def test_every_row_has_the_fields_of_an_item_in_their_order():
+    names = [field.name for field in fields(everyday.Item)]
+    for line in everyday.FILE.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        assert list(row) == names and all(value == value.strip() and value for value in row.values())
+        assert json.dumps(row, ensure_ascii=False) == line
+
+
+def test_there_are_enough_pairs_and_each_topic_is_in_one_split(found):
+    assert len(ITEMS) == len({item.id for item in ITEMS}) >= 500 and found["topics"] >= 120
+    assert {item.split for item in ITEMS} == set(everyday.SPLITS)
+    assert len({(item.topic, item.split) for item in ITEMS}) == found["topics"]
+    assert set(Counter(item.topic for item in ITEMS).values()) == {4}
+    assert sum(found[f"pairs in {split}"] for split in everyday.SPLITS) == len(ITEMS)
+
+
+def test_the_two_values_of_a_dimension_stand_on_opposite_sides():
+    for item in ITEMS:
+        for (dimension, a), (same, b) in zip(item.wish("a"), item.wish("b"), strict=True):
+            assert dimension == same and {a, b} == set(everyday.DIMENSIONS[dimension]), item.id
+        assert item.wording in ("explicit", "implicit")
+
+
+def test_responses_have_the_length_and_the_form_of_their_values():
+    for item, side in BOTH:
+        text, values = getattr(item, f"response_{side}"), dict(item.wish(side)).values()
+        assert 25 <= len(text.split()) <= 70, item.id
+        assert (len(re.findall(r"(?m)^(?:\d\.|-) ", text)) >= 3) == ("steps" in values), item.id
+        assert ("\n" in text) == ("steps" in values), item.id
+        assert "decides" not in values or "?" not in text, item.id
+        assert "asks" not in values or "?" in text, item.id
+        assert "formal" not in values or not re.search(r"!|n't|'(?:ll|re|ve)\b", text), item.id
+
+
+def test_personas_have_the_papers_form():
+    for item, side in BOTH:
+        persona = getattr(item, f"persona_{side}")
+        assert re.fullmatch(r"The user .+ prefers .+\.", persona) and 9 <= len(persona.split()) <= 27, item.id
+        assert "the user" not in getattr(item, f"user_{side}").lower(), item.id
+
+
+def test_neither_length_nor_words_tell_the_sides_apart(found):
+    assert 0.45 <= found["share where side a is longer"] <= 0.55
+    assert 0.40 <= starting(found, "widest share") <= 0.60
+    assert starting(found, "share of responses that begin") <= 0.05
+    assert abs(starting(found, "accuracy of words alone") - 0.5) <= 0.1  # two standard errors of 128 pairs
+
+
+def test_nothing_leaks(found):
+    zeros = everyday.checks().query("aim == '0'")["found"]
+    assert len(zeros) == 5 and not zeros.any() and found["share of explicit pairs"] <= 0.35
+
+
+def test_croissant_card_describes_the_file_as_it_is():
+    card = json.loads(everyday.FILE.with_suffix(".croissant.json").read_text(encoding="utf-8"))
+    (file,), (records,) = card["distribution"], card["recordSet"]
+    assert file["sha256"] == file_hash(everyday.FILE), "renew it: sha256sum persona_lib/facts/everyday.jsonl"
+    assert [field["name"] for field in records["field"]] == [field.name for field in fields(everyday.Item)]
+
+
+def test_data_card_shows_a_row_and_the_counts_of_the_file(found):
+    text = (REPO / "EVERYDAY.md").read_text(encoding="utf-8")
+    row = json.loads(re.search(r"```json\n(.*?)```", text, re.S)[1])
+    assert everyday.Item(**row) in ITEMS
+    counts = [f"{found[f'pairs in {split}']:.0f}" for split in everyday.SPLITS]
+    assert f"| pairs | | {' | '.join(counts)} |" in text
+
+
+def test_seeds_draw_different_users_of_whom_the_majority_share_is_common():
+    drawn = {seed: [everyday.chosen_side(item, 0.75, seed) for item in ITEMS] for seed in range(8)}
+    assert len({tuple(sides) for sides in drawn.values()}) == 8
+    assert len({tuple(everyday.common_values(seed).values()) for seed in drawn}) == 8
+    for seed, sides in drawn.items():
+        common = everyday.common_values(seed)
+        firsts = [item.wish(side)[0] for item, side in zip(ITEMS, sides, strict=True)]
+        assert 0.69 < sum(common[name] == value for name, value in firsts) / len(ITEMS) < 0.81
+
+
+def test_every_text_of_a_user_maps_to_one_wish_and_agrees_with_the_chosen_side():
+    assert len(everyday.wishes()) == 4 * len(ITEMS)
+    pairs, personas = everyday.pairs(0.75, seed=3), everyday.personas(0.75, seed=3)
+    by_id = {pair.id: pair for part in pairs.values() for pair in part}
+    assert by_id.keys() == personas.keys()
+    for item in ITEMS:
+        side = "a" if by_id[item.id].chosen == item.response_a else "b"
+        assert everyday.wishes()[personas[item.id]["gold-chosen"]] == item.wish(side)
+        assert everyday.wishes()[personas[item.id]["user-rejected"]] == item.wish("b" if side == "a" else "a")
+
+
+def test_relabelling_exchanges_personas_in_exactly_its_dimensions():
+    personas = everyday.personas(0.75, seed=1)
+    rows = [TailoringRow(item.id, item.split, item.prompt, "c", "r", personas[item.id]) for item in ITEMS]
+    assert len(flipped := everyday.relabelled_dimensions(5)) == len(everyday.DIMENSIONS) // 2
+    for item, row in zip(ITEMS, everyday.relabelled(rows, seed=5), strict=True):
+        here, swapped = personas[item.id], item.dimension.split("+")[0] in flipped
+        assert row.personas["gold-chosen"] == here["gold-rejected" if swapped else "gold-chosen"], item.id
+        assert row.personas["user-rejected"] == here["user-chosen" if swapped else "user-rejected"], item.id

@@ -1,0 +1,115 @@
+"""The reader of answers: which value a text shows, none for neither or both alike, and what is no answer."""
+
+from __future__ import annotations
+
+import pytest
+
+from persona_lib.data import everyday
+from persona_lib.evaluation.reader import degenerate, fit, reader_table, shows
+
+MIDDLING = "word " * 48
+
+
+@pytest.mark.parametrize(
+    ("dimension", "value", "text"),
+    [
+        ("length", "brief", "Use a fan and open a window."),
+        ("length", "thorough", "Use a fan and open a window at night. " * 9),
+        ("length", None, MIDDLING),
+        ("format", "steps", "Do this:\n1. Clean the pan.\n2. Dry it."),
+        ("format", "steps", "- Clean the pan.\n- Dry it."),
+        ("format", "steps", "Here is how: 1. Clean the pan. 2. Dry it. 3. Oil it."),
+        ("format", "prose", "Clean the pan, then dry it - and oil it."),
+        ("tone", "warm", "I'm so glad you asked! You can start by washing the shirt in cold water."),
+        ("tone", "warm", "Don’t worry, you’ve got this. It’s easy and fun."),
+        ("tone", "formal", "It is recommended that the floor be washed. One should then allow it to dry."),
+        ("tone", None, "Wash it in cold water and hang it outside."),
+        ("tone", None, "You can use a soft cloth. Don't rub too hard."),
+        ("detail", "technical", "Heat the oven to 180 °C and bake 500 g of dough for 25 minutes."),
+        ("detail", "plain", "Heat the oven and bake the dough until it is golden."),
+        ("detail", None, "Bake the dough for 25 minutes in an oven at a moderate ambient heat."),
+        ("initiative", "asks", "That sounds nice. Would you like a recipe for two or for four?"),
+        ("initiative", "asks", "What kind of soil do you have? Tell me and I can say more."),
+        ("initiative", "decides", "Is it ripe? Press it gently. If it gives, it is. Eat it today."),
+        ("initiative", None, "What should I cook for my friends?"),
+        ("budget", "cheap", "You can buy second-hand, or borrow one from a friend for free."),
+        ("budget", "premium", "Hire a professional and invest in a high-quality set of tools."),
+        ("budget", None, "Borrow a cheap tent, or hire a luxury one."),
+        ("pace", "quick", "You can do it in 10 minutes. Start right away and get it done today."),
+        ("pace", "patient", "Start slowly and give yourself a few weeks. Add a little each day."),
+        ("risk", "cautious", "Before you buy it, read the reviews and make sure that it is safe."),
+        ("risk", "bold", "Go for it! Skip the trial run and take the leap."),
+        ("company", "alone", "Go for a quiet walk by yourself, with no friends around."),
+        ("company", "together", "Invite your friends over and share the work."),
+        ("table", "abstains", "Serve a vegetarian lasagna with salad and a non-alcoholic punch."),
+        ("table", "indulges", "Serve grilled chicken with beans, peppers and a glass of red wine."),
+        ("table", None, "Serve bread and butter."),
+    ],
+)
+def test_a_text_shows_a_value_or_none(dimension, value, text):
+    assert shows(dimension, text) == value
+
+
+@pytest.mark.parametrize("dimension", ["budget", "pace", "risk", "company", "table", "tone"])
+def test_a_text_about_something_else_shows_neither(dimension):
+    assert shows(dimension, "Paint the wall white and the ceiling blue.") is None
+
+
+@pytest.mark.parametrize("dimension", everyday.DIMENSIONS)
+def test_an_empty_text_shows_nothing(dimension):
+    assert shows(dimension, " \n") is None
+
+
+def test_what_is_turned_down_does_not_count():
+    assert shows("table", "Make a pasta sauce with lentils and peppers instead of beef.") == "abstains"
+    assert shows("table", "Fill the glasses with alcohol-free wine.") == "abstains"
+
+
+def test_fit_adds_up_the_wish():
+    text = "Invite your friends over and share the work."  # brief, prose, together
+    assert fit((("length", "brief"), ("company", "together")), text) == 2
+    assert fit((("length", "thorough"), ("company", "together")), text) == 0
+    assert fit((("company", "alone"),), text) == -1
+    assert fit((("company", "alone"), ("table", "abstains")), text) == -1
+    assert fit((), text) == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "Yes, do it.",
+        "You can use it. " * 3,
+        "You can try the red one and you can try the blue one or you can try the green one.",
+        "The user is busy and prefers short answers to long ones.",
+        "Sure.\nThe user is busy and wants to rest after a day at work.",
+    ],
+)
+def test_no_answer(text):
+    assert degenerate(text)
+
+
+def test_an_answer():
+    assert not degenerate("1. Clean the pan.\n2. Dry the pan.\n3. Oil the pan.")
+    written = (text for item in everyday.items() for text in (item.response_a, item.response_b))
+    assert not any(map(degenerate, written))
+
+
+def test_the_table_counts_by_hand():
+    rows = [
+        ("company", "alone", "Go for a quiet walk by yourself."),
+        ("company", "alone", "Invite your friends."),
+        ("company", "neither", "Take a walk by yourself."),
+        ("company", "together", "Paint the wall."),
+    ]
+    table = reader_table(rows).set_index("value")
+    assert table.loc["alone", ["n", "read", "right", "precision", "recall"]].tolist() == [2, 2, 1, 0.5, 0.5]
+    assert table.loc["together", ["n", "read", "right"]].tolist() == [1, 1, 0]
+    assert table.loc["all", ["n", "read", "right"]].tolist() == [3, 3, 1]
+
+
+def test_the_written_answers_of_the_test_split_are_read_right():
+    test = [item for item in everyday.items() if item.split == "test"]
+    sides = [(item.wish(side), getattr(item, f"response_{side}")) for item in test for side in "ab"]
+    table = reader_table((d, value, text) for wish, text in sides for d, value in wish)
+    assert table.set_index("value").loc["all", "recall"] >= 0.99
