@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Run the whole paper: set up the environment, then every notebook that is not finished yet.
-#   ./run_all.sh                     the default profile: offline, two cores, minutes
+#   ./run_all.sh                     the default profile: two cores; fetches 93 MB of weights once
 #   ./run_all.sh --plan              what would run, why, how long, and what it needs
 #   ./run_all.sh --profile NAME      another profile of configs/; --help for the rest
 #   ./run_all.sh --demo              a page to ask the trained policies oneself; --demo --help for the rest

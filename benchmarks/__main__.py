@@ -27,9 +27,7 @@ BENCHMARKS = {  # name -> module of this folder
     "dpo_epoch": "dpo_epoch",
     "sft_epoch": "sft_epoch",
     "grid": "grid",
-    "expand_weights": "expand_weights",
     "merge_adapters": "merge_adapters",
-    "workers": "workers",
 }
 ALONE = {"growth": "growth", "whole_run": "whole_run"}  # write their own tables
 

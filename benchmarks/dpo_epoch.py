@@ -34,16 +34,16 @@ from persona_lib.config import set_field
 from persona_lib.models import guards
 from persona_lib.training import cpu_head, trainers
 
-ROWS = {"paper": 16, "long": 8, "default": 96}
+ROWS = {"paper": 16, "long": 8, "everyday": 32}
 BATCHES = {"authors": 1, "TRL defaults": 8}
 CASES = (
     ("paper", "authors"),
     ("paper", "TRL defaults"),
     ("long", "authors"),
-    ("default", "authors"),
-    ("default", "TRL defaults"),
+    ("everyday", "authors"),
+    ("everyday", "TRL defaults"),
 )
-HEADS = {"scratch": 64, "paper": 16}  # kinds in which the head's tiles are compared, and their rows
+HEADS = {"everyday": 32, "paper": 16}  # kinds in which the head's tiles are compared, and their rows
 TOLERANCE = 1e-4
 AGAINST = {
     "authors": "authors' settings: 1 pair per step, online reference, prompt twice",

@@ -9,8 +9,8 @@ compared word by word. Random weights, drawn wide so that no two tokens are near
 answer has the same number of tokens.
 
 A third line keeps all of ours but the cache (``persona_lib.models.growing_cache``): transformers' own
-copies earlier keys and values for every new token. Its model has the shape of the default profile's base,
-asked as in persona inference there: 64 queries of a batch after five examples, 24 tokens.
+copies earlier keys and values for every new token. Its model has the widths of SmolLM2-135M and four layers,
+asked as in persona inference of the default profile: a batch of queries after five examples.
 
 The ceilings are measured in the same run: a decoding step reads all weights once for the whole batch
 (memory), and multiplies them with every row (arithmetic). Each is the number of tokens per second that
@@ -33,7 +33,7 @@ import llama31
 import measure
 from gpu_generation import weight_bytes
 from gpu_training import words_of
-from training_rows import DRAWN, SEED
+from training_rows import DRAWN, SEED, SMOLLM2
 
 from persona_lib import store
 from persona_lib.config import load_profile
@@ -144,13 +144,13 @@ def batched_with_copies(model: Any, tokenizer: Any, task: Task) -> list[str]:
 
 
 def inference_task(tokenizer: Any, quick: bool) -> tuple[dict[str, int], Task]:
-    """Return the sizes of the default profile's base, and a batch of its persona inference."""
-    profile, words = load_profile("synthetic"), words_of(tokenizer)
+    """Return the sizes of a model like the default profile's, and a batch of its persona inference."""
+    profile, words = load_profile("everyday"), words_of(tokenizer)
     shots = make_prompts(words, (100, 100), profile.pi_shots)
     queries = make_prompts(words, (50, 100), 8 if quick else profile.pi_batch_size)
     tokens = 4 if quick else profile.pi_max_new_tokens
     task = Task(queries, "\n\n".join(shots) + "\n\n", tokens, profile.pi_batch_size)
-    return llama31.base_sizes(profile), task
+    return llama31.SMALL if quick else SMOLLM2, task
 
 
 def equal_answers(a: list[str], b: list[str]) -> str:

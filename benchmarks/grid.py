@@ -91,7 +91,7 @@ def swap_counts() -> str:
     from persona_lib.config import Run, load_profile
     from persona_lib.evaluation.swap import reference_of, swap_arms
 
-    run = Run(load_profile("synthetic"), "synthetic", 0)
+    run = Run(load_profile("everyday"), "everyday", 0)
     arms = swap_arms(run)
     joined = sum((reference_of(run, arm), form) in arms for arm, form in arms)
     return f"default profile: {len(arms)} arms scored, not {len(arms) + joined}"
@@ -103,7 +103,7 @@ def compare_swap(name: str, quick: bool) -> None:
 
     kind = make_kind(name, quick)
     model = llama31.random_base(kind.config, seed=SEED)
-    rows = make_rows(kind, "dpo", 8 if quick else {"default": 320, "paper": 24, "long": 24}[name])
+    rows = make_rows(kind, "dpo", 8 if quick else {"everyday": 64, "paper": 24, "long": 24}[name])
     prompts, pairs = [r["prompt"] for r in rows], [(r["chosen"], r["rejected"]) for r in rows]
 
     def way(score: Callable[..., Any]) -> Callable[[], Any]:
@@ -118,7 +118,7 @@ def compare_swap(name: str, quick: bool) -> None:
         equal_numbers,
         what=f"persona swap: {len(rows)} pairs scored, the prompt once; {kind.title}",
         against="the prompt computed for each response",
-        note=lambda seconds: f"{noted(seconds)}; {swap_counts()}" if name == "default" else noted(seconds),
+        note=lambda seconds: f"{noted(seconds)}; {swap_counts()}" if name == "everyday" else noted(seconds),
         quick=quick,
     )
 
@@ -138,7 +138,7 @@ def judge_prompts(kind: Any, n: int) -> list[list[str]]:
 
 def compare_judge(quick: bool) -> None:
     """Compare judging with and without a shared beginning."""
-    kind = make_kind("default" if quick else "paper", quick)
+    kind = make_kind("paper", quick)
     kind.config.initializer_range = 0.1  # so that no two tokens are nearly equally probable
     model = llama31.random_base(kind.config, seed=SEED)
     asked = judge_prompts(kind, 4 if quick else 8)
@@ -179,7 +179,7 @@ def compare_arms(quick: bool) -> None:
     """Compare adapters switched on one base with a base loaded for every arm."""
     from peft import LoraConfig, get_peft_model
 
-    kind, count = make_kind("default", quick), 2 if quick else 4
+    kind, count = make_kind("everyday", quick), 2 if quick else 4
     prompts = [[row["prompt"] for row in make_rows(kind, "dpo", 8)]]
     settings = LoraConfig(r=8, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     with tempfile.TemporaryDirectory() as name:
@@ -213,7 +213,7 @@ def compare_arms(quick: bool) -> None:
 
 def main(quick: bool) -> None:
     """Compare what is shared."""
-    for name in ("default",) if quick else ("default", "paper", "long"):
+    for name in ("everyday",) if quick else ("everyday", "paper", "long"):
         compare_swap(name, quick)
     compare_judge(quick)
     with guards.quiet_libraries():

@@ -48,7 +48,7 @@ MEAN_WORDS = 30
 
 
 def texts(n: int, seed: int = 0) -> list[str]:
-    """Return prompts of a few templates around random words, as the synthetic world's are."""
+    """Return prompts of a few templates around random words."""
     rng = random.Random(seed)
     words = [f"w{number}" for number in range(5000)]
     templates = ("How do I {} my new {} after the {}?", "What is the best way to {} a {} in {}?")
@@ -218,11 +218,11 @@ def arms(n: int, folder: Path) -> tuple[float, int]:
 
 
 def train(n: int, folder: Path) -> tuple[float, int]:
-    """Train one SFT epoch on n rows of the default profile's lengths."""
+    """Train one SFT epoch on n rows of the lengths of ``everyday``."""
     import sft_epoch
     from training_rows import make_kind
 
-    kind = make_kind("default", False)
+    kind = make_kind("everyday", False)
     kind = dataclasses.replace(kind, profile=set_field(kind.profile, **sft_epoch.SETTINGS))
     return sft_epoch.unpacked(kind, sft_epoch.datasets(kind, "sft", n)).seconds, n
 

@@ -139,17 +139,6 @@ def mistral_tokenizer(texts: Iterable[str], pieces: int = 1000) -> Any:
     )
 
 
-def base_sizes(profile: Any) -> dict[str, int]:
-    """Return the sizes of the base model that a profile pretrains from scratch."""
-    return {
-        "hidden_size": profile.base_hidden_size,
-        "intermediate_size": profile.base_mlp_size,
-        "num_hidden_layers": profile.base_layers,
-        "num_attention_heads": profile.base_heads,
-        "num_key_value_heads": profile.base_heads,
-    }
-
-
 def llama_config(**sizes: Any) -> Any:
     """Return Llama-3.1-8B's configuration with some sizes changed."""
     from transformers import LlamaConfig
@@ -210,13 +199,12 @@ def draw_weights(model: Any, device: str, generator: Any, std: float) -> None:
 
 
 def example_texts() -> list[str]:
-    """Return texts of the synthetic world to train tokenizers on."""
-    from persona_lib.config import load_profile
+    """Return texts of the package's own training pairs to train tokenizers on."""
+    from persona_lib.data import everyday
     from persona_lib.prompts import completion_text, tailoring_prompt
-    from persona_lib.world.synthetic import make_pairs
 
-    pairs = make_pairs(load_profile("smoke"), 0)["train"]
-    return [tailoring_prompt(p.prompt, None) + completion_text(p.chosen) for p in pairs]
+    rows = (item for item in everyday.items() if item.split == "train")
+    return [tailoring_prompt(item.prompt, None) + completion_text(item.response_a) for item in rows]
 
 
 def example_tokenizer() -> Any:

@@ -3,9 +3,10 @@
     python benchmarks/newcomer.py [--profile NAME] [--repository PLACE] [--folder PLACE]
 
 Clones the repository into an empty folder (a temporary one, or ``--folder``, which stays) and runs README's
-first command there with an empty home and no environment active, so that it sets everything up, then runs it
-again. Packages come from pip's own cache and configuration as the machine has them; the table says how long
-set-up took apart. The default profile writes tables/newcomer.csv and .md. Leave the machine alone meanwhile.
+first command there with an empty home and no environment active, so that it sets everything up and fetches
+the weights, then runs it again. Packages come from pip's own cache and configuration as the machine has them;
+the table says how long set-up took apart. The default profile writes tables/newcomer.csv and .md. Leave the
+machine alone meanwhile.
 """
 
 from __future__ import annotations
@@ -62,11 +63,11 @@ def watch(command: list[str], folder: Path, figures: Path, environment: dict[str
 def main() -> None:
     """Clone, run, run again, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--profile", default="synthetic")
+    parser.add_argument("--profile", default="everyday")
     parser.add_argument("--repository", default=str(HERE.parent), help="what is cloned (default: this one)")
     parser.add_argument("--folder", help="a new folder for the clone and its results; else they are deleted")
     given = parser.parse_args()
-    command = ["./run_all.sh", *(["--profile", given.profile] if given.profile != "synthetic" else [])]
+    command = ["./run_all.sh", *(["--profile", given.profile] if given.profile != "everyday" else [])]
     with nullcontext(given.folder) if given.folder else tempfile.TemporaryDirectory() as place:
         folder, home = Path(place) / "repository", Path(place) / "home"
         home.mkdir(parents=True)
@@ -79,7 +80,7 @@ def main() -> None:
     rows = [{"from git clone": name, "s": cloned + seconds} for name, seconds in first.items() if seconds]
     rows.append({"from git clone": "run again, with nothing to do", "s": again["done after"]})
     notes = [f"`{' '.join(command)}` in a new clone with an empty home; one run."]
-    path = HERE / "tables" / "newcomer" if given.profile == "synthetic" else Path(f"newcomer_{given.profile}")
+    path = HERE / "tables" / "newcomer" if given.profile == "everyday" else Path(f"newcomer_{given.profile}")
     measure.write_tables(path, "What a newcomer waits for", notes, rows)
 
 

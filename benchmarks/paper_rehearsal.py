@@ -3,7 +3,7 @@
     python benchmarks/paper_rehearsal.py FOLDER [--full-width]
 
 Makes, in FOLDER, a random Llama of 3.1's architecture with a byte-level BPE tokenizer, a random Mistral as
-the judge, and the small model of the smoke profile to write personas (random weights write none). Then it
+the judge; two layers of SmolLM2 take part where personas are written. Then it
 runs the pipeline as anyone would, ``run_all.sh --profile paper`` with these folders as models: persona
 inference, SFT, DPO, generation, judging in both orders and the persona swap, with the profile's own values
 apart from sizes (``SIZES``). ``--full-width`` takes the widths of the 8B model, with two layers and float32.
@@ -23,15 +23,19 @@ import llama31
 import measure
 
 from persona_lib import store
-from persona_lib.config import REPO, load_profile, set_field
+from persona_lib.config import REPO
 
 SIZES = {  # sizes alone: everything else is the paper profile's
-    "datasets": "synthetic",
+    "datasets": "everyday",
     "steps": "01_preference_data,02_base_model,03_persona_inference,05_tailoring_data,"
     "06_supervised_tailoring,07_preference_tailoring,08_generation,09_judging,11_persona_swap,12_results",
-    "n_train": 30,
-    "n_validation": 4,
-    "n_test": 4,
+    "pair_limit": 32,
+    "train_limit": 16,
+    "val_limit": 4,
+    "eval_limit": 4,
+    "controls": "false",
+    "generator_model": "pypi:smollm2-135m-instruct/2",
+    "generator_kind": "chat",
     "train_personas": "none,chosen",
     "eval_personas": "none,gold-chosen,gold-rejected",
     "sft_epochs": 1,
@@ -45,16 +49,9 @@ FULL_WIDTH = {  # besides sizes: float32, and four bits expanded once for genera
     "compute_dtype": "float32",
     "gen_expand_weights": "true",
     "eval_personas": "gold-chosen,gold-rejected",
-    "n_train": 16,
-    "n_validation": 2,
-    "n_test": 2,
-}
-# Of the smoke profile's base model, with more text of the kind that teaches it to write different personas.
-WRITER = {
-    "base_tokens": 200000,
-    "base_share_inference": 0.9,
-    "base_share_plain": 0.05,
-    "base_share_story": 0.05,
+    "train_limit": 8,
+    "val_limit": 2,
+    "eval_limit": 2,
 }
 JUDGE_SMALL = {
     "hidden_size": 64,
@@ -66,10 +63,7 @@ JUDGE_SMALL = {
 
 
 def make_models(folder: Path, full_width: bool) -> dict[str, Path]:
-    """Make the three models, those that are not there yet; returns the profile fields that name them."""
-    from persona_lib.models.base import pretrain
-
-    writer = set_field(load_profile("smoke"), **WRITER)
+    """Make both models, those that are not there yet; returns the profile fields that name them."""
     texts = llama31.example_texts()
     models = {"base_model": folder / "models" / "llama", "judge_model": folder / "models" / "mistral"}
     sizes = {"num_hidden_layers": 2} if full_width else llama31.SMALL
@@ -77,7 +71,7 @@ def make_models(folder: Path, full_width: bool) -> dict[str, Path]:
         llama31.save_llama(models["base_model"], texts, seed=0, **sizes)
     if not (models["judge_model"] / "tokenizer.json").exists():
         llama31.save_mistral(models["judge_model"], texts, seed=1, **JUDGE_SMALL)
-    return models | {"generator_model": pretrain(writer, 0)}
+    return models
 
 
 def judge_format() -> str:
@@ -129,7 +123,7 @@ def main() -> None:
     if run_profile(models, SIZES | (FULL_WIDTH if full_width else {})):
         sys.exit(1)
     results = folder / "results" / "paper"
-    print(*step_lines(results), *outcome_lines(results / "synthetic" / "seed-0"), sep="\n")
+    print(*step_lines(results), *outcome_lines(results / "everyday" / "seed-0"), sep="\n")
 
 
 if __name__ == "__main__":

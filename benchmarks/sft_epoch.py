@@ -26,7 +26,7 @@ from persona_lib.config import set_field
 from persona_lib.models import guards
 from persona_lib.training import cpu_head
 
-ROWS = {"paper": 16, "default": 192}
+ROWS = {"paper": 16, "everyday": 64}
 BATCH = 8
 SETTINGS = {"sft_epochs": 1, "sft_batch_size": BATCH, "completion_only_loss": True, "lora_dropout": 0.0}
 

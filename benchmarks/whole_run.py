@@ -1,6 +1,6 @@
 """Where the seconds of a finished run go: by step, what starts up, and the cells that take longest.
 
-    python benchmarks/whole_run.py [RESULTS [EARLIER_RESULTS]]    # e.g. results/synthetic
+    python benchmarks/whole_run.py [RESULTS [EARLIER_RESULTS]]    # e.g. results/everyday
     python benchmarks/whole_run.py --record STEP                  # sample one step with py-spy
 
 Reads ``provenance.json`` and the executed notebooks, in which papermill leaves every cell's seconds; nothing
@@ -144,7 +144,7 @@ def record(step: str) -> None:
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("results", nargs="?", type=Path, default=REPO / "results" / "synthetic")
+    parser.add_argument("results", nargs="?", type=Path, default=REPO / "results" / "everyday")
     parser.add_argument("earlier", nargs="?", type=Path)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--record", metavar="STEP")

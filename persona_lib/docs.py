@@ -5,8 +5,8 @@ inside is replaced. No number in those documents is typed by hand. Blocks of oth
 and with ``--only NAME ...`` all blocks but those.
 
 ``--keep NAME ...`` copies tables of the run at hand to ``figures/PROFILE/kept``, with where they come from.
-They stand in the documents as long as there are no results that hold them: all tables of the synthetic world
-are kept, so that its documents can be written, and checked, without its runs.
+The documents show kept tables while there are no results that hold them: so the documents can be written, and
+checked, without the runs.
 
 persona_lib/README.md, the list of the library's files, is written from their first lines.
 """
@@ -27,7 +27,7 @@ from persona_lib.profiles import Profile
 from persona_lib.reading.views import VIEWS, show
 from persona_lib.store import read_json, write_json, write_text
 from persona_lib.tables.beside import beside_table
-from persona_lib.tables.cells import LABELS, to_markdown, world_of
+from persona_lib.tables.cells import LABELS, owner_of, to_markdown
 from persona_lib.tables.origin import origin_line
 from persona_lib.tables.results import read_table, save_table, table_path
 from persona_lib.tables.results_paper import paper_rows
@@ -62,7 +62,7 @@ SHOWN: dict[str, dict[str, Any]] = {  # what of a long table stands in a documen
         "persona": ["none", "gold", "retrieved"],
     },
     "answer_noise": {
-        "arm": ["dpo-none", "dpo-chosen"],
+        "arm": ["dpo-none", "dpo-chosen", "dpo-both"],
         "eval_persona": ["none", "gold-chosen", "gold-rejected", "user-chosen", "user-rejected"],
     },
     "swap": {"measure": ["policy"], "persona": ["gold", "stripped", "retrieved", "shuffled", "user"]},
@@ -79,7 +79,7 @@ def label_of(name: str, table: pd.DataFrame, profile: Profile) -> str:
     if name == "beside":
         return f"{LABELS['paper']} beside those of the profile ({profile.name})"
     names = table.dataset if "dataset" in table else profile.datasets
-    return " and ".join(dict.fromkeys(world_of(d) for d in names if d != "all")) or LABELS["synthetic"]
+    return " and ".join(dict.fromkeys(owner_of(d) for d in names if d != "all")) or LABELS["everyday"]
 
 
 def read_shown(profile: Profile, name: str) -> pd.DataFrame:

@@ -34,7 +34,7 @@ QUIET = {  # set before a kernel starts, unless the user has set them
 }
 EXAMPLES = """examples:
   ./run_all.sh --plan                        what would run, why and how long; nothing runs
-  ./run_all.sh                               the default profile: offline, two cores, minutes
+  ./run_all.sh                               the default profile: two cores, fetches 93 MB of weights
   ./run_all.sh --profile smoke               the whole machinery in a few minutes; its numbers mean nothing
   ./run_all.sh --only 12                     one step again, from what the others left
   ./run_all.sh --seeds 5                     five data and training seeds, intervals over them

@@ -126,6 +126,7 @@ class Profile:
     eval_split: str
     eval_limit: int
     eval_personas: tuple[str, ...]
+    controls: bool
     judge: str
     persona_judge: str
     judge_model: str

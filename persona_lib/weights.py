@@ -280,9 +280,10 @@ def convert(payload: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with quietly():
-        tokenizer = AutoTokenizer.from_pretrained(payload.parent, gguf_file=payload.name)
+        place, file = payload.parent, payload.name
+        tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=file, local_files_only=True)
         model = AutoModelForCausalLM.from_pretrained(
-            payload.parent, gguf_file=payload.name, dtype=torch.float32
+            place, gguf_file=file, local_files_only=True, dtype=torch.float32
         )
         del model.config.quantization_config
         with torch.device("meta"):
@@ -297,12 +298,14 @@ def keep_layers(whole: Path, layers: int, target: Path) -> None:
     """Write a model with the first layers of another one, and its tokenizer."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    config = AutoConfig.from_pretrained(whole)
+    config = AutoConfig.from_pretrained(whole, local_files_only=True)
     if layers > config.num_hidden_layers:
         raise WeightsError(f"{whole.name}: it has {config.num_hidden_layers} layers, not {layers}")
     config.num_hidden_layers = layers
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:layers]
     with quietly():
-        AutoModelForCausalLM.from_pretrained(whole, config=config, dtype="float32").save_pretrained(target)
-        AutoTokenizer.from_pretrained(whole).save_pretrained(target)
+        how = {"config": config, "dtype": "float32"}
+        model = AutoModelForCausalLM.from_pretrained(whole, local_files_only=True, **how)
+        model.save_pretrained(target)
+        AutoTokenizer.from_pretrained(whole, local_files_only=True).save_pretrained(target)

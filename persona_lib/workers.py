@@ -1,8 +1,7 @@
 """Independent jobs side by side, each in a process of its own with its share of the processor's cores.
 
 Many operations of a small model are too small to be worth splitting over threads, so two arms in two
-processes should use two cores better than one arm with two threads. The results are the same;
-``benchmarks/workers.py`` times it.
+processes should use two cores better than one arm with two threads. The results are the same.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def whole_and_split(base: str, storage: str) -> dict:
 
     torch.manual_seed(0)
     loaded = llm.load_base(base, quantization="nf4", storage=storage)
-    model = get_peft_model(loaded, trainers.lora_config(load_profile("synthetic")))
+    model = get_peft_model(loaded, trainers.lora_config(load_profile("everyday")))
     for name, parameter in guards.trainable_parameters(model).items():
         if "lora_B" in name:  # zero at first, which would leave lora_A without gradients
             torch.nn.init.normal_(parameter, std=0.1)

@@ -14,7 +14,7 @@ from persona_lib.records import Judgment, PairwiseComparison, PreferencePair, Ta
 from persona_lib.runner import plan
 from persona_lib.tables import results_swap
 
-PROFILE = load_profile("synthetic")
+PROFILE = load_profile("everyday")
 PAIR = PreferencePair("a", "How?", "a long answer", "short")
 ROW = TailoringRow("a", "train", "How?", "good", "bad", {"gold-chosen": "C", "gold-rejected": "R"})
 
@@ -74,17 +74,13 @@ def test_a_data_set(monkeypatch, tmp_path, capsys):
     run = Run(set_field(PROFILE, datasets=["mine"]), "mine", 0)
     preference.write_pairs(run)
     assert preference.load_pairs(run) == my_pairs(run)
-    assert preference.pretraining_texts(run.profile) == [
-        "Prompt: train?\nResponse: yes",
-        "Prompt: train?\nResponse: no",
-    ]
 
 
 def test_a_judge(monkeypatch, capsys):
     assert check("judge=mine") == 2 and "judge: 'mine': did you mean none?" in capsys.readouterr().err
     monkeypatch.setitem(judge.JUDGES, "mine", my_judge)
     assert check("judge=mine") == 0
-    run = Run(set_field(PROFILE, judge="mine"), "synthetic", 0)
+    run = Run(set_field(PROFILE, judge="mine"), "everyday", 0)
     comparison = PairwiseComparison("1", "p", None, "long answer", "short")
     ((first, second),) = judge.judge_both(judge.load_judge(run), [comparison], "quality")
     assert (first.winner, second.winner) == ("A", "B") and judge.judge_key(run) == ["mine"]
@@ -93,7 +89,7 @@ def test_a_judge(monkeypatch, capsys):
 def test_a_generator(monkeypatch, tmp_path):
     monkeypatch.setitem(generators.GENERATORS, "mine", my_generator)
     profile = set_field(PROFILE, generator_model="mine")
-    run = Run(profile, "synthetic", 0)
+    run = Run(profile, "everyday", 0)
     generator = generators.load_generator(run, "generator", 1)
     rows = personas.infer_personas(generator, [PAIR], "chosen", profile, tmp_path / "x.jsonl")
     assert [(row.persona, row.model) for row in rows] == [
@@ -117,7 +113,7 @@ def test_an_arm(monkeypatch, capsys):
     assert check("train_personas=none,mine") == 0
     (row,) = arms.to_dpo_rows([ROW], "mine", 0)
     assert row["prompt"] == "Prompt: How?\nPersona: R\nResponse:" and row["chosen"] == " good"
-    run = Run(set_field(PROFILE, train_personas=["none", "chosen", "mine"]), "synthetic", 0)
+    run = Run(set_field(PROFILE, train_personas=["none", "chosen", "mine"]), "everyday", 0)
     assert "dpo-mine" in {spec.arm for spec in tailor.grid(run)}
     assert "gold-chosen, PT trained on mine" in {m.label for m in matchups.matchups(run)}
 

@@ -84,7 +84,7 @@ class Shorter:
 
 
 SERVED = ["second_judge_model=shorter-first", "second_judge_url=http://localhost:1/v1"]
-TWO_JUDGES = load_profile("smoke", [*SERVED, "n_test=8", "bootstrap_samples=40", "seeds=0,1"])
+TWO_JUDGES = load_profile("smoke", [*SERVED, "pair_limit=8", "bootstrap_samples=40", "seeds=0,1"])
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def judged_once(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PERSONA_RESULTS", str(folder))
         for seed in TWO_JUDGES.seeds:
-            tiny_results.fill_run(Run(TWO_JUDGES, "synthetic", seed))
+            tiny_results.fill_run(Run(TWO_JUDGES, "everyday", seed))
     return folder
 
 
@@ -117,7 +117,7 @@ def saved(run: Run, matchup, role: str, rubric: str) -> list[Judgment]:
 
 def test_both_judges_judge_the_same_comparisons_and_are_kept_apart(two_judges):
     profile, second = two_judges
-    run = Run(profile, "synthetic", 0)
+    run = Run(profile, "everyday", 0)
     folders = judge.judge_second(run)
     wanted = [m for m in judge.matchups(run) if m.kind == "main"]
     assert [folder.name for folder in folders] == [m.slug for m in wanted]
@@ -130,7 +130,7 @@ def test_both_judges_judge_the_same_comparisons_and_are_kept_apart(two_judges):
 
 def test_the_table_of_agreement_counts_what_the_saved_judgments_say(two_judges):
     profile, _ = two_judges
-    runs = [Run(profile, "synthetic", seed) for seed in profile.seeds]
+    runs = [Run(profile, "everyday", seed) for seed in profile.seeds]
     for run in runs:
         judge.judge_second(run)
     table = results.judged_tables()["judge_agreement"](profile).set_index("rubric")
@@ -154,7 +154,7 @@ def test_the_second_judges_rows_have_a_table_of_their_own(two_judges):
     profile, _ = two_judges
     assert results.judged_tables()["second_judge"](profile).empty, "not judged yet"
     for seed in profile.seeds:
-        judge.judge_second(Run(profile, "synthetic", seed))
+        judge.judge_second(Run(profile, "everyday", seed))
     judged.forget_judged()
     first = results.judged_table(profile, ("main",))
     second = results.judged_tables()["second_judge"](profile)
@@ -165,8 +165,8 @@ def test_the_second_judges_rows_have_a_table_of_their_own(two_judges):
 @pytest.mark.slow
 def test_without_a_second_judge_there_is_nothing_of_it(tmp_path, monkeypatch):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
-    profile = load_profile("smoke", ["n_test=4", "bootstrap_samples=20"])
-    run = Run(profile, "synthetic", 0)
+    profile = load_profile("smoke", ["pair_limit=4", "bootstrap_samples=20"])
+    run = Run(profile, "everyday", 0)
     tiny_results.fill_run(run)
     assert judge.judge_second(run) == [] and not (run.folder / "second_judgments").exists()
     for name in ("judge_agreement", "second_judge"):

@@ -58,7 +58,7 @@ def test_noise_of_a_cell_by_hand():
     assert values["role_start"].tolist() == [0, 1] and values["endless"].tolist() == [0, 1]
     none = {"a": dataclasses.replace(answers["a"], persona=None)}
     assert np.isnan(answer_noise_tables.noise_values(none)["copies_persona"]).all()
-    table = answer_noise_tables.noise_table("synthetic", {("dpo-none", "none", "line"): [none]}, 50)
+    table = answer_noise_tables.noise_table("everyday", {("dpo-none", "none", "line"): [none]}, 50)
     assert views.show("answer_noise", table)["copies the persona / another's, %"].tolist() == [" / "]
 
 
@@ -100,27 +100,20 @@ def test_accuracy_asks_both_users_and_without_a_persona_only_one():
     assert alone["accuracy"] == 0.5 and "acc_rejected" not in alone
 
 
-def test_a_category_of_the_synthetic_world_is_what_the_responses_contrast(tmp_path, monkeypatch):
+def test_the_categories_of_everyday_are_dimension_and_wording(tmp_path, monkeypatch):
     from persona_lib.config import Run, load_profile
+    from persona_lib.data import everyday
     from persona_lib.records import TailoringRow
-    from persona_lib.world.synthetic import make_pairs
 
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
-    run = Run(load_profile("smoke"), "synthetic", 0)
-    pairs = make_pairs(run.profile, 0)["test"]
-    rows = [TailoringRow(p.id, "test", p.prompt, p.chosen, p.rejected) for p in pairs]
+    run = Run(load_profile("everyday", ["eval_limit=0"]), "everyday", 0)
+    items = {item.id: item for item in everyday.items() if item.split == "test"}
+    rows = [TailoringRow(i, "test", item.prompt, "c", "r") for i, item in items.items()]
     store.write_rows(run.folder / "tailoring" / "test.jsonl", rows)
-    found = reward_view.categories(run)
-    assert set(found) == {row.id for row in rows}
-    assert all(1 <= len(names) <= 2 for names in found.values())
-    assert {name for names in found.values() for name in names} == {
-        "length",
-        "format",
-        "tone",
-        "company",
-        "cost",
+    assert reward_view.categories(run) == {
+        i: (*item.dimension.split("+"), item.wording) for i, item in items.items()
     }
-    assert reward_view.categories(Run(load_profile("scratch"), "hhh", 0)) == {}
+    assert reward_view.categories(Run(load_profile("authors"), "hhh", 0)) == {}
 
 
 @pytest.mark.slow

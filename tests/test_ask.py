@@ -44,7 +44,7 @@ def test_the_swap_is_the_margin_under_one_persona_less_that_under_the_other():
 def test_a_profile_without_policies_says_what_to_run(tmp_path, monkeypatch):
     run = tiny_run(tmp_path, monkeypatch)
     with pytest.raises(
-        ConfigError, match="no trained policy in .*: run ./run_all.sh --profile synthetic first"
+        ConfigError, match="no trained policy in .*: run ./run_all.sh --profile everyday first"
     ):
         ask.Asker(run)
     assert demo.main(["--profile", "smoke"]) == 2
@@ -58,7 +58,7 @@ def test_plain_dpo_and_pt_dpo_are_compared_if_they_are_there(tmp_path, monkeypat
     )
     assert ask.default_arms(run, ["sft-none", "sft-chosen"]) == ("sft-none", "sft-chosen")
     assert ask.default_arms(run, ["dpo-rejected"]) == ("dpo-rejected", "dpo-rejected")
-    assert [ask.format_of(arm) for arm in ("dpo-none", "dpo-chosen")] == ["first_person", "line"]
+    assert [ask.told_as(arm) for arm in ("dpo-none", "dpo-chosen")] == ["first_person", "line"]
 
 
 def test_a_known_question_offers_its_personas_and_another_one_none(tmp_path, monkeypatch):

@@ -100,13 +100,13 @@ def test_a_chat_prompt_has_bos_once(adds_bos, start):
 
 @pytest.mark.parametrize("form", ["letter", "json"])
 def test_a_loaded_chat_model_is_asked_in_its_own_format_and_a_plain_one_is_not(monkeypatch, form):
-    profile = load_profile("synthetic", ["judge=lm", "judge_model=some/chat-model", f"judge_format={form}"])
+    profile = load_profile("everyday", ["judge=lm", "judge_model=some/chat-model", f"judge_format={form}"])
     for template, framed in (("its template", True), (None, False)):
         generator = Scripted("A")
         generator.tokenizer = Template(adds_bos=True)
         generator.tokenizer.chat_template = template
         monkeypatch.setattr(judge, "load_generator", lambda *_, g=generator: g)
-        (judgment,) = judge.load_judge(Run(profile, "synthetic", 0))([ONE], "quality")
+        (judgment,) = judge.load_judge(Run(profile, "everyday", 0))([ONE], "quality")
         assert judgment.winner == "A"
         assert generator.asked[0][0][0].startswith("[user]") is framed
 
@@ -128,7 +128,7 @@ def test_a_loaded_chat_model_is_asked_in_its_own_format_and_a_plain_one_is_not(m
 )
 def test_a_wrong_judge_is_refused_with_the_mend(settings, complaint):
     with pytest.raises(ConfigError, match=complaint):
-        load_profile("synthetic", settings)
+        load_profile("everyday", settings)
 
 
 def test_the_authors_faults_are_shown_only_where_a_profile_asks_for_them():

@@ -17,8 +17,8 @@ PROFILES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 
 def write_profile(folder: Path, text: str) -> Path:
     """Put a profile that extends the default one into a folder of its own."""
-    (folder / "synthetic.yaml").write_text((CONFIGS / "synthetic.yaml").read_text(encoding="utf-8"))
-    (folder / "mine.yaml").write_text(f"extends: synthetic\n{text}\n")
+    (folder / "everyday.yaml").write_text((CONFIGS / "everyday.yaml").read_text(encoding="utf-8"))
+    (folder / "mine.yaml").write_text(f"extends: everyday\n{text}\n")
     return folder
 
 
@@ -28,7 +28,7 @@ def test_every_profile_loads_and_knows_its_name(name):
 
 
 def test_the_default_profile_gives_and_explains_every_field():
-    text = (CONFIGS / "synthetic.yaml").read_text(encoding="utf-8")
+    text = (CONFIGS / "everyday.yaml").read_text(encoding="utf-8")
     fields = {field.name for field in dataclasses.fields(profiles.Profile)} - {"name"}
     assert set(yaml.safe_load(text)) == fields
 
@@ -63,11 +63,10 @@ def test_a_missing_profile_names_the_ones_there_are():
     ("override", "complaint"),
     [
         ("sft_lerning_rate=1", "did you mean sft_learning_rate"),
-        ("n_train=many", "not a valid int"),
-        ("n_train=1.5", "not a valid int"),
+        ("pair_limit=many", "not a valid int"),
+        ("pair_limit=1.5", "not a valid int"),
         ("completion_only_loss=maybe", "not a valid bool"),
-        ("n_train", "write key=value"),
-        ("base_hidden_size=100", "multiple of 64"),
+        ("pair_limit", "write key=value"),
         ("generator_prices=1.5", "give two, for prompt and completion"),
         ("judge_url=http://127.0.0.1:1/v1", "name the model that it serves in judge_model"),
         ("retriever=colbert", "use one of bm25, dense, late"),
@@ -78,12 +77,12 @@ def test_a_missing_profile_names_the_ones_there_are():
 )
 def test_a_wrong_override_is_an_error_that_says_what_is_wrong(override, complaint):
     with pytest.raises(ConfigError, match=complaint):
-        config.load_profile("synthetic", [override])
+        config.load_profile("everyday", [override])
 
 
 def test_overrides_are_typed_like_the_fields():
     profile = config.load_profile(
-        "synthetic", ["sft_learning_rate=1e-4", "seeds=0,3", "completion_only_loss=false", "datasets=hhh"]
+        "everyday", ["sft_learning_rate=1e-4", "seeds=0,3", "completion_only_loss=false", "datasets=hhh"]
     )
     assert profile.sft_learning_rate == 1e-4
     assert profile.seeds == (0, 3)
@@ -100,26 +99,21 @@ def test_an_integer_is_accepted_for_a_float_but_not_the_reverse():
 
 
 def test_an_extending_profile_differs_only_where_it_says(tmp_path):
-    folder = write_profile(tmp_path, "n_train: 10")
-    mine, default = config.load_profile("mine", folder=folder), config.load_profile("synthetic")
-    assert dataclasses.replace(mine, name="synthetic", n_train=default.n_train) == default
-
-
-def test_a_run_uses_one_of_the_base_models_in_turn():
-    profile = config.load_profile("synthetic", ["base_seeds=2"])
-    assert [config.base_seed(profile, seed) for seed in range(5)] == [0, 1, 0, 1, 0]
+    folder = write_profile(tmp_path, "pair_limit: 10")
+    mine, default = config.load_profile("mine", folder=folder), config.load_profile("everyday")
+    assert dataclasses.replace(mine, name="everyday", pair_limit=default.pair_limit) == default
 
 
 def test_a_run_of_a_data_set_that_the_profile_lacks_is_refused():
-    with pytest.raises(ConfigError, match="'shp' is not one of profile synthetic"):
-        config.run_dir(config.load_profile("synthetic"), "shp", 0)
+    with pytest.raises(ConfigError, match="'shp' is not one of profile everyday"):
+        config.run_dir(config.load_profile("everyday"), "shp", 0)
 
 
 def test_results_and_figures_move_with_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "r"))
     monkeypatch.setenv("PERSONA_FIGURES", str(tmp_path / "f"))
     run = config.open_run("smoke", seed=3)
-    assert run.folder == tmp_path / "r" / "smoke" / "synthetic" / "seed-3"
+    assert run.folder == tmp_path / "r" / "smoke" / "everyday" / "seed-3"
     assert config.figures_dir(run.profile) == tmp_path / "f" / "smoke"
 
 

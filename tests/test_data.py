@@ -188,19 +188,19 @@ def test_a_download_is_complete_only_when_every_file_has_its_checksum(tmp_path, 
 
 def test_pairs_of_a_run_are_written_once_and_read_back(tmp_path, monkeypatch):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
-    run = Run(set_field(load_profile("synthetic"), n_train=12, n_validation=3, n_test=4), "synthetic", 0)
+    run = Run(set_field(load_profile("everyday"), pair_limit=4), "everyday", 0)
     folder = preference.write_pairs(run)
     before = (folder / "train.jsonl").stat().st_mtime_ns
     preference.write_pairs(run)
     assert (folder / "train.jsonl").stat().st_mtime_ns == before
     pairs = preference.load_pairs(run)
-    assert {split: len(rows) for split, rows in pairs.items()} == {"train": 12, "validation": 3, "test": 4}
-    assert pairs == preference.READERS["synthetic"](run)
+    assert {split: len(rows) for split, rows in pairs.items()} == {"train": 4, "validation": 4, "test": 4}
+    assert pairs == preference.READERS["everyday"](run)
 
 
 def test_an_unknown_data_set_lists_the_near_names(tmp_path, monkeypatch):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
-    run = Run(set_field(load_profile("synthetic"), datasets=["beavertail"]), "beavertail", 0)
+    run = Run(set_field(load_profile("everyday"), datasets=["beavertail"]), "beavertail", 0)
     with pytest.raises(ConfigError, match="beavertails"):
         preference.write_pairs(run)
 
@@ -286,18 +286,3 @@ def test_the_local_copy_has_the_checksums_of_the_table(real):
     for name, sha256 in official_folders.checksums().items():
         if (real / name).exists():
             assert official_folders.file_hash(real / name) == sha256, name
-
-
-def test_pretraining_text_is_training_rows_only_and_no_persona_stands_with_a_response(real):
-    profile = set_field(load_profile("synthetic"), datasets=["hhh"], data_dir=str(real))
-    texts = preference.pretraining_texts(profile)
-    told = [text for text in texts if "\nPersona:" in text]
-    assert len(texts) - len(told) == 2 * (424 + 423)
-    rows = official.load_official(real, "hhh")
-    training = [*rows["sft_train"], *rows["dpo_train"]]
-    assert len(told) == sum(
-        row.personas.get(f"gold-{s}") is not None for row in training for s in ("chosen", "rejected")
-    )
-    assert not any("\nResponse:" in text for text in told)
-    held_out = {f"Prompt: {row.prompt}" for split in ("sft_val", "dpo_val", "test") for row in rows[split]}
-    assert held_out.isdisjoint(text.split("\nResponse:")[0].split("\nPersona:")[0] for text in texts)

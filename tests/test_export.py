@@ -151,7 +151,7 @@ def test_expanding_before_the_merge_keeps_the_policy_and_pefts_merge_in_four_bit
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        run = tiny_run(tmp_path_factory.mktemp("results"), patch, quantization="nf4")
+        run = tiny_run(tmp_path_factory.mktemp("results"), patch, quantization="nf4", merge_adapters=False)
         train.train_adapter(run, "sft", "chosen")
         train.train_adapter(run, "dpo", "chosen")
         yield run
@@ -256,7 +256,7 @@ def test_an_export_never_overwrites_and_says_what_is_missing(trained, tmp_path, 
 
 def test_the_card_of_a_hub_model_loads_it_by_id_and_revision_and_states_its_licence():
     run = Run(set_field(load_profile("paper"), base_revision="abc123"), "beavertails", 0)
-    code = card.loading_code(run, ["sft-chosen", "dpo-chosen"], "me/Llama-boat")
+    code = card.loading_code(run, ["sft-chosen", "dpo-chosen"], repo_id="me/Llama-boat")
     compile(code, "card", "exec")
     assert "'meta-llama/Llama-3.1-8B', revision='abc123', dtype=torch.bfloat16" in code
     assert (

@@ -53,7 +53,7 @@ def open_run(tmp_path, monkeypatch):
             write_folder(tmp_path / "data", dataset, change)
             write_inference(tmp_path / "data", dataset)
         wanted = [f"datasets={dataset}", f"data_dir={tmp_path / 'data'}", *overrides]
-        return Run(load_profile("scratch", wanted), dataset, 0)
+        return Run(load_profile("authors", ["strip_roles=false", *wanted]), dataset, 0)
 
     return open_run
 
@@ -90,10 +90,6 @@ def test_stripping_takes_both_off_everywhere_and_has_keys_of_its_own(open_run):
     assert rows["test"][2].personas["shuffled-rejected"] == "The user is test 3 and prefers reject."
     preference.write_pairs(run)
     assert preference.load_pairs(run)["train"][0].prompt == "sft_train prompt 0"
-    assert (
-        preference.pretraining_texts(run.profile)[0]
-        == "Prompt: sft_train prompt 0\nResponse: sft_train chosen 0"
-    )
     for field in ("strip_roles=true", "strip_contrast=true"):
         assert tailoring_key(open_run("hhh", with_flaws, field), {}) != tailoring_key(plain, {})
     assert preference.input_key(run) != preference.input_key(plain)
@@ -140,7 +136,7 @@ def test_the_notebooks_pass_over_rows_without_responses(open_run, name, capsys):
     run = open_run("mnemonic", empty_test)
     parameters, *cells = fingerprint.code_cells(REPO / "notebooks" / f"{name}.ipynb")
     settings = [f"datasets={run.dataset}", f"data_dir={run.profile.data_dir}"]
-    space = {"profile": "scratch", "dataset": run.dataset, "seed": 0, "overrides": settings}
+    space = {"profile": "authors", "dataset": run.dataset, "seed": 0, "overrides": settings}
     for source in cells:
         exec(fingerprint.python_code(source), space)
     assert parameters.startswith("profile: str")

@@ -2,23 +2,17 @@
 
 import pytest
 from later import torch
+from tiny import tiny_model, tiny_tokenizer
 
-from persona_lib.config import load_profile, set_field
-from persona_lib.models import base, generate
+from persona_lib.models import generate
 
-PROFILE = set_field(
-    load_profile("synthetic"), base_hidden_size=64, base_mlp_size=64, base_layers=2, base_heads=2
-)
-TEXTS = ["the cat sat on the mat", "Prompt: a dog ran far away", "one two three four five six\n\nPrompt: x"]
+TEXT = "the cat sat on mat a dog ran far away one two three four five six x"
 
 
 @pytest.fixture(scope="module")
 def generator():
-    tokenizer = base.train_tokenizer(TEXTS, 200, word_level=True)
-    model = base.make_model(PROFILE, tokenizer, 0).eval()
-    with torch.no_grad():  # a random model is nearly deaf to its input: make the prompt matter
-        for parameter in model.parameters():
-            parameter.mul_(4)
+    tokenizer = tiny_tokenizer(words=TEXT.split())
+    model = tiny_model(vocabulary=len(tokenizer)).eval()
     return generate.TransformersGenerator(model, tokenizer, "tiny", batch_size=4)
 
 

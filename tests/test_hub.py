@@ -96,7 +96,7 @@ def unpinned(source: str) -> list[str]:
     return [
         f"{owner}.{name}"
         for owner, name, keywords in calls(ast.parse(source))
-        if name in LOADERS and owner not in ours and "revision" not in keywords
+        if name in LOADERS and owner not in ours and not {"revision", "local_files_only"} & keywords
     ]
 
 
@@ -115,6 +115,7 @@ def test_no_code_loads_from_the_hub_without_a_revision():
 def test_the_check_sees_an_unpinned_call():
     assert unpinned("AutoModel.from_pretrained('gpt2')") == ["AutoModel.from_pretrained"]
     assert unpinned("load_dataset('a/b', revision=commit); hub.load_dataset('a/b')") == []
+    assert unpinned("AutoModel.from_pretrained(folder, local_files_only=True)") == []
 
 
 # --- the authors' data from the hub: a stand-in for the hub, everything else is real ---

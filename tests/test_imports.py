@@ -41,6 +41,7 @@ CORE = [
     "published",
     "records",
     "store",
+    "weights",
     "workers",
 ]
 ORDER = ["core", *docs.PACKAGES, "commands"]

@@ -3,16 +3,18 @@
 import pytest
 
 from persona_lib.config import Run, load_profile, set_field
+from persona_lib.data import everyday
 from persona_lib.evaluation import judge
 from persona_lib.evaluation.tailor import grid
 from persona_lib.models.generate import Completion
 from persona_lib.records import PairwiseComparison
 from persona_lib.stats.metrics import verdict_of
 
-PROFILE = load_profile("synthetic")
+PROFILE = load_profile("everyday", ["controls=true"])
 PROMPT = "How do I clean my old kettle?"
 CHEAP = "For the old kettle, use the brush. Choose the cheap kind."
 DEAR = "For the old kettle, use the brush. Buy the finest brand."
+ITEM = next(item for item in everyday.items() if item.dimension == "length" and item.split == "test")
 
 
 class Scripted:
@@ -33,19 +35,28 @@ def compare(
     return PairwiseComparison("row-1", PROMPT, persona, a, b)
 
 
-@pytest.mark.parametrize(
-    "tested, base, verdict", [(CHEAP, DEAR, "win"), (DEAR, CHEAP, "loss"), (CHEAP, CHEAP, "tie")]
-)
+@pytest.mark.parametrize("tested, base, verdict", [("a", "b", "win"), ("b", "a", "loss"), ("a", "a", "tie")])
 def test_the_oracle_gives_the_same_verdict_in_both_orders(tested, base, verdict):
-    oracle = judge.oracle_judge(PROFILE.world_seed)
-    ((ab, ba),) = judge.judge_both(oracle, [compare(tested, base)], "personalization")
-    assert verdict_of(ab, ba) == verdict
-    assert (ab.tie, ba.tie) == (verdict == "tie",) * 2
+    texts = (getattr(ITEM, f"response_{side}") for side in (tested, base))
+    for persona in (ITEM.persona_a, ITEM.user_a):
+        c = PairwiseComparison(ITEM.id, ITEM.prompt, persona, *texts)
+        ((ab, ba),) = judge.judge_both(judge.oracle_judge(), [c], "personalization")
+        assert verdict_of(ab, ba) == verdict
+        assert (ab.tie, ba.tie) == (verdict == "tie",) * 2
+        texts = (c.response_a, c.response_b)
+
+
+def test_a_persona_that_the_data_do_not_hold_is_a_tie():
+    c = PairwiseComparison("1", ITEM.prompt, "The user is new and prefers it.", ITEM.response_a, ITEM.response_b)
+    ((ab, ba),) = judge.judge_both(judge.oracle_judge(), [c], "personalization")
+    assert verdict_of(ab, ba) == "tie"
 
 
 def test_quality_does_not_look_at_the_persona():
-    ((ab, ba),) = judge.judge_both(judge.oracle_judge(PROFILE.world_seed), [compare(CHEAP, DEAR)], "quality")
-    assert verdict_of(ab, ba) == "tie"
+    for persona in (ITEM.persona_a, ITEM.persona_b):
+        c = PairwiseComparison("1", ITEM.prompt, persona, ITEM.response_a, ITEM.response_a[:40])
+        ((ab, ba),) = judge.judge_both(judge.oracle_judge(), [c], "quality")
+        assert verdict_of(ab, ba) == "win"
 
 
 @pytest.mark.parametrize(
@@ -83,7 +94,7 @@ def test_parse_winner_reads_a_letter_that_stands_alone(text, winner):
 
 
 def test_matchups_compare_the_tailored_arm_with_the_plain_one_told_the_same_persona():
-    run = Run(PROFILE, "synthetic", 0)
+    run = Run(PROFILE, "everyday", 0)
     main = [m for m in judge.matchups(run) if m.kind == "main"]
     assert [m.judge_persona for m in main] == [
         f"{kind}-{side}" for kind in ("gold", "retrieved", "user") for side in ("chosen", "rejected")
@@ -95,7 +106,7 @@ def test_matchups_compare_the_tailored_arm_with_the_plain_one_told_the_same_pers
 
 
 def test_shuffled_system_and_absent_personas_are_judged_for_the_rows_own_persona():
-    controls = [m for m in judge.matchups(Run(PROFILE, "synthetic", 0)) if m.kind == "control"]
+    controls = [m for m in judge.matchups(Run(PROFILE, "everyday", 0)) if m.kind == "control"]
     judged = {
         m.test.eval_persona: m.judge_persona for m in controls if m.test.eval_persona.startswith("shuffled")
     }
@@ -108,7 +119,7 @@ def test_shuffled_system_and_absent_personas_are_judged_for_the_rows_own_persona
 
 
 def test_an_arm_trained_on_other_rows_personas_is_a_control_told_and_judged_like_the_tailored_one():
-    run = Run(set_field(PROFILE, train_personas=["none", "chosen", "shuffled"]), "synthetic", 0)
+    run = Run(set_field(PROFILE, train_personas=["none", "chosen", "shuffled"]), "everyday", 0)
     rows = [m for m in judge.matchups(run) if m.test.train_persona == "shuffled"]
     main = [m for m in judge.matchups(run) if m.kind == "main"]
     assert {m.kind for m in rows} == {"control"}
@@ -119,31 +130,18 @@ def test_an_arm_trained_on_other_rows_personas_is_a_control_told_and_judged_like
 
 def test_slugs_of_matchups_and_runs_are_unique_and_path_safe():
     profile = set_field(PROFILE, train_personas=["none", "chosen", "rejected", "both", "shuffled"])
-    run = Run(profile, "synthetic", 0)
+    run = Run(profile, "everyday", 0)
     for slugs in ([s.slug for s in grid(run)], [m.slug for m in judge.matchups(run)]):
         assert len(set(slugs)) == len(slugs)
         assert all(set(slug) <= set("abcdefghijklmnopqrstuvwxyz_-.") for slug in slugs)
 
 
 def test_every_matchup_is_about_runs_of_the_grid():
-    run = Run(PROFILE, "synthetic", 0)
+    run = Run(PROFILE, "everyday", 0)
     cells = set(grid(run))
     assert all({m.test, m.base} <= cells for m in judge.matchups(run))
 
 
 def test_without_a_judge_nothing_is_judged_and_it_is_said():
     with pytest.raises(ValueError, match="judge=none"):
-        judge.load_judge(Run(set_field(PROFILE, judge="none"), "synthetic", 0))
-
-
-@pytest.mark.slow
-def test_the_base_model_can_judge_and_is_read_like_any_other(tmp_path, monkeypatch):
-    from persona_lib.models import base
-
-    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
-    profile = set_field(load_profile("smoke"), judge="lm", base_tokens=4000)
-    run = Run(profile, "synthetic", 0)
-    base.pretrain(profile, 0)
-    ((ab, ba),) = judge.judge_both(judge.load_judge(run), [compare(CHEAP, DEAR)], "personalization")
-    assert (ab.judge, ab.id, ba.id) == ("base-0", "row-1", "row-1")
-    assert verdict_of(ab, ba) in ("win", "tie", "loss", "unparsed")
+        judge.load_judge(Run(set_field(PROFILE, judge="none"), "everyday", 0))

@@ -306,7 +306,7 @@ def test_a_base_in_fewer_bits_than_32_is_never_merged(base_folder, adapters, how
     with pytest.raises(llm.ModelError, match="weights in torch.* would round away what was learned"), merging:
         pass
     with pytest.raises(ConfigError, match="merge_adapters needs quantization=none and compute_dtype=float32"):
-        set_field(load_profile("scratch"), **dict(zip(("quantization", "compute_dtype"), how, strict=True)))
+        set_field(load_profile("authors"), **dict(zip(("quantization", "compute_dtype"), how, strict=True)))
 
 
 def test_unknown_adapter_is_an_error_that_lists_the_loaded_ones(base_folder, adapters):

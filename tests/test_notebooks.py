@@ -23,7 +23,6 @@ NOTEBOOKS = sorted(set(FOLDER.glob("*.ipynb")) - {CONTENTS})
 ORDER = ("profile", "dataset", "seed", "own", "form", "filled", "sheet", "overrides")
 PARAMETERS = {
     "run": {"profile": "str", "dataset": "str", "seed": "int", "overrides": "list"},
-    "base": {"profile": "str", "dataset": "str", "seed": "int", "overrides": "list"},
     "profile": {"profile": "str", "overrides": "list"},
 }
 EXTRA = {  # parameters of single notebooks, for a reader who runs them by hand
@@ -140,47 +139,64 @@ def test_code_cells_are_short(path):
     assert max(len(source(cell).splitlines()) for cell in code(path)) <= 30
 
 
-def uses(node: ast.AST) -> tuple[set[str], set[str]]:
-    """Return (identifiers that a piece of code may call, profile fields that it reads)."""
-    known, names, fields = profiles.field_types(), set(), set()
+def imported(tree: ast.AST) -> dict[str, str]:
+    """Return what the package's names mean in a piece of code: {"judge": "evaluation.judge"}."""
+    found = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "persona_lib":
+            inner = node.module.removeprefix("persona_lib").lstrip(".")
+            found |= {name.asname or name.name: f"{inner}.{name.name}".lstrip(".") for name in node.names}
+    return found
+
+
+def uses(node: ast.AST, known: dict[str, str], module: str) -> tuple[set[str], set[str]]:
+    """Return (what a piece of code may call, profile fields that it reads).
+
+    A call is "module.function", or ".method" where only the name is known.
+    """
+    calls, fields = set(), set()
     for part in ast.walk(node):
         if isinstance(part, ast.Name):
-            names.add(part.id)
+            calls.add(known.get(part.id, f"{module}.{part.id}"))
         elif isinstance(part, ast.Attribute):
-            names.add(part.attr)
-            if part.attr in known and ast.unparse(part.value).endswith("profile"):
+            owner = known.get(ast.unparse(part.value), "")
+            calls.add(f"{owner}.{part.attr}")
+            if part.attr in profiles.field_types() and ast.unparse(part.value).endswith("profile"):
                 fields.add(part.attr)
-    return names, fields
+    return calls, fields
 
 
 @cache
-def functions_of(module: str) -> list[tuple[str, set[str], set[str]]]:
-    """Return (name, identifiers, fields) of every function and class of a library module."""
-    tree = ast.parse(fingerprint.module_path(module).read_text(encoding="utf-8"))
-    kinds = (ast.FunctionDef, ast.ClassDef)
-    return [(node.name, *uses(node)) for node in ast.walk(tree) if isinstance(node, kinds)]
+def functions_of(module: str) -> list[tuple[set[str], set[str], set[str]]]:
+    """Return (names, calls, fields) of every function and class of a library module."""
+    tree, kinds = ast.parse(fingerprint.module_path(module).read_text(encoding="utf-8")), ast.FunctionDef
+    methods = {m for c in ast.walk(tree) if isinstance(c, ast.ClassDef) for m in ast.walk(c) if isinstance(m, kinds)}
+    known = imported(tree)
+    return [
+        ({f"{module}.{node.name}"} | ({f".{node.name}"} if node in methods else set()), *uses(node, known, module))
+        for node in ast.walk(tree)
+        if isinstance(node, (kinds, ast.ClassDef))
+    ]
 
 
 def fields_reached(path: Path) -> set[str]:
-    """Return the fields that a notebook reads, itself or in library functions that it may reach by name."""
-    waiting, fields, seen = set(), set(), set()
-    for cell in code(path):
-        names, read_here = uses(ast.parse(fingerprint.python_code(source(cell))))
-        waiting, fields = waiting | names, fields | read_here
-    modules = fingerprint.module_hashes(*fingerprint.notebook_modules(path))
+    """Return the fields that a notebook reads, itself or in library functions that it may reach."""
+    whole = ast.parse("\n".join(fingerprint.python_code(source(cell)) for cell in code(path)))
+    waiting, fields = uses(whole, imported(whole), "notebook")
+    modules, seen = fingerprint.module_hashes(*fingerprint.notebook_modules(path)), set()
     functions = [function for module in modules for function in functions_of(module)]
     while waiting:
         seen |= waiting
-        reached = [function for function in functions if function[0] in waiting]
+        reached = [function for function in functions if function[0] & waiting]
         fields = fields.union(*(read_there for _, _, read_there in reached))
-        waiting = set().union(*(names for _, names, _ in reached)) - seen
+        waiting = set().union(*(calls for _, calls, _ in reached)) - seen
     return fields
 
 
 @cache
 def declared_fields(name: str) -> set[str]:
     """Return the fields that make a step stale, by itself or through its inputs."""
-    own = set(tasks.field_values(config.load_profile("synthetic"), STEPS[name].fields))
+    own = set(tasks.field_values(config.load_profile("everyday"), STEPS[name].fields))
     return own.union(*map(declared_fields, STEPS[name].inputs))
 
 
@@ -192,7 +208,7 @@ def test_every_cell_has_an_id_of_its_own(path):
 
 @every_notebook
 def test_every_field_that_a_notebook_reaches_makes_its_step_stale(path):
-    selects = {"name", "description", "steps", "seeds", "datasets", "base_seeds"}
+    selects = {"name", "description", "steps", "seeds", "datasets"}
     selects |= set(profiles.CHANGE_NO_RESULT)
     undeclared = fields_reached(path) - selects - declared_fields(path.stem)
     assert undeclared == set(), f"add to steps.STEPS[{path.stem!r}].fields"

@@ -169,8 +169,8 @@ def test_conversations_are_read_without_any_mapping(tmp_path):
     assert [r.pair.rejected for r in data.rows] == [good(n)["rejected"] for n in range(24)]
 
 
-def test_a_profile_whose_judge_reads_the_synthetic_world_only_is_refused_by_the_guide():
-    with pytest.raises(profiles.ConfigError, match="judge=oracle reads texts of the synthetic world only"):
+def test_a_profile_whose_judge_reads_our_own_pairs_only_is_refused_by_the_guide():
+    with pytest.raises(profiles.ConfigError, match="judge=oracle reads answers to the package's own pairs only"):
         show_own_data.guide_run("smoke", [])
 
 
@@ -324,17 +324,6 @@ def test_a_run_writes_the_pairs_and_the_account_and_a_changed_file_is_seen(tmp_p
     assert sum(map(len, preference.load_pairs(run).values())) == 31
 
 
-def test_the_base_reads_training_rows_only_and_a_changed_file_changes_it(tmp_path):
-    from persona_lib.models import base, unseen
-
-    profile = profile_of(save(tmp_path / "x.jsonl", [good(n) for n in range(40)]))
-    counts = unseen.check_unseen(profile, 0)
-    assert counts["documents"] == 64 and not unseen.violations(counts)
-    key = base.base_key(profile, 0)
-    save(tmp_path / "x.jsonl", [good(n) for n in range(41)])
-    assert base.base_key(profile, 0) != key
-
-
 def test_the_shipped_example_is_sound():
     data = own.read_own(profile_of(EXAMPLES / "pairs.jsonl"))
     assert len(data.rows) == data.n_read == 64 and not data.findings
@@ -419,7 +408,7 @@ def test_the_authors_folder_and_a_named_data_set_are_not_own_data(tmp_path):
         (["--data", "{tmp}/empty.csv"], "no row in it"),
         (["--data", "{tmp}/x.jsonl", "--mapping", "nowhere.yaml"], "nowhere.yaml: no such mapping file"),
         (["--data", "{tmp}/x.jsonl", "--mapping", "{tmp}/m.yaml"], "no column 'question'"),
-        (["--data", "{tmp}/x.jsonl", "--profile", "synthetic"], "judge=oracle reads texts of the synthetic"),
+        (["--data", "{tmp}/x.jsonl", "--profile", "everyday"], "judge=oracle reads answers to the package's own"),
         (["--data", "{tmp}/x.jsonl", "--profile", "onw"], "did you mean own"),
         (["--data", "someone/pairs"], "as a hub id it needs a commit"),
         (["--mapping", "{tmp}/m.yaml"], "--mapping says what the columns of --data mean"),

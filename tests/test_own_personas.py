@@ -31,7 +31,7 @@ class Echo:
 def run(tmp_path, monkeypatch) -> Run:
     """A run whose policies are there and echo."""
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
-    run = Run(set_field(load_profile("smoke"), n_test=4), "synthetic", 0)
+    run = Run(set_field(load_profile("smoke"), pair_limit=4), "everyday", 0)
     store.write_rows(run.folder / "tailoring" / "test.jsonl", tailoring_rows(run))
     for arm in ("sft-none", "dpo-none", "sft-chosen", "dpo-chosen"):
         store.mark_done(run.folder / "adapters" / arm, "tiny")
@@ -53,12 +53,6 @@ def test_each_policy_is_told_as_it_was_trained_and_answers_stand_in_order(run):
     assert first.pt_dpo == "Prompt: How?\nPersona: The user is calm and prefers tea.\nResponse:"
     assert second.persona is None
     assert second.dpo == second.pt_dpo == "Prompt: A longer question, you see?\nResponse:"
-
-
-def test_without_pairs_the_world_is_asked_on_a_topic_of_the_evaluation_split(run):
-    answers = own_personas.answer_own(run)
-    assert len(answers) == 3
-    assert {answer.question for answer in answers} == {tailoring_rows(run)[0].prompt}
 
 
 @pytest.mark.parametrize("dataset", ["beavertails", "hhh"])
@@ -84,10 +78,9 @@ def test_a_policy_that_was_not_trained_answers_nothing_and_is_named(run, capsys)
     assert show_own_personas.own_text(table) == "nothing to show"
 
 
-def test_the_page_shows_both_answers_and_the_oracles_fit(run):
+def test_the_page_shows_question_persona_and_both_answers(run):
     table = show_own_personas.own_table(run, [["How?", "The user is thrifty and prefers low prices."]])
-    assert table.columns.tolist()[:4] == ["question", "persona", "DPO", "PT-DPO"]
-    assert (table["fit DPO"] == 0).all()
+    assert table.columns.tolist() == ["question", "persona", "DPO", "PT-DPO"]
     page = show_own_personas.own_text(table)
-    places = [page.index(text) for text in ("PERSONA  The user is thrifty", "DPO  [fit +0]", "PT-DPO  [fit")]
+    places = [page.index(text) for text in ("PERSONA  The user is thrifty", "DPO\n", "PT-DPO\n")]
     assert places == sorted(places)

@@ -5,12 +5,12 @@ import pytest
 
 from persona_lib import persona_models, store
 from persona_lib.config import load_profile, results_dir
-from persona_lib.data import preference
+from persona_lib.data import everyday, preference
 from persona_lib.drawing import figures
 from persona_lib.evaluation import personas
 from persona_lib.reading.views import show
 
-SMALL = ["n_train=4", "n_validation=2", "n_test=4", "world_seed=0"]
+SMALL = ["pair_limit=4", "persona_judge=oracle"]
 
 
 class Writer:
@@ -27,11 +27,9 @@ class Writer:
 
 
 def true_persona(prompt, preferred, other):
-    """Return a persona that claims what the two responses contrast."""
-    from persona_lib.world.oracle import contrast_claims
-    from persona_lib.world.synthetic import user_persona
-
-    return user_persona(prompt, contrast_claims(preferred, other))
+    """Return the persona of the side that is preferred."""
+    item = next(item for item in everyday.items() if item.prompt == prompt)
+    return item.persona_a if item.response_a == preferred else item.persona_b
 
 
 @pytest.fixture
@@ -56,7 +54,7 @@ def run(*models, seeds=2):
     words = [w for name in models for w in ("--model", name, f"generator_model={name}")]
     overrides = [w for value in SMALL for w in ("--set", value)]
     persona_models.main([*overrides, "--seeds", str(seeds), *words])
-    return pd.read_csv(results_dir(load_profile("synthetic")) / "tables" / "persona_models.csv")
+    return pd.read_csv(results_dir(load_profile("everyday")) / "tables" / "persona_models.csv")
 
 
 def of(table, model, side="chosen"):
@@ -90,57 +88,32 @@ def test_every_model_is_asked_about_both_sides_once_and_not_again_in_a_second_ru
 
 
 def test_another_prompt_is_another_question(writers):
-    profile = load_profile("synthetic", SMALL)
+    profile = load_profile("everyday", SMALL)
     for shots in (5, 3):
         changed = {"generator_model": "right", "pi_shots": shots}
-        persona_models.ask(profile, "right", changed, "synthetic", 0)
+        persona_models.ask(profile, "right", changed, "everyday", 0)
     assert writers["right"].asked == 2 * 2 * 4
 
 
 @pytest.mark.slow
 def test_the_figure_and_the_view_name_the_models_and_the_line_of_origin_the_command(writers):
     table = run("right", "wrong")
-    profile = load_profile("synthetic")
+    profile = load_profile("everyday")
     said = figures.alt_text(profile, "persona_models")
-    assert "synthetic right, chosen: 1.00 (1.00 to 1.00), n = 8" in said and "wrong, rejected: 0.00" in said
+    assert "everyday right, chosen: 1.00 (1.00 to 1.00), n = 8" in said and "wrong, rejected: 0.00" in said
     assert (figures.figures_dir(profile) / "persona_models.png").stat().st_size > 1000
     assert show("persona_models", table).model.tolist()[:4] == ["right"] * 3 + ["wrong"]
     line = store.read_json(results_dir(profile) / "persona_models" / "origin.json")
-    assert line.startswith("`python -m persona_lib.persona_models --set n_train=4")
+    assert line.startswith("`python -m persona_lib.persona_models --set pair_limit=4")
     assert "seeds 0 1; n = 8;" in line
-
-
-def test_models_without_settings_of_their_own_are_sizes_of_the_synthetic_profiles_model(monkeypatch):
-    made = []
-    monkeypatch.setattr(
-        persona_models.base, "pretrain", lambda profile, seed: made.append((profile, seed)) or "folder"
-    )
-    profile = load_profile("synthetic")
-    models = persona_models.default_models(profile)
-    assert models["base 1"]() == {"generator_model": "folder"} and made[-1] == (profile, 1)
-    for name in persona_models.MODELS:
-        models[name]()
-    changed = [profile.name for profile, _ in made if profile.name != "synthetic"]
-    assert len(set(changed)) == len(persona_models.MODELS) - 2  # each in a folder of its own
-    assert models["rules, no model"]() == {"generator_model": "surface"}
-
-
-def test_the_half_and_the_quarter_are_those_of_the_profiles_text():
-    tokens = load_profile("synthetic").base_tokens
-    assert persona_models.MODELS["half the text"][0]["base_tokens"] * 2 == tokens
-    assert persona_models.MODELS["a quarter of the text"][0]["base_tokens"] * 4 == tokens
-    assert persona_models.MODELS["half the width"][0]["base_hidden_size"] * 2 == (
-        load_profile("synthetic").base_hidden_size
-    )
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--profile", "smoke"], "profile smoke: say which models"),
         (["--model", "a", "generator_modle=x"], "unknown field 'generator_modle'"),
         (["--model", "a", "--model", "A"], "two models of this name"),
-        (["--set", "judge=none"], "profile synthetic has judge=none"),
+        (["--set", "persona_judge=none"], "profile everyday has no persona_judge"),
     ],
 )
 def test_what_cannot_be_asked_is_said_before_any_model_is(writers, words, said, tmp_path):
@@ -153,7 +126,7 @@ def test_what_cannot_be_asked_is_said_before_any_model_is(writers, words, said, 
 @pytest.mark.slow
 def test_pairs_are_those_of_the_profile_whatever_the_model(writers):
     run("right", seeds=1)
-    profile = load_profile("synthetic", SMALL)
-    pairs = preference.inference_pairs(persona_models.Run(profile, "synthetic", 0))
-    path = persona_models.folder_of(profile, "right", "synthetic", 0) / "chosen.jsonl"
+    profile = load_profile("everyday", SMALL)
+    pairs = preference.inference_pairs(persona_models.Run(profile, "everyday", 0))
+    path = persona_models.folder_of(profile, "right", "everyday", 0) / "chosen.jsonl"
     assert [row["id"] for row in store.iter_rows(path)] == [pair.id for pair in pairs]

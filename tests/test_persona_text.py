@@ -79,20 +79,20 @@ def test_a_runs_personas_are_pooled_over_seeds(tmp_path, monkeypatch):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
     profile = set_field(load_profile("smoke"), seeds=(0, 1, 2), bootstrap_samples=20)
     for seed in (0, 1):  # the third has not run
-        folder = Run(profile, "synthetic", seed).folder / "personas"
+        folder = Run(profile, "everyday", seed).folder / "personas"
         for side, texts in TEXTS.items():
             rows = [InferredPersona(i, side, "hand", None, "", text) for i, text in texts.items()]
             write_rows(folder / f"test-{side}.jsonl", rows)
     table = persona_text_table(profile).set_index(["measure", "side"])
     assert table.loc[("refusal", "chosen"), ["n", "n_seeds", "value"]].tolist() == [4, 2, 0.5]
-    assert tables.run_table(Run(profile, "synthetic", 2)).empty
-    assert len(tables.run_table(Run(profile, "synthetic", 0))) == len(table)
+    assert tables.run_table(Run(profile, "everyday", 2)).empty
+    assert len(tables.run_table(Run(profile, "everyday", 0))) == len(table)
 
 
 @pytest.mark.slow
 def test_the_authors_personas_have_the_form_contrast_and_refusals_that_are_known(official_data, monkeypatch):
     monkeypatch.setenv("PERSONA_DATA", str(official_data))
-    profile = set_field(load_profile("scratch"), bootstrap_samples=20)
+    profile = set_field(load_profile("authors"), bootstrap_samples=20)
     found = tables.released_tables(profile)
     table = found["released_personas"].set_index(["dataset", "measure", "side"]).value
     assert table["beavertails", "strict_form", "chosen"] == pytest.approx(0.51, abs=0.02)

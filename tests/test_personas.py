@@ -8,7 +8,7 @@ from persona_lib.models.generate import Completion
 from persona_lib.records import PreferencePair
 from persona_lib.store import append_rows
 
-PROFILE = set_field(load_profile("synthetic"), pi_batch_size=2)
+PROFILE = set_field(load_profile("everyday"), pi_batch_size=2)
 PAIRS = [PreferencePair(f"row-{n}", f"Question {n}?", f"good {n}", f"bad {n}") for n in range(5)]
 
 

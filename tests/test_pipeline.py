@@ -23,8 +23,8 @@ from persona_lib.runner.steps import STEPS, Step
 from persona_lib.runner.tasks import Pipeline, Task
 
 TOY = {
-    "01_data": Step("data", fields=("n_train",), minutes={"smoke": 1}),
-    "02_base": Step("base", per="base", fields=("base_*",)),
+    "01_data": Step("data", fields=("pair_limit",), minutes={"smoke": 1}),
+    "02_base": Step("base", per="profile", fields=("base_*",)),
     "03_train": Step("train", inputs=("01_data", "02_base"), fields=("sft_*",)),
     "04_results": Step("results", per="profile", inputs=("01_data", "03_train"), fields=("seeds",)),
 }
@@ -63,9 +63,9 @@ def notebooks(tmp_path, monkeypatch) -> Path:
     folder.mkdir()
     run = f"{OPEN}\nrun = open_run(profile, dataset, seed, overrides)"
     write_notebook(
-        folder, "01_data", "run", run, "store.write_json(run.folder / 'data.json', run.profile.n_train)"
+        folder, "01_data", "run", run, "store.write_json(run.folder / 'data.json', run.profile.pair_limit)"
     )
-    write_notebook(folder, "02_base", "base", "x = seed")
+    write_notebook(folder, "02_base", "profile", "x = 1")
     write_notebook(folder, "03_train", "run", run, "store.read_json(run.folder / 'data.json')")
     write_notebook(folder, "04_results", "profile", "x = 1")
     return folder
@@ -73,7 +73,7 @@ def notebooks(tmp_path, monkeypatch) -> Path:
 
 def toy(notebooks: Path, *overrides: str) -> Pipeline:
     """Return the toy pipeline."""
-    changes = ["steps=" + ",".join(TOY), "base_seeds=2", *overrides]
+    changes = ["steps=" + ",".join(TOY), *overrides]
     return Pipeline(config.load_profile("smoke", changes), tuple(changes), TOY, notebooks)
 
 
@@ -109,8 +109,8 @@ def test_steps_run_after_their_inputs():
 
 
 def test_every_profile_field_makes_some_step_stale_unless_it_changes_no_result():
-    selects = {"name", "description", "steps", "base_seeds", *profiles.CHANGE_NO_RESULT}
-    profile = config.load_profile("synthetic")
+    selects = {"name", "description", "steps", *profiles.CHANGE_NO_RESULT}
+    profile = config.load_profile("everyday")
     read = set().union(*(tasks.field_values(profile, step.fields) for step in STEPS.values()))
     assert set(profiles.field_types()) - selects - read == set()
 
@@ -135,11 +135,11 @@ def test_every_profile_field_makes_some_step_stale_unless_it_changes_no_result()
     ],
 )
 def test_the_plan_says_who_is_paid_and_how_much_at_most(settings, said):
-    assert plan.api_need(config.load_profile("synthetic", settings)) == said
+    assert plan.api_need(config.load_profile("everyday", settings)) == said
 
 
 def test_every_field_pattern_matches_a_field():
-    profile = config.load_profile("synthetic")
+    profile = config.load_profile("everyday")
     for name, step in STEPS.items():
         for pattern in step.fields:
             assert tasks.field_values(profile, (pattern,)), f"{name}: {pattern}"
@@ -148,20 +148,20 @@ def test_every_field_pattern_matches_a_field():
 # --- tasks ---
 
 
-def test_a_step_expands_over_data_sets_seeds_and_base_models(notebooks):
+def test_a_step_expands_over_data_sets_and_seeds(notebooks):
     many = toy(notebooks, "datasets=beavertails,hhh", "seeds=0,1,2")
-    assert len(many.tasks) == 6 + 2 + 6 + 1
+    assert len(many.tasks) == 6 + 1 + 6 + 1
     trained = many.tasks["03_train.hhh.seed-2"]
-    assert trained.inputs == ("01_data.hhh.seed-2", "02_base.base-0")
+    assert trained.inputs == ("01_data.hhh.seed-2", "02_base")
     assert many.parameters(trained)["seed"] == 2 and many.parameters(trained)["dataset"] == "hhh"
     assert len(many.tasks["04_results"].inputs) == 12
-    assert set(many.parameters(many.tasks["02_base.base-1"])) == {"profile", "seed", "overrides"}
+    assert set(many.parameters(many.tasks["02_base"])) == {"profile", "overrides"}
 
 
 def test_an_input_that_the_profile_leaves_out_is_not_waited_for(notebooks):
     short = dataclasses.replace(toy(notebooks).profile, steps=("01_data", "03_train"))
     tailored = Pipeline(short, (), TOY, notebooks)
-    assert tailored.tasks["03_train.synthetic.seed-0"].inputs == ("01_data.synthetic.seed-0",)
+    assert tailored.tasks["03_train.everyday.seed-0"].inputs == ("01_data.everyday.seed-0",)
 
 
 def test_an_unknown_step_is_an_error_that_lists_the_near_ones(notebooks):
@@ -181,41 +181,41 @@ def test_a_finished_pipeline_is_current_and_a_new_one_is_not(notebooks):
 
 def test_a_changed_field_names_itself_and_moves_what_follows(notebooks):
     finish_all(toy(notebooks))
-    changed = toy(notebooks, "n_train=9")
+    changed = toy(notebooks, "pair_limit=9")
     assert states(changed) == {
-        "01_data.synthetic.seed-0": "run",
-        "02_base.base-0": "cached",
-        "03_train.synthetic.seed-0": "maybe",
+        "01_data.everyday.seed-0": "run",
+        "02_base": "cached",
+        "03_train.everyday.seed-0": "maybe",
         "04_results": "maybe",
     }
-    assert tasks.stale_reasons(changed, changed.tasks["01_data.synthetic.seed-0"]) == ["n_train: 64 -> 9"]
+    assert tasks.stale_reasons(changed, changed.tasks["01_data.everyday.seed-0"]) == ["pair_limit: 16 -> 9"]
 
 
 def test_the_same_result_again_leaves_the_next_step_current(notebooks):
     finish_all(toy(notebooks))
-    changed = toy(notebooks, "n_train=9")
-    finish(changed, "01_data.synthetic.seed-0", "tables/01_data.synthetic.seed-0.csv", content="1")
+    changed = toy(notebooks, "pair_limit=9")
+    finish(changed, "01_data.everyday.seed-0", "tables/01_data.everyday.seed-0.csv", content="1")
     assert set(states(changed).values()) == {"cached"}
 
 
 def test_another_result_makes_the_next_step_stale(notebooks):
     finish_all(toy(notebooks))
-    changed = toy(notebooks, "n_train=9")
-    finish(changed, "01_data.synthetic.seed-0", "tables/01_data.synthetic.seed-0.csv", content="2")
-    reasons = tasks.stale_reasons(changed, changed.tasks["03_train.synthetic.seed-0"])
-    assert reasons == ["its input changed: 01_data.synthetic.seed-0"]
+    changed = toy(notebooks, "pair_limit=9")
+    finish(changed, "01_data.everyday.seed-0", "tables/01_data.everyday.seed-0.csv", content="2")
+    reasons = tasks.stale_reasons(changed, changed.tasks["03_train.everyday.seed-0"])
+    assert reasons == ["its input changed: 01_data.everyday.seed-0"]
 
 
-def test_more_seeds_leave_finished_runs_and_base_models_current(notebooks):
+def test_more_seeds_leave_finished_runs_current(notebooks):
     finish_all(toy(notebooks))
     more = states(toy(notebooks, "seeds=0,1"))
     assert (
-        more["01_data.synthetic.seed-0"]
-        == more["02_base.base-0"]
-        == more["03_train.synthetic.seed-0"]
+        more["01_data.everyday.seed-0"]
+        == more["02_base"]
+        == more["03_train.everyday.seed-0"]
         == "cached"
     )
-    assert more["01_data.synthetic.seed-1"] == more["02_base.base-1"] == more["04_results"] == "run"
+    assert more["01_data.everyday.seed-1"] == more["04_results"] == "run"
 
 
 def test_code_makes_stale_but_prose_and_outputs_do_not(notebooks):
@@ -226,24 +226,24 @@ def test_code_makes_stale_but_prose_and_outputs_do_not(notebooks):
     content["cells"].append({"cell_type": "markdown", "source": "More.", "metadata": {}})
     content["cells"][0]["execution_count"] = 3
     path.write_text(json.dumps(content))
-    assert states(done)["02_base.base-0"] == "cached"
+    assert states(done)["02_base"] == "cached"
     content["cells"].append(cell("y = 2"))
     path.write_text(json.dumps(content))
-    assert tasks.stale_reasons(done, done.tasks["02_base.base-0"]) == ["the notebook's code changed"]
+    assert tasks.stale_reasons(done, done.tasks["02_base"]) == ["the notebook's code changed"]
 
 
 def test_a_missing_output_is_made_again(notebooks):
     done = toy(notebooks)
     finish_all(done)
-    (done.results / "tables" / "02_base.base-0.csv").unlink()
-    assert tasks.stale_reasons(done, done.tasks["02_base.base-0"]) == ["missing: tables/02_base.base-0.csv"]
+    (done.results / "tables" / "02_base.csv").unlink()
+    assert tasks.stale_reasons(done, done.tasks["02_base"]) == ["missing: tables/02_base.csv"]
 
 
 def test_a_rerun_that_was_killed_is_not_taken_for_the_finished_run_before_it(notebooks):
     done = toy(notebooks)
     finish_all(done)
-    tasks.begin(done, done.tasks["02_base.base-0"])
-    assert tasks.stale_reasons(done, done.tasks["02_base.base-0"]) == [
+    tasks.begin(done, done.tasks["02_base"])
+    assert tasks.stale_reasons(done, done.tasks["02_base"]) == [
         "stopped half way: goes on where it was"
     ]
 
@@ -251,18 +251,18 @@ def test_a_rerun_that_was_killed_is_not_taken_for_the_finished_run_before_it(not
 def test_a_resumed_step_still_lists_what_it_made_before(notebooks):
     done = toy(notebooks)
     finish_all(done)
-    finish(done, "02_base.base-0")  # finds everything done and writes nothing
-    assert list(store.read_json(done.manifest("02_base.base-0"))["outputs"]) == ["tables/02_base.base-0.csv"]
+    finish(done, "02_base")  # finds everything done and writes nothing
+    assert list(store.read_json(done.manifest("02_base"))["outputs"]) == ["tables/02_base.csv"]
 
 
 def test_weights_count_by_the_key_in_done_json(notebooks):
     done = toy(notebooks)
     folder = "base/seed-0"
     store.write_json(done.results / folder / "done.json", {"key": "k1", "seconds": 3})
-    finish(done, "02_base.base-0", f"{folder}/model/model.safetensors", f"{folder}/model/log.json")
+    finish(done, "02_base", f"{folder}/model/model.safetensors", f"{folder}/model/log.json")
     store.write_json(done.results / folder / "done.json", {"key": "k1", "seconds": 4})
-    finish(done, "02_base.base-0", f"{folder}/done.json", content='{"key": "k1", "seconds": 4}')
-    assert store.read_json(done.manifest("02_base.base-0"))["outputs"] == {
+    finish(done, "02_base", f"{folder}/done.json", content='{"key": "k1", "seconds": 4}')
+    assert store.read_json(done.manifest("02_base"))["outputs"] == {
         f"{folder}/done.json": {"key": "k1"},
         f"{folder}/model/log.json": {},
         f"{folder}/model/model.safetensors": {},
@@ -272,13 +272,13 @@ def test_weights_count_by_the_key_in_done_json(notebooks):
 def test_force_forgets_what_a_task_made_and_nothing_else(notebooks):
     done = toy(notebooks)
     finish_all(done)
-    tasks.forget(done, done.tasks["02_base.base-0"])
+    tasks.forget(done, done.tasks["02_base"])
     assert sorted(path.name for path in (done.results / "tables").iterdir()) == [
-        "01_data.synthetic.seed-0.csv",
-        "03_train.synthetic.seed-0.csv",
+        "01_data.everyday.seed-0.csv",
+        "03_train.everyday.seed-0.csv",
         "04_results.csv",
     ]
-    assert states(done)["02_base.base-0"] == "run"
+    assert states(done)["02_base"] == "run"
 
 
 # --- the command line ---
@@ -296,7 +296,7 @@ def call(notebooks: Path, *arguments: str) -> int:
         (["--set", "sft_lerning_rate=1"], "did you mean sft_learning_rate"),
         (["--profile", "smok"], "did you mean smoke"),
         (["--only", "05"], "--only 05: no such step"),
-        (["--only", "03"], "needs 01_data.synthetic.seed-0, which has not been run"),
+        (["--only", "03"], "needs 01_data.everyday.seed-0, which has not been run"),
         (["--from", "results2"], "--from results2: no such step"),
         (["--seeds", "many"], "write a count (5) or a list (0,3)"),
         (["--seeds", "0"], "at least one seed"),
@@ -316,27 +316,27 @@ def test_seeds_are_a_count_or_a_list():
 
 
 def test_a_plan_says_state_reason_time_and_needs(notebooks, capsys):
-    finish(toy(notebooks), "01_data.synthetic.seed-0")
-    assert call(notebooks, "--plan", "--set", "base_seeds=2") == 0
+    finish(toy(notebooks), "01_data.everyday.seed-0")
+    assert call(notebooks, "--plan") == 0
     said = capsys.readouterr().out
-    assert "cached  01_data.synthetic.seed-0" in said and "not run yet" in said
+    assert "cached  01_data.everyday.seed-0" in said and "not run yet" in said
     for word in ("to run     3 of 4 tasks", "time ", "download   0.0 GB", "disk ", "GPU ", "API cost   0"):
         assert word in said
 
 
 def test_the_grid_is_listed_with_what_is_answered_and_words_choose_lines(notebooks, capsys):
     profile = config.load_profile("smoke", ["seeds=0,1"])
-    folder = config.run_dir(profile, "synthetic", 1) / "generations" / "dpo-chosen.gold-chosen.line"
+    folder = config.run_dir(profile, "everyday", 1) / "generations" / "dpo-chosen.gold-chosen.line"
     store.mark_done(folder, "key")
     assert call(notebooks, "--seeds", "2", "--grid", "dpo-chosen gold") == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 5 and lines[-1].startswith("4 of ")
     assert all("dpo-chosen" in line and "told gold-" in line for line in lines[:-1])
     assert [line for line in lines if line.endswith(" answered") and "not" not in line] == [lines[2]]
-    assert "synthetic seed 1" in lines[2] and "as line" in lines[2]
+    assert "everyday seed 1" in lines[2] and "as line" in lines[2]
     assert call(notebooks, "--grid") == 0
     whole = capsys.readouterr().out.splitlines()
-    assert len(whole) == len(tailor.grid(config.Run(profile, "synthetic", 0))) + 1
+    assert len(whole) == len(tailor.grid(config.Run(profile, "everyday", 0))) + 1
     assert not any("shuffled" in line.split("told")[0] for line in whole)
     assert call(notebooks, "--set", "train_personas=none,chosen,shuffled", "--grid", "dpo-shuffled") == 0
     assert "dpo-shuffled" in capsys.readouterr().out
@@ -359,7 +359,7 @@ def test_a_folder_as_base_model_is_no_download_and_its_new_weights_make_steps_st
 def test_a_model_that_is_not_set_is_no_folder_and_files_of_the_repository_do_not_count(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes.txt").write_text("written between two runs", encoding="utf-8")
-    assert tasks.field_values(config.load_profile("synthetic"), ("retriever_*",))["retriever_model"] == ""
+    assert tasks.field_values(config.load_profile("everyday"), ("retriever_*",))["retriever_model"] == ""
 
 
 def test_the_plan_of_the_paper_names_models_memory_and_what_is_not_ready():
@@ -373,7 +373,7 @@ def test_the_plan_of_the_paper_names_models_memory_and_what_is_not_ready():
 
 def test_the_plan_sees_the_data_that_are_here_and_those_that_are_not(tmp_path, monkeypatch):
     def needed(*settings: str) -> tuple[float, str]:
-        profile = config.load_profile("scratch", ["datasets=hhh", *settings])
+        profile = config.load_profile("authors", ["datasets=hhh", *settings])
         return {what: (size, remark) for what, size, remark in plan.downloads(profile)}["the authors' data"]
 
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
@@ -445,14 +445,14 @@ def test_a_duration_reads_like_a_clock():
 
 @pytest.mark.slow
 def test_a_step_runs_leaves_its_provenance_and_is_then_skipped(notebooks, capsys):
-    arguments = ["--only", "01", "--set", "n_train=7"]
+    arguments = ["--only", "01", "--set", "pair_limit=7"]
     assert call(notebooks, *arguments) == 0
     results = notebooks.parent / "results" / "smoke"
-    assert store.read_json(results / "synthetic" / "seed-0" / "data.json") == 7
-    facts = store.read_json(results / "provenance.json")["tasks"]["01_data.synthetic.seed-0"]
-    executed = json.loads((results / "notebooks" / "01_data.synthetic.seed-0.ipynb").read_text())
+    assert store.read_json(results / "everyday" / "seed-0" / "data.json") == 7
+    facts = store.read_json(results / "provenance.json")["tasks"]["01_data.everyday.seed-0"]
+    executed = json.loads((results / "notebooks" / "01_data.everyday.seed-0.ipynb").read_text())
     assert executed["metadata"]["persona"] == facts
-    assert facts["parameters"]["overrides"][-1] == "n_train=7"
+    assert facts["parameters"]["overrides"][-1] == "pair_limit=7"
     assert facts["seconds"] > 0 and facts["peak_memory_mb"] > 0 and facts["hardware"]["cores"] >= 1
     assert {"git", "python", "versions", "started", "finished"} <= set(facts)
     capsys.readouterr()
@@ -475,9 +475,9 @@ def test_a_failing_step_stops_the_run_and_shows_why_and_where(notebooks, capsys,
     assert call(notebooks, "--only", "02", "04") == 2, "04 has inputs that were not run"
     assert call(notebooks, "--only", "02") == 1
     shown = capsys.readouterr().out
-    half = notebooks.parent / "results" / "smoke" / "notebooks" / "02_base.base-0.running.ipynb"
+    half = notebooks.parent / "results" / "smoke" / "notebooks" / "02_base.running.ipynb"
     assert said in shown and str(half) in shown and half.exists()
-    assert not half.with_name("02_base.base-0.ipynb").exists()
+    assert not half.with_name("02_base.ipynb").exists()
 
 
 @pytest.mark.slow
@@ -488,7 +488,7 @@ def test_a_mended_step_goes_on_where_the_run_stopped(notebooks, capsys):
     capsys.readouterr()
     assert call(notebooks) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "[1/4] 01_data.synthetic.seed-0 cached" in shown and "[4/4] 04_results done" in shown
+    assert "[1/4] 01_data.everyday.seed-0 cached" in shown and "[4/4] 04_results done" in shown
     assert not list((notebooks.parent / "results").rglob("*.running.ipynb"))
 
 
@@ -513,14 +513,14 @@ def test_an_interrupt_ends_the_kernel_and_exits_130(notebooks, number):
             signal.SIGINT, signal.SIG_DFL
         ),  # a shell's background job ignores it
     )
-    log = notebooks.parent / "results" / "smoke" / "logs" / "02_base.base-0.log"
+    log = notebooks.parent / "results" / "smoke" / "logs" / "02_base.log"
     deadline = time.monotonic() + 60
     while not (log.exists() and log.read_text().strip()) and time.monotonic() < deadline:
         time.sleep(0.2)
     kernel = int(log.read_text())
     os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
     assert process.wait(30) == 130
-    assert not log.parent.parent.joinpath("notebooks", "02_base.base-0.ipynb").exists()
+    assert not log.parent.parent.joinpath("notebooks", "02_base.ipynb").exists()
     time.sleep(2)
     with contextlib.suppress(ProcessLookupError):
         os.kill(kernel, 0)

@@ -24,7 +24,7 @@ def judged_rows(labels, **more):
     n = len(labels)
     counts = {f"{rubric}_{verdict}": [10 * (place + 1)] * n
               for rubric in "pq" for place, verdict in enumerate(("win", "tie", "loss"))}  # fmt: skip
-    return pd.DataFrame({"dataset": "synthetic", "kind": "main", "label": labels, "n": 60, "n_seeds": 2,
+    return pd.DataFrame({"dataset": "everyday", "kind": "main", "label": labels, "n": 60, "n_seeds": 2,
                          **counts, **with_limits("dpq", range(n), 5), **more})  # fmt: skip
 
 
@@ -45,7 +45,7 @@ def swap_row(arm, persona, value):
 
 def tables():
     """A small table of each kind that figures are drawn from."""
-    sides = pd.DataFrame({"dataset": "synthetic", "side": ["chosen", "rejected"]})
+    sides = pd.DataFrame({"dataset": "everyday", "side": ["chosen", "rejected"]})
     average = judged_rows(["average"], kind="average", dataset="all")
     average[["p_win", "p_tie", "p_loss", "q_win", "q_tie", "q_loss", "n"]] = np.nan
     parts = [("dpo-chosen", "gold", 0.8), ("dpo-chosen", "shuffled", 0.5), ("dpo-none", "gold", 0.5)]
@@ -57,9 +57,9 @@ def tables():
             split="test", n=40, n_seeds=2, seeds="0 1", n_correct=30, n_ties=4, n_wrong=6, n_unparsed=0,
             n_missing=0, **with_limits("accuracy", [0.9, 0.7]),
         ),
-        "persona_preference": pd.DataFrame({"dataset": ["synthetic"], "win": 6, "tie": 1, "loss": 3, "n": 10,
+        "persona_preference": pd.DataFrame({"dataset": ["everyday"], "win": 6, "tie": 1, "loss": 3, "n": 10,
                                             "n_seeds": 1, **with_limits("net", [0.33])}),
-        "ladder": pd.DataFrame({"dataset": "synthetic", "persona": "gold-chosen", "measure": "fit",
+        "ladder": pd.DataFrame({"dataset": "everyday", "persona": "gold-chosen", "measure": "fit",
                                 "method": ["sft", "dpo"] * 2, "arm": ["PT"] * 2 + ["plain"] * 2, "n": 9,
                                 "n_seeds": 1, **with_limits("value", [0.5, 0.8, 0.1, 0.2])}),
         "swap": pd.DataFrame([swap_row(*part) for part in parts]),

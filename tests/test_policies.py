@@ -20,22 +20,22 @@ from persona_lib.prompts import STOP, completion_text, tailoring_prompt
 from persona_lib.records import RunSpec
 from persona_lib.training import train
 
-PROFILE = load_profile("synthetic")
+PROFILE = load_profile("everyday", ["controls=true"])
 
 
 def spec(method="dpo", train_persona="chosen", persona="gold-chosen", form="line") -> RunSpec:
-    return RunSpec("synthetic", method, train_persona, persona, 0, form)
+    return RunSpec("everyday", method, train_persona, persona, 0, form)
 
 
 def publish(*entries, **changes) -> Run:
-    return Run(set_field(PROFILE, published_arms=list(entries), **changes), "synthetic", 0)
+    return Run(set_field(PROFILE, published_arms=list(entries), **changes), "everyday", 0)
 
 
 # --- which arm is what ---
 
 
 def test_adapters_of_a_policy_are_stacked_sft_first_and_a_published_arm_has_none():
-    run = publish("synthetic/dpo-chosen=someone/model")
+    run = publish("everyday/dpo-chosen=someone/model")
     assert policies.adapters_of(run, spec("few_shot")) == []
     assert policies.adapters_of(run, spec("sft", "none", form="first_person")) == ["sft-none"]
     assert policies.adapters_of(run, spec("dpo", "both")) == ["sft-both", "dpo-both"]
@@ -45,10 +45,10 @@ def test_adapters_of_a_policy_are_stacked_sft_first_and_a_published_arm_has_none
 
 
 def test_a_published_arm_is_named_by_data_set_arm_model_and_revision():
-    profile = publish("synthetic/dpo-chosen=someone/model@a1b2", "synthetic/sft-chosen=models/own").profile
-    assert published.published_model(profile, "synthetic", "dpo-chosen") == ("someone/model", "a1b2")
-    assert published.published_model(profile, "synthetic", "sft-chosen") == ("models/own", "")
-    assert published.published_model(profile, "synthetic", "dpo-none") is None
+    profile = publish("everyday/dpo-chosen=someone/model@a1b2", "everyday/sft-chosen=models/own").profile
+    assert published.published_model(profile, "everyday", "dpo-chosen") == ("someone/model", "a1b2")
+    assert published.published_model(profile, "everyday", "sft-chosen") == ("models/own", "")
+    assert published.published_model(profile, "everyday", "dpo-none") is None
     assert published.published_model(profile, "hhh", "dpo-chosen") is None
 
 
@@ -56,11 +56,11 @@ def test_a_published_arm_is_named_by_data_set_arm_model_and_revision():
     "entry, said",
     [
         ("dpo-chosen=someone/model", "write DATASET/ARM=MODEL"),
-        ("synthetic/dpo-chosen", "write DATASET/ARM=MODEL"),
-        ("synthetic/few_shot-chosen=someone/model", "write DATASET/ARM=MODEL"),
-        ("synthetc/dpo-chosen=someone/model", "no data set 'synthetc' here; known: synthetic"),
-        ("synthetic/dpo-both=someone/model", "dpo-both is not an arm here"),
-        ("synthetic/sft-chosen=someone/model", "publish dpo-chosen, too"),
+        ("everyday/dpo-chosen", "write DATASET/ARM=MODEL"),
+        ("everyday/few_shot-chosen=someone/model", "write DATASET/ARM=MODEL"),
+        ("everydy/dpo-chosen=someone/model", "no data set 'everydy' here; known: everyday"),
+        ("everyday/dpo-both=someone/model", "dpo-both is not an arm here"),
+        ("everyday/sft-chosen=someone/model", "publish dpo-chosen, too"),
     ],
 )
 def test_a_published_arm_that_cannot_be_is_refused_with_the_mend(entry, said):
@@ -69,7 +69,7 @@ def test_a_published_arm_that_cannot_be_is_refused_with_the_mend(entry, said):
 
 
 def test_only_what_is_not_published_is_trained_and_sft_only_where_something_needs_it(monkeypatch):
-    entry, jobs = "synthetic/dpo-chosen=someone/model", []
+    entry, jobs = "everyday/dpo-chosen=someone/model", []
     monkeypatch.setattr(train, "is_trained", lambda *_: False)
     monkeypatch.setattr(
         train, "run_jobs", lambda _, missing, workers: jobs.extend(job[1:] for job in missing)
@@ -88,11 +88,11 @@ def test_only_what_is_not_published_is_trained_and_sft_only_where_something_need
 
 
 def test_with_nothing_trained_a_published_arm_is_compared_with_few_shot():
-    run = publish("synthetic/dpo-chosen=m", methods=["few_shot", "dpo"], train_personas=["none", "chosen"])
+    run = publish("everyday/dpo-chosen=m", methods=["few_shot", "dpo"], train_personas=["none", "chosen"])
     assert "few_shot-chosen.gold-chosen.line" in {
         m.base.slug for m in judge.matchups(run) if m.kind == "published"
     }
-    alone = publish("synthetic/dpo-chosen=m", methods=["few_shot", "dpo"], train_personas=["chosen"])
+    alone = publish("everyday/dpo-chosen=m", methods=["few_shot", "dpo"], train_personas=["chosen"])
     assert [(m.test.arm, m.base.arm) for m in judge.matchups(alone)] == [
         ("dpo-chosen", "few_shot-chosen")
     ] * 2
@@ -110,9 +110,9 @@ def made_once(tmp_path_factory):
         run = tiny_run(folder / "results", patch)
     theirs = folder / "theirs"
     tiny_model(seed=5).save_pretrained(theirs)
-    base = folder / "results" / "synthetic" / "base" / "seed-0"
+    base = folder / "results" / "base"
     llm.load_tokenizer(base).save_pretrained(theirs)
-    rows = folder / "results" / "synthetic" / "synthetic" / "seed-0"
+    rows = folder / "results" / "everyday" / "everyday" / "seed-0"
     store.write_rows(rows / "tailoring" / "test.jsonl", tiny_rows(6, seed=9, split="test"))
     store.mark_done(rows / "tailoring", "tiny rows")
     for seed, name in enumerate(("sft-none", "dpo-none", "sft-chosen")):
@@ -132,9 +132,9 @@ def run(made_once, tmp_path, monkeypatch):
         train_personas=["none", "chosen"],
         gen_max_new_tokens=6,
         eval_personas=["none", "gold-chosen", "gold-rejected"],
-        published_arms=[f"synthetic/dpo-chosen={tmp_path / 'theirs'}"],
+        published_arms=[f"everyday/dpo-chosen={tmp_path / 'theirs'}"],
     )
-    return Run(changed, "synthetic", 0)
+    return Run(changed, "everyday", 0)
 
 
 def answers(model, tokenizer, rows, persona, adapters=()):
@@ -305,7 +305,7 @@ def test_a_published_arm_beside_trained_ones_leaves_every_aim_with_one_answer(tm
     from persona_lib.tables.results import read_table
 
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
-    beside = publish("synthetic/dpo-chosen=someone/model", n_test=12, bootstrap_samples=50)
+    beside = publish("everyday/dpo-chosen=someone/model", pair_limit=12, bootstrap_samples=50)
     fill_run(beside)
     primary.save_tables(beside.profile)
     aims = read_table(beside.profile, "primary")
@@ -328,7 +328,7 @@ def test_an_exported_merged_arm_published_again_answers_as_its_adapters_did(tmp_
     tailor.generate_all(own)
     before = tailor.read_generations(own, spec())
     merged = export.export_arm(own, "dpo-chosen", tmp_path / "out", merge=True) / "merged"
-    profile = set_field(own.profile, published_arms=[f"synthetic/dpo-chosen={merged}"])
+    profile = set_field(own.profile, published_arms=[f"everyday/dpo-chosen={merged}"])
     theirs = dataclasses.replace(own, profile=profile)
     tailor.generate_all(theirs)
     assert tailor.read_generations(theirs, spec()) == before
@@ -347,10 +347,10 @@ def test_every_table_can_be_made_of_a_published_arm_alone(tmp_path, monkeypatch)
 
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
     alone = publish(
-        "synthetic/dpo-chosen=someone/model",
+        "everyday/dpo-chosen=someone/model",
         methods=["few_shot", "dpo"],
         train_personas=["chosen"],
-        n_test=12,
+        pair_limit=12,
         bootstrap_samples=50,
     )
     fill_run(alone)

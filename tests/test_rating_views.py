@@ -22,8 +22,8 @@ def rated(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PERSONA_RESULTS", str(folder))
         patch.setenv("PERSONA_FIGURES", str(folder / "figures"))
-        profile = set_field(load_profile("smoke"), n_test=12, bootstrap_samples=20)
-        fill_run(Run(profile, "synthetic", 0))
+        profile = set_field(load_profile("smoke"), pair_limit=12, eval_limit=0, bootstrap_samples=20)
+        fill_run(Run(profile, "everyday", 0))
         written = show_ratings.export_studies(profile)
         yield profile, written, show_ratings.collect(profile, written)
 
@@ -81,7 +81,7 @@ def test_both_studies_are_exported_and_what_raters_get_tells_neither_side_nor_sy
     table = show_ratings.export_table(written).set_index("study")
     assert table.loc["personas", ["items", "raters", "ratings per item"]].tolist() == [24, 3, 3.0]
     assert table.loc["answers", "raters"] == 8 and table.loc["answers", "ratings per item"] == 2.0
-    secrets = ("PT-DPO", "dpo-", "gold-", "user-chosen", "user-rejected", "synthetic-test", "seed-0")
+    secrets = ("PT-DPO", "dpo-", "gold-", "user-chosen", "user-rejected", "everyday", "seed-0")
     for path in (show_ratings.folder_of(profile) / "for_raters").rglob("*.*"):
         text = path.read_text(encoding="utf-8")
         assert not [word for word in secrets if word in text], path

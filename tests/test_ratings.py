@@ -282,7 +282,7 @@ def filled_run(tmp_path_factory) -> Run:
     folder = tmp_path_factory.mktemp("results")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PERSONA_RESULTS", str(folder))
-        run = Run(set_field(load_profile("smoke"), n_test=8, bootstrap_samples=20), "synthetic", 0)
+        run = Run(set_field(load_profile("smoke"), pair_limit=8, bootstrap_samples=20), "everyday", 0)
         fill_run(run)
         yield run
 

@@ -176,7 +176,7 @@ def test_a_raw_file_becomes_the_pairs_of_a_run_and_another_file_another_key(tmp_
         *(SAFE | {"prompt": f"question {n}"} for n in range(50)),
         SAFE | {"prompt": ""},
     )
-    run = Run(load_profile("synthetic", ["datasets=safe_rlhf", f"data_dir={tmp_path}"]), "safe_rlhf", 0)
+    run = Run(load_profile("everyday", ["datasets=safe_rlhf", f"data_dir={tmp_path}"]), "safe_rlhf", 0)
     preference.write_pairs(run)
     assert "50 pairs; rows left out: 1 with an empty text" in capsys.readouterr().out
     assert sum(map(len, preference.load_pairs(run).values())) == 50

@@ -47,7 +47,7 @@ def rehearsed(tmp_path_factory) -> Path:
 
 def run_folder(rehearsed: Path) -> Path:
     """Where the run's rows are."""
-    return rehearsed / "results" / "paper" / "synthetic" / "seed-0"
+    return rehearsed / "results" / "paper" / "everyday" / "seed-0"
 
 
 @pytest.mark.slow

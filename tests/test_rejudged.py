@@ -87,7 +87,7 @@ def data(tmp_path, monkeypatch):
 def open_run(monkeypatch, generator, *settings: str) -> Run:
     """A run of the scratch profile with a language model as judge."""
     monkeypatch.setattr(judge, "load_generator", lambda run, role, batch: generator)
-    return Run(load_profile("scratch", [*JUDGE, *settings]), "hhh", 0)
+    return Run(load_profile("authors", [*JUDGE, *settings]), "hhh", 0)
 
 
 def test_rows_without_a_persona_are_left_out_and_answers_end_where_another_prompt_begins(data):
@@ -170,7 +170,7 @@ def test_two_judges_are_kept_apart_and_compared(data, monkeypatch):
 
 @pytest.mark.parametrize("settings", [["judge=none"], ["judge=lm", "judge_model=base"], ["judge=oracle"]])
 def test_without_a_language_model_of_its_own_nothing_is_judged_and_it_is_said_how(data, settings):
-    run = Run(load_profile("scratch", settings), "hhh", 0)
+    run = Run(load_profile("authors", settings), "hhh", 0)
     assert "--set judge=lm --set judge_model=NAME" in rejudged.what_judges(run.profile)
     assert rejudged.judge_released(run, data) == [] and rejudged.rejudged_tables(run, data) == {}
     assert rejudged.judge_released(run, None) == []
@@ -182,7 +182,7 @@ def test_a_tiny_random_judge_runs_from_file_to_table(data, tmp_path, form):
     """Random weights: everything is kept, nearly everything is unparsed, and a rerun asks nothing."""
     folder = save_base(tmp_path / "judge")
     settings = ["judge=lm", f"judge_model={folder}", f"judge_format={form}", "eval_limit=3"]
-    run = Run(load_profile("scratch", settings), "hhh", 0)
+    run = Run(load_profile("authors", settings), "hhh", 0)
     folders = rejudged.judge_released(run, data)
     assert len(folders) == 2
     before = {path: path.read_bytes() for path in (tmp_path / "results").rglob("*.jsonl")}

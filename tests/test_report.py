@@ -48,7 +48,7 @@ def fill(profile):
     results.save_table(profile, "main", hand_main())
     results.save_table(profile, "paper", results_paper.paper_rows(profile))
     texts = {"prompt": HOSTILE, "persona": HOSTILE, "plain_dpo": HOSTILE, "pt_dpo": "short\nand clear"}
-    example = {"dataset": "synthetic", "seed": 0, "id": "r0", "eval_persona": "gold-chosen", **texts}
+    example = {"dataset": "everyday", "seed": 0, "id": "r0", "eval_persona": "gold-chosen", **texts}
     results.save_table(profile, "examples", pd.DataFrame([example]))
     results.save_table(profile, "primary", primary.primary_results(profile))
     with pytest.MonkeyPatch.context() as patch:
@@ -70,7 +70,7 @@ FACTS = {
 
 def hand_main():
     """One main row with an average."""
-    row = {"dataset": "synthetic", "kind": "main", "label": "gold | chosen", "judge_persona": "gold-chosen",
+    row = {"dataset": "everyday", "kind": "main", "label": "gold | chosen", "judge_persona": "gold-chosen",
            "n": 8, "n_seeds": 2, "seeds": "0 1"}  # fmt: skip
     row |= {"p_win": 5, "p_tie": 1, "p_loss": 2, "p_unparsed": 0, "p_inconsistent": 0}
     row |= {"q_win": 2, "q_tie": 3, "q_loss": 3, "q_unparsed": 0, "q_inconsistent": 1}
@@ -136,7 +136,7 @@ def test_the_page_says_status_aims_numbers_and_provenance(filled):
     assert '<td class="yes">yes</td>' in text and "not run" in text  # persona accuracy .90 is met
     assert "+11.5 [+10.5, +12.5]" in text and "62.5 / 12.5 / 25.0" in text
     assert "abcdef012345" in text and "--seeds 2 --set dpo_beta=0.2" in text
-    assert "synthetic world" in text and "paper&#x27;s own numbers" in text
+    assert "our pairs" in text.lower() and "paper&#x27;s own numbers" in text
 
 
 def test_executed_notebooks_become_pages_that_load_nothing(filled):
@@ -202,7 +202,7 @@ def block(name, inside="stale\n"):
 def test_a_block_gets_its_table_with_label_and_provenance(filled):
     text = docs.rewrite(block("smoke/main"), filled)
     assert text.startswith(
-        "before\n<!-- table:smoke/main -->\n**Synthetic world.** `./run_all.sh --profile smoke"
+        "before\n<!-- table:smoke/main -->\n**Our pairs.** `./run_all.sh --profile smoke"
     )
     assert "commit abcdef012345; seeds 0 1; n = 8; run of 2026-01-02." in text
     assert "| gold \\| chosen | 62.5 / 12.5 / 25.0 / 0.0 | 25.0 / 25.0 / 37.5 / 12.5 | 0 / 0 |" in text
@@ -211,7 +211,7 @@ def test_a_block_gets_its_table_with_label_and_provenance(filled):
 
 
 def test_blocks_of_other_profiles_stay_and_missing_tables_are_not_run(filled):
-    assert docs.rewrite(block("scratch/swap"), filled) == block("scratch/swap")
+    assert docs.rewrite(block("authors/swap"), filled) == block("authors/swap")
     assert docs.rewrite(block("smoke/arms"), filled) == block("smoke/arms", "*Not run yet.*\n")
     paper = docs.rewrite(block("smoke/paper"), filled)
     assert "**Paper's own numbers.**" in paper and "+18.4 [" in paper
@@ -248,8 +248,8 @@ def test_the_repositorys_documents_can_be_written_for_every_profile_they_name(tm
         text = (REPO / name).read_text(encoding="utf-8")
         (tmp_path / name).write_text(text, encoding="utf-8")
         named = {owner for _, _, owner, *_ in docs.BLOCK.findall(text)}
-        assert named <= {"synthetic", "scratch"} and named
-    for profile in ("synthetic", "scratch"):
+        assert named <= {"everyday", "authors"} and named
+    for profile in ("everyday", "authors"):
         docs.update(load_profile(profile), tmp_path)
     for name in docs.DOCUMENTS:
         inside = [found[4] for found in docs.BLOCK.findall((tmp_path / name).read_text(encoding="utf-8"))]
@@ -257,32 +257,23 @@ def test_the_repositorys_documents_can_be_written_for_every_profile_they_name(tm
 
 
 @pytest.mark.slow
-def test_the_documents_show_the_tables_of_the_synthetic_world_as_they_are_kept(tmp_path, monkeypatch):
+def test_the_documents_show_the_tables_as_they_are_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
     monkeypatch.delenv("PERSONA_FIGURES", raising=False)
     for name in docs.DOCUMENTS:
         shutil.copy(REPO / name, tmp_path / name)
-    assert docs.update(load_profile("synthetic"), tmp_path) == [], "no number is typed by hand"
+    assert docs.update(load_profile("everyday"), tmp_path) == [], "no number is typed by hand"
     text = (tmp_path / "REPRODUCTION.md").read_text(encoding="utf-8")
-    (tmp_path / "REPRODUCTION.md").write_text(text.replace("| 800 (5 seeds) |", "| 801 (5 seeds) |", 1))
-    assert docs.update(load_profile("synthetic"), tmp_path) == [tmp_path / "REPRODUCTION.md"]
+    (tmp_path / "REPRODUCTION.md").write_text(text.replace("<!-- end -->", "| 801 |\n<!-- end -->", 1))
+    assert docs.update(load_profile("everyday"), tmp_path) == [tmp_path / "REPRODUCTION.md"]
     assert (tmp_path / "REPRODUCTION.md").read_text(encoding="utf-8") == text
 
 
 def test_the_kept_means_over_seeds_are_those_of_the_kept_table_by_seed(monkeypatch):
     monkeypatch.delenv("PERSONA_FIGURES", raising=False)
-    kept = docs.kept_folder(load_profile("synthetic"))
+    kept = docs.kept_folder(load_profile("everyday"))
     by_seed, over = (pd.read_csv(kept / f"{name}.csv") for name in ("main_by_seed", "over_seeds"))
     pd.testing.assert_frame_equal(results.over_seeds(by_seed), over, rtol=2e-5, check_dtype=False)
-
-
-def test_of_the_kept_models_only_the_rules_infer_one_side_better(monkeypatch):
-    """The sentence above the table in REPRODUCTION says so."""
-    monkeypatch.delenv("PERSONA_FIGURES", raising=False)
-    table = pd.read_csv(docs.kept_folder(load_profile("synthetic")) / "persona_models.csv")
-    gaps = table[table.side == "chosen - rejected"].set_index("model")
-    apart = gaps[(gaps.accuracy_low > 0) | (gaps.accuracy_high < 0)]
-    assert list(apart.index) == ["rules, no model"] and len(gaps) == 7
 
 
 @pytest.mark.slow
@@ -314,12 +305,12 @@ def test_the_readme_names_every_notebook_and_option():
 
 def test_the_command_line_is_that_of_the_settings():
     overrides = ["seeds=0,1,2", "data_dir=/somewhere/private", "dpo_beta=0.2", "seeds=3,5"]
-    assert command_of(load_profile("scratch"), overrides) == (
-        "./run_all.sh --profile scratch --seeds 3 --data PATH --set dpo_beta=0.2 --set seeds=3,5"
+    assert command_of(load_profile("authors"), overrides) == (
+        "./run_all.sh --profile authors --seeds 3 --data PATH --set dpo_beta=0.2 --set seeds=3,5"
     )
-    assert command_of(load_profile("synthetic"), []) == "./run_all.sh"
+    assert command_of(load_profile("everyday"), []) == "./run_all.sh"
     models = ["base_model=/somewhere/private", "judge_model=owner/name"]
-    assert command_of(load_profile("synthetic"), models) == (
+    assert command_of(load_profile("everyday"), models) == (
         "./run_all.sh --set base_model=FOLDER --set judge_model=owner/name"
     )
 

@@ -16,13 +16,13 @@ from persona_lib import store
 from persona_lib.config import Run, load_profile
 from persona_lib.evaluation import judged
 from persona_lib.evaluation.judge import matchups
+from persona_lib.evaluation.quality import quality
 from persona_lib.evaluation.swap_tables import SwapScore
 from persona_lib.reading.views import show
 from persona_lib.records import TailoringRow
 from persona_lib.stats.bootstrap import bootstrap_mean
 from persona_lib.stats.pooled import difference, make_pool, mean_columns, mean_interval, mean_of
 from persona_lib.tables import primary, results, results_length, results_paper, results_personas, results_swap
-from persona_lib.world import oracle
 
 LETTERS = {"W": "win", "T": "tie", "L": "loss", "U": "unparsed"}
 HAND = {  # persona -> per seed (personalization, quality), one letter per row
@@ -39,13 +39,13 @@ def profile(tmp_path, monkeypatch):
     monkeypatch.setenv("PERSONA_FIGURES", str(tmp_path / "figures"))
     judged.forget_judged()
     results_swap.forget_swap()
-    return load_profile("smoke", ["seeds=0,1", "n_test=6", "base_seeds=2"])
+    return load_profile("smoke", ["seeds=0,1", "pair_limit=6", "controls=true"])
 
 
 def write_verdicts(profile, kind="main", hand=HAND):
     """Write hand-made verdicts as the judging step would."""
     for number, seed in enumerate(profile.seeds):
-        run = Run(profile, "synthetic", seed)
+        run = Run(profile, "everyday", seed)
         for matchup in matchups(run):
             if matchup.kind != kind or matchup.judge_persona not in hand:
                 continue
@@ -98,7 +98,7 @@ def test_counts_and_scores_of_a_row_are_those_of_both_seeds(profile):
     row = line(results.main_table(profile), judge_persona="gold-chosen")
     assert [row[f"p_{v}"] for v in ("win", "tie", "loss", "unparsed")] == [5, 1, 1, 1]
     assert [row[f"q_{v}"] for v in ("win", "tie", "loss", "unparsed")] == [2, 3, 3, 0]
-    assert (row.n, row.n_seeds, row.seeds, row.base_seeds) == (8, 2, "0 1", "0 1")
+    assert (row.n, row.n_seeds, row.seeds) == (8, 2, "0 1")
     assert row.p_net == pytest.approx(4 / 6) and row.q_net == pytest.approx(-1 / 5)
     assert row.dpq == pytest.approx(100 * (4 / 6 - 1 / 5) / 2)
 
@@ -117,7 +117,7 @@ def test_intervals_are_those_of_the_bootstrap_over_seeds(profile):
 def test_seeds_that_share_their_rows_are_resampled_together(profile):
     rows = [TailoringRow(f"r{i}", "test", f"prompt {i}", "c", "d") for i in range(4)]
     for seed in profile.seeds:
-        store.write_rows(Run(profile, "synthetic", seed).folder / "tailoring" / "test.jsonl", rows)
+        store.write_rows(Run(profile, "everyday", seed).folder / "tailoring" / "test.jsonl", rows)
     write_verdicts(profile)
     p, q = ([seed[i] for seed in HAND["gold-chosen"]] for i in (0, 1))
     wanted = scores(p, q, profile.bootstrap_samples, shared_items=True)["delta_pq"]
@@ -145,14 +145,14 @@ def test_the_average_is_the_mean_of_the_rows_and_leaves_user_written_personas_ou
 
 def test_a_seed_without_judgments_is_left_out_and_said(profile):
     write_verdicts(profile)
-    matchup = next(m for m in matchups(Run(profile, "synthetic", 1)) if m.kind == "main")
-    (Run(profile, "synthetic", 1).folder / "judgments" / matchup.slug / "done.json").unlink()
+    matchup = next(m for m in matchups(Run(profile, "everyday", 1)) if m.kind == "main")
+    (Run(profile, "everyday", 1).folder / "judgments" / matchup.slug / "done.json").unlink()
     row = line(results.main_table(profile), judge_persona="gold-chosen")
     assert (row.n, row.n_seeds, row.seeds) == (4, 1, "0")
 
 
 def test_t_intervals_over_seeds_are_those_of_the_books():
-    known = {"dataset": "synthetic", "n": 10, "q_net": [0.1, None, 0.3], "p_net": 0.5}
+    known = {"dataset": "everyday", "n": 10, "q_net": [0.1, None, 0.3], "p_net": 0.5}
     by_seed = pd.DataFrame({**known, "label": "gold-chosen", "seed": [0, 1, 4], "dpq": [10.0, 20.0, 30.0]})
     alone = pd.DataFrame({**known, "q_net": 0.1, "label": "user", "seed": [0], "dpq": [10.0]})
     (row,) = results.over_seeds(pd.concat([by_seed, alone])).itertuples()
@@ -188,22 +188,20 @@ def world(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PERSONA_RESULTS", str(folder / "results"))
         personas = "eval_personas=none,gold-chosen,gold-rejected,user-chosen,shuffled-chosen"
-        profile = load_profile("smoke", ["seeds=0,1", "n_test=8", personas])
+        profile = load_profile("smoke", ["seeds=0,1", "pair_limit=8", personas])
         for seed in profile.seeds:
-            tiny_results.fill_run(Run(profile, "synthetic", seed))
+            tiny_results.fill_run(Run(profile, "everyday", seed))
         primary.save_tables(profile)
         yield profile
 
 
 def test_mean_quality_is_in_standard_deviations_of_the_baseline(world):
-    matchup = next(m for m in matchups(Run(world, "synthetic", 0)) if m.kind == "main")
+    matchup = next(m for m in matchups(Run(world, "everyday", 0)) if m.kind == "main")
     scores = {"test": [], "base": []}
     for seed, which in itertools.product(world.seeds, scores):
-        run = Run(world, "synthetic", seed)
+        run = Run(world, "everyday", seed)
         path = run.folder / "generations" / getattr(matchup, which).slug / "rows.jsonl"
-        scores[which] += [
-            oracle.quality(r["prompt"], r["completion"], world.world_seed) for r in store.iter_rows(path)
-        ]
+        scores[which] += [quality(r["prompt"], r["completion"]) for r in store.iter_rows(path)]
     wanted = (np.mean(scores["test"]) - np.mean(scores["base"])) / np.std(scores["base"], ddof=1)
     row = line(results.read_table(world, "main"), judge_persona=matchup.judge_persona)
     assert row.quality_sd == pytest.approx(wanted, rel=1e-4)
@@ -227,7 +225,7 @@ def test_every_primary_aim_is_answered_in_a_finished_world(world):
 
 def test_accuracy_counts_missing_personas_as_wrong(profile):
     verdicts = {"chosen": ["win", "win", "tie", ""], "rejected": ["loss", "win", "unparsed", "win"]}
-    path = Run(profile, "synthetic", 0).folder / "tables" / "persona_accuracy_items.csv"
+    path = Run(profile, "everyday", 0).folder / "tables" / "persona_accuracy_items.csv"
     path.parent.mkdir(parents=True)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -249,7 +247,7 @@ def test_accuracy_counts_missing_personas_as_wrong(profile):
 
 
 def test_an_items_file_of_another_shape_is_named(profile):
-    path = Run(profile, "synthetic", 0).folder / "tables" / "persona_accuracy_items.csv"
+    path = Run(profile, "everyday", 0).folder / "tables" / "persona_accuracy_items.csv"
     path.parent.mkdir(parents=True)
     path.write_text("id,verdict\nr0,win\n")
     with pytest.raises(ValueError, match=r"persona_accuracy_items.csv: no column contradicted, side, split"):
@@ -318,19 +316,19 @@ def save(profile, name, **columns):
 @pytest.mark.parametrize(("low", "met"), [(0.01, "yes"), (-0.01, "no")])
 def test_an_aim_is_met_only_if_the_interval_excludes_zero(profile, low, met):
     row = {"p_net": 0.3, "p_net_low": low, "p_net_high": 0.6, "n": 8, "n_seeds": 2}
-    save(profile, "main", dataset="synthetic", kind="main", judge_persona="gold-chosen", **row,
+    save(profile, "main", dataset="everyday", kind="main", judge_persona="gold-chosen", **row,
          dpq=None, quality_sd=-0.1, quality_sd_low=-0.3, quality_sd_high=0.1)  # fmt: skip
     table = primary.primary_results(profile)
-    chosen = table[table["where"] == "synthetic, gold-chosen"]
+    chosen = table[table["where"] == "everyday, gold-chosen"]
     assert line(chosen, aim="PT-DPO against DPO, personalization net win rate").met == met
     assert line(chosen, aim="PT-DPO against DPO, dPQ").met == "not run"
     assert line(chosen, aim="PT-DPO against DPO, mean quality (SD of the baseline)").met == "yes"
-    assert set(table[table["where"] == "synthetic, gold-rejected"].met) == {"not run"}
+    assert set(table[table["where"] == "everyday, gold-rejected"].met) == {"not run"}
 
 
 def test_the_aims_of_the_authors_data_need_the_value_and_an_interval_above_one_half(tmp_path, monkeypatch):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
-    profile = load_profile("scratch")
+    profile = load_profile("authors")
     policy = {"arm": "dpo-both", "persona_format": "line", "measure": "policy", "n": 9, "n_seeds": 3}
     found = [("beavertails", "gold", 0.61), ("hhh", "gold", 0.69)]
     found += [("beavertails", "shuffled", 0.52), ("hhh", "shuffled", 0.56)]
@@ -350,10 +348,10 @@ def test_nothing_run_gives_no_tables_but_says_what_is_missing(profile):
     made = primary.save_tables(profile)
     assert set(made) == {"paper", "primary", "beside", "not_run", "arms_run"}
     missing = results.read_table(profile, "not_run")
-    assert "synthetic, seed 1: judgments" in set(missing.what)
+    assert "everyday, seed 1: judgments" in set(missing.what)
     assert "arms trained on personas: rejected" in set(missing.what)
     arms = results.read_table(profile, "arms_run").set_index("arm")
-    assert set(arms.state) == {"not run"} and len(arms) == 12
+    assert set(arms.state) == {"not run"} and len(arms) == 16
     assert (
         "finished answers" in arms.why["dpo-chosen"]
         and "train_personas=...,shuffled" in arms.why["dpo-shuffled"]
@@ -362,7 +360,7 @@ def test_nothing_run_gives_no_tables_but_says_what_is_missing(profile):
 
 
 def test_a_table_that_became_empty_is_removed(profile):
-    save(profile, "stage", dataset="synthetic")
+    save(profile, "stage", dataset="everyday")
     primary.save_tables(profile)
     assert not results.table_path(profile, "stage").exists()
     assert results.read_table(profile, "stage").empty

@@ -194,13 +194,13 @@ def test_the_figure_is_drawn_without_corrections_and_without_pairs(tmp_path):
 # --- profiles without harmful prompts ---
 
 
-def test_the_synthetic_world_has_nothing_to_read_and_says_so(tmp_path, monkeypatch):
+def test_our_own_pairs_have_nothing_to_read_and_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
-    profile = load_profile("synthetic")
+    profile = load_profile("everyday")
     assert safety.run_cells(profile) == {}
     assert "no prompt that calls for caution" in safety_tables.what_is_read(profile)
-    assert safety_tables.make_tables(Run(profile, "synthetic", 0), None) == {}
-    assert "run the generation step first" in safety_tables.what_is_read(load_profile("scratch"))
+    assert safety_tables.make_tables(Run(profile, "everyday", 0), None) == {}
+    assert "run the generation step first" in safety_tables.what_is_read(load_profile("authors"))
 
 
 # --- a guard model ---
@@ -238,14 +238,14 @@ def test_a_guard_labels_once_resumes_and_leaves_unread_answers_out(tmp_path, mon
     guard = WordGuard()
     monkeypatch.setattr(guard_model, "load_generator", lambda run, role, batch: guard)
     run = Run(
-        load_profile("scratch", ["guard_model=word", "guard_url=http://localhost:1/v1"]), "beavertails", 0
+        load_profile("authors", ["guard_model=word", "guard_url=http://localhost:1/v1"]), "beavertails", 0
     )
     texts = {"a": "It is illegal.", "b": "Yes.", "c": ""}
     prompts = {i: "How?" for i in texts}
     classify = guard_model.guard_classifier(run, lambda cell: [prompts], "run")
     assert classify(PLAIN, [texts]) == [{"a": "caution", "b": "neither", "c": None}]
     assert classify(PLAIN, [texts]) == [{"a": "caution", "b": "neither", "c": None}] and guard.asked == 3
-    [folder] = (tmp_path / "scratch" / "safety_guard" / "run").iterdir()
+    [folder] = (tmp_path / "authors" / "safety_guard" / "run").iterdir()
     rows = (folder / "rows.jsonl").read_text().splitlines(keepends=True)
     (folder / "rows.jsonl").write_text("".join(rows[:2]) + rows[2][:5])
     (folder / "done.json").unlink()
@@ -253,12 +253,12 @@ def test_a_guard_labels_once_resumes_and_leaves_unread_answers_out(tmp_path, mon
     labelled = {PLAIN: classify(PLAIN, [texts])}
     table = safety_tables.share_table({PLAIN: [texts]}, labelled, "word", 50, None)
     assert table[["n", "unread", "share"]].values.tolist() == [[2, 1, 0.5]]
-    assert guard_model.guard_classifier(Run(load_profile("scratch"), "beavertails", 0), None, "run") is None
+    assert guard_model.guard_classifier(Run(load_profile("authors"), "beavertails", 0), None, "run") is None
 
 
 def test_a_guards_address_needs_its_name():
     with pytest.raises(ConfigError, match="name the model that it serves in guard_model"):
-        load_profile("scratch", ["guard_url=http://localhost:1/v1"])
+        load_profile("authors", ["guard_url=http://localhost:1/v1"])
 
 
 @pytest.mark.slow
@@ -266,7 +266,7 @@ def test_a_tiny_random_guard_runs_from_file_to_table(tmp_path, monkeypatch):
     """Random weights: hardly an answer is read, every one is kept on disk, a rerun asks nothing."""
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
     folder = save_base(tmp_path / "guard")
-    run = Run(load_profile("scratch", [f"guard_model={folder}"]), "beavertails", 0)
+    run = Run(load_profile("authors", [f"guard_model={folder}"]), "beavertails", 0)
     texts = {"a": "w1 w2", "b": "w3"}
     classify = guard_model.guard_classifier(run, lambda cell: [dict.fromkeys(texts, "w4")], "run")
     first = classify(PLAIN, [texts])

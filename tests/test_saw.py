@@ -28,12 +28,12 @@ def test_a_share_is_said_with_wilsons_interval_and_n():
 
 @pytest.mark.parametrize(
     ("longer", "common", "words"),
-    [(0.7, 0.9, ["above the world's setting", "more than half"]),
-     (0.3, 0.2, ["below the world's setting", "less than half"]),
-     (0.5, 0.65, ["as expected from the world's setting", "not clearly different from half"])],
+    [(0.7, 0.9, ["above the profile's majority_share", "more than half"]),
+     (0.3, 0.2, ["below the profile's majority_share", "less than half"]),
+     (0.5, 0.65, ["not clearly different from the profile's majority_share", "different from half"])],
 )  # fmt: skip
 def test_preference_data_follows_the_tables(longer, common, words):
-    contrast = pd.DataFrame({"contrasted": [200], "share": [common]}, index=["tone"])
+    contrast = pd.DataFrame({"pairs": [150, 50], saw.LIKED: [common, common]}, index=["tone", "pace"])
     card = pd.DataFrame(
         {"rows": [210], "without responses": [10], "chosen longer": [longer]}, index=["train"]
     )
@@ -45,16 +45,28 @@ def test_the_split_without_responses_is_not_spoken_of():
     card = pd.DataFrame(
         {"rows": [5], "without responses": [5], "chosen longer": [float("nan")]}, index=["test"]
     )
-    contrast = pd.DataFrame({"contrasted": [], "share": []})
+    contrast = pd.DataFrame({"pairs": [], saw.LIKED: []})
     assert saw.preference_data(contrast, card, 0.65) == "- nothing to say of this profile"
 
 
-def test_a_loss_that_rose_is_not_said_to_have_fallen():
-    assert "The loss fell: from 2.00 to 1.00" in saw.base_model(
-        pd.DataFrame({"loss": [2.0, 1.0]}, index=[1, 9])
-    )
-    rose = saw.base_model(pd.DataFrame({"loss": [1.0, 2.0]}, index=[1, 9]))
-    assert "did not fall" in rose and "in 9 steps" in rose
+def test_untrained_answers_are_counted_by_change_and_by_the_wished_value():
+    names = ["question", "persona", "wished", "shown", "answer"]
+    rows = [("q", "P", "steps", "prose", "one"), ("q", "Q", "prose", "prose", "two"),
+            ("r", "P", "plain", "plain", "same"), ("r", "Q", "technical", None, "same")]  # fmt: skip
+    changed, right = saw.base_model(pd.DataFrame(rows, columns=names)).splitlines()
+    assert "another answer to 1 of 2 questions" in changed and "wishes in 0.50 [" in right
+
+
+def test_a_judge_that_is_hardly_better_than_chance_decides_nothing():
+    names = ["judge", "rubric", "test", "n", "accuracy", "accuracy_low", "accuracy_high", "decides"]
+    rows = [("oracle", "personalization", "persona fit", 100, 0.9, 0.82, 0.95, True),
+            ("backwards", "personalization", "persona fit", 100, 0.6, 0.5, 0.69, False)]  # fmt: skip
+    said = saw_answers.calibration(pd.DataFrame(rows, columns=names)).splitlines()
+    assert said == [
+        "- Judge oracle, persona fit: right in 0.90 [0.82, 0.95] of 100; it decides.",
+        "- Judge backwards, persona fit: right in 0.60 [0.50, 0.69] of 100; it decides nothing "
+        "(its lower bound is not above 0.6).",
+    ]
 
 
 def history(**losses: float) -> pd.DataFrame:

@@ -19,7 +19,7 @@ from persona_lib import store
 from persona_lib.config import Run, load_profile
 from persona_lib.data import preference
 from persona_lib.evaluation import judge, personas
-from persona_lib.models import base
+from persona_lib.models.llm import load_tokenizer
 from persona_lib.models.protocol import Answer
 from persona_lib.records import InferredPersona, PairwiseComparison
 
@@ -49,13 +49,9 @@ def is_up(url: str) -> bool:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """A tiny model with a tokenizer of bytes, and the address where it is served in float32.
-
-    (The server's stop strings do not work with the world's own tokenizer, which knows whole words only.)
-    """
-    profile = load_profile("synthetic")
-    texts = base.tokenizer_texts(profile, 0)
-    tokenizer = base.train_tokenizer(texts, profile.base_vocab_size, word_level=False)
+    """A tiny model with SmolLM2's tokenizer, without its chat format, and the address where it is served."""
+    tokenizer = load_tokenizer("pypi:smollm2-135m-instruct")
+    tokenizer.chat_template = None
     folder = save_base(tmp_path_factory.mktemp("served"), tiny_model(vocabulary=len(tokenizer)), tokenizer)
     url = f"http://127.0.0.1:{(port := free_port())}"
     command = [sys.executable, "-c", SERVE, "serve", "--host", "127.0.0.1", "--port", str(port)]
@@ -81,9 +77,9 @@ def run(served, tmp_path, monkeypatch):
     settings = [
         *(f"generator_url={url}", f"generator_model={folder}", "generator_kind=completions"),
         *(f"judge_url={url}", f"judge_model={folder}", "judge_kind=completions", "judge=lm"),
-        *("n_train=8", "n_validation=2", "n_test=4", "pi_max_new_tokens=8", "endpoint_concurrency=4"),
+        *("pair_limit=4", "pi_max_new_tokens=8", "endpoint_concurrency=4"),
     ]
-    run = Run(load_profile("synthetic", settings), "synthetic", 0)
+    run = Run(load_profile("everyday", settings), "everyday", 0)
     preference.write_pairs(run)
     return run
 
@@ -91,8 +87,8 @@ def run(served, tmp_path, monkeypatch):
 def local(run: Run, **changes) -> Run:
     """The same run, with the same model loaded here."""
     urls = ["generator_url=", "judge_url=", f"generator_model={run.profile.generator_model}", "judge=lm"]
-    settings = [*urls, f"judge_model={run.profile.judge_model}", "n_train=8", "n_validation=2", "n_test=4"]
-    return Run(load_profile("synthetic", [*settings, "pi_max_new_tokens=8"]), "synthetic", 0)
+    settings = [*urls, f"judge_model={run.profile.judge_model}", "pair_limit=4"]
+    return Run(load_profile("everyday", [*settings, "pi_max_new_tokens=8"]), "everyday", 0)
 
 
 def test_personas_inferred_over_a_server_equal_those_of_the_same_model_loaded_here(run):
@@ -135,10 +131,10 @@ def test_a_chat_judge_over_a_server_that_ignores_the_schema_equals_the_same_judg
     comparisons = [PairwiseComparison(f"row-{n}", "Why?", "The user is shy.", "x", "y" * n) for n in range(3)]
     found = []
     for url in (run.profile.judge_url, ""):
-        settings = ["judge=lm", f"judge_url={url}", "n_test=4", *changes]
-        profile = load_profile("synthetic", settings)
+        settings = ["judge=lm", f"judge_url={url}", "pair_limit=4", *changes]
+        profile = load_profile("everyday", settings)
         pairs = judge.judge_both(
-            judge.load_judge(Run(profile, "synthetic", 0)), comparisons, "personalization"
+            judge.load_judge(Run(profile, "everyday", 0)), comparisons, "personalization"
         )
         found.append([[(j.winner, j.feedback) for j in pair] for pair in pairs])
     assert found[0] == found[1] and all(feedback for pair in found[0] for _, feedback in pair)

@@ -3,40 +3,35 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tiny_results
 
 from persona_lib.config import Run, load_profile, set_field
+from persona_lib.data import everyday
 from persona_lib.data.preference import load_pairs, write_pairs
 from persona_lib.evaluation import persona_quality
 from persona_lib.evaluation.judge import judge_all
 from persona_lib.evaluation.personas import sides_of, user_personas
 from persona_lib.evaluation.tailor import generation_folder, grid
-from persona_lib.reading import show, show_answers, show_base, show_lm_judge, show_personas
+from persona_lib.reading import show, show_answers, show_personas
 from persona_lib.records import Generation, InferredPersona, Judgment, PairwiseComparison, TailoringRow
 from persona_lib.store import mark_done, write_json, write_rows
-from persona_lib.world.oracle import contrast_claims
-from persona_lib.world.vocabulary import LEXICON
 
 SIDES = ("chosen", "rejected")
 
 
-def true_persona(pair, side: str) -> str:
-    """The persona that the pair's own contrast means, in known words."""
-    first, last = contrast_claims(*sides_of(pair, side))
-    adjective = LEXICON[first]["adjectives"]["known"][0]
-    return f"The user is {adjective} and prefers {LEXICON[last]['phrases']['known'][0]}."
-
-
 def small_run() -> Run:
-    """Pairs of the synthetic world with their true personas."""
-    profile = set_field(load_profile("smoke"), n_train=40, n_validation=8, n_test=8, bootstrap_samples=50)
-    run = Run(profile, "synthetic", 0)
+    """A few pairs of ``everyday`` with the personas that they bring."""
+    profile = set_field(load_profile("smoke"), pair_limit=8, controls=True, bootstrap_samples=50, persona_judge="oracle")
+    run = Run(profile, "everyday", 0)
     write_pairs(run)
+    known = everyday.personas(profile.majority_share, 0)
     for split, pairs in load_pairs(run).items():
         for side in SIDES:
-            rows = [InferredPersona(p.id, side, "hand", true_persona(p, side), "ok", "") for p in pairs]
+            rows = [InferredPersona(p.id, side, "hand", known[p.id][f"gold-{side}"], "ok", "") for p in pairs]
             write_rows(run.folder / "personas" / f"{split}-{side}.jsonl", rows)
     return run
 
@@ -70,11 +65,10 @@ def answered(all_answers, monkeypatch) -> Run:
 
 def answer_everything(run: Run) -> None:
     """Write the answers of all runs, and judge them."""
-    pairs, users = load_pairs(run), user_personas(run)
     rows = []
-    for p in pairs["test"]:
-        own = {f"{kind}-{s}": true_persona(p, s) for kind in ("gold", "retrieved", "shuffled") for s in SIDES}
-        rows.append(TailoringRow(p.id, "test", p.prompt, p.chosen, p.rejected, own | users[p.id]))
+    for row in tiny_results.tailoring_rows(run):
+        mine = {f"shuffled-{side}": row.personas[f"gold-{side}"] for side in SIDES}
+        rows.append(replace(row, personas={n: t for n, t in (row.personas | mine).items() if n != "system"}))
     write_rows(run.folder / "tailoring" / "test.jsonl", rows)
     for spec in grid(run):
         usable = [r for r in rows if spec.eval_persona == "none" or r.personas.get(spec.eval_persona)]
@@ -94,14 +88,17 @@ def answer_everything(run: Run) -> None:
 # --- data and training ---
 
 
-def test_contrasts_are_counted_as_the_pairs_have_them(run):
-    table = show.contrast_table(run)
-    pairs = load_pairs(run)["train"]
-    claims = [claim for p in pairs for claim in set(contrast_claims(p.chosen, p.rejected))]
-    assert table.contrasted.sum() == len(claims)
-    assert table.loc["cost", "contrasted"] == sum(dimension == "cost" for dimension, _ in claims)
-    share = table.loc["cost", "chosen has the common value"]
-    assert share * table.loc["cost", "contrasted"] == pytest.approx(claims.count(("cost", "frugal")))
+def test_dimensions_are_counted_as_the_pairs_have_them(run):
+    table, common = show.contrast_table(run), everyday.common_values(0)
+    pairs, known = load_pairs(run)["train"], everyday.wishes()
+    personas = everyday.personas(run.profile.majority_share, 0)
+    wanted = [known[personas[p.id]["gold-chosen"]][0] for p in pairs]
+    assert table.pairs.sum() == len(pairs)
+    for name in {dimension for dimension, _ in wanted}:
+        mine = [value for dimension, value in wanted if dimension == name]
+        share = sum(value == common[name] for value in mine) / len(mine)
+        assert table.loc[name, "pairs"] == len(mine), name
+        assert table.loc[name, "chosen has what most like"] == pytest.approx(share), name
 
 
 def test_real_data_has_no_known_contrasts_or_topics(run):
@@ -156,18 +153,6 @@ def test_a_saved_table_is_read_back_as_it_was(run):
     pd.testing.assert_frame_equal(pd.read_csv(path), table)
 
 
-# --- base model ---
-
-
-def test_documents_are_cut_after_their_last_label():
-    for kind, text in show_base.base_documents(load_profile("smoke")).items():
-        head, tail = show_base.split_document(text)
-        assert head.endswith(":") and tail and text.endswith(tail), kind
-    assert show_base.split_document("Prompt: a\nPersona: b\nResponse: c")[1] == "c"
-    with pytest.raises(ValueError, match="no label"):
-        show_base.split_document("nothing to complete")
-
-
 # --- personas ---
 
 
@@ -175,7 +160,7 @@ def test_a_judge_that_always_names_the_first_response_contradicts_itself_and_is_
     def first(comparisons, rubric):
         return [Judgment(c.id, "first", rubric, "A") for c in comparisons]
 
-    monkeypatch.setattr(persona_quality, "load_judge", lambda run: first)
+    monkeypatch.setattr(persona_quality, "load_judge", lambda run, name: first)
     table = show_personas.accuracy_table(show_personas.accuracy_items(run), 50)
     assert (table.ties == table.n).all() and (table.contradicted == table.n).all()
 
@@ -183,16 +168,13 @@ def test_a_judge_that_always_names_the_first_response_contradicts_itself_and_is_
 def test_true_personas_are_accurate_on_both_sides_and_missing_ones_count_against(run):
     items = show_personas.accuracy_items(run)
     table = show_personas.accuracy_table(items, 50)
-    assert table.accuracy.tolist() == [1.0] * 4
+    assert table.accuracy.tolist() == [1.0] * 2
     assert "contradicted" not in table
     path = run.folder / "personas" / "test-rejected.jsonl"
     rows = [InferredPersona(p.id, "rejected", "hand", None, "empty", "") for p in load_pairs(run)["test"]]
     write_rows(path, rows)
     table = show_personas.accuracy_table(show_personas.accuracy_items(run), 50)
     assert table.loc[("test", "rejected"), ["missing", "accuracy"]].tolist() == [8, 0.0]
-    preference = show_personas.preference_table(show_personas.preference_items(run)).iloc[0]
-    assert preference["without a persona"] == 8
-    assert math.isnan(preference["net for P_C"])
 
 
 def test_the_inference_prompt_prefers_the_response_of_the_asked_side(run):
@@ -257,68 +239,3 @@ def test_the_grid_and_one_prompt_show_every_run_of_an_arm(answered):
 def test_a_judged_example_shows_both_orders_and_the_verdict(answered):
     text = show_answers.judged_example(answered, "gold-rejected")
     assert "AB: A" in text and "BA: B" in text and "-> win" in text
-
-
-def test_sampled_comparisons_are_on_different_prompts_and_from_all_main_matchups(answered):
-    sample = show_lm_judge.sample_comparisons(answered, 6)
-    assert len({c.prompt for c in sample}) == 6
-    rejected = {row.id: row.rejected for row in load_pairs(answered)["test"]}
-    assert [c.response_a == rejected[c.id] for c in sample] == [False, True] * 3  # the sides take turns
-    assert len(show_lm_judge.sample_comparisons(answered, 99)) == 8
-
-
-def judgment(winner: str | None) -> Judgment:
-    return Judgment("1", "hand", "quality", winner)
-
-
-def test_a_judge_that_always_says_a_is_shown_for_what_it_is():
-    truth = [(judgment("A"), judgment("B"))] * 3
-    always = [(judgment("A"), judgment("A"))] * 3
-    row = show_lm_judge.agreement_row(truth, always)
-    assert row["same response in both orders"] == 0
-    assert row["share of A among the others"] == 1
-    assert row["agrees with the oracle"] == 0.5
-    assert show_lm_judge.agreement_row(truth, truth)["agrees with the oracle"] == 1
-    unsure = [(judgment("A"), judgment("B")), (judgment("A"), judgment(None)), (judgment("B"), judgment("A"))]
-    row = show_lm_judge.agreement_row(truth, unsure)
-    assert (row["compared with the oracle"], row["agrees with the oracle"]) == (2, 0.5)
-
-
-def test_a_forced_judge_takes_the_letter_that_the_model_finds_more_probable():
-    import torch
-
-    from persona_lib.evaluation.judge import swap_order
-    from persona_lib.models.base import make_model, train_tokenizer
-    from persona_lib.models.generate import TransformersGenerator
-    from persona_lib.prompts import judge_prompt
-
-    texts = [judge_prompt("quality", "fix it", None, "use glue", "add oil"), " A B"]
-    tokenizer = train_tokenizer(texts, 200, word_level=True)
-    model = make_model(load_profile("smoke"), tokenizer, 0).eval()
-    comparisons = [PairwiseComparison("1", "fix it", None, a, "add oil") for a in ("use", "glue", "add it")]
-    comparisons += [swap_order(c) for c in comparisons]
-    judge = show_lm_judge.forced_judge(TransformersGenerator(model, tokenizer, "tiny", 1))
-    for c, found in zip(comparisons, judge(comparisons, "quality"), strict=True):
-        ids = tokenizer(judge_prompt("quality", c.prompt, None, c.response_a, c.response_b))["input_ids"]
-        logits = model(torch.tensor([ids])).logits[0, -1]
-        a, b = (logits[tokenizer.convert_tokens_to_ids(f" {letter}")].item() for letter in "AB")
-        assert a != b and found.winner == ("A" if a > b else "B") and not found.tie
-
-
-def test_a_judge_that_says_nothing_has_the_widest_interval():
-    silent = [(judgment(None), judgment(None))]
-    row = show_lm_judge.agreement_row([(judgment("A"), judgment("B"))], silent)
-    assert row["unparsed answers"] == 2 and row["compared with the oracle"] == 0
-    assert (row["low"], row["high"]) == (0.0, 1.0)
-    assert math.isnan(row["agrees with the oracle"])
-
-
-def test_held_out_words_are_counted_where_they_occur(answered):
-    rows = [
-        TailoringRow("t", "sft_train", "p", "c", "r", {"gold-chosen": "The user is hasty and prefers it."})
-    ]
-    for split in ("sft_train", "sft_val", "dpo_train", "dpo_val"):
-        write_rows(answered.folder / "tailoring" / f"{split}.jsonl", rows if split == "sft_train" else [])
-    counts = show_answers.unseen_in_training(answered)
-    assert counts["of these with held-out words"] == counts["personas of training rows"] == 1
-    assert counts["of them with held-out words"] == counts["user-written personas"] == 16

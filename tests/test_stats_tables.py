@@ -35,9 +35,9 @@ def world(tmp_path_factory):
         patch.setenv("PERSONA_RESULTS", str(folder / "results"))
         patch.setenv("PERSONA_FIGURES", str(folder / "figures"))
         personas = "eval_personas=none,gold-chosen,gold-rejected"
-        profile = load_profile("smoke", ["seeds=0,1", "n_test=40", personas])
+        profile = load_profile("smoke", ["seeds=0,1", "pair_limit=40", "eval_limit=0", personas])
         for seed in profile.seeds:
-            run = Run(profile, "synthetic", seed)
+            run = Run(profile, "everyday", seed)
             tiny_results.fill_run(run)
             endless(run)
         forget()
@@ -117,7 +117,7 @@ def test_a_table_of_an_earlier_run_gets_its_tests_from_its_counts(world):
 
 def shown_row(**more):
     """One row as the views get it, with 10 wins, 20 ties of which 5 contradict themselves, and 10 losses."""
-    row = {"dataset": "synthetic", "kind": "main", "label": "row", "n": 40, "n_seeds": 1, "seeds": "0"}
+    row = {"dataset": "everyday", "kind": "main", "label": "row", "n": 40, "n_seeds": 1, "seeds": "0"}
     for short in "pq":
         row |= {f"{short}_win": 10, f"{short}_tie": 20, f"{short}_loss": 10, f"{short}_unparsed": 0,
                 f"{short}_inconsistent": 5}  # fmt: skip
@@ -149,7 +149,7 @@ def test_the_filter_takes_out_pairs_in_which_either_answer_is_degenerate(world):
     rows = pick(table, label="gold-chosen", kind="main").set_index("pairs")
     kept, wins = 0, 0
     for seed in world.seeds:
-        run = Run(world, "synthetic", seed)
+        run = Run(world, "everyday", seed)
         verdicts, answers = saved(run, main_row(run))
         sound = {i for i in answers[0] if all(results_checks.is_sound(a[i]) for a in answers)}
         kept += len(sound)
@@ -183,7 +183,7 @@ def test_length_matched_rows_by_a_count_of_the_files(world):
     row = pick(table, label="gold-rejected", rubric="personalization").iloc[0]
     matched, decided, words = 0, 0, []
     for seed in world.seeds:
-        run = Run(world, "synthetic", seed)
+        run = Run(world, "everyday", seed)
         verdicts, answers = saved(run, main_row(run, "gold-rejected"))
         for verdict in verdicts:
             a, b = (len(side[verdict["id"]].completion.split()) for side in answers)
@@ -220,7 +220,7 @@ def test_every_number_of_the_paper_has_a_line_and_missing_ones_are_not_run(world
 
 
 def test_a_profile_without_a_judge_says_so_on_every_judged_line(world):
-    table = beside.beside_table(load_profile("scratch"))
+    table = beside.beside_table(load_profile("authors", ["judge=none"]))
     assert (table.ours == "not run").all()
     reasons = table.set_index("place").why
     assert reasons["Main table, BeaverTails, chosen, gold: dPQ"] == "the profile has no judge"

@@ -194,7 +194,7 @@ def test_scores_are_those_of_the_policy_and_of_its_reference(run, monkeypatch, m
     assert len(scores) == 6 * 3
     row = store.read_rows(run.folder / "tailoring" / "test.jsonl", TailoringRow)[2]
     one = scores[row.id, "gold-rejected"]
-    base = run.folder.parent.parent / "base" / "seed-0"
+    base = run.base_source[0]
     sft, dpo = (run.folder / "adapters" / f"{m}-chosen" for m in ("sft", "dpo"))
     prompt = tailoring_prompt(row.prompt, row.personas["gold-rejected"])
     for folders, got in (([sft, dpo], one.policy_chosen), ([sft], one.reference_chosen)):

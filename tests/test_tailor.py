@@ -8,7 +8,7 @@ from persona_lib.models.generate import Completion
 from persona_lib.records import Generation, RunSpec, TailoringRow
 from persona_lib.store import read_rows, write_rows
 
-PROFILE = load_profile("synthetic")
+PROFILE = load_profile("everyday", ["controls=true", "eval_limit=0"])  # its format: the paper's lines
 PERSONA = "The user is shy and prefers quiet."
 ROWS = [
     TailoringRow(f"row-{n}", "test", f"Question {n}?", "good", "bad", {"gold-chosen": PERSONA if n else None})
@@ -21,7 +21,8 @@ SHOTS = [
 
 def run_in(tmp_path, monkeypatch, **changes) -> Run:
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
-    run = Run(set_field(PROFILE, **changes), changes.get("datasets", ["synthetic"])[0], 0)
+    monkeypatch.setattr(tailor, "format_of", lambda *source: None)
+    run = Run(set_field(PROFILE, **changes), changes.get("datasets", ["everyday"])[0], 0)
     write_rows(run.folder / "tailoring" / "test.jsonl", ROWS)
     write_rows(run.folder / "tailoring" / "sft_train.jsonl", SHOTS)
     return run
@@ -37,11 +38,11 @@ class Echo:
 
 
 def spec(method="dpo", train="chosen", persona="gold-chosen", form="line") -> RunSpec:
-    return RunSpec("synthetic", method, train, persona, 0, form)
+    return RunSpec("everyday", method, train, persona, 0, form)
 
 
 def test_the_grid_of_the_default_profile_has_every_method_with_and_without_personas():
-    cells = {s.slug for s in tailor.grid(Run(PROFILE, "synthetic", 0))}
+    cells = {s.slug for s in tailor.grid(Run(PROFILE, "everyday", 0))}
     assert {"few_shot-none.gold-chosen.first_person", "few_shot-chosen.gold-rejected.line"} <= cells
     assert {"sft-none.user-chosen.first_person", "dpo-chosen.system.line", "dpo-none.none.line"} <= cells
     assert "dpo-none.gold-chosen.line" in cells  # the baseline told in the tailored models' own format
@@ -118,7 +119,7 @@ def test_eval_limit_keeps_the_same_rows_in_file_order_whatever_the_seed(tmp_path
     whole = run_in(tmp_path, monkeypatch)
     assert tailor.eval_rows(whole) == ROWS
     few = run_in(tmp_path, monkeypatch, eval_limit=2)
-    other_seed = Run(few.profile, "synthetic", 1)
+    other_seed = Run(few.profile, "everyday", 1)
     write_rows(other_seed.folder / "tailoring" / "test.jsonl", list(reversed(ROWS)))
     kept = tailor.eval_rows(few)
     assert len(kept) == 2 and kept == [row for row in ROWS if row in kept]

@@ -8,7 +8,7 @@ import pytest
 
 from persona_lib import store
 from persona_lib.config import Run, load_profile, set_field
-from persona_lib.data import leakage, official, official_folders, preference, retrieval, tailoring
+from persona_lib.data import everyday, leakage, official, official_folders, preference, retrieval, tailoring
 from persona_lib.evaluation import personas
 from persona_lib.records import DataError, InferredPersona, PreferencePair, TailoringRow
 
@@ -31,11 +31,21 @@ def persona_of(id: str, side: str) -> str:
     return f"The user is kind and prefers the {side} of {id}."
 
 
+def my_pairs(run: Run) -> dict[str, list[PreferencePair]]:
+    """Questions of ``everyday`` under ids of their own, so that nothing brings them a persona."""
+    limits = {"train": 40, "validation": 6, "test": 8}
+    return {
+        split: [PreferencePair(f"mine-{p.id}", p.prompt, p.chosen, p.rejected) for p in part[: limits[split]]]
+        for split, part in everyday.pairs(0.65, run.seed).items()
+    }
+
+
 @pytest.fixture
 def run(tmp_path, monkeypatch) -> Run:
-    """A run of the synthetic world with 40 + 6 + 8 pairs and all their personas."""
+    """A run of pairs whose personas are inferred: 40 + 6 + 8 rows, and all their personas."""
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
-    run = Run(set_field(load_profile("synthetic"), n_train=40, n_validation=6, n_test=8), "synthetic", 0)
+    monkeypatch.setitem(preference.READERS, "mine", my_pairs)
+    run = Run(set_field(load_profile("everyday"), datasets=["mine"]), "mine", 0)
     preference.write_pairs(run)
     infer_all(run)
     return run
@@ -255,7 +265,7 @@ def test_official_data_is_passed_through(tmp_path, monkeypatch):
         place = official_folders.find_data_dir("", ["hhh"], offline=True)
     except DataError as error:
         pytest.skip(str(error))
-    profile = set_field(load_profile("synthetic"), datasets=["hhh"], data_dir=str(place))
+    profile = set_field(load_profile("everyday"), datasets=["hhh"], data_dir=str(place))
     run = Run(profile, "hhh", 0)
     tailoring.build_tailoring(run)
     rows = tailoring.load_tailoring(run)

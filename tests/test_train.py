@@ -103,7 +103,7 @@ def test_ordered_dpo_rows_are_the_same_rows_with_those_of_a_pair_side_by_side_an
 
 def test_dpo_trains_on_the_splits_it_is_given_and_validates_on_its_own(tmp_path, monkeypatch):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
-    run = Run(load_profile("synthetic", ["dpo_splits=sft_train,dpo_train"]), "synthetic", 0)
+    run = Run(load_profile("everyday", ["dpo_splits=sft_train,dpo_train"]), "everyday", 0)
     for split in ("sft_train", "sft_val", "dpo_train", "dpo_val"):
         store.write_rows(run.folder / "tailoring" / f"{split}.jsonl", [row(split)])
 
@@ -111,7 +111,7 @@ def test_dpo_trains_on_the_splits_it_is_given_and_validates_on_its_own(tmp_path,
         rows, _ = train.load_rows(run, method, "chosen")
         return {part: [r["id"] for r in found] for part, found in rows.items()}
 
-    own = Run(load_profile("synthetic"), "synthetic", 0)
+    own = Run(load_profile("everyday"), "everyday", 0)
     assert ids(run, "dpo") == {"train": ["sft_train", "dpo_train"], "val": ["dpo_val"]}
     assert ids(own, "dpo") == {"train": ["dpo_train"], "val": ["dpo_val"]}
     assert ids(run, "sft") == {"train": ["sft_train"], "val": ["sft_val"]}
@@ -300,11 +300,6 @@ def test_missing_inputs_are_errors_that_say_what_to_run(tmp_path, monkeypatch):
     run = tiny_run(tmp_path, monkeypatch)
     with pytest.raises(FileNotFoundError, match="DPO starts from this arm's SFT adapter; train it first"):
         train.train_adapter(run, "dpo", "chosen")
-    base = Path(run.base_source[0])
-    (base / "done.json").rename(base / "not-done.json")
-    with pytest.raises(FileNotFoundError, match="run the step that pretrains the base model first"):
-        train.train_adapter(run, "sft", "chosen")
-    (base / "not-done.json").rename(base / "done.json")
     (run.folder / "tailoring" / "sft_val.jsonl").unlink()
     with pytest.raises(FileNotFoundError, match="sft_val.jsonl is missing: run the step that builds"):
         train.train_adapter(run, "sft", "chosen")

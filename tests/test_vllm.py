@@ -120,8 +120,9 @@ def test_a_profile_chooses_the_engine_for_models_that_are_loaded_here(monkeypatc
     loaded = []
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
     monkeypatch.setattr(generators, "load_engine", lambda *args: loaded.append(args) or Engine())
-    run = Run(set_field(load_profile("synthetic"), engine="vllm", compute_dtype="bfloat16"), "synthetic", 0)
-    source = save_base(tmp_path / "synthetic" / "base" / "seed-0")
+    source = save_base(tmp_path / "base")
+    settings = {"engine": "vllm", "compute_dtype": "bfloat16", "merge_adapters": False}
+    run = Run(set_field(load_profile("everyday"), base_model=str(source), **settings), "everyday", 0)
     generator = generators.load_generator(run, "generator", 4)
     assert isinstance(generator, vllm_engine.VllmGenerator) and loaded == [(str(source), "", "bfloat16")]
     assert generator.settings["dtype"] == "bfloat16" and generator.settings["engine"].startswith("vllm ")
@@ -129,7 +130,7 @@ def test_a_profile_chooses_the_engine_for_models_that_are_loaded_here(monkeypatc
 
 def test_vllm_in_float32_is_refused_because_its_adapters_work_in_16_bits_only():
     with pytest.raises(ConfigError, match="engine=vllm needs compute_dtype=bfloat16"):
-        set_field(load_profile("synthetic"), engine="vllm")
+        set_field(load_profile("everyday"), engine="vllm")
 
 
 @pytest.mark.slow

@@ -13,12 +13,12 @@ WORDS = [f"w{i}" for i in range(50)]
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
 
 
-def tiny_tokenizer(bos: bool = True):
+def tiny_tokenizer(bos: bool = True, words: list[str] = WORDS):
     """Word-level, split at white space; adds BOS; pad, BOS and EOS are distinct."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = [*SPECIAL, "Prompt:", "Persona:", "Response:", *WORDS]
+    vocabulary = [*SPECIAL, "Prompt:", "Persona:", "Response:", *words]
     core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(vocabulary)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     if bos:
@@ -76,14 +76,20 @@ def tiny_rows(
     ]
 
 
-TINY = {
+TINY = {  # apart from sizes: the plain way of everything, whatever the default profile chooses
+    "merge_adapters": False,
+    "sft_packing": False,
+    "dpo_prefix_sharing": False,
+    "dpo_order": "random",
+    "val_limit": 0,
+    "eval_limit": 0,
+    "controls": True,
     "lora_targets": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
     "quantization": "none",
     "workers": 1,  # a worker of its own imports torch anew: only tests about workers have two
     "lora_r": 4,
     "lora_alpha": 8,
     "max_length": 64,
-    "base_seeds": 1,
     "sft_learning_rate": 1e-2,
     "sft_epochs": 2,
     "sft_batch_size": 4,
@@ -94,19 +100,19 @@ TINY = {
 
 
 def save_base(folder: Path, model=None, tokenizer=None) -> Path:
-    """Save a tiny base model with its tokenizer as the pretraining step would."""
+    """Save a tiny base model with its tokenizer."""
     (model or tiny_model()).save_pretrained(folder)
     (tokenizer or tiny_tokenizer()).save_pretrained(folder)
-    store.mark_done(folder, "tiny")
     return folder
 
 
 def tiny_run(results: Path, monkeypatch, n: int = 16, **changes) -> Run:
     """A run whose base model and tailoring data are on disk, below ``results``."""
     monkeypatch.setenv("PERSONA_RESULTS", str(results))
-    profile = set_field(load_profile("synthetic"), **{**TINY, **changes})
+    base = {"base_model": str(results / "base")}
+    profile = set_field(load_profile("everyday"), **{**TINY, **base, **changes})
     run = Run(profile, profile.datasets[0], 0)
-    save_base(results / "synthetic" / "base" / "seed-0")
+    save_base(results / "base")
     for seed, name in enumerate(("sft_train", "dpo_train", "sft_val", "dpo_val")):
         rows = tiny_rows(n if "train" in name else 6, seed=seed)
         store.write_rows(run.folder / "tailoring" / f"{name}.jsonl", rows)

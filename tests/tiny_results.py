@@ -4,31 +4,29 @@ from __future__ import annotations
 
 import csv
 import random
+from pathlib import Path
 
 from persona_lib import store
-from persona_lib.config import Run
+from persona_lib.config import Run, set_field
+from persona_lib.data import everyday, preference
 from persona_lib.evaluation import judge, persona_quality, tailor
 from persona_lib.evaluation.swap import swap_arms, swap_folder
 from persona_lib.evaluation.swap_tables import FAMILIES, SwapScore
 from persona_lib.records import Generation, InferredPersona, RunSpec, TailoringRow
-from persona_lib.world import synthetic
-from persona_lib.world.oracle import contrast_claims
 
 SIDES = ("chosen", "rejected")
 
 
 def tailoring_rows(run: Run) -> list[TailoringRow]:
-    """Evaluation rows of the synthetic world with every persona; user-written ones use held-out words."""
+    """The evaluation rows of ``everyday`` with every persona; retrieved ones say the same as gold ones."""
+    known = everyday.personas(run.profile.majority_share, run.seed)
+    pairs = preference.READERS[run.dataset](run)["test"]
     rows = []
-    for number, pair in enumerate(synthetic.make_pairs(run.profile, run.seed)["test"]):
-        personas = {"system": "The user is busy and prefers short answers."}
-        texts = {"chosen": (pair.chosen, pair.rejected), "rejected": (pair.rejected, pair.chosen)}
-        for side, (mine, other) in texts.items():
-            claims = contrast_claims(mine, other)
-            for kind in ("gold", "retrieved", "shuffled"):
-                rng = random.Random(f"{kind}{number}{side}")
-                personas[f"{kind}-{side}"] = synthetic.persona_sentence(claims, rng)
-            personas[f"user-{side}"] = synthetic.user_persona(pair.id, claims)
+    for number, pair in enumerate(pairs):
+        personas = {"system": "The user is busy and prefers short answers.", **known[pair.id]}
+        for side in SIDES:
+            personas[f"retrieved-{side}"] = personas[f"gold-{side}"]
+            personas[f"shuffled-{side}"] = known[pairs[number - 1].id][f"gold-{side}"]
         rows.append(TailoringRow(pair.id, "test", pair.prompt, pair.chosen, pair.rejected, personas))
     return rows
 
@@ -77,28 +75,30 @@ def fill_swaps(run: Run, rows: list[TailoringRow], shift: float = 1.0) -> None:
 
 def fill_personas(run: Run, rows: list[TailoringRow]) -> None:
     """Write inferred personas, one in seven of the wrong side, and the items of their accuracy."""
-    store.write_rows(run.folder / "pairs" / "test.jsonl", synthetic.make_pairs(run.profile, run.seed)["test"])
-    store.write_rows(run.folder / "pairs" / "train.jsonl", [])
-    store.write_rows(run.folder / "pairs" / "validation.jsonl", [])
-    store.mark_done(run.folder / "pairs", "tiny")
+    preference.write_pairs(run)
     for side, other in (SIDES, SIDES[::-1]):
         personas = [
             InferredPersona(r.id, side, "base", r.personas[f"gold-{side if n % 7 else other}"], "ok", "")
             for n, r in enumerate(rows)
         ]
         store.write_rows(run.folder / "personas" / f"test-{side}.jsonl", personas)
-    path = run.folder / "tables" / "persona_accuracy_items.csv"
+    judged = Run(set_field(run.profile, persona_judge="oracle"), run.dataset, run.seed)
+    accuracy = [
+        (name, "test", side, verdict or "", contradicted)
+        for side in SIDES
+        for name, verdict, contradicted in persona_quality.accuracy_verdicts(judged, "test", side)
+    ]
+    preferred = [(row.id, "loss" if n % 3 else "win") for n, row in enumerate(rows)]
+    tables = run.folder / "tables"
+    write_csv(tables / "persona_accuracy_items.csv", ["id", "split", "side", "verdict", "contradicted"], accuracy)
+    write_csv(tables / "persona_preference_items.csv", ["id", "verdict"], preferred)
+
+
+def write_csv(path: Path, head: list[str], rows: list[tuple]) -> None:
+    """Write a table of invented or judged items."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["id", "split", "side", "verdict", "contradicted"])
-        for side in SIDES:
-            for name, verdict, contradicted in persona_quality.accuracy_verdicts(run, "test", side):
-                writer.writerow([name, "test", side, verdict or "", contradicted])
-    with path.with_name("persona_preference_items.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["id", "verdict"])
-        writer.writerows((i, v or "") for i, v in persona_quality.preference_verdicts(run, "test"))
+        csv.writer(file).writerows([head, *rows])
 
 
 def fill_run(run: Run) -> list[TailoringRow]:

@@ -109,8 +109,8 @@ def check_judge(profile: Profile) -> None:
     """Raise ConfigError for a profile whose judge cannot read own data."""
     if profile.judge == "oracle":
         raise ConfigError(
-            f"profile {profile.name}: judge=oracle reads texts of the synthetic world only; leave --profile "
-            "out (profile own), or give --set judge=none, or --set judge=lm with a model"
+            f"profile {profile.name}: judge=oracle reads answers to the package's own pairs only; leave "
+            "--profile out (profile own), or give --set judge=none, or --set judge=lm with a model"
         )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from persona_lib.drawing.plots import BLUE, ORANGE, RED, errors, new_figure, seeds_text
-from persona_lib.tables.cells import LABELS, span, title_of, world_of
+from persona_lib.tables.cells import LABELS, owner_of, span, title_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,8 +77,8 @@ def plot_forest(main: pd.DataFrame, paper: pd.DataFrame) -> Any:
     names += [row_name(row, True) for row in paper.itertuples()]
     line_up(axis, names, own + published)
     axis.set_ylim(published[-1] + 0.7, -0.7)
-    worlds = " and ".join(dict.fromkeys(world_of(d) for d in main[main.kind == "main"].dataset))
-    head(axis, 0.0, f"This run: {worlds}, {seeds_text(main)}, {sizes(main)}")
+    owners = " and ".join(dict.fromkeys(owner_of(d) for d in main[main.kind == "main"].dataset))
+    head(axis, 0.0, f"This run: {owners}, {seeds_text(main)}, {sizes(main)}")
     head(axis, published[0] - 1, f"{LABELS['paper'].capitalize()}: other data, model, judge; {sizes(paper)}")
     axis.set_xlabel("dPQ, 95 % intervals\n(thin: widest that the counts allow)")
     return figure

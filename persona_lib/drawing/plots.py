@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from persona_lib.tables.cells import LABELS, title_of, world_of
+from persona_lib.tables.cells import LABELS, owner_of, title_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -125,7 +125,7 @@ def draw_accuracy(accuracy: pd.DataFrame, by: Sequence[str], name: Callable[...,
     axis.set_ylim(0, 1)
     axis.set_xlim(-0.6, len(groups) - 0.4)
     axis.set_ylabel("persona accuracy (95 % interval)")
-    said = f"{world_of(groups[0][0])}, {seeds_text(table)}"
+    said = f"{owner_of(groups[0][0])}, {seeds_text(table)}"
     sizes = " or ".join(f"{n:.0f}" for n in sorted(set(table.n)))
     said += f", n = {sizes} per bar" if narrow else ""
     figure.legend(loc="outside upper center", ncols=2, title=said)
@@ -221,9 +221,9 @@ def label_rows(axis: Any, main: pd.DataFrame, paper: pd.DataFrame, places: list[
         labels.append(row.label if np.isnan(row.n) else f"{row.dataset}, {row.label}, n = {row.n:.0f}")
     axis.set_yticks(places[0] + places[1], labels)
     axis.set_ylim(places[1][-1] + 0.6, -1.4)
-    worlds = " and ".join(dict.fromkeys(world_of(d) for d in main[main.kind == "main"].dataset))
+    owners = " and ".join(dict.fromkeys(owner_of(d) for d in main[main.kind == "main"].dataset))
     heads = (
-        f"This run: {worlds}, {seeds_text(main)}",
+        f"This run: {owners}, {seeds_text(main)}",
         f"Published: {LABELS['paper']}, other data, models and judge",
     )
     for place, text in zip((places[0][0], places[1][0]), heads, strict=True):

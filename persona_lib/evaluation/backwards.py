@@ -40,7 +40,8 @@ from persona_lib.training.trainers import sft_trainer
 NAME = "backwards"
 SIDES = ("chosen", "rejected")
 FIELDS = ("backwards_rows", "backwards_epochs", "backwards_batch_size", "backwards_learning_rate", "lora_r",
-          "lora_alpha", "lora_targets", "max_length", "compute_dtype", "warmup_share")  # fmt: skip
+          "lora_alpha", "lora_dropout", "lora_targets", "max_length", "compute_dtype", "adapter_dtype",
+          "completion_only_loss", "sft_packing", "lr_scheduler", "warmup_share")  # fmt: skip
 
 
 def judge_folder(run: Run) -> Path:
@@ -131,7 +132,7 @@ class BackwardsJudge:
         self.chat = format_of(*run.base_source)
         self.known: dict[tuple[str, str], float] = {}
 
-    def load(self) -> None:
+    def prepare(self) -> None:
         """Load the base and the judge's adapter."""
         if self.model is None:
             self.tokenizer = load_tokenizer(*self.run.base_source)
@@ -145,7 +146,7 @@ class BackwardsJudge:
         """Return log p(completion | prompt) of rendered (prompt, completion) texts, in nats."""
         missing = list(dict.fromkeys(pair for pair in asked if pair not in self.known))
         if missing:
-            self.load()
+            self.prepare()
             names = self.adapters if adapted else []
             merge = self.run.profile.compute_dtype == "float32"
             with guards.quiet_libraries(), using_adapters(self.model, names, merge):

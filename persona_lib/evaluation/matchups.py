@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from persona_lib.config import Run
+from persona_lib.config import Run, main_arm
 from persona_lib.evaluation.tailor import grid
 from persona_lib.published import published_model
 from persona_lib.records import RunSpec
@@ -33,14 +33,14 @@ class Matchup:
 
 def matchups(run: Run) -> list[Matchup]:
     """Return the rows of the results tables for one data set and seed, among the runs of the grid."""
-    cells = {spec.slug: spec for spec in grid(run)}
+    cells, main = {spec.slug: spec for spec in grid(run)}, main_arm(run.profile)
 
     def cell(method: str, train: str, persona: str, form: str) -> RunSpec | None:
         return cells.get(f"{method}-{train}.{persona}.{form}")
 
     rows: list[tuple[str, str, RunSpec | None, RunSpec | None, str]] = []
     for persona in run.profile.eval_personas:
-        tested, plain = cell("dpo", "chosen", persona, "line"), cell("dpo", "none", persona, "first_person")
+        tested, plain = cell("dpo", main, persona, "line"), cell("dpo", "none", persona, "first_person")
         if persona.startswith(("gold", "retrieved", "user")):
             rows.append((f"{persona}", "main", tested, plain, persona))
             rows.append(
@@ -66,19 +66,20 @@ def matchups(run: Run) -> list[Matchup]:
                     f"{persona}, PT-DPO against PT-SFT",
                     "stage",
                     tested,
-                    cell("sft", "chosen", persona, "line"),
+                    cell("sft", main, persona, "line"),
                     persona,
                 )
             )
-            if published_model(run.profile, run.dataset, "dpo-chosen"):
+            if published_model(run.profile, run.dataset, f"dpo-{main}"):
                 shown = cell("few_shot", "chosen", persona, "line")
                 rows.append(
                     (f"{persona}, PT-DPO (published) against few-shot", "published", tested, shown, persona)
                 )
             for method in ("sft", "few_shot"):
-                pair = cell(method, "chosen", persona, "line"), cell(method, "none", persona, "first_person")
+                arm = "chosen" if method == "few_shot" else main
+                pair = cell(method, arm, persona, "line"), cell(method, "none", persona, "first_person")
                 rows.append((f"{persona}, {method}", method, *pair, persona))
-            for train in (name for name in run.profile.train_personas if name not in ("none", "chosen")):
+            for train in (name for name in run.profile.train_personas if name not in ("none", main)):
                 rows.append(
                     (
                         f"{persona}, PT trained on {train}",
@@ -92,8 +93,8 @@ def matchups(run: Run) -> list[Matchup]:
             gold = persona.replace("shuffled", "gold")
             rows.append((f"{persona} persona, judged for {gold}", "control", tested, plain, gold))
     for side in ("gold-chosen", "gold-rejected"):
-        none = cell("dpo", "chosen", "none", "line"), cell("dpo", "none", "none", "line")
+        none = cell("dpo", main, "none", "line"), cell("dpo", "none", "none", "line")
         rows.append((f"no persona, judged for {side}", "control", *none, side))
-        system = cell("dpo", "chosen", "system", "line"), cell("dpo", "none", "system", "first_person")
+        system = cell("dpo", main, "system", "line"), cell("dpo", "none", "system", "first_person")
         rows.append((f"system persona, judged for {side}", "control", *system, side))
     return [Matchup(label, kind, a, b, judged) for label, kind, a, b, judged in rows if a and b]

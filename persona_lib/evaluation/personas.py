@@ -161,6 +161,7 @@ def personas_key(run: Run) -> str:
     return store.content_hash(
         module_hash("evaluation.personas"),
         settings,
+        "inferred" in run.profile.train_personas,
         store.read_json(run.folder / "pairs" / "done.json")["key"],
         inference_key(run),
         role_key(run, "generator"),

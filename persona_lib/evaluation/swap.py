@@ -49,13 +49,17 @@ CHUNK = 4  # batches scored between two writes
 # --- what is scored ---
 
 
-def swap_families(arm: str, persona_format: str) -> tuple[str, ...]:
+def swap_families(arm: str, persona_format: str, controls: bool = True) -> tuple[str, ...]:
     """Return the families of personas an arm is scored under: every one costs two passes over the rows.
 
     The tailored DPO arms get all of them with their controls, the others what they are compared on: SFT
     no retrieved or stripped personas, persona-free SFT no shuffled ones either, and the base and the
-    first-person format gold personas (and user-written ones).
+    first-person format gold personas (and user-written ones). Without ``controls`` tailored DPO arms get gold,
+    retrieved, shuffled and user-written personas, all others gold ones.
     """
+    if not controls:
+        tailored = arm.startswith("dpo-") and arm != "dpo-none"
+        return ("gold", "retrieved", "shuffled", "user") if tailored else ("gold",)
     if arm == "base":
         return ("none", "gold")
     if persona_format == "first_person":
@@ -132,7 +136,7 @@ def swap_key(run: Run, arm: str, persona_format: str) -> str:
     p = run.profile
     settings = (
         *(p.quantization, p.compute_dtype, p.merge_adapters, p.gen_expand_weights),
-        *(p.swap_batch_size, p.eval_split, p.eval_limit, p.eval_personas, p.first_person_wording),
+        *(p.swap_batch_size, p.eval_split, p.eval_limit, p.eval_personas, p.first_person_wording, p.controls),
     )
     return store.content_hash(
         module_hash("evaluation.swap"), inputs, model_key(*run.base_source), settings, persona_format
@@ -180,7 +184,7 @@ def score_policy(
     known = (
         {(row.id, row.eval_persona) for row in store.read_rows(path, PolicyScore)} if path.exists() else set()
     )
-    families = swap_families(arm, persona_format)
+    families = swap_families(arm, persona_format, run.profile.controls)
     jobs = [
         (row, name, persona)
         for row in swap_rows(run)
@@ -244,8 +248,11 @@ def swap_arms(run: Run) -> list[tuple[str, str]]:
         if persona in trained_personas(run.profile, run.dataset, method)
         or published_model(run.profile, run.dataset, f"{method}-{persona}")
     ]
-    first_person = [(arm, "first_person") for arm in arms if arm.endswith("-none")]
-    return [("base", "line"), *((arm, "line") for arm in arms), *first_person]
+    plain = [arm for arm in arms if arm.endswith("-none")]
+    if not run.profile.controls:  # plain arms are told in the first person, as in every comparison
+        told = [(arm, "first_person" if arm in plain else "line") for arm in arms if arm != "sft-none"]
+        return [("base", "line"), *told]
+    return [("base", "line"), *((arm, "line") for arm in arms), *((arm, "first_person") for arm in plain)]
 
 
 def collect(parts: Iterable[tuple[str, str]], table: Callable[[str, str], pd.DataFrame]) -> pd.DataFrame:
@@ -275,7 +282,7 @@ def score_all(run: Run) -> None:
     """Score the arms of a run that are not scored yet, shared out over ``workers`` processes."""
     arms, workers = swap_arms(run), run.profile.workers
     missing = [arm for arm in arms if not store.is_done(swap_folder(run, *arm), swap_key(run, *arm))]
-    shares = share_out(missing, [len(swap_families(*arm)) for arm in missing], workers)
+    shares = share_out(missing, [len(swap_families(*arm, run.profile.controls)) for arm in missing], workers)
     run_jobs(score_arms, [(run, share) for share in shares], workers)
 
 

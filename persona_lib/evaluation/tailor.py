@@ -36,24 +36,26 @@ def kinds(profile: Profile, *names: str) -> list[str]:
 def plan_of(profile: Profile, method: str, train_persona: str) -> list[tuple[str, str]]:
     """Return the (eval persona, persona format) pairs that an arm is run with.
 
-    Arms trained without personas get them in the first person (the paper's baseline); the DPO one also
-    gets the tailored models' own line, as a control, and no persona at all. The main tailored arm
-    (``config.main_arm``) meets every persona; the other arms those of the comparisons they are in.
+    Arms trained without personas get them in the first person (the paper's baseline); the DPO one is also asked
+    without a persona. The main tailored arm (``config.main_arm``) meets gold, retrieved and user-written personas;
+    SFT and the other arms gold ones. ``controls`` adds the tailored models' own line for plain DPO, shuffled and
+    system personas, and retrieved and user-written ones for every arm.
     """
+    controls = profile.controls
     single = [p for p in ("none", "system") if p in profile.eval_personas]
     main, users = kinds(profile, "gold", "retrieved"), kinds(profile, "user")
-    shuffled = kinds(profile, "shuffled")
+    shuffled, gold = kinds(profile, "shuffled"), kinds(profile, "gold")
     if method == "few_shot":
         return [(p, "line" if train_persona != "none" else "first_person") for p in kinds(profile, "gold")]
     if train_persona == "none":
-        plan = [(p, "first_person") for p in main + users]
-        if method == "dpo":
+        plan = [(p, "first_person") for p in (main + users if controls or method == "dpo" else gold)]
+        if method == "dpo" and controls:
             plan += [(p, "first_person") for p in shuffled + [s for s in single if s != "none"]]
-            plan += [(p, "line") for p in main] + [("none", "line")]
-        return plan
+            plan += [(p, "line") for p in main]
+        return [*plan, ("none", "line")] if method == "dpo" else plan
     if method == "dpo" and train_persona == main_arm(profile):
-        return [(p, "line") for p in single + main + users + shuffled]
-    return [(p, "line") for p in main + users]
+        return [(p, "line") for p in (single + main + users + shuffled if controls else ["none", *main, *users])]
+    return [(p, "line") for p in (main + users if controls else gold)]
 
 
 def arms(profile: Profile) -> list[tuple[str, str]]:

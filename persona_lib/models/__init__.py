@@ -1,1 +1,1 @@
-"""Language models: loading, tokens, generation here or served, and the base pretrained here."""
+"""Language models: loading, tokens, generation here or served, and guards."""

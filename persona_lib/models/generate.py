@@ -178,6 +178,11 @@ class TransformersGenerator:
         ids = [head + [pad] * (width - len(t)) + t for t in tails]
         mask = [[1] * len(head) + [0] * (width - len(t)) + [1] * len(t) for t in tails]
         where = self.model.device
+        if sampling is None and not min_new_tokens:
+            cache = growing_cache(self.model.config, cache, len(tails))
+            found = self._greedy(torch.tensor(ids, device=where), torch.tensor(mask, device=where), cache,
+                                 max_new_tokens, stop)  # fmt: skip
+            return [to_completion(self.tokenizer, row, stop) for row in found]
         output = self.model.generate(
             input_ids=torch.tensor(ids, device=where),
             attention_mask=torch.tensor(mask, device=where),
@@ -191,6 +196,39 @@ class TransformersGenerator:
             past_key_values=growing_cache(self.model.config, cache, len(tails)),
         )
         return [to_completion(self.tokenizer, row[len(head) + width :].tolist(), stop) for row in output]
+
+    def _greedy(self, ids: Any, mask: Any, cache: Any, max_new_tokens: int, stop: Sequence[str]) -> list[list[int]]:
+        """Return the new tokens of each row of a batch, greedily; rows that have ended leave the batch.
+
+        The tokens are those of transformers' ``generate``, which computes ended rows to the end of the batch.
+        """
+        import torch
+
+        stops, eos = self._stopping_criteria(stop, ids.shape[1]), self.tokenizer.eos_token_id
+        new: list[list[int]] = [[] for _ in ids]
+        alive, texts = list(range(len(ids))), ids
+        positions = mask.cumsum(-1).sub(1).clamp(min=0)
+        seen = cache.get_seq_length()
+        inputs, at = ids[:, seen:], positions[:, seen:]
+        for _ in range(max_new_tokens):
+            logits = self.model(input_ids=inputs, attention_mask=mask, position_ids=at, past_key_values=cache,
+                                use_cache=True, logits_to_keep=1).logits[:, -1]  # fmt: skip
+            tokens = logits.argmax(-1)
+            for row, token in zip(alive, tokens.tolist(), strict=True):
+                new[row].append(token)
+            texts = torch.cat([texts, tokens[:, None]], dim=1)
+            ended = (tokens == eos) | (stops(texts, logits) if stop else torch.zeros_like(tokens, dtype=torch.bool))
+            keep = (~ended).nonzero().flatten()
+            if not len(keep):
+                break
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            at = at[:, -1:] + 1
+            if len(keep) < len(ended):
+                cache.batch_select_indices(keep)
+                texts, tokens, mask, at = texts[keep], tokens[keep], mask[keep], at[keep]
+                alive = [alive[i] for i in keep.tolist()]
+            inputs = tokens[:, None]
+        return new
 
     def _stopping_criteria(self, stop: Sequence[str], prompt_width: int) -> Any:
         """Stop each row by itself once a stop string is in the text generated for it."""

@@ -7,7 +7,6 @@ seed; notebook 12 has those over seeds.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 HALF = ("less than half", "not clearly different from half", "more than half")
+LIKED = "chosen has what most like"  # a column of ``show.contrast_table``
 ONE_SEED = "(one seed; no interval, since losses of single rows are not kept)"
 
 
@@ -34,6 +34,11 @@ def share(successes: float, n: float) -> str:
     """Say a share of n with its 95 % Wilson interval."""
     low, high = wilson_interval(round(successes), round(n))
     return f"{successes / n:.2f} [{low:.2f}, {high:.2f}] of {n:.0f}" if n else "none (n = 0)"
+
+
+def between(estimate: float, low: float, high: float, form: str = ".2f") -> str:
+    """Say an estimate with its 95 % interval."""
+    return f"{estimate:{form}} [{low:{form}}, {high:{form}}]"
 
 
 def span(interval: Interval) -> str:
@@ -52,16 +57,14 @@ def listed(sentences: Iterable[str]) -> str:
 def preference_data(contrast: pd.DataFrame, card: pd.DataFrame, majority_share: float) -> str:
     """Say whom the chosen responses serve, and whether length gives them away."""
     said = []
-    for dimension, row in contrast[contrast.contrasted > 0].iterrows():
-        n, common = row.contrasted, row.contrasted * row.iloc[-1]
-        words = [
-            f"{word} the world's setting, {majority_share:g}"
-            for word in ("below", "as expected from", "above")
-        ]
-        verdict = against(*wilson_interval(round(common), int(n)), majority_share, words)
-        said.append(
-            f"{dimension}: the chosen response has the common value in {share(common, n)}; {verdict}."
-        )
+    words = [
+        f"{word} the profile's majority_share, {majority_share:g}"
+        for word in ("below", "not clearly different from", "above")
+    ]
+    n, liked = int(contrast.pairs.sum()), (contrast.pairs * contrast[LIKED]).sum()
+    if n:
+        verdict = against(*wilson_interval(round(liked), n), majority_share, words)
+        said.append(f"The chosen response has what most users like in {share(liked, n)}; {verdict}.")
     for split, row in card[card.rows > card["without responses"]].iterrows():
         n = row.rows - row["without responses"]
         longer = row["chosen longer"] * n
@@ -87,16 +90,15 @@ def tailoring_data(rows: Mapping[str, list[TailoringRow]], split: str, report: p
 # --- training (notebooks 02, 06, 07) ---
 
 
-def base_model(losses: pd.DataFrame) -> str:
-    """Say how far the loss fell, and what that means in words hesitated between."""
-    if losses.empty:
-        return listed([])
-    first, last = losses.loss.iloc[0], losses.loss.iloc[-1]
-    word = "fell" if last < first else "did not fall"
+def base_model(answers: pd.DataFrame) -> str:
+    """Say how far the untrained model follows the personas that it was told; from ``show_base``."""
+    changed = answers.groupby("question").answer.nunique() > 1
+    right = int((answers.wished == answers.shown).sum())
     return listed([
-        f"The loss {word}: from {first:.2f} to {last:.2f} nats in {losses.index[-1]} steps. Where the model "
-        f"first hesitated between about {math.exp(first):.0f} words, it now does between about "
-        f"{math.exp(last):.1f}."
+        f"Told the other persona, the untrained model writes another answer to {changed.sum()} of "
+        f"{len(changed)} questions.",
+        f"Its answer shows the value that the persona wishes in {share(right, len(answers))}. So few answers "
+        "only illustrate; notebook 09 compares policies on the whole test split.",
     ])  # fmt: skip
 
 

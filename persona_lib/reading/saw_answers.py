@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from persona_lib.config import Run
 from persona_lib.data.preference import inference_pairs
+from persona_lib.evaluation.calibration import BELIEVED
 from persona_lib.evaluation.persona_quality import read_personas
 from persona_lib.evaluation.tailor import generation_folder, read_generations
-from persona_lib.reading.saw import against, listed, share, span
+from persona_lib.reading.saw import against, between, listed, share, span
 from persona_lib.reading.show_personas import inferred_splits
 from persona_lib.records import RunSpec
 from persona_lib.stats.bootstrap import bootstrap_mean
@@ -62,6 +63,16 @@ def generation(run: Run, degenerate: pd.DataFrame, tailored: str) -> str:
     verdict = against(interval.low, interval.high, 0, words)
     said.append(f"So {tailored} changes its answer {verdict} dpo-none does ({span(interval)} prompts). "
                 "Whether for the better is for the judge to say.")  # fmt: skip
+    return listed(said)
+
+
+def calibration(table: pd.DataFrame) -> str:
+    """Say, per judge and test with a known answer, how often it is right, and whether its verdicts decide."""
+    said = []
+    for _, row in table.iterrows():
+        right = between(row.accuracy, row.accuracy_low, row.accuracy_high)
+        word = "decides" if row.decides else f"decides nothing (its lower bound is not above {BELIEVED})"
+        said.append(f"Judge {row.judge}, {row.test}: right in {right} of {row.n:.0f}; it {word}.")
     return listed(said)
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from persona_lib.reading.saw import against, listed, share, span
+from persona_lib.reading.saw import against, between, listed, share, span
 from persona_lib.stats.bootstrap import accuracy_array, bootstrap_mean
 from persona_lib.stats.significance import wilson_interval
 from persona_lib.tables.cells import persona_shown
@@ -21,13 +21,10 @@ MORE = ("lower", "not clearly different", "higher")
 ABOUT_ZERO = ("below 0", "not clearly different from 0", "above 0")
 
 
-def between(estimate: float, low: float, high: float, form: str = ".2f") -> str:
-    """Say an estimate with its 95 % interval."""
-    return f"{estimate:{form}} [{low:{form}}, {high:{form}}]"
-
-
 def persona_quality(items: pd.DataFrame, preference: pd.DataFrame, split: str) -> str:
-    """Say how accurate each side's personas of a split are, and whose personas are of commoner users."""
+    """Say how accurate each side's personas of a split are, and whose personas are of likelier users."""
+    if items.empty:
+        return listed(["Nobody judged the personas: the profile has no judge of them."])
     part = items[items.split == split].astype({"verdict": object})
     right = {
         side: dict(zip(found.id, accuracy_array(found.verdict), strict=True))
@@ -45,9 +42,10 @@ def persona_quality(items: pd.DataFrame, preference: pd.DataFrame, split: str) -
         said.append(f"Chosen minus rejected, by pair: {span(gap)}; chosen personas' accuracy is "
                     f"{against(gap.low, gap.high, 0, MORE)}.")  # fmt: skip
     wins, losses = (int(preference[name].sum()) for name in ("P_C", "P_R"))
-    verdict = against(*wilson_interval(wins, wins + losses), 0.5) if wins + losses else "nothing decided"
-    said.append(f"The persona of the chosen response is the likelier user in {share(wins, wins + losses)} "
-                f"decided pairs, {verdict}.")  # fmt: skip
+    if wins + losses:
+        verdict = against(*wilson_interval(wins, wins + losses), 0.5)
+        said.append(f"The persona of the chosen response is the likelier user in "
+                    f"{share(wins, wins + losses)} decided pairs, {verdict}.")  # fmt: skip
     return listed(said)
 
 

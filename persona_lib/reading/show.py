@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
+PERSONAS = {"WHO PREFERS CHOSEN": "gold-chosen", "WHO PREFERS REJECTED": "gold-rejected"}
 NO_HISTORY = ["arm", "epoch", "validation loss", "kept"]  # the columns of a history without any arm
 COUNTS = ("rows", "without_persona", "truncated", "dropped", "prompt_tokens", "completion_tokens", "longest")
 LOSSES = {
@@ -66,13 +67,16 @@ def pair_text(pair: PreferencePair | TailoringRow) -> str:
 
 
 def example_pair(run: Run) -> str:
-    """Return the first preference pair of a run as text; of the training split if it has any."""
-    pairs = (pair for split in ("train", "validation", "test") for pair in read_pairs(run, split))
-    return pair_text(next(pairs))
+    """Return the first preference pair of a run as text, of training if it has any, with its personas."""
+    pair = next(pair for split in ("train", "validation", "test") for pair in read_pairs(run, split))
+    known = everyday.personas(run.profile.majority_share, run.seed) if run.dataset == everyday.NAME else {}
+    brought = known.get(pair.id, {})
+    said = [f"{name}\n{brought[key]}" for name, key in PERSONAS.items() if key in brought]
+    return "\n\n".join([pair_text(pair), *said])
 
 
 def contrast_table(run: Run, split: str = "train") -> pd.DataFrame:
-    """Count, per dimension of ``everyday``, the pairs that differ in it and who has the value most users like.
+    """Count, per dimension of ``everyday``, the pairs that differ in it and who has what most users like.
 
     Empty for other data, whose contrasts nobody knows.
     """

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from persona_lib.config import Run
+from persona_lib.config import Run, main_arm
+from persona_lib.data.everyday import DIMENSIONS
 from persona_lib.evaluation.judge import (
     RUBRICS,
     compare,
@@ -16,10 +17,11 @@ from persona_lib.evaluation.judge import (
     read_verdicts,
 )
 from persona_lib.evaluation.matchups import Matchup
+from persona_lib.evaluation.reader import shows
 from persona_lib.evaluation.tailor import eval_rows, generation_folder, grid, read_generations
-from persona_lib.records import EVAL_PERSONAS, RunSpec, TailoringRow
+from persona_lib.records import EVAL_PERSONAS, RunSpec
 from persona_lib.stats.metrics import WinRate, delta_pq
-from persona_lib.store import iter_rows, read_json, read_rows
+from persona_lib.store import iter_rows, read_json
 from persona_lib.tables.results import inconsistent
 
 if TYPE_CHECKING:
@@ -149,6 +151,19 @@ def judged_example(run: Run, label: str = "gold-chosen") -> str:
     return "\n\n".join(parts)
 
 
+def values_read(run: Run, arm: str = "dpo-chosen", number: int = 0) -> pd.DataFrame:
+    """Return what the reader of answers sees in a row's responses and in one arm's answers, by dimension."""
+    import pandas as pd
+
+    row = eval_rows(run)[number]
+    texts = {"chosen response": row.chosen, "rejected response": row.rejected}
+    for spec in grid(run):
+        if spec.arm == arm and spec.eval_persona.startswith("gold"):
+            texts[f"{arm}, {spec.eval_persona}"] = read_generations(run, spec)[row.id].completion
+    found = {name: {d: shows(d, text) or "-" for d in DIMENSIONS} for name, text in texts.items()}
+    return pd.DataFrame(found).rename_axis("dimension")
+
+
 def say(judgment: dict[str, Any]) -> str:
     """Return what a judgment says in one word or two."""
     return "tie" if judgment["tie"] else judgment["winner"] or "unparsed"
@@ -184,7 +199,7 @@ def side_by_side(
     rows = []
     for name in (f"{kind}-{side}" for kind in kinds for side in ("chosen", "rejected")):
         specs = [RunSpec(run.dataset, "dpo", "none", name, run.seed, "first_person")]
-        specs.append(RunSpec(run.dataset, "dpo", "chosen", name, run.seed))
+        specs.append(RunSpec(run.dataset, "dpo", main_arm(run.profile), name, run.seed))
         if not all((generation_folder(run, spec) / "done.json").exists() for spec in specs):
             continue
         plain, tailored = (read_generations(run, spec) for spec in specs)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from persona_lib.config import Run
 from persona_lib.data.preference import has_personas, inference_pairs, inference_split
+from persona_lib.evaluation.judge import persona_judge_of
 from persona_lib.evaluation.persona_quality import (
     accuracy_verdicts,
     persona_texts,
@@ -66,12 +67,15 @@ def persona_examples(run: Run, n: int = 5) -> str:
 
 
 def accuracy_items(run: Run) -> pd.DataFrame:
-    """Judge every inferred persona; one row per pair and side with its verdict (None: no persona)."""
+    """Judge every inferred persona; one row per pair and side with its verdict (None: no persona).
+
+    Empty where nobody judges personas.
+    """
     import pandas as pd
 
     rows = [
         (name, split, side, verdict, contradicted)
-        for split in inferred_splits(run)
+        for split in (inferred_splits(run) if persona_judge_of(run.profile) != "none" else ())
         for side in SIDES
         for name, verdict, contradicted in accuracy_verdicts(run, split, side)
     ]
@@ -101,7 +105,7 @@ def accuracy_table(items: pd.DataFrame, bootstrap_samples: int) -> pd.DataFrame:
                 "strict": counts.strict,
             }
         )
-    return pd.DataFrame(rows).set_index(["split", "side"])
+    return pd.DataFrame(rows).set_index(["split", "side"]) if rows else pd.DataFrame()
 
 
 def preference_items(run: Run) -> pd.DataFrame:

@@ -20,7 +20,7 @@ from persona_lib.runner.execute import clock
 from persona_lib.runner.pages import notebook_page
 from persona_lib.runner.tasks import Pipeline
 from persona_lib.store import write_text
-from persona_lib.tables.cells import LABELS, to_html, world_of
+from persona_lib.tables.cells import LABELS, owner_of, to_html
 from persona_lib.tables.origin import origin, times
 from persona_lib.tables.results import read_table
 
@@ -100,10 +100,10 @@ def element(tag: str, text: object, kind: str = "") -> str:
 
 def header(profile: Profile) -> str:
     """Say what this is and whose numbers it holds."""
-    worlds = " and ".join(dict.fromkeys(world_of(dataset) for dataset in profile.datasets))
+    owners = " and ".join(dict.fromkeys(owner_of(dataset) for dataset in profile.datasets))
     return (
         element("h1", f"Whose Boat Does it Float? Profile {profile.name}")
-        + element("p", f"{profile.description}. Numbers of this run are measured on: {worlds}. "
+        + element("p", f"{profile.description}. Numbers of this run are measured on: {owners}. "
                        f"Rows marked as {LABELS['paper']} are copied from the publication.")
     )  # fmt: skip
 

@@ -6,8 +6,8 @@ reads: only they make it stale. Naming a field too many costs seconds (the libra
 ``done.json`` keys keep finished work); naming one too few would keep a wrong result.
 
 Minutes of the paper profile are estimates for one large GPU, computed as ``runner.cost`` does: what the
-arithmetic and the memory traffic need at least, times four for what a framework adds. Those of synthetic
-and scratch were measured on two cores without AVX512. A plan prefers what this machine has measured.
+arithmetic and the memory traffic need at least, times four for what a framework adds. Those of
+everyday are expectations for two cores. A plan prefers what this machine has measured.
 """
 
 from __future__ import annotations
@@ -65,70 +65,79 @@ TRAINING = (
 MODEL = ("base_model", "base_revision", "compute_dtype", "quantization", "engine")
 INFERENCE = (*DATA, *MODEL, "generator_*", "pi_*", "eval_split", "retriever*")  # which rows need personas
 PROMPTING = ("few_shot_examples", "first_person_wording")
-GENERATION = (*TRAINING, *PROMPTING, "engine", "gen_*", "eval_split", "eval_limit", "eval_personas")
-JUDGING = (*GENERATION, *DATA, "judge*", "persona_judge", "backwards_*", "second_judge_*", "bootstrap_samples")
+GENERATION = (
+    *TRAINING,
+    *PROMPTING,
+    "engine",
+    "gen_*",
+    "eval_split",
+    "eval_limit",
+    "eval_personas",
+    "controls",
+)
+JUDGING = (
+    *GENERATION,
+    *DATA,
+    "judge*",
+    "persona_judge",
+    "backwards_*",
+    "second_judge_*",
+    "bootstrap_samples",
+)
 
 STEPS: dict[str, Step] = {
     "01_preference_data": Step(
         "Preference pairs, split by prompt",
         fields=(*DATA, "near_duplicate_threshold"),
-        minutes={"smoke": 0.1, "everyday": 1, "paper": 1},
+        minutes={"smoke": 0.1, "everyday": 0.1, "authors": 0.2, "paper": 1},
     ),
     "02_base_model": Step(
         "The base language model",
         per="profile",
-        fields=(
-            *DATA,
-            *BASE,
-            *MODEL,
-            "pi_shots",
-            "datasets",
-            "gen_max_new_tokens",
-            "near_duplicate_threshold",  # decides which rows of own data are for training
-        ),
-        minutes={"smoke": 0.3, "everyday": 1, "paper": 10},
+        fields=(*MODEL, "gen_max_new_tokens"),
+        minutes={"smoke": 0.2, "everyday": 0.5, "authors": 0.5, "paper": 10},
     ),
     "03_persona_inference": Step(
         "Infer a persona for every response",
         inputs=("01_preference_data", "02_base_model"),
-        fields=INFERENCE,
-        minutes={"smoke": 0.1, "everyday": 1, "paper": 20},
+        fields=(*INFERENCE, "train_personas"),  # the arm "inferred" needs more of them
+        minutes={"smoke": 0.2, "everyday": 3, "paper": 20},
     ),
     "04_persona_quality": Step(
         "Persona accuracy, preference and salient words",
         inputs=("01_preference_data", "02_base_model", "03_persona_inference"),
-        fields=(*INFERENCE, "judge*", "persona_judge", "backwards_*", "bootstrap_samples"),
-        minutes={"smoke": 0.1, "everyday": 1, "paper": 55},
+        fields=(*INFERENCE, *TRAINING, "judge*", "persona_judge", "backwards_*", "bootstrap_samples"),
+        minutes={"smoke": 0.4, "everyday": 8, "paper": 55},
     ),
     "05_tailoring_data": Step(
         "Retrieve personas, build the tailoring data",
         inputs=("01_preference_data", "03_persona_inference"),
         fields=(*INFERENCE, "strip_contrast", "near_duplicate_threshold", "eval_personas", "train_personas"),
-        minutes={"smoke": 0.1, "everyday": 1, "paper": 1},
+        minutes={"smoke": 0.1, "everyday": 0.1, "authors": 0.3, "paper": 1},
     ),
     "06_supervised_tailoring": Step(
         "Persona tailoring by supervised fine-tuning",
         inputs=("02_base_model", "05_tailoring_data"),
         fields=TRAINING,
-        minutes={"smoke": 0.2, "everyday": 1, "paper": 25},
+        minutes={"smoke": 0.4, "everyday": 5, "authors": 15, "paper": 25},
     ),
     "07_preference_tailoring": Step(
         "Persona tailoring by DPO on top of it",
         inputs=("02_base_model", "05_tailoring_data", "06_supervised_tailoring"),
         fields=TRAINING,
-        minutes={"smoke": 0.2, "everyday": 1, "paper": 50},
+        minutes={"smoke": 0.8, "everyday": 14, "authors": 35, "paper": 50},
     ),
     "08_generation": Step(
         "Answer the test prompts with every policy and persona",
         inputs=("02_base_model", "05_tailoring_data", "06_supervised_tailoring", "07_preference_tailoring"),
         fields=GENERATION,
-        minutes={"smoke": 0.2, "everyday": 1, "paper": 215},
+        minutes={"smoke": 0.4, "everyday": 15, "authors": 10, "paper": 215},
     ),
     "09_judging": Step(
         "Judge the answers in both orders",
         inputs=("01_preference_data", "02_base_model", "05_tailoring_data", "08_generation"),
         fields=JUDGING,
-        minutes={"smoke": 0.1, "everyday": 1, "paper": 1100},
+        minutes={"smoke": 0.4, "everyday": 3, "authors": 25, "paper": 1100},
     ),
     "10_user_personas": Step(
         "Personas that users write themselves",
@@ -141,7 +150,7 @@ STEPS: dict[str, Step] = {
             "09_judging",
         ),
         fields=(*JUDGING, "swap_batch_size"),
-        minutes={"smoke": 0.1, "everyday": 1, "paper": 30},
+        minutes={"smoke": 0.2, "everyday": 0.5, "paper": 30},
     ),
     "11_persona_swap": Step(
         "Swap the persona: does the preference follow?",
@@ -162,7 +171,7 @@ STEPS: dict[str, Step] = {
             "eval_personas",
             "bootstrap_samples",
         ),
-        minutes={"smoke": 0.1, "everyday": 1, "paper": 20},
+        minutes={"smoke": 0.3, "everyday": 12, "authors": 15, "paper": 20},
     ),
     "12_results": Step(
         "All results, with intervals, beside the paper's",
@@ -189,13 +198,14 @@ STEPS: dict[str, Step] = {
             "train_personas",
             "judge",
         ),
-        minutes={"smoke": 0.1, "everyday": 1, "paper": 1},
+        minutes={"smoke": 0.3, "everyday": 0.5, "authors": 0.5, "paper": 1},
     ),
     "13_released_outputs": Step(
         "The authors' released generations, analysed again",
         per="profile",
         fields=(
-            "data_dir",
+            *DATA,
+            "near_duplicate_threshold",
             "bootstrap_samples",
             "judge*",
             "second_judge_*",
@@ -203,21 +213,21 @@ STEPS: dict[str, Step] = {
             "eval_personas",
             *MODEL,
         ),
-        minutes={"smoke": 0.2, "everyday": 1, "paper": 190},
+        minutes={"authors": 0.5, "paper": 190},
     ),
     "14_human_ratings": Step(
         "Ratings by people: blinded sheets out, filled ones in",
         per="profile",
         inputs=("05_tailoring_data", "08_generation"),
         fields=("datasets", "seeds", "train_personas", "bootstrap_samples", "eval_*", "second_judge_*"),
-        minutes={"smoke": 0.1, "everyday": 1, "paper": 0.3},
+        minutes={"smoke": 0.2, "everyday": 0.3, "authors": 0.3, "paper": 0.3},
     ),
     "15_safety": Step(
         "Safety by persona: which answers keep a caution",
         per="profile",
         inputs=("05_tailoring_data", "08_generation"),
         fields=("datasets", "seeds", "data_dir", "bootstrap_samples", "guard_*", *GENERATION),
-        minutes={"smoke": 0.4, "everyday": 1, "paper": 2},
+        minutes={"smoke": 0.4, "everyday": 0.4, "authors": 0.5, "paper": 2},
     ),
     "16_your_own_data": Step(
         "Your own preference data, step by step",

@@ -44,12 +44,12 @@ class Number:
 # --- words: may the two be compared, and why (not) ---
 
 COMPARABLE: dict[str, dict[str, tuple[str, str]]] = {
-    "synthetic": {
-        "judged": ("sign only", "other data (a world we made), a tiny model, an oracle that reads by rule"),
+    "everyday": {
+        "judged": ("sign only", "other data (our pairs), a model of 135 M parameters, answers read by rule"),
         "gain": ("sign only", "other data, model and judge; what the paper's baseline is told is not known"),
-        "personas": ("no", "personas of the world are two claims in simple sentences; the oracle judges"),
-        "words": ("no", "the world's own words"),
-        "people": ("no", "user-written personas are simulated; nobody was asked"),
+        "personas": ("no", "other data and models; a judge of 135 M parameters"),
+        "words": ("no", "other pairs, another model"),
+        "people": ("no", "a language model wrote the users' words; nobody was asked"),
     },
     "small": {
         "judged": ("sign only", "the same data, but a model of 0.36 B and another judge"),
@@ -206,7 +206,7 @@ def persona_numbers() -> Iterator[Number]:
 def other_numbers() -> Iterator[Number]:
     """Yield the user study and the ablations, whose numbers are not known to us."""
     for side in ("chosen", "rejected"):
-        place = f"User study: PT-DPO on users' own personas (ours: simulated, {side})"
+        place = f"User study: PT-DPO on users' own personas (ours: written by a language model, {side})"
         found = judged("main", "p", kind="main", judge_persona=f"user-{side}")
         yield Number(place, UNKNOWN, "all", "people", found)
     for train in ("rejected", "both"):
@@ -221,11 +221,11 @@ def other_numbers() -> Iterator[Number]:
 
 
 def counterpart(profile: Profile, title: str) -> str | None:
-    """Return which of a profile's data sets stands for one of the paper's; the synthetic world for any."""
+    """Return which of a profile's data sets stands for one of the paper's; our own pairs for any."""
     if title == "all":
         return "all" if len(profile.datasets) > 1 else profile.datasets[0]
     named = [name for name in profile.datasets if DATASETS.get(name, {}).get("title") == title]
-    return named[0] if named else "synthetic" if "synthetic" in profile.datasets else None
+    return named[0] if named else "everyday" if "everyday" in profile.datasets else None
 
 
 def find(profile: Profile, number: Number) -> Found | None:

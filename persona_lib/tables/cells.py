@@ -23,7 +23,7 @@ MINUS = "\N{MINUS SIGN}"
 SMALLEST_P = 1e-15  # smaller p-values say no more than this
 
 
-def world_of(dataset: str) -> str:
+def owner_of(dataset: str) -> str:
     """Say whose data a number is measured on."""
     if dataset == "everyday":
         return LABELS["everyday"]
@@ -31,7 +31,7 @@ def world_of(dataset: str) -> str:
 
 
 def title_of(dataset: str) -> str:
-    """Return a data set's title for readers; a synthetic one says what it is."""
+    """Return a data set's title for readers."""
     return DATASETS[dataset]["title"] if dataset in DATASETS else dataset
 
 

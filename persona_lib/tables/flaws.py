@@ -10,7 +10,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from persona_lib.config import Run
-from persona_lib.data import official, preference
+from persona_lib.data import everyday, official, preference
 from persona_lib.data.official import PERSONA_COLUMNS
 from persona_lib.data.persona_text import is_contrastive
 from persona_lib.data.tailoring import persona_files
@@ -25,6 +25,8 @@ ROLES = "rows with a text that begins with Human: or Assistant:"
 
 def bad_statuses(run: Run) -> dict[tuple[str, str], str]:
     """Return why a row has no such persona: (row id, persona) -> "refusal", "empty", "malformed", ..."""
+    if run.dataset == everyday.NAME:
+        return {}  # every row brings both personas
     if preference.has_personas(run):
         bad = official.bad_personas(preference.data_folder(run), run.dataset)
         return {(row["id"], row["persona"]): row["status"] for row in bad}

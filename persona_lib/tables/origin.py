@@ -20,7 +20,7 @@ def read_provenance(profile: Profile) -> dict[str, Any]:
 
 def command_of(profile: Profile, overrides: list[str]) -> str:
     """Return the command line that gives a profile these settings; paths are left to the reader."""
-    words = ["./run_all.sh"] + ([] if profile.name == "synthetic" else ["--profile", profile.name])
+    words = ["./run_all.sh"] + ([] if profile.name == "everyday" else ["--profile", profile.name])
     for override in overrides:
         name, _, value = override.partition("=")
         seeds = value.split(",")

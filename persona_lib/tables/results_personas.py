@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from persona_lib.config import Run
+from persona_lib.config import Run, main_arm
 from persona_lib.data.preference import inference_split
 from persona_lib.evaluation.judged import answer_scores, read_judgments, runs_of, same_items
 from persona_lib.evaluation.persona_quality import persona_texts
@@ -212,10 +212,11 @@ def persona_text_table(profile: Profile) -> pd.DataFrame:
 # --- what each training stage adds ---
 
 
-def ladder_specs(method: str, persona: str) -> dict[str, tuple[tuple[str, str], str]]:
+def ladder_specs(profile: Profile, method: str, persona: str) -> dict[str, tuple[tuple[str, str], str]]:
     """Return with and without persona tailoring: (arm, persona format), and the persona it is shown."""
+    arm = "chosen" if method == "few_shot" else main_arm(profile)
     return {
-        "PT": ((f"{method}-chosen", "line"), persona),
+        "PT": ((f"{method}-{arm}", "line"), persona),
         "plain": ((f"{method}-none", "first_person"), persona),
     }
 
@@ -234,11 +235,11 @@ def ladder_table(profile: Profile) -> pd.DataFrame:
     for number, dataset in enumerate(profile.datasets):
         cells = {(method, persona, kind): ladder_scores(runs_of(profile, dataset), *spec)
                  for method in profile.methods for persona in LADDER if persona in profile.eval_personas
-                 for kind, spec in ladder_specs(method, persona).items()}  # fmt: skip
+                 for kind, spec in ladder_specs(profile, method, persona).items()}  # fmt: skip
         cells = {key: by_seed for key, by_seed in cells.items() if any(by_seed)}
         columns: dict[str, Any] = {}
         for key, by_seed in cells.items():
-            for name in ("fit", "quality", "facts"):
+            for name in ("fit", "quality"):
                 values = [{i: score[name] for i, score in scores.items()} for scores in by_seed]
                 columns |= mean_columns(f"{key}/{name}", values)
         if not cells:
@@ -248,7 +249,7 @@ def ladder_table(profile: Profile) -> pd.DataFrame:
             line: Row = {"dataset": dataset, "method": key[0], "persona": key[1], "arm": key[2],
                          "measure": "fit", "n": sum(map(len, by_seed)),
                          "n_seeds": sum(map(bool, by_seed))}  # fmt: skip
-            for name, column in (("value", "fit"), ("quality", "quality"), ("facts", "facts")):
+            for name, column in (("value", "fit"), ("quality", "quality")):
                 line |= interval_columns(name, pool.interval(mean_of(f"{key}/{column}")))
             lines.append(line)
     return pd.DataFrame(lines)
@@ -291,7 +292,7 @@ def example_table(profile: Profile) -> pd.DataFrame:
         if not (run.folder / "tailoring").exists():
             continue
         for persona in ("gold-chosen", "gold-rejected", "user-chosen", "user-rejected"):
-            specs = [find_spec(run, *ladder_specs("dpo", persona)[arm]) for arm in ("plain", "PT")]
+            specs = [find_spec(run, *ladder_specs(profile, "dpo", persona)[arm]) for arm in ("plain", "PT")]
             if None in specs:
                 continue
             plain, tailored = (read_generations(run, spec) for spec in specs)

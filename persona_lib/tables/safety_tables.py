@@ -288,7 +288,7 @@ def what_is_read(profile: Profile) -> str:
     real = [name for name in profile.datasets if name not in HARMLESS]
     if not real:
         return (
-            f"the data of profile {profile.name} has no prompt that calls for caution (a synthetic world): "
+            f"the data of profile {profile.name} has no prompt that calls for caution: "
             "its own answers are not read"
         )
     cells = run_cells(profile)
