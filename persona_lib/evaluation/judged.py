@@ -33,12 +33,15 @@ def runs_of(profile: Profile, dataset: str) -> list[Run]:
 
 @functools.cache
 def same_items(runs: tuple[Run, ...]) -> bool:
-    """Return True if all seeds are evaluated on the same pairs (real data), False if each drew its own."""
+    """Return True if all seeds are evaluated on the same questions, False if each has its own.
+
+    In ``everyday`` a seed draws which response of a pair was chosen; the questions are the same.
+    """
     seen = set()
     for run in runs:
         path = run.folder / "tailoring" / f"{run.profile.eval_split}.jsonl"
         if path.exists():
-            rows = [(row["prompt"], row["chosen"], row["rejected"]) for row in iter_rows(path)]
+            rows = [(row["id"], row["prompt"]) for row in iter_rows(path)]
             seen.add(tuple(sorted(rows)))
     return len(seen) == 1 and len(runs) > 1
 

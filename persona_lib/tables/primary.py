@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 Criterion = tuple[str, Callable[[float, float, float], bool] | None]  # in words, and of estimate, low, high
 POSITIVE: Criterion = ("> 0, interval excludes 0", lambda estimate, low, high: low > 0)
 REPORTED: Criterion = ("reported whichever way it falls", None)
-ACCURATE: Criterion = (">= .80", lambda estimate, low, high: estimate >= 0.8)
+ACCURATE: Criterion = (">= .65", lambda estimate, low, high: estimate >= 0.65)
 NO_WORSE: Criterion = (">= -0.1", lambda estimate, low, high: estimate >= -0.1)
 NULL: Criterion = ("interval includes .5", lambda estimate, low, high: low <= 0.5 <= high)
 MAIN_PERSONAS = ("gold-chosen", "gold-rejected", "retrieved-chosen", "retrieved-rejected")
-SWAP_AIMS = {"beavertails": 0.60, "hhh": 0.70}  # share D > 0 aimed at, gold personas
+SWAP_AIMS = {"everyday": 0.85, "beavertails": 0.80, "hhh": 0.85}  # share D > 0 aimed at, gold personas
 
 
 def above(value: float) -> Criterion:
@@ -93,8 +93,8 @@ def judged_aims(profile: Profile, dataset: str, tables: Mapping[str, pd.DataFram
     for persona in MAIN_PERSONAS:
         found = pick(stage, judge_persona=persona)
         text = "PT-DPO against PT-SFT, personalization net win rate"
-        lines.append(aim(text, f"{dataset}, {persona}", found, "p_net", POSITIVE))
-    lines += stage_swap_aims(dataset, tables["swap_differences"])
+        lines.append(aim(text, f"{dataset}, {persona}", found, "p_net", REPORTED))
+    lines += stage_swap_aims(dataset, main_arm(profile), tables["swap_differences"])
     for text, (name, _) in list(columns.items())[:2]:
         for side in ("chosen", "rejected"):
             found = pick(main, judge_persona=f"user-{side}")
@@ -107,13 +107,13 @@ def judged_aims(profile: Profile, dataset: str, tables: Mapping[str, pd.DataFram
     return lines
 
 
-def stage_swap_aims(dataset: str, differences: pd.DataFrame) -> list[Row]:
+def stage_swap_aims(dataset: str, arm: str, differences: pd.DataFrame) -> list[Row]:
     """Return the aims about PT-DPO against PT-SFT on persona swaps (policy log-probabilities)."""
-    found = pick(differences, dataset=dataset, tested="dpo-chosen.line", compared="sft-chosen.line",
+    found = pick(differences, dataset=dataset, tested=f"dpo-{arm}.line", compared=f"sft-{arm}.line",
                  measure="policy", persona="gold")  # fmt: skip
     names = {"flip": "persona-swap accuracy (flip)", "d_positive": "share D > 0"}
     return [
-        aim(f"PT-DPO minus PT-SFT, {text}", f"{dataset}, gold", found, name, POSITIVE)
+        aim(f"PT-DPO minus PT-SFT, {text}", f"{dataset}, gold", found, name, REPORTED)
         for name, text in names.items()
     ]
 
