@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from persona_lib import provenance, store
 from persona_lib.config import ConfigError, Run, load_profile, parse_override, results_dir, set_field
-from persona_lib.data import everyday, preference
+from persona_lib.data import preference
 from persona_lib.drawing.figures import save_figures
 from persona_lib.evaluation.judge import load_judge, persona_judge_of
 from persona_lib.evaluation.persona_quality import judge_personas
@@ -111,7 +111,7 @@ def model_table(profile: Profile, names: list[str]) -> pd.DataFrame:
 
     lines: list[Row] = []
     for dataset in profile.datasets:
-        shared = dataset != everyday.NAME and len(profile.seeds) > 1  # the same pairs for all seeds
+        shared = len(profile.seeds) > 1  # the same questions for all seeds
         for number, name in enumerate(names):
             files = {seed: folder_of(profile, name, dataset, seed) / ITEMS for seed in profile.seeds}
             items = {seed: read_items(path) for seed, path in files.items()}

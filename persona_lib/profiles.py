@@ -120,6 +120,7 @@ class Profile:
     gen_batch_size: int
     gen_max_new_tokens: int
     gen_min_new_tokens: int
+    gen_repetition_penalty: float
     gen_beginning: str
     gen_expand_weights: bool
     # evaluation
@@ -254,6 +255,11 @@ def check_profile(profile: Profile) -> None:
     if profile.engine == "vllm" and profile.compute_dtype != "bfloat16":
         raise ConfigError(
             f"{where}: engine=vllm needs compute_dtype=bfloat16: its LoRA kernels take 16-bit numbers only"
+        )
+    if profile.engine == "vllm" and profile.gen_repetition_penalty != 1:
+        raise ConfigError(
+            f"{where}: gen_repetition_penalty={profile.gen_repetition_penalty} needs engine=transformers: vLLM would "
+            "penalise the prompt's words, too"
         )
     if profile.merge_adapters and (profile.quantization, profile.compute_dtype) != ("none", "float32"):
         raise ConfigError(

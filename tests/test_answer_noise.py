@@ -11,7 +11,6 @@ from tiny import tiny_rows, tiny_run
 from persona_lib import store
 from persona_lib.data import released
 from persona_lib.evaluation import reward_view
-from persona_lib.evaluation.swap_tables import SwapScore, swap_values
 from persona_lib.reading import views
 from persona_lib.records import Generation
 from persona_lib.stats import answer_noise
@@ -83,13 +82,6 @@ def test_tables_of_a_tiny_run_are_those_of_its_answers(tmp_path, monkeypatch):
     assert tables["length_steering"].rho.tolist() == [pytest.approx(1)], "the answers are the responses"
     assert tables["reward_accuracy"].empty
     assert results_answers.pooled(run.profile, "length_steering").n.tolist() == [6]
-
-
-def test_the_system_persona_gives_base_rates_and_no_swap():
-    scores = [SwapScore(i, "system", "S", m, 0.0, None, None) for i, m in (("a", 1.0), ("b", -1.0))]
-    values = swap_values(scores, "system", "policy")
-    assert values["acc_chosen"].tolist() == [1, 0] and values["flip"].tolist() == [0, 0]
-    assert np.isnan(values["d"]).all()
 
 
 def test_accuracy_asks_both_users_and_without_a_persona_only_one():

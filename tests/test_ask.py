@@ -37,10 +37,6 @@ def test_a_stop_string_ends_the_stream_and_is_not_shown(model):
     assert word not in stopped[-1] and len(stopped) <= 3
 
 
-def test_the_swap_is_the_margin_under_one_persona_less_that_under_the_other():
-    assert ask.Swap(3.0, -1.0).score == 4.0
-
-
 def test_a_profile_without_policies_says_what_to_run(tmp_path, monkeypatch):
     run = tiny_run(tmp_path, monkeypatch)
     with pytest.raises(

@@ -11,7 +11,6 @@ import time
 
 import gpu_training
 import llama31
-import measure
 import newcomer
 import pytest
 
@@ -149,11 +148,6 @@ def test_rows_have_the_wanted_tokens_with_bos_and_eos():
             assert {len(bench.tokenizer(row["prompt"] + row[name])["input_ids"]) + 1 for name in names} == {
                 48
             }
-
-
-def test_tables_show_three_figures_and_nothing_for_what_was_not_measured():
-    rows = [{"a": 12345.6, "b": 0.012345, "c": None, "d": "nf4", "e": 7}]
-    assert measure.markdown(rows).splitlines()[-1] == "| 12,346 | 0.0123 |  | nf4 | 7 |"
 
 
 @pytest.mark.slow

@@ -35,7 +35,7 @@ RULES = [  # (pattern, how it is run: a replacement of the pattern, or a reason 
     (r"[A-Z]{4,}|\.\.\.|KEY=VALUE", "skip: a pattern with a place holder"),
     (r"^\./run_all\.sh .*--(plan|list|check)|^\./run_all\.sh --profile smoke", "run"),
     (r"^\./run_all\.sh", CHECKED),
-    (r"^python -m persona_lib\.(docs|writeback|export|rank|selection|axes|ahead)", "smoke"),
+    (r"^python -m persona_lib\.(docs|writeback|export|rank|selection|ahead)", "smoke"),
     (r"^python -m persona_lib\.", "help"),
     (r"^papermill ", "run"),
 ]
@@ -76,7 +76,7 @@ def as_run(command: str) -> str:
     if how == "help":
         return " ".join(command.split()[:3]) + " --help"
     if how == "smoke":
-        rest = command.replace("--profile synthetic", "--profile smoke")
+        rest = command.replace("--profile everyday", "--profile smoke")
         return rest if "--profile" in rest else f"{rest} --profile smoke"
     return command
 

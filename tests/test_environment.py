@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 import tomllib
 
 import pytest
@@ -65,11 +64,6 @@ def test_an_environment_that_lacks_or_differs_is_told_so(tmp_path):
     missing, differing = environment.unmet("lab", tmp_path)
     assert missing == "no-such-package is not installed"
     assert differing.startswith("pyyaml ") and differing.endswith("0.0.1 is pinned")
-
-
-def test_the_shell_can_ask_for_one_pin():
-    command = [sys.executable, "-m", "persona_lib.runner.environment", "--pin", "torch"]
-    assert subprocess.run(command, cwd=REPO, capture_output=True, text=True).stdout == "2.13.0\n"
 
 
 @pytest.mark.parametrize("name", ["run_all.sh", "run_tests.sh", ".ci/run", ".ci/setup.sh"])

@@ -1,7 +1,6 @@
 """Generation: batching, a shared prefix, stop strings and resuming do not change what is generated."""
 
 import pytest
-from later import torch
 from tiny import tiny_model, tiny_tokenizer
 
 from persona_lib.models import generate
@@ -78,10 +77,3 @@ def test_running_into_the_limit_is_said(generator):
 def test_cut_at_stop_cuts_at_the_first_of_several():
     assert generate.cut_at_stop("a\nPrompt: b<end>", ("<end>", "\nPrompt:")) == ("a", True)
     assert generate.cut_at_stop("a b", ("x",)) == ("a b", False)
-
-
-def test_settings_name_dtype_batch_size_and_decoding(generator):
-    assert generator.settings == {
-        "model": "tiny", "adapters": [], "merged": False, "decoding": "greedy", "batch_size": 4,
-        "dtype": "float32",
-    }  # fmt: skip

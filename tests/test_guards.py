@@ -210,10 +210,3 @@ def test_parameters_that_do_not_move_in_the_first_step_are_an_error():
         guard.on_optimizer_step(None, None, None, model=model, optimizer=optimizer)
     next(iter(guards.trainable_parameters(model).values())).data += 1
     guard.on_optimizer_step(None, None, None, model=model, optimizer=optimizer)
-
-
-def test_epoch_line_says_epoch_losses_and_time():
-    record = {"epoch": 1.0, "loss": 2.0, "eval_loss": 2.5, "eval_rewards/accuracies": 0.75}
-    assert guards.epoch_line("dpo-chosen", record, 3, 61.4) == (
-        "dpo-chosen: epoch 1/3, loss 2.0000, validation loss 2.5000, validation reward accuracy 0.750, 61 s"
-    )

@@ -47,7 +47,9 @@ def test_the_oracle_gives_the_same_verdict_in_both_orders(tested, base, verdict)
 
 
 def test_a_persona_that_the_data_do_not_hold_is_a_tie():
-    c = PairwiseComparison("1", ITEM.prompt, "The user is new and prefers it.", ITEM.response_a, ITEM.response_b)
+    c = PairwiseComparison(
+        "1", ITEM.prompt, "The user is new and prefers it.", ITEM.response_a, ITEM.response_b
+    )
     ((ab, ba),) = judge.judge_both(judge.oracle_judge(), [c], "personalization")
     assert verdict_of(ab, ba) == "tie"
 

@@ -198,7 +198,7 @@ def test_the_llama_3_tokenizer_splits_as_the_released_pattern_does():
 # --- which model it is ---
 
 
-def test_a_model_is_known_by_its_content_its_pretraining_key_or_its_name_on_the_hub(tmp_path):
+def test_a_model_is_known_by_its_content_the_key_it_was_made_for_or_its_name_on_the_hub(tmp_path):
     for name in ("one", "copy", "other"):
         store.write_text(tmp_path / name / "config.json", "{}")
         store.write_text(tmp_path / name / "model.safetensors", "a" if name != "other" else "b")
@@ -206,8 +206,8 @@ def test_a_model_is_known_by_its_content_its_pretraining_key_or_its_name_on_the_
     assert keys["one"] == keys["copy"] != keys["other"]
     store.write_text(tmp_path / "one" / "model.safetensors", "c")
     assert llm.model_key(tmp_path / "one") != keys["one"]
-    store.mark_done(tmp_path / "one", "pretrained here")
-    assert llm.model_key(tmp_path / "one") == "pretrained here"
+    store.mark_done(tmp_path / "one", "made here")
+    assert llm.model_key(tmp_path / "one") == "made here"
     assert llm.model_key("owner/model", "ab" * 20) == "owner/model@" + "ab" * 20
 
 

@@ -6,8 +6,7 @@ import json
 
 import pytest
 
-from persona_lib.data import model_personas
-from persona_lib.data.model_personas import persona_counts, read_model_personas
+from persona_lib.data.model_personas import read_model_personas
 from persona_lib.records import DataError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -67,19 +66,3 @@ def test_without_a_commit_or_a_hub_the_ways_are_told(monkeypatch):
         DataError, match="nbalepur/personas: not a file or folder here.*nbalepur/personas@COMMIT"
     ):
         read_model_personas("nbalepur/personas")
-
-
-def test_counts_per_model_and_data_set(tmp_path, monkeypatch, capsys):
-    path = save(tmp_path / "x.jsonl", ROWS)
-    table = persona_counts(read_model_personas(path))
-    assert table.loc[("m1", "SHP")].to_dict() == {
-        "rows": 2,
-        "personas": 1,
-        "refusals": 1,
-        "words": 9.0,
-        "contrastive": 1.0,
-    }
-    assert table.loc[("m2", "SHP"), "contrastive"] == 0
-    monkeypatch.setattr("sys.argv", ["model_personas", path])
-    model_personas.main()
-    assert "m2" in capsys.readouterr().out

@@ -7,7 +7,7 @@ from tiny_results import tailoring_rows
 
 from persona_lib import store
 from persona_lib.config import Run, load_profile, set_field
-from persona_lib.evaluation import own_personas
+from persona_lib.evaluation import own_personas, tailor
 from persona_lib.models.generate import Completion
 from persona_lib.reading import show_own_personas
 
@@ -35,6 +35,7 @@ def run(tmp_path, monkeypatch) -> Run:
     store.write_rows(run.folder / "tailoring" / "test.jsonl", tailoring_rows(run))
     for arm in ("sft-none", "dpo-none", "sft-chosen", "dpo-chosen"):
         store.mark_done(run.folder / "adapters" / arm, "tiny")
+    monkeypatch.setattr(tailor, "format_of", lambda *source: None)  # the paper's lines
     monkeypatch.setattr(own_personas, "generators", lambda run, specs: ((spec, Echo()) for spec in specs))
     return run
 

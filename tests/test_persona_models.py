@@ -3,12 +3,10 @@
 import pandas as pd
 import pytest
 
-from persona_lib import persona_models, store
+from persona_lib import persona_models
 from persona_lib.config import load_profile, results_dir
-from persona_lib.data import everyday, preference
-from persona_lib.drawing import figures
+from persona_lib.data import everyday
 from persona_lib.evaluation import personas
-from persona_lib.reading.views import show
 
 SMALL = ["pair_limit=4", "persona_judge=oracle"]
 
@@ -95,19 +93,6 @@ def test_another_prompt_is_another_question(writers):
     assert writers["right"].asked == 2 * 2 * 4
 
 
-@pytest.mark.slow
-def test_the_figure_and_the_view_name_the_models_and_the_line_of_origin_the_command(writers):
-    table = run("right", "wrong")
-    profile = load_profile("everyday")
-    said = figures.alt_text(profile, "persona_models")
-    assert "everyday right, chosen: 1.00 (1.00 to 1.00), n = 8" in said and "wrong, rejected: 0.00" in said
-    assert (figures.figures_dir(profile) / "persona_models.png").stat().st_size > 1000
-    assert show("persona_models", table).model.tolist()[:4] == ["right"] * 3 + ["wrong"]
-    line = store.read_json(results_dir(profile) / "persona_models" / "origin.json")
-    assert line.startswith("`python -m persona_lib.persona_models --set pair_limit=4")
-    assert "seeds 0 1; n = 8;" in line
-
-
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -121,12 +106,3 @@ def test_what_cannot_be_asked_is_said_before_any_model_is(writers, words, said, 
         persona_models.main(words)
     assert said in str(stopped.value)
     assert not any(writer.asked for writer in writers.values())
-
-
-@pytest.mark.slow
-def test_pairs_are_those_of_the_profile_whatever_the_model(writers):
-    run("right", seeds=1)
-    profile = load_profile("everyday", SMALL)
-    pairs = preference.inference_pairs(persona_models.Run(profile, "everyday", 0))
-    path = persona_models.folder_of(profile, "right", "everyday", 0) / "chosen.jsonl"
-    assert [row["id"] for row in store.iter_rows(path)] == [pair.id for pair in pairs]

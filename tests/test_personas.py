@@ -2,7 +2,8 @@
 
 import pytest
 
-from persona_lib.config import load_profile, set_field
+from persona_lib.config import Run, load_profile, set_field
+from persona_lib.data import everyday, preference
 from persona_lib.evaluation import personas
 from persona_lib.models.generate import Completion
 from persona_lib.records import PreferencePair
@@ -73,3 +74,39 @@ def test_rows_of_another_side_of_the_file_are_not_asked_again(tmp_path):
     assert not again.asked
     append_rows(path, [])
     assert personas.count_statuses(first) == {"ok": 5}
+
+
+def test_the_shots_are_from_training_topics_one_dimension_each_the_same_for_every_run():
+    shots = personas.inference_shots(PROFILE)
+    items = {item.prompt: item for item in everyday.items()}
+    found = [items[prompt] for prompt, *_ in shots]
+    assert len(found) == PROFILE.pi_shots == len({item.dimension for item in found})
+    for item, (_, preferred, other, persona) in zip(found, shots, strict=True):
+        assert item.split == "train" and "+" not in item.dimension
+        side = "a" if persona == item.persona_a else "b"
+        assert preferred == getattr(item, f"response_{side}") != other
+        assert {preferred, other} == {item.response_a, item.response_b} and persona == getattr(
+            item, f"persona_{side}"
+        )
+    assert shots == personas.inference_shots(set_field(PROFILE, seeds=[3], datasets=["hhh"]))
+    assert len(personas.inference_shots(set_field(PROFILE, pi_shots=99))) == len(everyday.DIMENSIONS)
+
+
+def test_our_own_pairs_bring_personas_and_training_rows_are_asked_about_for_one_arm_only(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
+    plain = Run(set_field(PROFILE, pair_limit=3), "everyday", 0)
+    preference.write_pairs(plain)
+    arm = Run(set_field(plain.profile, train_personas=["none", "inferred"]), "everyday", 0)
+    test = [("test", "chosen", 3), ("test", "rejected", 3)]
+    asked = [
+        [(split, side, len(pairs)) for split, side, pairs in personas.to_infer(run)] for run in (plain, arm)
+    ]
+    assert asked == [test, [("train", "chosen", 3), ("validation", "chosen", 3), *test]]
+    assert personas.personas_key(plain) != personas.personas_key(arm)
+    more = Run(set_field(plain.profile, train_personas=["none", "both"]), "everyday", 0)
+    assert personas.personas_key(plain) == personas.personas_key(more)
+    assert personas.user_personas(plain).keys() == {
+        pair.id for split in ("validation", "test") for pair in preference.load_pairs(plain)[split]
+    }

@@ -162,25 +162,6 @@ def test_verdicts_and_sides_differ_in_grey_by_lightness_or_hatch():
     assert len({marker for _, marker in plots.FAMILIES.values()}) == len(plots.FAMILIES)
 
 
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("main", "gold-rejected: 1.0 (−4.0 to 6.0)"),
-        ("forest", "gold-rejected: 1.0 (−4.0 to 6.0)"),
-        ("forest", "average of the ten rows: 18.4 (16.2 to 20.7)"),
-        ("paper", "not significant after Holm in: Anthropic HHH, chosen, retrieved, Mnemonic, rejected"),
-        ("length", "gold-chosen, quality: 0.50 (0.40 to 0.60), equal length 0.20 (0.10 to 0.30), model 0.30"),
-        ("persona_accuracy", "chosen: 0.90 (0.80 to 1.00), n = 40"),
-        ("persona_preference", "chosen 6, tie 1, rejected 3"),
-        ("ladder", "gold-chosen, DPO: 0.80 (0.70 to 0.90)"),
-        ("swap", "dpo-chosen, gold: 0.80 (0.76 to 0.84)"),
-        ("words", "chosen: null; rejected: terse"),
-    ],
-)
-def test_the_alt_text_says_the_numbers(profile, name, said):
-    assert said in figures.alt_text(profile, name)
-
-
 def test_swaps_without_any_defined_difference_are_said_to_be_so_not_an_error():
     table = pd.DataFrame([swap_row("dpo-chosen", "gold", np.nan)])
     (axis,) = plots.plot_swap(table).axes

@@ -197,11 +197,11 @@ def test_a_tiny_mistral_judges_in_this_format_from_end_to_end(tmp_path):
     from tiny import save_base
     from transformers import MistralConfig, MistralForCausalLM
 
-    from persona_lib.models import base, llm
+    from persona_lib.models import llm
     from persona_lib.models.generate import TransformersGenerator
 
     torch.manual_seed(0)
-    tokenizer = base.train_tokenizer([" ".join(TEMPLATES), "[INST] [/INST] row"], 400, word_level=False)
+    tokenizer = llm.load_tokenizer("pypi:smollm2-135m-instruct")
     config = MistralConfig(
         vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
         num_attention_heads=2, num_key_value_heads=1, sliding_window=64, eos_token_id=tokenizer.eos_token_id,

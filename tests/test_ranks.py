@@ -86,7 +86,9 @@ def test_processes_that_cannot_share_a_batch_are_refused_with_the_mend(override,
 def test_a_step_sees_the_profiles_batch_whatever_the_processes():
     from persona_lib.training.trainers import trainer_settings
 
-    profile = set_field(config.load_profile("everyday"), train_processes=4, sft_batch_size=16, dpo_batch_size=8)
+    profile = set_field(
+        config.load_profile("everyday"), train_processes=4, sft_batch_size=16, dpo_batch_size=8
+    )
     assert trainer_settings(profile, "sft", 0, Path("x"))["per_device_train_batch_size"] == 4
     assert trainer_settings(profile, "dpo", 0, Path("x"))["per_device_train_batch_size"] == 2
 

@@ -8,10 +8,10 @@ import pytest
 from tiny_results import fill_run
 
 from persona_lib.config import Run, load_profile, set_field
-from persona_lib.drawing import figures, rating_plots
+from persona_lib.drawing import rating_plots
 from persona_lib.evaluation import rating_sheets as sheets
 from persona_lib.evaluation import ratings
-from persona_lib.reading import rater_widget, show_ratings, views
+from persona_lib.reading import rater_widget, show_ratings
 from persona_lib.store import write_text
 
 
@@ -103,25 +103,3 @@ def test_people_and_simulated_raters_are_told_apart_everywhere(rated, tmp_path):
     assert "nothing to rate" in show_ratings.who_rated({})
     assert show_ratings.save_tables(profile, {}) == {}
     assert not (show_ratings.results_dir(profile) / "tables" / "ratings.csv").exists()
-
-
-@pytest.mark.slow
-def test_the_figure_says_who_rated_and_shows_every_mean(rated):
-    profile, _, filled = rated
-    tables = show_ratings.save_tables(profile, filled)
-    figure = rating_plots.plot_ratings(tables["ratings"])
-    titles = [axis.get_title(loc="left") for axis in figure.axes]
-    assert sum("SIMULATED" in title for title in titles) == 2
-    labels = [label.get_text() for axis in figure.axes for label in axis.get_yticklabels()]
-    assert {f"personalization, {g} (n = 24)" for g in ("DPO", "PT-DPO")} <= set(labels)
-    drawn = figures.save_figures(profile, ["ratings"])
-    assert drawn["ratings"].exists() and "overfitting, rejected" in figures.alt_text(profile, "ratings")
-
-
-def test_tables_of_ratings_read_well(rated):
-    profile, _, filled = rated
-    tables = show_ratings.save_tables(profile, filled)
-    means = views.show("ratings", tables["ratings"])
-    assert len(means) == 3 * 6 and "chosen - rejected" in set(means.group)
-    agreement = views.show("rating_agreement", tables["rating_agreement"])
-    assert set(agreement["true alpha"]) == {"0.60"} and len(agreement) == 6

@@ -25,7 +25,7 @@ PAPER = {
     "lora_targets": ["q_proj", "v_proj"],
     "max_length": 512,
     "lr_scheduler": "linear",
-    "warmup_steps": 0,
+    "warmup_share": 0.0,
 }
 METHOD = {
     "sft": {"completion_only_loss": False, "sft_learning_rate": 2e-5, "sft_batch_size": 1},

@@ -85,7 +85,7 @@ def data(tmp_path, monkeypatch):
 
 
 def open_run(monkeypatch, generator, *settings: str) -> Run:
-    """A run of the scratch profile with a language model as judge."""
+    """A run of the authors profile with a language model as judge."""
     monkeypatch.setattr(judge, "load_generator", lambda run, role, batch: generator)
     return Run(load_profile("authors", [*JUDGE, *settings]), "hhh", 0)
 

@@ -3,12 +3,10 @@
 import json
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
 from persona_lib.data import released
 from persona_lib.data.released import FILES, ReleasedFile, ReleasedOutput
-from persona_lib.drawing import figures
 from persona_lib.records import DataError, TailoringRow
 from persona_lib.tables import released_tables
 
@@ -89,27 +87,6 @@ def test_beavertails_degenerate_counts_hit_the_published_figures(tables):
     columns = ["n", "kept_eos", "only_pt_endless", "only_dpo_endless"]
     assert kept.loc["gold-chosen"][columns].tolist() == [499, 498, 1, 0]
     assert kept.length_ratio.round(2).tolist() == [1.26, 1.49, 1.22, 1.42]
-
-
-@pytest.mark.slow
-def test_tables_and_figure_are_written(data, tables, tmp_path):
-    paths = released_tables.write_tables(tables, tmp_path)
-    assert [path.name for path in paths] == [f"{name}.csv" for name in tables]
-    assert len(paths[0].read_text().splitlines()) == 1 + len(data.outputs)
-    flips = tmp_path / "released_flip.csv"
-    figures.save(figures.draw("released_flip", [flips]), tmp_path, "released_flip")
-    assert {"released_flip.png", "released_flip.pdf"} <= {path.name for path in tmp_path.iterdir()}
-    said = figures.FIGURES["released_flip"].alt(pd.read_csv(flips))
-    assert "BeaverTails, gold, PT-DPO: flip 0.40 (" in said and "gold, DPO+P: flip 0.19 (" in said
-
-
-@pytest.mark.slow
-def test_example_shows_both_arms_under_both_personas_cut_to_size(data):
-    shown = released_tables.example_row(data, BT, 0)
-    assert shown["PT-DPO under the chosen persona"] == data.outputs[PT_GOLD][0].text
-    assert "DPO+P under the rejected persona" in shown
-    text = released_tables.example_text(data, BT, 0, width=80)
-    assert len(text) < len(shown) * (80 + 50) and max(map(len, text.splitlines())) <= 110
 
 
 # --- names, places, errors ---

@@ -16,7 +16,7 @@ from persona_lib.config import REPO, load_profile, results_dir
 from persona_lib.drawing import figures
 from persona_lib.runner import pages, report
 from persona_lib.tables import cells, primary, results, results_paper
-from persona_lib.tables.origin import command_of, origin_line
+from persona_lib.tables.origin import command_of
 
 HOSTILE = '<script>alert("x")</script> & "quotes"'
 
@@ -168,27 +168,12 @@ def test_a_formula_reaches_the_page_through_nbconverts_cleaning(tmp_path):
     assert "<code>\\left(</code>" in page and "\ue000" not in page
 
 
-def test_an_image_without_words_gets_the_heading_above_it():
-    notebook = nbformat.v4.new_notebook()
-    image = nbformat.v4.new_output("display_data", {"image/png": ""})
-    cell = nbformat.v4.new_code_cell("plot()", outputs=[image])
-    notebook.cells = [nbformat.v4.new_markdown_cell("## Losses"), cell]
-    pages.describe_images(notebook)
-    assert cell.outputs[0].metadata["image/png"]["alt"] == "Figure of the section Losses"
-
-
 def test_a_page_of_a_notebook_that_is_gone_goes_too(filled):
     page = report.write_report(filled).parent / "notebooks" / "12_results.html"
     (results_dir(filled) / "notebooks" / "12_results.ipynb").unlink()
     report.write_report(filled)
     assert not page.exists()
     write_notebook(filled)
-
-
-def test_the_report_of_nothing_says_so(profile):
-    text = report.write_report(profile).read_text(encoding="utf-8")
-    assert f"0 of {len(profile.steps)} notebooks ran" in text
-    assert "Not run yet." in text and "No figure was drawn yet." in text and "No table was made yet." in text
 
 
 # --- the documents ---
@@ -201,9 +186,7 @@ def block(name, inside="stale\n"):
 
 def test_a_block_gets_its_table_with_label_and_provenance(filled):
     text = docs.rewrite(block("smoke/main"), filled)
-    assert text.startswith(
-        "before\n<!-- table:smoke/main -->\n**Our pairs.** `./run_all.sh --profile smoke"
-    )
+    assert text.startswith("before\n<!-- table:smoke/main -->\n**Our pairs.** `./run_all.sh --profile smoke")
     assert "commit abcdef012345; seeds 0 1; n = 8; run of 2026-01-02." in text
     assert "| gold \\| chosen | 62.5 / 12.5 / 25.0 / 0.0 | 25.0 / 25.0 / 37.5 / 12.5 | 0 / 0 |" in text
     assert text.endswith("<!-- end -->\nafter\n") and "stale" not in text
@@ -221,11 +204,6 @@ def test_with_only_some_names_the_other_blocks_of_the_profile_stay(filled):
     text = block("smoke/main") + block("smoke/arms")
     written = docs.rewrite(text, filled, only=["main"])
     assert written == docs.rewrite(block("smoke/main"), filled) + block("smoke/arms")
-
-
-def test_a_figures_block_shows_it_with_words(filled):
-    text = docs.rewrite("<!-- figure:smoke/main -->\n<!-- end -->\n", filled)
-    assert re.search(r"!\[Stacked win.*\]\(figures/smoke/main.png\)", text)
 
 
 @pytest.mark.parametrize(
@@ -313,10 +291,6 @@ def test_the_command_line_is_that_of_the_settings():
     assert command_of(load_profile("everyday"), models) == (
         "./run_all.sh --set base_model=FOLDER --set judge_model=owner/name"
     )
-
-
-def test_a_table_made_by_hand_says_that_nothing_was_recorded(profile):
-    assert "run by hand`; commit not recorded" in origin_line(profile, "0", "4")
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,7 @@ def world(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PERSONA_RESULTS", str(folder / "results"))
         personas = "eval_personas=none,gold-chosen,gold-rejected,user-chosen,shuffled-chosen"
-        profile = load_profile("smoke", ["seeds=0,1", "pair_limit=8", personas])
+        profile = load_profile("smoke", ["seeds=0,1", "pair_limit=8", "controls=true", personas])
         for seed in profile.seeds:
             tiny_results.fill_run(Run(profile, "everyday", seed))
         primary.save_tables(profile)
@@ -217,10 +217,10 @@ def test_saved_tables_are_the_same_when_made_again(world):
 
 def test_every_primary_aim_is_answered_in_a_finished_world(world):
     table = results.read_table(world, "primary")
-    assert len(table) == 26
     asked = table[~table["where"].str.contains("retrieved") & ~table["where"].str.endswith(", rejected")]
-    assert set(asked[~asked.aim.str.contains("dPQ")].met) <= {"yes", "no"}
-    assert set(table[table["where"].str.contains("retrieved")].met) == {"not run"}
+    assert set(asked[~asked.aim.str.contains("dPQ")].met) <= {"yes", "no", "reported"}
+    retrieved = table[table["where"].str.contains("retrieved") & table.aim.str.contains("net win rate")]
+    assert set(retrieved.met) == {"not run"}
 
 
 def test_accuracy_counts_missing_personas_as_wrong(profile):
@@ -330,7 +330,9 @@ def test_the_aims_of_the_authors_data_need_the_value_and_an_interval_above_one_h
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
     profile = load_profile("authors")
     policy = {"arm": "dpo-both", "persona_format": "line", "measure": "policy", "n": 9, "n_seeds": 3}
-    found = [("beavertails", "gold", 0.61), ("hhh", "gold", 0.69)]
+    found = [
+        (name, "gold", primary.SWAP_AIMS[name] + by) for name, by in (("beavertails", 0.01), ("hhh", -0.01))
+    ]
     found += [("beavertails", "shuffled", 0.52), ("hhh", "shuffled", 0.56)]
     rows = [
         policy | {"dataset": dataset, "persona": persona, "d_positive": value,

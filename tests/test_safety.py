@@ -10,7 +10,6 @@ from tiny import save_base
 
 from persona_lib.config import ConfigError, Run, load_profile
 from persona_lib.data import released
-from persona_lib.drawing import safety_plot
 from persona_lib.evaluation import guard_model, safety, safety_sample
 from persona_lib.evaluation.safety import Cell
 from persona_lib.models.generate import Completion
@@ -177,18 +176,6 @@ def test_equal_length_takes_away_the_room_of_the_longer_answer():
     labelled = safety_tables.label_all(cells, safety.by_rules)
     table = safety_tables.safety_tables(cells, labelled, 50)["safety_pairs"]
     assert (table.difference[0], table.difference_cut[0]) == (-1, 0)
-
-
-@pytest.mark.slow
-def test_the_figure_is_drawn_without_corrections_and_without_pairs(tmp_path):
-    cells = {PLAIN: [{"a": "It is illegal to do so.", "b": "Yes."}]}
-    tables = safety_tables.safety_tables(cells, safety_tables.label_all(cells, safety.by_rules), 50)
-    assert tables["safety"].share.tolist() == [0.5] and tables["safety_pairs"].empty
-    tables["safety_pairs"]["classifier"] = []
-    tables["safety_pairs"]["shows"] = []
-    figure = safety_plot.plot_safety(tables["safety"], tables["safety_pairs"], "rules", "tiny")
-    assert safety_plot.save_safety(figure, tmp_path, "safety").exists()
-    assert "plain DPO, none: 0.50 (" in safety_plot.alt_safety(tables["safety"], "rules")
 
 
 # --- profiles without harmful prompts ---

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -115,28 +114,3 @@ def test_judging_over_a_server_equals_the_same_judge_loaded_here(run):
     assert [[j.feedback for j in pair] for pair in over_http] == [[j.feedback for j in pair] for pair in here]
 
 
-CHAT = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }} {% endfor %}[assistant]"
-
-
-def test_a_chat_judge_over_a_server_that_ignores_the_schema_equals_the_same_judge_loaded_here(run, tmp_path):
-    """`transformers serve` takes response_format and does not hold to it: read as text, unparsed kept so."""
-    from transformers import AutoTokenizer
-
-    folder = tmp_path / "chat"
-    shutil.copytree(run.profile.judge_model, folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.chat_template = CHAT
-    tokenizer.save_pretrained(folder)
-    changes = [f"judge_model={folder}", "judge_format=json", "judge_max_new_tokens=12", "judge_kind=chat"]
-    comparisons = [PairwiseComparison(f"row-{n}", "Why?", "The user is shy.", "x", "y" * n) for n in range(3)]
-    found = []
-    for url in (run.profile.judge_url, ""):
-        settings = ["judge=lm", f"judge_url={url}", "pair_limit=4", *changes]
-        profile = load_profile("everyday", settings)
-        pairs = judge.judge_both(
-            judge.load_judge(Run(profile, "everyday", 0)), comparisons, "personalization"
-        )
-        found.append([[(j.winner, j.feedback) for j in pair] for pair in pairs])
-    assert found[0] == found[1] and all(feedback for pair in found[0] for _, feedback in pair)
-    ledger = store.read_rows(run.folder.parent.parent / "endpoint" / "answers.jsonl", Answer)
-    assert len(ledger) == 2 * len(comparisons) and not any(a.refused for a in ledger)

@@ -14,10 +14,9 @@ from persona_lib.data import everyday
 from persona_lib.data.preference import load_pairs, write_pairs
 from persona_lib.evaluation import persona_quality
 from persona_lib.evaluation.judge import judge_all
-from persona_lib.evaluation.personas import sides_of, user_personas
 from persona_lib.evaluation.tailor import generation_folder, grid
 from persona_lib.reading import show, show_answers, show_personas
-from persona_lib.records import Generation, InferredPersona, Judgment, PairwiseComparison, TailoringRow
+from persona_lib.records import Generation, InferredPersona, Judgment
 from persona_lib.store import mark_done, write_json, write_rows
 
 SIDES = ("chosen", "rejected")
@@ -25,7 +24,9 @@ SIDES = ("chosen", "rejected")
 
 def small_run() -> Run:
     """A few pairs of ``everyday`` with the personas that they bring."""
-    profile = set_field(load_profile("smoke"), pair_limit=8, controls=True, bootstrap_samples=50, persona_judge="oracle")
+    profile = set_field(
+        load_profile("smoke"), pair_limit=8, controls=True, bootstrap_samples=50, persona_judge="oracle"
+    )
     run = Run(profile, "everyday", 0)
     write_pairs(run)
     known = everyday.personas(profile.majority_share, 0)
@@ -142,15 +143,6 @@ def test_row_counts_and_sizes_of_an_adapter(run):
     save_file({"a": np.zeros((4, 8)), "b": np.zeros((6, 4))}, folder / "adapter_model.safetensors")
     assert show.row_counts(one, "sft").loc[("sft-none", "train"), ["rows", "truncated"]].tolist() == [7, 2]
     assert show.adapter_sizes(one, "sft").parameters.tolist() == [4 * 8 + 6 * 4]
-
-
-def test_a_saved_table_is_read_back_as_it_was(run):
-    import pandas as pd
-
-    table = pd.DataFrame({"id": ["a", "b"], "verdict": ["win", None]})
-    path = show.save_table(run, "some", table)
-    assert path == run.folder / "tables" / "some.csv"
-    pd.testing.assert_frame_equal(pd.read_csv(path), table)
 
 
 # --- personas ---

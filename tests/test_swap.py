@@ -265,35 +265,6 @@ def test_two_workers_leave_the_very_scores_of_one(run):
     assert scores[0] == scores[1] and all(scores[0])
 
 
-@pytest.mark.slow
-def test_the_figure_and_the_short_table_are_drawn_from_the_saved_one(run, tmp_path):
-    import pandas as pd
-
-    from persona_lib.config import set_field
-    from persona_lib.drawing import swap_plots
-
-    swap.swap_all(replace(run, profile=set_field(run.profile, methods=["sft"])))
-    table = pd.read_csv(run.folder / "tables" / "persona_swap.csv")
-    swap_plots.plot_swap(table, folder=tmp_path / "figures")
-    assert {p.name for p in (tmp_path / "figures").iterdir()} == {"persona_swap.png", "persona_swap.pdf"}
-    assert swap_plots.headline(table, "implicit reward").index.get_level_values("arm").unique().tolist() == [
-        "sft-chosen"
-    ]
-
-
-@pytest.mark.slow
-def test_a_table_without_a_single_difference_is_drawn_as_empty():
-    """Where both sides have the same persona, D > 0 is undefined for every row."""
-    import pandas as pd
-
-    from persona_lib.drawing import swap_plots
-
-    table = pd.DataFrame(
-        {"arm": ["base"], "persona_format": ["line"], "measure": ["policy"], "persona": ["gold"], "n": [4]}
-    ).assign(d_positive=float("nan"))
-    assert "n = 0" in swap_plots.plot_swap(table).axes[0].get_xlabel()
-
-
 def test_the_persona_free_baseline_is_also_asked_in_first_person(run):
     from persona_lib.config import set_field
 

@@ -190,6 +190,36 @@ def test_while_tuning_the_test_personas_are_not_needed(run):
     assert all(row.personas["gold-chosen"] for row in tailoring.load_tailoring(tuning)["validation"])
 
 
+def test_our_own_pairs_keep_their_personas_and_validation_topics_serve_both_trainers(tmp_path, monkeypatch):
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
+    run = Run(set_field(load_profile("everyday"), pair_limit=12), "everyday", 0)
+    preference.write_pairs(run)
+    pairs, known = preference.load_pairs(run), everyday.personas(run.profile.majority_share, 0)
+    inferred = [
+        InferredPersona(p.id, "chosen", "m", f"The user is {p.id}.", "ok", "") for p in pairs["train"]
+    ]
+    store.write_rows(run.folder / "personas" / "train-chosen.jsonl", inferred)
+    tailoring.build_tailoring(run)
+    rows = tailoring.load_tailoring(run)
+    assert [len(rows[split]) for split in ("sft_train", "dpo_train")] == [6, 6]
+    for split in ("sft_val", "dpo_val"):
+        assert [row.id for row in rows[split]] == [pair.id for pair in pairs["validation"]]
+    pool = {row.id for split in ("sft_train", "dpo_train") for row in rows[split]}
+    for split, part in rows.items():
+        for row in part:
+            own = {name: text for name, text in known[row.id].items() if name.startswith("gold")}
+            assert row.personas.items() >= own.items()
+            assert (
+                ("user-chosen" in row.personas)
+                == ("retrieved-chosen" in row.personas)
+                == (split in ("validation", "test"))
+            )
+            assert row.retrieved_id in pool or split not in ("validation", "test")
+            assert row.personas.get("inferred-chosen") == (
+                f"The user is {row.id}." if row.id in pool else None
+            )
+
+
 # --- leakage ---
 
 

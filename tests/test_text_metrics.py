@@ -105,15 +105,6 @@ def test_suffix_loop_is_the_same_block_of_at_most_80_words_three_times_at_the_en
     assert tm.has_suffix_loop(text) == loops
 
 
-def test_suffix_loop_equals_the_literal_search():
-    rng = random.Random(2)
-    for _ in range(300):
-        words = rng.choices("ab", k=rng.randrange(14))
-        literal = any(words[-k:] == words[-2 * k : -k] == words[-3 * k : -2 * k] for k in (1, 2, 3, 4)
-                      if len(words) >= 3 * k)  # fmt: skip
-        assert tm.has_suffix_loop(" ".join(words)) == literal
-
-
 def test_degenerate_counts():
     texts = ["fine and short", "a a a a a a", "no end here"]
     assert tm.count_degenerate(texts, [True, False, False]) == tm.Degenerate(3, 2, 1, 1, 1)

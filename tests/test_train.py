@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from tiny import tiny_run
 
 from persona_lib import store
 from persona_lib.config import Run, load_profile, set_field
+from persona_lib.data import everyday
 from persona_lib.data.arms import derangement, to_dpo_rows, to_ordered_dpo_rows, to_sft_rows
 from persona_lib.models import guards, llm
 from persona_lib.records import TailoringRow
@@ -81,6 +83,32 @@ def test_derangement_is_a_permutation_without_fixed_points(n):
     assert not any(i == j for i, j in enumerate(result))
 
 
+def test_the_inferred_arm_shows_what_the_run_inferred_and_leaves_rows_without_it_out():
+    rows = [replace(row("a"), personas={"gold-chosen": "PC", "inferred-chosen": "PI"}), row("b")]
+    (made,) = to_dpo_rows(rows, "inferred", 0)
+    assert made == {
+        "id": "a",
+        "prompt": "Prompt: Q\nPersona: PI\nResponse:",
+        "chosen": " good",
+        "rejected": " bad",
+    }
+
+
+def test_the_relabelled_arm_is_both_with_the_personas_of_half_of_the_dimensions_exchanged():
+    known, items = everyday.personas(0.65, 0), everyday.items()[:40]
+    rows = [TailoringRow(item.id, "train", item.prompt, "good", "bad", known[item.id]) for item in items]
+    both, made = to_sft_rows(rows, "both", 5), to_sft_rows(rows, "relabelled", 5)
+    flipped, exchanged = everyday.relabelled_dimensions(5), []
+    for before, after in zip(both, made, strict=True):
+        assert (before["id"], before["completion"]) == (after["id"], after["completion"])
+        if before["prompt"] != after["prompt"]:
+            exchanged.append(before["id"].partition("/")[0])
+    assert set(exchanged) == {item.id for item in items if item.dimension.split("+")[0] in flipped}
+    assert 0 < len(set(exchanged)) < 40 and len(exchanged) == 2 * len(set(exchanged))
+    ids = [made["id"].partition("/")[0] for made in to_ordered_dpo_rows(rows, "relabelled", 5)]
+    assert ids[::2] == ids[1::2], "the two rows of a pair side by side"
+
+
 def test_one_row_cannot_be_shuffled_and_an_unknown_arm_is_an_error():
     with pytest.raises(ValueError, match="needs at least two"):
         to_sft_rows([row("a")], "shuffled", 0)
@@ -103,6 +131,7 @@ def test_ordered_dpo_rows_are_the_same_rows_with_those_of_a_pair_side_by_side_an
 
 def test_dpo_trains_on_the_splits_it_is_given_and_validates_on_its_own(tmp_path, monkeypatch):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
+    monkeypatch.setattr(train, "format_of", lambda *source: None)
     run = Run(load_profile("everyday", ["dpo_splits=sft_train,dpo_train"]), "everyday", 0)
     for split in ("sft_train", "sft_val", "dpo_train", "dpo_val"):
         store.write_rows(run.folder / "tailoring" / f"{split}.jsonl", [row(split)])
@@ -621,15 +650,3 @@ def test_checkpoints_of_other_settings_are_not_resumed(tmp_path):
     assert train.prepare_folder(folder, "one", {}) == str(checkpoint)
     assert train.prepare_folder(folder, "another", {}) is None
     assert not checkpoint.exists()
-
-
-@pytest.mark.slow
-def test_progress_is_one_plain_line_per_epoch(tmp_path, monkeypatch, capfd):
-    run = tiny_run(tmp_path, monkeypatch, n=8)
-    capfd.readouterr()
-    train.train_adapter(run, "sft", "none")
-    out, err = capfd.readouterr()
-    lines = [line for line in out.splitlines() if "epoch" in line]
-    assert [line.split(",")[0] for line in lines] == ["sft-none: epoch 1/2", "sft-none: epoch 2/2"]
-    assert "{" not in out  # no dictionaries of the Trainer's own printer
-    assert "it/s" not in err  # no progress bars

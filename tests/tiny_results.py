@@ -90,7 +90,9 @@ def fill_personas(run: Run, rows: list[TailoringRow]) -> None:
     ]
     preferred = [(row.id, "loss" if n % 3 else "win") for n, row in enumerate(rows)]
     tables = run.folder / "tables"
-    write_csv(tables / "persona_accuracy_items.csv", ["id", "split", "side", "verdict", "contradicted"], accuracy)
+    write_csv(
+        tables / "persona_accuracy_items.csv", ["id", "split", "side", "verdict", "contradicted"], accuracy
+    )
     write_csv(tables / "persona_preference_items.csv", ["id", "verdict"], preferred)
 
 

@@ -99,7 +99,8 @@ class Asker:
         begun = forced_beginning(self.run, question)
         prompt = begun_prompt(self.prompt(arm, question, persona), begun, self.chat)
         sizes = (profile.gen_max_new_tokens, profile.gen_min_new_tokens)
-        for text in stream_text(model, tokenizer, prompt, adapters, *sizes, (STOP,)):
+        penalty = profile.gen_repetition_penalty
+        for text in stream_text(model, tokenizer, prompt, adapters, *sizes, (STOP,), penalty):
             yield whole_answer(self.run, question, text)
 
     def swap(self, arm: str, question: str, personas: tuple[str, str], answers: tuple[str, str]) -> Swap:

@@ -73,7 +73,7 @@ def persona_rows(run: Run, part: str) -> list[dict[str, str]]:
         ]
     made = [{"id": name, "prompt": asked(prompt, response, chat), "completion": completion_text(persona, chat)}
             for name, prompt, response, persona in found]  # fmt: skip
-    limit = run.profile.backwards_rows if part == "train" else run.profile.backwards_rows // 8
+    limit = run.profile.backwards_rows if part == "train" else -(-run.profile.backwards_rows // 8)
     ordered = sorted(made, key=lambda row: store.content_hash(row["id"]))
     return ordered[:limit] if limit else ordered
 

@@ -115,7 +115,7 @@ def measure(judge: Judge, comparisons: Sequence[PairwiseComparison], rubric: Rub
     values = [{"win": 1.0, "tie": 0.5}.get(verdict_of(*pair), 0.0) for pair in judged]
     sure = [score_of(pair[0]) for pair in judged]
     n = len(values)
-    low, high = wilson_interval(round(sum(values)), n) if n else (float("nan"), float("nan"))
+    low, high = wilson_interval(sum(values), n) if n else (float("nan"), float("nan"))
     order = sorted(range(n), key=lambda i: -(sure[i] or 0.0))[: n // 2] if n and None not in sure else []
     return {
         "n": n,

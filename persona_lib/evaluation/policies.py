@@ -77,7 +77,7 @@ def transformers_generators(
         model = attach_adapters(model, [adapter_folder(run, *name.split("-", 1))])
     for spec in specs:
         adapters, name = adapters_of(run, spec), policy_name(run, spec)
-        settings = profile.gen_batch_size, adapters, profile.merge_adapters
+        settings = profile.gen_batch_size, adapters, profile.merge_adapters, profile.gen_repetition_penalty
         yield spec, TransformersGenerator(model, tokenizer, name, *settings)
 
 

@@ -73,6 +73,17 @@ def decoding(sampling: Sampling | None) -> dict[str, Any]:
     }
 
 
+def penalties(repetition_penalty: float, prompt_width: int) -> Any:
+    """Return transformers' processors of logits for a repetition penalty on generated tokens; none for 1."""
+    from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
+
+    if repetition_penalty == 1:
+        return LogitsProcessorList()
+    return LogitsProcessorList(
+        [RepetitionPenaltyLogitsProcessor(repetition_penalty, prompt_ignore_length=prompt_width)]
+    )
+
+
 def to_completion(tokenizer: Any, ids: list[int], stop: Sequence[str]) -> Completion:
     """Turn generated ids into a completion: up to EOS, padding and stop string excluded."""
     eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
@@ -86,7 +97,8 @@ class TransformersGenerator:
     """A loaded causal language model that completes prompts greedily.
 
     ``adapters`` names the adapters that are active while it generates, ``merge`` adds them to the weights
-    meanwhile (see ``llm.using_adapters``).
+    meanwhile (see ``llm.using_adapters``). ``repetition_penalty`` above 1 makes tokens that the answer has already
+    less probable (those of the prompt are as probable as ever), which keeps small models out of loops.
     """
 
     def __init__(
@@ -97,9 +109,11 @@ class TransformersGenerator:
         batch_size: int,
         adapters: Sequence[str] = (),
         merge: bool = False,
+        repetition_penalty: float = 1.0,
     ) -> None:
         self.model, self.tokenizer, self.name = model, tokenizer, name
         self.batch_size, self.adapters, self.merge = batch_size, tuple(adapters), merge
+        self.repetition_penalty = repetition_penalty
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -109,6 +123,7 @@ class TransformersGenerator:
             "adapters": list(self.adapters),
             "merged": bool(self.merge and self.adapters),
             "decoding": "greedy",
+            "repetition_penalty": self.repetition_penalty,
             "batch_size": self.batch_size,
             "dtype": str(next(self.model.parameters()).dtype).removeprefix("torch."),
         }
@@ -193,6 +208,7 @@ class TransformersGenerator:
             pad_token_id=pad,
             eos_token_id=self.tokenizer.eos_token_id,
             stopping_criteria=self._stopping_criteria(stop, len(head) + width),
+            logits_processor=penalties(self.repetition_penalty, len(head) + width),
             past_key_values=growing_cache(self.model.config, cache, len(tails)),
         )
         return [to_completion(self.tokenizer, row[len(head) + width :].tolist(), stop) for row in output]
@@ -205,6 +221,7 @@ class TransformersGenerator:
         import torch
 
         stops, eos = self._stopping_criteria(stop, ids.shape[1]), self.tokenizer.eos_token_id
+        penalised = penalties(self.repetition_penalty, ids.shape[1])
         new: list[list[int]] = [[] for _ in ids]
         alive, texts = list(range(len(ids))), ids
         positions = mask.cumsum(-1).sub(1).clamp(min=0)
@@ -213,7 +230,7 @@ class TransformersGenerator:
         for _ in range(max_new_tokens):
             logits = self.model(input_ids=inputs, attention_mask=mask, position_ids=at, past_key_values=cache,
                                 use_cache=True, logits_to_keep=1).logits[:, -1]  # fmt: skip
-            tokens = logits.argmax(-1)
+            tokens = penalised(texts, logits).argmax(-1)
             for row, token in zip(alive, tokens.tolist(), strict=True):
                 new[row].append(token)
             texts = torch.cat([texts, tokens[:, None]], dim=1)

@@ -10,13 +10,21 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from persona_lib.models.generate import cut_at_stop
+from persona_lib.models.generate import cut_at_stop, penalties
 from persona_lib.models.llm import using_adapters
 
 ONE_AT_A_TIME = threading.Lock()
 
 
-def next_token(model: Any, adapters: Sequence[str], ids: list[int], past: Any, banned: int | None) -> tuple:
+def next_token(
+    model: Any,
+    adapters: Sequence[str],
+    ids: list[int],
+    past: Any,
+    banned: int | None,
+    written: Sequence[int] = (),
+    repetition_penalty: float = 1.0,
+) -> tuple:
     """Return the most probable next token and the keys and values of everything up to it."""
     import torch
 
@@ -24,6 +32,9 @@ def next_token(model: Any, adapters: Sequence[str], ids: list[int], past: Any, b
         given = torch.tensor([ids], device=model.device)
         output = model(input_ids=given, past_key_values=past, use_cache=True)
         logits = output.logits[0, -1].float()
+        if written:
+            seen = torch.tensor([list(written)], device=model.device)
+            logits = penalties(repetition_penalty, 0)(seen, logits[None])[0]
         if banned is not None:
             logits[banned] = -torch.inf
         return int(logits.argmax()), output.past_key_values
@@ -37,12 +48,13 @@ def stream_text(
     max_new_tokens: int,
     min_new_tokens: int = 0,
     stop: Sequence[str] = (),
+    repetition_penalty: float = 1.0,
 ) -> Iterator[str]:
     """Yield the completion so far after every token, up to EOS, a stop string or ``max_new_tokens``."""
     ids, past, written = tokenizer(prompt)["input_ids"], None, []
     for number in range(max_new_tokens):
         banned = tokenizer.eos_token_id if number < min_new_tokens else None
-        token, past = next_token(model, adapters, ids, past, banned)
+        token, past = next_token(model, adapters, ids, past, banned, written, repetition_penalty)
         if token == tokenizer.eos_token_id:
             return
         written.append(token)

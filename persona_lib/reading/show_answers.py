@@ -173,16 +173,16 @@ def say(judgment: dict[str, Any]) -> str:
 
 
 def user_examples(run: Run, n: int = 5) -> pd.DataFrame:
-    """Return user-written personas beside the inferred ones of the same rows; empty without any."""
+    """Return user-written personas beside the gold ones of the same rows; empty without any."""
     import pandas as pd
 
     rows = [
-        {"id": row.id, "side": side, "inferred": row.personas.get(f"gold-{side}"), "user-written": written}
+        {"id": row.id, "side": side, "persona": row.personas.get(f"gold-{side}"), "user-written": written}
         for row in eval_rows(run)
         for side in ("chosen", "rejected")
         if (written := row.personas.get(f"user-{side}"))
     ]
-    return pd.DataFrame(rows[:n], columns=["id", "side", "inferred", "user-written"])
+    return pd.DataFrame(rows[:n], columns=["id", "side", "persona", "user-written"])
 
 
 def side_by_side(

@@ -28,7 +28,8 @@ def facts_table(run: Run) -> pd.Series:
     facts = {"base model": source, "identified by": model_key(source, revision)}
     if weights.is_packaged(source):
         row = weights.entry(source)
-        facts |= {name: row[name] for name in SHOWN} | {"packages": ", ".join(row["packages"])}
+        facts |= {name: row[name] for name in SHOWN}
+        facts |= {"parameters": f"{row['parameters']:,}", "packages": ", ".join(row["packages"])}
     name, commit = hub.pinned(source, revision)
     config = AutoConfig.from_pretrained(name, revision=commit)
     kind = f"{config.model_type}, {config.num_hidden_layers} layers of width {config.hidden_size}"
@@ -49,9 +50,11 @@ def untrained_answers(run: Run) -> pd.DataFrame:
     asked = [(item, side) for item in everyday.items() if item.id in QUESTIONS for side in "ab"]
     told = [(item.prompt, getattr(item, f"persona_{side}")) for item, side in asked]
     prompts = [tailoring_prompt(*pair, chat=format_of(*run.base_source)) for pair in told]
-    model = load_base(*run.base_source, run.profile.quantization, run.profile.compute_dtype)
-    generator = TransformersGenerator(model, load_tokenizer(*run.base_source), "base", len(prompts))
-    answers = dict(generator.generate(prompts, run.profile.gen_max_new_tokens, (STOP,)))
+    profile, tokenizer = run.profile, load_tokenizer(*run.base_source)
+    model = load_base(*run.base_source, profile.quantization, profile.compute_dtype)
+    how = {"batch_size": len(prompts), "repetition_penalty": profile.gen_repetition_penalty}
+    generator = TransformersGenerator(model, tokenizer, "base", **how)
+    answers = dict(generator.generate(prompts, profile.gen_max_new_tokens, (STOP,)))
     values = [(i.wish(side)[0][1], shows(i.dimension, answers[n].text)) for n, (i, side) in enumerate(asked)]
     rows = [(*told[n], *values[n], answers[n].text) for n in range(len(asked))]
     return pd.DataFrame(rows, columns=["question", "persona", "wished", "shown", "answer"])

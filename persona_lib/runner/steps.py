@@ -94,20 +94,28 @@ STEPS: dict[str, Step] = {
     "02_base_model": Step(
         "The base language model",
         per="profile",
-        fields=(*MODEL, "gen_max_new_tokens"),
+        fields=(*MODEL, "gen_max_new_tokens", "gen_repetition_penalty"),
         minutes={"smoke": 0.2, "everyday": 0.5, "authors": 0.5, "paper": 10},
     ),
     "03_persona_inference": Step(
         "Infer a persona for every response",
         inputs=("01_preference_data", "02_base_model"),
         fields=(*INFERENCE, "train_personas"),  # the arm "inferred" needs more of them
-        minutes={"smoke": 0.2, "everyday": 3, "paper": 20},
+        minutes={"smoke": 0.3, "everyday": 3, "paper": 20},
     ),
     "04_persona_quality": Step(
         "Persona accuracy, preference and salient words",
         inputs=("01_preference_data", "02_base_model", "03_persona_inference"),
-        fields=(*INFERENCE, *TRAINING, "judge*", "persona_judge", "backwards_*", "bootstrap_samples"),
-        minutes={"smoke": 0.4, "everyday": 8, "paper": 55},
+        fields=(
+            *INFERENCE,
+            *TRAINING,
+            "judge*",
+            "persona_judge",
+            "backwards_*",
+            "bootstrap_samples",
+            *("strip_contrast", "near_duplicate_threshold", "eval_limit"),  # the rows of its calibration
+        ),
+        minutes={"smoke": 0.3, "everyday": 8, "paper": 55},
     ),
     "05_tailoring_data": Step(
         "Retrieve personas, build the tailoring data",
@@ -119,25 +127,25 @@ STEPS: dict[str, Step] = {
         "Persona tailoring by supervised fine-tuning",
         inputs=("02_base_model", "05_tailoring_data"),
         fields=TRAINING,
-        minutes={"smoke": 0.4, "everyday": 5, "authors": 15, "paper": 25},
+        minutes={"smoke": 0.4, "everyday": 6, "authors": 15, "paper": 25},
     ),
     "07_preference_tailoring": Step(
         "Persona tailoring by DPO on top of it",
         inputs=("02_base_model", "05_tailoring_data", "06_supervised_tailoring"),
         fields=TRAINING,
-        minutes={"smoke": 0.8, "everyday": 14, "authors": 35, "paper": 50},
+        minutes={"smoke": 0.7, "everyday": 13, "authors": 35, "paper": 50},
     ),
     "08_generation": Step(
         "Answer the test prompts with every policy and persona",
         inputs=("02_base_model", "05_tailoring_data", "06_supervised_tailoring", "07_preference_tailoring"),
         fields=GENERATION,
-        minutes={"smoke": 0.4, "everyday": 15, "authors": 10, "paper": 215},
+        minutes={"smoke": 0.6, "everyday": 15, "authors": 10, "paper": 215},
     ),
     "09_judging": Step(
         "Judge the answers in both orders",
         inputs=("01_preference_data", "02_base_model", "05_tailoring_data", "08_generation"),
         fields=JUDGING,
-        minutes={"smoke": 0.4, "everyday": 3, "authors": 25, "paper": 1100},
+        minutes={"smoke": 0.3, "everyday": 2, "authors": 25, "paper": 1100},
     ),
     "10_user_personas": Step(
         "Personas that users write themselves",
@@ -171,7 +179,7 @@ STEPS: dict[str, Step] = {
             "eval_personas",
             "bootstrap_samples",
         ),
-        minutes={"smoke": 0.3, "everyday": 12, "authors": 15, "paper": 20},
+        minutes={"smoke": 0.6, "everyday": 12, "authors": 15, "paper": 20},
     ),
     "12_results": Step(
         "All results, with intervals, beside the paper's",
@@ -198,7 +206,7 @@ STEPS: dict[str, Step] = {
             "train_personas",
             "judge",
         ),
-        minutes={"smoke": 0.3, "everyday": 0.5, "authors": 0.5, "paper": 1},
+        minutes={"smoke": 0.2, "everyday": 0.5, "authors": 0.5, "paper": 1},
     ),
     "13_released_outputs": Step(
         "The authors' released generations, analysed again",
@@ -220,14 +228,14 @@ STEPS: dict[str, Step] = {
         per="profile",
         inputs=("05_tailoring_data", "08_generation"),
         fields=("datasets", "seeds", "train_personas", "bootstrap_samples", "eval_*", "second_judge_*"),
-        minutes={"smoke": 0.2, "everyday": 0.3, "authors": 0.3, "paper": 0.3},
+        minutes={"smoke": 0.1, "everyday": 0.2, "authors": 0.2, "paper": 0.3},
     ),
     "15_safety": Step(
         "Safety by persona: which answers keep a caution",
         per="profile",
         inputs=("05_tailoring_data", "08_generation"),
         fields=("datasets", "seeds", "data_dir", "bootstrap_samples", "guard_*", *GENERATION),
-        minutes={"smoke": 0.4, "everyday": 0.4, "authors": 0.5, "paper": 2},
+        minutes={"smoke": 0.2, "everyday": 0.2, "authors": 0.3, "paper": 2},
     ),
     "16_your_own_data": Step(
         "Your own preference data, step by step",

@@ -47,9 +47,16 @@ COMPARABLE: dict[str, dict[str, tuple[str, str]]] = {
     "everyday": {
         "judged": ("sign only", "other data (our pairs), a model of 135 M parameters, answers read by rule"),
         "gain": ("sign only", "other data, model and judge; what the paper's baseline is told is not known"),
-        "personas": ("no", "other data and models; a judge of 135 M parameters"),
+        "personas": ("sign only", "other data; a model of 135 M parameters infers, a calibrated one judges"),
         "words": ("no", "other pairs, another model"),
         "people": ("no", "a language model wrote the users' words; nobody was asked"),
+    },
+    "authors": {
+        "judged": ("sign only", "the same data, but a model and a judge of 135 M parameters"),
+        "gain": ("sign only", "another model and judge; what the paper's baseline is told is not known"),
+        "personas": ("no", "no personas are inferred: the data brings them"),
+        "words": ("yes", "the same personas, another measure of salience"),
+        "people": ("no", "nobody was asked"),
     },
     "small": {
         "judged": ("sign only", "the same data, but a model of 0.36 B and another judge"),

@@ -1,7 +1,7 @@
 """The primary results: each aim that was set beforehand, what was measured, and whether it was met.
 
-Everything is computed from the saved tables. The aims are those of our own pairs (judged) and of
-the authors' data (persona swaps); none is moved to fit what came out.
+Everything is computed from the saved tables. Aims about judged answers need a judge; those about persona
+swaps are set for our own pairs and for the authors' data. None is moved to fit what came out.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from persona_lib.config import Run
+from persona_lib.data import everyday
 from persona_lib.evaluation.judged import RUBRICS, Judged, read_judgments, same_items
 from persona_lib.evaluation.tailor import generation_folder, read_generations
 from persona_lib.profiles import Profile
@@ -91,10 +92,17 @@ def names_of(dataset: str, row: Judged) -> Row:
 
 
 def filtered_row(dataset: str, seed: int, row: Judged) -> list[Row]:
-    """Return a row as it is and, below it, without pairs in which either answer is degenerate."""
+    """Return a row as it is and, below it, without pairs in which either answer is degenerate.
+
+    Rows of ``everyday`` also apart for explicit personas (the wording names the surface) and implicit ones.
+    """
     m = row.matchup
     keep = [set(sound_answers(run, m.test) & sound_answers(run, m.base)) for run in row.runs]
     parts = {"all pairs": row, "both answers sound": kept(row, keep)}
+    if dataset == everyday.NAME and m.judge_persona.startswith(("gold", "user")):
+        for wording in ("explicit", "implicit"):
+            ids = {item.id for item in everyday.items() if item.wording == wording}
+            parts[f"{wording} personas"] = kept(row, [ids] * len(row.runs))
     columns: dict[str, Any] = {}
     for which, part in parts.items():
         for short, rubric in RUBRICS.items():

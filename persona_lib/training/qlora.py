@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import resource
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stdout
 from multiprocessing import get_context
+from resource import RUSAGE_SELF, getrusage
 from typing import Any
 
 from persona_lib import store
@@ -39,7 +40,7 @@ def train_steps(run: Run, steps: int, rows: int, key: str, spec: dict[str, Any])
     checkpoint, tokenizer = train.prepare_folder(folder, key, spec), load_tokenizer(*run.base_source)
     base = load_base(*run.base_source, "nf4", profile.compute_dtype)
     cost = {f"weights in {name}, MB": n / 1e6 for name, n in weight_bytes(base).items()}
-    with guards.quiet_libraries(), cpu_head.small_tiles(on=profile.sft_packing):
+    with guards.quiet_libraries(), cpu_head.small_tiles(on=profile.sft_packing), redirect_stdout(None):
         data = {part: train.as_dataset(found[part], folder) for part in found}
         trainer = sft_trainer(profile, run.seed, base, tokenizer, data, folder / "checkpoints")
         trainer.args.logging_strategy, trainer.args.logging_steps = "steps", 1
@@ -47,8 +48,7 @@ def train_steps(run: Run, steps: int, rows: int, key: str, spec: dict[str, Any])
     log, last = trainer.state.log_history, {k: v for e in trainer.state.log_history for k, v in e.items()}
     cost |= {"steps": last["step"], "loss of the first": log[0]["loss"], "loss of the last": last["loss"]}
     cost["seconds per step"] = (last["train_runtime"] - last["eval_runtime"]) / last["step"]
-    cost["peak memory, MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3  # kilobytes on Linux
-    store.write_json(folder / "cost.json", cost)
+    store.write_json(folder / "cost.json", cost | {"peak memory, MB": getrusage(RUSAGE_SELF).ru_maxrss / 1e3})
     train.save_adapter(trainer, folder, key)
 
 

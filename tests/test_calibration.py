@@ -1,0 +1,140 @@
+"""Calibration: what the damaged copies look like, and judges whose accuracy is known."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+import tiny_results
+
+from persona_lib import store
+from persona_lib.config import Run, load_profile
+from persona_lib.evaluation import calibration
+from persona_lib.records import Judgment, PairwiseComparison, TailoringRow
+
+TEXTS = ["Tea is warm. Drink it now! Rest after that.", "Buy a lamp.", "Walk home.", "Read more books."]
+ROWS = [
+    TailoringRow(f"r{n}", "test", f"q{n}", text, "other", {"gold-chosen": "C"})
+    for n, text in enumerate(TEXTS)
+]
+COMPARISONS = [PairwiseComparison(f"c{n}", "q", "p", f"right {n}", f"wrong {n}") for n in range(20)]
+
+
+@pytest.mark.parametrize(
+    ("damage", "text"),
+    [
+        ("answer to another question", "Walk home."),
+        ("cut in the middle", "Tea is warm. Drink"),
+        ("sentences reversed", "Rest after that. Drink it now! Tea is warm."),
+        ("facts contradicted", "Tea is not warm. Do not drink it now! Do not rest after that."),
+        ("first sentence repeated", "Tea is warm. Tea is warm. Tea is warm. Tea is warm."),
+    ],
+)
+def test_each_damage_changes_the_text_as_it_says(damage, text):
+    first = calibration.damaged_comparisons(ROWS, damage)[0]
+    assert (first.response_a, first.response_b, first.persona) == (TEXTS[0], text, None)
+    assert set(calibration.DAMAGES) == {
+        "answer to another question", "cut in the middle", "sentences reversed", "facts contradicted",
+        "first sentence repeated",
+    }  # fmt: skip
+
+
+def test_gold_comparisons_put_each_personas_own_response_first_and_need_both():
+    row = TailoringRow("r", "test", "q", "c", "r", {"gold-chosen": "C", "gold-rejected": "R"})
+    found = calibration.gold_comparisons([row, TailoringRow("e", "test", "q", "", "", row.personas), ROWS[0]])
+    assert [(c.id, c.persona, c.response_a, c.response_b) for c in found] == [
+        ("r/chosen", "C", "c", "r"), ("r/rejected", "R", "r", "c"), ("r0/chosen", "C", TEXTS[0], "other")
+    ]  # fmt: skip
+
+
+def judge(right, feedback=lambda c: ""):
+    """A judge that names the right response if ``right`` says True, the wrong one if False; None: a tie."""
+
+    def asked(comparisons, rubric):
+        found = []
+        for c in comparisons:
+            says = right(c)
+            letter = "A" if c.response_a.startswith("right") == says else "B"
+            found.append(
+                Judgment(c.id, "hand", rubric, None if says is None else letter, says is None, feedback(c))
+            )
+        return found
+
+    return asked
+
+
+def number(c: PairwiseComparison) -> int:
+    return int(c.id[1:])
+
+
+def test_a_perfect_judge_decides_and_a_coin_does_not():
+    perfect = calibration.measure(judge(lambda c: True), COMPARISONS, "quality")
+    assert (perfect["n"], perfect["accuracy"], perfect["contradicted"], perfect["decides"]) == (
+        20,
+        1.0,
+        0,
+        True,
+    )
+    assert perfect["accuracy_low"] == pytest.approx(20 / (20 + 1.96**2), abs=1e-4)  # Wilson's bound at n of n
+    coin = calibration.measure(judge(lambda c: number(c) % 2 == 0), COMPARISONS, "quality")
+    assert coin["accuracy"] == 0.5 and not coin["decides"]
+
+
+def test_ties_count_one_half_and_unparsed_answers_nothing():
+    ties = calibration.measure(judge(lambda c: None), COMPARISONS, "quality")
+    assert (ties["accuracy"], ties["ties"], ties["decides"]) == (0.5, 20, False)
+
+    def silent(comparisons, rubric):
+        return [Judgment(c.id, "hand", rubric, None) for c in comparisons]
+
+    found = calibration.measure(silent, COMPARISONS, "quality")
+    assert (found["accuracy"], found["unparsed"], found["ties"]) == (0.0, 20, 0)
+    assert calibration.measure(silent, [], "quality")["decides"] is False
+
+
+def test_a_judge_that_always_names_the_first_response_contradicts_itself():
+    def first(comparisons, rubric):
+        return [Judgment(c.id, "first", rubric, "A") for c in comparisons]
+
+    found = calibration.measure(first, COMPARISONS, "quality")
+    assert (found["accuracy"], found["contradicted"], found["decides"]) == (0.5, 20, False)
+
+
+def test_a_judge_better_than_chance_with_a_low_bound_below_six_tenths_decides_nothing():
+    found = calibration.measure(judge(lambda c: number(c) < 15), COMPARISONS, "quality")
+    assert found["accuracy"] == 0.75 and found["accuracy_low"] < calibration.BELIEVED and not found["decides"]
+
+
+def test_at_half_is_the_accuracy_where_the_judge_is_surest_and_undefined_without_scores():
+    sure = judge(lambda c: number(c) < 10, lambda c: f"{30 - number(c)}.5 : -1")
+    assert calibration.measure(sure, COMPARISONS, "quality")["at_half"] == 1.0
+    unsure = judge(lambda c: number(c) < 5, lambda c: f"{number(c)} : 0.0")
+    assert calibration.measure(unsure, COMPARISONS, "quality")["at_half"] == 0.0
+    bare = calibration.measure(judge(lambda c: True), COMPARISONS, "quality")["at_half"]
+    assert bare != bare, "NaN"
+
+
+@pytest.mark.parametrize(
+    ("net", "accuracy", "wanted"),
+    [(0.3, 0.8, 0.5), (-0.3, 0.8, -0.5), (0.9, 0.75, 1.0), (0.2, 1.0, 0.2), (0.2, 0.5, None),
+     (None, 0.9, None), (0.2, float("nan"), None)],
+)  # fmt: skip
+def test_a_net_is_freed_of_the_judges_errors_by_hand(net, accuracy, wanted):
+    found = calibration.corrected_net(net, accuracy)
+    assert found is None if wanted is None else found == pytest.approx(wanted)
+
+
+def test_every_judge_of_a_run_is_measured_once_and_the_reader_decides_fit(tmp_path, monkeypatch):
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
+    run = Run(load_profile("everyday", ["persona_judge=", "eval_limit=0"]), "everyday", 0)
+    store.write_rows(run.folder / "tailoring" / "test.jsonl", tiny_results.tailoring_rows(run))
+    table = calibration.calibrate(run)
+    pd.testing.assert_frame_equal(pd.read_csv(calibration.calibration_path(run)), table)
+    assert list(table.judge) == ["oracle"] * 6 and list(table.test) == ["persona fit", *calibration.DAMAGES]
+    decides = table.set_index("test").decides
+    assert decides["persona fit"] and decides["answer to another question"]
+    assert not decides["sentences reversed"] and not decides["facts contradicted"], "a rule cannot see them"
+
+
+def test_a_run_without_judges_has_none_to_measure():
+    profile = load_profile("everyday", ["judge=none", "persona_judge=none"])
+    assert calibration.judges_of(Run(profile, "everyday", 0)) == {}

@@ -1,0 +1,44 @@
+"""Quality by rule: what each part sees, and that an empty answer has none."""
+
+import pytest
+
+from persona_lib.evaluation import quality
+
+PROMPT = "How do I repot my tall kitchen basil?"
+GOOD = (
+    "Lift the basil gently out, then repot it in a taller pot with fresh soil. "
+    "Water it well, and leave it on a bright kitchen sill for a week."
+)
+
+
+def test_a_good_answer_has_all_parts_and_an_empty_one_none():
+    assert quality.quality(PROMPT, GOOD) == 1.0
+    assert quality.quality(PROMPT, " \n") == 0.0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Paint the wall twice, and let it dry between coats for as long as the tin says, or longer in rain.",
+        GOOD.removesuffix(".") + " or",
+        " ".join([GOOD.split(".")[0] + "."] * 4),
+        "Repot the kitchen basil.",
+    ],
+    ids=["off the subject", "broken off", "repeated", "hardly anything"],
+)
+def test_each_fault_costs_something_and_not_everything(text):
+    assert 0.2 < quality.quality(PROMPT, text) < 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "ends"),
+    [("It ends.", 1.0), ("It ends (really)", 1.0), ("It does not", 0.0), ("", 0.0),
+     ("Do:\n1. one\n2. two\n3. warm it up", 1.0), ("1. one\n2. two\n3. warm", 0.0)],
+)  # fmt: skip
+def test_a_sentence_or_a_whole_list_line_is_finished(text, ends):
+    assert quality.finished(text) == ends
+
+
+def test_short_questions_need_all_their_words_and_repeats_are_shared_four_grams():
+    assert quality.on_subject("Basil?", "Basil needs light.") == 1.0
+    assert quality.without_repeats("a b c d a b c d") == 4 / 5 and quality.without_repeats("a b") == 1.0
