@@ -1,9 +1,9 @@
 """Persona inference by several models, as in the paper's Figure 3: ``python -m persona_lib.persona_models``.
 
 Every model writes personas for both sides of the same evaluation pairs from the same prompt, and the
-profile's judge of personas says how often they lead back to their response. Without ``--model`` the models are
-those of ``MODELS``, from the package index (Gemma's licence has to be accepted: ``persona_lib.weights``). With it,
-any others, by the settings in which they differ:
+profile's judge of personas says how often they lead back to their response. Without ``--model`` the models
+are those of ``MODELS``, from the package index (Gemma's licence has to be accepted: ``persona_lib.weights``).
+With it, any others, by the settings in which they differ:
 
     python -m persona_lib.persona_models --profile paper --model 8B --model 70B generator_model=ID
 
@@ -75,7 +75,11 @@ def ask(profile: Profile, name: str, settings: Settings, dataset: str, seed: int
     """Have one model write the personas of a data set and seed, judge them, and return the verdicts' file."""
     preference.write_pairs(Run(profile, dataset, seed))
     run = Run(set_field(profile, **settings), dataset, seed)
-    judged = {n: v for n, v in vars(run.profile).items() if n.startswith(("pi_", "judge", "persona_judge", "backwards_"))}
+    judged = {
+        n: v
+        for n, v in vars(run.profile).items()
+        if n.startswith(("pi_", "judge", "persona_judge", "backwards_"))
+    }
     folder, key = (
         folder_of(profile, name, dataset, seed),
         store.content_hash(
@@ -86,7 +90,10 @@ def ask(profile: Profile, name: str, settings: Settings, dataset: str, seed: int
     if store.is_done(folder, key):
         return folder / ITEMS
     store.clear_unless(folder, key)
-    judge, pairs = load_judge(Run(profile, dataset, seed), persona_judge_of(profile)), preference.inference_pairs(run)
+    judge, pairs = (
+        load_judge(Run(profile, dataset, seed), persona_judge_of(profile)),
+        preference.inference_pairs(run),
+    )
     generator = load_generator(run, "generator", run.profile.pi_batch_size)
     rows = []
     for side in SIDES:
@@ -155,7 +162,9 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         profile = load_profile(given.profile, given.overrides)
         if persona_judge_of(profile) == "none":
-            raise ConfigError(f"profile {profile.name} has no persona_judge: nothing would judge the personas")
+            raise ConfigError(
+                f"profile {profile.name} has no persona_judge: nothing would judge the personas"
+            )
         profile = set_field(profile, seeds=list(range(given.seeds)))
         models = named_models(given.model) if given.model else MODELS
         for name, settings in models.items():

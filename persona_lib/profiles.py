@@ -258,8 +258,8 @@ def check_profile(profile: Profile) -> None:
         )
     if profile.engine == "vllm" and profile.gen_repetition_penalty != 1:
         raise ConfigError(
-            f"{where}: gen_repetition_penalty={profile.gen_repetition_penalty} needs engine=transformers: vLLM would "
-            "penalise the prompt's words, too"
+            f"{where}: gen_repetition_penalty={profile.gen_repetition_penalty} needs engine=transformers: "
+            "vLLM would penalise the prompt's words, too"
         )
     if profile.merge_adapters and (profile.quantization, profile.compute_dtype) != ("none", "float32"):
         raise ConfigError(

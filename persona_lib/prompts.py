@@ -78,8 +78,9 @@ def tailoring_prompt(
     """Render the prompt of a policy (paper section 4).
 
     ``persona_format`` "line" gives tailored models the persona as their system turn (a base model: as a
-    ``Persona:`` line), "first_person" appends it to the question in a ``wording`` of ``first_person``. Without
-    a persona there is no such turn or line. ``chat`` is the format of a chat model, None for a base model.
+    ``Persona:`` line), "first_person" appends it to the question in a ``wording`` of ``first_person``.
+    Without a persona there is no such turn or line. ``chat`` is the format of a chat model, None for a base
+    model.
     """
     if persona is not None and persona_format == "first_person":
         prompt, persona = f"{prompt} {first_person(persona, wording)}", None

@@ -112,5 +112,3 @@ def test_judging_over_a_server_equals_the_same_judge_loaded_here(run):
     here = judge.judge_both(judge.load_judge(local(run)), comparisons, "personalization")
     assert len(over_http) == len(comparisons) == 4
     assert [[j.feedback for j in pair] for pair in over_http] == [[j.feedback for j in pair] for pair in here]
-
-

@@ -77,7 +77,7 @@ def has_personas(run: Run) -> bool:
 
 
 def input_key(run: Run) -> str:
-    """Return a hash of what a run's pairs are made from: official files, or the package's own pairs and seed."""
+    """Return a hash of what a run's pairs are made from: official files, or our own pairs and the seed."""
     if run.dataset == everyday.NAME:
         profile = run.profile
         return content_hash(everyday.key(), profile.majority_share, run.seed, profile.pair_limit)

@@ -182,7 +182,8 @@ def rows_from_everyday(run: Run) -> Rows:
     pairs, retrieved = preference.load_pairs(run), retrieved_ids(run)
     known = everyday.personas(run.profile.majority_share, run.seed)
     gold = {
-        id: {name: text for name, text in found.items() if name.startswith("gold")} for id, found in known.items()
+        id: {name: text for name, text in found.items() if name.startswith("gold")}
+        for id, found in known.items()
     }
     parts = split_train(pairs["train"], run.seed, EVERYDAY_SHARES)
     rows = {split: to_rows(part, split, gold, {}) for split, part in parts.items()}
@@ -201,7 +202,7 @@ def rows_from_everyday(run: Run) -> Rows:
 
 
 def inferred_chosen(run: Run) -> dict[str, dict[str, str | None]]:
-    """Return the personas that this run's generator inferred for the chosen side of training and validation."""
+    """Return the personas inferred by this run's generator for the chosen side of training and validation."""
     found = {}
     for split in ("train", "validation"):
         path = run.folder / "personas" / f"{split}-chosen.jsonl"

@@ -1,13 +1,15 @@
 """A judge that reads persona inference backwards: which response explains the persona better?
 
-Persona inference writes a persona P from a question x and a preferred response r. Read backwards, the same model
-judges: ``score(r) = log p(P | x, r)``, and the response with the higher score suits the user better. There is no
-order, no verdict to parse, and the length of a response adds nothing to the score; its size says how sure the
-judge is. The model is the base with an adapter of its own, trained to write personas from (question, response) on
-training rows, of both sides alike; no policy shares it, and it never saw a row that it judges.
+Persona inference writes a persona P from a question x and a preferred response r. Read backwards, the same
+model judges: ``score(r) = log p(P | x, r)``, and the response with the higher score suits the user better.
+There is no order, no verdict to parse, and the length of a response adds nothing to the score; its size says
+how sure the judge is. The model is the base with an adapter of its own, trained to write personas from
+(question, response) on training rows, of both sides alike; no policy shares it, and it never saw a row that
+it judges.
 
-Quality is relevance: ``log p(x | r)`` under the untrained base, the question from the answer. It sees an answer to
-another question, and does not see wrong facts. What either is worth is measured in ``evaluation.calibration``.
+Quality is relevance: ``log p(x | r)`` under the untrained base, the question from the answer. It sees an
+answer to another question, and does not see wrong facts. What either is worth is measured in
+``evaluation.calibration``.
 """
 
 from __future__ import annotations
@@ -58,7 +60,12 @@ def persona_rows(run: Run, part: str) -> list[dict[str, str]]:
     if run.dataset == everyday.NAME:
         split = {"train": "train", "val": "validation"}[part]
         found = [
-            (f"{item.id}/{side}", item.prompt, getattr(item, f"response_{side}"), getattr(item, f"persona_{side}"))
+            (
+                f"{item.id}/{side}",
+                item.prompt,
+                getattr(item, f"response_{side}"),
+                getattr(item, f"persona_{side}"),
+            )
             for item in everyday.items()
             if item.split == split
             for side in "ab"
@@ -71,8 +78,10 @@ def persona_rows(run: Run, part: str) -> list[dict[str, str]]:
             for side in SIDES
             if row.personas.get(f"gold-{side}")
         ]
-    made = [{"id": name, "prompt": asked(prompt, response, chat), "completion": completion_text(persona, chat)}
-            for name, prompt, response, persona in found]  # fmt: skip
+    made = [
+        {"id": name, "prompt": asked(prompt, liked, chat), "completion": completion_text(persona, chat)}
+        for name, prompt, liked, persona in found
+    ]
     limit = run.profile.backwards_rows if part == "train" else -(-run.profile.backwards_rows // 8)
     ordered = sorted(made, key=lambda row: store.content_hash(row["id"]))
     return ordered[:limit] if limit else ordered

@@ -1,8 +1,9 @@
-"""How far a judge may be believed: measured on comparisons whose answer is known, before its verdicts are used.
+"""How far a judge may be believed: measured where the answer is known, before its verdicts are used.
 
-Persona fit: gold pairs of the evaluation split, the persona of either side with both responses (P_C should lead to
-the chosen response, P_R to the rejected one). Quality: the written response of a pair against a damaged copy.
-A judge whose accuracy has a 95 % lower bound of at most ``BELIEVED`` is shown but decides nothing.
+Persona fit: gold pairs of the evaluation split, the persona of either side with both responses (P_C should
+lead to the chosen response, P_R to the rejected one). Quality: the written response of a pair against a
+damaged copy. A judge whose accuracy has a 95 % lower bound of at most ``BELIEVED`` is shown but decides
+nothing.
 """
 
 from __future__ import annotations
@@ -160,11 +161,21 @@ def calibration_path(run: Run) -> Path:
     return run.folder / "tables" / "calibration.csv"
 
 
+def persona_accuracy(run: Run, judge: str) -> float:
+    """Return a judge's accuracy on the run's gold pairs, as calibrated; NaN if it has not been."""
+    import pandas as pd
+
+    path = calibration_path(run)
+    table = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["judge", "test", "accuracy"])
+    found = table[(table.judge == judge) & (table.test == "persona fit")].accuracy
+    return float(found.iloc[0]) if len(found) else float("nan")
+
+
 def corrected_net(net: float | None, accuracy: float) -> float | None:
     """Return a net win rate freed of a judge's errors: net / (2 accuracy - 1), within [-1, 1].
 
-    A judge that is right with probability a turns a true net into (2a - 1) times it (Rogan and Gladen 1978, for equal
-    error rates on both sides). None where there is no net, or the judge is not better than chance.
+    A judge that is right with probability a turns a true net into (2a - 1) times it (Rogan and Gladen 1978,
+    for equal error rates on both sides). None where there is no net, or the judge is not better than chance.
     """
     if net is None or not accuracy > 0.5:
         return None

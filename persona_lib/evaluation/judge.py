@@ -52,7 +52,8 @@ FOLDERS = {"judge": "judgments", "second_judge": "second_judgments"}
 def oracle_judge() -> Judge:
     """Return the judge that reads answers to ``everyday`` by rule; it can call a tie.
 
-    What a persona wants is known from the data (``everyday.wishes``). A persona that the data do not hold is a tie.
+    What a persona wants is known from the data (``everyday.wishes``). A persona that the data do not hold is
+    a tie.
     """
     wishes = everyday.wishes()
 
@@ -291,7 +292,7 @@ def read_verdicts(run: Run, matchup: Matchup, role: str = "judge") -> list[dict[
 
 
 def oracle_scores(run: Run, spec: RunSpec, judge_persona: str) -> list[dict[str, Any]]:
-    """Return the oracle's scores of a run's answers: fit to a persona, and quality (``evaluation.reader``)."""
+    """Return the oracle's scores of a run's answers: fit to a persona, and quality."""
     wishes = everyday.wishes()
     answers: dict[str, Generation] = read_generations(run, spec)
     return [

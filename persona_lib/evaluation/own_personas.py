@@ -39,7 +39,6 @@ REAL = [
 ]
 
 
-
 @dataclass(frozen=True)
 class OwnAnswer:
     """One question with a reader's persona (None: none was written) and both policies' answers."""

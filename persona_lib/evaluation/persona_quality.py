@@ -31,7 +31,9 @@ def accuracy_verdicts(run: Run, split: str, side: Side) -> list[tuple[str, Verdi
     """Return ``judge_personas`` of the personas that a run inferred for a split and side."""
     scored = inference_split(run.profile, run.dataset)
     pairs = inference_pairs(run) if split == scored else load_pairs(run)[split]
-    return judge_personas(load_judge(run, persona_judge_of(run.profile)), pairs, read_personas(run, split, side).values(), side)
+    return judge_personas(
+        load_judge(run, persona_judge_of(run.profile)), pairs, read_personas(run, split, side).values(), side
+    )
 
 
 def judge_personas(
@@ -85,7 +87,9 @@ def plausible_users(run: Run, split: str, personas: dict[str, list[str]]) -> dic
         prompted = [preference_prompt(prompts[i], *found[::order]) for i, found in personas.items()]
         if getattr(tokenizer, "chat_template", None) and run.profile.judge_kind == "chat":
             prompted = [chat_text(tokenizer, text) for text in prompted]
-        answers = dict(generator.generate(prompted, max_new_tokens=run.profile.judge_max_new_tokens, stop=("\n",)))
+        answers = dict(
+            generator.generate(prompted, max_new_tokens=run.profile.judge_max_new_tokens, stop=("\n",))
+        )
         for number, i in enumerate(personas):
             letter = parse_winner(answers[number].text)
             votes[i].append({"A": "win", "B": "loss"}.get(letter or "") if order == 1 else

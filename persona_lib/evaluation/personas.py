@@ -68,7 +68,8 @@ def sides_of(pair: PreferencePair, side: Side) -> tuple[str, str]:
 def inference_shots(profile: Profile) -> list[tuple[str, str, str, str]]:
     """Return the solved items (prompt, preferred, other, persona) put before every query.
 
-    They are ``everyday`` pairs on training topics, one dimension each, the same for every data set, seed and model.
+    They are ``everyday`` pairs on training topics, one dimension each, the same for every data set, seed and
+    model.
     """
     rng = random.Random("inference-shots")
     able = [item for item in everyday.items() if item.split == "train" and "+" not in item.dimension]
@@ -129,16 +130,19 @@ def count_statuses(personas: Sequence[InferredPersona]) -> dict[str, int]:
 def to_infer(run: Run) -> list[tuple[str, Side, list[PreferencePair]]]:
     """Return (split, side, pairs) of all personas a run needs.
 
-    Rows of ``everyday`` bring personas, too: there the evaluation pairs are asked about, and for the arm "inferred"
-    the chosen side of training and validation. Training rows need the sides that are trained on, plus the rejected persona of those rows that
-    retrieval lends to an evaluation prompt; evaluation rows need both sides. Official data brings its
-    personas: there only the authors' 300 pairs are asked about, as in the paper.
+    Rows of ``everyday`` bring personas, too: there the evaluation pairs are asked about, and for the arm
+    "inferred" the chosen side of training and validation. Training rows need the sides that are trained on,
+    plus the rejected persona of those rows that retrieval lends to an evaluation prompt; evaluation rows need
+    both sides. Official data brings its personas: there only the authors' 300 pairs are asked about, as in
+    the paper.
     """
     if run.dataset == everyday.NAME:
         pairs, split = load_pairs(run), run.profile.eval_split
         work = [(split, side, pairs[split]) for side in SIDES]
         trained = "inferred" in run.profile.train_personas
-        return [(name, "chosen", pairs[name]) for name in ("train", "validation") if trained and name != split] + work
+        return [
+            (name, "chosen", pairs[name]) for name in ("train", "validation") if trained and name != split
+        ] + work
     if has_personas(run):
         return [(inference_split(run.profile, run.dataset), side, inference_pairs(run)) for side in SIDES]
     pairs, work = load_pairs(run), []

@@ -1,8 +1,8 @@
 """Quality of an answer by rule: on the question's subject, finished, without repeats, with some substance.
 
-Each part lies in [0, 1] and ``quality`` is their mean, so that answers have a graded scale with spread. It reads
-English answers to everyday questions. It cannot see a wrong fact, bad advice or sentences in the wrong order: the
-calibration (``evaluation.calibration``) shows what it finds and what it misses.
+Each part lies in [0, 1] and ``quality`` is their mean, so that answers have a graded scale with spread. It
+reads English answers to everyday questions. It cannot see a wrong fact, bad advice or sentences in the wrong
+order: the calibration (``evaluation.calibration``) shows what it finds and what it misses.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ import re
 
 STEM = 5  # letters of a word that count as its stem
 COMMON = frozenset(
-    "about after again also anything because before being best better could does doing dont every from getting give "
-    "going good have help here idea ideas just keep know like little make many more most much need never only other "
-    "over people please really should some something still take tell than that their them then there these they "
-    "thing things think this those time want well were what when where which while will with without would your".split()
+    """
+    about after again also anything because before being best better could does doing dont every from
+    getting give going good have help here idea ideas just keep know like little make many more most
+    much need never only other over people please really should some something still take tell than that
+    their them then there these they thing things think this those time want well were what when where
+    which while will with without would your
+    """.split()  # noqa: SIM905
 )
 ENOUGH_WORDS, ENOUGH_STEMS = 20, 3
 
@@ -26,7 +29,7 @@ def stems(text: str) -> set[str]:
 
 
 def on_subject(prompt: str, text: str) -> float:
-    """Return how far the answer takes up the question's words: 1 from ENOUGH_STEMS shared stems (or all) on."""
+    """Return how far the answer takes up the question's words: 1 with ENOUGH_STEMS shared stems (or all)."""
     asked = stems(prompt)
     return min(1.0, len(asked & stems(text)) / max(1, min(ENOUGH_STEMS, len(asked))))
 
@@ -35,7 +38,10 @@ def finished(text: str) -> float:
     """Return 1 for a text that ends like a sentence or a list line, 0 for one that breaks off."""
     lines = text.strip().splitlines() or [""]
     listed = re.match(r"\s*(?:\d+[.)]|[-*•])\s", lines[-1])
-    return float(bool(re.search(r"[.!?)\"”']$", lines[-1])) or bool(listed and len(lines) > 2 and len(lines[-1].split()) > 2))
+    return float(
+        bool(re.search(r"[.!?)\"”']$", lines[-1]))
+        or bool(listed and len(lines) > 2 and len(lines[-1].split()) > 2)
+    )
 
 
 def without_repeats(text: str) -> float:

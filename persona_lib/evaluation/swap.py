@@ -52,10 +52,10 @@ CHUNK = 4  # batches scored between two writes
 def swap_families(arm: str, persona_format: str, controls: bool = True) -> tuple[str, ...]:
     """Return the families of personas an arm is scored under: every one costs two passes over the rows.
 
-    The tailored DPO arms get all of them with their controls, the others what they are compared on: SFT
-    no retrieved or stripped personas, persona-free SFT no shuffled ones either, and the base and the
-    first-person format gold personas (and user-written ones). Without ``controls`` tailored DPO arms get gold,
-    retrieved, shuffled and user-written personas, all others gold ones.
+    The tailored DPO arms get all of them with their controls, the others what they are compared on: SFT no
+    retrieved or stripped personas, persona-free SFT no shuffled ones either, and the base and the
+    first-person format gold personas (and user-written ones). Without ``controls`` tailored DPO arms get
+    gold, retrieved, shuffled and user-written personas, all others gold ones.
     """
     if not controls:
         tailored = arm.startswith("dpo-") and arm != "dpo-none"
@@ -213,7 +213,9 @@ def score_jobs(
         for start in range(0, len(jobs), CHUNK * batch):
             chunk = jobs[start : start + CHUNK * batch]
             prompts = [tailoring_prompt(row.prompt, persona, *how) for row, _, persona in chunk]
-            pairs = [tuple(completion_text(t, chat) for t in (row.chosen, row.rejected)) for row, _, _ in chunk]
+            pairs = [
+                tuple(completion_text(t, chat) for t in (row.chosen, row.rejected)) for row, _, _ in chunk
+            ]
             values = pair_log_probs(model, tokenizer, prompts, pairs, batch).tolist()
             found = zip(chunk, values, strict=True)
             store.append_rows(path, [PolicyScore(row.id, *rest, *pair) for (row, *rest), pair in found])

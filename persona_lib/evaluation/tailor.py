@@ -26,6 +26,7 @@ from persona_lib.training.train import release_memory
 from persona_lib.workers import run_jobs, share_out
 
 SIDES = ("chosen", "rejected")
+BROKEN = 0.05  # share of degenerate answers from which a policy is not sound
 
 
 def kinds(profile: Profile, *names: str) -> list[str]:
@@ -36,10 +37,10 @@ def kinds(profile: Profile, *names: str) -> list[str]:
 def plan_of(profile: Profile, method: str, train_persona: str) -> list[tuple[str, str]]:
     """Return the (eval persona, persona format) pairs that an arm is run with.
 
-    Arms trained without personas get them in the first person (the paper's baseline); the DPO one is also asked
-    without a persona. The main tailored arm (``config.main_arm``) meets gold, retrieved and user-written personas;
-    SFT and the other arms gold ones. ``controls`` adds the tailored models' own line for plain DPO, shuffled and
-    system personas, and retrieved and user-written ones for every arm.
+    Arms trained without personas get them in the first person (the paper's baseline); the DPO one is also
+    asked without a persona. The main tailored arm (``config.main_arm``) meets gold, retrieved and
+    user-written personas; SFT and the other arms gold ones. ``controls`` adds the tailored models' own line
+    for plain DPO, shuffled and system personas, and retrieved and user-written ones for every arm.
     """
     controls = profile.controls
     single = [p for p in ("none", "system") if p in profile.eval_personas]
@@ -54,7 +55,9 @@ def plan_of(profile: Profile, method: str, train_persona: str) -> list[tuple[str
             plan += [(p, "line") for p in main]
         return [*plan, ("none", "line")] if method == "dpo" else plan
     if method == "dpo" and train_persona == main_arm(profile):
-        return [(p, "line") for p in (single + main + users + shuffled if controls else ["none", *main, *users])]
+        return [
+            (p, "line") for p in (single + main + users + shuffled if controls else ["none", *main, *users])
+        ]
     return [(p, "line") for p in (main + users if controls else gold)]
 
 
@@ -219,7 +222,18 @@ def generate_group(run: Run, specs: Sequence[RunSpec]) -> None:
     """Generate runs that one model answers."""
     for spec, generator in generators(run, specs):
         facts = store.read_json(generate_run(run, spec, generator) / "done.json")
-        print(f"{spec.slug}: {facts['n']} answers, {facts['no_eos']} never ended", flush=True)
+        print(
+            f"{spec.slug}: {facts['n']} answers, {facts['no_eos']} never ended{broken_note(facts)}",
+            flush=True,
+        )
+
+
+def broken_note(facts: dict[str, Any]) -> str:
+    """Return a warning where more than ``BROKEN`` of a run's answers repeat themselves; "" otherwise."""
+    share = max(facts["rep4_over_50"], facts["suffix_loop"]) / max(1, facts["n"])
+    return (
+        f"; WARNING: {share:.0%} are degenerate (loops): compare nothing with them" if share > BROKEN else ""
+    )
 
 
 def generate_all(run: Run) -> list[Path]:

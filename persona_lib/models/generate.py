@@ -97,8 +97,9 @@ class TransformersGenerator:
     """A loaded causal language model that completes prompts greedily.
 
     ``adapters`` names the adapters that are active while it generates, ``merge`` adds them to the weights
-    meanwhile (see ``llm.using_adapters``). ``repetition_penalty`` above 1 makes tokens that the answer has already
-    less probable (those of the prompt are as probable as ever), which keeps small models out of loops.
+    meanwhile (see ``llm.using_adapters``). ``repetition_penalty`` above 1 makes tokens that the answer has
+    already less probable (those of the prompt are as probable as ever), which keeps small models out of
+    loops.
     """
 
     def __init__(
@@ -213,7 +214,9 @@ class TransformersGenerator:
         )
         return [to_completion(self.tokenizer, row[len(head) + width :].tolist(), stop) for row in output]
 
-    def _greedy(self, ids: Any, mask: Any, cache: Any, max_new_tokens: int, stop: Sequence[str]) -> list[list[int]]:
+    def _greedy(
+        self, ids: Any, mask: Any, cache: Any, max_new_tokens: int, stop: Sequence[str]
+    ) -> list[list[int]]:
         """Return the new tokens of each row of a batch, greedily; rows that have ended leave the batch.
 
         The tokens are those of transformers' ``generate``, which computes ended rows to the end of the batch.
@@ -234,7 +237,9 @@ class TransformersGenerator:
             for row, token in zip(alive, tokens.tolist(), strict=True):
                 new[row].append(token)
             texts = torch.cat([texts, tokens[:, None]], dim=1)
-            ended = (tokens == eos) | (stops(texts, logits) if stop else torch.zeros_like(tokens, dtype=torch.bool))
+            ended = (tokens == eos) | (
+                stops(texts, logits) if stop else torch.zeros_like(tokens, dtype=torch.bool)
+            )
             keep = (~ended).nonzero().flatten()
             if not len(keep):
                 break

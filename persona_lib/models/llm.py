@@ -32,8 +32,8 @@ class ModelError(RuntimeError):
 
 
 def model_key(source: str | Path, revision: str = "") -> str:
-    """Return what identifies a model: the hash of packaged weights, the content of a local folder, or the hub's
-    name and commit."""
+    """Return what identifies a model: the hash of packaged weights, a folder's content, or the hub's name and
+    commit."""
     folder = Path(source)
     if weights.is_packaged(source):
         return f"{source}@{weights.entry(str(source))['sha256']}"

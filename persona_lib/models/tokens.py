@@ -62,8 +62,8 @@ def chat_text(tokenizer: Any, prompt: str) -> str:
 def chat_format(tokenizer: Any) -> ChatFormat | None:
     """Return the pieces of the tokenizer's chat template, or None for a model without one.
 
-    Where a template has no system turn (or merges it into the user's), the persona stands before the question.
-    BOS is left out where the tokenizer adds it by itself.
+    Where a template has no system turn (or merges it into the user's), the persona stands before the
+    question. BOS is left out where the tokenizer adds it by itself.
     """
     if not getattr(tokenizer, "chat_template", None):
         return None
@@ -115,7 +115,7 @@ def encode(tokenizer: Any, prompt: str, completion: str, name: str = "row") -> t
         around = tokenizer.decode(prompt_ids[-2:]) + "|" + completion[:12]
         raise TokenError(
             f"{name}: a token spans the boundary between prompt and completion ({around!r}): "
-            'see prompts.completion_text, and the prompt must not end in a space'
+            "see prompts.completion_text, and the prompt must not end in a space"
         )
     if len(whole) - len(prompt_ids) < 2:
         raise TokenError(f"{name}: the completion is empty: drop the row before training")

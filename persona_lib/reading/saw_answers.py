@@ -8,7 +8,7 @@ from persona_lib.config import Run
 from persona_lib.data.preference import inference_pairs
 from persona_lib.evaluation.calibration import BELIEVED
 from persona_lib.evaluation.persona_quality import read_personas
-from persona_lib.evaluation.tailor import generation_folder, read_generations
+from persona_lib.evaluation.tailor import BROKEN, generation_folder, read_generations
 from persona_lib.reading.saw import against, between, listed, share, span
 from persona_lib.reading.show_personas import inferred_splits
 from persona_lib.records import RunSpec
@@ -50,7 +50,14 @@ def generation(run: Run, degenerate: pd.DataFrame, tailored: str) -> str:
     """Say how many answers are none, and which policy's answers follow the persona at all."""
     bad = int(degenerate.no_eos.sum())
     loops = int(degenerate.suffix_loop.sum())
-    said = [f"Of {degenerate.n.sum()} answers {bad} never ended and {loops} ended in a loop."]
+    broken = degenerate[["rep4_over_50", "suffix_loop"]].max(axis=1) / degenerate.n.clip(lower=1)
+    unsound = [f"{name} ({share:.0%})" for name, share in broken[broken > BROKEN].items()]
+    said = (
+        [f"**Not sound:** more than {BROKEN:.0%} degenerate answers in {', '.join(unsound)}."]
+        if unsound
+        else []
+    )
+    said += [f"Of {degenerate.n.sum()} answers {bad} never ended and {loops} ended in a loop."]
     told = {tailored: changed(run, tailored, "line"), "dpo-none": changed(run, "dpo-none", "first_person")}
     if not all(told.values()):
         return listed(said)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from persona_lib.config import Run, main_arm
 from persona_lib.data.everyday import DIMENSIONS
+from persona_lib.evaluation.calibration import corrected_net, persona_accuracy
 from persona_lib.evaluation.judge import (
     RUBRICS,
     compare,
@@ -93,6 +94,8 @@ def judging_row(run: Run, matchup: Matchup, role: str = "judge") -> dict[str, An
         line |= {f"{letter}_W": rate.n_wins, f"{letter}_T": rate.n_ties - contradicted}
         line |= {f"{letter}_L": rate.n_losses, f"{letter}_contradicted": contradicted}
         line |= {f"{letter}_unparsed": rate.n_unparsed, f"{letter}_net": rate.net}
+    accuracy = persona_accuracy(run, run.profile.judge if role == "judge" else role)
+    line["P_net_corrected"] = corrected_net(rates["personalization"].net, accuracy)
     return line | {"dPQ": delta_pq(rates["personalization"], rates["quality"])}
 
 
@@ -101,7 +104,9 @@ def judging_table(run: Run, role: str = "judge") -> pd.DataFrame:
     import pandas as pd
 
     table = pd.DataFrame([judging_row(run, matchup, role) for matchup in judged_matchups(run, role)])
-    return table.astype({"P_net": float, "Q_net": float, "dPQ": float})  # nothing decided: NaN
+    return table.astype(
+        {"P_net": float, "P_net_corrected": float, "Q_net": float, "dPQ": float}
+    )  # nothing decided: NaN
 
 
 def score_table(run: Run) -> pd.DataFrame:

@@ -33,7 +33,8 @@ from persona_lib.workers import run_jobs
 
 SHARED_FIELDS = (
     "quantization", "compute_dtype", "adapter_dtype", "lora_r", "lora_alpha", "lora_dropout", "lora_targets",
-    "max_length", "lr_scheduler", "warmup_share", "train_limit", "val_limit", "train_processes", "train_launcher",
+    "max_length", "lr_scheduler", "warmup_share", "train_limit", "val_limit", "train_processes",
+    "train_launcher",
 )  # fmt: skip
 METHOD_FIELDS = {
     "sft": ("completion_only_loss", "sft_learning_rate", "sft_epochs", "sft_batch_size", "sft_packing"),
