@@ -137,15 +137,21 @@ def answers(tmp_path, monkeypatch):
 
 
 def test_generation_compares_how_often_a_persona_changes_the_answer(answers):
-    table = pd.DataFrame({"n": [10, 10], "no_eos": [1, 0], "suffix_loop": [0, 2]})
+    table = pd.DataFrame({"n": [100, 100], "no_eos": [1, 0], "rep4_over_50": [5, 0], "suffix_loop": [0, 2]})
     counted, tailored, plain, verdict = saw_answers.generation(answers, table, "dpo-chosen").splitlines()
-    assert "Of 20 answers 1 never ended and 2 ended in a loop" in counted
+    assert "Of 200 answers 1 never ended and 2 ended in a loop" in counted
     assert "0.90" in tailored and "0.10" in plain
     assert "dpo-chosen changes its answer more often than dpo-none does (+0.80" in verdict
 
 
+def test_generation_names_the_runs_with_many_degenerate_answers(answers):
+    table = pd.DataFrame({"n": [50, 50], "no_eos": [0, 0], "rep4_over_50": [3, 2], "suffix_loop": [1, 1]})
+    said = saw_answers.generation(answers, table.set_axis(["a", "b"]), "dpo-rejected").splitlines()
+    assert said[0] == "- **Not sound:** more than 5% degenerate answers in a (6%)." and len(said) == 2
+
+
 def test_generation_without_both_policies_only_counts(answers):
-    table = pd.DataFrame({"n": [10], "no_eos": [0], "suffix_loop": [0]})
+    table = pd.DataFrame({"n": [10], "no_eos": [0], "rep4_over_50": [0], "suffix_loop": [0]})
     assert len(saw_answers.generation(answers, table, "dpo-rejected").splitlines()) == 1
 
 

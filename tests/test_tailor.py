@@ -8,7 +8,9 @@ from persona_lib.models.generate import Completion
 from persona_lib.records import Generation, RunSpec, TailoringRow
 from persona_lib.store import read_rows, write_rows
 
-PROFILE = load_profile("everyday", ["controls=true", "eval_limit=0"])  # its format: the paper's lines
+PROFILE = load_profile(
+    "everyday", ["controls=true", "eval_limit=0", "few_shot_examples=5"]
+)  # its format: the paper's lines
 PERSONA = "The user is shy and prefers quiet."
 ROWS = [
     TailoringRow(f"row-{n}", "test", f"Question {n}?", "good", "bad", {"gold-chosen": PERSONA if n else None})

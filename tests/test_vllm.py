@@ -121,7 +121,12 @@ def test_a_profile_chooses_the_engine_for_models_that_are_loaded_here(monkeypatc
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
     monkeypatch.setattr(generators, "load_engine", lambda *args: loaded.append(args) or Engine())
     source = save_base(tmp_path / "base")
-    settings = {"engine": "vllm", "compute_dtype": "bfloat16", "merge_adapters": False}
+    settings = {
+        "engine": "vllm",
+        "compute_dtype": "bfloat16",
+        "merge_adapters": False,
+        "gen_repetition_penalty": 1.0,
+    }
     run = Run(set_field(load_profile("everyday"), base_model=str(source), **settings), "everyday", 0)
     generator = generators.load_generator(run, "generator", 4)
     assert isinstance(generator, vllm_engine.VllmGenerator) and loaded == [(str(source), "", "bfloat16")]

@@ -85,6 +85,7 @@ TINY = {  # apart from sizes: the plain way of everything, whatever the default 
     "eval_limit": 0,
     "controls": True,
     "warmup_share": 0.0,
+    "gen_repetition_penalty": 1.0,
     "lora_targets": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
     "quantization": "none",
     "workers": 1,  # a worker of its own imports torch anew: only tests about workers have two

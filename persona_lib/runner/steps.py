@@ -127,13 +127,13 @@ STEPS: dict[str, Step] = {
         "Persona tailoring by supervised fine-tuning",
         inputs=("02_base_model", "05_tailoring_data"),
         fields=TRAINING,
-        minutes={"smoke": 0.4, "everyday": 6, "authors": 15, "paper": 25},
+        minutes={"smoke": 0.4, "everyday": 4, "authors": 15, "paper": 25},
     ),
     "07_preference_tailoring": Step(
         "Persona tailoring by DPO on top of it",
         inputs=("02_base_model", "05_tailoring_data", "06_supervised_tailoring"),
         fields=TRAINING,
-        minutes={"smoke": 0.7, "everyday": 13, "authors": 35, "paper": 50},
+        minutes={"smoke": 0.7, "everyday": 7, "authors": 30, "paper": 50},
     ),
     "08_generation": Step(
         "Answer the test prompts with every policy and persona",

@@ -286,7 +286,7 @@ def start_losses(trainer: Any, data: Any) -> list[float]:
         return [float(trainer.compute_loss(trainer.model, b)) for b in trainer.get_eval_dataloader(data)]
 
 
-def check_dpo_start(trainer: Any, profile: Profile, rows: int = 64) -> None:
+def check_dpo_start(trainer: Any, profile: Profile, rows: int = 16) -> None:
     """Check on some validation rows that DPO starts at margin 0 (and at ln 2 without an SFT term)."""
     some = trainer.eval_dataset.select(range(min(rows, len(trainer.eval_dataset))))
     losses = start_losses(trainer, some)
