@@ -1,9 +1,10 @@
 """A page to ask the trained policies oneself: ``python -m persona_lib.demo`` or ``./run_all.sh --demo``.
 
-A question and a persona in one's own words, or one that was inferred, and the answers of plain DPO and PT-DPO
-side by side as they are written, with the persona swap of the two answers. Any two arms that a profile has
-trained can be compared. The page is served to this machine only, sends nothing anywhere, loads nothing from
-elsewhere and shows texts as text. Needs the ``[demo]`` extra.
+A question and a persona in one's own words, or one of the data, and two answers side by side as they are
+written: of plain DPO and persona-tailored DPO, or of any two policies that a profile has trained, told the
+persona or not. Below them stand what the reader of answers sees in each, and the persona swap. The page is
+served to this machine only, sends nothing anywhere, loads nothing from elsewhere and shows texts as text.
+Needs the ``[demo]`` extra.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from persona_lib import weights
 from persona_lib.config import Run, open_run
+from persona_lib.data import everyday
 from persona_lib.evaluation.ask import Asker, default_arms, known_personas
+from persona_lib.evaluation.reader import shows
 from persona_lib.evaluation.swap_tables import ROUNDING
 from persona_lib.evaluation.tailor import eval_rows
 from persona_lib.models.llm import ModelError
@@ -26,18 +30,30 @@ QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "
 N_QUESTIONS = 40  # of the evaluation split, offered in the list
 FONTS = ["system-ui", "sans-serif"]
 STYLE = "footer {display: none !important}"
-SWAP_HEAD = ["policy", "m, this user", "m, the other user", "D", "preference follows the persona"]
+SWAP_HEAD = ["policy", "leans to the right answer for this user", "for the other user", "follows the user"]
 INTRODUCTION = (
     "# Whose boat does it float?\n"
-    "Two models that were trained on the same preferences answer one question for one user. The one "
-    "trained without personas (`-none`) is told about the user in the first person; tailored ones read a "
-    "persona. Pick a question of the test split or write one; pick an inferred persona or write one."
+    "Two models that were trained on the same preferences answer one question for one user. Plain DPO was "
+    "trained without personas and is told about the user inside the question. Tailored DPO was trained "
+    "with personas. Pick a question or write any everyday one; pick a user or describe one.\n\n"
+)
+SMALL = (
+    "**A small model**: {parameters} million parameters. "
+    "It writes English and errs on facts: check before use."
 )
 EXPLANATION = (
-    "**Persona swap.** *m* is how much more probable a policy finds the right answer than the left one, as a "
-    "difference of log-probabilities (nats). Exchange the persona and *m* should change: *D* > 0 means that "
-    "the right answer is preferred more for the first user than for the other one."
+    "**Persona swap.** How much more likely does a policy find the right answer than the left one "
+    "(difference of log-probabilities)? Exchange the user, and the number should change in the user's "
+    "favour."
 )
+METHODS = {"sft": "fine-tuning", "dpo": "DPO"}
+TRAINED = {
+    "none": "plain {}",
+    "both": "tailored {} (both personas)",
+    "chosen": "tailored {} (chosen personas)",
+}
+UNTOLD = "/not told"  # behind a policy that is asked without the persona
+ABSENT = ("prose", "plain", "decides")  # what a text shows by lacking something: nothing to point at
 
 
 def answer_both(
@@ -45,11 +61,16 @@ def answer_both(
 ) -> Iterator[tuple[str, str]]:
     """Yield both answers as they grow, the left one first."""
     first = second = ""
-    for first in asker.answer(left, question, persona):
+    for first in asker.answer(*told(left, question, persona)):
         yield first, second
-    for second in asker.answer(right, question, persona):
+    for second in asker.answer(*told(right, question, persona)):
         yield first, second
     yield first, second
+
+
+def told(policy: str, question: str, persona: str) -> tuple[str, str, str]:
+    """Return (arm, question, persona) to ask; the persona is empty for a policy that is not told it."""
+    return policy.removesuffix(UNTOLD), question, "" if policy.endswith(UNTOLD) else persona
 
 
 def swap_table(
@@ -59,11 +80,24 @@ def swap_table(
     if not all(answers):
         return "One of the answers is empty: nothing to compare."
     lines = [SWAP_HEAD, ["---"] * len(SWAP_HEAD)]
-    for arm in dict.fromkeys(arms):
+    for arm in dict.fromkeys(arm.removesuffix(UNTOLD) for arm in arms):
         found = asker.swap(arm, question, personas, answers)
-        numbers = [f"{value:+.1f}" for value in (found.margin, found.other_margin, found.score)]
-        lines.append([arm, *numbers, "yes" if found.score > ROUNDING else "no"])
+        numbers = [f"{value:+.1f}" for value in (found.margin, found.other_margin)]
+        lines.append([words_of(arm), numbers[0], numbers[1], "yes" if found.score > ROUNDING else "no"])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def words_of(arm: str) -> str:
+    """Return a policy's name in words: "dpo-none" is "plain DPO"."""
+    method, _, trained = arm.partition("-")
+    return TRAINED.get(trained, "tailored {} (" + trained + ")").format(METHODS.get(method, method))
+
+
+def seen(text: str) -> str:
+    """Return what the reader of answers sees in a text, in words; "" for an empty one."""
+    found = [shows(dimension, text) for dimension in everyday.DIMENSIONS] if text else []
+    marks = [value for value in found if value and value not in ABSENT]
+    return f"the reader sees: {', '.join(marks) or 'nothing particular'}" if text else ""
 
 
 def play(asker: Asker, left: str, right: str, question: str, persona: str, other: str) -> Iterator[tuple]:
@@ -73,8 +107,9 @@ def play(asker: Asker, left: str, right: str, question: str, persona: str, other
     first = second = ""
     try:
         for first, second in answer_both(asker, left, right, question, persona):
-            yield first, second, ""
-        yield first, second, swap_table(asker, (left, right), question, (persona, other), (first, second))
+            yield first, second, seen(first), seen(second), ""
+        table = swap_table(asker, (left, right), question, (persona, other), (first, second))
+        yield first, second, seen(first), seen(second), table
     except (ConfigError, ModelError) as error:
         raise gradio.Error(str(error)) from error
 
@@ -93,6 +128,13 @@ def offered(run: Run, question: str) -> tuple[Any, str, str]:
     return gradio.Dropdown(choices=choices(run, question), value=None), first, other
 
 
+def small_note(asker: Asker) -> str:
+    """Say how large the model is, where the table of weights knows it."""
+    source = asker.run.profile.base_model
+    row = weights.entry(source) if weights.is_packaged(source) else None
+    return SMALL.format(parameters=round(row["parameters"] / 1e6)) if row else ""
+
+
 def build(asker: Asker) -> Any:
     """Return the page."""
     import gradio
@@ -101,27 +143,33 @@ def build(asker: Asker) -> Any:
     questions = list(dict.fromkeys(row.prompt for row in eval_rows(run)))[:N_QUESTIONS]
     _, first, second = offered(run, questions[0])
     with gradio.Blocks(title="Whose boat does it float?", analytics_enabled=False) as page:
-        gradio.Markdown(INTRODUCTION)
+        gradio.Markdown(INTRODUCTION + small_note(asker))
         question = gradio.Dropdown(questions, value=questions[0], allow_custom_value=True,
                                    label="Question", elem_id="question")  # fmt: skip
-        known = gradio.Dropdown(choices(run, questions[0]), value=None, label="Inferred personas (pick one)")
-        persona = gradio.Textbox(first, label="Persona", lines=2, elem_id="persona")
+        known = gradio.Dropdown(
+            choices(run, questions[0]), value=None, label="Users of this question (pick one)"
+        )
+        persona = gradio.Textbox(first, label="This user", lines=2, elem_id="persona")
         other = gradio.Textbox(second, label="Another user, for the swap (empty: no persona)", lines=2)
         with gradio.Row():
-            left = gradio.Dropdown(asker.arms, value=left_arm, label="Left policy")
-            right = gradio.Dropdown(asker.arms, value=right_arm, label="Right policy")
+            named = [(words_of(arm), arm) for arm in asker.arms]
+            named += [(f"{words}, not told who asks", arm + UNTOLD) for words, arm in named]
+            left = gradio.Dropdown(named, value=left_arm, label="Left policy")
+            right = gradio.Dropdown(named, value=right_arm, label="Right policy")
         ask = gradio.Button("Ask both", variant="primary", elem_id="ask")
         with gradio.Row():
             boxes = [
                 gradio.Textbox(label=f"{side} answer", lines=6, elem_id=f"{side.lower()}-answer")
                 for side in ("Left", "Right")
             ]
+        with gradio.Row():
+            marks = [gradio.Markdown(elem_id=f"{side}-marks") for side in ("left", "right")]
         table = gradio.Markdown(elem_id="swap")
         gradio.Markdown(EXPLANATION)
         question.input(lambda q: offered(run, q), question, [known, persona, other], api_name=False)
         known.input(lambda text: text or "", known, persona, api_name=False)
         ask.click(lambda *given: (yield from play(asker, *given)), [left, right, question, persona, other],
-                  [*boxes, table], api_name=False)  # fmt: skip
+                  [*boxes, *marks, table], api_name=False)  # fmt: skip
     return page
 
 

@@ -58,7 +58,7 @@ def test_the_demo_answers_streams_escapes_and_says_what_is_wrong(ran):
             page.goto(url)
             page.locator("#persona textarea").fill("<img src=x onerror=alert(1)> likes lists")
             page.locator("#ask").click()
-            page.locator("#swap").get_by_text("dpo-chosen").wait_for()
+            page.locator("#swap").get_by_text("tailored DPO").wait_for()
             assert all(page.locator(f"#{side}-answer textarea").input_value() for side in ("left", "right"))
             page.screenshot(path=ran[0] / "screenshots" / "demo.png", full_page=True)
             assert page.locator("img[src=x]").count() == 0
