@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 from persona_lib.data import everyday
 from persona_lib.prompts import ChatFormat, completion_text, tailoring_prompt
@@ -35,7 +36,7 @@ def derangement(n: int, seed: int) -> list[int]:
     return result
 
 
-def draw(rows: list[TailoringRow], limit: int) -> list[TailoringRow]:
+def draw(rows: list[Any], limit: int) -> list[Any]:
     """Return ``limit`` rows drawn by id, in their order; all of them if it is 0.
 
     The draw depends on nothing else, so it is the same for every arm and seed.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from persona_lib.config import Run
 from persona_lib.data import everyday, official, official_folders, own, own_files, own_rows, raw
+from persona_lib.data.arms import draw
 from persona_lib.data.near import near_duplicates
 from persona_lib.data.persona_text import is_contrastive
 from persona_lib.fingerprint import module_hash
@@ -99,9 +100,9 @@ def inference_split(profile: Profile, dataset: str) -> str:
 
 
 def inference_pairs(run: Run) -> list[PreferencePair]:
-    """Return the pairs of `inference_split`: of an official data set the 300 that the paper took."""
+    """Return the pairs of `inference_split` that are evaluated: of an official data set the paper's 300."""
     if run.dataset not in official_folders.DATASETS:
-        return load_pairs(run)[run.profile.eval_split]
+        return draw(load_pairs(run)[run.profile.eval_split], run.profile.eval_limit)
     folder = official_folders.find_data_dir(run.profile.data_dir, [run.dataset], kind="inference")
     return official.load_inference_pairs(folder, run.dataset, run.profile.strip_roles)
 

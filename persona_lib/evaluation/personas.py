@@ -138,7 +138,7 @@ def to_infer(run: Run) -> list[tuple[str, Side, list[PreferencePair]]]:
     """
     if run.dataset == everyday.NAME:
         pairs, split = load_pairs(run), run.profile.eval_split
-        work = [(split, side, pairs[split]) for side in SIDES]
+        work = [(split, side, inference_pairs(run)) for side in SIDES]
         trained = "inferred" in run.profile.train_personas
         return [
             (name, "chosen", pairs[name]) for name in ("train", "validation") if trained and name != split
@@ -160,7 +160,7 @@ def personas_key(run: Run) -> str:
         n: v
         for n, v in vars(run.profile).items()
         if n.startswith(("pi_", "retriever"))
-        or n in ("generator_model", "generator_url", "generator_kind", "engine", "eval_split")
+        or n in ("generator_model", "generator_url", "generator_kind", "engine", "eval_split", "eval_limit")
     }
     return store.content_hash(
         module_hash("evaluation.personas"),

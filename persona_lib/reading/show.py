@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from persona_lib import weights
 from persona_lib.config import Run
 from persona_lib.data import everyday
 from persona_lib.data.arms import to_dpo_rows, to_sft_rows
@@ -185,3 +186,48 @@ def adapter_sizes(run: Run, method: str) -> pd.DataFrame:
             {"arm": path.parent.name, "parameters": parameters, "megabytes": path.stat().st_size / 1e6}
         )
     return pd.DataFrame(rows, columns=["arm", "parameters", "megabytes"]).set_index("arm")
+
+
+# --- speed ---
+
+
+def matrix_rate(size: int = 1024, tries: int = 5) -> float:
+    """Return the best measured rate of float32 matrix products on this machine now, in GFLOP/s."""
+    import time
+
+    import torch
+
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    seconds = []
+    for _ in range(tries):
+        started = time.perf_counter()
+        a @ b
+        seconds.append(time.perf_counter() - started)
+    return 2 * size**3 / min(seconds) / 1e9
+
+
+def speed_table(run: Run, method: str) -> pd.DataFrame:
+    """Return tokens and seconds of each trained arm, beside the arithmetic floor; evaluation is left out.
+
+    The floor is what the arithmetic needs: four FLOP per parameter and token (forward, and backward to the
+    activations; a shared prompt counts once) at the measured rate of matrix products. Empty on a GPU, and for
+    a base whose size the table of weights does not know.
+    """
+    import pandas as pd
+    import torch
+
+    source = run.profile.base_model
+    whole = weights.is_packaged(source) and not weights.entry(source)["layers"]
+    if not whole or torch.cuda.is_available():
+        return pd.DataFrame()
+    rate, rows = matrix_rate(), []
+    for arm in trained_personas(run.profile, run.dataset, method):
+        folder = adapter_dir(run, f"{method}-{arm}")
+        counts, log = read_json(folder / "counts.json")["train"], list(iter_rows(folder / "log.jsonl"))
+        epochs = next(entry["epoch"] for entry in reversed(log) if "epoch" in entry)
+        tokens = (counts["prompt_tokens"] + counts["completion_tokens"]) * epochs
+        spent = sum(e.get("train_runtime", 0) for e in log) - sum(e.get("eval_runtime", 0) for e in log)
+        floor = 4 * weights.entry(source)["parameters"] * tokens / 1e9 / rate
+        rows.append((folder.name, round(tokens), spent, tokens / spent, rate, floor, floor / spent))
+    names = ["arm", "tokens", "seconds", "tokens per second", "GFLOP/s of this machine", "floor, seconds"]
+    return pd.DataFrame(rows, columns=[*names, "share of the floor"]).set_index("arm")
