@@ -80,9 +80,10 @@ def history(**losses: float) -> pd.DataFrame:
 
 
 def test_a_persona_line_that_helps_and_one_that_harms():
-    helped = saw.supervised(history(sft_none=0.5, sft_chosen=0.4, sft_shuffled=0.6)).splitlines()
+    losses = {"sft_none": 0.5, "sft_chosen": 0.4, "sft_shuffled": 0.6, "sft_both": 0.4}
+    helped = saw.supervised(history(**losses)).splitlines()
     assert "0.100 below that of sft-none" in helped[1] and "0.100 above" in helped[2]
-    assert "that of" not in helped[0]
+    assert "that of" not in helped[0] and "that of" not in helped[3]  # both writes other answers, too
 
 
 def test_reward_accuracy_is_compared_with_one_half():

@@ -24,9 +24,8 @@ SIDES = ("chosen", "rejected")
 
 def small_run() -> Run:
     """A few pairs of ``everyday`` with the personas that they bring."""
-    profile = set_field(
-        load_profile("smoke"), pair_limit=8, controls=True, bootstrap_samples=50, persona_judge="oracle"
-    )
+    changes = {"train_personas": ["none", "chosen"], "controls": True, "persona_judge": "oracle"}
+    profile = set_field(load_profile("smoke"), pair_limit=8, bootstrap_samples=50, **changes)
     run = Run(profile, "everyday", 0)
     write_pairs(run)
     known = everyday.personas(profile.majority_share, 0)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 HALF = ("less than half", "not clearly different from half", "more than half")
+SAME_ANSWERS = ("sft-chosen", "sft-inferred", "sft-shuffled")  # as sft-none: the chosen responses
 LIKED = "chosen has what most like"  # a column of ``show.contrast_table``
 ONE_SEED = "(one seed; no interval, since losses of single rows are not kept)"
 
@@ -109,7 +110,7 @@ def kept_epochs(history: pd.DataFrame) -> pd.DataFrame:
 
 
 def supervised(history: pd.DataFrame) -> str:
-    """Say what the persona line is worth: the loss of every arm against the persona-free one's."""
+    """Say what the persona is worth: the loss of arms that write the same answers against the plain one's."""
     kept = kept_epochs(history)
     plain = kept["validation loss"].get("sft-none")
     said = []
@@ -118,7 +119,7 @@ def supervised(history: pd.DataFrame) -> str:
             f"{arm}: epoch {row.epoch:g} was kept, validation loss {row['validation loss']:.3f} nats a token"
         )
         gain = 0 if plain is None else plain - row["validation loss"]
-        if gain and arm != "sft-none":
+        if gain and arm in SAME_ANSWERS:
             text += f", {abs(gain):.3f} {'below' if gain > 0 else 'above'} that of sft-none {ONE_SEED}"
         said.append(f"{text}.")
     return listed(said)

@@ -63,7 +63,15 @@ TRAINING = (
     "base_revision",
 )
 MODEL = ("base_model", "base_revision", "compute_dtype", "quantization", "engine")
-INFERENCE = (*DATA, *MODEL, "generator_*", "pi_*", "eval_split", "eval_limit", "retriever*")  # which rows need personas
+INFERENCE = (
+    *DATA,
+    *MODEL,
+    "generator_*",
+    "pi_*",
+    "eval_split",
+    "eval_limit",
+    "retriever*",
+)  # which rows need personas
 PROMPTING = ("few_shot_examples", "first_person_wording")
 GENERATION = (
     *TRAINING,
