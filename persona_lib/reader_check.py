@@ -1,9 +1,10 @@
 """How often the reader of answers is right: ``python -m persona_lib.reader_check``.
 
-``--draw N`` writes a blind sheet of N generated answers of a run: a dimension with its two values, the question
-and the answer; no policy, persona or verdict of the reader. Somebody adds "label" to each line: one of the two
-values, or "neither". The labelled sheet is kept in ``facts/reader_labels.jsonl``. Without ``--draw`` the table is
-computed from it and from the written responses of the test split, into ``figures/published/reader.csv``.
+``--draw N`` writes a blind sheet of N generated answers of a run: a dimension with its two values, the
+question and the answer; no policy, persona or verdict of the reader. Somebody adds "label" to each line: one
+of the two values, or "neither". The labelled sheet is kept in ``facts/reader_labels.jsonl``. Without
+``--draw`` the table is computed from it and from the written responses of the test split, into
+``figures/published/reader.csv``.
 """
 
 from __future__ import annotations
