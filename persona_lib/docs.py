@@ -50,6 +50,7 @@ PACKAGES = (
 BLOCK = re.compile(r"(<!-- (table|figure):([\w-]+)/(\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 NOT_RUN = "*Not run yet.*"
 TRACKED = {  # tables on validation topics, kept with the figures -> the command that writes them
+    "reader": "python -m persona_lib.reader_check",
     "selection_sft": "python -m persona_lib.selection",
     "selection_dpo": "python -m persona_lib.selection",
 }

@@ -4,7 +4,7 @@
 question and the answer; no policy, persona or verdict of the reader. Somebody adds "label" to each line: one
 of the two values, or "neither". The labelled sheet is kept in ``facts/reader_labels.jsonl``. Without
 ``--draw`` the table is computed from it and from the written responses of the test split, into
-``figures/published/reader.csv``.
+``figures/everyday/reader.csv``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LABELS = FACTS / "reader_labels.jsonl"
-TABLE = REPO / "figures" / "published" / "reader.csv"
+TABLE = REPO / "figures" / "everyday" / "reader.csv"
 
 
 def blind_sheet(run: Run, n: int) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 Rules read what a small model really writes: word counts, list lines, contractions, figures with units,
 questions at the end, and families of words. They see one text and nothing else: not the persona, not the
 policy, not the other answer. A text that shows neither value, or both alike, shows None. How often they are
-right, on written and on generated answers, stands in ``figures/published/reader.csv``.
+right, on written and on generated answers, stands in ``figures/everyday/reader.csv``.
 """
 
 from __future__ import annotations

@@ -47,9 +47,31 @@ from persona_lib.reading.views_swap import (
     swap_seed_view,
     swap_view,
 )
+from persona_lib.tables.cells import CI, number, with_interval
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+def calibration_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show how often each judge is right where the answer is known, and whether it may decide."""
+    import pandas as pd
+
+    return pd.DataFrame({
+        "judge": table.judge,
+        "comparisons": table.test,
+        f"accuracy {CI}": [with_interval(row, "accuracy") for _, row in table.iterrows()],
+        "surer half": [number(value) for value in table.at_half],
+        "ties": table.ties,
+        "decides": ["yes" if value else "no" for value in table.decides],
+        "n": table.n,
+        "seed": table.seed,
+    })  # fmt: skip
+
+
+def reader_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Show precision and recall of the reader of answers."""
+    return table.assign(**{name: table[name].map(number) for name in ("precision", "recall")})
 
 
 def plain_view(table: pd.DataFrame) -> pd.DataFrame:
@@ -69,6 +91,8 @@ VIEWS: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
     "main_by_seed": by_seed_view,
     "over_seeds": over_seeds_view,
     "persona_accuracy": accuracy_view,
+    "calibration": calibration_view,
+    "reader": reader_view,
     "persona_models": accuracy_view,
     "persona_preference": preference_view,
     "words": words_view,

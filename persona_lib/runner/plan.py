@@ -55,6 +55,8 @@ def expected_seconds(pipeline: Pipeline, task: Task) -> tuple[float | None, bool
     computed = cost.task_seconds(pipeline.profile, task.step, task.parameters.get("dataset", ""))
     if computed is None and hub_models(pipeline.profile) and "paper" in minutes:
         return minutes["paper"] * 60, False  # small steps: the data decides, not the model
+    if computed is None and "everyday" in minutes and weights.is_packaged(pipeline.profile.base_model):
+        return minutes["everyday"] * 60, False  # the same model, about as many rows
     return computed, False
 
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from persona_lib.config import Run
 from persona_lib.data import everyday
-from persona_lib.evaluation.judged import RUBRICS, Judged, read_judgments, same_items
+from persona_lib.evaluation.calibration import calibration_path
+from persona_lib.evaluation.judged import RUBRICS, Judged, read_judgments, runs_of, same_items
 from persona_lib.evaluation.tailor import generation_folder, read_generations
 from persona_lib.profiles import Profile
 from persona_lib.records import Generation, RunSpec
@@ -195,4 +196,19 @@ def length_table(profile: Profile) -> pd.DataFrame:
     return pd.DataFrame([line for part in found for line in length_lines(*part)])
 
 
-CHECK_TABLES = {"filtered": filtered_table, "length": length_table}
+# --- the judges ---
+
+
+def calibration_table(profile: Profile) -> pd.DataFrame:
+    """Return the calibration of every judge that a run has measured (``evaluation.calibration``), by seed."""
+    import pandas as pd
+
+    runs = [(dataset, run) for dataset in profile.datasets for run in runs_of(profile, dataset)]
+    found = [(dataset, run.seed, calibration_path(run)) for dataset, run in runs]
+    parts = [
+        pd.read_csv(path).assign(dataset=dataset, seed=seed) for dataset, seed, path in found if path.exists()
+    ]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+CHECK_TABLES = {"filtered": filtered_table, "length": length_table, "calibration": calibration_table}
