@@ -247,13 +247,6 @@ def test_the_documents_show_the_tables_as_they_are_kept(tmp_path, monkeypatch):
     assert (tmp_path / "REPRODUCTION.md").read_text(encoding="utf-8") == text
 
 
-def test_the_kept_means_over_seeds_are_those_of_the_kept_table_by_seed(monkeypatch):
-    monkeypatch.delenv("PERSONA_FIGURES", raising=False)
-    kept = docs.kept_folder(load_profile("everyday"))
-    by_seed, over = (pd.read_csv(kept / f"{name}.csv") for name in ("main_by_seed", "over_seeds"))
-    pd.testing.assert_frame_equal(results.over_seeds(by_seed), over, rtol=2e-5, check_dtype=False)
-
-
 @pytest.mark.slow
 def test_the_list_of_files_is_written_from_their_first_lines_and_lacks_none():
     library = REPO / "persona_lib"
