@@ -109,7 +109,7 @@ STEPS: dict[str, Step] = {
         "Infer a persona for every response",
         inputs=("01_preference_data", "02_base_model"),
         fields=(*INFERENCE, "train_personas"),  # the arm "inferred" needs more of them
-        minutes={"smoke": 0.3, "everyday": 3, "paper": 20},
+        minutes={"smoke": 0.3, "everyday": 4.5, "paper": 20},
     ),
     "04_persona_quality": Step(
         "Persona accuracy, preference and salient words",
@@ -123,7 +123,7 @@ STEPS: dict[str, Step] = {
             "bootstrap_samples",
             *("strip_contrast", "near_duplicate_threshold", "eval_limit"),  # the rows of its calibration
         ),
-        minutes={"smoke": 0.3, "everyday": 8, "paper": 55},
+        minutes={"smoke": 0.3, "everyday": 5, "paper": 55},
     ),
     "05_tailoring_data": Step(
         "Retrieve personas, build the tailoring data",
@@ -135,25 +135,25 @@ STEPS: dict[str, Step] = {
         "Persona tailoring by supervised fine-tuning",
         inputs=("02_base_model", "05_tailoring_data"),
         fields=TRAINING,
-        minutes={"smoke": 0.4, "everyday": 4, "authors": 15, "paper": 25},
+        minutes={"smoke": 0.4, "everyday": 4.5, "authors": 15, "paper": 25},
     ),
     "07_preference_tailoring": Step(
         "Persona tailoring by DPO on top of it",
         inputs=("02_base_model", "05_tailoring_data", "06_supervised_tailoring"),
         fields=TRAINING,
-        minutes={"smoke": 0.7, "everyday": 7, "authors": 30, "paper": 50},
+        minutes={"smoke": 0.7, "everyday": 8, "authors": 30, "paper": 50},
     ),
     "08_generation": Step(
         "Answer the test prompts with every policy and persona",
         inputs=("02_base_model", "05_tailoring_data", "06_supervised_tailoring", "07_preference_tailoring"),
         fields=GENERATION,
-        minutes={"smoke": 0.6, "everyday": 15, "authors": 10, "paper": 215},
+        minutes={"smoke": 0.6, "everyday": 8, "authors": 10, "paper": 215},
     ),
     "09_judging": Step(
         "Judge the answers in both orders",
         inputs=("01_preference_data", "02_base_model", "05_tailoring_data", "08_generation"),
         fields=JUDGING,
-        minutes={"smoke": 0.3, "everyday": 2, "authors": 25, "paper": 1100},
+        minutes={"smoke": 0.3, "everyday": 1, "authors": 25, "paper": 1100},
     ),
     "10_user_personas": Step(
         "Personas that users write themselves",
@@ -187,7 +187,7 @@ STEPS: dict[str, Step] = {
             "eval_personas",
             "bootstrap_samples",
         ),
-        minutes={"smoke": 0.6, "everyday": 12, "authors": 15, "paper": 20},
+        minutes={"smoke": 0.6, "everyday": 4, "authors": 15, "paper": 20},
     ),
     "12_results": Step(
         "All results, with intervals, beside the paper's",
@@ -214,7 +214,7 @@ STEPS: dict[str, Step] = {
             "train_personas",
             "judge",
         ),
-        minutes={"smoke": 0.2, "everyday": 0.5, "authors": 0.5, "paper": 1},
+        minutes={"smoke": 0.2, "everyday": 0.3, "authors": 0.5, "paper": 1},
     ),
     "13_released_outputs": Step(
         "The authors' released generations, analysed again",
