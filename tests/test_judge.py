@@ -10,7 +10,7 @@ from persona_lib.models.generate import Completion
 from persona_lib.records import PairwiseComparison
 from persona_lib.stats.metrics import verdict_of
 
-PROFILE = load_profile("everyday", ["controls=true"])
+PROFILE = load_profile("everyday", ["controls=true", "train_personas=none,chosen"])
 PROMPT = "How do I clean my old kettle?"
 CHEAP = "For the old kettle, use the brush. Choose the cheap kind."
 DEAR = "For the old kettle, use the brush. Buy the finest brand."

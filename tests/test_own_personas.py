@@ -31,7 +31,9 @@ class Echo:
 def run(tmp_path, monkeypatch) -> Run:
     """A run whose policies are there and echo."""
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
-    run = Run(set_field(load_profile("smoke"), pair_limit=4), "everyday", 0)
+    run = Run(
+        set_field(load_profile("smoke"), pair_limit=4, train_personas=["none", "chosen"]), "everyday", 0
+    )
     store.write_rows(run.folder / "tailoring" / "test.jsonl", tailoring_rows(run))
     for arm in ("sft-none", "dpo-none", "sft-chosen", "dpo-chosen"):
         store.mark_done(run.folder / "adapters" / arm, "tiny")

@@ -319,12 +319,12 @@ def test_a_plan_says_state_reason_time_and_needs(notebooks, capsys):
 
 def test_the_grid_is_listed_with_what_is_answered_and_words_choose_lines(notebooks, capsys):
     profile = config.load_profile("smoke", ["seeds=0,1"])
-    folder = config.run_dir(profile, "everyday", 1) / "generations" / "dpo-chosen.gold-chosen.line"
+    folder = config.run_dir(profile, "everyday", 1) / "generations" / "dpo-both.gold-chosen.line"
     store.mark_done(folder, "key")
-    assert call(notebooks, "--seeds", "2", "--grid", "dpo-chosen gold") == 0
+    assert call(notebooks, "--seeds", "2", "--grid", "dpo-both gold") == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 5 and lines[-1].startswith("4 of ")
-    assert all("dpo-chosen" in line and "told gold-" in line for line in lines[:-1])
+    assert all("dpo-both" in line and "told gold-" in line for line in lines[:-1])
     assert [line for line in lines if line.endswith(" answered") and "not" not in line] == [lines[2]]
     assert "everyday seed 1" in lines[2] and "as line" in lines[2]
     assert call(notebooks, "--grid") == 0

@@ -20,7 +20,7 @@ from persona_lib.prompts import STOP, completion_text, tailoring_prompt
 from persona_lib.records import RunSpec
 from persona_lib.training import train
 
-PROFILE = load_profile("everyday", ["controls=true"])
+PROFILE = load_profile("everyday", ["controls=true", "train_personas=none,chosen"])
 
 
 def spec(method="dpo", train_persona="chosen", persona="gold-chosen", form="line") -> RunSpec:

@@ -39,7 +39,7 @@ def profile(tmp_path, monkeypatch):
     monkeypatch.setenv("PERSONA_FIGURES", str(tmp_path / "figures"))
     judged.forget_judged()
     results_swap.forget_swap()
-    return load_profile("smoke", ["seeds=0,1", "pair_limit=6", "controls=true"])
+    return load_profile("smoke", ["seeds=0,1", "pair_limit=6", "controls=true", "train_personas=none,chosen"])
 
 
 def write_verdicts(profile, kind="main", hand=HAND):
@@ -188,7 +188,9 @@ def world(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PERSONA_RESULTS", str(folder / "results"))
         personas = "eval_personas=none,gold-chosen,gold-rejected,user-chosen,shuffled-chosen"
-        profile = load_profile("smoke", ["seeds=0,1", "pair_limit=8", "controls=true", personas])
+        profile = load_profile(
+            "smoke", ["seeds=0,1", "pair_limit=8", "controls=true", personas, "train_personas=none,chosen"]
+        )
         for seed in profile.seeds:
             tiny_results.fill_run(Run(profile, "everyday", seed))
         primary.save_tables(profile)

@@ -46,7 +46,7 @@ def spec(method="dpo", train="chosen", persona="gold-chosen", form="line") -> Ru
 def test_the_grid_of_the_default_profile_has_every_method_with_and_without_personas():
     cells = {s.slug for s in tailor.grid(Run(PROFILE, "everyday", 0))}
     assert {"few_shot-none.gold-chosen.first_person", "few_shot-chosen.gold-rejected.line"} <= cells
-    assert {"sft-none.user-chosen.first_person", "dpo-chosen.system.line", "dpo-none.none.line"} <= cells
+    assert {"sft-none.user-chosen.first_person", "dpo-both.system.line", "dpo-none.none.line"} <= cells
     assert "dpo-none.gold-chosen.line" in cells  # the baseline told in the tailored models' own format
     assert not any("rejected." in slug.split("-", 1)[1][:9] for slug in cells)  # arms that were not asked for
 

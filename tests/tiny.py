@@ -84,6 +84,7 @@ TINY = {  # apart from sizes: the plain way of everything, whatever the default 
     "val_limit": 0,
     "eval_limit": 0,
     "controls": True,
+    "train_personas": ["none", "chosen"],
     "warmup_share": 0.0,
     "gen_repetition_penalty": 1.0,
     "lora_targets": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],

@@ -63,11 +63,16 @@ def plan_of(profile: Profile, method: str, train_persona: str) -> list[tuple[str
 
 def arms(profile: Profile) -> list[tuple[str, str]]:
     """Return the (method, train persona) arms of a profile; few-shot knows with and without personas only."""
+    trained = profile.train_personas
+    told = [
+        name
+        for name in ("none", "chosen")
+        if name in trained or (name == "chosen" and set(trained) - {"none"})
+    ]
     return [
         (method, persona)
         for method in profile.methods
-        for persona in profile.train_personas
-        if method != "few_shot" or persona in ("none", "chosen")
+        for persona in (told if method == "few_shot" else trained)
     ]
 
 
