@@ -99,6 +99,9 @@ TINY = {  # apart from sizes: the plain way of everything, whatever the default 
     "dpo_learning_rate": 5e-3,
     "dpo_epochs": 2,
     "dpo_batch_size": 4,
+    "dpo_max_steps": 0,
+    "dpo_beta": 0.5,
+    "dpo_sft_weight": 4.0,
 }
 
 

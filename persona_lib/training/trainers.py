@@ -35,7 +35,16 @@ def eval_batch(profile: Profile, method: str) -> int:
     return max(1, size // processes)
 
 
-def trainer_settings(profile: Profile, method: str, seed: int, output: Path) -> dict[str, Any]:
+def max_steps(profile: Profile, rows: int) -> int:
+    """Return DPO's limit on its steps: ``dpo_max_steps`` where the epochs have more, else -1 (no limit).
+
+    Trainer would take a limit for a goal, and go over few rows again and again until it is reached.
+    """
+    steps = math.ceil(rows / profile.dpo_batch_size) * profile.dpo_epochs
+    return profile.dpo_max_steps if 0 < profile.dpo_max_steps < steps else -1
+
+
+def trainer_settings(profile: Profile, method: str, seed: int, output: Path, rows: int = 0) -> dict[str, Any]:
     """Return the settings that SFT and DPO share, every one that matters said explicitly.
 
     Nothing is reported to a tracker unless the environment names some: PERSONA_REPORT_TO=tensorboard,wandb.
@@ -49,7 +58,7 @@ def trainer_settings(profile: Profile, method: str, seed: int, output: Path) -> 
         "data_seed": seed,
         "learning_rate": getattr(profile, f"{method}_learning_rate"),
         "num_train_epochs": getattr(profile, f"{method}_epochs"),
-        "max_steps": (method == "dpo" and profile.dpo_max_steps) or -1,
+        "max_steps": max_steps(profile, rows) if method == "dpo" else -1,
         "per_device_train_batch_size": getattr(profile, f"{method}_batch_size") // profile.train_processes,
         "per_device_eval_batch_size": eval_batch(profile, method),
         "gradient_accumulation_steps": 1,
@@ -244,7 +253,7 @@ def dpo_trainer(
 
     set_seed(seed)
     config = DPOConfig(
-        **trainer_settings(profile, "dpo", seed, output),
+        **trainer_settings(profile, "dpo", seed, output, len(data["train"])),
         **dpo_loss_settings(profile),
         beta=profile.dpo_beta,
         disable_dropout=True,
