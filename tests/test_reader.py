@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from persona_lib.data import everyday
-from persona_lib.evaluation.reader import degenerate, fit, reader_table, shows
+from persona_lib.evaluation.reader import fit, reader_table, shows
 
 MIDDLING = "word " * 48
 
@@ -72,27 +72,6 @@ def test_fit_adds_up_the_wish():
     assert fit((("company", "alone"),), text) == -1
     assert fit((("company", "alone"), ("table", "abstains")), text) == -1
     assert fit((), text) == 0
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "Yes, do it.",
-        "You can use it. " * 3,
-        "You can try the red one and you can try the blue one or you can try the green one.",
-        "The user is busy and prefers short answers to long ones.",
-        "Sure.\nThe user is busy and wants to rest after a day at work.",
-    ],
-)
-def test_no_answer(text):
-    assert degenerate(text)
-
-
-def test_an_answer():
-    assert not degenerate("1. Clean the pan.\n2. Dry the pan.\n3. Oil the pan.")
-    written = (text for item in everyday.items() for text in (item.response_a, item.response_b))
-    assert not any(map(degenerate, written))
 
 
 def test_the_table_counts_by_hand():

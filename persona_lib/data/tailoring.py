@@ -174,7 +174,7 @@ def rows_from_pairs(run: Run) -> Rows:
 
 
 def rows_from_everyday(run: Run) -> Rows:
-    """Give the package's own pairs the personas that they bring, and the users' own words.
+    """Give the package's own pairs the personas that they bring.
 
     Validation topics serve SFT, DPO and every choice of a setting. Personas that the run inferred for the
     chosen side of training rows, if it did, are "inferred-chosen".
@@ -190,13 +190,9 @@ def rows_from_everyday(run: Run) -> Rows:
     for split in ("sft_val", "dpo_val", *EVAL_SPLITS):
         part = pairs["validation" if split.endswith("_val") else split]
         rows[split] = to_rows(part, split, gold, retrieved if split in EVAL_SPLITS else {})
-    users = {id: {n: t for n, t in found.items() if n.startswith("user")} for id, found in known.items()}
-    inferred = inferred_chosen(run)
+    inferred, system = inferred_chosen(run), SYSTEM_PERSONAS[everyday.NAME]
     return {
-        split: [
-            with_system(row, SYSTEM_PERSONAS[everyday.NAME])
-            for row in add_personas(add_personas(part, users if split in EVAL_SPLITS else {}), inferred)
-        ]
+        split: [with_system(row, system) for row in add_personas(part, inferred)]
         for split, part in rows.items()
     }
 

@@ -44,16 +44,11 @@ def finished(text: str) -> float:
     )
 
 
-def without_repeats(text: str) -> float:
-    """Return the share of different word 4-grams."""
-    words = text.lower().split()
-    grams = [tuple(words[i : i + 4]) for i in range(len(words) - 3)]
-    return len(set(grams)) / len(grams) if grams else 1.0
-
-
 def quality(prompt: str, text: str) -> float:
     """Return the quality of an answer in [0, 1]; 0 for an empty one."""
+    from persona_lib.stats.text_metrics import repetition  # needs numpy, which a plan does without
+
     if not text.strip():
         return 0.0
     substance = min(1.0, len(text.split()) / ENOUGH_WORDS)
-    return (on_subject(prompt, text) + finished(text) + without_repeats(text) + substance) / 4
+    return (on_subject(prompt, text) + finished(text) + 1 - repetition(text.lower()) + substance) / 4

@@ -9,7 +9,6 @@ right, on written and on generated answers, stands in ``figures/everyday/reader.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import cache
 from typing import TYPE_CHECKING
@@ -23,8 +22,6 @@ BRIEF_WORDS, THOROUGH_WORDS = 42, 53  # up to, from; in between a text is neithe
 MARGIN = 2  # points by which one value must lead
 STRONG, WEAK, MOST_WEAK = 2, 1, 6  # points of a word of either kind; most that weak words of a value can add
 TECHNICAL = 1.5  # figures and terms together, from
-LOOP = 3  # so many times the same four words, or the same line, are a loop
-FEWEST_WORDS = 4
 
 # Words, by value: those that say it by themselves, and those that point to it. Parts of regular expressions,
 # read from the start of a word to its end.
@@ -203,7 +200,6 @@ QUESTION_TO_USER = re.compile(
 REQUEST = re.compile(
     r"\b(?:let me know|tell me)(?: a (?:bit|little))? (?:more|what|how|which|where|when|whether|about)", re.I
 )
-PERSONA = re.compile(r"(?:^|[.!?:\n])[\s\"]*the user is\b", re.I)
 NUMBER = r"\d+(?:[.,]\d+)?"
 UNITS = (
     r"%|°|percent|per cent|degrees|[µnmck]?m|m[²³]|[µmk]?g|[mdc]?l|kcal|[kmg]?hz|dbm?|k?w|k?wh|v|lux|bar"
@@ -339,16 +335,6 @@ def fit(wish: Wish, text: str) -> int:
     """Return how well a text fits a wish: +1 for each value that it shows, -1 for each other value."""
     verdicts = ((shows(dimension, text), value) for dimension, value in wish)
     return sum(0 if shown is None else 1 if shown == value else -1 for shown, value in verdicts)
-
-
-def degenerate(text: str) -> bool:
-    """Return whether a text is no answer: next to empty, a loop, or a persona in the place of one."""
-    said = words(text)
-    fours = Counter(zip(*(said[start:] for start in range(4)), strict=False))
-    lines = Counter(" ".join(words(part)) for part in SENTENCE.split(text))
-    del lines[""]
-    loop = max((*fours.values(), *lines.values()), default=0) >= LOOP
-    return len(text.split()) < FEWEST_WORDS or loop or bool(PERSONA.search(text))
 
 
 def reader_table(texts: Iterable[tuple[str, str, str]]) -> pd.DataFrame:
