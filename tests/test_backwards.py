@@ -68,12 +68,12 @@ def test_each_text_is_scored_once_and_only_fit_to_a_persona_is_scored_with_the_a
 
 def test_a_plausible_user_is_scored_per_word_and_without_a_response(judged):
     judge, asked = judged
-    assert judge.plausibility([("tea or tea?", "The user prefers it.")]) == [2 / 4]
+    pair = PairwiseComparison(
+        "row", "tea or tea?", None, "The user prefers it.", "The user prefers a lot of it."
+    )
+    (verdict,) = judge.plausible([pair], "personalization")
+    assert verdict.feedback == "0.5000 : 0.2857" and verdict.winner == "A"  # 2 / 4 and 2 / 7
     assert asked[0] == []
-
-
-def test_an_untrained_judge_says_so(judged):
-    assert backwards.BackwardsJudge(judged[0].run, trained=False).name == "backwards, untrained"
 
 
 # --- its rows and its key ---
@@ -188,8 +188,12 @@ def test_without_a_judge_for_it_no_user_is_called_the_more_plausible(inferred, j
 
 
 def test_the_backwards_judge_compares_both_users_of_a_pair(inferred, monkeypatch):
-    scores = [3.0, 1.0, 1.0, 3.0, 2.0, 2.0]
-    monkeypatch.setattr(backwards.BackwardsJudge, "plausibility", lambda self, asked: scores[: len(asked)])
+    likely = {"The user is chosen 0.": 3.0, "The user is rejected 1.": 3.0}
+    monkeypatch.setattr(
+        backwards.BackwardsJudge,
+        "scores",
+        lambda self, asked, adapted: [likely.get(text.strip(), 1.0) for _, text in asked],
+    )
     verdicts = persona_quality.preference_verdicts(inferred("backwards"), "test")
     assert [verdict for _, verdict in verdicts] == ["win", "loss", "tie", None]
 

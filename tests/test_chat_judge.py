@@ -80,7 +80,8 @@ def test_a_generator_that_takes_a_schema_gets_it():
 class Template:
     """The part of a tokenizer that ``chat_text`` uses, with or without a BOS of its own."""
 
-    bos_token, bos_token_id = "<s>", 1
+    bos_token, bos_token_id, eos_token = "<s>", 1, "</s>"
+    chat_template, all_special_tokens, added_tokens_decoder = "its template", [], {}
 
     def __init__(self, adds_bos: bool) -> None:
         self.adds_bos = adds_bos
@@ -90,7 +91,8 @@ class Template:
 
     def apply_chat_template(self, messages, tokenize, add_generation_prompt):
         assert not tokenize and add_generation_prompt
-        return f"<s>[{messages[0]['role']}] {messages[0]['content']} [assistant]"
+        turns = "".join(f"[{m['role']}] {m['content']} " for m in messages)
+        return f"<s>{turns}[assistant]"
 
 
 @pytest.mark.parametrize(("adds_bos", "start"), [(True, "[user]"), (False, "<s>[user]")])

@@ -84,6 +84,15 @@ def test_a_template_without_a_system_turn_gets_the_persona_before_the_question()
     assert "w6 w7\n\nw1 w2" in prompts.tailoring_prompt("w1 w2", "w6 w7", chat=chat)
 
 
+def test_a_template_that_drops_its_system_turn_gets_the_persona_before_the_question_too():
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'user' %}Q {{ m.content }} A{% endif %}{% endfor %}"
+    )
+    chat = tokens.chat_format(tokenizer)
+    assert prompts.tailoring_prompt("Why?", "The user is shy.", chat=chat) == "Q The user is shy.\n\nWhy? A"
+
+
 def test_examples_are_conversations_that_have_ended():
     chat = tokens.chat_format(chat_tokenizer())
     asked = prompts.tailoring_prompt("w1", "w6", chat=chat)

@@ -135,9 +135,8 @@ class BackwardsJudge:
 
     name = NAME
 
-    def __init__(self, run: Run, trained: bool = True) -> None:
-        self.run, self.trained, self.model = run, trained, None
-        self.name = NAME if trained else f"{NAME}, untrained"
+    def __init__(self, run: Run) -> None:
+        self.run, self.model = run, None
         self.chat = format_of(*run.base_source)
         self.known: dict[tuple[str, str], float] = {}
 
@@ -145,11 +144,9 @@ class BackwardsJudge:
         """Load the base and the judge's adapter."""
         if self.model is None:
             self.tokenizer = load_tokenizer(*self.run.base_source)
-            self.model = load_base(*self.run.base_source, "none", self.run.profile.compute_dtype)
-            self.adapters: list[str] = []
-            if self.trained:
-                folder = train_judge(self.run)
-                self.model, self.adapters = attach_adapters(self.model, [folder]), [folder.name]
+            folder = train_judge(self.run)
+            base = load_base(*self.run.base_source, "none", self.run.profile.compute_dtype)
+            self.model, self.adapters = attach_adapters(base, [folder]), [folder.name]
 
     def scores(self, asked: Sequence[tuple[str, str]], adapted: bool) -> list[float]:
         """Return log p(completion | prompt) of rendered (prompt, completion) texts, in nats."""
@@ -178,14 +175,13 @@ class BackwardsJudge:
         ]
         return self.scores(rendered, adapted=False)
 
-    def plausibility(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
-        """Return log p(persona | question) per word of (question, persona) pairs under the untrained base."""
-        rendered = [
-            (tailoring_prompt(backwards_query(x, ""), None, chat=self.chat), completion_text(p, self.chat))
-            for x, p in pairs
-        ]
+    def plausible(self, comparisons: Sequence[PairwiseComparison], rubric: Rubric) -> list[Judgment]:
+        """Judge which of two personas is likelier: log p(persona | question) per word, no adapter."""
+        both = [(c.prompt, text) for c in comparisons for text in (c.response_a, c.response_b)]
+        rendered = [(asked(x, "", self.chat), completion_text(p, self.chat)) for x, p in both]
         found = self.scores(rendered, adapted=False)
-        return [value / len(p.split()) for value, (_, p) in zip(found, pairs, strict=True)]
+        per_word = [value / len(p.split()) for value, (_, p) in zip(found, both, strict=True)]
+        return self.judged(comparisons, rubric, per_word)
 
     def __call__(self, comparisons: Sequence[PairwiseComparison], rubric: Rubric) -> list[Judgment]:
         both = [(c, text) for c in comparisons for text in (c.response_a, c.response_b)]
@@ -193,8 +189,14 @@ class BackwardsJudge:
             found = self.persona_scores([(c.prompt, text, c.persona or "") for c, text in both])
         else:
             found = self.relevance_scores([(c.prompt, text) for c, text in both])
-        pairs = zip(found[::2], found[1::2], strict=True)
-        return [judgment(c.id, self.name, rubric, a, b) for c, (a, b) in zip(comparisons, pairs, strict=True)]
+        return self.judged(comparisons, rubric, found)
+
+    def judged(
+        self, comparisons: Sequence[PairwiseComparison], rubric: Rubric, scores: Sequence[float]
+    ) -> list[Judgment]:
+        """Return the judgments of two scores per comparison."""
+        pairs = zip(comparisons, scores[::2], scores[1::2], strict=True)
+        return [judgment(c.id, self.name, rubric, a, b) for c, a, b in pairs]
 
 
 def judgment(id: str, judge: str, rubric: Rubric, a: float, b: float) -> Judgment:

@@ -81,13 +81,24 @@ def parse_winner(text: str) -> str | None:
     return next((letter for letter in ("A", "B") if word and word[0].rstrip(".):]*,") == letter), None)
 
 
-def lm_judge(generator: Any, max_new_tokens: int = 4, asked: Callable[[str], str] = str) -> Judge:
-    """Return a judge that asks a text generator, greedily, for "A" or "B"; ``asked`` frames the prompt."""
+def rendered(c: PairwiseComparison, rubric: Rubric) -> str:
+    """Return the prompt of a comparison of two responses."""
+    return judge_prompt(rubric, c.prompt, c.persona, c.response_a, c.response_b)
+
+
+def lm_judge(
+    generator: Any,
+    max_new_tokens: int = 4,
+    asked: Callable[[str], str] = str,
+    render: Callable[[PairwiseComparison, Rubric], str] = rendered,
+) -> Judge:
+    """Return a judge that asks a text generator, greedily, for "A" or "B".
+
+    ``render`` writes the prompt of a comparison, ``asked`` puts it into a chat model's format.
+    """
 
     def judge(comparisons: Sequence[PairwiseComparison], rubric: Rubric) -> list[Judgment]:
-        prompts = [
-            asked(judge_prompt(rubric, c.prompt, c.persona, c.response_a, c.response_b)) for c in comparisons
-        ]
+        prompts = [asked(render(c, rubric)) for c in comparisons]
         answers = dict(generator.generate(prompts, max_new_tokens=max_new_tokens, stop=("\n",)))
         return [
             Judgment(c.id, generator.name, rubric, parse_winner(answers[n].text), feedback=answers[n].text)
@@ -95,6 +106,13 @@ def lm_judge(generator: Any, max_new_tokens: int = 4, asked: Callable[[str], str
         ]
 
     return judge
+
+
+def asked_of(generator: Any, kind: str) -> Callable[[str], str]:
+    """Return what puts a prompt into a generator's chat format; ``str`` where it is served or has none."""
+    tokenizer = getattr(generator, "tokenizer", None)
+    chat = kind == "chat" and tokenizer and tokenizer.chat_template
+    return partial(chat_text, tokenizer) if chat else str
 
 
 def model_judge(run: Run, role: str = "judge") -> Judge:
@@ -108,8 +126,7 @@ def model_judge(run: Run, role: str = "judge") -> Judge:
         return prometheus_judge(
             generator, max_new_tokens, decoding, bool(url) and kind == "chat", texts=texts
         )
-    tokenizer = getattr(generator, "tokenizer", None)
-    asked = partial(chat_text, tokenizer) if kind == "chat" and tokenizer and tokenizer.chat_template else str
+    asked = asked_of(generator, kind)
     if form == "letter":
         return lm_judge(generator, max_new_tokens, asked)
     from persona_lib.evaluation.chat_judge import chat_judge

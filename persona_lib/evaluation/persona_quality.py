@@ -8,12 +8,11 @@ from typing import Any
 from persona_lib.config import Run
 from persona_lib.data.preference import inference_pairs, inference_split, load_pairs
 from persona_lib.evaluation.backwards import BackwardsJudge
-from persona_lib.evaluation.judge import Judge, judge_both, load_judge, parse_winner, persona_judge_of
+from persona_lib.evaluation.judge import Judge, asked_of, judge_both, lm_judge, load_judge, persona_judge_of
 from persona_lib.evaluation.personas import SIDES, sides_of
 from persona_lib.models.generators import load_generator
-from persona_lib.models.tokens import chat_text
 from persona_lib.prompts import preference_prompt
-from persona_lib.records import InferredPersona, PairwiseComparison, PreferencePair, Side, Verdict
+from persona_lib.records import InferredPersona, PairwiseComparison, PreferencePair, Rubric, Side, Verdict
 from persona_lib.stats.metrics import position_inconsistent, verdict_of
 from persona_lib.store import read_rows
 
@@ -69,33 +68,32 @@ def preference_verdicts(run: Run, split: str) -> list[tuple[str, Verdict | None]
 
 def plausible_users(run: Run, split: str, personas: dict[str, list[str]]) -> dict[str, Verdict]:
     """Return the verdict on each pair's two personas, by id; {} without a judge for it."""
-    name = persona_judge_of(run.profile)
+    judge = plausibility_judge(run)
+    if judge is None:
+        return {}
     scored = inference_split(run.profile, run.dataset)
     pairs = inference_pairs(run) if split == scored else load_pairs(run)[split]
     prompts = {pair.id: pair.prompt for pair in pairs}
-    if name == "backwards" and personas:
-        asked = [(prompts[i], persona) for i, found in personas.items() for persona in found]
-        scores = BackwardsJudge(run).plausibility(asked)
-        return {i: "win" if a > b else "loss" if a < b else "tie"
-                for i, a, b in zip(personas, scores[::2], scores[1::2], strict=True)}  # fmt: skip
+    comparisons = [PairwiseComparison(i, prompts[i], None, *found) for i, found in personas.items()]
+    judged = judge_both(judge, comparisons, "personalization")
+    return {pair[0].id: verdict_of(*pair) for pair in judged}
+
+
+def plausibility_judge(run: Run) -> Judge | None:
+    """Return a judge of which of two personas is the more plausible user of a prompt; None without one."""
+    name = persona_judge_of(run.profile)
+    if name == "backwards":
+        return BackwardsJudge(run).plausible
     if name != "lm":
-        return {}
+        return None
     generator = load_generator(run, "judge", run.profile.judge_batch_size)
-    tokenizer = getattr(generator, "tokenizer", None)
-    votes: dict[str, list[str | None]] = {i: [] for i in personas}
-    for order in (1, -1):
-        prompted = [preference_prompt(prompts[i], *found[::order]) for i, found in personas.items()]
-        if getattr(tokenizer, "chat_template", None) and run.profile.judge_kind == "chat":
-            prompted = [chat_text(tokenizer, text) for text in prompted]
-        answers = dict(
-            generator.generate(prompted, max_new_tokens=run.profile.judge_max_new_tokens, stop=("\n",))
-        )
-        for number, i in enumerate(personas):
-            letter = parse_winner(answers[number].text)
-            votes[i].append({"A": "win", "B": "loss"}.get(letter or "") if order == 1 else
-                            {"A": "loss", "B": "win"}.get(letter or ""))  # fmt: skip
-    return {i: "unparsed" if None in found else found[0] if found[0] == found[1] else "tie"
-            for i, found in votes.items()}  # fmt: skip
+    asked = asked_of(generator, run.profile.judge_kind)
+    return lm_judge(generator, run.profile.judge_max_new_tokens, asked, persona_question)
+
+
+def persona_question(c: PairwiseComparison, rubric: Rubric) -> str:
+    """Return the prompt of a comparison whose two texts are personas."""
+    return preference_prompt(c.prompt, c.response_a, c.response_b)
 
 
 def persona_texts(run: Run, split: str) -> tuple[list[str], list[str]]:

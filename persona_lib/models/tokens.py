@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from persona_lib.prompts import ChatFormat
+from persona_lib.prompts import ChatFormat, tailoring_prompt
 
 RELEASED_PROMPT_TOKENS = 128  # the authors' max_prompt_length
 
@@ -50,13 +50,8 @@ def check_tokenizer(tokenizer: Any) -> None:
 
 
 def chat_text(tokenizer: Any, prompt: str) -> str:
-    """Return a prompt as one user's message in the model's own chat format, open for the answer.
-
-    BOS is left out where the tokenizer adds it by itself, so that it is not there twice.
-    """
-    message = [{"role": "user", "content": prompt}]
-    text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-    return text.removeprefix(tokenizer.bos_token) if adds_bos(tokenizer) else text
+    """Return a prompt as one user's message in the model's own chat format, open for the answer."""
+    return tailoring_prompt(prompt, None, chat=chat_format(tokenizer))
 
 
 def chat_format(tokenizer: Any) -> ChatFormat | None:
@@ -73,7 +68,9 @@ def chat_format(tokenizer: Any) -> ChatFormat | None:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         found = []
         for mark in marks:
-            before, _, text = text.partition(mark)
+            before, there, text = text.partition(mark)
+            if not there:
+                raise TokenError(f"the chat template leaves out the {messages[0]['role']} turn")
             found.append(before)
         if adds_bos(tokenizer):
             found[0] = found[0].removeprefix(tokenizer.bos_token)
@@ -82,7 +79,7 @@ def chat_format(tokenizer: Any) -> ChatFormat | None:
     user = {"role": "user", "content": prompt}
     try:
         told = pieces([{"role": "system", "content": persona}, user], persona, prompt)
-    except Exception:  # jinja2's own error class, raised by templates without a system turn
+    except Exception:  # jinja2's own class where a template refuses a system turn, ours where it drops it
         told = pieces([{"role": "user", "content": f"{persona}\n\n{prompt}"}], persona, prompt)
     added = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
     special = tuple(sorted({*tokenizer.all_special_tokens, *added}, key=len, reverse=True))
