@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona_lib import store
-from persona_lib.config import FACTS, REPO, Run, open_run
+from persona_lib.config import REPO, Run, open_run
 from persona_lib.data import everyday
+from persona_lib.evaluation.calibration import labelled
 from persona_lib.evaluation.reader import reader_table
 from persona_lib.evaluation.tailor import generation_folder, grid, read_generations
 
 if TYPE_CHECKING:
     import pandas as pd
 
-LABELS = FACTS / "reader_labels.jsonl"
 TABLE = REPO / "figures" / "everyday" / "reader.csv"
 
 
@@ -60,10 +60,8 @@ def measured() -> pd.DataFrame:
         for side in "ab"
         for dimension, value in item.wish(side)
     ]
-    labels = list(store.iter_rows(LABELS)) if LABELS.exists() else []
-    generated = [(row["dimension"], row["label"], row["text"]) for row in labels]
-    tables = {"written, test": written, "generated": generated}
-    parts = [reader_table(texts).assign(texts=name) for name, texts in tables.items() if texts]
+    tables = {"written, test": written, "generated": labelled()}
+    parts = [reader_table(texts).assign(texts=name) for name, texts in tables.items()]
     return pd.concat(parts)[["texts", "dimension", "value", "n", "read", "right", "precision", "recall"]]
 
 

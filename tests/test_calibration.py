@@ -10,6 +10,7 @@ from persona_lib import store
 from persona_lib.config import Run, load_profile
 from persona_lib.evaluation import calibration
 from persona_lib.records import Judgment, PairwiseComparison, TailoringRow
+from persona_lib.tables import primary
 
 TEXTS = ["Tea is warm. Drink it now! Rest after that.", "Buy a lamp.", "Walk home.", "Read more books."]
 ROWS = [
@@ -127,12 +128,27 @@ def test_every_judge_of_a_run_is_measured_once_and_the_reader_decides_fit(tmp_pa
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
     run = Run(load_profile("everyday", ["persona_judge=", "eval_limit=0"]), "everyday", 0)
     store.write_rows(run.folder / "tailoring" / "test.jsonl", tiny_results.tailoring_rows(run))
+    store.mark_done(run.folder / "tailoring", "made by hand")
     table = calibration.calibrate(run)
+    monkeypatch.setattr(calibration, "load_judge", lambda *_: pytest.fail("it was measured already"))
+    pd.testing.assert_frame_equal(calibration.calibrate(run), table)
     pd.testing.assert_frame_equal(pd.read_csv(calibration.calibration_path(run)), table)
-    assert list(table.judge) == ["oracle"] * 6 and list(table.test) == ["persona fit", *calibration.DAMAGES]
+    tests = ["persona fit", *calibration.DAMAGES, "reading of generated answers"]
+    assert list(table.judge) == ["oracle"] * 7 and list(table.test) == tests
     decides = table.set_index("test").decides
     assert decides["persona fit"] and decides["answer to another question"]
     assert not decides["sentences reversed"] and not decides["facts contradicted"], "a rule cannot see them"
+    reading = table.set_index("test").accuracy["reading of generated answers"]
+    assert calibration.persona_accuracy(run, "oracle") == reading < table.accuracy[0]
+
+
+def test_a_judge_that_is_not_believed_meets_no_aim():
+    table = pd.DataFrame({"dataset": "everyday", "judge": ["weak", "sure"], "rubric": "personalization",
+                          "decides": [False, True]})  # fmt: skip
+    assert primary.unbelieved(table, "everyday", "weak")
+    assert not primary.unbelieved(table, "everyday", "sure") and not primary.unbelieved(table, "hhh", "weak")
+    lines = primary.without_verdict([{"met": "yes"}, {"met": "no"}, {"met": "not run"}])
+    assert [line["met"] for line in lines] == ["judge not believed"] * 2 + ["not run"]
 
 
 def test_a_run_without_judges_has_none_to_measure():

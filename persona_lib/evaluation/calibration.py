@@ -2,8 +2,8 @@
 
 Persona fit: gold pairs of the evaluation split, the persona of either side with both responses (P_C should
 lead to the chosen response, P_R to the rejected one). Quality: the written response of a pair against a
-damaged copy. A judge whose accuracy has a 95 % lower bound of at most ``BELIEVED`` is shown but decides
-nothing.
+damaged copy. Reading: the reader's verdict on generated answers that were labelled blind (``reader_check``).
+A judge whose accuracy has a 95 % lower bound of at most ``BELIEVED`` is shown but decides nothing.
 """
 
 from __future__ import annotations
@@ -11,13 +11,16 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona_lib import store
-from persona_lib.config import Run
-from persona_lib.evaluation.judge import Judge, judge_both, load_judge, persona_judge_of
+from persona_lib.config import FACTS, Run
+from persona_lib.evaluation.judge import Judge, judge_both, judge_key, load_judge, persona_judge_of
+from persona_lib.evaluation.reader import shows
 from persona_lib.evaluation.tailor import eval_rows
+from persona_lib.fingerprint import module_hash
 from persona_lib.records import Judgment, PairwiseComparison, Rubric, TailoringRow
 from persona_lib.stats.metrics import position_inconsistent, verdict_of
 from persona_lib.stats.significance import wilson_interval
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 BELIEVED = 0.6
+FIT, READING = "persona fit", "reading of generated answers"  # tests of personalization
+LABELS = FACTS / "reader_labels.jsonl"
 SIDES = ("chosen", "rejected")
 SENTENCE = re.compile(r"(?<=[.!?])\s+|\n")
 MODAL = re.compile(r"\b(is|are|can|will|should|must|does|may|was|has)\b")
@@ -137,23 +142,61 @@ def judges_of(run: Run) -> dict[str, str]:
     return {what: name for what, name in found.items() if name != "none"}
 
 
+def labelled() -> list[tuple[str, str, str]]:
+    """Return the labelled generated answers as (dimension, value or "neither", text)."""
+    return [(row["dimension"], row["label"], row["text"]) for row in store.iter_rows(LABELS)]
+
+
+def reading_accuracy() -> dict[str, Any]:
+    """Return how often the reader of answers agrees with the blind labels, "neither" included."""
+    right = [(shows(dimension, text) or "neither") == label for dimension, label, text in labelled()]
+    low, high = wilson_interval(sum(right), len(right))
+    found = {"n": len(right), "accuracy": sum(right) / len(right), "accuracy_low": low, "accuracy_high": high}
+    return found | {
+        "at_half": float("nan"),
+        "ties": 0,
+        "contradicted": 0,
+        "unparsed": 0,
+        "decides": low > BELIEVED,
+    }
+
+
 def calibrate(run: Run, limit: int = 64) -> pd.DataFrame:
-    """Measure every judge of a run once and write ``tables/calibration.csv``; one line per judge and test."""
+    """Measure every judge of a run and write ``tables/calibration.csv``; one line per judge and test.
+
+    A run that was measured already is read: a served judge is asked once.
+    """
     import pandas as pd
 
+    folder, key = run.folder / "calibration", calibration_key(run, limit)
+    if store.is_done(folder, key) and calibration_path(run).exists():
+        return pd.read_csv(calibration_path(run))
     rows = random.Random("calibration").sample(found := eval_rows(run), min(limit, len(found)))
     lines = []
     for name in dict.fromkeys(judges_of(run).values()):
         judge = load_judge(run, name)
-        tests = {"persona fit": ("personalization", gold_comparisons(rows))}
+        tests = {FIT: ("personalization", gold_comparisons(rows))}
         if name == run.profile.judge:
             tests |= {damage: ("quality", damaged_comparisons(rows, damage)) for damage in DAMAGES}
         for test, (rubric, comparisons) in tests.items():
             head = {"judge": name, "rubric": rubric, "test": test}
             lines.append(head | measure(judge, comparisons, rubric))
+        if name == "oracle":
+            lines.append({"judge": name, "rubric": "personalization", "test": READING} | reading_accuracy())
     table = pd.DataFrame(lines)
     store.write_text(calibration_path(run), table.to_csv(index=False))
+    store.mark_done(folder, key, n=len(rows))
     return table
+
+
+def calibration_key(run: Run, limit: int) -> str:
+    """Return a hash of all that a run's calibration depends on."""
+    tailored = store.read_json(run.folder / "tailoring" / "done.json")["key"]
+    judges = [
+        judge_key(replace(run, profile=replace(run.profile, judge=name))) for name in judges_of(run).values()
+    ]
+    code = module_hash("evaluation.calibration")
+    return store.content_hash(code, tailored, judges, run.profile.eval_limit, run.profile.eval_split, limit)
 
 
 def calibration_path(run: Run) -> Path:
@@ -162,12 +205,15 @@ def calibration_path(run: Run) -> Path:
 
 
 def persona_accuracy(run: Run, judge: str) -> float:
-    """Return a judge's accuracy on the run's gold pairs, as calibrated; NaN if it has not been."""
+    """Return how often a judge is right about personalization, as calibrated; NaN if it has not been.
+
+    Of the reader of answers that is its accuracy on generated answers, of other judges that on gold pairs.
+    """
     import pandas as pd
 
-    path = calibration_path(run)
+    path, test = calibration_path(run), READING if judge == "oracle" else FIT
     table = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["judge", "test", "accuracy"])
-    found = table[(table.judge == judge) & (table.test == "persona fit")].accuracy
+    found = table[(table.judge == judge) & (table.test == test)].accuracy
     return float(found.iloc[0]) if len(found) else float("nan")
 
 

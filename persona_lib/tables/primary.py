@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from persona_lib.config import main_arm
 from persona_lib.data.preference import inference_split
+from persona_lib.evaluation.judge import persona_judge_of
 from persona_lib.evaluation.judged import forget_judged, runs_of
 from persona_lib.profiles import Profile
 from persona_lib.records import EVAL_PERSONAS, TRAIN_PERSONAS
@@ -71,6 +72,17 @@ def pick(table: pd.DataFrame, **values: Any) -> pd.DataFrame:
     for name, value in values.items():
         table = table[table[name] == value] if name in table else table.iloc[:0]
     return table
+
+
+def unbelieved(table: pd.DataFrame, dataset: str, judge: str) -> bool:
+    """Say whether a judge's calibration says that it decides nothing about personalization."""
+    found = pick(table, dataset=dataset, judge=judge, rubric="personalization")
+    return not found.empty and not found.decides.all()
+
+
+def without_verdict(lines: list[Row]) -> list[Row]:
+    """Return aims as undecided: their judge was not believed."""
+    return [line | {"met": "judge not believed"} if line["met"] in ("yes", "no") else line for line in lines]
 
 
 def judged_aims(profile: Profile, dataset: str, tables: Mapping[str, pd.DataFrame]) -> list[Row]:
@@ -144,12 +156,18 @@ def primary_results(profile: Profile) -> pd.DataFrame:
     """Return a line per primary aim of the profile, computed from its saved tables."""
     import pandas as pd
 
-    names = ("persona_accuracy", "main", "stage", "side_difference", "swap", "swap_differences")
+    names = ("persona_accuracy", "main", "stage", "side_difference", "swap", "swap_differences",
+             "calibration")  # fmt: skip
     tables = {name: read_table(profile, name) for name in names}
     lines = []
     for dataset in profile.datasets:
         if profile.judge != "none":
-            lines += judged_aims(profile, dataset, tables)
+            found = judged_aims(profile, dataset, tables)
+            inferred = [line for line in found if line["aim"] == "persona accuracy"]
+            answers = [line for line in found if line["aim"] != "persona accuracy"]
+            for part, judge in ((inferred, persona_judge_of(profile)), (answers, profile.judge)):
+                weak = unbelieved(tables["calibration"], dataset, judge)
+                lines += without_verdict(part) if weak else part
         if dataset in SWAP_AIMS:
             lines += swap_aims(dataset, main_arm(profile), tables)
     return pd.DataFrame(lines)
@@ -172,6 +190,10 @@ def not_run(profile: Profile) -> pd.DataFrame:
               for name in TRAIN_PERSONAS if name not in profile.train_personas]  # fmt: skip
     lines += [(f"evaluation personas: {name}", "not in eval_personas of this run")
               for name in EVAL_PERSONAS if name not in profile.eval_personas]  # fmt: skip
+    if not profile.controls:
+        lines.append(
+            ("control cells (a system turn for plain DPO, shuffled and system personas)", "controls=false")
+        )
     return pd.DataFrame(lines, columns=["what", "why"])
 
 
