@@ -266,6 +266,10 @@ def check_profile(profile: Profile) -> None:
             f"{where}: merge_adapters needs quantization=none and compute_dtype=float32 (in fewer bits the "
             "merged weights would round away what the adapters learned): or set merge_adapters=false"
         )
+    if not 0 <= profile.warmup_share < 1:
+        raise ConfigError(
+            f"{where}: warmup_share={profile.warmup_share}: use a share of the steps, from 0 to 0.9"
+        )
     if wrong := published.what_is_wrong(profile):
         raise ConfigError(f"{where}: published_arms: {wrong}")
     check_processes(profile, where)

@@ -135,3 +135,8 @@ def test_the_paper_profile_holds_the_papers_values():
     )
     assert (paper.dpo_sft_weight, paper.completion_only_loss, paper.max_length) == (0.0, False, 512)
     assert (paper.gen_max_new_tokens, paper.gen_min_new_tokens, paper.pi_shots) == (512, 10, 5)
+
+
+def test_a_warm_up_is_a_share_and_never_a_number_of_steps():
+    with pytest.raises(ConfigError, match="warmup_share=20.0: use a share of the steps"):
+        config.load_profile("everyday", ["warmup_share=20"])

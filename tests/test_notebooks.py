@@ -29,7 +29,7 @@ EXTRA = {  # parameters of single notebooks, for a reader who runs them by hand
     "10_user_personas": {"own": "list", "form": "bool"},
     "14_human_ratings": {"filled": "str", "sheet": "str"},
 }
-OWN_PATH = re.compile(rf"{re.escape(str(config.REPO))}\b|(?:^|[\s\"'(=])(?:/home/|/Users/|/root/|[A-Z]:\\)")
+OWN_PATH = re.compile(rf"{re.escape(str(config.REPO))}\b|(?:^|[\s\"'(=])(?:/(?:home|Users|root)/|[A-Z]:\\)")
 TIMING = re.compile(r"\b\d+(\.\d+)? s$|it/s|s/it|\b\d+:\d\d\b")
 ELIDED = re.compile(r"\b\d+ rows [x×] \d+ columns")
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

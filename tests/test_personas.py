@@ -104,6 +104,11 @@ def test_our_own_pairs_bring_personas_and_training_rows_are_asked_about_for_one_
         [(split, side, len(pairs)) for split, side, pairs in personas.to_infer(run)] for run in (plain, arm)
     ]
     assert asked == [test, [("train", "chosen", 3), ("validation", "chosen", 3), *test]]
+    whole = Run(set_field(arm.profile, pair_limit=0), "everyday", 1)
+    preference.write_pairs(whole)
+    train = {pair.id for split, _, pairs in personas.to_infer(whole) if split == "train" for pair in pairs}
+    shown = {item.id for item in personas.shot_items(PROFILE)}
+    assert not train & shown and len(train) == 352 - len(shown), "no persona stands in its own prompt"
     assert personas.personas_key(plain) != personas.personas_key(arm)
     more = Run(set_field(plain.profile, train_personas=["none", "both"]), "everyday", 0)
     assert personas.personas_key(plain) == personas.personas_key(more)

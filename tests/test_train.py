@@ -17,7 +17,7 @@ from persona_lib.data.arms import derangement, to_dpo_rows, to_ordered_dpo_rows,
 from persona_lib.models import guards, llm
 from persona_lib.records import TailoringRow
 from persona_lib.training import train
-from persona_lib.training.trainers import activate_stack, check_dpo_start
+from persona_lib.training.trainers import activate_stack, check_dpo_start, max_steps
 
 # --- arms ---
 
@@ -650,3 +650,9 @@ def test_checkpoints_of_other_settings_are_not_resumed(tmp_path):
     assert train.prepare_folder(folder, "one", {}) == str(checkpoint)
     assert train.prepare_folder(folder, "another", {}) is None
     assert not checkpoint.exists()
+
+
+@pytest.mark.parametrize(("limit", "rows", "steps"), [(0, 40, -1), (48, 96, -1), (48, 20, -1), (8, 40, 8)])
+def test_a_limit_of_steps_is_no_goal(limit, rows, steps):
+    profile = set_field(load_profile("everyday"), dpo_max_steps=limit, dpo_batch_size=2, dpo_epochs=1)
+    assert max_steps(profile, rows) == steps

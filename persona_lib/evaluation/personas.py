@@ -65,19 +65,25 @@ def sides_of(pair: PreferencePair, side: Side) -> tuple[str, str]:
     return (pair.chosen, pair.rejected) if side == "chosen" else (pair.rejected, pair.chosen)
 
 
-def inference_shots(profile: Profile) -> list[tuple[str, str, str, str]]:
-    """Return the solved items (prompt, preferred, other, persona) put before every query.
+def shot_items(profile: Profile) -> list[everyday.Item]:
+    """Return the pairs that the solved items come from, the same for every data set, seed and model.
 
-    They are ``everyday`` pairs on training topics, one dimension each, the same for every data set, seed and
-    model.
+    They are on training topics, one per dimension: the one with the shortest responses, which every query is
+    read after.
     """
-    rng = random.Random("inference-shots")
     able = [item for item in everyday.items() if item.split == "train" and "+" not in item.dimension]
-    by_dimension = {name: [i for i in able if i.dimension == name] for name in everyday.DIMENSIONS}
-    named = [name for name, found in by_dimension.items() if found]
-    shots = []
-    for name in rng.sample(named, min(profile.pi_shots, len(named))):
-        item, (side, other) = rng.choice(by_dimension[name]), rng.sample("ab", 2)
+    shortest: dict[str, everyday.Item] = {}
+    for item in sorted(able, key=lambda item: len(item.response_a + item.response_b)):
+        shortest.setdefault(item.dimension, item)
+    drawn = random.Random("inference-shots").sample(sorted(shortest), min(profile.pi_shots, len(shortest)))
+    return [shortest[name] for name in drawn]
+
+
+def inference_shots(profile: Profile) -> list[tuple[str, str, str, str]]:
+    """Return the solved items (prompt, preferred, other, persona) put before every query."""
+    rng, shots = random.Random("inference-sides"), []
+    for item in shot_items(profile):
+        side, other = rng.sample("ab", 2)
         texts = (getattr(item, f"response_{s}") for s in (side, other))
         shots.append((item.prompt, *texts, getattr(item, f"persona_{side}")))
     return shots
@@ -131,18 +137,21 @@ def to_infer(run: Run) -> list[tuple[str, Side, list[PreferencePair]]]:
     """Return (split, side, pairs) of all personas a run needs.
 
     Rows of ``everyday`` bring personas, too: there the evaluation pairs are asked about, and for the arm
-    "inferred" the chosen side of training and validation. Training rows need the sides that are trained on,
-    plus the rejected persona of those rows that retrieval lends to an evaluation prompt; evaluation rows need
-    both sides. Official data brings its personas: there only the authors' 300 pairs are asked about, as in
-    the paper.
+    "inferred" the chosen side of training (without the solved items) and validation. Training rows need the
+    sides that are trained on, plus the rejected persona of those rows that retrieval lends to an evaluation
+    prompt; evaluation rows need both sides. Official data brings its personas: there only the authors' 300
+    pairs are asked about, as in the paper.
     """
     if run.dataset == everyday.NAME:
         pairs, split = load_pairs(run), run.profile.eval_split
         work = [(split, side, inference_pairs(run)) for side in SIDES]
-        trained = "inferred" in run.profile.train_personas
-        return [
-            (name, "chosen", pairs[name]) for name in ("train", "validation") if trained and name != split
-        ] + work
+        if "inferred" not in run.profile.train_personas:
+            return work
+        shown = {item.id for item in shot_items(run.profile)}
+        asked = {
+            name: [pair for pair in pairs[name] if pair.id not in shown] for name in ("train", "validation")
+        }
+        return [(name, "chosen", found) for name, found in asked.items() if name != split] + work
     if has_personas(run):
         return [(inference_split(run.profile, run.dataset), side, inference_pairs(run)) for side in SIDES]
     pairs, work = load_pairs(run), []
