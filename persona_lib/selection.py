@@ -1,6 +1,6 @@
-"""Choose the training settings on validation topics, with the same budget for plain DPO and PT-DPO.
+"""Choose the training settings on validation topics, with the same budget for plain DPO and tailored arms.
 
-``python -m persona_lib.selection`` trains every candidate for both arms with data and training seeds that
+``python -m persona_lib.selection`` trains every candidate for all arms with data and training seeds that
 no result uses, evaluates it on the validation split only, and writes ``figures/<profile>/selection_*.csv``.
 The rule is fixed here. All means are over seeds and over the gold personas of both sides (told to the plain
 arm in the first person). The plain arm takes the candidate with the highest oracle fit among those whose mean
@@ -27,15 +27,15 @@ from persona_lib.records import RunSpec
 from persona_lib.training import train
 
 SEEDS = (106,)  # tuning only: results use data and training seeds 0, 1, 2, ...
-ARMS = ("none", "chosen")
+ARMS = ("none", "chosen", "both")
 SIDES = ("chosen", "rejected")
 QUALITY_MARGIN = 0.1  # in standard deviations of the answers' quality
 
 CANDIDATES: dict[str, list[dict[str, Any]]] = {
-    "sft": [{"sft_learning_rate": rate} for rate in (2.5e-4, 5e-4, 1e-3)],
+    "sft": [{"sft_learning_rate": rate} for rate in (5e-4, 1e-3)],
     "dpo": [
-        {"sft_learning_rate": 5e-4, "dpo_learning_rate": rate, "dpo_beta": beta}
-        for rate, beta in ((1e-4, 0.1), (2e-4, 0.1), (4e-4, 0.1), (4e-4, 0.3))
+        {"sft_learning_rate": 1e-3, "dpo_learning_rate": rate, "dpo_sft_weight": weight}
+        for rate, weight in ((5e-4, 0.5), (1e-3, 0.0))
     ],
 }
 
@@ -45,6 +45,7 @@ def tuning_profile(profile: Profile) -> Profile:
     return set_field(
         profile,
         eval_split="validation",
+        eval_limit=0,
         train_personas=list(ARMS),
         eval_personas=[f"gold-{side}" for side in SIDES],
     )
@@ -53,7 +54,8 @@ def tuning_profile(profile: Profile) -> Profile:
 def prepare(run: Run) -> None:
     """Make pairs, personas and tailoring data of a tuning seed."""
     preference.write_pairs(run)
-    personas.infer_run(run)
+    if not preference.has_personas(run):
+        personas.infer_run(run)
     tailoring.build_tailoring(run, personas.user_personas(run))
 
 

@@ -13,7 +13,7 @@ def row(arm, seed, rate, fit, quality, sd=1.0):
     }
 
 
-RATES = [candidate["sft_learning_rate"] for candidate in selection.CANDIDATES["sft"]]
+RATES = [*(candidate["sft_learning_rate"] for candidate in selection.CANDIDATES["sft"]), 1.0]
 
 
 def test_candidates_are_averaged_over_seeds_and_unfinished_ones_left_out():
