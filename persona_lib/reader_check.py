@@ -62,7 +62,7 @@ def measured() -> pd.DataFrame:
     ]
     tables = {"written, test": written, "generated": labelled()}
     parts = [reader_table(texts).assign(texts=name) for name, texts in tables.items()]
-    return pd.concat(parts)[["texts", "dimension", "value", "n", "read", "right", "precision", "recall"]]
+    return pd.concat(parts)[["texts", "dimension", "n", "read", "right", "precision", "recall"]]
 
 
 def main() -> None:

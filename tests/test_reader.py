@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from persona_lib.data import everyday
-from persona_lib.evaluation.reader import fit, reader_table, shows
+from persona_lib.data.everyday import DIMENSIONS
+from persona_lib.evaluation.calibration import labelled
+from persona_lib.evaluation.reader import UNREADABLE, fit, reader_table, shows
 
 MIDDLING = "word " * 48
 
@@ -67,11 +69,19 @@ def test_what_is_turned_down_does_not_count():
 
 def test_fit_adds_up_the_wish():
     text = "Invite your friends over and share the work."  # brief, prose, together
-    assert fit((("length", "brief"), ("company", "together")), text) == 2
-    assert fit((("length", "thorough"), ("company", "together")), text) == 0
-    assert fit((("company", "alone"),), text) == -1
-    assert fit((("company", "alone"), ("table", "abstains")), text) == -1
+    assert fit((("length", "brief"), ("format", "prose")), text) == 2
+    assert fit((("length", "thorough"), ("format", "prose")), text) == 0
+    assert fit((("length", "thorough"), ("tone", "formal")), text) == -1
     assert fit((), text) == 0
+    assert fit((("company", "together"), ("company", "alone")), text) == 0, (
+        "what is not read well decides nothing"
+    )
+
+
+def test_what_is_read_badly_or_seldom_in_generated_answers_is_what_decides_nothing():
+    table = reader_table(labelled()).set_index("dimension").drop("all")
+    bad = (table.precision < 0.85) | (table.read < 5)
+    assert set(table.index[bad]) == set(UNREADABLE) and set(DIMENSIONS) == set(table.index)
 
 
 def test_the_table_counts_by_hand():
@@ -81,14 +91,14 @@ def test_the_table_counts_by_hand():
         ("company", "neither", "Take a walk by yourself."),
         ("company", "together", "Paint the wall."),
     ]
-    table = reader_table(rows).set_index("value")
-    assert table.loc["alone", ["n", "read", "right", "precision", "recall"]].tolist() == [2, 2, 1, 0.5, 0.5]
-    assert table.loc["together", ["n", "read", "right"]].tolist() == [1, 1, 0]
-    assert table.loc["all", ["n", "read", "right"]].tolist() == [3, 3, 1]
+    table = reader_table(rows).set_index("dimension")
+    for name in ("company", "all"):
+        assert table.loc[name, ["n", "read", "right"]].tolist() == [3, 3, 1]
+        assert table.loc[name, ["precision", "recall"]].tolist() == [1 / 3, 1 / 3]
 
 
 def test_the_written_answers_of_the_test_split_are_read_right():
     test = [item for item in everyday.items() if item.split == "test"]
     sides = [(item.wish(side), getattr(item, f"response_{side}")) for item in test for side in "ab"]
     table = reader_table((d, value, text) for wish, text in sides for d, value in wish)
-    assert table.set_index("value").loc["all", "recall"] >= 0.99
+    assert table.set_index("dimension").loc["all", "recall"] >= 0.99

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from persona_lib import store
 from persona_lib.config import FACTS, Run
 from persona_lib.evaluation.judge import Judge, judge_both, judge_key, load_judge, persona_judge_of
-from persona_lib.evaluation.reader import shows
+from persona_lib.evaluation.reader import UNREADABLE, shows
 from persona_lib.evaluation.tailor import eval_rows
 from persona_lib.fingerprint import module_hash
 from persona_lib.records import Judgment, PairwiseComparison, Rubric, TailoringRow
@@ -148,8 +148,9 @@ def labelled() -> list[tuple[str, str, str]]:
 
 
 def reading_accuracy() -> dict[str, Any]:
-    """Return how often the reader of answers agrees with the blind labels, "neither" included."""
-    right = [(shows(dimension, text) or "neither") == label for dimension, label, text in labelled()]
+    """Return how often the reader agrees with the blind labels ("neither" is one) where it judges."""
+    kept = [line for line in labelled() if line[0] not in UNREADABLE]
+    right = [(shows(dimension, text) or "neither") == label for dimension, label, text in kept]
     low, high = wilson_interval(sum(right), len(right))
     found = {"n": len(right), "accuracy": sum(right) / len(right), "accuracy_low": low, "accuracy_high": high}
     return found | {
