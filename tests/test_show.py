@@ -12,7 +12,7 @@ import tiny_results
 from persona_lib.config import Run, load_profile, set_field
 from persona_lib.data import everyday
 from persona_lib.data.preference import load_pairs, write_pairs
-from persona_lib.evaluation import persona_quality
+from persona_lib.evaluation import persona_quality, reader
 from persona_lib.evaluation.judge import judge_all
 from persona_lib.evaluation.tailor import generation_folder, grid
 from persona_lib.reading import show, show_answers, show_personas
@@ -40,6 +40,7 @@ def small_run() -> Run:
 def run(tmp_path, monkeypatch) -> Run:
     """A run of its own for a test that changes files."""
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
+    monkeypatch.setattr(reader, "UNREADABLE", ())  # the texts of the pairs are read well on all dimensions
     return small_run()
 
 
@@ -52,6 +53,7 @@ def all_answers(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("results")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PERSONA_RESULTS", str(folder))
+        patch.setattr(reader, "UNREADABLE", ())
         answer_everything(small_run())
     return folder
 

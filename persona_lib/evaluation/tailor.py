@@ -233,9 +233,14 @@ def generate_group(run: Run, specs: Sequence[RunSpec]) -> None:
         )
 
 
+def broken_share(facts: dict[str, Any]) -> float:
+    """Return the share of a run's answers that repeat themselves, from its ``done.json``."""
+    return max(facts["rep4_over_50"], facts["suffix_loop"]) / max(1, facts["n"])
+
+
 def broken_note(facts: dict[str, Any]) -> str:
     """Return a warning where more than ``BROKEN`` of a run's answers repeat themselves; "" otherwise."""
-    share = max(facts["rep4_over_50"], facts["suffix_loop"]) / max(1, facts["n"])
+    share = broken_share(facts)
     return (
         f"; WARNING: {share:.0%} are degenerate (loops): compare nothing with them" if share > BROKEN else ""
     )

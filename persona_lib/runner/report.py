@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 from persona_lib.config import figures_dir, results_dir
 from persona_lib.drawing.figures import FIGURES, alt_text, figure_inputs
 from persona_lib.drawing.safety_plot import alt_safety
+from persona_lib.evaluation.judged import runs_of
+from persona_lib.evaluation.tailor import BROKEN, broken_share, generation_folder, grid
 from persona_lib.profiles import Profile
 from persona_lib.reading.views import VIEWS, show
 from persona_lib.runner.execute import clock
 from persona_lib.runner.pages import notebook_page
 from persona_lib.runner.tasks import Pipeline
-from persona_lib.store import write_text
+from persona_lib.store import read_json, write_text
 from persona_lib.tables.cells import LABELS, owner_of, to_html
 from persona_lib.tables.origin import origin, times
 from persona_lib.tables.results import read_table
@@ -103,9 +105,27 @@ def header(profile: Profile) -> str:
     owners = " and ".join(dict.fromkeys(owner_of(dataset) for dataset in profile.datasets))
     return (
         element("h1", f"Whose Boat Does it Float? Profile {profile.name}")
+        + unsound(profile)
         + element("p", f"{profile.description}. Numbers of this run are measured on: {owners}. "
                        f"Rows marked as {LABELS['paper']} are copied from the publication.")
     )  # fmt: skip
+
+
+def unsound(profile: Profile) -> str:
+    """Warn of policies whose answers are degenerate too often to be compared; "" without any."""
+    runs = [run for dataset in profile.datasets for run in runs_of(profile, dataset)]
+    done = [(run, spec, generation_folder(run, spec) / "done.json") for run in runs for spec in grid(run)]
+    named = [
+        f"{spec.slug}, seed {run.seed}"
+        for run, spec, path in done
+        if path.exists() and broken_share(read_json(path)) > BROKEN
+    ]
+    if not named:
+        return ""
+    words = (
+        f"Compare nothing with these: more than {BROKEN:.0%} of the answers are loops in {'; '.join(named)}."
+    )
+    return element("p", words, "warning")
 
 
 def status(profile: Profile) -> str:
@@ -242,8 +262,8 @@ def write_report(profile: Profile) -> Path:
     folder = results_dir(profile) / "report"
     notebook_pages(profile, folder / "notebooks")
     parts = {
-        "Run": status, "What was reproduced": reproduced, "Figures": figures, "Tables": tables,
-        "Side by side": examples, "Provenance": provenance,
+        "Side by side": examples, "What was reproduced": reproduced, "Figures": figures, "Tables": tables,
+        "Run": status, "Provenance": provenance,
     }  # fmt: skip
     body = header(profile) + "".join(f"<h2>{title}</h2>{part(profile)}" for title, part in parts.items())
     write_text(folder / "index.html", page(f"{profile.name}: report", body))
