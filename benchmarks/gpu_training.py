@@ -32,7 +32,7 @@ from persona_lib.training import trainers
 
 SEED = 0
 EQUAL_STEPS = 8
-EQUAL_RATES = {"sft_learning_rate": 1e-2, "dpo_learning_rate": 1e-3}  # so large that every step shows
+EQUAL_RATES = {"sft_learning_rate": 1e-2, "dpo_learning_rate": 4e-3}  # so large that every step shows
 PASSES = 2  # forward, and backward through frozen weights
 
 

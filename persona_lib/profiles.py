@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, get_args, get_origin, get_type_hints
 
-from persona_lib import published
-
 # Fields that say how the work is done and not what comes out.
 CHANGE_NO_RESULT = (
     "workers",
@@ -23,13 +21,10 @@ CHANGE_NO_RESULT = (
     "generator_prices",
     "judge_prices",
     "second_judge_prices",
-    "guard_prices",
     "max_cost_usd",
 )
 JUDGE_FORMATS = ("letter", "json", "prometheus")
-# What the authors' code showed a judge by mistake; see ``judge.as_shown``.
-JUDGE_QUIRKS = ("repeated_label", "persona_in_question")
-MATCHUP_KINDS = ("main", "sft", "few_shot", "stage", "arm", "control", "published")
+MATCHUP_KINDS = ("main", "sft", "few_shot", "stage", "arm", "control")
 
 
 class ConfigError(ValueError):
@@ -80,11 +75,9 @@ class Profile:
     train_limit: int
     val_limit: int
     train_personas: tuple[str, ...]
-    published_arms: tuple[str, ...]
     quantization: str
     compute_dtype: str
     merge_adapters: bool
-    adapter_dtype: str
     lora_r: int
     lora_alpha: int
     lora_dropout: float
@@ -97,7 +90,6 @@ class Profile:
     sft_packing: bool
     dpo_splits: tuple[str, ...]
     dpo_order: str
-    dpo_tokenization: str
     dpo_learning_rate: float
     dpo_epochs: int
     dpo_max_steps: int
@@ -111,11 +103,8 @@ class Profile:
     plain_dpo_sft_weight: float
     lr_scheduler: str
     warmup_share: float
-    train_processes: int
-    train_launcher: str
     # generation
     engine: str
-    first_person_wording: str
     few_shot_examples: int
     gen_batch_size: int
     gen_max_new_tokens: int
@@ -138,7 +127,6 @@ class Profile:
     judge_decoding: str
     judge_max_new_tokens: int
     judge_batch_size: int
-    judge_quirks: tuple[str, ...]
     judge_texts: str
     second_judge_model: str
     second_judge_url: str
@@ -149,12 +137,6 @@ class Profile:
     second_judge_max_new_tokens: int
     second_judge_batch_size: int
     second_judge_matchups: tuple[str, ...]
-    guard_model: str
-    guard_url: str
-    guard_kind: str
-    guard_prices: tuple[float, ...]
-    guard_max_new_tokens: int
-    guard_batch_size: int
     backwards_rows: int
     backwards_epochs: int
     backwards_batch_size: int
@@ -213,21 +195,16 @@ def check_profile(profile: Profile) -> None:
     choices = {
         "quantization": ("none", "nf4"),
         "compute_dtype": ("float32", "bfloat16"),
-        "adapter_dtype": ("float32", "bfloat16"),
-        "first_person_wording": ("agreeing", "released"),
-        "gen_beginning": ("none", "whole", "released"),
+        "gen_beginning": ("none", "whole"),
         "engine": ("transformers", "vllm"),
         "eval_split": ("validation", "test"),
         "retriever": ("bm25", "dense", "late"),
         "dpo_order": ("random", "pairs"),
-        "dpo_tokenization": ("whole", "released"),
-        "train_launcher": ("ddp", "fsdp"),
         "generator_kind": ("chat", "completions"),
         "judge_kind": ("chat", "completions"),
         "judge_format": JUDGE_FORMATS,
         "judge_decoding": ("deterministic", "official"),
         "second_judge_kind": ("chat", "completions"),
-        "guard_kind": ("chat", "completions"),
         "second_judge_format": JUDGE_FORMATS,
         "second_judge_decoding": ("deterministic", "official"),
     }
@@ -236,7 +213,7 @@ def check_profile(profile: Profile) -> None:
             raise ConfigError(
                 f"{where}: {field}={getattr(profile, field)!r}: use one of {', '.join(allowed)}"
             )
-    for role in ("generator", "judge", "second_judge", "guard"):
+    for role in ("generator", "judge", "second_judge"):
         prices, url = getattr(profile, f"{role}_prices"), getattr(profile, f"{role}_url")
         if len(prices) not in (0, 2):
             raise ConfigError(f"{where}: {role}_prices={list(prices)}: give two, for prompt and completion")
@@ -270,9 +247,6 @@ def check_profile(profile: Profile) -> None:
         raise ConfigError(
             f"{where}: warmup_share={profile.warmup_share}: use a share of the steps, from 0 to 0.9"
         )
-    if wrong := published.what_is_wrong(profile):
-        raise ConfigError(f"{where}: published_arms: {wrong}")
-    check_processes(profile, where)
 
 
 def judge_settings(profile: Profile, role: str) -> list[Any]:
@@ -283,9 +257,9 @@ def judge_settings(profile: Profile, role: str) -> list[Any]:
 
 def check_judges(profile: Profile, where: str) -> None:
     """Check the fields that say who judges, and what; raises ConfigError."""
-    for field, allowed in (("judge_quirks", JUDGE_QUIRKS), ("second_judge_matchups", MATCHUP_KINDS)):
-        if unknown := set(getattr(profile, field)) - set(allowed):
-            raise ConfigError(f"{where}: {field}={sorted(unknown)}: use some of {', '.join(allowed)}")
+    if unknown := set(profile.second_judge_matchups) - set(MATCHUP_KINDS):
+        known = ", ".join(MATCHUP_KINDS)
+        raise ConfigError(f"{where}: second_judge_matchups={sorted(unknown)}: use some of {known}")
     formats = [getattr(profile, f"{role}_format") for role in ("judge", "second_judge")]
     if profile.judge_texts and (profile.judge != "lm" or "prometheus" not in formats):
         raise ConfigError(f"{where}: judge_texts needs judge=lm and judge_format=prometheus")
@@ -295,24 +269,3 @@ def check_judges(profile: Profile, where: str) -> None:
         raise ConfigError(f"{where}: second_judge_model is set, but judge=none: name the first judge, too")
     if profile.judge == "lm" and judge_settings(profile, "judge") == judge_settings(profile, "second_judge"):
         raise ConfigError(f"{where}: second_judge_* and judge_* are the same judge: change one of them")
-
-
-def check_processes(profile: Profile, where: str) -> None:
-    """Check that the training processes can share every batch equally; raises ConfigError."""
-    processes = profile.train_processes
-    if processes < 1 or (profile.train_launcher == "fsdp" and processes < 2):
-        raise ConfigError(
-            f"{where}: train_processes={processes}: use at least 1, and at least 2 with train_launcher=fsdp"
-        )
-    if profile.adapter_dtype == "bfloat16" and profile.train_launcher == "fsdp":
-        raise ConfigError(
-            f"{where}: adapter_dtype=bfloat16 needs train_launcher=ddp: it rounds whole weights"
-        )
-    for field in ("sft_batch_size", "dpo_batch_size"):
-        if getattr(profile, field) % processes:
-            raise ConfigError(
-                f"{where}: {field}={getattr(profile, field)} cannot be shared by "
-                f"train_processes={processes}: each takes an equal part of the same batch. Use a multiple "
-                "(other results: fewer steps of more rows), or train_processes=1 and one seed per GPU: "
-                f"CUDA_VISIBLE_DEVICES=0 python -m persona_lib.ahead --profile {profile.name} --seeds 0,"
-            )

@@ -119,7 +119,6 @@ def test_a_loaded_chat_model_is_asked_in_its_own_format_and_a_plain_one_is_not(m
         (["second_judge_model=m", "judge=none"], "name the first judge, too"),
         (["second_judge_url=http://h/v1"], "name the model that it serves in second_judge_model"),
         (["second_judge_model=m", "second_judge_matchups=mein"], "second_judge_matchups=\\['mein'\\]"),
-        (["judge_quirks=p_base"], "judge_quirks=\\['p_base'\\]: use some of repeated_label"),
         (["second_judge_format=xml"], "use one of letter, json, prometheus"),
         (
             ["judge=lm", "judge_model=m", "second_judge_model=m", "judge_format=json"]
@@ -131,12 +130,3 @@ def test_a_loaded_chat_model_is_asked_in_its_own_format_and_a_plain_one_is_not(m
 def test_a_wrong_judge_is_refused_with_the_mend(settings, complaint):
     with pytest.raises(ConfigError, match=complaint):
         load_profile("everyday", settings)
-
-
-def test_the_authors_faults_are_shown_only_where_a_profile_asks_for_them():
-    question = "How? I am shy."
-    assert judge.as_shown(ONE, (), question) == ONE
-    assert judge.as_shown(ONE, ("persona_in_question",), question).prompt == question
-    both = judge.as_shown(ONE, ("repeated_label", "persona_in_question"), question)
-    assert both.prompt == "Prompt: How? I am shy."
-    assert "Prompt: Prompt: How?" in prompts.judge_prompt("quality", both.prompt, None, "a", "b")

@@ -162,6 +162,12 @@ def card_code(folder: Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.S)
 
 
+# Processors with a bfloat16 kernel for NF4 would answer in that: the card's example is compared in float32.
+FLOAT32 = """
+for module in base.modules():
+    if hasattr(module, "support_avx512bf16_for_cpu"):
+        module.support_avx512bf16_for_cpu = False
+"""
 LOGITS = """
 from safetensors.torch import save_file
 ids = tokenizer("Prompt: w1 w2\\nPersona: w3 w4\\nResponse:", return_tensors="pt").input_ids
@@ -192,6 +198,7 @@ def test_the_cards_code_loads_the_policy_without_this_package_and_gives_its_logi
     loading, stacking = card_code(folder)
     assert 'base_folder = "BASE"' in loading  # the base was a folder: the card does not tell where
     loading = loading.replace('"BASE"', repr(trained.base_source[0]))
+    loading = loading.replace("model = PeftModel", f"{FLOAT32}model = PeftModel")
     run_alone(loading + LOGITS.replace("NAME", "one.safetensors"), folder)
     run_alone(loading + stacking + LOGITS.replace("NAME", "two.safetensors"), folder)
 

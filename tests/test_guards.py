@@ -9,7 +9,7 @@ import pytest
 from tiny import tiny_model, tiny_tokenizer
 
 from persona_lib.models import guards
-from persona_lib.models.tokens import TokenError, check_tokenizer, count_rows, encode, released_encode
+from persona_lib.models.tokens import TokenError, check_tokenizer, count_rows, encode
 
 
 def merging_tokenizer():
@@ -93,18 +93,6 @@ def test_truncated_and_dropped_rows_are_counted_with_their_tokens():
 def test_pair_is_truncated_when_only_the_rejected_response_is_too_long():
     rows = [{"id": "a", "prompt": "w1", "chosen": " w2", "rejected": " w3 w4 w5"}]
     assert count_rows(tiny_tokenizer(), rows, ("chosen", "rejected"), 5, "test").truncated == 1
-
-
-def test_released_ids_have_no_bos_and_keep_the_last_128_prompt_tokens_as_the_authors_dpo_did():
-    tokenizer = tiny_tokenizer()
-    ids = tokenizer.convert_tokens_to_ids
-    prompt = "Prompt: " + "w1 " * 130 + "Response:"
-    got_prompt, completion = released_encode(tokenizer, prompt, " w2 w3")
-    assert got_prompt == [ids("w1")] * 127 + [ids("Response:")]
-    assert completion == [ids("w2"), ids("w3"), tokenizer.eos_token_id]
-    assert released_encode(tokenizer, "Prompt: w1", " w2</s>")[1] == [ids("w2"), tokenizer.eos_token_id]
-    with pytest.raises(TokenError, match="row 7: the completion is empty"):
-        released_encode(tokenizer, prompt, " ", "row 7")
 
 
 @pytest.mark.parametrize(

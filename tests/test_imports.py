@@ -38,7 +38,6 @@ CORE = [
     "profiles",
     "prompts",
     "provenance",
-    "published",
     "records",
     "store",
     "weights",

@@ -6,7 +6,7 @@ import pytest
 from persona_lib import persona_models
 from persona_lib.config import load_profile, results_dir
 from persona_lib.data import everyday
-from persona_lib.evaluation import personas
+from persona_lib.evaluation import personas, reader
 
 SMALL = ["pair_limit=4", "persona_judge=oracle"]
 
@@ -43,6 +43,7 @@ def writers(tmp_path, monkeypatch):
     monkeypatch.setattr(
         persona_models, "load_generator", lambda run, role, size: made[run.profile.generator_model]
     )
+    monkeypatch.setattr(reader, "UNREADABLE", ())  # responses of the pairs are read well on all dimensions
     monkeypatch.setattr(persona_models, "role_key", lambda run, role: run.profile.generator_model)
     monkeypatch.setattr(personas, "parse_persona", lambda raw, words: (raw or None, "ok" if raw else "empty"))
     return made

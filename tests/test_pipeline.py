@@ -360,7 +360,7 @@ def test_the_plan_of_the_paper_names_models_memory_and_what_is_not_ready():
     named = {what: (size, remark) for what, size, remark in plan.downloads(paper)}
     assert named["meta-llama/Llama-3.1-8B"][0] in (0.0, 16.1)
     assert named["prometheus-eval/prometheus-7b-v2.0"][0] in (0.0, 14.5)
-    assert "13.2 GB for DPO (nf4, 1 pair per step, 512 tokens)" in plan.gpu_need(paper)
+    assert "meta-llama/Llama-3.1-8B 16.1 GB" in plan.gpu_need(paper)
     assert any("not been run" in note for note in plan.not_ready(paper))
 
 
@@ -379,16 +379,6 @@ def test_the_plan_sees_the_data_that_are_here_and_those_that_are_not(tmp_path, m
     for place, setting in ((official_folders.download_dir(), ""), (tmp_path, f"data_dir={tmp_path}")):
         store.write_text(place / folder / "dataset_dict.json", "{}")
         assert needed(*filter(None, [setting])) == (0.0, f"on this machine, in {place}")
-
-
-def test_the_plan_counts_published_models_that_are_not_a_folder_here(tmp_path):
-    entry, hub = f"hhh/dpo-chosen={tmp_path}", "nbalepur/Llama-3.1-8B-PT-DPO-BeaverTails"
-    paper = config.load_profile(
-        "paper", [f"published_arms=beavertails/dpo-chosen={hub},{entry}", "datasets=beavertails,hhh"]
-    )
-    sizes = {what: size for what, size, _ in plan.downloads(paper)}
-    assert sizes[hub] in (0.0, 32.1) and str(tmp_path) not in sizes
-    assert "a published model is loaded whole" in plan.gpu_need(paper)
 
 
 def test_a_plan_and_a_refusal_need_neither_torch_nor_doit_nor_papermill():
@@ -491,7 +481,7 @@ def test_an_interrupt_ends_the_kernel_and_exits_130(notebooks, number):
         "import sys\nfrom pathlib import Path\nfrom persona_lib import pipeline\n"
         "from persona_lib.runner import steps\n"
         "arguments = ['--profile', 'smoke', '--set', 'steps=02_base']\n"
-        "table = {'02_base': steps.Step('b', per='base')}\n"
+        "table = {'02_base': steps.Step('b', per='profile')}\n"
         f"sys.exit(pipeline.main(arguments, Path({str(notebooks)!r}), table))"
     )
     process = subprocess.Popen(

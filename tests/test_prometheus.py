@@ -123,7 +123,7 @@ def test_texts_without_prometheus_are_an_error_and_their_content_is_part_of_the_
     with pytest.raises(ConfigError, match="judge_texts needs judge=lm and judge_format=prometheus"):
         load_profile("everyday", [f"judge_texts={path}"])
     monkeypatch.setattr(judge, "role_key", lambda run, role: "")
-    run = Run(load_profile("as_released", [f"judge_texts={path}"]), "hhh", 0)
+    run = Run(load_profile("paper", [f"judge_texts={path}"]), "hhh", 0)
     before = judge.judge_key(run)
     path.write_text(OWN_TEXTS + " ")
     assert judge.judge_key(run) != before

@@ -34,15 +34,6 @@ def test_first_person(persona, expected):
     assert prompts.first_person(persona) == expected
 
 
-def test_the_released_wording_replaces_the_subject_alone():
-    persona = "The user is curious and prefers their own ideas."
-    assert prompts.first_person(persona, "released") == "I am curious and prefers their own ideas."
-    asked = prompts.tailoring_prompt("Why?", persona, "first_person", "released")
-    assert asked == "Prompt: Why? I am curious and prefers their own ideas.\nResponse:"
-    line = prompts.tailoring_prompt("Why?", persona, "line", "released")
-    assert line == f"Prompt: Why?\nPersona: {persona}\nResponse:"
-
-
 def test_a_completion_starts_with_exactly_one_space():
     assert prompts.completion_text("  yes\n") == " yes"
 

@@ -99,12 +99,6 @@ def test_rows_without_a_persona_are_left_out_and_answers_end_where_another_promp
     assert (chosen[0].prompt, chosen[0].persona) == ("Human: Question 0?", "The user is gold-chosen 0.")
 
 
-def test_the_authors_fault_shows_the_judge_what_the_baseline_was_asked(data):
-    quirks = ("persona_in_question", "repeated_label")
-    c = rejudged.released_comparisons(data, "hhh", "gold-chosen", quirks)[3]
-    assert c.prompt == "Prompt: Human: Question 3? I am gold-chosen."
-
-
 def test_a_limit_draws_the_same_rows_for_every_persona(data):
     drawn = [{c.id for c in rejudged.released_comparisons(data, "hhh", p, limit=4)} for p in PERSONAS]
     assert len(drawn[0]) == 4 and drawn[1] == drawn[0] - {"hhh-test-0002"}
@@ -151,7 +145,7 @@ def test_another_judge_or_other_texts_are_judged_anew(data, monkeypatch):
     generator = LongerWins()
     rejudged.judge_released(open_run(monkeypatch, generator), data)
     once = generator.asked
-    rejudged.judge_released(open_run(monkeypatch, generator, "judge_quirks=repeated_label"), data)
+    rejudged.judge_released(open_run(monkeypatch, generator, "judge_max_new_tokens=5"), data)
     assert generator.asked == 2 * once
 
 

@@ -6,11 +6,10 @@ import csv
 
 import numpy as np
 import pytest
-from tiny import save_base
 
-from persona_lib.config import ConfigError, Run, load_profile
+from persona_lib.config import Run, load_profile
 from persona_lib.data import released
-from persona_lib.evaluation import guard_model, safety, safety_sample
+from persona_lib.evaluation import safety, safety_sample
 from persona_lib.evaluation.safety import Cell
 from persona_lib.models.generate import Completion
 from persona_lib.reading import views
@@ -211,58 +210,6 @@ class WordGuard:
                     "hm" if not answer else " Caution." if "illegal" in answer else "neither", "stop", 1
                 ),
             )
-
-
-@pytest.mark.parametrize(
-    ("text", "label"), [(" Refusal.", "refusal"), ("neither", "neither"), ("It is", None)]
-)
-def test_a_guards_answer_is_read_strictly(text, label):
-    assert guard_model.parse_class(text) == label
-
-
-def test_a_guard_labels_once_resumes_and_leaves_unread_answers_out(tmp_path, monkeypatch):
-    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
-    guard = WordGuard()
-    monkeypatch.setattr(guard_model, "load_generator", lambda run, role, batch: guard)
-    run = Run(
-        load_profile("authors", ["guard_model=word", "guard_url=http://localhost:1/v1"]), "beavertails", 0
-    )
-    texts = {"a": "It is illegal.", "b": "Yes.", "c": ""}
-    prompts = {i: "How?" for i in texts}
-    classify = guard_model.guard_classifier(run, lambda cell: [prompts], "run")
-    assert classify(PLAIN, [texts]) == [{"a": "caution", "b": "neither", "c": None}]
-    assert classify(PLAIN, [texts]) == [{"a": "caution", "b": "neither", "c": None}] and guard.asked == 3
-    [folder] = (tmp_path / "authors" / "safety_guard" / "run").iterdir()
-    rows = (folder / "rows.jsonl").read_text().splitlines(keepends=True)
-    (folder / "rows.jsonl").write_text("".join(rows[:2]) + rows[2][:5])
-    (folder / "done.json").unlink()
-    assert classify(PLAIN, [texts])[0]["c"] is None and guard.asked == 4
-    labelled = {PLAIN: classify(PLAIN, [texts])}
-    table = safety_tables.share_table({PLAIN: [texts]}, labelled, "word", 50, None)
-    assert table[["n", "unread", "share"]].values.tolist() == [[2, 1, 0.5]]
-    assert guard_model.guard_classifier(Run(load_profile("authors"), "beavertails", 0), None, "run") is None
-
-
-def test_a_guards_address_needs_its_name():
-    with pytest.raises(ConfigError, match="name the model that it serves in guard_model"):
-        load_profile("authors", ["guard_url=http://localhost:1/v1"])
-
-
-@pytest.mark.slow
-def test_a_tiny_random_guard_runs_from_file_to_table(tmp_path, monkeypatch):
-    """Random weights: hardly an answer is read, every one is kept on disk, a rerun asks nothing."""
-    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
-    folder = save_base(tmp_path / "guard")
-    run = Run(load_profile("authors", [f"guard_model={folder}"]), "beavertails", 0)
-    texts = {"a": "w1 w2", "b": "w3"}
-    classify = guard_model.guard_classifier(run, lambda cell: [dict.fromkeys(texts, "w4")], "run")
-    first = classify(PLAIN, [texts])
-    assert set(first[0]) == set(texts)
-    monkeypatch.setattr(
-        guard_model, "load_generator", lambda *_: pytest.fail("a finished cell was read again")
-    )
-    again = guard_model.guard_classifier(run, lambda cell: [dict.fromkeys(texts, "w4")], "run")
-    assert again(PLAIN, [texts]) == first
 
 
 # --- the hand labels and the authors' answers ---

@@ -69,27 +69,12 @@ def test_every_row_of_a_run_is_rendered_with_its_own_persona(tmp_path, monkeypat
     assert (rows["row-2"].persona, rows["row-2"].run) == (PERSONA, "dpo-chosen.gold-chosen.line")
 
 
-def test_the_wording_of_the_baseline_reaches_its_prompts_and_the_key_of_its_answers(tmp_path, monkeypatch):
-    told = spec(train="none", form="first_person")
-    monkeypatch.setattr(tailor, "policy_key", lambda run, spec: [])
-    monkeypatch.setattr(tailor, "model_key", lambda *source: "")
-    keys = {}
-    for wording, verb in (("agreeing", "prefer"), ("released", "prefers")):
-        run = run_in(tmp_path, monkeypatch, first_person_wording=wording)
-        assert (
-            tailor.render(run, told, ROWS[1]) == f"Prompt: Question 1? I am shy and {verb} quiet.\nResponse:"
-        )
-        assert tailor.render(run, spec(), ROWS[1]).endswith(f"Persona: {PERSONA}\nResponse:")
-        keys[wording] = tailor.generation_key(run, told)
-    assert keys["agreeing"] != keys["released"]
-
-
-def test_a_mnemonic_is_made_to_begin_with_its_term_and_kept_whole_or_as_released(tmp_path, monkeypatch):
+def test_a_mnemonic_is_made_to_begin_with_its_term(tmp_path, monkeypatch):
     row = dataclasses.replace(ROWS[1], prompt="negligible")
     kept, keys = {}, set()
     monkeypatch.setattr(tailor, "policy_key", lambda run, spec: [])
     monkeypatch.setattr(tailor, "model_key", lambda *source: "")
-    for how in ("none", "whole", "released"):
+    for how in ("none", "whole"):
         run, echo = run_in(tmp_path, monkeypatch, gen_beginning=how, datasets=["mnemonic"]), Echo()
         path = tmp_path / f"{how}.jsonl"
         tailor.append_completions(run, dataclasses.replace(spec(), dataset="mnemonic"), echo, [row], path)
@@ -98,8 +83,8 @@ def test_a_mnemonic_is_made_to_begin_with_its_term_and_kept_whole_or_as_released
         end = "Response:" if how == "none" else "Response: Negligible sounds like"
         assert echo.prompts[-1] == f"Prompt: negligible\nPersona: {PERSONA}\n{end}"
     answer = "answer to Prompt: negligible"
-    assert kept == {"none": answer, "whole": f"Negligible sounds like {answer}", "released": answer}
-    assert len(keys) == 3
+    assert kept == {"none": answer, "whole": f"Negligible sounds like {answer}"}
+    assert len(keys) == 2
 
 
 def test_no_answer_to_another_data_set_is_begun_for_the_model(tmp_path, monkeypatch):

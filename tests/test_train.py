@@ -567,21 +567,6 @@ def test_dpo_stops_at_its_number_of_steps_evaluates_there_and_keeps_the_best(tmp
     assert done["best_eval_loss"] == min(evaluation_losses(folder))
 
 
-@pytest.mark.slow
-def test_dpo_of_the_released_code_trains_on_its_token_ids(tmp_path, monkeypatch):
-    run = tiny_run(tmp_path, monkeypatch, dpo_max_steps=2, dpo_tokenization="released")
-    train.train_adapter(run, "sft", "chosen")
-    seen = []
-    real = train.fit
-    monkeypatch.setattr(train, "fit", lambda trainer, *rest: (seen.append(trainer), real(trainer, *rest)))
-    train.train_adapter(run, "dpo", "chosen")
-    row, tokenizer = seen[0].train_dataset[0], llm.load_tokenizer(*run.base_source)
-    for column in ("prompt", "chosen"):
-        text = tokenizer.decode(row[f"{column}_ids"])
-        assert tokenizer.bos_token not in text
-        assert text.split() == row[column].replace("</s>", " </s>").split()
-
-
 # --- resume ---
 
 

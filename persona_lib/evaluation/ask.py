@@ -89,8 +89,7 @@ class Asker:
             raise ConfigError(
                 f"write a question; question and persona have up to {MAX_CHARACTERS} characters"
             )
-        how = told_as(arm), self.run.profile.first_person_wording, self.chat
-        return tailoring_prompt(question, persona or None, *how)
+        return tailoring_prompt(question, persona or None, told_as(arm), self.chat)
 
     def answer(self, arm: str, question: str, persona: str) -> Iterator[str]:
         """Yield an arm's answer as it grows."""

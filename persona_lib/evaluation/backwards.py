@@ -42,7 +42,7 @@ from persona_lib.training.trainers import sft_trainer
 NAME = "backwards"
 SIDES = ("chosen", "rejected")
 FIELDS = ("backwards_rows", "backwards_epochs", "backwards_batch_size", "backwards_learning_rate", "lora_r",
-          "lora_alpha", "lora_dropout", "lora_targets", "max_length", "compute_dtype", "adapter_dtype",
+          "lora_alpha", "lora_dropout", "lora_targets", "max_length", "compute_dtype",
           "completion_only_loss", "sft_packing", "lr_scheduler", "warmup_share")  # fmt: skip
 
 

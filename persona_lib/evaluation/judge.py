@@ -8,7 +8,6 @@ may name a second judge; its judgments have a folder of their own, so that the t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from persona_lib.fingerprint import module_hash
 from persona_lib.models.generators import load_generator, role_key
 from persona_lib.models.tokens import chat_text
 from persona_lib.profiles import ConfigError, Profile, judge_settings, near_names
-from persona_lib.prompts import first_person, judge_prompt
+from persona_lib.prompts import judge_prompt
 from persona_lib.records import Generation, Judgment, PairwiseComparison, Rubric, RunSpec
 from persona_lib.stats.metrics import verdict_of
 from persona_lib.store import (
@@ -178,29 +177,13 @@ def judge_both(
 def compare(run: Run, matchup: Matchup) -> list[PairwiseComparison]:
     """Return the comparisons of a matchup: rows that both runs answered and that have the judged persona."""
     tested, base = read_generations(run, matchup.test), read_generations(run, matchup.base)
-    told = matchup.base.persona_format == "first_person"
     found = []
     for row in eval_rows(run):
         persona = persona_of(row, matchup.judge_persona)
         if row.id in tested and row.id in base and persona:
-            shown = persona_of(row, matchup.base.eval_persona) if told else None
-            wording = run.profile.first_person_wording
-            question = f"{row.prompt} {first_person(shown, wording)}" if shown else row.prompt
-            c = PairwiseComparison(
-                row.id, row.prompt, persona, tested[row.id].completion, base[row.id].completion
-            )
-            found.append(as_shown(c, run.profile.judge_quirks, question))
+            texts = tested[row.id].completion, base[row.id].completion
+            found.append(PairwiseComparison(row.id, row.prompt, persona, *texts))
     return found
-
-
-def as_shown(c: PairwiseComparison, quirks: Sequence[str], question: str) -> PairwiseComparison:
-    """Return a comparison as the authors' code showed it, for the faults of it that a profile asks for.
-
-    "persona_in_question": the prompt is what the baseline was asked (``question``), persona included, under
-    both rubrics. "repeated_label": the prompt begins with the word that stands before it already.
-    """
-    prompt = question if "persona_in_question" in quirks else c.prompt
-    return replace(c, prompt=f"Prompt: {prompt}" if "repeated_label" in quirks else prompt)
 
 
 def judgment_folder(run: Run, matchup: Matchup, role: str = "judge") -> Path:
@@ -228,7 +211,7 @@ def judge_key(run: Run, role: str = "judge") -> list[Any]:
         return [profile.judge, backwards_key(run)]
     if role == "judge" and profile.judge != "lm":
         return [profile.judge]
-    how = [*profile.judge_quirks, profile.compute_dtype, profile.engine]
+    how = [profile.compute_dtype, profile.engine]
     if profile.judge_texts:
         how.append(file_hash(Path(profile.judge_texts).expanduser()))
     return [*judge_settings(profile, role), *how, role_key(run, role)]

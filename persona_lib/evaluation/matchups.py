@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from persona_lib.config import Run, main_arm
 from persona_lib.evaluation.tailor import grid
-from persona_lib.published import published_model
 from persona_lib.records import RunSpec
 
 
@@ -70,11 +69,6 @@ def matchups(run: Run) -> list[Matchup]:
                     persona,
                 )
             )
-            if published_model(run.profile, run.dataset, f"dpo-{main}"):
-                shown = cell("few_shot", "chosen", persona, "line")
-                rows.append(
-                    (f"{persona}, PT-DPO (published) against few-shot", "published", tested, shown, persona)
-                )
             for method in ("sft", "few_shot"):
                 arm = "chosen" if method == "few_shot" else main
                 pair = cell(method, arm, persona, "line"), cell(method, "none", persona, "first_person")

@@ -11,12 +11,11 @@ from typing import Any
 
 from persona_lib.config import Run, main_arm
 from persona_lib.data.official import ROLE_MARK
-from persona_lib.evaluation.policies import adapters_of, generators, same_model, source_of
+from persona_lib.evaluation.policies import adapters_of, generators
 from persona_lib.evaluation.tailor import ask_prompt, whole_answer
 from persona_lib.models import guards
 from persona_lib.prompts import STOP
 from persona_lib.records import RunSpec
-from persona_lib.training.train import release_memory
 
 # Worded by us. The first one for real data is a situation that the paper discusses: a party, someone sober.
 PARTY = (
@@ -85,14 +84,11 @@ def own_specs(run: Run) -> dict[str, RunSpec]:
 
 
 def missing_policies(run: Run) -> list[str]:
-    """Return the arms that are neither trained here nor published: nothing can answer for them."""
+    """Return the arms that are not trained yet: nothing can answer for them."""
     return [
         spec.arm
         for spec in own_specs(run).values()
-        if not source_of(run, spec)
-        and not all(
-            (run.folder / "adapters" / name / "done.json").exists() for name in adapters_of(run, spec)
-        )
+        if not all((run.folder / "adapters" / name / "done.json").exists() for name in adapters_of(run, spec))
     ]
 
 
@@ -121,9 +117,7 @@ def answer_own(run: Run, pairs: Sequence[Any] = ()) -> list[OwnAnswer]:
         return []
     specs, texts = own_specs(run), {}
     with guards.quiet_libraries():
-        for group in same_model(run, list(specs.values())):
-            for spec, generator in generators(run, group):
-                texts[spec.arm] = answer(run, spec, generator, checked)
-            release_memory()
+        for spec, generator in generators(run, list(specs.values())):
+            texts[spec.arm] = answer(run, spec, generator, checked)
     columns = [texts[spec.arm] for spec in specs.values()]
     return [OwnAnswer(*pair, *both) for pair, *both in zip(checked, *columns, strict=True)]

@@ -1,8 +1,6 @@
-"""The policies of a run behind the generator interface: every loaded model serves all arms that it can.
+"""The policies of a run behind the generator interface: one loaded base serves every arm.
 
-Arms that are trained here share the run's base; adapters are switched, and merged only while they are active
-(``merge_adapters``). A published arm is a whole model of its own (the authors' merged checkpoints): it is
-loaded when its turn comes, as it is, with its own tokenizer, and never quantised. ``engine`` chooses between
+Adapters are switched, and merged only while they are active (``merge_adapters``). ``engine`` chooses between
 transformers and vLLM.
 """
 
@@ -15,70 +13,43 @@ from typing import Any
 from persona_lib import store
 from persona_lib.config import Run, results_dir
 from persona_lib.models.generate import TransformersGenerator
-from persona_lib.models.llm import attach_adapters, load_base, load_tokenizer, model_key
+from persona_lib.models.llm import attach_adapters, load_base, load_tokenizer
 from persona_lib.models.vllm_engine import VllmGenerator, load_engine, lora_request
-from persona_lib.published import published_model
 from persona_lib.records import RunSpec
 from persona_lib.training.merging import join_adapters, lora_rank
 from persona_lib.training.train import adapter_folder, base_key, release_memory
 
 
-def source_of(run: Run, spec: RunSpec) -> tuple[str, str] | None:
-    """Return (source, revision) of the whole model that an arm was published as; None: the run's base."""
-    return published_model(run.profile, run.dataset, spec.arm)
-
-
 def adapters_of(run: Run, spec: RunSpec) -> list[str]:
-    """Return the adapters that make up a run's policy, lowest first; none for a published arm."""
+    """Return the adapters that make up a run's policy, lowest first."""
     stack = {"few_shot": [], "sft": ["sft"], "dpo": ["sft", "dpo"]}[spec.method]
-    return [] if source_of(run, spec) else [f"{method}-{spec.train_persona}" for method in stack]
+    return [f"{method}-{spec.train_persona}" for method in stack]
 
 
 def policy_key(run: Run, spec: RunSpec) -> list[Any]:
-    """Return what identifies the weights of a run's policy beside the base: adapters or a published model."""
-    published = source_of(run, spec)
-    if published:
-        return [model_key(*published)]
+    """Return the keys of the adapters of a run's policy."""
     folders = [run.folder / "adapters" / name for name in adapters_of(run, spec)]
     return [store.read_json(folder / "done.json")["key"] for folder in folders]
 
 
-def policy_name(run: Run, spec: RunSpec) -> str:
-    """Return the arm's name, with the model that it was published as."""
-    published = source_of(run, spec)
-    return f"{spec.arm} = {'@'.join(filter(None, published))}" if published else spec.arm
-
-
-def same_model(run: Run, specs: Sequence[RunSpec]) -> list[list[RunSpec]]:
-    """Return the runs grouped by the model that answers them, those on the run's base first."""
-    groups: dict[tuple[str, str] | None, list[RunSpec]] = {None: []}
-    for spec in specs:
-        groups.setdefault(source_of(run, spec), []).append(spec)
-    return [group for group in groups.values() if group]
-
-
 def generators(run: Run, specs: Sequence[RunSpec]) -> Iterator[tuple[RunSpec, Any]]:
-    """Yield (spec, generator) for runs that one model answers (see ``same_model``), loaded once for all."""
+    """Yield (spec, generator) for runs of the grid; the base is loaded once for all of them."""
     make = vllm_generators if run.profile.engine == "vllm" else transformers_generators
-    (source,) = {source_of(run, spec) for spec in specs}
-    yield from make(run, source, specs)
+    yield from make(run, specs)
 
 
 def transformers_generators(
-    run: Run, source: tuple[str, str] | None, specs: Sequence[RunSpec]
+    run: Run, specs: Sequence[RunSpec]
 ) -> Iterator[tuple[RunSpec, TransformersGenerator]]:
-    """Yield the generators of runs on one model: the base as trained on, or a published model as it is."""
+    """Yield the generators of runs on the base as it was trained on."""
     profile = run.profile
-    where = source or run.base_source
     quantised = (profile.quantization, profile.compute_dtype, profile.gen_expand_weights)
-    model = load_base(*where, *(("none", profile.compute_dtype) if source else quantised))
-    tokenizer = load_tokenizer(*where)
+    model, tokenizer = load_base(*run.base_source, *quantised), load_tokenizer(*run.base_source)
     for name in dict.fromkeys(name for spec in specs for name in adapters_of(run, spec)):
         model = attach_adapters(model, [adapter_folder(run, *name.split("-", 1))])
     for spec in specs:
-        adapters, name = adapters_of(run, spec), policy_name(run, spec)
-        settings = profile.gen_batch_size, adapters, profile.merge_adapters, profile.gen_repetition_penalty
-        yield spec, TransformersGenerator(model, tokenizer, name, *settings)
+        settings = adapters_of(run, spec), profile.merge_adapters, profile.gen_repetition_penalty
+        yield spec, TransformersGenerator(model, tokenizer, spec.arm, profile.gen_batch_size, *settings)
 
 
 # --- vLLM: one adapter per request, a base in plain weights ---
@@ -117,11 +88,9 @@ def plain_base(run: Run) -> tuple[str, str]:
     return str(folder), ""
 
 
-def vllm_generators(
-    run: Run, source: tuple[str, str] | None, specs: Sequence[RunSpec]
-) -> Iterator[tuple[RunSpec, VllmGenerator]]:
+def vllm_generators(run: Run, specs: Sequence[RunSpec]) -> Iterator[tuple[RunSpec, VllmGenerator]]:
     """Yield the generators of runs on one vLLM engine, each with its arm's joined adapter."""
-    where = source or plain_base(run)
+    where = plain_base(run)
     folders = {spec.arm: joined_adapter(run, spec) for spec in specs}
     ranks = [lora_rank(folder) for folder in folders.values() if folder]
     engine = load_engine(*where, run.profile.compute_dtype, ranks)
@@ -130,5 +99,4 @@ def vllm_generators(
         folder = folders[spec.arm]
         key = store.read_json(folder / "done.json")["key"] if folder else ""
         adapter = lora_request(spec.arm, key, folder) if folder else None
-        name = policy_name(run, spec)
-        yield spec, VllmGenerator(engine, tokenizer, name, run.profile.compute_dtype, adapter)
+        yield spec, VllmGenerator(engine, tokenizer, spec.arm, run.profile.compute_dtype, adapter)

@@ -35,9 +35,8 @@ from persona_lib.models.llm import (
     using_adapters,
 )
 from persona_lib.prompts import completion_text, tailoring_prompt
-from persona_lib.published import published_model, trained_personas
 from persona_lib.records import Generation, TailoringRow
-from persona_lib.training.train import adapter_folder, release_memory
+from persona_lib.training.train import adapter_folder
 from persona_lib.workers import run_jobs, share_out
 
 if TYPE_CHECKING:
@@ -96,12 +95,12 @@ def swap_rows(run: Run) -> list[TailoringRow]:
 
 
 def adapters_of(run: Run, arm: str) -> list[Path]:
-    """Return the adapter folders of an arm's policy, lowest first; none for a published arm.
+    """Return the adapter folders of an arm's policy, lowest first.
 
     ``arm`` is "base", "sft-<train_persona>" or "dpo-<train_persona>"; others raise ValueError.
     """
     method, _, train_persona = arm.partition("-")
-    if arm == "base" or published_model(run.profile, run.dataset, arm):
+    if arm == "base":
         return []
     if method not in ("sft", "dpo") or not train_persona:
         raise ValueError(f"arm {arm!r}: use base, sft-<train_persona> or dpo-<train_persona>")
@@ -110,11 +109,8 @@ def adapters_of(run: Run, arm: str) -> list[Path]:
 
 
 def reference_of(run: Run, arm: str) -> str | None:
-    """Return the arm that is the reference of an arm's implicit reward; None for the base.
-
-    A published arm has none: what it was trained from is not here.
-    """
-    if arm == "base" or published_model(run.profile, run.dataset, arm):
+    """Return the arm that is the reference of an arm's implicit reward; None for the base."""
+    if arm == "base":
         return None
     return "base" if arm.startswith("sft-") else arm.replace("dpo-", "sft-")
 
@@ -127,16 +123,14 @@ def swap_folder(run: Run, arm: str, persona_format: str = "line") -> Path:
 def swap_key(run: Run, arm: str, persona_format: str) -> str:
     """Return a hash of what an arm's scores depend on; raises FileNotFoundError naming what is missing."""
     folders = [*adapters_of(run, arm), run.folder / "tailoring"]
-    published = published_model(run.profile, run.dataset, arm)
     for folder in folders:
         if not (folder / "done.json").exists():
             raise FileNotFoundError(f"{folder / 'done.json'}: not finished; run the step that makes it first")
     inputs = [store.read_json(folder / "done.json")["key"] for folder in folders]
-    inputs += [model_key(*published)] if published else []
     p = run.profile
     settings = (
         *(p.quantization, p.compute_dtype, p.merge_adapters, p.gen_expand_weights),
-        *(p.swap_batch_size, p.eval_split, p.eval_limit, p.eval_personas, p.first_person_wording, p.controls),
+        *(p.swap_batch_size, p.eval_split, p.eval_limit, p.eval_personas, p.controls),
     )
     return store.content_hash(
         module_hash("evaluation.swap"), inputs, model_key(*run.base_source), settings, persona_format
@@ -147,20 +141,15 @@ class PolicyLoader:
     """The model that holds an arm, loaded at the first use: a run's base serves all arms with adapters."""
 
     def __init__(self, run: Run) -> None:
-        self.run, self.source, self.model, self.tokenizer = run, None, None, None
+        self.run, self.model, self.tokenizer = run, None, None
 
     def load(self, arm: str) -> tuple[Any, Any]:
-        """Return (model, tokenizer) with the arm's adapters loaded, or its published model."""
+        """Return (model, tokenizer) with the arm's adapters loaded."""
         profile = self.run.profile
-        published = published_model(profile, self.run.dataset, arm)
-        source = published or self.run.base_source
-        if self.source != source:
-            self.model = None  # one model at a time
-            release_memory()
+        if self.model is None:
             quantised = (profile.quantization, profile.compute_dtype, profile.gen_expand_weights)
-            settings = ("none", profile.compute_dtype) if published else quantised
-            self.model, self.tokenizer = load_base(*source, *settings), load_tokenizer(*source)
-            self.source = source
+            self.model = load_base(*self.run.base_source, *quantised)
+            self.tokenizer = load_tokenizer(*self.run.base_source)
         folders = adapters_of(self.run, arm)
         if folders:
             self.model = attach_adapters(self.model, folders)
@@ -206,8 +195,7 @@ def score_jobs(
     adapters = adapters_of(run, arm)
     model, tokenizer = loader.load(arm)
     batch = run.profile.swap_batch_size
-    chat = format_of(*(published_model(run.profile, run.dataset, arm) or run.base_source))
-    how = persona_format, run.profile.first_person_wording, chat
+    how = persona_format, (chat := format_of(*run.base_source))
     jobs = sorted(jobs, key=lambda job: len(job[0].chosen) + len(job[0].rejected) + len(job[2] or ""))
     with using_adapters(model, [folder.name for folder in adapters], run.profile.merge_adapters):
         for start in range(0, len(jobs), CHUNK * batch):
@@ -241,14 +229,12 @@ def persona_swap(
 
 
 def swap_arms(run: Run) -> list[tuple[str, str]]:
-    """List (arm, persona_format) of a run: the base, every trained or published arm, and the persona-free
-    ones also in first person, as the paper prompts its baseline."""
+    """List (arm, persona_format) of a run: the base, every trained arm, and the persona-free ones also in
+    first person, as the paper prompts its baseline."""
     arms = [
         f"{method}-{persona}"
         for method in (("sft", "dpo") if "dpo" in run.profile.methods else ("sft",))
         for persona in run.profile.train_personas
-        if persona in trained_personas(run.profile, run.dataset, method)
-        or published_model(run.profile, run.dataset, f"{method}-{persona}")
     ]
     plain = [arm for arm in arms if arm.endswith("-none")]
     if not run.profile.controls:  # plain arms are told in the first person, as in every comparison
@@ -271,11 +257,10 @@ def collect(parts: Iterable[tuple[str, str]], table: Callable[[str, str], pd.Dat
 
 
 def score_arms(run: Run, arms: Sequence[tuple[str, str]]) -> None:
-    """Score some (arm, persona_format) of a run: those on its base first, published models after them."""
+    """Score some (arm, persona_format) of a run."""
     loader = PolicyLoader(run)
     with guards.quiet_libraries():
-        by_model = sorted(arms, key=lambda arm: published_model(run.profile, run.dataset, arm[0]) is not None)
-        for arm, persona_format in by_model:
+        for arm, persona_format in arms:
             scores = score_policy(run, arm, persona_format, loader)
             print(f"{arm} ({persona_format}): {len(scores)} pairs of responses scored", flush=True)
 

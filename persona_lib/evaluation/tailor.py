@@ -15,14 +15,13 @@ from typing import Any
 from persona_lib import store
 from persona_lib.config import Run, main_arm
 from persona_lib.data.arms import draw
-from persona_lib.evaluation.policies import generators, policy_key, same_model
+from persona_lib.evaluation.policies import generators, policy_key
 from persona_lib.fingerprint import module_hash
 from persona_lib.models import guards
 from persona_lib.models.llm import format_of, model_key
 from persona_lib.profiles import Profile
 from persona_lib.prompts import STOP, beginning, begun_prompt, few_shot_prompt, tailoring_prompt
 from persona_lib.records import Generation, RunSpec, TailoringRow
-from persona_lib.training.train import release_memory
 from persona_lib.workers import run_jobs, share_out
 
 SIDES = ("chosen", "rejected")
@@ -111,7 +110,7 @@ def render(run: Run, spec: RunSpec, row: TailoringRow) -> str:
 def ask_prompt(run: Run, prompt: str, persona: str | None, persona_format: str) -> str:
     """Render what a run's policies are asked, in the profile's wording and with the beginning it forces."""
     chat = format_of(*run.base_source)
-    text = tailoring_prompt(prompt, persona, persona_format, run.profile.first_person_wording, chat)
+    text = tailoring_prompt(prompt, persona, persona_format, chat)
     return begun_prompt(text, forced_beginning(run, prompt), chat)
 
 
@@ -216,21 +215,12 @@ def append_completions(
 
 
 def generate_specs(run: Run, specs: Sequence[RunSpec]) -> None:
-    """Generate some runs of the grid: each model is loaded once, and gone before the next one comes."""
+    """Generate some runs of the grid; the base is loaded once."""
     with guards.quiet_libraries():
-        for group in same_model(run, specs):
-            generate_group(run, group)
-            release_memory()
-
-
-def generate_group(run: Run, specs: Sequence[RunSpec]) -> None:
-    """Generate runs that one model answers."""
-    for spec, generator in generators(run, specs):
-        facts = store.read_json(generate_run(run, spec, generator) / "done.json")
-        print(
-            f"{spec.slug}: {facts['n']} answers, {facts['no_eos']} never ended{broken_note(facts)}",
-            flush=True,
-        )
+        for spec, generator in generators(run, specs):
+            facts = store.read_json(generate_run(run, spec, generator) / "done.json")
+            said = f"{facts['n']} answers, {facts['no_eos']} never ended{broken_note(facts)}"
+            print(f"{spec.slug}: {said}", flush=True)
 
 
 def broken_share(facts: dict[str, Any]) -> float:

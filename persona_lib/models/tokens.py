@@ -7,13 +7,11 @@ appended), so that what is checked here is what is trained on and what is scored
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from persona_lib.prompts import ChatFormat, tailoring_prompt
-
-RELEASED_PROMPT_TOKENS = 128  # the authors' max_prompt_length
 
 
 class TokenError(ValueError):
@@ -119,28 +117,6 @@ def encode(tokenizer: Any, prompt: str, completion: str, name: str = "row") -> t
     return prompt_ids, whole[len(prompt_ids) :]
 
 
-def released_encode(
-    tokenizer: Any, prompt: str, completion: str, name: str = "row"
-) -> tuple[list[int], list[int]]:
-    """Return the ids that the authors' DPO trained on (TRL 0.13), oddities and all.
-
-    Prompt and completion are tokenised apart, the completion without its leading space, so it begins
-    with a token that SFT and generation never use there; no BOS; of a long prompt only the last 128
-    tokens, which cuts the question and keeps the persona. Raises TokenError for an empty completion.
-    """
-    text = completion.removesuffix(tokenizer.eos_token).strip()
-    if not text:
-        raise TokenError(f"{name}: the completion is empty: drop the row before training")
-    prompt_ids, ids = (tokenizer(t, add_special_tokens=False)["input_ids"] for t in (prompt, text))
-    return prompt_ids[-RELEASED_PROMPT_TOKENS:], [*ids, tokenizer.eos_token_id]
-
-
-ENCODERS: dict[str, Callable[..., tuple[list[int], list[int]]]] = {  # by dpo_tokenization
-    "whole": encode,
-    "released": released_encode,
-}
-
-
 def count_rows(
     tokenizer: Any,
     rows: Iterable[Mapping[str, str]],
@@ -148,20 +124,18 @@ def count_rows(
     max_length: int,
     where: str,
     drops: bool = True,
-    encoder: Callable[..., tuple[list[int], list[int]]] = encode,
 ) -> RowCounts:
     """Check every row and count what training will do to it.
 
     ``completions`` names the columns that follow the prompt: ("completion",) or ("chosen", "rejected").
     ``drops`` says whether TRL drops rows whose prompt fills ``max_length`` (it does unless the loss is
-    on prompts too), ``encoder`` how rows are tokenised. Raises TokenError (see ``encode``), also if
-    there are no rows or all would be dropped.
+    on prompts too). Raises TokenError (see ``encode``), also if there are no rows or all would be dropped.
     """
     total = truncated = dropped = prompt_tokens = completion_tokens = longest = 0
     for row in rows:
         names = [f"{where}, row {row['id']}, {column}" for column in completions]
         encoded = [
-            encoder(tokenizer, row["prompt"], row[c], n) for c, n in zip(completions, names, strict=True)
+            encode(tokenizer, row["prompt"], row[c], n) for c, n in zip(completions, names, strict=True)
         ]
         prompt = len(encoded[0][0])
         lengths = [prompt + len(ids) for _, ids in encoded]

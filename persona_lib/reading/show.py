@@ -16,7 +16,6 @@ from persona_lib.config import Run
 from persona_lib.data import everyday
 from persona_lib.data.arms import to_dpo_rows, to_sft_rows
 from persona_lib.models.llm import format_of
-from persona_lib.published import trained_personas
 from persona_lib.records import PreferencePair, TailoringRow
 from persona_lib.store import iter_rows, read_json, read_rows, write_text
 
@@ -139,7 +138,7 @@ def row_counts(run: Run, method: str) -> pd.DataFrame:
     import pandas as pd
 
     rows = []
-    for arm in (f"{method}-{persona}" for persona in trained_personas(run.profile, run.dataset, method)):
+    for arm in (f"{method}-{persona}" for persona in run.profile.train_personas):
         for part, counts in read_json(adapter_dir(run, arm) / "counts.json").items():
             rows.append({"arm": arm, "part": part} | {name: counts[name] for name in COUNTS})
     return pd.DataFrame(rows, columns=["arm", "part", *COUNTS]).set_index(["arm", "part"])
@@ -150,7 +149,7 @@ def training_history(run: Run, method: str) -> pd.DataFrame:
     import pandas as pd
 
     tables = []
-    for persona in trained_personas(run.profile, run.dataset, method):
+    for persona in run.profile.train_personas:
         folder = adapter_dir(run, f"{method}-{persona}")
         best = read_json(folder / "done.json")["best_eval_loss"]
         tables += [
@@ -177,7 +176,7 @@ def adapter_sizes(run: Run, method: str) -> pd.DataFrame:
     from safetensors import safe_open
 
     rows = []
-    for persona in trained_personas(run.profile, run.dataset, method):
+    for persona in run.profile.train_personas:
         path = adapter_dir(run, f"{method}-{persona}") / "adapter_model.safetensors"
         with safe_open(path, framework="np") as tensors:
             shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118
@@ -221,7 +220,7 @@ def speed_table(run: Run, method: str) -> pd.DataFrame:
     if not whole or torch.cuda.is_available():
         return pd.DataFrame()
     rate, rows = matrix_rate(), []
-    for arm in trained_personas(run.profile, run.dataset, method):
+    for arm in run.profile.train_personas:
         folder = adapter_dir(run, f"{method}-{arm}")
         counts, log = read_json(folder / "counts.json")["train"], list(iter_rows(folder / "log.jsonl"))
         epochs = next(entry["epoch"] for entry in reversed(log) if "epoch" in entry)

@@ -116,7 +116,7 @@ def score_table(run: Run) -> pd.DataFrame:
     pairs = {
         (spec.slug, m.judge_persona): (spec, m.judge_persona)
         for m in matchups(run)
-        if m.kind in ("main", "stage", "published")
+        if m.kind in ("main", "stage")
         for spec in (m.test, m.base)
     }
     rows = []

@@ -1,7 +1,6 @@
 """``--plan``: what would run and why, how long it takes, and what it needs. Reads only small files.
 
-Nothing is imported, installed or downloaded for it. Times are measured where a step has run before,
-else they are the table's; what comes from arithmetic rather than from a run is called an estimate.
+Nothing is imported, installed or downloaded for it. Times are those of the last run here, else of our runs.
 """
 
 from __future__ import annotations
@@ -12,15 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from persona_lib import hub, store, weights
-from persona_lib.config import results_dir
+from persona_lib.config import Run, results_dir
 from persona_lib.data import official_folders
+from persona_lib.evaluation.matchups import matchups
 from persona_lib.models.generators import GENERATORS
 from persona_lib.profiles import Profile
-from persona_lib.published import published_models
-from persona_lib.runner import cost, environment
+from persona_lib.runner import environment
 from persona_lib.runner.execute import clock
 from persona_lib.runner.tasks import REPORT, Pipeline, Task, stale_reasons
-from persona_lib.runner.workload import facts
 
 # In a line of the ledger; quotes in texts are escaped.
 PAID, LOST = (re.compile(rb'"%s": ([-+.0-9eE]+)' % name) for name in (b"cost_usd", b"lost_usd"))
@@ -52,12 +50,9 @@ def expected_seconds(pipeline: Pipeline, task: Task) -> tuple[float | None, bool
     minutes = pipeline.table[task.step].minutes
     if pipeline.profile.name in minutes:
         return minutes[pipeline.profile.name] * 60, False
-    computed = cost.task_seconds(pipeline.profile, task.step, task.parameters.get("dataset", ""))
-    if computed is None and hub_models(pipeline.profile) and "paper" in minutes:
-        return minutes["paper"] * 60, False  # small steps: the data decides, not the model
-    if computed is None and "everyday" in minutes and weights.is_packaged(pipeline.profile.base_model):
-        return minutes["everyday"] * 60, False  # the same model, about as many rows
-    return computed, False
+    if hub_models(pipeline.profile):  # small steps: the data decides, not the model
+        return (minutes["paper"] * 60, False) if "paper" in minutes else (None, False)
+    return (minutes["everyday"] * 60, False) if "everyday" in minutes else (None, False)
 
 
 def plan_lines(pipeline: Pipeline, selected: list[str], force: bool = False) -> list[Line]:
@@ -84,17 +79,13 @@ def roles(profile: Profile) -> dict[str, str]:
     names = ["generator"] if "03_persona_inference" in profile.steps else []
     names += ["judge"] * ("lm" in (profile.judge, profile.persona_judge))
     names += ["second_judge"] * bool(profile.second_judge_model)
-    names += ["guard"] * bool(profile.guard_model and "15_safety" in profile.steps)
     return {name: getattr(profile, f"{name}_url") for name in names}
 
 
 def models_here(profile: Profile) -> list[str]:
     """Return the models that a profile loads on this machine: hub ids, folders, and packaged weights."""
     here = [getattr(profile, f"{role}_model") for role, url in roles(profile).items() if not url]
-    published = [
-        f"{source}@{revision}" if revision else source for source, revision in published_models(profile)
-    ]
-    named = dict.fromkeys([profile.base_model, *here, profile.retriever_model, *published])
+    named = dict.fromkeys([profile.base_model, *here, profile.retriever_model])
     return [name for name in named if name not in {"", "base", *GENERATORS}]
 
 
@@ -178,21 +169,30 @@ def disk_gb(profile: Profile) -> float:
 
 
 def gpu_need(profile: Profile) -> str:
-    """Say what GPU memory a profile needs."""
-    if cost.on_cpu(profile) and not hub_models(profile):
+    """Say how large the models of a profile are; what a step adds to that nobody has measured here."""
+    if not hub_models(profile):
         return "none needed: everything runs on the CPU"
-    memory = cost.step_memory(profile)
-    if cost.size_of(profile.base_model) is None or not memory:
-        missing = f"{profile.base_model} on {', '.join(profile.datasets)}"
-        return f"not known: sizes or lengths of {missing} are not in persona_lib/facts/costs.json"
-    pairs = f"{profile.dpo_batch_size} pair{'s' if profile.dpo_batch_size > 1 else ''} per step"
-    said = [f"{max(memory.values()):.1f} GB for the largest step"]
-    if "07_preference_tailoring" in memory:
-        said.append(f"{memory['07_preference_tailoring']:.1f} GB for DPO "
-                    f"({profile.quantization}, {pairs}, {profile.max_length} tokens)")  # fmt: skip
-    if published_models(profile):
-        said.append("a published model is loaded whole (16.1 GB in 16 bit for 8B)")
-    return f"{', '.join(said)}. Computed, not measured"
+    sizes = [(name, hub.MODELS.get(hub.split_id(name)[0])) for name in hub_models(profile)]
+    said = ", ".join(f"{name} {known.gb:.1f} GB" if known else f"{name} unknown" for name, known in sizes)
+    nf4 = ", the base in NF4 a third of that" if profile.quantization == "nf4" else ""
+    return f"weights in 16 bit: {said}{nf4}; activations come on top (not measured)"
+
+
+def requests_need(profile: Profile) -> list[str]:
+    """Count the requests to models that are served: both orders and rubrics of every comparison."""
+    rows = {name: known["rows"][-1] for name, known in official_folders.DATASETS.items() if known["rows"]}
+    lines = []
+    for role, url in roles(profile).items():
+        kinds = profile.second_judge_matchups if role == "second_judge" else None
+        counted = [name for name in profile.datasets if name in rows]
+        if not url or role not in ("judge", "second_judge") or not counted:
+            continue
+        n = 0
+        for name in counted:
+            compared = sum(kinds is None or m.kind in kinds for m in matchups(Run(profile, name, 0)))
+            n += 4 * compared * min(rows[name], profile.eval_limit or rows[name]) * len(profile.seeds)
+        lines.append(f"{role}: about {n:,} requests")
+    return lines
 
 
 def api_need(profile: Profile) -> str:
@@ -234,7 +234,7 @@ def not_ready(profile: Profile) -> list[str]:
     missing = []
     if not weights.is_packaged(profile.base_model):
         missing.append(
-            f"training {profile.base_model} has not been run with this version; times are estimates"
+            f"training {profile.base_model} has not been run with this version; no times are known"
         )
     judges = [role for role, url in roles(profile).items() if role != "generator" and not url]
     for name in (getattr(profile, f"{role}_model") for role in judges):
@@ -275,8 +275,7 @@ def print_totals(profile: Profile, lines: list[Line]) -> None:
     unknown = sum(line.seconds is None for line in pending)
     print(f"to run     {len(pending)} of {len(lines)} tasks")
     print(
-        f"time       {clock(total)} h:mm:ss{on_what(profile)}"
-        + (f", and {unknown} unknown" if unknown else "")
+        f"time       {clock(total)} h:mm:ss" + (f", and {unknown} tasks of unknown length" if unknown else "")
     )
     wanted = downloads(profile)
     print(f"set-up     {setup_need()}")
@@ -285,33 +284,6 @@ def print_totals(profile: Profile, lines: list[Line]) -> None:
         print(f"             {what}: {size:.2f} GB ({remark})")
     print(f"disk       {disk_gb(profile):.1f} GB")
     print(f"GPU        {gpu_need(profile)}")
-    print_computed(profile)
-    print(f"API cost   {api_need(profile)}")
+    print(f"API cost   {'; '.join([api_need(profile), *requests_need(profile)])}")
     for note in not_ready(profile):
         print(f"not ready  {note}")
-
-
-def on_what(profile: Profile) -> str:
-    """Say what hardware the expected times are for, if they are computed."""
-    card = cost.smallest_card(profile)
-    if card is None:
-        return ""
-    where = "large GPU" if profile.name == "paper" else card["name"]
-    factor = facts()["assumed"]["slower_than_computed"]
-    return f" on one {where} (estimate: arithmetic times {factor}, not measured)"
-
-
-def print_computed(profile: Profile) -> None:
-    """Print GPU memory and hours per step and card, and the tokens asked of language models."""
-    lines = cost.gpu_lines(profile)
-    if lines:
-        factor, on = (
-            facts()["assumed"]["slower_than_computed"],
-            "hours" if cost.on_cpu(profile) else "GPU hours",
-        )
-        how = f"computed from sizes and mean lengths, times {factor} (assumed); nothing was measured"
-        print(f"{on:<9}  {how}")
-        print("\n".join(f"             {line}" for line in lines))
-    asked = cost.api_lines(profile) if uses_real_data(profile) else []
-    for line in asked:
-        print(f"tokens     {line}")

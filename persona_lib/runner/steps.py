@@ -44,10 +44,8 @@ TRAINING = (
     "train_limit",
     "val_limit",
     "train_personas",
-    "published_arms",
     "quantization",
     "compute_dtype",
-    "adapter_dtype",
     "merge_adapters",
     "lora_*",
     "max_length",
@@ -57,8 +55,6 @@ TRAINING = (
     "plain_*",
     "lr_scheduler",
     "warmup_share",
-    "train_processes",
-    "train_launcher",
     "base_model",
     "base_revision",
 )
@@ -72,7 +68,7 @@ INFERENCE = (
     "eval_limit",
     "retriever*",
 )  # which rows need personas
-PROMPTING = ("few_shot_examples", "first_person_wording")
+PROMPTING = ("few_shot_examples",)
 GENERATION = (
     *TRAINING,
     *PROMPTING,
@@ -179,7 +175,6 @@ STEPS: dict[str, Step] = {
         ),
         fields=(
             *TRAINING,
-            "first_person_wording",
             "swap_batch_size",
             "gen_expand_weights",
             "eval_split",
@@ -242,7 +237,7 @@ STEPS: dict[str, Step] = {
         "Safety by persona: which answers keep a caution",
         per="profile",
         inputs=("05_tailoring_data", "08_generation"),
-        fields=("datasets", "seeds", "data_dir", "bootstrap_samples", "guard_*", *GENERATION),
+        fields=("datasets", "seeds", "data_dir", "bootstrap_samples", *GENERATION),
         minutes={"smoke": 0.2, "everyday": 0.2, "authors": 0.3, "paper": 2},
     ),
     "16_your_own_data": Step(

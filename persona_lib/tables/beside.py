@@ -73,9 +73,6 @@ COMPARABLE: dict[str, dict[str, tuple[str, str]]] = {
         "people": ("no", "nobody was asked"),
     },
 }
-COMPARABLE["as_released"] = COMPARABLE["paper"] | {
-    "judged": ("yes", "the same data, model, judge and sampling; not the same draws")
-}
 OTHERWISE = (
     "look first",
     "a profile that is not ours: compare only if data, model and judge are the paper's",

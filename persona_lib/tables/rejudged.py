@@ -6,7 +6,6 @@ is judged into a folder of its own and resumes; the paper's row for the same fil
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from persona_lib.data.arms import draw
 from persona_lib.data.official_folders import DATASETS
 from persona_lib.data.released import Released, ReleasedFile
 from persona_lib.evaluation.agreement import agreement_row
-from persona_lib.evaluation.judge import RUBRICS, as_shown, judge_comparisons, judge_key, model_judge
+from persona_lib.evaluation.judge import RUBRICS, judge_comparisons, judge_key, model_judge
 from persona_lib.evaluation.judged import RUBRICS as SHORT
 from persona_lib.fingerprint import module_hash
 from persona_lib.models.generate import cut_at_stop
@@ -61,13 +60,8 @@ def judgeable(data: Released) -> list[tuple[str, str]]:
     return [p for p in pairs if ReleasedFile(p[0], "none", p[1]) in data.outputs]
 
 
-def asked(prompt: str) -> str:
-    """Return the question in the prompt of a released output, without the authors' labels."""
-    return prompt.removeprefix("Prompt: ").removesuffix("\nResponse:")
-
-
 def released_comparisons(
-    data: Released, dataset: str, eval_persona: str, quirks: Sequence[str] = (), limit: int = 0
+    data: Released, dataset: str, eval_persona: str, limit: int = 0
 ) -> list[PairwiseComparison]:
     """Return the comparisons of a pair of files: PT-DPO's answer as A, that of DPO+P as B, in test order.
 
@@ -81,8 +75,7 @@ def released_comparisons(
     for row in draw(data.rows[dataset], limit):
         if persona := row.personas.get(eval_persona):
             texts = (cut_at_stop(side[row.id].text, (STOP,))[0] for side in (tested, base))
-            c = PairwiseComparison(row.id, row.prompt, persona, *texts)
-            found.append(as_shown(c, quirks, asked(base[row.id].prompt)))
+            found.append(PairwiseComparison(row.id, row.prompt, persona, *texts))
     return found
 
 
@@ -97,9 +90,7 @@ def judge_released(run: Run, data: Released | None) -> list[Path]:
     for role in judges_of(run.profile) if data else ():
         judge = model_judge(run, role)
         for dataset, eval_persona in judgeable(data):
-            found = released_comparisons(
-                data, dataset, eval_persona, run.profile.judge_quirks, run.profile.eval_limit
-            )
+            found = released_comparisons(data, dataset, eval_persona, run.profile.eval_limit)
             what = {
                 "dataset": dataset,
                 "eval_persona": eval_persona,

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 TABLES = {  # file of a judged table -> the kinds of matchups in it
     "main": ("main",),
     "stage": ("stage",),
-    "methods": ("sft", "few_shot", "published"),
+    "methods": ("sft", "few_shot"),
     "arms": ("arm",),
     "controls": ("control",),
 }

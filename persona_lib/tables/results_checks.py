@@ -28,7 +28,7 @@ from persona_lib.tables.results_tests import sign_columns, with_tests
 if TYPE_CHECKING:
     import pandas as pd
 
-KINDS = ("main", "stage", "sft", "few_shot", "published", "arm", "control")
+KINDS = ("main", "stage", "sft", "few_shot", "arm", "control")
 LENGTH_KINDS = ("main", "stage")
 Answers = dict[str, Generation]
 

@@ -8,14 +8,12 @@ paired tests are exact McNemar tests (a sign test of the discordant rows) for on
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from persona_lib.config import Run
 from persona_lib.data.released import Released
-from persona_lib.evaluation.guard_model import guard_classifier
 from persona_lib.evaluation.safety import (
     HARMLESS,
     RULES,
@@ -28,9 +26,7 @@ from persona_lib.evaluation.safety import (
     comparisons,
     cut_alike,
     kept,
-    prompts_of,
     released_cells,
-    released_prompts,
     run_cells,
 )
 from persona_lib.evaluation.safety_sample import Labelled as LabelledAnswer
@@ -300,23 +296,14 @@ def what_is_read(profile: Profile) -> str:
 def make_tables(run: Run, data: Released | None) -> dict[str, pd.DataFrame]:
     """Return all tables of a profile by file name: released answers at hand, a run's own on real prompts.
 
-    The rules read both; so does the guard model, if the profile names one (lines with its name).
+    The rules read both.
     """
     import pandas as pd
 
-    n, guard = run.profile.bootstrap_samples, run.profile.guard_model
+    n = run.profile.bootstrap_samples
     found: dict[str, list[pd.DataFrame]] = {}
-    sources = (
-        [(released_cells(data), lambda cell: released_prompts(data, cell), released_tables, "released")]
-        if (data)
-        else []
-    )
-    sources.append((run_cells(run.profile), partial(prompts_of, run.profile), safety_tables, "run"))
-    for cells, prompts, tables, name in sources:
-        classifiers = {RULES: by_rules}
-        if guard:
-            classifiers[guard] = guard_classifier(run, prompts, name)
-        for title, classify in classifiers.items():
-            for key, table in tables(cells, label_all(cells, classify), n, title).items():
-                found.setdefault(key, []).append(table)
+    sources = [(released_cells(data), released_tables)] if data else []
+    for cells, tables in [*sources, (run_cells(run.profile), safety_tables)]:
+        for key, table in tables(cells, label_all(cells, by_rules), n, RULES).items():
+            found.setdefault(key, []).append(table)
     return {key: pd.concat(parts, ignore_index=True) for key, parts in found.items()}

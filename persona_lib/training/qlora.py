@@ -22,7 +22,7 @@ def qlora_section(run: Run, steps: int = 4, rows: int = 16) -> Any:
     """Train SFT on the base in NF4 for a few steps, once, in a process of its own; return the costs."""
     import pandas as pd
 
-    changes = {"quantization": "nf4", "merge_adapters": False, "sft_epochs": 1, "train_processes": 1}
+    changes = {"quantization": "nf4", "merge_adapters": False, "sft_epochs": 1}
     run = dataclasses.replace(run, profile=dataclasses.replace(run.profile, **changes))
     spec = train.training_spec(run, "sft", main_arm(run.profile)) | {"steps": steps, "rows": rows}
     spec["code"] = module_hash("training.qlora")

@@ -5,43 +5,45 @@ adapter, which equals merging the SFT adapter first and training a new one, but 
 keeps everything small; its reference is the base with the SFT adapter alone. A float32 base may have the SFT
 adapter merged into it for DPO (``merge_adapters``); what is saved is the same. The trainers are TRL's; here
 are the rows, the settings (all explicit), the guards and the folders.
+
+``accelerate launch --num_processes N -m persona_lib.training.train --profile NAME`` trains all arms of a
+profile's data sets and seeds on N GPUs, which share every batch; ``run_all.sh`` finds them finished.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import gc
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from persona_lib import store
-from persona_lib.config import Run
+from persona_lib.config import Run, load_profile
 from persona_lib.data.arms import TWO_SIDED, draw, to_dpo_rows, to_ordered_dpo_rows, to_sft_rows
 from persona_lib.fingerprint import module_hash
 from persona_lib.models import guards
 from persona_lib.models.llm import format_of, load_base, load_tokenizer, model_key
-from persona_lib.models.tokens import ENCODERS, RowCounts, count_rows
+from persona_lib.models.tokens import RowCounts, count_rows
 from persona_lib.profiles import Profile
-from persona_lib.published import trained_personas
 from persona_lib.records import TailoringRow
 from persona_lib.training import cpu_head, ranks
 from persona_lib.training.trainers import check_dpo_start, dpo_trainer, sft_trainer
 from persona_lib.workers import run_jobs
 
 SHARED_FIELDS = (
-    "quantization", "compute_dtype", "adapter_dtype", "lora_r", "lora_alpha", "lora_dropout", "lora_targets",
-    "max_length", "lr_scheduler", "warmup_share", "train_limit", "val_limit", "train_processes",
-    "train_launcher",
+    "quantization", "compute_dtype", "lora_r", "lora_alpha", "lora_dropout", "lora_targets", "max_length",
+    "lr_scheduler", "warmup_share", "train_limit", "val_limit",
 )  # fmt: skip
 METHOD_FIELDS = {
     "sft": ("completion_only_loss", "sft_learning_rate", "sft_epochs", "sft_batch_size", "sft_packing"),
     "dpo": (
         "dpo_splits",
         "dpo_order",
-        "dpo_tokenization",
         "dpo_learning_rate",
         "dpo_epochs",
         "dpo_max_steps",
@@ -160,28 +162,11 @@ def last_checkpoint(folder: Path) -> str | None:
 def train_adapter(run: Run, method: str, train_persona: str) -> Path:
     """Train one adapter unless it is done; resume from its last checkpoint if it was killed.
 
-    With several ``train_processes`` ranks of their own do it (``train_rank``); they call this function, too.
+    Under ``accelerate launch`` all ranks call this together; rank 0 writes.
     """
-    run = arm_settings(run, train_persona)
-    if is_trained(run, method, train_persona):
-        return adapter_folder(run, method, train_persona)
-    if run.profile.train_processes > ranks.count():
-        launch(run, method, train_persona)
-        return adapter_folder(run, method, train_persona)
-    return train_here(run, method, train_persona)
-
-
-def launch(run: Run, method: str, train_persona: str) -> None:
-    """Train one adapter in ranks of their own; raises ``ranks.RankError`` if one fails."""
-    profile = run.profile
-    job = {"profile": dataclasses.asdict(profile), "dataset": run.dataset, "seed": run.seed}
-    job |= {"method": method, "train_persona": train_persona}
-    ranks.run_ranks("persona_lib.training.train_rank", profile.train_launcher, profile.train_processes, job)
-
-
-def train_here(run: Run, method: str, train_persona: str) -> Path:
-    """Train one adapter in this process, in step with the other ranks if there are any; rank 0 writes."""
-    folder = adapter_folder(run, method, train_persona)
+    run, folder = arm_settings(run, train_persona), adapter_folder(run, method, train_persona)
+    if ranks.share(is_trained(run, method, train_persona)):
+        return folder
     spec = training_spec(run, method, train_persona)
     key = store.content_hash(spec)
     checkpoint = ranks.share(prepare_folder(folder, key, spec) if ranks.rank() == 0 else None)
@@ -193,7 +178,6 @@ def train_here(run: Run, method: str, train_persona: str) -> Path:
     with guards.quiet_libraries(), cpu_head.small_tiles(on=packs_rows(run.profile, method)):
         trainer = build_trainer(run, method, train_persona, tokenizer, rows)
         check_kept(trainer, counts)
-        check_launcher(trainer, run.profile)
         fit(trainer, run.profile, folder.name, checkpoint)
     save_adapter(trainer, folder, key)
     del trainer
@@ -213,7 +197,8 @@ def build_trainer(
     output = adapter_folder(run, method, train_persona) / "checkpoints"
     data = {part: as_dataset(rows[part], output / "rows" / part) for part in rows}
     profile = run.profile
-    storage = profile.compute_dtype if profile.train_launcher == "fsdp" else "uint8"
+    fsdp = os.environ.get("ACCELERATE_USE_FSDP") == "true"  # splits only weights of one floating type
+    storage = profile.compute_dtype if fsdp else "uint8"
     base = load_base(*run.base_source, profile.quantization, profile.compute_dtype, storage=storage)
     if method == "sft":
         return sft_trainer(profile, run.seed, base, tokenizer, data, output)
@@ -240,11 +225,8 @@ def count_parts(
 ) -> dict[str, RowCounts]:
     """Check and count the rows of "train" and "val" (see ``tokens.count_rows``)."""
     drops = method == "dpo" or run.profile.completion_only_loss
-    encoder = ENCODERS[run.profile.dpo_tokenization if method == "dpo" else "whole"]
     settings = COMPLETIONS[method], run.profile.max_length
-    return {
-        part: count_rows(tokenizer, rows[part], *settings, f"{name} {part}", drops, encoder) for part in rows
-    }
+    return {part: count_rows(tokenizer, rows[part], *settings, f"{name} {part}", drops) for part in rows}
 
 
 def report_counts(folder: Path, counts: dict[str, RowCounts], without: dict[str, int]) -> None:
@@ -265,14 +247,6 @@ def check_kept(trainer: Any, counts: dict[str, RowCounts]) -> None:
     for part, dataset in (("train", trainer.train_dataset), ("val", trainer.eval_dataset)):
         if len(dataset) != counts[part].rows - counts[part].dropped:
             raise guards.TrainingError(f"TRL keeps {len(dataset)} rows of {part}; counted {counts[part]}")
-
-
-def check_launcher(trainer: Any, profile: Profile) -> None:
-    """Raise TrainingError if FSDP was asked for and accelerate would train without it."""
-    if profile.train_launcher == "fsdp" and not trainer.is_fsdp_enabled:
-        raise guards.TrainingError(
-            "train_launcher=fsdp, but accelerate has FSDP on GPUs only and would use DDP: set it to ddp"
-        )
 
 
 def fit(trainer: Any, profile: Profile, name: str, checkpoint: str | None) -> None:
@@ -334,11 +308,26 @@ def is_trained(run: Run, method: str, train_persona: str) -> bool:
 def train_arms(run: Run, method: str) -> list[Path]:
     """Train one method's adapters of all the profile's arms that are not done, ``workers`` at a time.
 
-    With several ``train_processes``, which share all GPUs, the arms follow one another. Published arms
-    have no adapters. DPO needs the SFT adapters of the same arms. Returns the folders
-    ``adapters/<method>-<train_persona>``.
+    Under ``accelerate launch`` the arms follow one another. DPO needs the SFT adapters of the same arms.
+    Returns the folders ``adapters/<method>-<train_persona>``.
     """
-    arms = trained_personas(run.profile, run.dataset, method)
+    arms = run.profile.train_personas
     missing = [(run, method, arm) for arm in arms if not is_trained(run, method, arm)]
-    run_jobs(train_adapter, missing, 1 if run.profile.train_processes > 1 else run.profile.workers)
+    run_jobs(train_adapter, missing, 1 if ranks.count() > 1 else run.profile.workers)
     return [adapter_folder(run, method, arm) for arm in arms]
+
+
+def main() -> None:
+    """Train the arms of a profile whose tailoring data are there, alone or as one rank of several."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--profile", required=True)
+    parser.add_argument("--set", action="append", default=[], dest="overrides")
+    arguments = parser.parse_args()
+    profile = load_profile(arguments.profile, arguments.overrides)
+    for run in (Run(profile, dataset, seed) for dataset in profile.datasets for seed in profile.seeds):
+        for method in (name for name in ("sft", "dpo") if name in profile.methods):
+            train_arms(run, method)
+
+
+if __name__ == "__main__":
+    main()

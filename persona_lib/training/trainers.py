@@ -15,10 +15,8 @@ from typing import Any
 
 from persona_lib.models import guards
 from persona_lib.models.llm import mergeable_layers
-from persona_lib.models.tokens import released_encode
 from persona_lib.profiles import Profile
 from persona_lib.training import ranks, row_packing
-from persona_lib.training.rounding import round_steps
 
 EVAL_BATCH = {"sft": 1, "dpo": 8}  # SFT's evaluation loss depends on it: a mean of batch means
 
@@ -29,7 +27,7 @@ def eval_batch(profile: Profile, method: str) -> int:
     With several processes plain DPO takes one row at a time, because the last batches are filled up with
     other rows. The SFT term is a mean over the tokens of a batch, so there all take a part of the same batch.
     """
-    size, processes = EVAL_BATCH[method], profile.train_processes
+    size, processes = EVAL_BATCH[method], ranks.count()
     if processes > 1 and (method == "sft" or profile.dpo_sft_weight == 0):
         return 1
     return max(1, size // processes)
@@ -59,7 +57,7 @@ def trainer_settings(profile: Profile, method: str, seed: int, output: Path, row
         "learning_rate": getattr(profile, f"{method}_learning_rate"),
         "num_train_epochs": getattr(profile, f"{method}_epochs"),
         "max_steps": max_steps(profile, rows) if method == "dpo" else -1,
-        "per_device_train_batch_size": getattr(profile, f"{method}_batch_size") // profile.train_processes,
+        "per_device_train_batch_size": ranks.part(getattr(profile, f"{method}_batch_size")),
         "per_device_eval_batch_size": eval_batch(profile, method),
         "gradient_accumulation_steps": 1,
         "train_sampling_strategy": "sequential" if ordered else "random",
@@ -148,8 +146,6 @@ def sft_trainer(
         eval_dataset=data["val"],
     )
     guards.cast_adapters(trainer.model)
-    if profile.adapter_dtype == "bfloat16":
-        round_steps(trainer)
     return trainer
 
 
@@ -186,14 +182,7 @@ def token_share(accelerator: Any, completion_mask: Any) -> float:
     return float(preferred / accelerator.reduce(preferred, "mean"))
 
 
-def released_ids(tokenizer: Any, row: dict[str, Any]) -> dict[str, list[int]]:
-    """Return TRL's id columns of a DPO row, tokenised as the authors did (``tokens.released_encode``)."""
-    prompt, chosen = released_encode(tokenizer, row["prompt"], row["chosen"], row["id"])
-    _, rejected = released_encode(tokenizer, row["prompt"], row["rejected"], row["id"])
-    return {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
-
-
-def stacked_dpo_trainer_class(tokenization: str = "whole") -> type:
+def stacked_dpo_trainer_class() -> type:
     """Return the subclass of TRL's DPOTrainer that trains a new adapter on a frozen SFT adapter.
 
     Given a PeftModel whose adapter "default" is the SFT adapter, TRL copies it to a frozen adapter
@@ -201,7 +190,6 @@ def stacked_dpo_trainer_class(tokenization: str = "whole") -> type:
     fresh adapter and keeps both active; wherever TRL or Trainer would leave one active, it restores both.
     Given a base that SFT was merged into and a configuration, TRL makes the fresh adapter itself, and its
     reference is that base.
-    ``tokenization`` "released" gives every row the ids that the authors' version of TRL made of it.
     """
     from trl import DPOTrainer
 
@@ -211,12 +199,6 @@ def stacked_dpo_trainer_class(tokenization: str = "whole") -> type:
             if not self.precompute_ref_logps:
                 raise ValueError("StackedDPOTrainer needs precompute_ref_log_probs=True")
             stack_fresh_adapter(self.model)
-
-        def _prepare_dataset(self, dataset: Any, processing_class: Any, *rest: Any) -> Any:
-            rows = super()._prepare_dataset(dataset, processing_class, *rest)
-            if tokenization == "whole":
-                return rows
-            return rows.map(lambda row: released_ids(processing_class, row))
 
         def compute_ref_log_probs(self, model: Any, inputs: Any) -> Any:
             stacked = len(self.model.active_adapters) > 1
@@ -258,7 +240,7 @@ def dpo_trainer(
         beta=profile.dpo_beta,
         disable_dropout=True,
         precompute_ref_log_probs=True,
-        precompute_ref_batch_size=profile.dpo_batch_size // profile.train_processes,
+        precompute_ref_batch_size=ranks.part(profile.dpo_batch_size),
     )
     collator = None
     if profile.dpo_prefix_sharing:
@@ -268,7 +250,7 @@ def dpo_trainer(
     if profile.merge_adapters:
         mergeable_layers(model)
         model, config_of_new = model.merge_and_unload(), lora_config(profile)
-    trainer = stacked_dpo_trainer_class(profile.dpo_tokenization)(
+    return stacked_dpo_trainer_class()(
         model=model,
         peft_config=config_of_new,
         args=one_gpu(config),
@@ -277,9 +259,6 @@ def dpo_trainer(
         train_dataset=data["train"],
         eval_dataset=data["val"],
     )
-    if profile.adapter_dtype == "bfloat16":
-        round_steps(trainer)
-    return trainer
 
 
 def start_losses(trainer: Any, data: Any) -> list[float]:
