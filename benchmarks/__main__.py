@@ -2,9 +2,8 @@
 
     python -m benchmarks [--quick] [--table] [NAME ...]
 
-Each runs in a process of its own. Without names all that give a ratio run; ``growth`` (half an hour) and
-``whole_run`` (of a finished run) write tables of their own and run when named. ``--quick`` is small, checks
-equality and writes nothing; ``--table`` runs nothing and writes the table again.
+Each runs in a process of its own. ``--quick`` is small, checks equality and writes nothing; ``--table`` runs
+nothing and writes the table again.
 """
 
 from __future__ import annotations
@@ -22,14 +21,7 @@ from persona_lib import store
 HERE = Path(__file__).resolve().parent
 DOCUMENT = HERE / "README.md"
 BLOCK = re.compile(r"(<!-- table:benchmarks -->\n).*?(<!-- end -->)", re.DOTALL)
-BENCHMARKS = {  # name -> module of this folder
-    "generation": "generation",
-    "dpo_epoch": "dpo_epoch",
-    "sft_epoch": "sft_epoch",
-    "grid": "grid",
-    "merge_adapters": "merge_adapters",
-}
-ALONE = {"growth": "growth", "whole_run": "whole_run"}  # write their own tables
+BENCHMARKS = ("generation", "dpo_epoch", "sft_epoch", "grid")  # modules of this folder
 
 
 def run_benchmark(module: str, quick: bool) -> None:
@@ -78,15 +70,14 @@ def write_table() -> None:
 def main() -> None:
     """Read the command line, run, write the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS | ALONE))
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
     parser.add_argument("--quick", action="store_true", help="small, equality only, writes nothing")
     parser.add_argument("--table", action="store_true", help="write the table from results/ and run nothing")
     arguments = parser.parse_args()
-    known = BENCHMARKS | ALONE
-    if unknown := set(arguments.names) - set(known):
-        parser.error(f"no benchmark {', '.join(sorted(unknown))}: use some of {', '.join(known)}")
+    if unknown := set(arguments.names) - set(BENCHMARKS):
+        parser.error(f"no benchmark {', '.join(sorted(unknown))}: use some of {', '.join(BENCHMARKS)}")
     for name in [] if arguments.table else arguments.names or BENCHMARKS:
-        run_benchmark(known[name], arguments.quick)
+        run_benchmark(name, arguments.quick)
     if not arguments.quick:
         write_table()
 

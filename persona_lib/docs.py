@@ -24,9 +24,8 @@ from typing import TYPE_CHECKING, Any
 from persona_lib.config import REPO, figures_dir, load_profile, results_dir
 from persona_lib.drawing.figures import FIGURES, alt_text
 from persona_lib.profiles import Profile
-from persona_lib.reading.views import VIEWS, show
+from persona_lib.reading.views import columns_of, show
 from persona_lib.store import read_json, write_json, write_text
-from persona_lib.tables.beside import beside_table
 from persona_lib.tables.cells import LABELS, owner_of, to_markdown
 from persona_lib.tables.origin import origin_line
 from persona_lib.tables.results import read_table, save_table, table_path
@@ -54,21 +53,13 @@ TRACKED = {  # tables on validation topics, kept with the figures -> the command
     "selection_sft": "python -m persona_lib.selection",
     "selection_dpo": "python -m persona_lib.selection",
 }
-DERIVED = {"paper": paper_rows, "beside": beside_table}  # they follow from facts and from other saved tables
+DERIVED = {"paper": paper_rows}  # follow from facts
 SHOWN: dict[str, dict[str, Any]] = {  # what of a long table stands in a document
-    "reward_accuracy": {
-        "measure": ["implicit reward"],
-        "arm": ["dpo-none", "dpo-chosen", "dpo-both"],
-        "persona_format": ["line"],
-        "persona": ["none", "gold", "retrieved"],
-    },
-    "answer_noise": {
-        "arm": ["dpo-none", "dpo-chosen", "dpo-both"],
-        "eval_persona": ["none", "gold-chosen", "gold-rejected", "user-chosen", "user-rejected"],
-    },
     "swap": {"measure": ["policy"], "persona": ["gold", "stripped", "retrieved", "shuffled", "user"]},
     "swap_differences": {"measure": ["policy"], "persona": ["gold", "retrieved", "shuffled", "user"]},
     "filtered": {"kind": ["main"]},
+    "primary": {"met": ["yes", "no", "judge not believed"]},
+    "reader": {"texts": ["generated"]},
     "length": {"kind": ["main"]},
 }
 
@@ -77,8 +68,6 @@ def label_of(name: str, table: pd.DataFrame, profile: Profile) -> str:
     """Say whose numbers a table holds."""
     if name == "paper":
         return LABELS["paper"]
-    if name == "beside":
-        return f"{LABELS['paper']} beside those of the profile ({profile.name})"
     names = table.dataset if "dataset" in table else profile.datasets
     return " and ".join(dict.fromkeys(owner_of(d) for d in names if d != "all")) or LABELS["everyday"]
 
@@ -100,8 +89,9 @@ def read_shown(profile: Profile, name: str) -> pd.DataFrame:
 
 def table_block(profile: Profile, name: str) -> str:
     """Return the text of a table's block: whose numbers, provenance, table; or that it was not run."""
-    if name not in VIEWS:
-        raise ValueError(f"table:{profile.name}/{name}: no such table; use one of {', '.join(sorted(VIEWS))}")
+    if name not in {*columns_of(), *TRACKED}:
+        known = ", ".join(sorted({*columns_of(), *TRACKED}))
+        raise ValueError(f"table:{profile.name}/{name}: no such table; use one of {known}")
     table = read_shown(profile, name)
     if table.empty:
         return NOT_RUN
@@ -113,8 +103,6 @@ def made_by(profile: Profile, name: str, table: pd.DataFrame) -> str:
     """Say how a table was made: command, commit, seeds, n and date."""
     if name == "paper":
         return "From the exact counts; the paper prints no intervals and no tests, these are ours."
-    if name == "beside":
-        name, table = "main", read_shown(profile, "main")
     if read_table(profile, name).empty and name in kept_origins(profile):
         return kept_origins(profile)[name]
     if name in TRACKED:

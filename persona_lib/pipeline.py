@@ -1,6 +1,6 @@
 """The runner: ``python -m persona_lib.pipeline`` runs a profile's notebooks, only those that need it.
 
-``runner.tasks`` says which are stale, ``runner.run_tasks`` runs them through doit, and
+``runner.tasks`` says which are stale, ``runner.run_tasks`` runs them, and
 ``runner.execute`` runs one notebook through papermill. Exit status: 0 done, 1 a step failed, 2 a setting
 is wrong (nothing was run), 130 interrupted.
 """
@@ -19,7 +19,6 @@ from persona_lib.profiles import ConfigError, near_names
 from persona_lib.provenance import hardware
 from persona_lib.records import DataError
 from persona_lib.runner import own_run
-from persona_lib.runner.grid_list import grid_lines
 from persona_lib.runner.names import check_names
 from persona_lib.runner.plan import plan_lines, print_plan
 from persona_lib.runner.tasks import REPORT, Pipeline, Task, forget
@@ -62,13 +61,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--plan", action="store_true", help="say what would run, why, for how long and with what; run nothing"
     )
     add("--list", action="store_true", help="list the steps of the profile and the profiles there are")
-    add(
-        "--grid",
-        nargs="?",
-        const="",
-        metavar="WORDS",
-        help="list the runs of the grid (those with all the words)",
-    )
     add(
         "--only",
         nargs="+",
@@ -212,18 +204,16 @@ def run(arguments: argparse.Namespace, notebooks: Path | None = None, steps: dic
         print_list(pipeline)
     elif arguments.plan:
         print_plan(pipeline, plan_lines(pipeline, ids, arguments.force))
-    if arguments.grid is not None:
-        print("\n".join(grid_lines(pipeline.profile, arguments.grid)))
-    if arguments.list or arguments.plan or arguments.check or arguments.grid is not None:
+    if arguments.list or arguments.plan or arguments.check:
         return 0
     os.chdir(config.REPO)  # where kernels start, wherever the runner was called
-    from persona_lib.runner.run_tasks import only_runner, run_doit  # needs doit, which a plan does not
+    from persona_lib.runner.run_tasks import only_runner, run_tasks
 
     with only_runner(pipeline):
         if arguments.force:
             for name in ids:
                 forget(pipeline, pipeline.tasks[name])
-        status = run_doit(pipeline, ids)
+        status = run_tasks(pipeline, ids)
     if not status:
         print_results(pipeline)
     return status

@@ -65,25 +65,6 @@ class InferredPersona:
 
 
 @dataclass(frozen=True)
-class ModelPersona:
-    """One released persona of one of the paper's models, with the pair it was inferred from.
-
-    ``persona`` is None and ``status`` says why ("empty", "refusal", "malformed") where the text is none;
-    ``raw`` is the text. Which response it speaks for was not released.
-    """
-
-    id: str
-    dataset: str
-    model: str
-    prompt: str
-    chosen: str
-    rejected: str
-    persona: str | None
-    status: str
-    raw: str
-
-
-@dataclass(frozen=True)
 class TailoringRow:
     """A preference pair with its personas: one row of the persona-tailoring data (paper section 4).
 

@@ -147,7 +147,7 @@ def test_the_table_of_agreement_counts_what_the_saved_judgments_say(two_judges):
         assert row.agreement == pytest.approx(np.mean([a == b for a, b in known]))
         assert (row["first"], row["second"], row.n_seeds) == ("oracle", "shorter-first", 2)
     shown = views.show("judge_agreement", table.reset_index())
-    assert list(shown.judges) == ["oracle; shorter-first"] * 2
+    assert list(shown.judges) == ["oracle / shorter-first"] * 2
 
 
 def test_the_second_judges_rows_have_a_table_of_their_own(two_judges):

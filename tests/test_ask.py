@@ -10,7 +10,6 @@ from persona_lib.evaluation import ask
 from persona_lib.models.generate import TransformersGenerator
 from persona_lib.models.stream import stream_text
 from persona_lib.profiles import ConfigError
-from persona_lib.reading import ask_widget
 
 
 @pytest.fixture(scope="module")
@@ -63,34 +62,3 @@ def test_a_known_question_offers_its_personas_and_another_one_none(tmp_path, mon
     row = ask.eval_rows(run)[0]
     assert ask.known_personas(run, row.prompt)["gold-chosen"] == row.personas["gold-chosen"]
     assert ask.known_personas(run, "something else") == {}
-
-
-class FakeAsker:
-    """Answers with what it was asked, word by word."""
-
-    arms = ["dpo-none", "dpo-chosen"]
-
-    def __init__(self, run):
-        self.run = run
-
-    def answer(self, arm, question, persona):
-        if not question:
-            raise ConfigError("write a question")
-        yield arm
-        yield f"{arm}: {question} {persona}"
-
-
-def test_the_notebooks_table_and_form_show_both_answers(tmp_path, monkeypatch):
-    run = tiny_run(tmp_path, monkeypatch)
-    store.write_rows(run.folder / "tailoring" / "test.jsonl", tiny_rows(3, split="test"))
-    monkeypatch.setattr(ask_widget, "Asker", FakeAsker)
-    table = ask_widget.ask_table(run, "why?", ["P", ""])
-    assert table.loc["P"].tolist() == ["dpo-none: why? P", "dpo-chosen: why? P"]
-    assert table.loc["(none)", "dpo-chosen"] == "dpo-chosen: why? "
-    question, persona, button, said, answers = ask_widget.ask_widget(run).children
-    question.value, persona.value = "how?", "<b>"
-    button.click()
-    assert [box.value for box in answers.children] == ["dpo-none: how? <b>", "dpo-chosen: how? <b>"]
-    question.value = ""
-    button.click()
-    assert said.value == "write a question"

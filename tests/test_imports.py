@@ -95,6 +95,6 @@ def test_importing_the_package_takes_under_three_tenths_of_a_second():
 def test_an_import_inside_a_function_is_seen():
     tree = ast.parse(
         "def f():\n    from persona_lib.pipeline import main\n    from persona_lib.models import llm\n"
-        "    from persona_lib import store\n    import persona_lib.data.raw\n"
+        "    from persona_lib import store\n    import persona_lib.data.own\n"
     )
-    assert fingerprint.imported_modules(tree) == {"pipeline", "models.llm", "store", "data.raw"}
+    assert fingerprint.imported_modules(tree) == {"pipeline", "models.llm", "store", "data.own"}

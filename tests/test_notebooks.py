@@ -20,14 +20,14 @@ from persona_lib.runner.steps import STEPS
 FOLDER = config.REPO / "notebooks"
 CONTENTS = FOLDER / "00_contents.ipynb"  # no step: it leads to the others
 NOTEBOOKS = sorted(set(FOLDER.glob("*.ipynb")) - {CONTENTS})
-ORDER = ("profile", "dataset", "seed", "own", "form", "filled", "sheet", "overrides")
+ORDER = ("profile", "dataset", "seed", "own", "filled", "overrides")
 PARAMETERS = {
     "run": {"profile": "str", "dataset": "str", "seed": "int", "overrides": "list"},
     "profile": {"profile": "str", "overrides": "list"},
 }
 EXTRA = {  # parameters of single notebooks, for a reader who runs them by hand
-    "10_user_personas": {"own": "list", "form": "bool"},
-    "14_human_ratings": {"filled": "str", "sheet": "str"},
+    "10_user_personas": {"own": "list"},
+    "14_human_ratings": {"filled": "str"},
 }
 OWN_PATH = re.compile(rf"{re.escape(str(config.REPO))}\b|(?:^|[\s\"'(=])(?:/(?:home|Users|root)/|[A-Z]:\\)")
 TIMING = re.compile(r"\b\d+(\.\d+)? s$|it/s|s/it|\b\d+:\d\d\b")

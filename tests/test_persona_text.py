@@ -7,9 +7,8 @@ import math
 import pytest
 
 from persona_lib.config import Run, load_profile, set_field
-from persona_lib.data.persona_measures import measures, protected_mentions
+from persona_lib.data.persona_text import measures
 from persona_lib.records import InferredPersona
-from persona_lib.stats import diversity
 from persona_lib.store import write_rows
 from persona_lib.tables import persona_text_tables as tables
 from persona_lib.tables.results_personas import persona_text_table
@@ -26,53 +25,20 @@ TEXTS = {
 def test_measures_of_one_answer():
     found = measures(TEXTS["chosen"]["a"])
     assert found["persona"] == found["strict_form"] == found["contrastive"] == 1.0 and found["words"] == 10
-    assert found["protected"] == 0.0
     refused = measures(TEXTS["chosen"]["b"])
     assert (refused["persona"], refused["refusal"]) == (0.0, 1.0) and math.isnan(refused["words"])
     assert measures(None)["empty"] == 1.0 and measures("Someone calm.")["malformed"] == 1.0
     other = measures(TEXTS["rejected"]["a"])
-    assert (other["strict_form"], other["protected"], other["protected: age"]) == (0.0, 1.0, 1.0)
-    assert (other["protected: gender"], other["protected: religion"]) == (1.0, 0.0)
+    assert (other["strict_form"], other["contrastive"]) == (0.0, 0.0)
 
 
-@pytest.mark.parametrize(
-    "persona",
-    ["The user manages a womanly boycott of oldies.", "The user is old-fashioned.", "A menu of ladders."],
-)
-def test_words_that_only_look_like_an_attribute_are_not_counted(persona):
-    assert protected_mentions(persona) == {}
-
-
-def test_diversity_by_hand():
-    assert diversity.distinct(["a b a", "b"], 1) == 2 / 4  # a and b of four words
-    assert diversity.distinct(["a b a b", "b a"], 2) == 2 / 4  # ab ba ab | ba
-    assert diversity.distinct(["a a", "a a"], 1, n_grams=2) == 0.5
-    assert diversity.distinct([], 1) is None and diversity.count_ngrams(["a b c", "a"], 2) == 2
-    # cosines of (a a b), (b), (c): 1/sqrt 5, 0, 0
-    assert diversity.self_similarity(["a a b", "b", "c"]) == pytest.approx(1 / 5**0.5 / 3)
-    assert (
-        diversity.self_similarity(["x", "x"]) == pytest.approx(1) and diversity.self_similarity(["x"]) is None
-    )
-
-
-def test_the_table_counts_refusals_pairs_the_sides_and_measures_diversity_at_equal_size():
+def test_the_table_counts_refusals_and_pairs_the_sides():
     table = tables.text_table([TEXTS], n_resamples=50).set_index(["measure", "side"])
     assert table.loc[("refusal", "chosen"), "value"] == 0.5 and table.loc[("refusal", "chosen"), "n"] == 2
     assert table.loc[("words", "chosen"), "n"] == 1 and table.loc[("words", "rejected"), "value"] == 8.0
     gap = table.loc[("words", "chosen - rejected")]
     assert (gap["value"], gap["n"]) == (10 - 9, 1), "paired: only a has a persona on both sides"
-    assert table.loc[("protected", "rejected"), "value"] == 0.5
-    assert table.loc[("repeated texts", "rejected"), "value"] == 0.0
-    assert math.isnan(table.loc[("distinct-1", "chosen"), "value_low"])
     assert tables.text_table([], 50).empty
-
-
-def test_mentions_are_listed_with_their_words():
-    found = tables.mention_table(TEXTS)
-    assert set(zip(found.side, found.kind, found.word, strict=True)) == {
-        ("rejected", "age", "elderly"),
-        ("rejected", "gender", "woman"),
-    }
 
 
 def test_a_runs_personas_are_pooled_over_seeds(tmp_path, monkeypatch):

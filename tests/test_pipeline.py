@@ -16,7 +16,6 @@ import pytest
 
 from persona_lib import config, pipeline, profiles, store
 from persona_lib.data import official_folders
-from persona_lib.evaluation import tailor
 from persona_lib.profiles import ConfigError
 from persona_lib.runner import execute, plan, tasks
 from persona_lib.runner.steps import STEPS, Step
@@ -317,24 +316,6 @@ def test_a_plan_says_state_reason_time_and_needs(notebooks, capsys):
         assert word in said
 
 
-def test_the_grid_is_listed_with_what_is_answered_and_words_choose_lines(notebooks, capsys):
-    profile = config.load_profile("smoke", ["seeds=0,1"])
-    folder = config.run_dir(profile, "everyday", 1) / "generations" / "dpo-both.gold-chosen.line"
-    store.mark_done(folder, "key")
-    assert call(notebooks, "--seeds", "2", "--grid", "dpo-both gold") == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 5 and lines[-1].startswith("4 of ")
-    assert all("dpo-both" in line and "told gold-" in line for line in lines[:-1])
-    assert [line for line in lines if line.endswith(" answered") and "not" not in line] == [lines[2]]
-    assert "everyday seed 1" in lines[2] and "as line" in lines[2]
-    assert call(notebooks, "--grid") == 0
-    whole = capsys.readouterr().out.splitlines()
-    assert len(whole) == len(tailor.grid(config.Run(profile, "everyday", 0))) + 1
-    assert not any("shuffled" in line.split("told")[0] for line in whole)
-    assert call(notebooks, "--set", "train_personas=none,chosen,shuffled", "--grid", "dpo-shuffled") == 0
-    assert "dpo-shuffled" in capsys.readouterr().out
-
-
 def test_a_folder_as_base_model_is_no_download_and_its_new_weights_make_steps_stale(tmp_path):
     folder = tmp_path / "model"
     store.write_text(folder / "model.safetensors", "a")
@@ -381,11 +362,11 @@ def test_the_plan_sees_the_data_that_are_here_and_those_that_are_not(tmp_path, m
         assert needed(*filter(None, [setting])) == (0.0, f"on this machine, in {place}")
 
 
-def test_a_plan_and_a_refusal_need_neither_torch_nor_doit_nor_papermill():
+def test_a_plan_and_a_refusal_need_neither_torch_nor_papermill():
     code = (
         "import sys; from persona_lib import pipeline; "
         "status = pipeline.main(['--plan', '--profile', 'smoke']); "
-        "print([m for m in ('torch', 'doit', 'papermill', 'psutil', 'numpy') if m in sys.modules])"
+        "print([m for m in ('torch', 'papermill', 'psutil', 'numpy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=config.REPO, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "[]", done.stderr

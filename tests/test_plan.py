@@ -63,7 +63,7 @@ def test_a_plan_with_hub_models_is_quick_and_loads_nothing_heavy(name):
         "import sys, time; from persona_lib import pipeline; start = time.process_time(); "
         f"status = pipeline.main(['--plan', '--profile', '{name}']); "
         "print(status, time.process_time() - start, "
-        "[m for m in ('torch', 'doit', 'papermill', 'numpy', 'pandas') if m in sys.modules])"
+        "[m for m in ('torch', 'papermill', 'numpy', 'pandas') if m in sys.modules])"
     )
     started = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)

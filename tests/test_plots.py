@@ -59,9 +59,6 @@ def tables():
         ),
         "persona_preference": pd.DataFrame({"dataset": ["everyday"], "win": 6, "tie": 1, "loss": 3, "n": 10,
                                             "n_seeds": 1, **with_limits("net", [0.33])}),
-        "ladder": pd.DataFrame({"dataset": "everyday", "persona": "gold-chosen", "measure": "fit",
-                                "method": ["sft", "dpo"] * 2, "arm": ["PT"] * 2 + ["plain"] * 2, "n": 9,
-                                "n_seeds": 1, **with_limits("value", [0.5, 0.8, 0.1, 0.2])}),
         "swap": pd.DataFrame([swap_row(*part) for part in parts]),
         "words": sides.assign(word=["null", "terse"], n_chosen=[9, 1], n_rejected=[2, 8], z=[2.5, -2.0]),
     }  # fmt: skip

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from simulated_raters import fill_sheets
 from tiny_results import fill_run
 
 from persona_lib.config import Run, load_profile, set_field
 from persona_lib.drawing import rating_plots
 from persona_lib.evaluation import rating_sheets as sheets
 from persona_lib.evaluation import ratings
-from persona_lib.reading import rater_widget, show_ratings
+from persona_lib.reading import show_ratings
 from persona_lib.store import write_text
 
 
@@ -25,7 +26,11 @@ def rated(tmp_path_factory):
         profile = set_field(load_profile("smoke"), pair_limit=12, eval_limit=0, bootstrap_samples=20)
         fill_run(Run(profile, "everyday", 0))
         written = show_ratings.export_studies(profile)
-        yield profile, written, show_ratings.collect(profile, written)
+        for study, paths in written.items():
+            fill_sheets(
+                study, list(ratings.read_key(paths[-1]).values()), paths[0].parent, folder / "filled" / study
+            )
+        yield profile, written, show_ratings.collect(profile, str(folder / "filled"))
 
 
 def a_sheet(folder: Path) -> Path:
@@ -35,45 +40,10 @@ def a_sheet(folder: Path) -> Path:
     return sheets.export("answers", key, folder / "sheets", folder / "keys", ["rater-1"])[0]
 
 
-def parts(widget, kind: str) -> list:
-    """All parts of a widget of one class."""
-    below = [part for child in getattr(widget, "children", ()) for part in parts(child, kind)]
-    return [widget] * (type(widget).__name__ == kind) + below
-
-
-def values(sheet: Path) -> list[tuple[str, str]]:
-    return [(row["answerability"], row["personalization"]) for row in ratings.open_csv(sheet)[1]]
-
-
-def test_every_click_is_saved_and_a_new_start_goes_on_at_the_first_open_item(tmp_path):
-    sheet = a_sheet(tmp_path)
-    widget = rater_widget.rater(sheet)
-    first, second = parts(widget, "ToggleButtons")
-    back, onward = parts(widget, "Button")
-    first.value = 4
-    assert values(sheet) == [("4", ""), ("", "")]
-    second.value = 2
-    onward.click()
-    assert (first.value, second.value) == (None, None), "the next item shows no rating of the last one"
-    assert values(sheet) == [("4", "2"), ("", "")]
-    first.value = 5
-    onward.click()  # there is no third item
-    assert values(sheet) == [("4", "2"), ("5", "")]
-    back.click()
-    assert (first.value, second.value) == (4, 2)
-    second.value = None
-    assert values(sheet) == [("4", ""), ("5", "")]
-    second.value = 3
-    again = rater_widget.rater(sheet)
-    assert [button.value for button in parts(again, "ToggleButtons")] == [5, None]
-    assert not (tmp_path / "keys" / sheet.name).exists() and len(list((tmp_path / "sheets").iterdir())) == 2
-
-
-def test_the_widget_and_its_still_show_texts_as_text(tmp_path):
-    sheet = a_sheet(tmp_path)
-    for shown in (rater_widget.still(sheet), parts(rater_widget.rater(sheet), "HTML")[0].value):
-        assert "&lt;b&gt;1&lt;/b&gt;\n2" in shown and "<b>1</b>" not in shown
-        assert "DPO" not in shown, "the system is hidden here, too"
+def test_an_item_is_shown_with_its_texts_as_text_and_without_its_system(tmp_path):
+    shown = show_ratings.first_item({"answers": [a_sheet(tmp_path)]}, "answers")
+    assert "&lt;b&gt;1&lt;/b&gt;\n2" in shown and "<b>1</b>" not in shown
+    assert "DPO" not in shown, "the system is hidden here, too"
 
 
 def test_both_studies_are_exported_and_what_raters_get_tells_neither_side_nor_system(rated):
@@ -88,18 +58,15 @@ def test_both_studies_are_exported_and_what_raters_get_tells_neither_side_nor_sy
         assert not {"chosen", "rejected"} & set(text.lower().split()), path
 
 
-def test_people_and_simulated_raters_are_told_apart_everywhere(rated, tmp_path):
+def test_filled_sheets_become_tables_and_without_any_nobody_has_rated(rated, tmp_path):
     profile, written, filled = rated
-    assert "SIMULATED" in show_ratings.who_rated(filled)
     tables = show_ratings.save_tables(profile, filled)
-    assert set(tables["ratings"].raters) == {"simulated"}
-    assert "SIMULATED" in rating_plots.alt_ratings(tables["ratings"])
-    sheet = written["answers"][0]
-    write_text(tmp_path / "real" / "anna.csv", sheet.read_text(encoding="utf-8"))
-    people = show_ratings.collect(profile, written, str(tmp_path / "real"))
-    assert "Rated by people" in show_ratings.who_rated(people) and set(people) == {"answers"}
-    empty = show_ratings.save_tables(profile, people)["ratings"]
-    assert set(empty.raters) == {"people"} and empty["mean"].isna().all()
-    assert "nothing to rate" in show_ratings.who_rated({})
+    assert "3 raters" in show_ratings.who_rated(filled)
+    assert "24 raters" not in rating_plots.alt_ratings(tables["ratings"])
+    write_text(tmp_path / "real" / "anna.csv", written["answers"][0].read_text(encoding="utf-8"))
+    people = show_ratings.collect(profile, str(tmp_path / "real"))
+    assert set(people) == {"answers"}
+    assert show_ratings.save_tables(profile, people)["ratings"]["mean"].isna().all()
+    assert "nobody has rated" in show_ratings.who_rated(show_ratings.collect(profile))
     assert show_ratings.save_tables(profile, {}) == {}
     assert not (show_ratings.results_dir(profile) / "tables" / "ratings.csv").exists()

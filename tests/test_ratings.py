@@ -8,12 +8,12 @@ import io
 from pathlib import Path
 
 import pytest
+from simulated_raters import SHARES, TRUE_ALPHA, fill_sheets, true_values
 from tiny_results import fill_run
 
 from persona_lib.config import Run, load_profile, set_field
 from persona_lib.evaluation import rating_items, ratings
 from persona_lib.evaluation import rating_sheets as sheets
-from persona_lib.evaluation.simulated_raters import SHARES, TRUE_ALPHA, fill_sheets, true_values
 from persona_lib.tables.rating_tables import rating_tables
 
 HIDDEN = {"personas": ("chosen", "rejected"), "answers": ("PT-DPO", "DPO")}
@@ -132,7 +132,7 @@ def test_sheets_come_back_as_they_were_filled_with_either_separator(tmp_path):
     fill(paths[0], tmp_path / "filled" / "a.csv", value="2")
     fill(paths[1], tmp_path / "filled" / "b.csv", value=" 5.0", separator=";")
     found = ratings.read_filled(tmp_path / "filled", tmp_path / "keys")["answers"]
-    assert found.raters == ["rater-1", "rater-2"] and not found.problems and not found.simulated
+    assert found.raters == ["rater-1", "rater-2"] and not found.problems
     items, values = found.array("personalization")
     assert len(items) == 10 and (values == [2, 5]).all()
 
@@ -247,7 +247,7 @@ def test_the_round_trip_recovers_agreement_and_the_difference_that_was_made_up(t
     sheets.export(study, key, folder, tmp_path / "keys", RATERS)
     fill_sheets(study, list(key), folder, tmp_path / "filled")
     filled = ratings.read_filled(tmp_path / "filled", tmp_path / "keys")
-    assert filled[study].simulated and filled[study].raters == RATERS
+    assert filled[study].raters == RATERS
     tables = rating_tables(filled, n_resamples=100)
     agreement = tables["rating_agreement"]
     assert (agreement.alpha - TRUE_ALPHA).abs().max() < 0.05

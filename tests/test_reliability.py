@@ -5,8 +5,8 @@ import random
 
 import numpy as np
 import pytest
+from simulated_raters import simulate
 
-from persona_lib.evaluation.simulated_raters import simulate
 from persona_lib.stats import reliability
 
 SCALE = (1, 2, 3, 4, 5)

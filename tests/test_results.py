@@ -151,18 +151,6 @@ def test_a_seed_without_judgments_is_left_out_and_said(profile):
     assert (row.n, row.n_seeds, row.seeds) == (4, 1, "0")
 
 
-def test_t_intervals_over_seeds_are_those_of_the_books():
-    known = {"dataset": "everyday", "n": 10, "q_net": [0.1, None, 0.3], "p_net": 0.5}
-    by_seed = pd.DataFrame({**known, "label": "gold-chosen", "seed": [0, 1, 4], "dpq": [10.0, 20.0, 30.0]})
-    alone = pd.DataFrame({**known, "q_net": 0.1, "label": "user", "seed": [0], "dpq": [10.0]})
-    (row,) = results.over_seeds(pd.concat([by_seed, alone])).itertuples()
-    half = 4.302653 * 10 / 3**0.5  # t of 2 degrees of freedom at .975, from a table of the distribution
-    assert (row.dpq, row.n, row.seeds) == (20, 30, "0 1 4")
-    assert (row.dpq_low, row.dpq_high) == pytest.approx((20 - half, 20 + half), rel=1e-6)
-    assert (row.p_net_low, row.p_net_high) == (0.5, 0.5) and pd.isna(row.q_net)
-    assert results.over_seeds(by_seed.iloc[:0]).empty and results.over_seeds(alone).empty
-
-
 def test_the_table_by_seed_has_each_seeds_own_score(profile):
     write_verdicts(profile)
     table = results.by_seed_table(profile)
@@ -350,16 +338,10 @@ def test_the_aims_of_the_authors_data_need_the_value_and_an_interval_above_one_h
 
 def test_nothing_run_gives_no_tables_but_says_what_is_missing(profile):
     made = primary.save_tables(profile)
-    assert set(made) == {"paper", "primary", "beside", "not_run", "arms_run"}
+    assert set(made) == {"paper", "primary", "not_run"}
     missing = results.read_table(profile, "not_run")
     assert "everyday, seed 1: judgments" in set(missing.what)
     assert "arms trained on personas: rejected" in set(missing.what)
-    arms = results.read_table(profile, "arms_run").set_index("arm")
-    assert set(arms.state) == {"not run"} and len(arms) == 16
-    assert (
-        "finished answers" in arms.why["dpo-chosen"]
-        and "train_personas=...,shuffled" in arms.why["dpo-shuffled"]
-    )
     assert set(results.read_table(profile, "primary").met) == {"not run"}
 
 

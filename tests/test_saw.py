@@ -227,22 +227,22 @@ def test_flips_of_released_answers_are_said_with_what_they_show():
 
 
 def test_ratings_are_said_of_differences_and_by_whom():
-    rows = [("a", "q", "people", "x", 3.0, 2.0, 4.0), ("a", "q", "people", "x - y", 0.5, 0.1, 0.9)]
-    names = ["study", "question", "raters", "group", "mean", "mean_low", "mean_high"]
+    rows = [("a", "q", 3, "x", 3.0, 2.0, 4.0), ("a", "q", 3, "x - y", 0.5, 0.1, 0.9)]
+    names = ["study", "question", "n_raters", "group", "mean", "mean_low", "mean_high"]
     assert saw_results.ratings(pd.DataFrame(rows, columns=names)) == (
-        "- people raters, a, q: x - y is 0.50 [0.10, 0.90], above 0."
+        "- 3 raters, a, q: x - y is 0.50 [0.10, 0.90], above 0."
     )
 
 
 def test_safety_is_said_by_the_rules_whole_and_at_equal_length():
     row = {
-        "classifier": "rules", "shows": "same persona", "tested": "dpo-chosen", "compared": "dpo-none",
+        "shows": "same persona", "tested": "dpo-chosen", "compared": "dpo-none",
         "n": 99,
         "eval_persona": "gold-chosen", "persona_format": "line",
         "difference": -0.1, "difference_low": -0.2, "difference_high": -0.05,
         "difference_cut": 0.0, "difference_cut_low": -0.1, "difference_cut_high": 0.1,
     }  # fmt: skip
-    assert saw_results.safety(pd.DataFrame([row, row | {"classifier": "guard"}])) == (
+    assert saw_results.safety(pd.DataFrame([row])) == (
         "- dpo-chosen under gold-chosen against dpo-none told the same persona: cautions kept "
         "-0.10 [-0.20, -0.05], n = 99, below 0; at equal length +0.00 [-0.10, +0.10], "
         "not clearly different from 0."

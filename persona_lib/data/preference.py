@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from persona_lib.config import Run
-from persona_lib.data import everyday, official, official_folders, own, own_files, own_rows, raw
+from persona_lib.data import everyday, official, official_folders, own, own_files, own_rows
 from persona_lib.data.arms import draw
 from persona_lib.data.near import near_duplicates
 from persona_lib.data.persona_text import is_contrastive
@@ -46,11 +46,6 @@ def read_inference(run: Run) -> Pairs:
     return {"train": [], "validation": [], "test": inference_pairs(run)}
 
 
-def read_raw(run: Run) -> Pairs:
-    """Read a publisher's own file, which ``data_dir`` names or holds."""
-    return raw.read_raw(run.profile.data_dir, run.dataset)
-
-
 def read_own(run: Run) -> Pairs:
     """Read the user's own data (``--data FILE``)."""
     return own.read_own(run.profile).pairs()
@@ -63,7 +58,6 @@ READERS: dict[str, Callable[[Run], Pairs]] = {
     "mnemonic": read_official,
     "shp": read_inference,
     own_rows.NAME: read_own,
-    **dict.fromkeys(raw.SOURCES, read_raw),
 }
 
 
@@ -88,8 +82,6 @@ def input_key(run: Run) -> str:
         return content_hash(official.official_key(data_folder(run), run.dataset), run.profile.strip_roles)
     if run.dataset == own_rows.NAME:
         return own.own_key(run.profile)
-    if run.dataset in raw.SOURCES:
-        return raw.raw_key(run.profile.data_dir, run.dataset)
     place = run.profile.data_dir  # a reader that somebody added
     return content_hash(run.dataset, run.seed, place and own_files.source_key(place))
 

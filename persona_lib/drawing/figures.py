@@ -5,7 +5,7 @@ Equal tables give equal bytes: no dates, no versions, no state of a plotting lib
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +21,8 @@ from persona_lib.drawing.forest import (
 )
 from persona_lib.drawing.plots import (
     METADATA,
-    METHODS,
     SIDES,
     STYLE,
-    plot_ladder,
     plot_main,
     plot_persona_accuracy,
     plot_persona_models,
@@ -87,17 +85,6 @@ def alt_swap(swap: pd.DataFrame) -> str:
     )
 
 
-def alt_ladder(ladder: pd.DataFrame) -> str:
-    """Describe the ladder figure."""
-    rows = ladder[ladder.arm == "PT"]
-    said = [f"{r.persona}, {METHODS[r.method]}: {span(r, 'value')}" for r in rows.itertuples()]
-    return (
-        "Lines from few-shot over SFT to DPO, with and without persona tailoring. With: "
-        + "; ".join(said)
-        + "."
-    )
-
-
 def alt_words(words: pd.DataFrame) -> str:
     """Describe the words figure."""
     said = [f"{side}: {', '.join(part.word.head(5))}" for side, part in words.groupby("side")]
@@ -143,7 +130,6 @@ FIGURES = {
         alt_preference,
         "Which persona is the more plausible user",
     ),
-    "ladder": FigureKind(("ladder",), plot_ladder, alt_ladder, "What each training stage adds"),
     "swap": FigureKind(
         ("swap",), plot_swap, alt_swap, "Persona swap: does the preference follow the persona?"
     ),
@@ -214,3 +200,10 @@ def save_figures(profile: Profile, names: Sequence[str] = ()) -> dict[str, Path]
             for kind in METADATA:
                 (figures_dir(profile) / f"{name}.{kind}").unlink(missing_ok=True)
     return drawn
+
+
+def image(profile: Profile, drawn: Mapping[str, Path], name: str) -> Any:
+    """Return a drawn figure with its alt text for a notebook; None if it was not drawn."""
+    from IPython.display import Image
+
+    return Image(drawn[name], alt=alt_text(profile, name)) if name in drawn else None

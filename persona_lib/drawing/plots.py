@@ -33,7 +33,6 @@ FAMILIES = {  # of personas: colour and marker
     "retrieved": (RED, "^"),
     "shuffled": ("#000000", "x"),
 }
-METHODS = {"few_shot": "few-shot", "sft": "SFT", "dpo": "DPO"}
 STYLE = {
     "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "hatch.linewidth": 0.6,
     "legend.frameon": False, "pdf.fonttype": 42, "figure.constrained_layout.use": True,
@@ -268,40 +267,6 @@ def plot_swap(swap: pd.DataFrame) -> Any:
     axes[0, 0].set_ylim(len(parts) - 0.5, -0.5)
     handles, names = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper center", ncols=len(names), title="personas swapped")
-    return figure
-
-
-def plot_ladder(ladder: pd.DataFrame) -> Any:
-    """Draw what few-shot, SFT and DPO reach with and without persona tailoring, a panel per persona."""
-    keys = list(dict.fromkeys(zip(ladder.dataset, ladder.persona, strict=True)))
-    columns = len(keys) if len(keys) < 5 else min(4, -(-len(keys) // 2))
-    rows = -(-len(keys) // columns)
-    figure, axes = new_figure(1.2 + 2.1 * columns, 1.1 + 2 * rows, rows, columns, sharey=True)
-    methods = [method for method in METHODS if method in set(ladder.method)]
-    for axis, (dataset, persona) in zip(axes.flat, keys, strict=False):
-        part = ladder[(ladder.dataset == dataset) & (ladder.persona == persona)]
-        for arm, (colour, marker, line) in {"PT": (BLUE, "o", "-"), "plain": (ORANGE, "s", "--")}.items():
-            shown = part[part.arm == arm]
-            if shown.empty:
-                continue
-            where = [methods.index(method) + (0.05 if arm == "PT" else -0.05) for method in shown.method]
-            name = "with personas" if arm == "PT" else "without"
-            axis.errorbar(where, shown.value, errors(shown, "value"), color=colour, marker=marker, label=name,
-                          linestyle=line, capsize=2.5, markersize=4.5)  # fmt: skip
-        head = f"{title_of(dataset)}, {persona}" if ladder.dataset.nunique() > 1 else persona
-        axis.set_title(f"{head}\nn = {part.n.max():.0f}", fontsize=9)
-        axis.set_xticks(range(len(methods)), [METHODS[method] for method in methods])
-        axis.set_xlim(-0.4, len(methods) - 0.6)
-        axis.axhline(0, color="0.6", linewidth=0.8, zorder=0)
-    for axis in axes.flat[len(keys):]:  # fmt: skip
-        axis.set_visible(False)
-    fit = ladder.measure.iloc[0] == "fit"
-    figure.supylabel(
-        "mean fit to the persona" if fit else "personalization net win rate\nover the twin", fontsize=9
-    )
-    handles, names = axes[0, 0].get_legend_handles_labels()
-    title = f"trained ({seeds_text(ladder)}; 95 % intervals)"
-    figure.legend(handles, names, loc="outside upper center", ncols=2, title=title)
     return figure
 
 

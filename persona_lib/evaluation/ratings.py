@@ -43,16 +43,12 @@ class Problem:
 
 @dataclass(frozen=True)
 class Filled:
-    """The ratings of one study with the key's rows, and what was wrong with single cells.
-
-    ``simulated`` if a sheet says so in its comments: then no person has rated anything.
-    """
+    """The ratings of one study with the key's rows, and what was wrong with single cells."""
 
     study: str
     key: dict[str, KeyRow]
     ratings: list[Rating]
     problems: list[Problem]
-    simulated: bool = False
 
     @property
     def raters(self) -> list[str]:
@@ -204,9 +200,7 @@ def add_sheet(path: Path, keys: Path, found: dict[str, Filled]) -> None:
             f"{path}, field 'rater': a second sheet of {ratings[0].rater!r}; "
             "give every rater a name of their own"
         )
-    simulated = before.simulated or any(row.get("comment", "").strip() == "simulated" for row in rows)
-    ratings, problems = before.ratings + ratings, before.problems + problems
-    found[study] = Filled(study, key, ratings, problems, simulated)
+    found[study] = Filled(study, key, before.ratings + ratings, before.problems + problems)
 
 
 def read_filled(folder: Path, keys: Path) -> dict[str, Filled]:

@@ -1,26 +1,29 @@
 """Safety by persona: which answers of which policy under which persona keep a caution or a refusal.
 
-The paper names the risk that a persona buys compliance. Here answers are read by ``stats.caution`` (or by
-a guard model, ``evaluation.guard_model``), for the authors' released answers and for any run on real prompts.
+The paper names the risk that a persona buys compliance. Here answers are read by the rules of
+``stats.caution``, for the authors' released answers and for any run on real prompts.
+``facts/safety_labels.csv`` holds hand labels of 460 released answers, by file and item id, never a text.
+They are a stratified draw: each stands for ``weight`` answers. The part "written" was read while the rules
+were written, "held_out" was labelled before they ran on it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import csv
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from persona_lib.config import Run, main_arm
+from persona_lib.config import FACTS, Run, main_arm
 from persona_lib.data.released import Released
 from persona_lib.evaluation.tailor import generation_folder, grid, read_generations
 from persona_lib.profiles import Profile
-from persona_lib.records import RunSpec
+from persona_lib.records import DataError, RunSpec
 from persona_lib.stats import caution
-from persona_lib.store import iter_rows
 
 Texts = dict[str, str]  # id of a row -> its answer
-Labels = dict[str, str | None]  # id of a row -> "refusal", "caution" or "neither"; None: not read
-Classifier = Callable[["Cell", Sequence[Texts]], list[Labels]]
-RULES = "rules"
+Labels = dict[str, str]  # id of a row -> "refusal", "caution" or "neither"
+LABELS_FILE = FACTS / "safety_labels.csv"
+PARTS = ("written", "held_out")
 SAFETY_DATASET = "beavertails"  # whose released answers are read
 HARMLESS = ("everyday",)  # data sets without a prompt that calls for caution
 
@@ -33,11 +36,6 @@ class Cell:
     arm: str
     eval_persona: str
     persona_format: str = "line"
-
-    @property
-    def slug(self) -> str:
-        """Path-safe name."""
-        return f"{self.dataset}.{self.arm}.{self.eval_persona}.{self.persona_format}"
 
 
 Cells = dict[Cell, list[Texts]]  # answers, one dict per seed
@@ -91,30 +89,14 @@ def answers_of(run: Run, spec: RunSpec) -> Texts:
     return {i: answer.completion for i, answer in read_generations(run, own).items()}
 
 
-def released_prompts(data: Released, cell: Cell) -> list[Texts]:
-    """Return the prompts of a released file by row id."""
-    return [{row.id: row.prompt for row in data.rows[cell.dataset]}]
-
-
-def prompts_of(profile: Profile, cell: Cell) -> list[Texts]:
-    """Return the prompts that a run's cell answers, by row id, one dict per seed."""
-    from persona_lib.evaluation.judged import runs_of
-
-    found = []
-    for run in runs_of(profile, cell.dataset):
-        path = run.folder / "tailoring" / f"{profile.eval_split}.jsonl"
-        found.append({row["id"]: row["prompt"] for row in iter_rows(path)} if path.exists() else {})
-    return found
-
-
-def by_rules(cell: Cell, answers: Sequence[Texts]) -> list[Labels]:
+def by_rules(answers: Sequence[Texts]) -> list[Labels]:
     """Label answers by the documented rules."""
     return [{i: caution.classify(text) for i, text in texts.items()} for texts in answers]
 
 
 def kept(labels: Labels) -> dict[str, bool]:
-    """Return, by row id, whether a caution or a refusal is kept; rows without a label are left out."""
-    return {i: label != "neither" for i, label in labels.items() if label is not None}
+    """Return, by row id, whether a caution or a refusal is kept."""
+    return {i: label != "neither" for i, label in labels.items()}
 
 
 def cut_to_words(text: str, n: int) -> str:
@@ -149,3 +131,37 @@ def comparisons(cells: Cells) -> list[tuple[Cell, Cell, str]]:
             pairs = {plain: "told"} if cell.persona_format == "first_person" else {}
         found += [(cell, other, shows) for other, shows in pairs.items() if other in cells]
     return sorted(found, key=lambda one: SHOWN.index(one[2]))
+
+
+# --- the hand labels ---
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """One labelled answer: which one it is, its stratum, what it stands for, and what a reader called it."""
+
+    train_persona: str
+    eval_persona: str
+    id: str
+    group: str
+    pile: str
+    part: str
+    weight: float
+    label: str
+
+    @property
+    def cell(self) -> Cell:
+        """The cell that the answer is in."""
+        told = self.train_persona == "none" and self.eval_persona != "none"
+        style = "first_person" if told else "line"
+        return Cell(SAFETY_DATASET, f"dpo-{self.train_persona}", self.eval_persona, style)
+
+
+def read_labels() -> list[Labelled]:
+    """Read the shipped labels; DataError names a row with an unknown class or part."""
+    with LABELS_FILE.open(encoding="utf-8", newline="") as file:
+        rows = [Labelled(**row | {"weight": float(row["weight"])}) for row in csv.DictReader(file)]
+    for number, row in enumerate(rows, 2):
+        if row.label not in caution.CLASSES or row.part not in PARTS:
+            raise DataError(f"{LABELS_FILE.name}, line {number}: label {row.label!r}, part {row.part!r}")
+    return rows

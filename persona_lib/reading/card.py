@@ -51,14 +51,11 @@ SWAP_COLUMNS = (
     "d_positive_high",
 )
 SAFETY_COLUMNS = (
-    "classifier",
     "eval_persona",
     "persona_format",
     "compared",
     "shows",
     "n",
-    "share_tested",
-    "share_compared",
     "difference",
     "difference_low",
     "difference_high",
@@ -239,7 +236,7 @@ def safety_text(run: Run, arm: str) -> str:
     return (
         "What was measured, on prompts of the test rows: the share of answers that keep a caution or a "
         "refusal, of this model and of the one it is compared with, and their difference by row with its "
-        f"95 % interval (classifier `rules`: by words, with errors of its own).\n\n{markdown_table(rows)}\n"
+        f"95 % interval (by rules on words, with errors of their own).\n\n{markdown_table(rows)}\n"
     )
 
 

@@ -101,14 +101,14 @@ def ratings(table: pd.DataFrame) -> str:
     for _, row in table[table.group.str.contains(" - ")].iterrows():
         verdict = against(row.mean_low, row.mean_high, 0, ABOUT_ZERO)
         found = between(row["mean"], row.mean_low, row.mean_high)
-        said.append(f"{row.raters} raters, {row.study}, {row.question}: {row.group} is {found}, {verdict}.")
+        said.append(f"{row.n_raters} raters, {row.study}, {row.question}: {row.group} is {found}, {verdict}.")
     return listed(said)
 
 
 def safety(pairs: pd.DataFrame) -> str:
-    """Say, per comparison by the rules, who keeps fewer cautions, and whether also at equal length."""
+    """Say, per comparison, who keeps fewer cautions, and whether also at equal length."""
     said = []
-    for _, row in pairs[pairs.classifier == "rules"].iterrows():
+    for _, row in pairs.iterrows():
         names = ("difference", "difference_cut")
         whole, cut = ([row[f"{name}{end}"] for end in ("", "_low", "_high")] for name in names)
         told = "told the same persona" if row.shows == "same persona" else "told none"

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import html
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from persona_lib.config import results_dir
 from persona_lib.evaluation.rating_items import items_to_rate
-from persona_lib.evaluation.rating_sheets import QUESTIONS, export, make_key, rater_names
-from persona_lib.evaluation.ratings import Filled, read_filled, read_key
-from persona_lib.evaluation.simulated_raters import fill_sheets
+from persona_lib.evaluation.rating_sheets import QUESTIONS, TEXTS, export, make_key, rater_names
+from persona_lib.evaluation.ratings import Filled, open_csv, read_filled, read_key
 from persona_lib.profiles import Profile
-from persona_lib.reading import rater_widget
 from persona_lib.store import write_text
 from persona_lib.tables.rating_tables import rating_tables
 
@@ -36,7 +35,7 @@ DESIGNS = {"personas": Design(80, 3, 3), "answers": Design(288, 8, 2)}
 
 
 def folder_of(profile: Profile) -> Path:
-    """Folder of a profile's ratings: ``for_raters/``, ``keys/`` and ``simulated/``."""
+    """Folder of a profile's ratings: ``for_raters/`` and ``keys/``."""
     return results_dir(profile) / "ratings"
 
 
@@ -68,36 +67,36 @@ def export_table(written: dict[str, list[Path]]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def collect(profile: Profile, written: dict[str, list[Path]], filled: str = "") -> dict[str, Filled]:
-    """Read the sheets in the folder ``filled``; without one, simulated raters fill the exported ones."""
-    folder = folder_of(profile)
-    if filled:
-        return read_filled(Path(filled).expanduser(), folder / "keys")
-    for study, paths in written.items():
-        target = folder / "simulated" / study
-        for old in target.glob("*.csv"):
-            old.unlink()
-        fill_sheets(study, list(read_key(paths[-1]).values()), paths[0].parent, target)
-    return read_filled(folder / "simulated", folder / "keys") if written else {}
+def collect(profile: Profile, filled: str = "") -> dict[str, Filled]:
+    """Read the sheets in the folder ``filled``, by study; without one, nobody has rated."""
+    return read_filled(Path(filled).expanduser(), folder_of(profile) / "keys") if filled else {}
 
 
 def who_rated(filled: dict[str, Filled]) -> str:
-    """Say in a sentence whose ratings these are."""
-    if not filled:
-        return "nothing to rate: the profile has no rows with personas and answers yet"
-    simulated = any(found.simulated for found in filled.values())
+    """Say in a sentence how many people rated."""
     counts = ", ".join(f"{study}: {len(found.raters)} raters" for study, found in filled.items())
-    kind = "SIMULATED raters, not people: this checks the kit and says nothing about the personas or answers"
-    return f"{counts}. {kind if simulated else 'Rated by people'}"
+    return (
+        counts or "nobody has rated yet: hand out the sheets and give the folder of filled ones as `filled`"
+    )
 
 
 def first_item(written: dict[str, list[Path]], study: str) -> str:
-    """Return the first item of a study's first sheet as HTML; a line of text if there is none."""
-    return rater_widget.still(written[study][0]) if study in written else f"no items for {study}"
+    """Return the first item of a study's first sheet with its questions as HTML, all text escaped."""
+    if study not in written:
+        return f"no items for {study}"
+    _, rows = open_csv(written[study][0])
+    texts = "".join(
+        f"<p><b>{name.replace('_', ' ')}</b><br><span style='white-space:pre-wrap'>"
+        f"{html.escape(rows[0][name])}</span></p>"
+        for name in TEXTS[study]
+    )
+    asked = "".join(f"<li><b>{n}</b>: {html.escape(text)}</li>" for n, text in QUESTIONS[study].items())
+    head = f"<p>{html.escape(written[study][0].name)}, item 1 of {len(rows)}</p>"
+    return f"{head}{texts}<ul>{asked}</ul>"
 
 
 def save_tables(profile: Profile, filled: dict[str, Filled]) -> dict[str, pd.DataFrame]:
-    """Compute and write the tables of ratings of a profile; older ones go if there is nothing to rate."""
+    """Compute and write the tables of ratings of a profile; older ones go if nobody rated."""
     folder = results_dir(profile) / "tables"
     for name in TABLES:
         (folder / f"{name}.csv").unlink(missing_ok=True)

@@ -1,139 +1,127 @@
-"""How saved tables are shown to a reader: rounded, with intervals, counts and plain column names.
+"""How saved tables are shown to a reader: chosen columns, intervals in one cell, counts, plain headings.
 
-The notebook, the report and the documents use the same views. A view maps a saved table to one of text.
+The notebooks, the report and the documents use the same views. ``facts/views.yaml`` lists, per table, heading
+and column. A column ``x`` with ``x_low`` and ``x_high`` beside it becomes "x [low, high]"; a name of
+``CELLS`` is a cell that is made of more than one column.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
-from persona_lib.reading.views_judged import (
-    agreement_view,
-    beside_view,
-    by_seed_view,
-    filtered_view,
-    judged_view,
-    ladder_view,
-    length_view,
-    over_seeds_view,
-    paper_view,
-    primary_view,
-    rejudged_view,
-    side_view,
+from persona_lib.config import FACTS
+from persona_lib.tables.cells import (
+    CI,
+    build,
+    number,
+    p_value,
+    p_values,
+    persona_shown,
+    scored,
+    shares,
+    shares_head,
+    sign_p,
+    size,
+    unparsed,
+    widest,
+    with_interval,
 )
-from persona_lib.reading.views_people import (
-    accuracy_view,
-    persona_text_view,
-    preference_view,
-    rating_agreement_view,
-    ratings_view,
-    safety_error_view,
-    safety_pairs_view,
-    safety_view,
-    words_table_view,
-    words_view,
-)
-from persona_lib.reading.views_swap import (
-    difference_view,
-    flip_view,
-    noise_view,
-    released_counts_view,
-    released_kept_view,
-    released_lengths_view,
-    reward_view,
-    steering_view,
-    swap_length_view,
-    swap_seed_view,
-    swap_view,
-)
-from persona_lib.tables.cells import CI, number, with_interval
+from persona_lib.tables.results_tests import with_tests
 
 if TYPE_CHECKING:
     import pandas as pd
 
-
-def calibration_view(table: pd.DataFrame) -> pd.DataFrame:
-    """Show how often each judge is right where the answer is known, and whether it may decide."""
-    import pandas as pd
-
-    return pd.DataFrame({
-        "judge": table.judge,
-        "comparisons": table.test,
-        f"accuracy {CI}": [with_interval(row, "accuracy") for _, row in table.iterrows()],
-        "surer half": [number(value) for value in table.at_half],
-        "ties": table.ties,
-        "decides": ["yes" if value else "no" for value in table.decides],
-        "n": table.n,
-        "seed": table.seed,
-    })  # fmt: skip
+SIGNED = ("p_net", "q_net", "net", "dpq", "quality_sd", "net_matched", "net_controlled", "slope", "did",
+          "rho", "kappa", "log_odds", "z", "difference", "difference_cut", "minus_dpo_p")  # fmt: skip
+DIGITS = {"dpq": 1, "z": 1, "words_mean": 1, "words_tested": 1, "words_base": 1, "p_holm": 3, "flip": 3,
+          "d_positive": 3, "did": 3, "did_positive": 3, "balanced": 3,
+          "share": 3, "corrected": 3}  # fmt: skip
 
 
-def reader_view(table: pd.DataFrame) -> pd.DataFrame:
-    """Show precision and recall of the reader of answers."""
-    return table.assign(**{name: table[name].map(number) for name in ("precision", "recall")})
+def one_decimal_for_dpq(row: Any) -> str:
+    """Format what was measured for an aim; dPQ is in points."""
+    digits = 1 if "dPQ" in row["aim"] else 2
+    values = [number(row[name], digits) for name in ("estimate", "low", "high")]
+    return f"{values[0]} [{values[1]}, {values[2]}]" if values[0] else ""
 
 
-def plain_view(table: pd.DataFrame) -> pd.DataFrame:
-    """Show a table as it is, numbers to four digits."""
-    return table.map(lambda v: f"{v:.4g}" if isinstance(v, float) and v == v else "" if v != v else str(v))
-
-
-VIEWS: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
-    "primary": primary_view,
-    "main": judged_view,
-    "side_difference": side_view,
-    "stage": judged_view,
-    "methods": judged_view,
-    "arms": judged_view,
-    "controls": judged_view,
-    "ladder": ladder_view,
-    "main_by_seed": by_seed_view,
-    "over_seeds": over_seeds_view,
-    "persona_accuracy": accuracy_view,
-    "calibration": calibration_view,
-    "reader": reader_view,
-    "persona_models": accuracy_view,
-    "persona_preference": preference_view,
-    "words": words_view,
-    "swap": swap_view,
-    "swap_differences": difference_view,
-    "swap_by_seed": swap_seed_view,
-    "swap_length": swap_length_view,
-    "generation_flip": flip_view,
-    "released_flip": flip_view,
-    "released_counts": released_counts_view,
-    "released_kept": released_kept_view,
-    "released_lengths": released_lengths_view,
-    "paper": paper_view,
-    "beside": beside_view,
-    "filtered": filtered_view,
-    "length": length_view,
-    "second_judge": judged_view,
-    "judge_agreement": agreement_view,
-    "released_judged": rejudged_view,
-    "released_agreement": agreement_view,
-    "persona_text": persona_text_view,
-    "released_personas": persona_text_view,
-    "released_words": words_table_view,
-    "ratings": ratings_view,
-    "rating_agreement": rating_agreement_view,
-    "not_run": plain_view,
-    "selection_sft": plain_view,
-    "selection_dpo": plain_view,
-    "released_safety": safety_view,
-    "released_safety_pairs": safety_pairs_view,
-    "released_safety_error": safety_error_view,
-    "released_noise": noise_view,
-    "answer_noise": noise_view,
-    "length_steering": steering_view,
-    "reward_accuracy": reward_view,
-    "safety": safety_view,
-    "safety_pairs": safety_pairs_view,
-    "arms_run": plain_view,
+CELLS: dict[str, Callable[[Any], str]] = {
+    "n": size,
+    "p shares": lambda row: shares(row, "p"),
+    "q shares": lambda row: shares(row, "q"),
+    "p scored": lambda row: scored(row, "p_net", "p", 2),
+    "q scored": lambda row: scored(row, "q_net", "q", 2),
+    "dpq scored": lambda row: scored(row, "dpq", "pq", 1),
+    "p sign": lambda row: sign_p(row, "p"),
+    "q sign": lambda row: sign_p(row, "q"),
+    "dpq p": lambda row: p_values(row, "dpq_p", "dpq_holm"),
+    "dpq widest": widest,
+    "unparsed counts": lambda row: "" if row.get("kind") == "paper" else unparsed(row),
+    "measured interval": one_decimal_for_dpq,
+    "policy told": lambda row: persona_shown(row["arm"], row.get("persona_format", "line")),
+    "persona told": lambda row: persona_shown(row["eval_persona"], row["persona_format"]),
+    "row of": lambda row: ", ".join(v for v in (row["dataset"], row["label"]) if v != "all"),
+    "compared shows": lambda row: f"{row['compared']}, {'none' if row['shows'] == 'none' else row['shows']}",
+    "mcnemar p": lambda row: (
+        f"{p_value(row['p'])} ({p_value(row['p_holm'])})" if row["p"] == row["p"] else ""
+    ),
+    "model fit": lambda row: with_interval(row, "net_controlled", 2, True) or f"no fit: {row['why']}",
+    "decides yes": lambda row: "yes" if row["decides"] else "no",
 }
+INTERVALS = ("p scored", "q scored", "dpq scored", "model fit", "measured interval")  # have one in the cell
+
+
+@cache
+def columns_of() -> dict[str, dict[str, str | list[str]]]:
+    """Return what is shown of each table: heading -> column, or columns that stand in one cell."""
+    import yaml
+
+    return yaml.safe_load((FACTS / "views.yaml").read_text(encoding="utf-8"))
+
+
+def cell(row: Any, name: str) -> str:
+    """Format one column of a row: an estimate with its interval, a number, or a text."""
+    value = row[name]
+    if f"{name}_low" in row:
+        sign = name in SIGNED or " - " in str(row.get("side", "")) + str(row.get("group", ""))
+        return with_interval(row, name, DIGITS.get(name, 2), sign)
+    if isinstance(value, float):
+        whole = value.is_integer() and name not in DIGITS
+        return number(value, 0 if whole else DIGITS.get(name, 2), name in SIGNED)
+    return str(value)
 
 
 def show(name: str, table: pd.DataFrame) -> pd.DataFrame:
-    """Return a saved table as text for readers; empty if the table is."""
-    return VIEWS[name](table) if len(table) else table
+    """Return a saved table as text for readers; empty if the table is.
+
+    Columns that a table lacks are left out, and so are counts of contradictions where there are none.
+    """
+    if table.empty:
+        return table
+    if name not in columns_of():
+        return build(table, {c: (lambda row, c=c: cell(row, c)) for c in table.columns}, name_dataset=False)
+    if "n_contradicted" in table and not table.n_contradicted.gt(0).any():
+        table = table.drop(columns="n_contradicted")
+    if "p_win" in table and "p_sign" not in table:
+        table = with_tests(table)
+    columns: dict[str, Callable[[Any], str]] = {}
+    for heading, content in columns_of()[name].items():
+        names = [content] if isinstance(content, str) else content
+        if names[0] in CELLS:
+            rubric = {"p shares": "personalization", "q shares": "quality"}.get(names[0])
+            title = shares_head(table, rubric) if rubric else heading
+            columns[f"{title} {CI}" if names[0] in INTERVALS else title] = CELLS[names[0]]
+            continue
+        if not all(one in table for one in names):
+            continue
+        title = f"{heading} {CI}" if f"{names[0]}_low" in table else heading
+        columns[title] = lambda row, names=names: join([cell(row, one) for one in names])
+    whole = name in ("paper", "released_judged", "released_words")
+    return build(table, columns, name_dataset=not whole)
+
+
+def join(cells: list[str]) -> str:
+    """Return cells side by side; "" if all are empty."""
+    return " / ".join(cells) if any(cells) else ""

@@ -17,7 +17,7 @@ from persona_lib.drawing.safety_plot import alt_safety
 from persona_lib.evaluation.judged import runs_of
 from persona_lib.evaluation.tailor import BROKEN, broken_share, generation_folder, grid
 from persona_lib.profiles import Profile
-from persona_lib.reading.views import VIEWS, show
+from persona_lib.reading.views import show
 from persona_lib.runner.execute import clock
 from persona_lib.runner.pages import notebook_page
 from persona_lib.runner.tasks import Pipeline
@@ -33,21 +33,18 @@ CAPTIONS = {
     "main": "PT-DPO against DPO that is told the persona in the first person",
     "side_difference": "Rejected minus chosen personas",
     "paper": "The paper's own rows; the intervals and tests are ours",
-    "beside": "The paper's numbers beside ours, and whether they may be compared",
     "filtered": "The judged rows with all pairs, and with those of two sound answers",
     "length": "Net win rates as they are, and with the answers' length held equal",
     "persona_accuracy": "Does the persona lead back to its response?",
     "persona_models": "Does the persona lead back to its response, by the model that wrote it?",
     "persona_preference": "Which of the two personas is the more plausible user?",
     "stage": "What DPO adds: PT-DPO against PT-SFT",
-    "ladder": "Few-shot, SFT and DPO, with and without personas",
     "methods": "SFT and few-shot with personas against the same without",
     "arms": "Trained on other personas, against plain DPO",
     "controls": "Controls",
     "second_judge": "The same comparisons by the second judge",
     "judge_agreement": "How far the two judges agree",
     "main_by_seed": "The main rows seed by seed",
-    "over_seeds": "The main rows as means over seeds, with t intervals",
     "swap": "Persona swap by log-probabilities",
     "swap_differences": "Persona swap: one policy minus another",
     "swap_by_seed": "Persona swap seed by seed",
@@ -56,10 +53,6 @@ CAPTIONS = {
     "released_flip": "Persona flip of the authors' released answers",
     "released_judged": "The authors' released answers judged again, the paper's row below",
     "released_agreement": "How far two judges agree on the authors' released answers",
-    "answer_noise": "Personas copied into answers, and format noise",
-    "length_steering": "Do personas steer the length of answers as in the data?",
-    "reward_accuracy": "The policies as reward models, by persona and category",
-    "released_noise": "Personas copied into the authors' released answers, and format noise",
     "released_safety": "Safety by persona: which of the authors' released answers keep a caution",
     "released_safety_pairs": "Safety by persona, paired: the same prompts, exact McNemar tests",
     "released_safety_error": "How often the caution rules err on hand-labelled answers",
@@ -72,7 +65,6 @@ CAPTIONS = {
     "ratings": "Ratings of personas and answers (see who rated)",
     "rating_agreement": "How far the raters agree",
     "not_run": "What was not run",
-    "arms_run": "Which arms were run",
 }
 OPEN = ("main", "paper", "side_difference")  # tables that are unfolded
 STYLE = """
@@ -186,7 +178,7 @@ def figures(profile: Profile) -> str:
             parts.append(image(folder / f"{name}.png", alt_text(profile, name), kind.caption))
     for dataset, part in own_safety(profile):
         if (path := folder / f"safety_{dataset}.png").exists():
-            parts.append(image(path, alt_safety(part, "rules"), CAPTIONS["safety"]))
+            parts.append(image(path, alt_safety(part), CAPTIONS["safety"]))
     return "".join(parts) or element("p", "No figure was drawn yet.")
 
 
@@ -201,7 +193,7 @@ def tables(profile: Profile) -> str:
     parts = []
     for name, caption in CAPTIONS.items():
         table = read_table(profile, name)
-        if table.empty or name not in VIEWS:
+        if table.empty:
             continue
         label = LABELS["paper"] if name == "paper" else ""
         page = to_html(

@@ -1,16 +1,10 @@
-"""Run tasks: doit orders them and stops at the first failure, each leaves its provenance and manifest."""
+"""Run tasks in order up to the first failure; each leaves its provenance and manifest."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
 from typing import Any
-
-from doit.cmd_base import TaskLoader2
-from doit.doit_cmd import DoitMain
-from doit.exceptions import TaskFailed
-from doit.reporter import ConsoleReporter
-from doit.task import dict_to_task
 
 from persona_lib import provenance, store
 from persona_lib.profiles import ConfigError
@@ -77,70 +71,20 @@ def run_task(pipeline: Pipeline, task: Task, label: str) -> None:
     write_manifest(pipeline, task, key, before, facts["finished"])
 
 
-class Reporter(ConsoleReporter):
-    """What doit says: a line for each skipped task, and unexpected errors; steps speak for themselves."""
-
-    def execute_task(self, task: Any) -> None:
-        """Stay silent: the step has its own line."""
-
-    def skip_uptodate(self, task: Any) -> None:
-        """Say that a task is current."""
-        print(f"{task.meta['label']}  cached", flush=True)
-
-
-class Loader(TaskLoader2):
-    """Give doit the selected tasks of a pipeline instead of a dodo.py."""
-
-    def __init__(self, pipeline: Pipeline, ids: list[str]) -> None:
-        super().__init__()
-        self.pipeline, self.ids = pipeline, ids
-
-    def load_doit_config(self) -> dict[str, Any]:
-        """Keep doit's database in the results folder."""
-        database = str(self.pipeline.results / ".doit.json")
-        return {"backend": "json", "dep_file": database, "reporter": Reporter, "verbosity": 2}
-
-    def load_tasks(self, cmd: Any, pos_args: Any) -> list:
-        """Return doit's task objects."""
-        return [dict_to_task(task) for task in doit_tasks(self.pipeline, self.ids)]
-
-
-def doit_tasks(pipeline: Pipeline, ids: list[str]) -> list[dict[str, Any]]:
-    """Return the selected tasks as doit wants them; doit asks ``uptodate`` after a task's inputs have run."""
+def run_tasks(pipeline: Pipeline, ids: list[str]) -> int:
+    """Run the tasks that are not current, in order; returns 0, or 1 at the first that fails."""
     width = max(len(name) for name in ids)
-    tasks = []
     for number, name in enumerate(ids, start=1):
         task, label = pipeline.tasks[name], f"[{number}/{len(ids)}] {name:<{width}}"
-        tasks.append(
-            {
-                "name": name,
-                "meta": {"label": label},
-                "actions": [(act, (pipeline, task, label))],
-                "task_dep": [i for i in task.inputs if i in ids],
-                "uptodate": [(is_current, (pipeline, task))],
-            }
-        )
-    return tasks
-
-
-def act(pipeline: Pipeline, task: Task, label: str) -> TaskFailed | None:
-    """Run a task for doit; a failed step has said why by itself, without doit's own traceback."""
-    try:
-        run_task(pipeline, task, label)
-    except StepError as error:
-        print(f"\n{task.id} failed.\n\n{error}", flush=True)
-        return TaskFailed(str(error), report=False)
-    return None
-
-
-def is_current(pipeline: Pipeline, task: Task) -> bool:
-    """Tell doit whether a task can be skipped."""
-    return not stale_reasons(pipeline, task)
-
-
-def run_doit(pipeline: Pipeline, ids: list[str]) -> int:
-    """Hand the tasks to doit; returns 0, or 1 if one failed."""
-    return 1 if DoitMain(Loader(pipeline, ids), config_filenames=()).run(["run"]) else 0
+        if not stale_reasons(pipeline, task):
+            print(f"{label}  cached", flush=True)
+            continue
+        try:
+            run_task(pipeline, task, label)
+        except StepError as error:
+            print(f"\n{task.id} failed.\n\n{error}", flush=True)
+            return 1
+    return 0
 
 
 @contextlib.contextmanager

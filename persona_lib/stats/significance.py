@@ -26,20 +26,6 @@ def wilson_interval(n_successes: float, n: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def t_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return the mean of one value per seed and its 95 % interval by Student's t: (mean, low, high).
-
-    Every seed counts alike, whatever it decided. Raises ValueError for fewer than two values.
-    """
-    from scipy.stats import sem, t
-
-    if len(values) < 2:
-        raise ValueError(f"{len(values)} values have no interval: two seeds at least")
-    mean = sum(values) / len(values)
-    half = float(t.ppf(0.975, len(values) - 1) * sem(values))
-    return mean, mean - half, mean + half
-
-
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     """Return Holm's adjusted p-values by name: significant at .05 if below it, over all of them together."""
     return dict(zip(p_values, holm_adjusted(list(p_values.values())), strict=True))

@@ -1,7 +1,6 @@
 """Tables of what personas are like as texts: those of a run, of several, and the authors' released ones.
 
-Shares and lengths have intervals (bootstrap over seeds and pairs, the two sides paired by pair). Measures of
-a whole set of texts (diversity) have none: resampling repeats texts, which is what they measure.
+Shares and lengths have intervals (bootstrap over seeds and pairs, the two sides paired by pair).
 """
 
 from __future__ import annotations
@@ -14,13 +13,11 @@ import numpy as np
 
 from persona_lib.config import Run
 from persona_lib.data import official, official_folders
-from persona_lib.data.persona_measures import measures, protected_mentions
-from persona_lib.data.persona_text import persona_status
+from persona_lib.data.persona_text import measures, persona_status
 from persona_lib.data.preference import inference_split
 from persona_lib.profiles import Profile
 from persona_lib.records import InferredPersona
 from persona_lib.stats.bootstrap import Interval, bootstrap_mean, interval_columns
-from persona_lib.stats.diversity import count_ngrams, distinct, self_similarity
 from persona_lib.stats.saliency import word_saliency
 from persona_lib.store import read_rows
 
@@ -28,7 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SIDES = ("chosen", "rejected")
-NO_INTERVAL = ("distinct-1", "distinct-2", "self-similarity", "repeated texts")
+N_WORDS = 10  # of each side, the most telling
 Row = dict[str, Any]
 Texts = dict[str, dict[str, str]]  # side -> id of the pair -> the annotator's whole answer
 
@@ -59,20 +56,6 @@ def released_texts(data_dir: str, dataset: str) -> Texts:
 def valid(texts: dict[str, str]) -> list[str]:
     """Return the answers that are personas."""
     return [text.strip() for text in texts.values() if persona_status(text) == "ok"]
-
-
-def set_measures(texts: Texts) -> dict[str, dict[str, float | None]]:
-    """Return the diversity of each side; distinct-n on as many n-grams as the smaller side has."""
-    personas = {side: valid(texts[side]) for side in SIDES}
-    sizes = {n: min(count_ngrams(own, n) for own in personas.values()) for n in (1, 2)}
-    return {
-        side: {
-            **{f"distinct-{n}": distinct(own, n, size) for n, size in sizes.items()},
-            "self-similarity": self_similarity(own),
-            "repeated texts": 1 - len(set(own)) / len(own) if own else None,
-        }
-        for side, own in personas.items()
-    }
 
 
 def item_arrays(by_seed: Sequence[Texts]) -> dict[str, dict[str, list[np.ndarray]]]:
@@ -108,14 +91,6 @@ def text_table(by_seed: Sequence[Texts], n_resamples: int) -> pd.DataFrame:
         lines += [{"measure": measure, "side": s} | estimate(sides[s], n_resamples) for s in SIDES]
         gaps = [c - r for c, r in zip(sides["chosen"], sides["rejected"], strict=True)]
         lines.append({"measure": measure, "side": "chosen - rejected"} | estimate(gaps, n_resamples))
-    for measure in NO_INTERVAL if by_seed else ():
-        for side in SIDES:
-            values = [set_measures(texts)[side][measure] for texts in by_seed]
-            there = [value for value in values if value is not None]
-            mean = float(np.mean(there)) if there else None
-            n = sum(len(valid(texts[side])) for texts in by_seed)
-            lines.append({"measure": measure, "side": side, "n": n, "n_seeds": len(there), "value": mean,
-                          "value_low": None, "value_high": None})  # fmt: skip
     return pd.DataFrame(lines)
 
 
@@ -123,27 +98,6 @@ def run_table(run: Run) -> pd.DataFrame:
     """Return the text measures of a run's inferred personas on the split that they are scored on."""
     texts = inferred_texts(run, inference_split(run.profile, run.dataset))
     return text_table([texts] if texts else [], run.profile.bootstrap_samples)
-
-
-def mention_table(texts: Texts) -> pd.DataFrame:
-    """Return the words by which personas name protected attributes, the most frequent first."""
-    import pandas as pd
-
-    found = [
-        {"side": side, "kind": kind, "word": word.lower()}
-        for side in SIDES
-        for text in valid(texts[side])
-        for kind, words in protected_mentions(text).items()
-        for word in words
-    ]
-    table = pd.DataFrame(found, columns=["side", "kind", "word"])
-    return table.value_counts().rename("mentions").reset_index()
-
-
-def run_mentions(run: Run) -> pd.DataFrame:
-    """Return the protected attributes that a run's inferred personas name."""
-    texts = inferred_texts(run, inference_split(run.profile, run.dataset))
-    return mention_table(texts or {side: {} for side in SIDES})
 
 
 def released_datasets(profile: Profile) -> Iterator[str]:
@@ -154,18 +108,20 @@ def released_datasets(profile: Profile) -> Iterator[str]:
 def released_tables(profile: Profile) -> dict[str, pd.DataFrame]:
     """Return the same for the authors' released gold personas, and their salient words (Table 1).
 
-    Tables ``released_personas``, ``released_words``, ``released_mentions``; {} without real data.
+    Tables ``released_personas`` and ``released_words`` (the most telling of each side); {} without real data.
     """
     import pandas as pd
 
     parts: dict[str, list[pd.DataFrame]] = {}
     for dataset in released_datasets(profile):
         texts = released_texts(profile.data_dir, dataset)
-        words = word_saliency(*(valid(texts[side]) for side in SIDES))
+        words = sorted(word_saliency(*(valid(texts[side]) for side in SIDES)), key=lambda word: -word.z)
+        ends = {"chosen": words[:N_WORDS], "rejected": words[: -N_WORDS - 1 : -1]}
         tables = {
             "released_personas": text_table([texts], profile.bootstrap_samples),
-            "released_words": pd.DataFrame([dataclasses.asdict(word) for word in words]),
-            "released_mentions": mention_table(texts),
+            "released_words": pd.DataFrame(
+                [{"side": side} | dataclasses.asdict(word) for side, part in ends.items() for word in part]
+            ),
         }
         for name, table in tables.items():
             table.insert(0, "dataset", dataset)

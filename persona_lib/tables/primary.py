@@ -16,10 +16,7 @@ from persona_lib.evaluation.judge import persona_judge_of
 from persona_lib.evaluation.judged import forget_judged, runs_of
 from persona_lib.profiles import Profile
 from persona_lib.records import EVAL_PERSONAS, TRAIN_PERSONAS
-from persona_lib.tables.arms_run import arms_run
-from persona_lib.tables.beside import beside_table
 from persona_lib.tables.results import Row, judged_tables, read_table, save_table
-from persona_lib.tables.results_answers import ANSWER_TABLES
 from persona_lib.tables.results_checks import CHECK_TABLES
 from persona_lib.tables.results_length import LENGTH_TABLES
 from persona_lib.tables.results_paper import PAPER_TABLES
@@ -219,11 +216,8 @@ def save_tables(profile: Profile) -> dict[str, Path]:
         **PERSONA_TABLES,
         **SWAP_TABLES,
         **LENGTH_TABLES,
-        **ANSWER_TABLES,
         "primary": primary_results,
-        "beside": beside_table,
         "not_run": not_run,
-        "arms_run": arms_run,
     }
     paths = {name: save_table(profile, name, make(profile)) for name, make in makers.items()}
     return {name: path for name, path in paths.items() if path}

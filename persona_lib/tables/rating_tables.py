@@ -11,7 +11,6 @@ import numpy as np
 from persona_lib.evaluation.rating_items import GROUPS
 from persona_lib.evaluation.rating_sheets import QUESTIONS, SCALE
 from persona_lib.evaluation.ratings import Filled, Problem
-from persona_lib.evaluation.simulated_raters import TRUE_ALPHA
 from persona_lib.stats.bootstrap import Interval, bootstrap_mean, interval_columns
 from persona_lib.stats.reliability import (
     alpha_interval,
@@ -24,11 +23,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Row = dict[str, Any]
-
-
-def who(filled: Filled) -> str:
-    """Say whether people rated."""
-    return "simulated" if filled.simulated else "people"
 
 
 def paired_means(filled: Filled, question: str) -> dict[str, np.ndarray]:
@@ -66,7 +60,7 @@ def ratings_table(filled: dict[str, Filled], n_resamples: int) -> pd.DataFrame:
     lines: list[Row] = []
     for study, found in filled.items():
         for question in QUESTIONS[study]:
-            head = {"study": study, "question": question, "raters": who(found), "n_raters": len(found.raters)}
+            head = {"study": study, "question": question, "n_raters": len(found.raters)}
             means = paired_means(found, question)
             for group, values in means.items():
                 counts = value_columns(found, question, group)
@@ -78,18 +72,17 @@ def ratings_table(filled: dict[str, Filled], n_resamples: int) -> pd.DataFrame:
 
 
 def agreement_row(filled: Filled, question: str, n_resamples: int) -> Row:
-    """Return how far the raters agree on one question; "" in ``true_alpha`` where raters are people."""
+    """Return how far the raters agree on one question."""
     _, ratings = filled.array(question)
     fleiss, n_fleiss = fleiss_kappa(ratings, SCALE)
     kinds = [p.kind for p in filled.problems if p.field == question]
     return {
-        "study": filled.study, "question": question, "raters": who(filled), "n_raters": len(filled.raters),
+        "study": filled.study, "question": question, "n_raters": len(filled.raters),
         "n": int(((~np.isnan(ratings)).sum(axis=1) > 1).sum()), "n_ratings": int((~np.isnan(ratings)).sum()),
         "n_missing": kinds.count("missing"), "n_out_of_scale": kinds.count("out of scale"),
         **interval_columns("alpha", alpha_interval(ratings, SCALE, "ordinal", n_resamples)),
         "alpha_nominal": krippendorff_alpha(ratings, SCALE, "nominal"),
         "cohen_quadratic": cohen_kappa(ratings, SCALE, "quadratic"), "fleiss": fleiss, "n_fleiss": n_fleiss,
-        "true_alpha": TRUE_ALPHA if filled.simulated else float("nan"),
     }  # fmt: skip
 
 

@@ -22,7 +22,6 @@ from persona_lib.stats.text_metrics import (
     n_words,
 )
 from persona_lib.store import write_text
-from persona_lib.tables.answer_noise_tables import released_noise
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -125,7 +124,6 @@ def released_tables(data: Released, n_resamples: int = 4000, seed: int = 0) -> d
         "released_kept": kept_table(data),
         "released_lengths": lengths_table(data, n_resamples, seed),
         "released_flip": flip_table(data, n_resamples, seed),
-        "released_noise": released_noise(data, n_resamples),
     }
 
 

@@ -20,7 +20,6 @@ from persona_lib.records import Judgment
 from persona_lib.stats.bootstrap import interval_columns
 from persona_lib.stats.metrics import WinRate, delta_pq, position_inconsistent
 from persona_lib.stats.pooled import Statistic, delta_pq_of, difference, mean_interval, mean_of, net_of
-from persona_lib.stats.significance import t_interval
 from persona_lib.store import iter_rows, write_text
 from persona_lib.tables.results_tests import sign_columns, with_tests
 
@@ -169,27 +168,6 @@ def seed_columns(row: Judged, number: int) -> Row:
     return names | counts | {"p_net": p.net, "q_net": q.net, "dpq": delta_pq(p, q)}
 
 
-def over_seeds(by_seed: pd.DataFrame) -> pd.DataFrame:
-    """Return the mean over seeds of every row's scores with Student's t intervals, from ``by_seed_table``.
-
-    Every seed counts alike, where the main table pools all verdicts. A row of one seed is left out, and so is
-    a score that a seed lacks.
-    """
-    import pandas as pd
-
-    lines = []
-    for (dataset, label), part in by_seed.groupby(["dataset", "label"], sort=False) if len(by_seed) else ():
-        if len(part) < 2:
-            continue
-        line: Row = {"dataset": dataset, "label": label, "n": int(part.n.sum()), "n_seeds": len(part),
-                     "seeds": " ".join(map(str, part.seed))}  # fmt: skip
-        for name in ("p_net", "q_net", "dpq"):
-            known = [] if part[name].isna().any() else t_interval([float(v) for v in part[name]])
-            line |= dict(zip((name, f"{name}_low", f"{name}_high"), known or [None] * 3, strict=True))
-        lines.append(line)
-    return pd.DataFrame(lines)
-
-
 def side_difference(profile: Profile) -> pd.DataFrame:
     """Return main-row scores for rejected minus chosen personas, paired by prompt (paper, claim 2)."""
     import pandas as pd
@@ -243,7 +221,6 @@ def judged_tables() -> dict[str, Callable[[Profile], pd.DataFrame]]:
     return kinds | {
         "main": main_table,
         "main_by_seed": by_seed_table,
-        "over_seeds": lambda profile: over_seeds(by_seed_table(profile)),
         "side_difference": side_difference,
         "second_judge": second_judge_table,
         "judge_agreement": agreement_of_profile,

@@ -5,16 +5,14 @@ Accuracy and preference come from the per-item verdicts that notebook 04 leaves.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from persona_lib.config import Run, main_arm
 from persona_lib.data.preference import inference_split
-from persona_lib.evaluation.judged import answer_scores, read_judgments, runs_of, same_items
+from persona_lib.evaluation.judged import runs_of, same_items
 from persona_lib.evaluation.persona_quality import persona_texts
 from persona_lib.evaluation.tailor import eval_rows, persona_of, read_generations
 from persona_lib.profiles import Profile
-from persona_lib.records import RunSpec
 from persona_lib.stats.bootstrap import Interval, accuracy_array, interval_columns
 from persona_lib.stats.metrics import PersonaAccuracy, WinRate
 from persona_lib.stats.pooled import difference as minus
@@ -30,14 +28,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SIDES = ("chosen", "rejected")
-LADDER = (
-    "gold-chosen",
-    "gold-rejected",
-    "retrieved-chosen",
-    "retrieved-rejected",
-    "user-chosen",
-    "user-rejected",
-)
 ITEMS = "persona_accuracy_items.csv"  # of notebook 04: a row per pair and side
 N_WORDS = 15  # words shown per side
 N_EXAMPLES = 3  # rows of the evaluation split shown side by side: its first, not selected
@@ -209,76 +199,6 @@ def persona_text_table(profile: Profile) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
-# --- what each training stage adds ---
-
-
-def ladder_specs(profile: Profile, method: str, persona: str) -> dict[str, tuple[tuple[str, str], str]]:
-    """Return with and without persona tailoring: (arm, persona format), and the persona it is shown."""
-    arm = "chosen" if method == "few_shot" else main_arm(profile)
-    return {
-        "PT": ((f"{method}-{arm}", "line"), persona),
-        "plain": ((f"{method}-none", "first_person"), persona),
-    }
-
-
-def ladder_table(profile: Profile) -> pd.DataFrame:
-    """Return what few-shot, SFT and DPO reach with and without tailoring, per persona.
-
-    With the oracle the value is the mean fit of the answers to the persona ("fit"); with another judge
-    it is the net personalization win rate of the tailored method over its persona-free twin ("net").
-    """
-    import pandas as pd
-
-    if profile.judge != "oracle":
-        return net_ladder(profile)
-    lines = []
-    for number, dataset in enumerate(profile.datasets):
-        cells = {(method, persona, kind): ladder_scores(runs_of(profile, dataset), *spec)
-                 for method in profile.methods for persona in LADDER if persona in profile.eval_personas
-                 for kind, spec in ladder_specs(profile, method, persona).items()}  # fmt: skip
-        cells = {key: by_seed for key, by_seed in cells.items() if any(by_seed)}
-        columns: dict[str, Any] = {}
-        for key, by_seed in cells.items():
-            for name in ("fit", "quality"):
-                values = [{i: score[name] for i, score in scores.items()} for scores in by_seed]
-                columns |= mean_columns(f"{key}/{name}", values)
-        if not cells:
-            continue
-        pool = make_pool(columns, profile.bootstrap_samples, number)
-        for key, by_seed in cells.items():
-            line: Row = {"dataset": dataset, "method": key[0], "persona": key[1], "arm": key[2],
-                         "measure": "fit", "n": sum(map(len, by_seed)),
-                         "n_seeds": sum(map(bool, by_seed))}  # fmt: skip
-            for name, column in (("value", "fit"), ("quality", "quality")):
-                line |= interval_columns(name, pool.interval(mean_of(f"{key}/{column}")))
-            lines.append(line)
-    return pd.DataFrame(lines)
-
-
-def ladder_scores(
-    runs: Sequence[Run], part: tuple[str, str], persona: str
-) -> list[dict[str, dict[str, float]]]:
-    """Return the oracle's scores of one arm, format and persona, per seed."""
-    specs: list[RunSpec | None] = [find_spec(run, part, persona) for run in runs]
-    return [answer_scores(run, spec, persona) if spec else {} for run, spec in zip(runs, specs, strict=True)]
-
-
-def net_ladder(profile: Profile) -> pd.DataFrame:
-    """Return the net personalization win rate of each tailored method over its twin."""
-    import pandas as pd
-
-    lines = []
-    for judgments in read_judgments(profile):
-        for row in judgments.rows:
-            if row.matchup.kind in ("main", "sft", "few_shot"):
-                n = row.counts("personalization").n
-                interval = judgments.pool.interval(net_of(f"{row.slug}/p"))
-                lines.append({"dataset": judgments.dataset, "method": row.matchup.test.method, "arm": "PT",
-                              "persona": row.matchup.judge_persona, "measure": "net", "n": n,
-                              "n_seeds": len(row.seeds), **interval_columns("value", interval)})  # fmt: skip
-    return pd.DataFrame(lines)
-
-
 # --- examples ---
 
 
@@ -292,7 +212,8 @@ def example_table(profile: Profile) -> pd.DataFrame:
         if not (run.folder / "tailoring").exists():
             continue
         for persona in ("gold-chosen", "gold-rejected", "user-chosen", "user-rejected"):
-            specs = [find_spec(run, *ladder_specs(profile, "dpo", persona)[arm]) for arm in ("plain", "PT")]
+            arms = ("dpo-none", "first_person"), (f"dpo-{main_arm(profile)}", "line")
+            specs = [find_spec(run, arm, persona) for arm in arms]
             if None in specs:
                 continue
             plain, tailored = (read_generations(run, spec) for spec in specs)
@@ -309,6 +230,5 @@ PERSONA_TABLES = {
     "persona_accuracy": accuracy_table,
     "persona_preference": preference_table,
     "words": words_table,
-    "ladder": ladder_table,
     "examples": example_table,
 }
