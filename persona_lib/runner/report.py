@@ -205,24 +205,27 @@ def tables(profile: Profile) -> str:
 
 
 def examples(profile: Profile) -> str:
-    """Return answers of plain DPO and PT-DPO side by side: the first rows of the split, not selected."""
+    """Return a card per question: its two users, each with the answers of plain DPO and PT-DPO."""
     table = read_table(profile, "examples")
     if table.empty:
         return element("p", "No examples: there are no answers of both policies.")
-    return element("p", "The first rows of the evaluation split, not selected.", "small") + "".join(
-        example(row) for _, row in table.iterrows()
-    )
+    table = table[table.eval_persona.str.startswith("gold")]
+    cards = "".join(card(rows) for _, rows in table.groupby(["dataset", "id"], sort=False))
+    return element("p", "The first rows of the evaluation split, not selected.", "small") + cards
 
 
-def example(row: pd.Series) -> str:
-    """Return one example."""
-    answers = "".join(
-        f"<div>{element('strong', name)}{element('div', row[column], 'text')}</div>"
-        for name, column in (("DPO, told the persona", "plain_dpo"), ("PT-DPO", "pt_dpo"))
-    )
-    head = f"{row['dataset']}, seed {row['seed']}, {row['id']}, {row['eval_persona']}"
-    return (f'<div class="example">{element("div", head, "small")}{element("div", row["prompt"], "text")}'
-            f"{element('p', row['persona'])}<div class=\"pair\">{answers}</div></div>")  # fmt: skip
+def card(rows: pd.DataFrame) -> str:
+    """Return the card of one question."""
+    first, users = rows.iloc[0], []
+    for _, row in rows.iterrows():
+        answers = "".join(
+            f"<div>{element('strong', name)}{element('div', row[column], 'text')}</div>"
+            for name, column in (("DPO, told the persona", "plain_dpo"), ("PT-DPO", "pt_dpo"))
+        )
+        users.append(f'{element("p", row["persona"])}<div class="pair">{answers}</div>')
+    head = f"{first['dataset']}, seed {first['seed']}, {first['id']}"
+    return (f'<div class="example">{element("div", head, "small")}{element("h3", first["prompt"], "text")}'
+            f"{''.join(users)}</div>")  # fmt: skip
 
 
 def provenance(profile: Profile) -> str:
