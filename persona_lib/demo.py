@@ -19,7 +19,7 @@ from persona_lib import weights
 from persona_lib.config import Run, open_run
 from persona_lib.data import everyday
 from persona_lib.evaluation.ask import Asker, default_arms, known_personas
-from persona_lib.evaluation.reader import shows
+from persona_lib.evaluation.reader import UNREADABLE, shows
 from persona_lib.evaluation.swap_tables import ROUNDING
 from persona_lib.evaluation.tailor import eval_rows
 from persona_lib.models.llm import ModelError
@@ -53,7 +53,7 @@ TRAINED = {
     "chosen": "tailored {} (chosen personas)",
 }
 UNTOLD = "/not told"  # behind a policy that is asked without the persona
-ABSENT = ("prose", "plain", "decides")  # what a text shows by lacking something: nothing to point at
+ABSENT = ("prose", "plain")  # what a text shows by lacking something: nothing to point at
 
 
 def answer_both(
@@ -94,8 +94,9 @@ def words_of(arm: str) -> str:
 
 
 def seen(text: str) -> str:
-    """Return what the reader of answers sees in a text, in words; "" for an empty one."""
-    found = [shows(dimension, text) for dimension in everyday.DIMENSIONS] if text else []
+    """Return what the reader sees in a text, of what it reads well, in words; "" for an empty text."""
+    read_well = [name for name in everyday.DIMENSIONS if name not in UNREADABLE]
+    found = [shows(dimension, text) for dimension in read_well] if text else []
     marks = [value for value in found if value and value not in ABSENT]
     return f"the reader sees: {', '.join(marks) or 'nothing particular'}" if text else ""
 
