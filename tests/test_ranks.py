@@ -51,7 +51,7 @@ def test_two_ranks_train_what_one_process_trains(tmp_path, monkeypatch, weight):
         run = tiny_run(tmp_path / name, monkeypatch, **changes)
         (tmp_path / "run.pickle").write_bytes(pickle.dumps(run))
         (tmp_path / "train.py").write_text(SCRIPT)
-        launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
         command = [sys.executable, *(launch if name == "two" else []), str(tmp_path / "train.py")]
         environment = os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
