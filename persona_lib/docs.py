@@ -58,7 +58,13 @@ SHOWN: dict[str, dict[str, Any]] = {  # what of a long table stands in a documen
     "swap": {"measure": ["policy"], "persona": ["gold", "stripped", "retrieved", "shuffled", "user"]},
     "swap_differences": {"measure": ["policy"], "persona": ["gold", "retrieved", "shuffled", "user"]},
     "filtered": {"kind": ["main"]},
-    "primary": {"met": ["yes", "no", "judge not believed"]},
+    "primary": {
+        "met": ["yes", "no", "judge not believed"],
+        "where": [
+            f"everyday, {name}"
+            for name in ("chosen", "rejected", "gold-chosen", "gold-rejected", "gold", "shuffled")
+        ],
+    },  # fmt: skip
     "reader": {"texts": ["generated"]},
     "length": {"kind": ["main"]},
 }
@@ -76,12 +82,11 @@ def read_shown(profile: Profile, name: str) -> pd.DataFrame:
     """Read a table, cut to what of it stands in a document."""
     import pandas as pd
 
-    if name in TRACKED:
-        path = figures_dir(profile) / f"{name}.csv"
-        return pd.read_csv(path, dtype={"seeds": str}) if path.exists() else pd.DataFrame()
-    table = read_table(profile, name)
-    if table.empty and name in kept_origins(profile):
-        table = pd.read_csv(kept_folder(profile) / f"{name}.csv", dtype={"seeds": str})
+    path = kept_folder(profile) / f"{name}.csv" if name in kept_origins(profile) else None
+    path = figures_dir(profile) / f"{name}.csv" if name in TRACKED else path
+    table = pd.DataFrame() if name in TRACKED else read_table(profile, name)
+    if table.empty and path and path.exists():
+        table = pd.read_csv(path, dtype={"seeds": str})
     for column, values in SHOWN.get(name, {}).items():
         table = table[table[column].isin(values)] if column in table else table
     return table
@@ -120,7 +125,8 @@ def made_by(profile: Profile, name: str, table: pd.DataFrame) -> str:
         return origin_line(profile, runs, n, "13_released_outputs")
     if name.startswith("rating"):
         return origin_line(profile, str(profile.seeds[0]), n, "14_human_ratings")
-    seeds = " ".join(dict.fromkeys(table.seeds.dropna())) if "seeds" in table else seeds_of(profile)
+    named = table.seeds.dropna() if "seeds" in table else table.seed.map(str) if "seed" in table else []
+    seeds = " ".join(dict.fromkeys(named)) or seeds_of(profile)
     return origin_line(profile, seeds or "not recorded", n)
 
 

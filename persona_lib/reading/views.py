@@ -81,15 +81,17 @@ def columns_of() -> dict[str, dict[str, str | list[str]]]:
     return yaml.safe_load((FACTS / "views.yaml").read_text(encoding="utf-8"))
 
 
-def cell(row: Any, name: str) -> str:
+def cell(row: Any, name: str, signed: tuple[str, ...] = SIGNED) -> str:
     """Format one column of a row: an estimate with its interval, a number, or a text."""
     value = row[name]
     if f"{name}_low" in row:
-        sign = name in SIGNED or " - " in str(row.get("side", "")) + str(row.get("group", ""))
+        sign = name in signed or " - " in str(row.get("side", "")) + str(row.get("group", ""))
         return with_interval(row, name, DIGITS.get(name, 2), sign)
+    if isinstance(value, float) and 0 < abs(value) < 0.005 and name not in DIGITS:
+        return f"{value:.1g}"
     if isinstance(value, float):
         whole = value.is_integer() and name not in DIGITS
-        return number(value, 0 if whole else DIGITS.get(name, 2), name in SIGNED)
+        return number(value, 0 if whole else DIGITS.get(name, 2), name in signed)
     return str(value)
 
 
@@ -101,7 +103,7 @@ def show(name: str, table: pd.DataFrame) -> pd.DataFrame:
     if table.empty:
         return table
     if name not in columns_of():
-        return build(table, {c: (lambda row, c=c: cell(row, c)) for c in table.columns}, name_dataset=False)
+        return build(table, {c: (lambda row, c=c: cell(row, c, ())) for c in table.columns}, False)
     if "n_contradicted" in table and not table.n_contradicted.gt(0).any():
         table = table.drop(columns="n_contradicted")
     if "p_win" in table and "p_sign" not in table:
