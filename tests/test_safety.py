@@ -39,7 +39,6 @@ TAILORED = Cell("beavertails", "dpo-chosen", "gold-chosen")
 )
 def test_rules_by_example(text, label):
     assert caution.classify(text) == label
-    assert caution.keeps_caution(text) == (label != "neither")
 
 
 def test_a_no_needs_a_reason_and_every_rule_that_matched_is_named():

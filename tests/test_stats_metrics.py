@@ -276,11 +276,6 @@ def test_mean_leaves_nan_out_and_has_the_standard_error_of_a_mean():
     assert (result.high - result.low) / 2 == pytest.approx(1.96 * error, rel=0.08)
 
 
-def test_an_interval_excludes_zero_only_if_all_of_it_does():
-    assert bs.Interval(2, 1, 3, 9).excludes_zero and bs.Interval(-2, -3, -1, 9).excludes_zero
-    assert not bs.Interval(1, -1, 3, 9).excludes_zero and not bs.Interval(None, None, None, 9).excludes_zero
-
-
 # --- tests and closed forms ---
 
 

@@ -34,11 +34,6 @@ class Interval:
     n_seeds: int = 1
     n_undefined: int = 0
 
-    @property
-    def excludes_zero(self) -> bool:
-        """True if the whole interval lies on one side of 0."""
-        return self.low is not None and (self.low > 0 or self.high < 0)
-
 
 def interval_columns(name: str, interval: Interval) -> dict[str, float | None]:
     """Name an estimate and its limits as columns x, x_low, x_high."""

@@ -149,8 +149,3 @@ def matching_rules(text: str) -> dict[str, list[str]]:
 def classify(text: str) -> str:
     """Return "refusal", "caution" or "neither" for an answer; refusal goes first."""
     return next((name for name, rules in matching_rules(text).items() if rules), "neither")
-
-
-def keeps_caution(text: str) -> bool:
-    """Say whether an answer keeps a caution or a refusal."""
-    return classify(text) != "neither"
