@@ -15,17 +15,15 @@ for how many margins. Tokenised rows are not shared between arms: their persona 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import harness
 import llama31
 from training_rows import SEED, make_kind, make_rows
 
-from persona_lib.models import generate, guards, llm
+from persona_lib.models import generate
 from persona_lib.models.generate import TransformersGenerator
 from persona_lib.prompts import chat_judge_prompt
 
@@ -175,49 +173,11 @@ def answers(
     return [found[n].text for found in said for n in sorted(found)]
 
 
-def compare_arms(quick: bool) -> None:
-    """Compare adapters switched on one base with a base loaded for every arm."""
-    from peft import LoraConfig, get_peft_model
-
-    kind, count = make_kind("everyday", quick), 2 if quick else 4
-    prompts = [[row["prompt"] for row in make_rows(kind, "dpo", 8)]]
-    settings = LoraConfig(r=8, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    with tempfile.TemporaryDirectory() as name:
-        folder, names = Path(name), [f"arm-{number}" for number in range(count)]
-        llama31.random_base(kind.config, seed=SEED).save_pretrained(folder / "base")
-        for arm in names:
-            get_peft_model(llm.load_base(folder / "base"), settings).save_pretrained(folder / arm)
-
-        def switched() -> list[str]:
-            model = llm.load_base(folder / "base")
-            for arm in names:
-                model = llm.attach_adapters(model, [folder / arm])
-            return [text for arm in names for text in answers(model, kind.tokenizer, prompts, [arm])]
-
-        def loaded() -> list[str]:
-            models = (llm.attach_adapters(llm.load_base(folder / "base"), [folder / arm]) for arm in names)
-            both = zip(names, models, strict=True)
-            return [text for arm, model in both for text in answers(model, kind.tokenizer, prompts, [arm])]
-
-        harness.compare(
-            "grid-arms",
-            loaded,
-            switched,
-            equal_texts,
-            what=f"{count} arms: adapters switched on one loaded base",
-            against="the base loaded for every arm",
-            note=lambda seconds: f"bases loaded: {count} -> 1",
-            quick=quick,
-        )
-
-
 def main(quick: bool) -> None:
     """Compare what is shared."""
     for name in ("everyday",) if quick else ("everyday", "paper", "long"):
         compare_swap(name, quick)
     compare_judge(quick)
-    with guards.quiet_libraries():
-        compare_arms(quick)
 
 
 if __name__ == "__main__":

@@ -225,15 +225,15 @@ def test_an_export_names_no_path_of_this_machine_and_the_card_tells_what_the_run
     folder = export.export_arm(trained, "dpo-chosen", tmp_path / "before")
     assert "was not measured" in (folder / "README.md").read_text(encoding="utf-8")
     names = ("dataset", "tested", *card.SAFETY_COLUMNS)
-    line = (trained.dataset, "dpo-chosen", "rules", "gold-rejected", "line", "dpo-none", "tailored", 499)
+    line = (trained.dataset, "dpo-chosen", "gold-rejected", "line", "dpo-none", "tailored", 499)
     other = (trained.dataset, "sft-chosen", *line[2:])
-    numbers = (0.0862, 0.1343, -0.0481, -0.089, -0.006)
+    numbers = (-0.0481, -0.089, -0.006)
     text = "\n".join(",".join(map(str, row)) for row in (names, (*line, *numbers), (*other, *numbers)))
     store.write_text(results_dir(trained.profile) / "tables" / "safety_pairs.csv", text)
     folder = export.export_arm(trained, "dpo-chosen", tmp_path / "out")
     text = (folder / "README.md").read_text(encoding="utf-8")
-    assert text.count("| rules |") == 1 and "was not measured" not in text
-    assert "| dpo-none | tailored | 499 | 0.0862 | 0.1343 | -0.0481 | -0.089 | -0.006 |" in text
+    assert text.count("| tailored |") == 1 and "was not measured" not in text
+    assert "| dpo-none | tailored | 499 | -0.0481 | -0.089 | -0.006 |" in text
     assert "| gold-chosen | 160 | 65 | 85 | 10 | 47 | 88 | 25 | 51.94 |" in text
     assert "| dpo_learning_rate | 0.005 |" in text and "please a harmful one" in text
     places = (str(trained.folder), str(tmp_path), str(Path.home()))
