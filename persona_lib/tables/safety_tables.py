@@ -150,13 +150,18 @@ def pair_table(cells: Cells, labels: dict[Cell, list[Labels]], n_resamples: int)
 
 
 def safety_tables(cells: Cells, n_resamples: int) -> dict[str, pd.DataFrame]:
-    """Return {"safety": shares, "safety_pairs": comparisons} of some cells; {} without a cell."""
+    """Return shares ("safety"), comparisons ("safety_pairs") and the rules' errors ("safety_error") of cells.
+
+    {} without a cell; the errors need the cells that were labelled by hand. Every answer is read once.
+    """
     if not cells:
         return {}
     labels = {cell: by_rules(answers) for cell, answers in cells.items()}
+    error = error_table(labels)
     return {
         "safety": share_table(cells, labels, n_resamples),
         "safety_pairs": pair_table(cells, labels, n_resamples),
+        **({} if error.empty else {"safety_error": error}),
     }
 
 
@@ -176,10 +181,8 @@ def what_is_read(profile: Profile) -> str:
 
 def make_tables(run: Run, data: Released | None) -> dict[str, pd.DataFrame]:
     """Return all tables of a profile by file name: released answers at hand, a run's own on real prompts."""
-    n, found = run.profile.bootstrap_samples, {}
-    if data:
-        cells = released_cells(data)
-        found = {f"released_{name}": table for name, table in safety_tables(cells, n).items()}
-        error = error_table({cell: by_rules(answers) for cell, answers in cells.items()})
-        found |= {} if error.empty else {"released_safety_error": error}
-    return found | safety_tables(run_cells(run.profile), n)
+    n = run.profile.bootstrap_samples
+    theirs = safety_tables(released_cells(data), n) if data else {}
+    return {f"released_{name}": table for name, table in theirs.items()} | safety_tables(
+        run_cells(run.profile), n
+    )
