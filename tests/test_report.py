@@ -15,7 +15,7 @@ from persona_lib import docs, store
 from persona_lib.config import REPO, load_profile, results_dir
 from persona_lib.drawing import figures
 from persona_lib.runner import pages, report
-from persona_lib.tables import cells, primary, results, results_paper
+from persona_lib.tables import cells, primary, results, results_paper, results_tests
 from persona_lib.tables.origin import command_of
 
 HOSTILE = '<script>alert("x")</script> & "quotes"'
@@ -45,7 +45,7 @@ def fill(profile):
     """Save what a finished run leaves for the report."""
     for name in ("persona_accuracy", "swap"):
         results.save_table(profile, name, tables()[name])
-    results.save_table(profile, "main", hand_main())
+    results.save_table(profile, "main", results_tests.with_tests(hand_main()))
     results.save_table(profile, "paper", results_paper.paper_rows(profile))
     texts = {"prompt": HOSTILE, "persona": HOSTILE, "plain_dpo": HOSTILE, "pt_dpo": "short\nand clear"}
     example = {"dataset": "everyday", "seed": 0, "id": "r0", "eval_persona": "gold-chosen", **texts}

@@ -130,7 +130,7 @@ def shown_row(**more):
                 f"{short}_inconsistent": 5}  # fmt: skip
     for name in ("p_net", "q_net", "dpq", "quality_sd"):
         row |= {name: 0.0, f"{name}_low": -0.1, f"{name}_high": 0.1}
-    return pd.DataFrame([row | more])
+    return results_tests.with_tests(pd.DataFrame([row | more]))
 
 
 def test_a_judge_that_contradicts_itself_is_shown_apart_from_ties():

@@ -28,7 +28,6 @@ from persona_lib.tables.cells import (
     widest,
     with_interval,
 )
-from persona_lib.tables.results_tests import with_tests
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -106,8 +105,6 @@ def show(name: str, table: pd.DataFrame) -> pd.DataFrame:
         return build(table, {c: (lambda row, c=c: cell(row, c, ())) for c in table.columns}, False)
     if "n_contradicted" in table and not table.n_contradicted.gt(0).any():
         table = table.drop(columns="n_contradicted")
-    if "p_win" in table and "p_sign" not in table:
-        table = with_tests(table)
     columns: dict[str, Callable[[Any], str]] = {}
     for heading, content in columns_of()[name].items():
         names = [content] if isinstance(content, str) else content
