@@ -28,10 +28,10 @@ from persona_lib.drawing.figures import save_figures
 from persona_lib.evaluation.judge import load_judge, persona_judge_of
 from persona_lib.evaluation.persona_quality import judge_personas
 from persona_lib.evaluation.personas import SIDES, infer_personas
-from persona_lib.fingerprint import module_hash
 from persona_lib.models.generators import load_generator, role_key
 from persona_lib.models.surface import NAME as SURFACE
 from persona_lib.profiles import Profile
+from persona_lib.store import VERSIONS
 from persona_lib.tables.results import Row, save_table
 from persona_lib.tables.results_personas import ITEMS, accuracy_rows, read_items
 
@@ -83,7 +83,7 @@ def ask(profile: Profile, name: str, settings: Settings, dataset: str, seed: int
     folder, key = (
         folder_of(profile, name, dataset, seed),
         store.content_hash(
-            *map(module_hash, ("evaluation.personas", "evaluation.persona_quality")),
+            VERSIONS["personas"],
             *(role_key(run, "generator"), preference.inference_key(run), judged, seed),
         ),
     )

@@ -72,7 +72,7 @@ def spec_of(run: Run, method: str, arm: str, side: str) -> RunSpec:
 
 
 def measure(run: Run, method: str, arm: str) -> dict[str, float]:
-    """Train an arm with the run's settings; return mean fit per side, quality and share of unfinished answers."""
+    """Train an arm; return its mean fit per side, its quality and its share of unfinished answers."""
     import numpy as np
 
     train.train_adapter(run, "sft", arm)

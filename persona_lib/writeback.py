@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 
 from persona_lib.config import REPO, load_profile
-from persona_lib.fingerprint import notebook_hash
 from persona_lib.profiles import ConfigError
+from persona_lib.runner.execute import notebook_hash
 from persona_lib.runner.normalise import NormalError, normal_document, problems, read, to_text
 from persona_lib.runner.tasks import Pipeline, Task
 from persona_lib.store import write_text

@@ -6,14 +6,14 @@ import ast
 
 import pytest
 
-from persona_lib import config, fingerprint, hub, weights
+from persona_lib import config, hub, weights
 from persona_lib.config import load_profile
 from persona_lib.data import official, official_folders
 from persona_lib.hub import HubError
 from persona_lib.models import llm
 from persona_lib.models.generators import GENERATORS
 from persona_lib.records import DataError
-from persona_lib.runner import plan
+from persona_lib.runner import execute, plan
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPO = config.REPO
@@ -104,10 +104,10 @@ def test_no_code_loads_from_the_hub_without_a_revision():
     sources = {
         str(path.relative_to(REPO)): path.read_text(encoding="utf-8")
         for folder in ("persona_lib", "benchmarks")
-        for path in (REPO / folder).glob("*.py")
+        for path in (REPO / folder).rglob("*.py")
     }
     for path in (REPO / "notebooks").glob("*.ipynb"):
-        sources[path.name] = "\n".join(map(fingerprint.python_code, fingerprint.code_cells(path)))
+        sources[path.name] = "\n".join(map(execute.python_code, execute.code_cells(path)))
     found = {name: calls for name, source in sources.items() if (calls := unpinned(source))}
     assert found == {}, "give revision=, from hub.pinned"
 

@@ -9,12 +9,13 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+from codemap import FOLDER, imported_modules, imports_of, module_path
 
-from persona_lib import docs, fingerprint
+from persona_lib import docs
 
 REPO = Path(__file__).resolve().parent.parent
-FILES = sorted(p for p in fingerprint.FOLDER.rglob("*.py") if p.stem != "__init__")
-MODULES = [".".join(p.relative_to(fingerprint.FOLDER).with_suffix("").parts) for p in FILES]
+FILES = sorted(p for p in FOLDER.rglob("*.py") if p.stem != "__init__")
+MODULES = [".".join(p.relative_to(FOLDER).with_suffix("").parts) for p in FILES]
 HEAVY = (
     "torch",
     "transformers",
@@ -33,7 +34,6 @@ HEAVY = (
 # From the ground up: a module imports from its own package (without circles) and from those before it.
 CORE = [
     "config",
-    "fingerprint",
     "hub",
     "profiles",
     "prompts",
@@ -52,11 +52,6 @@ def package_of(name: str) -> str:
     return package if dot else "core" if name in CORE else "commands"
 
 
-def imports_of(name: str) -> set[str]:
-    """Return the library's modules that a module imports, anywhere in it."""
-    return fingerprint.imported_modules(ast.parse(fingerprint.module_path(name).read_text(encoding="utf-8")))
-
-
 @pytest.mark.parametrize("name", MODULES)
 def test_a_module_imports_only_from_its_package_and_those_before_it(name):
     place = ORDER.index(package_of(name))
@@ -66,7 +61,7 @@ def test_a_module_imports_only_from_its_package_and_those_before_it(name):
 
 @pytest.mark.parametrize("name", [name for name in MODULES if package_of(name) == "commands"])
 def test_what_stands_beside_the_core_is_a_command(name):
-    text = fingerprint.module_path(name).read_text(encoding="utf-8")
+    text = module_path(name).read_text(encoding="utf-8")
     assert f"python -m persona_lib.{name}" in text and 'if __name__ == "__main__":' in text
 
 
@@ -97,4 +92,4 @@ def test_an_import_inside_a_function_is_seen():
         "def f():\n    from persona_lib.pipeline import main\n    from persona_lib.models import llm\n"
         "    from persona_lib import store\n    import persona_lib.data.own\n"
     )
-    assert fingerprint.imported_modules(tree) == {"pipeline", "models.llm", "store", "data.own"}
+    assert imported_modules(tree) == {"pipeline", "models.llm", "store", "data.own"}

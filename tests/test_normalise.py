@@ -9,9 +9,9 @@ import shutil
 
 import pytest
 
-from persona_lib import fingerprint, writeback
+from persona_lib import writeback
 from persona_lib.config import REPO, load_profile
-from persona_lib.runner import normalise
+from persona_lib.runner import execute, normalise
 from persona_lib.runner.tasks import Pipeline
 
 
@@ -148,9 +148,9 @@ def rewrite(path, change):
 
 def test_writing_back_changes_no_code_hash_and_twice_changes_nothing(pipeline):
     source = pipeline.notebooks / "01_preference_data.ipynb"
-    before = fingerprint.notebook_hash(source)
+    before = execute.notebook_hash(source)
     assert writeback.write_back(pipeline, []) == [source]
-    assert fingerprint.notebook_hash(source) == before
+    assert execute.notebook_hash(source) == before
     assert normalise.read(source)["metadata"]["shown"] == {"profile": "smoke", "code": before}
     assert writeback.write_back(pipeline, ["01"]) == [] and writeback.check(pipeline.notebooks) == []
 

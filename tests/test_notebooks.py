@@ -10,9 +10,10 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from codemap import closure, imported_modules, module_path
 from conftest import run_there
 
-from persona_lib import config, fingerprint, profiles, store
+from persona_lib import config, profiles, store
 from persona_lib.reading import contents
 from persona_lib.runner import execute, normalise, tasks
 from persona_lib.runner.steps import STEPS
@@ -115,7 +116,7 @@ def test_papermill_sees_the_same_parameters(path):
 def test_a_notebook_calls_the_library_and_defines_nothing(path):
     defining = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     for cell in code(path):
-        tree = ast.parse(fingerprint.python_code(source(cell)))
+        tree = ast.parse(execute.python_code(source(cell)))
         assert [node.name for node in ast.walk(tree) if isinstance(node, defining)] == []
 
 
@@ -149,7 +150,7 @@ def uses(node: ast.AST, known: dict[str, str], module: str) -> tuple[set[str], s
 @cache
 def functions_of(module: str) -> list[tuple[set[str], set[str], set[str]]]:
     """Return (names, calls, fields) of every function and class of a library module."""
-    tree, kinds = ast.parse(fingerprint.module_path(module).read_text(encoding="utf-8")), ast.FunctionDef
+    tree, kinds = ast.parse(module_path(module).read_text(encoding="utf-8")), ast.FunctionDef
     methods = {
         m for c in ast.walk(tree) if isinstance(c, ast.ClassDef) for m in ast.walk(c) if isinstance(m, kinds)
     }
@@ -166,9 +167,9 @@ def functions_of(module: str) -> list[tuple[set[str], set[str], set[str]]]:
 
 def fields_reached(path: Path) -> set[str]:
     """Return the fields that a notebook reads, itself or in library functions that it may reach."""
-    whole = ast.parse("\n".join(fingerprint.python_code(source(cell)) for cell in code(path)))
+    whole = ast.parse("\n".join(execute.python_code(source(cell)) for cell in code(path)))
     waiting, fields = uses(whole, imported(whole), "notebook")
-    modules, seen = fingerprint.module_hashes(*fingerprint.notebook_modules(path)), set()
+    modules, seen = closure(imported_modules(whole)) - {"config", "profiles"}, set()
     functions = [function for module in modules for function in functions_of(module)]
     while waiting:
         seen |= waiting

@@ -4,11 +4,12 @@ from persona_lib import selection
 from persona_lib.config import load_profile
 
 
-def row(arm, seed, rate, fit, quality, sd=1.0):
+def row(arm, seed, rate, fit, quality, sd=1.0, unfinished=0.0):
     sides = {"fit_chosen": fit, "fit_rejected": fit}
     return {"method": "sft", "arm": arm, "seed": seed, "sft_learning_rate": rate, **sides} | {
         "quality": quality,
         "quality_sd": sd,
+        "unfinished": unfinished,
         "n": 10,
     }
 
@@ -32,15 +33,21 @@ def test_plain_arm_gives_up_at_most_a_tenth_of_a_deviation_of_quality_for_fit():
 
 def test_pt_must_keep_the_quality_of_what_the_plain_arm_picked():
     plain = row("none", 106, RATES[0], 0.1, 5.0)
-    good, bad = row("chosen", 106, RATES[1], 0.5, 4.95), row("chosen", 106, RATES[2], 0.9, 4.8)
+    good, bad = row("both", 106, RATES[1], 0.5, 4.95), row("both", 106, RATES[2], 0.9, 4.8)
     picks = selection.pick_both([plain, good, bad])
-    assert picks["none"] is plain and picks["chosen"] is good
+    assert picks["none"] is plain and picks["both"] is good
 
 
 def test_pt_takes_the_best_quality_if_no_candidate_keeps_up():
     plain = row("none", 106, RATES[0], 0.1, 6.0)
-    better, worse = row("chosen", 106, RATES[1], 0.5, 4.9), row("chosen", 106, RATES[2], 0.9, 4.8)
-    assert selection.pick_both([plain, better, worse])["chosen"] is better
+    better, worse = row("both", 106, RATES[1], 0.5, 4.9), row("both", 106, RATES[2], 0.9, 4.8)
+    assert selection.pick_both([plain, better, worse])["both"] is better
+
+
+def test_a_candidate_whose_answers_do_not_end_is_out_whatever_its_fit():
+    ends, near = row("both", 106, RATES[0], 0.1, 5.0), row("both", 106, RATES[1], 0.2, 5.0, unfinished=0.05)
+    never = row("both", 106, RATES[2], 0.9, 5.0, unfinished=0.06)
+    assert selection.pick([ends, near, never]) is near
 
 
 def test_a_candidate_sets_its_arms_own_fields_and_tuning_reads_validation_only():

@@ -22,10 +22,9 @@ from persona_lib.data.own_mapping import SPLITS, Mapping, read_mapping
 from persona_lib.data.own_rows import FIELDS, OwnPair, RowError, read_pair
 from persona_lib.data.own_splits import assign_splits, near_train
 from persona_lib.data.retrieval import normal
-from persona_lib.fingerprint import module_hash
 from persona_lib.profiles import ConfigError, Profile, near_names
 from persona_lib.records import DataError, PreferencePair
-from persona_lib.store import content_hash
+from persona_lib.store import VERSIONS, content_hash
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -170,7 +169,7 @@ def own_key(profile: Profile) -> str:
     mapping = Path(profile.data_mapping).expanduser()
     text = mapping.read_text(encoding="utf-8") if profile.data_mapping and mapping.is_file() else ""
     source = own_files.source_key(profile.data_dir)
-    return content_hash(module_hash("data.own"), source, text, profile.near_duplicate_threshold)
+    return content_hash(VERSIONS["pairs"], source, text, profile.near_duplicate_threshold)
 
 
 # --- tables ---

@@ -15,10 +15,9 @@ from persona_lib.data import everyday, official, official_folders, own, own_file
 from persona_lib.data.arms import draw
 from persona_lib.data.near import near_duplicates
 from persona_lib.data.persona_text import is_contrastive
-from persona_lib.fingerprint import module_hash
 from persona_lib.profiles import ConfigError, Profile, near_names
 from persona_lib.records import PreferencePair, TailoringRow
-from persona_lib.store import content_hash, is_done, mark_done, read_rows, write_rows, write_text
+from persona_lib.store import VERSIONS, content_hash, is_done, mark_done, read_rows, write_rows, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -114,7 +113,7 @@ def write_pairs(run: Run) -> Path:
     """
     if run.dataset not in READERS:
         raise ConfigError(f"no reader for data set {run.dataset!r}; {near_names(run.dataset, list(READERS))}")
-    folder, key = run.folder / "pairs", content_hash(module_hash("data.preference"), input_key(run))
+    folder, key = run.folder / "pairs", content_hash(VERSIONS["pairs"], input_key(run))
     if is_done(folder, key):
         return folder
     pairs = READERS[run.dataset](run)

@@ -20,9 +20,8 @@ from persona_lib.data.arms import derangement
 from persona_lib.data.leakage import EVAL_SPLITS, POOL_SPLITS, SIDES, leakage_report
 from persona_lib.data.persona_text import strip_contrast
 from persona_lib.data.retrieval import normal, retrieve
-from persona_lib.fingerprint import module_hash
 from persona_lib.records import InferredPersona, PreferencePair, TailoringRow
-from persona_lib.store import content_hash, file_hash, is_done, mark_done, read_rows, write_rows
+from persona_lib.store import VERSIONS, content_hash, file_hash, is_done, mark_done, read_rows, write_rows
 
 EVERYDAY_SHARES = {"sft_train": 0.5, "dpo_train": 0.5}  # it has validation topics of its own
 TRAIN_SHARES = {"sft_train": 0.4, "sft_val": 0.1, "dpo_train": 0.4, "dpo_val": 0.1}
@@ -257,7 +256,7 @@ def tailoring_key(run: Run, extra_personas: Mapping[str, Mapping[str, str]]) -> 
     p = run.profile
     settings = (p.near_duplicate_threshold, p.eval_split, p.retriever, p.retriever_model, p.strip_contrast)
     inputs = {path.name: file_hash(path) for path in persona_files(run)}
-    code = module_hash("data.tailoring")
+    code = VERSIONS["tailoring"]
     return content_hash(code, preference.input_key(run), run.seed, settings, inputs, dict(extra_personas))
 
 

@@ -22,7 +22,6 @@ from typing import Any
 from persona_lib import store
 from persona_lib.config import Run, results_dir
 from persona_lib.data import everyday, preference
-from persona_lib.fingerprint import module_hash
 from persona_lib.models import guards
 from persona_lib.models.llm import (
     attach_adapters,
@@ -36,6 +35,7 @@ from persona_lib.models.llm import (
 from persona_lib.models.tokens import count_rows
 from persona_lib.prompts import backwards_query, completion_text, relevance_query, tailoring_prompt
 from persona_lib.records import Judgment, PairwiseComparison, Rubric, TailoringRow
+from persona_lib.store import VERSIONS
 from persona_lib.training import cpu_head, train
 from persona_lib.training.trainers import sft_trainer
 
@@ -96,7 +96,7 @@ def judge_key(run: Run) -> str:
     """Return a hash of all that the judge depends on."""
     settings = [getattr(run.profile, name) for name in FIELDS]
     data = everyday.key() if run.dataset == everyday.NAME else preference.input_key(run)
-    code = module_hash("training.trainers", "prompts")
+    code = VERSIONS["training"]
     return store.content_hash(NAME, code, settings, data, model_key(*run.base_source))
 
 

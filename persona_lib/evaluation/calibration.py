@@ -20,10 +20,10 @@ from persona_lib.config import FACTS, Run
 from persona_lib.evaluation.judge import Judge, judge_both, judge_key, load_judge, persona_judge_of
 from persona_lib.evaluation.reader import UNREADABLE, shows
 from persona_lib.evaluation.tailor import eval_rows
-from persona_lib.fingerprint import module_hash
 from persona_lib.records import Judgment, PairwiseComparison, Rubric, TailoringRow
 from persona_lib.stats.metrics import position_inconsistent, verdict_of
 from persona_lib.stats.significance import wilson_interval
+from persona_lib.store import VERSIONS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -196,7 +196,7 @@ def calibration_key(run: Run, limit: int) -> str:
     judges = [
         judge_key(replace(run, profile=replace(run.profile, judge=name))) for name in judges_of(run).values()
     ]
-    code = module_hash("evaluation.calibration")
+    code = VERSIONS["calibration"]
     return store.content_hash(code, tailored, judges, run.profile.eval_limit, run.profile.eval_split, limit)
 
 

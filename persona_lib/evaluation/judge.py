@@ -20,7 +20,6 @@ from persona_lib.evaluation.matchups import Matchup, matchups
 from persona_lib.evaluation.quality import quality
 from persona_lib.evaluation.reader import fit
 from persona_lib.evaluation.tailor import eval_rows, generation_folder, persona_of, read_generations
-from persona_lib.fingerprint import module_hash
 from persona_lib.models.generators import load_generator, role_key
 from persona_lib.models.tokens import chat_text
 from persona_lib.profiles import ConfigError, Profile, judge_settings, near_names
@@ -28,6 +27,7 @@ from persona_lib.prompts import judge_prompt
 from persona_lib.records import Generation, Judgment, PairwiseComparison, Rubric, RunSpec
 from persona_lib.stats.metrics import verdict_of
 from persona_lib.store import (
+    VERSIONS,
     append_rows,
     clear_unless,
     content_hash,
@@ -197,7 +197,7 @@ def judgment_key(run: Run, matchup: Matchup, role: str = "judge") -> str:
         read_json(generation_folder(run, spec) / "done.json")["key"] for spec in (matchup.test, matchup.base)
     ]
     return content_hash(
-        module_hash("evaluation.judge"),
+        VERSIONS["judging"],
         matchup,
         done,
         judge_key(run, role),

@@ -24,11 +24,11 @@ from persona_lib.data.preference import (
     load_pairs,
 )
 from persona_lib.data.tailoring import retrieved_train_ids
-from persona_lib.fingerprint import module_hash
 from persona_lib.models.generators import load_generator, role_key
 from persona_lib.profiles import Profile
 from persona_lib.prompts import inference_prefix, inference_query
 from persona_lib.records import InferredPersona, PreferencePair, Side
+from persona_lib.store import VERSIONS
 
 SIDES: tuple[Side, ...] = ("chosen", "rejected")
 STOPS = ("\n",)
@@ -172,7 +172,7 @@ def personas_key(run: Run) -> str:
         or n in ("generator_model", "generator_url", "generator_kind", "engine", "eval_split", "eval_limit")
     }
     return store.content_hash(
-        module_hash("evaluation.personas"),
+        VERSIONS["personas"],
         settings,
         "inferred" in run.profile.train_personas,
         store.read_json(run.folder / "pairs" / "done.json")["key"],

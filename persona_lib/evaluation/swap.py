@@ -24,7 +24,6 @@ from persona_lib.evaluation.swap_tables import (
     to_frame,
 )
 from persona_lib.evaluation.tailor import eval_rows
-from persona_lib.fingerprint import module_hash
 from persona_lib.models import guards
 from persona_lib.models.llm import (
     attach_adapters,
@@ -36,6 +35,7 @@ from persona_lib.models.llm import (
 )
 from persona_lib.prompts import completion_text, tailoring_prompt
 from persona_lib.records import Generation, TailoringRow
+from persona_lib.store import VERSIONS
 from persona_lib.training.train import adapter_folder
 from persona_lib.workers import run_jobs, share_out
 
@@ -132,9 +132,7 @@ def swap_key(run: Run, arm: str, persona_format: str) -> str:
         *(p.quantization, p.compute_dtype, p.merge_adapters, p.gen_expand_weights),
         *(p.swap_batch_size, p.eval_split, p.eval_limit, p.eval_personas, p.controls),
     )
-    return store.content_hash(
-        module_hash("evaluation.swap"), inputs, model_key(*run.base_source), settings, persona_format
-    )
+    return store.content_hash(VERSIONS["swap"], inputs, model_key(*run.base_source), settings, persona_format)
 
 
 class PolicyLoader:

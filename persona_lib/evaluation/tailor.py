@@ -16,12 +16,12 @@ from persona_lib import store
 from persona_lib.config import Run, main_arm
 from persona_lib.data.arms import draw
 from persona_lib.evaluation.policies import generators, policy_key
-from persona_lib.fingerprint import module_hash
 from persona_lib.models import guards
 from persona_lib.models.llm import format_of, model_key
 from persona_lib.profiles import Profile
 from persona_lib.prompts import STOP, beginning, begun_prompt, few_shot_prompt, tailoring_prompt
 from persona_lib.records import Generation, RunSpec, TailoringRow
+from persona_lib.store import VERSIONS
 from persona_lib.workers import run_jobs, share_out
 
 SIDES = ("chosen", "rejected")
@@ -156,7 +156,7 @@ def generation_key(run: Run, spec: RunSpec) -> str:
         )
     ]
     return store.content_hash(
-        module_hash("evaluation.tailor"),
+        VERSIONS["answers"],
         spec,
         policy_key(run, spec),
         model_key(*run.base_source),

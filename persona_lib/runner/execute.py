@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from persona_lib.fingerprint import python_code
+from persona_lib.store import content_hash
 from persona_lib.workers import COLLECT_AFTER
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -24,6 +24,27 @@ ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 class StepError(RuntimeError):
     """A notebook that failed; the message holds the traceback and where the half-run copy is."""
+
+
+def code_cells(path: Path) -> list[str]:
+    """Return the sources of a notebook's code cells, without what papermill injected."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return [
+        "".join(cell["source"]).rstrip()
+        for cell in cells
+        if cell["cell_type"] == "code" and "injected-parameters" not in cell["metadata"].get("tags", [])
+    ]
+
+
+def notebook_hash(path: Path) -> str:
+    """Return the hash of a notebook's code cells; prose, outputs and metadata do not count."""
+    return content_hash(*(source for source in code_cells(path) if source.strip()))
+
+
+def python_code(source: str) -> str:
+    """Return a code cell with IPython's magic lines (% and !) blanked, so that ``ast`` can read it."""
+    lines = source.splitlines()
+    return "\n".join("" if line.lstrip().startswith(("%", "!")) else line for line in lines)
 
 
 def parameter_names(notebook: Path) -> list[str]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from persona_lib.config import REPO
-from persona_lib.fingerprint import notebook_hash
+from persona_lib.runner.execute import notebook_hash
 
 WORK = "work"  # tag of cells whose printed lines tell only how far they are
 KEPT = ("image/png", "image/svg+xml", "text/html", "text/latex", "text/markdown", "text/plain")

@@ -20,14 +20,17 @@ from typing import Literal
 class Step:
     """One numbered notebook.
 
-    ``minutes`` are expected per task and profile, on two cores or one GPU; a plan replaces them by what
-    this machine measured. Those of ``paper`` are guesses.
+    ``versions`` names the steps of ``store.VERSIONS`` whose code it calls; without them, every change of
+    the library makes it run again (seconds, where only tables are made). ``minutes`` are expected per task
+    and profile, on two cores or one GPU; a plan replaces them by what this machine measured. Those of
+    ``paper`` are guesses.
     """
 
     title: str
     per: Literal["run", "profile"] = "run"
     inputs: tuple[str, ...] = ()
     fields: tuple[str, ...] = ()
+    versions: tuple[str, ...] = ()
     minutes: dict[str, float] = field(default_factory=dict)
 
 
@@ -92,23 +95,33 @@ JUDGING = (
 STEPS: dict[str, Step] = {
     "01_preference_data": Step(
         "Preference pairs, split by prompt",
+        versions=("pairs",),
         fields=(*DATA, "near_duplicate_threshold"),
         minutes={"smoke": 0.1, "everyday": 0.1, "authors": 0.2, "paper": 1},
     ),
     "02_base_model": Step(
         "The base language model",
+        versions=("training",),
         per="profile",
         fields=(*MODEL, "gen_max_new_tokens", "gen_repetition_penalty"),
         minutes={"smoke": 0.2, "everyday": 0.5, "authors": 0.5, "paper": 10},
     ),
     "03_persona_inference": Step(
         "Infer a persona for every response",
+        versions=(
+            "pairs",
+            "personas",
+        ),
         inputs=("01_preference_data", "02_base_model"),
         fields=(*INFERENCE, "train_personas"),  # the arm "inferred" needs more of them
         minutes={"smoke": 0.3, "everyday": 4.5, "paper": 20},
     ),
     "04_persona_quality": Step(
         "Persona accuracy, preference and salient words",
+        versions=(
+            "personas",
+            "calibration",
+        ),
         inputs=("01_preference_data", "02_base_model", "03_persona_inference"),
         fields=(
             *INFERENCE,
@@ -123,36 +136,45 @@ STEPS: dict[str, Step] = {
     ),
     "05_tailoring_data": Step(
         "Retrieve personas, build the tailoring data",
+        versions=("tailoring",),
         inputs=("01_preference_data", "03_persona_inference"),
         fields=(*INFERENCE, "strip_contrast", "near_duplicate_threshold", "eval_personas", "train_personas"),
         minutes={"smoke": 0.1, "everyday": 0.1, "authors": 0.3, "paper": 1},
     ),
     "06_supervised_tailoring": Step(
         "Persona tailoring by supervised fine-tuning",
+        versions=("training",),
         inputs=("02_base_model", "05_tailoring_data"),
         fields=TRAINING,
         minutes={"smoke": 0.4, "everyday": 4.5, "authors": 15, "paper": 25},
     ),
     "07_preference_tailoring": Step(
         "Persona tailoring by DPO on top of it",
+        versions=("training",),
         inputs=("02_base_model", "05_tailoring_data", "06_supervised_tailoring"),
         fields=TRAINING,
         minutes={"smoke": 0.7, "everyday": 8, "authors": 30, "paper": 50},
     ),
     "08_generation": Step(
         "Answer the test prompts with every policy and persona",
+        versions=("answers",),
         inputs=("02_base_model", "05_tailoring_data", "06_supervised_tailoring", "07_preference_tailoring"),
         fields=GENERATION,
         minutes={"smoke": 0.6, "everyday": 8, "authors": 10, "paper": 215},
     ),
     "09_judging": Step(
         "Judge the answers in both orders",
+        versions=("judging",),
         inputs=("01_preference_data", "02_base_model", "05_tailoring_data", "08_generation"),
         fields=JUDGING,
         minutes={"smoke": 0.3, "everyday": 1, "authors": 25, "paper": 1100},
     ),
     "10_user_personas": Step(
         "Personas that users write themselves",
+        versions=(
+            "answers",
+            "judging",
+        ),
         inputs=(
             "02_base_model",
             "05_tailoring_data",
@@ -166,6 +188,7 @@ STEPS: dict[str, Step] = {
     ),
     "11_persona_swap": Step(
         "Swap the persona: does the preference follow?",
+        versions=("swap",),
         inputs=(
             "02_base_model",
             "05_tailoring_data",

@@ -1,10 +1,10 @@
 """Tasks of a profile, and when one is stale.
 
 A task is a step for one data set and seed, or for the whole profile. After it ran, its
-manifest ``results/<profile>/manifests/<task>.json`` holds the key that it ran for (code of the
-notebook, library modules, parameters, profile fields, its inputs' outputs) and what it made. A task
-is stale when its key differs from the manifest's or an output is gone. Outputs count by content, so
-a step that was run again with the same result does not make the next ones stale.
+manifest ``results/<profile>/manifests/<task>.json`` holds the key that it ran for (the notebook's
+code, the versions of the steps it calls, parameters, profile fields, its inputs' outputs) and what it
+made. A task is stale when its key differs from the manifest's or an output is gone. Outputs count by
+content, so a step that was run again with the same result does not make the next ones stale.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from persona_lib import config, fingerprint, store
+from persona_lib import config, store
 from persona_lib.data import own_files
 from persona_lib.profiles import ConfigError, Profile, field_types, near_names
-from persona_lib.runner.execute import running_copy
+from persona_lib.runner.execute import notebook_hash, running_copy
 from persona_lib.runner.steps import STEPS, Step
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
@@ -134,13 +134,20 @@ def data_state(place: str) -> str:
 def model_state(folder: Path) -> str:
     """Return a model's folder and a hash of its files' sizes and times: enough to see that it changed."""
     states = [(path.name, *state) for path, *state in store.files_in(folder)]
-    return f"{folder} ({fingerprint.short_hash(json.dumps(states))})"
+    return f"{folder} ({store.content_hash(states)})"
 
 
 def outputs_hash(pipeline: Pipeline, task_id: str) -> str | None:
     """Return the hash of what a task made, or None if it has not run."""
     path = pipeline.manifest(task_id)
-    return fingerprint.short_hash(json.dumps(store.read_json(path)["outputs"])) if path.exists() else None
+    return store.content_hash(store.read_json(path)["outputs"]) if path.exists() else None
+
+
+@cache
+def library_hash() -> str:
+    """Return a hash of the library's files: steps that only count and draw run again when it changes."""
+    files = sorted(config.FACTS.parent.rglob("*.py"))
+    return store.content_hash([store.file_hash(path) for path in files])
 
 
 def current_key(pipeline: Pipeline, task: Task) -> dict[str, Any]:
@@ -148,13 +155,13 @@ def current_key(pipeline: Pipeline, task: Task) -> dict[str, Any]:
     if task.step == REPORT:
         files = {i: pipeline.manifest(i) for i in task.inputs}
         inputs = {i: store.file_hash(path) if path.exists() else None for i, path in files.items()}
-        return {"modules": fingerprint.module_hashes("runner.report"), "inputs": inputs}
-    source = pipeline.source(task)
+        return {"code": library_hash(), "inputs": inputs}
+    step = pipeline.table[task.step]
     return {
-        "notebook": fingerprint.notebook_hash(source),
-        "modules": fingerprint.module_hashes(*fingerprint.notebook_modules(source)),
+        "notebook": notebook_hash(pipeline.source(task)),
+        "code": {name: store.VERSIONS[name] for name in step.versions} or library_hash(),
         "parameters": task.parameters,
-        "fields": field_values(pipeline.profile, pipeline.table[task.step].fields),
+        "fields": field_values(pipeline.profile, step.fields),
         "inputs": {i: outputs_hash(pipeline, i) for i in task.inputs},
     }
 
@@ -169,8 +176,8 @@ def key_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     said = []
     if old.get("notebook") != new.get("notebook"):
         said.append("the notebook's code changed")
-    if modules := differing(old.get("modules", {}), new.get("modules", {})):
-        said.append(f"persona_lib changed: {', '.join(modules)}")
+    if old.get("code") != new.get("code"):
+        said.append("persona_lib's code changed")
     before, after = old.get("fields", {}), new.get("fields", {})
     said += [f"{name}: {before.get(name)} -> {after.get(name)}" for name in differing(before, after)]
     if old.get("parameters") != new.get("parameters"):

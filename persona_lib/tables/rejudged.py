@@ -16,7 +16,6 @@ from persona_lib.data.released import Released, ReleasedFile
 from persona_lib.evaluation.agreement import agreement_row
 from persona_lib.evaluation.judge import RUBRICS, judge_comparisons, judge_key, model_judge
 from persona_lib.evaluation.judged import RUBRICS as SHORT
-from persona_lib.fingerprint import module_hash
 from persona_lib.models.generate import cut_at_stop
 from persona_lib.profiles import Profile
 from persona_lib.prompts import STOP
@@ -24,7 +23,7 @@ from persona_lib.records import PairwiseComparison
 from persona_lib.stats.bootstrap import interval_columns
 from persona_lib.stats.metrics import WinRate
 from persona_lib.stats.pooled import delta_pq_of, make_pool, net_columns, net_of
-from persona_lib.store import content_hash, iter_rows, read_json
+from persona_lib.store import VERSIONS, content_hash, iter_rows, read_json
 from persona_lib.tables.results import Row, inconsistent, verdict_counts
 from persona_lib.tables.results_paper import paper_rows
 
@@ -97,7 +96,7 @@ def judge_released(run: Run, data: Released | None) -> list[Path]:
                 "test": "dpo-chosen",
                 "base": "dpo-none",
             }
-            key = content_hash(module_hash("tables.rejudged"), judge_key(run, role), found)
+            key = content_hash(VERSIONS["rejudged"], judge_key(run, role), found)
             folder = folder_of(run.profile, role, dataset, eval_persona)
             folders.append(judge_comparisons(judge, lambda found=found: found, folder, key, what))
             print(f"{role}, {dataset}, {eval_persona}: {len(found)} pairs of answers judged", flush=True)

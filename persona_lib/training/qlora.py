@@ -11,9 +11,9 @@ from typing import Any
 
 from persona_lib import store
 from persona_lib.config import Run, main_arm
-from persona_lib.fingerprint import module_hash
 from persona_lib.models import guards
 from persona_lib.models.llm import load_base, load_tokenizer
+from persona_lib.store import VERSIONS
 from persona_lib.training import cpu_head, train
 from persona_lib.training.trainers import sft_trainer
 
@@ -25,7 +25,7 @@ def qlora_section(run: Run, steps: int = 4, rows: int = 16) -> Any:
     changes = {"quantization": "nf4", "merge_adapters": False, "sft_epochs": 1}
     run = dataclasses.replace(run, profile=dataclasses.replace(run.profile, **changes))
     spec = train.training_spec(run, "sft", main_arm(run.profile)) | {"steps": steps, "rows": rows}
-    spec["code"] = module_hash("training.qlora")
+    spec["code"] = VERSIONS["training"]
     if not store.is_done(run.folder / "qlora", key := store.content_hash(spec)):
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # so the peak of memory is its own
             pool.submit(train_steps, run, steps, rows, key, spec).result()

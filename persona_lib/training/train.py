@@ -25,12 +25,12 @@ from typing import Any
 from persona_lib import store
 from persona_lib.config import Run, load_profile
 from persona_lib.data.arms import TWO_SIDED, draw, to_dpo_rows, to_ordered_dpo_rows, to_sft_rows
-from persona_lib.fingerprint import module_hash
 from persona_lib.models import guards
 from persona_lib.models.llm import format_of, load_base, load_tokenizer, model_key
 from persona_lib.models.tokens import RowCounts, count_rows
 from persona_lib.profiles import Profile
 from persona_lib.records import TailoringRow
+from persona_lib.store import VERSIONS
 from persona_lib.training import cpu_head, ranks
 from persona_lib.training.trainers import check_dpo_start, dpo_trainer, sft_trainer
 from persona_lib.workers import run_jobs
@@ -127,7 +127,7 @@ def training_spec(run: Run, method: str, train_persona: str) -> dict[str, Any]:
         "base": base_key(run),
         "settings": {f: getattr(run.profile, f) for f in (*SHARED_FIELDS, *METHOD_FIELDS[method])},
         "data": {part: [*map(store.file_hash, paths)] for part, paths in data_paths(run, method).items()},
-        "code": module_hash("training.train"),
+        "code": VERSIONS["training"],
     }
     if method == "dpo":
         sft = adapter_folder(run, "sft", train_persona) / "done.json"
