@@ -88,7 +88,7 @@ def measure(run: Run, method: str, arm: str) -> dict[str, float]:
     for spec, generator in policies.generators(one, [*specs]):
         tailor.generate_run(one, spec, generator)
         scores[specs[spec]] = oracle_scores(one, spec, spec.eval_persona)
-        answers = tailor.load_generations(one, spec).values()
+        answers = tailor.read_generations(one, spec).values()
         unfinished += [answer.finish_reason != "stop" for answer in answers]
     qualities = np.array([row["quality"] for rows in scores.values() for row in rows])
     fits = {f"fit_{side}": float(np.mean([row["fit"] for row in rows])) for side, rows in scores.items()}
