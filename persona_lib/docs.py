@@ -49,9 +49,9 @@ PACKAGES = (
 BLOCK = re.compile(r"(<!-- (table|figure):([\w-]+)/(\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 NOT_RUN = "*Not run yet.*"
 TRACKED = {  # tables on validation topics, kept with the figures -> the command that writes them
-    "reader": "python -m persona_lib.reader_check",
-    "selection_sft": "python -m persona_lib.selection",
-    "selection_dpo": "python -m persona_lib.selection",
+    "reader": "python -m persona_lib.studies reader",
+    "selection_sft": "python -m persona_lib.studies selection",
+    "selection_dpo": "python -m persona_lib.studies selection",
 }
 DERIVED = {"paper": paper_rows}  # follow from facts
 SHOWN: dict[str, dict[str, Any]] = {  # what of a long table stands in a document

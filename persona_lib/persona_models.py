@@ -1,11 +1,11 @@
-"""Persona inference by several models, as in the paper's Figure 3: ``python -m persona_lib.persona_models``.
+"""Persona inference by several models, as in the paper's Figure 3: ``python -m persona_lib.studies persona-models``.
 
 Every model writes personas for both sides of the same evaluation pairs from the same prompt, and the
 profile's judge of personas says how often they lead back to their response. Without ``--model`` the models
 are those of ``MODELS``, from the package index (Gemma's licence has to be accepted: ``persona_lib.weights``).
 With it, any others, by the settings in which they differ:
 
-    python -m persona_lib.persona_models --profile paper --model 8B --model 70B generator_model=ID
+    python -m persona_lib.studies persona-models --profile paper --model 8B --model 70B generator_model=ID
 
 Nothing is chosen by these numbers. Table and figure are ``persona_models`` of the profile; a model and seed
 that is finished is not asked again.
@@ -143,7 +143,7 @@ def origin_line(profile: Profile, table: pd.DataFrame, arguments: list[str]) -> 
 def main(arguments: list[str] | None = None) -> None:
     """Ask every model, and write table and figure."""
     parser = argparse.ArgumentParser(
-        prog="python -m persona_lib.persona_models",
+        prog="python -m persona_lib.studies persona-models",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

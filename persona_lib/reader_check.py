@@ -1,4 +1,4 @@
-"""How often the reader of answers is right: ``python -m persona_lib.reader_check``.
+"""How often the reader of answers is right: ``python -m persona_lib.studies reader``.
 
 ``--draw N`` writes a blind sheet of N generated answers of a run: a dimension with its two values, the
 question and the answer; no policy, persona or verdict of the reader. Somebody adds "label" to each line: one
@@ -68,7 +68,7 @@ def measured() -> pd.DataFrame:
 def main() -> None:
     """Draw a sheet, or write the table."""
     parser = argparse.ArgumentParser(
-        prog="python -m persona_lib.reader_check",
+        prog="python -m persona_lib.studies reader",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -17,6 +17,7 @@ Rubric = Literal["personalization", "quality"]
 Winner = Literal["A", "B"]
 Verdict = Literal["win", "tie", "loss", "unparsed"]
 
+SIDES: tuple[Side, ...] = ("chosen", "rejected")
 METHODS = ("few_shot", "sft", "dpo")
 TRAIN_PERSONAS = ("none", "chosen", "rejected", "both", "shuffled", "inferred", "relabelled")
 EVAL_PERSONAS = (

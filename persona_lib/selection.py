@@ -1,6 +1,6 @@
 """Choose the training settings on validation topics, with the same budget for plain DPO and tailored arms.
 
-``python -m persona_lib.selection`` trains every candidate for all arms with data and training seeds that
+``python -m persona_lib.studies selection`` trains every candidate for all arms with data and training seeds that
 no result uses, evaluates it on the validation split only, and writes ``figures/<profile>/selection_*.csv``.
 The rule is fixed here. All means are over seeds and over the gold personas of both sides (told to the plain
 arm in the first person). A candidate whose answers end less often than those of the arm's best by more than
@@ -27,12 +27,11 @@ from persona_lib.data import preference, tailoring
 from persona_lib.evaluation import personas, policies, tailor
 from persona_lib.evaluation.judge import oracle_scores
 from persona_lib.profiles import Profile
-from persona_lib.records import RunSpec
+from persona_lib.records import SIDES, RunSpec
 from persona_lib.training import train
 
 SEEDS = (106, 107, 108)  # tuning only: results use data and training seeds 0, 1, 2, ...
 ARMS = ("none", "both")
-SIDES = ("chosen", "rejected")
 QUALITY_MARGIN = 0.1  # in standard deviations of the answers' quality
 UNFINISHED_MARGIN = 0.05  # share of answers without an end, above the arm's lowest
 

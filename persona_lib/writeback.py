@@ -1,4 +1,4 @@
-"""Put the outputs of a finished run into ``notebooks/``: ``python -m persona_lib.writeback``.
+"""Put the outputs of a finished run into ``notebooks/``: ``python -m persona_lib.docs --notebooks``.
 
 The executed notebooks of a profile (its first data set and seed) are brought into a normal form that depends
 on results alone (``persona_lib.runner.normalise``) and become what JupyterLab and code hosts show. Code and
@@ -72,10 +72,10 @@ def check(folder: Path = NOTEBOOKS) -> list[str]:
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m persona_lib.writeback",
+        prog="python -m persona_lib.docs --notebooks",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example: ./run_all.sh && python -m persona_lib.writeback && git diff --stat notebooks",
+        epilog="example: ./run_all.sh && python -m persona_lib.docs --notebooks && git diff --stat notebooks",
     )
     parser.add_argument("steps", nargs="*", metavar="STEP", help="only these, e.g. 03 (default: all)")
     parser.add_argument("--profile", default="everyday", help="whose run to show (default: everyday)")

@@ -287,7 +287,7 @@ def test_running_again_does_nothing_and_is_quick(smoke_repository):
 @pytest.mark.slow
 def test_notebooks_that_were_run_twice_are_written_back_to_the_same_bytes(smoke_repository):
     def written() -> dict[str, bytes]:
-        run_there(smoke_repository, "python -m persona_lib.writeback --profile smoke")
+        run_there(smoke_repository, "python -m persona_lib.docs --notebooks --profile smoke")
         return {path.name: path.read_bytes() for path in (smoke_repository / "notebooks").glob("*.ipynb")}
 
     first = written()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from persona_lib.data.near import near_duplicates, ngrams
-from persona_lib.records import TailoringRow
+from persona_lib.records import SIDES, TailoringRow
 from persona_lib.stats.words import tokens
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 POOL_SPLITS = ("sft_train", "dpo_train")  # what personas are retrieved from; never validation rows
 EVAL_SPLITS = ("validation", "test")
-SIDES = ("chosen", "rejected")
 Rows = dict[str, list[TailoringRow]]
 
 

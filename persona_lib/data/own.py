@@ -19,7 +19,7 @@ from persona_lib.data.messages import is_conversation
 from persona_lib.data.own_checks import Finding, odd_texts
 from persona_lib.data.own_files import RawRow
 from persona_lib.data.own_mapping import SPLITS, Mapping, read_mapping
-from persona_lib.data.own_rows import FIELDS, OwnPair, RowError, read_pair
+from persona_lib.data.own_rows import PAIR_FIELDS, OwnPair, RowError, read_pair
 from persona_lib.data.own_splits import assign_splits, near_train
 from persona_lib.data.retrieval import normal
 from persona_lib.profiles import ConfigError, Profile, near_names
@@ -138,7 +138,7 @@ def read_source(source: str, mapping: Mapping, threshold: float, key: str) -> Ow
             findings.append(Finding(row.number, row.place, error.field, error.code, error.detail))
     pairs, more = against_others(pairs)
     for pair in pairs:
-        texts = {name: getattr(pair.pair, name) for name in FIELDS}
+        texts = {name: getattr(pair.pair, name) for name in PAIR_FIELDS}
         more += [Finding(pair.row, pair.place, *odd) for odd in odd_texts(texts)]
     check_enough(source, pairs, findings + more)
     rows, given = assign_splits(pairs, threshold)
@@ -181,7 +181,7 @@ def row_table(data: OwnData) -> pd.DataFrame:
 
     lines = [
         {"id": r.pair.id, "row": r.row, "place": r.place, "split": r.split, "category": r.category}
-        | {f"characters of {name}": len(getattr(r.pair, name)) for name in FIELDS}
+        | {f"characters of {name}": len(getattr(r.pair, name)) for name in PAIR_FIELDS}
         for r in data.rows
     ]
     return pd.DataFrame(lines)

@@ -13,7 +13,7 @@ from persona_lib.records import PreferencePair
 
 NAME = "own"  # the data set's name in profiles and results
 SPLIT_NAMES = {name: name for name in SPLITS} | dict.fromkeys(("dev", "val", "valid", "eval"), "validation")
-FIELDS = ("prompt", "chosen", "rejected")
+PAIR_FIELDS = ("prompt", "chosen", "rejected")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def column_names(mapping: Mapping, values: dict[str, Any]) -> dict[str, str]:
     if not mapping.responses:
         return {"prompt": mapping.prompt, "chosen": mapping.chosen, "rejected": mapping.rejected}
     sides = mapping.responses if plain(values[mapping.label]) in mapping.first else mapping.responses[::-1]
-    return dict(zip(FIELDS, (mapping.prompt, *sides), strict=True))
+    return dict(zip(PAIR_FIELDS, (mapping.prompt, *sides), strict=True))
 
 
 def texts_of(values: dict[str, Any], mapping: Mapping) -> dict[str, str]:
@@ -69,7 +69,7 @@ def texts_of(values: dict[str, Any], mapping: Mapping) -> dict[str, str]:
     implicit = mapping.prompt not in values and all(map(is_conversation, sides))
     prompt = None if implicit else value_of(values, mapping.prompt)
     try:
-        texts = dict(zip(FIELDS, conversation_texts(prompt, *sides), strict=True))
+        texts = dict(zip(PAIR_FIELDS, conversation_texts(prompt, *sides), strict=True))
     except MessageError as error:
         raise RowError(columns[error.field], "messages", str(error)) from error
     for field, value in texts.items():

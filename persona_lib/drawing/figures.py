@@ -151,7 +151,7 @@ FIGURES = {
 
 ELSEWHERE = {  # drawn by the notebook or command that makes their tables
     "ratings": "notebook 14_human_ratings",
-    "persona_models": "python -m persona_lib.persona_models",
+    "persona_models": "python -m persona_lib.studies persona-models",
     "released_flip": "notebook 13_released_outputs",
     "released_safety": "notebook 15_safety",
 }

@@ -34,13 +34,12 @@ from persona_lib.models.llm import (
 )
 from persona_lib.models.tokens import count_rows
 from persona_lib.prompts import backwards_query, completion_text, relevance_query, tailoring_prompt
-from persona_lib.records import Judgment, PairwiseComparison, Rubric, TailoringRow
+from persona_lib.records import SIDES, Judgment, PairwiseComparison, Rubric, TailoringRow
 from persona_lib.store import VERSIONS
 from persona_lib.training import cpu_head, train
 from persona_lib.training.trainers import sft_trainer
 
 NAME = "backwards"
-SIDES = ("chosen", "rejected")
 FIELDS = ("backwards_rows", "backwards_epochs", "backwards_batch_size", "backwards_learning_rate", "lora_r",
           "lora_alpha", "lora_dropout", "lora_targets", "max_length", "compute_dtype",
           "completion_only_loss", "sft_packing", "lr_scheduler", "warmup_share")  # fmt: skip

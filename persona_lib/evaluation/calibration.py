@@ -20,7 +20,7 @@ from persona_lib.config import FACTS, Run
 from persona_lib.evaluation.judge import Judge, judge_both, judge_key, load_judge, persona_judge_of
 from persona_lib.evaluation.reader import UNREADABLE, shows
 from persona_lib.evaluation.tailor import eval_rows
-from persona_lib.records import Judgment, PairwiseComparison, Rubric, TailoringRow
+from persona_lib.records import SIDES, Judgment, PairwiseComparison, Rubric, TailoringRow
 from persona_lib.stats.metrics import position_inconsistent, verdict_of
 from persona_lib.stats.significance import wilson_interval
 from persona_lib.store import VERSIONS
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 BELIEVED = 0.6
 FIT, READING = "persona fit", "reading of generated answers"  # tests of personalization
 LABELS = FACTS / "reader_labels.jsonl"
-SIDES = ("chosen", "rejected")
 SENTENCE = re.compile(r"(?<=[.!?])\s+|\n")
 MODAL = re.compile(r"\b(is|are|can|will|should|must|does|may|was|has)\b")
 

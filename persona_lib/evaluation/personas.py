@@ -27,10 +27,9 @@ from persona_lib.data.tailoring import retrieved_train_ids
 from persona_lib.models.generators import load_generator, role_key
 from persona_lib.profiles import Profile
 from persona_lib.prompts import inference_prefix, inference_query
-from persona_lib.records import InferredPersona, PreferencePair, Side
+from persona_lib.records import SIDES, InferredPersona, PreferencePair, Side
 from persona_lib.store import VERSIONS
 
-SIDES: tuple[Side, ...] = ("chosen", "rejected")
 STOPS = ("\n",)
 REFUSAL = re.compile(
     r"\b(I can(?:'|no)t|I cannot|I'm sorry|I am sorry|as an AI|unable to|error in|cannot provide)\b",

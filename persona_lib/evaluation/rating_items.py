@@ -12,9 +12,8 @@ from persona_lib.config import Run, main_arm
 from persona_lib.evaluation.rating_sheets import Item
 from persona_lib.evaluation.tailor import eval_rows, generation_folder, read_generations
 from persona_lib.profiles import Profile
-from persona_lib.records import Generation, RunSpec, TailoringRow
+from persona_lib.records import SIDES, Generation, RunSpec, TailoringRow
 
-SIDES = ("chosen", "rejected")
 GROUPS = {"personas": SIDES, "answers": ("PT-DPO", "DPO")}  # compared: the first minus the second
 
 

@@ -20,11 +20,10 @@ from persona_lib.models import guards
 from persona_lib.models.llm import format_of, model_key
 from persona_lib.profiles import Profile
 from persona_lib.prompts import STOP, beginning, begun_prompt, few_shot_prompt, tailoring_prompt
-from persona_lib.records import Generation, RunSpec, TailoringRow
+from persona_lib.records import SIDES, Generation, RunSpec, TailoringRow
 from persona_lib.store import VERSIONS
 from persona_lib.workers import run_jobs, share_out
 
-SIDES = ("chosen", "rejected")
 BROKEN = 0.05  # share of degenerate answers from which a policy is not sound
 
 

@@ -17,7 +17,7 @@ from persona_lib.data import own
 from persona_lib.data.own import OwnData
 from persona_lib.data.own_checks import NOTED, REJECTED, Finding
 from persona_lib.data.own_mapping import SPLITS
-from persona_lib.data.own_rows import FIELDS
+from persona_lib.data.own_rows import PAIR_FIELDS
 from persona_lib.profiles import Profile
 from persona_lib.prompts import completion_text, tailoring_prompt
 from persona_lib.store import write_text
@@ -83,7 +83,7 @@ def length_table(data: OwnData, counts: Sequence[int] | None) -> pd.DataFrame:
     """Return the median, 95th percentile and maximum of characters per field and of tokens per row."""
     import pandas as pd
 
-    lengths = {f"characters of {name}": [len(getattr(r.pair, name)) for r in data.rows] for name in FIELDS}
+    lengths = {f"characters of {name}": [len(getattr(r.pair, name)) for r in data.rows] for name in PAIR_FIELDS}
     if counts is not None:
         lengths["tokens of prompt and longer response"] = list(counts)
     lines = [
@@ -166,7 +166,7 @@ def persona_note(profile: Profile) -> str:
 def example(data: OwnData) -> str:
     """Return the first usable row as it will be read."""
     row = data.rows[0]
-    texts = [f"{name}\n{getattr(row.pair, name)[:600]}" for name in FIELDS]
+    texts = [f"{name}\n{getattr(row.pair, name)[:600]}" for name in PAIR_FIELDS]
     shown = html.escape("\n".join(texts))
     return f'<p>{html.escape(row.place)}, split {row.split}:</p><div class="text">{shown}</div>'
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from persona_lib.records import SIDES
+
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-SIDES = ("chosen", "rejected")
 MORE = ("lower", "not clearly different", "higher")
 ABOUT_ZERO = ("below 0", "not clearly different from 0", "above 0")
 

@@ -16,7 +16,7 @@ from persona_lib.data import official, official_folders
 from persona_lib.data.persona_text import measures, persona_status
 from persona_lib.data.preference import inference_split
 from persona_lib.profiles import Profile
-from persona_lib.records import InferredPersona
+from persona_lib.records import SIDES, InferredPersona
 from persona_lib.stats.bootstrap import Interval, bootstrap_mean, interval_columns
 from persona_lib.stats.saliency import word_saliency
 from persona_lib.store import read_rows
@@ -24,7 +24,6 @@ from persona_lib.store import read_rows
 if TYPE_CHECKING:
     import pandas as pd
 
-SIDES = ("chosen", "rejected")
 N_WORDS = 10  # of each side, the most telling
 Row = dict[str, Any]
 Texts = dict[str, dict[str, str]]  # side -> id of the pair -> the annotator's whole answer

@@ -58,9 +58,9 @@ def reanalysed() -> pd.DataFrame:
     )
     for suffix in ("", "_widest"):
         table[f"dpq_holm{suffix}"] = holm(table[f"dpq_p{suffix}"].to_dict()).values()
-    average = {"dataset": "all", "kind": "average", "label": "average of the ten rows"}
-    average |= dpq_columns(paper.average(found))
-    return pd.concat([table, pd.DataFrame([average])], ignore_index=True)
+    mean = {"dataset": "all", "kind": "average", "label": "average of the ten rows"}
+    mean |= dpq_columns(paper.average(found))
+    return pd.concat([table, pd.DataFrame([mean])], ignore_index=True)
 
 
 def paper_rows(profile: Profile) -> pd.DataFrame:

@@ -5,6 +5,8 @@ Accuracy and preference come from the per-item verdicts that notebook 04 leaves.
 
 from __future__ import annotations
 
+from persona_lib.records import SIDES
+
 from typing import TYPE_CHECKING, Any
 
 from persona_lib.config import Run, main_arm
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-SIDES = ("chosen", "rejected")
 ITEMS = "persona_accuracy_items.csv"  # of notebook 04: a row per pair and side
 N_WORDS = 15  # words shown per side
 N_EXAMPLES = 3  # rows of the evaluation split shown side by side: its first, not selected
