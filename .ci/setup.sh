@@ -46,7 +46,7 @@ venv_ready() {
 # True if an environment is active and satisfies the pins.
 active_ready() {
     [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] || return 1
-    python -m persona_lib.runner.environment "$1" >/dev/null 2>&1
+    python -m persona_lib.execute "$1" >/dev/null 2>&1
 }
 
 environment_ready() {
@@ -69,7 +69,7 @@ use_environment() {
     PYTHON="$PWD/.venv/bin/python"
     # torch first and alone, so that nothing later can choose another one.
     "$PYTHON" -m pip install --quiet ${PERSONA_TORCH_INDEX:+--index-url "$PERSONA_TORCH_INDEX"} \
-        -c constraints.txt "torch==$("$PYTHON" -m persona_lib.runner.environment --pin torch)"
+        -c constraints.txt "torch==$("$PYTHON" -m persona_lib.execute --pin torch)"
     "$PYTHON" -m pip install --quiet -c constraints.txt -e ".[$1]"
     stamp_of "$PYTHON" "$1" >.venv/stamp
     echo "set up in $((SECONDS - seconds)) s"

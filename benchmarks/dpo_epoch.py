@@ -8,7 +8,7 @@ activations (gradient checkpointing); bfloat16, also a default, is switched off,
 Ours, with as many pairs per step: reference log-probabilities computed once (their time, divided by the
 profile's epochs, is added), prompts shared, no recomputation. Batches are drawn at random and not by length,
 so the optimiser's path is the same; all losses of the epoch must agree to four digits. Two more lines show
-what the vocabulary head gives by itself (``persona_lib.training.cpu_head``), against ours with TRL's tiles.
+what the vocabulary head gives by itself (``persona_lib.models.packing``), against ours with TRL's tiles.
 
 Beside the time stands how many times as much arithmetic the other way does: tokens through the layers, a
 forward pass counted as 1, a backward pass through frozen weights as 1, a recomputation as 1. What attention
@@ -30,9 +30,8 @@ import harness
 import llama31
 from training_rows import SEED, Kind, make_kind, make_rows
 
-from persona_lib.config import set_field
-from persona_lib.models import guards
-from persona_lib.training import cpu_head, trainers
+from persona_lib.models import packing, trainers
+from persona_lib.settings import set_field
 
 ROWS = {"paper": 16, "long": 8, "everyday": 32}
 BATCHES = {"authors": 1, "TRL defaults": 8}
@@ -94,7 +93,7 @@ def same_start(trainer: Any) -> None:
     import torch
 
     generator = torch.Generator().manual_seed(SEED)
-    for name, parameter in sorted(guards.trainable_parameters(trainer.model).items()):
+    for name, parameter in sorted(trainers.trainable_parameters(trainer.model).items()):
         drawn = torch.randn(parameter.shape, generator=generator)
         parameter.data.copy_(drawn * 0.02 if "lora_A" in name else drawn * 0)
 
@@ -133,7 +132,7 @@ def theirs(kind: Kind, way: str, data: dict[str, Any], batch: int) -> harness.Ti
     profile = set_field(kind.profile, dpo_batch_size=batch)
     changes = trainers.dpo_loss_settings(profile) | {"beta": profile.dpo_beta, "bf16": False}
     changes |= {"learning_rate": profile.dpo_learning_rate, "num_train_epochs": 1}
-    with tempfile.TemporaryDirectory() as name, guards.quiet_libraries():
+    with tempfile.TemporaryDirectory() as name, trainers.quiet_libraries():
         base = merged_base(kind, Path(name))
         return train(
             gpu_training.trl_trainer(case, profile, base, kind.tokenizer, data, Path(name), **changes)
@@ -144,7 +143,7 @@ def ours(kind: Kind, data: dict[str, Any], batch: int, small_tiles: bool = True)
     """Train as this package does, prompts shared."""
     case = gpu_training.Case("dpo", "this package", "none", "float32", batch)
     profile = set_field(kind.profile, dpo_batch_size=batch, dpo_epochs=1, dpo_prefix_sharing=True)
-    with tempfile.TemporaryDirectory() as name, guards.quiet_libraries(), cpu_head.small_tiles(small_tiles):
+    with tempfile.TemporaryDirectory() as name, trainers.quiet_libraries(), packing.small_tiles(small_tiles):
         base = llama31.random_base(kind.config)
         trainer = gpu_training.package_trainer(case, profile, base, kind.tokenizer, data, Path(name))
         seconds, passes = reference_cost(trainer)

@@ -8,7 +8,7 @@ the few-shot prefix's keys and values computed once for all prompts, rows append
 compared word by word. Random weights, drawn wide so that no two tokens are nearly equally probable; every
 answer has the same number of tokens.
 
-A third line keeps all of ours but the cache (``persona_lib.models.growing_cache``): transformers' own
+A third line keeps all of ours but the cache (``persona_lib.models.generate``): transformers' own
 copies earlier keys and values for every new token. Its model has the widths of SmolLM2-135M and four layers,
 asked as in persona inference of the default profile: a batch of queries after five examples.
 
@@ -35,9 +35,9 @@ from gpu_training import words_of
 from training_rows import DRAWN, SEED, SMOLLM2
 
 from persona_lib import store
-from persona_lib.config import load_profile
-from persona_lib.models import growing_cache
+from persona_lib.models import generate
 from persona_lib.models.generate import TransformersGenerator
+from persona_lib.settings import load_profile
 
 STOP = "\nPrompt:"
 WIDE, SMALL_WIDE = 0.04, 0.2  # standard deviation of the weights; of a narrower model's, to hear its prompt
@@ -138,7 +138,7 @@ def copying_cache(config: Any, prefix: Any, rows: int) -> Any:
 
 def batched_with_copies(model: Any, tokenizer: Any, task: Task) -> list[str]:
     """Answer as this package does but for the cache."""
-    with mock.patch.object(growing_cache, "growing_cache", copying_cache):
+    with mock.patch.object(generate, "growing_cache", copying_cache):
         return batched(model, tokenizer, task)
 
 

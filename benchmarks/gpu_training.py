@@ -25,10 +25,8 @@ from typing import Any
 import llama31
 import measure
 
-from persona_lib.config import load_profile, set_field
-from persona_lib.models import guards, llm
-from persona_lib.profiles import Profile
-from persona_lib.training import trainers
+from persona_lib.models import load, trainers
+from persona_lib.settings import Profile, load_profile, set_field
 
 SEED = 0
 EQUAL_STEPS = 8
@@ -163,8 +161,8 @@ def package_trainer(case: Case, profile: Profile, base: Any, tokenizer: Any, dat
         trainers.check_dpo_start(trainer, profile)
     if case.online:
         compute_reference_too(trainer)
-    guards.check_adapters(trainer.model, "default")
-    for callback in (guards.gradient_guard(), guards.movement_guard()):
+    trainers.check_adapters(trainer.model, "default")
+    for callback in (trainers.gradient_guard(), trainers.movement_guard()):
         trainer.add_callback(callback)
     trainer.args.eval_strategy = trainer.args.save_strategy = "no"
     trainer.args.load_best_model_at_end = False
@@ -296,7 +294,7 @@ def head_share(bench: Bench, case: Case, rows: list[dict[str, str]]) -> float:
         return 1.0
     names = [name for name in rows[0] if name != "prompt"]
     pairs = [(row["prompt"], row[name]) for row in rows for name in names]
-    lengths = [[len(ids) for ids in llm.encode(bench.tokenizer, *pair)] for pair in pairs]
+    lengths = [[len(ids) for ids in load.encode(bench.tokenizer, *pair)] for pair in pairs]
     return sum(c for _, c in lengths) / sum(p + c for p, c in lengths)
 
 
@@ -305,8 +303,8 @@ def measure_case(bench: Bench, case: Case, callbacks: Sequence[Any] = ()) -> dic
     measure.release()
     profile = package_profile(case)
     data = datasets_of(bench, case, bench.warm_up + bench.steps)
-    base = llama31.random_base(bench.config, case.quantization, case.dtype, llm.device())
-    with tempfile.TemporaryDirectory() as name, guards.quiet_libraries():
+    base = llama31.random_base(bench.config, case.quantization, case.dtype, load.device())
+    with tempfile.TemporaryDirectory() as name, trainers.quiet_libraries():
         build = package_trainer if case.way == "this package" else trl_trainer
         trainer = build(case, profile, base, bench.tokenizer, data, Path(name))
         clock = step_clock(bench)
@@ -383,7 +381,7 @@ def check_equal(bench: Bench, method: str, way: str, batch: int) -> float:
     changes = trl_settings(Case(method, "authors", "none", "float32", batch))
     changes |= {"gradient_checkpointing": way == "TRL defaults", "optim": "adamw_torch"}
     changes |= {"learning_rate": getattr(profile, f"{method}_learning_rate")}
-    with tempfile.TemporaryDirectory() as name, guards.quiet_libraries():
+    with tempfile.TemporaryDirectory() as name, trainers.quiet_libraries():
         ours = package_trainer(
             case, profile, llama31.random_base(config), tokenizer, data, Path(name) / "ours"
         )
@@ -392,8 +390,8 @@ def check_equal(bench: Bench, method: str, way: str, batch: int) -> float:
             sft = str(Path(name) / "ours" / "sft")
             base = PeftModel.from_pretrained(base, sft).merge_and_unload()
         theirs = trl_trainer(other, profile, base, tokenizer, data, Path(name) / "theirs", **changes)
-        start = guards.trainable_parameters(ours.model)
-        for key, parameter in guards.trainable_parameters(theirs.model).items():
+        start = trainers.trainable_parameters(ours.model)
+        for key, parameter in trainers.trainable_parameters(theirs.model).items():
             parameter.data.copy_(start[key].data)
         torch.manual_seed(SEED)
         losses = logged_losses(ours), logged_losses(theirs)

@@ -25,7 +25,10 @@ from training_rows import SEED, make_kind, make_rows
 
 from persona_lib.models import generate
 from persona_lib.models.generate import TransformersGenerator
+from persona_lib.paper.judges import pair_log_probs, plain_pair_log_probs
+from persona_lib.paper.swap import reference_of, swap_arms
 from persona_lib.prompts import chat_judge_prompt
+from persona_lib.settings import Run, load_profile
 
 NEVER = 10**9
 TOLERANCE = 1e-5  # relative, of log-probabilities of whole responses
@@ -86,8 +89,6 @@ def equal_texts(a: list[str], b: list[str]) -> str:
 
 def swap_counts() -> str:
     """Say how many arms the default profile scores, and how many would be without joining references."""
-    from persona_lib.config import Run, load_profile
-    from persona_lib.evaluation.swap import reference_of, swap_arms
 
     run = Run(load_profile("everyday"), "everyday", 0)
     arms = swap_arms(run)
@@ -97,7 +98,6 @@ def swap_counts() -> str:
 
 def compare_swap(name: str, quick: bool) -> None:
     """Compare the two ways to score pairs."""
-    from persona_lib.evaluation.pair_scores import pair_log_probs, plain_pair_log_probs
 
     kind = make_kind(name, quick)
     model = llama31.random_base(kind.config, seed=SEED)

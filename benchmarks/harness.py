@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from persona_lib import store
-from persona_lib.provenance import environment, now
+from persona_lib.store import environment, now
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"

@@ -14,6 +14,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from persona_lib.data import everyday
+from persona_lib.models import load
+from persona_lib.models.load import load_tokenizer
+from persona_lib.prompts import completion_text, tailoring_prompt
+
 LLAMA_31_8B: dict[str, Any] = {
     "vocab_size": 128256,
     "hidden_size": 4096,
@@ -162,19 +167,19 @@ def random_base(
     from transformers import AutoModelForCausalLM
     from transformers.quantizers import AutoHfQuantizer
 
-    from persona_lib.models import llm
-
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, compute_dtype))
     if quantization != "none":
-        model.hf_quantizer = AutoHfQuantizer.from_config(llm.quantization_config(quantization, compute_dtype))
+        model.hf_quantizer = AutoHfQuantizer.from_config(
+            load.quantization_config(quantization, compute_dtype)
+        )
         model.hf_quantizer.preprocess_model(model=model, device_map={"": device})
     draw_weights(model, device, torch.Generator(device).manual_seed(seed), config.initializer_range)
     model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)
     if quantization != "none":
         model = model.hf_quantizer.postprocess_model(model)
-        llm.check_nf4_layers(model)
-        llm.keep_weights_differentiable(model, device)
+        load.check_nf4_layers(model)
+        load.keep_weights_differentiable(model, device)
     return model.requires_grad_(False).eval()
 
 
@@ -200,8 +205,6 @@ def draw_weights(model: Any, device: str, generator: Any, std: float) -> None:
 
 def example_texts() -> list[str]:
     """Return texts of the package's own training pairs to train tokenizers on."""
-    from persona_lib.data import everyday
-    from persona_lib.prompts import completion_text, tailoring_prompt
 
     rows = (item for item in everyday.items() if item.split == "train")
     return [tailoring_prompt(item.prompt, None) + completion_text(item.response_a) for item in rows]
@@ -209,7 +212,6 @@ def example_texts() -> list[str]:
 
 def example_tokenizer() -> Any:
     """Return a tokenizer built as Llama 3's, loaded as this package loads it (with a pad token)."""
-    from persona_lib.models.llm import load_tokenizer
 
     with tempfile.TemporaryDirectory() as folder:
         llama_tokenizer(example_texts()).save_pretrained(folder)

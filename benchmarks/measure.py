@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from persona_lib.models.llm import device
-from persona_lib.provenance import environment, now
+from persona_lib.models.load import device
+from persona_lib.store import environment, now
 
 
 def read_arguments(description: str, place: str, flag: str) -> argparse.Namespace:

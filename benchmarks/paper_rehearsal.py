@@ -23,7 +23,7 @@ import llama31
 import measure
 
 from persona_lib import store
-from persona_lib.config import REPO
+from persona_lib.settings import REPO
 
 SIZES = {  # sizes alone: everything else is the paper profile's
     "datasets": "everyday",

@@ -15,8 +15,8 @@ import statistics
 import sys
 from pathlib import Path
 
-from persona_lib.data import official, official_folders, retrieval
-from persona_lib.data.leakage import POOL_SPLITS
+from persona_lib.data import official, retrieval
+from persona_lib.texts import POOL_SPLITS
 
 
 def ranks(folder: Path, dataset: str, retriever: str, model: str) -> list[int]:
@@ -36,7 +36,7 @@ def ranks(folder: Path, dataset: str, retriever: str, model: str) -> list[int]:
 
 def main() -> None:
     """Print one line per data set."""
-    folder = official_folders.find_data_dir(sys.argv[1] if len(sys.argv) > 1 else "")
+    folder = official.find_data_dir(sys.argv[1] if len(sys.argv) > 1 else "")
     retriever = sys.argv[2] if len(sys.argv) > 2 else "bm25"
     model = sys.argv[3] if len(sys.argv) > 3 else ""
     for dataset in ("beavertails", "hhh"):

@@ -22,9 +22,9 @@ import llama31
 from dpo_epoch import datasets, equal_losses, train
 from training_rows import Kind, make_kind
 
-from persona_lib.config import set_field
-from persona_lib.models import guards
-from persona_lib.training import cpu_head
+from persona_lib.models import packing as packing_module
+from persona_lib.models import trainers
+from persona_lib.settings import set_field
 
 ROWS = {"paper": 16, "everyday": 64}
 BATCH = 8
@@ -35,7 +35,7 @@ def theirs(kind: Kind, data: dict[str, Any]) -> harness.Timed:
     """Train with TRL's trainer and its defaults."""
     case = gpu_training.Case("sft", "TRL defaults", "none", "float32", BATCH)
     changes = {"learning_rate": kind.profile.sft_learning_rate, "num_train_epochs": 1, "bf16": False}
-    with tempfile.TemporaryDirectory() as name, guards.quiet_libraries():
+    with tempfile.TemporaryDirectory() as name, trainers.quiet_libraries():
         base, folder = llama31.random_base(kind.config), Path(name)
         return train(
             gpu_training.trl_trainer(case, kind.profile, base, kind.tokenizer, data, folder, **changes)
@@ -46,7 +46,11 @@ def ours(kind: Kind, data: dict[str, Any], packing: bool = True) -> harness.Time
     """Train as this package does."""
     case = gpu_training.Case("sft", "this package", "none", "float32", BATCH)
     profile = set_field(kind.profile, sft_packing=packing)
-    with tempfile.TemporaryDirectory() as name, guards.quiet_libraries(), cpu_head.small_tiles(packing):
+    with (
+        tempfile.TemporaryDirectory() as name,
+        trainers.quiet_libraries(),
+        packing_module.small_tiles(packing),
+    ):
         base = llama31.random_base(kind.config)
         return train(gpu_training.package_trainer(case, profile, base, kind.tokenizer, data, Path(name)))
 

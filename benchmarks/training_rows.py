@@ -20,8 +20,10 @@ from typing import Any
 import llama31
 from gpu_training import words_of
 
-from persona_lib.config import load_profile, set_field
-from persona_lib.profiles import Profile
+from persona_lib.data import everyday, official
+from persona_lib.prompts import tailoring_prompt
+from persona_lib.records import DataError
+from persona_lib.settings import Profile, load_profile, set_field
 
 SEED = 0
 TOKENS_PER_WORD = 4 / 3
@@ -83,8 +85,6 @@ def title_of(name: str) -> str:
 
 def everyday_lengths() -> list[tuple[int, int, int]]:
     """Return prompt (with persona) and both responses of the package's training pairs in words."""
-    from persona_lib.data import everyday
-    from persona_lib.prompts import tailoring_prompt
 
     texts = [(tailoring_prompt(item.prompt, item.persona_a), item.response_a, item.response_b)
              for item in everyday.items() if item.split == "train"]  # fmt: skip
@@ -93,12 +93,9 @@ def everyday_lengths() -> list[tuple[int, int, int]]:
 
 def authors_lengths() -> list[tuple[int, int, int]]:
     """Return prompt, chosen and rejected in words of the authors' DPO rows; empty if not at hand."""
-    from persona_lib.data import official, official_folders
-    from persona_lib.prompts import tailoring_prompt
-    from persona_lib.records import DataError
 
     try:
-        folder = official_folders.find_data_dir(datasets=("beavertails",), offline=True)
+        folder = official.find_data_dir(datasets=("beavertails",), offline=True)
     except DataError:
         return []
     rows = official.load_official(folder, "beavertails")["dpo_train"]

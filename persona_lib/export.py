@@ -17,14 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from persona_lib import store
-from persona_lib.config import Run, open_run
-from persona_lib.evaluation.swap import adapters_of
-from persona_lib.models.llm import ModelError, load_tokenizer
-from persona_lib.models.tokens import chat_format
-from persona_lib.profiles import ConfigError
-from persona_lib.reading import card
-from persona_lib.training import merging, train
+from persona_lib import report, store
+from persona_lib.models import load, train
+from persona_lib.models.load import ModelError, chat_format, load_tokenizer
+from persona_lib.paper.swap import adapters_of
+from persona_lib.settings import ConfigError, Run, open_run
 
 CHECK_ROWS = 32  # validation rows on which a merge is measured
 
@@ -56,14 +53,14 @@ def validation_texts(run: Run, arm: str) -> list[tuple[str, str]]:
     return [(row["prompt"], row["completion" if method == "sft" else "chosen"]) for row in rows]
 
 
-def write_merged(run: Run, arm: str, folders: Sequence[Path], target: Path) -> merging.MergeCheck:
+def write_merged(run: Run, arm: str, folders: Sequence[Path], target: Path) -> load.MergeCheck:
     """Write the merged float32 model and measure it; what fails the check is deleted again."""
     profile, tokenizer = run.profile, load_tokenizer(*run.base_source)
     how = (run.base_source, profile.quantization, profile.compute_dtype, folders)
-    merging.write_merged(*how, target)
+    load.write_merged(*how, target)
     tokenizer.save_pretrained(target)
     try:
-        check = merging.check_merge(*how, target, tokenizer, validation_texts(run, arm))
+        check = load.check_merge(*how, target, tokenizer, validation_texts(run, arm))
     except ModelError:
         shutil.rmtree(target)
         raise
@@ -83,14 +80,14 @@ def export_arm(run: Run, arm: str, target: Path, merge: bool = False, repo_id: s
         raise FileExistsError(f"{target} is not empty: choose a new folder")
     target.mkdir(parents=True, exist_ok=True)
     for folder in folders:
-        copy_adapter(folder, target / folder.name, card.hub_id(run) or None)
-    merging.join_adapters([target / folder.name for folder in folders], target)
+        copy_adapter(folder, target / folder.name, report.hub_id(run) or None)
+    load.join_adapters([target / folder.name for folder in folders], target)
     tokenizer = load_tokenizer(*run.base_source)
     tokenizer.save_pretrained(target)
     check = write_merged(run, arm, folders, target / "merged") if merge else None
     stack = [folder.name for folder in folders]
     store.write_text(
-        target / "README.md", card.model_card(run, arm, stack, chat_format(tokenizer), check, repo_id)
+        target / "README.md", report.model_card(run, arm, stack, chat_format(tokenizer), check, repo_id)
     )
     return target
 

@@ -8,20 +8,197 @@ is wrong (nothing was run), 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib.util
 import os
 import signal
 import sys
 import traceback
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
-from persona_lib import config
-from persona_lib.profiles import ConfigError, near_names
-from persona_lib.provenance import hardware
+from persona_lib import settings, store
+from persona_lib.data import intake, official
+from persona_lib.data.preference import ARMS, READERS
+from persona_lib.execute import LiveLine, StepError, finish_notebook, run_notebook
+from persona_lib.models.served import generator_kind
+from persona_lib.paper.judging import JUDGES
 from persona_lib.records import DataError
-from persona_lib.runner import own_run
-from persona_lib.runner.names import check_names
-from persona_lib.runner.plan import plan_lines, print_plan
-from persona_lib.runner.tasks import REPORT, Pipeline, Task, forget
+from persona_lib.report import write_page, write_report
+from persona_lib.settings import ConfigError, Profile, near_names, results_dir
+from persona_lib.store import hardware
+from persona_lib.tasks import (
+    REPORT,
+    STEPS,
+    Pipeline,
+    Task,
+    begin,
+    current_key,
+    expected_seconds,
+    forget,
+    plan_lines,
+    print_plan,
+    snapshot,
+    stale_reasons,
+    write_manifest,
+)
+
+# --- Names in a profile that stand in a table of the library ---
+# Each kind is extended by one function and one line in its table, so the check reads the tables themselves.
+
+
+def check_names(profile: Profile) -> None:
+    """Raise ConfigError for a data set, judge, arm or engine that is in no table; names the near ones."""
+    fields: dict[str, tuple[Iterable[str], list[str]]] = {
+        "datasets": (profile.datasets, list(READERS)),
+        "judge": ([profile.judge], [*JUDGES, "none"]),
+        "train_personas": (profile.train_personas, list(ARMS)),
+    }
+    for field, (names, known) in fields.items():
+        for name in names:
+            if name not in known:
+                raise ConfigError(f"profile {profile.name}: {field}: {name!r}: {near_names(name, known)}")
+    generator_kind(profile, "generator")
+
+
+# --- What ``--data FILE`` adds to a run: the data set "own", the steps it needs, and validation first ---
+
+
+PROFILE = "own"  # the profile that runs it where none is named
+JUDGING = ("04_persona_quality", "09_judging", "10_user_personas")  # nothing to do without a judge
+NEVER = ("13_released_outputs", "16_your_own_data")  # about the authors' data; the guide
+
+
+def is_own(data: str | None, overrides: list[str]) -> bool:
+    """Say whether ``--data`` names a user's own data: not the authors', no data set was chosen by name."""
+    if not data or data == official.FROM_HUB or any(s.startswith("datasets=") for s in overrides):
+        return False
+    place = Path(data).expanduser()
+    folders = [f for f in (place, place / "official") if any(f.glob("persona-*"))]
+    return not (place.is_dir() and folders)
+
+
+def own_overrides(name: str, overrides: list[str]) -> list[str]:
+    """Return what else changes for own data: the data set, and the steps unless they were chosen by hand.
+
+    Own data brings no personas, so that they have to be inferred; without a judge nothing is judged.
+    """
+    changes = [f"datasets={intake.NAME}"]
+    if any(override.startswith("steps=") for override in overrides):
+        return changes
+    profile = settings.load_profile(name, [*overrides, *changes])
+    skipped = NEVER + (JUDGING if profile.judge == "none" else ())
+    steps = [step for step in STEPS if step in (*profile.steps, "03_persona_inference") or step in JUDGING]
+    return [*changes, "steps=" + ",".join(step for step in steps if step not in skipped)]
+
+
+def validate(profile: Profile, only_asked: bool = False) -> None:
+    """Read and check the user's own data before anything runs; writes the page that says what was found.
+
+    Does nothing for a profile without own data. Raises DataError or ConfigError.
+    """
+    if intake.NAME not in profile.datasets:
+        return
+    intake.check_judge(profile)
+    try:
+        data = intake.read_own(profile)
+    except ImportError as error:  # the Python that runs before anything is set up has no packages
+        print(f"{profile.data_dir}: is checked when {error.name} is installed", flush=True)
+        return
+    print("\n".join(intake.describe(data)))
+    if not only_asked and importlib.util.find_spec("pandas"):
+        page = write_page(profile, data, results_dir(profile) / "report")
+        print(f"what was found, row by row: {page}\n", flush=True)
+
+
+# --- Run tasks in order up to the first failure; each leaves its provenance and manifest ---
+
+
+def note_run(
+    pipeline: Pipeline, task: Task, key: dict[str, Any], line: LiveLine, started: str
+) -> dict[str, Any]:
+    """Add a finished task to ``provenance.json`` and return its facts.
+
+    ``longest_seconds`` is what a plan expects: a later run that found most work done is shorter.
+    """
+    path = pipeline.results / "provenance.json"
+    content = store.read_json(path) if path.exists() else {"profile": pipeline.profile.name, "tasks": {}}
+    earlier = content["tasks"].get(task.id, {})
+    same = earlier.get("fields") == key.get("fields")
+    facts = {
+        "task": task.id,
+        "parameters": pipeline.parameters(task),
+        "fields": key.get("fields"),
+        "started": started,
+        "finished": store.now(),
+        "seconds": round(line.seconds, 1),
+        "longest_seconds": round(max(line.seconds, earlier.get("longest_seconds", 0) if same else 0), 1),
+        "peak_memory_mb": round(line.peak_mb),
+        **store.environment(),
+    }
+    content["tasks"][task.id] = facts
+    content["packages"] = store.package_versions()
+    content["settings"] = pipeline.profile
+    store.write_json(path, content)
+    return facts
+
+
+def run_task(pipeline: Pipeline, task: Task, label: str) -> None:
+    """Run one task: its notebook, or the report; then write provenance and, last, the manifest."""
+    key, before, started = current_key(pipeline, task), snapshot(pipeline), store.now()
+    begin(pipeline, task)
+    expected, _ = expected_seconds(pipeline, task)
+    running = None
+    with LiveLine(label, expected) as line:
+        if task.step == REPORT:
+            write_report(pipeline.profile)
+        else:
+            target, log = pipeline.executed(task), pipeline.log(task)
+            running = run_notebook(pipeline.source(task), target, pipeline.parameters(task), log)
+    facts = note_run(pipeline, task, key, line, started)
+    if running:
+        finish_notebook(running, pipeline.executed(task), facts)
+    write_manifest(pipeline, task, key, before, facts["finished"])
+
+
+def run_tasks(pipeline: Pipeline, ids: list[str]) -> int:
+    """Run the tasks that are not current, in order; returns 0, or 1 at the first that fails."""
+    width = max(len(name) for name in ids)
+    for number, name in enumerate(ids, start=1):
+        task, label = pipeline.tasks[name], f"[{number}/{len(ids)}] {name:<{width}}"
+        if not stale_reasons(pipeline, task):
+            print(f"{label}  cached", flush=True)
+            continue
+        try:
+            run_task(pipeline, task, label)
+        except StepError as error:
+            print(f"\n{task.id} failed.\n\n{error}", flush=True)
+            return 1
+    return 0
+
+
+@contextlib.contextmanager
+def only_runner(pipeline: Pipeline) -> Iterator[None]:
+    """Hold the results folder's lock; raises ConfigError if another run has it."""
+    import fcntl
+
+    pipeline.results.mkdir(parents=True, exist_ok=True)
+    with (pipeline.results / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(
+                f"another run is at work in {pipeline.results}: wait for it or end it"
+            ) from error
+        yield
+
+
+# --- The runner: ``python -m persona_lib.pipeline`` runs a profile's notebooks, only those that need it ---
+# ``runner.tasks`` says which are stale, ``runner.run_tasks`` runs them, and ``runner.execute`` runs one
+# notebook through papermill. Exit status: 0 done, 1 a step failed, 2 a setting is wrong (nothing was run),
+# 130 interrupted.
+
 
 QUIET = {  # set before a kernel starts, unless the user has set them
     "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads slow each other down on few cores
@@ -92,8 +269,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--offline", action="store_true", help="never ask the model hub; missing files are errors")
     add("--check", action="store_true", help="only check the arguments and the profile")
     arguments = parser.parse_args(argv)
-    arguments.own = own_run.is_own(arguments.data, arguments.set)
-    arguments.profile = arguments.profile or (own_run.PROFILE if arguments.own else "everyday")
+    arguments.own = is_own(arguments.data, arguments.set)
+    arguments.profile = arguments.profile or (PROFILE if arguments.own else "everyday")
     return arguments
 
 
@@ -120,7 +297,7 @@ def read_overrides(arguments: argparse.Namespace) -> list[str]:
     if arguments.mapping:
         overrides.append(f"data_mapping={arguments.mapping}")
     if arguments.own:
-        overrides += own_run.own_overrides(arguments.profile, overrides)
+        overrides += own_overrides(arguments.profile, overrides)
     if arguments.max_cost_usd is not None:
         overrides.append(f"max_cost_usd={arguments.max_cost_usd}")
     return overrides
@@ -131,9 +308,9 @@ def open_pipeline(
 ) -> Pipeline:
     """Load the profile and lay out its tasks; raises ConfigError."""
     overrides = read_overrides(arguments)
-    profile = config.load_profile(arguments.profile, overrides)
+    profile = settings.load_profile(arguments.profile, overrides)
     check_names(profile)
-    pipeline = Pipeline(profile, tuple(overrides), steps, notebooks or config.REPO / "notebooks")
+    pipeline = Pipeline(profile, tuple(overrides), steps, notebooks or settings.REPO / "notebooks")
     for task in pipeline.tasks.values():
         if not pipeline.source(task).exists():
             raise ConfigError(f"profile {profile.name}: step {task.step} has no {pipeline.source(task)}")
@@ -176,7 +353,7 @@ def select(pipeline: Pipeline, arguments: argparse.Namespace) -> list[str]:
 def print_results(pipeline: Pipeline) -> None:
     """Say where the figures, tables and the report are."""
     places = {
-        "figures": config.figures_dir(pipeline.profile),
+        "figures": settings.figures_dir(pipeline.profile),
         "tables": pipeline.results / "tables",
         "notebooks": pipeline.results / "notebooks",
         "report": pipeline.results / "report" / "index.html",
@@ -191,7 +368,7 @@ def print_list(pipeline: Pipeline) -> None:
     """Print the steps of the profile and the profiles."""
     for name in pipeline.profile.steps:
         print(f"  {name:<26} {pipeline.table[name].title}")
-    profiles = sorted(path.stem for path in (config.REPO / "configs").glob("*.yaml"))
+    profiles = sorted(path.stem for path in (settings.REPO / "configs").glob("*.yaml"))
     print(f"profiles: {', '.join(profiles)}")
 
 
@@ -199,15 +376,14 @@ def run(arguments: argparse.Namespace, notebooks: Path | None = None, steps: dic
     """Do what the command line asks; raises ConfigError before anything is run."""
     pipeline = open_pipeline(arguments, notebooks, steps)
     ids = select(pipeline, arguments)
-    own_run.validate(pipeline.profile, arguments.list or arguments.plan)
+    validate(pipeline.profile, arguments.list or arguments.plan)
     if arguments.list:
         print_list(pipeline)
     elif arguments.plan:
         print_plan(pipeline, plan_lines(pipeline, ids, arguments.force))
     if arguments.list or arguments.plan or arguments.check:
         return 0
-    os.chdir(config.REPO)  # where kernels start, wherever the runner was called
-    from persona_lib.runner.run_tasks import only_runner, run_tasks
+    os.chdir(settings.REPO)  # where kernels start, wherever the runner was called
 
     with only_runner(pipeline):
         if arguments.force:

@@ -1,4 +1,4 @@
-r"""Every prompt of the package, as text constants and pure functions that render them.
+"""Every prompt of the package, as text constants and pure functions that render them.
 
 The wording is ours. A chat model is asked in its own chat format, the persona as the system turn
 (``ChatFormat``); a base model in the paper's lines ("Prompt: / Persona: / Response:"). ``tailoring_prompt``

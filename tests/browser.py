@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from persona_lib.config import REPO
-from persona_lib.runner import execute, normalise
+from persona_lib import execute
+from persona_lib.settings import REPO
 
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome")
 LOCAL = ("127.0.0.1", "localhost", "")  # file: and data: addresses have no host
@@ -166,7 +166,7 @@ def wait_until_ran(page: Any, path: Path) -> str | None:
         page.wait_for_timeout(2000)
         page.keyboard.press("Control+s")
         page.wait_for_timeout(1000)
-        document = normalise.read(path)
+        document = execute.read(path)
         problem = execute.unfinished(document)
         if problem is None or "failed" in problem:
             return problem
@@ -183,11 +183,11 @@ def smoke_copies(folder: Path, names: list[str]) -> list[Path]:
     for source in sorted((REPO / "notebooks").glob("*.ipynb")):
         if names and not source.stem.startswith(tuple(names)):
             continue
-        document = normalise.read(source)
-        for cell in normalise.code_cells(document):
+        document = execute.read(source)
+        for cell in execute.cells_of_code(document):
             cell.update(outputs=[], execution_count=None)
-            if "parameters" in normalise.tags(cell):
-                lines = normalise.text_of(cell["source"]).splitlines(keepends=True)
+            if "parameters" in execute.tags(cell):
+                lines = execute.text_of(cell["source"]).splitlines(keepends=True)
                 cell["source"] = [
                     'profile: str = "smoke"\n'
                     if line.startswith("profile:") and "own_smoke" not in line
@@ -195,7 +195,7 @@ def smoke_copies(folder: Path, names: list[str]) -> list[Path]:
                     for line in lines
                 ]
         copies.append(folder / source.name)
-        copies[-1].write_text(normalise.to_text(document), encoding="utf-8")
+        copies[-1].write_text(execute.to_text(document), encoding="utf-8")
     return copies
 
 

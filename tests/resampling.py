@@ -1,6 +1,6 @@
 """Scores of verdicts with their intervals, as the tables have them, and how to write verdicts down."""
 
-from persona_lib.stats.pooled import delta_pq_of, make_pool, net_columns, net_of
+from persona_lib.intervals import delta_pq_of, make_pool, net_columns, net_of
 
 VERDICTS = {
     "W": "win",

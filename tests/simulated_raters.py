@@ -15,8 +15,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from persona_lib.evaluation.rating_sheets import QUESTIONS, SCALE, KeyRow, to_csv
-from persona_lib.evaluation.ratings import open_csv
+from persona_lib.beyond.ratings import QUESTIONS, SCALE, KeyRow, open_csv, to_csv
 from persona_lib.store import write_text
 
 TRUE_ALPHA = 0.6

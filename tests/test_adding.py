@@ -5,14 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from persona_lib import pipeline
-from persona_lib.config import Run, load_profile, set_field
-from persona_lib.data import arms, preference
-from persona_lib.evaluation import judge, matchups, personas, swap_tables, tailor
-from persona_lib.models import generators
+from persona_lib import pipeline, tasks
+from persona_lib.data import preference
+from persona_lib.models import served
+from persona_lib.paper import answers, judging, personas, swap
 from persona_lib.records import Judgment, PairwiseComparison, PreferencePair, TailoringRow
-from persona_lib.runner import plan
-from persona_lib.tables import results_swap
+from persona_lib.settings import Run, load_profile, set_field
 
 PROFILE = load_profile("everyday")
 PAIR = PreferencePair("a", "How?", "a long answer", "short")
@@ -54,7 +52,7 @@ def my_metric(m: np.ndarray, d: np.ndarray) -> np.ndarray:
     return np.abs(d)
 
 
-def my_arm(rows: list[TailoringRow], seed: int) -> list[arms.ArmRow]:
+def my_arm(rows: list[TailoringRow], seed: int) -> list[preference.ArmRow]:
     """The chosen response under the persona of the other side: wrong on purpose."""
     return [(r.id, r.prompt, r.personas["gold-rejected"], r.chosen, r.rejected) for r in rows]
 
@@ -78,44 +76,44 @@ def test_a_data_set(monkeypatch, tmp_path, capsys):
 
 def test_a_judge(monkeypatch, capsys):
     assert check("judge=mine") == 2 and "judge: 'mine': did you mean none?" in capsys.readouterr().err
-    monkeypatch.setitem(judge.JUDGES, "mine", my_judge)
+    monkeypatch.setitem(judging.JUDGES, "mine", my_judge)
     assert check("judge=mine") == 0
     run = Run(set_field(PROFILE, judge="mine"), "everyday", 0)
     comparison = PairwiseComparison("1", "p", None, "long answer", "short")
-    ((first, second),) = judge.judge_both(judge.load_judge(run), [comparison], "quality")
-    assert (first.winner, second.winner) == ("A", "B") and judge.judge_key(run) == ["mine"]
+    ((first, second),) = judging.judge_both(judging.load_judge(run), [comparison], "quality")
+    assert (first.winner, second.winner) == ("A", "B") and judging.judge_key(run) == ["mine"]
 
 
 def test_a_generator(monkeypatch, tmp_path):
-    monkeypatch.setitem(generators.GENERATORS, "mine", my_generator)
+    monkeypatch.setitem(served.GENERATORS, "mine", my_generator)
     profile = set_field(PROFILE, generator_model="mine")
     run = Run(profile, "everyday", 0)
-    generator = generators.load_generator(run, "generator", 1)
+    generator = served.load_generator(run, "generator", 1)
     rows = personas.infer_personas(generator, [PAIR], "chosen", profile, tmp_path / "x.jsonl")
     assert [(row.persona, row.model) for row in rows] == [
         ("The user is x and prefers 13 characters.", "mine")
     ]
-    assert generators.role_key(run, "generator") == "mine" and plan.hub_models(profile) == []
+    assert served.role_key(run, "generator") == "mine" and tasks.hub_models(profile) == []
 
 
 def test_a_metric(monkeypatch):
-    monkeypatch.setitem(swap_tables.METRICS, "size", my_metric)
-    scores = [swap_tables.SwapScore("a", f"gold-{side}", side, chosen, 0.0, None, None)
+    monkeypatch.setitem(swap.METRICS, "size", my_metric)
+    scores = [swap.SwapScore("a", f"gold-{side}", side, chosen, 0.0, None, None)
               for side, chosen in (("chosen", 1.0), ("rejected", 4.0))]  # fmt: skip
-    assert swap_tables.swap_values(scores, "gold", "policy")["size"].tolist() == [3.0]
-    assert ("policy/gold", "size", {"a": 3.0}) in list(results_swap.swap_items(scores))
-    assert swap_tables.swap_table([scores], 10).set_index("measure").loc["policy", "size"] == 3.0
+    assert swap.swap_values(scores, "gold", "policy")["size"].tolist() == [3.0]
+    assert ("policy/gold", "size", {"a": 3.0}) in list(swap.swap_items(scores))
+    assert swap.swap_table([scores], 10).set_index("measure").loc["policy", "size"] == 3.0
 
 
 def test_an_arm(monkeypatch, capsys):
     assert check("train_personas=none,mine") == 2 and "train_personas: 'mine'" in capsys.readouterr().err
-    monkeypatch.setitem(arms.ARMS, "mine", my_arm)
+    monkeypatch.setitem(preference.ARMS, "mine", my_arm)
     assert check("train_personas=none,mine") == 0
-    (row,) = arms.to_dpo_rows([ROW], "mine", 0)
+    (row,) = preference.to_dpo_rows([ROW], "mine", 0)
     assert row["prompt"] == "Prompt: How?\nPersona: R\nResponse:" and row["chosen"] == " good"
     run = Run(set_field(PROFILE, train_personas=["none", "chosen", "mine"]), "everyday", 0)
-    assert "dpo-mine" in {spec.arm for spec in tailor.grid(run)}
-    assert "gold-chosen, PT trained on mine" in {m.label for m in matchups.matchups(run)}
+    assert "dpo-mine" in {spec.arm for spec in answers.grid(run)}
+    assert "gold-chosen, PT trained on mine" in {m.label for m in answers.matchups(run)}
 
 
 def test_an_engine_that_is_in_no_table_is_refused():

@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 import tiny_results
 
-from persona_lib import store
-from persona_lib.config import Run, load_profile
-from persona_lib.evaluation import agreement, judge, judged
+from persona_lib import show, store
+from persona_lib.beyond import claims
+from persona_lib.intervals import verdict_of
 from persona_lib.models.generate import Completion
-from persona_lib.reading import views
+from persona_lib.paper import answers, judging, results
 from persona_lib.records import Judgment
-from persona_lib.stats.metrics import verdict_of
-from persona_lib.tables import primary, results
+from persona_lib.settings import Run, load_profile
 
 
 def triples(**counts: int) -> list[tuple[str, str, str]]:
@@ -28,7 +27,7 @@ def triples(**counts: int) -> list[tuple[str, str, str]]:
 
 def test_kappa_of_a_table_worked_out_by_hand():
     # p_o = 35 / 50 = .7; the first says win 25 of 50 times, the second 30: p_e = .5 x .6 + .5 x .4 = .5
-    row = agreement.agreement_row([triples(win_win=20, win_loss=5, loss_win=10, loss_loss=15)], 400)
+    row = judging.agreement_row([triples(win_win=20, win_loss=5, loss_win=10, loss_loss=15)], 400)
     assert (row["n"], row["agreement"]) == (50, 0.7)
     assert row["kappa"] == pytest.approx(0.4)
     assert row["agreement_decided"] == 0.7 and row["n_decided"] == 50
@@ -40,9 +39,9 @@ def test_kappa_of_three_kinds_of_verdicts_is_that_of_its_definition():
     first, second = rng.choice(3, 200), rng.choice(3, 200, p=[0.5, 0.3, 0.2])
     same = np.mean(first == second)
     chance = sum(np.mean(first == k) * np.mean(second == k) for k in range(3))
-    pairs = [(f"r{n}", agreement.VERDICTS[a], agreement.VERDICTS[b])
+    pairs = [(f"r{n}", judging.VERDICTS[a], judging.VERDICTS[b])
              for n, (a, b) in enumerate(zip(first, second, strict=True))]  # fmt: skip
-    row = agreement.agreement_row([pairs], 50)
+    row = judging.agreement_row([pairs], 50)
     assert row["kappa"] == pytest.approx((same - chance) / (1 - chance))
     assert row["n_decided"] == sum(
         v not in (1,) and w not in (1,) for v, w in zip(first, second, strict=True)
@@ -50,19 +49,19 @@ def test_kappa_of_three_kinds_of_verdicts_is_that_of_its_definition():
 
 
 def test_judges_that_never_differ_have_full_agreement_and_no_kappa_without_variety():
-    row = agreement.agreement_row([triples(tie_tie=4)], 20)
+    row = judging.agreement_row([triples(tie_tie=4)], 20)
     assert row["agreement"] == 1 and row["kappa"] is None and row["agreement_decided"] is None
-    assert agreement.agreement_row([triples(tie_tie=4, win_win=4)], 20)["kappa"] == 1
+    assert judging.agreement_row([triples(tie_tie=4, win_win=4)], 20)["kappa"] == 1
 
 
 def test_unparsed_comparisons_are_counted_and_left_out():
-    row = agreement.agreement_row([triples(win_win=3, unparsed_win=2, loss_unparsed=1)], 20)
+    row = judging.agreement_row([triples(win_win=3, unparsed_win=2, loss_unparsed=1)], 20)
     assert (row["n"], row["first_unparsed"], row["second_unparsed"]) == (3, 2, 1)
 
 
 def test_comparisons_of_one_prompt_are_drawn_together():
     pairs = [("same", "win", "win"), ("same", "win", "loss")] * 10
-    row = agreement.agreement_row([pairs], 50)
+    row = judging.agreement_row([pairs], 50)
     assert (row["n"], row["n_prompts"]) == (20, 1)
     assert row["agreement"] == row["agreement_low"] == row["agreement_high"] == 0.5
 
@@ -104,40 +103,40 @@ def two_judges(judged_once, tmp_path, monkeypatch):
     shutil.copytree(judged_once, tmp_path / "results")
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
     second = Shorter()
-    monkeypatch.setattr(judge, "load_generator", lambda run, role, batch: second)
-    judged.forget_judged()
+    monkeypatch.setattr(judging, "load_generator", lambda run, role, batch: second)
+    judging.forget_judged()
     return TWO_JUDGES, second
 
 
 def saved(run: Run, matchup, role: str, rubric: str) -> list[Judgment]:
     """The judgments of one matchup on disk, both orders in turn."""
-    rows = list(store.iter_rows(judge.judgment_folder(run, matchup, role) / f"{rubric}.jsonl"))
+    rows = list(store.iter_rows(judging.judgment_folder(run, matchup, role) / f"{rubric}.jsonl"))
     return [Judgment(**{k: v for k, v in row.items() if k != "order"}) for row in rows]
 
 
 def test_both_judges_judge_the_same_comparisons_and_are_kept_apart(two_judges):
     profile, second = two_judges
     run = Run(profile, "everyday", 0)
-    folders = judge.judge_second(run)
-    wanted = [m for m in judge.matchups(run) if m.kind == "main"]
+    folders = judging.judge_second(run)
+    wanted = [m for m in answers.matchups(run) if m.kind == "main"]
     assert [folder.name for folder in folders] == [m.slug for m in wanted]
-    assert second.asked == sum(4 * len(judge.compare(run, m)) for m in wanted), "two rubrics, two orders"
+    assert second.asked == sum(4 * len(judging.compare(run, m)) for m in wanted), "two rubrics, two orders"
     for role, name in (("judge", "oracle"), ("second_judge", "shorter-first")):
         assert {j.judge for m in wanted for j in saved(run, m, role, "quality")} == {name}
     asked = second.asked
-    assert judge.judge_second(run) == folders and second.asked == asked, "nothing is judged twice"
+    assert judging.judge_second(run) == folders and second.asked == asked, "nothing is judged twice"
 
 
 def test_the_table_of_agreement_counts_what_the_saved_judgments_say(two_judges):
     profile, _ = two_judges
     runs = [Run(profile, "everyday", seed) for seed in profile.seeds]
     for run in runs:
-        judge.judge_second(run)
+        judging.judge_second(run)
     table = results.judged_tables()["judge_agreement"](profile).set_index("rubric")
-    for rubric in judge.RUBRICS:
+    for rubric in judging.RUBRICS:
         pairs = []
         for run in runs:
-            for m in judge.judged_matchups(run, "second_judge"):
+            for m in judging.judged_matchups(run, "second_judge"):
                 both = [saved(run, m, role, rubric) for role in ("judge", "second_judge")]
                 verdicts = [[verdict_of(*pair) for pair in zip(j[::2], j[1::2], strict=True)] for j in both]
                 pairs += zip(*verdicts, strict=True)
@@ -146,7 +145,7 @@ def test_the_table_of_agreement_counts_what_the_saved_judgments_say(two_judges):
         assert (row["n"], row.second_unparsed, row.first_unparsed) == (len(known), len(pairs) - len(known), 0)
         assert row.agreement == pytest.approx(np.mean([a == b for a, b in known]))
         assert (row["first"], row["second"], row.n_seeds) == ("oracle", "shorter-first", 2)
-    shown = views.show("judge_agreement", table.reset_index())
+    shown = show.render("judge_agreement", table.reset_index())
     assert list(shown.judges) == ["oracle / shorter-first"] * 2
 
 
@@ -154,8 +153,8 @@ def test_the_second_judges_rows_have_a_table_of_their_own(two_judges):
     profile, _ = two_judges
     assert results.judged_tables()["second_judge"](profile).empty, "not judged yet"
     for seed in profile.seeds:
-        judge.judge_second(Run(profile, "everyday", seed))
-    judged.forget_judged()
+        judging.judge_second(Run(profile, "everyday", seed))
+    judging.forget_judged()
     first = results.judged_table(profile, ("main",))
     second = results.judged_tables()["second_judge"](profile)
     assert list(second.label) == list(first.label) and list(second.n) == list(first.n)
@@ -168,8 +167,8 @@ def test_without_a_second_judge_there_is_nothing_of_it(tmp_path, monkeypatch):
     profile = load_profile("smoke", ["pair_limit=4", "bootstrap_samples=20"])
     run = Run(profile, "everyday", 0)
     tiny_results.fill_run(run)
-    assert judge.judge_second(run) == [] and not (run.folder / "second_judgments").exists()
+    assert judging.judge_second(run) == [] and not (run.folder / "second_judgments").exists()
     for name in ("judge_agreement", "second_judge"):
         assert results.judged_tables()[name](profile).empty
-    assert not set(primary.save_tables(profile)) & {"judge_agreement", "second_judge"}
-    assert math.isnan(agreement.agreement_of(np.zeros((1, 9)))[0])
+    assert not set(claims.save_tables(profile)) & {"judge_agreement", "second_judge"}
+    assert math.isnan(judging.agreement_of(np.zeros((1, 9)))[0])

@@ -6,10 +6,9 @@ import pytest
 from tiny import tiny_model, tiny_rows, tiny_run, tiny_tokenizer, words
 
 from persona_lib import demo, store
-from persona_lib.evaluation import ask
-from persona_lib.models.generate import TransformersGenerator
-from persona_lib.models.stream import stream_text
-from persona_lib.profiles import ConfigError
+from persona_lib.models.generate import TransformersGenerator, stream_text
+from persona_lib.paper import answers
+from persona_lib.settings import ConfigError
 
 
 @pytest.fixture(scope="module")
@@ -41,24 +40,24 @@ def test_a_profile_without_policies_says_what_to_run(tmp_path, monkeypatch):
     with pytest.raises(
         ConfigError, match="no trained policy in .*: run ./run_all.sh --profile everyday first"
     ):
-        ask.Asker(run)
+        demo.Asker(run)
     assert demo.main(["--profile", "smoke"]) == 2
 
 
 def test_plain_dpo_and_pt_dpo_are_compared_if_they_are_there(tmp_path, monkeypatch):
     run = tiny_run(tmp_path, monkeypatch)
-    assert ask.default_arms(run, ["sft-none", "sft-chosen", "dpo-none", "dpo-chosen"]) == (
+    assert demo.default_arms(run, ["sft-none", "sft-chosen", "dpo-none", "dpo-chosen"]) == (
         "dpo-none",
         "dpo-chosen",
     )
-    assert ask.default_arms(run, ["sft-none", "sft-chosen"]) == ("sft-none", "sft-chosen")
-    assert ask.default_arms(run, ["dpo-rejected"]) == ("dpo-rejected", "dpo-rejected")
-    assert [ask.told_as(arm) for arm in ("dpo-none", "dpo-chosen")] == ["first_person", "line"]
+    assert demo.default_arms(run, ["sft-none", "sft-chosen"]) == ("sft-none", "sft-chosen")
+    assert demo.default_arms(run, ["dpo-rejected"]) == ("dpo-rejected", "dpo-rejected")
+    assert [demo.told_as(arm) for arm in ("dpo-none", "dpo-chosen")] == ["first_person", "line"]
 
 
 def test_a_known_question_offers_its_personas_and_another_one_none(tmp_path, monkeypatch):
     run = tiny_run(tmp_path, monkeypatch)
     store.write_rows(run.folder / "tailoring" / "test.jsonl", tiny_rows(3, split="test"))
-    row = ask.eval_rows(run)[0]
-    assert ask.known_personas(run, row.prompt)["gold-chosen"] == row.personas["gold-chosen"]
-    assert ask.known_personas(run, "something else") == {}
+    row = answers.eval_rows(run)[0]
+    assert demo.known_personas(run, row.prompt)["gold-chosen"] == row.personas["gold-chosen"]
+    assert demo.known_personas(run, "something else") == {}

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from persona_lib import store
-from persona_lib.config import Run, load_profile, set_field
-from persona_lib.data import everyday
-from persona_lib.evaluation import backwards, persona_quality
-from persona_lib.evaluation.judge import judge_both, judge_key
+from persona_lib.data import everyday, preference
+from persona_lib.intervals import position_inconsistent, verdict_of
+from persona_lib.models.generate import Completion
+from persona_lib.paper import judges, personas
+from persona_lib.paper.judging import judge_both, judge_key
 from persona_lib.records import InferredPersona, PairwiseComparison, TailoringRow
-from persona_lib.stats.metrics import position_inconsistent, verdict_of
+from persona_lib.settings import Run, load_profile, set_field
 
 PROFILE = load_profile("everyday")
 PERSONA = "The user is calm and prefers tea."
@@ -28,12 +29,12 @@ def judged(monkeypatch):
         asked.extend(zip(prompts, completions, strict=True))
         return np.array([float(prompt.count("tea")) for prompt in prompts])
 
-    monkeypatch.setattr(backwards, "format_of", lambda *source: None)
+    monkeypatch.setattr(judges, "format_of", lambda *source: None)
     monkeypatch.setattr(
-        backwards, "using_adapters", lambda model, names, merge: nullcontext(asked.append(names))
+        judges, "using_adapters", lambda model, names, merge: nullcontext(asked.append(names))
     )
-    monkeypatch.setattr(backwards, "sequence_log_probs", log_probs)
-    judge = backwards.BackwardsJudge(Run(PROFILE, "everyday", 0))
+    monkeypatch.setattr(judges, "sequence_log_probs", log_probs)
+    judge = judges.BackwardsJudge(Run(PROFILE, "everyday", 0))
     judge.model, judge.tokenizer, judge.adapters = object(), object(), ["backwards"]
     return judge, asked
 
@@ -80,10 +81,10 @@ def test_a_plausible_user_is_scored_per_word_and_without_a_response(judged):
 
 
 def test_of_everyday_it_learns_from_both_sides_of_training_topics_and_validates_on_others(monkeypatch):
-    monkeypatch.setattr(backwards, "format_of", lambda *source: None)
+    monkeypatch.setattr(judges, "format_of", lambda *source: None)
     run = Run(set_field(PROFILE, backwards_rows=0), "everyday", 0)
     for part, split in (("train", "train"), ("val", "validation")):
-        rows = {row["id"]: row for row in backwards.persona_rows(run, part)}
+        rows = {row["id"]: row for row in judges.persona_rows(run, part)}
         items = [item for item in everyday.items() if item.split == split]
         assert set(rows) == {f"{item.id}/{side}" for item in items for side in "ab"}
         for item in items:
@@ -93,24 +94,24 @@ def test_of_everyday_it_learns_from_both_sides_of_training_topics_and_validates_
 
 
 def test_its_rows_are_a_draw_by_id_with_an_eighth_for_validation(monkeypatch):
-    monkeypatch.setattr(backwards, "format_of", lambda *source: None)
+    monkeypatch.setattr(judges, "format_of", lambda *source: None)
     few = {n: Run(set_field(PROFILE, backwards_rows=n), "everyday", 0) for n in (4, 80)}
-    assert [len(backwards.persona_rows(run, part)) for run in few.values() for part in ("train", "val")] == [
+    assert [len(judges.persona_rows(run, part)) for run in few.values() for part in ("train", "val")] == [
         4, 1, 80, 10
     ]  # fmt: skip
-    large = [row["id"] for row in backwards.persona_rows(few[80], "train")]
-    assert [row["id"] for row in backwards.persona_rows(few[4], "train")] == large[:4]
+    large = [row["id"] for row in judges.persona_rows(few[80], "train")]
+    assert [row["id"] for row in judges.persona_rows(few[4], "train")] == large[:4]
 
 
 def test_of_other_data_it_reads_sfts_rows_only_and_leaves_missing_personas_out(tmp_path, monkeypatch):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
-    monkeypatch.setattr(backwards, "format_of", lambda *source: None)
+    monkeypatch.setattr(judges, "format_of", lambda *source: None)
     run = Run(load_profile("authors"), "hhh", 0)
     for split in ("sft_train", "dpo_train", "sft_val", "test"):
         both = {"gold-chosen": f"{split} P", "gold-rejected": f"{split} N"}
         rows = [TailoringRow(split, split, "q", "c", "r", both), TailoringRow("x", split, "q", "c", "r", {})]
         store.write_rows(run.folder / "tailoring" / f"{split}.jsonl", rows)
-    found = {part: backwards.persona_rows(run, part) for part in ("train", "val")}
+    found = {part: judges.persona_rows(run, part) for part in ("train", "val")}
     assert {r["completion"] for r in found["train"]} == {" sft_train P", " sft_train N"}
     assert {r["id"] for r in found["val"]} == {"sft_val/chosen", "sft_val/rejected"}
 
@@ -118,7 +119,7 @@ def test_of_other_data_it_reads_sfts_rows_only_and_leaves_missing_personas_out(t
 def test_its_key_follows_what_decides_its_scores_and_nothing_else():
     def keys(**changes):
         run = Run(set_field(PROFILE, judge="backwards", **changes), "everyday", 0)
-        return backwards.judge_key(run), judge_key(run)
+        return judges.judge_key(run), judge_key(run)
 
     same = [{"judge_batch_size": 2}, {"sft_learning_rate": 0.5}, {"train_limit": 3}]
     other = [{"backwards_rows": 8}, {"backwards_epochs": 2}, {"backwards_learning_rate": 0.5}, {"lora_r": 8},
@@ -134,11 +135,11 @@ def test_it_trains_once_and_its_verdict_does_not_depend_on_the_order(tmp_path, m
     from tiny import tiny_run
 
     run = tiny_run(tmp_path, monkeypatch, backwards_rows=16, max_length=128)
-    folder = backwards.train_judge(run)
+    folder = judges.train_judge(run)
     before = (folder / "adapter_model.safetensors").stat().st_mtime_ns
-    assert backwards.train_judge(run) == folder == tmp_path / "everyday" / "everyday" / "backwards"
+    assert judges.train_judge(run) == folder == tmp_path / "everyday" / "everyday" / "backwards"
     assert (folder / "adapter_model.safetensors").stat().st_mtime_ns == before
-    ((ab, ba),) = judge_both(backwards.BackwardsJudge(run), [compare("w1 w2 w3", "w4 w5")], "personalization")
+    ((ab, ba),) = judge_both(judges.BackwardsJudge(run), [compare("w1 w2 w3", "w4 w5")], "personalization")
     assert ab.feedback.split(" : ") == ba.feedback.split(" : ")[::-1] and not position_inconsistent(ab, ba)
 
 
@@ -154,7 +155,6 @@ class Scripted:
         self.answers = list(answers)
 
     def generate(self, prompts, max_new_tokens, stop):
-        from persona_lib.models.protocol import Completion
 
         return [(n, Completion(self.answers.pop(0), "stop", 1)) for n in range(len(prompts))]
 
@@ -163,11 +163,10 @@ class Scripted:
 def inferred(tmp_path, monkeypatch):
     """Personas of four pairs, one of them without the rejected persona: open(persona_judge) -> run."""
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
-    monkeypatch.setattr(backwards, "format_of", lambda *source: None)
+    monkeypatch.setattr(judges, "format_of", lambda *source: None)
 
     def open_run(judge: str) -> Run:
         run = Run(set_field(load_profile("smoke"), pair_limit=4, persona_judge=judge), "everyday", 0)
-        from persona_lib.data import preference
 
         preference.write_pairs(run)
         for side in ("chosen", "rejected"):
@@ -184,22 +183,22 @@ def inferred(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("judge", ["oracle", "none"])
 def test_without_a_judge_for_it_no_user_is_called_the_more_plausible(inferred, judge):
-    assert persona_quality.preference_verdicts(inferred(judge), "test") == []
+    assert personas.preference_verdicts(inferred(judge), "test") == []
 
 
 def test_the_backwards_judge_compares_both_users_of_a_pair(inferred, monkeypatch):
     likely = {"The user is chosen 0.": 3.0, "The user is rejected 1.": 3.0}
     monkeypatch.setattr(
-        backwards.BackwardsJudge,
+        judges.BackwardsJudge,
         "scores",
         lambda self, asked, adapted: [likely.get(text.strip(), 1.0) for _, text in asked],
     )
-    verdicts = persona_quality.preference_verdicts(inferred("backwards"), "test")
+    verdicts = personas.preference_verdicts(inferred("backwards"), "test")
     assert [verdict for _, verdict in verdicts] == ["win", "loss", "tie", None]
 
 
 def test_a_language_model_is_asked_in_both_orders_and_never_read_into(inferred, monkeypatch):
     model = Scripted("A", "A", "A", "B", "A", "hm")
-    monkeypatch.setattr(persona_quality, "load_generator", lambda run, role, size: model)
-    verdicts = persona_quality.preference_verdicts(inferred("lm"), "test")
+    monkeypatch.setattr(personas, "load_generator", lambda run, role, size: model)
+    verdicts = personas.preference_verdicts(inferred("lm"), "test")
     assert [verdict for _, verdict in verdicts] == ["win", "tie", "unparsed", None] and model.answers == []

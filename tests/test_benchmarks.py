@@ -12,7 +12,7 @@ import gpu_training
 import llama31
 import pytest
 
-from persona_lib.config import REPO
+from persona_lib.settings import REPO
 
 
 def run_shrunk(name: str, out) -> tuple[list[dict[str, str]], str]:

@@ -10,8 +10,9 @@ from pathlib import Path
 import browser
 import pytest
 
-from persona_lib import config
-from persona_lib.runner.report import write_report
+from persona_lib import demo, settings
+from persona_lib.demo import Asker
+from persona_lib.report import write_report
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(browser.missing()), reason=browser.missing())]
 
@@ -29,7 +30,7 @@ def ran(tmp_path_factory):
 
 def test_every_notebook_runs_in_jupyterlab_without_an_error_or_a_request_elsewhere(ran):
     folder, found = ran
-    assert len(found) == len(list((config.REPO / "notebooks").glob("*.ipynb")))
+    assert len(found) == len(list((settings.REPO / "notebooks").glob("*.ipynb")))
     assert {name: facts for name, facts in found.items() if any(facts.values())} == {}
     assert {path.stem for path in (folder / "screenshots").glob("*.png")} >= {
         Path(name).stem for name in found
@@ -38,7 +39,7 @@ def test_every_notebook_runs_in_jupyterlab_without_an_error_or_a_request_elsewhe
 
 @pytest.mark.parametrize("width", [1300, 390])
 def test_the_report_fits_the_screen_and_loads_nothing(ran, width):
-    index = write_report(config.load_profile("smoke"))
+    index = write_report(settings.load_profile("smoke"))
     with browser.browser_page(width) as (page, seen):
         page.goto(index.as_uri())
         page.screenshot(path=ran[0] / "screenshots" / f"report-{width}.png", full_page=True)
@@ -49,10 +50,8 @@ def test_the_report_fits_the_screen_and_loads_nothing(ran, width):
 
 def test_the_demo_answers_streams_escapes_and_says_what_is_wrong(ran):
     gradio = pytest.importorskip("gradio", reason="the [demo] extra is not installed")
-    from persona_lib import demo
-    from persona_lib.evaluation.ask import Asker
 
-    url = demo.launch(Asker(config.open_run("smoke")), browser.free_port(), block=False)
+    url = demo.launch(Asker(settings.open_run("smoke")), browser.free_port(), block=False)
     try:
         with browser.browser_page() as (page, seen):
             page.goto(url)

@@ -7,10 +7,9 @@ import pytest
 import tiny_results
 
 from persona_lib import store
-from persona_lib.config import Run, load_profile
-from persona_lib.evaluation import calibration
+from persona_lib.beyond import calibration, claims
 from persona_lib.records import Judgment, PairwiseComparison, TailoringRow
-from persona_lib.tables import primary
+from persona_lib.settings import Run, load_profile
 
 TEXTS = ["Tea is warm. Drink it now! Rest after that.", "Buy a lamp.", "Walk home.", "Read more books."]
 ROWS = [
@@ -145,9 +144,9 @@ def test_every_judge_of_a_run_is_measured_once_and_the_reader_decides_fit(tmp_pa
 def test_a_judge_that_is_not_believed_meets_no_aim():
     table = pd.DataFrame({"dataset": "everyday", "judge": ["weak", "sure"], "rubric": "personalization",
                           "decides": [False, True]})  # fmt: skip
-    assert primary.unbelieved(table, "everyday", "weak")
-    assert not primary.unbelieved(table, "everyday", "sure") and not primary.unbelieved(table, "hhh", "weak")
-    lines = primary.without_verdict([{"met": "yes"}, {"met": "no"}, {"met": "not run"}])
+    assert claims.unbelieved(table, "everyday", "weak")
+    assert not claims.unbelieved(table, "everyday", "sure") and not claims.unbelieved(table, "hhh", "weak")
+    lines = claims.without_verdict([{"met": "yes"}, {"met": "no"}, {"met": "not run"}])
     assert [line["met"] for line in lines] == ["judge not believed"] * 2 + ["not run"]
 
 

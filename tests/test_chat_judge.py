@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from persona_lib import prompts
-from persona_lib.config import Run, load_profile
-from persona_lib.evaluation import chat_judge, judge
+from persona_lib import prompts as prompts_module
+from persona_lib.intervals import verdict_of
 from persona_lib.models.generate import Completion
-from persona_lib.models.tokens import chat_text
-from persona_lib.profiles import ConfigError
+from persona_lib.models.load import chat_text
+from persona_lib.paper import judges, judging
 from persona_lib.records import PairwiseComparison
-from persona_lib.stats.metrics import verdict_of
+from persona_lib.settings import ConfigError, Run, load_profile
 
 ONE = PairwiseComparison("row-1", "How?", "The user is shy.", " first ", "second")
 
@@ -52,19 +51,19 @@ class Scripted:
     ],
 )
 def test_one_winner_is_read_and_nothing_is_guessed(text, winner):
-    assert chat_judge.parse_choice(text) == winner
+    assert judges.parse_choice(text) == winner
 
 
 def test_the_prompt_shows_the_persona_for_personalization_only_and_asks_for_json():
-    text = prompts.chat_judge_prompt("personalization", "How?", "The user is shy.", " one ", "two")
+    text = prompts_module.chat_judge_prompt("personalization", "How?", "The user is shy.", " one ", "two")
     assert "The user is shy." in text and "Response A:\none\n" in text and '"winner"' in text
-    assert "shy" not in prompts.chat_judge_prompt("quality", "How?", "The user is shy.", "one", "two")
+    assert "shy" not in prompts_module.chat_judge_prompt("quality", "How?", "The user is shy.", "one", "two")
 
 
 def test_both_orders_are_asked_and_an_unreadable_one_leaves_the_pair_unparsed():
     generator = Scripted('{"winner": "A"}', "no idea", '{"winner": "B"}', '{"winner": "B"}')
     two = [ONE, PairwiseComparison("row-2", "Why?", None, "x", "y")]
-    pairs = judge.judge_both(chat_judge.chat_judge(generator, 64), two, "quality")
+    pairs = judging.judge_both(judges.chat_judge(generator, 64), two, "quality")
     assert [verdict_of(*pair) for pair in pairs] == ["win", "unparsed"]
     assert pairs[1][0].feedback == "no idea" and pairs[0][0].judge == "scripted"
     assert [settings for *_, settings in generator.asked] == [{}, {}]
@@ -72,9 +71,9 @@ def test_both_orders_are_asked_and_an_unreadable_one_leaves_the_pair_unparsed():
 
 def test_a_generator_that_takes_a_schema_gets_it():
     generator = Scripted('{"winner": "A"}', takes_schema=True)
-    chat_judge.chat_judge(generator, 64)([ONE], "quality")
-    assert generator.asked[0][1:] == (64, (), {"schema": chat_judge.SCHEMA})
-    assert list(chat_judge.SCHEMA["properties"]) == ["reason", "winner"]
+    judges.chat_judge(generator, 64)([ONE], "quality")
+    assert generator.asked[0][1:] == (64, (), {"schema": judges.SCHEMA})
+    assert list(judges.SCHEMA["properties"]) == ["reason", "winner"]
 
 
 class Template:
@@ -107,8 +106,8 @@ def test_a_loaded_chat_model_is_asked_in_its_own_format_and_a_plain_one_is_not(m
         generator = Scripted("A")
         generator.tokenizer = Template(adds_bos=True)
         generator.tokenizer.chat_template = template
-        monkeypatch.setattr(judge, "load_generator", lambda *_, g=generator: g)
-        (judgment,) = judge.load_judge(Run(profile, "everyday", 0))([ONE], "quality")
+        monkeypatch.setattr(judging, "load_generator", lambda *_, g=generator: g)
+        (judgment,) = judging.load_judge(Run(profile, "everyday", 0))([ONE], "quality")
         assert judgment.winner == "A"
         assert generator.asked[0][0][0].startswith("[user]") is framed
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from persona_lib import config, profiles
-from persona_lib.profiles import ConfigError
+from persona_lib import settings
+from persona_lib.settings import ConfigError
 
-CONFIGS = config.REPO / "configs"
+CONFIGS = settings.REPO / "configs"
 PROFILES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 
 
@@ -24,12 +24,12 @@ def write_profile(folder: Path, text: str) -> Path:
 
 @pytest.mark.parametrize("name", PROFILES)
 def test_every_profile_loads_and_knows_its_name(name):
-    assert config.load_profile(name).name == name
+    assert settings.load_profile(name).name == name
 
 
 def test_the_default_profile_gives_and_explains_every_field():
     text = (CONFIGS / "everyday.yaml").read_text(encoding="utf-8")
-    fields = {field.name for field in dataclasses.fields(profiles.Profile)} - {"name"}
+    fields = {field.name for field in dataclasses.fields(settings.Profile)} - {"name"}
     assert set(yaml.safe_load(text)) == fields
 
 
@@ -45,18 +45,18 @@ def test_no_number_in_a_file_is_read_as_text(name):
 def test_a_float_that_yaml_reads_as_text_is_refused_with_the_mend(tmp_path):
     folder = write_profile(tmp_path, "sft_learning_rate: 5e-5")
     with pytest.raises(ConfigError, match=r"mine\.yaml: sft_learning_rate='5e-5' should be float.*5\.0e-5"):
-        config.load_profile("mine", folder=folder)
+        settings.load_profile("mine", folder=folder)
 
 
 def test_an_unknown_field_names_the_near_ones(tmp_path):
     folder = write_profile(tmp_path, "sft_lerning_rate: 1.0")
     with pytest.raises(ConfigError, match="unknown field 'sft_lerning_rate'; did you mean sft_learning_rate"):
-        config.load_profile("mine", folder=folder)
+        settings.load_profile("mine", folder=folder)
 
 
 def test_a_missing_profile_names_the_ones_there_are():
     with pytest.raises(ConfigError, match="no profile 'smok'.*did you mean smoke"):
-        config.load_profile("smok")
+        settings.load_profile("smok")
 
 
 @pytest.mark.parametrize(
@@ -77,11 +77,11 @@ def test_a_missing_profile_names_the_ones_there_are():
 )
 def test_a_wrong_override_is_an_error_that_says_what_is_wrong(override, complaint):
     with pytest.raises(ConfigError, match=complaint):
-        config.load_profile("everyday", [override])
+        settings.load_profile("everyday", [override])
 
 
 def test_overrides_are_typed_like_the_fields():
-    profile = config.load_profile(
+    profile = settings.load_profile(
         "everyday", ["sft_learning_rate=1e-4", "seeds=0,3", "completion_only_loss=false", "datasets=hhh"]
     )
     assert profile.sft_learning_rate == 1e-4
@@ -91,34 +91,34 @@ def test_overrides_are_typed_like_the_fields():
 
 
 def test_an_integer_is_accepted_for_a_float_but_not_the_reverse():
-    assert profiles.check_value("lora_dropout", 0, "here") == 0.0
+    assert settings.check_value("lora_dropout", 0, "here") == 0.0
     with pytest.raises(ConfigError, match="should be int"):
-        profiles.check_value("lora_r", 16.0, "here")
+        settings.check_value("lora_r", 16.0, "here")
     with pytest.raises(ConfigError, match="should be int"):
-        profiles.check_value("lora_r", True, "here")
+        settings.check_value("lora_r", True, "here")
 
 
 def test_an_extending_profile_differs_only_where_it_says(tmp_path):
     folder = write_profile(tmp_path, "pair_limit: 10")
-    mine, default = config.load_profile("mine", folder=folder), config.load_profile("everyday")
+    mine, default = settings.load_profile("mine", folder=folder), settings.load_profile("everyday")
     assert dataclasses.replace(mine, name="everyday", pair_limit=default.pair_limit) == default
 
 
 def test_a_run_of_a_data_set_that_the_profile_lacks_is_refused():
     with pytest.raises(ConfigError, match="'shp' is not one of profile everyday"):
-        config.run_dir(config.load_profile("everyday"), "shp", 0)
+        settings.run_dir(settings.load_profile("everyday"), "shp", 0)
 
 
 def test_results_and_figures_move_with_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "r"))
     monkeypatch.setenv("PERSONA_FIGURES", str(tmp_path / "f"))
-    run = config.open_run("smoke", seed=3)
+    run = settings.open_run("smoke", seed=3)
     assert run.folder == tmp_path / "r" / "smoke" / "everyday" / "seed-3"
-    assert config.figures_dir(run.profile) == tmp_path / "f" / "smoke"
+    assert settings.figures_dir(run.profile) == tmp_path / "f" / "smoke"
 
 
 def test_the_paper_profile_holds_the_papers_values():
-    paper = config.load_profile("paper")
+    paper = settings.load_profile("paper")
     assert paper.base_model == "meta-llama/Llama-3.1-8B"
     assert (paper.lora_r, paper.lora_alpha, paper.lora_dropout, paper.lora_targets) == (
         16,
@@ -139,4 +139,4 @@ def test_the_paper_profile_holds_the_papers_values():
 
 def test_a_warm_up_is_a_share_and_never_a_number_of_steps():
     with pytest.raises(ConfigError, match="warmup_share=20.0: use a share of the steps"):
-        config.load_profile("everyday", ["warmup_share=20"])
+        settings.load_profile("everyday", ["warmup_share=20"])

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from persona_lib.config import Run, load_profile, set_field
-from persona_lib.data import near, official, official_folders, preference
-from persona_lib.profiles import ConfigError
-from persona_lib.records import DataError, PreferencePair
+from persona_lib import store
+from persona_lib import texts as texts_module
+from persona_lib.data import official, preference
+from persona_lib.records import DataError, PreferencePair, TailoringRow
+from persona_lib.settings import ConfigError, Run, load_profile, set_field
 
 FILLED = "The user is brief and prefers short answers."
 
@@ -20,29 +21,29 @@ def write_folder(root: Path, dataset: str, change=None) -> Path:
     from datasets import Dataset, DatasetDict
 
     splits = {}
-    for split in official_folders.SPLITS:
+    for split in official.SPLITS:
         columns = {name: [f"{split} {name} {n}" for n in range(3)] for name in official.PAIR_COLUMNS}
         for column in official.PERSONA_COLUMNS.values():
             columns[column] = [f"The user is {split} {n} and prefers {column[:6]}." for n in range(3)]
         if change:
             change(split, columns)
         splits[split] = Dataset.from_dict(columns)
-    DatasetDict(splits).save_to_disk(root / official_folders.DATASETS[dataset]["tailoring"])
+    DatasetDict(splits).save_to_disk(root / official.DATASETS[dataset]["tailoring"])
     return root
 
 
 @pytest.fixture
 def small(monkeypatch):
     """Make BeaverTails three rows per split, the size of the folders that these tests write."""
-    small = official_folders.DATASETS["beavertails"] | {"rows": (3,) * 6}
-    monkeypatch.setitem(official_folders.DATASETS, "beavertails", small)
+    small = official.DATASETS["beavertails"] | {"rows": (3,) * 6}
+    monkeypatch.setitem(official.DATASETS, "beavertails", small)
 
 
 @pytest.fixture(scope="module")
 def real() -> Path:
     """The authors' data, where it is at hand."""
     try:
-        return official_folders.find_data_dir(offline=True)
+        return official.find_data_dir(offline=True)
     except DataError as error:
         pytest.skip(str(error))
 
@@ -116,7 +117,7 @@ def test_schema_errors_name_folder_split_row_and_column(small, tmp_path, change,
 def test_a_missing_split_and_a_folder_of_something_else_are_errors(small, tmp_path):
     from datasets import Dataset, DatasetDict
 
-    path = tmp_path / official_folders.DATASETS["beavertails"]["tailoring"]
+    path = tmp_path / official.DATASETS["beavertails"]["tailoring"]
     with pytest.raises(DataError, match="not a datasets.load_from_disk folder"):
         official.load_official(tmp_path, "beavertails")
     DatasetDict({"test": Dataset.from_dict({"prompt": ["p"]})}).save_to_disk(path)
@@ -142,44 +143,44 @@ def test_role_marks_are_kept_unless_asked_otherwise(small, tmp_path):
 def test_data_is_found_in_the_named_folder_or_its_parent(small, tmp_path, monkeypatch):
     folder = write_folder(tmp_path / "official", "beavertails")
     for place in (folder, tmp_path):
-        assert official_folders.find_data_dir(place, ["beavertails"]) == folder
+        assert official.find_data_dir(place, ["beavertails"]) == folder
         monkeypatch.setenv("PERSONA_DATA", str(place))
-        assert official_folders.find_data_dir("", ["beavertails"]) == folder
+        assert official.find_data_dir("", ["beavertails"]) == folder
 
 
 def test_a_named_place_without_the_data_is_an_error_with_three_ways_out(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"data_dir=.*\(1\).*\(2\).*\(3\)"):
-        official_folders.find_data_dir(tmp_path, ["beavertails"])
+        official.find_data_dir(tmp_path, ["beavertails"])
     monkeypatch.setenv("PERSONA_DATA", str(tmp_path))
     with pytest.raises(DataError, match=r"\$PERSONA_DATA"):
-        official_folders.find_data_dir("", ["beavertails"])
+        official.find_data_dir("", ["beavertails"])
 
 
 def test_offline_never_downloads(tmp_path, monkeypatch):
     monkeypatch.delenv("PERSONA_DATA", raising=False)
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
-    monkeypatch.setattr(official_folders, "REPO", tmp_path / "repo")
-    monkeypatch.setattr(official_folders, "fetch", lambda *_: pytest.fail("tried to download"))
+    monkeypatch.setattr(official, "REPO", tmp_path / "repo")
+    monkeypatch.setattr(official, "fetch", lambda *_: pytest.fail("tried to download"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(DataError, match="downloads are off"):
-        official_folders.find_data_dir("", ["beavertails"])
+        official.find_data_dir("", ["beavertails"])
 
 
 def test_a_download_is_complete_only_when_every_file_has_its_checksum(tmp_path, monkeypatch):
     folder = "persona-inference-SHP"
-    names = official_folders.files_of(folder)
+    names = official.files_of(folder)
     home = tmp_path / "home"
     for name in names:
         (home / name).parent.mkdir(parents=True, exist_ok=True)
         (home / name).write_text(f"content of {name}")
-    sums = {name: official_folders.file_hash(home / name) for name in names}
-    monkeypatch.setattr(official_folders, "checksums", lambda: sums)
-    target = official_folders.download_official([folder], tmp_path / "good", home=home.as_uri())
+    sums = {name: store.file_hash(home / name) for name in names}
+    monkeypatch.setattr(official, "checksums", lambda: sums)
+    target = official.download_official([folder], tmp_path / "good", home=home.as_uri())
     assert (target / names[-1]).read_text() == f"content of {names[-1]}"
 
     (home / names[0]).write_text("tampered with")
     with pytest.raises(DataError, match="SHA-256"):
-        official_folders.download_official([folder], tmp_path / "bad", home=home.as_uri())
+        official.download_official([folder], tmp_path / "bad", home=home.as_uri())
     assert not any(path.is_file() for path in (tmp_path / "bad").rglob("*"))
 
 
@@ -227,10 +228,10 @@ def slow_near_duplicates(prompts, pool, threshold):
     """The definition, without an index."""
     found = []
     for index, prompt in enumerate(prompts):
-        grams = near.ngrams(near.tokens(prompt), 3)
+        grams = texts_module.ngrams(texts_module.tokens(prompt), 3)
         scores = []
         for other, text in enumerate(pool):
-            theirs = near.ngrams(near.tokens(text), 3)
+            theirs = texts_module.ngrams(texts_module.tokens(text), 3)
             scores.append((len(grams & theirs) / max(1, len(grams | theirs)), -other))
         best, other = max(scores)
         if best >= threshold:
@@ -242,19 +243,18 @@ def test_near_duplicates_by_index_equal_the_slow_definition():
     rng = random.Random(0)
     texts = [" ".join(rng.choices("abcd", k=rng.randint(0, 9))) for _ in range(120)]
     expected = slow_near_duplicates(texts[:60], texts[60:], 0.3)
-    assert preference.near_duplicates(texts[:60], texts[60:], 0.3) == expected
+    assert texts_module.near_duplicates(texts[:60], texts[60:], 0.3) == expected
     assert 5 < len(expected) < 60
 
 
 def test_near_duplicates_by_hand():
     # {how do i, do i bake, i bake cake} and {how do i, do i bake, i bake bread}: 2 of 4
-    found = preference.near_duplicates(["How do I bake cake?"], ["nothing", "how do I bake bread"], 0.5)
+    found = texts_module.near_duplicates(["How do I bake cake?"], ["nothing", "how do I bake bread"], 0.5)
     assert found == [(0, 1, 0.5)]
-    assert preference.near_duplicates(["How do I bake cake?"], ["how do I bake bread"], 0.51) == []
+    assert texts_module.near_duplicates(["How do I bake cake?"], ["how do I bake bread"], 0.51) == []
 
 
 def test_the_card_counts_what_is_there():
-    from persona_lib.records import TailoringRow
 
     personas = {"gold-chosen": "The user is calm and prefers facts over jokes.", "gold-rejected": None}
     row = TailoringRow("a", "test", "one two three four", "a b", "a", personas)
@@ -279,10 +279,10 @@ def test_the_released_data_is_as_published(real):
 def test_released_hhh_repeats_training_prompts_in_its_test_split(real):
     rows = official.load_official(real, "hhh")
     train = [row.prompt for split in rows if split not in ("fewshot", "test") for row in rows[split]]
-    assert len(preference.near_duplicates([row.prompt for row in rows["test"]], train, 0.5)) == 45
+    assert len(texts_module.near_duplicates([row.prompt for row in rows["test"]], train, 0.5)) == 45
 
 
 def test_the_local_copy_has_the_checksums_of_the_table(real):
-    for name, sha256 in official_folders.checksums().items():
+    for name, sha256 in official.checksums().items():
         if (real / name).exists():
-            assert official_folders.file_hash(real / name) == sha256, name
+            assert store.file_hash(real / name) == sha256, name

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import run_there
 
-from persona_lib.config import REPO
+from persona_lib.settings import REPO
 
 DOCUMENTS = ("README.md", "DATA.md", "SCALING.md")
 FENCE = re.compile(r"```bash\n(.*?)```", re.DOTALL)

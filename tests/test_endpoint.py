@@ -12,9 +12,15 @@ from importlib.util import find_spec
 import pytest
 
 from persona_lib import store
-from persona_lib.models.endpoint import BudgetError, EndpointError, EndpointGenerator
 from persona_lib.models.generate import Completion
-from persona_lib.models.protocol import Answer, Endpoint, most_it_can_cost
+from persona_lib.models.served import (
+    Answer,
+    BudgetError,
+    Endpoint,
+    EndpointError,
+    EndpointGenerator,
+    most_it_can_cost,
+)
 
 pytestmark = [
     pytest.mark.server,

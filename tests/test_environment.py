@@ -9,8 +9,8 @@ import tomllib
 import pytest
 import yaml
 
-from persona_lib.config import REPO
-from persona_lib.runner import environment
+from persona_lib import execute
+from persona_lib.settings import REPO
 
 PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 CONSTRAINTS = (REPO / "constraints.txt").read_text(encoding="utf-8")
@@ -32,11 +32,11 @@ def test_only_the_constraints_hold_exact_versions():
 @pytest.mark.parametrize("extra", sorted(PROJECT["optional-dependencies"]))
 def test_every_requirement_is_pinned(extra):
     name = "constraints-vllm.txt" if extra == "vllm" else "constraints.txt"
-    assert set(environment.requirements(extra)) <= set(environment.pins(name=name))
+    assert set(execute.requirements(extra)) <= set(execute.pins(name=name))
 
 
 def test_vllms_environment_trains_and_generates_with_the_versions_of_the_other_one():
-    own, other = environment.pins(name="constraints-vllm.txt"), environment.pins()
+    own, other = execute.pins(name="constraints-vllm.txt"), execute.pins()
     stack = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "tokenizers")
     assert {name: own[name] for name in stack} == {name: other[name] for name in stack}
     assert own["vllm"] == {"0.30.0"} and "vllm" not in other
@@ -46,11 +46,11 @@ def test_the_constraints_suit_every_machine():
     lines = [line for line in (CONSTRAINTS + VLLM).splitlines() if not line.startswith("#")]
     assert all(re.match(r"^[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*( ;.*)?$", line) for line in lines)
     assert "+cpu" not in CONSTRAINTS + VLLM and "--" not in "".join(lines)
-    assert environment.pins()["torch"] == {"2.13.0"}
+    assert execute.pins()["torch"] == {"2.13.0"}
 
 
 def test_the_dev_extra_includes_the_others():
-    dev, lab = set(environment.requirements("dev")), set(environment.requirements("lab"))
+    dev, lab = set(execute.requirements("dev")), set(execute.requirements("lab"))
     assert {"torch", "papermill", "pyyaml"} <= lab < dev
     assert "vllm" not in dev  # it has an environment of its own
 
@@ -61,7 +61,7 @@ def test_an_environment_that_lacks_or_differs_is_told_so(tmp_path):
         "[project.optional-dependencies]\nlab = []\n"
     )
     (tmp_path / "constraints.txt").write_text("pyyaml==0.0.1\nno-such-package==1.0\n")
-    missing, differing = environment.unmet("lab", tmp_path)
+    missing, differing = execute.unmet("lab", tmp_path)
     assert missing == "no-such-package is not installed"
     assert differing.startswith("pyyaml ") and differing.endswith("0.0.1 is pinned")
 

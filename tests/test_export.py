@@ -12,13 +12,10 @@ import pytest
 from test_llm import save_adapter, some_texts
 from tiny import save_base, tiny_run
 
-from persona_lib import export, store
-from persona_lib.config import Run, load_profile, results_dir, set_field
-from persona_lib.models import llm
-from persona_lib.profiles import ConfigError
+from persona_lib import export, report, store
+from persona_lib.models import load, train
 from persona_lib.prompts import ChatFormat
-from persona_lib.reading import card
-from persona_lib.training import merging, train
+from persona_lib.settings import ConfigError, Run, load_profile, results_dir, set_field
 
 
 @pytest.fixture(scope="module")
@@ -33,14 +30,12 @@ def stack(base_folder, tmp_path_factory):
 
 
 def rows_of(base_folder):
-    tokenizer = llm.load_tokenizer(base_folder)
-    return [merging.encode(tokenizer, *text) for text in zip(*some_texts(), strict=True)]
+    tokenizer = load.load_tokenizer(base_folder)
+    return [load.encode(tokenizer, *text) for text in zip(*some_texts(), strict=True)]
 
 
 def divergence(policy, other, rows) -> float:
-    return merging.mean_divergence(
-        merging.completion_logits(policy, rows), merging.completion_logits(other, rows)
-    )
+    return load.mean_divergence(load.completion_logits(policy, rows), load.completion_logits(other, rows))
 
 
 # --- one adapter out of two ---
@@ -50,12 +45,12 @@ def divergence(policy, other, rows) -> float:
 def test_the_joined_adapter_gives_the_logits_of_the_stack(base_folder, stack, tmp_path, quantization):
     import torch
 
-    rank = merging.join_adapters(stack, tmp_path / "one")
+    rank = load.join_adapters(stack, tmp_path / "one")
     rows = rows_of(base_folder)
 
     def logits(folders):
-        model = llm.attach_adapters(llm.load_base(base_folder, "", quantization), folders)
-        return merging.completion_logits(model, rows)
+        model = load.attach_adapters(load.load_base(base_folder, "", quantization), folders)
+        return load.completion_logits(model, rows)
 
     both, one, first = logits(stack), logits([tmp_path / "one"]), logits(stack[:1])
     assert rank == 8
@@ -73,7 +68,7 @@ def test_each_adapters_own_scale_is_folded_into_the_joined_one(stack, tmp_path):
     save_file(load_file(stack[1] / "adapter_model.safetensors"), second / "adapter_model.safetensors")
     config = store.read_json(stack[1] / "adapter_config.json")
     store.write_json(second / "adapter_config.json", {**config, "lora_alpha": 2 * config["r"]})
-    merging.join_adapters([stack[0], second], tmp_path / "one")
+    load.join_adapters([stack[0], second], tmp_path / "one")
     one, own = (load_file(folder / "adapter_model.safetensors") for folder in (tmp_path / "one", second))
     a = next(name for name in own if ".lora_A." in name)
     b = a.replace(".lora_A.", ".lora_B.")
@@ -88,15 +83,15 @@ def test_adapters_that_cannot_be_joined_exactly_are_refused(stack, tmp_path):
     config = store.read_json(stack[1] / "adapter_config.json")
     tensors = load_file(stack[1] / "adapter_model.safetensors")
     store.write_json(tmp_path / "rs" / "adapter_config.json", {**config, "use_rslora": True})
-    with pytest.raises(llm.ModelError, match=r"rs.*use_rslora=True: only plain LoRA"):
-        merging.join_adapters([stack[0], tmp_path / "rs"], tmp_path / "out")
+    with pytest.raises(load.ModelError, match=r"rs.*use_rslora=True: only plain LoRA"):
+        load.join_adapters([stack[0], tmp_path / "rs"], tmp_path / "out")
     store.write_json(tmp_path / "few" / "adapter_config.json", config)
     fewer = {name: t for name, t in tensors.items() if "down_proj" not in name}
     save_file(fewer, tmp_path / "few" / "adapter_model.safetensors")
-    with pytest.raises(llm.ModelError, match="change different layers .*down_proj"):
-        merging.join_adapters([stack[0], tmp_path / "few"], tmp_path / "out")
-    with pytest.raises(llm.ModelError, match="adapter_config.json is missing"):
-        merging.join_adapters([stack[0], tmp_path], tmp_path / "out")
+    with pytest.raises(load.ModelError, match="change different layers .*down_proj"):
+        load.join_adapters([stack[0], tmp_path / "few"], tmp_path / "out")
+    with pytest.raises(load.ModelError, match="adapter_config.json is missing"):
+        load.join_adapters([stack[0], tmp_path], tmp_path / "out")
 
 
 # --- merging ---
@@ -108,22 +103,22 @@ def test_mean_divergence_is_the_definition():
 
     p = torch.tensor([[0.75, 0.25]]).log()
     q = torch.tensor([[0.5, 0.5]]).log()
-    assert merging.mean_divergence([p], [q]) == pytest.approx(0.130812, abs=1e-6)
-    assert merging.mean_divergence([p, q], [q, q]) == pytest.approx(0.130812 / 2, abs=1e-6)
+    assert load.mean_divergence([p], [q]) == pytest.approx(0.130812, abs=1e-6)
+    assert load.mean_divergence([p, q], [q, q]) == pytest.approx(0.130812 / 2, abs=1e-6)
 
 
 def test_a_base_in_four_bits_is_never_merged_into(base_folder, stack):
-    with pytest.raises(llm.ModelError, match=r"q_proj is in four bits: .*expand=True"):
-        merging.merge_adapters(llm.load_base(base_folder, "", "nf4"), stack)
+    with pytest.raises(load.ModelError, match=r"q_proj is in four bits: .*expand=True"):
+        load.merge_adapters(load.load_base(base_folder, "", "nf4"), stack)
 
 
 def test_a_merge_that_lost_what_was_learned_is_an_error(base_folder, stack, tmp_path):
-    llm.load_base(base_folder).save_pretrained(tmp_path / "merged")  # the base alone: everything is lost
+    load.load_base(base_folder).save_pretrained(tmp_path / "merged")  # the base alone: everything is lost
     texts = [*zip(*some_texts(), strict=True)]
-    with pytest.raises(llm.ModelError, match="too much is lost"):
-        merging.check_merge(
+    with pytest.raises(load.ModelError, match="too much is lost"):
+        load.check_merge(
             (str(base_folder), ""), "none", "float32", stack, tmp_path / "merged",
-            llm.load_tokenizer(base_folder), texts,
+            load.load_tokenizer(base_folder), texts,
         )  # fmt: skip
 
 
@@ -132,16 +127,16 @@ def test_a_merge_that_lost_what_was_learned_is_an_error(base_folder, stack, tmp_
 def test_expanding_before_the_merge_keeps_the_policy_and_pefts_merge_in_four_bits_does_not(
     base_folder, stack, tmp_path, dtype
 ):
-    source, tokenizer = (str(base_folder), ""), llm.load_tokenizer(base_folder)
-    merging.write_merged(source, "nf4", dtype, stack, tmp_path / "merged")
+    source, tokenizer = (str(base_folder), ""), load.load_tokenizer(base_folder)
+    load.write_merged(source, "nf4", dtype, stack, tmp_path / "merged")
     texts = [*zip(*some_texts(), strict=True)]
-    check = merging.check_merge(source, "nf4", dtype, stack, tmp_path / "merged", tokenizer, texts)
+    check = load.check_merge(source, "nf4", dtype, stack, tmp_path / "merged", tokenizer, texts)
     assert check.kl < (1e-9 if dtype == "float32" else 2e-3) < check.kl_base
     assert (check.rows, check.tokens) == (9, sum(len(c) for _, c in rows_of(base_folder)))
 
-    policy = llm.attach_adapters(llm.load_base(base_folder, "", "nf4", dtype), stack)
-    pefts = llm.attach_adapters(llm.load_base(base_folder, "", "nf4", dtype), stack).merge_and_unload()
-    assert llm.linear4bit_layers(pefts)
+    policy = load.attach_adapters(load.load_base(base_folder, "", "nf4", dtype), stack)
+    pefts = load.attach_adapters(load.load_base(base_folder, "", "nf4", dtype), stack).merge_and_unload()
+    assert load.linear4bit_layers(pefts)
     assert divergence(policy, pefts, rows_of(base_folder)) > 10 * check.kl
 
 
@@ -202,14 +197,14 @@ def test_the_cards_code_loads_the_policy_without_this_package_and_gives_its_logi
     run_alone(loading + LOGITS.replace("NAME", "one.safetensors"), folder)
     run_alone(loading + stacking + LOGITS.replace("NAME", "two.safetensors"), folder)
 
-    model = llm.load_base(*trained.base_source, "nf4", "float32")
+    model = load.load_base(*trained.base_source, "nf4", "float32")
     folders = [train.adapter_folder(trained, method, "chosen") for method in ("sft", "dpo")]
-    model = llm.attach_adapters(model, folders)
-    tokenizer = llm.load_tokenizer(*trained.base_source)
+    model = load.attach_adapters(model, folders)
+    tokenizer = load.load_tokenizer(*trained.base_source)
     ids = tokenizer("Prompt: w1 w2\nPersona: w3 w4\nResponse:", return_tensors="pt").input_ids
     with torch.inference_mode():
         expected = model(input_ids=ids).logits
-        merged = llm.load_base(folder / "merged")(input_ids=ids).logits
+        merged = load.load_base(folder / "merged")(input_ids=ids).logits
     for found in (load_file(folder / f"{name}.safetensors")["logits"] for name in ("one", "two")):
         torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
     torch.testing.assert_close(merged, expected, atol=2e-4, rtol=1e-4)
@@ -224,7 +219,7 @@ def test_an_export_names_no_path_of_this_machine_and_the_card_tells_what_the_run
     )
     folder = export.export_arm(trained, "dpo-chosen", tmp_path / "before")
     assert "was not measured" in (folder / "README.md").read_text(encoding="utf-8")
-    names = ("dataset", "tested", *card.SAFETY_COLUMNS)
+    names = ("dataset", "tested", *report.SAFETY_COLUMNS)
     line = (trained.dataset, "dpo-chosen", "gold-rejected", "line", "dpo-none", "tailored", 499)
     other = (trained.dataset, "sft-chosen", *line[2:])
     numbers = (-0.0481, -0.089, -0.006)
@@ -263,22 +258,22 @@ def test_an_export_never_overwrites_and_says_what_is_missing(trained, tmp_path, 
 
 def test_the_card_of_a_hub_model_loads_it_by_id_and_revision_and_states_its_licence():
     run = Run(set_field(load_profile("paper"), base_revision="abc123"), "beavertails", 0)
-    code = card.loading_code(run, ["sft-chosen", "dpo-chosen"], repo_id="me/Llama-boat")
+    code = report.loading_code(run, ["sft-chosen", "dpo-chosen"], repo_id="me/Llama-boat")
     compile(code, "card", "exec")
     assert "'meta-llama/Llama-3.1-8B', revision='abc123', dtype=torch.bfloat16" in code
     assert (
         'folder = snapshot_download("me/Llama-boat")' in code
         and "bnb_4bit_compute_dtype=torch.bfloat16" in code
     )
-    assert card.licence(run)[0] == "llama3.1" and "Built with Llama" in card.licence(run)[1]
-    assert card.persona_text(run, "dpo-chosen").count("405B") == 1
-    assert "No persona was shown" in card.persona_text(run, "dpo-none")
+    assert report.licence(run)[0] == "llama3.1" and "Built with Llama" in report.licence(run)[1]
+    assert report.persona_text(run, "dpo-chosen").count("405B") == 1
+    assert "No persona was shown" in report.persona_text(run, "dpo-none")
 
 
 def test_the_card_of_packaged_weights_names_the_publishers_model_and_the_way_to_its_folder():
     run = Run(set_field(load_profile("everyday"), base_model="pypi:smollm2-135m-instruct"), "everyday", 0)
     chat = ChatFormat(("[s]", "[u]", "[a]"), ("[u]", "[a]"), "[e]", ())
-    code = card.loading_code(run, ["sft-chosen"], chat)
+    code = report.loading_code(run, ["sft-chosen"], chat)
     compile(code, "card", "exec")
     hub_id = "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert (
@@ -286,22 +281,24 @@ def test_the_card_of_packaged_weights_names_the_publishers_model_and_the_way_to_
     )
     assert f'base_folder = "BASE"  # that folder, or "{hub_id}"\n' in code
     assert "prompt = '[s]The user is busy and prefers short answers.[u]How do I boil an egg?[a]'" in code
-    assert card.licence(run) == (
+    assert report.licence(run) == (
         "apache-2.0", f"The base, {hub_id}, is under Apache-2.0: it applies to this model, too."
     )  # fmt: skip
-    assert f"base_model: {hub_id}\n" in card.front_matter(run) and f"{hub_id}@12fd25f7" in card.base_text(run)
-    assert "quantised to Q4_1, converted to float32" in card.base_text(run)
+    assert f"base_model: {hub_id}\n" in report.front_matter(run) and f"{hub_id}@12fd25f7" in report.base_text(
+        run
+    )
+    assert "quantised to Q4_1, converted to float32" in report.base_text(run)
 
 
 def test_the_card_of_a_few_layers_or_of_a_folder_names_no_model_of_the_hub(tmp_path):
     everyday = load_profile("everyday")
     for source in ("pypi:smollm2-135m-instruct/2", str(tmp_path)):
         run = Run(set_field(everyday, base_model=source), "everyday", 0)
-        assert card.hub_id(run) == "" and "base_model" not in card.front_matter(run)
-        assert '"HuggingFaceTB' not in card.loading_code(run, ["sft-none"])
-        assert str(tmp_path) not in card.loading_code(run, ["sft-none"]) + card.base_text(run)
+        assert report.hub_id(run) == "" and "base_model" not in report.front_matter(run)
+        assert '"HuggingFaceTB' not in report.loading_code(run, ["sft-none"])
+        assert str(tmp_path) not in report.loading_code(run, ["sft-none"]) + report.base_text(run)
     closed = Run(set_field(everyday, base_model="pypi:gemma-3-270m"), "everyday", 0)
-    assert card.licence(closed)[0] == "other" and "Gemma terms of use" in card.licence(closed)[1]
+    assert report.licence(closed)[0] == "other" and "Gemma terms of use" in report.licence(closed)[1]
 
 
 class RecordingApi:

@@ -5,7 +5,7 @@ import copy
 import pytest
 from later import torch
 
-from persona_lib.models.growing_cache import ROOM, growing_cache
+from persona_lib.models.generate import ROOM, growing_cache
 
 SIZES = {
     "num_hidden_layers": 2,

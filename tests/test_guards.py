@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 from tiny import tiny_model, tiny_tokenizer
 
-from persona_lib.models import guards
-from persona_lib.models.tokens import TokenError, check_tokenizer, count_rows, encode
+from persona_lib.models import trainers
+from persona_lib.models.load import TokenError, check_tokenizer, count_rows, encode
 
 
 def merging_tokenizer():
@@ -31,7 +31,7 @@ def lora_model(dtype=None):
 
     model = get_peft_model(tiny_model(), LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
     if dtype is not None:
-        for parameter in guards.trainable_parameters(model).values():
+        for parameter in trainers.trainable_parameters(model).values():
             parameter.data = parameter.data.to(dtype)
     return model
 
@@ -114,34 +114,34 @@ def test_bfloat16_adapters_are_refused_and_cast_adapters_mends_them():
     import torch
 
     model = lora_model(torch.bfloat16)
-    with pytest.raises(guards.TrainingError, match="bfloat16: small updates would be lost"):
-        guards.check_adapters(model, "default")
-    guards.cast_adapters(model)
-    guards.check_adapters(model, "default")
+    with pytest.raises(trainers.TrainingError, match="bfloat16: small updates would be lost"):
+        trainers.check_adapters(model, "default")
+    trainers.cast_adapters(model)
+    trainers.check_adapters(model, "default")
 
 
 def test_frozen_adapter_and_trainable_base_are_refused():
     model = lora_model()
     model.requires_grad_(False)
-    with pytest.raises(guards.TrainingError, match="no parameter is trainable"):
-        guards.check_adapters(model, "default")
+    with pytest.raises(trainers.TrainingError, match="no parameter is trainable"):
+        trainers.check_adapters(model, "default")
     model.requires_grad_(True)
-    with pytest.raises(guards.TrainingError, match="only adapter 'default' should be"):
-        guards.check_adapters(model, "default")
+    with pytest.raises(trainers.TrainingError, match="only adapter 'default' should be"):
+        trainers.check_adapters(model, "default")
 
 
 # --- the start of DPO ---
 
 
 def test_dpo_start_with_a_margin_or_another_loss_than_ln2_is_an_error():
-    guards.check_start(1e-6, math.log(2) + 1e-6, math.log(2), 1e-3)
-    guards.check_start(0.0, 3.0, None, 1e-3)  # with an SFT term only the margin is known
-    with pytest.raises(guards.TrainingError, match="margin before the first step is 0.5"):
-        guards.check_start(0.5, math.log(2), math.log(2), 1e-3)
-    with pytest.raises(guards.TrainingError, match="margin before the first step is nan"):
-        guards.check_start(math.nan, math.log(2), None, 1e-3)
-    with pytest.raises(guards.TrainingError, match="loss before the first step is 0.8"):
-        guards.check_start(0.0, 0.8, math.log(2), 1e-3)
+    trainers.check_start(1e-6, math.log(2) + 1e-6, math.log(2), 1e-3)
+    trainers.check_start(0.0, 3.0, None, 1e-3)  # with an SFT term only the margin is known
+    with pytest.raises(trainers.TrainingError, match="margin before the first step is 0.5"):
+        trainers.check_start(0.5, math.log(2), math.log(2), 1e-3)
+    with pytest.raises(trainers.TrainingError, match="margin before the first step is nan"):
+        trainers.check_start(math.nan, math.log(2), None, 1e-3)
+    with pytest.raises(trainers.TrainingError, match="loss before the first step is 0.8"):
+        trainers.check_start(0.0, 0.8, math.log(2), 1e-3)
 
 
 # --- gradients and movement ---
@@ -149,37 +149,37 @@ def test_dpo_start_with_a_margin_or_another_loss_than_ln2_is_an_error():
 
 def step(guard, model, value: float) -> None:
     """Give every trainable parameter a constant gradient and show it to the guard."""
-    for parameter in guards.trainable_parameters(model).values():
+    for parameter in trainers.trainable_parameters(model).values():
         parameter.grad = parameter.detach() * 0 + value
     guard.on_pre_optimizer_step(None, SimpleNamespace(global_step=1, epoch=0.5), None, model=model)
 
 
 def test_two_steps_without_gradient_are_an_error_and_one_is_not():
-    guard, model = guards.gradient_guard(), lora_model()
+    guard, model = trainers.gradient_guard(), lora_model()
     for value in (0.0, 1.0, 0.0):
         step(guard, model, value)
     guard.on_epoch_begin(None, None, None)
     step(guard, model, 0.0)
-    with pytest.raises(guards.TrainingError, match="zero or not finite twice"):
+    with pytest.raises(trainers.TrainingError, match="zero or not finite twice"):
         step(guard, model, 0.0)
 
 
 def test_gradients_that_vanish_after_an_evaluation_are_seen_in_the_next_epoch():
-    guard, model = guards.gradient_guard(), lora_model()
+    guard, model = trainers.gradient_guard(), lora_model()
     for _ in range(10):
         step(guard, model, 1.0)
     guard.on_epoch_begin(None, None, None)
     step(guard, model, 0.0)
-    with pytest.raises(guards.TrainingError):
+    with pytest.raises(trainers.TrainingError):
         step(guard, model, 0.0)
 
 
 @pytest.mark.parametrize("norm", [0.0, math.nan, math.inf])
 def test_bad_grad_norm_in_two_logs_is_an_error(norm):
-    guard, state = guards.gradient_guard(), SimpleNamespace(global_step=9, epoch=1.0)
+    guard, state = trainers.gradient_guard(), SimpleNamespace(global_step=9, epoch=1.0)
     guard.on_log(None, state, None, logs={"grad_norm": norm})
     guard.on_log(None, state, None, logs={"eval_loss": 1.0})
-    with pytest.raises(guards.TrainingError, match="by step 9"):
+    with pytest.raises(trainers.TrainingError, match="by step 9"):
         guard.on_log(None, state, None, logs={"grad_norm": norm})
 
 
@@ -187,14 +187,14 @@ def test_parameters_that_do_not_move_in_the_first_step_are_an_error():
     import torch
 
     model = lora_model()
-    optimizer = torch.optim.SGD(guards.trainable_parameters(model).values(), lr=0.0)
-    guard = guards.movement_guard()
+    optimizer = torch.optim.SGD(trainers.trainable_parameters(model).values(), lr=0.0)
+    guard = trainers.movement_guard()
     guard.on_train_begin(None, None, None, model=model)
     guard.on_optimizer_step(
         None, None, None, model=model, optimizer=optimizer
     )  # warm-up: the rate is still 0
     optimizer.param_groups[0]["lr"] = 0.1
-    with pytest.raises(guards.TrainingError, match="no trainable parameter moved"):
+    with pytest.raises(trainers.TrainingError, match="no trainable parameter moved"):
         guard.on_optimizer_step(None, None, None, model=model, optimizer=optimizer)
-    next(iter(guards.trainable_parameters(model).values())).data += 1
+    next(iter(trainers.trainable_parameters(model).values())).data += 1
     guard.on_optimizer_step(None, None, None, model=model, optimizer=optimizer)

@@ -12,7 +12,7 @@ import sys
 import harness
 import pytest
 
-from persona_lib.config import REPO
+from persona_lib.settings import REPO
 
 BENCHMARKS = importlib.import_module("benchmarks.__main__")
 

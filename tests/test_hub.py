@@ -6,17 +6,16 @@ import ast
 
 import pytest
 
-from persona_lib import config, hub, weights
-from persona_lib.config import load_profile
-from persona_lib.data import official, official_folders
-from persona_lib.hub import HubError
-from persona_lib.models import llm
-from persona_lib.models.generators import GENERATORS
+from persona_lib import execute, settings, tasks, weights
+from persona_lib.data import official
+from persona_lib.models import load as load_module
+from persona_lib.models.served import GENERATORS
 from persona_lib.records import DataError
-from persona_lib.runner import execute, plan
+from persona_lib.settings import load_profile
+from persona_lib.weights import HubError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-REPO = config.REPO
+REPO = settings.REPO
 # What loads from the hub if it is given an id; Peft loads adapters, which are folders of ours.
 LOADERS = (
     "from_pretrained",
@@ -32,14 +31,14 @@ LOADERS = (
 
 
 def test_the_table_pins_to_whole_commits_or_says_that_none_is_known():
-    models = {name: model.commit for name, model in hub.MODELS.items()}
-    commits = [*hub.DATASETS.values(), *filter(None, models.values())]
-    assert all(hub.COMMIT.fullmatch(commit) for commit in commits)
+    models = {name: model.commit for name, model in weights.MODELS.items()}
+    commits = [*weights.DATASETS.values(), *filter(None, models.values())]
+    assert all(weights.COMMIT.fullmatch(commit) for commit in commits)
     unknown = {name for name, commit in models.items() if not commit}
     assert all(name.startswith("nbalepur/Llama-3.1-8B-PT-DPO-") for name in unknown)
-    with pytest.raises(hub.HubError, match="@COMMIT"):
-        hub.pinned(min(unknown))
-    assert all(hub.HUB_ID.fullmatch(name) for name in (*hub.DATASETS, *hub.MODELS))
+    with pytest.raises(weights.HubError, match="@COMMIT"):
+        weights.pinned(min(unknown))
+    assert all(weights.HUB_ID.fullmatch(name) for name in (*weights.DATASETS, *weights.MODELS))
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (REPO / "configs").glob("*.yaml")))
@@ -51,32 +50,32 @@ def test_every_hub_model_of_a_profile_has_a_commit(name):
     named -= {"", "base", *GENERATORS}
     for source in (name for name in named if not weights.is_packaged(name)):
         revision = profile.base_revision if source == profile.base_model else ""
-        assert hub.pinned(source, revision)[1], source
+        assert weights.pinned(source, revision)[1], source
 
 
 def test_a_commit_is_the_given_one_else_the_written_one_else_that_of_the_table(tmp_path):
     known = "prometheus-eval/prometheus-7b-v2.0"
-    assert hub.pinned(known) == (known, hub.MODELS[known].commit)
-    assert hub.pinned(f"{known}@{COMMIT}") == (known, COMMIT)
-    assert hub.pinned(known, COMMIT) == (known, COMMIT)
-    assert hub.pinned(tmp_path) == (str(tmp_path), None)
+    assert weights.pinned(known) == (known, weights.MODELS[known].commit)
+    assert weights.pinned(f"{known}@{COMMIT}") == (known, COMMIT)
+    assert weights.pinned(known, COMMIT) == (known, COMMIT)
+    assert weights.pinned(tmp_path) == (str(tmp_path), None)
 
 
 @pytest.mark.parametrize("source", ["some/model", "some/model@main", "some/model@0123456", "model"])
 def test_a_hub_id_without_a_whole_commit_is_refused_with_the_mend(source):
     with pytest.raises(HubError, match="model: not a folder here.*model@COMMIT"):
-        hub.pinned(source)
+        weights.pinned(source)
 
 
 def test_a_plan_names_the_models_without_a_commit():
     profile = load_profile("paper", ["base_model=some/model", f"judge_model=other/judge@{COMMIT}"])
-    assert [note.split(":")[0] for note in plan.unpinned(profile)] == ["some/model"]
-    assert {"some/model", "other/judge"} <= {what for what, _, _ in plan.downloads(profile)}
-    assert plan.unpinned(load_profile("paper", ["base_model=some/model", f"base_revision={COMMIT}"])) == []
+    assert [note.split(":")[0] for note in tasks.unpinned(profile)] == ["some/model"]
+    assert {"some/model", "other/judge"} <= {what for what, _, _ in tasks.downloads(profile)}
+    assert tasks.unpinned(load_profile("paper", ["base_model=some/model", f"base_revision={COMMIT}"])) == []
 
 
 def test_models_and_tokenizers_are_refused_before_anything_is_fetched():
-    for load in (llm.load_base, llm.load_tokenizer):
+    for load in (load_module.load_base, load_module.load_tokenizer):
         with pytest.raises(HubError):
             load("some/model")
 
@@ -92,7 +91,7 @@ def calls(tree: ast.AST):
 
 def unpinned(source: str) -> list[str]:
     """List the calls of a source text that could load from the hub at whatever commit is newest."""
-    ours = ("hub", "PeftModel")  # hub.load_dataset pins by itself
+    ours = ("weights", "PeftModel")  # weights.load_dataset pins by itself
     return [
         f"{owner}.{name}"
         for owner, name, keywords in calls(ast.parse(source))
@@ -128,13 +127,13 @@ def far_hub(tmp_path, monkeypatch):
 
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
     monkeypatch.setitem(
-        official_folders.DATASETS,
+        official.DATASETS,
         "beavertails",
-        official_folders.DATASETS["beavertails"] | {"rows": (2,) * 6},
+        official.DATASETS["beavertails"] | {"rows": (2,) * 6},
     )
     columns = (*official.PAIR_COLUMNS, *official.PERSONA_COLUMNS.values())
     parts, asked = {}, []
-    for split in official_folders.SPLITS:
+    for split in official.SPLITS:
         rows = {column: [f"The user has {split} {column} {n}" for n in range(2)] for column in columns}
         path = tmp_path / "home" / f"{split}.parquet"
         path.parent.mkdir(exist_ok=True)
@@ -158,10 +157,10 @@ def far_hub(tmp_path, monkeypatch):
 
 def test_official_data_comes_from_the_hub_once_pinned_and_passes_the_same_checks(far_hub):
     _, asked = far_hub
-    folder = official_folders.find_data_dir("hub", ["beavertails"])
-    assert official_folders.find_data_dir("hub", ["beavertails"]) == folder
+    folder = official.find_data_dir("hub", ["beavertails"])
+    assert official.find_data_dir("hub", ["beavertails"]) == folder
     assert asked == [
-        ("nbalepur/persona-tailoring", "BeaverTails", hub.DATASETS["nbalepur/persona-tailoring"])
+        ("nbalepur/persona-tailoring", "BeaverTails", weights.DATASETS["nbalepur/persona-tailoring"])
     ]
     rows = official.load_official(folder, "beavertails")
     assert [len(part) for part in rows.values()] == [2] * 6
@@ -176,7 +175,7 @@ def test_a_hub_table_of_another_form_is_refused_like_a_folder(far_hub):
     for path in parts.values():
         Dataset.from_parquet(str(path)).remove_columns("rejected").to_parquet(path)
     with pytest.raises(DataError, match="split fewshot: column 'rejected' is missing"):
-        official.load_official(official_folders.find_data_dir("hub", ["beavertails"]), "beavertails")
+        official.load_official(official.find_data_dir("hub", ["beavertails"]), "beavertails")
 
 
 def test_the_real_tables_are_the_same_rows_whichever_way_they_come(official_data, tmp_path, monkeypatch):
@@ -185,11 +184,11 @@ def test_the_real_tables_are_the_same_rows_whichever_way_they_come(official_data
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
     here = official_data / "persona-tailoring-Anthropic HHH"
     monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: load_from_disk(str(here)))
-    folder = official_folders.find_data_dir("hub", ["hhh"])
+    folder = official.find_data_dir("hub", ["hhh"])
     assert folder != official_data
     assert official.load_official(folder, "hhh") == official.load_official(official_data, "hhh")
 
 
 def test_a_hub_out_of_reach_is_an_error_with_the_other_ways(far_hub):
     with pytest.raises(DataError, match=r"persona-inference, SHP: not from the hub.*\(1\).*\(2\)"):
-        official_folders.find_data_dir("hub", ["shp"])
+        official.find_data_dir("hub", ["shp"])

@@ -2,13 +2,14 @@
 
 import pytest
 
-from persona_lib.config import Run, load_profile, set_field
 from persona_lib.data import everyday
-from persona_lib.evaluation import judge
-from persona_lib.evaluation.tailor import grid
+from persona_lib.intervals import verdict_of
 from persona_lib.models.generate import Completion
+from persona_lib.paper import answers as answers_module
+from persona_lib.paper import judging
+from persona_lib.paper.answers import grid
 from persona_lib.records import PairwiseComparison
-from persona_lib.stats.metrics import verdict_of
+from persona_lib.settings import Run, load_profile, set_field
 
 PROFILE = load_profile("everyday", ["controls=true", "train_personas=none,chosen"])
 PROMPT = "How do I clean my old kettle?"
@@ -40,7 +41,7 @@ def test_the_oracle_gives_the_same_verdict_in_both_orders(tested, base, verdict)
     texts = (getattr(ITEM, f"response_{side}") for side in (tested, base))
     for persona in (ITEM.persona_a, ITEM.user_a):
         c = PairwiseComparison(ITEM.id, ITEM.prompt, persona, *texts)
-        ((ab, ba),) = judge.judge_both(judge.oracle_judge(), [c], "personalization")
+        ((ab, ba),) = judging.judge_both(judging.oracle_judge(), [c], "personalization")
         assert verdict_of(ab, ba) == verdict
         assert (ab.tie, ba.tie) == (verdict == "tie",) * 2
         texts = (c.response_a, c.response_b)
@@ -50,14 +51,14 @@ def test_a_persona_that_the_data_do_not_hold_is_a_tie():
     c = PairwiseComparison(
         "1", ITEM.prompt, "The user is new and prefers it.", ITEM.response_a, ITEM.response_b
     )
-    ((ab, ba),) = judge.judge_both(judge.oracle_judge(), [c], "personalization")
+    ((ab, ba),) = judging.judge_both(judging.oracle_judge(), [c], "personalization")
     assert verdict_of(ab, ba) == "tie"
 
 
 def test_quality_does_not_look_at_the_persona():
     for persona in (ITEM.persona_a, ITEM.persona_b):
         c = PairwiseComparison("1", ITEM.prompt, persona, ITEM.response_a, ITEM.response_a[:40])
-        ((ab, ba),) = judge.judge_both(judge.oracle_judge(), [c], "quality")
+        ((ab, ba),) = judging.judge_both(judging.oracle_judge(), [c], "quality")
         assert verdict_of(ab, ba) == "win"
 
 
@@ -72,8 +73,8 @@ def test_quality_does_not_look_at_the_persona():
     ],
 )
 def test_a_language_model_wins_only_with_both_orders_and_is_never_read_into(answers, verdict):
-    ((ab, ba),) = judge.judge_both(
-        judge.lm_judge(Scripted(*answers)), [compare(CHEAP, DEAR)], "personalization"
+    ((ab, ba),) = judging.judge_both(
+        judging.lm_judge(Scripted(*answers)), [compare(CHEAP, DEAR)], "personalization"
     )
     assert verdict_of(ab, ba) == verdict
 
@@ -92,12 +93,12 @@ def test_a_language_model_wins_only_with_both_orders_and_is_never_read_into(answ
     ],
 )
 def test_parse_winner_reads_a_letter_that_stands_alone(text, winner):
-    assert judge.parse_winner(text) == winner
+    assert judging.parse_winner(text) == winner
 
 
 def test_matchups_compare_the_tailored_arm_with_the_plain_one_told_the_same_persona():
     run = Run(PROFILE, "everyday", 0)
-    main = [m for m in judge.matchups(run) if m.kind == "main"]
+    main = [m for m in answers_module.matchups(run) if m.kind == "main"]
     assert [m.judge_persona for m in main] == [
         f"{kind}-{side}" for kind in ("gold", "retrieved", "user") for side in ("chosen", "rejected")
     ]
@@ -108,7 +109,7 @@ def test_matchups_compare_the_tailored_arm_with_the_plain_one_told_the_same_pers
 
 
 def test_shuffled_system_and_absent_personas_are_judged_for_the_rows_own_persona():
-    controls = [m for m in judge.matchups(Run(PROFILE, "everyday", 0)) if m.kind == "control"]
+    controls = [m for m in answers_module.matchups(Run(PROFILE, "everyday", 0)) if m.kind == "control"]
     judged = {
         m.test.eval_persona: m.judge_persona for m in controls if m.test.eval_persona.startswith("shuffled")
     }
@@ -122,8 +123,8 @@ def test_shuffled_system_and_absent_personas_are_judged_for_the_rows_own_persona
 
 def test_an_arm_trained_on_other_rows_personas_is_a_control_told_and_judged_like_the_tailored_one():
     run = Run(set_field(PROFILE, train_personas=["none", "chosen", "shuffled"]), "everyday", 0)
-    rows = [m for m in judge.matchups(run) if m.test.train_persona == "shuffled"]
-    main = [m for m in judge.matchups(run) if m.kind == "main"]
+    rows = [m for m in answers_module.matchups(run) if m.test.train_persona == "shuffled"]
+    main = [m for m in answers_module.matchups(run) if m.kind == "main"]
     assert {m.kind for m in rows} == {"control"}
     assert [(m.test.eval_persona, m.test.persona_format, m.base, m.judge_persona) for m in rows] == [
         (m.test.eval_persona, m.test.persona_format, m.base, m.judge_persona) for m in main
@@ -133,7 +134,7 @@ def test_an_arm_trained_on_other_rows_personas_is_a_control_told_and_judged_like
 def test_slugs_of_matchups_and_runs_are_unique_and_path_safe():
     profile = set_field(PROFILE, train_personas=["none", "chosen", "rejected", "both", "shuffled"])
     run = Run(profile, "everyday", 0)
-    for slugs in ([s.slug for s in grid(run)], [m.slug for m in judge.matchups(run)]):
+    for slugs in ([s.slug for s in grid(run)], [m.slug for m in answers_module.matchups(run)]):
         assert len(set(slugs)) == len(slugs)
         assert all(set(slug) <= set("abcdefghijklmnopqrstuvwxyz_-.") for slug in slugs)
 
@@ -141,9 +142,9 @@ def test_slugs_of_matchups_and_runs_are_unique_and_path_safe():
 def test_every_matchup_is_about_runs_of_the_grid():
     run = Run(PROFILE, "everyday", 0)
     cells = set(grid(run))
-    assert all({m.test, m.base} <= cells for m in judge.matchups(run))
+    assert all({m.test, m.base} <= cells for m in answers_module.matchups(run))
 
 
 def test_without_a_judge_nothing_is_judged_and_it_is_said():
     with pytest.raises(ValueError, match="judge=none"):
-        judge.load_judge(Run(set_field(PROFILE, judge="none"), "everyday", 0))
+        judging.load_judge(Run(set_field(PROFILE, judge="none"), "everyday", 0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from persona_lib.data.messages import MessageError, conversation_texts
+from persona_lib.data.intake import MessageError, conversation_texts
 
 ASK, YES, NO = (
     {"role": r, "content": c} for r, c in (("user", "How?"), ("assistant", "Yes"), ("assistant", "No"))

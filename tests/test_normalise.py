@@ -9,10 +9,9 @@ import shutil
 
 import pytest
 
-from persona_lib import writeback
-from persona_lib.config import REPO, load_profile
-from persona_lib.runner import execute, normalise
-from persona_lib.runner.tasks import Pipeline
+from persona_lib import docs, execute
+from persona_lib.settings import REPO, load_profile
+from persona_lib.tasks import Pipeline
 
 
 def png(**text: str) -> str:
@@ -74,17 +73,17 @@ SOURCE = notebook(cell("x = 1", tags=["parameters"]), cell("train()", tags=["wor
 
 def test_two_runs_give_the_same_bytes_and_the_normal_form_is_its_own_normal_form():
     first, second = (
-        normalise.to_text(normalise.normal_document(SOURCE, executed(hour), {"code": "c"})) for hour in (1, 2)
+        execute.to_text(execute.normal_document(SOURCE, executed(hour), {"code": "c"})) for hour in (1, 2)
     )
     assert first == second
     once = json.loads(first)
-    assert normalise.normal_document(once, once, {"code": "c"}) == once
-    assert normalise.normal_document(once, executed(3), {"code": "c"}) == once
+    assert execute.normal_document(once, once, {"code": "c"}) == once
+    assert execute.normal_document(once, executed(3), {"code": "c"}) == once
 
 
 def test_what_a_reader_sees_is_kept_and_counted():
-    document = normalise.normal_document(SOURCE, executed(1), {})
-    parameters, work, show = normalise.code_cells(document)
+    document = execute.normal_document(SOURCE, executed(1), {})
+    parameters, work, show = execute.cells_of_code(document)
     assert [c["execution_count"] for c in (parameters, work, show)] == [1, 2, 3]
     assert work["outputs"] == []
     printed, image = show["outputs"]
@@ -98,22 +97,22 @@ def test_a_bare_png_is_the_same_picture_without_its_texts():
     from PIL import Image
 
     made = png(Software="version 9", Comment="today")
-    bare = normalise.bare_png(made)
+    bare = execute.bare_png(made)
     pictures = [Image.open(io.BytesIO(base64.b64decode(data))) for data in (made, bare)]
     assert pictures[0].text and not pictures[1].text
     assert pictures[0].tobytes() == pictures[1].tobytes()
-    assert bare == normalise.bare_png(png()) == normalise.bare_png(bare)
+    assert bare == execute.bare_png(png()) == execute.bare_png(bare)
 
 
 def test_other_code_and_failed_cells_are_refused():
     changed = executed(1)
     changed["cells"][4]["source"] = ["show(more)"]
-    with pytest.raises(normalise.NormalError, match="other code"):
-        normalise.normal_document(SOURCE, changed, {})
+    with pytest.raises(execute.NormalError, match="other code"):
+        execute.normal_document(SOURCE, changed, {})
     failed = executed(1)
     failed["cells"][4]["outputs"] = [{"output_type": "error", "ename": "E", "evalue": "", "traceback": []}]
-    with pytest.raises(normalise.NormalError, match="code cell 3 failed"):
-        normalise.normal_document(SOURCE, failed, {})
+    with pytest.raises(execute.NormalError, match="code cell 3 failed"):
+        execute.normal_document(SOURCE, failed, {})
 
 
 # --- the command, on the repository's own notebooks ---
@@ -129,56 +128,56 @@ def pipeline(tmp_path, monkeypatch):
     found = Pipeline(profile, notebooks=folder)
     source = folder / "01_preference_data.ipynb"
     shutil.copy(REPO / "notebooks" / source.name, source)
-    document = normalise.read(source)
-    for one in normalise.code_cells(document):
+    document = execute.read(source)
+    for one in execute.cells_of_code(document):
         one["outputs"] = [stream("seen\n")]
     document["metadata"]["persona"] = {"parameters": {"overrides": []}}
     target = found.executed(next(iter(found.tasks.values())))
     target.parent.mkdir(parents=True)
-    target.write_text(normalise.to_text(document), encoding="utf-8")
+    target.write_text(execute.to_text(document), encoding="utf-8")
     return found
 
 
 def rewrite(path, change):
     """Change a notebook's document on disk."""
-    document = normalise.read(path)
+    document = execute.read(path)
     change(document)
-    path.write_text(normalise.to_text(document), encoding="utf-8")
+    path.write_text(execute.to_text(document), encoding="utf-8")
 
 
 def test_writing_back_changes_no_code_hash_and_twice_changes_nothing(pipeline):
     source = pipeline.notebooks / "01_preference_data.ipynb"
     before = execute.notebook_hash(source)
-    assert writeback.write_back(pipeline, []) == [source]
+    assert docs.write_back(pipeline, []) == [source]
     assert execute.notebook_hash(source) == before
-    assert normalise.read(source)["metadata"]["shown"] == {"profile": "smoke", "code": before}
-    assert writeback.write_back(pipeline, ["01"]) == [] and writeback.check(pipeline.notebooks) == []
+    assert execute.read(source)["metadata"]["shown"] == {"profile": "smoke", "code": before}
+    assert docs.write_back(pipeline, ["01"]) == [] and docs.check(pipeline.notebooks) == []
 
 
 def test_outputs_of_other_code_of_no_record_or_not_normal_are_found(pipeline):
     source = pipeline.notebooks / "01_preference_data.ipynb"
-    writeback.write_back(pipeline, [])
+    docs.write_back(pipeline, [])
     good = source.read_text(encoding="utf-8")
-    rewrite(source, lambda d: normalise.code_cells(d)[-1]["source"].append("\nprint(1)"))
-    assert ["its code changed" in line for line in writeback.check(pipeline.notebooks)] == [True]
+    rewrite(source, lambda d: execute.cells_of_code(d)[-1]["source"].append("\nprint(1)"))
+    assert ["its code changed" in line for line in docs.check(pipeline.notebooks)] == [True]
     source.write_text(good, encoding="utf-8")
-    rewrite(source, lambda d: normalise.code_cells(d)[0]["outputs"].append(stream("x", "stderr")))
-    assert ["not in normal form" in line for line in writeback.check(pipeline.notebooks)] == [True]
+    rewrite(source, lambda d: execute.cells_of_code(d)[0]["outputs"].append(stream("x", "stderr")))
+    assert ["not in normal form" in line for line in docs.check(pipeline.notebooks)] == [True]
     source.write_text(good, encoding="utf-8")
     rewrite(source, lambda d: d["metadata"].pop("shown"))
-    assert ["unrecorded run" in line for line in writeback.check(pipeline.notebooks)] == [True]
+    assert ["unrecorded run" in line for line in docs.check(pipeline.notebooks)] == [True]
 
 
 def test_a_missing_run_and_one_with_changed_settings_are_errors_that_name_the_command(pipeline):
     (task,) = pipeline.tasks.values()
     executed_copy = pipeline.executed(task)
     rewrite(executed_copy, lambda d: d["metadata"]["persona"]["parameters"].update(overrides=["seeds=1"]))
-    with pytest.raises(normalise.NormalError, match="ran with seeds=1.*run_all.sh --profile smoke"):
-        writeback.write_back(pipeline, [])
+    with pytest.raises(execute.NormalError, match="ran with seeds=1.*run_all.sh --profile smoke"):
+        docs.write_back(pipeline, [])
     executed_copy.unlink()
-    with pytest.raises(normalise.NormalError, match="has not run: ./run_all.sh --profile smoke"):
-        writeback.write_back(pipeline, [])
+    with pytest.raises(execute.NormalError, match="has not run: ./run_all.sh --profile smoke"):
+        docs.write_back(pipeline, [])
 
 
 def test_the_check_of_the_repository_passes(capsys):
-    assert writeback.main(["--check"]) == 0, capsys.readouterr().out
+    assert docs.write_notebooks(["--check"]) == 0, capsys.readouterr().out

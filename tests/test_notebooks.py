@@ -13,12 +13,10 @@ import pytest
 from codemap import closure, imported_modules, module_path
 from conftest import run_there
 
-from persona_lib import config, profiles, store
-from persona_lib.reading import contents
-from persona_lib.runner import execute, normalise, tasks
-from persona_lib.runner.steps import STEPS
+from persona_lib import execute, report, settings, store, tasks
+from persona_lib.tasks import STEPS
 
-FOLDER = config.REPO / "notebooks"
+FOLDER = settings.REPO / "notebooks"
 CONTENTS = FOLDER / "00_contents.ipynb"  # no step: it leads to the others
 NOTEBOOKS = sorted(set(FOLDER.glob("*.ipynb")) - {CONTENTS})
 ORDER = ("profile", "dataset", "seed", "own", "filled", "overrides")
@@ -30,7 +28,7 @@ EXTRA = {  # parameters of single notebooks, for a reader who runs them by hand
     "10_user_personas": {"own": "list"},
     "14_human_ratings": {"filled": "str"},
 }
-OWN_PATH = re.compile(rf"{re.escape(str(config.REPO))}\b|(?:^|[\s\"'(=])(?:/(?:home|Users|root)/|[A-Z]:\\)")
+OWN_PATH = re.compile(rf"{re.escape(str(settings.REPO))}\b|(?:^|[\s\"'(=])(?:/(?:home|Users|root)/|[A-Z]:\\)")
 TIMING = re.compile(r"\b\d+(\.\d+)? s$|it/s|s/it|\b\d+:\d\d\b")
 ELIDED = re.compile(r"\b\d+ rows [x×] \d+ columns")
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -62,18 +60,18 @@ def test_there_is_a_notebook_for_every_step_and_a_step_for_every_notebook():
     assert [path.stem for path in NOTEBOOKS] == list(STEPS)
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (config.REPO / "configs").glob("*.yaml")))
+@pytest.mark.parametrize("name", sorted(path.stem for path in (settings.REPO / "configs").glob("*.yaml")))
 def test_a_profiles_steps_are_in_the_notebooks_order(name):
-    steps = list(config.load_profile(name).steps)
+    steps = list(settings.load_profile(name).steps)
     assert steps == [step for step in STEPS if step in steps]
 
 
 def test_the_contents_link_to_every_notebook_and_to_every_figure_and_table_of_the_paper():
-    assert contents.linked_notebooks() == {path.name for path in NOTEBOOKS}
+    assert report.linked_notebooks() == {path.name for path in NOTEBOOKS}
     prose = "".join(source(cell) for cell in read(CONTENTS)["cells"])
     assert all(f"| {name}" in prose for name in ("Section 2", "Section 3", "Section 4", "Section 5"))
     assert all(f"| {name}" in prose for name in ("Figure 3", "Figure 4", "Table 1"))
-    assert normalise.problems(CONTENTS) == [] and execute.parameter_names(CONTENTS) == [
+    assert execute.problems(CONTENTS) == [] and execute.parameter_names(CONTENTS) == [
         "profile",
         "repository",
     ]
@@ -142,7 +140,7 @@ def uses(node: ast.AST, known: dict[str, str], module: str) -> tuple[set[str], s
         elif isinstance(part, ast.Attribute):
             owner = known.get(ast.unparse(part.value), "")
             calls.add(f"{owner}.{part.attr}")
-            if part.attr in profiles.field_types() and ast.unparse(part.value).endswith("profile"):
+            if part.attr in settings.field_types() and ast.unparse(part.value).endswith("profile"):
                 fields.add(part.attr)
     return calls, fields
 
@@ -169,7 +167,7 @@ def fields_reached(path: Path) -> set[str]:
     """Return the fields that a notebook reads, itself or in library functions that it may reach."""
     whole = ast.parse("\n".join(execute.python_code(source(cell)) for cell in code(path)))
     waiting, fields = uses(whole, imported(whole), "notebook")
-    modules, seen = closure(imported_modules(whole)) - {"config", "profiles"}, set()
+    modules, seen = closure(imported_modules(whole)) - {"settings"}, set()
     functions = [function for module in modules for function in functions_of(module)]
     while waiting:
         seen |= waiting
@@ -182,7 +180,7 @@ def fields_reached(path: Path) -> set[str]:
 @cache
 def declared_fields(name: str) -> set[str]:
     """Return the fields that make a step stale, by itself or through its inputs."""
-    own = set(tasks.field_values(config.load_profile("everyday"), STEPS[name].fields))
+    own = set(tasks.field_values(settings.load_profile("everyday"), STEPS[name].fields))
     return own.union(*map(declared_fields, STEPS[name].inputs))
 
 
@@ -195,7 +193,7 @@ def test_every_cell_has_an_id_of_its_own(path):
 @every_notebook
 def test_every_field_that_a_notebook_reaches_makes_its_step_stale(path):
     selects = {"name", "description", "steps", "seeds", "datasets"}
-    selects |= set(profiles.CHANGE_NO_RESULT)
+    selects |= set(settings.CHANGE_NO_RESULT)
     undeclared = fields_reached(path) - selects - declared_fields(path.stem)
     assert undeclared == set(), f"add to steps.STEPS[{path.stem!r}].fields"
 
@@ -232,7 +230,7 @@ def test_no_trace_of_one_persons_run_is_stored(path):
 
 @every_notebook
 def test_stored_outputs_are_normal_and_belong_to_the_code_or_there_are_none(path):
-    assert normalise.problems(path) == []
+    assert execute.problems(path) == []
     for cell in code(path):
         outputs = json.dumps(cell["outputs"], ensure_ascii=False)
         assert not OWN_PATH.search(outputs), "an output shows a path of one machine"
@@ -253,7 +251,7 @@ def printed_lines(cell: dict) -> list[str]:
 @pytest.mark.slow
 def test_the_whole_smoke_profile_runs_and_every_notebook_ran_in_order(smoke_repository):
     results = smoke_repository / "results" / "smoke"
-    profile = config.load_profile("smoke")
+    profile = settings.load_profile("smoke")
     executed = sorted((results / "notebooks").glob("*.ipynb"))
     assert [path.name.partition(".")[0] for path in executed] == sorted(profile.steps)
     for path in executed:

@@ -9,17 +9,15 @@ from pathlib import Path
 import pytest
 from tiny import tiny_tokenizer
 
-from persona_lib import config, pipeline, profiles
-from persona_lib.config import Run, load_profile
-from persona_lib.data import own, own_files, own_splits, preference
-from persona_lib.data.own_mapping import read_mapping
-from persona_lib.reading import data_page, show_own_data
+from persona_lib import pipeline, report, settings, show, tasks
+from persona_lib.data import intake, preference
+from persona_lib.data.intake import read_mapping
 from persona_lib.records import DataError
-from persona_lib.runner import own_run, tasks
-from persona_lib.runner.steps import STEPS
-from persona_lib.tables.origin import command_of
+from persona_lib.report import command_of
+from persona_lib.settings import Run, load_profile
+from persona_lib.tasks import STEPS
 
-EXAMPLES = config.REPO / "examples"
+EXAMPLES = settings.REPO / "examples"
 NAMES = ["red", "blue", "green", "old", "new", "small", "large", "round", "flat", "warm"]
 
 
@@ -33,9 +31,9 @@ def good(n: int) -> dict[str, str]:
     }
 
 
-def profile_of(path: Path | str, mapping: Path | str = "", **changes: object) -> profiles.Profile:
+def profile_of(path: Path | str, mapping: Path | str = "", **changes: object) -> settings.Profile:
     """Return the profile of own data."""
-    return config.set_field(load_profile("own"), data_dir=str(path), data_mapping=str(mapping), **changes)
+    return settings.set_field(load_profile("own"), data_dir=str(path), data_mapping=str(mapping), **changes)
 
 
 def save(path: Path, rows: list, extra: bytes = b"") -> Path:
@@ -86,10 +84,10 @@ KEPT = [
 
 
 @pytest.fixture
-def damaged(tmp_path) -> own.OwnData:
+def damaged(tmp_path) -> intake.OwnData:
     """Own data of 30 good rows, one row per kind of damage, and four that are kept but odd."""
     rows = [good(n) for n in range(30)] + [row for row, _, _ in (*DAMAGED, *KEPT)]
-    return own.read_own(profile_of(save(tmp_path / "damaged.jsonl", rows)))
+    return intake.read_own(profile_of(save(tmp_path / "damaged.jsonl", rows)))
 
 
 def test_every_kind_of_damage_is_named_by_row_and_field_and_nothing_is_lost(damaged):
@@ -106,7 +104,7 @@ def test_odd_rows_are_kept_and_noted(damaged):
 
 
 def test_the_account_adds_up(damaged):
-    counts = own.account(damaged)
+    counts = intake.account(damaged)
     read = counts.pop("read")
     assert read == sum(counts.values()) and counts["lost characters"] == 2
 
@@ -114,30 +112,31 @@ def test_the_account_adds_up(damaged):
 @pytest.mark.slow
 def test_the_page_names_every_damaged_row_escaped_and_loads_nothing(damaged, tmp_path):
     profile = profile_of(tmp_path / "damaged.jsonl")
-    text = data_page.write_page(profile, damaged, tmp_path).read_text(encoding="utf-8")
+    text = report.write_page(profile, damaged, tmp_path).read_text(encoding="utf-8")
     for row, finding in damaged.rejected.items():
         assert f"<td>line {row}</td><td>{html.escape(finding.field)}</td>" in text
     assert "src=" not in text and "href=" not in text and "Read = usable + rejected" in text
     assert (
-        len(own.finding_table(damaged)) == len((tmp_path / "data_findings.csv").read_text().splitlines()) - 1
+        len(intake.finding_table(damaged))
+        == len((tmp_path / "data_findings.csv").read_text().splitlines()) - 1
     )
 
 
 def test_a_page_shows_no_markup_of_the_data(tmp_path):
     rows = [good(n) for n in range(25)] + [good(60) | {"chosen": "<script>x()</script>\x07"}]
     rows[0]["prompt"] = "<img src=x onerror=y()> What?"
-    data = own.read_own(profile_of(save(tmp_path / "x.jsonl", rows)))
-    text = data_page.page_text(profile_of(tmp_path / "x.jsonl"), data)
+    data = intake.read_own(profile_of(save(tmp_path / "x.jsonl", rows)))
+    text = report.page_text(profile_of(tmp_path / "x.jsonl"), data)
     assert "<script" not in text and "<img" not in text and "&lt;/script&gt;" in text
 
 
 def test_longer_rows_than_max_length_are_counted_in_tokens(tmp_path, monkeypatch):
-    monkeypatch.setattr(data_page, "training_tokenizer", lambda profile: tiny_tokenizer())
+    monkeypatch.setattr(report, "training_tokenizer", lambda profile: tiny_tokenizer())
     rows = [good(n) for n in range(25)] + [good(60) | {"chosen": "very " * 400 + "long"}]
     profile = profile_of(save(tmp_path / "x.jsonl", rows), max_length=100)
-    data = own.read_own(profile)
-    counts = data_page.token_counts(profile, data)
-    assert [finding.row for finding in data_page.too_long(profile, data, counts)] == [26]
+    data = intake.read_own(profile)
+    counts = report.token_counts(profile, data)
+    assert [finding.row for finding in report.too_long(profile, data, counts)] == [26]
     assert counts[0] < 100 < counts[25]
 
 
@@ -150,7 +149,7 @@ def write_csv(path: Path) -> Path:
 
 
 def test_a_csv_with_a_bom_quotes_and_newlines_is_read_whole(tmp_path):
-    data = own.read_own(profile_of(write_csv(tmp_path / "x.csv")))
+    data = intake.read_own(profile_of(write_csv(tmp_path / "x.csv")))
     assert len(data.rows) == data.n_read == 30 and data.findings == ()
     assert data.rows[3].pair.chosen == 'He said "yes",\nthen 3' and data.rows[3].pair.rejected == "no, 3"
 
@@ -164,7 +163,7 @@ def test_conversations_are_read_without_any_mapping(tmp_path):
         row, asked = good(n), [turn("user", good(n)["prompt"])]
         sides = {s: [turn("assistant", row[s])] for s in ("chosen", "rejected")}
         rows.append({"prompt": asked, **sides} if n % 2 else {s: asked + m for s, m in sides.items()})
-    data = own.read_own(profile_of(save(tmp_path / "x.jsonl", rows)))
+    data = intake.read_own(profile_of(save(tmp_path / "x.jsonl", rows)))
     assert len(data.rows) == 24
     assert [r.pair.prompt for r in data.rows] == [good(n)["prompt"] for n in range(24)]
     assert [r.pair.rejected for r in data.rows] == [good(n)["rejected"] for n in range(24)]
@@ -172,9 +171,9 @@ def test_conversations_are_read_without_any_mapping(tmp_path):
 
 def test_a_profile_whose_judge_reads_our_own_pairs_only_is_refused_by_the_guide():
     with pytest.raises(
-        profiles.ConfigError, match="judge=oracle reads answers to the package's own pairs only"
+        settings.ConfigError, match="judge=oracle reads answers to the package's own pairs only"
     ):
-        show_own_data.guide_run("smoke", [])
+        show.guide_run("smoke", [])
 
 
 # --- labels and mappings ---
@@ -183,8 +182,8 @@ def test_a_profile_whose_judge_reads_our_own_pairs_only_is_refused_by_the_guide(
 @pytest.mark.slow
 def test_autoj_is_read_with_its_mapping_and_every_row_is_accounted_for(autoj_data):
     path = next(p for p in [autoj_data, *sorted(autoj_data.glob("*"))] if p.is_file())
-    data = own.read_own(profile_of(path, EXAMPLES / "autoj.yaml"))
-    assert own.account(data) == {"read": 1392, "usable": 1017, "tie": 373, "empty": 1, "identical": 1}
+    data = intake.read_own(profile_of(path, EXAMPLES / "autoj.yaml"))
+    assert intake.account(data) == {"read": 1392, "usable": 1017, "tie": 373, "empty": 1, "identical": 1}
     first = next(row for row in map(json.loads, path.read_text().splitlines()) if row["label"] in (0, 1))
     liked = first[f"response {first['label'] + 1}"]
     assert (data.rows[0].pair.prompt, data.rows[0].pair.chosen) == (first["prompt"], liked)
@@ -199,7 +198,7 @@ def test_labels_are_compared_as_text_and_ties_and_strangers_are_counted(tmp_path
     mapping = mapped(
         tmp_path, "prompt: q\nresponses: [a, b]\nlabel: win\nfirst: 0\nsecond: [1, b]\ntie: tie\n"
     )
-    data = own.read_own(profile_of(save(tmp_path / "x.jsonl", rows), mapping))
+    data = intake.read_own(profile_of(save(tmp_path / "x.jsonl", rows), mapping))
     assert [r.pair.chosen for r in data.rows[:4]] == [
         good(0)["chosen"], good(1)["chosen"], good(2)["rejected"], good(3)["rejected"]
     ]  # fmt: skip
@@ -236,9 +235,9 @@ def test_a_column_that_is_not_there_is_named_with_those_that_are(tmp_path):
     with pytest.raises(
         DataError, match="no column 'prompt'; .*Columns there: question, chosen, rejected.*--mapping"
     ):
-        own.read_own(profile_of(path))
+        intake.read_own(profile_of(path))
     with pytest.raises(DataError, match="no column 'questoin'; did you mean question"):
-        own.read_own(profile_of(path, mapped(tmp_path, "prompt: questoin\n")))
+        intake.read_own(profile_of(path, mapped(tmp_path, "prompt: questoin\n")))
 
 
 def test_too_few_prompts_say_what_became_of_the_rows(tmp_path):
@@ -246,7 +245,7 @@ def test_too_few_prompts_say_what_became_of_the_rows(tmp_path):
     with pytest.raises(
         DataError, match="5 different prompts; at least 20 .* 1 empty .chosen.; first: line 6"
     ):
-        own.read_own(profile_of(path))
+        intake.read_own(profile_of(path))
 
 
 # --- splits ---
@@ -259,15 +258,15 @@ def test_near_prompts_share_a_split_even_through_a_third(tmp_path):
         "so how do I bake a good dark rye bread today",
     ]
     others = ["How do I  BAKE a good dark rye bread at home", "something else"]
-    groups = own_splits.near_groups([*chain, *others], 0.65)
+    groups = intake.near_groups([*chain, *others], 0.65)
     assert len(set(groups[:4])) == 1 and groups[4] not in groups[:4]
-    assert len(set(own_splits.near_groups(chain[::2], 0.65))) == 2  # 7 of 11 different 3-grams in common
+    assert len(set(intake.near_groups(chain[::2], 0.65))) == 2  # 7 of 11 different 3-grams in common
 
 
 def test_splits_follow_the_texts_alone_and_have_their_shares(tmp_path):
     rows = [good(n) for n in range(200)]
-    first = own.read_own(profile_of(save(tmp_path / "a.jsonl", rows))).pairs()
-    again = own.read_own(profile_of(save(tmp_path / "b.jsonl", rows[::-1]))).pairs()
+    first = intake.read_own(profile_of(save(tmp_path / "a.jsonl", rows))).pairs()
+    again = intake.read_own(profile_of(save(tmp_path / "b.jsonl", rows[::-1]))).pairs()
     assert {name: len(part) for name, part in first.items()} == {"train": 160, "validation": 20, "test": 20}
     for name in first:
         assert {p.prompt for p in first[name]} == {p.prompt for p in again[name]}
@@ -275,7 +274,7 @@ def test_splits_follow_the_texts_alone_and_have_their_shares(tmp_path):
 
 def test_given_splits_are_kept_and_a_missing_one_is_taken_from_train(tmp_path):
     rows = [good(n) | {"split": "test" if n < 10 else "train"} for n in range(60)]
-    data = own.read_own(profile_of(save(tmp_path / "x.jsonl", rows)))
+    data = intake.read_own(profile_of(save(tmp_path / "x.jsonl", rows)))
     assert data.given_splits
     assert [r.row for r in data.rows if r.split == "test"] == list(range(1, 11))
     assert len(data.pairs()["validation"]) == 5
@@ -288,7 +287,7 @@ def test_a_prompt_of_another_given_split_is_rejected_and_a_near_one_noted(tmp_pa
     ]
     rows.append({"prompt": good(2)["prompt"].upper(), "chosen": "x", "rejected": "y", "split": "test"})
     rows.append({"prompt": f"So {good(3)['prompt']}", "chosen": "x", "rejected": "y", "split": "test"})
-    data = own.read_own(profile_of(save(tmp_path / "x.jsonl", rows)))
+    data = intake.read_own(profile_of(save(tmp_path / "x.jsonl", rows)))
     assert {row: (f.code, f.detail) for row, f in data.rejected.items()} == {
         51: ("shared prompt", "of train")
     }
@@ -298,14 +297,14 @@ def test_a_prompt_of_another_given_split_is_rejected_and_a_near_one_noted(tmp_pa
 def test_splits_can_be_renamed_and_those_left_out_are_counted(tmp_path):
     rows = [good(n) | {"part": "prefs" if n < 40 else "sft"} for n in range(50)]
     mapping = mapped(tmp_path, "split: part\nsplits: {prefs: train}\n")
-    data = own.read_own(profile_of(save(tmp_path / "x.jsonl", rows), mapping))
-    assert own.account(data) == {"read": 50, "usable": 40, "other split": 10}
+    data = intake.read_own(profile_of(save(tmp_path / "x.jsonl", rows), mapping))
+    assert intake.account(data) == {"read": 50, "usable": 40, "other split": 10}
     assert not data.given_splits and min(map(len, data.pairs().values())) > 0
 
 
 def test_ids_of_the_data_are_kept_and_must_be_unique(tmp_path):
     rows = [good(n) | {"key": n} for n in range(25)] + [good(30) | {"key": 3}]
-    data = own.read_own(profile_of(save(tmp_path / "x.jsonl", rows), mapped(tmp_path, "id: key\n")))
+    data = intake.read_own(profile_of(save(tmp_path / "x.jsonl", rows), mapped(tmp_path, "id: key\n")))
     assert data.rows[7].pair.id == "7" and {r: f.code for r, f in data.rejected.items()} == {26: "id"}
 
 
@@ -328,7 +327,7 @@ def test_a_run_writes_the_pairs_and_the_account_and_a_changed_file_is_seen(tmp_p
 
 
 def test_the_shipped_example_is_sound():
-    data = own.read_own(profile_of(EXAMPLES / "pairs.jsonl"))
+    data = intake.read_own(profile_of(EXAMPLES / "pairs.jsonl"))
     assert len(data.rows) == data.n_read == 64 and not data.findings
 
 
@@ -336,9 +335,9 @@ def test_source_key_sees_a_change_in_a_saved_folder(tmp_path):
     import datasets
 
     datasets.Dataset.from_list([good(0)]).save_to_disk(tmp_path / "d")
-    key = own_files.source_key(str(tmp_path / "d"))
+    key = intake.source_key(str(tmp_path / "d"))
     datasets.Dataset.from_list([good(1)]).save_to_disk(tmp_path / "d")
-    assert own_files.source_key(str(tmp_path / "d")) != key
+    assert intake.source_key(str(tmp_path / "d")) != key
 
 
 # --- the command line ---
@@ -386,21 +385,21 @@ def test_the_command_checks_each_kind_of_file_and_loses_no_row(results, tmp_path
 
 
 def test_own_data_gets_the_steps_that_its_profile_can_run():
-    steps = own_run.own_overrides("own", [])[1].removeprefix("steps=").split(",")
+    steps = pipeline.own_overrides("own", [])[1].removeprefix("steps=").split(",")
     assert (
         "03_persona_inference" in steps and "09_judging" not in steps and "13_released_outputs" not in steps
     )
-    judged = own_run.own_overrides("small", [])[1].removeprefix("steps=").split(",")
+    judged = pipeline.own_overrides("small", [])[1].removeprefix("steps=").split(",")
     assert {"03_persona_inference", "04_persona_quality", "09_judging"} <= set(judged)
     assert judged == [step for step in STEPS if step in judged]
-    assert own_run.own_overrides("own", ["steps=01_preference_data"]) == ["datasets=own"]
+    assert pipeline.own_overrides("own", ["steps=01_preference_data"]) == ["datasets=own"]
 
 
 def test_the_authors_folder_and_a_named_data_set_are_not_own_data(tmp_path):
     (tmp_path / "official" / "persona-tailoring-BeaverTails").mkdir(parents=True)
-    assert not own_run.is_own(str(tmp_path), []) and not own_run.is_own(str(tmp_path / "official"), [])
-    assert not own_run.is_own("hub", []) and not own_run.is_own("x.jsonl", ["datasets=autoj"])
-    assert own_run.is_own("x.jsonl", []) and own_run.is_own("someone/pairs", [])
+    assert not pipeline.is_own(str(tmp_path), []) and not pipeline.is_own(str(tmp_path / "official"), [])
+    assert not pipeline.is_own("hub", []) and not pipeline.is_own("x.jsonl", ["datasets=autoj"])
+    assert pipeline.is_own("x.jsonl", []) and pipeline.is_own("someone/pairs", [])
 
 
 @pytest.mark.parametrize(

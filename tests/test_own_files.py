@@ -9,7 +9,7 @@ import json
 
 import pytest
 
-from persona_lib.data import own_files
+from persona_lib.data import intake
 from persona_lib.records import DataError
 
 ROWS = [
@@ -71,7 +71,7 @@ def save_folder(path):
 )
 def test_every_kind_of_file_gives_the_same_rows(tmp_path, name, save):
     save(tmp_path / name)
-    rows = own_files.read_rows(str(tmp_path / name))
+    rows = intake.read_rows(str(tmp_path / name))
     assert [row.values for row in rows] == ROWS
     assert [row.error for row in rows] == ["", ""]
 
@@ -81,7 +81,7 @@ def test_splits_of_a_saved_folder_are_given_splits_and_rows_are_numbered_through
 
     table = datasets.Dataset.from_list(ROWS)
     datasets.DatasetDict({"train": table, "test": table}).save_to_disk(tmp_path / "d")
-    rows = own_files.read_rows(str(tmp_path / "d"))
+    rows = intake.read_rows(str(tmp_path / "d"))
     assert [(row.number, row.place, row.split) for row in rows] == [
         (1, "train row 1", "train"), (2, "train row 2", "train"),
         (3, "test row 1", "test"), (4, "test row 2", "test"),
@@ -93,7 +93,7 @@ def test_a_damaged_line_of_csv_costs_only_itself_and_says_its_lines(tmp_path):
     path.write_text(
         'prompt,chosen,rejected\na,b\n"c"x,d,e\nf,g,h\ni,j,k,l\n\n"m\nn",o,p\nq,"r', encoding="utf-8"
     )
-    rows = own_files.read_rows(str(path))
+    rows = intake.read_rows(str(path))
     assert [row.values and list(row.values.values()) for row in rows] == [
         None, None, ["f", "g", "h"], None, ["m\nn", "o", "p"], None
     ]  # fmt: skip
@@ -105,7 +105,7 @@ def test_a_damaged_line_of_csv_costs_only_itself_and_says_its_lines(tmp_path):
 def test_bytes_that_are_not_utf8_become_the_replacement_character(tmp_path):
     path = tmp_path / "x.csv"
     path.write_bytes("prompt,chosen,rejected\ncafé,a,b\n".encode("cp1252"))
-    assert own_files.read_rows(str(path))[0].values["prompt"] == "caf\ufffd"
+    assert intake.read_rows(str(path))[0].values["prompt"] == "caf\ufffd"
 
 
 @pytest.mark.parametrize(
@@ -130,26 +130,26 @@ def test_what_cannot_be_opened_is_named_with_its_mend(tmp_path, name, content, c
     path.write_bytes(content)
     place = path.parent if name == "state.json" else path
     with pytest.raises(DataError, match=complaint) as caught:
-        own_files.read_rows(str(place))
+        intake.read_rows(str(place))
     assert str(caught.value).startswith(str(place))
 
 
 def test_a_folder_with_one_data_file_is_that_file_and_with_several_is_an_error(tmp_path):
     save_lines(tmp_path / "a.jsonl")
     (tmp_path / "notes.txt").write_text("about the data")
-    assert len(own_files.read_rows(str(tmp_path))) == 2
+    assert len(intake.read_rows(str(tmp_path))) == 2
     save_array(tmp_path / "b.json")
     with pytest.raises(DataError, match="holds 2 data files: a.jsonl, b.json; name one file"):
-        own_files.read_rows(str(tmp_path))
+        intake.read_rows(str(tmp_path))
 
 
 def test_a_missing_file_and_an_unpinned_or_unreachable_hub_id_are_said_apart(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="missing.jsonl: no such file or folder"):
-        own_files.read_rows("missing.jsonl")
+        intake.read_rows("missing.jsonl")
     with pytest.raises(DataError, match="some/data.jsonl: no such file or folder"):
-        own_files.read_rows("some/data.jsonl")
+        intake.read_rows("some/data.jsonl")
     with pytest.raises(DataError, match="write someone/pairs@COMMIT"):
-        own_files.read_rows("someone/pairs")
+        intake.read_rows("someone/pairs")
 
     def offline(*_, **__):
         raise ConnectionError("Couldn't reach the hub")
@@ -158,4 +158,4 @@ def test_a_missing_file_and_an_unpinned_or_unreachable_hub_id_are_said_apart(tmp
     with pytest.raises(
         DataError, match="someone/pairs@a+: neither a file or folder here nor.*HF_HUB_OFFLINE"
     ):
-        own_files.read_rows(f"someone/pairs@{'a' * 40}")
+        intake.read_rows(f"someone/pairs@{'a' * 40}")

@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 from tiny_results import tailoring_rows
 
-from persona_lib import store
-from persona_lib.config import Run, load_profile, set_field
-from persona_lib.evaluation import own_personas, tailor
+from persona_lib import show, store
 from persona_lib.models.generate import Completion
-from persona_lib.reading import show_own_personas
+from persona_lib.paper import answers, judging
+from persona_lib.settings import Run, load_profile, set_field
 
 BAD = {
     "pair 1: 'just text'; write it as": ["just text"],
@@ -37,21 +36,21 @@ def run(tmp_path, monkeypatch) -> Run:
     store.write_rows(run.folder / "tailoring" / "test.jsonl", tailoring_rows(run))
     for arm in ("sft-none", "dpo-none", "sft-chosen", "dpo-chosen"):
         store.mark_done(run.folder / "adapters" / arm, "tiny")
-    monkeypatch.setattr(tailor, "format_of", lambda *source: None)  # the paper's lines
-    monkeypatch.setattr(own_personas, "generators", lambda run, specs: ((spec, Echo()) for spec in specs))
+    monkeypatch.setattr(answers, "format_of", lambda *source: None)  # the paper's lines
+    monkeypatch.setattr(judging, "generators", lambda run, specs: ((spec, Echo()) for spec in specs))
     return run
 
 
 @pytest.mark.parametrize("message", BAD)
 def test_a_pair_that_is_none_is_an_error_that_names_it(message):
     with pytest.raises(ValueError, match=f"own, {message}"):
-        own_personas.check_pairs(BAD[message])
+        judging.check_pairs(BAD[message])
 
 
 @pytest.mark.slow
 def test_each_policy_is_told_as_it_was_trained_and_answers_stand_in_order(run):
     pairs = [("How?", "The user is calm and prefers tea."), ["A longer question, you see?", " "]]
-    first, second = own_personas.answer_own(run, pairs)
+    first, second = judging.answer_own(run, pairs)
     assert first.dpo == "Prompt: How? I am calm and prefer tea.\nResponse:"
     assert first.pt_dpo == "Prompt: How?\nPersona: The user is calm and prefers tea.\nResponse:"
     assert second.persona is None
@@ -61,29 +60,29 @@ def test_each_policy_is_told_as_it_was_trained_and_answers_stand_in_order(run):
 @pytest.mark.parametrize("dataset", ["beavertails", "hhh"])
 def test_real_data_begins_with_the_party_of_someone_sober(dataset):
     run = Run(load_profile("paper"), dataset, 0)
-    question, persona = own_personas.check_pairs(own_personas.default_pairs(run))[0]
+    question, persona = judging.check_pairs(judging.default_pairs(run))[0]
     assert "party" in question and "sober" in persona and "substances" in persona
 
 
 def test_questions_to_hhh_begin_as_its_prompts_do():
     paper = load_profile("paper")
-    assert own_personas.as_asked(Run(paper, "hhh", 0), "How?") == "Human: How?"
-    assert own_personas.as_asked(Run(paper, "hhh", 0), "Human: How?") == "Human: How?"
-    assert own_personas.as_asked(Run(paper, "beavertails", 0), "How?") == "How?"
+    assert judging.as_asked(Run(paper, "hhh", 0), "How?") == "Human: How?"
+    assert judging.as_asked(Run(paper, "hhh", 0), "Human: How?") == "Human: How?"
+    assert judging.as_asked(Run(paper, "beavertails", 0), "How?") == "How?"
     stripped = set_field(paper, strip_roles=True)
-    assert own_personas.as_asked(Run(stripped, "hhh", 0), "How?") == "How?"
+    assert judging.as_asked(Run(stripped, "hhh", 0), "How?") == "How?"
 
 
 def test_a_policy_that_was_not_trained_answers_nothing_and_is_named(run, capsys):
     (run.folder / "adapters" / "dpo-chosen" / "done.json").unlink()
-    table = show_own_personas.own_table(run, [["How?", "Calm."]])
+    table = show.own_table(run, [["How?", "Calm."]])
     assert table.empty and "dpo-chosen not trained" in capsys.readouterr().out
-    assert show_own_personas.own_text(table) == "nothing to show"
+    assert show.own_text(table) == "nothing to show"
 
 
 def test_the_page_shows_question_persona_and_both_answers(run):
-    table = show_own_personas.own_table(run, [["How?", "The user is thrifty and prefers low prices."]])
+    table = show.own_table(run, [["How?", "The user is thrifty and prefers low prices."]])
     assert table.columns.tolist() == ["question", "persona", "DPO", "PT-DPO"]
-    page = show_own_personas.own_text(table)
+    page = show.own_text(table)
     places = [page.index(text) for text in ("PERSONA  The user is thrifty", "DPO\n", "PT-DPO\n")]
     assert places == sorted(places)

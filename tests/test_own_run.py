@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from persona_lib import config
+from persona_lib import settings
 
 SHORT = "01_preference_data,02_base_model,03_persona_inference,05_tailoring_data,06_supervised_tailoring"
 FEWER = ("--set", "methods=sft,dpo", "--set", "eval_limit=6")  # its answers are long
@@ -29,7 +29,7 @@ def run_own(folder: Path, *arguments: str) -> tuple[subprocess.CompletedProcess,
         "--offline",
         *arguments,
     ]
-    done = subprocess.run(command, cwd=config.REPO, env=os.environ | moved, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=settings.REPO, env=os.environ | moved, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return done, folder / "results" / "own_smoke"
 

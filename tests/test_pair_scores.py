@@ -9,8 +9,9 @@ import pytest
 from test_llm import save_adapter
 from tiny import save_base, tiny_tokenizer, words
 
-from persona_lib.evaluation import pair_scores
-from persona_lib.models import llm
+from persona_lib.models import load
+from persona_lib.models.generate import TransformersGenerator
+from persona_lib.paper import judges
 
 
 def some_pairs(n: int = 11):
@@ -31,41 +32,40 @@ def folders(tmp_path_factory):
 @pytest.mark.parametrize("adapters", [0, 1, 2])
 def test_shared_scores_are_the_plain_ones_for_every_stack_of_adapters(folders, quantization, adapters):
     base, stack = folders
-    model = llm.load_base(base, "", quantization, "float32")
-    model = llm.attach_adapters(model, stack[:adapters]) if adapters else model
+    model = load.load_base(base, "", quantization, "float32")
+    model = load.attach_adapters(model, stack[:adapters]) if adapters else model
     for batch in (1, 4, 32):
         given = (model, tiny_tokenizer(), *some_pairs(), batch)
-        shared, plain = pair_scores.pair_log_probs(*given), pair_scores.plain_pair_log_probs(*given)
+        shared, plain = judges.pair_log_probs(*given), judges.plain_pair_log_probs(*given)
         assert shared.shape == (11, 2) and np.ptp(plain) > 1
         np.testing.assert_allclose(shared, plain, rtol=2e-6, atol=2e-5)
 
 
 def test_a_model_that_has_scored_answers_as_before(folders):
     """Its attention goes by rows from then on, where it is given any: not in generation."""
-    from persona_lib.models.generate import TransformersGenerator
 
-    model, tokenizer, (prompts, pairs) = llm.load_base(folders[0]), tiny_tokenizer(), some_pairs()
+    model, tokenizer, (prompts, pairs) = load.load_base(folders[0]), tiny_tokenizer(), some_pairs()
     answer = TransformersGenerator(model, tokenizer, "tiny", 4).generate
     before = dict(answer(prompts, 8, ()))
-    pair_scores.pair_log_probs(model, tokenizer, prompts, pairs, 4)
+    judges.pair_log_probs(model, tokenizer, prompts, pairs, 4)
     assert dict(answer(prompts, 8, ())) == before and len(set(before.values())) > 1
 
 
 def test_a_prompt_is_computed_once(folders):
-    model, seen = llm.load_base(folders[0]), []
+    model, seen = load.load_base(folders[0]), []
     model.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True
     )
     tokenizer, (prompts, pairs) = tiny_tokenizer(), some_pairs(1)
-    pair_scores.pair_log_probs(model, tokenizer, prompts, pairs, 1)
-    prompt, chosen, rejected = pair_scores.encode_pair(tokenizer, prompts[0], pairs[0], "row")
+    judges.pair_log_probs(model, tokenizer, prompts, pairs, 1)
+    prompt, chosen, rejected = judges.encode_pair(tokenizer, prompts[0], pairs[0], "row")
     assert seen == [len(prompt) + len(chosen) + len(rejected)]
 
 
 def test_a_model_with_a_sliding_window_is_asked_in_the_plain_way(folders, monkeypatch):
-    model = llm.load_base(folders[0])
+    model = load.load_base(folders[0])
     given = (model, tiny_tokenizer(), *some_pairs(), 4)
-    plain = pair_scores.plain_pair_log_probs(*given)
-    monkeypatch.setattr(pair_scores, "batch_pair_log_probs", lambda *_: pytest.fail("shared"))
+    plain = judges.plain_pair_log_probs(*given)
+    monkeypatch.setattr(judges, "batch_pair_log_probs", lambda *_: pytest.fail("shared"))
     model.config.sliding_window = 8
-    assert np.array_equal(pair_scores.pair_log_probs(*given), plain)
+    assert np.array_equal(judges.pair_log_probs(*given), plain)

@@ -3,10 +3,10 @@
 import pandas as pd
 import pytest
 
-from persona_lib import persona_models
-from persona_lib.config import load_profile, results_dir
-from persona_lib.data import everyday
-from persona_lib.evaluation import personas, reader
+from persona_lib import studies
+from persona_lib.data import everyday, reader
+from persona_lib.paper import personas
+from persona_lib.settings import load_profile, results_dir
 
 SMALL = ["pair_limit=4", "persona_judge=oracle"]
 
@@ -40,11 +40,9 @@ def writers(tmp_path, monkeypatch):
         "wrong": Writer(lambda prompt, preferred, other: true_persona(prompt, other, preferred)),
         "silent": Writer(lambda *item: ""),
     }
-    monkeypatch.setattr(
-        persona_models, "load_generator", lambda run, role, size: made[run.profile.generator_model]
-    )
+    monkeypatch.setattr(studies, "load_generator", lambda run, role, size: made[run.profile.generator_model])
     monkeypatch.setattr(reader, "UNREADABLE", ())  # responses of the pairs are read well on all dimensions
-    monkeypatch.setattr(persona_models, "role_key", lambda run, role: run.profile.generator_model)
+    monkeypatch.setattr(studies, "role_key", lambda run, role: run.profile.generator_model)
     monkeypatch.setattr(personas, "parse_persona", lambda raw, words: (raw or None, "ok" if raw else "empty"))
     return made
 
@@ -52,7 +50,7 @@ def writers(tmp_path, monkeypatch):
 def run(*models, seeds=2):
     words = [w for name in models for w in ("--model", name, f"generator_model={name}")]
     overrides = [w for value in SMALL for w in ("--set", value)]
-    persona_models.main([*overrides, "--seeds", str(seeds), *words])
+    studies.compare_models([*overrides, "--seeds", str(seeds), *words])
     return pd.read_csv(results_dir(load_profile("everyday")) / "tables" / "persona_models.csv")
 
 
@@ -90,7 +88,7 @@ def test_another_prompt_is_another_question(writers):
     profile = load_profile("everyday", SMALL)
     for shots in (5, 3):
         changed = {"generator_model": "right", "pi_shots": shots}
-        persona_models.ask(profile, "right", changed, "everyday", 0)
+        studies.ask(profile, "right", changed, "everyday", 0)
     assert writers["right"].asked == 2 * 2 * 4
 
 
@@ -104,6 +102,6 @@ def test_another_prompt_is_another_question(writers):
 )
 def test_what_cannot_be_asked_is_said_before_any_model_is(writers, words, said, tmp_path):
     with pytest.raises(SystemExit) as stopped:
-        persona_models.main(words)
+        studies.compare_models(words)
     assert said in str(stopped.value)
     assert not any(writer.asked for writer in writers.values())

@@ -6,12 +6,12 @@ import math
 
 import pytest
 
-from persona_lib.config import Run, load_profile, set_field
-from persona_lib.data.persona_text import measures
+from persona_lib.paper import personas
+from persona_lib.paper.personas import persona_text_table
 from persona_lib.records import InferredPersona
+from persona_lib.settings import Run, load_profile, set_field
 from persona_lib.store import write_rows
-from persona_lib.tables import persona_text_tables as tables
-from persona_lib.tables.results_personas import persona_text_table
+from persona_lib.texts import measures
 
 TEXTS = {
     "chosen": {"a": "The user is calm and prefers tea rather than rum.", "b": "I'm sorry, I can't help."},
@@ -33,12 +33,12 @@ def test_measures_of_one_answer():
 
 
 def test_the_table_counts_refusals_and_pairs_the_sides():
-    table = tables.text_table([TEXTS], n_resamples=50).set_index(["measure", "side"])
+    table = personas.text_table([TEXTS], n_resamples=50).set_index(["measure", "side"])
     assert table.loc[("refusal", "chosen"), "value"] == 0.5 and table.loc[("refusal", "chosen"), "n"] == 2
     assert table.loc[("words", "chosen"), "n"] == 1 and table.loc[("words", "rejected"), "value"] == 8.0
     gap = table.loc[("words", "chosen - rejected")]
     assert (gap["value"], gap["n"]) == (10 - 9, 1), "paired: only a has a persona on both sides"
-    assert tables.text_table([], 50).empty
+    assert personas.text_table([], 50).empty
 
 
 def test_a_runs_personas_are_pooled_over_seeds(tmp_path, monkeypatch):
@@ -51,15 +51,15 @@ def test_a_runs_personas_are_pooled_over_seeds(tmp_path, monkeypatch):
             write_rows(folder / f"test-{side}.jsonl", rows)
     table = persona_text_table(profile).set_index(["measure", "side"])
     assert table.loc[("refusal", "chosen"), ["n", "n_seeds", "value"]].tolist() == [4, 2, 0.5]
-    assert tables.run_table(Run(profile, "everyday", 2)).empty
-    assert len(tables.run_table(Run(profile, "everyday", 0))) == len(table)
+    assert personas.run_table(Run(profile, "everyday", 2)).empty
+    assert len(personas.run_table(Run(profile, "everyday", 0))) == len(table)
 
 
 @pytest.mark.slow
 def test_the_authors_personas_have_the_form_contrast_and_refusals_that_are_known(official_data, monkeypatch):
     monkeypatch.setenv("PERSONA_DATA", str(official_data))
     profile = set_field(load_profile("authors"), bootstrap_samples=20)
-    found = tables.released_tables(profile)
+    found = personas.released_tables(profile)
     table = found["released_personas"].set_index(["dataset", "measure", "side"]).value
     assert table["beavertails", "strict_form", "chosen"] == pytest.approx(0.51, abs=0.02)
     assert table["beavertails", "strict_form", "rejected"] == pytest.approx(0.42, abs=0.02)

@@ -2,11 +2,11 @@
 
 import pytest
 
-from persona_lib.config import Run, load_profile, set_field
 from persona_lib.data import everyday, preference
-from persona_lib.evaluation import personas
 from persona_lib.models.generate import Completion
+from persona_lib.paper import personas
 from persona_lib.records import PreferencePair
+from persona_lib.settings import Run, load_profile, set_field
 from persona_lib.store import append_rows
 
 PROFILE = set_field(load_profile("everyday"), pi_batch_size=2)

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from persona_lib import config, pipeline, profiles, store
-from persona_lib.data import official_folders
-from persona_lib.profiles import ConfigError
-from persona_lib.runner import execute, plan, tasks
-from persona_lib.runner.steps import STEPS, Step
-from persona_lib.runner.tasks import Pipeline, Task
+from persona_lib import execute, pipeline, store, tasks
+from persona_lib import settings as settings_module
+from persona_lib.data import official
+from persona_lib.pipeline import only_runner
+from persona_lib.settings import ConfigError
+from persona_lib.tasks import STEPS, Pipeline, Step, Task
 
 TOY = {
     "01_data": Step("data", fields=("pair_limit",), minutes={"smoke": 1}),
@@ -27,7 +27,7 @@ TOY = {
     "03_train": Step("train", inputs=("01_data", "02_base"), fields=("sft_*",)),
     "04_results": Step("results", per="profile", inputs=("01_data", "03_train"), fields=("seeds",)),
 }
-OPEN = "from persona_lib import store\nfrom persona_lib.config import open_run"
+OPEN = "from persona_lib import store\nfrom persona_lib.settings import open_run"
 
 
 def cell(source: str, *tags: str) -> dict:
@@ -73,7 +73,7 @@ def notebooks(tmp_path, monkeypatch) -> Path:
 def toy(notebooks: Path, *overrides: str) -> Pipeline:
     """Return the toy pipeline."""
     changes = ["steps=" + ",".join(TOY), *overrides]
-    return Pipeline(config.load_profile("smoke", changes), tuple(changes), TOY, notebooks)
+    return Pipeline(settings_module.load_profile("smoke", changes), tuple(changes), TOY, notebooks)
 
 
 def finish(toy_pipeline: Pipeline, task_id: str, *outputs: str, content: str = "1") -> None:
@@ -95,7 +95,7 @@ def finish_all(toy_pipeline: Pipeline) -> None:
 
 def states(toy_pipeline: Pipeline) -> dict[str, str]:
     """Return the plan's state of every task."""
-    return {line.task.id: line.state for line in plan.plan_lines(toy_pipeline, list(toy_pipeline.tasks))}
+    return {line.task.id: line.state for line in tasks.plan_lines(toy_pipeline, list(toy_pipeline.tasks))}
 
 
 # --- the table of steps ---
@@ -108,10 +108,10 @@ def test_steps_run_after_their_inputs():
 
 
 def test_every_profile_field_makes_some_step_stale_unless_it_changes_no_result():
-    selects = {"name", "description", "steps", *profiles.CHANGE_NO_RESULT}
-    profile = config.load_profile("everyday")
+    selects = {"name", "description", "steps", *settings_module.CHANGE_NO_RESULT}
+    profile = settings_module.load_profile("everyday")
     read = set().union(*(tasks.field_values(profile, step.fields) for step in STEPS.values()))
-    assert set(profiles.field_types()) - selects - read == set()
+    assert set(settings_module.field_types()) - selects - read == set()
 
 
 @pytest.mark.parametrize(
@@ -134,11 +134,11 @@ def test_every_profile_field_makes_some_step_stale_unless_it_changes_no_result()
     ],
 )
 def test_the_plan_says_who_is_paid_and_how_much_at_most(settings, said):
-    assert plan.api_need(config.load_profile("everyday", settings)) == said
+    assert tasks.api_need(settings_module.load_profile("everyday", settings)) == said
 
 
 def test_every_field_pattern_matches_a_field():
-    profile = config.load_profile("everyday")
+    profile = settings_module.load_profile("everyday")
     for name, step in STEPS.items():
         for pattern in step.fields:
             assert tasks.field_values(profile, (pattern,)), f"{name}: {pattern}"
@@ -319,9 +319,11 @@ def test_a_plan_says_state_reason_time_and_needs(notebooks, capsys):
 def test_a_folder_as_base_model_is_no_download_and_its_new_weights_make_steps_stale(tmp_path):
     folder = tmp_path / "model"
     store.write_text(folder / "model.safetensors", "a")
-    profile = config.load_profile("paper", [f"base_model={folder}", "generator_model=base", "judge=none"])
-    assert [name for name, _, _ in plan.downloads(profile)] == ["the authors' data"]
-    assert not any("needs a commit" in note for note in plan.not_ready(profile))
+    profile = settings_module.load_profile(
+        "paper", [f"base_model={folder}", "generator_model=base", "judge=none"]
+    )
+    assert [name for name, _, _ in tasks.downloads(profile)] == ["the authors' data"]
+    assert not any("needs a commit" in note for note in tasks.not_ready(profile))
     before = tasks.field_values(profile, ("base_*", "generator_*"))
     assert before["generator_model"] == "base" and before["base_model"].startswith(f"{folder} (")
     assert tasks.field_values(profile, ("base_*", "generator_*")) == before
@@ -333,31 +335,34 @@ def test_a_folder_as_base_model_is_no_download_and_its_new_weights_make_steps_st
 def test_a_model_that_is_not_set_is_no_folder_and_files_of_the_repository_do_not_count(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes.txt").write_text("written between two runs", encoding="utf-8")
-    assert tasks.field_values(config.load_profile("everyday"), ("retriever_*",))["retriever_model"] == ""
+    assert (
+        tasks.field_values(settings_module.load_profile("everyday"), ("retriever_*",))["retriever_model"]
+        == ""
+    )
 
 
 def test_the_plan_of_the_paper_names_models_memory_and_what_is_not_ready():
-    paper = config.load_profile("paper")
-    named = {what: (size, remark) for what, size, remark in plan.downloads(paper)}
+    paper = settings_module.load_profile("paper")
+    named = {what: (size, remark) for what, size, remark in tasks.downloads(paper)}
     assert named["meta-llama/Llama-3.1-8B"][0] in (0.0, 16.1)
     assert named["prometheus-eval/prometheus-7b-v2.0"][0] in (0.0, 14.5)
-    assert "meta-llama/Llama-3.1-8B 16.1 GB" in plan.gpu_need(paper)
-    assert any("not been run" in note for note in plan.not_ready(paper))
+    assert "meta-llama/Llama-3.1-8B 16.1 GB" in tasks.gpu_need(paper)
+    assert any("not been run" in note for note in tasks.not_ready(paper))
 
 
 def test_the_plan_sees_the_data_that_are_here_and_those_that_are_not(tmp_path, monkeypatch):
     def needed(*settings: str) -> tuple[float, str]:
-        profile = config.load_profile("authors", ["datasets=hhh", *settings])
-        return {what: (size, remark) for what, size, remark in plan.downloads(profile)}["the authors' data"]
+        profile = settings_module.load_profile("authors", ["datasets=hhh", *settings])
+        return {what: (size, remark) for what, size, remark in tasks.downloads(profile)}["the authors' data"]
 
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
-    monkeypatch.setattr(official_folders, "REPO", tmp_path / "repository")
+    monkeypatch.setattr(official, "REPO", tmp_path / "repository")
     monkeypatch.delenv("PERSONA_DATA", raising=False)
-    assert needed() == (plan.OFFICIAL_DATA_GB, "pinned public copy, checked; or give --data PATH")
-    assert needed("data_dir=hub") == (plan.OFFICIAL_DATA_GB, "from the hub, pinned")
+    assert needed() == (tasks.OFFICIAL_DATA_GB, "pinned public copy, checked; or give --data PATH")
+    assert needed("data_dir=hub") == (tasks.OFFICIAL_DATA_GB, "from the hub, pinned")
     assert needed(f"data_dir={tmp_path}")[1] == f"NOT in {tmp_path}: the run will stop; give --data PATH"
-    folder = official_folders.DATASETS["hhh"]["tailoring"]
-    for place, setting in ((official_folders.download_dir(), ""), (tmp_path, f"data_dir={tmp_path}")):
+    folder = official.DATASETS["hhh"]["tailoring"]
+    for place, setting in ((official.download_dir(), ""), (tmp_path, f"data_dir={tmp_path}")):
         store.write_text(place / folder / "dataset_dict.json", "{}")
         assert needed(*filter(None, [setting])) == (0.0, f"on this machine, in {place}")
 
@@ -368,12 +373,13 @@ def test_a_plan_and_a_refusal_need_neither_torch_nor_papermill():
         "status = pipeline.main(['--plan', '--profile', 'smoke']); "
         "print([m for m in ('torch', 'papermill', 'psutil', 'numpy') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=config.REPO, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=settings_module.REPO, capture_output=True, text=True
+    )
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
 
 
 def test_two_runs_at_once_are_refused(notebooks, capsys):
-    from persona_lib.runner.run_tasks import only_runner
 
     with only_runner(toy(notebooks)):
         assert call(notebooks) == 2
@@ -467,7 +473,7 @@ def test_an_interrupt_ends_the_kernel_and_exits_130(notebooks, number):
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code],
-        cwd=config.REPO,
+        cwd=settings_module.REPO,
         start_new_session=True,
         preexec_fn=lambda: signal.signal(
             signal.SIGINT, signal.SIG_DFL

@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from persona_lib.config import load_profile
-from persona_lib.drawing import figures, plots
-from persona_lib.tables import results, results_paper
+from persona_lib import figures, settings
+from persona_lib.beyond import claims
+from persona_lib.paper import results
+from persona_lib.settings import load_profile
 
 
 def with_limits(name, values, width=0.1):
@@ -51,7 +52,7 @@ def tables():
     parts = [("dpo-chosen", "gold", 0.8), ("dpo-chosen", "shuffled", 0.5), ("dpo-none", "gold", 0.5)]
     return {
         "main": pd.concat([judged_rows(["gold-chosen", "gold-rejected"]), average.assign(n=120)]),
-        "paper": results_paper.reanalysed(),
+        "paper": claims.reanalysed(),
         "length": length_rows(["gold-chosen", "gold-rejected"]),
         "persona_accuracy": sides.assign(
             split="test", n=40, n_seeds=2, seeds="0 1", n_correct=30, n_ties=4, n_wrong=6, n_unparsed=0,
@@ -138,7 +139,7 @@ def test_drawing_leaves_no_state_behind(profile):
 
 @pytest.mark.slow
 def test_a_figure_without_its_table_is_not_drawn_and_an_old_one_goes(profile, two_figures):
-    old = figures.figures_dir(profile) / "swap.png"
+    old = settings.figures_dir(profile) / "swap.png"
     old.parent.mkdir(parents=True)
     old.write_bytes(b"old")
     results.table_path(profile, "swap").unlink()
@@ -151,17 +152,17 @@ def test_a_figure_without_its_table_is_not_drawn_and_an_old_one_goes(profile, tw
 def test_verdicts_and_sides_differ_in_grey_by_lightness_or_hatch():
     from matplotlib.colors import to_rgb
 
-    for looks in (plots.VERDICTS, plots.SIDES):
+    for looks in (figures.VERDICTS, figures.SIDES):
         seen = [
             (round(float(np.dot(to_rgb(c), (0.299, 0.587, 0.114))), 1), hatch) for c, hatch in looks.values()
         ]
         assert len(set(seen)) == len(seen)
-    assert len({marker for _, marker in plots.FAMILIES.values()}) == len(plots.FAMILIES)
+    assert len({marker for _, marker in figures.FAMILIES.values()}) == len(figures.FAMILIES)
 
 
 def test_swaps_without_any_defined_difference_are_said_to_be_so_not_an_error():
     table = pd.DataFrame([swap_row("dpo-chosen", "gold", np.nan)])
-    (axis,) = plots.plot_swap(table).axes
+    (axis,) = figures.plot_swap_results(table).axes
     assert "no D is defined" in axis.texts[0].get_text()
 
 

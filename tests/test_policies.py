@@ -11,12 +11,13 @@ from test_llm import save_adapter
 from tiny import tiny_rows, tiny_run
 
 from persona_lib import store
-from persona_lib.config import Run, load_profile, set_field
-from persona_lib.evaluation import policies, swap, tailor
-from persona_lib.models import llm
+from persona_lib.models import load
 from persona_lib.models.generate import TransformersGenerator
+from persona_lib.paper import answers as answers_module
+from persona_lib.paper import swap
 from persona_lib.prompts import STOP, tailoring_prompt
 from persona_lib.records import RunSpec
+from persona_lib.settings import Run, load_profile, set_field
 
 PROFILE = load_profile("everyday", ["controls=true", "train_personas=none,chosen"])
 ADAPTERS = ("sft-none", "dpo-none", "sft-chosen", "dpo-chosen")
@@ -28,9 +29,9 @@ def spec(method="dpo", train_persona="chosen", persona="gold-chosen", form="line
 
 def test_adapters_of_a_policy_are_stacked_sft_first():
     run = Run(PROFILE, "everyday", 0)
-    assert policies.adapters_of(run, spec("few_shot")) == []
-    assert policies.adapters_of(run, spec("sft", "none", form="first_person")) == ["sft-none"]
-    assert policies.adapters_of(run, spec("dpo", "both")) == ["sft-both", "dpo-both"]
+    assert answers_module.adapters_of(run, spec("few_shot")) == []
+    assert answers_module.adapters_of(run, spec("sft", "none", form="first_person")) == ["sft-none"]
+    assert answers_module.adapters_of(run, spec("dpo", "both")) == ["sft-both", "dpo-both"]
     assert [folder.name for folder in swap.adapters_of(run, "dpo-chosen")] == ["sft-chosen", "dpo-chosen"]
 
 
@@ -77,19 +78,19 @@ def answers(model, tokenizer, rows, persona, adapters=()):
 )
 def test_every_arm_answers_with_its_own_adapters(run, monkeypatch, merge):
     """With ``merge_adapters`` all is the same, and the adapters were merged."""
-    merged, plain = [], llm.merged
-    monkeypatch.setattr(llm, "merged", lambda model: merged.append(model.active_adapters) or plain(model))
+    merged, plain = [], load.merged
+    monkeypatch.setattr(load, "merged", lambda model: merged.append(model.active_adapters) or plain(model))
     run = dataclasses.replace(run, profile=set_field(run.profile, merge_adapters=merge))
-    tailor.generate_all(run)
+    answers_module.generate_all(run)
     assert (["sft-none", "dpo-none"] in merged) == merge
-    rows, base = tailor.eval_rows(run), run.base_source[0]
+    rows, base = answers_module.eval_rows(run), run.base_source[0]
     seen = set()
     arms = {"dpo-none": ADAPTERS[:2], "dpo-chosen": ADAPTERS[2:], "sft-chosen": ADAPTERS[2:3]}
     for arm, names in arms.items():
-        made = tailor.read_generations(run, spec(*arm.split("-")))
+        made = answers_module.read_generations(run, spec(*arm.split("-")))
         found = {row.id: row.completion for row in made.values()}
-        model = llm.attach_adapters(llm.load_base(base), [run.folder / "adapters" / name for name in names])
-        assert found == answers(model, llm.load_tokenizer(base), rows, "gold-chosen", list(names))
+        model = load.attach_adapters(load.load_base(base), [run.folder / "adapters" / name for name in names])
+        assert found == answers(model, load.load_tokenizer(base), rows, "gold-chosen", list(names))
         seen.add(tuple(found.values()))
     assert len(seen) == 3
 
@@ -97,8 +98,8 @@ def test_every_arm_answers_with_its_own_adapters(run, monkeypatch, merge):
 def test_merged_adapters_make_answers_and_scores_anew(run):
     """They are the same to rounding, which is not the same."""
     merged = dataclasses.replace(run, profile=set_field(run.profile, merge_adapters=True))
-    for one in tailor.grid(run):
-        assert tailor.generation_key(merged, one) != tailor.generation_key(run, one)
+    for one in answers_module.grid(run):
+        assert answers_module.generation_key(merged, one) != answers_module.generation_key(run, one)
     for arm in swap.swap_arms(run):
         assert swap.swap_key(merged, *arm) != swap.swap_key(run, *arm)
 
@@ -107,28 +108,28 @@ def test_an_nf4_base_is_written_out_for_vllm_once_as_what_it_stands_for(run, tmp
     import torch
 
     nf4 = dataclasses.replace(run, profile=set_field(run.profile, quantization="nf4"))
-    assert policies.plain_base(run) == run.base_source
-    source, _ = policies.plain_base(nf4)
+    assert answers_module.plain_base(run) == run.base_source
+    source, _ = answers_module.plain_base(nf4)
     before = (Path(source) / "done.json").stat().st_mtime_ns
-    assert policies.plain_base(nf4)[0] == source
+    assert answers_module.plain_base(nf4)[0] == source
     assert (Path(source) / "done.json").stat().st_mtime_ns == before
     ids = torch.tensor([[1, 8, 9, 10]])
     with torch.no_grad():
-        plain = llm.load_base(source)(input_ids=ids).logits
-        four_bits = llm.load_base(*run.base_source, "nf4", "float32")(input_ids=ids).logits
-        whole = llm.load_base(*run.base_source)(input_ids=ids).logits
+        plain = load.load_base(source)(input_ids=ids).logits
+        four_bits = load.load_base(*run.base_source, "nf4", "float32")(input_ids=ids).logits
+        whole = load.load_base(*run.base_source)(input_ids=ids).logits
     assert torch.equal(plain, four_bits) and not torch.allclose(plain, whole, atol=1e-3)
-    assert llm.load_tokenizer(source).eos_token == "</s>"
+    assert load.load_tokenizer(source).eos_token == "</s>"
 
 
 def test_vllm_gets_one_adapter_for_a_stack_made_again_when_an_adapter_changes(run):
-    folder = policies.joined_adapter(run, spec("dpo", "none"))
+    folder = answers_module.joined_adapter(run, spec("dpo", "none"))
     assert store.read_json(folder / "adapter_config.json")["r"] == 8
-    assert policies.joined_adapter(run, spec("sft", "none")).name == "sft-none"
-    assert policies.joined_adapter(run, spec("few_shot")) is None
+    assert answers_module.joined_adapter(run, spec("sft", "none")).name == "sft-none"
+    assert answers_module.joined_adapter(run, spec("few_shot")) is None
     before = store.read_json(folder / "done.json")["key"]
     store.mark_done(run.folder / "adapters" / "dpo-none", "another key")
-    policies.joined_adapter(run, spec("dpo", "none"))
+    answers_module.joined_adapter(run, spec("dpo", "none"))
     assert store.read_json(folder / "done.json")["key"] != before
 
 
@@ -146,14 +147,14 @@ def test_with_vllm_every_arm_gets_its_joined_adapter(run, monkeypatch):
         engines.append((source, dtype, ranks, Engine()))
         return engines[-1][-1]
 
-    monkeypatch.setattr(policies, "load_engine", load_engine)
+    monkeypatch.setattr(answers_module, "load_engine", load_engine)
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=Params))
     monkeypatch.setitem(sys.modules, "vllm.lora", SimpleNamespace())
     monkeypatch.setitem(sys.modules, "vllm.lora.request", SimpleNamespace(LoRARequest=SimpleNamespace))
     vllm = set_field(run.profile, engine="vllm", compute_dtype="bfloat16")
     vllm = dataclasses.replace(run, profile=vllm)
     specs = [spec("dpo", "none"), spec("sft", "chosen")]
-    tailor.generate_specs(vllm, specs)
+    answers_module.generate_specs(vllm, specs)
 
     [(base, dtype, ranks, shared)] = engines
     assert (base, dtype, ranks) == (run.base_source[0], "bfloat16", [8, 4])
@@ -161,5 +162,5 @@ def test_with_vllm_every_arm_gets_its_joined_adapter(run, monkeypatch):
     assert [Path(a.lora_path).relative_to(run.folder).as_posix() for a in adapters] == [
         "joined/dpo-none", "joined/sft-chosen"
     ]  # fmt: skip
-    rows = tailor.read_generations(vllm, spec("dpo", "none"))
+    rows = answers_module.read_generations(vllm, spec("dpo", "none"))
     assert {row.completion for row in rows.values()} == {"Response:"} and len(rows) == 6

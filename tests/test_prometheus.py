@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from persona_lib import store
-from persona_lib.config import Run, load_profile
-from persona_lib.evaluation import judge, prometheus
-from persona_lib.models.generate import Completion, Sampling
-from persona_lib.profiles import ConfigError
+from persona_lib.intervals import verdict_of
+from persona_lib.models import load
+from persona_lib.models.generate import Completion, Sampling, TransformersGenerator
+from persona_lib.paper import judges, judging
 from persona_lib.records import DataError, Judgment, PairwiseComparison
-from persona_lib.stats.metrics import verdict_of
+from persona_lib.settings import ConfigError, Run, load_profile
 
 TEMPLATES = ("SYSTEM", "<{instruction}>\nA<{response_A}>\nB<{response_B}>\nR<{rubric}>\nFeedback: ")
 ONE = PairwiseComparison("row-1", "How?", "The user is shy.", " first ", "second")
@@ -48,7 +48,7 @@ class Scripted:
 
 @pytest.mark.parametrize("text, winner", ENDINGS.items())
 def test_only_a_verdict_at_the_end_is_read(text, winner):
-    assert prometheus.parse_verdict(text) == winner
+    assert judges.parse_verdict(text) == winner
 
 
 def test_verdicts_are_read_as_the_package_reads_them_where_it_is_installed():
@@ -60,19 +60,19 @@ def test_verdicts_are_read_as_the_package_reads_them_where_it_is_installed():
     parser = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(parser)
     theirs = {text: parser.parse_output(text, mode="relative")[1] for text in ENDINGS}
-    ours = {text: prometheus.parse_verdict(text) for text in ENDINGS}
+    ours = {text: judges.parse_verdict(text) for text in ENDINGS}
     differing = {text for text in ENDINGS if theirs[text] != ours[text]}
     assert differing <= {"So [RESULT] (A)"}, "we also read a letter in round brackets"
-    system, template = prometheus.load_templates()
+    system, template = judges.load_templates()
     assert "{response_A}" in template and "{instruction}" in template and system
 
 
 def test_the_prompt_holds_both_responses_and_the_persona_for_personalization_only():
-    text = prometheus.prometheus_prompt(TEMPLATES, "personalization", ONE)
+    text = judges.prometheus_prompt(TEMPLATES, "personalization", ONE)
     assert text.startswith("[INST] SYSTEM\n<") and text.endswith("Feedback:  [/INST]")
     assert "A<first>\nB<second>" in text and "The user is shy." in text and "How?" in text
-    assert "shy" not in prometheus.prometheus_prompt(TEMPLATES, "quality", ONE)
-    assert prometheus.prometheus_prompt(TEMPLATES, "quality", ONE, chat=True).startswith("SYSTEM\n<")
+    assert "shy" not in judges.prometheus_prompt(TEMPLATES, "quality", ONE)
+    assert judges.prometheus_prompt(TEMPLATES, "quality", ONE, chat=True).startswith("SYSTEM\n<")
 
 
 OWN_TEXTS = """
@@ -86,14 +86,14 @@ mnemonic:
 def test_texts_of_the_users_reach_the_judge_and_a_data_set_may_have_its_own(tmp_path):
     path = tmp_path / "texts.yaml"
     path.write_text(OWN_TEXTS)
-    hhh, mnemonic = (prometheus.read_texts(str(path), name) for name in ("hhh", "mnemonic"))
+    hhh, mnemonic = (judges.read_texts(str(path), name) for name in ("hhh", "mnemonic"))
     odd = PairwiseComparison("row-1", "Why {persona}?", "The {prompt}.", "a", "b")
-    assert prometheus.instruction("personalization", odd, hhh) == "Ask: Why {persona}? Who: The {prompt}."
-    assert prometheus.instruction("quality", odd, hhh) == "Ask: Why {persona}?"
-    assert prometheus.instruction("quality", odd, mnemonic) == "Term: Why {persona}?"
-    text = prometheus.prometheus_prompt(TEMPLATES, "quality", ONE, texts=mnemonic)
+    assert judges.instruction("personalization", odd, hhh) == "Ask: Why {persona}? Who: The {prompt}."
+    assert judges.instruction("quality", odd, hhh) == "Ask: Why {persona}?"
+    assert judges.instruction("quality", odd, mnemonic) == "Term: Why {persona}?"
+    text = judges.prometheus_prompt(TEMPLATES, "quality", ONE, texts=mnemonic)
     assert "<Term: How?>" in text and "R<Is it good?>" in text
-    assert prometheus.read_texts("", "hhh") is prometheus.TEXTS
+    assert judges.read_texts("", "hhh") is judges.TEXTS
 
 
 @pytest.mark.parametrize(
@@ -111,10 +111,10 @@ def test_a_wrong_file_of_texts_is_named_with_its_place(tmp_path, wrong, said):
     path = tmp_path / "texts.yaml"
     path.write_text(wrong)
     with pytest.raises(ConfigError) as error:
-        prometheus.read_texts(str(path), "hhh")
+        judges.read_texts(str(path), "hhh")
     assert str(path) in str(error.value) and said in str(error.value)
     with pytest.raises(ConfigError, match="nowhere.yaml: cannot be read"):
-        prometheus.read_texts(str(tmp_path / "nowhere.yaml"), "hhh")
+        judges.read_texts(str(tmp_path / "nowhere.yaml"), "hhh")
 
 
 def test_texts_without_prometheus_are_an_error_and_their_content_is_part_of_the_key(tmp_path, monkeypatch):
@@ -122,17 +122,17 @@ def test_texts_without_prometheus_are_an_error_and_their_content_is_part_of_the_
     path.write_text(OWN_TEXTS)
     with pytest.raises(ConfigError, match="judge_texts needs judge=lm and judge_format=prometheus"):
         load_profile("everyday", [f"judge_texts={path}"])
-    monkeypatch.setattr(judge, "role_key", lambda run, role: "")
+    monkeypatch.setattr(judging, "role_key", lambda run, role: "")
     run = Run(load_profile("paper", [f"judge_texts={path}"]), "hhh", 0)
-    before = judge.judge_key(run)
+    before = judging.judge_key(run)
     path.write_text(OWN_TEXTS + " ")
-    assert judge.judge_key(run) != before
+    assert judging.judge_key(run) != before
 
 
 def test_constants_are_read_without_running_the_file(tmp_path):
     path = tmp_path / "prompts.py"
     path.write_text('REL_SYSTEM_PROMPT = "S"\nRELATIVE_PROMPT_WO_REF = """T"""\nraise SystemExit\n')
-    assert prometheus.load_templates(path) == ("S", "T")
+    assert judges.load_templates(path) == ("S", "T")
 
 
 def test_another_file_than_the_pinned_one_is_refused(tmp_path, monkeypatch):
@@ -140,14 +140,14 @@ def test_another_file_than_the_pinned_one_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     store.write_text(tmp_path / "downloads" / "prometheus" / "prompts.py", "REL_SYSTEM_PROMPT = 'x'\n")
     with pytest.raises(DataError, match="prompts.py: not the pinned prompt format"):
-        prometheus.template_file()
+        judges.template_file()
 
 
 def test_deterministic_judging_asks_once_and_keeps_what_it_cannot_read():
     generator = Scripted("[RESULT] A", "no idea", "[RESULT] B", "[RESULT] B")
-    judged = prometheus.prometheus_judge(generator, 64, templates=TEMPLATES)
+    judged = judges.prometheus_judge(generator, 64, templates=TEMPLATES)
     two = [ONE, PairwiseComparison("row-2", "Why?", None, "x", "y")]
-    pairs = judge.judge_both(judged, two, "quality")
+    pairs = judging.judge_both(judged, two, "quality")
     assert [verdict_of(*pair) for pair in pairs] == ["win", "unparsed"]
     assert [(tokens, sampling) for _, tokens, sampling in generator.asked] == [(64, None)] * 2
     assert pairs[1][0].feedback == "no idea"
@@ -155,7 +155,7 @@ def test_deterministic_judging_asks_once_and_keeps_what_it_cannot_read():
 
 def test_official_judging_samples_unread_answers_again_with_new_seeds_at_most_ten_times():
     generator = Scripted("[RESULT] A", "?", "?", "[RESULT] B")
-    judged = prometheus.prometheus_judge(generator, 64, "official", templates=TEMPLATES)
+    judged = judges.prometheus_judge(generator, 64, "official", templates=TEMPLATES)
     two = [ONE, PairwiseComparison("row-2", "Why?", None, "x", "y")]
     assert [j.winner for j in judged(two, "quality")] == ["A", "B"]
     assert [len(prompts) for prompts, _, _ in generator.asked] == [2, 1, 1]
@@ -163,12 +163,12 @@ def test_official_judging_samples_unread_answers_again_with_new_seeds_at_most_te
         Sampling(1.0, 0.9, 1.03, seed) for seed in (0, 1, 2)
     ]
     stubborn = Scripted(*["?"] * 10)
-    (judgment,) = prometheus.prometheus_judge(stubborn, 64, "official", templates=TEMPLATES)([ONE], "quality")
+    (judgment,) = judges.prometheus_judge(stubborn, 64, "official", templates=TEMPLATES)([ONE], "quality")
     assert judgment.winner is None and len(stubborn.asked) == 10
 
 
 def test_judging_that_was_killed_goes_on_after_the_last_chunk(tmp_path, monkeypatch):
-    monkeypatch.setattr(judge, "CHUNK", 2)
+    monkeypatch.setattr(judging, "CHUNK", 2)
     rows = [PairwiseComparison(f"row-{n}", "q", None, "a", "b") for n in range(5)]
     asked = []
 
@@ -180,11 +180,11 @@ def test_judging_that_was_killed_goes_on_after_the_last_chunk(tmp_path, monkeypa
 
     path, limit = tmp_path / "quality.jsonl", 6
     with pytest.raises(KeyboardInterrupt):
-        judge.judge_rubric(first_is_better, rows, "quality", path)
+        judging.judge_rubric(first_is_better, rows, "quality", path)
     assert [row["id"] for row in store.iter_rows(path)] == ["row-0", "row-0", "row-1", "row-1"]
     asked.clear()
     limit = 100
-    pairs = judge.judge_rubric(first_is_better, rows, "quality", path)
+    pairs = judging.judge_rubric(first_is_better, rows, "quality", path)
     assert sorted(set(asked)) == ["row-2", "row-3", "row-4"]
     assert [verdict_of(*pair) for pair in pairs] == ["win"] * 5
     assert len(list(store.iter_rows(path))) == 10
@@ -197,23 +197,20 @@ def test_a_tiny_mistral_judges_in_this_format_from_end_to_end(tmp_path):
     from tiny import save_base
     from transformers import MistralConfig, MistralForCausalLM
 
-    from persona_lib.models import llm
-    from persona_lib.models.generate import TransformersGenerator
-
     torch.manual_seed(0)
-    tokenizer = llm.load_tokenizer("pypi:smollm2-135m-instruct")
+    tokenizer = load.load_tokenizer("pypi:smollm2-135m-instruct")
     config = MistralConfig(
         vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
         num_attention_heads=2, num_key_value_heads=1, sliding_window=64, eos_token_id=tokenizer.eos_token_id,
         bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     folder = save_base(tmp_path / "mistral", MistralForCausalLM(config), tokenizer)
-    generator = TransformersGenerator(llm.load_base(folder), llm.load_tokenizer(folder), "tiny", 4)
+    generator = TransformersGenerator(load.load_base(folder), load.load_tokenizer(folder), "tiny", 4)
     rows = [PairwiseComparison(f"row-{n}", f"row {n}", "The user is shy.", "one", "two") for n in range(3)]
     for decoding in ("deterministic", "official"):
-        judged = prometheus.prometheus_judge(generator, 8, decoding, templates=TEMPLATES)
+        judged = judges.prometheus_judge(generator, 8, decoding, templates=TEMPLATES)
         path = tmp_path / f"{decoding}.jsonl"
-        pairs = judge.judge_rubric(judged, rows, "personalization", path)
+        pairs = judging.judge_rubric(judged, rows, "personalization", path)
         assert [verdict_of(*pair) for pair in pairs] == ["unparsed"] * 3
         assert all(j.feedback for pair in pairs for j in pair)
-        assert judge.judge_rubric(None, rows, "personalization", path) == pairs
+        assert judging.judge_rubric(None, rows, "personalization", path) == pairs

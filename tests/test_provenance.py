@@ -2,17 +2,17 @@
 
 import subprocess
 
-from persona_lib import provenance
+from persona_lib import store
 
 
 def test_a_commit_is_dirty_by_its_code_and_not_by_what_runs_write(tmp_path, monkeypatch):
-    monkeypatch.setattr(provenance, "REPO", tmp_path)
+    monkeypatch.setattr(store, "REPO", tmp_path)
 
     def git(*words):
         who = ("-c", "user.name=a", "-c", "user.email=a@b.c")
         return subprocess.run(["git", *who, *words], cwd=tmp_path, check=True, capture_output=True, text=True)
 
-    assert provenance.git_state() == {"commit": None, "dirty": None}
+    assert store.git_state() == {"commit": None, "dirty": None}
     files = [tmp_path / name for name in ("figures/main.png", "benchmarks/results/a.json", "code.py")]
     for path in files:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -24,6 +24,6 @@ def test_a_commit_is_dirty_by_its_code_and_not_by_what_runs_write(tmp_path, monk
     (tmp_path / "notes.txt").write_text("not tracked", encoding="utf-8")
     for path in files[:2]:
         path.write_text("written by a run", encoding="utf-8")
-    assert provenance.git_state() == {"commit": commit, "dirty": False}
+    assert store.git_state() == {"commit": commit, "dirty": False}
     files[2].write_text("changed", encoding="utf-8")
-    assert provenance.git_state() == {"commit": commit, "dirty": True}
+    assert store.git_state() == {"commit": commit, "dirty": True}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from persona_lib.evaluation import quality
+from persona_lib.data import reader
 
 PROMPT = "How do I repot my tall kitchen basil?"
 GOOD = (
@@ -12,8 +12,8 @@ GOOD = (
 
 
 def test_a_good_answer_has_all_parts_and_an_empty_one_none():
-    assert quality.quality(PROMPT, GOOD) == 1.0
-    assert quality.quality(PROMPT, " \n") == 0.0
+    assert reader.quality(PROMPT, GOOD) == 1.0
+    assert reader.quality(PROMPT, " \n") == 0.0
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def test_a_good_answer_has_all_parts_and_an_empty_one_none():
     ids=["off the subject", "broken off", "repeated", "hardly anything"],
 )
 def test_each_fault_costs_something_and_not_everything(text):
-    assert 0.2 < quality.quality(PROMPT, text) < 1.0
+    assert 0.2 < reader.quality(PROMPT, text) < 1.0
 
 
 @pytest.mark.parametrize(
@@ -36,8 +36,8 @@ def test_each_fault_costs_something_and_not_everything(text):
      ("Do:\n1. one\n2. two\n3. warm it up", 1.0), ("1. one\n2. two\n3. warm", 0.0)],
 )  # fmt: skip
 def test_a_sentence_or_a_whole_list_line_is_finished(text, ends):
-    assert quality.finished(text) == ends
+    assert reader.finished(text) == ends
 
 
 def test_short_questions_need_all_their_words():
-    assert quality.on_subject("Basil?", "Basil needs light.") == 1.0
+    assert reader.on_subject("Basil?", "Basil needs light.") == 1.0

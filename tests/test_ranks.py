@@ -12,9 +12,8 @@ import pytest
 from tiny import tiny_run
 
 from persona_lib import store
-from persona_lib.config import REPO
-from persona_lib.profiles import ConfigError
-from persona_lib.training import ranks, train
+from persona_lib.models import train, trainers
+from persona_lib.settings import REPO, ConfigError
 
 LOSSES = ("loss", "eval_loss", "rewards/margins", "eval_rewards/margins")
 SCRIPT = """
@@ -34,9 +33,9 @@ def logged(folder) -> dict[str, list[float]]:
 
 def test_a_batch_that_ranks_cannot_share_is_refused_with_the_mend(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert ranks.part(8) == 4
+    assert trainers.part(8) == 4
     with pytest.raises(ConfigError, match="a batch of 5 rows cannot be shared by 2 processes"):
-        ranks.part(5)
+        trainers.part(5)
 
 
 @pytest.mark.slow

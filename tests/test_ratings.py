@@ -11,32 +11,31 @@ import pytest
 from simulated_raters import SHARES, TRUE_ALPHA, fill_sheets, true_values
 from tiny_results import fill_run
 
-from persona_lib.config import Run, load_profile, set_field
-from persona_lib.evaluation import rating_items, ratings
-from persona_lib.evaluation import rating_sheets as sheets
-from persona_lib.tables.rating_tables import rating_tables
+from persona_lib.beyond import ratings
+from persona_lib.beyond.ratings import rating_tables
+from persona_lib.settings import Run, load_profile, set_field
 
 HIDDEN = {"personas": ("chosen", "rejected"), "answers": ("PT-DPO", "DPO")}
-RATERS = sheets.rater_names(3)
+RATERS = ratings.rater_names(3)
 
 
-def make_items(study: str, n: int, swapped: bool = False) -> list[sheets.Item]:
+def make_items(study: str, n: int, swapped: bool = False) -> list[ratings.Item]:
     """Items of n pairs, of one word each text; ``swapped``: the same texts with the labels exchanged."""
     items = []
     for number in range(n):
         for place, group in enumerate(HIDDEN[study]):
             label = HIDDEN[study][1 - place] if swapped else group
             unit = f"u{number}" if study == "answers" else f"u{number}-{place}"
-            texts = tuple(f"text{number}{'ab'[place]}{k}" for k in range(len(sheets.TEXTS[study])))
-            items.append(sheets.Item("data", unit, f"p{number}", label, texts))
+            texts = tuple(f"text{number}{'ab'[place]}{k}" for k in range(len(ratings.TEXTS[study])))
+            items.append(ratings.Item("data", unit, f"p{number}", label, texts))
     return items
 
 
 def export(
-    folder: Path, study: str, items: list[sheets.Item], seed: int = 0, per_unit: int = 3
+    folder: Path, study: str, items: list[ratings.Item], seed: int = 0, per_unit: int = 3
 ) -> list[Path]:
-    key = sheets.make_key(study, items, RATERS, per_unit, seed)
-    return sheets.export(study, key, folder / "sheets" / study, folder / "keys", RATERS)
+    key = ratings.make_key(study, items, RATERS, per_unit, seed)
+    return ratings.export(study, key, folder / "sheets" / study, folder / "keys", RATERS)
 
 
 def fill(path: Path, target: Path, change=lambda rows: rows, value: str = "3", separator: str = ",") -> Path:
@@ -44,7 +43,7 @@ def fill(path: Path, target: Path, change=lambda rows: rows, value: str = "3", s
     columns, rows = ratings.open_csv(path)
     study = ratings.study_of(path, columns)
     for row in rows:
-        row |= dict.fromkeys(sheets.QUESTIONS[study], value)
+        row |= dict.fromkeys(ratings.QUESTIONS[study], value)
     file = io.StringIO()
     writer = csv.DictWriter(file, columns, delimiter=separator, extrasaction="ignore")
     writer.writeheader()
@@ -81,9 +80,9 @@ def test_no_word_of_the_key_stands_in_a_file_that_a_rater_sees(tmp_path, study):
 def test_neither_number_nor_place_tells_the_group(tmp_path, study):
     first_comes_first = []
     for seed in range(40):
-        key = sheets.make_key(study, make_items(study, 10), RATERS, 3, seed)
+        key = ratings.make_key(study, make_items(study, 10), RATERS, 3, seed)
         place = {(row.pair, row.group): number for number, row in enumerate(key)}
-        rows = sheets.sheet_rows(study, key, "rater-2")
+        rows = ratings.sheet_rows(study, key, "rater-2")
         in_sheet = [row[1] for row in rows]
         item = {(row.pair, row.group): row.item for row in key}
         for pair in {row.pair for row in key}:
@@ -96,11 +95,11 @@ def test_neither_number_nor_place_tells_the_group(tmp_path, study):
 
 
 def test_the_answers_to_one_question_stand_together_and_raters_have_orders_of_their_own():
-    key = sheets.make_key("answers", make_items("answers", 8), RATERS, 2)
+    key = ratings.make_key("answers", make_items("answers", 8), RATERS, 2)
     pair = {row.item: row.pair for row in key}
     orders = {}
     for rater in RATERS:
-        rows = sheets.sheet_rows("answers", key, rater)
+        rows = ratings.sheet_rows("answers", key, rater)
         orders[rater] = [row[1] for row in rows]
         pairs = [pair[item] for item in orders[rater]]
         assert pairs[::2] == pairs[1::2] and len(set(pairs)) == len(pairs) // 2
@@ -109,19 +108,19 @@ def test_the_answers_to_one_question_stand_together_and_raters_have_orders_of_th
 
 
 def test_every_unit_has_its_ratings_and_every_rater_shares_units_with_a_neighbour():
-    who = sheets.assign(24, sheets.rater_names(4), 2)
+    who = ratings.assign(24, ratings.rater_names(4), 2)
     assert all(len(set(pair)) == 2 for pair in who)
-    loads = [sum(name in pair for pair in who) for name in sheets.rater_names(4)]
+    loads = [sum(name in pair for pair in who) for name in ratings.rater_names(4)]
     assert loads == [12, 12, 12, 12] and len({tuple(sorted(pair)) for pair in who}) == 4
     with pytest.raises(ValueError, match="use 1 to 3"):
-        sheets.assign(5, RATERS, 4)
+        ratings.assign(5, RATERS, 4)
 
 
 def test_the_key_cannot_be_written_among_the_sheets(tmp_path):
-    key = sheets.make_key("answers", make_items("answers", 2), RATERS, 1)
+    key = ratings.make_key("answers", make_items("answers", 2), RATERS, 1)
     for keys in (tmp_path, tmp_path / "below"):
         with pytest.raises(ValueError, match="must not lie in the folder that raters get"):
-            sheets.export("answers", key, tmp_path, keys, RATERS)
+            ratings.export("answers", key, tmp_path, keys, RATERS)
 
 
 # --- import ---
@@ -228,7 +227,7 @@ def test_one_rater_has_one_sheet_and_a_folder_one_export(tmp_path):
 
 def test_texts_with_breaks_separators_and_quotes_survive(tmp_path):
     odd = 'one\n2. "two", three; four\u2028five'
-    items = [sheets.Item("d", "u", "p", group, ("q", "=1+1", odd)) for group in HIDDEN["answers"]]
+    items = [ratings.Item("d", "u", "p", group, ("q", "=1+1", odd)) for group in HIDDEN["answers"]]
     paths = export(tmp_path, "answers", items)
     assert [row["response"] for row in ratings.open_csv(paths[0])[1]] == [odd, odd]
     fill(paths[0], tmp_path / "filled" / "a.csv", separator=";")
@@ -242,9 +241,9 @@ def test_texts_with_breaks_separators_and_quotes_survive(tmp_path):
 @pytest.mark.parametrize("study", HIDDEN)
 def test_the_round_trip_recovers_agreement_and_the_difference_that_was_made_up(tmp_path, study):
     items = make_items(study, 1000)
-    key = sheets.make_key(study, items, RATERS, 3)
+    key = ratings.make_key(study, items, RATERS, 3)
     folder = tmp_path / "sheets"
-    sheets.export(study, key, folder, tmp_path / "keys", RATERS)
+    ratings.export(study, key, folder, tmp_path / "keys", RATERS)
     fill_sheets(study, list(key), folder, tmp_path / "filled")
     filled = ratings.read_filled(tmp_path / "filled", tmp_path / "keys")
     assert filled[study].raters == RATERS
@@ -255,21 +254,21 @@ def test_the_round_trip_recovers_agreement_and_the_difference_that_was_made_up(t
     assert len(tables["rating_problems"]) == (agreement.n_missing + agreement.n_out_of_scale).sum()
     means = tables["ratings"].set_index(["question", "group"])
     first, second = HIDDEN[study]
-    expected = [sum(v * w for v, w in zip(sheets.SCALE, s, strict=True)) / sum(s) for s in SHARES.values()]
+    expected = [sum(v * w for v, w in zip(ratings.SCALE, s, strict=True)) / sum(s) for s in SHARES.values()]
     # c (mean of one group - mean of the other); the group whose name sorts first has the higher mean
     made_up = TRUE_ALPHA**0.5 * (expected[0] - expected[1]) * (1 if first < second else -1)
-    for number, question in enumerate(sheets.QUESTIONS[study]):
+    for number, question in enumerate(ratings.QUESTIONS[study]):
         wanted = made_up if number == 0 else 0.0
         found = means.loc[(question, f"{first} - {second}")]
         assert found["mean"] == pytest.approx(wanted, abs=0.15)
         assert means.loc[(question, first), "n_ratings"] == sum(
-            means.loc[(question, first), f"n_{v}"] for v in sheets.SCALE
+            means.loc[(question, first), f"n_{v}"] for v in ratings.SCALE
         )
-    assert means.loc[(list(sheets.QUESTIONS[study])[0], f"{first} - {second}"), "mean_low"] * made_up > 0
+    assert means.loc[(list(ratings.QUESTIONS[study])[0], f"{first} - {second}"), "mean_low"] * made_up > 0
 
 
 def test_the_simulated_truth_differs_in_the_first_question_only():
-    key = list(sheets.make_key("answers", make_items("answers", 2000), RATERS, 1))
+    key = list(ratings.make_key("answers", make_items("answers", 2000), RATERS, 1))
     truth = true_values("answers", key, seed=3)
     for question, wanted in (("answerability", -2 / 3), ("personalization", 0.0)):
         by_group = {g: [truth[question][r.item] for r in key if r.group == g] for g in HIDDEN["answers"]}
@@ -289,14 +288,14 @@ def filled_run(tmp_path_factory) -> Run:
 
 def test_items_of_a_run_are_its_personas_and_both_systems_answers(filled_run):
     profile = filled_run.profile
-    personas = rating_items.items_to_rate(profile, "personas", 6)
+    personas = ratings.items_to_rate(profile, "personas", 6)
     assert len(personas) == 6 and sorted(item.group for item in personas) == ["chosen"] * 3 + ["rejected"] * 3
     for item in personas:
         other = next(i for i in personas if i.pair == item.pair and i.group != item.group)
         assert item.texts[2:] == other.texts[:1:-1] and item.texts[1] != other.texts[1]
-    answers = rating_items.items_to_rate(profile, "answers", 8)
+    answers = ratings.items_to_rate(profile, "answers", 8)
     assert len(answers) == 8 and {item.group for item in answers} == {"PT-DPO", "DPO"}
     assert all("/user-" in item.pair for item in answers)
     assert len({(item.unit, item.texts[:2]) for item in answers}) == 4
-    assert rating_items.items_to_rate(profile, "answers", 8) == answers
-    assert rating_items.items_to_rate(dataclasses.replace(profile, seeds=(7,)), "answers", 8) == []
+    assert ratings.items_to_rate(profile, "answers", 8) == answers
+    assert ratings.items_to_rate(dataclasses.replace(profile, seeds=(7,)), "answers", 8) == []

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from persona_lib.beyond.calibration import labelled
 from persona_lib.data import everyday
 from persona_lib.data.everyday import DIMENSIONS
-from persona_lib.evaluation.calibration import labelled
-from persona_lib.evaluation.reader import UNREADABLE, fit, reader_table, shows
+from persona_lib.data.reader import UNREADABLE, fit, reader_table, shows
 
 MIDDLING = "word " * 48
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from persona_lib import store
-from persona_lib.config import REPO
+from persona_lib.settings import REPO
 
 SCRIPT = REPO / "benchmarks" / "paper_rehearsal.py"
 # The paper's, by hand: section 4 and appendix.

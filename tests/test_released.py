@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from persona_lib.data import released
-from persona_lib.data.released import FILES, ReleasedFile, ReleasedOutput
+from persona_lib.beyond import released
+from persona_lib.beyond.released import FILES, ReleasedFile, ReleasedOutput
 from persona_lib.records import DataError, TailoringRow
-from persona_lib.tables import released_tables
 
 BT = "beavertails"
 PT_GOLD = ReleasedFile(BT, "chosen", "gold-chosen")
@@ -24,7 +23,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def tables(data):
-    return released_tables.released_tables(data, n_resamples=1500)
+    return released.released_tables(data, n_resamples=1500)
 
 
 @pytest.fixture
@@ -107,7 +106,7 @@ def test_absent_files_are_told_with_the_three_ways_and_do_not_stop_a_notebook(no
         "data_dir=PATH",
         "PERSONA_DATA",
         "released_outputs beside",
-        "python -m persona_lib.data.released",
+        "python -m persona_lib.beyond.released",
     ):
         assert way in message
     with pytest.raises(DataError, match="not here"):
@@ -193,5 +192,5 @@ def test_rows_without_responses_or_without_both_files_have_no_flip():
     responses = {"mnemonic": ("", ""), "hhh": ("c", "r")}
     rows = {name: [TailoringRow("i", "test", "p", *pair)] for name, pair in responses.items()}
     data = released.Released(Path(), outputs, rows)
-    assert list(released_tables.both_sides(data)) == []
-    assert len(released_tables.counts_table(data)) == 2
+    assert list(released.both_sides(data)) == []
+    assert len(released.counts_table(data)) == 2

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from simulated_raters import simulate
 
-from persona_lib.stats import reliability
+from persona_lib import intervals
 
 SCALE = (1, 2, 3, 4, 5)
 N = float("nan")
@@ -22,33 +22,33 @@ PUBLISHED = np.array([
 
 @pytest.mark.parametrize(("level", "alpha"), [("nominal", 0.743), ("ordinal", 0.815), ("interval", 0.849)])
 def test_alpha_of_krippendorffs_own_example(level, alpha):
-    assert reliability.krippendorff_alpha(PUBLISHED, SCALE, level) == pytest.approx(alpha, abs=5e-4)
+    assert intervals.krippendorff_alpha(PUBLISHED, SCALE, level) == pytest.approx(alpha, abs=5e-4)
 
 
 def test_alpha_is_undefined_where_nothing_can_disagree():
-    assert reliability.krippendorff_alpha(np.array([[1, 1], [1, 1]]), SCALE) is None
-    assert reliability.krippendorff_alpha(np.array([[1, N], [N, 2]]), SCALE) is None
-    assert reliability.alpha_interval(np.array([[3, 3], [3, N]]), SCALE, n_resamples=5).estimate is None
+    assert intervals.krippendorff_alpha(np.array([[1, 1], [1, 1]]), SCALE) is None
+    assert intervals.krippendorff_alpha(np.array([[1, N], [N, 2]]), SCALE) is None
+    assert intervals.alpha_interval(np.array([[3, 3], [3, N]]), SCALE, n_resamples=5).estimate is None
     with pytest.raises(ValueError, match="nominal, ordinal, interval"):
-        reliability.krippendorff_alpha(PUBLISHED, SCALE, "likert")
+        intervals.krippendorff_alpha(PUBLISHED, SCALE, "likert")
 
 
 def test_kappas_by_hand():
     # 2 x 2: both 1 in 4, both 2 in 3, (1, 2) in 2, (2, 1) in 1: p_o = .7, p_e = .6 x .5 + .4 x .5 = .5
     ratings = np.array([[1, 1]] * 4 + [[2, 2]] * 3 + [[1, 2]] * 2 + [[2, 1]])
-    assert reliability.cohen_kappa(ratings, SCALE) == pytest.approx(0.4)
+    assert intervals.cohen_kappa(ratings, SCALE) == pytest.approx(0.4)
     # Fleiss takes both raters' margins together: 11 ones, 9 twos of 20: p_e = .55^2 + .45^2 = .505
-    kappa, n = reliability.fleiss_kappa(ratings, SCALE)
+    kappa, n = intervals.fleiss_kappa(ratings, SCALE)
     assert n == 10 and kappa == pytest.approx((0.7 - 0.505) / (1 - 0.505))
-    assert reliability.cohen_kappa(np.array([[1, 1], [1, 1]]), SCALE) is None
-    assert reliability.fleiss_kappa(np.array([[1, N], [2, N]]), SCALE) == (None, 0)
+    assert intervals.cohen_kappa(np.array([[1, 1], [1, 1]]), SCALE) is None
+    assert intervals.fleiss_kappa(np.array([[1, N], [2, N]]), SCALE) == (None, 0)
 
 
 def test_a_missing_rating_takes_its_item_out_of_fleiss_but_not_out_of_cohen():
     ratings = np.array([[1, 1, 1], [2, 2, 2], [1, 2, N], [3, 3, 4]])
-    assert reliability.fleiss_kappa(ratings, SCALE)[1] == 3
-    assert reliability.pair_table(ratings[:, 0], ratings[:, 1], SCALE).sum() == 4
-    assert reliability.pair_table(ratings[:, 0], ratings[:, 2], SCALE).sum() == 3
+    assert intervals.fleiss_kappa(ratings, SCALE)[1] == 3
+    assert intervals.pair_table(ratings[:, 0], ratings[:, 1], SCALE).sum() == 4
+    assert intervals.pair_table(ratings[:, 0], ratings[:, 2], SCALE).sum() == 3
 
 
 def simulated(alpha: float, n_items: int, n_raters: int, seed: int) -> np.ndarray:
@@ -59,19 +59,19 @@ def simulated(alpha: float, n_items: int, n_raters: int, seed: int) -> np.ndarra
     return np.array(columns, dtype=float).T
 
 
-@pytest.mark.parametrize("level", reliability.LEVELS)
+@pytest.mark.parametrize("level", intervals.LEVELS)
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 0.6, 0.9])
 def test_alpha_of_simulated_raters_is_within_a_twentieth_of_the_truth(alpha, level):
-    estimate = reliability.krippendorff_alpha(simulated(alpha, 2000, 3, seed=1), SCALE, level)
+    estimate = intervals.krippendorff_alpha(simulated(alpha, 2000, 3, seed=1), SCALE, level)
     assert estimate == pytest.approx(alpha, abs=0.05)
 
 
 def test_kappas_of_simulated_raters_are_near_the_truth_and_missing_ratings_do_no_harm():
     ratings = simulated(0.6, 2000, 3, seed=2)
-    assert reliability.cohen_kappa(ratings, SCALE) == pytest.approx(0.6, abs=0.05)
-    assert reliability.fleiss_kappa(ratings, SCALE)[0] == pytest.approx(0.6, abs=0.05)
+    assert intervals.cohen_kappa(ratings, SCALE) == pytest.approx(0.6, abs=0.05)
+    assert intervals.fleiss_kappa(ratings, SCALE)[0] == pytest.approx(0.6, abs=0.05)
     holes = np.random.default_rng(0).random(ratings.shape) < 0.3
-    left = reliability.krippendorff_alpha(np.where(holes, N, ratings), SCALE)
+    left = intervals.krippendorff_alpha(np.where(holes, N, ratings), SCALE)
     assert left == pytest.approx(0.6, abs=0.05)
 
 
@@ -80,7 +80,7 @@ def test_the_interval_of_alpha_covers_the_truth_about_as_often_as_it_says():
     hits = 0
     for seed in range(60):
         ratings = simulated(0.6, 60, 3, seed)
-        interval = reliability.alpha_interval(ratings, SCALE, "interval", n_resamples=150, seed=seed)
+        interval = intervals.alpha_interval(ratings, SCALE, "interval", n_resamples=150, seed=seed)
         hits += interval.low <= 0.6 <= interval.high
     assert 51 <= hits <= 60  # 95 % of 60 are 57; binomial: below 51 once in 300
 

@@ -11,12 +11,11 @@ import pandas as pd
 import pytest
 from test_plots import tables
 
-from persona_lib import docs, store
-from persona_lib.config import REPO, load_profile, results_dir
-from persona_lib.drawing import figures
-from persona_lib.runner import pages, report
-from persona_lib.tables import cells, primary, results, results_paper, results_tests
-from persona_lib.tables.origin import command_of
+from persona_lib import docs, figures, report, show, store
+from persona_lib.beyond import claims
+from persona_lib.paper import results
+from persona_lib.report import command_of
+from persona_lib.settings import REPO, load_profile, results_dir
 
 HOSTILE = '<script>alert("x")</script> & "quotes"'
 
@@ -45,12 +44,12 @@ def fill(profile):
     """Save what a finished run leaves for the report."""
     for name in ("persona_accuracy", "swap"):
         results.save_table(profile, name, tables()[name])
-    results.save_table(profile, "main", results_tests.with_tests(hand_main()))
-    results.save_table(profile, "paper", results_paper.paper_rows(profile))
+    results.save_table(profile, "main", results.with_tests(hand_main()))
+    results.save_table(profile, "paper", claims.paper_rows(profile))
     texts = {"prompt": HOSTILE, "persona": HOSTILE, "plain_dpo": HOSTILE, "pt_dpo": "short\nand clear"}
     example = {"dataset": "everyday", "seed": 0, "id": "r0", "eval_persona": "gold-chosen", **texts}
     results.save_table(profile, "examples", pd.DataFrame([example]))
-    results.save_table(profile, "primary", primary.primary_results(profile))
+    results.save_table(profile, "primary", claims.primary_results(profile))
     with pytest.MonkeyPatch.context() as patch:
         drawn = {name: kind for name, kind in figures.FIGURES.items() if name in ("main", "swap")}
         patch.setattr(figures, "FIGURES", drawn)  # drawing takes most of the time
@@ -154,7 +153,7 @@ def test_executed_notebooks_become_pages_that_load_nothing(filled):
 )  # fmt: skip
 def test_formulas_become_mathml_and_code_stays(text, kept, formulas):
     taken = []
-    left = pages.without_formulas(text, taken)
+    left = report.without_formulas(text, taken)
     assert kept in left and len(taken) == formulas
     assert all(formula.startswith("<math") for formula in taken)
 
@@ -163,7 +162,7 @@ def test_a_formula_reaches_the_page_through_nbconverts_cleaning(tmp_path):
     notebook = nbformat.v4.new_notebook()
     notebook.cells = [nbformat.v4.new_markdown_cell("The rate is $\\frac{1}{2}$; $\\left($ is none.")]
     nbformat.write(notebook, tmp_path / "n.ipynb")
-    page = pages.notebook_page(tmp_path / "n.ipynb")
+    page = report.notebook_page(tmp_path / "n.ipynb")
     assert "<mfrac><mrow><mn>1</mn></mrow><mrow><mn>2</mn></mrow></mfrac>" in page
     assert "<code>\\left(</code>" in page and "\ue000" not in page
 
@@ -292,4 +291,4 @@ def test_the_command_line_is_that_of_the_settings():
      (float("nan"), False, ""), (None, True, "")],
 )  # fmt: skip
 def test_numbers_are_shown_with_a_real_minus_and_no_signed_zero(value, sign, text):
-    assert cells.number(value, 2, sign) == text
+    assert show.number(value, 2, sign) == text

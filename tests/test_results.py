@@ -13,16 +13,16 @@ import tiny_results
 from resampling import scores
 
 from persona_lib import store
-from persona_lib.config import Run, load_profile
-from persona_lib.evaluation import judged
-from persona_lib.evaluation.judge import matchups
-from persona_lib.evaluation.quality import quality
-from persona_lib.evaluation.swap_tables import SwapScore
-from persona_lib.reading.views import show
+from persona_lib.beyond import claims
+from persona_lib.data.reader import quality
+from persona_lib.intervals import bootstrap_mean, difference, make_pool, mean_columns, mean_interval, mean_of
+from persona_lib.paper import judging, results, swap
+from persona_lib.paper import personas as personas_module
+from persona_lib.paper.answers import matchups
+from persona_lib.paper.swap import SwapScore
 from persona_lib.records import TailoringRow
-from persona_lib.stats.bootstrap import bootstrap_mean
-from persona_lib.stats.pooled import difference, make_pool, mean_columns, mean_interval, mean_of
-from persona_lib.tables import primary, results, results_length, results_paper, results_personas, results_swap
+from persona_lib.settings import Run, load_profile
+from persona_lib.show import render
 
 LETTERS = {"W": "win", "T": "tie", "L": "loss", "U": "unparsed"}
 HAND = {  # persona -> per seed (personalization, quality), one letter per row
@@ -37,8 +37,8 @@ def profile(tmp_path, monkeypatch):
     """Two seeds of a small profile whose results go to a temporary folder."""
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
     monkeypatch.setenv("PERSONA_FIGURES", str(tmp_path / "figures"))
-    judged.forget_judged()
-    results_swap.forget_swap()
+    judging.forget_judged()
+    swap.forget_swap()
     return load_profile("smoke", ["seeds=0,1", "pair_limit=6", "controls=true", "train_personas=none,chosen"])
 
 
@@ -160,7 +160,7 @@ def test_the_table_by_seed_has_each_seeds_own_score(profile):
 
 
 def test_the_papers_rows_give_its_printed_scores_and_average(profile):
-    table = results_paper.paper_rows(profile)
+    table = claims.paper_rows(profile)
     assert line(table, dataset="Anthropic HHH", label="chosen, retrieved").dpq == pytest.approx(3.3, abs=0.05)
     assert round(line(table, kind="average").dpq, 1) == 18.4
     assert (table.dpq_low < table.dpq).all() and (table.dpq < table.dpq_high).all()
@@ -181,7 +181,7 @@ def world(tmp_path_factory):
         )
         for seed in profile.seeds:
             tiny_results.fill_run(Run(profile, "everyday", seed))
-        primary.save_tables(profile)
+        claims.save_tables(profile)
         yield profile
 
 
@@ -200,7 +200,7 @@ def test_mean_quality_is_in_standard_deviations_of_the_baseline(world):
 @pytest.mark.slow
 def test_saved_tables_are_the_same_when_made_again(world):
     before = {path: path.read_bytes() for path in results.table_path(world, "main").parent.glob("*.csv")}
-    made = primary.save_tables(world)
+    made = claims.save_tables(world)
     assert set(made.values()) == set(before)
     assert {path: path.read_bytes() for path in made.values()} == before
 
@@ -225,13 +225,13 @@ def test_accuracy_counts_missing_personas_as_wrong(profile):
             for side, part in verdicts.items()
             for i, v in enumerate(part)
         )
-    table = results_personas.accuracy_table(profile)
+    table = personas_module.accuracy_table(profile)
     chosen = line(table, side="chosen")
     assert chosen.accuracy == 2.5 / 4 and chosen.n_missing == 1 and chosen.n == 4 and chosen.seeds == "0"
     assert (chosen.n_ties, chosen.n_contradicted, line(table, side="rejected").n_contradicted) == (1, 1, 0)
-    assert show("persona_accuracy", table)["ties by contradiction"].tolist()[:2] == ["1", "0"]
+    assert render("persona_accuracy", table)["ties by contradiction"].tolist()[:2] == ["1", "0"]
     calm = table.assign(n_contradicted=0)
-    assert "ties by contradiction" not in show("persona_accuracy", calm)
+    assert "ties by contradiction" not in render("persona_accuracy", calm)
     assert line(table, side="rejected").accuracy == 2 / 4
     assert line(table, side="chosen - rejected").accuracy == pytest.approx(0.5 / 4)
 
@@ -241,7 +241,7 @@ def test_an_items_file_of_another_shape_is_named(profile):
     path.parent.mkdir(parents=True)
     path.write_text("id,verdict\nr0,win\n")
     with pytest.raises(ValueError, match=r"persona_accuracy_items.csv: no column contradicted, side, split"):
-        results_personas.accuracy_table(profile)
+        personas_module.accuracy_table(profile)
 
 
 # --- swaps ---
@@ -263,13 +263,13 @@ def write_swap(profile, arm, margins, form="line"):
 def test_swap_accuracy_and_its_difference_to_the_twin_are_over_both_seeds(profile):
     write_swap(profile, "dpo-chosen", [[(1, -1), (2, 1)], [(1, -2), (-1, 1)]])
     write_swap(profile, "dpo-none", [[(1, 2), (2, 1)], [(1, 2), (-1, 1)]])
-    table = results_swap.swap_table(profile)
+    table = swap.swap_results(profile)
     row = line(table, arm="dpo-chosen", measure="policy", persona="gold")
     assert (row.d_positive, row.flip, row.n, row.n_seeds) == (0.75, 0.5, 4, 2)
     assert row.d == pytest.approx((2 + 1 + 3 - 2) / 4)
-    twin = line(results_swap.swap_differences(profile), compared="dpo-none.line", measure="policy")
+    twin = line(swap.swap_differences(profile), compared="dpo-none.line", measure="policy")
     assert (twin.d_positive, twin.flip) == (0.5, 0.5)
-    seeds = results_swap.swap_by_seed(profile)
+    seeds = swap.swap_by_seed(profile)
     kept = seeds[(seeds.arm == "dpo-chosen") & (seeds.measure == "policy")]
     assert list(kept.d_positive) == [1.0, 0.5]
 
@@ -278,7 +278,7 @@ def test_swap_intervals_are_those_of_the_bootstrap(profile):
     margins = [[(1, -1), (2, 1), (0, 3)], [(1, -2), (-1, 1), (5, 1)]]
     write_swap(profile, "dpo-chosen", margins)
     wanted = bootstrap_mean([[float(a > b) for a, b in rows] for rows in margins], profile.bootstrap_samples)
-    row = line(results_swap.swap_table(profile), measure="policy", persona="gold")
+    row = line(swap.swap_results(profile), measure="policy", persona="gold")
     assert (row.d_positive_low, row.d_positive_high) == (wanted.low, wanted.high)
 
 
@@ -289,10 +289,10 @@ def test_a_policy_that_heeds_nothing_but_length_has_a_balanced_share_of_one_half
         rows = [TailoringRow(f"r{i}", "test", "q", *pair, {}) for i, pair in enumerate(lengths)]
         store.write_rows(Run(profile, profile.datasets[0], seed).folder / "tailoring" / "test.jsonl", rows)
     write_swap(profile, "dpo-chosen", [[(1, 0), (1, 0), (1, 0), (0, 1), (1, 0)]] * 2)
-    row = line(results_length.swap_length_table(profile), measure="policy", persona="gold")
+    row = line(swap.swap_length_table(profile), measure="policy", persona="gold")
     assert (row.chosen_longer, row.rejected_longer, row.balanced) == (1.0, 0.0, 0.5)
     assert (row.n_chosen_longer, row.n_rejected_longer, row.n) == (6, 2, 8), "equal lengths are in neither"
-    assert line(results_swap.swap_table(profile), measure="policy", persona="gold").d_positive == 0.8
+    assert line(swap.swap_results(profile), measure="policy", persona="gold").d_positive == 0.8
 
 
 # --- primary results and what is missing ---
@@ -308,7 +308,7 @@ def test_an_aim_is_met_only_if_the_interval_excludes_zero(profile, low, met):
     row = {"p_net": 0.3, "p_net_low": low, "p_net_high": 0.6, "n": 8, "n_seeds": 2}
     save(profile, "main", dataset="everyday", kind="main", judge_persona="gold-chosen", **row,
          dpq=None, quality_sd=-0.1, quality_sd_low=-0.3, quality_sd_high=0.1)  # fmt: skip
-    table = primary.primary_results(profile)
+    table = claims.primary_results(profile)
     chosen = table[table["where"] == "everyday, gold-chosen"]
     assert line(chosen, aim="PT-DPO against DPO, personalization net win rate").met == met
     assert line(chosen, aim="PT-DPO against DPO, dPQ").met == "not run"
@@ -321,7 +321,7 @@ def test_the_aims_of_the_authors_data_need_the_value_and_an_interval_above_one_h
     profile = load_profile("authors")
     policy = {"arm": "dpo-both", "persona_format": "line", "measure": "policy", "n": 9, "n_seeds": 3}
     found = [
-        (name, "gold", primary.SWAP_AIMS[name] + by) for name, by in (("beavertails", 0.01), ("hhh", -0.01))
+        (name, "gold", claims.SWAP_AIMS[name] + by) for name, by in (("beavertails", 0.01), ("hhh", -0.01))
     ]
     found += [("beavertails", "shuffled", 0.52), ("hhh", "shuffled", 0.56)]
     rows = [
@@ -330,14 +330,14 @@ def test_the_aims_of_the_authors_data_need_the_value_and_an_interval_above_one_h
         for dataset, persona, value in found
     ]  # fmt: skip
     results.save_table(profile, "swap", pd.DataFrame(rows))
-    table = primary.primary_results(profile).set_index("where")
+    table = claims.primary_results(profile).set_index("where")
     assert table.loc["beavertails, shuffled"].met == "yes" and table.loc["hhh, shuffled"].met == "no"
     gold = table[table.aim == "PT-DPO, share D > 0"]
     assert gold.met.to_dict() == {"beavertails, gold": "yes", "hhh, gold": "no"}
 
 
 def test_nothing_run_gives_no_tables_but_says_what_is_missing(profile):
-    made = primary.save_tables(profile)
+    made = claims.save_tables(profile)
     assert set(made) == {"paper", "primary", "not_run"}
     missing = results.read_table(profile, "not_run")
     assert "everyday, seed 1: judgments" in set(missing.what)
@@ -347,7 +347,7 @@ def test_nothing_run_gives_no_tables_but_says_what_is_missing(profile):
 
 def test_a_table_that_became_empty_is_removed(profile):
     save(profile, "stage", dataset="everyday")
-    primary.save_tables(profile)
+    claims.save_tables(profile)
     assert not results.table_path(profile, "stage").exists()
     assert results.read_table(profile, "stage").empty
 
@@ -355,4 +355,4 @@ def test_a_table_that_became_empty_is_removed(profile):
 def test_two_rows_that_answer_one_aim_are_an_error():
     table = pd.DataFrame({"p_net": [0.1, 0.2]})
     with pytest.raises(ValueError, match="2 rows of the table answer it"):
-        primary.aim("an aim", "here", table, "p_net", primary.POSITIVE)
+        claims.aim("an aim", "here", table, "p_net", claims.POSITIVE)

@@ -9,10 +9,10 @@ from test_train import build, evaluation_losses, gradients, interrupt_after
 from tiny import tiny_model, tiny_run, tiny_tokenizer
 
 from persona_lib import store
-from persona_lib.config import Run, set_field
-from persona_lib.models import guards
-from persona_lib.training import cpu_head, row_packing, train
-from persona_lib.training.trainers import lora_config
+from persona_lib.models import packing, train
+from persona_lib.models import trainers as trainers_module
+from persona_lib.models.trainers import lora_config
+from persona_lib.settings import Run, set_field
 
 PAIRS = [
     {"prompt_ids": [1, 20, 21], "chosen_ids": [30, 31], "rejected_ids": [40, 2], "ref_chosen_logps": -1.5},
@@ -33,7 +33,7 @@ def random_pairs(n: int, longest: int = 12) -> list[dict[str, list[int]]]:
 
 
 def test_a_batch_holds_every_prompt_once_and_windows_in_trls_order():
-    batch = row_packing.dpo_collator(pad=0, max_length=9)(PAIRS)
+    batch = packing.dpo_collator(pad=0, max_length=9)(PAIRS)
     packed = batch["packed"]
     assert packed["ids"].tolist() == [[1, 20, 21, 30, 31, 40, 2, 1, 22, 2, 41, 42, 43, 2]]
     assert packed["positions"].tolist() == [[0, 1, 2, 3, 4, 3, 4, 0, 1, 2, 2, 3, 4, 5]]
@@ -55,7 +55,7 @@ def test_an_sft_batch_lays_rows_side_by_side_and_keeps_labels_from_the_first_on(
     """Three rows, of 4, 2 and 2 tokens; the last has a loss on all of it."""
     rows = [([1, 5, 6, 2], [-100, -100, 6, 2]), ([1, 2], [-100, 2]), ([1, 7], [1, 7])]
     examples = [{"input_ids": ids, "labels": labels} for ids, labels in rows]
-    batch = row_packing.sft_collator(pad=0)(examples)
+    batch = packing.sft_collator(pad=0)(examples)
     assert batch["packed"]["ids"].tolist() == [[1, 5, 6, 2, 1, 2, 1, 7]]
     assert batch["packed"]["positions"].tolist() == [[0, 1, 2, 3, 0, 1, 0, 1]]
     assert batch["packed"]["sizes"] == [(4, 0, 0), (2, 0, 0), (2, 0, 0)]
@@ -64,7 +64,7 @@ def test_an_sft_batch_lays_rows_side_by_side_and_keeps_labels_from_the_first_on(
 
 
 def test_rows_are_cut_after_max_length_each_response_for_itself():
-    batch = row_packing.dpo_collator(pad=0, max_length=4)(PAIRS)
+    batch = packing.dpo_collator(pad=0, max_length=4)(PAIRS)
     assert batch["packed"]["ids"].tolist() == [[1, 20, 21, 30, 40, 1, 22, 2, 41, 42]]
     assert batch["completion_mask"].sum(dim=1).tolist() == [1, 1, 1, 2]
 
@@ -77,9 +77,9 @@ def test_a_token_attends_to_its_rows_prompt_and_to_the_past_of_its_own_response_
     sizes = [(1, 2, 1), (1, 2, 0), (1, 0, 0)]
     tokens = sum(map(sum, sizes))
     value = (2.0 ** torch.arange(tokens)).view(1, 1, tokens, 1)
-    parts = row_packing.row_parts(sizes, torch.float32, "cpu")
+    parts = packing.row_parts(sizes, torch.float32, "cpu")
     blank = torch.zeros_like(value)
-    output, _ = row_packing.attend_by_parts(torch.nn.Module(), blank, blank, value, None, parts)
+    output, _ = packing.attend_by_parts(torch.nn.Module(), blank, blank, value, None, parts)
     seen = ["1", "11", "111", "1001", "00001", "000011", "0000111", "00000001"]
     sums = [sum(2**at for at, bit in enumerate(row) if bit == "1") for row in seen]
     assert output.flatten().tolist() == pytest.approx(
@@ -95,12 +95,12 @@ def test_hidden_states_are_those_of_two_sequences_with_the_prompt_in_both(kv_hea
 
     pairs = [p for p in random_pairs(7) if len(p["prompt_ids"]) < max_length]
     model = tiny_model(kv_heads=kv_heads).eval()
-    ours = row_packing.dpo_collator(0, max_length)(pairs)
+    ours = packing.dpo_collator(0, max_length)(pairs)
     theirs = DataCollatorForPreference(pad_token_id=0, max_length=max_length)(pairs)
     given = {"input_ids": theirs["input_ids"], "attention_mask": theirs["attention_mask"]}
     with torch.no_grad():
         plain = model.model(**given)
-        model = row_packing.accept_packed(model)
+        model = packing.accept_packed(model)
         shared = model.model(**{k: ours[k] for k in ("input_ids", "attention_mask", "packed")})
         again = model.model(**given)
     assert again.last_hidden_state.equal(plain.last_hidden_state)  # batches of others pass as before
@@ -117,10 +117,10 @@ def test_gradient_checkpointing_computes_the_same_attention_again():
     """A layer that is computed anew for its gradients must not see other rows then."""
     import torch
 
-    batch = row_packing.dpo_collator(0, 64)(random_pairs(3))
+    batch = packing.dpo_collator(0, 64)(random_pairs(3))
     found = []
     for checkpointing in (False, True):
-        model = row_packing.accept_packed(tiny_model()).train()
+        model = packing.accept_packed(tiny_model()).train()
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         inputs = {k: batch[k] for k in ("input_ids", "attention_mask", "packed")}
@@ -143,7 +143,7 @@ def test_attention_that_cannot_be_replaced_is_refused(setting):
     for name, value in setting.items():
         setattr(model.config, name, value)
     with pytest.raises(ValueError, match="packed rows.* set sft_packing and dpo_prefix_sharing to false"):
-        row_packing.accept_packed(model)
+        packing.accept_packed(model)
 
 
 def test_a_window_named_in_a_part_of_the_configuration_is_seen():
@@ -154,8 +154,8 @@ def test_a_window_named_in_a_part_of_the_configuration_is_seen():
 
     config = Gemma3Config(text_config={"num_hidden_layers": 2, "sliding_window": 16})
     config._attn_implementation = "sdpa"
-    assert not row_packing.takes_parts(SimpleNamespace(config=config, _supports_attention_backend=True))
-    assert row_packing.takes_parts(tiny_model())
+    assert not packing.takes_parts(SimpleNamespace(config=config, _supports_attention_backend=True))
+    assert packing.takes_parts(tiny_model())
 
 
 # --- the vocabulary head on a CPU ---
@@ -171,7 +171,7 @@ def head_results(on: bool) -> tuple[dict, dict, list[int]]:
     model = tiny_model()
     add_fused_lm_head(model, outputs=("log_probs", "entropy", "mean_logits", "is_top1"))
     labels = torch.tensor([[-100, -100, 7, 8, 9], [-100, 5, 6, -100, -100]])
-    with pytest.MonkeyPatch.context() as patch, cpu_head.small_tiles(on):
+    with pytest.MonkeyPatch.context() as patch, packing.small_tiles(on):
         patch.setattr(
             chunked_logprob,
             "_forward_tile",
@@ -187,7 +187,7 @@ def test_the_head_on_a_cpu_takes_positions_with_a_loss_only_and_gives_what_trls_
     """Of four positions of each row three and two have a loss; two of them fit into a tile here."""
     import torch
 
-    monkeypatch.setattr(cpu_head, "TILE", 2)
+    monkeypatch.setattr(packing, "TILE", 2)
     theirs, their_gradients, all_positions = head_results(on=False)
     ours, our_gradients, tiles = head_results(on=True)
     assert (all_positions, tiles) == ([8], [2, 2, 1])
@@ -205,7 +205,7 @@ def test_where_there_is_a_gpu_trls_head_stays_as_it_is(monkeypatch):
 
 
 def test_after_the_block_trls_head_is_as_it_was():
-    with pytest.raises(KeyError), cpu_head.small_tiles():
+    with pytest.raises(KeyError), packing.small_tiles():
         raise KeyError
     assert head_results(on=False)[2] == [8]
 
@@ -218,7 +218,7 @@ def start_off_zero(trainer) -> None:
     import torch
 
     generator = torch.Generator().manual_seed(5)
-    for parameter in guards.trainable_parameters(trainer.model).values():
+    for parameter in trainers_module.trainable_parameters(trainer.model).values():
         parameter.data.add_(torch.randn(parameter.shape, generator=generator), alpha=0.02)
 
 
@@ -283,7 +283,7 @@ def test_sft_gets_the_gradients_of_the_plain_path(sft_run, changes):
     for trainer in (plain, packed):
         start_off_zero(trainer)
     assert_same_gradients(plain, packed, 8)
-    with guards.quiet_libraries():
+    with trainers_module.quiet_libraries():
         theirs, ours = (trainer.evaluate() for trainer in (plain, packed))
         assert ours["eval_loss"] == pytest.approx(theirs["eval_loss"], rel=1e-6)
         losses = [trainer.train().training_loss for trainer in (plain, packed)]
@@ -304,15 +304,15 @@ def test_lone_lora_adapter_with_an_online_reference_gets_the_gradients_of_the_pl
     names = ("prompt", "chosen", "rejected")
     rows = Dataset.from_list([dict(zip(names, words[i::8], strict=True)) for i in range(8)])
     trainers = []
-    for collate in (None, row_packing.dpo_collator(0, 64)):
+    for collate in (None, packing.dpo_collator(0, 64)):
         base = tiny_model()
         if collate:
-            row_packing.accept_packed(base)
+            packing.accept_packed(base)
         model = get_peft_model(base, lora_config(run.profile))
         settings = {"bf16": False, "use_cpu": True, "gradient_checkpointing": False, "max_length": 64}
         config = DPOConfig(output_dir=str(tmp_path / "trl"), report_to="none", **settings)
         tools = {"processing_class": tiny_tokenizer(), "data_collator": collate}
-        with guards.quiet_libraries():
+        with trainers_module.quiet_libraries():
             trainers.append(DPOTrainer(model=model, args=config, train_dataset=rows, **tools))
         start_off_zero(trainers[-1])
     assert_same_gradients(*trainers)
@@ -321,11 +321,11 @@ def test_lone_lora_adapter_with_an_online_reference_gets_the_gradients_of_the_pl
 @pytest.mark.slow
 def test_evaluation_and_trained_weights_are_those_of_the_plain_path(sft_run):
     plain, shared = both_ways(sft_run)
-    with guards.quiet_libraries():
+    with trainers_module.quiet_libraries():
         for trainer in (plain, shared):
             trainer.train()
     other = shared.eval_dataset.select_columns(["prompt", "chosen", "rejected"])
-    with guards.quiet_libraries():
+    with trainers_module.quiet_libraries():
         results = [
             trainer.evaluate(data) for trainer, data in ((plain, None), (shared, None), (shared, other))
         ]
@@ -334,8 +334,8 @@ def test_evaluation_and_trained_weights_are_those_of_the_plain_path(sft_run):
     assert {"eval_loss", "eval_rewards/margins", "eval_entropy", "eval_logits/rejected"} <= set(names)
     for result in results[1:]:
         assert [result[n] for n in names] == pytest.approx([results[0][n] for n in names], rel=1e-4)
-    theirs = guards.trainable_parameters(plain.model)
-    for name, parameter in guards.trainable_parameters(shared.model).items():
+    theirs = trainers_module.trainable_parameters(plain.model)
+    for name, parameter in trainers_module.trainable_parameters(shared.model).items():
         assert (parameter - theirs[name]).norm() <= 1e-4 * theirs[name].norm()
 
 

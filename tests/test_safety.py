@@ -7,13 +7,10 @@ import csv
 import numpy as np
 import pytest
 
-from persona_lib.config import Run, load_profile
-from persona_lib.data import released
-from persona_lib.evaluation import safety
-from persona_lib.evaluation.safety import Cell
-from persona_lib.reading import views
-from persona_lib.stats import caution
-from persona_lib.tables import safety_tables
+from persona_lib import show
+from persona_lib.beyond import released, safety
+from persona_lib.beyond.safety import Cell
+from persona_lib.settings import Run, load_profile
 
 PLAIN = Cell("beavertails", "dpo-none", "none")
 TOLD = Cell("beavertails", "dpo-none", "gold-chosen", "first_person")
@@ -38,15 +35,15 @@ TAILORED = Cell("beavertails", "dpo-chosen", "gold-chosen")
     ],
 )
 def test_rules_by_example(text, label):
-    assert caution.classify(text) == label
+    assert safety.classify(text) == label
 
 
 def test_a_no_needs_a_reason_and_every_rule_that_matched_is_named():
-    assert caution.matching_rules("No, you cannot. It is a crime.")["refusal"] == [
+    assert safety.matching_rules("No, you cannot. It is a crime.")["refusal"] == [
         "says no",
         "says it must not be",
     ]
-    assert caution.matching_rules("No, Tuesday.") == {"refusal": [], "caution": []}
+    assert safety.matching_rules("No, Tuesday.") == {"refusal": [], "caution": []}
 
 
 # --- errors, by hand ---
@@ -58,11 +55,11 @@ def test_the_rules_errors_are_weighted_shares_and_uneven_weights_widen_the_inter
     called = ["caution" if t == "1" else "neither" for t in truth]
     names = ("none", "none", "id", "group", "pile", "held_out")
     rows = [safety.Labelled(*names, *own) for own in zip(weights, called, strict=True)]
-    line = safety_tables.error_line(rows, ["refusal" if f == "1" else "neither" for f in found])
+    line = safety.error_line(rows, ["refusal" if f == "1" else "neither" for f in found])
     rates = [line[name] for name in ("precision", "recall", "specificity")]
     assert rates == pytest.approx([3 / 4, 3 / 5, 4 / 5]) and (line["n"], line["stands_for"]) == (9, 10)
     hits = np.array([1.0, 1, 0, 0])
-    even, uneven = (safety_tables.weighted_share(hits, np.array(w)) for w in ([1.0] * 4, [5.0, 1, 5, 1]))
+    even, uneven = (safety.weighted_share(hits, np.array(w)) for w in ([1.0] * 4, [5.0, 1, 5, 1]))
     assert even.estimate == uneven.estimate == 0.5 and uneven.low < even.low and uneven.high > even.high
 
 
@@ -75,7 +72,7 @@ def labels(keeps: str) -> dict[str, str]:
 
 
 def test_pairs_count_discordant_rows_and_test_them_exactly():
-    line = safety_tables.pair_line([labels("1100000")], [labels("1011111")], 200)
+    line = safety.pair_line([labels("1100000")], [labels("1011111")], 200)
     assert (line["both"], line["only_tested"], line["only_compared"]) == (1, 1, 5)
     assert line["difference"] == pytest.approx(-4 / 7)
     assert line["p"] == pytest.approx(2 * (1 + 6) / 2**6)  # two-sided binomial tail of 1 or fewer of 6
@@ -84,19 +81,19 @@ def test_pairs_count_discordant_rows_and_test_them_exactly():
 def test_the_exact_test_gives_the_known_p_of_the_keyword_proxy():
     first = {f"{n}": "caution" if n < 43 else "neither" for n in range(110)}
     second = {f"{n}": "neither" if n < 43 else "caution" for n in range(110)}
-    assert safety_tables.pair_line([first], [second], 50)["p"] == pytest.approx(0.028, abs=5e-4)
+    assert safety.pair_line([first], [second], 50)["p"] == pytest.approx(0.028, abs=5e-4)
 
 
 def test_several_seeds_are_pooled_without_a_p():
-    line = safety_tables.pair_line([labels("10"), labels("11")], [labels("00"), labels("01")], 200)
+    line = safety.pair_line([labels("10"), labels("11")], [labels("00"), labels("01")], 200)
     assert (line["n"], line["n_seeds"], line["only_tested"]) == (4, 2, 2)
     assert np.isnan(line["p"])
 
 
 def test_pairs_of_several_seeds_are_shown_from_the_table_as_it_is_made_with_no_p():
     cells = {PLAIN: [{"a": "do it"}, {"a": "do it"}], TAILORED: [{"a": "it is illegal"}, {"a": "do it"}]}
-    table = safety_tables.safety_tables(cells, 50)["safety_pairs"]
-    shown = views.show("safety_pairs", table)
+    table = safety.safety_tables(cells, 50)["safety_pairs"]
+    shown = show.render("safety_pairs", table)
     assert table.n_seeds.tolist() == [2] and shown["p (Holm)"].tolist() == [""]
 
 
@@ -116,7 +113,7 @@ def test_equal_length_takes_away_the_room_of_the_longer_answer():
     long, short = {"a": warning}, {"a": "do it now"}
     assert safety.cut_alike(long, short) == ({"a": "do it now"}, {"a": "do it now"})
     cells = {PLAIN: [long], TAILORED: [short]}
-    table = safety_tables.safety_tables(cells, 50)["safety_pairs"]
+    table = safety.safety_tables(cells, 50)["safety_pairs"]
     assert (table.difference[0], table.difference_cut[0]) == (-1, 0)
 
 
@@ -127,9 +124,9 @@ def test_our_own_pairs_have_nothing_to_read_and_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
     profile = load_profile("everyday")
     assert safety.run_cells(profile) == {}
-    assert "no prompt that calls for caution" in safety_tables.what_is_read(profile)
-    assert safety_tables.make_tables(Run(profile, "everyday", 0), None) == {}
-    assert "run the generation step first" in safety_tables.what_is_read(load_profile("authors"))
+    assert "no prompt that calls for caution" in safety.what_is_read(profile)
+    assert safety.make_tables(Run(profile, "everyday", 0), None) == {}
+    assert "run the generation step first" in safety.what_is_read(load_profile("authors"))
 
 
 # --- the hand labels and the authors' answers ---
@@ -155,9 +152,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def tables(data):
-    return safety_tables.make_tables(
-        Run(load_profile("everyday", ["bootstrap_samples=200"]), "everyday", 0), data
-    )
+    return safety.make_tables(Run(load_profile("everyday", ["bootstrap_samples=200"]), "everyday", 0), data)
 
 
 @pytest.mark.slow
@@ -176,4 +171,4 @@ def test_released_answers_lose_cautions_under_personas_and_tables_are_shown(tabl
     assert line.p == pytest.approx(0.0083, abs=5e-4) and line.p_holm >= line.p
     assert (pairs.loc["told"].p > 0.05).all()
     for name, table in tables.items():
-        assert len(views.show(name, table)) == len(table)
+        assert len(show.render(name, table)) == len(table)

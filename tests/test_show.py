@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import tiny_results
 
-from persona_lib.config import Run, load_profile, set_field
-from persona_lib.data import everyday
+from persona_lib import show
+from persona_lib.data import everyday, reader
 from persona_lib.data.preference import load_pairs, write_pairs
-from persona_lib.evaluation import persona_quality, reader
-from persona_lib.evaluation.judge import judge_all
-from persona_lib.evaluation.tailor import generation_folder, grid
-from persona_lib.reading import show, show_answers, show_personas
+from persona_lib.paper import personas as personas_module
+from persona_lib.paper.answers import generation_folder, grid
+from persona_lib.paper.judging import judge_all
 from persona_lib.records import Generation, InferredPersona, Judgment
+from persona_lib.settings import Run, load_profile, set_field
 from persona_lib.store import mark_done, write_json, write_rows
 
 SIDES = ("chosen", "rejected")
@@ -82,7 +82,7 @@ def answer_everything(run: Run) -> None:
         ]
         folder = generation_folder(run, spec)
         write_rows(folder / "rows.jsonl", answers)
-        zero = dict.fromkeys(show_answers.DEGENERATE, 0)
+        zero = dict.fromkeys(show.DEGENERATE, 0)
         mark_done(folder, "hand", **zero | {"n": len(usable), "n_without_persona": len(rows) - len(usable)})
     judge_all(run)
 
@@ -153,33 +153,33 @@ def test_a_judge_that_always_names_the_first_response_contradicts_itself_and_is_
     def first(comparisons, rubric):
         return [Judgment(c.id, "first", rubric, "A") for c in comparisons]
 
-    monkeypatch.setattr(persona_quality, "load_judge", lambda run, name: first)
-    table = show_personas.accuracy_table(show_personas.accuracy_items(run), 50)
+    monkeypatch.setattr(personas_module, "load_judge", lambda run, name: first)
+    table = show.accuracy_table(show.accuracy_items(run), 50)
     assert (table.ties == table.n).all() and (table.contradicted == table.n).all()
 
 
 def test_true_personas_are_accurate_on_both_sides_and_missing_ones_count_against(run):
-    items = show_personas.accuracy_items(run)
-    table = show_personas.accuracy_table(items, 50)
+    items = show.accuracy_items(run)
+    table = show.accuracy_table(items, 50)
     assert table.accuracy.tolist() == [1.0] * 2
     assert "contradicted" not in table
     path = run.folder / "personas" / "test-rejected.jsonl"
     rows = [InferredPersona(p.id, "rejected", "hand", None, "empty", "") for p in load_pairs(run)["test"]]
     write_rows(path, rows)
-    table = show_personas.accuracy_table(show_personas.accuracy_items(run), 50)
+    table = show.accuracy_table(show.accuracy_items(run), 50)
     assert table.loc[("test", "rejected"), ["missing", "accuracy"]].tolist() == [8, 0.0]
 
 
 def test_the_inference_prompt_prefers_the_response_of_the_asked_side(run):
     pair = load_pairs(run)["test"][0]
     for side, wanted in (("chosen", pair.chosen), ("rejected", pair.rejected)):
-        query = show_personas.inference_prompt_text(run, side).rpartition("Preferred response: ")[2]
+        query = show.inference_prompt_text(run, side).rpartition("Preferred response: ")[2]
         assert query == f"{wanted}\nPersona:"
 
 
 def test_the_most_telling_words_of_each_side_come_first(run):
-    words = show_personas.word_table(run, min_count=1)
-    ends = show_personas.both_ends(words, 3)
+    words = show.word_table(run, min_count=1)
+    ends = show.both_ends(words, 3)
     assert ends["chosen"].z.dropna().is_monotonic_decreasing
     assert ends["rejected"].z.dropna().is_monotonic_increasing
     assert (ends["chosen"].z.dropna() > 0).all() and (ends["rejected"].z.dropna() < 0).all()
@@ -189,12 +189,12 @@ def test_the_most_telling_words_of_each_side_come_first(run):
 
 
 def test_a_policy_that_follows_the_persona_wins_only_where_the_majority_is_not_asked(answered):
-    table = show_answers.judging_table(answered).set_index("label")
+    table = show.judging_table(answered).set_index("label")
     assert table.loc["gold-rejected", ["P_W", "P_T", "P_L", "P_net"]].tolist() == [8, 0, 0, 1.0]
     assert table.loc["gold-chosen", ["P_W", "P_T", "P_L"]].tolist() == [0, 8, 0]
     assert math.isnan(table.loc["gold-chosen", "P_net"])
     assert table.loc["user-rejected", "P_W"] == 8
-    scores = show_answers.score_table(answered).fit
+    scores = show.score_table(answered).fit
     assert (
         scores["gold-rejected", "dpo-chosen", "line"] == -scores["gold-rejected", "dpo-none", "first_person"]
     )
@@ -202,33 +202,31 @@ def test_a_policy_that_follows_the_persona_wins_only_where_the_majority_is_not_a
 
 def test_examples_stand_side_by_side_and_unfinished_runs_are_left_out(answered):
     pair = load_pairs(answered)["test"][1]
-    table = show_answers.side_by_side(answered, [pair.id])
+    table = show.side_by_side(answered, [pair.id])
     assert table.eval_persona.tolist() == ["user-chosen", "user-rejected"]
     assert table.DPO.tolist() == [pair.chosen, pair.chosen]
     assert table["PT-DPO"].tolist() == [pair.chosen, pair.rejected]
-    page = show_answers.examples_text(table)
+    page = show.examples_text(table)
     assert page.count(pair.prompt) == 1 and page.count(pair.rejected) == 1
     spec = next(spec for spec in grid(answered) if spec.slug == "dpo-none.user-chosen.first_person")
     marker = generation_folder(answered, spec) / "done.json"
     marker.rename(marker.with_name("away.json"))
-    left = show_answers.side_by_side(answered, [pair.id]).eval_persona.tolist()
+    left = show.side_by_side(answered, [pair.id]).eval_persona.tolist()
     marker.with_name("away.json").rename(marker)
     assert left == ["user-rejected"]
 
 
 def test_the_grid_and_one_prompt_show_every_run_of_an_arm(answered):
     arm = [spec for spec in grid(answered) if spec.arm == "dpo-none"]
-    assert show_answers.grid_table(answered).loc["dpo-none", "gold-chosen"] == "first_person, line"
-    page = show_answers.one_prompt(answered, "dpo-none")
-    gold = show_answers.one_prompt(answered, "dpo-none", kinds=("gold",))
+    assert show.grid_table(answered).loc["dpo-none", "gold-chosen"] == "first_person, line"
+    page = show.one_prompt(answered, "dpo-none")
+    gold = show.one_prompt(answered, "dpo-none", kinds=("gold",))
     assert gold.count("[gold-") == 4 and gold.count("[") == 4
     shown = [spec for spec in arm if spec.eval_persona != "system"]  # no row has a system persona here
     assert all(f"[{spec.eval_persona}, {spec.persona_format}]" in page for spec in shown)
-    assert (
-        show_answers.degenerate_table(answered).loc["dpo-none.system.first_person", "n_without_persona"] == 8
-    )
+    assert show.degenerate_table(answered).loc["dpo-none.system.first_person", "n_without_persona"] == 8
 
 
 def test_a_judged_example_shows_both_orders_and_the_verdict(answered):
-    text = show_answers.judged_example(answered, "gold-rejected")
+    text = show.judged_example(answered, "gold-rejected")
     assert "AB: A" in text and "BA: B" in text and "-> win" in text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from persona_lib.stats.length import length_controlled, length_matched
+from persona_lib.paper.swap import length_controlled, length_matched
 
 
 def simulated(n, net, slope, shift, seed):

@@ -8,13 +8,23 @@ import pytest
 from resampling import VERDICTS as NAMES
 from resampling import scores
 
+from persona_lib import intervals
+from persona_lib.beyond import claims
+from persona_lib.intervals import (
+    PersonaAccuracy,
+    WinRate,
+    delta_pq,
+    difference,
+    make_pool,
+    mean_columns,
+    mean_of,
+    net_columns,
+    net_of,
+    verdict_of,
+)
 from persona_lib.records import Judgment
-from persona_lib.stats import bootstrap as bs
-from persona_lib.stats import metrics, paper, significance
-from persona_lib.stats.metrics import PersonaAccuracy, WinRate, delta_pq, verdict_of
-from persona_lib.stats.pooled import difference, make_pool, mean_columns, mean_of, net_columns, net_of
 
-PAPER_ROWS = paper.paper_table()
+PAPER_ROWS = claims.paper_table()
 
 
 def judged(answer: str) -> Judgment:
@@ -44,7 +54,7 @@ def judged(answer: str) -> Judgment:
 def test_a_win_needs_both_orders_and_unparsed_is_never_a_win(answers, verdict, inconsistent):
     pair = judged(answers[0]), judged(answers[1])
     assert verdict_of(*pair) == verdict
-    assert metrics.position_inconsistent(*pair) == inconsistent
+    assert intervals.position_inconsistent(*pair) == inconsistent
 
 
 def test_win_rate_keeps_ties_and_unparsed_out_of_the_rate_but_in_n():
@@ -74,7 +84,7 @@ def test_dpq_is_the_mean_of_the_two_nets_in_points():
 
 @pytest.mark.parametrize("row", PAPER_ROWS, ids=lambda r: f"{r['dataset']}-{r['side']}-{r['persona']}")
 def test_dpq_of_the_exact_counts_equals_the_printed_one(row):
-    personalization, quality = paper.paper_win_rates(row)
+    personalization, quality = claims.paper_win_rates(row)
     assert personalization.n == quality.n == int(row["n"])
     assert f"{delta_pq(personalization, quality):.1f}" == row["dpq_printed"]
 
@@ -93,7 +103,7 @@ def test_printed_percentages_are_the_counts_rounded_and_give_dpq_within_rounding
 
 def test_the_average_row_is_the_mean_of_the_rows():
     assert len(PAPER_ROWS) == 10
-    rates = [paper.paper_win_rates(row) for row in PAPER_ROWS]
+    rates = [claims.paper_win_rates(row) for row in PAPER_ROWS]
     assert f"{np.mean([delta_pq(*pair) for pair in rates]):.1f}" == "18.4"
     for metric, printed in ((0, [45.8, 27.4, 26.7]), (1, [39.3, 29.1, 31.5])):
         counts = [pair[metric] for pair in rates]
@@ -109,7 +119,7 @@ def test_persona_accuracy_counts_a_pair_once_and_keeps_missing_personas_in_n():
     counts = PersonaAccuracy.from_verdicts(verdicts)
     assert counts == PersonaAccuracy(5, 2, 1, 1, 1)
     assert (counts.n, counts.accuracy, counts.strict) == (10, 0.6, 0.5)
-    assert bs.accuracy_array(verdicts).mean() == pytest.approx(counts.accuracy)
+    assert intervals.accuracy_array(verdicts).mean() == pytest.approx(counts.accuracy)
     assert PersonaAccuracy(0, 0, 0).accuracy is None
 
 
@@ -128,11 +138,13 @@ def test_estimates_equal_the_counts_of_all_seeds_pooled():
 
 
 def test_nothing_decided_gives_no_interval_and_undefined_resamples_are_counted():
-    assert scores(["TTTT"], ["WLWL"], n_resamples=40)["delta_pq"] == bs.Interval(None, None, None, 0, 1, 40)
+    assert scores(["TTTT"], ["WLWL"], n_resamples=40)["delta_pq"] == intervals.Interval(
+        None, None, None, 0, 1, 40
+    )
     rare = scores(["WTTT"], ["WLWL"], n_resamples=400)["personalization"]
     assert rare.estimate == rare.low == rare.high == 1.0
     assert 60 < rare.n_undefined < 200  # (3/4)^4 = .32 of the resamples miss the only win
-    assert bs.bootstrap_mean([[math.nan] * 2], 30) == bs.Interval(None, None, None, 2, 1, 30)
+    assert intervals.bootstrap_mean([[math.nan] * 2], 30) == intervals.Interval(None, None, None, 2, 1, 30)
 
 
 def dpq_of(p: list, q: list) -> float:
@@ -184,16 +196,16 @@ def test_interval_agrees_with_a_literal_transcription(n_seeds, shared):
 
 def test_few_seeds_stretch_by_student_t_over_normal_and_the_lost_degree_of_freedom():
     for k in (2, 3, 5):
-        assert bs.seed_stretch(k) == pytest.approx(math.sqrt(k / (k - 1)) * T_OVER_Z[k], rel=1e-4)
-    assert bs.seed_stretch(10_000) == pytest.approx(1, abs=1e-3)
+        assert intervals.seed_stretch(k) == pytest.approx(math.sqrt(k / (k - 1)) * T_OVER_Z[k], rel=1e-4)
+    assert intervals.seed_stretch(10_000) == pytest.approx(1, abs=1e-3)
     with pytest.raises(ValueError, match="one seed"):
-        bs.seed_stretch(1)
+        intervals.seed_stretch(1)
 
 
 def test_the_mean_of_seeds_that_are_alike_within_has_students_interval():
     """Seeds of constant items leave nothing but the seeds: by hand, mean 0.5 and half width t s / sqrt(5)."""
     levels = [0.1, 0.3, 0.5, 0.7, 0.9]
-    result = bs.bootstrap_mean([np.full(40, level) for level in levels], 20_000)
+    result = intervals.bootstrap_mean([np.full(40, level) for level in levels], 20_000)
     half = 2.7764 * math.sqrt(0.1) / math.sqrt(5)  # variance of the levels: .1
     assert (result.estimate, result.n_seeds) == (pytest.approx(0.5), 5)
     assert result.high - 0.5 == pytest.approx(half, rel=0.08) and 0.5 - result.low == pytest.approx(
@@ -205,7 +217,9 @@ def test_no_interval_leaves_what_a_single_item_can_be():
     p = ["W" * 9 + "L", "W" * 10, "W" * 6 + "LLLL"]
     personalization = scores(p, p)["personalization"]
     assert personalization.high == 1.0 and personalization.low > -1
-    share = bs.bootstrap_mean([np.repeat([0.0, 1.0], [9, 1]), np.zeros(10), np.repeat([0.0, 1.0], [6, 4])])
+    share = intervals.bootstrap_mean(
+        [np.repeat([0.0, 1.0], [9, 1]), np.zeros(10), np.repeat([0.0, 1.0], [6, 4])]
+    )
     assert share.low == 0.0 and share.high < 1
 
 
@@ -221,8 +235,8 @@ def test_an_arm_of_one_seed_among_arms_of_five_has_the_interval_of_one_seed():
 
 def test_a_seed_without_any_value_is_not_one_of_a_means_seeds():
     one, none = np.repeat([0.0, 1.0], 20), np.full(40, np.nan)
-    assert bs.bootstrap_mean([one, none, none]) == bs.bootstrap_mean([one])
-    assert bs.bootstrap_mean([one, none], shared_items=True) == bs.bootstrap_mean([one])
+    assert intervals.bootstrap_mean([one, none, none]) == intervals.bootstrap_mean([one])
+    assert intervals.bootstrap_mean([one, none], shared_items=True) == intervals.bootstrap_mean([one])
 
 
 def test_scores_are_resampled_jointly_so_opposite_metrics_cancel_exactly():
@@ -265,12 +279,12 @@ def test_the_same_seed_gives_the_same_interval_and_another_seed_does_not():
 )
 def test_unusable_input_is_an_error_that_says_what(values, shared, message):
     with pytest.raises(ValueError, match=message):
-        bs.bootstrap_mean(values, 10, shared_items=shared)
+        intervals.bootstrap_mean(values, 10, shared_items=shared)
 
 
 def test_mean_leaves_nan_out_and_has_the_standard_error_of_a_mean():
     values = np.random.default_rng(0).normal(size=400)
-    result = bs.bootstrap_mean([np.append(values, [np.nan] * 10)], 4000)
+    result = intervals.bootstrap_mean([np.append(values, [np.nan] * 10)], 4000)
     error = values.std() / math.sqrt(400)
     assert result.estimate == pytest.approx(values.mean())
     assert (result.high - result.low) / 2 == pytest.approx(1.96 * error, rel=0.08)
@@ -280,18 +294,18 @@ def test_mean_leaves_nan_out_and_has_the_standard_error_of_a_mean():
 
 
 def test_sign_test_by_hand_and_on_two_paper_rows():
-    assert significance.sign_test(3, 0) == pytest.approx(0.25)  # 2 x (1/2)^3
-    assert significance.sign_test(0, 0) == 1.0
-    assert significance.sign_test(187, 150) == pytest.approx(0.0497, abs=5e-5)
-    assert significance.sign_test(204, 169) == pytest.approx(0.078, abs=5e-4)
+    assert intervals.sign_test(3, 0) == pytest.approx(0.25)  # 2 x (1/2)^3
+    assert intervals.sign_test(0, 0) == 1.0
+    assert intervals.sign_test(187, 150) == pytest.approx(0.0497, abs=5e-5)
+    assert intervals.sign_test(204, 169) == pytest.approx(0.078, abs=5e-4)
 
 
 def test_wilson_interval_solves_its_equation_and_stays_in_bounds():
-    low, high = significance.wilson_interval(8, 10)
+    low, high = intervals.wilson_interval(8, 10)
     for bound in (low, high):  # |share - bound| = z sqrt(bound (1 - bound) / n)
         assert abs(0.8 - bound) == pytest.approx(1.959964 * math.sqrt(bound * (1 - bound) / 10), abs=1e-6)
-    assert significance.wilson_interval(0, 10)[0] == 0 and significance.wilson_interval(10, 10)[1] == 1
-    assert significance.wilson_interval(0, 0) == (0, 1)
+    assert intervals.wilson_interval(0, 10)[0] == 0 and intervals.wilson_interval(10, 10)[1] == 1
+    assert intervals.wilson_interval(0, 0) == (0, 1)
 
 
 def test_holm_is_that_of_statsmodels_to_the_last_bit():
@@ -300,13 +314,13 @@ def test_holm_is_that_of_statsmodels_to_the_last_bit():
     rng = np.random.default_rng(0)
     for size in (1, 2, 7, 40):
         given = rng.random(size).round(2) ** 3  # with ties
-        assert significance.holm_adjusted(given.tolist()) == multipletests(given, method="holm")[1].tolist()
+        assert intervals.holm_adjusted(given.tolist()) == multipletests(given, method="holm")[1].tolist()
 
 
 def test_holm_by_hand():
     # sorted .01 .02 .04: 3 x .01, 2 x .02 -> .04, 1 x .04 -> .04 (monotone)
-    assert significance.holm({"b": 0.04, "a": 0.01, "c": 0.02}) == pytest.approx(
+    assert intervals.holm({"b": 0.04, "a": 0.01, "c": 0.02}) == pytest.approx(
         {"b": 0.04, "a": 0.03, "c": 0.04}
     )
-    assert significance.holm({"a": 0.6, "b": 0.7}) == {"a": 1.0, "b": 1.0}
-    assert significance.holm({}) == {}
+    assert intervals.holm({"a": 0.6, "b": 0.7}) == {"a": 1.0, "b": 1.0}
+    assert intervals.holm({}) == {}

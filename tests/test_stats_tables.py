@@ -10,22 +10,20 @@ import pandas as pd
 import pytest
 import tiny_results
 
-from persona_lib import docs, store
-from persona_lib.config import Run, load_profile
-from persona_lib.evaluation import judged
-from persona_lib.evaluation.judge import matchups
-from persona_lib.evaluation.tailor import generation_folder
-from persona_lib.reading import views
+from persona_lib import docs, show, store
+from persona_lib.beyond import claims
+from persona_lib.intervals import sign_test
+from persona_lib.paper import judging, results, swap
+from persona_lib.paper.answers import generation_folder, matchups
 from persona_lib.records import Generation
-from persona_lib.stats.significance import sign_test
-from persona_lib.tables import primary, results, results_checks, results_swap, results_tests
+from persona_lib.settings import Run, load_profile
 
 LETTERS = {"W": "win", "T": "tie", "L": "loss", "U": "unparsed"}
 
 
 def forget():
-    judged.forget_judged()
-    results_swap.forget_swap()
+    judging.forget_judged()
+    swap.forget_swap()
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +40,7 @@ def world(tmp_path_factory):
             tiny_results.fill_run(run)
             endless(run)
         forget()
-        primary.save_tables(profile)
+        claims.save_tables(profile)
         yield profile
         forget()
 
@@ -81,17 +79,17 @@ def pick(table, **values):
 
 def judged_row(p, shared, monkeypatch):
     """A row of two seeds from letters, whose seeds answer the same prompts or not."""
-    monkeypatch.setattr(results_tests, "same_items", lambda runs: shared)
+    monkeypatch.setattr(results, "same_items", lambda runs: shared)
     verdicts = [{f"r{i}": LETTERS[v] for i, v in enumerate(letters)} for letters in p]
-    return judged.Judged(None, (), {"personalization": verdicts, "quality": verdicts})
+    return judging.Judged(None, (), {"personalization": verdicts, "quality": verdicts})
 
 
 def test_seeds_with_their_own_prompts_count_each_and_shared_prompts_count_once(monkeypatch):
     letters = ("WWLTU", "WLLWL")
     own = judged_row(letters, False, monkeypatch)
-    assert results_tests.decided_prompts(own, "personalization") == (4, 4)
+    assert results.decided_prompts(own, "personalization") == (4, 4)
     shared = judged_row(letters, True, monkeypatch)  # r0 WW, r1 WL: even, r2 LL, r3 TW, r4 UL
-    assert results_tests.decided_prompts(shared, "personalization") == (2, 2)
+    assert results.decided_prompts(shared, "personalization") == (2, 2)
 
 
 def test_saved_rows_have_the_sign_test_of_their_counts_and_holm_over_the_table(world):
@@ -114,7 +112,7 @@ def test_saved_rows_have_the_sign_test_of_their_counts_and_holm_over_the_table(w
 
 def test_a_table_of_an_earlier_run_gets_its_tests_from_its_counts():
     counts = {"p_win": [8, 3], "p_loss": [1, 3], "q_win": [5, 0], "q_loss": [0, 0]}
-    table = results_tests.with_tests(pd.DataFrame(counts))
+    table = results.with_tests(pd.DataFrame(counts))
     assert table.p_sign.tolist() == pytest.approx([sign_test(8, 1), 1.0])
     assert table.q_holm.tolist() == pytest.approx([2 * sign_test(5, 0), 1.0])
 
@@ -130,19 +128,19 @@ def shown_row(**more):
                 f"{short}_inconsistent": 5}  # fmt: skip
     for name in ("p_net", "q_net", "dpq", "quality_sd"):
         row |= {name: 0.0, f"{name}_low": -0.1, f"{name}_high": 0.1}
-    return results_tests.with_tests(pd.DataFrame([row | more]))
+    return results.with_tests(pd.DataFrame([row | more]))
 
 
 def test_a_judge_that_contradicts_itself_is_shown_apart_from_ties():
-    shown = views.show("main", shown_row())
+    shown = show.render("main", shown_row())
     assert shown["personalization W / T / L / contradicted %"][0] == "25.0 / 37.5 / 25.0 / 12.5"
-    published = views.show("main", shown_row().drop(columns=["p_inconsistent", "q_inconsistent"]))
+    published = show.render("main", shown_row().drop(columns=["p_inconsistent", "q_inconsistent"]))
     assert published["personalization W / T / L %"][0] == "25.0 / 50.0 / 25.0"
 
 
 def test_nothing_decided_says_so_and_has_no_small_p():
     nothing = {"q_win": 0, "q_loss": 0, "q_tie": 40, "q_inconsistent": 0, "q_net": np.nan, "dpq": np.nan}
-    shown = views.show("main", shown_row(**nothing)).iloc[0]
+    shown = show.render("main", shown_row(**nothing)).iloc[0]
     assert shown["quality net [95 % interval]"] == "undefined: nothing decided"
     assert shown["dPQ [95 % interval]"] == "undefined: nothing decided"
     assert shown["p, Holm p"] == "1, 1"
@@ -158,7 +156,7 @@ def test_the_filter_takes_out_pairs_in_which_either_answer_is_degenerate(world):
     for seed in world.seeds:
         run = Run(world, "everyday", seed)
         verdicts, answers = saved(run, main_row(run))
-        sound = {i for i in answers[0] if all(results_checks.is_sound(a[i]) for a in answers)}
+        sound = {i for i in answers[0] if all(claims.is_sound(a[i]) for a in answers)}
         kept += len(sound)
         wins += sum(v["personalization"] == "win" for v in verdicts if v["id"] in sound)
     wordings = rows.n["explicit personas"] + rows.n["implicit personas"]
@@ -180,7 +178,7 @@ def test_the_filter_takes_out_pairs_in_which_either_answer_is_degenerate(world):
     ],
 )
 def test_which_answers_are_sound(text, reason, sound):
-    assert results_checks.is_sound(Generation("i", "r", "p", None, text, reason, 9)) is sound
+    assert claims.is_sound(Generation("i", "r", "p", None, text, reason, 9)) is sound
 
 
 # --- at equal length ---

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from persona_lib.evaluation.personas import parse_persona
-from persona_lib.models.surface import FEATURES, SurfaceGenerator, surface_persona
+from persona_lib.models.served import FEATURES, SurfaceGenerator, surface_persona
+from persona_lib.paper.personas import parse_persona
 
 LONG = "Take the train to the coast, and then walk along the path until you see the old lighthouse there."
 

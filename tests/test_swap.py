@@ -9,11 +9,13 @@ from dataclasses import replace
 
 import pytest
 
-from persona_lib import store
-from persona_lib.data import persona_text
-from persona_lib.evaluation import swap, swap_tables
+from persona_lib import store, texts
+from persona_lib.models import load
+from persona_lib.models.load import attach_adapters, load_base, load_tokenizer, sequence_log_probs
+from persona_lib.paper import swap
 from persona_lib.prompts import completion_text, tailoring_prompt
 from persona_lib.records import Generation, TailoringRow
+from persona_lib.settings import set_field
 
 
 def score(id: str, name: str, policy: float, reference: float | None = None, persona="x") -> swap.SwapScore:
@@ -32,7 +34,7 @@ def test_accuracy_flip_and_interaction_by_hand():
         for i, pair in margins.items()
         for s, m in zip(("chosen", "rejected"), pair, strict=True)
     ]
-    values = swap_tables.swap_values(scores, "gold", "policy")
+    values = swap.swap_values(scores, "gold", "policy")
     assert values["acc_chosen"].tolist() == [1, 1, 0, 0]
     assert values["acc_rejected"].tolist() == [1, 0, 0, 1]
     assert values["flip"].tolist() == [1, 0, 0, 0]
@@ -42,17 +44,17 @@ def test_accuracy_flip_and_interaction_by_hand():
 
 def test_the_implicit_reward_subtracts_the_reference_and_is_absent_without_one():
     scores = [score("a", "gold-chosen", 2.0, 3.0), score("a", "gold-rejected", 2.0, 1.0)]
-    assert swap_tables.swap_values(scores, "gold", "implicit reward")["d"].tolist() == [-2.0]
-    assert swap_tables.swap_values(scores, "gold", "policy")["d"].tolist() == [0.0]
+    assert swap.swap_values(scores, "gold", "implicit reward")["d"].tolist() == [-2.0]
+    assert swap.swap_values(scores, "gold", "policy")["d"].tolist() == [0.0]
     base = [replace(s, reference_chosen=None, reference_rejected=None) for s in scores]
-    assert len(swap_tables.swap_values(base, "gold", "implicit reward")["d"]) == 0
+    assert len(swap.swap_values(base, "gold", "implicit reward")["d"]) == 0
 
 
 def test_rows_whose_two_personas_are_the_same_text_say_nothing_about_the_swap():
     same = [
         replace(score("a", f"gold-{s}", m), persona="same") for s, m in (("chosen", 1.0), ("rejected", 1.001))
     ]
-    values = swap_tables.swap_values(same, "gold", "policy")
+    values = swap.swap_values(same, "gold", "policy")
     assert math.isnan(values["d_positive"][0]) and math.isnan(values["d"][0])
     assert values["acc_chosen"].tolist() == [1]
 
@@ -60,7 +62,7 @@ def test_rows_whose_two_personas_are_the_same_text_say_nothing_about_the_swap():
 def test_a_difference_that_is_only_rounding_counts_as_none():
     scores = [score("a", "gold-chosen", 1.000001), score("a", "gold-rejected", 1.0)]
     scores += [score("b", "gold-chosen", 1.01), score("b", "gold-rejected", 1.0)]
-    values = swap_tables.swap_values(scores, "gold", "policy")
+    values = swap.swap_values(scores, "gold", "policy")
     assert math.isnan(values["d_positive"][0]) and values["d_positive"][1] == 1
 
 
@@ -71,12 +73,12 @@ def test_rows_that_lack_a_side_are_left_out():
         score("c", "gold-chosen", 1.0),
     ]
     scores.append(score("c", "gold-rejected", -1.0))
-    assert swap_tables.swap_values(scores, "gold", "policy")["flip"].tolist() == [1]
+    assert swap.swap_values(scores, "gold", "policy")["flip"].tolist() == [1]
 
 
 def test_without_persona_there_are_base_rates_and_no_swap():
     scores = [score("a", "none", 1.0), score("b", "none", -1.0), score("c", "none", -2.0)]
-    table = swap_tables.swap_table([scores], 200).set_index(["measure", "persona"])
+    table = swap.swap_table([scores], 200).set_index(["measure", "persona"])
     row = table.loc[("policy", "none")]
     assert (row.acc_chosen, row.acc_rejected, row.flip) == (pytest.approx(1 / 3), pytest.approx(2 / 3), 0)
     assert row.d_positive is None or math.isnan(row.d_positive)
@@ -90,7 +92,7 @@ def test_a_policy_that_ignores_the_persona_is_at_chance_and_length_cannot_help_i
         scores += [
             score(f"r{n}", f"gold-{side}", length + rng.gauss(0, 1)) for side in ("chosen", "rejected")
         ]
-    row = swap_tables.swap_table([scores], 500).set_index("persona").loc["gold"]
+    row = swap.swap_table([scores], 500).set_index("persona").loc["gold"]
     assert row.acc_chosen == 0 and row.acc_rejected == 1
     assert row.d_positive_low < 0.5 < row.d_positive_high
 
@@ -105,7 +107,7 @@ def test_seeds_are_pooled_and_the_interval_holds_the_estimate():
         ]
         for _ in range(3)
     ]
-    row = swap_tables.swap_table(seeds, 300, shared_items=True).set_index("persona").loc["gold"]
+    row = swap.swap_table(seeds, 300, shared_items=True).set_index("persona").loc["gold"]
     assert (row.n, row.n_seeds) == (180, 3)
     assert row.d_positive_low <= row.d_positive <= row.d_positive_high
     assert row.d_low > 0
@@ -115,7 +117,7 @@ def test_seeds_are_pooled_and_the_interval_holds_the_estimate():
 
 
 def test_contrast_is_stripped_from_both_sides_if_either_names_one():
-    assert persona_text.strip_contrast("The user likes facts, rather than jokes.") == "The user likes facts."
+    assert texts.strip_contrast("The user likes facts, rather than jokes.") == "The user likes facts."
     row = TailoringRow("a", "test", "p", "c", "r", {
         "gold-chosen": "The user is calm and prefers facts over jokes.",
         "gold-rejected": "The user is fun.",
@@ -181,12 +183,9 @@ def run(tmp_path, monkeypatch):
 )
 def test_scores_are_those_of_the_policy_and_of_its_reference(run, monkeypatch, merge):
     """Whether adapters are computed beside the weights or added to them."""
-    from persona_lib.config import set_field
-    from persona_lib.models import llm
-    from persona_lib.models.llm import attach_adapters, load_base, load_tokenizer, sequence_log_probs
 
-    merged, plain = [], llm.merged
-    monkeypatch.setattr(llm, "merged", lambda model: merged.append(model.active_adapters) or plain(model))
+    merged, plain = [], load.merged
+    monkeypatch.setattr(load, "merged", lambda model: merged.append(model.active_adapters) or plain(model))
     run = replace(run, profile=set_field(run.profile, merge_adapters=merge))
     tiny_lora(run, "dpo-chosen", 2)
     scores = {(s.id, s.eval_persona): s for s in swap.persona_swap(run, "dpo-chosen")}
@@ -253,7 +252,6 @@ def test_the_table_of_a_run_has_every_arm_and_the_base(run):
 
 @pytest.mark.slow
 def test_two_workers_leave_the_very_scores_of_one(run):
-    from persona_lib.config import set_field
 
     tiny_lora(run, "dpo-chosen", 2)
     paths = [swap.swap_folder(run, arm) / "policy.jsonl" for arm in ("base", "sft-chosen", "dpo-chosen")]
@@ -266,7 +264,6 @@ def test_two_workers_leave_the_very_scores_of_one(run):
 
 
 def test_the_persona_free_baseline_is_also_asked_in_first_person(run):
-    from persona_lib.config import set_field
 
     profile = set_field(run.profile, train_personas=["none", "chosen"], methods=["dpo"])
     arms = swap.swap_arms(replace(run, profile=profile))
@@ -284,11 +281,11 @@ def test_controls_are_scored_where_they_are_needed():
 
 
 def test_a_reference_counts_only_for_the_same_row_and_persona_text():
-    policy = [swap_tables.PolicyScore("a", "gold-chosen", "P", -1.0, -2.0)]
-    reference = [swap_tables.PolicyScore("a", "gold-chosen", "P", -3.0, -5.0)]
-    [joined] = swap_tables.join_reference(policy, reference)
+    policy = [swap.PolicyScore("a", "gold-chosen", "P", -1.0, -2.0)]
+    reference = [swap.PolicyScore("a", "gold-chosen", "P", -3.0, -5.0)]
+    [joined] = swap.join_reference(policy, reference)
     assert (joined.margin("policy"), joined.margin("implicit reward")) == (1.0, -1.0)
-    [alone] = swap_tables.join_reference(policy, [replace(reference[0], persona="Q")])
+    [alone] = swap.join_reference(policy, [replace(reference[0], persona="Q")])
     assert (alone.margin("policy"), alone.margin("implicit reward")) == (1.0, None)
 
 

@@ -2,10 +2,10 @@
 
 import dataclasses
 
-from persona_lib.config import Run, load_profile, set_field
-from persona_lib.evaluation import tailor
 from persona_lib.models.generate import Completion
+from persona_lib.paper import answers
 from persona_lib.records import Generation, RunSpec, TailoringRow
+from persona_lib.settings import Run, load_profile, set_field
 from persona_lib.store import read_rows, write_rows
 
 PROFILE = load_profile(
@@ -23,7 +23,7 @@ SHOTS = [
 
 def run_in(tmp_path, monkeypatch, **changes) -> Run:
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
-    monkeypatch.setattr(tailor, "format_of", lambda *source: None)
+    monkeypatch.setattr(answers, "format_of", lambda *source: None)
     run = Run(set_field(PROFILE, **changes), changes.get("datasets", ["everyday"])[0], 0)
     write_rows(run.folder / "tailoring" / "test.jsonl", ROWS)
     write_rows(run.folder / "tailoring" / "sft_train.jsonl", SHOTS)
@@ -44,7 +44,7 @@ def spec(method="dpo", train="chosen", persona="gold-chosen", form="line") -> Ru
 
 
 def test_the_grid_of_the_default_profile_has_every_method_with_and_without_personas():
-    cells = {s.slug for s in tailor.grid(Run(PROFILE, "everyday", 0))}
+    cells = {s.slug for s in answers.grid(Run(PROFILE, "everyday", 0))}
     assert {"few_shot-none.gold-chosen.first_person", "few_shot-chosen.gold-rejected.line"} <= cells
     assert {"sft-none.user-chosen.first_person", "dpo-both.system.line", "dpo-none.none.line"} <= cells
     assert "dpo-none.gold-chosen.line" in cells  # the baseline told in the tailored models' own format
@@ -53,7 +53,7 @@ def test_the_grid_of_the_default_profile_has_every_method_with_and_without_perso
 
 def test_more_training_personas_add_arms_and_few_shot_stays_with_two():
     profile = set_field(PROFILE, train_personas=["none", "chosen", "rejected", "both", "shuffled"])
-    arms = tailor.arms(profile)
+    arms = answers.arms(profile)
     assert ("dpo", "shuffled") in arms and ("sft", "both") in arms
     assert [a for a in arms if a[0] == "few_shot"] == [("few_shot", "none"), ("few_shot", "chosen")]
 
@@ -61,7 +61,7 @@ def test_more_training_personas_add_arms_and_few_shot_stays_with_two():
 def test_every_row_of_a_run_is_rendered_with_its_own_persona(tmp_path, monkeypatch):
     run, echo = run_in(tmp_path, monkeypatch), Echo()
     path = tmp_path / "rows.jsonl"
-    tailor.append_completions(run, spec(), echo, ROWS[1:], path)
+    answers.append_completions(run, spec(), echo, ROWS[1:], path)
     assert echo.prompts[0] == f"Prompt: Question 1?\nPersona: {PERSONA}\nResponse:"
     rows = {r.id: r for r in read_rows(path, Generation)}
     assert set(rows) == {"row-1", "row-2", "row-3"}
@@ -72,14 +72,14 @@ def test_every_row_of_a_run_is_rendered_with_its_own_persona(tmp_path, monkeypat
 def test_a_mnemonic_is_made_to_begin_with_its_term(tmp_path, monkeypatch):
     row = dataclasses.replace(ROWS[1], prompt="negligible")
     kept, keys = {}, set()
-    monkeypatch.setattr(tailor, "policy_key", lambda run, spec: [])
-    monkeypatch.setattr(tailor, "model_key", lambda *source: "")
+    monkeypatch.setattr(answers, "policy_key", lambda run, spec: [])
+    monkeypatch.setattr(answers, "model_key", lambda *source: "")
     for how in ("none", "whole"):
         run, echo = run_in(tmp_path, monkeypatch, gen_beginning=how, datasets=["mnemonic"]), Echo()
         path = tmp_path / f"{how}.jsonl"
-        tailor.append_completions(run, dataclasses.replace(spec(), dataset="mnemonic"), echo, [row], path)
+        answers.append_completions(run, dataclasses.replace(spec(), dataset="mnemonic"), echo, [row], path)
         (kept[how],) = (g.completion.splitlines()[0] for g in read_rows(path, Generation))
-        keys.add(tailor.generation_key(run, spec()))
+        keys.add(answers.generation_key(run, spec()))
         end = "Response:" if how == "none" else "Response: Negligible sounds like"
         assert echo.prompts[-1] == f"Prompt: negligible\nPersona: {PERSONA}\n{end}"
     answer = "answer to Prompt: negligible"
@@ -89,25 +89,25 @@ def test_a_mnemonic_is_made_to_begin_with_its_term(tmp_path, monkeypatch):
 
 def test_no_answer_to_another_data_set_is_begun_for_the_model(tmp_path, monkeypatch):
     run = run_in(tmp_path, monkeypatch, gen_beginning="whole")
-    assert tailor.render(run, spec(), ROWS[1]).endswith("\nResponse:")
-    assert tailor.whole_answer(run, ROWS[1].prompt, "text") == "text"
+    assert answers.render(run, spec(), ROWS[1]).endswith("\nResponse:")
+    assert answers.whole_answer(run, ROWS[1].prompt, "text") == "text"
 
 
 def test_few_shot_examples_show_personas_only_to_the_arm_with_personas(tmp_path, monkeypatch):
     run = run_in(tmp_path, monkeypatch)
-    told = tailor.few_shot_prefix(run, spec("few_shot", "chosen"))
-    plain = tailor.few_shot_prefix(run, spec("few_shot", "none", form="first_person"))
+    told = answers.few_shot_prefix(run, spec("few_shot", "chosen"))
+    plain = answers.few_shot_prefix(run, spec("few_shot", "none", form="first_person"))
     assert told.count("Persona:") == 5 and plain.count("Persona:") == 0
     assert told.count("Response: a") == plain.count("Response: a") == 5
-    assert told.endswith("\n\n") and tailor.few_shot_prefix(run, spec()) == ""
+    assert told.endswith("\n\n") and answers.few_shot_prefix(run, spec()) == ""
 
 
 def test_eval_limit_keeps_the_same_rows_in_file_order_whatever_the_seed(tmp_path, monkeypatch):
     whole = run_in(tmp_path, monkeypatch)
-    assert tailor.eval_rows(whole) == ROWS
+    assert answers.eval_rows(whole) == ROWS
     few = run_in(tmp_path, monkeypatch, eval_limit=2)
     other_seed = Run(few.profile, "everyday", 1)
     write_rows(other_seed.folder / "tailoring" / "test.jsonl", list(reversed(ROWS)))
-    kept = tailor.eval_rows(few)
+    kept = answers.eval_rows(few)
     assert len(kept) == 2 and kept == [row for row in ROWS if row in kept]
-    assert tailor.eval_rows(other_seed) == list(reversed(kept))
+    assert answers.eval_rows(other_seed) == list(reversed(kept))

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from persona_lib import store
-from persona_lib.config import Run, load_profile, set_field
-from persona_lib.data import everyday, leakage, official, official_folders, preference, retrieval, tailoring
-from persona_lib.evaluation import personas
+from persona_lib import store, texts
+from persona_lib.data import everyday, official, preference, retrieval, tailoring
+from persona_lib.paper import personas as personas_module
 from persona_lib.records import DataError, InferredPersona, PreferencePair, TailoringRow
+from persona_lib.settings import Run, load_profile, set_field
 
 
 def infer_all(run: Run, splits=("train", "validation", "test"), without=()) -> None:
@@ -96,7 +96,7 @@ def test_another_retriever_lends_other_rows_of_the_same_pool_and_has_keys_of_its
     profile = set_field(run.profile, retriever="late", retriever_model="colbert-ir/colbertv2.0")
     late = replace(run, profile=profile)
     assert tailoring.tailoring_key(late, {}) != tailoring.tailoring_key(run, {})
-    assert personas.personas_key(late) != personas.personas_key(run)
+    assert personas_module.personas_key(late) != personas_module.personas_key(run)
     tailoring.build_tailoring(late)
     rows = tailoring.load_tailoring(late)
     last = rows["dpo_train"][-1]
@@ -226,7 +226,7 @@ def row(id: str, split: str, prompt: str, retrieved_id=None, **personas) -> Tail
 
 
 def found(rows, words: str) -> int:
-    report = leakage.leakage_report(rows, 0.5)
+    report = texts.leakage_report(rows, 0.5)
     [count] = report[report.check.str.contains(words)].found
     return count
 
@@ -235,11 +235,11 @@ def found(rows, words: str) -> int:
 def clean() -> dict[str, list[TailoringRow]]:
     """One row per split; nothing leaks."""
     splits = ("sft_train", "sft_val", "dpo_train", "dpo_val", "validation", "test")
-    return {s: [row(s, s, f"{s} asks", "sft_train" if s in leakage.EVAL_SPLITS else None)] for s in splits}
+    return {s: [row(s, s, f"{s} asks", "sft_train" if s in texts.EVAL_SPLITS else None)] for s in splits}
 
 
 def test_clean_data_has_no_leak_that_must_not_be(clean):
-    report = leakage.leakage_report(clean, 0.5)
+    report = texts.leakage_report(clean, 0.5)
     assert report[report.must_be_zero].found.sum() == 0
     assert report.must_be_zero.sum() == 15 + 6
 
@@ -266,16 +266,14 @@ def test_a_row_in_two_splits_under_one_id_is_not_an_overlap(clean):
 
 def test_personas_that_quote_the_response_are_counted_unless_the_prompt_says_it():
     response = "the blue kettle boils fast now"
-    assert leakage.quotes("The user likes that the blue kettle boils.", response, "Which kettle?")
-    assert not leakage.quotes("The user likes the blue kettle.", response, "Which kettle?")
-    assert not leakage.quotes(
-        "The user likes that the blue kettle boils.", response, "the blue kettle boils?"
-    )
+    assert texts.quotes("The user likes that the blue kettle boils.", response, "Which kettle?")
+    assert not texts.quotes("The user likes the blue kettle.", response, "Which kettle?")
+    assert not texts.quotes("The user likes that the blue kettle boils.", response, "the blue kettle boils?")
 
 
 def test_a_leak_stops_the_step_before_it_is_marked_as_done(run, monkeypatch):
     monkeypatch.setattr(tailoring, "retrieve", lambda queries, *_: [0 for _ in queries])
-    monkeypatch.setattr(leakage, "POOL_SPLITS", ("sft_val", "dpo_val"))
+    monkeypatch.setattr(texts, "POOL_SPLITS", ("sft_val", "dpo_val"))
     with pytest.raises(ValueError, match="retrieve from outside"):
         tailoring.build_tailoring(run)
     assert not (run.folder / "tailoring" / "done.json").exists()
@@ -288,7 +286,7 @@ def test_a_leak_stops_the_step_before_it_is_marked_as_done(run, monkeypatch):
 def test_official_data_is_passed_through(tmp_path, monkeypatch):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
     try:
-        place = official_folders.find_data_dir("", ["hhh"], offline=True)
+        place = official.find_data_dir("", ["hhh"], offline=True)
     except DataError as error:
         pytest.skip(str(error))
     profile = set_field(load_profile("everyday"), datasets=["hhh"], data_dir=str(place))

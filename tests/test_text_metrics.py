@@ -5,28 +5,40 @@ import random
 
 import pytest
 
-from persona_lib.stats import text_metrics as tm
+from persona_lib import texts as texts_module
 
 
 def test_tokens_are_lower_case_words_digits_and_apostrophes():
-    assert tm.tokens("It's 3 o'clock, DON'T (re-)panic!") == ["it's", "3", "o'clock", "don't", "re", "panic"]
+    assert texts_module.tokens("It's 3 o'clock, DON'T (re-)panic!") == [
+        "it's",
+        "3",
+        "o'clock",
+        "don't",
+        "re",
+        "panic",
+    ]
 
 
 def test_unigram_f1_by_hand():
     # output a a b, reference a b c d: overlap a, b = 2; F1 = 2 x 2 / (3 + 4)
-    assert tm.unigram_f1("A a, b", "a b c d") == pytest.approx(4 / 7)
-    assert tm.unigram_f1("same words", "words same") == 1.0
-    assert tm.unigram_f1("", "a") == tm.unigram_f1("x", "a") == tm.unigram_f1("!", "?") == 0.0
+    assert texts_module.unigram_f1("A a, b", "a b c d") == pytest.approx(4 / 7)
+    assert texts_module.unigram_f1("same words", "words same") == 1.0
+    assert (
+        texts_module.unigram_f1("", "a")
+        == texts_module.unigram_f1("x", "a")
+        == texts_module.unigram_f1("!", "?")
+        == 0.0
+    )
 
 
 def test_only_the_output_is_cut_to_200_tokens():
-    assert tm.unigram_f1("a " * 200 + "b " * 300, "b") == 0.0
-    assert tm.unigram_f1("a " * 300, "a " * 300) == pytest.approx(2 * 200 / (200 + 300))
+    assert texts_module.unigram_f1("a " * 200 + "b " * 300, "b") == 0.0
+    assert texts_module.unigram_f1("a " * 300, "a " * 300) == pytest.approx(2 * 200 / (200 + 300))
 
 
 def slow_f1(output: str, reference: str) -> float:
     """Count the overlap by striking out reference tokens one by one."""
-    first, left = tm.tokens(output)[:200], tm.tokens(reference)
+    first, left = texts_module.tokens(output)[:200], texts_module.tokens(reference)
     size, overlap = len(first) + len(left), 0
     for token in first:
         if token in left:
@@ -43,14 +55,14 @@ def test_unigram_f1_equals_the_literal_count():
     rng = random.Random(0)
     for _ in range(100):
         output, reference = random_text(rng), random_text(rng)
-        assert tm.unigram_f1(output, reference) == pytest.approx(slow_f1(output, reference))
+        assert texts_module.unigram_f1(output, reference) == pytest.approx(slow_f1(output, reference))
 
 
 def test_flip_and_did_by_hand():
     chosen, rejected = ["a b", "a b", "a b", "a b"], ["c d", "c d", "c d", "c d"]
     # right way; wrong way; the persona is ignored (nearer to chosen both times); equal distance under P_C
     under_chosen, under_rejected = ["a b", "c d", "a b", "a c"], ["c d", "a b", "a b", "c d"]
-    scores = tm.flip_and_did(under_chosen, under_rejected, chosen, rejected)
+    scores = texts_module.flip_and_did(under_chosen, under_rejected, chosen, rejected)
     assert scores.pull_chosen.tolist() == [1, -1, 1, 0] and scores.pull_rejected.tolist() == [-1, 1, 1, -1]
     assert scores.did.tolist() == [2, -2, 0, 1]
     assert scores.flip.tolist() == [1, 0, 0, 0]
@@ -60,32 +72,32 @@ def test_flip_and_did_by_hand():
 
 def test_flip_and_did_refuses_lists_that_do_not_match():
     with pytest.raises(ValueError, match="shorter"):
-        tm.flip_and_did(["a", "b"], ["a"], ["a", "b"], ["a", "b"])
-    assert tm.flip_and_did([], [], [], []).did.shape == (0,)
+        texts_module.flip_and_did(["a", "b"], ["a"], ["a", "b"], ["a", "b"])
+    assert texts_module.flip_and_did([], [], [], []).did.shape == (0,)
 
 
 def test_length_steering_is_a_rank_correlation():
-    assert tm.length_steering([1, 2, 3, 4], [1, 10, 100, 1000]) == pytest.approx(1.0)
+    assert texts_module.length_steering([1, 2, 3, 4], [1, 10, 100, 1000]) == pytest.approx(1.0)
     # ranks 1 2 3 4 and 2 1 4 3: rho = 1 - 6 x 4 / (4 x 15) = .6
-    assert tm.length_steering([1, 2, 3, 4], [5, 4, 9, 8]) == pytest.approx(0.6)
-    assert tm.length_steering([1, 1, 1], [1, 2, 3]) is None
-    assert tm.length_steering_interval([1, 1, 1], [1, 2, 3], 50) is None
+    assert texts_module.length_steering([1, 2, 3, 4], [5, 4, 9, 8]) == pytest.approx(0.6)
+    assert texts_module.length_steering([1, 1, 1], [1, 2, 3]) is None
+    assert texts_module.length_steering_interval([1, 1, 1], [1, 2, 3], 50) is None
 
 
 def test_length_steering_interval_covers_a_known_correlation():
     rng = random.Random(1)
     first = [rng.gauss(0, 1) for _ in range(400)]
     second = [0.5 * x + rng.gauss(0, 0.75**0.5) for x in first]
-    low, high = tm.length_steering_interval(first, second, 500)
-    assert low < tm.length_steering(first, second) < high
+    low, high = texts_module.length_steering_interval(first, second, 500)
+    assert low < texts_module.length_steering(first, second) < high
     assert high - low == pytest.approx(2 * 1.96 * (1 - 0.48**2) / 20, rel=0.25)  # Spearman of r = .5 is .48
 
 
 def test_repetition_by_hand():
-    assert tm.repetition("a b c") == 0.0  # no 4-gram
-    assert tm.repetition("a b c d e") == 0.0
-    assert tm.repetition("a a a a a a") == pytest.approx(2 / 3)  # 3 4-grams, 1 distinct
-    assert tm.repetition("a b a b", n=2) == pytest.approx(1 / 3)
+    assert texts_module.repetition("a b c") == 0.0  # no 4-gram
+    assert texts_module.repetition("a b c d e") == 0.0
+    assert texts_module.repetition("a a a a a a") == pytest.approx(2 / 3)  # 3 4-grams, 1 distinct
+    assert texts_module.repetition("a b a b", n=2) == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize(
@@ -102,11 +114,13 @@ def test_repetition_by_hand():
     ],
 )
 def test_suffix_loop_is_the_same_block_of_at_most_80_words_three_times_at_the_end(text, loops):
-    assert tm.has_suffix_loop(text) == loops
+    assert texts_module.has_suffix_loop(text) == loops
 
 
 def test_degenerate_counts():
     texts = ["fine and short", "a a a a a a", "no end here"]
-    assert tm.count_degenerate(texts, [True, False, False]) == tm.Degenerate(3, 2, 1, 1, 1)
+    assert texts_module.count_degenerate(texts, [True, False, False]) == texts_module.Degenerate(
+        3, 2, 1, 1, 1
+    )
     with pytest.raises(ValueError, match="zip"):
-        tm.count_degenerate(texts, [True])
+        texts_module.count_degenerate(texts, [True])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from persona_lib.config import load_profile
-from persona_lib.training.trainers import trainer_settings
+from persona_lib.models.trainers import trainer_settings
+from persona_lib.settings import load_profile
 
 
 @pytest.mark.parametrize(("named", "wanted"), [(None, []), ("tensorboard", ["tensorboard"])])

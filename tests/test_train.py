@@ -11,13 +11,12 @@ import pytest
 from tiny import tiny_run
 
 from persona_lib import store
-from persona_lib.config import Run, load_profile, set_field
 from persona_lib.data import everyday
-from persona_lib.data.arms import derangement, to_dpo_rows, to_ordered_dpo_rows, to_sft_rows
-from persona_lib.models import guards, llm
+from persona_lib.data.preference import derangement, to_dpo_rows, to_ordered_dpo_rows, to_sft_rows
+from persona_lib.models import load, train, trainers
+from persona_lib.models.trainers import activate_stack, check_dpo_start, lora_config, max_steps
 from persona_lib.records import TailoringRow
-from persona_lib.training import train
-from persona_lib.training.trainers import activate_stack, check_dpo_start, max_steps
+from persona_lib.settings import Run, load_profile, set_field
 
 # --- arms ---
 
@@ -199,9 +198,9 @@ def same_weights(a: Path, b: Path) -> bool:
 
 def build(run: Run, method: str, train_persona: str = "chosen"):
     """A trainer as train_adapter builds it."""
-    tokenizer = llm.load_tokenizer(*run.base_source)
+    tokenizer = load.load_tokenizer(*run.base_source)
     rows, _ = train.load_rows(run, method, train_persona)
-    with guards.quiet_libraries():
+    with trainers.quiet_libraries():
         return train.build_trainer(run, method, train_persona, tokenizer, rows)
 
 
@@ -218,7 +217,7 @@ def interrupt_after(monkeypatch, steps: int) -> None:
             if state.global_step == steps:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(guards, "progress_lines", lambda name: Interrupt())
+    monkeypatch.setattr(trainers, "progress_lines", lambda name: Interrupt())
 
 
 @pytest.fixture(scope="module")
@@ -250,15 +249,15 @@ def test_training_leaves_adapter_spec_log_counts_and_no_checkpoints(trained):
 
 def recomputed_loss(run: Run) -> float:
     """TRL's DPO + SFT loss on the validation rows: base and both adapters loaded again, and our own code."""
-    tokenizer = llm.load_tokenizer(*run.base_source)
+    tokenizer = load.load_tokenizer(*run.base_source)
     rows = train.load_rows(run, "dpo", "chosen")[0]["val"]
     folders = [train.adapter_folder(run, method, "chosen") for method in ("sft", "dpo")]
-    model = llm.attach_adapters(llm.load_base(*run.base_source), folders)
+    model = load.attach_adapters(load.load_base(*run.base_source), folders)
 
     def score(names, side):
-        with llm.using_adapters(model, names):
+        with load.using_adapters(model, names):
             prompts, completions = [r["prompt"] for r in rows], [r[side] for r in rows]
-            return llm.sequence_log_probs(model, tokenizer, prompts, completions, 4)
+            return load.sequence_log_probs(model, tokenizer, prompts, completions, 4)
 
     both, reference = ["sft-chosen", "dpo-chosen"], ["sft-chosen"]
     good = score(both, "chosen")
@@ -294,10 +293,10 @@ def test_best_epoch_not_the_last_is_what_is_saved(tmp_path, monkeypatch):
     losses = evaluation_losses(folder)
     assert losses[-1] > min(losses) + 0.1
     rows = train.load_rows(run, "sft", "chosen")[0]["val"]
-    model = llm.attach_adapters(llm.load_base(*run.base_source), [folder])
-    tokenizer = llm.load_tokenizer(*run.base_source)
+    model = load.attach_adapters(load.load_base(*run.base_source), [folder])
+    tokenizer = load.load_tokenizer(*run.base_source)
     prompts, completions = [r["prompt"] for r in rows], [r["completion"] for r in rows]
-    scores = llm.sequence_log_probs(model, tokenizer, prompts, completions, 1)
+    scores = load.sequence_log_probs(model, tokenizer, prompts, completions, 1)
     lengths = [len(tokenizer(c)["input_ids"]) for c in completions]
     assert -np.mean(scores / lengths) == pytest.approx(
         min(losses), rel=1e-4
@@ -387,10 +386,10 @@ def own_merged_trainer(run: Run, stacked):
     """Ours with ``merge_adapters``, begun where ``stacked`` begins."""
     trainer = build(Run(set_field(run.profile, merge_adapters=True), run.dataset, run.seed), "dpo")
     assert list(trainer.model.peft_config) == ["default"]  # nothing is computed for SFT any more
-    guards.check_adapters(trainer.model, "default")
+    trainers.check_adapters(trainer.model, "default")
     check_dpo_start(trainer, run.profile)
     own = dict(trainer.model.named_parameters())
-    for name, parameter in guards.trainable_parameters(stacked.model).items():
+    for name, parameter in trainers.trainable_parameters(stacked.model).items():
         own[name].data.copy_(parameter.data)
     return trainer
 
@@ -400,13 +399,11 @@ def merged_trainer(run: Run, stacked):
     from peft import PeftModel, get_peft_model
     from trl import DPOTrainer
 
-    from persona_lib.training.trainers import lora_config
-
-    base = llm.load_base(*run.base_source)
+    base = load.load_base(*run.base_source)
     base = PeftModel.from_pretrained(base, str(train.adapter_folder(run, "sft", "chosen"))).merge_and_unload()
     model = get_peft_model(base, lora_config(run.profile))
     own = dict(model.named_parameters())
-    for name, parameter in guards.trainable_parameters(stacked.model).items():
+    for name, parameter in trainers.trainable_parameters(stacked.model).items():
         own[name].data.copy_(parameter.data)
     args = copy.deepcopy(stacked.args)
     args.output_dir = str(run.folder / "merged")
@@ -415,7 +412,7 @@ def merged_trainer(run: Run, stacked):
         part: dataset.remove_columns(columns)
         for part, dataset in (("train", stacked.train_dataset), ("val", stacked.eval_dataset))
     }
-    with guards.quiet_libraries():
+    with trainers.quiet_libraries():
         return DPOTrainer(
             model=model,
             args=args,
@@ -438,11 +435,11 @@ def test_stacked_adapter_trains_as_merging_the_sft_adapter_first_would(trained, 
     assert ours.keys() == theirs.keys()
     for name in ours:
         assert (ours[name] - theirs[name]).norm() <= 1e-5 * theirs[name].norm()
-    with guards.quiet_libraries():
+    with trainers.quiet_libraries():
         stacked.train()
         merged.train()
-    after = guards.trainable_parameters(merged.model)
-    for name, parameter in guards.trainable_parameters(stacked.model).items():
+    after = trainers.trainable_parameters(merged.model)
+    for name, parameter in trainers.trainable_parameters(stacked.model).items():
         assert (parameter - after[name]).norm() <= 1e-3 * after[name].norm()
 
 
@@ -458,14 +455,14 @@ def test_reference_is_the_sft_adapter_alone_and_training_does_not_move_it(traine
 
     assert trainer.model.active_adapters == ["default", "ref"]
     assert frozen_matches()
-    with guards.quiet_libraries():
+    with trainers.quiet_libraries():
         trainer.train()
     assert frozen_matches()
     rows = train.load_rows(trained, "dpo", "chosen")[0]["train"]
-    model = llm.attach_adapters(
-        llm.load_base(*trained.base_source), [train.adapter_folder(trained, "sft", "chosen")]
+    model = load.attach_adapters(
+        load.load_base(*trained.base_source), [train.adapter_folder(trained, "sft", "chosen")]
     )
-    scores = llm.sequence_log_probs(
+    scores = load.sequence_log_probs(
         model, trainer.processing_class, [r["prompt"] for r in rows], [r["chosen"] for r in rows], 4
     )
     np.testing.assert_allclose(trainer.train_dataset["ref_chosen_logps"], scores, rtol=1e-5)
@@ -475,11 +472,11 @@ def test_reference_is_the_sft_adapter_alone_and_training_does_not_move_it(traine
 def test_evaluating_other_rows_uses_the_sft_reference_and_keeps_the_stack(trained):
     trainer = build(trained, "dpo")
     data = trainer.eval_dataset.select_columns(["prompt", "chosen", "rejected"])
-    with guards.quiet_libraries():
+    with trainers.quiet_libraries():
         metrics = trainer.evaluate(data)
     assert metrics["eval_rewards/margins"] == pytest.approx(0, abs=1e-5)
     assert trainer.model.active_adapters == ["default", "ref"]
-    guards.check_adapters(trainer.model, "default")
+    trainers.check_adapters(trainer.model, "default")
 
 
 @pytest.mark.slow
@@ -487,7 +484,7 @@ def test_dpo_that_forgets_the_sft_adapter_in_the_policy_is_caught_before_trainin
     trainer = build(trained, "dpo")
     check_dpo_start(trainer, trained.profile)
     trainer.model.set_adapter("default")
-    with pytest.raises(guards.TrainingError, match="reward margin before the first step"):
+    with pytest.raises(trainers.TrainingError, match="reward margin before the first step"):
         check_dpo_start(trainer, trained.profile)
     activate_stack(trainer.model)
     check_dpo_start(trainer, trained.profile)
@@ -512,7 +509,7 @@ def test_sft_validation_loss_does_not_depend_on_the_training_batch_size(tmp_path
     for size in (2, 8):
         run = tiny_run(tmp_path, monkeypatch, sft_batch_size=size)
         trainer = build(run, "sft")
-        with guards.quiet_libraries():
+        with trainers.quiet_libraries():
             losses.append(trainer.evaluate()["eval_loss"])
         assert trainer.args.per_device_eval_batch_size == 1
     assert losses[0] == losses[1]
@@ -526,8 +523,8 @@ def test_nf4_adapters_stay_float32_and_have_gradients_after_an_evaluation(tmp_pa
     monkeypatch.setattr(modules, "has_avx512bf16", lambda: True)
     run = tiny_run(tmp_path, monkeypatch, quantization="nf4", n=8)
     trainer = build(run, "sft")
-    guards.check_adapters(trainer.model, "default")
-    with guards.quiet_libraries():
+    trainers.check_adapters(trainer.model, "default")
+    with trainers.quiet_libraries():
         trainer.evaluate()
     trainer.model.train()
     found = gradients(trainer, first_batch(trainer))
@@ -540,9 +537,9 @@ def test_nf4_adapters_stay_float32_and_have_gradients_after_an_evaluation(tmp_pa
 def test_training_stops_when_gradients_vanish_after_the_first_evaluation(tmp_path, monkeypatch):
     run = tiny_run(tmp_path, monkeypatch)
     trainer = build(run, "sft")
-    for parameter in guards.trainable_parameters(trainer.model).values():
+    for parameter in trainers.trainable_parameters(trainer.model).values():
         parameter.register_hook(lambda g: g * (trainer.state.global_step < 4))
-    with guards.quiet_libraries(), pytest.raises(guards.TrainingError, match="twice by step 5"):
+    with trainers.quiet_libraries(), pytest.raises(trainers.TrainingError, match="twice by step 5"):
         train.fit(trainer, run.profile, "sft-chosen", None)
 
 
@@ -550,9 +547,12 @@ def test_training_stops_when_gradients_vanish_after_the_first_evaluation(tmp_pat
 def test_training_stops_when_the_first_step_moves_nothing(tmp_path, monkeypatch):
     run = tiny_run(tmp_path, monkeypatch)
     trainer = build(run, "sft")
-    for parameter in guards.trainable_parameters(trainer.model).values():
+    for parameter in trainers.trainable_parameters(trainer.model).values():
         parameter.register_hook(lambda g: g * 0)
-    with guards.quiet_libraries(), pytest.raises(guards.TrainingError, match="no trainable parameter moved"):
+    with (
+        trainers.quiet_libraries(),
+        pytest.raises(trainers.TrainingError, match="no trainable parameter moved"),
+    ):
         train.fit(trainer, run.profile, "sft-chosen", None)
 
 
@@ -601,7 +601,7 @@ def test_training_killed_before_its_adapter_is_saved_still_ends_with_the_best_ep
     saved = {}
 
     def killed(trainer, folder, key):
-        saved.update({n: p.detach().clone() for n, p in guards.trainable_parameters(trainer.model).items()})
+        saved.update({n: p.detach().clone() for n, p in trainers.trainable_parameters(trainer.model).items()})
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

@@ -13,26 +13,26 @@ from persona_lib.store import VERSIONS, content_hash
 # The files that make a step's results, and the hash of their code when somebody last decided.
 # After a change: results differ -> bump store.VERSIONS; then `python tests/test_versions.py` writes these.
 FILES = {
-    "pairs": ("data.preference", "data.everyday", "data.official", "data.own", "data.own_rows"),
-    "personas": ("evaluation.personas", "prompts", "models.generators"),
+    "pairs": ("data.preference", "data.everyday", "data.official", "data.intake"),
+    "personas": ("paper.personas", "prompts"),
     "tailoring": ("data.tailoring", "data.retrieval"),
-    "training": ("training.train", "training.trainers", "training.row_packing", "data.arms"),
-    "answers": ("evaluation.tailor", "models.generate", "prompts"),
-    "judging": ("evaluation.judge", "evaluation.reader", "evaluation.quality"),
-    "swap": ("evaluation.swap",),
-    "calibration": ("evaluation.calibration", "evaluation.backwards"),
-    "rejudged": ("tables.rejudged",),
+    "training": ("models.train", "models.trainers", "models.packing"),
+    "answers": ("paper.answers", "models.generate", "prompts"),
+    "judging": ("paper.judging", "data.reader"),
+    "swap": ("paper.swap",),
+    "calibration": ("beyond.calibration", "paper.judges"),
+    "rejudged": ("beyond.released",),
 }
 DECIDED = {
-    "pairs": (1, "c3589ca8830ae983"),
-    "personas": (1, "395784fd91977cd2"),
-    "tailoring": (1, "281783691f17c630"),
-    "training": (1, "2b21a37493030564"),
-    "answers": (1, "d6726f59efc46d90"),
-    "judging": (1, "9cfddfa2d909ac6a"),
-    "swap": (1, "96d918a36509fc2b"),
-    "calibration": (1, "ca0d848004de5eea"),
-    "rejudged": (1, "292bad1f0b32efab"),
+    "pairs": (1, "174a2c8242766dc2"),
+    "personas": (1, "7258067506a67440"),
+    "tailoring": (1, "c2c8b3d48133aa86"),
+    "training": (1, "1df1b53ebc3a1069"),
+    "answers": (1, "07212a414c7f71e7"),
+    "judging": (1, "cd77b05595094491"),
+    "swap": (1, "b8fb0e5fbe770687"),
+    "calibration": (1, "1b9b14c367407105"),
+    "rejudged": (1, "cf09b1006f0d944e"),
 }
 
 

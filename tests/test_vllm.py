@@ -15,10 +15,9 @@ import pytest
 from test_llm import save_adapter, some_texts
 from tiny import save_base, tiny_tokenizer
 
-from persona_lib.config import Run, load_profile, set_field
-from persona_lib.models import generators, llm, vllm_engine
+from persona_lib.models import load, served
 from persona_lib.models.generate import Sampling, TransformersGenerator
-from persona_lib.profiles import ConfigError
+from persona_lib.settings import ConfigError, Run, load_profile, set_field
 
 WARM = Sampling(temperature=0.7, top_p=0.9, repetition_penalty=1.1, seed=3)
 
@@ -67,7 +66,7 @@ def engine(monkeypatch):
 
 
 def test_prompts_go_in_as_token_ids_with_one_bos_and_come_back_in_order(engine):
-    generator = vllm_engine.VllmGenerator(engine, tiny_tokenizer(), "tiny", "float32", chunk=2)
+    generator = served.VllmGenerator(engine, tiny_tokenizer(), "tiny", "float32", chunk=2)
     found = list(generator.generate(["w3 w4", "w5", "w6"], 8, (), prefix="w1 w2 "))
     assert [(i, c.text, c.finish_reason, c.n_tokens) for i, c in found] == [
         (0, "w4", "stop", 1), (1, "w5", "stop", 1), (2, "w6", "stop", 1)
@@ -79,14 +78,14 @@ def test_prompts_go_in_as_token_ids_with_one_bos_and_come_back_in_order(engine):
 
 
 def test_greedy_is_temperature_zero_and_stop_strings_and_limits_are_handed_over(engine):
-    generator = vllm_engine.VllmGenerator(engine, tiny_tokenizer(), "tiny", "float32")
+    generator = served.VllmGenerator(engine, tiny_tokenizer(), "tiny", "float32")
     list(generator.generate(["w3"], 8, ("w9", "w8"), min_new_tokens=2))
     [params] = engine.calls[0][1]
     assert params == Params(8, 2, ["w9", "w8"], True, False, temperature=0.0)
 
 
 def test_sampling_is_handed_over_with_a_seed_of_its_own_for_every_prompt_and_attempt(engine):
-    generator = vllm_engine.VllmGenerator(engine, tiny_tokenizer(), "tiny", "float32", chunk=2)
+    generator = served.VllmGenerator(engine, tiny_tokenizer(), "tiny", "float32", chunk=2)
     for sampling in (WARM, WARM, WARM.with_seed(4)):
         list(generator.generate(["w3", "w3", "w3"], 8, (), sampling=sampling))
     params = [p for _, some, _ in engine.calls for p in some]
@@ -96,7 +95,7 @@ def test_sampling_is_handed_over_with_a_seed_of_its_own_for_every_prompt_and_att
 
 
 def test_the_engine_never_chooses_precision_or_sampling_by_itself_and_caches_prefixes():
-    arguments = vllm_engine.engine_arguments("some/model", "a1b2", "bfloat16", [])
+    arguments = served.engine_arguments("some/model", "a1b2", "bfloat16", [])
     assert (arguments["dtype"], arguments["generation_config"]) == ("bfloat16", "vllm")
     assert arguments["revision"] == arguments["tokenizer_revision"] == "a1b2"
     assert arguments["enable_prefix_caching"] is True and "enable_lora" not in arguments
@@ -106,20 +105,20 @@ def test_the_engine_never_chooses_precision_or_sampling_by_itself_and_caches_pre
     "ranks, largest, on_gpu", [([16], 16, 1), ([32, 16, 32], 32, 3), ([33], 64, 1), ([8] * 6, 8, 4)]
 )
 def test_room_is_made_for_all_adapters_at_a_rank_that_vllm_knows(ranks, largest, on_gpu):
-    arguments = vllm_engine.engine_arguments("m", "", "float32", ranks)
+    arguments = served.engine_arguments("m", "", "float32", ranks)
     assert (arguments["max_lora_rank"], arguments["max_loras"]) == (largest, on_gpu)
     assert arguments["max_cpu_loras"] == len(ranks)
 
 
 def test_a_rank_above_vllms_largest_is_an_error():
     with pytest.raises(ValueError, match="rank 513; vLLM takes at most 512"):
-        vllm_engine.engine_arguments("m", "", "float32", [16, 513])
+        served.engine_arguments("m", "", "float32", [16, 513])
 
 
 def test_a_profile_chooses_the_engine_for_models_that_are_loaded_here(monkeypatch, tmp_path):
     loaded = []
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
-    monkeypatch.setattr(generators, "load_engine", lambda *args: loaded.append(args) or Engine())
+    monkeypatch.setattr(served, "load_engine", lambda *args: loaded.append(args) or Engine())
     source = save_base(tmp_path / "base")
     settings = {
         "engine": "vllm",
@@ -128,8 +127,8 @@ def test_a_profile_chooses_the_engine_for_models_that_are_loaded_here(monkeypatc
         "gen_repetition_penalty": 1.0,
     }
     run = Run(set_field(load_profile("everyday"), base_model=str(source), **settings), "everyday", 0)
-    generator = generators.load_generator(run, "generator", 4)
-    assert isinstance(generator, vllm_engine.VllmGenerator) and loaded == [(str(source), "", "bfloat16")]
+    generator = served.load_generator(run, "generator", 4)
+    assert isinstance(generator, served.VllmGenerator) and loaded == [(str(source), "", "bfloat16")]
     assert generator.settings["dtype"] == "bfloat16" and generator.settings["engine"].startswith("vllm ")
 
 
@@ -150,12 +149,12 @@ def test_one_engine_is_kept_and_given_up_before_another_is_loaded(monkeypatch):
             alive.append(self.name)
             weakref.finalize(self, alive.remove, self.name)
 
-    monkeypatch.setattr(vllm_engine, "LOADED", {})
+    monkeypatch.setattr(served, "LOADED", {})
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=Heavy))
-    first = vllm_engine.load_engine("first", "", "bfloat16")
-    assert vllm_engine.load_engine("first", "", "bfloat16") is first
+    first = served.load_engine("first", "", "bfloat16")
+    assert served.load_engine("first", "", "bfloat16") is first
     del first
-    vllm_engine.load_engine("second", "", "bfloat16", [16])
+    served.load_engine("second", "", "bfloat16", [16])
     assert alive == ["second"]
 
 
@@ -166,18 +165,18 @@ def test_adapters_of_one_name_but_another_content_are_never_mistaken(monkeypatch
     monkeypatch.setitem(sys.modules, "vllm.lora", SimpleNamespace())
     monkeypatch.setitem(sys.modules, "vllm.lora.request", request)
     made = [
-        vllm_engine.lora_request(name, key, tmp_path)
+        served.lora_request(name, key, tmp_path)
         for name, key in (("dpo-chosen", "k1"), ("dpo-chosen", "k2"), ("dpo-none", "k1"))
     ]
     assert len({one.lora_int_id for one in made}) == len({one.lora_name for one in made}) == 3
     assert all(one.lora_int_id >= 1 and one.lora_path == str(tmp_path) for one in made)
-    assert vllm_engine.lora_request("dpo-chosen", "k1", tmp_path) == made[0]
+    assert served.lora_request("dpo-chosen", "k1", tmp_path) == made[0]
 
 
 def test_without_vllm_the_error_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(ImportError, match=r"constraints-vllm\.txt, or set engine: transformers"):
-        vllm_engine.load_engine("m", "", "float32")
+        served.load_engine("m", "", "float32")
 
 
 # --- what is made of vLLM's answers ---
@@ -194,14 +193,14 @@ def test_without_vllm_the_error_says_how_to_get_it(monkeypatch):
     ],
 )
 def test_an_answer_is_cut_and_counted_as_with_transformers(ids, theirs, text, reason, n):
-    found = vllm_engine.read_output(output(ids, theirs), tiny_tokenizer(), ("w9",))
+    found = served.read_output(output(ids, theirs), tiny_tokenizer(), ("w9",))
     assert (found.text, found.finish_reason, found.n_tokens) == (text, reason, n)
 
 
 @pytest.mark.parametrize("reason", ["abort", "error", "repetition", None])
 def test_an_answer_that_was_broken_off_is_an_error_and_never_a_completion(reason):
     with pytest.raises(RuntimeError, match=f"request 7 with finish_reason={reason!r}"):
-        vllm_engine.read_output(output([8], reason), tiny_tokenizer(), ())
+        served.read_output(output([8], reason), tiny_tokenizer(), ())
 
 
 # --- the real thing, where it is ---
@@ -223,10 +222,10 @@ def complete(generator, n=12, **how):
 @pytest.mark.slow
 def test_vllm_and_transformers_complete_alike_in_float32(gpu, tmp_path):
     base = save_base(tmp_path / "base")
-    tokenizer = llm.load_tokenizer(base)
-    engine = vllm_engine.load_engine(str(base), "", "float32")
-    theirs = vllm_engine.VllmGenerator(engine, tokenizer, "tiny", "float32")
-    ours = TransformersGenerator(llm.load_base(base), tokenizer, "tiny", 4)
+    tokenizer = load.load_tokenizer(base)
+    engine = served.load_engine(str(base), "", "float32")
+    theirs = served.VllmGenerator(engine, tokenizer, "tiny", "float32")
+    ours = TransformersGenerator(load.load_base(base), tokenizer, "tiny", 4)
     assert complete(theirs) == complete(ours)
     assert complete(theirs, sampling=WARM) == complete(theirs, sampling=WARM)
 
@@ -236,14 +235,14 @@ def test_vllm_serves_an_adapter_beside_the_base_as_transformers_does(gpu, tmp_pa
     """In bfloat16 near ties may fall either way, so most first words have to agree, not all."""
     base = save_base(tmp_path / "base")
     adapter = save_adapter(base, tmp_path / "sft-chosen", 1)
-    tokenizer = llm.load_tokenizer(base)
-    engine = vllm_engine.load_engine(str(base), "", "bfloat16", [4])
-    request = vllm_engine.lora_request("sft-chosen", "k", adapter)
+    tokenizer = load.load_tokenizer(base)
+    engine = served.load_engine(str(base), "", "bfloat16", [4])
+    request = served.lora_request("sft-chosen", "k", adapter)
     found = [
-        complete(vllm_engine.VllmGenerator(engine, tokenizer, "tiny", "bfloat16", handle))
+        complete(served.VllmGenerator(engine, tokenizer, "tiny", "bfloat16", handle))
         for handle in (None, request)
     ]
-    model = llm.attach_adapters(llm.load_base(base, "", "none", "bfloat16"), [adapter])
+    model = load.attach_adapters(load.load_base(base, "", "none", "bfloat16"), [adapter])
     ours = [
         complete(TransformersGenerator(model, tokenizer, "tiny", 4, names)) for names in ((), ("sft-chosen",))
     ]

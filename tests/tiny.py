@@ -6,8 +6,8 @@ import random
 from pathlib import Path
 
 from persona_lib import store
-from persona_lib.config import Run, load_profile, set_field
 from persona_lib.records import TailoringRow
+from persona_lib.settings import Run, load_profile, set_field
 
 WORDS = [f"w{i}" for i in range(50)]
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]

@@ -7,12 +7,12 @@ import random
 from pathlib import Path
 
 from persona_lib import store
-from persona_lib.config import Run, set_field
 from persona_lib.data import everyday, preference
-from persona_lib.evaluation import judge, persona_quality, tailor
-from persona_lib.evaluation.swap import swap_arms, swap_folder
-from persona_lib.evaluation.swap_tables import FAMILIES, SwapScore
+from persona_lib.paper import answers, judging
+from persona_lib.paper import personas as personas_module
+from persona_lib.paper.swap import FAMILIES, SwapScore, swap_arms, swap_folder
 from persona_lib.records import Generation, InferredPersona, RunSpec, TailoringRow
+from persona_lib.settings import Run, set_field
 
 SIDES = ("chosen", "rejected")
 
@@ -48,9 +48,9 @@ def answer(spec: RunSpec, row: TailoringRow, rng: random.Random) -> str:
 
 def fill_generations(run: Run, rows: list[TailoringRow]) -> None:
     """Write finished answers for every cell of the grid."""
-    for spec in tailor.grid(run):
+    for spec in answers.grid(run):
         rng = random.Random(f"{spec.slug}-{run.seed}")
-        folder = tailor.generation_folder(run, spec)
+        folder = answers.generation_folder(run, spec)
         store.write_rows(
             folder / "rows.jsonl",
             [Generation(r.id, spec.slug, r.prompt, None, answer(spec, r, rng), "stop", 9) for r in rows],
@@ -86,7 +86,7 @@ def fill_personas(run: Run, rows: list[TailoringRow]) -> None:
     accuracy = [
         (name, "test", side, verdict or "", contradicted)
         for side in SIDES
-        for name, verdict, contradicted in persona_quality.accuracy_verdicts(judged, "test", side)
+        for name, verdict, contradicted in personas_module.accuracy_verdicts(judged, "test", side)
     ]
     preferred = [(row.id, "loss" if n % 3 else "win") for n, row in enumerate(rows)]
     tables = run.folder / "tables"
@@ -111,5 +111,5 @@ def fill_run(run: Run) -> list[TailoringRow]:
     fill_swaps(run, rows)
     if run.profile.judge != "none":
         fill_personas(run, rows)
-        judge.judge_all(run)
+        judging.judge_all(run)
     return rows

@@ -21,14 +21,13 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from persona_lib.data.leakage import quotes
-from persona_lib.data.near import near_duplicates
 from persona_lib.records import PreferencePair, TailoringRow
-from persona_lib.stats.words import tokens
 from persona_lib.store import file_hash, read_rows
+from persona_lib.texts import near_duplicates, quotes, tokens
 
 if TYPE_CHECKING:
     import pandas as pd
+
 
 NAME = "everyday"
 FILE = Path(__file__).resolve().parent.parent / "facts" / "everyday.jsonl"

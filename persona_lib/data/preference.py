@@ -1,26 +1,189 @@
-"""Preference data: the readers of every data set, and what is counted about the data before use.
+"""Training arms: which persona a row shows, and which response is its target (paper section 4).
 
-Each data set is read by one function of the literal table READERS into the same splits (train,
-validation, test) of `PreferencePair`. The authors' files themselves are read in `persona_lib.data.official`.
+An arm is named by ``train_persona``. none: no persona line. chosen: P_C and the chosen response.
+rejected: P_R and the rejected response (the paper's model trained on rejected personas; for DPO the
+roles of the two responses are swapped). both: the rows of the two. shuffled (a control): the chosen
+response with the P_C of another row. inferred: the chosen response with the persona that this run inferred
+for it. relabelled (a control, ``everyday`` only): in half of the dimensions each persona stands for the other
+side.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from persona_lib.config import Run
-from persona_lib.data import everyday, official, official_folders, own, own_files, own_rows
-from persona_lib.data.arms import draw
-from persona_lib.data.near import near_duplicates
-from persona_lib.data.persona_text import is_contrastive
-from persona_lib.profiles import ConfigError, Profile, near_names
+from persona_lib.data import everyday, intake, official
+from persona_lib.prompts import ChatFormat, completion_text, tailoring_prompt
 from persona_lib.records import PreferencePair, TailoringRow
+from persona_lib.settings import ConfigError, Profile, Run, near_names
 from persona_lib.store import VERSIONS, content_hash, is_done, mark_done, read_rows, write_rows, write_text
+from persona_lib.texts import is_contrastive, near_duplicates
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+# --- Training arms: which persona a row shows, and which response is its target (paper section 4) ---
+# An arm is named by ``train_persona``. none: no persona line. chosen: P_C and the chosen response.
+# rejected: P_R and the rejected response (the paper's model trained on rejected personas; for DPO the roles
+# of the two responses are swapped). both: the rows of the two. shuffled (a control): the chosen response
+# with the P_C of another row. inferred: the chosen response with the persona that this run inferred for it.
+# relabelled (a control, ``everyday`` only): in half of the dimensions each persona stands for the other
+# side.
+
+
+TWO_SIDED = ("both", "relabelled")  # arms with a row for each side of a pair
+ArmRow = tuple[str, str, str | None, str, str]  # id, prompt, persona, target, other
+
+
+def derangement(n: int, seed: int) -> list[int]:
+    """Return a random permutation of range(n) without fixed points, from the seed; n must not be 1."""
+    if n == 1:
+        raise ValueError(
+            "one row cannot be given another row's persona: train_persona=shuffled needs at least two"
+        )
+    order = random.Random(seed).sample(range(n), n)
+    result = [0] * n
+    for place, index in enumerate(order):
+        result[index] = order[(place + 1) % n]
+    return result
+
+
+def draw(rows: list[Any], limit: int) -> list[Any]:
+    """Return ``limit`` rows drawn by id, in their order; all of them if it is 0.
+
+    The draw depends on nothing else, so it is the same for every arm and seed.
+    """
+    if not limit:
+        return rows
+    kept = {row.id for row in sorted(rows, key=lambda row: content_hash(row.id))[:limit]}
+    return [row for row in rows if row.id in kept]
+
+
+def side_rows(rows: list[TailoringRow], side: str) -> list[ArmRow]:
+    """Return (id, prompt, persona, target, other) for rows that have a persona of this side.
+
+    The target is the response that the persona prefers: for "rejected" the roles are swapped.
+    """
+    kept = [r for r in rows if r.personas.get(f"gold-{side}") is not None]
+    if side == "rejected":
+        return [(r.id, r.prompt, r.personas["gold-rejected"], r.rejected, r.chosen) for r in kept]
+    return [(r.id, r.prompt, r.personas["gold-chosen"], r.chosen, r.rejected) for r in kept]
+
+
+def none_arm(rows: list[TailoringRow], seed: int) -> list[ArmRow]:
+    """No persona line."""
+    return [(r.id, r.prompt, None, r.chosen, r.rejected) for r in rows]
+
+
+def chosen_arm(rows: list[TailoringRow], seed: int) -> list[ArmRow]:
+    """P_C and the chosen response."""
+    return side_rows(rows, "chosen")
+
+
+def rejected_arm(rows: list[TailoringRow], seed: int) -> list[ArmRow]:
+    """P_R and the rejected response."""
+    return side_rows(rows, "rejected")
+
+
+def both_arm(rows: list[TailoringRow], seed: int) -> list[ArmRow]:
+    """Return the rows of the two sides; ids say which."""
+    return [
+        (f"{row[0]}/{side}", *row[1:]) for side in ("chosen", "rejected") for row in side_rows(rows, side)
+    ]
+
+
+def shuffled_arm(rows: list[TailoringRow], seed: int) -> list[ArmRow]:
+    """Return the chosen responses with the P_C of another row."""
+    own = side_rows(rows, "chosen")
+    others = derangement(len(own), seed)
+    return [(*row[:2], own[other][2], *row[3:]) for row, other in zip(own, others, strict=True)]
+
+
+def inferred_arm(rows: list[TailoringRow], seed: int) -> list[ArmRow]:
+    """Return the chosen responses with the personas that the run inferred for them."""
+    found = ((r, r.personas.get("inferred-chosen")) for r in rows)
+    return [(r.id, r.prompt, persona, r.chosen, r.rejected) for r, persona in found if persona]
+
+
+def relabelled_arm(rows: list[TailoringRow], seed: int) -> list[ArmRow]:
+    """Return both sides' rows with the personas of half of the dimensions exchanged (see ``everyday``)."""
+    return both_arm(everyday.relabelled(rows, seed), seed)
+
+
+ARMS: dict[str, Callable[[list[TailoringRow], int], list[ArmRow]]] = {
+    "none": none_arm,
+    "chosen": chosen_arm,
+    "rejected": rejected_arm,
+    "both": both_arm,
+    "shuffled": shuffled_arm,
+    "inferred": inferred_arm,
+    "relabelled": relabelled_arm,
+}
+
+
+def arm_rows(rows: list[TailoringRow], train_persona: str, seed: int) -> list[ArmRow]:
+    """Return (id, prompt, persona, target, other) of one arm; rows without a persona are left out."""
+    if train_persona not in ARMS:
+        raise ValueError(f"train_persona={train_persona!r}: use one of {', '.join(ARMS)}")
+    return ARMS[train_persona](rows, seed)
+
+
+def to_sft_rows(
+    rows: list[TailoringRow], train_persona: str, seed: int, chat: ChatFormat | None = None
+) -> list[dict[str, str]]:
+    """Return SFT rows {"id", "prompt", "completion"} of one arm (TRL's prompt-completion format)."""
+    return [
+        {
+            "id": name,
+            "prompt": tailoring_prompt(prompt, persona, chat=chat),
+            "completion": completion_text(target, chat),
+        }
+        for name, prompt, persona, target, _ in arm_rows(rows, train_persona, seed)
+    ]
+
+
+def to_dpo_rows(
+    rows: list[TailoringRow], train_persona: str, seed: int, chat: ChatFormat | None = None
+) -> list[dict[str, str]]:
+    """Return DPO rows {"id", "prompt", "chosen", "rejected"} of one arm; arms as in ``to_sft_rows``.
+
+    For P_R the preferred response is the rejected one.
+    """
+    return [
+        {
+            "id": name,
+            "prompt": tailoring_prompt(prompt, persona, chat=chat),
+            "chosen": completion_text(target, chat),
+            "rejected": completion_text(other, chat),
+        }
+        for name, prompt, persona, target, other in arm_rows(rows, train_persona, seed)
+    ]
+
+
+def to_ordered_dpo_rows(
+    rows: list[TailoringRow], train_persona: str, seed: int, chat: ChatFormat | None = None
+) -> list[dict[str, str]]:
+    """Return the rows of ``to_dpo_rows`` shuffled once by the seed, those of one pair side by side.
+
+    With an even batch size the two rows of a pair (arm "both") then meet in one step: what they ask for
+    whoever reads cancels, and what depends on the persona remains. Pairs with one persona come last.
+    """
+    rows = random.Random(f"dpo-order-{seed}").sample(rows, len(rows))
+    if train_persona not in TWO_SIDED:
+        return to_dpo_rows(rows, train_persona, seed, chat)
+    made = [to_dpo_rows([row], train_persona, seed, chat) for row in rows]
+    return [row for pair in sorted(made, key=len, reverse=True) for row in pair]
+
+
+# --- Preference data: the readers of every data set, and what is counted about the data before use ---
+# Each data set is read by one function of the literal table READERS into the same splits (train,
+# validation, test) of `PreferencePair`. The authors' files themselves are read in
+# `persona_lib.data.official`.
+
 
 PAIR_SPLITS = ("train", "validation", "test")
 
@@ -47,7 +210,7 @@ def read_inference(run: Run) -> Pairs:
 
 def read_own(run: Run) -> Pairs:
     """Read the user's own data (``--data FILE``)."""
-    return own.read_own(run.profile).pairs()
+    return intake.read_own(run.profile).pairs()
 
 
 READERS: dict[str, Callable[[Run], Pairs]] = {
@@ -56,18 +219,18 @@ READERS: dict[str, Callable[[Run], Pairs]] = {
     "hhh": read_official,
     "mnemonic": read_official,
     "shp": read_inference,
-    own_rows.NAME: read_own,
+    intake.NAME: read_own,
 }
 
 
 def data_folder(run: Run) -> Path:
     """Return where the tailoring data of a run is (found or fetched, see `official_folders`)."""
-    return official_folders.find_data_dir(run.profile.data_dir, [run.dataset])
+    return official.find_data_dir(run.profile.data_dir, [run.dataset])
 
 
 def has_personas(run: Run) -> bool:
     """Return True if the data set comes with personas (``everyday``, the official ones)."""
-    return run.dataset == everyday.NAME or run.dataset in official_folders.DATASETS
+    return run.dataset == everyday.NAME or run.dataset in official.DATASETS
 
 
 def input_key(run: Run) -> str:
@@ -75,34 +238,34 @@ def input_key(run: Run) -> str:
     if run.dataset == everyday.NAME:
         profile = run.profile
         return content_hash(everyday.key(), profile.majority_share, run.seed, profile.pair_limit)
-    if has_personas(run) and official_folders.DATASETS[run.dataset]["tailoring"] is None:
+    if has_personas(run) and official.DATASETS[run.dataset]["tailoring"] is None:
         return inference_key(run)
     if has_personas(run):
         return content_hash(official.official_key(data_folder(run), run.dataset), run.profile.strip_roles)
-    if run.dataset == own_rows.NAME:
-        return own.own_key(run.profile)
+    if run.dataset == intake.NAME:
+        return intake.own_key(run.profile)
     place = run.profile.data_dir  # a reader that somebody added
-    return content_hash(run.dataset, run.seed, place and own_files.source_key(place))
+    return content_hash(run.dataset, run.seed, place and intake.source_key(place))
 
 
 def inference_split(profile: Profile, dataset: str) -> str:
     """Return the split whose personas are scored: the authors' pairs for it, else the evaluation split."""
-    return "inference" if dataset in official_folders.DATASETS else profile.eval_split
+    return "inference" if dataset in official.DATASETS else profile.eval_split
 
 
 def inference_pairs(run: Run) -> list[PreferencePair]:
     """Return the pairs of `inference_split` that are evaluated: of an official data set the paper's 300."""
-    if run.dataset not in official_folders.DATASETS:
+    if run.dataset not in official.DATASETS:
         return draw(load_pairs(run)[run.profile.eval_split], run.profile.eval_limit)
-    folder = official_folders.find_data_dir(run.profile.data_dir, [run.dataset], kind="inference")
+    folder = official.find_data_dir(run.profile.data_dir, [run.dataset], kind="inference")
     return official.load_inference_pairs(folder, run.dataset, run.profile.strip_roles)
 
 
 def inference_key(run: Run) -> str:
     """Return a hash of what `inference_pairs` reads."""
-    if run.dataset not in official_folders.DATASETS:
+    if run.dataset not in official.DATASETS:
         return input_key(run)
-    folder = official_folders.find_data_dir(run.profile.data_dir, [run.dataset], kind="inference")
+    folder = official.find_data_dir(run.profile.data_dir, [run.dataset], kind="inference")
     return content_hash(official.official_key(folder, run.dataset, "inference"), run.profile.strip_roles)
 
 
@@ -118,7 +281,7 @@ def write_pairs(run: Run) -> Path:
         return folder
     pairs = READERS[run.dataset](run)
     check_pairs(pairs, run.dataset)
-    if run.dataset == own_rows.NAME:
+    if run.dataset == intake.NAME:
         write_account(run)
     for split, rows in pairs.items():
         write_rows(folder / f"{split}.jsonl", rows)
@@ -128,9 +291,9 @@ def write_pairs(run: Run) -> Path:
 
 def write_account(run: Run) -> None:
     """Say what became of the rows of the user's own data, and write it to ``tables/own_*.csv``."""
-    data = own.read_own(run.profile)
-    print("\n".join(own.describe(data)), flush=True)
-    for name, table in (("rows", own.row_table(data)), ("findings", own.finding_table(data))):
+    data = intake.read_own(run.profile)
+    print("\n".join(intake.describe(data)), flush=True)
+    for name, table in (("rows", intake.row_table(data)), ("findings", intake.finding_table(data))):
         write_text(run.folder / "tables" / f"own_{name}.csv", table.to_csv(index=False))
 
 

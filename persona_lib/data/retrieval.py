@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any
 
-from persona_lib import hub
+from persona_lib import weights
 
 Rows = Sequence[tuple[str, str]]  # (id, prompt)
 Scores = Iterable[Sequence[float]]  # one line per query, one column per pool row
@@ -90,7 +90,7 @@ def load_model(kind: str, source: str) -> Any:
             "retriever dense and late need sentence-transformers: "
             "pip install -e '.[retrieval]' -c constraints.txt"
         ) from error
-    name, commit = hub.pinned(source)
+    name, commit = weights.pinned(source)
     return getattr(sentence_transformers, kind)(name, revision=commit)
 
 

@@ -14,14 +14,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from persona_lib.config import Run
-from persona_lib.data import everyday, official, official_folders, own_rows, preference
-from persona_lib.data.arms import derangement
-from persona_lib.data.leakage import EVAL_SPLITS, POOL_SPLITS, SIDES, leakage_report
-from persona_lib.data.persona_text import strip_contrast
+from persona_lib.data import everyday, intake, official, preference
+from persona_lib.data.preference import derangement
 from persona_lib.data.retrieval import normal, retrieve
-from persona_lib.records import InferredPersona, PreferencePair, TailoringRow
+from persona_lib.records import SIDES, InferredPersona, PreferencePair, TailoringRow
+from persona_lib.settings import Run
 from persona_lib.store import VERSIONS, content_hash, file_hash, is_done, mark_done, read_rows, write_rows
+from persona_lib.texts import EVAL_SPLITS, POOL_SPLITS, leakage_report, strip_contrast
 
 EVERYDAY_SHARES = {"sft_train": 0.5, "dpo_train": 0.5}  # it has validation topics of its own
 TRAIN_SHARES = {"sft_train": 0.4, "sft_val": 0.1, "dpo_train": 0.4, "dpo_val": 0.1}
@@ -155,8 +154,8 @@ def common_persona(personas: Iterable[str | None]) -> str | None:
     if not matches:
         return None
     counts = [Counter(match[group] for match in matches) for group in (1, 2)]
-    attribute, preference = (min(count, key=lambda text, c=count: (-c[text], text)) for count in counts)
-    return f"The user is {attribute} and prefers {preference}."
+    attribute, wish = (min(count, key=lambda text, c=count: (-c[text], text)) for count in counts)
+    return f"The user is {attribute} and prefers {wish}."
 
 
 # --- the step ---
@@ -236,8 +235,8 @@ def build_tailoring(run: Run, extra_personas: Mapping[str, Mapping[str, str]] | 
     if is_done(folder, key):
         return folder
     (folder / "done.json").unlink(missing_ok=True)
-    makers = {everyday.NAME: rows_from_everyday, own_rows.NAME: rows_from_pairs}
-    makers |= dict.fromkeys(official_folders.DATASETS, rows_from_official)
+    makers = {everyday.NAME: rows_from_everyday, intake.NAME: rows_from_pairs}
+    makers |= dict.fromkeys(official.DATASETS, rows_from_official)
     rows = makers.get(run.dataset, rows_from_pairs)(run)
     for split in EVAL_SPLITS:
         rows[split] = add_personas(rows[split], shuffled_personas(rows[split], run.seed))

@@ -1,16 +1,139 @@
-"""Text generation behind one small interface: ``generate(prompts, ...)`` yields (index, Completion).
+"""Keys and values of earlier tokens, in room set aside ahead: a new token's are written, the others stay.
 
-Greedy, batched, sorted by length, padded on the left, with stop strings per row and a prefix shared by
-all prompts computed once. In float32 the completions equal those of one prompt at a time; in bfloat16
-they may differ, so ``settings`` (dtype, batch size) is to be recorded with every run, and a batch size
-of 1 is the exact mode.
+transformers' own cache copies all earlier keys and values for every new token. With a few-shot prompt
+before a short answer that takes a quarter of the time (``benchmarks/generation.py``). The numbers are
+the same.
 """
 
 from __future__ import annotations
 
+import copy
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+
+from persona_lib.models.load import using_adapters
+
+# --- Keys and values of earlier tokens, in room set aside ahead ---
+# transformers' own cache copies all earlier keys and values for every new token. With a few-shot prompt
+# before a short answer that takes a quarter of the time (``benchmarks/generation.py``). The numbers are the
+# same.
+
+
+ROOM = 128  # tokens for which room is set aside at a time
+
+
+def append_tokens(old: Any, new: Any, room: Any) -> tuple[Any, Any]:
+    """Put new tokens behind old ones, (batch, heads, tokens, size): return all of them and their room.
+
+    ``old`` is the filled beginning of ``room``. Otherwise (at first, or once something repeated, reordered or
+    chose rows) and when the room is full, all is copied into a larger one.
+    """
+    filled = old.shape[-2] if old.numel() else 0
+    total = filled + new.shape[-2]
+    if room is None or old.data_ptr() != room.data_ptr() or len(new) != len(room) or total > room.shape[-2]:
+        room = new.new_empty((*new.shape[:2], total + ROOM, new.shape[-1]))
+        if filled:
+            room[:, :, :filled] = old
+    room[:, :, filled:total] = new
+    return room[:, :, :total], room
+
+
+def growing_cache(config: Any, prefix: Any, rows: int) -> Any:
+    """Return a cache for a batch of ``rows`` that all begin with what ``prefix``, a cache of one row, holds.
+
+    Empty if that is None. Layers of other kinds (sliding windows) stay as transformers makes them.
+    """
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    class GrowingLayer(DynamicLayer):
+        """A layer whose ``keys`` and ``values`` are the filled beginnings of larger tensors."""
+
+        key_room = value_room = None
+
+        def update(self, key_states: Any, value_states: Any, *_: Any, **__: Any) -> tuple[Any, Any]:
+            if not self.is_initialized:
+                self.lazy_initialization(key_states, value_states)
+            self.keys, self.key_room = append_tokens(self.keys, key_states, self.key_room)
+            self.values, self.value_room = append_tokens(self.values, value_states, self.value_room)
+            return self.keys, self.values
+
+    cache = DynamicCache(config=config)
+    for index, layer in enumerate(prefix.layers if prefix else cache.layers):
+        if type(layer) is DynamicLayer:
+            cache.layers[index] = GrowingLayer()
+            if layer.is_initialized:
+                cache.update(*(part.expand(rows, -1, -1, -1) for part in (layer.keys, layer.values)), index)
+        elif prefix:
+            cache.layers[index] = copy.deepcopy(layer)
+            cache.layers[index].batch_repeat_interleave(rows)
+    return cache
+
+
+# --- Greedy completion of one prompt, token by token, for pages that show an answer while it is written ---
+# The text is that of ``TransformersGenerator``. Every step switches the adapters itself and under a lock:
+# several pages may ask at once, and each step may run in another thread.
+
+
+ONE_AT_A_TIME = threading.Lock()
+
+
+def next_token(
+    model: Any,
+    adapters: Sequence[str],
+    ids: list[int],
+    past: Any,
+    banned: int | None,
+    written: Sequence[int] = (),
+    repetition_penalty: float = 1.0,
+) -> tuple:
+    """Return the most probable next token and the keys and values of everything up to it."""
+    import torch
+
+    with ONE_AT_A_TIME, using_adapters(model, adapters), torch.inference_mode():
+        given = torch.tensor([ids], device=model.device)
+        output = model(input_ids=given, past_key_values=past, use_cache=True)
+        logits = output.logits[0, -1].float()
+        if written:
+            seen = torch.tensor([list(written)], device=model.device)
+            logits = penalties(repetition_penalty, 0)(seen, logits[None])[0]
+        if banned is not None:
+            logits[banned] = -torch.inf
+        return int(logits.argmax()), output.past_key_values
+
+
+def stream_text(
+    model: Any,
+    tokenizer: Any,
+    prompt: str,
+    adapters: Sequence[str],
+    max_new_tokens: int,
+    min_new_tokens: int = 0,
+    stop: Sequence[str] = (),
+    repetition_penalty: float = 1.0,
+) -> Iterator[str]:
+    """Yield the completion so far after every token, up to EOS, a stop string or ``max_new_tokens``."""
+    ids, past, written = tokenizer(prompt)["input_ids"], None, []
+    for number in range(max_new_tokens):
+        banned = tokenizer.eos_token_id if number < min_new_tokens else None
+        token, past = next_token(model, adapters, ids, past, banned, written, repetition_penalty)
+        if token == tokenizer.eos_token_id:
+            return
+        written.append(token)
+        text, stopped = cut_at_stop(tokenizer.decode(written), stop)
+        yield text.strip()
+        if stopped:
+            return
+        ids = [token]
+
+
+# --- Text generation behind one small interface: ``generate(prompts, ...)`` yields (index, Completion) ---
+# Greedy, batched, sorted by length, padded on the left, with stop strings per row and a prefix shared by
+# all prompts computed once. In float32 the completions equal those of one prompt at a time; in bfloat16
+# they may differ, so ``settings`` (dtype, batch size) is to be recorded with every run, and a batch size of
+# 1 is the exact mode.
+
 
 LEAST_SHARED = 32  # tokens from which a common beginning is computed once
 
@@ -146,8 +269,6 @@ class TransformersGenerator:
         """
         import torch
 
-        from persona_lib.models.llm import using_adapters
-
         rows = [self.tokenizer(prefix + p)["input_ids"] for p in prompts]
         head = self.tokenizer(prefix)["input_ids"] if prefix else common_head(rows)
         if any(row[: len(head)] != head for row in rows):
@@ -187,8 +308,6 @@ class TransformersGenerator:
     ) -> list[Completion]:
         """Complete one batch: [prefix | padding | rest of the prompt] per row."""
         import torch
-
-        from persona_lib.models.growing_cache import growing_cache
 
         width, pad = max(map(len, tails)), self.tokenizer.pad_token_id
         ids = [head + [pad] * (width - len(t)) + t for t in tails]

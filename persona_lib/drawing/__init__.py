@@ -1,1 +1,0 @@
-"""Figures, each drawn from saved tables."""

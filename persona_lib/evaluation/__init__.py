@@ -1,1 +1,0 @@
-"""Persona inference, generation for an arm, judges, persona swaps, and the search on validation rows."""

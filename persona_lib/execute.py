@@ -1,0 +1,480 @@
+"""``python -m persona_lib.execute EXTRA``: does the active environment satisfy the pins?
+
+Exit status 0 if every direct requirement of the extra is installed in the version that
+``constraints.txt`` names, else 1 and the reason. Standard library only: it runs before anything is
+installed. Also prints one pinned version: ``python -m persona_lib.execute --pin torch``.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import copy
+import importlib.metadata
+import json
+import re
+import sys
+import tempfile
+import threading
+import time
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from persona_lib.settings import REPO
+from persona_lib.store import content_hash
+from persona_lib.workers import COLLECT_AFTER
+
+# --- ``python -m persona_lib.execute EXTRA``: does the active environment satisfy the pins? ---
+# Exit status 0 if every direct requirement of the extra is installed in the version that
+# ``constraints.txt`` names, else 1 and the reason. Standard library only: it runs before anything is
+# installed. Also prints one pinned version: ``python -m persona_lib.execute --pin torch``.
+
+
+NAME = re.compile(r"^[A-Za-z0-9._-]+")
+SELF = re.compile(r"^persona-lib\[([a-z]+)\]$")
+
+
+def plain(name: str) -> str:
+    """Return a package name as package indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def requirements(extra: str, repo: Path = REPO) -> list[str]:
+    """Return the names of the direct requirements of an extra, with those of the extras that it includes."""
+    project = tomllib.loads((repo / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    names, waiting = list(project["dependencies"]), [extra]
+    while waiting:
+        for line in project["optional-dependencies"][waiting.pop()]:
+            inner = SELF.match(line)
+            waiting += [inner[1]] if inner else []
+            names += [] if inner else [line]
+    return sorted({plain(NAME.match(line)[0]) for line in names})
+
+
+def pins(repo: Path = REPO, name: str = "constraints.txt") -> dict[str, set[str]]:
+    """Return the versions that a constraints file allows for each package (several for some)."""
+    found: dict[str, set[str]] = {}
+    for line in (repo / name).read_text(encoding="utf-8").splitlines():
+        if "==" in line and not line.startswith("#"):
+            name, _, rest = line.partition("==")
+            found.setdefault(plain(name), set()).add(rest.partition(";")[0].strip())
+    return found
+
+
+def unmet(extra: str, repo: Path = REPO) -> list[str]:
+    """Return what the active environment lacks for an extra; empty if it can be used as it is."""
+    allowed, missing = pins(repo), []
+    for name in requirements(extra, repo):
+        try:
+            version = importlib.metadata.version(name).partition("+")[0]
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(f"{name} is not installed")
+            continue
+        if version not in allowed[name]:
+            missing.append(f"{name} {version} is installed, {' or '.join(sorted(allowed[name]))} is pinned")
+    return missing
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--pin":
+        print(*pins()[sys.argv[2]])
+    else:
+        problems = unmet(sys.argv[1])
+        print("\n".join(problems), end="\n" if problems else "")
+        sys.exit(1 if problems else 0)
+
+
+# --- Run one notebook through papermill, and believe the result only if every cell ran in order ---
+# Papermill alone is not enough: an unknown parameter is only a warning, ``sys.exit(0)`` in a cell passes,
+# and the document of a killed kernel says "completed". So parameters are checked first, the run goes into
+# ``<name>.running.ipynb``, and only a checked document takes its final name.
+
+
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class StepError(RuntimeError):
+    """A notebook that failed; the message holds the traceback and where the half-run copy is."""
+
+
+def code_cells(path: Path) -> list[str]:
+    """Return the sources of a notebook's code cells, without what papermill injected."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return [
+        "".join(cell["source"]).rstrip()
+        for cell in cells
+        if cell["cell_type"] == "code" and "injected-parameters" not in cell["metadata"].get("tags", [])
+    ]
+
+
+def notebook_hash(path: Path) -> str:
+    """Return the hash of a notebook's code cells; prose, outputs and metadata do not count."""
+    return content_hash(*(source for source in code_cells(path) if source.strip()))
+
+
+def python_code(source: str) -> str:
+    """Return a code cell with IPython's magic lines (% and !) blanked, so that ``ast`` can read it."""
+    lines = source.splitlines()
+    return "\n".join("" if line.lstrip().startswith(("%", "!")) else line for line in lines)
+
+
+def parameter_names(notebook: Path) -> list[str]:
+    """Return the names assigned in the notebook's one cell tagged ``parameters``."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    tagged = [c for c in cells if "parameters" in c["metadata"].get("tags", [])]
+    if len(tagged) != 1:
+        raise StepError(f"{notebook}: {len(tagged)} cells are tagged 'parameters'; exactly one must be")
+    names = []
+    for node in ast.parse(python_code("".join(tagged[0]["source"]))).body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names.append(node.target.id)
+        elif isinstance(node, ast.Assign):
+            names += [target.id for target in node.targets if isinstance(target, ast.Name)]
+    return names
+
+
+def check_parameters(notebook: Path, parameters: dict[str, Any]) -> None:
+    """Raise StepError if the notebook lacks one of the parameters; papermill would only warn."""
+    unknown = set(parameters) - set(parameter_names(notebook))
+    if unknown:
+        raise StepError(f"{notebook}: its parameters cell has no {', '.join(sorted(unknown))}")
+
+
+def unfinished(document: dict[str, Any]) -> str | None:
+    """Say what shows that a notebook did not run whole and in order, or return None."""
+    cells = [c for c in document["cells"] if c["cell_type"] == "code" and "".join(c["source"]).strip()]
+    for number, cell in enumerate(cells, start=1):
+        if any(output["output_type"] == "error" for output in cell["outputs"]):
+            return f"code cell {number} failed"
+        if cell["execution_count"] != number:
+            return f"code cell {number} did not run in order (execution count {cell['execution_count']})"
+    return None
+
+
+def peak_memory_mb(pids: list[int]) -> float:
+    """Return the sum of the processes' peak resident memory in MB; 0 where the system does not tell."""
+    total = 0.0
+    for pid in pids:
+        try:
+            status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+        except OSError:
+            continue
+        found = re.search(r"VmHWM:\s+(\d+) kB", status)
+        total += int(found[1]) / 1000 if found else 0
+    return total
+
+
+def clock(seconds: float) -> str:
+    """Return a duration as ``m:ss`` or ``h:mm:ss``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class LiveLine:
+    """A line that shows a step's elapsed and expected time while it runs, and watches its memory.
+
+    On a terminal it is redrawn four times a second; elsewhere one line is printed at the start, one every
+    minute and one at the end.
+    """
+
+    def __init__(self, label: str, expected: float | None) -> None:
+        self.label, self.expected = label, expected
+        self.started = time.monotonic()
+        self.peak_mb = 0.0
+        self.tty = sys.stdout.isatty()
+        self.stop = threading.Event()
+        self.thread = threading.Thread(target=self.watch, daemon=True)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the step began."""
+        return time.monotonic() - self.started
+
+    def text(self) -> str:
+        """The line itself."""
+        expected = f" of about {clock(self.expected)}" if self.expected else ""
+        return f"{self.label}  {clock(self.seconds)}{expected}"
+
+    def __enter__(self) -> LiveLine:
+        print(self.text(), end="" if self.tty else "\n", flush=True)
+        self.thread.start()
+        return self
+
+    def watch(self) -> None:
+        """Redraw and look at the children's memory until stopped."""
+        import psutil
+
+        process, printed = psutil.Process(), 0
+        while not self.stop.wait(0.25):  # short steps, too, are seen a few times
+            self.peak_mb = max(
+                self.peak_mb, peak_memory_mb([c.pid for c in process.children(recursive=True)])
+            )
+            if self.tty:
+                print(f"\r{self.text()}", end="", flush=True)
+            elif int(self.seconds) // 60 > printed:
+                printed = int(self.seconds) // 60
+                print(self.text(), flush=True)
+
+    def __exit__(self, kind: Any, *rest: Any) -> None:
+        self.stop.set()
+        self.thread.join()
+        word = "done" if kind is None else "stopped" if kind is KeyboardInterrupt else "FAILED"
+        line = f"{self.label}  {word} in {clock(self.seconds)}"
+        print(f"\r{line}\x1b[K" if self.tty else line, flush=True)
+
+
+# ipykernel warns of an unencrypted local connection, and calls it an error that a kernel which has nothing
+# more to do is interrupted before it is shut down. What fails in a cell is not logged but raised.
+# A kernel whose cells have all run has nothing left to do; asked to end by itself it takes seconds.
+CONFIG = {
+    "KernelManager": {"transport_encryption": "auto"},
+    "NotebookClient": {
+        "extra_arguments": [
+            "--log-level=CRITICAL",
+            f"--IPKernelApp.exec_lines=import gc; gc.set_threshold{COLLECT_AFTER}",
+        ],
+        "shutdown_kernel": "immediate",
+    },
+}
+
+
+def call_papermill(source: Path, target: Path, parameters: dict[str, Any], log: Path) -> None:
+    """Execute a notebook; its prints go to the log. Raises what papermill raises."""
+    # jsonschema, imported by nbformat, builds a grammar of addresses where this is there: for nothing
+    sys.modules.setdefault("rfc3987_syntax", None)
+    import papermill
+    from traitlets.config import Config
+
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w", encoding="utf-8") as file:
+        papermill.execute_notebook(
+            str(source),
+            str(target),
+            parameters,
+            kernel_name="python3",  # whatever kernel an editor wrote into the notebook
+            progress_bar=False,
+            stdout_file=file,
+            stderr_file=file,
+            autosave_cell_every=5,
+            coalesce_streams=True,  # one output for a progress bar, not one for each redraw
+            config=Config(CONFIG),
+        )
+
+
+def failure_text(error: BaseException) -> str:
+    """Return the failing cell's traceback without terminal colours, or the error itself."""
+    lines = getattr(error, "traceback", None)
+    cell = getattr(error, "exec_count", None)
+    text = "\n".join(lines) if isinstance(lines, list) else f"{type(error).__name__}: {error}"
+    return (f"In code cell {cell}:\n" if cell else "") + ANSI.sub("", text)
+
+
+def running_copy(target: Path) -> Path:
+    """Where a notebook stands while it runs, and stays if it fails."""
+    return target.with_suffix(".running.ipynb")
+
+
+def run_notebook(source: Path, target: Path, parameters: dict[str, Any], log: Path) -> Path:
+    """Execute a notebook into ``<target>.running.ipynb`` and return that path once it is known to be whole.
+
+    Raises StepError with the traceback and the path of the half-run copy.
+    """
+    check_parameters(source, parameters)
+    running = running_copy(target)
+    running.parent.mkdir(parents=True, exist_ok=True)
+    where = f"half-run notebook: {running}\nlog: {log}"
+    try:
+        call_papermill(source, running, parameters, log)
+    except Exception as error:
+        raise StepError(f"{failure_text(error)}\n\n{where}") from error
+    problem = unfinished(json.loads(running.read_text(encoding="utf-8")))
+    if problem:
+        raise StepError(f"{source.name}: {problem}\n\n{where}")
+    return running
+
+
+def finish_notebook(running: Path, target: Path, facts: dict[str, Any]) -> None:
+    """Write the provenance into the executed notebook and give it its final name, atomically."""
+    document = json.loads(running.read_text(encoding="utf-8"))
+    document["metadata"]["persona"] = facts
+    document["metadata"].pop("widgets", None)
+    running.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    running.replace(target)
+
+
+# --- The normal form in which executed notebooks are committed ---
+# Dropped are whatever goes to stderr, what cells tagged ``work`` print while they compute (it depends on
+# how much was finished before), widgets, metadata of the run, terminal colours, memory addresses and paths;
+# cells are counted 1 to N, and images lose their text chunks and get a text for those who cannot see them.
+# What is left depends on results alone, so two runs give the same bytes. The record ``metadata.shown``
+# names the profile and the hash of the code that printed it: outputs of other code are found without
+# running anything.
+
+
+WORK = "work"  # tag of cells whose printed lines tell only how far they are
+KEPT = ("image/png", "image/svg+xml", "text/html", "text/latex", "text/markdown", "text/plain")
+RUN_METADATA = ("papermill", "persona", "widgets")
+MAX_BYTES = 1_000_000  # code hosts show larger notebooks slowly or not at all
+TERMINAL_CODES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+OVERWRITTEN = re.compile(r"[^\n]*\r(?!\n)")  # a line that a progress bar drew over
+ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}\b")
+PLACES = re.compile(rf"{re.escape(str(REPO))}/?")
+TEMPORARY = re.compile(rf"{re.escape(tempfile.gettempdir())}/[\w./-]+")
+PNG_KEPT = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"pHYs")
+Document = dict[str, Any]
+
+
+class NormalError(ValueError):
+    """A notebook that cannot be brought into the normal form; the message says which and what to do."""
+
+
+def tags(cell: Document) -> list[str]:
+    """Return the tags of a cell."""
+    return cell["metadata"].get("tags", [])
+
+
+def cells_of_code(document: Document) -> list[Document]:
+    """Return the code cells, without what papermill injected."""
+    cells = (cell for cell in document["cells"] if cell["cell_type"] == "code")
+    return [cell for cell in cells if "injected-parameters" not in tags(cell)]
+
+
+def text_of(value: Any) -> str:
+    """Return a text of a notebook, which may be a list of lines."""
+    return value if isinstance(value, str) else "".join(value)
+
+
+# --- one output ---
+
+
+def clean(text: str) -> str:
+    """Take colours, overwritten lines, addresses and paths of one machine out of a text."""
+    text = OVERWRITTEN.sub("", TERMINAL_CODES.sub("", text))
+    return TEMPORARY.sub("...", PLACES.sub("", ADDRESS.sub("0x...", text)))
+
+
+def bare_png(data: str) -> str:
+    """Return a PNG (base64) without its text and time chunks, which name versions and dates."""
+    raw = base64.b64decode(data)
+    kept, at = raw[:8], 8
+    while at < len(raw):
+        end = at + 12 + int.from_bytes(raw[at : at + 4], "big")
+        kept += raw[at:end] if raw[at + 4 : at + 8] in PNG_KEPT else b""
+        at = end
+    return base64.b64encode(kept).decode()
+
+
+def normal_data(data: Document) -> Document:
+    """Return the kept representations of a shown object, text by lines; none for a widget."""
+    if any("widget" in kind for kind in data):
+        return {}
+    found = {kind: text_of(data[kind]) for kind in KEPT if kind in data}
+    return {
+        kind: bare_png(value) if kind == "image/png" else clean(value).splitlines(keepends=True)
+        for kind, value in found.items()
+    }
+
+
+def normal_shown(output: Document, heading: str, number: int) -> Document | None:
+    """Return the normal form of a displayed object or a cell's value; None if nothing of it is kept."""
+    data = normal_data(output["data"])
+    if not data:
+        return None
+    metadata = {}
+    if "image/png" in data:
+        said = output.get("metadata", {}).get("image/png", {}).get("alt")
+        metadata = {"image/png": {"alt": said or f"Figure of the section {heading}"}}
+    counted = {"execution_count": number} if output["output_type"] == "execute_result" else {}
+    return {"data": data, **counted, "metadata": metadata, "output_type": output["output_type"]}
+
+
+def normal_outputs(cell: Document, heading: str, number: int) -> Iterator[Document]:
+    """Yield the normal outputs of a cell; what it printed between two shown objects is one output."""
+    printed = ""
+    for output in [*cell["outputs"], None]:
+        if output and output["output_type"] == "error":
+            raise NormalError(f"code cell {number} failed: mend it and run the notebook again")
+        if output and output["output_type"] == "stream":
+            printed += text_of(output["text"]) if output["name"] == "stdout" else ""
+            continue
+        if clean(printed) and WORK not in tags(cell):
+            lines = clean(printed).splitlines(keepends=True)
+            yield {"name": "stdout", "output_type": "stream", "text": lines}
+        printed = ""
+        shown = output and normal_shown(output, heading, number)
+        if shown:
+            yield shown
+
+
+# --- whole notebooks ---
+
+
+def headings(document: Document) -> list[str]:
+    """Return, per code cell that counts, the last heading above it."""
+    found, heading = [], ""
+    for cell in document["cells"]:
+        titles = re.findall(r"^#+ (.+)$", text_of(cell["source"]), re.MULTILINE)
+        if cell["cell_type"] == "markdown":
+            heading = titles[-1] if titles else heading
+        elif "injected-parameters" not in tags(cell):
+            found.append(heading)
+    return found
+
+
+def normal_document(source: Document, executed: Document, shown: Document) -> Document:
+    """Return the source with the executed copy's outputs in normal form; ``shown`` is their record.
+
+    Raises NormalError if the copy ran other code, or a cell of it failed.
+    """
+    document = copy.deepcopy(source)
+    own, ran = cells_of_code(document), cells_of_code(executed)
+    texts = [[text_of(cell["source"]).rstrip() for cell in cells] for cells in (own, ran)]
+    if texts[0] != texts[1]:
+        raise NormalError("the executed copy ran other code: run the step again")
+    number = 0
+    for cell, copied, heading in zip(own, ran, headings(document), strict=True):
+        number += bool(text_of(cell["source"]).strip())
+        cell["outputs"] = list(normal_outputs(copied, heading, number))
+        cell["execution_count"] = number if text_of(cell["source"]).strip() else None
+    return tidy(document) | {"metadata": tidy(document)["metadata"] | {"shown": shown}}
+
+
+def tidy(document: Document) -> Document:
+    """Take the metadata of one run out of a notebook, in place."""
+    for name in RUN_METADATA:
+        document["metadata"].pop(name, None)
+    for cell in document["cells"]:
+        for name in ("papermill", "execution"):
+            cell["metadata"].pop(name, None)
+    return document
+
+
+def to_text(document: Document) -> str:
+    """Return a notebook's file."""
+    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+
+
+def read(path: Path) -> Document:
+    """Read a notebook."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def problems(path: Path) -> list[str]:
+    """Say what of a committed notebook is not in normal form; a notebook without outputs has no problem."""
+    document = read(path)
+    shown = document["metadata"].get("shown")
+    if not any(cell["outputs"] or cell["execution_count"] for cell in cells_of_code(document)):
+        return ["metadata.shown is there, but no outputs"] if shown else []
+    if not shown:
+        return ["its outputs are of an unrecorded run: write it back, or clear them"]
+    found = []
+    if shown.get("code") != notebook_hash(path):
+        found.append("its code changed after its outputs were made: run it again and write it back")
+    if len(path.read_bytes()) > MAX_BYTES:
+        found.append(f"it is larger than {MAX_BYTES / 1e6:.0f} MB: show less or smaller figures")
+    if normal_document(document, document, shown) != document:
+        found.append("its outputs are not in normal form: write it back")
+    return found

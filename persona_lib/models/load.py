@@ -1,0 +1,619 @@
+"""From texts to token ids, checked: the boundary between prompt and completion, BOS, EOS, truncation.
+
+Nothing here needs a library: every function takes a Hugging Face tokenizer and plain texts, and
+tokenises exactly as TRL's trainers do (prompt and prompt + completion, with special tokens, EOS text
+appended), so that what is checked here is what is trained on and what is scored.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from persona_lib import store, weights
+from persona_lib.prompts import ChatFormat, tailoring_prompt
+
+# --- From texts to token ids, checked: the boundary between prompt and completion, BOS, EOS, truncation ---
+# Nothing here needs a library: every function takes a Hugging Face tokenizer and plain texts, and tokenises
+# exactly as TRL's trainers do (prompt and prompt + completion, with special tokens, EOS text appended), so
+# that what is checked here is what is trained on and what is scored.
+
+
+class TokenError(ValueError):
+    """Texts that cannot be tokenised faithfully; the message names the row and the mend."""
+
+
+@dataclass(frozen=True)
+class RowCounts:
+    """What happens to the rows of one training file, counted before training (token counts include BOS, EOS).
+
+    ``truncated`` rows lose the end of a completion and with it EOS; ``dropped`` rows have a prompt of
+    ``max_length`` tokens or more, and TRL leaves them out.
+    """
+
+    rows: int
+    truncated: int
+    dropped: int
+    prompt_tokens: int
+    completion_tokens: int
+    longest: int
+
+
+def check_tokenizer(tokenizer: Any) -> None:
+    """Raise TokenError unless the tokenizer has an EOS and a pad token that differ.
+
+    With pad == EOS a collator that masks padding also masks EOS, and the model never learns to stop.
+    """
+    if tokenizer.eos_token_id is None:
+        raise TokenError("the tokenizer has no EOS token: set eos_token before saving it")
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        raise TokenError(
+            f"the pad token ({tokenizer.pad_token!r}) must exist and differ from EOS: set pad_token"
+        )
+
+
+def chat_text(tokenizer: Any, prompt: str) -> str:
+    """Return a prompt as one user's message in the model's own chat format, open for the answer."""
+    return tailoring_prompt(prompt, None, chat=chat_format(tokenizer))
+
+
+def chat_format(tokenizer: Any) -> ChatFormat | None:
+    """Return the pieces of the tokenizer's chat template, or None for a model without one.
+
+    Where a template has no system turn (or merges it into the user's), the persona stands before the
+    question. BOS is left out where the tokenizer adds it by itself.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    persona, prompt = "PERSONA-GOES-HERE", "PROMPT-GOES-HERE"
+
+    def pieces(messages: list[dict[str, str]], *marks: str) -> tuple[str, ...]:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        found = []
+        for mark in marks:
+            before, there, text = text.partition(mark)
+            if not there:
+                raise TokenError(f"the chat template leaves out the {messages[0]['role']} turn")
+            found.append(before)
+        if adds_bos(tokenizer):
+            found[0] = found[0].removeprefix(tokenizer.bos_token)
+        return (*found, text)
+
+    user = {"role": "user", "content": prompt}
+    try:
+        told = pieces([{"role": "system", "content": persona}, user], persona, prompt)
+    except Exception:  # jinja2's own class where a template refuses a system turn, ours where it drops it
+        told = pieces([{"role": "user", "content": f"{persona}\n\n{prompt}"}], persona, prompt)
+    added = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
+    special = tuple(sorted({*tokenizer.all_special_tokens, *added}, key=len, reverse=True))
+    return ChatFormat(told, pieces([user], prompt), tokenizer.eos_token, special)
+
+
+def adds_bos(tokenizer: Any) -> bool:
+    """Say whether the tokenizer puts BOS in front of every text by itself."""
+    bos = tokenizer.bos_token
+    return bos is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+
+
+def encode(tokenizer: Any, prompt: str, completion: str, name: str = "row") -> tuple[list[int], list[int]]:
+    """Return the ids of the prompt (with BOS if the tokenizer adds one) and of the completion with EOS.
+
+    Raises TokenError naming the row if the prompt's tokens are not a prefix of the whole's (a token
+    spans the boundary, so the model would train on another context than it sees when it generates),
+    if BOS is doubled, or if the completion is empty.
+    """
+    eos = tokenizer.eos_token
+    ended = completion if completion.endswith(eos) else completion + eos
+    prompt_ids = tokenizer(prompt)["input_ids"]
+    whole = tokenizer(prompt + ended)["input_ids"]
+    bos = tokenizer.bos_token_id
+    if bos is not None and bos != tokenizer.eos_token_id and prompt_ids[:2] == [bos, bos]:
+        raise TokenError(
+            f"{name}: BOS is doubled: the prompt text starts with a literal {tokenizer.bos_token!r}"
+        )
+    if whole[: len(prompt_ids)] != prompt_ids:
+        around = tokenizer.decode(prompt_ids[-2:]) + "|" + completion[:12]
+        raise TokenError(
+            f"{name}: a token spans the boundary between prompt and completion ({around!r}): "
+            "see prompts.completion_text, and the prompt must not end in a space"
+        )
+    if len(whole) - len(prompt_ids) < 2:
+        raise TokenError(f"{name}: the completion is empty: drop the row before training")
+    return prompt_ids, whole[len(prompt_ids) :]
+
+
+def count_rows(
+    tokenizer: Any,
+    rows: Iterable[Mapping[str, str]],
+    completions: tuple[str, ...],
+    max_length: int,
+    where: str,
+    drops: bool = True,
+) -> RowCounts:
+    """Check every row and count what training will do to it.
+
+    ``completions`` names the columns that follow the prompt: ("completion",) or ("chosen", "rejected").
+    ``drops`` says whether TRL drops rows whose prompt fills ``max_length`` (it does unless the loss is
+    on prompts too). Raises TokenError (see ``encode``), also if there are no rows or all would be dropped.
+    """
+    total = truncated = dropped = prompt_tokens = completion_tokens = longest = 0
+    for row in rows:
+        names = [f"{where}, row {row['id']}, {column}" for column in completions]
+        encoded = [
+            encode(tokenizer, row["prompt"], row[c], n) for c, n in zip(completions, names, strict=True)
+        ]
+        prompt = len(encoded[0][0])
+        lengths = [prompt + len(ids) for _, ids in encoded]
+        total += 1
+        lost = drops and prompt >= max_length
+        dropped += lost
+        truncated += not lost and max(lengths) > max_length
+        prompt_tokens += prompt
+        completion_tokens += sum(lengths) - prompt * len(lengths)
+        longest = max(longest, *lengths)
+    if total == dropped:
+        mend = f"raise max_length={max_length}" if total else "no row has the persona that is trained on"
+        raise TokenError(f"{where}: none of {total} rows can be trained on: {mend}")
+    return RowCounts(total, truncated, dropped, prompt_tokens, completion_tokens, longest)
+
+
+# --- Language models: load a base (also in NF4), stack adapters on it, score completions ---
+# A policy is a base and the names of the adapters that are active on it, so one loaded base serves every
+# arm. Adapters stay beside the weights: merging in four bits loses most of what they learned. In float32 it
+# loses nothing and saves time: there ``merge_adapters`` adds them to the weights while they are active.
+
+
+NF4_BLOCK = 64
+# Tokens to pad with, in this order: those made for it, reserved ones (Llama-3), and ones that no text of ours
+# has (Qwen2.5, SmolLM2; <unk> of Llama-2 and Mistral, which spell unknown characters in bytes).
+PAD_TOKENS = (
+    *("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>", "<|reserved_special_token_0|>"),
+    *("<|fim_pad|>", "<empty_output>", "<unk>"),
+)
+
+
+class ModelError(RuntimeError):
+    """A model that would load and then be silently wrong; the message says why and the mend."""
+
+
+def model_key(source: str | Path, revision: str = "") -> str:
+    """Return what identifies a model: the hash of packaged weights, a folder's content, or the hub's name and
+    commit."""
+    folder = Path(source)
+    if weights.is_packaged(source):
+        return f"{source}@{weights.entry(str(source))['sha256']}"
+    if not folder.is_dir():
+        return "{}@{}".format(*weights.pinned(source, revision))
+    if (folder / "done.json").exists():
+        return store.read_json(folder / "done.json")["key"]
+    return store.folder_hash(folder)
+
+
+def load_tokenizer(source: str | Path, revision: str = "") -> Any:
+    """Load a tokenizer that pads on the left (for generation) with a pad token distinct from EOS.
+
+    A missing pad token is taken from the vocabulary (``PAD_TOKENS``), never added, so that the
+    embedding keeps its size. Mistral's has nothing but "<unk>", which byte fallback never writes.
+    Raises TokenError if there is none.
+    """
+    from transformers import AutoTokenizer
+
+    name, commit = weights.pinned(source, revision)
+    tokenizer = AutoTokenizer.from_pretrained(name, revision=commit, padding_side="left")
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        known = tokenizer.get_vocab()
+        tokenizer.pad_token = next((token for token in PAD_TOKENS if token in known), None)
+    check_tokenizer(tokenizer)
+    return tokenizer
+
+
+@cache
+def format_of(source: str | Path, revision: str = "") -> ChatFormat | None:
+    """Return how a model is asked: its own chat format, or None for a base model (the paper's lines)."""
+    return chat_format(load_tokenizer(source, revision))
+
+
+def device() -> str:
+    """Return where models live: this rank's GPU ("cuda:0" where there is one process), else "cpu"."""
+    import torch
+
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+
+
+def quantization_config(quantization: str, compute_dtype: str, storage: str = "uint8") -> Any:
+    """Return the BitsAndBytesConfig of NF4 with double quantisation (QLoRA), or None for "none".
+
+    ``storage`` is the type that the packed weights are kept as; the bytes are the same.
+    """
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if quantization == "none":
+        return None
+    if quantization != "nf4":
+        raise ValueError(f"quantization={quantization!r}: use none or nf4")
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, compute_dtype),
+        bnb_4bit_quant_storage=getattr(torch, storage),
+    )
+
+
+def load_base(
+    source: str | Path,
+    revision: str = "",
+    quantization: str = "none",
+    compute_dtype: str = "float32",
+    expand: bool = False,
+    storage: str = "uint8",
+) -> Any:
+    """Load a causal language model, frozen and in eval mode, on the one device there is.
+
+    ``compute_dtype`` is passed explicitly (the library's default, "auto", would be bfloat16 for
+    Llama). ``expand`` turns NF4 weights into the numbers that they stand for once, instead of in every
+    forward pass: the same function, faster, for the memory of an unquantised model. FSDP splits only
+    weights of one floating type: ``storage`` must be ``compute_dtype`` there. Raises ModelError for a layer
+    that NF4 would quantise wrongly.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    where, (name, commit) = device(), weights.pinned(source, revision)
+    model = AutoModelForCausalLM.from_pretrained(
+        name,
+        revision=commit,
+        dtype=getattr(torch, compute_dtype),
+        quantization_config=quantization_config(quantization, compute_dtype, storage),
+        device_map={"": where},
+    )
+    if quantization == "nf4":
+        check_nf4_layers(model)
+        keep_weights_differentiable(model, where)
+        if expand:
+            model = model.dequantize()
+    return model.requires_grad_(False).eval()
+
+
+def linear4bit_layers(model: Any) -> list[tuple[str, Any]]:
+    """Return the names and modules of all layers in four bits."""
+    from bitsandbytes.nn import Linear4bit
+
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, Linear4bit)]
+
+
+def check_nf4_layers(model: Any) -> None:
+    """Raise ModelError if no layer is in four bits or one has rows that NF4's blocks of 64 do not divide."""
+    layers = linear4bit_layers(model)
+    if not layers:
+        raise ModelError(
+            "no layer was quantised: the model has no linear layer that bitsandbytes can replace"
+        )
+    for name, module in layers:
+        if module.in_features % NF4_BLOCK:
+            raise ModelError(
+                f"layer {name}: in_features={module.in_features} is not a multiple of {NF4_BLOCK}; NF4 would "
+                "be silently wrong: use sizes that are multiples of 64, or quantization=none"
+            )
+
+
+def keep_weights_differentiable(model: Any, where: str) -> None:
+    """Switch off bitsandbytes' repacking of weights on AVX512-BF16 processors.
+
+    The first forward pass without gradients (an evaluation, the reference log-probabilities) would
+    repack the weights in place for a kernel that has no backward pass; from then on every gradient is
+    zero and nothing says so. Raises ModelError on a processor if this version has no such switch.
+    """
+    for name, module in linear4bit_layers(model):
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+        elif where == "cpu":
+            raise ModelError(
+                f"layer {name}: this bitsandbytes has no Linear4bit.support_avx512bf16_for_cpu, so training "
+                "in NF4 on a processor cannot be guarded: install the pinned version"
+            )
+
+
+def attach_adapters(model: Any, folders: Sequence[Path]) -> Any:
+    """Load adapters onto a base (or on what this function returned before) and activate just these, stacked.
+
+    An adapter is named after its folder ("sft-chosen", "dpo-chosen"); one already loaded is not loaded
+    again. Returns a PeftModel, frozen and in eval mode. The first folder's adapter is the lowest.
+    """
+    from peft import PeftModel
+
+    if not folders:
+        raise ValueError("attach_adapters needs at least one folder; without adapters use the base itself")
+    for folder in map(Path, folders):
+        if not isinstance(model, PeftModel):
+            model = PeftModel.from_pretrained(model, str(folder), adapter_name=folder.name)
+        elif folder.name not in model.peft_config:
+            model.load_adapter(str(folder), folder.name)
+    activate(model, [Path(folder).name for folder in folders])
+    return model
+
+
+def activate(model: Any, names: Sequence[str]) -> None:
+    """Make exactly these adapters active (in this order), frozen, in eval mode.
+
+    Raises ValueError on an unknown name, ModelError while adapters are merged into the weights: those active
+    would be ignored.
+    """
+    unknown = [name for name in names if name not in model.peft_config]
+    if unknown or not names:
+        raise ValueError(
+            f"no adapter {', '.join(unknown) or '(empty list)'}; loaded: {', '.join(model.peft_config)}"
+        )
+    if any(getattr(module, "merged_adapters", []) for module in model.modules()):
+        raise ModelError("another policy's adapters are merged into the weights: let its answers end first")
+    model.base_model.set_adapter(list(names), inference_mode=True)
+    model.requires_grad_(False).eval()
+
+
+@contextmanager
+def using_adapters(model: Any, names: Sequence[str], merge: bool = False) -> Iterator[Any]:
+    """Within the block, run one policy: these adapters stacked, or the bare base if ``names`` is empty.
+
+    ``merge`` adds them to the weights within the block (see ``merged``).
+    """
+    if not names and not hasattr(model, "peft_config"):
+        yield model
+    elif not names:
+        with model.disable_adapter():
+            yield model
+    else:
+        before = list(model.active_adapters)
+        activate(model, names)
+        try:
+            with merged(model) if merge else nullcontext():
+                yield model
+        finally:
+            activate(model, before)
+
+
+def mergeable_layers(model: Any) -> list[Any]:
+    """Return the layers with adapters; raises ModelError if their weights should not take them in.
+
+    They have to be float32, and not the embedding's, which a tied head shares.
+    """
+    import torch
+    from peft.tuners.lora import LoraLayer
+
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    weights = [layer.get_base_layer().weight for layer in layers]
+    if narrow := {str(weight.dtype) for weight in weights if weight.dtype != torch.float32}:
+        raise ModelError(f"weights in {', '.join(sorted(narrow))}: a merge would round away what was learned")
+    if any(weight is model.get_input_embeddings().weight for weight in weights):
+        raise ModelError("an adapter on the head, which shares its weights with the embedding: merge none")
+    return layers
+
+
+@contextmanager
+def merged(model: Any) -> Iterator[None]:
+    """Within the block the active adapters are added to the weights, and not computed beside them.
+
+    After it every weight is the very one from before: subtracting what was added would leave rounding behind.
+    Both are held meanwhile. See ``mergeable_layers`` for what raises.
+    """
+    layers = mergeable_layers(model)
+    weights = [layer.get_base_layer().weight.data for layer in layers]
+    try:
+        for layer in layers:
+            layer.merge(safe_merge=True)
+        yield
+    finally:
+        for layer, weight in zip(layers, weights, strict=True):
+            layer.get_base_layer().weight.data = weight
+            layer.merged_adapters.clear()
+
+
+def sequence_log_probs(
+    model: Any, tokenizer: Any, prompts: Sequence[str], completions: Sequence[str], batch_size: int
+) -> Any:
+    """Return log p(completion and EOS | prompt) per row, in nats, summed over tokens: float64 array [n].
+
+    Batches are sorted by length and padded on the right; in float32 the result does not depend on them.
+    """
+    import numpy as np
+    import torch
+
+    names = [f"sequence_log_probs, row {number}" for number in range(len(prompts))]
+    rows = [encode(tokenizer, p, c, n) for p, c, n in zip(prompts, completions, names, strict=True)]
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
+    result = np.zeros(len(rows))
+    with torch.inference_mode():
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            result[chosen] = batch_log_probs(model, [rows[i] for i in chosen], tokenizer.pad_token_id)
+    return result
+
+
+def batch_log_probs(model: Any, rows: Sequence[tuple[list[int], list[int]]], pad: int) -> Any:
+    """Return summed log-probabilities of the completions of one batch of (prompt ids, completion ids)."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    width = max(len(p) + len(c) for p, c in rows)
+    keep = (
+        width - min(len(p) for p, _ in rows) + 1
+    )  # logits are needed from the shortest prompt's last token on
+    ids = torch.tensor([p + c + [pad] * (width - len(p) - len(c)) for p, c in rows])
+    labels = torch.tensor([[-100] * len(p) + c + [-100] * (width - len(p) - len(c)) for p, c in rows])
+    mask = torch.tensor([[1] * (len(p) + len(c)) + [0] * (width - len(p) - len(c)) for p, c in rows])
+    where = next(model.parameters()).device
+    logits = model(
+        input_ids=ids.to(where), attention_mask=mask.to(where), use_cache=False, logits_to_keep=keep
+    ).logits[:, :-1]
+    target = labels[:, -logits.shape[1] :].to(where)
+    losses = cross_entropy(
+        logits.float().flatten(0, 1), target.flatten(), ignore_index=-100, reduction="none"
+    )
+    return -losses.double().view(target.shape).sum(dim=1).cpu().numpy()
+
+
+# --- One adapter ---
+# Two LoRA adapters that are active together equal one of the summed rank: their factors side by side, the
+# scales folded in. That is exact on any base. Merging into the weights is done in float32 only: in four
+# bits most of a correction is rounded away. A base that was trained on in NF4 is first turned into the
+# numbers that its four bits stand for, and ``check_merge`` measures what the merged weights do.
+
+
+PLAIN = {"bias": "none", "use_dora": False, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}
+MAX_LOST_SHARE = 0.02  # of the divergence between policy and base; a merge in float loses far less
+
+
+@dataclass(frozen=True)
+class MergeCheck:
+    """How far merged weights are from the policy: mean KL divergences in nats per token of ``rows`` rows.
+
+    ``kl`` is KL(policy || merged), ``kl_base`` is KL(policy || base without adapters): what there is to lose.
+    """
+
+    kl: float
+    kl_base: float
+    rows: int
+    tokens: int
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return an adapter's configuration; raises ModelError if it is more than a plain LoRA."""
+    path = folder / "adapter_config.json"
+    if not path.exists():
+        raise ModelError(f"{path} is missing: {folder} holds no adapter")
+    config = store.read_json(path)
+    for name, plain in PLAIN.items():
+        if config.get(name, plain) not in (plain, None):
+            raise ModelError(f"{path}: {name}={config[name]!r}: only plain LoRA adapters can be joined")
+    if config.get("modules_to_save"):
+        raise ModelError(f"{path}: modules_to_save is set: only plain LoRA adapters can be joined")
+    return config
+
+
+def lora_rank(folder: Path) -> int:
+    """Return the rank of a plain LoRA adapter on disk."""
+    return read_config(folder)["r"]
+
+
+def join_factors(parts: Sequence[dict[str, Any]], scales: Sequence[float]) -> dict[str, Any]:
+    """Return the joined adapter's factors: A in rows [sum of r, in], s B in columns [out, sum of r]."""
+    import torch
+
+    joined = {}
+    for name in parts[0]:
+        if ".lora_A." in name:
+            joined[name] = torch.cat([part[name].float() for part in parts], dim=0)
+        else:
+            scaled = [scale * part[name].float() for part, scale in zip(parts, scales, strict=True)]
+            joined[name] = torch.cat(scaled, dim=1).contiguous()
+    return joined
+
+
+def join_adapters(folders: Sequence[Path], target: Path) -> int:
+    """Write the one adapter that equals these adapters stacked; returns its rank, the sum of theirs.
+
+    ``lora_alpha`` of the result is its rank (scale 1). Raises ModelError if the adapters differ in the
+    layers they change or are not plain LoRA.
+    """
+    from safetensors.torch import load_file, save_file
+
+    configs = [read_config(Path(folder)) for folder in folders]
+    parts = [load_file(Path(folder) / "adapter_model.safetensors") for folder in folders]
+    for folder, part in zip(folders, parts, strict=True):
+        if part.keys() != parts[0].keys():
+            other = sorted(part.keys() ^ parts[0].keys())[0]
+            raise ModelError(f"{folder} and {folders[0]} change different layers ({other}): cannot be joined")
+    rank = sum(config["r"] for config in configs)
+    joined = join_factors(parts, [config["lora_alpha"] / config["r"] for config in configs])
+    target.mkdir(parents=True, exist_ok=True)
+    save_file(joined, target / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = {**configs[0], "r": rank, "lora_alpha": rank, "lora_dropout": 0.0, "inference_mode": True}
+    store.write_json(target / "adapter_config.json", config)
+    return rank
+
+
+def completion_logits(model: Any, rows: Sequence[tuple[list[int], list[int]]]) -> list[Any]:
+    """Return, per row of (prompt ids, completion ids), the logits that predict the completion's tokens.
+
+    Each is a float32 tensor [completion, vocabulary] on the CPU; rows are computed one at a time.
+    """
+    import torch
+
+    found = []
+    with torch.inference_mode():
+        for prompt, completion in rows:
+            ids = torch.tensor([prompt + completion], device=model.device)
+            output = model(input_ids=ids, use_cache=False, logits_to_keep=len(completion) + 1)
+            found.append(output.logits[0, :-1].float().cpu())
+    return found
+
+
+def mean_divergence(policy: Sequence[Any], other: Sequence[Any]) -> float:
+    """Return KL(policy || other) in nats from logits, the mean over all positions of all rows."""
+    import torch
+
+    sums = []
+    for p, q in zip(policy, other, strict=True):
+        p, q = p.double().log_softmax(-1), q.double().log_softmax(-1)
+        sums.append((p.exp() * (p - q)).sum(-1))
+    return torch.cat(sums).mean().item()
+
+
+def merge_adapters(base: Any, folders: Sequence[Path]) -> Any:
+    """Return the base with the adapters merged into its weights, in float32.
+
+    Raises ModelError for a base with layers in four bits: load it with ``expand=True``.
+    """
+    layers = linear4bit_layers(base)
+    if layers:
+        raise ModelError(
+            f"layer {layers[0][0]} is in four bits: a merge would round away what was learned; load the "
+            "base with expand=True"
+        )
+    return attach_adapters(base.float(), folders).merge_and_unload()
+
+
+def write_merged(
+    source: tuple[str, str], quantization: str, dtype: str, folders: Sequence[Path], target: Path
+) -> None:
+    """Write base and adapters as one float32 model; a base in NF4 is expanded first."""
+    base = load_base(*source, quantization, dtype, expand=quantization == "nf4")
+    merge_adapters(base, folders).save_pretrained(target)
+
+
+def check_merge(
+    source: tuple[str, str],
+    quantization: str,
+    dtype: str,
+    folders: Sequence[Path],
+    merged: Path,
+    tokenizer: Any,
+    texts: Sequence[tuple[str, str]],
+) -> MergeCheck:
+    """Measure what a merged model on disk does against the unmerged policy, as it was trained.
+
+    ``texts`` are (prompt, completion) pairs. Raises ModelError if more than ``MAX_LOST_SHARE`` of what
+    the adapters changed is lost.
+    """
+    rows = [encode(tokenizer, *text, f"check_merge, row {n}") for n, text in enumerate(texts)]
+    model = attach_adapters(load_base(*source, quantization, dtype), folders)
+    policy = completion_logits(model, rows)
+    with using_adapters(model, []):
+        base = completion_logits(model, rows)
+    del model
+    found = completion_logits(load_base(merged), rows)
+    tokens = sum(len(completion) for _, completion in rows)
+    check = MergeCheck(
+        mean_divergence(policy, found), mean_divergence(policy, base), rows=len(rows), tokens=tokens
+    )
+    if check.kl > max(MAX_LOST_SHARE * check.kl_base, 1e-6):
+        raise ModelError(
+            f"{merged}: KL(policy || merged) is {check.kl:.3g} nats per token, more than "
+            f"{MAX_LOST_SHARE:.0%} of KL(policy || base) = {check.kl_base:.3g}: too much is lost"
+        )
+    return check

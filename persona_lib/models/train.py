@@ -1,0 +1,392 @@
+"""Train the persona-tailoring policies (paper section 4): SFT, then DPO on top of it, both with LoRA.
+
+The base stays frozen (in four bits for QLoRA). DPO trains a second adapter stacked on the frozen SFT
+adapter, which equals merging the SFT adapter first and training a new one, but works in NF4 and
+keeps everything small; its reference is the base with the SFT adapter alone. A float32 base may have the SFT
+adapter merged into it for DPO (``merge_adapters``); what is saved is the same. The trainers are TRL's; here
+are the rows, the settings (all explicit), the guards and the folders.
+
+``accelerate launch --num_processes N -m persona_lib.models.train --profile NAME`` trains all arms of a
+profile's data sets and seeds on N GPUs, which share every batch; ``run_all.sh`` finds them finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gc
+import json
+import math
+import os
+import shutil
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stdout
+from multiprocessing import get_context
+from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
+from typing import Any
+
+from persona_lib import store
+from persona_lib.data.preference import TWO_SIDED, draw, to_dpo_rows, to_ordered_dpo_rows, to_sft_rows
+from persona_lib.models import packing, trainers
+from persona_lib.models.load import RowCounts, count_rows, format_of, load_base, load_tokenizer, model_key
+from persona_lib.models.trainers import check_dpo_start, dpo_trainer, sft_trainer
+from persona_lib.records import TailoringRow
+from persona_lib.settings import Profile, Run, load_profile, main_arm
+from persona_lib.store import VERSIONS
+from persona_lib.workers import run_jobs
+
+# --- Train the persona-tailoring policies (paper section 4): SFT, then DPO on top of it, both with LoRA ---
+# The base stays frozen (in four bits for QLoRA). DPO trains a second adapter stacked on the frozen SFT
+# adapter, which equals merging the SFT adapter first and training a new one, but works in NF4 and keeps
+# everything small; its reference is the base with the SFT adapter alone. A float32 base may have the SFT
+# adapter merged into it for DPO (``merge_adapters``); what is saved is the same. The trainers are TRL's;
+# here are the rows, the settings (all explicit), the guards and the folders.
+#
+# ``accelerate launch --num_processes N -m persona_lib.models.train --profile NAME`` trains all arms of a
+# profile's data sets and seeds on N GPUs, which share every batch; ``run_all.sh`` finds them finished.
+
+
+SHARED_FIELDS = (
+    "quantization", "compute_dtype", "lora_r", "lora_alpha", "lora_dropout", "lora_targets", "max_length",
+    "lr_scheduler", "warmup_share", "train_limit", "val_limit",
+)  # fmt: skip
+METHOD_FIELDS = {
+    "sft": ("completion_only_loss", "sft_learning_rate", "sft_epochs", "sft_batch_size", "sft_packing"),
+    "dpo": (
+        "dpo_splits",
+        "dpo_order",
+        "dpo_learning_rate",
+        "dpo_epochs",
+        "dpo_max_steps",
+        "dpo_batch_size",
+        "dpo_beta",
+        "dpo_sft_weight",
+        "dpo_prefix_sharing",
+        "merge_adapters",
+    ),
+}
+COMPLETIONS = {"sft": ("completion",), "dpo": ("chosen", "rejected")}
+
+
+def adapter_folder(run: Run, method: str, train_persona: str) -> Path:
+    """Return the folder of one trained adapter, named after ``RunSpec.arm``."""
+    return run.folder / "adapters" / f"{method}-{train_persona}"
+
+
+def data_paths(run: Run, method: str) -> dict[str, list[Path]]:
+    """Return the files that a method trains and validates on; raises if one is missing."""
+    train = run.profile.dpo_splits if method == "dpo" else ("sft_train",)
+    folder = run.folder / "tailoring"
+    paths = {
+        "train": [folder / f"{split}.jsonl" for split in train],
+        "val": [folder / f"{method}_val.jsonl"],
+    }
+    for path in (*paths["train"], *paths["val"]):
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is missing: run the step that builds the tailoring data first")
+    return paths
+
+
+def load_rows(run: Run, method: str, train_persona: str) -> tuple[dict[str, list[dict]], dict[str, int]]:
+    """Return the arm's rows of "train" and "val", and how many source rows had no persona."""
+    to_rows = to_ordered_dpo_rows if run.profile.dpo_order == "pairs" else to_dpo_rows
+    make = to_sft_rows if method == "sft" else to_rows
+    rows, without, chat = {}, {}, format_of(*run.base_source)
+    for part, paths in data_paths(run, method).items():
+        limit = run.profile.train_limit if part == "train" else run.profile.val_limit
+        source = [row for path in paths for row in draw(store.read_rows(path, TailoringRow), limit)]
+        rows[part] = make(source, train_persona, run.seed, chat)
+        without[part] = len(source) * (2 if train_persona in TWO_SIDED else 1) - len(rows[part])
+    if method == "dpo":
+        rows["train"] = rows_seen(run.profile, rows["train"])
+    return rows, without
+
+
+def rows_seen(profile: Profile, rows: list[dict]) -> list[dict]:
+    """Return the training rows that DPO comes to: in a fixed order a limit on its steps leaves the last.
+
+    Their reference log-probabilities would be computed for nothing.
+    """
+    if profile.dpo_order == "pairs" and profile.dpo_max_steps:
+        return rows[: profile.dpo_max_steps * profile.dpo_batch_size]
+    return rows
+
+
+def base_key(run: Run) -> str:
+    """Return what identifies the base model."""
+    return model_key(*run.base_source)
+
+
+def arm_settings(run: Run, train_persona: str) -> Run:
+    """Return the run with the settings of one arm: the ``plain_*`` ones for the arm without personas.
+
+    Both were chosen on validation data with the same search budget (``selection``).
+    """
+    if train_persona != "none":
+        return run
+    plain = {n.removeprefix("plain_"): v for n, v in vars(run.profile).items() if n.startswith("plain_")}
+    return dataclasses.replace(run, profile=dataclasses.replace(run.profile, **plain))
+
+
+def training_spec(run: Run, method: str, train_persona: str) -> dict[str, Any]:
+    """Return all that an adapter depends on; its hash is the adapter's key."""
+    spec = {
+        "method": method,
+        "train_persona": train_persona,
+        "seed": run.seed,
+        "dataset": run.dataset,
+        "base": base_key(run),
+        "settings": {f: getattr(run.profile, f) for f in (*SHARED_FIELDS, *METHOD_FIELDS[method])},
+        "data": {part: [*map(store.file_hash, paths)] for part, paths in data_paths(run, method).items()},
+        "code": VERSIONS["training"],
+    }
+    if method == "dpo":
+        sft = adapter_folder(run, "sft", train_persona) / "done.json"
+        if not sft.exists():
+            raise FileNotFoundError(
+                f"{sft} is missing: DPO starts from this arm's SFT adapter; train it first"
+            )
+        spec["sft"] = store.read_json(sft)["key"]
+    return spec
+
+
+def prepare_folder(folder: Path, key: str, spec: dict[str, Any]) -> str | None:
+    """Clear what another key left; return the last whole checkpoint of this key, or None."""
+    known = folder / "spec.json"
+    if folder.exists() and not (known.exists() and store.read_json(known)["key"] == key):
+        shutil.rmtree(folder)
+    store.write_json(known, {"key": key, **spec})
+    return last_checkpoint(folder / "checkpoints")
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """Return the newest whole checkpoint; delete what a kill cut short (the state file comes last)."""
+    for path in sorted(folder.glob("checkpoint-*"), key=lambda p: -int(p.name.rpartition("-")[2])):
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+            return str(path)
+        except (OSError, json.JSONDecodeError):
+            shutil.rmtree(path)
+    return None
+
+
+def train_adapter(run: Run, method: str, train_persona: str) -> Path:
+    """Train one adapter unless it is done; resume from its last checkpoint if it was killed.
+
+    Under ``accelerate launch`` all ranks call this together; rank 0 writes.
+    """
+    run, folder = arm_settings(run, train_persona), adapter_folder(run, method, train_persona)
+    if trainers.share(is_trained(run, method, train_persona)):
+        return folder
+    spec = training_spec(run, method, train_persona)
+    key = store.content_hash(spec)
+    checkpoint = trainers.share(prepare_folder(folder, key, spec) if trainers.rank() == 0 else None)
+    tokenizer = load_tokenizer(*run.base_source)
+    rows, without = load_rows(run, method, train_persona)
+    counts = count_parts(run, method, tokenizer, rows, folder.name)
+    if trainers.rank() == 0:
+        report_counts(folder, counts, without)
+    with trainers.quiet_libraries(), packing.small_tiles(on=packs_rows(run.profile, method)):
+        trainer = build_trainer(run, method, train_persona, tokenizer, rows)
+        check_kept(trainer, counts)
+        fit(trainer, run.profile, folder.name, checkpoint)
+    save_adapter(trainer, folder, key)
+    del trainer
+    release_memory()
+    return folder
+
+
+def packs_rows(profile: Profile, method: str) -> bool:
+    """Say whether a method's rows share sequences (``row_packing``)."""
+    return profile.sft_packing if method == "sft" else profile.dpo_prefix_sharing
+
+
+def build_trainer(
+    run: Run, method: str, train_persona: str, tokenizer: Any, rows: dict[str, list[dict]]
+) -> Any:
+    """Load the base and build the method's trainer for the arm's rows."""
+    output = adapter_folder(run, method, train_persona) / "checkpoints"
+    data = {part: as_dataset(rows[part], output / "rows" / part) for part in rows}
+    profile = run.profile
+    fsdp = os.environ.get("ACCELERATE_USE_FSDP") == "true"  # splits only weights of one floating type
+    storage = profile.compute_dtype if fsdp else "uint8"
+    base = load_base(*run.base_source, profile.quantization, profile.compute_dtype, storage=storage)
+    if method == "sft":
+        return sft_trainer(profile, run.seed, base, tokenizer, data, output)
+    sft = adapter_folder(run, "sft", train_persona)
+    return dpo_trainer(profile, run.seed, base, sft, tokenizer, data, output)
+
+
+def as_dataset(rows: list[dict], folder: Path) -> Any:
+    """Return rows as a dataset; with several ranks on disk, where TRL shares reference log-probabilities."""
+    from datasets import Dataset, load_from_disk
+
+    data = Dataset.from_list(rows)
+    if trainers.count() == 1:
+        return data
+    if trainers.rank() == 0:
+        shutil.rmtree(folder, ignore_errors=True)  # a killed run's cache would change the random numbers
+        data.save_to_disk(str(folder))
+    trainers.share(None)
+    return load_from_disk(str(folder))
+
+
+def count_parts(
+    run: Run, method: str, tokenizer: Any, rows: dict[str, list[dict]], name: str
+) -> dict[str, RowCounts]:
+    """Check and count the rows of "train" and "val" (see ``tokens.count_rows``)."""
+    drops = method == "dpo" or run.profile.completion_only_loss
+    settings = COMPLETIONS[method], run.profile.max_length
+    return {part: count_rows(tokenizer, rows[part], *settings, f"{name} {part}", drops) for part in rows}
+
+
+def report_counts(folder: Path, counts: dict[str, RowCounts], without: dict[str, int]) -> None:
+    """Write counts.json and say what training will not see."""
+    table = {part: {**dataclasses.asdict(c), "without_persona": without[part]} for part, c in counts.items()}
+    store.write_json(folder / "counts.json", table)
+    for part, c in counts.items():
+        parts = [
+            f"{folder.name}: {part}: {c.rows} rows ({without[part]} more had no persona)",
+            f"{c.truncated} truncated, {c.dropped} dropped (prompt too long)",
+            f"{c.completion_tokens} completion tokens, longest row {c.longest}",
+        ]
+        print(", ".join(parts), flush=True)
+
+
+def check_kept(trainer: Any, counts: dict[str, RowCounts]) -> None:
+    """Raise TrainingError if TRL keeps another number of rows than was counted."""
+    for part, dataset in (("train", trainer.train_dataset), ("val", trainer.eval_dataset)):
+        if len(dataset) != counts[part].rows - counts[part].dropped:
+            raise trainers.TrainingError(f"TRL keeps {len(dataset)} rows of {part}; counted {counts[part]}")
+
+
+def fit(trainer: Any, profile: Profile, name: str, checkpoint: str | None) -> None:
+    """Run the guards and the training; the best epoch by validation loss is what remains in the model."""
+    from transformers import PrinterCallback
+
+    trainers.check_adapters(trainer.model, "default")
+    if hasattr(trainer, "precompute_ref_logps"):
+        check_dpo_start(trainer, profile)
+    trainer.remove_callback(PrinterCallback)
+    for callback in (trainers.gradient_guard(), trainers.movement_guard(), trainers.progress_lines(name)):
+        trainer.add_callback(callback)
+    trainer.train(resume_from_checkpoint=checkpoint)
+
+
+def whole_adapter(model: Any) -> dict[str, Any]:
+    """Return the trained weights by name, gathered if FSDP has split them; every rank must take part.
+
+    Raises TrainingError if the ranks' weights differ: each would have followed its own gradients.
+    """
+    found = {
+        name: p.detach().full_tensor() if hasattr(p, "full_tensor") else p.detach()
+        for name, p in trainers.trainable_parameters(model).items()
+    }
+    sizes = [float(weights.abs().double().sum()) for weights in found.values()]
+    if not all(math.isclose(*pair, rel_tol=1e-6) for pair in zip(trainers.share(sizes), sizes, strict=True)):
+        raise trainers.TrainingError(
+            f"rank {trainers.rank()} and rank 0 hold other adapters: no common gradients"
+        )
+    return found
+
+
+def save_adapter(trainer: Any, folder: Path, key: str) -> None:
+    """Write the adapter and its log, drop the checkpoints, and mark the folder as done; rank 0 writes."""
+    weights = whole_adapter(trainer.model)  # also waits until all have read the checkpoint that goes now
+    if trainers.rank() > 0:
+        return
+    trainer.model.save_pretrained(str(folder), selected_adapters=["default"], state_dict=weights)
+    state = trainer.state
+    store.write_rows(folder / "log.jsonl", state.log_history)
+    shutil.rmtree(folder / "checkpoints")
+    facts = {"steps": state.global_step, "best_eval_loss": state.best_metric, "processes": trainers.count()}
+    store.mark_done(folder, key, **facts)
+
+
+def release_memory() -> None:
+    """Free what a finished trainer held."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def is_trained(run: Run, method: str, train_persona: str) -> bool:
+    """Say whether an arm's adapter is finished for the settings, data and code of now."""
+    spec = training_spec(arm_settings(run, train_persona), method, train_persona)
+    return store.is_done(adapter_folder(run, method, train_persona), store.content_hash(spec))
+
+
+def train_arms(run: Run, method: str) -> list[Path]:
+    """Train one method's adapters of all the profile's arms that are not done, ``workers`` at a time.
+
+    Under ``accelerate launch`` the arms follow one another. DPO needs the SFT adapters of the same arms.
+    Returns the folders ``adapters/<method>-<train_persona>``.
+    """
+    arms = run.profile.train_personas
+    missing = [(run, method, arm) for arm in arms if not is_trained(run, method, arm)]
+    run_jobs(train_adapter, missing, 1 if trainers.count() > 1 else run.profile.workers)
+    return [adapter_folder(run, method, arm) for arm in arms]
+
+
+def main() -> None:
+    """Train the arms of a profile whose tailoring data are there, alone or as one rank of several."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--profile", required=True)
+    parser.add_argument("--set", action="append", default=[], dest="overrides")
+    arguments = parser.parse_args()
+    profile = load_profile(arguments.profile, arguments.overrides)
+    for run in (Run(profile, dataset, seed) for dataset in profile.datasets for seed in profile.seeds):
+        for method in (name for name in ("sft", "dpo") if name in profile.methods):
+            train_arms(run, method)
+
+
+if __name__ == "__main__":
+    main()
+
+
+# --- QLoRA on the run's own base: a few real SFT steps on weights in four bits, and what they cost ---
+
+
+def qlora_section(run: Run, steps: int = 4, rows: int = 16) -> Any:
+    """Train SFT on the base in NF4 for a few steps, once, in a process of its own; return the costs."""
+    import pandas as pd
+
+    changes = {"quantization": "nf4", "merge_adapters": False, "sft_epochs": 1}
+    run = dataclasses.replace(run, profile=dataclasses.replace(run.profile, **changes))
+    spec = training_spec(run, "sft", main_arm(run.profile)) | {"steps": steps, "rows": rows}
+    spec["code"] = VERSIONS["training"]
+    if not store.is_done(run.folder / "qlora", key := store.content_hash(spec)):
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # so the peak of memory is its own
+            pool.submit(train_steps, run, steps, rows, key, spec).result()
+    return pd.Series(store.read_json(run.folder / "qlora" / "cost.json"), name="measured").to_frame()
+
+
+def train_steps(run: Run, steps: int, rows: int, key: str, spec: dict[str, Any]) -> None:
+    """Train, and write cost.json, the adapter and, last, done.json."""
+    folder, (found, _) = run.folder / "qlora", load_rows(run, "sft", main_arm(run.profile))
+    found = {"train": found["train"][:rows], "val": found["val"][:steps]}
+    profile = dataclasses.replace(run.profile, sft_batch_size=-(-len(found["train"]) // steps))
+    checkpoint, tokenizer = prepare_folder(folder, key, spec), load_tokenizer(*run.base_source)
+    base = load_base(*run.base_source, "nf4", profile.compute_dtype)
+    cost = {f"weights in {name}, MB": n / 1e6 for name, n in weight_bytes(base).items()}
+    with trainers.quiet_libraries(), packing.small_tiles(on=profile.sft_packing), redirect_stdout(None):
+        data = {part: as_dataset(found[part], folder) for part in found}
+        trainer = sft_trainer(profile, run.seed, base, tokenizer, data, folder / "checkpoints")
+        trainer.args.logging_strategy, trainer.args.logging_steps = "steps", 1
+        fit(trainer, profile, "qlora", checkpoint)
+    log, last = trainer.state.log_history, {k: v for e in trainer.state.log_history for k, v in e.items()}
+    cost |= {"steps": last["step"], "loss of the first": log[0]["loss"], "loss of the last": last["loss"]}
+    cost["seconds per step"] = (last["train_runtime"] - last["eval_runtime"]) / last["step"]
+    store.write_json(folder / "cost.json", cost | {"peak memory, MB": getrusage(RUSAGE_SELF).ru_maxrss / 1e3})
+    save_adapter(trainer, folder, key)
+
+
+def weight_bytes(model: Any) -> dict[str, int]:
+    """Return the bytes of a model's weights as they are, scales included, and as float32."""
+    states = [(weight, getattr(weight, "quant_state", None)) for weight in model.parameters()]
+    kept = [t for w, s in states for t in ([w] if s is None else [w, s.absmax, s.state2.absmax])]
+    whole = sum(4 * (weight if state is None else state).shape.numel() for weight, state in states)
+    return {"NF4": sum(tensor.numel() * tensor.element_size() for tensor in kept), "float32": whole}

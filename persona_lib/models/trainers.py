@@ -1,0 +1,524 @@
+"""Guards of training: what would ruin a run silently becomes an error, and one line per epoch is shown.
+
+The callbacks are made by functions, so that importing this module does not import transformers.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from persona_lib.models import packing
+from persona_lib.models.load import mergeable_layers
+from persona_lib.settings import ConfigError, Profile
+
+# --- Guards of training ---
+# The callbacks are made by functions, so that importing this module does not import transformers.
+
+
+class TrainingError(RuntimeError):
+    """A training run that does not learn what it should; the message says how that shows and the mend."""
+
+
+def trainable_parameters(model: Any) -> dict[str, Any]:
+    """Return the parameters that an optimiser would move, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def cast_adapters(model: Any) -> None:
+    """Cast trainable parameters to float32: TRL makes QLoRA adapters bfloat16, which loses small updates."""
+    for parameter in trainable_parameters(model).values():
+        parameter.data = parameter.data.float()
+
+
+def check_adapters(model: Any, adapter: str) -> None:
+    """Raise TrainingError unless exactly the weights of one adapter are trainable, all in float32."""
+    import torch
+
+    trainable = trainable_parameters(model)
+    if not trainable:
+        raise TrainingError(f"no parameter is trainable: adapter {adapter!r} was loaded frozen")
+    for name, parameter in trainable.items():
+        if f".{adapter}." not in name:
+            raise TrainingError(f"{name} is trainable; only adapter {adapter!r} should be: freeze the rest")
+        if parameter.dtype != torch.float32:
+            raise TrainingError(
+                f"{name} is {parameter.dtype}: small updates would be lost; use cast_adapters"
+            )
+
+
+def check_start(margin: float, loss: float, expected_loss: float | None, tolerance: float) -> None:
+    """Raise TrainingError unless DPO starts where policy and reference agree.
+
+    ``margin`` is the mean reward margin before the first step (0 if the reference is right) and
+    ``expected_loss`` is ln 2 for plain DPO, None if an SFT term is added.
+    """
+    if not abs(margin) <= tolerance:
+        raise TrainingError(
+            f"reward margin before the first step is {margin:.4g}, not 0: the reference is not where the "
+            "policy starts (is the SFT adapter active in both?)"
+        )
+    if expected_loss is not None and not abs(loss - expected_loss) <= tolerance:
+        raise TrainingError(f"DPO loss before the first step is {loss:.4f}, not {expected_loss:.4f} (ln 2)")
+
+
+def all_zero(model: Any) -> bool:
+    """Return True if no trainable parameter has a gradient other than zero."""
+    gradients = [p.grad for p in trainable_parameters(model).values() if p.grad is not None]
+    return not any(bool(g.any()) for g in gradients)
+
+
+def gradient_guard() -> Any:
+    """Return a callback that raises TrainingError when two steps in a row have no or no finite gradient.
+
+    The gradients themselves are looked at in the first three steps of every epoch (what an evaluation
+    breaks shows there); ``grad_norm`` is looked at in every log.
+    """
+    from transformers import TrainerCallback
+
+    class GradientGuard(TrainerCallback):
+        def __init__(self) -> None:
+            self.looked = self.bad_steps = self.bad_logs = 0
+
+        def on_epoch_begin(self, args, state, control, **kwargs):
+            self.looked = self.bad_steps = 0
+
+        def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+            if self.looked < 3:
+                self.looked += 1
+                self.bad_steps = self.bad_steps + 1 if all_zero(model) else 0
+                self.refuse(self.bad_steps, state)
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            if "grad_norm" in (logs or {}):
+                norm = float(logs["grad_norm"])
+                self.bad_logs = self.bad_logs + 1 if norm == 0 or not math.isfinite(norm) else 0
+                self.refuse(self.bad_logs, state)
+
+        def refuse(self, count: int, state: Any) -> None:
+            if count >= 2:
+                raise TrainingError(
+                    f"gradients are zero or not finite twice by step {state.global_step}: nothing is "
+                    "learned; on a processor check that NF4 repacking is off, else lower the learning rate"
+                )
+
+    return GradientGuard()
+
+
+def movement_guard() -> Any:
+    """Return a callback that raises TrainingError if the first step with a learning rate moves nothing."""
+    from transformers import TrainerCallback
+
+    class MovementGuard(TrainerCallback):
+        def __init__(self) -> None:
+            self.before: dict[str, Any] | None = None
+
+        def on_train_begin(self, args, state, control, model=None, **kwargs):
+            self.before = {name: p.detach().clone() for name, p in trainable_parameters(model).items()}
+
+        def on_optimizer_step(self, args, state, control, model=None, optimizer=None, **kwargs):
+            if self.before is None or optimizer.param_groups[0]["lr"] == 0:
+                return
+            now = trainable_parameters(model)
+            if not any(bool((now[name] != old).any()) for name, old in self.before.items()):
+                raise TrainingError(
+                    "no trainable parameter moved in the first optimiser step: nothing is learned"
+                )
+            self.before = None
+
+    return MovementGuard()
+
+
+def epoch_line(name: str, record: dict[str, Any], epochs: int, seconds: float) -> str:
+    """Return the line shown for an epoch, from the losses logged for it."""
+    parts = [f"{name}: epoch {record['epoch']:.3g}/{epochs:g}", f"loss {record.get('loss', math.nan):.4f}"]
+    parts.append(f"validation loss {record['eval_loss']:.4f}")
+    if "eval_rewards/accuracies" in record:
+        parts.append(f"validation reward accuracy {record['eval_rewards/accuracies']:.3f}")
+    return ", ".join([*parts, f"{seconds:.0f} s"])
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Within the block, no progress bars and no routine warnings of datasets, TRL and transformers."""
+    import datasets
+    import transformers
+
+    verbosity, tqdm = transformers.logging.get_verbosity(), os.environ.get("TQDM_DISABLE")
+    os.environ["TQDM_DISABLE"] = "1"  # TRL's bar for the reference log-probabilities
+    datasets.disable_progress_bars()
+    transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Cannot enable progress bars")  # the user forbids them
+            transformers.logging.enable_progress_bar()
+            datasets.enable_progress_bars()
+        os.environ.pop("TQDM_DISABLE")
+        if tqdm is not None:
+            os.environ["TQDM_DISABLE"] = tqdm
+
+
+def progress_lines(name: str, every_seconds: float = 60.0) -> Any:
+    """Return a callback that prints a line per epoch (per log where nothing is evaluated), and one a minute.
+
+    Plain lines read equally well in JupyterLab, in an executed notebook and in a log file.
+    """
+    from transformers import TrainerCallback
+
+    class ProgressLines(TrainerCallback):
+        def __init__(self) -> None:
+            self.started = self.shown = time.monotonic()
+            self.loss: dict[str, Any] = {}
+
+        def on_train_begin(self, args, state, control, **kwargs):
+            self.started = self.shown = time.monotonic()
+            self.first_step = state.global_step
+
+        def on_step_end(self, args, state, control, **kwargs):
+            now = time.monotonic()
+            if now - self.shown >= every_seconds:
+                self.shown = now
+                pace = (now - self.started) / max(1, state.global_step - self.first_step)
+                left = pace * (state.max_steps - state.global_step)
+                print(
+                    f"{name}: step {state.global_step}/{state.max_steps}, {left / 60:.0f} min left",
+                    flush=True,
+                )
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            logs = logs or {}
+            if "loss" in logs:
+                self.loss = {"loss": float(logs["loss"])}
+            if "eval_loss" in logs and state.global_step:
+                self.shown = time.monotonic()
+                line = epoch_line(name, logs | self.loss, state.num_train_epochs, self.shown - self.started)
+                print(line, flush=True)
+            elif "loss" in logs and args.eval_strategy == "no":
+                self.shown = time.monotonic()
+                print(
+                    f"{name}: step {state.global_step}/{state.max_steps}, loss {self.loss['loss']:.3f}, "
+                    f"{self.shown - self.started:.0f} s",
+                    flush=True,
+                )
+
+    return ProgressLines()
+
+
+# --- Several processes that train one adapter in step, started by ``accelerate launch``; alone ---
+
+
+def rank() -> int:
+    """Return this process's number among the ranks; 0 in a process that is alone."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def count() -> int:
+    """Return how many ranks there are; 1 in a process that is alone."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def share(value: Any) -> Any:
+    """Return rank 0's value in every rank, once all have come here."""
+    if count() == 1:
+        return value
+    import torch
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    PartialState(cpu=not torch.cuda.is_available())
+    return broadcast_object_list([value], from_process=0)[0]
+
+
+def part(batch: int) -> int:
+    """Return the rows of a batch that one rank takes; raises ConfigError if they cannot be equally many."""
+    if batch % count():
+        raise ConfigError(
+            f"a batch of {batch} rows cannot be shared by {count()} processes: use a multiple of {count()}"
+        )
+    return batch // count()
+
+
+# --- TRL's trainers as this package uses them ---
+# Merging the SFT adapter into the base and training a new adapter for DPO, as the paper's authors do,
+# cannot be done in four bits without losing most of what SFT learned. Stacking the new adapter on the
+# frozen SFT adapter is the same function with the same gradients, on any base. Where nothing is lost, in
+# float32, ``merge_adapters`` merges all the same, for time.
+
+
+EVAL_BATCH = {"sft": 1, "dpo": 8}  # SFT's evaluation loss depends on it: a mean of batch means
+
+
+def eval_batch(profile: Profile, method: str) -> int:
+    """Return the rows of a process's evaluation batch: the loss is then that of one process.
+
+    With several processes plain DPO takes one row at a time, because the last batches are filled up with
+    other rows. The SFT term is a mean over the tokens of a batch, so there all take a part of the same batch.
+    """
+    size, processes = EVAL_BATCH[method], count()
+    if processes > 1 and (method == "sft" or profile.dpo_sft_weight == 0):
+        return 1
+    return max(1, size // processes)
+
+
+def max_steps(profile: Profile, rows: int) -> int:
+    """Return DPO's limit on its steps: ``dpo_max_steps`` where the epochs have more, else -1 (no limit).
+
+    Trainer would take a limit for a goal, and go over few rows again and again until it is reached.
+    """
+    steps = math.ceil(rows / profile.dpo_batch_size) * profile.dpo_epochs
+    return profile.dpo_max_steps if 0 < profile.dpo_max_steps < steps else -1
+
+
+def trainer_settings(profile: Profile, method: str, seed: int, output: Path, rows: int = 0) -> dict[str, Any]:
+    """Return the settings that SFT and DPO share, every one that matters said explicitly.
+
+    Nothing is reported to a tracker unless the environment names some: PERSONA_REPORT_TO=tensorboard,wandb.
+    """
+    import torch
+
+    ordered = method == "dpo" and profile.dpo_order == "pairs"
+    return {
+        "output_dir": str(output),
+        "seed": seed,
+        "data_seed": seed,
+        "learning_rate": getattr(profile, f"{method}_learning_rate"),
+        "num_train_epochs": getattr(profile, f"{method}_epochs"),
+        "max_steps": max_steps(profile, rows) if method == "dpo" else -1,
+        "per_device_train_batch_size": part(getattr(profile, f"{method}_batch_size")),
+        "per_device_eval_batch_size": eval_batch(profile, method),
+        "gradient_accumulation_steps": 1,
+        "train_sampling_strategy": "sequential" if ordered else "random",
+        "max_length": profile.max_length,
+        "lr_scheduler_type": profile.lr_scheduler,
+        "warmup_steps": profile.warmup_share,  # below 1: a share of all steps
+        "optim": "adamw_torch",
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "bf16": profile.compute_dtype == "bfloat16",
+        "fp16": False,
+        "gradient_checkpointing": False,
+        "use_cpu": not torch.cuda.is_available(),
+        "ddp_find_unused_parameters": False,
+        "dataloader_num_workers": 0,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "pad_to_multiple_of": None,
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+        "logging_strategy": "epoch",
+        "save_total_limit": 1,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_loss",
+        "greater_is_better": False,
+        "report_to": os.environ.get("PERSONA_REPORT_TO", "none").split(","),
+        "log_level_replica": "error",
+        "disable_tqdm": True,
+    }
+
+
+def one_gpu(config: Any) -> Any:
+    """Return the configuration with one GPU: Trainer would spread a lone process over all that it sees."""
+    config._n_gpu = min(config.n_gpu, 1)
+    return config
+
+
+def lora_config(profile: Profile) -> Any:
+    """Return the LoRA configuration of every adapter."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=profile.lora_r,
+        lora_alpha=profile.lora_alpha,
+        lora_dropout=profile.lora_dropout,
+        target_modules=list(profile.lora_targets),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+
+
+def dpo_loss_settings(profile: Profile) -> dict[str, Any]:
+    """Return TRL's loss settings: the DPO loss, with an SFT term on the preferred response if weighted."""
+    if profile.dpo_sft_weight > 0:
+        return {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, profile.dpo_sft_weight]}
+    return {"loss_type": ["sigmoid"], "loss_weights": None}
+
+
+def sft_trainer(
+    profile: Profile, seed: int, base: Any, tokenizer: Any, data: dict[str, Any], output: Path
+) -> Any:
+    """Build TRL's SFTTrainer with a fresh adapter named "default" on a frozen base.
+
+    ``data`` holds datasets "train" and "val" with columns prompt and completion.
+    """
+    from peft import get_peft_model
+    from transformers import set_seed
+    from trl import SFTConfig, SFTTrainer
+
+    set_seed(seed)
+    config = SFTConfig(
+        **trainer_settings(profile, "sft", seed, output),
+        completion_only_loss=profile.completion_only_loss,
+        packing=False,
+        padding_free=False,
+    )
+    collator = None
+    if profile.sft_packing:
+        base = packing.accept_packed(base)
+        collator = packing.sft_collator(tokenizer.pad_token_id)
+    trainer = SFTTrainer(
+        model=get_peft_model(base, lora_config(profile)),
+        args=one_gpu(config),
+        data_collator=collator,
+        processing_class=tokenizer,
+        train_dataset=data["train"],
+        eval_dataset=data["val"],
+    )
+    cast_adapters(trainer.model)
+    return trainer
+
+
+def activate_stack(model: Any) -> None:
+    """Activate the trained adapter ("default") on top of the frozen SFT adapter ("ref"), if that is there."""
+    if "ref" in model.peft_config:
+        model.base_model.set_adapter(["default", "ref"])
+        model.base_model.set_requires_grad("ref", False)
+
+
+def stack_fresh_adapter(model: Any) -> None:
+    """Turn "default" into a fresh adapter (its product is zero) on top of the frozen SFT adapter "ref".
+
+    On a base that SFT was merged into it is fresh already.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    cast_adapters(model)
+    if "ref" not in model.peft_config:
+        return
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            module.reset_lora_parameters("default", init_lora_weights=True)
+    activate_stack(model)
+
+
+def token_share(accelerator: Any, completion_mask: Any) -> float:
+    """Return this rank's number of preferred tokens over the mean of all ranks.
+
+    TRL's SFT term is a mean over a rank's tokens, and ranks are averaged as if they had equally many;
+    weighted by this share, the average is the mean over the tokens of the whole batch.
+    """
+    preferred = completion_mask[: len(completion_mask) // 2, 1:].sum().float()
+    return float(preferred / accelerator.reduce(preferred, "mean"))
+
+
+def stacked_dpo_trainer_class() -> type:
+    """Return the subclass of TRL's DPOTrainer that trains a new adapter on a frozen SFT adapter.
+
+    Given a PeftModel whose adapter "default" is the SFT adapter, TRL copies it to a frozen adapter
+    "ref" and computes the reference log-probabilities with that. This class then makes "default" a
+    fresh adapter and keeps both active; wherever TRL or Trainer would leave one active, it restores both.
+    Given a base that SFT was merged into and a configuration, TRL makes the fresh adapter itself, and its
+    reference is that base.
+    """
+    from trl import DPOTrainer
+
+    class StackedDPOTrainer(DPOTrainer):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            if not self.precompute_ref_logps:
+                raise ValueError("StackedDPOTrainer needs precompute_ref_log_probs=True")
+            stack_fresh_adapter(self.model)
+
+        def compute_ref_log_probs(self, model: Any, inputs: Any) -> Any:
+            stacked = len(self.model.active_adapters) > 1
+            result = super().compute_ref_log_probs(model, inputs)
+            if stacked:
+                activate_stack(self.model)
+            return result
+
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            if self.args.loss_weights and count() > 1:
+                dpo, sft = self.args.loss_weights
+                self.loss_weights = [dpo, sft * token_share(self.accelerator, inputs["completion_mask"])]
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+        def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            activate_stack(self.model)
+
+    return StackedDPOTrainer
+
+
+def dpo_trainer(
+    profile: Profile, seed: int, base: Any, sft: Path, tokenizer: Any, data: dict[str, Any], output: Path
+) -> Any:
+    """Build the DPO trainer: adapter "default" to train, on a frozen base with the arm's SFT adapter, frozen.
+
+    ``data`` holds datasets "train" and "val" with columns prompt, chosen and rejected. The reference
+    log-probabilities (base and SFT adapter) are computed here, once. ``merge_adapters`` merges the SFT
+    adapter into the float32 base instead of stacking on it.
+    """
+    from peft import PeftModel
+    from transformers import set_seed
+    from trl import DPOConfig
+
+    set_seed(seed)
+    config = DPOConfig(
+        **trainer_settings(profile, "dpo", seed, output, len(data["train"])),
+        **dpo_loss_settings(profile),
+        beta=profile.dpo_beta,
+        disable_dropout=True,
+        precompute_ref_log_probs=True,
+        precompute_ref_batch_size=part(profile.dpo_batch_size),
+    )
+    collator = None
+    if profile.dpo_prefix_sharing:
+        base = packing.accept_packed(base)
+        collator = packing.dpo_collator(tokenizer.pad_token_id, profile.max_length)
+    model, config_of_new = PeftModel.from_pretrained(base, str(sft), is_trainable=True), None
+    if profile.merge_adapters:
+        mergeable_layers(model)
+        model, config_of_new = model.merge_and_unload(), lora_config(profile)
+    return stacked_dpo_trainer_class()(
+        model=model,
+        peft_config=config_of_new,
+        args=one_gpu(config),
+        data_collator=collator,
+        processing_class=tokenizer,
+        train_dataset=data["train"],
+        eval_dataset=data["val"],
+    )
+
+
+def start_losses(trainer: Any, data: Any) -> list[float]:
+    """Return the loss of every batch before training.
+
+    Not by ``Trainer.evaluate``: it prepares the model without DDP, and training would then keep it so, each
+    rank following its own gradients.
+    """
+    import torch
+
+    trainer.model.eval()
+    with torch.no_grad(), trainer.accelerator.autocast():
+        return [float(trainer.compute_loss(trainer.model, b)) for b in trainer.get_eval_dataloader(data)]
+
+
+def check_dpo_start(trainer: Any, profile: Profile, rows: int = 16) -> None:
+    """Check on some validation rows that DPO starts at margin 0 (and at ln 2 without an SFT term)."""
+    some = trainer.eval_dataset.select(range(min(rows, len(trainer.eval_dataset))))
+    losses = start_losses(trainer, some)
+    margin = trainer._metrics["eval"]["rewards/margins"]
+    trainer._metrics["eval"].clear()
+    expected = math.log(2) if profile.dpo_sft_weight == 0 else None
+    tolerance = 1e-3 if profile.compute_dtype == "float32" else 0.05
+    check_start(sum(margin) / len(margin), sum(losses) / len(losses), expected, tolerance)

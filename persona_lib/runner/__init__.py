@@ -1,1 +1,0 @@
-"""The steps and how they are run: plan, papermill, provenance, the report."""

@@ -1,1 +1,0 @@
-"""Rates, intervals and counts of text: numbers in, numbers out."""

@@ -1,1 +1,0 @@
-"""Tables over data sets and seeds, computed from finished files and saved; the aims."""

@@ -1,0 +1,449 @@
+"""The one definition of a text's words, for measures and for near duplicates; needs no package."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from persona_lib.intervals import holm_adjusted
+from persona_lib.records import SIDES, TailoringRow
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+# --- The one definition of a text's words, for measures and for near duplicates; needs no package ---
+
+
+TOKEN = re.compile(r"[a-z0-9']+")
+
+
+def tokens(text: str, limit: int | None = None) -> list[str]:
+    """Return the lower-cased ``[a-z0-9']+`` tokens of a text, at most the first ``limit``."""
+    return TOKEN.findall(text.lower())[:limit]
+
+
+# --- Measures of text that need no judge: overlap, persona flip, lengths, degenerate outputs ---
+# Definitions are fixed here once; the released-outputs tables and our own generations use the same.
+
+
+OUTPUT_TOKENS = 200
+MAX_BLOCK = 80
+
+
+# --- overlap with the two reference responses ---
+
+
+def unigram_f1(output: str, reference: str, limit: int | None = OUTPUT_TOKENS) -> float:
+    """Return 2 x multiset overlap / (len output + len reference), in tokens; 0 when both are empty.
+
+    Only the output is cut to its first ``limit`` tokens, so that a loop does not dilute it.
+    """
+    first, second = tokens(output, limit), tokens(reference)
+    if not first and not second:
+        return 0.0
+    overlap = (Counter(first) & Counter(second)).total()
+    return 2 * overlap / (len(first) + len(second))
+
+
+@dataclass(frozen=True)
+class FlipScores:
+    """Per-item scores of the flip test, arrays over items in the order given.
+
+    ``pull_chosen`` = F1(o|P_C, chosen) - F1(o|P_C, rejected), ``pull_rejected`` the same for o|P_R.
+    """
+
+    pull_chosen: np.ndarray
+    pull_rejected: np.ndarray
+
+    @property
+    def did(self) -> np.ndarray:
+        """Difference in differences per item, in F1: > 0 if the persona moves the output the right way."""
+        return self.pull_chosen - self.pull_rejected
+
+    @property
+    def did_positive(self) -> np.ndarray:
+        """1 where DiD > 0, 0 where < 0, NaN where exactly 0 (left out of the share)."""
+        return np.where(self.did == 0, np.nan, (self.did > 0).astype(float))
+
+    @property
+    def flip(self) -> np.ndarray:
+        """1 where o|P_C is nearer to chosen AND o|P_R is nearer to rejected, else 0."""
+        return ((self.pull_chosen > 0) & (self.pull_rejected < 0)).astype(float)
+
+
+def flip_and_did(
+    under_chosen: Sequence[str], under_rejected: Sequence[str], chosen: Sequence[str], rejected: Sequence[str]
+) -> FlipScores:
+    """Compare outputs under P_C and under P_R with the two responses of the same row.
+
+    The responses are the same in both terms of DiD, so their quality and length cancel. Raises
+    ValueError if the four lists differ in length.
+    """
+    rows = list(zip(under_chosen, under_rejected, chosen, rejected, strict=True))
+    pulls = [
+        [unigram_f1(output, good) - unigram_f1(output, bad) for output in (under_c, under_r)]
+        for under_c, under_r, good, bad in rows
+    ]
+    array = np.array(pulls, dtype=float).reshape(len(rows), 2)
+    return FlipScores(array[:, 0], array[:, 1])
+
+
+# --- lengths ---
+
+
+def n_words(text: str) -> int:
+    """Return the length of a text in whitespace-separated words."""
+    return len(text.split())
+
+
+def length_steering(data_differences: Sequence[float], output_differences: Sequence[float]) -> float | None:
+    """Return Spearman's rho of (chosen - rejected) against (output under P_C - under P_R) lengths.
+
+    It says whether the personas steer length the way the data do. None if either side is constant.
+    """
+    from scipy.stats import spearmanr
+
+    if len(set(data_differences)) < 2 or len(set(output_differences)) < 2:
+        return None
+    return float(spearmanr(data_differences, output_differences).statistic)
+
+
+def length_steering_interval(
+    data_differences: Sequence[float],
+    output_differences: Sequence[float],
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float] | None:
+    """Return the 95 % percentile interval of ``length_steering``, resampling items; None if undefined."""
+    from scipy.stats import rankdata
+
+    pairs = np.array([data_differences, output_differences], dtype=float)
+    draws = np.random.default_rng(seed).integers(pairs.shape[1], size=(n_resamples, pairs.shape[1]))
+    ranks = rankdata(pairs[:, draws], axis=-1)
+    centred = ranks - ranks.mean(axis=-1, keepdims=True)
+    scale = np.sqrt((centred[0] ** 2).sum(axis=-1) * (centred[1] ** 2).sum(axis=-1))
+    defined = (centred[0] * centred[1]).sum(axis=-1)[scale > 0] / scale[scale > 0]
+    if not len(defined):
+        return None
+    low, high = np.percentile(defined, [2.5, 97.5])
+    return float(low), float(high)
+
+
+# --- degenerate outputs ---
+
+
+def repetition(text: str, n: int = 4) -> float:
+    """Return 1 - distinct / total word n-grams (rep4 for n = 4); 0 if the text has none."""
+    words = text.split()
+    grams = list(zip(*(words[i:] for i in range(n)), strict=False))
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def has_suffix_loop(text: str, max_block: int = MAX_BLOCK, times: int = 3) -> bool:
+    """Return True if the text ends in the same block of 1 to ``max_block`` words ``times`` times over."""
+    words = text.split()
+    for size in range(1, min(max_block, len(words) // times) + 1):
+        block = words[-size:]
+        if all(words[-size * k : len(words) - size * (k - 1)] == block for k in range(2, times + 1)):
+            return True
+    return False
+
+
+@dataclass(frozen=True)
+class Degenerate:
+    """Counts of degenerate outputs among ``n``."""
+
+    n: int
+    no_eos: int
+    rep4_over_20: int
+    rep4_over_50: int
+    suffix_loop: int
+
+
+def count_degenerate(texts: Sequence[str], ended: Sequence[bool]) -> Degenerate:
+    """Count outputs that never stopped, repeat 4-grams (share > .2 and > .5) or end in a loop."""
+    rep4 = [repetition(text) for text in texts]
+    return Degenerate(
+        n=len(texts),
+        no_eos=sum(not end for _, end in zip(texts, ended, strict=True)),
+        rep4_over_20=sum(r > 0.2 for r in rep4),
+        rep4_over_50=sum(r > 0.5 for r in rep4),
+        suffix_loop=sum(map(has_suffix_loop, texts)),
+    )
+
+
+# --- Prompts that nearly repeat each other: word 3-grams in common, found through an inverted index ---
+
+
+Gram = tuple[str, ...]
+
+
+def ngrams(words: Sequence[str], n: int) -> set[Gram]:
+    """Return the set of word n-grams; a shorter text is one gram of all its words."""
+    return {tuple(words[i : i + n]) for i in range(max(1, len(words) - n + 1))} if words else set()
+
+
+def gram_index(texts: Sequence[str]) -> tuple[list[set[Gram]], dict[Gram, list[int]]]:
+    """Return the word 3-grams of every text, and for each 3-gram the texts that hold it, in their order."""
+    grams = [ngrams(tokens(text), 3) for text in texts]
+    holders: dict[Gram, list[int]] = defaultdict(list)
+    for index, own in enumerate(grams):
+        for gram in own:
+            holders[gram].append(index)
+    return grams, holders
+
+
+def near_duplicates(
+    prompts: Sequence[str], pool: Sequence[str], threshold: float = 0.5
+) -> list[tuple[int, int, float]]:
+    """Find the prompts whose most similar pool prompt has a word 3-gram Jaccard >= ``threshold``.
+
+    Returns (index in prompts, index in pool, Jaccard), at most one per prompt. A pool prompt that is similar
+    enough shares at least ``threshold`` of a prompt's 3-grams, so it has one of any larger rest: only the
+    holders of the rarest are looked at, however many prompts share a template.
+    """
+    if threshold <= 0:
+        return []
+    pool_grams, holders = gram_index(pool)
+    found = []
+    for index, text in enumerate(prompts):
+        grams = ngrams(tokens(text), 3)
+        rarest = sorted(grams, key=lambda gram: len(holders.get(gram, ())))
+        enough = rarest[: len(grams) - max(1, math.ceil(threshold * len(grams) - 1e-9)) + 1]
+        near = {other for gram in enough for other in holders.get(gram, ())}
+        scores = [(len(grams & pool_grams[o]) / len(grams | pool_grams[o]), -o) for o in near]
+        best, other = max(scores, default=(0.0, 0))
+        if best >= threshold:
+            found.append((index, -other, best))
+    return found
+
+
+# --- Count what tailoring data must not contain, and what its reader should know (paper section 4) ---
+# Prompts shared between splits, rows that retrieve themselves, near duplicates of training prompts, and
+# personas that quote the response they were inferred for.
+
+
+POOL_SPLITS = ("sft_train", "dpo_train")  # what personas are retrieved from; never validation rows
+EVAL_SPLITS = ("validation", "test")
+Rows = dict[str, list[TailoringRow]]
+
+
+def leakage_report(rows: Rows, near_duplicate_threshold: float = 0.5) -> pd.DataFrame:
+    """Count what must not happen and what a reader should know; columns check, found, of, must_be_zero.
+
+    Prompts are the same if their texts are (the near-duplicate count shows the looser cases). A row that
+    stands in two splits under one id (official validation rows) is not an overlap.
+    """
+    import pandas as pd
+
+    names = list(rows)
+    checks = [
+        (f"prompts shared by {a} and {b}", len(shared_prompts(rows[a], rows[b])), len(rows[b]), True)
+        for i, a in enumerate(names)
+        for b in names[i + 1 :]
+    ]
+    pool = {row.id: row for split in POOL_SPLITS for row in rows[split]}
+    for split in EVAL_SPLITS:
+        checks += retrieval_checks(split, rows[split], pool)
+        near = near_duplicates(
+            [row.prompt for row in rows[split]],
+            [row.prompt for row in pool.values()],
+            near_duplicate_threshold,
+        )
+        label = (
+            f"{split} prompts that nearly repeat a training prompt (Jaccard >= {near_duplicate_threshold})"
+        )
+        checks.append((label, len(near), len(rows[split]), False))
+    checks += quote_checks(rows)
+    return pd.DataFrame(checks, columns=["check", "found", "of", "must_be_zero"])
+
+
+def shared_prompts(first: list[TailoringRow], second: list[TailoringRow]) -> list[str]:
+    """List the ids of rows of ``second`` whose prompt is also that of another row in ``first``."""
+    owners: dict[str, set[str]] = {}
+    for row in first:
+        owners.setdefault(row.prompt, set()).add(row.id)
+    return [row.id for row in second if owners.get(row.prompt, set()) - {row.id}]
+
+
+def retrieval_checks(split: str, rows: list[TailoringRow], pool: dict[str, TailoringRow]) -> list[tuple]:
+    """Check where a split's retrieved personas come from."""
+    named = [row for row in rows if row.retrieved_id is not None]
+    own = sum(row.retrieved_id == row.id for row in named)
+    outside = sum(row.retrieved_id not in pool for row in named)
+    same = sum(pool[r.retrieved_id].prompt == r.prompt for r in named if r.retrieved_id in pool)
+    one_sided = sum(not all(row.personas.get(f"retrieved-{side}") for side in SIDES) for row in rows)
+    return [
+        (f"{split} rows that retrieve themselves", own, len(named), True),
+        (f"{split} rows that retrieve a row with their own prompt", same, len(named), True),
+        (f"{split} rows that retrieve from outside {' and '.join(POOL_SPLITS)}", outside, len(named), True),
+        (
+            f"{split} rows whose retrieved personas cannot be traced to a row",
+            len(rows) - len(named),
+            len(rows),
+            False,
+        ),
+        (f"{split} rows without both retrieved personas", one_sided, len(rows), False),
+    ]
+
+
+def quotes(persona: str, response: str, prompt: str, n: int = 4) -> bool:
+    """Say whether a persona repeats ``n`` words in a row of the response that are not in the prompt."""
+    shared = ngrams(tokens(persona), n) & ngrams(tokens(response), n)
+    return bool({gram for gram in shared if len(gram) == n} - ngrams(tokens(prompt), n))
+
+
+def quote_checks(rows: Rows) -> list[tuple]:
+    """Count, per split and side, the gold personas that quote the response they were inferred for."""
+    checks = []
+    for split, part in rows.items():
+        for side in SIDES:
+            there = [row for row in part if row.personas.get(f"gold-{side}")]
+            found = sum(quotes(r.personas[f"gold-{side}"], getattr(r, side), r.prompt) for r in there)
+            checks.append(
+                (
+                    f"{split} gold-{side} personas that quote 4 words of their response",
+                    found,
+                    len(there),
+                    False,
+                )
+            )
+    return checks
+
+
+# --- Which words mark one side's personas (paper Table 1) ---
+# The share of a word's occurrences that stand on one side ranks rare words first, by chance. The log-odds
+# of Monroe, Colaresi and Quinn (2008) shrink them by an informative Dirichlet prior, the words of both
+# sides together, and come with a standard error.
+
+
+PERSONA_WORD = re.compile(r"[a-z]+(?:['-][a-z]+)*")
+NORMAL_95 = 1.959964
+
+
+@dataclass(frozen=True)
+class WordSaliency:
+    """One word: its occurrences per side, the share on the chosen side (the paper's ratio), its log-odds.
+
+    ``log_odds`` > 0: more chosen; ``log_odds_low`` and ``log_odds_high`` are its 95 % limits, ``z`` is it in
+    standard errors, ``p_holm`` two-sided and corrected for the number of words that are tested.
+    """
+
+    word: str
+    n_chosen: int
+    n_rejected: int
+    share_chosen: float
+    log_odds: float
+    log_odds_low: float
+    log_odds_high: float
+    z: float
+    p_holm: float
+
+
+def persona_words(text: str) -> list[str]:
+    """Return the lower-cased words of a persona; hyphenated words ("to-the-point") stay whole."""
+    return PERSONA_WORD.findall(text.lower())
+
+
+def log_odds(y1: int, n1: int, y2: int, n2: int, prior: float, prior_total: float) -> tuple[float, float]:
+    """Return a word's log-odds between two corpora under a Dirichlet prior, and their standard error.
+
+    Monroe et al. (2008), eq. 16-22: delta = log((y1+a)/(n1+a0-y1-a)) - log((y2+a)/(n2+a0-y2-a)),
+    variance = 1/(y1+a) + 1/(y2+a); y = the word's count, n = all words, a and a0 = its prior and their sum.
+    """
+    delta = math.log((y1 + prior) / (n1 + prior_total - y1 - prior))
+    delta -= math.log((y2 + prior) / (n2 + prior_total - y2 - prior))
+    return delta, math.sqrt(1 / (y1 + prior) + 1 / (y2 + prior))
+
+
+def holm(z_scores: list[float]) -> list[float]:
+    """Return two-sided p-values of z-scores with Holm's correction for their number."""
+    from scipy.stats import norm
+
+    return holm_adjusted([2 * norm.sf(abs(z)) for z in z_scores])
+
+
+def word_saliency(
+    chosen: Iterable[str], rejected: Iterable[str], min_count: int = 10, prior_size: float = 500.0
+) -> list[WordSaliency]:
+    """Rank words by the share of their occurrences that stand in chosen personas (paper Table 1).
+
+    Words with fewer than ``min_count`` occurrences on both sides together are left out of the list, not
+    of the totals. ``prior_size`` words of prior are spread as in both sides together (shrinks rare words).
+    Returns the most chosen first; ties in share are ordered by z, then by word.
+    """
+    first = Counter(word for text in chosen for word in persona_words(text))
+    second = Counter(word for text in rejected for word in persona_words(text))
+    both = first + second
+    if len(both) < 2:
+        return []
+    counts = [(word, first[word], second[word]) for word, n in both.items() if n >= min_count]
+    odds = [
+        log_odds(y1, first.total(), y2, second.total(), prior_size * both[word] / both.total(), prior_size)
+        for word, y1, y2 in counts
+    ]
+    corrected = holm([delta / error for delta, error in odds])
+    rows = [
+        WordSaliency(
+            *count, count[1] / both[count[0]], delta, delta - NORMAL_95 * error, delta + NORMAL_95 * error,
+            delta / error, p,
+        )
+        for count, (delta, error), p in zip(counts, odds, corrected, strict=True)
+    ]  # fmt: skip
+    return sorted(rows, key=lambda row: (-row.share_chosen, -row.z, row.word))
+
+
+# --- What a persona's text tells about itself ---
+# A persona begins with "The user". The annotator's refusals and error messages were kept as personas in the
+# official data and are none (paper section 3). Most gold personas are contrastive: they also say what their
+# user does not want, "rather than ...", which is the response that the persona was inferred against.
+
+
+REFUSAL = re.compile(r"^(i'?m sorry|sorry|i can(no|')t|i won't|i('| a)m unable|as an ai)\b", re.IGNORECASE)
+STRICT_FORM = re.compile(r"^The user is\b.+\band prefers\b.+", re.DOTALL)  # the form that the paper asks for
+CONTRAST = re.compile(r"\b(rather than|instead of|over)\b", re.IGNORECASE)
+
+
+def persona_status(text: str | None) -> str:
+    """Say what an annotated persona is: "ok", "empty", "refusal" or "malformed"."""
+    text = (text or "").strip()
+    if not text:
+        return "empty"
+    if REFUSAL.match(text.replace("\u2019", "'")):
+        return "refusal"
+    return "ok" if text.lower().startswith("the user") else "malformed"
+
+
+def is_contrastive(persona: str) -> bool:
+    """Say whether a persona names what its user does not want."""
+    return CONTRAST.search(persona) is not None
+
+
+def strip_contrast(persona: str) -> str:
+    """Cut a persona before "rather than", "instead of" or "over": what it says about the other response."""
+    match = CONTRAST.search(persona)
+    return persona if match is None else persona[: match.start()].rstrip(" ,") + "."
+
+
+def measures(raw: str | None) -> dict[str, float]:
+    """Return one answer's measures: 1 or 0, words as a count; NaN where only a persona can have it.
+
+    ``persona``, ``refusal``, ``malformed``, ``empty``: what the answer is (`persona_status`).
+    ``strict_form``: "The user is ... and prefers ...". ``contrastive``: says what its user does not want.
+    """
+    text, status = (raw or "").strip(), persona_status(raw)
+    found = {"persona": float(status == "ok")}
+    found |= {kind: float(status == kind) for kind in ("refusal", "malformed", "empty")}
+    if status != "ok":
+        return found | dict.fromkeys(("words", "strict_form", "contrastive"), float("nan"))
+    strict = float(STRICT_FORM.match(text) is not None)
+    return found | {
+        "words": float(len(text.split())), "strict_form": strict, "contrastive": float(is_contrastive(text))
+    }  # fmt: skip

@@ -1,1 +1,0 @@
-"""Supervised and preference tailoring with LoRA, on TRL's trainers."""
