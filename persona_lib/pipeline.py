@@ -23,9 +23,8 @@ from persona_lib.data import intake, official
 from persona_lib.data.preference import ARMS, READERS
 from persona_lib.execute import LiveLine, StepError, finish_notebook, run_notebook
 from persona_lib.models.served import generator_kind
-from persona_lib.paper.judging import JUDGES
+from persona_lib.paper.judges import JUDGES
 from persona_lib.records import DataError
-from persona_lib.report import write_page, write_report
 from persona_lib.settings import ConfigError, Profile, near_names, results_dir
 from persona_lib.store import hardware
 from persona_lib.tasks import (
@@ -108,6 +107,8 @@ def validate(profile: Profile, only_asked: bool = False) -> None:
         return
     print("\n".join(intake.describe(data)))
     if not only_asked and importlib.util.find_spec("pandas"):
+        from persona_lib.report import write_page
+
         page = write_page(profile, data, results_dir(profile) / "report")
         print(f"what was found, row by row: {page}\n", flush=True)
 
@@ -152,6 +153,8 @@ def run_task(pipeline: Pipeline, task: Task, label: str) -> None:
     running = None
     with LiveLine(label, expected) as line:
         if task.step == REPORT:
+            from persona_lib.report import write_report
+
             write_report(pipeline.profile)
         else:
             target, log = pipeline.executed(task), pipeline.log(task)

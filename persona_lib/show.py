@@ -62,18 +62,18 @@ from persona_lib.paper.answers import (
     matchups,
     read_generations,
 )
+from persona_lib.paper.judges import RUBRICS, persona_judge_of
 from persona_lib.paper.judging import (
-    RUBRICS,
     answer_own,
     compare,
     judged_matchups,
     judgment_folder,
     missing_policies,
     oracle_scores,
-    persona_judge_of,
     read_verdicts,
 )
 from persona_lib.paper.personas import (
+    WordSaliency,
     accuracy_verdicts,
     count_statuses,
     inference_shots,
@@ -81,6 +81,7 @@ from persona_lib.paper.personas import (
     preference_verdicts,
     read_personas,
     sides_of,
+    word_saliency,
 )
 from persona_lib.paper.results import inconsistent
 from persona_lib.prompts import STOP, inference_prompt, tailoring_prompt
@@ -95,7 +96,6 @@ from persona_lib.records import (
 )
 from persona_lib.settings import FACTS, REPO, Profile, Run, load_profile, main_arm, results_dir
 from persona_lib.store import iter_rows, read_json, read_rows, write_text
-from persona_lib.texts import WordSaliency, word_saliency
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -22,7 +22,8 @@ from persona_lib.models.served import NAME as SURFACE
 from persona_lib.models.served import load_generator, role_key
 from persona_lib.paper import answers, personas
 from persona_lib.paper.answers import generation_folder, grid, read_generations
-from persona_lib.paper.judging import load_judge, oracle_scores, persona_judge_of
+from persona_lib.paper.judges import load_judge, persona_judge_of
+from persona_lib.paper.judging import oracle_scores
 from persona_lib.paper.personas import ITEMS, accuracy_rows, infer_personas, judge_personas, read_items
 from persona_lib.paper.results import Row, save_table
 from persona_lib.records import SIDES, RunSpec

@@ -269,6 +269,8 @@ STEPS: dict[str, Step] = {
             "second_judge_*",
             "eval_limit",
             "eval_personas",
+            *TRAINING,
+            "backwards_*",
             *MODEL,
         ),
         minutes={"authors": 0.5, "paper": 190},

@@ -5,13 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from persona_lib.intervals import holm_adjusted
 from persona_lib.records import SIDES, TailoringRow
 
 if TYPE_CHECKING:
@@ -52,88 +49,12 @@ def unigram_f1(output: str, reference: str, limit: int | None = OUTPUT_TOKENS) -
     return 2 * overlap / (len(first) + len(second))
 
 
-@dataclass(frozen=True)
-class FlipScores:
-    """Per-item scores of the flip test, arrays over items in the order given.
-
-    ``pull_chosen`` = F1(o|P_C, chosen) - F1(o|P_C, rejected), ``pull_rejected`` the same for o|P_R.
-    """
-
-    pull_chosen: np.ndarray
-    pull_rejected: np.ndarray
-
-    @property
-    def did(self) -> np.ndarray:
-        """Difference in differences per item, in F1: > 0 if the persona moves the output the right way."""
-        return self.pull_chosen - self.pull_rejected
-
-    @property
-    def did_positive(self) -> np.ndarray:
-        """1 where DiD > 0, 0 where < 0, NaN where exactly 0 (left out of the share)."""
-        return np.where(self.did == 0, np.nan, (self.did > 0).astype(float))
-
-    @property
-    def flip(self) -> np.ndarray:
-        """1 where o|P_C is nearer to chosen AND o|P_R is nearer to rejected, else 0."""
-        return ((self.pull_chosen > 0) & (self.pull_rejected < 0)).astype(float)
-
-
-def flip_and_did(
-    under_chosen: Sequence[str], under_rejected: Sequence[str], chosen: Sequence[str], rejected: Sequence[str]
-) -> FlipScores:
-    """Compare outputs under P_C and under P_R with the two responses of the same row.
-
-    The responses are the same in both terms of DiD, so their quality and length cancel. Raises
-    ValueError if the four lists differ in length.
-    """
-    rows = list(zip(under_chosen, under_rejected, chosen, rejected, strict=True))
-    pulls = [
-        [unigram_f1(output, good) - unigram_f1(output, bad) for output in (under_c, under_r)]
-        for under_c, under_r, good, bad in rows
-    ]
-    array = np.array(pulls, dtype=float).reshape(len(rows), 2)
-    return FlipScores(array[:, 0], array[:, 1])
-
-
 # --- lengths ---
 
 
 def n_words(text: str) -> int:
     """Return the length of a text in whitespace-separated words."""
     return len(text.split())
-
-
-def length_steering(data_differences: Sequence[float], output_differences: Sequence[float]) -> float | None:
-    """Return Spearman's rho of (chosen - rejected) against (output under P_C - under P_R) lengths.
-
-    It says whether the personas steer length the way the data do. None if either side is constant.
-    """
-    from scipy.stats import spearmanr
-
-    if len(set(data_differences)) < 2 or len(set(output_differences)) < 2:
-        return None
-    return float(spearmanr(data_differences, output_differences).statistic)
-
-
-def length_steering_interval(
-    data_differences: Sequence[float],
-    output_differences: Sequence[float],
-    n_resamples: int = 2000,
-    seed: int = 0,
-) -> tuple[float, float] | None:
-    """Return the 95 % percentile interval of ``length_steering``, resampling items; None if undefined."""
-    from scipy.stats import rankdata
-
-    pairs = np.array([data_differences, output_differences], dtype=float)
-    draws = np.random.default_rng(seed).integers(pairs.shape[1], size=(n_resamples, pairs.shape[1]))
-    ranks = rankdata(pairs[:, draws], axis=-1)
-    centred = ranks - ranks.mean(axis=-1, keepdims=True)
-    scale = np.sqrt((centred[0] ** 2).sum(axis=-1) * (centred[1] ** 2).sum(axis=-1))
-    defined = (centred[0] * centred[1]).sum(axis=-1)[scale > 0] / scale[scale > 0]
-    if not len(defined):
-        return None
-    low, high = np.percentile(defined, [2.5, 97.5])
-    return float(low), float(high)
 
 
 # --- degenerate outputs ---
@@ -322,82 +243,6 @@ def quote_checks(rows: Rows) -> list[tuple]:
 # The share of a word's occurrences that stand on one side ranks rare words first, by chance. The log-odds
 # of Monroe, Colaresi and Quinn (2008) shrink them by an informative Dirichlet prior, the words of both
 # sides together, and come with a standard error.
-
-
-PERSONA_WORD = re.compile(r"[a-z]+(?:['-][a-z]+)*")
-NORMAL_95 = 1.959964
-
-
-@dataclass(frozen=True)
-class WordSaliency:
-    """One word: its occurrences per side, the share on the chosen side (the paper's ratio), its log-odds.
-
-    ``log_odds`` > 0: more chosen; ``log_odds_low`` and ``log_odds_high`` are its 95 % limits, ``z`` is it in
-    standard errors, ``p_holm`` two-sided and corrected for the number of words that are tested.
-    """
-
-    word: str
-    n_chosen: int
-    n_rejected: int
-    share_chosen: float
-    log_odds: float
-    log_odds_low: float
-    log_odds_high: float
-    z: float
-    p_holm: float
-
-
-def persona_words(text: str) -> list[str]:
-    """Return the lower-cased words of a persona; hyphenated words ("to-the-point") stay whole."""
-    return PERSONA_WORD.findall(text.lower())
-
-
-def log_odds(y1: int, n1: int, y2: int, n2: int, prior: float, prior_total: float) -> tuple[float, float]:
-    """Return a word's log-odds between two corpora under a Dirichlet prior, and their standard error.
-
-    Monroe et al. (2008), eq. 16-22: delta = log((y1+a)/(n1+a0-y1-a)) - log((y2+a)/(n2+a0-y2-a)),
-    variance = 1/(y1+a) + 1/(y2+a); y = the word's count, n = all words, a and a0 = its prior and their sum.
-    """
-    delta = math.log((y1 + prior) / (n1 + prior_total - y1 - prior))
-    delta -= math.log((y2 + prior) / (n2 + prior_total - y2 - prior))
-    return delta, math.sqrt(1 / (y1 + prior) + 1 / (y2 + prior))
-
-
-def holm(z_scores: list[float]) -> list[float]:
-    """Return two-sided p-values of z-scores with Holm's correction for their number."""
-    from scipy.stats import norm
-
-    return holm_adjusted([2 * norm.sf(abs(z)) for z in z_scores])
-
-
-def word_saliency(
-    chosen: Iterable[str], rejected: Iterable[str], min_count: int = 10, prior_size: float = 500.0
-) -> list[WordSaliency]:
-    """Rank words by the share of their occurrences that stand in chosen personas (paper Table 1).
-
-    Words with fewer than ``min_count`` occurrences on both sides together are left out of the list, not
-    of the totals. ``prior_size`` words of prior are spread as in both sides together (shrinks rare words).
-    Returns the most chosen first; ties in share are ordered by z, then by word.
-    """
-    first = Counter(word for text in chosen for word in persona_words(text))
-    second = Counter(word for text in rejected for word in persona_words(text))
-    both = first + second
-    if len(both) < 2:
-        return []
-    counts = [(word, first[word], second[word]) for word, n in both.items() if n >= min_count]
-    odds = [
-        log_odds(y1, first.total(), y2, second.total(), prior_size * both[word] / both.total(), prior_size)
-        for word, y1, y2 in counts
-    ]
-    corrected = holm([delta / error for delta, error in odds])
-    rows = [
-        WordSaliency(
-            *count, count[1] / both[count[0]], delta, delta - NORMAL_95 * error, delta + NORMAL_95 * error,
-            delta / error, p,
-        )
-        for count, (delta, error), p in zip(counts, odds, corrected, strict=True)
-    ]  # fmt: skip
-    return sorted(rows, key=lambda row: (-row.share_chosen, -row.z, row.word))
 
 
 # --- What a persona's text tells about itself ---

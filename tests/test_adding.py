@@ -8,7 +8,7 @@ import pytest
 from persona_lib import pipeline, tasks
 from persona_lib.data import preference
 from persona_lib.models import served
-from persona_lib.paper import answers, judging, personas, swap
+from persona_lib.paper import answers, judges, judging, personas, swap
 from persona_lib.records import Judgment, PairwiseComparison, PreferencePair, TailoringRow
 from persona_lib.settings import Run, load_profile, set_field
 
@@ -76,11 +76,11 @@ def test_a_data_set(monkeypatch, tmp_path, capsys):
 
 def test_a_judge(monkeypatch, capsys):
     assert check("judge=mine") == 2 and "judge: 'mine': did you mean none?" in capsys.readouterr().err
-    monkeypatch.setitem(judging.JUDGES, "mine", my_judge)
+    monkeypatch.setitem(judges.JUDGES, "mine", my_judge)
     assert check("judge=mine") == 0
     run = Run(set_field(PROFILE, judge="mine"), "everyday", 0)
     comparison = PairwiseComparison("1", "p", None, "long answer", "short")
-    ((first, second),) = judging.judge_both(judging.load_judge(run), [comparison], "quality")
+    ((first, second),) = judging.judge_both(judges.load_judge(run), [comparison], "quality")
     assert (first.winner, second.winner) == ("A", "B") and judging.judge_key(run) == ["mine"]
 
 

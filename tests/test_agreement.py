@@ -14,7 +14,7 @@ from persona_lib import show, store
 from persona_lib.beyond import claims
 from persona_lib.intervals import verdict_of
 from persona_lib.models.generate import Completion
-from persona_lib.paper import answers, judging, results
+from persona_lib.paper import answers, judges, judging, results
 from persona_lib.records import Judgment
 from persona_lib.settings import Run, load_profile
 
@@ -103,7 +103,7 @@ def two_judges(judged_once, tmp_path, monkeypatch):
     shutil.copytree(judged_once, tmp_path / "results")
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
     second = Shorter()
-    monkeypatch.setattr(judging, "load_generator", lambda run, role, batch: second)
+    monkeypatch.setattr(judges, "load_generator", lambda run, role, batch: second)
     judging.forget_judged()
     return TWO_JUDGES, second
 
@@ -133,7 +133,7 @@ def test_the_table_of_agreement_counts_what_the_saved_judgments_say(two_judges):
     for run in runs:
         judging.judge_second(run)
     table = results.judged_tables()["judge_agreement"](profile).set_index("rubric")
-    for rubric in judging.RUBRICS:
+    for rubric in judges.RUBRICS:
         pairs = []
         for run in runs:
             for m in judging.judged_matchups(run, "second_judge"):

@@ -106,8 +106,8 @@ def test_a_loaded_chat_model_is_asked_in_its_own_format_and_a_plain_one_is_not(m
         generator = Scripted("A")
         generator.tokenizer = Template(adds_bos=True)
         generator.tokenizer.chat_template = template
-        monkeypatch.setattr(judging, "load_generator", lambda *_, g=generator: g)
-        (judgment,) = judging.load_judge(Run(profile, "everyday", 0))([ONE], "quality")
+        monkeypatch.setattr(judges, "load_generator", lambda *_, g=generator: g)
+        (judgment,) = judges.load_judge(Run(profile, "everyday", 0))([ONE], "quality")
         assert judgment.winner == "A"
         assert generator.asked[0][0][0].startswith("[user]") is framed
 

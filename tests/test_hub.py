@@ -113,7 +113,7 @@ def test_no_code_loads_from_the_hub_without_a_revision():
 
 def test_the_check_sees_an_unpinned_call():
     assert unpinned("AutoModel.from_pretrained('gpt2')") == ["AutoModel.from_pretrained"]
-    assert unpinned("load_dataset('a/b', revision=commit); hub.load_dataset('a/b')") == []
+    assert unpinned("load_dataset('a/b', revision=commit); weights.load_dataset('a/b')") == []
     assert unpinned("AutoModel.from_pretrained(folder, local_files_only=True)") == []
 
 

@@ -6,7 +6,7 @@ from persona_lib.data import everyday
 from persona_lib.intervals import verdict_of
 from persona_lib.models.generate import Completion
 from persona_lib.paper import answers as answers_module
-from persona_lib.paper import judging
+from persona_lib.paper import judges, judging
 from persona_lib.paper.answers import grid
 from persona_lib.records import PairwiseComparison
 from persona_lib.settings import Run, load_profile, set_field
@@ -41,7 +41,7 @@ def test_the_oracle_gives_the_same_verdict_in_both_orders(tested, base, verdict)
     texts = (getattr(ITEM, f"response_{side}") for side in (tested, base))
     for persona in (ITEM.persona_a, ITEM.user_a):
         c = PairwiseComparison(ITEM.id, ITEM.prompt, persona, *texts)
-        ((ab, ba),) = judging.judge_both(judging.oracle_judge(), [c], "personalization")
+        ((ab, ba),) = judging.judge_both(judges.oracle_judge(), [c], "personalization")
         assert verdict_of(ab, ba) == verdict
         assert (ab.tie, ba.tie) == (verdict == "tie",) * 2
         texts = (c.response_a, c.response_b)
@@ -51,14 +51,14 @@ def test_a_persona_that_the_data_do_not_hold_is_a_tie():
     c = PairwiseComparison(
         "1", ITEM.prompt, "The user is new and prefers it.", ITEM.response_a, ITEM.response_b
     )
-    ((ab, ba),) = judging.judge_both(judging.oracle_judge(), [c], "personalization")
+    ((ab, ba),) = judging.judge_both(judges.oracle_judge(), [c], "personalization")
     assert verdict_of(ab, ba) == "tie"
 
 
 def test_quality_does_not_look_at_the_persona():
     for persona in (ITEM.persona_a, ITEM.persona_b):
         c = PairwiseComparison("1", ITEM.prompt, persona, ITEM.response_a, ITEM.response_a[:40])
-        ((ab, ba),) = judging.judge_both(judging.oracle_judge(), [c], "quality")
+        ((ab, ba),) = judging.judge_both(judges.oracle_judge(), [c], "quality")
         assert verdict_of(ab, ba) == "win"
 
 
@@ -74,7 +74,7 @@ def test_quality_does_not_look_at_the_persona():
 )
 def test_a_language_model_wins_only_with_both_orders_and_is_never_read_into(answers, verdict):
     ((ab, ba),) = judging.judge_both(
-        judging.lm_judge(Scripted(*answers)), [compare(CHEAP, DEAR)], "personalization"
+        judges.lm_judge(Scripted(*answers)), [compare(CHEAP, DEAR)], "personalization"
     )
     assert verdict_of(ab, ba) == verdict
 
@@ -93,7 +93,7 @@ def test_a_language_model_wins_only_with_both_orders_and_is_never_read_into(answ
     ],
 )
 def test_parse_winner_reads_a_letter_that_stands_alone(text, winner):
-    assert judging.parse_winner(text) == winner
+    assert judges.parse_winner(text) == winner
 
 
 def test_matchups_compare_the_tailored_arm_with_the_plain_one_told_the_same_persona():
@@ -147,4 +147,4 @@ def test_every_matchup_is_about_runs_of_the_grid():
 
 def test_without_a_judge_nothing_is_judged_and_it_is_said():
     with pytest.raises(ValueError, match="judge=none"):
-        judging.load_judge(Run(set_field(PROFILE, judge="none"), "everyday", 0))
+        judges.load_judge(Run(set_field(PROFILE, judge="none"), "everyday", 0))

@@ -12,7 +12,7 @@ from persona_lib import show, store
 from persona_lib.beyond import claims, released
 from persona_lib.beyond.released import EOS, ReleasedFile
 from persona_lib.models.generate import Completion
-from persona_lib.paper import judging
+from persona_lib.paper import judges, judging
 from persona_lib.records import TailoringRow
 from persona_lib.settings import Run, load_profile
 
@@ -83,7 +83,7 @@ def data(tmp_path, monkeypatch):
 
 def open_run(monkeypatch, generator, *settings: str) -> Run:
     """A run of the authors profile with a language model as judge."""
-    monkeypatch.setattr(judging, "load_generator", lambda run, role, batch: generator)
+    monkeypatch.setattr(judges, "load_generator", lambda run, role, batch: generator)
     return Run(load_profile("authors", [*JUDGE, *settings]), "hhh", 0)
 
 

@@ -228,7 +228,7 @@ def test_flips_of_released_answers_are_said_with_what_they_show():
 def test_ratings_are_said_of_differences_and_by_whom():
     rows = [("a", "q", 3, "x", 3.0, 2.0, 4.0), ("a", "q", 3, "x - y", 0.5, 0.1, 0.9)]
     names = ["study", "question", "n_raters", "group", "mean", "mean_low", "mean_high"]
-    assert show.ratings(pd.DataFrame(rows, columns=names)) == (
+    assert show.say_ratings(pd.DataFrame(rows, columns=names)) == (
         "- 3 raters, a, q: x - y is 0.50 [0.10, 0.90], above 0."
     )
 

@@ -18,7 +18,7 @@ from persona_lib import store
 from persona_lib.data import preference
 from persona_lib.models.load import load_tokenizer
 from persona_lib.models.served import Answer
-from persona_lib.paper import judging, personas
+from persona_lib.paper import judges, judging, personas
 from persona_lib.records import InferredPersona, PairwiseComparison
 from persona_lib.settings import Run, load_profile
 
@@ -108,7 +108,7 @@ def test_judging_over_a_server_equals_the_same_judge_loaded_here(run):
         PairwiseComparison(pair.id, pair.prompt, "The user is shy.", pair.chosen, pair.rejected)
         for pair in preference.load_pairs(run)["test"]
     ]
-    over_http = judging.judge_both(judging.load_judge(run), comparisons, "personalization")
-    here = judging.judge_both(judging.load_judge(local(run)), comparisons, "personalization")
+    over_http = judging.judge_both(judges.load_judge(run), comparisons, "personalization")
+    here = judging.judge_both(judges.load_judge(local(run)), comparisons, "personalization")
     assert len(over_http) == len(comparisons) == 4
     assert [[j.feedback for j in pair] for pair in over_http] == [[j.feedback for j in pair] for pair in here]

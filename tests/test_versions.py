@@ -25,14 +25,14 @@ FILES = {
 }
 DECIDED = {
     "pairs": (1, "174a2c8242766dc2"),
-    "personas": (1, "7258067506a67440"),
+    "personas": (1, "15d258a6bbc6e349"),
     "tailoring": (1, "c2c8b3d48133aa86"),
     "training": (1, "1df1b53ebc3a1069"),
     "answers": (1, "07212a414c7f71e7"),
-    "judging": (1, "cd77b05595094491"),
-    "swap": (1, "b8fb0e5fbe770687"),
-    "calibration": (1, "1b9b14c367407105"),
-    "rejudged": (1, "cf09b1006f0d944e"),
+    "judging": (1, "8a60b51d2ac5cca5"),
+    "swap": (1, "8ee95730fb0877b9"),
+    "calibration": (1, "6d3fbe5aa3f573ec"),
+    "rejudged": (1, "e92544df8dd66f5e"),
 }
 
 

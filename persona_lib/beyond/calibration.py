@@ -19,7 +19,8 @@ from persona_lib import store
 from persona_lib.data.reader import UNREADABLE, shows
 from persona_lib.intervals import position_inconsistent, verdict_of, wilson_interval
 from persona_lib.paper.answers import eval_rows
-from persona_lib.paper.judging import Judge, judge_both, judge_key, load_judge, persona_judge_of
+from persona_lib.paper.judges import Judge, load_judge, persona_judge_of
+from persona_lib.paper.judging import judge_both, judge_key
 from persona_lib.records import SIDES, Judgment, PairwiseComparison, Rubric, TailoringRow
 from persona_lib.settings import FACTS, Run
 from persona_lib.store import VERSIONS

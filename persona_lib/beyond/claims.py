@@ -36,15 +36,8 @@ from persona_lib.intervals import (
     ratio,
 )
 from persona_lib.paper.answers import generation_folder, read_generations
-from persona_lib.paper.judging import (
-    RUBRIC_NAMES,
-    Judged,
-    forget_judged,
-    persona_judge_of,
-    read_judgments,
-    runs_of,
-    same_items,
-)
+from persona_lib.paper.judges import persona_judge_of
+from persona_lib.paper.judging import RUBRIC_NAMES, Judged, forget_judged, read_judgments, runs_of, same_items
 from persona_lib.paper.personas import PERSONA_TABLES
 from persona_lib.paper.results import (
     Row,

@@ -31,20 +31,16 @@ from persona_lib.intervals import (
     net_of,
 )
 from persona_lib.models.generate import cut_at_stop
+from persona_lib.paper.judges import RUBRICS, model_judge
 from persona_lib.paper.judging import RUBRIC_NAMES as SHORT
-from persona_lib.paper.judging import RUBRICS, agreement_row, judge_comparisons, judge_key, model_judge
+from persona_lib.paper.judging import agreement_row, judge_comparisons, judge_key
 from persona_lib.paper.results import Row, inconsistent, verdict_counts
+from persona_lib.paper.swap import flip_and_did, length_steering, length_steering_interval
 from persona_lib.prompts import STOP
 from persona_lib.records import DataError, PairwiseComparison, TailoringRow
 from persona_lib.settings import FACTS, REPO, Profile, Run, results_dir, results_root
 from persona_lib.store import VERSIONS, content_hash, file_hash, iter_rows, read_json, write_json, write_text
-from persona_lib.texts import (
-    count_degenerate,
-    flip_and_did,
-    length_steering,
-    length_steering_interval,
-    n_words,
-)
+from persona_lib.texts import count_degenerate, n_words
 
 if TYPE_CHECKING:
     import pandas as pd

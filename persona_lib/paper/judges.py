@@ -14,15 +14,18 @@ import importlib.util
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from persona_lib import store
 from persona_lib.data import everyday, official, preference
+from persona_lib.data.reader import fit, quality
 from persona_lib.models import packing, train, trainers
 from persona_lib.models.generate import Sampling
 from persona_lib.models.load import (
     attach_adapters,
+    chat_text,
     count_rows,
     encode,
     format_of,
@@ -33,17 +36,37 @@ from persona_lib.models.load import (
     using_adapters,
 )
 from persona_lib.models.packing import decoder_inputs, lay_pair, pack, takes_parts, use_parts
+from persona_lib.models.served import load_generator
 from persona_lib.models.trainers import sft_trainer
 from persona_lib.prompts import (
     backwards_query,
     chat_judge_prompt,
     completion_text,
+    judge_prompt,
     relevance_query,
     tailoring_prompt,
 )
-from persona_lib.records import SIDES, DataError, Judgment, PairwiseComparison, Rubric, TailoringRow
-from persona_lib.settings import ConfigError, Run, results_dir, results_root
-from persona_lib.store import VERSIONS, file_hash
+from persona_lib.records import (
+    SIDES,
+    DataError,
+    Judgment,
+    PairwiseComparison,
+    Rubric,
+    TailoringRow,
+)
+from persona_lib.settings import (
+    ConfigError,
+    Profile,
+    Run,
+    judge_settings,
+    near_names,
+    results_dir,
+    results_root,
+)
+from persona_lib.store import (
+    VERSIONS,
+    file_hash,
+)
 
 # --- Log-probabilities of both responses of a pair with their prompt, persona included, computed once ---
 # Rows are packed as in training (``training.row_packing``): [prompt | chosen | rejected], each response
@@ -522,3 +545,116 @@ def judgment(id: str, judge: str, rubric: Rubric, a: float, b: float) -> Judgmen
     """Return the judgment of two scores; equal scores are a tie."""
     winner = None if a == b else "A" if a > b else "B"
     return Judgment(id, judge, rubric, winner, winner is None, f"{a:.4f} : {b:.4f}")
+
+
+Judge = Callable[[Sequence[PairwiseComparison], Rubric], list[Judgment]]
+RUBRICS: tuple[Rubric, ...] = ("personalization", "quality")
+
+
+def oracle_judge() -> Judge:
+    """Return the judge that reads answers to ``everyday`` by rule; it can call a tie.
+
+    What a persona wants is known from the data (``everyday.wishes``). A persona that the data do not hold is
+    a tie.
+    """
+    wishes = everyday.wishes()
+
+    def judge(comparisons: Sequence[PairwiseComparison], rubric: Rubric) -> list[Judgment]:
+        judgments = []
+        for c in comparisons:
+            scores = [
+                fit(wishes.get(c.persona or "", ()), text)
+                if rubric == "personalization"
+                else quality(c.prompt, text)
+                for text in (c.response_a, c.response_b)
+            ]
+            winner = None if scores[0] == scores[1] else "A" if scores[0] > scores[1] else "B"
+            judgments.append(
+                Judgment(c.id, "oracle", rubric, winner, winner is None, f"{scores[0]:g} : {scores[1]:g}")
+            )
+        return judgments
+
+    return judge
+
+
+def parse_winner(text: str) -> str | None:
+    """Read "A" or "B" at the start of a judge's answer; None if it says neither."""
+    word = text.strip().lstrip("*([").split(maxsplit=1)[:1]
+    return next((letter for letter in ("A", "B") if word and word[0].rstrip(".):]*,") == letter), None)
+
+
+def rendered(c: PairwiseComparison, rubric: Rubric) -> str:
+    """Return the prompt of a comparison of two responses."""
+    return judge_prompt(rubric, c.prompt, c.persona, c.response_a, c.response_b)
+
+
+def lm_judge(
+    generator: Any,
+    max_new_tokens: int = 4,
+    asked: Callable[[str], str] = str,
+    render: Callable[[PairwiseComparison, Rubric], str] = rendered,
+) -> Judge:
+    """Return a judge that asks a text generator, greedily, for "A" or "B".
+
+    ``render`` writes the prompt of a comparison, ``asked`` puts it into a chat model's format.
+    """
+
+    def judge(comparisons: Sequence[PairwiseComparison], rubric: Rubric) -> list[Judgment]:
+        prompts = [asked(render(c, rubric)) for c in comparisons]
+        answers = dict(generator.generate(prompts, max_new_tokens=max_new_tokens, stop=("\n",)))
+        return [
+            Judgment(c.id, generator.name, rubric, parse_winner(answers[n].text), feedback=answers[n].text)
+            for n, c in enumerate(comparisons)
+        ]
+
+    return judge
+
+
+def asked_of(generator: Any, kind: str) -> Callable[[str], str]:
+    """Return what puts a prompt into a generator's chat format; ``str`` where it is served or has none."""
+    tokenizer = getattr(generator, "tokenizer", None)
+    chat = kind == "chat" and tokenizer and tokenizer.chat_template
+    return partial(chat_text, tokenizer) if chat else str
+
+
+def model_judge(run: Run, role: str = "judge") -> Judge:
+    """Return ``<role>_model`` as a judge: a served language model, one of the hub, or the run's own base."""
+    generator = load_generator(run, role, getattr(run.profile, f"{role}_batch_size"))
+    _, url, kind, form, decoding, max_new_tokens = judge_settings(run.profile, role)
+    if form == "prometheus":
+        texts = read_texts(run.profile.judge_texts, run.dataset)
+        return prometheus_judge(
+            generator, max_new_tokens, decoding, bool(url) and kind == "chat", texts=texts
+        )
+    asked = asked_of(generator, kind)
+    if form == "letter":
+        return lm_judge(generator, max_new_tokens, asked)
+
+    return chat_judge(generator, max_new_tokens, asked)
+
+
+# a profile's ``judge`` -> a function that returns the judge of a run; "none" is no judge
+JUDGES: dict[str, Callable[[Run], Judge]] = {
+    "oracle": lambda run: oracle_judge(),
+    "lm": model_judge,
+    "backwards": BackwardsJudge,
+}
+
+
+def persona_judge_of(profile: Profile) -> str:
+    """Return who judges inferred personas: ``persona_judge``, or the judge of answers where it is empty."""
+    return profile.persona_judge or profile.judge
+
+
+def load_judge(run: Run, name: str = "") -> Judge:
+    """Return the judge of a run's answers, or the one of this name; ValueError if it has none."""
+    name = name or run.profile.judge
+    if name == "none":
+        raise ValueError(
+            f"profile {run.profile.name} has judge=none: nothing can be judged; see persona_swap"
+        )
+    if name not in JUDGES:
+        raise ConfigError(
+            f"profile {run.profile.name}: judge={name!r}: {near_names(name, [*JUDGES, 'none'])}"
+        )
+    return JUDGES[name](run)

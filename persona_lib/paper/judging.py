@@ -11,7 +11,6 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +30,7 @@ from persona_lib.intervals import (
     verdict_of,
 )
 from persona_lib.models import trainers
-from persona_lib.models.load import chat_text
-from persona_lib.models.served import load_generator, role_key
+from persona_lib.models.served import role_key
 from persona_lib.paper.answers import (
     Matchup,
     adapters_of,
@@ -45,11 +43,16 @@ from persona_lib.paper.answers import (
     read_generations,
     whole_answer,
 )
-from persona_lib.paper.judges import BackwardsJudge, chat_judge, prometheus_judge, read_texts
+from persona_lib.paper.judges import (
+    RUBRICS,
+    Judge,
+    load_judge,
+    model_judge,
+)
 from persona_lib.paper.judges import judge_key as backwards_key
-from persona_lib.prompts import STOP, judge_prompt
+from persona_lib.prompts import STOP
 from persona_lib.records import Generation, Judgment, PairwiseComparison, Rubric, RunSpec, Verdict
-from persona_lib.settings import ConfigError, Profile, Run, judge_settings, main_arm, near_names
+from persona_lib.settings import Profile, Run, judge_settings, main_arm
 from persona_lib.store import (
     VERSIONS,
     append_rows,
@@ -75,120 +78,9 @@ if TYPE_CHECKING:
 # may name a second judge; its judgments have a folder of their own, so that the two can be compared.
 
 
-Judge = Callable[[Sequence[PairwiseComparison], Rubric], list[Judgment]]
-RUBRICS: tuple[Rubric, ...] = ("personalization", "quality")
 ORDERS = ("AB", "BA")  # the tested response as A, as B
 CHUNK = 256  # comparisons judged between two writes
 FOLDERS = {"judge": "judgments", "second_judge": "second_judgments"}
-
-
-def oracle_judge() -> Judge:
-    """Return the judge that reads answers to ``everyday`` by rule; it can call a tie.
-
-    What a persona wants is known from the data (``everyday.wishes``). A persona that the data do not hold is
-    a tie.
-    """
-    wishes = everyday.wishes()
-
-    def judge(comparisons: Sequence[PairwiseComparison], rubric: Rubric) -> list[Judgment]:
-        judgments = []
-        for c in comparisons:
-            scores = [
-                fit(wishes.get(c.persona or "", ()), text)
-                if rubric == "personalization"
-                else quality(c.prompt, text)
-                for text in (c.response_a, c.response_b)
-            ]
-            winner = None if scores[0] == scores[1] else "A" if scores[0] > scores[1] else "B"
-            judgments.append(
-                Judgment(c.id, "oracle", rubric, winner, winner is None, f"{scores[0]:g} : {scores[1]:g}")
-            )
-        return judgments
-
-    return judge
-
-
-def parse_winner(text: str) -> str | None:
-    """Read "A" or "B" at the start of a judge's answer; None if it says neither."""
-    word = text.strip().lstrip("*([").split(maxsplit=1)[:1]
-    return next((letter for letter in ("A", "B") if word and word[0].rstrip(".):]*,") == letter), None)
-
-
-def rendered(c: PairwiseComparison, rubric: Rubric) -> str:
-    """Return the prompt of a comparison of two responses."""
-    return judge_prompt(rubric, c.prompt, c.persona, c.response_a, c.response_b)
-
-
-def lm_judge(
-    generator: Any,
-    max_new_tokens: int = 4,
-    asked: Callable[[str], str] = str,
-    render: Callable[[PairwiseComparison, Rubric], str] = rendered,
-) -> Judge:
-    """Return a judge that asks a text generator, greedily, for "A" or "B".
-
-    ``render`` writes the prompt of a comparison, ``asked`` puts it into a chat model's format.
-    """
-
-    def judge(comparisons: Sequence[PairwiseComparison], rubric: Rubric) -> list[Judgment]:
-        prompts = [asked(render(c, rubric)) for c in comparisons]
-        answers = dict(generator.generate(prompts, max_new_tokens=max_new_tokens, stop=("\n",)))
-        return [
-            Judgment(c.id, generator.name, rubric, parse_winner(answers[n].text), feedback=answers[n].text)
-            for n, c in enumerate(comparisons)
-        ]
-
-    return judge
-
-
-def asked_of(generator: Any, kind: str) -> Callable[[str], str]:
-    """Return what puts a prompt into a generator's chat format; ``str`` where it is served or has none."""
-    tokenizer = getattr(generator, "tokenizer", None)
-    chat = kind == "chat" and tokenizer and tokenizer.chat_template
-    return partial(chat_text, tokenizer) if chat else str
-
-
-def model_judge(run: Run, role: str = "judge") -> Judge:
-    """Return ``<role>_model`` as a judge: a served language model, one of the hub, or the run's own base."""
-    generator = load_generator(run, role, getattr(run.profile, f"{role}_batch_size"))
-    _, url, kind, form, decoding, max_new_tokens = judge_settings(run.profile, role)
-    if form == "prometheus":
-        texts = read_texts(run.profile.judge_texts, run.dataset)
-        return prometheus_judge(
-            generator, max_new_tokens, decoding, bool(url) and kind == "chat", texts=texts
-        )
-    asked = asked_of(generator, kind)
-    if form == "letter":
-        return lm_judge(generator, max_new_tokens, asked)
-
-    return chat_judge(generator, max_new_tokens, asked)
-
-
-# a profile's ``judge`` -> a function that returns the judge of a run; "none" is no judge
-JUDGES: dict[str, Callable[[Run], Judge]] = {
-    "oracle": lambda run: oracle_judge(),
-    "lm": model_judge,
-    "backwards": BackwardsJudge,
-}
-
-
-def persona_judge_of(profile: Profile) -> str:
-    """Return who judges inferred personas: ``persona_judge``, or the judge of answers where it is empty."""
-    return profile.persona_judge or profile.judge
-
-
-def load_judge(run: Run, name: str = "") -> Judge:
-    """Return the judge of a run's answers, or the one of this name; ValueError if it has none."""
-    name = name or run.profile.judge
-    if name == "none":
-        raise ValueError(
-            f"profile {run.profile.name} has judge=none: nothing can be judged; see persona_swap"
-        )
-    if name not in JUDGES:
-        raise ConfigError(
-            f"profile {run.profile.name}: judge={name!r}: {near_names(name, [*JUDGES, 'none'])}"
-        )
-    return JUDGES[name](run)
 
 
 def swap_order(c: PairwiseComparison) -> PairwiseComparison:

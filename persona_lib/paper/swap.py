@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from persona_lib import intervals, store
-from persona_lib.intervals import Interval, Pool, Statistic, bootstrap_mean, make_pool, mean_columns, mean_of
+from persona_lib.intervals import (
+    Interval,
+    Pool,
+    Statistic,
+    bootstrap_mean,
+    make_pool,
+    mean_columns,
+    mean_of,
+)
 from persona_lib.models import trainers
 from persona_lib.models.load import (
     attach_adapters,
@@ -35,7 +43,7 @@ from persona_lib.prompts import completion_text, tailoring_prompt
 from persona_lib.records import Generation, RunSpec, TailoringRow
 from persona_lib.settings import Profile, Run
 from persona_lib.store import VERSIONS, read_rows
-from persona_lib.texts import flip_and_did, is_contrastive, strip_contrast
+from persona_lib.texts import is_contrastive, strip_contrast, unigram_f1
 from persona_lib.workers import run_jobs, share_out
 
 if TYPE_CHECKING:
@@ -878,3 +886,79 @@ def swap_length_table(profile: Profile) -> pd.DataFrame:
 
 
 LENGTH_TABLES = {"swap_length": swap_length_table}
+
+
+@dataclass(frozen=True)
+class FlipScores:
+    """Per-item scores of the flip test, arrays over items in the order given.
+
+    ``pull_chosen`` = F1(o|P_C, chosen) - F1(o|P_C, rejected), ``pull_rejected`` the same for o|P_R.
+    """
+
+    pull_chosen: np.ndarray
+    pull_rejected: np.ndarray
+
+    @property
+    def did(self) -> np.ndarray:
+        """Difference in differences per item, in F1: > 0 if the persona moves the output the right way."""
+        return self.pull_chosen - self.pull_rejected
+
+    @property
+    def did_positive(self) -> np.ndarray:
+        """1 where DiD > 0, 0 where < 0, NaN where exactly 0 (left out of the share)."""
+        return np.where(self.did == 0, np.nan, (self.did > 0).astype(float))
+
+    @property
+    def flip(self) -> np.ndarray:
+        """1 where o|P_C is nearer to chosen AND o|P_R is nearer to rejected, else 0."""
+        return ((self.pull_chosen > 0) & (self.pull_rejected < 0)).astype(float)
+
+
+def length_steering(data_differences: Sequence[float], output_differences: Sequence[float]) -> float | None:
+    """Return Spearman's rho of (chosen - rejected) against (output under P_C - under P_R) lengths.
+
+    It says whether the personas steer length the way the data do. None if either side is constant.
+    """
+    from scipy.stats import spearmanr
+
+    if len(set(data_differences)) < 2 or len(set(output_differences)) < 2:
+        return None
+    return float(spearmanr(data_differences, output_differences).statistic)
+
+
+def length_steering_interval(
+    data_differences: Sequence[float],
+    output_differences: Sequence[float],
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float] | None:
+    """Return the 95 % percentile interval of ``length_steering``, resampling items; None if undefined."""
+    from scipy.stats import rankdata
+
+    pairs = np.array([data_differences, output_differences], dtype=float)
+    draws = np.random.default_rng(seed).integers(pairs.shape[1], size=(n_resamples, pairs.shape[1]))
+    ranks = rankdata(pairs[:, draws], axis=-1)
+    centred = ranks - ranks.mean(axis=-1, keepdims=True)
+    scale = np.sqrt((centred[0] ** 2).sum(axis=-1) * (centred[1] ** 2).sum(axis=-1))
+    defined = (centred[0] * centred[1]).sum(axis=-1)[scale > 0] / scale[scale > 0]
+    if not len(defined):
+        return None
+    low, high = np.percentile(defined, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def flip_and_did(
+    under_chosen: Sequence[str], under_rejected: Sequence[str], chosen: Sequence[str], rejected: Sequence[str]
+) -> FlipScores:
+    """Compare outputs under P_C and under P_R with the two responses of the same row.
+
+    The responses are the same in both terms of DiD, so their quality and length cancel. Raises
+    ValueError if the four lists differ in length.
+    """
+    rows = list(zip(under_chosen, under_rejected, chosen, rejected, strict=True))
+    pulls = [
+        [unigram_f1(output, good) - unigram_f1(output, bad) for output in (under_c, under_r)]
+        for under_c, under_r, good, bad in rows
+    ]
+    array = np.array(pulls, dtype=float).reshape(len(rows), 2)
+    return FlipScores(array[:, 0], array[:, 1])
