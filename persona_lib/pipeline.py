@@ -1,24 +1,23 @@
 """The runner: ``python -m persona_lib.pipeline`` runs a profile's notebooks, only those that need it.
 
-``runner.tasks`` says which are stale, ``runner.run_tasks`` runs them, and
-``runner.execute`` runs one notebook through papermill. Exit status: 0 done, 1 a step failed, 2 a setting
-is wrong (nothing was run), 130 interrupted.
+``persona_lib.tasks`` says which are stale, ``persona_lib.execute`` runs one notebook through papermill. Exit
+status: 0 done, 1 a step failed, 2 a setting is wrong (nothing was run), 130 interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import importlib.util
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from persona_lib import settings, store
+from persona_lib import settings, store, tasks
 from persona_lib.data import intake, official
 from persona_lib.data.preference import ARMS, READERS
 from persona_lib.execute import LiveLine, StepError, finish_notebook, run_notebook
@@ -27,44 +26,27 @@ from persona_lib.paper.judges import JUDGES
 from persona_lib.records import DataError
 from persona_lib.settings import ConfigError, Profile, near_names, results_dir
 from persona_lib.store import hardware
-from persona_lib.tasks import (
-    REPORT,
-    STEPS,
-    Pipeline,
-    Task,
-    begin,
-    current_key,
-    expected_seconds,
-    forget,
-    plan_lines,
-    print_plan,
-    snapshot,
-    stale_reasons,
-    write_manifest,
-)
-
-# --- Names in a profile that stand in a table of the library ---
-# Each kind is extended by one function and one line in its table, so the check reads the tables themselves.
+from persona_lib.tasks import REPORT, Pipeline, Task
 
 
 def check_names(profile: Profile) -> None:
     """Raise ConfigError for a data set, judge, arm or engine that is in no table; names the near ones."""
-    fields: dict[str, tuple[Iterable[str], list[str]]] = {
-        "datasets": (profile.datasets, list(READERS)),
+    fields = {
+        "datasets": (profile.datasets, READERS),
         "judge": ([profile.judge], [*JUDGES, "none"]),
-        "train_personas": (profile.train_personas, list(ARMS)),
+        "train_personas": (profile.train_personas, ARMS),
     }
     for field, (names, known) in fields.items():
         for name in names:
             if name not in known:
-                raise ConfigError(f"profile {profile.name}: {field}: {name!r}: {near_names(name, known)}")
+                raise ConfigError(
+                    f"profile {profile.name}: {field}: {name!r}: {near_names(name, list(known))}"
+                )
     generator_kind(profile, "generator")
 
 
-# --- What ``--data FILE`` adds to a run: the data set "own", the steps it needs, and validation first ---
+# --- ``--data FILE``: the data set "own", the steps it needs, and validation first ---
 
-
-PROFILE = "own"  # the profile that runs it where none is named
 JUDGING = ("04_persona_quality", "09_judging", "10_user_personas")  # nothing to do without a judge
 NEVER = ("13_released_outputs", "16_your_own_data")  # about the authors' data; the guide
 
@@ -74,8 +56,7 @@ def is_own(data: str | None, overrides: list[str]) -> bool:
     if not data or data == official.FROM_HUB or any(s.startswith("datasets=") for s in overrides):
         return False
     place = Path(data).expanduser()
-    folders = [f for f in (place, place / "official") if any(f.glob("persona-*"))]
-    return not (place.is_dir() and folders)
+    return not any(any(folder.glob("persona-*")) for folder in (place, place / "official"))
 
 
 def own_overrides(name: str, overrides: list[str]) -> list[str]:
@@ -88,8 +69,8 @@ def own_overrides(name: str, overrides: list[str]) -> list[str]:
         return changes
     profile = settings.load_profile(name, [*overrides, *changes])
     skipped = NEVER + (JUDGING if profile.judge == "none" else ())
-    steps = [step for step in STEPS if step in (*profile.steps, "03_persona_inference") or step in JUDGING]
-    return [*changes, "steps=" + ",".join(step for step in steps if step not in skipped)]
+    wanted = {*profile.steps, *JUDGING, "03_persona_inference"}.difference(skipped)
+    return [*changes, "steps=" + ",".join(step for step in tasks.STEPS if step in wanted)]
 
 
 def validate(profile: Profile, only_asked: bool = False) -> None:
@@ -113,45 +94,20 @@ def validate(profile: Profile, only_asked: bool = False) -> None:
         print(f"what was found, row by row: {page}\n", flush=True)
 
 
-# --- Run tasks in order up to the first failure; each leaves its provenance and manifest ---
+# --- Run tasks in order up to the first failure ---
 
 
-def note_run(
-    pipeline: Pipeline, task: Task, key: dict[str, Any], line: LiveLine, started: str
-) -> dict[str, Any]:
-    """Add a finished task to ``provenance.json`` and return its facts.
+def run_task(pipeline: Pipeline, task: Task, label: str) -> None:
+    """Run one task: its notebook, or the report; then write provenance and, last, the manifest.
 
     ``longest_seconds`` is what a plan expects: a later run that found most work done is shorter.
     """
     path = pipeline.results / "provenance.json"
-    content = store.read_json(path) if path.exists() else {"profile": pipeline.profile.name, "tasks": {}}
-    earlier = content["tasks"].get(task.id, {})
-    same = earlier.get("fields") == key.get("fields")
-    facts = {
-        "task": task.id,
-        "parameters": pipeline.parameters(task),
-        "fields": key.get("fields"),
-        "started": started,
-        "finished": store.now(),
-        "seconds": round(line.seconds, 1),
-        "longest_seconds": round(max(line.seconds, earlier.get("longest_seconds", 0) if same else 0), 1),
-        "peak_memory_mb": round(line.peak_mb),
-        **store.environment(),
-    }
-    content["tasks"][task.id] = facts
-    content["packages"] = store.package_versions()
-    content["settings"] = pipeline.profile
-    store.write_json(path, content)
-    return facts
-
-
-def run_task(pipeline: Pipeline, task: Task, label: str) -> None:
-    """Run one task: its notebook, or the report; then write provenance and, last, the manifest."""
-    key, before, started = current_key(pipeline, task), snapshot(pipeline), store.now()
-    begin(pipeline, task)
-    expected, _ = expected_seconds(pipeline, task)
+    known = store.read_json(path) if path.exists() else {"profile": pipeline.profile.name, "tasks": {}}
+    key, earlier, started = tasks.current_key(pipeline, task), known["tasks"].get(task.id, {}), store.now()
+    tasks.begin(pipeline, task)
     running = None
-    with LiveLine(label, expected) as line:
+    with LiveLine(label, tasks.expected_seconds(pipeline, task)[0]) as line:
         if task.step == REPORT:
             from persona_lib.report import write_report
 
@@ -159,10 +115,23 @@ def run_task(pipeline: Pipeline, task: Task, label: str) -> None:
         else:
             target, log = pipeline.executed(task), pipeline.log(task)
             running = run_notebook(pipeline.source(task), target, pipeline.parameters(task), log)
-    facts = note_run(pipeline, task, key, line, started)
+    longest = earlier.get("longest_seconds", 0) if earlier.get("fields") == key.get("fields") else 0
+    facts = {
+        "task": task.id,
+        "parameters": pipeline.parameters(task),
+        "fields": key.get("fields"),
+        "started": started,
+        "finished": store.now(),
+        "seconds": round(line.seconds, 1),
+        "longest_seconds": round(max(line.seconds, longest), 1),
+        **store.environment(),
+    }
+    tasks_known = known["tasks"] | {task.id: facts}
+    more = {"packages": store.package_versions(), "settings": pipeline.profile}
+    store.write_json(path, known | {"tasks": tasks_known} | more)
     if running:
         finish_notebook(running, pipeline.executed(task), facts)
-    write_manifest(pipeline, task, key, before, facts["finished"])
+    tasks.finish(pipeline, task, key, facts["finished"])
 
 
 def run_tasks(pipeline: Pipeline, ids: list[str]) -> int:
@@ -170,7 +139,7 @@ def run_tasks(pipeline: Pipeline, ids: list[str]) -> int:
     width = max(len(name) for name in ids)
     for number, name in enumerate(ids, start=1):
         task, label = pipeline.tasks[name], f"[{number}/{len(ids)}] {name:<{width}}"
-        if not stale_reasons(pipeline, task):
+        if not tasks.stale_reasons(pipeline, task):
             print(f"{label}  cached", flush=True)
             continue
         try:
@@ -184,8 +153,6 @@ def run_tasks(pipeline: Pipeline, ids: list[str]) -> int:
 @contextlib.contextmanager
 def only_runner(pipeline: Pipeline) -> Iterator[None]:
     """Hold the results folder's lock; raises ConfigError if another run has it."""
-    import fcntl
-
     pipeline.results.mkdir(parents=True, exist_ok=True)
     with (pipeline.results / ".lock").open("w") as file:
         try:
@@ -197,11 +164,7 @@ def only_runner(pipeline: Pipeline) -> Iterator[None]:
         yield
 
 
-# --- The runner: ``python -m persona_lib.pipeline`` runs a profile's notebooks, only those that need it ---
-# ``runner.tasks`` says which are stale, ``runner.run_tasks`` runs them, and ``runner.execute`` runs one
-# notebook through papermill. Exit status: 0 done, 1 a step failed, 2 a setting is wrong (nothing was run),
-# 130 interrupted.
-
+# --- The command line ---
 
 QUIET = {  # set before a kernel starts, unless the user has set them
     "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads slow each other down on few cores
@@ -211,6 +174,9 @@ QUIET = {  # set before a kernel starts, unless the user has set them
     "TRANSFORMERS_VERBOSITY": "error",
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",
 }
+# Nothing is compiled on a processor, but bitsandbytes would import torch's compiler: seconds per process.
+WITHOUT_GPU = {"TORCHDYNAMO_DISABLE": "1"}
+OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 EXAMPLES = """examples:
   ./run_all.sh --plan                        what would run, why and how long; nothing runs
   ./run_all.sh                               the default profile: two cores, fetches 93 MB of weights
@@ -221,9 +187,13 @@ EXAMPLES = """examples:
   ./run_all.sh --data my_pairs.jsonl         your own preference pairs (DATA.md)
   ./run_all.sh --demo                        a page to ask the trained policies
 A run that was stopped goes on where it was. Results: results/PROFILE/report/index.html."""
-# Nothing is compiled on a processor, but bitsandbytes would import torch's compiler: seconds per process.
-WITHOUT_GPU = {"TORCHDYNAMO_DISABLE": "1"}
-OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
+SEEDS_HELP = "5 means seeds 0 to 4; 3,7 means exactly these (two say little of others: wide intervals)"
+DATA_HELP = (
+    "your own preference pairs: a .jsonl, .json, .csv, .tsv or .parquet file, a folder of "
+    "datasets.save_to_disk or a hub id (name@commit), with columns prompt, chosen, rejected or a "
+    "--mapping; or the folder of the authors' data. Relative to the repository"
+)
+MAPPING_HELP = "YAML file that says which columns are which, for --data ('prompt: question'; see DATA.md)"
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -237,43 +207,21 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--profile", metavar="NAME", help="configs/NAME.yaml (default: everyday; own with --data FILE)")
-    add(
-        "--plan", action="store_true", help="say what would run, why, for how long and with what; run nothing"
-    )
+    add("--plan", action="store_true", help="print what would run, why, for how long and with what")
     add("--list", action="store_true", help="list the steps of the profile and the profiles there are")
-    add(
-        "--only",
-        nargs="+",
-        default=[],
-        metavar="STEP",
-        help="only these steps or tasks, e.g. 03 or 12_results",
-    )
+    add("--only", nargs="+", default=[], metavar="STEP", help="only these steps or tasks, e.g. 03 12_results")
     add("--from", dest="first", metavar="STEP", help="this step and those after it")
     add("--force", action="store_true", help="delete what the selected steps made and make it again")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a profile field (repeatable)")
-    add(
-        "--seeds",
-        metavar="N",
-        help="5 means seeds 0 to 4; 3,7 means exactly these (two say little of others: wide intervals)",
-    )
-    add(
-        "--data",
-        metavar="PATH",
-        help="your own preference pairs: a .jsonl, .json, .csv, .tsv or .parquet file, a folder of "
-        "datasets.save_to_disk or a hub id (name@commit), with columns prompt, chosen, rejected or a "
-        "--mapping; or the folder of the authors' data. Relative to the repository",
-    )
-    add(
-        "--mapping",
-        metavar="FILE",
-        help="YAML file that says which columns are which, for --data ('prompt: question'; see DATA.md)",
-    )
+    add("--seeds", metavar="N", help=SEEDS_HELP)
+    add("--data", metavar="PATH", help=DATA_HELP)
+    add("--mapping", metavar="FILE", help=MAPPING_HELP)
     add("--max-cost-usd", type=float, help="never spend more on served models: --set max_cost_usd=X")
     add("--offline", action="store_true", help="never ask the model hub; missing files are errors")
     add("--check", action="store_true", help="only check the arguments and the profile")
     arguments = parser.parse_args(argv)
     arguments.own = is_own(arguments.data, arguments.set)
-    arguments.profile = arguments.profile or (PROFILE if arguments.own else "everyday")
+    arguments.profile = arguments.profile or ("own" if arguments.own else "everyday")
     return arguments
 
 
@@ -306,99 +254,78 @@ def read_overrides(arguments: argparse.Namespace) -> list[str]:
     return overrides
 
 
-def open_pipeline(
-    arguments: argparse.Namespace, notebooks: Path | None = None, steps: dict | None = None
-) -> Pipeline:
-    """Load the profile and lay out its tasks; raises ConfigError."""
+def open_pipeline(arguments: argparse.Namespace) -> Pipeline:
+    """Load the profile and lay out its tasks, the report last; raises ConfigError."""
     overrides = read_overrides(arguments)
     profile = settings.load_profile(arguments.profile, overrides)
     check_names(profile)
-    pipeline = Pipeline(profile, tuple(overrides), steps, notebooks or settings.REPO / "notebooks")
+    pipeline = Pipeline(profile, tuple(overrides))
     for task in pipeline.tasks.values():
         if not pipeline.source(task).exists():
             raise ConfigError(f"profile {profile.name}: step {task.step} has no {pipeline.source(task)}")
-    if steps is None:
-        pipeline.tasks[REPORT] = Task(REPORT, REPORT, {}, tuple(pipeline.tasks))
+    pipeline.tasks[REPORT] = Task(REPORT, REPORT, {}, tuple(pipeline.tasks))
     return pipeline
 
 
 def matching(pipeline: Pipeline, wanted: str, option: str) -> list[str]:
     """Return the ids of the tasks that a STEP argument names: a number, a step or a task."""
-    found = [
-        task.id
-        for task in pipeline.tasks.values()
-        if wanted in (task.id, task.step, task.step.partition("_")[0], task.step.partition("_")[2])
-    ]
+    steps = dict.fromkeys(task.step for task in pipeline.tasks.values())
+    named = [step for step in steps if wanted in (step, *step.split("_", 1))]
+    found = [task.id for task in pipeline.tasks.values() if task.step in named or task.id == wanted]
     if not found:
-        steps = list(dict.fromkeys(task.step for task in pipeline.tasks.values()))
-        raise ConfigError(f"{option} {wanted}: no such step; {near_names(wanted, steps)}")
+        raise ConfigError(f"{option} {wanted}: no such step; {near_names(wanted, list(steps))}")
     return found
 
 
 def select(pipeline: Pipeline, arguments: argparse.Namespace) -> list[str]:
     """Return the ids of the selected tasks in order; inputs of unselected steps must be there already."""
     ids = list(pipeline.tasks)
+    if arguments.first:
+        ids = ids[ids.index(matching(pipeline, arguments.first, "--from")[0]) :]
     if arguments.only:
         named = {i for wanted in arguments.only for i in matching(pipeline, wanted, "--only")}
         ids = [i for i in ids if i in named]
-    if arguments.first:
-        start = list(pipeline.tasks).index(matching(pipeline, arguments.first, "--from")[0])
-        ids = [i for i in ids if list(pipeline.tasks).index(i) >= start]
     for task in (pipeline.tasks[i] for i in ids if i != REPORT):
         for needed in task.inputs:
-            if needed not in ids and not pipeline.manifest(needed).exists():
+            if needed not in ids and not tasks.manifest_of(pipeline, needed):
                 raise ConfigError(
                     f"{task.id} needs {needed}, which has not been run: select it too, or run everything"
                 )
     return ids
 
 
-def print_results(pipeline: Pipeline) -> None:
-    """Say where the figures, tables and the report are."""
-    places = {
-        "figures": settings.figures_dir(pipeline.profile),
-        "tables": pipeline.results / "tables",
-        "notebooks": pipeline.results / "notebooks",
-        "report": pipeline.results / "report" / "index.html",
-    }
-    print()
-    for name, path in places.items():
-        if path.exists():
-            print(f"{name:<10} {path}")
-
-
 def print_list(pipeline: Pipeline) -> None:
     """Print the steps of the profile and the profiles."""
     for name in pipeline.profile.steps:
-        print(f"  {name:<26} {pipeline.table[name].title}")
+        print(f"  {name:<26} {tasks.STEPS[name].title}")
     profiles = sorted(path.stem for path in (settings.REPO / "configs").glob("*.yaml"))
     print(f"profiles: {', '.join(profiles)}")
 
 
-def run(arguments: argparse.Namespace, notebooks: Path | None = None, steps: dict | None = None) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Do what the command line asks; raises ConfigError before anything is run."""
-    pipeline = open_pipeline(arguments, notebooks, steps)
+    pipeline = open_pipeline(arguments)
     ids = select(pipeline, arguments)
     validate(pipeline.profile, arguments.list or arguments.plan)
     if arguments.list:
         print_list(pipeline)
     elif arguments.plan:
-        print_plan(pipeline, plan_lines(pipeline, ids, arguments.force))
+        tasks.print_plan(pipeline, tasks.plan_lines(pipeline, ids, arguments.force))
     if arguments.list or arguments.plan or arguments.check:
         return 0
     os.chdir(settings.REPO)  # where kernels start, wherever the runner was called
-
     with only_runner(pipeline):
         if arguments.force:
             for name in ids:
-                forget(pipeline, pipeline.tasks[name])
+                tasks.forget(pipeline, pipeline.tasks[name])
         status = run_tasks(pipeline, ids)
     if not status:
-        print_results(pipeline)
+        print(f"\nfigures  {settings.figures_dir(pipeline.profile)}\ntables   {pipeline.results / 'tables'}")
+        print(f"report   {pipeline.results / 'report' / 'index.html'}")
     return status
 
 
-def main(argv: list[str] | None = None, notebooks: Path | None = None, steps: dict | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     arguments = parse_arguments(argv)
     for name, value in (QUIET if hardware()["gpus"] else QUIET | WITHOUT_GPU).items():
@@ -407,7 +334,7 @@ def main(argv: list[str] | None = None, notebooks: Path | None = None, steps: di
         os.environ.update(dict.fromkeys(OFFLINE, "1"))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        return run(arguments, notebooks, steps)
+        return run(arguments)
     except (ConfigError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -97,10 +97,10 @@ def origin_line(profile: Profile, seeds: str, n: str, step: str = STEP) -> str:
     return f"`{known['command']}`; commit {known['commit']}; seeds {seeds}; n = {n}; run of {known['date']}."
 
 
-def times(profile: Profile) -> list[tuple[str, str, float, float]]:
-    """Return (task, finished, seconds, peak memory in MB) of every task that the pipeline ran."""
+def times(profile: Profile) -> list[tuple[str, str, float]]:
+    """Return (task, finished, seconds) of every task that the pipeline ran."""
     tasks = read_provenance(profile).get("tasks", {})
-    return [(name, f["finished"], f["longest_seconds"], f["peak_memory_mb"]) for name, f in tasks.items()]
+    return [(name, f["finished"], f["longest_seconds"]) for name, f in tasks.items()]
 
 
 # --- Executed notebooks as HTML pages that load nothing: formulas are MathML, figures have words ---
@@ -835,21 +835,18 @@ def unsound(profile: Profile) -> str:
 def status(profile: Profile) -> str:
     """Return how many steps ran, for how long, and links to the executed notebooks."""
     pipeline = Pipeline(profile)
-    known = {name: (finished, seconds, memory) for name, finished, seconds, memory in times(profile)}
+    known = {name: (finished, seconds) for name, finished, seconds in times(profile)}
     rows = []
     for task in pipeline.tasks.values():
         page = f"notebooks/{task.id}.html"
         done = pipeline.executed(task).exists()
         name = f'<a href="{html.escape(page)}">{html.escape(task.id)}</a>' if done else html.escape(task.id)
-        finished, seconds, memory = known.get(task.id, ("", None, None))
-        cells = [finished or ("done" if done else "not run"), clock(seconds) if seconds is not None else "",
-                 f"{memory:.0f}" if memory else ""]  # fmt: skip
+        finished, seconds = known.get(task.id, ("", None))
+        cells = [finished or ("done" if done else "not run"), clock(seconds) if seconds is not None else ""]
         rows.append(f"<tr><td>{name}</td>" + "".join(element("td", cell) for cell in cells) + "</tr>")
     done = sum(pipeline.executed(task).exists() for task in pipeline.tasks.values())
     total = sum(known[i][1] for i in pipeline.tasks if i in known)
-    head = "".join(
-        f'<th scope="col">{name}</th>' for name in ("notebook", "finished (UTC)", "time", "peak MB")
-    )
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("notebook", "finished (UTC)", "time"))
     summary = f"{done} of {len(rows)} notebooks ran" + (f"; {clock(total)} in all" if total else "")
     return (element("p", summary) + "<details><summary>every step, with its notebook</summary>"
             f'<div class="wide"><table><thead><tr>{head}</tr></thead>'

@@ -1,4 +1,30 @@
-"""Studies beside the pipeline: ``python -m persona_lib.studies {selection,persona-models,reader}``."""
+"""Three studies beside the pipeline: ``python -m persona_lib.studies {selection,persona-models,reader}``.
+
+**selection** chooses training settings on validation topics. It trains every candidate for all arms with
+data and training seeds that no result uses, and writes ``figures/<profile>/selection_*.csv``. The rule is
+fixed here. All means are over seeds and over the gold personas of both sides (told to the plain arm in the
+first person). A candidate whose answers end less often than those of the arm's best by more than five
+points is out. The plain arm takes the candidate with the highest oracle fit among those whose mean quality
+is within 0.1 standard deviations of the best candidate's. PT takes the candidate with the highest fit among
+those whose mean quality is within 0.1 standard deviations of what the plain arm's pick has (if none is: the
+one with the highest quality). Ties go to the earlier candidate. A first search used seed 106 alone and did
+not count unfinished answers; its pick for PT failed to end its answers in two of three test seeds.
+
+**persona-models** compares models that infer personas, as the paper's Figure 3. Every model writes personas
+for both sides of the same evaluation pairs from the same prompt; the profile's judge of personas reads
+them. Without ``--model`` the models are those of ``MODELS`` (Gemma's licence must be accepted:
+``persona_lib.weights``). With it, any others, by the settings in which they differ:
+
+    python -m persona_lib.studies persona-models --profile paper --model 8B --model 70B generator_model=ID
+
+Nothing is chosen by these numbers. A model and seed that is finished is not asked again.
+
+**reader** measures how often the reader of answers is right. ``--draw N`` writes a blind sheet of N
+generated answers: a dimension with its two values, the question and the answer. Somebody adds "label" to
+each line: one of the two values, or "neither"; the labelled sheet is kept in ``facts/reader_labels.jsonl``.
+Without ``--draw`` the table is computed from it and from the written responses of the test split, into
+``figures/everyday/reader.csv``.
+"""
 
 from __future__ import annotations
 
@@ -44,22 +70,7 @@ from persona_lib.store import VERSIONS
 if TYPE_CHECKING:
     import pandas as pd
 
-
-# --- Choose the training settings on validation topics ---
-# ``python -m persona_lib.studies selection`` trains every candidate for all arms with data and training
-# seeds that no result uses, evaluates it on the validation split only, and writes
-# ``figures/<profile>/selection_*.csv``. The rule is fixed here. All means are over seeds and over the gold
-# personas of both sides (told to the plain arm in the first person). A candidate whose answers end less
-# often than those of the arm's best by more than five points is out. The plain arm takes the candidate with
-# the highest oracle fit among those whose mean quality is within 0.1 standard deviations of the best
-# candidate's. PT takes the candidate with the highest fit among those whose mean quality is within 0.1
-# standard deviations of what the plain arm's pick has (if none is: the one with the highest quality). Ties
-# go to the earlier candidate.
-#
-# The first search used seed 106 alone and did not count unfinished answers. Its pick for PT failed to end
-# its answers in two of three test seeds, so the search now has three seeds, and a limit on unfinished
-# answers.
-
+# --- selection ---
 
 SEEDS = (106, 107, 108)  # tuning only: results use data and training seeds 0, 1, 2, ...
 ARMS = ("none", "both")
@@ -77,12 +88,9 @@ CANDIDATES: dict[str, list[dict[str, Any]]] = {
 
 def tuning_profile(profile: Profile) -> Profile:
     """Return the profile on validation topics; data and training seeds are fresh."""
+    gold = [f"gold-{side}" for side in SIDES]
     return set_field(
-        profile,
-        eval_split="validation",
-        eval_limit=0,
-        train_personas=list(ARMS),
-        eval_personas=[f"gold-{side}" for side in SIDES],
+        profile, eval_split="validation", eval_limit=0, train_personas=list(ARMS), eval_personas=gold
     )
 
 
@@ -94,32 +102,24 @@ def prepare(run: Run) -> None:
     tailoring.build_tailoring(run, personas.user_personas(run))
 
 
-def spec_of(run: Run, method: str, arm: str, side: str) -> RunSpec:
-    """Return the run that an arm is chosen by: told the gold persona of a side in its own way."""
-    return RunSpec(
-        run.dataset, method, arm, f"gold-{side}", run.seed, "first_person" if arm == "none" else "line"
-    )
-
-
 def measure(run: Run, method: str, arm: str) -> dict[str, float]:
-    """Train an arm; return its mean fit per side, its quality and its share of unfinished answers."""
+    """Train an arm; return its mean fit per side, its quality and its share of unfinished answers.
+
+    The arm is told the gold persona of a side in its own way.
+    """
     import numpy as np
 
-    train.train_adapter(run, "sft", arm)
-    if method == "dpo":
-        train.train_adapter(run, "dpo", arm)
-    one = Run(
-        set_field(run.profile, methods=["sft", method][: 1 + (method == "dpo")], train_personas=[arm]),
-        run.dataset,
-        run.seed,
-    )
-    specs = {spec_of(run, method, arm, side): side for side in SIDES}
+    methods = ["sft"] if method == "sft" else ["sft", "dpo"]
+    for trained in methods:
+        train.train_adapter(run, trained, arm)
+    one = Run(set_field(run.profile, methods=methods, train_personas=[arm]), run.dataset, run.seed)
+    form = "first_person" if arm == "none" else "line"
+    specs = {RunSpec(run.dataset, method, arm, f"gold-{side}", run.seed, form): side for side in SIDES}
     scores, unfinished = {}, []
     for spec, generator in answers.generators(one, [*specs]):
         answers.generate_run(one, spec, generator)
         scores[specs[spec]] = oracle_scores(one, spec, spec.eval_persona)
-        written = answers.read_generations(one, spec).values()
-        unfinished += [answer.finish_reason != "stop" for answer in written]
+        unfinished += [answer.finish_reason != "stop" for answer in read_generations(one, spec).values()]
     qualities = np.array([row["quality"] for rows in scores.values() for row in rows])
     fits = {f"fit_{side}": float(np.mean([row["fit"] for row in rows])) for side, rows in scores.items()}
     return fits | {
@@ -132,11 +132,8 @@ def measure(run: Run, method: str, arm: str) -> dict[str, float]:
 
 def candidate_key(run: Run, method: str, arm: str) -> str:
     """Hash of all that a candidate's scores depend on."""
-    fields = [
-        *train.SHARED_FIELDS,
-        *train.METHOD_FIELDS["sft"],
-        *(train.METHOD_FIELDS["dpo"] if method == "dpo" else ()),
-    ]
+    methods = ("sft",) if method == "sft" else ("sft", "dpo")
+    fields = [*train.SHARED_FIELDS, *(field for name in methods for field in train.METHOD_FIELDS[name])]
     settings = {name: getattr(train.arm_settings(run, arm).profile, name) for name in fields}
     tailored = store.read_json(run.folder / "tailoring" / "done.json")["key"]
     return store.content_hash(method, arm, run.seed, settings, tailored)
@@ -144,47 +141,34 @@ def candidate_key(run: Run, method: str, arm: str) -> str:
 
 def with_candidate(profile: Profile, arm: str, candidate: dict[str, Any]) -> Profile:
     """Return the profile with a candidate's settings, as those of the arm (``plain_*`` without personas)."""
-    own = {
-        name: f"plain_{name}" if arm == "none" and hasattr(profile, f"plain_{name}") else name
-        for name in candidate
-    }
-    return set_field(profile, **{own[name]: value for name, value in candidate.items()})
+    plain = {name: f"plain_{name}" for name in candidate if hasattr(profile, f"plain_{name}")}
+    own = plain if arm == "none" else {}
+    return set_field(profile, **{own.get(name, name): value for name, value in candidate.items()})
 
 
 def search(
     profile: Profile, method: str, path: Path, arms: Iterable[str] = ARMS, seeds: Iterable[int] = SEEDS
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """Measure every candidate of a method for both arms and seeds; finished ones are read from ``path``."""
     store.repair_rows(path)
     known = {row["key"]: row for row in store.iter_rows(path)} if path.exists() else {}
     rows = []
-    for seed in seeds:
-        for arm in arms:
-            for candidate in CANDIDATES[method]:
-                run = Run(with_candidate(profile, arm, candidate), profile.datasets[0], seed)
-                key = candidate_key(run, method, arm)
-                if key not in known:
-                    started = time.perf_counter()
-                    result = measure(run, method, arm)
-                    seconds = round(time.perf_counter() - started, 1)
-                    known[key] = {
-                        "key": key,
-                        "method": method,
-                        "arm": arm,
-                        "seed": seed,
-                        **candidate,
-                        **result,
-                        "seconds": seconds,
-                    }
-                    store.append_rows(path, [known[key]])
-                rows.append(known[key] | candidate)
-                print(
-                    {k: round(v, 4) if isinstance(v, float) else v for k, v in known[key].items()}, flush=True
-                )
+    for seed, arm, candidate in [(s, a, c) for s in seeds for a in arms for c in CANDIDATES[method]]:
+        run = Run(with_candidate(profile, arm, candidate), profile.datasets[0], seed)
+        key = candidate_key(run, method, arm)
+        if key not in known:
+            started = time.perf_counter()
+            head = {"key": key, "method": method, "arm": arm, "seed": seed}
+            result = measure(run, method, arm)
+            seconds = round(time.perf_counter() - started, 1)
+            known[key] = {**head, **candidate, **result, "seconds": seconds}
+            store.append_rows(path, [known[key]])
+        rows.append(known[key] | candidate)
+        print(known[key], flush=True)
     return rows
 
 
-def pool_seeds(rows: Iterable[dict[str, Any]], method: str) -> list[dict[str, Any]]:
+def pool_seeds(rows: Iterable[Row], method: str) -> list[Row]:
     """Return one row per arm and candidate of a method, in the candidates' order, with means over the seeds.
 
     ``quality_sd`` is the standard deviation of single answers: the root of the mean variance within seeds.
@@ -208,7 +192,7 @@ def pool_seeds(rows: Iterable[dict[str, Any]], method: str) -> list[dict[str, An
     return pooled
 
 
-def pick(pooled: Iterable[dict[str, Any]], reference_quality: float | None = None) -> dict[str, Any]:
+def pick(pooled: Iterable[Row], reference_quality: float | None = None) -> Row:
     """Return the candidate that the rule picks among one arm's pooled rows.
 
     ``reference_quality`` is the mean quality of the plain arm's pick; None: the best candidate's own.
@@ -222,59 +206,35 @@ def pick(pooled: Iterable[dict[str, Any]], reference_quality: float | None = Non
     return max(allowed or [best], key=lambda row: row["fit_chosen"] + row["fit_rejected"])
 
 
-def pick_both(pooled: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def pick_both(pooled: Iterable[Row]) -> dict[str, Row]:
     """Return the picks of the arms that have rows: the plain arm by itself, PT at the plain arm's quality."""
-    by_arm = {arm: [row for row in pooled if row["arm"] == arm] for arm in ARMS}
-    picks: dict[str, dict[str, Any]] = {}
+    picks: dict[str, Row] = {}
     for arm in ARMS:
-        if by_arm[arm]:
-            picks[arm] = pick(by_arm[arm], picks["none"]["quality"] if "none" in picks else None)
+        if rows := [row for row in pooled if row["arm"] == arm]:
+            picks[arm] = pick(rows, picks["none"]["quality"] if "none" in picks else None)
     return picks
 
 
-def select_settings(arguments: list[str]) -> None:
+def select_settings(given: argparse.Namespace) -> None:
     """Run the search and write its table."""
     import pandas as pd
 
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--profile", default="everyday")
-    parser.add_argument("--method", choices=("sft", "dpo"), action="append")
-    parser.add_argument(
-        "--arm", choices=ARMS, action="append", help="only this arm: two can run side by side"
-    )
-    parser.add_argument(
-        "--seed", type=int, choices=SEEDS, action="append", help="only this seed: two can run side by side"
-    )
-    parser.add_argument("--set", action="append", default=[], dest="overrides")
-    given = parser.parse_args(arguments)
     profile = tuning_profile(load_profile(given.profile, given.overrides))
     seeds = given.seed or SEEDS
     for seed in seeds:
         prepare(Run(profile, profile.datasets[0], seed))
-    folder = figures_dir(profile)
-    folder.mkdir(parents=True, exist_ok=True)
     for method in given.method or ("sft", "dpo"):
-        path = folder / f"selection_{method}.jsonl"
-        rows = search(profile, method, path, given.arm or ARMS, seeds)
-        pooled = pool_seeds(rows, method)
+        path = figures_dir(profile) / f"selection_{method}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pooled = pool_seeds(search(profile, method, path, given.arm or ARMS, seeds), method)
         picks = pick_both(pooled)
-        table = [row | {"picked": row in picks.values()} for row in pooled]
-        pd.DataFrame(table).to_csv(path.with_suffix(".csv"), index=False)
+        table = pd.DataFrame([row | {"picked": row in picks.values()} for row in pooled])
+        store.write_text(path.with_suffix(".csv"), table.to_csv(index=False))
         for arm, row in picks.items():
             print("picked", arm, row)
 
 
-# --- Persona inference by several models, as in the paper's Figure 3 ---
-# Every model writes personas for both sides of the same evaluation pairs from the same prompt, and the
-# profile's judge of personas says how often they lead back to their response. Without ``--model`` the
-# models are those of ``MODELS``, from the package index (Gemma's licence has to be accepted:
-# ``persona_lib.weights``). With it, any others, by the settings in which they differ:
-#
-#     python -m persona_lib.studies persona-models --profile paper --model 8B --model 70B generator_model=ID
-#
-# Nothing is chosen by these numbers. Table and figure are ``persona_models`` of the profile; a model and
-# seed that is finished is not asked again.
-
+# --- persona-models ---
 
 NAME = "persona_models"  # of the table, the figure and the folder of answers
 # Real models of several sizes -> the settings in which they differ; the rules see length and tone only.
@@ -311,43 +271,32 @@ def folder_of(profile: Profile, name: str, dataset: str, seed: int) -> Path:
 
 def ask(profile: Profile, name: str, settings: Settings, dataset: str, seed: int) -> Path:
     """Have one model write the personas of a data set and seed, judge them, and return the verdicts' file."""
-    preference.write_pairs(Run(profile, dataset, seed))
+    import pandas as pd
+
+    own = Run(profile, dataset, seed)
+    preference.write_pairs(own)
     run = Run(set_field(profile, **settings), dataset, seed)
-    judged = {
-        n: v
-        for n, v in vars(run.profile).items()
-        if n.startswith(("pi_", "judge", "persona_judge", "backwards_"))
-    }
+    kinds = ("pi_", "judge", "persona_judge", "backwards_")
+    judged = {field: value for field, value in vars(run.profile).items() if field.startswith(kinds)}
+    inference = (role_key(run, "generator"), preference.inference_key(run), judged, seed)
     folder, key = (
         folder_of(profile, name, dataset, seed),
-        store.content_hash(
-            VERSIONS["personas"],
-            *(role_key(run, "generator"), preference.inference_key(run), judged, seed),
-        ),
+        store.content_hash(VERSIONS["personas"], *inference),
     )
     if store.is_done(folder, key):
         return folder / ITEMS
     store.clear_unless(folder, key)
-    judge, pairs = (
-        load_judge(Run(profile, dataset, seed), persona_judge_of(profile)),
-        preference.inference_pairs(run),
-    )
+    judge, pairs = load_judge(own, persona_judge_of(profile)), preference.inference_pairs(run)
     generator = load_generator(run, "generator", run.profile.pi_batch_size)
     rows = []
     for side in SIDES:
-        personas = infer_personas(generator, pairs, side, run.profile, folder / f"{side}.jsonl")
-        rows += [(side, *verdict) for verdict in judge_personas(judge, pairs, personas, side)]
-    store.write_text(folder / ITEMS, items_csv(rows, preference.inference_split(profile, dataset)))
+        written = infer_personas(generator, pairs, side, run.profile, folder / f"{side}.jsonl")
+        rows += [(side, *verdict) for verdict in judge_personas(judge, pairs, written, side)]
+    table = pd.DataFrame(rows, columns=["side", "id", "verdict", "contradicted"])
+    table["split"] = preference.inference_split(profile, dataset)
+    store.write_text(folder / ITEMS, table.to_csv(index=False))
     store.mark_done(folder, key, settings=dict(settings), generator=generator.settings)
     return folder / ITEMS
-
-
-def items_csv(rows: list[tuple[Any, ...]], split: str) -> str:
-    """Return verdicts (side, id, verdict, contradicted) as CSV, in the form that notebook 04 leaves."""
-    import pandas as pd
-
-    table = pd.DataFrame(rows, columns=["side", "id", "verdict", "contradicted"])
-    return table.assign(split=split).to_csv(index=False)
 
 
 def model_table(profile: Profile, names: list[str]) -> pd.DataFrame:
@@ -365,64 +314,34 @@ def model_table(profile: Profile, names: list[str]) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def origin_line(profile: Profile, table: pd.DataFrame, arguments: list[str]) -> str:
+def origin_line(profile: Profile, table: pd.DataFrame) -> str:
     """Say how the table was made: command, commit, seeds, n and date."""
     facts = store.git_state()
-    commit = (facts["commit"] or "not recorded")[:12] + (
-        " with uncommitted changes" if facts["dirty"] else ""
-    )
-    command = shlex.join(["python", "-m", "persona_lib.studies", *arguments])
+    changed = " with uncommitted changes" if facts["dirty"] else ""
     return (
-        f"`{command}`; commit {commit}; seeds {' '.join(map(str, profile.seeds))}; "
-        f"n = {table.n.max():.0f}; run of {store.now()[:10]}."
+        f"`{shlex.join(['python', '-m', 'persona_lib.studies', *sys.argv[1:]])}`; "
+        f"commit {(facts['commit'] or 'not recorded')[:12]}{changed}; "
+        f"seeds {' '.join(map(str, profile.seeds))}; n = {table.n.max():.0f}; run of {store.now()[:10]}."
     )
 
 
-def compare_models(arguments: list[str]) -> None:
+def compare_models(given: argparse.Namespace) -> None:
     """Ask every model, and write table and figure."""
-    parser = argparse.ArgumentParser(
-        prog="python -m persona_lib.studies persona-models",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--profile", default="everyday")
-    parser.add_argument(
-        "--model",
-        nargs="+",
-        action="append",
-        metavar=("NAME", "KEY=VALUE"),
-        help="a model and the settings in which it differs (may be repeated)",
-    )
-    parser.add_argument("--seeds", type=int, default=1, help="data seeds 0, 1, ... (default: one)")
-    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
-    given = parser.parse_args(arguments)
-    try:
-        profile = load_profile(given.profile, given.overrides)
-        if persona_judge_of(profile) == "none":
-            raise ConfigError(
-                f"profile {profile.name} has no persona_judge: nothing would judge the personas"
-            )
-        profile = set_field(profile, seeds=list(range(given.seeds)))
-        models = named_models(given.model) if given.model else MODELS
-        for name, settings in models.items():
-            for dataset in profile.datasets:
-                for seed in profile.seeds:
-                    print(ask(profile, name, settings, dataset, seed), flush=True)
-    except ConfigError as error:
-        sys.exit(str(error))
+    profile = set_field(load_profile(given.profile, given.overrides), seeds=list(range(given.seeds)))
+    if persona_judge_of(profile) == "none":
+        raise ConfigError(f"profile {profile.name} has no persona_judge: nothing would judge the personas")
+    models = named_models(given.model) if given.model else MODELS
+    for name, settings in models.items():
+        for dataset in profile.datasets:
+            for seed in profile.seeds:
+                print(ask(profile, name, settings, dataset, seed), flush=True)
     table = model_table(profile, list(models))
     print(save_table(profile, NAME, table))
-    store.write_json(results_dir(profile) / NAME / "origin.json", origin_line(profile, table, arguments))
+    store.write_json(results_dir(profile) / NAME / "origin.json", origin_line(profile, table))
     print(save_figures(profile, [NAME])[NAME])
 
 
-# --- How often the reader of answers is right: ``python -m persona_lib.studies reader`` ---
-# ``--draw N`` writes a blind sheet of N generated answers of a run: a dimension with its two values, the
-# question and the answer; no policy, persona or verdict of the reader. Somebody adds "label" to each line:
-# one of the two values, or "neither". The labelled sheet is kept in ``facts/reader_labels.jsonl``. Without
-# ``--draw`` the table is computed from it and from the written responses of the test split, into
-# ``figures/everyday/reader.csv``.
-
+# --- reader ---
 
 TABLE = REPO / "figures" / "everyday" / "reader.csv"
 
@@ -465,20 +384,11 @@ def measured() -> pd.DataFrame:
     return pd.concat(parts)[["texts", "dimension", "n", "read", "right", "precision", "recall"]]
 
 
-def check_reader(arguments: list[str]) -> None:
+def check_reader(given: argparse.Namespace) -> None:
     """Draw a sheet, or write the table."""
-    parser = argparse.ArgumentParser(
-        prog="python -m persona_lib.studies reader",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--draw", type=int, metavar="N", help="write a blind sheet of N answers")
-    parser.add_argument("--to", type=Path, default=Path("reader_sheet.jsonl"), metavar="FILE")
-    parser.add_argument("--profile", default="everyday")
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args(arguments)
     if given.draw:
-        store.write_rows(given.to, blind_sheet(open_run(given.profile, seed=given.seed), given.draw))
+        run = open_run(given.profile, seed=given.seed, overrides=given.overrides)
+        store.write_rows(given.to, blind_sheet(run, given.draw))
         print(given.to)
         return
     table = measured()
@@ -486,14 +396,44 @@ def check_reader(arguments: list[str]) -> None:
     print(table.to_string(index=False))
 
 
-STUDIES = {"selection": select_settings, "persona-models": compare_models, "reader": check_reader}
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line; ``study`` is the function of the first word."""
+    parser = argparse.ArgumentParser(
+        prog="python -m persona_lib.studies",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    studies = parser.add_subparsers(required=True)
+
+    def study(name: str, function: Any) -> Any:
+        found = studies.add_parser(name, help=function.__doc__.splitlines()[0])
+        found.set_defaults(study=function)
+        found.add_argument("--profile", default="everyday")
+        found.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
+        return found.add_argument
+
+    add = study("selection", select_settings)
+    add("--method", choices=("sft", "dpo"), action="append")
+    add("--arm", choices=ARMS, action="append", help="only this arm: two can run side by side")
+    add("--seed", type=int, choices=SEEDS, action="append", help="only this seed: two can run side by side")
+    add = study("persona-models", compare_models)
+    model = "a model and the settings in which it differs (may be repeated)"
+    add("--model", nargs="+", action="append", metavar=("NAME", "KEY=VALUE"), help=model)
+    add("--seeds", type=int, default=1, help="data seeds 0, 1, ... (default: one)")
+    add = study("reader", check_reader)
+    add("--draw", type=int, metavar="N", help="write a blind sheet of N answers")
+    add("--to", type=Path, default=Path("reader_sheet.jsonl"), metavar="FILE")
+    add("--seed", type=int, default=0)
+    return parser.parse_args(argv)
 
 
-def main() -> None:
-    """Run one study: the first word says which."""
-    if len(sys.argv) < 2 or sys.argv[1] not in STUDIES:
-        sys.exit(f"usage: python -m persona_lib.studies {{{','.join(STUDIES)}}} [--help]")
-    STUDIES[sys.argv[1]](sys.argv[2:])
+def main(argv: list[str] | None = None) -> None:
+    """Run one study; a wrong setting ends it with one line."""
+    given = parse_arguments(argv)
+    try:
+        given.study(given)
+    except ConfigError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

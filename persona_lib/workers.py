@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import io
 import multiprocessing
 import os
 import sys
@@ -22,7 +23,7 @@ LOOK_SECONDS = 0.5  # how often lines are shown, and how soon a worker notices t
 COLLECT_AFTER = (10_000, 10, 10)  # new objects, and collections of each age before one of the next
 
 
-class LinesTo:
+class LinesTo(io.TextIOBase):
     """A text stream that puts whole lines into a queue."""
 
     def __init__(self, lines: Any) -> None:
@@ -34,13 +35,6 @@ class LinesTo:
         for line in whole:
             self.lines.put(line)
         return len(text)
-
-    def flush(self) -> None:
-        """Nothing is held back but an unfinished line."""
-
-    def isatty(self) -> bool:
-        """A queue is not a terminal."""
-        return False
 
 
 def cores() -> int:
@@ -72,16 +66,11 @@ def begin_worker(lines: Any, stop: Any, threads: int, parent: int) -> None:
     atexit.register(gc.freeze)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     sys.stdout, sys.stderr = LinesTo(lines), LinesTo(lines)
-    end_when(lambda: os.getppid() != parent or stop.is_set())
-
-
-def end_when(gone: Callable[[], bool]) -> None:
-    """End this process as soon as ``gone()`` is true, whatever it is doing."""
 
     def watch() -> None:
-        while not gone():
+        while os.getppid() == parent and not stop.is_set():
             time.sleep(LOOK_SECONDS)
-        os._exit(1)
+        os._exit(1)  # whatever the worker is doing
 
     threading.Thread(target=watch, daemon=True).start()
 

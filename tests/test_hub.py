@@ -69,9 +69,10 @@ def test_a_hub_id_without_a_whole_commit_is_refused_with_the_mend(source):
 
 def test_a_plan_names_the_models_without_a_commit():
     profile = load_profile("paper", ["base_model=some/model", f"judge_model=other/judge@{COMMIT}"])
-    assert [note.split(":")[0] for note in tasks.unpinned(profile)] == ["some/model"]
-    assert {"some/model", "other/judge"} <= {what for what, _, _ in tasks.downloads(profile)}
-    assert tasks.unpinned(load_profile("paper", ["base_model=some/model", f"base_revision={COMMIT}"])) == []
+    remarks = {what: remark for what, _, remark in tasks.downloads(profile)}
+    assert remarks["some/model"].startswith("NOT READY: some/model") and remarks["other/judge"] == "from the hub"
+    given = load_profile("paper", ["base_model=some/model", f"base_revision={COMMIT}"])
+    assert ("some/model", "from the hub") in {(what, remark) for what, _, remark in tasks.downloads(given)}
 
 
 def test_models_and_tokenizers_are_refused_before_anything_is_fetched():
@@ -106,7 +107,7 @@ def test_no_code_loads_from_the_hub_without_a_revision():
         for path in (REPO / folder).rglob("*.py")
     }
     for path in (REPO / "notebooks").glob("*.ipynb"):
-        sources[path.name] = "\n".join(map(execute.python_code, execute.code_cells(path)))
+        sources[path.name] = "\n".join(execute.code_cells(path))
     found = {name: calls for name, source in sources.items() if (calls := unpinned(source))}
     assert found == {}, "give revision=, from hub.pinned"
 

@@ -71,10 +71,7 @@ def test_the_contents_link_to_every_notebook_and_to_every_figure_and_table_of_th
     prose = "".join(source(cell) for cell in read(CONTENTS)["cells"])
     assert all(f"| {name}" in prose for name in ("Section 2", "Section 3", "Section 4", "Section 5"))
     assert all(f"| {name}" in prose for name in ("Figure 3", "Figure 4", "Table 1"))
-    assert execute.problems(CONTENTS) == [] and execute.parameter_names(CONTENTS) == [
-        "profile",
-        "repository",
-    ]
+    assert execute.problems(CONTENTS) == []
 
 
 @pytest.mark.slow
@@ -106,7 +103,7 @@ def test_papermill_sees_the_same_parameters(path):
     import papermill
 
     seen = papermill.inspect_notebook(str(path))
-    assert list(seen) == execute.parameter_names(path)
+    assert set(seen) == set(PARAMETERS[STEPS[path.stem].per] | EXTRA.get(path.stem, {}))
     assert all(parameter["help"] for parameter in seen.values())
 
 
@@ -114,7 +111,7 @@ def test_papermill_sees_the_same_parameters(path):
 def test_a_notebook_calls_the_library_and_defines_nothing(path):
     defining = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     for cell in code(path):
-        tree = ast.parse(execute.python_code(source(cell)))
+        tree = ast.parse(source(cell))
         assert [node.name for node in ast.walk(tree) if isinstance(node, defining)] == []
 
 
@@ -165,7 +162,7 @@ def functions_of(module: str) -> list[tuple[set[str], set[str], set[str]]]:
 
 def fields_reached(path: Path) -> set[str]:
     """Return the fields that a notebook reads, itself or in library functions that it may reach."""
-    whole = ast.parse("\n".join(execute.python_code(source(cell)) for cell in code(path)))
+    whole = ast.parse("\n".join(map(source, code(path))))
     waiting, fields = uses(whole, imported(whole), "notebook")
     modules, seen = closure(imported_modules(whole)) - {"settings"}, set()
     functions = [function for module in modules for function in functions_of(module)]
@@ -180,8 +177,10 @@ def fields_reached(path: Path) -> set[str]:
 @cache
 def declared_fields(name: str) -> set[str]:
     """Return the fields that make a step stale, by itself or through its inputs."""
-    own = set(tasks.field_values(settings.load_profile("everyday"), STEPS[name].fields))
-    return own.union(*map(declared_fields, STEPS[name].inputs))
+    step = STEPS[name]
+    inputs = [other for other in STEPS if other[:2] in step.inputs.split()]
+    own = set(tasks.field_values(settings.load_profile("everyday"), step.fields.split()))
+    return own.union(*map(declared_fields, inputs))
 
 
 @every_notebook
@@ -195,7 +194,7 @@ def test_every_field_that_a_notebook_reaches_makes_its_step_stale(path):
     selects = {"name", "description", "steps", "seeds", "datasets"}
     selects |= set(settings.CHANGE_NO_RESULT)
     undeclared = fields_reached(path) - selects - declared_fields(path.stem)
-    assert undeclared == set(), f"add to steps.STEPS[{path.stem!r}].fields"
+    assert undeclared == set(), f"add to tasks.STEPS[{path.stem!r}].fields"
 
 
 @every_notebook

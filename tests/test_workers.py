@@ -18,10 +18,10 @@ from persona_lib import workers
 REPO = Path(__file__).resolve().parent.parent
 
 
-def square(number: int) -> tuple[int, int, str]:
-    """Return the square, the process and its number of threads."""
+def square(number: int) -> tuple[int, int, str, tuple]:
+    """Return the square, the process, its number of threads, and when it looks for garbage."""
     print(f"squaring {number}")
-    return number * number, os.getpid(), os.environ["OMP_NUM_THREADS"]
+    return number * number, os.getpid(), os.environ["OMP_NUM_THREADS"], gc.get_threshold()
 
 
 def fail_or_sleep(number: int, seconds: float) -> None:
@@ -53,17 +53,16 @@ def is_running(pid: int) -> bool:
 def test_jobs_in_workers_return_in_order_with_shared_cores_and_show_their_lines(capsys, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(workers, "cores", lambda: 6)
-    results = workers.run_jobs(square, [(n,) for n in range(4)], 2)
-    assert [value for value, _, _ in results] == [0, 1, 4, 9]
-    assert os.getpid() not in {pid for _, pid, _ in results}
-    assert {threads for _, _, threads in results} == {"3"}
+    values, pids, threads, collected = zip(*workers.run_jobs(square, [(n,) for n in range(4)], 2), strict=True)
+    assert values == (0, 1, 4, 9) and os.getpid() not in pids
+    assert set(threads) == {"3"} and set(collected) == {workers.COLLECT_AFTER}
     assert sorted(capsys.readouterr().out.split("\n")[:-1]) == [f"squaring {n}" for n in range(4)]
 
 
 @pytest.mark.parametrize(("jobs", "count"), [(1, 8), (3, 1)])
 def test_one_job_or_one_worker_stays_in_this_process(jobs, count, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert {pid for _, pid, _ in workers.run_jobs(square, [(2,)] * jobs, count)} == {os.getpid()}
+    assert {pid for _, pid, *_ in workers.run_jobs(square, [(2,)] * jobs, count)} == {os.getpid()}
 
 
 def test_a_failing_job_is_raised_without_waiting_for_the_others():
@@ -92,28 +91,6 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
         parent.wait()
     pids = [int(f.read_text()) for f in files]
     assert len(set(pids)) == 2 and wait_for(lambda: not any(map(is_running, pids)), 20)
-
-
-class Garbage:
-    """An object that nothing but itself refers to; it writes a file when it is collected."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.itself = path, self
-
-    def __del__(self) -> None:
-        self.path.write_text("collected", encoding="utf-8")
-
-
-def leave_garbage(folder: str, name: str) -> tuple[int, ...]:
-    """Leave garbage for the end of this process, and say when it looks for garbage."""
-    Garbage(Path(folder) / name)
-    return gc.get_threshold()
-
-
-@pytest.mark.slow
-def test_a_worker_looks_for_garbage_rarely_and_not_at_its_end(tmp_path):
-    found = workers.run_jobs(leave_garbage, [(str(tmp_path), name) for name in "ab"], 2)
-    assert found == [workers.COLLECT_AFTER] * 2 and not list(tmp_path.iterdir())
 
 
 def test_share_out_gives_the_heaviest_first_each_to_the_lightest():

@@ -1,4 +1,4 @@
-"""Persona inference by several models: each keeps its answers, all are judged alike, none is asked twice."""
+"""The studies: the rule that picks training settings, and persona inference by several models."""
 
 import pandas as pd
 import pytest
@@ -7,6 +7,57 @@ from persona_lib import studies
 from persona_lib.data import everyday, reader
 from persona_lib.paper import personas
 from persona_lib.settings import load_profile, results_dir
+
+# --- selection ---
+
+
+def row(arm, seed, rate, fit, quality, sd=1.0, unfinished=0.0):
+    head = {"method": "sft", "arm": arm, "seed": seed, "sft_learning_rate": rate}
+    measured = {"quality": quality, "quality_sd": sd, "unfinished": unfinished, "n": 10}
+    return head | {"fit_chosen": fit, "fit_rejected": fit} | measured
+
+
+RATES = [*(candidate["sft_learning_rate"] for candidate in studies.CANDIDATES["sft"]), 1.0]
+
+
+def test_candidates_are_averaged_over_seeds_and_unfinished_ones_left_out():
+    rows = [row("none", 106, RATES[0], 0.2, 4.0, sd=1.0), row("none", 107, RATES[0], 0.4, 5.0, sd=7.0)]
+    (pooled,) = studies.pool_seeds([*rows, row("none", 106, RATES[1], 9.0, 9.0)], "sft")
+    assert round(pooled["fit_chosen"], 9) == 0.3 and pooled["quality"] == 4.5
+    assert pooled["quality_sd"] == 5.0  # root of the mean of 1 and 49
+    assert pooled["n"] == 20 and pooled["seeds"] == "106 107"
+
+
+def test_plain_arm_gives_up_at_most_a_tenth_of_a_deviation_of_quality_for_fit():
+    best = row("none", 106, RATES[0], 0.1, 5.0)
+    near, far = row("none", 106, RATES[1], 0.2, 4.91), row("none", 106, RATES[2], 0.9, 4.89)
+    assert studies.pick([best, near, far])["fit_chosen"] == 0.2
+
+
+@pytest.mark.parametrize("plain_quality", [5.0, 6.0])
+def test_pt_keeps_the_quality_of_the_plain_arms_pick_or_takes_its_best(plain_quality):
+    plain = row("none", 106, RATES[0], 0.1, plain_quality)
+    good, bad = row("both", 106, RATES[1], 0.5, 4.95), row("both", 106, RATES[2], 0.9, 4.8)
+    assert studies.pick_both([plain, good, bad]) == {"none": plain, "both": good}
+
+
+def test_a_candidate_whose_answers_do_not_end_is_out_whatever_its_fit():
+    ends, near = row("both", 106, RATES[0], 0.1, 5.0), row("both", 106, RATES[1], 0.2, 5.0, unfinished=0.05)
+    never = row("both", 106, RATES[2], 0.9, 5.0, unfinished=0.06)
+    assert studies.pick([ends, near, never]) is near
+
+
+def test_a_candidate_sets_its_arms_own_fields_on_validation_topics_and_seeds_of_no_result():
+    profile = studies.tuning_profile(load_profile("everyday"))
+    assert profile.eval_split == "validation" and min(studies.SEEDS) >= 100
+    plain = studies.with_candidate(profile, "none", {"sft_learning_rate": 0.5})
+    tailored = studies.with_candidate(profile, "chosen", {"sft_learning_rate": 0.5})
+    assert plain.plain_sft_learning_rate == 0.5 and plain.sft_learning_rate == profile.sft_learning_rate
+    assert tailored.sft_learning_rate == 0.5
+    assert tailored.plain_sft_learning_rate == profile.plain_sft_learning_rate
+
+
+# --- persona-models ---
 
 SMALL = ["pair_limit=4", "persona_judge=oracle"]
 
@@ -32,7 +83,7 @@ def true_persona(prompt, preferred, other):
 
 @pytest.fixture
 def writers(tmp_path, monkeypatch):
-    """Two served models: one that reads the pair right, and one that takes the other side of it."""
+    """Served models: one reads the pair right, one takes the other side of it, one says nothing."""
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
     monkeypatch.setenv("PERSONA_FIGURES", str(tmp_path / "figures"))
     made = {
@@ -47,10 +98,10 @@ def writers(tmp_path, monkeypatch):
     return made
 
 
-def run(*models, seeds=2):
+def run(*models):
     words = [w for name in models for w in ("--model", name, f"generator_model={name}")]
     overrides = [w for value in SMALL for w in ("--set", value)]
-    studies.compare_models([*overrides, "--seeds", str(seeds), *words])
+    studies.main(["persona-models", *overrides, "--seeds", "2", *words])
     return pd.read_csv(results_dir(load_profile("everyday")) / "tables" / "persona_models.csv")
 
 
@@ -60,26 +111,16 @@ def of(table, model, side="chosen"):
 
 
 @pytest.mark.slow
-def test_accuracy_is_1_for_right_personas_0_for_those_of_the_other_side_and_for_none(writers):
+def test_accuracy_is_1_for_right_personas_0_for_the_other_sides_and_for_none_and_nobody_is_asked_twice(writers):
+    first = run("right", "wrong")
     table = run("right", "wrong", "silent")
     for side in ("chosen", "rejected"):
         assert [of(table, name, side).accuracy for name in writers] == [1, 0, 0]
         assert (of(table, "right", side).n, of(table, "right", side).seeds) == (8, "0 1")
         assert (of(table, "silent", side).n_missing, of(table, "wrong", side).n_wrong) == (8, 8)
     assert of(table, "right", "chosen - rejected").accuracy == 0
-
-
-@pytest.mark.slow
-def test_every_model_is_asked_about_both_sides_once_and_not_again_in_a_second_run(writers):
-    first = run("right", "wrong")
-    assert {name: writer.asked for name, writer in writers.items()} == {"right": 16, "wrong": 16, "silent": 0}
-    again = run("right", "wrong", "silent")
-    assert {name: writer.asked for name, writer in writers.items()} == {
-        "right": 16,
-        "wrong": 16,
-        "silent": 16,
-    }
-    kept = again[again.model != "silent"].reset_index(drop=True)
+    assert {writer.asked for writer in writers.values()} == {16}
+    kept = table[table.model != "silent"].reset_index(drop=True)
     pd.testing.assert_frame_equal(first.drop(columns="n_missing"), kept.drop(columns="n_missing"),
                                   check_dtype=False)  # fmt: skip
 
@@ -100,8 +141,8 @@ def test_another_prompt_is_another_question(writers):
         (["--set", "persona_judge=none"], "profile everyday has no persona_judge"),
     ],
 )
-def test_what_cannot_be_asked_is_said_before_any_model_is(writers, words, said, tmp_path):
+def test_what_cannot_be_asked_is_said_before_any_model_is(writers, words, said):
     with pytest.raises(SystemExit) as stopped:
-        studies.compare_models(words)
+        studies.main(["persona-models", *words])
     assert said in str(stopped.value)
     assert not any(writer.asked for writer in writers.values())
