@@ -35,7 +35,7 @@ RULES = [  # (pattern, how it is run: a replacement of the pattern, or a reason 
     (r"[A-Z]{4,}|\.\.\.|KEY=VALUE", "skip: a pattern with a place holder"),
     (r"^\./run_all\.sh .*--(plan|list|check)|^\./run_all\.sh --profile smoke", "run"),
     (r"^\./run_all\.sh", CHECKED),
-    (r"^python -m persona_lib\.(docs|writeback|export|rank|selection)", "smoke"),
+    (r"^python -m persona_lib\.(docs|export)", "smoke"),
     (r"^python -m persona_lib\.", "help"),
     (r"^papermill ", "run"),
 ]
