@@ -23,9 +23,8 @@ from persona_lib.beyond.ratings import (
     Filled,
     export,
     items_to_rate,
-    make_key,
+    number_items,
     open_csv,
-    rater_names,
     rating_tables,
     read_filled,
     read_key,
@@ -1381,9 +1380,7 @@ def export_studies(profile: Profile) -> dict[str, list[Path]]:
     for study, design in DESIGNS.items():
         items = items_to_rate(profile, study, design.items)
         if items:
-            raters = rater_names(design.raters)
-            key = make_key(study, items, raters, design.per_item)
-            written[study] = export(study, key, folder / "for_raters" / study, folder / "keys", raters)
+            written[study] = export(study, number_items(study, items, design.raters, design.per_item), folder)
     return written
 
 
@@ -1394,7 +1391,7 @@ def export_table(written: dict[str, list[Path]]) -> pd.DataFrame:
     rows = []
     for study, paths in written.items():
         key, root = read_key(paths[-1]), paths[-1].parent.parent
-        given = [name for row in key.values() for name in row.raters.split()]
+        given = [name for row in key.values() for name in row["raters"].split()]
         rows.append({
             "study": study, "items": len(key), "raters": len(set(given)),
             "ratings per item": len(given) / len(key),
@@ -1447,7 +1444,7 @@ def save_tables(profile: Profile, filled: dict[str, Filled]) -> dict[str, pd.Dat
 def n_cells(filled: dict[str, Filled]) -> int:
     """Return how many ratings were asked for: every given item, rater and question."""
     return sum(
-        len(row.raters.split()) * len(ratings.QUESTIONS[study])
+        len(row["raters"].split()) * len(ratings.QUESTIONS[study])
         for study, found in filled.items()
         for row in found.key.values()
     )

@@ -1,22 +1,35 @@
-"""The rating kit: blind sheets go out, filled ones come back checked, groups and agreement are recovered."""
+"""The rating kit: blind sheets go out, filled ones come back checked, groups and agreement are recovered.
+
+SIMULATED raters read nothing and mean nothing. Every item has a made-up true value; a rater reports it with
+probability c, and otherwise draws from all items' values. Two ratings of an item then agree by more than
+chance exactly if both report the truth, so Krippendorff's alpha is c squared, for every level.
+"""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
 import io
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
-from simulated_raters import SHARES, TRUE_ALPHA, fill_sheets, true_values
 from tiny_results import fill_run
 
+from persona_lib import figures, settings, show
 from persona_lib.beyond import ratings
-from persona_lib.beyond.ratings import rating_tables
 from persona_lib.settings import Run, load_profile, set_field
+from persona_lib.store import write_text
 
 HIDDEN = {"personas": ("chosen", "rejected"), "answers": ("PT-DPO", "DPO")}
-RATERS = ratings.rater_names(3)
+TRUE_ALPHA = 0.6
+N = float("nan")
+
+
+def simulate(values: list[int], alpha: float, rng: random.Random) -> list[int]:
+    """One rater's ratings: the truth with probability sqrt(alpha), else the value of any item."""
+    return [value if rng.random() < alpha**0.5 else rng.choice(values) for value in values]
 
 
 def make_items(study: str, n: int, swapped: bool = False) -> list[ratings.Item]:
@@ -31,19 +44,15 @@ def make_items(study: str, n: int, swapped: bool = False) -> list[ratings.Item]:
     return items
 
 
-def export(
-    folder: Path, study: str, items: list[ratings.Item], seed: int = 0, per_unit: int = 3
-) -> list[Path]:
-    key = ratings.make_key(study, items, RATERS, per_unit, seed)
-    return ratings.export(study, key, folder / "sheets" / study, folder / "keys", RATERS)
+def export(folder: Path, study: str, n: int, seed: int = 0, per_unit: int = 3, **how) -> list[Path]:
+    items = ratings.number_items(study, make_items(study, n, **how), 3, per_unit, seed)
+    return ratings.export(study, items, folder, seed)
 
 
 def fill(path: Path, target: Path, change=lambda rows: rows, value: str = "3", separator: str = ",") -> Path:
     """Fill a sheet with one value, edit its rows, and save it as a spreadsheet program would."""
     columns, rows = ratings.open_csv(path)
-    study = ratings.study_of(path, columns)
-    for row in rows:
-        row |= dict.fromkeys(ratings.QUESTIONS[study], value)
+    rows = [row | dict.fromkeys(ratings.QUESTIONS[path.parent.name], value) for row in rows]
     file = io.StringIO()
     writer = csv.DictWriter(file, columns, delimiter=separator, extrasaction="ignore")
     writer.writeheader()
@@ -53,13 +62,17 @@ def fill(path: Path, target: Path, change=lambda rows: rows, value: str = "3", s
     return target
 
 
+def read(folder: Path, study: str = "answers") -> ratings.Filled:
+    return ratings.read_filled(folder / "filled", folder / "keys")[study]
+
+
 # --- blinding ---
 
 
 @pytest.mark.parametrize("study", HIDDEN)
 def test_what_raters_get_is_the_same_bytes_whichever_side_or_system_a_text_is_of(tmp_path, study):
-    one = export(tmp_path / "one", study, make_items(study, 12))
-    two = export(tmp_path / "two", study, make_items(study, 12, swapped=True))
+    one = export(tmp_path / "one", study, 12)
+    two = export(tmp_path / "two", study, 12, swapped=True)
     for first, second in zip(one[:-1], two[:-1], strict=True):
         assert first.read_bytes() == second.read_bytes()
     assert one[-1].read_bytes() != two[-1].read_bytes(), "the key must tell them apart"
@@ -67,73 +80,59 @@ def test_what_raters_get_is_the_same_bytes_whichever_side_or_system_a_text_is_of
 
 @pytest.mark.parametrize("study", HIDDEN)
 def test_no_word_of_the_key_stands_in_a_file_that_a_rater_sees(tmp_path, study):
-    *seen, key = export(tmp_path, study, make_items(study, 12))
-    assert key.parent not in {path.parent for path in seen}
-    words = [*HIDDEN[study], "p0", "u0", "seed", "data"]
+    *seen, key = export(tmp_path, study, 12)
+    assert {path for path in (tmp_path / "for_raters").rglob("*.*")} == set(seen) and key not in seen
+    words = {*HIDDEN[study], "p0", "u0", "seed", "data"}
     for path in seen:
-        found = path.read_text(encoding="utf-8").replace("\ufeff", "").replace(",", " ").split()
-        assert not set(words) & set(found), path
-    assert {path.name for path in (tmp_path / "sheets" / study).iterdir()} == {path.name for path in seen}
+        assert not words & set(path.read_text(encoding="utf-8").replace(",", " ").split()), path
 
 
 @pytest.mark.parametrize("study", HIDDEN)
 def test_neither_number_nor_place_tells_the_group(tmp_path, study):
     first_comes_first = []
     for seed in range(40):
-        key = ratings.make_key(study, make_items(study, 10), RATERS, 3, seed)
-        place = {(row.pair, row.group): number for number, row in enumerate(key)}
-        rows = ratings.sheet_rows(study, key, "rater-2")
-        in_sheet = [row[1] for row in rows]
-        item = {(row.pair, row.group): row.item for row in key}
-        for pair in {row.pair for row in key}:
-            a, b = ((pair, group) for group in HIDDEN[study])
-            first_comes_first.append(
-                ((place[a] < place[b]) + (in_sheet.index(item[a]) < in_sheet.index(item[b]))) / 2
-            )
-    # 400 pairs, two orders each: within 4 standard errors of one half
-    assert abs(sum(first_comes_first) / len(first_comes_first) - 0.5) < 4 * 0.5 / 400**0.5
+        *sheets, key = export(tmp_path / str(seed), study, 10, seed)
+        group = {item: row for item, row in ratings.read_key(key).items()}
+        for order in (list(group), [row["item"] for row in ratings.open_csv(sheets[1])[1]]):
+            place = {(group[item]["pair"], group[item]["group"]): n for n, item in enumerate(order)}
+            a, b = HIDDEN[study]
+            first_comes_first += [place[f"p{n}", a] < place[f"p{n}", b] for n in range(10)]
+    # 400 pairs, two orders each: within 4 standard errors of one half, were both orders the same
+    assert abs(np.mean(first_comes_first) - 0.5) < 4 * 0.5 / 400**0.5
 
 
-def test_the_answers_to_one_question_stand_together_and_raters_have_orders_of_their_own():
-    key = ratings.make_key("answers", make_items("answers", 8), RATERS, 2)
-    pair = {row.item: row.pair for row in key}
-    orders = {}
-    for rater in RATERS:
-        rows = ratings.sheet_rows("answers", key, rater)
-        orders[rater] = [row[1] for row in rows]
-        pairs = [pair[item] for item in orders[rater]]
-        assert pairs[::2] == pairs[1::2] and len(set(pairs)) == len(pairs) // 2
-    shared = [item for item in orders["rater-1"] if item in orders["rater-2"]]
-    assert len(shared) > 2 and shared != [item for item in orders["rater-2"] if item in shared]
+def test_the_answers_to_one_question_stand_together_and_raters_have_orders_of_their_own(tmp_path):
+    *sheets, _, key = export(tmp_path, "answers", 9, per_unit=2)
+    pair = {item: row["pair"] for item, row in ratings.read_key(key).items()}
+    orders = [[row["item"] for row in ratings.open_csv(sheet)[1]] for sheet in sheets]
+    for order in orders:
+        pairs = [pair[item] for item in order]
+        assert pairs[::2] == pairs[1::2] and len(set(pairs)) == len(pairs) // 2 == 6
+    shared = [item for item in orders[0] if item in orders[1]]
+    assert len(shared) > 2 and shared != [item for item in orders[1] if item in shared]
 
 
 def test_every_unit_has_its_ratings_and_every_rater_shares_units_with_a_neighbour():
-    who = ratings.assign(24, ratings.rater_names(4), 2)
+    items = ratings.number_items("personas", make_items("personas", 12), 4, 2)
+    who = [item.raters.split() for item in items]
     assert all(len(set(pair)) == 2 for pair in who)
-    loads = [sum(name in pair for pair in who) for name in ratings.rater_names(4)]
+    loads = [sum(f"rater-{n}" in pair for pair in who) for n in (1, 2, 3, 4)]
     assert loads == [12, 12, 12, 12] and len({tuple(sorted(pair)) for pair in who}) == 4
     with pytest.raises(ValueError, match="use 1 to 3"):
-        ratings.assign(5, RATERS, 4)
+        ratings.number_items("personas", make_items("personas", 5), 3, 4)
 
 
-def test_the_key_cannot_be_written_among_the_sheets(tmp_path):
-    key = ratings.make_key("answers", make_items("answers", 2), RATERS, 1)
-    for keys in (tmp_path, tmp_path / "below"):
-        with pytest.raises(ValueError, match="must not lie in the folder that raters get"):
-            ratings.export("answers", key, tmp_path, keys, RATERS)
-
-
-# --- import ---
+# --- filled sheets ---
 
 
 def test_sheets_come_back_as_they_were_filled_with_either_separator(tmp_path):
-    paths = export(tmp_path, "answers", make_items("answers", 5))
+    paths = export(tmp_path, "answers", 5)
     fill(paths[0], tmp_path / "filled" / "a.csv", value="2")
     fill(paths[1], tmp_path / "filled" / "b.csv", value=" 5.0", separator=";")
-    found = ratings.read_filled(tmp_path / "filled", tmp_path / "keys")["answers"]
+    found = read(tmp_path)
     assert found.raters == ["rater-1", "rater-2"] and not found.problems
-    items, values = found.array("personalization")
-    assert len(items) == 10 and (values == [2, 5]).all()
+    values = found.values("personalization")
+    assert values.shape == (10, 2) and (values.to_numpy() == [2, 5]).all()
 
 
 def edit(column: str, value: str, place: int = 0):
@@ -146,35 +145,23 @@ def edit(column: str, value: str, place: int = 0):
 
 @pytest.mark.parametrize("value", ["6", "0", "4.5", "four", "-1", "44"])
 def test_a_value_off_the_scale_is_counted_and_located_and_not_guessed(tmp_path, value):
-    paths = export(tmp_path, "personas", make_items("personas", 3))
+    paths = export(tmp_path, "personas", 3)
     fill(paths[0], tmp_path / "filled" / "a.csv", edit("harmfulness", value, 2))
-    found = ratings.read_filled(tmp_path / "filled", tmp_path / "keys")["personas"]
+    found = read(tmp_path, "personas")
     (problem,) = found.problems
-    assert (problem.file, problem.row, problem.field, problem.value) == (
-        "filled/a.csv",
-        4,
-        "harmfulness",
-        value,
-    )
-    assert problem.kind == "out of scale" and "whole number from 1 to 5" in problem.mend
-    assert found.count("out of scale") == 1 and found.count("missing") == 0
-    missing = [r for r in found.ratings if r.value is None]
-    assert [(r.item, r.question) for r in missing] == [(problem.item, "harmfulness")]
+    where = [problem[name] for name in ("file", "row", "field", "value", "kind")]
+    assert where == ["filled/a.csv", 4, "harmfulness", value, "out of scale"]
+    assert "whole number from 1 to 5" in problem["mend"]
+    missing = [where for where, value in found.ratings.items() if value is None]
+    assert missing == [(problem["item"], "rater-1", "harmfulness")]
 
 
 def test_empty_cells_and_lost_rows_are_missing(tmp_path):
-    paths = export(tmp_path, "answers", make_items("answers", 4))
-
-    def change(rows):
-        rows[0]["answerability"] = " "
-        return rows[:-1]
-
-    fill(paths[0], tmp_path / "filled" / "a.csv", change)
-    found = ratings.read_filled(tmp_path / "filled", tmp_path / "keys")["answers"]
-    assert found.count("missing") == 1 + 2 and found.count("out of scale") == 0
-    assert [problem.row for problem in found.problems] == [2, 0, 0]
-    assert "put the row back" in found.problems[-1].mend
-    assert len(found.ratings) == 8 * 2
+    paths = export(tmp_path, "answers", 4)
+    fill(paths[0], tmp_path / "filled" / "a.csv", lambda rows: edit("answerability", " ")(rows)[:-1])
+    found = read(tmp_path)
+    assert [(p["kind"], p["row"]) for p in found.problems] == [("missing", 2), ("missing", 0), ("missing", 0)]
+    assert "put the row back" in found.problems[-1]["mend"] and len(found.ratings) == 8 * 2
 
 
 BROKEN = {
@@ -183,113 +170,198 @@ BROKEN = {
     "row 3, field 'item': .* occurs twice; keep one": lambda rows: [rows[0], rows[0], *rows[1:]],
     "row 3, field 'rater': 'someone'; write the same name": edit("rater", "someone", 1),
     "row 2, field 'rater': ''; write": lambda rows: [row | {"rater": ""} for row in rows],
+    ": no rows": lambda rows: [],
 }
 
 
 @pytest.mark.parametrize("message", BROKEN)
 def test_a_broken_sheet_is_an_error_that_says_where_and_how_to_mend_it(tmp_path, message):
-    paths = export(tmp_path, "answers", make_items("answers", 3))
+    paths = export(tmp_path, "answers", 3)
     fill(paths[0], tmp_path / "filled" / "broken.csv", BROKEN[message])
-    with pytest.raises(ValueError, match=f"broken.csv, {message}"):
-        ratings.read_filled(tmp_path / "filled", tmp_path / "keys")
+    with pytest.raises(ValueError, match=f"broken.csv(, )?{message}"):
+        read(tmp_path)
 
 
-def test_a_sheet_without_a_column_names_it(tmp_path):
-    paths = export(tmp_path, "answers", make_items("answers", 3))
-    text = paths[0].read_text(encoding="utf-8-sig")
+UNREADABLE = {
+    "row 1, field 'personalization': the column is missing": "rater,item,answerability\nx,1,2\n",
+    "no column of ratings": "something,else\n1,2\n",
+    "not UTF-8": "rater,item,answerability,personalization\nzo\xeb,1,2,3\n",
+}
+
+
+@pytest.mark.parametrize("message", UNREADABLE)
+def test_a_file_that_is_no_sheet_says_why(tmp_path, message):
     (tmp_path / "filled").mkdir()
-    path = tmp_path / "filled" / "a.csv"
-    path.write_text(text.replace("personalization", "person", 1), encoding="utf-8")
-    with pytest.raises(ValueError, match=r"a.csv, row 1, field 'personalization': the column is missing"):
-        ratings.read_filled(path.parent, tmp_path / "keys")
-    path.write_text("something,else\n1,2\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="no column of ratings"):
-        ratings.read_filled(path.parent, tmp_path / "keys")
-    path.write_bytes("rater,item,answerability,personalization\nzo\xeb,1,2,3\n".encode("latin-1"))
-    with pytest.raises(ValueError, match="not UTF-8"):
-        ratings.read_filled(path.parent, tmp_path / "keys")
-    path.unlink()
     with pytest.raises(FileNotFoundError, match="no filled sheets"):
-        ratings.read_filled(path.parent, tmp_path / "keys")
+        read(tmp_path)
+    (tmp_path / "filled" / "a.csv").write_bytes(UNREADABLE[message].encode("latin-1"))
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path)
 
 
 def test_one_rater_has_one_sheet_and_a_folder_one_export(tmp_path):
-    paths = export(tmp_path, "answers", make_items("answers", 3))
+    paths = export(tmp_path, "answers", 3)
     fill(paths[0], tmp_path / "filled" / "a.csv")
     fill(paths[0], tmp_path / "filled" / "b.csv")
     with pytest.raises(ValueError, match="a second sheet of 'rater-1'"):
-        ratings.read_filled(tmp_path / "filled", tmp_path / "keys")
-    other = export(tmp_path, "answers", make_items("answers", 4))
-    fill(other[1], tmp_path / "filled" / "b.csv")
+        read(tmp_path)
+    fill(export(tmp_path, "answers", 4)[1], tmp_path / "filled" / "b.csv")
     with pytest.raises(ValueError, match="of another export"):
-        ratings.read_filled(tmp_path / "filled", tmp_path / "keys")
+        read(tmp_path)
 
 
 def test_texts_with_breaks_separators_and_quotes_survive(tmp_path):
     odd = 'one\n2. "two", three; four\u2028five'
     items = [ratings.Item("d", "u", "p", group, ("q", "=1+1", odd)) for group in HIDDEN["answers"]]
-    paths = export(tmp_path, "answers", items)
+    paths = ratings.export("answers", ratings.number_items("answers", items, 1, 1), tmp_path)
     assert [row["response"] for row in ratings.open_csv(paths[0])[1]] == [odd, odd]
     fill(paths[0], tmp_path / "filled" / "a.csv", separator=";")
-    assert len(ratings.read_filled(tmp_path / "filled", tmp_path / "keys")["answers"].ratings) == 4
+    assert len(read(tmp_path).ratings) == 4
+
+
+# --- agreement ---
+
+# The data of Krippendorff (2011), "Computing Krippendorff's alpha-reliability": 4 observers, 12 units.
+PUBLISHED = np.array([
+    [1, 2, 3, 3, 2, 1, 4, 1, 2, N, N, N],
+    [1, 2, 3, 3, 2, 2, 4, 1, 2, 5, N, 3],
+    [N, 3, 3, 3, 2, 3, 4, 2, 2, 5, 1, N],
+    [1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, N],
+]).T  # fmt: skip
+
+
+@pytest.mark.parametrize(("level", "alpha"), [("nominal", 0.743), ("ordinal", 0.815), ("interval", 0.849)])
+def test_alpha_of_krippendorffs_own_example(level, alpha):
+    assert ratings.alpha(ratings.count_values(PUBLISHED), level) == pytest.approx(alpha, abs=5e-4)
+
+
+def test_coefficients_are_undefined_where_nothing_can_disagree():
+    for same in ([[1, 1], [1, 1]], [[1, N], [N, 2]]):
+        counts = ratings.count_values(np.array(same))
+        assert np.isnan(ratings.alpha(counts)) and ratings.alpha_interval(counts, 5).estimate is None
+    assert ratings.cohen_kappa(np.array([[1, 1], [1, 1]])) is None
+    assert ratings.fleiss_kappa(np.array([[1, N], [2, N]])) == (None, 0)
+
+
+def test_kappas_by_hand_and_a_missing_rating_takes_its_item_out_of_fleiss():
+    # 2 x 2: both 1 in 4, both 2 in 3, (1, 2) in 2, (2, 1) in 1: p_o = .7, p_e = .6 x .5 + .4 x .5 = .5
+    given = np.array([[1, 1]] * 4 + [[2, 2]] * 3 + [[1, 2]] * 2 + [[2, 1]])
+    assert ratings.cohen_kappa(given) == pytest.approx(0.4)
+    # Fleiss takes both raters' margins together: 11 ones, 9 twos of 20: p_e = .55^2 + .45^2 = .505
+    kappa, n = ratings.fleiss_kappa(given)
+    assert n == 10 and kappa == pytest.approx((0.7 - 0.505) / (1 - 0.505))
+    assert ratings.fleiss_kappa(np.array([[1, 1, 1], [2, 2, 2], [1, 2, N], [3, 3, 4]]))[1] == 3
+
+
+def simulated(alpha: float, n_items: int, seed: int) -> np.ndarray:
+    """Ratings of a skewed scale by three raters whose true alpha is known, (items, raters)."""
+    rng = random.Random(seed)
+    truth = rng.choices(ratings.SCALE, (1, 2, 5, 8, 3), k=n_items)
+    return np.array([simulate(truth, alpha, rng) for _ in range(3)], dtype=float).T
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.6, 0.9])
+def test_coefficients_of_simulated_raters_are_within_a_twentieth_of_the_truth(alpha):
+    given = simulated(alpha, 2000, seed=1)
+    holes = np.where(np.random.default_rng(0).random(given.shape) < 0.3, N, given)
+    found = [ratings.alpha(ratings.count_values(given), level) for level in ("nominal", "ordinal")]
+    found += [ratings.alpha(ratings.count_values(holes)), ratings.cohen_kappa(given)]
+    assert [*found, ratings.fleiss_kappa(given)[0]] == pytest.approx([alpha] * 5, abs=0.05)
+
+
+@pytest.mark.slow
+def test_the_interval_of_alpha_covers_the_truth_about_as_often_as_it_says():
+    hits = 0
+    for seed in range(60):
+        counts = ratings.count_values(simulated(0.6, 60, seed))
+        interval = ratings.alpha_interval(counts, 150, "interval", seed)
+        hits += interval.low <= 0.6 <= interval.high
+    assert 51 <= hits <= 60  # 95 % of 60 are 57; binomial: below 51 once in 300
 
 
 # --- the whole way ---
 
 
+def fill_sheets(study: str, paths: list[Path], folder: Path) -> None:
+    """Fill exported sheets by simulated raters; the groups differ in the first question, by .7 on average."""
+    *sheets, _, key = paths
+    rng, items, truth = random.Random(study), ratings.read_key(key), {}
+    for place, question in enumerate(ratings.QUESTIONS[study]):
+        for group in HIDDEN[study]:
+            weights = (2, 4, 3, 2, 1) if place == 0 and group == HIDDEN[study][1] else (1, 2, 3, 4, 2)
+            for item in (item for item, row in items.items() if row["group"] == group):
+                truth[question, item] = rng.choices(ratings.SCALE, weights)[0]
+    pools = {q: [value for (question, _), value in truth.items() if question == q] for q, _ in truth}
+    for sheet in sheets:
+
+        def rate(rows: list[dict]) -> list[dict]:
+            for row in rows:
+                for question, pool in pools.items():
+                    value = (
+                        truth[question, row["item"]] if rng.random() < TRUE_ALPHA**0.5 else rng.choice(pool)
+                    )
+                    row[question] = rng.choices((value, "", 44), (0.975, 0.02, 0.005))[0]
+            return rows
+
+        fill(sheet, folder / sheet.name, rate)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("study", HIDDEN)
 def test_the_round_trip_recovers_agreement_and_the_difference_that_was_made_up(tmp_path, study):
-    items = make_items(study, 1000)
-    key = ratings.make_key(study, items, RATERS, 3)
-    folder = tmp_path / "sheets"
-    ratings.export(study, key, folder, tmp_path / "keys", RATERS)
-    fill_sheets(study, list(key), folder, tmp_path / "filled")
-    filled = ratings.read_filled(tmp_path / "filled", tmp_path / "keys")
-    assert filled[study].raters == RATERS
-    tables = rating_tables(filled, n_resamples=100)
+    fill_sheets(study, export(tmp_path, study, 1000), tmp_path / "filled")
+    tables = ratings.rating_tables({study: read(tmp_path, study)}, n_resamples=100)
     agreement = tables["rating_agreement"]
     assert (agreement.alpha - TRUE_ALPHA).abs().max() < 0.05
     assert (agreement.n_missing > 0).all() and (agreement.n_out_of_scale > 0).all()
     assert len(tables["rating_problems"]) == (agreement.n_missing + agreement.n_out_of_scale).sum()
     means = tables["ratings"].set_index(["question", "group"])
     first, second = HIDDEN[study]
-    expected = [sum(v * w for v, w in zip(ratings.SCALE, s, strict=True)) / sum(s) for s in SHARES.values()]
-    # c (mean of one group - mean of the other); the group whose name sorts first has the higher mean
-    made_up = TRUE_ALPHA**0.5 * (expected[0] - expected[1]) * (1 if first < second else -1)
     for number, question in enumerate(ratings.QUESTIONS[study]):
-        wanted = made_up if number == 0 else 0.0
-        found = means.loc[(question, f"{first} - {second}")]
-        assert found["mean"] == pytest.approx(wanted, abs=0.15)
-        assert means.loc[(question, first), "n_ratings"] == sum(
-            means.loc[(question, first), f"n_{v}"] for v in ratings.SCALE
-        )
-    assert means.loc[(list(ratings.QUESTIONS[study])[0], f"{first} - {second}"), "mean_low"] * made_up > 0
+        # c (mean of one group - mean of the other): the means are 40 / 12 and 32 / 12
+        wanted = TRUE_ALPHA**0.5 * (40 - 32) / 12 if number == 0 else 0.0
+        line = means.loc[(question, f"{first} - {second}")]
+        assert line["mean"] == pytest.approx(wanted, abs=0.15) and (line["mean_low"] > 0) == (number == 0)
+        counts = means.loc[(question, first), [f"n_{value}" for value in ratings.SCALE]]
+        assert means.loc[(question, first), "n_ratings"] == counts.sum()
 
 
-def test_the_simulated_truth_differs_in_the_first_question_only():
-    key = list(ratings.make_key("answers", make_items("answers", 2000), RATERS, 1))
-    truth = true_values("answers", key, seed=3)
-    for question, wanted in (("answerability", -2 / 3), ("personalization", 0.0)):
-        by_group = {g: [truth[question][r.item] for r in key if r.group == g] for g in HIDDEN["answers"]}
-        means = {group: sum(values) / len(values) for group, values in by_group.items()}
-        assert means["PT-DPO"] - means["DPO"] == pytest.approx(wanted, abs=0.15)
+def test_tables_of_two_items_by_hand(tmp_path):
+    paths = export(tmp_path, "answers", 1)
+    key = ratings.read_key(paths[-1])
+    best = {item for item, row in key.items() if row["group"] == "PT-DPO"}
+    for sheet, value in zip(paths, ("4", "5"), strict=False):
+
+        def rate(rows: list[dict], value=value) -> list[dict]:
+            return [row | {"answerability": value if row["item"] in best else "2"} for row in rows]
+
+        fill(sheet, tmp_path / "filled" / sheet.name, rate)
+    tables = ratings.rating_tables({"answers": read(tmp_path)}, n_resamples=10)
+    means = tables["ratings"].set_index(["question", "group"])["mean"]["answerability"]
+    assert means.to_dict() == {"PT-DPO": 4.5, "DPO": 2, "PT-DPO - DPO": 2.5}
+    assert tables["ratings"].loc[0, ["n_ratings", "n_4", "n_5", "n_raters"]].tolist() == [2, 1, 1, 2]
+    assert tables["rating_agreement"].n.tolist() == [2, 2] and tables["rating_problems"].empty
 
 
 @pytest.fixture(scope="module")
-def filled_run(tmp_path_factory) -> Run:
+def rated(tmp_path_factory):
+    """A profile whose sheets were exported and filled by simulated raters: (profile, files, ratings)."""
     folder = tmp_path_factory.mktemp("results")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PERSONA_RESULTS", str(folder))
-        run = Run(set_field(load_profile("smoke"), pair_limit=8, bootstrap_samples=20), "everyday", 0)
-        fill_run(run)
-        yield run
+        patch.setenv("PERSONA_FIGURES", str(folder / "figures"))
+        profile = set_field(load_profile("smoke"), pair_limit=12, eval_limit=0, bootstrap_samples=20)
+        fill_run(Run(profile, "everyday", 0))
+        written = show.export_studies(profile)
+        for study, paths in written.items():
+            fill_sheets(study, paths, folder / "filled" / study)
+        yield profile, written, show.collect(profile, str(folder / "filled"))
 
 
-def test_items_of_a_run_are_its_personas_and_both_systems_answers(filled_run):
-    profile = filled_run.profile
+def test_items_of_a_run_are_its_personas_and_both_systems_answers(rated):
+    profile = rated[0]
     personas = ratings.items_to_rate(profile, "personas", 6)
-    assert len(personas) == 6 and sorted(item.group for item in personas) == ["chosen"] * 3 + ["rejected"] * 3
+    assert sorted(item.group for item in personas) == ["chosen"] * 3 + ["rejected"] * 3
     for item in personas:
         other = next(i for i in personas if i.pair == item.pair and i.group != item.group)
         assert item.texts[2:] == other.texts[:1:-1] and item.texts[1] != other.texts[1]
@@ -299,3 +371,36 @@ def test_items_of_a_run_are_its_personas_and_both_systems_answers(filled_run):
     assert len({(item.unit, item.texts[:2]) for item in answers}) == 4
     assert ratings.items_to_rate(profile, "answers", 8) == answers
     assert ratings.items_to_rate(dataclasses.replace(profile, seeds=(7,)), "answers", 8) == []
+
+
+def test_an_item_is_shown_with_its_texts_as_text_and_without_its_system(tmp_path):
+    items = [ratings.Item("d", "u", "p", g, ("q?", "calm", "<b>1</b>\n2")) for g in HIDDEN["answers"]]
+    paths = ratings.export("answers", ratings.number_items("answers", items, 1, 1), tmp_path)
+    shown = show.first_item({"answers": paths}, "answers")
+    assert "&lt;b&gt;1&lt;/b&gt;\n2" in shown and "<b>1</b>" not in shown and "DPO" not in shown
+
+
+def test_both_studies_are_exported_and_what_raters_get_tells_neither_side_nor_system(rated):
+    profile, written, _ = rated
+    table = show.export_table(written).set_index("study")
+    assert table.loc["personas", ["items", "raters", "ratings per item"]].tolist() == [24, 3, 3.0]
+    assert table.loc["answers", "raters"] == 8 and table.loc["answers", "ratings per item"] == 2.0
+    secrets = ("PT-DPO", "dpo-", "gold-", "user-chosen", "user-rejected", "everyday", "seed-0")
+    for path in (show.folder_of(profile) / "for_raters").rglob("*.*"):
+        text = path.read_text(encoding="utf-8")
+        assert not [word for word in secrets if word in text], path
+        assert not {"chosen", "rejected"} & set(text.lower().split()), path
+
+
+def test_filled_sheets_become_tables_and_without_any_nobody_has_rated(rated, tmp_path):
+    profile, written, filled = rated
+    tables = show.save_tables(profile, filled)
+    assert "3 raters" in show.who_rated(filled)
+    assert "24 raters" not in figures.alt_ratings(tables["ratings"])
+    write_text(tmp_path / "real" / "anna.csv", written["answers"][0].read_text(encoding="utf-8"))
+    people = show.collect(profile, str(tmp_path / "real"))
+    assert set(people) == {"answers"}
+    assert show.save_tables(profile, people)["ratings"]["mean"].isna().all()
+    assert "nobody has rated" in show.who_rated(show.collect(profile))
+    assert show.save_tables(profile, {}) == {}
+    assert not (settings.results_dir(profile) / "tables" / "ratings.csv").exists()

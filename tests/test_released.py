@@ -1,20 +1,36 @@
-"""The released outputs: the published figures from the real files, and clear errors where they are absent."""
+"""The released outputs: the published figures from the real files, clear errors, and judged again."""
+
+from __future__ import annotations
 
 import json
 from pathlib import Path
 
 import pytest
+from tiny import save_base
 
-from persona_lib.beyond import released
-from persona_lib.beyond.released import FILES, ReleasedFile, ReleasedOutput
+from persona_lib import show, store
+from persona_lib.beyond import claims, released
+from persona_lib.beyond.released import EOS, FILES, ReleasedFile, ReleasedOutput
+from persona_lib.models.generate import Completion
+from persona_lib.paper import judges, judging
 from persona_lib.records import DataError, TailoringRow
+from persona_lib.settings import Run, load_profile
 
 BT = "beavertails"
 PT_GOLD = ReleasedFile(BT, "chosen", "gold-chosen")
+HHH_FILE = ReleasedFile("hhh", "chosen", "gold-chosen")  # not among the files that we checked
+
+
+def write_items(path: Path, items: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(items, indent=4))
+
+
+# --- the real files ---
 
 
 @pytest.fixture(scope="module")
-def data():
+def real():
     opened, message = released.open_if_present()
     if opened is None or BT not in opened.rows:
         pytest.skip(message)
@@ -22,28 +38,17 @@ def data():
 
 
 @pytest.fixture(scope="module")
-def tables(data):
-    return released.released_tables(data, n_resamples=1500)
-
-
-@pytest.fixture
-def nowhere(tmp_path, monkeypatch):
-    """A machine on which neither the released outputs nor a network is at hand."""
-    monkeypatch.setattr(released, "REPO", tmp_path / "repo")
-    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
-    monkeypatch.delenv("PERSONA_DATA", raising=False)
-    return tmp_path
-
-
-# --- the real files ---
+def tables(real):
+    return released.released_tables(real, n_resamples=1500)
 
 
 @pytest.mark.slow
-def test_files_at_hand_are_complete_and_aligned(data):
-    assert len([file for file in data.outputs if file.dataset == BT]) == 9
-    assert all(len(outputs) == len(data.rows[file.dataset]) for file, outputs in data.outputs.items())
-    first = data.outputs[PT_GOLD][0]
-    assert first.ended and released.EOS not in first.text
+def test_files_at_hand_are_complete_and_aligned(real):
+    assert len([file for file in real.outputs if file.dataset == BT]) == 9
+    assert all(len(outputs) == len(real.rows[file.dataset]) for file, outputs in real.outputs.items())
+    first = real.outputs[PT_GOLD][0]
+    assert first.ended and EOS not in first.text
+    assert "DPO+P UNDER THE REJECTED PERSONA: " in released.example_text(real, 25)
 
 
 @pytest.mark.slow
@@ -64,7 +69,7 @@ def test_beavertails_flip_and_did_hit_the_published_figures(tables):
 
 
 @pytest.mark.slow
-def test_beavertails_lengths_hit_the_published_figures(tables):
+def test_beavertails_lengths_and_degenerate_counts_hit_the_published_figures(tables):
     table = tables["released_lengths"].set_index(["dataset", "personas", "arm"])
     tailored, plain = table.loc[(BT, "gold", "dpo-chosen")], table.loc[(BT, "gold", "dpo-none")]
     columns = ["words_under_chosen", "words_under_rejected", "words_chosen", "words_rejected"]
@@ -72,43 +77,39 @@ def test_beavertails_lengths_hit_the_published_figures(tables):
     assert plain[columns[:2]].round(1).tolist() == [111.9, 110.8]
     assert (round(tailored.rho, 3), round(plain.rho, 3)) == (0.530, 0.104)
     assert all(abs(table.loc[(BT, "retrieved", arm)].rho) <= 0.06 for arm in ("dpo-chosen", "dpo-none"))
-
-
-@pytest.mark.slow
-def test_beavertails_degenerate_counts_hit_the_published_figures(tables):
-    table = tables["released_counts"].set_index(["dataset", "arm", "eval_persona"])
+    counts = tables["released_counts"].set_index(["dataset", "arm", "eval_persona"])
     columns = ["n", "no_eos", "rep4_over_20", "rep4_over_50", "suffix_loop"]
-    assert table.loc[(BT, "dpo-chosen", "gold-chosen")][columns].tolist() == [499, 1, 2, 1, 1]
-    assert table.loc[(BT, "dpo-chosen", "gold-rejected")][columns].tolist() == [499, 2, 4, 3, 2]
-    assert table.loc[(BT, "dpo-chosen", "retrieved-rejected")][columns].tolist() == [499, 1, 2, 1, 0]
-    assert table.loc[(BT, "dpo-none", "none")].words_median == 103
-    kept = tables["released_kept"].set_index(["dataset", "eval_persona"]).loc[BT]
-    columns = ["n", "kept_eos", "only_pt_endless", "only_dpo_endless"]
-    assert kept.loc["gold-chosen"][columns].tolist() == [499, 498, 1, 0]
-    assert kept.length_ratio.round(2).tolist() == [1.26, 1.49, 1.22, 1.42]
+    assert counts.loc[(BT, "dpo-chosen", "gold-chosen")][columns].tolist() == [499, 1, 2, 1, 1]
+    assert counts.loc[(BT, "dpo-chosen", "gold-rejected")][columns].tolist() == [499, 2, 4, 3, 2]
+    assert counts.loc[(BT, "dpo-chosen", "retrieved-rejected")][columns].tolist() == [499, 1, 2, 1, 0]
+    assert counts.loc[(BT, "dpo-none", "none")].words_median == 103
 
 
 # --- names, places, errors ---
 
 
-def test_there_are_21_files_under_the_authors_names():
+def test_there_are_21_files_under_the_authors_names(tmp_path):
     assert len(FILES) == len({file.path for file in FILES}) == 21
     assert ReleasedFile("hhh", "none", "retrieved-rejected").path == (
         "Anthropic HHH/dpo_Persona(training_type=none, inference_type=retr-rejected).jsonl"
     )
-    assert set(released.checksums()) == {file.path for file in FILES if file.dataset == BT}
+    assert set(released.known_checksums(tmp_path)) == {file.path for file in FILES if file.dataset == BT}
+
+
+@pytest.fixture
+def nowhere(tmp_path, monkeypatch):
+    """A machine on which neither the released outputs nor a network is at hand."""
+    monkeypatch.setattr(released, "REPO", tmp_path / "repo")
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
+    monkeypatch.delenv("PERSONA_DATA", raising=False)
+    return tmp_path
 
 
 def test_absent_files_are_told_with_the_three_ways_and_do_not_stop_a_notebook(nowhere):
     opened, message = released.open_if_present()
     assert opened is None
-    for way in (
-        "data_dir=PATH",
-        "PERSONA_DATA",
-        "released_outputs beside",
-        "python -m persona_lib.beyond.released",
-    ):
-        assert way in message
+    ways = ("data_dir=PATH", "PERSONA_DATA", "released_outputs beside", "-m persona_lib.beyond.released")
+    assert all(way in message for way in ways)
     with pytest.raises(DataError, match="not here"):
         released.open_released()
 
@@ -122,14 +123,6 @@ def test_released_outputs_are_found_in_or_beside_the_data_folder(nowhere, monkey
     monkeypatch.setenv("PERSONA_DATA", str(nowhere / "data" / place))
     assert released.find_released() == home
     assert released.files_in(home) == [PT_GOLD]
-
-
-def write_items(path: Path, items: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(items, indent=4))
-
-
-HHH_FILE = ReleasedFile("hhh", "chosen", "gold-chosen")  # not in the checksum table
 
 
 @pytest.mark.parametrize(
@@ -148,23 +141,19 @@ def test_a_file_of_another_shape_is_an_error_that_names_the_item(tmp_path, items
 
 
 def test_the_end_mark_is_removed_and_remembered(tmp_path):
-    responses = [f" yes{released.EOS}", " no end", f" mid{released.EOS}dle"]
+    responses = [f" yes{EOS}", " no end", f" mid{EOS}dle"]
     write_items(tmp_path / HHH_FILE.path, [{"prompt": "p", "response": r} for r in responses])
     outputs = released.load_outputs(tmp_path, HHH_FILE)
     assert [(o.text, o.ended) for o in outputs] == [(" yes", True), (" no end", False), (" middle", False)]
     assert [o.id for o in outputs] == ["hhh-test-0000", "hhh-test-0001", "hhh-test-0002"]
 
 
-def test_a_changed_file_is_refused(tmp_path):
-    write_items(tmp_path / PT_GOLD.path, [{"prompt": "p", "response": "r"}])
-    with pytest.raises(DataError, match="SHA-256"):
-        released.load_outputs(tmp_path, PT_GOLD)
-
-
-def test_download_checks_known_files_and_records_others_on_first_use(tmp_path):
+def test_changed_files_are_refused_and_downloads_checked_or_recorded_on_first_use(tmp_path):
     home, target = tmp_path / "home", tmp_path / "target"
     for file in (PT_GOLD, HHH_FILE):
         write_items(home / file.path, [])
+    with pytest.raises(DataError, match="SHA-256"):
+        released.load_outputs(home, PT_GOLD)
     with pytest.raises(DataError, match="not the released file"):
         released.download_released([PT_GOLD], target, home.as_uri())
     assert not (target / PT_GOLD.path).exists()
@@ -175,8 +164,9 @@ def test_download_checks_known_files_and_records_others_on_first_use(tmp_path):
 
 
 def test_outputs_of_other_rows_or_personas_are_refused():
-    personas = {"gold-chosen": "The user is terse."}
-    row = TailoringRow("hhh-test-0000", "test", "Human: Why?", "c", "r", personas)
+    row = TailoringRow(
+        "hhh-test-0000", "test", "Human: Why?", "c", "r", {"gold-chosen": "The user is terse."}
+    )
     good = ReleasedOutput(row.id, "Prompt: Human: Why? I am terse.\nResponse:", "", True)
     released.check_aligned(HHH_FILE, [good], [row])
     for prompt in ("Prompt: Human: Why not? I am terse.", "Prompt: Human: Why? I am verbose."):
@@ -191,6 +181,140 @@ def test_rows_without_responses_or_without_both_files_have_no_flip():
     outputs = {file: [ReleasedOutput("i", "p", "a b", True)] for file in (mnemonic, HHH_FILE)}
     responses = {"mnemonic": ("", ""), "hhh": ("c", "r")}
     rows = {name: [TailoringRow("i", "test", "p", *pair)] for name, pair in responses.items()}
-    data = released.Released(Path(), outputs, rows)
-    assert list(released.both_sides(data)) == []
-    assert len(released.counts_table(data)) == 2
+    tables = released.released_tables(released.Released(Path(), outputs, rows), 10)
+    assert {name: len(table) for name, table in tables.items()} == {
+        "released_counts": 2, "released_lengths": 0, "released_flip": 0
+    }  # fmt: skip
+
+
+# --- judged again ---
+
+PERSONAS = ("gold-chosen", "gold-rejected")
+SERVED = "http://localhost:1/v1"
+JUDGE = ["judge=lm", "judge_model=tiny-judge", f"judge_url={SERVED}", "judge_format=json"]
+JUDGE += ["bootstrap_samples=50", "eval_limit=0"]
+SECOND = ["second_judge_model=other", f"second_judge_url={SERVED}", "second_judge_format=json"]
+
+
+class LongerWins:
+    """A judge that prefers the longer response; equal lengths get no verdict."""
+
+    name, takes_schema = "longer", False
+
+    def __init__(self, stop_after: int = 10**6) -> None:
+        self.asked, self.stop_after = 0, stop_after
+
+    def generate(self, prompts, max_new_tokens, stop):
+        for n, prompt in enumerate(prompts):
+            self.asked += 1
+            if self.asked > self.stop_after:
+                raise KeyboardInterrupt
+            a, b = prompt.partition("Response A:\n")[2].split("\n\nAnswer with")[0].split("\n\nResponse B:\n")
+            text = "" if len(a) == len(b) else json.dumps({"winner": "A" if len(a) > len(b) else "B"})
+            yield n, Completion(text, "stop", 1)
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """Files in the authors' format, read as the notebook does; row 2 lacks one persona."""
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
+    rows = []
+    for i in range(6):
+        personas = {name: f"The user is {name} {i}." for name in PERSONAS}
+        personas |= {PERSONAS[1]: None} if i == 2 else {}
+        rows.append(TailoringRow(f"hhh-test-{i:04d}", "test", f"Human: Question {i}?", "c", "r", personas))
+    outputs = {}
+    for file in (ReleasedFile("hhh", arm, name) for arm in ("chosen", "none") for name in PERSONAS):
+        marks = ["!" * (i if file.train_persona == "none" else 2) for i in range(6)]
+        answers = [f" {file.train_persona} answer {i}{mark}{EOS}" for i, mark in enumerate(marks)]
+        answers[1] = f" {file.train_persona} answer\nPrompt: another"
+        write_items(tmp_path / file.path, [{"prompt": row.prompt, "response": text}
+                                           for row, text in zip(rows, answers, strict=True)])  # fmt: skip
+        outputs[file] = released.load_outputs(tmp_path, file)
+    return released.Released(tmp_path, outputs, {"hhh": rows})
+
+
+def open_run(monkeypatch, generator, *settings: str) -> Run:
+    """A run of the authors profile with a language model as judge."""
+    monkeypatch.setattr(judges, "load_generator", lambda run, role, batch: generator)
+    return Run(load_profile("authors", [*JUDGE, *settings]), "hhh", 0)
+
+
+def test_comparisons_leave_out_rows_without_a_persona_and_end_where_another_prompt_begins(data):
+    assert released.judgeable(data) == [("hhh", name) for name in PERSONAS]
+    chosen, rejected = (released.released_comparisons(data, "hhh", name) for name in PERSONAS)
+    assert len(chosen) == 6 and [c.id[-1] for c in rejected] == ["0", "1", "3", "4", "5"]
+    assert chosen[1].response_a == " chosen answer" and chosen[1].response_b == " none answer"
+    assert (chosen[0].prompt, chosen[0].persona) == ("Human: Question 0?", "The user is gold-chosen 0.")
+    drawn = [{c.id for c in released.released_comparisons(data, "hhh", p, limit=4)} for p in PERSONAS]
+    assert len(drawn[0]) == 4 and drawn[1] == drawn[0] - {"hhh-test-0002"}, "the same rows for all personas"
+
+
+def test_counts_are_those_of_the_judge_and_the_papers_row_stands_below(data, monkeypatch):
+    # "chosen answer i!!" has 17 characters, "none answer i" + i "!" has 13 + i; in row 1 it is 13 against 11.
+    # PT-DPO is longer in rows 0 to 3, equal in row 4 (no verdict), shorter in row 5.
+    run = open_run(monkeypatch, LongerWins())
+    released.judge_released(run, data)
+    table = released.rejudged_tables(run, data)["released_judged"]
+    ours, theirs = table.iloc[0], table.iloc[1]
+    assert (ours.dataset, ours.label, ours.judge, ours.n) == ("Anthropic HHH", "chosen, gold", "longer", 6)
+    for rubric in "pq":
+        assert [ours[f"{rubric}_{v}"] for v in ("win", "tie", "loss", "unparsed")] == [4, 0, 1, 1]
+    assert ours.dpq == pytest.approx(100 * (4 - 1) / 5) and ours.dpq_low <= ours.dpq <= ours.dpq_high
+    printed = next(r for r in claims.paper_table() if (r["dataset"], r["side"], r["persona"])
+                 == ("Anthropic HHH", "chosen", "gold"))  # fmt: skip
+    assert [theirs.p_win, theirs.q_loss] == [int(printed["p_win"]), int(printed["q_loss"])]
+    assert theirs.dpq == pytest.approx(float(printed["dpq_printed"]), abs=0.05)
+    assert list(table.label) == ["chosen, gold"] * 2 + ["rejected, gold"] * 2 and table.iloc[2].n == 5
+    shown = show.render("released_judged", table)
+    assert shown.judge[0] == "longer" and shown["unparsed P / Q"].tolist()[:2] == ["1 / 1", ""]
+
+
+def test_judging_goes_on_where_it_was_stopped_and_starts_anew_for_another_judge(data, monkeypatch):
+    monkeypatch.setattr(judging, "CHUNK", 2)
+    run = open_run(monkeypatch, LongerWins(stop_after=9))
+    with pytest.raises(KeyboardInterrupt):
+        released.judge_released(run, data)
+    kept = released.folder_of(run.profile, "judge", "hhh", "gold-chosen") / "personalization.jsonl"
+    assert len(list(store.iter_rows(kept))) == 8, "two chunks of two, both orders"
+    second, whole = LongerWins(), 4 * (6 + 5)
+    for _ in range(2):
+        released.judge_released(open_run(monkeypatch, second), data)
+        assert second.asked == whole - 8
+    released.judge_released(open_run(monkeypatch, second, "judge_max_new_tokens=5"), data)
+    assert second.asked == 2 * whole - 8
+
+
+def test_two_judges_are_kept_apart_and_compared(data, monkeypatch):
+    run = open_run(monkeypatch, LongerWins(), *SECOND)
+    assert released.what_judges(run.profile) == "judged by tiny-judge and by other"
+    assert len(released.judge_released(run, data)) == 4
+    tables = released.rejudged_tables(run, data)
+    assert len(tables["released_judged"]) == 6, "two of ours and the paper's, twice"
+    agreed = tables["released_agreement"].set_index("rubric").loc["quality"]
+    assert (agreed["n"], agreed.agreement, agreed.first_unparsed, agreed.second_unparsed) == (9, 1, 2, 2)
+
+
+@pytest.mark.parametrize("settings", [["judge=none"], ["judge=lm", "judge_model=base"], ["judge=oracle"]])
+def test_without_a_language_model_of_its_own_nothing_is_judged_and_it_is_said_how(data, settings):
+    run = Run(load_profile("authors", settings), "hhh", 0)
+    assert "--set judge=lm --set judge_model=NAME" in released.what_judges(run.profile)
+    assert released.judge_released(run, data) == [] and released.rejudged_tables(run, data) == {}
+    assert released.judge_released(run, None) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["letter", "json"])
+def test_a_tiny_random_judge_runs_from_file_to_table(data, tmp_path, form):
+    """Random weights: everything is kept, nearly everything is unparsed, and a rerun asks nothing."""
+    folder = save_base(tmp_path / "judge")
+    settings = ["judge=lm", f"judge_model={folder}", f"judge_format={form}", "eval_limit=3"]
+    run = Run(load_profile("authors", settings), "hhh", 0)
+    folders = released.judge_released(run, data)
+    before = {path: path.read_bytes() for path in (tmp_path / "results").rglob("*.jsonl")}
+    assert len(before) == 6 and released.judge_released(run, data) == folders
+    assert {path: path.read_bytes() for path in before} == before
+    table = released.rejudged_tables(run, data)["released_judged"]
+    ours = table[table.kind == "judged again"]
+    assert set(ours.judge) == {str(folder)} and ours.n.max() == 3
+    assert (ours[["p_win", "p_tie", "p_loss", "p_unparsed"]].sum(axis=1) == ours.n).all()

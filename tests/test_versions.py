@@ -28,11 +28,11 @@ DECIDED = {
     "personas": (1, "15d258a6bbc6e349"),
     "tailoring": (1, "c2c8b3d48133aa86"),
     "training": (1, "1df1b53ebc3a1069"),
-    "answers": (1, "07212a414c7f71e7"),
+    "answers": (1, "6e173d8df68d18b2"),
     "judging": (1, "8a60b51d2ac5cca5"),
     "swap": (1, "8ee95730fb0877b9"),
     "calibration": (1, "6d3fbe5aa3f573ec"),
-    "rejudged": (1, "e92544df8dd66f5e"),
+    "rejudged": (1, "97ffc9e5edfeb5ed"),
 }
 
 

@@ -1,126 +1,36 @@
-"""What of a profile is given to raters: personas of both sides, and answers of plain DPO and PT-DPO.
+"""Ratings by people: blinded sheets out, filled ones in, their results and agreement (paper sections 3, 5).
 
-One run per data set, that of the profile's first seed; rows of the evaluation split, drawn at random.
+Two studies, as in the paper: its persona rating and its user study (plain DPO and PT-DPO). A *unit* is rated
+as a whole by the same raters: one persona, or two systems' answers to one question. Units and the order
+within them are shuffled before items are numbered, and a sheet holds nothing but numbers and texts. The
+**key** says what a number stands for and has a folder of its own. The wording of the questions is ours; the
+paper gives the names of its criteria.
 """
 
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import random
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from persona_lib.intervals import (
-    Interval,
-    alpha_interval,
-    bootstrap_mean,
-    cohen_kappa,
-    fleiss_kappa,
-    interval_columns,
-    krippendorff_alpha,
-)
+from persona_lib.intervals import Interval, bootstrap_mean, interval_columns, percentile_interval
 from persona_lib.paper.answers import eval_rows, generation_folder, read_generations
-from persona_lib.records import SIDES, Generation, RunSpec, TailoringRow
+from persona_lib.records import SIDES, RunSpec, TailoringRow
 from persona_lib.settings import Profile, Run, main_arm
 from persona_lib.store import content_hash, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
 
-
-# --- What of a profile is given to raters: personas of both sides, and answers of plain DPO and PT-DPO ---
-# One run per data set, that of the profile's first seed; rows of the evaluation split, drawn at random.
-
-
-GROUPS = {"personas": SIDES, "answers": ("PT-DPO", "DPO")}  # compared: the first minus the second
-
-
-def first_runs(profile: Profile) -> list[Run]:
-    """Return one run per data set: that of the profile's first seed, if its rows are there."""
-    runs = [Run(profile, dataset, profile.seeds[0]) for dataset in profile.datasets]
-    return [run for run in runs if (run.folder / "tailoring" / f"{profile.eval_split}.jsonl").exists()]
-
-
-def persona_items(run: Run, row: TailoringRow) -> list[Item]:
-    """Return a row's two gold personas, each with the response it was inferred for and the other one."""
-    texts = {"chosen": (row.chosen, row.rejected), "rejected": (row.rejected, row.chosen)}
-    return [
-        Item(run.dataset, f"{row.id}/{side}", f"{run.dataset}/{row.id}", side,
-             (row.prompt, row.personas[f"gold-{side}"] or "", *texts[side]))
-        for side in SIDES
-    ]  # fmt: skip
-
-
-def personas_to_rate(run: Run) -> list[list[Item]]:
-    """Return the rows that have responses and a persona on both sides, as items of the persona study."""
-    rows = [row for row in eval_rows(run) if row.chosen.strip() and row.rejected.strip()]
-    return [persona_items(run, row) for row in rows if all(row.personas.get(f"gold-{s}") for s in SIDES)]
-
-
-def answers_of(run: Run, persona: str) -> dict[str, dict[str, Generation]]:
-    """Return both systems' answers under a persona, by system and row; empty if one has not answered.
-
-    As in the main comparison: plain DPO is told in the first person, PT-DPO has its own line.
-    """
-    arms = {"PT-DPO": (main_arm(run.profile), "line"), "DPO": ("none", "first_person")}
-    specs = {
-        system: RunSpec(run.dataset, "dpo", arm, persona, run.seed, form)
-        for system, (arm, form) in arms.items()
-    }
-    if not all((generation_folder(run, spec) / "done.json").exists() for spec in specs.values()):
-        return {}
-    return {system: read_generations(run, spec) for system, spec in specs.items()}
-
-
-def answer_units(run: Run, persona: str) -> Iterator[list[Item]]:
-    """Yield, per row, the two systems' answers under one persona: they are rated together."""
-    answers = answers_of(run, persona)
-    for row in eval_rows(run) if answers else []:
-        if all(row.id in found for found in answers.values()):
-            pair = f"{run.dataset}/{row.id}/{persona}"
-            yield [
-                Item(run.dataset, pair, pair, system,
-                     (row.prompt, row.personas[persona] or "", found[row.id].completion))
-                for system, found in answers.items()
-            ]  # fmt: skip
-
-
-def answers_to_rate(run: Run) -> list[list[Item]]:
-    """Return the units of the user study: under personas in users' own words, or gold ones without any."""
-    for kind in ("user", "gold"):
-        units = [unit for side in SIDES for unit in answer_units(run, f"{kind}-{side}")]
-        if units:
-            return units
-    return []
-
-
-def items_to_rate(profile: Profile, study: str, n: int, seed: int = 0) -> list[Item]:
-    """Draw about ``n`` items of a study, in equal parts from the profile's data sets; maybe none."""
-    find = {"personas": personas_to_rate, "answers": answers_to_rate}[study]
-    items, runs = [], first_runs(profile)
-    for run in runs:
-        found = find(run)
-        rng = random.Random(f"rated-{study}-{run.dataset}-{seed}")
-        wanted = max(1, round(n / len(GROUPS[study]) / len(runs)))
-        items += [item for unit in rng.sample(found, min(wanted, len(found))) for item in unit]
-    return items
-
-
-# --- Blinded rating sheets: what people are asked, who rates what, and the key that is kept apart ---
-# Two studies, as in the paper: its persona rating (section 3) and its user study (section 5). A *unit* is
-# rated as a whole by the same raters: one persona, or the answers of two systems to one question. Units and
-# the order within them are shuffled before items are numbered, and a sheet holds nothing but numbers and
-# texts, so no file that a rater gets tells a persona's side or an answer's system. The key does, and has a
-# folder of its own. The wording of the questions is ours; the paper gives the names of its criteria.
-
-
 SCALE = (1, 2, 3, 4, 5)
+GROUPS = {"personas": SIDES, "answers": ("PT-DPO", "DPO")}  # compared: the first minus the second
 QUESTIONS: dict[str, dict[str, str]] = {  # study -> question -> what it asks, and the ends of its scale
     "personas": {
         "plausibility": "Would this user prefer preferred_response? 1: surely not, 5: surely",
@@ -137,14 +47,17 @@ TEXTS = {  # the columns of texts that a rater reads
     "personas": ("prompt", "persona", "preferred_response", "other_response"),
     "answers": ("prompt", "persona", "response"),
 }
+KEY_COLUMNS = ("item", "study", "dataset", "pair", "group", "raters", "seed")
+PROBLEM = ("file", "row", "item", "field", "value", "kind", "mend")
+REWRITE = f"write a whole number from {SCALE[0]} to {SCALE[-1]}, or leave it empty if there is none"
 
 
 @dataclass(frozen=True)
 class Item:
     """One thing to rate. ``texts`` is what the rater sees, in the order of ``TEXTS``; the rest is hidden.
 
-    ``unit``: what is rated together; ``group``: what is compared (side or system); ``pair``: items of equal
-    ``pair`` and different ``group`` are compared with each other.
+    ``unit``: what is rated together; ``group``: what is compared (side or system); items of equal ``pair``
+    and different ``group`` are compared with each other. ``item`` is its number, ``raters`` who rates it.
     """
 
     dataset: str
@@ -152,19 +65,72 @@ class Item:
     pair: str
     group: str
     texts: tuple[str, ...]
+    item: str = ""
+    raters: str = ""
 
 
-@dataclass(frozen=True)
-class KeyRow:
-    """What an item's number stands for, and who rates it (rater names, separated by spaces)."""
+# --- what of a profile is rated: one run per data set, that of the profile's first seed ---
 
-    item: str
-    study: str
-    dataset: str
-    pair: str
-    group: str
-    raters: str
-    seed: int
+
+def persona_units(run: Run) -> list[list[Item]]:
+    """Return, for rows with responses and both gold personas, one unit per persona, by row."""
+
+    def items(row: TailoringRow) -> list[Item]:
+        responses = {"chosen": (row.chosen, row.rejected), "rejected": (row.rejected, row.chosen)}
+        pair = f"{run.dataset}/{row.id}"
+        texts = {side: (row.prompt, row.personas[f"gold-{side}"] or "", *responses[side]) for side in SIDES}
+        return [Item(run.dataset, f"{row.id}/{side}", pair, side, texts[side]) for side in SIDES]
+
+    rows = [row for row in eval_rows(run) if row.chosen.strip() and row.rejected.strip()]
+    return [items(row) for row in rows if all(row.personas.get(f"gold-{side}") for side in SIDES)]
+
+
+def answer_units(run: Run, persona: str) -> list[list[Item]]:
+    """Return, per row, both systems' answers under one persona; [] if a system has not answered.
+
+    As in the main comparison: plain DPO is told in the first person, PT-DPO has its own line.
+    """
+    arms = {"PT-DPO": (main_arm(run.profile), "line"), "DPO": ("none", "first_person")}
+    specs = {
+        system: RunSpec(run.dataset, "dpo", arm, persona, run.seed, form)
+        for system, (arm, form) in arms.items()
+    }
+    if not all((generation_folder(run, spec) / "done.json").exists() for spec in specs.values()):
+        return []
+    found = {system: read_generations(run, spec) for system, spec in specs.items()}
+    units = []
+    for row in eval_rows(run):
+        if all(row.id in answers for answers in found.values()):
+            pair, shown = f"{run.dataset}/{row.id}/{persona}", (row.prompt, row.personas[persona] or "")
+            answers = {system: (*shown, of[row.id].completion) for system, of in found.items()}
+            units.append([Item(run.dataset, pair, pair, system, texts) for system, texts in answers.items()])
+    return units
+
+
+def units_to_rate(run: Run, study: str) -> list[list[Item]]:
+    """Return a study's units; answers are those to users' own personas, or to gold ones without any."""
+    if study == "personas":
+        return persona_units(run)
+    for kind in ("user", "gold"):
+        if units := [unit for side in SIDES for unit in answer_units(run, f"{kind}-{side}")]:
+            return units
+    return []
+
+
+def items_to_rate(profile: Profile, study: str, n: int, seed: int = 0) -> list[Item]:
+    """Draw about ``n`` items of a study, in equal parts from the profile's data sets; maybe none."""
+    runs = [Run(profile, dataset, profile.seeds[0]) for dataset in profile.datasets]
+    runs = [run for run in runs if (run.folder / "tailoring" / f"{profile.eval_split}.jsonl").exists()]
+    items = []
+    for run in runs:
+        found = units_to_rate(run, study)
+        rng = random.Random(f"rated-{study}-{run.dataset}-{seed}")
+        wanted = max(1, round(n / len(GROUPS[study]) / len(runs)))
+        items += [item for unit in rng.sample(found, min(wanted, len(found))) for item in unit]
+    return items
+
+
+# --- blinded sheets ---
 
 
 def shuffled_units(items: Sequence[Item], seed: int | str) -> list[list[Item]]:
@@ -179,51 +145,34 @@ def shuffled_units(items: Sequence[Item], seed: int | str) -> list[list[Item]]:
     return order
 
 
-def assign(n_units: int, raters: Sequence[str], per_unit: int) -> list[list[str]]:
-    """Return who rates each unit: ``per_unit`` neighbours in a circle, so that all raters are linked."""
-    if not 1 <= per_unit <= len(raters):
-        raise ValueError(f"{per_unit} ratings per item from {len(raters)} raters: use 1 to {len(raters)}")
-    n = len(raters)
-    return [[raters[(number + k) % n] for k in range(per_unit)] for number in range(n_units)]
+def number_items(
+    study: str, items: Sequence[Item], n_raters: int, per_unit: int, seed: int = 0
+) -> list[Item]:
+    """Return the items in random order, numbered and given to raters "rater-1", "rater-2", ...
 
-
-def make_key(
-    study: str, items: Sequence[Item], raters: Sequence[str], per_unit: int, seed: int = 0
-) -> dict[KeyRow, Item]:
-    """Number the items of a study at random and say who rates them, in the order of their numbers.
-
-    A number begins with a code of the texts, so that sheets of another export are told apart.
+    Each unit goes to ``per_unit`` neighbours in a circle, so that all raters are linked; ValueError if there
+    are fewer. A number begins with a code of the texts, which tells the sheets of two exports apart.
     """
+    if not 1 <= per_unit <= n_raters:
+        raise ValueError(f"{per_unit} ratings per item from {n_raters} raters: use 1 to {n_raters}")
     units = shuffled_units(items, seed)
     code = content_hash(study, seed, [item.texts for unit in units for item in unit])[:4]
-    key, number = {}, 0
-    for unit, who in zip(units, assign(len(units), raters, per_unit), strict=True):
+    numbered: list[Item] = []
+    for place, unit in enumerate(units):
+        raters = " ".join(f"rater-{(place + k) % n_raters + 1}" for k in range(per_unit))
         for item in unit:
-            number += 1
-            row = KeyRow(
-                f"{code}-{number:03d}", study, item.dataset, item.pair, item.group, " ".join(who), seed
-            )
-            key[row] = item
-    return key
+            numbered.append(replace(item, item=f"{code}-{len(numbered) + 1:03d}", raters=raters))
+    return numbered
 
 
-def to_csv(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Return a CSV file's text; the mark in front makes spreadsheets read it as UTF-8."""
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
+    """Write a CSV file; the mark in front makes spreadsheets read it as UTF-8."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows(rows)
-    return "\ufeff" + file.getvalue()
-
-
-def sheet_rows(study: str, key: dict[KeyRow, Item], rater: str) -> list[list[str]]:
-    """Return one rater's rows, units in an order of their own: rater, item, texts, empty ratings, comment."""
-    mine = {id(item): row for row, item in key.items() if rater in row.raters.split()}
-    items = [item for item in key.values() if id(item) in mine]
-    seed = next(iter(key)).seed
-    blank = [""] * (len(QUESTIONS[study]) + 1)
-    units = shuffled_units(items, f"{rater}-{seed}")
-    return [[rater, mine[id(item)].item, *item.texts, *blank] for unit in units for item in unit]
+    write_text(path, "\ufeff" + file.getvalue())
+    return path
 
 
 def instructions(study: str) -> str:
@@ -237,87 +186,49 @@ def instructions(study: str) -> str:
     )
 
 
-def export(
-    study: str, key: dict[KeyRow, Item], sheets: Path, keys: Path, raters: Sequence[str]
-) -> list[Path]:
-    """Write one sheet per rater with instructions into ``sheets``, and the key into ``keys``; return all.
+def export(study: str, numbered: Sequence[Item], folder: Path, seed: int = 0) -> list[Path]:
+    """Write a study's sheets, its instructions and its key (``number_items``); returns them, the key last.
 
-    Give raters the first folder only. Raises ValueError if the key would lie in the raters' folder.
+    ``folder/for_raters/<study>`` has one sheet per rater, in an order of the rater's own, and goes to them.
+    ``folder/keys`` stays: it alone tells a persona's side or an answer's system.
     """
-    if sheets == keys or sheets in keys.parents:
-        raise ValueError(f"{keys}: the key must not lie in the folder that raters get; use another folder")
+    sheets, code = folder / "for_raters" / study, numbered[0].item.partition("-")[0]
     columns = ["rater", "item", *TEXTS[study], *QUESTIONS[study], "comment"]
-    paths = [sheets / f"{rater}.csv" for rater in raters]
-    for rater, path in zip(raters, paths, strict=True):
-        write_text(path, to_csv(columns, sheet_rows(study, key, rater)))
+    blank, paths = [""] * (len(QUESTIONS[study]) + 1), []
+    for rater in sorted({name for item in numbered for name in item.raters.split()}):
+        units = shuffled_units([item for item in numbered if rater in item.raters.split()], f"{rater}-{seed}")
+        rows = [[rater, item.item, *item.texts, *blank] for unit in units for item in unit]
+        paths.append(write_csv(sheets / f"{rater}.csv", columns, rows))
     write_text(sheets / "INSTRUCTIONS.md", instructions(study))
-    code = next(iter(key)).item.partition("-")[0]
-    names = [field.name for field in fields(KeyRow)]
-    write_text(keys / f"{study}-{code}.csv", to_csv(names, [[getattr(row, n) for n in names] for row in key]))
-    return [*paths, sheets / "INSTRUCTIONS.md", keys / f"{study}-{code}.csv"]
+    key = [[i.item, study, i.dataset, i.pair, i.group, i.raters, seed] for i in numbered]
+    key_path = write_csv(folder / "keys" / f"{study}-{code}.csv", KEY_COLUMNS, key)
+    return [*paths, sheets / "INSTRUCTIONS.md", key_path]
 
 
-def rater_names(n: int) -> list[str]:
-    """Return names for ``n`` raters: rater-1, rater-2, ..."""
-    return [f"rater-{number}" for number in range(1, n + 1)]
-
-
-# --- Read filled rating sheets back, check every cell, and join them with the key ---
-# What cannot be a mistake of one cell (a missing column, an unknown or repeated item) is an error that
-# names file, row, field and the mend. An empty or impossible rating is one rating less: counted and listed,
-# never guessed.
-
-
-@dataclass(frozen=True)
-class Rating:
-    """One rater's answer to one question about one item; ``value`` is None where there is none."""
-
-    item: str
-    rater: str
-    question: str
-    value: int | None
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A rating that is not there: where, and what to do about it."""
-
-    file: str
-    row: int
-    item: str
-    field: str
-    value: str
-    kind: str
-    mend: str
+# --- filled sheets: checked cell by cell and joined with the key; nothing is guessed ---
 
 
 @dataclass(frozen=True)
 class Filled:
-    """The ratings of one study with the key's rows, and what was wrong with single cells."""
+    """The ratings of one study: (item, rater, question) -> value or None; the key; what was wrong."""
 
     study: str
-    key: dict[str, KeyRow]
-    ratings: list[Rating]
-    problems: list[Problem]
+    key: dict[str, dict[str, str]]
+    ratings: dict[tuple[str, str, str], int | None]
+    problems: list[dict[str, Any]]  # columns ``PROBLEM``; row 0: the item's row is lost
 
     @property
     def raters(self) -> list[str]:
         """Names of the raters, in the order of their files."""
-        return list(dict.fromkeys(rating.rater for rating in self.ratings))
+        return list(dict.fromkeys(rater for _, rater, _ in self.ratings))
 
-    def count(self, kind: str) -> int:
-        """Return how many ratings are "missing" or "out of scale"."""
-        return sum(problem.kind == kind for problem in self.problems)
+    def values(self, question: str) -> pd.DataFrame:
+        """Return the ratings of the items that were given out: items down, raters across, NaN for none."""
+        import pandas as pd
 
-    def array(self, question: str) -> tuple[list[str], np.ndarray]:
-        """Return the items that were given out and their ratings, (items, raters), NaN for none."""
-        items, raters = list(dict.fromkeys(r.item for r in self.ratings)), self.raters
-        values = np.full((len(items), len(raters)), np.nan)
-        rows, columns = ({name: n for n, name in enumerate(names)} for names in (items, raters))
-        for rating in self.ratings:
-            if rating.question == question and rating.value is not None:
-                values[rows[rating.item], columns[rating.rater]] = rating.value
-        return items, values
+        items = dict.fromkeys(item for item, *_ in self.ratings)
+        values = {r: [self.ratings.get((item, r, question)) for item in items] for r in self.raters}
+        return pd.DataFrame(values, index=list(items), dtype=float)
 
 
 def open_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
@@ -329,128 +240,87 @@ def open_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     head = text.partition("\n")[0]
     separator = ";" if head.count(";") > head.count(",") else ","
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
-    rows = [{name: value or "" for name, value in row.items() if name} for row in reader]
+    rows = [{name: (value or "").strip() for name, value in row.items() if name} for row in reader]
     return list(reader.fieldnames or []), rows
 
 
-def need_columns(path: Path, columns: Sequence[str], wanted: Iterable[str]) -> None:
-    """Raise ValueError if a column is missing."""
-    missing = [name for name in wanted if name not in columns]
-    if missing:
-        raise ValueError(
-            f"{path}, row 1, field {missing[0]!r}: the column is missing "
-            f"(found: {', '.join(columns) or 'none'}); put the first line back as it was exported"
-        )
-
-
-def read_key(path: Path) -> dict[str, KeyRow]:
-    """Read a key file: item -> what it stands for."""
-    columns, rows = open_csv(path)
-    names = [field.name for field in fields(KeyRow)]
-    need_columns(path, columns, names)
-    found = [KeyRow(**{n: row[n] for n in names if n != "seed"}, seed=int(row["seed"])) for row in rows]
-    return {row.item: row for row in found}
+def read_key(path: Path) -> dict[str, dict[str, str]]:
+    """Read a key file: item -> its columns (``KEY_COLUMNS``)."""
+    return {row["item"]: row for row in open_csv(path)[1]}
 
 
 def read_value(text: str) -> int | None:
     """Read a rating: a whole number of the scale ("4", "4.0"), else None."""
     try:
-        number = float(text.strip())
+        number = float(text)
     except ValueError:
         return None
     return int(number) if number in SCALE else None
 
 
-def read_cell(path: Path, number: int, item: str, field: str, text: str) -> tuple[int | None, Problem | None]:
-    """Read one rating, or say what is wrong with it; ``number`` 0: the item's row is not there."""
-    value = read_value(text)
-    if value is not None:
-        return value, None
-    kind = "out of scale" if text.strip() else "missing"
-    mend = f"write a whole number from {SCALE[0]} to {SCALE[-1]}, or leave it empty if there is none"
-    if not number:
-        mend = "put the row back from the exported sheet"
-    return None, Problem(f"{path.parent.name}/{path.name}", number, item, field, text.strip(), kind, mend)
+def bad(path: Path, row: int, field: str, what: str) -> ValueError:
+    """Return the error of a sheet that cannot be read: where, what, and the way out."""
+    return ValueError(f"{path}, row {row}, field {field!r}: {what}")
 
 
-def study_of(path: Path, columns: Sequence[str]) -> str:
-    """Say which study a sheet belongs to, by the questions that it has columns for."""
-    for study, questions in QUESTIONS.items():
-        if set(questions) & set(columns):
-            need_columns(path, columns, ["rater", "item", *questions])
-            return study
-    raise ValueError(
-        f"{path}, row 1: no column of ratings (found: {', '.join(columns) or 'none'}); sheets have "
-        + " or ".join("/".join(questions) for questions in QUESTIONS.values())
-    )
-
-
-def check_item(path: Path, number: int, item: str, key: dict[str, KeyRow], seen: set[str]) -> None:
-    """Raise ValueError for an item that the key does not know or that the sheet has twice."""
-    where = f"{path}, row {number}, field 'item': {item!r}"
-    if item not in key:
-        raise ValueError(f"{where} is not in the key; restore the number, or use the key of that export")
-    if item in seen:
-        raise ValueError(f"{where} occurs twice; keep one of the rows")
-    seen.add(item)
-
-
-def rater_of(path: Path, rows: Sequence[dict[str, str]]) -> str:
-    """Return the name in a sheet's column ``rater``; ValueError if there is none, or more than one."""
-    for number, row in enumerate(rows, start=2):
-        if not row["rater"].strip() or row["rater"] != rows[0]["rater"]:
-            raise ValueError(
-                f"{path}, row {number}, field 'rater': {row['rater']!r}; write the same name into every row"
-            )
+def study_of(path: Path, columns: Sequence[str], rows: Sequence[dict[str, str]]) -> str:
+    """Return the study that a sheet belongs to; ValueError if it has no row, or lacks a column."""
+    have = f"(found: {', '.join(columns) or 'none'})"
+    study = next((name for name, questions in QUESTIONS.items() if set(questions) & set(columns)), "")
+    if not study:
+        known = " or ".join("/".join(questions) for questions in QUESTIONS.values())
+        raise ValueError(f"{path}, row 1: no column of ratings {have}; sheets have {known}")
+    for name in ("rater", "item", *QUESTIONS[study]):
+        if name not in columns:
+            raise bad(path, 1, name, f"the column is missing {have}; put the first line back as exported")
     if not rows:
         raise ValueError(f"{path}: no rows; copy the sheet again, or leave it out")
-    return rows[0]["rater"].strip()
+    return study
 
 
-def read_sheet(
-    path: Path, rows: Sequence[dict[str, str]], study: str, key: dict[str, KeyRow]
-) -> tuple[list[Rating], list[Problem]]:
-    """Read one filled sheet. Items that were given to its rater and have no row are missing."""
-    rater, seen = rater_of(path, rows), set()
-    cells: list[tuple[int, str, str, str]] = []  # row, item, question, text
-    for number, row in enumerate(rows, start=2):
-        check_item(path, number, row["item"].strip(), key, seen)
-        cells += [(number, row["item"].strip(), question, row[question]) for question in QUESTIONS[study]]
-    lost = [item for item, row in key.items() if rater in row.raters.split() and item not in seen]
-    cells += [(0, item, question, "") for item in lost for question in QUESTIONS[study]]
-    read = [(item, question, *read_cell(path, n, item, question, text)) for n, item, question, text in cells]
-    ratings = [Rating(item, rater, question, value) for item, question, value, _ in read]
-    return ratings, [problem for *_, problem in read if problem]
-
-
-def find_key(path: Path, rows: Sequence[dict[str, str]], study: str, keys: Path) -> dict[str, KeyRow]:
+def find_key(path: Path, rows: Sequence[dict[str, str]], study: str, keys: Path) -> dict[str, dict[str, str]]:
     """Return the key of a sheet's export: the one whose code its items begin with."""
-    code = rows[0]["item"].strip().partition("-")[0] if rows else ""
-    found = keys / f"{study}-{code}.csv"
-    if not code or not found.exists():
+    found = keys / f"{study}-{rows[0]['item'].partition('-')[0]}.csv"
+    if not found.exists():
         have = ", ".join(sorted(p.name for p in keys.glob(f"{study}-*.csv"))) or "none"
-        raise ValueError(
-            f"{path}, row 2, field 'item': no key {found.name} in {keys} (found: {have}); "
-            "use the keys of the export that the sheet comes from"
-        )
+        what = f"no key {found.name} in {keys} (found: {have}); use the keys of the sheet's own export"
+        raise bad(path, 2, "item", what)
     return read_key(found)
 
 
-def add_sheet(path: Path, keys: Path, found: dict[str, Filled]) -> None:
-    """Read one sheet and add it to the ratings of its study."""
-    columns, rows = open_csv(path)
-    study = study_of(path, columns)
-    key = find_key(path, rows, study, keys)
-    before = found.get(study, Filled(study, key, [], []))
-    if before.key != key:
-        raise ValueError(f"{path}: of another export than the sheets before it; keep one export per folder")
-    ratings, problems = read_sheet(path, rows, study, key)
-    if ratings[0].rater in before.raters:
-        raise ValueError(
-            f"{path}, field 'rater': a second sheet of {ratings[0].rater!r}; "
-            "give every rater a name of their own"
-        )
-    found[study] = Filled(study, key, before.ratings + ratings, before.problems + problems)
+def check_rows(path: Path, rows: Sequence[dict[str, str]], sheets: Filled) -> None:
+    """Raise ValueError for a row whose rater changes, or whose item is unknown or repeated."""
+    rater, seen = rows[0]["rater"], set()
+    if rater in sheets.raters:
+        raise bad(path, 2, "rater", f"a second sheet of {rater!r}; give every rater a name of their own")
+    for number, row in enumerate(rows, start=2):
+        item = row["item"]
+        if not row["rater"] or row["rater"] != rater:
+            raise bad(path, number, "rater", f"{row['rater']!r}; write the same name into every row")
+        if item not in sheets.key:
+            what = f"{item!r} is not in the key; restore the number, or use the key of that export"
+            raise bad(path, number, "item", what)
+        if item in seen:
+            raise bad(path, number, "item", f"{item!r} occurs twice; keep one of the rows")
+        seen.add(item)
+
+
+def add_sheet(path: Path, rows: Sequence[dict[str, str]], sheets: Filled) -> None:
+    """Add a sheet's ratings; an empty, impossible or lost one is a problem. Bad rows raise ValueError."""
+    check_rows(path, rows, sheets)
+    rater, mine = rows[0]["rater"], {row["item"] for row in rows}
+    blank = dict.fromkeys(QUESTIONS[sheets.study], "")
+    given = [item for item, row in sheets.key.items() if rater in row["raters"].split()]
+    lost = [(0, {"item": item, **blank}) for item in given if item not in mine]
+    for number, row in [*enumerate(rows, start=2), *lost]:
+        for question in blank:
+            text, value = row[question], read_value(row[question])
+            sheets.ratings[row["item"], rater, question] = value
+            if value is None:
+                kind = "out of scale" if text else "missing"
+                where = (f"{path.parent.name}/{path.name}", number, row["item"], question, text, kind)
+                mend = REWRITE if number else "put the row back from the exported sheet"
+                sheets.problems.append(dict(zip(PROBLEM, (*where, mend), strict=True)))
 
 
 def read_filled(folder: Path, keys: Path) -> dict[str, Filled]:
@@ -463,98 +333,123 @@ def read_filled(folder: Path, keys: Path) -> dict[str, Filled]:
         raise FileNotFoundError(f"{folder}: no filled sheets (*.csv); copy them there, one file per rater")
     found: dict[str, Filled] = {}
     for path in paths:
-        add_sheet(path, keys, found)
+        columns, rows = open_csv(path)
+        study = study_of(path, columns, rows)
+        key = find_key(path, rows, study, keys)
+        sheets = found.setdefault(study, Filled(study, key, {}, []))
+        if sheets.key != key:
+            raise bad(path, 2, "item", "of another export than the sheets before it; keep one per folder")
+        add_sheet(path, rows, sheets)
     return {study: found[study] for study in QUESTIONS if study in found}
 
 
-# --- Tables of human ratings ---
+# --- agreement: coefficients of krippendorff and statsmodels; None where undefined ---
+# Ratings are (items, raters) with NaN for none; counts are (items, values of the scale).
 
 
-Row = dict[str, Any]
+def count_values(ratings: np.ndarray) -> np.ndarray:
+    """Count how many raters gave each value to each item: (items, values)."""
+    return (ratings[:, :, None] == np.array(SCALE, dtype=float)).sum(axis=1)
 
 
-def paired_means(filled: Filled, question: str) -> dict[str, np.ndarray]:
-    """Return, per group, the mean rating of its item in every pair (NaN without one), pairs in one order."""
-    items, ratings = filled.array(question)
-    pairs = list(dict.fromkeys(filled.key[item].pair for item in items))
-    means = {group: np.full(len(pairs), np.nan) for group in GROUPS[filled.study]}
-    for item, row in zip(items, ratings, strict=True):
-        if not np.isnan(row).all():
-            means[filled.key[item].group][pairs.index(filled.key[item].pair)] = np.nanmean(row)
-    return means
+def alpha(counts: np.ndarray, level: str = "ordinal") -> float:
+    """Return Krippendorff's alpha of counts, any number of raters; NaN if no item pairs unequal values."""
+    import krippendorff
+
+    paired = counts[counts.sum(axis=1) > 1]  # an item with one rating says nothing about agreement
+    if (paired.sum(axis=0) > 0).sum() < 2:
+        return float("nan")
+    return float(krippendorff.alpha(value_counts=paired, level_of_measurement=level))
 
 
-def value_columns(filled: Filled, question: str, group: str) -> Row:
-    """Count a group's ratings by value."""
-    items, ratings = filled.array(question)
-    own = ratings[[filled.key[item].group == group for item in items]]
-    return {"n_ratings": int((~np.isnan(own)).sum())} | {f"n_{v}": int((own == v).sum()) for v in SCALE}
+def alpha_interval(counts: np.ndarray, n_resamples: int, level: str = "ordinal", seed: int = 0) -> Interval:
+    """Return alpha with its 95 % interval: items are drawn, the raters are taken as they are."""
+    rng, estimate, n = np.random.default_rng(seed), alpha(counts, level), len(counts)
+    if np.isnan(estimate):
+        return Interval(None, None, None, n)
+    values = [alpha(counts[rng.integers(n, size=n)], level) for _ in range(n_resamples)]
+    return percentile_interval(estimate, np.array(values), n)
 
 
-def mean_row(values: np.ndarray, n_resamples: int) -> Row:
-    """Return n and the mean of per-item values with its interval; undefined without any value."""
-    there = values[~np.isnan(values)]
-    interval = bootstrap_mean([there], n_resamples) if len(there) else Interval(None, None, None, 0)
-    return {"n": len(there), **interval_columns("mean", interval)}
+def cohen_kappa(ratings: np.ndarray, weights: str | None = None) -> float | None:
+    """Return the mean of Cohen's kappa over all pairs of raters (Light's kappa for more than two).
 
-
-def ratings_table(filled: dict[str, Filled], n_resamples: int) -> pd.DataFrame:
-    """Return a line per study, question and group, and per question the first group minus the second.
-
-    An item's value is the mean of its ratings; differences are paired. Intervals draw items (pairs).
+    ``weights``: None, "linear" or "quadratic". A pair counts if its common items have two values or more.
     """
-    import pandas as pd
+    from statsmodels.stats.inter_rater import cohens_kappa
 
-    lines: list[Row] = []
-    for study, found in filled.items():
-        for question in QUESTIONS[study]:
-            head = {"study": study, "question": question, "n_raters": len(found.raters)}
-            means = paired_means(found, question)
-            for group, values in means.items():
-                counts = value_columns(found, question, group)
-                lines.append(head | {"group": group} | mean_row(values, n_resamples) | counts)
-            first, second = GROUPS[study]
-            line = mean_row(means[first] - means[second], n_resamples)
-            lines.append(head | {"group": f"{first} - {second}"} | line)
-    return pd.DataFrame(lines)
+    values, scale = [], np.array(SCALE)
+    for pair in combinations(ratings.T, 2):
+        first, second = ((column[:, None] == scale).astype(int) for column in pair)
+        table = first.T @ second
+        if ((table.sum(axis=0) + table.sum(axis=1)) > 0).sum() > 1:
+            values.append(float(cohens_kappa(table, wt=weights, return_results=False)))
+    return float(np.mean(values)) if values else None
 
 
-def agreement_row(filled: Filled, question: str, n_resamples: int) -> Row:
-    """Return how far the raters agree on one question."""
-    _, ratings = filled.array(question)
-    fleiss, n_fleiss = fleiss_kappa(ratings, SCALE)
-    kinds = [p.kind for p in filled.problems if p.field == question]
+def fleiss_kappa(ratings: np.ndarray) -> tuple[float | None, int]:
+    """Return Fleiss' kappa and of how many items: those with the most ratings, for it takes equal numbers."""
+    from statsmodels.stats import inter_rater
+
+    counts = count_values(ratings)
+    most = int(counts.sum(axis=1).max(initial=0))
+    whole = counts[counts.sum(axis=1) == most]
+    if most < 2 or (whole.sum(axis=0) > 0).sum() < 2:
+        return None, 0
+    return float(inter_rater.fleiss_kappa(whole)), len(whole)
+
+
+# --- tables ---
+
+
+def result_rows(filled: Filled, question: str, n_resamples: int) -> list[dict[str, Any]]:
+    """Return a question's line per group, with counts of values, and the paired difference of the groups.
+
+    An item's value is the mean of its ratings. Intervals draw items, for the difference pairs.
+    """
+    values = filled.values(question)
+    group, pair = ([filled.key[item][name] for item in values.index] for name in ("group", "pair"))
+    means = values.mean(axis=1).groupby([pair, group], sort=False).first().unstack(sort=False)
+    first, second = GROUPS[filled.study]
+    means = means.reindex(columns=[first, second])
+    means[f"{first} - {second}"] = means[first] - means[second]
+    rows = []
+    for name in means:
+        there = means[name].dropna().to_numpy()
+        interval = bootstrap_mean([there], n_resamples) if len(there) else Interval(None, None, None, 0)
+        row = {"study": filled.study, "question": question, "n_raters": len(filled.raters), "group": name,
+               "n": len(there), **interval_columns("mean", interval)}  # fmt: skip
+        if name in (first, second):
+            counts = count_values(values[[g == name for g in group]].to_numpy()).sum(axis=0).tolist()
+            row |= {"n_ratings": sum(counts)} | {f"n_{v}": n for v, n in zip(SCALE, counts, strict=True)}
+        rows.append(row)
+    return rows
+
+
+def agreement_row(filled: Filled, question: str, n_resamples: int) -> dict[str, Any]:
+    """Return how far the raters agree on one question, and how many ratings are not there."""
+    ratings = filled.values(question).to_numpy()
+    counts, (fleiss, n_fleiss) = count_values(ratings), fleiss_kappa(ratings)
+    nominal = alpha(counts, "nominal")
+    kinds = [problem["kind"] for problem in filled.problems if problem["field"] == question]
     return {
         "study": filled.study, "question": question, "n_raters": len(filled.raters),
-        "n": int(((~np.isnan(ratings)).sum(axis=1) > 1).sum()), "n_ratings": int((~np.isnan(ratings)).sum()),
+        "n": int((counts.sum(axis=1) > 1).sum()), "n_ratings": int(counts.sum()),
         "n_missing": kinds.count("missing"), "n_out_of_scale": kinds.count("out of scale"),
-        **interval_columns("alpha", alpha_interval(ratings, SCALE, "ordinal", n_resamples)),
-        "alpha_nominal": krippendorff_alpha(ratings, SCALE, "nominal"),
-        "cohen_quadratic": cohen_kappa(ratings, SCALE, "quadratic"), "fleiss": fleiss, "n_fleiss": n_fleiss,
+        **interval_columns("alpha", alpha_interval(counts, n_resamples)),
+        "alpha_nominal": None if np.isnan(nominal) else nominal,
+        "cohen_quadratic": cohen_kappa(ratings, "quadratic"), "fleiss": fleiss, "n_fleiss": n_fleiss,
     }  # fmt: skip
 
 
-def agreement_table(filled: dict[str, Filled], n_resamples: int) -> pd.DataFrame:
-    """Return a line per study and question: Krippendorff's alpha with interval, kappas, what is missing."""
-    import pandas as pd
-
-    return pd.DataFrame(
-        [agreement_row(found, q, n_resamples) for found in filled.values() for q in QUESTIONS[found.study]]
-    )
-
-
-def problems_table(filled: Iterable[Filled]) -> pd.DataFrame:
-    """Return every rating that is not there, with file, row, field, value and the mend."""
-    import pandas as pd
-
-    rows: list[dict[str, Any]] = [dataclasses.asdict(p) for found in filled for p in found.problems]
-    return pd.DataFrame(rows, columns=[field.name for field in dataclasses.fields(Problem)])
-
-
 def rating_tables(filled: dict[str, Filled], n_resamples: int) -> dict[str, pd.DataFrame]:
-    """Return all tables of a set of filled sheets, by file name."""
+    """Return the tables of filled sheets by file name: results, agreement, and every rating not given."""
+    import pandas as pd
+
+    asked = [(found, question) for study, found in filled.items() for question in QUESTIONS[study]]
+    problems = [problem for found in filled.values() for problem in found.problems]
     return {
-        "ratings": ratings_table(filled, n_resamples),
-        "rating_agreement": agreement_table(filled, n_resamples),
-        "rating_problems": problems_table(filled.values()),
+        "ratings": pd.DataFrame([row for what in asked for row in result_rows(*what, n_resamples)]),
+        "rating_agreement": pd.DataFrame([agreement_row(*what, n_resamples) for what in asked]),
+        "rating_problems": pd.DataFrame(problems, columns=PROBLEM),
     }

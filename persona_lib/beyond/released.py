@@ -1,8 +1,9 @@
-"""The authors' released generations (21 files): found or downloaded, read, aligned with the test split.
+"""The authors' released generations (21 files): found or downloaded, aligned, analysed, judged again.
 
-Their measures are in ``released_tables``. The files have no licence, so they are read from a path or
-downloaded from their pinned public home, never copied into this repository. Arms are named as in
-``records.RunSpec``: "dpo-chosen" is PT-DPO, "dpo-none" plain DPO (DPO+P when it is shown a persona).
+The files have no licence, so they are read from a path or downloaded from their pinned public home, never
+copied into this repository. Arms are named as in ``records.RunSpec``: "dpo-chosen" is PT-DPO, "dpo-none"
+plain DPO (DPO+P when it is shown a persona). Judges are the profile's language models; each pair of files is
+judged into a folder of its own and resumes, and the paper's row for the same files stands beside ours.
 """
 
 from __future__ import annotations
@@ -32,12 +33,11 @@ from persona_lib.intervals import (
 )
 from persona_lib.models.generate import cut_at_stop
 from persona_lib.paper.judges import RUBRICS, model_judge
-from persona_lib.paper.judging import RUBRIC_NAMES as SHORT
-from persona_lib.paper.judging import agreement_row, judge_comparisons, judge_key
+from persona_lib.paper.judging import RUBRIC_NAMES, agreement_row, judge_comparisons, judge_key
 from persona_lib.paper.results import Row, inconsistent, verdict_counts
 from persona_lib.paper.swap import flip_and_did, length_steering, length_steering_interval
 from persona_lib.prompts import STOP
-from persona_lib.records import DataError, PairwiseComparison, TailoringRow
+from persona_lib.records import SIDES, DataError, PairwiseComparison, TailoringRow
 from persona_lib.settings import FACTS, REPO, Profile, Run, results_dir, results_root
 from persona_lib.store import VERSIONS, content_hash, file_hash, iter_rows, read_json, write_json, write_text
 from persona_lib.texts import count_degenerate, n_words
@@ -45,27 +45,30 @@ from persona_lib.texts import count_degenerate, n_words
 if TYPE_CHECKING:
     import pandas as pd
 
-
-# --- The authors' released generations ---
-# Their measures are in ``released_tables``. The files have no licence, so they are read from a path or
-# downloaded from their pinned public home, never copied into this repository. Arms are named as in
-# ``records.RunSpec``: "dpo-chosen" is PT-DPO, "dpo-none" plain DPO (DPO+P when it is shown a persona).
-
-
-COMMIT = "e9e56e17379434e459dfa32718ebd996d1a066a6"
 HOME = (
-    f"https://raw.githubusercontent.com/Pinafore/alignment-personalization/{COMMIT}"
-    "/persona_tailoring/results/paper_outputs"
+    "https://raw.githubusercontent.com/Pinafore/alignment-personalization"
+    "/e9e56e17379434e459dfa32718ebd996d1a066a6/persona_tailoring/results/paper_outputs"
 )
 EOS = "<|end_of_text|>"
+ARMS = {"dpo-chosen": "PT-DPO", "dpo-none": "DPO+P"}
 SOURCES = ("gold", "retrieved")
-SIDED = tuple(f"{source}-{side}" for source in SOURCES for side in ("chosen", "rejected"))
+SIDED = tuple(f"{source}-{side}" for source in SOURCES for side in SIDES)
 # Which files were released: of Mnemonic, the baseline with personas is missing.
 RELEASED = {
     "beavertails": {"none": ("none", *SIDED), "chosen": SIDED},
     "hhh": {"none": ("none", *SIDED), "chosen": SIDED},
     "mnemonic": {"none": ("none",), "chosen": ("retrieved-chosen", "retrieved-rejected")},
 }
+WAYS_OUT = (
+    "Three ways: (1) --set data_dir=PATH or PERSONA_DATA=PATH, where the folder released_outputs lies in "
+    "PATH or beside it and holds BeaverTails/dpo_Persona(...).jsonl; (2) put it at "
+    "../shared/data/released_outputs beside the repository; (3) with a network, run "
+    f"python -m persona_lib.beyond.released, which downloads the files of {HOME}"
+)
+ROLES = ("judge", "second_judge")
+
+
+# --- the files: where they are, and how they are read ---
 
 
 @dataclass(frozen=True)
@@ -84,11 +87,9 @@ class ReleasedFile:
     @property
     def path(self) -> str:
         """Where the file lies below the folder of released outputs; the authors' name for it."""
-        persona = self.eval_persona.replace("retrieved", "retr")
-        return (
-            f"{DATASETS[self.dataset]['title']}/"
-            f"dpo_Persona(training_type={self.train_persona}, inference_type={persona}).jsonl"
-        )
+        names = f"training_type={self.train_persona}, inference_type={self.eval_persona}"
+        names = names.replace("retrieved", "retr")
+        return f"{DATASETS[self.dataset]['title']}/dpo_Persona({names}).jsonl"
 
 
 FILES = tuple(
@@ -123,32 +124,9 @@ class Released:
         return None if outputs is None else [output.text for output in outputs]
 
 
-# --- where the files are ---
-
-
 def download_dir() -> Path:
     """Folder of downloaded released outputs: ``results/downloads/released_outputs``."""
     return results_root() / "downloads" / "released_outputs"
-
-
-def ways_out() -> str:
-    """Say the three ways to provide the released outputs."""
-    return (
-        "Three ways: (1) --set data_dir=PATH or PERSONA_DATA=PATH, where the folder released_outputs lies in "
-        "PATH or beside it and holds BeaverTails/dpo_Persona(...).jsonl; (2) put it at "
-        "../shared/data/released_outputs beside the repository; (3) with a network, run "
-        f"python -m persona_lib.beyond.released, which downloads the files of {HOME}"
-    )
-
-
-def candidates(data_dir: str | Path) -> Iterator[Path]:
-    """Yield the folders in which the released outputs may lie, the most explicit first."""
-    for place in (data_dir, os.environ.get("PERSONA_DATA", "")):
-        if place:
-            path = Path(place).expanduser().resolve()
-            yield from (path, path / "released_outputs", path.parent / "released_outputs")
-    yield REPO.parent / "shared" / "data" / "released_outputs"
-    yield download_dir()
 
 
 def files_in(folder: Path) -> list[ReleasedFile]:
@@ -157,13 +135,19 @@ def files_in(folder: Path) -> list[ReleasedFile]:
 
 
 def find_released(data_dir: str | Path = "") -> Path | None:
-    """Return the first folder with released outputs, or None if there is none (see ``ways_out``)."""
-    return next((folder for folder in candidates(data_dir) if files_in(folder)), None)
+    """Return the first folder with released outputs, or None if there is none (see ``WAYS_OUT``)."""
+    places: list[Path] = []
+    for named in filter(None, (data_dir, os.environ.get("PERSONA_DATA", ""))):
+        path = Path(named).expanduser().resolve()
+        places += [path, path / "released_outputs", path.parent / "released_outputs"]
+    places += [REPO.parent / "shared" / "data" / "released_outputs", download_dir()]
+    return next((folder for folder in places if files_in(folder)), None)
 
 
-def checksums() -> dict[str, str]:
-    """Return the SHA-256 of the released files that were checked (BeaverTails), by relative path."""
-    return read_json(FACTS / "released_checksums.json")
+def known_checksums(folder: Path) -> dict[str, str]:
+    """Return SHA-256 by relative path: of the files we checked (BeaverTails), and recorded at download."""
+    recorded = folder / "checksums.json"
+    return (read_json(recorded) if recorded.exists() else {}) | read_json(FACTS / "released_checksums.json")
 
 
 def download_released(
@@ -171,61 +155,40 @@ def download_released(
 ) -> Path:
     """Download released files from the pinned commit and return their folder; existing ones are kept.
 
-    A file without a checksum in our table is recorded in ``<target>/checksums.json`` on first use and
-    compared with that afterwards. Raises DataError if a file cannot be fetched or differs.
+    A file that we did not check is recorded in ``<target>/checksums.json`` on first use and compared with
+    that afterwards. Raises DataError if a file cannot be fetched or differs.
     """
     target = target or download_dir()
-    for file in files:
-        if not (target / file.path).exists():
-            url = f"{home}/{urllib.parse.quote(file.path)}"
-            try:
-                fetch(url, target / file.path, checksums().get(file.path))
-            except DataError as error:
-                raise DataError(f"{url}: not fetched or not the released file. {ways_out()}") from error
-            record_checksum(target, file)
+    for file in (file for file in files if not (target / file.path).exists()):
+        url, known = f"{home}/{urllib.parse.quote(file.path)}", known_checksums(target)
+        try:
+            fetch(url, target / file.path, known.get(file.path))
+        except DataError as error:
+            raise DataError(f"{url}: not fetched or not the released file. {WAYS_OUT}") from error
+        write_json(target / "checksums.json", known | {file.path: file_hash(target / file.path)})
     return target
-
-
-def recorded_checksums(folder: Path) -> dict[str, str]:
-    """Return what ``download_released`` recorded in a folder."""
-    path = folder / "checksums.json"
-    return read_json(path) if path.exists() else {}
-
-
-def record_checksum(folder: Path, file: ReleasedFile) -> None:
-    """Write down a downloaded file's SHA-256."""
-    known = recorded_checksums(folder) | {file.path: file_hash(folder / file.path)}
-    write_json(folder / "checksums.json", known)
-
-
-# --- how they are read ---
 
 
 def load_outputs(folder: Path, file: ReleasedFile) -> list[ReleasedOutput]:
     """Read one file: a JSON list of {prompt, response}, whatever its extension says.
 
-    Raises DataError if it is absent, differs from its known checksum or has another shape.
+    Output i gets the id of test row i. Raises DataError if the file differs from its known checksum or has
+    another shape.
     """
-    path = folder / file.path
-    if not path.exists():
-        raise DataError(f"{path}: not there. {ways_out()}")
-    known = (recorded_checksums(folder) | checksums()).get(file.path)
+    path, known = folder / file.path, known_checksums(folder).get(file.path)
     if known and file_hash(path) != known:
         raise DataError(f"{path}: SHA-256 is not {known[:16]}...: not the released file; fetch it again")
     items = read_json(path)
     if not isinstance(items, list):
         raise DataError(f"{path}: should be one JSON list, not {type(items).__name__}")
-    return [to_output(path, file, number, item) for number, item in enumerate(items)]
-
-
-def to_output(path: Path, file: ReleasedFile, number: int, item: dict) -> ReleasedOutput:
-    """Turn one item into a record; the id is the test row's."""
-    for key in ("prompt", "response"):
-        if not isinstance(item, dict) or not isinstance(item.get(key), str):
-            raise DataError(f"{path}, item {number}: no text {key!r}; items are {{prompt, response}}")
-    response = item["response"]
-    id = f"{file.dataset}-test-{number:04d}"
-    return ReleasedOutput(id, item["prompt"], response.replace(EOS, ""), response.endswith(EOS))
+    outputs = []
+    for number, item in enumerate(items):
+        for key in ("prompt", "response"):
+            if not isinstance(item, dict) or not isinstance(item.get(key), str):
+                raise DataError(f"{path}, item {number}: no text {key!r}; items are {{prompt, response}}")
+        text, name = item["response"], f"{file.dataset}-test-{number:04d}"
+        outputs.append(ReleasedOutput(name, item["prompt"], text.replace(EOS, ""), text.endswith(EOS)))
+    return outputs
 
 
 def check_aligned(file: ReleasedFile, outputs: list[ReleasedOutput], rows: list[TailoringRow]) -> None:
@@ -249,7 +212,7 @@ def open_released(data_dir: str | Path = "") -> Released:
     """
     folder = find_released(data_dir)
     if folder is None:
-        raise DataError(f"the authors' released outputs are not here. {ways_out()}")
+        raise DataError(f"the authors' released outputs are not here. {WAYS_OUT}")
     outputs = {file: load_outputs(folder, file) for file in files_in(folder)}
     names = sorted({file.dataset for file in outputs})
     official = find_data_dir(data_dir, names)
@@ -268,21 +231,7 @@ def open_if_present(data_dir: str | Path = "") -> tuple[Released | None, str]:
     return data, f"{len(data.outputs)} of {len(FILES)} released files, aligned with the test split row by row"
 
 
-def main() -> None:
-    """Download all 21 files to the folder given as argument, or to ``results/downloads``."""
-    target = download_released(target=Path(sys.argv[1]) if len(sys.argv) > 1 else None)
-    print(f"{len(files_in(target))} of {len(FILES)} released files in {target}")
-
-
-if __name__ == "__main__":
-    main()
-
-
-# --- Tables and the figure of the authors' released generations ---
-# The definitions are those of ``text_metrics``; "DPO+P" is plain DPO given the persona in the question.
-
-
-ARMS = {"dpo-chosen": "PT-DPO", "dpo-none": "DPO+P"}
+# --- analysed without a judge ---
 
 
 def counts_table(data: Released) -> pd.DataFrame:
@@ -294,93 +243,50 @@ def counts_table(data: Released) -> pd.DataFrame:
         texts = [output.text for output in outputs]
         words = pd.Series([n_words(text) for text in texts])
         counts = dataclasses.asdict(count_degenerate(texts, [output.ended for output in outputs]))
-        records.append(
-            {"dataset": file.dataset, "arm": file.arm, "eval_persona": file.eval_persona, **counts,
-             "words_median": words.median(), "words_mean": words.mean()}
-        )  # fmt: skip
+        names = {"dataset": file.dataset, "arm": file.arm, "eval_persona": file.eval_persona}
+        records.append({**names, **counts, "words_median": words.median(), "words_mean": words.mean()})
     return pd.DataFrame(records)
 
 
-def kept_table(data: Released) -> pd.DataFrame:
-    """Count the pairs (PT-DPO, DPO+P under the same persona) that survive a filter on both sides.
+def both_sides(data: Released) -> Iterator[tuple[dict[str, str], tuple[list[str], ...]]]:
+    """Yield names and texts (outputs under P_C and P_R, chosen and rejected responses), where all are there.
 
-    ``only_*_endless`` counts pairs in which only that side never stops; ``length_ratio`` is DPO+P / PT.
+    Mnemonic's test split has no responses to compare with.
     """
-    import pandas as pd
-
-    records = []
-    for file, tested in data.outputs.items():
-        base = data.outputs.get(ReleasedFile(file.dataset, "none", file.eval_persona))
-        if file.arm != "dpo-chosen" or base is None:
-            continue
-        counts = [[count_degenerate([o.text], [o.ended]) for o in side] for side in (tested, base)]
-        pairs = list(zip(*counts, strict=True))
-        words = [sum(n_words(o.text) for o in side) for side in (tested, base)]
-        records.append({
-            "dataset": file.dataset, "eval_persona": file.eval_persona, "n": len(pairs),
-            "kept_eos": sum(not (t.no_eos or b.no_eos) for t, b in pairs),
-            "kept_rep4_50": sum(not (t.rep4_over_50 or b.rep4_over_50) for t, b in pairs),
-            "kept_rep4_20": sum(not (t.rep4_over_20 or b.rep4_over_20) for t, b in pairs),
-            "only_pt_endless": sum(t.no_eos > b.no_eos for t, b in pairs),
-            "only_dpo_endless": sum(b.no_eos > t.no_eos for t, b in pairs),
-            "length_ratio": words[1] / words[0],
-        })  # fmt: skip
-    return pd.DataFrame(records)
-
-
-def both_sides(data: Released) -> Iterator[tuple[dict[str, str], list[TailoringRow], list[str], list[str]]]:
-    """Yield (names, rows, outputs under P_C, under P_R) wherever both files and responses are there."""
     for dataset, rows in data.rows.items():
-        if not all(row.chosen and row.rejected for row in rows):
-            continue  # Mnemonic's test split has no responses to compare with
-        for source in SOURCES:
+        responses = [row.chosen for row in rows], [row.rejected for row in rows]
+        for source in SOURCES if all(map(all, responses)) else ():
             for arm in ARMS:
-                sides = [data.texts(dataset, arm, f"{source}-{side}") for side in ("chosen", "rejected")]
+                sides = [data.texts(dataset, arm, f"{source}-{side}") for side in SIDES]
                 if None not in sides:
-                    yield {"dataset": dataset, "personas": source, "arm": arm}, rows, *sides
-
-
-def lengths_table(data: Released, n_resamples: int = 4000, seed: int = 0) -> pd.DataFrame:
-    """Give mean words under P_C, P_R and of the data, and how far personas steer length (Spearman's rho)."""
-    import pandas as pd
-
-    records = []
-    for names, rows, under_chosen, under_rejected in both_sides(data):
-        texts = (under_chosen, under_rejected, [row.chosen for row in rows], [row.rejected for row in rows])
-        words = pd.DataFrame({i: [n_words(text) for text in column] for i, column in enumerate(texts)})
-        differences = (list(words[2] - words[3]), list(words[0] - words[1]))
-        low, high = length_steering_interval(*differences, n_resamples, seed) or (None, None)
-        means = dict(zip(("words_under_chosen", "words_under_rejected", "words_chosen", "words_rejected"),
-                         words.mean(), strict=True))  # fmt: skip
-        rho = Interval(length_steering(*differences), low, high, len(rows))
-        records.append({**names, "n": len(rows), **means, **interval_columns("rho", rho)})
-    return pd.DataFrame(records)
-
-
-def flip_table(data: Released, n_resamples: int = 4000, seed: int = 0) -> pd.DataFrame:
-    """Give flip, DiD and the share of DiD > 0 (exact zeros left out), with bootstrap intervals over items."""
-    import pandas as pd
-
-    records = []
-    for names, rows, under_chosen, under_rejected in both_sides(data):
-        chosen, rejected = [row.chosen for row in rows], [row.rejected for row in rows]
-        scores = flip_and_did(under_chosen, under_rejected, chosen, rejected)
-        record = {**names, "n": len(rows), "n_did_zero": int((scores.did == 0).sum())}
-        for name in ("flip", "did", "did_positive"):
-            interval = bootstrap_mean([getattr(scores, name)], n_resamples, seed)
-            record |= interval_columns(name, interval)
-        records.append(record)
-    return pd.DataFrame(records)
+                    yield {"dataset": dataset, "personas": source, "arm": arm}, (*sides, *responses)
 
 
 def released_tables(data: Released, n_resamples: int = 4000, seed: int = 0) -> dict[str, pd.DataFrame]:
-    """Make all tables of the released outputs, by file name (without extension)."""
-    return {
-        "released_counts": counts_table(data),
-        "released_kept": kept_table(data),
-        "released_lengths": lengths_table(data, n_resamples, seed),
-        "released_flip": flip_table(data, n_resamples, seed),
-    }
+    """Return the tables of the released outputs by file name; intervals are bootstraps over rows.
+
+    ``released_lengths``: mean words under P_C, under P_R and of the data, and how far personas steer length
+    (Spearman's rho). ``released_flip``: flip, DiD and the share of DiD > 0 (exact zeros left out).
+    """
+    import pandas as pd
+
+    lengths, flips = [], []
+    for names, texts in both_sides(data):
+        head = names | {"n": len(texts[0])}
+        words = pd.DataFrame({i: [n_words(text) for text in column] for i, column in enumerate(texts)})
+        differences = list(words[2] - words[3]), list(words[0] - words[1])
+        low, high = length_steering_interval(*differences, n_resamples, seed) or (None, None)
+        rho = Interval(length_steering(*differences), low, high, len(words))
+        columns = ("words_under_chosen", "words_under_rejected", "words_chosen", "words_rejected")
+        means = dict(zip(columns, words.mean(), strict=True))
+        lengths.append(head | means | interval_columns("rho", rho))
+        scores = flip_and_did(*texts)
+        flip = head | {"n_did_zero": int((scores.did == 0).sum())}
+        for name in ("flip", "did", "did_positive"):
+            flip |= interval_columns(name, bootstrap_mean([getattr(scores, name)], n_resamples, seed))
+        flips.append(flip)
+    tables = {"released_lengths": pd.DataFrame(lengths), "released_flip": pd.DataFrame(flips)}
+    return {"released_counts": counts_table(data), **tables}
 
 
 def write_tables(tables: dict[str, pd.DataFrame], folder: Path) -> list[Path]:
@@ -392,37 +298,29 @@ def write_tables(tables: dict[str, pd.DataFrame], folder: Path) -> list[Path]:
     return paths
 
 
-def example_row(data: Released, dataset: str, number: int, source: str = "gold") -> dict[str, str]:
-    """Return one test row by label: prompt, and per side persona, response and both arms' outputs."""
-    row = data.rows[dataset][number]
+def example_text(data: Released, number: int = 0, width: int = 320) -> str:
+    """Lay out a test row of the first data set for reading, texts cut to ``width`` characters.
+
+    Shown are the prompt, and per side the gold persona, the response and both arms' outputs.
+    """
+    dataset, rows = next(iter(data.rows.items()))
+    row = rows[number]
     shown = {"prompt": row.prompt}
-    for side, response in (("chosen", row.chosen), ("rejected", row.rejected)):
-        shown[f"{side} persona"] = row.personas.get(f"{source}-{side}") or ""
-        shown[f"{side} response"] = response
+    for side in SIDES:
+        shown[f"{side} persona"] = row.personas.get(f"gold-{side}") or ""
+        shown[f"{side} response"] = getattr(row, side)
         for arm, title in ARMS.items():
-            texts = data.texts(dataset, arm, f"{source}-{side}")
+            texts = data.texts(dataset, arm, f"gold-{side}")
             if texts is not None:
                 shown[f"{title} under the {side} persona"] = texts[number]
-    return shown
-
-
-def example_text(data: Released, dataset: str = "", number: int = 0, width: int = 320) -> str:
-    """Lay out ``example_row`` for reading, texts cut to ``width`` characters (default: first data set)."""
-    shown = example_row(data, dataset or next(iter(data.rows)), number)
-    short = {label: textwrap.shorten(text, width, placeholder=" ...") for label, text in shown.items()}
-    lines = [
-        textwrap.fill(f"{label.upper()}: {text}", 110, subsequent_indent="    ")
-        for label, text in short.items()
-    ]
+    lines = []
+    for label, text in shown.items():
+        short = textwrap.shorten(text, width, placeholder=" ...")
+        lines.append(textwrap.fill(f"{label.upper()}: {short}", 110, subsequent_indent="    "))
     return "\n".join(lines)
 
 
-# --- The authors' released answers, judged again ---
-# The judge is the profile's language model (``judge_*``, and ``second_judge_*`` if there is one). Each file
-# is judged into a folder of its own and resumes; the paper's row for the same files stands beside ours.
-
-
-ROLES = ("judge", "second_judge")
+# --- judged again ---
 
 
 def judges_of(profile: Profile) -> list[str]:
@@ -446,9 +344,8 @@ def what_judges(profile: Profile) -> str:
 
 def judgeable(data: Released) -> list[tuple[str, str]]:
     """Return the (data set, eval persona) of which both policies' files are at hand, in the paper's order."""
-    tested = [file for file in data.outputs if file.train_persona == "chosen"]
-    pairs = [(f.dataset, f.eval_persona) for f in tested]
-    return [p for p in pairs if ReleasedFile(p[0], "none", p[1]) in data.outputs]
+    tested = [(f.dataset, f.eval_persona) for f in data.outputs if f.train_persona == "chosen"]
+    return [pair for pair in tested if ReleasedFile(pair[0], "none", pair[1]) in data.outputs]
 
 
 def released_comparisons(
@@ -458,14 +355,12 @@ def released_comparisons(
 
     Rows whose persona is none (a refusal of the annotator) are left out; at most ``limit`` rows are drawn.
     """
-    tested, base = (
-        {o.id: o for o in data.outputs[ReleasedFile(dataset, arm, eval_persona)]}
-        for arm in ("chosen", "none")
-    )
+    files = [data.outputs[ReleasedFile(dataset, arm, eval_persona)] for arm in ("chosen", "none")]
+    tested, base = ({output.id: output.text for output in outputs} for outputs in files)
     found = []
     for row in draw(data.rows[dataset], limit):
         if persona := row.personas.get(eval_persona):
-            texts = (cut_at_stop(side[row.id].text, (STOP,))[0] for side in (tested, base))
+            texts = (cut_at_stop(side[row.id], (STOP,))[0] for side in (tested, base))
             found.append(PairwiseComparison(row.id, row.prompt, persona, *texts))
     return found
 
@@ -495,20 +390,22 @@ def judge_released(run: Run, data: Released | None) -> list[Path]:
     return folders
 
 
-# --- tables ---
+def read_judged(folder: Path) -> tuple[str, dict[str, dict[str, Any]]]:
+    """Return who judged into a folder, and the verdicts by row id and rubric."""
+    judges = ", ".join(read_json(folder / "done.json")["judge"])
+    return judges, {row["id"]: row for row in iter_rows(folder / "verdicts.jsonl")}
 
 
 def rejudged_row(profile: Profile, role: str, dataset: str, eval_persona: str) -> Row:
     """Return counts, net win rates and dPQ of one judge on one pair of files, with 95 % intervals."""
     folder = folder_of(profile, role, dataset, eval_persona)
-    verdicts = list(iter_rows(folder / "verdicts.jsonl"))
+    judges, verdicts = read_judged(folder)
     source, side = eval_persona.split("-")
-    judges = ", ".join(read_json(folder / "done.json")["judge"])
     line: Row = {"dataset": DATASETS[dataset]["title"], "label": f"{side}, {source}", "kind": "judged again",
                  "judge": judges, "n": len(verdicts)}  # fmt: skip
     columns: dict[str, Any] = {}
-    for short, rubric in SHORT.items():
-        by_id = {row["id"]: row[rubric] for row in verdicts}
+    for short, rubric in RUBRIC_NAMES.items():
+        by_id = {i: row[rubric] for i, row in verdicts.items()}
         line |= verdict_counts(short, WinRate.from_verdicts(by_id.values()))
         line[f"{short}_inconsistent"] = inconsistent(folder / f"{rubric}.jsonl")
         columns |= net_columns(short, [by_id])
@@ -537,19 +434,18 @@ def agreement_on_released(profile: Profile, data: Released) -> pd.DataFrame:
 
     lines = []
     for dataset in dict.fromkeys(dataset for dataset, _ in judgeable(data)):
-        personas = [persona for name, persona in judgeable(data) if name == dataset]
+        pairs = [pair for pair in judgeable(data) if pair[0] == dataset]
+        judged = [[read_judged(folder_of(profile, role, *pair)) for role in ROLES] for pair in pairs]
         for rubric in RUBRICS:
-            triples, names = [], {}
-            for persona in personas:
-                folders = [folder_of(profile, role, dataset, persona) for role in ROLES]
-                first, second = (
-                    {r["id"]: r[rubric] for r in iter_rows(f / "verdicts.jsonl")} for f in folders
-                )
-                triples += [(i, first[i], second[i]) for i in first if i in second]
-                judges = [", ".join(read_json(f / "done.json")["judge"]) for f in folders]
-                names = dict(zip(("first", "second"), judges, strict=True))
-            row = agreement_row([triples], profile.bootstrap_samples)
-            lines.append({"dataset": dataset, "rubric": rubric, **names, **row})
+            triples = [
+                (i, first[i][rubric], second[i][rubric])
+                for (_, first), (_, second) in judged
+                for i in first
+                if i in second
+            ]
+            (first_judge, _), (second_judge, _) = judged[-1]
+            names = {"dataset": dataset, "rubric": rubric, "first": first_judge, "second": second_judge}
+            lines.append(names | agreement_row([triples], profile.bootstrap_samples))
     return pd.DataFrame(lines)
 
 
@@ -561,3 +457,13 @@ def rejudged_tables(run: Run, data: Released | None) -> dict[str, pd.DataFrame]:
     if len(judges_of(run.profile)) == 2:
         tables["released_agreement"] = agreement_on_released(run.profile, data)
     return tables
+
+
+def main() -> None:
+    """Download all 21 files to the folder given as argument, or to ``results/downloads``."""
+    target = download_released(target=Path(sys.argv[1]) if len(sys.argv) > 1 else None)
+    print(f"{len(files_in(target))} of {len(FILES)} released files in {target}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,7 @@
-"""The policies of a run behind the generator interface: one loaded base serves every arm.
+"""Answer the evaluation prompts with every policy and persona of the grid (paper section 5).
 
-Adapters are switched, and merged only while they are active (``merge_adapters``). ``engine`` chooses between
-transformers and vLLM.
+A policy is the base with a stack of adapters; one loaded base serves all. Each run appends to its own
+``generations/<slug>/rows.jsonl`` and resumes by row id. ``matchups`` says which runs are compared with which.
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ from persona_lib.store import VERSIONS
 from persona_lib.texts import count_degenerate
 from persona_lib.workers import run_jobs, share_out
 
-# --- The policies of a run behind the generator interface: one loaded base serves every arm ---
-# Adapters are switched, and merged only while they are active (``merge_adapters``). ``engine`` chooses
-# between transformers and vLLM.
+BROKEN = 0.05  # share of degenerate answers from which a policy is not sound
+KEYED = ("gen_", "few_shot", "first_person", "quantization", "compute", "merge", "eval_limit", "engine")
+
+# --- policies: a base and its adapters, behind the generator interface ---
 
 
 def adapters_of(run: Run, spec: RunSpec) -> list[str]:
@@ -53,7 +54,10 @@ def policy_key(run: Run, spec: RunSpec) -> list[Any]:
 
 
 def generators(run: Run, specs: Sequence[RunSpec]) -> Iterator[tuple[RunSpec, Any]]:
-    """Yield (spec, generator) for runs of the grid; the base is loaded once for all of them."""
+    """Yield (spec, generator) for runs of the grid; the base is loaded once for all of them.
+
+    transformers switches adapters on the base as it was trained on. vLLM gets one joined adapter per arm.
+    """
     make = vllm_generators if run.profile.engine == "vllm" else transformers_generators
     yield from make(run, specs)
 
@@ -72,9 +76,6 @@ def transformers_generators(
         yield spec, TransformersGenerator(model, tokenizer, spec.arm, profile.gen_batch_size, *settings)
 
 
-# --- vLLM: one adapter per request, a base in plain weights ---
-
-
 def joined_adapter(run: Run, spec: RunSpec) -> Path | None:
     """Return the folder of the one adapter that equals a run's stack, made at the first use; None without."""
     names = adapters_of(run, spec)
@@ -88,7 +89,7 @@ def joined_adapter(run: Run, spec: RunSpec) -> Path | None:
 
 
 def plain_base(run: Run) -> tuple[str, str]:
-    """Return the base as vLLM loads it; one that is trained on in NF4 is written out as what it stands for.
+    """Return the base as vLLM loads it; an NF4 base is written out once in its plain weights.
 
     The copy has the precision ``compute_dtype`` and lies in ``results/<profile>/expanded``: 16 GB for an
     8B model in bfloat16.
@@ -113,21 +114,15 @@ def vllm_generators(run: Run, specs: Sequence[RunSpec]) -> Iterator[tuple[RunSpe
     where = plain_base(run)
     folders = {spec.arm: joined_adapter(run, spec) for spec in specs}
     ranks = [lora_rank(folder) for folder in folders.values() if folder]
-    engine = load_engine(*where, run.profile.compute_dtype, ranks)
-    tokenizer = load_tokenizer(*where)
+    engine, tokenizer = load_engine(*where, run.profile.compute_dtype, ranks), load_tokenizer(*where)
     for spec in specs:
-        folder = folders[spec.arm]
-        key = store.read_json(folder / "done.json")["key"] if folder else ""
-        adapter = lora_request(spec.arm, key, folder) if folder else None
+        folder, adapter = folders[spec.arm], None
+        if folder:
+            adapter = lora_request(spec.arm, store.read_json(folder / "done.json")["key"], folder)
         yield spec, VllmGenerator(engine, tokenizer, spec.arm, run.profile.compute_dtype, adapter)
 
 
-# --- Answer the evaluation prompts with every policy and persona of the grid (paper section 5) ---
-# Each run appends to its own ``generations/<slug>/rows.jsonl`` and resumes by row id; ``policies`` loads
-# the models that answer.
-
-
-BROKEN = 0.05  # share of degenerate answers from which a policy is not sound
+# --- the grid ---
 
 
 def kinds(profile: Profile, *names: str) -> list[str]:
@@ -138,43 +133,31 @@ def kinds(profile: Profile, *names: str) -> list[str]:
 def plan_of(profile: Profile, method: str, train_persona: str) -> list[tuple[str, str]]:
     """Return the (eval persona, persona format) pairs that an arm is run with.
 
-    Arms trained without personas get them in the first person (the paper's baseline); the DPO one is also
-    asked without a persona. The main tailored arm (``config.main_arm``) meets gold, retrieved and
-    user-written personas; SFT and the other arms gold ones. ``controls`` adds the tailored models' own line
-    for plain DPO, shuffled and system personas, and retrieved and user-written ones for every arm.
+    Arms trained without personas get them in the first person (the paper's baseline), tailored ones in
+    their own line. Plain DPO and the main tailored arm (``settings.main_arm``) meet no persona, and gold,
+    retrieved and user-written ones; the other arms gold ones. ``controls`` adds retrieved and user-written
+    ones for every trained arm, and for these two shuffled and system personas, and plain DPO told by line.
     """
-    controls = profile.controls
-    single = [p for p in ("none", "system") if p in profile.eval_personas]
-    main, users = kinds(profile, "gold", "retrieved"), kinds(profile, "user")
-    shuffled, gold = kinds(profile, "shuffled"), kinds(profile, "gold")
-    if method == "few_shot":
-        return [(p, "line" if train_persona != "none" else "first_person") for p in kinds(profile, "gold")]
-    if train_persona == "none":
-        plan = [(p, "first_person") for p in (main + users if controls or method == "dpo" else gold)]
-        if method == "dpo" and controls:
-            plan += [(p, "first_person") for p in shuffled + [s for s in single if s != "none"]]
-            plan += [(p, "line") for p in main]
-        return [*plan, ("none", "line")] if method == "dpo" else plan
-    if method == "dpo" and train_persona == main_arm(profile):
-        return [
-            (p, "line") for p in (single + main + users + shuffled if controls else ["none", *main, *users])
-        ]
-    return [(p, "line") for p in (main + users if controls else gold)]
+    plain, controls = train_persona == "none", profile.controls
+    form = "first_person" if plain else "line"
+    compared = method == "dpo" and train_persona in ("none", main_arm(profile))
+    wide = method != "few_shot" and (controls or compared)
+    told = [(p, form) for p in kinds(profile, *(("gold", "retrieved", "user") if wide else ("gold",)))]
+    if not compared:
+        return told
+    shuffled = [(p, form) for p in kinds(profile, "shuffled") if controls]
+    system = [("system", form)] if controls and "system" in profile.eval_personas else []
+    if not plain:
+        return [("none", "line"), *system, *told, *shuffled]
+    by_line = [(p, "line") for p in kinds(profile, "gold", "retrieved") if controls]
+    return [*told, *shuffled, *system, *by_line, ("none", "line")]
 
 
 def arms(profile: Profile) -> list[tuple[str, str]]:
-    """Return the (method, train persona) arms of a profile; few-shot knows with and without personas only."""
+    """Return the (method, train persona) arms of a profile; few-shot has "none" and "chosen" only."""
     trained = profile.train_personas
-    told = [
-        name
-        for name in ("none", "chosen")
-        if name in trained or (name == "chosen" and set(trained) - {"none"})
-    ]
-    return [
-        (method, persona)
-        for method in profile.methods
-        for persona in (told if method == "few_shot" else trained)
-    ]
+    few_shot = [*(["none"] if "none" in trained else []), *(["chosen"] if set(trained) - {"none"} else [])]
+    return [(m, persona) for m in profile.methods for persona in (few_shot if m == "few_shot" else trained)]
 
 
 def grid(run: Run) -> list[RunSpec]:
@@ -186,6 +169,9 @@ def grid(run: Run) -> list[RunSpec]:
     ]
 
 
+# --- what a policy is shown ---
+
+
 def eval_rows(run: Run, split: str = "") -> list[TailoringRow]:
     """Return the rows of a split (the profile's evaluation split): all, or ``eval_limit`` drawn by id."""
     path = run.folder / "tailoring" / f"{split or run.profile.eval_split}.jsonl"
@@ -195,18 +181,6 @@ def eval_rows(run: Run, split: str = "") -> list[TailoringRow]:
 def persona_of(row: TailoringRow, eval_persona: str) -> str | None:
     """Return the persona that a row is shown; None for "none" and where the row has no such persona."""
     return None if eval_persona == "none" else row.personas.get(eval_persona)
-
-
-def shot_rows(run: Run) -> list[TailoringRow]:
-    """Return the worked examples of few-shot tailoring: training rows with a persona, fixed by the seed."""
-    rows = store.read_rows(run.folder / "tailoring" / "sft_train.jsonl", TailoringRow)
-    usable = [row for row in rows if row.personas.get("gold-chosen")]
-    return random.Random(f"few-shot-{run.seed}").sample(usable, run.profile.few_shot_examples)
-
-
-def render(run: Run, spec: RunSpec, row: TailoringRow) -> str:
-    """Render the prompt that a run's policy completes for a row (without few-shot examples)."""
-    return ask_prompt(run, row.prompt, persona_of(row, spec.eval_persona), spec.persona_format)
 
 
 def ask_prompt(run: Run, prompt: str, persona: str | None, persona_format: str) -> str:
@@ -228,14 +202,18 @@ def whole_answer(run: Run, prompt: str, text: str) -> str:
 
 
 def few_shot_prefix(run: Run, spec: RunSpec) -> str:
-    """Return the few-shot examples before every prompt of the run; empty for trained policies."""
+    """Return the worked examples before every few-shot prompt, drawn by the seed; "" for trained policies."""
     if spec.method != "few_shot":
         return ""
-    shots = [
-        (row.prompt, None if spec.train_persona == "none" else row.personas["gold-chosen"], row.chosen)
-        for row in shot_rows(run)
-    ]
+    rows = store.read_rows(run.folder / "tailoring" / "sft_train.jsonl", TailoringRow)
+    usable = [row for row in rows if row.personas.get("gold-chosen")]
+    drawn = random.Random(f"few-shot-{run.seed}").sample(usable, run.profile.few_shot_examples)
+    told = spec.train_persona != "none"
+    shots = [(row.prompt, row.personas["gold-chosen"] if told else None, row.chosen) for row in drawn]
     return few_shot_prompt(shots, "", format_of(*run.base_source))
+
+
+# --- generation, resumable by row ---
 
 
 def generation_folder(run: Run, spec: RunSpec) -> Path:
@@ -245,26 +223,11 @@ def generation_folder(run: Run, spec: RunSpec) -> Path:
 
 def generation_key(run: Run, spec: RunSpec) -> str:
     """Hash of all that a run's generations depend on."""
-    profile = run.profile
-    data = [
-        store.file_hash(run.folder / "tailoring" / f"{name}.jsonl")
-        for name in ("sft_train", profile.eval_split)
-    ]
-    settings = [
-        getattr(profile, f)
-        for f in vars(profile)
-        if f.startswith(
-            ("gen_", "few_shot", "first_person", "quantization", "compute", "merge", "eval_limit", "engine")
-        )
-    ]
-    return store.content_hash(
-        VERSIONS["answers"],
-        spec,
-        policy_key(run, spec),
-        model_key(*run.base_source),
-        data,
-        settings,
-    )
+    names = ("sft_train", run.profile.eval_split)
+    data = [store.file_hash(run.folder / "tailoring" / f"{name}.jsonl") for name in names]
+    settings = [value for name, value in vars(run.profile).items() if name.startswith(KEYED)]
+    models = policy_key(run, spec), model_key(*run.base_source)
+    return store.content_hash(VERSIONS["answers"], spec, *models, data, settings)
 
 
 def generate_run(run: Run, spec: RunSpec, generator: Any) -> Path:
@@ -272,7 +235,6 @@ def generate_run(run: Run, spec: RunSpec, generator: Any) -> Path:
 
     Rows that lack the persona are left out (and counted in done.json as ``n_without_persona``).
     """
-
     folder, key = generation_folder(run, spec), generation_key(run, spec)
     if store.is_done(folder, key):
         return folder
@@ -296,19 +258,18 @@ def append_completions(
 ) -> None:
     """Complete the rows and append them to ``path``, a batch at a time."""
     profile, batch = run.profile, []
+    personas = [persona_of(row, spec.eval_persona) for row in rows]
     completions = generator.generate(
-        [render(run, spec, row) for row in rows],
+        [ask_prompt(run, r.prompt, p, spec.persona_format) for r, p in zip(rows, personas, strict=True)],
         profile.gen_max_new_tokens,
         (STOP,),
         min_new_tokens=profile.gen_min_new_tokens,
         prefix=few_shot_prefix(run, spec),
     )
     for index, done in completions:
-        row = rows[index]
-        persona, text = persona_of(row, spec.eval_persona), whole_answer(run, row.prompt, done.text)
-        batch.append(
-            Generation(row.id, spec.slug, row.prompt, persona, text, done.finish_reason, done.n_tokens)
-        )
+        row, text = rows[index], whole_answer(run, rows[index].prompt, done.text)
+        made = (personas[index], text, done.finish_reason, done.n_tokens)
+        batch.append(Generation(row.id, spec.slug, row.prompt, *made))
         if len(batch) >= profile.gen_batch_size:
             store.append_rows(path, batch)
             batch = []
@@ -320,21 +281,15 @@ def generate_specs(run: Run, specs: Sequence[RunSpec]) -> None:
     with trainers.quiet_libraries():
         for spec, generator in generators(run, specs):
             facts = store.read_json(generate_run(run, spec, generator) / "done.json")
-            said = f"{facts['n']} answers, {facts['no_eos']} never ended{broken_note(facts)}"
-            print(f"{spec.slug}: {said}", flush=True)
+            said = f"{spec.slug}: {facts['n']} answers, {facts['no_eos']} never ended"
+            if broken_share(facts) > BROKEN:
+                said += f"; WARNING: {broken_share(facts):.0%} are loops: compare nothing with them"
+            print(said, flush=True)
 
 
 def broken_share(facts: dict[str, Any]) -> float:
     """Return the share of a run's answers that repeat themselves, from its ``done.json``."""
     return max(facts["rep4_over_50"], facts["suffix_loop"]) / max(1, facts["n"])
-
-
-def broken_note(facts: dict[str, Any]) -> str:
-    """Return a warning where more than ``BROKEN`` of a run's answers repeat themselves; "" otherwise."""
-    share = broken_share(facts)
-    return (
-        f"; WARNING: {share:.0%} are degenerate (loops): compare nothing with them" if share > BROKEN else ""
-    )
 
 
 def generate_all(run: Run) -> list[Path]:
@@ -354,7 +309,7 @@ def read_generations(run: Run, spec: RunSpec) -> dict[str, Generation]:
     return {row.id: row for row in store.read_rows(folder / "rows.jsonl", Generation)}
 
 
-# --- Which runs of the grid are compared with which: the rows of the results tables, as plain data ---
+# --- which runs are compared with which: the rows of the results tables ---
 
 
 @dataclass(frozen=True)
@@ -362,8 +317,7 @@ class Matchup:
     """A row of a results table: a tested run against a base run, judged for ``judge_persona``.
 
     ``kind`` says what it shows: "main" (the paper's table), "sft" or "few_shot" (the same method without
-    personas), "stage" (DPO against SFT), "arm" (another training persona), "control" (expected null)
-    or "published" (a published arm against few-shot, which needs no training).
+    personas), "stage" (DPO against SFT), "arm" (another training persona) or "control" (expected null).
     """
 
     label: str
@@ -381,62 +335,29 @@ class Matchup:
 def matchups(run: Run) -> list[Matchup]:
     """Return the rows of the results tables for one data set and seed, among the runs of the grid."""
     cells, main = {spec.slug: spec for spec in grid(run)}, main_arm(run.profile)
-
-    def cell(method: str, train: str, persona: str, form: str) -> RunSpec | None:
-        return cells.get(f"{method}-{train}.{persona}.{form}")
-
-    rows: list[tuple[str, str, RunSpec | None, RunSpec | None, str]] = []
-    for persona in run.profile.eval_personas:
-        tested, plain = cell("dpo", main, persona, "line"), cell("dpo", "none", persona, "first_person")
-        if persona.startswith(("gold", "retrieved", "user")):
-            rows.append((f"{persona}", "main", tested, plain, persona))
-            rows.append(
-                (
-                    f"{persona}, Persona line for DPO",
-                    "control",
-                    tested,
-                    cell("dpo", "none", persona, "line"),
-                    persona,
-                )
-            )
-            rows.append(
-                (
-                    f"{persona}, DPO never told",
-                    "control",
-                    tested,
-                    cell("dpo", "none", "none", "line"),
-                    persona,
-                )
-            )
-            rows.append(
-                (
-                    f"{persona}, PT-DPO against PT-SFT",
-                    "stage",
-                    tested,
-                    cell("sft", main, persona, "line"),
-                    persona,
-                )
-            )
-            for method in ("sft", "few_shot"):
-                arm = "chosen" if method == "few_shot" else main
-                pair = cell(method, arm, persona, "line"), cell(method, "none", persona, "first_person")
-                rows.append((f"{persona}, {method}", method, *pair, persona))
-            for train in (name for name in run.profile.train_personas if name not in ("none", main)):
-                rows.append(
-                    (
-                        f"{persona}, PT trained on {train}",
-                        "control" if train == "shuffled" else "arm",
-                        cell("dpo", train, persona, "line"),
-                        plain,
-                        persona,
-                    )
-                )
-        elif persona.startswith("shuffled"):
-            gold = persona.replace("shuffled", "gold")
-            rows.append((f"{persona} persona, judged for {gold}", "control", tested, plain, gold))
+    others = [name for name in run.profile.train_personas if name not in ("none", main)]
+    rows: list[tuple[str, str, str, str, str]] = []  # label, kind, tested cell, base cell, judged persona
+    for p in run.profile.eval_personas:
+        tested, plain = f"dpo-{main}.{p}.line", f"dpo-none.{p}.first_person"
+        if p.startswith(("gold", "retrieved", "user")):
+            rows += [
+                (p, "main", tested, plain, p),
+                (f"{p}, Persona line for DPO", "control", tested, f"dpo-none.{p}.line", p),
+                (f"{p}, DPO never told", "control", tested, "dpo-none.none.line", p),
+                (f"{p}, PT-DPO against PT-SFT", "stage", tested, f"sft-{main}.{p}.line", p),
+            ]
+            for method, arm in (("sft", main), ("few_shot", "chosen")):
+                told, untold = f"{method}-{arm}.{p}.line", f"{method}-none.{p}.first_person"
+                rows.append((f"{p}, {method}", method, told, untold, p))
+            for arm in others:
+                kind = "control" if arm == "shuffled" else "arm"
+                rows.append((f"{p}, PT trained on {arm}", kind, f"dpo-{arm}.{p}.line", plain, p))
+        elif p.startswith("shuffled"):
+            gold = p.replace("shuffled", "gold")
+            rows.append((f"{p} persona, judged for {gold}", "control", tested, plain, gold))
     for side in ("gold-chosen", "gold-rejected"):
-        none = cell("dpo", main, "none", "line"), cell("dpo", "none", "none", "line")
-        rows.append((f"no persona, judged for {side}", "control", *none, side))
-        system = cell("dpo", main, "system", "line"), cell("dpo", "none", "system", "first_person")
-        rows.append((f"system persona, judged for {side}", "control", *system, side))
-    return [Matchup(label, kind, a, b, judged) for label, kind, a, b, judged in rows if a and b]
+        for shown, form in (("none", "line"), ("system", "first_person")):
+            label = f"{'no' if shown == 'none' else shown} persona, judged for {side}"
+            rows.append((label, "control", f"dpo-{main}.{shown}.line", f"dpo-none.{shown}.{form}", side))
+    known = [row for row in rows if row[2] in cells and row[3] in cells]
+    return [Matchup(label, kind, cells[a], cells[b], judged) for label, kind, a, b, judged in known]

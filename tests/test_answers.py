@@ -1,0 +1,258 @@
+"""Answers: which runs there are, what policies are shown, adapters through transformers or vLLM, resuming."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from test_llm import save_adapter
+from tiny import tiny_rows, tiny_run
+
+from persona_lib import store
+from persona_lib.models import load
+from persona_lib.models.generate import Completion, TransformersGenerator
+from persona_lib.paper import answers, swap
+from persona_lib.prompts import STOP, tailoring_prompt
+from persona_lib.records import Generation, RunSpec, TailoringRow
+from persona_lib.settings import Run, load_profile, set_field
+
+PROFILE = load_profile("everyday", ["controls=true", "eval_limit=0", "few_shot_examples=5"])
+PERSONA = "The user is shy and prefers quiet."
+ROWS = [
+    TailoringRow(f"row-{n}", "test", f"Question {n}?", "good", "bad", {"gold-chosen": PERSONA if n else None})
+    for n in range(4)
+]
+SHOTS = [
+    TailoringRow(f"shot-{n}", "sft_train", f"q{n}", f"a{n}", "b", {"gold-chosen": PERSONA}) for n in range(5)
+]
+ADAPTERS = ("sft-none", "dpo-none", "sft-chosen", "dpo-chosen")
+
+
+def spec(method="dpo", train="chosen", persona="gold-chosen", form="line", dataset="everyday") -> RunSpec:
+    return RunSpec(dataset, method, train, persona, 0, form)
+
+
+def run_in(tmp_path, monkeypatch, dataset="everyday", **changes) -> Run:
+    """A run with rows on disk whose base is no chat model and whose adapters are not looked at."""
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
+    monkeypatch.setattr(answers, "format_of", lambda *source: None)
+    monkeypatch.setattr(answers, "policy_key", lambda run, spec: [])
+    monkeypatch.setattr(answers, "model_key", lambda *source: "")
+    run = Run(set_field(PROFILE, datasets=[dataset], **changes), dataset, 0)
+    store.write_rows(run.folder / "tailoring" / "test.jsonl", ROWS)
+    store.write_rows(run.folder / "tailoring" / "sft_train.jsonl", SHOTS)
+    return run
+
+
+class Echo:
+    """A generator that repeats its prompt, last prompt first; it can be stopped after some answers."""
+
+    settings = {}
+
+    def __init__(self, stop_after: int = 99) -> None:
+        self.prompts, self.stop_after = [], stop_after
+
+    def generate(self, prompts, max_new_tokens, stop, min_new_tokens=0, prefix=""):
+        self.prompts = list(prompts)
+        for n, prompt in reversed(list(enumerate(prompts))):
+            if self.stop_after == 0:
+                raise KeyboardInterrupt
+            self.stop_after -= 1
+            yield n, Completion(f"answer to {prompt}", "stop", 3)
+
+
+def test_the_grid_has_every_method_with_and_without_personas():
+    cells = {s.slug for s in answers.grid(Run(PROFILE, "everyday", 0))}
+    assert {"few_shot-none.gold-chosen.first_person", "few_shot-chosen.gold-rejected.line"} <= cells
+    assert {"sft-none.user-chosen.first_person", "dpo-both.system.line", "dpo-none.none.line"} <= cells
+    assert "dpo-none.gold-chosen.line" in cells, "the baseline told in the tailored models' own format"
+    assert not any(slug.startswith(("sft-rejected", "dpo-rejected")) for slug in cells), "not asked for"
+    few = answers.grid(Run(set_field(PROFILE, controls=False), "everyday", 0))
+    assert {s.eval_persona.rpartition("-")[0] for s in few if s.method == "sft"} == {"gold"}
+    assert "dpo-none.gold-chosen.line" not in {s.slug for s in few}
+
+
+def test_more_training_personas_add_arms_and_few_shot_stays_with_two():
+    profile = set_field(PROFILE, train_personas=["none", "chosen", "rejected", "both", "shuffled"])
+    arms = answers.arms(profile)
+    assert ("dpo", "shuffled") in arms and ("sft", "both") in arms
+    assert [a for a in arms if a[0] == "few_shot"] == [("few_shot", "none"), ("few_shot", "chosen")]
+
+
+def test_a_run_answers_rows_with_their_own_persona_and_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
+    run = run_in(tmp_path, monkeypatch, gen_batch_size=1)
+    with pytest.raises(KeyboardInterrupt):
+        answers.generate_run(run, spec(), Echo(stop_after=2))
+    with pytest.raises(FileNotFoundError, match="run the generation step first"):
+        answers.read_generations(run, spec())
+    second = Echo()
+    folder = answers.generate_run(run, spec(), second)
+    assert second.prompts == [f"Prompt: Question 1?\nPersona: {PERSONA}\nResponse:"]
+    found = answers.read_generations(run, spec())
+    assert set(found) == {"row-1", "row-2", "row-3"}, "row-0 has no such persona"
+    assert store.read_json(folder / "done.json")["n_without_persona"] == 1
+    two = found["row-2"]
+    assert two.completion == f"answer to Prompt: Question 2?\nPersona: {PERSONA}\nResponse:"
+    assert (two.persona, two.run) == (PERSONA, "dpo-chosen.gold-chosen.line")
+    third = Echo()
+    answers.generate_run(run, spec(), third)
+    assert third.prompts == [], "a finished run asks nothing"
+
+
+def test_a_mnemonic_is_made_to_begin_with_its_term_and_no_other_answer_is(tmp_path, monkeypatch):
+    row, one = dataclasses.replace(ROWS[1], prompt="negligible"), spec(dataset="mnemonic")
+    kept, asked, keys = {}, {}, set()
+    for how in ("none", "whole"):
+        run, echo = run_in(tmp_path, monkeypatch, "mnemonic", gen_beginning=how), Echo()
+        answers.append_completions(run, one, echo, [row], tmp_path / f"{how}.jsonl")
+        (made,) = store.read_rows(tmp_path / f"{how}.jsonl", Generation)
+        kept[how], asked[how] = made.completion.splitlines()[0], echo.prompts[0].rpartition("\n")[2]
+        keys.add(answers.generation_key(run, one))
+    assert asked == {"none": "Response:", "whole": "Response: Negligible sounds like"}
+    answer = "answer to Prompt: negligible"
+    assert kept == {"none": answer, "whole": f"Negligible sounds like {answer}"} and len(keys) == 2
+    other = run_in(tmp_path, monkeypatch, gen_beginning="whole")
+    assert answers.ask_prompt(other, "Why?", PERSONA, "line").endswith("\nResponse:")
+    assert answers.whole_answer(other, "Why?", "text") == "text"
+
+
+def test_few_shot_examples_show_personas_only_to_the_arm_with_personas(tmp_path, monkeypatch):
+    run = run_in(tmp_path, monkeypatch)
+    told = answers.few_shot_prefix(run, spec("few_shot", "chosen"))
+    plain = answers.few_shot_prefix(run, spec("few_shot", "none", form="first_person"))
+    assert told.count("Persona:") == 5 and plain.count("Persona:") == 0
+    assert told.count("Response: a") == plain.count("Response: a") == 5
+    assert told.endswith("\n\n") and answers.few_shot_prefix(run, spec()) == ""
+
+
+def test_eval_limit_keeps_the_same_rows_in_file_order_whatever_the_seed(tmp_path, monkeypatch):
+    assert answers.eval_rows(run_in(tmp_path, monkeypatch)) == ROWS
+    few = run_in(tmp_path, monkeypatch, eval_limit=2)
+    other_seed = Run(few.profile, "everyday", 1)
+    store.write_rows(other_seed.folder / "tailoring" / "test.jsonl", list(reversed(ROWS)))
+    kept = answers.eval_rows(few)
+    assert len(kept) == 2 and kept == [row for row in ROWS if row in kept]
+    assert answers.eval_rows(other_seed) == list(reversed(kept))
+
+
+# --- policies: real adapters on a tiny base ---
+
+
+@pytest.fixture(scope="module")
+def made_once(tmp_path_factory):
+    """Results with test rows and a tiny base with the adapters of two arms."""
+    folder = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        run = tiny_run(folder / "results", patch)
+    base = folder / "results" / "base"
+    rows = folder / "results" / "everyday" / "everyday" / "seed-0"
+    store.write_rows(rows / "tailoring" / "test.jsonl", tiny_rows(6, seed=9, split="test"))
+    store.mark_done(rows / "tailoring", "tiny rows")
+    for seed, name in enumerate(ADAPTERS):
+        store.mark_done(save_adapter(base, rows / "adapters" / name, seed), f"key of {name}")
+    return folder, run.profile
+
+
+@pytest.fixture
+def run(made_once, tmp_path, monkeypatch):
+    """A run on a copy of ``made_once``."""
+    folder, profile = made_once
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
+    personas = ["none", "gold-chosen", "gold-rejected"]
+    arms = {"methods": ["sft", "dpo"], "train_personas": ["none", "chosen"], "eval_personas": personas}
+    return Run(set_field(profile, gen_max_new_tokens=6, **arms), "everyday", 0)
+
+
+def changed(run: Run, **fields) -> Run:
+    return dataclasses.replace(run, profile=set_field(run.profile, **fields))
+
+
+@pytest.mark.parametrize(
+    "merge", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["beside", "merged"]
+)
+def test_every_arm_answers_with_its_own_adapters_sft_below_dpo(run, monkeypatch, merge):
+    merged, plain = [], load.merged
+    monkeypatch.setattr(load, "merged", lambda model: merged.append(model.active_adapters) or plain(model))
+    run = changed(run, merge_adapters=merge)
+    answers.generate_all(run)
+    assert (["sft-none", "dpo-none"] in merged) == merge
+    rows, base, seen = answers.eval_rows(run), run.base_source[0], set()
+    prompts = [tailoring_prompt(row.prompt, row.personas["gold-chosen"]) for row in rows]
+    arms = {"dpo-none": ADAPTERS[:2], "dpo-chosen": ADAPTERS[2:], "sft-chosen": ADAPTERS[2:3]}
+    for arm, names in arms.items():
+        model = load.attach_adapters(load.load_base(base), [run.folder / "adapters" / name for name in names])
+        generator = TransformersGenerator(model, load.load_tokenizer(base), "x", 4, list(names))
+        wanted = {rows[n].id: done.text for n, done in generator.generate(prompts, 6, (STOP,))}
+        made = answers.read_generations(run, spec(*arm.split("-")))
+        assert {row.id: row.completion for row in made.values()} == wanted
+        seen.add(tuple(wanted[row.id] for row in rows))
+    assert len(seen) == 3
+
+
+def test_merged_adapters_make_answers_and_scores_anew(run):
+    """They are the same to rounding, which is not the same."""
+    merged = changed(run, merge_adapters=True)
+    for one in answers.grid(run):
+        assert answers.generation_key(merged, one) != answers.generation_key(run, one)
+    for arm in swap.swap_arms(run):
+        assert swap.swap_key(merged, *arm) != swap.swap_key(run, *arm)
+
+
+def test_an_nf4_base_is_written_out_for_vllm_once_with_the_weights_it_has(run):
+    import torch
+
+    assert answers.plain_base(run) == run.base_source
+    nf4 = changed(run, quantization="nf4")
+    source, _ = answers.plain_base(nf4)
+    before = (Path(source) / "done.json").stat().st_mtime_ns
+    assert answers.plain_base(nf4)[0] == source
+    assert (Path(source) / "done.json").stat().st_mtime_ns == before
+    ids = torch.tensor([[1, 8, 9, 10]])
+    with torch.no_grad():
+        plain = load.load_base(source)(input_ids=ids).logits
+        four_bits = load.load_base(*run.base_source, "nf4", "float32")(input_ids=ids).logits
+        whole = load.load_base(*run.base_source)(input_ids=ids).logits
+    assert torch.equal(plain, four_bits) and not torch.allclose(plain, whole, atol=1e-3)
+    assert load.load_tokenizer(source).eos_token == "</s>"
+
+
+def test_vllm_gets_one_adapter_for_a_stack_made_again_when_an_adapter_changes(run):
+    folder = answers.joined_adapter(run, spec("dpo", "none"))
+    assert store.read_json(folder / "adapter_config.json")["r"] == 8
+    assert answers.joined_adapter(run, spec("sft", "none")).name == "sft-none"
+    assert answers.joined_adapter(run, spec("few_shot")) is None
+    before = store.read_json(folder / "done.json")["key"]
+    store.mark_done(run.folder / "adapters" / "dpo-none", "another key")
+    answers.joined_adapter(run, spec("dpo", "none"))
+    assert store.read_json(folder / "done.json")["key"] != before
+
+
+@pytest.mark.slow
+def test_with_vllm_every_arm_gets_its_joined_adapter(run, monkeypatch):
+    """The engine is a stand-in (see test_vllm); models, adapters and files are real."""
+    from test_vllm import Engine, Params
+
+    engines = []
+
+    def load_engine(source, revision, dtype, ranks):
+        engines.append((source, dtype, ranks, Engine()))
+        return engines[-1][-1]
+
+    monkeypatch.setattr(answers, "load_engine", load_engine)
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=Params))
+    monkeypatch.setitem(sys.modules, "vllm.lora", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "vllm.lora.request", SimpleNamespace(LoRARequest=SimpleNamespace))
+    vllm = changed(run, engine="vllm", compute_dtype="bfloat16")
+    answers.generate_specs(vllm, [spec("dpo", "none"), spec("sft", "chosen")])
+
+    [(base, dtype, ranks, shared)] = engines
+    assert (base, dtype, ranks) == (run.base_source[0], "bfloat16", [8, 4])
+    adapters = [Path(call[2].lora_path).relative_to(run.folder).as_posix() for call in shared.calls]
+    assert adapters == ["joined/dpo-none", "joined/sft-chosen"]
+    rows = answers.read_generations(vllm, spec("dpo", "none"))
+    assert {row.completion for row in rows.values()} == {"Response:"} and len(rows) == 6
