@@ -181,7 +181,7 @@ def test_rows_without_responses_or_without_both_files_have_no_flip():
     outputs = {file: [ReleasedOutput("i", "p", "a b", True)] for file in (mnemonic, HHH_FILE)}
     responses = {"mnemonic": ("", ""), "hhh": ("c", "r")}
     rows = {name: [TailoringRow("i", "test", "p", *pair)] for name, pair in responses.items()}
-    tables = released.released_tables(released.Released(Path(), outputs, rows), 10)
+    tables = released.released_tables(released.Released(outputs, rows), 10)
     assert {name: len(table) for name, table in tables.items()} == {
         "released_counts": 2, "released_lengths": 0, "released_flip": 0
     }  # fmt: skip
@@ -231,7 +231,7 @@ def data(tmp_path, monkeypatch):
         write_items(tmp_path / file.path, [{"prompt": row.prompt, "response": text}
                                            for row, text in zip(rows, answers, strict=True)])  # fmt: skip
         outputs[file] = released.load_outputs(tmp_path, file)
-    return released.Released(tmp_path, outputs, {"hhh": rows})
+    return released.Released(outputs, {"hhh": rows})
 
 
 def open_run(monkeypatch, generator, *settings: str) -> Run:

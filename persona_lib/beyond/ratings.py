@@ -22,7 +22,7 @@ import numpy as np
 
 from persona_lib.intervals import Interval, bootstrap_mean, interval_columns, percentile_interval
 from persona_lib.paper.answers import eval_rows, generation_folder, read_generations
-from persona_lib.records import SIDES, RunSpec, TailoringRow
+from persona_lib.records import SIDES, RunSpec
 from persona_lib.settings import Profile, Run, main_arm
 from persona_lib.store import content_hash, write_text
 
@@ -73,16 +73,16 @@ class Item:
 
 
 def persona_units(run: Run) -> list[list[Item]]:
-    """Return, for rows with responses and both gold personas, one unit per persona, by row."""
-
-    def items(row: TailoringRow) -> list[Item]:
-        responses = {"chosen": (row.chosen, row.rejected), "rejected": (row.rejected, row.chosen)}
-        pair = f"{run.dataset}/{row.id}"
-        texts = {side: (row.prompt, row.personas[f"gold-{side}"] or "", *responses[side]) for side in SIDES}
-        return [Item(run.dataset, f"{row.id}/{side}", pair, side, texts[side]) for side in SIDES]
-
-    rows = [row for row in eval_rows(run) if row.chosen.strip() and row.rejected.strip()]
-    return [items(row) for row in rows if all(row.personas.get(f"gold-{side}") for side in SIDES)]
+    """Return, per row that has both responses and gold personas, its two personas: each is its own unit."""
+    units = []
+    for row in eval_rows(run):
+        personas = [row.personas.get(f"gold-{side}") or "" for side in SIDES]
+        if all(personas) and row.chosen.strip() and row.rejected.strip():
+            shown = (personas[0], row.chosen, row.rejected), (personas[1], row.rejected, row.chosen)
+            texts = {side: (row.prompt, *own) for side, own in zip(SIDES, shown, strict=True)}
+            pair = f"{run.dataset}/{row.id}"
+            units.append([Item(run.dataset, f"{row.id}/{side}", pair, side, texts[side]) for side in SIDES])
+    return units
 
 
 def answer_units(run: Run, persona: str) -> list[list[Item]]:
@@ -90,14 +90,12 @@ def answer_units(run: Run, persona: str) -> list[list[Item]]:
 
     As in the main comparison: plain DPO is told in the first person, PT-DPO has its own line.
     """
-    arms = {"PT-DPO": (main_arm(run.profile), "line"), "DPO": ("none", "first_person")}
-    specs = {
-        system: RunSpec(run.dataset, "dpo", arm, persona, run.seed, form)
-        for system, (arm, form) in arms.items()
-    }
-    if not all((generation_folder(run, spec) / "done.json").exists() for spec in specs.values()):
-        return []
-    found = {system: read_generations(run, spec) for system, spec in specs.items()}
+    found = {}
+    for system, arm, form in (("PT-DPO", main_arm(run.profile), "line"), ("DPO", "none", "first_person")):
+        spec = RunSpec(run.dataset, "dpo", arm, persona, run.seed, form)
+        if not (generation_folder(run, spec) / "done.json").exists():
+            return []
+        found[system] = read_generations(run, spec)
     units = []
     for row in eval_rows(run):
         if all(row.id in answers for answers in found.values()):
@@ -387,16 +385,16 @@ def cohen_kappa(ratings: np.ndarray, weights: str | None = None) -> float | None
     return float(np.mean(values)) if values else None
 
 
-def fleiss_kappa(ratings: np.ndarray) -> tuple[float | None, int]:
-    """Return Fleiss' kappa and of how many items: those with the most ratings, for it takes equal numbers."""
+def fleiss_kappa(ratings: np.ndarray) -> float | None:
+    """Return Fleiss' kappa of the items with the most ratings, for it takes equal numbers per item."""
     from statsmodels.stats import inter_rater
 
     counts = count_values(ratings)
     most = int(counts.sum(axis=1).max(initial=0))
     whole = counts[counts.sum(axis=1) == most]
     if most < 2 or (whole.sum(axis=0) > 0).sum() < 2:
-        return None, 0
-    return float(inter_rater.fleiss_kappa(whole)), len(whole)
+        return None
+    return float(inter_rater.fleiss_kappa(whole))
 
 
 # --- tables ---
@@ -429,7 +427,7 @@ def result_rows(filled: Filled, question: str, n_resamples: int) -> list[dict[st
 def agreement_row(filled: Filled, question: str, n_resamples: int) -> dict[str, Any]:
     """Return how far the raters agree on one question, and how many ratings are not there."""
     ratings = filled.values(question).to_numpy()
-    counts, (fleiss, n_fleiss) = count_values(ratings), fleiss_kappa(ratings)
+    counts = count_values(ratings)
     nominal = alpha(counts, "nominal")
     kinds = [problem["kind"] for problem in filled.problems if problem["field"] == question]
     return {
@@ -438,7 +436,7 @@ def agreement_row(filled: Filled, question: str, n_resamples: int) -> dict[str, 
         "n_missing": kinds.count("missing"), "n_out_of_scale": kinds.count("out of scale"),
         **interval_columns("alpha", alpha_interval(counts, n_resamples)),
         "alpha_nominal": None if np.isnan(nominal) else nominal,
-        "cohen_quadratic": cohen_kappa(ratings, "quadratic"), "fleiss": fleiss, "n_fleiss": n_fleiss,
+        "cohen_quadratic": cohen_kappa(ratings, "quadratic"), "fleiss": fleiss_kappa(ratings),
     }  # fmt: skip
 
 

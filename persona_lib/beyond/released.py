@@ -114,7 +114,6 @@ class ReleasedOutput:
 class Released:
     """The released files that are at hand, read and aligned with the test rows of their data sets."""
 
-    folder: Path
     outputs: dict[ReleasedFile, list[ReleasedOutput]]
     rows: dict[str, list[TailoringRow]]
 
@@ -219,7 +218,7 @@ def open_released(data_dir: str | Path = "") -> Released:
     rows = {name: load_official(official, name)["test"] for name in names}
     for file, texts in outputs.items():
         check_aligned(file, texts, rows[file.dataset])
-    return Released(folder, outputs, rows)
+    return Released(outputs, rows)
 
 
 def open_if_present(data_dir: str | Path = "") -> tuple[Released | None, str]:
