@@ -32,7 +32,7 @@ DECIDED = {
     "judging": (1, "8a60b51d2ac5cca5"),
     "swap": (1, "8ee95730fb0877b9"),
     "calibration": (1, "6d3fbe5aa3f573ec"),
-    "rejudged": (1, "97ffc9e5edfeb5ed"),
+    "rejudged": (1, "8349e1489c8e3c85"),
 }
 
 
