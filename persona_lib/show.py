@@ -753,7 +753,7 @@ def contrast_table(run: Run, split: str = "train") -> pd.DataFrame:
     found: dict[str, list[bool]] = {name: [] for name in everyday.DIMENSIONS}
     for pair in read_pairs(run, split):
         item = by_id[pair.id]
-        dimension, value = item.wish(everyday.chosen_side(item, run.profile.majority_share, run.seed))[0]
+        dimension, value = item.wish(everyday.sides(item, run.profile.majority_share, run.seed)["chosen"])[0]
         found[dimension].append(value == common[dimension])
     rows = []
     for dimension, hits in found.items():

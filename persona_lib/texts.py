@@ -1,4 +1,7 @@
-"""The one definition of a text's words, for measures and for near duplicates; needs no package."""
+"""Measures of text that need no model: words, overlap, repetition, near duplicates, leaks, personas as texts.
+
+The words of a text are defined here once; the released outputs and our own generations use the same.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-# --- The one definition of a text's words, for measures and for near duplicates; needs no package ---
-
-
 TOKEN = re.compile(r"[a-z0-9']+")
 
 
@@ -26,15 +26,7 @@ def tokens(text: str, limit: int | None = None) -> list[str]:
     return TOKEN.findall(text.lower())[:limit]
 
 
-# --- Measures of text that need no judge: overlap, persona flip, lengths, degenerate outputs ---
-# Definitions are fixed here once; the released-outputs tables and our own generations use the same.
-
-
 OUTPUT_TOKENS = 200
-MAX_BLOCK = 80
-
-
-# --- overlap with the two reference responses ---
 
 
 def unigram_f1(output: str, reference: str, limit: int | None = OUTPUT_TOKENS) -> float:
@@ -49,15 +41,9 @@ def unigram_f1(output: str, reference: str, limit: int | None = OUTPUT_TOKENS) -
     return 2 * overlap / (len(first) + len(second))
 
 
-# --- lengths ---
-
-
 def n_words(text: str) -> int:
     """Return the length of a text in whitespace-separated words."""
     return len(text.split())
-
-
-# --- degenerate outputs ---
 
 
 def repetition(text: str, n: int = 4) -> float:
@@ -67,7 +53,7 @@ def repetition(text: str, n: int = 4) -> float:
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def has_suffix_loop(text: str, max_block: int = MAX_BLOCK, times: int = 3) -> bool:
+def has_suffix_loop(text: str, max_block: int = 80, times: int = 3) -> bool:
     """Return True if the text ends in the same block of 1 to ``max_block`` words ``times`` times over."""
     words = text.split()
     for size in range(1, min(max_block, len(words) // times) + 1):
@@ -100,7 +86,7 @@ def count_degenerate(texts: Sequence[str], ended: Sequence[bool]) -> Degenerate:
     )
 
 
-# --- Prompts that nearly repeat each other: word 3-grams in common, found through an inverted index ---
+# --- near duplicates: word 3-grams in common, found through an inverted index ---
 
 
 Gram = tuple[str, ...]
@@ -146,9 +132,7 @@ def near_duplicates(
     return found
 
 
-# --- Count what tailoring data must not contain, and what its reader should know (paper section 4) ---
-# Prompts shared between splits, rows that retrieve themselves, near duplicates of training prompts, and
-# personas that quote the response they were inferred for.
+# --- what tailoring data must not contain, and what its reader should know (paper section 4) ---
 
 
 POOL_SPLITS = ("sft_train", "dpo_train")  # what personas are retrieved from; never validation rows
@@ -156,7 +140,7 @@ EVAL_SPLITS = ("validation", "test")
 Rows = dict[str, list[TailoringRow]]
 
 
-def leakage_report(rows: Rows, near_duplicate_threshold: float = 0.5) -> pd.DataFrame:
+def leakage_report(rows: Rows, threshold: float = 0.5) -> pd.DataFrame:
     """Count what must not happen and what a reader should know; columns check, found, of, must_be_zero.
 
     Prompts are the same if their texts are (the near-duplicate count shows the looser cases). A row that
@@ -173,15 +157,10 @@ def leakage_report(rows: Rows, near_duplicate_threshold: float = 0.5) -> pd.Data
     pool = {row.id: row for split in POOL_SPLITS for row in rows[split]}
     for split in EVAL_SPLITS:
         checks += retrieval_checks(split, rows[split], pool)
-        near = near_duplicates(
-            [row.prompt for row in rows[split]],
-            [row.prompt for row in pool.values()],
-            near_duplicate_threshold,
-        )
-        label = (
-            f"{split} prompts that nearly repeat a training prompt (Jaccard >= {near_duplicate_threshold})"
-        )
-        checks.append((label, len(near), len(rows[split]), False))
+        prompts, known = ([row.prompt for row in part] for part in (rows[split], pool.values()))
+        near = len(near_duplicates(prompts, known, threshold))
+        label = f"{split} prompts that nearly repeat a training prompt (Jaccard >= {threshold})"
+        checks.append((label, near, len(rows[split]), False))
     checks += quote_checks(rows)
     return pd.DataFrame(checks, columns=["check", "found", "of", "must_be_zero"])
 
@@ -201,16 +180,12 @@ def retrieval_checks(split: str, rows: list[TailoringRow], pool: dict[str, Tailo
     outside = sum(row.retrieved_id not in pool for row in named)
     same = sum(pool[r.retrieved_id].prompt == r.prompt for r in named if r.retrieved_id in pool)
     one_sided = sum(not all(row.personas.get(f"retrieved-{side}") for side in SIDES) for row in rows)
+    untraced = len(rows) - len(named)
     return [
         (f"{split} rows that retrieve themselves", own, len(named), True),
         (f"{split} rows that retrieve a row with their own prompt", same, len(named), True),
         (f"{split} rows that retrieve from outside {' and '.join(POOL_SPLITS)}", outside, len(named), True),
-        (
-            f"{split} rows whose retrieved personas cannot be traced to a row",
-            len(rows) - len(named),
-            len(rows),
-            False,
-        ),
+        (f"{split} rows whose retrieved personas cannot be traced to a row", untraced, len(rows), False),
         (f"{split} rows without both retrieved personas", one_sided, len(rows), False),
     ]
 
@@ -224,33 +199,17 @@ def quotes(persona: str, response: str, prompt: str, n: int = 4) -> bool:
 def quote_checks(rows: Rows) -> list[tuple]:
     """Count, per split and side, the gold personas that quote the response they were inferred for."""
     checks = []
-    for split, part in rows.items():
-        for side in SIDES:
-            there = [row for row in part if row.personas.get(f"gold-{side}")]
-            found = sum(quotes(r.personas[f"gold-{side}"], getattr(r, side), r.prompt) for r in there)
-            checks.append(
-                (
-                    f"{split} gold-{side} personas that quote 4 words of their response",
-                    found,
-                    len(there),
-                    False,
-                )
-            )
+    for split, side in ((split, side) for split in rows for side in SIDES):
+        there = [row for row in rows[split] if row.personas.get(f"gold-{side}")]
+        found = sum(quotes(r.personas[f"gold-{side}"], getattr(r, side), r.prompt) for r in there)
+        label = f"{split} gold-{side} personas that quote 4 words of their response"
+        checks.append((label, found, len(there), False))
     return checks
 
 
-# --- Which words mark one side's personas (paper Table 1) ---
-# The share of a word's occurrences that stand on one side ranks rare words first, by chance. The log-odds
-# of Monroe, Colaresi and Quinn (2008) shrink them by an informative Dirichlet prior, the words of both
-# sides together, and come with a standard error.
+# --- personas as texts (paper section 3) ---
 
-
-# --- What a persona's text tells about itself ---
-# A persona begins with "The user". The annotator's refusals and error messages were kept as personas in the
-# official data and are none (paper section 3). Most gold personas are contrastive: they also say what their
-# user does not want, "rather than ...", which is the response that the persona was inferred against.
-
-
+# The annotator's refusals and error messages were kept as personas in the official data and are none.
 REFUSAL = re.compile(r"^(i'?m sorry|sorry|i can(no|')t|i won't|i('| a)m unable|as an ai)\b", re.IGNORECASE)
 STRICT_FORM = re.compile(r"^The user is\b.+\band prefers\b.+", re.DOTALL)  # the form that the paper asks for
 CONTRAST = re.compile(r"\b(rather than|instead of|over)\b", re.IGNORECASE)

@@ -84,23 +84,19 @@ def test_nothing_leaks(found):
     assert len(zeros) == 5 and not zeros.any() and found["share of explicit pairs"] <= 0.35
 
 
-def test_croissant_card_describes_the_file_as_it_is():
+def test_the_data_cards_describe_the_file_as_it_is(found):
     card = json.loads(everyday.FILE.with_suffix(".croissant.json").read_text(encoding="utf-8"))
     (file,), (records,) = card["distribution"], card["recordSet"]
     assert file["sha256"] == file_hash(everyday.FILE), "renew it: sha256sum persona_lib/facts/everyday.jsonl"
     assert [field["name"] for field in records["field"]] == [field.name for field in fields(everyday.Item)]
-
-
-def test_data_card_shows_a_row_and_the_counts_of_the_file(found):
     text = (REPO / "EVERYDAY.md").read_text(encoding="utf-8")
-    row = json.loads(re.search(r"```json\n(.*?)```", text, re.S)[1])
-    assert everyday.Item(**row) in ITEMS
+    assert everyday.Item(**json.loads(re.search(r"```json\n(.*?)```", text, re.S)[1])) in ITEMS
     counts = [f"{found[f'pairs in {split}']:.0f}" for split in everyday.SPLITS]
     assert f"| pairs | | {' | '.join(counts)} |" in text
 
 
 def test_seeds_draw_different_users_of_whom_the_majority_share_is_common():
-    drawn = {seed: [everyday.chosen_side(item, 0.75, seed) for item in ITEMS] for seed in range(8)}
+    drawn = {seed: [everyday.sides(item, 0.75, seed)["chosen"] for item in ITEMS] for seed in range(8)}
     assert len({tuple(sides) for sides in drawn.values()}) == 8
     assert len({tuple(everyday.common_values(seed).values()) for seed in drawn}) == 8
     for seed, sides in drawn.items():

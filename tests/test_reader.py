@@ -7,7 +7,7 @@ import pytest
 from persona_lib.beyond.calibration import labelled
 from persona_lib.data import everyday
 from persona_lib.data.everyday import DIMENSIONS
-from persona_lib.data.reader import UNREADABLE, fit, reader_table, shows
+from persona_lib.data.reader import UNREADABLE, finished, fit, on_subject, quality, reader_table, shows
 
 MIDDLING = "word " * 48
 
@@ -52,14 +52,11 @@ def test_a_text_shows_a_value_or_none(dimension, value, text):
     assert shows(dimension, text) == value
 
 
-@pytest.mark.parametrize("dimension", ["budget", "pace", "risk", "company", "table", "tone"])
-def test_a_text_about_something_else_shows_neither(dimension):
-    assert shows(dimension, "Paint the wall white and the ceiling blue.") is None
-
-
 @pytest.mark.parametrize("dimension", everyday.DIMENSIONS)
-def test_an_empty_text_shows_nothing(dimension):
+def test_an_empty_text_shows_nothing_and_one_about_something_else_no_content(dimension):
     assert shows(dimension, " \n") is None
+    if dimension in ("tone", "budget", "pace", "risk", "company", "table"):
+        assert shows(dimension, "Paint the wall white and the ceiling blue.") is None
 
 
 def test_what_is_turned_down_does_not_count():
@@ -102,3 +99,40 @@ def test_the_written_answers_of_the_test_split_are_read_right():
     sides = [(item.wish(side), getattr(item, f"response_{side}")) for item in test for side in "ab"]
     table = reader_table((d, value, text) for wish, text in sides for d, value in wish)
     assert table.set_index("dimension").loc["all", "recall"] >= 0.99
+
+
+# --- quality ---
+
+PROMPT = "How do I repot my tall kitchen basil?"
+GOOD = (
+    "Lift the basil gently out, then repot it in a taller pot with fresh soil. "
+    "Water it well, and leave it on a bright kitchen sill for a week."
+)
+
+
+def test_a_good_answer_has_all_of_quality_and_an_empty_one_none():
+    assert quality(PROMPT, GOOD) == 1.0 and quality(PROMPT, " \n") == 0.0
+    assert on_subject("Basil?", "Basil needs light.") == 1.0  # a short question needs all its words
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Paint the wall twice, and let it dry between coats for as long as the tin says, or longer in rain.",
+        GOOD.removesuffix(".") + " or",
+        " ".join([GOOD.split(".")[0] + "."] * 4),
+        "Repot the kitchen basil.",
+    ],
+    ids=["off the subject", "broken off", "repeated", "hardly anything"],
+)
+def test_each_fault_costs_some_quality_and_not_all(text):
+    assert 0.2 < quality(PROMPT, text) < 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "ends"),
+    [("It ends.", 1.0), ("It ends (really)", 1.0), ("It does not", 0.0), ("", 0.0),
+     ("Do:\n1. one\n2. two\n3. warm it up", 1.0), ("1. one\n2. two\n3. warm", 0.0)],
+)  # fmt: skip
+def test_a_sentence_or_a_whole_list_line_is_finished(text, ends):
+    assert finished(text) == ends

@@ -9,7 +9,7 @@ import pytest
 from persona_lib import store, texts
 from persona_lib.data import everyday, official, preference, retrieval, tailoring
 from persona_lib.paper import personas as personas_module
-from persona_lib.records import DataError, InferredPersona, PreferencePair, TailoringRow
+from persona_lib.records import DataError, InferredPersona, PreferencePair
 from persona_lib.settings import Run, load_profile, set_field
 
 
@@ -51,29 +51,16 @@ def run(tmp_path, monkeypatch) -> Run:
     return run
 
 
-# --- splits ---
-
-
 def test_training_rows_are_split_by_prompt_in_the_papers_proportions():
+    def ids(parts):
+        return {name: sorted(pair.id for pair in part) for name, part in parts.items()}
+
     pairs = [PreferencePair(f"r{n}", f"Prompt {n // 2}" + " " * (n % 2), "c", "r") for n in range(200)]
     parts = tailoring.split_train(pairs, 0)
-    assert {name: len(part) for name, part in parts.items()} == {
-        "sft_train": 80,
-        "sft_val": 20,
-        "dpo_train": 80,
-        "dpo_val": 20,
-    }
+    assert [len(parts[name]) for name in ("sft_train", "sft_val", "dpo_train", "dpo_val")] == [80, 20, 80, 20]
     prompts = [{pair.prompt.strip() for pair in part} for part in parts.values()]
     assert sum(map(len, prompts)) == len(set.union(*prompts)) == 100
-    assert sorted_ids(parts) == sorted_ids(tailoring.split_train(pairs[::-1], 0))
-    assert sorted_ids(parts) != sorted_ids(tailoring.split_train(pairs, 1))
-
-
-def sorted_ids(parts):
-    return {name: sorted(pair.id for pair in part) for name, part in parts.items()}
-
-
-# --- the rows ---
+    assert ids(parts) == ids(tailoring.split_train(pairs[::-1], 0)) != ids(tailoring.split_train(pairs, 1))
 
 
 def test_both_retrieved_personas_come_from_one_training_row_that_is_not_for_validation(run):
@@ -104,9 +91,6 @@ def test_another_retriever_lends_other_rows_of_the_same_pool_and_has_keys_of_its
         assert row.retrieved_id == last.id
         assert row.personas["retrieved-chosen"] == persona_of(last.id, "chosen")
         assert row.personas["retrieved-rejected"] == persona_of(last.id, "rejected")
-    before = {split: [pair.id for pair in part] for split, part in
-              tailoring.split_train(preference.load_pairs(run)["train"], run.seed).items()}  # fmt: skip
-    assert {split: [row.id for row in rows[split]] for split in before} == before
 
 
 def test_rejected_personas_are_needed_only_where_retrieval_points(run):
@@ -121,27 +105,20 @@ def test_rejected_personas_are_needed_only_where_retrieval_points(run):
     assert any("gold-rejected" not in row.personas for row in rows["sft_train"])
 
 
-def test_shuffled_personas_are_both_of_one_other_row(run):
-    tailoring.build_tailoring(run)
-    rows = tailoring.load_tailoring(run)["test"]
-    givers = []
-    for row in rows:
-        chosen, rejected = (row.personas[f"shuffled-{side}"] for side in ("chosen", "rejected"))
-        [giver] = [other.id for other in rows if persona_of(other.id, "chosen") == chosen]
-        assert rejected == persona_of(giver, "rejected")
-        assert giver != row.id
-        givers.append(giver)
-    assert len(set(givers)) == len(rows)
-
-
-def test_a_failed_inference_leaves_no_persona_and_no_shuffled_one(run):
+def test_shuffled_personas_are_both_of_one_other_row_and_a_failed_inference_has_none(run):
     failed = preference.load_pairs(run)["test"][0].id
     infer_all(run, without=(failed,))
     tailoring.build_tailoring(run)
     rows = {row.id: row for row in tailoring.load_tailoring(run)["test"]}
-    assert rows[failed].personas["gold-chosen"] is None
-    assert "shuffled-chosen" not in rows[failed].personas
-    assert all(row.personas["shuffled-chosen"] for id, row in rows.items() if id != failed)
+    none = rows.pop(failed)
+    assert none.personas["gold-chosen"] is None and "shuffled-chosen" not in none.personas
+    givers = []
+    for row in rows.values():
+        chosen, rejected = (row.personas[f"shuffled-{side}"] for side in ("chosen", "rejected"))
+        [giver] = [other for other in rows if persona_of(other, "chosen") == chosen]
+        assert rejected == persona_of(giver, "rejected") and giver != row.id
+        givers.append(giver)
+    assert len(set(givers)) == len(rows)
 
 
 def test_the_system_persona_joins_the_most_common_claims():
@@ -169,23 +146,17 @@ def test_more_personas_can_be_added_by_row_id(run):
 def test_a_rerun_does_nothing_and_changed_personas_build_again(run):
     path = tailoring.build_tailoring(run) / "test.jsonl"
     before = path.stat().st_mtime_ns
-    tailoring.build_tailoring(run)
-    assert path.stat().st_mtime_ns == before
+    assert tailoring.build_tailoring(run) and path.stat().st_mtime_ns == before
     infer_all(run, without=(preference.load_pairs(run)["test"][0].id,))
-    tailoring.build_tailoring(run)
-    assert path.stat().st_mtime_ns != before
+    assert tailoring.build_tailoring(run) and path.stat().st_mtime_ns != before
 
 
-def test_missing_personas_are_an_error_that_names_the_step(run):
-    (run.folder / "personas" / "test-rejected.jsonl").unlink()
-    with pytest.raises(FileNotFoundError, match="test-rejected.jsonl.*03_persona_inference"):
-        tailoring.build_tailoring(run)
-
-
-def test_while_tuning_the_test_personas_are_not_needed(run):
-    tuning = replace(run, profile=set_field(run.profile, eval_split="validation"))
+def test_missing_personas_name_the_step_and_while_tuning_the_test_personas_are_not_needed(run):
     for side in ("chosen", "rejected"):
         (run.folder / "personas" / f"test-{side}.jsonl").unlink()
+    with pytest.raises(FileNotFoundError, match="test-chosen.jsonl.*03_persona_inference"):
+        tailoring.build_tailoring(run)
+    tuning = replace(run, profile=set_field(run.profile, eval_split="validation"))
     tailoring.build_tailoring(tuning)
     assert all(row.personas["gold-chosen"] for row in tailoring.load_tailoring(tuning)["validation"])
 
@@ -216,70 +187,12 @@ def test_our_own_pairs_keep_their_personas_and_validation_topics_serve_both_trai
             )
 
 
-# --- leakage ---
-
-
-def row(id: str, split: str, prompt: str, retrieved_id=None, **personas) -> TailoringRow:
-    return TailoringRow(
-        id, split, prompt, "the blue kettle boils fast now", "no idea", personas, retrieved_id
-    )
-
-
-def found(rows, words: str) -> int:
-    report = texts.leakage_report(rows, 0.5)
-    [count] = report[report.check.str.contains(words)].found
-    return count
-
-
-@pytest.fixture
-def clean() -> dict[str, list[TailoringRow]]:
-    """One row per split; nothing leaks."""
-    splits = ("sft_train", "sft_val", "dpo_train", "dpo_val", "validation", "test")
-    return {s: [row(s, s, f"{s} asks", "sft_train" if s in texts.EVAL_SPLITS else None)] for s in splits}
-
-
-def test_clean_data_has_no_leak_that_must_not_be(clean):
-    report = texts.leakage_report(clean, 0.5)
-    assert report[report.must_be_zero].found.sum() == 0
-    assert report.must_be_zero.sum() == 15 + 6
-
-
-def test_each_leak_is_found(clean):
-    test = clean["test"][0]
-    leaks = {
-        "prompts shared by dpo_train and test": replace(test, prompt="dpo_train asks"),
-        "test rows that retrieve themselves": replace(test, retrieved_id="test"),
-        "test rows that retrieve from outside": replace(test, retrieved_id="sft_val"),
-        "test rows that retrieve a row with their own prompt": replace(test, prompt="sft_train asks"),
-    }
-    for check, bad in leaks.items():
-        assert found(clean, check) == 0
-        assert found(clean | {"test": [bad]}, check) == 1
-
-
-def test_a_row_in_two_splits_under_one_id_is_not_an_overlap(clean):
-    again = [replace(clean["sft_val"][0], split="validation")]
-    assert found(clean | {"validation": again}, "prompts shared by sft_val and validation") == 0
-    other = [replace(clean["sft_val"][0], id="other")]
-    assert found(clean | {"validation": other}, "prompts shared by sft_val and validation") == 1
-
-
-def test_personas_that_quote_the_response_are_counted_unless_the_prompt_says_it():
-    response = "the blue kettle boils fast now"
-    assert texts.quotes("The user likes that the blue kettle boils.", response, "Which kettle?")
-    assert not texts.quotes("The user likes the blue kettle.", response, "Which kettle?")
-    assert not texts.quotes("The user likes that the blue kettle boils.", response, "the blue kettle boils?")
-
-
 def test_a_leak_stops_the_step_before_it_is_marked_as_done(run, monkeypatch):
     monkeypatch.setattr(tailoring, "retrieve", lambda queries, *_: [0 for _ in queries])
     monkeypatch.setattr(texts, "POOL_SPLITS", ("sft_val", "dpo_val"))
     with pytest.raises(ValueError, match="retrieve from outside"):
         tailoring.build_tailoring(run)
     assert not (run.folder / "tailoring" / "done.json").exists()
-
-
-# --- the authors' data ---
 
 
 @pytest.mark.slow

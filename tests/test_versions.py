@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from codemap import module_path
 
-from persona_lib.store import VERSIONS, content_hash
+from persona_lib.settings import FACTS
+from persona_lib.store import VERSIONS, content_hash, file_hash
 
 # The files that make a step's results, and the hash of their code when somebody last decided.
 # After a change: results differ -> bump store.VERSIONS; then `python tests/test_versions.py` writes these.
@@ -18,18 +19,18 @@ FILES = {
     "tailoring": ("data.tailoring", "data.retrieval"),
     "training": ("models.train", "models.trainers", "models.packing"),
     "answers": ("paper.answers", "models.generate", "prompts"),
-    "judging": ("paper.judging", "data.reader"),
+    "judging": ("paper.judging", "data.reader", "facts/reader_words.yaml"),
     "swap": ("paper.swap",),
     "calibration": ("beyond.calibration", "paper.judges"),
     "rejudged": ("beyond.released",),
 }
 DECIDED = {
-    "pairs": (1, "174a2c8242766dc2"),
+    "pairs": (1, "0b057343b1818b0b"),
     "personas": (1, "15d258a6bbc6e349"),
-    "tailoring": (1, "c2c8b3d48133aa86"),
+    "tailoring": (1, "c3ccefa36967987a"),
     "training": (1, "1df1b53ebc3a1069"),
     "answers": (1, "6e173d8df68d18b2"),
-    "judging": (1, "8a60b51d2ac5cca5"),
+    "judging": (1, "51d2999432bf5564"),
     "swap": (1, "8ee95730fb0877b9"),
     "calibration": (1, "6d3fbe5aa3f573ec"),
     "rejudged": (1, "8349e1489c8e3c85"),
@@ -38,12 +39,14 @@ DECIDED = {
 
 def code_of(step: str) -> str:
     """Return the hash of what Python executes in a step's files: docstrings and comments do not count."""
-    trees = [ast.parse(module_path(name).read_text(encoding="utf-8")) for name in FILES[step]]
+    facts = [file_hash(FACTS.parent / name) for name in FILES[step] if "/" in name]
+    modules = [module_path(name) for name in FILES[step] if "/" not in name]
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in modules]
     for node in (node for tree in trees for node in ast.walk(tree)):
         match getattr(node, "body", None):
             case [ast.Expr(value=ast.Constant()), _, *_] as body:
                 del body[0]
-    return content_hash(*map(ast.unparse, trees))
+    return content_hash(*map(ast.unparse, trees), *facts)
 
 
 @pytest.mark.parametrize("step", VERSIONS)

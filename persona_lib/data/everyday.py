@@ -15,13 +15,13 @@ import math
 import random
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from persona_lib.records import PreferencePair, TailoringRow
+from persona_lib.records import SIDES, PreferencePair, TailoringRow
 from persona_lib.store import file_hash, read_rows
 from persona_lib.texts import near_duplicates, quotes, tokens
 
@@ -46,9 +46,7 @@ DIMENSIONS: dict[str, tuple[str, str]] = {
     "table": ("abstains", "indulges"),
 }
 Wish = tuple[tuple[str, str], ...]  # (dimension, value) pairs that a user wants
-Check = tuple[
-    str, float, int, str
-]  # what is counted, how many (or which share), of how many, what it should be
+Check = tuple[str, float, int, str]  # what is counted, how many (or which share), of how many, the aim
 
 
 @dataclass(frozen=True)
@@ -97,21 +95,15 @@ def common_values(seed: int) -> dict[str, str]:
     return {dimension: rng.choice(values) for dimension, values in DIMENSIONS.items()}
 
 
-def chosen_side(item: Item, majority_share: float, seed: int) -> str:
-    """Return which side, "a" or "b", the user of this seed has chosen.
+def sides(item: Item, majority_share: float, seed: int) -> dict[str, str]:
+    """Return which side, "a" or "b", the user of this seed has chosen and rejected.
 
-    With probability ``majority_share`` it is the side with the common value (of a pair's first dimension).
+    With probability ``majority_share`` the chosen one has the common value (of a pair's first dimension).
     """
-    common = common_values(seed)
     dimension, value = item.wish("a")[0]
     like_most = random.Random(f"everyday-{seed}-{item.id}").random() < majority_share
-    return "a" if (value == common[dimension]) == like_most else "b"
-
-
-def sides(item: Item, majority_share: float, seed: int) -> dict[str, str]:
-    """Return {"chosen": side, "rejected": side} of an item."""
-    chosen = chosen_side(item, majority_share, seed)
-    return {"chosen": chosen, "rejected": "b" if chosen == "a" else "a"}
+    chosen = (value == common_values(seed)[dimension]) == like_most
+    return dict(zip(SIDES, "ab" if chosen else "ba", strict=True))
 
 
 def pairs(majority_share: float, seed: int, limit: int = 0) -> dict[str, list[PreferencePair]]:
@@ -119,7 +111,7 @@ def pairs(majority_share: float, seed: int, limit: int = 0) -> dict[str, list[Pr
     found: dict[str, list[PreferencePair]] = {split: [] for split in SPLITS}
     for item in items():
         side = sides(item, majority_share, seed)
-        texts = (getattr(item, f"response_{side[name]}") for name in ("chosen", "rejected"))
+        texts = (getattr(item, f"response_{side[name]}") for name in SIDES)
         found[item.split].append(PreferencePair(item.id, item.prompt, *texts))
     return {split: part[:limit] if limit else part for split, part in found.items()}
 
@@ -167,13 +159,12 @@ def relabelled_dimensions(seed: int) -> set[str]:
 
 def exchanged(row: TailoringRow) -> TailoringRow:
     """Return a row with each persona on the other side."""
-    swap = {"chosen": "rejected", "rejected": "chosen"}
-    names = {name: name.rpartition("-") for name in row.personas}
-    found = {
-        name: row.personas.get(f"{kind}-{swap[side]}") if side in swap else row.personas[name]
-        for name, (kind, _, side) in names.items()
-    }
-    return TailoringRow(row.id, row.split, row.prompt, row.chosen, row.rejected, found, row.retrieved_id)
+
+    def other(name: str) -> str:
+        ends = ("-chosen", "-rejected") if name.endswith("-chosen") else ("-rejected", "-chosen")
+        return name.replace(*ends)
+
+    return replace(row, personas={name: row.personas.get(other(name)) for name in row.personas})
 
 
 def checks() -> pd.DataFrame:
@@ -187,25 +178,19 @@ def checks() -> pd.DataFrame:
 def split_checks() -> list[Check]:
     """Count pairs and topics, and what two splits have in common."""
     parts = {split: [item for item in items() if item.split == split] for split in SPLITS}
-    topics, prompts = (
-        {split: [getattr(item, field) for item in part] for split, part in parts.items()}
-        for field in ("topic", "prompt")
-    )
+    topics = {split: [item.topic for item in part] for split, part in parts.items()}
+    prompts = {split: [item.prompt for item in part] for split, part in parts.items()}
     twos, n, n_topics = list(combinations(SPLITS, 2)), len(items()), len({item.topic for item in items()})
     same_topics, same_prompts = (sum(len({*f[a]} & {*f[b]}) for a, b in twos) for f in (topics, prompts))
     near = sum(len(near_duplicates(prompts[b], prompts[a])) for a, b in twos)
+    two_dimensions = share("+" in item.dimension for item in items())
     return [
         *((f"pairs in {split}", len(part), n, "") for split, part in parts.items()),
         ("topics", n_topics, n_topics, ">= 120"),
         ("topics in two splits", same_topics, n_topics, "0"),
         ("prompts shared by splits", same_prompts, n, "0"),
         ("prompts that nearly repeat one of another split", near, n, "0"),
-        (
-            "share of pairs in two dimensions",
-            share("+" in item.dimension for item in items()),
-            n,
-            "about .20",
-        ),
+        ("share of pairs in two dimensions", two_dimensions, n, "about .20"),
         ("share of explicit pairs", share(item.wording == "explicit" for item in items()), n, "about .33"),
     ]
 

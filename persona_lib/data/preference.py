@@ -1,11 +1,13 @@
-"""Training arms: which persona a row shows, and which response is its target (paper section 4).
+"""Preference data: the readers of every data set, the training arms, and what is counted before use.
 
-An arm is named by ``train_persona``. none: no persona line. chosen: P_C and the chosen response.
-rejected: P_R and the rejected response (the paper's model trained on rejected personas; for DPO the
-roles of the two responses are swapped). both: the rows of the two. shuffled (a control): the chosen
-response with the P_C of another row. inferred: the chosen response with the persona that this run inferred
-for it. relabelled (a control, ``everyday`` only): in half of the dimensions each persona stands for the other
-side.
+Each data set is read by one function of the table READERS into the splits train, validation and test.
+
+An arm, named by ``train_persona``, says which persona a row shows and which response is its target (paper
+section 4). none: no persona line. chosen: P_C and the chosen response. rejected: P_R and the rejected
+response (for DPO the roles of the two are swapped). both: the rows of the two. shuffled (a control): the
+chosen response with the P_C of another row. inferred: the chosen response with the persona that this run
+inferred for it. relabelled (a control, ``everyday`` only): in half of the dimensions each persona stands for
+the other side.
 """
 
 from __future__ import annotations
@@ -17,22 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 from persona_lib.data import everyday, intake, official
 from persona_lib.prompts import ChatFormat, completion_text, tailoring_prompt
-from persona_lib.records import PreferencePair, TailoringRow
+from persona_lib.records import SIDES, PreferencePair, TailoringRow
 from persona_lib.settings import ConfigError, Profile, Run, near_names
 from persona_lib.store import VERSIONS, content_hash, is_done, mark_done, read_rows, write_rows, write_text
 from persona_lib.texts import is_contrastive, near_duplicates
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-# --- Training arms: which persona a row shows, and which response is its target (paper section 4) ---
-# An arm is named by ``train_persona``. none: no persona line. chosen: P_C and the chosen response.
-# rejected: P_R and the rejected response (the paper's model trained on rejected personas; for DPO the roles
-# of the two responses are swapped). both: the rows of the two. shuffled (a control): the chosen response
-# with the P_C of another row. inferred: the chosen response with the persona that this run inferred for it.
-# relabelled (a control, ``everyday`` only): in half of the dimensions each persona stands for the other
-# side.
 
 
 TWO_SIDED = ("both", "relabelled")  # arms with a row for each side of a pair
@@ -42,9 +35,7 @@ ArmRow = tuple[str, str, str | None, str, str]  # id, prompt, persona, target, o
 def derangement(n: int, seed: int) -> list[int]:
     """Return a random permutation of range(n) without fixed points, from the seed; n must not be 1."""
     if n == 1:
-        raise ValueError(
-            "one row cannot be given another row's persona: train_persona=shuffled needs at least two"
-        )
+        raise ValueError("train_persona=shuffled gives a row the persona of another: it needs two rows")
     order = random.Random(seed).sample(range(n), n)
     result = [0] * n
     for place, index in enumerate(order):
@@ -74,26 +65,9 @@ def side_rows(rows: list[TailoringRow], side: str) -> list[ArmRow]:
     return [(r.id, r.prompt, r.personas["gold-chosen"], r.chosen, r.rejected) for r in kept]
 
 
-def none_arm(rows: list[TailoringRow], seed: int) -> list[ArmRow]:
-    """No persona line."""
-    return [(r.id, r.prompt, None, r.chosen, r.rejected) for r in rows]
-
-
-def chosen_arm(rows: list[TailoringRow], seed: int) -> list[ArmRow]:
-    """P_C and the chosen response."""
-    return side_rows(rows, "chosen")
-
-
-def rejected_arm(rows: list[TailoringRow], seed: int) -> list[ArmRow]:
-    """P_R and the rejected response."""
-    return side_rows(rows, "rejected")
-
-
 def both_arm(rows: list[TailoringRow], seed: int) -> list[ArmRow]:
     """Return the rows of the two sides; ids say which."""
-    return [
-        (f"{row[0]}/{side}", *row[1:]) for side in ("chosen", "rejected") for row in side_rows(rows, side)
-    ]
+    return [(f"{id}/{side}", *rest) for side in SIDES for id, *rest in side_rows(rows, side)]
 
 
 def shuffled_arm(rows: list[TailoringRow], seed: int) -> list[ArmRow]:
@@ -109,19 +83,14 @@ def inferred_arm(rows: list[TailoringRow], seed: int) -> list[ArmRow]:
     return [(r.id, r.prompt, persona, r.chosen, r.rejected) for r, persona in found if persona]
 
 
-def relabelled_arm(rows: list[TailoringRow], seed: int) -> list[ArmRow]:
-    """Return both sides' rows with the personas of half of the dimensions exchanged (see ``everyday``)."""
-    return both_arm(everyday.relabelled(rows, seed), seed)
-
-
 ARMS: dict[str, Callable[[list[TailoringRow], int], list[ArmRow]]] = {
-    "none": none_arm,
-    "chosen": chosen_arm,
-    "rejected": rejected_arm,
+    "none": lambda rows, seed: [(r.id, r.prompt, None, r.chosen, r.rejected) for r in rows],
+    "chosen": lambda rows, seed: side_rows(rows, "chosen"),
+    "rejected": lambda rows, seed: side_rows(rows, "rejected"),
     "both": both_arm,
     "shuffled": shuffled_arm,
     "inferred": inferred_arm,
-    "relabelled": relabelled_arm,
+    "relabelled": lambda rows, seed: both_arm(everyday.relabelled(rows, seed), seed),
 }
 
 
@@ -136,20 +105,14 @@ def to_sft_rows(
     rows: list[TailoringRow], train_persona: str, seed: int, chat: ChatFormat | None = None
 ) -> list[dict[str, str]]:
     """Return SFT rows {"id", "prompt", "completion"} of one arm (TRL's prompt-completion format)."""
-    return [
-        {
-            "id": name,
-            "prompt": tailoring_prompt(prompt, persona, chat=chat),
-            "completion": completion_text(target, chat),
-        }
-        for name, prompt, persona, target, _ in arm_rows(rows, train_persona, seed)
-    ]
+    made = to_dpo_rows(rows, train_persona, seed, chat)
+    return [{"id": row["id"], "prompt": row["prompt"], "completion": row["chosen"]} for row in made]
 
 
 def to_dpo_rows(
     rows: list[TailoringRow], train_persona: str, seed: int, chat: ChatFormat | None = None
 ) -> list[dict[str, str]]:
-    """Return DPO rows {"id", "prompt", "chosen", "rejected"} of one arm; arms as in ``to_sft_rows``.
+    """Return DPO rows {"id", "prompt", "chosen", "rejected"} of one arm.
 
     For P_R the preferred response is the rejected one.
     """
@@ -179,18 +142,10 @@ def to_ordered_dpo_rows(
     return [row for pair in sorted(made, key=len, reverse=True) for row in pair]
 
 
-# --- Preference data: the readers of every data set, and what is counted about the data before use ---
-# Each data set is read by one function of the literal table READERS into the same splits (train,
-# validation, test) of `PreferencePair`. The authors' files themselves are read in
-# `persona_lib.data.official`.
-
-
+TEXTS = ("prompt", "chosen", "rejected")
 PAIR_SPLITS = ("train", "validation", "test")
 
 Pairs = dict[str, list[PreferencePair]]
-
-
-# --- one reader per data set ---
 
 
 def read_everyday(run: Run) -> Pairs:
@@ -199,33 +154,22 @@ def read_everyday(run: Run) -> Pairs:
 
 
 def read_official(run: Run) -> Pairs:
-    """Read the released pairs of an official data set."""
+    """Read the released pairs of an official data set; test pairs alone if that is all there is."""
+    if official.DATASETS[run.dataset]["tailoring"] is None:
+        return {"train": [], "validation": [], "test": inference_pairs(run)}
     return official.official_pairs(data_folder(run), run.dataset, run.profile.strip_roles)
-
-
-def read_inference(run: Run) -> Pairs:
-    """Read an official data set that was released for persona inference alone, as test pairs."""
-    return {"train": [], "validation": [], "test": inference_pairs(run)}
-
-
-def read_own(run: Run) -> Pairs:
-    """Read the user's own data (``--data FILE``)."""
-    return intake.read_own(run.profile).pairs()
 
 
 READERS: dict[str, Callable[[Run], Pairs]] = {
     everyday.NAME: read_everyday,
-    "beavertails": read_official,
-    "hhh": read_official,
-    "mnemonic": read_official,
-    "shp": read_inference,
-    intake.NAME: read_own,
+    **dict.fromkeys(official.DATASETS, read_official),
+    intake.NAME: lambda run: intake.read_own(run.profile).pairs(),
 }
 
 
-def data_folder(run: Run) -> Path:
-    """Return where the tailoring data of a run is (found or fetched, see `official_folders`)."""
-    return official.find_data_dir(run.profile.data_dir, [run.dataset])
+def data_folder(run: Run, kind: str = "tailoring") -> Path:
+    """Return where a run's official data is (found or fetched, see `official.find_data_dir`)."""
+    return official.find_data_dir(run.profile.data_dir, [run.dataset], kind=kind)
 
 
 def has_personas(run: Run) -> bool:
@@ -238,9 +182,9 @@ def input_key(run: Run) -> str:
     if run.dataset == everyday.NAME:
         profile = run.profile
         return content_hash(everyday.key(), profile.majority_share, run.seed, profile.pair_limit)
-    if has_personas(run) and official.DATASETS[run.dataset]["tailoring"] is None:
-        return inference_key(run)
-    if has_personas(run):
+    if run.dataset in official.DATASETS:
+        if official.DATASETS[run.dataset]["tailoring"] is None:
+            return inference_key(run)
         return content_hash(official.official_key(data_folder(run), run.dataset), run.profile.strip_roles)
     if run.dataset == intake.NAME:
         return intake.own_key(run.profile)
@@ -257,7 +201,7 @@ def inference_pairs(run: Run) -> list[PreferencePair]:
     """Return the pairs of `inference_split` that are evaluated: of an official data set the paper's 300."""
     if run.dataset not in official.DATASETS:
         return draw(load_pairs(run)[run.profile.eval_split], run.profile.eval_limit)
-    folder = official.find_data_dir(run.profile.data_dir, [run.dataset], kind="inference")
+    folder = data_folder(run, "inference")
     return official.load_inference_pairs(folder, run.dataset, run.profile.strip_roles)
 
 
@@ -265,8 +209,8 @@ def inference_key(run: Run) -> str:
     """Return a hash of what `inference_pairs` reads."""
     if run.dataset not in official.DATASETS:
         return input_key(run)
-    folder = official.find_data_dir(run.profile.data_dir, [run.dataset], kind="inference")
-    return content_hash(official.official_key(folder, run.dataset, "inference"), run.profile.strip_roles)
+    key = official.official_key(data_folder(run, "inference"), run.dataset, "inference")
+    return content_hash(key, run.profile.strip_roles)
 
 
 def write_pairs(run: Run) -> Path:
@@ -282,19 +226,14 @@ def write_pairs(run: Run) -> Path:
     pairs = READERS[run.dataset](run)
     check_pairs(pairs, run.dataset)
     if run.dataset == intake.NAME:
-        write_account(run)
+        data = intake.read_own(run.profile)
+        print("\n".join(intake.describe(data)), flush=True)
+        for name, table in (("rows", intake.row_table(data)), ("findings", intake.finding_table(data))):
+            write_text(run.folder / "tables" / f"own_{name}.csv", table.to_csv(index=False))
     for split, rows in pairs.items():
         write_rows(folder / f"{split}.jsonl", rows)
     mark_done(folder, key, rows={split: len(rows) for split, rows in pairs.items()})
     return folder
-
-
-def write_account(run: Run) -> None:
-    """Say what became of the rows of the user's own data, and write it to ``tables/own_*.csv``."""
-    data = intake.read_own(run.profile)
-    print("\n".join(intake.describe(data)), flush=True)
-    for name, table in (("rows", intake.row_table(data)), ("findings", intake.finding_table(data))):
-        write_text(run.folder / "tables" / f"own_{name}.csv", table.to_csv(index=False))
 
 
 def load_pairs(run: Run) -> Pairs:
@@ -306,9 +245,9 @@ def load_pairs(run: Run) -> Pairs:
 
 
 def check_pairs(pairs: Pairs, dataset: str) -> None:
-    """Assert what every step relies on: unique ids, text in every field, two different responses.
+    """Raise ValueError, naming row and field, unless ids are unique and every field has text.
 
-    Raises ValueError naming the row and the field. The prompt may occur more than once.
+    The prompt may occur more than once.
     """
     seen: set[str] = set()
     for split, rows in pairs.items():
@@ -317,23 +256,15 @@ def check_pairs(pairs: Pairs, dataset: str) -> None:
             if row.id in seen:
                 raise ValueError(f"{where}: the id occurs twice; ids must be unique over all splits")
             seen.add(row.id)
-            for field in ("prompt", "chosen", "rejected"):
+            for field in TEXTS:
                 if not getattr(row, field).strip():
                     raise ValueError(f"{where}: {field} is empty; drop the row in the reader")
-
-
-# --- what the data is like ---
 
 
 def mean(values: Iterable[float]) -> float:
     """Return the mean, NaN of nothing."""
     values = list(values)
     return sum(values) / len(values) if values else float("nan")
-
-
-def mean_words(texts: Iterable[str | None]) -> float:
-    """Return the mean number of white-space separated words of the texts that are there."""
-    return mean(len(text.split()) for text in texts if text)
 
 
 def data_card(rows_by_split: dict[str, list], near_duplicate_threshold: float = 0.5) -> pd.DataFrame:
@@ -358,14 +289,14 @@ def data_card(rows_by_split: dict[str, list], near_duplicate_threshold: float = 
 def text_facts(rows: list) -> dict[str, float]:
     """Count rows, prompts and words of one split."""
     answered = [row for row in rows if row.chosen and row.rejected]
+    texts = {name: [text for row in rows if (text := getattr(row, name))] for name in TEXTS}
+    words = {f"words of {name}": mean(len(t.split()) for t in found) for name, found in texts.items()}
     return {
         "rows": len(rows),
         "different prompts": len({row.prompt for row in rows}),
         "without responses": len(rows) - len(answered),
         "with a role": sum(official.begins_with_role(row) for row in rows),
-        "words of prompt": mean_words(row.prompt for row in rows),
-        "words of chosen": mean_words(row.chosen for row in rows),
-        "words of rejected": mean_words(row.rejected for row in rows),
+        **words,
         "chosen longer": mean(len(r.chosen.split()) > len(r.rejected.split()) for r in answered),
     }
 
@@ -379,11 +310,8 @@ def persona_facts(rows: list) -> dict[str, float]:
         there = [row.personas[name] for row in rows if row.personas.get(name)]
         facts[f"{name}: without"] = len(rows) - len(there)
         facts[f"{name}: different"] = len(set(there))
-        facts[f"{name}: words"] = mean_words(there)
+        facts[f"{name}: words"] = mean(len(text.split()) for text in there)
         facts[f"{name}: contrastive"] = mean(map(is_contrastive, there))
-    facts["gold: same on both sides"] = sum(
-        row.personas.get("gold-chosen") is not None
-        and row.personas["gold-chosen"] == row.personas.get("gold-rejected")
-        for row in rows
-    )
+    both = [(row.personas.get("gold-chosen"), row.personas.get("gold-rejected")) for row in rows]
+    facts["gold: same on both sides"] = sum(c is not None and c == r for c, r in both)
     return facts

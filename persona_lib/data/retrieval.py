@@ -29,13 +29,15 @@ def retrieve(queries: Rows, pool: Rows, retriever: str = "bm25", model: str = ""
     """Return for each (id, prompt) query the index of the most similar pool row.
 
     Never the row itself (same id) nor a row with the same prompt. Equal scores go to the earlier pool
-    row, so the result depends on nothing but the texts, their order and the model. ``retriever`` is a name in
-    SCORERS, ``model`` what "dense" and "late" load (see `load_model`). Raises ValueError for a query that the
-    whole pool is forbidden to.
+    row, so the result depends on the texts, their order and the model alone. ``retriever`` is a name in
+    SCORERS, ``model`` what "dense" and "late" load. Raises ValueError for a query without an allowed row.
     """
     if not pool:
         raise ValueError("retrieve: the pool is empty; retrieval needs training rows")
-    places = forbidden_places(pool)
+    places: dict[tuple[str, str], list[int]] = {}  # ("id", id) and ("prompt", prompt) -> where they are
+    for index, (name, text) in enumerate(pool):
+        for key in (("id", name), ("prompt", normal(text))):
+            places.setdefault(key, []).append(index)
     scores = SCORERS[retriever]([text for _, text in queries], [text for _, text in pool], model)
     return [best_allowed(line, query, places) for query, line in zip(queries, scores, strict=True)]
 
@@ -94,15 +96,6 @@ def load_model(kind: str, source: str) -> Any:
     return getattr(sentence_transformers, kind)(name, revision=commit)
 
 
-def forbidden_places(pool: Rows) -> dict[tuple[str, str], list[int]]:
-    """Return where ids and prompts stand in the pool: {("id", id) or ("prompt", prompt): indices}."""
-    places: dict[tuple[str, str], list[int]] = {}
-    for index, (name, text) in enumerate(pool):
-        for key in (("id", name), ("prompt", normal(text))):
-            places.setdefault(key, []).append(index)
-    return places
-
-
 def best_allowed(
     scores: Sequence[float], query: tuple[str, str], places: dict[tuple[str, str], list[int]]
 ) -> int:
@@ -114,7 +107,6 @@ def best_allowed(
         allowed[places.get(key, [])] = -np.inf
     best = int(allowed.argmax())
     if allowed[best] == -np.inf:
-        raise ValueError(
-            f"retrieve: no pool row is left for query {query[0]!r}: all have its id or its prompt"
-        )
+        said = "all have its id or its prompt"
+        raise ValueError(f"retrieve: no pool row is left for query {query[0]!r}: {said}")
     return best

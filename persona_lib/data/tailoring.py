@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from persona_lib.data import everyday, intake, official, preference
+from persona_lib.data import everyday, official, preference
 from persona_lib.data.preference import derangement
 from persona_lib.data.retrieval import normal, retrieve
 from persona_lib.records import SIDES, InferredPersona, PreferencePair, TailoringRow
@@ -33,9 +33,6 @@ SYSTEM_PERSONAS = {
 }
 CLAIMS = re.compile(r"^The user is (.+?),? and prefers (.+?)\.?$")
 Rows = dict[str, list[TailoringRow]]
-
-
-# --- splits ---
 
 
 def split_train(
@@ -76,21 +73,15 @@ def retrieved_train_ids(run: Run) -> list[str]:
     return sorted(set(retrieved_ids(run).values()))
 
 
-# --- personas of the rows ---
-
-
 def load_personas(run: Run) -> dict[str, dict[str, str | None]]:
     """Read all inferred personas of a run: pair id -> {"gold-chosen": ..., "gold-rejected": ...}.
 
     Raises FileNotFoundError if the training rows' or the evaluated split's personas are not there yet.
     """
-    folder = run.folder / "personas"
-    needed = [("train", "chosen"), *((run.profile.eval_split, side) for side in SIDES)]
-    for split, side in needed:
-        if not (folder / f"{split}-{side}.jsonl").exists():
-            raise FileNotFoundError(
-                f"{folder / f'{split}-{side}.jsonl'} is missing: run notebook 03_persona_inference first"
-            )
+    for split, side in [("train", "chosen"), *((run.profile.eval_split, side) for side in SIDES)]:
+        path = run.folder / "personas" / f"{split}-{side}.jsonl"
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is missing: run notebook 03_persona_inference first")
     personas: dict[str, dict[str, str | None]] = {}
     for path in persona_files(run):
         for row in read_rows(path, InferredPersona):
@@ -100,11 +91,8 @@ def load_personas(run: Run) -> dict[str, dict[str, str | None]]:
 
 def persona_files(run: Run) -> list[Path]:
     """List the files of inferred personas that are there."""
-    paths = [
-        run.folder / "personas" / f"{split}-{side}.jsonl"
-        for split in preference.PAIR_SPLITS
-        for side in SIDES
-    ]
+    folder, splits = run.folder / "personas", preference.PAIR_SPLITS
+    paths = [folder / f"{split}-{side}.jsonl" for split in splits for side in SIDES]
     return [path for path in paths if path.exists()]
 
 
@@ -117,9 +105,9 @@ def to_rows(
     """Give pairs their gold personas and, where ``retrieved`` names a training row, its two personas."""
     rows = []
     for pair in pairs:
-        own = dict(personas.get(pair.id, {}))
         source = retrieved.get(pair.id)
         borrowed = personas.get(source, {}) if source else {}
+        own = dict(personas.get(pair.id, {}))
         own |= {name.replace("gold", "retrieved"): persona for name, persona in borrowed.items()}
         rows.append(TailoringRow(pair.id, split, pair.prompt, pair.chosen, pair.rejected, own, source))
     return rows
@@ -158,65 +146,40 @@ def common_persona(personas: Iterable[str | None]) -> str | None:
     return f"The user is {attribute} and prefers {wish}."
 
 
-# --- the step ---
-
-
 def rows_from_pairs(run: Run) -> Rows:
     """Build all splits from a run's pairs and inferred personas."""
     pairs, personas, retrieved = preference.load_pairs(run), load_personas(run), retrieved_ids(run)
     parts = split_train(pairs["train"], run.seed)
     rows = {split: to_rows(part, split, personas, {}) for split, part in parts.items()}
     rows |= {split: to_rows(pairs[split], split, personas, retrieved) for split in EVAL_SPLITS}
-    system = common_persona(personas.get(pair.id, {}).get("gold-chosen") for pair in pairs["train"])
-    return {split: [with_system(row, system) for row in part] for split, part in rows.items()}
+    return rows
 
 
 def rows_from_everyday(run: Run) -> Rows:
     """Give the package's own pairs the personas that they bring.
 
     Validation topics serve SFT, DPO and every choice of a setting. Personas that the run inferred for the
-    chosen side of training rows, if it did, are "inferred-chosen".
+    chosen side of training and validation rows, if it did, are "inferred-chosen".
     """
     pairs, retrieved = preference.load_pairs(run), retrieved_ids(run)
     known = everyday.personas(run.profile.majority_share, run.seed)
-    gold = {
-        id: {name: text for name, text in found.items() if name.startswith("gold")}
-        for id, found in known.items()
-    }
+    gold = {id: {f"gold-{side}": found[f"gold-{side}"] for side in SIDES} for id, found in known.items()}
     parts = split_train(pairs["train"], run.seed, EVERYDAY_SHARES)
     rows = {split: to_rows(part, split, gold, {}) for split, part in parts.items()}
     for split in ("sft_val", "dpo_val", *EVAL_SPLITS):
         part = pairs["validation" if split.endswith("_val") else split]
         rows[split] = to_rows(part, split, gold, retrieved if split in EVAL_SPLITS else {})
-    inferred, system = inferred_chosen(run), SYSTEM_PERSONAS[everyday.NAME]
-    return {
-        split: [with_system(row, system) for row in add_personas(part, inferred)]
-        for split, part in rows.items()
-    }
-
-
-def inferred_chosen(run: Run) -> dict[str, dict[str, str | None]]:
-    """Return the personas inferred by this run's generator for the chosen side of training and validation."""
-    found = {}
-    for split in ("train", "validation"):
-        path = run.folder / "personas" / f"{split}-chosen.jsonl"
-        for row in read_rows(path, InferredPersona) if path.exists() else []:
-            found[row.id] = {"inferred-chosen": row.persona}
-    return found
+    paths = [run.folder / "personas" / f"{split}-chosen.jsonl" for split in ("train", "validation")]
+    found = [row for path in paths if path.exists() for row in read_rows(path, InferredPersona)]
+    inferred = {row.id: {"inferred-chosen": row.persona} for row in found}
+    return {split: add_personas(part, inferred) for split, part in rows.items()}
 
 
 def rows_from_official(run: Run) -> Rows:
     """Take the official rows over; validation is the released sft_val and dpo_val (the same ids)."""
     rows = official.load_official(preference.data_folder(run), run.dataset, run.profile.strip_roles)
     validation = [replace(row, split="validation") for row in rows["sft_val"] + rows["dpo_val"]]
-    splits = {split: rows[split] for split in (*TRAIN_SHARES, "test")} | {"validation": validation}
-    system = SYSTEM_PERSONAS[run.dataset]
-    return {split: [with_system(row, system) for row in part] for split, part in splits.items()}
-
-
-def with_system(row: TailoringRow, system: str | None) -> TailoringRow:
-    """Return the row with the system persona."""
-    return replace(row, personas=row.personas | {"system": system})
+    return {split: rows[split] for split in (*TRAIN_SHARES, "test")} | {"validation": validation}
 
 
 def without_contrast(row: TailoringRow) -> TailoringRow:
@@ -235,14 +198,18 @@ def build_tailoring(run: Run, extra_personas: Mapping[str, Mapping[str, str]] | 
     if is_done(folder, key):
         return folder
     (folder / "done.json").unlink(missing_ok=True)
-    makers = {everyday.NAME: rows_from_everyday, intake.NAME: rows_from_pairs}
-    makers |= dict.fromkeys(official.DATASETS, rows_from_official)
+    makers = {everyday.NAME: rows_from_everyday} | dict.fromkeys(official.DATASETS, rows_from_official)
     rows = makers.get(run.dataset, rows_from_pairs)(run)
+    gold = [row.personas.get("gold-chosen") for split in TRAIN_SHARES for row in rows[split]]
+    system = {"system": SYSTEM_PERSONAS.get(run.dataset) or common_persona(gold)}
+    rows = {
+        split: add_personas(part, dict.fromkeys((r.id for r in part), system)) for split, part in rows.items()
+    }
     for split in EVAL_SPLITS:
         rows[split] = add_personas(rows[split], shuffled_personas(rows[split], run.seed))
     rows = {split: add_personas(part, extra_personas) for split, part in rows.items()}
     if run.profile.strip_contrast:
-        rows = {split: [without_contrast(row) for row in part] for split, part in rows.items()}
+        rows = {split: list(map(without_contrast, part)) for split, part in rows.items()}
     write_tables(run, rows)
     for split, part in rows.items():
         write_rows(folder / f"{split}.jsonl", part)
@@ -279,9 +246,8 @@ def write_tables(run: Run, rows: Rows) -> None:
     leaks = report[report.must_be_zero & (report.found > 0)]
     if len(leaks):
         found = "; ".join(f"{leak.check}: {leak.found} of {leak.of}" for leak in leaks.itertuples())
-        raise ValueError(
-            f"{run.folder / 'tailoring'}: {found}; the table is {tables / 'tailoring_leakage.csv'}"
-        )
+        place = tables / "tailoring_leakage.csv"
+        raise ValueError(f"{run.folder / 'tailoring'}: {found}; the table is {place}")
 
 
 def example_text(row: TailoringRow) -> str:

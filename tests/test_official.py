@@ -1,22 +1,18 @@
-"""The readers: one schema asserted for all, errors that say where and how, leakage that is found."""
+"""The authors' data: one schema, errors that say where and how, folders found or fetched whole."""
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
 import pytest
 
 from persona_lib import store
-from persona_lib import texts as texts_module
-from persona_lib.data import official, preference
-from persona_lib.records import DataError, PreferencePair, TailoringRow
-from persona_lib.settings import ConfigError, Run, load_profile, set_field
-
-FILLED = "The user is brief and prefers short answers."
+from persona_lib.data import official
+from persona_lib.records import DataError
+from persona_lib.texts import near_duplicates
 
 
-def write_folder(root: Path, dataset: str, change=None) -> Path:
+def write_folder(root: Path, change=None) -> Path:
     """Write a small official-looking folder with three rows per split; ``change`` edits its columns."""
     from datasets import Dataset, DatasetDict
 
@@ -28,7 +24,7 @@ def write_folder(root: Path, dataset: str, change=None) -> Path:
         if change:
             change(split, columns)
         splits[split] = Dataset.from_dict(columns)
-    DatasetDict(splits).save_to_disk(root / official.DATASETS[dataset]["tailoring"])
+    DatasetDict(splits).save_to_disk(root / official.DATASETS["beavertails"]["tailoring"])
     return root
 
 
@@ -48,47 +44,27 @@ def real() -> Path:
         pytest.skip(str(error))
 
 
-# --- reading ---
-
-
 def test_rows_carry_ids_personas_and_the_row_that_retrieval_used(small, tmp_path):
     def change(split, columns):
         if split == "test":
             columns["chosen_persona_retr"][1] = "The user is dpo_train 2 and prefers chosen."
             columns["rejected_persona_retr"][1] = "The user is dpo_train 2 and prefers reject."
-
-    rows = official.load_official(write_folder(tmp_path, "beavertails", change), "beavertails")["test"]
-    assert [row.id for row in rows] == [f"beavertails-test-000{n}" for n in range(3)]
-    assert rows[1].retrieved_id == "beavertails-dpo_train-0002"
-    assert rows[0].retrieved_id is None
-    assert rows[2].personas["gold-rejected"] == "The user is test 2 and prefers reject."
-
-
-def test_refusals_and_empty_strings_are_no_personas_and_are_listed(small, tmp_path):
-    def change(split, columns):
-        if split == "test":
             columns["rejected_persona_gold"][:2] = ["I can’t help you with that.", ""]
             columns["rejected_persona_retr"][2] = "It seems there is an error in the prompt."
-
-    folder = write_folder(tmp_path, "beavertails", change)
-    rows = official.load_official(folder, "beavertails")["test"]
-    assert [row.personas["gold-rejected"] for row in rows[:2]] == [None, None]
-    bad = official.bad_personas(folder, "beavertails")
-    assert [(b["id"][-4:], b["status"]) for b in bad] == [
-        ("0000", "refusal"),
-        ("0001", "empty"),
-        ("0002", "malformed"),
-    ]
-
-
-def test_rows_without_responses_are_kept_for_tailoring_but_are_no_pairs(small, tmp_path):
-    def change(split, columns):
-        if split == "test":
             columns["chosen"][0] = columns["rejected"][0] = ""
 
-    folder = write_folder(tmp_path, "beavertails", change)
-    assert len(official.load_official(folder, "beavertails")["test"]) == 3
-    assert len(official.official_pairs(folder, "beavertails")["test"]) == 2
+    folder = write_folder(tmp_path, change)
+    rows = official.load_official(folder, "beavertails")["test"]
+    assert [row.id for row in rows] == [f"beavertails-test-000{n}" for n in range(3)]
+    assert [row.retrieved_id for row in rows] == [None, "beavertails-dpo_train-0002", None]
+    assert [row.personas["gold-rejected"] for row in rows] == [
+        None,  # a refusal
+        None,  # empty
+        "The user is test 2 and prefers reject.",
+    ]
+    assert rows[2].personas["retrieved-rejected"] is None, "an error message is no persona"
+    pairs = official.official_pairs(folder, "beavertails")["test"]
+    assert [pair.id for pair in pairs] == [row.id for row in rows[1:]], "a row without responses is no pair"
 
 
 @pytest.mark.parametrize(
@@ -101,13 +77,13 @@ def test_rows_without_responses_are_kept_for_tailoring_but_are_no_pairs(small, t
         ),
         (
             lambda split, c: split == "test" and c["prompt"].__setitem__(2, " "),
-            ("split test", "row 2", "'prompt'", "empty"),
+            ("split test", "row 2", "'prompt'", "should be a prompt"),
         ),
         (lambda split, c: split == "test" and [v.pop() for v in c.values()], ("split test", "2 rows", "3")),
     ],
 )
 def test_schema_errors_name_folder_split_row_and_column(small, tmp_path, change, words):
-    folder = write_folder(tmp_path, "beavertails", change)
+    folder = write_folder(tmp_path, change)
     with pytest.raises(DataError) as error:
         official.load_official(folder, "beavertails")
     for word in ("persona-tailoring-BeaverTails", *words):
@@ -130,7 +106,7 @@ def test_role_marks_are_kept_unless_asked_otherwise(small, tmp_path):
         columns["prompt"] = [f"Human: {text}" for text in columns["prompt"]]
         columns["chosen"] = [f"Assistant: {text}, Human: too" for text in columns["chosen"]]
 
-    folder = write_folder(tmp_path, "beavertails", change)
+    folder = write_folder(tmp_path, change)
     kept = official.load_official(folder, "beavertails")["test"][0]
     stripped = official.load_official(folder, "beavertails", strip_roles=True)["test"][0]
     assert kept.prompt == "Human: test prompt 0"
@@ -141,7 +117,7 @@ def test_role_marks_are_kept_unless_asked_otherwise(small, tmp_path):
 
 
 def test_data_is_found_in_the_named_folder_or_its_parent(small, tmp_path, monkeypatch):
-    folder = write_folder(tmp_path / "official", "beavertails")
+    folder = write_folder(tmp_path / "official")
     for place in (folder, tmp_path):
         assert official.find_data_dir(place, ["beavertails"]) == folder
         monkeypatch.setenv("PERSONA_DATA", str(place))
@@ -184,87 +160,6 @@ def test_a_download_is_complete_only_when_every_file_has_its_checksum(tmp_path, 
     assert not any(path.is_file() for path in (tmp_path / "bad").rglob("*"))
 
 
-# --- pairs of a run ---
-
-
-def test_pairs_of_a_run_are_written_once_and_read_back(tmp_path, monkeypatch):
-    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
-    run = Run(set_field(load_profile("everyday"), pair_limit=4), "everyday", 0)
-    folder = preference.write_pairs(run)
-    before = (folder / "train.jsonl").stat().st_mtime_ns
-    preference.write_pairs(run)
-    assert (folder / "train.jsonl").stat().st_mtime_ns == before
-    pairs = preference.load_pairs(run)
-    assert {split: len(rows) for split, rows in pairs.items()} == {"train": 4, "validation": 4, "test": 4}
-    assert pairs == preference.READERS["everyday"](run)
-
-
-def test_an_unknown_data_set_lists_the_near_names(tmp_path, monkeypatch):
-    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
-    run = Run(set_field(load_profile("everyday"), datasets=["beavertail"]), "beavertail", 0)
-    with pytest.raises(ConfigError, match="beavertails"):
-        preference.write_pairs(run)
-
-
-@pytest.mark.parametrize(
-    ("pairs", "words"),
-    [
-        ({"train": [PreferencePair("a", "p", "c", " ")]}, "split train, row a: rejected is empty"),
-        (
-            {"train": [PreferencePair("a", "p", "c", "r")], "test": [PreferencePair("a", "q", "c", "r")]},
-            "twice",
-        ),
-    ],
-)
-def test_unusable_pairs_are_refused(pairs, words):
-    with pytest.raises(ValueError, match=words):
-        preference.check_pairs(pairs, "mine")
-
-
-# --- near duplicates and the card ---
-
-
-def slow_near_duplicates(prompts, pool, threshold):
-    """The definition, without an index."""
-    found = []
-    for index, prompt in enumerate(prompts):
-        grams = texts_module.ngrams(texts_module.tokens(prompt), 3)
-        scores = []
-        for other, text in enumerate(pool):
-            theirs = texts_module.ngrams(texts_module.tokens(text), 3)
-            scores.append((len(grams & theirs) / max(1, len(grams | theirs)), -other))
-        best, other = max(scores)
-        if best >= threshold:
-            found.append((index, -other, best))
-    return found
-
-
-def test_near_duplicates_by_index_equal_the_slow_definition():
-    rng = random.Random(0)
-    texts = [" ".join(rng.choices("abcd", k=rng.randint(0, 9))) for _ in range(120)]
-    expected = slow_near_duplicates(texts[:60], texts[60:], 0.3)
-    assert texts_module.near_duplicates(texts[:60], texts[60:], 0.3) == expected
-    assert 5 < len(expected) < 60
-
-
-def test_near_duplicates_by_hand():
-    # {how do i, do i bake, i bake cake} and {how do i, do i bake, i bake bread}: 2 of 4
-    found = texts_module.near_duplicates(["How do I bake cake?"], ["nothing", "how do I bake bread"], 0.5)
-    assert found == [(0, 1, 0.5)]
-    assert texts_module.near_duplicates(["How do I bake cake?"], ["how do I bake bread"], 0.51) == []
-
-
-def test_the_card_counts_what_is_there():
-
-    personas = {"gold-chosen": "The user is calm and prefers facts over jokes.", "gold-rejected": None}
-    row = TailoringRow("a", "test", "one two three four", "a b", "a", personas)
-    card = preference.data_card({"sft_train": [row], "test": [row]}, 0.9)
-    assert card.loc["test", "near duplicates of train"] == 1
-    assert card.loc["test", "gold-rejected: without"] == 1
-    assert card.loc["test", "gold-chosen: contrastive"] == 1
-    assert card.loc["test", "chosen longer"] == 1
-
-
 # --- the authors' data itself ---
 
 
@@ -274,15 +169,11 @@ def test_the_released_data_is_as_published(real):
     assert sum(row.retrieved_id is not None for row in rows["test"]) == 497
     assert sum(row.personas["gold-rejected"] is None for part in rows.values() for row in part) == 5
     assert sum(row.personas["retrieved-rejected"] is None for row in rows["test"]) == 4
+    for name, sha256 in official.checksums().items():
+        assert not (real / name).exists() or store.file_hash(real / name) == sha256, name
 
 
 def test_released_hhh_repeats_training_prompts_in_its_test_split(real):
     rows = official.load_official(real, "hhh")
     train = [row.prompt for split in rows if split not in ("fewshot", "test") for row in rows[split]]
-    assert len(texts_module.near_duplicates([row.prompt for row in rows["test"]], train, 0.5)) == 45
-
-
-def test_the_local_copy_has_the_checksums_of_the_table(real):
-    for name, sha256 in official.checksums().items():
-        if (real / name).exists():
-            assert store.file_hash(real / name) == sha256, name
+    assert len(near_duplicates([row.prompt for row in rows["test"]], train, 0.5)) == 45

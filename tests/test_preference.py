@@ -1,0 +1,52 @@
+"""Preference pairs of a run: written once, checked, and counted before use."""
+
+from __future__ import annotations
+
+import pytest
+
+from persona_lib.data import preference
+from persona_lib.records import PreferencePair, TailoringRow
+from persona_lib.settings import ConfigError, Run, load_profile, set_field
+
+
+def test_pairs_of_a_run_are_written_once_and_read_back(tmp_path, monkeypatch):
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
+    run = Run(set_field(load_profile("everyday"), pair_limit=4), "everyday", 0)
+    folder = preference.write_pairs(run)
+    before = (folder / "train.jsonl").stat().st_mtime_ns
+    preference.write_pairs(run)
+    assert (folder / "train.jsonl").stat().st_mtime_ns == before
+    pairs = preference.load_pairs(run)
+    assert {split: len(rows) for split, rows in pairs.items()} == {"train": 4, "validation": 4, "test": 4}
+    assert pairs == preference.READERS["everyday"](run)
+
+
+def test_an_unknown_data_set_lists_the_near_names(tmp_path, monkeypatch):
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
+    run = Run(set_field(load_profile("everyday"), datasets=["beavertail"]), "beavertail", 0)
+    with pytest.raises(ConfigError, match="beavertails"):
+        preference.write_pairs(run)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "words"),
+    [
+        ({"train": [PreferencePair("a", "p", "c", " ")]}, "split train, row a: rejected is empty"),
+        (
+            {"train": [PreferencePair("a", "p", "c", "r")], "test": [PreferencePair("a", "q", "c", "r")]},
+            "twice",
+        ),
+    ],
+)
+def test_unusable_pairs_are_refused(pairs, words):
+    with pytest.raises(ValueError, match=words):
+        preference.check_pairs(pairs, "mine")
+
+
+def test_the_card_counts_what_is_there():
+    personas = {"gold-chosen": "The user is calm and prefers facts over jokes.", "gold-rejected": None}
+    row = TailoringRow("a", "test", "one two three four", "a b", "a", personas)
+    card = preference.data_card({"sft_train": [row], "test": [row]}, 0.9).loc["test"]
+    assert card["near duplicates of train"] == card["chosen longer"] == card["gold-rejected: without"] == 1
+    assert (card["words of prompt"], card["words of chosen"], card["gold-chosen: words"]) == (4, 2, 9)
+    assert (card["gold-chosen: contrastive"], card["gold: same on both sides"]) == (1, 0)

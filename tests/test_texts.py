@@ -1,0 +1,138 @@
+"""Measures of text, near duplicates and leaks against numbers by hand and slow literal transcriptions."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from persona_lib import texts
+from persona_lib.records import TailoringRow
+
+
+def test_tokens_are_lower_case_words_digits_and_apostrophes():
+    found = texts.tokens("It's 3 o'clock, DON'T (re-)panic!")
+    assert found == ["it's", "3", "o'clock", "don't", "re", "panic"]
+
+
+def test_unigram_f1_by_hand():
+    # output a a b, reference a b c d: overlap a, b = 2; F1 = 2 x 2 / (3 + 4)
+    assert texts.unigram_f1("A a, b", "a b c d") == pytest.approx(4 / 7)
+    assert texts.unigram_f1("same words", "words same") == 1.0
+    assert [texts.unigram_f1(*pair) for pair in (("", "a"), ("x", "a"), ("!", "?"))] == [0.0] * 3
+
+
+def test_only_the_output_is_cut_to_200_tokens():
+    assert texts.unigram_f1("a " * 200 + "b " * 300, "b") == 0.0
+    assert texts.unigram_f1("a " * 300, "a " * 300) == pytest.approx(2 * 200 / (200 + 300))
+
+
+def test_repetition_by_hand():
+    assert texts.repetition("a b c") == texts.repetition("a b c d e") == 0.0
+    assert texts.repetition("a a a a a a") == pytest.approx(2 / 3)  # 3 4-grams, 1 distinct
+    assert texts.repetition("a b a b", n=2) == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "loops"),
+    [
+        ("", False),
+        ("a a", False),
+        ("a a a", True),
+        ("start x y x y x y", True),
+        ("x y x y x y end", False),
+        ("x y x y x", False),
+        (" ".join(list(map(str, range(80))) * 3), True),
+        (" ".join(list(map(str, range(81))) * 3), False),
+    ],
+)
+def test_suffix_loop_is_the_same_block_of_at_most_80_words_three_times_at_the_end(text, loops):
+    assert texts.has_suffix_loop(text) == loops
+
+
+def test_degenerate_counts():
+    found = texts.count_degenerate(["fine and short", "a a a a a a", "no end here"], [True, False, False])
+    assert found == texts.Degenerate(3, 2, 1, 1, 1)
+    with pytest.raises(ValueError, match="zip"):
+        texts.count_degenerate(["one", "two"], [True])
+
+
+# --- near duplicates ---
+
+
+def slow_near_duplicates(prompts, pool, threshold):
+    """The definition, without an index."""
+    found = []
+    for index, prompt in enumerate(prompts):
+        grams, scores = texts.ngrams(texts.tokens(prompt), 3), []
+        for other, text in enumerate(pool):
+            theirs = texts.ngrams(texts.tokens(text), 3)
+            scores.append((len(grams & theirs) / max(1, len(grams | theirs)), -other))
+        best, other = max(scores)
+        if best >= threshold:
+            found.append((index, -other, best))
+    return found
+
+
+def test_near_duplicates_by_index_equal_the_slow_definition():
+    rng = random.Random(0)
+    prompts = [" ".join(rng.choices("abcd", k=rng.randint(0, 9))) for _ in range(120)]
+    expected = slow_near_duplicates(prompts[:60], prompts[60:], 0.3)
+    assert texts.near_duplicates(prompts[:60], prompts[60:], 0.3) == expected
+    assert 5 < len(expected) < 60
+
+
+def test_near_duplicates_by_hand():
+    # {how do i, do i bake, i bake cake} and {how do i, do i bake, i bake bread}: 2 of 4
+    found = texts.near_duplicates(["How do I bake cake?"], ["nothing", "how do I bake bread"], 0.5)
+    assert found == [(0, 1, 0.5)]
+    assert texts.near_duplicates(["How do I bake cake?"], ["how do I bake bread"], 0.51) == []
+
+
+# --- leaks of tailoring data ---
+
+
+def row(id: str, split: str, prompt: str, retrieved_id=None) -> TailoringRow:
+    return TailoringRow(id, split, prompt, "the blue kettle boils fast now", "no idea", {}, retrieved_id)
+
+
+def found(rows, words: str) -> int:
+    report = texts.leakage_report(rows, 0.5)
+    [count] = report[report.check.str.contains(words)].found
+    return count
+
+
+@pytest.fixture
+def clean() -> dict[str, list[TailoringRow]]:
+    """One row per split; nothing leaks."""
+    splits = ("sft_train", "sft_val", "dpo_train", "dpo_val", "validation", "test")
+    return {s: [row(s, s, f"{s} asks", "sft_train" if s in texts.EVAL_SPLITS else None)] for s in splits}
+
+
+def test_each_leak_is_found_and_clean_data_has_none(clean):
+    report = texts.leakage_report(clean, 0.5)
+    assert report[report.must_be_zero].found.sum() == 0 and report.must_be_zero.sum() == 15 + 6
+    test = clean["test"][0]
+    leaks = {
+        "prompts shared by dpo_train and test": replace(test, prompt="dpo_train asks"),
+        "test rows that retrieve themselves": replace(test, retrieved_id="test"),
+        "test rows that retrieve from outside": replace(test, retrieved_id="sft_val"),
+        "test rows that retrieve a row with their own prompt": replace(test, prompt="sft_train asks"),
+    }
+    for check, bad in leaks.items():
+        assert found(clean | {"test": [bad]}, check) == 1
+
+
+def test_a_row_in_two_splits_under_one_id_is_not_an_overlap(clean):
+    again = [replace(clean["sft_val"][0], split="validation")]
+    assert found(clean | {"validation": again}, "prompts shared by sft_val and validation") == 0
+    other = [replace(clean["sft_val"][0], id="other")]
+    assert found(clean | {"validation": other}, "prompts shared by sft_val and validation") == 1
+
+
+def test_personas_that_quote_the_response_are_counted_unless_the_prompt_says_it():
+    persona, response = "The user likes that the blue kettle boils.", "the blue kettle boils fast now"
+    assert texts.quotes(persona, response, "Which kettle?")
+    assert not texts.quotes("The user likes the blue kettle.", response, "Which kettle?")
+    assert not texts.quotes(persona, response, "the blue kettle boils?")
