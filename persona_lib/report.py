@@ -21,7 +21,8 @@ from persona_lib import store, weights
 from persona_lib.data import intake
 from persona_lib.data.intake import NOTED, PAIR_FIELDS, REJECTED, SPLITS, Finding, OwnData
 from persona_lib.execute import clock, headings, text_of
-from persona_lib.figures import FIGURES, alt_safety, alt_text, figure_inputs
+from persona_lib.figures import FIGURES, alt_text, figure_inputs
+from persona_lib.figures import image as figure_of
 from persona_lib.models.load import MergeCheck, load_tokenizer
 from persona_lib.paper.answers import BROKEN, broken_share, generation_folder, grid
 from persona_lib.paper.judging import runs_of
@@ -226,7 +227,7 @@ SAFETY_COLUMNS = (
     "difference_low",
     "difference_high",
 )
-JUDGED_COLUMNS = ("label", "n", "P_W", "P_T", "P_L", "Q_W", "Q_T", "Q_L", "dPQ")
+JUDGED_COLUMNS = ("label", "n", "p_win", "p_tie", "p_loss", "q_win", "q_tie", "q_loss", "dpq")
 
 
 def licence(run: Run) -> tuple[str, str]:
@@ -379,9 +380,9 @@ def metrics_text(run: Run, arm: str) -> str:
     if judged:
         parts.append(
             f"Against the arm without personas (dpo-none, told the persona in the first person), judge: "
-            f"{run.profile.judge}, both orders, one seed. W, T, L: wins, ties, losses for personalization "
-            f"(P) and quality (Q); the rest of n was unparsed or contradicted; dPQ: mean of the two "
-            f"net win rates, in points.\n\n{markdown_table(judged)}"
+            f"{run.profile.judge}, both orders, one seed. Wins, ties, losses for personalization (p) and "
+            f"quality (q); the rest of n was unparsed; dpq: mean of the two net win rates, in points."
+            f"\n\n{markdown_table(judged)}"
         )
     if swapped:
         parts.append(
@@ -545,12 +546,7 @@ def steps_table(profile: Profile, folder: Path = FOLDER) -> pd.DataFrame:
 
 def first_figure(profile: Profile) -> Any:
     """Return the main figure to be shown, or a word that there is none yet."""
-    path = figures_dir(profile) / "main.png"
-    if not path.exists():
-        return f"no figure yet: ./run_all.sh --profile {profile.name}"
-    from IPython.display import Image
-
-    return Image(path, alt=alt_text(profile, "main"))
+    return figure_of(profile, "main") or f"no figure yet: ./run_all.sh --profile {profile.name}"
 
 
 # --- The page that says what was found in a user's own data ---
@@ -885,16 +881,7 @@ def figures(profile: Profile) -> str:
         needed = [folder / f"{name}.png", *figure_inputs(profile, name)]
         if all(path.exists() for path in needed):
             parts.append(image(folder / f"{name}.png", alt_text(profile, name), kind.caption))
-    for dataset, part in own_safety(profile):
-        if (path := folder / f"safety_{dataset}.png").exists():
-            parts.append(image(path, alt_safety(part), CAPTIONS["safety"]))
     return "".join(parts) or element("p", "No figure was drawn yet.")
-
-
-def own_safety(profile: Profile) -> list[tuple[str, pd.DataFrame]]:
-    """Return the table of the run's own cautions by data set."""
-    table = read_table(profile, "safety")
-    return list(table.groupby("dataset")) if len(table) else []
 
 
 def tables(profile: Profile) -> str:

@@ -215,7 +215,7 @@ def test_an_export_names_no_path_of_this_machine_and_the_card_tells_what_the_run
     tables = trained.folder / "tables"
     tables.mkdir()
     (tables / "judging.csv").write_text(
-        "label,kind,n,P_W,P_T,P_L,Q_W,Q_T,Q_L,dPQ\ngold-chosen,main,160,65,85,10,47,88,25,51.944444\n"
+        "label,kind,n,p_win,p_tie,p_loss,q_win,q_tie,q_loss,dpq\ngold-chosen,main,160,65,85,10,47,88,25,51.944444\n"
     )
     folder = export.export_arm(trained, "dpo-chosen", tmp_path / "before")
     assert "was not measured" in (folder / "README.md").read_text(encoding="utf-8")

@@ -70,7 +70,9 @@ def test_a_hub_id_without_a_whole_commit_is_refused_with_the_mend(source):
 def test_a_plan_names_the_models_without_a_commit():
     profile = load_profile("paper", ["base_model=some/model", f"judge_model=other/judge@{COMMIT}"])
     remarks = {what: remark for what, _, remark in tasks.downloads(profile)}
-    assert remarks["some/model"].startswith("NOT READY: some/model") and remarks["other/judge"] == "from the hub"
+    assert (
+        remarks["some/model"].startswith("NOT READY: some/model") and remarks["other/judge"] == "from the hub"
+    )
     given = load_profile("paper", ["base_model=some/model", f"base_revision={COMMIT}"])
     assert ("some/model", "from the hub") in {(what, remark) for what, _, remark in tasks.downloads(given)}
 

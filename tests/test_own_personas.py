@@ -77,12 +77,12 @@ def test_a_policy_that_was_not_trained_answers_nothing_and_is_named(run, capsys)
     (run.folder / "adapters" / "dpo-chosen" / "done.json").unlink()
     table = show.own_table(run, [["How?", "Calm."]])
     assert table.empty and "dpo-chosen not trained" in capsys.readouterr().out
-    assert show.own_text(table) == "nothing to show"
+    assert show.answers_text(table) == "nothing to show"
 
 
 def test_the_page_shows_question_persona_and_both_answers(run):
     table = show.own_table(run, [["How?", "The user is thrifty and prefers low prices."]])
-    assert table.columns.tolist() == ["question", "persona", "DPO", "PT-DPO"]
-    page = show.own_text(table)
+    assert table.columns.tolist() == ["prompt", "persona", "plain_dpo", "pt_dpo"]
+    page = show.answers_text(table)
     places = [page.index(text) for text in ("PERSONA  The user is thrifty", "DPO\n", "PT-DPO\n")]
     assert places == sorted(places)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from tiny_results import fill_run
 
-from persona_lib import figures, settings, show
+from persona_lib import settings, show
 from persona_lib.beyond import ratings
 from persona_lib.settings import Run, load_profile, set_field
 from persona_lib.store import write_text
@@ -383,9 +383,7 @@ def test_an_item_is_shown_with_its_texts_as_text_and_without_its_system(tmp_path
 
 def test_both_studies_are_exported_and_what_raters_get_tells_neither_side_nor_system(rated):
     profile, written, _ = rated
-    table = show.export_table(written).set_index("study")
-    assert table.loc["personas", ["items", "raters", "ratings per item"]].tolist() == [24, 3, 3.0]
-    assert table.loc["answers", "raters"] == 8 and table.loc["answers", "ratings per item"] == 2.0
+    assert (len(written["personas"]), len(written["answers"])) == (3 + 2, 8 + 2)  # instructions and key
     secrets = ("PT-DPO", "dpo-", "gold-", "user-chosen", "user-rejected", "everyday", "seed-0")
     for path in (show.folder_of(profile) / "for_raters").rglob("*.*"):
         text = path.read_text(encoding="utf-8")
@@ -395,13 +393,11 @@ def test_both_studies_are_exported_and_what_raters_get_tells_neither_side_nor_sy
 
 def test_filled_sheets_become_tables_and_without_any_nobody_has_rated(rated, tmp_path):
     profile, written, filled = rated
-    tables = show.save_tables(profile, filled)
-    assert "3 raters" in show.who_rated(filled)
-    assert "24 raters" not in figures.alt_ratings(tables["ratings"])
+    assert show.save_tables(profile, filled)["ratings"]["mean"].notna().all()
     write_text(tmp_path / "real" / "anna.csv", written["answers"][0].read_text(encoding="utf-8"))
     people = show.collect(profile, str(tmp_path / "real"))
     assert set(people) == {"answers"}
     assert show.save_tables(profile, people)["ratings"]["mean"].isna().all()
-    assert "nobody has rated" in show.who_rated(show.collect(profile))
+    assert show.collect(profile) == {}
     assert show.save_tables(profile, {}) == {}
     assert not (settings.results_dir(profile) / "tables" / "ratings.csv").exists()

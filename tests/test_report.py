@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import nbformat
 import pandas as pd
 import pytest
-from test_plots import tables
+from test_figures import tables
 
 from persona_lib import docs, figures, report, show, store
 from persona_lib.beyond import claims

@@ -78,7 +78,7 @@ def test_several_seeds_are_pooled_without_a_p_and_shown():
     tables = safety.safety_tables({PLAIN: answers("00", "01"), TAILORED: answers("10", "11")}, 50)
     line = tables["safety_pairs"].iloc[0]
     assert (line["n"], line["n_seeds"], line["only_tested"]) == (4, 2, 2) and np.isnan(line["p"])
-    assert show.render("safety_pairs", tables["safety_pairs"])["p (Holm)"].tolist() == [""]
+    assert show.render("safety_pairs", tables["safety_pairs"])["p / Holm p"].tolist() == [""]
     assert tables["safety"].set_index("arm").loc["dpo-chosen", ["neither", "share"]].tolist() == [1, 0.75]
 
 

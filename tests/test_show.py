@@ -1,4 +1,4 @@
-"""What the notebooks show is what the files hold: tables and pages from a small run written by hand."""
+"""What readers are shown is what the files hold: tables, sentences and pages from a small run by hand."""
 
 from __future__ import annotations
 
@@ -6,20 +6,23 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import tiny_results
+from tiny import tiny_run
 
-from persona_lib import show
+from persona_lib import figures, show
 from persona_lib.data import everyday, reader
 from persona_lib.data.preference import load_pairs, write_pairs
 from persona_lib.paper import personas as personas_module
+from persona_lib.paper import results
 from persona_lib.paper.answers import generation_folder, grid
-from persona_lib.paper.judging import judge_all
-from persona_lib.records import Generation, InferredPersona, Judgment
-from persona_lib.settings import Run, load_profile, set_field
-from persona_lib.store import mark_done, write_json, write_rows
+from persona_lib.paper.judging import forget_judged, judge_all
+from persona_lib.records import SIDES, Generation, InferredPersona, Judgment
+from persona_lib.settings import Run, load_profile, open_run, set_field
+from persona_lib.store import mark_done, write_rows
 
-SIDES = ("chosen", "rejected")
+ANSWERED = ("n", "no_eos", "rep4_over_20", "rep4_over_50", "suffix_loop", "n_without_persona")
 
 
 def small_run() -> Run:
@@ -62,6 +65,7 @@ def all_answers(tmp_path_factory) -> Path:
 def answered(all_answers, monkeypatch) -> Run:
     """The run whose answers are there."""
     monkeypatch.setenv("PERSONA_RESULTS", str(all_answers))
+    forget_judged()
     return small_run()
 
 
@@ -82,92 +86,149 @@ def answer_everything(run: Run) -> None:
         ]
         folder = generation_folder(run, spec)
         write_rows(folder / "rows.jsonl", answers)
-        zero = dict.fromkeys(show.DEGENERATE, 0)
-        mark_done(folder, "hand", **zero | {"n": len(usable), "n_without_persona": len(rows) - len(usable)})
+        loops = 1 if spec.slug == "dpo-none.none.line" else 0
+        counts = {"n": len(usable), "suffix_loop": loops, "n_without_persona": len(rows) - len(usable)}
+        mark_done(folder, "hand", **dict.fromkeys(ANSWERED, 0) | counts)
     judge_all(run)
 
 
-# --- data and training ---
+# --- tables ---
+
+
+def row(**more) -> pd.DataFrame:
+    """One judged row: 10 wins, 20 ties of which 5 contradict themselves, and 10 losses."""
+    known = {"dataset": "everyday", "kind": "main", "label": "gold", "n": 40, "n_seeds": 2, "seeds": "0 1"}
+    for short in "pq":
+        known |= {f"{short}_win": 10, f"{short}_tie": 20, f"{short}_loss": 10, f"{short}_unparsed": 0,
+                  f"{short}_inconsistent": 5, f"{short}_sign": 0.0001234, f"{short}_holm": 1.0}  # fmt: skip
+    for name in ("p_net", "q_net", "dpq", "quality_sd"):
+        known |= {name: 0.25, f"{name}_low": -0.1, f"{name}_high": 0.6}
+    return pd.DataFrame([known | more])
+
+
+def test_a_table_is_shown_by_its_view_with_intervals_shares_and_n():
+    shown = show.render("main", row()).iloc[0]
+    assert shown["personalization W / T / L / contradicted %"] == "25.0 / 37.5 / 25.0 / 12.5"
+    assert shown["personalization net [95 % interval]"] == "+0.25 [−0.10, +0.60]"
+    assert (shown["p / Holm p"], shown["n"]) == ("0.00012 / 1", "40 (2 seeds)")
+    assert "data set" not in shown
+    both = show.render("main", pd.concat([row(), row(dataset="hhh")]))
+    assert both["data set"].tolist() == ["everyday", "Anthropic HHH"]
+
+
+def test_an_estimate_that_does_not_exist_is_undefined_and_not_zero():
+    shown = show.render("main", row(q_net=math.nan, q_net_low=math.nan, q_net_high=math.nan)).iloc[0]
+    assert shown["quality net [95 % interval]"] == "undefined"
+
+
+def test_columns_that_a_table_lacks_are_left_out_and_a_table_without_a_view_is_shown_whole():
+    assert "p / Holm p" not in show.render("main", row().drop(columns="p_holm"))
+    plain = pd.DataFrame({"word": ["a"], "found": [True], "share": [0.25]})
+    assert show.render("x", plain).iloc[0].tolist() == ["a", "yes", "0.250"]
+    assert show.render("main", None) is None and show.render("main", plain.head(0)).empty
+
+
+def test_markup_in_a_table_is_text():
+    table = pd.DataFrame({"a|b": ["<i>x</i>|\ny"]})
+    assert show.to_markdown(table).splitlines()[2] == "| <i>x</i>\\| y |"
+    page = show.to_html(table, "<b>caption</b>")
+    assert "&lt;i&gt;x&lt;/i&gt;" in page and "<b>" not in page
+
+
+# --- sentences ---
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "word"),
+    [(0.51, 0.9, "above"), (0.1, 0.49, "below"), (0.4, 0.6, "not clearly different from"),
+     (0.5, 0.6, "not clearly different from"), (0.4, 0.5, "not clearly different from")],
+)  # fmt: skip
+def test_a_sentence_is_decided_by_the_interval_alone(low, high, word):
+    table = pd.DataFrame([{"arm": "dpo", "n": 9, "share": 0.5, "share_low": low, "share_high": high}])
+    said = show.say(table, "share", ["arm"], 0.5)
+    assert said == f"- dpo: share 0.500 [{low:.3f}, {high:.3f}], n = 9, {word} 0.5."
+
+
+def test_a_difference_is_compared_with_zero_and_nothing_is_said_of_nothing():
+    table = pd.DataFrame([{"side": "chosen - rejected", "x": 0.3, "x_low": 0.1, "x_high": 0.4}])
+    assert show.say(table, "x", ["side"], 0.5) == "- chosen - rejected: x 0.30 [0.10, 0.40], above 0."
+    undefined = pd.DataFrame([{"side": "a", "n": 3, "x": math.nan, "x_low": math.nan, "x_high": math.nan}])
+    assert show.say(undefined, "x", ["side"]) == "- a: x undefined, n = 3."
+    assert show.say(None, "x", ["side"]) == show.say(table.head(0), "x", ["side"])
+
+
+def test_aims_are_counted_and_only_those_not_met_are_shown():
+    names = ["aim", "where", "criterion", "estimate", "low", "high", "n", "met"]
+    rows = [("accuracy", "w", ">= .80", 0.9, 0.8, 1.0, 10, "yes"), ("dPQ", "w", "> 0", -1, -2, 1.0, 12, "no"),
+            ("other", "w", "> 0", None, None, None, None, "not run")]  # fmt: skip
+    said = show.aims(pd.DataFrame(rows, columns=names))
+    assert said.startswith("- Of 2 aims that this run can decide, 1 are met and 1 are not; 1 need")
+    assert "| dPQ | w | no | −1.00 [−2.00, 1.00] | > 0 | 12 |" in said and "accuracy" not in said
+    assert show.aims(pd.DataFrame()) == "- No aims were set beforehand for this profile's data."
+
+
+# --- data, base model, training ---
 
 
 def test_dimensions_are_counted_as_the_pairs_have_them(run):
-    table, common = show.contrast_table(run), everyday.common_values(0)
+    table, common = show.contrast_table(run).set_index("dimension"), everyday.common_values(0)
     pairs, known = load_pairs(run)["train"], everyday.wishes()
     personas = everyday.personas(run.profile.majority_share, 0)
     wanted = [known[personas[p.id]["gold-chosen"]][0] for p in pairs]
-    assert table.pairs.sum() == len(pairs)
+    assert table.n.sum() == len(pairs)
     for name in {dimension for dimension, _ in wanted}:
-        mine = [value for dimension, value in wanted if dimension == name]
-        share = sum(value == common[name] for value in mine) / len(mine)
-        assert table.loc[name, "pairs"] == len(mine), name
-        assert table.loc[name, "chosen has what most like"] == pytest.approx(share), name
-
-
-def test_real_data_has_no_known_contrasts_or_topics(run):
+        mine = [value == common[name] for dimension, value in wanted if dimension == name]
+        assert table.loc[name, ["n", "share"]].tolist() == [len(mine), sum(mine) / len(mine)], name
     real = Run(set_field(run.profile, datasets=["hhh"]), "hhh", 0)
-    assert len(show.contrast_table(real)) == len(show.topic_table(real)) == 0
+    assert show.contrast_table(real).empty, "nobody knows the contrasts of real data"
 
 
-def test_topics_shared_with_training_are_counted(run):
-    assert show.topic_table(run)["shared with train"].tolist() == [0, 0, 0]
-    pairs = load_pairs(run)
-    write_rows(run.folder / "pairs" / "test.jsonl", pairs["test"][:2] + pairs["train"][:1])
-    assert show.topic_table(run).loc["test", "shared with train"] == 1
+@pytest.mark.slow
+def test_the_base_is_described_and_answers_both_questions_under_both_personas(tmp_path, monkeypatch):
+    run = tiny_run(tmp_path, monkeypatch, gen_max_new_tokens=3)
+    facts = show.facts_table(run)
+    assert facts.loc["loaded here"].item() == "llama, 2 layers of width 64, float32"
+    told, persona = show.chat_example(run).split("--- a persona\n")
+    assert told.startswith("--- no persona\nPrompt: ") and "Persona: " not in told
+    assert "\nPersona: The user " in persona and persona.endswith("\nResponse:")
+    assert show.untrained_answers(run).count("QUESTION  ") == 4
+    packaged = show.facts_table(open_run("smoke"))
+    assert packaged.loc["licence"].item() == "Apache-2.0"
+    assert packaged.loc["parameters"].item() == "134,515,008"
 
 
 def test_history_joins_both_logs_of_an_epoch_and_marks_the_kept_one(run):
     one = set_field(run.profile, train_personas=["none"])
     folder = run.folder / "adapters" / "sft-none"
-    log = [
-        {"loss": 3.0, "grad_norm": 1.0, "epoch": 1.0},
-        {"eval_loss": 2.5, "epoch": 1.0},
-        {"loss": 2.0, "grad_norm": 0.5, "epoch": 2.0},
-        {"eval_loss": 2.7, "epoch": 2.0},
-        {"train_runtime": 9.0, "train_loss": 2.5, "epoch": 2.0},
-    ]
+    log = [{"loss": 3.0, "grad_norm": 1.0, "epoch": 1.0}, {"eval_loss": 2.5, "epoch": 1.0},
+           {"loss": 2.0, "grad_norm": 0.5, "epoch": 2.0}, {"eval_loss": 2.7, "epoch": 2.0},
+           {"train_runtime": 9.0, "train_loss": 2.5, "epoch": 2.0}]  # fmt: skip
     write_rows(folder / "log.jsonl", log)
     mark_done(folder, "hand", best_eval_loss=2.5)
     table = show.training_history(Run(one, run.dataset, run.seed), "sft")
     assert table["training loss"].tolist() == [3.0, 2.0]
-    assert table["validation loss"].tolist() == [2.5, 2.7]
-    assert table.kept.tolist() == [True, False]
-
-
-def test_row_counts_and_sizes_of_an_adapter(run):
-    import numpy as np
-    from safetensors.numpy import save_file
-
-    one = Run(set_field(run.profile, train_personas=["none"]), run.dataset, run.seed)
-    folder = run.folder / "adapters" / "sft-none"
-    part = dict.fromkeys(show.COUNTS, 0) | {"rows": 7, "truncated": 2}
-    write_json(folder / "counts.json", {"train": part, "val": part | {"rows": 3}})
-    save_file({"a": np.zeros((4, 8)), "b": np.zeros((6, 4))}, folder / "adapter_model.safetensors")
-    assert show.row_counts(one, "sft").loc[("sft-none", "train"), ["rows", "truncated"]].tolist() == [7, 2]
-    assert show.adapter_sizes(one, "sft").parameters.tolist() == [4 * 8 + 6 * 4]
+    assert table["validation loss"].tolist() == [2.5, 2.7] and table.kept.tolist() == [True, False]
+    assert figures.picture("training", table).alt.startswith("Lines, validation loss by epoch.")
 
 
 # --- personas ---
 
 
-def test_a_judge_that_always_names_the_first_response_contradicts_itself_and_is_counted(run, monkeypatch):
+def test_a_judge_that_always_names_the_first_response_contradicts_itself(run, monkeypatch):
     def first(comparisons, rubric):
         return [Judgment(c.id, "first", rubric, "A") for c in comparisons]
 
     monkeypatch.setattr(personas_module, "load_judge", lambda run, name: first)
-    table = show.accuracy_table(show.accuracy_items(run), 50)
-    assert (table.ties == table.n).all() and (table.contradicted == table.n).all()
-
-
-def test_true_personas_are_accurate_on_both_sides_and_missing_ones_count_against(run):
     items = show.accuracy_items(run)
-    table = show.accuracy_table(items, 50)
-    assert table.accuracy.tolist() == [1.0] * 2
-    assert "contradicted" not in table
-    path = run.folder / "personas" / "test-rejected.jsonl"
+    assert set(items.verdict) == {"tie"} and items.contradicted.all()
+
+
+def test_true_personas_are_accurate_on_both_sides_and_missing_ones_are_not(run):
+    assert set(show.accuracy_items(run).verdict) == {"win"}
     rows = [InferredPersona(p.id, "rejected", "hand", None, "empty", "") for p in load_pairs(run)["test"]]
-    write_rows(path, rows)
-    table = show.accuracy_table(show.accuracy_items(run), 50)
-    assert table.loc[("test", "rejected"), ["missing", "accuracy"]].tolist() == [8, 0.0]
+    write_rows(run.folder / "personas" / "test-rejected.jsonl", rows)
+    items = show.accuracy_items(run)
+    assert items[items.side == "rejected"].verdict.isna().all()
 
 
 def test_the_inference_prompt_prefers_the_response_of_the_asked_side(run):
@@ -177,46 +238,17 @@ def test_the_inference_prompt_prefers_the_response_of_the_asked_side(run):
         assert query == f"{wanted}\nPersona:"
 
 
-def test_the_most_telling_words_of_each_side_come_first(run):
-    words = show.word_table(run, min_count=1)
-    ends = show.both_ends(words, 3)
-    assert ends["chosen"].z.dropna().is_monotonic_decreasing
-    assert ends["rejected"].z.dropna().is_monotonic_increasing
-    assert (ends["chosen"].z.dropna() > 0).all() and (ends["rejected"].z.dropna() < 0).all()
-
-
 # --- answers ---
 
 
-def test_a_policy_that_follows_the_persona_wins_only_where_the_majority_is_not_asked(answered):
-    table = show.judging_table(answered).set_index("label")
-    assert table.loc["gold-rejected", ["P_W", "P_T", "P_L", "P_net"]].tolist() == [8, 0, 0, 1.0]
-    assert table.loc["gold-chosen", ["P_W", "P_T", "P_L"]].tolist() == [0, 8, 0]
-    assert math.isnan(table.loc["gold-chosen", "P_net"])
-    assert table.loc["user-rejected", "P_W"] == 8
-    scores = show.score_table(answered).fit
-    assert (
-        scores["gold-rejected", "dpo-chosen", "line"] == -scores["gold-rejected", "dpo-none", "first_person"]
-    )
+def test_one_run_is_a_profile_of_one_seed_for_the_tables_of_results(answered):
+    table = results.judged_table(show.one_seed(answered), ("main",)).set_index("label")
+    assert table.loc["gold-rejected", ["p_win", "p_tie", "p_loss", "p_net"]].tolist() == [8, 0, 0, 1.0]
+    assert table.loc["gold-chosen", ["p_win", "p_tie", "p_loss"]].tolist() == [0, 8, 0]
+    assert table.loc["user-rejected", "p_win"] == 8 and set(table.n_seeds) == {1}
 
 
-def test_examples_stand_side_by_side_and_unfinished_runs_are_left_out(answered):
-    pair = load_pairs(answered)["test"][1]
-    table = show.side_by_side(answered, [pair.id])
-    assert table.eval_persona.tolist() == ["user-chosen", "user-rejected"]
-    assert table.DPO.tolist() == [pair.chosen, pair.chosen]
-    assert table["PT-DPO"].tolist() == [pair.chosen, pair.rejected]
-    page = show.examples_text(table)
-    assert page.count(pair.prompt) == 1 and page.count(pair.rejected) == 1
-    spec = next(spec for spec in grid(answered) if spec.slug == "dpo-none.user-chosen.first_person")
-    marker = generation_folder(answered, spec) / "done.json"
-    marker.rename(marker.with_name("away.json"))
-    left = show.side_by_side(answered, [pair.id]).eval_persona.tolist()
-    marker.with_name("away.json").rename(marker)
-    assert left == ["user-rejected"]
-
-
-def test_the_grid_and_one_prompt_show_every_run_of_an_arm(answered):
+def test_the_grid_and_one_prompt_show_every_run_of_an_arm_and_loops_are_named(answered):
     arm = [spec for spec in grid(answered) if spec.arm == "dpo-none"]
     assert show.grid_table(answered).loc["dpo-none", "gold-chosen"] == "first_person, line"
     page = show.one_prompt(answered, "dpo-none")
@@ -224,9 +256,19 @@ def test_the_grid_and_one_prompt_show_every_run_of_an_arm(answered):
     assert gold.count("[gold-") == 4 and gold.count("[") == 4
     shown = [spec for spec in arm if spec.eval_persona != "system"]  # no row has a system persona here
     assert all(f"[{spec.eval_persona}, {spec.persona_format}]" in page for spec in shown)
-    assert show.degenerate_table(answered).loc["dpo-none.system.first_person", "n_without_persona"] == 8
+    table = show.degenerate_table(answered)
+    assert (table.n + table.n_without_persona).sum() == 8 * len(grid(answered))
+    assert table.unsound.str.strip().to_dict()["dpo-none"] == "none"
 
 
 def test_a_judged_example_shows_both_orders_and_the_verdict(answered):
     text = show.judged_example(answered, "gold-rejected")
     assert "AB: A" in text and "BA: B" in text and "-> win" in text
+
+
+def test_a_page_of_answers_has_every_prompt_once():
+    names = ["prompt", "persona", "plain_dpo", "pt_dpo"]
+    rows = [("How?", "calm", "a", "b"), ("How?", None, "c", "d")]
+    page = show.answers_text(pd.DataFrame(rows, columns=names))
+    assert page.count("How?") == 1 and [page.index(text) for text in ("calm", "\na", "\nb", "\nc", "\nd")]
+    assert show.answers_text(pd.DataFrame(columns=names)) == "nothing to show"

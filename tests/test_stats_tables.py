@@ -134,16 +134,16 @@ def shown_row(**more):
 def test_a_judge_that_contradicts_itself_is_shown_apart_from_ties():
     shown = show.render("main", shown_row())
     assert shown["personalization W / T / L / contradicted %"][0] == "25.0 / 37.5 / 25.0 / 12.5"
-    published = show.render("main", shown_row().drop(columns=["p_inconsistent", "q_inconsistent"]))
+    published = show.render("paper", shown_row().drop(columns=["p_inconsistent", "q_inconsistent"]))
     assert published["personalization W / T / L %"][0] == "25.0 / 50.0 / 25.0"
 
 
 def test_nothing_decided_says_so_and_has_no_small_p():
     nothing = {"q_win": 0, "q_loss": 0, "q_tie": 40, "q_inconsistent": 0, "q_net": np.nan, "dpq": np.nan}
     shown = show.render("main", shown_row(**nothing)).iloc[0]
-    assert shown["quality net [95 % interval]"] == "undefined: nothing decided"
-    assert shown["dPQ [95 % interval]"] == "undefined: nothing decided"
-    assert shown["p, Holm p"] == "1, 1"
+    assert shown["quality net [95 % interval]"] == "undefined"
+    assert shown["dPQ [95 % interval]"] == "undefined"
+    assert shown["p / Holm p"] == "1 / 1"
 
 
 # --- without degenerate answers ---

@@ -53,7 +53,9 @@ def is_running(pid: int) -> bool:
 def test_jobs_in_workers_return_in_order_with_shared_cores_and_show_their_lines(capsys, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(workers, "cores", lambda: 6)
-    values, pids, threads, collected = zip(*workers.run_jobs(square, [(n,) for n in range(4)], 2), strict=True)
+    values, pids, threads, collected = zip(
+        *workers.run_jobs(square, [(n,) for n in range(4)], 2), strict=True
+    )
     assert values == (0, 1, 4, 9) and os.getpid() not in pids
     assert set(threads) == {"3"} and set(collected) == {workers.COLLECT_AFTER}
     assert sorted(capsys.readouterr().out.split("\n")[:-1]) == [f"squaring {n}" for n in range(4)]

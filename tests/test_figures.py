@@ -1,0 +1,164 @@
+"""Figures: drawn from CSV files alone, the same bytes each time, not blank, readable in grey and in words."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from persona_lib import figures, settings
+from persona_lib.beyond import claims
+from persona_lib.paper import results
+from persona_lib.settings import load_profile
+
+SWAP = {"dataset": "hhh", "measure": "policy", "persona_format": "line", "n": 500, "n_seeds": 3}
+
+
+def with_limits(name, values, width=0.1):
+    """Columns of an estimate with its limits."""
+    values = np.array(values, dtype=float)
+    return {name: values, f"{name}_low": values - width, f"{name}_high": values + width}
+
+
+def judged_rows(labels, **more):
+    """Rows like those of the main table."""
+    counts = {f"{rubric}_{verdict}": 10 * (place + 1)
+              for rubric in "pq" for place, verdict in enumerate(("win", "tie", "loss"))}  # fmt: skip
+    return pd.DataFrame({"dataset": "everyday", "kind": "main", "label": labels, "n": 60, "n_seeds": 2,
+                         **counts, **with_limits("dpq", range(len(labels)), 5), **more})  # fmt: skip
+
+
+def tables():
+    """A small table of each kind that figures are drawn from."""
+    sides = pd.DataFrame({"dataset": "everyday", "side": ["chosen", "rejected"], "n": 40, "n_seeds": 2})
+    rubrics = pd.DataFrame({"rubric": ["personalization", "quality"]})
+    nets = {name: column for name in ("net", "net_matched", "net_controlled")
+            for name, column in with_limits(name, 0.2).items()}  # fmt: skip
+    accuracy = sides.assign(**with_limits("accuracy", [0.9, 0.7]))
+    arms = pd.DataFrame({"arm": ["dpo-chosen", "dpo-none"], "dataset": "beavertails", "n": 499,
+                         "n_seeds": 1, "eval_persona": "gold-chosen",
+                         "persona_format": ["line", "first_person"]})  # fmt: skip
+    pairs = {"tested": "dpo-chosen", "shows": ["same persona", "tailored"]}
+    pairs |= with_limits("difference", -0.1) | with_limits("difference_cut", 0)
+    flips = with_limits("flip", [0.4, 0.2]) | with_limits("did", [0.08, 0])
+    counts = {f"n_{value}": value for value in range(1, 6)}
+    return {
+        "main": judged_rows(["gold-chosen", "gold-rejected"], p_inconsistent=3, q_inconsistent=0),
+        "paper": claims.reanalysed(),
+        "length": judged_rows(["gold-chosen"]).merge(rubrics, how="cross").assign(**nets),
+        "persona_accuracy": accuracy.assign(split="test"),
+        "persona_models": accuracy.assign(model="a-model"),
+        "persona_preference": sides[:1].assign(
+            split="test", win=6, tie=1, loss=3, **with_limits("net", [0.3])
+        ),
+        "swap": pd.DataFrame([SWAP | {"arm": "dpo-none", "persona": name, **with_limits("d_positive", value)}
+                              for name, value in (("gold", 0.8), ("shuffled", 0.5))]),
+        "released_flip": arms.assign(personas="gold", **flips),
+        "released_safety": arms.assign(**with_limits("share", [0.2, 0.4])),
+        "released_safety_pairs": arms.assign(**pairs),
+        "safety": arms.assign(**with_limits("share", [0.2, 0.4])),
+        "safety_pairs": arms.assign(**pairs),
+        "ratings": pd.DataFrame({"study": "personas", "question": "plausibility", "n_raters": 3, "n": 40,
+                                 "group": ["chosen", "rejected"], **counts, **with_limits("mean", [3, 2.5])}),
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def saved_once(tmp_path_factory):
+    """A results folder in which all tables are; made once and copied."""
+    folder = tmp_path_factory.mktemp("tables")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PERSONA_RESULTS", str(folder))
+        for name, table in tables().items():
+            results.save_table(load_profile("smoke"), name, table)
+    return folder
+
+
+@pytest.fixture
+def profile(saved_once, tmp_path, monkeypatch):
+    """A profile whose tables are all there, in a temporary folder."""
+    shutil.copytree(saved_once, tmp_path / "results")
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("PERSONA_FIGURES", str(tmp_path / "figures"))
+    return load_profile("smoke")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in ("main", "released_safety", "ratings") else pytest.mark.slow)
+        for name, kind in figures.FIGURES.items()
+        if kind.tables
+    ],
+)
+def test_a_figure_is_saved_as_pdf_and_png_is_not_blank_and_says_its_numbers(profile, name):
+    from matplotlib.image import imread
+
+    assert set(figures.save_figures(profile, [name])) == {name}
+    folder = settings.figures_dir(profile)
+    assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    grey = imread(folder / f"{name}.png")[..., :3] @ np.array([0.299, 0.587, 0.114])
+    assert (grey < 0.5).mean() > 0.003 and (grey > 0.95).mean() > 0.3
+    alt = figures.image(profile, name).alt
+    assert alt == figures.alt_text(profile, name)
+    assert ("Points with 95 % intervals" in alt or "Stacked bars" in alt) and any(c.isdigit() for c in alt)
+
+
+def test_the_words_of_a_figure_are_its_numbers(profile):
+    _, said = figures.draw("persona_accuracy", figures.figure_inputs(profile, "persona_accuracy"))
+    assert "test, chosen: 0.90 (0.80 to 1.00); test, rejected: 0.70 (0.60 to 0.80)" in said
+    _, said = figures.draw("main", figures.figure_inputs(profile, "main"))
+    assert "gold-chosen, n = 60: win 17, tie 28, contradicted 5, loss 50" in said  # of 60: 10, 20 - 3, 3, 30
+
+
+@pytest.mark.slow
+def test_equal_tables_give_equal_bytes_whatever_the_users_settings_and_no_state_is_left(profile):
+    import matplotlib
+    import matplotlib.pyplot as plt
+
+    folder = figures.save_figures(profile, ["main", "swap"])["main"].parent
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    assert len(before) == 4
+    with matplotlib.rc_context({"font.size": 20, "axes.facecolor": "black"}):
+        known, open_figures = dict(plt.rcParams), plt.get_fignums()
+        figures.save_figures(profile, ["main", "swap"])
+        assert dict(plt.rcParams) == known and plt.get_fignums() == open_figures
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_figure_without_its_table_is_not_drawn_and_an_old_one_goes(profile):
+    old = settings.figures_dir(profile) / "swap.png"
+    old.parent.mkdir(parents=True)
+    old.write_bytes(b"old")
+    results.table_path(profile, "swap").unlink()
+    assert figures.save_figures(profile, ["swap"]) == {} and not old.exists()
+    assert figures.image(profile, "swap") is None
+    with pytest.raises(FileNotFoundError, match=r"swap.csv: figure swap is drawn from it; run notebook 12"):
+        figures.draw("swap", figures.figure_inputs(profile, "swap"))
+
+
+def test_parts_and_marks_differ_in_grey_by_lightness_hatch_or_marker():
+    from matplotlib.colors import to_rgb
+
+    for looks in (figures.VERDICTS, figures.VALUES):
+        seen = [
+            (round(float(np.dot(to_rgb(c), (0.299, 0.587, 0.114))), 1), hatch) for c, hatch in looks.values()
+        ]
+        assert len(set(seen)) == len(seen)
+    assert len({marker for _, marker, _ in figures.MARKS}) == len(figures.MARKS) >= len(figures.FAMILIES)
+
+
+def test_undefined_estimates_are_gaps_and_no_row_at_all_is_said_to_be_none():
+    table = tables()["main"].assign(**with_limits("dpq", [np.nan, 3]))
+    _, said = figures.plot_main(table, tables()["paper"])
+    assert "gold-rejected, n = 60, this run: 3.00" in said and "gold-chosen, n = 60, this run" not in said
+    figure, said = figures.plot_swap(tables()["swap"].assign(d_positive=np.nan))
+    assert "no D is defined" in figure.get_suptitle()
+    assert figures.picture("swap", tables()["swap"].head(0)) is None
+
+
+def test_any_table_of_estimates_can_be_drawn():
+    drawn = figures.points(tables()["main"], "dpq", ["label"], "dPQ")
+    assert drawn.data.startswith(b"\x89PNG") and "gold-chosen: 0.00 (−5.00 to 5.00)" in drawn.alt
