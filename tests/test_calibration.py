@@ -113,16 +113,6 @@ def test_at_half_is_the_accuracy_where_the_judge_is_surest_and_undefined_without
     assert bare != bare, "NaN"
 
 
-@pytest.mark.parametrize(
-    ("net", "accuracy", "wanted"),
-    [(0.3, 0.8, 0.5), (-0.3, 0.8, -0.5), (0.9, 0.75, 1.0), (0.2, 1.0, 0.2), (0.2, 0.5, None),
-     (None, 0.9, None), (0.2, float("nan"), None)],
-)  # fmt: skip
-def test_a_net_is_freed_of_the_judges_errors_by_hand(net, accuracy, wanted):
-    found = calibration.corrected_net(net, accuracy)
-    assert found is None if wanted is None else found == pytest.approx(wanted)
-
-
 def test_every_judge_of_a_run_is_measured_once_and_the_reader_decides_fit(tmp_path, monkeypatch):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
     run = Run(load_profile("everyday", ["persona_judge=", "eval_limit=0"]), "everyday", 0)
@@ -137,8 +127,6 @@ def test_every_judge_of_a_run_is_measured_once_and_the_reader_decides_fit(tmp_pa
     decides = table.set_index("test").decides
     assert decides["persona fit"] and decides["answer to another question"]
     assert not decides["sentences reversed"] and not decides["facts contradicted"], "a rule cannot see them"
-    reading = table.set_index("test").accuracy["reading of generated answers"]
-    assert calibration.persona_accuracy(run, "oracle") == reading
 
 
 def test_a_judge_that_is_not_believed_meets_no_aim():

@@ -203,27 +203,3 @@ def calibration_key(run: Run, limit: int) -> str:
 def calibration_path(run: Run) -> Path:
     """Return where a run's calibration is kept."""
     return run.folder / "tables" / "calibration.csv"
-
-
-def persona_accuracy(run: Run, judge: str) -> float:
-    """Return how often a judge is right about personalization, as calibrated; NaN if it has not been.
-
-    Of the reader of answers that is its accuracy on generated answers, of other judges that on gold pairs.
-    """
-    import pandas as pd
-
-    path, test = calibration_path(run), READING if judge == "oracle" else FIT
-    table = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["judge", "test", "accuracy"])
-    found = table[(table.judge == judge) & (table.test == test)].accuracy
-    return float(found.iloc[0]) if len(found) else float("nan")
-
-
-def corrected_net(net: float | None, accuracy: float) -> float | None:
-    """Return a net win rate freed of a judge's errors: net / (2 accuracy - 1), within [-1, 1].
-
-    A judge that is right with probability a turns a true net into (2a - 1) times it (Rogan and Gladen 1978,
-    for equal error rates on both sides). None where there is no net, or the judge is not better than chance.
-    """
-    if net is None or not accuracy > 0.5:
-        return None
-    return max(-1.0, min(1.0, net / (2 * accuracy - 1)))
