@@ -32,7 +32,7 @@ DECIDED = {
     "answers": (1, "6e173d8df68d18b2"),
     "judging": (1, "51d2999432bf5564"),
     "swap": (1, "8ee95730fb0877b9"),
-    "calibration": (1, "6d3fbe5aa3f573ec"),
+    "calibration": (1, "09255144c7374b34"),
     "rejudged": (1, "8349e1489c8e3c85"),
 }
 
