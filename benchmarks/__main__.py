@@ -19,15 +19,20 @@ from typing import Any
 from persona_lib import store
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+from harness import RESULTS, markdown  # noqa: E402
+
 DOCUMENT = HERE / "README.md"
 BLOCK = re.compile(r"(<!-- table:benchmarks -->\n).*?(<!-- end -->)", re.DOTALL)
-BENCHMARKS = ("generation", "dpo_epoch", "sft_epoch", "grid")  # modules of this folder
+BENCHMARKS = ("generation", "epochs")  # modules of this folder
+COLUMNS = ["what", "against", "times as fast: median (min to max)", "seconds, against / ours", "pairs"]
+COLUMNS += ["equal", "machine", "commit, date"]
 
 
 def run_benchmark(module: str, quick: bool) -> None:
     """Run one benchmark in a process of its own; a difference between the results ends everything."""
-    path = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, str(HERE / f"{module}.py"), *(["--quick"] if quick else [])]
+    path = os.pathsep.join(filter(None, [str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-c", f"import {module}; {module}.main({quick})"]
     subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": path})
 
 
@@ -35,7 +40,6 @@ def table_row(line: dict[str, Any]) -> list[str]:
     """Return a line's cells."""
     ratio, hardware, git = line["ratio"], line["hardware"], line["git"]
     commit = (git["commit"] or "not recorded")[:10] + (" + changes" if git["dirty"] else "")
-    where = ", ".join(hardware["gpus"]) or f"{hardware['cpu']}, {hardware['cores']} cores"
     return [
         line["what"],
         line["against"],
@@ -43,28 +47,15 @@ def table_row(line: dict[str, Any]) -> list[str]:
         f"{line['baseline_seconds']['median']:.3g} / {line['ours_seconds']['median']:.3g}",
         str(line["pairs"]),
         "; ".join(filter(None, [line["equal"], line["note"]])),
-        where,
+        ", ".join(hardware["gpus"]) or f"{hardware['cpu']}, {hardware['cores']} cores",
         f"{commit}, {line['date'][:10]}",
-        f"`{line['command']}`",
     ]
 
 
 def table_text(folder: Path) -> str:
     """Return the table of all lines in a folder."""
     lines = [store.read_json(path) for path in sorted(folder.glob("*.json"))]
-    if not lines:
-        return "*Not run yet.*\n"
-    columns = ["what", "against", "times as fast: median (min to max)", "seconds, against / ours", "pairs"]
-    columns += ["equal", "machine", "commit, date", "command"]
-    rows = [columns, ["---"] * len(columns), *map(table_row, lines)]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
-
-
-def write_table() -> None:
-    """Write the table's block of README.md again."""
-    text = DOCUMENT.read_text(encoding="utf-8")
-    made = table_text(HERE / "results")
-    store.write_text(DOCUMENT, BLOCK.sub(lambda match: f"{match[1]}{made}{match[2]}", text))
+    return markdown([COLUMNS, *map(table_row, lines)]) if lines else "*Not run yet.*\n"
 
 
 def main() -> None:
@@ -79,7 +70,8 @@ def main() -> None:
     for name in [] if arguments.table else arguments.names or BENCHMARKS:
         run_benchmark(name, arguments.quick)
     if not arguments.quick:
-        write_table()
+        text, made = DOCUMENT.read_text(encoding="utf-8"), table_text(RESULTS)
+        store.write_text(DOCUMENT, BLOCK.sub(lambda match: f"{match[1]}{made}{match[2]}", text))
 
 
 if __name__ == "__main__":

@@ -12,25 +12,24 @@ small float32 model. ``--shrink`` does all of it with a tiny model, on a CPU too
 
 from __future__ import annotations
 
-import random
+import argparse
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import epochs
+import harness
 import llama31
-import measure
+import training
+from training import AUTHORS, OURS, TRL, Case, Lengths
 
 from persona_lib.models import load, trainers
-from persona_lib.settings import Profile, load_profile, set_field
 
-SEED = 0
-EQUAL_STEPS = 8
-EQUAL_RATES = {"sft_learning_rate": 1e-2, "dpo_learning_rate": 4e-3}  # so large that every step shows
 PASSES = 2  # forward, and backward through frozen weights
 
 
@@ -40,8 +39,7 @@ class Bench:
 
     config: Any
     tokenizer: Any
-    prompt: tuple[int, int]
-    response: tuple[int, int]
+    lengths: Lengths
     row_tokens: int
     step_tokens: int
     warm_up: int
@@ -51,196 +49,31 @@ class Bench:
 
 
 def make_bench(shrink: bool) -> Bench:
-    """Return the sizes of a run: Llama-3.1-8B at the paper's lengths, or all of it tiny.
-
-    Prompts (with persona) and responses are as long as the 5th to 95th percentile of BeaverTails' training
-    rows, in words of the authors' data times 4/3. No row can have more than 512 tokens.
-    """
+    """Return the sizes of a run: Llama-3.1-8B at the paper's lengths, or all of it tiny."""
     tokenizer = llama31.example_tokenizer()
-    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    ids = llama31.ids_of(tokenizer)
     if shrink:
-        config = llama31.llama_config(**llama31.SMALL, **ids, vocab_size=len(tokenizer))
-        sizes = {"row_tokens": 48, "step_tokens": 192, "warm_up": 1, "steps": 3, "repeats": 2, "matrix": 256}
-        return Bench(config, tokenizer, prompt=(8, 14), response=(6, 20), **sizes)
-    config = llama31.llama_config(**ids)
-    sizes = {"row_tokens": 512, "step_tokens": 8192, "warm_up": 3, "steps": 20, "repeats": 3, "matrix": 8192}
-    return Bench(config, tokenizer, prompt=(36, 92), response=(25, 225), **sizes)
-
-
-@dataclass(frozen=True)
-class Case:
-    """One line of a table. ``row_tokens`` is 0 for the paper's lengths, else all rows have so many.
-
-    Of this package only: ``sharing`` lays the rows of a batch side by side (and computes DPO's prompts once);
-    ``online`` adds DPO's reference to every step, which is computed beforehand otherwise.
-    """
-
-    method: str
-    way: str
-    quantization: str
-    dtype: str
-    batch: int
-    row_tokens: int = 0
-    sharing: bool = False
-    online: bool = False
+        config = llama31.llama_config(**llama31.SMALL, **ids)
+        return Bench(config, tokenizer, Lengths((8, 14), (6, 20)), 48, 192, 1, 3, 2, 256)
+    config = llama31.llama_config(**ids | {"vocab_size": llama31.LLAMA_31_8B["vocab_size"]})
+    return Bench(config, tokenizer, training.PAPER, 512, 8192, 3, 20, 3, 8192)
 
 
 def all_cases(bench: Bench) -> list[Case]:
     """Return the ways that are compared; the authors' 32-bit base only where it can fit."""
-    authors = "float32" if measure.total_memory_gb() > 60 else "bfloat16"
+    authors = "float32" if harness.total_memory_gb() > 60 else "bfloat16"
     cases = []
     for method, sequences in (("sft", 1), ("dpo", 2)):
         rows = bench.step_tokens // bench.row_tokens // sequences
         cases += [
-            Case(method, "authors", "none", authors, 1),
-            Case(method, "TRL defaults", "none", "bfloat16", 8),
-            Case(method, "TRL defaults", "nf4", "bfloat16", 8),
-            Case(method, "this package", "nf4", "bfloat16", 1),
-            Case(method, "this package", "none", "bfloat16", 1),
-            Case(method, "this package", "none", "bfloat16", rows, bench.row_tokens),
+            Case(method, AUTHORS, "none", authors, 1),
+            Case(method, TRL, "none", "bfloat16", 8),
+            Case(method, TRL, "nf4", "bfloat16", 8),
+            Case(method, OURS, "nf4", "bfloat16", 1),
+            Case(method, OURS, "none", "bfloat16", 1),
+            Case(method, OURS, "none", "bfloat16", rows, bench.row_tokens),
         ]
-    return [*cases, Case("dpo", "this package", "nf4", "bfloat16", 1, bench.row_tokens)]
-
-
-# --- rows ---
-
-
-def words_of(tokenizer: Any) -> list[str]:
-    """Return words that are one token each when a space stands before them."""
-    return sorted(
-        token[1:] for token in tokenizer.get_vocab() if token[0] == "\u0120" and token[1:].isalpha()
-    )
-
-
-def make_rows(bench: Bench, method: str, n: int, row_tokens: int) -> list[dict[str, str]]:
-    """Return rows of random words as the trainers take them, with BOS and EOS of the wanted lengths."""
-    rng, words, rows = random.Random(SEED), words_of(bench.tokenizer), []
-    for _ in range(n):
-        prompt = "Prompt: " + " ".join(rng.choices(words, k=rng.randint(*bench.prompt))) + "\nResponse:"
-        used = len(bench.tokenizer(prompt)["input_ids"]) + 1
-        lengths = [row_tokens - used if row_tokens else rng.randint(*bench.response) for _ in range(2)]
-        texts = [" " + " ".join(rng.choices(words, k=length)) for length in lengths]
-        names = ("completion",) if method == "sft" else ("chosen", "rejected")
-        rows.append({"prompt": prompt} | dict(zip(names, texts, strict=False)))
-    return rows
-
-
-def datasets_of(bench: Bench, case: Case, steps: int) -> dict[str, Any]:
-    """Return as many rows as the steps take, and a few to validate on."""
-    from datasets import Dataset
-
-    rows = make_rows(bench, case.method, case.batch * steps + 4, case.row_tokens)
-    return {"train": Dataset.from_list(rows[:-4]), "val": Dataset.from_list(rows[-4:])}
-
-
-# --- trainers ---
-
-
-def package_profile(case: Case) -> Profile:
-    """Return the paper profile with the case's batch and precision; rows above 512 tokens are kept whole."""
-    paper = load_profile("paper")
-    return set_field(
-        paper,
-        max_length=max(paper.max_length, case.row_tokens),
-        sft_packing=case.sharing,
-        dpo_prefix_sharing=case.sharing,
-        quantization=case.quantization,
-        compute_dtype=case.dtype,
-        sft_batch_size=case.batch,
-        dpo_batch_size=case.batch,
-    )
-
-
-def package_trainer(case: Case, profile: Profile, base: Any, tokenizer: Any, data: Any, folder: Path) -> Any:
-    """Build this package's trainer, DPO on top of an SFT adapter, with the guards of ``train.fit``."""
-    if case.method == "sft":
-        trainer = trainers.sft_trainer(profile, SEED, base, tokenizer, data, folder)
-    else:
-        sft = save_adapter(profile, base, folder / "sft")
-        trainer = trainers.dpo_trainer(profile, SEED, base, sft, tokenizer, data, folder)
-        trainers.check_dpo_start(trainer, profile)
-    if case.online:
-        compute_reference_too(trainer)
-    trainers.check_adapters(trainer.model, "default")
-    for callback in (trainers.gradient_guard(), trainers.movement_guard()):
-        trainer.add_callback(callback)
-    trainer.args.eval_strategy = trainer.args.save_strategy = "no"
-    trainer.args.load_best_model_at_end = False
-    return trainer
-
-
-def compute_reference_too(trainer: Any) -> None:
-    """Make a DPO trainer compute its reference in every step, as one without precomputation does."""
-    import torch
-
-    plain = trainer.compute_loss
-
-    def compute_loss(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        with torch.no_grad():
-            trainer.compute_ref_log_probs(trainer.model, inputs)
-        return plain(model, inputs, *args, **kwargs)
-
-    trainer.compute_loss = compute_loss
-
-
-def save_adapter(profile: Profile, base: Any, folder: Path) -> Path:
-    """Save an SFT adapter with random weights and leave the base as it was."""
-    import torch
-    from peft import get_peft_model
-
-    torch.manual_seed(SEED)
-    config = trainers.lora_config(profile)
-    config.init_lora_weights = False
-    model = get_peft_model(base, config)
-    model.save_pretrained(str(folder))
-    model.unload()
-    return folder
-
-
-def trl_settings(case: Case) -> dict[str, Any]:
-    """Return what a way sets; all else is TRL's default."""
-    if case.way == "TRL defaults":
-        return {}
-    profile = package_profile(case)
-    settings = {
-        "per_device_train_batch_size": case.batch,
-        "gradient_checkpointing": False,
-        "bf16": case.dtype == "bfloat16",
-        "optim": "adamw_torch",
-        "max_length": profile.max_length,
-        "learning_rate": getattr(profile, f"{case.method}_learning_rate"),
-    }
-    return settings | ({"completion_only_loss": False} if case.method == "sft" else {})
-
-
-def trl_trainer(
-    case: Case, profile: Profile, base: Any, tokenizer: Any, data: Any, folder: Path, **changes: Any
-) -> Any:
-    """Build TRL's own trainer: a fresh adapter on the base, which is also DPO's reference, online."""
-    import torch
-    from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
-
-    make, config = (SFTTrainer, SFTConfig) if case.method == "sft" else (DPOTrainer, DPOConfig)
-    common = {"output_dir": str(folder), "seed": SEED, "data_seed": SEED, "save_strategy": "no"}
-    common |= {"report_to": "none", "disable_tqdm": True, "use_cpu": not torch.cuda.is_available()}
-    return make(
-        model=base,
-        args=config(**{**common, **trl_settings(case), **changes}),
-        processing_class=tokenizer,
-        train_dataset=data["train"],
-        peft_config=trainers.lora_config(profile),
-    )
-
-
-def run_quietly(trainer: Any) -> None:
-    """Train without printing the Trainer's own logs."""
-    from transformers import PrinterCallback
-
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
-
-
-# --- timing ---
+    return [*cases, Case("dpo", OURS, "nf4", "bfloat16", 1, bench.row_tokens)]
 
 
 def step_clock(bench: Bench) -> Any:
@@ -253,10 +86,10 @@ def step_clock(bench: Bench) -> Any:
 
         def on_step_end(self, args, state, control, **kwargs):
             if state.global_step == bench.warm_up:
-                measure.synchronize()
+                harness.synchronize()
                 self.tokens, self.started = 0, time.perf_counter()
             elif state.global_step == bench.warm_up + bench.steps:
-                measure.synchronize()
+                harness.synchronize()
                 self.seconds = time.perf_counter() - self.started
 
         def count(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
@@ -270,11 +103,6 @@ def step_clock(bench: Bench) -> Any:
     return StepClock()
 
 
-def decoder_of(model: Any) -> Any:
-    """Return the layers below the head, whatever is wrapped around them."""
-    return next(module for module in model.modules() if type(module).__name__ == "LlamaModel")
-
-
 def flops_per_token(config: Any, case: Case, share: float) -> float:
     """Return the multiplications and additions that a token of a step cannot do without.
 
@@ -284,44 +112,44 @@ def flops_per_token(config: Any, case: Case, share: float) -> float:
     hidden, mlp = config.hidden_size, config.intermediate_size
     keys = hidden * config.num_key_value_heads // config.num_attention_heads
     layers = config.num_hidden_layers * (2 * hidden * hidden + 2 * hidden * keys + 3 * hidden * mlp)
-    passes = PASSES + (case.method == "dpo" and (case.online or case.way != "this package"))
+    passes = PASSES + (case.method == "dpo" and case.way != OURS)
     return 2 * passes * (layers + share * hidden * config.vocab_size)
 
 
 def head_share(bench: Bench, case: Case, rows: list[dict[str, str]]) -> float:
     """Return the share of tokens that have a loss: all in SFT on whole texts, else those of completions."""
-    if case.method == "sft" and case.way != "TRL defaults":
+    if case.method == "sft" and case.way != TRL:
         return 1.0
-    names = [name for name in rows[0] if name != "prompt"]
-    pairs = [(row["prompt"], row[name]) for row in rows for name in names]
+    pairs = [(row["prompt"], row[name]) for row in rows for name in row if name != "prompt"]
     lengths = [[len(ids) for ids in load.encode(bench.tokenizer, *pair)] for pair in pairs]
     return sum(c for _, c in lengths) / sum(p + c for p, c in lengths)
 
 
-def measure_case(bench: Bench, case: Case, callbacks: Sequence[Any] = ()) -> dict[str, float | None]:
-    """Build a case's trainer on a freshly drawn base, run it with ``callbacks``, and return its figures."""
-    measure.release()
-    profile = package_profile(case)
-    data = datasets_of(bench, case, bench.warm_up + bench.steps)
+def measure_case(bench: Bench, case: Case) -> dict[str, float | None]:
+    """Build a case's trainer on a freshly drawn base, run it, and return its figures."""
+    harness.release()
+    lengths = replace(bench.lengths, row=case.row_tokens)
+    rows = case.batch * (bench.warm_up + bench.steps)
+    data = training.datasets_of(bench.tokenizer, case.method, rows, lengths)
     base = llama31.random_base(bench.config, case.quantization, case.dtype, load.device())
     with tempfile.TemporaryDirectory() as name, trainers.quiet_libraries():
-        build = package_trainer if case.way == "this package" else trl_trainer
-        trainer = build(case, profile, base, bench.tokenizer, data, Path(name))
-        clock = step_clock(bench)
+        build = training.package_trainer if case.way == OURS else training.trl_trainer
+        trainer = build(case, training.package_profile(case), base, bench.tokenizer, data, Path(name))
         trainer.args.max_steps = bench.warm_up + bench.steps
-        for callback in (clock, *callbacks):
-            trainer.add_callback(callback)
-        hook = decoder_of(trainer.model).register_forward_pre_hook(clock.count, with_kwargs=True)
-        measure.release()
-        run_quietly(trainer)
-        hook.remove()
+        clock = step_clock(bench)
+        trainer.add_callback(clock)
+        decoder = next(m for m in trainer.model.modules() if type(m).__name__ == "LlamaModel")
+        decoder.register_forward_pre_hook(clock.count, with_kwargs=True)
+        harness.release()
+        training.run_quietly(trainer)
     share = head_share(bench, case, data["train"].to_list())
     tokens = clock.tokens / bench.steps
+    flops = tokens * flops_per_token(bench.config, case, share)
     return {
         "seconds": clock.seconds / bench.steps,
         "tokens": tokens,
-        "flops": tokens * flops_per_token(bench.config, case, share),
-        "peak": measure.peak_gb(),
+        "flops": flops,
+        "peak": harness.peak_gb(),
     }
 
 
@@ -334,7 +162,7 @@ def measure_or_refuse(bench: Bench, case: Case) -> dict[str, float | None] | Non
     except torch.OutOfMemoryError:
         return None
     finally:
-        measure.release()
+        harness.release()
 
 
 def table_row(case: Case, runs: list[dict[str, float | None] | None], rate: float) -> dict[str, Any]:
@@ -346,8 +174,6 @@ def table_row(case: Case, runs: list[dict[str, float | None] | None], rate: floa
         "rows per step": case.batch,
         "lengths": f"{case.row_tokens} each" if case.row_tokens else "the paper's",
     }
-    if case.way == "this package" and (case.sharing or case.online):
-        row["way"] += ", side by side" * case.sharing + ", reference online" * case.online
     names = ("tokens per step", "ms per step", "fastest", "slowest", "tokens/s", "of matrix rate", "peak GB")
     if None in runs:
         return row | dict.fromkeys(names) | {"ms per step": "out of memory"}
@@ -358,81 +184,15 @@ def table_row(case: Case, runs: list[dict[str, float | None] | None], rate: floa
     return row | dict(zip(names, values, strict=True))
 
 
-# --- equality ---
-
-
-def logged_losses(trainer: Any) -> list[float]:
-    """Train some steps and return the loss of each."""
-    trainer.args.max_steps = EQUAL_STEPS
-    trainer.args.logging_strategy, trainer.args.logging_steps = "steps", 1
-    run_quietly(trainer)
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-
-
-def check_equal(bench: Bench, method: str, way: str, batch: int) -> float:
-    """Train a small float32 model this package's way and another; return the largest difference of losses."""
-    import torch
-    from peft import PeftModel
-
-    case, other = (Case(method, name, "none", "float32", batch) for name in ("this package", way))
-    profile = set_field(package_profile(case), lora_dropout=0.0, **EQUAL_RATES)
-    data, tokenizer = datasets_of(bench, case, EQUAL_STEPS), bench.tokenizer
-    config = llama31.llama_config(**llama31.SMALL, vocab_size=len(tokenizer), initializer_range=0.1)
-    changes = trl_settings(Case(method, "authors", "none", "float32", batch))
-    changes |= {"gradient_checkpointing": way == "TRL defaults", "optim": "adamw_torch"}
-    changes |= {"learning_rate": getattr(profile, f"{method}_learning_rate")}
-    with tempfile.TemporaryDirectory() as name, trainers.quiet_libraries():
-        ours = package_trainer(
-            case, profile, llama31.random_base(config), tokenizer, data, Path(name) / "ours"
-        )
-        base = llama31.random_base(config)
-        if method == "dpo":
-            sft = str(Path(name) / "ours" / "sft")
-            base = PeftModel.from_pretrained(base, sft).merge_and_unload()
-        theirs = trl_trainer(other, profile, base, tokenizer, data, Path(name) / "theirs", **changes)
-        start = trainers.trainable_parameters(ours.model)
-        for key, parameter in trainers.trainable_parameters(theirs.model).items():
-            parameter.data.copy_(start[key].data)
-        torch.manual_seed(SEED)
-        losses = logged_losses(ours), logged_losses(theirs)
-    if max(losses[0]) - min(losses[0]) < 0.01:
-        sys.exit(f"{method}: the losses {losses[0]} do not move: they show nothing")
-    return max(abs(a - b) for a, b in zip(*losses, strict=True))
-
-
-def equality_lines(bench: Bench) -> list[str]:
-    """Check every way against this package's on a small model; exits if the losses differ."""
+def equality_lines() -> list[str]:
+    """Check every way against this package's on a small float32 model; raises NotEqual."""
     lines = []
     for method in ("sft", "dpo"):
-        for way, batch in (("authors", 1), ("TRL defaults", 4)):
-            difference = check_equal(bench, method, way, batch)
-            if not difference < 1e-4:
-                sys.exit(f"{method}: losses of this package and of {way!r} differ by {difference}")
-            lines.append(
-                f"Losses of {EQUAL_STEPS} {method} steps of {batch} on a small float32 model, this package "
-                f"against {way} (same learning rate): equal to {difference:.1g}."
-            )
+        setup = epochs.make_setup(method, "paper", 16, quick=True)
+        for way in (AUTHORS, TRL):
+            done = [work(setup, method, way).result for work in (epochs.theirs, epochs.ours)]
+            lines.append(f"{method}, {way}, a small float32 model: {epochs.equal_losses(*done)}.")
     return lines
-
-
-# --- all of it ---
-
-
-def main() -> None:
-    """Check equality, time every case in interleaved repetitions, write and print the table."""
-    arguments = measure.read_arguments(__doc__, "OUT", "--shrink")
-    bench = make_bench(arguments.shrink)
-    notes = [*measure.shrunk_note(), *equality_lines(bench)]
-    rate = measure.matrix_rate("bfloat16", bench.matrix)
-    notes.append(f"Matrix rate (bf16): {rate / 1e12:.3g} TFLOP/s.")
-    notes.append(
-        "This package computes DPO's reference beforehand: one forward pass per pair for all epochs, "
-        "which is not in the time of its steps."
-    )
-    notes.append(f"Medians of {bench.repeats} interleaved repetitions of {bench.steps} steps.")
-    cases = all_cases(bench)
-    rows = timed_rows(bench, cases, rate)
-    measure.write_tables(arguments.place, "Training steps of a random Llama-3.1-8B", notes, rows)
 
 
 def timed_rows(bench: Bench, cases: Sequence[Case], rate: float) -> list[dict[str, Any]]:
@@ -444,6 +204,27 @@ def timed_rows(bench: Bench, cases: Sequence[Case], rate: float) -> list[dict[st
             if None not in runs[case]:
                 runs[case].append(measure_or_refuse(bench, case))
     return [table_row(case, runs[case], rate) for case in cases]
+
+
+def main() -> None:
+    """Check equality, time every case in interleaved repetitions, write and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("out", metavar="OUT", type=Path)
+    parser.add_argument("--shrink", action="store_true", help="all of it with a tiny model, on a CPU too")
+    arguments = parser.parse_args()
+    bench = make_bench(arguments.shrink)
+    notes = equality_lines()
+    rate = harness.matrix_rate("bfloat16", bench.matrix)
+    notes += [
+        f"Matrix rate (bf16): {rate / 1e12:.3g} TFLOP/s.",
+        "This package computes DPO's reference beforehand: one forward pass per pair for all epochs, "
+        "which is not in the time of its steps.",
+        f"Medians of {bench.repeats} interleaved repetitions of {bench.steps} steps.",
+    ]
+    rows = timed_rows(bench, all_cases(bench), rate)
+    harness.write_tables(arguments.out, "Training steps of a random Llama-3.1-8B", notes, rows)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,13 @@
-"""Two ways side by side: time them in interleaved pairs, check that their results are equal, keep one line.
+"""What the benchmarks share: two ways compared in interleaved pairs, a machine's own rates, and tables.
 
 A benchmark is a module with ``main(quick)`` that calls ``compare`` for each of its cases. ``python -m
-benchmarks`` runs them all and writes the table of README.md from the lines in ``results/``; a quick run is
-small, checks equality as the full one does, and writes nothing.
+benchmarks`` runs them all and writes the table of README.md from the lines in ``results/``.
 """
 
 from __future__ import annotations
 
-import argparse
+import csv
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,12 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from persona_lib import store
-from persona_lib.store import environment, now
+from persona_lib.models.load import device
 
-HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "results"
+RESULTS = Path(__file__).resolve().parent / "results"
 PAIRS = 5
-QUICK_PAIRS = 1
 
 
 @dataclass(frozen=True)
@@ -70,56 +66,116 @@ def compare(
     """
     times: dict[str, list[float]] = {"baseline": [], "ours": []}
     words = ""
-    for number in range(QUICK_PAIRS if quick else pairs):
+    for number in range(1 if quick else pairs):
         ways = [("baseline", baseline), ("ours", ours)]
         found = {way: timed(work) for way, work in (ways if number % 2 == 0 else ways[::-1])}
         for way, done in found.items():
             times[way].append(done.seconds)
         words = equal(found["baseline"].result, found["ours"].result)
-    line = {"name": name, "what": what or name, "against": against, **ratios(times), "equal": words}
-    line |= {"note": note(line["ours_seconds"]["median"])} | facts()
-    print(summary(line), flush=True)
+    ratio = spread([slow / fast for slow, fast in zip(times["baseline"], times["ours"], strict=True)])
+    line = {"name": name, "what": what or name, "against": against}
+    line |= {"pairs": len(times["ours"]), "ratio": ratio, "baseline_seconds": spread(times["baseline"])}
+    line |= {"ours_seconds": spread(times["ours"]), "equal": words}
+    facts, seconds = store.environment(), line["ours_seconds"]["median"]
+    line |= {"note": note(seconds), "date": store.now()}
+    line |= {fact: facts[fact] for fact in ("hardware", "git", "versions")}
+    said = "; ".join(filter(None, [words, line["note"]]))
+    print(f"{name}: {ratio['median']:.2f} times as fast ({ratio['min']:.2f} to {ratio['max']:.2f}, "
+          f"{line['pairs']} pairs, ours {seconds:.3g} s); {said}", flush=True)  # fmt: skip
     if not quick:
         store.write_rows(RESULTS / f"{name}.json", [line])
     return line
 
 
-def ratios(times: dict[str, list[float]]) -> dict[str, Any]:
-    """Return how often, how long in seconds, and the ratio per pair."""
-    per_pair = [slow / fast for slow, fast in zip(times["baseline"], times["ours"], strict=True)]
-    seconds = {f"{way}_seconds": spread(values) for way, values in times.items()}
-    return {"pairs": len(per_pair), "ratio": spread(per_pair), **seconds}
+# --- a GPU's own rates and memory, and the table of a GPU benchmark ---
 
 
-def facts() -> dict[str, Any]:
-    """Return what a line was made on and with: machine, commit, versions, command, date."""
-    found = environment()
-    script = Path(sys.argv[0]).name
-    return {
-        "hardware": found["hardware"],
-        "threads": threads(),
-        "git": found["git"],
-        "versions": found["versions"],
-        "command": f"python benchmarks/{script}",
-        "date": now(),
-    }
+def synchronize() -> None:
+    """Wait until the GPU has done what it was given; nothing on a CPU."""
+    import torch
+
+    if device() == "cuda":
+        torch.cuda.synchronize()
 
 
-def threads() -> int | None:
-    """Return the threads that torch computes with, or None where it was not needed."""
-    return sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None
+def matrix_rate(dtype: str, size: int, repeats: int = 10) -> float:
+    """Return the rate of multiplying two square matrices, in FLOP/s: the median of some repetitions."""
+    import torch
+
+    a, b = (torch.randn(size, size, device=device(), dtype=getattr(torch, dtype)) for _ in range(2))
+    seconds = []
+    for _ in range(repeats + 1):
+        synchronize()
+        started = time.perf_counter()
+        a @ b
+        synchronize()
+        seconds.append(time.perf_counter() - started)
+    return 2 * size**3 / statistics.median(seconds[1:])
 
 
-def summary(line: dict[str, Any]) -> str:
-    """Return one line for a reader."""
-    ratio, seconds = line["ratio"], line["ours_seconds"]["median"]
-    times = f"{ratio['median']:.2f} times as fast ({ratio['min']:.2f} to {ratio['max']:.2f}"
-    found = "; ".join(filter(None, [line["equal"], line["note"]]))
-    return f"{line['name']}: {times}, {line['pairs']} pairs, ours {seconds:.3g} s); {found}"
+def total_memory_gb() -> float:
+    """Return the memory of the GPU, or the machine's on a CPU, in GB (10^9 bytes)."""
+    import torch
+
+    if device() == "cuda":
+        return torch.cuda.get_device_properties(0).total_memory / 1e9
+    return store.memory_gb() or 0.0
 
 
-def run(main: Callable[[bool], Any]) -> None:
-    """Be a benchmark's command line: ``[--quick]``."""
-    parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="small, one pair, equality only, writes nothing")
-    main(parser.parse_args().quick)
+def release() -> None:
+    """Free what is no longer used and start counting the peak memory anew."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if device() == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_gb() -> float | None:
+    """Return the most GPU memory that tensors took since ``release``, in GB; None on a CPU."""
+    import torch
+
+    return torch.cuda.max_memory_allocated() / 1e9 if device() == "cuda" else None
+
+
+def machine_lines() -> list[str]:
+    """Return hardware, versions, commit and date as lines for a reader."""
+    facts = store.environment()
+    hardware = facts["hardware"]
+    where = ", ".join(hardware["gpus"]) or "no GPU: these times say nothing of one"
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    commit = facts["git"]["commit"] or "not recorded"
+    return [
+        f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['memory_gb']} GB; {where}.",
+        f"Python {facts['python']}, {versions}.",
+        f"Commit {commit[:12]}{' with uncommitted changes' if facts['git']['dirty'] else ''}, {store.now()}.",
+    ]
+
+
+def cell_text(value: Any) -> str:
+    """Return a value as a table shows it: numbers with three figures, nothing for None."""
+    if not isinstance(value, float):
+        return "" if value is None else str(value)
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows, the first of them the head, as a markdown table."""
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def write_tables(path: Path, title: str, notes: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
+    """Print a table and write it: ``<path>.csv`` and, with what it was made on, ``<path>.md``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    table = markdown([list(rows[0]), *([cell_text(value) for value in row.values()] for row in rows)])
+    text = "\n".join([f"# {title}", "", *machine_lines(), "", *notes, "", table])
+    store.write_text(path.with_suffix(".md"), text)
+    print(text)

@@ -44,23 +44,10 @@ LLAMA_31_8B: dict[str, Any] = {
     "bos_token_id": 128000,
     "eos_token_id": 128001,
 }
-MISTRAL_7B: dict[str, Any] = {
-    "vocab_size": 32000,
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 32768,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 1000000.0,
-    "sliding_window": None,
-    "hidden_act": "silu",
-    "tie_word_embeddings": False,
-    "initializer_range": 0.02,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
+OF_LLAMA = ("rope_scaling", "attention_bias", "mlp_bias")
+MISTRAL_7B: dict[str, Any] = {name: value for name, value in LLAMA_31_8B.items() if name not in OF_LLAMA}
+MISTRAL_7B |= {"vocab_size": 32000, "max_position_embeddings": 32768, "rope_theta": 1000000.0}
+MISTRAL_7B |= {"sliding_window": None, "bos_token_id": 1, "eos_token_id": 2}
 # Four query heads per key-value head, as in the large models; every size a multiple of 64, for NF4.
 SMALL = {
     "hidden_size": 128,
@@ -73,20 +60,10 @@ LLAMA_3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-LLAMA_3_SPECIAL = [
-    "<|begin_of_text|>",
-    "<|end_of_text|>",
-    "<|reserved_special_token_0|>",
-    "<|reserved_special_token_1|>",
-    "<|finetune_right_pad_id|>",
-    "<|reserved_special_token_2|>",
-    "<|start_header_id|>",
-    "<|end_header_id|>",
-    "<|eom_id|>",
-    "<|eot_id|>",
-    "<|python_tag|>",
-    *(f"<|reserved_special_token_{number}|>" for number in range(3, 248)),
-]
+NAMED = """begin_of_text end_of_text reserved_special_token_0 reserved_special_token_1 finetune_right_pad_id
+reserved_special_token_2 start_header_id end_header_id eom_id eot_id python_tag"""
+RESERVED = [f"reserved_special_token_{number}" for number in range(3, 248)]
+LLAMA_3_SPECIAL = [f"<|{name}|>" for name in [*NAMED.split(), *RESERVED]]
 
 
 def llama_tokenizer(texts: Iterable[str], merges: int = 500) -> Any:
@@ -151,6 +128,12 @@ def llama_config(**sizes: Any) -> Any:
     return LlamaConfig(**{**LLAMA_31_8B, **sizes})
 
 
+def ids_of(tokenizer: Any) -> dict[str, int]:
+    """Return what a configuration takes from a tokenizer."""
+    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    return ids | {"vocab_size": len(tokenizer)}
+
+
 def random_base(
     config: Any,
     quantization: str = "none",
@@ -205,14 +188,12 @@ def draw_weights(model: Any, device: str, generator: Any, std: float) -> None:
 
 def example_texts() -> list[str]:
     """Return texts of the package's own training pairs to train tokenizers on."""
-
     rows = (item for item in everyday.items() if item.split == "train")
     return [tailoring_prompt(item.prompt, None) + completion_text(item.response_a) for item in rows]
 
 
 def example_tokenizer() -> Any:
     """Return a tokenizer built as Llama 3's, loaded as this package loads it (with a pad token)."""
-
     with tempfile.TemporaryDirectory() as folder:
         llama_tokenizer(example_texts()).save_pretrained(folder)
         return load_tokenizer(folder)
@@ -221,13 +202,7 @@ def example_tokenizer() -> Any:
 def save_llama(folder: Path, texts: Iterable[str], seed: int = 0, **sizes: Any) -> Path:
     """Save a random Llama of 3.1's architecture and its tokenizer as a folder that hub code can load."""
     tokenizer = llama_tokenizer(texts)
-    config = llama_config(
-        **sizes,
-        vocab_size=len(tokenizer),
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    return save(folder, random_base(config, seed=seed), tokenizer)
+    return save(folder, llama_config(**sizes, **ids_of(tokenizer)), tokenizer, seed)
 
 
 def save_mistral(folder: Path, texts: Iterable[str], seed: int = 0, **sizes: Any) -> Path:
@@ -236,11 +211,11 @@ def save_mistral(folder: Path, texts: Iterable[str], seed: int = 0, **sizes: Any
 
     tokenizer = mistral_tokenizer(texts)
     config = MistralConfig(**{**MISTRAL_7B, **sizes, "vocab_size": len(tokenizer)})
-    return save(folder, random_base(config, seed=seed), tokenizer)
+    return save(folder, config, tokenizer, seed)
 
 
-def save(folder: Path, model: Any, tokenizer: Any) -> Path:
-    """Save a model and its tokenizer."""
-    model.save_pretrained(folder)
+def save(folder: Path, config: Any, tokenizer: Any, seed: int) -> Path:
+    """Save a random model and its tokenizer."""
+    random_base(config, seed=seed).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -3,15 +3,16 @@
     python benchmarks/paper_rehearsal.py FOLDER [--full-width]
 
 Makes, in FOLDER, a random Llama of 3.1's architecture with a byte-level BPE tokenizer, a random Mistral as
-the judge; two layers of SmolLM2 take part where personas are written. Then it
-runs the pipeline as anyone would, ``run_all.sh --profile paper`` with these folders as models: persona
+the judge; two layers of SmolLM2 write personas. Then it runs the pipeline as anyone would,
+ ``run_all.sh --profile paper`` with these folders as models: persona
 inference, SFT, DPO, generation, judging in both orders and the persona swap, with the profile's own values
 apart from sizes (``SIZES``). ``--full-width`` takes the widths of the 8B model, with two layers and float32.
-Prints seconds and memory per step and what every step left.
+Prints what every step left.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import os
 import subprocess
@@ -20,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import llama31
-import measure
 
 from persona_lib import store
 from persona_lib.settings import REPO
@@ -74,56 +74,46 @@ def make_models(folder: Path, full_width: bool) -> dict[str, Path]:
     return models
 
 
-def judge_format() -> str:
-    """Return "prometheus" if its prompt text is installed, else "letter", and say so."""
-    if importlib.util.find_spec("prometheus_eval"):
-        return "prometheus"
-    print("prometheus-eval is not installed: judging with our own prompt (judge_format=letter)", flush=True)
-    return "letter"
-
-
 def run_profile(models: dict[str, Path], sizes: dict[str, Any]) -> int:
-    """Run the paper profile on these models; returns the runner's exit status."""
-    settings = {**models, **sizes, "judge_format": judge_format()}
+    """Run the paper profile on these models; returns the runner's exit status.
+
+    The judge is asked in Prometheus-2's words where the package with them is installed, else in ours.
+    """
+    official = importlib.util.find_spec("prometheus_eval")
+    settings = {**models, **sizes, "judge_format": "prometheus" if official else "letter"}
     changes = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
     command = [sys.executable, "-m", "persona_lib.pipeline", "--profile", "paper", "--offline", *changes]
     return subprocess.run(command, cwd=REPO).returncode
 
 
-def step_lines(results: Path) -> list[str]:
-    """Return a line per step: seconds and peak memory."""
-    steps = store.read_json(results / "provenance.json")["tasks"]
-    return [
-        f"{name:<45} {facts['seconds']:>7.1f} s  {facts['peak_memory_mb']:>6.0f} MB"
-        for name, facts in steps.items()
-    ]
-
-
 def outcome_lines(run: Path) -> list[str]:
-    """Return a line per adapter (losses) and one each about answers and judgments."""
+    """Return a line per adapter (losses) and one about answers and judgments."""
     lines = []
     for folder in sorted((run / "adapters").glob("*")):
-        log = list(store.iter_rows(folder / "log.jsonl"))
-        loss = next(entry["loss"] for entry in log if "loss" in entry)
-        steps = store.read_json(folder / "done.json")["steps"]
-        lines.append(f"{folder.name}: {steps} steps, mean loss {loss:.4f}")
+        loss = next(entry["loss"] for entry in store.iter_rows(folder / "log.jsonl") if "loss" in entry)
+        lines.append(
+            f"{folder.name}: {store.read_json(folder / 'done.json')['steps']} steps, loss {loss:.4f}"
+        )
     answers = [row for path in run.glob("generations/*/rows.jsonl") for row in store.iter_rows(path)]
     judged = [row for path in run.glob("judgments/*/p*.jsonl") for row in store.iter_rows(path)]
     unread = sum(row["winner"] is None for row in judged)
-    lines.append(f"{len(answers)} answers, {sum(row['n_tokens'] for row in answers)} tokens")
-    return [*lines, f"{len(judged)} judgments of personalization, {unread} without a verdict"]
+    return [*lines, f"{len(answers)} answers; {len(judged)} judgments, {unread} without a verdict"]
 
 
 def main() -> None:
     """Make the models, run the profile and print what came of it."""
-    arguments = measure.read_arguments(__doc__, "FOLDER", "--full-width")
-    folder, full_width = arguments.place.resolve(), arguments.full_width
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", metavar="FOLDER", type=Path)
+    parser.add_argument("--full-width", action="store_true", help="the widths of the 8B model, two layers")
+    arguments = parser.parse_args()
+    folder, full_width = arguments.folder.resolve(), arguments.full_width
     os.environ |= {"PERSONA_RESULTS": str(folder / "results"), "PERSONA_FIGURES": str(folder / "figures")}
     models = make_models(folder, full_width)
     if run_profile(models, SIZES | (FULL_WIDTH if full_width else {})):
         sys.exit(1)
-    results = folder / "results" / "paper"
-    print(*step_lines(results), *outcome_lines(results / "everyday" / "seed-0"), sep="\n")
+    print(*outcome_lines(folder / "results" / "paper" / "everyday" / "seed-0"), sep="\n")
 
 
 if __name__ == "__main__":

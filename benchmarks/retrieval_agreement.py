@@ -5,8 +5,7 @@
 
 The authors' row is known where their retrieved personas are those of one released training row. Per data set:
 test rows with such a row, the share for which the retriever's first row is that one, the share with it among
-the first ten, and the median rank. Needs the authors' data; the retrievers with a model need it and the extra
-``retrieval``.
+the first ten, and the median rank. Needs the authors' data, and the extra ``retrieval`` for a model.
 """
 
 from __future__ import annotations
@@ -25,27 +24,20 @@ def ranks(folder: Path, dataset: str, retriever: str, model: str) -> list[int]:
     pool = [row for split in POOL_SPLITS for row in rows[split]]
     place = {row.id: number for number, row in enumerate(pool)}
     queries = [row for row in rows["test"] if row.retrieved_id in place]
-    scores = retrieval.SCORERS[retriever](
-        [row.prompt for row in queries], [row.prompt for row in pool], model
-    )
-    return [
-        1 + sum(other > line[place[row.retrieved_id]] for other in line)
-        for row, line in zip(queries, scores, strict=True)
-    ]
+    texts = [[row.prompt for row in some] for some in (queries, pool)]
+    scores = retrieval.SCORERS[retriever](*texts, model)
+    found = [line[place[row.retrieved_id]] for row, line in zip(queries, scores, strict=True)]
+    return [1 + sum(other > own for other in line) for own, line in zip(found, scores, strict=True)]
 
 
 def main() -> None:
     """Print one line per data set."""
-    folder = official.find_data_dir(sys.argv[1] if len(sys.argv) > 1 else "")
-    retriever = sys.argv[2] if len(sys.argv) > 2 else "bm25"
-    model = sys.argv[3] if len(sys.argv) > 3 else ""
+    place, retriever, model = (sys.argv[1:] + ["", "bm25", ""][len(sys.argv) - 1 :])[:3]
     for dataset in ("beavertails", "hhh"):
-        found = ranks(folder, dataset, retriever, model)
+        found = ranks(official.find_data_dir(place), dataset, retriever, model)
         first, ten = (sum(rank <= most for rank in found) / len(found) for most in (1, 10))
-        print(
-            f"{dataset}, {retriever} {model}: n={len(found)}, first {first:.3f}, in ten {ten:.3f}, ", end=""
-        )
-        print(f"median rank {statistics.median(found):g} of the pool")
+        print(f"{dataset}, {retriever} {model}: n={len(found)}, first {first:.3f}, in ten {ten:.3f}, "
+              f"median rank {statistics.median(found):g} of the pool")  # fmt: skip
 
 
 if __name__ == "__main__":

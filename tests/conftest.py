@@ -28,7 +28,6 @@ LONG_FIRST = (
     "test_doc_commands",
     "test_rehearsal",
     "test_benchmarks",
-    "test_harness",
 )
 ONE_PROCESS = {"test_notebooks": "smoke", "test_doc_commands": "smoke"}
 LOADS_MODELS = re.compile(

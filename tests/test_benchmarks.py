@@ -1,41 +1,108 @@
-"""The GPU benchmarks, shrunk: they run to the end on a CPU and write what they say."""
+"""The benchmarks: their harness, equal results in quick runs, and what the GPU script writes."""
 
 from __future__ import annotations
 
 import csv
+import importlib
+import json
 import os
 import re
 import subprocess
 import sys
 
 import gpu_training
+import harness
 import llama31
 import pytest
+import training
+from training import AUTHORS, OURS, Case, Lengths
 
 from persona_lib.settings import REPO
 
+BENCHMARKS = importlib.import_module("benchmarks.__main__")
 
-def run_shrunk(name: str, out) -> tuple[list[dict[str, str]], str]:
-    """Run a benchmark as a person would, and return the rows of its CSV and its markdown."""
-    command = [sys.executable, str(REPO / "benchmarks" / f"{name}.py"), str(out), "--shrink"]
+
+def equal(a, b) -> str:
+    if a != b:
+        raise harness.NotEqual(f"{a} and {b}")
+    return f"both {a}"
+
+
+def way(seconds: float, result: int, order: list[str], name: str):
+    """A way that says how long it took."""
+
+    def work() -> harness.Timed:
+        order.append(name)
+        return harness.Timed(result, seconds)
+
+    return work
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    return tmp_path
+
+
+def test_a_comparison_alternates_and_keeps_the_ratio_of_every_pair(results, capsys):
+    order = []
+    line = harness.compare("x", way(3.0, 7, order, "a"), way(1.5, 7, order, "b"), equal, 3, "ours", "theirs")
+    assert order == ["a", "b", "b", "a", "a", "b"]
+    assert line["ratio"] == {"min": 2.0, "median": 2.0, "max": 2.0} and line["equal"] == "both 7"
+    assert json.loads((results / "x.json").read_text()) == json.loads(json.dumps(line))
+    assert "x: 2.00 times as fast (2.00 to 2.00, 3 pairs" in capsys.readouterr().out
+    assert set(line) >= {"hardware", "git", "versions", "date"}
+    shown = BENCHMARKS.table_text(results).splitlines()
+    assert len(shown) == 3 and shown[2].startswith("| ours | theirs | **2.00** (2.00 to 2.00) |")
+    assert len({row.count("|") for row in shown}) == 1
+
+
+def test_results_that_differ_are_an_error_and_leave_nothing(results):
+    with pytest.raises(harness.NotEqual, match="7 and 8"):
+        harness.compare("x", way(3.0, 7, [], "a"), way(1.5, 8, [], "b"), equal)
+    assert not list(results.iterdir()) and BENCHMARKS.table_text(results) == "*Not run yet.*\n"
+
+
+def test_a_quick_comparison_times_one_pair_and_writes_nothing(results):
+    order = []
+    line = harness.compare("x", lambda: order.append("a"), lambda: order.append("b"), equal, quick=True)
+    assert order == ["a", "b"] and line["pairs"] == 1 and 0 < line["ours_seconds"]["median"] < 1
+    assert not list(results.iterdir())
+
+
+def test_the_committed_table_is_that_of_the_committed_results():
+    text = (REPO / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    block = re.search(BENCHMARKS.BLOCK.pattern.replace(".*?", "(.*?)"), text, re.DOTALL)[2]
+    assert block == BENCHMARKS.table_text(REPO / "benchmarks" / "results")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BENCHMARKS.BENCHMARKS)
+def test_a_quick_run_checks_equality_and_writes_nothing(name):
+    """The machine may be noisy and the models are tiny: only a ratio far off is an error."""
+    command = [sys.executable, "-m", "benchmarks", "--quick", name]
+    status = ["git", "status", "--porcelain", "benchmarks"]
+    before = subprocess.run(status, cwd=REPO, capture_output=True, text=True).stdout
+    environment = os.environ | {"PYTHONPATH": str(REPO)}
+    done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    ratios = [float(found) for found in re.findall(r": ([\d.]+) times as fast", done.stdout)]
+    assert ratios and all(ratio > 0.3 for ratio in ratios), done.stdout
+    assert subprocess.run(status, cwd=REPO, capture_output=True, text=True).stdout == before
+
+
+@pytest.mark.slow
+def test_the_gpu_script_times_training_steps_in_every_way_and_their_losses_agree(tmp_path):
+    out = tmp_path / "training"
+    command = [sys.executable, str(REPO / "benchmarks" / "gpu_training.py"), str(out), "--shrink"]
     environment = os.environ | {"PYTHONPATH": str(REPO)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     text = out.with_suffix(".md").read_text(encoding="utf-8")
-    assert text.strip() in done.stdout
-    return read_csv(out.with_suffix(".csv")), text
-
-
-def read_csv(path) -> list[dict[str, str]]:
-    """Return the rows of a table that a benchmark wrote."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-@pytest.mark.slow
-def test_training_steps_are_timed_in_every_way_and_their_losses_agree(tmp_path):
-    rows, text = run_shrunk("gpu_training", tmp_path / "training")
-    assert text.count("equal to") == 4, "two methods against two ways"
+    assert text.strip() in done.stdout and re.search(r"Commit [0-9a-f]{12}|not recorded", text)
+    assert text.count("losses of all") == 4, "two methods against two ways"
+    with out.with_suffix(".csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
     assert len(rows) == 13 and {row["way"] for row in rows} == {"authors", "TRL defaults", "this package"}
     assert all(float(row["fastest"]) <= float(row["ms per step"]) <= float(row["slowest"]) for row in rows)
     full = [row for row in rows if row["lengths"] == "48 each"]
@@ -44,10 +111,9 @@ def test_training_steps_are_timed_in_every_way_and_their_losses_agree(tmp_path):
     for row in rows:
         speed = 1000 * float(row["tokens per step"]) / float(row["ms per step"])
         assert float(row["tokens/s"]) == pytest.approx(speed)
-    assert "torch" in text and re.search(r"Commit [0-9a-f]{12}|not recorded", text)
 
 
-def test_the_configuration_is_llama_31_8b(tmp_path):
+def test_the_configuration_is_llama_31_8b():
     """8.03 billion parameters, 32 layers, four query heads per key-value head: as Meta states them."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -62,19 +128,18 @@ def test_the_configuration_is_llama_31_8b(tmp_path):
 def test_the_arithmetic_of_a_token_is_that_of_the_linear_layers_and_the_head():
     """8,030,261,248 parameters less norms (266,240) and the embedding (525,336,576), twice per pass."""
     weights = 8_030_261_248 - 266_240 - 128_256 * 4096
-    config = llama31.llama_config()
-    sft = gpu_training.Case("sft", "this package", "none", "bfloat16", 1)
-    assert gpu_training.flops_per_token(config, sft, 1.0) == 2 * 2 * weights
-    online = gpu_training.Case("dpo", "authors", "none", "bfloat16", 1)
-    assert gpu_training.flops_per_token(config, online, 1.0) == 3 * 2 * weights
-    beforehand = gpu_training.Case("dpo", "this package", "none", "bfloat16", 1)
-    assert gpu_training.flops_per_token(config, beforehand, 0.0) == 2 * 2 * (weights - 128_256 * 4096)
+    for method, who, share, wanted in (
+        ("sft", OURS, 1.0, 2 * 2 * weights),
+        ("dpo", AUTHORS, 1.0, 3 * 2 * weights),
+        ("dpo", OURS, 0.0, 2 * 2 * (weights - 128_256 * 4096)),
+    ):
+        case = Case(method, who, "none", "bfloat16", 1)
+        assert gpu_training.flops_per_token(llama31.llama_config(), case, share) == wanted
 
 
 def test_rows_have_the_wanted_tokens_with_bos_and_eos():
-    bench = gpu_training.make_bench(shrink=True)
+    tokenizer = llama31.example_tokenizer()
     for method, names in (("sft", ("completion",)), ("dpo", ("chosen", "rejected"))):
-        for row in gpu_training.make_rows(bench, method, 5, 48):
-            assert {len(bench.tokenizer(row["prompt"] + row[name])["input_ids"]) + 1 for name in names} == {
-                48
-            }
+        for row in training.make_rows(tokenizer, method, 5, Lengths((8, 14), (6, 20), 48)):
+            tokens = {len(tokenizer(row["prompt"] + row[name])["input_ids"]) + 1 for name in names}
+            assert tokens == {48}
