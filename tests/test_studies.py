@@ -111,9 +111,7 @@ def of(table, model, side="chosen"):
 
 
 @pytest.mark.slow
-def test_accuracy_is_1_for_right_personas_0_for_the_other_sides_and_for_none_and_nobody_is_asked_twice(
-    writers,
-):
+def test_right_personas_have_accuracy_1_others_0_and_no_model_is_asked_twice(writers):
     first = run("right", "wrong")
     table = run("right", "wrong", "silent")
     for side in ("chosen", "rejected"):
