@@ -1,4 +1,10 @@
-"""A share with its interval, over one seed or several."""
+"""Verdicts, win rates, dPQ, and 95 % intervals by bootstrap over items and seeds.
+
+Several statistics are functions of sums of per-item columns. One weighted draw of the items then serves all
+metrics and arms of a table, so any two of its numbers have a paired difference. Few seeds say little of how
+seeds differ: intervals over seeds are stretched for that (`seed_stretch`), and ``tests/test_intervals.py``
+measures their coverage.
+"""
 
 from __future__ import annotations
 
@@ -12,27 +18,14 @@ import numpy as np
 
 from persona_lib.records import Judgment, Verdict
 
-# --- A share with its interval, over one seed or several ---
-
-
-def share_interval(values: Sequence[np.ndarray], n_resamples: int) -> Interval:
-    """Return a mean of 0/1 values with its interval: Wilson's for one seed, else the bootstrap over seeds."""
-    values = [v for v in values if len(v)]
-    if not values:
-        return Interval(None, None, None, 0, 0)
-    if len(values) > 1:
-        return bootstrap_mean(values, n_resamples, shared_items=len({len(v) for v in values}) == 1)
-    n = len(values[0])
-    return Interval(float(values[0].mean()), *wilson_interval(float(values[0].sum()), n), n)
-
-
-# --- Tests and closed-form intervals of counts, by scipy and statsmodels ---
-# The sign test takes the compared items as independent: with several training seeds it says how sure the
-# result is for these models, not for others (the intervals of ``bootstrap`` hold seeds to account).
+# --- tests and closed forms of counts ---
 
 
 def sign_test(n_wins: int, n_losses: int) -> float:
-    """Return the two-sided p of the exact sign test (ties left out); 1.0 when nothing is decided."""
+    """Return the two-sided p of the exact sign test (ties left out); 1.0 when nothing is decided.
+
+    Items count as independent: with several training seeds the test is about these models, not about others.
+    """
     from scipy.stats import binomtest
 
     return float(binomtest(n_wins, n_wins + n_losses).pvalue) if n_wins + n_losses else 1.0
@@ -59,8 +52,6 @@ def holm_adjusted(p_values: Sequence[float]) -> list[float]:
     The numbers are those of statsmodels' ``multipletests`` (a test holds that), which collects garbage in
     every call: that took more than half of the time of all tables.
     """
-    import numpy as np
-
     given = np.asarray(p_values, dtype=float)
     order = np.argsort(given, kind="stable")
     stepped = np.maximum.accumulate(given[order] * np.arange(len(given), 0, -1))
@@ -69,10 +60,7 @@ def holm_adjusted(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-# --- Verdicts, win rates, persona accuracy and the paper's score dPQ, always with their counts ---
-# A verdict is about the tested response against the baseline, after the judge has seen both orders.
-# Intervals over items and seeds are in ``bootstrap``, tests in ``significance``, the paper's own table in
-# ``paper``, measures of text in ``text_metrics``.
+# --- verdicts of a tested response against the baseline, after the judge has seen both orders ---
 
 
 def vote(judgment: Judgment, tested: str) -> int | None:
@@ -91,11 +79,7 @@ def verdict_of(judgment_ab: Judgment, judgment_ba: Judgment) -> Verdict:
     The tested response is A in ``judgment_ab`` and B in ``judgment_ba``. Orders that disagree are a
     tie (see ``position_inconsistent``); an unreadable answer in either order is "unparsed", never a win.
     """
-    return combine((vote(judgment_ab, "A"), vote(judgment_ba, "B")))
-
-
-def combine(votes: tuple[int | None, int | None]) -> Verdict:
-    """Combine the votes of both orders (see ``vote``) as ``verdict_of`` does."""
+    votes = vote(judgment_ab, "A"), vote(judgment_ba, "B")
     if None in votes:
         return "unparsed"
     return {(1, 1): "win", (-1, -1): "loss"}.get(votes, "tie")
@@ -133,11 +117,6 @@ class WinRate:
     def n_decided(self) -> int:
         """Number of wins and losses."""
         return self.n_wins + self.n_losses
-
-    @property
-    def rate(self) -> float | None:
-        """W / (W + L), or None when nothing is decided."""
-        return self.n_wins / self.n_decided if self.n_decided else None
 
     @property
     def net(self) -> float | None:
@@ -189,12 +168,7 @@ class PersonaAccuracy:
         return self.n_correct / self.n if self.n else None
 
 
-# --- Intervals by resampling: the paired bootstrap over items, and over seeds where there are several ---
-# Verdicts of many items are arrays of +1 (win), 0 (tie), -1 (loss) and NaN (unparsed), one array per seed.
-# Every statistic is a function of sums of per-item columns, so one weighted draw of the items serves all
-# metrics and all arms at once: that is what makes the intervals paired. Few seeds say little of how seeds
-# differ; intervals over seeds are stretched for that, and ``tests/test_stats_coverage.py`` holds how often
-# they have the truth.
+# --- intervals by resampling ---
 
 
 VERDICT_VALUES = {"win": 1.0, "tie": 0.0, "loss": -1.0, "unparsed": float("nan")}
@@ -203,17 +177,13 @@ ANY = (-np.inf, np.inf)
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its 95 % interval; None where it is undefined.
-
-    ``n_undefined`` resamples had no value (nothing decided) and are left out of the interval.
-    """
+    """An estimate with its 95 % interval; None where it is undefined (nothing is decided)."""
 
     estimate: float | None
     low: float | None
     high: float | None
     n_items: int
     n_seeds: int = 1
-    n_undefined: int = 0
 
 
 def interval_columns(name: str, interval: Interval) -> dict[str, float | None]:
@@ -289,16 +259,15 @@ def check_blocks(blocks: Sequence[np.ndarray], shared_items: bool) -> None:
 def percentile_interval(
     estimate: float | None, values: np.ndarray, n_items: int, n_seeds: int = 1
 ) -> Interval:
-    """Return an estimate with the middle 95 % of its resampled values; NaN values are left out and counted.
+    """Return an estimate with the middle 95 % of its resampled values; NaN values are left out.
 
     Undefined if the estimate (None or NaN) or all of the values are.
     """
     defined = values[~np.isnan(values)]
-    n_undefined = len(values) - len(defined)
     if estimate is None or np.isnan(estimate) or not len(defined):
-        return Interval(None, None, None, n_items, n_seeds, n_undefined)
+        return Interval(None, None, None, n_items, n_seeds)
     low, high = np.percentile(defined, [2.5, 97.5])
-    return Interval(float(estimate), float(low), float(high), n_items, n_seeds, n_undefined)
+    return Interval(float(estimate), float(low), float(high), n_items, n_seeds)
 
 
 def bootstrap(
@@ -344,9 +313,33 @@ def bootstrap_mean(
     )
 
 
-# --- Pool per-item values over seeds and resample them once for a whole table ---
-# One draw serves every row and column of a table that the same seeds have, so any two of these numbers can
-# be subtracted and their difference has a paired interval. The draws are those of ``bootstrap``.
+def share_interval(values: Sequence[np.ndarray], n_resamples: int) -> Interval:
+    """Return a mean of 0/1 values with its interval: Wilson's for one seed, else the bootstrap over seeds."""
+    values = [v for v in values if len(v)]
+    if not values:
+        return Interval(None, None, None, 0, 0)
+    if len(values) > 1:
+        return bootstrap_mean(values, n_resamples, shared_items=len({len(v) for v in values}) == 1)
+    n = len(values[0])
+    return Interval(float(values[0].mean()), *wilson_interval(float(values[0].sum()), n), n)
+
+
+def rank_correlation(
+    first: Sequence[float], second: Sequence[float], n_resamples: int = 2000, seed: int = 0
+) -> Interval:
+    """Return Spearman's rho of two columns with its interval over items; undefined if either is constant."""
+    from scipy.stats import rankdata
+
+    def rho(rows: np.ndarray) -> float:
+        ranks = rankdata(rows, axis=0)
+        return float(np.corrcoef(ranks.T)[0, 1]) if ranks.std(axis=0).all() else float("nan")
+
+    rows, rng = np.column_stack([first, second]), np.random.default_rng(seed)
+    values = [rho(rows[rng.integers(len(rows), size=len(rows))]) for _ in range(n_resamples)]
+    return percentile_interval(rho(rows), np.array(values), len(rows))
+
+
+# --- a pool: per-item values over seeds, resampled once for a whole table ---
 
 
 Values = Mapping[str, float]  # id of an item -> its value; NaN where it has none
@@ -373,7 +366,7 @@ class Pool:
 def mean_interval(parts: Sequence[tuple[Pool, Statistic]], n_items: int = 0, n_seeds: int = 1) -> Interval:
     """Return the mean of several statistics with its interval; the parts may come from different pools.
 
-    Undefined (None) if one of the parts is. Resamples without a value are left out and counted.
+    Undefined (None) if one of the parts is.
     """
     computed = [pool.compute(statistic) for pool, statistic in parts]
     if not computed:

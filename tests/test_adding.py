@@ -98,11 +98,9 @@ def test_a_generator(monkeypatch, tmp_path):
 
 def test_a_metric(monkeypatch):
     monkeypatch.setitem(swap.METRICS, "size", my_metric)
-    scores = [swap.SwapScore("a", f"gold-{side}", side, chosen, 0.0, None, None)
+    scores = [swap.PolicyScore("a", f"gold-{side}", side, chosen, 0.0)
               for side, chosen in (("chosen", 1.0), ("rejected", 4.0))]  # fmt: skip
-    assert swap.swap_values(scores, "gold", "policy")["size"].tolist() == [3.0]
-    assert ("policy/gold", "size", {"a": 3.0}) in list(swap.swap_items(scores))
-    assert swap.swap_table([scores], 10).set_index("measure").loc["policy", "size"] == 3.0
+    assert swap.swap_values(swap.margins(scores)["policy"], "gold")["size"] == {"a": 3.0}
 
 
 def test_an_arm(monkeypatch, capsys):

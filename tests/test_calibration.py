@@ -7,7 +7,7 @@ import pytest
 import tiny_results
 
 from persona_lib import store
-from persona_lib.beyond import calibration, claims
+from persona_lib.beyond import calibration
 from persona_lib.records import Judgment, PairwiseComparison, TailoringRow
 from persona_lib.settings import Run, load_profile
 
@@ -127,15 +127,6 @@ def test_every_judge_of_a_run_is_measured_once_and_the_reader_decides_fit(tmp_pa
     decides = table.set_index("test").decides
     assert decides["persona fit"] and decides["answer to another question"]
     assert not decides["sentences reversed"] and not decides["facts contradicted"], "a rule cannot see them"
-
-
-def test_a_judge_that_is_not_believed_meets_no_aim():
-    table = pd.DataFrame({"dataset": "everyday", "judge": ["weak", "sure"], "rubric": "personalization",
-                          "decides": [False, True]})  # fmt: skip
-    assert claims.unbelieved(table, "everyday", "weak")
-    assert not claims.unbelieved(table, "everyday", "sure") and not claims.unbelieved(table, "hhh", "weak")
-    lines = claims.without_verdict([{"met": "yes"}, {"met": "no"}, {"met": "not run"}])
-    assert [line["met"] for line in lines] == ["judge not believed"] * 2 + ["not run"]
 
 
 def test_a_run_without_judges_has_none_to_measure():

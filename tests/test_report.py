@@ -44,7 +44,7 @@ def fill(profile):
     """Save what a finished run leaves for the report."""
     for name in ("persona_accuracy", "swap"):
         results.save_table(profile, name, tables()[name])
-    results.save_table(profile, "main", results.with_tests(hand_main()))
+    results.save_table(profile, "main", results.with_holm(hand_main()))
     results.save_table(profile, "paper", claims.paper_rows(profile))
     texts = {"prompt": HOSTILE, "persona": HOSTILE, "plain_dpo": HOSTILE, "pt_dpo": "short\nand clear"}
     example = {"dataset": "everyday", "seed": 0, "id": "r0", "eval_persona": "gold-chosen", **texts}
@@ -70,7 +70,7 @@ FACTS = {
 def hand_main():
     """One main row with an average."""
     row = {"dataset": "everyday", "kind": "main", "label": "gold | chosen", "judge_persona": "gold-chosen",
-           "n": 8, "n_seeds": 2, "seeds": "0 1"}  # fmt: skip
+           "n": 8, "n_seeds": 2, "seeds": "0 1", "p_sign": 0.453125, "q_sign": 1.0}  # fmt: skip
     row |= {"p_win": 5, "p_tie": 1, "p_loss": 2, "p_unparsed": 0, "p_inconsistent": 0}
     row |= {"q_win": 2, "q_tie": 3, "q_loss": 3, "q_unparsed": 0, "q_inconsistent": 1}
     for name, value in (("p_net", 0.43), ("q_net", -0.2), ("dpq", 11.5), ("quality_sd", 0.02)):

@@ -1,28 +1,26 @@
-"""Tables over seeds: numbers derived by hand, pairing, and what happens where parts are missing."""
+"""Judged tables over seeds: counts, scores and tests by hand, intervals paired, and missing parts."""
 
 from __future__ import annotations
 
-import csv
 import itertools
 import math
+from collections import Counter
 
 import numpy as np
 import pandas as pd
 import pytest
 import tiny_results
-from resampling import scores
+from test_intervals import scores
 
-from persona_lib import store
+from persona_lib import show, store
 from persona_lib.beyond import claims
 from persona_lib.data.reader import quality
-from persona_lib.intervals import bootstrap_mean, difference, make_pool, mean_columns, mean_interval, mean_of
-from persona_lib.paper import judging, results, swap
+from persona_lib.intervals import sign_test
+from persona_lib.paper import judging, results
 from persona_lib.paper import personas as personas_module
 from persona_lib.paper.answers import matchups
-from persona_lib.paper.swap import SwapScore
 from persona_lib.records import TailoringRow
 from persona_lib.settings import Run, load_profile
-from persona_lib.show import render
 
 LETTERS = {"W": "win", "T": "tie", "L": "loss", "U": "unparsed"}
 HAND = {  # persona -> per seed (personalization, quality), one letter per row
@@ -36,23 +34,22 @@ HAND = {  # persona -> per seed (personalization, quality), one letter per row
 def profile(tmp_path, monkeypatch):
     """Two seeds of a small profile whose results go to a temporary folder."""
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
-    monkeypatch.setenv("PERSONA_FIGURES", str(tmp_path / "figures"))
     judging.forget_judged()
-    swap.forget_swap()
     return load_profile("smoke", ["seeds=0,1", "pair_limit=6", "controls=true", "train_personas=none,chosen"])
 
 
-def write_verdicts(profile, kind="main", hand=HAND):
-    """Write hand-made verdicts as the judging step would."""
+def main_row(run, persona="gold-chosen"):
+    return next(m for m in matchups(run) if m.kind == "main" and m.judge_persona == persona)
+
+
+def write_verdicts(profile, hand=HAND):
+    """Write hand-made verdicts of the main rows as the judging step would."""
     for number, seed in enumerate(profile.seeds):
         run = Run(profile, "everyday", seed)
-        for matchup in matchups(run):
-            if matchup.kind != kind or matchup.judge_persona not in hand:
-                continue
-            p, q = hand[matchup.judge_persona][number]
-            folder = run.folder / "judgments" / matchup.slug
+        for persona, by_seed in hand.items():
+            folder = run.folder / "judgments" / main_row(run, persona).slug
             rows = [{"id": f"r{i}", "personalization": LETTERS[a], "quality": LETTERS[b]}
-                    for i, (a, b) in enumerate(zip(p, q, strict=True))]  # fmt: skip
+                    for i, (a, b) in enumerate(zip(*by_seed[number], strict=True))]  # fmt: skip
             store.write_rows(folder / "verdicts.jsonl", rows)
             store.mark_done(folder, "hand")
 
@@ -65,35 +62,7 @@ def line(table, **values):
     return table.iloc[0]
 
 
-# --- pooling ---
-
-
-def test_a_pool_of_two_seeds_has_the_mean_of_all_items_and_of_their_difference():
-    first = [{"a": 1.0, "b": 3.0}, {"a": 5.0, "c": math.nan}]
-    second = [{"a": 0.0, "b": 1.0}, {"a": 2.0}]
-    pool = make_pool(mean_columns("x", first) | mean_columns("y", second), 50)
-    assert pool.interval(mean_of("x")).estimate == 3.0  # (1 + 3 + 5) / 3: the NaN is no item
-    assert pool.interval(difference(mean_of("x"), mean_of("y"))).estimate == 2.0  # 3 - 1
-
-
-def test_the_difference_of_two_equal_columns_is_certain():
-    values = [{str(i): float(i % 3) for i in range(20)}]
-    pool = make_pool(mean_columns("x", values) | mean_columns("y", values), 50)
-    interval = pool.interval(difference(mean_of("x"), mean_of("y")))
-    assert (interval.estimate, interval.low, interval.high) == (0, 0, 0)
-
-
-def test_the_mean_of_an_undefined_statistic_is_undefined():
-    pool = make_pool(mean_columns("x", [{"a": 1.0}]) | mean_columns("y", [{}]), 10)
-    assert mean_interval([(pool, mean_of("x")), (pool, mean_of("y"))]).estimate is None
-    with pytest.raises(ValueError, match="nothing to pool"):
-        make_pool({}, 10)
-
-
-# --- judged rows ---
-
-
-def test_counts_and_scores_of_a_row_are_those_of_both_seeds(profile):
+def test_counts_and_scores_of_a_row_are_those_of_both_seeds_and_of_each(profile):
     write_verdicts(profile)
     row = line(results.main_table(profile), judge_persona="gold-chosen")
     assert [row[f"p_{v}"] for v in ("win", "tie", "loss", "unparsed")] == [5, 1, 1, 1]
@@ -101,28 +70,23 @@ def test_counts_and_scores_of_a_row_are_those_of_both_seeds(profile):
     assert (row.n, row.n_seeds, row.seeds) == (8, 2, "0 1")
     assert row.p_net == pytest.approx(4 / 6) and row.q_net == pytest.approx(-1 / 5)
     assert row.dpq == pytest.approx(100 * (4 / 6 - 1 / 5) / 2)
+    row = line(results.by_seed_table(profile), label="gold-chosen", seed=0)
+    assert (row.p_net, row.q_net) == (pytest.approx(1 / 3), 0)  # WWLT: 1 of 3; WLTT: 0 of 2
+    assert (row.n, row.dpq) == (4, pytest.approx(100 / 6))
 
 
-def test_intervals_are_those_of_the_bootstrap_over_seeds(profile):
-    write_verdicts(profile)
-    p, q = ([seed[i] for seed in HAND["gold-chosen"]] for i in (0, 1))
-    wanted = scores(p, q, profile.bootstrap_samples)
-    row = line(results.main_table(profile), judge_persona="gold-chosen")
-    for name, score in (("dpq", "delta_pq"), ("p_net", "personalization")):
-        assert (row[f"{name}_low"], row[f"{name}_high"]) == pytest.approx(
-            (wanted[score].low, wanted[score].high)
-        )
-
-
-def test_seeds_that_share_their_rows_are_resampled_together(profile):
+@pytest.mark.parametrize("shared", [False, True])
+def test_intervals_are_those_of_the_bootstrap_and_seeds_that_share_rows_are_drawn_together(profile, shared):
     rows = [TailoringRow(f"r{i}", "test", f"prompt {i}", "c", "d") for i in range(4)]
-    for seed in profile.seeds:
+    for seed in profile.seeds if shared else ():
         store.write_rows(Run(profile, "everyday", seed).folder / "tailoring" / "test.jsonl", rows)
     write_verdicts(profile)
-    p, q = ([seed[i] for seed in HAND["gold-chosen"]] for i in (0, 1))
-    wanted = scores(p, q, profile.bootstrap_samples, shared_items=True)["delta_pq"]
+    p, q = ([[{"U": "?"}.get(v, v) for v in seed[i]] for seed in HAND["gold-chosen"]] for i in (0, 1))
+    wanted = scores(p, q, profile.bootstrap_samples, shared_items=shared)
     row = line(results.main_table(profile), judge_persona="gold-chosen")
-    assert (row.dpq_low, row.dpq_high) == pytest.approx((wanted.low, wanted.high))
+    for name, score in (("dpq", "delta_pq"), ("p_net", "personalization")):
+        limits = wanted[score].low, wanted[score].high
+        assert (row[f"{name}_low"], row[f"{name}_high"]) == pytest.approx(limits)
 
 
 def test_a_row_without_decided_pairs_has_no_score_and_no_average(profile):
@@ -145,25 +109,55 @@ def test_the_average_is_the_mean_of_the_rows_and_leaves_user_written_personas_ou
 
 def test_a_seed_without_judgments_is_left_out_and_said(profile):
     write_verdicts(profile)
-    matchup = next(m for m in matchups(Run(profile, "everyday", 1)) if m.kind == "main")
-    (Run(profile, "everyday", 1).folder / "judgments" / matchup.slug / "done.json").unlink()
+    run = Run(profile, "everyday", 1)
+    (run.folder / "judgments" / main_row(run).slug / "done.json").unlink()
     row = line(results.main_table(profile), judge_persona="gold-chosen")
     assert (row.n, row.n_seeds, row.seeds) == (4, 1, "0")
 
 
-def test_the_table_by_seed_has_each_seeds_own_score(profile):
-    write_verdicts(profile)
-    table = results.by_seed_table(profile)
-    row = line(table, label="gold-chosen", seed=0)
-    assert (row.p_net, row.q_net) == (pytest.approx(1 / 3), 0)  # WWLT: 1 of 3; WLTT: 0 of 2
-    assert row.dpq == pytest.approx(100 / 6)
+@pytest.mark.parametrize(("shared", "votes"), [(False, (4, 4)), (True, (2, 2))])
+def test_seeds_with_their_own_prompts_count_each_and_shared_prompts_count_once(monkeypatch, shared, votes):
+    monkeypatch.setattr(results, "same_items", lambda runs: shared)
+    # together: r0 WW, r1 WL: even, r2 LL, r3 TW, r4 UL
+    verdicts = [{f"r{i}": LETTERS[v] for i, v in enumerate(letters)} for letters in ("WWLTU", "WLLWL")]
+    row = judging.Judged(None, (), {"personalization": verdicts, "quality": verdicts})
+    assert results.decided_prompts(row, "personalization") == votes
 
 
-def test_the_papers_rows_give_its_printed_scores_and_average(profile):
-    table = claims.paper_rows(profile)
-    assert line(table, dataset="Anthropic HHH", label="chosen, retrieved").dpq == pytest.approx(3.3, abs=0.05)
-    assert round(line(table, kind="average").dpq, 1) == 18.4
-    assert (table.dpq_low < table.dpq).all() and (table.dpq < table.dpq_high).all()
+def test_holm_is_over_the_rows_of_a_table_and_an_average_has_none():
+    table = results.with_holm(
+        pd.DataFrame({"p_sign": [0.03, 0.01, math.nan], "q_sign": [0.5, 0.7, math.nan]})
+    )
+    assert table.p_holm.tolist() == pytest.approx([0.03, 0.02, math.nan], nan_ok=True)
+    assert table.q_holm.tolist() == pytest.approx([1.0, 1.0, math.nan], nan_ok=True)
+
+
+# --- how rows are shown ---
+
+
+def shown_row(**more):
+    """One row as the views get it, with 10 wins, 20 ties of which 5 contradict themselves, and 10 losses."""
+    row = {"dataset": "everyday", "kind": "main", "label": "row", "n": 40, "n_seeds": 1, "seeds": "0"}
+    for short in "pq":
+        row |= {f"{short}_win": 10, f"{short}_tie": 20, f"{short}_loss": 10, f"{short}_unparsed": 0,
+                f"{short}_inconsistent": 5, f"{short}_sign": 1.0}  # fmt: skip
+    for name in ("p_net", "q_net", "dpq", "quality_sd"):
+        row |= {name: 0.0, f"{name}_low": -0.1, f"{name}_high": 0.1}
+    return results.with_holm(pd.DataFrame([row | more]))
+
+
+def test_a_judge_that_contradicts_itself_is_shown_apart_from_ties():
+    shown = show.render("main", shown_row())
+    assert shown["personalization W / T / L / contradicted %"][0] == "25.0 / 37.5 / 25.0 / 12.5"
+    published = show.render("paper", shown_row().drop(columns=["p_inconsistent", "q_inconsistent"]))
+    assert published["personalization W / T / L %"][0] == "25.0 / 50.0 / 25.0"
+
+
+def test_nothing_decided_says_so():
+    nothing = {"q_win": 0, "q_loss": 0, "q_tie": 40, "q_inconsistent": 0, "q_net": np.nan, "dpq": np.nan}
+    shown = show.render("main", shown_row(**nothing)).iloc[0]
+    assert shown["quality net [95 % interval]"] == "undefined"
+    assert shown["dPQ [95 % interval]"] == "undefined"
 
 
 # --- the finished world: everything at once ---
@@ -186,15 +180,25 @@ def world(tmp_path_factory):
 
 
 def test_mean_quality_is_in_standard_deviations_of_the_baseline(world):
-    matchup = next(m for m in matchups(Run(world, "everyday", 0)) if m.kind == "main")
-    scores = {"test": [], "base": []}
-    for seed, which in itertools.product(world.seeds, scores):
+    matchup = main_row(Run(world, "everyday", 0))
+    found = {"test": [], "base": []}
+    for seed, which in itertools.product(world.seeds, found):
         run = Run(world, "everyday", seed)
         path = run.folder / "generations" / getattr(matchup, which).slug / "rows.jsonl"
-        scores[which] += [quality(r["prompt"], r["completion"]) for r in store.iter_rows(path)]
-    wanted = (np.mean(scores["test"]) - np.mean(scores["base"])) / np.std(scores["base"], ddof=1)
-    row = line(results.read_table(world, "main"), judge_persona=matchup.judge_persona)
+        found[which] += [quality(r["prompt"], r["completion"]) for r in store.iter_rows(path)]
+    wanted = (np.mean(found["test"]) - np.mean(found["base"])) / np.std(found["base"], ddof=1)
+    row = line(results.read_table(world, "main"), judge_persona="gold-chosen")
     assert row.quality_sd == pytest.approx(wanted, rel=1e-4)
+
+
+def test_saved_rows_have_the_sign_test_of_their_verdicts(world):
+    row = line(results.read_table(world, "main"), label="gold-chosen")
+    votes = Counter()  # both seeds answer the same questions: a question counts once
+    for run in [Run(world, "everyday", seed) for seed in world.seeds]:
+        for verdict in store.iter_rows(run.folder / "judgments" / main_row(run).slug / "verdicts.jsonl"):
+            votes[verdict["id"]] += {"win": 1, "loss": -1}.get(verdict["personalization"], 0)
+    won, lost = (sum(vote * sign > 0 for vote in votes.values()) for sign in (1, -1))
+    assert row.p_sign == pytest.approx(sign_test(won, lost), rel=1e-4)
 
 
 @pytest.mark.slow
@@ -213,146 +217,30 @@ def test_every_primary_aim_is_answered_in_a_finished_world(world):
     assert set(retrieved.met) == {"not run"}
 
 
+# --- persona accuracy ---
+
+
+def write_items(profile, text):
+    path = Run(profile, "everyday", 0).folder / "tables" / "persona_accuracy_items.csv"
+    store.write_text(path, text)
+
+
 def test_accuracy_counts_missing_personas_as_wrong(profile):
     verdicts = {"chosen": ["win", "win", "tie", ""], "rejected": ["loss", "win", "unparsed", "win"]}
-    path = Run(profile, "everyday", 0).folder / "tables" / "persona_accuracy_items.csv"
-    path.parent.mkdir(parents=True)
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["id", "split", "side", "verdict", "contradicted"])
-        writer.writerows(
-            [f"r{i}", "test", side, v, v == "tie"]
-            for side, part in verdicts.items()
-            for i, v in enumerate(part)
-        )
+    rows = [
+        f"r{i},test,{side},{v},{v == 'tie'}" for side, part in verdicts.items() for i, v in enumerate(part)
+    ]
+    write_items(profile, "\n".join(["id,split,side,verdict,contradicted", *rows]) + "\n")
     table = personas_module.accuracy_table(profile)
     chosen = line(table, side="chosen")
-    assert chosen.accuracy == 2.5 / 4 and chosen.n_missing == 1 and chosen.n == 4 and chosen.seeds == "0"
+    assert (chosen.accuracy, chosen.n_missing, chosen.n, chosen.seeds) == (2.5 / 4, 1, 4, "0")
     assert (chosen.n_ties, chosen.n_contradicted, line(table, side="rejected").n_contradicted) == (1, 1, 0)
-    assert render("persona_accuracy", table)["ties by contradiction"].tolist()[:2] == ["1", "0"]
-    calm = table.assign(n_contradicted=0)
-    assert "ties by contradiction" not in render("persona_accuracy", calm)
+    assert show.render("persona_accuracy", table)["ties by contradiction"].tolist()[:2] == ["1", "0"]
     assert line(table, side="rejected").accuracy == 2 / 4
     assert line(table, side="chosen - rejected").accuracy == pytest.approx(0.5 / 4)
 
 
 def test_an_items_file_of_another_shape_is_named(profile):
-    path = Run(profile, "everyday", 0).folder / "tables" / "persona_accuracy_items.csv"
-    path.parent.mkdir(parents=True)
-    path.write_text("id,verdict\nr0,win\n")
+    write_items(profile, "id,verdict\nr0,win\n")
     with pytest.raises(ValueError, match=r"persona_accuracy_items.csv: no column contradicted, side, split"):
         personas_module.accuracy_table(profile)
-
-
-# --- swaps ---
-
-
-def write_swap(profile, arm, margins, form="line"):
-    """Write policy margins (m under P_C, m under P_R) per seed and row."""
-    for seed, rows in zip(profile.seeds, margins, strict=True):
-        scores = [
-            SwapScore(f"r{i}", f"gold-{side}", side, pair[place], 0.0, 0.0, 0.0)
-            for i, pair in enumerate(rows)
-            for place, side in enumerate(("chosen", "rejected"))
-        ]
-        folder = Run(profile, profile.datasets[0], seed).folder / "swap" / f"{arm}.{form}"
-        store.write_rows(folder / "rows.jsonl", scores)
-        store.mark_done(folder, "hand")
-
-
-def test_swap_accuracy_and_its_difference_to_the_twin_are_over_both_seeds(profile):
-    write_swap(profile, "dpo-chosen", [[(1, -1), (2, 1)], [(1, -2), (-1, 1)]])
-    write_swap(profile, "dpo-none", [[(1, 2), (2, 1)], [(1, 2), (-1, 1)]])
-    table = swap.swap_results(profile)
-    row = line(table, arm="dpo-chosen", measure="policy", persona="gold")
-    assert (row.d_positive, row.flip, row.n, row.n_seeds) == (0.75, 0.5, 4, 2)
-    assert row.d == pytest.approx((2 + 1 + 3 - 2) / 4)
-    twin = line(swap.swap_differences(profile), compared="dpo-none.line", measure="policy")
-    assert (twin.d_positive, twin.flip) == (0.5, 0.5)
-    seeds = swap.swap_by_seed(profile)
-    kept = seeds[(seeds.arm == "dpo-chosen") & (seeds.measure == "policy")]
-    assert list(kept.d_positive) == [1.0, 0.5]
-
-
-def test_swap_intervals_are_those_of_the_bootstrap(profile):
-    margins = [[(1, -1), (2, 1), (0, 3)], [(1, -2), (-1, 1), (5, 1)]]
-    write_swap(profile, "dpo-chosen", margins)
-    wanted = bootstrap_mean([[float(a > b) for a, b in rows] for rows in margins], profile.bootstrap_samples)
-    row = line(swap.swap_results(profile), measure="policy", persona="gold")
-    assert (row.d_positive_low, row.d_positive_high) == (wanted.low, wanted.high)
-
-
-def test_a_policy_that_heeds_nothing_but_length_has_a_balanced_share_of_one_half(profile):
-    lengths = [("long answer", "short"), ("long answer", "short"), ("long answer", "short"),
-               ("short", "long answer"), ("equal", "equal")]  # fmt: skip
-    for seed in profile.seeds:
-        rows = [TailoringRow(f"r{i}", "test", "q", *pair, {}) for i, pair in enumerate(lengths)]
-        store.write_rows(Run(profile, profile.datasets[0], seed).folder / "tailoring" / "test.jsonl", rows)
-    write_swap(profile, "dpo-chosen", [[(1, 0), (1, 0), (1, 0), (0, 1), (1, 0)]] * 2)
-    row = line(swap.swap_length_table(profile), measure="policy", persona="gold")
-    assert (row.chosen_longer, row.rejected_longer, row.balanced) == (1.0, 0.0, 0.5)
-    assert (row.n_chosen_longer, row.n_rejected_longer, row.n) == (6, 2, 8), "equal lengths are in neither"
-    assert line(swap.swap_results(profile), measure="policy", persona="gold").d_positive == 0.8
-
-
-# --- primary results and what is missing ---
-
-
-def save(profile, name, **columns):
-    """Save a hand-made table."""
-    results.save_table(profile, name, pd.DataFrame([columns]))
-
-
-@pytest.mark.parametrize(("low", "met"), [(0.01, "yes"), (-0.01, "no")])
-def test_an_aim_is_met_only_if_the_interval_excludes_zero(profile, low, met):
-    row = {"p_net": 0.3, "p_net_low": low, "p_net_high": 0.6, "n": 8, "n_seeds": 2}
-    save(profile, "main", dataset="everyday", kind="main", judge_persona="gold-chosen", **row,
-         dpq=None, quality_sd=-0.1, quality_sd_low=-0.3, quality_sd_high=0.1)  # fmt: skip
-    table = claims.primary_results(profile)
-    chosen = table[table["where"] == "everyday, gold-chosen"]
-    assert line(chosen, aim="PT-DPO against DPO, personalization net win rate").met == met
-    assert line(chosen, aim="PT-DPO against DPO, dPQ").met == "not run"
-    assert line(chosen, aim="PT-DPO against DPO, mean quality (SD of the baseline)").met == "yes"
-    assert set(table[table["where"] == "everyday, gold-rejected"].met) == {"not run"}
-
-
-def test_the_aims_of_the_authors_data_need_the_value_and_an_interval_above_one_half(tmp_path, monkeypatch):
-    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
-    profile = load_profile("authors")
-    policy = {"arm": "dpo-both", "persona_format": "line", "measure": "policy", "n": 9, "n_seeds": 3}
-    found = [
-        (name, "gold", claims.SWAP_AIMS[name] + by) for name, by in (("beavertails", 0.01), ("hhh", -0.01))
-    ]
-    found += [("beavertails", "shuffled", 0.52), ("hhh", "shuffled", 0.56)]
-    rows = [
-        policy | {"dataset": dataset, "persona": persona, "d_positive": value,
-                  "d_positive_low": value - 0.05, "d_positive_high": value + 0.05}
-        for dataset, persona, value in found
-    ]  # fmt: skip
-    results.save_table(profile, "swap", pd.DataFrame(rows))
-    table = claims.primary_results(profile).set_index("where")
-    assert table.loc["beavertails, shuffled"].met == "yes" and table.loc["hhh, shuffled"].met == "no"
-    gold = table[table.aim == "PT-DPO, share D > 0"]
-    assert gold.met.to_dict() == {"beavertails, gold": "yes", "hhh, gold": "no"}
-
-
-def test_nothing_run_gives_no_tables_but_says_what_is_missing(profile):
-    made = claims.save_tables(profile)
-    assert set(made) == {"paper", "primary", "not_run"}
-    missing = results.read_table(profile, "not_run")
-    assert "everyday, seed 1: judgments" in set(missing.what)
-    assert "arms trained on personas: rejected" in set(missing.what)
-    assert set(results.read_table(profile, "primary").met) == {"not run"}
-
-
-def test_a_table_that_became_empty_is_removed(profile):
-    save(profile, "stage", dataset="everyday")
-    claims.save_tables(profile)
-    assert not results.table_path(profile, "stage").exists()
-    assert results.read_table(profile, "stage").empty
-
-
-def test_two_rows_that_answer_one_aim_are_an_error():
-    table = pd.DataFrame({"p_net": [0.1, 0.2]})
-    with pytest.raises(ValueError, match="2 rows of the table answer it"):
-        claims.aim("an aim", "here", table, "p_net", claims.POSITIVE)

@@ -1,4 +1,4 @@
-"""Persona swap: by-hand margins, a persona-blind policy is at chance, scores resume and match the models."""
+"""Persona swap: measures and tables by hand, a persona-blind policy is at chance, scores match the models."""
 
 from __future__ import annotations
 
@@ -7,117 +7,176 @@ import random
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from persona_lib import store, texts
+from persona_lib import store
+from persona_lib.intervals import bootstrap_mean
 from persona_lib.models import load
 from persona_lib.models.load import attach_adapters, load_base, load_tokenizer, sequence_log_probs
 from persona_lib.paper import swap
+from persona_lib.paper.judging import runs_of
 from persona_lib.prompts import completion_text, tailoring_prompt
-from persona_lib.records import Generation, TailoringRow
-from persona_lib.settings import set_field
+from persona_lib.records import SIDES, Generation, TailoringRow
+from persona_lib.settings import load_profile, set_field
+
+NAN = math.nan
 
 
-def score(id: str, name: str, policy: float, reference: float | None = None, persona="x") -> swap.SwapScore:
-    """A score whose policy margin is ``policy`` and whose reference margin is ``reference``."""
-    ref = (None, None) if reference is None else (reference - 10.0, -10.0)
-    return swap.SwapScore(id, name, persona + name, policy - 20.0, -20.0, *ref)
+def score(id: str, name: str, margin: float, persona: str = "") -> swap.PolicyScore:
+    return swap.PolicyScore(id, name, persona or name, margin - 20.0, -20.0)
 
 
-# --- the table, by hand ---
+def gold(**pairs: tuple[float, float]) -> list[swap.PolicyScore]:
+    """Scores of rows whose margins under P_C and P_R are given."""
+    return [score(i, f"gold-{s}", m) for i, pair in pairs.items() for s, m in zip(SIDES, pair, strict=True)]
 
 
-def test_accuracy_flip_and_interaction_by_hand():
-    margins = {"a": (2.0, -1.0), "b": (1.0, 0.5), "c": (-1.0, 3.0), "d": (-2.0, -3.0)}
-    scores = [
-        score(i, f"gold-{s}", m)
-        for i, pair in margins.items()
-        for s, m in zip(("chosen", "rejected"), pair, strict=True)
-    ]
-    values = swap.swap_values(scores, "gold", "policy")
-    assert values["acc_chosen"].tolist() == [1, 1, 0, 0]
-    assert values["acc_rejected"].tolist() == [1, 0, 0, 1]
-    assert values["flip"].tolist() == [1, 0, 0, 0]
-    assert values["d"].tolist() == [3.0, 0.5, -4.0, 1.0]
-    assert values["d_positive"].tolist() == [1, 1, 0, 1]
+def values(scores, family="gold", reference=(), measure="policy"):
+    found = swap.swap_values(swap.margins(scores, reference)[measure], family)
+    return {name: pytest.approx(list(by_id.values()), nan_ok=True) for name, by_id in found.items()}
 
 
-def test_the_implicit_reward_subtracts_the_reference_and_is_absent_without_one():
-    scores = [score("a", "gold-chosen", 2.0, 3.0), score("a", "gold-rejected", 2.0, 1.0)]
-    assert swap.swap_values(scores, "gold", "implicit reward")["d"].tolist() == [-2.0]
-    assert swap.swap_values(scores, "gold", "policy")["d"].tolist() == [0.0]
-    base = [replace(s, reference_chosen=None, reference_rejected=None) for s in scores]
-    assert len(swap.swap_values(base, "gold", "implicit reward")["d"]) == 0
+# --- the measures of one row ---
 
 
-def test_rows_whose_two_personas_are_the_same_text_say_nothing_about_the_swap():
-    same = [
-        replace(score("a", f"gold-{s}", m), persona="same") for s, m in (("chosen", 1.0), ("rejected", 1.001))
-    ]
-    values = swap.swap_values(same, "gold", "policy")
-    assert math.isnan(values["d_positive"][0]) and math.isnan(values["d"][0])
-    assert values["acc_chosen"].tolist() == [1]
+def test_accuracy_flip_and_difference_by_hand():
+    found = values(gold(a=(2.0, -1.0), b=(1.0, 0.5), c=(-1.0, 3.0), d=(-2.0, -3.0)))
+    assert found == {"acc_chosen": [1, 1, 0, 0], "acc_rejected": [1, 0, 0, 1], "flip": [1, 0, 0, 0],
+                     "d_positive": [1, 1, 0, 1], "d": [3.0, 0.5, -4.0, 1.0]}  # fmt: skip
 
 
-def test_a_difference_that_is_only_rounding_counts_as_none():
-    scores = [score("a", "gold-chosen", 1.000001), score("a", "gold-rejected", 1.0)]
-    scores += [score("b", "gold-chosen", 1.01), score("b", "gold-rejected", 1.0)]
-    values = swap.swap_values(scores, "gold", "policy")
-    assert math.isnan(values["d_positive"][0]) and values["d_positive"][1] == 1
+def test_the_implicit_reward_subtracts_the_reference_of_the_same_row_and_persona_text():
+    scores, reference = gold(a=(2.0, 2.0)), gold(a=(3.0, 1.0))
+    assert values(scores, reference=reference, measure="implicit reward")["d"] == [-2.0]
+    assert values(scores)["d"] == [0.0]
+    other = [replace(s, persona="another text") for s in reference]
+    assert values(scores, reference=other, measure="implicit reward")["d"] == []
+
+
+def test_equal_personas_and_differences_of_rounding_say_nothing():
+    same = [replace(s, persona="same") for s in gold(a=(1.0, 1.001))]
+    found = values([*same, *gold(b=(1.000001, 1.0), c=(1.01, 1.0))])
+    assert found["d_positive"] == [NAN, NAN, 1] and found["acc_chosen"] == [1, 1, 1]
 
 
 def test_rows_that_lack_a_side_are_left_out():
-    scores = [
-        score("a", "gold-chosen", 1.0),
-        score("b", "gold-rejected", -1.0),
-        score("c", "gold-chosen", 1.0),
-    ]
-    scores.append(score("c", "gold-rejected", -1.0))
-    assert swap.swap_values(scores, "gold", "policy")["flip"].tolist() == [1]
+    scores = [*gold(c=(1.0, -1.0)), score("a", "gold-chosen", 1.0), score("b", "gold-rejected", -1.0)]
+    assert values(scores)["flip"] == [1]
 
 
 def test_without_persona_there_are_base_rates_and_no_swap():
-    scores = [score("a", "none", 1.0), score("b", "none", -1.0), score("c", "none", -2.0)]
-    table = swap.swap_table([scores], 200).set_index(["measure", "persona"])
-    row = table.loc[("policy", "none")]
-    assert (row.acc_chosen, row.acc_rejected, row.flip) == (pytest.approx(1 / 3), pytest.approx(2 / 3), 0)
-    assert row.d_positive is None or math.isnan(row.d_positive)
+    found = values([score("a", "none", 1.0), score("b", "none", -1.0), score("c", "none", -2.0)], "none")
+    assert found["acc_chosen"] == [1, 0, 0] and found["acc_rejected"] == [0, 1, 1]
+    assert found["flip"] == [0] * 3 and found["d_positive"] == [NAN] * 3
 
 
-def test_a_policy_that_ignores_the_persona_is_at_chance_and_length_cannot_help_it():
+def test_flip_and_did_of_answers_by_hand():
+    chosen, rejected = ["a b"] * 4, ["c d"] * 4
+    # right way; wrong way; the persona is ignored (nearer to chosen both times); equal distance under P_C
+    found = swap.flip_and_did(["a b", "c d", "a b", "a c"], ["c d", "a b", "a b", "c d"], chosen, rejected)
+    assert found["did"].tolist() == [2, -2, 0, 1] and found["flip"].tolist() == [1, 0, 0, 0]
+    assert found["did_positive"].tolist() == pytest.approx([1, 0, NAN, 1], nan_ok=True)
+    assert swap.flip_and_did([], [], [], [])["did"].shape == (0,)
+    with pytest.raises(ValueError, match="shorter"):
+        swap.flip_and_did(["a", "b"], ["a"], ["a", "b"], ["a", "b"])
+
+
+# --- tables over runs ---
+
+
+@pytest.fixture
+def profile(tmp_path, monkeypatch):
+    """Two seeds of a small profile whose results go to a temporary folder."""
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
+    return load_profile("smoke", ["seeds=0,1", "controls=true", "train_personas=none,chosen"])
+
+
+@pytest.fixture
+def runs(profile):
+    return runs_of(profile, "everyday")
+
+
+def write_swap(runs, arm, margins):
+    """Write margins (under P_C, under P_R) per seed and row, as the scoring step would."""
+    for run, pairs in zip(runs, margins, strict=True):
+        folder = swap.swap_folder(run, arm)
+        store.write_rows(folder / "policy.jsonl", gold(**{f"r{i}": pair for i, pair in enumerate(pairs)}))
+        store.mark_done(folder, "hand")
+
+
+def line(table, **wanted):
+    """Return the one row of a table with these values."""
+    for name, value in wanted.items():
+        table = table[table[name] == value]
+    assert len(table) == 1
+    return table.iloc[0]
+
+
+def test_the_table_its_seeds_and_the_difference_to_the_twin_by_hand(runs):
+    write_swap(runs, "dpo-chosen", [[(1, -1), (2, 1)], [(1, -2), (-1, 1)]])
+    write_swap(runs, "dpo-none", [[(1, 2), (2, 1)], [(1, 2), (-1, 1)]])
+    row = line(swap.swap_table(runs), arm="dpo-chosen", measure="policy", persona="gold")
+    assert (row.d_positive, row.flip, row.d, row.n, row.seeds) == (0.75, 0.5, (2 + 1 + 3 - 2) / 4, 4, "0 1")
+    twin = line(swap.swap_differences(runs), compared="dpo-none.line", measure="policy")
+    assert (twin.d_positive, twin.flip, twin.n, twin.n_seeds) == (0.5, 0.5, 4, 2)
+    seeds = swap.swap_by_seed(runs)
+    assert list(seeds[(seeds.arm == "dpo-chosen") & (seeds.measure == "policy")].d_positive) == [1.0, 0.5]
+    assert line(swap.swap_table(runs[:1]), arm="dpo-chosen", measure="policy").d_positive == 1.0
+
+
+@pytest.mark.parametrize("n_seeds", [1, 2])
+def test_intervals_are_those_of_the_bootstrap(runs, n_seeds):
+    margins = [[(1, -1), (2, 1), (0, 3)], [(1, -2), (-1, 1), (5, 1)]]
+    write_swap(runs, "dpo-chosen", margins)
+    found = [[float(a > b) for a, b in rows] for rows in margins[:n_seeds]]
+    wanted = bootstrap_mean(found, runs[0].profile.bootstrap_samples)
+    row = line(swap.swap_table(runs[:n_seeds]), measure="policy", persona="gold")
+    assert (row.d_positive_low, row.d_positive_high) == (wanted.low, wanted.high)
+
+
+def test_a_policy_that_ignores_the_persona_is_at_chance_and_length_cannot_help_it(runs):
     rng = random.Random(0)
-    scores = []
-    for n in range(400):
-        length = rng.gauss(-30, 5)  # the chosen response is longer: every margin is negative
-        scores += [
-            score(f"r{n}", f"gold-{side}", length + rng.gauss(0, 1)) for side in ("chosen", "rejected")
-        ]
-    row = swap.swap_table([scores], 500).set_index("persona").loc["gold"]
+    lengths = [rng.gauss(-30, 5) for _ in range(400)]  # the chosen response is longer: margins are negative
+    write_swap(runs[:1], "dpo-none", [[(n + rng.gauss(0, 1), n + rng.gauss(0, 1)) for n in lengths]])
+    row = line(swap.swap_table(runs[:1]), measure="policy")
     assert row.acc_chosen == 0 and row.acc_rejected == 1
-    assert row.d_positive_low < 0.5 < row.d_positive_high
+    assert abs(row.d_positive - 0.5) < 4 * 0.5 / math.sqrt(400), "within four standard errors of chance"
 
 
-def test_seeds_are_pooled_and_the_interval_holds_the_estimate():
-    rng = random.Random(1)
-    seeds = [
-        [
-            score(f"r{n}", f"gold-{s}", rng.gauss(m, 1))
-            for n in range(60)
-            for s, m in (("chosen", 1), ("rejected", -1))
-        ]
-        for _ in range(3)
-    ]
-    row = swap.swap_table(seeds, 300, shared_items=True).set_index("persona").loc["gold"]
-    assert (row.n, row.n_seeds) == (180, 3)
-    assert row.d_positive_low <= row.d_positive <= row.d_positive_high
-    assert row.d_low > 0
+def test_a_policy_that_heeds_nothing_but_length_has_a_balanced_share_of_one_half(runs):
+    lengths = [("long answer", "short")] * 3 + [("short", "long answer"), ("equal", "equal")]
+    for run in runs:
+        rows = [TailoringRow(f"r{i}", "test", "q", *pair, {}) for i, pair in enumerate(lengths)]
+        store.write_rows(run.folder / "tailoring" / "test.jsonl", rows)
+    write_swap(runs, "dpo-chosen", [[(1, 0), (1, 0), (1, 0), (0, 1), (1, 0)]] * 2)
+    row = line(swap.swap_length(runs), measure="policy", persona="gold")
+    assert (row.chosen_longer, row.rejected_longer, row.balanced) == (1.0, 0.0, 0.5)
+    assert (row.n_chosen_longer, row.n_rejected_longer, row.n) == (6, 2, 8), "equal lengths are in neither"
+    assert line(swap.swap_table(runs), measure="policy", persona="gold").d_positive == 0.8
+
+
+def test_answers_of_both_sides_are_compared_and_a_missing_side_is_left_out(runs):
+    rows = [TailoringRow(f"r{i}", "test", "q", "yes do it", "no never", {}) for i in range(3)]
+    store.write_rows(runs[0].folder / "tailoring" / "test.jsonl", rows)
+    for slug in ("gold-chosen", "gold-rejected", "retrieved-chosen"):
+        side, folder = slug.partition("-")[2], runs[0].folder / "generations" / f"dpo-chosen.{slug}.line"
+        answers = [Generation(r.id, slug, r.prompt, "x", getattr(r, side), "stop", 3) for r in rows]
+        store.write_rows(folder / "rows.jsonl", answers)
+        store.mark_done(folder, "k")
+    row = line(swap.generation_flip(runs))
+    assert (row.arm, row.persona_format, row.persona, row.n, row.flip, row.did) == (
+        "dpo-chosen", "line", "gold", 3, 1.0, 2.0)  # fmt: skip
+
+
+def test_nothing_scored_gives_empty_tables(runs):
+    assert all(make(runs).empty for make in swap.SWAP_TABLES.values())
 
 
 # --- what is scored ---
 
 
 def test_contrast_is_stripped_from_both_sides_if_either_names_one():
-    assert texts.strip_contrast("The user likes facts, rather than jokes.") == "The user likes facts."
     row = TailoringRow("a", "test", "p", "c", "r", {
         "gold-chosen": "The user is calm and prefers facts over jokes.",
         "gold-rejected": "The user is fun.",
@@ -126,8 +185,7 @@ def test_contrast_is_stripped_from_both_sides_if_either_names_one():
     })  # fmt: skip
     wanted = ["none", "system", "gold-chosen", "gold-rejected", "user-chosen"]
     assert list(swap.swap_personas(row, wanted, ("none", "gold"))) == ["none", "gold-chosen", "gold-rejected"]
-    personas = swap.swap_personas(row, wanted, ("none", *swap.FAMILIES))
-    assert personas == {
+    assert swap.swap_personas(row, wanted, ("none", *swap.FAMILIES)) == {
         "none": None,
         "gold-chosen": row.personas["gold-chosen"],
         "gold-rejected": "The user is fun.",
@@ -136,12 +194,15 @@ def test_contrast_is_stripped_from_both_sides_if_either_names_one():
     }
 
 
-def test_an_arm_that_cannot_be_scored_is_an_error_that_names_the_choices(run):
-    for arm in ("few_shot-none", "sft", "nonsense"):
-        with pytest.raises(ValueError, match="use base, sft-"):
-            swap.adapters_of(run, arm)
-    with pytest.raises(FileNotFoundError, match="dpo-chosen"):
-        swap.persona_swap(run, "dpo-chosen")
+def test_every_arm_and_its_controls_are_scored_where_they_are_needed(runs):
+    arms = ["sft-none", "sft-chosen", "dpo-none", "dpo-chosen"]
+    first_person = [("sft-none", "first_person"), ("dpo-none", "first_person")]
+    assert swap.swap_arms(runs[0]) == [("base", "line"), *((arm, "line") for arm in arms), *first_person]
+    assert swap.swap_families("base", "line") == ("none", "gold")
+    for arm in ("dpo-none", "sft-chosen"):
+        assert swap.swap_families(arm, "line") == ("none", "gold", "shuffled", "user")
+    assert "shuffled" not in swap.swap_families("sft-none", "line")
+    assert {"none", "gold", "shuffled", "retrieved"} <= set(swap.swap_families("dpo-chosen", "line"))
 
 
 # --- with real (tiny, random) models ---
@@ -154,22 +215,18 @@ def tiny_lora(run, name: str, seed: int) -> None:
     from tiny import tiny_model
 
     torch.manual_seed(seed)
-    model = get_peft_model(
-        tiny_model(), LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    )
-    folder = run.folder / "adapters" / name
-    model.save_pretrained(folder)
-    store.mark_done(folder, f"key of {name}")
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    get_peft_model(tiny_model(), config).save_pretrained(run.folder / "adapters" / name)
+    store.mark_done(run.folder / "adapters" / name, f"key of {name}")
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """A run with a tiny random base, two adapters of the arm "chosen", and six test rows."""
+    """A run with a tiny random base, an adapter of the arm "chosen", and six test rows with responses."""
     from tiny import tiny_rows, tiny_run
 
-    run = tiny_run(
-        tmp_path, monkeypatch, swap_batch_size=4, train_personas=["chosen"], methods=["sft", "dpo"]
-    )
+    settings = {"swap_batch_size": 4, "train_personas": ["chosen"], "methods": ["sft", "dpo"]}
+    run = tiny_run(tmp_path, monkeypatch, **settings)
     rows = tiny_rows(6, seed=9, split="test")
     rows.append(replace(rows[0], id="no-response", chosen="", rejected=""))
     store.write_rows(run.folder / "tailoring" / "test.jsonl", rows)
@@ -178,133 +235,78 @@ def run(tmp_path, monkeypatch):
     return run
 
 
+def test_an_arm_that_cannot_be_scored_is_an_error_that_names_the_choices(run):
+    for arm in ("few_shot-none", "sft", "nonsense"):
+        with pytest.raises(ValueError, match="use base, sft-"):
+            swap.adapters_of(run, arm)
+    with pytest.raises(FileNotFoundError, match="dpo-chosen"):
+        swap.score_policy(run, "dpo-chosen")
+
+
+def test_validation_rows_stand_in_where_no_evaluated_row_has_responses(run):
+    path = run.folder / "tailoring" / "test.jsonl"
+    *rows, unanswered = store.read_rows(path, TailoringRow)
+    assert unanswered.chosen == "" and swap.swap_rows(run) == rows
+    validation = [replace(row, id=f"v-{row.id}", split="validation") for row in rows]
+    validation[0] = replace(validation[0], rejected="")
+    store.write_rows(run.folder / "tailoring" / "validation.jsonl", validation)
+    store.write_rows(path, [replace(row, chosen="", rejected="") for row in rows])
+    assert swap.swap_rows(run) == validation[1:]
+
+
 @pytest.mark.parametrize(
     "merge", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["beside", "merged"]
 )
-def test_scores_are_those_of_the_policy_and_of_its_reference(run, monkeypatch, merge):
-    """Whether adapters are computed beside the weights or added to them."""
-
+def test_scores_are_those_of_the_policy_whether_adapters_are_merged_or_not(run, monkeypatch, merge):
     merged, plain = [], load.merged
     monkeypatch.setattr(load, "merged", lambda model: merged.append(model.active_adapters) or plain(model))
     run = replace(run, profile=set_field(run.profile, merge_adapters=merge))
     tiny_lora(run, "dpo-chosen", 2)
-    scores = {(s.id, s.eval_persona): s for s in swap.persona_swap(run, "dpo-chosen")}
-    assert {name for _, name in scores} == {"none", "gold-chosen", "gold-rejected"}
-    assert len(scores) == 6 * 3
     row = store.read_rows(run.folder / "tailoring" / "test.jsonl", TailoringRow)[2]
-    one = scores[row.id, "gold-rejected"]
-    base = run.base_source[0]
-    sft, dpo = (run.folder / "adapters" / f"{m}-chosen" for m in ("sft", "dpo"))
     prompt = tailoring_prompt(row.prompt, row.personas["gold-rejected"])
-    for folders, got in (([sft, dpo], one.policy_chosen), ([sft], one.reference_chosen)):
-        model = attach_adapters(load_base(base), folders)
-        [expected] = sequence_log_probs(
-            model, load_tokenizer(base), [prompt], [completion_text(row.chosen)], 1
-        )
-        assert got == pytest.approx(expected, abs=1e-4)
-    assert one.policy_chosen != pytest.approx(one.reference_chosen, abs=1e-2)
+    base, found = run.base_source[0], []
+    for arm in ("dpo-chosen", "sft-chosen"):
+        scores = {(s.id, s.eval_persona): s for s in swap.score_policy(run, arm)}
+        assert {name for _, name in scores} == {"none", "gold-chosen", "gold-rejected"}
+        assert len(scores) == 6 * 3
+        model = attach_adapters(load_base(base), swap.adapters_of(run, arm))
+        text = [completion_text(row.chosen)]
+        [expected] = sequence_log_probs(model, load_tokenizer(base), [prompt], text, 1)
+        found.append(scores[row.id, "gold-rejected"].chosen)
+        assert found[-1] == pytest.approx(expected, abs=1e-4)
+    assert found[0] != pytest.approx(found[1], abs=1e-2)
     assert merged == ([["sft-chosen", "dpo-chosen"], ["sft-chosen"]] if merge else [])
-
-
-def test_validation_rows_stand_in_where_no_evaluated_row_has_responses(run):
-    folder = run.folder / "tailoring"
-    *rows, unanswered = store.read_rows(folder / f"{run.profile.eval_split}.jsonl", TailoringRow)
-    assert unanswered.chosen == ""
-    validation = [replace(row, id=f"v-{row.id}", split="validation") for row in rows]
-    validation[0] = replace(validation[0], rejected="")
-    store.write_rows(folder / "validation.jsonl", validation)
-    assert swap.swap_rows(run) == rows
-    store.write_rows(folder / f"{run.profile.eval_split}.jsonl", [replace(rows[0], chosen=""), *rows[1:]])
-    assert swap.swap_rows(run) == rows[1:]
-    empty = [replace(row, chosen="", rejected="") for row in rows]
-    store.write_rows(folder / f"{run.profile.eval_split}.jsonl", empty)
-    assert swap.swap_rows(run) == validation[1:]
 
 
 @pytest.mark.slow
 def test_a_killed_step_resumes_where_it_was_and_a_finished_one_is_not_run_again(run, monkeypatch):
-    whole = swap.persona_swap(run, "sft-chosen")
+    whole = swap.score_policy(run, "sft-chosen")
     folder = swap.swap_folder(run, "sft-chosen")
     path = folder / "policy.jsonl"
     with monkeypatch.context() as patch:
         patch.setattr(swap, "load_base", lambda *_: pytest.fail("a finished arm was loaded again"))
-        assert swap.persona_swap(run, "sft-chosen") == whole
+        assert swap.score_policy(run, "sft-chosen") == whole
 
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:5]) + lines[5][:20])
     (folder / "done.json").unlink()
-    again = swap.persona_swap(run, "sft-chosen")
-    assert store.read_rows(folder / "rows.jsonl", swap.SwapScore) == again
+    again = swap.score_policy(run, "sft-chosen")
     assert len(again) == len(whole) == len({(s.id, s.eval_persona) for s in again})
     for old, new in zip(sorted(whole, key=str), sorted(again, key=str), strict=True):
         assert (old.id, old.eval_persona) == (new.id, new.eval_persona)
-        assert old.policy_chosen == pytest.approx(new.policy_chosen, abs=1e-4)
+        assert np.allclose((old.chosen, old.rejected), (new.chosen, new.rejected), atol=1e-4)
 
 
 @pytest.mark.slow
-def test_the_table_of_a_run_has_every_arm_and_the_base(run):
-    tiny_lora(run, "dpo-chosen", 2)
-    table = swap.swap_all(run)
-    assert list(dict.fromkeys(table.arm)) == ["base", "sft-chosen", "dpo-chosen"]
-    assert set(table[table.arm == "base"].measure) == {"policy"}
-    assert (run.folder / "tables" / "persona_swap.csv").exists()
-
-
-@pytest.mark.slow
-def test_two_workers_leave_the_very_scores_of_one(run):
-
+def test_the_table_of_a_run_has_every_arm_and_workers_leave_the_very_scores_of_one(run):
     tiny_lora(run, "dpo-chosen", 2)
     paths = [swap.swap_folder(run, arm) / "policy.jsonl" for arm in ("base", "sft-chosen", "dpo-chosen")]
     scores = []
     for workers in (1, 2):
-        swap.score_all(replace(run, profile=set_field(run.profile, workers=workers)))
+        table = swap.swap_all(replace(run, profile=set_field(run.profile, workers=workers)))
         scores.append([path.read_bytes() for path in paths])
         shutil.rmtree(run.folder / "swap")
     assert scores[0] == scores[1] and all(scores[0])
-
-
-def test_the_persona_free_baseline_is_also_asked_in_first_person(run):
-
-    profile = set_field(run.profile, train_personas=["none", "chosen"], methods=["dpo"])
-    arms = swap.swap_arms(replace(run, profile=profile))
-    trained = [(f"{method}-{persona}", "line") for method in ("sft", "dpo") for persona in ("none", "chosen")]
-    first_person = [("sft-none", "first_person"), ("dpo-none", "first_person")]
-    assert arms == [("base", "line"), *trained, *first_person]
-
-
-def test_controls_are_scored_where_they_are_needed():
-    assert swap.swap_families("base", "line") == ("none", "gold")
-    for arm in ("dpo-none", "sft-chosen"):
-        assert swap.swap_families(arm, "line") == ("none", "gold", "shuffled", "user")
-    assert "shuffled" not in swap.swap_families("sft-none", "line")
-    assert {"none", "gold", "shuffled", "retrieved"} <= set(swap.swap_families("dpo-chosen", "line"))
-
-
-def test_a_reference_counts_only_for_the_same_row_and_persona_text():
-    policy = [swap.PolicyScore("a", "gold-chosen", "P", -1.0, -2.0)]
-    reference = [swap.PolicyScore("a", "gold-chosen", "P", -3.0, -5.0)]
-    [joined] = swap.join_reference(policy, reference)
-    assert (joined.margin("policy"), joined.margin("implicit reward")) == (1.0, -1.0)
-    [alone] = swap.join_reference(policy, [replace(reference[0], persona="Q")])
-    assert (alone.margin("policy"), alone.margin("implicit reward")) == (1.0, None)
-
-
-# --- generations ---
-
-
-def test_generation_flip_reads_the_finished_runs_of_both_sides(run):
-    rows = store.read_rows(run.folder / "tailoring" / "test.jsonl", TailoringRow)
-
-    def write(slug: str, side: str) -> None:
-        outputs = [Generation(r.id, slug, r.prompt, "x", getattr(r, side), "stop", 3) for r in rows]
-        store.write_rows(run.folder / "generations" / slug / "rows.jsonl", outputs)
-        store.mark_done(run.folder / "generations" / slug, "k")
-
-    write("dpo-chosen.gold-chosen.line", "chosen")
-    write("dpo-chosen.gold-rejected.line", "rejected")
-    write("dpo-chosen.retrieved-chosen.line", "chosen")
-    table = swap.generation_flip(run)
-    assert table[["arm", "persona_format", "persona", "n", "flip"]].values.tolist() == [
-        ["dpo-chosen", "line", "gold", 6, 1.0]
-    ]
-    assert table.did[0] > 0.5
+    assert list(dict.fromkeys(table.arm)) == ["base", "sft-chosen", "dpo-chosen"]
+    assert set(table[table.arm == "base"].measure) == {"policy"}
+    assert (run.folder / "tables" / "persona_swap.csv").exists()

@@ -26,14 +26,14 @@ FILES = {
 }
 DECIDED = {
     "pairs": (1, "0b057343b1818b0b"),
-    "personas": (1, "15d258a6bbc6e349"),
+    "personas": (1, "27b443445eef6df6"),
     "tailoring": (1, "c3ccefa36967987a"),
     "training": (1, "1df1b53ebc3a1069"),
     "answers": (1, "6e173d8df68d18b2"),
     "judging": (1, "51d2999432bf5564"),
-    "swap": (1, "8ee95730fb0877b9"),
+    "swap": (1, "83b1ac7d384b4120"),
     "calibration": (1, "09255144c7374b34"),
-    "rejudged": (1, "8349e1489c8e3c85"),
+    "rejudged": (1, "506e82f3d997727e"),
 }
 
 

@@ -10,11 +10,9 @@ from persona_lib import store
 from persona_lib.data import everyday, preference
 from persona_lib.paper import answers, judging
 from persona_lib.paper import personas as personas_module
-from persona_lib.paper.swap import FAMILIES, SwapScore, swap_arms, swap_folder
-from persona_lib.records import Generation, InferredPersona, RunSpec, TailoringRow
+from persona_lib.paper.swap import FAMILIES, PolicyScore, swap_arms, swap_folder
+from persona_lib.records import SIDES, Generation, InferredPersona, RunSpec, TailoringRow
 from persona_lib.settings import Run, set_field
-
-SIDES = ("chosen", "rejected")
 
 
 def tailoring_rows(run: Run) -> list[TailoringRow]:
@@ -67,9 +65,8 @@ def fill_swaps(run: Run, rows: list[TailoringRow], shift: float = 1.0) -> None:
             for name in ("none", *(f"{family}-{side}" for family in FAMILIES for side in SIDES)):
                 lean = {"chosen": shift, "rejected": -shift}.get(name.rpartition("-")[2], 0.0)
                 lean *= arm.endswith(("chosen", "both")) and not name.startswith("shuffled")
-                reference = (None, None) if arm == "base" else (-40.0, -40.0)
-                scores.append(SwapScore(row.id, name, name, -40 + rng.gauss(lean, 2), -40.0, *reference))
-        store.write_rows(swap_folder(run, arm, form) / "rows.jsonl", scores)
+                scores.append(PolicyScore(row.id, name, name, -40 + rng.gauss(lean, 2), -40.0))
+        store.write_rows(swap_folder(run, arm, form) / "policy.jsonl", scores)
         store.mark_done(swap_folder(run, arm, form), "tiny")
 
 

@@ -22,7 +22,6 @@ from persona_lib.beyond.claims import paper_rows
 from persona_lib.data.official import DATASETS, ROLE_MARK, fetch, find_data_dir, load_official
 from persona_lib.data.preference import draw
 from persona_lib.intervals import (
-    Interval,
     WinRate,
     bootstrap_mean,
     delta_pq_of,
@@ -30,12 +29,13 @@ from persona_lib.intervals import (
     make_pool,
     net_columns,
     net_of,
+    rank_correlation,
 )
 from persona_lib.models.generate import cut_at_stop
 from persona_lib.paper.judges import RUBRICS, model_judge
 from persona_lib.paper.judging import RUBRIC_NAMES, agreement_row, judge_comparisons, judge_key
 from persona_lib.paper.results import Row, inconsistent, verdict_counts
-from persona_lib.paper.swap import flip_and_did, length_steering, length_steering_interval
+from persona_lib.paper.swap import flip_and_did
 from persona_lib.prompts import STOP
 from persona_lib.records import SIDES, DataError, PairwiseComparison, TailoringRow
 from persona_lib.settings import FACTS, REPO, Profile, Run, results_dir, results_root
@@ -274,15 +274,14 @@ def released_tables(data: Released, n_resamples: int = 4000, seed: int = 0) -> d
         head = names | {"n": len(texts[0])}
         words = pd.DataFrame({i: [n_words(text) for text in column] for i, column in enumerate(texts)})
         differences = list(words[2] - words[3]), list(words[0] - words[1])
-        low, high = length_steering_interval(*differences, n_resamples, seed) or (None, None)
-        rho = Interval(length_steering(*differences), low, high, len(words))
+        rho = rank_correlation(*differences, n_resamples, seed)
         columns = ("words_under_chosen", "words_under_rejected", "words_chosen", "words_rejected")
         means = dict(zip(columns, words.mean(), strict=True))
         lengths.append(head | means | interval_columns("rho", rho))
         scores = flip_and_did(*texts)
-        flip = head | {"n_did_zero": int((scores.did == 0).sum())}
+        flip = head | {"n_did_zero": int((scores["did"] == 0).sum())}
         for name in ("flip", "did", "did_positive"):
-            flip |= interval_columns(name, bootstrap_mean([getattr(scores, name)], n_resamples, seed))
+            flip |= interval_columns(name, bootstrap_mean([scores[name]], n_resamples, seed))
         flips.append(flip)
     tables = {"released_lengths": pd.DataFrame(lengths), "released_flip": pd.DataFrame(flips)}
     return {"released_counts": counts_table(data), **tables}

@@ -50,7 +50,7 @@ from persona_lib.paper import results
 from persona_lib.paper.answers import eval_rows, persona_of, read_generations
 from persona_lib.paper.judges import BackwardsJudge, Judge, asked_of, lm_judge, load_judge, persona_judge_of
 from persona_lib.paper.judging import judge_both, runs_of, same_items
-from persona_lib.paper.swap import find_spec
+from persona_lib.paper.swap import finished_specs
 from persona_lib.prompts import inference_prefix, inference_query, preference_prompt
 from persona_lib.records import (
     SIDES,
@@ -641,7 +641,7 @@ def example_table(profile: Profile) -> pd.DataFrame:
             continue
         for persona in ("gold-chosen", "gold-rejected", "user-chosen", "user-rejected"):
             arms = ("dpo-none", "first_person"), (f"dpo-{main_arm(profile)}", "line")
-            specs = [find_spec(run, arm, persona) for arm in arms]
+            specs = [finished_specs(run).get((*arm, persona)) for arm in arms]
             if None in specs:
                 continue
             plain, tailored = (read_generations(run, spec) for spec in specs)

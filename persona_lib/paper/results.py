@@ -1,7 +1,7 @@
-"""Tables of judged comparisons over all data sets and seeds of a profile.
+"""Tables of judged comparisons over all data sets and seeds of a profile, with intervals and sign tests.
 
-A row is a ``judge.Matchup``: a tested run against a base run, judged for a persona, its verdicts pooled
-over seeds. Rows without verdicts are left out; ``not_run`` says what and why.
+A row is a ``Matchup``: a tested run against a base run, judged for a persona, its verdicts pooled over seeds.
+Rows without verdicts are left out; the table ``not_run`` lists them with the reason.
 """
 
 from __future__ import annotations
@@ -38,17 +38,11 @@ from persona_lib.paper.judging import (
     same_items,
 )
 from persona_lib.records import Judgment
-from persona_lib.settings import Profile, Run, results_dir
+from persona_lib.settings import Profile, results_dir
 from persona_lib.store import iter_rows, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-# --- Tables of judged comparisons over all data sets and seeds of a profile ---
-# A row is a ``judge.Matchup``: a tested run against a base run, judged for a persona, its verdicts pooled
-# over seeds. Rows without verdicts are left out; ``not_run`` says what and why.
-
 
 TABLES = {  # file of a judged table -> the kinds of matchups in it
     "main": ("main",),
@@ -60,17 +54,33 @@ TABLES = {  # file of a judged table -> the kinds of matchups in it
 AVERAGED = ("gold-chosen", "gold-rejected", "retrieved-chosen", "retrieved-rejected")  # the paper's rows
 Row = dict[str, Any]
 
-# --- rows ---
+
+# --- the columns of a row ---
 
 
-def statistics(slug: str) -> dict[str, Statistic]:
-    """Return what is estimated for a row, by column."""
-    return {
-        "p_net": net_of(f"{slug}/p"),
-        "q_net": net_of(f"{slug}/q"),
-        "dpq": delta_pq_of(f"{slug}/p", f"{slug}/q"),
-        "quality_sd": mean_of(f"{slug}/dq"),
-    }
+def scores(slug: str) -> dict[str, Statistic]:
+    """Return the net win rates and dPQ of a row, by column."""
+    return {"p_net": net_of(f"{slug}/p"), "q_net": net_of(f"{slug}/q"),
+            "dpq": delta_pq_of(f"{slug}/p", f"{slug}/q")}  # fmt: skip
+
+
+def judged_scores(slug: str) -> dict[str, Statistic]:
+    """Return all that is estimated for a judged row: its scores, and the difference in quality."""
+    return scores(slug) | {"quality_sd": mean_of(f"{slug}/dq")}
+
+
+def row_names(dataset: str, row: Judged) -> Row:
+    """Return what identifies a row, with its size."""
+    m, seeds = row.matchup, row.seeds
+    return {"dataset": dataset, "kind": m.kind, "label": m.label, "judge_persona": m.judge_persona,
+            "test": m.test.slug, "base": m.base.slug, "n": row.counts("quality").n,
+            "n_seeds": len(seeds), "seeds": " ".join(map(str, seeds))}  # fmt: skip
+
+
+def verdict_counts(short: str, rate: WinRate) -> Row:
+    """Name the counts of verdicts as columns."""
+    names = {"win": "n_wins", "tie": "n_ties", "loss": "n_losses", "unparsed": "n_unparsed"}
+    return {f"{short}_{name}": getattr(rate, field) for name, field in names.items()}
 
 
 def count_columns(row: Judged) -> Row:
@@ -78,19 +88,9 @@ def count_columns(row: Judged) -> Row:
     columns: Row = {}
     for short, rubric in RUBRIC_NAMES.items():
         columns |= verdict_counts(short, row.counts(rubric))
-        columns[f"{short}_inconsistent"] = sum(inconsistent_in(row, run, rubric) for run in row.runs)
+        folders = [judgment_folder(run, row.matchup, row.role) for run in row.runs]
+        columns[f"{short}_inconsistent"] = sum(inconsistent(path / f"{rubric}.jsonl") for path in folders)
     return columns
-
-
-def inconsistent_in(row: Judged, run: Run, rubric: str) -> int:
-    """Count the pairs of one seed in which the judge contradicts itself; they are among the ties."""
-    return inconsistent(judgment_folder(run, row.matchup, row.role) / f"{rubric}.jsonl")
-
-
-def verdict_counts(short: str, rate: WinRate) -> Row:
-    """Name the counts of verdicts as columns."""
-    names = {"win": "n_wins", "tie": "n_ties", "loss": "n_losses", "unparsed": "n_unparsed"}
-    return {f"{short}_{name}": getattr(rate, field) for name, field in names.items()}
 
 
 def inconsistent(path: Path) -> int:
@@ -104,15 +104,42 @@ def inconsistent(path: Path) -> int:
     return sum(position_inconsistent(first, orders["BA"][i]) for i, first in orders["AB"].items())
 
 
+def decided_prompts(row: Judged, rubric: str) -> tuple[int, int]:
+    """Return how many prompts a row wins and how many it loses; ties and unparsed ones are neither.
+
+    Seeds that drew their own prompts give one vote each. Seeds that answer the same prompts vote together.
+    """
+    shared = same_items(row.runs)
+    votes: defaultdict[tuple[int, str], float] = defaultdict(float)
+    for number, verdicts in enumerate(row.verdicts[rubric]):
+        for name, verdict in verdicts.items():
+            value = VERDICT_VALUES[verdict]
+            votes[0 if shared else number, name] += 0.0 if math.isnan(value) else value
+    return sum(v > 0 for v in votes.values()), sum(v < 0 for v in votes.values())
+
+
+def sign_columns(row: Judged) -> Row:
+    """Return the two-sided p of the exact sign test over prompts, as columns ``p_sign`` and ``q_sign``."""
+    return {f"{s}_sign": sign_test(*decided_prompts(row, rubric)) for s, rubric in RUBRIC_NAMES.items()}
+
+
+def with_holm(table: pd.DataFrame) -> pd.DataFrame:
+    """Add Holm's p over all rows of a table, for each rubric that has sign tests; NaN for an average."""
+    table = table.copy()
+    for name in [f"{short}_sign" for short in RUBRIC_NAMES if f"{short}_sign" in table]:
+        adjusted = holm(table[name].dropna().to_dict())
+        table[name.replace("sign", "holm")] = [adjusted.get(i, math.nan) for i in table.index]
+    return table
+
+
+# --- tables ---
+
+
 def judged_row(judgments: Judgments, row: Judged) -> Row:
-    """Return one line of a table."""
-    m, counts, seeds = row.matchup, row.counts("personalization"), row.seeds
-    line: Row = {"dataset": judgments.dataset, "kind": m.kind, "label": m.label,
-                 "judge_persona": m.judge_persona, "test": m.test.slug, "base": m.base.slug,
-                 "n": counts.n, "n_seeds": len(seeds), "seeds": " ".join(map(str, seeds))}  # fmt: skip
-    line |= count_columns(row) | sign_columns(row)
-    for name, statistic in statistics(row.slug).items():
-        line |= interval_columns(name, judgments.pool.interval(statistic, counts.n, len(seeds)))
+    """Return one line of a table: names, counts, sign tests, and scores with their intervals."""
+    line = row_names(judgments.dataset, row) | count_columns(row) | sign_columns(row)
+    for name, statistic in judged_scores(row.matchup.slug).items():
+        line |= interval_columns(name, judgments.pool.interval(statistic))
     return line
 
 
@@ -122,8 +149,7 @@ def judged_table(profile: Profile, kinds: Iterable[str], role: str = "judge") ->
 
     kinds = tuple(kinds)
     found = [(j, row) for j in read_judgments(profile, role) for row in j.rows]
-    table = pd.DataFrame([judged_row(j, row) for j, row in found if row.matchup.kind in kinds])
-    return with_tests(table)
+    return with_holm(pd.DataFrame([judged_row(j, row) for j, row in found if row.matchup.kind in kinds]))
 
 
 def second_judge_table(profile: Profile) -> pd.DataFrame:
@@ -139,32 +165,23 @@ def main_table(profile: Profile) -> pd.DataFrame:
     """Return PT-DPO against DPO that is told the persona in the first person, and the average (paper 5).
 
     As in the paper the average is the mean of the rows' dPQ, over the rows of gold and retrieved personas.
+    Its line has no verdicts, since rows are averaged, not counted.
     """
     import pandas as pd
 
     table = judged_table(profile, TABLES["main"])
-    average = average_row(profile)
-    return pd.concat([table, pd.DataFrame([average])], ignore_index=True) if average else table
-
-
-def averaged_rows(judgments: Judgments) -> list[Judged]:
-    """Return the rows that the paper's average is over."""
-    return [r for r in judgments.rows if r.matchup.kind == "main" and r.matchup.judge_persona in AVERAGED]
-
-
-def average_row(profile: Profile) -> Row | None:
-    """Return the mean of the main rows; verdicts are left out, since rows are averaged, not counted."""
-    parts = [(j, row) for j in read_judgments(profile) for row in averaged_rows(j)]
+    main = [(j, row) for j in read_judgments(profile) for row in j.rows if row.matchup.kind == "main"]
+    parts = [(j, row) for j, row in main if row.matchup.judge_persona in AVERAGED]
     if not parts:
-        return None
+        return table
     seeds = sorted({seed for _, row in parts for seed in row.seeds})
     line: Row = {"dataset": "all", "kind": "average", "label": "average of gold and retrieved rows",
                  "n": sum(row.counts("quality").n for _, row in parts), "n_seeds": len(seeds),
                  "seeds": " ".join(map(str, seeds))}  # fmt: skip
-    for name in statistics(""):
-        chosen = [(j.pool, statistics(row.slug)[name]) for j, row in parts]
-        line |= interval_columns(name, mean_interval(chosen, line["n"], len(seeds)))
-    return line
+    for name in judged_scores(""):
+        chosen = [(j.pool, judged_scores(row.matchup.slug)[name]) for j, row in parts]
+        line |= interval_columns(name, mean_interval(chosen))
+    return pd.concat([table, pd.DataFrame([line])], ignore_index=True)
 
 
 def by_seed_table(profile: Profile) -> pd.DataFrame:
@@ -172,24 +189,17 @@ def by_seed_table(profile: Profile) -> pd.DataFrame:
     import pandas as pd
 
     lines = []
-    for judgments in read_judgments(profile):
-        for row in (r for r in judgments.rows if r.matchup.kind == "main"):
-            for number, run in enumerate(row.runs):
-                if run.seed in row.seeds:
-                    lines.append(
-                        {"dataset": run.dataset, "label": row.matchup.label, **seed_columns(row, number)}
-                    )
+    main = [row for j in read_judgments(profile) for row in j.rows if row.matchup.kind == "main"]
+    for row in main:
+        for number, run in enumerate(row.runs):
+            verdicts = {rubric: [by_seed[number]] for rubric, by_seed in row.verdicts.items()}
+            one = Judged(row.matchup, (run,), verdicts, row.role)
+            if one.seeds:
+                p, q = (one.counts(rubric) for rubric in RUBRIC_NAMES.values())
+                names = {"dataset": run.dataset, "label": row.matchup.label, "seed": run.seed, "n": p.n}
+                nets = {"p_net": p.net, "q_net": q.net, "dpq": delta_pq(p, q)}
+                lines.append(names | count_columns(one) | nets)
     return pd.DataFrame(lines)
-
-
-def seed_columns(row: Judged, number: int) -> Row:
-    """Return one seed's counts and scores."""
-    run = row.runs[number]
-    p, q = (WinRate.from_verdicts(row.verdicts[rubric][number].values()) for rubric in RUBRIC_NAMES.values())
-    counts = verdict_counts("p", p) | verdict_counts("q", q)
-    counts |= {f"{s}_inconsistent": inconsistent_in(row, run, rubric) for s, rubric in RUBRIC_NAMES.items()}
-    names = {"seed": run.seed, "n": p.n}
-    return names | counts | {"p_net": p.net, "q_net": q.net, "dpq": delta_pq(p, q)}
 
 
 def side_difference(profile: Profile) -> pd.DataFrame:
@@ -205,12 +215,24 @@ def side_difference(profile: Profile) -> pd.DataFrame:
                 continue
             line: Row = {"dataset": judgments.dataset, "personas": source, "n_seeds": len(pair[0].seeds)}
             line["n"] = min(row.counts("quality").n for row in pair)
-            rejected, chosen = (statistics(row.slug) for row in pair)
-            for name in ("dpq", "p_net", "q_net"):
+            rejected, chosen = (scores(row.matchup.slug) for row in pair)
+            for name in scores(""):
                 statistic = difference(rejected[name], chosen[name])
                 line |= interval_columns(name, judgments.pool.interval(statistic))
             lines.append(line)
     return pd.DataFrame(lines)
+
+
+def judged_tables() -> dict[str, Callable[[Profile], pd.DataFrame]]:
+    """Return the judged tables by file name."""
+    kinds = {name: functools.partial(judged_table, kinds=kinds) for name, kinds in TABLES.items()}
+    return kinds | {
+        "main": main_table,
+        "main_by_seed": by_seed_table,
+        "side_difference": side_difference,
+        "second_judge": second_judge_table,
+        "judge_agreement": agreement_of_profile,
+    }
 
 
 # --- files ---
@@ -237,59 +259,3 @@ def read_table(profile: Profile, name: str) -> pd.DataFrame:
 
     path = table_path(profile, name)
     return pd.read_csv(path, dtype={"seeds": str}) if path.exists() else pd.DataFrame()
-
-
-def judged_tables() -> dict[str, Callable[[Profile], pd.DataFrame]]:
-    """Return the judged tables by file name."""
-    kinds = {name: functools.partial(judged_table, kinds=kinds) for name, kinds in TABLES.items()}
-    return kinds | {
-        "main": main_table,
-        "main_by_seed": by_seed_table,
-        "side_difference": side_difference,
-        "second_judge": second_judge_table,
-        "judge_agreement": agreement_of_profile,
-    }
-
-
-# --- Sign tests of judged rows, and Holm's adjustment over the rows of a table ---
-# The unit is a prompt. Seeds that drew their own prompts give one vote each; seeds that answer the same
-# prompts vote together, so that a prompt counts once.
-
-
-def decided_prompts(row: Judged, rubric: str) -> tuple[int, int]:
-    """Return how many prompts a row wins and how many it loses; ties and unparsed ones are neither."""
-    shared = same_items(row.runs)
-    votes: defaultdict[tuple[int, str], float] = defaultdict(float)
-    for number, verdicts in enumerate(row.verdicts[rubric]):
-        for name, verdict in verdicts.items():
-            value = VERDICT_VALUES[verdict]
-            votes[0 if shared else number, name] += 0.0 if math.isnan(value) else value
-    return sum(v > 0 for v in votes.values()), sum(v < 0 for v in votes.values())
-
-
-def sign_columns(row: Judged) -> dict[str, Any]:
-    """Return the two-sided p of the exact sign test, as columns ``p_sign`` and ``q_sign``."""
-    return {f"{s}_sign": sign_test(*decided_prompts(row, rubric)) for s, rubric in RUBRIC_NAMES.items()}
-
-
-def count_test(row: Any, short: str) -> float:
-    """Return the sign test's p of a saved row's counts; NaN for a row without counts (an average)."""
-    counts = [row[f"{short}_{verdict}"] for verdict in ("win", "loss")]
-    return math.nan if any(math.isnan(c) for c in counts) else sign_test(*map(int, counts))
-
-
-def with_tests(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a judged table with sign tests, where it has none, and Holm's p over all of its rows.
-
-    The family is the table's rows under one rubric. Tables of earlier runs lack the tests; they are then made
-    from the counts, which says the same where every seed drew its own prompts.
-    """
-    table = table.copy()
-    for short in RUBRIC_NAMES:
-        if f"{short}_win" not in table:
-            continue
-        if f"{short}_sign" not in table:
-            table[f"{short}_sign"] = [count_test(row, short) for _, row in table.iterrows()]
-        adjusted = holm(table[f"{short}_sign"].dropna().to_dict())
-        table[f"{short}_holm"] = [adjusted.get(i, math.nan) for i in table.index]
-    return table

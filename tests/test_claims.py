@@ -1,0 +1,374 @@
+"""The paper's table against facts and an independent bootstrap; filters, equal length and aims by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+from statistics import NormalDist
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny_results
+
+from persona_lib import docs, store
+from persona_lib.beyond import claims
+from persona_lib.intervals import WinRate, delta_pq
+from persona_lib.paper import judging, results
+from persona_lib.paper.answers import generation_folder, matchups
+from persona_lib.records import Generation
+from persona_lib.settings import Run, load_profile
+
+NOTED = [  # by row: dPQ, its interval, sign-test p (P; Q), of an earlier analysis by other code
+    (21.34, 14.1, 28.5, 2e-9, 0.053),
+    (12.50, 5.0, 19.8, 3e-4, 0.35),
+    (17.91, 10.5, 25.3, 4e-9, 0.51),
+    (21.30, 14.1, 28.4, 3e-13, 0.41),
+    (3.30, -4.0, 10.5, 0.078, 0.64),
+    (9.44, 2.3, 16.7, 0.003, 0.57),
+    (35.60, 28.8, 42.1, 2e-17, 2e-8),
+    (28.62, 21.9, 35.3, 4e-13, 7e-5),
+    (20.69, 13.3, 27.9, 1e-5, 0.001),
+    (13.34, 5.9, 20.7, 0.0497, 0.003),
+]
+PAPER = claims.paper_table()
+
+
+def limits(values):
+    return np.percentile(values, [2.5, 97.5])
+
+
+# --- the paper's table ---
+
+
+@pytest.fixture(scope="module")
+def table():
+    return claims.reanalysed()
+
+
+@pytest.mark.parametrize("row", PAPER, ids=lambda r: f"{r['dataset']}-{r['side']}-{r['persona']}")
+def test_the_exact_counts_give_the_printed_percentages_and_dpq(row):
+    p, q = claims.paper_win_rates(row)
+    assert p.n == q.n == int(row["n"])
+    assert f"{delta_pq(p, q):.1f}" == row["dpq_printed"]
+    for metric in "pq":
+        for verdict in ("win", "tie", "loss"):
+            share = 100 * int(row[f"{metric}_{verdict}"]) / int(row["n"])
+            assert share == pytest.approx(float(row[f"{metric}_{verdict}_pct"]), abs=0.05 + 1e-9)
+
+
+def test_all_ten_rows_and_the_average_agree_with_an_earlier_analysis(table):
+    assert len(table) == 11
+    for row, (dpq, low, high, p, q) in zip(table.itertuples(), NOTED, strict=False):
+        assert row.dpq == pytest.approx(dpq, abs=0.006)
+        assert (row.dpq_low, row.dpq_high) == pytest.approx((low, high), abs=0.3)
+        assert (row.p_sign, row.q_sign) == (pytest.approx(p, rel=0.4), pytest.approx(q, rel=0.5))
+    average = table.iloc[-1]
+    assert average.dpq == pytest.approx(18.40, abs=0.005)
+    assert (average.dpq_low, average.dpq_high) == pytest.approx((16.1, 20.6), abs=0.3)
+    assert average.dpq_low_widest == pytest.approx(table.dpq_low_widest[:10].mean())
+
+
+def test_which_rows_hold_after_holm(table):
+    rows = table[table.kind == "paper"]
+    names = rows.dataset + ", " + rows.label
+    assert set(names[rows.p_holm >= 0.05]) == {
+        "Anthropic HHH, chosen, retrieved",
+        "Mnemonic, rejected, retrieved",  # .0497 before the adjustment
+    }
+    assert set(names[rows.dpq_holm >= 0.05]) == {"Anthropic HHH, chosen, retrieved"}
+    assert (rows.q_holm < 0.05).sum() == 4
+
+
+def test_the_interval_is_that_of_resampling_items_one_by_one():
+    """A literal bootstrap: n items with a verdict each, drawn with replacement, P and Q apart."""
+    p, q = claims.paper_win_rates(PAPER[4])
+    rng, nets = np.random.default_rng(5), []
+    for rate in (p, q):
+        items = np.repeat([1.0, 0.0, -1.0], [rate.n_wins, rate.n_ties, rate.n_losses])
+        draws = rng.choice(items, size=(4000, rate.n))
+        nets.append(draws.sum(axis=1) / np.abs(draws).sum(axis=1))
+    ours = limits(claims.resampled_dpq(p, q)["independent"])
+    assert ours == pytest.approx(limits(50 * (nets[0] + nets[1])), abs=0.6)
+
+
+def test_joint_tables_by_hand_and_with_the_margins_of_the_counts():
+    p, q = WinRate(3, 2, 1), WinRate(1, 1, 4)  # sorted against sorted: WWWTTL with WTLLLL
+    assert claims.joint_table(p, q, "agree").tolist() == [[1, 1, 1], [0, 0, 2], [0, 0, 1]]
+    assert claims.joint_table(p, q, "independent")[0, 2] == pytest.approx(3 * 4 / 6)
+    for row in PAPER:
+        p, q = claims.paper_win_rates(row)
+        for dependence in claims.SUFFIX:
+            joint = claims.joint_table(p, q, dependence)
+            assert joint.sum(axis=1) == pytest.approx([p.n_wins, p.n_ties, p.n_losses])
+            assert joint.sum(axis=0) == pytest.approx([q.n_wins, q.n_ties, q.n_losses])
+            assert joint.min() >= 0
+    with pytest.raises(ValueError, match="6 and 5 verdicts"):
+        claims.joint_table(WinRate(3, 2, 1), WinRate(3, 2, 0), "agree")
+
+
+def test_no_way_to_pair_the_verdicts_off_has_a_wider_interval_than_the_widest():
+    p, q = WinRate(30, 20, 10), WinRate(20, 15, 25)
+    rng = np.random.default_rng(0)
+    verdicts = [np.repeat([1.0, 0.0, -1.0], [r.n_wins, r.n_ties, r.n_losses]) for r in (p, q)]
+    low, high = limits(claims.resampled_dpq(p, q)["agree"])
+    for _ in range(10):
+        pairs = np.stack([verdicts[0], rng.permutation(verdicts[1])])
+        draws = pairs[:, rng.integers(60, size=(4000, 60))]
+        values = 50 * (draws.sum(axis=2) / np.abs(draws).sum(axis=2)).sum(axis=0)
+        assert np.diff(limits(values))[0] < high - low + 1
+
+
+def test_the_test_of_dpq_by_hand_and_undefined_where_nothing_is_decided():
+    # nets .5 and -.04 with 16 and 25 decided: errors sqrt(.75 / 16) and sqrt(.9984 / 25)
+    p, q = WinRate(12, 3, 4), WinRate(12, 0, 13)
+    z = (0.5 - 1 / 25) / np.hypot((0.75 / 16) ** 0.5, ((1 - 0.0016) / 25) ** 0.5)
+    assert claims.dpq_test(p, q) == pytest.approx(2 * (1 - NormalDist().cdf(z)))
+    empty = WinRate(0, 8, 0)
+    assert claims.dpq_test(empty, p) == 1.0 and claims.net_interval(empty, n_resamples=50).low is None
+
+
+# --- judged rows without broken answers and at equal length ---
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Two finished seeds with invented answers, a tenth of PT-DPO's under gold-chosen without an end."""
+    folder = tmp_path_factory.mktemp("world")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PERSONA_RESULTS", str(folder / "results"))
+        patch.setenv("PERSONA_FIGURES", str(folder / "figures"))
+        personas = "eval_personas=none,gold-chosen,gold-rejected"
+        profile = load_profile("smoke", ["seeds=0,1", "pair_limit=40", "eval_limit=0", personas])
+        for seed in profile.seeds:
+            run = Run(profile, "everyday", seed)
+            tiny_results.fill_run(run)
+            endless(run)
+        claims.save_tables(profile)
+        yield profile
+        judging.forget_judged()
+
+
+def endless(run):
+    """Let every tenth answer of PT-DPO under gold-chosen never end."""
+    path = generation_folder(run, main_row(run).test) / "rows.jsonl"
+    rows = store.read_rows(path, Generation)
+    rows = [dataclasses.replace(r, finish_reason="length") if i % 10 == 0 else r for i, r in enumerate(rows)]
+    store.write_rows(path, rows)
+
+
+def main_row(run, persona="gold-chosen"):
+    return next(m for m in matchups(run) if m.kind == "main" and m.judge_persona == persona)
+
+
+def judged(profile, persona):
+    """Yield (verdicts, tested answer, base answer) of all seeds."""
+    for run in [Run(profile, "everyday", seed) for seed in profile.seeds]:
+        matchup = main_row(run, persona)
+        answers = [
+            {g.id: g for g in store.read_rows(generation_folder(run, spec) / "rows.jsonl", Generation)}
+            for spec in (matchup.test, matchup.base)
+        ]
+        for row in store.iter_rows(run.folder / "judgments" / matchup.slug / "verdicts.jsonl"):
+            yield row, *(side[row["id"]] for side in answers)
+
+
+def line(table, **values):
+    """Return the one row of a table with these values."""
+    for name, value in values.items():
+        table = table[table[name] == value]
+    assert len(table) == 1
+    return table.iloc[0]
+
+
+def test_the_filter_takes_out_pairs_in_which_either_answer_is_degenerate(world):
+    table = results.read_table(world, "filtered")
+    rows = table[(table.label == "gold-chosen") & (table.kind == "main")].set_index("pairs")
+    sound = [v for v, *both in judged(world, "gold-chosen") if all(map(claims.is_sound, both))]
+    wordings = rows.n["explicit personas"] + rows.n["implicit personas"]
+    assert rows.n["all pairs"] == 80 == wordings and rows.n["both answers sound"] == len(sound) <= 72
+    assert rows.p_win["both answers sound"] == sum(v["personalization"] == "win" for v in sound)
+    main = line(results.read_table(world, "main"), label="gold-chosen")
+    names = ["p_win", "p_loss", "q_win", "q_loss"]
+    assert rows.loc["all pairs", names].tolist() == main[names].tolist()
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "sound"),
+    [
+        ("One plain answer that ends.", "stop", True),
+        ("One plain answer that ends.", "length", False),
+        ("yes it is " * 20, "stop", False),
+        ("Begin and then go on and on and on", "stop", True),  # twice and a half: no loop of three
+        ("Begin. go on go on go on", "stop", False),
+    ],
+)
+def test_which_answers_are_sound(text, reason, sound):
+    assert claims.is_sound(Generation("i", "r", "p", None, text, reason, 9)) is sound
+
+
+def test_length_matched_rows_by_a_count_of_the_files(world):
+    table = results.read_table(world, "length")
+    assert set(table.kind) == {"main", "stage"} and len(table) == 8
+    assert (table.net_controlled.isna() == table.why.notna()).all(), "a model, or why there is none"
+    row = line(table, label="gold-rejected", rubric="personalization", kind="main")
+    found = [
+        (len(test.completion.split()), len(base.completion.split()), verdict["personalization"])
+        for verdict, test, base in judged(world, "gold-rejected")
+    ]
+    matched = [verdict for a, b, verdict in found if abs(a - b) <= 0.1 * max(a, b)]
+    decided = sum(verdict in ("win", "loss") for verdict in matched)
+    assert (row.n_matched, row.n_matched_decided) == (len(matched), decided)
+    assert row.words_tested == pytest.approx(np.mean([a for a, _, _ in found]), rel=1e-4)
+    assert row.net == pytest.approx(line(results.read_table(world, "main"), label="gold-rejected").p_net)
+
+
+def test_kept_tables_stand_in_until_the_run_has_its_own(world, tmp_path, monkeypatch):
+    assert len(docs.keep(world, ["length"])) == 1
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))  # another run, without the table
+    text = docs.table_block(world, "length")
+    assert "seeds 0 1" in text and "| gold-chosen | personalization |" in text
+    assert docs.table_block(world, "filtered") == docs.NOT_RUN
+    with pytest.raises(FileNotFoundError, match="main.csv"):
+        docs.keep(world, ["main"])
+
+
+# --- the length model ---
+
+
+def simulated(n, net, slope, shift, seed):
+    """Verdicts that length sways: logit P(win) = 2 artanh(net) + slope tanh(d / sd); a fifth are ties."""
+    rng = np.random.default_rng(seed)
+    differences = rng.normal(shift, 10, n).round()
+    terms = np.tanh(differences / differences.std())
+    wins = rng.random(n) < 1 / (1 + np.exp(-(2 * np.arctanh(net) + slope * terms)))
+    return np.where(rng.random(n) < 0.2, 0.0, np.where(wins, 1.0, -1.0)), differences
+
+
+def model(signs, differences, prompts=None):
+    return claims.length_model(signs, differences, prompts or [str(i) for i in range(len(signs))])
+
+
+def test_the_length_model_maximises_the_likelihood():
+    from scipy.optimize import minimize
+
+    signs, differences = simulated(400, 0.1, 1.5, 6, 0)
+    decided = signs != 0
+    terms = np.tanh(differences[decided] / differences[decided].std())
+
+    def loss(parameters):
+        return np.logaddexp(0, -signs[decided] * (parameters[0] + parameters[1] * terms)).sum()
+
+    a, b = minimize(loss, [0, 0]).x
+    found = model(signs, differences)
+    assert found["net_controlled"] == pytest.approx(np.tanh(a / 2), abs=1e-4)
+    assert found["slope"] == pytest.approx(b, abs=1e-3)
+    more = model([*signs, 0.0, np.nan], [*differences, 500, 900])
+    assert more == found, "ties and unparsed verdicts do not count"
+
+
+def test_a_win_rate_that_is_only_length_is_gone_at_equal_length():
+    signs, differences = simulated(3000, 0.0, 3.0, 12, 1)
+    assert signs.sum() / np.abs(signs).sum() > 0.4  # the raw net win rate
+    found = model(signs, differences)
+    assert found["net_controlled_low"] < 0 < found["net_controlled_high"] and found["slope_low"] > 2
+
+
+def test_the_length_models_interval_holds_the_truth_as_often_as_it_says():
+    found = [model(*simulated(300, 0.3, 1.0, 3, seed)) for seed in range(100)]
+    assert 90 <= sum(one["net_controlled_low"] < 0.3 < one["net_controlled_high"] for one in found) <= 99
+
+
+def test_the_same_prompts_again_do_not_narrow_the_length_models_interval():
+    signs, differences = simulated(300, 0.2, 1.0, 3, 2)
+    twice = [*signs, *signs], [*differences, *differences]
+    once, same, apart = model(signs, differences), model(*twice, [*map(str, range(300))] * 2), model(*twice)
+    assert same["net_controlled_high"] == pytest.approx(once["net_controlled_high"], abs=2e-3)
+    assert apart["net_controlled_high"] < once["net_controlled_high"] - 0.02
+
+
+@pytest.mark.parametrize(
+    ("signs", "differences", "why"),
+    [
+        ([1, 1, 1, -1, 0, 0], [1, 2, 3, 4, 5, 6], "fewer than 5"),
+        ([1] * 6 + [-1] * 6, [2] * 12, "all length differences are equal"),
+        ([1] * 6 + [-1] * 6, [5] * 6 + [-5] * 6, "length alone tells"),
+        ([], [], "fewer than 5"),
+    ],
+)
+def test_what_cannot_be_fitted_says_why_and_has_no_numbers(signs, differences, why):
+    found = model(signs, differences)
+    assert why in found["why"] and found["net_controlled"] is None and found["slope_low"] is None
+
+
+def test_equal_length_is_within_a_tenth_of_the_longer_answer():
+    pairs = [(100, 90), (100, 89), (90, 100), (89, 100), (0, 0)]
+    assert [claims.same_length(*pair) for pair in pairs] == [True, False, True, False, True]
+
+
+# --- primary results and what is missing ---
+
+
+@pytest.fixture
+def profile(tmp_path, monkeypatch):
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
+    judging.forget_judged()
+    return load_profile("smoke", ["seeds=0,1", "pair_limit=6", "controls=true", "train_personas=none,chosen"])
+
+
+@pytest.mark.parametrize(("low", "met"), [(0.01, "yes"), (-0.01, "no")])
+def test_an_aim_is_met_only_if_the_interval_excludes_zero(profile, low, met):
+    row = {"dataset": "everyday", "kind": "main", "judge_persona": "gold-chosen", "n": 8, "n_seeds": 2,
+           "p_net": 0.3, "p_net_low": low, "p_net_high": 0.6, "dpq": None,
+           "quality_sd": -0.1, "quality_sd_low": -0.3, "quality_sd_high": 0.1}  # fmt: skip
+    results.save_table(profile, "main", pd.DataFrame([row]))
+    table = claims.primary_results(profile)
+    chosen = table[table["where"] == "everyday, gold-chosen"]
+    assert line(chosen, aim="PT-DPO against DPO, personalization net win rate").met == met
+    assert line(chosen, aim="PT-DPO against DPO, dPQ").met == "not run"
+    assert line(chosen, aim="PT-DPO against DPO, mean quality (SD of the baseline)").met == "yes"
+    assert set(table[table["where"] == "everyday, gold-rejected"].met) == {"not run"}
+
+
+def test_the_aims_of_the_authors_data_need_the_value_and_an_interval_above_one_half(tmp_path, monkeypatch):
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
+    profile = load_profile("authors")
+    policy = {"arm": "dpo-both", "persona_format": "line", "measure": "policy", "n": 9, "n_seeds": 3}
+    found = [("beavertails", "gold", 0.81), ("hhh", "gold", 0.84)]  # aimed at: .80 and .85
+    found += [("beavertails", "shuffled", 0.52), ("hhh", "shuffled", 0.56)]
+    rows = [
+        policy | {"dataset": dataset, "persona": persona, "d_positive": value,
+                  "d_positive_low": value - 0.05, "d_positive_high": value + 0.05}
+        for dataset, persona, value in found
+    ]  # fmt: skip
+    results.save_table(profile, "swap", pd.DataFrame(rows))
+    table = claims.primary_results(profile)
+    met = table[table.aim.isin(["PT-DPO, share D > 0", "PT-DPO, share D > 0 (null control)"])]
+    assert met.set_index("where").met.to_dict() == {
+        "beavertails, gold": "yes", "hhh, gold": "no", "beavertails, shuffled": "yes", "hhh, shuffled": "no",
+    }  # fmt: skip
+
+
+def test_nothing_run_gives_no_tables_but_says_what_is_missing_and_removes_an_old_table(profile):
+    results.save_table(profile, "stage", pd.DataFrame([{"dataset": "everyday"}]))
+    assert set(claims.save_tables(profile)) == {"paper", "primary", "not_run"}
+    assert not results.table_path(profile, "stage").exists()
+    missing = results.read_table(profile, "not_run")
+    assert "everyday, seed 1: judgments" in set(missing.what)
+    assert "arms trained on personas: rejected" in set(missing.what)
+    assert set(results.read_table(profile, "primary").met) == {"not run"}
+
+
+def test_two_rows_that_answer_one_aim_are_an_error():
+    table = pd.DataFrame({"p_net": [0.1, 0.2]})
+    with pytest.raises(ValueError, match="2 rows of the table answer it"):
+        claims.aim("an aim", "here", table, "p_net", claims.CRITERIA["positive"])
+
+
+def test_a_judge_that_is_not_believed_meets_no_aim():
+    table = pd.DataFrame({"dataset": "everyday", "judge": ["weak", "sure"], "rubric": "personalization",
+                          "decides": [False, True]})  # fmt: skip
+    lines = [{"met": "yes"}, {"met": "no"}, {"met": "not run"}]
+    found = claims.without_verdict(lines, table, "everyday", "weak")
+    assert [row["met"] for row in found] == ["judge not believed"] * 2 + ["not run"]
+    for dataset, judge in (("everyday", "sure"), ("hhh", "weak")):
+        assert claims.without_verdict(lines, table, dataset, judge) == lines

@@ -1,0 +1,345 @@
+"""Verdicts, dPQ and intervals against numbers derived by hand, slow literal transcriptions and coverage."""
+
+from __future__ import annotations
+
+import functools
+import math
+import random
+
+import numpy as np
+import pytest
+
+from persona_lib import intervals
+from persona_lib.intervals import (
+    Interval,
+    PersonaAccuracy,
+    WinRate,
+    delta_pq,
+    delta_pq_of,
+    difference,
+    make_pool,
+    mean_columns,
+    mean_interval,
+    mean_of,
+    net_columns,
+    net_of,
+    verdict_of,
+)
+from persona_lib.records import Judgment
+
+VERDICTS = {"W": "win", "T": "tie", "L": "loss", "?": "unparsed", 1: "win", 0: "tie", -1: "loss"}
+STATISTICS = {"personalization": net_of("p"), "quality": net_of("q"), "delta_pq": delta_pq_of("p", "q")}
+
+
+def scores(p, q, n_resamples=2000, seed=0, shared_items=False):
+    """Pool verdicts of both rubrics (one sequence of letters or signs per seed): {score: Interval}."""
+    columns = {}
+    for name, by_seed in (("p", p), ("q", q)):
+        named = [{f"{i:04}": VERDICTS[v] for i, v in enumerate(verdicts)} for verdicts in by_seed]
+        columns |= net_columns(name, named)
+    pool = make_pool(columns, n_resamples, seed, shared_items)
+    return {name: pool.interval(statistic) for name, statistic in STATISTICS.items()}
+
+
+# --- verdicts: the tested response is A in the first order, B in the second ---
+
+
+def judged(answer: str) -> Judgment:
+    """A judgment from one letter: A, B, = (tie) or ? (unreadable)."""
+    return Judgment("i", "j", "quality", answer if answer in "AB" else None, tie=answer == "=")
+
+
+@pytest.mark.parametrize(
+    ("answers", "verdict"),
+    [
+        *(("AB", "win"), ("BA", "loss"), ("AA", "tie"), ("BB", "tie"), ("==", "tie"), ("A=", "tie")),
+        *(("=A", "tie"), ("A?", "unparsed"), ("?B", "unparsed"), ("??", "unparsed"), ("=?", "unparsed")),
+    ],
+)
+def test_a_win_needs_both_orders_and_unparsed_is_never_a_win(answers, verdict):
+    pair = judged(answers[0]), judged(answers[1])
+    assert verdict_of(*pair) == verdict
+    assert intervals.position_inconsistent(*pair) == (answers in ("AA", "BB"))
+
+
+def test_win_rate_keeps_ties_and_unparsed_out_of_the_rate_but_in_n():
+    counts = WinRate.from_verdicts(["win"] * 3 + ["loss"] + ["tie"] * 4 + ["unparsed"] * 2)
+    assert counts == WinRate(3, 4, 1, 2)
+    assert (counts.n, counts.n_decided, counts.net) == (10, 4, 0.5)
+    with pytest.raises(ValueError, match="draw"):
+        WinRate.from_verdicts(["win", "draw"])
+
+
+def test_dpq_is_the_mean_of_the_two_nets_in_points_and_undefined_where_nothing_is_decided():
+    assert delta_pq(WinRate(3, 9, 1), WinRate(1, 0, 3)) == pytest.approx(0.0)  # +.5 and -.5
+    assert delta_pq(WinRate(3, 9, 1), WinRate(2, 1, 2)) == pytest.approx(25.0)  # +.5 and 0
+    assert WinRate(0, 5, 0).net is None
+    assert (
+        delta_pq(WinRate(0, 5, 0), WinRate(1, 0, 0)) is None is delta_pq(WinRate(1, 0, 0), WinRate(0, 5, 0))
+    )
+
+
+def test_persona_accuracy_counts_a_pair_once_and_keeps_missing_personas_in_n():
+    verdicts = ["win"] * 5 + ["tie"] * 2 + ["loss", "unparsed", None]
+    counts = PersonaAccuracy.from_verdicts(verdicts)
+    assert counts == PersonaAccuracy(5, 2, 1, 1, 1)
+    assert (counts.n, counts.accuracy, counts.strict) == (10, 0.6, 0.5)
+    assert intervals.accuracy_array(verdicts).mean() == pytest.approx(counts.accuracy)
+    assert PersonaAccuracy(0, 0, 0).accuracy is None
+
+
+# --- intervals ---
+
+
+def random_verdicts(seed: int, n: int, shares=(0.4, 0.3, 0.3)) -> np.ndarray:
+    return np.random.default_rng(seed).choice([1, 0, -1], size=n, p=shares)
+
+
+def width(interval: Interval) -> float:
+    return interval.high - interval.low
+
+
+def test_estimates_equal_the_counts_of_all_seeds_pooled():
+    result = scores(["WWL?T", "WTTTT"], ["WLLLT", "TTTT?"], n_resamples=50)
+    assert result["personalization"].estimate == pytest.approx(WinRate(3, 5, 1).net)
+    assert result["quality"].estimate == pytest.approx(WinRate(1, 5, 3).net)
+    assert result["delta_pq"].estimate == pytest.approx(delta_pq(WinRate(3, 5, 1), WinRate(1, 5, 3)))
+
+
+def test_a_pool_has_the_mean_of_all_items_and_of_their_difference():
+    first = [{"a": 1.0, "b": 3.0}, {"a": 5.0, "c": math.nan}]
+    second = [{"a": 0.0, "b": 1.0}, {"a": 2.0}]
+    pool = make_pool(mean_columns("x", first) | mean_columns("y", second), 50)
+    assert pool.interval(mean_of("x")).estimate == 3.0  # (1 + 3 + 5) / 3: the NaN is no item
+    assert pool.interval(difference(mean_of("x"), mean_of("y"))).estimate == 2.0  # 3 - 1
+    same = pool.interval(difference(mean_of("x"), mean_of("x")))
+    assert (same.estimate, same.low, same.high) == (0, 0, 0), "paired: the same draws for both"
+
+
+def test_what_is_undefined_has_no_interval_and_resamples_without_a_value_are_left_out():
+    assert scores(["TTTT"], ["WLWL"], 40)["delta_pq"] == Interval(None, None, None, 0, 1)
+    rare = scores(["WTTT"], ["WLWL"], 400)["personalization"]
+    assert rare.estimate == rare.low == rare.high == 1.0
+    assert intervals.bootstrap_mean([[math.nan] * 2], 30) == Interval(None, None, None, 2, 1)
+    pool = make_pool(mean_columns("x", [{"a": 1.0}]) | mean_columns("y", [{}]), 10)
+    assert mean_interval([(pool, mean_of("x")), (pool, mean_of("y"))]).estimate is None
+    with pytest.raises(ValueError, match="nothing to pool"):
+        make_pool({}, 10)
+
+
+def dpq_of(p: list, q: list) -> float:
+    return 50 * sum((v.count(1) - v.count(-1)) / (v.count(1) + v.count(-1)) for v in (p, q))
+
+
+def draw(seeds: list, items: list, verdicts: list) -> list:
+    return [verdicts[s][i] for s in seeds for i in items]
+
+
+def literal_interval(p: list, q: list, stretch: float, shared: bool) -> tuple[float, float]:
+    """Draw seeds, and items where they say what seeds do not, one by one, from lists of verdicts."""
+    rng, values = random.Random(5), []
+    n_seeds, n_items = len(p), len(p[0])
+    every_seed, every_item = list(range(n_seeds)), list(range(n_items))
+    estimate = dpq_of(*(draw(every_seed, every_item, v) for v in (p, q)))
+    for _ in range(4000):
+        value = estimate
+        if n_seeds > 1:
+            seeds = [rng.randrange(n_seeds) for _ in p]
+            value += stretch * (dpq_of(*(draw(seeds, every_item, v) for v in (p, q))) - estimate)
+        if n_seeds == 1 or shared:
+            items = [rng.randrange(n_items) for _ in p[0]]
+            value += dpq_of(*(draw(every_seed, items, v) for v in (p, q))) - estimate
+        values.append(value)
+    return tuple(np.percentile(values, [2.5, 97.5]))
+
+
+T_OVER_Z = {1: 1.0, 2: 12.706 / 1.95996, 3: 4.3027 / 1.95996, 5: 2.7764 / 1.95996}  # of a printed t table
+MORE = [pytest.param(*case, marks=pytest.mark.slow) for case in ((3, False), (5, False), (5, True))]
+
+
+@pytest.mark.parametrize(("n_seeds", "shared"), [(1, False), (3, True), *MORE])
+def test_interval_agrees_with_a_literal_transcription(n_seeds, shared):
+    base, other = random_verdicts(0, 80), (0.5, 0.3, 0.2)
+    p = [
+        np.where(random_verdicts(s, 80) > 0, base, random_verdicts(s + 9, 80, other)) for s in range(n_seeds)
+    ]
+    q = [np.where(v == 0, 1, v) for v in p]  # quality tied to personalization: pairing matters
+    p, q = ([v.tolist() for v in rubric] for rubric in (p, q))
+    fast = scores(p, q, 4000, seed=1, shared_items=shared)["delta_pq"]
+    stretch = math.sqrt(n_seeds / max(1, n_seeds - 1)) * T_OVER_Z[n_seeds]
+    low, high = literal_interval(p, q, stretch, shared)
+    assert width(fast) == pytest.approx(high - low, rel=0.12)
+    assert fast.low + fast.high == pytest.approx(low + high, abs=0.12 * (high - low))
+
+
+def test_few_seeds_stretch_by_student_t_over_normal_and_the_lost_degree_of_freedom():
+    for k in (2, 3, 5):
+        assert intervals.seed_stretch(k) == pytest.approx(math.sqrt(k / (k - 1)) * T_OVER_Z[k], rel=1e-4)
+    with pytest.raises(ValueError, match="one seed"):
+        intervals.seed_stretch(1)
+
+
+def test_the_mean_of_seeds_that_are_alike_within_has_students_interval():
+    """Seeds of constant items leave nothing but the seeds: by hand, mean 0.5 and half width t s / sqrt(5)."""
+    result = intervals.bootstrap_mean([np.full(40, level) for level in (0.1, 0.3, 0.5, 0.7, 0.9)], 20_000)
+    half = 2.7764 * math.sqrt(0.1) / math.sqrt(5)  # variance of the levels: .1
+    assert (result.estimate, result.n_seeds) == (pytest.approx(0.5), 5)
+    assert (result.low, result.high) == pytest.approx((0.5 - half, 0.5 + half), abs=0.08 * half)
+
+
+def test_no_interval_leaves_what_a_single_item_can_be():
+    p = ["W" * 9 + "L", "W" * 10, "W" * 6 + "LLLL"]
+    personalization = scores(p, p)["personalization"]
+    assert personalization.high == 1.0 and personalization.low > -1
+
+
+def test_an_arm_of_one_seed_among_arms_of_five_has_the_interval_of_one_seed():
+    many, one = ["WWLT" * 10] * 5, "WLTT" * 10
+    columns = net_columns("many", [dict(enumerate(map(VERDICTS.get, v))) for v in many])
+    single = [dict(enumerate(map(VERDICTS.get, v))) for v in ["", "", one, "", ""]]
+    pool = make_pool(columns | net_columns("one", single), 2000)
+    alone = make_pool(net_columns("one", [single[2]]), 2000).interval(net_of("one"))
+    assert pool.interval(net_of("one")) == alone and width(alone) > 0.5
+    values, none = np.repeat([0.0, 1.0], 20), np.full(40, np.nan)
+    assert intervals.bootstrap_mean([values, none], shared_items=True) == intervals.bootstrap_mean([values])
+
+
+def test_both_rubrics_are_resampled_jointly_so_opposite_ones_cancel_exactly():
+    p = random_verdicts(3, 60)
+    for n_seeds in (1, 3):
+        result = scores([p.tolist()] * n_seeds, [(-p).tolist()] * n_seeds, 300)["delta_pq"]
+        assert (result.estimate, result.low, result.high) == pytest.approx((0, 0, 0))
+
+
+def test_the_same_seed_gives_the_same_interval_and_another_seed_does_not():
+    p, q = [random_verdicts(1, 50).tolist()], [random_verdicts(2, 50).tolist()]
+    first, again, other = (scores(p, q, 200, seed=s)["delta_pq"] for s in (1, 1, 2))
+    assert first == again and first != other
+
+
+@pytest.mark.parametrize(
+    ("values", "shared", "message"),
+    [
+        ([], False, "at least one seed"),
+        ([np.zeros(0)], False, "at least one seed"),
+        ([np.ones(3), np.ones(2)], True, "same items"),
+    ],
+)
+def test_unusable_input_is_an_error_that_says_what(values, shared, message):
+    with pytest.raises(ValueError, match=message):
+        intervals.bootstrap_mean(values, 10, shared_items=shared)
+
+
+def test_a_mean_leaves_nan_out_and_has_the_standard_error_of_a_mean():
+    values = np.random.default_rng(0).normal(size=400)
+    result = intervals.bootstrap_mean([np.append(values, [np.nan] * 10)], 4000)
+    assert result.estimate == pytest.approx(values.mean())
+    assert width(result) / 2 == pytest.approx(1.96 * values.std() / math.sqrt(400), rel=0.08)
+
+
+def test_rank_correlation_by_hand_and_its_interval_at_a_known_correlation():
+    assert intervals.rank_correlation([1, 2, 3, 4], [1, 10, 100, 1000], 20).estimate == pytest.approx(1.0)
+    # ranks 1 2 3 4 and 2 1 4 3: rho = 1 - 6 x 4 / (4 x 15) = .6
+    assert intervals.rank_correlation([1, 2, 3, 4], [5, 4, 9, 8], 20).estimate == pytest.approx(0.6)
+    assert intervals.rank_correlation([1, 1, 1], [1, 2, 3], 20).estimate is None
+    first, noise = np.random.default_rng(1).normal(size=(2, 400))
+    found = intervals.rank_correlation(first, 0.5 * first + 0.75**0.5 * noise, 500)
+    assert found.low < found.estimate < found.high
+    assert width(found) == pytest.approx(2 * 1.96 * (1 - 0.48**2) / 20, rel=0.25)  # Spearman of r = .5 is .48
+
+
+# --- coverage: how often 95 % intervals hold the truth, simulated with known win rates ---
+
+
+SHARES = (0.45, 0.3, 0.25)  # of wins, ties, losses, before seeds differ
+
+
+def seed_shares(shift):
+    """Shares of wins, ties and losses of a seed (or of many): more wins and fewer losses by ``shift``."""
+    parts = np.clip([SHARES[0] + shift, SHARES[1] + 0 * shift, SHARES[2] - shift], 0, 1)
+    return parts / parts.sum(axis=0)
+
+
+@functools.cache
+def truth(seed_spread):
+    """Scores over all seeds that there could be: the mean of a million seeds' shares."""
+    win, _, loss = seed_shares(np.random.default_rng(7).normal(0, seed_spread, 1_000_000)).mean(axis=1)
+    personalization = (win - loss) / (win + loss)
+    quality = (win - loss) / (win + loss + 2 / 3)  # half of the pairs at random, of which two thirds decide
+    return {"personalization": personalization, "delta_pq": 50 * (personalization + quality)}
+
+
+def simulate(number, n_items, seed_spread, n_seeds, shared_items=False):
+    """Verdicts on both rubrics per seed; seeds differ in their share of wins.
+
+    ``shared_items``: seeds agree on seven items of ten as far as their shares allow.
+    """
+    rng = np.random.default_rng(number)
+    p, q, item = [], [], rng.random(n_items)
+    for _ in range(n_seeds):
+        place = np.where(rng.random(n_items) < 0.7, item, rng.random(n_items)) if shared_items else None
+        place = rng.random(n_items) if place is None else place
+        edges = np.cumsum(seed_shares(rng.normal(0, seed_spread)))[:2]
+        verdicts = 1 - np.searchsorted(edges, place)
+        p.append(verdicts.tolist())  # quality goes with personalization in half of the pairs
+        q.append(np.where(rng.random(n_items) < 0.5, verdicts, rng.choice([1, 0, -1], size=n_items)).tolist())
+    return p, q
+
+
+def coverage(n_experiments, n_items, seed_spread, n_seeds, score="delta_pq", shared_items=False):
+    """Share of experiments whose interval holds the true score."""
+    held = 0
+    for number in range(n_experiments):
+        p, q = simulate(number, n_items, seed_spread, n_seeds, shared_items)
+        interval = scores(p, q, 400, number, shared_items)[score]
+        held += interval.low <= truth(seed_spread)[score] <= interval.high
+    return held / n_experiments
+
+
+def test_a_run_of_one_seed_covers_as_it_says():
+    assert 0.90 <= coverage(150, 120, 0.0, 1) <= 0.98
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("score", ["personalization", "delta_pq"])
+@pytest.mark.parametrize(
+    ("n_seeds", "spread"), [(1, 0.0), (3, 0.0), (3, 0.1), (5, 0.0), (5, 0.05), (5, 0.1), (10, 0.0), (10, 0.1)]
+)
+def test_seeds_with_items_of_their_own_cover_as_they_say(n_seeds, spread, score):
+    assert 0.90 <= coverage(500, 160, spread, n_seeds, score) <= 0.98
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("n_seeds", "spread"), [(3, 0.05), (3, 0.1), (5, 0.05), (5, 0.1), (10, 0.1)])
+def test_seeds_that_share_their_items_cover_at_least_as_often(n_seeds, spread):
+    assert coverage(300, 160, spread, n_seeds, shared_items=True) >= 0.93
+
+
+# --- tests and closed forms ---
+
+
+def test_sign_test_by_hand_and_on_two_paper_rows():
+    assert intervals.sign_test(3, 0) == pytest.approx(0.25)  # 2 x (1/2)^3
+    assert intervals.sign_test(0, 0) == 1.0
+    assert intervals.sign_test(187, 150) == pytest.approx(0.0497, abs=5e-5)
+    assert intervals.sign_test(204, 169) == pytest.approx(0.078, abs=5e-4)
+
+
+def test_wilson_interval_solves_its_equation_and_stays_in_bounds():
+    for bound in intervals.wilson_interval(8, 10):  # |share - bound| = z sqrt(bound (1 - bound) / n)
+        assert abs(0.8 - bound) == pytest.approx(1.959964 * math.sqrt(bound * (1 - bound) / 10), abs=1e-6)
+    assert intervals.wilson_interval(0, 10)[0] == 0 and intervals.wilson_interval(10, 10)[1] == 1
+    assert intervals.wilson_interval(0, 0) == (0, 1)
+
+
+def test_holm_by_hand_and_as_statsmodels_to_the_last_bit():
+    from statsmodels.stats.multitest import multipletests
+
+    # sorted .01 .02 .04: 3 x .01, 2 x .02 -> .04, 1 x .04 -> .04 (monotone)
+    found = intervals.holm({"b": 0.04, "a": 0.01, "c": 0.02})
+    assert found == pytest.approx({"b": 0.04, "a": 0.03, "c": 0.04})
+    assert intervals.holm({"a": 0.6, "b": 0.7}) == {"a": 1.0, "b": 1.0} and intervals.holm({}) == {}
+    rng = np.random.default_rng(0)
+    for size in (1, 2, 7, 40):
+        given = rng.random(size).round(2) ** 3  # with ties
+        assert intervals.holm_adjusted(given.tolist()) == multipletests(given, method="holm")[1].tolist()
