@@ -20,15 +20,8 @@ STEPS = f"steps={SHORT},07_preference_tailoring,08_generation,11_persona_swap,12
 def run_own(folder: Path, *arguments: str) -> tuple[subprocess.CompletedProcess, Path]:
     """Run own_smoke on some data into a folder; returns what it said and where its results are."""
     moved = {"PERSONA_RESULTS": str(folder / "results"), "PERSONA_FIGURES": str(folder / "figures")}
-    command = [
-        sys.executable,
-        "-m",
-        "persona_lib.pipeline",
-        "--profile",
-        "own_smoke",
-        "--offline",
-        *arguments,
-    ]
+    command = [sys.executable, "-m", "persona_lib.pipeline", "--profile", "own_smoke", "--offline"]
+    command += arguments
     done = subprocess.run(command, cwd=settings.REPO, env=os.environ | moved, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return done, folder / "results" / "own_smoke"
