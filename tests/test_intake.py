@@ -117,7 +117,7 @@ def test_ids_of_the_data_are_kept_and_must_be_unique(tmp_path):
     [
         ("promt: q\n", "unknown field 'promt'; did you mean prompt"),
         ("- prompt\n", "should be lines of 'field: column'"),
-        ("prompt: [\n", "no readable YAML file"),
+        ("prompt: [\n", "no mapping file"),
         ("prompt: 3\n", "prompt=3 should be the name of a column"),
         ("responses: [a]\n", "should be two columns"),
         ("responses: [a, b]\nlabel: l\nfirst: 0\n", "responses need second"),
@@ -171,10 +171,6 @@ SYSTEM = turn("system", "Be kind.")
 )
 def test_conversations_become_prompt_and_responses(prompt, chosen, rejected, text):
     assert conversation_texts(prompt, chosen, rejected) == (text, "Yes", "No")
-
-
-def test_equal_conversations_keep_their_responses():
-    assert conversation_texts(None, [ASK, YES], [ASK, YES]) == ("How?", "Yes", "Yes")
 
 
 @pytest.mark.parametrize(
@@ -273,13 +269,10 @@ def test_a_damaged_row_of_csv_costs_only_itself_and_says_its_line(tmp_path):
     rows = read_rows(str(path))
     values = [list(row.value.values()) if isinstance(row.value, dict) else None for row in rows]
     assert values == [None, None, ["f", "g", "h"], None, ["m\nn", "o", "p"], None]
-    assert str(rows[0].value).startswith("2 cells where the header has 3: quote cells that hold")
+    assert str(rows[0].value).startswith("2 cells, the header has 3: quote cells that hold")
     assert "a quote is not closed" in str(rows[5].value) and rows[4].place == "row 5 (line 7)"
-
-
-def test_bytes_that_are_not_utf8_become_the_replacement_character(tmp_path):
-    (tmp_path / "x.csv").write_bytes("prompt,chosen,rejected\ncafé,a,b\n".encode("cp1252"))
-    assert read_rows(str(tmp_path))[0].value["prompt"] == "caf\ufffd"
+    path.write_bytes("prompt,chosen,rejected\ncafé,a,b\n".encode("cp1252"))
+    assert read_rows(str(path))[0].value["prompt"] == "caf\ufffd"
 
 
 @pytest.mark.parametrize(
@@ -465,7 +458,7 @@ def test_the_authors_folder_and_a_named_data_set_are_not_own_data(tmp_path):
     [
         (["--data", "nowhere.jsonl"], "nowhere.jsonl: no such file or folder (paths are relative"),
         (["--data", "{tmp}/none"], "holds 0 data files (none); name one file with --data"),
-        (["--data", "{tmp}/x.jsonl", "--mapping", "nowhere.yaml"], "nowhere.yaml: no readable YAML file"),
+        (["--data", "{tmp}/x.jsonl", "--mapping", "nowhere.yaml"], "nowhere.yaml: no mapping file"),
         (["--data", "{tmp}/x.jsonl", "--mapping", "{tmp}/m.yaml"], "no column 'question'"),
         (["--data", "{tmp}/x.jsonl", "--profile", "everyday"], "judge=oracle reads answers to the"),
         (["--data", "{tmp}/x.jsonl", "--profile", "onw"], "did you mean own"),

@@ -93,10 +93,10 @@ def test_schema_errors_name_folder_split_row_and_column(small, tmp_path, change,
 def test_a_missing_split_and_a_folder_of_something_else_are_errors(small, tmp_path):
     from datasets import Dataset, DatasetDict
 
-    path = tmp_path / official.DATASETS["beavertails"]["tailoring"]
     with pytest.raises(DataError, match="not a datasets.load_from_disk folder"):
         official.load_official(tmp_path, "beavertails")
-    DatasetDict({"test": Dataset.from_dict({"prompt": ["p"]})}).save_to_disk(path)
+    table = Dataset.from_dict({"prompt": ["p"]})
+    DatasetDict({"test": table}).save_to_disk(tmp_path / "persona-tailoring-BeaverTails")
     with pytest.raises(DataError, match="split 'fewshot' is missing"):
         official.load_official(tmp_path, "beavertails")
 
@@ -107,29 +107,26 @@ def test_role_marks_are_kept_unless_asked_otherwise(small, tmp_path):
         columns["chosen"] = [f"Assistant: {text}, Human: too" for text in columns["chosen"]]
 
     folder = write_folder(tmp_path, change)
-    kept = official.load_official(folder, "beavertails")["test"][0]
-    stripped = official.load_official(folder, "beavertails", strip_roles=True)["test"][0]
-    assert kept.prompt == "Human: test prompt 0"
-    assert (stripped.prompt, stripped.chosen) == ("test prompt 0", "test chosen 0, Human: too")
+    kept, stripped = (official.load_official(folder, "beavertails", strip)["test"][0] for strip in (0, 1))
+    assert (kept.prompt, stripped.prompt) == ("Human: test prompt 0", "test prompt 0")
+    assert stripped.chosen == "test chosen 0, Human: too"
 
 
 # --- finding and fetching ---
 
 
-def test_data_is_found_in_the_named_folder_or_its_parent(small, tmp_path, monkeypatch):
+def test_data_is_found_in_the_named_folder_or_its_parent_or_three_ways_out_are_given(
+    small, tmp_path, monkeypatch
+):
     folder = write_folder(tmp_path / "official")
     for place in (folder, tmp_path):
         assert official.find_data_dir(place, ["beavertails"]) == folder
         monkeypatch.setenv("PERSONA_DATA", str(place))
         assert official.find_data_dir("", ["beavertails"]) == folder
-
-
-def test_a_named_place_without_the_data_is_an_error_with_three_ways_out(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"data_dir=.*\(1\).*\(2\).*\(3\)"):
-        official.find_data_dir(tmp_path, ["beavertails"])
-    monkeypatch.setenv("PERSONA_DATA", str(tmp_path))
+        official.find_data_dir(tmp_path, ["hhh"])
     with pytest.raises(DataError, match=r"\$PERSONA_DATA"):
-        official.find_data_dir("", ["beavertails"])
+        official.find_data_dir("", ["hhh"])
 
 
 def test_offline_never_downloads(tmp_path, monkeypatch):

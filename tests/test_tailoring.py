@@ -63,18 +63,7 @@ def test_training_rows_are_split_by_prompt_in_the_papers_proportions():
     assert ids(parts) == ids(tailoring.split_train(pairs[::-1], 0)) != ids(tailoring.split_train(pairs, 1))
 
 
-def test_both_retrieved_personas_come_from_one_training_row_that_is_not_for_validation(run):
-    tailoring.build_tailoring(run)
-    rows = tailoring.load_tailoring(run)
-    pool = {row.id for split in ("sft_train", "dpo_train") for row in rows[split]}
-    for row in rows["validation"] + rows["test"]:
-        assert row.retrieved_id in pool
-        for side in ("chosen", "rejected"):
-            assert row.personas[f"retrieved-{side}"] == persona_of(row.retrieved_id, side)
-            assert row.personas[f"gold-{side}"] == persona_of(row.id, side)
-
-
-def test_another_retriever_lends_other_rows_of_the_same_pool_and_has_keys_of_its_own(run, monkeypatch):
+def test_both_retrieved_personas_come_from_one_training_row_that_is_not_for_validation(run, monkeypatch):
     def last_is_nearest(queries, pool, model):
         assert model == "colbert-ir/colbertv2.0"
         return [list(range(len(pool))) for _ in queries]
@@ -84,13 +73,15 @@ def test_another_retriever_lends_other_rows_of_the_same_pool_and_has_keys_of_its
     late = replace(run, profile=profile)
     assert tailoring.tailoring_key(late, {}) != tailoring.tailoring_key(run, {})
     assert personas_module.personas_key(late) != personas_module.personas_key(run)
-    tailoring.build_tailoring(late)
-    rows = tailoring.load_tailoring(late)
-    last = rows["dpo_train"][-1]
-    for row in rows["validation"] + rows["test"]:
-        assert row.retrieved_id == last.id
-        assert row.personas["retrieved-chosen"] == persona_of(last.id, "chosen")
-        assert row.personas["retrieved-rejected"] == persona_of(last.id, "rejected")
+    for each in (run, late):
+        tailoring.build_tailoring(each)
+        rows = tailoring.load_tailoring(each)
+        pool = [row.id for split in ("sft_train", "dpo_train") for row in rows[split]]
+        for row in rows["validation"] + rows["test"]:
+            assert row.retrieved_id in (pool[-1:] if each is late else pool)
+            for side in ("chosen", "rejected"):
+                assert row.personas[f"retrieved-{side}"] == persona_of(row.retrieved_id, side)
+                assert row.personas[f"gold-{side}"] == persona_of(row.id, side)
 
 
 def test_rejected_personas_are_needed_only_where_retrieval_points(run):

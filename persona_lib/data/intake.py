@@ -172,9 +172,7 @@ def cell_rows(path: Path, separator: str) -> list[OwnRow]:
         if value is None:
             return rows
         if isinstance(value, list):
-            said = (
-                f"{len(value)} cells where the header has {len(header)}: quote cells that hold the separator"
-            )
+            said = f"{len(value)} cells, the header has {len(header)}: quote cells that hold {separator!r}"
             fits = len(value) in (0, len(header))
             value = dict(zip(header, value, strict=False)) if fits else ValueError(said)
         if value:  # an empty line is no row
@@ -294,57 +292,55 @@ def plain(value: Any) -> str:
 
 
 def read_mapping(path: str) -> Mapping:
-    """Read a mapping file; "" gives the default one. Raises DataError that names the file and the line."""
+    """Read a mapping file; "" gives the default one. Raises DataError that names the file and the field."""
     if not path:
         return Mapping()
     import yaml
 
     try:
         content = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DataError(f"{path}: no readable YAML file, relative to the repository ({error})") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: should be lines of 'field: column', for example 'prompt: question'")
-    for name in content:
-        if name not in FIELDS:
-            raise DataError(f"{path}: unknown field {name!r}; {near_names(str(name), list(FIELDS))}")
-    values = {name: field_value(path, name, value) for name, value in content.items()}
-    mapping = Mapping(**values, named=frozenset(values))
-    if complaint := label_complaint(mapping):
-        raise DataError(f"{path}: {complaint}")
+        if not isinstance(content, dict):
+            raise ValueError("should be lines of 'field: column', for example 'prompt: question'")
+        mapping = Mapping(**dict(map(field_value, content.items())), named=frozenset(content))
+        check_labels(mapping)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise DataError(f"{path}: no mapping file ({error}); paths are relative to the repository") from error
     return mapping
 
 
-def field_value(path: str, name: str, value: Any) -> Any:
-    """Return one field of a mapping file in its type."""
+def field_value(field: tuple[Any, Any]) -> tuple[str, Any]:
+    """Return a field of a mapping file and its value in its type; ValueError says what is wrong with it."""
+    name, value = field
+    if name not in FIELDS:
+        raise ValueError(f"unknown field {name!r}; {near_names(str(name), list(FIELDS))}")
     if name == "splits":
         if not isinstance(value, dict) or any(ours not in SPLITS for ours in value.values()):
-            raise DataError(f"{path}: splits={value!r}: write 'name in the data: train, validation or test'")
-        return tuple((plain(given), ours) for given, ours in value.items())
+            raise ValueError(f"splits={value!r}: write 'name in the data: train, validation or test'")
+        return name, tuple((plain(given), ours) for given, ours in value.items())
     if name in ("responses", "first", "second", "tie"):
         values = value if isinstance(value, list) else [value]
-        return tuple(map(str if name == "responses" else plain, values))
+        return name, tuple(map(str if name == "responses" else plain, values))
     if not isinstance(value, str) or not value:
-        raise DataError(f"{path}: {name}={value!r} should be the name of a column")
-    return value
+        raise ValueError(f"{name}={value!r} should be the name of a column")
+    return name, value
 
 
-def label_complaint(mapping: Mapping) -> str:
-    """Say what is wrong with a mapping's responses and labels; "" if nothing is."""
+def check_labels(mapping: Mapping) -> None:
+    """Raise ValueError if a mapping's responses and labels are not complete or contradict each other."""
     labels = [*mapping.first, *mapping.second, *mapping.tie]
     if not mapping.responses:
-        given = sorted(mapping.named & {"label", "first", "second", "tie"})
-        return f"{given[0]} is given, but not responses: [column, column]" if given else ""
+        if given := sorted(mapping.named & {"label", "first", "second", "tie"}):
+            raise ValueError(f"{given[0]} is given, but not responses: [column, column]")
+        return
     if len(mapping.responses) != 2:
-        return f"responses={list(mapping.responses)} should be two columns"
+        raise ValueError(f"responses={list(mapping.responses)} should be two columns")
     if given := sorted(mapping.named & {"chosen", "rejected"}):
-        return f"{given[0]} does not go with responses and label: use either"
+        raise ValueError(f"{given[0]} does not go with responses and label: use either")
     for name in ("label", "first", "second"):
         if not getattr(mapping, name):
-            return f"responses need {name}: a label's column, and its values for each side"
+            raise ValueError(f"responses need {name}: a label's column, and its values for each side")
     if twice := sorted({label for label in labels if labels.count(label) > 1}):
-        return f"the label {twice[0]!r} stands for two outcomes"
-    return ""
+        raise ValueError(f"the label {twice[0]!r} stands for two outcomes")
 
 
 def check_columns(source: str, rows: Sequence[OwnRow], mapping: Mapping) -> None:
