@@ -35,7 +35,7 @@ ArmRow = tuple[str, str, str | None, str, str]  # id, prompt, persona, target, o
 def derangement(n: int, seed: int) -> list[int]:
     """Return a random permutation of range(n) without fixed points, from the seed; n must not be 1."""
     if n == 1:
-        raise ValueError("train_persona=shuffled gives a row the persona of another: it needs two rows")
+        raise ValueError("train_persona=shuffled gives a row the persona of another: it needs at least two")
     order = random.Random(seed).sample(range(n), n)
     result = [0] * n
     for place, index in enumerate(order):
