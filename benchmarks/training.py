@@ -89,8 +89,7 @@ def package_trainer(case: Case, profile: Profile, base: Any, tokenizer: Any, dat
         trainer = trainers.dpo_trainer(profile, SEED, base, sft, tokenizer, data, folder)
         trainers.check_dpo_start(trainer, profile)
     trainers.check_adapters(trainer.model, "default")
-    for callback in (trainers.gradient_guard(), trainers.movement_guard()):
-        trainer.add_callback(callback)
+    trainer.add_callback(trainers.learning_guard())
     trainer.args.eval_strategy = trainer.args.save_strategy = "no"
     trainer.args.load_best_model_at_end = False
     return trainer

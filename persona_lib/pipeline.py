@@ -21,7 +21,6 @@ from persona_lib import settings, store, tasks
 from persona_lib.data import intake, official
 from persona_lib.data.preference import ARMS, READERS
 from persona_lib.execute import LiveLine, StepError, finish_notebook, run_notebook
-from persona_lib.models.served import generator_kind
 from persona_lib.paper.judges import JUDGES
 from persona_lib.records import DataError
 from persona_lib.settings import ConfigError, Profile, near_names, results_dir
@@ -30,7 +29,7 @@ from persona_lib.tasks import REPORT, Pipeline, Task
 
 
 def check_names(profile: Profile) -> None:
-    """Raise ConfigError for a data set, judge, arm or engine that is in no table; names the near ones."""
+    """Raise ConfigError for a data set, judge or arm that is in no table; names the near ones."""
     fields = {
         "datasets": (profile.datasets, READERS),
         "judge": ([profile.judge], [*JUDGES, "none"]),
@@ -42,7 +41,6 @@ def check_names(profile: Profile) -> None:
                 raise ConfigError(
                     f"profile {profile.name}: {field}: {name!r}: {near_names(name, list(known))}"
                 )
-    generator_kind(profile, "generator")
 
 
 # --- ``--data FILE``: the data set "own", the steps it needs, and validation first ---

@@ -26,28 +26,32 @@ JUDGE_RUBRICS = {
 }
 
 
+FIRST_PERSON = (
+    (r"^The user is\b", "I am"),
+    (r"^The user prefers\b", "I prefer"),
+    (r"\band prefers\b", "and prefer"),
+    (r"\btheir\b", "my"),
+    (r"\bthey are\b", "I am"),
+    (r"\bthey\b", "I"),
+    (r"\bthem\b", "me"),
+)
+
+
 def first_person(persona: str) -> str:
     """Rewrite "The user is X and prefers Y." as "I am X and prefer Y.".
 
     This is how the paper shows a persona to a model that was trained without personas. The
     authors' code leaves "and prefers" and the pronouns behind; here they agree.
     """
-    text = re.sub(r"^The user is\b", "I am", persona.strip())
-    text = re.sub(r"^The user prefers\b", "I prefer", text)
-    text = re.sub(r"\band prefers\b", "and prefer", text)
-    for pattern, word in (
-        (r"\btheir\b", "my"),
-        (r"\bthey are\b", "I am"),
-        (r"\bthey\b", "I"),
-        (r"\bthem\b", "me"),
-    ):
+    text = persona.strip()
+    for pattern, word in FIRST_PERSON:
         text = re.sub(pattern, word, text)
     return text
 
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """The pieces of a chat model's own format, made from its template by ``models.tokens.chat_format``.
+    """The pieces of a chat model's own format, made from its template by ``models.load.chat_format``.
 
     ``told`` stands around (persona, prompt) when the persona is the system turn, ``untold`` around the prompt
     alone; ``end`` follows an answer. ``special`` are the texts of the tokenizer's special tokens: inside a
@@ -134,13 +138,6 @@ def inference_prefix(shots: Sequence[tuple[str, str, str, str]]) -> str:
     """Render instruction and shots (prompt, preferred, other, persona): the part all queries share."""
     blocks = [f"{inference_query(p, preferred, other)} {persona}" for p, preferred, other, persona in shots]
     return "".join(f"{block}\n\n" for block in [INFERENCE_INSTRUCTION, *blocks])
-
-
-def inference_prompt(
-    shots: Sequence[tuple[str, str, str, str]], prompt: str, preferred: str, other: str
-) -> str:
-    """Render a whole few-shot persona-inference prompt."""
-    return inference_prefix(shots) + inference_query(prompt, preferred, other)
 
 
 def judge_prompt(rubric: str, prompt: str, persona: str | None, response_a: str, response_b: str) -> str:

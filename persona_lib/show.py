@@ -26,7 +26,7 @@ from persona_lib.models import load, served
 from persona_lib.models.generate import TransformersGenerator
 from persona_lib.paper import answers, judging, personas
 from persona_lib.paper.judges import RUBRICS, persona_judge_of
-from persona_lib.prompts import STOP, inference_prompt, tailoring_prompt
+from persona_lib.prompts import STOP, inference_prefix, inference_query, tailoring_prompt
 from persona_lib.records import EVAL_PERSONAS, SIDES, PreferencePair, Side, TailoringRow
 from persona_lib.settings import FACTS, REPO, Profile, Run, load_profile, results_dir
 from persona_lib.store import iter_rows, read_json, read_rows, write_text
@@ -349,12 +349,11 @@ def inferred_splits(run: Run) -> tuple[str, ...]:
 
 def inference_prompt_text(run: Run, side: Side = "chosen", number: int = 0) -> str:
     """Return the whole few-shot prompt for one evaluation pair and side; says so where none is prompted."""
-    if run.profile.generator_model == served.NAME:
+    if run.profile.generator_model == served.SURFACE:
         return "No language model is prompted: personas are written by rule from the two responses."
     pair = preference.inference_pairs(run)[number]
-    return inference_prompt(
-        personas.inference_shots(run.profile), pair.prompt, *personas.sides_of(pair, side)
-    )
+    query = inference_query(pair.prompt, *personas.sides_of(pair, side))
+    return inference_prefix(personas.inference_shots(run.profile)) + query
 
 
 def persona_examples(run: Run, n: int = 5) -> str:

@@ -44,8 +44,7 @@ from persona_lib.data import everyday, preference, tailoring
 from persona_lib.data.reader import reader_table
 from persona_lib.figures import save_figures
 from persona_lib.models import train
-from persona_lib.models.served import NAME as SURFACE
-from persona_lib.models.served import load_generator, role_key
+from persona_lib.models.served import SURFACE, load_generator, role_key
 from persona_lib.paper import answers, personas
 from persona_lib.paper.answers import generation_folder, grid, read_generations
 from persona_lib.paper.judges import load_judge, persona_judge_of

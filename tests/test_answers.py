@@ -9,8 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from test_llm import save_adapter
-from tiny import tiny_rows, tiny_run
+from tiny import save_adapter, tiny_rows, tiny_run
 
 from persona_lib import store
 from persona_lib.models import load
@@ -234,8 +233,8 @@ def test_vllm_gets_one_adapter_for_a_stack_made_again_when_an_adapter_changes(ru
 
 @pytest.mark.slow
 def test_with_vllm_every_arm_gets_its_joined_adapter(run, monkeypatch):
-    """The engine is a stand-in (see test_vllm); models, adapters and files are real."""
-    from test_vllm import Engine, Params
+    """The engine is a stand-in (see test_served); models, adapters and files are real."""
+    from test_served import Engine, Params
 
     engines = []
 

@@ -6,12 +6,10 @@ import random
 
 import numpy as np
 import pytest
-from test_llm import save_adapter
-from tiny import save_base, tiny_tokenizer, words
+from tiny import save_adapter, save_base, tiny_tokenizer, words
 
 from persona_lib.models import load
 from persona_lib.models.generate import TransformersGenerator
-from persona_lib.paper import judges
 
 
 def some_pairs(n: int = 11):
@@ -36,7 +34,7 @@ def test_shared_scores_are_the_plain_ones_for_every_stack_of_adapters(folders, q
     model = load.attach_adapters(model, stack[:adapters]) if adapters else model
     for batch in (1, 4, 32):
         given = (model, tiny_tokenizer(), *some_pairs(), batch)
-        shared, plain = judges.pair_log_probs(*given), judges.plain_pair_log_probs(*given)
+        shared, plain = load.pair_log_probs(*given), load.plain_pair_log_probs(*given)
         assert shared.shape == (11, 2) and np.ptp(plain) > 1
         np.testing.assert_allclose(shared, plain, rtol=2e-6, atol=2e-5)
 
@@ -47,7 +45,7 @@ def test_a_model_that_has_scored_answers_as_before(folders):
     model, tokenizer, (prompts, pairs) = load.load_base(folders[0]), tiny_tokenizer(), some_pairs()
     answer = TransformersGenerator(model, tokenizer, "tiny", 4).generate
     before = dict(answer(prompts, 8, ()))
-    judges.pair_log_probs(model, tokenizer, prompts, pairs, 4)
+    load.pair_log_probs(model, tokenizer, prompts, pairs, 4)
     assert dict(answer(prompts, 8, ())) == before and len(set(before.values())) > 1
 
 
@@ -57,15 +55,15 @@ def test_a_prompt_is_computed_once(folders):
         lambda module, args, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True
     )
     tokenizer, (prompts, pairs) = tiny_tokenizer(), some_pairs(1)
-    judges.pair_log_probs(model, tokenizer, prompts, pairs, 1)
-    prompt, chosen, rejected = judges.encode_pair(tokenizer, prompts[0], pairs[0], "row")
+    load.pair_log_probs(model, tokenizer, prompts, pairs, 1)
+    prompt, chosen, rejected = load.encode_pair(tokenizer, prompts[0], pairs[0], "row")
     assert seen == [len(prompt) + len(chosen) + len(rejected)]
 
 
 def test_a_model_with_a_sliding_window_is_asked_in_the_plain_way(folders, monkeypatch):
     model = load.load_base(folders[0])
     given = (model, tiny_tokenizer(), *some_pairs(), 4)
-    plain = judges.plain_pair_log_probs(*given)
-    monkeypatch.setattr(judges, "batch_pair_log_probs", lambda *_: pytest.fail("shared"))
+    plain = load.plain_pair_log_probs(*given)
+    monkeypatch.setattr(load, "batch_pair_log_probs", lambda *_: pytest.fail("shared"))
     model.config.sliding_window = 8
-    assert np.array_equal(judges.pair_log_probs(*given), plain)
+    assert np.array_equal(load.pair_log_probs(*given), plain)

@@ -44,7 +44,8 @@ def test_few_shot_prompt_joins_worked_examples_by_blank_lines():
 
 
 def test_inference_prompt_ends_where_the_persona_is_to_follow():
-    text = prompts.inference_prompt([("q", "r1", "r2", "The user is x.")], "Why?", "yes", "no")
+    text = prompts.inference_prefix([("q", "r1", "r2", "The user is x.")])
+    text += prompts.inference_query("Why?", "yes", "no")
     assert text == (
         f"{prompts.INFERENCE_INSTRUCTION}\n\n"
         "Prompt: q\nOther response: r2\nPreferred response: r1\nPersona: The user is x.\n\n"

@@ -18,7 +18,7 @@ from persona_lib.settings import REPO, ConfigError
 LOSSES = ("loss", "eval_loss", "rewards/margins", "eval_rewards/margins")
 SCRIPT = """
 import pickle, sys
-from persona_lib.training import train
+from persona_lib.models import train
 run = pickle.load(open(sys.argv[1], "rb"))
 for method in ("sft", "dpo"):
     train.train_adapter(run, method, "chosen")

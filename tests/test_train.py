@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from persona_lib import store
 from persona_lib.data import everyday
 from persona_lib.data.preference import derangement, to_dpo_rows, to_ordered_dpo_rows, to_sft_rows
 from persona_lib.models import load, train, trainers
-from persona_lib.models.trainers import activate_stack, check_dpo_start, lora_config, max_steps
+from persona_lib.models.trainers import activate_stack, check_dpo_start, lora_config
 from persona_lib.records import TailoringRow
 from persona_lib.settings import Run, load_profile, set_field
 
@@ -80,17 +79,6 @@ def test_derangement_is_a_permutation_without_fixed_points(n):
     result = derangement(n, 0)
     assert sorted(result) == list(range(n))
     assert not any(i == j for i, j in enumerate(result))
-
-
-def test_the_inferred_arm_shows_what_the_run_inferred_and_leaves_rows_without_it_out():
-    rows = [replace(row("a"), personas={"gold-chosen": "PC", "inferred-chosen": "PI"}), row("b")]
-    (made,) = to_dpo_rows(rows, "inferred", 0)
-    assert made == {
-        "id": "a",
-        "prompt": "Prompt: Q\nPersona: PI\nResponse:",
-        "chosen": " good",
-        "rejected": " bad",
-    }
 
 
 def test_the_relabelled_arm_is_both_with_the_personas_of_half_of_the_dimensions_exchanged():
@@ -355,17 +343,6 @@ def test_truncated_dropped_and_persona_free_rows_are_counted_as_trl_treats_them(
     assert f"{counts['truncated']} truncated, {counts['dropped']} dropped" in capsys.readouterr().out
 
 
-@pytest.mark.slow
-def test_loss_on_whole_texts_drops_no_row_and_counts_long_prompts_as_truncated(tmp_path, monkeypatch):
-    run = tiny_run(tmp_path, monkeypatch, max_length=17, completion_only_loss=False, sft_epochs=1)
-    counts = store.read_json(train.train_adapter(run, "sft", "chosen") / "counts.json")
-    assert counts["val"]["dropped"] == 0
-    trainer = build(run, "sft")
-    assert len(trainer.eval_dataset) == counts["val"]["rows"] == 6
-    assert sum(2 not in ids for ids in trainer.eval_dataset["input_ids"]) == counts["val"]["truncated"]
-    assert trainer.train_dataset["labels"] == trainer.train_dataset["input_ids"]
-
-
 # --- the stacked DPO adapter ---
 
 
@@ -490,29 +467,7 @@ def test_dpo_that_forgets_the_sft_adapter_in_the_policy_is_caught_before_trainin
     check_dpo_start(trainer, trained.profile)
 
 
-@pytest.mark.slow
-def test_plain_dpo_starts_at_ln_2_and_has_no_sft_term(trained):
-    run = Run(set_field(trained.profile, dpo_sft_weight=0.0), trained.dataset, trained.seed)
-    trainer = build(run, "dpo")
-    assert trainer.loss_types == ["sigmoid"]
-    loss = trainer.compute_loss(trainer.model, first_batch(trainer)).item()
-    assert loss == pytest.approx(np.log(2), abs=1e-6)
-    check_dpo_start(trainer, run.profile)
-
-
 # --- evaluation, precision, gradients ---
-
-
-@pytest.mark.slow
-def test_sft_validation_loss_does_not_depend_on_the_training_batch_size(tmp_path, monkeypatch):
-    losses = []
-    for size in (2, 8):
-        run = tiny_run(tmp_path, monkeypatch, sft_batch_size=size)
-        trainer = build(run, "sft")
-        with trainers.quiet_libraries():
-            losses.append(trainer.evaluate()["eval_loss"])
-        assert trainer.args.per_device_eval_batch_size == 1
-    assert losses[0] == losses[1]
 
 
 @pytest.mark.slow
@@ -540,19 +495,6 @@ def test_training_stops_when_gradients_vanish_after_the_first_evaluation(tmp_pat
     for parameter in trainers.trainable_parameters(trainer.model).values():
         parameter.register_hook(lambda g: g * (trainer.state.global_step < 4))
     with trainers.quiet_libraries(), pytest.raises(trainers.TrainingError, match="twice by step 5"):
-        train.fit(trainer, run.profile, "sft-chosen", None)
-
-
-@pytest.mark.slow
-def test_training_stops_when_the_first_step_moves_nothing(tmp_path, monkeypatch):
-    run = tiny_run(tmp_path, monkeypatch)
-    trainer = build(run, "sft")
-    for parameter in trainers.trainable_parameters(trainer.model).values():
-        parameter.register_hook(lambda g: g * 0)
-    with (
-        trainers.quiet_libraries(),
-        pytest.raises(trainers.TrainingError, match="no trainable parameter moved"),
-    ):
         train.fit(trainer, run.profile, "sft-chosen", None)
 
 
@@ -637,7 +579,15 @@ def test_checkpoints_of_other_settings_are_not_resumed(tmp_path):
     assert not checkpoint.exists()
 
 
-@pytest.mark.parametrize(("limit", "rows", "steps"), [(0, 40, -1), (48, 96, -1), (48, 20, -1), (8, 40, 8)])
-def test_a_limit_of_steps_is_no_goal(limit, rows, steps):
-    profile = set_field(load_profile("everyday"), dpo_max_steps=limit, dpo_batch_size=2, dpo_epochs=1)
-    assert max_steps(profile, rows) == steps
+@pytest.mark.slow
+def test_a_few_steps_in_four_bits_are_trained_once_and_their_costs_are_kept(tmp_path, monkeypatch):
+    run = tiny_run(tmp_path, monkeypatch)
+    costs = train.qlora_section(run, steps=2, rows=8)
+    assert costs.measured["steps"] == 2 and (costs.measured > 0).all()
+    assert costs.measured["weights in NF4, MB"] < costs.measured["weights in float32, MB"]
+    folder = run.folder / "qlora"
+    spec = store.read_json(folder / "spec.json")
+    assert spec["settings"]["quantization"] == "nf4" and (folder / "adapter_model.safetensors").exists()
+    assert not (folder / "checkpoints").exists() and not (run.folder / "adapters").exists()
+    monkeypatch.setattr(train, "ProcessPoolExecutor", None)  # nothing is trained again
+    assert train.qlora_section(run, steps=2, rows=8).equals(costs)

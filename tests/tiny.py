@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 
 from persona_lib import store
+from persona_lib.models import load
 from persona_lib.records import TailoringRow
 from persona_lib.settings import Run, load_profile, set_field
 
@@ -123,3 +124,25 @@ def tiny_run(results: Path, monkeypatch, n: int = 16, **changes) -> Run:
         rows = tiny_rows(n if "train" in name else 6, seed=seed)
         store.write_rows(run.folder / "tailoring" / f"{name}.jsonl", rows)
     return run
+
+
+def save_adapter(base_folder, folder, seed):
+    """Save an adapter with random weights (both matrices), so that it changes what the base says."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
+    model = get_peft_model(load.load_base(base_folder), config)
+    torch.manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(str(folder))
+    return folder
+
+
+def some_texts(n: int = 9) -> tuple[list[str], list[str]]:
+    """Prompts and completions of random lengths."""
+    rng = random.Random(1)
+    prompts = [f"Prompt: {words(rng, 2, 12)}\nResponse:" for _ in range(n)]
+    return prompts, [f" {words(rng, 1, 15)}" for _ in range(n)]

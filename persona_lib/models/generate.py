@@ -1,8 +1,8 @@
-"""Keys and values of earlier tokens, in room set aside ahead: a new token's are written, the others stay.
+"""Text generation behind one small interface: ``generate(prompts, ...)`` yields (index, Completion).
 
-transformers' own cache copies all earlier keys and values for every new token. With a few-shot prompt
-before a short answer that takes a quarter of the time (``benchmarks/generation.py``). The numbers are
-the same.
+Greedy, batched, sorted by length, padded on the left, with stop strings per row; a prefix that all prompts
+share is computed once. In float32 the completions equal those of one prompt at a time; in bfloat16 they may
+differ: ``settings`` (dtype, batch size) are recorded with every run, and a batch size of 1 is the exact mode.
 """
 
 from __future__ import annotations
@@ -15,11 +15,7 @@ from typing import Any
 
 from persona_lib.models.load import using_adapters
 
-# --- Keys and values of earlier tokens, in room set aside ahead ---
-# transformers' own cache copies all earlier keys and values for every new token. With a few-shot prompt
-# before a short answer that takes a quarter of the time (``benchmarks/generation.py``). The numbers are the
-# same.
-
+# --- A cache with room for more ---
 
 ROOM = 128  # tokens for which room is set aside at a time
 
@@ -42,6 +38,10 @@ def append_tokens(old: Any, new: Any, room: Any) -> tuple[Any, Any]:
 
 def growing_cache(config: Any, prefix: Any, rows: int) -> Any:
     """Return a cache for a batch of ``rows`` that all begin with what ``prefix``, a cache of one row, holds.
+
+    New keys and values are written into room set aside ahead. transformers' own cache copies all earlier ones
+    for every new token: a quarter of the time with a few-shot prompt (``benchmarks/generation.py``). The
+    numbers are the same.
 
     Empty if that is None. Layers of other kinds (sliding windows) stay as transformers makes them.
     """
@@ -71,69 +71,7 @@ def growing_cache(config: Any, prefix: Any, rows: int) -> Any:
     return cache
 
 
-# --- Greedy completion of one prompt, token by token, for pages that show an answer while it is written ---
-# The text is that of ``TransformersGenerator``. Every step switches the adapters itself and under a lock:
-# several pages may ask at once, and each step may run in another thread.
-
-
-ONE_AT_A_TIME = threading.Lock()
-
-
-def next_token(
-    model: Any,
-    adapters: Sequence[str],
-    ids: list[int],
-    past: Any,
-    banned: int | None,
-    written: Sequence[int] = (),
-    repetition_penalty: float = 1.0,
-) -> tuple:
-    """Return the most probable next token and the keys and values of everything up to it."""
-    import torch
-
-    with ONE_AT_A_TIME, using_adapters(model, adapters), torch.inference_mode():
-        given = torch.tensor([ids], device=model.device)
-        output = model(input_ids=given, past_key_values=past, use_cache=True)
-        logits = output.logits[0, -1].float()
-        if written:
-            seen = torch.tensor([list(written)], device=model.device)
-            logits = penalties(repetition_penalty, 0)(seen, logits[None])[0]
-        if banned is not None:
-            logits[banned] = -torch.inf
-        return int(logits.argmax()), output.past_key_values
-
-
-def stream_text(
-    model: Any,
-    tokenizer: Any,
-    prompt: str,
-    adapters: Sequence[str],
-    max_new_tokens: int,
-    min_new_tokens: int = 0,
-    stop: Sequence[str] = (),
-    repetition_penalty: float = 1.0,
-) -> Iterator[str]:
-    """Yield the completion so far after every token, up to EOS, a stop string or ``max_new_tokens``."""
-    ids, past, written = tokenizer(prompt)["input_ids"], None, []
-    for number in range(max_new_tokens):
-        banned = tokenizer.eos_token_id if number < min_new_tokens else None
-        token, past = next_token(model, adapters, ids, past, banned, written, repetition_penalty)
-        if token == tokenizer.eos_token_id:
-            return
-        written.append(token)
-        text, stopped = cut_at_stop(tokenizer.decode(written), stop)
-        yield text.strip()
-        if stopped:
-            return
-        ids = [token]
-
-
-# --- Text generation behind one small interface: ``generate(prompts, ...)`` yields (index, Completion) ---
-# Greedy, batched, sorted by length, padded on the left, with stop strings per row and a prefix shared by
-# all prompts computed once. In float32 the completions equal those of one prompt at a time; in bfloat16
-# they may differ, so ``settings`` (dtype, batch size) is to be recorded with every run, and a batch size of
-# 1 is the exact mode.
-
+# --- Completions ---
 
 LEAST_SHARED = 32  # tokens from which a common beginning is computed once
 
@@ -183,19 +121,6 @@ def common_head(rows: Sequence[list[int]]) -> list[int]:
     return first[:size] if size >= LEAST_SHARED else []
 
 
-def decoding(sampling: Sampling | None) -> dict[str, Any]:
-    """Return the arguments of transformers' ``generate`` that decide which token comes next."""
-    if sampling is None:
-        return {"do_sample": False}
-    return {
-        "do_sample": True,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": 0,
-        "repetition_penalty": sampling.repetition_penalty,
-    }
-
-
 def penalties(repetition_penalty: float, prompt_width: int) -> Any:
     """Return transformers' processors of logits for a repetition penalty on generated tokens; none for 1."""
     from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
@@ -220,7 +145,7 @@ class TransformersGenerator:
     """A loaded causal language model that completes prompts greedily.
 
     ``adapters`` names the adapters that are active while it generates, ``merge`` adds them to the weights
-    meanwhile (see ``llm.using_adapters``). ``repetition_penalty`` above 1 makes tokens that the answer has
+    meanwhile (see ``load.using_adapters``). ``repetition_penalty`` above 1 makes tokens that the answer has
     already less probable (those of the prompt are as probable as ever), which keeps small models out of
     loops.
     """
@@ -313,23 +238,27 @@ class TransformersGenerator:
         ids = [head + [pad] * (width - len(t)) + t for t in tails]
         mask = [[1] * len(head) + [0] * (width - len(t)) + [1] * len(t) for t in tails]
         where = self.model.device
+        ids, mask = torch.tensor(ids, device=where), torch.tensor(mask, device=where)
+        cache = growing_cache(self.model.config, cache, len(tails))
         if sampling is None and not min_new_tokens:
-            cache = growing_cache(self.model.config, cache, len(tails))
-            found = self._greedy(torch.tensor(ids, device=where), torch.tensor(mask, device=where), cache,
-                                 max_new_tokens, stop)  # fmt: skip
+            found = self._greedy(ids, mask, cache, max_new_tokens, stop)
             return [to_completion(self.tokenizer, row, stop) for row in found]
+        how: dict[str, Any] = {"do_sample": False}
+        if sampling:
+            how = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p}
+            how |= {"top_k": 0, "repetition_penalty": sampling.repetition_penalty}
         output = self.model.generate(
-            input_ids=torch.tensor(ids, device=where),
-            attention_mask=torch.tensor(mask, device=where),
+            input_ids=ids,
+            attention_mask=mask,
             max_new_tokens=max_new_tokens,
             min_new_tokens=min_new_tokens or None,
-            **decoding(sampling),
+            **how,
             num_beams=1,
             pad_token_id=pad,
             eos_token_id=self.tokenizer.eos_token_id,
             stopping_criteria=self._stopping_criteria(stop, len(head) + width),
             logits_processor=penalties(self.repetition_penalty, len(head) + width),
-            past_key_values=growing_cache(self.model.config, cache, len(tails)),
+            past_key_values=cache,
         )
         return [to_completion(self.tokenizer, row[len(head) + width :].tolist(), stop) for row in output]
 
@@ -350,21 +279,18 @@ class TransformersGenerator:
         seen = cache.get_seq_length()
         inputs, at = ids[:, seen:], positions[:, seen:]
         for _ in range(max_new_tokens):
-            logits = self.model(input_ids=inputs, attention_mask=mask, position_ids=at, past_key_values=cache,
-                                use_cache=True, logits_to_keep=1).logits[:, -1]  # fmt: skip
+            given = {"attention_mask": mask, "position_ids": at, "past_key_values": cache, "use_cache": True}
+            logits = self.model(input_ids=inputs, **given, logits_to_keep=1).logits[:, -1]
             tokens = penalised(texts, logits).argmax(-1)
             for row, token in zip(alive, tokens.tolist(), strict=True):
                 new[row].append(token)
             texts = torch.cat([texts, tokens[:, None]], dim=1)
-            ended = (tokens == eos) | (
-                stops(texts, logits) if stop else torch.zeros_like(tokens, dtype=torch.bool)
-            )
-            keep = (~ended).nonzero().flatten()
+            keep = (~((tokens == eos) | stops(texts, logits))).nonzero().flatten()
             if not len(keep):
                 break
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
             at = at[:, -1:] + 1
-            if len(keep) < len(ended):
+            if len(keep) < len(alive):
                 cache.batch_select_indices(keep)
                 texts, tokens, mask, at = texts[keep], tokens[keep], mask[keep], at[keep]
                 alive = [alive[i] for i in keep.tolist()]
@@ -372,18 +298,62 @@ class TransformersGenerator:
         return new
 
     def _stopping_criteria(self, stop: Sequence[str], prompt_width: int) -> Any:
-        """Stop each row by itself once a stop string is in the text generated for it."""
+        """Stop each row by itself once a stop string is in the text generated for it.
+
+        The last tokens of every row are read: a token is at least one character long.
+        """
         import torch
         from transformers import StoppingCriteria, StoppingCriteriaList
 
         tokenizer, longest = self.tokenizer, max(map(len, stop), default=0)
 
         class StopStrings(StoppingCriteria):
-            """Looks at the last tokens of every row; a token is at least one character long."""
-
             def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
                 recent = input_ids[:, max(prompt_width, input_ids.shape[1] - longest) :]
                 texts = tokenizer.batch_decode(recent)
                 return torch.tensor([any(s in t for s in stop) for t in texts], device=input_ids.device)
 
         return StoppingCriteriaList([StopStrings()] if stop else [])
+
+
+# --- One prompt, token by token, for pages that show an answer while it is written ---
+
+ONE_AT_A_TIME = threading.Lock()  # several pages may ask at once, and each step may run in another thread
+
+
+def stream_text(
+    model: Any,
+    tokenizer: Any,
+    prompt: str,
+    adapters: Sequence[str],
+    max_new_tokens: int,
+    min_new_tokens: int = 0,
+    stop: Sequence[str] = (),
+    repetition_penalty: float = 1.0,
+) -> Iterator[str]:
+    """Yield the completion so far after every token, up to EOS, a stop string or ``max_new_tokens``.
+
+    The text is that of ``TransformersGenerator``, greedy. Every step switches the adapters under a lock.
+    """
+    import torch
+
+    ids, past, written = tokenizer(prompt)["input_ids"], None, []
+    for number in range(max_new_tokens):
+        with ONE_AT_A_TIME, using_adapters(model, adapters), torch.inference_mode():
+            given = torch.tensor([ids], device=model.device)
+            output = model(input_ids=given, past_key_values=past, use_cache=True)
+            past, logits = output.past_key_values, output.logits[:, -1].float()
+            if written:
+                seen = torch.tensor([written], device=model.device)
+                logits = penalties(repetition_penalty, 0)(seen, logits)
+            if number < min_new_tokens:
+                logits[0, tokenizer.eos_token_id] = -torch.inf
+            token = int(logits[0].argmax())
+        if token == tokenizer.eos_token_id:
+            return
+        written.append(token)
+        text, stopped = cut_at_stop(tokenizer.decode(written), stop)
+        yield text.strip()
+        if stopped:
+            return
+        ids = [token]

@@ -1,14 +1,17 @@
-"""From texts to token ids, checked: the boundary between prompt and completion, BOS, EOS, truncation.
+"""Load language models (also in NF4), encode texts for them, stack LoRA adapters, score and join.
 
-Nothing here needs a library: every function takes a Hugging Face tokenizer and plain texts, and
-tokenises exactly as TRL's trainers do (prompt and prompt + completion, with special tokens, EOS text
+Texts are tokenised exactly as TRL's trainers do (prompt and prompt + completion, with special tokens, EOS
 appended), so that what is checked here is what is trained on and what is scored.
+
+A policy is a base and the names of the adapters that are active on it: one loaded base serves every arm.
+Adapters stay beside the weights, because merging in four bits loses most of what they learned. In float32 a
+merge loses nothing and saves time: there ``merge_adapters`` adds them to the weights while they are active.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -16,16 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from persona_lib import store, weights
+from persona_lib.models import packing
 from persona_lib.prompts import ChatFormat, tailoring_prompt
 
-# --- From texts to token ids, checked: the boundary between prompt and completion, BOS, EOS, truncation ---
-# Nothing here needs a library: every function takes a Hugging Face tokenizer and plain texts, and tokenises
-# exactly as TRL's trainers do (prompt and prompt + completion, with special tokens, EOS text appended), so
-# that what is checked here is what is trained on and what is scored.
+# --- From texts to token ids, checked ---
 
 
 class TokenError(ValueError):
-    """Texts that cannot be tokenised faithfully; the message names the row and the mend."""
+    """Texts that cannot be tokenised faithfully; the message names the row and the way out."""
 
 
 @dataclass(frozen=True)
@@ -143,30 +144,23 @@ def count_rows(
     """
     total = truncated = dropped = prompt_tokens = completion_tokens = longest = 0
     for row in rows:
-        names = [f"{where}, row {row['id']}, {column}" for column in completions]
-        encoded = [
-            encode(tokenizer, row["prompt"], row[c], n) for c, n in zip(completions, names, strict=True)
-        ]
-        prompt = len(encoded[0][0])
-        lengths = [prompt + len(ids) for _, ids in encoded]
-        total += 1
+        name = f"{where}, row {row['id']}"
+        encoded = [encode(tokenizer, row["prompt"], row[c], f"{name}, {c}") for c in completions]
+        prompt, lengths = len(encoded[0][0]), [len(ids) for _, ids in encoded]
         lost = drops and prompt >= max_length
+        total += 1
         dropped += lost
-        truncated += not lost and max(lengths) > max_length
+        truncated += not lost and prompt + max(lengths) > max_length
         prompt_tokens += prompt
-        completion_tokens += sum(lengths) - prompt * len(lengths)
-        longest = max(longest, *lengths)
+        completion_tokens += sum(lengths)
+        longest = max(longest, prompt + max(lengths))
     if total == dropped:
-        mend = f"raise max_length={max_length}" if total else "no row has the persona that is trained on"
-        raise TokenError(f"{where}: none of {total} rows can be trained on: {mend}")
+        way_out = f"raise max_length={max_length}" if total else "no row has the persona that is trained on"
+        raise TokenError(f"{where}: none of {total} rows can be trained on: {way_out}")
     return RowCounts(total, truncated, dropped, prompt_tokens, completion_tokens, longest)
 
 
-# --- Language models: load a base (also in NF4), stack adapters on it, score completions ---
-# A policy is a base and the names of the adapters that are active on it, so one loaded base serves every
-# arm. Adapters stay beside the weights: merging in four bits loses most of what they learned. In float32 it
-# loses nothing and saves time: there ``merge_adapters`` adds them to the weights while they are active.
-
+# --- Bases ---
 
 NF4_BLOCK = 64
 # Tokens to pad with, in this order: those made for it, reserved ones (Llama-3), and ones that no text of ours
@@ -178,7 +172,7 @@ PAD_TOKENS = (
 
 
 class ModelError(RuntimeError):
-    """A model that would load and then be silently wrong; the message says why and the mend."""
+    """A model that would load and then then be silently wrong; the message says why and the way out."""
 
 
 def model_key(source: str | Path, revision: str = "") -> str:
@@ -292,9 +286,7 @@ def check_nf4_layers(model: Any) -> None:
     """Raise ModelError if no layer is in four bits or one has rows that NF4's blocks of 64 do not divide."""
     layers = linear4bit_layers(model)
     if not layers:
-        raise ModelError(
-            "no layer was quantised: the model has no linear layer that bitsandbytes can replace"
-        )
+        raise ModelError("no layer was quantised: bitsandbytes can replace no layer of this model")
     for name, module in layers:
         if module.in_features % NF4_BLOCK:
             raise ModelError(
@@ -320,6 +312,9 @@ def keep_weights_differentiable(model: Any, where: str) -> None:
             )
 
 
+# --- Adapters ---
+
+
 def attach_adapters(model: Any, folders: Sequence[Path]) -> Any:
     """Load adapters onto a base (or on what this function returned before) and activate just these, stacked.
 
@@ -328,8 +323,6 @@ def attach_adapters(model: Any, folders: Sequence[Path]) -> Any:
     """
     from peft import PeftModel
 
-    if not folders:
-        raise ValueError("attach_adapters needs at least one folder; without adapters use the base itself")
     for folder in map(Path, folders):
         if not isinstance(model, PeftModel):
             model = PeftModel.from_pretrained(model, str(folder), adapter_name=folder.name)
@@ -345,11 +338,8 @@ def activate(model: Any, names: Sequence[str]) -> None:
     Raises ValueError on an unknown name, ModelError while adapters are merged into the weights: those active
     would be ignored.
     """
-    unknown = [name for name in names if name not in model.peft_config]
-    if unknown or not names:
-        raise ValueError(
-            f"no adapter {', '.join(unknown) or '(empty list)'}; loaded: {', '.join(model.peft_config)}"
-        )
+    if unknown := [name for name in names if name not in model.peft_config]:
+        raise ValueError(f"no adapter {', '.join(unknown)}; loaded: {', '.join(model.peft_config)}")
     if any(getattr(module, "merged_adapters", []) for module in model.modules()):
         raise ModelError("another policy's adapters are merged into the weights: let its answers end first")
     model.base_model.set_adapter(list(names), inference_mode=True)
@@ -413,6 +403,25 @@ def merged(model: Any) -> Iterator[None]:
             layer.merged_adapters.clear()
 
 
+# --- Scores ---
+
+Pair = tuple[list[int], list[int], list[int]]  # ids of a prompt and of two responses with EOS
+
+
+def by_length(rows: Sequence[tuple], batch_size: int, columns: int, compute: Callable[[list], Any]) -> Any:
+    """Return what ``compute`` gives for batches of rows sorted by length: float64 array [rows, columns]."""
+    import numpy as np
+    import torch
+
+    order = sorted(range(len(rows)), key=lambda i: sum(map(len, rows[i])))
+    result = np.zeros((len(rows), columns))
+    with torch.inference_mode():
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            result[chosen] = compute([rows[i] for i in chosen])
+    return result
+
+
 def sequence_log_probs(
     model: Any, tokenizer: Any, prompts: Sequence[str], completions: Sequence[str], batch_size: int
 ) -> Any:
@@ -420,52 +429,118 @@ def sequence_log_probs(
 
     Batches are sorted by length and padded on the right; in float32 the result does not depend on them.
     """
-    import numpy as np
-    import torch
+    texts = enumerate(zip(prompts, completions, strict=True))
+    rows = [encode(tokenizer, p, c, f"sequence_log_probs, row {n}") for n, (p, c) in texts]
+    pad = tokenizer.pad_token_id
+    return by_length(rows, batch_size, 1, lambda batch: batch_log_probs(model, batch, pad)[:, None])[:, 0]
 
-    names = [f"sequence_log_probs, row {number}" for number in range(len(prompts))]
-    rows = [encode(tokenizer, p, c, n) for p, c, n in zip(prompts, completions, names, strict=True)]
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
-    result = np.zeros(len(rows))
-    with torch.inference_mode():
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            result[chosen] = batch_log_probs(model, [rows[i] for i in chosen], tokenizer.pad_token_id)
-    return result
+
+def pair_log_probs(
+    model: Any, tokenizer: Any, prompts: Sequence[str], pairs: Sequence[tuple[str, str]], batch_size: int
+) -> Any:
+    """Return log p(response and EOS | prompt) of both responses per prompt, in nats: float64 array [n, 2].
+
+    Rows are packed as in training (``packing``): the prompt is computed once, and logits only where a
+    response is predicted. In float32 both ways agree to about six digits. A model whose attention cannot
+    be replaced is asked in the plain way.
+    """
+    if not packing.takes_parts(model):
+        return plain_pair_log_probs(model, tokenizer, prompts, pairs, batch_size)
+    named = enumerate(zip(prompts, pairs, strict=True))
+    rows = [encode_pair(tokenizer, prompt, pair, f"pair {n}") for n, (prompt, pair) in named]
+    return by_length(rows, batch_size, 2, lambda batch: batch_pair_log_probs(model, batch))
+
+
+def plain_pair_log_probs(
+    model: Any, tokenizer: Any, prompts: Sequence[str], pairs: Sequence[tuple[str, str]], batch_size: int
+) -> Any:
+    """Return the same with the prompt computed for each response."""
+    twice = [prompt for prompt in prompts for _ in range(2)]
+    texts = [text for pair in pairs for text in pair]
+    return sequence_log_probs(model, tokenizer, twice, texts, batch_size).reshape(-1, 2)
+
+
+def encode_pair(tokenizer: Any, prompt: str, pair: tuple[str, str], name: str) -> Pair:
+    """Return the ids of a prompt and of its two responses; see ``encode`` for what raises."""
+    (ids, chosen), (_, rejected) = (encode(tokenizer, prompt, text, name) for text in pair)
+    return ids, chosen, rejected
+
+
+def batch_pair_log_probs(model: Any, rows: Sequence[Pair]) -> Any:
+    """Return the summed log-probabilities of both responses of one batch, [rows, 2]."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    packed = packing.pack([packing.lay_pair(*row) for row in rows])
+    responses = [row[side] for side in (1, 2) for row in rows]  # in the order of the windows
+    windows = [window[: len(ids)] for window, ids in zip(packed["windows"], responses, strict=True)]
+    packing.use_parts(model.config)
+    inputs = packing.decoder_inputs(packed, model.dtype, model.device)
+    logits = model(**inputs, logits_to_keep=torch.cat(windows).to(model.device)).logits[0]
+    labels = torch.tensor([t for ids in responses for t in ids], device=model.device)
+    losses = cross_entropy(logits.float(), labels, reduction="none").double()
+    sums = [-part.sum() for part in losses.split([*map(len, responses)])]
+    return torch.stack(sums).view(2, -1).T.cpu().numpy()
 
 
 def batch_log_probs(model: Any, rows: Sequence[tuple[list[int], list[int]]], pad: int) -> Any:
     """Return summed log-probabilities of the completions of one batch of (prompt ids, completion ids)."""
-    import torch
     from torch.nn.functional import cross_entropy
 
-    width = max(len(p) + len(c) for p, c in rows)
-    keep = (
-        width - min(len(p) for p, _ in rows) + 1
-    )  # logits are needed from the shortest prompt's last token on
-    ids = torch.tensor([p + c + [pad] * (width - len(p) - len(c)) for p, c in rows])
-    labels = torch.tensor([[-100] * len(p) + c + [-100] * (width - len(p) - len(c)) for p, c in rows])
-    mask = torch.tensor([[1] * (len(p) + len(c)) + [0] * (width - len(p) - len(c)) for p, c in rows])
-    where = next(model.parameters()).device
-    logits = model(
-        input_ids=ids.to(where), attention_mask=mask.to(where), use_cache=False, logits_to_keep=keep
-    ).logits[:, :-1]
-    target = labels[:, -logits.shape[1] :].to(where)
+    keep = max(len(p) + len(c) for p, c in rows) - min(len(p) for p, _ in rows) + 1  # from a prompt's end on
+    ids = packing.padded([p + c for p, c in rows], pad).to(model.device)
+    mask = packing.padded([[1] * (len(p) + len(c)) for p, c in rows], 0).to(model.device)
+    labels = packing.padded([[-100] * len(p) + c for p, c in rows], -100).to(model.device)
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=keep).logits[:, :-1]
+    target = labels[:, -logits.shape[1] :]
     losses = cross_entropy(
         logits.float().flatten(0, 1), target.flatten(), ignore_index=-100, reduction="none"
     )
     return -losses.double().view(target.shape).sum(dim=1).cpu().numpy()
 
 
-# --- One adapter ---
-# Two LoRA adapters that are active together equal one of the summed rank: their factors side by side, the
-# scales folded in. That is exact on any base. Merging into the weights is done in float32 only: in four
-# bits most of a correction is rounded away. A base that was trained on in NF4 is first turned into the
-# numbers that its four bits stand for, and ``check_merge`` measures what the merged weights do.
+# --- Joining and merging adapters ---
 
-
-PLAIN = {"bias": "none", "use_dora": False, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}
 MAX_LOST_SHARE = 0.02  # of the divergence between policy and base; a merge in float loses far less
+
+
+def lora_rank(folder: Path) -> int:
+    """Return the rank of a LoRA adapter on disk."""
+    return store.read_json(folder / "adapter_config.json")["r"]
+
+
+def join_adapters(folders: Sequence[Path], target: Path) -> int:
+    """Write the one adapter that equals these plain LoRA adapters stacked; returns its rank.
+
+    Their factors lie side by side, with the scales folded into B: exact on any base, and none is loaded for
+    it (peft's ``add_weighted_adapter`` needs one). Rank and ``lora_alpha`` are the sum of the ranks.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    configs = [store.read_json(folder / "adapter_config.json") for folder in folders]
+    parts = [load_file(folder / "adapter_model.safetensors") for folder in folders]
+    for config, part in zip(configs, parts, strict=True):
+        scale = config["lora_alpha"] / config["r"]
+        part.update({name: part[name].float() * (1 if ".lora_A." in name else scale) for name in part})
+    joined = {
+        name: torch.cat([part[name] for part in parts], dim=0 if ".lora_A." in name else 1).contiguous()
+        for name in parts[0]
+    }
+    rank = sum(config["r"] for config in configs)
+    target.mkdir(parents=True, exist_ok=True)
+    save_file(joined, target / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = {**configs[0], "r": rank, "lora_alpha": rank, "lora_dropout": 0.0, "inference_mode": True}
+    store.write_json(target / "adapter_config.json", config)
+    return rank
+
+
+def write_merged(
+    source: tuple[str, str], quantization: str, dtype: str, folders: Sequence[Path], target: Path
+) -> None:
+    """Write base and adapters as one float32 model; a base in NF4 is first turned into what it stands for."""
+    base = load_base(*source, quantization, dtype, expand=quantization == "nf4")
+    attach_adapters(base.float(), folders).merge_and_unload().save_pretrained(target)
 
 
 @dataclass(frozen=True)
@@ -479,111 +554,6 @@ class MergeCheck:
     kl_base: float
     rows: int
     tokens: int
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return an adapter's configuration; raises ModelError if it is more than a plain LoRA."""
-    path = folder / "adapter_config.json"
-    if not path.exists():
-        raise ModelError(f"{path} is missing: {folder} holds no adapter")
-    config = store.read_json(path)
-    for name, plain in PLAIN.items():
-        if config.get(name, plain) not in (plain, None):
-            raise ModelError(f"{path}: {name}={config[name]!r}: only plain LoRA adapters can be joined")
-    if config.get("modules_to_save"):
-        raise ModelError(f"{path}: modules_to_save is set: only plain LoRA adapters can be joined")
-    return config
-
-
-def lora_rank(folder: Path) -> int:
-    """Return the rank of a plain LoRA adapter on disk."""
-    return read_config(folder)["r"]
-
-
-def join_factors(parts: Sequence[dict[str, Any]], scales: Sequence[float]) -> dict[str, Any]:
-    """Return the joined adapter's factors: A in rows [sum of r, in], s B in columns [out, sum of r]."""
-    import torch
-
-    joined = {}
-    for name in parts[0]:
-        if ".lora_A." in name:
-            joined[name] = torch.cat([part[name].float() for part in parts], dim=0)
-        else:
-            scaled = [scale * part[name].float() for part, scale in zip(parts, scales, strict=True)]
-            joined[name] = torch.cat(scaled, dim=1).contiguous()
-    return joined
-
-
-def join_adapters(folders: Sequence[Path], target: Path) -> int:
-    """Write the one adapter that equals these adapters stacked; returns its rank, the sum of theirs.
-
-    ``lora_alpha`` of the result is its rank (scale 1). Raises ModelError if the adapters differ in the
-    layers they change or are not plain LoRA.
-    """
-    from safetensors.torch import load_file, save_file
-
-    configs = [read_config(Path(folder)) for folder in folders]
-    parts = [load_file(Path(folder) / "adapter_model.safetensors") for folder in folders]
-    for folder, part in zip(folders, parts, strict=True):
-        if part.keys() != parts[0].keys():
-            other = sorted(part.keys() ^ parts[0].keys())[0]
-            raise ModelError(f"{folder} and {folders[0]} change different layers ({other}): cannot be joined")
-    rank = sum(config["r"] for config in configs)
-    joined = join_factors(parts, [config["lora_alpha"] / config["r"] for config in configs])
-    target.mkdir(parents=True, exist_ok=True)
-    save_file(joined, target / "adapter_model.safetensors", metadata={"format": "pt"})
-    config = {**configs[0], "r": rank, "lora_alpha": rank, "lora_dropout": 0.0, "inference_mode": True}
-    store.write_json(target / "adapter_config.json", config)
-    return rank
-
-
-def completion_logits(model: Any, rows: Sequence[tuple[list[int], list[int]]]) -> list[Any]:
-    """Return, per row of (prompt ids, completion ids), the logits that predict the completion's tokens.
-
-    Each is a float32 tensor [completion, vocabulary] on the CPU; rows are computed one at a time.
-    """
-    import torch
-
-    found = []
-    with torch.inference_mode():
-        for prompt, completion in rows:
-            ids = torch.tensor([prompt + completion], device=model.device)
-            output = model(input_ids=ids, use_cache=False, logits_to_keep=len(completion) + 1)
-            found.append(output.logits[0, :-1].float().cpu())
-    return found
-
-
-def mean_divergence(policy: Sequence[Any], other: Sequence[Any]) -> float:
-    """Return KL(policy || other) in nats from logits, the mean over all positions of all rows."""
-    import torch
-
-    sums = []
-    for p, q in zip(policy, other, strict=True):
-        p, q = p.double().log_softmax(-1), q.double().log_softmax(-1)
-        sums.append((p.exp() * (p - q)).sum(-1))
-    return torch.cat(sums).mean().item()
-
-
-def merge_adapters(base: Any, folders: Sequence[Path]) -> Any:
-    """Return the base with the adapters merged into its weights, in float32.
-
-    Raises ModelError for a base with layers in four bits: load it with ``expand=True``.
-    """
-    layers = linear4bit_layers(base)
-    if layers:
-        raise ModelError(
-            f"layer {layers[0][0]} is in four bits: a merge would round away what was learned; load the "
-            "base with expand=True"
-        )
-    return attach_adapters(base.float(), folders).merge_and_unload()
-
-
-def write_merged(
-    source: tuple[str, str], quantization: str, dtype: str, folders: Sequence[Path], target: Path
-) -> None:
-    """Write base and adapters as one float32 model; a base in NF4 is expanded first."""
-    base = load_base(*source, quantization, dtype, expand=quantization == "nf4")
-    merge_adapters(base, folders).save_pretrained(target)
 
 
 def check_merge(
@@ -608,12 +578,37 @@ def check_merge(
     del model
     found = completion_logits(load_base(merged), rows)
     tokens = sum(len(completion) for _, completion in rows)
-    check = MergeCheck(
-        mean_divergence(policy, found), mean_divergence(policy, base), rows=len(rows), tokens=tokens
-    )
+    check = MergeCheck(mean_divergence(policy, found), mean_divergence(policy, base), len(rows), tokens)
     if check.kl > max(MAX_LOST_SHARE * check.kl_base, 1e-6):
         raise ModelError(
             f"{merged}: KL(policy || merged) is {check.kl:.3g} nats per token, more than "
             f"{MAX_LOST_SHARE:.0%} of KL(policy || base) = {check.kl_base:.3g}: too much is lost"
         )
     return check
+
+
+def completion_logits(model: Any, rows: Sequence[tuple[list[int], list[int]]]) -> list[Any]:
+    """Return the logits that predict the completion's tokens, per row of (prompt ids, completion ids).
+
+    Each is a float32 tensor [completion, vocabulary] on the CPU; rows are computed one at a time.
+    """
+    import torch
+
+    found = []
+    with torch.inference_mode():
+        for prompt, completion in rows:
+            ids = torch.tensor([prompt + completion], device=model.device)
+            output = model(input_ids=ids, use_cache=False, logits_to_keep=len(completion) + 1)
+            found.append(output.logits[0, :-1].float().cpu())
+    return found
+
+
+def mean_divergence(policy: Sequence[Any], other: Sequence[Any]) -> float:
+    """Return KL(policy || other) in nats from logits, the mean over all positions of all rows."""
+    import torch
+
+    sums = []
+    for p, q in zip(policy, other, strict=True):
+        p, q = p.double().log_softmax(-1), q.double().log_softmax(-1)
+        sums.append((p.exp() * (p - q)).sum(-1))
+    return torch.cat(sums).mean().item()

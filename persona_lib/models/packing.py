@@ -13,7 +13,7 @@ Attention is computed row by row (``attend_by_parts``), not under one mask for a
 computed between tokens that do not see each other, and no mask of [tokens, tokens] is held.
 
 The plain path is TRL's own (``sft_packing: false``, ``dpo_prefix_sharing: false``);
-tests/test_row_packing.py holds them equal.
+tests/test_packing.py holds them equal.
 """
 
 from __future__ import annotations
@@ -24,24 +24,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-
-# --- Batches with less in them: rows side by side instead of padded, and the prompt of a DPO pair once ---
-# The rows of a batch follow one another in one sequence, without padding; each attends to itself alone, and
-# its positions begin at 0. A DPO pair is laid as [prompt | chosen | rejected], each response seeing the
-# prompt and itself and beginning where the prompt ends. Every hidden state is then the one that it is in a
-# row of its own, and so are the loss and its gradients, to rounding. Only the decoder is given other rows:
-# it hands back the hidden states in TRL's order (one row each; for DPO all chosen, then all rejected), from
-# the token before the first with a loss on. Loss, metrics, reference and evaluation remain TRL's, and the
-# optimiser sees the same batches. What is saved: padding, the second pass over every prompt, and the head
-# at positions without a loss. Dropout (``lora_dropout``, in SFT) draws other numbers, as it does for
-# another batch size.
-#
-# Attention is computed row by row (``attend_by_parts``), not under one mask for all of them: nothing is
-# computed between tokens that do not see each other, and no mask of [tokens, tokens] is held.
-#
-# The plain path is TRL's own (``sft_packing: false``, ``dpo_prefix_sharing: false``);
-# tests/test_row_packing.py holds them equal.
-
 
 IGNORED = -100  # label of a token without a loss
 BY_PARTS = "by_parts"  # the name that transformers knows ``attend_by_parts`` by
@@ -94,18 +76,12 @@ def pack(laid: Sequence[Laid]) -> dict[str, Any]:
 
     starts = itertools.accumulate((len(row.ids) for row in laid[:-1]), initial=0)
     placed = list(zip(starts, laid, strict=True))
+    sides = range(len(laid[0].windows))
     return {
         "ids": torch.tensor([[t for row in laid for t in row.ids]]),
         "positions": torch.tensor([[t for row in laid for t in row.positions]]),
         "sizes": [row.sizes for row in laid],
-        "windows": padded(
-            [
-                [start + t for t in row.windows[side]]
-                for side in range(len(laid[0].windows))
-                for start, row in placed
-            ],
-            0,
-        ),
+        "windows": padded([[at + t for t in row.windows[side]] for side in sides for at, row in placed], 0),
     }
 
 
@@ -269,35 +245,28 @@ def accept_packed(model: Any) -> Any:
         if packed is None:
             return plain(*args, **kwargs)
         outputs = plain(**{**kwargs, **decoder_inputs(packed, model.dtype, packed["ids"].device)})
-        outputs.last_hidden_state = read_windows(outputs.last_hidden_state, packed["windows"])
+        windows = packed["windows"]
+        read = outputs.last_hidden_state[0].index_select(0, windows.flatten())
+        outputs.last_hidden_state = read.view(*windows.shape, -1)
         return outputs
 
     decoder.forward = forward
     return model
 
 
-def read_windows(hidden: Any, windows: Any) -> Any:
-    """Return hidden states [1, tokens, H] at the windows' places: [windows, W, H]."""
-    return hidden[0].index_select(0, windows.flatten()).view(*windows.shape, -1)
-
-
-# --- TRL's vocabulary head on a CPU: positions with a loss only, and few of them at a time ---
-# TRL never holds all logits: its head takes tiles of positions and makes their log-probabilities, again for
-# the gradients. On a CPU a tile has 4,096 positions, whose logits lie in no cache (33 MB at a vocabulary of
-# 2,048: memory that the system hands out anew for every operation), and padding and prompt are computed
-# like the rest and thrown away, which TRL skips on GPUs. Each position is computed by itself, so
-# log-probabilities and gradients are the same to rounding; tests/test_row_packing.py holds them equal. Used
-# where rows share sequences (``sft_packing``, ``dpo_prefix_sharing``); the plain path is TRL's own.
-
+# --- TRL's vocabulary head on a CPU ---
 
 TILE = 128  # positions whose logits are computed at a time: 1 MB at a vocabulary of 2,048
 
 
 @contextmanager
 def small_tiles(on: bool = True) -> Iterator[None]:
-    """Within the block TRL's head works as above, unless ``on`` is false or there is a GPU to train on.
+    """Within the block TRL's head on a CPU computes positions with a loss only, ``TILE`` at a time.
 
-    This reaches into TRL, whose version is pinned; raises AttributeError where it has no such head.
+    TRL's head takes tiles of 4,096 positions there, whose logits lie in no cache, and computes padding and
+    prompt like the rest. Each position is computed by itself: log-probabilities and gradients are the same to
+    rounding. Does nothing if ``on`` is false or there is a GPU to train on. This reaches into TRL, whose
+    version is pinned; raises AttributeError where it has no such head.
     """
     import torch
     from trl.kernels import chunked_logprob

@@ -36,17 +36,6 @@ from persona_lib.settings import Profile, Run, load_profile, main_arm
 from persona_lib.store import VERSIONS
 from persona_lib.workers import run_jobs
 
-# --- Train the persona-tailoring policies (paper section 4): SFT, then DPO on top of it, both with LoRA ---
-# The base stays frozen (in four bits for QLoRA). DPO trains a second adapter stacked on the frozen SFT
-# adapter, which equals merging the SFT adapter first and training a new one, but works in NF4 and keeps
-# everything small; its reference is the base with the SFT adapter alone. A float32 base may have the SFT
-# adapter merged into it for DPO (``merge_adapters``); what is saved is the same. The trainers are TRL's;
-# here are the rows, the settings (all explicit), the guards and the folders.
-#
-# ``accelerate launch --num_processes N -m persona_lib.models.train --profile NAME`` trains all arms of a
-# profile's data sets and seeds on N GPUs, which share every batch; ``run_all.sh`` finds them finished.
-
-
 SHARED_FIELDS = (
     "quantization", "compute_dtype", "lora_r", "lora_alpha", "lora_dropout", "lora_targets", "max_length",
     "lr_scheduler", "warmup_share", "train_limit", "val_limit",
@@ -54,18 +43,10 @@ SHARED_FIELDS = (
 METHOD_FIELDS = {
     "sft": ("completion_only_loss", "sft_learning_rate", "sft_epochs", "sft_batch_size", "sft_packing"),
     "dpo": (
-        "dpo_splits",
-        "dpo_order",
-        "dpo_learning_rate",
-        "dpo_epochs",
-        "dpo_max_steps",
-        "dpo_batch_size",
-        "dpo_beta",
-        "dpo_sft_weight",
-        "dpo_prefix_sharing",
-        "merge_adapters",
+        "dpo_splits", "dpo_order", "dpo_learning_rate", "dpo_epochs", "dpo_max_steps", "dpo_batch_size",
+        "dpo_beta", "dpo_sft_weight", "dpo_prefix_sharing", "merge_adapters",
     ),
-}
+}  # fmt: skip
 COMPLETIONS = {"sft": ("completion",), "dpo": ("chosen", "rejected")}
 
 
@@ -78,10 +59,7 @@ def data_paths(run: Run, method: str) -> dict[str, list[Path]]:
     """Return the files that a method trains and validates on; raises if one is missing."""
     train = run.profile.dpo_splits if method == "dpo" else ("sft_train",)
     folder = run.folder / "tailoring"
-    paths = {
-        "train": [folder / f"{split}.jsonl" for split in train],
-        "val": [folder / f"{method}_val.jsonl"],
-    }
+    paths = {"train": [folder / f"{split}.jsonl" for split in train], "val": [folder / f"{method}_val.jsonl"]}
     for path in (*paths["train"], *paths["val"]):
         if not path.exists():
             raise FileNotFoundError(f"{path} is missing: run the step that builds the tailoring data first")
@@ -98,19 +76,10 @@ def load_rows(run: Run, method: str, train_persona: str) -> tuple[dict[str, list
         source = [row for path in paths for row in draw(store.read_rows(path, TailoringRow), limit)]
         rows[part] = make(source, train_persona, run.seed, chat)
         without[part] = len(source) * (2 if train_persona in TWO_SIDED else 1) - len(rows[part])
-    if method == "dpo":
-        rows["train"] = rows_seen(run.profile, rows["train"])
+    if method == "dpo" and run.profile.dpo_order == "pairs" and run.profile.dpo_max_steps:
+        # In a fixed order a limit on the steps leaves the last rows out: they need no reference.
+        rows["train"] = rows["train"][: run.profile.dpo_max_steps * run.profile.dpo_batch_size]
     return rows, without
-
-
-def rows_seen(profile: Profile, rows: list[dict]) -> list[dict]:
-    """Return the training rows that DPO comes to: in a fixed order a limit on its steps leaves the last.
-
-    Their reference log-probabilities would be computed for nothing.
-    """
-    if profile.dpo_order == "pairs" and profile.dpo_max_steps:
-        return rows[: profile.dpo_max_steps * profile.dpo_batch_size]
-    return rows
 
 
 def base_key(run: Run) -> str:
@@ -171,35 +140,54 @@ def last_checkpoint(folder: Path) -> str | None:
     return None
 
 
-def train_adapter(run: Run, method: str, train_persona: str) -> Path:
-    """Train one adapter unless it is done; resume from its last checkpoint if it was killed.
-
-    Under ``accelerate launch`` all ranks call this together; rank 0 writes.
-    """
-    run, folder = arm_settings(run, train_persona), adapter_folder(run, method, train_persona)
-    if trainers.share(is_trained(run, method, train_persona)):
-        return folder
+def missing_job(run: Run, method: str, train_persona: str) -> tuple[Run, str, str, dict[str, Any]] | None:
+    """Return the arguments of ``fit_adapter``, or None if the adapter is done for the settings of now."""
+    run = arm_settings(run, train_persona)
     spec = training_spec(run, method, train_persona)
-    key = store.content_hash(spec)
+    done = store.is_done(adapter_folder(run, method, train_persona), store.content_hash(spec))
+    return None if trainers.share(done) else (run, method, train_persona, spec)
+
+
+def train_arms(run: Run, method: str) -> list[Path]:
+    """Train one method's adapters of all the profile's arms that are not done, ``workers`` at a time.
+
+    Under ``accelerate launch`` all ranks call this together and the arms follow one another; rank 0 writes.
+    DPO needs the SFT adapters of the same arms. Returns the folders ``adapters/<method>-<train_persona>``.
+    """
+    arms = run.profile.train_personas
+    jobs = [job for arm in arms if (job := missing_job(run, method, arm))]
+    run_jobs(fit_adapter, jobs, 1 if trainers.count() > 1 else run.profile.workers)
+    return [adapter_folder(run, method, arm) for arm in arms]
+
+
+def train_adapter(run: Run, method: str, train_persona: str) -> Path:
+    """Train one arm's adapter as ``train_arms`` does, in this process; returns its folder."""
+    if job := missing_job(run, method, train_persona):
+        fit_adapter(*job)
+    return adapter_folder(run, method, train_persona)
+
+
+def fit_adapter(run: Run, method: str, train_persona: str, spec: dict[str, Any]) -> None:
+    """Train the adapter that ``spec`` describes; resume from its last checkpoint if it was killed."""
+    folder, key = adapter_folder(run, method, train_persona), store.content_hash(spec)
     checkpoint = trainers.share(prepare_folder(folder, key, spec) if trainers.rank() == 0 else None)
     tokenizer = load_tokenizer(*run.base_source)
     rows, without = load_rows(run, method, train_persona)
     counts = count_parts(run, method, tokenizer, rows, folder.name)
     if trainers.rank() == 0:
         report_counts(folder, counts, without)
-    with trainers.quiet_libraries(), packing.small_tiles(on=packs_rows(run.profile, method)):
+    packs = run.profile.sft_packing if method == "sft" else run.profile.dpo_prefix_sharing
+    with trainers.quiet_libraries(), packing.small_tiles(on=packs):
         trainer = build_trainer(run, method, train_persona, tokenizer, rows)
-        check_kept(trainer, counts)
+        for name, dataset in (("train", trainer.train_dataset), ("val", trainer.eval_dataset)):
+            if len(dataset) != counts[name].rows - counts[name].dropped:
+                raise trainers.TrainingError(
+                    f"TRL keeps {len(dataset)} rows of {name}; counted {counts[name]}"
+                )
         fit(trainer, run.profile, folder.name, checkpoint)
     save_adapter(trainer, folder, key)
     del trainer
     release_memory()
-    return folder
-
-
-def packs_rows(profile: Profile, method: str) -> bool:
-    """Say whether a method's rows share sequences (``row_packing``)."""
-    return profile.sft_packing if method == "sft" else profile.dpo_prefix_sharing
 
 
 def build_trainer(
@@ -246,19 +234,12 @@ def report_counts(folder: Path, counts: dict[str, RowCounts], without: dict[str,
     table = {part: {**dataclasses.asdict(c), "without_persona": without[part]} for part, c in counts.items()}
     store.write_json(folder / "counts.json", table)
     for part, c in counts.items():
-        parts = [
-            f"{folder.name}: {part}: {c.rows} rows ({without[part]} more had no persona)",
-            f"{c.truncated} truncated, {c.dropped} dropped (prompt too long)",
-            f"{c.completion_tokens} completion tokens, longest row {c.longest}",
-        ]
-        print(", ".join(parts), flush=True)
-
-
-def check_kept(trainer: Any, counts: dict[str, RowCounts]) -> None:
-    """Raise TrainingError if TRL keeps another number of rows than was counted."""
-    for part, dataset in (("train", trainer.train_dataset), ("val", trainer.eval_dataset)):
-        if len(dataset) != counts[part].rows - counts[part].dropped:
-            raise trainers.TrainingError(f"TRL keeps {len(dataset)} rows of {part}; counted {counts[part]}")
+        print(
+            f"{folder.name}: {part}: {c.rows} rows ({without[part]} more had no persona), {c.truncated} "
+            f"truncated, {c.dropped} dropped (prompt too long), {c.completion_tokens} completion tokens, "
+            f"longest row {c.longest}",
+            flush=True,
+        )
 
 
 def fit(trainer: Any, profile: Profile, name: str, checkpoint: str | None) -> None:
@@ -269,7 +250,7 @@ def fit(trainer: Any, profile: Profile, name: str, checkpoint: str | None) -> No
     if hasattr(trainer, "precompute_ref_logps"):
         check_dpo_start(trainer, profile)
     trainer.remove_callback(PrinterCallback)
-    for callback in (trainers.gradient_guard(), trainers.movement_guard(), trainers.progress_lines(name)):
+    for callback in (trainers.learning_guard(), trainers.progress_lines(name)):
         trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=checkpoint)
 
@@ -294,14 +275,14 @@ def whole_adapter(model: Any) -> dict[str, Any]:
 def save_adapter(trainer: Any, folder: Path, key: str) -> None:
     """Write the adapter and its log, drop the checkpoints, and mark the folder as done; rank 0 writes."""
     weights = whole_adapter(trainer.model)  # also waits until all have read the checkpoint that goes now
-    if trainers.rank() > 0:
-        return
-    trainer.model.save_pretrained(str(folder), selected_adapters=["default"], state_dict=weights)
-    state = trainer.state
-    store.write_rows(folder / "log.jsonl", state.log_history)
-    shutil.rmtree(folder / "checkpoints")
-    facts = {"steps": state.global_step, "best_eval_loss": state.best_metric, "processes": trainers.count()}
-    store.mark_done(folder, key, **facts)
+    if trainers.rank() == 0:
+        trainer.model.save_pretrained(str(folder), selected_adapters=["default"], state_dict=weights)
+        state = trainer.state
+        store.write_rows(folder / "log.jsonl", state.log_history)
+        shutil.rmtree(folder / "checkpoints")
+        facts = {"steps": state.global_step, "best_eval_loss": state.best_metric}
+        store.mark_done(folder, key, **facts, processes=trainers.count())
+    trainers.share(None)  # the next adapter may depend on this one's done.json
 
 
 def release_memory() -> None:
@@ -313,41 +294,7 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def is_trained(run: Run, method: str, train_persona: str) -> bool:
-    """Say whether an arm's adapter is finished for the settings, data and code of now."""
-    spec = training_spec(arm_settings(run, train_persona), method, train_persona)
-    return store.is_done(adapter_folder(run, method, train_persona), store.content_hash(spec))
-
-
-def train_arms(run: Run, method: str) -> list[Path]:
-    """Train one method's adapters of all the profile's arms that are not done, ``workers`` at a time.
-
-    Under ``accelerate launch`` the arms follow one another. DPO needs the SFT adapters of the same arms.
-    Returns the folders ``adapters/<method>-<train_persona>``.
-    """
-    arms = run.profile.train_personas
-    missing = [(run, method, arm) for arm in arms if not is_trained(run, method, arm)]
-    run_jobs(train_adapter, missing, 1 if trainers.count() > 1 else run.profile.workers)
-    return [adapter_folder(run, method, arm) for arm in arms]
-
-
-def main() -> None:
-    """Train the arms of a profile whose tailoring data are there, alone or as one rank of several."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--profile", required=True)
-    parser.add_argument("--set", action="append", default=[], dest="overrides")
-    arguments = parser.parse_args()
-    profile = load_profile(arguments.profile, arguments.overrides)
-    for run in (Run(profile, dataset, seed) for dataset in profile.datasets for seed in profile.seeds):
-        for method in (name for name in ("sft", "dpo") if name in profile.methods):
-            train_arms(run, method)
-
-
-if __name__ == "__main__":
-    main()
-
-
-# --- QLoRA on the run's own base: a few real SFT steps on weights in four bits, and what they cost ---
+# --- QLoRA on the run's own base ---
 
 
 def qlora_section(run: Run, steps: int = 4, rows: int = 16) -> Any:
@@ -357,7 +304,6 @@ def qlora_section(run: Run, steps: int = 4, rows: int = 16) -> Any:
     changes = {"quantization": "nf4", "merge_adapters": False, "sft_epochs": 1}
     run = dataclasses.replace(run, profile=dataclasses.replace(run.profile, **changes))
     spec = training_spec(run, "sft", main_arm(run.profile)) | {"steps": steps, "rows": rows}
-    spec["code"] = VERSIONS["training"]
     if not store.is_done(run.folder / "qlora", key := store.content_hash(spec)):
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # so the peak of memory is its own
             pool.submit(train_steps, run, steps, rows, key, spec).result()
@@ -390,3 +336,22 @@ def weight_bytes(model: Any) -> dict[str, int]:
     kept = [t for w, s in states for t in ([w] if s is None else [w, s.absmax, s.state2.absmax])]
     whole = sum(4 * (weight if state is None else state).shape.numel() for weight, state in states)
     return {"NF4": sum(tensor.numel() * tensor.element_size() for tensor in kept), "float32": whole}
+
+
+# --- Command line, for several GPUs ---
+
+
+def main() -> None:
+    """Train the arms of a profile whose tailoring data are there, alone or as one rank of several."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--profile", required=True)
+    parser.add_argument("--set", action="append", default=[], dest="overrides")
+    arguments = parser.parse_args()
+    profile = load_profile(arguments.profile, arguments.overrides)
+    for run in (Run(profile, dataset, seed) for dataset in profile.datasets for seed in profile.seeds):
+        for method in (name for name in ("sft", "dpo") if name in profile.methods):
+            train_arms(run, method)
+
+
+if __name__ == "__main__":
+    main()

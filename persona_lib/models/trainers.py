@@ -1,6 +1,12 @@
-"""Guards of training: what would ruin a run silently becomes an error, and one line per epoch is shown.
+"""TRL's trainers as this package uses them, and guards: what would ruin a run silently becomes an error.
 
-The callbacks are made by functions, so that importing this module does not import transformers.
+Merging the SFT adapter into the base and training a new one for DPO, as the paper's authors do, loses most of
+what SFT learned if the base is in four bits. Stacking the new adapter on the frozen SFT adapter is the same
+function with the same gradients, on any base. In float32, where nothing is lost, ``merge_adapters`` merges
+all the same, for time.
+
+``accelerate launch`` starts several processes (ranks) that train one adapter in step. Callbacks are made by
+functions, so that importing this module does not import transformers.
 """
 
 from __future__ import annotations
@@ -13,17 +19,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from persona_lib.models import packing
 from persona_lib.models.load import mergeable_layers
 from persona_lib.settings import ConfigError, Profile
 
-# --- Guards of training ---
-# The callbacks are made by functions, so that importing this module does not import transformers.
+# --- Guards ---
 
 
 class TrainingError(RuntimeError):
-    """A training run that does not learn what it should; the message says how that shows and the mend."""
+    """A training run that does not learn what it should; the message names the sign and the way out."""
 
 
 def trainable_parameters(model: Any) -> dict[str, Any]:
@@ -68,23 +74,31 @@ def check_start(margin: float, loss: float, expected_loss: float | None, toleran
         raise TrainingError(f"DPO loss before the first step is {loss:.4f}, not {expected_loss:.4f} (ln 2)")
 
 
-def all_zero(model: Any) -> bool:
-    """Return True if no trainable parameter has a gradient other than zero."""
-    gradients = [p.grad for p in trainable_parameters(model).values() if p.grad is not None]
-    return not any(bool(g.any()) for g in gradients)
+def learning_guard() -> Any:
+    """Return a callback that raises TrainingError when nothing is learned.
 
-
-def gradient_guard() -> Any:
-    """Return a callback that raises TrainingError when two steps in a row have no or no finite gradient.
-
-    The gradients themselves are looked at in the first three steps of every epoch (what an evaluation
-    breaks shows there); ``grad_norm`` is looked at in every log.
+    That is: no parameter moves in the first step with a learning rate, or two steps in a row have no or no
+    finite gradient. It reads the gradients in the first three steps of every epoch (what an evaluation
+    breaks shows there), and ``grad_norm`` in every log.
     """
     from transformers import TrainerCallback
 
-    class GradientGuard(TrainerCallback):
-        def __init__(self) -> None:
-            self.looked = self.bad_steps = self.bad_logs = 0
+    class LearningGuard(TrainerCallback):
+        before: dict[str, Any] | None = None
+        looked = bad_steps = bad_logs = 0
+
+        def on_train_begin(self, args, state, control, model=None, **kwargs):
+            self.before = {name: p.detach().clone() for name, p in trainable_parameters(model).items()}
+
+        def on_optimizer_step(self, args, state, control, model=None, optimizer=None, **kwargs):
+            if self.before is None or optimizer.param_groups[0]["lr"] == 0:
+                return
+            now = trainable_parameters(model)
+            if not any(bool((now[name] != old).any()) for name, old in self.before.items()):
+                raise TrainingError(
+                    "no trainable parameter moved in the first optimiser step: nothing is learned"
+                )
+            self.before = None
 
         def on_epoch_begin(self, args, state, control, **kwargs):
             self.looked = self.bad_steps = 0
@@ -92,7 +106,8 @@ def gradient_guard() -> Any:
         def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
             if self.looked < 3:
                 self.looked += 1
-                self.bad_steps = self.bad_steps + 1 if all_zero(model) else 0
+                gradients = [p.grad for p in trainable_parameters(model).values() if p.grad is not None]
+                self.bad_steps = 0 if any(bool(g.any()) for g in gradients) else self.bad_steps + 1
                 self.refuse(self.bad_steps, state)
 
         def on_log(self, args, state, control, logs=None, **kwargs):
@@ -108,40 +123,10 @@ def gradient_guard() -> Any:
                     "learned; on a processor check that NF4 repacking is off, else lower the learning rate"
                 )
 
-    return GradientGuard()
+    return LearningGuard()
 
 
-def movement_guard() -> Any:
-    """Return a callback that raises TrainingError if the first step with a learning rate moves nothing."""
-    from transformers import TrainerCallback
-
-    class MovementGuard(TrainerCallback):
-        def __init__(self) -> None:
-            self.before: dict[str, Any] | None = None
-
-        def on_train_begin(self, args, state, control, model=None, **kwargs):
-            self.before = {name: p.detach().clone() for name, p in trainable_parameters(model).items()}
-
-        def on_optimizer_step(self, args, state, control, model=None, optimizer=None, **kwargs):
-            if self.before is None or optimizer.param_groups[0]["lr"] == 0:
-                return
-            now = trainable_parameters(model)
-            if not any(bool((now[name] != old).any()) for name, old in self.before.items()):
-                raise TrainingError(
-                    "no trainable parameter moved in the first optimiser step: nothing is learned"
-                )
-            self.before = None
-
-    return MovementGuard()
-
-
-def epoch_line(name: str, record: dict[str, Any], epochs: int, seconds: float) -> str:
-    """Return the line shown for an epoch, from the losses logged for it."""
-    parts = [f"{name}: epoch {record['epoch']:.3g}/{epochs:g}", f"loss {record.get('loss', math.nan):.4f}"]
-    parts.append(f"validation loss {record['eval_loss']:.4f}")
-    if "eval_rewards/accuracies" in record:
-        parts.append(f"validation reward accuracy {record['eval_rewards/accuracies']:.3f}")
-    return ", ".join([*parts, f"{seconds:.0f} s"])
+# --- What is shown ---
 
 
 @contextmanager
@@ -150,13 +135,12 @@ def quiet_libraries() -> Iterator[None]:
     import datasets
     import transformers
 
-    verbosity, tqdm = transformers.logging.get_verbosity(), os.environ.get("TQDM_DISABLE")
-    os.environ["TQDM_DISABLE"] = "1"  # TRL's bar for the reference log-probabilities
+    verbosity = transformers.logging.get_verbosity()
     datasets.disable_progress_bars()
     transformers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()
-    try:
-        with warnings.catch_warnings():
+    try:  # TQDM_DISABLE: TRL's bar for the reference log-probabilities
+        with warnings.catch_warnings(), mock.patch.dict(os.environ, TQDM_DISABLE="1"):
             warnings.simplefilter("ignore", FutureWarning)
             yield
     finally:
@@ -165,9 +149,6 @@ def quiet_libraries() -> Iterator[None]:
             warnings.filterwarnings("ignore", message="Cannot enable progress bars")  # the user forbids them
             transformers.logging.enable_progress_bar()
             datasets.enable_progress_bars()
-        os.environ.pop("TQDM_DISABLE")
-        if tqdm is not None:
-            os.environ["TQDM_DISABLE"] = tqdm
 
 
 def progress_lines(name: str, every_seconds: float = 60.0) -> Any:
@@ -178,45 +159,38 @@ def progress_lines(name: str, every_seconds: float = 60.0) -> Any:
     from transformers import TrainerCallback
 
     class ProgressLines(TrainerCallback):
-        def __init__(self) -> None:
-            self.started = self.shown = time.monotonic()
-            self.loss: dict[str, Any] = {}
-
         def on_train_begin(self, args, state, control, **kwargs):
             self.started = self.shown = time.monotonic()
-            self.first_step = state.global_step
+            self.first_step, self.loss = state.global_step, math.nan
+
+        def show(self, *parts: str) -> None:
+            self.shown = time.monotonic()
+            print(f"{name}: {', '.join(parts)}", flush=True)
 
         def on_step_end(self, args, state, control, **kwargs):
             now = time.monotonic()
             if now - self.shown >= every_seconds:
-                self.shown = now
                 pace = (now - self.started) / max(1, state.global_step - self.first_step)
-                left = pace * (state.max_steps - state.global_step)
-                print(
-                    f"{name}: step {state.global_step}/{state.max_steps}, {left / 60:.0f} min left",
-                    flush=True,
-                )
+                left = pace * (state.max_steps - state.global_step) / 60
+                self.show(f"step {state.global_step}/{state.max_steps}", f"{left:.0f} min left")
 
         def on_log(self, args, state, control, logs=None, **kwargs):
             logs = logs or {}
-            if "loss" in logs:
-                self.loss = {"loss": float(logs["loss"])}
+            self.loss = float(logs.get("loss", self.loss))
+            seconds = f"{time.monotonic() - self.started:.0f} s"
             if "eval_loss" in logs and state.global_step:
-                self.shown = time.monotonic()
-                line = epoch_line(name, logs | self.loss, state.num_train_epochs, self.shown - self.started)
-                print(line, flush=True)
+                parts = [f"epoch {logs['epoch']:.3g}/{state.num_train_epochs:g}", f"loss {self.loss:.4f}"]
+                parts.append(f"validation loss {logs['eval_loss']:.4f}")
+                if (share := logs.get("eval_rewards/accuracies")) is not None:
+                    parts.append(f"validation reward accuracy {share:.3f}")
+                self.show(*parts, seconds)
             elif "loss" in logs and args.eval_strategy == "no":
-                self.shown = time.monotonic()
-                print(
-                    f"{name}: step {state.global_step}/{state.max_steps}, loss {self.loss['loss']:.3f}, "
-                    f"{self.shown - self.started:.0f} s",
-                    flush=True,
-                )
+                self.show(f"step {state.global_step}/{state.max_steps}", f"loss {self.loss:.3f}", seconds)
 
     return ProgressLines()
 
 
-# --- Several processes that train one adapter in step, started by ``accelerate launch``; alone ---
+# --- Ranks ---
 
 
 def rank() -> int:
@@ -250,12 +224,7 @@ def part(batch: int) -> int:
     return batch // count()
 
 
-# --- TRL's trainers as this package uses them ---
-# Merging the SFT adapter into the base and training a new adapter for DPO, as the paper's authors do,
-# cannot be done in four bits without losing most of what SFT learned. Stacking the new adapter on the
-# frozen SFT adapter is the same function with the same gradients, on any base. Where nothing is lost, in
-# float32, ``merge_adapters`` merges all the same, for time.
-
+# --- Trainers ---
 
 EVAL_BATCH = {"sft": 1, "dpo": 8}  # SFT's evaluation loss depends on it: a mean of batch means
 
@@ -266,10 +235,9 @@ def eval_batch(profile: Profile, method: str) -> int:
     With several processes plain DPO takes one row at a time, because the last batches are filled up with
     other rows. The SFT term is a mean over the tokens of a batch, so there all take a part of the same batch.
     """
-    size, processes = EVAL_BATCH[method], count()
-    if processes > 1 and (method == "sft" or profile.dpo_sft_weight == 0):
+    if count() > 1 and (method == "sft" or profile.dpo_sft_weight == 0):
         return 1
-    return max(1, size // processes)
+    return max(1, EVAL_BATCH[method] // count())
 
 
 def max_steps(profile: Profile, rows: int) -> int:
@@ -282,7 +250,7 @@ def max_steps(profile: Profile, rows: int) -> int:
 
 
 def trainer_settings(profile: Profile, method: str, seed: int, output: Path, rows: int = 0) -> dict[str, Any]:
-    """Return the settings that SFT and DPO share, every one that matters said explicitly.
+    """Return the settings that SFT and DPO share, every one that matters given explicitly.
 
     Nothing is reported to a tracker unless the environment names some: PERSONA_REPORT_TO=tensorboard,wandb.
     """
@@ -347,13 +315,6 @@ def lora_config(profile: Profile) -> Any:
     )
 
 
-def dpo_loss_settings(profile: Profile) -> dict[str, Any]:
-    """Return TRL's loss settings: the DPO loss, with an SFT term on the preferred response if weighted."""
-    if profile.dpo_sft_weight > 0:
-        return {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, profile.dpo_sft_weight]}
-    return {"loss_type": ["sigmoid"], "loss_weights": None}
-
-
 def sft_trainer(
     profile: Profile, seed: int, base: Any, tokenizer: Any, data: dict[str, Any], output: Path
 ) -> Any:
@@ -411,16 +372,6 @@ def stack_fresh_adapter(model: Any) -> None:
     activate_stack(model)
 
 
-def token_share(accelerator: Any, completion_mask: Any) -> float:
-    """Return this rank's number of preferred tokens over the mean of all ranks.
-
-    TRL's SFT term is a mean over a rank's tokens, and ranks are averaged as if they had equally many;
-    weighted by this share, the average is the mean over the tokens of the whole batch.
-    """
-    preferred = completion_mask[: len(completion_mask) // 2, 1:].sum().float()
-    return float(preferred / accelerator.reduce(preferred, "mean"))
-
-
 def stacked_dpo_trainer_class() -> type:
     """Return the subclass of TRL's DPOTrainer that trains a new adapter on a frozen SFT adapter.
 
@@ -435,8 +386,6 @@ def stacked_dpo_trainer_class() -> type:
     class StackedDPOTrainer(DPOTrainer):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
-            if not self.precompute_ref_logps:
-                raise ValueError("StackedDPOTrainer needs precompute_ref_log_probs=True")
             stack_fresh_adapter(self.model)
 
         def compute_ref_log_probs(self, model: Any, inputs: Any) -> Any:
@@ -448,8 +397,12 @@ def stacked_dpo_trainer_class() -> type:
 
         def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
             if self.args.loss_weights and count() > 1:
+                # TRL averages ranks' means over tokens as if all had equally many: weight by their shares.
+                mask = inputs["completion_mask"]
+                tokens = mask[: len(mask) // 2, 1:].sum().float()
+                share_of_tokens = float(tokens / self.accelerator.reduce(tokens, "mean"))
                 dpo, sft = self.args.loss_weights
-                self.loss_weights = [dpo, sft * token_share(self.accelerator, inputs["completion_mask"])]
+                self.loss_weights = [dpo, sft * share_of_tokens]
             return super().compute_loss(model, inputs, *args, **kwargs)
 
         def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -457,6 +410,13 @@ def stacked_dpo_trainer_class() -> type:
             activate_stack(self.model)
 
     return StackedDPOTrainer
+
+
+def dpo_loss_settings(profile: Profile) -> dict[str, Any]:
+    """Return TRL's loss settings: the DPO loss, with an SFT term on the preferred response if weighted."""
+    if profile.dpo_sft_weight > 0:
+        return {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, profile.dpo_sft_weight]}
+    return {"loss_type": ["sigmoid"], "loss_weights": None}
 
 
 def dpo_trainer(
@@ -500,23 +460,19 @@ def dpo_trainer(
     )
 
 
-def start_losses(trainer: Any, data: Any) -> list[float]:
-    """Return the loss of every batch before training.
+def check_dpo_start(trainer: Any, profile: Profile, rows: int = 16) -> None:
+    """Check on some validation rows that DPO starts at margin 0 (and at ln 2 without an SFT term).
 
     Not by ``Trainer.evaluate``: it prepares the model without DDP, and training would then keep it so, each
     rank following its own gradients.
     """
     import torch
 
+    some = trainer.eval_dataset.select(range(min(rows, len(trainer.eval_dataset))))
     trainer.model.eval()
     with torch.no_grad(), trainer.accelerator.autocast():
-        return [float(trainer.compute_loss(trainer.model, b)) for b in trainer.get_eval_dataloader(data)]
-
-
-def check_dpo_start(trainer: Any, profile: Profile, rows: int = 16) -> None:
-    """Check on some validation rows that DPO starts at margin 0 (and at ln 2 without an SFT term)."""
-    some = trainer.eval_dataset.select(range(min(rows, len(trainer.eval_dataset))))
-    losses = start_losses(trainer, some)
+        batches = trainer.get_eval_dataloader(some)
+        losses = [float(trainer.compute_loss(trainer.model, batch)) for batch in batches]
     margin = trainer._metrics["eval"]["rewards/margins"]
     trainer._metrics["eval"].clear()
     expected = math.log(2) if profile.dpo_sft_weight == 0 else None

@@ -36,11 +36,11 @@ from persona_lib.models.load import (
     load_base,
     load_tokenizer,
     model_key,
+    pair_log_probs,
     using_adapters,
 )
 from persona_lib.models.train import adapter_folder
 from persona_lib.paper.answers import eval_rows, generation_folder, grid, read_generations
-from persona_lib.paper.judges import pair_log_probs
 from persona_lib.paper.judging import same_items
 from persona_lib.paper.results import Row
 from persona_lib.prompts import completion_text, tailoring_prompt

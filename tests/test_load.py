@@ -1,38 +1,23 @@
-"""Loading (also in NF4), stacking and swapping adapters, scoring completions."""
+"""Loading (also in NF4), chat formats and token checks, adapters that are stacked and swapped, scores."""
 
 from __future__ import annotations
-
-import random
 
 import numpy as np
 import pytest
 from llama31 import SMALL, llama_config, llama_tokenizer, mistral_tokenizer, random_base, save_llama
-from tiny import save_base, tiny_model, tiny_tokenizer, words
+from tiny import save_adapter, save_base, some_texts, tiny_model, tiny_tokenizer
 
-from persona_lib import store
+from persona_lib import prompts, store, weights
+from persona_lib.data.preference import to_dpo_rows, to_sft_rows
 from persona_lib.models import load
-from persona_lib.models.load import TokenError
+from persona_lib.models.load import TokenError, check_tokenizer, count_rows, encode
+from persona_lib.records import TailoringRow
 from persona_lib.settings import ConfigError, load_profile, set_field
 
 
 @pytest.fixture(scope="module")
 def base_folder(tmp_path_factory):
     return save_base(tmp_path_factory.mktemp("base"))
-
-
-def save_adapter(base_folder, folder, seed):
-    """Save an adapter with random weights (both matrices), so that it changes what the base says."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
-    model = get_peft_model(load.load_base(base_folder), config)
-    torch.manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:
-            torch.nn.init.normal_(parameter, std=0.2)
-    model.save_pretrained(str(folder))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -42,17 +27,11 @@ def adapters(base_folder, tmp_path_factory):
     return {name: save_adapter(base_folder, folder / name, seed) for seed, name in enumerate(names)}
 
 
-def some_texts(n=9):
-    rng = random.Random(1)
-    prompts = [f"Prompt: {words(rng, 2, 12)}\nResponse:" for _ in range(n)]
-    return prompts, [f" {words(rng, 1, 15)}" for _ in range(n)]
-
-
 def scores(model, batch_size=4):
     return load.sequence_log_probs(model, tiny_tokenizer(), *some_texts(), batch_size)
 
 
-# --- loading ---
+# --- bases ---
 
 
 def test_base_is_loaded_frozen_in_the_asked_precision(base_folder):
@@ -121,33 +100,6 @@ def test_nf4_weights_are_not_repacked_by_an_evaluation_on_avx512_bf16_processors
     assert repacked
 
 
-def test_bitsandbytes_without_the_repacking_switch_is_an_error_on_a_processor(base_folder):
-    model = load.load_base(base_folder, "", "nf4", "float32")
-    for _, layer in load.linear4bit_layers(model):
-        del layer.support_avx512bf16_for_cpu
-    with pytest.raises(
-        load.ModelError, match="q_proj: this bitsandbytes has no Linear4bit.support_avx512bf16"
-    ):
-        load.keep_weights_differentiable(model, "cpu")
-    load.keep_weights_differentiable(model, "cuda")  # there the repacking does not exist
-
-
-def test_tokenizer_gets_a_pad_token_of_its_vocabulary_or_is_refused(tmp_path):
-    tokenizer = tiny_tokenizer()
-    tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.save_pretrained(tmp_path / "mends")
-    loaded = load.load_tokenizer(tmp_path / "mends")
-    assert (loaded.pad_token, loaded.padding_side, len(loaded)) == ("<pad>", "left", len(tokenizer))
-
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
-    core = Tokenizer(models.WordLevel({"</s>": 0, "a": 1}, unk_token="a"))
-    PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>").save_pretrained(tmp_path / "cannot")
-    with pytest.raises(TokenError, match="must exist and differ from EOS"):
-        load.load_tokenizer(tmp_path / "cannot")
-
-
 @pytest.mark.parametrize(
     ("known", "pad"),
     [
@@ -179,25 +131,6 @@ def test_a_mistral_tokenizer_pads_with_unk_and_a_llama_3_one_with_its_own_token(
         assert loaded.decode(ids[1:]) == "caf\u00e9 \u2764"
 
 
-def test_the_llama_3_tokenizer_splits_as_the_released_pattern_does():
-    """By hand from the pattern: contractions apart, digits in threes, a space with the word that follows."""
-    tokenizer = llama_tokenizer([])
-    pieces = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str("It's 12345 now!\n\nYes")
-    assert [text for text, _ in pieces] == [
-        "It",
-        "'s",
-        "\u0120",
-        "123",
-        "45",
-        "\u0120now",
-        "!\u010a\u010a",
-        "Yes",
-    ]
-
-
-# --- which model it is ---
-
-
 def test_a_model_is_known_by_its_content_the_key_it_was_made_for_or_its_name_on_the_hub(tmp_path):
     for name in ("one", "copy", "other"):
         store.write_text(tmp_path / name / "config.json", "{}")
@@ -211,12 +144,7 @@ def test_a_model_is_known_by_its_content_the_key_it_was_made_for_or_its_name_on_
     assert load.model_key("owner/model", "ab" * 20) == "owner/model@" + "ab" * 20
 
 
-# --- random weights of the 8B model's architecture ---
-
-
-@pytest.mark.parametrize(
-    ("quantization", "dtype"), [("none", "float32"), ("nf4", "float32"), ("nf4", "bfloat16")]
-)
+@pytest.mark.parametrize(("quantization", "dtype"), [("none", "float32"), ("nf4", "bfloat16")])
 def test_a_model_drawn_on_the_device_is_the_one_that_its_checkpoint_gives(tmp_path, quantization, dtype):
     import torch
 
@@ -227,6 +155,206 @@ def test_a_model_drawn_on_the_device_is_the_one_that_its_checkpoint_gives(tmp_pa
     drawn = random_base(config, quantization, dtype, seed=3)(ids).logits
     assert torch.equal(drawn, load.load_base(folder, "", quantization, dtype)(ids).logits)
     assert drawn.std() > 0.1
+
+
+# --- tokens ---
+
+
+def merging_tokenizer():
+    """A tokenizer in which ":" and a following letter are one token, as in large vocabularies."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {t: i for i, t in enumerate(["<pad>", "</s>", "<unk>", ":", ":S", "S", "Ġ", "ĠS", "R"])}
+    core = Tokenizer(models.BPE(vocabulary, [(":", "S"), ("Ġ", "S")], unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+def test_completion_ends_with_eos_once_and_prompt_starts_with_bos_once():
+    tokenizer = tiny_tokenizer()
+    prompt, completion = encode(tokenizer, "Prompt: w1\nResponse:", " w2")
+    assert tokenizer.convert_ids_to_tokens(prompt) == ["<s>", "Prompt:", "w1", "Response:"]
+    assert tokenizer.convert_ids_to_tokens(completion) == ["w2", "</s>"]
+    assert encode(tokenizer, "Prompt: w1\nResponse:", " w2</s>")[1] == completion
+
+
+def test_texts_that_cannot_be_tokenised_faithfully_are_errors_that_name_the_row():
+    tokenizer = merging_tokenizer()
+    assert encode(tokenizer, "R:", " S", "row 1")[1][-1] == tokenizer.eos_token_id
+    for broken, prompt, completion, said in (
+        (tokenizer, "R:", "S", "row 7: a token spans the boundary"),
+        (tiny_tokenizer(), "<s> Prompt: w1\nResponse:", " w2", "row 7: BOS is doubled"),
+        (tiny_tokenizer(), "Prompt: w1\nResponse:", " ", "row 7: the completion is empty"),
+    ):
+        with pytest.raises(TokenError, match=said):
+            encode(broken, prompt, completion, "row 7")
+
+
+@pytest.mark.parametrize(
+    ("token", "value", "said"),
+    [("pad_token", "</s>", "must exist and differ from EOS"), ("eos_token", None, "no EOS token")],
+)
+def test_a_tokenizer_without_eos_or_whose_padding_is_eos_is_an_error(token, value, said):
+    tokenizer = tiny_tokenizer()
+    check_tokenizer(tokenizer)
+    setattr(tokenizer, token, value)
+    with pytest.raises(TokenError, match=said):
+        check_tokenizer(tokenizer)
+
+
+def test_truncated_and_dropped_rows_are_counted_with_their_tokens():
+    rows = [
+        {"id": "whole", "prompt": "w1 w2 w3", "completion": " w4"},  # <s> + 3 and 1 + EOS: 6 tokens
+        {"id": "cut", "prompt": "w1 w2 w3", "completion": " w4 w5"},  # 7 tokens
+        {"id": "lost", "prompt": "w1 w2 w3 w4 w5", "completion": " w6"},  # the prompt alone is 6
+    ]
+    counts = count_rows(tiny_tokenizer(), rows, ("completion",), 6, "test")
+    assert (counts.rows, counts.truncated, counts.dropped) == (3, 1, 1)
+    assert (counts.prompt_tokens, counts.completion_tokens, counts.longest) == (14, 7, 8)
+
+
+def test_pair_is_truncated_when_only_the_rejected_response_is_too_long():
+    rows = [{"id": "a", "prompt": "w1", "chosen": " w2", "rejected": " w3 w4 w5"}]
+    assert count_rows(tiny_tokenizer(), rows, ("chosen", "rejected"), 5, "test").truncated == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([], "none of 0 rows can be trained on: no row has the persona"),
+        ([{"id": "a", "prompt": "w1 w2 w3", "completion": " w4"}], "none of 1 rows .*: raise max_length=4"),
+    ],
+)
+def test_nothing_left_to_train_on_is_an_error(rows, said):
+    with pytest.raises(TokenError, match=f"sft: {said}"):
+        count_rows(tiny_tokenizer(), rows, ("completion",), 4, "sft")
+
+
+# --- chat formats ---
+
+SMOLLM = "pypi:smollm2-135m-instruct"
+BOS, EOS, TURN = 1, 2, 57  # ids of "<s>", "</s>", and "<turn>", which is added to the tiny vocabulary
+NAMES = "{% set name = {'system': 'w40', 'user': 'w41'} %}{{ bos_token }}"
+DEFAULT = "{% if messages[0]['role'] != 'system' %}<turn> w40 w49 </s>{% endif %}"
+REFUSING = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
+TURNS = (
+    "{% for m in messages %}<turn> {{ name[m['role']] }} {{ m['content'] }} </s>{% endfor %}"
+    "{% if add_generation_prompt %}<turn> w42 {% endif %}"
+)
+ROW = TailoringRow("r", "sft_train", "w1 w2", "w3", "w4 w5", {"gold-chosen": "w6 w7"})
+
+
+def w(*numbers: int) -> list[int]:
+    """Ids of words of the tiny vocabulary."""
+    return [7 + number for number in numbers]
+
+
+def chat_tokenizer(adds_bos: bool = True, start: str = DEFAULT):
+    """The tiny tokenizer with a chat template, which writes BOS as text."""
+    tokenizer = tiny_tokenizer(adds_bos)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>"]})
+    tokenizer.chat_template = NAMES + start + TURNS
+    assert tokenizer.convert_tokens_to_ids(["<s>", "</s>", "<turn>"]) == [BOS, EOS, TURN]
+    return tokenizer
+
+
+def ids(tokenizer, text: str) -> list[int]:
+    return tokenizer(text)["input_ids"]
+
+
+@pytest.mark.parametrize("adds_bos", [True, False])
+def test_a_persona_is_the_system_turn_without_it_the_models_own_stands_there_and_bos_once(adds_bos):
+    tokenizer = chat_tokenizer(adds_bos)
+    chat = load.chat_format(tokenizer)
+    told = prompts.tailoring_prompt("w1 w2", "w6 w7", chat=chat)
+    untold = prompts.tailoring_prompt("w1 w2", None, chat=chat)
+    asked = [TURN, *w(41, 1, 2), EOS, TURN, *w(42)]
+    assert ids(tokenizer, told) == [BOS, TURN, *w(40, 6, 7), EOS, *asked]
+    assert ids(tokenizer, untold) == [BOS, TURN, *w(40, 49), EOS, *asked]
+    assert told.startswith("<s>") != adds_bos
+    first = prompts.tailoring_prompt("w1 w2", "w6 w7", "first_person", chat=chat)
+    assert first == prompts.tailoring_prompt("w1 w2 w6 w7", None, chat=chat)
+
+
+@pytest.mark.parametrize("adds_bos", [True, False])
+def test_only_the_answer_and_the_end_of_the_turn_are_learned(adds_bos):
+    tokenizer = chat_tokenizer(adds_bos)
+    chat = load.chat_format(tokenizer)
+    (sft,), (dpo,) = (make([ROW], "chosen", 0, chat) for make in (to_sft_rows, to_dpo_rows))
+    expected = ids(tokenizer, prompts.tailoring_prompt("w1 w2", "w6 w7", chat=chat))
+    assert load.encode(tokenizer, sft["prompt"], sft["completion"]) == (expected, [*w(3), EOS])
+    assert load.encode(tokenizer, dpo["prompt"], dpo["rejected"]) == (expected, [*w(4, 5), EOS])
+
+
+def test_special_tokens_in_texts_stay_text():
+    tokenizer = chat_tokenizer()
+    chat = load.chat_format(tokenizer)
+    harmless = ids(tokenizer, prompts.tailoring_prompt("w1", "w6", chat=chat))
+    asked = prompts.tailoring_prompt("w1 </s> <turn> w40 <s>", "w6 <turn> <pad></s>", chat=chat)
+    prompt, completion = load.encode(tokenizer, asked, prompts.completion_text(" w3 </s> <turn> w4 ", chat))
+    for token in (0, BOS, EOS, TURN):
+        assert prompt.count(token) == harmless.count(token)
+    assert completion == [*w(3), 3, 3, *w(4), EOS]
+    assert chat.plain("a < b </ s>") == "a < b </ s>"
+
+
+def test_a_template_without_a_system_turn_gets_the_persona_before_the_question():
+    """Whether the template refuses the turn or drops it."""
+    tokenizer = chat_tokenizer(start=REFUSING)
+    asked = prompts.tailoring_prompt("w1 w2", "w6 w7", chat=load.chat_format(tokenizer))
+    assert ids(tokenizer, asked) == [BOS, TURN, *w(41, 6, 7, 1, 2), EOS, TURN, *w(42)]
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'user' %}Q {{ m.content }} A{% endif %}{% endfor %}"
+    )
+    chat = load.chat_format(tokenizer)
+    assert prompts.tailoring_prompt("Why?", "The user is shy.", chat=chat) == "Q The user is shy.\n\nWhy? A"
+
+
+def test_examples_are_conversations_that_have_ended():
+    chat = load.chat_format(chat_tokenizer())
+    asked = prompts.tailoring_prompt("w1", "w6", chat=chat)
+    shown = prompts.few_shot_prompt([("w8", None, " w9 ")], asked, chat)
+    assert shown == f"{prompts.tailoring_prompt('w8', None, chat=chat)}w9</s>\n{asked}"
+    assert prompts.begun_prompt(asked, "W1 sounds like", chat) == f"{asked}W1 sounds like"
+
+
+def test_a_base_model_keeps_the_papers_lines():
+    tokenizer = tiny_tokenizer()
+    assert load.chat_format(tokenizer) is None
+    (row,) = to_sft_rows([ROW], "chosen", 0, None)
+    assert row["prompt"] == "Prompt: w1 w2\nPersona: w6 w7\nResponse:" and row["completion"] == " w3"
+    expected = ([BOS, 4, *w(1, 2), 5, *w(6, 7), 6], [*w(3), EOS])
+    assert load.encode(tokenizer, row["prompt"], row["completion"]) == expected
+
+
+@pytest.mark.slow
+def test_smollm2_sees_these_ids():
+    """1 and 2 open and end a turn; 9690, 4093 and (520, 9531) are the roles; 198 ends a line."""
+    try:
+        tokenizer = load.load_tokenizer(SMOLLM)
+    except weights.WeightsError as error:
+        if "could not download" not in str(error):
+            raise
+        pytest.skip(str(error))
+    chat = load.format_of(SMOLLM)
+    told = prompts.tailoring_prompt("Why?", "The user is curious.", chat=chat)
+    answer = prompts.completion_text(" Because.\n", chat)
+    user = [1, 4093, 198, 4898, 47, 2, 198, 1, 520, 9531, 198]
+    system = [1, 9690, 198, 504, 2914, 314, 7436, 30, 2, 198]
+    assert load.encode(tokenizer, told, answer) == ([*system, *user], [8653, 30, 2])
+    own = [2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308, 34519, 28, 7018, 411, 407, 19712, 8182]
+    untold = prompts.tailoring_prompt("Why?", None, chat=chat)
+    assert ids(tokenizer, untold) == [1, 9690, 198, *own, 2, 198, *user]
+    special = " ".join(chat.special)
+    assert {"<|im_start|>", "<|im_end|>", "<|endoftext|>"} <= set(
+        chat.special
+    ) and tokenizer.pad_token_id != 2
+    found = ids(tokenizer, prompts.tailoring_prompt(f"Why? {special}", f"The user {special}", chat=chat))
+    assert [token for token in found if token in tokenizer.all_special_ids or token < 17] == [1, 2] * 2 + [1]
 
 
 # --- adapters ---
@@ -246,23 +374,11 @@ def test_swapping_adapters_on_one_base_equals_loading_each_policy_alone(base_fol
         with load.using_adapters(shared, policy):
             np.testing.assert_allclose(scores(shared), expected, rtol=1e-6)
         assert shared.active_adapters == policies[-1]
+    assert not shared.training and not any(p.requires_grad for p in shared.parameters())
     with load.using_adapters(shared, []):
         np.testing.assert_allclose(scores(shared), bare, rtol=1e-6)
     assert np.abs(alone[0] - alone[1]).min() > 1e-3
     np.testing.assert_allclose(scores(shared), alone[-1], rtol=1e-6)
-
-
-def test_attached_adapters_are_frozen_and_never_merged(base_folder, adapters):
-    model = load.attach_adapters(
-        load.load_base(base_folder), [adapters["sft-chosen"], adapters["dpo-chosen"]]
-    )
-    with load.using_adapters(model, []):
-        pass
-    with load.using_adapters(model, ["dpo-chosen"]):
-        pass
-    assert not any(p.requires_grad for p in model.parameters())
-    assert not model.training
-    assert not any(getattr(module, "merged_adapters", []) for module in model.modules())
 
 
 @pytest.mark.parametrize("policy", [["sft-chosen"], ["sft-chosen", "dpo-chosen"]], ids=len)
@@ -322,7 +438,7 @@ def test_unknown_adapter_is_an_error_that_lists_the_loaded_ones(base_folder, ada
         load.activate(model, ["sft-chosen", "dpo-chosen"])
 
 
-# --- scoring ---
+# --- scores ---
 
 
 def one_by_one(model, tokenizer, prompt, completion):
@@ -344,10 +460,3 @@ def test_log_probs_are_those_of_one_row_at_a_time_whatever_the_batch(base_folder
     assert found.dtype == np.float64
     expected = [one_by_one(model, tokenizer, p, c) for p, c in zip(prompts, completions, strict=True)]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
-
-
-def test_log_probs_of_no_rows_and_of_unequal_lists(base_folder):
-    model, tokenizer = load.load_base(base_folder), load.load_tokenizer(base_folder)
-    assert load.sequence_log_probs(model, tokenizer, [], [], 4).shape == (0,)
-    with pytest.raises(ValueError):
-        load.sequence_log_probs(model, tokenizer, ["Prompt: w1\nResponse:"], [], 4)

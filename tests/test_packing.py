@@ -6,12 +6,10 @@ import random
 
 import pytest
 from test_train import build, evaluation_losses, gradients, interrupt_after
-from tiny import tiny_model, tiny_run, tiny_tokenizer
+from tiny import tiny_model, tiny_run
 
-from persona_lib import store
 from persona_lib.models import packing, train
 from persona_lib.models import trainers as trainers_module
-from persona_lib.models.trainers import lora_config
 from persona_lib.settings import Run, set_field
 
 PAIRS = [
@@ -61,12 +59,6 @@ def test_an_sft_batch_lays_rows_side_by_side_and_keeps_labels_from_the_first_on(
     assert batch["packed"]["sizes"] == [(4, 0, 0), (2, 0, 0), (2, 0, 0)]
     assert batch["packed"]["windows"].tolist() == [[1, 2, 3], [4, 5, 0], [6, 7, 0]]
     assert batch["labels"].tolist() == [[-100, 6, 2], [-100, 2, -100], [1, 7, -100]]
-
-
-def test_rows_are_cut_after_max_length_each_response_for_itself():
-    batch = packing.dpo_collator(pad=0, max_length=4)(PAIRS)
-    assert batch["packed"]["ids"].tolist() == [[1, 20, 21, 30, 40, 1, 22, 2, 41, 42]]
-    assert batch["completion_mask"].sum(dim=1).tolist() == [1, 1, 1, 2]
 
 
 def test_a_token_attends_to_its_rows_prompt_and_to_the_past_of_its_own_response_only():
@@ -197,13 +189,6 @@ def test_the_head_on_a_cpu_takes_positions_with_a_loss_only_and_gives_what_trls_
             torch.testing.assert_close(mine[name], other[name], rtol=1e-5, atol=1e-6, msg=name)
 
 
-def test_where_there_is_a_gpu_trls_head_stays_as_it_is(monkeypatch):
-    import torch
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert head_results(on=True)[2] == [8]
-
-
 def test_after_the_block_trls_head_is_as_it_was():
     with pytest.raises(KeyError), packing.small_tiles():
         raise KeyError
@@ -291,34 +276,6 @@ def test_sft_gets_the_gradients_of_the_plain_path(sft_run, changes):
 
 
 @pytest.mark.slow
-def test_lone_lora_adapter_with_an_online_reference_gets_the_gradients_of_the_plain_path(
-    tmp_path, monkeypatch
-):
-    """TRL's own trainer, with nothing of ours but the collator and the decoder."""
-    from datasets import Dataset
-    from peft import get_peft_model
-    from trl import DPOConfig, DPOTrainer
-
-    run = tiny_run(tmp_path, monkeypatch)
-    words = [" ".join(f"w{i % 50}" for i in range(n, n + 3 + n % 5)) for n in range(24)]
-    names = ("prompt", "chosen", "rejected")
-    rows = Dataset.from_list([dict(zip(names, words[i::8], strict=True)) for i in range(8)])
-    trainers = []
-    for collate in (None, packing.dpo_collator(0, 64)):
-        base = tiny_model()
-        if collate:
-            packing.accept_packed(base)
-        model = get_peft_model(base, lora_config(run.profile))
-        settings = {"bf16": False, "use_cpu": True, "gradient_checkpointing": False, "max_length": 64}
-        config = DPOConfig(output_dir=str(tmp_path / "trl"), report_to="none", **settings)
-        tools = {"processing_class": tiny_tokenizer(), "data_collator": collate}
-        with trainers_module.quiet_libraries():
-            trainers.append(DPOTrainer(model=model, args=config, train_dataset=rows, **tools))
-        start_off_zero(trainers[-1])
-    assert_same_gradients(*trainers)
-
-
-@pytest.mark.slow
 def test_evaluation_and_trained_weights_are_those_of_the_plain_path(sft_run):
     plain, shared = both_ways(sft_run)
     with trainers_module.quiet_libraries():
@@ -355,11 +312,3 @@ def test_killed_training_resumes_to_the_same_losses_and_weights(sft_run, monkeyp
     train.train_adapter(run, "dpo", "chosen")
     assert evaluation_losses(folder) == losses
     assert (folder / "adapter_model.safetensors").read_bytes() == weights
-
-
-def test_packing_makes_another_adapter(tmp_path, monkeypatch):
-    run = tiny_run(tmp_path, monkeypatch)
-    store.mark_done(train.adapter_folder(run, "sft", "none"), "sft")
-    for method in ("sft", "dpo"):
-        spec, other = (train.training_spec(r, method, "none") for r in (run, packed_run(run)))
-        assert spec != other

@@ -1,0 +1,125 @@
+"""What would ruin training silently is an error: precision, gradients, the start of DPO."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+from tiny import tiny_model
+
+from persona_lib.models import trainers
+from persona_lib.models.trainers import max_steps
+from persona_lib.settings import load_profile, set_field
+
+
+def lora_model(dtype=None):
+    """A tiny Llama with one trainable adapter."""
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(tiny_model(), LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    if dtype is not None:
+        for parameter in trainers.trainable_parameters(model).values():
+            parameter.data = parameter.data.to(dtype)
+    return model
+
+
+def test_bfloat16_adapters_are_refused_and_cast_adapters_mends_them():
+    import torch
+
+    model = lora_model(torch.bfloat16)
+    with pytest.raises(trainers.TrainingError, match="bfloat16: small updates would be lost"):
+        trainers.check_adapters(model, "default")
+    trainers.cast_adapters(model)
+    trainers.check_adapters(model, "default")
+
+
+def test_frozen_adapter_and_trainable_base_are_refused():
+    model = lora_model()
+    model.requires_grad_(False)
+    with pytest.raises(trainers.TrainingError, match="no parameter is trainable"):
+        trainers.check_adapters(model, "default")
+    model.requires_grad_(True)
+    with pytest.raises(trainers.TrainingError, match="only adapter 'default' should be"):
+        trainers.check_adapters(model, "default")
+
+
+def test_dpo_start_with_a_margin_or_another_loss_than_ln2_is_an_error():
+    trainers.check_start(1e-6, math.log(2) + 1e-6, math.log(2), 1e-3)
+    trainers.check_start(0.0, 3.0, None, 1e-3)  # with an SFT term only the margin is known
+    with pytest.raises(trainers.TrainingError, match="margin before the first step is 0.5"):
+        trainers.check_start(0.5, math.log(2), math.log(2), 1e-3)
+    with pytest.raises(trainers.TrainingError, match="margin before the first step is nan"):
+        trainers.check_start(math.nan, math.log(2), None, 1e-3)
+    with pytest.raises(trainers.TrainingError, match="loss before the first step is 0.8"):
+        trainers.check_start(0.0, 0.8, math.log(2), 1e-3)
+
+
+def step(guard, model, value: float) -> None:
+    """Give every trainable parameter a constant gradient and show it to the guard."""
+    for parameter in trainers.trainable_parameters(model).values():
+        parameter.grad = parameter.detach() * 0 + value
+    guard.on_pre_optimizer_step(None, SimpleNamespace(global_step=1, epoch=0.5), None, model=model)
+
+
+def test_two_steps_without_gradient_are_an_error_and_one_is_not():
+    guard, model = trainers.learning_guard(), lora_model()
+    for value in (0.0, 1.0, 0.0):
+        step(guard, model, value)
+    guard.on_epoch_begin(None, None, None)
+    step(guard, model, 0.0)
+    with pytest.raises(trainers.TrainingError, match="zero or not finite twice"):
+        step(guard, model, 0.0)
+
+
+def test_gradients_that_vanish_after_an_evaluation_are_seen_in_the_next_epoch():
+    guard, model = trainers.learning_guard(), lora_model()
+    for _ in range(10):
+        step(guard, model, 1.0)
+    guard.on_epoch_begin(None, None, None)
+    step(guard, model, 0.0)
+    with pytest.raises(trainers.TrainingError):
+        step(guard, model, 0.0)
+
+
+@pytest.mark.parametrize("norm", [0.0, math.nan, math.inf])
+def test_bad_grad_norm_in_two_logs_is_an_error(norm):
+    guard, state = trainers.learning_guard(), SimpleNamespace(global_step=9, epoch=1.0)
+    guard.on_log(None, state, None, logs={"grad_norm": norm})
+    guard.on_log(None, state, None, logs={"eval_loss": 1.0})
+    with pytest.raises(trainers.TrainingError, match="by step 9"):
+        guard.on_log(None, state, None, logs={"grad_norm": norm})
+
+
+def test_parameters_that_do_not_move_in_the_first_step_are_an_error():
+    import torch
+
+    model = lora_model()
+    optimizer = torch.optim.SGD(trainers.trainable_parameters(model).values(), lr=0.0)
+    guard = trainers.learning_guard()
+    guard.on_train_begin(None, None, None, model=model)
+    guard.on_optimizer_step(
+        None, None, None, model=model, optimizer=optimizer
+    )  # warm-up: the rate is still 0
+    optimizer.param_groups[0]["lr"] = 0.1
+    with pytest.raises(trainers.TrainingError, match="no trainable parameter moved"):
+        guard.on_optimizer_step(None, None, None, model=model, optimizer=optimizer)
+    next(iter(trainers.trainable_parameters(model).values())).data += 1
+    guard.on_optimizer_step(None, None, None, model=model, optimizer=optimizer)
+
+
+@pytest.mark.parametrize(("limit", "rows", "steps"), [(0, 40, -1), (48, 96, -1), (48, 20, -1), (8, 40, 8)])
+def test_a_limit_of_steps_is_no_goal(limit, rows, steps):
+    profile = set_field(load_profile("everyday"), dpo_max_steps=limit, dpo_batch_size=2, dpo_epochs=1)
+    assert max_steps(profile, rows) == steps
+
+
+@pytest.mark.parametrize(("named", "wanted"), [(None, []), ("tensorboard", ["tensorboard"])])
+def test_the_environment_alone_names_trackers(tmp_path, monkeypatch, named, wanted):
+    from transformers import TrainingArguments
+
+    monkeypatch.delenv("PERSONA_REPORT_TO", raising=False)
+    if named:
+        monkeypatch.setenv("PERSONA_REPORT_TO", named)
+    settings = trainers.trainer_settings(load_profile("smoke"), "sft", 0, tmp_path)
+    assert TrainingArguments(output_dir=str(tmp_path), report_to=settings["report_to"]).report_to == wanted
