@@ -216,11 +216,6 @@ def test_truncated_and_dropped_rows_are_counted_with_their_tokens():
     assert (counts.prompt_tokens, counts.completion_tokens, counts.longest) == (14, 7, 8)
 
 
-def test_pair_is_truncated_when_only_the_rejected_response_is_too_long():
-    rows = [{"id": "a", "prompt": "w1", "chosen": " w2", "rejected": " w3 w4 w5"}]
-    assert count_rows(tiny_tokenizer(), rows, ("chosen", "rejected"), 5, "test").truncated == 1
-
-
 @pytest.mark.parametrize(
     ("rows", "said"),
     [

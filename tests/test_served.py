@@ -30,8 +30,8 @@ from persona_lib.models import load, served
 from persona_lib.models.generate import Completion, Sampling, TransformersGenerator
 from persona_lib.models.load import load_tokenizer
 from persona_lib.models.served import Answer, BudgetError, Endpoint, EndpointError, EndpointGenerator
-from persona_lib.paper import judges, judging, personas
-from persona_lib.records import InferredPersona, PairwiseComparison
+from persona_lib.paper import personas
+from persona_lib.records import InferredPersona
 from persona_lib.settings import ConfigError, Run, load_profile, set_field
 
 KEY = "sk-secret-of-this-test"
@@ -255,14 +255,6 @@ def test_the_ledger_is_read_once_and_what_others_add_to_it_counts(server, tmp_pa
         texts(one, ["a"])
 
 
-def test_equal_prompts_are_asked_once_and_other_lengths_anew(server, tmp_path):
-    generator = make(server, tmp_path)
-    assert texts(generator, ["a", "b", "a"]) == {0: "a answered", 1: "b answered", 2: "a answered"}
-    assert server.asked == {"a": 1, "b": 1}
-    texts(generator, ["a"], max_new_tokens=9)
-    assert server.asked["a"] == 2
-
-
 def test_finish_reasons_are_kept_and_a_filtered_answer_is_empty(server, tmp_path, monkeypatch):
     reasons = {"one": "length", "two": "content_filter", "three": "stop"}
     whole = Hostile.answer
@@ -470,18 +462,6 @@ def test_personas_inferred_over_a_server_equal_those_of_the_same_model_loaded_he
     assert {name: {r.id: r.raw for r in part} for name, part in rows.items()} == {
         name: {r.id: r.raw for r in part} for name, part in again.items()
     }
-
-
-@pytest.mark.slow
-def test_judging_over_a_server_equals_the_same_judge_loaded_here(run):
-    comparisons = [
-        PairwiseComparison(pair.id, pair.prompt, "The user is shy.", pair.chosen, pair.rejected)
-        for pair in preference.load_pairs(run)["test"]
-    ]
-    over_http = judging.judge_both(judges.load_judge(run), comparisons, "personalization")
-    here = judging.judge_both(judges.load_judge(local(run)), comparisons, "personalization")
-    assert len(over_http) == len(comparisons) == 4
-    assert [[j.feedback for j in pair] for pair in over_http] == [[j.feedback for j in pair] for pair in here]
 
 
 # --- vLLM: what it is given, and what is made of its answers ---

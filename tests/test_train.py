@@ -11,7 +11,7 @@ from tiny import tiny_run
 
 from persona_lib import store
 from persona_lib.data import everyday
-from persona_lib.data.preference import derangement, to_dpo_rows, to_ordered_dpo_rows, to_sft_rows
+from persona_lib.data.preference import to_dpo_rows, to_ordered_dpo_rows, to_sft_rows
 from persona_lib.models import load, train, trainers
 from persona_lib.models.trainers import activate_stack, check_dpo_start, lora_config
 from persona_lib.records import TailoringRow
@@ -54,17 +54,6 @@ def test_dpo_prefers_the_rejected_response_for_the_rejected_persona():
     ]
 
 
-def test_rows_without_the_arms_persona_are_left_out():
-    rows = [row("a"), row("b", persona=None), row("c", other=None)]
-    kept = {
-        arm: [r["id"] for r in to_sft_rows(rows, arm, 0)] for arm in ("none", "chosen", "rejected", "both")
-    }
-    assert kept["none"] == ["a", "b", "c"]
-    assert kept["chosen"] == ["a", "c"]
-    assert kept["rejected"] == ["a", "b"]
-    assert kept["both"] == ["a/chosen", "c/chosen", "a/rejected", "b/rejected"]
-
-
 def test_shuffled_gives_every_row_another_rows_persona_fixed_by_the_seed():
     rows = [row(f"r{i}", persona=f"P{i}") for i in range(20)]
     shuffled = [r["prompt"].split("Persona: ")[1].split("\n")[0] for r in to_sft_rows(rows, "shuffled", 3)]
@@ -72,13 +61,6 @@ def test_shuffled_gives_every_row_another_rows_persona_fixed_by_the_seed():
     assert not any(persona == f"P{i}" for i, persona in enumerate(shuffled))
     assert to_sft_rows(rows, "shuffled", 3) == to_sft_rows(rows, "shuffled", 3)
     assert to_sft_rows(rows, "shuffled", 3) != to_sft_rows(rows, "shuffled", 4)
-
-
-@pytest.mark.parametrize("n", [0, 2, 3, 50])
-def test_derangement_is_a_permutation_without_fixed_points(n):
-    result = derangement(n, 0)
-    assert sorted(result) == list(range(n))
-    assert not any(i == j for i, j in enumerate(result))
 
 
 def test_the_relabelled_arm_is_both_with_the_personas_of_half_of_the_dimensions_exchanged():
@@ -292,17 +274,6 @@ def test_best_epoch_not_the_last_is_what_is_saved(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_finished_training_is_not_repeated_but_another_setting_is(trained, monkeypatch):
-    folder = train.adapter_folder(trained, "sft", "chosen")
-    before = (folder / "done.json").stat().st_mtime_ns
-    assert train.train_adapter(trained, "sft", "chosen") == folder
-    assert (folder / "done.json").stat().st_mtime_ns == before
-    changed = Run(set_field(trained.profile, sft_learning_rate=1e-3), trained.dataset, trained.seed)
-    spec = train.training_spec(changed, "sft", "chosen")
-    assert not store.is_done(folder, store.content_hash(spec))
-
-
-@pytest.mark.slow
 def test_dpo_is_stale_when_its_sft_adapter_is_another(trained):
     before = train.training_spec(trained, "dpo", "chosen")
     marker = train.adapter_folder(trained, "sft", "chosen") / "done.json"
@@ -443,17 +414,6 @@ def test_reference_is_the_sft_adapter_alone_and_training_does_not_move_it(traine
         model, trainer.processing_class, [r["prompt"] for r in rows], [r["chosen"] for r in rows], 4
     )
     np.testing.assert_allclose(trainer.train_dataset["ref_chosen_logps"], scores, rtol=1e-5)
-
-
-@pytest.mark.slow
-def test_evaluating_other_rows_uses_the_sft_reference_and_keeps_the_stack(trained):
-    trainer = build(trained, "dpo")
-    data = trainer.eval_dataset.select_columns(["prompt", "chosen", "rejected"])
-    with trainers.quiet_libraries():
-        metrics = trainer.evaluate(data)
-    assert metrics["eval_rewards/margins"] == pytest.approx(0, abs=1e-5)
-    assert trainer.model.active_adapters == ["default", "ref"]
-    trainers.check_adapters(trainer.model, "default")
 
 
 @pytest.mark.slow

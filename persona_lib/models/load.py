@@ -219,24 +219,18 @@ def device() -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
 
 
-def quantization_config(quantization: str, compute_dtype: str, storage: str = "uint8") -> Any:
-    """Return the BitsAndBytesConfig of NF4 with double quantisation (QLoRA), or None for "none".
-
-    ``storage`` is the type that the packed weights are kept as; the bytes are the same.
-    """
+def quantization_config(quantization: str, compute_dtype: str) -> Any:
+    """Return the BitsAndBytesConfig of NF4 with double quantisation (QLoRA), or None for "none"."""
     import torch
     from transformers import BitsAndBytesConfig
 
     if quantization == "none":
         return None
-    if quantization != "nf4":
-        raise ValueError(f"quantization={quantization!r}: use none or nf4")
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=getattr(torch, compute_dtype),
-        bnb_4bit_quant_storage=getattr(torch, storage),
     )
 
 
@@ -246,15 +240,13 @@ def load_base(
     quantization: str = "none",
     compute_dtype: str = "float32",
     expand: bool = False,
-    storage: str = "uint8",
 ) -> Any:
     """Load a causal language model, frozen and in eval mode, on the one device there is.
 
-    ``compute_dtype`` is passed explicitly (the library's default, "auto", would be bfloat16 for
-    Llama). ``expand`` turns NF4 weights into the numbers that they stand for once, instead of in every
-    forward pass: the same function, faster, for the memory of an unquantised model. FSDP splits only
-    weights of one floating type: ``storage`` must be ``compute_dtype`` there. Raises ModelError for a layer
-    that NF4 would quantise wrongly.
+    ``compute_dtype`` is passed explicitly (the library's default, "auto", would be bfloat16 for Llama).
+    ``expand`` turns NF4 weights into the numbers that they stand for once, instead of in every forward pass:
+    the same function, faster, for the memory of an unquantised model. Raises ModelError for a layer that NF4
+    would quantise wrongly.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -264,7 +256,7 @@ def load_base(
         name,
         revision=commit,
         dtype=getattr(torch, compute_dtype),
-        quantization_config=quantization_config(quantization, compute_dtype, storage),
+        quantization_config=quantization_config(quantization, compute_dtype),
         device_map={"": where},
     )
     if quantization == "nf4":

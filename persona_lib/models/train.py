@@ -17,7 +17,6 @@ import dataclasses
 import gc
 import json
 import math
-import os
 import shutil
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stdout
@@ -197,9 +196,7 @@ def build_trainer(
     output = adapter_folder(run, method, train_persona) / "checkpoints"
     data = {part: as_dataset(rows[part], output / "rows" / part) for part in rows}
     profile = run.profile
-    fsdp = os.environ.get("ACCELERATE_USE_FSDP") == "true"  # splits only weights of one floating type
-    storage = profile.compute_dtype if fsdp else "uint8"
-    base = load_base(*run.base_source, profile.quantization, profile.compute_dtype, storage=storage)
+    base = load_base(*run.base_source, profile.quantization, profile.compute_dtype)
     if method == "sft":
         return sft_trainer(profile, run.seed, base, tokenizer, data, output)
     sft = adapter_folder(run, "sft", train_persona)
@@ -256,14 +253,11 @@ def fit(trainer: Any, profile: Profile, name: str, checkpoint: str | None) -> No
 
 
 def whole_adapter(model: Any) -> dict[str, Any]:
-    """Return the trained weights by name, gathered if FSDP has split them; every rank must take part.
+    """Return the trained weights by name; every rank must take part.
 
     Raises TrainingError if the ranks' weights differ: each would have followed its own gradients.
     """
-    found = {
-        name: p.detach().full_tensor() if hasattr(p, "full_tensor") else p.detach()
-        for name, p in trainers.trainable_parameters(model).items()
-    }
+    found = {name: p.detach() for name, p in trainers.trainable_parameters(model).items()}
     sizes = [float(weights.abs().double().sum()) for weights in found.values()]
     if not all(math.isclose(*pair, rel_tol=1e-6) for pair in zip(trainers.share(sizes), sizes, strict=True)):
         raise trainers.TrainingError(
