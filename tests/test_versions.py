@@ -26,13 +26,13 @@ FILES = {
 }
 DECIDED = {
     "pairs": (1, "c530e3ee1ace7065"),
-    "personas": (1, "27b443445eef6df6"),
+    "personas": (1, "e2ea6f0f0e9579bc"),
     "tailoring": (1, "c3ccefa36967987a"),
-    "training": (1, "1df1b53ebc3a1069"),
-    "answers": (1, "6e173d8df68d18b2"),
+    "training": (1, "bfe73f3a039b302b"),
+    "answers": (1, "17a541c71c9ab10f"),
     "judging": (1, "51d2999432bf5564"),
-    "swap": (1, "83b1ac7d384b4120"),
-    "calibration": (1, "09255144c7374b34"),
+    "swap": (1, "249e0dc4bf23e9da"),
+    "calibration": (1, "3bd87c6412325426"),
     "rejudged": (1, "506e82f3d997727e"),
 }
 
