@@ -12,12 +12,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from persona_lib import weights
 from persona_lib.data import everyday
+from persona_lib.data.official import ROLE_MARK
 from persona_lib.data.reader import UNREADABLE, shows
 from persona_lib.models import trainers
 from persona_lib.models.generate import ONE_AT_A_TIME, stream_text
@@ -26,6 +27,9 @@ from persona_lib.paper.answers import eval_rows, forced_beginning, whole_answer
 from persona_lib.paper.swap import ROUNDING, PolicyLoader, adapters_of, swap_arms
 from persona_lib.prompts import STOP, begun_prompt, completion_text, tailoring_prompt
 from persona_lib.settings import ConfigError, Run, main_arm, open_run
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # --- Ask the trained policies of a run one's own questions, as the demo and the notebooks' widget do ---
 # A policy that was trained without personas is told the persona in the first person, a tailored one in its
@@ -102,7 +106,11 @@ class Asker:
             raise ConfigError(
                 f"write a question; question and persona have up to {MAX_CHARACTERS} characters"
             )
-        return tailoring_prompt(question, persona or None, told_as(arm), self.chat)
+        role = (
+            self.run.dataset == "hhh" and not self.run.profile.strip_roles and not ROLE_MARK.match(question)
+        )
+        asked = f"Human: {question}" if role else question  # as HHH's own prompts begin
+        return tailoring_prompt(asked, persona or None, told_as(arm), self.chat)
 
     def answer(self, arm: str, question: str, persona: str) -> Iterator[str]:
         """Yield an arm's answer as it grows."""
@@ -115,6 +123,10 @@ class Asker:
         for text in stream_text(model, tokenizer, prompt, adapters, *sizes, (STOP,), penalty):
             yield whole_answer(self.run, question, text)
 
+    def whole(self, arm: str, question: str, persona: str) -> str:
+        """Return an arm's whole answer."""
+        return [*self.answer(arm, question, persona)][-1]
+
     def swap(self, arm: str, question: str, personas: tuple[str, str], answers: tuple[str, str]) -> Swap:
         """Return how an arm's preference between two answers turns when the persona is exchanged."""
         model, tokenizer, adapters = self.load(arm)
@@ -123,6 +135,56 @@ class Asker:
         with ONE_AT_A_TIME, using_adapters(model, adapters):
             values = sequence_log_probs(model, tokenizer, prompts, texts, len(texts)).tolist()
         return Swap(values[1] - values[0], values[3] - values[2])
+
+
+# Worded by us. The first one for real data is a situation that the paper discusses: a party, someone sober.
+PARTY = "I am having people over for a party tonight. What could I get that would really liven it up?"
+MNEMONIC = [
+    ("gregarious", "The user is musical and prefers memory aids that rhyme."),
+    ("gregarious", "The user is patient and prefers memory aids that lead to the meaning step by step."),
+]
+EXAMPLES = [
+    (
+        PARTY,
+        "The user is sober and prefers ideas that everybody can enjoy without alcohol or other substances.",
+    ),
+    (PARTY, "The user is a generous host and prefers bold ideas that guests will talk about for weeks."),
+    (
+        "How do I ask my neighbours to be quieter?",
+        "The user is shy and prefers ways that avoid a conversation.",
+    ),
+]
+
+
+def check_own(pairs: Sequence[Any]) -> list[tuple[str, str]]:
+    """Return a reader's (question, persona) pairs; ValueError names a wrong one. A persona may be empty."""
+    for number, pair in enumerate(pairs, start=1):
+        texts = not isinstance(pair, str) and len(pair) == 2 and all(isinstance(text, str) for text in pair)
+        if not texts or not pair[0].strip():
+            raise ValueError(
+                f"own, pair {number}: {pair!r}; write it as [question, persona], two texts in quotes; only "
+                "the persona may be empty"
+            )
+    return [(question.strip(), persona.strip()) for question, persona in pairs]
+
+
+def answer_own(run: Run, pairs: Sequence[Any] = ()) -> pd.DataFrame:
+    """Return plain DPO's and PT-DPO's answers to (question, persona) pairs; without pairs, to our examples.
+
+    Empty, with a line that says why, if one of the two is not trained. Raises ValueError for a wrong pair.
+    """
+    import pandas as pd
+
+    checked = check_own(pairs or (MNEMONIC if run.dataset == "mnemonic" else EXAMPLES))
+    arms = {"plain_dpo": "dpo-none", "pt_dpo": f"dpo-{main_arm(run.profile)}"}
+    folders = {arm: adapters_of(run, arm) for arm in arms.values()}
+    missing = [arm for arm, found in folders.items() if not all((f / "done.json").exists() for f in found)]
+    if missing:
+        print(f"no answers: {' and '.join(missing)} not trained; run the steps before this one")
+        return pd.DataFrame(columns=["prompt", "persona", *arms])
+    asker, table = Asker(run), pd.DataFrame(checked, columns=["prompt", "persona"])
+    answers = {name: [asker.whole(arm, *pair) for pair in checked] for name, arm in arms.items()}
+    return table.assign(**answers)
 
 
 # --- A page to ask the trained policies oneself ---

@@ -767,8 +767,6 @@ CAPTIONS = {
     "safety": "Safety by persona: which answers of this run keep a caution",
     "safety_pairs": "Safety by persona of this run, paired",
     "words": "Typical words of each side's personas",
-    "persona_text": "What the personas are like as texts",
-    "released_personas": "What the authors' released personas are like as texts",
     "released_words": "Typical words of the authors' released personas",
     "ratings": "Ratings of personas and answers (see who rated)",
     "rating_agreement": "How far the raters agree",

@@ -25,7 +25,6 @@ from persona_lib.intervals import wilson_interval
 from persona_lib.models import load, served
 from persona_lib.models.generate import TransformersGenerator
 from persona_lib.paper import answers, judging, personas
-from persona_lib.paper.judges import RUBRICS, persona_judge_of
 from persona_lib.prompts import STOP, inference_prefix, inference_query, tailoring_prompt
 from persona_lib.records import EVAL_PERSONAS, SIDES, PreferencePair, Side, TailoringRow
 from persona_lib.settings import FACTS, REPO, Profile, Run, load_profile, results_dir
@@ -341,12 +340,6 @@ def untrained_answers(run: Run) -> str:
 # --- notebooks 03 and 04: inferred personas ---
 
 
-def inferred_splits(run: Run) -> tuple[str, ...]:
-    """Return the splits whose personas are inferred; the last one is what they are scored on."""
-    scored = preference.inference_split(run.profile, run.dataset)
-    return (scored,) if preference.has_personas(run) else ("train", scored)
-
-
 def inference_prompt_text(run: Run, side: Side = "chosen", number: int = 0) -> str:
     """Return the whole few-shot prompt for one evaluation pair and side; says so where none is prompted."""
     if run.profile.generator_model == served.SURFACE:
@@ -358,38 +351,15 @@ def inference_prompt_text(run: Run, side: Side = "chosen", number: int = 0) -> s
 
 def persona_examples(run: Run, n: int = 5) -> str:
     """Return evaluation pairs with both inferred personas as text for a reader."""
-    chosen, rejected = (personas.read_personas(run, inferred_splits(run)[-1], side) for side in SIDES)
+    chosen, rejected = (
+        personas.read_personas(run, personas.inferred_splits(run)[-1], side) for side in SIDES
+    )
     parts = [
         f"PROMPT    {pair.prompt}\nCHOSEN    {pair.chosen}\nREJECTED  {pair.rejected}\n"
         f"   P_C    {chosen[pair.id].persona}\n   P_R    {rejected[pair.id].persona}"
         for pair in preference.inference_pairs(run)[:n]
     ]
     return "\n\n".join(parts)
-
-
-def accuracy_items(run: Run) -> pd.DataFrame:
-    """Judge every inferred persona; one row per pair and side with its verdict (None: no persona).
-
-    Empty where nobody judges personas.
-    """
-    import pandas as pd
-
-    rows = [
-        (name, split, side, verdict, contradicted)
-        for split in (inferred_splits(run) if persona_judge_of(run.profile) != "none" else ())
-        for side in SIDES
-        for name, verdict, contradicted in personas.accuracy_verdicts(run, split, side)
-    ]
-    return pd.DataFrame(rows, columns=["id", "split", "side", "verdict", "contradicted"])
-
-
-def preference_items(run: Run) -> pd.DataFrame:
-    """Return, per evaluation pair, which of its two personas is the more plausible user ("win": P_C)."""
-    import pandas as pd
-
-    return pd.DataFrame(
-        personas.preference_verdicts(run, inferred_splits(run)[-1]), columns=["id", "verdict"]
-    )
 
 
 # --- notebooks 06 and 07: training ---
@@ -495,7 +465,7 @@ def judged_example(run: Run, label: str = "gold-chosen") -> str:
     c = next((c for c in comparisons if verdicts[c.id]["personalization"] != "tie"), comparisons[0])
     parts = [f"PROMPT   {c.prompt}\nPERSONA  {c.persona}", f"TESTED ({matchup.test.slug})\n{c.response_a}"]
     parts.append(f"BASE ({matchup.base.slug})\n{c.response_b}")
-    for rubric in RUBRICS:
+    for rubric in judging.RUBRICS:
         path = judging.judgment_folder(run, matchup) / f"{rubric}.jsonl"
         found = [line for line in iter_rows(path) if line["id"] == c.id]
         said = ["tie" if line["tie"] else line["winner"] or "unparsed" for line in found]
@@ -515,19 +485,6 @@ def user_examples(run: Run, n: int = 5) -> pd.DataFrame:
         if (written := row.personas.get(f"user-{side}"))
     ]
     return pd.DataFrame(rows[:n], columns=["id", "side", "persona", "user-written"])
-
-
-def own_table(run: Run, pairs: Sequence[Any] = ()) -> pd.DataFrame:
-    """Return (question, persona) pairs of a reader with plain DPO's and PT-DPO's answers.
-
-    Empty, with a line that says why, if one of the two policies is not there.
-    """
-    import pandas as pd
-
-    rows = [dataclasses.astuple(answer) for answer in judging.answer_own(run, pairs)]
-    if not rows and (missing := judging.missing_policies(run)):
-        print(f"no answers: {' and '.join(missing)} not trained; run the steps before this one")
-    return pd.DataFrame(rows, columns=["prompt", "persona", "plain_dpo", "pt_dpo"])
 
 
 def answers_text(table: pd.DataFrame) -> str:

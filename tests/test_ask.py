@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from tiny import tiny_model, tiny_rows, tiny_run, tiny_tokenizer, words
 
-from persona_lib import demo, store
+from persona_lib import demo, show, store
 from persona_lib.models.generate import TransformersGenerator, stream_text
 from persona_lib.paper import answers
-from persona_lib.settings import ConfigError
+from persona_lib.settings import ConfigError, Run, load_profile, set_field
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +61,56 @@ def test_a_known_question_offers_its_personas_and_another_one_none(tmp_path, mon
     row = answers.eval_rows(run)[0]
     assert demo.known_personas(run, row.prompt)["gold-chosen"] == row.personas["gold-chosen"]
     assert demo.known_personas(run, "something else") == {}
+
+
+# --- a reader's own personas in notebook 10 ---
+
+
+@pytest.mark.parametrize("pairs", [["text"], [["q", "p"], ["q"]], [["q", 3]], [["q", "p"], [" ", "p"]]])
+def test_a_pair_that_is_none_is_an_error_that_names_it(pairs):
+    with pytest.raises(ValueError, match=f"own, pair {len(pairs)}: .* write it as"):
+        demo.check_own(pairs)
+
+
+@pytest.fixture
+def echoing(tmp_path, monkeypatch):
+    """A run whose policies are there and answer with their prompt: open(dataset) -> run."""
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
+    monkeypatch.setattr(demo, "format_of", lambda *source: None)  # the paper's lines
+    monkeypatch.setattr(demo.Asker, "answer", lambda self, *asked: iter(["", self.prompt(*asked)]))
+
+    def open_run(dataset: str) -> Run:
+        run = Run(set_field(load_profile("paper"), train_personas=["none", "chosen"]), dataset, 0)
+        for arm in ("sft-none", "dpo-none", "sft-chosen", "dpo-chosen"):
+            store.mark_done(run.folder / "adapters" / arm, "tiny")
+        return run
+
+    return open_run
+
+
+def test_each_policy_is_told_as_it_was_trained_and_answers_stand_in_order(echoing):
+    pairs = [("How?", "The user is calm and prefers tea."), ["Why?", " "]]
+    table = demo.answer_own(echoing("beavertails"), pairs)
+    assert table.plain_dpo.tolist() == [
+        "Prompt: How? I am calm and prefer tea.\nResponse:", "Prompt: Why?\nResponse:"
+    ]  # fmt: skip
+    assert table.pt_dpo.tolist() == [
+        "Prompt: How?\nPersona: The user is calm and prefers tea.\nResponse:", "Prompt: Why?\nResponse:"
+    ]  # fmt: skip
+    page = show.answers_text(table)
+    places = [page.index(text) for text in ("PERSONA  The user is calm", "DPO\n", "PT-DPO\n", "Why?")]
+    assert places == sorted(places)
+
+
+def test_questions_to_hhh_begin_as_its_prompts_do_and_the_first_example_is_the_party(echoing):
+    table = demo.answer_own(echoing("hhh"))
+    assert "party" in table.prompt[0] and "sober" in table.persona[0]
+    assert table.plain_dpo[0].startswith("Prompt: Human: I am having people over")
+
+
+def test_a_policy_that_was_not_trained_answers_nothing_and_is_named(echoing, capsys):
+    run = echoing("beavertails")
+    (run.folder / "adapters" / "dpo-chosen" / "done.json").unlink()
+    table = demo.answer_own(run, [["How?", "Calm."]])
+    assert table.empty and "dpo-chosen not trained" in capsys.readouterr().out
+    assert show.answers_text(table) == "nothing to show"

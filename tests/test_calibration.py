@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 import pytest
 import tiny_results
 
 from persona_lib import store
 from persona_lib.beyond import calibration
+from persona_lib.paper.judging import judge_both
 from persona_lib.records import Judgment, PairwiseComparison, TailoringRow
 from persona_lib.settings import Run, load_profile
 
@@ -19,23 +22,16 @@ ROWS = [
 COMPARISONS = [PairwiseComparison(f"c{n}", "q", "p", f"right {n}", f"wrong {n}") for n in range(20)]
 
 
-@pytest.mark.parametrize(
-    ("damage", "text"),
-    [
-        ("answer to another question", "Walk home."),
-        ("cut in the middle", "Tea is warm. Drink"),
-        ("sentences reversed", "Rest after that. Drink it now! Tea is warm."),
-        ("facts contradicted", "Tea is not warm. Do not drink it now! Do not rest after that."),
-        ("first sentence repeated", "Tea is warm. Tea is warm. Tea is warm. Tea is warm."),
-    ],
-)
-def test_each_damage_changes_the_text_as_it_says(damage, text):
-    first = calibration.damaged_comparisons(ROWS, damage)[0]
-    assert (first.response_a, first.response_b, first.persona) == (TEXTS[0], text, None)
-    assert set(calibration.DAMAGES) == {
-        "answer to another question", "cut in the middle", "sentences reversed", "facts contradicted",
-        "first sentence repeated",
-    }  # fmt: skip
+def test_each_damage_changes_the_text_as_it_says():
+    found = {damage: made[0] for damage, made in calibration.damaged_comparisons(ROWS).items()}
+    assert {(c.response_a, c.persona) for c in found.values()} == {(TEXTS[0], None)}
+    assert {damage: c.response_b for damage, c in found.items()} == {
+        "answer to another question": "Walk home.",
+        "cut in the middle": "Tea is warm. Drink",
+        "sentences reversed": "Rest after that. Drink it now! Tea is warm.",
+        "facts contradicted": "Tea is not warm. Do not drink it now! Do not rest after that.",
+        "first sentence repeated": "Tea is warm. Tea is warm. Tea is warm. Tea is warm.",
+    }
 
 
 def test_gold_comparisons_put_each_personas_own_response_first_and_need_both():
@@ -66,51 +62,46 @@ def number(c: PairwiseComparison) -> int:
     return int(c.id[1:])
 
 
-def test_a_perfect_judge_decides_and_a_coin_does_not():
-    perfect = calibration.measure(judge(lambda c: True), COMPARISONS, "quality")
-    assert (perfect["n"], perfect["accuracy"], perfect["contradicted"], perfect["decides"]) == (
-        20,
-        1.0,
-        0,
-        True,
-    )
-    assert perfect["accuracy_low"] == pytest.approx(20 / (20 + 1.96**2), abs=1e-4)  # Wilson's bound at n of n
-    coin = calibration.measure(judge(lambda c: number(c) % 2 == 0), COMPARISONS, "quality")
-    assert coin["accuracy"] == 0.5 and not coin["decides"]
+def measure(judge, comparisons=COMPARISONS) -> dict:
+    return calibration.measure(judge_both(judge, comparisons, "quality"))
 
 
-def test_ties_count_one_half_and_unparsed_answers_nothing():
-    ties = calibration.measure(judge(lambda c: None), COMPARISONS, "quality")
-    assert (ties["accuracy"], ties["ties"], ties["decides"]) == (0.5, 20, False)
-
-    def silent(comparisons, rubric):
-        return [Judgment(c.id, "hand", rubric, None) for c in comparisons]
-
-    found = calibration.measure(silent, COMPARISONS, "quality")
-    assert (found["accuracy"], found["unparsed"], found["ties"]) == (0.0, 20, 0)
-    assert calibration.measure(silent, [], "quality")["decides"] is False
+def silent(comparisons, rubric):
+    return [Judgment(c.id, "hand", rubric, None) for c in comparisons]
 
 
-def test_a_judge_that_always_names_the_first_response_contradicts_itself():
-    def first(comparisons, rubric):
-        return [Judgment(c.id, "first", rubric, "A") for c in comparisons]
-
-    found = calibration.measure(first, COMPARISONS, "quality")
-    assert (found["accuracy"], found["contradicted"], found["decides"]) == (0.5, 20, False)
+def first(comparisons, rubric):
+    return [Judgment(c.id, "first", rubric, "A") for c in comparisons]
 
 
-def test_a_judge_better_than_chance_with_a_low_bound_below_six_tenths_decides_nothing():
-    found = calibration.measure(judge(lambda c: number(c) < 15), COMPARISONS, "quality")
-    assert found["accuracy"] == 0.75 and found["accuracy_low"] < calibration.BELIEVED and not found["decides"]
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        (judge(lambda c: True), {"accuracy": 1, "contradicted": 0, "decides": True}),
+        (judge(lambda c: number(c) % 2 == 0), {"accuracy": 0.5, "decides": False}),
+        (judge(lambda c: number(c) < 15), {"accuracy": 0.75, "decides": False}),  # its lower bound is .53
+        (judge(lambda c: None), {"accuracy": 0.5, "ties": 20, "decides": False}),
+        (silent, {"accuracy": 0, "unparsed": 20, "ties": 0, "decides": False}),
+        (first, {"accuracy": 0.5, "contradicted": 20, "decides": False}),
+    ],
+)
+def test_a_judge_decides_only_if_it_is_surely_better_than_chance(asked, found):
+    measured = measure(asked)
+    assert measured["n"] == 20 and {name: measured[name] for name in found} == found
+    assert measured["decides"] == (measured["accuracy_low"] > calibration.BELIEVED)
+    assert not measure(asked, [])["decides"]
+
+
+def test_the_lower_bound_is_wilsons():
+    assert measure(judge(lambda c: True))["accuracy_low"] == pytest.approx(20 / (20 + 1.96**2), abs=1e-4)
 
 
 def test_at_half_is_the_accuracy_where_the_judge_is_surest_and_undefined_without_scores():
     sure = judge(lambda c: number(c) < 10, lambda c: f"{30 - number(c)}.5 : -1")
-    assert calibration.measure(sure, COMPARISONS, "quality")["at_half"] == 1.0
+    assert measure(sure)["at_half"] == 1.0
     unsure = judge(lambda c: number(c) < 5, lambda c: f"{number(c)} : 0.0")
-    assert calibration.measure(unsure, COMPARISONS, "quality")["at_half"] == 0.0
-    bare = calibration.measure(judge(lambda c: True), COMPARISONS, "quality")["at_half"]
-    assert bare != bare, "NaN"
+    assert measure(unsure)["at_half"] == 0.0
+    assert math.isnan(measure(judge(lambda c: True))["at_half"])
 
 
 def test_every_judge_of_a_run_is_measured_once_and_the_reader_decides_fit(tmp_path, monkeypatch):
@@ -122,8 +113,7 @@ def test_every_judge_of_a_run_is_measured_once_and_the_reader_decides_fit(tmp_pa
     monkeypatch.setattr(calibration, "load_judge", lambda *_: pytest.fail("it was measured already"))
     pd.testing.assert_frame_equal(calibration.calibrate(run), table)
     pd.testing.assert_frame_equal(pd.read_csv(calibration.calibration_path(run)), table)
-    tests = ["persona fit", *calibration.DAMAGES, "reading of generated answers"]
-    assert list(table.judge) == ["oracle"] * 7 and list(table.test) == tests
+    assert list(table.judge) == ["oracle"] * 7 and table.test.iloc[0] == calibration.FIT
     decides = table.set_index("test").decides
     assert decides["persona fit"] and decides["answer to another question"]
     assert not decides["sentences reversed"] and not decides["facts contradicted"], "a rule cannot see them"

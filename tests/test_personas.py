@@ -1,13 +1,21 @@
-"""Persona inference: what counts as a persona, and resuming by row."""
+"""Persona inference: what is a persona, resuming by row; accuracy, preference and words by hand."""
 
+from __future__ import annotations
+
+import csv
+import math
+
+import pandas as pd
 import pytest
 
-from persona_lib.data import everyday, preference
+from persona_lib import show
+from persona_lib.data import everyday, preference, reader
+from persona_lib.data.official import load_official
 from persona_lib.models.generate import Completion
-from persona_lib.paper import personas
-from persona_lib.records import PreferencePair
+from persona_lib.paper import judges, personas
+from persona_lib.records import InferredPersona, Judgment, PreferencePair
 from persona_lib.settings import Run, load_profile, set_field
-from persona_lib.store import append_rows
+from persona_lib.store import write_rows
 
 PROFILE = set_field(load_profile("everyday"), pi_batch_size=2)
 PAIRS = [PreferencePair(f"row-{n}", f"Question {n}?", f"good {n}", f"bad {n}") for n in range(5)]
@@ -33,7 +41,6 @@ class Echo:
 @pytest.mark.parametrize(
     "raw, expected",
     [
-        ("The user is shy and prefers quiet.", ("The user is shy and prefers quiet.", "ok")),
         ("\n The user prefers quiet.\nPrompt: x", ("The user prefers quiet.", "ok")),
         ("", (None, "empty")),
         ("I can't help you with that.", (None, "refusal")),
@@ -43,7 +50,7 @@ class Echo:
         ("The user is very shy and very, very kind.", ("The user is very shy and very, very kind.", "ok")),
     ],
 )
-def test_parse_persona_types_every_answer(raw, expected):
+def test_every_answer_is_a_persona_or_has_a_reason_why_not(raw, expected):
     assert personas.parse_persona(raw, max_words=30) == expected
 
 
@@ -64,16 +71,7 @@ def test_a_killed_inference_resumes_at_the_missing_rows_and_ends_the_same(tmp_pa
     rest = Echo()
     assert personas.infer_personas(rest, PAIRS, "chosen", PROFILE, path) == whole
     assert len(rest.asked) == 3  # two of the three answered rows had been written
-
-
-def test_rows_of_another_side_of_the_file_are_not_asked_again(tmp_path):
-    path = tmp_path / "all.jsonl"
-    first = personas.infer_personas(Echo(), PAIRS, "chosen", PROFILE, path)
-    again = Echo()
-    assert personas.infer_personas(again, PAIRS[:2], "chosen", PROFILE, path) == first[:2]
-    assert not again.asked
-    append_rows(path, [])
-    assert personas.count_statuses(first) == {"ok": 5}
+    assert personas.infer_personas(Echo(0), PAIRS[:2], "chosen", PROFILE, path) == whole[:2], "none is asked"
 
 
 def test_the_shots_are_from_training_topics_one_dimension_each_the_same_for_every_run():
@@ -83,13 +81,10 @@ def test_the_shots_are_from_training_topics_one_dimension_each_the_same_for_ever
     assert len(found) == PROFILE.pi_shots == len({item.dimension for item in found})
     for item, (_, preferred, other, persona) in zip(found, shots, strict=True):
         assert item.split == "train" and "+" not in item.dimension
-        side = "a" if persona == item.persona_a else "b"
-        assert preferred == getattr(item, f"response_{side}") != other
-        assert {preferred, other} == {item.response_a, item.response_b} and persona == getattr(
-            item, f"persona_{side}"
-        )
+        side, against = ("a", "b") if persona == item.persona_a else ("b", "a")
+        assert persona == getattr(item, f"persona_{side}")
+        assert (preferred, other) == tuple(getattr(item, f"response_{s}") for s in (side, against))
     assert shots == personas.inference_shots(set_field(PROFILE, seeds=[3], datasets=["hhh"]))
-    assert len(personas.inference_shots(set_field(PROFILE, pi_shots=99))) == len(everyday.DIMENSIONS)
 
 
 def test_our_own_pairs_bring_personas_and_training_rows_are_asked_about_for_one_arm_only(
@@ -115,3 +110,197 @@ def test_our_own_pairs_bring_personas_and_training_rows_are_asked_about_for_one_
     assert personas.user_personas(plain).keys() == {
         pair.id for split in ("validation", "test") for pair in preference.load_pairs(plain)[split]
     }
+
+
+# --- accuracy and preference ---
+
+
+@pytest.fixture
+def inferred(tmp_path, monkeypatch):
+    """Eight pairs with the personas that they bring as inferred ones: open(persona_judge) -> run."""
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
+    monkeypatch.setattr(reader, "UNREADABLE", ())  # the texts of the pairs are read well on all dimensions
+    monkeypatch.setattr(judges, "format_of", lambda *source: None)
+
+    def open_run(judge: str, **texts) -> Run:
+        profile = set_field(load_profile("smoke"), pair_limit=8, bootstrap_samples=50, persona_judge=judge)
+        run = Run(profile, "everyday", 0)
+        preference.write_pairs(run)
+        known = everyday.personas(profile.majority_share, 0)
+        for side in ("chosen", "rejected"):
+            pairs = preference.load_pairs(run)["test"]
+            found = texts.get(side) or [known[pair.id][f"gold-{side}"] for pair in pairs]
+            rows = [
+                InferredPersona(pair.id, side, "m", text or None, "ok" if text else "empty", "")
+                for pair, text in zip(pairs, found, strict=True)
+            ]
+            write_rows(run.folder / "personas" / f"test-{side}.jsonl", rows)
+        return run
+
+    return open_run
+
+
+def accuracy_of(run: Run) -> pd.DataFrame:
+    """Judge a run's personas and return their accuracy by side."""
+    personas.judge_run(run)
+    return personas.accuracy_table(show.one_seed(run)).set_index("side")
+
+
+def test_true_personas_are_accurate_on_both_sides_and_missing_ones_count_against(inferred):
+    table = accuracy_of(inferred("oracle"))
+    assert (
+        table.loc[["chosen", "rejected"], ["accuracy", "n_contradicted"]].to_numpy().tolist() == [[1, 0]] * 2
+    )
+    table = accuracy_of(inferred("oracle", rejected=[""] * 8))
+    assert table.loc["rejected", ["n_missing", "n", "accuracy"]].tolist() == [8, 8, 0]
+    assert table.loc["chosen - rejected", "accuracy"] == 1
+
+
+def test_a_judge_that_always_names_the_first_response_contradicts_itself_and_is_counted(
+    inferred, monkeypatch
+):
+    def first(comparisons, rubric):
+        return [Judgment(c.id, "first", rubric, "A") for c in comparisons]
+
+    monkeypatch.setattr(personas, "load_judge", lambda run, name: first)
+    table = accuracy_of(inferred("oracle"))
+    assert table.loc["chosen", ["n_ties", "n_contradicted", "n"]].tolist() == [8, 8, 8]
+
+
+def test_without_a_judge_the_files_are_empty(inferred):
+    run = inferred("none")
+    assert all(len(pd.read_csv(path)) == 0 for path in personas.judge_run(run))
+    assert (
+        personas.accuracy_table(show.one_seed(run)).empty
+        and personas.preference_table(show.one_seed(run)).empty
+    )
+
+
+def write_items(run: Run, rows: list[tuple]) -> None:
+    path = run.folder / "tables" / personas.ITEMS
+    path.parent.mkdir(parents=True)
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([("id", "split", "side", "verdict", "contradicted"), *rows])
+
+
+def test_accuracy_counts_missing_personas_as_wrong(tmp_path, monkeypatch):
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
+    run = Run(set_field(load_profile("smoke"), bootstrap_samples=50), "everyday", 0)
+    verdicts = {"chosen": ["win", "win", "tie", ""], "rejected": ["loss", "win", "unparsed", "win"]}
+    write_items(run, [(f"r{i}", "test", side, v, v == "tie")
+                      for side, part in verdicts.items() for i, v in enumerate(part)])  # fmt: skip
+    table = personas.accuracy_table(run.profile)
+    chosen, rejected, gap = table.itertuples()
+    assert chosen.accuracy == 2.5 / 4 and chosen.n_missing == 1 and chosen.n == 4 and chosen.seeds == "0"
+    assert (chosen.n_ties, chosen.n_contradicted, rejected.n_contradicted) == (1, 1, 0)
+    assert rejected.accuracy == 2 / 4 and gap.accuracy == pytest.approx(0.5 / 4)
+    assert show.render("persona_accuracy", table)["ties by contradiction"].tolist()[:2] == ["1", "0"]
+    calm = table.assign(n_contradicted=0)
+    assert "ties by contradiction" not in show.render("persona_accuracy", calm)
+
+
+def test_an_items_file_of_another_shape_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
+    run = Run(load_profile("smoke"), "everyday", 0)
+    path = run.folder / "tables" / personas.ITEMS
+    path.parent.mkdir(parents=True)
+    path.write_text("id,verdict\nr0,win\n")
+    with pytest.raises(ValueError, match=r"persona_accuracy_items.csv: no column contradicted, side, split"):
+        personas.accuracy_table(run.profile)
+
+
+FOUR = {side: [f"The user is {side} {n}." for n in range(7)] + [""] for side in ("chosen", "rejected")}
+
+
+@pytest.mark.parametrize("judge", ["oracle", "none"])
+def test_without_a_judge_for_it_no_user_is_called_the_more_plausible(inferred, judge):
+    assert personas.judge_preferences(inferred(judge)) == []
+
+
+def test_the_backwards_judge_compares_both_users_of_a_pair(inferred, monkeypatch):
+    likely = {"The user is chosen 0.": 3.0, "The user is rejected 1.": 3.0}
+    monkeypatch.setattr(
+        judges.BackwardsJudge,
+        "scores",
+        lambda self, texts, adapted: [likely.get(text, 1.0) for _, text in texts],
+    )
+    run = inferred("backwards", **FOUR)
+    verdicts = [verdict for _, verdict in personas.judge_preferences(run)]
+    assert verdicts == ["win", "loss", *["tie"] * 5, None]
+    monkeypatch.setattr(personas, "judge_personas", lambda *given: [])
+    personas.judge_run(run)
+    (row,) = personas.preference_table(show.one_seed(run)).itertuples()
+    assert (row.win, row.tie, row.loss, row.n, row.n_missing, row.net) == (1, 5, 1, 7, 1, 0)
+
+
+def test_a_language_model_is_asked_in_both_orders_and_never_read_into(inferred, monkeypatch):
+    class Scripted:
+        name, tokenizer, answers = "scripted", None, [*"AAAAAAA", *"BAA", "hm", *"BBB"]
+
+        def generate(self, prompts, max_new_tokens, stop):
+            return [(n, Completion(self.answers.pop(0), "stop", 1)) for n in range(len(prompts))]
+
+    monkeypatch.setattr(personas, "load_generator", lambda run, role, size: Scripted())
+    verdicts = [verdict for _, verdict in personas.judge_preferences(inferred("lm", **FOUR))]
+    assert verdicts == ["win", "tie", "tie", "unparsed", *["win"] * 3, None]
+
+
+# --- words ---
+
+
+def z(*counts: float) -> float:
+    """A word's log-odds in standard errors."""
+    delta, error = personas.log_odds(*counts)
+    return delta / error
+
+
+def saliency(*sides, **how) -> dict:
+    return {row["word"]: row for row in personas.word_saliency(*sides, **how)}
+
+
+def test_word_shares_by_hand():
+    chosen = ["The user is to-the-point.", "Meticulous; meticulous"]
+    rows = saliency(chosen, ["to-the-point and concise", "To-the-point, the user"], min_count=2)
+    assert set(rows) == {"the", "user", "to-the-point", "meticulous"}  # "is", "and", "concise" occur once
+    assert (rows["to-the-point"]["n_chosen"], rows["to-the-point"]["n_rejected"]) == (1, 2)
+    assert rows["to-the-point"]["share_chosen"] == pytest.approx(1 / 3)
+    assert rows["meticulous"]["share_chosen"] == 1 and rows["meticulous"]["z"] > 0 > rows["to-the-point"]["z"]
+
+
+def test_words_are_ordered_by_share_then_evidence_and_few_words_give_none():
+    rows = saliency(["much much much much rare filler filler"], ["filler filler other"], min_count=1)
+    assert list(rows) == ["much", "rare", "filler", "other"]
+    assert personas.word_saliency([], []) == [] and personas.word_saliency(["one"], ["one"]) == []
+
+
+def test_log_odds_by_hand_with_all_words_as_prior():
+    # y 3 of 10 and 1 of 10, prior 1 of 5: log((4/11) / (2/13)) / sqrt(1/4 + 1/2)
+    assert z(3, 10, 1, 10, 1, 5) == pytest.approx(math.log(4 * 13 / (11 * 2)) / math.sqrt(0.75))
+    assert z(1, 10, 3, 10, 1, 5) == pytest.approx(-z(3, 10, 1, 10, 1, 5))
+    rows = saliency(
+        ["x x x x x x y y v", "x x"], ["y y y y x v", "y w"], min_count=2, prior_size=20
+    )  # 11 and 8 words
+    delta, error = personas.log_odds(8, 11, 1, 8, 20 * 9 / 19, 20)
+    x = rows["x"]
+    assert set(rows) == {"x", "y", "v"}, "w is in the totals only"
+    assert (x["log_odds"], x["z"]) == (pytest.approx(delta), pytest.approx(delta / error))
+    assert x["log_odds_low"] == pytest.approx(delta - 1.96 * error, abs=1e-4)
+    assert x["log_odds_high"] == pytest.approx(delta + 1.96 * error, abs=1e-4)
+    two_sided = {word: math.erfc(abs(row["z"]) / math.sqrt(2)) for word, row in rows.items()}
+    assert x["p_holm"] == pytest.approx(3 * two_sided["x"]), "Holm: the smallest of three"
+
+
+def test_words_that_mark_the_authors_personas_are_those_known(official_data, monkeypatch):
+    rows = [r for split in load_official(official_data, "beavertails").values() for r in split]
+    sides = [
+        [r.personas[f"gold-{s}"] for r in rows if r.personas[f"gold-{s}"]] for s in ("chosen", "rejected")
+    ]
+    words = saliency(*sides)
+    assert words["to-the-point"]["share_chosen"] < 0.1
+    assert words["multi-faceted"]["share_chosen"] > 0.75 and words["multi-step"]["share_chosen"] > 0.8
+    assert words["concise"]["p_holm"] < 1e-6 and words["multi-faceted"]["p_holm"] < 1e-4
+    assert math.isclose(words["concise"]["share_chosen"], 1 - 0.89, abs_tol=0.03)
+    monkeypatch.setenv("PERSONA_DATA", str(official_data))
+    table = personas.released_words(load_profile("authors"))
+    assert set(table.dataset) == {"beavertails", "hhh"} and (table.p_holm < 0.05).any()
+    assert ((table.z > 0) == (table.side == "chosen")).all()

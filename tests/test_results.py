@@ -17,7 +17,6 @@ from persona_lib.beyond import claims
 from persona_lib.data.reader import quality
 from persona_lib.intervals import sign_test
 from persona_lib.paper import judging, results
-from persona_lib.paper import personas as personas_module
 from persona_lib.paper.answers import matchups
 from persona_lib.records import TailoringRow
 from persona_lib.settings import Run, load_profile
@@ -215,32 +214,3 @@ def test_every_primary_aim_is_answered_in_a_finished_world(world):
     assert set(asked[~asked.aim.str.contains("dPQ")].met) <= {"yes", "no", "reported"}
     retrieved = table[table["where"].str.contains("retrieved") & table.aim.str.contains("net win rate")]
     assert set(retrieved.met) == {"not run"}
-
-
-# --- persona accuracy ---
-
-
-def write_items(profile, text):
-    path = Run(profile, "everyday", 0).folder / "tables" / "persona_accuracy_items.csv"
-    store.write_text(path, text)
-
-
-def test_accuracy_counts_missing_personas_as_wrong(profile):
-    verdicts = {"chosen": ["win", "win", "tie", ""], "rejected": ["loss", "win", "unparsed", "win"]}
-    rows = [
-        f"r{i},test,{side},{v},{v == 'tie'}" for side, part in verdicts.items() for i, v in enumerate(part)
-    ]
-    write_items(profile, "\n".join(["id,split,side,verdict,contradicted", *rows]) + "\n")
-    table = personas_module.accuracy_table(profile)
-    chosen = line(table, side="chosen")
-    assert (chosen.accuracy, chosen.n_missing, chosen.n, chosen.seeds) == (2.5 / 4, 1, 4, "0")
-    assert (chosen.n_ties, chosen.n_contradicted, line(table, side="rejected").n_contradicted) == (1, 1, 0)
-    assert show.render("persona_accuracy", table)["ties by contradiction"].tolist()[:2] == ["1", "0"]
-    assert line(table, side="rejected").accuracy == 2 / 4
-    assert line(table, side="chosen - rejected").accuracy == pytest.approx(0.5 / 4)
-
-
-def test_an_items_file_of_another_shape_is_named(profile):
-    write_items(profile, "id,verdict\nr0,win\n")
-    with pytest.raises(ValueError, match=r"persona_accuracy_items.csv: no column contradicted, side, split"):
-        personas_module.accuracy_table(profile)

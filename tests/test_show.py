@@ -14,11 +14,10 @@ from tiny import tiny_run
 from persona_lib import figures, show
 from persona_lib.data import everyday, reader
 from persona_lib.data.preference import load_pairs, write_pairs
-from persona_lib.paper import personas as personas_module
 from persona_lib.paper import results
 from persona_lib.paper.answers import generation_folder, grid
 from persona_lib.paper.judging import forget_judged, judge_all
-from persona_lib.records import SIDES, Generation, InferredPersona, Judgment
+from persona_lib.records import SIDES, Generation, InferredPersona
 from persona_lib.settings import Run, load_profile, open_run, set_field
 from persona_lib.store import mark_done, write_rows
 
@@ -214,23 +213,6 @@ def test_history_joins_both_logs_of_an_epoch_and_marks_the_kept_one(run):
 # --- personas ---
 
 
-def test_a_judge_that_always_names_the_first_response_contradicts_itself(run, monkeypatch):
-    def first(comparisons, rubric):
-        return [Judgment(c.id, "first", rubric, "A") for c in comparisons]
-
-    monkeypatch.setattr(personas_module, "load_judge", lambda run, name: first)
-    items = show.accuracy_items(run)
-    assert set(items.verdict) == {"tie"} and items.contradicted.all()
-
-
-def test_true_personas_are_accurate_on_both_sides_and_missing_ones_are_not(run):
-    assert set(show.accuracy_items(run).verdict) == {"win"}
-    rows = [InferredPersona(p.id, "rejected", "hand", None, "empty", "") for p in load_pairs(run)["test"]]
-    write_rows(run.folder / "personas" / "test-rejected.jsonl", rows)
-    items = show.accuracy_items(run)
-    assert items[items.side == "rejected"].verdict.isna().all()
-
-
 def test_the_inference_prompt_prefers_the_response_of_the_asked_side(run):
     pair = load_pairs(run)["test"][0]
     for side, wanted in (("chosen", pair.chosen), ("rejected", pair.rejected)):
@@ -246,6 +228,23 @@ def test_one_run_is_a_profile_of_one_seed_for_the_tables_of_results(answered):
     assert table.loc["gold-rejected", ["p_win", "p_tie", "p_loss", "p_net"]].tolist() == [8, 0, 0, 1.0]
     assert table.loc["gold-chosen", ["p_win", "p_tie", "p_loss"]].tolist() == [0, 8, 0]
     assert table.loc["user-rejected", "p_win"] == 8 and set(table.n_seeds) == {1}
+
+
+def test_examples_stand_side_by_side_and_unfinished_runs_are_left_out(answered):
+    pair = load_pairs(answered)["test"][1]
+    table = results.example_table(show.one_seed(answered))
+    mine = table[(table.id == pair.id) & table.eval_persona.str.startswith("user")]
+    assert mine.eval_persona.tolist() == ["user-chosen", "user-rejected"]
+    assert mine.plain_dpo.tolist() == [pair.chosen, pair.chosen]
+    assert mine.pt_dpo.tolist() == [pair.chosen, pair.rejected]
+    page = show.answers_text(mine)
+    assert page.count(pair.prompt) == 1 and page.count(pair.rejected) == 1
+    spec = next(spec for spec in grid(answered) if spec.slug == "dpo-none.user-chosen.first_person")
+    marker = generation_folder(answered, spec) / "done.json"
+    marker.rename(marker.with_name("away.json"))
+    left = set(results.example_table(show.one_seed(answered)).eval_persona)
+    marker.with_name("away.json").rename(marker)
+    assert left == {"gold-chosen", "gold-rejected", "user-rejected"}
 
 
 def test_the_grid_and_one_prompt_show_every_run_of_an_arm_and_loops_are_named(answered):

@@ -26,14 +26,14 @@ FILES = {
 }
 DECIDED = {
     "pairs": (1, "c530e3ee1ace7065"),
-    "personas": (1, "e2ea6f0f0e9579bc"),
+    "personas": (1, "40fc31dcf8be2bca"),
     "tailoring": (1, "c3ccefa36967987a"),
     "training": (1, "bfe73f3a039b302b"),
     "answers": (1, "17a541c71c9ab10f"),
-    "judging": (1, "51d2999432bf5564"),
+    "judging": (1, "03ae70f01a25170f"),
     "swap": (1, "249e0dc4bf23e9da"),
-    "calibration": (1, "3bd87c6412325426"),
-    "rejudged": (1, "506e82f3d997727e"),
+    "calibration": (1, "ee8baf78d0d4c345"),
+    "rejudged": (1, "9aa39f14e07f56f8"),
 }
 
 

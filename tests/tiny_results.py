@@ -80,17 +80,9 @@ def fill_personas(run: Run, rows: list[TailoringRow]) -> None:
         ]
         store.write_rows(run.folder / "personas" / f"test-{side}.jsonl", personas)
     judged = Run(set_field(run.profile, persona_judge="oracle"), run.dataset, run.seed)
-    accuracy = [
-        (name, "test", side, verdict or "", contradicted)
-        for side in SIDES
-        for name, verdict, contradicted in personas_module.accuracy_verdicts(judged, "test", side)
-    ]
+    personas_module.judge_run(judged)
     preferred = [(row.id, "loss" if n % 3 else "win") for n, row in enumerate(rows)]
-    tables = run.folder / "tables"
-    write_csv(
-        tables / "persona_accuracy_items.csv", ["id", "split", "side", "verdict", "contradicted"], accuracy
-    )
-    write_csv(tables / "persona_preference_items.csv", ["id", "verdict"], preferred)
+    write_csv(run.folder / "tables" / personas_module.PREFERENCES, ["id", "verdict"], preferred)
 
 
 def write_csv(path: Path, head: list[str], rows: list[tuple]) -> None:

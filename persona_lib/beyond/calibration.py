@@ -8,9 +8,10 @@ A judge whose accuracy has a 95 % lower bound of at most ``BELIEVED`` is shown b
 
 from __future__ import annotations
 
+import math
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +20,8 @@ from persona_lib import store
 from persona_lib.data.reader import UNREADABLE, shows
 from persona_lib.intervals import position_inconsistent, verdict_of, wilson_interval
 from persona_lib.paper.answers import eval_rows
-from persona_lib.paper.judges import Judge, load_judge, persona_judge_of
-from persona_lib.paper.judging import judge_both, judge_key
+from persona_lib.paper.judges import load_judge, persona_judge_of
+from persona_lib.paper.judging import judge_key, judge_rubric
 from persona_lib.records import SIDES, Judgment, PairwiseComparison, Rubric, TailoringRow
 from persona_lib.settings import FACTS, Run
 from persona_lib.store import VERSIONS
@@ -36,70 +37,45 @@ SENTENCE = re.compile(r"(?<=[.!?])\s+|\n")
 MODAL = re.compile(r"\b(is|are|can|will|should|must|does|may|was|has)\b")
 
 
-# --- damaged copies ---
-
-
-def other_answer(row: TailoringRow, rows: Sequence[TailoringRow], number: int) -> str:
-    """The answer to another question."""
-    return rows[(number + len(rows) // 2) % len(rows)].chosen
-
-
-def cut(row: TailoringRow, rows: Sequence[TailoringRow], number: int) -> str:
-    """The answer, broken off in the middle of a sentence."""
-    words = row.chosen.split(" ")
-    return " ".join(words[: max(3, len(words) // 2)]).rstrip(".!?:;,")
-
-
-def shuffled(row: TailoringRow, rows: Sequence[TailoringRow], number: int) -> str:
-    """The answer with its sentences in reverse order."""
-    return " ".join(reversed(SENTENCE.split(row.chosen.strip())))
-
-
-def contradicted(row: TailoringRow, rows: Sequence[TailoringRow], number: int) -> str:
-    """The answer with a "not" in each sentence: advice and facts turned round."""
-    sentences = []
-    for sentence in SENTENCE.split(row.chosen.strip()):
-        turned = MODAL.sub(r"\1 not", sentence, count=1)
-        sentences.append(turned if turned != sentence else f"Do not {sentence[:1].lower()}{sentence[1:]}")
-    return " ".join(sentences)
-
-
-def repeated(row: TailoringRow, rows: Sequence[TailoringRow], number: int) -> str:
-    """The answer's first sentence over and over."""
-    first = SENTENCE.split(row.chosen.strip())[0]
-    return " ".join([first] * 4)
-
-
-DAMAGES: dict[str, Callable[[TailoringRow, Sequence[TailoringRow], int], str]] = {
-    "answer to another question": other_answer,
-    "cut in the middle": cut,
-    "sentences reversed": shuffled,
-    "facts contradicted": contradicted,
-    "first sentence repeated": repeated,
-}
-
-
 # --- comparisons whose answer is known; the first response is the right one ---
+
+
+def contradicted(sentence: str) -> str:
+    """Return a sentence with a "not": advice and facts turned round."""
+    turned = MODAL.sub(r"\1 not", sentence, count=1)
+    return turned if turned != sentence else f"Do not {sentence[:1].lower()}{sentence[1:]}"
+
+
+def damaged(text: str, other: str) -> dict[str, str]:
+    """Return the damaged copies of a response by kind; ``other`` answers another question."""
+    words, sentences = text.split(" "), SENTENCE.split(text.strip())
+    return {
+        "answer to another question": other,
+        "cut in the middle": " ".join(words[: max(3, len(words) // 2)]).rstrip(".!?:;,"),
+        "sentences reversed": " ".join(reversed(sentences)),
+        "facts contradicted": " ".join(map(contradicted, sentences)),
+        "first sentence repeated": " ".join(sentences[:1] * 4),
+    }
+
+
+def damaged_comparisons(rows: Sequence[TailoringRow]) -> dict[str, list[PairwiseComparison]]:
+    """Return, per kind of damage and row, the written response and its damaged copy."""
+    rows, found = [row for row in rows if row.chosen], {}
+    for number, row in enumerate(rows):
+        other = rows[(number + len(rows) // 2) % len(rows)].chosen
+        for damage, text in damaged(row.chosen, other).items():
+            comparison = PairwiseComparison(row.id, row.prompt, None, row.chosen, text)
+            found.setdefault(damage, []).append(comparison)
+    return found
 
 
 def gold_comparisons(rows: Sequence[TailoringRow]) -> list[PairwiseComparison]:
     """Return, per row and side, the persona with its own response first."""
-    found = []
-    for row in rows:
-        texts = {"chosen": (row.chosen, row.rejected), "rejected": (row.rejected, row.chosen)}
-        for side in SIDES:
-            persona = row.personas.get(f"gold-{side}")
-            if persona and row.chosen and row.rejected:
-                found.append(PairwiseComparison(f"{row.id}/{side}", row.prompt, persona, *texts[side]))
-    return found
-
-
-def damaged_comparisons(rows: Sequence[TailoringRow], damage: str) -> list[PairwiseComparison]:
-    """Return, per row, the written response and its damaged copy."""
-    rows = [row for row in rows if row.chosen]
     return [
-        PairwiseComparison(row.id, row.prompt, None, row.chosen, DAMAGES[damage](row, rows, n))
-        for n, row in enumerate(rows)
+        PairwiseComparison(f"{row.id}/{side}", row.prompt, persona, *texts)
+        for row in rows
+        for side, texts in zip(SIDES, ((row.chosen, row.rejected), (row.rejected, row.chosen)), strict=True)
+        if (persona := row.personas.get(f"gold-{side}")) and all(texts)
     ]
 
 
@@ -112,27 +88,34 @@ def score_of(judgment: Judgment) -> float | None:
     return abs(float(parts[1]) - float(parts[2])) if parts else None
 
 
-def measure(judge: Judge, comparisons: Sequence[PairwiseComparison], rubric: Rubric) -> dict[str, Any]:
-    """Return how often the judge names the first response, in both orders; a tie counts one half.
+def accuracy_columns(values: Sequence[float]) -> dict[str, Any]:
+    """Return n, the mean of values (1: right, 1/2: a tie), its Wilson interval, and whether it decides."""
+    n, right = len(values), sum(values)
+    low, high = wilson_interval(right, n) if n else (math.nan, math.nan)
+    found = {"n": n, "accuracy": right / n if n else math.nan, "accuracy_low": low, "accuracy_high": high}
+    return found | {
+        "at_half": math.nan,
+        "ties": 0,
+        "contradicted": 0,
+        "unparsed": 0,
+        "decides": low > BELIEVED,
+    }
+
+
+def measure(judged: Sequence[tuple[Judgment, Judgment]]) -> dict[str, Any]:
+    """Return how often a judge names the first response, in both orders; a tie counts one half.
 
     ``at_half`` is the accuracy in the half of the comparisons with the larger score difference.
     """
-    judged = judge_both(judge, comparisons, rubric)
-    values = [{"win": 1.0, "tie": 0.5}.get(verdict_of(*pair), 0.0) for pair in judged]
-    sure = [score_of(pair[0]) for pair in judged]
-    n = len(values)
-    low, high = wilson_interval(sum(values), n) if n else (float("nan"), float("nan"))
-    order = sorted(range(n), key=lambda i: -(sure[i] or 0.0))[: n // 2] if n and None not in sure else []
-    return {
-        "n": n,
-        "accuracy": sum(values) / n if n else float("nan"),
-        "accuracy_low": low,
-        "accuracy_high": high,
-        "at_half": sum(values[i] for i in order) / len(order) if order else float("nan"),
-        "ties": sum(verdict_of(*pair) == "tie" for pair in judged),
+    verdicts = [verdict_of(*pair) for pair in judged]
+    values = [{"win": 1.0, "tie": 0.5}.get(verdict, 0.0) for verdict in verdicts]
+    sure = [score_of(first) for first, _ in judged]
+    surest = [] if None in sure else sorted(range(len(sure)), key=lambda i: -sure[i])[: len(sure) // 2]
+    return accuracy_columns(values) | {
+        "at_half": sum(values[i] for i in surest) / len(surest) if surest else math.nan,
+        "ties": verdicts.count("tie"),
         "contradicted": sum(position_inconsistent(*pair) for pair in judged),
-        "unparsed": sum(verdict_of(*pair) == "unparsed" for pair in judged),
-        "decides": low > BELIEVED,
+        "unparsed": verdicts.count("unparsed"),
     }
 
 
@@ -150,38 +133,31 @@ def labelled() -> list[tuple[str, str, str]]:
 def reading_accuracy() -> dict[str, Any]:
     """Return how often the reader agrees with the blind labels ("neither" is one) where it judges."""
     kept = [line for line in labelled() if line[0] not in UNREADABLE]
-    right = [(shows(dimension, text) or "neither") == label for dimension, label, text in kept]
-    low, high = wilson_interval(sum(right), len(right))
-    found = {"n": len(right), "accuracy": sum(right) / len(right), "accuracy_low": low, "accuracy_high": high}
-    return found | {
-        "at_half": float("nan"),
-        "ties": 0,
-        "contradicted": 0,
-        "unparsed": 0,
-        "decides": low > BELIEVED,
-    }
+    return accuracy_columns([(shows(name, text) or "neither") == label for name, label, text in kept])
 
 
 def calibrate(run: Run, limit: int = 64) -> pd.DataFrame:
     """Measure every judge of a run and write ``tables/calibration.csv``; one line per judge and test.
 
-    A run that was measured already is read: a served judge is asked once.
+    Judging resumes as in ``judging.judge_rubric``; a run that was measured already is read.
     """
     import pandas as pd
 
     folder, key = run.folder / "calibration", calibration_key(run, limit)
     if store.is_done(folder, key) and calibration_path(run).exists():
         return pd.read_csv(calibration_path(run))
+    store.clear_unless(folder, key)
     rows = random.Random("calibration").sample(found := eval_rows(run), min(limit, len(found)))
     lines = []
     for name in dict.fromkeys(judges_of(run).values()):
-        judge = load_judge(run, name)
-        tests = {FIT: ("personalization", gold_comparisons(rows))}
+        judge, tests = load_judge(run, name), {FIT: gold_comparisons(rows)}
         if name == run.profile.judge:
-            tests |= {damage: ("quality", damaged_comparisons(rows, damage)) for damage in DAMAGES}
-        for test, (rubric, comparisons) in tests.items():
-            head = {"judge": name, "rubric": rubric, "test": test}
-            lines.append(head | measure(judge, comparisons, rubric))
+            tests |= damaged_comparisons(rows)
+        for test, comparisons in tests.items():
+            rubric: Rubric = "personalization" if test == FIT else "quality"
+            path = folder / f"{name}-{test.replace(' ', '-')}.jsonl"
+            judged = judge_rubric(judge, comparisons, rubric, path)
+            lines.append({"judge": name, "rubric": rubric, "test": test} | measure(judged))
         if name == "oracle":
             lines.append({"judge": name, "rubric": "personalization", "test": READING} | reading_accuracy())
     table = pd.DataFrame(lines)

@@ -32,8 +32,8 @@ from persona_lib.intervals import (
     rank_correlation,
 )
 from persona_lib.models.generate import cut_at_stop
-from persona_lib.paper.judges import RUBRICS, model_judge
-from persona_lib.paper.judging import RUBRIC_NAMES, agreement_row, judge_comparisons, judge_key
+from persona_lib.paper.judges import model_judge
+from persona_lib.paper.judging import RUBRIC_NAMES, RUBRICS, agreement_row, judge_comparisons, judge_key
 from persona_lib.paper.results import Row, inconsistent, verdict_counts
 from persona_lib.paper.swap import flip_and_did
 from persona_lib.prompts import STOP

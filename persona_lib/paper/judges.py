@@ -1,4 +1,8 @@
-"""Judges: which of two responses suits a prompt and a persona better, or is of higher quality."""
+"""The judges of answers and of personas (paper section 5): rules, language models, inference backwards.
+
+A judge is a function (comparisons, rubric) -> judgments, one per comparison; ``JUDGES`` holds them by name.
+An answer that names no winner, or two, leaves the comparison without one: nothing is read into it.
+"""
 
 from __future__ import annotations
 
@@ -38,14 +42,7 @@ from persona_lib.prompts import (
     relevance_query,
     tailoring_prompt,
 )
-from persona_lib.records import (
-    SIDES,
-    DataError,
-    Judgment,
-    PairwiseComparison,
-    Rubric,
-    TailoringRow,
-)
+from persona_lib.records import SIDES, DataError, Judgment, PairwiseComparison, Rubric, TailoringRow
 from persona_lib.settings import (
     ConfigError,
     Profile,
@@ -55,14 +52,95 @@ from persona_lib.settings import (
     results_dir,
     results_root,
 )
-from persona_lib.store import (
-    VERSIONS,
-    file_hash,
-)
+from persona_lib.store import VERSIONS, file_hash
 
-# --- Any chat model as a judge, with a prompt of ours: it gives a reason and then its verdict, as JSON ---
-# Where the server can hold its answer to a schema it is asked to; where it cannot, the same prompt asks for
-# the same JSON, and what comes is read strictly. An answer that names no winner, or two, stays unparsed.
+Judge = Callable[[Sequence[PairwiseComparison], Rubric], list[Judgment]]
+Render = Callable[[PairwiseComparison, Rubric], str]
+
+
+def scored(id: str, judge: str, rubric: Rubric, a: float, b: float, form: str = ".4f") -> Judgment:
+    """Return the judgment of two scores, which become its feedback; equal scores are a tie."""
+    winner = None if a == b else "A" if a > b else "B"
+    return Judgment(id, judge, rubric, winner, winner is None, f"{a:{form}} : {b:{form}}")
+
+
+def oracle_judge() -> Judge:
+    """Return the judge that reads answers to ``everyday`` by rule; it can call a tie.
+
+    What a persona wants is known from the data (``everyday.wishes``). A persona that the data do not hold
+    is a tie.
+    """
+    wishes = everyday.wishes()
+
+    def score(c: PairwiseComparison, rubric: Rubric, text: str) -> float:
+        return (
+            fit(wishes.get(c.persona or "", ()), text)
+            if rubric == "personalization"
+            else quality(c.prompt, text)
+        )
+
+    def judge(comparisons: Sequence[PairwiseComparison], rubric: Rubric) -> list[Judgment]:
+        both = [(c, score(c, rubric, c.response_a), score(c, rubric, c.response_b)) for c in comparisons]
+        return [scored(c.id, "oracle", rubric, a, b, "g") for c, a, b in both]
+
+    return judge
+
+
+# --- Language models: a letter, JSON, or Prometheus-2's format ---
+
+
+def text_judge(
+    generator: Any,
+    max_new_tokens: int,
+    render: Render,
+    parse: Callable[[str], str | None],
+    stop: tuple[str, ...] = (),
+    sampling: tuple[Sampling | None, int] = (None, 1),
+    **settings: Any,
+) -> Judge:
+    """Return a judge that asks a text generator: ``render`` writes its prompt, ``parse`` reads its answer.
+
+    ``sampling`` is (how to sample, None: greedily; how often to ask at most): an answer without a verdict is
+    sampled again with the next seed. ``settings`` go to the generator.
+    """
+    how, attempts = sampling
+
+    def judge(comparisons: Sequence[PairwiseComparison], rubric: Rubric) -> list[Judgment]:
+        prompts = [render(c, rubric) for c in comparisons]
+        answers: dict[int, str] = {}
+        for attempt in range(attempts):
+            left = [n for n in range(len(prompts)) if parse(answers.get(n, "")) is None]
+            drawn = {"sampling": how.with_seed(how.seed + attempt)} if how else {}
+            asked = [prompts[n] for n in left]
+            done = generator.generate(asked, max_new_tokens, stop, **settings, **drawn) if left else ()
+            answers |= {left[place]: completion.text for place, completion in done}
+        return [
+            Judgment(c.id, generator.name, rubric, parse(answers[n]), feedback=answers[n])
+            for n, c in enumerate(comparisons)
+        ]
+
+    return judge
+
+
+def parse_letter(text: str) -> str | None:
+    """Read "A" or "B" at the start of an answer; None if it says neither."""
+    word = text.strip().lstrip("*([").split(maxsplit=1)[:1]
+    return next((letter for letter in ("A", "B") if word and word[0].rstrip(".):]*,") == letter), None)
+
+
+def response_question(c: PairwiseComparison, rubric: Rubric) -> str:
+    """Return the prompt that asks for the letter of the better of two responses."""
+    return judge_prompt(rubric, c.prompt, c.persona, c.response_a, c.response_b)
+
+
+def letter_judge(
+    generator: Any,
+    max_new_tokens: int = 4,
+    asked: Callable[[str], str] = str,
+    render: Render = response_question,
+) -> Judge:
+    """Return a judge that asks, greedily, for "A" or "B"; ``asked`` puts a prompt into a chat format."""
+    return text_judge(generator, max_new_tokens, lambda *c: asked(render(*c)), parse_letter, ("\n",))
 
 
 SCHEMA: dict[str, Any] = {
@@ -97,44 +175,29 @@ def parse_choice(text: str) -> str | None:
     return named[0] if named[0] in ("A", "B") and all(winner == named[0] for winner in named) else None
 
 
-def chat_judge(
-    generator: Any, max_new_tokens: int, asked: Callable[[str], str] = str
-) -> Callable[[Sequence[PairwiseComparison], Rubric], list[Judgment]]:
-    """Return a judge (see ``judge``) that asks a chat model, greedily, for a reason and a winner.
+def chat_judge(generator: Any, max_new_tokens: int, asked: Callable[[str], str] = str) -> Judge:
+    """Return a judge that asks a chat model, greedily, for a reason and then a winner, as JSON.
 
-    ``asked`` frames the prompt, for a model that is loaded here. A generator that ``takes_schema`` gets ours.
+    A generator that ``takes_schema`` (a server that can hold its answers to one) gets ours.
     """
-    structured = {"schema": SCHEMA} if getattr(generator, "takes_schema", False) else {}
 
-    def judge(comparisons: Sequence[PairwiseComparison], rubric: Rubric) -> list[Judgment]:
-        prompts = [
-            asked(chat_judge_prompt(rubric, c.prompt, c.persona, c.response_a, c.response_b))
-            for c in comparisons
-        ]
-        answers = dict(generator.generate(prompts, max_new_tokens, (), **structured))
-        return [
-            Judgment(c.id, generator.name, rubric, parse_choice(answers[n].text), feedback=answers[n].text)
-            for n, c in enumerate(comparisons)
-        ]
+    def render(c: PairwiseComparison, rubric: Rubric) -> str:
+        return asked(chat_judge_prompt(rubric, c.prompt, c.persona, c.response_a, c.response_b))
 
-    return judge
+    schema = {"schema": SCHEMA} if getattr(generator, "takes_schema", False) else {}
+    return text_judge(generator, max_new_tokens, render, parse_choice, **schema)
 
 
-# --- Prometheus-2 as a judge: relative grading in its own prompt format, with two ways of decoding ---
-# The format's text is not ours (Apache-2.0, the authors of prometheus-eval) and is not in this repository:
-# it is read from the installed package ``prometheus-eval``, or fetched from its pinned public file, and
-# checked. Criteria and instructions are worded by us, unless a file of the user's words them
-# (``judge_texts``).
-
-
+# Prometheus-2's format is not ours (Apache-2.0, the authors of prometheus-eval) and not in this repository:
+# it is read from the installed package ``prometheus-eval`` 0.1.20, or fetched from its pinned public file,
+# and checked.
 HOME = (
     "https://raw.githubusercontent.com/prometheus-eval/prometheus-eval/"
     "485d2b4eaeebbebf991d76ab6698bdd94799e213/libs/prometheus-eval/prometheus_eval/prompts.py"
 )
-# Of version 0.1.20 of the package; the public file is held to it, too.
 SHA256 = "aabcaa9f012108bbd19cc9528dab9f313325fdf89711919a67f20ef94cd50914"
 Texts = Mapping[str, Mapping[str, str]]
-# By rubric: what is judged, and what the responses are said to answer.
+# Worded by us, by rubric: what is judged, and what the responses are said to answer.
 TEXTS: Texts = {
     "personalization": {
         "criterion": "[Does the response answer the request, and does it suit the person who asks?]",
@@ -145,12 +208,12 @@ TEXTS: Texts = {
         "instruction": "Respond to this request.\nRequest: {prompt}",
     },
 }
-PARTS = {"criterion": (), "instruction": ("{prompt}",)}  # of a text: what has to stand in it
+PLACES = re.compile(r"\{prompt\}|\{persona\}")
 # How the verdict ends an answer. Anything else stays unparsed.
 VERDICT = re.compile(
     r"\[?\bresult\]?\s*:?\s*(?:response\s+)?[(\[]?\s*([AB])\s*[)\]]?\s*\.?\s*$", re.IGNORECASE
 )
-# "official": what the authors' code did silently, the package's defaults. None: greedy.
+# "official": what the authors' code did silently, the package's defaults.
 DECODING: dict[str, tuple[Sampling | None, int]] = {
     "deterministic": (None, 1),
     "official": (Sampling(temperature=1.0, top_p=0.9, repetition_penalty=1.03, seed=0), 10),
@@ -193,9 +256,9 @@ def load_templates(path: Path | None = None) -> tuple[str, str]:
 def read_texts(path: str, dataset: str) -> Texts:
     """Read criteria and instructions from a YAML file (``judge_texts``) for a data set; "": ours.
 
-    The file has ``quality`` and ``personalization``, each with ``criterion`` and ``instruction``, where
-    {prompt} and {persona} stand for the row's; a block named like a data set may word any of them otherwise
-    for it. Raises ConfigError that names file, place and mend.
+    The file has the blocks of ``TEXTS``, in which {prompt} and {persona} stand for the row's; a block named
+    like a data set may word any of them otherwise for it. Raises ConfigError that names file, place and
+    what is wrong.
     """
     if not path:
         return TEXTS
@@ -208,47 +271,42 @@ def read_texts(path: str, dataset: str) -> Texts:
     if not isinstance(read, dict):
         raise ConfigError(f"{path}: should have the blocks {' and '.join(TEXTS)}")
     own = read.get(dataset) or {}
-    return {rubric: rubric_texts(path, rubric, read.get(rubric), own.get(rubric)) for rubric in TEXTS}
-
-
-def rubric_texts(path: str, rubric: str, general: Any, special: Any) -> dict[str, str]:
-    """Return a rubric's texts, the data set's own before the general ones, checked."""
-    found = {**(general or {}), **(special or {})}
-    if unknown := found.keys() - PARTS.keys():
-        raise ConfigError(f"{path}: {rubric}: {sorted(unknown)[0]!r}: use {' and '.join(PARTS)}")
-    for part, held in PARTS.items():
-        text = found.get(part)
-        if not isinstance(text, str) or not text.strip():
-            raise ConfigError(f"{path}: {rubric}: {part}: {text!r}; should be a text")
-        held = (*held, "{persona}") if (rubric, part) == ("personalization", "instruction") else held
-        if lacking := [name for name in held if name not in text]:
-            raise ConfigError(f"{path}: {rubric}: {part}: {lacking[0]} does not stand in it")
+    found = {rubric: {**(read.get(rubric) or {}), **(own.get(rubric) or {})} for rubric in TEXTS}
+    for rubric, texts in found.items():
+        check_texts(f"{path}: {rubric}", texts, TEXTS[rubric])
     return found
 
 
-def instruction(rubric: Rubric, comparison: PairwiseComparison, texts: Texts = TEXTS) -> str:
-    """Return what the responses are said to answer; the persona is shown for personalization only.
-
-    A comparison without a persona is always shown as for quality.
-    """
-    shown = rubric if comparison.persona else "quality"
-    words = {"{prompt}": comparison.prompt, "{persona}": comparison.persona or ""}
-    return re.sub(r"\{prompt\}|\{persona\}", lambda found: words[found[0]], texts[shown]["instruction"])
+def check_texts(where: str, texts: Mapping[str, Any], ours: Mapping[str, str]) -> None:
+    """Raise ConfigError unless a rubric's texts are those that ours are, with the same places to fill."""
+    if unknown := texts.keys() - ours.keys():
+        raise ConfigError(f"{where}: {sorted(unknown)[0]!r}: use {' and '.join(ours)}")
+    for part, wording in ours.items():
+        text = texts.get(part)
+        if not isinstance(text, str) or not text.strip():
+            raise ConfigError(f"{where}: {part}: {text!r}; should be a text")
+        if lacking := [place for place in PLACES.findall(wording) if place not in text]:
+            raise ConfigError(f"{where}: {part}: {lacking[0]} does not stand in it")
 
 
 def prometheus_prompt(
     templates: tuple[str, str],
     rubric: Rubric,
-    comparison: PairwiseComparison,
+    c: PairwiseComparison,
     chat: bool = False,
     texts: Texts = TEXTS,
 ) -> str:
-    """Render a comparison; without ``chat``, in Mistral's own marks (the tokenizer adds BOS)."""
+    """Render a comparison; without ``chat``, in Mistral's own marks (the tokenizer adds BOS).
+
+    The persona is shown for personalization only; a comparison without one is always asked as for quality.
+    """
     system, template = templates
+    words = {"{prompt}": c.prompt, "{persona}": c.persona or ""}
+    asked = texts[rubric if c.persona else "quality"]["instruction"]
     user = template.format(
-        instruction=instruction(rubric, comparison, texts),
-        response_A=comparison.response_a.strip(),
-        response_B=comparison.response_b.strip(),
+        instruction=PLACES.sub(lambda found: words[found[0]], asked),
+        response_A=c.response_a.strip(),
+        response_B=c.response_b.strip(),
         rubric=texts[rubric]["criterion"],
     )
     return f"{system}\n{user}" if chat else f"[INST] {system}\n{user} [/INST]"
@@ -267,44 +325,40 @@ def prometheus_judge(
     chat: bool = False,
     templates: tuple[str, str] | None = None,
     texts: Texts = TEXTS,
-) -> Callable[[Sequence[PairwiseComparison], Rubric], list[Judgment]]:
-    """Return a judge (see ``judge``) that grades as Prometheus-2 was trained to.
+) -> Judge:
+    """Return a judge that grades as Prometheus-2 was trained to: relative grading without a reference.
 
-    "deterministic" decodes greedily, once. "official" samples, and samples answers without a verdict again,
-    up to ten times in all; what is still unreadable then has winner None.
+    "deterministic" decodes greedily, once. "official" samples, up to ten times until there is a verdict.
     """
     templates = templates or load_templates()
-    sampling, attempts = DECODING[decoding]
 
-    def judge(comparisons: Sequence[PairwiseComparison], rubric: Rubric) -> list[Judgment]:
-        prompts = [prometheus_prompt(templates, rubric, c, chat, texts) for c in comparisons]
-        answers: dict[int, str] = {}
-        for attempt in range(attempts):
-            left = [n for n in range(len(prompts)) if n not in answers or parse_verdict(answers[n]) is None]
-            if not left:
-                break
-            drawn = sampling and sampling.with_seed(sampling.seed + attempt)
-            done = generator.generate([prompts[n] for n in left], max_new_tokens, (), sampling=drawn)
-            answers |= {left[place]: completion.text for place, completion in done}
-        return [
-            Judgment(c.id, generator.name, rubric, parse_verdict(answers[n]), feedback=answers[n])
-            for n, c in enumerate(comparisons)
-        ]
+    def render(c: PairwiseComparison, rubric: Rubric) -> str:
+        return prometheus_prompt(templates, rubric, c, chat, texts)
 
-    return judge
+    return text_judge(generator, max_new_tokens, render, parse_verdict, sampling=DECODING[decoding])
 
 
-# --- A judge that reads persona inference backwards: which response explains the persona better? ---
-# Persona inference writes a persona P from a question x and a preferred response r. Read backwards, the
-# same model judges: ``score(r) = log p(P | x, r)``, and the response with the higher score suits the user
-# better. There is no order, no verdict to parse, and the length of a response adds nothing to the score;
-# its size says how sure the judge is. The model is the base with an adapter of its own, trained to write
-# personas from (question, response) on training rows, of both sides alike; no policy shares it, and it
-# never saw a row that it judges.
-#
-# Quality is relevance: ``log p(x | r)`` under the untrained base, the question from the answer. It sees an
-# answer to another question, and does not see wrong facts. What either is worth is measured in
-# ``evaluation.calibration``.
+def asked_of(generator: Any, kind: str) -> Callable[[str], str]:
+    """Return what puts a prompt into a generator's chat format; ``str`` where it is served or has none."""
+    tokenizer = getattr(generator, "tokenizer", None)
+    chat = kind == "chat" and tokenizer and tokenizer.chat_template
+    return partial(chat_text, tokenizer) if chat else str
+
+
+def model_judge(run: Run, role: str = "judge") -> Judge:
+    """Return ``<role>_model`` as a judge: a served language model, one of the hub, or the run's own base."""
+    generator = load_generator(run, role, getattr(run.profile, f"{role}_batch_size"))
+    _, url, kind, form, decoding, max_new_tokens = judge_settings(run.profile, role)
+    if form == "prometheus":
+        texts = read_texts(run.profile.judge_texts, run.dataset)
+        return prometheus_judge(
+            generator, max_new_tokens, decoding, bool(url) and kind == "chat", texts=texts
+        )
+    make = letter_judge if form == "letter" else chat_judge
+    return make(generator, max_new_tokens, asked_of(generator, kind))
+
+
+# --- Persona inference read backwards: which response explains the persona better? ---
 
 
 NAME = "backwards"
@@ -313,28 +367,17 @@ FIELDS = ("backwards_rows", "backwards_epochs", "backwards_batch_size", "backwar
           "completion_only_loss", "sft_packing", "lr_scheduler", "warmup_share")  # fmt: skip
 
 
-def judge_folder(run: Run) -> Path:
-    """Return the folder of a data set's judge; its rows are the same for every seed."""
-    return results_dir(run.profile) / run.dataset / NAME
-
-
 def persona_rows(run: Run, part: str) -> list[dict[str, str]]:
     """Return the judge's rows {"id", "prompt", "completion"} of "train" or "val": both sides of every pair.
 
     Training rows only: of ``everyday`` the training and validation topics, else SFT's splits.
     """
-    chat = format_of(*run.base_source)
     if run.dataset == everyday.NAME:
         split = {"train": "train", "val": "validation"}[part]
         found = [
-            (
-                f"{item.id}/{side}",
-                item.prompt,
-                getattr(item, f"response_{side}"),
-                getattr(item, f"persona_{side}"),
-            )
-            for item in everyday.items()
-            if item.split == split
+            (f"{i.id}/{side}", i.prompt, getattr(i, f"response_{side}"), getattr(i, f"persona_{side}"))
+            for i in everyday.items()
+            if i.split == split
             for side in "ab"
         ]
     else:
@@ -345,6 +388,7 @@ def persona_rows(run: Run, part: str) -> list[dict[str, str]]:
             for side in SIDES
             if row.personas.get(f"gold-{side}")
         ]
+    chat = format_of(*run.base_source)
     made = [
         {"id": name, "prompt": asked(prompt, liked, chat), "completion": completion_text(persona, chat)}
         for name, prompt, liked, persona in found
@@ -359,19 +403,18 @@ def asked(prompt: str, response: str, chat: Any) -> str:
     return tailoring_prompt(backwards_query(prompt, response), None, chat=chat)
 
 
-def judge_key(run: Run) -> str:
-    """Return a hash of all that the judge depends on."""
+def backwards_key(run: Run) -> str:
+    """Return a hash of all that the backwards judge depends on."""
     settings = [getattr(run.profile, name) for name in FIELDS]
     data = everyday.key() if run.dataset == everyday.NAME else preference.input_key(run)
-    code = VERSIONS["training"]
-    return store.content_hash(NAME, code, settings, data, model_key(*run.base_source))
+    return store.content_hash(NAME, VERSIONS["training"], settings, data, model_key(*run.base_source))
 
 
-def train_judge(run: Run) -> Path:
-    """Train the judge's adapter once per profile and data set; resumes; returns its folder."""
+def train_backwards(run: Run) -> Path:
+    """Train the judge's adapter once per profile and data set, for all seeds; resumes; returns its folder."""
     from datasets import Dataset
 
-    folder, key = judge_folder(run), judge_key(run)
+    folder, key = results_dir(run.profile) / run.dataset / NAME, backwards_key(run)
     if store.is_done(folder, key):
         return folder
     profile = dataclasses.replace(
@@ -398,9 +441,13 @@ def train_judge(run: Run) -> Path:
 
 
 class BackwardsJudge:
-    """The trained judge: ``(comparisons, rubric) -> judgments``, loaded at the first use; scores are kept."""
+    """The judge that scores a response r by ``log p(persona | question, r)``; loaded at the first use.
 
-    name = NAME
+    The model is the base with an adapter of its own, trained to write personas from (question, response) on
+    training rows. So there is no order and no verdict to parse, and the length of a response adds nothing
+    to its score. Quality is relevance: ``log p(question | r)`` under the untrained base, which does not see
+    wrong facts.
+    """
 
     def __init__(self, run: Run) -> None:
         self.run, self.model = run, None
@@ -411,13 +458,14 @@ class BackwardsJudge:
         """Load the base and the judge's adapter."""
         if self.model is None:
             self.tokenizer = load_tokenizer(*self.run.base_source)
-            folder = train_judge(self.run)
+            folder = train_backwards(self.run)
             base = load_base(*self.run.base_source, "none", self.run.profile.compute_dtype)
             self.model, self.adapters = attach_adapters(base, [folder]), [folder.name]
 
-    def scores(self, asked: Sequence[tuple[str, str]], adapted: bool) -> list[float]:
-        """Return log p(completion | prompt) of rendered (prompt, completion) texts, in nats."""
-        missing = list(dict.fromkeys(pair for pair in asked if pair not in self.known))
+    def scores(self, texts: Sequence[tuple[str, str]], adapted: bool) -> list[float]:
+        """Return log p(completion | prompt), in nats, of (rendered prompt, completion) texts, each once."""
+        texts = [(prompt, completion_text(completion, self.chat)) for prompt, completion in texts]
+        missing = list(dict.fromkeys(pair for pair in texts if pair not in self.known))
         if missing:
             self.prepare()
             names = self.adapters if adapted else []
@@ -427,135 +475,39 @@ class BackwardsJudge:
                     self.model, self.tokenizer, *zip(*missing, strict=True), self.run.profile.judge_batch_size
                 )
             self.known |= dict(zip(missing, found.tolist(), strict=True))
-        return [self.known[pair] for pair in asked]
-
-    def persona_scores(self, triples: Sequence[tuple[str, str, str]]) -> list[float]:
-        """Return log p(persona | question, response) of (question, response, persona) triples."""
-        rendered = [(asked(x, r, self.chat), completion_text(p, self.chat)) for x, r, p in triples]
-        return self.scores(rendered, adapted=True)
-
-    def relevance_scores(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
-        """Return log p(question | answer) of (question, answer) pairs under the untrained base."""
-        rendered = [
-            (tailoring_prompt(relevance_query(r), None, chat=self.chat), completion_text(x, self.chat))
-            for x, r in pairs
-        ]
-        return self.scores(rendered, adapted=False)
+        return [self.known[pair] for pair in texts]
 
     def plausible(self, comparisons: Sequence[PairwiseComparison], rubric: Rubric) -> list[Judgment]:
         """Judge which of two personas is likelier: log p(persona | question) per word, no adapter."""
-        both = [(c.prompt, text) for c in comparisons for text in (c.response_a, c.response_b)]
-        rendered = [(asked(x, "", self.chat), completion_text(p, self.chat)) for x, p in both]
-        found = self.scores(rendered, adapted=False)
-        per_word = [value / len(p.split()) for value, (_, p) in zip(found, both, strict=True)]
-        return self.judged(comparisons, rubric, per_word)
+        both = texts_of(comparisons)
+        found = self.scores([(asked(c.prompt, "", self.chat), persona) for c, persona in both], False)
+        per_word = [value / len(persona.split()) for value, (_, persona) in zip(found, both, strict=True)]
+        return judgments(comparisons, rubric, per_word)
 
     def __call__(self, comparisons: Sequence[PairwiseComparison], rubric: Rubric) -> list[Judgment]:
-        both = [(c, text) for c in comparisons for text in (c.response_a, c.response_b)]
+        both = texts_of(comparisons)
         if rubric == "personalization":
-            found = self.persona_scores([(c.prompt, text, c.persona or "") for c, text in both])
+            texts = [(asked(c.prompt, text, self.chat), c.persona or "") for c, text in both]
         else:
-            found = self.relevance_scores([(c.prompt, text) for c, text in both])
-        return self.judged(comparisons, rubric, found)
-
-    def judged(
-        self, comparisons: Sequence[PairwiseComparison], rubric: Rubric, scores: Sequence[float]
-    ) -> list[Judgment]:
-        """Return the judgments of two scores per comparison."""
-        pairs = zip(comparisons, scores[::2], scores[1::2], strict=True)
-        return [judgment(c.id, self.name, rubric, a, b) for c, a, b in pairs]
+            queries = [tailoring_prompt(relevance_query(text), None, chat=self.chat) for _, text in both]
+            texts = [(query, c.prompt) for query, (c, _) in zip(queries, both, strict=True)]
+        return judgments(comparisons, rubric, self.scores(texts, rubric == "personalization"))
 
 
-def judgment(id: str, judge: str, rubric: Rubric, a: float, b: float) -> Judgment:
-    """Return the judgment of two scores; equal scores are a tie."""
-    winner = None if a == b else "A" if a > b else "B"
-    return Judgment(id, judge, rubric, winner, winner is None, f"{a:.4f} : {b:.4f}")
+def texts_of(comparisons: Sequence[PairwiseComparison]) -> list[tuple[PairwiseComparison, str]]:
+    """Return both texts of every comparison, in turn."""
+    return [(c, text) for c in comparisons for text in (c.response_a, c.response_b)]
 
 
-Judge = Callable[[Sequence[PairwiseComparison], Rubric], list[Judgment]]
-RUBRICS: tuple[Rubric, ...] = ("personalization", "quality")
+def judgments(
+    comparisons: Sequence[PairwiseComparison], rubric: Rubric, scores: Sequence[float]
+) -> list[Judgment]:
+    """Return the backwards judge's judgments of two scores per comparison."""
+    pairs = zip(comparisons, scores[::2], scores[1::2], strict=True)
+    return [scored(c.id, NAME, rubric, a, b) for c, a, b in pairs]
 
 
-def oracle_judge() -> Judge:
-    """Return the judge that reads answers to ``everyday`` by rule; it can call a tie.
-
-    What a persona wants is known from the data (``everyday.wishes``). A persona that the data do not hold is
-    a tie.
-    """
-    wishes = everyday.wishes()
-
-    def judge(comparisons: Sequence[PairwiseComparison], rubric: Rubric) -> list[Judgment]:
-        judgments = []
-        for c in comparisons:
-            scores = [
-                fit(wishes.get(c.persona or "", ()), text)
-                if rubric == "personalization"
-                else quality(c.prompt, text)
-                for text in (c.response_a, c.response_b)
-            ]
-            winner = None if scores[0] == scores[1] else "A" if scores[0] > scores[1] else "B"
-            judgments.append(
-                Judgment(c.id, "oracle", rubric, winner, winner is None, f"{scores[0]:g} : {scores[1]:g}")
-            )
-        return judgments
-
-    return judge
-
-
-def parse_winner(text: str) -> str | None:
-    """Read "A" or "B" at the start of a judge's answer; None if it says neither."""
-    word = text.strip().lstrip("*([").split(maxsplit=1)[:1]
-    return next((letter for letter in ("A", "B") if word and word[0].rstrip(".):]*,") == letter), None)
-
-
-def rendered(c: PairwiseComparison, rubric: Rubric) -> str:
-    """Return the prompt of a comparison of two responses."""
-    return judge_prompt(rubric, c.prompt, c.persona, c.response_a, c.response_b)
-
-
-def lm_judge(
-    generator: Any,
-    max_new_tokens: int = 4,
-    asked: Callable[[str], str] = str,
-    render: Callable[[PairwiseComparison, Rubric], str] = rendered,
-) -> Judge:
-    """Return a judge that asks a text generator, greedily, for "A" or "B".
-
-    ``render`` writes the prompt of a comparison, ``asked`` puts it into a chat model's format.
-    """
-
-    def judge(comparisons: Sequence[PairwiseComparison], rubric: Rubric) -> list[Judgment]:
-        prompts = [asked(render(c, rubric)) for c in comparisons]
-        answers = dict(generator.generate(prompts, max_new_tokens=max_new_tokens, stop=("\n",)))
-        return [
-            Judgment(c.id, generator.name, rubric, parse_winner(answers[n].text), feedback=answers[n].text)
-            for n, c in enumerate(comparisons)
-        ]
-
-    return judge
-
-
-def asked_of(generator: Any, kind: str) -> Callable[[str], str]:
-    """Return what puts a prompt into a generator's chat format; ``str`` where it is served or has none."""
-    tokenizer = getattr(generator, "tokenizer", None)
-    chat = kind == "chat" and tokenizer and tokenizer.chat_template
-    return partial(chat_text, tokenizer) if chat else str
-
-
-def model_judge(run: Run, role: str = "judge") -> Judge:
-    """Return ``<role>_model`` as a judge: a served language model, one of the hub, or the run's own base."""
-    generator = load_generator(run, role, getattr(run.profile, f"{role}_batch_size"))
-    _, url, kind, form, decoding, max_new_tokens = judge_settings(run.profile, role)
-    if form == "prometheus":
-        texts = read_texts(run.profile.judge_texts, run.dataset)
-        return prometheus_judge(
-            generator, max_new_tokens, decoding, bool(url) and kind == "chat", texts=texts
-        )
-    asked = asked_of(generator, kind)
-    if form == "letter":
-        return lm_judge(generator, max_new_tokens, asked)
-
-    return chat_judge(generator, max_new_tokens, asked)
+# --- Which judge a run has ---
 
 
 # a profile's ``judge`` -> a function that returns the judge of a run; "none" is no judge
@@ -572,7 +524,10 @@ def persona_judge_of(profile: Profile) -> str:
 
 
 def load_judge(run: Run, name: str = "") -> Judge:
-    """Return the judge of a run's answers, or the one of this name; ValueError if it has none."""
+    """Return the judge of a run's answers, or the one of this name.
+
+    Raises ValueError for "none", ConfigError for an unknown name.
+    """
     name = name or run.profile.judge
     if name == "none":
         raise ValueError(

@@ -1,18 +1,16 @@
-"""Persona inference (paper section 3): write a persona for a side of a pair, and say whether it is one.
+"""Persona inference (paper section 3): write a persona for a side of a pair, judge it, and count its words.
 
-An answer that is no persona (empty, a refusal, too long, not of the asked form) is typed and counted,
-and never used as a persona.
+An answer that is no persona (empty, a refusal, too long, not of the asked form) is typed and counted, and
+never used as a persona.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import math
+import csv
 import random
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +31,7 @@ from persona_lib.intervals import (
     PersonaAccuracy,
     WinRate,
     accuracy_array,
-    bootstrap_mean,
+    difference,
     holm_adjusted,
     interval_columns,
     make_pool,
@@ -44,36 +42,24 @@ from persona_lib.intervals import (
     position_inconsistent,
     verdict_of,
 )
-from persona_lib.intervals import difference as minus
 from persona_lib.models.served import load_generator, role_key
-from persona_lib.paper import results
-from persona_lib.paper.answers import eval_rows, persona_of, read_generations
-from persona_lib.paper.judges import BackwardsJudge, Judge, asked_of, lm_judge, load_judge, persona_judge_of
-from persona_lib.paper.judging import judge_both, runs_of, same_items
-from persona_lib.paper.swap import finished_specs
-from persona_lib.prompts import inference_prefix, inference_query, preference_prompt
-from persona_lib.records import (
-    SIDES,
-    InferredPersona,
-    PairwiseComparison,
-    PreferencePair,
-    Rubric,
-    Side,
-    Verdict,
+from persona_lib.paper.judges import (
+    BackwardsJudge,
+    Judge,
+    asked_of,
+    letter_judge,
+    load_judge,
+    persona_judge_of,
 )
-from persona_lib.settings import Profile, Run, main_arm
+from persona_lib.paper.judging import judge_both, runs_of, same_items
+from persona_lib.paper.results import Row
+from persona_lib.prompts import inference_prefix, inference_query, preference_prompt
+from persona_lib.records import SIDES, InferredPersona, PairwiseComparison, PreferencePair, Side, Verdict
+from persona_lib.settings import Profile, Run
 from persona_lib.store import VERSIONS, read_rows
-from persona_lib.texts import measures, persona_status
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import pandas as pd
-
-
-# --- Persona inference ---
-# An answer that is no persona (empty, a refusal, too long, not of the asked form) is typed and counted, and
-# never used as a persona.
 
 
 STOPS = ("\n",)
@@ -157,7 +143,7 @@ def infer_personas(
     Returns all rows of the file that belong to ``pairs``, in their order.
     """
     store.repair_rows(path)
-    known = {row.id: row for row in store.read_rows(path, InferredPersona)} if path.exists() else {}
+    known = {row.id: row for row in read_rows(path, InferredPersona)} if path.exists() else {}
     missing = [pair for pair in pairs if pair.id not in known]
     items = [(pair.prompt, *sides_of(pair, side)) for pair in missing]
     batch: list[InferredPersona] = []
@@ -173,38 +159,40 @@ def infer_personas(
     return [known[pair.id] for pair in pairs]
 
 
-def count_statuses(personas: Sequence[InferredPersona]) -> dict[str, int]:
+def count_statuses(personas: Iterable[InferredPersona]) -> dict[str, int]:
     """Count how the answers were read: ok, empty, refusal, too_long, malformed, loop."""
     return dict(Counter(row.status for row in personas))
+
+
+def inferred_splits(run: Run) -> tuple[str, ...]:
+    """Return the splits whose personas are inferred and judged; the paper's scores are of the last one."""
+    split = inference_split(run.profile, run.dataset)
+    return (split,) if has_personas(run) else ("train", split)
 
 
 def to_infer(run: Run) -> list[tuple[str, Side, list[PreferencePair]]]:
     """Return (split, side, pairs) of all personas a run needs.
 
     Rows of ``everyday`` bring personas, too: there the evaluation pairs are asked about, and for the arm
-    "inferred" the chosen side of training (without the solved items) and validation. Training rows need the
-    sides that are trained on, plus the rejected persona of those rows that retrieval lends to an evaluation
-    prompt; evaluation rows need both sides. Official data brings its personas: there only the authors' 300
-    pairs are asked about, as in the paper.
+    "inferred" the chosen side of training (without the solved items) and validation. Official data brings
+    its personas: there only the authors' 300 pairs are asked about, as in the paper. Of other data,
+    training rows need the sides that are trained on, plus the rejected persona of rows that retrieval lends
+    to an evaluation prompt; evaluation rows need both sides.
     """
-    if run.dataset == everyday.NAME:
-        pairs, split = load_pairs(run), run.profile.eval_split
-        work = [(split, side, inference_pairs(run)) for side in SIDES]
-        if "inferred" not in run.profile.train_personas:
-            return work
-        shown = {item.id for item in shot_items(run.profile)}
-        asked = {
-            name: [pair for pair in pairs[name] if pair.id not in shown] for name in ("train", "validation")
-        }
-        return [(name, "chosen", found) for name, found in asked.items() if name != split] + work
+    asked = inference_split(run.profile, run.dataset)
     if has_personas(run):
-        return [(inference_split(run.profile, run.dataset), side, inference_pairs(run)) for side in SIDES]
-    pairs, work = load_pairs(run), []
-    lent = set(retrieved_train_ids(run))
+        work = [(asked, side, inference_pairs(run)) for side in SIDES]
+        if run.dataset != everyday.NAME or "inferred" not in run.profile.train_personas:
+            return work
+        pairs = load_pairs(run)
+        shown = {item.id for item in shot_items(run.profile)}
+        others = [split for split in ("train", "validation") if split != asked]
+        return [(name, "chosen", [p for p in pairs[name] if p.id not in shown]) for name in others] + work
+    work, pairs, lent = [], load_pairs(run), set(retrieved_train_ids(run))
     for side in SIDES:
         trained = side in run.profile.pi_train_sides
         work.append(("train", side, [pair for pair in pairs["train"] if trained or pair.id in lent]))
-        work.append((run.profile.eval_split, side, pairs[run.profile.eval_split]))
+        work.append((asked, side, pairs[asked]))
     return work
 
 
@@ -235,12 +223,16 @@ def infer_run(run: Run) -> Path:
     generator, counts = load_generator(run, "generator", run.profile.pi_batch_size), {}
     for split, side, pairs in to_infer(run):
         rows = infer_personas(generator, pairs, side, run.profile, folder / f"{split}-{side}.jsonl")
-        counts[f"{split}-{side}"] = count_statuses(rows)
-        print(
-            f"{split}, {side} side: {len(rows)} personas asked for, {counts[f'{split}-{side}']}", flush=True
-        )
+        counts[f"{split}-{side}"] = found = count_statuses(rows)
+        print(f"{split}, {side} side: {len(rows)} personas asked for, {found}", flush=True)
     store.mark_done(folder, key, statuses=counts, generator=generator.settings)
     return folder
+
+
+def read_personas(run: Run, split: str, side: Side) -> dict[str, InferredPersona]:
+    """Return the inferred personas of a split and side by row id."""
+    rows = read_rows(run.folder / "personas" / f"{split}-{side}.jsonl", InferredPersona)
+    return {row.id: row for row in rows}
 
 
 def user_personas(run: Run) -> dict[str, dict[str, str]]:
@@ -254,26 +246,12 @@ def user_personas(run: Run) -> dict[str, dict[str, str]]:
     }
 
 
-# --- How good inferred personas are: accuracy, preference, salient words (paper section 3) ---
+# --- Judging inferred personas: accuracy (Figure 3) and preference (Figure 4) ---
 
 
-Row = dict[str, Any]
-
-
-def read_personas(run: Run, split: str, side: Side) -> dict[str, InferredPersona]:
-    """Return the inferred personas of a split and side by row id."""
-    return {
-        row.id: row for row in read_rows(run.folder / "personas" / f"{split}-{side}.jsonl", InferredPersona)
-    }
-
-
-def accuracy_verdicts(run: Run, split: str, side: Side) -> list[tuple[str, Verdict | None, bool]]:
-    """Return ``judge_personas`` of the personas that a run inferred for a split and side."""
-    scored = inference_split(run.profile, run.dataset)
-    pairs = inference_pairs(run) if split == scored else load_pairs(run)[split]
-    return judge_personas(
-        load_judge(run, persona_judge_of(run.profile)), pairs, read_personas(run, split, side).values(), side
-    )
+ITEMS = "persona_accuracy_items.csv"  # verdicts that ``judge_run`` leaves: a row per pair and side
+PREFERENCES = "persona_preference_items.csv"  # a row per pair: "win" if P_C is the more plausible user
+Items = dict[tuple[str, str], dict[str, tuple[str | None, bool]]]
 
 
 def judge_personas(
@@ -295,218 +273,85 @@ def judge_personas(
     return [(row.id, *verdicts.get(row.id, (None, False))) for row in rows]
 
 
-def preference_verdicts(run: Run, split: str) -> list[tuple[str, Verdict | None]]:
-    """Return (id, verdict) per pair: is P_C the more plausible user (win), or P_R (loss)? (Paper Fig. 4.)
+def judge_preferences(run: Run) -> list[tuple[str, Verdict | None]]:
+    """Return (id, verdict) per scored pair: is P_C the more plausible user (win), or P_R (loss)?
 
-    A language model judge is asked in both orders; the backwards judge compares log p(persona | question) per
-    word. Without either nothing is judged and the list is empty.
+    None where a side has no persona. A language model is asked in both orders; the backwards judge compares
+    log p(persona | question) per word. Without either nothing is judged and the list is empty.
     """
-    sides = [read_personas(run, split, side) for side in SIDES]
-    both = {name: [side[name].persona if name in side else None for side in sides] for name in sides[0]}
-    judged = plausible_users(run, split, {name: found for name, found in both.items() if None not in found})
-    return [(name, judged.get(name)) for name in both] if judged else []
-
-
-def plausible_users(run: Run, split: str, personas: dict[str, list[str]]) -> dict[str, Verdict]:
-    """Return the verdict on each pair's two personas, by id; {} without a judge for it."""
-    judge = plausibility_judge(run)
-    if judge is None:
-        return {}
-    scored = inference_split(run.profile, run.dataset)
-    pairs = inference_pairs(run) if split == scored else load_pairs(run)[split]
-    prompts = {pair.id: pair.prompt for pair in pairs}
-    comparisons = [PairwiseComparison(i, prompts[i], None, *found) for i, found in personas.items()]
+    name, split = persona_judge_of(run.profile), inferred_splits(run)[-1]
+    if name == "lm":
+        generator = load_generator(run, "judge", run.profile.judge_batch_size)
+        asked = asked_of(generator, run.profile.judge_kind)
+        judge = letter_judge(generator, run.profile.judge_max_new_tokens, asked, persona_question)
+    elif name == "backwards":
+        judge = BackwardsJudge(run).plausible
+    else:
+        return []
+    chosen, rejected = ({i: p.persona for i, p in read_personas(run, split, side).items()} for side in SIDES)
+    prompts = {pair.id: pair.prompt for pair in inference_pairs(run)}
+    comparisons = [
+        PairwiseComparison(i, prompts[i], None, chosen[i], rejected[i])
+        for i in chosen
+        if chosen[i] and rejected.get(i)
+    ]
     judged = judge_both(judge, comparisons, "personalization")
-    return {pair[0].id: verdict_of(*pair) for pair in judged}
+    verdicts = {pair[0].id: verdict_of(*pair) for pair in judged}
+    return [(i, verdicts.get(i)) for i in chosen] if verdicts else []
 
 
-def plausibility_judge(run: Run) -> Judge | None:
-    """Return a judge of which of two personas is the more plausible user of a prompt; None without one."""
-    name = persona_judge_of(run.profile)
-    if name == "backwards":
-        return BackwardsJudge(run).plausible
-    if name != "lm":
-        return None
-    generator = load_generator(run, "judge", run.profile.judge_batch_size)
-    asked = asked_of(generator, run.profile.judge_kind)
-    return lm_judge(generator, run.profile.judge_max_new_tokens, asked, persona_question)
-
-
-def persona_question(c: PairwiseComparison, rubric: Rubric) -> str:
-    """Return the prompt of a comparison whose two texts are personas."""
+def persona_question(c: PairwiseComparison, _: str) -> str:
+    """Return the prompt that asks for the letter of the more plausible of two personas."""
     return preference_prompt(c.prompt, c.response_a, c.response_b)
 
 
-def persona_texts(run: Run, split: str) -> tuple[list[str], list[str]]:
-    """Return the valid personas of both sides of a split."""
-    chosen, rejected = (
-        [row.persona for row in read_personas(run, split, side).values() if row.persona] for side in SIDES
-    )
-    return chosen, rejected
-
-
-# --- Tables of what personas are like as texts ---
-# Shares and lengths have intervals (bootstrap over seeds and pairs, the two sides paired by pair).
-
-
-N_WORDS = 10  # of each side, the most telling
-Texts = dict[str, dict[str, str]]  # side -> id of the pair -> the annotator's whole answer
-
-
-def inferred_texts(run: Run, split: str) -> Texts:
-    """Return the answers of persona inference on a split, by side and pair; {} if a side is missing."""
-    paths = {side: run.folder / "personas" / f"{split}-{side}.jsonl" for side in SIDES}
-    if not all(path.exists() for path in paths.values()):
-        return {}
-    return {
-        side: {row.id: row.raw for row in read_rows(path, InferredPersona)} for side, path in paths.items()
-    }
-
-
-def released_texts(data_dir: str, dataset: str) -> Texts:
-    """Return the authors' gold personas of all splits, as released, by side and row."""
-    folder = official.find_data_dir(data_dir, [dataset])
-    tables = official.open_tailoring(folder, dataset)
-    rows = {
-        official.row_id(dataset, split, number): row
-        for split, table in tables.items()
-        if split != "fewshot"  # its rows are copies of training rows
-        for number, row in enumerate(table.to_list())
-    }
-    return {side: {i: row[f"{side}_persona_gold"] for i, row in rows.items()} for side in SIDES}
-
-
-def valid(texts: dict[str, str]) -> list[str]:
-    """Return the answers that are personas."""
-    return [text.strip() for text in texts.values() if persona_status(text) == "ok"]
-
-
-def item_arrays(by_seed: Sequence[Texts]) -> dict[str, dict[str, list[np.ndarray]]]:
-    """Return, per measure and side, one array per seed of the pairs' values, pairs in one order."""
-    arrays: dict[str, dict[str, list[np.ndarray]]] = {}
-    for texts in by_seed:
-        names = list(dict.fromkeys(i for side in SIDES for i in texts[side]))
-        for side in SIDES:
-            found = [measures(texts[side].get(name)) for name in names]
-            for measure in found[0]:
-                values = np.array([row[measure] for row in found])
-                arrays.setdefault(measure, {}).setdefault(side, []).append(values)
-    return arrays
-
-
-def estimate(arrays: Sequence[np.ndarray], n_resamples: int) -> Row:
-    """Return n, and the mean over pairs and seeds with its interval."""
-    kept = [array[~np.isnan(array)] for array in arrays]
-    kept = [array for array in kept if len(array)]
-    interval = bootstrap_mean(kept, n_resamples) if kept else Interval(None, None, None, 0)
-    return {"n": sum(map(len, kept)), "n_seeds": len(kept), **interval_columns("value", interval)}
-
-
-def text_table(by_seed: Sequence[Texts], n_resamples: int) -> pd.DataFrame:
-    """Return a line per measure and side, and the difference chosen - rejected, paired by pair.
-
-    Raises nothing on missing personas: they count in the shares of refusals and the like, not in lengths.
-    """
+def judge_run(run: Run) -> list[Path]:
+    """Judge a run's inferred personas into ``ITEMS`` and ``PREFERENCES``; both are empty without a judge."""
     import pandas as pd
 
-    lines: list[Row] = []
-    for measure, sides in item_arrays(by_seed).items():
-        lines += [{"measure": measure, "side": s} | estimate(sides[s], n_resamples) for s in SIDES]
-        gaps = [c - r for c, r in zip(sides["chosen"], sides["rejected"], strict=True)]
-        lines.append({"measure": measure, "side": "chosen - rejected"} | estimate(gaps, n_resamples))
-    return pd.DataFrame(lines)
+    rows: list[tuple] = []
+    if (name := persona_judge_of(run.profile)) != "none":
+        judge, scored = load_judge(run, name), inferred_splits(run)[-1]
+        for split in inferred_splits(run):
+            pairs = inference_pairs(run) if split == scored else load_pairs(run)[split]
+            for side in SIDES:
+                judged = judge_personas(judge, pairs, read_personas(run, split, side).values(), side)
+                rows += [(i, split, side, *found) for i, *found in judged]
+    names = {ITEMS: ["id", "split", "side", "verdict", "contradicted"], PREFERENCES: ["id", "verdict"]}
+    made = {ITEMS: rows, PREFERENCES: judge_preferences(run)}
+    for file, found in made.items():
+        table = pd.DataFrame(found, columns=names[file])
+        store.write_text(run.folder / "tables" / file, table.to_csv(index=False))
+    return [run.folder / "tables" / file for file in made]
 
 
-def run_table(run: Run) -> pd.DataFrame:
-    """Return the text measures of a run's inferred personas on the split that they are scored on."""
-    texts = inferred_texts(run, inference_split(run.profile, run.dataset))
-    return text_table([texts] if texts else [], run.profile.bootstrap_samples)
-
-
-def released_datasets(profile: Profile) -> Iterator[str]:
-    """Yield the profile's data sets for which the authors released personas."""
-    yield from (name for name in profile.datasets if official.DATASETS.get(name, {}).get("tailoring"))
-
-
-def released_tables(profile: Profile) -> dict[str, pd.DataFrame]:
-    """Return the same for the authors' released gold personas, and their salient words (Table 1).
-
-    Tables ``released_personas`` and ``released_words`` (the most telling of each side); {} without real data.
-    """
-    import pandas as pd
-
-    parts: dict[str, list[pd.DataFrame]] = {}
-    for dataset in released_datasets(profile):
-        texts = released_texts(profile.data_dir, dataset)
-        words = sorted(word_saliency(*(valid(texts[side]) for side in SIDES)), key=lambda word: -word.z)
-        ends = {"chosen": words[:N_WORDS], "rejected": words[: -N_WORDS - 1 : -1]}
-        tables = {
-            "released_personas": text_table([texts], profile.bootstrap_samples),
-            "released_words": pd.DataFrame(
-                [{"side": side} | dataclasses.asdict(word) for side, part in ends.items() for word in part]
-            ),
-        }
-        for name, table in tables.items():
-            table.insert(0, "dataset", dataset)
-            parts.setdefault(name, []).append(table)
-    return {name: pd.concat(tables, ignore_index=True) for name, tables in parts.items()}
-
-
-# --- Tables about personas over seeds: accuracy, preference, salient words; and answers side by side ---
-# Accuracy and preference come from the per-item verdicts that notebook 04 leaves.
-
-
-ITEMS = "persona_accuracy_items.csv"  # of notebook 04: a row per pair and side
-SHOWN_WORDS = 15  # words shown per side
-N_EXAMPLES = 3  # rows of the evaluation split shown side by side: its first, not selected
-Verdicts = dict[str, str | None]
-
-
-# --- accuracy and preference ---
-
-
-def read_items(path: Path) -> pd.DataFrame | None:
-    """Read a file of persona accuracy, a row per pair and side, as text; None if there is none.
-
-    Raises ValueError for a file without the columns.
-    """
-    import pandas as pd
-
+def read_csv(path: Path, columns: set[str]) -> list[dict[str, str]]:
+    """Return a CSV file's rows; none without the file. Raises ValueError for a file without the columns."""
     if not path.exists():
-        return None
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    missing = {"id", "split", "side", "verdict", "contradicted"} - set(table)
-    if missing:
-        raise ValueError(
-            f"{path}: no column {', '.join(sorted(missing))}; run notebook 04_persona_quality again"
-        )
-    return table
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        if missing := columns - set(reader.fieldnames or ()):
+            raise ValueError(
+                f"{path}: no column {', '.join(sorted(missing))}; run notebook 04_persona_quality again"
+            )
+        return list(reader)
 
 
-def part_of(table: pd.DataFrame | None, split: str, side: str) -> pd.DataFrame:
-    """Return the items of one split and side; empty if there are none."""
-    import pandas as pd
-
-    if table is None:
-        return pd.DataFrame(columns=["id", "verdict", "contradicted"])
-    return table[(table.split == split) & (table.side == side)]
-
-
-def verdicts_in(part: pd.DataFrame) -> Verdicts:
-    """Return {id: verdict} of items, None = no valid persona."""
-    return {name: verdict or None for name, verdict in zip(part.id, part.verdict, strict=True)}
-
-
-def right(verdicts: Verdicts) -> dict[str, float]:
-    """Return 1 for correct in both orders, .5 for a tie, else 0 (wrong, unparsed, no persona)."""
-    return dict(zip(verdicts, accuracy_array(verdicts.values()).tolist(), strict=True))
+def read_items(path: Path) -> Items:
+    """Read a file of persona accuracy: (split, side) -> id -> (verdict or None: no persona, contradicted)."""
+    items: Items = {}
+    for row in read_csv(path, {"id", "split", "side", "verdict", "contradicted"}):
+        part = items.setdefault((row["split"], row["side"]), {})
+        part[row["id"]] = (row["verdict"] or None, row["contradicted"] == "True")
+    return items
 
 
 def accuracy_table(profile: Profile) -> pd.DataFrame:
     """Return persona accuracy per data set, split and side, and chosen minus rejected (paper Fig. 3)."""
     import pandas as pd
 
-    lines: list[results.Row] = []
+    lines: list[Row] = []
     for number, dataset in enumerate(profile.datasets):
         runs = runs_of(profile, dataset)
         items = {run.seed: read_items(run.folder / "tables" / ITEMS) for run in runs}
@@ -515,21 +360,20 @@ def accuracy_table(profile: Profile) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def accuracy_rows(
-    head: results.Row, items: dict[int, pd.DataFrame | None], samples: int, number: int, shared: bool
-) -> list[results.Row]:
+def accuracy_rows(head: Row, items: dict[int, Items], samples: int, number: int, shared: bool) -> list[Row]:
     """Return a row per split and side of the items of several seeds, and per split chosen minus rejected.
 
     ``number`` seeds the bootstrap; ``shared`` says that all seeds have the same pairs.
     """
-    known = [table for table in items.values() if table is not None]
-    keys = list(dict.fromkeys(key for table in known for key in zip(table.split, table.side, strict=True)))
+    keys = list(dict.fromkeys(key for found in items.values() for key in found))
     if not keys:
         return []
-    parts = {key: {seed: part_of(table, *key) for seed, table in items.items()} for key in keys}
+    parts = {key: {seed: found.get(key, {}) for seed, found in items.items()} for key in keys}
     columns: dict[str, Any] = {}
     for key, by_seed in parts.items():
-        columns |= mean_columns("/".join(key), [right(verdicts_in(part)) for part in by_seed.values()])
+        values = [accuracy_array(v for v, _ in part.values()) for part in by_seed.values()]
+        by_id = [dict(zip(part, v, strict=True)) for part, v in zip(by_seed.values(), values, strict=True)]
+        columns |= mean_columns("/".join(key), by_id)
     pool, lines = make_pool(columns, samples, number, shared), []
     for split in dict.fromkeys(split for split, _ in keys):
         found = [side for side in SIDES if (split, side) in keys]
@@ -537,35 +381,22 @@ def accuracy_rows(
             interval = pool.interval(mean_of(f"{split}/{side}"))
             lines.append(head | {"split": split, "side": side} | accuracy_row(parts[split, side], interval))
         if len(found) == 2:
-            gap = minus(mean_of(f"{split}/chosen"), mean_of(f"{split}/rejected"))
+            gap = difference(mean_of(f"{split}/chosen"), mean_of(f"{split}/rejected"))
             line = {"split": split, "side": "chosen - rejected", "n_seeds": lines[-1]["n_seeds"]}
             lines.append(head | line | interval_columns("accuracy", pool.interval(gap)))
     return lines
 
 
-def accuracy_row(by_seed: dict[int, pd.DataFrame], interval: Interval) -> results.Row:
+def accuracy_row(by_seed: dict[int, dict[str, tuple[str | None, bool]]], interval: Interval) -> Row:
     """Return one side's accuracy with its counts, of its items by seed."""
-    counts = PersonaAccuracy.from_verdicts(
-        verdict for part in by_seed.values() for verdict in verdicts_in(part).values()
-    )
-    seeds = [seed for seed, part in by_seed.items() if len(part)]
-    contradicted = sum(int((part.contradicted == "True").sum()) for part in by_seed.values())
+    judged = [item for part in by_seed.values() for item in part.values()]
+    counts = PersonaAccuracy.from_verdicts(verdict for verdict, _ in judged)
+    seeds = [seed for seed, part in by_seed.items() if part]
     return {"n": counts.n, "n_seeds": len(seeds), "seeds": " ".join(map(str, seeds)),
             "n_correct": counts.n_correct, "n_ties": counts.n_ties,
-            "n_contradicted": contradicted, "n_wrong": counts.n_wrong,
+            "n_contradicted": sum(contradicted for _, contradicted in judged), "n_wrong": counts.n_wrong,
             "n_unparsed": counts.n_unparsed, "n_missing": counts.n_missing,
             "strict": counts.strict, **interval_columns("accuracy", interval)}  # fmt: skip
-
-
-def preference_items(run: Run) -> Verdicts:
-    """Read ``tables/persona_preference_items.csv``: {id: verdict}, None where a side has no persona."""
-    import pandas as pd
-
-    path = run.folder / "tables" / "persona_preference_items.csv"
-    if not path.exists():
-        return {}
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    return {row.id: row.verdict or None for row in table.itertuples()}
 
 
 def preference_table(profile: Profile) -> pd.DataFrame:
@@ -575,8 +406,8 @@ def preference_table(profile: Profile) -> pd.DataFrame:
     lines = []
     for number, dataset in enumerate(profile.datasets):
         runs = runs_of(profile, dataset)
-        by_seed = [preference_items(run) for run in runs]
-        valid = [{i: v for i, v in verdicts.items() if v} for verdicts in by_seed]
+        by_seed = [read_csv(run.folder / "tables" / PREFERENCES, {"id", "verdict"}) for run in runs]
+        valid = [{row["id"]: row["verdict"] for row in rows if row["verdict"]} for rows in by_seed]
         if not any(valid):
             continue
         counts = WinRate.from_verdicts(v for verdicts in valid for v in verdicts.values())
@@ -591,148 +422,99 @@ def preference_table(profile: Profile) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def words_table(profile: Profile) -> pd.DataFrame:
-    """Return the words that are most typical of each side's personas, over all seeds (paper Table 1)."""
-    import pandas as pd
-
-    lines = []
-    for dataset in profile.datasets:
-        texts: tuple[list[str], list[str]] = ([], [])
-        for run in runs_of(profile, dataset):
-            split = inference_split(profile, dataset)
-            paths = [run.folder / "personas" / f"{split}-{side}.jsonl" for side in SIDES]
-            if all(path.exists() for path in paths):
-                for pooled, found in zip(texts, persona_texts(run, split), strict=True):
-                    pooled.extend(found)
-        words = word_saliency(*texts)
-        by_z = sorted(words, key=lambda word: word.z)
-        for side, chosen in (("chosen", by_z[::-1][:SHOWN_WORDS]), ("rejected", by_z[:SHOWN_WORDS])):
-            typical = [word for word in chosen if (word.z > 0) == (side == "chosen")]
-            lines += [{"dataset": dataset, "side": side, **vars(word)} for word in typical]
-    return pd.DataFrame(lines)
+# --- Words that mark one side's personas (Table 1) ---
 
 
-def persona_text_table(profile: Profile) -> pd.DataFrame:
-    """Return the text measures of the inferred personas per data set, over all seeds."""
-    import pandas as pd
-
-    tables = []
-    for dataset in profile.datasets:
-        split = inference_split(profile, dataset)
-        by_seed = [texts for run in runs_of(profile, dataset) if (texts := inferred_texts(run, split))]
-        if by_seed:
-            table = text_table(by_seed, profile.bootstrap_samples)
-            table.insert(0, "dataset", dataset)
-            tables.append(table)
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
-
-
-# --- examples ---
-
-
-def example_table(profile: Profile) -> pd.DataFrame:
-    """Return the first rows of each evaluation split with plain DPO's and PT-DPO's answers side by side."""
-    import pandas as pd
-
-    lines = []
-    for dataset in profile.datasets:
-        run = runs_of(profile, dataset)[0]
-        if not (run.folder / "tailoring").exists():
-            continue
-        for persona in ("gold-chosen", "gold-rejected", "user-chosen", "user-rejected"):
-            arms = ("dpo-none", "first_person"), (f"dpo-{main_arm(profile)}", "line")
-            specs = [finished_specs(run).get((*arm, persona)) for arm in arms]
-            if None in specs:
-                continue
-            plain, tailored = (read_generations(run, spec) for spec in specs)
-            rows = [row for row in eval_rows(run) if row.id in plain and row.id in tailored]
-            lines += [{"dataset": dataset, "seed": run.seed, "id": row.id, "prompt": row.prompt,
-                       "eval_persona": persona, "persona": persona_of(row, persona),
-                       "plain_dpo": plain[row.id].completion, "pt_dpo": tailored[row.id].completion}
-                      for row in rows[:N_EXAMPLES]]  # fmt: skip
-    return pd.DataFrame(lines).sort_values(["dataset", "id"], kind="stable") if lines else pd.DataFrame()
-
-
-PERSONA_TABLES = {
-    "persona_text": persona_text_table,
-    "persona_accuracy": accuracy_table,
-    "persona_preference": preference_table,
-    "words": words_table,
-    "examples": example_table,
-}
-
-
-PERSONA_WORD = re.compile(r"[a-z]+(?:['-][a-z]+)*")
+SHOWN_WORDS = 15  # words shown per side
+WORD = re.compile(r"[a-z]+(?:['-][a-z]+)*")  # hyphenated words ("to-the-point") stay whole
 NORMAL_95 = 1.959964
 
 
-@dataclass(frozen=True)
-class WordSaliency:
-    """One word: its occurrences per side, the share on the chosen side (the paper's ratio), its log-odds.
-
-    ``log_odds`` > 0: more chosen; ``log_odds_low`` and ``log_odds_high`` are its 95 % limits, ``z`` is it in
-    standard errors, ``p_holm`` two-sided and corrected for the number of words that are tested.
-    """
-
-    word: str
-    n_chosen: int
-    n_rejected: int
-    share_chosen: float
-    log_odds: float
-    log_odds_low: float
-    log_odds_high: float
-    z: float
-    p_holm: float
-
-
-def persona_words(text: str) -> list[str]:
-    """Return the lower-cased words of a persona; hyphenated words ("to-the-point") stay whole."""
-    return PERSONA_WORD.findall(text.lower())
-
-
-def log_odds(y1: int, n1: int, y2: int, n2: int, prior: float, prior_total: float) -> tuple[float, float]:
-    """Return a word's log-odds between two corpora under a Dirichlet prior, and their standard error.
+def log_odds(y1: Any, n1: int, y2: Any, n2: int, prior: Any, prior_total: float) -> tuple[Any, Any]:
+    """Return words' log-odds between two corpora under a Dirichlet prior, and their standard errors.
 
     Monroe et al. (2008), eq. 16-22: delta = log((y1+a)/(n1+a0-y1-a)) - log((y2+a)/(n2+a0-y2-a)),
-    variance = 1/(y1+a) + 1/(y2+a); y = the word's count, n = all words, a and a0 = its prior and their sum.
+    variance = 1/(y1+a) + 1/(y2+a); y = a word's count, n = all words, a and a0 = its prior and their sum.
     """
-    delta = math.log((y1 + prior) / (n1 + prior_total - y1 - prior))
-    delta -= math.log((y2 + prior) / (n2 + prior_total - y2 - prior))
-    return delta, math.sqrt(1 / (y1 + prior) + 1 / (y2 + prior))
-
-
-def holm(z_scores: list[float]) -> list[float]:
-    """Return two-sided p-values of z-scores with Holm's correction for their number."""
-    from scipy.stats import norm
-
-    return holm_adjusted([2 * norm.sf(abs(z)) for z in z_scores])
+    delta = np.log((y1 + prior) / (n1 + prior_total - y1 - prior))
+    delta = delta - np.log((y2 + prior) / (n2 + prior_total - y2 - prior))
+    return delta, np.sqrt(1 / (y1 + prior) + 1 / (y2 + prior))
 
 
 def word_saliency(
     chosen: Iterable[str], rejected: Iterable[str], min_count: int = 10, prior_size: float = 500.0
-) -> list[WordSaliency]:
-    """Rank words by the share of their occurrences that stand in chosen personas (paper Table 1).
+) -> list[Row]:
+    """Rank words by the share of their occurrences that are in chosen personas (paper Table 1).
 
-    Words with fewer than ``min_count`` occurrences on both sides together are left out of the list, not
-    of the totals. ``prior_size`` words of prior are spread as in both sides together (shrinks rare words).
-    Returns the most chosen first; ties in share are ordered by z, then by word.
+    Words with fewer than ``min_count`` occurrences on both sides together are left out of the list, not of
+    the totals. The share of rare words is chance; the log-odds (> 0: more chosen; with 95 % limits) shrink
+    them by ``prior_size`` words of prior, spread as in both sides together. ``z`` is the log-odds in
+    standard errors, ``p_holm`` its two-sided p, corrected for the number of words. The most chosen word
+    comes first.
     """
-    first = Counter(word for text in chosen for word in persona_words(text))
-    second = Counter(word for text in rejected for word in persona_words(text))
+    from scipy.stats import norm
+
+    first, second = (
+        Counter(w for text in side for w in WORD.findall(text.lower())) for side in (chosen, rejected)
+    )
     both = first + second
-    if len(both) < 2:
-        return []
-    counts = [(word, first[word], second[word]) for word, n in both.items() if n >= min_count]
-    odds = [
-        log_odds(y1, first.total(), y2, second.total(), prior_size * both[word] / both.total(), prior_size)
-        for word, y1, y2 in counts
+    words = [word for word, n in both.items() if n >= min_count] if len(both) > 1 else []
+    y1, y2 = (np.array([counts[word] for word in words], dtype=float) for counts in (first, second))
+    prior = prior_size * (y1 + y2) / max(both.total(), 1)
+    delta, error = log_odds(y1, first.total(), y2, second.total(), prior, prior_size)
+    z = delta / error
+    columns = {
+        "word": words, "n_chosen": [first[w] for w in words], "n_rejected": [second[w] for w in words],
+        "share_chosen": y1 / (y1 + y2), "log_odds": delta, "log_odds_low": delta - NORMAL_95 * error,
+        "log_odds_high": delta + NORMAL_95 * error, "z": z, "p_holm": holm_adjusted(2 * norm.sf(abs(z))),
+    }  # fmt: skip
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    return sorted(rows, key=lambda row: (-row["share_chosen"], -row["z"], row["word"]))
+
+
+def typical_words(dataset: str, texts: dict[Side, list[str]]) -> list[Row]:
+    """Return the words most typical of each side's personas, by z, the most typical first."""
+    by_z = sorted(word_saliency(texts["chosen"], texts["rejected"]), key=lambda word: word["z"])
+    sides = {"chosen": by_z[::-1][:SHOWN_WORDS], "rejected": by_z[:SHOWN_WORDS]}
+    return [
+        {"dataset": dataset, "side": side, **word}
+        for side, words in sides.items()
+        for word in words
+        if (word["z"] > 0) == (side == "chosen")
     ]
-    corrected = holm([delta / error for delta, error in odds])
-    rows = [
-        WordSaliency(
-            *count, count[1] / both[count[0]], delta, delta - NORMAL_95 * error, delta + NORMAL_95 * error,
-            delta / error, p,
-        )
-        for count, (delta, error), p in zip(counts, odds, corrected, strict=True)
-    ]  # fmt: skip
-    return sorted(rows, key=lambda row: (-row.share_chosen, -row.z, row.word))
+
+
+def words_table(profile: Profile) -> pd.DataFrame:
+    """Return the words that are most typical of each side's personas, over all seeds (paper Table 1)."""
+    import pandas as pd
+
+    lines: list[Row] = []
+    for dataset in profile.datasets:
+        split, texts = inference_split(profile, dataset), {side: [] for side in SIDES}
+        for run in runs_of(profile, dataset):
+            if all((run.folder / "personas" / f"{split}-{side}.jsonl").exists() for side in SIDES):
+                for side, found in texts.items():
+                    found += [row.persona for row in read_personas(run, split, side).values() if row.persona]
+        lines += typical_words(dataset, texts)
+    return pd.DataFrame(lines)
+
+
+def released_words(profile: Profile) -> pd.DataFrame:
+    """Return the same for the authors' released gold personas, of all splits; empty without real data."""
+    import pandas as pd
+
+    lines: list[Row] = []
+    for dataset in profile.datasets:
+        if official.DATASETS.get(dataset, {}).get("tailoring"):
+            splits = official.load_official(official.find_data_dir(profile.data_dir, [dataset]), dataset)
+            rows = [row for split, part in splits.items() if split != "fewshot" for row in part]
+            gold = {side: [row.personas[f"gold-{side}"] for row in rows] for side in SIDES}
+            lines += typical_words(dataset, {side: [*filter(None, found)] for side, found in gold.items()})
+    return pd.DataFrame(lines)
+
+
+PERSONA_TABLES = {
+    "persona_accuracy": accuracy_table,
+    "persona_preference": preference_table,
+    "words": words_table,
+}

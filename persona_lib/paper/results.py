@@ -28,13 +28,16 @@ from persona_lib.intervals import (
     position_inconsistent,
     sign_test,
 )
+from persona_lib.paper.answers import generation_folder, matchups
 from persona_lib.paper.judging import (
     RUBRIC_NAMES,
     Judged,
     Judgments,
-    agreement_of_profile,
+    agreement_table,
+    compare,
     judgment_folder,
     read_judgments,
+    runs_of,
     same_items,
 )
 from persona_lib.records import Judgment
@@ -149,7 +152,9 @@ def judged_table(profile: Profile, kinds: Iterable[str], role: str = "judge") ->
 
     kinds = tuple(kinds)
     found = [(j, row) for j in read_judgments(profile, role) for row in j.rows]
-    return with_holm(pd.DataFrame([judged_row(j, row) for j, row in found if row.matchup.kind in kinds]))
+    return with_holm(
+        pd.DataFrame([judged_row(j, row) for j, row in found if not kinds or row.matchup.kind in kinds])
+    )
 
 
 def second_judge_table(profile: Profile) -> pd.DataFrame:
@@ -223,6 +228,26 @@ def side_difference(profile: Profile) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+N_EXAMPLES = 3  # rows of the evaluation split: its first, not selected
+
+
+def example_table(profile: Profile) -> pd.DataFrame:
+    """Return the first rows of each evaluation split with plain DPO's and PT-DPO's answers side by side."""
+    import pandas as pd
+
+    lines = []
+    for dataset in profile.datasets:
+        run = runs_of(profile, dataset)[0]
+        for m in matchups(run):
+            done = all((generation_folder(run, spec) / "done.json").exists() for spec in (m.test, m.base))
+            if done and m.kind == "main" and m.judge_persona.startswith(("gold", "user")):
+                lines += [{"dataset": dataset, "seed": run.seed, "id": c.id, "prompt": c.prompt,
+                           "eval_persona": m.judge_persona, "persona": c.persona,
+                           "plain_dpo": c.response_b, "pt_dpo": c.response_a}
+                          for c in compare(run, m)[:N_EXAMPLES]]  # fmt: skip
+    return pd.DataFrame(lines).sort_values(["dataset", "id"], kind="stable") if lines else pd.DataFrame()
+
+
 def judged_tables() -> dict[str, Callable[[Profile], pd.DataFrame]]:
     """Return the judged tables by file name."""
     kinds = {name: functools.partial(judged_table, kinds=kinds) for name, kinds in TABLES.items()}
@@ -231,7 +256,8 @@ def judged_tables() -> dict[str, Callable[[Profile], pd.DataFrame]]:
         "main_by_seed": by_seed_table,
         "side_difference": side_difference,
         "second_judge": second_judge_table,
-        "judge_agreement": agreement_of_profile,
+        "judge_agreement": agreement_table,
+        "examples": example_table,
     }
 
 

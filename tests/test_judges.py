@@ -1,0 +1,404 @@
+"""The judges: what counts as a verdict, what each is shown, and the scores of the backwards judge."""
+
+from __future__ import annotations
+
+import importlib.util
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+
+from persona_lib import store
+from persona_lib.data import everyday
+from persona_lib.intervals import position_inconsistent, verdict_of
+from persona_lib.models import load
+from persona_lib.models.generate import Completion, Sampling
+from persona_lib.paper import judges, judging
+from persona_lib.records import DataError, PairwiseComparison, TailoringRow
+from persona_lib.settings import ConfigError, Run, load_profile, set_field
+
+PROFILE = load_profile("everyday")
+ITEM = next(item for item in everyday.items() if item.dimension == "length" and item.split == "test")
+ONE = PairwiseComparison("row-1", "How?", "The user is shy.", " first ", "second")
+TWO = [ONE, PairwiseComparison("row-2", "Why?", None, "x", "y")]
+TEMPLATES = ("SYSTEM", "<{instruction}>\nA<{response_A}>\nB<{response_B}>\nR<{rubric}>\nFeedback: ")
+
+
+class Scripted:
+    """A generator that gives its answers in turn and keeps what it was asked."""
+
+    name, tokenizer = "scripted", None
+
+    def __init__(self, *answers: str, takes_schema: bool = False) -> None:
+        self.answers, self.asked, self.takes_schema = list(answers), [], takes_schema
+
+    def generate(self, prompts, max_new_tokens, stop, **settings):
+        self.asked.append((list(prompts), max_new_tokens, stop, settings))
+        return [(n, Completion(self.answers.pop(0), "stop", 1)) for n in range(len(prompts))]
+
+
+# --- the oracle ---
+
+
+@pytest.mark.parametrize("tested, base, verdict", [("a", "b", "win"), ("b", "a", "loss"), ("a", "a", "tie")])
+@pytest.mark.parametrize("persona", [ITEM.persona_a, ITEM.user_a])
+def test_the_oracle_gives_the_same_verdict_in_both_orders(tested, base, verdict, persona):
+    texts = (getattr(ITEM, f"response_{side}") for side in (tested, base))
+    c = PairwiseComparison(ITEM.id, ITEM.prompt, persona, *texts)
+    ((ab, ba),) = judging.judge_both(judges.oracle_judge(), [c], "personalization")
+    assert verdict_of(ab, ba) == verdict and (ab.tie, ba.tie) == (verdict == "tie",) * 2
+
+
+def test_the_oracle_calls_an_unknown_persona_a_tie_and_judges_quality_without_it():
+    texts = ITEM.response_a, ITEM.response_b
+    new = PairwiseComparison("1", ITEM.prompt, "The user is new and prefers it.", *texts)
+    ((ab, ba),) = judging.judge_both(judges.oracle_judge(), [new], "personalization")
+    assert verdict_of(ab, ba) == "tie"
+    for persona in (ITEM.persona_a, ITEM.persona_b):
+        cut = PairwiseComparison("1", ITEM.prompt, persona, ITEM.response_a, ITEM.response_a[:40])
+        ((ab, ba),) = judging.judge_both(judges.oracle_judge(), [cut], "quality")
+        assert verdict_of(ab, ba) == "win"
+
+
+def test_without_a_judge_nothing_is_judged_and_it_is_said():
+    with pytest.raises(ValueError, match="judge=none"):
+        judges.load_judge(Run(set_field(PROFILE, judge="none"), "everyday", 0))
+
+
+# --- language models ---
+
+
+LETTERS = {"A": "A", " B.": "B", "(A)": "A", "**B**": "B", "A is better": "A", "Apple": None, "": None,
+           "C": None}  # fmt: skip
+CHOICES = {
+    '{"reason": "it fits", "winner": "A"}': "A",
+    '```json\n{"reason": "a {brace} and a \\"quote\\"", "winner": "B"}\n```': "B",
+    'Let me think {about it}.\n{"winner": "B", "reason": ""} Done.': "B",
+    '{"winner": "A"} {"winner": "A"}': "A",
+    "Both answer.\nWinner: **B**": "B",
+    " (A)\n": "A",
+    '{"winner": "A"} no, {"winner": "B"}': None,
+    '{"winner": "C", "reason": ""}': None,
+    '{"winner": ["A"]}': None,
+    '{"reason": "the winner: A"}': None,
+    '{"reason": "cut off at the le': None,
+    "A is better": None,
+    "The winner is A or B": None,
+    "": None,
+}
+ENDINGS = {
+    "Both are fine. [RESULT] A": "A",
+    "Long feedback.\n[RESULT] B\n": "B",
+    "So [Result] Response B": "B",
+    "So [RESULT] (A)": "A",
+    "Result: b": "B",
+    "A is better than B": None,
+    "[RESULT] A because it is short": None,
+    "[RESULT] C": None,
+    "[RESULT] Both": None,
+    "The results favour A": None,
+    "": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("parse", "text", "winner"),
+    [
+        (parse, *case)
+        for parse, cases in (("letter", LETTERS), ("choice", CHOICES), ("verdict", ENDINGS))
+        for case in cases.items()
+    ],
+)
+def test_one_winner_is_read_and_nothing_is_guessed(parse, text, winner):
+    assert getattr(judges, f"parse_{parse}")(text) == winner
+
+
+@pytest.mark.parametrize(
+    "make, win, lose",
+    [
+        (judges.letter_judge, "A", "B"),
+        (judges.chat_judge, '{"winner": "A"}', '{"winner": "B"}'),
+        (lambda *a: judges.prometheus_judge(*a, templates=TEMPLATES), "[RESULT] A", "[RESULT] B"),
+    ],
+)
+def test_a_win_needs_both_orders_and_an_unreadable_answer_leaves_the_pair_unparsed(make, win, lose):
+    generator = Scripted(win, "no idea", win, lose, lose, win)
+    pairs = judging.judge_both(make(generator, 64), [*TWO, ONE], "quality")
+    assert [verdict_of(*pair) for pair in pairs] == ["win", "unparsed", "tie"]
+    assert pairs[1][0].feedback == "no idea" and pairs[0][0].judge == "scripted"
+    assert [(tokens, settings) for _, tokens, _, settings in generator.asked] == [(64, {})] * 2
+
+
+def test_a_schema_goes_only_to_a_generator_that_takes_one_and_asks_for_the_reason_first():
+    generator = Scripted('{"winner": "A"}', takes_schema=True)
+    judges.chat_judge(generator, 64)([ONE], "quality")
+    assert generator.asked[0][1:] == (64, (), {"schema": judges.SCHEMA})
+    assert list(judges.SCHEMA["properties"]) == ["reason", "winner"]
+
+
+class Template:
+    """The part of a tokenizer that ``chat_text`` uses, with or without a BOS of its own."""
+
+    bos_token, bos_token_id, eos_token = "<s>", 1, "</s>"
+    chat_template, all_special_tokens, added_tokens_decoder = "its template", [], {}
+
+    def __init__(self, adds_bos: bool) -> None:
+        self.adds_bos = adds_bos
+
+    def __call__(self, text: str) -> dict[str, list[int]]:
+        return {"input_ids": [1, 7] if self.adds_bos else [7]}
+
+    def apply_chat_template(self, messages, tokenize, add_generation_prompt):
+        assert not tokenize and add_generation_prompt
+        turns = "".join(f"[{m['role']}] {m['content']} " for m in messages)
+        return f"<s>{turns}[assistant]"
+
+
+@pytest.mark.parametrize(("adds_bos", "start"), [(True, "[user]"), (False, "<s>[user]")])
+def test_a_chat_prompt_has_bos_once(adds_bos, start):
+    assert load.chat_text(Template(adds_bos), "hello") == f"{start} hello [assistant]"
+
+
+@pytest.mark.parametrize("form", ["letter", "json"])
+@pytest.mark.parametrize("template", ["its template", None])
+def test_a_loaded_chat_model_is_asked_in_its_own_format_and_a_plain_one_is_not(monkeypatch, form, template):
+    profile = load_profile("everyday", ["judge=lm", "judge_model=some/chat-model", f"judge_format={form}"])
+    generator = Scripted("A")
+    generator.tokenizer = Template(adds_bos=True)
+    generator.tokenizer.chat_template = template
+    monkeypatch.setattr(judges, "load_generator", lambda *_: generator)
+    (judgment,) = judges.load_judge(Run(profile, "everyday", 0))([ONE], "quality")
+    assert judgment.winner == "A"
+    assert generator.asked[0][0][0].startswith("[user]") is bool(template)
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        (["second_judge_model=m", "judge=none"], "name the first judge, too"),
+        (["second_judge_url=http://h/v1"], "name the model that it serves in second_judge_model"),
+        (["second_judge_model=m", "second_judge_matchups=mein"], "second_judge_matchups=\\['mein'\\]"),
+        (["second_judge_format=xml"], "use one of letter, json, prometheus"),
+        (
+            ["judge=lm", "judge_model=m", "second_judge_model=m", "judge_format=json"]
+            + ["judge_max_new_tokens=256"],
+            "are the same judge",
+        ),
+    ],
+)
+def test_a_wrong_judge_is_refused_with_the_way_out(settings, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        load_profile("everyday", settings)
+
+
+# --- Prometheus-2's format ---
+
+
+def test_the_prompt_holds_both_responses_and_the_persona_for_personalization_only():
+    text = judges.prometheus_prompt(TEMPLATES, "personalization", ONE)
+    assert text.startswith("[INST] SYSTEM\n<") and text.endswith("Feedback:  [/INST]")
+    assert "A<first>\nB<second>" in text and "The user is shy." in text and "How?" in text
+    assert "shy" not in judges.prometheus_prompt(TEMPLATES, "quality", ONE)
+    assert judges.prometheus_prompt(TEMPLATES, "quality", ONE, chat=True).startswith("SYSTEM\n<")
+
+
+OWN_TEXTS = """
+quality: {criterion: "Is it good?", instruction: "Ask: {prompt}"}
+personalization: {criterion: "Does it suit?", instruction: "Ask: {prompt} Who: {persona}"}
+mnemonic:
+  quality: {instruction: "Term: {prompt}"}
+"""
+
+
+def test_texts_of_the_users_reach_the_judge_and_a_data_set_may_have_its_own(tmp_path):
+    path = tmp_path / "texts.yaml"
+    path.write_text(OWN_TEXTS)
+    hhh, mnemonic = (judges.read_texts(str(path), name) for name in ("hhh", "mnemonic"))
+    odd = PairwiseComparison("row-1", "Why {persona}?", "The {prompt}.", "a", "b")
+    for rubric, texts, asked in (
+        ("personalization", hhh, "<Ask: Why {persona}? Who: The {prompt}.>"),
+        ("quality", hhh, "<Ask: Why {persona}?>"),
+        ("quality", mnemonic, "<Term: Why {persona}?>"),
+    ):
+        assert asked in judges.prometheus_prompt(TEMPLATES, rubric, odd, texts=texts)
+    assert "R<Is it good?>" in judges.prometheus_prompt(TEMPLATES, "quality", odd, texts=mnemonic)
+    assert judges.read_texts("", "hhh") is judges.TEXTS
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        ("a list: [", "cannot be read"),
+        ("- one", "should have the blocks personalization and quality"),
+        (OWN_TEXTS.replace("Who: {persona}", ""), "personalization: instruction: {persona} does not stand"),
+        (OWN_TEXTS.replace('Ask: {prompt}"}', 'Ask"}'), "quality: instruction: {prompt} does not stand"),
+        (OWN_TEXTS.replace('"Is it good?"', "7"), "quality: criterion: 7; should be a text"),
+        (OWN_TEXTS.replace("criterion", "criteria"), "'criteria': use criterion and instruction"),
+    ],
+)
+def test_a_wrong_file_of_texts_is_named_with_its_place(tmp_path, wrong, said):
+    path = tmp_path / "texts.yaml"
+    path.write_text(wrong)
+    with pytest.raises(ConfigError) as error:
+        judges.read_texts(str(path), "hhh")
+    assert str(path) in str(error.value) and said in str(error.value)
+
+
+def test_texts_without_prometheus_are_an_error_and_their_content_is_part_of_the_key(tmp_path, monkeypatch):
+    path = tmp_path / "texts.yaml"
+    path.write_text(OWN_TEXTS)
+    with pytest.raises(ConfigError, match="judge_texts needs judge=lm and judge_format=prometheus"):
+        load_profile("everyday", [f"judge_texts={path}"])
+    monkeypatch.setattr(judging, "role_key", lambda run, role: "")
+    run = Run(load_profile("paper", [f"judge_texts={path}"]), "hhh", 0)
+    before = judging.judge_key(run)
+    path.write_text(OWN_TEXTS + " ")
+    assert judging.judge_key(run) != before
+
+
+def test_the_pinned_format_is_read_without_running_it_and_another_file_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "prompts.py"
+    path.write_text('REL_SYSTEM_PROMPT = "S"\nRELATIVE_PROMPT_WO_REF = """T"""\nraise SystemExit\n')
+    assert judges.load_templates(path) == ("S", "T")
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    store.write_text(tmp_path / "downloads" / "prometheus" / "prompts.py", "REL_SYSTEM_PROMPT = 'x'\n")
+    with pytest.raises(DataError, match="prompts.py: not the pinned prompt format"):
+        judges.template_file()
+
+
+def test_official_judging_samples_unread_answers_again_with_new_seeds_at_most_ten_times():
+    generator = Scripted("[RESULT] A", "?", "?", "[RESULT] B")
+    judged = judges.prometheus_judge(generator, 64, "official", templates=TEMPLATES)
+    assert [j.winner for j in judged(TWO, "quality")] == ["A", "B"]
+    assert [len(prompts) for prompts, *_ in generator.asked] == [2, 1, 1]
+    assert [settings["sampling"] for *_, settings in generator.asked] == [
+        Sampling(1.0, 0.9, 1.03, seed) for seed in (0, 1, 2)
+    ]
+    stubborn = Scripted(*["?"] * 10)
+    (judgment,) = judges.prometheus_judge(stubborn, 64, "official", templates=TEMPLATES)([ONE], "quality")
+    assert judgment.winner is None and len(stubborn.asked) == 10
+
+
+# --- persona inference backwards ---
+
+
+PERSONA = "The user is calm and prefers tea."
+
+
+@pytest.fixture
+def backwards(monkeypatch):
+    """A judge whose score is the number of times that a prompt says "tea", and what it was asked."""
+    asked = []
+
+    def log_probs(model, tokenizer, prompts, completions, batch_size):
+        asked.extend(zip(prompts, completions, strict=True))
+        return np.array([float(prompt.count("tea")) for prompt in prompts])
+
+    monkeypatch.setattr(judges, "format_of", lambda *source: None)
+    monkeypatch.setattr(
+        judges, "using_adapters", lambda model, names, merge: nullcontext(asked.append(names))
+    )
+    monkeypatch.setattr(judges, "sequence_log_probs", log_probs)
+    judge = judges.BackwardsJudge(Run(PROFILE, "everyday", 0))
+    judge.model, judge.tokenizer, judge.adapters = object(), object(), ["backwards"]
+    return judge, asked
+
+
+def compare(a: str, b: str) -> PairwiseComparison:
+    return PairwiseComparison("row", "What now?", PERSONA, a, b)
+
+
+@pytest.mark.parametrize("rubric", judging.RUBRICS)
+@pytest.mark.parametrize(
+    "a, b, verdict", [("tea tea", "tea", "win"), ("beer", "tea", "loss"), ("x", "y", "tie")]
+)
+def test_the_higher_score_wins_in_both_orders_and_equal_scores_are_a_tie(backwards, rubric, a, b, verdict):
+    ((ab, ba),) = judging.judge_both(backwards[0], [compare(a, b)], rubric)
+    assert verdict_of(ab, ba) == verdict and not position_inconsistent(ab, ba)
+    scores = [f"{text.count('tea'):.4f}" for text in (a, b)]
+    assert ab.feedback == " : ".join(scores) and ba.feedback == " : ".join(scores[::-1])
+
+
+def test_each_text_is_scored_once_and_only_fit_to_a_persona_is_scored_with_the_adapter(backwards):
+    judge, asked = backwards
+    judging.judge_both(judge, [compare("tea", "beer"), compare("tea", "milk")], "personalization")
+    adapters, *scored = asked
+    assert adapters == ["backwards"] and len(scored) == 3  # two orders, and one response twice
+    assert all(PERSONA in completion and PERSONA not in prompt for prompt, completion in scored)
+    asked.clear()
+    judging.judge_both(judge, [compare("tea", "beer")], "quality")
+    adapters, *scored = asked
+    assert adapters == [] and {completion for _, completion in scored} == {" What now?"}
+
+
+def test_a_plausible_user_is_scored_per_word_and_without_a_response(backwards):
+    judge, asked = backwards
+    personas = "The user prefers it.", "The user prefers a lot of it."
+    (verdict,) = judge.plausible(
+        [PairwiseComparison("row", "tea or tea?", None, *personas)], "personalization"
+    )
+    assert verdict.feedback == "0.5000 : 0.2857" and verdict.winner == "A"  # 2 / 4 and 2 / 7
+    assert asked[0] == []
+
+
+def test_of_everyday_it_learns_from_both_sides_of_training_topics_and_validates_on_others(monkeypatch):
+    monkeypatch.setattr(judges, "format_of", lambda *source: None)
+    run = Run(set_field(PROFILE, backwards_rows=0), "everyday", 0)
+    for part, split in (("train", "train"), ("val", "validation")):
+        rows = {row["id"]: row for row in judges.persona_rows(run, part)}
+        items = [item for item in everyday.items() if item.split == split]
+        assert set(rows) == {f"{item.id}/{side}" for item in items for side in "ab"}
+        for item in items:
+            row = rows[f"{item.id}/b"]
+            assert row["completion"] == f" {item.persona_b}" and item.response_b in row["prompt"]
+            assert item.persona_b not in row["prompt"] and item.response_a not in row["prompt"]
+
+
+def test_its_rows_are_a_draw_by_id_with_an_eighth_for_validation(monkeypatch):
+    monkeypatch.setattr(judges, "format_of", lambda *source: None)
+    few = {n: Run(set_field(PROFILE, backwards_rows=n), "everyday", 0) for n in (4, 80)}
+    made = {n: [judges.persona_rows(run, part) for part in ("train", "val")] for n, run in few.items()}
+    assert [[len(rows) for rows in parts] for parts in made.values()] == [[4, 1], [80, 10]]
+    assert made[4][0] == made[80][0][:4]
+
+
+def test_of_other_data_it_reads_sfts_rows_only_and_leaves_missing_personas_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
+    monkeypatch.setattr(judges, "format_of", lambda *source: None)
+    run = Run(load_profile("authors"), "hhh", 0)
+    for split in ("sft_train", "dpo_train", "sft_val", "test"):
+        both = {"gold-chosen": f"{split} P", "gold-rejected": f"{split} N"}
+        rows = [TailoringRow(split, split, "q", "c", "r", both), TailoringRow("x", split, "q", "c", "r", {})]
+        store.write_rows(run.folder / "tailoring" / f"{split}.jsonl", rows)
+    found = {part: judges.persona_rows(run, part) for part in ("train", "val")}
+    assert {r["completion"] for r in found["train"]} == {" sft_train P", " sft_train N"}
+    assert {r["id"] for r in found["val"]} == {"sft_val/chosen", "sft_val/rejected"}
+
+
+def test_its_key_follows_what_decides_its_scores_and_nothing_else():
+    def keys(**changes):
+        run = Run(set_field(PROFILE, judge="backwards", **changes), "everyday", 0)
+        return judges.backwards_key(run), str(judging.judge_key(run))
+
+    same = [{"judge_batch_size": 2}, {"sft_learning_rate": 0.5}, {"train_limit": 3}]
+    other = [{"backwards_rows": 8}, {"backwards_epochs": 2}, {"backwards_learning_rate": 0.5}, {"lora_r": 8},
+             {"lora_dropout": 0.1}, {"lr_scheduler": "cosine"}, {"completion_only_loss": False},
+             {"max_length": 99}, {"base_model": "pypi:smollm2-135m-instruct/2"}]  # fmt: skip
+    assert all(keys(**changes) == keys() for changes in same)
+    for part in (0, 1):
+        assert len({keys(**changes)[part] for changes in other} | {keys()[part]}) == len(other) + 1
+
+
+@pytest.mark.slow
+def test_it_trains_once_and_its_verdict_does_not_depend_on_the_order(tmp_path, monkeypatch):
+    from tiny import tiny_run
+
+    run = tiny_run(tmp_path, monkeypatch, backwards_rows=16, max_length=128)
+    folder = judges.train_backwards(run)
+    before = (folder / "adapter_model.safetensors").stat().st_mtime_ns
+    assert judges.train_backwards(run) == folder == tmp_path / "everyday" / "everyday" / "backwards"
+    assert (folder / "adapter_model.safetensors").stat().st_mtime_ns == before
+    judge = judges.BackwardsJudge(run)
+    ((ab, ba),) = judging.judge_both(judge, [compare("w1 w2 w3", "w4 w5")], "personalization")
+    assert ab.feedback.split(" : ") == ba.feedback.split(" : ")[::-1] and not position_inconsistent(ab, ba)

@@ -1,0 +1,239 @@
+"""Judging: which runs are compared, both orders, resuming, and how far two judges agree."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tiny_results
+
+from persona_lib import show, store
+from persona_lib.beyond import claims
+from persona_lib.intervals import verdict_of
+from persona_lib.models.generate import Completion
+from persona_lib.paper import answers, judges, judging, results
+from persona_lib.records import Judgment, PairwiseComparison
+from persona_lib.settings import Run, load_profile, set_field
+
+PROFILE = load_profile("everyday", ["controls=true", "train_personas=none,chosen"])
+
+# --- which runs are compared ---
+
+
+def test_matchups_compare_the_tailored_arm_with_the_plain_one_told_the_same_persona():
+    main = [m for m in answers.matchups(Run(PROFILE, "everyday", 0)) if m.kind == "main"]
+    assert [m.judge_persona for m in main] == [
+        f"{kind}-{side}" for kind in ("gold", "retrieved", "user") for side in ("chosen", "rejected")
+    ]
+    for m in main:
+        assert (m.test.arm, m.test.persona_format) == ("dpo-chosen", "line")
+        assert (m.base.arm, m.base.persona_format) == ("dpo-none", "first_person")
+        assert m.test.eval_persona == m.base.eval_persona == m.judge_persona
+
+
+def test_shuffled_system_and_absent_personas_are_judged_for_the_rows_own_persona():
+    controls = [m for m in answers.matchups(Run(PROFILE, "everyday", 0)) if m.kind == "control"]
+    judged = {}
+    for m in controls:
+        judged.setdefault(m.test.eval_persona, set()).add(m.judge_persona)
+    assert judged["shuffled-chosen"] == {"gold-chosen"} and judged["shuffled-rejected"] == {"gold-rejected"}
+    assert judged["none"] == judged["system"] == {"gold-chosen", "gold-rejected"}
+
+
+def test_an_arm_trained_on_other_rows_personas_is_a_control_told_and_judged_like_the_tailored_one():
+    run = Run(set_field(PROFILE, train_personas=["none", "chosen", "shuffled"]), "everyday", 0)
+    rows = [m for m in answers.matchups(run) if m.test.train_persona == "shuffled"]
+    main = [m for m in answers.matchups(run) if m.kind == "main"]
+    assert {m.kind for m in rows} == {"control"}
+    assert [(m.test.eval_persona, m.test.persona_format, m.base, m.judge_persona) for m in rows] == [
+        (m.test.eval_persona, m.test.persona_format, m.base, m.judge_persona) for m in main
+    ]
+
+
+def test_matchups_are_about_runs_of_the_grid_and_all_slugs_are_unique_and_path_safe():
+    profile = set_field(PROFILE, train_personas=["none", "chosen", "rejected", "both", "shuffled"])
+    run = Run(profile, "everyday", 0)
+    cells = set(answers.grid(run))
+    assert all({m.test, m.base} <= cells for m in answers.matchups(run))
+    for slugs in ([s.slug for s in answers.grid(run)], [m.slug for m in answers.matchups(run)]):
+        assert len(set(slugs)) == len(slugs)
+        assert all(set(slug) <= set("abcdefghijklmnopqrstuvwxyz_-.") for slug in slugs)
+
+
+# --- both orders, resumed ---
+
+
+def test_judging_that_was_killed_goes_on_after_the_last_chunk(tmp_path, monkeypatch):
+    monkeypatch.setattr(judging, "CHUNK", 2)
+    rows = [PairwiseComparison(f"row-{n}", "q", None, "a", "b") for n in range(5)]
+    asked = []
+
+    def first_is_better(comparisons, rubric):
+        asked.extend(c.id for c in comparisons)
+        if len(asked) > limit:
+            raise KeyboardInterrupt
+        return [Judgment(c.id, "test", rubric, "A" if c.response_a == "a" else "B") for c in comparisons]
+
+    path, limit = tmp_path / "quality.jsonl", 6
+    with pytest.raises(KeyboardInterrupt):
+        judging.judge_rubric(first_is_better, rows, "quality", path)
+    assert [row["id"] for row in store.iter_rows(path)] == ["row-0", "row-0", "row-1", "row-1"]
+    asked.clear()
+    limit = 100
+    pairs = judging.judge_rubric(first_is_better, rows, "quality", path)
+    assert sorted(set(asked)) == ["row-2", "row-3", "row-4"]
+    assert [verdict_of(*pair) for pair in pairs] == ["win"] * 5
+    assert len(list(store.iter_rows(path))) == 10
+
+
+# --- how far two judges agree ---
+
+
+def agreement(n_resamples: int = 20, **counts: int) -> dict:
+    """The row of verdict pairs on different prompts: win_loss=5 means five times first win, second loss."""
+    pairs = [name.split("_") for name, count in counts.items() for _ in range(count)]
+    return judging.agreement_row([[(f"row-{n}", *pair) for n, pair in enumerate(pairs)]], n_resamples)
+
+
+def test_kappa_of_a_table_worked_out_by_hand():
+    # p_o = 35 / 50 = .7; the first says win 25 of 50 times, the second 30: p_e = .5 x .6 + .5 x .4 = .5
+    row = agreement(400, win_win=20, win_loss=5, loss_win=10, loss_loss=15)
+    assert (row["n"], row["agreement"], row["agreement_decided"], row["n_decided"]) == (50, 0.7, 0.7, 50)
+    assert row["kappa"] == pytest.approx(0.4)
+    assert row["kappa_low"] < 0.4 < row["kappa_high"] and row["agreement_low"] < 0.7 < row["agreement_high"]
+
+
+def test_kappa_of_three_kinds_of_verdicts_is_that_of_its_definition():
+    rng = np.random.default_rng(0)
+    first, second = rng.choice(3, 200), rng.choice(3, 200, p=[0.5, 0.3, 0.2])
+    same = np.mean(first == second)
+    chance = sum(np.mean(first == k) * np.mean(second == k) for k in range(3))
+    pairs = [(f"r{n}", judging.VERDICTS[a], judging.VERDICTS[b])
+             for n, (a, b) in enumerate(zip(first, second, strict=True))]  # fmt: skip
+    row = judging.agreement_row([pairs], 50)
+    assert row["kappa"] == pytest.approx((same - chance) / (1 - chance))
+    assert row["n_decided"] == np.sum((first != 1) & (second != 1))
+
+
+def test_judges_that_never_differ_have_full_agreement_and_no_kappa_without_variety():
+    row = agreement(tie_tie=4)
+    assert row["agreement"] == 1 and row["kappa"] is None and row["agreement_decided"] is None
+    assert agreement(tie_tie=4, win_win=4)["kappa"] == 1
+
+
+def test_unparsed_comparisons_are_counted_and_left_out():
+    row = agreement(win_win=3, unparsed_win=2, loss_unparsed=1)
+    assert (row["n"], row["first_unparsed"], row["second_unparsed"]) == (3, 2, 1)
+
+
+def test_comparisons_of_one_prompt_are_drawn_together():
+    row = judging.agreement_row([[("same", "win", "win"), ("same", "win", "loss")] * 10], 50)
+    assert (row["n"], row["n_prompts"]) == (20, 1)
+    assert row["agreement"] == row["agreement_low"] == row["agreement_high"] == 0.5
+
+
+class Shorter:
+    """A served model that prefers the shorter response and cannot decide on equal lengths."""
+
+    name, takes_schema = "shorter-first", True
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def generate(self, prompts, max_new_tokens, stop, schema):
+        for n, prompt in enumerate(prompts):
+            self.asked += 1
+            a, b = prompt.partition("Response A:\n")[2].split("\n\nAnswer with")[0].split("\n\nResponse B:\n")
+            letter = {"winner": "A" if len(a) < len(b) else "B"} if len(a) != len(b) else {}
+            yield n, Completion(json.dumps({"reason": "length"} | letter), "stop", 5)
+
+
+SERVED = ["second_judge_model=shorter-first", "second_judge_url=http://localhost:1/v1"]
+TWO_JUDGES = load_profile("smoke", [*SERVED, "pair_limit=8", "bootstrap_samples=40", "seeds=0,1"])
+RUNS = [Run(TWO_JUDGES, "everyday", seed) for seed in TWO_JUDGES.seeds]
+
+
+@pytest.fixture(scope="module")
+def judged_once(tmp_path_factory):
+    """A results folder of two seeds, judged by the oracle; made once and copied."""
+    folder = tmp_path_factory.mktemp("judged")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PERSONA_RESULTS", str(folder))
+        for run in RUNS:
+            tiny_results.fill_run(run)
+    return folder
+
+
+@pytest.fixture
+def second(judged_once, tmp_path, monkeypatch) -> Shorter:
+    """The second judge of ``TWO_JUDGES``, whose runs the oracle, the first, has judged."""
+    shutil.copytree(judged_once, tmp_path / "results")
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
+    second = Shorter()
+    monkeypatch.setattr(judges, "load_generator", lambda run, role, batch: second)
+    judging.forget_judged()
+    return second
+
+
+def saved(run: Run, matchup, role: str, rubric: str) -> list[Judgment]:
+    """The judgments of one matchup on disk, both orders in turn."""
+    rows = list(store.iter_rows(judging.judgment_folder(run, matchup, role) / f"{rubric}.jsonl"))
+    return [Judgment(**{k: v for k, v in row.items() if k != "order"}) for row in rows]
+
+
+def test_both_judges_judge_the_same_comparisons_and_are_kept_apart(second):
+    run = RUNS[0]
+    folders = judging.judge_all(run, "second_judge")
+    wanted = [m for m in answers.matchups(run) if m.kind == "main"]
+    assert [folder.name for folder in folders] == [m.slug for m in wanted]
+    assert second.asked == sum(4 * len(judging.compare(run, m)) for m in wanted), "two rubrics, two orders"
+    for role, name in (("judge", "oracle"), ("second_judge", "shorter-first")):
+        assert {j.judge for m in wanted for j in saved(run, m, role, "quality")} == {name}
+    asked = second.asked
+    assert judging.judge_all(run, "second_judge") == folders and second.asked == asked, "nothing twice"
+
+
+def test_the_table_of_agreement_counts_what_the_saved_judgments_say(second):
+    for run in RUNS:
+        judging.judge_all(run, "second_judge")
+    table = judging.agreement_table(TWO_JUDGES).set_index("rubric")
+    for rubric in judging.RUBRICS:
+        pairs = []
+        for run in RUNS:
+            for m in judging.judged_matchups(run, "second_judge"):
+                both = [saved(run, m, role, rubric) for role in ("judge", "second_judge")]
+                verdicts = [[verdict_of(*pair) for pair in zip(j[::2], j[1::2], strict=True)] for j in both]
+                pairs += zip(*verdicts, strict=True)
+        known = [(a, b) for a, b in pairs if b != "unparsed"]
+        row = table.loc[rubric]
+        assert (row["n"], row.second_unparsed, row.first_unparsed) == (len(known), len(pairs) - len(known), 0)
+        assert row.agreement == pytest.approx(np.mean([a == b for a, b in known]))
+        assert (row["first"], row["second"], row.n_seeds) == ("oracle", "shorter-first", 2)
+    shown = show.render("judge_agreement", table.reset_index())
+    assert list(shown.judges) == ["oracle / shorter-first"] * 2
+    one = judging.agreement_table(show.one_seed(RUNS[1]))
+    assert list(one.n_seeds) == [1, 1] and (one.n.to_numpy() < table.n.to_numpy()).all()
+
+
+def test_the_second_judges_rows_have_a_table_of_their_own(second):
+    assert results.second_judge_table(TWO_JUDGES).empty, "not judged yet"
+    for run in RUNS:
+        judging.judge_all(run, "second_judge")
+    judging.forget_judged()
+    first = results.judged_table(TWO_JUDGES, ("main",))
+    table = results.second_judge_table(TWO_JUDGES)
+    assert list(table.label) == list(first.label) and list(table.n) == list(first.n)
+    assert (table.p_unparsed.sum() > 0) and first.p_unparsed.sum() == 0
+
+
+@pytest.mark.slow
+def test_without_a_second_judge_there_is_nothing_of_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
+    profile = load_profile("smoke", ["pair_limit=4", "bootstrap_samples=20"])
+    run = Run(profile, "everyday", 0)
+    tiny_results.fill_run(run)
+    assert judging.judge_all(run, "second_judge") == [] and not (run.folder / "second_judgments").exists()
+    assert results.second_judge_table(profile).empty and judging.agreement_table(profile).empty
+    assert not set(claims.save_tables(profile)) & {"judge_agreement", "second_judge"}
