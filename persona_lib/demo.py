@@ -1,10 +1,10 @@
 """A page to ask the trained policies oneself: ``python -m persona_lib.demo`` or ``./run_all.sh --demo``.
 
-A question and a persona in one's own words, or one of the data, and two answers side by side as they are
-written: of plain DPO and persona-tailored DPO, or of any two policies that a profile has trained, told the
-persona or not. Below them stand what the reader of answers sees in each, and the persona swap. The page is
-served to this machine only, sends nothing anywhere, loads nothing from elsewhere and shows texts as text.
-Needs the ``[demo]`` extra.
+One question, one user, and the answers of plain DPO and PT-DPO (or of any two trained policies) side by side
+as they are written; below them what the reader of answers sees in each, and the persona swap. As in the
+paper's main table, a policy that was trained without personas is told the persona in the first person, a
+tailored one in its ``Persona:`` line. The page is served to this machine only, sends nothing anywhere, loads
+nothing from elsewhere and shows texts as text. Needs the ``[demo]`` extra.
 """
 
 from __future__ import annotations
@@ -13,10 +13,8 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from persona_lib import weights
 from persona_lib.data import everyday
 from persona_lib.data.official import ROLE_MARK
 from persona_lib.data.reader import UNREADABLE, shows
@@ -31,25 +29,39 @@ from persona_lib.settings import ConfigError, Run, main_arm, open_run
 if TYPE_CHECKING:
     import pandas as pd
 
-# --- Ask the trained policies of a run one's own questions, as the demo and the notebooks' widget do ---
-# A policy that was trained without personas is told the persona in the first person, a tailored one in its
-# ``Persona:`` line: as in every comparison of the paper's main table.
-
-
 MAX_CHARACTERS = 2000  # of a question or a persona that is typed in
+HOST = "127.0.0.1"
+QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
+N_QUESTIONS = 40  # of the evaluation split, offered in the list
+INTRODUCTION = (
+    "# Whose boat does it float?\n"
+    "Two models that were trained on the same preferences answer one question for one user. Plain DPO was "
+    "trained without personas and is told about the user inside the question. Tailored DPO was trained "
+    "with personas. Pick a question or write any everyday one; pick a user or describe one.\n\n"
+    "The default run's model is **small** (135 million parameters): it errs on facts, check before use."
+)
+EXPLANATION = (
+    "**Persona swap.** How much more likely does a policy find the right answer than the left one "
+    "(difference of log-probabilities)? Exchange the user, and the number should change in the user's "
+    "favour."
+)
+SWAP_HEAD = "| policy | leans to the right answer for this user | for the other user | follows the user |"
+UNTOLD = "/not told"  # behind a policy that is asked without the persona
+ABSENT = ("prose", "plain")  # what a text shows by lacking something: nothing to point at
+# Worded by us. The first one for real data is a situation that the paper discusses: a party, someone sober.
+PARTY = "I am having people over for a party tonight. What could I get that would really liven it up?"
+EXAMPLES = [
+    (PARTY, "The user is sober and prefers ideas that everybody can enjoy without alcohol."),
+    (PARTY, "The user is a generous host and prefers bold ideas that guests will talk about for weeks."),
+    ("How do I ask my neighbours to be quieter?", "The user is shy and prefers to avoid a conversation."),
+]
+MNEMONIC = [
+    ("gregarious", "The user is musical and prefers memory aids that rhyme."),
+    ("gregarious", "The user is patient and prefers memory aids that lead to the meaning step by step."),
+]
 
 
-@dataclass(frozen=True)
-class Swap:
-    """How far one policy prefers the second of two answers (nats), told the one and the other persona."""
-
-    margin: float
-    other_margin: float
-
-    @property
-    def score(self) -> float:
-        """D of the persona swap: above 0, the preference follows the persona (see ``swap_tables``)."""
-        return self.margin - self.other_margin
+# --- a run's policies ---
 
 
 def trained_arms(run: Run) -> list[str]:
@@ -66,22 +78,17 @@ def trained_arms(run: Run) -> list[str]:
 
 def default_arms(run: Run, arms: list[str]) -> tuple[str, str]:
     """Return plain DPO and PT-DPO, or what comes closest of the arms that are there."""
-    plain = [arm for arm in ("dpo-none", "sft-none") if arm in arms]
-    tailored = [
-        arm for arm in (f"dpo-{main_arm(run.profile)}", f"sft-{main_arm(run.profile)}") if arm in arms
-    ]
-    return (plain or arms)[0], (tailored or arms)[0]
+    trained = ("none", main_arm(run.profile))
+    wanted = [[f"{method}-{persona}" for method in ("dpo", "sft")] for persona in trained]
+    plain, tailored = ([arm for arm in names if arm in arms] or arms for names in wanted)
+    return plain[0], tailored[0]
 
 
-def told_as(arm: str) -> str:
-    """Return how an arm is told a persona."""
-    return "first_person" if arm.endswith("-none") else "line"
-
-
-def known_personas(run: Run, question: str) -> dict[str, str]:
-    """Return the personas that the evaluation row with this prompt has, by kind; {} for another question."""
-    row = next((row for row in eval_rows(run) if row.prompt == question), None)
-    return {kind: text for kind, text in row.personas.items() if text} if row else {}
+def words_of(arm: str) -> str:
+    """Return a policy's name in words: "dpo-none" is "plain DPO"."""
+    method, _, trained = arm.partition("-")
+    name = {"sft": "fine-tuning", "dpo": "DPO"}.get(method, method)
+    return f"plain {name}" if trained == "none" else f"tailored {name} ({trained} personas)"
 
 
 class Asker:
@@ -106,54 +113,35 @@ class Asker:
             raise ConfigError(
                 f"write a question; question and persona have up to {MAX_CHARACTERS} characters"
             )
-        role = (
-            self.run.dataset == "hhh" and not self.run.profile.strip_roles and not ROLE_MARK.match(question)
-        )
-        asked = f"Human: {question}" if role else question  # as HHH's own prompts begin
-        return tailoring_prompt(asked, persona or None, told_as(arm), self.chat)
+        style = "first_person" if arm.endswith("-none") else "line"
+        if self.run.dataset == "hhh" and not self.run.profile.strip_roles and not ROLE_MARK.match(question):
+            question = f"Human: {question}"  # as HHH's own prompts begin
+        return tailoring_prompt(question, persona or None, style, self.chat)
 
-    def answer(self, arm: str, question: str, persona: str) -> Iterator[str]:
-        """Yield an arm's answer as it grows."""
+    def answer(self, policy: str, question: str, persona: str) -> Iterator[str]:
+        """Yield a policy's answer as it grows; one whose name ends in ``UNTOLD`` is not told the persona."""
+        arm, profile = policy.removesuffix(UNTOLD), self.run.profile
         model, tokenizer, adapters = self.load(arm)
-        profile = self.run.profile
-        begun = forced_beginning(self.run, question)
-        prompt = begun_prompt(self.prompt(arm, question, persona), begun, self.chat)
+        told = self.prompt(arm, question, "" if policy.endswith(UNTOLD) else persona)
+        prompt = begun_prompt(told, forced_beginning(self.run, question), self.chat)
         sizes = (profile.gen_max_new_tokens, profile.gen_min_new_tokens)
         penalty = profile.gen_repetition_penalty
         for text in stream_text(model, tokenizer, prompt, adapters, *sizes, (STOP,), penalty):
             yield whole_answer(self.run, question, text)
 
-    def whole(self, arm: str, question: str, persona: str) -> str:
-        """Return an arm's whole answer."""
-        return [*self.answer(arm, question, persona)][-1]
-
-    def swap(self, arm: str, question: str, personas: tuple[str, str], answers: tuple[str, str]) -> Swap:
-        """Return how an arm's preference between two answers turns when the persona is exchanged."""
+    def swap(
+        self, arm: str, question: str, personas: tuple[str, str], answers: tuple[str, str]
+    ) -> tuple[float, float]:
+        """Return how far an arm prefers the second answer (nats), told the one and the other persona."""
         model, tokenizer, adapters = self.load(arm)
         prompts = [self.prompt(arm, question, persona) for persona in personas for _ in answers]
         texts = [completion_text(answer, self.chat) for answer in answers] * 2
         with ONE_AT_A_TIME, using_adapters(model, adapters):
             values = sequence_log_probs(model, tokenizer, prompts, texts, len(texts)).tolist()
-        return Swap(values[1] - values[0], values[3] - values[2])
+        return values[1] - values[0], values[3] - values[2]
 
 
-# Worded by us. The first one for real data is a situation that the paper discusses: a party, someone sober.
-PARTY = "I am having people over for a party tonight. What could I get that would really liven it up?"
-MNEMONIC = [
-    ("gregarious", "The user is musical and prefers memory aids that rhyme."),
-    ("gregarious", "The user is patient and prefers memory aids that lead to the meaning step by step."),
-]
-EXAMPLES = [
-    (
-        PARTY,
-        "The user is sober and prefers ideas that everybody can enjoy without alcohol or other substances.",
-    ),
-    (PARTY, "The user is a generous host and prefers bold ideas that guests will talk about for weeks."),
-    (
-        "How do I ask my neighbours to be quieter?",
-        "The user is shy and prefers ways that avoid a conversation.",
-    ),
-]
+# --- a reader's own personas, in notebook 10 ---
 
 
 def check_own(pairs: Sequence[Any]) -> list[tuple[str, str]]:
@@ -183,84 +171,25 @@ def answer_own(run: Run, pairs: Sequence[Any] = ()) -> pd.DataFrame:
         print(f"no answers: {' and '.join(missing)} not trained; run the steps before this one")
         return pd.DataFrame(columns=["prompt", "persona", *arms])
     asker, table = Asker(run), pd.DataFrame(checked, columns=["prompt", "persona"])
-    answers = {name: [asker.whole(arm, *pair) for pair in checked] for name, arm in arms.items()}
+    answers = {name: [[*asker.answer(arm, *pair)][-1] for pair in checked] for name, arm in arms.items()}
     return table.assign(**answers)
 
 
-# --- A page to ask the trained policies oneself ---
-# A question and a persona in one's own words, or one of the data, and two answers side by side as they are
-# written: of plain DPO and persona-tailored DPO, or of any two policies that a profile has trained, told
-# the persona or not. Below them stand what the reader of answers sees in each, and the persona swap. The
-# page is served to this machine only, sends nothing anywhere, loads nothing from elsewhere and shows texts
-# as text. Needs the ``[demo]`` extra.
-
-
-HOST = "127.0.0.1"
-QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
-N_QUESTIONS = 40  # of the evaluation split, offered in the list
-FONTS = ["system-ui", "sans-serif"]
-STYLE = "footer {display: none !important}"
-SWAP_HEAD = ["policy", "leans to the right answer for this user", "for the other user", "follows the user"]
-INTRODUCTION = (
-    "# Whose boat does it float?\n"
-    "Two models that were trained on the same preferences answer one question for one user. Plain DPO was "
-    "trained without personas and is told about the user inside the question. Tailored DPO was trained "
-    "with personas. Pick a question or write any everyday one; pick a user or describe one.\n\n"
-)
-SMALL = (
-    "**A small model**: {parameters} million parameters. "
-    "It writes English and errs on facts: check before use."
-)
-EXPLANATION = (
-    "**Persona swap.** How much more likely does a policy find the right answer than the left one "
-    "(difference of log-probabilities)? Exchange the user, and the number should change in the user's "
-    "favour."
-)
-METHODS = {"sft": "fine-tuning", "dpo": "DPO"}
-TRAINED = {
-    "none": "plain {}",
-    "both": "tailored {} (both personas)",
-    "chosen": "tailored {} (chosen personas)",
-}
-UNTOLD = "/not told"  # behind a policy that is asked without the persona
-ABSENT = ("prose", "plain")  # what a text shows by lacking something: nothing to point at
-
-
-def answer_both(
-    asker: Asker, left: str, right: str, question: str, persona: str
-) -> Iterator[tuple[str, str]]:
-    """Yield both answers as they grow, the left one first."""
-    first = second = ""
-    for first in asker.answer(*told(left, question, persona)):
-        yield first, second
-    for second in asker.answer(*told(right, question, persona)):
-        yield first, second
-    yield first, second
-
-
-def told(policy: str, question: str, persona: str) -> tuple[str, str, str]:
-    """Return (arm, question, persona) to ask; the persona is empty for a policy that is not told it."""
-    return policy.removesuffix(UNTOLD), question, "" if policy.endswith(UNTOLD) else persona
+# --- what the page shows ---
 
 
 def swap_table(
-    asker: Asker, arms: tuple[str, str], question: str, personas: tuple[str, str], answers: tuple[str, str]
+    asker: Asker, policies: tuple[str, str], question: str, personas: tuple[str, str], answers: tuple
 ) -> str:
-    """Return a line per policy: its preference between the answers under both personas, and D."""
+    """Return a line per policy: its preference between the answers under both personas."""
     if not all(answers):
         return "One of the answers is empty: nothing to compare."
-    lines = [SWAP_HEAD, ["---"] * len(SWAP_HEAD)]
-    for arm in dict.fromkeys(arm.removesuffix(UNTOLD) for arm in arms):
-        found = asker.swap(arm, question, personas, answers)
-        numbers = [f"{value:+.1f}" for value in (found.margin, found.other_margin)]
-        lines.append([words_of(arm), numbers[0], numbers[1], "yes" if found.score > ROUNDING else "no"])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def words_of(arm: str) -> str:
-    """Return a policy's name in words: "dpo-none" is "plain DPO"."""
-    method, _, trained = arm.partition("-")
-    return TRAINED.get(trained, "tailored {} (" + trained + ")").format(METHODS.get(method, method))
+    lines = [SWAP_HEAD, "| --- | --- | --- | --- |"]
+    for arm in dict.fromkeys(policy.removesuffix(UNTOLD) for policy in policies):
+        this, other = asker.swap(arm, question, personas, answers)
+        follows = "yes" if this - other > ROUNDING else "no"
+        lines.append(f"| {words_of(arm)} | {this:+.1f} | {other:+.1f} | {follows} |")
+    return "\n".join(lines)
 
 
 def seen(text: str) -> str:
@@ -272,12 +201,17 @@ def seen(text: str) -> str:
 
 
 def play(asker: Asker, left: str, right: str, question: str, persona: str, other: str) -> Iterator[tuple]:
-    """Yield (left answer, right answer, swap table) while they come; what is wrong is said on the page."""
+    """Yield (left answer, right answer, what is seen in each, swap table) while they come.
+
+    What is wrong is said on the page.
+    """
     import gradio
 
     first = second = ""
     try:
-        for first, second in answer_both(asker, left, right, question, persona):
+        for first in asker.answer(left, question, persona):
+            yield first, second, seen(first), "", ""
+        for second in asker.answer(right, question, persona):
             yield first, second, seen(first), seen(second), ""
         table = swap_table(asker, (left, right), question, (persona, other), (first, second))
         yield first, second, seen(first), seen(second), table
@@ -285,9 +219,10 @@ def play(asker: Asker, left: str, right: str, question: str, persona: str, other
         raise gradio.Error(str(error)) from error
 
 
-def choices(run: Run, question: str) -> list[tuple[str, str]]:
-    """Return the personas offered for a question as (label, text)."""
-    return [(f"{kind}: {text}", text) for kind, text in known_personas(run, question or "").items()]
+def known_personas(run: Run, question: str) -> dict[str, str]:
+    """Return the personas that the evaluation row with this prompt has, by kind; {} for another question."""
+    row = next((row for row in eval_rows(run) if row.prompt == question), None)
+    return {kind: text for kind, text in row.personas.items() if text} if row else {}
 
 
 def offered(run: Run, question: str) -> tuple[Any, str, str]:
@@ -295,51 +230,42 @@ def offered(run: Run, question: str) -> tuple[Any, str, str]:
     import gradio
 
     known = known_personas(run, question or "")
+    choices = [(f"{kind}: {text}", text) for kind, text in known.items()]
+    label = "Users of this question (pick one)"
     first, other = (known.get(f"gold-{side}", "") for side in ("chosen", "rejected"))
-    return gradio.Dropdown(choices=choices(run, question), value=None), first, other
-
-
-def small_note(asker: Asker) -> str:
-    """Say how large the model is, where the table of weights knows it."""
-    source = asker.run.profile.base_model
-    row = weights.entry(source) if weights.is_packaged(source) else None
-    return SMALL.format(parameters=round(row["parameters"] / 1e6)) if row else ""
+    return gradio.Dropdown(choices=choices, value=None, label=label), first, other
 
 
 def build(asker: Asker) -> Any:
     """Return the page."""
     import gradio
 
-    run, (left_arm, right_arm) = asker.run, default_arms(asker.run, asker.arms)
+    run, arms = asker.run, asker.arms
     questions = list(dict.fromkeys(row.prompt for row in eval_rows(run)))[:N_QUESTIONS]
-    _, first, second = offered(run, questions[0])
+    policies = [(words_of(arm), arm) for arm in arms]
+    policies += [(f"{words}, not told who asks", arm + UNTOLD) for words, arm in policies]
+    sides = dict(zip(("Left", "Right"), default_arms(run, arms), strict=True))
     with gradio.Blocks(title="Whose boat does it float?", analytics_enabled=False) as page:
-        gradio.Markdown(INTRODUCTION + small_note(asker))
+        gradio.Markdown(INTRODUCTION)
         question = gradio.Dropdown(questions, value=questions[0], allow_custom_value=True,
                                    label="Question", elem_id="question")  # fmt: skip
-        known = gradio.Dropdown(
-            choices(run, questions[0]), value=None, label="Users of this question (pick one)"
-        )
+        known, first, second = offered(run, questions[0])
         persona = gradio.Textbox(first, label="This user", lines=2, elem_id="persona")
         other = gradio.Textbox(second, label="Another user, for the swap (empty: no persona)", lines=2)
         with gradio.Row():
-            named = [(words_of(arm), arm) for arm in asker.arms]
-            named += [(f"{words}, not told who asks", arm + UNTOLD) for words, arm in named]
-            left = gradio.Dropdown(named, value=left_arm, label="Left policy")
-            right = gradio.Dropdown(named, value=right_arm, label="Right policy")
+            asked = [gradio.Dropdown(policies, value=arm, label=f"{n} policy") for n, arm in sides.items()]
         ask = gradio.Button("Ask both", variant="primary", elem_id="ask")
         with gradio.Row():
             boxes = [
-                gradio.Textbox(label=f"{side} answer", lines=6, elem_id=f"{side.lower()}-answer")
-                for side in ("Left", "Right")
+                gradio.Textbox(label=f"{n} answer", lines=6, elem_id=f"{n.lower()}-answer") for n in sides
             ]
         with gradio.Row():
-            marks = [gradio.Markdown(elem_id=f"{side}-marks") for side in ("left", "right")]
+            marks = [gradio.Markdown() for _ in sides]
         table = gradio.Markdown(elem_id="swap")
         gradio.Markdown(EXPLANATION)
         question.input(lambda q: offered(run, q), question, [known, persona, other], api_name=False)
         known.input(lambda text: text or "", known, persona, api_name=False)
-        ask.click(lambda *given: (yield from play(asker, *given)), [left, right, question, persona, other],
+        ask.click(lambda *given: (yield from play(asker, *given)), [*asked, question, persona, other],
                   [*boxes, *marks, table], api_name=False)  # fmt: skip
     return page
 
@@ -348,53 +274,36 @@ def launch(asker: Asker, port: int | None, block: bool = True) -> str:
     """Serve the page on the loopback address and return where; returns at the end if ``block``."""
     import gradio
 
-    page, theme = build(asker), gradio.themes.Default(font=FONTS, font_mono=["monospace"])
-    _, url, _ = page.launch(
-        server_name=HOST,
-        server_port=port,
-        share=False,
-        theme=theme,
-        css=STYLE,
-        quiet=True,
-        prevent_thread_lock=True,
-        footer_links=[],
-        ssr_mode=False,
-    )
+    page = build(asker)
+    theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
+    _, url, _ = page.launch(server_name=HOST, server_port=port, share=False, theme=theme, quiet=True,
+                            css="footer {display: none !important}", prevent_thread_lock=True,
+                            footer_links=[], ssr_mode=False)  # fmt: skip
     print(f"the demo of profile {asker.run.profile.name} is at {url} (end it with Ctrl-C)", flush=True)
     if block:
         page.block_thread()
     return url
 
 
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m persona_lib.demo",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example: ./run_all.sh && ./run_all.sh --demo",
-    )
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; 2 for what the user has to correct."""
+    os.environ.update(QUIET)
+    parser = argparse.ArgumentParser(prog="python -m persona_lib.demo", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     add = parser.add_argument
     add("--profile", default="everyday", metavar="NAME", help="whose policies to ask (default: everyday)")
     add("--dataset", default="", help="default: the profile's first")
     add("--seed", type=int, default=0, help="default: 0")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="as for run_all.sh")
     add("--port", type=int, help="default: the first free one from 7860 on")
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Entry point; 2 for what the user has to mend."""
-    os.environ.update(QUIET)
-    arguments = parse_arguments(argv)
+    given = parser.parse_args(argv)
     try:
         import gradio  # noqa: F401
+
+        launch(Asker(open_run(given.profile, given.dataset, given.seed, given.set)), given.port)
     except ModuleNotFoundError as error:
         print(f'error: {error}: pip install -c constraints.txt -e ".[demo]"', file=sys.stderr)
         return 2
-    try:
-        run = open_run(arguments.profile, arguments.dataset, arguments.seed, arguments.set)
-        launch(Asker(run), arguments.port)
     except (ConfigError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

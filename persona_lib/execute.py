@@ -11,7 +11,6 @@ into ``<name>.running.ipynb``, and only a checked document takes its final name.
 
 from __future__ import annotations
 
-import base64
 import copy
 import importlib.metadata
 import json
@@ -21,7 +20,6 @@ import tempfile
 import threading
 import time
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -226,24 +224,18 @@ def finish_notebook(running: Path, target: Path, facts: dict[str, Any]) -> None:
 
 
 # --- The normal form in which executed notebooks are committed ---
-# Dropped are whatever goes to stderr, what cells tagged ``work`` print while they compute (it depends on
-# how much was finished before), widgets, metadata of the run, terminal colours, memory addresses and paths;
-# cells are counted 1 to N, and images lose their text chunks and get a text for those who cannot see them.
-# What is left depends on results alone, so two runs give the same bytes. The record ``metadata.shown``
-# names the profile and the hash of the code that printed it: outputs of other code are found without
-# running anything.
-
 
 WORK = "work"  # tag of cells whose printed lines tell only how far they are
 KEPT = ("image/png", "image/svg+xml", "text/html", "text/latex", "text/markdown", "text/plain")
-RUN_METADATA = ("papermill", "persona", "widgets")
+RUN_METADATA = ("papermill", "persona", "widgets", "execution")
 MAX_BYTES = 1_000_000  # code hosts show larger notebooks slowly or not at all
-TERMINAL_CODES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-OVERWRITTEN = re.compile(r"[^\n]*\r(?!\n)")  # a line that a progress bar drew over
-ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}\b")
-PLACES = re.compile(rf"{re.escape(str(REPO))}/?")
-TEMPORARY = re.compile(rf"{re.escape(tempfile.gettempdir())}/[\w./-]+")
-PNG_KEPT = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"pHYs")
+CHANGING = (  # what differs from run to run -> what stands for it
+    (re.compile(r"\x1b\[[0-9;]*[A-Za-z]"), ""),  # colours
+    (re.compile(r"[^\n]*\r(?!\n)"), ""),  # a line that a progress bar drew over
+    (re.compile(r"\b0x[0-9a-f]{6,}\b"), "0x..."),  # addresses
+    (re.compile(rf"{re.escape(str(REPO))}/?"), ""),
+    (re.compile(rf"{re.escape(tempfile.gettempdir())}/[\w./-]+"), "..."),
+)
 Document = dict[str, Any]
 
 
@@ -267,87 +259,42 @@ def text_of(value: Any) -> str:
     return value if isinstance(value, str) else "".join(value)
 
 
-# --- one output ---
+def clean(text: Any) -> list[str]:
+    """Return the lines of a text without colours, overwritten lines, addresses and paths of one machine."""
+    text = text_of(text)
+    for pattern, other in CHANGING:
+        text = pattern.sub(other, text)
+    return text.splitlines(keepends=True)
 
 
-def clean(text: str) -> str:
-    """Take colours, overwritten lines, addresses and paths of one machine out of a text."""
-    text = OVERWRITTEN.sub("", TERMINAL_CODES.sub("", text))
-    return TEMPORARY.sub("...", PLACES.sub("", ADDRESS.sub("0x...", text)))
+def normal_outputs(cell: Document, number: int) -> list[Document]:
+    """Return the outputs of a cell that depend on results alone.
 
-
-def bare_png(data: str) -> str:
-    """Return a PNG (base64) without its text and time chunks, which name versions and dates."""
-    raw = base64.b64decode(data)
-    kept, at = raw[:8], 8
-    while at < len(raw):
-        end = at + 12 + int.from_bytes(raw[at : at + 4], "big")
-        kept += raw[at:end] if raw[at + 4 : at + 8] in PNG_KEPT else b""
-        at = end
-    return base64.b64encode(kept).decode()
-
-
-def normal_data(data: Document) -> Document:
-    """Return the kept representations of a shown object, text by lines; none for a widget."""
-    if any("widget" in kind for kind in data):
-        return {}
-    found = {kind: text_of(data[kind]) for kind in KEPT if kind in data}
-    return {
-        kind: bare_png(value) if kind == "image/png" else clean(value).splitlines(keepends=True)
-        for kind, value in found.items()
-    }
-
-
-def normal_shown(output: Document, heading: str, number: int) -> Document | None:
-    """Return the normal form of a displayed object or a cell's value; None if nothing of it is kept."""
-    data = normal_data(output["data"])
-    if not data:
-        return None
-    metadata = {}
-    if "image/png" in data:
-        said = output.get("metadata", {}).get("image/png", {}).get("alt")
-        metadata = {"image/png": {"alt": said or f"Figure of the section {heading}"}}
-    counted = {"execution_count": number} if output["output_type"] == "execute_result" else {}
-    return {"data": data, **counted, "metadata": metadata, "output_type": output["output_type"]}
-
-
-def normal_outputs(cell: Document, heading: str, number: int) -> Iterator[Document]:
-    """Yield the normal outputs of a cell; what it printed between two shown objects is one output."""
-    printed = ""
-    for output in [*cell["outputs"], None]:
-        if output and output["output_type"] == "error":
-            raise NormalError(f"code cell {number} failed: mend it and run the notebook again")
-        if output and output["output_type"] == "stream":
-            printed += text_of(output["text"]) if output["name"] == "stdout" else ""
-            continue
-        if clean(printed) and WORK not in tags(cell):
-            lines = clean(printed).splitlines(keepends=True)
-            yield {"name": "stdout", "output_type": "stream", "text": lines}
-        printed = ""
-        shown = output and normal_shown(output, heading, number)
-        if shown:
-            yield shown
-
-
-# --- whole notebooks ---
-
-
-def headings(document: Document) -> list[str]:
-    """Return, per code cell that counts, the last heading above it."""
-    found, heading = [], ""
-    for cell in document["cells"]:
-        titles = re.findall(r"^#+ (.+)$", text_of(cell["source"]), re.MULTILINE)
-        if cell["cell_type"] == "markdown":
-            heading = titles[-1] if titles else heading
-        elif "injected-parameters" not in tags(cell):
-            found.append(heading)
-    return found
+    Left out are stderr, widgets, and what cells tagged ``work`` print while they compute. Images stay as
+    they are: figures are saved without dates (``figures.save``).
+    """
+    printed: list[Document] = []
+    for output in cell["outputs"]:
+        kind, data = output["output_type"], output.get("data", {})
+        if kind == "error":
+            raise NormalError(f"code cell {number} failed: correct it and run the notebook again")
+        if kind != "stream" and not any("widget" in name for name in data):
+            kept = {n: data[n] if n == "image/png" else clean(data[n]) for n in KEPT if n in data}
+            counted = {"execution_count": number} if kind == "execute_result" else {}
+            printed.append({"data": kept, **counted, "metadata": output["metadata"], "output_type": kind})
+        elif kind == "stream" and output["name"] == "stdout" and WORK not in tags(cell):
+            before = printed.pop()["text"] if printed and "text" in printed[-1] else ""
+            text = before + text_of(output["text"])
+            printed.append({"name": "stdout", "output_type": "stream", "text": text})
+    outputs = [one | {"text": clean(one["text"])} if "text" in one else one for one in printed]
+    return [one for one in outputs if one.get("text") or one.get("data")]
 
 
 def normal_document(source: Document, executed: Document, shown: Document) -> Document:
-    """Return the source with the executed copy's outputs in normal form; ``shown`` is their record.
+    """Return the source with those of the executed copy's outputs that depend on results alone.
 
-    Raises NormalError if the copy ran other code, or a cell of it failed.
+    So two runs give the same bytes. ``shown`` names the profile and the hash of the code: outputs of other
+    code are found without running anything. NormalError if the copy ran other code, or a cell of it failed.
     """
     document = copy.deepcopy(source)
     own, ran = cells_of_code(document), cells_of_code(executed)
@@ -355,20 +302,13 @@ def normal_document(source: Document, executed: Document, shown: Document) -> Do
     if texts[0] != texts[1]:
         raise NormalError("the executed copy ran other code: run the step again")
     number = 0
-    for cell, copied, heading in zip(own, ran, headings(document), strict=True):
-        number += bool(text_of(cell["source"]).strip())
-        cell["outputs"] = list(normal_outputs(copied, heading, number))
-        cell["execution_count"] = number if text_of(cell["source"]).strip() else None
-    return tidy(document) | {"metadata": tidy(document)["metadata"] | {"shown": shown}}
-
-
-def tidy(document: Document) -> Document:
-    """Take the metadata of one run out of a notebook, in place."""
-    for name in RUN_METADATA:
-        document["metadata"].pop(name, None)
-    for cell in document["cells"]:
-        for name in ("papermill", "execution"):
-            cell["metadata"].pop(name, None)
+    for cell, copied, text in zip(own, ran, texts[0], strict=True):
+        number += bool(text)
+        cell["outputs"], cell["execution_count"] = normal_outputs(copied, number), number if text else None
+    for metadata in (document["metadata"], *(cell["metadata"] for cell in document["cells"])):
+        for name in RUN_METADATA:
+            metadata.pop(name, None)
+    document["metadata"]["shown"] = shown
     return document
 
 

@@ -1,9 +1,8 @@
 """Take a trained policy out of the results: ``python -m persona_lib.export --arm dpo-chosen --to DIR``.
 
-DIR gets the adapters as they were trained, the one adapter that equals them stacked, the tokenizer, and a
-model card with code that loads all this onto the base without the package. ``--merge`` adds base and
-adapters as one float32 model, checked against the policy.
-``--push REPO_ID`` uploads the folder to the model hub, into a private repository, with the token in
+DIR gets one LoRA adapter that equals the policy's adapters stacked, the tokenizer, and a model card whose
+code loads them without the package. ``--merge`` adds base and adapters as one float32 model, checked against
+the policy. ``--push REPO_ID`` uploads DIR to the model hub, into a private repository, with the token in
 ``HF_TOKEN``; nothing is ever uploaded without it.
 """
 
@@ -17,17 +16,91 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from persona_lib import report, store
+from persona_lib import store, weights
 from persona_lib.models import load, train
-from persona_lib.models.load import ModelError, chat_format, load_tokenizer
+from persona_lib.models.load import ModelError, format_of, load_base, load_tokenizer
+from persona_lib.paper.results import read_table
 from persona_lib.paper.swap import adapters_of
-from persona_lib.settings import ConfigError, Run, open_run
+from persona_lib.prompts import ChatFormat, tailoring_prompt
+from persona_lib.report import fill
+from persona_lib.settings import ConfigError, Run, main_arm, open_run
+from persona_lib.show import render, to_markdown
 
 CHECK_ROWS = 32  # validation rows on which a merge is measured
+LOST = 0.02  # of the policy's distance from the base; a merge in float32 loses far less
+PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes")
+RESULTS = {"main": "test", "swap": "arm", "safety_pairs": "tested"}  # table -> column that names the arm
+DATA = {  # what the rows are, and their terms
+    "everyday": "everyday questions and answers, written by a language model for this package (Apache-2.0)",
+    "beavertails": "the authors' release (no licence stated), from PKU BeaverTails (CC BY-NC 4.0)",
+    "hhh": "the authors' release (no licence stated), from Anthropic HH-RLHF (MIT)",
+    "mnemonic": "the authors' release (no licence stated), from SMART mnemonics",
+}
+OWN_DATA = "a data set of your own: say here where it comes from and under what terms"
 
 
-def adapter_stack(run: Run, arm: str) -> list[Path]:
-    """Return the finished adapter folders of an arm, lowest first; raises what to do if one is missing."""
+# --- the model card ---
+
+
+def base_facts(run: Run) -> dict[str, Any]:
+    """Return the base's name, hub id and revision ("" without), and its row of packaged weights."""
+    source, revision = run.base_source
+    facts = {"source": source, "name": Path(source).name, "hub_id": "", "revision": "", "packaged": {}}
+    if weights.is_packaged(source):
+        row = weights.entry(source)
+        hub_id = "" if row["layers"] else weights.split_id(row["hub"])[0]
+        return facts | {"name": row["hub"], "hub_id": hub_id, "packaged": row}
+    if weights.is_hub_id(source):
+        name, written = weights.split_id(source)
+        return facts | {"name": name, "hub_id": name, "revision": revision or written}
+    return facts
+
+
+def results_of(run: Run, arm: str) -> list[str]:
+    """Return the rows of the saved tables, over all seeds, in which the arm was measured."""
+    parts = []
+    for name, column in RESULTS.items():
+        table = read_table(run.profile, name)
+        if len(table):
+            table = table[table.measure == "policy"] if name == "swap" else table
+            own = (table[column].astype(str).str.split(".").str[0] == arm) & (table.dataset == run.dataset)
+            parts += [to_markdown(render(name, table[own]))] if own.any() else []
+    return parts
+
+
+def model_card(
+    run: Run, arm: str, folders: Sequence[Path], chat: ChatFormat | None, merged: str = "", repo_id: str = ""
+) -> str:
+    """Return the README.md of an exported arm; ``chat`` is the base's chat format, None for a base model."""
+    persona, installed = arm.partition("-")[2], store.package_versions()
+    user = None if persona == "none" else "The user is busy and prefers short answers."
+    return fill(
+        "model_card.md",
+        run=run,
+        profile=run.profile,
+        arm=arm,
+        base=base_facts(run),
+        chat=chat,
+        data=DATA.get(run.dataset, OWN_DATA),
+        persona=persona,
+        folders=folders,
+        repo_id=repo_id,
+        prompt=repr(tailoring_prompt("How do I boil an egg?", user, chat=chat)),
+        merged=merged,
+        trained=[
+            [store.read_json(f / "spec.json") | {"name": f.name}, store.read_json(f / "done.json")]
+            for f in folders
+        ],
+        results=results_of(run, arm),
+        versions=", ".join(f"{name} {installed[name]}" for name in PACKAGES if name in installed),
+    )
+
+
+# --- the files ---
+
+
+def finished_adapters(run: Run, arm: str) -> list[Path]:
+    """Return the adapter folders of an arm, lowest first; raises what to do if one is missing."""
     folders = adapters_of(run, arm)
     if not folders:
         raise ValueError(f"arm {arm!r} has no adapters: export sft-<train_persona> or dpo-<train_persona>")
@@ -37,58 +110,54 @@ def adapter_stack(run: Run, arm: str) -> list[Path]:
     return folders
 
 
-def copy_adapter(folder: Path, target: Path, base_name: str | None) -> None:
-    """Copy an adapter with its settings; its config names the base by ``base_name``, never a path of here."""
-    target.mkdir(parents=True)
-    for name in ("adapter_model.safetensors", "spec.json"):
-        shutil.copy2(folder / name, target / name)
-    config = store.read_json(folder / "adapter_config.json")
-    store.write_json(target / "adapter_config.json", {**config, "base_model_name_or_path": base_name})
+def write_merged(run: Run, arm: str, folders: Sequence[Path], target: Path) -> str:
+    """Write base and adapters as one float32 model and return how far it is from the policy, in words.
 
-
-def validation_texts(run: Run, arm: str) -> list[tuple[str, str]]:
-    """Return (prompt, target response) of the first validation rows that the arm was trained with."""
-    method, _, train_persona = arm.partition("-")
-    rows = train.load_rows(run, method, train_persona)[0]["val"][:CHECK_ROWS]
-    return [(row["prompt"], row["completion" if method == "sft" else "chosen"]) for row in rows]
-
-
-def write_merged(run: Run, arm: str, folders: Sequence[Path], target: Path) -> load.MergeCheck:
-    """Write the merged float32 model and measure it; what fails the check is deleted again."""
-    profile, tokenizer = run.profile, load_tokenizer(*run.base_source)
-    how = (run.base_source, profile.quantization, profile.compute_dtype, folders)
-    load.write_merged(*how, target)
+    A base in NF4 is expanded first. Raises ModelError, and deletes the model, if more than ``LOST`` of what
+    the adapters changed is lost: mean |difference| of the log-probabilities of validation responses.
+    """
+    profile, method = run.profile, arm.partition("-")[0]
+    how, tokenizer = (
+        (*run.base_source, profile.quantization, profile.compute_dtype),
+        load_tokenizer(*run.base_source),
+    )
+    rows = train.load_rows(run, method, arm.partition("-")[2])[0]["val"][:CHECK_ROWS]
+    responses = [row["completion" if method == "sft" else "chosen"] for row in rows]
+    texts = (tokenizer, [row["prompt"] for row in rows], responses, 1)
+    base = load_base(*how, expand=profile.quantization == "nf4").float()
+    load.attach_adapters(base, folders).merge_and_unload().save_pretrained(target)
     tokenizer.save_pretrained(target)
-    try:
-        check = load.check_merge(*how, target, tokenizer, validation_texts(run, arm))
-    except ModelError:
+    policy = load.attach_adapters(load_base(*how), folders)
+    wanted = load.sequence_log_probs(policy, *texts)
+    with load.using_adapters(policy, []):
+        learned = abs(wanted - load.sequence_log_probs(policy, *texts)).mean()
+    lost = abs(wanted - load.sequence_log_probs(load_base(target), *texts)).mean()
+    said = (
+        f"{lost:.2g} nats per response from the policy (the base: {learned:.2g}), {len(rows)} validation rows"
+    )
+    if lost > max(LOST * learned, 1e-4):
         shutil.rmtree(target)
-        raise
-    found = f"KL(policy || merged) {check.kl:.3g}, KL(policy || base) {check.kl_base:.3g} nats per token"
-    print(f"{target}: {found}, {check.tokens} tokens")
-    return check
+        raise ModelError(f"{target}: the merged model is {said}: too much is lost")
+    return said
 
 
 def export_arm(run: Run, arm: str, target: Path, merge: bool = False, repo_id: str = "") -> Path:
     """Write everything of one arm into a new folder and return it; nothing leaves this machine.
 
-    ``repo_id`` is only named in the card. Raises FileExistsError if the folder has content, ModelError if
-    a merge loses what the adapters learned.
+    ``repo_id`` is only named in the card. Raises FileExistsError if the folder has content, ModelError if a
+    merge loses what the adapters learned.
     """
-    folders = adapter_stack(run, arm)
+    folders = finished_adapters(run, arm)
     if target.exists() and any(target.iterdir()):
         raise FileExistsError(f"{target} is not empty: choose a new folder")
-    target.mkdir(parents=True, exist_ok=True)
-    for folder in folders:
-        copy_adapter(folder, target / folder.name, report.hub_id(run) or None)
-    load.join_adapters([target / folder.name for folder in folders], target)
-    tokenizer = load_tokenizer(*run.base_source)
-    tokenizer.save_pretrained(target)
-    check = write_merged(run, arm, folders, target / "merged") if merge else None
-    stack = [folder.name for folder in folders]
-    store.write_text(
-        target / "README.md", report.model_card(run, arm, stack, chat_format(tokenizer), check, repo_id)
-    )
+    load.join_adapters(folders, target)
+    config = store.read_json(target / "adapter_config.json")
+    config["base_model_name_or_path"] = base_facts(run)["hub_id"] or None  # never a path of this machine
+    store.write_json(target / "adapter_config.json", config)
+    load_tokenizer(*run.base_source).save_pretrained(target)
+    merged = write_merged(run, arm, folders, target / "merged") if merge else ""
+    card = model_card(run, arm, folders, format_of(*run.base_source), merged, repo_id)
+    store.write_text(target / "README.md", card)
     return target
 
 
@@ -104,37 +173,31 @@ def push(folder: Path, repo_id: str, api: Any = None) -> str:
         from huggingface_hub import HfApi
 
         api = HfApi(token=token)
-    api.create_repo(repo_id, repo_type="model", private=True, exist_ok=True)
-    api.upload_folder(
-        repo_id=repo_id, folder_path=str(folder), repo_type="model", commit_message="Export of persona_lib"
-    )
+    api.create_repo(repo_id=repo_id, repo_type="model", private=True, exist_ok=True)
+    api.upload_folder(repo_id=repo_id, folder_path=str(folder), repo_type="model")
     return f"{repo_id} (private until you make it public)"
 
 
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """Read the command line."""
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit status: 2 for what the user has to mend."""
     parser = argparse.ArgumentParser(prog="python -m persona_lib.export", description=__doc__)
     add = parser.add_argument
     add("--profile", default="everyday")
     add("--dataset", default="", help="default: the profile's first")
     add("--seed", type=int, default=0)
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="as for run_all.sh")
-    add("--arm", default="dpo-chosen", help="sft-<train_persona> or dpo-<train_persona>")
+    add("--arm", default="", help="sft-<train_persona> or dpo-<train_persona>; default: PT-DPO")
     add("--to", required=True, type=Path, metavar="DIR", help="a new folder")
     add("--merge", action="store_true", help="also write base and adapters as one float32 model, checked")
     add("--push", default="", metavar="REPO_ID", help="then upload DIR to the hub; token in HF_TOKEN")
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Entry point; returns the exit status: 2 for what the user has to mend."""
-    arguments = parse_arguments(argv)
+    given = parser.parse_args(argv)
     try:
-        run = open_run(arguments.profile, arguments.dataset, arguments.seed, arguments.set)
-        folder = export_arm(run, arguments.arm, arguments.to, arguments.merge, arguments.push)
+        run = open_run(given.profile, given.dataset, given.seed, given.set)
+        arm = given.arm or f"dpo-{main_arm(run.profile)}"
+        folder = export_arm(run, arm, given.to, given.merge, given.push)
         print(f"exported to {folder}; read {folder / 'README.md'}")
-        if arguments.push:
-            print(f"pushed to {push(folder, arguments.push)}")
+        if given.push:
+            print(f"pushed to {push(folder, given.push)}")
     except (ConfigError, ValueError, FileNotFoundError, FileExistsError, ModelError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -483,5 +483,7 @@ def test_the_guide_refuses_a_profile_whose_judge_reads_our_own_pairs_only():
 
 def test_the_command_that_a_report_shows_names_no_path_of_this_machine():
     overrides = ["data_dir=/home/me/x.jsonl", "data_mapping=/home/me/m.yaml", "datasets=own", "dpo_beta=0.2"]
-    said = report.command_of(profile_of("x.jsonl"), overrides)
-    assert said == "./run_all.sh --profile own --data PATH --mapping FILE --set dpo_beta=0.2"
+    assert report.command_of(profile_of("x.jsonl"), overrides) == (
+        "./run_all.sh --profile own --set data_dir=PATH --set data_mapping=PATH --set datasets=own "
+        "--set dpo_beta=0.2"
+    )

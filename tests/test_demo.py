@@ -1,0 +1,187 @@
+"""The demo and the report in a real browser, and asking a run's policies: what is missing is said.
+
+The browser tests are slow, and only where Chromium and playwright are; whatever a page wants from another
+machine is refused and counted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import shutil
+from urllib.parse import urlsplit
+
+import pytest
+from test_report import filled  # noqa: F401  (a fixture)
+from tiny import tiny_model, tiny_rows, tiny_run, tiny_tokenizer, words
+
+from persona_lib import demo, settings, show, store
+from persona_lib.models.generate import TransformersGenerator, stream_text
+from persona_lib.paper import answers
+from persona_lib.settings import ConfigError, Run, load_profile, results_dir, set_field
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model().eval(), tiny_tokenizer()
+
+
+@pytest.mark.parametrize("least", [0, 5])
+def test_the_streamed_answer_grows_into_the_generated_one(model, least):
+    prompt = words(random.Random(1), 3, 9)
+    ((_, whole),) = TransformersGenerator(*model, "tiny", 1).generate([prompt], 12, (), min_new_tokens=least)
+    parts = list(stream_text(*model, prompt, [], 12, least))
+    assert parts[-1] == whole.text and len(parts) <= 12
+    assert all(after.startswith(before) for before, after in zip(parts, parts[1:], strict=False))
+
+
+def test_a_stop_string_ends_the_stream_and_is_not_shown(model):
+    parts = list(stream_text(*model, "cat dog", [], 12))
+    word = parts[-1].split()[2]
+    stopped = list(stream_text(*model, "cat dog", [], 12, stop=(word,)))
+    assert word not in stopped[-1] and len(stopped) <= 3
+
+
+def test_a_profile_without_policies_says_what_to_run(tmp_path, monkeypatch):
+    run = tiny_run(tmp_path, monkeypatch)
+    with pytest.raises(ConfigError, match="no trained policy in .*: run ./run_all.sh --profile everyday"):
+        demo.Asker(run)
+    assert demo.main(["--profile", "smoke"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arms", "compared"),
+    [
+        (["sft-none", "sft-chosen", "dpo-none", "dpo-chosen"], ("dpo-none", "dpo-chosen")),
+        (["sft-none", "sft-chosen"], ("sft-none", "sft-chosen")),
+        (["dpo-rejected"], ("dpo-rejected", "dpo-rejected")),
+    ],
+)
+def test_plain_dpo_and_pt_dpo_are_compared_if_they_are_there(tmp_path, monkeypatch, arms, compared):
+    assert demo.default_arms(tiny_run(tmp_path, monkeypatch), arms) == compared
+
+
+def test_a_known_question_offers_its_personas_and_another_one_none(tmp_path, monkeypatch):
+    run = tiny_run(tmp_path, monkeypatch)
+    store.write_rows(run.folder / "tailoring" / "test.jsonl", tiny_rows(3, split="test"))
+    row = answers.eval_rows(run)[0]
+    assert demo.known_personas(run, row.prompt)["gold-chosen"] == row.personas["gold-chosen"]
+    assert demo.known_personas(run, "something else") == {}
+
+
+# --- a reader's own personas in notebook 10 ---
+
+
+@pytest.mark.parametrize("pairs", [["text"], [["q", "p"], ["q"]], [["q", 3]], [["q", "p"], [" ", "p"]]])
+def test_a_pair_that_is_none_is_an_error_that_names_it(pairs):
+    with pytest.raises(ValueError, match=f"own, pair {len(pairs)}: .* write it as"):
+        demo.check_own(pairs)
+
+
+@pytest.fixture
+def echoing(tmp_path, monkeypatch):
+    """A run whose policies are there and answer with their prompt: open(dataset) -> run."""
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
+    monkeypatch.setattr(demo, "format_of", lambda *source: None)  # the paper's lines
+    monkeypatch.setattr(demo.Asker, "answer", lambda self, *asked: iter(["", self.prompt(*asked)]))
+
+    def open_run(dataset: str) -> Run:
+        run = Run(set_field(load_profile("paper"), train_personas=["none", "chosen"]), dataset, 0)
+        for arm in ("sft-none", "dpo-none", "sft-chosen", "dpo-chosen"):
+            store.mark_done(run.folder / "adapters" / arm, "tiny")
+        return run
+
+    return open_run
+
+
+def test_each_policy_is_told_as_it_was_trained_and_answers_stand_in_order(echoing):
+    pairs = [("How?", "The user is calm and prefers tea."), ["Why?", " "]]
+    table = demo.answer_own(echoing("beavertails"), pairs)
+    assert table.plain_dpo.tolist() == [
+        "Prompt: How? I am calm and prefer tea.\nResponse:", "Prompt: Why?\nResponse:"
+    ]  # fmt: skip
+    assert table.pt_dpo.tolist() == [
+        "Prompt: How?\nPersona: The user is calm and prefers tea.\nResponse:", "Prompt: Why?\nResponse:"
+    ]  # fmt: skip
+    page = show.answers_text(table)
+    places = [page.index(text) for text in ("PERSONA  The user is calm", "DPO\n", "PT-DPO\n", "Why?")]
+    assert places == sorted(places)
+
+
+def test_questions_to_hhh_begin_as_its_prompts_do_and_the_first_example_is_the_party(echoing):
+    table = demo.answer_own(echoing("hhh"))
+    assert "party" in table.prompt[0] and "sober" in table.persona[0]
+    assert table.plain_dpo[0].startswith("Prompt: Human: I am having people over")
+
+
+def test_a_policy_that_was_not_trained_answers_nothing_and_is_named(echoing, capsys):
+    run = echoing("beavertails")
+    (run.folder / "adapters" / "dpo-chosen" / "done.json").unlink()
+    table = demo.answer_own(run, [["How?", "Calm."]])
+    assert table.empty and "dpo-chosen not trained" in capsys.readouterr().out
+    assert show.answers_text(table) == "nothing to show"
+
+
+# --- in a real browser ---
+
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@contextlib.contextmanager
+def browser_page(width=1300, scheme="light"):
+    """Open a page in a fresh browser; yields it and its errors and requests to other machines."""
+    if not CHROMIUM:
+        pytest.skip("no Chromium is installed")
+    playwright = pytest.importorskip("playwright.sync_api", reason="the [browser] extra is not installed")
+    wrong = []
+
+    def answer(route):
+        if urlsplit(route.request.url).hostname in ("127.0.0.1", "localhost", None, ""):
+            return route.continue_()
+        wrong.append(route.request.url)
+        return route.abort()
+
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page(viewport={"width": width, "height": 1000}, color_scheme=scheme)
+        page.set_default_timeout(60_000)
+        page.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.route("**/*", answer)
+        try:
+            yield page, wrong
+        finally:
+            browser.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "scheme"), [(1300, "light"), (390, "dark")])
+@pytest.mark.parametrize("name", ["index.html", "notebooks/12_results.html"])
+def test_the_report_fits_the_screen_and_loads_nothing(filled, width, scheme, name):  # noqa: F811
+    with browser_page(width, scheme) as (page, wrong):
+        page.goto((results_dir(filled) / "report" / name).as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.evaluate("[...document.images].every(i => i.naturalWidth && i.alt)")
+        assert wrong == []
+
+
+@pytest.mark.slow
+def test_the_demo_answers_streams_escapes_and_says_what_is_wrong(smoke_repository, monkeypatch):
+    gradio = pytest.importorskip("gradio", reason="the [demo] extra is not installed")
+    monkeypatch.setenv("PERSONA_RESULTS", str(smoke_repository / "results"))
+    url = demo.launch(demo.Asker(settings.open_run("smoke")), None, block=False)
+    try:
+        with browser_page() as (page, wrong):
+            page.goto(url)
+            page.locator("#persona textarea").fill("<img src=x onerror=alert(1)> likes lists")
+            page.locator("#ask").click()
+            page.locator("#swap").get_by_text("tailored DPO").wait_for()
+            assert all(page.locator(f"#{side}-answer textarea").input_value() for side in ("left", "right"))
+            assert page.locator("img[src=x]").count() == 0
+            page.locator("#persona textarea").fill("long " * 500)
+            page.locator("#ask").click()
+            page.get_by_text("have up to 2000 characters").first.wait_for()
+            assert wrong == []
+    finally:
+        gradio.close_all()

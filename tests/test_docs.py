@@ -1,0 +1,304 @@
+"""The documents and committed notebooks: numbers from saved tables, outputs of the committed code."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import run_there
+from test_report import filled  # noqa: F401  (a fixture)
+
+from persona_lib import docs, execute
+from persona_lib.settings import REPO, load_profile
+from persona_lib.tasks import Pipeline
+
+# --- the documents' tables ---
+
+
+def block(name, inside="stale\n"):
+    """A block of a document."""
+    return f"before\n<!-- table:{name} -->\n{inside}<!-- end -->\nafter\n"
+
+
+def test_a_block_gets_its_table_with_label_and_provenance(filled):  # noqa: F811
+    text = docs.rewrite(block("smoke/main"), filled)
+    assert text.startswith("before\n<!-- table:smoke/main -->\n**Our pairs.** `./run_all.sh --profile smoke")
+    assert "commit abcdef012345; seeds 0 1; n = 8; run of 2026-01-02." in text
+    assert "| gold \\| chosen | 62.5 / 12.5 / 25.0 / 0.0 | 25.0 / 25.0 / 37.5 / 12.5 | 0 / 0 |" in text
+    assert text.endswith("<!-- end -->\nafter\n") and "stale" not in text
+    assert docs.rewrite(text, filled) == text
+
+
+def test_blocks_of_other_profiles_or_names_stay_and_missing_tables_are_not_run(filled):  # noqa: F811
+    assert docs.rewrite(block("authors/swap"), filled) == block("authors/swap")
+    assert docs.rewrite(block("smoke/arms"), filled) == block("smoke/arms", "*Not run yet.*\n")
+    both = block("smoke/main") + block("smoke/arms")
+    written = docs.rewrite(both, filled, only=["main"])
+    assert written == docs.rewrite(block("smoke/main"), filled) + block("smoke/arms")
+
+
+def test_kept_tables_stand_in_until_the_run_has_its_own(filled, tmp_path, monkeypatch):  # noqa: F811
+    shown = docs.table_block(filled, "main")
+    assert len(docs.keep(filled, ["main"])) == 1
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))  # another run, without tables
+    assert docs.table_block(filled, "main") == shown
+    assert docs.table_block(filled, "persona_accuracy") == docs.NOT_RUN
+    with pytest.raises(FileNotFoundError, match="swap.csv"):
+        docs.keep(filled, ["swap"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<!-- table:smoke/main -->\nno end", "1 blocks begin and 0 end"),
+        (block("smoke/mian"), "table:smoke/mian: no such table; use one of "),
+    ],
+)
+def test_a_block_that_cannot_be_written_is_an_error(text, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        docs.rewrite(text, load_profile("smoke"))
+
+
+@pytest.mark.slow
+def test_the_repositorys_documents_show_the_kept_tables(tmp_path, monkeypatch):
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
+    monkeypatch.delenv("PERSONA_FIGURES", raising=False)
+    for name in docs.DOCUMENTS:
+        shutil.copy(REPO / name, tmp_path / name)
+    assert docs.update(load_profile("everyday"), tmp_path) == [], "no number is typed by hand"
+    text = (tmp_path / "REPRODUCTION.md").read_text(encoding="utf-8")
+    (tmp_path / "REPRODUCTION.md").write_text(text.replace("<!-- end -->", "| 801 |\n<!-- end -->", 1))
+    assert docs.update(load_profile("everyday"), tmp_path) == [tmp_path / "REPRODUCTION.md"]
+    assert (tmp_path / "REPRODUCTION.md").read_text(encoding="utf-8") == text
+
+
+@pytest.mark.slow
+def test_the_list_of_files_is_written_from_their_first_lines_and_lacks_none():
+    library = REPO / "persona_lib"
+    listed = docs.list_files(library)
+    assert (library / "README.md").read_text(encoding="utf-8") == listed, "run python -m persona_lib.docs"
+    modules = {str(path.relative_to(library)) for path in library.rglob("*.py")}
+    named = set(re.findall(r"\]\(([\w/]+\.py)\): ..", listed))
+    assert named == {name for name in modules if not name.endswith("__init__.py")}
+
+
+def test_the_readme_names_every_notebook_and_option_and_its_links_lead_somewhere():
+    text = (REPO / "README.md").read_text(encoding="utf-8")
+    for path in (REPO / "notebooks").glob("*.ipynb"):
+        assert f"(notebooks/{path.name})" in text
+    code = (REPO / "persona_lib" / "pipeline.py").read_text(encoding="utf-8")
+    options = set(re.findall(r'add\(\s*"(--[a-z]+)"', code))
+    assert len(options) > 8 and all(f"`{option}" in text for option in options)
+    assert [link for link in re.findall(r"\]\(([\w./]+)\)", text) if not (REPO / link).exists()] == []
+
+
+# --- committed outputs of notebooks ---
+
+
+def cell(text, outputs=(), number=None, **metadata):
+    """A code cell."""
+    return {"cell_type": "code", "execution_count": number, "id": text[:8], "metadata": metadata,
+            "outputs": list(outputs), "source": text.splitlines(keepends=True)}  # fmt: skip
+
+
+def stream(text, name="stdout"):
+    """What a cell printed."""
+    return {"output_type": "stream", "name": name, "text": text}
+
+
+def notebook(*cells, **metadata):
+    """A notebook."""
+    return {"cells": list(cells), "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
+
+
+def executed(hour):
+    """One run of a notebook; all that depends on ``hour`` is of no interest to a reader."""
+    shown = {"output_type": "execute_result", "execution_count": 9 + hour, "metadata": {}}
+    widget = {**shown, "data": {"application/vnd.jupyter.widget-view+json": {"model_id": hour}}}
+    image = {**shown, "data": {"image/png": "iVBORw0KGgo=", "text/plain": "<Figure>"}}
+    printed = [
+        stream("\x1b[31mone\x1b[0m\n"),
+        stream(f"warning {hour}", "stderr"),
+        stream(f"two at 0x7f00aa{hour:02d}\n{hour} %\rdone in {REPO}/results\n"),
+    ]
+    return notebook(
+        cell("x = 1", number=1, tags=["parameters"]),
+        cell("x = 2", number=2, tags=["injected-parameters"]),
+        cell("train()", [stream(f"step 1, {hour} s\n")], 3, tags=["work"], papermill={"hour": hour}),
+        cell("show()", [*printed, widget, image], 4, execution={"busy": hour}),
+        papermill={"start": hour},
+        persona={"hour": hour},
+        widgets={"state": hour},
+    )
+
+
+SOURCE = notebook(cell("x = 1", tags=["parameters"]), cell("train()", tags=["work"]), cell("show()"))
+
+
+def test_two_runs_give_the_same_bytes_and_the_normal_form_is_its_own_normal_form():
+    texts = [
+        execute.to_text(execute.normal_document(SOURCE, executed(hour), {"code": "c"})) for hour in (1, 2)
+    ]
+    assert texts[0] == texts[1]
+    once = json.loads(texts[0])
+    assert execute.normal_document(once, once, {"code": "c"}) == once
+    assert execute.normal_document(once, executed(3), {"code": "c"}) == once
+
+
+def test_what_a_reader_sees_is_kept_and_counted():
+    parameters, work, show = execute.cells_of_code(execute.normal_document(SOURCE, executed(1), {}))
+    assert [c["execution_count"] for c in (parameters, work, show)] == [1, 2, 3]
+    assert work["outputs"] == []
+    printed, image = show["outputs"]
+    assert printed["text"] == ["one\n", "two at 0x...\n", "done in results\n"]
+    assert image["data"] == {"image/png": "iVBORw0KGgo=", "text/plain": ["<Figure>"]}
+    assert image["execution_count"] == 3
+
+
+def test_other_code_and_failed_cells_are_refused():
+    changed, failed = executed(1), executed(1)
+    changed["cells"][3]["source"] = ["show(more)"]
+    with pytest.raises(execute.NormalError, match="other code"):
+        execute.normal_document(SOURCE, changed, {})
+    failed["cells"][3]["outputs"] = [{"output_type": "error", "ename": "E", "evalue": "", "traceback": []}]
+    with pytest.raises(execute.NormalError, match="code cell 3 failed"):
+        execute.normal_document(SOURCE, failed, {})
+
+
+@pytest.fixture
+def pipeline(tmp_path, monkeypatch):
+    """A profile with one step, its notebook in a folder of its own, and an executed copy of it."""
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
+    source = tmp_path / "notebooks" / "01_preference_data.ipynb"
+    source.parent.mkdir()
+    shutil.copy(REPO / "notebooks" / source.name, source)
+    found = Pipeline(load_profile("smoke", ["steps=01_preference_data"]), notebooks=source.parent)
+    document = execute.read(source)
+    for one in execute.cells_of_code(document):
+        one["outputs"] = [stream("seen\n")]
+    document["metadata"]["persona"] = {"parameters": {"overrides": []}}
+    target = found.executed(next(iter(found.tasks.values())))
+    target.parent.mkdir(parents=True)
+    target.write_text(execute.to_text(document), encoding="utf-8")
+    return found
+
+
+def rewrite(path, change):
+    """Change a notebook's document on disk."""
+    document = execute.read(path)
+    change(document)
+    path.write_text(execute.to_text(document), encoding="utf-8")
+
+
+def test_writing_back_changes_no_code_hash_and_twice_changes_nothing(pipeline):
+    source = pipeline.notebooks / "01_preference_data.ipynb"
+    before = execute.notebook_hash(source)
+    assert docs.write_back(pipeline) == [source]
+    assert execute.read(source)["metadata"]["shown"] == {"profile": "smoke", "code": before}
+    assert execute.notebook_hash(source) == before
+    assert docs.write_back(pipeline, ["01"]) == [] and docs.check(pipeline.notebooks) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda d: execute.cells_of_code(d)[-1]["source"].append("\nprint(1)"), "its code changed"),
+        (
+            lambda d: execute.cells_of_code(d)[0]["outputs"].append(stream("x", "stderr")),
+            "not in normal form",
+        ),
+        (lambda d: d["metadata"].pop("shown"), "unrecorded run"),
+    ],
+)
+def test_outputs_of_other_code_of_no_record_or_not_normal_are_found(pipeline, change, said):
+    docs.write_back(pipeline)
+    rewrite(pipeline.notebooks / "01_preference_data.ipynb", change)
+    assert [said in line for line in docs.check(pipeline.notebooks)] == [True]
+
+
+def test_a_missing_run_and_one_with_changed_settings_are_errors_that_name_the_command(pipeline):
+    (task,) = pipeline.tasks.values()
+    copy = pipeline.executed(task)
+    rewrite(copy, lambda d: d["metadata"]["persona"]["parameters"].update(overrides=["seeds=1"]))
+    with pytest.raises(execute.NormalError, match="ran with seeds=1.*run_all.sh --profile smoke"):
+        docs.write_back(pipeline)
+    copy.unlink()
+    with pytest.raises(execute.NormalError, match="has not run: ./run_all.sh --profile smoke"):
+        docs.write_back(pipeline)
+
+
+def test_the_committed_outputs_are_in_order(capsys):
+    assert docs.main(["--notebooks", "--check"]) == 0, capsys.readouterr().out
+
+
+# --- printed commands: run in a copy in which the smallest profile has run, or skipped with a reason ---
+
+FENCE = re.compile(r"```bash\n(.*?)```", re.DOTALL)
+INLINE = re.compile(r"`((?:\./run_all\.sh|\./run_tests\.sh|python -m|papermill|pip install|git) [^`]+)`")
+CHECKED = "--check"  # only arguments and settings: the command itself is what a large machine runs
+RULES = [  # (pattern, how it is run: a replacement of the pattern, or a reason to skip)
+    (r"^\./run_tests\.sh", "skip: this test is part of it"),
+    (r"^vllm |constraints-vllm|^pytest --slow|engine=vllm", "skip: needs a GPU and its own environment"),
+    (r"^(python3 -m venv|pip install|pre-commit|git )", "skip: changes the environment, asks the network"),
+    (r"^python -m benchmarks", "skip: a quarter of an hour alone"),
+    (r"--demo", "skip: serves until it is ended; tests/test_demo.py does it"),
+    (r"^accelerate launch", "skip: needs several GPUs"),
+    (r"--push", "skip: uploads"),
+    (r"generator_url=|judge_url=|HOST|COMMIT", "skip: needs a served or a published model"),
+    (r"my_pairs|my_mapping|PATH|--data", "skip: needs data of yours; the tests of the readers do it"),
+    (r"[A-Z]{4,}|\.\.\.|KEY=VALUE", "skip: a pattern with a place holder"),
+    (r"^\./run_all\.sh .*--(plan|list|check)|^\./run_all\.sh --profile smoke|^papermill ", "run"),
+    (r"^\./run_all\.sh", CHECKED),
+    (r"^python -m persona_lib\.(docs|export)", "smoke"),
+    (r"^python -m persona_lib\.", "help"),
+]
+
+
+def commands_of(text):
+    """Return the commands of a document: lines of bash blocks (continued ones joined), and inline ones."""
+    found = [line for block in FENCE.findall(text) for line in block.replace("\\\n", " ").splitlines()]
+    found += [match.replace("\n", " ") for match in INLINE.findall(FENCE.sub("", text))]
+    stripped = (re.sub(r"\s+#.*$", "", line).strip().rstrip("&").strip() for line in found)
+    return [re.sub(r"\s+", " ", line) for line in stripped if line and not line.startswith("#")]
+
+
+def prose(path: Path) -> str:
+    """Return the text of a document or of a notebook's Markdown cells."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".ipynb":
+        return text
+    cells = json.loads(text)["cells"]
+    return "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+
+
+PATHS = [REPO / name for name in ("README.md", "DATA.md", "SCALING.md")]
+PATHS += sorted((REPO / "notebooks").glob("*.ipynb"))
+COMMANDS = sorted({command for path in PATHS for command in commands_of(prose(path))})
+
+
+def rule_of(command):
+    """Return how a command is treated; "" if nobody has said."""
+    return next((how for pattern, how in RULES if re.search(pattern, command)), "")
+
+
+def test_somebody_has_said_what_to_do_with_every_command():
+    assert len(COMMANDS) > 20 and [command for command in COMMANDS if not rule_of(command)] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_printed_command_runs(command, smoke_repository):
+    how = rule_of(command)
+    if how.startswith("skip"):
+        pytest.skip(f"{command}: {how}")
+    if how == "help":
+        command = " ".join(command.split()[:3]) + " --help"
+    elif how == "smoke":
+        rest = command.replace("--profile everyday", "--profile smoke")
+        command = rest if "--profile" in rest else f"{rest} --profile smoke"
+    elif how == CHECKED:
+        command += " --check"
+    run_there(smoke_repository, command)
