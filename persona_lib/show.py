@@ -199,17 +199,6 @@ def to_markdown(table: pd.DataFrame) -> str:
     return "\n".join([line(table.columns), line("---" for _ in table.columns), *map(line, table.to_numpy())])
 
 
-def to_html(table: pd.DataFrame, caption: str) -> str:
-    """Return a table as HTML with a caption; all text is escaped, line breaks are kept by the style."""
-    head = "".join(f'<th scope="col">{html.escape(str(name))}</th>' for name in table.columns)
-    body = "\n".join(
-        "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>"
-        for row in table.to_numpy()
-    )
-    return (f'<div class="wide"><table><caption>{html.escape(caption)}</caption>'
-            f"<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>")  # fmt: skip
-
-
 def save_table(run: Run, name: str, table: pd.DataFrame) -> Path:
     """Write a table to ``tables/<name>.csv`` of the run, atomically, and return the path."""
     path = run.folder / "tables" / f"{name}.csv"
