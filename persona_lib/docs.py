@@ -15,7 +15,7 @@ import argparse
 import ast
 import re
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DOCUMENTS = ("README.md", "REPRODUCTION.md")
-NOTEBOOKS = REPO / "notebooks"
+LIBRARY, NOTEBOOKS = REPO / "persona_lib", REPO / "notebooks"
 PACKAGES = ("data", "models", "paper", "beyond")
 BLOCK = re.compile(r"(<!-- table:([\w-]+)/(\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 NOT_RUN = "*Not run yet.*"
@@ -40,19 +40,13 @@ TRACKED = {  # tables on validation topics, kept with the figures -> the command
     "selection_sft": "python -m persona_lib.studies selection",
     "selection_dpo": "python -m persona_lib.studies selection",
 }
-STEPS = {
-    "safety": "15_safety",
-    "released": "13_released_outputs",
-    "rating": "14_human_ratings",
-}  # else: results
+STEPS = {"safety": "15_safety", "released": "13_released_outputs", "rating": "14_human_ratings"}
 SHOWN: dict[str, dict[str, Any]] = {  # the rows of a long table that a document shows
     "swap": {"measure": ["policy"], "persona": ["gold", "stripped", "retrieved", "shuffled", "user"]},
     "primary": {
         "met": ["yes", "no", "judge not believed"],
-        "where": [
-            f"everyday, {name}"
-            for name in ("chosen", "rejected", "gold-chosen", "gold-rejected", "gold", "shuffled")
-        ],
+        "where": [f"everyday, {n}{side}" for n in ("", "gold-") for side in ("chosen", "rejected")]
+        + ["everyday, gold", "everyday, shuffled"],
     },
     "reader": {"texts": ["generated"]},
 }
@@ -85,14 +79,6 @@ def read_shown(profile: Profile, name: str) -> pd.DataFrame:
     return table
 
 
-def label_of(name: str, table: pd.DataFrame, profile: Profile) -> str:
-    """Say whose numbers a table holds."""
-    if name == "paper":
-        return LABELS["paper"]
-    names = table.dataset if "dataset" in table else profile.datasets
-    return " and ".join(dict.fromkeys(owner_of(d) for d in names if d != "all")) or LABELS["everyday"]
-
-
 def made_by(profile: Profile, name: str, table: pd.DataFrame) -> str:
     """Say how a table was made: command, commit, seeds, n and date."""
     if name == "paper":
@@ -119,8 +105,10 @@ def table_block(profile: Profile, name: str) -> str:
     table = read_shown(profile, name)
     if table.empty:
         return NOT_RUN
-    label = label_of(name, table, profile).capitalize()
-    return f"**{label}.** {made_by(profile, name, table)}\n\n{to_markdown(render(name, table))}"
+    datasets = table.dataset if "dataset" in table else profile.datasets
+    owners = dict.fromkeys(owner_of(dataset) for dataset in datasets if dataset != "all")
+    label = LABELS["paper"] if name == "paper" else " and ".join(owners) or LABELS["everyday"]
+    return f"**{label.capitalize()}.** {made_by(profile, name, table)}\n\n{to_markdown(render(name, table))}"
 
 
 def keep(profile: Profile, names: Sequence[str]) -> list[Path]:
@@ -140,39 +128,28 @@ def keep(profile: Profile, names: Sequence[str]) -> list[Path]:
 # --- documents ---
 
 
-def rewrite(text: str, profile: Profile, only: Collection[str] = ()) -> str:
-    """Return a document with the blocks of one profile written again, all or ``only`` those of these names.
-
-    ValueError for an unclosed block.
-    """
+def rewrite(text: str, profile: Profile) -> str:
+    """Return a document with the blocks of one profile written again; ValueError for an unclosed block."""
     opened, closed = text.count("<!-- table:"), len(BLOCK.findall(text))
     if opened != closed:
         raise ValueError(f"{opened} blocks begin and {closed} end: close each with <!-- end -->")
 
     def block(match: re.Match[str]) -> str:
         head, owner, name, _, end = match.groups()
-        if owner != profile.name or (only and name not in only):
-            return match.group(0)
-        return f"{head}{table_block(profile, name)}\n{end}"
+        return f"{head}{table_block(profile, name)}\n{end}" if owner == profile.name else match.group(0)
 
     return BLOCK.sub(block, text)
 
 
-def update(profile: Profile, folder: Path = REPO, only: Collection[str] = ()) -> list[Path]:
-    """Rewrite the blocks of a profile in all documents, as `rewrite` does; returns those that changed."""
-    texts = {}
-    for path in (folder / name for name in DOCUMENTS):
-        try:
-            texts[path] = rewrite(path.read_text(encoding="utf-8"), profile, only)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-    return write_changed(texts)
+def update(profile: Profile, folder: Path = REPO) -> list[Path]:
+    """Rewrite the blocks of a profile in all documents; returns those that changed."""
+    paths = [folder / name for name in DOCUMENTS]
+    return write_changed({path: rewrite(path.read_text(encoding="utf-8"), profile) for path in paths})
 
 
 def write_changed(texts: dict[Path, str]) -> list[Path]:
     """Write the files whose text is another one; returns them."""
-    old = {path: path.read_text(encoding="utf-8") if path.exists() else "" for path in texts}
-    changed = [path for path, text in texts.items() if text != old[path]]
+    changed = [path for path, text in texts.items() if path.read_text(encoding="utf-8") != text]
     for path in changed:
         write_text(path, texts[path])
     return changed
@@ -246,7 +223,6 @@ def main(argv: list[str] | None = None) -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     add = parser.add_argument
     add("--profile", default="everyday", help="whose results to write (default: everyday)")
-    add("--only", nargs="+", default=[], metavar="NAME", help="only the blocks of these tables")
     add("--keep", nargs="+", default=[], metavar="NAME", help="tables to keep; writes no document")
     add("--notebooks", nargs="*", metavar="STEP", help="write notebooks back, all or e.g. 03; no document")
     add("--check", action="store_true", help="with --notebooks: only check what is committed")
@@ -256,9 +232,7 @@ def main(argv: list[str] | None = None) -> int:
         if given.keep:
             changed = keep(profile, given.keep)
         elif given.notebooks is None:
-            library = REPO / "persona_lib"
-            changed = update(profile, only=given.only)
-            changed += write_changed({library / "README.md": list_files(library)})
+            changed = update(profile) + write_changed({LIBRARY / "README.md": list_files(LIBRARY)})
         else:
             changed = [] if given.check else write_back(Pipeline(profile), given.notebooks)
             left = check()

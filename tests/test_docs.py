@@ -32,12 +32,9 @@ def test_a_block_gets_its_table_with_label_and_provenance(filled):  # noqa: F811
     assert docs.rewrite(text, filled) == text
 
 
-def test_blocks_of_other_profiles_or_names_stay_and_missing_tables_are_not_run(filled):  # noqa: F811
+def test_blocks_of_other_profiles_stay_and_missing_tables_are_not_run(filled):  # noqa: F811
     assert docs.rewrite(block("authors/swap"), filled) == block("authors/swap")
     assert docs.rewrite(block("smoke/arms"), filled) == block("smoke/arms", "*Not run yet.*\n")
-    both = block("smoke/main") + block("smoke/arms")
-    written = docs.rewrite(both, filled, only=["main"])
-    assert written == docs.rewrite(block("smoke/main"), filled) + block("smoke/arms")
 
 
 def test_kept_tables_stand_in_until_the_run_has_its_own(filled, tmp_path, monkeypatch):  # noqa: F811
