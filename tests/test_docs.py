@@ -227,10 +227,6 @@ def test_a_missing_run_and_one_with_changed_settings_are_errors_that_name_the_co
         docs.write_back(pipeline)
 
 
-def test_the_committed_outputs_are_in_order(capsys):
-    assert docs.main(["--notebooks", "--check"]) == 0, capsys.readouterr().out
-
-
 # --- printed commands: run in a copy in which the smallest profile has run, or skipped with a reason ---
 
 FENCE = re.compile(r"```bash\n(.*?)```", re.DOTALL)

@@ -13,7 +13,7 @@ import pytest
 from codemap import closure, imported_modules, module_path
 from conftest import run_there
 
-from persona_lib import execute, report, settings, store, tasks
+from persona_lib import execute, settings, store, tasks
 from persona_lib.tasks import STEPS
 
 FOLDER = settings.REPO / "notebooks"
@@ -67,8 +67,8 @@ def test_a_profiles_steps_are_in_the_notebooks_order(name):
 
 
 def test_the_contents_link_to_every_notebook_and_to_every_figure_and_table_of_the_paper():
-    assert report.linked_notebooks() == {path.name for path in NOTEBOOKS}
     prose = "".join(source(cell) for cell in read(CONTENTS)["cells"])
+    assert all(f"({path.name})" in prose for path in NOTEBOOKS)
     assert all(f"| {name}" in prose for name in ("Section 2", "Section 3", "Section 4", "Section 5"))
     assert all(f"| {name}" in prose for name in ("Figure 3", "Figure 4", "Table 1"))
     assert execute.problems(CONTENTS) == []
