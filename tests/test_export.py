@@ -10,29 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny import save_base, tiny_run
+from tiny import save_adapter, save_base, some_texts, tiny_run
 
 from persona_lib import export, store
 from persona_lib.models import load, train
 from persona_lib.prompts import ChatFormat
 from persona_lib.settings import ConfigError, Run, load_profile, results_dir, set_field
-
-TEXTS = (["Prompt: w1 w2\nResponse:", "Prompt: w3\nResponse:"], [" w4 w5 w6", " w7"])
-
-
-def save_adapter(base, folder, seed):
-    """Save an adapter with random weights (both matrices), so that it changes what the base says."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
-    model = get_peft_model(load.load_base(base), config)
-    torch.manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:
-            torch.nn.init.normal_(parameter, std=0.2)
-    model.save_pretrained(str(folder))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +39,7 @@ def test_the_joined_adapter_scores_responses_as_the_stack_does(base_folder, stac
 
     def scores(folders):
         model = load.attach_adapters(load.load_base(base_folder, "", quantization), folders)
-        return load.sequence_log_probs(model, tokenizer, *TEXTS, 1)
+        return load.sequence_log_probs(model, tokenizer, *some_texts(), 1)
 
     both, one, first = scores(stack), scores([tmp_path / "one"]), scores(stack[:1])
     assert both == pytest.approx(one, abs=1e-4) and abs(both - first).max() > 0.1
@@ -77,21 +60,6 @@ def test_each_adapters_own_scale_is_folded_into_the_joined_one(stack, tmp_path):
     a = next(name for name in own if ".lora_A." in name)
     b = a.replace(".lora_A.", ".lora_B.")
     assert (one[a][4] == own[a][0]).all() and (one[b][:, 4] == 2 * own[b][:, 0]).all()
-
-
-def test_adapters_that_cannot_be_joined_exactly_are_refused(stack, tmp_path):
-    from safetensors.torch import load_file, save_file
-
-    config = store.read_json(stack[1] / "adapter_config.json")
-    tensors = load_file(stack[1] / "adapter_model.safetensors")
-    store.write_json(tmp_path / "rs" / "adapter_config.json", {**config, "use_rslora": True})
-    with pytest.raises(load.ModelError, match=r"rs.*use_rslora"):
-        load.join_adapters([stack[0], tmp_path / "rs"], tmp_path / "out")
-    store.write_json(tmp_path / "few" / "adapter_config.json", config)
-    fewer = {name: t for name, t in tensors.items() if "down_proj" not in name}
-    save_file(fewer, tmp_path / "few" / "adapter_model.safetensors")
-    with pytest.raises(load.ModelError, match="different layers"):
-        load.join_adapters([stack[0], tmp_path / "few"], tmp_path / "out")
 
 
 # --- the whole export ---

@@ -491,9 +491,7 @@ def batch_log_probs(model: Any, rows: Sequence[tuple[list[int], list[int]]], pad
     return -losses.double().view(target.shape).sum(dim=1).cpu().numpy()
 
 
-# --- Joining and merging adapters ---
-
-MAX_LOST_SHARE = 0.02  # of the divergence between policy and base; a merge in float loses far less
+# --- Joining adapters ---
 
 
 def lora_rank(folder: Path) -> int:
@@ -525,82 +523,3 @@ def join_adapters(folders: Sequence[Path], target: Path) -> int:
     config = {**configs[0], "r": rank, "lora_alpha": rank, "lora_dropout": 0.0, "inference_mode": True}
     store.write_json(target / "adapter_config.json", config)
     return rank
-
-
-def write_merged(
-    source: tuple[str, str], quantization: str, dtype: str, folders: Sequence[Path], target: Path
-) -> None:
-    """Write base and adapters as one float32 model; a base in NF4 is first turned into what it stands for."""
-    base = load_base(*source, quantization, dtype, expand=quantization == "nf4")
-    attach_adapters(base.float(), folders).merge_and_unload().save_pretrained(target)
-
-
-@dataclass(frozen=True)
-class MergeCheck:
-    """How far merged weights are from the policy: mean KL divergences in nats per token of ``rows`` rows.
-
-    ``kl`` is KL(policy || merged), ``kl_base`` is KL(policy || base without adapters): what there is to lose.
-    """
-
-    kl: float
-    kl_base: float
-    rows: int
-    tokens: int
-
-
-def check_merge(
-    source: tuple[str, str],
-    quantization: str,
-    dtype: str,
-    folders: Sequence[Path],
-    merged: Path,
-    tokenizer: Any,
-    texts: Sequence[tuple[str, str]],
-) -> MergeCheck:
-    """Measure what a merged model on disk does against the unmerged policy, as it was trained.
-
-    ``texts`` are (prompt, completion) pairs. Raises ModelError if more than ``MAX_LOST_SHARE`` of what
-    the adapters changed is lost.
-    """
-    rows = [encode(tokenizer, *text, f"check_merge, row {n}") for n, text in enumerate(texts)]
-    model = attach_adapters(load_base(*source, quantization, dtype), folders)
-    policy = completion_logits(model, rows)
-    with using_adapters(model, []):
-        base = completion_logits(model, rows)
-    del model
-    found = completion_logits(load_base(merged), rows)
-    tokens = sum(len(completion) for _, completion in rows)
-    check = MergeCheck(mean_divergence(policy, found), mean_divergence(policy, base), len(rows), tokens)
-    if check.kl > max(MAX_LOST_SHARE * check.kl_base, 1e-6):
-        raise ModelError(
-            f"{merged}: KL(policy || merged) is {check.kl:.3g} nats per token, more than "
-            f"{MAX_LOST_SHARE:.0%} of KL(policy || base) = {check.kl_base:.3g}: too much is lost"
-        )
-    return check
-
-
-def completion_logits(model: Any, rows: Sequence[tuple[list[int], list[int]]]) -> list[Any]:
-    """Return the logits that predict the completion's tokens, per row of (prompt ids, completion ids).
-
-    Each is a float32 tensor [completion, vocabulary] on the CPU; rows are computed one at a time.
-    """
-    import torch
-
-    found = []
-    with torch.inference_mode():
-        for prompt, completion in rows:
-            ids = torch.tensor([prompt + completion], device=model.device)
-            output = model(input_ids=ids, use_cache=False, logits_to_keep=len(completion) + 1)
-            found.append(output.logits[0, :-1].float().cpu())
-    return found
-
-
-def mean_divergence(policy: Sequence[Any], other: Sequence[Any]) -> float:
-    """Return KL(policy || other) in nats from logits, the mean over all positions of all rows."""
-    import torch
-
-    sums = []
-    for p, q in zip(policy, other, strict=True):
-        p, q = p.double().log_softmax(-1), q.double().log_softmax(-1)
-        sums.append((p.exp() * (p - q)).sum(-1))
-    return torch.cat(sums).mean().item()
