@@ -126,10 +126,10 @@ def train(trainer: Any) -> harness.Timed:
 
 def profile_of(case: Case, packed: bool) -> Profile:
     """Return one epoch's settings; the learning rates are so large that every step shows."""
-    rates = {"sft_learning_rate": 1e-2, "dpo_learning_rate": 1e-3, "warmup_share": 0.0}
-    epoch = {"sft_epochs": 1, "dpo_epochs": 1, "dpo_max_steps": 0, "dpo_order": "random", "lora_dropout": 0.0}
-    packing_too = {"sft_packing": packed, "dpo_prefix_sharing": packed}
-    whole = {"completion_only_loss": case.way != AUTHORS}
+    rates = {"sft.learning_rate": 1e-2, "dpo.learning_rate": 1e-3, "training.warmup": 0.0}
+    epoch = {"sft.epochs": 1, "dpo.epochs": 1, "dpo.max_steps": 0, "lora.dropout": 0.0}
+    packing_too = {"training.packing": packed}
+    whole = {"training.completion_only_loss": case.way != AUTHORS}
     return training.package_profile(case, **rates, **epoch, **packing_too, **whole)
 
 
@@ -140,11 +140,11 @@ def theirs(setup: Setup, method: str, way: str) -> harness.Timed:
     case = Case(method, way, "none", "float32", 1 if way == AUTHORS else 8)
     profile = profile_of(case, packed=False)
     changes: dict[str, Any] = {"bf16": False, "num_train_epochs": 1, "optim": "adamw_torch"}
-    changes |= {"learning_rate": getattr(profile, f"{method}_learning_rate")}
+    changes |= {"learning_rate": getattr(profile, method).learning_rate}
     with tempfile.TemporaryDirectory() as name, trainers.quiet_libraries():
         base = llama31.random_base(setup.config)
         if method == "dpo":
-            changes |= trainers.dpo_loss_settings(profile) | {"beta": profile.dpo_beta}
+            changes |= trainers.dpo_loss_settings(profile) | {"beta": profile.dpo.beta}
             sft = training.save_adapter(profile, base, Path(name) / "sft")
             base = PeftModel.from_pretrained(base, str(sft)).merge_and_unload()
         arguments = (case, profile, base, setup.tokenizer, setup.data, Path(name))

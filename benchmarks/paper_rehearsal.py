@@ -29,29 +29,28 @@ SIZES = {  # sizes alone: everything else is the paper profile's
     "datasets": "everyday",
     "steps": "01_preference_data,02_base_model,03_persona_inference,05_tailoring_data,"
     "06_supervised_tailoring,07_preference_tailoring,08_generation,09_judging,11_persona_swap,12_results",
-    "pair_limit": 32,
-    "train_limit": 16,
-    "val_limit": 4,
-    "eval_limit": 4,
+    "data.pair_limit": 32,
+    "training.rows": 16,
+    "training.validation_rows": 4,
+    "evaluation.limit": 4,
     "controls": "false",
-    "generator_model": "pypi:smollm2-135m-instruct/2",
-    "generator_kind": "chat",
-    "train_personas": "none,chosen",
-    "eval_personas": "none,gold-chosen,gold-rejected",
-    "sft_epochs": 1,
-    "dpo_epochs": 1,
-    "gen_max_new_tokens": 12,
-    "pi_max_new_tokens": 24,
-    "judge_max_new_tokens": 12,
-    "bootstrap_samples": 100,
+    "generator.model": "pypi:smollm2-135m-instruct/2",
+    "generator.kind": "chat",
+    "training.arms": "none,chosen",
+    "evaluation.personas": "none,gold-chosen,gold-rejected",
+    "sft.epochs": 1,
+    "dpo.epochs": 1,
+    "generation.max_new_tokens": 12,
+    "generator.max_new_tokens": 24,
+    "judge.max_new_tokens": 12,
+    "evaluation.bootstrap_samples": 100,
 }
 FULL_WIDTH = {  # besides sizes: float32, and four bits expanded once for generation (the same numbers)
-    "compute_dtype": "float32",
-    "gen_expand_weights": "true",
-    "eval_personas": "gold-chosen,gold-rejected",
-    "train_limit": 8,
-    "val_limit": 2,
-    "eval_limit": 2,
+    "base.dtype": "float32",
+    "evaluation.personas": "gold-chosen,gold-rejected",
+    "training.rows": 8,
+    "training.validation_rows": 2,
+    "evaluation.limit": 2,
 }
 JUDGE_SMALL = {
     "hidden_size": 64,
@@ -65,12 +64,12 @@ JUDGE_SMALL = {
 def make_models(folder: Path, full_width: bool) -> dict[str, Path]:
     """Make both models, those that are not there yet; returns the profile fields that name them."""
     texts = llama31.example_texts()
-    models = {"base_model": folder / "models" / "llama", "judge_model": folder / "models" / "mistral"}
+    models = {"base.model": folder / "models" / "llama", "judge.model": folder / "models" / "mistral"}
     sizes = {"num_hidden_layers": 2} if full_width else llama31.SMALL
-    if not (models["base_model"] / "tokenizer.json").exists():
-        llama31.save_llama(models["base_model"], texts, seed=0, **sizes)
-    if not (models["judge_model"] / "tokenizer.json").exists():
-        llama31.save_mistral(models["judge_model"], texts, seed=1, **JUDGE_SMALL)
+    if not (models["base.model"] / "tokenizer.json").exists():
+        llama31.save_llama(models["base.model"], texts, seed=0, **sizes)
+    if not (models["judge.model"] / "tokenizer.json").exists():
+        llama31.save_mistral(models["judge.model"], texts, seed=1, **JUDGE_SMALL)
     return models
 
 
@@ -80,7 +79,7 @@ def run_profile(models: dict[str, Path], sizes: dict[str, Any]) -> int:
     The judge is asked in Prometheus-2's words where the package with them is installed, else in ours.
     """
     official = importlib.util.find_spec("prometheus_eval")
-    settings = {**models, **sizes, "judge_format": "prometheus" if official else "letter"}
+    settings = {**models, **sizes, "judge.format": "prometheus" if official else "letter"}
     changes = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
     command = [sys.executable, "-m", "persona_lib.pipeline", "--profile", "paper", "--offline", *changes]
     return subprocess.run(command, cwd=REPO).returncode

@@ -74,10 +74,10 @@ def datasets_of(tokenizer: Any, method: str, n: int, lengths: Lengths) -> dict[s
 def package_profile(case: Case, **changes: Any) -> Profile:
     """Return the paper profile with the case's batch and precision; rows above 512 tokens are kept whole."""
     paper = load_profile("paper")
-    length = max(paper.max_length, case.row_tokens)
-    batches = {"sft_batch_size": case.batch, "dpo_batch_size": case.batch}
-    precision = {"quantization": case.quantization, "compute_dtype": case.dtype}
-    return set_field(paper, max_length=length, **batches, **precision, **changes)
+    length = max(paper.training.max_length, case.row_tokens)
+    batches = {"sft.batch_size": case.batch, "dpo.batch_size": case.batch}
+    precision = {"base.quantization": case.quantization, "base.dtype": case.dtype}
+    return set_field(paper, {"training.max_length": length, **batches, **precision, **changes})
 
 
 def package_trainer(case: Case, profile: Profile, base: Any, tokenizer: Any, data: Any, folder: Path) -> Any:
@@ -122,8 +122,8 @@ def trl_trainer(
     if case.way == AUTHORS:  # all else is TRL's default
         settings |= {"per_device_train_batch_size": case.batch, "gradient_checkpointing": False}
         settings |= {"bf16": case.dtype == "bfloat16", "optim": "adamw_torch"}
-        settings |= {"learning_rate": getattr(profile, f"{case.method}_learning_rate")}
-        settings |= {"max_length": profile.max_length}
+        settings |= {"learning_rate": getattr(profile, case.method).learning_rate}
+        settings |= {"max_length": profile.training.max_length}
         settings |= {"completion_only_loss": False} if case.method == "sft" else {}
     return make(
         model=base,

@@ -21,9 +21,9 @@ from persona_lib.data.reader import UNREADABLE, shows
 from persona_lib.models import trainers
 from persona_lib.models.generate import ONE_AT_A_TIME, stream_text
 from persona_lib.models.load import ModelError, format_of, sequence_log_probs, using_adapters
-from persona_lib.paper.answers import eval_rows, forced_beginning, whole_answer
+from persona_lib.paper.answers import eval_rows, whole_answer
 from persona_lib.paper.swap import ROUNDING, PolicyLoader, adapters_of, swap_arms
-from persona_lib.prompts import STOP, begun_prompt, completion_text, tailoring_prompt
+from persona_lib.prompts import STOP, beginning, begun_prompt, completion_text, tailoring_prompt
 from persona_lib.settings import ConfigError, Run, main_arm, open_run
 
 if TYPE_CHECKING:
@@ -112,7 +112,11 @@ class Asker:
                 f"write a question; question and persona have up to {MAX_CHARACTERS} characters"
             )
         style = "first_person" if arm.endswith("-none") else "line"
-        if self.run.dataset == "hhh" and not self.run.profile.strip_roles and not ROLE_MARK.match(question):
+        if (
+            self.run.dataset == "hhh"
+            and not self.run.profile.data.strip_roles
+            and not ROLE_MARK.match(question)
+        ):
             question = f"Human: {question}"  # as HHH's own prompts begin
         return tailoring_prompt(question, persona or None, style, self.chat)
 
@@ -121,9 +125,9 @@ class Asker:
         arm, profile = policy.removesuffix(UNTOLD), self.run.profile
         model, tokenizer, adapters = self.load(arm)
         told = self.prompt(arm, question, "" if policy.endswith(UNTOLD) else persona)
-        prompt = begun_prompt(told, forced_beginning(self.run, question), self.chat)
-        sizes = (profile.gen_max_new_tokens, profile.gen_min_new_tokens)
-        penalty = profile.gen_repetition_penalty
+        prompt = begun_prompt(told, beginning(self.run.dataset, question), self.chat)
+        sizes = (profile.generation.max_new_tokens, profile.generation.min_new_tokens)
+        penalty = profile.generation.repetition_penalty
         for text in stream_text(model, tokenizer, prompt, adapters, *sizes, (STOP,), penalty):
             yield whole_answer(self.run, question, text)
 

@@ -118,13 +118,13 @@ def write_merged(run: Run, arm: str, folders: Sequence[Path], target: Path) -> s
     """
     profile, method = run.profile, arm.partition("-")[0]
     how, tokenizer = (
-        (*run.base_source, profile.quantization, profile.compute_dtype),
+        (*run.base_source, profile.base.quantization, profile.base.dtype),
         load_tokenizer(*run.base_source),
     )
     rows = train.load_rows(run, method, arm.partition("-")[2])[0]["val"][:CHECK_ROWS]
     responses = [row["completion" if method == "sft" else "chosen"] for row in rows]
     texts = (tokenizer, [row["prompt"] for row in rows], responses, 1)
-    base = load_base(*how, expand=profile.quantization == "nf4").float()
+    base = load_base(*how, expand=profile.base.quantization == "nf4").float()
     load.attach_adapters(base, folders).merge_and_unload().save_pretrained(target)
     tokenizer.save_pretrained(target)
     policy = load.attach_adapters(load_base(*how), folders)

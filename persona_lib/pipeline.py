@@ -32,8 +32,8 @@ def check_names(profile: Profile) -> None:
     """Raise ConfigError for a data set, judge or arm that is in no table; names the near ones."""
     fields = {
         "datasets": (profile.datasets, READERS),
-        "judge": ([profile.judge], [*JUDGES, "none"]),
-        "train_personas": (profile.train_personas, ARMS),
+        "judge": ([profile.evaluation.judge], [*JUDGES, "none"]),
+        "training.arms": (profile.training.arms, ARMS),
     }
     for field, (names, known) in fields.items():
         for name in names:
@@ -66,7 +66,7 @@ def own_overrides(name: str, overrides: list[str]) -> list[str]:
     if any(override.startswith("steps=") for override in overrides):
         return changes
     profile = settings.load_profile(name, [*overrides, *changes])
-    skipped = NEVER + (JUDGING if profile.judge == "none" else ())
+    skipped = NEVER + (JUDGING if profile.evaluation.judge == "none" else ())
     wanted = {*profile.steps, *JUDGING, "03_persona_inference"}.difference(skipped)
     return [*changes, "steps=" + ",".join(step for step in tasks.STEPS if step in wanted)]
 
@@ -82,7 +82,7 @@ def validate(profile: Profile, only_asked: bool = False) -> None:
     try:
         data = intake.read_own(profile)
     except ImportError as error:  # the Python that runs before anything is set up has no packages
-        print(f"{profile.data_dir}: is checked when {error.name} is installed", flush=True)
+        print(f"{profile.data.path}: is checked when {error.name} is installed", flush=True)
         return
     print("\n".join(intake.describe(data)))
     if not only_asked and importlib.util.find_spec("pandas"):
@@ -181,7 +181,7 @@ EXAMPLES = """examples:
   ./run_all.sh --profile smoke               the whole machinery in a few minutes; its numbers mean nothing
   ./run_all.sh --only 12                     one step again, from what the others left
   ./run_all.sh --seeds 5                     five data and training seeds, intervals over them
-  ./run_all.sh --set dpo_beta=0.2            one setting; configs/everyday.yaml explains each
+  ./run_all.sh --set dpo.beta=0.2            one setting; configs/everyday.yaml explains each
   ./run_all.sh --data my_pairs.jsonl         your own preference pairs (DATA.md)
   ./run_all.sh --demo                        a page to ask the trained policies
 A run that was stopped goes on where it was. Results: results/PROFILE/report/index.html."""
@@ -214,7 +214,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--seeds", metavar="N", help=SEEDS_HELP)
     add("--data", metavar="PATH", help=DATA_HELP)
     add("--mapping", metavar="FILE", help=MAPPING_HELP)
-    add("--max-cost-usd", type=float, help="never spend more on served models: --set max_cost_usd=X")
+    add("--max-cost-usd", type=float, help="never spend more on served models: --set served.max_cost_usd=X")
     add("--offline", action="store_true", help="never ask the model hub; missing files are errors")
     add("--check", action="store_true", help="only check the arguments and the profile")
     arguments = parser.parse_args(argv)
@@ -240,15 +240,15 @@ def read_overrides(arguments: argparse.Namespace) -> list[str]:
     if arguments.seeds:
         overrides.append(parse_seeds(arguments.seeds))
     if arguments.data:
-        overrides.append(f"data_dir={arguments.data}")
+        overrides.append(f"data.path={arguments.data}")
     if arguments.mapping and not arguments.own:
         raise ConfigError("--mapping says what the columns of --data mean: give --data FILE, too")
     if arguments.mapping:
-        overrides.append(f"data_mapping={arguments.mapping}")
+        overrides.append(f"data.mapping={arguments.mapping}")
     if arguments.own:
         overrides += own_overrides(arguments.profile, overrides)
     if arguments.max_cost_usd is not None:
-        overrides.append(f"max_cost_usd={arguments.max_cost_usd}")
+        overrides.append(f"served.max_cost_usd={arguments.max_cost_usd}")
     return overrides
 
 

@@ -262,10 +262,10 @@ SHOWN = 200  # findings of one kind that the page lists; the table has all
 
 def training_tokenizer(profile: Profile) -> Any:
     """Return the tokenizer that a run will use, or None if it is not on this machine."""
-    if weights.is_packaged(profile.base_model) and not weights.is_fetched(profile.base_model):
+    if weights.is_packaged(profile.base.model) and not weights.is_fetched(profile.base.model):
         return None
     try:
-        return load_tokenizer(profile.base_model, profile.base_revision)
+        return load_tokenizer(profile.base.model)
     except (ImportError, OSError, ValueError) as error:
         logging.getLogger(__name__).info("no tokenizer: %s", error)
         return None
@@ -288,9 +288,11 @@ def token_counts(profile: Profile, data: OwnData) -> list[int] | None:
 def too_long(profile: Profile, data: OwnData, counts: Sequence[int]) -> list[Finding]:
     """Note the rows whose longer text has more tokens than ``max_length``."""
     return [
-        Finding(row.row, row.place, "row", "too long", f"{count} tokens, max_length {profile.max_length}")
+        Finding(
+            row.row, row.place, "row", "too long", f"{count} tokens, max_length {profile.training.max_length}"
+        )
         for row, count in zip(data.rows, counts, strict=True)
-        if count > profile.max_length
+        if count > profile.training.max_length
     ]
 
 

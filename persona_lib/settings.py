@@ -1,8 +1,8 @@
-"""A profile: every number of a run, typed and strict, and what its fields may be.
+"""A profile: every number of a run, typed and in groups; how it is read and checked, and where results are.
 
-Values come from ``configs/<name>.yaml`` (``persona_lib.settings``). Unknown names and ill-typed values are
-errors that name the file, the field and the mend; nothing is coerced (``5e-5`` is a string in YAML:
-write ``5.0e-5``).
+Values come from ``configs/<name>.yaml``; a file may say ``extends: other`` and lists what differs. ``--set
+group.key=value`` changes one. Unknown names and ill-typed values are errors that name the file, the setting
+and the way out; nothing is coerced (``5e-5`` is a string in YAML: write ``5.0e-5``).
 """
 
 from __future__ import annotations
@@ -10,30 +10,20 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-# --- A profile: every number of a run, typed and strict, and what its fields may be ---
-# Values come from ``configs/<name>.yaml`` (``persona_lib.settings``). Unknown names and ill-typed values
-# are errors that name the file, the field and the mend; nothing is coerced (``5e-5`` is a string in YAML:
-# write ``5.0e-5``).
-
-
-# Fields that say how the work is done and not what comes out.
-CHANGE_NO_RESULT = (
-    "workers",
-    "endpoint_concurrency",
-    "endpoint_timeout",
-    "endpoint_retries",
-    "generator_prices",
-    "judge_prices",
-    "second_judge_prices",
-    "max_cost_usd",
-)
+REPO = Path(__file__).resolve().parent.parent
+FACTS = REPO / "persona_lib" / "facts"  # tables that ship with the package
+# Settings that say how the work is done and not what comes out.
+CHANGE_NO_RESULT = ("workers", "served.*", "*.prices")
 JUDGE_FORMATS = ("letter", "json", "prometheus")
 MATCHUP_KINDS = ("main", "sft", "few_shot", "stage", "arm", "control")
+ROLES = ("generator", "judge", "second_judge")  # models that a profile names beside its base
 
 
 class ConfigError(ValueError):
@@ -41,266 +31,349 @@ class ConfigError(ValueError):
 
 
 @dataclass(frozen=True)
+class Data:
+    """Preference data and their preparation (paper section 4)."""
+
+    path: str
+    mapping: str
+    strip_roles: bool
+    pair_limit: int
+    majority_share: float
+    near_duplicates: float
+    retriever: str
+
+
+@dataclass(frozen=True)
+class Base:
+    """The base language model of every policy."""
+
+    model: str
+    quantization: str
+    dtype: str
+
+
+@dataclass(frozen=True)
+class ModelRole:
+    """A language model that writes personas or judges. A profile lists what differs from these."""
+
+    model: str = ""
+    url: str = ""
+    kind: str = "chat"
+    prices: tuple[float, ...] = ()
+    format: str = "letter"
+    decoding: str = "deterministic"
+    batch_size: int = 8
+    max_new_tokens: int = 4
+
+
+@dataclass(frozen=True)
+class Served:
+    """Models behind a URL."""
+
+    max_cost_usd: float
+
+
+@dataclass(frozen=True)
+class Personas:
+    """Persona inference (paper section 3)."""
+
+    shots: int
+    train_sides: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Training:
+    """What SFT and DPO share (paper section 4)."""
+
+    methods: tuple[str, ...]
+    arms: tuple[str, ...]
+    rows: int
+    validation_rows: int
+    max_length: int
+    completion_only_loss: bool
+    warmup: float
+    packing: bool
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Adapters; alpha is always twice the rank."""
+
+    r: int
+    dropout: float
+    targets: tuple[str, ...]
+
+    @property
+    def alpha(self) -> int:
+        """LoRA's scale, before it is divided by the rank."""
+        return 2 * self.r
+
+
+@dataclass(frozen=True)
+class Sft:
+    """Supervised fine-tuning."""
+
+    learning_rate: float
+    epochs: int
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Dpo:
+    """Direct preference optimisation on top of SFT."""
+
+    splits: tuple[str, ...]
+    learning_rate: float
+    epochs: int
+    max_steps: int
+    batch_size: int
+    beta: float
+    sft_weight: float
+
+    @property
+    def order(self) -> str:
+        """Return "pairs" (fixed: a pair's two rows together) where steps are limited, else "random"."""
+        return "pairs" if self.max_steps else "random"
+
+
+@dataclass(frozen=True)
+class Plain:
+    """What the arm without personas has otherwise, chosen with the same search budget."""
+
+    sft_learning_rate: float
+    sft_epochs: int
+    dpo_learning_rate: float
+    dpo_sft_weight: float
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Greedy answers of the policies."""
+
+    engine: str
+    few_shot_examples: int
+    batch_size: int
+    max_new_tokens: int
+    min_new_tokens: int
+    repetition_penalty: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Which rows, personas and judges (paper section 5)."""
+
+    split: str
+    limit: int
+    personas: tuple[str, ...]
+    controls: bool
+    judge: str
+    persona_judge: str
+    judge_texts: str
+    backwards_rows: int
+    bootstrap_samples: int
+
+
+@dataclass(frozen=True)
 class Profile:
-    """All settings of a run. ``configs/everyday.yaml`` explains each field where its value stands."""
+    """All settings of a run. ``configs/everyday.yaml`` explains each where its value stands."""
 
     name: str
     description: str
-    # what runs
     steps: tuple[str, ...]
     datasets: tuple[str, ...]
     seeds: tuple[int, ...]
     workers: int
-    endpoint_concurrency: int
-    endpoint_timeout: float
-    endpoint_retries: int
-    max_cost_usd: float
-    data_dir: str
-    data_mapping: str
-    strip_roles: bool
-    strip_contrast: bool
-    # the package's own pairs
-    pair_limit: int
-    majority_share: float
-    # the base model
-    base_model: str
-    base_revision: str
-    # persona inference
-    generator_model: str
-    generator_url: str
-    generator_kind: str
-    generator_prices: tuple[float, ...]
-    pi_shots: int
-    pi_batch_size: int
-    pi_max_new_tokens: int
-    pi_max_words: int
-    pi_train_sides: tuple[str, ...]
-    # tailoring data
-    retriever: str
-    retriever_model: str
-    near_duplicate_threshold: float
-    # training
-    methods: tuple[str, ...]
-    train_limit: int
-    val_limit: int
-    train_personas: tuple[str, ...]
-    quantization: str
-    compute_dtype: str
-    merge_adapters: bool
-    lora_r: int
-    lora_alpha: int
-    lora_dropout: float
-    lora_targets: tuple[str, ...]
-    max_length: int
-    completion_only_loss: bool
-    sft_learning_rate: float
-    sft_epochs: int
-    sft_batch_size: int
-    sft_packing: bool
-    dpo_splits: tuple[str, ...]
-    dpo_order: str
-    dpo_learning_rate: float
-    dpo_epochs: int
-    dpo_max_steps: int
-    dpo_batch_size: int
-    dpo_beta: float
-    dpo_sft_weight: float
-    dpo_prefix_sharing: bool
-    plain_sft_learning_rate: float
-    plain_dpo_learning_rate: float
-    plain_dpo_beta: float
-    plain_dpo_sft_weight: float
-    lr_scheduler: str
-    warmup_share: float
-    # generation
-    engine: str
-    few_shot_examples: int
-    gen_batch_size: int
-    gen_max_new_tokens: int
-    gen_min_new_tokens: int
-    gen_repetition_penalty: float
-    gen_beginning: str
-    gen_expand_weights: bool
-    # evaluation
-    eval_split: str
-    eval_limit: int
-    eval_personas: tuple[str, ...]
-    controls: bool
-    judge: str
-    persona_judge: str
-    judge_model: str
-    judge_url: str
-    judge_kind: str
-    judge_prices: tuple[float, ...]
-    judge_format: str
-    judge_decoding: str
-    judge_max_new_tokens: int
-    judge_batch_size: int
-    judge_texts: str
-    second_judge_model: str
-    second_judge_url: str
-    second_judge_kind: str
-    second_judge_prices: tuple[float, ...]
-    second_judge_format: str
-    second_judge_decoding: str
-    second_judge_max_new_tokens: int
-    second_judge_batch_size: int
-    second_judge_matchups: tuple[str, ...]
-    backwards_rows: int
-    backwards_epochs: int
-    backwards_batch_size: int
-    backwards_learning_rate: float
-    swap_batch_size: int
-    bootstrap_samples: int
+    data: Data
+    base: Base
+    generator: ModelRole
+    judge: ModelRole
+    second_judge: ModelRole
+    served: Served
+    personas: Personas
+    training: Training
+    lora: Lora
+    sft: Sft
+    dpo: Dpo
+    plain: Plain
+    generation: Generation
+    evaluation: Evaluation
+
+    @property
+    def merge_adapters(self) -> bool:
+        """Add finished adapters to the weights, for speed: not in fewer bits, which would round them away."""
+        return (self.base.quantization, self.base.dtype) == ("none", "float32")
+
+    @property
+    def persona_judge(self) -> str:
+        """Who judges inferred personas: ``evaluation.persona_judge``; empty: the judge of answers."""
+        return self.evaluation.persona_judge or self.evaluation.judge
 
 
 @cache
-def field_types() -> dict[str, Any]:
-    """Return the declared type of every profile field."""
-    return get_type_hints(Profile)
+def field_types(kind: type = Profile, prefix: str = "") -> dict[str, Any]:
+    """Return the declared type of every setting by its name: {"seeds": ..., "dpo.beta": float, ...}."""
+    found: dict[str, Any] = {}
+    for name, wanted in get_type_hints(kind).items():
+        inner = dataclasses.is_dataclass(wanted)
+        found |= field_types(wanted, f"{prefix}{name}.") if inner else {f"{prefix}{name}": wanted}
+    return found
+
+
+def value(profile: Profile, name: str) -> Any:
+    """Return a setting by its name, e.g. "dpo.beta"."""
+    group, _, key = name.rpartition(".")
+    return getattr(getattr(profile, group) if group else profile, key)
+
+
+def flat(profile: Profile, patterns: str = "*") -> dict[str, Any]:
+    """Return the settings whose names match one of some patterns ("sft.* lora.r"), by name."""
+    wanted = patterns.split()
+    names = [name for name in field_types() if any(fnmatch(name, pattern) for pattern in wanted)]
+    return {name: value(profile, name) for name in names}
+
+
+def deciding(profile: Profile, patterns: str) -> dict[str, Any]:
+    """Return the settings that match and can change a result: what keys of finished work are made of."""
+    found = flat(profile, patterns)
+    return {n: v for n, v in found.items() if not any(fnmatch(n, same) for same in CHANGE_NO_RESULT)}
+
+
+def build(values: Mapping[str, Any], where: str) -> Profile:
+    """Make a checked profile of settings by name; raises ConfigError for missing ones."""
+    values = {f"{r}.{f.name}": f.default for r in ROLES for f in dataclasses.fields(ModelRole)} | dict(values)
+    if missing := [name for name in field_types() if name not in values]:
+        raise ConfigError(f"{where}: missing setting(s) {', '.join(missing)}")
+    inner = {name: kind for name, kind in get_type_hints(Profile).items() if dataclasses.is_dataclass(kind)}
+    groups = {
+        group: kind(**{f.name: values[f"{group}.{f.name}"] for f in dataclasses.fields(kind)})
+        for group, kind in inner.items()
+    }
+    profile = Profile(**{n: v for n, v in values.items() if "." not in n}, **groups)
+    check_profile(profile)
+    return profile
 
 
 def near_names(name: str, allowed: list[str]) -> str:
     """Return a hint that lists the closest allowed names, or all of them if none is close."""
     close = difflib.get_close_matches(name, allowed, n=3, cutoff=0.5)
+    close = close or [other for other in allowed if other.rpartition(".")[2] == name]
     return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(allowed)}"
 
 
-def check_value(field: str, value: Any, where: str) -> Any:
-    """Return the value in the field's type, or raise ConfigError saying what was expected.
+def check_value(name: str, given: Any, where: str) -> Any:
+    """Return a value in the setting's type, or raise ConfigError saying what was expected.
 
-    An int is accepted for a float field, a list for a tuple field; nothing else is converted.
+    An int is accepted for a float, a list for a tuple; nothing else is converted.
     """
-    wanted = field_types()[field]
+    wanted = field_types()[name]
     if get_origin(wanted) is tuple:
         element = get_args(wanted)[0]
-        if isinstance(value, (list, tuple)) and all(type(v) is element for v in value):
-            return tuple(value)
-        raise ConfigError(f"{where}: {field}={value!r} should be a list of {element.__name__}")
-    if wanted is float and type(value) is int:
-        return float(value)
-    if type(value) is wanted:
-        return value
-    hint = ""
-    if wanted is float and isinstance(value, str):
-        hint = " (in YAML write 5.0e-5, not 5e-5 and not in quotes)"
+        if isinstance(given, (list, tuple)) and all(type(v) is element for v in given):
+            return tuple(given)
+        raise ConfigError(f"{where}: {name}={given!r} should be a list of {element.__name__}")
+    if wanted is float and type(given) is int:
+        return float(given)
+    if type(given) is wanted:
+        return given
+    hint = " (in YAML write 5.0e-5, not 5e-5 and not in quotes)" if wanted is float else ""
     raise ConfigError(
-        f"{where}: {field}={value!r} should be {wanted.__name__}, not {type(value).__name__}{hint}"
+        f"{where}: {name}={given!r} should be {wanted.__name__}, not {type(given).__name__}{hint}"
     )
 
 
-def check_fields(values: dict[str, Any], where: str) -> dict[str, Any]:
-    """Check names and types of some profile fields."""
+def check_names(names: Any, where: str) -> None:
+    """Raise ConfigError for a setting that does not exist; it names the near ones."""
     allowed = list(field_types())
-    for name in values:
+    for name in names:
         if name not in allowed:
-            raise ConfigError(f"{where}: unknown field {name!r}; {near_names(name, allowed)}")
-    return {name: check_value(name, value, where) for name, value in values.items()}
+            raise ConfigError(f"{where}: unknown setting {name!r}; {near_names(str(name), allowed)}")
+
+
+def check_fields(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Check names and types of some settings."""
+    check_names(values, where)
+    return {name: check_value(name, given, where) for name, given in values.items()}
 
 
 def check_profile(profile: Profile) -> None:
-    """Check the constraints between fields; raises ConfigError."""
+    """Check the constraints between settings; raises ConfigError."""
     where = f"profile {profile.name}"
+
+    def refuse(name: str, why: str) -> None:
+        raise ConfigError(f"{where}: {name}={value(profile, name)!r}: {why}")
+
     choices = {
-        "quantization": ("none", "nf4"),
-        "compute_dtype": ("float32", "bfloat16"),
-        "gen_beginning": ("none", "whole"),
-        "engine": ("transformers", "vllm"),
-        "eval_split": ("validation", "test"),
-        "retriever": ("bm25", "dense", "late"),
-        "dpo_order": ("random", "pairs"),
-        "generator_kind": ("chat", "completions"),
-        "judge_kind": ("chat", "completions"),
-        "judge_format": JUDGE_FORMATS,
-        "judge_decoding": ("deterministic", "official"),
-        "second_judge_kind": ("chat", "completions"),
-        "second_judge_format": JUDGE_FORMATS,
-        "second_judge_decoding": ("deterministic", "official"),
+        "base.quantization": ("none", "nf4"),
+        "base.dtype": ("float32", "bfloat16"),
+        "generation.engine": ("transformers", "vllm"),
+        "evaluation.split": ("validation", "test"),
+        **{f"{role}.kind": ("chat", "completions") for role in ROLES},
+        **{f"{role}.format": JUDGE_FORMATS for role in ROLES},
+        **{f"{role}.decoding": ("deterministic", "official") for role in ROLES},
     }
-    for field, allowed in choices.items():
-        if getattr(profile, field) not in allowed:
-            raise ConfigError(
-                f"{where}: {field}={getattr(profile, field)!r}: use one of {', '.join(allowed)}"
-            )
-    for role in ("generator", "judge", "second_judge"):
-        prices, url = getattr(profile, f"{role}_prices"), getattr(profile, f"{role}_url")
-        if len(prices) not in (0, 2):
-            raise ConfigError(f"{where}: {role}_prices={list(prices)}: give two, for prompt and completion")
-        if url and getattr(profile, f"{role}_model") in ("", "base"):
-            raise ConfigError(f"{where}: {role}_url is set: name the model that it serves in {role}_model")
-        if url and profile.max_cost_usd > 0 and not prices:
-            raise ConfigError(f"{where}: max_cost_usd needs {role}_prices, dollars per million tokens")
-    check_judges(profile, where)
-    if not profile.dpo_splits or not {"sft_train", "dpo_train"}.issuperset(profile.dpo_splits):
-        raise ConfigError(f"{where}: dpo_splits={list(profile.dpo_splits)}: use dpo_train, sft_train or both")
-    if (profile.retriever == "bm25") == bool(profile.retriever_model):
-        raise ConfigError(
-            f"{where}: retriever={profile.retriever}, retriever_model={profile.retriever_model!r}: "
-            "dense and late need a model (a hub id or a folder), bm25 has none"
-        )
-    if profile.engine == "vllm" and profile.compute_dtype != "bfloat16":
-        raise ConfigError(
-            f"{where}: engine=vllm needs compute_dtype=bfloat16: its LoRA kernels take 16-bit numbers only"
-        )
-    if profile.engine == "vllm" and profile.gen_repetition_penalty != 1:
-        raise ConfigError(
-            f"{where}: gen_repetition_penalty={profile.gen_repetition_penalty} needs engine=transformers: "
-            "vLLM would penalise the prompt's words, too"
-        )
-    if profile.merge_adapters and (profile.quantization, profile.compute_dtype) != ("none", "float32"):
-        raise ConfigError(
-            f"{where}: merge_adapters needs quantization=none and compute_dtype=float32 (in fewer bits the "
-            "merged weights would round away what the adapters learned): or set merge_adapters=false"
-        )
-    if not 0 <= profile.warmup_share < 1:
-        raise ConfigError(
-            f"{where}: warmup_share={profile.warmup_share}: use a share of the steps, from 0 to 0.9"
-        )
+    for name, allowed in choices.items():
+        if value(profile, name) not in allowed:
+            refuse(name, f"use one of {', '.join(allowed)}")
+    for role in ROLES:
+        named: ModelRole = getattr(profile, role)
+        if len(named.prices) not in (0, 2):
+            refuse(f"{role}.prices", "give two, for prompt and completion")
+        if named.url and named.model in ("", "base"):
+            refuse(f"{role}.url", f"name the model that it serves in {role}.model")
+        if named.url and profile.served.max_cost_usd > 0 and not named.prices:
+            refuse("served.max_cost_usd", f"needs {role}.prices, dollars per million tokens")
+    kind, _, model = profile.data.retriever.partition(":")
+    if kind not in ("bm25", "dense", "late") or (kind == "bm25") == bool(model):
+        refuse("data.retriever", "use bm25, dense:MODEL or late:MODEL (a hub id or a folder)")
+    if not profile.dpo.splits or not {"sft_train", "dpo_train"}.issuperset(profile.dpo.splits):
+        refuse("dpo.splits", "use dpo_train, sft_train or both")
+    if profile.generation.engine == "vllm" and profile.base.dtype != "bfloat16":
+        refuse("generation.engine", "needs base.dtype=bfloat16: its LoRA kernels take 16-bit numbers only")
+    if profile.generation.engine == "vllm" and profile.generation.repetition_penalty != 1:
+        refuse("generation.repetition_penalty", "vLLM penalises the prompt's words, too: set it to 1.0")
+    if not 0 <= profile.training.warmup < 1:
+        refuse("training.warmup", "use a share of the steps, from 0 to 0.9")
+    check_judges(profile, refuse)
 
 
 def judge_settings(profile: Profile, role: str) -> list[Any]:
     """Return what decides the judgments of "judge" or "second_judge", when it is a language model."""
     names = ("model", "url", "kind", "format", "decoding", "max_new_tokens")
-    return [getattr(profile, f"{role}_{name}") for name in names]
+    return [getattr(getattr(profile, role), name) for name in names]
 
 
-def check_judges(profile: Profile, where: str) -> None:
-    """Check the fields that say who judges, and what; raises ConfigError."""
-    if unknown := set(profile.second_judge_matchups) - set(MATCHUP_KINDS):
-        known = ", ".join(MATCHUP_KINDS)
-        raise ConfigError(f"{where}: second_judge_matchups={sorted(unknown)}: use some of {known}")
-    formats = [getattr(profile, f"{role}_format") for role in ("judge", "second_judge")]
-    if profile.judge_texts and (profile.judge != "lm" or "prometheus" not in formats):
-        raise ConfigError(f"{where}: judge_texts needs judge=lm and judge_format=prometheus")
-    if not profile.second_judge_model:
-        return
-    if profile.judge == "none":
-        raise ConfigError(f"{where}: second_judge_model is set, but judge=none: name the first judge, too")
-    if profile.judge == "lm" and judge_settings(profile, "judge") == judge_settings(profile, "second_judge"):
-        raise ConfigError(f"{where}: second_judge_* and judge_* are the same judge: change one of them")
+def check_judges(profile: Profile, refuse: Any) -> None:
+    """Check the settings that say who judges; ``refuse(name, why)`` raises ConfigError."""
+    first, second = profile.judge, profile.second_judge
+    language_model = profile.evaluation.judge == "lm"
+    if profile.evaluation.judge_texts and not (
+        language_model and "prometheus" in (first.format, second.format)
+    ):
+        refuse("evaluation.judge_texts", "needs evaluation.judge=lm and judge.format=prometheus")
+    if second.model and profile.evaluation.judge == "none":
+        refuse("second_judge.model", "evaluation.judge=none: name the first judge, too")
+    if (
+        second.model
+        and language_model
+        and judge_settings(profile, "judge") == judge_settings(profile, "second_judge")
+    ):
+        refuse("second_judge.model", "is the same judge as the first: change one of them")
 
 
-# --- Opening a run: profiles read from ``configs/<name>.yaml``, overrides, and the folders of results ---
-# A file may say ``extends: other`` and then lists only what differs.
-
-
-REPO = Path(__file__).resolve().parent.parent
-FACTS = REPO / "persona_lib" / "facts"  # tables that ship with the package
+# --- Opening a profile, and the folders of its results ---
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """Read one ``key=value`` of ``--set`` into a typed value; tuples are comma-separated.
+    """Read one ``group.key=value`` of ``--set`` into a typed value; lists are comma-separated.
 
     Raises ConfigError on a missing "=", an unknown name (with near names) or an ill-typed value.
     """
     where = f"--set {text}"
     name, equals, raw = text.partition("=")
     if not equals:
-        raise ConfigError(f"{where}: write key=value")
-    types = field_types()
-    if name not in types:
-        raise ConfigError(f"{where}: unknown field {name!r}; {near_names(name, list(types))}")
-    wanted = types[name]
+        raise ConfigError(f"{where}: write group.key=value")
+    check_names([name], where)
+    wanted = field_types()[name]
     try:
         if get_origin(wanted) is tuple:
             return name, tuple(get_args(wanted)[0](v) for v in raw.split(",") if v)
@@ -313,7 +386,7 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 
 def read_profile_file(name: str, folder: Path) -> dict[str, Any]:
-    """Read one YAML file and what it extends into a flat dict of checked fields."""
+    """Read one YAML file and what it extends into checked settings by name."""
     import yaml
 
     path = folder / f"{name}.yaml"
@@ -323,35 +396,31 @@ def read_profile_file(name: str, folder: Path) -> dict[str, Any]:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C where it is built: six times as fast
     content = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: should be a list of 'field: value' lines")
+        raise ConfigError(f"{path}: should be a list of 'setting: value' lines")
     parent = content.pop("extends", None)
     values = read_profile_file(parent, folder) if parent else {}
-    return values | check_fields(content, str(path)) | {"name": name}
+    found: dict[str, Any] = {}
+    for key, given in content.items():
+        found |= {f"{key}.{k}": v for k, v in given.items()} if isinstance(given, dict) else {key: given}
+    return values | check_fields(found, str(path)) | {"name": name}
 
 
 def load_profile(
     name: str, overrides: list[str] | tuple[str, ...] = (), folder: Path | None = None
 ) -> Profile:
-    """Load ``configs/<name>.yaml`` and apply ``key=value`` overrides.
+    """Load ``configs/<name>.yaml`` and apply ``group.key=value`` overrides.
 
-    Raises ConfigError for a missing profile, missing, unknown or ill-typed fields.
+    Raises ConfigError for a missing profile, missing, unknown or ill-typed settings.
     """
     folder = folder or REPO / "configs"
-    values = read_profile_file(name, folder)
-    values |= dict(parse_override(text) for text in overrides)
-    missing = [f.name for f in dataclasses.fields(Profile) if f.name not in values]
-    if missing:
-        raise ConfigError(f"{folder / name}.yaml: missing field(s) {', '.join(missing)}")
-    profile = Profile(**values)
-    check_profile(profile)
-    return profile
+    values = read_profile_file(name, folder) | dict(parse_override(text) for text in overrides)
+    return build(values, f"{folder / name}.yaml")
 
 
-def set_field(profile: Profile, **changes: Any) -> Profile:
-    """Return a copy of the profile with some fields changed, checked like a file's."""
-    changed = dataclasses.replace(profile, **check_fields(changes, f"profile {profile.name}"))
-    check_profile(changed)
-    return changed
+def set_field(profile: Profile, changes: Mapping[str, Any]) -> Profile:
+    """Return a copy of the profile with changes like {"dpo.beta": 0.2}, checked like a file's."""
+    where = f"profile {profile.name}"
+    return build(flat(profile) | check_fields(changes, where), where)
 
 
 def results_root() -> Path:
@@ -369,18 +438,9 @@ def figures_dir(profile: Profile) -> Path:
     return Path(os.environ.get("PERSONA_FIGURES", REPO / "figures")) / profile.name
 
 
-def run_dir(profile: Profile, dataset: str, seed: int) -> Path:
-    """Folder of one data set and seed: ``results/<profile>/<dataset>/seed-<seed>``."""
-    if dataset not in profile.datasets:
-        raise ConfigError(
-            f"data set {dataset!r} is not one of profile {profile.name}: {', '.join(profile.datasets)}"
-        )
-    return results_dir(profile) / dataset / f"seed-{seed}"
-
-
 def main_arm(profile: Profile) -> str:
-    """The tailored arm that is compared with the persona-free one: "chosen", the paper's, if there is one."""
-    return "chosen" if "chosen" in profile.train_personas else profile.train_personas[-1]
+    """Return the tailored arm that is compared with the plain one: "chosen", the paper's, if there."""
+    return "chosen" if "chosen" in profile.training.arms else profile.training.arms[-1]
 
 
 @dataclass(frozen=True)
@@ -393,13 +453,19 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """Where this run's rows, adapters, generations and tables are."""
-        return run_dir(self.profile, self.dataset, self.seed)
+        """Where rows, adapters, generations and tables are: ``results/<profile>/<dataset>/seed-<seed>``."""
+        known = self.profile.datasets
+        if self.dataset not in known:
+            raise ConfigError(
+                f"data set {self.dataset!r} is not one of profile {self.profile.name}: {', '.join(known)}"
+            )
+        return results_dir(self.profile) / self.dataset / f"seed-{self.seed}"
 
     @property
     def base_source(self) -> tuple[str, str]:
-        """Where the base model is (``pypi:NAME``, a hub id or a folder), and its revision."""
-        return self.profile.base_model, self.profile.base_revision
+    """Return the tailored arm that is compared with the plain one: "chosen", the paper's, if it is there."""
+        source, _, commit = self.profile.base.model.partition("@")
+        return source, commit
 
 
 def open_run(

@@ -7,7 +7,6 @@ are examples: one pair, one prompt, one comparison.
 
 from __future__ import annotations
 
-import dataclasses
 import html
 import math
 import os
@@ -27,7 +26,7 @@ from persona_lib.models.generate import TransformersGenerator
 from persona_lib.paper import answers, judging, personas
 from persona_lib.prompts import STOP, inference_prefix, inference_query, tailoring_prompt
 from persona_lib.records import EVAL_PERSONAS, SIDES, PreferencePair, Side, TailoringRow
-from persona_lib.settings import FACTS, REPO, Profile, Run, load_profile, results_dir
+from persona_lib.settings import FACTS, REPO, Profile, Run, load_profile, results_dir, set_field
 from persona_lib.store import iter_rows, read_json, read_rows, write_text
 
 if TYPE_CHECKING:
@@ -82,7 +81,7 @@ def title_of(dataset: str) -> str:
 
 def one_seed(run: Run) -> Profile:
     """Return a run as a profile of one data set and seed, for the functions that make tables."""
-    return dataclasses.replace(run.profile, datasets=(run.dataset,), seeds=(run.seed,))
+    return set_field(run.profile, {"datasets": (run.dataset,), "seeds": (run.seed,)})
 
 
 # --- cells ---
@@ -250,7 +249,9 @@ def read_pairs(run: Run, split: str) -> list[PreferencePair]:
 def example_pair(run: Run) -> str:
     """Return the first preference pair of a run as text, of training if it has any, with its personas."""
     pair = next(pair for split in ("train", "validation", "test") for pair in read_pairs(run, split))
-    known = everyday.personas(run.profile.majority_share, run.seed) if run.dataset == everyday.NAME else {}
+    known = (
+        everyday.personas(run.profile.data.majority_share, run.seed) if run.dataset == everyday.NAME else {}
+    )
     brought = known.get(pair.id, {})
     said = [f"WHO PREFERS {side.upper()}\n{brought[f'gold-{side}']}" for side in SIDES if brought]
     return "\n\n".join(
@@ -272,7 +273,9 @@ def contrast_table(run: Run, split: str = "train") -> pd.DataFrame:
     found: dict[str, list[bool]] = {}
     for pair in read_pairs(run, split):
         item = by_id[pair.id]
-        dimension, value = item.wish(everyday.sides(item, run.profile.majority_share, run.seed)["chosen"])[0]
+        dimension, value = item.wish(
+            everyday.sides(item, run.profile.data.majority_share, run.seed)["chosen"]
+        )[0]
         found.setdefault(dimension, []).append(value == common[dimension])
     rows = []
     for dimension, hits in found.items():
@@ -300,7 +303,7 @@ def facts_table(run: Run) -> pd.Series:
     name, commit = weights.pinned(source, revision)
     config = AutoConfig.from_pretrained(name, revision=commit)
     kind = f"{config.model_type}, {config.num_hidden_layers} layers of width {config.hidden_size}"
-    return pd.Series(facts | {"loaded here": f"{kind}, {run.profile.compute_dtype}"}, name="").to_frame()
+    return pd.Series(facts | {"loaded here": f"{kind}, {run.profile.base.dtype}"}, name="").to_frame()
 
 
 def chat_example(run: Run) -> str:
@@ -315,10 +318,10 @@ def untrained_answers(run: Run) -> str:
     told = [(i.prompt, p) for i in everyday.items() if i.id in QUESTIONS for p in (i.persona_a, i.persona_b)]
     prompts = [tailoring_prompt(*pair, chat=load.format_of(*run.base_source)) for pair in told]
     profile, tokenizer = run.profile, load.load_tokenizer(*run.base_source)
-    model = load.load_base(*run.base_source, profile.quantization, profile.compute_dtype)
-    how = {"batch_size": len(prompts), "repetition_penalty": profile.gen_repetition_penalty}
+    model = load.load_base(*run.base_source, profile.base.quantization, profile.base.dtype)
+    how = {"batch_size": len(prompts), "repetition_penalty": profile.generation.repetition_penalty}
     generator = TransformersGenerator(model, tokenizer, "base", **how)
-    written = dict(generator.generate(prompts, profile.gen_max_new_tokens, (STOP,)))
+    written = dict(generator.generate(prompts, profile.generation.max_new_tokens, (STOP,)))
     parts = [
         f"QUESTION  {question}\nPERSONA   {persona}\n\n{written[number].text}"
         for number, (question, persona) in enumerate(told)
@@ -331,7 +334,7 @@ def untrained_answers(run: Run) -> str:
 
 def inference_prompt_text(run: Run, side: Side = "chosen", number: int = 0) -> str:
     """Return the whole few-shot prompt for one evaluation pair and side; says so where none is prompted."""
-    if run.profile.generator_model == served.SURFACE:
+    if run.profile.generator.model == served.SURFACE:
         return "No language model is prompted: personas are written by rule from the two responses."
     pair = preference.inference_pairs(run)[number]
     query = inference_query(pair.prompt, *personas.sides_of(pair, side))
@@ -375,7 +378,7 @@ def training_history(run: Run, method: str) -> pd.DataFrame:
     import pandas as pd
 
     tables = []
-    for persona in run.profile.train_personas:
+    for persona in run.profile.training.arms:
         folder = run.folder / "adapters" / f"{method}-{persona}"
         best = read_json(folder / "done.json")["best_eval_loss"]
         for row in epochs(folder):
@@ -405,7 +408,7 @@ def grid_table(run: Run) -> pd.DataFrame:
     for spec in answers.grid(run):
         row = cells.setdefault(spec.arm, {})
         row[spec.eval_persona] = ", ".join(filter(None, [row.get(spec.eval_persona), spec.persona_format]))
-    columns = [p for p in run.profile.eval_personas if any(p in row for row in cells.values())]
+    columns = [p for p in run.profile.evaluation.personas if any(p in row for row in cells.values())]
     return pd.DataFrame.from_dict(cells, orient="index", columns=columns).fillna("").rename_axis("arm")
 
 
@@ -534,7 +537,7 @@ def save_tables(profile: Profile, filled: dict[str, ratings.Filled]) -> dict[str
     folder = results_dir(profile) / "tables"
     for name in TABLES:
         (folder / f"{name}.csv").unlink(missing_ok=True)
-    tables = ratings.rating_tables(filled, profile.bootstrap_samples) if filled else {}
+    tables = ratings.rating_tables(filled, profile.evaluation.bootstrap_samples) if filled else {}
     for name, table in tables.items():
         write_text(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.6g"))
     return tables
@@ -549,13 +552,13 @@ def guide_run(name: str, overrides: Iterable[str]) -> Run:
     profile = load_profile(name, list(overrides))
     intake.check_judge(profile)
     changes = {"name": f"{profile.name}_guide", "datasets": (intake.NAME,)}
-    if not any(override.startswith("data_dir=") for override in overrides):
-        changes |= {"data_dir": str(REPO / "examples" / "pairs.jsonl"), "data_mapping": ""}
-    return Run(dataclasses.replace(profile, **changes), intake.NAME, profile.seeds[0])
+    if not any(override.startswith("data.path=") for override in overrides):
+        changes |= {"data.path": str(REPO / "examples" / "pairs.jsonl"), "data.mapping": ""}
+    return Run(set_field(profile, changes), intake.NAME, profile.seeds[0])
 
 
 def source_text(run: Run) -> str:
     """Say which data the guide uses, and show its mapping."""
-    path = run.profile.data_mapping
+    path = run.profile.data.mapping
     mapping = Path(path).read_text(encoding="utf-8") if path else "(no mapping: prompt, chosen, rejected)\n"
-    return f"{Path(run.profile.data_dir).name}\n\n{mapping}"
+    return f"{Path(run.profile.data.path).name}\n\n{mapping}"

@@ -47,7 +47,7 @@ from persona_lib.models import train
 from persona_lib.models.served import SURFACE, load_generator, role_key
 from persona_lib.paper import answers, personas
 from persona_lib.paper.answers import generation_folder, grid, read_generations
-from persona_lib.paper.judges import load_judge, persona_judge_of
+from persona_lib.paper.judges import load_judge
 from persona_lib.paper.judging import oracle_scores
 from persona_lib.paper.personas import ITEMS, accuracy_rows, infer_personas, judge_personas, read_items
 from persona_lib.paper.results import Row, save_table
@@ -57,6 +57,7 @@ from persona_lib.settings import (
     ConfigError,
     Profile,
     Run,
+    deciding,
     figures_dir,
     load_profile,
     open_run,
@@ -71,16 +72,16 @@ if TYPE_CHECKING:
 
 # --- selection ---
 
-SEEDS = (106, 107, 108)  # tuning only: results use data and training seeds 0, 1, 2, ...
+SEEDS = (106, 107)  # tuning only: results use data and training seeds 0, 1, 2, ...
 ARMS = ("none", "both")
 QUALITY_MARGIN = 0.1  # in standard deviations of the answers' quality
 UNFINISHED_MARGIN = 0.05  # share of answers without an end, above the arm's lowest
 
 CANDIDATES: dict[str, list[dict[str, Any]]] = {
-    "sft": [{"sft_learning_rate": rate} for rate in (5e-4, 1e-3)],
+    "sft": [{"sft.learning_rate": rate} for rate in (5e-4, 1e-3)],
     "dpo": [
-        {"sft_learning_rate": 1e-3, "dpo_learning_rate": rate, "dpo_sft_weight": weight}
-        for rate, weight in ((5e-4, 0.5), (1e-3, 0.5), (1e-3, 0.0))
+        {"sft.learning_rate": 1e-3, "dpo.learning_rate": rate, "dpo.sft_weight": weight}
+        for rate, weight in ((5e-4, 0.5), (1e-3, 0.5))
     ],
 }
 
@@ -89,7 +90,13 @@ def tuning_profile(profile: Profile) -> Profile:
     """Return the profile on validation topics; data and training seeds are fresh."""
     gold = [f"gold-{side}" for side in SIDES]
     return set_field(
-        profile, eval_split="validation", eval_limit=0, train_personas=list(ARMS), eval_personas=gold
+        profile,
+        {
+            "evaluation.split": "validation",
+            "evaluation.limit": 40,
+            "training.arms": list(ARMS),
+            "evaluation.personas": gold,
+        },
     )
 
 
@@ -111,7 +118,9 @@ def measure(run: Run, method: str, arm: str) -> dict[str, float]:
     methods = ["sft"] if method == "sft" else ["sft", "dpo"]
     for trained in methods:
         train.train_adapter(run, trained, arm)
-    one = Run(set_field(run.profile, methods=methods, train_personas=[arm]), run.dataset, run.seed)
+    one = Run(
+        set_field(run.profile, {"training.methods": methods, "training.arms": [arm]}), run.dataset, run.seed
+    )
     form = "first_person" if arm == "none" else "line"
     specs = {RunSpec(run.dataset, method, arm, f"gold-{side}", run.seed, form): side for side in SIDES}
     scores, unfinished = {}, []
@@ -132,17 +141,16 @@ def measure(run: Run, method: str, arm: str) -> dict[str, float]:
 def candidate_key(run: Run, method: str, arm: str) -> str:
     """Hash of all that a candidate's scores depend on."""
     methods = ("sft",) if method == "sft" else ("sft", "dpo")
-    fields = [*train.SHARED_FIELDS, *(field for name in methods for field in train.METHOD_FIELDS[name])]
-    settings = {name: getattr(train.arm_settings(run, arm).profile, name) for name in fields}
+    patterns = " ".join([train.SHARED, *(train.OF_METHOD[name] for name in methods)])
+    settings = deciding(train.arm_settings(run, arm).profile, patterns)
     tailored = store.read_json(run.folder / "tailoring" / "done.json")["key"]
     return store.content_hash(method, arm, run.seed, settings, tailored)
 
 
 def with_candidate(profile: Profile, arm: str, candidate: dict[str, Any]) -> Profile:
-    """Return the profile with a candidate's settings, as those of the arm (``plain_*`` without personas)."""
-    plain = {name: f"plain_{name}" for name in candidate if hasattr(profile, f"plain_{name}")}
-    own = plain if arm == "none" else {}
-    return set_field(profile, **{own.get(name, name): value for name, value in candidate.items()})
+    """Return the profile with a candidate's settings, as those of the arm (``plain.*`` without personas)."""
+    own = {name: f"plain.{name.replace('.', '_')}" if arm == "none" else name for name in candidate}
+    return set_field(profile, {own[name]: value for name, value in candidate.items()})
 
 
 def search(
@@ -238,11 +246,11 @@ def select_settings(given: argparse.Namespace) -> None:
 NAME = "persona_models"  # of the table, the figure and the folder of answers
 # Real models of several sizes -> the settings in which they differ; the rules see length and tone only.
 MODELS: dict[str, dict[str, Any]] = {
-    "SmolLM2 135M": {"generator_model": "pypi:smollm2-135m-instruct"},
-    "Gemma 3 270M": {"generator_model": "pypi:gemma-3-270m"},
-    "Qwen2.5-Coder 0.5B": {"generator_model": "pypi:qwen2.5-coder-0.5b-instruct"},
-    "Qwen2.5-Coder 1.5B": {"generator_model": "pypi:qwen2.5-coder-1.5b-instruct"},
-    "rules, no model": {"generator_model": SURFACE},
+    "SmolLM2 135M": {"generator.model": "pypi:smollm2-135m-instruct"},
+    "Gemma 3 270M": {"generator.model": "pypi:gemma-3-270m"},
+    "Qwen2.5-Coder 0.5B": {"generator.model": "pypi:qwen2.5-coder-0.5b-instruct"},
+    "Qwen2.5-Coder 1.5B": {"generator.model": "pypi:qwen2.5-coder-1.5b-instruct"},
+    "rules, no model": {"generator.model": SURFACE},
 }
 Settings = Mapping[str, Any]
 
@@ -274,9 +282,10 @@ def ask(profile: Profile, name: str, settings: Settings, dataset: str, seed: int
 
     own = Run(profile, dataset, seed)
     preference.write_pairs(own)
-    run = Run(set_field(profile, **settings), dataset, seed)
-    kinds = ("pi_", "judge", "persona_judge", "backwards_")
-    judged = {field: value for field, value in vars(run.profile).items() if field.startswith(kinds)}
+    run = Run(set_field(profile, settings), dataset, seed)
+    judged = deciding(
+        run.profile, "personas.* generator.* evaluation.judge evaluation.backwards_rows judge.*"
+    )
     inference = (role_key(run, "generator"), preference.inference_key(run), judged, seed)
     folder, key = (
         folder_of(profile, name, dataset, seed),
@@ -285,8 +294,8 @@ def ask(profile: Profile, name: str, settings: Settings, dataset: str, seed: int
     if store.is_done(folder, key):
         return folder / ITEMS
     store.clear_unless(folder, key)
-    judge, pairs = load_judge(own, persona_judge_of(profile)), preference.inference_pairs(run)
-    generator = load_generator(run, "generator", run.profile.pi_batch_size)
+    judge, pairs = load_judge(own, profile.persona_judge), preference.inference_pairs(run)
+    generator = load_generator(run, "generator", run.profile.generator.batch_size)
     rows = []
     for side in SIDES:
         written = infer_personas(generator, pairs, side, run.profile, folder / f"{side}.jsonl")
@@ -309,7 +318,7 @@ def model_table(profile: Profile, names: list[str]) -> pd.DataFrame:
             files = {seed: folder_of(profile, name, dataset, seed) / ITEMS for seed in profile.seeds}
             items = {seed: read_items(path) for seed, path in files.items()}
             head = {"model": name, "dataset": dataset}
-            lines += accuracy_rows(head, items, profile.bootstrap_samples, number, shared)
+            lines += accuracy_rows(head, items, profile.evaluation.bootstrap_samples, number, shared)
     return pd.DataFrame(lines)
 
 
@@ -326,9 +335,11 @@ def origin_line(profile: Profile, table: pd.DataFrame) -> str:
 
 def compare_models(given: argparse.Namespace) -> None:
     """Ask every model, and write table and figure."""
-    profile = set_field(load_profile(given.profile, given.overrides), seeds=list(range(given.seeds)))
-    if persona_judge_of(profile) == "none":
-        raise ConfigError(f"profile {profile.name} has no persona_judge: nothing would judge the personas")
+    profile = set_field(load_profile(given.profile, given.overrides), {"seeds": list(range(given.seeds))})
+    if profile.persona_judge == "none":
+        raise ConfigError(
+            f"profile {profile.name} has evaluation.judge=none: nothing would judge the personas"
+        )
     models = named_models(given.model) if given.model else MODELS
     for name, settings in models.items():
         for dataset in profile.datasets:

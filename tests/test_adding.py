@@ -69,16 +69,18 @@ def test_a_data_set(monkeypatch, tmp_path, capsys):
     )
     monkeypatch.setitem(preference.READERS, "mine", my_pairs)
     assert check("datasets=mine") == 0
-    run = Run(set_field(PROFILE, datasets=["mine"]), "mine", 0)
+    run = Run(set_field(PROFILE, {"datasets": ["mine"]}), "mine", 0)
     preference.write_pairs(run)
     assert preference.load_pairs(run) == my_pairs(run)
 
 
 def test_a_judge(monkeypatch, capsys):
-    assert check("judge=mine") == 2 and "judge: 'mine': did you mean none?" in capsys.readouterr().err
+    assert (
+        check("evaluation.judge=mine") == 2 and "judge: 'mine': did you mean none?" in capsys.readouterr().err
+    )
     monkeypatch.setitem(judges.JUDGES, "mine", my_judge)
-    assert check("judge=mine") == 0
-    run = Run(set_field(PROFILE, judge="mine"), "everyday", 0)
+    assert check("evaluation.judge=mine") == 0
+    run = Run(set_field(PROFILE, {"evaluation.judge": "mine"}), "everyday", 0)
     comparison = PairwiseComparison("1", "p", None, "long answer", "short")
     ((first, second),) = judging.judge_both(judges.load_judge(run), [comparison], "quality")
     assert (first.winner, second.winner) == ("A", "B") and judging.judge_key(run) == ["mine"]
@@ -86,7 +88,7 @@ def test_a_judge(monkeypatch, capsys):
 
 def test_a_generator(monkeypatch, tmp_path):
     monkeypatch.setitem(served.GENERATORS, "mine", my_generator)
-    profile = set_field(PROFILE, generator_model="mine")
+    profile = set_field(PROFILE, {"generator.model": "mine"})
     run = Run(profile, "everyday", 0)
     generator = served.load_generator(run, "generator", 1)
     rows = personas.infer_personas(generator, [PAIR], "chosen", profile, tmp_path / "x.jsonl")
@@ -104,16 +106,16 @@ def test_a_metric(monkeypatch):
 
 
 def test_an_arm(monkeypatch, capsys):
-    assert check("train_personas=none,mine") == 2 and "train_personas: 'mine'" in capsys.readouterr().err
+    assert check("training.arms=none,mine") == 2 and "training.arms: 'mine'" in capsys.readouterr().err
     monkeypatch.setitem(preference.ARMS, "mine", my_arm)
-    assert check("train_personas=none,mine") == 0
+    assert check("training.arms=none,mine") == 0
     (row,) = preference.to_dpo_rows([ROW], "mine", 0)
     assert row["prompt"] == "Prompt: How?\nPersona: R\nResponse:" and row["chosen"] == " good"
-    run = Run(set_field(PROFILE, train_personas=["none", "chosen", "mine"]), "everyday", 0)
+    run = Run(set_field(PROFILE, {"training.arms": ["none", "chosen", "mine"]}), "everyday", 0)
     assert "dpo-mine" in {spec.arm for spec in answers.grid(run)}
     assert "gold-chosen, PT trained on mine" in {m.label for m in answers.matchups(run)}
 
 
 def test_an_engine_that_is_in_no_table_is_refused():
-    with pytest.raises(ValueError, match="engine='onnx': use one of transformers, vllm"):
-        set_field(PROFILE, engine="onnx")
+    with pytest.raises(ValueError, match="generation.engine='onnx': use one of transformers, vllm"):
+        set_field(PROFILE, {"generation.engine": "onnx"})

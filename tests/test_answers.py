@@ -14,12 +14,14 @@ from tiny import save_adapter, tiny_rows, tiny_run
 from persona_lib import store
 from persona_lib.models import load
 from persona_lib.models.generate import Completion, TransformersGenerator
-from persona_lib.paper import answers, swap
+from persona_lib.paper import answers
 from persona_lib.prompts import STOP, tailoring_prompt
 from persona_lib.records import Generation, RunSpec, TailoringRow
-from persona_lib.settings import Run, load_profile, set_field
+from persona_lib.settings import Profile, Run, load_profile, set_field
 
-PROFILE = load_profile("everyday", ["controls=true", "eval_limit=0", "few_shot_examples=5"])
+PROFILE = load_profile(
+    "everyday", ["evaluation.controls=true", "evaluation.limit=0", "generation.few_shot_examples=5"]
+)
 PERSONA = "The user is shy and prefers quiet."
 ROWS = [
     TailoringRow(f"row-{n}", "test", f"Question {n}?", "good", "bad", {"gold-chosen": PERSONA if n else None})
@@ -41,7 +43,7 @@ def run_in(tmp_path, monkeypatch, dataset="everyday", **changes) -> Run:
     monkeypatch.setattr(answers, "format_of", lambda *source: None)
     monkeypatch.setattr(answers, "policy_key", lambda run, spec: [])
     monkeypatch.setattr(answers, "model_key", lambda *source: "")
-    run = Run(set_field(PROFILE, datasets=[dataset], **changes), dataset, 0)
+    run = Run(set_field(PROFILE, {"datasets": [dataset], **changes}), dataset, 0)
     store.write_rows(run.folder / "tailoring" / "test.jsonl", ROWS)
     store.write_rows(run.folder / "tailoring" / "sft_train.jsonl", SHOTS)
     return run
@@ -70,20 +72,20 @@ def test_the_grid_has_every_method_with_and_without_personas():
     assert {"sft-none.user-chosen.first_person", "dpo-both.system.line", "dpo-none.none.line"} <= cells
     assert "dpo-none.gold-chosen.line" in cells, "the baseline told in the tailored models' own format"
     assert not any(slug.startswith(("sft-rejected", "dpo-rejected")) for slug in cells), "not asked for"
-    few = answers.grid(Run(set_field(PROFILE, controls=False), "everyday", 0))
+    few = answers.grid(Run(set_field(PROFILE, {"evaluation.controls": False}), "everyday", 0))
     assert {s.eval_persona.rpartition("-")[0] for s in few if s.method == "sft"} == {"gold"}
     assert "dpo-none.gold-chosen.line" not in {s.slug for s in few}
 
 
 def test_more_training_personas_add_arms_and_few_shot_stays_with_two():
-    profile = set_field(PROFILE, train_personas=["none", "chosen", "rejected", "both", "shuffled"])
+    profile = set_field(PROFILE, {"training.arms": ["none", "chosen", "rejected", "both", "shuffled"]})
     arms = answers.arms(profile)
     assert ("dpo", "shuffled") in arms and ("sft", "both") in arms
     assert [a for a in arms if a[0] == "few_shot"] == [("few_shot", "none"), ("few_shot", "chosen")]
 
 
 def test_a_run_answers_rows_with_their_own_persona_and_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
-    run = run_in(tmp_path, monkeypatch, gen_batch_size=1)
+    run = run_in(tmp_path, monkeypatch, **{"generation.batch_size": 1})
     with pytest.raises(KeyboardInterrupt):
         answers.generate_run(run, spec(), Echo(stop_after=2))
     with pytest.raises(FileNotFoundError, match="run the generation step first"):
@@ -104,17 +106,12 @@ def test_a_run_answers_rows_with_their_own_persona_and_goes_on_where_it_was_stop
 
 def test_a_mnemonic_is_made_to_begin_with_its_term_and_no_other_answer_is(tmp_path, monkeypatch):
     row, one = dataclasses.replace(ROWS[1], prompt="negligible"), spec(dataset="mnemonic")
-    kept, asked, keys = {}, {}, set()
-    for how in ("none", "whole"):
-        run, echo = run_in(tmp_path, monkeypatch, "mnemonic", gen_beginning=how), Echo()
-        answers.append_completions(run, one, echo, [row], tmp_path / f"{how}.jsonl")
-        (made,) = store.read_rows(tmp_path / f"{how}.jsonl", Generation)
-        kept[how], asked[how] = made.completion.splitlines()[0], echo.prompts[0].rpartition("\n")[2]
-        keys.add(answers.generation_key(run, one))
-    assert asked == {"none": "Response:", "whole": "Response: Negligible sounds like"}
-    answer = "answer to Prompt: negligible"
-    assert kept == {"none": answer, "whole": f"Negligible sounds like {answer}"} and len(keys) == 2
-    other = run_in(tmp_path, monkeypatch, gen_beginning="whole")
+    run, echo = run_in(tmp_path, monkeypatch, "mnemonic"), Echo()
+    answers.append_completions(run, one, echo, [row], tmp_path / "rows.jsonl")
+    (made,) = store.read_rows(tmp_path / "rows.jsonl", Generation)
+    assert echo.prompts[0].rpartition("\n")[2] == "Response: Negligible sounds like"
+    assert made.completion.splitlines()[0] == "Negligible sounds like answer to Prompt: negligible"
+    other = run_in(tmp_path, monkeypatch)
     assert answers.ask_prompt(other, "Why?", PERSONA, "line").endswith("\nResponse:")
     assert answers.whole_answer(other, "Why?", "text") == "text"
 
@@ -130,7 +127,7 @@ def test_few_shot_examples_show_personas_only_to_the_arm_with_personas(tmp_path,
 
 def test_eval_limit_keeps_the_same_rows_in_file_order_whatever_the_seed(tmp_path, monkeypatch):
     assert answers.eval_rows(run_in(tmp_path, monkeypatch)) == ROWS
-    few = run_in(tmp_path, monkeypatch, eval_limit=2)
+    few = run_in(tmp_path, monkeypatch, **{"evaluation.limit": 2})
     other_seed = Run(few.profile, "everyday", 1)
     store.write_rows(other_seed.folder / "tailoring" / "test.jsonl", list(reversed(ROWS)))
     kept = answers.eval_rows(few)
@@ -163,12 +160,16 @@ def run(made_once, tmp_path, monkeypatch):
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
     personas = ["none", "gold-chosen", "gold-rejected"]
-    arms = {"methods": ["sft", "dpo"], "train_personas": ["none", "chosen"], "eval_personas": personas}
-    return Run(set_field(profile, gen_max_new_tokens=6, **arms), "everyday", 0)
+    arms = {
+        "training.methods": ["sft", "dpo"],
+        "training.arms": ["none", "chosen"],
+        "evaluation.personas": personas,
+    }
+    return Run(set_field(profile, {"generation.max_new_tokens": 6, **arms}), "everyday", 0)
 
 
 def changed(run: Run, **fields) -> Run:
-    return dataclasses.replace(run, profile=set_field(run.profile, **fields))
+    return dataclasses.replace(run, profile=set_field(run.profile, fields))
 
 
 @pytest.mark.parametrize(
@@ -177,7 +178,7 @@ def changed(run: Run, **fields) -> Run:
 def test_every_arm_answers_with_its_own_adapters_sft_below_dpo(run, monkeypatch, merge):
     merged, plain = [], load.merged
     monkeypatch.setattr(load, "merged", lambda model: merged.append(model.active_adapters) or plain(model))
-    run = changed(run, merge_adapters=merge)
+    monkeypatch.setattr(Profile, "merge_adapters", merge)
     answers.generate_all(run)
     assert (["sft-none", "dpo-none"] in merged) == merge
     rows, base, seen = answers.eval_rows(run), run.base_source[0], set()
@@ -193,20 +194,11 @@ def test_every_arm_answers_with_its_own_adapters_sft_below_dpo(run, monkeypatch,
     assert len(seen) == 3
 
 
-def test_merged_adapters_make_answers_and_scores_anew(run):
-    """They are the same to rounding, which is not the same."""
-    merged = changed(run, merge_adapters=True)
-    for one in answers.grid(run):
-        assert answers.generation_key(merged, one) != answers.generation_key(run, one)
-    for arm in swap.swap_arms(run):
-        assert swap.swap_key(merged, *arm) != swap.swap_key(run, *arm)
-
-
 def test_an_nf4_base_is_written_out_for_vllm_once_with_the_weights_it_has(run):
     import torch
 
     assert answers.plain_base(run) == run.base_source
-    nf4 = changed(run, quantization="nf4")
+    nf4 = changed(run, **{"base.quantization": "nf4"})
     source, _ = answers.plain_base(nf4)
     before = (Path(source) / "done.json").stat().st_mtime_ns
     assert answers.plain_base(nf4)[0] == source
@@ -246,7 +238,7 @@ def test_with_vllm_every_arm_gets_its_joined_adapter(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=Params))
     monkeypatch.setitem(sys.modules, "vllm.lora", SimpleNamespace())
     monkeypatch.setitem(sys.modules, "vllm.lora.request", SimpleNamespace(LoRARequest=SimpleNamespace))
-    vllm = changed(run, engine="vllm", compute_dtype="bfloat16")
+    vllm = changed(run, engine="vllm", **{"base.dtype": "bfloat16"})
     answers.generate_specs(vllm, [spec("dpo", "none"), spec("sft", "chosen")])
 
     [(base, dtype, ranks, shared)] = engines

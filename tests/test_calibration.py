@@ -106,7 +106,7 @@ def test_at_half_is_the_accuracy_where_the_judge_is_surest_and_undefined_without
 
 def test_every_judge_of_a_run_is_measured_once_and_the_reader_decides_fit(tmp_path, monkeypatch):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
-    run = Run(load_profile("everyday", ["persona_judge=", "eval_limit=0"]), "everyday", 0)
+    run = Run(load_profile("everyday", ["evaluation.persona_judge=", "evaluation.limit=0"]), "everyday", 0)
     store.write_rows(run.folder / "tailoring" / "test.jsonl", tiny_results.tailoring_rows(run))
     store.mark_done(run.folder / "tailoring", "made by hand")
     table = calibration.calibrate(run)
@@ -120,5 +120,5 @@ def test_every_judge_of_a_run_is_measured_once_and_the_reader_decides_fit(tmp_pa
 
 
 def test_a_run_without_judges_has_none_to_measure():
-    profile = load_profile("everyday", ["judge=none", "persona_judge=none"])
+    profile = load_profile("everyday", ["evaluation.judge=none", "evaluation.persona_judge=none"])
     assert calibration.judges_of(Run(profile, "everyday", 0)) == {}

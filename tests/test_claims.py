@@ -137,8 +137,8 @@ def world(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PERSONA_RESULTS", str(folder / "results"))
         patch.setenv("PERSONA_FIGURES", str(folder / "figures"))
-        personas = "eval_personas=none,gold-chosen,gold-rejected"
-        profile = load_profile("smoke", ["seeds=0,1", "pair_limit=40", "eval_limit=0", personas])
+        personas = "evaluation.personas=none,gold-chosen,gold-rejected"
+        profile = load_profile("smoke", ["seeds=0,1", "data.pair_limit=40", "evaluation.limit=0", personas])
         for seed in profile.seeds:
             run = Run(profile, "everyday", seed)
             tiny_results.fill_run(run)
@@ -312,7 +312,9 @@ def test_equal_length_is_within_a_tenth_of_the_longer_answer():
 def profile(tmp_path, monkeypatch):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
     judging.forget_judged()
-    return load_profile("smoke", ["seeds=0,1", "pair_limit=6", "controls=true", "train_personas=none,chosen"])
+    return load_profile(
+        "smoke", ["seeds=0,1", "data.pair_limit=6", "evaluation.controls=true", "training.arms=none,chosen"]
+    )
 
 
 @pytest.mark.parametrize(("low", "met"), [(0.01, "yes"), (-0.01, "no")])

@@ -86,7 +86,7 @@ def echoing(tmp_path, monkeypatch):
     monkeypatch.setattr(demo.Asker, "answer", lambda self, *asked: iter(["", self.prompt(*asked)]))
 
     def open_run(dataset: str) -> Run:
-        run = Run(set_field(load_profile("paper"), train_personas=["none", "chosen"]), dataset, 0)
+        run = Run(set_field(load_profile("paper"), {"training.arms": ["none", "chosen"]}), dataset, 0)
         for arm in ("sft-none", "dpo-none", "sft-chosen", "dpo-chosen"):
             store.mark_done(run.folder / "adapters" / arm, "tiny")
         return run

@@ -240,7 +240,7 @@ RULES = [  # (pattern, how it is run: a replacement of the pattern, or a reason 
     (r"--demo", "skip: serves until it is ended; tests/test_demo.py does it"),
     (r"^accelerate launch", "skip: needs several GPUs"),
     (r"--push", "skip: uploads"),
-    (r"generator_url=|judge_url=|HOST|COMMIT", "skip: needs a served or a published model"),
+    (r"generator.url=|judge_url=|HOST|COMMIT", "skip: needs a served or a published model"),
     (r"my_pairs|my_mapping|PATH|--data", "skip: needs data of yours; the tests of the readers do it"),
     (r"[A-Z]{4,}|\.\.\.|KEY=VALUE", "skip: a pattern with a place holder"),
     (r"^\./run_all\.sh .*--(plan|list|check)|^\./run_all\.sh --profile smoke|^papermill ", "run"),

@@ -69,7 +69,9 @@ def test_each_adapters_own_scale_is_folded_into_the_joined_one(stack, tmp_path):
 def trained(tmp_path_factory):
     """A run in NF4 with an SFT and a DPO adapter."""
     with pytest.MonkeyPatch.context() as patch:
-        run = tiny_run(tmp_path_factory.mktemp("results"), patch, quantization="nf4", merge_adapters=False)
+        run = tiny_run(
+            tmp_path_factory.mktemp("results"), patch, merge_adapters=False, **{"base.quantization": "nf4"}
+        )
         train.train_adapter(run, "sft", "chosen")
         train.train_adapter(run, "dpo", "chosen")
         yield run
@@ -182,7 +184,7 @@ def test_an_export_never_overwrites_and_says_what_is_missing(trained, tmp_path, 
 
 def card_of(profile, source, dataset="everyday", chat=None, **more):
     """The card of a run that trained nothing."""
-    run = Run(set_field(load_profile(profile), base_model=source), dataset, 0)
+    run = Run(set_field(load_profile(profile), {"base.model": source}), dataset, 0)
     return export.model_card(run, "dpo-chosen", [], chat, **more)
 
 

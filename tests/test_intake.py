@@ -36,7 +36,9 @@ def turn(role: str, text: object) -> dict:
 
 def profile_of(path: Path | str, mapping: Path | str = "", **changes: object) -> settings.Profile:
     """Return the profile of own data."""
-    return settings.set_field(load_profile("own"), data_dir=str(path), data_mapping=str(mapping), **changes)
+    return settings.set_field(
+        load_profile("own"), {"data.path": str(path), "data.mapping": str(mapping), **changes}
+    )
 
 
 def save(path: Path, rows: list) -> Path:
@@ -400,10 +402,10 @@ def test_a_run_writes_the_pairs_and_the_account_and_a_changed_file_is_seen(resul
     folder = preference.write_pairs(run)
     assert sum(map(len, preference.load_pairs(run).values())) == 30
     assert len((run.folder / "tables" / "own_rows.csv").read_text().splitlines()) == 31
-    before = preference.input_key(run), tasks.field_values(run.profile, ("data_dir",))
+    before = preference.input_key(run), tasks.field_values(run.profile, ("data.path",))
     save(path, [good(n) for n in range(31)])
     assert preference.input_key(run) != before[0]
-    assert tasks.field_values(run.profile, ("data_dir",)) != before[1]
+    assert tasks.field_values(run.profile, ("data.path",)) != before[1]
     assert preference.write_pairs(run) == folder
     assert sum(map(len, preference.load_pairs(run).values())) == 31
 
@@ -429,7 +431,7 @@ def test_the_command_checks_the_data_and_writes_a_page_that_names_every_damaged_
 def test_rows_longer_than_max_length_are_counted_in_tokens(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "training_tokenizer", lambda profile: tiny_tokenizer())
     rows = [good(n) for n in range(25)] + [good(60, chosen="very " * 400 + "long")]
-    profile = profile_of(save(tmp_path / "x.jsonl", rows), max_length=100)
+    profile = profile_of(save(tmp_path / "x.jsonl", rows), **{"training.max_length": 100})
     data = intake.read_own(profile)
     counts = report.token_counts(profile, data)
     assert [finding.row for finding in report.too_long(profile, data, counts)] == [26]
@@ -460,7 +462,10 @@ def test_the_authors_folder_and_a_named_data_set_are_not_own_data(tmp_path):
         (["--data", "{tmp}/none"], "holds 0 data files (none); name one file with --data"),
         (["--data", "{tmp}/x.jsonl", "--mapping", "nowhere.yaml"], "nowhere.yaml: no mapping file"),
         (["--data", "{tmp}/x.jsonl", "--mapping", "{tmp}/m.yaml"], "no column 'question'"),
-        (["--data", "{tmp}/x.jsonl", "--profile", "everyday"], "judge=oracle reads answers to the"),
+        (
+            ["--data", "{tmp}/x.jsonl", "--profile", "everyday"],
+            "evaluation.judge=oracle reads the package",
+        ),
         (["--data", "{tmp}/x.jsonl", "--profile", "onw"], "did you mean own"),
         (["--data", "someone/pairs"], "as a hub id it needs a commit"),
         (["--mapping", "{tmp}/m.yaml"], "--mapping says what the columns of --data mean"),
@@ -477,13 +482,13 @@ def test_a_wrong_command_says_what_where_and_the_way_out(results, tmp_path, caps
 
 
 def test_the_guide_refuses_a_profile_whose_judge_reads_our_own_pairs_only():
-    with pytest.raises(settings.ConfigError, match="judge=oracle reads answers to the package's own pairs"):
+    with pytest.raises(settings.ConfigError, match="evaluation.judge=oracle reads the package's own pairs"):
         show.guide_run("smoke", [])
 
 
 def test_the_command_that_a_report_shows_names_no_path_of_this_machine():
-    overrides = ["data_dir=/home/me/x.jsonl", "data_mapping=/home/me/m.yaml", "datasets=own", "dpo_beta=0.2"]
+    overrides = ["data.path=/home/me/x.jsonl", "data.mapping=/home/me/m.yaml", "datasets=own", "dpo.beta=0.2"]
     assert report.command_of(profile_of("x.jsonl"), overrides) == (
-        "./run_all.sh --profile own --set data_dir=PATH --set data_mapping=PATH --set datasets=own "
-        "--set dpo_beta=0.2"
+        "./run_all.sh --profile own --set data.path=PATH --set data.mapping=PATH --set datasets=own "
+        "--set dpo.beta=0.2"
     )

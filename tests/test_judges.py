@@ -62,7 +62,7 @@ def test_the_oracle_calls_an_unknown_persona_a_tie_and_judges_quality_without_it
 
 def test_without_a_judge_nothing_is_judged_and_it_is_said():
     with pytest.raises(ValueError, match="judge=none"):
-        judges.load_judge(Run(set_field(PROFILE, judge="none"), "everyday", 0))
+        judges.load_judge(Run(set_field(PROFILE, {"evaluation.judge": "none"}), "everyday", 0))
 
 
 # --- language models ---
@@ -162,7 +162,9 @@ def test_a_chat_prompt_has_bos_once(adds_bos, start):
 @pytest.mark.parametrize("form", ["letter", "json"])
 @pytest.mark.parametrize("template", ["its template", None])
 def test_a_loaded_chat_model_is_asked_in_its_own_format_and_a_plain_one_is_not(monkeypatch, form, template):
-    profile = load_profile("everyday", ["judge=lm", "judge_model=some/chat-model", f"judge_format={form}"])
+    profile = load_profile(
+        "everyday", ["evaluation.judge=lm", "judge.model=some/chat-model", f"judge.format={form}"]
+    )
     generator = Scripted("A")
     generator.tokenizer = Template(adds_bos=True)
     generator.tokenizer.chat_template = template
@@ -175,14 +177,13 @@ def test_a_loaded_chat_model_is_asked_in_its_own_format_and_a_plain_one_is_not(m
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        (["second_judge_model=m", "judge=none"], "name the first judge, too"),
-        (["second_judge_url=http://h/v1"], "name the model that it serves in second_judge_model"),
-        (["second_judge_model=m", "second_judge_matchups=mein"], "second_judge_matchups=\\['mein'\\]"),
-        (["second_judge_format=xml"], "use one of letter, json, prometheus"),
+        (["second_judge.model=m", "evaluation.judge=none"], "name the first judge, too"),
+        (["second_judge.url=http://h/v1"], "name the model that it serves in second_judge.model"),
+        (["second_judge.format=xml"], "use one of letter, json, prometheus"),
         (
-            ["judge=lm", "judge_model=m", "second_judge_model=m", "judge_format=json"]
-            + ["judge_max_new_tokens=256"],
-            "are the same judge",
+            ["evaluation.judge=lm", "judge.model=m", "second_judge.model=m", "judge.format=json"]
+            + ["judge.max_new_tokens=256"],
+            "is the same judge",
         ),
     ],
 )
@@ -247,10 +248,12 @@ def test_a_wrong_file_of_texts_is_named_with_its_place(tmp_path, wrong, said):
 def test_texts_without_prometheus_are_an_error_and_their_content_is_part_of_the_key(tmp_path, monkeypatch):
     path = tmp_path / "texts.yaml"
     path.write_text(OWN_TEXTS)
-    with pytest.raises(ConfigError, match="judge_texts needs judge=lm and judge_format=prometheus"):
-        load_profile("everyday", [f"judge_texts={path}"])
+    with pytest.raises(
+        ConfigError, match="judge_texts.*needs evaluation.judge=lm and judge.format=prometheus"
+    ):
+        load_profile("everyday", [f"evaluation.judge_texts={path}"])
     monkeypatch.setattr(judging, "role_key", lambda run, role: "")
-    run = Run(load_profile("paper", [f"judge_texts={path}"]), "hhh", 0)
+    run = Run(load_profile("paper", [f"evaluation.judge_texts={path}"]), "hhh", 0)
     before = judging.judge_key(run)
     path.write_text(OWN_TEXTS + " ")
     assert judging.judge_key(run) != before
@@ -344,7 +347,7 @@ def test_a_plausible_user_is_scored_per_word_and_without_a_response(backwards):
 
 def test_of_everyday_it_learns_from_both_sides_of_training_topics_and_validates_on_others(monkeypatch):
     monkeypatch.setattr(judges, "format_of", lambda *source: None)
-    run = Run(set_field(PROFILE, backwards_rows=0), "everyday", 0)
+    run = Run(set_field(PROFILE, {"evaluation.backwards_rows": 0}), "everyday", 0)
     for part, split in (("train", "train"), ("val", "validation")):
         rows = {row["id"]: row for row in judges.persona_rows(run, part)}
         items = [item for item in everyday.items() if item.split == split]
@@ -357,7 +360,7 @@ def test_of_everyday_it_learns_from_both_sides_of_training_topics_and_validates_
 
 def test_its_rows_are_a_draw_by_id_with_an_eighth_for_validation(monkeypatch):
     monkeypatch.setattr(judges, "format_of", lambda *source: None)
-    few = {n: Run(set_field(PROFILE, backwards_rows=n), "everyday", 0) for n in (4, 80)}
+    few = {n: Run(set_field(PROFILE, {"evaluation.backwards_rows": n}), "everyday", 0) for n in (4, 80)}
     made = {n: [judges.persona_rows(run, part) for part in ("train", "val")] for n, run in few.items()}
     assert [[len(rows) for rows in parts] for parts in made.values()] == [[4, 1], [80, 10]]
     assert made[4][0] == made[80][0][:4]
@@ -378,13 +381,13 @@ def test_of_other_data_it_reads_sfts_rows_only_and_leaves_missing_personas_out(t
 
 def test_its_key_follows_what_decides_its_scores_and_nothing_else():
     def keys(**changes):
-        run = Run(set_field(PROFILE, judge="backwards", **changes), "everyday", 0)
+        run = Run(set_field(PROFILE, {"evaluation.judge": "backwards", **changes}), "everyday", 0)
         return judges.backwards_key(run), str(judging.judge_key(run))
 
-    same = [{"judge_batch_size": 2}, {"sft_learning_rate": 0.5}, {"train_limit": 3}]
-    other = [{"backwards_rows": 8}, {"backwards_epochs": 2}, {"backwards_learning_rate": 0.5}, {"lora_r": 8},
-             {"lora_dropout": 0.1}, {"lr_scheduler": "cosine"}, {"completion_only_loss": False},
-             {"max_length": 99}, {"base_model": "pypi:smollm2-135m-instruct/2"}]  # fmt: skip
+    same = [{"judge.batch_size": 2}, {"sft.learning_rate": 0.5}, {"training.rows": 3}]
+    other = [{"evaluation.backwards_rows": 8}, {"lora.r": 8},
+             {"lora.dropout": 0.1}, {"training.completion_only_loss": False},
+             {"training.max_length": 99}, {"base.model": "pypi:smollm2-135m-instruct/2"}]  # fmt: skip
     assert all(keys(**changes) == keys() for changes in same)
     for part in (0, 1):
         assert len({keys(**changes)[part] for changes in other} | {keys()[part]}) == len(other) + 1
@@ -394,7 +397,7 @@ def test_its_key_follows_what_decides_its_scores_and_nothing_else():
 def test_it_trains_once_and_its_verdict_does_not_depend_on_the_order(tmp_path, monkeypatch):
     from tiny import tiny_run
 
-    run = tiny_run(tmp_path, monkeypatch, backwards_rows=16, max_length=128)
+    run = tiny_run(tmp_path, monkeypatch, **{"evaluation.backwards_rows": 16, "training.max_length": 128})
     folder = judges.train_backwards(run)
     before = (folder / "adapter_model.safetensors").stat().st_mtime_ns
     assert judges.train_backwards(run) == folder == tmp_path / "everyday" / "everyday" / "backwards"

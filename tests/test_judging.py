@@ -17,7 +17,7 @@ from persona_lib.paper import answers, judges, judging, results
 from persona_lib.records import Judgment, PairwiseComparison
 from persona_lib.settings import Run, load_profile, set_field
 
-PROFILE = load_profile("everyday", ["controls=true", "train_personas=none,chosen"])
+PROFILE = load_profile("everyday", ["evaluation.controls=true", "training.arms=none,chosen"])
 
 # --- which runs are compared ---
 
@@ -43,7 +43,7 @@ def test_shuffled_system_and_absent_personas_are_judged_for_the_rows_own_persona
 
 
 def test_an_arm_trained_on_other_rows_personas_is_a_control_told_and_judged_like_the_tailored_one():
-    run = Run(set_field(PROFILE, train_personas=["none", "chosen", "shuffled"]), "everyday", 0)
+    run = Run(set_field(PROFILE, {"training.arms": ["none", "chosen", "shuffled"]}), "everyday", 0)
     rows = [m for m in answers.matchups(run) if m.test.train_persona == "shuffled"]
     main = [m for m in answers.matchups(run) if m.kind == "main"]
     assert {m.kind for m in rows} == {"control"}
@@ -53,7 +53,7 @@ def test_an_arm_trained_on_other_rows_personas_is_a_control_told_and_judged_like
 
 
 def test_matchups_are_about_runs_of_the_grid_and_all_slugs_are_unique_and_path_safe():
-    profile = set_field(PROFILE, train_personas=["none", "chosen", "rejected", "both", "shuffled"])
+    profile = set_field(PROFILE, {"training.arms": ["none", "chosen", "rejected", "both", "shuffled"]})
     run = Run(profile, "everyday", 0)
     cells = set(answers.grid(run))
     assert all({m.test, m.base} <= cells for m in answers.matchups(run))
@@ -150,8 +150,10 @@ class Shorter:
             yield n, Completion(json.dumps({"reason": "length"} | letter), "stop", 5)
 
 
-SERVED = ["second_judge_model=shorter-first", "second_judge_url=http://localhost:1/v1"]
-TWO_JUDGES = load_profile("smoke", [*SERVED, "pair_limit=8", "bootstrap_samples=40", "seeds=0,1"])
+SERVED = ["second_judge.model=shorter-first", "second_judge.url=http://localhost:1/v1"]
+TWO_JUDGES = load_profile(
+    "smoke", [*SERVED, "data.pair_limit=8", "evaluation.bootstrap_samples=40", "seeds=0,1"]
+)
 RUNS = [Run(TWO_JUDGES, "everyday", seed) for seed in TWO_JUDGES.seeds]
 
 
@@ -231,7 +233,7 @@ def test_the_second_judges_rows_have_a_table_of_their_own(second):
 @pytest.mark.slow
 def test_without_a_second_judge_there_is_nothing_of_it(tmp_path, monkeypatch):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
-    profile = load_profile("smoke", ["pair_limit=4", "bootstrap_samples=20"])
+    profile = load_profile("smoke", ["data.pair_limit=4", "evaluation.bootstrap_samples=20"])
     run = Run(profile, "everyday", 0)
     tiny_results.fill_run(run)
     assert judging.judge_all(run, "second_judge") == [] and not (run.folder / "second_judgments").exists()

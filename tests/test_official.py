@@ -123,7 +123,7 @@ def test_data_is_found_in_the_named_folder_or_its_parent_or_three_ways_out_are_g
         assert official.find_data_dir(place, ["beavertails"]) == folder
         monkeypatch.setenv("PERSONA_DATA", str(place))
         assert official.find_data_dir("", ["beavertails"]) == folder
-    with pytest.raises(DataError, match=r"data_dir=.*\(1\).*\(2\).*\(3\)"):
+    with pytest.raises(DataError, match=r"data.path=.*\(1\).*\(2\).*\(3\)"):
         official.find_data_dir(tmp_path, ["hhh"])
     with pytest.raises(DataError, match=r"\$PERSONA_DATA"):
         official.find_data_dir("", ["hhh"])

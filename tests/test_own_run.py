@@ -13,7 +13,7 @@ import pytest
 from persona_lib import settings
 
 SHORT = "01_preference_data,02_base_model,03_persona_inference,05_tailoring_data,06_supervised_tailoring"
-FEWER = ("--set", "methods=sft,dpo", "--set", "eval_limit=6")  # its answers are long
+FEWER = ("--set", "training.methods=sft,dpo", "--set", "evaluation.limit=6")  # its answers are long
 STEPS = f"steps={SHORT},07_preference_tailoring,08_generation,11_persona_swap,12_results"
 
 

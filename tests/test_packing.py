@@ -10,7 +10,7 @@ from tiny import tiny_model, tiny_run
 
 from persona_lib.models import packing, train
 from persona_lib.models import trainers as trainers_module
-from persona_lib.settings import Run, set_field
+from persona_lib.settings import Profile, Run, set_field
 
 PAIRS = [
     {"prompt_ids": [1, 20, 21], "chosen_ids": [30, 31], "rejected_ids": [40, 2], "ref_chosen_logps": -1.5},
@@ -229,7 +229,7 @@ def assert_same_gradients(plain, shared, n: int = 4) -> None:
 
 def packed_run(run: Run) -> Run:
     """The same run with packed rows."""
-    return Run(set_field(run.profile, dpo_prefix_sharing=True, sft_packing=True), run.dataset, run.seed)
+    return Run(set_field(run.profile, {"training.packing": True}), run.dataset, run.seed)
 
 
 def both_ways(run: Run, method: str = "dpo") -> tuple:
@@ -241,15 +241,15 @@ def both_ways(run: Run, method: str = "dpo") -> tuple:
 def sft_run(request, tmp_path_factory):
     """A run whose arm "chosen" has its SFT adapter: DPO stacks a new one on it, in floats and in NF4."""
     with pytest.MonkeyPatch.context() as patch:
-        run = tiny_run(tmp_path_factory.mktemp("results"), patch, quantization=request.param)
+        run = tiny_run(tmp_path_factory.mktemp("results"), patch, **{"base.quantization": request.param})
         train.train_adapter(run, "sft", "chosen")
         yield run
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [{}, {"dpo_sft_weight": 0.0}, {"max_length": 18}], ids=str)
+@pytest.mark.parametrize("changes", [{}, {"dpo.sft_weight": 0.0}, {"training.max_length": 18}], ids=str)
 def test_stacked_adapter_gets_the_gradients_of_the_plain_path(sft_run, changes):
-    profile = set_field(sft_run.profile, **changes)
+    profile = set_field(sft_run.profile, changes)
     run = Run(profile, sft_run.dataset, sft_run.seed)
     plain, shared = both_ways(run)
     for side in ("ref_chosen_logps", "ref_rejected_logps"):
@@ -261,9 +261,11 @@ def test_stacked_adapter_gets_the_gradients_of_the_plain_path(sft_run, changes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [{}, {"completion_only_loss": False}, {"max_length": 18}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"training.completion_only_loss": False}, {"training.max_length": 18}], ids=str
+)
 def test_sft_gets_the_gradients_of_the_plain_path(sft_run, changes):
-    run = Run(set_field(sft_run.profile, **changes), sft_run.dataset, sft_run.seed)
+    run = Run(set_field(sft_run.profile, changes), sft_run.dataset, sft_run.seed)
     plain, packed = both_ways(run, "sft")
     for trainer in (plain, packed):
         start_off_zero(trainer)
@@ -299,8 +301,8 @@ def test_evaluation_and_trained_weights_are_those_of_the_plain_path(sft_run):
 @pytest.mark.slow
 def test_killed_training_resumes_to_the_same_losses_and_weights(sft_run, monkeypatch):
     """In NF4 on a stack; in floats on a base that SFT is merged into."""
-    run, merge = packed_run(sft_run), sft_run.profile.quantization == "none"
-    run = Run(set_field(run.profile, merge_adapters=merge), run.dataset, run.seed)
+    run, merge = packed_run(sft_run), sft_run.profile.base.quantization == "none"
+    monkeypatch.setattr(Profile, "merge_adapters", merge)
     folder = train.train_adapter(run, "dpo", "chosen")
     losses, weights = evaluation_losses(folder), (folder / "adapter_model.safetensors").read_bytes()
     (folder / "done.json").unlink()

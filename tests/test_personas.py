@@ -17,7 +17,7 @@ from persona_lib.records import InferredPersona, Judgment, PreferencePair
 from persona_lib.settings import Run, load_profile, set_field
 from persona_lib.store import write_rows
 
-PROFILE = set_field(load_profile("everyday"), pi_batch_size=2)
+PROFILE = set_field(load_profile("everyday"), {"generator.batch_size": 2})
 PAIRS = [PreferencePair(f"row-{n}", f"Question {n}?", f"good {n}", f"bad {n}") for n in range(5)]
 
 
@@ -78,34 +78,34 @@ def test_the_shots_are_from_training_topics_one_dimension_each_the_same_for_ever
     shots = personas.inference_shots(PROFILE)
     items = {item.prompt: item for item in everyday.items()}
     found = [items[prompt] for prompt, *_ in shots]
-    assert len(found) == PROFILE.pi_shots == len({item.dimension for item in found})
+    assert len(found) == PROFILE.personas.shots == len({item.dimension for item in found})
     for item, (_, preferred, other, persona) in zip(found, shots, strict=True):
         assert item.split == "train" and "+" not in item.dimension
         side, against = ("a", "b") if persona == item.persona_a else ("b", "a")
         assert persona == getattr(item, f"persona_{side}")
         assert (preferred, other) == tuple(getattr(item, f"response_{s}") for s in (side, against))
-    assert shots == personas.inference_shots(set_field(PROFILE, seeds=[3], datasets=["hhh"]))
+    assert shots == personas.inference_shots(set_field(PROFILE, {"seeds": [3], "datasets": ["hhh"]}))
 
 
 def test_our_own_pairs_bring_personas_and_training_rows_are_asked_about_for_one_arm_only(
     tmp_path, monkeypatch
 ):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
-    plain = Run(set_field(PROFILE, pair_limit=3), "everyday", 0)
+    plain = Run(set_field(PROFILE, {"data.pair_limit": 3}), "everyday", 0)
     preference.write_pairs(plain)
-    arm = Run(set_field(plain.profile, train_personas=["none", "inferred"]), "everyday", 0)
+    arm = Run(set_field(plain.profile, {"training.arms": ["none", "inferred"]}), "everyday", 0)
     test = [("test", "chosen", 3), ("test", "rejected", 3)]
     asked = [
         [(split, side, len(pairs)) for split, side, pairs in personas.to_infer(run)] for run in (plain, arm)
     ]
     assert asked == [test, [("train", "chosen", 3), ("validation", "chosen", 3), *test]]
-    whole = Run(set_field(arm.profile, pair_limit=0), "everyday", 1)
+    whole = Run(set_field(arm.profile, {"data.pair_limit": 0}), "everyday", 1)
     preference.write_pairs(whole)
     train = {pair.id for split, _, pairs in personas.to_infer(whole) if split == "train" for pair in pairs}
     shown = {item.id for item in personas.shot_items(PROFILE)}
     assert not train & shown and len(train) == 352 - len(shown), "no persona stands in its own prompt"
     assert personas.personas_key(plain) != personas.personas_key(arm)
-    more = Run(set_field(plain.profile, train_personas=["none", "both"]), "everyday", 0)
+    more = Run(set_field(plain.profile, {"training.arms": ["none", "both"]}), "everyday", 0)
     assert personas.personas_key(plain) == personas.personas_key(more)
     assert personas.user_personas(plain).keys() == {
         pair.id for split in ("validation", "test") for pair in preference.load_pairs(plain)[split]
@@ -123,10 +123,13 @@ def inferred(tmp_path, monkeypatch):
     monkeypatch.setattr(judges, "format_of", lambda *source: None)
 
     def open_run(judge: str, **texts) -> Run:
-        profile = set_field(load_profile("smoke"), pair_limit=8, bootstrap_samples=50, persona_judge=judge)
+        profile = set_field(
+            load_profile("smoke"),
+            {"data.pair_limit": 8, "evaluation.bootstrap_samples": 50, "evaluation.persona_judge": judge},
+        )
         run = Run(profile, "everyday", 0)
         preference.write_pairs(run)
-        known = everyday.personas(profile.majority_share, 0)
+        known = everyday.personas(profile.data.majority_share, 0)
         for side in ("chosen", "rejected"):
             pairs = preference.load_pairs(run)["test"]
             found = texts.get(side) or [known[pair.id][f"gold-{side}"] for pair in pairs]
@@ -185,7 +188,7 @@ def write_items(run: Run, rows: list[tuple]) -> None:
 
 def test_accuracy_counts_missing_personas_as_wrong(tmp_path, monkeypatch):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
-    run = Run(set_field(load_profile("smoke"), bootstrap_samples=50), "everyday", 0)
+    run = Run(set_field(load_profile("smoke"), {"evaluation.bootstrap_samples": 50}), "everyday", 0)
     verdicts = {"chosen": ["win", "win", "tie", ""], "rejected": ["loss", "win", "unparsed", "win"]}
     write_items(run, [(f"r{i}", "test", side, v, v == "tie")
                       for side, part in verdicts.items() for i, v in enumerate(part)])  # fmt: skip

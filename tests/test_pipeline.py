@@ -18,9 +18,9 @@ from persona_lib.settings import ConfigError, load_profile
 from persona_lib.tasks import STEPS, Pipeline, Step, Task
 
 TOY = {
-    "01_data": Step("data", fields="pair_limit", minutes={"smoke": 1}),
-    "02_base": Step("base", per="profile", fields="base_*"),
-    "03_train": Step("train", inputs="01 02", fields="sft_*"),
+    "01_data": Step("data", fields="data.pair_limit", minutes={"smoke": 1}),
+    "02_base": Step("base", per="profile", fields="base.*"),
+    "03_train": Step("train", inputs="01 02", fields="sft.*"),
     "04_results": Step("results", per="profile", inputs="01 03", fields="seeds"),
 }
 DATA, TRAIN = "01_data.everyday.seed-0", "03_train.everyday.seed-0"
@@ -59,7 +59,7 @@ def notebooks(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(tasks, "NOTEBOOKS", folder)
     monkeypatch.setattr(report, "write_report", write_report)
     run = f"{OPEN}\nrun = open_run(profile, dataset, seed, overrides)"
-    save = "store.write_json(run.folder / 'data.json', run.profile.pair_limit)"
+    save = "store.write_json(run.folder / 'data.json', run.profile.data.pair_limit)"
     write_notebook(folder, "01_data", "run", run, save)
     write_notebook(folder, "02_base", "profile", "x = 1")
     write_notebook(folder, "03_train", "run", run, "store.read_json(run.folder / 'data.json')")
@@ -106,8 +106,10 @@ def reasons(toy_pipeline: Pipeline, task_id: str) -> list[str]:
 
 
 def test_every_profile_field_makes_some_step_stale_unless_it_changes_no_result():
-    selects = {"name", "description", "steps", *settings.CHANGE_NO_RESULT}
     profile = load_profile("everyday")
+    selects = {"name", "description", "steps"} | set(
+        settings.flat(profile, " ".join(settings.CHANGE_NO_RESULT))
+    )
     read = set().union(*(tasks.field_values(profile, step.fields.split()) for step in STEPS.values()))
     assert set(settings.field_types()) - selects - read == set()
 
@@ -145,14 +147,14 @@ def test_a_finished_pipeline_is_current_and_a_new_one_is_not(notebooks, request)
 
 
 def test_a_changed_field_names_itself_and_moves_what_follows(done):
-    changed = toy("pair_limit=9")
+    changed = toy("data.pair_limit=9")
     assert list(states(changed).values()) == ["run", "cached", "maybe", "maybe"]
-    assert reasons(changed, DATA) == ["pair_limit: 16 -> 9"]
+    assert reasons(changed, DATA) == ["data.pair_limit: 16 -> 9"]
 
 
 @pytest.mark.parametrize(("content", "said"), [("1", []), ("2", [f"its input changed: {DATA}"])])
 def test_only_another_result_makes_the_next_step_stale(done, content, said):
-    changed = toy("pair_limit=9")
+    changed = toy("data.pair_limit=9")
     finish(changed, DATA, f"tables/{DATA}.csv", content=content)
     assert reasons(changed, TRAIN) == said
 
@@ -215,13 +217,13 @@ def test_force_forgets_what_a_task_made_and_nothing_else(done):
 def test_a_models_folder_counts_by_its_files_and_a_model_that_is_not_set_is_no_folder(tmp_path):
     folder = tmp_path / "model"
     store.write_text(folder / "model.safetensors", "a")
-    profile = load_profile("paper", [f"base_model={folder}", "generator_model=base"])
-    before = tasks.field_values(profile, ["base_*", "generator_*"])
-    assert before["generator_model"] == "base" and before["base_model"].startswith(f"{folder} (")
-    assert tasks.field_values(profile, ["base_*", "generator_*"]) == before
+    profile = load_profile("paper", [f"base.model={folder}", "generator.model=base"])
+    before = tasks.field_values(profile, ["base.*", "generator.*"])
+    assert before["generator.model"] == "base" and before["base.model"].startswith(f"{folder} (")
+    assert tasks.field_values(profile, ["base.*", "generator.*"]) == before
     store.write_text(folder / "model.safetensors", "bc")
-    assert tasks.field_values(profile, ["base_model"])["base_model"] != before["base_model"]
-    assert tasks.field_values(load_profile("everyday"), ["retriever_model"]) == {"retriever_model": ""}
+    assert tasks.field_values(profile, ["base.model"])["base.model"] != before["base.model"]
+    assert tasks.field_values(load_profile("everyday"), ["second_judge.model"]) == {"second_judge.model": ""}
 
 
 # --- the command line ---
@@ -235,7 +237,7 @@ def call(*arguments: str) -> int:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--set", "sft_lerning_rate=1"], "did you mean sft_learning_rate"),
+        (["--set", "sft.lerning_rate=1"], "did you mean sft.learning_rate"),
         (["--profile", "smok"], "did you mean smoke"),
         (["--only", "05"], "--only 05: no such step"),
         (["--only", "03"], "needs 01_data.everyday.seed-0, which has not been run"),
@@ -302,14 +304,14 @@ def test_a_parameter_that_the_notebook_lacks_is_an_error(notebooks, tmp_path):
 
 @pytest.mark.slow
 def test_a_step_runs_leaves_its_provenance_and_is_then_skipped(notebooks, capsys):
-    arguments = ["--only", "01", "--set", "pair_limit=7"]
+    arguments = ["--only", "01", "--set", "data.pair_limit=7"]
     assert call(*arguments) == 0
     results = notebooks.parent / "results" / "smoke"
     assert store.read_json(results / "everyday" / "seed-0" / "data.json") == 7
     facts = store.read_json(results / "provenance.json")["tasks"][DATA]
     executed = json.loads((results / "notebooks" / f"{DATA}.ipynb").read_text())
     assert executed["metadata"]["persona"] == facts
-    assert facts["parameters"]["overrides"][-1] == "pair_limit=7"
+    assert facts["parameters"]["overrides"][-1] == "data.pair_limit=7"
     assert facts["seconds"] > 0 and facts["hardware"]["cores"] >= 1
     assert {"git", "python", "versions", "started", "finished"} <= set(facts)
     capsys.readouterr()

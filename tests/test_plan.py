@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import subprocess
 import sys
 
@@ -20,10 +19,9 @@ HEAVY = ("torch", "papermill", "numpy", "pandas")
 def test_a_plan_lists_packaged_weights_with_size_and_licence(tmp_path, monkeypatch):
     monkeypatch.setenv("PERSONA_WEIGHTS", str(tmp_path))
     monkeypatch.delenv(weights.ACCEPT, raising=False)
-    profile = dataclasses.replace(
-        load_profile("everyday"), base_model="pypi:gemma-3-270m", generator_model=f"{PACKAGED}/2",
-        judge="lm", judge_model=PACKAGED, retriever="dense", retriever_model="pypi:all-minilm-l6-v2",
-    )  # fmt: skip
+    named = ["base.model=pypi:gemma-3-270m", f"generator.model={PACKAGED}/2", "evaluation.judge=lm"]
+    named += [f"judge.model={PACKAGED}", "data.retriever=dense:pypi:all-minilm-l6-v2"]
+    profile = load_profile("everyday", named)
     gemma, smol, minilm = tasks.downloads(profile)
     assert smol == (PACKAGED, 0.093, "from the package index, 93 MB; licence: Apache-2.0")
     assert gemma[1] == 0.241 and minilm[1] == 0.083
@@ -43,16 +41,16 @@ def test_hub_models_are_listed_with_their_gb_and_the_memory_that_they_take(monke
     assert tasks.downloads(paper)[0][1:] == (0.0, "on this machine")
     said = tasks.gpu_need(paper)
     assert "meta-llama/Llama-3.1-8B 16.1 GB" in said and "NF4 a third" in said
-    assert "x/y@" in tasks.gpu_need(load_profile("paper", ["base_model=x/y@" + "0" * 40]))
+    assert "x/y@" in tasks.gpu_need(load_profile("paper", ["base.model=x/y@" + "0" * 40]))
     assert tasks.gpu_need(load_profile("everyday")) == "none needed"
 
 
 def test_a_folder_as_a_model_is_no_download(tmp_path):
-    settings = [f"base_model={tmp_path}", "generator_model=base", "judge=none"]
+    settings = [f"base.model={tmp_path}", "generator.model=base", "evaluation.judge=none"]
     assert [what for what, *_ in tasks.downloads(load_profile("paper", settings))] == ["the authors' data"]
 
 
-@pytest.mark.parametrize("field", ["base_model", "generator_model"])
+@pytest.mark.parametrize("field", ["base.model", "generator.model"])
 def test_a_plan_with_unknown_weights_is_an_error_with_the_known_ones(field):
     with pytest.raises(ConfigError, match="pypi:x: no such weights; known: pypi:smollm2"):
         tasks.downloads(load_profile("everyday", [f"{field}=pypi:x"]))
@@ -66,11 +64,11 @@ def test_the_plan_sees_the_data_that_are_here_and_those_that_are_not(tmp_path, m
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
     monkeypatch.setattr(official, "REPO", tmp_path / "repository")
     monkeypatch.delenv("PERSONA_DATA", raising=False)
-    assert needed() == needed("data_dir=hub")
+    assert needed() == needed("data.path=hub")
     assert needed() == (tasks.OFFICIAL_DATA_GB, "pinned public copy, checked; or give --data PATH")
-    assert needed(f"data_dir={tmp_path}")[1] == f"NOT in {tmp_path}: the run will stop; give --data PATH"
+    assert needed(f"data.path={tmp_path}")[1] == f"NOT in {tmp_path}: the run will stop; give --data PATH"
     folder = official.DATASETS["hhh"]["tailoring"]
-    for place, setting in ((official.download_dir(), ""), (tmp_path, f"data_dir={tmp_path}")):
+    for place, setting in ((official.download_dir(), ""), (tmp_path, f"data.path={tmp_path}")):
         store.write_text(place / folder / "dataset_dict.json", "{}")
         assert needed(*filter(None, [setting])) == (0.0, f"on this machine, in {place}")
 
@@ -87,7 +85,7 @@ def test_a_plan_is_quick_and_loads_nothing_heavy(name):
     assert (status, heavy) == ("0", "[]") and float(seconds) < 1, done.stderr
 
 
-SERVED = ["judge=lm", "judge_url=http://h/v1", "judge_model=m"]
+SERVED = ["evaluation.judge=lm", "judge.url=http://h/v1", "judge.model=m"]
 
 
 @pytest.mark.parametrize(
@@ -96,7 +94,12 @@ SERVED = ["judge=lm", "judge_url=http://h/v1", "judge_model=m"]
         ([], ["none: no model is asked over the network"]),
         (SERVED[1:], ["none: no model is asked over the network"]),  # the judge is the oracle
         (
-            ["generator_url=http://h/v1", "generator_model=m", "generator_prices=0.5,1.5", "max_cost_usd=3"],
+            [
+                "generator.url=http://h/v1",
+                "generator.model=m",
+                "generator.prices=0.5,1.5",
+                "served.max_cost_usd=3",
+            ],
             [
                 "generator m at http://h/v1: 0.5 + 1.5 dollars per million tokens",
                 "at most 3 dollars in all (--max-cost-usd)",
@@ -110,6 +113,6 @@ def test_the_plan_says_who_is_paid_and_how_much_at_most(settings, said):
 
 
 def test_requests_to_a_served_judge_are_both_orders_and_rubrics_of_every_comparison():
-    profile = load_profile("paper", [*SERVED, "datasets=hhh", "seeds=0,1", "eval_limit=100"])
+    profile = load_profile("paper", [*SERVED, "datasets=hhh", "seeds=0,1", "evaluation.limit=100"])
     compared = len(matchups(Run(profile, "hhh", 0)))
     assert f"about {2 * 4 * compared * 100:,} requests" in tasks.served_models(profile)[0]

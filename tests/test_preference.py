@@ -11,7 +11,7 @@ from persona_lib.settings import ConfigError, Run, load_profile, set_field
 
 def test_pairs_of_a_run_are_written_once_and_read_back(tmp_path, monkeypatch):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
-    run = Run(set_field(load_profile("everyday"), pair_limit=4), "everyday", 0)
+    run = Run(set_field(load_profile("everyday"), {"data.pair_limit": 4}), "everyday", 0)
     folder = preference.write_pairs(run)
     before = (folder / "train.jsonl").stat().st_mtime_ns
     preference.write_pairs(run)
@@ -23,7 +23,7 @@ def test_pairs_of_a_run_are_written_once_and_read_back(tmp_path, monkeypatch):
 
 def test_an_unknown_data_set_lists_the_near_names(tmp_path, monkeypatch):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
-    run = Run(set_field(load_profile("everyday"), datasets=["beavertail"]), "beavertail", 0)
+    run = Run(set_field(load_profile("everyday"), {"datasets": ["beavertail"]}), "beavertail", 0)
     with pytest.raises(ConfigError, match="beavertails"):
         preference.write_pairs(run)
 

@@ -46,7 +46,7 @@ def test_two_ranks_train_what_one_process_trains(tmp_path, monkeypatch, weight):
 
     folders = []
     for name in ("one", "two"):
-        changes = {"dpo_sft_weight": weight, "quantization": "nf4", "merge_adapters": False}
+        changes = {"dpo.sft_weight": weight, "base.quantization": "nf4"}
         run = tiny_run(tmp_path / name, monkeypatch, **changes)
         (tmp_path / "run.pickle").write_bytes(pickle.dumps(run))
         (tmp_path / "train.py").write_text(SCRIPT)

@@ -8,7 +8,6 @@ chance exactly if both report the truth, so Krippendorff's alpha is c squared, f
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import random
 from pathlib import Path
@@ -351,7 +350,10 @@ def rated(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PERSONA_RESULTS", str(folder))
         patch.setenv("PERSONA_FIGURES", str(folder / "figures"))
-        profile = set_field(load_profile("smoke"), pair_limit=12, eval_limit=0, bootstrap_samples=20)
+        profile = set_field(
+            load_profile("smoke"),
+            {"data.pair_limit": 12, "evaluation.limit": 0, "evaluation.bootstrap_samples": 20},
+        )
         fill_run(Run(profile, "everyday", 0))
         written = show.export_studies(profile)
         for study, paths in written.items():
@@ -371,7 +373,7 @@ def test_items_of_a_run_are_its_personas_and_both_systems_answers(rated):
     assert all("/user-" in item.pair for item in answers)
     assert len({(item.unit, item.texts[:2]) for item in answers}) == 4
     assert ratings.items_to_rate(profile, "answers", 8) == answers
-    assert ratings.items_to_rate(dataclasses.replace(profile, seeds=(7,)), "answers", 8) == []
+    assert ratings.items_to_rate(set_field(profile, {"seeds": (7,)}), "answers", 8) == []
 
 
 def test_an_item_is_shown_with_its_texts_as_text_and_without_its_system(tmp_path):

@@ -16,19 +16,17 @@ from persona_lib.settings import REPO
 
 # The paper's, by hand: section 4 and appendix.
 PAPER = {
-    "quantization": "nf4",
-    "compute_dtype": "bfloat16",
-    "lora_r": 16,
-    "lora_alpha": 32,
-    "lora_dropout": 0.05,
-    "lora_targets": ["q_proj", "v_proj"],
-    "max_length": 512,
-    "lr_scheduler": "linear",
-    "warmup_share": 0.0,
+    "base.quantization": "nf4",
+    "base.dtype": "bfloat16",
+    "lora.r": 16,
+    "lora.dropout": 0.05,
+    "lora.targets": ["q_proj", "v_proj"],
+    "training.max_length": 512,
+    "training.warmup": 0.0,
 }
 METHOD = {
-    "sft": {"completion_only_loss": False, "sft_learning_rate": 2e-5, "sft_batch_size": 1},
-    "dpo": {"dpo_learning_rate": 5e-6, "dpo_batch_size": 1, "dpo_beta": 0.1, "dpo_sft_weight": 0.0},
+    "sft": {"training.completion_only_loss": False, "sft.learning_rate": 2e-5, "sft.batch_size": 1},
+    "dpo": {"dpo.learning_rate": 5e-6, "dpo.batch_size": 1, "dpo.beta": 0.1, "dpo.sft_weight": 0.0},
 }
 pytestmark = pytest.mark.slow
 

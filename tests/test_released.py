@@ -108,7 +108,7 @@ def nowhere(tmp_path, monkeypatch):
 def test_absent_files_are_told_with_the_three_ways_and_do_not_stop_a_notebook(nowhere):
     opened, message = released.open_if_present()
     assert opened is None
-    ways = ("data_dir=PATH", "PERSONA_DATA", "released_outputs beside", "-m persona_lib.beyond.released")
+    ways = ("data.path=PATH", "PERSONA_DATA", "released_outputs beside", "-m persona_lib.beyond.released")
     assert all(way in message for way in ways)
     with pytest.raises(DataError, match="not here"):
         released.open_released()
@@ -191,9 +191,9 @@ def test_rows_without_responses_or_without_both_files_have_no_flip():
 
 PERSONAS = ("gold-chosen", "gold-rejected")
 SERVED = "http://localhost:1/v1"
-JUDGE = ["judge=lm", "judge_model=tiny-judge", f"judge_url={SERVED}", "judge_format=json"]
-JUDGE += ["bootstrap_samples=50", "eval_limit=0"]
-SECOND = ["second_judge_model=other", f"second_judge_url={SERVED}", "second_judge_format=json"]
+JUDGE = ["evaluation.judge=lm", "judge.model=tiny-judge", f"judge.url={SERVED}", "judge.format=json"]
+JUDGE += ["evaluation.bootstrap_samples=50", "evaluation.limit=0"]
+SECOND = ["second_judge.model=other", f"second_judge.url={SERVED}", "second_judge.format=json"]
 
 
 class LongerWins:
@@ -281,7 +281,7 @@ def test_judging_goes_on_where_it_was_stopped_and_starts_anew_for_another_judge(
     for _ in range(2):
         released.judge_released(open_run(monkeypatch, second), data)
         assert second.asked == whole - 8
-    released.judge_released(open_run(monkeypatch, second, "judge_max_new_tokens=5"), data)
+    released.judge_released(open_run(monkeypatch, second, "judge.max_new_tokens=5"), data)
     assert second.asked == 2 * whole - 8
 
 
@@ -295,10 +295,13 @@ def test_two_judges_are_kept_apart_and_compared(data, monkeypatch):
     assert (agreed["n"], agreed.agreement, agreed.first_unparsed, agreed.second_unparsed) == (9, 1, 2, 2)
 
 
-@pytest.mark.parametrize("settings", [["judge=none"], ["judge=lm", "judge_model=base"], ["judge=oracle"]])
+@pytest.mark.parametrize(
+    "settings",
+    [["evaluation.judge=none"], ["evaluation.judge=lm", "judge.model=base"], ["evaluation.judge=oracle"]],
+)
 def test_without_a_language_model_of_its_own_nothing_is_judged_and_it_is_said_how(data, settings):
     run = Run(load_profile("authors", settings), "hhh", 0)
-    assert "--set judge=lm --set judge_model=NAME" in released.what_judges(run.profile)
+    assert "--set evaluation.judge=lm --set judge.model=NAME" in released.what_judges(run.profile)
     assert released.judge_released(run, data) == [] and released.rejudged_tables(run, data) == {}
     assert released.judge_released(run, None) == []
 
@@ -308,7 +311,7 @@ def test_without_a_language_model_of_its_own_nothing_is_judged_and_it_is_said_ho
 def test_a_tiny_random_judge_runs_from_file_to_table(data, tmp_path, form):
     """Random weights: everything is kept, nearly everything is unparsed, and a rerun asks nothing."""
     folder = save_base(tmp_path / "judge")
-    settings = ["judge=lm", f"judge_model={folder}", f"judge_format={form}", "eval_limit=3"]
+    settings = ["evaluation.judge=lm", f"judge.model={folder}", f"judge.format={form}", "evaluation.limit=3"]
     run = Run(load_profile("authors", settings), "hhh", 0)
     folders = released.judge_released(run, data)
     before = {path: path.read_bytes() for path in (tmp_path / "results").rglob("*.jsonl")}

@@ -17,7 +17,7 @@ from persona_lib.settings import load_profile, results_dir
 
 HOSTILE = '<script>alert("x")</script> & "quotes"'
 FACTS = {
-    "parameters": {"profile": "smoke", "overrides": ["seeds=0,1", "dpo_beta=0.2"]},
+    "parameters": {"profile": "smoke", "overrides": ["seeds=0,1", "dpo.beta=0.2"]},
     "finished": "2026-01-02T03:04:05+00:00", "longest_seconds": 61.0,
     "git": {"commit": "abcdef0123456789", "dirty": False},
     "python": "3.11.9", "versions": {"torch": "2.13.0"},
@@ -155,7 +155,7 @@ def test_the_page_says_findings_aims_numbers_and_provenance(filled):
     assert "62.5 / 12.5 / 25.0" in text and "paper&#39;s own numbers" in text
     assert '<td class="yes">yes</td>' in text and "not run" in text  # persona accuracy .90 is met
     assert f"1 of {len(filled.steps)} notebooks ran; 1:01 in all" in text
-    assert "abcdef012345" in text and "--set seeds=0,1 --set dpo_beta=0.2" in text
+    assert "abcdef012345" in text and "--set seeds=0,1 --set dpo.beta=0.2" in text
 
 
 def test_a_profile_that_has_not_run_has_a_page_that_says_so(tmp_path, monkeypatch):
@@ -184,9 +184,9 @@ def test_a_page_of_a_notebook_that_is_gone_goes_too(filled):
 
 
 def test_the_command_line_is_that_of_the_settings_without_paths_of_this_machine():
-    overrides = ["seeds=0,1,2", "data_dir=/somewhere/private", "dpo_beta=0.2", "judge_model=owner/name"]
+    overrides = ["seeds=0,1,2", "data.path=/somewhere/private", "dpo.beta=0.2", "judge.model=owner/name"]
     assert command_of(load_profile("authors"), overrides) == (
-        "./run_all.sh --profile authors --set seeds=0,1,2 --set data_dir=PATH --set dpo_beta=0.2 "
-        "--set judge_model=owner/name"
+        "./run_all.sh --profile authors --set seeds=0,1,2 --set data.path=PATH --set dpo.beta=0.2 "
+        "--set judge.model=owner/name"
     )
     assert command_of(load_profile("everyday"), []) == "./run_all.sh"

@@ -34,7 +34,9 @@ def profile(tmp_path, monkeypatch):
     """Two seeds of a small profile whose results go to a temporary folder."""
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
     judging.forget_judged()
-    return load_profile("smoke", ["seeds=0,1", "pair_limit=6", "controls=true", "train_personas=none,chosen"])
+    return load_profile(
+        "smoke", ["seeds=0,1", "data.pair_limit=6", "evaluation.controls=true", "training.arms=none,chosen"]
+    )
 
 
 def main_row(run, persona="gold-chosen"):
@@ -81,7 +83,7 @@ def test_intervals_are_those_of_the_bootstrap_and_seeds_that_share_rows_are_draw
         store.write_rows(Run(profile, "everyday", seed).folder / "tailoring" / "test.jsonl", rows)
     write_verdicts(profile)
     p, q = ([[{"U": "?"}.get(v, v) for v in seed[i]] for seed in HAND["gold-chosen"]] for i in (0, 1))
-    wanted = scores(p, q, profile.bootstrap_samples, shared_items=shared)
+    wanted = scores(p, q, profile.evaluation.bootstrap_samples, shared_items=shared)
     row = line(results.main_table(profile), judge_persona="gold-chosen")
     for name, score in (("dpq", "delta_pq"), ("p_net", "personalization")):
         limits = wanted[score].low, wanted[score].high
@@ -168,9 +170,16 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PERSONA_RESULTS", str(folder / "results"))
-        personas = "eval_personas=none,gold-chosen,gold-rejected,user-chosen,shuffled-chosen"
+        personas = "evaluation.personas=none,gold-chosen,gold-rejected,user-chosen,shuffled-chosen"
         profile = load_profile(
-            "smoke", ["seeds=0,1", "pair_limit=8", "controls=true", personas, "train_personas=none,chosen"]
+            "smoke",
+            [
+                "seeds=0,1",
+                "data.pair_limit=8",
+                "evaluation.controls=true",
+                personas,
+                "training.arms=none,chosen",
+            ],
         )
         for seed in profile.seeds:
             tiny_results.fill_run(Run(profile, "everyday", seed))

@@ -122,7 +122,7 @@ def tables():
     data, message = released.open_if_present()
     if data is None or "beavertails" not in data.rows:
         pytest.skip(message)
-    return safety.make_tables(load_profile("everyday", ["bootstrap_samples=200"]), data)
+    return safety.make_tables(load_profile("everyday", ["evaluation.bootstrap_samples=200"]), data)
 
 
 @pytest.mark.slow

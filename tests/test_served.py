@@ -382,7 +382,7 @@ def test_a_reader_who_stops_early_loses_nothing(server, tmp_path):
 def test_settings_do_not_hold_the_key_and_min_new_tokens_is_an_error(server, tmp_path):
     generator = make(server, tmp_path)
     assert KEY not in json.dumps(generator.settings)
-    with pytest.raises(ValueError, match="gen_min_new_tokens"):
+    with pytest.raises(ValueError, match="generation.min_new_tokens"):
         next(generator.generate(["a"], 8, (), min_new_tokens=1))
 
 
@@ -434,9 +434,9 @@ def run(at_loopback, tmp_path, monkeypatch):
     folder, url = at_loopback
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
     settings = [
-        *(f"generator_url={url}", f"generator_model={folder}", "generator_kind=completions"),
-        *(f"judge_url={url}", f"judge_model={folder}", "judge_kind=completions", "judge=lm"),
-        *("pair_limit=4", "pi_max_new_tokens=8", "endpoint_concurrency=4"),
+        *(f"generator.url={url}", f"generator.model={folder}", "generator.kind=completions"),
+        *(f"judge.url={url}", f"judge.model={folder}", "judge.kind=completions", "evaluation.judge=lm"),
+        *("data.pair_limit=4", "generator.max_new_tokens=8", "served.concurrency=4"),
     ]
     run = Run(load_profile("everyday", settings), "everyday", 0)
     preference.write_pairs(run)
@@ -445,9 +445,14 @@ def run(at_loopback, tmp_path, monkeypatch):
 
 def local(run: Run, **changes) -> Run:
     """The same run, with the same model loaded here."""
-    urls = ["generator_url=", "judge_url=", f"generator_model={run.profile.generator_model}", "judge=lm"]
-    settings = [*urls, f"judge_model={run.profile.judge_model}", "pair_limit=4"]
-    return Run(load_profile("everyday", [*settings, "pi_max_new_tokens=8"]), "everyday", 0)
+    urls = [
+        "generator.url=",
+        "judge.url=",
+        f"generator.model={run.profile.generator.model}",
+        "evaluation.judge=lm",
+    ]
+    settings = [*urls, f"judge.model={run.profile.judge.model}", "data.pair_limit=4"]
+    return Run(load_profile("everyday", [*settings, "generator.max_new_tokens=8"]), "everyday", 0)
 
 
 @pytest.mark.slow
@@ -560,20 +565,19 @@ def test_a_profile_chooses_the_engine_for_models_that_are_loaded_here(monkeypatc
     monkeypatch.setattr(served, "load_engine", lambda *args: loaded.append(args) or Engine())
     source = save_base(tmp_path / "base")
     settings = {
-        "engine": "vllm",
-        "compute_dtype": "bfloat16",
-        "merge_adapters": False,
-        "gen_repetition_penalty": 1.0,
+        "generation.engine": "vllm",
+        "base.dtype": "bfloat16",
+        "generation.repetition_penalty": 1.0,
     }
-    run = Run(set_field(load_profile("everyday"), base_model=str(source), **settings), "everyday", 0)
+    run = Run(set_field(load_profile("everyday"), {"base.model": str(source), **settings}), "everyday", 0)
     generator = served.load_generator(run, "generator", 4)
     assert isinstance(generator, served.VllmGenerator) and loaded == [(str(source), "", "bfloat16")]
     assert generator.settings["dtype"] == "bfloat16" and generator.settings["engine"].startswith("vllm ")
 
 
 def test_vllm_in_float32_is_refused_because_its_adapters_work_in_16_bits_only():
-    with pytest.raises(ConfigError, match="engine=vllm needs compute_dtype=bfloat16"):
-        set_field(load_profile("everyday"), engine="vllm")
+    with pytest.raises(ConfigError, match="generation.engine='vllm': needs base.dtype=bfloat16"):
+        set_field(load_profile("everyday"), {"generation.engine": "vllm"})
 
 
 def test_one_engine_is_kept_and_given_up_before_another_is_loaded(monkeypatch):

@@ -26,11 +26,17 @@ ANSWERED = ("n", "no_eos", "rep4_over_20", "rep4_over_50", "suffix_loop", "n_wit
 
 def small_run() -> Run:
     """A few pairs of ``everyday`` with the personas that they bring."""
-    changes = {"train_personas": ["none", "chosen"], "controls": True, "persona_judge": "oracle"}
-    profile = set_field(load_profile("smoke"), pair_limit=8, bootstrap_samples=50, **changes)
+    changes = {
+        "training.arms": ["none", "chosen"],
+        "evaluation.controls": True,
+        "evaluation.persona_judge": "oracle",
+    }
+    profile = set_field(
+        load_profile("smoke"), {"data.pair_limit": 8, "evaluation.bootstrap_samples": 50, **changes}
+    )
     run = Run(profile, "everyday", 0)
     write_pairs(run)
-    known = everyday.personas(profile.majority_share, 0)
+    known = everyday.personas(profile.data.majority_share, 0)
     for split, pairs in load_pairs(run).items():
         for side in SIDES:
             rows = [InferredPersona(p.id, side, "hand", known[p.id][f"gold-{side}"], "ok", "") for p in pairs]
@@ -170,19 +176,19 @@ def test_aims_are_counted_and_only_those_not_met_are_shown():
 def test_dimensions_are_counted_as_the_pairs_have_them(run):
     table, common = show.contrast_table(run).set_index("dimension"), everyday.common_values(0)
     pairs, known = load_pairs(run)["train"], everyday.wishes()
-    personas = everyday.personas(run.profile.majority_share, 0)
+    personas = everyday.personas(run.profile.data.majority_share, 0)
     wanted = [known[personas[p.id]["gold-chosen"]][0] for p in pairs]
     assert table.n.sum() == len(pairs)
     for name in {dimension for dimension, _ in wanted}:
         mine = [value == common[name] for dimension, value in wanted if dimension == name]
         assert table.loc[name, ["n", "share"]].tolist() == [len(mine), sum(mine) / len(mine)], name
-    real = Run(set_field(run.profile, datasets=["hhh"]), "hhh", 0)
+    real = Run(set_field(run.profile, {"datasets": ["hhh"]}), "hhh", 0)
     assert show.contrast_table(real).empty, "nobody knows the contrasts of real data"
 
 
 @pytest.mark.slow
 def test_the_base_is_described_and_answers_both_questions_under_both_personas(tmp_path, monkeypatch):
-    run = tiny_run(tmp_path, monkeypatch, gen_max_new_tokens=3)
+    run = tiny_run(tmp_path, monkeypatch, **{"generation.max_new_tokens": 3})
     facts = show.facts_table(run)
     assert facts.loc["loaded here"].item() == "llama, 2 layers of width 64, float32"
     told, persona = show.chat_example(run).split("--- a persona\n")
@@ -195,7 +201,7 @@ def test_the_base_is_described_and_answers_both_questions_under_both_personas(tm
 
 
 def test_history_joins_both_logs_of_an_epoch_and_marks_the_kept_one(run):
-    one = set_field(run.profile, train_personas=["none"])
+    one = set_field(run.profile, {"training.arms": ["none"]})
     folder = run.folder / "adapters" / "sft-none"
     log = [{"loss": 3.0, "grad_norm": 1.0, "epoch": 1.0}, {"eval_loss": 2.5, "epoch": 1.0},
            {"loss": 2.0, "grad_norm": 0.5, "epoch": 2.0}, {"eval_loss": 2.7, "epoch": 2.0},

@@ -12,12 +12,12 @@ from persona_lib.settings import load_profile, results_dir
 
 
 def row(arm, seed, rate, fit, quality, sd=1.0, unfinished=0.0):
-    head = {"method": "sft", "arm": arm, "seed": seed, "sft_learning_rate": rate}
+    head = {"method": "sft", "arm": arm, "seed": seed, "sft.learning_rate": rate}
     measured = {"quality": quality, "quality_sd": sd, "unfinished": unfinished, "n": 10}
     return head | {"fit_chosen": fit, "fit_rejected": fit} | measured
 
 
-RATES = [*(candidate["sft_learning_rate"] for candidate in studies.CANDIDATES["sft"]), 1.0]
+RATES = [*(candidate["sft.learning_rate"] for candidate in studies.CANDIDATES["sft"]), 1.0]
 
 
 def test_candidates_are_averaged_over_seeds_and_unfinished_ones_left_out():
@@ -49,23 +49,23 @@ def test_a_candidate_whose_answers_do_not_end_is_out_whatever_its_fit():
 
 def test_a_candidate_sets_its_arms_own_fields_on_validation_topics_and_seeds_of_no_result():
     profile = studies.tuning_profile(load_profile("everyday"))
-    assert profile.eval_split == "validation" and min(studies.SEEDS) >= 100
-    plain = studies.with_candidate(profile, "none", {"sft_learning_rate": 0.5})
-    tailored = studies.with_candidate(profile, "chosen", {"sft_learning_rate": 0.5})
-    assert plain.plain_sft_learning_rate == 0.5 and plain.sft_learning_rate == profile.sft_learning_rate
-    assert tailored.sft_learning_rate == 0.5
-    assert tailored.plain_sft_learning_rate == profile.plain_sft_learning_rate
+    assert profile.evaluation.split == "validation" and min(studies.SEEDS) >= 100
+    plain = studies.with_candidate(profile, "none", {"sft.learning_rate": 0.5})
+    tailored = studies.with_candidate(profile, "chosen", {"sft.learning_rate": 0.5})
+    assert plain.plain.sft_learning_rate == 0.5 and plain.sft.learning_rate == profile.sft.learning_rate
+    assert tailored.sft.learning_rate == 0.5
+    assert tailored.plain.sft_learning_rate == profile.plain.sft_learning_rate
 
 
 # --- persona-models ---
 
-SMALL = ["pair_limit=4", "persona_judge=oracle"]
+SMALL = ["data.pair_limit=4", "evaluation.persona_judge=oracle"]
 
 
 class Writer:
     """Writes what it is told to, and counts how often it is asked."""
 
-    name, settings = "writer", {"engine": "none"}
+    name, settings = "writer", {"generation.engine": "none"}
 
     def __init__(self, say):
         self.say, self.asked = say, 0
@@ -91,15 +91,15 @@ def writers(tmp_path, monkeypatch):
         "wrong": Writer(lambda prompt, preferred, other: true_persona(prompt, other, preferred)),
         "silent": Writer(lambda *item: ""),
     }
-    monkeypatch.setattr(studies, "load_generator", lambda run, role, size: made[run.profile.generator_model])
+    monkeypatch.setattr(studies, "load_generator", lambda run, role, size: made[run.profile.generator.model])
     monkeypatch.setattr(reader, "UNREADABLE", ())  # responses of the pairs are read well on all dimensions
-    monkeypatch.setattr(studies, "role_key", lambda run, role: run.profile.generator_model)
+    monkeypatch.setattr(studies, "role_key", lambda run, role: run.profile.generator.model)
     monkeypatch.setattr(personas, "parse_persona", lambda raw, words: (raw or None, "ok" if raw else "empty"))
     return made
 
 
 def run(*models):
-    words = [w for name in models for w in ("--model", name, f"generator_model={name}")]
+    words = [w for name in models for w in ("--model", name, f"generator.model={name}")]
     overrides = [w for value in SMALL for w in ("--set", value)]
     studies.main(["persona-models", *overrides, "--seeds", "2", *words])
     return pd.read_csv(results_dir(load_profile("everyday")) / "tables" / "persona_models.csv")
@@ -128,7 +128,7 @@ def test_right_personas_have_accuracy_1_others_0_and_no_model_is_asked_twice(wri
 def test_another_prompt_is_another_question(writers):
     profile = load_profile("everyday", SMALL)
     for shots in (5, 3):
-        changed = {"generator_model": "right", "pi_shots": shots}
+        changed = {"generator.model": "right", "personas.shots": shots}
         studies.ask(profile, "right", changed, "everyday", 0)
     assert writers["right"].asked == 2 * 2 * 4
 
@@ -136,9 +136,12 @@ def test_another_prompt_is_another_question(writers):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--model", "a", "generator_modle=x"], "unknown field 'generator_modle'"),
+        (["--model", "a", "generator.modle=x"], "unknown setting 'generator.modle'"),
         (["--model", "a", "--model", "A"], "two models of this name"),
-        (["--set", "persona_judge=none"], "profile everyday has no persona_judge"),
+        (
+            ["--set", "evaluation.persona_judge=none", "--set", "evaluation.judge=none"],
+            "has evaluation.judge=none",
+        ),
     ],
 )
 def test_what_cannot_be_asked_is_said_before_any_model_is(writers, words, said):

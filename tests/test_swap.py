@@ -18,7 +18,7 @@ from persona_lib.paper import swap
 from persona_lib.paper.judging import runs_of
 from persona_lib.prompts import completion_text, tailoring_prompt
 from persona_lib.records import SIDES, Generation, TailoringRow
-from persona_lib.settings import load_profile, set_field
+from persona_lib.settings import Profile, load_profile, set_field
 
 NAN = math.nan
 
@@ -89,7 +89,7 @@ def test_flip_and_did_of_answers_by_hand():
 def profile(tmp_path, monkeypatch):
     """Two seeds of a small profile whose results go to a temporary folder."""
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
-    return load_profile("smoke", ["seeds=0,1", "controls=true", "train_personas=none,chosen"])
+    return load_profile("smoke", ["seeds=0,1", "evaluation.controls=true", "training.arms=none,chosen"])
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_intervals_are_those_of_the_bootstrap(runs, n_seeds):
     margins = [[(1, -1), (2, 1), (0, 3)], [(1, -2), (-1, 1), (5, 1)]]
     write_swap(runs, "dpo-chosen", margins)
     found = [[float(a > b) for a, b in rows] for rows in margins[:n_seeds]]
-    wanted = bootstrap_mean(found, runs[0].profile.bootstrap_samples)
+    wanted = bootstrap_mean(found, runs[0].profile.evaluation.bootstrap_samples)
     row = line(swap.swap_table(runs[:n_seeds]), measure="policy", persona="gold")
     assert (row.d_positive_low, row.d_positive_high) == (wanted.low, wanted.high)
 
@@ -225,7 +225,7 @@ def run(tmp_path, monkeypatch):
     """A run with a tiny random base, an adapter of the arm "chosen", and six test rows with responses."""
     from tiny import tiny_rows, tiny_run
 
-    settings = {"swap_batch_size": 4, "train_personas": ["chosen"], "methods": ["sft", "dpo"]}
+    settings = {"training.arms": ["chosen"], "training.methods": ["sft", "dpo"]}
     run = tiny_run(tmp_path, monkeypatch, **settings)
     rows = tiny_rows(6, seed=9, split="test")
     rows.append(replace(rows[0], id="no-response", chosen="", rejected=""))
@@ -260,7 +260,7 @@ def test_validation_rows_stand_in_where_no_evaluated_row_has_responses(run):
 def test_scores_are_those_of_the_policy_whether_adapters_are_merged_or_not(run, monkeypatch, merge):
     merged, plain = [], load.merged
     monkeypatch.setattr(load, "merged", lambda model: merged.append(model.active_adapters) or plain(model))
-    run = replace(run, profile=set_field(run.profile, merge_adapters=merge))
+    monkeypatch.setattr(Profile, "merge_adapters", merge)
     tiny_lora(run, "dpo-chosen", 2)
     row = store.read_rows(run.folder / "tailoring" / "test.jsonl", TailoringRow)[2]
     prompt = tailoring_prompt(row.prompt, row.personas["gold-rejected"])
@@ -303,7 +303,7 @@ def test_the_table_of_a_run_has_every_arm_and_workers_leave_the_very_scores_of_o
     paths = [swap.swap_folder(run, arm) / "policy.jsonl" for arm in ("base", "sft-chosen", "dpo-chosen")]
     scores = []
     for workers in (1, 2):
-        table = swap.swap_all(replace(run, profile=set_field(run.profile, workers=workers)))
+        table = swap.swap_all(replace(run, profile=set_field(run.profile, {"workers": workers})))
         scores.append([path.read_bytes() for path in paths])
         shutil.rmtree(run.folder / "swap")
     assert scores[0] == scores[1] and all(scores[0])

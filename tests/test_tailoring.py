@@ -45,7 +45,7 @@ def run(tmp_path, monkeypatch) -> Run:
     """A run of pairs whose personas are inferred: 40 + 6 + 8 rows, and all their personas."""
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
     monkeypatch.setitem(preference.READERS, "mine", my_pairs)
-    run = Run(set_field(load_profile("everyday"), datasets=["mine"]), "mine", 0)
+    run = Run(set_field(load_profile("everyday"), {"datasets": ["mine"]}), "mine", 0)
     preference.write_pairs(run)
     infer_all(run)
     return run
@@ -69,7 +69,7 @@ def test_both_retrieved_personas_come_from_one_training_row_that_is_not_for_vali
         return [list(range(len(pool))) for _ in queries]
 
     monkeypatch.setitem(retrieval.SCORERS, "late", last_is_nearest)
-    profile = set_field(run.profile, retriever="late", retriever_model="colbert-ir/colbertv2.0")
+    profile = set_field(run.profile, {"data.retriever": "late:colbert-ir/colbertv2.0"})
     late = replace(run, profile=profile)
     assert tailoring.tailoring_key(late, {}) != tailoring.tailoring_key(run, {})
     assert personas_module.personas_key(late) != personas_module.personas_key(run)
@@ -147,16 +147,16 @@ def test_missing_personas_name_the_step_and_while_tuning_the_test_personas_are_n
         (run.folder / "personas" / f"test-{side}.jsonl").unlink()
     with pytest.raises(FileNotFoundError, match="test-chosen.jsonl.*03_persona_inference"):
         tailoring.build_tailoring(run)
-    tuning = replace(run, profile=set_field(run.profile, eval_split="validation"))
+    tuning = replace(run, profile=set_field(run.profile, {"evaluation.split": "validation"}))
     tailoring.build_tailoring(tuning)
     assert all(row.personas["gold-chosen"] for row in tailoring.load_tailoring(tuning)["validation"])
 
 
 def test_our_own_pairs_keep_their_personas_and_validation_topics_serve_both_trainers(tmp_path, monkeypatch):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
-    run = Run(set_field(load_profile("everyday"), pair_limit=12), "everyday", 0)
+    run = Run(set_field(load_profile("everyday"), {"data.pair_limit": 12}), "everyday", 0)
     preference.write_pairs(run)
-    pairs, known = preference.load_pairs(run), everyday.personas(run.profile.majority_share, 0)
+    pairs, known = preference.load_pairs(run), everyday.personas(run.profile.data.majority_share, 0)
     inferred = [
         InferredPersona(p.id, "chosen", "m", f"The user is {p.id}.", "ok", "") for p in pairs["train"]
     ]
@@ -193,7 +193,7 @@ def test_official_data_is_passed_through(tmp_path, monkeypatch):
         place = official.find_data_dir("", ["hhh"], offline=True)
     except DataError as error:
         pytest.skip(str(error))
-    profile = set_field(load_profile("everyday"), datasets=["hhh"], data_dir=str(place))
+    profile = set_field(load_profile("everyday"), {"datasets": ["hhh"], "data.path": str(place)})
     run = Run(profile, "hhh", 0)
     tailoring.build_tailoring(run)
     rows = tailoring.load_tailoring(run)

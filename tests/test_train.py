@@ -15,7 +15,7 @@ from persona_lib.data.preference import to_dpo_rows, to_ordered_dpo_rows, to_sft
 from persona_lib.models import load, train, trainers
 from persona_lib.models.trainers import activate_stack, check_dpo_start, lora_config
 from persona_lib.records import TailoringRow
-from persona_lib.settings import Run, load_profile, set_field
+from persona_lib.settings import Profile, Run, load_profile, set_field
 
 # --- arms ---
 
@@ -101,7 +101,7 @@ def test_ordered_dpo_rows_are_the_same_rows_with_those_of_a_pair_side_by_side_an
 def test_dpo_trains_on_the_splits_it_is_given_and_validates_on_its_own(tmp_path, monkeypatch):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
     monkeypatch.setattr(train, "format_of", lambda *source: None)
-    run = Run(load_profile("everyday", ["dpo_splits=sft_train,dpo_train"]), "everyday", 0)
+    run = Run(load_profile("everyday", ["dpo.splits=sft_train,dpo_train"]), "everyday", 0)
     for split in ("sft_train", "sft_val", "dpo_train", "dpo_val"):
         store.write_rows(run.folder / "tailoring" / f"{split}.jsonl", [row(split)])
 
@@ -116,7 +116,7 @@ def test_dpo_trains_on_the_splits_it_is_given_and_validates_on_its_own(tmp_path,
 
 
 def test_train_limit_draws_the_same_rows_for_every_arm_and_spares_validation(tmp_path, monkeypatch):
-    run = tiny_run(tmp_path, monkeypatch, n=12, train_limit=5)
+    run = tiny_run(tmp_path, monkeypatch, n=12, **{"training.rows": 5})
     whole = tiny_run(tmp_path, monkeypatch, n=12)
     drawn = {}
     for arm in ("none", "chosen"):
@@ -132,21 +132,21 @@ def test_train_limit_draws_the_same_rows_for_every_arm_and_spares_validation(tmp
 
 @pytest.mark.parametrize(
     ("changes", "seen"),
-    [({}, 6), ({"dpo_order": "random"}, 12), ({"dpo_max_steps": 0}, 12), ({"dpo_max_steps": 7}, 12)],
+    [({}, 6), ({"dpo.max_steps": 7}, 12)],
 )
 def test_dpo_leaves_rows_out_that_its_steps_never_come_to_and_no_others(tmp_path, monkeypatch, changes, seen):
-    settings = {"n": 12, "dpo_order": "pairs", "dpo_max_steps": 3, "dpo_batch_size": 2} | changes
+    settings = {"n": 12, "dpo.max_steps": 3, "dpo.batch_size": 2} | changes
     rows = [train.load_rows(tiny_run(tmp_path, monkeypatch, **s), "dpo", "chosen")[0]
-            for s in (settings, settings | {"dpo_max_steps": 0})]  # fmt: skip
+            for s in (settings, settings | {"dpo.max_steps": 99})]  # fmt: skip
     assert [row["id"] for row in rows[0]["train"]] == [row["id"] for row in rows[1]["train"]][:seen]
     assert len(rows[0]["train"]) == seen and rows[0]["val"] == rows[1]["val"]
 
 
-@pytest.mark.parametrize("change", [{"train_limit": 5}, {"dpo_max_steps": 3}])
+@pytest.mark.parametrize("change", [{"training.rows": 5}, {"dpo.max_steps": 3}])
 def test_what_limits_training_makes_another_adapter(tmp_path, monkeypatch, change):
     run = tiny_run(tmp_path, monkeypatch)
     store.mark_done(train.adapter_folder(run, "sft", "none"), "sft")
-    other = Run(set_field(run.profile, **change), run.dataset, run.seed)
+    other = Run(set_field(run.profile, change), run.dataset, run.seed)
     assert train.training_spec(run, "dpo", "none") != train.training_spec(other, "dpo", "none")
 
 
@@ -234,7 +234,7 @@ def recomputed_loss(run: Run) -> float:
     margin = good - score(reference, "chosen") - score(both, "rejected") + score(reference, "rejected")
     tokens = sum(len(tokenizer(r["chosen"])["input_ids"]) for r in rows)  # BOS counted where EOS is meant
     profile = run.profile
-    return np.log1p(np.exp(-profile.dpo_beta * margin)).mean() - profile.dpo_sft_weight * good.sum() / tokens
+    return np.log1p(np.exp(-profile.dpo.beta * margin)).mean() - profile.dpo.sft_weight * good.sum() / tokens
 
 
 @pytest.mark.slow
@@ -258,7 +258,7 @@ def test_an_adapter_trained_on_merged_weights_is_stacked_on_the_sft_adapter_afte
 @pytest.mark.slow
 def test_best_epoch_not_the_last_is_what_is_saved(tmp_path, monkeypatch):
     """With a rate that overfits 4 rows at once, validation is best early."""
-    run = tiny_run(tmp_path, monkeypatch, n=4, sft_learning_rate=0.1, sft_epochs=4)
+    run = tiny_run(tmp_path, monkeypatch, n=4, **{"sft.learning_rate": 0.1, "sft.epochs": 4})
     folder = train.train_adapter(run, "sft", "chosen")
     losses = evaluation_losses(folder)
     assert losses[-1] > min(losses) + 0.1
@@ -299,7 +299,7 @@ def test_missing_inputs_are_errors_that_say_what_to_run(tmp_path, monkeypatch):
 def test_truncated_dropped_and_persona_free_rows_are_counted_as_trl_treats_them(
     tmp_path, monkeypatch, capsys
 ):
-    run = tiny_run(tmp_path, monkeypatch, max_length=17)
+    run = tiny_run(tmp_path, monkeypatch, **{"training.max_length": 17})
     path = run.folder / "tailoring" / "sft_train.jsonl"
     rows = store.read_rows(path, TailoringRow)
     store.write_rows(path, [*rows, *(row(f"w{i}", persona=None) for i in range(3))])
@@ -332,7 +332,9 @@ def gradients(trainer, batch) -> dict:
 
 def own_merged_trainer(run: Run, stacked):
     """Ours with ``merge_adapters``, begun where ``stacked`` begins."""
-    trainer = build(Run(set_field(run.profile, merge_adapters=True), run.dataset, run.seed), "dpo")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Profile, "merge_adapters", True)
+        trainer = build(run, "dpo")
     assert list(trainer.model.peft_config) == ["default"]  # nothing is computed for SFT any more
     trainers.check_adapters(trainer.model, "default")
     check_dpo_start(trainer, run.profile)
@@ -436,7 +438,7 @@ def test_nf4_adapters_stay_float32_and_have_gradients_after_an_evaluation(tmp_pa
     from bitsandbytes.nn import modules
 
     monkeypatch.setattr(modules, "has_avx512bf16", lambda: True)
-    run = tiny_run(tmp_path, monkeypatch, quantization="nf4", n=8)
+    run = tiny_run(tmp_path, monkeypatch, n=8, **{"base.quantization": "nf4"})
     trainer = build(run, "sft")
     trainers.check_adapters(trainer.model, "default")
     with trainers.quiet_libraries():
@@ -460,7 +462,7 @@ def test_training_stops_when_gradients_vanish_after_the_first_evaluation(tmp_pat
 
 @pytest.mark.slow
 def test_dpo_stops_at_its_number_of_steps_evaluates_there_and_keeps_the_best(tmp_path, monkeypatch):
-    run = tiny_run(tmp_path, monkeypatch, dpo_max_steps=3, dpo_order="pairs")
+    run = tiny_run(tmp_path, monkeypatch, **{"dpo.max_steps": 3})
     train.train_adapter(run, "sft", "chosen")
     folder = train.train_adapter(run, "dpo", "chosen")
     evaluated = [log["step"] for log in store.iter_rows(folder / "log.jsonl") if "eval_loss" in log]
@@ -497,7 +499,7 @@ def test_training_killed_in_its_second_epoch_ends_with_the_same_weights(
 @pytest.mark.slow
 def test_training_killed_before_its_adapter_is_saved_still_ends_with_the_best_epoch(tmp_path, monkeypatch):
     run = tiny_run(
-        tmp_path, monkeypatch, n=4, sft_learning_rate=1.0, sft_epochs=4
+        tmp_path, monkeypatch, n=4, **{"sft.learning_rate": 1.0, "sft.epochs": 4}
     )  # so that the best is not last
     folder = train.adapter_folder(run, "sft", "chosen")
     saved = {}
@@ -547,7 +549,7 @@ def test_a_few_steps_in_four_bits_are_trained_once_and_their_costs_are_kept(tmp_
     assert costs.measured["weights in NF4, MB"] < costs.measured["weights in float32, MB"]
     folder = run.folder / "qlora"
     spec = store.read_json(folder / "spec.json")
-    assert spec["settings"]["quantization"] == "nf4" and (folder / "adapter_model.safetensors").exists()
+    assert spec["settings"]["base.quantization"] == "nf4" and (folder / "adapter_model.safetensors").exists()
     assert not (folder / "checkpoints").exists() and not (run.folder / "adapters").exists()
     monkeypatch.setattr(train, "ProcessPoolExecutor", None)  # nothing is trained again
     assert train.qlora_section(run, steps=2, rows=8).equals(costs)

@@ -110,7 +110,9 @@ def test_parameters_that_do_not_move_in_the_first_step_are_an_error():
 
 @pytest.mark.parametrize(("limit", "rows", "steps"), [(0, 40, -1), (48, 96, -1), (48, 20, -1), (8, 40, 8)])
 def test_a_limit_of_steps_is_no_goal(limit, rows, steps):
-    profile = set_field(load_profile("everyday"), dpo_max_steps=limit, dpo_batch_size=2, dpo_epochs=1)
+    profile = set_field(
+        load_profile("everyday"), {"dpo.max_steps": limit, "dpo.batch_size": 2, "dpo.epochs": 1}
+    )
     assert max_steps(profile, rows) == steps
 
 

@@ -25,15 +25,15 @@ FILES = {
     "rejudged": ("beyond.released",),
 }
 DECIDED = {
-    "pairs": (1, "c530e3ee1ace7065"),
-    "personas": (1, "40fc31dcf8be2bca"),
-    "tailoring": (1, "c3ccefa36967987a"),
-    "training": (1, "bfe73f3a039b302b"),
-    "answers": (1, "17a541c71c9ab10f"),
-    "judging": (1, "03ae70f01a25170f"),
-    "swap": (1, "249e0dc4bf23e9da"),
-    "calibration": (1, "ee8baf78d0d4c345"),
-    "rejudged": (1, "9aa39f14e07f56f8"),
+    "pairs": (1, "4f8d06dfb74df414"),
+    "personas": (1, "70aab778dda6d957"),
+    "tailoring": (1, "4be185960788238a"),
+    "training": (1, "a84b4c19f0e19892"),
+    "answers": (1, "e15b9557c06c5bbc"),
+    "judging": (1, "039b060a80ed5f9e"),
+    "swap": (1, "7f54b824e4ab0bd0"),
+    "calibration": (1, "e21a3db6ed7db869"),
+    "rejudged": (1, "84ba95b06a1a6c5c"),
 }
 
 

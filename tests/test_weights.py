@@ -287,13 +287,10 @@ def test_the_table_pins_to_whole_commits_or_says_that_none_is_known():
 @pytest.mark.parametrize("name", sorted(path.stem for path in (REPO / "configs").glob("*.yaml")))
 def test_every_hub_model_of_a_profile_has_a_commit(name):
     profile = load_profile(name)
-    fields = ("base_model", "generator_model", "judge_model", "retriever_model")
-    served = {f"{role}_model" for role in ("generator", "judge") if getattr(profile, f"{role}_url")}
-    named = {getattr(profile, field) for field in fields if field not in served}
-    named -= {"", "base", *GENERATORS}
+    asked = [getattr(profile, role) for role in ("generator", "judge")]
+    named = {profile.base.model, *(role.model for role in asked if not role.url)} - {"", "base", *GENERATORS}
     for source in (name for name in named if not weights.is_packaged(name)):
-        revision = profile.base_revision if source == profile.base_model else ""
-        assert weights.pinned(source, revision)[1], source
+        assert weights.pinned(source)[1], source
 
 
 def test_a_commit_is_the_given_one_else_the_written_one_else_that_of_the_table(tmp_path):
@@ -311,12 +308,12 @@ def test_a_hub_id_without_a_whole_commit_is_refused_with_the_mend(source):
 
 
 def test_a_plan_names_the_models_without_a_commit():
-    profile = load_profile("paper", ["base_model=some/model", f"judge_model=other/judge@{COMMIT}"])
+    profile = load_profile("paper", ["base.model=some/model", f"judge.model=other/judge@{COMMIT}"])
     remarks = {what: remark for what, _, remark in tasks.downloads(profile)}
     assert (
         remarks["some/model"].startswith("NOT READY: some/model") and remarks["other/judge"] == "from the hub"
     )
-    given = load_profile("paper", ["base_model=some/model", f"base_revision={COMMIT}"])
+    given = load_profile("paper", [f"base.model=some/model@{COMMIT}"])
     assert ("some/model", "from the hub") in {(what, remark) for what, _, remark in tasks.downloads(given)}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from persona_lib import store
 from persona_lib.models import load
 from persona_lib.records import TailoringRow
-from persona_lib.settings import Run, load_profile, set_field
+from persona_lib.settings import Profile, Run, load_profile, set_field
 
 WORDS = [f"w{i}" for i in range(50)]
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
@@ -78,31 +78,27 @@ def tiny_rows(
 
 
 TINY = {  # apart from sizes: the plain way of everything, whatever the default profile chooses
-    "merge_adapters": False,
-    "sft_packing": False,
-    "dpo_prefix_sharing": False,
-    "dpo_order": "random",
-    "val_limit": 0,
-    "eval_limit": 0,
-    "controls": True,
-    "train_personas": ["none", "chosen"],
-    "warmup_share": 0.0,
-    "gen_repetition_penalty": 1.0,
-    "lora_targets": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-    "quantization": "none",
+    "training.packing": False,
+    "training.validation_rows": 0,
+    "evaluation.limit": 0,
+    "evaluation.controls": True,
+    "training.arms": ["none", "chosen"],
+    "training.warmup": 0.0,
+    "generation.repetition_penalty": 1.0,
+    "lora.targets": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    "base.quantization": "none",
     "workers": 1,  # a worker of its own imports torch anew: only tests about workers have two
-    "lora_r": 4,
-    "lora_alpha": 8,
-    "max_length": 64,
-    "sft_learning_rate": 1e-2,
-    "sft_epochs": 2,
-    "sft_batch_size": 4,
-    "dpo_learning_rate": 5e-3,
-    "dpo_epochs": 2,
-    "dpo_batch_size": 4,
-    "dpo_max_steps": 0,
-    "dpo_beta": 0.5,
-    "dpo_sft_weight": 4.0,
+    "lora.r": 4,
+    "training.max_length": 64,
+    "sft.learning_rate": 1e-2,
+    "sft.epochs": 2,
+    "sft.batch_size": 4,
+    "dpo.learning_rate": 5e-3,
+    "dpo.epochs": 2,
+    "dpo.batch_size": 4,
+    "dpo.max_steps": 0,
+    "dpo.beta": 0.5,
+    "dpo.sft_weight": 4.0,
 }
 
 
@@ -116,8 +112,9 @@ def save_base(folder: Path, model=None, tokenizer=None) -> Path:
 def tiny_run(results: Path, monkeypatch, n: int = 16, **changes) -> Run:
     """A run whose base model and tailoring data are on disk, below ``results``."""
     monkeypatch.setenv("PERSONA_RESULTS", str(results))
-    base = {"base_model": str(results / "base")}
-    profile = set_field(load_profile("everyday"), **{**TINY, **base, **changes})
+    base = {"base.model": str(results / "base")}
+    monkeypatch.setattr(Profile, "merge_adapters", False)  # the plain way: beside the weights
+    profile = set_field(load_profile("everyday"), {**TINY, **base, **changes})
     run = Run(profile, profile.datasets[0], 0)
     save_base(results / "base")
     for seed, name in enumerate(("sft_train", "dpo_train", "sft_val", "dpo_val")):

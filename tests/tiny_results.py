@@ -17,7 +17,7 @@ from persona_lib.settings import Run, set_field
 
 def tailoring_rows(run: Run) -> list[TailoringRow]:
     """The evaluation rows of ``everyday`` with every persona; retrieved ones say the same as gold ones."""
-    known = everyday.personas(run.profile.majority_share, run.seed)
+    known = everyday.personas(run.profile.data.majority_share, run.seed)
     pairs = preference.READERS[run.dataset](run)["test"]
     rows = []
     for number, pair in enumerate(pairs):
@@ -79,7 +79,7 @@ def fill_personas(run: Run, rows: list[TailoringRow]) -> None:
             for n, r in enumerate(rows)
         ]
         store.write_rows(run.folder / "personas" / f"test-{side}.jsonl", personas)
-    judged = Run(set_field(run.profile, persona_judge="oracle"), run.dataset, run.seed)
+    judged = Run(set_field(run.profile, {"evaluation.persona_judge": "oracle"}), run.dataset, run.seed)
     personas_module.judge_run(judged)
     preferred = [(row.id, "loss" if n % 3 else "win") for n, row in enumerate(rows)]
     write_csv(run.folder / "tables" / personas_module.PREFERENCES, ["id", "verdict"], preferred)
@@ -98,7 +98,7 @@ def fill_run(run: Run) -> list[TailoringRow]:
     store.write_rows(run.folder / "tailoring" / "test.jsonl", rows)
     fill_generations(run, rows)
     fill_swaps(run, rows)
-    if run.profile.judge != "none":
+    if run.profile.evaluation.judge != "none":
         fill_personas(run, rows)
         judging.judge_all(run)
     return rows

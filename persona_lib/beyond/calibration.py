@@ -20,10 +20,10 @@ from persona_lib import store
 from persona_lib.data.reader import UNREADABLE, shows
 from persona_lib.intervals import position_inconsistent, verdict_of, wilson_interval
 from persona_lib.paper.answers import eval_rows
-from persona_lib.paper.judges import load_judge, persona_judge_of
+from persona_lib.paper.judges import load_judge
 from persona_lib.paper.judging import judge_key, judge_rubric
 from persona_lib.records import SIDES, Judgment, PairwiseComparison, Rubric, TailoringRow
-from persona_lib.settings import FACTS, Run
+from persona_lib.settings import FACTS, Run, set_field
 from persona_lib.store import VERSIONS
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def measure(judged: Sequence[tuple[Judgment, Judgment]]) -> dict[str, Any]:
 
 def judges_of(run: Run) -> dict[str, str]:
     """Return the judges that a run uses, by what they judge."""
-    found = {"answers": run.profile.judge, "inferred personas": persona_judge_of(run.profile)}
+    found = {"answers": run.profile.evaluation.judge, "inferred personas": run.profile.persona_judge}
     return {what: name for what, name in found.items() if name != "none"}
 
 
@@ -151,7 +151,7 @@ def calibrate(run: Run, limit: int = 64) -> pd.DataFrame:
     lines = []
     for name in dict.fromkeys(judges_of(run).values()):
         judge, tests = load_judge(run, name), {FIT: gold_comparisons(rows)}
-        if name == run.profile.judge:
+        if name == run.profile.evaluation.judge:
             tests |= damaged_comparisons(rows)
         for test, comparisons in tests.items():
             rubric: Rubric = "personalization" if test == FIT else "quality"
@@ -170,10 +170,13 @@ def calibration_key(run: Run, limit: int) -> str:
     """Return a hash of all that a run's calibration depends on."""
     tailored = store.read_json(run.folder / "tailoring" / "done.json")["key"]
     judges = [
-        judge_key(replace(run, profile=replace(run.profile, judge=name))) for name in judges_of(run).values()
+        judge_key(replace(run, profile=set_field(run.profile, {"evaluation.judge": name})))
+        for name in judges_of(run).values()
     ]
     code = VERSIONS["calibration"]
-    return store.content_hash(code, tailored, judges, run.profile.eval_limit, run.profile.eval_split, limit)
+    return store.content_hash(
+        code, tailored, judges, run.profile.evaluation.limit, run.profile.evaluation.split, limit
+    )
 
 
 def calibration_path(run: Run) -> Path:

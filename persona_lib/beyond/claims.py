@@ -37,7 +37,6 @@ from persona_lib.intervals import (
 )
 from persona_lib.paper import results
 from persona_lib.paper.answers import generation_folder, read_generations
-from persona_lib.paper.judges import persona_judge_of
 from persona_lib.paper.judging import RUBRIC_NAMES, Judged, forget_judged, read_judgments, runs_of, same_items
 from persona_lib.paper.personas import PERSONA_TABLES
 from persona_lib.paper.results import (
@@ -241,7 +240,7 @@ def pool_parts(parts: Mapping[str, Judged], seed: int) -> Pool:
         for short, rubric in RUBRIC_NAMES.items():
             columns |= net_columns(f"{which}/{short}", part.verdicts[rubric])
     runs = next(iter(parts.values())).runs
-    return make_pool(columns, runs[0].profile.bootstrap_samples, seed, same_items(runs))
+    return make_pool(columns, runs[0].profile.evaluation.bootstrap_samples, seed, same_items(runs))
 
 
 def filtered_lines(dataset: str, seed: int, row: Judged, facts: Facts) -> list[Row]:
@@ -447,10 +446,10 @@ def primary_results(profile: Profile) -> pd.DataFrame:
     names = {entry["table"] for group in ("inferred", "judged", "swapped") for entry in aims[group]}
     tables = {name: read_table(profile, name) for name in names}
     calibration = read_table(profile, "calibration")
-    judges = {"inferred": persona_judge_of(profile), "judged": profile.judge}
+    judges = {"inferred": profile.persona_judge, "judged": profile.evaluation.judge}
     lines = []
     for dataset in profile.datasets:
-        for group, judge in judges.items() if profile.judge != "none" else ():
+        for group, judge in judges.items() if profile.evaluation.judge != "none" else ():
             found = measured_aims(profile, dataset, group, tables)
             lines += without_verdict(found, calibration, dataset, judge)
         if dataset in aims["swapped"][0]["over_half"]:
@@ -480,7 +479,7 @@ def not_run(profile: Profile) -> pd.DataFrame:
 
     parts = {"persona swaps": "swap/*/done.json", "generated answers": "generations/*/done.json"}
     lines = []
-    if profile.judge == "none":
+    if profile.evaluation.judge == "none":
         lines.append(("judged tables", "this profile has no judge"))
     else:
         parts |= {
@@ -491,12 +490,12 @@ def not_run(profile: Profile) -> pd.DataFrame:
         lines += [(f"{run.dataset}, seed {run.seed}: {what}", "no finished files in its folder")
                   for what, pattern in parts.items() if not any(run.folder.glob(pattern))]  # fmt: skip
     lines += [(f"arms trained on personas: {name}", "not in train_personas of this run")
-              for name in TRAIN_PERSONAS if name not in profile.train_personas]  # fmt: skip
+              for name in TRAIN_PERSONAS if name not in profile.training.arms]  # fmt: skip
     lines += [(f"evaluation personas: {name}", "not in eval_personas of this run")
-              for name in EVAL_PERSONAS if name not in profile.eval_personas]  # fmt: skip
-    if not profile.controls:
+              for name in EVAL_PERSONAS if name not in profile.evaluation.personas]  # fmt: skip
+    if not profile.evaluation.controls:
         cells = "control cells (a system turn for plain DPO, shuffled and system personas)"
-        lines.append((cells, "controls=false"))
+        lines.append((cells, "evaluation.controls=false"))
     return pd.DataFrame(lines, columns=["what", "why"])
 
 

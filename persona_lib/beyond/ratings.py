@@ -118,7 +118,7 @@ def units_to_rate(run: Run, study: str) -> list[list[Item]]:
 def items_to_rate(profile: Profile, study: str, n: int, seed: int = 0) -> list[Item]:
     """Draw about ``n`` items of a study, in equal parts from the profile's data sets; maybe none."""
     runs = [Run(profile, dataset, profile.seeds[0]) for dataset in profile.datasets]
-    runs = [run for run in runs if (run.folder / "tailoring" / f"{profile.eval_split}.jsonl").exists()]
+    runs = [run for run in runs if (run.folder / "tailoring" / f"{profile.evaluation.split}.jsonl").exists()]
     items = []
     for run in runs:
         found = units_to_rate(run, study)

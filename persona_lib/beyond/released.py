@@ -60,7 +60,7 @@ RELEASED = {
     "mnemonic": {"none": ("none",), "chosen": ("retrieved-chosen", "retrieved-rejected")},
 }
 WAYS_OUT = (
-    "Three ways: (1) --set data_dir=PATH or PERSONA_DATA=PATH, where the folder released_outputs lies in "
+    "Three ways: (1) --set data.path=PATH or PERSONA_DATA=PATH, where the folder released_outputs lies in "
     "PATH or beside it and holds BeaverTails/dpo_Persona(...).jsonl; (2) put it at "
     "../shared/data/released_outputs beside the repository; (3) with a network, run "
     f"python -m persona_lib.beyond.released, which downloads the files of {HOME}"
@@ -323,20 +323,21 @@ def example_text(data: Released, number: int = 0, width: int = 320) -> str:
 
 def judges_of(profile: Profile) -> list[str]:
     """Return the judges of a profile that can read these answers: language models of their own."""
-    if profile.judge != "lm" or profile.judge_model == "base":
+    if profile.evaluation.judge != "lm" or profile.judge.model == "base":
         return []
-    return [role for role in ROLES if getattr(profile, f"{role}_model") not in ("", "base")]
+    return [role for role in ROLES if getattr(profile, role).model not in ("", "base")]
 
 
 def what_judges(profile: Profile) -> str:
     """Say who judges the released answers, or how to have them judged."""
-    names = [getattr(profile, f"{role}_model") for role in judges_of(profile)]
+    names = [getattr(profile, role).model for role in judges_of(profile)]
     if names:
         return f"judged by {' and by '.join(names)}"
     return (
-        f"nobody judges them: judge={profile.judge}, judge_model={profile.judge_model}. Name a language "
-        "model that is not the run's own: --set judge=lm --set judge_model=NAME (of the hub, or with "
-        "judge_url of a server), and judge_format"
+        f"nobody judges them: evaluation.judge={profile.evaluation.judge}, "
+        f"judge.model={profile.judge.model}. Name a "
+        "language model that is not the run's own: --set evaluation.judge=lm --set judge.model=NAME (of "
+        "the hub, or with judge.url of a server), and judge.format"
     )
 
 
@@ -374,7 +375,7 @@ def judge_released(run: Run, data: Released | None) -> list[Path]:
     for role in judges_of(run.profile) if data else ():
         judge = model_judge(run, role)
         for dataset, eval_persona in judgeable(data):
-            found = released_comparisons(data, dataset, eval_persona, run.profile.eval_limit)
+            found = released_comparisons(data, dataset, eval_persona, run.profile.evaluation.limit)
             what = {
                 "dataset": dataset,
                 "eval_persona": eval_persona,
@@ -407,7 +408,7 @@ def rejudged_row(profile: Profile, role: str, dataset: str, eval_persona: str) -
         line |= verdict_counts(short, WinRate.from_verdicts(by_id.values()))
         line[f"{short}_inconsistent"] = inconsistent(folder / f"{rubric}.jsonl")
         columns |= net_columns(short, [by_id])
-    pool = make_pool(columns, profile.bootstrap_samples)
+    pool = make_pool(columns, profile.evaluation.bootstrap_samples)
     for name, statistic in (("p_net", net_of("p")), ("q_net", net_of("q")), ("dpq", delta_pq_of("p", "q"))):
         line |= interval_columns(name, pool.interval(statistic, len(verdicts)))
     return line
@@ -443,7 +444,7 @@ def agreement_on_released(profile: Profile, data: Released) -> pd.DataFrame:
             ]
             (first_judge, _), (second_judge, _) = judged[-1]
             names = {"dataset": dataset, "rubric": rubric, "first": first_judge, "second": second_judge}
-            lines.append(names | agreement_row([triples], profile.bootstrap_samples))
+            lines.append(names | agreement_row([triples], profile.evaluation.bootstrap_samples))
     return pd.DataFrame(lines)
 
 

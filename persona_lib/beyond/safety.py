@@ -118,7 +118,7 @@ def run_answers(profile: Profile) -> Answers:
     Read are the main tailored arm and the persona-free one. A seed without answers is empty; data sets that
     call for no caution are left out.
     """
-    method, found = "dpo" if "dpo" in profile.methods else "sft", {}
+    method, found = "dpo" if "dpo" in profile.training.methods else "sft", {}
     for dataset in (name for name in profile.datasets if name not in HARMLESS):
         for run in (Run(profile, dataset, seed) for seed in profile.seeds):
             for spec in grid(run):
@@ -291,7 +291,10 @@ def make_tables(profile: Profile, data: Released | None) -> dict[str, pd.DataFra
     """Return all tables of a profile by file name: released answers at hand, a run's own on real prompts."""
     tables: dict[str, pd.DataFrame] = {}
     if data:
-        theirs, error = safety_tables(released_answers(data), profile.bootstrap_samples), error_table(data)
+        theirs, error = (
+            safety_tables(released_answers(data), profile.evaluation.bootstrap_samples),
+            error_table(data),
+        )
         tables = {f"released_{name}": table for name, table in theirs.items()}
         tables |= {} if error.empty else {"released_safety_error": error}
-    return tables | safety_tables(run_answers(profile), profile.bootstrap_samples)
+    return tables | safety_tables(run_answers(profile), profile.evaluation.bootstrap_samples)

@@ -633,19 +633,19 @@ class OwnData:
 
 def check_judge(profile: Profile) -> None:
     """Raise ConfigError for a profile whose judge cannot read own data."""
-    if profile.judge == "oracle":
+    if profile.evaluation.judge == "oracle":
         raise ConfigError(
-            f"profile {profile.name}: judge=oracle reads answers to the package's own pairs only; leave "
-            "--profile out (profile own), or give --set judge=none, or --set judge=lm with a model"
+            f"profile {profile.name}: evaluation.judge=oracle reads the package's own pairs only; leave "
+            "--profile out (profile own), or give --set evaluation.judge=none, or lm with a judge.model"
         )
 
 
 def own_key(profile: Profile) -> str:
     """Return a hash of all that the pairs are made from."""
-    mapping = Path(profile.data_mapping).expanduser()
-    text = mapping.read_text(encoding="utf-8") if profile.data_mapping and mapping.is_file() else ""
-    source = source_key(profile.data_dir)
-    return content_hash(VERSIONS["pairs"], source, text, profile.near_duplicate_threshold)
+    mapping = Path(profile.data.mapping).expanduser()
+    text = mapping.read_text(encoding="utf-8") if profile.data.mapping and mapping.is_file() else ""
+    source = source_key(profile.data.path)
+    return content_hash(VERSIONS["pairs"], source, text, profile.data.near_duplicates)
 
 
 def read_own(profile: Profile) -> OwnData:
@@ -654,7 +654,7 @@ def read_own(profile: Profile) -> OwnData:
     Raises DataError for what concerns the whole data: no such file, a column that is not there, no usable
     row, too few prompts. Every other fault is a `Finding` of its row.
     """
-    if not profile.data_dir:
+    if not profile.data.path:
         raise DataError(f"no data: say where it is, --data FILE. Read are {KINDS}")
     return read_source(profile, own_key(profile))
 
@@ -662,8 +662,8 @@ def read_own(profile: Profile) -> OwnData:
 @functools.lru_cache(maxsize=2)
 def read_source(profile: Profile, key: str) -> OwnData:
     """Read data for `read_own`; ``key`` is a hash of what it is read from: a changed file is read again."""
-    source, threshold = profile.data_dir, profile.near_duplicate_threshold
-    mapping = read_mapping(profile.data_mapping)
+    source, threshold = profile.data.path, profile.data.near_duplicates
+    mapping = read_mapping(profile.data.mapping)
     raw = read_rows(source, mapping.config)
     check_columns(source, raw, mapping)
     pairs, findings = [], []

@@ -68,7 +68,7 @@ def find_data_dir(
     if found := at_hand(data_dir, datasets, kind):
         return found
     if named := data_dir or os.environ.get("PERSONA_DATA", ""):
-        by = "data_dir" if data_dir else "$PERSONA_DATA"
+        by = "data.path" if data_dir else "$PERSONA_DATA"
         raise DataError(f"{by}={named}: no folder {folders[0]!r} there. {WAYS_OUT}")
     if os.environ.get("HF_HUB_OFFLINE") == "1" if offline is None else offline:
         raise DataError(f"no official data ({', '.join(folders)}) and downloads are off. {WAYS_OUT}")

@@ -150,14 +150,14 @@ Pairs = dict[str, list[PreferencePair]]
 
 def read_everyday(run: Run) -> Pairs:
     """Draw which response of each of the package's own pairs the users of this seed have chosen."""
-    return everyday.pairs(run.profile.majority_share, run.seed, run.profile.pair_limit)
+    return everyday.pairs(run.profile.data.majority_share, run.seed, run.profile.data.pair_limit)
 
 
 def read_official(run: Run) -> Pairs:
     """Read the released pairs of an official data set; test pairs alone if that is all there is."""
     if official.DATASETS[run.dataset]["tailoring"] is None:
         return {"train": [], "validation": [], "test": inference_pairs(run)}
-    return official.official_pairs(data_folder(run), run.dataset, run.profile.strip_roles)
+    return official.official_pairs(data_folder(run), run.dataset, run.profile.data.strip_roles)
 
 
 READERS: dict[str, Callable[[Run], Pairs]] = {
@@ -169,7 +169,7 @@ READERS: dict[str, Callable[[Run], Pairs]] = {
 
 def data_folder(run: Run, kind: str = "tailoring") -> Path:
     """Return where a run's official data is (found or fetched, see `official.find_data_dir`)."""
-    return official.find_data_dir(run.profile.data_dir, [run.dataset], kind=kind)
+    return official.find_data_dir(run.profile.data.path, [run.dataset], kind=kind)
 
 
 def has_personas(run: Run) -> bool:
@@ -181,28 +181,30 @@ def input_key(run: Run) -> str:
     """Return a hash of what a run's pairs are made from: official files, or our own pairs and the seed."""
     if run.dataset == everyday.NAME:
         profile = run.profile
-        return content_hash(everyday.key(), profile.majority_share, run.seed, profile.pair_limit)
+        return content_hash(everyday.key(), profile.data.majority_share, run.seed, profile.data.pair_limit)
     if run.dataset in official.DATASETS:
         if official.DATASETS[run.dataset]["tailoring"] is None:
             return inference_key(run)
-        return content_hash(official.official_key(data_folder(run), run.dataset), run.profile.strip_roles)
+        return content_hash(
+            official.official_key(data_folder(run), run.dataset), run.profile.data.strip_roles
+        )
     if run.dataset == intake.NAME:
         return intake.own_key(run.profile)
-    place = run.profile.data_dir  # a reader that somebody added
+    place = run.profile.data.path  # a reader that somebody added
     return content_hash(run.dataset, run.seed, place and intake.source_key(place))
 
 
 def inference_split(profile: Profile, dataset: str) -> str:
     """Return the split whose personas are scored: the authors' pairs for it, else the evaluation split."""
-    return "inference" if dataset in official.DATASETS else profile.eval_split
+    return "inference" if dataset in official.DATASETS else profile.evaluation.split
 
 
 def inference_pairs(run: Run) -> list[PreferencePair]:
     """Return the pairs of `inference_split` that are evaluated: of an official data set the paper's 300."""
     if run.dataset not in official.DATASETS:
-        return draw(load_pairs(run)[run.profile.eval_split], run.profile.eval_limit)
+        return draw(load_pairs(run)[run.profile.evaluation.split], run.profile.evaluation.limit)
     folder = data_folder(run, "inference")
-    return official.load_inference_pairs(folder, run.dataset, run.profile.strip_roles)
+    return official.load_inference_pairs(folder, run.dataset, run.profile.data.strip_roles)
 
 
 def inference_key(run: Run) -> str:
@@ -210,7 +212,7 @@ def inference_key(run: Run) -> str:
     if run.dataset not in official.DATASETS:
         return input_key(run)
     key = official.official_key(data_folder(run, "inference"), run.dataset, "inference")
-    return content_hash(key, run.profile.strip_roles)
+    return content_hash(key, run.profile.data.strip_roles)
 
 
 def write_pairs(run: Run) -> Path:

@@ -20,7 +20,7 @@ from persona_lib.data.retrieval import normal, retrieve
 from persona_lib.records import SIDES, InferredPersona, PreferencePair, TailoringRow
 from persona_lib.settings import Run
 from persona_lib.store import VERSIONS, content_hash, file_hash, is_done, mark_done, read_rows, write_rows
-from persona_lib.texts import EVAL_SPLITS, POOL_SPLITS, leakage_report, strip_contrast
+from persona_lib.texts import EVAL_SPLITS, POOL_SPLITS, leakage_report
 
 EVERYDAY_SHARES = {"sft_train": 0.5, "dpo_train": 0.5}  # it has validation topics of its own
 TRAIN_SHARES = {"sft_train": 0.4, "sft_val": 0.1, "dpo_train": 0.4, "dpo_val": 0.1}
@@ -64,7 +64,8 @@ def retrieved_ids(run: Run) -> dict[str, str]:
     parts = split_train(pairs["train"], run.seed, shares)
     pool = [(pair.id, pair.prompt) for split in POOL_SPLITS for pair in parts[split]]
     queries = [(pair.id, pair.prompt) for split in EVAL_SPLITS for pair in pairs[split]]
-    nearest = retrieve(queries, pool, run.profile.retriever, run.profile.retriever_model)
+    retriever = run.profile.data.retriever
+    nearest = retrieve(queries, pool, *retriever.split(":", 1))
     return {id: pool[best][0] for (id, _), best in zip(queries, nearest, strict=True)}
 
 
@@ -78,7 +79,7 @@ def load_personas(run: Run) -> dict[str, dict[str, str | None]]:
 
     Raises FileNotFoundError if the training rows' or the evaluated split's personas are not there yet.
     """
-    for split, side in [("train", "chosen"), *((run.profile.eval_split, side) for side in SIDES)]:
+    for split, side in [("train", "chosen"), *((run.profile.evaluation.split, side) for side in SIDES)]:
         path = run.folder / "personas" / f"{split}-{side}.jsonl"
         if not path.exists():
             raise FileNotFoundError(f"{path} is missing: run notebook 03_persona_inference first")
@@ -162,7 +163,7 @@ def rows_from_everyday(run: Run) -> Rows:
     chosen side of training and validation rows, if it did, are "inferred-chosen".
     """
     pairs, retrieved = preference.load_pairs(run), retrieved_ids(run)
-    known = everyday.personas(run.profile.majority_share, run.seed)
+    known = everyday.personas(run.profile.data.majority_share, run.seed)
     gold = {id: {f"gold-{side}": found[f"gold-{side}"] for side in SIDES} for id, found in known.items()}
     parts = split_train(pairs["train"], run.seed, EVERYDAY_SHARES)
     rows = {split: to_rows(part, split, gold, {}) for split, part in parts.items()}
@@ -177,14 +178,9 @@ def rows_from_everyday(run: Run) -> Rows:
 
 def rows_from_official(run: Run) -> Rows:
     """Take the official rows over; validation is the released sft_val and dpo_val (the same ids)."""
-    rows = official.load_official(preference.data_folder(run), run.dataset, run.profile.strip_roles)
+    rows = official.load_official(preference.data_folder(run), run.dataset, run.profile.data.strip_roles)
     validation = [replace(row, split="validation") for row in rows["sft_val"] + rows["dpo_val"]]
     return {split: rows[split] for split in (*TRAIN_SHARES, "test")} | {"validation": validation}
-
-
-def without_contrast(row: TailoringRow) -> TailoringRow:
-    """Return the row with every persona cut before what it says about the other response."""
-    return replace(row, personas={name: text and strip_contrast(text) for name, text in row.personas.items()})
 
 
 def build_tailoring(run: Run, extra_personas: Mapping[str, Mapping[str, str]] | None = None) -> Path:
@@ -208,8 +204,6 @@ def build_tailoring(run: Run, extra_personas: Mapping[str, Mapping[str, str]] | 
     for split in EVAL_SPLITS:
         rows[split] = add_personas(rows[split], shuffled_personas(rows[split], run.seed))
     rows = {split: add_personas(part, extra_personas) for split, part in rows.items()}
-    if run.profile.strip_contrast:
-        rows = {split: list(map(without_contrast, part)) for split, part in rows.items()}
     write_tables(run, rows)
     for split, part in rows.items():
         write_rows(folder / f"{split}.jsonl", part)
@@ -220,7 +214,11 @@ def build_tailoring(run: Run, extra_personas: Mapping[str, Mapping[str, str]] | 
 def tailoring_key(run: Run, extra_personas: Mapping[str, Mapping[str, str]]) -> str:
     """Return a hash of all that the tailoring data is made from."""
     p = run.profile
-    settings = (p.near_duplicate_threshold, p.eval_split, p.retriever, p.retriever_model, p.strip_contrast)
+    settings = (
+        p.data.near_duplicates,
+        p.evaluation.split,
+        p.data.retriever,
+    )
     inputs = {path.name: file_hash(path) for path in persona_files(run)}
     code = VERSIONS["tailoring"]
     return content_hash(code, preference.input_key(run), run.seed, settings, inputs, dict(extra_personas))
@@ -240,9 +238,9 @@ def write_tables(run: Run, rows: Rows) -> None:
     """Write the data card, the leakage report and the near duplicates of a run; ValueError on a leak."""
     tables = run.folder / "tables"
     tables.mkdir(parents=True, exist_ok=True)
-    report = leakage_report(rows, run.profile.near_duplicate_threshold)
+    report = leakage_report(rows, run.profile.data.near_duplicates)
     report.to_csv(tables / "tailoring_leakage.csv", index=False)
-    preference.data_card(rows, run.profile.near_duplicate_threshold).to_csv(tables / "tailoring_card.csv")
+    preference.data_card(rows, run.profile.data.near_duplicates).to_csv(tables / "tailoring_card.csv")
     leaks = report[report.must_be_zero & (report.found > 0)]
     if len(leaks):
         found = "; ".join(f"{leak.check}: {leak.found} of {leak.of}" for leak in leaks.itertuples())

@@ -76,10 +76,10 @@ class Endpoint:
 
 def endpoint_of(profile: Profile, role: str) -> Endpoint:
     """Return the endpoint of a profile's "generator" or "judge", as its ``<role>_*`` fields say."""
-    url, model, kind = (getattr(profile, f"{role}_{field}") for field in ("url", "model", "kind"))
-    limits = profile.endpoint_concurrency, profile.endpoint_timeout, profile.endpoint_retries
-    prices = getattr(profile, f"{role}_prices") or (0.0, 0.0)
-    return Endpoint(url.rstrip("/"), model, kind, *limits, *prices, profile.max_cost_usd)
+    named = getattr(profile, role)
+    prices = dict(zip(("prompt_price", "completion_price"), named.prices, strict=False))
+    limit = {"max_cost_usd": profile.served.max_cost_usd}
+    return Endpoint(named.url.rstrip("/"), named.model, named.kind, **limit, **prices)
 
 
 @dataclass(frozen=True)
@@ -335,7 +335,9 @@ class EndpointGenerator:
         know; at the end, BudgetError if ``max_cost_usd`` forbids the rest, EndpointError if requests failed.
         """
         if min_new_tokens:
-            raise ValueError("an endpoint cannot be asked for min_new_tokens: set gen_min_new_tokens to 0")
+            raise ValueError(
+                "an endpoint cannot be asked for min_new_tokens: set generation.min_new_tokens=0"
+            )
         self.read_ledger()
 
         def body_of(index: int) -> dict[str, Any]:
@@ -580,13 +582,13 @@ class SurfaceGenerator:
 
 def role_source(run: Run, role: str) -> tuple[str, str]:
     """Return where the model of a role is, and its revision: the run's own base, a hub model or a folder."""
-    name = getattr(run.profile, f"{role}_model")
+    name = getattr(run.profile, role).model
     return run.base_source if name == "base" else (name, "")
 
 
 def role_key(run: Run, role: str) -> str:
     """Return what identifies the model of a role: its weights, or its name and address if it is served."""
-    name, url = getattr(run.profile, f"{role}_model"), getattr(run.profile, f"{role}_url")
+    name, url = getattr(run.profile, role).model, getattr(run.profile, role).url
     if url:
         return f"{name} at {url}"
     return name if name in GENERATORS else model_key(*role_source(run, role))
@@ -604,14 +606,14 @@ def load_generator(run: Run, role: str, batch_size: int) -> Any:
     A name of GENERATORS stands for itself; another one is a model, which is asked where it is served
     (``<role>_url``) or by the profile's ``engine``. Served models of a profile share ledger and budget.
     """
-    profile, name = run.profile, getattr(run.profile, f"{role}_model")
-    if getattr(profile, f"{role}_url"):
+    profile, name = run.profile, getattr(run.profile, role).model
+    if getattr(profile, role).url:
         ledger = results_dir(profile) / "endpoint" / "answers.jsonl"
         return EndpointGenerator(endpoint_of(profile, role), ledger)
     if name in GENERATORS:
         return GENERATORS[name](run, role, batch_size)
-    source, dtype = role_source(run, role), profile.compute_dtype
-    tokenizer, name = load_tokenizer(*source), profile.base_model if name == "base" else name
-    if profile.engine == "vllm":
+    source, dtype = role_source(run, role), profile.base.dtype
+    tokenizer, name = load_tokenizer(*source), profile.base.model if name == "base" else name
+    if profile.generation.engine == "vllm":
         return VllmGenerator(load_engine(*source, dtype), tokenizer, name, dtype)
     return TransformersGenerator(load_base(*source, "none", dtype), tokenizer, name, batch_size)

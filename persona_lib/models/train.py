@@ -31,21 +31,12 @@ from persona_lib.models import packing, trainers
 from persona_lib.models.load import RowCounts, count_rows, format_of, load_base, load_tokenizer, model_key
 from persona_lib.models.trainers import check_dpo_start, dpo_trainer, sft_trainer
 from persona_lib.records import TailoringRow
-from persona_lib.settings import Profile, Run, load_profile, main_arm
+from persona_lib.settings import Profile, Run, deciding, load_profile, main_arm, set_field
 from persona_lib.store import VERSIONS
 from persona_lib.workers import run_jobs
 
-SHARED_FIELDS = (
-    "quantization", "compute_dtype", "lora_r", "lora_alpha", "lora_dropout", "lora_targets", "max_length",
-    "lr_scheduler", "warmup_share", "train_limit", "val_limit",
-)  # fmt: skip
-METHOD_FIELDS = {
-    "sft": ("completion_only_loss", "sft_learning_rate", "sft_epochs", "sft_batch_size", "sft_packing"),
-    "dpo": (
-        "dpo_splits", "dpo_order", "dpo_learning_rate", "dpo_epochs", "dpo_max_steps", "dpo_batch_size",
-        "dpo_beta", "dpo_sft_weight", "dpo_prefix_sharing", "merge_adapters",
-    ),
-}  # fmt: skip
+SHARED = "base.quantization base.dtype lora.* training.max_length training.warmup training.*rows"
+OF_METHOD = {"sft": "sft.* training.completion_only_loss training.packing", "dpo": "dpo.* training.packing"}
 COMPLETIONS = {"sft": ("completion",), "dpo": ("chosen", "rejected")}
 
 
@@ -56,7 +47,7 @@ def adapter_folder(run: Run, method: str, train_persona: str) -> Path:
 
 def data_paths(run: Run, method: str) -> dict[str, list[Path]]:
     """Return the files that a method trains and validates on; raises if one is missing."""
-    train = run.profile.dpo_splits if method == "dpo" else ("sft_train",)
+    train = run.profile.dpo.splits if method == "dpo" else ("sft_train",)
     folder = run.folder / "tailoring"
     paths = {"train": [folder / f"{split}.jsonl" for split in train], "val": [folder / f"{method}_val.jsonl"]}
     for path in (*paths["train"], *paths["val"]):
@@ -67,17 +58,17 @@ def data_paths(run: Run, method: str) -> dict[str, list[Path]]:
 
 def load_rows(run: Run, method: str, train_persona: str) -> tuple[dict[str, list[dict]], dict[str, int]]:
     """Return the arm's rows of "train" and "val", and how many source rows had no persona."""
-    to_rows = to_ordered_dpo_rows if run.profile.dpo_order == "pairs" else to_dpo_rows
+    to_rows = to_ordered_dpo_rows if run.profile.dpo.order == "pairs" else to_dpo_rows
     make = to_sft_rows if method == "sft" else to_rows
     rows, without, chat = {}, {}, format_of(*run.base_source)
     for part, paths in data_paths(run, method).items():
-        limit = run.profile.train_limit if part == "train" else run.profile.val_limit
+        limit = run.profile.training.rows if part == "train" else run.profile.training.validation_rows
         source = [row for path in paths for row in draw(store.read_rows(path, TailoringRow), limit)]
         rows[part] = make(source, train_persona, run.seed, chat)
         without[part] = len(source) * (2 if train_persona in TWO_SIDED else 1) - len(rows[part])
-    if method == "dpo" and run.profile.dpo_order == "pairs" and run.profile.dpo_max_steps:
+    if method == "dpo" and run.profile.dpo.order == "pairs" and run.profile.dpo.max_steps:
         # In a fixed order a limit on the steps leaves the last rows out: they need no reference.
-        rows["train"] = rows["train"][: run.profile.dpo_max_steps * run.profile.dpo_batch_size]
+        rows["train"] = rows["train"][: run.profile.dpo.max_steps * run.profile.dpo.batch_size]
     return rows, without
 
 
@@ -87,14 +78,14 @@ def base_key(run: Run) -> str:
 
 
 def arm_settings(run: Run, train_persona: str) -> Run:
-    """Return the run with the settings of one arm: the ``plain_*`` ones for the arm without personas.
+    """Return the run with the settings of one arm: the ``plain.*`` ones for the arm without personas.
 
     Both were chosen on validation data with the same search budget (``selection``).
     """
     if train_persona != "none":
         return run
-    plain = {n.removeprefix("plain_"): v for n, v in vars(run.profile).items() if n.startswith("plain_")}
-    return dataclasses.replace(run, profile=dataclasses.replace(run.profile, **plain))
+    plain = {name.replace("_", ".", 1): value for name, value in vars(run.profile.plain).items()}
+    return dataclasses.replace(run, profile=set_field(run.profile, plain))
 
 
 def training_spec(run: Run, method: str, train_persona: str) -> dict[str, Any]:
@@ -105,7 +96,7 @@ def training_spec(run: Run, method: str, train_persona: str) -> dict[str, Any]:
         "seed": run.seed,
         "dataset": run.dataset,
         "base": base_key(run),
-        "settings": {f: getattr(run.profile, f) for f in (*SHARED_FIELDS, *METHOD_FIELDS[method])},
+        "settings": deciding(run.profile, f"{SHARED} {OF_METHOD[method]}"),
         "data": {part: [*map(store.file_hash, paths)] for part, paths in data_paths(run, method).items()},
         "code": VERSIONS["training"],
     }
@@ -153,7 +144,7 @@ def train_arms(run: Run, method: str) -> list[Path]:
     Under ``accelerate launch`` all ranks call this together and the arms follow one another; rank 0 writes.
     DPO needs the SFT adapters of the same arms. Returns the folders ``adapters/<method>-<train_persona>``.
     """
-    arms = run.profile.train_personas
+    arms = run.profile.training.arms
     jobs = [job for arm in arms if (job := missing_job(run, method, arm))]
     run_jobs(fit_adapter, jobs, 1 if trainers.count() > 1 else run.profile.workers)
     return [adapter_folder(run, method, arm) for arm in arms]
@@ -175,7 +166,7 @@ def fit_adapter(run: Run, method: str, train_persona: str, spec: dict[str, Any])
     counts = count_parts(run, method, tokenizer, rows, folder.name)
     if trainers.rank() == 0:
         report_counts(folder, counts, without)
-    packs = run.profile.sft_packing if method == "sft" else run.profile.dpo_prefix_sharing
+    packs = run.profile.training.packing if method == "sft" else run.profile.training.packing
     with trainers.quiet_libraries(), packing.small_tiles(on=packs):
         trainer = build_trainer(run, method, train_persona, tokenizer, rows)
         for name, dataset in (("train", trainer.train_dataset), ("val", trainer.eval_dataset)):
@@ -196,7 +187,7 @@ def build_trainer(
     output = adapter_folder(run, method, train_persona) / "checkpoints"
     data = {part: as_dataset(rows[part], output / "rows" / part) for part in rows}
     profile = run.profile
-    base = load_base(*run.base_source, profile.quantization, profile.compute_dtype)
+    base = load_base(*run.base_source, profile.base.quantization, profile.base.dtype)
     if method == "sft":
         return sft_trainer(profile, run.seed, base, tokenizer, data, output)
     sft = adapter_folder(run, "sft", train_persona)
@@ -221,8 +212,8 @@ def count_parts(
     run: Run, method: str, tokenizer: Any, rows: dict[str, list[dict]], name: str
 ) -> dict[str, RowCounts]:
     """Check and count the rows of "train" and "val" (see ``tokens.count_rows``)."""
-    drops = method == "dpo" or run.profile.completion_only_loss
-    settings = COMPLETIONS[method], run.profile.max_length
+    drops = method == "dpo" or run.profile.training.completion_only_loss
+    settings = COMPLETIONS[method], run.profile.training.max_length
     return {part: count_rows(tokenizer, rows[part], *settings, f"{name} {part}", drops) for part in rows}
 
 
@@ -295,8 +286,8 @@ def qlora_section(run: Run, steps: int = 4, rows: int = 16) -> Any:
     """Train SFT on the base in NF4 for a few steps, once, in a process of its own; return the costs."""
     import pandas as pd
 
-    changes = {"quantization": "nf4", "merge_adapters": False, "sft_epochs": 1}
-    run = dataclasses.replace(run, profile=dataclasses.replace(run.profile, **changes))
+    changes = {"base.quantization": "nf4", "sft.epochs": 1}
+    run = dataclasses.replace(run, profile=set_field(run.profile, changes))
     spec = training_spec(run, "sft", main_arm(run.profile)) | {"steps": steps, "rows": rows}
     if not store.is_done(run.folder / "qlora", key := store.content_hash(spec)):
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # so the peak of memory is its own
@@ -308,11 +299,11 @@ def train_steps(run: Run, steps: int, rows: int, key: str, spec: dict[str, Any])
     """Train, and write cost.json, the adapter and, last, done.json."""
     folder, (found, _) = run.folder / "qlora", load_rows(run, "sft", main_arm(run.profile))
     found = {"train": found["train"][:rows], "val": found["val"][:steps]}
-    profile = dataclasses.replace(run.profile, sft_batch_size=-(-len(found["train"]) // steps))
+    profile = set_field(run.profile, {"sft.batch_size": -(-len(found["train"]) // steps)})
     checkpoint, tokenizer = prepare_folder(folder, key, spec), load_tokenizer(*run.base_source)
-    base = load_base(*run.base_source, "nf4", profile.compute_dtype)
+    base = load_base(*run.base_source, "nf4", profile.base.dtype)
     cost = {f"weights in {name}, MB": n / 1e6 for name, n in weight_bytes(base).items()}
-    with trainers.quiet_libraries(), packing.small_tiles(on=profile.sft_packing), redirect_stdout(None):
+    with trainers.quiet_libraries(), packing.small_tiles(on=profile.training.packing), redirect_stdout(None):
         data = {part: as_dataset(found[part], folder) for part in found}
         trainer = sft_trainer(profile, run.seed, base, tokenizer, data, folder / "checkpoints")
         trainer.args.logging_strategy, trainer.args.logging_steps = "steps", 1
@@ -343,7 +334,7 @@ def main() -> None:
     arguments = parser.parse_args()
     profile = load_profile(arguments.profile, arguments.overrides)
     for run in (Run(profile, dataset, seed) for dataset in profile.datasets for seed in profile.seeds):
-        for method in (name for name in ("sft", "dpo") if name in profile.methods):
+        for method in (name for name in ("sft", "dpo") if name in profile.training.methods):
             train_arms(run, method)
 
 

@@ -235,18 +235,18 @@ def eval_batch(profile: Profile, method: str) -> int:
     With several processes plain DPO takes one row at a time, because the last batches are filled up with
     other rows. The SFT term is a mean over the tokens of a batch, so there all take a part of the same batch.
     """
-    if count() > 1 and (method == "sft" or profile.dpo_sft_weight == 0):
+    if count() > 1 and (method == "sft" or profile.dpo.sft_weight == 0):
         return 1
     return max(1, EVAL_BATCH[method] // count())
 
 
 def max_steps(profile: Profile, rows: int) -> int:
-    """Return DPO's limit on its steps: ``dpo_max_steps`` where the epochs have more, else -1 (no limit).
+    """Return DPO's limit on its steps: ``dpo.max_steps`` where the epochs have more, else -1 (no limit).
 
     Trainer would take a limit for a goal, and go over few rows again and again until it is reached.
     """
-    steps = math.ceil(rows / profile.dpo_batch_size) * profile.dpo_epochs
-    return profile.dpo_max_steps if 0 < profile.dpo_max_steps < steps else -1
+    steps = math.ceil(rows / profile.dpo.batch_size) * profile.dpo.epochs
+    return profile.dpo.max_steps if 0 < profile.dpo.max_steps < steps else -1
 
 
 def trainer_settings(profile: Profile, method: str, seed: int, output: Path, rows: int = 0) -> dict[str, Any]:
@@ -256,25 +256,25 @@ def trainer_settings(profile: Profile, method: str, seed: int, output: Path, row
     """
     import torch
 
-    ordered = method == "dpo" and profile.dpo_order == "pairs"
+    ordered = method == "dpo" and profile.dpo.order == "pairs"
     return {
         "output_dir": str(output),
         "seed": seed,
         "data_seed": seed,
-        "learning_rate": getattr(profile, f"{method}_learning_rate"),
-        "num_train_epochs": getattr(profile, f"{method}_epochs"),
+        "learning_rate": getattr(profile, method).learning_rate,
+        "num_train_epochs": getattr(profile, method).epochs,
         "max_steps": max_steps(profile, rows) if method == "dpo" else -1,
-        "per_device_train_batch_size": part(getattr(profile, f"{method}_batch_size")),
+        "per_device_train_batch_size": part(getattr(profile, method).batch_size),
         "per_device_eval_batch_size": eval_batch(profile, method),
         "gradient_accumulation_steps": 1,
         "train_sampling_strategy": "sequential" if ordered else "random",
-        "max_length": profile.max_length,
-        "lr_scheduler_type": profile.lr_scheduler,
-        "warmup_steps": profile.warmup_share,  # below 1: a share of all steps
+        "max_length": profile.training.max_length,
+        "lr_scheduler_type": "linear",
+        "warmup_steps": profile.training.warmup,  # below 1: a share of all steps
         "optim": "adamw_torch",
         "weight_decay": 0.0,
         "max_grad_norm": 1.0,
-        "bf16": profile.compute_dtype == "bfloat16",
+        "bf16": profile.base.dtype == "bfloat16",
         "fp16": False,
         "gradient_checkpointing": False,
         "use_cpu": not torch.cuda.is_available(),
@@ -306,10 +306,10 @@ def lora_config(profile: Profile) -> Any:
     from peft import LoraConfig
 
     return LoraConfig(
-        r=profile.lora_r,
-        lora_alpha=profile.lora_alpha,
-        lora_dropout=profile.lora_dropout,
-        target_modules=list(profile.lora_targets),
+        r=profile.lora.r,
+        lora_alpha=profile.lora.alpha,
+        lora_dropout=profile.lora.dropout,
+        target_modules=list(profile.lora.targets),
         bias="none",
         task_type="CAUSAL_LM",
     )
@@ -329,12 +329,12 @@ def sft_trainer(
     set_seed(seed)
     config = SFTConfig(
         **trainer_settings(profile, "sft", seed, output),
-        completion_only_loss=profile.completion_only_loss,
+        completion_only_loss=profile.training.completion_only_loss,
         packing=False,
         padding_free=False,
     )
     collator = None
-    if profile.sft_packing:
+    if profile.training.packing:
         base = packing.accept_packed(base)
         collator = packing.sft_collator(tokenizer.pad_token_id)
     trainer = SFTTrainer(
@@ -414,8 +414,8 @@ def stacked_dpo_trainer_class() -> type:
 
 def dpo_loss_settings(profile: Profile) -> dict[str, Any]:
     """Return TRL's loss settings: the DPO loss, with an SFT term on the preferred response if weighted."""
-    if profile.dpo_sft_weight > 0:
-        return {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, profile.dpo_sft_weight]}
+    if profile.dpo.sft_weight > 0:
+        return {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, profile.dpo.sft_weight]}
     return {"loss_type": ["sigmoid"], "loss_weights": None}
 
 
@@ -436,15 +436,15 @@ def dpo_trainer(
     config = DPOConfig(
         **trainer_settings(profile, "dpo", seed, output, len(data["train"])),
         **dpo_loss_settings(profile),
-        beta=profile.dpo_beta,
+        beta=profile.dpo.beta,
         disable_dropout=True,
         precompute_ref_log_probs=True,
-        precompute_ref_batch_size=part(profile.dpo_batch_size),
+        precompute_ref_batch_size=part(profile.dpo.batch_size),
     )
     collator = None
-    if profile.dpo_prefix_sharing:
+    if profile.training.packing:
         base = packing.accept_packed(base)
-        collator = packing.dpo_collator(tokenizer.pad_token_id, profile.max_length)
+        collator = packing.dpo_collator(tokenizer.pad_token_id, profile.training.max_length)
     model, config_of_new = PeftModel.from_pretrained(base, str(sft), is_trainable=True), None
     if profile.merge_adapters:
         mergeable_layers(model)
@@ -475,6 +475,6 @@ def check_dpo_start(trainer: Any, profile: Profile, rows: int = 16) -> None:
         losses = [float(trainer.compute_loss(trainer.model, batch)) for batch in batches]
     margin = trainer._metrics["eval"]["rewards/margins"]
     trainer._metrics["eval"].clear()
-    expected = math.log(2) if profile.dpo_sft_weight == 0 else None
-    tolerance = 1e-3 if profile.compute_dtype == "float32" else 0.05
+    expected = math.log(2) if profile.dpo.sft_weight == 0 else None
+    tolerance = 1e-3 if profile.base.dtype == "float32" else 0.05
     check_start(sum(margin) / len(margin), sum(losses) / len(losses), expected, tolerance)

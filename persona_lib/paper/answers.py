@@ -19,6 +19,7 @@ from persona_lib.models import trainers
 from persona_lib.models.generate import TransformersGenerator
 from persona_lib.models.load import (
     attach_adapters,
+    device,
     format_of,
     join_adapters,
     load_base,
@@ -30,13 +31,13 @@ from persona_lib.models.served import VllmGenerator, load_engine, lora_request
 from persona_lib.models.train import adapter_folder, base_key, release_memory
 from persona_lib.prompts import STOP, beginning, begun_prompt, few_shot_prompt, tailoring_prompt
 from persona_lib.records import SIDES, Generation, RunSpec, TailoringRow
-from persona_lib.settings import Profile, Run, main_arm, results_dir
+from persona_lib.settings import Profile, Run, deciding, main_arm, results_dir
 from persona_lib.store import VERSIONS
 from persona_lib.texts import count_degenerate
 from persona_lib.workers import run_jobs, share_out
 
 BROKEN = 0.05  # share of degenerate answers from which a policy is not sound
-KEYED = ("gen_", "few_shot", "first_person", "quantization", "compute", "merge", "eval_limit", "engine")
+KEYED = "generation.* base.quantization base.dtype evaluation.limit"
 
 # --- policies: a base and its adapters, behind the generator interface ---
 
@@ -58,7 +59,7 @@ def generators(run: Run, specs: Sequence[RunSpec]) -> Iterator[tuple[RunSpec, An
 
     transformers switches adapters on the base as it was trained on. vLLM gets one joined adapter per arm.
     """
-    make = vllm_generators if run.profile.engine == "vllm" else transformers_generators
+    make = vllm_generators if run.profile.generation.engine == "vllm" else transformers_generators
     yield from make(run, specs)
 
 
@@ -67,13 +68,16 @@ def transformers_generators(
 ) -> Iterator[tuple[RunSpec, TransformersGenerator]]:
     """Yield the generators of runs on the base as it was trained on."""
     profile = run.profile
-    quantised = (profile.quantization, profile.compute_dtype, profile.gen_expand_weights)
-    model, tokenizer = load_base(*run.base_source, *quantised), load_tokenizer(*run.base_source)
+    how = (profile.base.quantization, profile.base.dtype, device() == "cpu")
+    model, tokenizer = load_base(*run.base_source, *how), load_tokenizer(*run.base_source)
     for name in dict.fromkeys(name for spec in specs for name in adapters_of(run, spec)):
         model = attach_adapters(model, [adapter_folder(run, *name.split("-", 1))])
     for spec in specs:
-        settings = adapters_of(run, spec), profile.merge_adapters, profile.gen_repetition_penalty
-        yield spec, TransformersGenerator(model, tokenizer, spec.arm, profile.gen_batch_size, *settings)
+        settings = adapters_of(run, spec), profile.merge_adapters, profile.generation.repetition_penalty
+        yield (
+            spec,
+            TransformersGenerator(model, tokenizer, spec.arm, profile.generation.batch_size, *settings),
+        )
 
 
 def joined_adapter(run: Run, spec: RunSpec) -> Path | None:
@@ -95,12 +99,12 @@ def plain_base(run: Run) -> tuple[str, str]:
     8B model in bfloat16.
     """
     profile = run.profile
-    if profile.quantization == "none":
+    if profile.base.quantization == "none":
         return run.base_source
-    key = store.content_hash(base_key(run), profile.quantization, profile.compute_dtype)
+    key = store.content_hash(base_key(run), profile.base.quantization, profile.base.dtype)
     folder = results_dir(profile) / "expanded" / key
     if not store.is_done(folder, key):
-        model = load_base(*run.base_source, profile.quantization, profile.compute_dtype, expand=True)
+        model = load_base(*run.base_source, profile.base.quantization, profile.base.dtype, expand=True)
         model.save_pretrained(folder)
         load_tokenizer(*run.base_source).save_pretrained(folder)
         store.mark_done(folder, key)
@@ -114,12 +118,12 @@ def vllm_generators(run: Run, specs: Sequence[RunSpec]) -> Iterator[tuple[RunSpe
     where = plain_base(run)
     folders = {spec.arm: joined_adapter(run, spec) for spec in specs}
     ranks = [lora_rank(folder) for folder in folders.values() if folder]
-    engine, tokenizer = load_engine(*where, run.profile.compute_dtype, ranks), load_tokenizer(*where)
+    engine, tokenizer = load_engine(*where, run.profile.base.dtype, ranks), load_tokenizer(*where)
     for spec in specs:
         folder, adapter = folders[spec.arm], None
         if folder:
             adapter = lora_request(spec.arm, store.read_json(folder / "done.json")["key"], folder)
-        yield spec, VllmGenerator(engine, tokenizer, spec.arm, run.profile.compute_dtype, adapter)
+        yield spec, VllmGenerator(engine, tokenizer, spec.arm, run.profile.base.dtype, adapter)
 
 
 # --- the grid ---
@@ -127,7 +131,12 @@ def vllm_generators(run: Run, specs: Sequence[RunSpec]) -> Iterator[tuple[RunSpe
 
 def kinds(profile: Profile, *names: str) -> list[str]:
     """Return the personas of these kinds, for both sides, that the profile evaluates."""
-    return [f"{name}-{side}" for name in names for side in SIDES if f"{name}-{side}" in profile.eval_personas]
+    return [
+        f"{name}-{side}"
+        for name in names
+        for side in SIDES
+        if f"{name}-{side}" in profile.evaluation.personas
+    ]
 
 
 def plan_of(profile: Profile, method: str, train_persona: str) -> list[tuple[str, str]]:
@@ -138,7 +147,7 @@ def plan_of(profile: Profile, method: str, train_persona: str) -> list[tuple[str
     retrieved and user-written ones; the other arms gold ones. ``controls`` adds retrieved and user-written
     ones for every trained arm, and for these two shuffled and system personas, and plain DPO told by line.
     """
-    plain, controls = train_persona == "none", profile.controls
+    plain, controls = train_persona == "none", profile.evaluation.controls
     form = "first_person" if plain else "line"
     compared = method == "dpo" and train_persona in ("none", main_arm(profile))
     wide = method != "few_shot" and (controls or compared)
@@ -146,7 +155,7 @@ def plan_of(profile: Profile, method: str, train_persona: str) -> list[tuple[str
     if not compared:
         return told
     shuffled = [(p, form) for p in kinds(profile, "shuffled") if controls]
-    system = [("system", form)] if controls and "system" in profile.eval_personas else []
+    system = [("system", form)] if controls and "system" in profile.evaluation.personas else []
     if not plain:
         return [("none", "line"), *system, *told, *shuffled]
     by_line = [(p, "line") for p in kinds(profile, "gold", "retrieved") if controls]
@@ -155,9 +164,13 @@ def plan_of(profile: Profile, method: str, train_persona: str) -> list[tuple[str
 
 def arms(profile: Profile) -> list[tuple[str, str]]:
     """Return the (method, train persona) arms of a profile; few-shot has "none" and "chosen" only."""
-    trained = profile.train_personas
+    trained = profile.training.arms
     few_shot = [*(["none"] if "none" in trained else []), *(["chosen"] if set(trained) - {"none"} else [])]
-    return [(m, persona) for m in profile.methods for persona in (few_shot if m == "few_shot" else trained)]
+    return [
+        (m, persona)
+        for m in profile.training.methods
+        for persona in (few_shot if m == "few_shot" else trained)
+    ]
 
 
 def grid(run: Run) -> list[RunSpec]:
@@ -174,8 +187,8 @@ def grid(run: Run) -> list[RunSpec]:
 
 def eval_rows(run: Run, split: str = "") -> list[TailoringRow]:
     """Return the rows of a split (the profile's evaluation split): all, or ``eval_limit`` drawn by id."""
-    path = run.folder / "tailoring" / f"{split or run.profile.eval_split}.jsonl"
-    return draw(store.read_rows(path, TailoringRow), run.profile.eval_limit)
+    path = run.folder / "tailoring" / f"{split or run.profile.evaluation.split}.jsonl"
+    return draw(store.read_rows(path, TailoringRow), run.profile.evaluation.limit)
 
 
 def persona_of(row: TailoringRow, eval_persona: str) -> str | None:
@@ -187,18 +200,12 @@ def ask_prompt(run: Run, prompt: str, persona: str | None, persona_format: str) 
     """Render what a run's policies are asked, in the profile's wording and with the beginning it forces."""
     chat = format_of(*run.base_source)
     text = tailoring_prompt(prompt, persona, persona_format, chat)
-    return begun_prompt(text, forced_beginning(run, prompt), chat)
-
-
-def forced_beginning(run: Run, prompt: str) -> str:
-    """Return what the answer to a prompt is made to begin with; "" for nothing (``gen_beginning``)."""
-    return "" if run.profile.gen_beginning == "none" else beginning(run.dataset, prompt)
+    return begun_prompt(text, beginning(run.dataset, prompt), chat)
 
 
 def whole_answer(run: Run, prompt: str, text: str) -> str:
-    """Return a completion as it is kept: after its forced beginning, which "released" leaves out."""
-    begun = forced_beginning(run, prompt) if run.profile.gen_beginning == "whole" else ""
-    return f"{begun} {text}".strip()
+    """Return a completion as it is kept: after its forced beginning (Mnemonic: "TERM sounds like")."""
+    return f"{beginning(run.dataset, prompt)} {text}".strip()
 
 
 def few_shot_prefix(run: Run, spec: RunSpec) -> str:
@@ -207,7 +214,7 @@ def few_shot_prefix(run: Run, spec: RunSpec) -> str:
         return ""
     rows = store.read_rows(run.folder / "tailoring" / "sft_train.jsonl", TailoringRow)
     usable = [row for row in rows if row.personas.get("gold-chosen")]
-    drawn = random.Random(f"few-shot-{run.seed}").sample(usable, run.profile.few_shot_examples)
+    drawn = random.Random(f"few-shot-{run.seed}").sample(usable, run.profile.generation.few_shot_examples)
     told = spec.train_persona != "none"
     shots = [(row.prompt, row.personas["gold-chosen"] if told else None, row.chosen) for row in drawn]
     return few_shot_prompt(shots, "", format_of(*run.base_source))
@@ -223,9 +230,9 @@ def generation_folder(run: Run, spec: RunSpec) -> Path:
 
 def generation_key(run: Run, spec: RunSpec) -> str:
     """Hash of all that a run's generations depend on."""
-    names = ("sft_train", run.profile.eval_split)
+    names = ("sft_train", run.profile.evaluation.split)
     data = [store.file_hash(run.folder / "tailoring" / f"{name}.jsonl") for name in names]
-    settings = [value for name, value in vars(run.profile).items() if name.startswith(KEYED)]
+    settings = deciding(run.profile, KEYED)
     models = policy_key(run, spec), model_key(*run.base_source)
     return store.content_hash(VERSIONS["answers"], spec, *models, data, settings)
 
@@ -261,16 +268,16 @@ def append_completions(
     personas = [persona_of(row, spec.eval_persona) for row in rows]
     completions = generator.generate(
         [ask_prompt(run, r.prompt, p, spec.persona_format) for r, p in zip(rows, personas, strict=True)],
-        profile.gen_max_new_tokens,
+        profile.generation.max_new_tokens,
         (STOP,),
-        min_new_tokens=profile.gen_min_new_tokens,
+        min_new_tokens=profile.generation.min_new_tokens,
         prefix=few_shot_prefix(run, spec),
     )
     for index, done in completions:
         row, text = rows[index], whole_answer(run, rows[index].prompt, done.text)
         made = (personas[index], text, done.finish_reason, done.n_tokens)
         batch.append(Generation(row.id, spec.slug, row.prompt, *made))
-        if len(batch) >= profile.gen_batch_size:
+        if len(batch) >= profile.generation.batch_size:
             store.append_rows(path, batch)
             batch = []
     store.append_rows(path, batch)
@@ -294,7 +301,7 @@ def broken_share(facts: dict[str, Any]) -> float:
 
 def generate_all(run: Run) -> list[Path]:
     """Generate every run of the grid that is not finished yet, in ``workers`` processes (vLLM: here)."""
-    specs, workers = grid(run), 1 if run.profile.engine == "vllm" else run.profile.workers
+    specs, workers = grid(run), 1 if run.profile.generation.engine == "vllm" else run.profile.workers
     missing = [s for s in specs if not store.is_done(generation_folder(run, s), generation_key(run, s))]
     shares = share_out(missing, [2 if spec.method == "few_shot" else 1 for spec in missing], workers)
     run_jobs(generate_specs, [(run, share) for share in shares], workers)
@@ -335,9 +342,9 @@ class Matchup:
 def matchups(run: Run) -> list[Matchup]:
     """Return the rows of the results tables for one data set and seed, among the runs of the grid."""
     cells, main = {spec.slug: spec for spec in grid(run)}, main_arm(run.profile)
-    others = [name for name in run.profile.train_personas if name not in ("none", main)]
+    others = [name for name in run.profile.training.arms if name not in ("none", main)]
     rows: list[tuple[str, str, str, str, str]] = []  # label, kind, tested cell, base cell, judged persona
-    for p in run.profile.eval_personas:
+    for p in run.profile.evaluation.personas:
         tested, plain = f"dpo-{main}.{p}.line", f"dpo-none.{p}.first_person"
         if p.startswith(("gold", "retrieved", "user")):
             rows += [

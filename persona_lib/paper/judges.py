@@ -7,7 +7,6 @@ An answer that names no winner, or two, leaves the comparison without one: nothi
 from __future__ import annotations
 
 import ast
-import dataclasses
 import importlib.util
 import json
 import re
@@ -45,12 +44,13 @@ from persona_lib.prompts import (
 from persona_lib.records import SIDES, DataError, Judgment, PairwiseComparison, Rubric, TailoringRow
 from persona_lib.settings import (
     ConfigError,
-    Profile,
     Run,
+    deciding,
     judge_settings,
     near_names,
     results_dir,
     results_root,
+    set_field,
 )
 from persona_lib.store import VERSIONS, file_hash
 
@@ -267,7 +267,7 @@ def read_texts(path: str, dataset: str) -> Texts:
     try:
         read = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"judge_texts={path}: cannot be read ({error})") from error
+        raise ConfigError(f"evaluation.judge_texts={path}: cannot be read ({error})") from error
     if not isinstance(read, dict):
         raise ConfigError(f"{path}: should have the blocks {' and '.join(TEXTS)}")
     own = read.get(dataset) or {}
@@ -347,10 +347,10 @@ def asked_of(generator: Any, kind: str) -> Callable[[str], str]:
 
 def model_judge(run: Run, role: str = "judge") -> Judge:
     """Return ``<role>_model`` as a judge: a served language model, one of the hub, or the run's own base."""
-    generator = load_generator(run, role, getattr(run.profile, f"{role}_batch_size"))
+    generator = load_generator(run, role, getattr(run.profile, role).batch_size)
     _, url, kind, form, decoding, max_new_tokens = judge_settings(run.profile, role)
     if form == "prometheus":
-        texts = read_texts(run.profile.judge_texts, run.dataset)
+        texts = read_texts(run.profile.evaluation.judge_texts, run.dataset)
         return prometheus_judge(
             generator, max_new_tokens, decoding, bool(url) and kind == "chat", texts=texts
         )
@@ -362,9 +362,11 @@ def model_judge(run: Run, role: str = "judge") -> Judge:
 
 
 NAME = "backwards"
-FIELDS = ("backwards_rows", "backwards_epochs", "backwards_batch_size", "backwards_learning_rate", "lora_r",
-          "lora_alpha", "lora_dropout", "lora_targets", "max_length", "compute_dtype",
-          "completion_only_loss", "sft_packing", "lr_scheduler", "warmup_share")  # fmt: skip
+KEYED = (
+    "evaluation.backwards_rows base.dtype lora.* training.max_length training.completion_only_loss "
+    "training.packing training.warmup"
+)
+TRAINING = {"sft.learning_rate": 1e-3, "sft.epochs": 1, "sft.batch_size": 4, "base.quantization": "none"}
 
 
 def persona_rows(run: Run, part: str) -> list[dict[str, str]]:
@@ -393,7 +395,8 @@ def persona_rows(run: Run, part: str) -> list[dict[str, str]]:
         {"id": name, "prompt": asked(prompt, liked, chat), "completion": completion_text(persona, chat)}
         for name, prompt, liked, persona in found
     ]
-    limit = run.profile.backwards_rows if part == "train" else -(-run.profile.backwards_rows // 8)
+    limit = run.profile.evaluation.backwards_rows
+    limit = limit if part == "train" else -(-limit // 8)
     ordered = sorted(made, key=lambda row: store.content_hash(row["id"]))
     return ordered[:limit] if limit else ordered
 
@@ -405,7 +408,7 @@ def asked(prompt: str, response: str, chat: Any) -> str:
 
 def backwards_key(run: Run) -> str:
     """Return a hash of all that the backwards judge depends on."""
-    settings = [getattr(run.profile, name) for name in FIELDS]
+    settings = [deciding(run.profile, KEYED), TRAINING]
     data = everyday.key() if run.dataset == everyday.NAME else preference.input_key(run)
     return store.content_hash(NAME, VERSIONS["training"], settings, data, model_key(*run.base_source))
 
@@ -417,21 +420,15 @@ def train_backwards(run: Run) -> Path:
     folder, key = results_dir(run.profile) / run.dataset / NAME, backwards_key(run)
     if store.is_done(folder, key):
         return folder
-    profile = dataclasses.replace(
-        run.profile,
-        sft_learning_rate=run.profile.backwards_learning_rate,
-        sft_epochs=run.profile.backwards_epochs,
-        sft_batch_size=run.profile.backwards_batch_size,
-        quantization="none",
-    )
+    profile = set_field(run.profile, TRAINING)
     checkpoint = train.prepare_folder(folder, key, {"judge": NAME})
     tokenizer = load_tokenizer(*run.base_source)
     rows = {part: persona_rows(run, part) for part in ("train", "val")}
     for part, found in rows.items():
-        count_rows(tokenizer, found, ("completion",), profile.max_length, f"{NAME} {part}")
+        count_rows(tokenizer, found, ("completion",), profile.training.max_length, f"{NAME} {part}")
     data = {part: Dataset.from_list(found) for part, found in rows.items()}
-    with trainers.quiet_libraries(), packing.small_tiles(on=profile.sft_packing):
-        base = load_base(*run.base_source, "none", profile.compute_dtype)
+    with trainers.quiet_libraries(), packing.small_tiles(on=profile.training.packing):
+        base = load_base(*run.base_source, "none", profile.base.dtype)
         trainer = sft_trainer(profile, 0, base, tokenizer, data, folder / "checkpoints")
         train.fit(trainer, profile, NAME, checkpoint)
     train.save_adapter(trainer, folder, key)
@@ -459,7 +456,7 @@ class BackwardsJudge:
         if self.model is None:
             self.tokenizer = load_tokenizer(*self.run.base_source)
             folder = train_backwards(self.run)
-            base = load_base(*self.run.base_source, "none", self.run.profile.compute_dtype)
+            base = load_base(*self.run.base_source, "none", self.run.profile.base.dtype)
             self.model, self.adapters = attach_adapters(base, [folder]), [folder.name]
 
     def scores(self, texts: Sequence[tuple[str, str]], adapted: bool) -> list[float]:
@@ -469,10 +466,10 @@ class BackwardsJudge:
         if missing:
             self.prepare()
             names = self.adapters if adapted else []
-            merge = self.run.profile.compute_dtype == "float32"
+            merge = self.run.profile.base.dtype == "float32"
             with trainers.quiet_libraries(), using_adapters(self.model, names, merge):
                 found = sequence_log_probs(
-                    self.model, self.tokenizer, *zip(*missing, strict=True), self.run.profile.judge_batch_size
+                    self.model, self.tokenizer, *zip(*missing, strict=True), self.run.profile.judge.batch_size
                 )
             self.known |= dict(zip(missing, found.tolist(), strict=True))
         return [self.known[pair] for pair in texts]
@@ -518,17 +515,12 @@ JUDGES: dict[str, Callable[[Run], Judge]] = {
 }
 
 
-def persona_judge_of(profile: Profile) -> str:
-    """Return who judges inferred personas: ``persona_judge``, or the judge of answers where it is empty."""
-    return profile.persona_judge or profile.judge
-
-
 def load_judge(run: Run, name: str = "") -> Judge:
     """Return the judge of a run's answers, or the one of this name.
 
     Raises ValueError for "none", ConfigError for an unknown name.
     """
-    name = name or run.profile.judge
+    name = name or run.profile.evaluation.judge
     if name == "none":
         raise ValueError(
             f"profile {run.profile.name} has judge=none: nothing can be judged; see persona_swap"

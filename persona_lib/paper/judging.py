@@ -145,18 +145,21 @@ def judgment_key(run: Run, matchup: Matchup, role: str = "judge") -> str:
 def judge_key(run: Run, role: str = "judge") -> list[Any]:
     """Return all that decides what a judge says of given texts."""
     profile = run.profile
-    if role == "judge" and profile.judge != "lm":
-        return [profile.judge, backwards_key(run)] if profile.judge == "backwards" else [profile.judge]
-    how = [profile.compute_dtype, profile.engine]
-    if profile.judge_texts:
-        how.append(file_hash(Path(profile.judge_texts).expanduser()))
+    if role == "judge" and profile.evaluation.judge != "lm":
+        return (
+            [profile.evaluation.judge, backwards_key(run)]
+            if profile.evaluation.judge == "backwards"
+            else [profile.evaluation.judge]
+        )
+    how = [profile.base.dtype, profile.generation.engine]
+    if profile.evaluation.judge_texts:
+        how.append(file_hash(Path(profile.evaluation.judge_texts).expanduser()))
     return [*judge_settings(profile, role), *how, role_key(run, role)]
 
 
 def judged_matchups(run: Run, role: str = "judge") -> list[Matchup]:
-    """Return the matchups that a judge is asked about: the second only about the kinds that are its own."""
-    kinds = run.profile.second_judge_matchups
-    return [m for m in matchups(run) if role == "judge" or m.kind in kinds]
+    """Return the matchups that a judge is asked about: the second only about the main comparisons."""
+    return [m for m in matchups(run) if role == "judge" or m.kind == "main"]
 
 
 def judge_all(run: Run, role: str = "judge") -> list[Path]:
@@ -164,7 +167,7 @@ def judge_all(run: Run, role: str = "judge") -> list[Path]:
 
     Without a second judge nothing is judged in that role. Raises ValueError for judge=none.
     """
-    if role == "second_judge" and not run.profile.second_judge_model:
+    if role == "second_judge" and not run.profile.second_judge.model:
         return []
     judge = load_judge(run) if role == "judge" else model_judge(run, role)
     return [
@@ -215,7 +218,7 @@ def same_items(runs: tuple[Run, ...]) -> bool:
     """
     seen = set()
     for run in runs:
-        path = run.folder / "tailoring" / f"{run.profile.eval_split}.jsonl"
+        path = run.folder / "tailoring" / f"{run.profile.evaluation.split}.jsonl"
         if path.exists():
             seen.add(tuple(sorted((row["id"], row["prompt"]) for row in iter_rows(path))))
     return len(seen) == 1 and len(runs) > 1
@@ -270,7 +273,7 @@ def read_judged(runs: Sequence[Run], role: str = "judge") -> list[Judged]:
 @functools.cache
 def answer_scores(run: Run, spec: RunSpec, persona: str) -> dict[str, dict[str, float]]:
     """Return the oracle's fit and quality of a run's answers by row id; {} where it has no answers."""
-    if run.profile.judge != "oracle" or not (generation_folder(run, spec) / "done.json").exists():
+    if run.profile.evaluation.judge != "oracle" or not (generation_folder(run, spec) / "done.json").exists():
         return {}
     return {score["id"]: score for score in oracle_scores(run, spec, persona)}
 
@@ -301,7 +304,7 @@ def pool_of(rows: Sequence[Judged], seed: int) -> Pool:
             columns |= net_columns(f"{row.slug}/{short}", row.verdicts[rubric])
         columns |= mean_columns(f"{row.slug}/dq", quality_differences(row))
     runs = rows[0].runs
-    return make_pool(columns, runs[0].profile.bootstrap_samples, seed, same_items(runs))
+    return make_pool(columns, runs[0].profile.evaluation.bootstrap_samples, seed, same_items(runs))
 
 
 @functools.lru_cache(maxsize=4)
@@ -408,7 +411,7 @@ def agreement_table(profile: Profile) -> pd.DataFrame:
     import pandas as pd
 
     lines = []
-    for dataset in profile.datasets if profile.second_judge_model else ():
+    for dataset in profile.datasets if profile.second_judge.model else ():
         runs = runs_of(profile, dataset)
         judged = [twice_judged(run) for run in runs]
         names = {
@@ -417,6 +420,6 @@ def agreement_table(profile: Profile) -> pd.DataFrame:
         }
         for rubric in RUBRICS if any(judged) else ():
             by_seed = [[t for _, *both in part for t in verdict_pairs(*both, rubric)] for part in judged]
-            row = agreement_row(by_seed, profile.bootstrap_samples)
+            row = agreement_row(by_seed, profile.evaluation.bootstrap_samples)
             lines.append({"dataset": dataset, "rubric": rubric, **names, **row})
     return pd.DataFrame(lines)

@@ -49,19 +49,20 @@ from persona_lib.paper.judges import (
     asked_of,
     letter_judge,
     load_judge,
-    persona_judge_of,
 )
 from persona_lib.paper.judging import judge_both, runs_of, same_items
 from persona_lib.paper.results import Row
 from persona_lib.prompts import inference_prefix, inference_query, preference_prompt
 from persona_lib.records import SIDES, InferredPersona, PairwiseComparison, PreferencePair, Side, Verdict
-from persona_lib.settings import Profile, Run
+from persona_lib.settings import Profile, Run, deciding
 from persona_lib.store import VERSIONS, read_rows
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
+MAX_WORDS = 40  # longer answers are not personas
+KEYED = "personas.* generator.* data.retriever generation.engine evaluation.split evaluation.limit"
 STOPS = ("\n",)
 REFUSAL = re.compile(
     r"\b(I can(?:'|no)t|I cannot|I'm sorry|I am sorry|as an AI|unable to|error in|cannot provide)\b",
@@ -106,7 +107,9 @@ def shot_items(profile: Profile) -> list[everyday.Item]:
     shortest: dict[str, everyday.Item] = {}
     for item in sorted(able, key=lambda item: len(item.response_a + item.response_b)):
         shortest.setdefault(item.dimension, item)
-    drawn = random.Random("inference-shots").sample(sorted(shortest), min(profile.pi_shots, len(shortest)))
+    drawn = random.Random("inference-shots").sample(
+        sorted(shortest), min(profile.personas.shots, len(shortest))
+    )
     return [shortest[name] for name in drawn]
 
 
@@ -131,7 +134,7 @@ def written(
         yield from enumerate(generator.write(items))
         return
     queries, shots = [inference_query(*item) for item in items], inference_prefix(inference_shots(profile))
-    answers = generator.generate(queries, profile.pi_max_new_tokens, STOPS, prefix=shots)
+    answers = generator.generate(queries, profile.generator.max_new_tokens, STOPS, prefix=shots)
     yield from ((index, completion.text) for index, completion in answers)
 
 
@@ -148,9 +151,9 @@ def infer_personas(
     items = [(pair.prompt, *sides_of(pair, side)) for pair in missing]
     batch: list[InferredPersona] = []
     for index, text in written(generator, items, profile):
-        persona, status = parse_persona(text, profile.pi_max_words)
+        persona, status = parse_persona(text, MAX_WORDS)
         batch.append(InferredPersona(missing[index].id, side, generator.name, persona, status, text))
-        if len(batch) >= profile.pi_batch_size:
+        if len(batch) >= profile.generator.batch_size:
             store.append_rows(path, batch)
             known |= {row.id: row for row in batch}
             batch = []
@@ -182,7 +185,7 @@ def to_infer(run: Run) -> list[tuple[str, Side, list[PreferencePair]]]:
     asked = inference_split(run.profile, run.dataset)
     if has_personas(run):
         work = [(asked, side, inference_pairs(run)) for side in SIDES]
-        if run.dataset != everyday.NAME or "inferred" not in run.profile.train_personas:
+        if run.dataset != everyday.NAME or "inferred" not in run.profile.training.arms:
             return work
         pairs = load_pairs(run)
         shown = {item.id for item in shot_items(run.profile)}
@@ -190,7 +193,7 @@ def to_infer(run: Run) -> list[tuple[str, Side, list[PreferencePair]]]:
         return [(name, "chosen", [p for p in pairs[name] if p.id not in shown]) for name in others] + work
     work, pairs, lent = [], load_pairs(run), set(retrieved_train_ids(run))
     for side in SIDES:
-        trained = side in run.profile.pi_train_sides
+        trained = side in run.profile.personas.train_sides
         work.append(("train", side, [pair for pair in pairs["train"] if trained or pair.id in lent]))
         work.append((asked, side, pairs[asked]))
     return work
@@ -198,16 +201,11 @@ def to_infer(run: Run) -> list[tuple[str, Side, list[PreferencePair]]]:
 
 def personas_key(run: Run) -> str:
     """Hash of all that a run's inferred personas depend on."""
-    settings = {
-        n: v
-        for n, v in vars(run.profile).items()
-        if n.startswith(("pi_", "retriever"))
-        or n in ("generator_model", "generator_url", "generator_kind", "engine", "eval_split", "eval_limit")
-    }
+    settings = deciding(run.profile, KEYED)
     return store.content_hash(
         VERSIONS["personas"],
         settings,
-        "inferred" in run.profile.train_personas,
+        "inferred" in run.profile.training.arms,
         store.read_json(run.folder / "pairs" / "done.json")["key"],
         inference_key(run),
         role_key(run, "generator"),
@@ -220,7 +218,7 @@ def infer_run(run: Run) -> Path:
     if store.is_done(folder, key):
         return folder
     store.clear_unless(folder, key)
-    generator, counts = load_generator(run, "generator", run.profile.pi_batch_size), {}
+    generator, counts = load_generator(run, "generator", run.profile.generator.batch_size), {}
     for split, side, pairs in to_infer(run):
         rows = infer_personas(generator, pairs, side, run.profile, folder / f"{split}-{side}.jsonl")
         counts[f"{split}-{side}"] = found = count_statuses(rows)
@@ -239,7 +237,7 @@ def user_personas(run: Run) -> dict[str, dict[str, str]]:
     """Return the evaluation rows' personas in users' own words, by row id; only ``everyday`` has any."""
     if run.dataset != everyday.NAME:
         return {}
-    known, pairs = everyday.personas(run.profile.majority_share, run.seed), load_pairs(run)
+    known, pairs = everyday.personas(run.profile.data.majority_share, run.seed), load_pairs(run)
     return {
         pair.id: {f"user-{side}": known[pair.id][f"user-{side}"] for side in SIDES}
         for pair in [*pairs["validation"], *pairs["test"]]
@@ -279,11 +277,11 @@ def judge_preferences(run: Run) -> list[tuple[str, Verdict | None]]:
     None where a side has no persona. A language model is asked in both orders; the backwards judge compares
     log p(persona | question) per word. Without either nothing is judged and the list is empty.
     """
-    name, split = persona_judge_of(run.profile), inferred_splits(run)[-1]
+    name, split = run.profile.persona_judge, inferred_splits(run)[-1]
     if name == "lm":
-        generator = load_generator(run, "judge", run.profile.judge_batch_size)
-        asked = asked_of(generator, run.profile.judge_kind)
-        judge = letter_judge(generator, run.profile.judge_max_new_tokens, asked, persona_question)
+        generator = load_generator(run, "judge", run.profile.judge.batch_size)
+        asked = asked_of(generator, run.profile.judge.kind)
+        judge = letter_judge(generator, run.profile.judge.max_new_tokens, asked, persona_question)
     elif name == "backwards":
         judge = BackwardsJudge(run).plausible
     else:
@@ -310,7 +308,7 @@ def judge_run(run: Run) -> list[Path]:
     import pandas as pd
 
     rows: list[tuple] = []
-    if (name := persona_judge_of(run.profile)) != "none":
+    if (name := run.profile.persona_judge) != "none":
         judge, scored = load_judge(run, name), inferred_splits(run)[-1]
         for split in inferred_splits(run):
             pairs = inference_pairs(run) if split == scored else load_pairs(run)[split]
@@ -356,7 +354,9 @@ def accuracy_table(profile: Profile) -> pd.DataFrame:
         runs = runs_of(profile, dataset)
         items = {run.seed: read_items(run.folder / "tables" / ITEMS) for run in runs}
         shared = same_items(tuple(runs))
-        lines += accuracy_rows({"dataset": dataset}, items, profile.bootstrap_samples, number, shared)
+        lines += accuracy_rows(
+            {"dataset": dataset}, items, profile.evaluation.bootstrap_samples, number, shared
+        )
     return pd.DataFrame(lines)
 
 
@@ -412,7 +412,7 @@ def preference_table(profile: Profile) -> pd.DataFrame:
             continue
         counts = WinRate.from_verdicts(v for verdicts in valid for v in verdicts.values())
         columns = net_columns("preference", valid)
-        pool = make_pool(columns, profile.bootstrap_samples, number, same_items(tuple(runs)))
+        pool = make_pool(columns, profile.evaluation.bootstrap_samples, number, same_items(tuple(runs)))
         seeds = [run.seed for run, found in zip(runs, by_seed, strict=True) if found]
         lines.append({"dataset": dataset, "split": inference_split(profile, dataset), "n": counts.n,
                       "n_seeds": len(seeds), "seeds": " ".join(map(str, seeds)), "win": counts.n_wins,
@@ -506,7 +506,7 @@ def released_words(profile: Profile) -> pd.DataFrame:
     lines: list[Row] = []
     for dataset in profile.datasets:
         if official.DATASETS.get(dataset, {}).get("tailoring"):
-            splits = official.load_official(official.find_data_dir(profile.data_dir, [dataset]), dataset)
+            splits = official.load_official(official.find_data_dir(profile.data.path, [dataset]), dataset)
             rows = [row for split, part in splits.items() if split != "fewshot" for row in part]
             gold = {side: [row.personas[f"gold-{side}"] for row in rows] for side in SIDES}
             lines += typical_words(dataset, {side: [*filter(None, found)] for side, found in gold.items()})

@@ -161,9 +161,9 @@ def second_judge_table(profile: Profile) -> pd.DataFrame:
     """Return every row that the second judge has judged; empty without one."""
     import pandas as pd
 
-    if not profile.second_judge_model:
+    if not profile.second_judge.model:
         return pd.DataFrame()
-    return judged_table(profile, profile.second_judge_matchups, "second_judge")
+    return judged_table(profile, ("main",), "second_judge")
 
 
 def main_table(profile: Profile) -> pd.DataFrame:

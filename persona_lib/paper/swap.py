@@ -32,6 +32,7 @@ from persona_lib.intervals import (
 from persona_lib.models import trainers
 from persona_lib.models.load import (
     attach_adapters,
+    device,
     format_of,
     load_base,
     load_tokenizer,
@@ -45,7 +46,7 @@ from persona_lib.paper.judging import same_items
 from persona_lib.paper.results import Row
 from persona_lib.prompts import completion_text, tailoring_prompt
 from persona_lib.records import SIDES, RunSpec, TailoringRow
-from persona_lib.settings import Run
+from persona_lib.settings import Run, deciding
 from persona_lib.store import VERSIONS
 from persona_lib.texts import is_contrastive, strip_contrast, unigram_f1
 from persona_lib.workers import run_jobs, share_out
@@ -53,6 +54,10 @@ from persona_lib.workers import run_jobs, share_out
 if TYPE_CHECKING:
     import pandas as pd
 
+BATCH = 8  # pairs of responses scored at once
+KEYED = (
+    "base.quantization base.dtype evaluation.split evaluation.limit evaluation.personas evaluation.controls"
+)
 CHUNK = 4  # batches scored between two writes
 FAMILIES = ("gold", "stripped", "retrieved", "shuffled", "user")  # of personas that come in two sides
 SINGLE = ("none", "system")  # controls without sides: base rates of both accuracies
@@ -103,7 +108,7 @@ def swap_personas(row: TailoringRow, wanted: Iterable[str], families: Sequence[s
 
 def answered_rows(run: Run, split: str = "") -> dict[str, TailoringRow]:
     """Return the rows of a split (the evaluated one) with both responses, by id; {} before it is made."""
-    made = (run.folder / "tailoring" / f"{split or run.profile.eval_split}.jsonl").exists()
+    made = (run.folder / "tailoring" / f"{split or run.profile.evaluation.split}.jsonl").exists()
     return {row.id: row for row in eval_rows(run, split) if row.chosen and row.rejected} if made else {}
 
 
@@ -118,10 +123,12 @@ def swap_rows(run: Run) -> list[TailoringRow]:
 def swap_arms(run: Run) -> list[Part]:
     """List (arm, persona_format) of a run: the base, every trained arm, and the persona-free ones also in
     first person, as the paper prompts its baseline."""
-    methods = [method for method in ("sft", "dpo") if method == "sft" or method in run.profile.methods]
-    arms = [f"{method}-{persona}" for method in methods for persona in run.profile.train_personas]
+    methods = [
+        method for method in ("sft", "dpo") if method == "sft" or method in run.profile.training.methods
+    ]
+    arms = [f"{method}-{persona}" for method in methods for persona in run.profile.training.arms]
     plain = [arm for arm in arms if arm.endswith("-none")]
-    if not run.profile.controls:  # plain arms are told in the first person, as in every comparison
+    if not run.profile.evaluation.controls:  # plain arms are told in the first person, as in every comparison
         told = [(arm, "first_person" if arm in plain else "line") for arm in arms if arm != "sft-none"]
         return [("base", "line"), *told]
     return [("base", "line"), *((arm, "line") for arm in arms), *((arm, "first_person") for arm in plain)]
@@ -182,11 +189,7 @@ def swap_key(run: Run, arm: str, persona_format: str) -> str:
         if not (folder / "done.json").exists():
             raise FileNotFoundError(f"{folder / 'done.json'}: not finished; run the step that makes it first")
     inputs = [store.read_json(folder / "done.json")["key"] for folder in folders]
-    p = run.profile
-    settings = (
-        *(p.quantization, p.compute_dtype, p.merge_adapters, p.gen_expand_weights),
-        *(p.swap_batch_size, p.eval_split, p.eval_limit, p.eval_personas, p.controls),
-    )
+    settings = deciding(run.profile, KEYED)
     return store.content_hash(VERSIONS["swap"], inputs, model_key(*run.base_source), settings, persona_format)
 
 
@@ -200,8 +203,8 @@ class PolicyLoader:
         """Return (model, tokenizer) with the arm's adapters loaded."""
         profile = self.run.profile
         if self.model is None:
-            quantised = (profile.quantization, profile.compute_dtype, profile.gen_expand_weights)
-            self.model = load_base(*self.run.base_source, *quantised)
+            how = (profile.base.quantization, profile.base.dtype, device() == "cpu")
+            self.model = load_base(*self.run.base_source, *how)
             self.tokenizer = load_tokenizer(*self.run.base_source)
         folders = adapters_of(self.run, arm)
         if folders:
@@ -225,11 +228,11 @@ def score_policy(
     store.repair_rows(path)
     known = store.read_rows(path, PolicyScore) if path.exists() else []
     done = {(score.id, score.eval_persona) for score in known}
-    families = swap_families(arm, persona_format, run.profile.controls)
+    families = swap_families(arm, persona_format, run.profile.evaluation.controls)
     jobs = [
         (row, name, persona)
         for row in swap_rows(run)
-        for name, persona in swap_personas(row, run.profile.eval_personas, families).items()
+        for name, persona in swap_personas(row, run.profile.evaluation.personas, families).items()
         if (row.id, name) not in done
     ]
     if jobs:
@@ -244,7 +247,7 @@ def score_jobs(
 ) -> None:
     """Score (row, name, persona) jobs in chunks and append each chunk to ``path``."""
     model, tokenizer = loader.load(arm)
-    batch, chat = run.profile.swap_batch_size, format_of(*run.base_source)
+    batch, chat = BATCH, format_of(*run.base_source)
     names = [folder.name for folder in adapters_of(run, arm)]
     jobs = sorted(jobs, key=lambda job: len(job[0].chosen) + len(job[0].rejected) + len(job[2] or ""))
     with using_adapters(model, names, run.profile.merge_adapters):
@@ -271,7 +274,9 @@ def score_all(run: Run) -> None:
     """Score the arms of a run that are not scored yet, shared out over ``workers`` processes."""
     arms, workers = swap_arms(run), run.profile.workers
     missing = [arm for arm in arms if not store.is_done(swap_folder(run, *arm), swap_key(run, *arm))]
-    shares = share_out(missing, [len(swap_families(*arm, run.profile.controls)) for arm in missing], workers)
+    shares = share_out(
+        missing, [len(swap_families(*arm, run.profile.evaluation.controls)) for arm in missing], workers
+    )
     run_jobs(score_arms, [(run, share) for share in shares], workers)
 
 
@@ -465,7 +470,7 @@ def pool_items(runs: Sequence[Run], read: Callable[[Run], Found]) -> PerItem | N
         for name, by_run in by_name.items():
             columns |= mean_columns("/".join((*key, name)), by_run)
     profile, dataset = runs[0].profile, runs[0].dataset
-    settings = profile.bootstrap_samples, profile.datasets.index(dataset), same_items(tuple(runs))
+    settings = profile.evaluation.bootstrap_samples, profile.datasets.index(dataset), same_items(tuple(runs))
     return PerItem(runs, values, make_pool(columns, *settings))
 
 

@@ -1,0 +1,134 @@
+"""Profiles are typed, grouped and strict: what is wrong is named, and nothing is coerced."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from persona_lib import settings
+from persona_lib.settings import ConfigError, field_types, flat, load_profile, set_field, value
+
+CONFIGS = settings.REPO / "configs"
+PROFILES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+
+
+def write_profile(folder: Path, text: str) -> Path:
+    """Put a profile that extends the default one into a folder of its own."""
+    (folder / "everyday.yaml").write_text((CONFIGS / "everyday.yaml").read_text(encoding="utf-8"))
+    (folder / "mine.yaml").write_text(f"extends: everyday\n{text}\n")
+    return folder
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_every_profile_loads_and_knows_its_name(name):
+    assert load_profile(name).name == name
+
+
+def test_the_default_profile_gives_and_explains_every_setting():
+    text = (CONFIGS / "everyday.yaml").read_text(encoding="utf-8")
+    given = {
+        f"{group}.{key}" if isinstance(inner, dict) else group
+        for group, inner in yaml.safe_load(text).items()
+        for key in (inner if isinstance(inner, dict) else [""])
+    }
+    roles = {f"{role}.{key}" for role in ("generator", "second_judge") for key in vars(settings.ModelRole())}
+    assert set(field_types()) - {"name"} - roles <= given <= set(field_types())
+    assert len(set(field_types()) - roles - {"name", "description"}) <= 65
+
+
+def test_an_extending_profile_differs_only_where_it_says(tmp_path):
+    folder = write_profile(tmp_path, "data: {pair_limit: 10}")
+    mine, default = flat(load_profile("mine", folder=folder)), flat(load_profile("everyday"))
+    assert {name for name in mine if mine[name] != default[name]} == {"name", "data.pair_limit"}
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("sft: {learning_rate: 5e-5}", r"mine\.yaml: sft.learning_rate='5e-5' should be float.*5\.0e-5"),
+        ("sft: {lerning_rate: 1.0}", "unknown setting 'sft.lerning_rate'; did you mean sft.learning_rate"),
+        ("sft_learning_rate: 1.0", "unknown setting 'sft_learning_rate'; did you mean"),
+        ("lora: {r: 16.0}", "lora.r=16.0 should be int"),
+        ("lora: {r: true}", "lora.r=True should be int"),
+        ("seeds: 3", "seeds=3 should be a list of int"),
+    ],
+)
+def test_a_wrong_line_of_a_file_is_named_with_the_way_out(tmp_path, text, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        load_profile("mine", folder=write_profile(tmp_path, text))
+
+
+def test_a_missing_profile_names_the_ones_there_are():
+    with pytest.raises(ConfigError, match="no profile 'smok'.*did you mean smoke"):
+        load_profile("smok")
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("sft.lerning_rate=1", "did you mean sft.learning_rate"),
+        ("beta=1", "did you mean dpo.beta"),
+        ("data.pair_limit=1.5", "not a valid int"),
+        ("training.packing=maybe", "not a valid bool"),
+        ("data.pair_limit", "write group.key=value"),
+        ("generator.prices=1.5", "give two, for prompt and completion"),
+        ("judge.url=http://127.0.0.1:1/v1", "name the model that it serves in judge.model"),
+        ("data.retriever=colbert", "use bm25, dense:MODEL or late:MODEL"),
+        ("data.retriever=late", "use bm25, dense:MODEL or late:MODEL"),
+        ("dpo.splits=test", "use dpo_train, sft_train or both"),
+        ("base.dtype=float16", "use one of float32, bfloat16"),
+        ("training.warmup=20", "use a share of the steps"),
+        ("evaluation.judge_texts=a.yaml", "needs evaluation.judge=lm and judge.format=prometheus"),
+    ],
+)
+def test_a_wrong_override_is_an_error_that_says_what_is_wrong(override, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        load_profile("everyday", [override])
+
+
+def test_two_judges_must_differ_and_the_second_needs_a_first():
+    with pytest.raises(ConfigError, match="name the first judge, too"):
+        load_profile("everyday", ["evaluation.judge=none", "second_judge.model=base"])
+    same = [f"second_judge.{key}" for key in ("model=base", "format=letter", "max_new_tokens=4")]
+    with pytest.raises(ConfigError, match="same judge as the first"):
+        load_profile("everyday", ["evaluation.judge=lm", *same])
+
+
+def test_overrides_are_typed_like_the_settings_and_an_integer_is_a_float():
+    profile = load_profile("everyday", ["sft.learning_rate=1e-4", "seeds=0,3", "training.packing=false"])
+    assert (profile.sft.learning_rate, profile.seeds, profile.training.packing) == (1e-4, (0, 3), False)
+    assert value(set_field(profile, {"lora.dropout": 0}), "lora.dropout") == 0.0
+
+
+def test_adapters_are_merged_only_where_no_bit_is_lost():
+    assert load_profile("everyday").merge_adapters
+    assert not load_profile("everyday", ["base.quantization=nf4"]).merge_adapters
+    assert not load_profile("everyday", ["base.dtype=bfloat16"]).merge_adapters
+
+
+def test_a_run_of_a_data_set_that_the_profile_lacks_is_refused():
+    with pytest.raises(ConfigError, match="'shp' is not one of profile everyday"):
+        _ = settings.open_run("everyday", "shp").folder
+
+
+def test_results_and_figures_move_with_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "r"))
+    monkeypatch.setenv("PERSONA_FIGURES", str(tmp_path / "f"))
+    run = settings.open_run("smoke", seed=3)
+    assert run.folder == tmp_path / "r" / "smoke" / "everyday" / "seed-3"
+    assert settings.figures_dir(run.profile) == tmp_path / "f" / "smoke"
+
+
+def test_the_paper_profile_holds_the_papers_values():
+    paper = load_profile("paper")
+    assert paper.base.model == "meta-llama/Llama-3.1-8B"
+    assert (paper.lora.r, paper.lora.alpha, paper.lora.dropout) == (16, 32, 0.05)
+    assert paper.lora.targets == ("q_proj", "v_proj")
+    assert (paper.sft.learning_rate, paper.sft.epochs, paper.sft.batch_size) == (2e-5, 10, 1)
+    assert (paper.dpo.learning_rate, paper.dpo.beta, paper.dpo.epochs) == (5e-6, 0.1, 10)
+    assert (paper.dpo.batch_size, paper.dpo.sft_weight, paper.dpo.order) == (1, 0.0, "random")
+    assert (paper.training.completion_only_loss, paper.training.max_length) == (False, 512)
+    assert (paper.generation.max_new_tokens, paper.generation.min_new_tokens) == (512, 10)
+    assert paper.personas.shots == 5
