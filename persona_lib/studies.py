@@ -7,8 +7,11 @@ first person). A candidate whose answers end less often than those of the arm's 
 points is out. The plain arm takes the candidate with the highest oracle fit among those whose mean quality
 is within 0.1 standard deviations of the best candidate's. PT takes the candidate with the highest fit among
 those whose mean quality is within 0.1 standard deviations of what the plain arm's pick has (if none is: the
-one with the highest quality). Ties go to the earlier candidate. A first search used seed 106 alone and did
-not count unfinished answers; its pick for PT failed to end its answers in two of three test seeds.
+one with the highest quality). Ties go to the earlier candidate.
+
+A first search used seed 106 alone and did not count unfinished answers. Its pick for PT, without an SFT term
+in DPO, failed to end its answers in two of three test seeds. On validation rows that candidate left 15 % (PT)
+and 86 % (plain) of the answers without an end, so it is no candidate any more.
 
 **persona-models** compares models that infer personas, as the paper's Figure 3. Every model writes personas
 for both sides of the same evaluation pairs from the same prompt; the profile's judge of personas reads
