@@ -219,7 +219,9 @@ def say(
     for _, row in table.iterrows() if table is not None else ():
         named = ", ".join(str(row[column]) for column in columns)
         value, at = with_interval(row, name), 0.0 if " - " in named else null
-        low, high = row[f"{name}_low"], row[f"{name}_high"]
+        low, high = (
+            float("nan") if row[f"{name}_{end}"] is None else row[f"{name}_{end}"] for end in ("low", "high")
+        )
         place = PLACES[0] if high < at else PLACES[2] if low > at else PLACES[1]
         verdict = f", {place} {at:g}" if low == low else ""
         n = f", n = {row['n']:.0f}" if row.get("n", 0) > 0 else ""

@@ -275,3 +275,8 @@ def test_a_page_of_answers_has_every_prompt_once():
     page = show.answers_text(pd.DataFrame(rows, columns=names))
     assert page.count("How?") == 1 and [page.index(text) for text in ("calm", "\na", "\nb", "\nc", "\nd")]
     assert show.answers_text(pd.DataFrame(columns=names)) == "nothing to show"
+
+
+def test_an_estimate_without_an_interval_is_said_without_a_verdict():
+    table = pd.DataFrame({"label": ["a"], "net": [None], "net_low": [None], "net_high": [None], "n": [8]})
+    assert "n = 8." in show.say(table, "net", ["label"])
