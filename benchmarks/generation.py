@@ -3,24 +3,19 @@ texts.
 
 The authors' procedure, written anew: one prompt at a time, a stop criterion that decodes what was
 generated after every token, and the file with all answers rewritten after every prompt. Ours: batches
-sorted by length, the few-shot prefix's keys and values computed once for all prompts, rows appended. A
-third line keeps all of ours but the cache: transformers' own copies earlier keys and values for every new
-token; its model has the widths of SmolLM2-135M and four layers, asked as in persona inference. Float32,
+sorted by length, the few-shot prefix's keys and values computed once for all prompts, rows appended. Float32,
 so answers are compared word by word. Random weights, drawn wide so that no two tokens are nearly equally
 probable; every answer has the same number of tokens.
 """
 
 from __future__ import annotations
 
-import copy
 import json
 import random
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import harness
 import llama31
@@ -28,7 +23,6 @@ import training
 from training import SEED, words_of
 
 from persona_lib import store
-from persona_lib.models import generate
 from persona_lib.models.generate import TransformersGenerator
 
 STOP = "\nPrompt:"
@@ -38,14 +32,6 @@ SIZES = {
     "num_hidden_layers": 3,
     "num_attention_heads": 3,
     "num_key_value_heads": 1,
-}
-SMOLLM2 = {
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "tie_word_embeddings": True,
 }
 BATCH = 32
 
@@ -73,7 +59,6 @@ def make_tasks(tokenizer: Any, quick: bool) -> dict[str, Task]:
     return {
         "batch": Task(make_prompts(words, training.PAPER.prompt, tokens), "", tokens),
         "few_shot": Task(make_prompts(words, (8, 30), 6 if quick else 24), prefix, tokens // 2),
-        "cache": Task(make_prompts(words, (50, 100), 8 if quick else BATCH), prefix, tokens // 2),
     }
 
 
@@ -122,20 +107,6 @@ def batched(model: Any, tokenizer: Any, task: Task) -> list[str]:
     return answers
 
 
-def batched_with_copies(model: Any, tokenizer: Any, task: Task) -> list[str]:
-    """Answer as this package does but for the cache."""
-    from transformers import DynamicCache
-
-    def copying_cache(config: Any, prefix: Any, rows: int) -> Any:
-        cache = DynamicCache(config=config) if prefix is None else copy.deepcopy(prefix)
-        if prefix is not None:
-            cache.batch_repeat_interleave(rows)
-        return cache
-
-    with mock.patch.object(generate, "growing_cache", copying_cache):
-        return batched(model, tokenizer, task)
-
-
 def equal_answers(a: list[str], b: list[str]) -> str:
     """Say that all answers are the same texts, or raise NotEqual."""
     same = sum(x == y for x, y in zip(a, b, strict=True))
@@ -144,41 +115,27 @@ def equal_answers(a: list[str], b: list[str]) -> str:
     return f"{same} of {len(a)} answers the same text"
 
 
-def make_model(tokenizer: Any, sizes: dict[str, int], spread: float) -> Any:
-    """Return a model with random weights of a standard deviation."""
-    ids = llama31.ids_of(tokenizer)
-    return llama31.random_base(llama31.llama_config(**sizes, **ids, initializer_range=spread), seed=SEED)
-
-
 AUTHORS = "authors' procedure: one prompt at a time, all answers rewritten each time"
-CACHE = "the same with transformers' own cache: earlier keys and values copied for every token"
-CASES: dict[str, tuple[str, str, Callable[..., list[str]], dict[str, int], float]] = {
-    "batch": ("generation, {} prompts x {} tokens", AUTHORS, one_at_a_time, SIZES, 0.04),
-    "few_shot": (
-        "generation, {} prompts x {} tokens, few-shot with a shared prefix",
-        AUTHORS,
-        one_at_a_time,
-        SIZES,
-        0.04,
-    ),
-    "cache": ("persona inference, {} queries x {} tokens", CACHE, batched_with_copies, SMOLLM2, 0.2),
+CASES = {
+    "batch": "generation, {} prompts x {} tokens",
+    "few_shot": "generation, {} prompts x {} tokens, few-shot with a shared prefix",
 }
 
 
 def main(quick: bool) -> None:
-    """Compare answers with the authors' procedure, and the cache with transformers' own."""
+    """Compare answers with the authors' procedure."""
     tokenizer = llama31.example_tokenizer()
+    sizes = (llama31.SMALL if quick else SIZES) | llama31.ids_of(tokenizer)
+    model = llama31.random_base(llama31.llama_config(**sizes, initializer_range=0.04), seed=SEED)
     for name, task in make_tasks(tokenizer, quick).items():
-        what, against, baseline, sizes, spread = CASES[name]
-        model = make_model(tokenizer, llama31.SMALL if quick else sizes, spread)
         n = len(task.prompts)
         harness.compare(
             f"generation-{name}",
-            lambda model=model, task=task, baseline=baseline: baseline(model, tokenizer, task),
-            lambda model=model, task=task: batched(model, tokenizer, task),
+            lambda task=task: one_at_a_time(model, tokenizer, task),
+            lambda task=task: batched(model, tokenizer, task),
             equal_answers,
-            what=what.format(n, task.new_tokens),
-            against=against,
+            what=CASES[name].format(n, task.new_tokens),
+            against=AUTHORS,
             note=lambda seconds, n=n, task=task: f"{n * task.new_tokens / seconds:,.0f} tokens/s",
             quick=quick,
         )

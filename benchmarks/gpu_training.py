@@ -4,9 +4,7 @@
 
 Weights are drawn on the device (no download, no checkpoint) and training rows have the lengths of the paper's
 data. Every way is built and timed anew in each of some interleaved repetitions; the table gives medians.
-"Of matrix rate" is the arithmetic that a step cannot do without (a forward and a backward pass through
-frozen weights, and the reference's forward pass where it is not computed beforehand) against the rate of a
-bf16 matrix product measured in the same run. That all ways compute the same losses is checked first, on a
+That all ways compute the same losses is checked first, on a
 small float32 model. ``--shrink`` does all of it with a tiny model, on a CPU too. Writes OUT.csv and OUT.md.
 """
 
@@ -30,8 +28,6 @@ from training import AUTHORS, OURS, TRL, Case, Lengths
 
 from persona_lib.models import load, trainers
 
-PASSES = 2  # forward, and backward through frozen weights
-
 
 @dataclass(frozen=True)
 class Bench:
@@ -45,7 +41,6 @@ class Bench:
     warm_up: int
     steps: int
     repeats: int
-    matrix: int
 
 
 def make_bench(shrink: bool) -> Bench:
@@ -54,9 +49,9 @@ def make_bench(shrink: bool) -> Bench:
     ids = llama31.ids_of(tokenizer)
     if shrink:
         config = llama31.llama_config(**llama31.SMALL, **ids)
-        return Bench(config, tokenizer, Lengths((8, 14), (6, 20)), 48, 192, 1, 3, 2, 256)
+        return Bench(config, tokenizer, Lengths((8, 14), (6, 20)), 48, 192, 1, 3, 2)
     config = llama31.llama_config(**ids | {"vocab_size": llama31.LLAMA_31_8B["vocab_size"]})
-    return Bench(config, tokenizer, training.PAPER, 512, 8192, 3, 20, 3, 8192)
+    return Bench(config, tokenizer, training.PAPER, 512, 8192, 3, 20, 3)
 
 
 def all_cases(bench: Bench) -> list[Case]:
@@ -103,28 +98,6 @@ def step_clock(bench: Bench) -> Any:
     return StepClock()
 
 
-def flops_per_token(config: Any, case: Case, share: float) -> float:
-    """Return the multiplications and additions that a token of a step cannot do without.
-
-    Linear layers for all tokens, the head for the ``share`` of them with a loss. Attention itself (2 % at
-    512 tokens) is left out.
-    """
-    hidden, mlp = config.hidden_size, config.intermediate_size
-    keys = hidden * config.num_key_value_heads // config.num_attention_heads
-    layers = config.num_hidden_layers * (2 * hidden * hidden + 2 * hidden * keys + 3 * hidden * mlp)
-    passes = PASSES + (case.method == "dpo" and case.way != OURS)
-    return 2 * passes * (layers + share * hidden * config.vocab_size)
-
-
-def head_share(bench: Bench, case: Case, rows: list[dict[str, str]]) -> float:
-    """Return the share of tokens that have a loss: all in SFT on whole texts, else those of completions."""
-    if case.method == "sft" and case.way != TRL:
-        return 1.0
-    pairs = [(row["prompt"], row[name]) for row in rows for name in row if name != "prompt"]
-    lengths = [[len(ids) for ids in load.encode(bench.tokenizer, *pair)] for pair in pairs]
-    return sum(c for _, c in lengths) / sum(p + c for p, c in lengths)
-
-
 def measure_case(bench: Bench, case: Case) -> dict[str, float | None]:
     """Build a case's trainer on a freshly drawn base, run it, and return its figures."""
     harness.release()
@@ -142,15 +115,8 @@ def measure_case(bench: Bench, case: Case) -> dict[str, float | None]:
         decoder.register_forward_pre_hook(clock.count, with_kwargs=True)
         harness.release()
         training.run_quietly(trainer)
-    share = head_share(bench, case, data["train"].to_list())
-    tokens = clock.tokens / bench.steps
-    flops = tokens * flops_per_token(bench.config, case, share)
-    return {
-        "seconds": clock.seconds / bench.steps,
-        "tokens": tokens,
-        "flops": flops,
-        "peak": harness.peak_gb(),
-    }
+    steps = bench.steps
+    return {"seconds": clock.seconds / steps, "tokens": clock.tokens / steps, "peak": harness.peak_gb()}
 
 
 def measure_or_refuse(bench: Bench, case: Case) -> dict[str, float | None] | None:
@@ -165,7 +131,7 @@ def measure_or_refuse(bench: Bench, case: Case) -> dict[str, float | None] | Non
         harness.release()
 
 
-def table_row(case: Case, runs: list[dict[str, float | None] | None], rate: float) -> dict[str, Any]:
+def table_row(case: Case, runs: list[dict[str, float | None] | None]) -> dict[str, Any]:
     """Return a case's line: medians over the repetitions, with the range of the time per step."""
     row: dict[str, Any] = {
         "method": case.method,
@@ -174,13 +140,13 @@ def table_row(case: Case, runs: list[dict[str, float | None] | None], rate: floa
         "rows per step": case.batch,
         "lengths": f"{case.row_tokens} each" if case.row_tokens else "the paper's",
     }
-    names = ("tokens per step", "ms per step", "fastest", "slowest", "tokens/s", "of matrix rate", "peak GB")
+    names = ("tokens per step", "ms per step", "fastest", "slowest", "tokens/s", "peak GB")
     if None in runs:
         return row | dict.fromkeys(names) | {"ms per step": "out of memory"}
     times = [run["seconds"] for run in runs]
     middle, tokens = statistics.median(times), runs[0]["tokens"]  # the same rows in every repetition
     milliseconds = (1000 * middle, 1000 * min(times), 1000 * max(times))
-    values = (tokens, *milliseconds, tokens / middle, runs[0]["flops"] / middle / rate, runs[-1]["peak"])
+    values = (tokens, *milliseconds, tokens / middle, runs[-1]["peak"])
     return row | dict(zip(names, values, strict=True))
 
 
@@ -195,7 +161,7 @@ def equality_lines() -> list[str]:
     return lines
 
 
-def timed_rows(bench: Bench, cases: Sequence[Case], rate: float) -> list[dict[str, Any]]:
+def timed_rows(bench: Bench, cases: Sequence[Case]) -> list[dict[str, Any]]:
     """Time every case in interleaved repetitions; returns the lines of the table."""
     runs: dict[Case, list] = {case: [] for case in cases}
     for number in range(bench.repeats):
@@ -203,7 +169,7 @@ def timed_rows(bench: Bench, cases: Sequence[Case], rate: float) -> list[dict[st
             print(f"repetition {number + 1}: {case}", file=sys.stderr, flush=True)
             if None not in runs[case]:
                 runs[case].append(measure_or_refuse(bench, case))
-    return [table_row(case, runs[case], rate) for case in cases]
+    return [table_row(case, runs[case]) for case in cases]
 
 
 def main() -> None:
@@ -216,14 +182,12 @@ def main() -> None:
     arguments = parser.parse_args()
     bench = make_bench(arguments.shrink)
     notes = equality_lines()
-    rate = harness.matrix_rate("bfloat16", bench.matrix)
     notes += [
-        f"Matrix rate (bf16): {rate / 1e12:.3g} TFLOP/s.",
         "This package computes DPO's reference beforehand: one forward pass per pair for all epochs, "
         "which is not in the time of its steps.",
         f"Medians of {bench.repeats} interleaved repetitions of {bench.steps} steps.",
     ]
-    rows = timed_rows(bench, all_cases(bench), rate)
+    rows = timed_rows(bench, all_cases(bench))
     harness.write_tables(arguments.out, "Training steps of a random Llama-3.1-8B", notes, rows)
 
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: two ways compared in interleaved pairs, a machine's own rates, and tables.
+"""What the benchmarks share: two ways compared in interleaved pairs, and tables.
 
 A benchmark is a module with ``main(quick)`` that calls ``compare`` for each of its cases. ``python -m
 benchmarks`` runs them all and writes the table of README.md from the lines in ``results/``.
@@ -87,7 +87,7 @@ def compare(
     return line
 
 
-# --- a GPU's own rates and memory, and the table of a GPU benchmark ---
+# --- a GPU's memory, and the table of a GPU benchmark ---
 
 
 def synchronize() -> None:
@@ -96,21 +96,6 @@ def synchronize() -> None:
 
     if device() == "cuda":
         torch.cuda.synchronize()
-
-
-def matrix_rate(dtype: str, size: int, repeats: int = 10) -> float:
-    """Return the rate of multiplying two square matrices, in FLOP/s: the median of some repetitions."""
-    import torch
-
-    a, b = (torch.randn(size, size, device=device(), dtype=getattr(torch, dtype)) for _ in range(2))
-    seconds = []
-    for _ in range(repeats + 1):
-        synchronize()
-        started = time.perf_counter()
-        a @ b
-        synchronize()
-        seconds.append(time.perf_counter() - started)
-    return 2 * size**3 / statistics.median(seconds[1:])
 
 
 def total_memory_gb() -> float:

@@ -1,13 +1,12 @@
 """The paper profile from end to end with random weights of the same architectures: no hub, no GPU needed.
 
-    python benchmarks/paper_rehearsal.py FOLDER [--full-width]
+    python benchmarks/paper_rehearsal.py FOLDER
 
 Makes, in FOLDER, a random Llama of 3.1's architecture with a byte-level BPE tokenizer, a random Mistral as
-the judge; two layers of SmolLM2 write personas. Then it runs the pipeline as anyone would,
- ``run_all.sh --profile paper`` with these folders as models: persona
-inference, SFT, DPO, generation, judging in both orders and the persona swap, with the profile's own values
-apart from sizes (``SIZES``). ``--full-width`` takes the widths of the 8B model, with two layers and float32.
-Prints what every step left.
+the judge; two layers of SmolLM2 write personas. Then it runs the pipeline as anyone would, ``run_all.sh
+--profile paper`` with these folders as models: persona inference, SFT, DPO, generation, judging in both
+orders and the persona swap, with the profile's own values apart from sizes (``SIZES``). Prints what every
+step left.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import llama31
 
@@ -33,7 +31,7 @@ SIZES = {  # sizes alone: everything else is the paper profile's
     "training.rows": 16,
     "training.validation_rows": 4,
     "evaluation.limit": 4,
-    "controls": "false",
+    "evaluation.controls": "false",
     "generator.model": "pypi:smollm2-135m-instruct/2",
     "generator.kind": "chat",
     "training.arms": "none,chosen",
@@ -45,13 +43,6 @@ SIZES = {  # sizes alone: everything else is the paper profile's
     "judge.max_new_tokens": 12,
     "evaluation.bootstrap_samples": 100,
 }
-FULL_WIDTH = {  # besides sizes: float32, and four bits expanded once for generation (the same numbers)
-    "base.dtype": "float32",
-    "evaluation.personas": "gold-chosen,gold-rejected",
-    "training.rows": 8,
-    "training.validation_rows": 2,
-    "evaluation.limit": 2,
-}
 JUDGE_SMALL = {
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -61,25 +52,24 @@ JUDGE_SMALL = {
 }
 
 
-def make_models(folder: Path, full_width: bool) -> dict[str, Path]:
+def make_models(folder: Path) -> dict[str, Path]:
     """Make both models, those that are not there yet; returns the profile fields that name them."""
     texts = llama31.example_texts()
     models = {"base.model": folder / "models" / "llama", "judge.model": folder / "models" / "mistral"}
-    sizes = {"num_hidden_layers": 2} if full_width else llama31.SMALL
     if not (models["base.model"] / "tokenizer.json").exists():
-        llama31.save_llama(models["base.model"], texts, seed=0, **sizes)
+        llama31.save_llama(models["base.model"], texts, seed=0, **llama31.SMALL)
     if not (models["judge.model"] / "tokenizer.json").exists():
         llama31.save_mistral(models["judge.model"], texts, seed=1, **JUDGE_SMALL)
     return models
 
 
-def run_profile(models: dict[str, Path], sizes: dict[str, Any]) -> int:
+def run_profile(models: dict[str, Path]) -> int:
     """Run the paper profile on these models; returns the runner's exit status.
 
     The judge is asked in Prometheus-2's words where the package with them is installed, else in ours.
     """
     official = importlib.util.find_spec("prometheus_eval")
-    settings = {**models, **sizes, "judge.format": "prometheus" if official else "letter"}
+    settings = {**models, **SIZES, "judge.format": "prometheus" if official else "letter"}
     changes = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
     command = [sys.executable, "-m", "persona_lib.pipeline", "--profile", "paper", "--offline", *changes]
     return subprocess.run(command, cwd=REPO).returncode
@@ -105,12 +95,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", metavar="FOLDER", type=Path)
-    parser.add_argument("--full-width", action="store_true", help="the widths of the 8B model, two layers")
-    arguments = parser.parse_args()
-    folder, full_width = arguments.folder.resolve(), arguments.full_width
+    folder = parser.parse_args().folder.resolve()
     os.environ |= {"PERSONA_RESULTS": str(folder / "results"), "PERSONA_FIGURES": str(folder / "figures")}
-    models = make_models(folder, full_width)
-    if run_profile(models, SIZES | (FULL_WIDTH if full_width else {})):
+    if run_profile(make_models(folder)):
         sys.exit(1)
     print(*outcome_lines(folder / "results" / "paper" / "everyday" / "seed-0"), sep="\n")
 

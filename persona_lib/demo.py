@@ -1,10 +1,10 @@
 """A page to ask the trained policies oneself: ``python -m persona_lib.demo`` or ``./run_all.sh --demo``.
 
 One question, one user, and the answers of plain DPO and PT-DPO (or of any two trained policies) side by side
-as they are written; below them what the reader of answers sees in each, and the persona swap. As in the
-paper's main table, a policy that was trained without personas is told the persona in the first person, a
-tailored one in its ``Persona:`` line. The page is served to this machine only, sends nothing anywhere, loads
-nothing from elsewhere and shows texts as text. Needs the ``[demo]`` extra.
+as they are written; below them what the reader of answers sees in each. As in the paper's main table, a
+policy that was trained without personas is told the persona in the first person, a tailored one in its
+``Persona:`` line. The page is served to this machine only, sends nothing anywhere, loads nothing from
+elsewhere and shows texts as text. Needs the ``[demo]`` extra.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from persona_lib.data.official import ROLE_MARK
 from persona_lib.data.reader import UNREADABLE, shows
 from persona_lib.models import trainers
 from persona_lib.models.generate import ONE_AT_A_TIME, stream_text
-from persona_lib.models.load import ModelError, format_of, sequence_log_probs, using_adapters
+from persona_lib.models.load import ModelError, format_of
 from persona_lib.paper.answers import eval_rows, whole_answer
-from persona_lib.paper.swap import ROUNDING, PolicyLoader, adapters_of, swap_arms
-from persona_lib.prompts import STOP, beginning, begun_prompt, completion_text, tailoring_prompt
+from persona_lib.paper.swap import PolicyLoader, adapters_of, swap_arms
+from persona_lib.prompts import STOP, beginning, begun_prompt, tailoring_prompt
 from persona_lib.settings import ConfigError, Run, main_arm, open_run
 
 if TYPE_CHECKING:
@@ -40,12 +40,6 @@ INTRODUCTION = (
     "with personas. Pick a question or write any everyday one; pick a user or describe one.\n\n"
     "The default run's model is **small** (135 million parameters): it errs on facts, check before use."
 )
-EXPLANATION = (
-    "**Persona swap.** How much more likely does a policy find the right answer than the left one "
-    "(difference of log-probabilities)? Exchange the user, and the number should change in the user's "
-    "favour."
-)
-SWAP_HEAD = "| policy | leans to the right answer for this user | for the other user | follows the user |"
 UNTOLD = "/not told"  # behind a policy that is asked without the persona
 ABSENT = ("prose", "plain")  # what a text shows by lacking something: nothing to point at
 # Worded by us. The first one for real data is a situation that the paper discusses: a party, someone sober.
@@ -131,17 +125,6 @@ class Asker:
         for text in stream_text(model, tokenizer, prompt, adapters, *sizes, (STOP,), penalty):
             yield whole_answer(self.run, question, text)
 
-    def swap(
-        self, arm: str, question: str, personas: tuple[str, str], answers: tuple[str, str]
-    ) -> tuple[float, float]:
-        """Return how far an arm prefers the second answer (nats), told the one and the other persona."""
-        model, tokenizer, adapters = self.load(arm)
-        prompts = [self.prompt(arm, question, persona) for persona in personas for _ in answers]
-        texts = [completion_text(answer, self.chat) for answer in answers] * 2
-        with ONE_AT_A_TIME, using_adapters(model, adapters):
-            values = sequence_log_probs(model, tokenizer, prompts, texts, len(texts)).tolist()
-        return values[1] - values[0], values[3] - values[2]
-
 
 # --- a reader's own personas, in notebook 10 ---
 
@@ -180,20 +163,6 @@ def answer_own(run: Run, pairs: Sequence[Any] = ()) -> pd.DataFrame:
 # --- what the page shows ---
 
 
-def swap_table(
-    asker: Asker, policies: tuple[str, str], question: str, personas: tuple[str, str], answers: tuple
-) -> str:
-    """Return a line per policy: its preference between the answers under both personas."""
-    if not all(answers):
-        return "One of the answers is empty: nothing to compare."
-    lines = [SWAP_HEAD, "| --- | --- | --- | --- |"]
-    for arm in dict.fromkeys(policy.removesuffix(UNTOLD) for policy in policies):
-        this, other = asker.swap(arm, question, personas, answers)
-        follows = "yes" if this - other > ROUNDING else "no"
-        lines.append(f"| {words_of(arm)} | {this:+.1f} | {other:+.1f} | {follows} |")
-    return "\n".join(lines)
-
-
 def seen(text: str) -> str:
     """Return what the reader sees in a text, of what it reads well, in words; "" for an empty text."""
     read_well = [name for name in everyday.DIMENSIONS if name not in UNREADABLE]
@@ -202,8 +171,8 @@ def seen(text: str) -> str:
     return f"the reader sees: {', '.join(marks) or 'nothing particular'}" if text else ""
 
 
-def play(asker: Asker, left: str, right: str, question: str, persona: str, other: str) -> Iterator[tuple]:
-    """Yield (left answer, right answer, what is seen in each, swap table) while they come.
+def play(asker: Asker, left: str, right: str, question: str, persona: str) -> Iterator[tuple]:
+    """Yield (left answer, right answer, what is seen in each) while they come.
 
     What is wrong is said on the page.
     """
@@ -212,11 +181,9 @@ def play(asker: Asker, left: str, right: str, question: str, persona: str, other
     first = second = ""
     try:
         for first in asker.answer(left, question, persona):
-            yield first, second, seen(first), "", ""
+            yield first, second, seen(first), ""
         for second in asker.answer(right, question, persona):
-            yield first, second, seen(first), seen(second), ""
-        table = swap_table(asker, (left, right), question, (persona, other), (first, second))
-        yield first, second, seen(first), seen(second), table
+            yield first, second, seen(first), seen(second)
     except (ConfigError, ModelError) as error:
         raise gradio.Error(str(error)) from error
 
@@ -227,15 +194,14 @@ def known_personas(run: Run, question: str) -> dict[str, str]:
     return {kind: text for kind, text in row.personas.items() if text} if row else {}
 
 
-def offered(run: Run, question: str) -> tuple[Any, str, str]:
-    """Return the list of personas for a newly picked question, its first one, and the other side's."""
+def offered(run: Run, question: str) -> tuple[Any, str]:
+    """Return the list of personas for a newly picked question, and its first one."""
     import gradio
 
     known = known_personas(run, question or "")
     choices = [(f"{kind}: {text}", text) for kind, text in known.items()]
     label = "Users of this question (pick one)"
-    first, other = (known.get(f"gold-{side}", "") for side in ("chosen", "rejected"))
-    return gradio.Dropdown(choices=choices, value=None, label=label), first, other
+    return gradio.Dropdown(choices=choices, value=None, label=label), known.get("gold-chosen", "")
 
 
 def build(asker: Asker) -> Any:
@@ -251,9 +217,8 @@ def build(asker: Asker) -> Any:
         gradio.Markdown(INTRODUCTION)
         question = gradio.Dropdown(questions, value=questions[0], allow_custom_value=True,
                                    label="Question", elem_id="question")  # fmt: skip
-        known, first, second = offered(run, questions[0])
+        known, first = offered(run, questions[0])
         persona = gradio.Textbox(first, label="This user", lines=2, elem_id="persona")
-        other = gradio.Textbox(second, label="Another user, for the swap (empty: no persona)", lines=2)
         with gradio.Row():
             asked = [gradio.Dropdown(policies, value=arm, label=f"{n} policy") for n, arm in sides.items()]
         ask = gradio.Button("Ask both", variant="primary", elem_id="ask")
@@ -262,13 +227,11 @@ def build(asker: Asker) -> Any:
                 gradio.Textbox(label=f"{n} answer", lines=6, elem_id=f"{n.lower()}-answer") for n in sides
             ]
         with gradio.Row():
-            marks = [gradio.Markdown() for _ in sides]
-        table = gradio.Markdown(elem_id="swap")
-        gradio.Markdown(EXPLANATION)
-        question.input(lambda q: offered(run, q), question, [known, persona, other], api_name=False)
+            marks = [gradio.Markdown(elem_id=f"{n.lower()}-seen") for n in sides]
+        question.input(lambda q: offered(run, q), question, [known, persona], api_name=False)
         known.input(lambda text: text or "", known, persona, api_name=False)
-        ask.click(lambda *given: (yield from play(asker, *given)), [*asked, question, persona, other],
-                  [*boxes, *marks, table], api_name=False)  # fmt: skip
+        ask.click(lambda *given: (yield from play(asker, *given)), [*asked, question, persona],
+                  [*boxes, *marks], api_name=False)  # fmt: skip
     return page
 
 

@@ -11,15 +11,16 @@ into ``<name>.running.ipynb``, and only a checked document takes its final name.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib.metadata
 import json
 import re
 import sys
 import tempfile
-import threading
 import time
 import tomllib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +77,7 @@ def unmet(extra: str, repo: Path = REPO) -> list[str]:
 # --- One notebook through papermill ---
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
-# ipykernel warns of an unencrypted local connection, and calls it an error that a kernel which has nothing
-# more to do is interrupted before it is shut down. What fails in a cell is not logged but raised.
-# A kernel whose cells have all run has nothing left to do; asked to end by itself it takes seconds.
+# What fails in a cell is raised, not logged. A kernel that is asked to end by itself takes seconds.
 CONFIG = {
     "KernelManager": {"transport_encryption": "auto"},
     "NotebookClient": {
@@ -123,42 +122,20 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-class LiveLine:
-    """A line with a step's elapsed and expected time: redrawn on a terminal, else printed every minute."""
-
-    def __init__(self, label: str, expected: float | None) -> None:
-        self.label, self.about = label, f" of about {clock(expected)}" if expected else ""
-        self.started = time.monotonic()
-        self.tty = sys.stdout.isatty()
-        self.stop = threading.Event()
-        self.thread = threading.Thread(target=self.watch, daemon=True)
-
-    @property
-    def seconds(self) -> float:
-        """Seconds since the step began."""
-        return time.monotonic() - self.started
-
-    def show(self) -> None:
-        """Print the line."""
-        start, end = ("\r", "") if self.tty else ("", "\n")
-        print(f"{start}{self.label}  {clock(self.seconds)}{self.about}", end=end, flush=True)
-
-    def __enter__(self) -> LiveLine:
-        self.show()
-        self.thread.start()
-        return self
-
-    def watch(self) -> None:
-        """Show the line now and then until stopped."""
-        while not self.stop.wait(0.5 if self.tty else 60):
-            self.show()
-
-    def __exit__(self, kind: Any, *rest: Any) -> None:
-        self.stop.set()
-        self.thread.join()
-        word = "done" if kind is None else "stopped" if kind is KeyboardInterrupt else "FAILED"
-        line = f"{self.label}  {word} in {clock(self.seconds)}"
-        print(f"\r{line}\x1b[K" if self.tty else line, flush=True)
+@contextlib.contextmanager
+def timed_line(label: str, expected: float | None) -> Iterator[Callable[[], float]]:
+    """Print when a step begins, with its expected time, and how it ended; yields its seconds so far."""
+    started = time.monotonic()
+    print(f"{label}  begins{f', about {clock(expected)}' if expected else ''}", flush=True)
+    word = "FAILED"
+    try:
+        yield lambda: time.monotonic() - started
+        word = "done"
+    except KeyboardInterrupt:
+        word = "stopped"
+        raise
+    finally:
+        print(f"{label}  {word} in {clock(time.monotonic() - started)}", flush=True)
 
 
 def call_papermill(source: Path, target: Path, parameters: dict[str, Any], log: Path) -> None:

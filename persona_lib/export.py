@@ -2,14 +2,12 @@
 
 DIR gets one LoRA adapter that equals the policy's adapters stacked, the tokenizer, and a model card whose
 code loads them without the package. ``--merge`` adds base and adapters as one float32 model, checked against
-the policy. ``--push REPO_ID`` uploads DIR to the model hub, into a private repository, with the token in
-``HF_TOKEN``; nothing is ever uploaded without it.
+the policy. Nothing is uploaded: ``hf upload --private REPO_ID DIR`` (huggingface_hub) does that.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -68,9 +66,7 @@ def results_of(run: Run, arm: str) -> list[str]:
     return parts
 
 
-def model_card(
-    run: Run, arm: str, folders: Sequence[Path], chat: ChatFormat | None, merged: str = "", repo_id: str = ""
-) -> str:
+def model_card(run: Run, arm: str, folders: Sequence[Path], chat: ChatFormat | None, merged: str = "") -> str:
     """Return the README.md of an exported arm; ``chat`` is the base's chat format, None for a base model."""
     persona, installed = arm.partition("-")[2], store.package_versions()
     user = None if persona == "none" else "The user is busy and prefers short answers."
@@ -84,7 +80,6 @@ def model_card(
         data=DATA.get(run.dataset, OWN_DATA),
         persona=persona,
         folders=folders,
-        repo_id=repo_id,
         prompt=repr(tailoring_prompt("How do I boil an egg?", user, chat=chat)),
         merged=merged,
         trained=[
@@ -141,11 +136,10 @@ def write_merged(run: Run, arm: str, folders: Sequence[Path], target: Path) -> s
     return said
 
 
-def export_arm(run: Run, arm: str, target: Path, merge: bool = False, repo_id: str = "") -> Path:
+def export_arm(run: Run, arm: str, target: Path, merge: bool = False) -> Path:
     """Write everything of one arm into a new folder and return it; nothing leaves this machine.
 
-    ``repo_id`` is only named in the card. Raises FileExistsError if the folder has content, ModelError if a
-    merge loses what the adapters learned.
+    Raises FileExistsError if the folder has content, ModelError if a merge loses what the adapters learned.
     """
     folders = finished_adapters(run, arm)
     if target.exists() and any(target.iterdir()):
@@ -156,26 +150,9 @@ def export_arm(run: Run, arm: str, target: Path, merge: bool = False, repo_id: s
     store.write_json(target / "adapter_config.json", config)
     load_tokenizer(*run.base_source).save_pretrained(target)
     merged = write_merged(run, arm, folders, target / "merged") if merge else ""
-    card = model_card(run, arm, folders, format_of(*run.base_source), merged, repo_id)
+    card = model_card(run, arm, folders, format_of(*run.base_source), merged)
     store.write_text(target / "README.md", card)
     return target
-
-
-def push(folder: Path, repo_id: str, api: Any = None) -> str:
-    """Upload an exported folder to a private repository of the hub and return its address.
-
-    The token is read from HF_TOKEN and nowhere else; raises ConfigError without one.
-    """
-    token = os.environ.get("HF_TOKEN", "")
-    if not token:
-        raise ConfigError("--push needs a token with write access in the environment variable HF_TOKEN")
-    if api is None:
-        from huggingface_hub import HfApi
-
-        api = HfApi(token=token)
-    api.create_repo(repo_id=repo_id, repo_type="model", private=True, exist_ok=True)
-    api.upload_folder(repo_id=repo_id, folder_path=str(folder), repo_type="model")
-    return f"{repo_id} (private until you make it public)"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -189,15 +166,12 @@ def main(argv: list[str] | None = None) -> int:
     add("--arm", default="", help="sft-<train_persona> or dpo-<train_persona>; default: PT-DPO")
     add("--to", required=True, type=Path, metavar="DIR", help="a new folder")
     add("--merge", action="store_true", help="also write base and adapters as one float32 model, checked")
-    add("--push", default="", metavar="REPO_ID", help="then upload DIR to the hub; token in HF_TOKEN")
     given = parser.parse_args(argv)
     try:
         run = open_run(given.profile, given.dataset, given.seed, given.set)
         arm = given.arm or f"dpo-{main_arm(run.profile)}"
-        folder = export_arm(run, arm, given.to, given.merge, given.push)
+        folder = export_arm(run, arm, given.to, given.merge)
         print(f"exported to {folder}; read {folder / 'README.md'}")
-        if given.push:
-            print(f"pushed to {push(folder, given.push)}")
     except (ConfigError, ValueError, FileNotFoundError, FileExistsError, ModelError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -387,12 +387,11 @@ def plot_ratings(ratings: pd.DataFrame) -> Drawn:
 
 @dataclass(frozen=True)
 class FigureKind:
-    """One figure: its tables, how it is drawn, its caption, and who makes the tables."""
+    """One figure: its tables, how it is drawn, and its caption."""
 
     tables: tuple[str, ...]
     plot: Callable[..., Drawn]
     caption: str
-    maker: str = ""  # empty: notebook 12, which draws these figures
 
 
 FIGURES = {
@@ -401,23 +400,20 @@ FIGURES = {
     "length": FigureKind(("length",), plot_length, "Net win rates with the answers' length held equal"),
     "persona_accuracy": FigureKind(("persona_accuracy",), plot_accuracy, "Persona accuracy"),
     "persona_models": FigureKind(("persona_models",), plot_accuracy,
-                                 "Persona accuracy by the model that wrote the personas",
-                                 "python -m persona_lib.studies persona-models"),
+                                 "Persona accuracy by the model that wrote the personas"),
     "persona_preference": FigureKind(("persona_preference",), plot_preference,
                                      "Which persona is the more plausible user"),
     "swap": FigureKind(("swap",), plot_swap, "Persona swap: does the preference follow the persona?"),
     "released_flip": FigureKind(("released_flip",), plot_released_flip,
-                                "Persona flip of the authors' released answers",
-                                "notebook 13_released_outputs"),
+                                "Persona flip of the authors' released answers"),
     "released_safety": FigureKind(("released_safety", "released_safety_pairs"), plot_safety,
-                                  "Which of the authors' released answers keep a caution or refusal",
-                                  "notebook 15_safety"),
+                                  "Which of the authors' released answers keep a caution or refusal"),
     "safety": FigureKind(("safety", "safety_pairs"), plot_safety,
-                         "Which answers of this run keep a caution or refusal", "notebook 15_safety"),
-    "ratings": FigureKind(("ratings",), plot_ratings, "Ratings of personas and answers",
-                          "notebook 14_human_ratings"),
-    "training": FigureKind((), plot_training, "Losses and margins of training", "notebooks 06 and 07"),
+                         "Which answers of this run keep a caution or refusal"),
+    "ratings": FigureKind(("ratings",), plot_ratings, "Ratings of personas and answers"),
+    "training": FigureKind((), plot_training, "Losses and margins of training"),
 }  # fmt: skip
+RESULTS = ("main", "forest", "length", "persona_accuracy", "persona_preference", "swap")  # of notebook 12
 
 
 def drawn_with(plot: Callable[..., Drawn], arguments: Sequence[Any]) -> Drawn:
@@ -429,13 +425,9 @@ def drawn_with(plot: Callable[..., Drawn], arguments: Sequence[Any]) -> Drawn:
 
 
 def draw(name: str, paths: Sequence[Path]) -> Drawn:
-    """Draw a figure from the CSV files of its tables; FileNotFoundError names the one that is missing."""
+    """Draw a figure from the CSV files of its tables."""
     import pandas as pd
 
-    for path in paths:
-        if not path.exists():
-            maker = FIGURES[name].maker or "notebook 12_results"
-            raise FileNotFoundError(f"{path}: figure {name} is drawn from it; run {maker} first")
     return drawn_with(FIGURES[name].plot, [pd.read_csv(path) for path in paths])
 
 
@@ -463,13 +455,10 @@ def figure_inputs(profile: Profile, name: str) -> list[Path]:
     return [table_path(profile, table) for table in FIGURES[name].tables]
 
 
-def save_figures(profile: Profile, names: Sequence[str] = ()) -> dict[str, Path]:
-    """Draw the figures whose tables are there; returns the PNGs. Older files of the others are removed.
-
-    Without ``names``: those that notebook 12 makes.
-    """
+def save_figures(profile: Profile, names: Sequence[str] = RESULTS) -> dict[str, Path]:
+    """Draw the figures whose tables are there; returns the PNGs. Older files of the others are removed."""
     drawn = {}
-    for name in names or [name for name, kind in FIGURES.items() if not kind.maker]:
+    for name in names:
         paths = figure_inputs(profile, name)
         if all(path.exists() for path in paths):
             drawn[name] = save(draw(name, paths), figures_dir(profile), name)[1]

@@ -20,7 +20,7 @@ from pathlib import Path
 from persona_lib import settings, store, tasks
 from persona_lib.data import intake, official
 from persona_lib.data.preference import ARMS, READERS
-from persona_lib.execute import LiveLine, StepError, finish_notebook, run_notebook
+from persona_lib.execute import StepError, finish_notebook, run_notebook, timed_line
 from persona_lib.paper.judges import JUDGES
 from persona_lib.records import DataError
 from persona_lib.settings import ConfigError, Profile, near_names, results_dir
@@ -105,7 +105,7 @@ def run_task(pipeline: Pipeline, task: Task, label: str) -> None:
     key, earlier, started = tasks.current_key(pipeline, task), known["tasks"].get(task.id, {}), store.now()
     tasks.begin(pipeline, task)
     running = None
-    with LiveLine(label, tasks.expected_seconds(pipeline, task)[0]) as line:
+    with timed_line(label, tasks.expected_seconds(pipeline, task)[0]) as so_far:
         if task.step == REPORT:
             from persona_lib.report import write_report
 
@@ -113,6 +113,7 @@ def run_task(pipeline: Pipeline, task: Task, label: str) -> None:
         else:
             target, log = pipeline.executed(task), pipeline.log(task)
             running = run_notebook(pipeline.source(task), target, pipeline.parameters(task), log)
+        seconds = so_far()
     longest = earlier.get("longest_seconds", 0) if earlier.get("fields") == key.get("fields") else 0
     facts = {
         "task": task.id,
@@ -120,8 +121,8 @@ def run_task(pipeline: Pipeline, task: Task, label: str) -> None:
         "fields": key.get("fields"),
         "started": started,
         "finished": store.now(),
-        "seconds": round(line.seconds, 1),
-        "longest_seconds": round(max(line.seconds, longest), 1),
+        "seconds": round(seconds, 1),
+        "longest_seconds": round(max(seconds, longest), 1),
         **store.environment(),
     }
     tasks_known = known["tasks"] | {task.id: facts}
@@ -206,7 +207,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--profile", metavar="NAME", help="configs/NAME.yaml (default: everyday; own with --data FILE)")
     add("--plan", action="store_true", help="print what would run, why, for how long and with what")
-    add("--list", action="store_true", help="list the steps of the profile and the profiles there are")
     add("--only", nargs="+", default=[], metavar="STEP", help="only these steps or tasks, e.g. 03 12_results")
     add("--from", dest="first", metavar="STEP", help="this step and those after it")
     add("--force", action="store_true", help="delete what the selected steps made and make it again")
@@ -292,24 +292,14 @@ def select(pipeline: Pipeline, arguments: argparse.Namespace) -> list[str]:
     return ids
 
 
-def print_list(pipeline: Pipeline) -> None:
-    """Print the steps of the profile and the profiles."""
-    for name in pipeline.profile.steps:
-        print(f"  {name:<26} {tasks.STEPS[name].title}")
-    profiles = sorted(path.stem for path in (settings.REPO / "configs").glob("*.yaml"))
-    print(f"profiles: {', '.join(profiles)}")
-
-
 def run(arguments: argparse.Namespace) -> int:
     """Do what the command line asks; raises ConfigError before anything is run."""
     pipeline = open_pipeline(arguments)
     ids = select(pipeline, arguments)
-    validate(pipeline.profile, arguments.list or arguments.plan)
-    if arguments.list:
-        print_list(pipeline)
-    elif arguments.plan:
+    validate(pipeline.profile, arguments.plan)
+    if arguments.plan:
         tasks.print_plan(pipeline, tasks.plan_lines(pipeline, ids, arguments.force))
-    if arguments.list or arguments.plan or arguments.check:
+    if arguments.plan or arguments.check:
         return 0
     os.chdir(settings.REPO)  # where kernels start, wherever the runner was called
     with only_runner(pipeline):

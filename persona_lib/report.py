@@ -25,7 +25,7 @@ from persona_lib.paper.judging import runs_of
 from persona_lib.paper.results import read_table
 from persona_lib.prompts import completion_text, tailoring_prompt
 from persona_lib.settings import FACTS, Profile, figures_dir, main_arm, results_dir
-from persona_lib.show import LABELS, PLACES, owner_of, render, with_interval
+from persona_lib.show import LABELS, owner_of, place, render, with_interval
 from persona_lib.store import read_json, write_text
 from persona_lib.tasks import Pipeline
 
@@ -39,7 +39,10 @@ def fill(template: str, **values: Any) -> str:
 
     loader = jinja2.FileSystemLoader(FACTS / "pages")
     escaped = template.endswith(".html")
-    pages = jinja2.Environment(loader=loader, autoescape=escaped, trim_blocks=True, lstrip_blocks=True)
+    undefined = jinja2.StrictUndefined if escaped else jinja2.Undefined  # a card of few facts has gaps
+    pages = jinja2.Environment(
+        loader=loader, autoescape=escaped, undefined=undefined, trim_blocks=True, lstrip_blocks=True
+    )
     return pages.get_template(template).render(values) + "\n"
 
 
@@ -119,11 +122,9 @@ def findings(profile: Profile) -> list[str]:
         table = read_table(profile, name)
         found = table.query(rows, local_dict=arms) if len(table) else table
         for row in found.to_dict("records"):
-            value, low, high = with_interval(row, column), row[f"{column}_low"], row[f"{column}_high"]
-            place = PLACES[0] if high < null else PLACES[2] if low > null else PLACES[1]
-            verdict = f"; {place} {null:g}" if low == low else ""
             where = f"{row['dataset']}: " if len(profile.datasets) > 1 else ""
-            said.append(f"{where}{sentence.format(value=value, **row)}{verdict}.")
+            words = [sentence.format(value=with_interval(row, column), **row), place(row, column, null)]
+            said.append(f"{where}{'; '.join(filter(None, words))}.")
     return said
 
 
@@ -160,8 +161,7 @@ def figures(profile: Profile) -> list[dict[str, str]]:
         path = figures_dir(profile) / f"{name}.png"
         if path.exists() and all(table.exists() for table in figure_inputs(profile, name)):
             data = base64.b64encode(path.read_bytes()).decode()
-            alt = alt_text(profile, name) or kind.caption
-            shown.append({"data": data, "alt": alt, "caption": kind.caption})
+            shown.append({"data": data, "alt": alt_text(profile, name), "caption": kind.caption})
     return shown
 
 

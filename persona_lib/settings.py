@@ -463,7 +463,7 @@ class Run:
 
     @property
     def base_source(self) -> tuple[str, str]:
-        """Return where the base is (``pypi:NAME``, hub id or folder), and its commit (``id@commit``) or ""."""
+        """Return where the base is (``pypi:NAME``, hub id or folder), and its commit or ""."""
         source, _, commit = self.profile.base.model.partition("@")
         return source, commit
 

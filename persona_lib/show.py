@@ -47,7 +47,6 @@ SIGNED = ("p_net", "q_net", "net", "dpq", "quality_sd", "net_matched", "net_cont
 DIGITS = {"dpq": 1, "dpq_low_widest": 1, "dpq_high_widest": 1, "z": 1, "words_mean": 1, "words_tested": 1,
           "words_base": 1, "flip": 3, "d_positive": 3, "did": 3, "did_positive": 3, "balanced": 3,
           "share": 3}  # fmt: skip
-PLACES = ("below", "not clearly different from", "above")
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
 
 
@@ -208,6 +207,14 @@ def save_table(run: Run, name: str, table: pd.DataFrame) -> Path:
 # --- sentences: what a table says, decided by its 95 % intervals alone ---
 
 
+def place(row: Any, name: str, null: float) -> str:
+    """Say where an estimate's interval lies: below, above or not clearly off ``null``; "" without one."""
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    if low is None or math.isnan(low):
+        return ""
+    return f"{'below' if high < null else 'above' if low > null else 'not clearly different from'} {null:g}"
+
+
 def say(
     table: pd.DataFrame | None, name: str, columns: Sequence[str], null: float = 0.0, what: str = ""
 ) -> str:
@@ -218,14 +225,10 @@ def say(
     said = []
     for _, row in table.iterrows() if table is not None else ():
         named = ", ".join(str(row[column]) for column in columns)
-        value, at = with_interval(row, name), 0.0 if " - " in named else null
-        low, high = (
-            float("nan") if row[f"{name}_{end}"] is None else row[f"{name}_{end}"] for end in ("low", "high")
-        )
-        place = PLACES[0] if high < at else PLACES[2] if low > at else PLACES[1]
-        verdict = f", {place} {at:g}" if low == low else ""
-        n = f", n = {row['n']:.0f}" if row.get("n", 0) > 0 else ""
-        said.append(f"- {named}: {what or name} {value}{n}{verdict}.")
+        n = f"n = {row['n']:.0f}" if row.get("n", 0) > 0 else ""
+        where = place(row, name, 0.0 if " - " in named else null)
+        words = filter(None, [f"{what or name} {with_interval(row, name)}", n, where])
+        said.append(f"- {named}: {', '.join(words)}.")
     return "\n".join(said) or "- Nothing to say of this profile."
 
 
@@ -233,11 +236,10 @@ def aims(primary: pd.DataFrame) -> str:
     """Say how many aims are met, and name every aim that is not; a run on own data may have none."""
     if primary.empty:
         return "- No aims were set beforehand for this profile's data."
-    table = primary.rename(columns={"low": "estimate_low", "high": "estimate_high"})
-    met, unmet, missing = (int((table.met == word).sum()) for word in ("yes", "no", "not run"))
+    met, unmet, missing = (int((primary.met == word).sum()) for word in ("yes", "no", "not run"))
     head = (f"- Of {met + unmet} aims that this run can decide, {met} are met and {unmet} are not; "
             f"{missing} need arms or data that it lacks. Not met:")  # fmt: skip
-    return f"{head}\n\n{to_markdown(render('primary', table[table.met == 'no']))}" if unmet else head[:-9]
+    return f"{head}\n\n{to_markdown(render('primary', primary[primary.met == 'no']))}" if unmet else head[:-9]
 
 
 # --- notebooks 01 and 02: pairs, and the base model ---
@@ -548,7 +550,7 @@ def save_tables(profile: Profile, filled: dict[str, ratings.Filled]) -> dict[str
 def guide_run(name: str, overrides: Iterable[str]) -> Run:
     """Return the run of the worked example on your own data, in a results folder of its own.
 
-    Its data is what ``data_dir`` names, else the shipped pairs. Raises ConfigError for a profile whose judge
+    Its data is what ``data.path`` names, else the shipped pairs. Raises ConfigError for a profile whose judge
     cannot read it.
     """
     profile = load_profile(name, list(overrides))

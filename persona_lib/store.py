@@ -14,7 +14,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -22,15 +21,9 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 from persona_lib.settings import REPO
-
-# --- Files on disk: append-only JSONL of records, atomic writes, folders marked as finished ---
-# A folder is finished when its ``done.json`` exists; that file is written last and atomically, and holds
-# the key (the inputs' hash) it was finished for. A torn last line, left by a killed process, is cut off on
-# the next read for appending, so that a rerun resumes at the first missing row.
-
 
 T = TypeVar("T")
 
@@ -47,8 +40,6 @@ VERSIONS = {
     "calibration": 1,
     "rejudged": 1,
 }
-BLOCK = 1 << 16  # bytes read at a time, from the end of a file backwards
-FIRST_ID = re.compile(rb'\{"id": "([^"\\]*)"[,}]')  # at the beginning of a line, without escapes
 
 
 def to_json(value: Any) -> Any:
@@ -129,25 +120,11 @@ def append_rows(path: Path, rows: Iterable[Any]) -> None:
 
 def repair_rows(path: Path) -> None:
     """Cut off an unfinished last line (no newline) that a killed process left behind."""
-    if not path.exists():
-        return
-    with path.open("r+b") as file:
-        end = file.seek(0, os.SEEK_END)
-        whole = end_of_last_line(file, end)
-        if whole < end:
-            file.truncate(whole)
-
-
-def end_of_last_line(file: BinaryIO, end: int) -> int:
-    """Return the place after the last newline before ``end``, 0 without one; reads from the end on only."""
-    while end > 0:
-        start = max(0, end - BLOCK)
-        file.seek(start)
-        found = file.read(end - start).rfind(b"\n")
-        if found >= 0:
-            return start + found + 1
-        end = start
-    return 0
+    if path.exists():
+        text = path.read_bytes()
+        whole = text.rfind(b"\n") + 1
+        if whole < len(text):
+            os.truncate(path, whole)
 
 
 def iter_rows(path: Path) -> Iterator[dict]:
@@ -163,19 +140,11 @@ def iter_rows(path: Path) -> Iterator[dict]:
 
 
 def row_ids(path: Path) -> Iterator[str]:
-    """Yield the ids of a JSONL file's records, whose first field is ``id``, without reading the rest of them.
-
-    For work that goes on where it stopped. A line of another form is read whole, or is an error.
-    """
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if found := FIRST_ID.match(line):
-                yield found[1].decode()
-                continue
-            try:
-                yield json.loads(line)["id"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{path}:{number}: no id ({error}); mend or delete the line") from error
+    """Yield the ids of a JSONL file's records; a line without one is an error that says where."""
+    for number, row in enumerate(iter_rows(path), start=1):
+        if not isinstance(row, dict) or "id" not in row:
+            raise ValueError(f"{path}:{number}: no id; mend or delete the line")
+        yield row["id"]
 
 
 def read_rows(path: Path, record: type[T]) -> list[T]:

@@ -18,26 +18,23 @@ for both sides of the same evaluation pairs from the same prompt; the profile's 
 them. Without ``--model`` the models are those of ``MODELS`` (Gemma's licence must be accepted:
 ``persona_lib.weights``). With it, any others, by the settings in which they differ:
 
-    python -m persona_lib.studies persona-models --profile paper --model 8B --model 70B generator_model=ID
+    python -m persona_lib.studies persona-models --profile paper --model 8B --model 70B generator.model=ID
 
 Nothing is chosen by these numbers. A model and seed that is finished is not asked again.
 
-**reader** measures how often the reader of answers is right. ``--draw N`` writes a blind sheet of N
-generated answers: a dimension with its two values, the question and the answer. Somebody adds "label" to
-each line: one of the two values, or "neither"; the labelled sheet is kept in ``facts/reader_labels.jsonl``.
-Without ``--draw`` the table is computed from it and from the written responses of the test split, into
-``figures/everyday/reader.csv``.
+**reader** measures how often the reader of answers is right, on the written responses of the test split and
+on ``facts/reader_labels.jsonl``: generated answers, drawn blind, each with a dimension, its two values and a
+"label" (one of them, or "neither"). The table is ``figures/everyday/reader.csv``.
 """
 
 from __future__ import annotations
 
 import argparse
-import random
 import re
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +46,7 @@ from persona_lib.figures import save_figures
 from persona_lib.models import train
 from persona_lib.models.served import SURFACE, load_generator, role_key
 from persona_lib.paper import answers, personas
-from persona_lib.paper.answers import generation_folder, grid, read_generations
+from persona_lib.paper.answers import read_generations
 from persona_lib.paper.judges import load_judge
 from persona_lib.paper.judging import oracle_scores
 from persona_lib.paper.personas import ITEMS, accuracy_rows, infer_personas, judge_personas, read_items
@@ -63,7 +60,6 @@ from persona_lib.settings import (
     deciding,
     figures_dir,
     load_profile,
-    open_run,
     parse_override,
     results_dir,
     set_field,
@@ -156,14 +152,12 @@ def with_candidate(profile: Profile, arm: str, candidate: dict[str, Any]) -> Pro
     return set_field(profile, {own[name]: value for name, value in candidate.items()})
 
 
-def search(
-    profile: Profile, method: str, path: Path, arms: Iterable[str] = ARMS, seeds: Iterable[int] = SEEDS
-) -> list[Row]:
+def search(profile: Profile, method: str, path: Path) -> list[Row]:
     """Measure every candidate of a method for both arms and seeds; finished ones are read from ``path``."""
     store.repair_rows(path)
     known = {row["key"]: row for row in store.iter_rows(path)} if path.exists() else {}
     rows = []
-    for seed, arm, candidate in [(s, a, c) for s in seeds for a in arms for c in CANDIDATES[method]]:
+    for seed, arm, candidate in [(s, a, c) for s in SEEDS for a in ARMS for c in CANDIDATES[method]]:
         run = Run(with_candidate(profile, arm, candidate), profile.datasets[0], seed)
         key = candidate_key(run, method, arm)
         if key not in known:
@@ -178,36 +172,29 @@ def search(
     return rows
 
 
-def pool_seeds(rows: Iterable[Row], method: str) -> list[Row]:
+def pool_seeds(rows: Sequence[Row], method: str) -> list[Row]:
     """Return one row per arm and candidate of a method, in the candidates' order, with means over the seeds.
 
     ``quality_sd`` is the standard deviation of single answers: the root of the mean variance within seeds.
-    Candidates that not all of an arm's seeds have finished are left out.
     """
     pooled = []
-    for arm in ARMS:
-        of_arm = [row for row in rows if row["arm"] == arm]
-        seeds = sorted({row["seed"] for row in of_arm})
-        for candidate in CANDIDATES[method]:
-            same = [row for row in of_arm if candidate.items() <= row.items()]
-            if not same or sorted(row["seed"] for row in same) != seeds:
-                continue
-            names = ("fit_chosen", "fit_rejected", "quality", "unfinished")
-            means = {name: sum(row[name] for row in same) / len(same) for name in names}
-            spread = (sum(row["quality_sd"] ** 2 for row in same) / len(same)) ** 0.5
-            pooled.append(
-                {"method": method, "arm": arm, **candidate, **means, "quality_sd": spread}
-                | {"n": sum(row["n"] for row in same), "seeds": " ".join(map(str, seeds))}
-            )
+    for arm, candidate in [(arm, candidate) for arm in ARMS for candidate in CANDIDATES[method]]:
+        same = [row for row in rows if row["arm"] == arm and candidate.items() <= row.items()]
+        names = ("fit_chosen", "fit_rejected", "quality", "unfinished")
+        means = {name: sum(row[name] for row in same) / len(same) for name in names}
+        spread = (sum(row["quality_sd"] ** 2 for row in same) / len(same)) ** 0.5
+        pooled.append(
+            {"method": method, "arm": arm, **candidate, **means, "quality_sd": spread}
+            | {"n": sum(row["n"] for row in same), "seeds": " ".join(str(row["seed"]) for row in same)}
+        )
     return pooled
 
 
-def pick(pooled: Iterable[Row], reference_quality: float | None = None) -> Row:
+def pick(rows: Sequence[Row], reference_quality: float | None = None) -> Row:
     """Return the candidate that the rule picks among one arm's pooled rows.
 
     ``reference_quality`` is the mean quality of the plain arm's pick; None: the best candidate's own.
     """
-    rows = list(pooled)
     ending = min(row["unfinished"] for row in rows) + UNFINISHED_MARGIN
     rows = [row for row in rows if row["unfinished"] <= ending]
     best = max(rows, key=lambda row: row["quality"])
@@ -216,13 +203,10 @@ def pick(pooled: Iterable[Row], reference_quality: float | None = None) -> Row:
     return max(allowed or [best], key=lambda row: row["fit_chosen"] + row["fit_rejected"])
 
 
-def pick_both(pooled: Iterable[Row]) -> dict[str, Row]:
-    """Return the picks of the arms that have rows: the plain arm by itself, PT at the plain arm's quality."""
-    picks: dict[str, Row] = {}
-    for arm in ARMS:
-        if rows := [row for row in pooled if row["arm"] == arm]:
-            picks[arm] = pick(rows, picks["none"]["quality"] if "none" in picks else None)
-    return picks
+def pick_both(pooled: Sequence[Row]) -> dict[str, Row]:
+    """Return the picks of both arms: the plain arm by itself, PT at the plain arm's quality."""
+    plain = pick([row for row in pooled if row["arm"] == "none"])
+    return {"none": plain, "both": pick([row for row in pooled if row["arm"] == "both"], plain["quality"])}
 
 
 def select_settings(given: argparse.Namespace) -> None:
@@ -230,13 +214,12 @@ def select_settings(given: argparse.Namespace) -> None:
     import pandas as pd
 
     profile = tuning_profile(load_profile(given.profile, given.overrides))
-    seeds = given.seed or SEEDS
-    for seed in seeds:
+    for seed in SEEDS:
         prepare(Run(profile, profile.datasets[0], seed))
     for method in given.method or ("sft", "dpo"):
         path = figures_dir(profile) / f"selection_{method}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
-        pooled = pool_seeds(search(profile, method, path, given.arm or ARMS, seeds), method)
+        pooled = pool_seeds(search(profile, method, path), method)
         picks = pick_both(pooled)
         table = pd.DataFrame([row | {"picked": row in picks.values()} for row in pooled])
         store.write_text(path.with_suffix(".csv"), table.to_csv(index=False))
@@ -359,28 +342,6 @@ def compare_models(given: argparse.Namespace) -> None:
 TABLE = REPO / "figures" / "everyday" / "reader.csv"
 
 
-def blind_sheet(run: Run, n: int) -> list[dict[str, Any]]:
-    """Return ``n`` generated answers to label, equally many per policy, in random order under neutral ids."""
-    rng, items = random.Random("reader-sheet"), {item.id: item for item in everyday.items()}
-    by_arm: dict[str, list[tuple[str, str, str]]] = {}
-    for spec in grid(run):
-        if (generation_folder(run, spec) / "done.json").exists():
-            found = read_generations(run, spec).values()
-            by_arm.setdefault(spec.arm, []).extend((g.id, g.prompt, g.completion) for g in found)
-    drawn = [
-        row
-        for found in by_arm.values()
-        for row in rng.sample(sorted(set(found)), min(len(set(found)), -(-n // len(by_arm))))
-    ]
-    rows = []
-    for number, (name, prompt, text) in enumerate(rng.sample(drawn, min(n, len(drawn)))):
-        dimension = rng.choice(items[name].dimension.split("+"))
-        values = list(everyday.DIMENSIONS[dimension])
-        rows.append({"id": f"answer-{number:03d}", "dimension": dimension, "values": values,
-                     "prompt": prompt, "text": text})  # fmt: skip
-    return rows
-
-
 def measured() -> pd.DataFrame:
     """Return ``reader_table`` of the written test responses and of the labelled generated answers."""
     import pandas as pd
@@ -398,12 +359,7 @@ def measured() -> pd.DataFrame:
 
 
 def check_reader(given: argparse.Namespace) -> None:
-    """Draw a sheet, or write the table."""
-    if given.draw:
-        run = open_run(given.profile, seed=given.seed, overrides=given.overrides)
-        store.write_rows(given.to, blind_sheet(run, given.draw))
-        print(given.to)
-        return
+    """Write the table of how often the reader of answers is right."""
     table = measured()
     store.write_text(TABLE, table.to_csv(index=False))
     print(table.to_string(index=False))
@@ -427,16 +383,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
     add = study("selection", select_settings)
     add("--method", choices=("sft", "dpo"), action="append")
-    add("--arm", choices=ARMS, action="append", help="only this arm: two can run side by side")
-    add("--seed", type=int, choices=SEEDS, action="append", help="only this seed: two can run side by side")
     add = study("persona-models", compare_models)
     model = "a model and the settings in which it differs (may be repeated)"
     add("--model", nargs="+", action="append", metavar=("NAME", "KEY=VALUE"), help=model)
     add("--seeds", type=int, default=1, help="data seeds 0, 1, ... (default: one)")
-    add = study("reader", check_reader)
-    add("--draw", type=int, metavar="N", help="write a blind sheet of N answers")
-    add("--to", type=Path, default=Path("reader_sheet.jsonl"), metavar="FILE")
-    add("--seed", type=int, default=0)
+    study("reader", check_reader)
     return parser.parse_args(argv)
 
 

@@ -1,10 +1,10 @@
 """The table of steps, the tasks of a profile, when a task is stale, and the plan of a run.
 
-``STEPS`` is the pipeline: a step is one numbered notebook. A task is a step for one data set and seed, or
-for the whole profile. After it ran, its manifest ``results/<profile>/manifests/<task>.json`` holds the key
-that it ran for (the notebook's code, the versions of the steps it calls, parameters, profile fields, its
-inputs' outputs) and what it made. A task is stale when its key differs or an output is gone. Outputs count
-by content: a step that ran again with the same result does not make the next ones stale.
+``facts/steps.yaml`` lists the steps; a step is one numbered notebook. A task is a step for one data set and
+seed, or for the whole profile. After it ran, its manifest ``results/<profile>/manifests/<task>.json`` holds
+the key that it ran for (the notebook's code, the versions of the steps it calls, parameters, settings, its
+inputs' outputs) and what it made. A task is stale when its key differs or an output is gone. Outputs count by
+content: a step that ran again with the same result does not make the next ones stale.
 
 A plan reads small files only; nothing is imported, installed or downloaded for it.
 """
@@ -29,14 +29,7 @@ from persona_lib.settings import ConfigError, Profile, Run, flat, near_names
 
 @dataclass(frozen=True)
 class Step:
-    """One numbered notebook. ``inputs``, ``fields`` and ``versions`` are words separated by spaces.
-
-    ``inputs``: numbers of the steps whose results it reads. ``fields``: patterns of the profile fields that
-    make it stale. A field too many costs seconds (finished work has keys of its own); one too few would keep
-    a wrong result. ``versions``: the steps of ``store.VERSIONS`` whose code it calls; without them, every
-    change of the library makes it run again. ``minutes``: expected per task and profile, on two cores or one
-    GPU (guesses for ``paper``); a plan prefers what this machine measured.
-    """
+    """One numbered notebook; ``facts/steps.yaml`` explains the fields."""
 
     title: str
     per: Literal["run", "profile"] = "run"
@@ -46,122 +39,18 @@ class Step:
     minutes: dict[str, float] = field(default_factory=dict)
 
 
-TRAINING = "base.* training.* lora.* sft.* dpo.* plain.*"
-INFERENCE = "data.* base.* generator.* personas.* generation.engine evaluation.split evaluation.limit"
-GENERATION = f"{TRAINING} generation.* evaluation.*"
-JUDGING = f"{GENERATION} data.* judge.* second_judge.*"
+def read_steps() -> dict[str, Step]:
+    """Return the steps of ``facts/steps.yaml``, whose fields may name a group of fields."""
+    import yaml
 
-STEPS: dict[str, Step] = {
-    "01_preference_data": Step(
-        "Preference pairs, split by prompt",
-        versions="pairs",
-        fields="data.*",
-        minutes={"smoke": 0.1, "everyday": 0.1, "authors": 0.2, "paper": 1},
-    ),
-    "02_base_model": Step(
-        "The base language model",
-        per="profile",
-        versions="training",
-        fields="base.* generation.*",
-        minutes={"smoke": 0.2, "everyday": 0.5, "authors": 0.5, "paper": 10},
-    ),
-    "03_persona_inference": Step(
-        "Infer a persona for every response",
-        inputs="01 02",
-        versions="pairs personas",
-        fields=f"{INFERENCE} training.arms",  # the arm "inferred" needs more of them
-        minutes={"smoke": 0.3, "everyday": 4.5, "paper": 20},
-    ),
-    "04_persona_quality": Step(
-        "Persona accuracy, preference and salient words",
-        inputs="01 02 03",
-        versions="personas calibration",
-        fields=f"{INFERENCE} {TRAINING} evaluation.* judge.*",
-        minutes={"smoke": 0.3, "everyday": 5, "paper": 55},
-    ),
-    "05_tailoring_data": Step(
-        "Retrieve personas, build the tailoring data",
-        inputs="01 03",
-        versions="tailoring",
-        fields=f"{INFERENCE} training.arms evaluation.personas",
-        minutes={"smoke": 0.1, "everyday": 0.1, "authors": 0.3, "paper": 1},
-    ),
-    "06_supervised_tailoring": Step(
-        "Persona tailoring by supervised fine-tuning",
-        inputs="02 05",
-        versions="training",
-        fields=TRAINING,
-        minutes={"smoke": 0.4, "everyday": 4.5, "authors": 15, "paper": 25},
-    ),
-    "07_preference_tailoring": Step(
-        "Persona tailoring by DPO on top of it",
-        inputs="02 05 06",
-        versions="training",
-        fields=TRAINING,
-        minutes={"smoke": 0.7, "everyday": 8, "authors": 30, "paper": 50},
-    ),
-    "08_generation": Step(
-        "Answer the test prompts with every policy and persona",
-        inputs="02 05 06 07",
-        versions="answers",
-        fields=GENERATION,
-        minutes={"smoke": 0.6, "everyday": 8, "authors": 10, "paper": 215},
-    ),
-    "09_judging": Step(
-        "Judge the answers in both orders",
-        inputs="01 02 05 08",
-        versions="judging",
-        fields=JUDGING,
-        minutes={"smoke": 0.3, "everyday": 1, "authors": 25, "paper": 1100},
-    ),
-    "10_user_personas": Step(
-        "Personas that users write themselves",
-        inputs="02 05 06 07 08 09",
-        versions="answers judging",
-        fields=JUDGING,
-        minutes={"smoke": 0.2, "everyday": 0.5, "paper": 30},
-    ),
-    "11_persona_swap": Step(
-        "Swap the persona: does the preference follow?",
-        inputs="02 05 06 07 08",
-        versions="swap",
-        fields=f"{TRAINING} evaluation.*",
-        minutes={"smoke": 0.6, "everyday": 4, "authors": 15, "paper": 20},
-    ),
-    "12_results": Step(
-        "All results, with intervals, beside the paper's",
-        per="profile",
-        inputs="01 02 03 04 05 06 07 08 09 10 11",
-        fields="datasets seeds evaluation.* training.methods training.arms",
-        minutes={"smoke": 0.2, "everyday": 0.3, "authors": 0.5, "paper": 1},
-    ),
-    "13_released_outputs": Step(
-        "The authors' released generations, analysed again",
-        per="profile",
-        fields=f"data.* {TRAINING} evaluation.* judge.* second_judge.*",
-        minutes={"authors": 0.5, "paper": 190},
-    ),
-    "14_human_ratings": Step(
-        "Ratings by people: blinded sheets out, filled ones in",
-        per="profile",
-        inputs="05 08",
-        fields="datasets seeds training.arms evaluation.* second_judge.*",
-        minutes={"smoke": 0.1, "everyday": 0.2, "authors": 0.2, "paper": 0.3},
-    ),
-    "15_safety": Step(
-        "Safety by persona: which answers keep a caution",
-        per="profile",
-        inputs="05 08",
-        fields=f"datasets seeds data.path {GENERATION}",
-        minutes={"smoke": 0.2, "everyday": 0.2, "authors": 0.3, "paper": 2},
-    ),
-    "16_your_own_data": Step(
-        "Your own preference data, step by step",
-        per="profile",
-        fields=f"datasets {INFERENCE} {GENERATION}",
-        minutes={"own_smoke": 5},
-    ),
-}
+    written = yaml.safe_load((settings.FACTS / "steps.yaml").read_text(encoding="utf-8"))
+    for step in written["steps"].values():
+        for name, fields in reversed(written["groups"].items()):  # a group may name one above it
+            step["fields"] = step["fields"].replace(name, fields)
+    return {name: Step(**step) for name, step in written["steps"].items()}
+
+
+STEPS = read_steps()
 NOTEBOOKS = settings.REPO / "notebooks"
 REPORT = "report"  # the last task of a run: no notebook
 

@@ -10,12 +10,9 @@ import re
 import subprocess
 import sys
 
-import gpu_training
 import harness
 import llama31
 import pytest
-import training
-from training import AUTHORS, OURS, Case, Lengths
 
 from persona_lib.settings import REPO
 
@@ -61,13 +58,6 @@ def test_results_that_differ_are_an_error_and_leave_nothing(results):
     with pytest.raises(harness.NotEqual, match="7 and 8"):
         harness.compare("x", way(3.0, 7, [], "a"), way(1.5, 8, [], "b"), equal)
     assert not list(results.iterdir()) and BENCHMARKS.table_text(results) == "*Not run yet.*\n"
-
-
-def test_a_quick_comparison_times_one_pair_and_writes_nothing(results):
-    order = []
-    line = harness.compare("x", lambda: order.append("a"), lambda: order.append("b"), equal, quick=True)
-    assert order == ["a", "b"] and line["pairs"] == 1 and 0 < line["ours_seconds"]["median"] < 1
-    assert not list(results.iterdir())
 
 
 def test_the_committed_table_is_that_of_the_committed_results():
@@ -123,23 +113,3 @@ def test_the_configuration_is_llama_31_8b():
     assert model.num_parameters() == 8_030_261_248
     assert len(model.model.layers) == 32
     assert model.model.layers[0].self_attn.k_proj.out_features == 1024
-
-
-def test_the_arithmetic_of_a_token_is_that_of_the_linear_layers_and_the_head():
-    """8,030,261,248 parameters less norms (266,240) and the embedding (525,336,576), twice per pass."""
-    weights = 8_030_261_248 - 266_240 - 128_256 * 4096
-    for method, who, share, wanted in (
-        ("sft", OURS, 1.0, 2 * 2 * weights),
-        ("dpo", AUTHORS, 1.0, 3 * 2 * weights),
-        ("dpo", OURS, 0.0, 2 * 2 * (weights - 128_256 * 4096)),
-    ):
-        case = Case(method, who, "none", "bfloat16", 1)
-        assert gpu_training.flops_per_token(llama31.llama_config(), case, share) == wanted
-
-
-def test_rows_have_the_wanted_tokens_with_bos_and_eos():
-    tokenizer = llama31.example_tokenizer()
-    for method, names in (("sft", ("completion",)), ("dpo", ("chosen", "rejected"))):
-        for row in training.make_rows(tokenizer, method, 5, Lengths((8, 14), (6, 20), 48)):
-            tokens = {len(tokenizer(row["prompt"] + row[name])["input_ids"]) + 1 for name in names}
-            assert tokens == {48}

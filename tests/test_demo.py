@@ -13,11 +13,10 @@ from urllib.parse import urlsplit
 
 import pytest
 from test_report import filled  # noqa: F401  (a fixture)
-from tiny import tiny_model, tiny_rows, tiny_run, tiny_tokenizer, words
+from tiny import tiny_model, tiny_run, tiny_tokenizer, words
 
 from persona_lib import demo, settings, show, store
 from persona_lib.models.generate import TransformersGenerator, stream_text
-from persona_lib.paper import answers
 from persona_lib.settings import ConfigError, Run, load_profile, results_dir, set_field
 
 
@@ -33,13 +32,6 @@ def test_the_streamed_answer_grows_into_the_generated_one(model, least):
     parts = list(stream_text(*model, prompt, [], 12, least))
     assert parts[-1] == whole.text and len(parts) <= 12
     assert all(after.startswith(before) for before, after in zip(parts, parts[1:], strict=False))
-
-
-def test_a_stop_string_ends_the_stream_and_is_not_shown(model):
-    parts = list(stream_text(*model, "cat dog", [], 12))
-    word = parts[-1].split()[2]
-    stopped = list(stream_text(*model, "cat dog", [], 12, stop=(word,)))
-    assert word not in stopped[-1] and len(stopped) <= 3
 
 
 def test_a_profile_without_policies_says_what_to_run(tmp_path, monkeypatch):
@@ -59,14 +51,6 @@ def test_a_profile_without_policies_says_what_to_run(tmp_path, monkeypatch):
 )
 def test_plain_dpo_and_pt_dpo_are_compared_if_they_are_there(tmp_path, monkeypatch, arms, compared):
     assert demo.default_arms(tiny_run(tmp_path, monkeypatch), arms) == compared
-
-
-def test_a_known_question_offers_its_personas_and_another_one_none(tmp_path, monkeypatch):
-    run = tiny_run(tmp_path, monkeypatch)
-    store.write_rows(run.folder / "tailoring" / "test.jsonl", tiny_rows(3, split="test"))
-    row = answers.eval_rows(run)[0]
-    assert demo.known_personas(run, row.prompt)["gold-chosen"] == row.personas["gold-chosen"]
-    assert demo.known_personas(run, "something else") == {}
 
 
 # --- a reader's own personas in notebook 10 ---
@@ -106,12 +90,6 @@ def test_each_policy_is_told_as_it_was_trained_and_answers_stand_in_order(echoin
     page = show.answers_text(table)
     places = [page.index(text) for text in ("PERSONA  The user is calm", "DPO\n", "PT-DPO\n", "Why?")]
     assert places == sorted(places)
-
-
-def test_questions_to_hhh_begin_as_its_prompts_do_and_the_first_example_is_the_party(echoing):
-    table = demo.answer_own(echoing("hhh"))
-    assert "party" in table.prompt[0] and "sober" in table.persona[0]
-    assert table.plain_dpo[0].startswith("Prompt: Human: I am having people over")
 
 
 def test_a_policy_that_was_not_trained_answers_nothing_and_is_named(echoing, capsys):
@@ -176,7 +154,7 @@ def test_the_demo_answers_streams_escapes_and_says_what_is_wrong(smoke_repositor
             page.goto(url)
             page.locator("#persona textarea").fill("<img src=x onerror=alert(1)> likes lists")
             page.locator("#ask").click()
-            page.locator("#swap").get_by_text("tailored DPO").wait_for()
+            page.locator("#right-seen").get_by_text("the reader sees").wait_for()
             assert all(page.locator(f"#{side}-answer textarea").input_value() for side in ("left", "right"))
             assert page.locator("img[src=x]").count() == 0
             page.locator("#persona textarea").fill("long " * 500)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import tomllib
 
 import pytest
@@ -50,11 +49,6 @@ def test_an_environment_that_lacks_or_differs_is_told_so(tmp_path):
     missing, differing = execute.unmet("lab", tmp_path)
     assert missing == "no-such-package is not installed"
     assert differing.startswith("pyyaml ") and differing.endswith("0.0.1 is pinned")
-
-
-@pytest.mark.parametrize("name", ["run_all.sh", "run_tests.sh", ".ci/run", ".ci/setup.sh"])
-def test_shell_scripts_parse(name):
-    assert subprocess.run(["bash", "-n", name], cwd=REPO, capture_output=True, text=True).stderr == ""
 
 
 def test_the_environment_alone_names_trackers(tmp_path, monkeypatch):

@@ -135,19 +135,6 @@ def test_a_figure_without_its_table_is_not_drawn_and_an_old_one_goes(profile):
     results.table_path(profile, "swap").unlink()
     assert figures.save_figures(profile, ["swap"]) == {} and not old.exists()
     assert figures.image(profile, "swap") is None
-    with pytest.raises(FileNotFoundError, match=r"swap.csv: figure swap is drawn from it; run notebook 12"):
-        figures.draw("swap", figures.figure_inputs(profile, "swap"))
-
-
-def test_parts_and_marks_differ_in_grey_by_lightness_hatch_or_marker():
-    from matplotlib.colors import to_rgb
-
-    for looks in (figures.VERDICTS, figures.VALUES):
-        seen = [
-            (round(float(np.dot(to_rgb(c), (0.299, 0.587, 0.114))), 1), hatch) for c, hatch in looks.values()
-        ]
-        assert len(set(seen)) == len(seen)
-    assert len({marker for _, marker, _ in figures.MARKS}) == len(figures.MARKS) >= len(figures.FAMILIES)
 
 
 def test_undefined_estimates_are_gaps_and_no_row_at_all_is_said_to_be_none():
@@ -157,8 +144,3 @@ def test_undefined_estimates_are_gaps_and_no_row_at_all_is_said_to_be_none():
     figure, said = figures.plot_swap(tables()["swap"].assign(d_positive=np.nan))
     assert "no D is defined" in figure.get_suptitle()
     assert figures.picture("swap", tables()["swap"].head(0)) is None
-
-
-def test_any_table_of_estimates_can_be_drawn():
-    drawn = figures.points(tables()["main"], "dpq", ["label"], "dPQ")
-    assert drawn.data.startswith(b"\x89PNG") and "gold-chosen: 0.00 (−5.00 to 5.00)" in drawn.alt

@@ -15,7 +15,7 @@ import pytest
 
 from persona_lib import execute, pipeline, report, settings, store, tasks
 from persona_lib.settings import ConfigError, load_profile
-from persona_lib.tasks import STEPS, Pipeline, Step, Task
+from persona_lib.tasks import STEPS, Pipeline, Step
 
 TOY = {
     "01_data": Step("data", fields="data.pair_limit", minutes={"smoke": 1}),
@@ -141,11 +141,6 @@ def test_an_unknown_step_is_an_error_that_lists_the_near_ones(notebooks):
 # --- staleness ---
 
 
-def test_a_finished_pipeline_is_current_and_a_new_one_is_not(notebooks, request):
-    assert set(states(toy()).values()) == {"run"}
-    assert set(states(request.getfixturevalue("done")).values()) == {"cached"}
-
-
 def test_a_changed_field_names_itself_and_moves_what_follows(done):
     changed = toy("data.pair_limit=9")
     assert list(states(changed).values()) == ["run", "cached", "maybe", "maybe"]
@@ -187,16 +182,6 @@ def test_a_rerun_that_was_killed_is_not_taken_for_the_finished_run_before_it(don
     tasks.begin(done, done.tasks["02_base"])
     assert reasons(done, "02_base") == ["stopped half way: goes on where it was"]
     assert reasons(done, TRAIN) == ["its input changed: 02_base"]
-
-
-def test_a_run_that_goes_on_lists_what_the_killed_run_and_earlier_runs_made(done):
-    tasks.begin(done, done.tasks["02_base"])
-    store.write_text(done.results / "base" / "half.csv", "1")  # and is killed
-    assert list(finish(done, "02_base", "base/rest.csv")) == [
-        "base/half.csv",
-        "base/rest.csv",
-        "tables/02_base.csv",
-    ]
 
 
 def test_weights_count_by_the_key_in_done_json_and_other_data_by_content(done):
@@ -253,11 +238,6 @@ def test_a_wrong_setting_is_said_in_one_line_and_nothing_is_run(notebooks, capsy
     assert not (notebooks.parent / "results").exists()
 
 
-def test_seeds_are_a_count_or_a_list():
-    found = [pipeline.parse_seeds(text) for text in ("3", "3,7", "3,")]
-    assert found == ["seeds=0,1,2", "seeds=3,7", "seeds=3"]
-
-
 def test_a_plan_says_state_reason_time_and_needs(notebooks, capsys):
     finish(toy(), DATA)
     assert call("--plan") == 0
@@ -273,27 +253,7 @@ def test_two_runs_at_once_are_refused(notebooks, capsys):
     assert "another run is at work" in capsys.readouterr().err
 
 
-def test_the_report_follows_every_other_task():
-    laid_out = pipeline.open_pipeline(pipeline.parse_arguments(["--profile", "smoke"]))
-    *others, last = laid_out.tasks.values()
-    assert last == Task(tasks.REPORT, tasks.REPORT, {}, tuple(task.id for task in others))
-
-
 # --- running ---
-
-
-@pytest.mark.parametrize(
-    ("cells", "problem"),
-    [
-        ([cell("x", "a") | {"execution_count": 1}, cell("y") | {"execution_count": 2}], None),
-        ([cell("x") | {"execution_count": 1}, cell("  ")], None),
-        ([cell("x") | {"execution_count": 1}, cell("y")], "code cell 2 did not run in order"),
-        ([cell("x") | {"execution_count": 1, "outputs": [{"output_type": "error"}]}], "code cell 1 failed"),
-    ],
-)
-def test_only_a_notebook_that_ran_whole_and_in_order_counts(cells, problem):
-    found = execute.unfinished({"cells": cells})
-    assert found is None if problem is None else problem in found
 
 
 def test_a_parameter_that_the_notebook_lacks_is_an_error(notebooks, tmp_path):

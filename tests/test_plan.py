@@ -45,11 +45,6 @@ def test_hub_models_are_listed_with_their_gb_and_the_memory_that_they_take(monke
     assert tasks.gpu_need(load_profile("everyday")) == "none needed"
 
 
-def test_a_folder_as_a_model_is_no_download(tmp_path):
-    settings = [f"base.model={tmp_path}", "generator.model=base", "evaluation.judge=none"]
-    assert [what for what, *_ in tasks.downloads(load_profile("paper", settings))] == ["the authors' data"]
-
-
 @pytest.mark.parametrize("field", ["base.model", "generator.model"])
 def test_a_plan_with_unknown_weights_is_an_error_with_the_known_ones(field):
     with pytest.raises(ConfigError, match="pypi:x: no such weights; known: pypi:smollm2"):

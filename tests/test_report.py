@@ -174,15 +174,6 @@ def test_an_executed_notebook_becomes_a_page_with_formulas_that_loads_nothing(fi
     assert [s for s in Page(text).sources if not s.startswith("#")] == ["../index.html"]
 
 
-def test_a_page_of_a_notebook_that_is_gone_goes_too(filled):
-    page = results_dir(filled) / "report" / "notebooks" / "12_results.html"
-    (results_dir(filled) / "notebooks" / "12_results.ipynb").unlink()
-    report.write_report(filled)
-    assert not page.exists()
-    write_notebook(filled)
-    report.write_report(filled)
-
-
 def test_the_command_line_is_that_of_the_settings_without_paths_of_this_machine():
     overrides = ["seeds=0,1,2", "data.path=/somewhere/private", "dpo.beta=0.2", "judge.model=owner/name"]
     assert command_of(load_profile("authors"), overrides) == (

@@ -9,7 +9,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import tiny_results
-from tiny import tiny_run
 
 from persona_lib import figures, show
 from persona_lib.data import everyday, reader
@@ -18,7 +17,7 @@ from persona_lib.paper import results
 from persona_lib.paper.answers import generation_folder, grid
 from persona_lib.paper.judging import forget_judged, judge_all
 from persona_lib.records import SIDES, Generation, InferredPersona
-from persona_lib.settings import Run, load_profile, open_run, set_field
+from persona_lib.settings import Run, load_profile, set_field
 from persona_lib.store import mark_done, write_rows
 
 ANSWERED = ("n", "no_eos", "rep4_over_20", "rep4_over_50", "suffix_loop", "n_without_persona")
@@ -133,11 +132,6 @@ def test_columns_that_a_table_lacks_are_left_out_and_a_table_without_a_view_is_s
     assert show.render("main", None) is None and show.render("main", plain.head(0)).empty
 
 
-def test_bars_and_line_breaks_do_not_break_a_markdown_table():
-    table = pd.DataFrame({"a|b": ["<i>x</i>|\ny"]})
-    assert show.to_markdown(table).splitlines()[2] == "| <i>x</i>\\| y |"
-
-
 # --- sentences ---
 
 
@@ -184,20 +178,6 @@ def test_dimensions_are_counted_as_the_pairs_have_them(run):
         assert table.loc[name, ["n", "share"]].tolist() == [len(mine), sum(mine) / len(mine)], name
     real = Run(set_field(run.profile, {"datasets": ["hhh"]}), "hhh", 0)
     assert show.contrast_table(real).empty, "nobody knows the contrasts of real data"
-
-
-@pytest.mark.slow
-def test_the_base_is_described_and_answers_both_questions_under_both_personas(tmp_path, monkeypatch):
-    run = tiny_run(tmp_path, monkeypatch, **{"generation.max_new_tokens": 3})
-    facts = show.facts_table(run)
-    assert facts.loc["loaded here"].item() == "llama, 2 layers of width 64, float32"
-    told, persona = show.chat_example(run).split("--- a persona\n")
-    assert told.startswith("--- no persona\nPrompt: ") and "Persona: " not in told
-    assert "\nPersona: The user " in persona and persona.endswith("\nResponse:")
-    assert show.untrained_answers(run).count("QUESTION  ") == 4
-    packaged = show.facts_table(open_run("smoke"))
-    assert packaged.loc["licence"].item() == "Apache-2.0"
-    assert packaged.loc["parameters"].item() == "134,515,008"
 
 
 def test_history_joins_both_logs_of_an_epoch_and_marks_the_kept_one(run):
@@ -267,14 +247,6 @@ def test_the_grid_and_one_prompt_show_every_run_of_an_arm_and_loops_are_named(an
 def test_a_judged_example_shows_both_orders_and_the_verdict(answered):
     text = show.judged_example(answered, "gold-rejected")
     assert "AB: A" in text and "BA: B" in text and "-> win" in text
-
-
-def test_a_page_of_answers_has_every_prompt_once():
-    names = ["prompt", "persona", "plain_dpo", "pt_dpo"]
-    rows = [("How?", "calm", "a", "b"), ("How?", None, "c", "d")]
-    page = show.answers_text(pd.DataFrame(rows, columns=names))
-    assert page.count("How?") == 1 and [page.index(text) for text in ("calm", "\na", "\nb", "\nc", "\nd")]
-    assert show.answers_text(pd.DataFrame(columns=names)) == "nothing to show"
 
 
 def test_an_estimate_without_an_interval_is_said_without_a_verdict():

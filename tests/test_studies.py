@@ -20,9 +20,10 @@ def row(arm, seed, rate, fit, quality, sd=1.0, unfinished=0.0):
 RATES = [*(candidate["sft.learning_rate"] for candidate in studies.CANDIDATES["sft"]), 1.0]
 
 
-def test_candidates_are_averaged_over_seeds_and_unfinished_ones_left_out():
+def test_candidates_are_averaged_over_seeds():
     rows = [row("none", 106, RATES[0], 0.2, 4.0, sd=1.0), row("none", 107, RATES[0], 0.4, 5.0, sd=7.0)]
-    (pooled,) = studies.pool_seeds([*rows, row("none", 106, RATES[1], 9.0, 9.0)], "sft")
+    others = [row(arm, 106, rate, 9.0, 9.0) for arm in studies.ARMS for rate in RATES[:2]][1:]
+    pooled = studies.pool_seeds([*rows, *others], "sft")[0]
     assert round(pooled["fit_chosen"], 9) == 0.3 and pooled["quality"] == 4.5
     assert pooled["quality_sd"] == 5.0  # root of the mean of 1 and 49
     assert pooled["n"] == 20 and pooled["seeds"] == "106 107"

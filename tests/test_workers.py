@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
 from persona_lib import workers
@@ -47,7 +46,8 @@ def wait_for(condition: Callable[[], bool], seconds: float) -> bool:
 
 def is_running(pid: int) -> bool:
     """Return whether a process is there and has not ended (one that nobody waits for stays as a zombie)."""
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and ") Z" not in status.read_text(encoding="utf-8")
 
 
 def test_jobs_in_workers_return_in_order_with_shared_cores_and_show_their_lines(capsys, monkeypatch):
