@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from persona_lib import settings, store, tasks
-from persona_lib.data import intake, official
+from persona_lib.data import intake
 from persona_lib.data.preference import ARMS, READERS
 from persona_lib.execute import StepError, finish_notebook, run_notebook, timed_line
 from persona_lib.paper.judges import JUDGES
@@ -51,7 +51,7 @@ NEVER = ("13_released_outputs", "16_your_own_data")  # about the authors' data; 
 
 def is_own(data: str | None, overrides: list[str]) -> bool:
     """Say whether ``--data`` names a user's own data: not the authors', no data set was chosen by name."""
-    if not data or data == official.FROM_HUB or any(s.startswith("datasets=") for s in overrides):
+    if not data or any(s.startswith("datasets=") for s in overrides):
         return False
     place = Path(data).expanduser()
     return not any(any(folder.glob("persona-*")) for folder in (place, place / "official"))

@@ -409,7 +409,7 @@ def official_download(profile: Profile) -> tuple[str, float, str]:
     )
     if folder:
         return what, 0.0, f"on this machine, in {folder}"
-    if named and named != official.FROM_HUB:
+    if named:
         return what, 0.0, f"NOT in {named}: the run will stop; give --data PATH"
     return what, OFFICIAL_DATA_GB, "pinned public copy, checked; or give --data PATH"
 

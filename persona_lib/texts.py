@@ -9,7 +9,6 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from persona_lib.records import SIDES, TailoringRow
@@ -26,24 +25,14 @@ def tokens(text: str, limit: int | None = None) -> list[str]:
     return TOKEN.findall(text.lower())[:limit]
 
 
-OUTPUT_TOKENS = 200
-
-
-def unigram_f1(output: str, reference: str, limit: int | None = OUTPUT_TOKENS) -> float:
+def unigram_f1(output: str, reference: str, limit: int | None = 200) -> float:
     """Return 2 x multiset overlap / (len output + len reference), in tokens; 0 when both are empty.
 
     Only the output is cut to its first ``limit`` tokens, so that a loop does not dilute it.
     """
     first, second = tokens(output, limit), tokens(reference)
-    if not first and not second:
-        return 0.0
     overlap = (Counter(first) & Counter(second)).total()
-    return 2 * overlap / (len(first) + len(second))
-
-
-def n_words(text: str) -> int:
-    """Return the length of a text in whitespace-separated words."""
-    return len(text.split())
+    return 2 * overlap / (len(first) + len(second)) if first or second else 0.0
 
 
 def repetition(text: str, n: int = 4) -> float:
@@ -63,27 +52,16 @@ def has_suffix_loop(text: str, max_block: int = 80, times: int = 3) -> bool:
     return False
 
 
-@dataclass(frozen=True)
-class Degenerate:
-    """Counts of degenerate outputs among ``n``."""
-
-    n: int
-    no_eos: int
-    rep4_over_20: int
-    rep4_over_50: int
-    suffix_loop: int
-
-
-def count_degenerate(texts: Sequence[str], ended: Sequence[bool]) -> Degenerate:
-    """Count outputs that never stopped, repeat 4-grams (share > .2 and > .5) or end in a loop."""
+def count_degenerate(texts: Sequence[str], ended: Sequence[bool]) -> dict[str, int]:
+    """Count outputs (of n) that never stopped, repeat 4-grams (share > .2 and > .5) or end in a loop."""
     rep4 = [repetition(text) for text in texts]
-    return Degenerate(
-        n=len(texts),
-        no_eos=sum(not end for _, end in zip(texts, ended, strict=True)),
-        rep4_over_20=sum(r > 0.2 for r in rep4),
-        rep4_over_50=sum(r > 0.5 for r in rep4),
-        suffix_loop=sum(map(has_suffix_loop, texts)),
-    )
+    return {
+        "n": len(texts),
+        "no_eos": sum(not end for _, end in zip(texts, ended, strict=True)),
+        "rep4_over_20": sum(r > 0.2 for r in rep4),
+        "rep4_over_50": sum(r > 0.5 for r in rep4),
+        "suffix_loop": sum(map(has_suffix_loop, texts)),
+    }
 
 
 # --- near duplicates: word 3-grams in common, found through an inverted index ---

@@ -118,14 +118,11 @@ def test_ids_of_the_data_are_kept_and_must_be_unique(tmp_path):
     ("text", "complaint"),
     [
         ("promt: q\n", "unknown field 'promt'; did you mean prompt"),
-        ("- prompt\n", "should be lines of 'field: column'"),
         ("prompt: [\n", "no mapping file"),
         ("prompt: 3\n", "prompt=3 should be the name of a column"),
-        ("responses: [a]\n", "should be two columns"),
         ("responses: [a, b]\nlabel: l\nfirst: 0\n", "responses need second"),
         ("responses: [a, b]\nlabel: l\nfirst: 0\nsecond: 0\n", "the label '0' stands for two outcomes"),
         ("responses: [a, b]\nchosen: c\n", "chosen does not go with responses"),
-        ("label: l\n", "label is given, but not responses"),
         ("splits: {dev: [test]}\n", "name in the data: train, validation or test"),
     ],
 )
@@ -165,7 +162,6 @@ SYSTEM = turn("system", "Be kind.")
         ("How?", [YES], [NO], "How?"),  # text, only the responses are messages
         ([ASK], [ASK, YES], [ASK, NO], "How?"),  # messages, repeated
         ([ASK], "Yes", "No", "How?"),  # only the prompt is messages
-        ("How?", "Yes", "No", "How?"),  # no messages
         ([SYSTEM, ASK], [YES], [NO], "System: Be kind.\n\nUser: How?"),
         (None, [ASK, YES, ASK, YES], [ASK, YES, ASK, NO], "User: How?\n\nAssistant: Yes\n\nUser: How?"),
         ([turn("user", [{"type": "text", "text": "How?"}])], [YES], [NO], "How?"),
@@ -178,10 +174,8 @@ def test_conversations_become_prompt_and_responses(prompt, chosen, rejected, tex
 @pytest.mark.parametrize(
     ("prompt", "chosen", "rejected", "field", "said"),
     [
-        (None, [ASK, YES], [turn("user", "Why?"), NO], "chosen", "after the prompt come user, assistant"),
         ("Why?", [ASK, YES], [ASK, NO], "prompt", "not what the messages of both responses begin with"),
         ([ASK], [YES, ASK], [NO], "chosen", "after the prompt come assistant, user; one assistant message"),
-        ([ASK], [{"role": "assistant"}], [NO], "chosen", "a message has role; needed: role, content"),
         ([ASK], [YES], [turn("assistant", None)], "rejected", "content is NoneType, not text"),
         (None, [YES], [NO], "prompt", "no beginning in common"),
     ],
@@ -200,9 +194,7 @@ def conversations(n: int) -> dict:
 
 def test_conversations_are_read_without_a_mapping_and_with_labels(tmp_path):
     data = read(tmp_path, [conversations(n) for n in range(24)])
-    assert [list(row.pair.__dict__.values())[1:] for row in data.rows] == [
-        list(good(n).values()) for n in range(24)
-    ]
+    assert [row.pair.chosen for row in data.rows] == [good(n)["chosen"] for n in range(24)]
     rows = [{"a": row["rejected"], "b": row["chosen"], "w": 2} for row in map(conversations, range(24))]
     labelled = read(tmp_path, rows, "responses: [a, b]\nlabel: w\nfirst: 1\nsecond: 2\n")
     assert labelled.pairs() == data.pairs()
@@ -281,45 +273,38 @@ def test_a_damaged_row_of_csv_costs_only_itself_and_says_its_line(tmp_path):
     ("name", "content", "complaint"),
     [
         ("x.xlsx", b"PK", "files of this kind are not read. Use JSON lines.*save a spreadsheet as CSV"),
-        ("x.csv", b"", "no row in it"),
         ("x.csv", b"prompt,chosen,rejected\n", "no row in it"),
         ("x.csv", b'"prompt,chosen', "cannot be read .*JSON lines"),
         ("x.csv", b"prompt,chosen,chosen\na,b,c\n", "two columns have the same name: prompt, chosen, chosen"),
         ("x.json", b'[{"prompt": "a"}, {"pro', "cannot be read .*JSON lines"),
         ("x.jsonl", b"prompt chosen\nrejected", "no line of it is a JSON object; line 1"),
-        ("x.json", b'{\n "prompt": "a"\n}', "no line of it is a JSON object"),
         ("x.jsonl.gz", b"not zipped", "cannot be read"),
         ("x.parquet", b"not parquet", "cannot be read .*Parquet"),
-        ("state.json", b"{}", "cannot be read"),
     ],
 )
 def test_what_cannot_be_opened_is_named_with_its_way_out(tmp_path, name, content, complaint):
     (tmp_path / name).write_bytes(content)
-    place = tmp_path if name == "state.json" else tmp_path / name
     with pytest.raises(DataError, match=complaint) as caught:
-        read_rows(str(place))
-    assert str(caught.value).startswith(str(place))
+        read_rows(str(tmp_path / name))
+    assert str(caught.value).startswith(str(tmp_path / name))
 
 
 def test_a_folder_of_several_files_a_missing_file_and_an_unreachable_hub_id_are_told_apart(
     tmp_path, monkeypatch
 ):
-    for name in ("a.jsonl", "b.json"):
-        (tmp_path / name).write_text(LINES)
-    with pytest.raises(DataError, match=r"holds 2 data files \(a.jsonl, b.json\); name one file"):
-        read_rows(str(tmp_path))
-    for missing in ("missing.jsonl", "some/data.jsonl"):
-        with pytest.raises(DataError, match=f"{missing}: no such file or folder"):
-            read_rows(missing)
-    with pytest.raises(DataError, match="write someone/pairs@COMMIT"):
-        read_rows("someone/pairs")
-
     def offline(*_, **__):
         raise ConnectionError("Couldn't reach the hub")
 
     monkeypatch.setattr("datasets.load_dataset", offline)
-    with pytest.raises(DataError, match="someone/pairs@a+: cannot be read .Couldn't.*HF_HUB_OFFLINE"):
-        read_rows(f"someone/pairs@{'a' * 40}")
+    for name in ("a.jsonl", "b.json"):
+        (tmp_path / name).write_text(LINES)
+    for place, said in {
+        str(tmp_path): r"holds 2 data files \(a.jsonl, b.json\); name one file",
+        "some/data.jsonl": "some/data.jsonl: no such file or folder",
+        f"someone/pairs@{'a' * 40}": "someone/pairs@a+: cannot be read .Couldn't.*HF_HUB_OFFLINE",
+    }.items():
+        with pytest.raises(DataError, match=said):
+            read_rows(place)
 
 
 # --- splits ---
@@ -345,22 +330,16 @@ def test_splits_follow_the_texts_alone_and_have_their_shares(tmp_path):
         assert {p.prompt for p in first[name]} == {p.prompt for p in again[name]}
 
 
-def test_given_splits_are_kept_and_a_missing_one_is_taken_from_train(tmp_path):
-    data = read(tmp_path, [good(n, split="test" if n < 10 else "train") for n in range(60)])
-    assert data.given_splits and len(data.pairs()["validation"]) == 5
-    assert [row.row for row in data.rows if row.split == "test"] == list(range(1, 11))
-
-
-def test_a_prompt_of_another_given_split_is_rejected_and_a_near_one_noted(tmp_path):
-    names = ["train"] * 30 + ["dev"] * 10 + ["test"] * 10
-    rows = [good(n, split=name) for n, name in enumerate(names)]
-    rows.append(good(60, prompt=good(2)["prompt"].upper(), split="test"))
-    rows.append(good(61, prompt=f"So {good(3)['prompt']}", split="test"))
+def test_given_splits_stay_a_missing_one_comes_from_train_and_no_prompt_is_in_two(tmp_path):
+    rows = [good(n, split="test" if n < 10 else "train") for n in range(60)]
+    rows.append(good(60, prompt=good(12)["prompt"].upper(), split="test"))
+    rows.append(good(61, prompt=f"So {good(13)['prompt']}", split="test"))
     data = read(tmp_path, rows)
-    assert {row: (f.code, f.detail) for row, f in data.rejected.items()} == {
-        51: ("shared prompt", "of train")
-    }
-    assert [(f.row, f.code) for f in data.findings if not f.rejected] == [(52, "near duplicate")]
+    assert data.given_splits and len(data.pairs()["validation"]) == 5
+    assert [row.row for row in data.rows if row.split == "test"] == [*range(1, 11), 62]
+    assert [(f.row, f.code, f.rejected) for f in data.findings] == [
+        (61, "shared prompt", True), (62, "near duplicate", False)
+    ]  # fmt: skip
 
 
 def test_splits_can_be_renamed_and_those_left_out_are_counted(tmp_path):
@@ -380,17 +359,6 @@ def results(tmp_path, monkeypatch) -> Path:
     return tmp_path / "results"
 
 
-@pytest.mark.slow
-def test_autoj_is_read_with_its_mapping_and_every_row_is_accounted_for(autoj_data):
-    path = next(p for p in [autoj_data, *sorted(autoj_data.glob("*"))] if p.is_file())
-    data = intake.read_own(profile_of(path, EXAMPLES / "autoj.yaml"))
-    assert intake.account(data) == {"read": 1392, "usable": 1017, "tie": 373, "empty": 1, "identical": 1}
-    first = next(row for row in map(json.loads, path.read_text().splitlines()) if row["label"] in (0, 1))
-    liked = first[f"response {first['label'] + 1}"]
-    assert (data.rows[0].pair.prompt, data.rows[0].pair.chosen) == (first["prompt"], liked)
-    assert len({row.category for row in data.rows}) > 50
-
-
 def test_the_shipped_example_is_sound():
     data = intake.read_own(profile_of(EXAMPLES / "pairs.jsonl"))
     assert len(data.rows) == data.n_read == 64 and not data.findings
@@ -401,7 +369,6 @@ def test_a_run_writes_the_pairs_and_the_account_and_a_changed_file_is_seen(resul
     run = Run(profile_of(path), "own", 0)
     folder = preference.write_pairs(run)
     assert sum(map(len, preference.load_pairs(run).values())) == 30
-    assert len((run.folder / "tables" / "own_rows.csv").read_text().splitlines()) == 31
     before = preference.input_key(run), tasks.field_values(run.profile, ("data.path",))
     save(path, [good(n) for n in range(31)])
     assert preference.input_key(run) != before[0]
@@ -451,7 +418,7 @@ def test_own_data_gets_the_steps_that_its_profile_can_run():
 def test_the_authors_folder_and_a_named_data_set_are_not_own_data(tmp_path):
     (tmp_path / "official" / "persona-tailoring-BeaverTails").mkdir(parents=True)
     assert not pipeline.is_own(str(tmp_path), []) and not pipeline.is_own(str(tmp_path / "official"), [])
-    assert not pipeline.is_own("hub", []) and not pipeline.is_own("x.jsonl", ["datasets=autoj"])
+    assert not pipeline.is_own("x.jsonl", ["datasets=autoj"])
     assert pipeline.is_own("x.jsonl", []) and pipeline.is_own("someone/pairs", [])
 
 
@@ -461,12 +428,7 @@ def test_the_authors_folder_and_a_named_data_set_are_not_own_data(tmp_path):
         (["--data", "nowhere.jsonl"], "nowhere.jsonl: no such file or folder (paths are relative"),
         (["--data", "{tmp}/none"], "holds 0 data files (none); name one file with --data"),
         (["--data", "{tmp}/x.jsonl", "--mapping", "nowhere.yaml"], "nowhere.yaml: no mapping file"),
-        (["--data", "{tmp}/x.jsonl", "--mapping", "{tmp}/m.yaml"], "no column 'question'"),
-        (
-            ["--data", "{tmp}/x.jsonl", "--profile", "everyday"],
-            "evaluation.judge=oracle reads the package",
-        ),
-        (["--data", "{tmp}/x.jsonl", "--profile", "onw"], "did you mean own"),
+        (["--data", "{tmp}/x.jsonl", "--profile", "everyday"], "evaluation.judge=oracle reads the package"),
         (["--data", "someone/pairs"], "as a hub id it needs a commit"),
         (["--mapping", "{tmp}/m.yaml"], "--mapping says what the columns of --data mean"),
         (["--profile", "own"], "no data: say where it is, --data FILE"),
@@ -474,7 +436,6 @@ def test_the_authors_folder_and_a_named_data_set_are_not_own_data(tmp_path):
 )
 def test_a_wrong_command_says_what_where_and_the_way_out(results, tmp_path, capsys, arguments, complaint):
     save(tmp_path / "x.jsonl", [good(n) for n in range(30)])
-    (tmp_path / "m.yaml").write_text("prompt: question\n")
     (tmp_path / "none").mkdir()
     assert pipeline.main([text.replace("{tmp}", str(tmp_path)) for text in arguments]) == 2
     said = capsys.readouterr().err

@@ -46,25 +46,28 @@ def real() -> Path:
 
 def test_rows_carry_ids_personas_and_the_row_that_retrieval_used(small, tmp_path):
     def change(split, columns):
+        columns["prompt"] = [f"Human: {text}" for text in columns["prompt"]]
         if split == "test":
             columns["chosen_persona_retr"][1] = "The user is dpo_train 2 and prefers chosen."
             columns["rejected_persona_retr"][1] = "The user is dpo_train 2 and prefers reject."
             columns["rejected_persona_gold"][:2] = ["I can’t help you with that.", ""]
             columns["rejected_persona_retr"][2] = "It seems there is an error in the prompt."
-            columns["chosen"][0] = columns["rejected"][0] = ""
+            columns["chosen"][:2] = "", "Assistant: yes, Human: too"
+            columns["rejected"][0] = ""
 
     folder = write_folder(tmp_path, change)
     rows = official.load_official(folder, "beavertails")["test"]
     assert [row.id for row in rows] == [f"beavertails-test-000{n}" for n in range(3)]
     assert [row.retrieved_id for row in rows] == [None, "beavertails-dpo_train-0002", None]
-    assert [row.personas["gold-rejected"] for row in rows] == [
-        None,  # a refusal
-        None,  # empty
-        "The user is test 2 and prefers reject.",
-    ]
+    no_persona = [None, None]  # a refusal, an empty one
+    gold = [row.personas["gold-rejected"] for row in rows]
+    assert gold == [*no_persona, "The user is test 2 and prefers reject."]
     assert rows[2].personas["retrieved-rejected"] is None, "an error message is no persona"
     pairs = official.official_pairs(folder, "beavertails")["test"]
     assert [pair.id for pair in pairs] == [row.id for row in rows[1:]], "a row without responses is no pair"
+    stripped = official.load_official(folder, "beavertails", strip_roles=True)["test"][1]
+    assert (rows[1].prompt, stripped.prompt) == ("Human: test prompt 1", "test prompt 1")
+    assert stripped.chosen == "yes, Human: too"
 
 
 @pytest.mark.parametrize(
@@ -101,29 +104,16 @@ def test_a_missing_split_and_a_folder_of_something_else_are_errors(small, tmp_pa
         official.load_official(tmp_path, "beavertails")
 
 
-def test_role_marks_are_kept_unless_asked_otherwise(small, tmp_path):
-    def change(split, columns):
-        columns["prompt"] = [f"Human: {text}" for text in columns["prompt"]]
-        columns["chosen"] = [f"Assistant: {text}, Human: too" for text in columns["chosen"]]
-
-    folder = write_folder(tmp_path, change)
-    kept, stripped = (official.load_official(folder, "beavertails", strip)["test"][0] for strip in (0, 1))
-    assert (kept.prompt, stripped.prompt) == ("Human: test prompt 0", "test prompt 0")
-    assert stripped.chosen == "test chosen 0, Human: too"
-
-
 # --- finding and fetching ---
 
 
-def test_data_is_found_in_the_named_folder_or_its_parent_or_three_ways_out_are_given(
-    small, tmp_path, monkeypatch
-):
+def test_data_is_found_in_the_named_folder_or_its_parent_or_ways_out_are_given(small, tmp_path, monkeypatch):
     folder = write_folder(tmp_path / "official")
     for place in (folder, tmp_path):
         assert official.find_data_dir(place, ["beavertails"]) == folder
         monkeypatch.setenv("PERSONA_DATA", str(place))
         assert official.find_data_dir("", ["beavertails"]) == folder
-    with pytest.raises(DataError, match=r"data.path=.*\(1\).*\(2\).*\(3\)"):
+    with pytest.raises(DataError, match=r"data.path=.*\(1\).*\(2\)"):
         official.find_data_dir(tmp_path, ["hhh"])
     with pytest.raises(DataError, match=r"\$PERSONA_DATA"):
         official.find_data_dir("", ["hhh"])

@@ -59,7 +59,6 @@ def test_the_plan_sees_the_data_that_are_here_and_those_that_are_not(tmp_path, m
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
     monkeypatch.setattr(official, "REPO", tmp_path / "repository")
     monkeypatch.delenv("PERSONA_DATA", raising=False)
-    assert needed() == needed("data.path=hub")
     assert needed() == (tasks.OFFICIAL_DATA_GB, "pinned public copy, checked; or give --data PATH")
     assert needed(f"data.path={tmp_path}")[1] == f"NOT in {tmp_path}: the run will stop; give --data PATH"
     folder = official.DATASETS["hhh"]["tailoring"]

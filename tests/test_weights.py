@@ -18,10 +18,8 @@ from pathlib import Path
 import pytest
 
 from persona_lib import execute, store, tasks, weights
-from persona_lib.data import official
 from persona_lib.models import load
 from persona_lib.models.served import GENERATORS
-from persona_lib.records import DataError
 from persona_lib.settings import REPO, load_profile
 from persona_lib.weights import HubError, WeightsError
 
@@ -352,80 +350,3 @@ def test_no_code_loads_from_the_hub_without_a_revision():
         sources[path.name] = "\n".join(execute.code_cells(path))
     found = {name: calls for name, source in sources.items() if (calls := unpinned(source))}
     assert found == {}, "give revision=, from hub.pinned"
-
-
-# --- the authors' data from the hub: a stand-in for the hub, everything else is real ---
-
-
-@pytest.fixture
-def far_hub(tmp_path, monkeypatch):
-    """Put one small data set where datasets.load_dataset finds it by its hub id; returns (rows, calls)."""
-    import datasets
-
-    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
-    monkeypatch.setitem(
-        official.DATASETS,
-        "beavertails",
-        official.DATASETS["beavertails"] | {"rows": (2,) * 6},
-    )
-    columns = (*official.PAIR_COLUMNS, *official.PERSONA_COLUMNS.values())
-    parts, asked = {}, []
-    for split in official.SPLITS:
-        rows = {column: [f"The user has {split} {column} {n}" for n in range(2)] for column in columns}
-        path = tmp_path / "home" / f"{split}.parquet"
-        path.parent.mkdir(exist_ok=True)
-        datasets.Dataset.from_dict(rows).to_parquet(path)
-        parts[split] = path
-
-    def load_dataset(name, config, revision):
-        asked.append((name, config, revision))
-        if name != "nbalepur/persona-tailoring":
-            raise datasets.exceptions.DatasetNotFoundError(f"Dataset '{name}' doesn't exist on the Hub")
-        return original(
-            "parquet",
-            data_files={split: str(path) for split, path in parts.items()},
-            cache_dir=str(tmp_path / "cache"),
-        )
-
-    original = datasets.load_dataset
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    return parts, asked
-
-
-def test_official_data_comes_from_the_hub_once_pinned_and_passes_the_same_checks(far_hub):
-    _, asked = far_hub
-    folder = official.find_data_dir("hub", ["beavertails"])
-    assert official.find_data_dir("hub", ["beavertails"]) == folder
-    assert asked == [
-        ("nbalepur/persona-tailoring", "BeaverTails", weights.DATASETS["nbalepur/persona-tailoring"])
-    ]
-    rows = official.load_official(folder, "beavertails")
-    assert [len(part) for part in rows.values()] == [2] * 6
-    assert rows["dpo_val"][1].personas["gold-rejected"] == "The user has dpo_val rejected_persona_gold 1"
-    assert len(official.official_key(folder, "beavertails")) == 16
-
-
-def test_a_hub_table_of_another_form_is_refused_like_a_folder(far_hub):
-    from datasets import Dataset
-
-    parts, _ = far_hub
-    for path in parts.values():
-        Dataset.from_parquet(str(path)).remove_columns("rejected").to_parquet(path)
-    with pytest.raises(DataError, match="split fewshot: column 'rejected' is missing"):
-        official.load_official(official.find_data_dir("hub", ["beavertails"]), "beavertails")
-
-
-def test_the_real_tables_are_the_same_rows_whichever_way_they_come(official_data, tmp_path, monkeypatch):
-    from datasets import load_from_disk
-
-    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
-    here = official_data / "persona-tailoring-Anthropic HHH"
-    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: load_from_disk(str(here)))
-    folder = official.find_data_dir("hub", ["hhh"])
-    assert folder != official_data
-    assert official.load_official(folder, "hhh") == official.load_official(official_data, "hhh")
-
-
-def test_a_hub_out_of_reach_is_an_error_with_the_other_ways(far_hub):
-    with pytest.raises(DataError, match=r"persona-inference, SHP: not from the hub.*\(1\).*\(2\)"):
-        official.find_data_dir("hub", ["shp"])

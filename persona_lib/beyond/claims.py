@@ -52,7 +52,7 @@ from persona_lib.paper.results import (
 from persona_lib.paper.swap import SWAP_TABLES
 from persona_lib.records import EVAL_PERSONAS, TRAIN_PERSONAS, Generation, RunSpec
 from persona_lib.settings import FACTS, Profile, Run, main_arm
-from persona_lib.texts import count_degenerate, n_words
+from persona_lib.texts import count_degenerate
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -193,7 +193,7 @@ Facts = list[
 def is_sound(answer: Generation) -> bool:
     """Return False for a degenerate answer: without an end, rep4 > .5, or with a loop as its end."""
     counts = count_degenerate([answer.completion], [answer.finish_reason == "stop"])
-    return not (counts.no_eos or counts.rep4_over_50 or counts.suffix_loop)
+    return not (counts["no_eos"] or counts["rep4_over_50"] or counts["suffix_loop"])
 
 
 @functools.lru_cache(maxsize=256)
@@ -202,7 +202,7 @@ def facts_of(run: Run, spec: RunSpec) -> dict[str, tuple[bool, int]]:
     if not (generation_folder(run, spec) / "done.json").exists():
         return {}
     answers = read_generations(run, spec)
-    return {name: (is_sound(answer), n_words(answer.completion)) for name, answer in answers.items()}
+    return {name: (is_sound(answer), len(answer.completion.split())) for name, answer in answers.items()}
 
 
 def rows_with_answers(profile: Profile, kinds: tuple[str, ...]) -> Iterator[tuple[str, int, Judged, Facts]]:

@@ -8,7 +8,6 @@ judged into a folder of its own and resumes, and the paper's row for the same fi
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
 import textwrap
@@ -24,23 +23,28 @@ from persona_lib.data.preference import draw
 from persona_lib.intervals import (
     WinRate,
     bootstrap_mean,
-    delta_pq_of,
     interval_columns,
     make_pool,
     net_columns,
-    net_of,
     rank_correlation,
 )
 from persona_lib.models.generate import cut_at_stop
 from persona_lib.paper.judges import model_judge
-from persona_lib.paper.judging import RUBRIC_NAMES, RUBRICS, agreement_row, judge_comparisons, judge_key
-from persona_lib.paper.results import Row, inconsistent, verdict_counts
+from persona_lib.paper.judging import (
+    RUBRIC_NAMES,
+    RUBRICS,
+    agreement_row,
+    judge_comparisons,
+    judge_key,
+    verdict_pairs,
+)
+from persona_lib.paper.results import Row, inconsistent, scores, verdict_counts
 from persona_lib.paper.swap import flip_and_did
 from persona_lib.prompts import STOP
 from persona_lib.records import SIDES, DataError, PairwiseComparison, TailoringRow
 from persona_lib.settings import FACTS, REPO, Profile, Run, results_dir, results_root
 from persona_lib.store import VERSIONS, content_hash, file_hash, iter_rows, read_json, write_json, write_text
-from persona_lib.texts import count_degenerate, n_words
+from persona_lib.texts import count_degenerate
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -240,9 +244,9 @@ def counts_table(data: Released) -> pd.DataFrame:
     records = []
     for file, outputs in data.outputs.items():
         texts = [output.text for output in outputs]
-        words = pd.Series([n_words(text) for text in texts])
-        counts = dataclasses.asdict(count_degenerate(texts, [output.ended for output in outputs]))
+        words = pd.Series([len(text.split()) for text in texts])
         names = {"dataset": file.dataset, "arm": file.arm, "eval_persona": file.eval_persona}
+        counts = count_degenerate(texts, [output.ended for output in outputs])
         records.append({**names, **counts, "words_median": words.median(), "words_mean": words.mean()})
     return pd.DataFrame(records)
 
@@ -272,7 +276,7 @@ def released_tables(data: Released, n_resamples: int = 4000, seed: int = 0) -> d
     lengths, flips = [], []
     for names, texts in both_sides(data):
         head = names | {"n": len(texts[0])}
-        words = pd.DataFrame({i: [n_words(text) for text in column] for i, column in enumerate(texts)})
+        words = pd.DataFrame({i: [len(text.split()) for text in column] for i, column in enumerate(texts)})
         differences = list(words[2] - words[3]), list(words[0] - words[1])
         rho = rank_correlation(*differences, n_resamples, seed)
         columns = ("words_under_chosen", "words_under_rejected", "words_chosen", "words_rejected")
@@ -308,8 +312,7 @@ def example_text(data: Released, number: int = 0, width: int = 320) -> str:
         shown[f"{side} persona"] = row.personas.get(f"gold-{side}") or ""
         shown[f"{side} response"] = getattr(row, side)
         for arm, title in ARMS.items():
-            texts = data.texts(dataset, arm, f"gold-{side}")
-            if texts is not None:
+            if texts := data.texts(dataset, arm, f"gold-{side}"):
                 shown[f"{title} under the {side} persona"] = texts[number]
     lines = []
     for label, text in shown.items():
@@ -376,12 +379,8 @@ def judge_released(run: Run, data: Released | None) -> list[Path]:
         judge = model_judge(run, role)
         for dataset, eval_persona in judgeable(data):
             found = released_comparisons(data, dataset, eval_persona, run.profile.evaluation.limit)
-            what = {
-                "dataset": dataset,
-                "eval_persona": eval_persona,
-                "test": "dpo-chosen",
-                "base": "dpo-none",
-            }
+            what = {"dataset": dataset, "eval_persona": eval_persona}
+            what |= {"test": "dpo-chosen", "base": "dpo-none"}
             key = content_hash(VERSIONS["rejudged"], judge_key(run, role), found)
             folder = folder_of(run.profile, role, dataset, eval_persona)
             folders.append(judge_comparisons(judge, lambda found=found: found, folder, key, what))
@@ -389,27 +388,26 @@ def judge_released(run: Run, data: Released | None) -> list[Path]:
     return folders
 
 
-def read_judged(folder: Path) -> tuple[str, dict[str, dict[str, Any]]]:
-    """Return who judged into a folder, and the verdicts by row id and rubric."""
-    judges = ", ".join(read_json(folder / "done.json")["judge"])
-    return judges, {row["id"]: row for row in iter_rows(folder / "verdicts.jsonl")}
+def judge_of(folder: Path) -> str:
+    """Return who judged into a folder."""
+    return ", ".join(read_json(folder / "done.json")["judge"])
 
 
 def rejudged_row(profile: Profile, role: str, dataset: str, eval_persona: str) -> Row:
     """Return counts, net win rates and dPQ of one judge on one pair of files, with 95 % intervals."""
     folder = folder_of(profile, role, dataset, eval_persona)
-    judges, verdicts = read_judged(folder)
+    verdicts = list(iter_rows(folder / "verdicts.jsonl"))
     source, side = eval_persona.split("-")
     line: Row = {"dataset": DATASETS[dataset]["title"], "label": f"{side}, {source}", "kind": "judged again",
-                 "judge": judges, "n": len(verdicts)}  # fmt: skip
+                 "judge": judge_of(folder), "n": len(verdicts)}  # fmt: skip
     columns: dict[str, Any] = {}
     for short, rubric in RUBRIC_NAMES.items():
-        by_id = {i: row[rubric] for i, row in verdicts.items()}
+        by_id = {row["id"]: row[rubric] for row in verdicts}
         line |= verdict_counts(short, WinRate.from_verdicts(by_id.values()))
         line[f"{short}_inconsistent"] = inconsistent(folder / f"{rubric}.jsonl")
-        columns |= net_columns(short, [by_id])
+        columns |= net_columns(f"released/{short}", [by_id])
     pool = make_pool(columns, profile.evaluation.bootstrap_samples)
-    for name, statistic in (("p_net", net_of("p")), ("q_net", net_of("q")), ("dpq", delta_pq_of("p", "q"))):
+    for name, statistic in scores("released").items():
         line |= interval_columns(name, pool.interval(statistic, len(verdicts)))
     return line
 
@@ -433,18 +431,14 @@ def agreement_on_released(profile: Profile, data: Released) -> pd.DataFrame:
 
     lines = []
     for dataset in dict.fromkeys(dataset for dataset, _ in judgeable(data)):
-        pairs = [pair for pair in judgeable(data) if pair[0] == dataset]
-        judged = [[read_judged(folder_of(profile, role, *pair)) for role in ROLES] for pair in pairs]
+        names = [name for title, name in judgeable(data) if title == dataset]
+        folders = [[folder_of(profile, role, dataset, name) for role in ROLES] for name in names]
+        judged = [[list(iter_rows(folder / "verdicts.jsonl")) for folder in two] for two in folders]
+        first, second = map(judge_of, folders[-1])
         for rubric in RUBRICS:
-            triples = [
-                (i, first[i][rubric], second[i][rubric])
-                for (_, first), (_, second) in judged
-                for i in first
-                if i in second
-            ]
-            (first_judge, _), (second_judge, _) = judged[-1]
-            names = {"dataset": dataset, "rubric": rubric, "first": first_judge, "second": second_judge}
-            lines.append(names | agreement_row([triples], profile.evaluation.bootstrap_samples))
+            triples = [triple for two in judged for triple in verdict_pairs(*two, rubric)]
+            line = {"dataset": dataset, "rubric": rubric, "first": first, "second": second}
+            lines.append(line | agreement_row([triples], profile.evaluation.bootstrap_samples))
     return pd.DataFrame(lines)
 
 

@@ -291,10 +291,8 @@ def make_tables(profile: Profile, data: Released | None) -> dict[str, pd.DataFra
     """Return all tables of a profile by file name: released answers at hand, a run's own on real prompts."""
     tables: dict[str, pd.DataFrame] = {}
     if data:
-        theirs, error = (
-            safety_tables(released_answers(data), profile.evaluation.bootstrap_samples),
-            error_table(data),
-        )
+        theirs = safety_tables(released_answers(data), profile.evaluation.bootstrap_samples)
         tables = {f"released_{name}": table for name, table in theirs.items()}
-        tables |= {} if error.empty else {"released_safety_error": error}
+        if len(error := error_table(data)):
+            tables["released_safety_error"] = error
     return tables | safety_tables(run_answers(profile), profile.evaluation.bootstrap_samples)

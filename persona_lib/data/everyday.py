@@ -159,10 +159,11 @@ def relabelled_dimensions(seed: int) -> set[str]:
 
 def exchanged(row: TailoringRow) -> TailoringRow:
     """Return a row with each persona on the other side."""
+    ends = dict(zip(SIDES, reversed(SIDES), strict=True))
 
     def other(name: str) -> str:
-        ends = ("-chosen", "-rejected") if name.endswith("-chosen") else ("-rejected", "-chosen")
-        return name.replace(*ends)
+        kind, dash, side = name.partition("-")
+        return kind + dash + ends.get(side, side)
 
     return replace(row, personas={name: row.personas.get(other(name)) for name in row.personas})
 

@@ -70,6 +70,10 @@ class OwnRow:
     category: str = ""
     pair: PreferencePair = PreferencePair("", "", "", "")
 
+    def found(self, field: str, code: str, detail: str = "") -> Finding:
+        """Return a finding about this row."""
+        return Finding(self.row, self.place, field, code, detail)
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -100,10 +104,10 @@ def read_rows(source: str, config: str = "") -> list[OwnRow]:
     if not path.exists() and ("/" not in source or not weights.is_hub_id(source) or path.suffix in READERS):
         raise DataError(f"{source}: no such file or folder (paths are relative to the repository)")
     try:
-        if not path.exists():
-            rows = table_rows(weights.load_dataset(source, config or None))
+        if path.exists():
+            rows = folder_rows(path) if path.is_dir() else file_rows(path)
         else:
-            rows = folder_rows(path) if path.is_dir() else reader_of(path)(path)
+            rows = table_rows(weights.load_dataset(source, config or None))
     except weights.HubError as error:
         raise DataError(str(error)) from error
     except (DataError, ImportError):
@@ -165,17 +169,16 @@ def cell_rows(path: Path, separator: str) -> list[OwnRow]:
     while True:
         place = f"row {len(rows) + 1} (line {reader.line_num + 1})"
         try:
-            value: Any = next(reader, None)
+            cells = next(reader, None)
         except csv.Error as error:
             said = f"{error} (line {reader.line_num}); a quote is not closed, or not doubled"
-            value = ValueError(said)
-        if value is None:
+            rows.append(OwnRow(len(rows) + 1, place, ValueError(said)))
+            continue
+        if cells is None:
             return rows
-        if isinstance(value, list):
-            said = f"{len(value)} cells, the header has {len(header)}: quote cells that hold {separator!r}"
-            fits = len(value) in (0, len(header))
-            value = dict(zip(header, value, strict=False)) if fits else ValueError(said)
-        if value:  # an empty line is no row
+        said = f"{len(cells)} cells, the header has {len(header)}: quote cells that hold {separator!r}"
+        value = dict(zip(header, cells, strict=True)) if len(cells) == len(header) else ValueError(said)
+        if cells:  # an empty line is no row
             rows.append(OwnRow(len(rows) + 1, place, value))
 
 
@@ -205,11 +208,11 @@ READERS = {
 ENDINGS = (*READERS, *(f"{ending}.gz" for ending in READERS if ending != ".parquet"))
 
 
-def reader_of(path: Path) -> Any:
-    """Return the reader for a file's name; DataError for a kind that is not read."""
+def file_rows(path: Path) -> list[OwnRow]:
+    """Read a file by the ending of its name; DataError for a kind that is not read."""
     if not path.name.lower().endswith(ENDINGS):
         raise DataError(f"{path}: files of this kind are not read. Use {KINDS}; save a spreadsheet as CSV")
-    return READERS[Path(path.name.lower().removesuffix(".gz")).suffix]
+    return READERS[Path(path.name.lower().removesuffix(".gz")).suffix](path)
 
 
 def is_saved_dataset(path: Path) -> bool:
@@ -228,7 +231,7 @@ def folder_rows(path: Path) -> list[OwnRow]:
         listed = ", ".join(file.name for file in files[:5]) or "none"
         said = f"holds {len(files)} data files ({listed}); name one file with --data. Read are {KINDS}"
         raise DataError(f"{path}: {said}")
-    return reader_of(files[0])(files[0])
+    return file_rows(files[0])
 
 
 def source_key(source: str) -> str:
@@ -506,13 +509,13 @@ def odd_texts(own: OwnRow) -> Iterator[Finding]:
     texts = {name: getattr(own.pair, name) for name in PAIR_FIELDS}
     for field, text in texts.items():
         if match := MOJIBAKE.search(text):
-            yield Finding(own.row, own.place, field, "mojibake", excerpt(text, match))
+            yield own.found(field, "mojibake", excerpt(text, match))
         if STOP in text:
-            yield Finding(own.row, own.place, field, "stop string")
+            yield own.found(field, "stop string")
     asked = own.pair.prompt.strip()
     for field in ("chosen", "rejected"):
         if len(asked) >= LEAST_QUOTE and asked in texts[field]:
-            yield Finding(own.row, own.place, field, "quoted prompt")
+            yield own.found(field, "quoted prompt")
 
 
 def against_others(pairs: Sequence[OwnRow]) -> tuple[list[OwnRow], list[Finding]]:
@@ -529,14 +532,14 @@ def against_others(pairs: Sequence[OwnRow]) -> tuple[list[OwnRow], list[Finding]
     for p in pairs:
         prompt, sides = normal(p.pair.prompt), (p.pair.chosen.strip(), p.pair.rejected.strip())
         if (prompt, *sides) in texts:
-            findings.append(Finding(p.row, p.place, "row", "duplicate", texts[prompt, *sides]))
+            findings.append(p.found("row", "duplicate", texts[prompt, *sides]))
         elif p.split and owners[prompt] != p.split:
-            findings.append(Finding(p.row, p.place, "prompt", "shared prompt", f"of {owners[prompt]}"))
+            findings.append(p.found("prompt", "shared prompt", f"of {owners[prompt]}"))
         elif p.pair.id in ids:
-            findings.append(Finding(p.row, p.place, "id", "id", f"{p.pair.id} in {ids[p.pair.id]}"))
+            findings.append(p.found("id", "id", f"{p.pair.id} in {ids[p.pair.id]}"))
         else:
             if (prompt, *reversed(sides)) in texts:
-                findings.append(Finding(p.row, p.place, "row", "opposite", texts[prompt, *reversed(sides)]))
+                findings.append(p.found("row", "opposite", texts[prompt, *reversed(sides)]))
             ids[p.pair.id] = texts[prompt, *sides] = p.place
             kept.append(p)
     return kept, findings
@@ -564,17 +567,21 @@ def near_groups(prompts: Sequence[str], threshold: float) -> list[str]:
     return [groups[name] for name in names]
 
 
+def fill_shares(groups: Iterable[list[Any]], shares: dict[str, float]) -> dict[str, list[Any]]:
+    """Give each whole group, in turn, to the part that is furthest below its share."""
+    parts: dict[str, list[Any]] = {name: [] for name in shares}
+    for group in groups:
+        parts[min(shares, key=lambda name: (len(parts[name]) + 1) / shares[name])] += group
+    return parts
+
+
 def fill_splits(rows: Sequence[OwnRow], shares: dict[str, float], threshold: float) -> list[OwnRow]:
     """Give rows a split by their shares: whole groups of near prompts, in an order that only texts decide."""
     groups: dict[str, list[int]] = defaultdict(list)
     for index, group in enumerate(near_groups([row.pair.prompt for row in rows], threshold)):
         groups[group].append(index)
     order = sorted(groups.values(), key=lambda part: content_hash(normal(rows[part[0]].pair.prompt)))
-    sizes, splits = dict.fromkeys(shares, 0), {}
-    for part in order:
-        neediest = min(shares, key=lambda name: (sizes[name] + 1) / shares[name])
-        sizes[neediest] += len(part)
-        splits |= dict.fromkeys(part, neediest)
+    splits = {index: name for name, part in fill_shares(order, shares).items() for index in part}
     return [replace(row, split=splits[index]) for index, row in enumerate(rows)]
 
 
@@ -601,7 +608,7 @@ def near_train(rows: Sequence[OwnRow], threshold: float) -> Iterator[Finding]:
     found = near_duplicates([r.pair.prompt for r in others], [r.pair.prompt for r in train], threshold)
     for index, of, jaccard in found:
         detail = f"of {train[of].place}, Jaccard {jaccard:.2f}"
-        yield Finding(others[index].row, others[index].place, "prompt", "near duplicate", detail)
+        yield others[index].found("prompt", "near duplicate", detail)
 
 
 # --- all rows ---
@@ -671,17 +678,13 @@ def read_source(profile: Profile, key: str) -> OwnData:
         try:
             pairs.append(read_pair(row, mapping))
         except RowError as error:
-            findings.append(Finding(row.row, row.place, *error.args))
+            findings.append(row.found(*error.args))
     pairs, more = against_others(pairs)
     findings += more + [odd for pair in pairs for odd in odd_texts(pair)]
     check_enough(source, pairs, findings)
     rows, given = assign_splits(pairs, threshold)
     findings = sorted([*findings, *near_train(rows, threshold)], key=lambda f: f.row)
-    data = OwnData(source, len(raw), tuple(rows), tuple(findings), given)
-    if data.n_read != len(data.rows) + len(data.rejected):
-        counts = f"{len(data.rows)} usable and {len(data.rejected)} rejected"
-        raise RuntimeError(f"{source}: {data.n_read} rows read are not {counts}")
-    return data
+    return OwnData(source, len(raw), tuple(rows), tuple(findings), given)
 
 
 def check_enough(source: str, pairs: Sequence[OwnRow], findings: Sequence[Finding]) -> None:

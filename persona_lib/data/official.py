@@ -1,8 +1,7 @@
-"""The authors' own data: found or fetched, its schema asserted, read into our records.
+"""The authors' own data: found or downloaded, its schema asserted, read into our records.
 
-The folders are ``datasets.load_from_disk`` folders. They are never copied into this repository (the
-release has no licence): they are read from a path, downloaded from their pinned public home or loaded from
-the model hub.
+The folders are ``datasets.load_from_disk`` folders. The release has no licence, so they are never copied into
+this repository: they are read from a path, or downloaded from their pinned public home.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from persona_lib import weights
 from persona_lib.records import DataError, PreferencePair, TailoringRow
 from persona_lib.settings import FACTS, REPO, results_root
 from persona_lib.store import content_hash, file_hash, read_json
@@ -38,14 +36,11 @@ DATASETS: dict[str, dict[str, Any]] = {
     }
     for name, title in TITLES.items()
 }
-FROM_HUB = "hub"  # as data_dir: load them from the model hub
 WAYS_OUT = (
     "Ways to provide it: (1) --data PATH or PERSONA_DATA=PATH, where PATH holds the folders "
     "persona-tailoring-*, or put them in ../shared/data/official beside the repository; "
-    f"(2) run once with a network, which downloads them from {HOME}; "
-    "(3) --data hub, which loads them from the model hub (nbalepur/persona-tailoring, pinned). "
-    "On a machine without either, run (2) or (3) elsewhere and copy results/downloads here. "
-    "The default profile needs none of this data"
+    f"(2) run once with a network, which downloads them from {HOME}. On a machine without one, run elsewhere "
+    "and copy results/downloads here. The default profile needs none of this data"
 )
 
 
@@ -57,14 +52,11 @@ def find_data_dir(
 ) -> Path:
     """Return the folder that holds the official folders ("tailoring" or "inference") of some data sets.
 
-    "hub" as ``data_dir`` loads them from the model hub (`save_from_hub`). Otherwise they are looked for (see
-    `at_hand`). If they are nowhere, downloads the pinned public copy into ``results/downloads/official``,
-    unless ``offline`` (default: ``HF_HUB_OFFLINE=1``). A place that was named but does not hold the data is a
-    DataError, never skipped over.
+    Looks where `at_hand` does. If they are nowhere, downloads the pinned public copy into
+    ``results/downloads/official``, unless ``offline`` (default: ``HF_HUB_OFFLINE=1``). A place that was named
+    but does not hold the data is a DataError, never skipped over.
     """
     folders = folders_of(datasets, kind)
-    if str(data_dir) == FROM_HUB:
-        return save_from_hub(folders)
     if found := at_hand(data_dir, datasets, kind):
         return found
     if named := data_dir or os.environ.get("PERSONA_DATA", ""):
@@ -86,14 +78,10 @@ def at_hand(data_dir: str | Path, datasets: Iterable[str], kind: str = "tailorin
     Looks at ``data_dir`` or ``$PERSONA_DATA`` (the folder itself or its parent) if it is named, and nowhere
     else then; otherwise at ``../shared/data/official`` beside the repository and at earlier downloads.
     """
-    folders = folders_of(datasets, kind)
     named = data_dir or os.environ.get("PERSONA_DATA", "")
-    if str(data_dir) == FROM_HUB:
-        places = [hub_dir()]
-    else:
-        places = [Path(named).expanduser()] if named else [REPO.parent / "shared" / "data", download_dir()]
+    places = [Path(named).expanduser()] if named else [REPO.parent / "shared" / "data", download_dir()]
     for folder in (folder for place in places for folder in (place, place / "official")):
-        if all((folder / name / "dataset_dict.json").exists() for name in folders):
+        if all((folder / name / "dataset_dict.json").exists() for name in folders_of(datasets, kind)):
             return folder
     return None
 
@@ -101,11 +89,6 @@ def at_hand(data_dir: str | Path, datasets: Iterable[str], kind: str = "tailorin
 def download_dir() -> Path:
     """Folder of downloaded official data: ``results/downloads/official`` (or below ``$PERSONA_RESULTS``)."""
     return results_root() / "downloads" / "official"
-
-
-def hub_dir() -> Path:
-    """Folder of official data from the hub, one per set of pinned commits."""
-    return results_root() / "downloads" / f"hub-{content_hash(weights.DATASETS)}"
 
 
 def checksums() -> dict[str, str]:
@@ -150,26 +133,6 @@ def fetch(url: str, path: Path, sha256: str | None) -> None:
     part.replace(path)
 
 
-def save_from_hub(folders: list[str]) -> Path:
-    """Load some official folders from the hub, pinned, save them as the public copy has them, return where.
-
-    A folder is loaded once per pinned commit. Raises DataError if the hub, and its local cache, have it not.
-    """
-    target = hub_dir()
-    for folder in folders:
-        _, kind, config = folder.split("-", 2)
-        part = target / f"{folder}.part"
-        if not (target / folder / "dataset_dict.json").exists():
-            try:
-                weights.load_dataset(f"nbalepur/persona-{kind}", config).save_to_disk(part)
-            except (OSError, ValueError) as error:
-                raise DataError(
-                    f"nbalepur/persona-{kind}, {config}: not from the hub ({error}). {WAYS_OUT}"
-                ) from error
-            part.replace(target / folder)
-    return target
-
-
 INFERENCE_ROWS = 300
 PAIR_COLUMNS = ("prompt", "chosen", "rejected")
 PERSONA_COLUMNS = {
@@ -205,8 +168,8 @@ def check_split(path: Path, split: str, table: Any, columns: Iterable[str], n_ro
         raise DataError(f"{where}: {len(table)} rows where the release has {n_rows}; fetch the folder again")
 
 
-def open_tailoring(folder: Path, dataset: str) -> dict[str, Any]:
-    """Open and check the tailoring folder of a data set: one table per split, in the order of SPLITS."""
+def open_tailoring(folder: Path, dataset: str) -> dict[str, list[dict[str, str]]]:
+    """Open and check the tailoring folder of a data set; return its rows by split of SPLITS."""
     if dataset not in ROWS:
         raise DataError(f"data set {dataset!r} has no tailoring data; use {', '.join(ROWS)}")
     path = folder / DATASETS[dataset]["tailoring"]
@@ -215,7 +178,7 @@ def open_tailoring(folder: Path, dataset: str) -> dict[str, Any]:
         if split not in tables:
             raise DataError(f"{path}: split {split!r} is missing; it has {', '.join(tables)}. {WAYS_OUT}")
         check_split(path, split, tables[split], (*PAIR_COLUMNS, *PERSONA_COLUMNS.values()), n_rows)
-    return {split: tables[split] for split in SPLITS}
+    return {split: tables[split].to_list() for split in SPLITS}
 
 
 def load_official(folder: Path, dataset: str, strip_roles: bool = False) -> dict[str, list[TailoringRow]]:
@@ -226,7 +189,7 @@ def load_official(folder: Path, dataset: str, strip_roles: bool = False) -> dict
     and "Assistant:" off. ``retrieved_id`` is the training row both retrieved personas were taken from, where
     it can be traced.
     """
-    tables = {split: table.to_list() for split, table in open_tailoring(folder, dataset).items()}
+    tables = open_tailoring(folder, dataset)
     sources: dict[tuple[str, str], list[str]] = {}  # the personas of the retrieval pool -> ids of their rows
     for split in ("sft_train", "dpo_train"):
         for number, raw in enumerate(tables[split]):

@@ -21,7 +21,7 @@ from persona_lib.data import everyday, intake, official
 from persona_lib.prompts import ChatFormat, completion_text, tailoring_prompt
 from persona_lib.records import SIDES, PreferencePair, TailoringRow
 from persona_lib.settings import ConfigError, Profile, Run, near_names
-from persona_lib.store import VERSIONS, content_hash, is_done, mark_done, read_rows, write_rows, write_text
+from persona_lib.store import VERSIONS, content_hash, is_done, mark_done, read_rows, write_rows
 from persona_lib.texts import is_contrastive, near_duplicates
 
 if TYPE_CHECKING:
@@ -228,10 +228,7 @@ def write_pairs(run: Run) -> Path:
     pairs = READERS[run.dataset](run)
     check_pairs(pairs, run.dataset)
     if run.dataset == intake.NAME:
-        data = intake.read_own(run.profile)
-        print("\n".join(intake.describe(data)), flush=True)
-        for name, table in (("rows", intake.row_table(data)), ("findings", intake.finding_table(data))):
-            write_text(run.folder / "tables" / f"own_{name}.csv", table.to_csv(index=False))
+        print("\n".join(intake.describe(intake.read_own(run.profile))), flush=True)
     for split, rows in pairs.items():
         write_rows(folder / f"{split}.jsonl", rows)
     mark_done(folder, key, rows={split: len(rows) for split, rows in pairs.items()})
@@ -292,13 +289,12 @@ def text_facts(rows: list) -> dict[str, float]:
     """Count rows, prompts and words of one split."""
     answered = [row for row in rows if row.chosen and row.rejected]
     texts = {name: [text for row in rows if (text := getattr(row, name))] for name in TEXTS}
-    words = {f"words of {name}": mean(len(t.split()) for t in found) for name, found in texts.items()}
     return {
         "rows": len(rows),
         "different prompts": len({row.prompt for row in rows}),
         "without responses": len(rows) - len(answered),
         "with a role": sum(official.begins_with_role(row) for row in rows),
-        **words,
+        **{f"words of {name}": mean(len(text.split()) for text in found) for name, found in texts.items()},
         "chosen longer": mean(len(r.chosen.split()) > len(r.rejected.split()) for r in answered),
     }
 

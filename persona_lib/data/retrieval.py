@@ -9,7 +9,7 @@ late interaction, which compares every token of the query with every token of th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from persona_lib import weights
@@ -52,30 +52,25 @@ def bm25_scores(queries: Sequence[str], pool: Sequence[str], model: str = "") ->
     return (index.get_scores(words) for words in tokens)  # one line at a time: queries x pool is a lot
 
 
-def dense_scores(queries: Sequence[str], pool: Sequence[str], model: str) -> Scores:
-    """Return the similarity (the model's own, as a rule cosine) of one vector per text."""
-    return encoder_scores(load_model("SentenceTransformer", model), queries, pool)
+def encoder_scores(kind: str, queries: Sequence[str], pool: Sequence[str], model: str) -> Scores:
+    """Return the similarities of a model's query and document encodings, rounded to DIGITS decimals.
 
-
-def late_scores(queries: Sequence[str], pool: Sequence[str], model: str) -> Scores:
-    """Return MaxSim: for each token of the query the best match among the text's tokens, summed."""
-    return encoder_scores(load_model("MultiVectorEncoder", model), queries, pool)
-
-
-SCORERS: dict[str, Callable[[Sequence[str], Sequence[str], str], Scores]] = {
-    "bm25": bm25_scores,
-    "dense": dense_scores,
-    "late": late_scores,
-}
-
-
-def encoder_scores(encoder: Any, queries: Sequence[str], pool: Sequence[str]) -> Scores:
-    """Encode both sides and return their similarities, rounded to DIGITS decimals."""
+    A "SentenceTransformer" has one vector per text (as a rule compared by their cosine), a
+    "MultiVectorEncoder" MaxSim: for each token of the query the best match among the text's tokens, summed.
+    """
+    encoder = load_model(kind, model)
     similarities = encoder.similarity(
         encoder.encode_query(list(queries), show_progress_bar=False),
         encoder.encode_document(list(pool), show_progress_bar=False),
     )
     return similarities.cpu().double().numpy().round(DIGITS)
+
+
+SCORERS: dict[str, Callable[[Sequence[str], Sequence[str], str], Scores]] = {
+    "bm25": bm25_scores,
+    "dense": partial(encoder_scores, "SentenceTransformer"),
+    "late": partial(encoder_scores, "MultiVectorEncoder"),
+}
 
 
 @cache
@@ -105,8 +100,6 @@ def best_allowed(
     allowed = np.array(scores, dtype=float)
     for key in (("id", query[0]), ("prompt", normal(query[1]))):
         allowed[places.get(key, [])] = -np.inf
-    best = int(allowed.argmax())
-    if allowed[best] == -np.inf:
-        said = "all have its id or its prompt"
-        raise ValueError(f"retrieve: no pool row is left for query {query[0]!r}: {said}")
-    return best
+    if allowed.max() == -np.inf:
+        raise ValueError(f"retrieve: no row for query {query[0]!r}: all have its id or its prompt")
+    return int(allowed.argmax())

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from persona_lib.data import everyday, official, preference
+from persona_lib.data import everyday, intake, official, preference
 from persona_lib.data.preference import derangement
 from persona_lib.data.retrieval import normal, retrieve
 from persona_lib.records import SIDES, InferredPersona, PreferencePair, TailoringRow
@@ -36,7 +36,7 @@ Rows = dict[str, list[TailoringRow]]
 
 
 def split_train(
-    pairs: list[PreferencePair], seed: int, shares: Mapping[str, float] = TRAIN_SHARES
+    pairs: list[PreferencePair], seed: int, shares: dict[str, float] = TRAIN_SHARES
 ) -> dict[str, list[PreferencePair]]:
     """Split training pairs 40/10/40/10 into sft_train, sft_val, dpo_train and dpo_val, by prompt.
 
@@ -47,11 +47,7 @@ def split_train(
         groups.setdefault(normal(pair.prompt), []).append(pair)
     prompts = sorted(groups)
     random.Random(f"tailoring-splits-{seed}").shuffle(prompts)
-    parts: dict[str, list[PreferencePair]] = {name: [] for name in shares}
-    for prompt in prompts:
-        neediest = min(parts, key=lambda name: (len(parts[name]) + 1) / shares[name])
-        parts[neediest] += groups[prompt]
-    return parts
+    return intake.fill_shares((groups[prompt] for prompt in prompts), shares)
 
 
 def retrieved_ids(run: Run) -> dict[str, str]:
@@ -64,8 +60,7 @@ def retrieved_ids(run: Run) -> dict[str, str]:
     parts = split_train(pairs["train"], run.seed, shares)
     pool = [(pair.id, pair.prompt) for split in POOL_SPLITS for pair in parts[split]]
     queries = [(pair.id, pair.prompt) for split in EVAL_SPLITS for pair in pairs[split]]
-    retriever = run.profile.data.retriever
-    nearest = retrieve(queries, pool, *retriever.split(":", 1))
+    nearest = retrieve(queries, pool, *run.profile.data.retriever.split(":", 1))
     return {id: pool[best][0] for (id, _), best in zip(queries, nearest, strict=True)}
 
 
@@ -198,12 +193,10 @@ def build_tailoring(run: Run, extra_personas: Mapping[str, Mapping[str, str]] | 
     rows = makers.get(run.dataset, rows_from_pairs)(run)
     gold = [row.personas.get("gold-chosen") for split in TRAIN_SHARES for row in rows[split]]
     system = {"system": SYSTEM_PERSONAS.get(run.dataset) or common_persona(gold)}
-    rows = {
-        split: add_personas(part, dict.fromkeys((r.id for r in part), system)) for split, part in rows.items()
-    }
-    for split in EVAL_SPLITS:
-        rows[split] = add_personas(rows[split], shuffled_personas(rows[split], run.seed))
-    rows = {split: add_personas(part, extra_personas) for split, part in rows.items()}
+    for split, part in rows.items():
+        part = add_personas(part, {row.id: system for row in part})
+        null = shuffled_personas(part, run.seed) if split in EVAL_SPLITS else {}
+        rows[split] = add_personas(add_personas(part, null), extra_personas)
     write_tables(run, rows)
     for split, part in rows.items():
         write_rows(folder / f"{split}.jsonl", part)
@@ -213,12 +206,8 @@ def build_tailoring(run: Run, extra_personas: Mapping[str, Mapping[str, str]] | 
 
 def tailoring_key(run: Run, extra_personas: Mapping[str, Mapping[str, str]]) -> str:
     """Return a hash of all that the tailoring data is made from."""
-    p = run.profile
-    settings = (
-        p.data.near_duplicates,
-        p.evaluation.split,
-        p.data.retriever,
-    )
+    data = run.profile.data
+    settings = (data.near_duplicates, run.profile.evaluation.split, data.retriever)
     inputs = {path.name: file_hash(path) for path in persona_files(run)}
     code = VERSIONS["tailoring"]
     return content_hash(code, preference.input_key(run), run.seed, settings, inputs, dict(extra_personas))
@@ -235,17 +224,15 @@ def load_tailoring(run: Run) -> Rows:
 
 
 def write_tables(run: Run, rows: Rows) -> None:
-    """Write the data card, the leakage report and the near duplicates of a run; ValueError on a leak."""
-    tables = run.folder / "tables"
+    """Write the data card and the leakage report of a run; ValueError on a leak."""
+    tables, threshold = run.folder / "tables", run.profile.data.near_duplicates
     tables.mkdir(parents=True, exist_ok=True)
-    report = leakage_report(rows, run.profile.data.near_duplicates)
-    report.to_csv(tables / "tailoring_leakage.csv", index=False)
-    preference.data_card(rows, run.profile.data.near_duplicates).to_csv(tables / "tailoring_card.csv")
+    preference.data_card(rows, threshold).to_csv(tables / "tailoring_card.csv")
+    report, place = leakage_report(rows, threshold), tables / "tailoring_leakage.csv"
+    report.to_csv(place, index=False)
     leaks = report[report.must_be_zero & (report.found > 0)]
-    if len(leaks):
-        found = "; ".join(f"{leak.check}: {leak.found} of {leak.of}" for leak in leaks.itertuples())
-        place = tables / "tailoring_leakage.csv"
-        raise ValueError(f"{run.folder / 'tailoring'}: {found}; the table is {place}")
+    if found := [f"{leak.check}: {leak.found} of {leak.of}" for leak in leaks.itertuples()]:
+        raise ValueError(f"{run.folder / 'tailoring'}: {'; '.join(found)}; the table is {place}")
 
 
 def example_text(row: TailoringRow) -> str:

@@ -6,7 +6,6 @@ A policy is the base with a stack of adapters; one loaded base serves all. Each 
 
 from __future__ import annotations
 
-import dataclasses
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -255,7 +254,7 @@ def generate_run(run: Run, spec: RunSpec, generator: Any) -> Path:
     append_completions(run, spec, generator, [row for row in usable if row.id not in done], path)
     found = store.read_rows(path, Generation)
     ended = [row.finish_reason == "stop" for row in found]
-    degenerate = dataclasses.asdict(count_degenerate([row.completion for row in found], ended))
+    degenerate = count_degenerate([row.completion for row in found], ended)
     store.mark_done(folder, key, n_without_persona=len(rows) - len(usable), **degenerate)
     return folder
 
