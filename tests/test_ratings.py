@@ -1,9 +1,4 @@
-"""The rating kit: blind sheets go out, filled ones come back checked, groups and agreement are recovered.
-
-SIMULATED raters read nothing and mean nothing. Every item has a made-up true value; a rater reports it with
-probability c, and otherwise draws from all items' values. Two ratings of an item then agree by more than
-chance exactly if both report the truth, so Krippendorff's alpha is c squared, for every level.
-"""
+"""The rating kit: blind sheets go out, filled ones come back checked, groups and agreement are recovered."""
 
 from __future__ import annotations
 
@@ -22,13 +17,7 @@ from persona_lib.settings import Run, load_profile, set_field
 from persona_lib.store import write_text
 
 HIDDEN = {"personas": ("chosen", "rejected"), "answers": ("PT-DPO", "DPO")}
-TRUE_ALPHA = 0.6
 N = float("nan")
-
-
-def simulate(values: list[int], alpha: float, rng: random.Random) -> list[int]:
-    """One rater's ratings: the truth with probability sqrt(alpha), else the value of any item."""
-    return [value if rng.random() < alpha**0.5 else rng.choice(values) for value in values]
 
 
 def make_items(study: str, n: int, swapped: bool = False) -> list[ratings.Item]:
@@ -70,19 +59,14 @@ def read(folder: Path, study: str = "answers") -> ratings.Filled:
 
 @pytest.mark.parametrize("study", HIDDEN)
 def test_what_raters_get_is_the_same_bytes_whichever_side_or_system_a_text_is_of(tmp_path, study):
-    one = export(tmp_path / "one", study, 12)
-    two = export(tmp_path / "two", study, 12, swapped=True)
-    for first, second in zip(one[:-1], two[:-1], strict=True):
+    *one, key = export(tmp_path / "one", study, 12)
+    *two, other_key = export(tmp_path / "two", study, 12, swapped=True)
+    for first, second in zip(one, two, strict=True):
         assert first.read_bytes() == second.read_bytes()
-    assert one[-1].read_bytes() != two[-1].read_bytes(), "the key must tell them apart"
-
-
-@pytest.mark.parametrize("study", HIDDEN)
-def test_no_word_of_the_key_stands_in_a_file_that_a_rater_sees(tmp_path, study):
-    *seen, key = export(tmp_path, study, 12)
-    assert {path for path in (tmp_path / "for_raters").rglob("*.*")} == set(seen) and key not in seen
+    assert key.read_bytes() != other_key.read_bytes(), "the key must tell them apart"
+    assert {path for path in (tmp_path / "one" / "for_raters").rglob("*.*")} == set(one) and key not in one
     words = {*HIDDEN[study], "p0", "u0", "seed", "data"}
-    for path in seen:
+    for path in one:
         assert not words & set(path.read_text(encoding="utf-8").replace(",", " ").split()), path
 
 
@@ -142,7 +126,7 @@ def edit(column: str, value: str, place: int = 0):
     return change
 
 
-@pytest.mark.parametrize("value", ["6", "0", "4.5", "four", "-1", "44"])
+@pytest.mark.parametrize("value", ["6", "4.5", "four"])
 def test_a_value_off_the_scale_is_counted_and_located_and_not_guessed(tmp_path, value):
     paths = export(tmp_path, "personas", 3)
     fill(paths[0], tmp_path / "filled" / "a.csv", edit("harmfulness", value, 2))
@@ -163,38 +147,33 @@ def test_empty_cells_and_lost_rows_are_missing(tmp_path):
     assert "put the row back" in found.problems[-1]["mend"] and len(found.ratings) == 8 * 2
 
 
-BROKEN = {
+HEAD = "rater,item,answerability,personalization\n"
+BROKEN = {  # the error: how a good sheet is changed, or the file itself
     "row 3, field 'item': 'zzzz-001' is not in the key; restore": edit("item", "zzzz-001", 1),
     "row 2, field 'item': no key answers-zzzz.csv": edit("item", "zzzz-001", 0),
     "row 3, field 'item': .* occurs twice; keep one": lambda rows: [rows[0], rows[0], *rows[1:]],
     "row 3, field 'rater': 'someone'; write the same name": edit("rater", "someone", 1),
     "row 2, field 'rater': ''; write": lambda rows: [row | {"rater": ""} for row in rows],
     ": no rows": lambda rows: [],
+    "row 1, field 'personalization': the column is missing": "rater,item,answerability\nx,1,2\n",
+    "row 1: no column of ratings": "something,else\n1,2\n",
+    ": not UTF-8": HEAD + "zo\xeb,1,2,3\n",
 }
 
 
 @pytest.mark.parametrize("message", BROKEN)
 def test_a_broken_sheet_is_an_error_that_says_where_and_how_to_mend_it(tmp_path, message):
-    paths = export(tmp_path, "answers", 3)
-    fill(paths[0], tmp_path / "filled" / "broken.csv", BROKEN[message])
-    with pytest.raises(ValueError, match=f"broken.csv(, )?{message}"):
-        read(tmp_path)
-
-
-UNREADABLE = {
-    "row 1, field 'personalization': the column is missing": "rater,item,answerability\nx,1,2\n",
-    "no column of ratings": "something,else\n1,2\n",
-    "not UTF-8": "rater,item,answerability,personalization\nzo\xeb,1,2,3\n",
-}
-
-
-@pytest.mark.parametrize("message", UNREADABLE)
-def test_a_file_that_is_no_sheet_says_why(tmp_path, message):
-    (tmp_path / "filled").mkdir()
+    paths, change, broken = (
+        export(tmp_path, "answers", 3),
+        BROKEN[message],
+        tmp_path / "filled" / "broken.csv",
+    )
     with pytest.raises(FileNotFoundError, match="no filled sheets"):
         read(tmp_path)
-    (tmp_path / "filled" / "a.csv").write_bytes(UNREADABLE[message].encode("latin-1"))
-    with pytest.raises(ValueError, match=message):
+    fill(paths[0], broken, lambda rows: rows if isinstance(change, str) else change(rows))
+    if isinstance(change, str):
+        broken.write_bytes(change.encode("latin-1"))
+    with pytest.raises(ValueError, match=f"broken.csv(, )?{message}"):
         read(tmp_path)
 
 
@@ -234,39 +213,29 @@ def test_alpha_of_krippendorffs_own_example(level, alpha):
     assert ratings.alpha(ratings.count_values(PUBLISHED), level) == pytest.approx(alpha, abs=5e-4)
 
 
-def test_coefficients_are_undefined_where_nothing_can_disagree():
+def test_alpha_is_undefined_where_nothing_can_disagree():
     for same in ([[1, 1], [1, 1]], [[1, N], [N, 2]]):
         counts = ratings.count_values(np.array(same))
         assert np.isnan(ratings.alpha(counts)) and ratings.alpha_interval(counts, 5).estimate is None
-    assert ratings.cohen_kappa(np.array([[1, 1], [1, 1]])) is None
-    assert ratings.fleiss_kappa(np.array([[1, N], [2, N]])) is None
-
-
-def test_kappas_by_hand_and_a_missing_rating_takes_its_item_out_of_fleiss():
-    # 2 x 2: both 1 in 4, both 2 in 3, (1, 2) in 2, (2, 1) in 1: p_o = .7, p_e = .6 x .5 + .4 x .5 = .5
-    given = np.array([[1, 1]] * 4 + [[2, 2]] * 3 + [[1, 2]] * 2 + [[2, 1]])
-    assert ratings.cohen_kappa(given) == pytest.approx(0.4)
-    # Fleiss takes both raters' margins together: 11 ones, 9 twos of 20: p_e = .55^2 + .45^2 = .505
-    kappa = ratings.fleiss_kappa(given)
-    assert kappa == pytest.approx((0.7 - 0.505) / (1 - 0.505))
-    holed = np.column_stack([np.vstack([given, [1, 2]]), [*given[:, 0], N]])
-    assert ratings.fleiss_kappa(holed) == ratings.fleiss_kappa(holed[:-1])
 
 
 def simulated(alpha: float, n_items: int, seed: int) -> np.ndarray:
-    """Ratings of a skewed scale by three raters whose true alpha is known, (items, raters)."""
+    """Ratings of three SIMULATED raters whose true alpha is known, (items, raters).
+
+    A rater reports an item's true value with probability sqrt(alpha), else the value of any item.
+    """
     rng = random.Random(seed)
     truth = rng.choices(ratings.SCALE, (1, 2, 5, 8, 3), k=n_items)
-    return np.array([simulate(truth, alpha, rng) for _ in range(3)], dtype=float).T
+    told = [[v if rng.random() < alpha**0.5 else rng.choice(truth) for v in truth] for _ in range(3)]
+    return np.array(told, dtype=float).T
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.6, 0.9])
-def test_coefficients_of_simulated_raters_are_within_a_twentieth_of_the_truth(alpha):
+@pytest.mark.parametrize("alpha", [0.0, 0.6])
+def test_alpha_of_simulated_raters_is_within_a_twentieth_of_the_truth(alpha):
     given = simulated(alpha, 2000, seed=1)
     holes = np.where(np.random.default_rng(0).random(given.shape) < 0.3, N, given)
     found = [ratings.alpha(ratings.count_values(given), level) for level in ("nominal", "ordinal")]
-    found += [ratings.alpha(ratings.count_values(holes)), ratings.cohen_kappa(given)]
-    assert [*found, ratings.fleiss_kappa(given)] == pytest.approx([alpha] * 5, abs=0.05)
+    assert [*found, ratings.alpha(ratings.count_values(holes))] == pytest.approx([alpha] * 3, abs=0.05)
 
 
 @pytest.mark.slow
@@ -280,50 +249,6 @@ def test_the_interval_of_alpha_covers_the_truth_about_as_often_as_it_says():
 
 
 # --- the whole way ---
-
-
-def fill_sheets(study: str, paths: list[Path], folder: Path) -> None:
-    """Fill exported sheets by simulated raters; the groups differ in the first question, by .7 on average."""
-    *sheets, _, key = paths
-    rng, items, truth = random.Random(study), ratings.read_key(key), {}
-    for place, question in enumerate(ratings.QUESTIONS[study]):
-        for group in HIDDEN[study]:
-            weights = (2, 4, 3, 2, 1) if place == 0 and group == HIDDEN[study][1] else (1, 2, 3, 4, 2)
-            for item in (item for item, row in items.items() if row["group"] == group):
-                truth[question, item] = rng.choices(ratings.SCALE, weights)[0]
-    pools = {q: [value for (question, _), value in truth.items() if question == q] for q, _ in truth}
-    for sheet in sheets:
-
-        def rate(rows: list[dict]) -> list[dict]:
-            for row in rows:
-                for question, pool in pools.items():
-                    value = (
-                        truth[question, row["item"]] if rng.random() < TRUE_ALPHA**0.5 else rng.choice(pool)
-                    )
-                    row[question] = rng.choices((value, "", 44), (0.975, 0.02, 0.005))[0]
-            return rows
-
-        fill(sheet, folder / sheet.name, rate)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("study", HIDDEN)
-def test_the_round_trip_recovers_agreement_and_the_difference_that_was_made_up(tmp_path, study):
-    fill_sheets(study, export(tmp_path, study, 1000), tmp_path / "filled")
-    tables = ratings.rating_tables({study: read(tmp_path, study)}, n_resamples=100)
-    agreement = tables["rating_agreement"]
-    assert (agreement.alpha - TRUE_ALPHA).abs().max() < 0.05
-    assert (agreement.n_missing > 0).all() and (agreement.n_out_of_scale > 0).all()
-    assert len(tables["rating_problems"]) == (agreement.n_missing + agreement.n_out_of_scale).sum()
-    means = tables["ratings"].set_index(["question", "group"])
-    first, second = HIDDEN[study]
-    for number, question in enumerate(ratings.QUESTIONS[study]):
-        # c (mean of one group - mean of the other): the means are 40 / 12 and 32 / 12
-        wanted = TRUE_ALPHA**0.5 * (40 - 32) / 12 if number == 0 else 0.0
-        line = means.loc[(question, f"{first} - {second}")]
-        assert line["mean"] == pytest.approx(wanted, abs=0.15) and (line["mean_low"] > 0) == (number == 0)
-        counts = means.loc[(question, first), [f"n_{value}" for value in ratings.SCALE]]
-        assert means.loc[(question, first), "n_ratings"] == counts.sum()
 
 
 def test_tables_of_two_items_by_hand(tmp_path):
@@ -345,7 +270,7 @@ def test_tables_of_two_items_by_hand(tmp_path):
 
 @pytest.fixture(scope="module")
 def rated(tmp_path_factory):
-    """A profile whose sheets were exported and filled by simulated raters: (profile, files, ratings)."""
+    """A profile whose sheets were exported and filled with 3 everywhere: (profile, files, ratings)."""
     folder = tmp_path_factory.mktemp("results")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PERSONA_RESULTS", str(folder))
@@ -356,8 +281,9 @@ def rated(tmp_path_factory):
         )
         fill_run(Run(profile, "everyday", 0))
         written = show.export_studies(profile)
-        for study, paths in written.items():
-            fill_sheets(study, paths, folder / "filled" / study)
+        for paths in written.values():
+            for sheet in paths[:-2]:
+                fill(sheet, folder / "filled" / sheet.parent.name / sheet.name)
         yield profile, written, show.collect(profile, str(folder / "filled"))
 
 

@@ -88,12 +88,12 @@ def test_beavertails_lengths_and_degenerate_counts_hit_the_published_figures(tab
 # --- names, places, errors ---
 
 
-def test_there_are_21_files_under_the_authors_names(tmp_path):
+def test_there_are_21_files_under_the_authors_names():
     assert len(FILES) == len({file.path for file in FILES}) == 21
     assert ReleasedFile("hhh", "none", "retrieved-rejected").path == (
         "Anthropic HHH/dpo_Persona(training_type=none, inference_type=retr-rejected).jsonl"
     )
-    assert set(released.known_checksums(tmp_path)) == {file.path for file in FILES if file.dataset == BT}
+    assert set(released.known_checksums()) == {file.path for file in FILES if file.dataset == BT}
 
 
 @pytest.fixture
@@ -114,13 +114,12 @@ def test_absent_files_are_told_with_the_three_ways_and_do_not_stop_a_notebook(no
         released.open_released()
 
 
-@pytest.mark.parametrize("place", [".", "released_outputs", "official"])
-def test_released_outputs_are_found_in_or_beside_the_data_folder(nowhere, monkeypatch, place):
+def test_released_outputs_are_found_in_or_beside_the_data_folder(nowhere, monkeypatch):
     home = nowhere / "data" / "released_outputs"
     write_items(home / PT_GOLD.path, [])
-    (nowhere / "data" / "official").mkdir()
-    assert released.find_released(nowhere / "data" / place) == home
-    monkeypatch.setenv("PERSONA_DATA", str(nowhere / "data" / place))
+    for place in (".", "released_outputs", "official"):
+        assert released.find_released(nowhere / "data" / place) == home
+    monkeypatch.setenv("PERSONA_DATA", str(nowhere / "data"))
     assert released.find_released() == home
     assert released.files_in(home) == [PT_GOLD]
 
@@ -130,7 +129,6 @@ def test_released_outputs_are_found_in_or_beside_the_data_folder(nowhere, monkey
     [
         ({"prompt": "p"}, "one JSON list"),
         ([{"prompt": "p", "response": "r"}, {"prompt": "p"}], "item 1: no text 'response'"),
-        ([{"prompt": 3, "response": "r"}], "item 0: no text 'prompt'"),
         (["text"], "item 0"),
     ],
 )
@@ -148,7 +146,7 @@ def test_the_end_mark_is_removed_and_remembered(tmp_path):
     assert [o.id for o in outputs] == ["hhh-test-0000", "hhh-test-0001", "hhh-test-0002"]
 
 
-def test_changed_files_are_refused_and_downloads_checked_or_recorded_on_first_use(tmp_path):
+def test_a_checked_file_that_was_changed_is_refused_and_not_kept(tmp_path):
     home, target = tmp_path / "home", tmp_path / "target"
     for file in (PT_GOLD, HHH_FILE):
         write_items(home / file.path, [])
@@ -156,11 +154,7 @@ def test_changed_files_are_refused_and_downloads_checked_or_recorded_on_first_us
         released.load_outputs(home, PT_GOLD)
     with pytest.raises(DataError, match="not the released file"):
         released.download_released([PT_GOLD], target, home.as_uri())
-    assert not (target / PT_GOLD.path).exists()
     assert released.files_in(released.download_released([HHH_FILE], target, home.as_uri())) == [HHH_FILE]
-    write_items(target / HHH_FILE.path, [{"prompt": "p", "response": "changed"}])
-    with pytest.raises(DataError, match="SHA-256"):
-        released.load_outputs(target, HHH_FILE)
 
 
 def test_outputs_of_other_rows_or_personas_are_refused():

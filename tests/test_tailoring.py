@@ -9,7 +9,7 @@ import pytest
 from persona_lib import store, texts
 from persona_lib.data import everyday, official, preference, retrieval, tailoring
 from persona_lib.paper import personas as personas_module
-from persona_lib.records import DataError, InferredPersona, PreferencePair
+from persona_lib.records import InferredPersona, PreferencePair
 from persona_lib.settings import Run, load_profile, set_field
 
 
@@ -69,8 +69,7 @@ def test_both_retrieved_personas_come_from_one_training_row_that_is_not_for_vali
         return [list(range(len(pool))) for _ in queries]
 
     monkeypatch.setitem(retrieval.SCORERS, "late", last_is_nearest)
-    profile = set_field(run.profile, {"data.retriever": "late:colbert-ir/colbertv2.0"})
-    late = replace(run, profile=profile)
+    late = replace(run, profile=set_field(run.profile, {"data.retriever": "late:colbert-ir/colbertv2.0"}))
     assert tailoring.tailoring_key(late, {}) != tailoring.tailoring_key(run, {})
     assert personas_module.personas_key(late) != personas_module.personas_key(run)
     for each in (run, late):
@@ -124,22 +123,18 @@ def test_the_system_persona_joins_the_most_common_claims():
     assert tailoring.common_persona(["Likes prose.", None]) is None
 
 
-def test_more_personas_can_be_added_by_row_id(run):
+def test_added_personas_are_in_their_row_and_a_rerun_builds_only_for_changed_ones(run):
     test = preference.load_pairs(run)["test"]
     extra = {test[0].id: {"user-chosen": "Busy people like me want it short."}}
-    tailoring.build_tailoring(run, extra)
+    path = tailoring.build_tailoring(run, extra) / "test.jsonl"
     rows = {row.id: row for row in tailoring.load_tailoring(run)["test"]}
     assert rows[test[0].id].personas["user-chosen"] == "Busy people like me want it short."
     assert "user-chosen" not in rows[test[1].id].personas
     assert rows[test[1].id].personas["system"].startswith("The user is kind")
-
-
-def test_a_rerun_does_nothing_and_changed_personas_build_again(run):
-    path = tailoring.build_tailoring(run) / "test.jsonl"
     before = path.stat().st_mtime_ns
-    assert tailoring.build_tailoring(run) and path.stat().st_mtime_ns == before
-    infer_all(run, without=(preference.load_pairs(run)["test"][0].id,))
-    assert tailoring.build_tailoring(run) and path.stat().st_mtime_ns != before
+    assert tailoring.build_tailoring(run, extra) and path.stat().st_mtime_ns == before
+    infer_all(run, without=(test[0].id,))
+    assert tailoring.build_tailoring(run, extra) and path.stat().st_mtime_ns != before
 
 
 def test_missing_personas_name_the_step_and_while_tuning_the_test_personas_are_not_needed(run):
@@ -187,17 +182,12 @@ def test_a_leak_stops_the_step_before_it_is_marked_as_done(run, monkeypatch):
 
 
 @pytest.mark.slow
-def test_official_data_is_passed_through(tmp_path, monkeypatch):
+def test_official_data_is_passed_through(official_data, tmp_path, monkeypatch):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
-    try:
-        place = official.find_data_dir("", ["hhh"], offline=True)
-    except DataError as error:
-        pytest.skip(str(error))
-    profile = set_field(load_profile("everyday"), {"datasets": ["hhh"], "data.path": str(place)})
+    profile = set_field(load_profile("everyday"), {"datasets": ["hhh"], "data.path": str(official_data)})
     run = Run(profile, "hhh", 0)
     tailoring.build_tailoring(run)
-    rows = tailoring.load_tailoring(run)
-    released = official.load_official(place, "hhh")
+    rows, released = tailoring.load_tailoring(run), official.load_official(official_data, "hhh")
     assert rows["sft_train"][0].personas["gold-chosen"] == released["sft_train"][0].personas["gold-chosen"]
     assert [r.id for r in rows["validation"]] == [r.id for r in released["sft_val"] + released["dpo_val"]]
     assert len(rows["test"]) == 500

@@ -33,7 +33,7 @@ DECIDED = {
     "judging": (1, "039b060a80ed5f9e"),
     "swap": (1, "7f54b824e4ab0bd0"),
     "calibration": (1, "e21a3db6ed7db869"),
-    "rejudged": (1, "5f575cf84642d263"),
+    "rejudged": (1, "5de55d50c19d4335"),
 }
 
 

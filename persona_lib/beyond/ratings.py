@@ -14,7 +14,6 @@ import io
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -165,11 +164,9 @@ def number_items(
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
     """Write a CSV file; the mark in front makes spreadsheets read it as UTF-8."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    write_text(path, "\ufeff" + file.getvalue())
+    import pandas as pd
+
+    write_text(path, "\ufeff" + pd.DataFrame(rows, columns=columns).to_csv(index=False))
     return path
 
 
@@ -341,8 +338,7 @@ def read_filled(folder: Path, keys: Path) -> dict[str, Filled]:
     return {study: found[study] for study in QUESTIONS if study in found}
 
 
-# --- agreement: coefficients of krippendorff and statsmodels; None where undefined ---
-# Ratings are (items, raters) with NaN for none; counts are (items, values of the scale).
+# --- agreement: ratings are (items, raters) with NaN for none; counts are (items, values of the scale) ---
 
 
 def count_values(ratings: np.ndarray) -> np.ndarray:
@@ -367,34 +363,6 @@ def alpha_interval(counts: np.ndarray, n_resamples: int, level: str = "ordinal",
         return Interval(None, None, None, n)
     values = [alpha(counts[rng.integers(n, size=n)], level) for _ in range(n_resamples)]
     return percentile_interval(estimate, np.array(values), n)
-
-
-def cohen_kappa(ratings: np.ndarray, weights: str | None = None) -> float | None:
-    """Return the mean of Cohen's kappa over all pairs of raters (Light's kappa for more than two).
-
-    ``weights``: None, "linear" or "quadratic". A pair counts if its common items have two values or more.
-    """
-    from statsmodels.stats.inter_rater import cohens_kappa
-
-    values, scale = [], np.array(SCALE)
-    for pair in combinations(ratings.T, 2):
-        first, second = ((column[:, None] == scale).astype(int) for column in pair)
-        table = first.T @ second
-        if ((table.sum(axis=0) + table.sum(axis=1)) > 0).sum() > 1:
-            values.append(float(cohens_kappa(table, wt=weights, return_results=False)))
-    return float(np.mean(values)) if values else None
-
-
-def fleiss_kappa(ratings: np.ndarray) -> float | None:
-    """Return Fleiss' kappa of the items with the most ratings, for it takes equal numbers per item."""
-    from statsmodels.stats import inter_rater
-
-    counts = count_values(ratings)
-    most = int(counts.sum(axis=1).max(initial=0))
-    whole = counts[counts.sum(axis=1) == most]
-    if most < 2 or (whole.sum(axis=0) > 0).sum() < 2:
-        return None
-    return float(inter_rater.fleiss_kappa(whole))
 
 
 # --- tables ---
@@ -426,8 +394,7 @@ def result_rows(filled: Filled, question: str, n_resamples: int) -> list[dict[st
 
 def agreement_row(filled: Filled, question: str, n_resamples: int) -> dict[str, Any]:
     """Return how far the raters agree on one question, and how many ratings are not there."""
-    ratings = filled.values(question).to_numpy()
-    counts = count_values(ratings)
+    counts = count_values(filled.values(question).to_numpy())
     nominal = alpha(counts, "nominal")
     kinds = [problem["kind"] for problem in filled.problems if problem["field"] == question]
     return {
@@ -436,7 +403,6 @@ def agreement_row(filled: Filled, question: str, n_resamples: int) -> dict[str, 
         "n_missing": kinds.count("missing"), "n_out_of_scale": kinds.count("out of scale"),
         **interval_columns("alpha", alpha_interval(counts, n_resamples)),
         "alpha_nominal": None if np.isnan(nominal) else nominal,
-        "cohen_quadratic": cohen_kappa(ratings, "quadratic"), "fleiss": fleiss_kappa(ratings),
     }  # fmt: skip
 
 

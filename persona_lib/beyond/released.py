@@ -43,7 +43,7 @@ from persona_lib.paper.swap import flip_and_did
 from persona_lib.prompts import STOP
 from persona_lib.records import SIDES, DataError, PairwiseComparison, TailoringRow
 from persona_lib.settings import FACTS, REPO, Profile, Run, results_dir, results_root
-from persona_lib.store import VERSIONS, content_hash, file_hash, iter_rows, read_json, write_json, write_text
+from persona_lib.store import VERSIONS, content_hash, file_hash, iter_rows, read_json, write_text
 from persona_lib.texts import count_degenerate
 
 if TYPE_CHECKING:
@@ -147,10 +147,9 @@ def find_released(data_dir: str | Path = "") -> Path | None:
     return next((folder for folder in places if files_in(folder)), None)
 
 
-def known_checksums(folder: Path) -> dict[str, str]:
-    """Return SHA-256 by relative path: of the files we checked (BeaverTails), and recorded at download."""
-    recorded = folder / "checksums.json"
-    return (read_json(recorded) if recorded.exists() else {}) | read_json(FACTS / "released_checksums.json")
+def known_checksums() -> dict[str, str]:
+    """Return the SHA-256 by relative path of the files that we checked (those of BeaverTails)."""
+    return read_json(FACTS / "released_checksums.json")
 
 
 def download_released(
@@ -158,17 +157,15 @@ def download_released(
 ) -> Path:
     """Download released files from the pinned commit and return their folder; existing ones are kept.
 
-    A file that we did not check is recorded in ``<target>/checksums.json`` on first use and compared with
-    that afterwards. Raises DataError if a file cannot be fetched or differs.
+    Raises DataError if a file cannot be fetched or is not the file that we checked.
     """
-    target = target or download_dir()
+    target, known = target or download_dir(), known_checksums()
     for file in (file for file in files if not (target / file.path).exists()):
-        url, known = f"{home}/{urllib.parse.quote(file.path)}", known_checksums(target)
+        url = f"{home}/{urllib.parse.quote(file.path)}"
         try:
             fetch(url, target / file.path, known.get(file.path))
         except DataError as error:
             raise DataError(f"{url}: not fetched or not the released file. {WAYS_OUT}") from error
-        write_json(target / "checksums.json", known | {file.path: file_hash(target / file.path)})
     return target
 
 
@@ -178,7 +175,7 @@ def load_outputs(folder: Path, file: ReleasedFile) -> list[ReleasedOutput]:
     Output i gets the id of test row i. Raises DataError if the file differs from its known checksum or has
     another shape.
     """
-    path, known = folder / file.path, known_checksums(folder).get(file.path)
+    path, known = folder / file.path, known_checksums().get(file.path)
     if known and file_hash(path) != known:
         raise DataError(f"{path}: SHA-256 is not {known[:16]}...: not the released file; fetch it again")
     items = read_json(path)
