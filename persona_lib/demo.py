@@ -21,8 +21,8 @@ from persona_lib.data.reader import UNREADABLE, shows
 from persona_lib.models import trainers
 from persona_lib.models.generate import ONE_AT_A_TIME, stream_text
 from persona_lib.models.load import ModelError, format_of
-from persona_lib.paper.answers import eval_rows, whole_answer
-from persona_lib.paper.swap import PolicyLoader, adapters_of, swap_arms
+from persona_lib.paper.answers import adapters_of, eval_rows, whole_answer
+from persona_lib.paper.swap import PolicyLoader, swap_arms
 from persona_lib.prompts import STOP, beginning, begun_prompt, tailoring_prompt
 from persona_lib.settings import ConfigError, Run, main_arm, open_run
 

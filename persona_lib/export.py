@@ -17,8 +17,8 @@ from typing import Any
 from persona_lib import store, weights
 from persona_lib.models import load, train
 from persona_lib.models.load import ModelError, format_of, load_base, load_tokenizer
+from persona_lib.paper.answers import adapters_of
 from persona_lib.paper.results import read_table
-from persona_lib.paper.swap import adapters_of
 from persona_lib.prompts import ChatFormat, tailoring_prompt
 from persona_lib.report import fill
 from persona_lib.settings import ConfigError, Run, main_arm, open_run

@@ -41,31 +41,29 @@ def wilson_interval(n_successes: float, n: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Return Holm's adjusted p-values by name: significant at .05 if below it, over all of them together."""
-    return dict(zip(p_values, holm_adjusted(list(p_values.values())), strict=True))
-
-
-def holm_adjusted(p_values: Sequence[float]) -> list[float]:
+def holm(p_values: Sequence[float]) -> list[float]:
     """Return Holm's adjusted p-values: the k-th smallest of m times m - k + 1, none below a smaller one's.
 
+    A NaN stays NaN and is not counted in m.
     The numbers are those of statsmodels' ``multipletests`` (a test holds that), which collects garbage in
     every call: that took more than half of the time of all tables.
     """
     given = np.asarray(p_values, dtype=float)
     order = np.argsort(given, kind="stable")
-    stepped = np.maximum.accumulate(given[order] * np.arange(len(given), 0, -1))
     adjusted = np.empty_like(given)
-    adjusted[order] = np.minimum(stepped, 1.0)
-    return adjusted.tolist()
+    left = np.count_nonzero(~np.isnan(given)) - np.arange(len(given))
+    adjusted[order] = np.maximum.accumulate(given[order] * left)
+    return np.minimum(adjusted, 1.0).tolist()
 
 
 # --- verdicts of a tested response against the baseline, after the judge has seen both orders ---
 
 
 def vote(judgment: Judgment, tested: str) -> int | None:
-    """Return +1 if the judge prefers the response at position ``tested`` ("A" or "B"), -1 if the other,
-    0 if it calls a tie, None if its answer could not be read."""
+    """Return +1 if the judge prefers the response at ``tested`` ("A" or "B"), -1 if the other one.
+
+    A tie is 0. An answer that could not be read is None.
+    """
     if judgment.tie:
         return 0
     if judgment.winner is None:
@@ -129,43 +127,6 @@ def delta_pq(personalization: WinRate, quality: WinRate) -> float | None:
     if personalization.net is None or quality.net is None:
         return None
     return 100 * (personalization.net + quality.net) / 2
-
-
-@dataclass(frozen=True)
-class PersonaAccuracy:
-    """How often a judge, shown a persona, picks the response it was inferred for (paper Fig. 3).
-
-    One pair is one observation: right in both orders is correct, wrong in both is wrong, otherwise a
-    tie. ``n_missing`` pairs have no valid persona. Unparsed and missing pairs stay in ``n``.
-    """
-
-    n_correct: int
-    n_ties: int
-    n_wrong: int
-    n_unparsed: int = 0
-    n_missing: int = 0
-
-    @classmethod
-    def from_verdicts(cls, verdicts: Iterable[Verdict | None]) -> PersonaAccuracy:
-        """Count verdicts of "response the persona was inferred for" against the other; None = no persona."""
-        verdicts = list(verdicts)
-        counts = WinRate.from_verdicts(v for v in verdicts if v is not None)
-        return cls(counts.n_wins, counts.n_ties, counts.n_losses, counts.n_unparsed, verdicts.count(None))
-
-    @property
-    def n(self) -> int:
-        """Number of pairs, unparsed and missing ones included."""
-        return self.n_correct + self.n_ties + self.n_wrong + self.n_unparsed + self.n_missing
-
-    @property
-    def accuracy(self) -> float | None:
-        """(correct + ties / 2) / n: with every answer parsed, the share of right answers over both orders."""
-        return (self.n_correct + self.n_ties / 2) / self.n if self.n else None
-
-    @property
-    def strict(self) -> float | None:
-        """correct / n: right in both orders."""
-        return self.n_correct / self.n if self.n else None
 
 
 # --- intervals by resampling ---
@@ -247,15 +208,6 @@ def resampled_values(
     return estimate + sum(stretch * (statistic(sums) - estimate) for stretch, sums in parts)
 
 
-def check_blocks(blocks: Sequence[np.ndarray], shared_items: bool) -> None:
-    """Raise ValueError without seeds, for a seed without items, or for unequal seeds that share items."""
-    lengths = [len(block) for block in blocks]
-    if not lengths or 0 in lengths:
-        raise ValueError(f"need at least one seed and one item per seed; items per seed: {lengths}")
-    if shared_items and len(set(lengths)) > 1:
-        raise ValueError(f"shared_items: all seeds must have the same items; items per seed: {lengths}")
-
-
 def percentile_interval(
     estimate: float | None, values: np.ndarray, n_items: int, n_seeds: int = 1
 ) -> Interval:
@@ -280,11 +232,16 @@ def bootstrap(
 ) -> Interval:
     """Bootstrap a statistic of column sums: it maps (rows, columns) to (rows,), NaN where undefined.
 
-    ``limits`` are the least and the greatest value that it can take.
+    ``limits`` are the least and the greatest value that it can take. Raises ValueError without seeds, for a
+    seed without items, or for unequal seeds that share items.
     """
-    check_blocks(blocks, shared_items)
+    lengths = [len(block) for block in blocks]
+    if not lengths or 0 in lengths:
+        raise ValueError(f"need at least one seed and one item per seed; items per seed: {lengths}")
+    if shared_items and len(set(lengths)) > 1:
+        raise ValueError(f"shared_items: all seeds must have the same items; items per seed: {lengths}")
     estimate = float(statistic(sum(block.sum(axis=0) for block in blocks)[None, :])[0])
-    n_items = len(blocks[0]) if shared_items else sum(map(len, blocks))
+    n_items = lengths[0] if shared_items else sum(lengths)
     parts = resampled_sums(blocks, n_resamples, seed, shared_items)
     values = np.clip(resampled_values(estimate, parts, statistic), *limits)
     return percentile_interval(estimate, values, n_items, len(blocks))
@@ -303,9 +260,8 @@ def bootstrap_mean(
     A seed whose items are all NaN is not one of the seeds.
     """
     arrays = [np.asarray(v, dtype=float) for v in values]
-    check_blocks(arrays, shared_items)
-    arrays = [a for a in arrays if not np.isnan(a).all()] or arrays
-    items = np.concatenate(arrays)
+    arrays = [a for a in arrays if not (len(a) and np.isnan(a).all())] or arrays
+    items = np.concatenate([np.zeros(0), *arrays])
     limits = ANY if np.isnan(items).all() else (np.nanmin(items), np.nanmax(items))
     blocks = [np.stack([np.nan_to_num(a), ~np.isnan(a)], axis=1) for a in arrays]
     return bootstrap(

@@ -17,7 +17,7 @@ from persona_lib.models.generate import Completion, TransformersGenerator
 from persona_lib.paper import answers
 from persona_lib.prompts import STOP, tailoring_prompt
 from persona_lib.records import Generation, RunSpec, TailoringRow
-from persona_lib.settings import Profile, Run, load_profile, set_field
+from persona_lib.settings import Run, load_profile, set_field
 
 PROFILE = load_profile(
     "everyday", ["evaluation.controls=true", "evaluation.limit=0", "generation.few_shot_examples=5"]
@@ -41,7 +41,7 @@ def run_in(tmp_path, monkeypatch, dataset="everyday", **changes) -> Run:
     """A run with rows on disk whose base is no chat model and whose adapters are not looked at."""
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
     monkeypatch.setattr(answers, "format_of", lambda *source: None)
-    monkeypatch.setattr(answers, "policy_key", lambda run, spec: [])
+    monkeypatch.setattr(answers, "policy_key", lambda run, arm: [])
     monkeypatch.setattr(answers, "model_key", lambda *source: "")
     run = Run(set_field(PROFILE, {"datasets": [dataset], **changes}), dataset, 0)
     store.write_rows(run.folder / "tailoring" / "test.jsonl", ROWS)
@@ -67,21 +67,15 @@ class Echo:
 
 
 def test_the_grid_has_every_method_with_and_without_personas():
-    cells = {s.slug for s in answers.grid(Run(PROFILE, "everyday", 0))}
-    assert {"few_shot-none.gold-chosen.first_person", "few_shot-chosen.gold-rejected.line"} <= cells
-    assert {"sft-none.user-chosen.first_person", "dpo-both.system.line", "dpo-none.none.line"} <= cells
+    cells = {s.slug: s for s in answers.grid(Run(PROFILE, "everyday", 0))}
+    assert {"few_shot-none.gold-chosen.first_person", "few_shot-chosen.gold-rejected.line"} <= cells.keys()
+    assert {"sft-none.user-chosen.first_person", "dpo-both.system.line", "dpo-none.none.line"} <= cells.keys()
     assert "dpo-none.gold-chosen.line" in cells, "the baseline told in the tailored models' own format"
     assert not any(slug.startswith(("sft-rejected", "dpo-rejected")) for slug in cells), "not asked for"
+    assert {s.train_persona for s in cells.values() if s.method == "few_shot"} == {"none", "chosen"}
     few = answers.grid(Run(set_field(PROFILE, {"evaluation.controls": False}), "everyday", 0))
     assert {s.eval_persona.rpartition("-")[0] for s in few if s.method == "sft"} == {"gold"}
     assert "dpo-none.gold-chosen.line" not in {s.slug for s in few}
-
-
-def test_more_training_personas_add_arms_and_few_shot_stays_with_two():
-    profile = set_field(PROFILE, {"training.arms": ["none", "chosen", "rejected", "both", "shuffled"]})
-    arms = answers.arms(profile)
-    assert ("dpo", "shuffled") in arms and ("sft", "both") in arms
-    assert [a for a in arms if a[0] == "few_shot"] == [("few_shot", "none"), ("few_shot", "chosen")]
 
 
 def test_a_run_answers_rows_with_their_own_persona_and_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
@@ -172,15 +166,8 @@ def changed(run: Run, **fields) -> Run:
     return dataclasses.replace(run, profile=set_field(run.profile, fields))
 
 
-@pytest.mark.parametrize(
-    "merge", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["beside", "merged"]
-)
-def test_every_arm_answers_with_its_own_adapters_sft_below_dpo(run, monkeypatch, merge):
-    merged, plain = [], load.merged
-    monkeypatch.setattr(load, "merged", lambda model: merged.append(model.active_adapters) or plain(model))
-    monkeypatch.setattr(Profile, "merge_adapters", merge)
+def test_every_arm_answers_with_its_own_adapters_sft_below_dpo(run):
     answers.generate_all(run)
-    assert (["sft-none", "dpo-none"] in merged) == merge
     rows, base, seen = answers.eval_rows(run), run.base_source[0], set()
     prompts = [tailoring_prompt(row.prompt, row.personas["gold-chosen"]) for row in rows]
     arms = {"dpo-none": ADAPTERS[:2], "dpo-chosen": ADAPTERS[2:], "sft-chosen": ADAPTERS[2:3]}
@@ -213,13 +200,13 @@ def test_an_nf4_base_is_written_out_for_vllm_once_with_the_weights_it_has(run):
 
 
 def test_vllm_gets_one_adapter_for_a_stack_made_again_when_an_adapter_changes(run):
-    folder = answers.joined_adapter(run, spec("dpo", "none"))
+    folder = answers.joined_adapter(run, "dpo-none")
     assert store.read_json(folder / "adapter_config.json")["r"] == 8
-    assert answers.joined_adapter(run, spec("sft", "none")).name == "sft-none"
-    assert answers.joined_adapter(run, spec("few_shot")) is None
+    assert answers.joined_adapter(run, "sft-none").name == "sft-none"
+    assert answers.joined_adapter(run, "few_shot-chosen") is None
     before = store.read_json(folder / "done.json")["key"]
     store.mark_done(run.folder / "adapters" / "dpo-none", "another key")
-    answers.joined_adapter(run, spec("dpo", "none"))
+    answers.joined_adapter(run, "dpo-none")
     assert store.read_json(folder / "done.json")["key"] != before
 
 
@@ -238,7 +225,7 @@ def test_with_vllm_every_arm_gets_its_joined_adapter(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=Params))
     monkeypatch.setitem(sys.modules, "vllm.lora", SimpleNamespace())
     monkeypatch.setitem(sys.modules, "vllm.lora.request", SimpleNamespace(LoRARequest=SimpleNamespace))
-    vllm = changed(run, engine="vllm", **{"base.dtype": "bfloat16"})
+    vllm = changed(run, **{"generation.engine": "vllm", "base.dtype": "bfloat16"})
     answers.generate_specs(vllm, [spec("dpo", "none"), spec("sft", "chosen")])
 
     [(base, dtype, ranks, shared)] = engines

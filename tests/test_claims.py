@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
 import pytest
 import tiny_results
+from tiny_results import main_row
+from tiny_results import one_row as line
 
-from persona_lib import docs, store
+from persona_lib import store
 from persona_lib.beyond import claims
-from persona_lib.intervals import WinRate, delta_pq
+from persona_lib.data.reader import quality
+from persona_lib.intervals import WinRate, delta_pq, sign_test
 from persona_lib.paper import judging, results
-from persona_lib.paper.answers import generation_folder, matchups
+from persona_lib.paper.answers import generation_folder
 from persona_lib.records import Generation
 from persona_lib.settings import Run, load_profile
 
@@ -79,18 +83,6 @@ def test_which_rows_hold_after_holm(table):
     assert (rows.q_holm < 0.05).sum() == 4
 
 
-def test_the_interval_is_that_of_resampling_items_one_by_one():
-    """A literal bootstrap: n items with a verdict each, drawn with replacement, P and Q apart."""
-    p, q = claims.paper_win_rates(PAPER[4])
-    rng, nets = np.random.default_rng(5), []
-    for rate in (p, q):
-        items = np.repeat([1.0, 0.0, -1.0], [rate.n_wins, rate.n_ties, rate.n_losses])
-        draws = rng.choice(items, size=(4000, rate.n))
-        nets.append(draws.sum(axis=1) / np.abs(draws).sum(axis=1))
-    ours = limits(claims.resampled_dpq(p, q)["independent"])
-    assert ours == pytest.approx(limits(50 * (nets[0] + nets[1])), abs=0.6)
-
-
 def test_joint_tables_by_hand_and_with_the_margins_of_the_counts():
     p, q = WinRate(3, 2, 1), WinRate(1, 1, 4)  # sorted against sorted: WWWTTL with WTLLLL
     assert claims.joint_table(p, q, "agree").tolist() == [[1, 1, 1], [0, 0, 2], [0, 0, 1]]
@@ -118,13 +110,11 @@ def test_no_way_to_pair_the_verdicts_off_has_a_wider_interval_than_the_widest():
         assert np.diff(limits(values))[0] < high - low + 1
 
 
-def test_the_test_of_dpq_by_hand_and_undefined_where_nothing_is_decided():
+def test_the_test_of_dpq_by_hand():
     # nets .5 and -.04 with 16 and 25 decided: errors sqrt(.75 / 16) and sqrt(.9984 / 25)
     p, q = WinRate(12, 3, 4), WinRate(12, 0, 13)
     z = (0.5 - 1 / 25) / np.hypot((0.75 / 16) ** 0.5, ((1 - 0.0016) / 25) ** 0.5)
     assert claims.dpq_test(p, q) == pytest.approx(2 * (1 - NormalDist().cdf(z)))
-    empty = WinRate(0, 8, 0)
-    assert claims.dpq_test(empty, p) == 1.0 and claims.net_interval(empty, n_resamples=50).low is None
 
 
 # --- judged rows without broken answers and at equal length ---
@@ -156,10 +146,6 @@ def endless(run):
     store.write_rows(path, rows)
 
 
-def main_row(run, persona="gold-chosen"):
-    return next(m for m in matchups(run) if m.kind == "main" and m.judge_persona == persona)
-
-
 def judged(profile, persona):
     """Yield (verdicts, tested answer, base answer) of all seeds."""
     for run in [Run(profile, "everyday", seed) for seed in profile.seeds]:
@@ -170,14 +156,6 @@ def judged(profile, persona):
         ]
         for row in store.iter_rows(run.folder / "judgments" / matchup.slug / "verdicts.jsonl"):
             yield row, *(side[row["id"]] for side in answers)
-
-
-def line(table, **values):
-    """Return the one row of a table with these values."""
-    for name, value in values.items():
-        table = table[table[name] == value]
-    assert len(table) == 1
-    return table.iloc[0]
 
 
 def test_the_filter_takes_out_pairs_in_which_either_answer_is_degenerate(world):
@@ -206,10 +184,23 @@ def test_which_answers_are_sound(text, reason, sound):
     assert claims.is_sound(Generation("i", "r", "p", None, text, reason, 9)) is sound
 
 
+def test_saved_rows_have_the_sign_test_of_their_verdicts_and_the_difference_in_mean_quality(world):
+    row, found = line(results.read_table(world, "main"), label="gold-chosen"), [*judged(world, "gold-chosen")]
+    votes = Counter()  # both seeds answer the same questions: a question counts once
+    for verdict, *_ in found:
+        votes[verdict["id"]] += {"win": 1, "loss": -1}.get(verdict["personalization"], 0)
+    won, lost = (sum(vote * sign > 0 for vote in votes.values()) for sign in (1, -1))
+    assert row.p_sign == pytest.approx(sign_test(won, lost), rel=1e-4)
+    test, base = (
+        [quality(a.prompt, a.completion) for a in side] for side in list(zip(*found, strict=True))[1:]
+    )
+    wanted = (np.mean(test) - np.mean(base)) / np.std(base, ddof=1)
+    assert row.quality_sd == pytest.approx(wanted, rel=1e-4), "in standard deviations of the baseline"
+
+
 def test_length_matched_rows_by_a_count_of_the_files(world):
     table = results.read_table(world, "length")
     assert set(table.kind) == {"main", "stage"} and len(table) == 8
-    assert (table.net_controlled.isna() == table.why.notna()).all(), "a model, or why there is none"
     row = line(table, label="gold-rejected", rubric="personalization", kind="main")
     found = [
         (len(test.completion.split()), len(base.completion.split()), verdict["personalization"])
@@ -220,16 +211,6 @@ def test_length_matched_rows_by_a_count_of_the_files(world):
     assert (row.n_matched, row.n_matched_decided) == (len(matched), decided)
     assert row.words_tested == pytest.approx(np.mean([a for a, _, _ in found]), rel=1e-4)
     assert row.net == pytest.approx(line(results.read_table(world, "main"), label="gold-rejected").p_net)
-
-
-def test_kept_tables_stand_in_until_the_run_has_its_own(world, tmp_path, monkeypatch):
-    assert len(docs.keep(world, ["length"])) == 1
-    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))  # another run, without the table
-    text = docs.table_block(world, "length")
-    assert "seeds 0 1" in text and "| gold-chosen | personalization |" in text
-    assert docs.table_block(world, "filtered") == docs.NOT_RUN
-    with pytest.raises(FileNotFoundError, match="main.csv"):
-        docs.keep(world, ["main"])
 
 
 # --- the length model ---
@@ -258,10 +239,8 @@ def test_the_length_model_maximises_the_likelihood():
     def loss(parameters):
         return np.logaddexp(0, -signs[decided] * (parameters[0] + parameters[1] * terms)).sum()
 
-    a, b = minimize(loss, [0, 0]).x
     found = model(signs, differences)
-    assert found["net_controlled"] == pytest.approx(np.tanh(a / 2), abs=1e-4)
-    assert found["slope"] == pytest.approx(b, abs=1e-3)
+    assert found.estimate == pytest.approx(np.tanh(minimize(loss, [0, 0]).x[0] / 2), abs=1e-4)
     more = model([*signs, 0.0, np.nan], [*differences, 500, 900])
     assert more == found, "ties and unparsed verdicts do not count"
 
@@ -270,39 +249,27 @@ def test_a_win_rate_that_is_only_length_is_gone_at_equal_length():
     signs, differences = simulated(3000, 0.0, 3.0, 12, 1)
     assert signs.sum() / np.abs(signs).sum() > 0.4  # the raw net win rate
     found = model(signs, differences)
-    assert found["net_controlled_low"] < 0 < found["net_controlled_high"] and found["slope_low"] > 2
-
-
-def test_the_length_models_interval_holds_the_truth_as_often_as_it_says():
-    found = [model(*simulated(300, 0.3, 1.0, 3, seed)) for seed in range(100)]
-    assert 90 <= sum(one["net_controlled_low"] < 0.3 < one["net_controlled_high"] for one in found) <= 99
+    assert found.low < 0 < found.high
 
 
 def test_the_same_prompts_again_do_not_narrow_the_length_models_interval():
     signs, differences = simulated(300, 0.2, 1.0, 3, 2)
     twice = [*signs, *signs], [*differences, *differences]
     once, same, apart = model(signs, differences), model(*twice, [*map(str, range(300))] * 2), model(*twice)
-    assert same["net_controlled_high"] == pytest.approx(once["net_controlled_high"], abs=2e-3)
-    assert apart["net_controlled_high"] < once["net_controlled_high"] - 0.02
+    assert same.high == pytest.approx(once.high, abs=2e-3) and apart.high < once.high - 0.02
 
 
 @pytest.mark.parametrize(
-    ("signs", "differences", "why"),
+    ("signs", "differences"),
     [
-        ([1, 1, 1, -1, 0, 0], [1, 2, 3, 4, 5, 6], "fewer than 5"),
-        ([1] * 6 + [-1] * 6, [2] * 12, "all length differences are equal"),
-        ([1] * 6 + [-1] * 6, [5] * 6 + [-5] * 6, "length alone tells"),
-        ([], [], "fewer than 5"),
+        ([1, 1, 1, -1, 0, 0], [1, 2, 3, 4, 5, 6]),  # fewer than 5 losses
+        ([1] * 6 + [-1] * 6, [2] * 12),  # no difference in length
+        ([1] * 6 + [-1] * 6, [5] * 6 + [-5] * 6),  # length alone tells every win from every loss
+        ([], []),
     ],
 )
-def test_what_cannot_be_fitted_says_why_and_has_no_numbers(signs, differences, why):
-    found = model(signs, differences)
-    assert why in found["why"] and found["net_controlled"] is None and found["slope_low"] is None
-
-
-def test_equal_length_is_within_a_tenth_of_the_longer_answer():
-    pairs = [(100, 90), (100, 89), (90, 100), (89, 100), (0, 0)]
-    assert [claims.same_length(*pair) for pair in pairs] == [True, False, True, False, True]
+def test_what_cannot_be_fitted_has_no_numbers(signs, differences):
+    assert model(signs, differences).estimate is None is model(signs, differences).low
 
 
 # --- primary results and what is missing ---

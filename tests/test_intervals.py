@@ -12,7 +12,6 @@ import pytest
 from persona_lib import intervals
 from persona_lib.intervals import (
     Interval,
-    PersonaAccuracy,
     WinRate,
     delta_pq,
     delta_pq_of,
@@ -79,15 +78,6 @@ def test_dpq_is_the_mean_of_the_two_nets_in_points_and_undefined_where_nothing_i
     )
 
 
-def test_persona_accuracy_counts_a_pair_once_and_keeps_missing_personas_in_n():
-    verdicts = ["win"] * 5 + ["tie"] * 2 + ["loss", "unparsed", None]
-    counts = PersonaAccuracy.from_verdicts(verdicts)
-    assert counts == PersonaAccuracy(5, 2, 1, 1, 1)
-    assert (counts.n, counts.accuracy, counts.strict) == (10, 0.6, 0.5)
-    assert intervals.accuracy_array(verdicts).mean() == pytest.approx(counts.accuracy)
-    assert PersonaAccuracy(0, 0, 0).accuracy is None
-
-
 # --- intervals ---
 
 
@@ -97,13 +87,6 @@ def random_verdicts(seed: int, n: int, shares=(0.4, 0.3, 0.3)) -> np.ndarray:
 
 def width(interval: Interval) -> float:
     return interval.high - interval.low
-
-
-def test_estimates_equal_the_counts_of_all_seeds_pooled():
-    result = scores(["WWL?T", "WTTTT"], ["WLLLT", "TTTT?"], n_resamples=50)
-    assert result["personalization"].estimate == pytest.approx(WinRate(3, 5, 1).net)
-    assert result["quality"].estimate == pytest.approx(WinRate(1, 5, 3).net)
-    assert result["delta_pq"].estimate == pytest.approx(delta_pq(WinRate(3, 5, 1), WinRate(1, 5, 3)))
 
 
 def test_a_pool_has_the_mean_of_all_items_and_of_their_difference():
@@ -154,10 +137,10 @@ def literal_interval(p: list, q: list, stretch: float, shared: bool) -> tuple[fl
 
 
 T_OVER_Z = {1: 1.0, 2: 12.706 / 1.95996, 3: 4.3027 / 1.95996, 5: 2.7764 / 1.95996}  # of a printed t table
-MORE = [pytest.param(*case, marks=pytest.mark.slow) for case in ((3, False), (5, False), (5, True))]
+MORE = pytest.param(5, False, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize(("n_seeds", "shared"), [(1, False), (3, True), *MORE])
+@pytest.mark.parametrize(("n_seeds", "shared"), [(1, False), (3, True), MORE])
 def test_interval_agrees_with_a_literal_transcription(n_seeds, shared):
     base, other = random_verdicts(0, 80), (0.5, 0.3, 0.2)
     p = [
@@ -172,25 +155,12 @@ def test_interval_agrees_with_a_literal_transcription(n_seeds, shared):
     assert fast.low + fast.high == pytest.approx(low + high, abs=0.12 * (high - low))
 
 
-def test_few_seeds_stretch_by_student_t_over_normal_and_the_lost_degree_of_freedom():
-    for k in (2, 3, 5):
-        assert intervals.seed_stretch(k) == pytest.approx(math.sqrt(k / (k - 1)) * T_OVER_Z[k], rel=1e-4)
-    with pytest.raises(ValueError, match="one seed"):
-        intervals.seed_stretch(1)
-
-
 def test_the_mean_of_seeds_that_are_alike_within_has_students_interval():
     """Seeds of constant items leave nothing but the seeds: by hand, mean 0.5 and half width t s / sqrt(5)."""
     result = intervals.bootstrap_mean([np.full(40, level) for level in (0.1, 0.3, 0.5, 0.7, 0.9)], 20_000)
     half = 2.7764 * math.sqrt(0.1) / math.sqrt(5)  # variance of the levels: .1
     assert (result.estimate, result.n_seeds) == (pytest.approx(0.5), 5)
     assert (result.low, result.high) == pytest.approx((0.5 - half, 0.5 + half), abs=0.08 * half)
-
-
-def test_no_interval_leaves_what_a_single_item_can_be():
-    p = ["W" * 9 + "L", "W" * 10, "W" * 6 + "LLLL"]
-    personalization = scores(p, p)["personalization"]
-    assert personalization.high == 1.0 and personalization.low > -1
 
 
 def test_an_arm_of_one_seed_among_arms_of_five_has_the_interval_of_one_seed():
@@ -209,12 +179,6 @@ def test_both_rubrics_are_resampled_jointly_so_opposite_ones_cancel_exactly():
     for n_seeds in (1, 3):
         result = scores([p.tolist()] * n_seeds, [(-p).tolist()] * n_seeds, 300)["delta_pq"]
         assert (result.estimate, result.low, result.high) == pytest.approx((0, 0, 0))
-
-
-def test_the_same_seed_gives_the_same_interval_and_another_seed_does_not():
-    p, q = [random_verdicts(1, 50).tolist()], [random_verdicts(2, 50).tolist()]
-    first, again, other = (scores(p, q, 200, seed=s)["delta_pq"] for s in (1, 1, 2))
-    assert first == again and first != other
 
 
 @pytest.mark.parametrize(
@@ -237,15 +201,11 @@ def test_a_mean_leaves_nan_out_and_has_the_standard_error_of_a_mean():
     assert width(result) / 2 == pytest.approx(1.96 * values.std() / math.sqrt(400), rel=0.08)
 
 
-def test_rank_correlation_by_hand_and_its_interval_at_a_known_correlation():
+def test_rank_correlation_by_hand_and_undefined_for_a_constant():
     assert intervals.rank_correlation([1, 2, 3, 4], [1, 10, 100, 1000], 20).estimate == pytest.approx(1.0)
     # ranks 1 2 3 4 and 2 1 4 3: rho = 1 - 6 x 4 / (4 x 15) = .6
     assert intervals.rank_correlation([1, 2, 3, 4], [5, 4, 9, 8], 20).estimate == pytest.approx(0.6)
     assert intervals.rank_correlation([1, 1, 1], [1, 2, 3], 20).estimate is None
-    first, noise = np.random.default_rng(1).normal(size=(2, 400))
-    found = intervals.rank_correlation(first, 0.5 * first + 0.75**0.5 * noise, 500)
-    assert found.low < found.estimate < found.high
-    assert width(found) == pytest.approx(2 * 1.96 * (1 - 0.48**2) / 20, rel=0.25)  # Spearman of r = .5 is .48
 
 
 # --- coverage: how often 95 % intervals hold the truth, simulated with known win rates ---
@@ -262,11 +222,11 @@ def seed_shares(shift):
 
 @functools.cache
 def truth(seed_spread):
-    """Scores over all seeds that there could be: the mean of a million seeds' shares."""
+    """dPQ over all seeds that there could be: the mean of a million seeds' shares."""
     win, _, loss = seed_shares(np.random.default_rng(7).normal(0, seed_spread, 1_000_000)).mean(axis=1)
     personalization = (win - loss) / (win + loss)
     quality = (win - loss) / (win + loss + 2 / 3)  # half of the pairs at random, of which two thirds decide
-    return {"personalization": personalization, "delta_pq": 50 * (personalization + quality)}
+    return 50 * (personalization + quality)
 
 
 def simulate(number, n_items, seed_spread, n_seeds, shared_items=False):
@@ -286,13 +246,13 @@ def simulate(number, n_items, seed_spread, n_seeds, shared_items=False):
     return p, q
 
 
-def coverage(n_experiments, n_items, seed_spread, n_seeds, score="delta_pq", shared_items=False):
+def coverage(n_experiments, n_items, seed_spread, n_seeds, shared_items=False):
     """Share of experiments whose interval holds the true score."""
     held = 0
     for number in range(n_experiments):
         p, q = simulate(number, n_items, seed_spread, n_seeds, shared_items)
-        interval = scores(p, q, 400, number, shared_items)[score]
-        held += interval.low <= truth(seed_spread)[score] <= interval.high
+        interval = scores(p, q, 400, number, shared_items)["delta_pq"]
+        held += interval.low <= truth(seed_spread) <= interval.high
     return held / n_experiments
 
 
@@ -301,16 +261,13 @@ def test_a_run_of_one_seed_covers_as_it_says():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("score", ["personalization", "delta_pq"])
-@pytest.mark.parametrize(
-    ("n_seeds", "spread"), [(1, 0.0), (3, 0.0), (3, 0.1), (5, 0.0), (5, 0.05), (5, 0.1), (10, 0.0), (10, 0.1)]
-)
-def test_seeds_with_items_of_their_own_cover_as_they_say(n_seeds, spread, score):
-    assert 0.90 <= coverage(500, 160, spread, n_seeds, score) <= 0.98
+@pytest.mark.parametrize(("n_seeds", "spread"), [(3, 0.0), (3, 0.1), (5, 0.0), (5, 0.1), (10, 0.1)])
+def test_seeds_with_items_of_their_own_cover_as_they_say(n_seeds, spread):
+    assert 0.90 <= coverage(500, 160, spread, n_seeds) <= 0.98
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("n_seeds", "spread"), [(3, 0.05), (3, 0.1), (5, 0.05), (5, 0.1), (10, 0.1)])
+@pytest.mark.parametrize(("n_seeds", "spread"), [(3, 0.1), (5, 0.05), (5, 0.1)])
 def test_seeds_that_share_their_items_cover_at_least_as_often(n_seeds, spread):
     assert coverage(300, 160, spread, n_seeds, shared_items=True) >= 0.93
 
@@ -336,10 +293,10 @@ def test_holm_by_hand_and_as_statsmodels_to_the_last_bit():
     from statsmodels.stats.multitest import multipletests
 
     # sorted .01 .02 .04: 3 x .01, 2 x .02 -> .04, 1 x .04 -> .04 (monotone)
-    found = intervals.holm({"b": 0.04, "a": 0.01, "c": 0.02})
-    assert found == pytest.approx({"b": 0.04, "a": 0.03, "c": 0.04})
-    assert intervals.holm({"a": 0.6, "b": 0.7}) == {"a": 1.0, "b": 1.0} and intervals.holm({}) == {}
+    found = intervals.holm([0.04, math.nan, 0.01, 0.02])
+    assert found == pytest.approx([0.04, math.nan, 0.03, 0.04], nan_ok=True), "a NaN is not counted"
+    assert intervals.holm([0.6, 0.7]) == [1.0, 1.0] and intervals.holm([]) == []
     rng = np.random.default_rng(0)
     for size in (1, 2, 7, 40):
         given = rng.random(size).round(2) ** 3  # with ties
-        assert intervals.holm_adjusted(given.tolist()) == multipletests(given, method="holm")[1].tolist()
+        assert intervals.holm(given.tolist()) == multipletests(given, method="holm")[1].tolist()

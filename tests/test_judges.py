@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,6 @@ import pytest
 from persona_lib import store
 from persona_lib.data import everyday
 from persona_lib.intervals import position_inconsistent, verdict_of
-from persona_lib.models import load
 from persona_lib.models.generate import Completion, Sampling
 from persona_lib.paper import judges, judging
 from persona_lib.records import DataError, PairwiseComparison, TailoringRow
@@ -61,43 +61,36 @@ def test_the_oracle_calls_an_unknown_persona_a_tie_and_judges_quality_without_it
 
 
 def test_without_a_judge_nothing_is_judged_and_it_is_said():
-    with pytest.raises(ValueError, match="judge=none"):
+    with pytest.raises(ConfigError, match="judge='none' cannot judge: known: oracle, lm, backwards"):
         judges.load_judge(Run(set_field(PROFILE, {"evaluation.judge": "none"}), "everyday", 0))
 
 
 # --- language models ---
 
 
-LETTERS = {"A": "A", " B.": "B", "(A)": "A", "**B**": "B", "A is better": "A", "Apple": None, "": None,
-           "C": None}  # fmt: skip
+LETTERS = {"A": "A", " B.": "B", "**B**": "B", "A is better": "A", "Apple": None, "": None, "C": None}
 CHOICES = {
     '{"reason": "it fits", "winner": "A"}': "A",
     '```json\n{"reason": "a {brace} and a \\"quote\\"", "winner": "B"}\n```': "B",
     'Let me think {about it}.\n{"winner": "B", "reason": ""} Done.': "B",
-    '{"winner": "A"} {"winner": "A"}': "A",
     "Both answer.\nWinner: **B**": "B",
     " (A)\n": "A",
     '{"winner": "A"} no, {"winner": "B"}': None,
     '{"winner": "C", "reason": ""}': None,
-    '{"winner": ["A"]}': None,
     '{"reason": "the winner: A"}': None,
     '{"reason": "cut off at the le': None,
     "A is better": None,
     "The winner is A or B": None,
-    "": None,
 }
 ENDINGS = {
     "Both are fine. [RESULT] A": "A",
     "Long feedback.\n[RESULT] B\n": "B",
-    "So [Result] Response B": "B",
-    "So [RESULT] (A)": "A",
+    "So [Result] Response (B)": "B",
     "Result: b": "B",
     "A is better than B": None,
     "[RESULT] A because it is short": None,
     "[RESULT] C": None,
-    "[RESULT] Both": None,
     "The results favour A": None,
-    "": None,
 }
 
 
@@ -129,101 +122,48 @@ def test_a_win_needs_both_orders_and_an_unreadable_answer_leaves_the_pair_unpars
     assert [(tokens, settings) for _, tokens, _, settings in generator.asked] == [(64, {})] * 2
 
 
-def test_a_schema_goes_only_to_a_generator_that_takes_one_and_asks_for_the_reason_first():
-    generator = Scripted('{"winner": "A"}', takes_schema=True)
-    judges.chat_judge(generator, 64)([ONE], "quality")
-    assert generator.asked[0][1:] == (64, (), {"schema": judges.SCHEMA})
-    assert list(judges.SCHEMA["properties"]) == ["reason", "winner"]
-
-
-class Template:
-    """The part of a tokenizer that ``chat_text`` uses, with or without a BOS of its own."""
-
-    bos_token, bos_token_id, eos_token = "<s>", 1, "</s>"
-    chat_template, all_special_tokens, added_tokens_decoder = "its template", [], {}
-
-    def __init__(self, adds_bos: bool) -> None:
-        self.adds_bos = adds_bos
-
-    def __call__(self, text: str) -> dict[str, list[int]]:
-        return {"input_ids": [1, 7] if self.adds_bos else [7]}
-
-    def apply_chat_template(self, messages, tokenize, add_generation_prompt):
-        assert not tokenize and add_generation_prompt
-        turns = "".join(f"[{m['role']}] {m['content']} " for m in messages)
-        return f"<s>{turns}[assistant]"
-
-
-@pytest.mark.parametrize(("adds_bos", "start"), [(True, "[user]"), (False, "<s>[user]")])
-def test_a_chat_prompt_has_bos_once(adds_bos, start):
-    assert load.chat_text(Template(adds_bos), "hello") == f"{start} hello [assistant]"
-
-
 @pytest.mark.parametrize("form", ["letter", "json"])
 @pytest.mark.parametrize("template", ["its template", None])
 def test_a_loaded_chat_model_is_asked_in_its_own_format_and_a_plain_one_is_not(monkeypatch, form, template):
-    profile = load_profile(
-        "everyday", ["evaluation.judge=lm", "judge.model=some/chat-model", f"judge.format={form}"]
-    )
-    generator = Scripted("A")
-    generator.tokenizer = Template(adds_bos=True)
-    generator.tokenizer.chat_template = template
+    settings = ["evaluation.judge=lm", "judge.model=some/chat-model", f"judge.format={form}"]
+    generator = Scripted("A", takes_schema=True)
+    generator.tokenizer = SimpleNamespace(chat_template=template)
     monkeypatch.setattr(judges, "load_generator", lambda *_: generator)
-    (judgment,) = judges.load_judge(Run(profile, "everyday", 0))([ONE], "quality")
+    monkeypatch.setattr(judges, "chat_text", lambda tokenizer, text: f"[user] {text}")
+    (judgment,) = judges.load_judge(Run(load_profile("everyday", settings), "everyday", 0))([ONE], "quality")
     assert judgment.winner == "A"
-    assert generator.asked[0][0][0].startswith("[user]") is bool(template)
-
-
-@pytest.mark.parametrize(
-    ("settings", "complaint"),
-    [
-        (["second_judge.model=m", "evaluation.judge=none"], "name the first judge, too"),
-        (["second_judge.url=http://h/v1"], "name the model that it serves in second_judge.model"),
-        (["second_judge.format=xml"], "use one of letter, json, prometheus"),
-        (
-            ["evaluation.judge=lm", "judge.model=m", "second_judge.model=m", "judge.format=json"]
-            + ["judge.max_new_tokens=256"],
-            "is the same judge",
-        ),
-    ],
-)
-def test_a_wrong_judge_is_refused_with_the_way_out(settings, complaint):
-    with pytest.raises(ConfigError, match=complaint):
-        load_profile("everyday", settings)
+    ((prompts, _, _, given),) = generator.asked
+    assert prompts[0].startswith("[user]") is bool(template)
+    assert given == ({"schema": judges.SCHEMA} if form == "json" else {}), "a server is held to the schema"
 
 
 # --- Prometheus-2's format ---
 
 
 def test_the_prompt_holds_both_responses_and_the_persona_for_personalization_only():
-    text = judges.prometheus_prompt(TEMPLATES, "personalization", ONE)
+    text = judges.prometheus_prompt(TEMPLATES, ONE, "personalization")
     assert text.startswith("[INST] SYSTEM\n<") and text.endswith("Feedback:  [/INST]")
     assert "A<first>\nB<second>" in text and "The user is shy." in text and "How?" in text
-    assert "shy" not in judges.prometheus_prompt(TEMPLATES, "quality", ONE)
-    assert judges.prometheus_prompt(TEMPLATES, "quality", ONE, chat=True).startswith("SYSTEM\n<")
+    assert "shy" not in judges.prometheus_prompt(TEMPLATES, ONE, "quality")
+    assert judges.prometheus_prompt(TEMPLATES, ONE, "quality", chat=True).startswith("SYSTEM\n<")
 
 
 OWN_TEXTS = """
 quality: {criterion: "Is it good?", instruction: "Ask: {prompt}"}
 personalization: {criterion: "Does it suit?", instruction: "Ask: {prompt} Who: {persona}"}
-mnemonic:
-  quality: {instruction: "Term: {prompt}"}
 """
 
 
-def test_texts_of_the_users_reach_the_judge_and_a_data_set_may_have_its_own(tmp_path):
+def test_texts_of_the_users_reach_the_judge_and_rows_cannot_change_them(tmp_path):
     path = tmp_path / "texts.yaml"
     path.write_text(OWN_TEXTS)
-    hhh, mnemonic = (judges.read_texts(str(path), name) for name in ("hhh", "mnemonic"))
+    texts = judges.read_texts(str(path))
     odd = PairwiseComparison("row-1", "Why {persona}?", "The {prompt}.", "a", "b")
-    for rubric, texts, asked in (
-        ("personalization", hhh, "<Ask: Why {persona}? Who: The {prompt}.>"),
-        ("quality", hhh, "<Ask: Why {persona}?>"),
-        ("quality", mnemonic, "<Term: Why {persona}?>"),
-    ):
-        assert asked in judges.prometheus_prompt(TEMPLATES, rubric, odd, texts=texts)
-    assert "R<Is it good?>" in judges.prometheus_prompt(TEMPLATES, "quality", odd, texts=mnemonic)
-    assert judges.read_texts("", "hhh") is judges.TEXTS
+    said = judges.prometheus_prompt(TEMPLATES, odd, "personalization", texts=texts)
+    assert "<Ask: Why {persona}? Who: The {prompt}.>" in said and "R<Does it suit?>" in said
+    said = judges.prometheus_prompt(TEMPLATES, odd, "quality", texts=texts)
+    assert "<Ask: Why {persona}?>" in said and "R<Is it good?>" in said
+    assert judges.read_texts("") is judges.TEXTS
 
 
 @pytest.mark.parametrize(
@@ -234,24 +174,19 @@ def test_texts_of_the_users_reach_the_judge_and_a_data_set_may_have_its_own(tmp_
         (OWN_TEXTS.replace("Who: {persona}", ""), "personalization: instruction: {persona} does not stand"),
         (OWN_TEXTS.replace('Ask: {prompt}"}', 'Ask"}'), "quality: instruction: {prompt} does not stand"),
         (OWN_TEXTS.replace('"Is it good?"', "7"), "quality: criterion: 7; should be a text"),
-        (OWN_TEXTS.replace("criterion", "criteria"), "'criteria': use criterion and instruction"),
     ],
 )
 def test_a_wrong_file_of_texts_is_named_with_its_place(tmp_path, wrong, said):
     path = tmp_path / "texts.yaml"
     path.write_text(wrong)
     with pytest.raises(ConfigError) as error:
-        judges.read_texts(str(path), "hhh")
+        judges.read_texts(str(path))
     assert str(path) in str(error.value) and said in str(error.value)
 
 
-def test_texts_without_prometheus_are_an_error_and_their_content_is_part_of_the_key(tmp_path, monkeypatch):
+def test_the_content_of_the_texts_is_part_of_the_key(tmp_path, monkeypatch):
     path = tmp_path / "texts.yaml"
     path.write_text(OWN_TEXTS)
-    with pytest.raises(
-        ConfigError, match="judge_texts.*needs evaluation.judge=lm and judge.format=prometheus"
-    ):
-        load_profile("everyday", [f"evaluation.judge_texts={path}"])
     monkeypatch.setattr(judging, "role_key", lambda run, role: "")
     run = Run(load_profile("paper", [f"evaluation.judge_texts={path}"]), "hhh", 0)
     before = judging.judge_key(run)
@@ -304,7 +239,7 @@ def backwards(monkeypatch):
     )
     monkeypatch.setattr(judges, "sequence_log_probs", log_probs)
     judge = judges.BackwardsJudge(Run(PROFILE, "everyday", 0))
-    judge.model, judge.tokenizer, judge.adapters = object(), object(), ["backwards"]
+    judge.model, judge.tokenizer = object(), object()
     return judge, asked
 
 
@@ -356,14 +291,6 @@ def test_of_everyday_it_learns_from_both_sides_of_training_topics_and_validates_
             row = rows[f"{item.id}/b"]
             assert row["completion"] == f" {item.persona_b}" and item.response_b in row["prompt"]
             assert item.persona_b not in row["prompt"] and item.response_a not in row["prompt"]
-
-
-def test_its_rows_are_a_draw_by_id_with_an_eighth_for_validation(monkeypatch):
-    monkeypatch.setattr(judges, "format_of", lambda *source: None)
-    few = {n: Run(set_field(PROFILE, {"evaluation.backwards_rows": n}), "everyday", 0) for n in (4, 80)}
-    made = {n: [judges.persona_rows(run, part) for part in ("train", "val")] for n, run in few.items()}
-    assert [[len(rows) for rows in parts] for parts in made.values()] == [[4, 1], [80, 10]]
-    assert made[4][0] == made[80][0][:4]
 
 
 def test_of_other_data_it_reads_sfts_rows_only_and_leaves_missing_personas_out(tmp_path, monkeypatch):

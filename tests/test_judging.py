@@ -10,7 +10,6 @@ import pytest
 import tiny_results
 
 from persona_lib import show, store
-from persona_lib.beyond import claims
 from persona_lib.intervals import verdict_of
 from persona_lib.models.generate import Completion
 from persona_lib.paper import answers, judges, judging, results
@@ -33,23 +32,16 @@ def test_matchups_compare_the_tailored_arm_with_the_plain_one_told_the_same_pers
         assert m.test.eval_persona == m.base.eval_persona == m.judge_persona
 
 
-def test_shuffled_system_and_absent_personas_are_judged_for_the_rows_own_persona():
-    controls = [m for m in answers.matchups(Run(PROFILE, "everyday", 0)) if m.kind == "control"]
-    judged = {}
+def test_null_controls_are_judged_for_the_rows_own_persona():
+    profile = set_field(PROFILE, {"training.arms": ["none", "chosen", "shuffled"]})
+    controls = [m for m in answers.matchups(Run(profile, "everyday", 0)) if m.kind == "control"]
+    judged: dict[str, set[str]] = {}
     for m in controls:
         judged.setdefault(m.test.eval_persona, set()).add(m.judge_persona)
     assert judged["shuffled-chosen"] == {"gold-chosen"} and judged["shuffled-rejected"] == {"gold-rejected"}
     assert judged["none"] == judged["system"] == {"gold-chosen", "gold-rejected"}
-
-
-def test_an_arm_trained_on_other_rows_personas_is_a_control_told_and_judged_like_the_tailored_one():
-    run = Run(set_field(PROFILE, {"training.arms": ["none", "chosen", "shuffled"]}), "everyday", 0)
-    rows = [m for m in answers.matchups(run) if m.test.train_persona == "shuffled"]
-    main = [m for m in answers.matchups(run) if m.kind == "main"]
-    assert {m.kind for m in rows} == {"control"}
-    assert [(m.test.eval_persona, m.test.persona_format, m.base, m.judge_persona) for m in rows] == [
-        (m.test.eval_persona, m.test.persona_format, m.base, m.judge_persona) for m in main
-    ]
+    shuffled = [m for m in controls if m.test.train_persona == "shuffled"]
+    assert len(shuffled) == 6 and all(m.test.eval_persona == m.judge_persona for m in shuffled)
 
 
 def test_matchups_are_about_runs_of_the_grid_and_all_slugs_are_unique_and_path_safe():
@@ -97,12 +89,14 @@ def agreement(n_resamples: int = 20, **counts: int) -> dict:
     return judging.agreement_row([[(f"row-{n}", *pair) for n, pair in enumerate(pairs)]], n_resamples)
 
 
-def test_kappa_of_a_table_worked_out_by_hand():
+def test_agreement_and_kappa_by_hand_and_no_kappa_without_variety():
     # p_o = 35 / 50 = .7; the first says win 25 of 50 times, the second 30: p_e = .5 x .6 + .5 x .4 = .5
     row = agreement(400, win_win=20, win_loss=5, loss_win=10, loss_loss=15)
     assert (row["n"], row["agreement"], row["agreement_decided"], row["n_decided"]) == (50, 0.7, 0.7, 50)
     assert row["kappa"] == pytest.approx(0.4)
     assert row["kappa_low"] < 0.4 < row["kappa_high"] and row["agreement_low"] < 0.7 < row["agreement_high"]
+    row = agreement(tie_tie=4)
+    assert row["agreement"] == 1 and row["kappa"] is None and row["agreement_decided"] is None
 
 
 def test_kappa_of_three_kinds_of_verdicts_is_that_of_its_definition():
@@ -115,12 +109,6 @@ def test_kappa_of_three_kinds_of_verdicts_is_that_of_its_definition():
     row = judging.agreement_row([pairs], 50)
     assert row["kappa"] == pytest.approx((same - chance) / (1 - chance))
     assert row["n_decided"] == np.sum((first != 1) & (second != 1))
-
-
-def test_judges_that_never_differ_have_full_agreement_and_no_kappa_without_variety():
-    row = agreement(tie_tie=4)
-    assert row["agreement"] == 1 and row["kappa"] is None and row["agreement_decided"] is None
-    assert agreement(tie_tie=4, win_win=4)["kappa"] == 1
 
 
 def test_unparsed_comparisons_are_counted_and_left_out():
@@ -228,14 +216,3 @@ def test_the_second_judges_rows_have_a_table_of_their_own(second):
     table = results.second_judge_table(TWO_JUDGES)
     assert list(table.label) == list(first.label) and list(table.n) == list(first.n)
     assert (table.p_unparsed.sum() > 0) and first.p_unparsed.sum() == 0
-
-
-@pytest.mark.slow
-def test_without_a_second_judge_there_is_nothing_of_it(tmp_path, monkeypatch):
-    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
-    profile = load_profile("smoke", ["data.pair_limit=4", "evaluation.bootstrap_samples=20"])
-    run = Run(profile, "everyday", 0)
-    tiny_results.fill_run(run)
-    assert judging.judge_all(run, "second_judge") == [] and not (run.folder / "second_judgments").exists()
-    assert results.second_judge_table(profile).empty and judging.agreement_table(profile).empty
-    assert not set(claims.save_tables(profile)) & {"judge_agreement", "second_judge"}

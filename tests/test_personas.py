@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 
 import pandas as pd
@@ -15,7 +14,7 @@ from persona_lib.models.generate import Completion
 from persona_lib.paper import judges, personas
 from persona_lib.records import InferredPersona, Judgment, PreferencePair
 from persona_lib.settings import Run, load_profile, set_field
-from persona_lib.store import write_rows
+from persona_lib.store import write_rows, write_text
 
 PROFILE = set_field(load_profile("everyday"), {"generator.batch_size": 2})
 PAIRS = [PreferencePair(f"row-{n}", f"Question {n}?", f"good {n}", f"bad {n}") for n in range(5)]
@@ -173,51 +172,28 @@ def test_a_judge_that_always_names_the_first_response_contradicts_itself_and_is_
 def test_without_a_judge_the_files_are_empty(inferred):
     run = inferred("none")
     assert all(len(pd.read_csv(path)) == 0 for path in personas.judge_run(run))
-    assert (
-        personas.accuracy_table(show.one_seed(run)).empty
-        and personas.preference_table(show.one_seed(run)).empty
-    )
-
-
-def write_items(run: Run, rows: list[tuple]) -> None:
-    path = run.folder / "tables" / personas.ITEMS
-    path.parent.mkdir(parents=True)
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows([("id", "split", "side", "verdict", "contradicted"), *rows])
+    one = show.one_seed(run)
+    assert personas.accuracy_table(one).empty and personas.preference_table(one).empty
 
 
 def test_accuracy_counts_missing_personas_as_wrong(tmp_path, monkeypatch):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
     run = Run(set_field(load_profile("smoke"), {"evaluation.bootstrap_samples": 50}), "everyday", 0)
     verdicts = {"chosen": ["win", "win", "tie", ""], "rejected": ["loss", "win", "unparsed", "win"]}
-    write_items(run, [(f"r{i}", "test", side, v, v == "tie")
-                      for side, part in verdicts.items() for i, v in enumerate(part)])  # fmt: skip
+    rows = [
+        f"r{i},test,{side},{v},{v == 'tie'}" for side, part in verdicts.items() for i, v in enumerate(part)
+    ]
+    path = run.folder / "tables" / personas.ITEMS
+    write_text(path, "\n".join(["id,split,side,verdict,contradicted", *rows]))
     table = personas.accuracy_table(run.profile)
     chosen, rejected, gap = table.itertuples()
     assert chosen.accuracy == 2.5 / 4 and chosen.n_missing == 1 and chosen.n == 4 and chosen.seeds == "0"
     assert (chosen.n_ties, chosen.n_contradicted, rejected.n_contradicted) == (1, 1, 0)
     assert rejected.accuracy == 2 / 4 and gap.accuracy == pytest.approx(0.5 / 4)
-    assert show.render("persona_accuracy", table)["ties by contradiction"].tolist()[:2] == ["1", "0"]
-    calm = table.assign(n_contradicted=0)
-    assert "ties by contradiction" not in show.render("persona_accuracy", calm)
-
-
-def test_an_items_file_of_another_shape_is_named(tmp_path, monkeypatch):
-    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
-    run = Run(load_profile("smoke"), "everyday", 0)
-    path = run.folder / "tables" / personas.ITEMS
-    path.parent.mkdir(parents=True)
-    path.write_text("id,verdict\nr0,win\n")
-    with pytest.raises(ValueError, match=r"persona_accuracy_items.csv: no column contradicted, side, split"):
-        personas.accuracy_table(run.profile)
+    assert (chosen.strict, rejected.n_wrong, rejected.n_unparsed, gap.n_seeds) == (0.5, 1, 1, 1)
 
 
 FOUR = {side: [f"The user is {side} {n}." for n in range(7)] + [""] for side in ("chosen", "rejected")}
-
-
-@pytest.mark.parametrize("judge", ["oracle", "none"])
-def test_without_a_judge_for_it_no_user_is_called_the_more_plausible(inferred, judge):
-    assert personas.judge_preferences(inferred(judge)) == []
 
 
 def test_the_backwards_judge_compares_both_users_of_a_pair(inferred, monkeypatch):
@@ -261,18 +237,15 @@ def saliency(*sides, **how) -> dict:
     return {row["word"]: row for row in personas.word_saliency(*sides, **how)}
 
 
-def test_word_shares_by_hand():
+def test_word_shares_by_hand_and_their_order():
     chosen = ["The user is to-the-point.", "Meticulous; meticulous"]
     rows = saliency(chosen, ["to-the-point and concise", "To-the-point, the user"], min_count=2)
     assert set(rows) == {"the", "user", "to-the-point", "meticulous"}  # "is", "and", "concise" occur once
     assert (rows["to-the-point"]["n_chosen"], rows["to-the-point"]["n_rejected"]) == (1, 2)
     assert rows["to-the-point"]["share_chosen"] == pytest.approx(1 / 3)
     assert rows["meticulous"]["share_chosen"] == 1 and rows["meticulous"]["z"] > 0 > rows["to-the-point"]["z"]
-
-
-def test_words_are_ordered_by_share_then_evidence_and_few_words_give_none():
     rows = saliency(["much much much much rare filler filler"], ["filler filler other"], min_count=1)
-    assert list(rows) == ["much", "rare", "filler", "other"]
+    assert list(rows) == ["much", "rare", "filler", "other"], "by share, then by evidence"
     assert personas.word_saliency([], []) == [] and personas.word_saliency(["one"], ["one"]) == []
 
 

@@ -59,7 +59,7 @@ def hand_tables(profile):
     return {
         "persona_accuracy": pd.DataFrame(accuracy),
         "main": hand_main(),
-        "paper": claims.paper_rows(profile),
+        "paper": claims.reanalysed(),
         "examples": pd.DataFrame([example]),
     }
 

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import math
 import random
-import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from tiny_results import one_row as line
 
 from persona_lib import store
-from persona_lib.intervals import bootstrap_mean
-from persona_lib.models import load
 from persona_lib.models.load import attach_adapters, load_base, load_tokenizer, sequence_log_probs
 from persona_lib.paper import swap
+from persona_lib.paper.answers import adapters_of
 from persona_lib.paper.judging import runs_of
 from persona_lib.prompts import completion_text, tailoring_prompt
 from persona_lib.records import SIDES, Generation, TailoringRow
-from persona_lib.settings import Profile, load_profile, set_field
+from persona_lib.settings import load_profile
 
 NAN = math.nan
 
@@ -77,7 +76,6 @@ def test_flip_and_did_of_answers_by_hand():
     found = swap.flip_and_did(["a b", "c d", "a b", "a c"], ["c d", "a b", "a b", "c d"], chosen, rejected)
     assert found["did"].tolist() == [2, -2, 0, 1] and found["flip"].tolist() == [1, 0, 0, 0]
     assert found["did_positive"].tolist() == pytest.approx([1, 0, NAN, 1], nan_ok=True)
-    assert swap.flip_and_did([], [], [], [])["did"].shape == (0,)
     with pytest.raises(ValueError, match="shorter"):
         swap.flip_and_did(["a", "b"], ["a"], ["a", "b"], ["a", "b"])
 
@@ -105,14 +103,6 @@ def write_swap(runs, arm, margins):
         store.mark_done(folder, "hand")
 
 
-def line(table, **wanted):
-    """Return the one row of a table with these values."""
-    for name, value in wanted.items():
-        table = table[table[name] == value]
-    assert len(table) == 1
-    return table.iloc[0]
-
-
 def test_the_table_its_seeds_and_the_difference_to_the_twin_by_hand(runs):
     write_swap(runs, "dpo-chosen", [[(1, -1), (2, 1)], [(1, -2), (-1, 1)]])
     write_swap(runs, "dpo-none", [[(1, 2), (2, 1)], [(1, 2), (-1, 1)]])
@@ -123,16 +113,6 @@ def test_the_table_its_seeds_and_the_difference_to_the_twin_by_hand(runs):
     seeds = swap.swap_by_seed(runs)
     assert list(seeds[(seeds.arm == "dpo-chosen") & (seeds.measure == "policy")].d_positive) == [1.0, 0.5]
     assert line(swap.swap_table(runs[:1]), arm="dpo-chosen", measure="policy").d_positive == 1.0
-
-
-@pytest.mark.parametrize("n_seeds", [1, 2])
-def test_intervals_are_those_of_the_bootstrap(runs, n_seeds):
-    margins = [[(1, -1), (2, 1), (0, 3)], [(1, -2), (-1, 1), (5, 1)]]
-    write_swap(runs, "dpo-chosen", margins)
-    found = [[float(a > b) for a, b in rows] for rows in margins[:n_seeds]]
-    wanted = bootstrap_mean(found, runs[0].profile.evaluation.bootstrap_samples)
-    row = line(swap.swap_table(runs[:n_seeds]), measure="policy", persona="gold")
-    assert (row.d_positive_low, row.d_positive_high) == (wanted.low, wanted.high)
 
 
 def test_a_policy_that_ignores_the_persona_is_at_chance_and_length_cannot_help_it(runs):
@@ -236,9 +216,9 @@ def run(tmp_path, monkeypatch):
 
 
 def test_an_arm_that_cannot_be_scored_is_an_error_that_names_the_choices(run):
-    for arm in ("few_shot-none", "sft", "nonsense"):
+    for arm in ("sft", "nonsense"):
         with pytest.raises(ValueError, match="use base, sft-"):
-            swap.adapters_of(run, arm)
+            adapters_of(run, arm)
     with pytest.raises(FileNotFoundError, match="dpo-chosen"):
         swap.score_policy(run, "dpo-chosen")
 
@@ -254,13 +234,7 @@ def test_validation_rows_stand_in_where_no_evaluated_row_has_responses(run):
     assert swap.swap_rows(run) == validation[1:]
 
 
-@pytest.mark.parametrize(
-    "merge", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["beside", "merged"]
-)
-def test_scores_are_those_of_the_policy_whether_adapters_are_merged_or_not(run, monkeypatch, merge):
-    merged, plain = [], load.merged
-    monkeypatch.setattr(load, "merged", lambda model: merged.append(model.active_adapters) or plain(model))
-    monkeypatch.setattr(Profile, "merge_adapters", merge)
+def test_scores_are_those_of_the_policy_with_its_adapters_stacked(run):
     tiny_lora(run, "dpo-chosen", 2)
     row = store.read_rows(run.folder / "tailoring" / "test.jsonl", TailoringRow)[2]
     prompt = tailoring_prompt(row.prompt, row.personas["gold-rejected"])
@@ -269,13 +243,12 @@ def test_scores_are_those_of_the_policy_whether_adapters_are_merged_or_not(run, 
         scores = {(s.id, s.eval_persona): s for s in swap.score_policy(run, arm)}
         assert {name for _, name in scores} == {"none", "gold-chosen", "gold-rejected"}
         assert len(scores) == 6 * 3
-        model = attach_adapters(load_base(base), swap.adapters_of(run, arm))
+        model = attach_adapters(load_base(base), adapters_of(run, arm))
         text = [completion_text(row.chosen)]
         [expected] = sequence_log_probs(model, load_tokenizer(base), [prompt], text, 1)
         found.append(scores[row.id, "gold-rejected"].chosen)
         assert found[-1] == pytest.approx(expected, abs=1e-4)
     assert found[0] != pytest.approx(found[1], abs=1e-2)
-    assert merged == ([["sft-chosen", "dpo-chosen"], ["sft-chosen"]] if merge else [])
 
 
 @pytest.mark.slow
@@ -295,18 +268,3 @@ def test_a_killed_step_resumes_where_it_was_and_a_finished_one_is_not_run_again(
     for old, new in zip(sorted(whole, key=str), sorted(again, key=str), strict=True):
         assert (old.id, old.eval_persona) == (new.id, new.eval_persona)
         assert np.allclose((old.chosen, old.rejected), (new.chosen, new.rejected), atol=1e-4)
-
-
-@pytest.mark.slow
-def test_the_table_of_a_run_has_every_arm_and_workers_leave_the_very_scores_of_one(run):
-    tiny_lora(run, "dpo-chosen", 2)
-    paths = [swap.swap_folder(run, arm) / "policy.jsonl" for arm in ("base", "sft-chosen", "dpo-chosen")]
-    scores = []
-    for workers in (1, 2):
-        table = swap.swap_all(replace(run, profile=set_field(run.profile, {"workers": workers})))
-        scores.append([path.read_bytes() for path in paths])
-        shutil.rmtree(run.folder / "swap")
-    assert scores[0] == scores[1] and all(scores[0])
-    assert list(dict.fromkeys(table.arm)) == ["base", "sft-chosen", "dpo-chosen"]
-    assert set(table[table.arm == "base"].measure) == {"policy"}
-    assert (run.folder / "tables" / "persona_swap.csv").exists()

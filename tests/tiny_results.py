@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import random
-from pathlib import Path
 
 from persona_lib import store
 from persona_lib.data import everyday, preference
@@ -81,15 +79,22 @@ def fill_personas(run: Run, rows: list[TailoringRow]) -> None:
         store.write_rows(run.folder / "personas" / f"test-{side}.jsonl", personas)
     judged = Run(set_field(run.profile, {"evaluation.persona_judge": "oracle"}), run.dataset, run.seed)
     personas_module.judge_run(judged)
-    preferred = [(row.id, "loss" if n % 3 else "win") for n, row in enumerate(rows)]
-    write_csv(run.folder / "tables" / personas_module.PREFERENCES, ["id", "verdict"], preferred)
+    preferred = [f"{row.id},{'loss' if n % 3 else 'win'}\n" for n, row in enumerate(rows)]
+    path = run.folder / "tables" / personas_module.PREFERENCES
+    store.write_text(path, "".join(["id,verdict\n", *preferred]))
 
 
-def write_csv(path: Path, head: list[str], rows: list[tuple]) -> None:
-    """Write a table of invented or judged items."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([head, *rows])
+def one_row(table, **values):
+    """The one row of a table with these values."""
+    for name, value in values.items():
+        table = table[table[name] == value]
+    assert len(table) == 1
+    return table.iloc[0]
+
+
+def main_row(run: Run, persona: str = "gold-chosen") -> answers.Matchup:
+    """The main matchup of a run that is judged for a persona."""
+    return next(m for m in answers.matchups(run) if m.kind == "main" and m.judge_persona == persona)
 
 
 def fill_run(run: Run) -> list[TailoringRow]:

@@ -92,14 +92,9 @@ def accuracy_columns(values: Sequence[float]) -> dict[str, Any]:
     """Return n, the mean of values (1: right, 1/2: a tie), its Wilson interval, and whether it decides."""
     n, right = len(values), sum(values)
     low, high = wilson_interval(right, n) if n else (math.nan, math.nan)
-    found = {"n": n, "accuracy": right / n if n else math.nan, "accuracy_low": low, "accuracy_high": high}
-    return found | {
-        "at_half": math.nan,
-        "ties": 0,
-        "contradicted": 0,
-        "unparsed": 0,
-        "decides": low > BELIEVED,
-    }
+    return {"n": n, "accuracy": right / n if n else math.nan, "accuracy_low": low, "accuracy_high": high,
+            "at_half": math.nan, "ties": 0, "contradicted": 0, "unparsed": 0,
+            "decides": low > BELIEVED}  # fmt: skip
 
 
 def measure(judged: Sequence[tuple[Judgment, Judgment]]) -> dict[str, Any]:
@@ -132,8 +127,11 @@ def labelled() -> list[tuple[str, str, str]]:
 
 def reading_accuracy() -> dict[str, Any]:
     """Return how often the reader agrees with the blind labels ("neither" is one) where it judges."""
-    kept = [line for line in labelled() if line[0] not in UNREADABLE]
-    return accuracy_columns([(shows(name, text) or "neither") == label for name, label, text in kept])
+    return accuracy_columns([
+        (shows(name, text) or "neither") == label
+        for name, label, text in labelled()
+        if name not in UNREADABLE
+    ])  # fmt: skip
 
 
 def calibrate(run: Run, limit: int = 64) -> pd.DataFrame:
@@ -169,14 +167,10 @@ def calibrate(run: Run, limit: int = 64) -> pd.DataFrame:
 def calibration_key(run: Run, limit: int) -> str:
     """Return a hash of all that a run's calibration depends on."""
     tailored = store.read_json(run.folder / "tailoring" / "done.json")["key"]
-    judges = [
-        judge_key(replace(run, profile=set_field(run.profile, {"evaluation.judge": name})))
-        for name in judges_of(run).values()
-    ]
-    code = VERSIONS["calibration"]
-    return store.content_hash(
-        code, tailored, judges, run.profile.evaluation.limit, run.profile.evaluation.split, limit
-    )
+    profiles = [set_field(run.profile, {"evaluation.judge": name}) for name in judges_of(run).values()]
+    judges = [judge_key(replace(run, profile=profile)) for profile in profiles]
+    rows = run.profile.evaluation.limit, run.profile.evaluation.split, limit
+    return store.content_hash(VERSIONS["calibration"], tailored, judges, *rows)
 
 
 def calibration_path(run: Run) -> Path:

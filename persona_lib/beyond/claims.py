@@ -93,68 +93,54 @@ def joint_table(p: WinRate, q: WinRate, dependence: str) -> np.ndarray:
     return np.diff(np.diff(cumulative, axis=0, prepend=0), axis=1, prepend=0)
 
 
-def resampled_net(counts: np.ndarray) -> np.ndarray:
-    """Return the net win rates of resampled counts (n, 3); NaN where nothing is decided."""
-    return ratio(counts[:, 0] - counts[:, 2], counts[:, 0] + counts[:, 2])
-
-
 def resampled_dpq(
     p: WinRate, q: WinRate, seed: int = 0, n_resamples: int = N_RESAMPLES
 ) -> dict[str, np.ndarray]:
     """Return dPQ, in points, of multinomial resamples of published counts, for each name of ``SUFFIX``."""
+
+    def net(counts: np.ndarray) -> np.ndarray:
+        return ratio(counts[:, 0] - counts[:, 2], counts[:, 0] + counts[:, 2])
+
     rng, found = np.random.default_rng(seed), {}
     for dependence in SUFFIX:
         joint = joint_table(p, q, dependence)
         draws = rng.multinomial(p.n, joint.ravel() / joint.sum(), size=n_resamples).reshape(-1, 3, 3)
-        found[dependence] = 50 * (resampled_net(draws.sum(axis=2)) + resampled_net(draws.sum(axis=1)))
+        found[dependence] = 50 * (net(draws.sum(axis=2)) + net(draws.sum(axis=1)))
     return found
 
 
-def net_interval(rate: WinRate, seed: int = 0, n_resamples: int = N_RESAMPLES) -> Interval:
-    """Return the net win rate of published counts with its 95 % multinomial bootstrap interval."""
-    counts = np.array([rate.n_wins, rate.n_ties, rate.n_losses], dtype=float)
-    draws = np.random.default_rng(seed).multinomial(rate.n, counts / rate.n, size=n_resamples)
-    return percentile_interval(rate.net, resampled_net(draws), rate.n)
-
-
 def dpq_test(p: WinRate, q: WinRate) -> float:
-    """Return the two-sided p of dPQ = 0 for independent verdicts; 1.0 where dPQ is undefined.
+    """Return the two-sided p of dPQ = 0 for independent verdicts; both rubrics need decided verdicts.
 
     Normal approximation: a net win rate has the variance (1 - net^2) / decided (delta method).
     """
     from scipy.stats import norm
 
-    if p.net is None or q.net is None:
-        return 1.0
     error = sum((1 - rate.net**2) / rate.n_decided for rate in (p, q)) ** 0.5
-    return float(2 * norm.sf(abs(p.net + q.net) / error)) if error else 1.0
+    return float(2 * norm.sf(abs(p.net + q.net) / error))
 
 
-def dpq_columns(estimate: float | None, intervals: Mapping[str, Interval]) -> Row:
-    """Return dPQ with its limits under each assumption of how the two verdicts go together."""
-    columns: Row = {"dpq": estimate}
-    for dependence, suffix in SUFFIX.items():
-        interval = intervals[dependence]
-        columns |= {f"dpq_low{suffix}": interval.low, f"dpq_high{suffix}": interval.high}
-    return columns
-
-
-def paper_line(number: int, row: dict[str, str]) -> tuple[Row, dict[str, np.ndarray]]:
-    """Return one row of the table (counts, scores with intervals, tests) and the resamples of its dPQ."""
+def paper_line(number: int, row: dict[str, str]) -> tuple[Row, np.ndarray]:
+    """Return one row of the table (counts, dPQ with both intervals, tests) and its independent resamples."""
     p, q = paper_win_rates(row)
     line: Row = {"dataset": row["dataset"], "kind": "paper", "label": f"{row['side']}, {row['persona']}",
-                 "n": int(row["n"])}  # fmt: skip
-    for place, (short, rate) in enumerate({"p": p, "q": q}.items()):
+                 "n": p.n, "dpq": delta_pq(p, q), "dpq_p": dpq_test(p, q)}  # fmt: skip
+    for short, rate in {"p": p, "q": q}.items():
         line |= verdict_counts(short, rate) | {f"{short}_sign": sign_test(rate.n_wins, rate.n_losses)}
-        line |= interval_columns(f"{short}_net", net_interval(rate, 2 * number + place))
-    resamples, estimate = resampled_dpq(p, q, number), delta_pq(p, q)
-    line |= dpq_columns(estimate, {d: percentile_interval(estimate, v, p.n) for d, v in resamples.items()})
-    return line | {"dpq_p": dpq_test(p, q)}, resamples
+    resamples = resampled_dpq(p, q, number)
+    for dependence, values in resamples.items():
+        line |= dpq_limits(percentile_interval(line["dpq"], values, p.n), SUFFIX[dependence])
+    return line, resamples["independent"]
+
+
+def dpq_limits(interval: Interval, suffix: str) -> Row:
+    """Name the limits of dPQ under one assumption of how the two verdicts go together."""
+    return {f"dpq_low{suffix}": interval.low, f"dpq_high{suffix}": interval.high}
 
 
 @functools.cache
 def reanalysed() -> pd.DataFrame:
-    """Return the ten rows and their average.
+    """Return the ten rows and their average; the tests are ours.
 
     The average takes the rows as independent. They are not: rows of a data set share prompts and, in part,
     answers. Its widest limits are the means of the rows' widest limits, as if all rows erred together.
@@ -163,18 +149,13 @@ def reanalysed() -> pd.DataFrame:
 
     found = [paper_line(number, row) for number, row in enumerate(paper_table())]
     table = with_holm(pd.DataFrame([line for line, _ in found]))
-    table["dpq_holm"] = holm(table.dpq_p.to_dict()).values()
+    table["dpq_holm"] = holm(table.dpq_p)
     mean, n = table.dpq.mean(), int(table.n.sum())
-    together = percentile_interval(mean, np.mean([values["independent"] for _, values in found], axis=0), n)
-    widest = Interval(mean, table.dpq_low_widest.mean(), table.dpq_high_widest.mean(), n)
-    line = {"dataset": "all", "kind": "average", "label": "average of the ten rows"}
-    line |= dpq_columns(mean, {"independent": together, "agree": widest})
+    together = percentile_interval(mean, np.mean([values for _, values in found], axis=0), n)
+    line = {"dataset": "all", "kind": "average", "label": "average of the ten rows", "dpq": mean}
+    line |= dpq_limits(together, "")
+    line |= {name: table[name].mean() for name in ("dpq_low_widest", "dpq_high_widest")}
     return pd.concat([table, pd.DataFrame([line])], ignore_index=True)
-
-
-def paper_rows(profile: Profile) -> pd.DataFrame:
-    """Return the paper's ten rows and their average, the same for every profile; the tests are ours."""
-    return reanalysed().copy()
 
 
 # --- does a judged row hold without broken answers, and at equal length? ---
@@ -185,9 +166,7 @@ LENGTH_KINDS = ("main", "stage")
 MATCHED = 0.1  # answers count as equally long if they differ by at most this share of the longer one
 MIN_EACH = 5  # wins and losses that the length model needs of each: fewer tell nothing about a slope
 Z = 1.959963984540054  # of a 95 % interval
-Facts = list[
-    dict[str, tuple[tuple[bool, int], tuple[bool, int]]]
-]  # per run: id -> of both answers: sound, words
+Facts = list[dict[str, tuple[tuple[bool, int], tuple[bool, int]]]]  # by run: id -> both answers: sound, words
 
 
 def is_sound(answer: Generation) -> bool:
@@ -213,23 +192,18 @@ def rows_with_answers(profile: Profile, kinds: tuple[str, ...]) -> Iterator[tupl
                 continue
             specs = row.matchup.test, row.matchup.base
             both = [[facts_of(run, spec) for spec in specs] for run in row.runs]
-            judged = row.verdicts["quality"]
-            if all(all(pair) for pair, found in zip(both, judged, strict=True) if found):
-                facts = [
-                    {i: (test[i], base[i]) for i in found}
-                    for (test, base), found in zip(both, judged, strict=True)
-                ]
+            pairs = [(*pair, found) for pair, found in zip(both, row.verdicts["quality"], strict=True)]
+            if all(test and base for test, base, found in pairs if found):
+                facts = [{i: (test[i], base[i]) for i in found} for test, base, found in pairs]
                 yield judgments.dataset, number, row, facts
 
 
 def kept(row: Judged, keep: Sequence[set[str]]) -> Judged:
     """Return a row with only some of its items, given per seed."""
-    verdicts = {
-        rubric: [
-            {i: v for i, v in found.items() if i in ids} for found, ids in zip(by_seed, keep, strict=True)
-        ]
-        for rubric, by_seed in row.verdicts.items()
-    }
+    verdicts: dict[str, list[dict[str, str]]] = {}
+    for rubric, by_seed in row.verdicts.items():
+        pairs = zip(by_seed, keep, strict=True)
+        verdicts[rubric] = [{i: v for i, v in found.items() if i in ids} for found, ids in pairs]
     return Judged(row.matchup, row.runs, verdicts, row.role)
 
 
@@ -298,7 +272,7 @@ def length_lines(dataset: str, seed: int, row: Judged, facts: Facts) -> list[Row
             for number, (verdicts, found) in enumerate(zip(row.verdicts[rubric], words, strict=True))
             for i, verdict in verdicts.items()
         ]
-        lines.append(line | length_model(*zip(*items, strict=True)))
+        lines.append(line | interval_columns("net_controlled", length_model(*zip(*items, strict=True))))
     return lines
 
 
@@ -307,46 +281,34 @@ def same_length(words: int, base_words: int) -> bool:
     return abs(words - base_words) <= MATCHED * max(words, base_words)
 
 
-def length_model(signs: Sequence[float], differences: Sequence[float], prompts: Sequence[str]) -> Row:
-    """Fit the win rate at equal length to verdicts (+1, 0, -1, NaN) and length differences in words.
+def length_model(signs: Sequence[float], differences: Sequence[float], prompts: Sequence[str]) -> Interval:
+    """Fit the net win rate at equal length to verdicts (+1, 0, -1, NaN) and length differences in words.
 
     Length-controlled AlpacaEval 2 (Dubois et al. 2024, eq. 1) without its term for the instruction: among
-    decided comparisons logit P(win) = a + b tanh(d / sd). The net win rate at d = 0 is tanh(a / 2). Returns
-    ``net_controlled`` and ``slope`` (b) with 95 % intervals, and ``why`` there is no fit. Standard errors
-    are clustered by prompt: seeds that answer the same prompts do not count as independent.
+    decided comparisons logit P(win) = a + b tanh(d / sd). The net win rate at d = 0 is tanh(a / 2). Standard
+    errors are clustered by prompt: seeds that answer the same prompts do not count as independent. Undefined
+    with fewer than ``MIN_EACH`` wins or losses, for equal differences, and where length tells all verdicts.
     """
-    decided = [item for item in zip(signs, differences, prompts, strict=True) if abs(item[0]) == 1]
-    wins = np.array([sign > 0 for sign, _, _ in decided], dtype=float)
-    lengths = np.array([difference for _, difference, _ in decided], dtype=float)
-    nothing = Interval(None, None, None, len(wins))
-    row = interval_columns("net_controlled", nothing) | interval_columns("slope", nothing)
-    if min(wins.sum(), len(wins) - wins.sum()) < MIN_EACH:
-        return row | {"why": f"fewer than {MIN_EACH} wins or losses"}
-    if lengths.std() == 0:
-        return row | {"why": "all length differences are equal"}
-    groups = np.unique([prompt for _, _, prompt in decided], return_inverse=True)[1]
-    fitted = fit_logistic(wins, np.tanh(lengths / lengths.std()), groups)
-    if fitted is None:
-        return row | {"why": "length alone tells every win from every loss"}
-    a, b = (Interval(v, v - Z * error, v + Z * error, len(wins)) for v, error in zip(*fitted, strict=True))
-    net = Interval(*(float(np.tanh(v / 2)) for v in (a.estimate, a.low, a.high)), len(wins))
-    return interval_columns("net_controlled", net) | interval_columns("slope", b) | {"why": ""}
-
-
-def fit_logistic(wins: np.ndarray, terms: np.ndarray, groups: np.ndarray) -> tuple[Any, Any] | None:
-    """Fit logit P(win) = a + b term; returns (a, b) and their errors, clustered by group, or None."""
     from statsmodels.genmod.families import Binomial
     from statsmodels.genmod.generalized_linear_model import GLM
     from statsmodels.tools.sm_exceptions import PerfectSeparationWarning
 
-    model = GLM(wins, np.column_stack([np.ones_like(terms), terms]), family=Binomial())
+    decided = [item for item in zip(signs, differences, prompts, strict=True) if abs(item[0]) == 1]
+    wins = np.array([sign > 0 for sign, _, _ in decided], dtype=float)
+    lengths = np.array([difference for _, difference, _ in decided], dtype=float)
+    nothing = Interval(None, None, None, len(wins))
+    if min(wins.sum(), len(wins) - wins.sum()) < MIN_EACH or lengths.std() == 0:
+        return nothing
+    groups = np.unique([prompt for _, _, prompt in decided], return_inverse=True)[1]
+    terms = np.column_stack([np.ones_like(wins), np.tanh(lengths / lengths.std())])
     with warnings.catch_warnings():
         warnings.simplefilter("error", PerfectSeparationWarning)
         try:
-            fitted = model.fit(cov_type="cluster", cov_kwds={"groups": groups})
+            fitted = GLM(wins, terms, family=Binomial()).fit(cov_type="cluster", cov_kwds={"groups": groups})
         except PerfectSeparationWarning:
-            return None
-    return fitted.params, fitted.bse
+            return nothing
+    a, error = fitted.params[0], fitted.bse[0]
+    return Interval(*(float(np.tanh(v / 2)) for v in (a, a - Z * error, a + Z * error)), len(wins))
 
 
 def length_table(profile: Profile) -> pd.DataFrame:
@@ -403,7 +365,7 @@ def aim(text: str, where: str, table: pd.DataFrame, name: str, criterion: Criter
     row = table.iloc[0]
     values = [float(row[name + suffix]) for suffix in ("", "_low", "_high")]
     line |= dict(zip(("estimate", "low", "high"), values, strict=True))
-    line |= {size: int(row[size]) for size in ("n", "n_seeds") if not math.isnan(row.get(size, math.nan))}
+    line |= {size: int(row[size]) for size in ("n", "n_seeds") if row.get(size, math.nan) > 0}
     return line | {"met": "reported" if holds is None else "yes" if holds(*values) else "no"}
 
 
@@ -465,11 +427,8 @@ def calibration_table(profile: Profile) -> pd.DataFrame:
     import pandas as pd
 
     runs = [run for dataset in profile.datasets for run in runs_of(profile, dataset)]
-    parts = [
-        pd.read_csv(calibration_path(run)).assign(dataset=run.dataset, seed=run.seed)
-        for run in runs
-        if calibration_path(run).exists()
-    ]
+    there = [run for run in runs if calibration_path(run).exists()]
+    parts = [pd.read_csv(calibration_path(r)).assign(dataset=r.dataset, seed=r.seed) for r in there]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
@@ -514,7 +473,7 @@ def save_tables(profile: Profile) -> dict[str, Path]:
     facts_of.cache_clear()
     makers = {
         **judged_tables(),
-        "paper": paper_rows,
+        "paper": lambda profile: reanalysed(),
         "filtered": filtered_table,
         "length": length_table,
         "calibration": calibration_table,

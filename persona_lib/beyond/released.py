@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from persona_lib.beyond.claims import paper_rows
+from persona_lib.beyond.claims import reanalysed
 from persona_lib.data.official import DATASETS, ROLE_MARK, fetch, find_data_dir, load_official
 from persona_lib.data.preference import draw
 from persona_lib.intervals import (
@@ -413,7 +413,7 @@ def rejudged_table(profile: Profile, data: Released) -> pd.DataFrame:
     """Return each pair of files as our judges see it and as the paper printed it, one under the other."""
     import pandas as pd
 
-    paper = paper_rows(profile).assign(judge="the paper (Prometheus-2 7B, sampled)")
+    paper = reanalysed().assign(judge="the paper (Prometheus-2 7B, sampled)")
     rows: list[Row] = []
     for dataset, eval_persona in judgeable(data):
         ours = [rejudged_row(profile, role, dataset, eval_persona) for role in judges_of(profile)]

@@ -269,8 +269,8 @@ def pair_table(tables: dict[Cell, pd.DataFrame], n_resamples: int) -> pd.DataFra
         if set(tables[tested].id) & set(tables[compared].id):
             head = {**tested._asdict(), "shows": shows, "tested": tested.arm, "compared": compared.arm}
             lines.append(head | pair_line(tables[tested], tables[compared], n_resamples))
-    adjusted = holm({str(n): line["p"] for n, line in enumerate(lines) if line["p"] == line["p"]})
-    return pd.DataFrame([line | {"p_holm": adjusted.get(str(n), np.nan)} for n, line in enumerate(lines)])
+    adjusted = holm([line["p"] for line in lines])
+    return pd.DataFrame([line | {"p_holm": p} for line, p in zip(lines, adjusted, strict=True)])
 
 
 def safety_tables(answers: Answers, n_resamples: int) -> dict[str, pd.DataFrame]:

@@ -41,16 +41,21 @@ KEYED = "generation.* base.quantization base.dtype evaluation.limit"
 # --- policies: a base and its adapters, behind the generator interface ---
 
 
-def adapters_of(run: Run, spec: RunSpec) -> list[str]:
-    """Return the adapters that make up a run's policy, lowest first."""
-    stack = {"few_shot": [], "sft": ["sft"], "dpo": ["sft", "dpo"]}[spec.method]
-    return [f"{method}-{spec.train_persona}" for method in stack]
+def adapters_of(run: Run, arm: str) -> list[Path]:
+    """Return the adapter folders of an arm's policy, lowest first: [] for "base" and few-shot arms.
+
+    Trained arms are "sft-<train_persona>" and "dpo-<train_persona>"; others raise ValueError.
+    """
+    method, _, train_persona = arm.partition("-")
+    stacks = {"base": (), "few_shot": (), "sft": ("sft",), "dpo": ("sft", "dpo")}
+    if method not in stacks or (stacks[method] and not train_persona):
+        raise ValueError(f"arm {arm!r}: use base, sft-<train_persona> or dpo-<train_persona>")
+    return [adapter_folder(run, one, train_persona) for one in stacks[method]]
 
 
-def policy_key(run: Run, spec: RunSpec) -> list[Any]:
-    """Return the keys of the adapters of a run's policy."""
-    folders = [run.folder / "adapters" / name for name in adapters_of(run, spec)]
-    return [store.read_json(folder / "done.json")["key"] for folder in folders]
+def policy_key(run: Run, arm: str) -> list[Any]:
+    """Return the keys of the adapters of an arm's policy."""
+    return [store.read_json(folder / "done.json")["key"] for folder in adapters_of(run, arm)]
 
 
 def generators(run: Run, specs: Sequence[RunSpec]) -> Iterator[tuple[RunSpec, Any]]:
@@ -58,35 +63,29 @@ def generators(run: Run, specs: Sequence[RunSpec]) -> Iterator[tuple[RunSpec, An
 
     transformers switches adapters on the base as it was trained on. vLLM gets one joined adapter per arm.
     """
-    make = vllm_generators if run.profile.generation.engine == "vllm" else transformers_generators
-    yield from make(run, specs)
-
-
-def transformers_generators(
-    run: Run, specs: Sequence[RunSpec]
-) -> Iterator[tuple[RunSpec, TransformersGenerator]]:
-    """Yield the generators of runs on the base as it was trained on."""
     profile = run.profile
+    if profile.generation.engine == "vllm":
+        yield from vllm_generators(run, specs)
+        return
     how = (profile.base.quantization, profile.base.dtype, device() == "cpu")
     model, tokenizer = load_base(*run.base_source, *how), load_tokenizer(*run.base_source)
-    for name in dict.fromkeys(name for spec in specs for name in adapters_of(run, spec)):
-        model = attach_adapters(model, [adapter_folder(run, *name.split("-", 1))])
+    for folder in dict.fromkeys(folder for spec in specs for folder in adapters_of(run, spec.arm)):
+        model = attach_adapters(model, [folder])
     for spec in specs:
-        settings = adapters_of(run, spec), profile.merge_adapters, profile.generation.repetition_penalty
-        yield (
-            spec,
-            TransformersGenerator(model, tokenizer, spec.arm, profile.generation.batch_size, *settings),
-        )
+        names = [folder.name for folder in adapters_of(run, spec.arm)]
+        settings = names, profile.merge_adapters, profile.generation.repetition_penalty
+        made = TransformersGenerator(model, tokenizer, spec.arm, profile.generation.batch_size, *settings)
+        yield spec, made
 
 
-def joined_adapter(run: Run, spec: RunSpec) -> Path | None:
-    """Return the folder of the one adapter that equals a run's stack, made at the first use; None without."""
-    names = adapters_of(run, spec)
-    if not names:
+def joined_adapter(run: Run, arm: str) -> Path | None:
+    """Return the folder of the adapter that equals an arm's stack, made at the first use; None without."""
+    folders = adapters_of(run, arm)
+    if not folders:
         return None
-    folder, key = run.folder / "joined" / names[-1], store.content_hash(policy_key(run, spec))
+    folder, key = run.folder / "joined" / arm, store.content_hash(policy_key(run, arm))
     if not store.is_done(folder, key):
-        join_adapters([run.folder / "adapters" / name for name in names], folder)
+        join_adapters(folders, folder)
         store.mark_done(folder, key)
     return folder
 
@@ -115,7 +114,7 @@ def plain_base(run: Run) -> tuple[str, str]:
 def vllm_generators(run: Run, specs: Sequence[RunSpec]) -> Iterator[tuple[RunSpec, VllmGenerator]]:
     """Yield the generators of runs on one vLLM engine, each with its arm's joined adapter."""
     where = plain_base(run)
-    folders = {spec.arm: joined_adapter(run, spec) for spec in specs}
+    folders = {spec.arm: joined_adapter(run, spec.arm) for spec in specs}
     ranks = [lora_rank(folder) for folder in folders.values() if folder]
     engine, tokenizer = load_engine(*where, run.profile.base.dtype, ranks), load_tokenizer(*where)
     for spec in specs:
@@ -130,12 +129,8 @@ def vllm_generators(run: Run, specs: Sequence[RunSpec]) -> Iterator[tuple[RunSpe
 
 def kinds(profile: Profile, *names: str) -> list[str]:
     """Return the personas of these kinds, for both sides, that the profile evaluates."""
-    return [
-        f"{name}-{side}"
-        for name in names
-        for side in SIDES
-        if f"{name}-{side}" in profile.evaluation.personas
-    ]
+    both = [f"{name}-{side}" for name in names for side in SIDES]
+    return [persona for persona in both if persona in profile.evaluation.personas]
 
 
 def plan_of(profile: Profile, method: str, train_persona: str) -> list[tuple[str, str]]:
@@ -164,12 +159,9 @@ def plan_of(profile: Profile, method: str, train_persona: str) -> list[tuple[str
 def arms(profile: Profile) -> list[tuple[str, str]]:
     """Return the (method, train persona) arms of a profile; few-shot has "none" and "chosen" only."""
     trained = profile.training.arms
-    few_shot = [*(["none"] if "none" in trained else []), *(["chosen"] if set(trained) - {"none"} else [])]
-    return [
-        (m, persona)
-        for m in profile.training.methods
-        for persona in (few_shot if m == "few_shot" else trained)
-    ]
+    few_shot = ["none"] * ("none" in trained) + ["chosen"] * bool(set(trained) - {"none"})
+    by_method = {method: few_shot if method == "few_shot" else trained for method in profile.training.methods}
+    return [(method, persona) for method, personas in by_method.items() for persona in personas]
 
 
 def grid(run: Run) -> list[RunSpec]:
@@ -232,7 +224,7 @@ def generation_key(run: Run, spec: RunSpec) -> str:
     names = ("sft_train", run.profile.evaluation.split)
     data = [store.file_hash(run.folder / "tailoring" / f"{name}.jsonl") for name in names]
     settings = deciding(run.profile, KEYED)
-    models = policy_key(run, spec), model_key(*run.base_source)
+    models = policy_key(run, spec.arm), model_key(*run.base_source)
     return store.content_hash(VERSIONS["answers"], spec, *models, data, settings)
 
 

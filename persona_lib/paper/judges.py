@@ -73,11 +73,8 @@ def oracle_judge() -> Judge:
     wishes = everyday.wishes()
 
     def score(c: PairwiseComparison, rubric: Rubric, text: str) -> float:
-        return (
-            fit(wishes.get(c.persona or "", ()), text)
-            if rubric == "personalization"
-            else quality(c.prompt, text)
-        )
+        suits = rubric == "personalization"
+        return fit(wishes.get(c.persona or "", ()), text) if suits else quality(c.prompt, text)
 
     def judge(comparisons: Sequence[PairwiseComparison], rubric: Rubric) -> list[Judgment]:
         both = [(c, score(c, rubric, c.response_a), score(c, rubric, c.response_b)) for c in comparisons]
@@ -134,10 +131,7 @@ def response_question(c: PairwiseComparison, rubric: Rubric) -> str:
 
 
 def letter_judge(
-    generator: Any,
-    max_new_tokens: int = 4,
-    asked: Callable[[str], str] = str,
-    render: Render = response_question,
+    generator: Any, max_new_tokens: int, asked: Callable[[str], str] = str, render: Render = response_question
 ) -> Judge:
     """Return a judge that asks, greedily, for "A" or "B"; ``asked`` puts a prompt into a chat format."""
     return text_judge(generator, max_new_tokens, lambda *c: asked(render(*c)), parse_letter, ("\n",))
@@ -243,22 +237,16 @@ def template_file() -> Path:
 def load_templates(path: Path | None = None) -> tuple[str, str]:
     """Return (system prompt, relative grading without a reference), read as constants: nothing is run."""
     tree = ast.parse((path or template_file()).read_text(encoding="utf-8"))
-    texts = {
-        node.targets[0].id: node.value.value
-        for node in tree.body
-        if isinstance(node, ast.Assign)
-        and isinstance(node.targets[0], ast.Name)
-        and isinstance(node.value, ast.Constant)
-    }
+    constants = [n for n in tree.body if isinstance(n, ast.Assign) and isinstance(n.value, ast.Constant)]
+    texts = {ast.unparse(node.targets[0]): node.value.value for node in constants}
     return texts["REL_SYSTEM_PROMPT"], texts["RELATIVE_PROMPT_WO_REF"]
 
 
-def read_texts(path: str, dataset: str) -> Texts:
-    """Read criteria and instructions from a YAML file (``judge_texts``) for a data set; "": ours.
+def read_texts(path: str) -> Texts:
+    """Read criteria and instructions from a YAML file (``judge_texts``); "": ours.
 
-    The file has the blocks of ``TEXTS``, in which {prompt} and {persona} stand for the row's; a block named
-    like a data set may word any of them otherwise for it. Raises ConfigError that names file, place and
-    what is wrong.
+    The file has the blocks of ``TEXTS``, in which {prompt} and {persona} stand for the row's. Raises
+    ConfigError that names file, place and what is wrong.
     """
     if not path:
         return TEXTS
@@ -268,31 +256,22 @@ def read_texts(path: str, dataset: str) -> Texts:
         read = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"evaluation.judge_texts={path}: cannot be read ({error})") from error
-    if not isinstance(read, dict):
+    if not isinstance(read, dict) or read.keys() != TEXTS.keys():
         raise ConfigError(f"{path}: should have the blocks {' and '.join(TEXTS)}")
-    own = read.get(dataset) or {}
-    found = {rubric: {**(read.get(rubric) or {}), **(own.get(rubric) or {})} for rubric in TEXTS}
-    for rubric, texts in found.items():
-        check_texts(f"{path}: {rubric}", texts, TEXTS[rubric])
-    return found
-
-
-def check_texts(where: str, texts: Mapping[str, Any], ours: Mapping[str, str]) -> None:
-    """Raise ConfigError unless a rubric's texts are those that ours are, with the same places to fill."""
-    if unknown := texts.keys() - ours.keys():
-        raise ConfigError(f"{where}: {sorted(unknown)[0]!r}: use {' and '.join(ours)}")
-    for part, wording in ours.items():
-        text = texts.get(part)
-        if not isinstance(text, str) or not text.strip():
-            raise ConfigError(f"{where}: {part}: {text!r}; should be a text")
-        if lacking := [place for place in PLACES.findall(wording) if place not in text]:
-            raise ConfigError(f"{where}: {part}: {lacking[0]} does not stand in it")
+    for rubric, ours in TEXTS.items():
+        for part, wording in ours.items():
+            text = (read[rubric] or {}).get(part)
+            if not isinstance(text, str) or not text.strip():
+                raise ConfigError(f"{path}: {rubric}: {part}: {text!r}; should be a text")
+            if lacking := [place for place in PLACES.findall(wording) if place not in text]:
+                raise ConfigError(f"{path}: {rubric}: {part}: {lacking[0]} does not stand in it")
+    return read
 
 
 def prometheus_prompt(
     templates: tuple[str, str],
-    rubric: Rubric,
     c: PairwiseComparison,
+    rubric: Rubric,
     chat: bool = False,
     texts: Texts = TEXTS,
 ) -> str:
@@ -330,11 +309,7 @@ def prometheus_judge(
 
     "deterministic" decodes greedily, once. "official" samples, up to ten times until there is a verdict.
     """
-    templates = templates or load_templates()
-
-    def render(c: PairwiseComparison, rubric: Rubric) -> str:
-        return prometheus_prompt(templates, rubric, c, chat, texts)
-
+    render = partial(prometheus_prompt, templates or load_templates(), chat=chat, texts=texts)
     return text_judge(generator, max_new_tokens, render, parse_verdict, sampling=DECODING[decoding])
 
 
@@ -350,10 +325,8 @@ def model_judge(run: Run, role: str = "judge") -> Judge:
     generator = load_generator(run, role, getattr(run.profile, role).batch_size)
     _, url, kind, form, decoding, max_new_tokens = judge_settings(run.profile, role)
     if form == "prometheus":
-        texts = read_texts(run.profile.evaluation.judge_texts, run.dataset)
-        return prometheus_judge(
-            generator, max_new_tokens, decoding, bool(url) and kind == "chat", texts=texts
-        )
+        texts, chat = read_texts(run.profile.evaluation.judge_texts), bool(url) and kind == "chat"
+        return prometheus_judge(generator, max_new_tokens, decoding, chat, texts=texts)
     make = letter_judge if form == "letter" else chat_judge
     return make(generator, max_new_tokens, asked_of(generator, kind))
 
@@ -451,28 +424,21 @@ class BackwardsJudge:
         self.chat = format_of(*run.base_source)
         self.known: dict[tuple[str, str], float] = {}
 
-    def prepare(self) -> None:
-        """Load the base and the judge's adapter."""
-        if self.model is None:
-            self.tokenizer = load_tokenizer(*self.run.base_source)
-            folder = train_backwards(self.run)
-            base = load_base(*self.run.base_source, "none", self.run.profile.base.dtype)
-            self.model, self.adapters = attach_adapters(base, [folder]), [folder.name]
-
     def scores(self, texts: Sequence[tuple[str, str]], adapted: bool) -> list[float]:
         """Return log p(completion | prompt), in nats, of (rendered prompt, completion) texts, each once."""
         texts = [(prompt, completion_text(completion, self.chat)) for prompt, completion in texts]
-        missing = list(dict.fromkeys(pair for pair in texts if pair not in self.known))
+        missing, profile = list(dict.fromkeys(t for t in texts if t not in self.known)), self.run.profile
+        if missing and self.model is None:
+            self.tokenizer, folder = load_tokenizer(*self.run.base_source), train_backwards(self.run)
+            base = load_base(*self.run.base_source, "none", profile.base.dtype)
+            self.model = attach_adapters(base, [folder])
         if missing:
-            self.prepare()
-            names = self.adapters if adapted else []
-            merge = self.run.profile.base.dtype == "float32"
+            names, merge = [NAME] if adapted else [], profile.base.dtype == "float32"
+            given = (*zip(*missing, strict=True), profile.judge.batch_size)
             with trainers.quiet_libraries(), using_adapters(self.model, names, merge):
-                found = sequence_log_probs(
-                    self.model, self.tokenizer, *zip(*missing, strict=True), self.run.profile.judge.batch_size
-                )
+                found = sequence_log_probs(self.model, self.tokenizer, *given)
             self.known |= dict(zip(missing, found.tolist(), strict=True))
-        return [self.known[pair] for pair in texts]
+        return [self.known[text] for text in texts]
 
     def plausible(self, comparisons: Sequence[PairwiseComparison], rubric: Rubric) -> list[Judgment]:
         """Judge which of two personas is likelier: log p(persona | question) per word, no adapter."""
@@ -507,7 +473,7 @@ def judgments(
 # --- Which judge a run has ---
 
 
-# a profile's ``judge`` -> a function that returns the judge of a run; "none" is no judge
+# A profile's ``judge`` -> a function that returns the judge of a run; "none" is no judge.
 JUDGES: dict[str, Callable[[Run], Judge]] = {
     "oracle": lambda run: oracle_judge(),
     "lm": model_judge,
@@ -516,17 +482,10 @@ JUDGES: dict[str, Callable[[Run], Judge]] = {
 
 
 def load_judge(run: Run, name: str = "") -> Judge:
-    """Return the judge of a run's answers, or the one of this name.
-
-    Raises ValueError for "none", ConfigError for an unknown name.
-    """
+    """Return the judge of a run's answers, or of this name; ConfigError for "none" or an unknown one."""
     name = name or run.profile.evaluation.judge
-    if name == "none":
-        raise ValueError(
-            f"profile {run.profile.name} has judge=none: nothing can be judged; see persona_swap"
-        )
     if name not in JUDGES:
         raise ConfigError(
-            f"profile {run.profile.name}: judge={name!r}: {near_names(name, [*JUDGES, 'none'])}"
+            f"profile {run.profile.name}: judge={name!r} cannot judge: {near_names(name, JUDGES)}"
         )
     return JUDGES[name](run)

@@ -8,7 +8,6 @@ own.
 from __future__ import annotations
 
 import functools
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from persona_lib.intervals import (
     Pool,
     WinRate,
     bootstrap,
+    interval_columns,
     make_pool,
     mean_columns,
     net_columns,
@@ -74,6 +74,15 @@ def judge_both(
     return list(zip(judge(comparisons, rubric), judge(swapped, rubric), strict=True))
 
 
+def read_orders(path: Path) -> dict[str, dict[str, Judgment]]:
+    """Read a file of judgments: id -> order -> judgment; {} without the file."""
+    known: dict[str, dict[str, Judgment]] = {}
+    for row in iter_rows(path) if path.exists() else ():
+        order = row.pop("order")
+        known.setdefault(row["id"], {})[order] = Judgment(**row)
+    return known
+
+
 def judge_rubric(
     judge: Judge, comparisons: Sequence[PairwiseComparison], rubric: Rubric, path: Path
 ) -> list[tuple[Judgment, Judgment]]:
@@ -82,10 +91,7 @@ def judge_rubric(
     Judgments are appended a chunk at a time; a rerun goes on after the last whole pair of orders.
     """
     repair_rows(path)
-    known: dict[str, dict[str, Judgment]] = {}
-    for row in iter_rows(path) if path.exists() else ():
-        order = row.pop("order")
-        known.setdefault(row["id"], {})[order] = Judgment(**row)
+    known = read_orders(path)
     missing = [c for c in comparisons if len(known.get(c.id, {})) < 2]
     for start in range(0, len(missing), CHUNK):
         pairs = judge_both(judge, missing[start : start + CHUNK], rubric)
@@ -144,13 +150,9 @@ def judgment_key(run: Run, matchup: Matchup, role: str = "judge") -> str:
 
 def judge_key(run: Run, role: str = "judge") -> list[Any]:
     """Return all that decides what a judge says of given texts."""
-    profile = run.profile
-    if role == "judge" and profile.evaluation.judge != "lm":
-        return (
-            [profile.evaluation.judge, backwards_key(run)]
-            if profile.evaluation.judge == "backwards"
-            else [profile.evaluation.judge]
-        )
+    profile, name = run.profile, run.profile.evaluation.judge
+    if role == "judge" and name != "lm":
+        return [name, backwards_key(run)] if name == "backwards" else [name]
     how = [profile.base.dtype, profile.generation.engine]
     if profile.evaluation.judge_texts:
         how.append(file_hash(Path(profile.evaluation.judge_texts).expanduser()))
@@ -165,21 +167,16 @@ def judged_matchups(run: Run, role: str = "judge") -> list[Matchup]:
 def judge_all(run: Run, role: str = "judge") -> list[Path]:
     """Let a judge judge all its matchups that are not finished yet; returns their folders.
 
-    Without a second judge nothing is judged in that role. Raises ValueError for judge=none.
+    Without a second judge nothing is judged in that role. Raises ConfigError for judge=none.
     """
     if role == "second_judge" and not run.profile.second_judge.model:
         return []
     judge = load_judge(run) if role == "judge" else model_judge(run, role)
-    return [
-        judge_comparisons(
-            judge,
-            functools.partial(compare, run, matchup),
-            judgment_folder(run, matchup, role),
-            judgment_key(run, matchup, role),
-            matchup,
-        )
-        for matchup in judged_matchups(run, role)
-    ]
+    folders = []
+    for m in judged_matchups(run, role):
+        folder, key = judgment_folder(run, m, role), judgment_key(run, m, role)
+        folders.append(judge_comparisons(judge, functools.partial(compare, run, m), folder, key, m))
+    return folders
 
 
 def read_verdicts(run: Run, matchup: Matchup, role: str = "judge") -> list[dict[str, str]]:
@@ -189,7 +186,9 @@ def read_verdicts(run: Run, matchup: Matchup, role: str = "judge") -> list[dict[
 
 
 def oracle_scores(run: Run, spec: RunSpec, judge_persona: str) -> list[dict[str, Any]]:
-    """Return the oracle's scores of a run's answers: fit to a persona, and quality."""
+    """Return the oracle's scores of a run's answers: fit to a persona, and quality; [] without answers."""
+    if not (generation_folder(run, spec) / "done.json").exists():
+        return []
     wishes, answers = everyday.wishes(), read_generations(run, spec)
     return [
         {
@@ -263,19 +262,16 @@ def read_judged(runs: Sequence[Run], role: str = "judge") -> list[Judged]:
     for matchup in judged_matchups(runs[0], role):
         rows = [read_verdicts(run, matchup, role) for run in runs]
         if any(rows):
-            verdicts = {
-                rubric: [{row["id"]: row[rubric] for row in found} for found in rows] for rubric in RUBRICS
-            }
-            judged.append(Judged(matchup, tuple(runs), verdicts, role))
+            by_rubric = {r: [{row["id"]: row[r] for row in found} for found in rows] for r in RUBRICS}
+            judged.append(Judged(matchup, tuple(runs), by_rubric, role))
     return judged
 
 
 @functools.cache
-def answer_scores(run: Run, spec: RunSpec, persona: str) -> dict[str, dict[str, float]]:
-    """Return the oracle's fit and quality of a run's answers by row id; {} where it has no answers."""
-    if run.profile.evaluation.judge != "oracle" or not (generation_folder(run, spec) / "done.json").exists():
-        return {}
-    return {score["id"]: score for score in oracle_scores(run, spec, persona)}
+def qualities(run: Run, spec: RunSpec, persona: str) -> dict[str, float]:
+    """Return the oracle's quality of a run's answers by row id; {} for other judges and without answers."""
+    found = oracle_scores(run, spec, persona) if run.profile.evaluation.judge == "oracle" else ()
+    return {score["id"]: score["quality"] for score in found}
 
 
 def quality_differences(row: Judged) -> list[dict[str, float]]:
@@ -285,15 +281,14 @@ def quality_differences(row: Judged) -> list[dict[str, float]]:
     """
     m = row.matchup
     pairs = [
-        [answer_scores(run, spec, m.judge_persona) if found else {} for spec in (m.test, m.base)]
+        [qualities(run, spec, m.judge_persona) if found else {} for spec in (m.test, m.base)]
         for run, found in zip(row.runs, row.verdicts["quality"], strict=True)
     ]
-    base = [score["quality"] for _, scores in pairs for score in scores.values()]
+    base = [quality for _, of_base in pairs for quality in of_base.values()]
     unit = float(np.std(base, ddof=1)) if len(base) > 1 else 0.0
     if unit == 0:
         return [{} for _ in pairs]
-    return [{i: (test[i]["quality"] - b["quality"]) / unit for i, b in base_scores.items() if i in test}
-            for test, base_scores in pairs]  # fmt: skip
+    return [{i: (test[i] - b) / unit for i, b in of_base.items() if i in test} for test, of_base in pairs]
 
 
 def pool_of(rows: Sequence[Judged], seed: int) -> Pool:
@@ -320,13 +315,11 @@ def read_judgments(profile: Profile, role: str = "judge") -> tuple[Judgments, ..
 
 def forget_judged() -> None:
     """Clear the caches, so that new files are read."""
-    for cached in (read_judgments, answer_scores, same_items):
+    for cached in (read_judgments, qualities, same_items):
         cached.cache_clear()
 
 
 # --- How far two judges agree: raw agreement and Cohen's kappa of verdicts (both orders seen) ---
-# Comparisons that either judge left unparsed are counted and left out. All comparisons of a prompt are
-# drawn together.
 
 
 VERDICTS = ("win", "tie", "loss")
@@ -341,7 +334,10 @@ def verdict_pairs(first: Iterable[dict], second: Iterable[dict], rubric: Rubric)
 
 
 def count_cells(verdicts: Iterable[Triple]) -> np.ndarray:
-    """Count verdict pairs per prompt: (prompts, 9), the rows of a 3 x 3 table one after the other."""
+    """Count verdict pairs per prompt, which is drawn as a whole: (prompts, 9), a 3 x 3 table row by row.
+
+    Comparisons that either judge left unparsed are left out.
+    """
     counts: dict[str, np.ndarray] = {}
     for name, first, second in verdicts:
         row = counts.setdefault(name, np.zeros(9))
@@ -350,54 +346,45 @@ def count_cells(verdicts: Iterable[Triple]) -> np.ndarray:
     return np.stack(list(counts.values()))
 
 
-def agreement_of(sums: np.ndarray) -> np.ndarray:
-    """Return the share of equal verdicts of (n, 9) counts, (n,); NaN where nothing was judged by both."""
-    return ratio(sums[:, [0, 4, 8]].sum(axis=1), sums.sum(axis=1))
-
-
 def kappa_of(sums: np.ndarray) -> np.ndarray:
     """Return Cohen's kappa of (n, 9) counts: (p_o - p_e) / (1 - p_e); NaN where chance alone would agree."""
     table = sums.reshape(-1, 3, 3)
     n = table.sum(axis=(1, 2))
     expected = ratio((table.sum(axis=2) * table.sum(axis=1)).sum(axis=1), n**2)
-    return ratio(agreement_of(sums) - expected, 1 - expected)
+    return ratio(ratio(table.trace(axis1=1, axis2=2), n) - expected, 1 - expected)
 
 
-def decided_of(sums: np.ndarray) -> np.ndarray:
-    """Return the share of equal verdicts among the comparisons that both judges decide (no tie)."""
-    return ratio(sums[:, [0, 8]].sum(axis=1), sums[:, DECIDED].sum(axis=1))
-
-
-AGREEMENT = {"agreement": (agreement_of, (0, 1)), "kappa": (kappa_of, (-1, 1)),
-             "agreement_decided": (decided_of, (0, 1))}  # column: (statistic, its limits)  # fmt: skip
+# Column -> (statistic of (n, 9) counts, its limits); decided: neither judge calls a tie
+AGREEMENT = {
+    "agreement": (lambda sums: ratio(sums[:, [0, 4, 8]].sum(axis=1), sums.sum(axis=1)), (0, 1)),
+    "kappa": (kappa_of, (-1, 1)),
+    "agreement_decided": (
+        lambda sums: ratio(sums[:, [0, 8]].sum(axis=1), sums[:, DECIDED].sum(axis=1)),
+        (0, 1),
+    ),
+}
 
 
 def agreement_row(by_seed: Sequence[Sequence[Triple]], n_resamples: int, seed: int = 0) -> dict[str, Any]:
-    """Return counts, agreement, kappa and agreement where both decide, with 95 % bootstrap intervals.
-
-    Columns ``win_tie`` and so on count comparisons: the first judge's verdict, then the second's.
-    """
-    unparsed = Counter(
-        place for part in by_seed for row in part for place in (1, 2) if row[place] == "unparsed"
-    )
+    """Return counts, agreement, kappa and agreement where both decide, with 95 % bootstrap intervals."""
+    first, second = (sum(row[place] == "unparsed" for part in by_seed for row in part) for place in (1, 2))
     blocks = [count_cells(part) for part in by_seed if part]
     counts = sum(block.sum(axis=0) for block in blocks)
     line: dict[str, Any] = {"n": int(counts.sum()), "n_seeds": len(blocks),
                             "n_prompts": sum(map(len, blocks)), "n_decided": int(counts[DECIDED].sum()),
-                            "first_unparsed": unparsed[1], "second_unparsed": unparsed[2]}  # fmt: skip
+                            "first_unparsed": first, "second_unparsed": second}  # fmt: skip
     for name, (statistic, limits) in AGREEMENT.items():
         interval = bootstrap(blocks, statistic, n_resamples, seed, limits=limits)
-        line |= {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
-    names = [f"{a}_{b}" for a in VERDICTS for b in VERDICTS]
-    return line | {name: int(count) for name, count in zip(names, counts, strict=True)}
+        line |= interval_columns(name, interval)
+    return line
 
 
 def twice_judged(run: Run) -> list[tuple[Matchup, list[dict], list[dict]]]:
     """Return the matchups of a run that both judges have judged, with the verdicts of either."""
-    found = [
+    both = [
         (m, *(read_verdicts(run, m, role) for role in FOLDERS)) for m in judged_matchups(run, "second_judge")
     ]
-    return [row for row in found if row[1] and row[2]]
+    return [row for row in both if row[1] and row[2]]
 
 
 def judge_names(runs: Sequence[Run], role: str) -> str:
@@ -414,10 +401,7 @@ def agreement_table(profile: Profile) -> pd.DataFrame:
     for dataset in profile.datasets if profile.second_judge.model else ():
         runs = runs_of(profile, dataset)
         judged = [twice_judged(run) for run in runs]
-        names = {
-            "first": judge_names(runs, "judge"),
-            "second": judge_names(runs, "second_judge"),
-        }
+        names = {"first": judge_names(runs, "judge"), "second": judge_names(runs, "second_judge")}
         for rubric in RUBRICS if any(judged) else ():
             by_seed = [[t for _, *both in part for t in verdict_pairs(*both, rubric)] for part in judged]
             row = agreement_row(by_seed, profile.evaluation.bootstrap_samples)

@@ -10,7 +10,7 @@ import csv
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +28,9 @@ from persona_lib.data.preference import (
 from persona_lib.data.tailoring import retrieved_train_ids
 from persona_lib.intervals import (
     Interval,
-    PersonaAccuracy,
     WinRate,
-    accuracy_array,
     difference,
-    holm_adjusted,
+    holm,
     interval_columns,
     make_pool,
     mean_columns,
@@ -152,13 +150,13 @@ def infer_personas(
     batch: list[InferredPersona] = []
     for index, text in written(generator, items, profile):
         persona, status = parse_persona(text, MAX_WORDS)
-        batch.append(InferredPersona(missing[index].id, side, generator.name, persona, status, text))
+        row = InferredPersona(missing[index].id, side, generator.name, persona, status, text)
+        known[row.id] = row
+        batch.append(row)
         if len(batch) >= profile.generator.batch_size:
             store.append_rows(path, batch)
-            known |= {row.id: row for row in batch}
             batch = []
     store.append_rows(path, batch)
-    known |= {row.id: row for row in batch}
     return [known[pair.id] for pair in pairs]
 
 
@@ -201,15 +199,10 @@ def to_infer(run: Run) -> list[tuple[str, Side, list[PreferencePair]]]:
 
 def personas_key(run: Run) -> str:
     """Hash of all that a run's inferred personas depend on."""
-    settings = deciding(run.profile, KEYED)
-    return store.content_hash(
-        VERSIONS["personas"],
-        settings,
-        "inferred" in run.profile.training.arms,
-        store.read_json(run.folder / "pairs" / "done.json")["key"],
-        inference_key(run),
-        role_key(run, "generator"),
-    )
+    settings = deciding(run.profile, KEYED), "inferred" in run.profile.training.arms
+    pairs = store.read_json(run.folder / "pairs" / "done.json")["key"]
+    inputs = (pairs, inference_key(run), role_key(run, "generator"))
+    return store.content_hash(VERSIONS["personas"], *settings, *inputs)
 
 
 def infer_run(run: Run) -> Path:
@@ -247,9 +240,11 @@ def user_personas(run: Run) -> dict[str, dict[str, str]]:
 # --- Judging inferred personas: accuracy (Figure 3) and preference (Figure 4) ---
 
 
+ACCURACY = {"win": 1.0, "tie": 0.5}  # any other verdict, or no persona, is 0: the mean is the accuracy
 ITEMS = "persona_accuracy_items.csv"  # verdicts that ``judge_run`` leaves: a row per pair and side
 PREFERENCES = "persona_preference_items.csv"  # a row per pair: "win" if P_C is the more plausible user
-Items = dict[tuple[str, str], dict[str, tuple[str | None, bool]]]
+ITEM = ["id", "split", "side", "verdict", "contradicted"]  # verdict: "" without a persona
+Items = Sequence[Mapping[str, str]]  # rows of ``ITEMS``
 
 
 def judge_personas(
@@ -279,9 +274,10 @@ def judge_preferences(run: Run) -> list[tuple[str, Verdict | None]]:
     """
     name, split = run.profile.persona_judge, inferred_splits(run)[-1]
     if name == "lm":
-        generator = load_generator(run, "judge", run.profile.judge.batch_size)
-        asked = asked_of(generator, run.profile.judge.kind)
-        judge = letter_judge(generator, run.profile.judge.max_new_tokens, asked, persona_question)
+        role = run.profile.judge
+        generator = load_generator(run, "judge", role.batch_size)
+        asked = asked_of(generator, role.kind)
+        judge = letter_judge(generator, role.max_new_tokens, asked, persona_question)
     elif name == "backwards":
         judge = BackwardsJudge(run).plausible
     else:
@@ -315,34 +311,19 @@ def judge_run(run: Run) -> list[Path]:
             for side in SIDES:
                 judged = judge_personas(judge, pairs, read_personas(run, split, side).values(), side)
                 rows += [(i, split, side, *found) for i, *found in judged]
-    names = {ITEMS: ["id", "split", "side", "verdict", "contradicted"], PREFERENCES: ["id", "verdict"]}
-    made = {ITEMS: rows, PREFERENCES: judge_preferences(run)}
-    for file, found in made.items():
-        table = pd.DataFrame(found, columns=names[file])
-        store.write_text(run.folder / "tables" / file, table.to_csv(index=False))
-    return [run.folder / "tables" / file for file in made]
-
-
-def read_csv(path: Path, columns: set[str]) -> list[dict[str, str]]:
-    """Return a CSV file's rows; none without the file. Raises ValueError for a file without the columns."""
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        if missing := columns - set(reader.fieldnames or ()):
-            raise ValueError(
-                f"{path}: no column {', '.join(sorted(missing))}; run notebook 04_persona_quality again"
-            )
-        return list(reader)
+    paths = []
+    for file, found, names in ((ITEMS, rows, ITEM), (PREFERENCES, judge_preferences(run), ["id", "verdict"])):
+        paths.append(run.folder / "tables" / file)
+        store.write_text(paths[-1], pd.DataFrame(found, columns=names).to_csv(index=False))
+    return paths
 
 
 def read_items(path: Path) -> Items:
-    """Read a file of persona accuracy: (split, side) -> id -> (verdict or None: no persona, contradicted)."""
-    items: Items = {}
-    for row in read_csv(path, {"id", "split", "side", "verdict", "contradicted"}):
-        part = items.setdefault((row["split"], row["side"]), {})
-        part[row["id"]] = (row["verdict"] or None, row["contradicted"] == "True")
-    return items
+    """Return the rows of ``ITEMS`` or ``PREFERENCES``; none without the file."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def accuracy_table(profile: Profile) -> pd.DataFrame:
@@ -365,38 +346,43 @@ def accuracy_rows(head: Row, items: dict[int, Items], samples: int, number: int,
 
     ``number`` seeds the bootstrap; ``shared`` says that all seeds have the same pairs.
     """
-    keys = list(dict.fromkeys(key for found in items.values() for key in found))
-    if not keys:
+    parts: dict[tuple[str, str], dict[int, list[Mapping[str, str]]]] = {}
+    for seed, rows in items.items():
+        for row in rows:
+            part = parts.setdefault((row["split"], row["side"]), {seed: [] for seed in items})
+            part[seed].append(row)
+    if not parts:
         return []
-    parts = {key: {seed: found.get(key, {}) for seed, found in items.items()} for key in keys}
     columns: dict[str, Any] = {}
     for key, by_seed in parts.items():
-        values = [accuracy_array(v for v, _ in part.values()) for part in by_seed.values()]
-        by_id = [dict(zip(part, v, strict=True)) for part, v in zip(by_seed.values(), values, strict=True)]
-        columns |= mean_columns("/".join(key), by_id)
+        values = [{row["id"]: ACCURACY.get(row["verdict"], 0.0) for row in rows} for rows in by_seed.values()]
+        columns |= mean_columns("/".join(key), values)
     pool, lines = make_pool(columns, samples, number, shared), []
-    for split in dict.fromkeys(split for split, _ in keys):
-        found = [side for side in SIDES if (split, side) in keys]
-        for side in found:
+    for split in dict.fromkeys(split for split, _ in parts):
+        for side in [side for side in SIDES if (split, side) in parts]:
             interval = pool.interval(mean_of(f"{split}/{side}"))
             lines.append(head | {"split": split, "side": side} | accuracy_row(parts[split, side], interval))
-        if len(found) == 2:
+        if all((split, side) in parts for side in SIDES):
             gap = difference(mean_of(f"{split}/chosen"), mean_of(f"{split}/rejected"))
             line = {"split": split, "side": "chosen - rejected", "n_seeds": lines[-1]["n_seeds"]}
             lines.append(head | line | interval_columns("accuracy", pool.interval(gap)))
     return lines
 
 
-def accuracy_row(by_seed: dict[int, dict[str, tuple[str | None, bool]]], interval: Interval) -> Row:
-    """Return one side's accuracy with its counts, of its items by seed."""
-    judged = [item for part in by_seed.values() for item in part.values()]
-    counts = PersonaAccuracy.from_verdicts(verdict for verdict, _ in judged)
+def accuracy_row(by_seed: dict[int, list[Mapping[str, str]]], interval: Interval) -> Row:
+    """Return one side's accuracy with its counts, of its items by seed.
+
+    One pair is one observation: right in both orders is correct, wrong in both is wrong, otherwise a tie.
+    Pairs without a verdict or without a valid persona stay in ``n``. ``strict`` is correct / n.
+    """
+    rows = [row for part in by_seed.values() for row in part]
     seeds = [seed for seed, part in by_seed.items() if part]
-    return {"n": counts.n, "n_seeds": len(seeds), "seeds": " ".join(map(str, seeds)),
-            "n_correct": counts.n_correct, "n_ties": counts.n_ties,
-            "n_contradicted": sum(contradicted for _, contradicted in judged), "n_wrong": counts.n_wrong,
-            "n_unparsed": counts.n_unparsed, "n_missing": counts.n_missing,
-            "strict": counts.strict, **interval_columns("accuracy", interval)}  # fmt: skip
+    counts = WinRate.from_verdicts(row["verdict"] for row in rows if row["verdict"])
+    return {"n": len(rows), "n_seeds": len(seeds), "seeds": " ".join(map(str, seeds)),
+            "n_correct": counts.n_wins, "n_ties": counts.n_ties,
+            "n_contradicted": sum(row["contradicted"] == "True" for row in rows), "n_wrong": counts.n_losses,
+            "n_unparsed": counts.n_unparsed, "n_missing": len(rows) - counts.n,
+            "strict": counts.n_wins / len(rows), **interval_columns("accuracy", interval)}  # fmt: skip
 
 
 def preference_table(profile: Profile) -> pd.DataFrame:
@@ -406,7 +392,7 @@ def preference_table(profile: Profile) -> pd.DataFrame:
     lines = []
     for number, dataset in enumerate(profile.datasets):
         runs = runs_of(profile, dataset)
-        by_seed = [read_csv(run.folder / "tables" / PREFERENCES, {"id", "verdict"}) for run in runs]
+        by_seed = [read_items(run.folder / "tables" / PREFERENCES) for run in runs]
         valid = [{row["id"]: row["verdict"] for row in rows if row["verdict"]} for rows in by_seed]
         if not any(valid):
             continue
@@ -436,9 +422,8 @@ def log_odds(y1: Any, n1: int, y2: Any, n2: int, prior: Any, prior_total: float)
     Monroe et al. (2008), eq. 16-22: delta = log((y1+a)/(n1+a0-y1-a)) - log((y2+a)/(n2+a0-y2-a)),
     variance = 1/(y1+a) + 1/(y2+a); y = a word's count, n = all words, a and a0 = its prior and their sum.
     """
-    delta = np.log((y1 + prior) / (n1 + prior_total - y1 - prior))
-    delta = delta - np.log((y2 + prior) / (n2 + prior_total - y2 - prior))
-    return delta, np.sqrt(1 / (y1 + prior) + 1 / (y2 + prior))
+    odds = [(y + prior) / (n + prior_total - y - prior) for y, n in ((y1, n1), (y2, n2))]
+    return np.log(odds[0]) - np.log(odds[1]), np.sqrt(1 / (y1 + prior) + 1 / (y2 + prior))
 
 
 def word_saliency(
@@ -466,7 +451,7 @@ def word_saliency(
     columns = {
         "word": words, "n_chosen": [first[w] for w in words], "n_rejected": [second[w] for w in words],
         "share_chosen": y1 / (y1 + y2), "log_odds": delta, "log_odds_low": delta - NORMAL_95 * error,
-        "log_odds_high": delta + NORMAL_95 * error, "z": z, "p_holm": holm_adjusted(2 * norm.sf(abs(z))),
+        "log_odds_high": delta + NORMAL_95 * error, "z": z, "p_holm": holm(2 * norm.sf(abs(z))),
     }  # fmt: skip
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     return sorted(rows, key=lambda row: (-row["share_chosen"], -row["z"], row["word"]))
@@ -475,13 +460,10 @@ def word_saliency(
 def typical_words(dataset: str, texts: dict[Side, list[str]]) -> list[Row]:
     """Return the words most typical of each side's personas, by z, the most typical first."""
     by_z = sorted(word_saliency(texts["chosen"], texts["rejected"]), key=lambda word: word["z"])
-    sides = {"chosen": by_z[::-1][:SHOWN_WORDS], "rejected": by_z[:SHOWN_WORDS]}
-    return [
-        {"dataset": dataset, "side": side, **word}
-        for side, words in sides.items()
-        for word in words
-        if (word["z"] > 0) == (side == "chosen")
-    ]
+    chosen = [word for word in by_z[::-1] if word["z"] > 0][:SHOWN_WORDS]
+    rejected = [word for word in by_z if word["z"] <= 0][:SHOWN_WORDS]
+    sides = (("chosen", chosen), ("rejected", rejected))
+    return [{"dataset": dataset, "side": side, **word} for side, words in sides for word in words]
 
 
 def words_table(profile: Profile) -> pd.DataFrame:

@@ -7,14 +7,12 @@ Rows without verdicts are left out; the table ``not_run`` lists them with the re
 from __future__ import annotations
 
 import functools
-import math
-from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona_lib.intervals import (
-    VERDICT_VALUES,
     Statistic,
     WinRate,
     delta_pq,
@@ -37,12 +35,12 @@ from persona_lib.paper.judging import (
     compare,
     judgment_folder,
     read_judgments,
+    read_orders,
     runs_of,
     same_items,
 )
-from persona_lib.records import Judgment
 from persona_lib.settings import Profile, results_dir
-from persona_lib.store import iter_rows, write_text
+from persona_lib.store import write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -82,8 +80,8 @@ def row_names(dataset: str, row: Judged) -> Row:
 
 def verdict_counts(short: str, rate: WinRate) -> Row:
     """Name the counts of verdicts as columns."""
-    names = {"win": "n_wins", "tie": "n_ties", "loss": "n_losses", "unparsed": "n_unparsed"}
-    return {f"{short}_{name}": getattr(rate, field) for name, field in names.items()}
+    return {f"{short}_win": rate.n_wins, f"{short}_tie": rate.n_ties, f"{short}_loss": rate.n_losses,
+            f"{short}_unparsed": rate.n_unparsed}  # fmt: skip
 
 
 def count_columns(row: Judged) -> Row:
@@ -100,11 +98,7 @@ def inconsistent(path: Path) -> int:
     """Count the pairs of a file of judgments in which the judge named the same position in both orders."""
     if not path.exists():
         return 0
-    orders: dict[str, dict[str, Judgment]] = {"AB": {}, "BA": {}}
-    for line in iter_rows(path):
-        by_id = orders[line.pop("order")]
-        by_id[line["id"]] = Judgment(**line)
-    return sum(position_inconsistent(first, orders["BA"][i]) for i, first in orders["AB"].items())
+    return sum(position_inconsistent(both["AB"], both["BA"]) for both in read_orders(path).values())
 
 
 def decided_prompts(row: Judged, rubric: str) -> tuple[int, int]:
@@ -113,11 +107,10 @@ def decided_prompts(row: Judged, rubric: str) -> tuple[int, int]:
     Seeds that drew their own prompts give one vote each. Seeds that answer the same prompts vote together.
     """
     shared = same_items(row.runs)
-    votes: defaultdict[tuple[int, str], float] = defaultdict(float)
+    votes: Counter[tuple[int, str]] = Counter()
     for number, verdicts in enumerate(row.verdicts[rubric]):
         for name, verdict in verdicts.items():
-            value = VERDICT_VALUES[verdict]
-            votes[0 if shared else number, name] += 0.0 if math.isnan(value) else value
+            votes[0 if shared else number, name] += {"win": 1, "loss": -1}.get(verdict, 0)
     return sum(v > 0 for v in votes.values()), sum(v < 0 for v in votes.values())
 
 
@@ -128,11 +121,8 @@ def sign_columns(row: Judged) -> Row:
 
 def with_holm(table: pd.DataFrame) -> pd.DataFrame:
     """Add Holm's p over all rows of a table, for each rubric that has sign tests; NaN for an average."""
-    table = table.copy()
-    for name in [f"{short}_sign" for short in RUBRIC_NAMES if f"{short}_sign" in table]:
-        adjusted = holm(table[name].dropna().to_dict())
-        table[name.replace("sign", "holm")] = [adjusted.get(i, math.nan) for i in table.index]
-    return table
+    names = [f"{short}_sign" for short in RUBRIC_NAMES if f"{short}_sign" in table]
+    return table.assign(**{name.replace("sign", "holm"): holm(table[name]) for name in names})
 
 
 # --- tables ---
@@ -141,20 +131,23 @@ def with_holm(table: pd.DataFrame) -> pd.DataFrame:
 def judged_row(judgments: Judgments, row: Judged) -> Row:
     """Return one line of a table: names, counts, sign tests, and scores with their intervals."""
     line = row_names(judgments.dataset, row) | count_columns(row) | sign_columns(row)
-    for name, statistic in judged_scores(row.matchup.slug).items():
+    for name, statistic in judged_scores(row.slug).items():
         line |= interval_columns(name, judgments.pool.interval(statistic))
     return line
 
 
-def judged_table(profile: Profile, kinds: Iterable[str], role: str = "judge") -> pd.DataFrame:
+def judged_rows(
+    profile: Profile, kinds: Sequence[str], role: str = "judge"
+) -> list[tuple[Judgments, Judged]]:
+    """Return the judged rows of some kinds of matchups, each with its data set's judgments."""
+    return [(j, row) for j in read_judgments(profile, role) for row in j.rows if row.matchup.kind in kinds]
+
+
+def judged_table(profile: Profile, kinds: Sequence[str], role: str = "judge") -> pd.DataFrame:
     """Return the rows of some kinds of matchups; empty if nothing of them was judged."""
     import pandas as pd
 
-    kinds = tuple(kinds)
-    found = [(j, row) for j in read_judgments(profile, role) for row in j.rows]
-    return with_holm(
-        pd.DataFrame([judged_row(j, row) for j, row in found if not kinds or row.matchup.kind in kinds])
-    )
+    return with_holm(pd.DataFrame([judged_row(*found) for found in judged_rows(profile, kinds, role)]))
 
 
 def second_judge_table(profile: Profile) -> pd.DataFrame:
@@ -175,7 +168,7 @@ def main_table(profile: Profile) -> pd.DataFrame:
     import pandas as pd
 
     table = judged_table(profile, TABLES["main"])
-    main = [(j, row) for j in read_judgments(profile) for row in j.rows if row.matchup.kind == "main"]
+    main = judged_rows(profile, TABLES["main"])
     parts = [(j, row) for j, row in main if row.matchup.judge_persona in AVERAGED]
     if not parts:
         return table
@@ -184,7 +177,7 @@ def main_table(profile: Profile) -> pd.DataFrame:
                  "n": sum(row.counts("quality").n for _, row in parts), "n_seeds": len(seeds),
                  "seeds": " ".join(map(str, seeds))}  # fmt: skip
     for name in judged_scores(""):
-        chosen = [(j.pool, judged_scores(row.matchup.slug)[name]) for j, row in parts]
+        chosen = [(j.pool, judged_scores(row.slug)[name]) for j, row in parts]
         line |= interval_columns(name, mean_interval(chosen))
     return pd.concat([table, pd.DataFrame([line])], ignore_index=True)
 
@@ -194,16 +187,14 @@ def by_seed_table(profile: Profile) -> pd.DataFrame:
     import pandas as pd
 
     lines = []
-    main = [row for j in read_judgments(profile) for row in j.rows if row.matchup.kind == "main"]
-    for row in main:
+    for _, row in judged_rows(profile, TABLES["main"]):
         for number, run in enumerate(row.runs):
             verdicts = {rubric: [by_seed[number]] for rubric, by_seed in row.verdicts.items()}
             one = Judged(row.matchup, (run,), verdicts, row.role)
-            if one.seeds:
-                p, q = (one.counts(rubric) for rubric in RUBRIC_NAMES.values())
-                names = {"dataset": run.dataset, "label": row.matchup.label, "seed": run.seed, "n": p.n}
-                nets = {"p_net": p.net, "q_net": q.net, "dpq": delta_pq(p, q)}
-                lines.append(names | count_columns(one) | nets)
+            p, q = (one.counts(rubric) for rubric in RUBRIC_NAMES.values())
+            names = {"dataset": run.dataset, "label": row.matchup.label, "seed": run.seed, "n": p.n}
+            nets = {"p_net": p.net, "q_net": q.net, "dpq": delta_pq(p, q)}
+            lines += [names | count_columns(one) | nets] * bool(one.seeds)
     return pd.DataFrame(lines)
 
 
@@ -218,11 +209,11 @@ def side_difference(profile: Profile) -> pd.DataFrame:
             pair = [rows.get(f"{source}-{side}") for side in ("rejected", "chosen")]
             if None in pair:
                 continue
-            line: Row = {"dataset": judgments.dataset, "personas": source, "n_seeds": len(pair[0].seeds)}
-            line["n"] = min(row.counts("quality").n for row in pair)
-            rejected, chosen = (scores(row.matchup.slug) for row in pair)
-            for name in scores(""):
-                statistic = difference(rejected[name], chosen[name])
+            line: Row = {"dataset": judgments.dataset, "personas": source, "n_seeds": len(pair[0].seeds),
+                         "n": min(row.counts("quality").n for row in pair)}  # fmt: skip
+            chosen = scores(pair[1].slug)
+            for name, rejected in scores(pair[0].slug).items():
+                statistic = difference(rejected, chosen[name])
                 line |= interval_columns(name, judgments.pool.interval(statistic))
             lines.append(line)
     return pd.DataFrame(lines)

@@ -40,8 +40,7 @@ from persona_lib.models.load import (
     pair_log_probs,
     using_adapters,
 )
-from persona_lib.models.train import adapter_folder
-from persona_lib.paper.answers import eval_rows, generation_folder, grid, read_generations
+from persona_lib.paper.answers import adapters_of, eval_rows, generation_folder, grid, read_generations
 from persona_lib.paper.judging import same_items
 from persona_lib.paper.results import Row
 from persona_lib.prompts import completion_text, tailoring_prompt
@@ -72,23 +71,18 @@ Part = tuple[str, str]  # arm, persona format
 def swap_families(arm: str, persona_format: str, controls: bool = True) -> tuple[str, ...]:
     """Return the families of personas an arm is scored under: every one costs two passes over the rows.
 
-    The tailored DPO arms get all of them with their controls, the others what they are compared on: SFT no
-    retrieved or stripped personas, persona-free SFT no shuffled ones either, and the base and the
-    first-person format gold personas (and user-written ones). Without ``controls`` tailored DPO arms get
-    gold, retrieved, shuffled and user-written personas, all others gold ones.
+    Tailored DPO arms get all (without ``controls`` four), the others those that they are compared on.
     """
+    tailored = arm.startswith("dpo-") and arm != "dpo-none"
     if not controls:
-        tailored = arm.startswith("dpo-") and arm != "dpo-none"
         return ("gold", "retrieved", "shuffled", "user") if tailored else ("gold",)
-    if arm == "base":
-        return ("none", "gold")
     if persona_format == "first_person":
         return ("gold", "user")
-    if arm == "sft-none":
-        return ("none", "gold", "user")
-    if arm == "dpo-none" or arm.startswith("sft-"):
-        return ("none", "gold", "shuffled", "user")
-    return (*SINGLE, *FAMILIES)
+    if tailored:
+        return (*SINGLE, *FAMILIES)
+    return {"base": ("none", "gold"), "sft-none": ("none", "gold", "user")}.get(
+        arm, ("none", "gold", "shuffled", "user")
+    )
 
 
 def swap_personas(row: TailoringRow, wanted: Iterable[str], families: Sequence[str]) -> dict[str, str | None]:
@@ -121,31 +115,14 @@ def swap_rows(run: Run) -> list[TailoringRow]:
 
 
 def swap_arms(run: Run) -> list[Part]:
-    """List (arm, persona_format) of a run: the base, every trained arm, and the persona-free ones also in
-    first person, as the paper prompts its baseline."""
-    methods = [
-        method for method in ("sft", "dpo") if method == "sft" or method in run.profile.training.methods
-    ]
+    """List (arm, persona_format) of a run: the base, trained arms, persona-free ones also in first person."""
+    methods = ("sft", "dpo") if "dpo" in run.profile.training.methods else ("sft",)
     arms = [f"{method}-{persona}" for method in methods for persona in run.profile.training.arms]
     plain = [arm for arm in arms if arm.endswith("-none")]
     if not run.profile.evaluation.controls:  # plain arms are told in the first person, as in every comparison
         told = [(arm, "first_person" if arm in plain else "line") for arm in arms if arm != "sft-none"]
         return [("base", "line"), *told]
     return [("base", "line"), *((arm, "line") for arm in arms), *((arm, "first_person") for arm in plain)]
-
-
-def adapters_of(run: Run, arm: str) -> list[Path]:
-    """Return the adapter folders of an arm's policy, lowest first.
-
-    ``arm`` is "base", "sft-<train_persona>" or "dpo-<train_persona>"; others raise ValueError.
-    """
-    method, _, train_persona = arm.partition("-")
-    if arm == "base":
-        return []
-    if method not in ("sft", "dpo") or not train_persona:
-        raise ValueError(f"arm {arm!r}: use base, sft-<train_persona> or dpo-<train_persona>")
-    methods = ("sft",) if method == "sft" else ("sft", "dpo")
-    return [adapter_folder(run, one, train_persona) for one in methods]
 
 
 def reference_of(arm: str) -> str | None:
@@ -247,16 +224,16 @@ def score_jobs(
 ) -> None:
     """Score (row, name, persona) jobs in chunks and append each chunk to ``path``."""
     model, tokenizer = loader.load(arm)
-    batch, chat = BATCH, format_of(*run.base_source)
+    chat = format_of(*run.base_source)
     names = [folder.name for folder in adapters_of(run, arm)]
     jobs = sorted(jobs, key=lambda job: len(job[0].chosen) + len(job[0].rejected) + len(job[2] or ""))
     with using_adapters(model, names, run.profile.merge_adapters):
-        for start in range(0, len(jobs), CHUNK * batch):
-            chunk = jobs[start : start + CHUNK * batch]
+        for start in range(0, len(jobs), CHUNK * BATCH):
+            chunk = jobs[start : start + CHUNK * BATCH]
             prompts = [tailoring_prompt(row.prompt, text, persona_format, chat) for row, _, text in chunk]
             responses = [(row.chosen, row.rejected) for row, _, _ in chunk]
             pairs = [tuple(completion_text(text, chat) for text in both) for both in responses]
-            values = pair_log_probs(model, tokenizer, prompts, pairs, batch).tolist()
+            values = pair_log_probs(model, tokenizer, prompts, pairs, BATCH).tolist()
             found = zip(chunk, values, strict=True)
             store.append_rows(path, [PolicyScore(row.id, *rest, *pair) for (row, *rest), pair in found])
 
@@ -272,11 +249,9 @@ def score_arms(run: Run, arms: Sequence[Part]) -> None:
 
 def score_all(run: Run) -> None:
     """Score the arms of a run that are not scored yet, shared out over ``workers`` processes."""
-    arms, workers = swap_arms(run), run.profile.workers
-    missing = [arm for arm in arms if not store.is_done(swap_folder(run, *arm), swap_key(run, *arm))]
-    shares = share_out(
-        missing, [len(swap_families(*arm, run.profile.evaluation.controls)) for arm in missing], workers
-    )
+    workers, controls = run.profile.workers, run.profile.evaluation.controls
+    missing = [a for a in swap_arms(run) if not store.is_done(swap_folder(run, *a), swap_key(run, *a))]
+    shares = share_out(missing, [len(swap_families(*arm, controls)) for arm in missing], workers)
     run_jobs(score_arms, [(run, share) for share in shares], workers)
 
 
@@ -510,15 +485,15 @@ def swap_by_seed(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 TWINS: list[tuple[Part, Part]] = [  # tested policy, what it is compared with
-    pair
+    ((tested.format(arm), "line"), (compared.format(arm), persona_format))
     for arm in ("chosen", "both")
-    for pair in (
-        ((f"dpo-{arm}", "line"), ("dpo-none", "line")),
-        ((f"dpo-{arm}", "line"), ("dpo-none", "first_person")),
-        ((f"dpo-{arm}", "line"), (f"sft-{arm}", "line")),
-        ((f"dpo-{arm}", "line"), ("dpo-shuffled", "line")),
-        ((f"sft-{arm}", "line"), ("sft-none", "line")),
-        ((f"sft-{arm}", "line"), ("sft-none", "first_person")),
+    for tested, compared, persona_format in (
+        ("dpo-{}", "dpo-none", "line"),
+        ("dpo-{}", "dpo-none", "first_person"),
+        ("dpo-{}", "sft-{}", "line"),
+        ("dpo-{}", "dpo-shuffled", "line"),
+        ("sft-{}", "sft-none", "line"),
+        ("sft-{}", "sft-none", "first_person"),
     )
 ]
 
