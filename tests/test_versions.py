@@ -26,14 +26,14 @@ FILES = {
 }
 DECIDED = {
     "pairs": (1, "73feb9e3863adbd4"),
-    "personas": (1, "70aab778dda6d957"),
+    "personas": (1, "20cf168fdc98a520"),
     "tailoring": (1, "ab28752a58db4f27"),
     "training": (1, "a84b4c19f0e19892"),
-    "answers": (1, "a2bc563ddd8dd48e"),
-    "judging": (1, "039b060a80ed5f9e"),
-    "swap": (1, "7f54b824e4ab0bd0"),
-    "calibration": (1, "e21a3db6ed7db869"),
-    "rejudged": (1, "5de55d50c19d4335"),
+    "answers": (1, "b68c6265955ae61e"),
+    "judging": (1, "e06dc0876701c07b"),
+    "swap": (1, "1004621157420b39"),
+    "calibration": (1, "07c0ce0e8892d207"),
+    "rejudged": (1, "744f1e142e7a1d7e"),
 }
 
 
