@@ -16,11 +16,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from persona_lib import store
+from persona_lib.show import to_markdown
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
-from harness import RESULTS, markdown  # noqa: E402
+from harness import RESULTS  # noqa: E402
 
 DOCUMENT = HERE / "README.md"
 BLOCK = re.compile(r"(<!-- table:benchmarks -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -55,7 +58,8 @@ def table_row(line: dict[str, Any]) -> list[str]:
 def table_text(folder: Path) -> str:
     """Return the table of all lines in a folder."""
     lines = [store.read_json(path) for path in sorted(folder.glob("*.json"))]
-    return markdown([COLUMNS, *map(table_row, lines)]) if lines else "*Not run yet.*\n"
+    table = pd.DataFrame(map(table_row, lines), columns=COLUMNS)
+    return to_markdown(table) + "\n" if lines else "*Not run yet.*\n"
 
 
 def main() -> None:

@@ -6,7 +6,6 @@ benchmarks`` runs them all and writes the table of README.md from the lines in `
 
 from __future__ import annotations
 
-import csv
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 
 from persona_lib import store
 from persona_lib.models.load import device
+from persona_lib.show import render, to_markdown
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PAIRS = 5
@@ -140,27 +140,13 @@ def machine_lines() -> list[str]:
     ]
 
 
-def cell_text(value: Any) -> str:
-    """Return a value as a table shows it: numbers with three figures, nothing for None."""
-    if not isinstance(value, float):
-        return "" if value is None else str(value)
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows, the first of them the head, as a markdown table."""
-    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
 def write_tables(path: Path, title: str, notes: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
     """Print a table and write it: ``<path>.csv`` and, with what it was made on, ``<path>.md``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    table = markdown([list(rows[0]), *([cell_text(value) for value in row.values()] for row in rows)])
-    text = "\n".join([f"# {title}", "", *machine_lines(), "", *notes, "", table])
+    import pandas as pd
+
+    table = pd.DataFrame(rows)
+    store.write_text(path.with_suffix(".csv"), table.to_csv(index=False))
+    shown = to_markdown(render(path.stem, table))
+    text = "\n".join([f"# {title}", "", *machine_lines(), "", *notes, "", shown, ""])
     store.write_text(path.with_suffix(".md"), text)
     print(text)

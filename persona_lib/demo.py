@@ -40,7 +40,6 @@ INTRODUCTION = (
     "with personas. Pick a question or write any everyday one; pick a user or describe one.\n\n"
     "The default run's model is **small** (135 million parameters): it errs on facts, check before use."
 )
-UNTOLD = "/not told"  # behind a policy that is asked without the persona
 ABSENT = ("prose", "plain")  # what a text shows by lacking something: nothing to point at
 # Worded by us. The first one for real data is a situation that the paper discusses: a party, someone sober.
 PARTY = "I am having people over for a party tonight. What could I get that would really liven it up?"
@@ -68,14 +67,6 @@ def trained_arms(run: Run) -> list[str]:
             f"run ./run_all.sh --profile {run.profile.name} first"
         )
     return there
-
-
-def default_arms(run: Run, arms: list[str]) -> tuple[str, str]:
-    """Return plain DPO and PT-DPO, or what comes closest of the arms that are there."""
-    trained = ("none", main_arm(run.profile))
-    wanted = [[f"{method}-{persona}" for method in ("dpo", "sft")] for persona in trained]
-    plain, tailored = ([arm for arm in names if arm in arms] or arms for names in wanted)
-    return plain[0], tailored[0]
 
 
 def words_of(arm: str) -> str:
@@ -114,11 +105,11 @@ class Asker:
             question = f"Human: {question}"  # as HHH's own prompts begin
         return tailoring_prompt(question, persona or None, style, self.chat)
 
-    def answer(self, policy: str, question: str, persona: str) -> Iterator[str]:
-        """Yield a policy's answer as it grows; one whose name ends in ``UNTOLD`` is not told the persona."""
-        arm, profile = policy.removesuffix(UNTOLD), self.run.profile
+    def answer(self, arm: str, question: str, persona: str) -> Iterator[str]:
+        """Yield an arm's answer as it grows."""
+        profile = self.run.profile
         model, tokenizer, adapters = self.load(arm)
-        told = self.prompt(arm, question, "" if policy.endswith(UNTOLD) else persona)
+        told = self.prompt(arm, question, persona)
         prompt = begun_prompt(told, beginning(self.run.dataset, question), self.chat)
         sizes = (profile.generation.max_new_tokens, profile.generation.min_new_tokens)
         penalty = profile.generation.repetition_penalty
@@ -211,14 +202,14 @@ def build(asker: Asker) -> Any:
     run, arms = asker.run, asker.arms
     questions = list(dict.fromkeys(row.prompt for row in eval_rows(run)))[:N_QUESTIONS]
     policies = [(words_of(arm), arm) for arm in arms]
-    policies += [(f"{words}, not told who asks", arm + UNTOLD) for words, arm in policies]
-    sides = dict(zip(("Left", "Right"), default_arms(run, arms), strict=True))
+    wanted = {"Left": "dpo-none", "Right": f"dpo-{main_arm(run.profile)}"}
+    sides = {side: arm if arm in arms else arms[0] for side, arm in wanted.items()}
     with gradio.Blocks(title="Whose boat does it float?", analytics_enabled=False) as page:
         gradio.Markdown(INTRODUCTION)
         question = gradio.Dropdown(questions, value=questions[0], allow_custom_value=True,
                                    label="Question", elem_id="question")  # fmt: skip
         known, first = offered(run, questions[0])
-        persona = gradio.Textbox(first, label="This user", lines=2, elem_id="persona")
+        persona = gradio.Textbox(first, label="This user (empty: not told)", lines=2, elem_id="persona")
         with gradio.Row():
             asked = [gradio.Dropdown(policies, value=arm, label=f"{n} policy") for n, arm in sides.items()]
         ask = gradio.Button("Ask both", variant="primary", elem_id="ask")

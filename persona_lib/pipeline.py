@@ -13,7 +13,6 @@ import importlib.util
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -329,11 +328,6 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; run the same command again to go on", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        return 1
-    except Exception:
-        traceback.print_exc()
-        return 1
 
 
 if __name__ == "__main__":

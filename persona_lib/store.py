@@ -29,17 +29,8 @@ T = TypeVar("T")
 
 # The keys of finished work hold these numbers. Bump one when its step's code gives other results;
 # tests/test_versions.py fails until the number, or the hash beside it, was changed on purpose.
-VERSIONS = {
-    "pairs": 1,
-    "personas": 1,
-    "tailoring": 1,
-    "training": 1,
-    "answers": 1,
-    "judging": 1,
-    "swap": 1,
-    "calibration": 1,
-    "rejudged": 1,
-}
+VERSIONS = {"pairs": 1, "personas": 1, "tailoring": 1, "training": 1, "answers": 1, "judging": 1, "swap": 1,
+            "calibration": 1, "rejudged": 1}  # fmt: skip
 
 
 def to_json(value: Any) -> Any:
@@ -181,21 +172,10 @@ def clear_unless(folder: Path, key: str) -> None:
     write_json(marker, {"key": key})
 
 
-# --- What a run was made with: commit, versions, hardware; written beside every result ---
-# Nothing here imports the packages that it reports on: versions come from their metadata.
+# --- What a run was made with: commit, versions (from metadata: nothing is imported), hardware ---
 
-
-MAIN_PACKAGES = (
-    "torch",
-    "transformers",
-    "trl",
-    "peft",
-    "bitsandbytes",
-    "datasets",
-    "tokenizers",
-    "numpy",
-    "papermill",
-)
+MAIN_PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "tokenizers", "numpy",
+                 "papermill")  # fmt: skip
 # Tracked files that runs and benchmarks write: that they differ says nothing of the code.
 WRITTEN = ("figures", "benchmarks/results", "benchmarks/tables", "benchmarks/README.md")
 
@@ -210,10 +190,7 @@ def command_output(*command: str) -> str | None:
 
 
 def git_state() -> dict[str, Any]:
-    """Return the commit and whether tracked files differ from it; both None outside a repository.
-
-    Files that a run itself writes (``WRITTEN``) do not count.
-    """
+    """Return the commit and whether tracked files differ from it, apart from ``WRITTEN``; None outside git."""
     commit = command_output("git", "rev-parse", "HEAD")
     others = ["--", ".", *(f":(exclude){path}" for path in WRITTEN)]
     status = ("git", "status", "--porcelain", "--untracked-files=no", *others)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import gc
-import io
 import multiprocessing
 import os
 import sys
@@ -18,23 +17,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from typing import Any
 
-LOOK_SECONDS = 0.5  # how often lines are shown, and how soon a worker notices that it is to end
+LOOK_SECONDS = 0.5  # how soon a worker notices that it is to end
 # Imports and rows make millions of objects that stay; Python would look through them all the time.
 COLLECT_AFTER = (10_000, 10, 10)  # new objects, and collections of each age before one of the next
-
-
-class LinesTo(io.TextIOBase):
-    """A text stream that puts whole lines into a queue."""
-
-    def __init__(self, lines: Any) -> None:
-        self.lines, self.rest = lines, ""
-
-    def write(self, text: str) -> int:
-        """Keep the last, unfinished line; send the others."""
-        *whole, self.rest = (self.rest + text).split("\n")
-        for line in whole:
-            self.lines.put(line)
-        return len(text)
 
 
 def cores() -> int:
@@ -56,7 +41,7 @@ def share_out(items: Sequence[Any], weights: Sequence[float], workers: int) -> l
     return shares
 
 
-def begin_worker(lines: Any, stop: Any, threads: int, parent: int) -> None:
+def begin_worker(stop: Any, threads: int, parent: int) -> None:
     """Set a new worker up: its threads, its output, and an end of its own when the parent is gone.
 
     Without the last a killed run would leave workers behind that write into the folders of the next one. A
@@ -65,7 +50,8 @@ def begin_worker(lines: Any, stop: Any, threads: int, parent: int) -> None:
     gc.set_threshold(*COLLECT_AFTER)
     atexit.register(gc.freeze)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    sys.stdout, sys.stderr = LinesTo(lines), LinesTo(lines)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)
 
     def watch() -> None:
         while os.getppid() == parent and not stop.is_set():
@@ -75,35 +61,25 @@ def begin_worker(lines: Any, stop: Any, threads: int, parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def show_lines(lines: Any) -> None:
-    """Print what the workers have said so far."""
-    while not lines.empty():
-        print(lines.get(), flush=True)
-
-
 def run_jobs(function: Callable[..., Any], jobs: Sequence[tuple], workers: int) -> list[Any]:
     """Return ``[function(*job) for job in jobs]``, with up to ``workers`` jobs at a time.
 
     One worker or one job runs in this process. Otherwise the function must be importable and jobs and
     results picklable; every worker gets an equal share of the cores (OMP_NUM_THREADS, if set, wins).
-    What the workers print is printed here, line by line. The first exception of a job is raised
-    once the other workers have been told to end; an interrupt ends them, too.
+    The first exception of a job is raised once the other workers have been told to end; an interrupt ends
+    them, too.
     """
     workers = min(workers, len(jobs))
     if workers < 2:
         return [function(*job) for job in jobs]
     context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
-    lines, stop = context.SimpleQueue(), context.Event()
-    setting = (lines, stop, max(1, cores() // workers), os.getpid())
+    stop = context.Event()
+    setting = (stop, max(1, cores() // workers), os.getpid())
     with ProcessPoolExecutor(workers, context, begin_worker, setting) as pool:
         futures = [pool.submit(function, *job) for job in jobs]
         try:
-            while wait(futures, LOOK_SECONDS, FIRST_EXCEPTION).not_done:
-                show_lines(lines)
-                failed = [future for future in futures if future.done() and future.exception()]
-                if failed:
-                    raise failed[0].exception()
-            show_lines(lines)
+            for future in wait(futures, return_when=FIRST_EXCEPTION).done:
+                future.result()
             return [future.result() for future in futures]
         except BaseException:
             stop.set()

@@ -22,14 +22,8 @@ sys.modules.setdefault("rfc3987_syntax", None)
 
 REPO = Path(__file__).resolve().parent.parent
 # Slow tests that take minutes begin first, and what two files need of one run is run once, in one process.
-LONG_FIRST = (
-    "test_own_run",
-    "test_notebooks",
-    "test_doc_commands",
-    "test_rehearsal",
-    "test_benchmarks",
-)
-ONE_PROCESS = {"test_notebooks": "smoke", "test_doc_commands": "smoke"}
+LONG_FIRST = ("test_own_run", "test_notebooks", "test_demo", "test_rehearsal", "test_benchmarks")
+ONE_PROCESS = {"test_notebooks": "smoke", "test_demo": "smoke"}
 LOADS_MODELS = re.compile(
     r"^\s*(import|from) (torch|transformers|trl|peft|later|tiny)\b|\b(load_base|run_notebook)\b", re.M
 )

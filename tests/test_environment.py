@@ -57,10 +57,3 @@ def test_the_environment_alone_names_trackers(tmp_path, monkeypatch):
     monkeypatch.setenv("PERSONA_REPORT_TO", "tensorboard,wandb")
     settings = trainer_settings(load_profile("smoke"), "sft", 0, tmp_path)
     assert settings["report_to"] == ["tensorboard", "wandb"]
-
-
-def test_the_citation_names_the_paper_and_its_authors():
-    paper = yaml.safe_load((REPO / "CITATION.cff").read_text(encoding="utf-8"))["preferred-citation"]
-    names = [author["family-names"] for author in paper["authors"]]
-    assert names == ["Balepur", "Padmakumar", "Yang", "Feng", "Rudinger", "Boyd-Graber"]
-    assert paper["identifiers"][0]["value"] == "arXiv:2501.11549" and paper["year"] == 2025

@@ -174,21 +174,6 @@ def test_every_field_that_a_notebook_reaches_makes_its_step_stale(path):
 
 
 @every_notebook
-def test_the_minutes_in_the_title_cell_are_those_of_the_plan(path):
-    title, minutes = source(read(path)["cells"][0]), STEPS[path.stem].minutes
-    rows = [
-        [cell.strip(" `") for cell in line.strip("|").split("|")]
-        for line in title.splitlines()
-        if "|" in line
-    ]
-    if rows:
-        names, values = rows[0][1:], rows[2][1:]
-        assert dict(zip(names, map(float, values), strict=True)) == minutes
-    else:
-        assert "Less than one in every profile" in title and max(minutes.values()) < 1
-
-
-@every_notebook
 def test_a_notebook_is_stored_in_normal_form_without_traces_of_one_persons_run(path):
     document = read(path)
     assert execute.problems(path) == []

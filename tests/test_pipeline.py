@@ -262,22 +262,23 @@ def test_a_parameter_that_the_notebook_lacks_is_an_error(notebooks, tmp_path):
         execute.run_notebook(notebooks / "01_data.ipynb", tmp_path / "x.ipynb", parameters, tmp_path / "log")
 
 
-@pytest.mark.slow
-def test_a_step_runs_leaves_its_provenance_and_is_then_skipped(notebooks, capsys):
+def test_a_step_runs_leaves_its_provenance_and_is_then_skipped(notebooks, capsys, monkeypatch):
+    def run_notebook(source, target, parameters, log):
+        store.write_text(target.with_suffix(".running.ipynb"), source.read_text())
+        return target.with_suffix(".running.ipynb")
+
+    monkeypatch.setattr(pipeline, "run_notebook", run_notebook)
     arguments = ["--only", "01", "--set", "data.pair_limit=7"]
     assert call(*arguments) == 0
     results = notebooks.parent / "results" / "smoke"
-    assert store.read_json(results / "everyday" / "seed-0" / "data.json") == 7
     facts = store.read_json(results / "provenance.json")["tasks"][DATA]
     executed = json.loads((results / "notebooks" / f"{DATA}.ipynb").read_text())
     assert executed["metadata"]["persona"] == facts
     assert facts["parameters"]["overrides"][-1] == "data.pair_limit=7"
-    assert facts["seconds"] > 0 and facts["hardware"]["cores"] >= 1
-    assert {"git", "python", "versions", "started", "finished"} <= set(facts)
-    capsys.readouterr()
-    started = time.monotonic()
+    assert {"git", "hardware", "python", "versions", "started", "finished", "seconds"} <= set(facts)
+    assert f"{DATA}  begins, about 1:00" in (said := capsys.readouterr().out) and "done in 0:0" in said
     assert call(*arguments) == 0
-    assert "cached" in capsys.readouterr().out and time.monotonic() - started < 3
+    assert capsys.readouterr().out.startswith(f"[1/1] {DATA}  cached")
 
 
 @pytest.mark.slow
@@ -313,8 +314,7 @@ def test_a_mended_step_goes_on_where_the_run_stopped(notebooks, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_ends_the_kernel_and_exits_130(notebooks, number):
+def test_an_interrupt_ends_the_kernel_and_exits_130(notebooks):
     wait = "import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(300)"
     write_notebook(notebooks, "02_base", "profile", wait)
     code = (
@@ -326,16 +326,13 @@ def test_an_interrupt_ends_the_kernel_and_exits_130(notebooks, number):
     process = subprocess.Popen(
         [sys.executable, "-c", code],
         cwd=settings.REPO,
-        start_new_session=True,
-        # a shell's background job ignores it
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     log = notebooks.parent / "results" / "smoke" / "logs" / "02_base.log"
     deadline = time.monotonic() + 60
     while not (log.exists() and log.read_text().strip()) and time.monotonic() < deadline:
         time.sleep(0.2)
     kernel = int(log.read_text())
-    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 130
     assert not log.parent.parent.joinpath("notebooks", "02_base.ipynb").exists()
     time.sleep(2)

@@ -50,7 +50,7 @@ def is_running(pid: int) -> bool:
     return status.exists() and ") Z" not in status.read_text(encoding="utf-8")
 
 
-def test_jobs_in_workers_return_in_order_with_shared_cores_and_show_their_lines(capsys, monkeypatch):
+def test_jobs_in_workers_return_in_order_with_shared_cores_and_show_their_lines(capfd, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(workers, "cores", lambda: 6)
     values, pids, threads, collected = zip(
@@ -58,7 +58,7 @@ def test_jobs_in_workers_return_in_order_with_shared_cores_and_show_their_lines(
     )
     assert values == (0, 1, 4, 9) and os.getpid() not in pids
     assert set(threads) == {"3"} and set(collected) == {workers.COLLECT_AFTER}
-    assert sorted(capsys.readouterr().out.split("\n")[:-1]) == [f"squaring {n}" for n in range(4)]
+    assert sorted(capfd.readouterr().out.split("\n")[:-1]) == [f"squaring {n}" for n in range(4)]
 
 
 @pytest.mark.parametrize(("jobs", "count"), [(1, 8), (3, 1)])
