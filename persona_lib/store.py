@@ -190,7 +190,7 @@ def command_output(*command: str) -> str | None:
 
 
 def git_state() -> dict[str, Any]:
-    """Return the commit and whether tracked files differ from it, apart from ``WRITTEN``; None outside git."""
+    """Return the commit and whether tracked files (not ``WRITTEN``) differ from it; None outside git."""
     commit = command_output("git", "rev-parse", "HEAD")
     others = ["--", ".", *(f":(exclude){path}" for path in WRITTEN)]
     status = ("git", "status", "--porcelain", "--untracked-files=no", *others)

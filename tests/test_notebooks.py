@@ -218,16 +218,3 @@ def test_running_again_does_nothing_and_is_quick(smoke_repository):
     steps = [line for line in said.splitlines() if line.startswith("[")]
     assert steps and all(line.endswith("cached") for line in steps), said
     assert {path: path.read_bytes() for path in (smoke_repository / "results").rglob("*.csv")} == tables
-
-
-@pytest.mark.slow
-def test_notebooks_that_were_run_twice_are_written_back_to_the_same_bytes(smoke_repository):
-    def written() -> dict[str, bytes]:
-        run_there(smoke_repository, "python -m persona_lib.docs --notebooks --profile smoke")
-        return {path.name: path.read_bytes() for path in (smoke_repository / "notebooks").glob("*.ipynb")}
-
-    first = written()
-    said = run_there(smoke_repository, "./run_all.sh --profile smoke --offline --only 01 04 05 09 12 --force")
-    assert said.count("done in") >= 5, said
-    assert written() == first == written()
-    assert any(b'"image/png"' in text for text in first.values())

@@ -86,21 +86,3 @@ def test_every_policy_answers_is_judged_in_both_orders_and_swapped(run):
     assert {row["personalization"] for row in verdicts} == {"unparsed"}
     scores = rows_of(run, "swap/*/policy.jsonl")
     assert scores and all(math.isfinite(row["chosen"]) and row["chosen"] < 0 for row in scores)
-
-
-def test_what_is_done_is_not_done_again_until_the_models_folder_changes(rehearsed):
-    known = store.read_json(rehearsed / "results" / "paper" / "provenance.json")["tasks"]
-    overrides = next(iter(known.values()))["parameters"]["overrides"]
-    command = [sys.executable, "-m", "persona_lib.pipeline", "--profile", "paper", "--plan"]
-    command += [word for change in overrides for word in ("--set", change)]
-    places = {"PERSONA_RESULTS": rehearsed / "results", "PERSONA_FIGURES": rehearsed / "figures"}
-    environment = os.environ | {name: str(path) for name, path in places.items()} | {"PYTHONPATH": str(REPO)}
-
-    def planned() -> str:
-        return subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True).stdout
-
-    assert "to run     0 of 11 tasks" in planned()
-    (rehearsed / "models" / "llama" / "model.safetensors").touch()
-    after = planned()
-    assert "cached  03_persona_inference" not in after and "cached  01_preference_data" in after
-    assert "run     06_supervised_tailoring" in after
