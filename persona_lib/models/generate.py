@@ -15,64 +15,6 @@ from typing import Any
 
 from persona_lib.models.load import using_adapters
 
-# --- A cache with room for more ---
-
-ROOM = 128  # tokens for which room is set aside at a time
-
-
-def append_tokens(old: Any, new: Any, room: Any) -> tuple[Any, Any]:
-    """Put new tokens behind old ones, (batch, heads, tokens, size): return all of them and their room.
-
-    ``old`` is the filled beginning of ``room``. Otherwise (at first, or once something repeated, reordered or
-    chose rows) and when the room is full, all is copied into a larger one.
-    """
-    filled = old.shape[-2] if old.numel() else 0
-    total = filled + new.shape[-2]
-    if room is None or old.data_ptr() != room.data_ptr() or len(new) != len(room) or total > room.shape[-2]:
-        room = new.new_empty((*new.shape[:2], total + ROOM, new.shape[-1]))
-        if filled:
-            room[:, :, :filled] = old
-    room[:, :, filled:total] = new
-    return room[:, :, :total], room
-
-
-def growing_cache(config: Any, prefix: Any, rows: int) -> Any:
-    """Return a cache for a batch of ``rows`` that all begin with what ``prefix``, a cache of one row, holds.
-
-    New keys and values are written into room set aside ahead. transformers' own cache copies all earlier ones
-    for every new token: a quarter of the time with a few-shot prompt (``benchmarks/generation.py``). The
-    numbers are the same.
-
-    Empty if that is None. Layers of other kinds (sliding windows) stay as transformers makes them.
-    """
-    from transformers.cache_utils import DynamicCache, DynamicLayer
-
-    class GrowingLayer(DynamicLayer):
-        """A layer whose ``keys`` and ``values`` are the filled beginnings of larger tensors."""
-
-        key_room = value_room = None
-
-        def update(self, key_states: Any, value_states: Any, *_: Any, **__: Any) -> tuple[Any, Any]:
-            if not self.is_initialized:
-                self.lazy_initialization(key_states, value_states)
-            self.keys, self.key_room = append_tokens(self.keys, key_states, self.key_room)
-            self.values, self.value_room = append_tokens(self.values, value_states, self.value_room)
-            return self.keys, self.values
-
-    cache = DynamicCache(config=config)
-    for index, layer in enumerate(prefix.layers if prefix else cache.layers):
-        if type(layer) is DynamicLayer:
-            cache.layers[index] = GrowingLayer()
-            if layer.is_initialized:
-                cache.update(*(part.expand(rows, -1, -1, -1) for part in (layer.keys, layer.values)), index)
-        elif prefix:
-            cache.layers[index] = copy.deepcopy(layer)
-            cache.layers[index].batch_repeat_interleave(rows)
-    return cache
-
-
-# --- Completions ---
-
 LEAST_SHARED = 32  # tokens from which a common beginning is computed once
 
 
@@ -127,9 +69,8 @@ def penalties(repetition_penalty: float, prompt_width: int) -> Any:
 
     if repetition_penalty == 1:
         return LogitsProcessorList()
-    return LogitsProcessorList(
-        [RepetitionPenaltyLogitsProcessor(repetition_penalty, prompt_ignore_length=prompt_width)]
-    )
+    penalty = RepetitionPenaltyLogitsProcessor(repetition_penalty, prompt_ignore_length=prompt_width)
+    return LogitsProcessorList([penalty])
 
 
 def to_completion(tokenizer: Any, ids: list[int], stop: Sequence[str]) -> Completion:
@@ -144,10 +85,9 @@ def to_completion(tokenizer: Any, ids: list[int], stop: Sequence[str]) -> Comple
 class TransformersGenerator:
     """A loaded causal language model that completes prompts greedily.
 
-    ``adapters`` names the adapters that are active while it generates, ``merge`` adds them to the weights
-    meanwhile (see ``load.using_adapters``). ``repetition_penalty`` above 1 makes tokens that the answer has
-    already less probable (those of the prompt are as probable as ever), which keeps small models out of
-    loops.
+    ``adapters`` are active while it generates; ``merge`` adds them to the weights meanwhile (see
+    ``load.using_adapters``). ``repetition_penalty`` above 1 makes tokens that the answer has already less
+    probable, which keeps small models out of loops; tokens of the prompt are as probable as ever.
     """
 
     def __init__(
@@ -188,9 +128,8 @@ class TransformersGenerator:
     ) -> Iterator[tuple[int, Completion]]:
         """Yield (index, completion) batch by batch, shortest prompts first; greedy without ``sampling``.
 
-        ``prefix`` is put before every prompt and its keys and values are computed once, provided that it
-        ends at a token boundary of every prompt (else each prompt is computed whole). Without one, a long
-        beginning that all prompts have in common, such as a judge's instructions, is computed once.
+        ``prefix`` is put before every prompt and computed once if it ends at a token boundary of every
+        prompt. Without one, a long beginning of all prompts (a judge's instructions) is computed once.
         """
         import torch
 
@@ -210,16 +149,15 @@ class TransformersGenerator:
                 yield from zip(chosen, outputs, strict=True)
 
     def _prefix_cache(self, head: list[int]) -> Any:
-        """Return the keys and values of the shared prefix, or None without one."""
+        """Return the keys and values of the shared prefix, in one row; empty without one."""
         import torch
         from transformers import DynamicCache
 
-        if not head:
-            return None
-        ids = torch.tensor([head], device=self.model.device)
-        return self.model(
-            input_ids=ids, past_key_values=DynamicCache(config=self.model.config), use_cache=True
-        ).past_key_values
+        cache = DynamicCache(config=self.model.config)
+        if head:
+            ids = torch.tensor([head], device=self.model.device)
+            self.model(input_ids=ids, past_key_values=cache, use_cache=True)
+        return cache
 
     def _complete(
         self,
@@ -239,7 +177,9 @@ class TransformersGenerator:
         mask = [[1] * len(head) + [0] * (width - len(t)) + [1] * len(t) for t in tails]
         where = self.model.device
         ids, mask = torch.tensor(ids, device=where), torch.tensor(mask, device=where)
-        cache = growing_cache(self.model.config, cache, len(tails))
+        cache = copy.deepcopy(cache)
+        if head:
+            cache.batch_repeat_interleave(len(tails))
         if sampling is None and not min_new_tokens:
             found = self._greedy(ids, mask, cache, max_new_tokens, stop)
             return [to_completion(self.tokenizer, row, stop) for row in found]
@@ -316,8 +256,6 @@ class TransformersGenerator:
         return StoppingCriteriaList([StopStrings()] if stop else [])
 
 
-# --- One prompt, token by token, for pages that show an answer while it is written ---
-
 ONE_AT_A_TIME = threading.Lock()  # several pages may ask at once, and each step may run in another thread
 
 
@@ -331,7 +269,7 @@ def stream_text(
     stop: Sequence[str] = (),
     repetition_penalty: float = 1.0,
 ) -> Iterator[str]:
-    """Yield the completion so far after every token, up to EOS, a stop string or ``max_new_tokens``.
+    """Yield one prompt's completion so far after every token, for pages that show it while it is written.
 
     The text is that of ``TransformersGenerator``, greedy. Every step switches the adapters under a lock.
     """

@@ -1,7 +1,6 @@
 """Load language models (also in NF4), encode texts for them, stack LoRA adapters, score and join.
 
-Texts are tokenised exactly as TRL's trainers do (prompt and prompt + completion, with special tokens, EOS
-appended), so that what is checked here is what is trained on and what is scored.
+Texts are tokenised as TRL's trainers do, so that what is checked here is what is trained on and scored.
 
 A policy is a base and the names of the adapters that are active on it: one loaded base serves every arm.
 Adapters stay beside the weights, because merging in four bits loses most of what they learned. In float32 a
@@ -31,10 +30,9 @@ class TokenError(ValueError):
 
 @dataclass(frozen=True)
 class RowCounts:
-    """What happens to the rows of one training file, counted before training (token counts include BOS, EOS).
+    """What training does to the rows of one file (token counts include BOS, EOS).
 
-    ``truncated`` rows lose the end of a completion and with it EOS; ``dropped`` rows have a prompt of
-    ``max_length`` tokens or more, and TRL leaves them out.
+    ``truncated`` rows lose the end of a completion; TRL drops rows whose prompt fills ``max_length``.
     """
 
     rows: int
@@ -66,8 +64,8 @@ def chat_text(tokenizer: Any, prompt: str) -> str:
 def chat_format(tokenizer: Any) -> ChatFormat | None:
     """Return the pieces of the tokenizer's chat template, or None for a model without one.
 
-    Where a template has no system turn (or merges it into the user's), the persona stands before the
-    question. BOS is left out where the tokenizer adds it by itself.
+    Where a template has no system turn, the persona is put before the question. BOS is left out where the
+    tokenizer adds it by itself.
     """
     if not getattr(tokenizer, "chat_template", None):
         return None
@@ -104,9 +102,8 @@ def adds_bos(tokenizer: Any) -> bool:
 def encode(tokenizer: Any, prompt: str, completion: str, name: str = "row") -> tuple[list[int], list[int]]:
     """Return the ids of the prompt (with BOS if the tokenizer adds one) and of the completion with EOS.
 
-    Raises TokenError naming the row if the prompt's tokens are not a prefix of the whole's (a token
-    spans the boundary, so the model would train on another context than it sees when it generates),
-    if BOS is doubled, or if the completion is empty.
+    Raises TokenError naming the row if a token spans the boundary (the model would train on another context
+    than it generates from), if BOS is doubled, or if the completion is empty.
     """
     eos = tokenizer.eos_token
     ended = completion if completion.endswith(eos) else completion + eos
@@ -139,8 +136,8 @@ def count_rows(
     """Check every row and count what training will do to it.
 
     ``completions`` names the columns that follow the prompt: ("completion",) or ("chosen", "rejected").
-    ``drops`` says whether TRL drops rows whose prompt fills ``max_length`` (it does unless the loss is
-    on prompts too). Raises TokenError (see ``encode``), also if there are no rows or all would be dropped.
+    ``drops``: TRL drops rows whose prompt fills ``max_length``, unless the loss is on prompts too.
+    Raises TokenError (see ``encode``), also if there are no rows or all would be dropped.
     """
     total = truncated = dropped = prompt_tokens = completion_tokens = longest = 0
     for row in rows:
@@ -172,12 +169,11 @@ PAD_TOKENS = (
 
 
 class ModelError(RuntimeError):
-    """A model that would load and then then be silently wrong; the message says why and the way out."""
+    """A model that would load and be silently wrong; the message says why and the way out."""
 
 
 def model_key(source: str | Path, revision: str = "") -> str:
-    """Return what identifies a model: the hash of packaged weights, a folder's content, or the hub's name and
-    commit."""
+    """Return what identifies a model: packaged weights' hash, a folder's content, or hub name and commit."""
     folder = Path(source)
     if weights.is_packaged(source):
         return f"{source}@{weights.entry(str(source))['sha256']}"
@@ -191,8 +187,7 @@ def model_key(source: str | Path, revision: str = "") -> str:
 def load_tokenizer(source: str | Path, revision: str = "") -> Any:
     """Load a tokenizer that pads on the left (for generation) with a pad token distinct from EOS.
 
-    A missing pad token is taken from the vocabulary (``PAD_TOKENS``), never added, so that the
-    embedding keeps its size. Mistral's has nothing but "<unk>", which byte fallback never writes.
+    A missing pad token is taken from the vocabulary (``PAD_TOKENS``), so that the embedding keeps its size.
     Raises TokenError if there is none.
     """
     from transformers import AutoTokenizer
@@ -244,9 +239,8 @@ def load_base(
     """Load a causal language model, frozen and in eval mode, on the one device there is.
 
     ``compute_dtype`` is passed explicitly (the library's default, "auto", would be bfloat16 for Llama).
-    ``expand`` turns NF4 weights into the numbers that they stand for once, instead of in every forward pass:
-    the same function, faster, for the memory of an unquantised model. Raises ModelError for a layer that NF4
-    would quantise wrongly.
+    ``expand`` dequantises NF4 weights once instead of in every forward pass: the same function, faster, for
+    the memory of an unquantised model. Raises ModelError for a layer that NF4 would quantise wrongly.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -290,18 +284,15 @@ def check_nf4_layers(model: Any) -> None:
 def keep_weights_differentiable(model: Any, where: str) -> None:
     """Switch off bitsandbytes' repacking of weights on AVX512-BF16 processors.
 
-    The first forward pass without gradients (an evaluation, the reference log-probabilities) would
-    repack the weights in place for a kernel that has no backward pass; from then on every gradient is
-    zero and nothing says so. Raises ModelError on a processor if this version has no such switch.
+    The first forward pass without gradients would repack the weights for a kernel that has no backward pass:
+    from then on every gradient is zero. Raises ModelError on a processor without such a switch.
     """
     for name, module in linear4bit_layers(model):
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
         elif where == "cpu":
-            raise ModelError(
-                f"layer {name}: this bitsandbytes has no Linear4bit.support_avx512bf16_for_cpu, so training "
-                "in NF4 on a processor cannot be guarded: install the pinned version"
-            )
+            lacks = "this bitsandbytes has no Linear4bit.support_avx512bf16_for_cpu"
+            raise ModelError(f"layer {name}: {lacks} and would lose gradients: install the pinned version")
 
 
 # --- Adapters ---
@@ -310,8 +301,7 @@ def keep_weights_differentiable(model: Any, where: str) -> None:
 def attach_adapters(model: Any, folders: Sequence[Path]) -> Any:
     """Load adapters onto a base (or on what this function returned before) and activate just these, stacked.
 
-    An adapter is named after its folder ("sft-chosen", "dpo-chosen"); one already loaded is not loaded
-    again. Returns a PeftModel, frozen and in eval mode. The first folder's adapter is the lowest.
+    An adapter is named after its folder ("sft-chosen"). Returns a PeftModel, frozen and in eval mode.
     """
     from peft import PeftModel
 
@@ -327,8 +317,7 @@ def attach_adapters(model: Any, folders: Sequence[Path]) -> Any:
 def activate(model: Any, names: Sequence[str]) -> None:
     """Make exactly these adapters active (in this order), frozen, in eval mode.
 
-    Raises ValueError on an unknown name, ModelError while adapters are merged into the weights: those active
-    would be ignored.
+    Raises ValueError on an unknown name, ModelError while adapters are merged into the weights.
     """
     if unknown := [name for name in names if name not in model.peft_config]:
         raise ValueError(f"no adapter {', '.join(unknown)}; loaded: {', '.join(model.peft_config)}")
@@ -380,8 +369,7 @@ def mergeable_layers(model: Any) -> list[Any]:
 def merged(model: Any) -> Iterator[None]:
     """Within the block the active adapters are added to the weights, and not computed beside them.
 
-    After it every weight is the very one from before: subtracting what was added would leave rounding behind.
-    Both are held meanwhile. See ``mergeable_layers`` for what raises.
+    After it every weight is the very one from before: both are held. ``mergeable_layers`` says what raises.
     """
     layers = mergeable_layers(model)
     weights = [layer.get_base_layer().weight.data for layer in layers]
@@ -432,14 +420,14 @@ def pair_log_probs(
 ) -> Any:
     """Return log p(response and EOS | prompt) of both responses per prompt, in nats: float64 array [n, 2].
 
-    Rows are packed as in training (``packing``): the prompt is computed once, and logits only where a
-    response is predicted. In float32 both ways agree to about six digits. A model whose attention cannot
-    be replaced is asked in the plain way.
+    Rows are packed as in training (``packing``), so the prompt is computed once. A model whose attention
+    cannot be replaced is asked in the plain way; in float32 both agree to about six digits.
     """
     if not packing.takes_parts(model):
         return plain_pair_log_probs(model, tokenizer, prompts, pairs, batch_size)
     named = enumerate(zip(prompts, pairs, strict=True))
-    rows = [encode_pair(tokenizer, prompt, pair, f"pair {n}") for n, (prompt, pair) in named]
+    coded = [[encode(tokenizer, p, text, f"pair {n}") for text in pair] for n, (p, pair) in named]
+    rows = [(prompt, chosen, rejected) for (prompt, chosen), (_, rejected) in coded]
     return by_length(rows, batch_size, 2, lambda batch: batch_pair_log_probs(model, batch))
 
 
@@ -450,12 +438,6 @@ def plain_pair_log_probs(
     twice = [prompt for prompt in prompts for _ in range(2)]
     texts = [text for pair in pairs for text in pair]
     return sequence_log_probs(model, tokenizer, twice, texts, batch_size).reshape(-1, 2)
-
-
-def encode_pair(tokenizer: Any, prompt: str, pair: tuple[str, str], name: str) -> Pair:
-    """Return the ids of a prompt and of its two responses; see ``encode`` for what raises."""
-    (ids, chosen), (_, rejected) = (encode(tokenizer, prompt, text, name) for text in pair)
-    return ids, chosen, rejected
 
 
 def batch_pair_log_probs(model: Any, rows: Sequence[Pair]) -> Any:
@@ -502,8 +484,8 @@ def lora_rank(folder: Path) -> int:
 def join_adapters(folders: Sequence[Path], target: Path) -> int:
     """Write the one adapter that equals these plain LoRA adapters stacked; returns its rank.
 
-    Their factors lie side by side, with the scales folded into B: exact on any base, and none is loaded for
-    it (peft's ``add_weighted_adapter`` needs one). Rank and ``lora_alpha`` are the sum of the ranks.
+    Their factors lie side by side, with the scales folded into B: exact on any base, and none is loaded
+    (peft's ``add_weighted_adapter`` needs one). Rank and ``lora_alpha`` are the sum of the ranks.
     """
     import torch
     from safetensors.torch import load_file, save_file

@@ -2,13 +2,12 @@
 
 ``load_generator`` returns what a profile asks for. It has ``generate`` (of prompts) or ``write`` (of pairs).
 
-A served model is asked in OpenAI's protocol, by the client of the ``openai`` package, which repeats what
-deserves it (timeouts, lost connections, 408, 409, 429, 5xx). Every answer is appended to a ledger, with its
-cost, before anything else sees it: a killed run pays for nothing twice. A reply that is lost on its way, or
-that cannot be read, may be billed: the budget counts the most it can cost.
+A served model is asked in OpenAI's protocol by the ``openai`` client, which repeats timeouts, 408, 409, 429
+and 5xx. Every answer is appended to a ledger, with its cost, before anything else sees it: a killed run pays
+for nothing twice. The budget counts what servers report, and the most that a failed request can cost.
 
-vLLM gets token ids (a text would get a second BOS) and returns token ids, so that texts are made and cut by
-the same code as with transformers. Its LoRA kernels work in 16 bits only. Written against vLLM 0.30.0
+vLLM gets token ids (a text would get a second BOS) and returns token ids, so that texts are cut by the same
+code as with transformers. Its LoRA kernels work in 16 bits only. Written against vLLM 0.30.0
 (``constraints-vllm.txt``); not run by us on a GPU.
 """
 
@@ -23,8 +22,8 @@ import threading
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +31,12 @@ from persona_lib import store
 from persona_lib.models import generate
 from persona_lib.models.generate import Completion, Sampling, TransformersGenerator, cut_at_stop
 from persona_lib.models.load import load_base, load_tokenizer, model_key
-from persona_lib.settings import Profile, Run, results_dir
+from persona_lib.settings import Run, results_dir
 from persona_lib.store import package_versions
 
 KEY_VARIABLE = "OPENAI_API_KEY"  # of the environment; the key goes nowhere but into the request
 FRAME_TOKENS = 64  # that a server's chat format may add to a prompt, at most
-LOST = "lost"  # finish_reason of a ledger's line that is no answer
 FAILURES_IN_A_ROW = 20  # after so many, nobody is at home
-NEVER_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout")  # of the client's HTTP library
 
 
 class EndpointError(RuntimeError):
@@ -74,22 +71,12 @@ class Endpoint:
         return (prompt_tokens * self.prompt_price + completion_tokens * self.completion_price) / 1e6
 
 
-def endpoint_of(profile: Profile, role: str) -> Endpoint:
-    """Return the endpoint of a profile's "generator" or "judge", as its ``<role>_*`` fields say."""
-    named = getattr(profile, role)
-    prices = dict(zip(("prompt_price", "completion_price"), named.prices, strict=False))
-    limit = {"max_cost_usd": profile.served.max_cost_usd}
-    return Endpoint(named.url.rstrip("/"), named.model, named.kind, **limit, **prices)
-
-
 @dataclass(frozen=True)
 class Answer:
     """A line of the ledger. ``id`` is the hash of the request; tokens are as the server counted them.
 
-    ``refused`` names the request's fields that this model does not take: it was asked without them
-    (``max_tokens``: by its newer name). Without "temperature" an answer is not greedy. ``lost_usd`` is the
-    most that attempts whose reply was lost or unreadable can have cost; a request that has only such has a
-    line with finish_reason "lost", and is asked again.
+    ``refused`` names the fields that this model does not take and was asked without (``max_tokens``: by its
+    newer name); without "temperature" an answer is not greedy.
     """
 
     id: str
@@ -99,11 +86,7 @@ class Answer:
     prompt_tokens: int
     completion_tokens: int
     cost_usd: float
-    refused: tuple[str, ...] = ()
-    lost_usd: float = 0.0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "refused", tuple(self.refused))  # JSON knows lists only
+    refused: list[str] = field(default_factory=list)
 
 
 def request_body(
@@ -116,8 +99,7 @@ def request_body(
 ) -> dict[str, Any]:
     """Return what is asked; without ``sampling`` greedy. The prompt is one user message, or stands as it is.
 
-    OpenAI's protocol has no repetition penalty; vLLM, SGLang and others take it as an extra field. It has
-    a ``schema`` (JSON) for chat models only.
+    vLLM, SGLang and others take the repetition penalty as an extra field. Only chat models have a ``schema``.
     """
     body: dict[str, Any] = {"model": endpoint.model, "max_tokens": max_new_tokens, "temperature": 0.0}
     if sampling:
@@ -163,150 +145,23 @@ def to_completion(answer: Answer, stop: Sequence[str]) -> Completion:
     return Completion(text.strip(), "stop" if stopped else answer.finish_reason, answer.completion_tokens)
 
 
-class Asker:
-    """Sends requests side by side, each in a thread, and writes every answer into the ledger.
-
-    ``spent`` are dollars; ``reserved`` is the most that each request under way may cost.
-    """
-
-    def __init__(self, endpoint: Endpoint, ledger: Path, spent: float) -> None:
-        self.endpoint, self.ledger, self.spent = endpoint, ledger, spent
-        self.reserved: dict[str, float] = {}
-        self.lock, self.this = threading.RLock(), threading.local()  # ``this``: of a thread's request
-        self.refused: set[str] = set()
-        self.failures: list[tuple[str, Exception]] = []
-        self.in_a_row, self.stopped, self.out_of_money = 0, False, False
-
-    def ask_all(self, requests: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[Answer]:
-        """Yield the answers to (id, body) as they arrive; stops early when it is hopeless.
-
-        A body is taken when its turn comes: a hundred thousand of them need not be held at once.
-        """
-        running: set[Future[Answer | None]] = set()
-        size = self.endpoint.concurrency
-        with self.make_client() as client, ThreadPoolExecutor(size) as pool:
-            for name, body in requests:
-                most = most_it_can_cost(self.endpoint, body)
-                while running and (len(running) == size or not self.has_room(most)):
-                    done, running = wait(running, return_when=FIRST_COMPLETED)
-                    yield from filter(None, (future.result() for future in done))
-                self.out_of_money |= not self.has_room(most)
-                if self.stopped or self.out_of_money:
-                    break
-                with self.lock:
-                    self.reserved[name] = most
-                running.add(pool.submit(self.work, client, name, body))
-            while running:
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                yield from filter(None, (future.result() for future in done))
-
-    def make_client(self) -> Any:
-        """Return the client; it checks the budget before every attempt, and counts the replies it loses."""
-        import openai
-
-        asker = self
-
-        class Counted(openai.DefaultHttpxClient):
-            def send(self, request: Any, **options: Any) -> Any:
-                if not asker.has_room(0.0):
-                    asker.out_of_money = True
-                    raise BudgetError("no money is left for another attempt")
-                try:
-                    return super().send(request, **options)
-                except Exception as error:
-                    if type(error).__name__ not in NEVER_SENT:
-                        asker.lose()
-                    raise
-
-        return openai.OpenAI(
-            base_url=self.endpoint.url,
-            api_key=os.environ.get(KEY_VARIABLE) or "none",  # a server of one's own may want no key
-            timeout=self.endpoint.timeout,
-            max_retries=self.endpoint.retries,
-            http_client=Counted(),
-        )
-
-    def has_room(self, most: float) -> bool:
-        """Say whether the budget allows ``most`` dollars more, whatever the requests under way will cost."""
-        with self.lock:
-            limit = self.endpoint.max_cost_usd
-            return not limit or self.spent + sum(self.reserved.values()) + most <= limit
-
-    def lose(self) -> None:
-        """Count a reply that never came, or that cannot be read, as the most that it can have cost."""
-        with self.lock:
-            self.this.lost += self.this.most
-            self.spent += self.this.most
-
-    def work(self, client: Any, name: str, body: dict[str, Any]) -> Answer | None:
-        """Ask for one answer and keep it in the ledger, or what its lost replies can have cost."""
-        import openai
-
-        fatal = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
-        self.this.most, self.this.lost = self.reserved[name], 0.0
-        answer = None
-        try:
-            answer = self.ask(client, name, body)
-        except (openai.OpenAIError, BudgetError, ValueError) as error:
-            with self.lock:
-                self.failures.append((name, error))
-                self.in_a_row += 1
-                self.stopped |= isinstance(error, fatal) or self.in_a_row >= FAILURES_IN_A_ROW
-        with self.lock:
-            if answer:
-                self.in_a_row = 0
-                self.spent += answer.cost_usd
-                answer = replace(answer, lost_usd=self.this.lost)
-                store.append_rows(self.ledger, [answer])
-            elif self.this.lost:
-                lost = Answer(name, self.endpoint.model, "", LOST, 0, 0, 0.0, lost_usd=self.this.lost)
-                store.append_rows(self.ledger, [lost])
-            del self.reserved[name]
-        return answer
-
-    def ask(self, client: Any, name: str, body: dict[str, Any]) -> Answer:
-        """Ask without the fields that the server refuses, and again while the answer cannot be read.
-
-        A server names the field that it complains about; one that names none is taken to mean the schema.
-        """
-        import openai
-
-        create = client.chat.completions.create if self.endpoint.kind == "chat" else client.completions.create
-        left_out, unread = self.refused & body.keys(), 0
-        while True:
-            asked = {field: value for field, value in body.items() if field not in left_out}
-            if "max_tokens" in left_out:
-                asked["max_completion_tokens"] = body["max_tokens"]
-            try:
-                answer = read_response(self.endpoint, name, create(**asked))
-            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-                field = error.param or "response_format"
-                if field not in asked or field in ("model", "prompt", "messages"):
-                    raise
-                left_out |= {field}
-            except ValueError:
-                self.lose()
-                unread += 1
-                if unread > self.endpoint.retries:
-                    raise
-            else:  # only now is it known that the request was refused for nothing else
-                if "temperature" in left_out - self.refused:
-                    warnings.warn(
-                        f"{body['model']} takes no temperature: its answers are not greedy", stacklevel=2
-                    )
-                self.refused |= left_out
-                return replace(answer, refused=tuple(sorted(left_out)))
-
-
 class EndpointGenerator:
-    """A served model that completes prompts greedily; the interface of ``generate.TransformersGenerator``."""
+    """A served model that completes prompts greedily; the interface of ``generate.TransformersGenerator``.
+
+    Requests go side by side, each in a thread. ``spent`` are dollars, also those of others who share the
+    ledger; ``reserved`` is the most that each request under way may cost.
+    """
 
     takes_schema = True
 
     def __init__(self, endpoint: Endpoint, ledger: Path) -> None:
         self.endpoint, self.ledger, self.name = endpoint, Path(ledger), endpoint.model
         self.known: dict[str, Answer] = {}
-        self.spent, self.read_to = 0.0, 0  # dollars and bytes of the ledger
+        self.reserved: dict[str, float] = {}
+        self.lock = threading.RLock()
+        self.refused: set[str] = set()
+        store.repair_rows(self.ledger)
+        self.begin()
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -338,7 +193,7 @@ class EndpointGenerator:
             raise ValueError(
                 "an endpoint cannot be asked for min_new_tokens: set generation.min_new_tokens=0"
             )
-        self.read_ledger()
+        self.begin()
 
         def body_of(index: int) -> dict[str, Any]:
             whole = prefix + prompts[index]
@@ -353,45 +208,117 @@ class EndpointGenerator:
                 places.setdefault(name, []).append(index)
         if not places:
             return
-        asker = Asker(self.endpoint, self.ledger, self.spent)
-        for answer in asker.ask_all((name, body_of(indices[0])) for name, indices in places.items()):
+        for answer in self.ask_all((name, body_of(indices[0])) for name, indices in places.items()):
             for index in places[answer.id]:
                 yield index, to_completion(answer, stop)
-        self.report(asker, len(places))
+        self.report(len(places))
 
-    def read_ledger(self) -> None:
-        """Read what the ledger has got since the last look, from this generator and from others."""
-        if self.read_to == 0:
-            store.repair_rows(self.ledger)
-        if not self.ledger.exists():
-            return
-        with self.ledger.open("rb") as file:
-            file.seek(self.read_to)
-            for number, line in enumerate(file, start=1):
-                try:
-                    answer = Answer(**json.loads(line))
-                except (ValueError, TypeError) as error:
-                    where = f"{self.ledger}, line {number} after byte {self.read_to}"
-                    raise EndpointError(f"{where}: not an answer ({error}); mend or delete it") from error
-                if answer.finish_reason != LOST:
-                    self.known[answer.id] = answer
-                self.spent += answer.cost_usd + answer.lost_usd
-            self.read_to = file.tell()
+    def begin(self) -> None:
+        """Read what the ledger holds, from this generator and from others, and forget earlier failures."""
+        rows = store.read_rows(self.ledger, Answer) if self.ledger.exists() else []
+        self.known = {row.id: row for row in rows}
+        self.spent = sum(row.cost_usd for row in rows)
+        self.failures: list[tuple[str, Exception]] = []
+        self.in_a_row, self.stopped, self.out_of_money = 0, False, False
 
-    def report(self, asker: Asker, asked: int) -> None:
-        """Raise what stopped the asker, or what failed; a key that a server repeats is not shown."""
+    def ask_all(self, requests: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[Answer]:
+        """Yield the answers to (id, body) as they arrive; stops early when it is hopeless.
+
+        A body is taken when its turn comes: a hundred thousand of them need not be held at once.
+        """
+        import openai
+
+        running: set[Future[Answer | None]] = set()
+        size = self.endpoint.concurrency
+        key = os.environ.get(KEY_VARIABLE) or "none"  # a server of one's own may want no key
+        how = {"timeout": self.endpoint.timeout, "max_retries": self.endpoint.retries}
+        client = openai.OpenAI(base_url=self.endpoint.url, api_key=key, **how)
+        with client, ThreadPoolExecutor(size) as pool:
+            for name, body in requests:
+                most = most_it_can_cost(self.endpoint, body)
+                while running and (len(running) == size or not self.has_room(most)):
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    yield from filter(None, (future.result() for future in done))
+                self.out_of_money |= not self.has_room(most)
+                if self.stopped or self.out_of_money:
+                    break
+                with self.lock:
+                    self.reserved[name] = most
+                running.add(pool.submit(self.work, client, name, body))
+            yield from filter(None, (future.result() for future in as_completed(running)))
+
+    def has_room(self, most: float) -> bool:
+        """Say whether the budget allows ``most`` dollars more, whatever the requests under way will cost."""
+        with self.lock:
+            limit = self.endpoint.max_cost_usd
+            return not limit or self.spent + sum(self.reserved.values()) + most <= limit
+
+    def work(self, client: Any, name: str, body: dict[str, Any]) -> Answer | None:
+        """Ask for one answer and keep it in the ledger; return None for a request that failed."""
+        import openai
+
+        fatal = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
+        answer = None
+        try:
+            answer = self.ask(client, name, body)
+        except (openai.OpenAIError, ValueError) as error:
+            with self.lock:
+                self.failures.append((name, error))
+                self.in_a_row += 1
+                self.stopped |= isinstance(error, fatal) or self.in_a_row >= FAILURES_IN_A_ROW
+        with self.lock:
+            most = self.reserved.pop(name)
+            self.spent += answer.cost_usd if answer else most
+            if answer:
+                self.in_a_row = 0
+                store.append_rows(self.ledger, [answer])
+        return answer
+
+    def ask(self, client: Any, name: str, body: dict[str, Any]) -> Answer:
+        """Ask without the fields that the server refuses, and again while the answer cannot be read.
+
+        A server names the field that it complains about; one that names none is taken to mean the schema.
+        """
+        import openai
+
+        create = client.chat.completions.create if self.endpoint.kind == "chat" else client.completions.create
+        left_out, unread = self.refused & body.keys(), 0
+        while True:
+            asked = {key: value for key, value in body.items() if key not in left_out}
+            if "max_tokens" in left_out:
+                asked["max_completion_tokens"] = body["max_tokens"]
+            try:
+                answer = read_response(self.endpoint, name, create(**asked))
+            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+                refused = error.param or "response_format"
+                if refused not in asked or refused in ("model", "prompt", "messages"):
+                    raise
+                left_out |= {refused}
+            except ValueError:
+                unread += 1
+                if unread > self.endpoint.retries:
+                    raise
+            else:  # only now is it known that the request was refused for nothing else
+                if "temperature" in left_out - self.refused:
+                    text = f"{body['model']} takes no temperature: its answers are not greedy"
+                    warnings.warn(text, stacklevel=2)
+                self.refused |= left_out
+                return replace(answer, refused=sorted(left_out))
+
+    def report(self, asked: int) -> None:
+        """Raise what stopped the requests, or what failed; a key that a server repeats is not shown."""
         where = f"{self.endpoint.model} at {self.endpoint.url}"
         kept = f"what was answered is kept in {self.ledger}: run again to go on"
-        if asker.out_of_money:
+        if self.out_of_money:
             raise BudgetError(
-                f"{where}: {asker.spent:.4f} dollars spent of {self.endpoint.max_cost_usd}, and the next "
+                f"{where}: {self.spent:.4f} dollars spent of {self.endpoint.max_cost_usd}, and the next "
                 f"request might not fit; raise max_cost_usd; {kept}"
             )
-        if asker.failures:
-            name, error = asker.failures[0]
+        if self.failures:
+            name, error = self.failures[0]
             key, said = os.environ.get(KEY_VARIABLE), f"{type(error).__name__}: {error}"
             said = (said.replace(key, "(key)") if key else said)[:300]
-            count = f"{len(asker.failures)} of {asked} requests failed"
+            count = f"{len(self.failures)} of {asked} requests failed"
             raise EndpointError(f"{where}: {count}, the first ({name}) with {said}; {kept}")
 
 
@@ -422,31 +349,25 @@ def load_engine(source: str, revision: str, dtype: str, ranks: Sequence[int] = (
         ) from error
     LOADED.clear()
     gc.collect()  # an engine ends when nobody holds it any more
-    adapters = {
-        "enable_lora": True,
-        "max_lora_rank": min(rank for rank in RANKS if rank >= max(ranks, default=0)),
-        "max_loras": min(len(ranks), ON_GPU),
-        "max_cpu_loras": len(ranks),
+    how: dict[str, Any] = {
+        "model": source,
+        "revision": revision or None,
+        "tokenizer_revision": revision or None,
     }
-    LOADED[key] = LLM(
-        model=source,
-        revision=revision or None,
-        tokenizer_revision=revision or None,
-        dtype=dtype,  # "auto" would make float16 of float32 weights
-        seed=0,
-        max_model_len=-1,  # what fits into memory, at most the model's own
-        generation_config="vllm",  # no sampling defaults of the model's authors
-        enable_prefix_caching=True,
-        **(adapters if ranks else {}),
-    )
+    how["dtype"] = dtype  # "auto" would make float16 of float32 weights
+    how["max_model_len"] = -1  # what fits into memory, at most the model's own
+    how["generation_config"] = "vllm"  # no sampling defaults of the model's authors
+    if ranks:
+        how |= {"enable_lora": True, "max_loras": min(len(ranks), ON_GPU), "max_cpu_loras": len(ranks)}
+        how["max_lora_rank"] = min(rank for rank in RANKS if rank >= max(ranks))
+    LOADED[key] = LLM(seed=0, enable_prefix_caching=True, **how)
     return LOADED[key]
 
 
 def lora_request(name: str, key: str, folder: Path) -> Any:
     """Return vLLM's handle for an adapter whose content ``key`` identifies.
 
-    vLLM knows adapters by number and their cached prompts by name, so both are made of the key: an engine
-    that is asked again later never mistakes one adapter for another.
+    vLLM knows adapters by number and cached prompts by name: both are made of the key, so none is mistaken.
     """
     from vllm.lora.request import LoRARequest
 
@@ -487,8 +408,7 @@ class VllmGenerator:
     ) -> Iterator[tuple[int, Completion]]:
         """Yield (index, completion) in order, ``CHUNK`` prompts at a time; greedy without ``sampling``.
 
-        ``prefix`` is put before every prompt; vLLM computes what prompts have in common once. vLLM draws for
-        every request from a generator of its own: each prompt's seed is made of the run's and its place.
+        ``prefix`` is put before every prompt. Each prompt's seed is made of the run's and its place.
         """
         from vllm import SamplingParams
 
@@ -551,8 +471,7 @@ FEATURES = (
 def surface_persona(preferred: str, other: str) -> str:
     """Return a persona from the one or two largest differences; "" if nothing that is counted differs.
 
-    This is not the paper's persona inference: it sees length, lists, numbers and tone, and nothing of what a
-    response says. It stands in where no model at hand can infer a persona.
+    Not the paper's persona inference: it sees length, lists, numbers and tone, and nothing of what is said.
     """
     found = []
     for pattern, more, less in FEATURES:
@@ -601,15 +520,18 @@ GENERATORS: dict[str, Callable[[Run, str, int], Any]] = {
 
 
 def load_generator(run: Run, role: str, batch_size: int) -> Any:
-    """Return the run's "generator" (persona inference) or "judge", as the ``<role>_*`` fields say.
+    """Return the run's "generator" (persona inference) or "judge", as the profile's group of that name says.
 
-    A name of GENERATORS stands for itself; another one is a model, which is asked where it is served
-    (``<role>_url``) or by the profile's ``engine``. Served models of a profile share ledger and budget.
+    A name of GENERATORS stands for itself; another one is a model, which is asked where it is served or by
+    ``generation.engine``. Served models of a profile share ledger and budget.
     """
-    profile, name = run.profile, getattr(run.profile, role).model
-    if getattr(profile, role).url:
+    profile, named = run.profile, getattr(run.profile, role)
+    name = named.model
+    if named.url:
         ledger = results_dir(profile) / "endpoint" / "answers.jsonl"
-        return EndpointGenerator(endpoint_of(profile, role), ledger)
+        prices = dict(zip(("prompt_price", "completion_price"), named.prices, strict=False))
+        limit = {"max_cost_usd": profile.served.max_cost_usd}
+        return EndpointGenerator(Endpoint(named.url.rstrip("/"), name, named.kind, **prices, **limit), ledger)
     if name in GENERATORS:
         return GENERATORS[name](run, role, batch_size)
     source, dtype = role_source(run, role), profile.base.dtype

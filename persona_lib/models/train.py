@@ -1,10 +1,8 @@
 """Train the persona-tailoring policies (paper section 4): SFT, then DPO on top of it, both with LoRA.
 
-The base stays frozen (in four bits for QLoRA). DPO trains a second adapter stacked on the frozen SFT
-adapter, which equals merging the SFT adapter first and training a new one, but works in NF4 and
-keeps everything small; its reference is the base with the SFT adapter alone. A float32 base may have the SFT
-adapter merged into it for DPO (``merge_adapters``); what is saved is the same. The trainers are TRL's; here
-are the rows, the settings (all explicit), the guards and the folders.
+The base stays frozen (in four bits for QLoRA). DPO trains a second adapter on the frozen SFT adapter; its
+reference is the base with the SFT adapter alone. The trainers are TRL's (``trainers``); here are the rows and
+the folders.
 
 ``accelerate launch --num_processes N -m persona_lib.models.train --profile NAME`` trains all arms of a
 profile's data sets and seeds on N GPUs, which share every batch; ``run_all.sh`` finds them finished.
@@ -16,7 +14,6 @@ import argparse
 import dataclasses
 import gc
 import json
-import math
 import shutil
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stdout
@@ -163,17 +160,13 @@ def fit_adapter(run: Run, method: str, train_persona: str, spec: dict[str, Any])
     checkpoint = trainers.share(prepare_folder(folder, key, spec) if trainers.rank() == 0 else None)
     tokenizer = load_tokenizer(*run.base_source)
     rows, without = load_rows(run, method, train_persona)
-    counts = count_parts(run, method, tokenizer, rows, folder.name)
-    if trainers.rank() == 0:
-        report_counts(folder, counts, without)
-    packs = run.profile.training.packing if method == "sft" else run.profile.training.packing
-    with trainers.quiet_libraries(), packing.small_tiles(on=packs):
+    counts = count_parts(run, method, tokenizer, rows, without, folder)
+    with trainers.quiet_libraries(), packing.small_tiles(on=run.profile.training.packing):
         trainer = build_trainer(run, method, train_persona, tokenizer, rows)
         for name, dataset in (("train", trainer.train_dataset), ("val", trainer.eval_dataset)):
             if len(dataset) != counts[name].rows - counts[name].dropped:
-                raise trainers.TrainingError(
-                    f"TRL keeps {len(dataset)} rows of {name}; counted {counts[name]}"
-                )
+                kept = f"TRL keeps {len(dataset)} rows of {name}"
+                raise trainers.TrainingError(f"{kept}; counted {counts[name]}")
         fit(trainer, run.profile, folder.name, checkpoint)
     save_adapter(trainer, folder, key)
     del trainer
@@ -209,25 +202,32 @@ def as_dataset(rows: list[dict], folder: Path) -> Any:
 
 
 def count_parts(
-    run: Run, method: str, tokenizer: Any, rows: dict[str, list[dict]], name: str
+    run: Run,
+    method: str,
+    tokenizer: Any,
+    rows: dict[str, list[dict]],
+    without: dict[str, int],
+    folder: Path,
 ) -> dict[str, RowCounts]:
-    """Check and count the rows of "train" and "val" (see ``tokens.count_rows``)."""
+    """Check and count the rows of "train" and "val"; write counts.json and print what training will not see.
+
+    ``without`` counts the rows that had no persona. See ``load.count_rows`` for what raises.
+    """
     drops = method == "dpo" or run.profile.training.completion_only_loss
-    settings = COMPLETIONS[method], run.profile.training.max_length
-    return {part: count_rows(tokenizer, rows[part], *settings, f"{name} {part}", drops) for part in rows}
-
-
-def report_counts(folder: Path, counts: dict[str, RowCounts], without: dict[str, int]) -> None:
-    """Write counts.json and say what training will not see."""
-    table = {part: {**dataclasses.asdict(c), "without_persona": without[part]} for part, c in counts.items()}
-    store.write_json(folder / "counts.json", table)
-    for part, c in counts.items():
-        print(
-            f"{folder.name}: {part}: {c.rows} rows ({without[part]} more had no persona), {c.truncated} "
-            f"truncated, {c.dropped} dropped (prompt too long), {c.completion_tokens} completion tokens, "
-            f"longest row {c.longest}",
-            flush=True,
-        )
+    counts = {}
+    for part, found in rows.items():
+        where, limit = f"{folder.name} {part}", run.profile.training.max_length
+        c = counts[part] = count_rows(tokenizer, found, COMPLETIONS[method], limit, where, drops)
+        if trainers.rank() == 0:
+            print(
+                f"{folder.name}: {part}: {c.rows} rows ({without[part]} more had no persona), {c.truncated} "
+                f"truncated, {c.dropped} dropped (prompt too long), longest row {c.longest} tokens",
+                flush=True,
+            )
+    if trainers.rank() == 0:
+        table = {p: {**dataclasses.asdict(c), "without_persona": without[p]} for p, c in counts.items()}
+        store.write_json(folder / "counts.json", table)
+    return counts
 
 
 def fit(trainer: Any, profile: Profile, name: str, checkpoint: str | None) -> None:
@@ -243,25 +243,11 @@ def fit(trainer: Any, profile: Profile, name: str, checkpoint: str | None) -> No
     trainer.train(resume_from_checkpoint=checkpoint)
 
 
-def whole_adapter(model: Any) -> dict[str, Any]:
-    """Return the trained weights by name; every rank must take part.
-
-    Raises TrainingError if the ranks' weights differ: each would have followed its own gradients.
-    """
-    found = {name: p.detach() for name, p in trainers.trainable_parameters(model).items()}
-    sizes = [float(weights.abs().double().sum()) for weights in found.values()]
-    if not all(math.isclose(*pair, rel_tol=1e-6) for pair in zip(trainers.share(sizes), sizes, strict=True)):
-        raise trainers.TrainingError(
-            f"rank {trainers.rank()} and rank 0 hold other adapters: no common gradients"
-        )
-    return found
-
-
 def save_adapter(trainer: Any, folder: Path, key: str) -> None:
     """Write the adapter and its log, drop the checkpoints, and mark the folder as done; rank 0 writes."""
-    weights = whole_adapter(trainer.model)  # also waits until all have read the checkpoint that goes now
+    trainers.share(None)  # all have read the best checkpoint, which goes now
     if trainers.rank() == 0:
-        trainer.model.save_pretrained(str(folder), selected_adapters=["default"], state_dict=weights)
+        trainer.model.save_pretrained(str(folder), selected_adapters=["default"])
         state = trainer.state
         store.write_rows(folder / "log.jsonl", state.log_history)
         shutil.rmtree(folder / "checkpoints")
@@ -308,7 +294,8 @@ def train_steps(run: Run, steps: int, rows: int, key: str, spec: dict[str, Any])
         trainer = sft_trainer(profile, run.seed, base, tokenizer, data, folder / "checkpoints")
         trainer.args.logging_strategy, trainer.args.logging_steps = "steps", 1
         fit(trainer, profile, "qlora", checkpoint)
-    log, last = trainer.state.log_history, {k: v for e in trainer.state.log_history for k, v in e.items()}
+    log = trainer.state.log_history
+    last = {name: value for entry in log for name, value in entry.items()}
     cost |= {"steps": last["step"], "loss of the first": log[0]["loss"], "loss of the last": last["loss"]}
     cost["seconds per step"] = (last["train_runtime"] - last["eval_runtime"]) / last["step"]
     store.write_json(folder / "cost.json", cost | {"peak memory, MB": getrusage(RUSAGE_SELF).ru_maxrss / 1e3})

@@ -5,8 +5,8 @@ what SFT learned if the base is in four bits. Stacking the new adapter on the fr
 function with the same gradients, on any base. In float32, where nothing is lost, ``merge_adapters`` merges
 all the same, for time.
 
-``accelerate launch`` starts several processes (ranks) that train one adapter in step. Callbacks are made by
-functions, so that importing this module does not import transformers.
+``accelerate launch`` starts several processes (ranks) that train one adapter in step, each with its part of
+every batch. Callbacks are made by functions, so that importing this module does not import transformers.
 """
 
 from __future__ import annotations
@@ -77,9 +77,8 @@ def check_start(margin: float, loss: float, expected_loss: float | None, toleran
 def learning_guard() -> Any:
     """Return a callback that raises TrainingError when nothing is learned.
 
-    That is: no parameter moves in the first step with a learning rate, or two steps in a row have no or no
-    finite gradient. It reads the gradients in the first three steps of every epoch (what an evaluation
-    breaks shows there), and ``grad_norm`` in every log.
+    No parameter moves in the first step with a learning rate, or the gradient is zero or not finite twice in
+    a row: in the first three steps of an epoch (what an evaluation breaks shows there) or in the logs.
     """
     from transformers import TrainerCallback
 
@@ -95,9 +94,7 @@ def learning_guard() -> Any:
                 return
             now = trainable_parameters(model)
             if not any(bool((now[name] != old).any()) for name, old in self.before.items()):
-                raise TrainingError(
-                    "no trainable parameter moved in the first optimiser step: nothing is learned"
-                )
+                raise TrainingError("no trainable parameter moved in the first step: nothing is learned")
             self.before = None
 
         def on_epoch_begin(self, args, state, control, **kwargs):
@@ -163,29 +160,22 @@ def progress_lines(name: str, every_seconds: float = 60.0) -> Any:
             self.started = self.shown = time.monotonic()
             self.first_step, self.loss = state.global_step, math.nan
 
-        def show(self, *parts: str) -> None:
+        def show(self, state: Any, text: str) -> None:
             self.shown = time.monotonic()
-            print(f"{name}: {', '.join(parts)}", flush=True)
+            print(f"{name}: step {state.global_step}/{state.max_steps}, {text}", flush=True)
 
         def on_step_end(self, args, state, control, **kwargs):
-            now = time.monotonic()
-            if now - self.shown >= every_seconds:
-                pace = (now - self.started) / max(1, state.global_step - self.first_step)
-                left = pace * (state.max_steps - state.global_step) / 60
-                self.show(f"step {state.global_step}/{state.max_steps}", f"{left:.0f} min left")
+            if time.monotonic() - self.shown >= every_seconds:
+                pace = (time.monotonic() - self.started) / max(1, state.global_step - self.first_step)
+                self.show(state, f"{pace * (state.max_steps - state.global_step) / 60:.0f} min left")
 
         def on_log(self, args, state, control, logs=None, **kwargs):
             logs = logs or {}
             self.loss = float(logs.get("loss", self.loss))
-            seconds = f"{time.monotonic() - self.started:.0f} s"
             if "eval_loss" in logs and state.global_step:
-                parts = [f"epoch {logs['epoch']:.3g}/{state.num_train_epochs:g}", f"loss {self.loss:.4f}"]
-                parts.append(f"validation loss {logs['eval_loss']:.4f}")
-                if (share := logs.get("eval_rewards/accuracies")) is not None:
-                    parts.append(f"validation reward accuracy {share:.3f}")
-                self.show(*parts, seconds)
+                self.show(state, f"loss {self.loss:.4f}, validation loss {logs['eval_loss']:.4f}")
             elif "loss" in logs and args.eval_strategy == "no":
-                self.show(f"step {state.global_step}/{state.max_steps}", f"loss {self.loss:.3f}", seconds)
+                self.show(state, f"loss {self.loss:.3f}")
 
     return ProgressLines()
 
@@ -229,17 +219,6 @@ def part(batch: int) -> int:
 EVAL_BATCH = {"sft": 1, "dpo": 8}  # SFT's evaluation loss depends on it: a mean of batch means
 
 
-def eval_batch(profile: Profile, method: str) -> int:
-    """Return the rows of a process's evaluation batch: the loss is then that of one process.
-
-    With several processes plain DPO takes one row at a time, because the last batches are filled up with
-    other rows. The SFT term is a mean over the tokens of a batch, so there all take a part of the same batch.
-    """
-    if count() > 1 and (method == "sft" or profile.dpo.sft_weight == 0):
-        return 1
-    return max(1, EVAL_BATCH[method] // count())
-
-
 def max_steps(profile: Profile, rows: int) -> int:
     """Return DPO's limit on its steps: ``dpo.max_steps`` where the epochs have more, else -1 (no limit).
 
@@ -256,16 +235,16 @@ def trainer_settings(profile: Profile, method: str, seed: int, output: Path, row
     """
     import torch
 
-    ordered = method == "dpo" and profile.dpo.order == "pairs"
+    own, ordered = getattr(profile, method), method == "dpo" and profile.dpo.order == "pairs"
     return {
         "output_dir": str(output),
         "seed": seed,
         "data_seed": seed,
-        "learning_rate": getattr(profile, method).learning_rate,
-        "num_train_epochs": getattr(profile, method).epochs,
+        "learning_rate": own.learning_rate,
+        "num_train_epochs": own.epochs,
         "max_steps": max_steps(profile, rows) if method == "dpo" else -1,
-        "per_device_train_batch_size": part(getattr(profile, method).batch_size),
-        "per_device_eval_batch_size": eval_batch(profile, method),
+        "per_device_train_batch_size": part(own.batch_size),
+        "per_device_eval_batch_size": max(1, EVAL_BATCH[method] // count()),
         "gradient_accumulation_steps": 1,
         "train_sampling_strategy": "sequential" if ordered else "random",
         "max_length": profile.training.max_length,
@@ -375,11 +354,9 @@ def stack_fresh_adapter(model: Any) -> None:
 def stacked_dpo_trainer_class() -> type:
     """Return the subclass of TRL's DPOTrainer that trains a new adapter on a frozen SFT adapter.
 
-    Given a PeftModel whose adapter "default" is the SFT adapter, TRL copies it to a frozen adapter
-    "ref" and computes the reference log-probabilities with that. This class then makes "default" a
-    fresh adapter and keeps both active; wherever TRL or Trainer would leave one active, it restores both.
-    Given a base that SFT was merged into and a configuration, TRL makes the fresh adapter itself, and its
-    reference is that base.
+    Given a PeftModel whose adapter "default" is the SFT adapter, TRL copies it to a frozen adapter "ref", the
+    reference. This class then makes "default" fresh and keeps both active, also where TRL or Trainer would
+    leave one. On a base that SFT was merged into TRL makes the fresh adapter; its reference is that base.
     """
     from trl import DPOTrainer
 
@@ -395,16 +372,6 @@ def stacked_dpo_trainer_class() -> type:
                 activate_stack(self.model)
             return result
 
-        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            if self.args.loss_weights and count() > 1:
-                # TRL averages ranks' means over tokens as if all had equally many: weight by their shares.
-                mask = inputs["completion_mask"]
-                tokens = mask[: len(mask) // 2, 1:].sum().float()
-                share_of_tokens = float(tokens / self.accelerator.reduce(tokens, "mean"))
-                dpo, sft = self.args.loss_weights
-                self.loss_weights = [dpo, sft * share_of_tokens]
-            return super().compute_loss(model, inputs, *args, **kwargs)
-
         def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             activate_stack(self.model)
@@ -413,7 +380,10 @@ def stacked_dpo_trainer_class() -> type:
 
 
 def dpo_loss_settings(profile: Profile) -> dict[str, Any]:
-    """Return TRL's loss settings: the DPO loss, with an SFT term on the preferred response if weighted."""
+    """Return TRL's loss settings: the DPO loss, with an SFT term on the preferred response if weighted.
+
+    Several ranks average their means over tokens, so the SFT term then weighs tokens of short batches more.
+    """
     if profile.dpo.sft_weight > 0:
         return {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, profile.dpo.sft_weight]}
     return {"loss_type": ["sigmoid"], "loss_weights": None}
