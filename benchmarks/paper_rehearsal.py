@@ -5,8 +5,7 @@
 Makes, in FOLDER, a random Llama of 3.1's architecture with a byte-level BPE tokenizer, a random Mistral as
 the judge; two layers of SmolLM2 write personas. Then it runs the pipeline as anyone would, ``run_all.sh
 --profile paper`` with these folders as models: persona inference, SFT, DPO, generation, judging in both
-orders and the persona swap, with the profile's own values apart from sizes (``SIZES``). Prints what every
-step left.
+orders and the persona swap, with the profile's own values apart from sizes (``SIZES``).
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from pathlib import Path
 
 import llama31
 
-from persona_lib import store
 from persona_lib.settings import REPO
 
 SIZES = {  # sizes alone: everything else is the paper profile's
@@ -75,31 +73,15 @@ def run_profile(models: dict[str, Path]) -> int:
     return subprocess.run(command, cwd=REPO).returncode
 
 
-def outcome_lines(run: Path) -> list[str]:
-    """Return a line per adapter (losses) and one about answers and judgments."""
-    lines = []
-    for folder in sorted((run / "adapters").glob("*")):
-        loss = next(entry["loss"] for entry in store.iter_rows(folder / "log.jsonl") if "loss" in entry)
-        lines.append(
-            f"{folder.name}: {store.read_json(folder / 'done.json')['steps']} steps, loss {loss:.4f}"
-        )
-    answers = [row for path in run.glob("generations/*/rows.jsonl") for row in store.iter_rows(path)]
-    judged = [row for path in run.glob("judgments/*/p*.jsonl") for row in store.iter_rows(path)]
-    unread = sum(row["winner"] is None for row in judged)
-    return [*lines, f"{len(answers)} answers; {len(judged)} judgments, {unread} without a verdict"]
-
-
 def main() -> None:
-    """Make the models, run the profile and print what came of it."""
+    """Make the models and run the profile."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", metavar="FOLDER", type=Path)
     folder = parser.parse_args().folder.resolve()
     os.environ |= {"PERSONA_RESULTS": str(folder / "results"), "PERSONA_FIGURES": str(folder / "figures")}
-    if run_profile(make_models(folder)):
-        sys.exit(1)
-    print(*outcome_lines(folder / "results" / "paper" / "everyday" / "seed-0"), sep="\n")
+    sys.exit(run_profile(make_models(folder)))
 
 
 if __name__ == "__main__":
