@@ -35,15 +35,6 @@ def small(monkeypatch):
     monkeypatch.setitem(official.DATASETS, "beavertails", small)
 
 
-@pytest.fixture(scope="module")
-def real() -> Path:
-    """The authors' data, where it is at hand."""
-    try:
-        return official.find_data_dir(offline=True)
-    except DataError as error:
-        pytest.skip(str(error))
-
-
 def test_rows_carry_ids_personas_and_the_row_that_retrieval_used(small, tmp_path):
     def change(split, columns):
         columns["prompt"] = [f"Human: {text}" for text in columns["prompt"]]
@@ -123,44 +114,41 @@ def test_offline_never_downloads(tmp_path, monkeypatch):
     monkeypatch.delenv("PERSONA_DATA", raising=False)
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
     monkeypatch.setattr(official, "REPO", tmp_path / "repo")
-    monkeypatch.setattr(official, "fetch", lambda *_: pytest.fail("tried to download"))
+    monkeypatch.setattr(official, "download", lambda *_: pytest.fail("tried to download"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(DataError, match="downloads are off"):
         official.find_data_dir("", ["beavertails"])
 
 
-def test_a_download_is_complete_only_when_every_file_has_its_checksum(tmp_path, monkeypatch):
-    folder = "persona-inference-SHP"
-    names = official.files_of(folder)
-    home = tmp_path / "home"
+def test_a_download_is_complete_only_when_every_file_has_its_checksum(tmp_path):
+    names, home = official.files_of("persona-inference-SHP"), tmp_path / "home"
     for name in names:
         (home / name).parent.mkdir(parents=True, exist_ok=True)
         (home / name).write_text(f"content of {name}")
     sums = {name: store.file_hash(home / name) for name in names}
-    monkeypatch.setattr(official, "checksums", lambda: sums)
-    target = official.download_official([folder], tmp_path / "good", home=home.as_uri())
+    target = official.download(names, tmp_path / "good", home.as_uri(), sums, "way out")
     assert (target / names[-1]).read_text() == f"content of {names[-1]}"
 
     (home / names[0]).write_text("tampered with")
-    with pytest.raises(DataError, match="SHA-256"):
-        official.download_official([folder], tmp_path / "bad", home=home.as_uri())
+    with pytest.raises(DataError, match="SHA-256 .* way out"):
+        official.download(names, tmp_path / "bad", home.as_uri(), sums, "way out")
     assert not any(path.is_file() for path in (tmp_path / "bad").rglob("*"))
 
 
 # --- the authors' data itself ---
 
 
-def test_the_released_data_is_as_published(real):
-    rows = official.load_official(real, "beavertails")
+def test_the_released_data_is_as_published(official_data):
+    rows = official.load_official(official_data, "beavertails")
     assert [len(part) for part in rows.values()] == [5, 977, 244, 982, 246, 499]
     assert sum(row.retrieved_id is not None for row in rows["test"]) == 497
     assert sum(row.personas["gold-rejected"] is None for part in rows.values() for row in part) == 5
     assert sum(row.personas["retrieved-rejected"] is None for row in rows["test"]) == 4
     for name, sha256 in official.checksums().items():
-        assert not (real / name).exists() or store.file_hash(real / name) == sha256, name
+        assert not (official_data / name).exists() or store.file_hash(official_data / name) == sha256, name
 
 
-def test_released_hhh_repeats_training_prompts_in_its_test_split(real):
-    rows = official.load_official(real, "hhh")
+def test_released_hhh_repeats_training_prompts_in_its_test_split(official_data):
+    rows = official.load_official(official_data, "hhh")
     train = [row.prompt for split in rows if split not in ("fewshot", "test") for row in rows[split]]
     assert len(near_duplicates([row.prompt for row in rows["test"]], train, 0.5)) == 45

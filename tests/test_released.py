@@ -152,7 +152,7 @@ def test_a_checked_file_that_was_changed_is_refused_and_not_kept(tmp_path):
         write_items(home / file.path, [])
     with pytest.raises(DataError, match="SHA-256"):
         released.load_outputs(home, PT_GOLD)
-    with pytest.raises(DataError, match="not the released file"):
+    with pytest.raises(DataError, match="SHA-256 is not"):
         released.download_released([PT_GOLD], target, home.as_uri())
     assert released.files_in(released.download_released([HHH_FILE], target, home.as_uri())) == [HHH_FILE]
 

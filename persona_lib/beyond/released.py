@@ -11,14 +11,13 @@ from __future__ import annotations
 import os
 import sys
 import textwrap
-import urllib.parse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona_lib.beyond.claims import reanalysed
-from persona_lib.data.official import DATASETS, ROLE_MARK, fetch, find_data_dir, load_official
+from persona_lib.data.official import DATASETS, ROLE_MARK, download, find_data_dir, load_official
 from persona_lib.data.preference import draw
 from persona_lib.intervals import (
     WinRate,
@@ -155,18 +154,9 @@ def known_checksums() -> dict[str, str]:
 def download_released(
     files: Sequence[ReleasedFile] = FILES, target: Path | None = None, home: str = HOME
 ) -> Path:
-    """Download released files from the pinned commit and return their folder; existing ones are kept.
-
-    Raises DataError if a file cannot be fetched or is not the file that we checked.
-    """
-    target, known = target or download_dir(), known_checksums()
-    for file in (file for file in files if not (target / file.path).exists()):
-        url = f"{home}/{urllib.parse.quote(file.path)}"
-        try:
-            fetch(url, target / file.path, known.get(file.path))
-        except DataError as error:
-            raise DataError(f"{url}: not fetched or not the released file. {WAYS_OUT}") from error
-    return target
+    """Download released files from the pinned commit and return their folder; existing ones are kept."""
+    names = [file.path for file in files]
+    return download(names, target or download_dir(), home, known_checksums(), WAYS_OUT)
 
 
 def load_outputs(folder: Path, file: ReleasedFile) -> list[ReleasedOutput]:

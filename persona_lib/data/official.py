@@ -64,7 +64,8 @@ def find_data_dir(
         raise DataError(f"{by}={named}: no folder {folders[0]!r} there. {WAYS_OUT}")
     if os.environ.get("HF_HUB_OFFLINE") == "1" if offline is None else offline:
         raise DataError(f"no official data ({', '.join(folders)}) and downloads are off. {WAYS_OUT}")
-    return download_official(folders)
+    names = [name for folder in folders for name in files_of(folder)]
+    return download(names, download_dir(), HOME, checksums(), WAYS_OUT)
 
 
 def folders_of(datasets: Iterable[str], kind: str) -> list[str]:
@@ -104,32 +105,28 @@ def files_of(folder: str) -> list[str]:
     return [*files, f"{folder}/dataset_dict.json"]
 
 
-def download_official(folders: list[str], target: Path | None = None, home: str = HOME) -> Path:
-    """Download some official folders, check each file's SHA-256, and return where they are.
+def download(names: Iterable[str], target: Path, home: str, known: dict[str, str], ways_out: str) -> Path:
+    """Download the files that a folder lacks, by their path below ``home``, and return the folder.
 
-    Mnemonic has no checksums in our table; its split sizes are checked when it is read. Raises
-    DataError if a file cannot be fetched or differs.
+    ``known``: SHA-256 by path; a file without one is checked when it is read. See `fetch` for errors.
     """
-    target = target or download_dir()
-    known = checksums()
-    for name in (name for folder in folders for name in files_of(folder)):
-        if not (target / name).exists():
-            fetch(f"{home}/{urllib.parse.quote(name)}", target / name, known.get(name))
+    for name in (name for name in names if not (target / name).exists()):
+        fetch(f"{home}/{urllib.parse.quote(name)}", target / name, known.get(name), ways_out)
     return target
 
 
-def fetch(url: str, path: Path, sha256: str | None) -> None:
-    """Download one file; it appears under its name only if its checksum is right."""
+def fetch(url: str, path: Path, sha256: str | None, ways_out: str = WAYS_OUT) -> None:
+    """Download one file; it appears under its name only if its checksum is right, else DataError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     try:
         with urllib.request.urlopen(url, timeout=60) as answer:
             part.write_bytes(answer.read())
     except OSError as error:
-        raise DataError(f"{url}: cannot be downloaded ({error}). {WAYS_OUT}") from error
+        raise DataError(f"{url}: cannot be downloaded ({error}). {ways_out}") from error
     if sha256 and file_hash(part) != sha256:
         part.unlink()
-        raise DataError(f"{url}: SHA-256 is not {sha256[:16]}...; the file was not kept. {WAYS_OUT}")
+        raise DataError(f"{url}: SHA-256 is not {sha256[:16]}...; the file was not kept. {ways_out}")
     part.replace(path)
 
 

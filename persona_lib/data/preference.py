@@ -13,7 +13,7 @@ the other side.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,10 +59,9 @@ def side_rows(rows: list[TailoringRow], side: str) -> list[ArmRow]:
 
     The target is the response that the persona prefers: for "rejected" the roles are swapped.
     """
-    kept = [r for r in rows if r.personas.get(f"gold-{side}") is not None]
-    if side == "rejected":
-        return [(r.id, r.prompt, r.personas["gold-rejected"], r.rejected, r.chosen) for r in kept]
-    return [(r.id, r.prompt, r.personas["gold-chosen"], r.chosen, r.rejected) for r in kept]
+    other = SIDES[1 - SIDES.index(side)]
+    found = ((r, r.personas.get(f"gold-{side}")) for r in rows)
+    return [(r.id, r.prompt, p, getattr(r, side), getattr(r, other)) for r, p in found if p is not None]
 
 
 def both_arm(rows: list[TailoringRow], seed: int) -> list[ArmRow]:
@@ -260,12 +259,6 @@ def check_pairs(pairs: Pairs, dataset: str) -> None:
                     raise ValueError(f"{where}: {field} is empty; drop the row in the reader")
 
 
-def mean(values: Iterable[float]) -> float:
-    """Return the mean, NaN of nothing."""
-    values = list(values)
-    return sum(values) / len(values) if values else float("nan")
-
-
 def data_card(rows_by_split: dict[str, list], near_duplicate_threshold: float = 0.5) -> pd.DataFrame:
     """Describe a data set, one row per split: counts, mean words, personas, near duplicates of training.
 
@@ -285,6 +278,11 @@ def data_card(rows_by_split: dict[str, list], near_duplicate_threshold: float = 
     return pd.DataFrame(cards).set_index("split")
 
 
+def mean(values: list[float]) -> float:
+    """Return the mean, NaN of nothing."""
+    return sum(values) / len(values) if values else float("nan")
+
+
 def text_facts(rows: list) -> dict[str, float]:
     """Count rows, prompts and words of one split."""
     answered = [row for row in rows if row.chosen and row.rejected]
@@ -294,8 +292,8 @@ def text_facts(rows: list) -> dict[str, float]:
         "different prompts": len({row.prompt for row in rows}),
         "without responses": len(rows) - len(answered),
         "with a role": sum(official.begins_with_role(row) for row in rows),
-        **{f"words of {name}": mean(len(text.split()) for text in found) for name, found in texts.items()},
-        "chosen longer": mean(len(r.chosen.split()) > len(r.rejected.split()) for r in answered),
+        **{f"words of {name}": mean([len(text.split()) for text in found]) for name, found in texts.items()},
+        "chosen longer": mean([len(r.chosen.split()) > len(r.rejected.split()) for r in answered]),
     }
 
 
@@ -308,8 +306,8 @@ def persona_facts(rows: list) -> dict[str, float]:
         there = [row.personas[name] for row in rows if row.personas.get(name)]
         facts[f"{name}: without"] = len(rows) - len(there)
         facts[f"{name}: different"] = len(set(there))
-        facts[f"{name}: words"] = mean(len(text.split()) for text in there)
-        facts[f"{name}: contrastive"] = mean(map(is_contrastive, there))
+        facts[f"{name}: words"] = mean([len(text.split()) for text in there])
+        facts[f"{name}: contrastive"] = mean(list(map(is_contrastive, there)))
     both = [(row.personas.get("gold-chosen"), row.personas.get("gold-rejected")) for row in rows]
     facts["gold: same on both sides"] = sum(c is not None and c == r for c, r in both)
     return facts
