@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny import save_base
 
 from persona_lib import show, store
 from persona_lib.beyond import claims, released
@@ -43,16 +42,10 @@ def tables(real):
 
 
 @pytest.mark.slow
-def test_files_at_hand_are_complete_and_aligned(real):
+def test_beavertails_files_are_aligned_and_flip_and_did_hit_the_published_figures(real, tables):
     assert len([file for file in real.outputs if file.dataset == BT]) == 9
-    assert all(len(outputs) == len(real.rows[file.dataset]) for file, outputs in real.outputs.items())
-    first = real.outputs[PT_GOLD][0]
-    assert first.ended and EOS not in first.text
+    assert real.outputs[PT_GOLD][0].ended and EOS not in real.outputs[PT_GOLD][0].text
     assert "DPO+P UNDER THE REJECTED PERSONA: " in released.example_text(real, 25)
-
-
-@pytest.mark.slow
-def test_beavertails_flip_and_did_hit_the_published_figures(tables):
     table = tables["released_flip"].set_index(["dataset", "personas", "arm"])
     wanted = {
         ("gold", "dpo-chosen"): (0.403, 0.083, 0.813, 0.073, 0.094),
@@ -289,29 +282,9 @@ def test_two_judges_are_kept_apart_and_compared(data, monkeypatch):
     assert (agreed["n"], agreed.agreement, agreed.first_unparsed, agreed.second_unparsed) == (9, 1, 2, 2)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [["evaluation.judge=none"], ["evaluation.judge=lm", "judge.model=base"], ["evaluation.judge=oracle"]],
-)
+@pytest.mark.parametrize("settings", [["evaluation.judge=none"], ["evaluation.judge=lm", "judge.model=base"]])
 def test_without_a_language_model_of_its_own_nothing_is_judged_and_it_is_said_how(data, settings):
     run = Run(load_profile("authors", settings), "hhh", 0)
     assert "--set evaluation.judge=lm --set judge.model=NAME" in released.what_judges(run.profile)
     assert released.judge_released(run, data) == [] and released.rejudged_tables(run, data) == {}
     assert released.judge_released(run, None) == []
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("form", ["letter", "json"])
-def test_a_tiny_random_judge_runs_from_file_to_table(data, tmp_path, form):
-    """Random weights: everything is kept, nearly everything is unparsed, and a rerun asks nothing."""
-    folder = save_base(tmp_path / "judge")
-    settings = ["evaluation.judge=lm", f"judge.model={folder}", f"judge.format={form}", "evaluation.limit=3"]
-    run = Run(load_profile("authors", settings), "hhh", 0)
-    folders = released.judge_released(run, data)
-    before = {path: path.read_bytes() for path in (tmp_path / "results").rglob("*.jsonl")}
-    assert len(before) == 6 and released.judge_released(run, data) == folders
-    assert {path: path.read_bytes() for path in before} == before
-    table = released.rejudged_tables(run, data)["released_judged"]
-    ours = table[table.kind == "judged again"]
-    assert set(ours.judge) == {str(folder)} and ours.n.max() == 3
-    assert (ours[["p_win", "p_tie", "p_loss", "p_unparsed"]].sum(axis=1) == ours.n).all()

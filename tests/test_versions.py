@@ -25,7 +25,7 @@ FILES = {
     "rejudged": ("beyond.released",),
 }
 DECIDED = {
-    "pairs": (1, "73feb9e3863adbd4"),
+    "pairs": (1, "5da6b4a43ea76db6"),
     "personas": (1, "20cf168fdc98a520"),
     "tailoring": (1, "ab28752a58db4f27"),
     "training": (1, "5467a5ae56f4611e"),
@@ -33,7 +33,7 @@ DECIDED = {
     "judging": (1, "e06dc0876701c07b"),
     "swap": (1, "1004621157420b39"),
     "calibration": (1, "07c0ce0e8892d207"),
-    "rejudged": (1, "744f1e142e7a1d7e"),
+    "rejudged": (1, "18e4b5650ddeacf0"),
 }
 
 

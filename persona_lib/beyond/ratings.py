@@ -290,7 +290,7 @@ def check_rows(path: Path, rows: Sequence[dict[str, str]], sheets: Filled) -> No
         raise bad(path, 2, "rater", f"a second sheet of {rater!r}; give every rater a name of their own")
     for number, row in enumerate(rows, start=2):
         item = row["item"]
-        if not row["rater"] or row["rater"] != rater:
+        if not rater or row["rater"] != rater:
             raise bad(path, number, "rater", f"{row['rater']!r}; write the same name into every row")
         if item not in sheets.key:
             what = f"{item!r} is not in the key; restore the number, or use the key of that export"
@@ -304,18 +304,18 @@ def add_sheet(path: Path, rows: Sequence[dict[str, str]], sheets: Filled) -> Non
     """Add a sheet's ratings; an empty, impossible or lost one is a problem. Bad rows raise ValueError."""
     check_rows(path, rows, sheets)
     rater, mine = rows[0]["rater"], {row["item"] for row in rows}
-    blank = dict.fromkeys(QUESTIONS[sheets.study], "")
     given = [item for item, row in sheets.key.items() if rater in row["raters"].split()]
-    lost = [(0, {"item": item, **blank}) for item in given if item not in mine]
+    lost = [(0, {"item": item}) for item in given if item not in mine]
     for number, row in [*enumerate(rows, start=2), *lost]:
-        for question in blank:
-            text, value = row[question], read_value(row[question])
-            sheets.ratings[row["item"], rater, question] = value
+        for question in QUESTIONS[sheets.study]:
+            text = row.get(question, "")
+            sheets.ratings[row["item"], rater, question] = value = read_value(text)
             if value is None:
                 kind = "out of scale" if text else "missing"
-                where = (f"{path.parent.name}/{path.name}", number, row["item"], question, text, kind)
                 mend = REWRITE if number else "put the row back from the exported sheet"
-                sheets.problems.append(dict(zip(PROBLEM, (*where, mend), strict=True)))
+                file = f"{path.parent.name}/{path.name}"
+                where = (file, number, row["item"], question, text, kind, mend)
+                sheets.problems.append(dict(zip(PROBLEM, where, strict=True)))
 
 
 def read_filled(folder: Path, keys: Path) -> dict[str, Filled]:
@@ -356,12 +356,12 @@ def alpha(counts: np.ndarray, level: str = "ordinal") -> float:
     return float(krippendorff.alpha(value_counts=paired, level_of_measurement=level))
 
 
-def alpha_interval(counts: np.ndarray, n_resamples: int, level: str = "ordinal", seed: int = 0) -> Interval:
-    """Return alpha with its 95 % interval: items are drawn, the raters are taken as they are."""
-    rng, estimate, n = np.random.default_rng(seed), alpha(counts, level), len(counts)
+def alpha_interval(counts: np.ndarray, n_resamples: int) -> Interval:
+    """Return ordinal alpha with its 95 % interval: items are drawn, the raters are taken as they are."""
+    rng, estimate, n = np.random.default_rng(0), alpha(counts), len(counts)
     if np.isnan(estimate):
         return Interval(None, None, None, n)
-    values = [alpha(counts[rng.integers(n, size=n)], level) for _ in range(n_resamples)]
+    values = [alpha(counts[rng.integers(n, size=n)]) for _ in range(n_resamples)]
     return percentile_interval(estimate, np.array(values), n)
 
 

@@ -22,6 +22,8 @@ from persona_lib.texts import persona_status
 # The commit whose files the checksum table was made from.
 HOME = "https://raw.githubusercontent.com/nbalepur/persona-anon/c31aecadc060f6b384fab68a7c9b09726f20b58d/data"
 
+CHECKSUMS = FACTS / "official_checksums.json"  # SHA-256 of every file that was checked, by relative path
+
 SPLITS = ("fewshot", "sft_train", "sft_val", "dpo_train", "dpo_val", "test")
 ROWS = {"beavertails": (5, 977, 244, 982, 246, 499), "hhh": (5, 424, 105, 423, 107, 500)}
 ROWS |= {"mnemonic": (5, 126, 35, 132, 35, 500)}
@@ -47,14 +49,13 @@ WAYS_OUT = (
 def find_data_dir(
     data_dir: str | Path = "",
     datasets: Iterable[str] = ("beavertails", "hhh"),
-    offline: bool | None = None,
     kind: str = "tailoring",
 ) -> Path:
     """Return the folder that holds the official folders ("tailoring" or "inference") of some data sets.
 
     Looks where `at_hand` does. If they are nowhere, downloads the pinned public copy into
-    ``results/downloads/official``, unless ``offline`` (default: ``HF_HUB_OFFLINE=1``). A place that was named
-    but does not hold the data is a DataError, never skipped over.
+    ``results/downloads/official``, unless ``HF_HUB_OFFLINE=1``. A place that was named but does not hold the
+    data is a DataError, never skipped over.
     """
     folders = folders_of(datasets, kind)
     if found := at_hand(data_dir, datasets, kind):
@@ -62,10 +63,10 @@ def find_data_dir(
     if named := data_dir or os.environ.get("PERSONA_DATA", ""):
         by = "data.path" if data_dir else "$PERSONA_DATA"
         raise DataError(f"{by}={named}: no folder {folders[0]!r} there. {WAYS_OUT}")
-    if os.environ.get("HF_HUB_OFFLINE") == "1" if offline is None else offline:
+    if os.environ.get("HF_HUB_OFFLINE") == "1":
         raise DataError(f"no official data ({', '.join(folders)}) and downloads are off. {WAYS_OUT}")
     names = [name for folder in folders for name in files_of(folder)]
-    return download(names, download_dir(), HOME, checksums(), WAYS_OUT)
+    return download(names, download_dir(), HOME, read_json(CHECKSUMS), WAYS_OUT)
 
 
 def folders_of(datasets: Iterable[str], kind: str) -> list[str]:
@@ -90,11 +91,6 @@ def at_hand(data_dir: str | Path, datasets: Iterable[str], kind: str = "tailorin
 def download_dir() -> Path:
     """Folder of downloaded official data: ``results/downloads/official`` (or below ``$PERSONA_RESULTS``)."""
     return results_root() / "downloads" / "official"
-
-
-def checksums() -> dict[str, str]:
-    """Return the SHA-256 of every official file that was checked, by relative path."""
-    return read_json(FACTS / "official_checksums.json")
 
 
 def files_of(folder: str) -> list[str]:
@@ -249,11 +245,6 @@ def official_pairs(folder: Path, dataset: str, strip_roles: bool = False) -> dic
         ]
         for name, splits in parts.items()
     }
-
-
-def begins_with_role(row: PreferencePair | TailoringRow) -> bool:
-    """Say whether a text of the row begins with "Human:" or "Assistant:" (all of HHH)."""
-    return any(ROLE_MARK.match(getattr(row, name)) for name in PAIR_COLUMNS)
 
 
 def official_key(folder: Path, dataset: str, kind: str = "tailoring") -> str:

@@ -291,7 +291,9 @@ def text_facts(rows: list) -> dict[str, float]:
         "rows": len(rows),
         "different prompts": len({row.prompt for row in rows}),
         "without responses": len(rows) - len(answered),
-        "with a role": sum(official.begins_with_role(row) for row in rows),
+        "with a role": sum(
+            any(official.ROLE_MARK.match(getattr(row, name)) for name in TEXTS) for row in rows
+        ),
         **{f"words of {name}": mean([len(text.split()) for text in found]) for name, found in texts.items()},
         "chosen longer": mean([len(r.chosen.split()) > len(r.rejected.split()) for r in answered]),
     }
