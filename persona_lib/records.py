@@ -12,12 +12,14 @@ from typing import Literal
 
 Side = Literal["chosen", "rejected"]
 Method = Literal["few_shot", "sft", "dpo"]
-TrainPersona = str  # a name in ``data.arms.ARMS``
+TrainPersona = str  # a name in ``data.preference.ARMS``
 Rubric = Literal["personalization", "quality"]
 Winner = Literal["A", "B"]
 Verdict = Literal["win", "tie", "loss", "unparsed"]
 
 SIDES: tuple[Side, ...] = ("chosen", "rejected")
+PAIR_SPLITS = ("train", "validation", "test")
+PAIR_FIELDS = ("prompt", "chosen", "rejected")
 METHODS = ("few_shot", "sft", "dpo")
 TRAIN_PERSONAS = ("none", "chosen", "rejected", "both", "shuffled", "inferred", "relabelled")
 EVAL_PERSONAS = (

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from persona_lib import weights
 from persona_lib.data import intake
-from persona_lib.data.intake import NOTED, PAIR_FIELDS, REJECTED, SPLITS, Finding, OwnData
+from persona_lib.data.intake import NOTED, REJECTED, Finding, OwnData
 from persona_lib.execute import clock
 from persona_lib.figures import FIGURES, alt_text, figure_inputs
 from persona_lib.models.load import load_tokenizer
@@ -24,6 +24,7 @@ from persona_lib.paper.answers import BROKEN, broken_share, generation_folder, g
 from persona_lib.paper.judging import runs_of
 from persona_lib.paper.results import read_table
 from persona_lib.prompts import completion_text, tailoring_prompt
+from persona_lib.records import PAIR_FIELDS, PAIR_SPLITS
 from persona_lib.settings import FACTS, Profile, figures_dir, main_arm, results_dir
 from persona_lib.show import LABELS, owner_of, place, render, with_interval
 from persona_lib.store import read_json, write_text
@@ -326,7 +327,7 @@ def split_table(data: OwnData) -> pd.DataFrame:
     """Return rows, different prompts and categories per split."""
     import pandas as pd
 
-    parts = {split: [row for row in data.rows if row.split == split] for split in SPLITS}
+    parts = {split: [row for row in data.rows if row.split == split] for split in PAIR_SPLITS}
     lines = [
         (split, len(part), len({r.pair.prompt for r in part}), len({r.category for r in part if r.category}))
         for split, part in parts.items()

@@ -39,10 +39,10 @@ def test_every_row_has_the_fields_of_an_item_in_their_order():
 
 def test_there_are_enough_pairs_and_each_topic_is_in_one_split(found):
     assert len(ITEMS) == len({item.id for item in ITEMS}) >= 500 and found["topics"] >= 120
-    assert {item.split for item in ITEMS} == set(everyday.SPLITS)
+    assert {item.split for item in ITEMS} == set(everyday.PAIR_SPLITS)
     assert len({(item.topic, item.split) for item in ITEMS}) == found["topics"]
     assert set(Counter(item.topic for item in ITEMS).values()) == {4}
-    assert sum(found[f"pairs in {split}"] for split in everyday.SPLITS) == len(ITEMS)
+    assert sum(found[f"pairs in {split}"] for split in everyday.PAIR_SPLITS) == len(ITEMS)
 
 
 def test_values_are_opposite_and_texts_have_the_form_of_their_values_and_of_the_paper():
@@ -75,7 +75,7 @@ def test_the_data_cards_describe_the_file_as_it_is(found):
     assert [field["name"] for field in records["field"]] == [field.name for field in fields(everyday.Item)]
     text = (REPO / "EVERYDAY.md").read_text(encoding="utf-8")
     assert everyday.Item(**json.loads(re.search(r"```json\n(.*?)```", text, re.S)[1])) in ITEMS
-    counts = [f"{found[f'pairs in {split}']:.0f}" for split in everyday.SPLITS]
+    counts = [f"{found[f'pairs in {split}']:.0f}" for split in everyday.PAIR_SPLITS]
     assert f"| pairs | | {' | '.join(counts)} |" in text
 
 

@@ -18,7 +18,7 @@ def write_folder(root: Path, change=None) -> Path:
 
     splits = {}
     for split in official.SPLITS:
-        columns = {name: [f"{split} {name} {n}" for n in range(3)] for name in official.PAIR_COLUMNS}
+        columns = {name: [f"{split} {name} {n}" for n in range(3)] for name in official.PAIR_FIELDS}
         for column in official.PERSONA_COLUMNS.values():
             columns[column] = [f"The user is {split} {n} and prefers {column[:6]}." for n in range(3)]
         if change:

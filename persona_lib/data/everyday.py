@@ -21,7 +21,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from persona_lib.records import SIDES, PreferencePair, TailoringRow
+from persona_lib.records import PAIR_SPLITS, SIDES, PreferencePair, TailoringRow
 from persona_lib.store import file_hash, read_rows
 from persona_lib.texts import near_duplicates, quotes, tokens
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 NAME = "everyday"
 FILE = Path(__file__).resolve().parent.parent / "facts" / "everyday.jsonl"
-SPLITS = ("train", "validation", "test")
 # dimension -> its two values; the first five are style, the others content
 DIMENSIONS: dict[str, tuple[str, str]] = {
     "length": ("brief", "thorough"),
@@ -108,7 +107,7 @@ def sides(item: Item, majority_share: float, seed: int) -> dict[str, str]:
 
 def pairs(majority_share: float, seed: int, limit: int = 0) -> dict[str, list[PreferencePair]]:
     """Return the preference pairs of a data seed by split; ``limit`` keeps the first rows of each split."""
-    found: dict[str, list[PreferencePair]] = {split: [] for split in SPLITS}
+    found: dict[str, list[PreferencePair]] = {split: [] for split in PAIR_SPLITS}
     for item in items():
         side = sides(item, majority_share, seed)
         texts = (getattr(item, f"response_{side[name]}") for name in SIDES)
@@ -178,10 +177,14 @@ def checks() -> pd.DataFrame:
 
 def split_checks() -> list[Check]:
     """Count pairs and topics, and what two splits have in common."""
-    parts = {split: [item for item in items() if item.split == split] for split in SPLITS}
+    parts = {split: [item for item in items() if item.split == split] for split in PAIR_SPLITS}
     topics = {split: [item.topic for item in part] for split, part in parts.items()}
     prompts = {split: [item.prompt for item in part] for split, part in parts.items()}
-    twos, n, n_topics = list(combinations(SPLITS, 2)), len(items()), len({item.topic for item in items()})
+    twos, n, n_topics = (
+        list(combinations(PAIR_SPLITS, 2)),
+        len(items()),
+        len({item.topic for item in items()}),
+    )
     same_topics, same_prompts = (sum(len({*f[a]} & {*f[b]}) for a, b in twos) for f in (topics, prompts))
     near = sum(len(near_duplicates(prompts[b], prompts[a])) for a, b in twos)
     two_dimensions = share("+" in item.dimension for item in items())

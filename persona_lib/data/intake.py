@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from persona_lib import store, weights
 from persona_lib.data.retrieval import normal
 from persona_lib.prompts import STOP
-from persona_lib.records import DataError, PreferencePair
+from persona_lib.records import PAIR_FIELDS, PAIR_SPLITS, DataError, PreferencePair
 from persona_lib.settings import FACTS, ConfigError, Profile, near_names
 from persona_lib.store import VERSIONS, content_hash
 from persona_lib.texts import gram_index, near_duplicates
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 NAME = "own"  # the data set's name in profiles and results
-SPLITS = ("train", "validation", "test")
-SPLIT_NAMES = {name: name for name in SPLITS} | dict.fromkeys(("dev", "val", "valid", "eval"), "validation")
+SPLIT_NAMES = {name: name for name in PAIR_SPLITS} | dict.fromkeys(
+    ("dev", "val", "valid", "eval"), "validation"
+)
 SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
-PAIR_FIELDS = ("prompt", "chosen", "rejected")
 LEAST_PROMPTS = 20  # different prompts without which there is nothing to train and test on
 LEAST_QUOTE = 20  # characters of a prompt from which its recurrence in a response is no accident
 WAYS_OUT = (
@@ -317,7 +317,7 @@ def field_value(field: tuple[Any, Any]) -> tuple[str, Any]:
     if name not in FIELDS:
         raise ValueError(f"unknown field {name!r}; {near_names(str(name), list(FIELDS))}")
     if name == "splits":
-        if not isinstance(value, dict) or any(ours not in SPLITS for ours in value.values()):
+        if not isinstance(value, dict) or any(ours not in PAIR_SPLITS for ours in value.values()):
             raise ValueError(f"splits={value!r}: write 'name in the data: train, validation or test'")
         return name, tuple((plain(given), ours) for given, ours in value.items())
     if name in ("responses", "first", "second", "tie"):
@@ -524,7 +524,7 @@ def against_others(pairs: Sequence[OwnRow]) -> tuple[list[OwnRow], list[Finding]
     A prompt that is given in several splits stays in the first of train, validation, test.
     """
     owners = {}
-    for split in reversed(SPLITS):
+    for split in reversed(PAIR_SPLITS):
         owners |= {normal(p.pair.prompt): split for p in pairs if p.split == split}
     ids: dict[str, str] = {}
     texts: dict[tuple[str, ...], str] = {}
@@ -635,7 +635,7 @@ class OwnData:
 
     def pairs(self) -> dict[str, list[PreferencePair]]:
         """Return the pairs by split."""
-        return {split: [row.pair for row in self.rows if row.split == split] for split in SPLITS}
+        return {split: [row.pair for row in self.rows if row.split == split] for split in PAIR_SPLITS}
 
 
 def check_judge(profile: Profile) -> None:
@@ -744,7 +744,7 @@ def describe(data: OwnData) -> list[str]:
     lines = [
         f"{name}: {data.n_read} rows read, {len(data.rows)} usable, {len(data.rejected)} rejected"
         + (f" ({reasons})" if reasons else ""),
-        f"splits {how}: {', '.join(f'{split} {sizes[split]}' for split in SPLITS)}",
+        f"splits {how}: {', '.join(f'{split} {sizes[split]}' for split in PAIR_SPLITS)}",
     ]
     return [*lines, f"noted: {noted}"] if noted else lines
 

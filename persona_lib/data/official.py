@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from persona_lib.records import DataError, PreferencePair, TailoringRow
+from persona_lib.records import PAIR_FIELDS, DataError, PreferencePair, TailoringRow
 from persona_lib.settings import FACTS, REPO, results_root
 from persona_lib.store import content_hash, file_hash, read_json
 from persona_lib.texts import persona_status
@@ -127,7 +127,6 @@ def fetch(url: str, path: Path, sha256: str | None, ways_out: str = WAYS_OUT) ->
 
 
 INFERENCE_ROWS = 300
-PAIR_COLUMNS = ("prompt", "chosen", "rejected")
 PERSONA_COLUMNS = {
     "gold-chosen": "chosen_persona_gold",
     "gold-rejected": "rejected_persona_gold",
@@ -170,7 +169,7 @@ def open_tailoring(folder: Path, dataset: str) -> dict[str, list[dict[str, str]]
     for split, n_rows in zip(SPLITS, DATASETS[dataset]["rows"], strict=True):
         if split not in tables:
             raise DataError(f"{path}: split {split!r} is missing; it has {', '.join(tables)}. {WAYS_OUT}")
-        check_split(path, split, tables[split], (*PAIR_COLUMNS, *PERSONA_COLUMNS.values()), n_rows)
+        check_split(path, split, tables[split], (*PAIR_FIELDS, *PERSONA_COLUMNS.values()), n_rows)
     return {split: tables[split].to_list() for split in SPLITS}
 
 
@@ -218,7 +217,7 @@ def load_inference_pairs(folder: Path, dataset: str, strip_roles: bool = False) 
     """Read the 300 pairs on which the paper scores persona inference."""
     path = folder / DATASETS[dataset]["inference"]
     table = open_folder(path)["train"]
-    check_split(path, "train", table, PAIR_COLUMNS, INFERENCE_ROWS)
+    check_split(path, "train", table, PAIR_FIELDS, INFERENCE_ROWS)
     return [
         PreferencePair(row_id(dataset, "inference", number), **pair_texts(raw, strip_roles))
         for number, raw in enumerate(table.to_list())
@@ -227,7 +226,7 @@ def load_inference_pairs(folder: Path, dataset: str, strip_roles: bool = False) 
 
 def pair_texts(raw: dict[str, str], strip_roles: bool) -> dict[str, str]:
     """Return prompt, chosen and rejected of an official row, without leading roles if asked for."""
-    return {name: ROLE_MARK.sub("", raw[name]) if strip_roles else raw[name] for name in PAIR_COLUMNS}
+    return {name: ROLE_MARK.sub("", raw[name]) if strip_roles else raw[name] for name in PAIR_FIELDS}
 
 
 def official_pairs(folder: Path, dataset: str, strip_roles: bool = False) -> dict[str, list[PreferencePair]]:

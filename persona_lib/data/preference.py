@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from persona_lib.data import everyday, intake, official
 from persona_lib.prompts import ChatFormat, completion_text, tailoring_prompt
-from persona_lib.records import SIDES, PreferencePair, TailoringRow
+from persona_lib.records import PAIR_FIELDS, PAIR_SPLITS, SIDES, PreferencePair, TailoringRow
 from persona_lib.settings import ConfigError, Profile, Run, near_names
 from persona_lib.store import VERSIONS, content_hash, is_done, mark_done, read_rows, write_rows
 from persona_lib.texts import is_contrastive, near_duplicates
@@ -141,9 +141,6 @@ def to_ordered_dpo_rows(
     return [row for pair in sorted(made, key=len, reverse=True) for row in pair]
 
 
-TEXTS = ("prompt", "chosen", "rejected")
-PAIR_SPLITS = ("train", "validation", "test")
-
 Pairs = dict[str, list[PreferencePair]]
 
 
@@ -254,7 +251,7 @@ def check_pairs(pairs: Pairs, dataset: str) -> None:
             if row.id in seen:
                 raise ValueError(f"{where}: the id occurs twice; ids must be unique over all splits")
             seen.add(row.id)
-            for field in TEXTS:
+            for field in PAIR_FIELDS:
                 if not getattr(row, field).strip():
                     raise ValueError(f"{where}: {field} is empty; drop the row in the reader")
 
@@ -286,13 +283,13 @@ def mean(values: list[float]) -> float:
 def text_facts(rows: list) -> dict[str, float]:
     """Count rows, prompts and words of one split."""
     answered = [row for row in rows if row.chosen and row.rejected]
-    texts = {name: [text for row in rows if (text := getattr(row, name))] for name in TEXTS}
+    texts = {name: [text for row in rows if (text := getattr(row, name))] for name in PAIR_FIELDS}
     return {
         "rows": len(rows),
         "different prompts": len({row.prompt for row in rows}),
         "without responses": len(rows) - len(answered),
         "with a role": sum(
-            any(official.ROLE_MARK.match(getattr(row, name)) for name in TEXTS) for row in rows
+            any(official.ROLE_MARK.match(getattr(row, name)) for name in PAIR_FIELDS) for row in rows
         ),
         **{f"words of {name}": mean([len(text.split()) for text in found]) for name, found in texts.items()},
         "chosen longer": mean([len(r.chosen.split()) > len(r.rejected.split()) for r in answered]),

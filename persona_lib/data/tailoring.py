@@ -17,7 +17,7 @@ from pathlib import Path
 from persona_lib.data import everyday, intake, official, preference
 from persona_lib.data.preference import derangement
 from persona_lib.data.retrieval import normal, retrieve
-from persona_lib.records import SIDES, InferredPersona, PreferencePair, TailoringRow
+from persona_lib.records import PAIR_SPLITS, SIDES, InferredPersona, PreferencePair, TailoringRow
 from persona_lib.settings import Run
 from persona_lib.store import VERSIONS, content_hash, file_hash, is_done, mark_done, read_rows, write_rows
 from persona_lib.texts import EVAL_SPLITS, POOL_SPLITS, leakage_report
@@ -87,7 +87,7 @@ def load_personas(run: Run) -> dict[str, dict[str, str | None]]:
 
 def persona_files(run: Run) -> list[Path]:
     """List the files of inferred personas that are there."""
-    folder, splits = run.folder / "personas", preference.PAIR_SPLITS
+    folder, splits = run.folder / "personas", PAIR_SPLITS
     paths = [folder / f"{split}-{side}.jsonl" for split in splits for side in SIDES]
     return [path for path in paths if path.exists()]
 
