@@ -132,7 +132,7 @@ def delta_pq(personalization: WinRate, quality: WinRate) -> float | None:
 # --- intervals by resampling ---
 
 
-VERDICT_VALUES = {"win": 1.0, "tie": 0.0, "loss": -1.0, "unparsed": float("nan")}
+SIGNS = {"win": 1.0, "loss": -1.0}  # of the decided verdicts
 ANY = (-np.inf, np.inf)
 
 
@@ -152,9 +152,9 @@ def interval_columns(name: str, interval: Interval) -> dict[str, float | None]:
     return {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
-def accuracy_array(verdicts: Iterable[Verdict | None]) -> np.ndarray:
-    """Turn verdicts of persona accuracy into 1 (correct), 0.5 (tie) or 0: their mean is the accuracy."""
-    return np.array([{"win": 1.0, "tie": 0.5}.get(v, 0.0) for v in verdicts])
+def seed_columns(seeds: Sequence[int]) -> dict[str, int | str]:
+    """Name the seeds that a row is computed from as columns."""
+    return {"n_seeds": len(seeds), "seeds": " ".join(map(str, seeds))}
 
 
 def item_weights(rng: np.random.Generator, n_items: int, n_resamples: int) -> np.ndarray:
@@ -395,8 +395,7 @@ def mean_of(name: str) -> Statistic:
 
 def net_columns(name: str, by_seed: Sequence[Mapping[str, str]]) -> dict[str, list[Values]]:
     """Return the columns that ``net_of`` needs, W - L and W + L of verdicts; unparsed is neither."""
-    signs = [{i: VERDICT_VALUES[v] for i, v in verdicts.items()} for verdicts in by_seed]
-    signs = [{i: 0.0 if math.isnan(v) else v for i, v in values.items()} for values in signs]
+    signs = [{i: SIGNS.get(v, 0.0) for i, v in verdicts.items()} for verdicts in by_seed]
     return {name: signs, f"{name} n": [{i: abs(v) for i, v in values.items()} for values in signs]}
 
 

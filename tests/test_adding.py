@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 from persona_lib import pipeline, tasks
 from persona_lib.data import preference
@@ -114,8 +113,3 @@ def test_an_arm(monkeypatch, capsys):
     run = Run(set_field(PROFILE, {"training.arms": ["none", "chosen", "mine"]}), "everyday", 0)
     assert "dpo-mine" in {spec.arm for spec in answers.grid(run)}
     assert "gold-chosen, PT trained on mine" in {m.label for m in answers.matchups(run)}
-
-
-def test_an_engine_that_is_in_no_table_is_refused():
-    with pytest.raises(ValueError, match="generation.engine='onnx': use one of transformers, vllm"):
-        set_field(PROFILE, {"generation.engine": "onnx"})

@@ -37,10 +37,6 @@ NOTED = [  # by row: dPQ, its interval, sign-test p (P; Q), of an earlier analys
 PAPER = claims.paper_table()
 
 
-def limits(values):
-    return np.percentile(values, [2.5, 97.5])
-
-
 # --- the paper's table ---
 
 
@@ -96,18 +92,6 @@ def test_joint_tables_by_hand_and_with_the_margins_of_the_counts():
             assert joint.min() >= 0
     with pytest.raises(ValueError, match="6 and 5 verdicts"):
         claims.joint_table(WinRate(3, 2, 1), WinRate(3, 2, 0), "agree")
-
-
-def test_no_way_to_pair_the_verdicts_off_has_a_wider_interval_than_the_widest():
-    p, q = WinRate(30, 20, 10), WinRate(20, 15, 25)
-    rng = np.random.default_rng(0)
-    verdicts = [np.repeat([1.0, 0.0, -1.0], [r.n_wins, r.n_ties, r.n_losses]) for r in (p, q)]
-    low, high = limits(claims.resampled_dpq(p, q)["agree"])
-    for _ in range(10):
-        pairs = np.stack([verdicts[0], rng.permutation(verdicts[1])])
-        draws = pairs[:, rng.integers(60, size=(4000, 60))]
-        values = 50 * (draws.sum(axis=2) / np.abs(draws).sum(axis=2)).sum(axis=0)
-        assert np.diff(limits(values))[0] < high - low + 1
 
 
 def test_the_test_of_dpq_by_hand():
@@ -176,7 +160,6 @@ def test_the_filter_takes_out_pairs_in_which_either_answer_is_degenerate(world):
         ("One plain answer that ends.", "stop", True),
         ("One plain answer that ends.", "length", False),
         ("yes it is " * 20, "stop", False),
-        ("Begin and then go on and on and on", "stop", True),  # twice and a half: no loop of three
         ("Begin. go on go on go on", "stop", False),
     ],
 )
@@ -245,13 +228,6 @@ def test_the_length_model_maximises_the_likelihood():
     assert more == found, "ties and unparsed verdicts do not count"
 
 
-def test_a_win_rate_that_is_only_length_is_gone_at_equal_length():
-    signs, differences = simulated(3000, 0.0, 3.0, 12, 1)
-    assert signs.sum() / np.abs(signs).sum() > 0.4  # the raw net win rate
-    found = model(signs, differences)
-    assert found.low < 0 < found.high
-
-
 def test_the_same_prompts_again_do_not_narrow_the_length_models_interval():
     signs, differences = simulated(300, 0.2, 1.0, 3, 2)
     twice = [*signs, *signs], [*differences, *differences]
@@ -298,25 +274,6 @@ def test_an_aim_is_met_only_if_the_interval_excludes_zero(profile, low, met):
     assert set(table[table["where"] == "everyday, gold-rejected"].met) == {"not run"}
 
 
-def test_the_aims_of_the_authors_data_need_the_value_and_an_interval_above_one_half(tmp_path, monkeypatch):
-    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
-    profile = load_profile("authors")
-    policy = {"arm": "dpo-both", "persona_format": "line", "measure": "policy", "n": 9, "n_seeds": 3}
-    found = [("beavertails", "gold", 0.81), ("hhh", "gold", 0.84)]  # aimed at: .80 and .85
-    found += [("beavertails", "shuffled", 0.52), ("hhh", "shuffled", 0.56)]
-    rows = [
-        policy | {"dataset": dataset, "persona": persona, "d_positive": value,
-                  "d_positive_low": value - 0.05, "d_positive_high": value + 0.05}
-        for dataset, persona, value in found
-    ]  # fmt: skip
-    results.save_table(profile, "swap", pd.DataFrame(rows))
-    table = claims.primary_results(profile)
-    met = table[table.aim.isin(["PT-DPO, share D > 0", "PT-DPO, share D > 0 (null control)"])]
-    assert met.set_index("where").met.to_dict() == {
-        "beavertails, gold": "yes", "hhh, gold": "no", "beavertails, shuffled": "yes", "hhh, shuffled": "no",
-    }  # fmt: skip
-
-
 def test_nothing_run_gives_no_tables_but_says_what_is_missing_and_removes_an_old_table(profile):
     results.save_table(profile, "stage", pd.DataFrame([{"dataset": "everyday"}]))
     assert set(claims.save_tables(profile)) == {"paper", "primary", "not_run"}
@@ -325,6 +282,20 @@ def test_nothing_run_gives_no_tables_but_says_what_is_missing_and_removes_an_old
     assert "everyday, seed 1: judgments" in set(missing.what)
     assert "arms trained on personas: rejected" in set(missing.what)
     assert set(results.read_table(profile, "primary").met) == {"not run"}
+
+
+@pytest.mark.parametrize(("value", "met"), [(0.81, ("yes", "no")), (0.52, ("no", "yes"))])
+def test_the_aims_of_the_authors_data_need_a_value_and_their_control_an_interval_around_one_half(
+    tmp_path, monkeypatch, value, met
+):
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
+    row = {"dataset": "beavertails", "arm": "dpo-both", "persona_format": "line", "measure": "policy"}
+    row |= {"d_positive": value, "d_positive_low": value - 0.05, "d_positive_high": value + 0.05}
+    rows = [row | {"persona": persona} for persona in ("gold", "shuffled")]
+    results.save_table(load_profile("authors"), "swap", pd.DataFrame(rows))
+    table = claims.primary_results(load_profile("authors"))
+    for persona, wanted in zip(("gold", "shuffled"), met, strict=True):  # aimed at: .80, and .5
+        assert set(table[table["where"] == f"beavertails, {persona}"].met) - {"not run"} == {wanted}
 
 
 def test_two_rows_that_answer_one_aim_are_an_error():

@@ -194,13 +194,6 @@ def test_unusable_input_is_an_error_that_says_what(values, shared, message):
         intervals.bootstrap_mean(values, 10, shared_items=shared)
 
 
-def test_a_mean_leaves_nan_out_and_has_the_standard_error_of_a_mean():
-    values = np.random.default_rng(0).normal(size=400)
-    result = intervals.bootstrap_mean([np.append(values, [np.nan] * 10)], 4000)
-    assert result.estimate == pytest.approx(values.mean())
-    assert width(result) / 2 == pytest.approx(1.96 * values.std() / math.sqrt(400), rel=0.08)
-
-
 def test_rank_correlation_by_hand_and_undefined_for_a_constant():
     assert intervals.rank_correlation([1, 2, 3, 4], [1, 10, 100, 1000], 20).estimate == pytest.approx(1.0)
     # ranks 1 2 3 4 and 2 1 4 3: rho = 1 - 6 x 4 / (4 x 15) = .6
@@ -261,13 +254,13 @@ def test_a_run_of_one_seed_covers_as_it_says():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("n_seeds", "spread"), [(3, 0.0), (3, 0.1), (5, 0.0), (5, 0.1), (10, 0.1)])
+@pytest.mark.parametrize(("n_seeds", "spread"), [(3, 0.1), (5, 0.0), (5, 0.1)])
 def test_seeds_with_items_of_their_own_cover_as_they_say(n_seeds, spread):
     assert 0.90 <= coverage(500, 160, spread, n_seeds) <= 0.98
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("n_seeds", "spread"), [(3, 0.1), (5, 0.05), (5, 0.1)])
+@pytest.mark.parametrize(("n_seeds", "spread"), [(3, 0.1), (5, 0.1)])
 def test_seeds_that_share_their_items_cover_at_least_as_often(n_seeds, spread):
     assert coverage(300, 160, spread, n_seeds, shared_items=True) >= 0.93
 

@@ -206,16 +206,12 @@ def test_the_pinned_format_is_read_without_running_it_and_another_file_is_refuse
 
 
 def test_official_judging_samples_unread_answers_again_with_new_seeds_at_most_ten_times():
-    generator = Scripted("[RESULT] A", "?", "?", "[RESULT] B")
+    generator = Scripted("[RESULT] A", "?", *["?"] * 9)
     judged = judges.prometheus_judge(generator, 64, "official", templates=TEMPLATES)
-    assert [j.winner for j in judged(TWO, "quality")] == ["A", "B"]
-    assert [len(prompts) for prompts, *_ in generator.asked] == [2, 1, 1]
-    assert [settings["sampling"] for *_, settings in generator.asked] == [
-        Sampling(1.0, 0.9, 1.03, seed) for seed in (0, 1, 2)
-    ]
-    stubborn = Scripted(*["?"] * 10)
-    (judgment,) = judges.prometheus_judge(stubborn, 64, "official", templates=TEMPLATES)([ONE], "quality")
-    assert judgment.winner is None and len(stubborn.asked) == 10
+    assert [j.winner for j in judged(TWO, "quality")] == ["A", None]
+    assert [len(prompts) for prompts, *_ in generator.asked] == [2, *[1] * 9]
+    samplings = [settings["sampling"] for *_, settings in generator.asked]
+    assert samplings == [Sampling(1.0, 0.9, 1.03, seed) for seed in range(10)]
 
 
 # --- persona inference backwards ---
@@ -248,14 +244,12 @@ def compare(a: str, b: str) -> PairwiseComparison:
 
 
 @pytest.mark.parametrize("rubric", judging.RUBRICS)
-@pytest.mark.parametrize(
-    "a, b, verdict", [("tea tea", "tea", "win"), ("beer", "tea", "loss"), ("x", "y", "tie")]
-)
-def test_the_higher_score_wins_in_both_orders_and_equal_scores_are_a_tie(backwards, rubric, a, b, verdict):
-    ((ab, ba),) = judging.judge_both(backwards[0], [compare(a, b)], rubric)
-    assert verdict_of(ab, ba) == verdict and not position_inconsistent(ab, ba)
-    scores = [f"{text.count('tea'):.4f}" for text in (a, b)]
-    assert ab.feedback == " : ".join(scores) and ba.feedback == " : ".join(scores[::-1])
+def test_the_higher_score_wins_in_both_orders_and_equal_scores_are_a_tie(backwards, rubric):
+    for a, b, verdict in (("tea tea", "tea", "win"), ("beer", "tea", "loss"), ("x", "y", "tie")):
+        ((ab, ba),) = judging.judge_both(backwards[0], [compare(a, b)], rubric)
+        assert verdict_of(ab, ba) == verdict and not position_inconsistent(ab, ba)
+        scores = [f"{text.count('tea'):.4f}" for text in (a, b)]
+        assert ab.feedback == " : ".join(scores) and ba.feedback == " : ".join(scores[::-1])
 
 
 def test_each_text_is_scored_once_and_only_fit_to_a_persona_is_scored_with_the_adapter(backwards):
@@ -283,6 +277,8 @@ def test_a_plausible_user_is_scored_per_word_and_without_a_response(backwards):
 def test_of_everyday_it_learns_from_both_sides_of_training_topics_and_validates_on_others(monkeypatch):
     monkeypatch.setattr(judges, "format_of", lambda *source: None)
     run = Run(set_field(PROFILE, {"evaluation.backwards_rows": 0}), "everyday", 0)
+    few = Run(set_field(PROFILE, {"evaluation.backwards_rows": 80}), "everyday", 0)
+    assert [len(judges.persona_rows(few, part)) for part in ("train", "val")] == [80, 10]
     for part, split in (("train", "train"), ("val", "validation")):
         rows = {row["id"]: row for row in judges.persona_rows(run, part)}
         items = [item for item in everyday.items() if item.split == split]

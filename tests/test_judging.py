@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny_results
 
-from persona_lib import show, store
+from persona_lib import store
 from persona_lib.intervals import verdict_of
 from persona_lib.models.generate import Completion
 from persona_lib.paper import answers, judges, judging, results
@@ -167,10 +167,10 @@ def second(judged_once, tmp_path, monkeypatch) -> Shorter:
     return second
 
 
-def saved(run: Run, matchup, role: str, rubric: str) -> list[Judgment]:
-    """The judgments of one matchup on disk, both orders in turn."""
-    rows = list(store.iter_rows(judging.judgment_folder(run, matchup, role) / f"{rubric}.jsonl"))
-    return [Judgment(**{k: v for k, v in row.items() if k != "order"}) for row in rows]
+def saved(run: Run, matchup, role: str, rubric: str) -> list[str]:
+    """The verdicts that follow from the judgments of one matchup on disk."""
+    path = judging.judgment_folder(run, matchup, role) / f"{rubric}.jsonl"
+    return [verdict_of(both["AB"], both["BA"]) for both in judging.read_orders(path).values()]
 
 
 def test_both_judges_judge_the_same_comparisons_and_are_kept_apart(second):
@@ -180,39 +180,31 @@ def test_both_judges_judge_the_same_comparisons_and_are_kept_apart(second):
     assert [folder.name for folder in folders] == [m.slug for m in wanted]
     assert second.asked == sum(4 * len(judging.compare(run, m)) for m in wanted), "two rubrics, two orders"
     for role, name in (("judge", "oracle"), ("second_judge", "shorter-first")):
-        assert {j.judge for m in wanted for j in saved(run, m, role, "quality")} == {name}
+        paths = [judging.judgment_folder(run, m, role) / "quality.jsonl" for m in wanted]
+        assert {row["judge"] for path in paths for row in store.iter_rows(path)} == {name}
     asked = second.asked
     assert judging.judge_all(run, "second_judge") == folders and second.asked == asked, "nothing twice"
 
 
-def test_the_table_of_agreement_counts_what_the_saved_judgments_say(second):
+def test_the_tables_of_the_second_judge_count_what_the_saved_judgments_say(second):
+    assert results.second_judge_table(TWO_JUDGES).empty, "not judged yet"
     for run in RUNS:
         judging.judge_all(run, "second_judge")
+    judging.forget_judged()
     table = judging.agreement_table(TWO_JUDGES).set_index("rubric")
     for rubric in judging.RUBRICS:
-        pairs = []
-        for run in RUNS:
-            for m in judging.judged_matchups(run, "second_judge"):
-                both = [saved(run, m, role, rubric) for role in ("judge", "second_judge")]
-                verdicts = [[verdict_of(*pair) for pair in zip(j[::2], j[1::2], strict=True)] for j in both]
-                pairs += zip(*verdicts, strict=True)
+        pairs = [
+            pair
+            for run in RUNS
+            for m in judging.judged_matchups(run, "second_judge")
+            for pair in zip(*(saved(run, m, role, rubric) for role in judging.FOLDERS), strict=True)
+        ]
         known = [(a, b) for a, b in pairs if b != "unparsed"]
         row = table.loc[rubric]
         assert (row["n"], row.second_unparsed, row.first_unparsed) == (len(known), len(pairs) - len(known), 0)
         assert row.agreement == pytest.approx(np.mean([a == b for a, b in known]))
         assert (row["first"], row["second"], row.n_seeds) == ("oracle", "shorter-first", 2)
-    shown = show.render("judge_agreement", table.reset_index())
-    assert list(shown.judges) == ["oracle / shorter-first"] * 2
-    one = judging.agreement_table(show.one_seed(RUNS[1]))
-    assert list(one.n_seeds) == [1, 1] and (one.n.to_numpy() < table.n.to_numpy()).all()
-
-
-def test_the_second_judges_rows_have_a_table_of_their_own(second):
-    assert results.second_judge_table(TWO_JUDGES).empty, "not judged yet"
-    for run in RUNS:
-        judging.judge_all(run, "second_judge")
-    judging.forget_judged()
     first = results.judged_table(TWO_JUDGES, ("main",))
-    table = results.second_judge_table(TWO_JUDGES)
-    assert list(table.label) == list(first.label) and list(table.n) == list(first.n)
-    assert (table.p_unparsed.sum() > 0) and first.p_unparsed.sum() == 0
+    second_rows = results.second_judge_table(TWO_JUDGES)
+    assert list(second_rows.label) == list(first.label) and list(second_rows.n) == list(first.n)
+    assert second_rows.p_unparsed.sum() > 0 and first.p_unparsed.sum() == 0

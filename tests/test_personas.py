@@ -227,12 +227,6 @@ def test_a_language_model_is_asked_in_both_orders_and_never_read_into(inferred, 
 # --- words ---
 
 
-def z(*counts: float) -> float:
-    """A word's log-odds in standard errors."""
-    delta, error = personas.log_odds(*counts)
-    return delta / error
-
-
 def saliency(*sides, **how) -> dict:
     return {row["word"]: row for row in personas.word_saliency(*sides, **how)}
 
@@ -251,32 +245,28 @@ def test_word_shares_by_hand_and_their_order():
 
 def test_log_odds_by_hand_with_all_words_as_prior():
     # y 3 of 10 and 1 of 10, prior 1 of 5: log((4/11) / (2/13)) / sqrt(1/4 + 1/2)
-    assert z(3, 10, 1, 10, 1, 5) == pytest.approx(math.log(4 * 13 / (11 * 2)) / math.sqrt(0.75))
-    assert z(1, 10, 3, 10, 1, 5) == pytest.approx(-z(3, 10, 1, 10, 1, 5))
-    rows = saliency(
-        ["x x x x x x y y v", "x x"], ["y y y y x v", "y w"], min_count=2, prior_size=20
-    )  # 11 and 8 words
+    delta, error = personas.log_odds(3, 10, 1, 10, 1, 5)
+    assert delta / error == pytest.approx(math.log(4 * 13 / (11 * 2)) / math.sqrt(0.75))
+    texts = ["x x x x x x y y v", "x x"], ["y y y y x v", "y w"]  # 11 and 8 words
+    rows = saliency(*texts, min_count=2, prior_size=20)
     delta, error = personas.log_odds(8, 11, 1, 8, 20 * 9 / 19, 20)
     x = rows["x"]
     assert set(rows) == {"x", "y", "v"}, "w is in the totals only"
     assert (x["log_odds"], x["z"]) == (pytest.approx(delta), pytest.approx(delta / error))
-    assert x["log_odds_low"] == pytest.approx(delta - 1.96 * error, abs=1e-4)
-    assert x["log_odds_high"] == pytest.approx(delta + 1.96 * error, abs=1e-4)
-    two_sided = {word: math.erfc(abs(row["z"]) / math.sqrt(2)) for word, row in rows.items()}
-    assert x["p_holm"] == pytest.approx(3 * two_sided["x"]), "Holm: the smallest of three"
+    limits = (delta - 1.96 * error, delta + 1.96 * error)
+    assert (x["log_odds_low"], x["log_odds_high"]) == pytest.approx(limits, abs=1e-4)
+    p = math.erfc(abs(x["z"]) / math.sqrt(2))
+    assert x["p_holm"] == pytest.approx(3 * p), "Holm: the smallest of three"
 
 
 def test_words_that_mark_the_authors_personas_are_those_known(official_data, monkeypatch):
-    rows = [r for split in load_official(official_data, "beavertails").values() for r in split]
-    sides = [
-        [r.personas[f"gold-{s}"] for r in rows if r.personas[f"gold-{s}"]] for s in ("chosen", "rejected")
-    ]
+    rows = [row for split in load_official(official_data, "beavertails").values() for row in split]
+    sides = [[p for row in rows if (p := row.personas[f"gold-{side}"])] for side in ("chosen", "rejected")]
     words = saliency(*sides)
-    assert words["to-the-point"]["share_chosen"] < 0.1
-    assert words["multi-faceted"]["share_chosen"] > 0.75 and words["multi-step"]["share_chosen"] > 0.8
+    assert words["to-the-point"]["share_chosen"] < 0.1 and words["multi-step"]["share_chosen"] > 0.8
+    assert words["concise"]["share_chosen"] == pytest.approx(1 - 0.89, abs=0.03)
     assert words["concise"]["p_holm"] < 1e-6 and words["multi-faceted"]["p_holm"] < 1e-4
-    assert math.isclose(words["concise"]["share_chosen"], 1 - 0.89, abs_tol=0.03)
     monkeypatch.setenv("PERSONA_DATA", str(official_data))
     table = personas.released_words(load_profile("authors"))
-    assert set(table.dataset) == {"beavertails", "hhh"} and (table.p_holm < 0.05).any()
+    assert set(table.dataset) == {"beavertails", "hhh"}
     assert ((table.z > 0) == (table.side == "chosen")).all()

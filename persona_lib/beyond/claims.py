@@ -22,7 +22,7 @@ from persona_lib.beyond.calibration import calibration_path
 from persona_lib.data import everyday
 from persona_lib.data.preference import inference_split
 from persona_lib.intervals import (
-    VERDICT_VALUES,
+    SIGNS,
     Interval,
     Pool,
     WinRate,
@@ -268,7 +268,7 @@ def length_lines(dataset: str, seed: int, row: Judged, facts: Facts) -> list[Row
         for name, which in (("net", "all"), ("net_matched", "matched")):
             line |= interval_columns(name, pool.interval(results.scores(which)[f"{short}_net"]))
         items = [
-            (VERDICT_VALUES[verdict], found[i][0] - found[i][1], i if shared else f"{number}/{i}")
+            (SIGNS.get(verdict, 0.0), found[i][0] - found[i][1], i if shared else f"{number}/{i}")
             for number, (verdicts, found) in enumerate(zip(row.verdicts[rubric], words, strict=True))
             for i, verdict in verdicts.items()
         ]
@@ -282,7 +282,7 @@ def same_length(words: int, base_words: int) -> bool:
 
 
 def length_model(signs: Sequence[float], differences: Sequence[float], prompts: Sequence[str]) -> Interval:
-    """Fit the net win rate at equal length to verdicts (+1, 0, -1, NaN) and length differences in words.
+    """Fit the net win rate at equal length to verdicts (+1, -1, else 0) and length differences in words.
 
     Length-controlled AlpacaEval 2 (Dubois et al. 2024, eq. 1) without its term for the instruction: among
     decided comparisons logit P(win) = a + b tanh(d / sd). The net win rate at d = 0 is tanh(a / 2). Standard

@@ -58,6 +58,13 @@ def policy_key(run: Run, arm: str) -> list[Any]:
     return [store.read_json(folder / "done.json")["key"] for folder in adapters_of(run, arm)]
 
 
+def open_base(run: Run) -> tuple[Any, Any]:
+    """Return the base as it was trained on, and its tokenizer; four-bit weights are expanded on a CPU."""
+    base = run.profile.base
+    model = load_base(*run.base_source, base.quantization, base.dtype, device() == "cpu")
+    return model, load_tokenizer(*run.base_source)
+
+
 def generators(run: Run, specs: Sequence[RunSpec]) -> Iterator[tuple[RunSpec, Any]]:
     """Yield (spec, generator) for runs of the grid; the base is loaded once for all of them.
 
@@ -67,8 +74,7 @@ def generators(run: Run, specs: Sequence[RunSpec]) -> Iterator[tuple[RunSpec, An
     if profile.generation.engine == "vllm":
         yield from vllm_generators(run, specs)
         return
-    how = (profile.base.quantization, profile.base.dtype, device() == "cpu")
-    model, tokenizer = load_base(*run.base_source, *how), load_tokenizer(*run.base_source)
+    model, tokenizer = open_base(run)
     for folder in dict.fromkeys(folder for spec in specs for folder in adapters_of(run, spec.arm)):
         model = attach_adapters(model, [folder])
     for spec in specs:

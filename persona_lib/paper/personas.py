@@ -38,6 +38,7 @@ from persona_lib.intervals import (
     net_columns,
     net_of,
     position_inconsistent,
+    seed_columns,
     verdict_of,
 )
 from persona_lib.models.served import load_generator, role_key
@@ -378,7 +379,7 @@ def accuracy_row(by_seed: dict[int, list[Mapping[str, str]]], interval: Interval
     rows = [row for part in by_seed.values() for row in part]
     seeds = [seed for seed, part in by_seed.items() if part]
     counts = WinRate.from_verdicts(row["verdict"] for row in rows if row["verdict"])
-    return {"n": len(rows), "n_seeds": len(seeds), "seeds": " ".join(map(str, seeds)),
+    return {"n": len(rows), **seed_columns(seeds),
             "n_correct": counts.n_wins, "n_ties": counts.n_ties,
             "n_contradicted": sum(row["contradicted"] == "True" for row in rows), "n_wrong": counts.n_losses,
             "n_unparsed": counts.n_unparsed, "n_missing": len(rows) - counts.n,
@@ -401,7 +402,7 @@ def preference_table(profile: Profile) -> pd.DataFrame:
         pool = make_pool(columns, profile.evaluation.bootstrap_samples, number, same_items(tuple(runs)))
         seeds = [run.seed for run, found in zip(runs, by_seed, strict=True) if found]
         lines.append({"dataset": dataset, "split": inference_split(profile, dataset), "n": counts.n,
-                      "n_seeds": len(seeds), "seeds": " ".join(map(str, seeds)), "win": counts.n_wins,
+                      **seed_columns(seeds), "win": counts.n_wins,
                       "tie": counts.n_ties, "loss": counts.n_losses, "unparsed": counts.n_unparsed,
                       "n_missing": sum(map(len, by_seed)) - counts.n,
                       **interval_columns("net", pool.interval(net_of("preference")))})  # fmt: skip

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona_lib.intervals import (
+    SIGNS,
     Statistic,
     WinRate,
     delta_pq,
@@ -24,6 +25,7 @@ from persona_lib.intervals import (
     mean_of,
     net_of,
     position_inconsistent,
+    seed_columns,
     sign_test,
 )
 from persona_lib.paper.answers import generation_folder, matchups
@@ -72,10 +74,10 @@ def judged_scores(slug: str) -> dict[str, Statistic]:
 
 def row_names(dataset: str, row: Judged) -> Row:
     """Return what identifies a row, with its size."""
-    m, seeds = row.matchup, row.seeds
+    m = row.matchup
     return {"dataset": dataset, "kind": m.kind, "label": m.label, "judge_persona": m.judge_persona,
             "test": m.test.slug, "base": m.base.slug, "n": row.counts("quality").n,
-            "n_seeds": len(seeds), "seeds": " ".join(map(str, seeds))}  # fmt: skip
+            **seed_columns(row.seeds)}  # fmt: skip
 
 
 def verdict_counts(short: str, rate: WinRate) -> Row:
@@ -110,7 +112,7 @@ def decided_prompts(row: Judged, rubric: str) -> tuple[int, int]:
     votes: Counter[tuple[int, str]] = Counter()
     for number, verdicts in enumerate(row.verdicts[rubric]):
         for name, verdict in verdicts.items():
-            votes[0 if shared else number, name] += {"win": 1, "loss": -1}.get(verdict, 0)
+            votes[0 if shared else number, name] += SIGNS.get(verdict, 0)
     return sum(v > 0 for v in votes.values()), sum(v < 0 for v in votes.values())
 
 
@@ -174,8 +176,7 @@ def main_table(profile: Profile) -> pd.DataFrame:
         return table
     seeds = sorted({seed for _, row in parts for seed in row.seeds})
     line: Row = {"dataset": "all", "kind": "average", "label": "average of gold and retrieved rows",
-                 "n": sum(row.counts("quality").n for _, row in parts), "n_seeds": len(seeds),
-                 "seeds": " ".join(map(str, seeds))}  # fmt: skip
+                 "n": sum(row.counts("quality").n for _, row in parts), **seed_columns(seeds)}  # fmt: skip
     for name in judged_scores(""):
         chosen = [(j.pool, judged_scores(row.slug)[name]) for j, row in parts]
         line |= interval_columns(name, mean_interval(chosen))

@@ -28,19 +28,24 @@ from persona_lib.intervals import (
     make_pool,
     mean_columns,
     mean_of,
+    seed_columns,
 )
 from persona_lib.models import trainers
 from persona_lib.models.load import (
     attach_adapters,
-    device,
     format_of,
-    load_base,
-    load_tokenizer,
     model_key,
     pair_log_probs,
     using_adapters,
 )
-from persona_lib.paper.answers import adapters_of, eval_rows, generation_folder, grid, read_generations
+from persona_lib.paper.answers import (
+    adapters_of,
+    eval_rows,
+    generation_folder,
+    grid,
+    open_base,
+    read_generations,
+)
 from persona_lib.paper.judging import same_items
 from persona_lib.paper.results import Row
 from persona_lib.prompts import completion_text, tailoring_prompt
@@ -178,13 +183,9 @@ class PolicyLoader:
 
     def load(self, arm: str) -> tuple[Any, Any]:
         """Return (model, tokenizer) with the arm's adapters loaded."""
-        profile = self.run.profile
         if self.model is None:
-            how = (profile.base.quantization, profile.base.dtype, device() == "cpu")
-            self.model = load_base(*self.run.base_source, *how)
-            self.tokenizer = load_tokenizer(*self.run.base_source)
-        folders = adapters_of(self.run, arm)
-        if folders:
+            self.model, self.tokenizer = open_base(self.run)
+        if folders := adapters_of(self.run, arm):
             self.model = attach_adapters(self.model, folders)
         return self.model, self.tokenizer
 
@@ -247,17 +248,15 @@ def score_arms(run: Run, arms: Sequence[Part]) -> None:
             print(f"{arm} ({persona_format}): {len(scores)} pairs of responses scored", flush=True)
 
 
-def score_all(run: Run) -> None:
-    """Score the arms of a run that are not scored yet, shared out over ``workers`` processes."""
+def swap_all(run: Run) -> pd.DataFrame:
+    """Score the arms of a run that are not scored yet, shared out over ``workers`` processes.
+
+    Writes the run's `swap_table` to ``tables/persona_swap.csv`` and returns it.
+    """
     workers, controls = run.profile.workers, run.profile.evaluation.controls
     missing = [a for a in swap_arms(run) if not store.is_done(swap_folder(run, *a), swap_key(run, *a))]
     shares = share_out(missing, [len(swap_families(*arm, controls)) for arm in missing], workers)
     run_jobs(score_arms, [(run, share) for share in shares], workers)
-
-
-def swap_all(run: Run) -> pd.DataFrame:
-    """Score all arms of a run, write its `swap_table` to ``tables/persona_swap.csv`` and return it."""
-    score_all(run)
     table = swap_table([run])
     store.write_text(run.folder / "tables" / "persona_swap.csv", table.to_csv(index=False))
     return table
@@ -420,9 +419,8 @@ class PerItem:
 
     def line(self, key: Key, labels: Sequence[str], n: int) -> Row:
         """Return what identifies a row of a table, its size and its seeds."""
-        seeds = self.seeds(key)
-        return {"dataset": self.runs[0].dataset, **dict(zip(labels, key, strict=True)), "n": n,
-                "n_seeds": len(seeds), "seeds": " ".join(map(str, seeds))}  # fmt: skip
+        names = dict(zip(labels, key, strict=True))
+        return {"dataset": self.runs[0].dataset, **names, "n": n, **seed_columns(self.seeds(key))}
 
     def interval(self, name: str, statistic: Statistic) -> Row:
         """Return a statistic with its 95 % interval as columns x, x_low, x_high."""
