@@ -12,11 +12,14 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
 from persona_lib.records import Judgment, Verdict
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # --- tests and closed forms of counts ---
 
@@ -150,6 +153,13 @@ class Interval:
 def interval_columns(name: str, interval: Interval) -> dict[str, float | None]:
     """Name an estimate and its limits as columns x, x_low, x_high."""
     return {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
+def table_of(rows: Iterable[Any], columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Return rows as a table; pandas is loaded at the first use."""
+    import pandas as pd
+
+    return pd.DataFrame(rows, columns=columns)
 
 
 def seed_columns(seeds: Sequence[int]) -> dict[str, int | str]:

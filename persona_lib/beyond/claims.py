@@ -34,6 +34,7 @@ from persona_lib.intervals import (
     percentile_interval,
     ratio,
     sign_test,
+    table_of,
 )
 from persona_lib.paper import results
 from persona_lib.paper.answers import generation_folder, read_generations
@@ -313,10 +314,8 @@ def length_model(signs: Sequence[float], differences: Sequence[float], prompts: 
 
 def length_table(profile: Profile) -> pd.DataFrame:
     """Return the main rows and those of PT-DPO against PT-SFT with length held equal, two ways."""
-    import pandas as pd
-
     found = rows_with_answers(profile, LENGTH_KINDS)
-    return pd.DataFrame([line for row in found for line in length_lines(*row)])
+    return table_of([line for row in found for line in length_lines(*row)])
 
 
 # --- the aims that were set beforehand ---
@@ -402,8 +401,6 @@ def without_verdict(lines: list[Row], calibration: pd.DataFrame, dataset: str, j
 
 def primary_results(profile: Profile) -> pd.DataFrame:
     """Return a line per aim of ``facts/aims.yaml``, computed from the profile's saved tables."""
-    import pandas as pd
-
     aims = set_aims()
     names = {entry["table"] for group in ("inferred", "judged", "swapped") for entry in aims[group]}
     tables = {name: read_table(profile, name) for name in names}
@@ -416,7 +413,7 @@ def primary_results(profile: Profile) -> pd.DataFrame:
             lines += without_verdict(found, calibration, dataset, judge)
         if dataset in aims["swapped"][0]["over_half"]:
             lines += measured_aims(profile, dataset, "swapped", tables)
-    return pd.DataFrame(lines)
+    return table_of(lines)
 
 
 # --- all tables of a profile ---
@@ -434,8 +431,6 @@ def calibration_table(profile: Profile) -> pd.DataFrame:
 
 def not_run(profile: Profile) -> pd.DataFrame:
     """List what the tables do not hold, and why: data sets and seeds without results, arms, personas."""
-    import pandas as pd
-
     parts = {"persona swaps": "swap/*/done.json", "generated answers": "generations/*/done.json"}
     lines = []
     if profile.evaluation.judge == "none":
@@ -455,7 +450,7 @@ def not_run(profile: Profile) -> pd.DataFrame:
     if not profile.evaluation.controls:
         cells = "control cells (a system turn for plain DPO, shuffled and system personas)"
         lines.append((cells, "evaluation.controls=false"))
-    return pd.DataFrame(lines, columns=["what", "why"])
+    return table_of(lines, columns=["what", "why"])
 
 
 def every_dataset(profile: Profile, make: Callable[[Sequence[Run]], pd.DataFrame]) -> pd.DataFrame:

@@ -26,6 +26,7 @@ from persona_lib.intervals import (
     mean_columns,
     net_columns,
     ratio,
+    table_of,
     verdict_of,
 )
 from persona_lib.models.served import role_key
@@ -395,8 +396,6 @@ def judge_names(runs: Sequence[Run], role: str) -> str:
 
 def agreement_table(profile: Profile) -> pd.DataFrame:
     """Return a line per data set and rubric over all seeds; empty where nothing has two judgments."""
-    import pandas as pd
-
     lines = []
     for dataset in profile.datasets if profile.second_judge.model else ():
         runs = runs_of(profile, dataset)
@@ -406,4 +405,4 @@ def agreement_table(profile: Profile) -> pd.DataFrame:
             by_seed = [[t for _, *both in part for t in verdict_pairs(*both, rubric)] for part in judged]
             row = agreement_row(by_seed, profile.evaluation.bootstrap_samples)
             lines.append({"dataset": dataset, "rubric": rubric, **names, **row})
-    return pd.DataFrame(lines)
+    return table_of(lines)

@@ -10,7 +10,7 @@ import csv
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,7 @@ from persona_lib.intervals import (
     net_of,
     position_inconsistent,
     seed_columns,
+    table_of,
     verdict_of,
 )
 from persona_lib.models.served import load_generator, role_key
@@ -122,34 +123,26 @@ def inference_shots(profile: Profile) -> list[tuple[str, str, str, str]]:
     return shots
 
 
-def written(
-    generator: Any, items: Sequence[tuple[str, str, str]], profile: Profile
-) -> Iterator[tuple[int, str]]:
-    """Yield (index, answer) for (prompt, preferred, other) items.
-
-    A language model is prompted; a generator with ``write`` is given the items themselves.
-    """
-    if hasattr(generator, "write"):
-        yield from enumerate(generator.write(items))
-        return
-    queries, shots = [inference_query(*item) for item in items], inference_prefix(inference_shots(profile))
-    answers = generator.generate(queries, profile.generator.max_new_tokens, STOPS, prefix=shots)
-    yield from ((index, completion.text) for index, completion in answers)
-
-
 def infer_personas(
     generator: Any, pairs: Sequence[PreferencePair], side: Side, profile: Profile, path: Path
 ) -> list[InferredPersona]:
     """Infer one persona per pair for a side, appending to ``path``; rows already there are kept.
 
+    A language model is prompted; a generator with ``write`` is given (prompt, preferred, other) items.
     Returns all rows of the file that belong to ``pairs``, in their order.
     """
     store.repair_rows(path)
     known = {row.id: row for row in read_rows(path, InferredPersona)} if path.exists() else {}
     missing = [pair for pair in pairs if pair.id not in known]
     items = [(pair.prompt, *sides_of(pair, side)) for pair in missing]
+    if hasattr(generator, "write"):
+        answers = enumerate(generator.write(items))
+    else:
+        queries, most = [inference_query(*item) for item in items], profile.generator.max_new_tokens
+        shots = inference_prefix(inference_shots(profile))
+        answers = ((n, made.text) for n, made in generator.generate(queries, most, STOPS, prefix=shots))
     batch: list[InferredPersona] = []
-    for index, text in written(generator, items, profile):
+    for index, text in answers:
         persona, status = parse_persona(text, MAX_WORDS)
         row = InferredPersona(missing[index].id, side, generator.name, persona, status, text)
         known[row.id] = row
@@ -302,8 +295,6 @@ def persona_question(c: PairwiseComparison, _: str) -> str:
 
 def judge_run(run: Run) -> list[Path]:
     """Judge a run's inferred personas into ``ITEMS`` and ``PREFERENCES``; both are empty without a judge."""
-    import pandas as pd
-
     rows: list[tuple] = []
     if (name := run.profile.persona_judge) != "none":
         judge, scored = load_judge(run, name), inferred_splits(run)[-1]
@@ -315,7 +306,7 @@ def judge_run(run: Run) -> list[Path]:
     paths = []
     for file, found, names in ((ITEMS, rows, ITEM), (PREFERENCES, judge_preferences(run), ["id", "verdict"])):
         paths.append(run.folder / "tables" / file)
-        store.write_text(paths[-1], pd.DataFrame(found, columns=names).to_csv(index=False))
+        store.write_text(paths[-1], table_of(found, columns=names).to_csv(index=False))
     return paths
 
 
@@ -329,8 +320,6 @@ def read_items(path: Path) -> Items:
 
 def accuracy_table(profile: Profile) -> pd.DataFrame:
     """Return persona accuracy per data set, split and side, and chosen minus rejected (paper Fig. 3)."""
-    import pandas as pd
-
     lines: list[Row] = []
     for number, dataset in enumerate(profile.datasets):
         runs = runs_of(profile, dataset)
@@ -339,7 +328,7 @@ def accuracy_table(profile: Profile) -> pd.DataFrame:
         lines += accuracy_rows(
             {"dataset": dataset}, items, profile.evaluation.bootstrap_samples, number, shared
         )
-    return pd.DataFrame(lines)
+    return table_of(lines)
 
 
 def accuracy_rows(head: Row, items: dict[int, Items], samples: int, number: int, shared: bool) -> list[Row]:
@@ -388,8 +377,6 @@ def accuracy_row(by_seed: dict[int, list[Mapping[str, str]]], interval: Interval
 
 def preference_table(profile: Profile) -> pd.DataFrame:
     """Return how often P_C is the more plausible user than P_R, and the net rate (paper Fig. 4)."""
-    import pandas as pd
-
     lines = []
     for number, dataset in enumerate(profile.datasets):
         runs = runs_of(profile, dataset)
@@ -406,7 +393,7 @@ def preference_table(profile: Profile) -> pd.DataFrame:
                       "tie": counts.n_ties, "loss": counts.n_losses, "unparsed": counts.n_unparsed,
                       "n_missing": sum(map(len, by_seed)) - counts.n,
                       **interval_columns("net", pool.interval(net_of("preference")))})  # fmt: skip
-    return pd.DataFrame(lines)
+    return table_of(lines)
 
 
 # --- Words that mark one side's personas (Table 1) ---
@@ -458,42 +445,39 @@ def word_saliency(
     return sorted(rows, key=lambda row: (-row["share_chosen"], -row["z"], row["word"]))
 
 
-def typical_words(dataset: str, texts: dict[Side, list[str]]) -> list[Row]:
-    """Return the words most typical of each side's personas, by z, the most typical first."""
-    by_z = sorted(word_saliency(texts["chosen"], texts["rejected"]), key=lambda word: word["z"])
-    chosen = [word for word in by_z[::-1] if word["z"] > 0][:SHOWN_WORDS]
-    rejected = [word for word in by_z if word["z"] <= 0][:SHOWN_WORDS]
-    sides = (("chosen", chosen), ("rejected", rejected))
-    return [{"dataset": dataset, "side": side, **word} for side, words in sides for word in words]
+def typical_words(texts: Mapping[str, Mapping[Side, Iterable[str | None]]]) -> pd.DataFrame:
+    """Return, per data set, the words most typical of each side's personas, by z, the most typical first."""
+    lines: list[Row] = []
+    for dataset, sides in texts.items():
+        chosen, rejected = ([text for text in sides[side] if text] for side in SIDES)
+        by_z = sorted(word_saliency(chosen, rejected), key=lambda word: word["z"])
+        tops = [word for word in by_z[::-1] if word["z"] > 0], [word for word in by_z if word["z"] <= 0]
+        for side, words in zip(SIDES, tops, strict=True):
+            lines += [{"dataset": dataset, "side": side, **word} for word in words[:SHOWN_WORDS]]
+    return table_of(lines)
 
 
 def words_table(profile: Profile) -> pd.DataFrame:
     """Return the words that are most typical of each side's personas, over all seeds (paper Table 1)."""
-    import pandas as pd
-
-    lines: list[Row] = []
+    texts: dict[str, dict[Side, list[str | None]]] = {}
     for dataset in profile.datasets:
-        split, texts = inference_split(profile, dataset), {side: [] for side in SIDES}
+        split, texts[dataset] = inference_split(profile, dataset), {side: [] for side in SIDES}
         for run in runs_of(profile, dataset):
             if all((run.folder / "personas" / f"{split}-{side}.jsonl").exists() for side in SIDES):
-                for side, found in texts.items():
-                    found += [row.persona for row in read_personas(run, split, side).values() if row.persona]
-        lines += typical_words(dataset, texts)
-    return pd.DataFrame(lines)
+                for side, found in texts[dataset].items():
+                    found += [row.persona for row in read_personas(run, split, side).values()]
+    return typical_words(texts)
 
 
 def released_words(profile: Profile) -> pd.DataFrame:
     """Return the same for the authors' released gold personas, of all splits; empty without real data."""
-    import pandas as pd
-
-    lines: list[Row] = []
+    texts: dict[str, dict[Side, list[str | None]]] = {}
     for dataset in profile.datasets:
         if official.DATASETS.get(dataset, {}).get("tailoring"):
             splits = official.load_official(official.find_data_dir(profile.data.path, [dataset]), dataset)
             rows = [row for split, part in splits.items() if split != "fewshot" for row in part]
-            gold = {side: [row.personas[f"gold-{side}"] for row in rows] for side in SIDES}
-            lines += typical_words(dataset, {side: [*filter(None, found)] for side, found in gold.items()})
-    return pd.DataFrame(lines)
+            texts[dataset] = {side: [row.personas[f"gold-{side}"] for row in rows] for side in SIDES}
+    return typical_words(texts)
 
 
 PERSONA_TABLES = {

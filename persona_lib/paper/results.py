@@ -27,6 +27,7 @@ from persona_lib.intervals import (
     position_inconsistent,
     seed_columns,
     sign_test,
+    table_of,
 )
 from persona_lib.paper.answers import generation_folder, matchups
 from persona_lib.paper.judging import (
@@ -147,17 +148,13 @@ def judged_rows(
 
 def judged_table(profile: Profile, kinds: Sequence[str], role: str = "judge") -> pd.DataFrame:
     """Return the rows of some kinds of matchups; empty if nothing of them was judged."""
-    import pandas as pd
-
-    return with_holm(pd.DataFrame([judged_row(*found) for found in judged_rows(profile, kinds, role)]))
+    return with_holm(table_of([judged_row(*found) for found in judged_rows(profile, kinds, role)]))
 
 
 def second_judge_table(profile: Profile) -> pd.DataFrame:
     """Return every row that the second judge has judged; empty without one."""
-    import pandas as pd
-
     if not profile.second_judge.model:
-        return pd.DataFrame()
+        return table_of([])
     return judged_table(profile, ("main",), "second_judge")
 
 
@@ -185,8 +182,6 @@ def main_table(profile: Profile) -> pd.DataFrame:
 
 def by_seed_table(profile: Profile) -> pd.DataFrame:
     """Return the main rows seed by seed: counts, net win rates and dPQ, without intervals."""
-    import pandas as pd
-
     lines = []
     for _, row in judged_rows(profile, TABLES["main"]):
         for number, run in enumerate(row.runs):
@@ -196,13 +191,11 @@ def by_seed_table(profile: Profile) -> pd.DataFrame:
             names = {"dataset": run.dataset, "label": row.matchup.label, "seed": run.seed, "n": p.n}
             nets = {"p_net": p.net, "q_net": q.net, "dpq": delta_pq(p, q)}
             lines += [names | count_columns(one) | nets] * bool(one.seeds)
-    return pd.DataFrame(lines)
+    return table_of(lines)
 
 
 def side_difference(profile: Profile) -> pd.DataFrame:
     """Return main-row scores for rejected minus chosen personas, paired by prompt (paper, claim 2)."""
-    import pandas as pd
-
     lines = []
     for judgments in read_judgments(profile):
         rows = {r.matchup.judge_persona: r for r in judgments.rows if r.matchup.kind == "main"}
@@ -217,7 +210,7 @@ def side_difference(profile: Profile) -> pd.DataFrame:
                 statistic = difference(rejected, chosen[name])
                 line |= interval_columns(name, judgments.pool.interval(statistic))
             lines.append(line)
-    return pd.DataFrame(lines)
+    return table_of(lines)
 
 
 N_EXAMPLES = 3  # rows of the evaluation split: its first, not selected
@@ -225,8 +218,6 @@ N_EXAMPLES = 3  # rows of the evaluation split: its first, not selected
 
 def example_table(profile: Profile) -> pd.DataFrame:
     """Return the first rows of each evaluation split with plain DPO's and PT-DPO's answers side by side."""
-    import pandas as pd
-
     lines = []
     for dataset in profile.datasets:
         run = runs_of(profile, dataset)[0]
@@ -237,7 +228,7 @@ def example_table(profile: Profile) -> pd.DataFrame:
                            "eval_persona": m.judge_persona, "persona": c.persona,
                            "plain_dpo": c.response_b, "pt_dpo": c.response_a}
                           for c in compare(run, m)[:N_EXAMPLES]]  # fmt: skip
-    return pd.DataFrame(lines).sort_values(["dataset", "id"], kind="stable") if lines else pd.DataFrame()
+    return table_of(lines).sort_values(["dataset", "id"], kind="stable") if lines else table_of([])
 
 
 def judged_tables() -> dict[str, Callable[[Profile], pd.DataFrame]]:

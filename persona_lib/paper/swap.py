@@ -29,6 +29,7 @@ from persona_lib.intervals import (
     mean_columns,
     mean_of,
     seed_columns,
+    table_of,
 )
 from persona_lib.models import trainers
 from persona_lib.models.load import (
@@ -413,18 +414,19 @@ class PerItem:
         by_run = zip(self.runs, *self.values[key].values(), strict=True)
         return [run.seed for run, *found in by_run if any(found)]
 
-    def mean(self, key: Key, name: str) -> Statistic:
-        """Return the statistic "mean of a value"."""
-        return mean_of("/".join((*key, name)))
-
     def line(self, key: Key, labels: Sequence[str], n: int) -> Row:
         """Return what identifies a row of a table, its size and its seeds."""
         names = dict(zip(labels, key, strict=True))
         return {"dataset": self.runs[0].dataset, **names, "n": n, **seed_columns(self.seeds(key))}
 
-    def interval(self, name: str, statistic: Statistic) -> Row:
+    def columns(self, name: str, statistic: Statistic) -> Row:
         """Return a statistic with its 95 % interval as columns x, x_low, x_high."""
         return interval_columns(name, self.pool.interval(statistic))
+
+
+def column(key: Key, name: str) -> str:
+    """Return the name of a value's column in the pool."""
+    return "/".join((*key, name))
 
 
 def pool_items(runs: Sequence[Run], read: Callable[[Run], Found]) -> PerItem | None:
@@ -441,7 +443,7 @@ def pool_items(runs: Sequence[Run], read: Callable[[Run], Found]) -> PerItem | N
     columns: dict[str, Any] = {}
     for key, by_name in values.items():
         for name, by_run in by_name.items():
-            columns |= mean_columns("/".join((*key, name)), by_run)
+            columns |= mean_columns(column(key, name), by_run)
     profile, dataset = runs[0].profile, runs[0].dataset
     settings = profile.evaluation.bootstrap_samples, profile.datasets.index(dataset), same_items(tuple(runs))
     return PerItem(runs, values, make_pool(columns, *settings))
@@ -462,15 +464,13 @@ def generation_flip(runs: Sequence[Run]) -> pd.DataFrame:
 
 def value_table(items: PerItem | None, labels: Sequence[str]) -> pd.DataFrame:
     """Return a row per key with the mean of each of its values; empty without items."""
-    import pandas as pd
-
     lines = []
     for key, names in (items.values if items else {}).items():
         line = items.line(key, labels, items.n(key, "flip"))
         for name in names:
-            line |= items.interval(name, items.mean(key, name))
+            line |= items.columns(name, mean_of(column(key, name)))
         lines.append(line)
-    return pd.DataFrame(lines)
+    return table_of(lines)
 
 
 def swap_by_seed(runs: Sequence[Run]) -> pd.DataFrame:
@@ -498,8 +498,6 @@ TWINS: list[tuple[Part, Part]] = [  # tested policy, what it is compared with
 
 def swap_differences(runs: Sequence[Run]) -> pd.DataFrame:
     """Return tested minus compared policy (persona-free twin, PT-SFT, shuffled), paired by row and seed."""
-    import pandas as pd
-
     items, lines = pool_items(runs, swap_items), []
     for tested, other in TWINS if items else ():
         for key in [key for key in items.values if key[:2] == tested and key[-1] not in SINGLE]:
@@ -512,10 +510,10 @@ def swap_differences(runs: Sequence[Run]) -> pd.DataFrame:
                 "n_seeds": len(set(items.seeds(key)) & set(items.seeds(twin))),
             }  # fmt: skip
             for name in ("d_positive", "flip"):
-                both = items.mean(key, name), items.mean(twin, name)
-                line |= items.interval(name, difference(*both))
+                both = (mean_of(column(k, name)) for k in (key, twin))
+                line |= items.columns(name, difference(*both))
             lines.append(line)
-    return pd.DataFrame(lines)
+    return table_of(lines)
 
 
 def swap_length(runs: Sequence[Run]) -> pd.DataFrame:
@@ -525,18 +523,15 @@ def swap_length(runs: Sequence[Run]) -> pd.DataFrame:
     are longer. A policy that learned no more has D > 0 where the chosen response is longer and D < 0 where it
     is shorter: its ``balanced`` share is .5. What is left above .5 is not length.
     """
-    import pandas as pd
-
     items, lines = pool_items(runs, length_items), []
     for key in items.values if items else {}:
         sizes = {f"n_{stratum}": items.n(key, stratum) for stratum in STRATA}
         line = items.line(key, SWAPPED, sum(sizes.values())) | sizes
-        shares = [items.mean(key, stratum) for stratum in STRATA]
-        for stratum, share in zip(STRATA, shares, strict=True):
-            line |= items.interval(stratum, share)
-        line |= items.interval("balanced", lambda means, both=shares: sum(s(means) for s in both) / 2)
-        lines.append(line)
-    return pd.DataFrame(lines)
+        names = [column(key, stratum) for stratum in STRATA]
+        for stratum, name in zip(STRATA, names, strict=True):
+            line |= items.columns(stratum, mean_of(name))
+        lines.append(line | items.columns("balanced", lambda means, both=names: sum(map(means, both)) / 2))
+    return table_of(lines)
 
 
 SWAP_TABLES = {
