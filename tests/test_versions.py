@@ -26,12 +26,12 @@ FILES = {
 }
 DECIDED = {
     "pairs": (1, "e96514fe6712d0c6"),
-    "personas": (1, "20cf168fdc98a520"),
+    "personas": (1, "021a16418274550c"),
     "tailoring": (1, "b232ace1dc38143a"),
     "training": (1, "5467a5ae56f4611e"),
-    "answers": (1, "43b49f52e0415fa1"),
-    "judging": (1, "e06dc0876701c07b"),
-    "swap": (1, "1004621157420b39"),
+    "answers": (1, "2443ddc3723f76ab"),
+    "judging": (1, "ad201962d6e9d0ce"),
+    "swap": (1, "ec625e1320341455"),
     "calibration": (1, "07c0ce0e8892d207"),
     "rejudged": (1, "18e4b5650ddeacf0"),
 }
