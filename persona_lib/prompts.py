@@ -1,10 +1,8 @@
 """Every prompt of the package, as text constants and pure functions that render them.
 
-The wording is ours. A chat model is asked in its own chat format, the persona as the system turn
-(``ChatFormat``); a base model in the paper's lines ("Prompt: / Persona: / Response:"). ``tailoring_prompt``
-decides. White space is deliberate: in the paper's lines a prompt ends right after the colon and a completion
-starts with one space, so that the prompt's tokens are a prefix of the whole text's tokens for every
-tokenizer in use; "\nPrompt:" can then serve as a stop string.
+The wording is ours. A chat model is asked in its own chat format, the persona as the system turn; a base
+model in the paper's lines ("Prompt: / Persona: / Response:"). There a prompt ends right after the colon and a
+completion starts with one space, so that the prompt's tokens are a prefix of the whole text's tokens.
 """
 
 from __future__ import annotations
@@ -38,10 +36,9 @@ FIRST_PERSON = (
 
 
 def first_person(persona: str) -> str:
-    """Rewrite "The user is X and prefers Y." as "I am X and prefer Y.".
+    """Rewrite "The user is X and prefers Y." as "I am X and prefer Y.", for models trained without personas.
 
-    This is how the paper shows a persona to a model that was trained without personas. The
-    authors' code leaves "and prefers" and the pronouns behind; here they agree.
+    The authors' code leaves "and prefers" and the pronouns behind; here they agree.
     """
     text = persona.strip()
     for pattern, word in FIRST_PERSON:
@@ -53,9 +50,8 @@ def first_person(persona: str) -> str:
 class ChatFormat:
     """The pieces of a chat model's own format, made from its template by ``models.load.chat_format``.
 
-    ``told`` stands around (persona, prompt) when the persona is the system turn, ``untold`` around the prompt
-    alone; ``end`` follows an answer. ``special`` are the texts of the tokenizer's special tokens: inside a
-    user's text they must stay text.
+    ``told`` is around (persona, prompt), the persona as system turn; ``untold`` is around the prompt alone;
+    ``end`` follows an answer. ``special`` are the special tokens, which must stay text in a user's text.
     """
 
     told: tuple[str, str, str]
@@ -71,16 +67,12 @@ class ChatFormat:
 
 
 def tailoring_prompt(
-    prompt: str,
-    persona: str | None,
-    persona_format: str = "line",
-    chat: ChatFormat | None = None,
+    prompt: str, persona: str | None, persona_format: str = "line", chat: ChatFormat | None = None
 ) -> str:
-    """Render the prompt of a policy (paper section 4).
+    """Render the prompt of a policy (paper section 4); ``chat`` is None for a base model.
 
-    ``persona_format`` "line" gives tailored models the persona as their system turn (a base model: as a
-    ``Persona:`` line), "first_person" appends it to the question (``first_person``). Without a persona there
-    is no such turn or line. ``chat`` is the format of a chat model, None for a base model.
+    ``persona_format`` "line" gives the persona as the system turn (a base model: as a ``Persona:`` line),
+    "first_person" appends it to the question. Without a persona there is no such turn or line.
     """
     if persona is not None and persona_format == "first_person":
         prompt, persona = f"{prompt} {first_person(persona)}", None
@@ -94,10 +86,7 @@ def tailoring_prompt(
 
 
 def beginning(dataset: str, prompt: str) -> str:
-    """Return what answers to a prompt of a data set begin with in the paper's runs; "" where nothing does.
-
-    Section 5: a mnemonic is made to begin with its term, "TERM sounds like".
-    """
+    """Return what answers begin with in the paper's runs: "TERM sounds like" for mnemonics (section 5)."""
     term = prompt.strip()
     return f"{term[:1].upper()}{term[1:]} sounds like" if dataset == "mnemonic" else ""
 

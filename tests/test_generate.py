@@ -30,14 +30,15 @@ def test_batched_completions_equal_those_of_one_prompt_at_a_time(generator):
     assert len({c.text for c in single}) > 1
 
 
-@pytest.mark.parametrize("penalty", [1.0, 1.4])
-def test_greedy_tokens_are_those_of_transformers_own_generation(generator, penalty):
+@pytest.mark.parametrize(("penalty", "least"), [(1.0, 0), (1.4, 0), (1.0, 9)])
+def test_greedy_tokens_are_those_of_transformers_own_generation(generator, penalty, least):
     tokenizer, prompts = generator.tokenizer, ["the cat", "a dog ran far away on the mat", "one"]
     ours = generate.TransformersGenerator(generator.model, tokenizer, "tiny", 4, repetition_penalty=penalty)
-    for prompt, found in zip(prompts, run(ours, prompts), strict=True):
+    for prompt, found in zip(prompts, run(ours, prompts, min_new_tokens=least), strict=True):
         ids = torch.tensor([tokenizer(prompt)["input_ids"]])
         how = {"do_sample": False, "logits_processor": generate.penalties(penalty, ids.shape[1])}
-        theirs = generator.model.generate(ids, max_new_tokens=12, pad_token_id=0, **how)
+        how |= {"min_new_tokens": least or None, "pad_token_id": 0}
+        theirs = generator.model.generate(ids, max_new_tokens=12, **how)
         assert found == generate.to_completion(tokenizer, theirs[0, ids.shape[1] :].tolist(), ())
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 
 import pytest
-from test_train import build, evaluation_losses, gradients, interrupt_after
+from test_train import build, gradients
 from tiny import tiny_model, tiny_run
 
 from persona_lib.models import packing, train
 from persona_lib.models import trainers as trainers_module
-from persona_lib.settings import Profile, Run, set_field
+from persona_lib.settings import Run, set_field
 
 PAIRS = [
     {"prompt_ids": [1, 20, 21], "chosen_ids": [30, 31], "rejected_ids": [40, 2], "ref_chosen_logps": -1.5},
@@ -117,7 +117,7 @@ def test_attention_that_cannot_be_replaced_is_refused(setting):
     model = tiny_model()
     for name, value in setting.items():
         setattr(model.config, name, value)
-    with pytest.raises(ValueError, match="packed rows.* set sft_packing and dpo_prefix_sharing to false"):
+    with pytest.raises(ValueError, match="packed rows.* set training.packing to false"):
         packing.accept_packed(model)
 
 
@@ -240,21 +240,3 @@ def test_sft_gets_the_gradients_of_the_plain_path(sft_run, changes):
         assert ours["eval_loss"] == pytest.approx(theirs["eval_loss"], rel=1e-6)
         losses = [trainer.train().training_loss for trainer in (plain, packed)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
-
-
-@pytest.mark.slow
-def test_killed_training_resumes_to_the_same_losses_and_weights(sft_run, monkeypatch):
-    """In NF4 on a stack; in floats on a base that SFT is merged into."""
-    run, merge = packed_run(sft_run), sft_run.profile.base.quantization == "none"
-    monkeypatch.setattr(Profile, "merge_adapters", merge)
-    folder = train.train_adapter(run, "dpo", "chosen")
-    losses, weights = evaluation_losses(folder), (folder / "adapter_model.safetensors").read_bytes()
-    (folder / "done.json").unlink()
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, steps=6)
-        with pytest.raises(KeyboardInterrupt):
-            train.train_adapter(run, "dpo", "chosen")
-    assert [p.name for p in (folder / "checkpoints").glob("checkpoint-*")] == ["checkpoint-4"]
-    train.train_adapter(run, "dpo", "chosen")
-    assert evaluation_losses(folder) == losses
-    assert (folder / "adapter_model.safetensors").read_bytes() == weights

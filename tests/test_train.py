@@ -38,23 +38,8 @@ def test_each_arm_shows_its_persona_and_targets_the_response_that_it_prefers():
     assert sft("chosen") == [chosen]
     assert sft("rejected") == [rejected]
     assert sft("both") == [chosen, rejected]
-
-
-def test_dpo_prefers_the_rejected_response_for_the_rejected_persona():
-    assert to_dpo_rows([row("a")], "both", 0) == [
-        {
-            "id": "a/chosen",
-            "prompt": "Prompt: Q\nPersona: PC\nResponse:",
-            "chosen": " good",
-            "rejected": " bad",
-        },
-        {
-            "id": "a/rejected",
-            "prompt": "Prompt: Q\nPersona: PR\nResponse:",
-            "chosen": " bad",
-            "rejected": " good",
-        },
-    ]
+    dpo = [(r["id"], r["chosen"], r["rejected"]) for r in to_dpo_rows([row("a")], "both", 0)]
+    assert dpo == [("a/chosen", " good", " bad"), ("a/rejected", " bad", " good")]
 
 
 def test_shuffled_gives_every_row_another_rows_persona_fixed_by_the_seed():
@@ -297,31 +282,6 @@ def gradients(trainer, batch) -> dict:
     trainer.model.zero_grad()
     trainer.compute_loss(trainer.model, batch).backward()
     return {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}
-
-
-@pytest.mark.slow
-def test_reference_is_the_sft_adapter_alone_and_training_does_not_move_it(trained):
-    trainer = build(trained, "dpo")
-    sft = weights(train.adapter_folder(trained, "sft", "chosen"))
-
-    def frozen_matches() -> bool:
-        own = dict(trainer.model.named_parameters())
-        names = {name: name.replace(".weight", ".ref.weight") for name in sft}
-        return all(bool((own[names[name]] == value).all()) for name, value in sft.items())
-
-    assert trainer.model.active_adapters == ["default", "ref"]
-    assert frozen_matches()
-    with trainers.quiet_libraries():
-        trainer.train()
-    assert frozen_matches()
-    rows = train.load_rows(trained, "dpo", "chosen")[0]["train"]
-    model = load.attach_adapters(
-        load.load_base(*trained.base_source), [train.adapter_folder(trained, "sft", "chosen")]
-    )
-    scores = load.sequence_log_probs(
-        model, trainer.processing_class, [r["prompt"] for r in rows], [r["chosen"] for r in rows], 4
-    )
-    np.testing.assert_allclose(trainer.train_dataset["ref_chosen_logps"], scores, rtol=1e-5)
 
 
 @pytest.mark.slow

@@ -180,19 +180,19 @@ class TransformersGenerator:
         cache = copy.deepcopy(cache)
         if head:
             cache.batch_repeat_interleave(len(tails))
-        if sampling is None and not min_new_tokens:
-            found = self._greedy(ids, mask, cache, max_new_tokens, stop)
+        if sampling is None:
+            *_, found = self.greedy(ids, mask, cache, max_new_tokens, min_new_tokens, stop)
             return [to_completion(self.tokenizer, row, stop) for row in found]
-        how: dict[str, Any] = {"do_sample": False}
-        if sampling:
-            how = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p}
-            how |= {"top_k": 0, "repetition_penalty": sampling.repetition_penalty}
         output = self.model.generate(
             input_ids=ids,
             attention_mask=mask,
             max_new_tokens=max_new_tokens,
             min_new_tokens=min_new_tokens or None,
-            **how,
+            do_sample=True,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=0,
+            repetition_penalty=sampling.repetition_penalty,
             num_beams=1,
             pad_token_id=pad,
             eos_token_id=self.tokenizer.eos_token_id,
@@ -202,10 +202,16 @@ class TransformersGenerator:
         )
         return [to_completion(self.tokenizer, row[len(head) + width :].tolist(), stop) for row in output]
 
-    def _greedy(
-        self, ids: Any, mask: Any, cache: Any, max_new_tokens: int, stop: Sequence[str]
-    ) -> list[list[int]]:
-        """Return the new tokens of each row of a batch, greedily; rows that have ended leave the batch.
+    def greedy(
+        self,
+        ids: Any,
+        mask: Any,
+        cache: Any,
+        max_new_tokens: int,
+        min_new_tokens: int,
+        stop: Sequence[str],
+    ) -> Iterator[list[list[int]]]:
+        """Yield the new tokens of each row of a batch after every step; rows that have ended leave the batch.
 
         The tokens are those of transformers' ``generate``, which computes ended rows to the end of the batch.
         """
@@ -218,16 +224,20 @@ class TransformersGenerator:
         positions = mask.cumsum(-1).sub(1).clamp(min=0)
         seen = cache.get_seq_length()
         inputs, at = ids[:, seen:], positions[:, seen:]
-        for _ in range(max_new_tokens):
+        for step in range(max_new_tokens):
             given = {"attention_mask": mask, "position_ids": at, "past_key_values": cache, "use_cache": True}
             logits = self.model(input_ids=inputs, **given, logits_to_keep=1).logits[:, -1]
-            tokens = penalised(texts, logits).argmax(-1)
+            logits = penalised(texts, logits)
+            if step < min_new_tokens:
+                logits[:, eos] = -torch.inf
+            tokens = logits.argmax(-1)
             for row, token in zip(alive, tokens.tolist(), strict=True):
                 new[row].append(token)
             texts = torch.cat([texts, tokens[:, None]], dim=1)
             keep = (~((tokens == eos) | stops(texts, logits))).nonzero().flatten()
+            yield new
             if not len(keep):
-                break
+                return
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
             at = at[:, -1:] + 1
             if len(keep) < len(alive):
@@ -235,7 +245,6 @@ class TransformersGenerator:
                 texts, tokens, mask, at = texts[keep], tokens[keep], mask[keep], at[keep]
                 alive = [alive[i] for i in keep.tolist()]
             inputs = tokens[:, None]
-        return new
 
     def _stopping_criteria(self, stop: Sequence[str], prompt_width: int) -> Any:
         """Stop each row by itself once a stop string is in the text generated for it.
@@ -274,24 +283,15 @@ def stream_text(
     The text is that of ``TransformersGenerator``, greedy. Every step switches the adapters under a lock.
     """
     import torch
+    from transformers import DynamicCache
 
-    ids, past, written = tokenizer(prompt)["input_ids"], None, []
-    for number in range(max_new_tokens):
+    generator = TransformersGenerator(model, tokenizer, "", 1, repetition_penalty=repetition_penalty)
+    ids = torch.tensor([tokenizer(prompt)["input_ids"]], device=model.device)
+    given = ids, torch.ones_like(ids), DynamicCache(config=model.config)
+    steps = generator.greedy(*given, max_new_tokens, min_new_tokens, stop)
+    while True:
         with ONE_AT_A_TIME, using_adapters(model, adapters), torch.inference_mode():
-            given = torch.tensor([ids], device=model.device)
-            output = model(input_ids=given, past_key_values=past, use_cache=True)
-            past, logits = output.past_key_values, output.logits[:, -1].float()
-            if written:
-                seen = torch.tensor([written], device=model.device)
-                logits = penalties(repetition_penalty, 0)(seen, logits)
-            if number < min_new_tokens:
-                logits[0, tokenizer.eos_token_id] = -torch.inf
-            token = int(logits[0].argmax())
-        if token == tokenizer.eos_token_id:
+            new = next(steps, None)
+        if new is None:
             return
-        written.append(token)
-        text, stopped = cut_at_stop(tokenizer.decode(written), stop)
-        yield text.strip()
-        if stopped:
-            return
-        ids = [token]
+        yield to_completion(tokenizer, new[0], stop).text

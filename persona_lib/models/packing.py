@@ -1,19 +1,12 @@
 """Batches with less in them: rows side by side instead of padded, and the prompt of a DPO pair once.
 
-The rows of a batch follow one another in one sequence, without padding; each attends to itself alone, and its
-positions begin at 0. A DPO pair is laid as [prompt | chosen | rejected], each response seeing the prompt and
-itself and beginning where the prompt ends. Every hidden state is then the one that it is in a row of its own,
-and so are the loss and its gradients, to rounding. Only the decoder is given other rows: it hands back the
-hidden states in TRL's order (one row each; for DPO all chosen, then all rejected), from the token before the
-first with a loss on. Loss, metrics, reference and evaluation remain TRL's, and the optimiser sees the same
-batches. What is saved: padding, the second pass over every prompt, and the head at positions without a loss.
-Dropout (``lora_dropout``, in SFT) draws other numbers, as it does for another batch size.
+The rows of a batch follow one another in one sequence; each attends to itself alone (``attend_by_parts``)
+and its positions begin at 0. A DPO pair is laid as [prompt | chosen | rejected], each response seeing the
+prompt and itself. Hidden states, loss and gradients are those of a row of its own, to rounding. Only the
+decoder is given other rows: it hands back hidden states in TRL's order (for DPO all chosen, then all
+rejected), from the token before the first with a loss on. Dropout (``lora.dropout``, in SFT) draws anew.
 
-Attention is computed row by row (``attend_by_parts``), not under one mask for all of them: nothing is
-computed between tokens that do not see each other, and no mask of [tokens, tokens] is held.
-
-The plain path is TRL's own (``sft_packing: false``, ``dpo_prefix_sharing: false``);
-tests/test_packing.py holds them equal.
+The plain path is TRL's own (``training.packing: false``); tests/test_packing.py holds them equal.
 """
 
 from __future__ import annotations
@@ -91,10 +84,9 @@ def pack(laid: Sequence[Laid]) -> dict[str, Any]:
 def dpo_collator(pad: int, max_length: int) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
     """Return a data collator for TRL's DPOTrainer whose model has been through ``accept_packed``.
 
-    Rows have TRL's columns ``prompt_ids``, ``chosen_ids``, ``rejected_ids`` and maybe ``ref_*_logps``;
-    prompt and response together are cut after ``max_length`` tokens, as TRL does. Of B pairs the batch has
-    ``input_ids`` and ``completion_mask`` as TRL's, but of the windows only: [2B, 1 + longest response].
-    ``attention_mask`` marks what is computed, for TRL's count of tokens.
+    Rows have TRL's columns ``prompt_ids``, ``chosen_ids``, ``rejected_ids``, maybe ``ref_*_logps``; they are
+    cut after ``max_length`` tokens. Of B pairs the batch has ``input_ids`` and ``completion_mask`` of the
+    windows only: [2B, 1 + longest response]; ``attention_mask`` is for TRL's count of tokens.
     """
 
     def collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -233,8 +225,8 @@ def accept_packed(model: Any) -> Any:
     if not takes_parts(model):
         raise ValueError(
             "packed rows need a model that takes attn_implementation='sdpa' and sees all of the past in "
-            f"every layer (this one: {model.config._attn_implementation}): load it so, or set sft_packing "
-            "and dpo_prefix_sharing to false"
+            f"every layer (this one: {model.config._attn_implementation}): load it so, or set "
+            "training.packing to false"
         )
     use_parts(model.config)
     decoder = model.base_model
@@ -263,10 +255,8 @@ TILE = 128  # positions whose logits are computed at a time: 1 MB at a vocabular
 def small_tiles(on: bool = True) -> Iterator[None]:
     """Within the block TRL's head on a CPU computes positions with a loss only, ``TILE`` at a time.
 
-    TRL's head takes tiles of 4,096 positions there, whose logits lie in no cache, and computes padding and
-    prompt like the rest. Each position is computed by itself: log-probabilities and gradients are the same to
-    rounding. Does nothing if ``on`` is false or there is a GPU to train on. This reaches into TRL, whose
-    version is pinned; raises AttributeError where it has no such head.
+    TRL's own tiles of 4,096 positions lie in no cache. Results are the same to rounding. Does nothing if
+    ``on`` is false or there is a GPU. Reaches into TRL, whose version is pinned.
     """
     import torch
     from trl.kernels import chunked_logprob

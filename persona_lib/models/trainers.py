@@ -78,13 +78,13 @@ def learning_guard() -> Any:
     """Return a callback that raises TrainingError when nothing is learned.
 
     No parameter moves in the first step with a learning rate, or the gradient is zero or not finite twice in
-    a row: in the first three steps of an epoch (what an evaluation breaks shows there) or in the logs.
+    a row in the first three steps of an epoch: what an evaluation breaks shows there.
     """
     from transformers import TrainerCallback
 
     class LearningGuard(TrainerCallback):
         before: dict[str, Any] | None = None
-        looked = bad_steps = bad_logs = 0
+        looked = bad_steps = 0
 
         def on_train_begin(self, args, state, control, model=None, **kwargs):
             self.before = {name: p.detach().clone() for name, p in trainable_parameters(model).items()}
@@ -103,18 +103,11 @@ def learning_guard() -> Any:
         def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
             if self.looked < 3:
                 self.looked += 1
-                gradients = [p.grad for p in trainable_parameters(model).values() if p.grad is not None]
-                self.bad_steps = 0 if any(bool(g.any()) for g in gradients) else self.bad_steps + 1
-                self.refuse(self.bad_steps, state)
-
-        def on_log(self, args, state, control, logs=None, **kwargs):
-            if "grad_norm" in (logs or {}):
-                norm = float(logs["grad_norm"])
-                self.bad_logs = self.bad_logs + 1 if norm == 0 or not math.isfinite(norm) else 0
-                self.refuse(self.bad_logs, state)
-
-        def refuse(self, count: int, state: Any) -> None:
-            if count >= 2:
+                found = [p.grad for p in trainable_parameters(model).values() if p.grad is not None]
+                finite = all(bool(grad.isfinite().all()) for grad in found)
+                learns = finite and any(bool(grad.any()) for grad in found)
+                self.bad_steps = 0 if learns else self.bad_steps + 1
+            if self.bad_steps >= 2:
                 raise TrainingError(
                     f"gradients are zero or not finite twice by step {state.global_step}: nothing is "
                     "learned; on a processor check that NF4 repacking is off, else lower the learning rate"
@@ -128,7 +121,7 @@ def learning_guard() -> Any:
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Within the block, no progress bars and no routine warnings of datasets, TRL and transformers."""
+    """Within the block no routine warnings of datasets, TRL, transformers; from it on, no progress bars."""
     import datasets
     import transformers
 
@@ -142,10 +135,6 @@ def quiet_libraries() -> Iterator[None]:
             yield
     finally:
         transformers.logging.set_verbosity(verbosity)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Cannot enable progress bars")  # the user forbids them
-            transformers.logging.enable_progress_bar()
-            datasets.enable_progress_bars()
 
 
 def progress_lines(name: str, every_seconds: float = 60.0) -> Any:
