@@ -476,11 +476,6 @@ def batch_log_probs(model: Any, rows: Sequence[tuple[list[int], list[int]]], pad
 # --- Joining adapters ---
 
 
-def lora_rank(folder: Path) -> int:
-    """Return the rank of a LoRA adapter on disk."""
-    return store.read_json(folder / "adapter_config.json")["r"]
-
-
 def join_adapters(folders: Sequence[Path], target: Path) -> int:
     """Write the one adapter that equals these plain LoRA adapters stacked; returns its rank.
 

@@ -185,14 +185,12 @@ class EndpointGenerator:
     ) -> Iterator[tuple[int, Completion]]:
         """Yield (index, completion): those of the ledger first, then as they arrive.
 
-        Equal prompts are asked once. A chat model is asked to hold to ``schema``, unless its server refuses
-        (``Answer.refused``). Raises ValueError for ``min_new_tokens``, which the protocol does not
-        know; at the end, BudgetError if ``max_cost_usd`` forbids the rest, EndpointError if requests failed.
+        Equal prompts are asked once. A chat model is asked to hold to ``schema``, unless its server refuses.
+        Raises ValueError for ``min_new_tokens``, which the protocol does not know; at the end, BudgetError if
+        ``max_cost_usd`` forbids the rest, EndpointError if requests failed.
         """
         if min_new_tokens:
-            raise ValueError(
-                "an endpoint cannot be asked for min_new_tokens: set generation.min_new_tokens=0"
-            )
+            raise ValueError("an endpoint takes no min_new_tokens: set generation.min_new_tokens=0")
         self.begin()
 
         def body_of(index: int) -> dict[str, Any]:
@@ -513,7 +511,7 @@ def role_key(run: Run, role: str) -> str:
     return name if name in GENERATORS else model_key(*role_source(run, role))
 
 
-# name -> function of run, role, batch size; what it returns has ``generate`` (prompts) or ``write`` (pairs)
+# name -> function of run, role, batch size; see ``load_generator``
 GENERATORS: dict[str, Callable[[Run, str, int], Any]] = {
     SURFACE: lambda run, role, batch_size: SurfaceGenerator(),
 }

@@ -69,16 +69,8 @@ def load_rows(run: Run, method: str, train_persona: str) -> tuple[dict[str, list
     return rows, without
 
 
-def base_key(run: Run) -> str:
-    """Return what identifies the base model."""
-    return model_key(*run.base_source)
-
-
 def arm_settings(run: Run, train_persona: str) -> Run:
-    """Return the run with the settings of one arm: the ``plain.*`` ones for the arm without personas.
-
-    Both were chosen on validation data with the same search budget (``selection``).
-    """
+    """Return the run with the settings of one arm: the ``plain.*`` ones for the arm without personas."""
     if train_persona != "none":
         return run
     plain = {name.replace("_", ".", 1): value for name, value in vars(run.profile.plain).items()}
@@ -92,7 +84,7 @@ def training_spec(run: Run, method: str, train_persona: str) -> dict[str, Any]:
         "train_persona": train_persona,
         "seed": run.seed,
         "dataset": run.dataset,
-        "base": base_key(run),
+        "base": model_key(*run.base_source),
         "settings": deciding(run.profile, f"{SHARED} {OF_METHOD[method]}"),
         "data": {part: [*map(store.file_hash, paths)] for part, paths in data_paths(run, method).items()},
         "code": VERSIONS["training"],
@@ -138,8 +130,8 @@ def missing_job(run: Run, method: str, train_persona: str) -> tuple[Run, str, st
 def train_arms(run: Run, method: str) -> list[Path]:
     """Train one method's adapters of all the profile's arms that are not done, ``workers`` at a time.
 
-    Under ``accelerate launch`` all ranks call this together and the arms follow one another; rank 0 writes.
-    DPO needs the SFT adapters of the same arms. Returns the folders ``adapters/<method>-<train_persona>``.
+    Under ``accelerate launch`` all ranks call this together, and rank 0 writes. DPO needs the SFT adapters of
+    the same arms. Returns the folders ``adapters/<method>-<train_persona>``.
     """
     arms = run.profile.training.arms
     jobs = [job for arm in arms if (job := missing_job(run, method, arm))]

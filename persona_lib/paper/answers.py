@@ -23,11 +23,10 @@ from persona_lib.models.load import (
     join_adapters,
     load_base,
     load_tokenizer,
-    lora_rank,
     model_key,
 )
 from persona_lib.models.served import VllmGenerator, load_engine, lora_request
-from persona_lib.models.train import adapter_folder, base_key, release_memory
+from persona_lib.models.train import adapter_folder, release_memory
 from persona_lib.prompts import STOP, beginning, begun_prompt, few_shot_prompt, tailoring_prompt
 from persona_lib.records import SIDES, Generation, RunSpec, TailoringRow
 from persona_lib.settings import Profile, Run, deciding, main_arm, results_dir
@@ -105,7 +104,7 @@ def plain_base(run: Run) -> tuple[str, str]:
     profile = run.profile
     if profile.base.quantization == "none":
         return run.base_source
-    key = store.content_hash(base_key(run), profile.base.quantization, profile.base.dtype)
+    key = store.content_hash(model_key(*run.base_source), profile.base.quantization, profile.base.dtype)
     folder = results_dir(profile) / "expanded" / key
     if not store.is_done(folder, key):
         model = load_base(*run.base_source, profile.base.quantization, profile.base.dtype, expand=True)
@@ -121,7 +120,7 @@ def vllm_generators(run: Run, specs: Sequence[RunSpec]) -> Iterator[tuple[RunSpe
     """Yield the generators of runs on one vLLM engine, each with its arm's joined adapter."""
     where = plain_base(run)
     folders = {spec.arm: joined_adapter(run, spec.arm) for spec in specs}
-    ranks = [lora_rank(folder) for folder in folders.values() if folder]
+    ranks = [store.read_json(folder / "adapter_config.json")["r"] for folder in folders.values() if folder]
     engine, tokenizer = load_engine(*where, run.profile.base.dtype, ranks), load_tokenizer(*where)
     for spec in specs:
         folder, adapter = folders[spec.arm], None
