@@ -62,10 +62,8 @@ def trained_arms(run: Run) -> list[str]:
     arms = dict.fromkeys(arm for arm, _ in swap_arms(run) if arm != "base")
     there = [arm for arm in arms if all((f / "done.json").exists() for f in adapters_of(run, arm))]
     if not there:
-        raise ConfigError(
-            f"no trained policy in {run.folder / 'adapters'}: "
-            f"run ./run_all.sh --profile {run.profile.name} first"
-        )
+        command = f"./run_all.sh --profile {run.profile.name}"
+        raise ConfigError(f"no trained policy in {run.folder / 'adapters'}: run {command} first")
     return there
 
 
@@ -97,11 +95,8 @@ class Asker:
                 f"write a question; question and persona have up to {MAX_CHARACTERS} characters"
             )
         style = "first_person" if arm.endswith("-none") else "line"
-        if (
-            self.run.dataset == "hhh"
-            and not self.run.profile.data.strip_roles
-            and not ROLE_MARK.match(question)
-        ):
+        roles = self.run.dataset == "hhh" and not self.run.profile.data.strip_roles
+        if roles and not ROLE_MARK.match(question):
             question = f"Human: {question}"  # as HHH's own prompts begin
         return tailoring_prompt(question, persona or None, style, self.chat)
 
@@ -125,10 +120,8 @@ def check_own(pairs: Sequence[Any]) -> list[tuple[str, str]]:
     for number, pair in enumerate(pairs, start=1):
         texts = not isinstance(pair, str) and len(pair) == 2 and all(isinstance(text, str) for text in pair)
         if not texts or not pair[0].strip():
-            raise ValueError(
-                f"own, pair {number}: {pair!r}; write it as [question, persona], two texts in quotes; only "
-                "the persona may be empty"
-            )
+            wanted = "write it as [question, persona], two texts in quotes; only the persona may be empty"
+            raise ValueError(f"own, pair {number}: {pair!r}; {wanted}")
     return [(question.strip(), persona.strip()) for question, persona in pairs]
 
 

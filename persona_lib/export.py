@@ -112,10 +112,8 @@ def write_merged(run: Run, arm: str, folders: Sequence[Path], target: Path) -> s
     the adapters changed is lost: mean |difference| of the log-probabilities of validation responses.
     """
     profile, method = run.profile, arm.partition("-")[0]
-    how, tokenizer = (
-        (*run.base_source, profile.base.quantization, profile.base.dtype),
-        load_tokenizer(*run.base_source),
-    )
+    how = (*run.base_source, profile.base.quantization, profile.base.dtype)
+    tokenizer = load_tokenizer(*run.base_source)
     rows = train.load_rows(run, method, arm.partition("-")[2])[0]["val"][:CHECK_ROWS]
     responses = [row["completion" if method == "sft" else "chosen"] for row in rows]
     texts = (tokenizer, [row["prompt"] for row in rows], responses, 1)
@@ -127,9 +125,7 @@ def write_merged(run: Run, arm: str, folders: Sequence[Path], target: Path) -> s
     with load.using_adapters(policy, []):
         learned = abs(wanted - load.sequence_log_probs(policy, *texts)).mean()
     lost = abs(wanted - load.sequence_log_probs(load_base(target), *texts)).mean()
-    said = (
-        f"{lost:.2g} nats per response from the policy (the base: {learned:.2g}), {len(rows)} validation rows"
-    )
+    said = f"{lost:.2g} nats per response from the policy (base: {learned:.2g}), {len(rows)} validation rows"
     if lost > max(LOST * learned, 1e-4):
         shutil.rmtree(target)
         raise ModelError(f"{target}: the merged model is {said}: too much is lost")

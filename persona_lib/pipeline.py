@@ -35,11 +35,8 @@ def check_names(profile: Profile) -> None:
         "training.arms": (profile.training.arms, ARMS),
     }
     for field, (names, known) in fields.items():
-        for name in names:
-            if name not in known:
-                raise ConfigError(
-                    f"profile {profile.name}: {field}: {name!r}: {near_names(name, list(known))}"
-                )
+        for name in (name for name in names if name not in known):
+            raise ConfigError(f"profile {profile.name}: {field}: {name!r}: {near_names(name, list(known))}")
 
 
 # --- ``--data FILE``: the data set "own", the steps it needs, and validation first ---
@@ -156,9 +153,7 @@ def only_runner(pipeline: Pipeline) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise ConfigError(
-                f"another run is at work in {pipeline.results}: wait for it or end it"
-            ) from error
+            raise ConfigError(f"another run is at work in {pipeline.results}: wait or end it") from error
         yield
 
 
@@ -285,9 +280,7 @@ def select(pipeline: Pipeline, arguments: argparse.Namespace) -> list[str]:
     for task in (pipeline.tasks[i] for i in ids if i != REPORT):
         for needed in task.inputs:
             if needed not in ids and not tasks.manifest_of(pipeline, needed):
-                raise ConfigError(
-                    f"{task.id} needs {needed}, which has not been run: select it too, or run everything"
-                )
+                raise ConfigError(f"{task.id} needs {needed}, which has not been run: select it, too")
     return ids
 
 

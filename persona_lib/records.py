@@ -101,11 +101,8 @@ class RunSpec:
     persona_format: str = "line"
 
     def __post_init__(self) -> None:
-        for name, allowed in (
-            ("method", METHODS),
-            ("eval_persona", EVAL_PERSONAS),
-            ("persona_format", PERSONA_FORMATS),
-        ):
+        known = {"method": METHODS, "eval_persona": EVAL_PERSONAS, "persona_format": PERSONA_FORMATS}
+        for name, allowed in known.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"RunSpec.{name}={getattr(self, name)!r}: use one of {', '.join(allowed)}")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import html
 import logging
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from persona_lib.paper.answers import BROKEN, broken_share, generation_folder, g
 from persona_lib.paper.judging import runs_of
 from persona_lib.paper.results import read_table
 from persona_lib.prompts import completion_text, tailoring_prompt
-from persona_lib.records import PAIR_FIELDS, PAIR_SPLITS
+from persona_lib.records import PAIR_FIELDS, PAIR_SPLITS, SIDES
 from persona_lib.settings import FACTS, Profile, figures_dir, main_arm, results_dir
 from persona_lib.show import LABELS, owner_of, place, render, with_interval
 from persona_lib.store import read_json, write_text
@@ -168,12 +169,9 @@ def figures(profile: Profile) -> list[dict[str, str]]:
 
 def tables(profile: Profile) -> list[dict[str, Any]]:
     """Return every table that was made, as readers see it."""
-    found = [(name, caption, read_table(profile, name)) for name, caption in captions().items()]
-    return [
-        {"name": name, "caption": caption, "table": render(name, table)}
-        for name, caption, table in found
-        if len(table)
-    ]
+    found = [(name, read_table(profile, name)) for name in captions()]
+    made = {name: render(name, table) for name, table in found if len(table)}
+    return [{"name": name, "caption": captions()[name], "table": table} for name, table in made.items()]
 
 
 def steps(profile: Profile) -> list[dict[str, Any]]:
@@ -221,12 +219,10 @@ def notebook_page(path: Path) -> str:
 
 def notebook_pages(profile: Profile, folder: Path) -> None:
     """Write the page of each executed notebook of a profile; pages of notebooks that are gone are removed."""
-    executed = (results_dir(profile) / "notebooks").glob("*.ipynb")
-    pages = {folder / f"{p.stem}.html": p for p in executed if not p.name.endswith(".running.ipynb")}
-    for old in set(folder.glob("*.html")) - set(pages):
-        old.unlink()
-    for page, path in pages.items():
-        write_text(page, notebook_page(path))
+    shutil.rmtree(folder, ignore_errors=True)
+    for path in (results_dir(profile) / "notebooks").glob("*.ipynb"):
+        if not path.name.endswith(".running.ipynb"):
+            write_text(folder / f"{path.stem}.html", notebook_page(path))
 
 
 def write_report(profile: Profile) -> Path:
@@ -277,24 +273,17 @@ def token_counts(profile: Profile, data: OwnData) -> list[int] | None:
     tokenizer = training_tokenizer(profile)
     if tokenizer is None:
         return None
-    texts = [
-        tailoring_prompt(row.pair.prompt, None) + completion_text(response)
-        for row in data.rows
-        for response in (row.pair.chosen, row.pair.rejected)
-    ]
+    asked = [(row.pair, tailoring_prompt(row.pair.prompt, None)) for row in data.rows]
+    texts = [prompt + completion_text(getattr(pair, side)) for pair, prompt in asked for side in SIDES]
     lengths = [len(ids) for ids in tokenizer(texts)["input_ids"]]
     return [max(pair) for pair in zip(lengths[::2], lengths[1::2], strict=True)]
 
 
 def too_long(profile: Profile, data: OwnData, counts: Sequence[int]) -> list[Finding]:
     """Note the rows whose longer text has more tokens than ``max_length``."""
-    return [
-        Finding(
-            row.row, row.place, "row", "too long", f"{count} tokens, max_length {profile.training.max_length}"
-        )
-        for row, count in zip(data.rows, counts, strict=True)
-        if count > profile.training.max_length
-    ]
+    most, counted = profile.training.max_length, zip(data.rows, counts, strict=True)
+    long = [(row, f"{count} tokens, max_length {most}") for row, count in counted if count > most]
+    return [Finding(row.row, row.place, "row", "too long", detail) for row, detail in long]
 
 
 def length_table(data: OwnData, counts: Sequence[int] | None) -> pd.DataFrame:
@@ -327,11 +316,11 @@ def split_table(data: OwnData) -> pd.DataFrame:
     """Return rows, different prompts and categories per split."""
     import pandas as pd
 
-    parts = {split: [row for row in data.rows if row.split == split] for split in PAIR_SPLITS}
-    lines = [
-        (split, len(part), len({r.pair.prompt for r in part}), len({r.category for r in part if r.category}))
-        for split, part in parts.items()
-    ]
+    lines = []
+    for split in PAIR_SPLITS:
+        part = [row for row in data.rows if row.split == split]
+        categories = {row.category for row in part} - {None, ""}
+        lines.append((split, len(part), len({row.pair.prompt for row in part}), len(categories)))
     return pd.DataFrame(lines, columns=["split", "rows", "different prompts", "categories"])
 
 

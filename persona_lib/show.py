@@ -136,9 +136,8 @@ def cell(row: Any, name: str) -> str:
         return p_value(value)
     if name == "n":
         seeds = row.get("n_seeds", math.nan)
-        return number(value, 0) + (
-            f" ({seeds:.0f} seed{'s' * (seeds > 1)})" if seeds > 0 and value > 0 else ""
-        )
+        shown = seeds > 0 and value > 0
+        return number(value, 0) + (f" ({seeds:.0f} seed{'s' * (seeds > 1)})" if shown else "")
     if isinstance(value, str) or value is None:
         return value or ""
     if value is True or value is False or type(value).__name__ == "bool":
@@ -253,14 +252,11 @@ def read_pairs(run: Run, split: str) -> list[PreferencePair]:
 def example_pair(run: Run) -> str:
     """Return the first preference pair of a run as text, of training if it has any, with its personas."""
     pair = next(pair for split in ("train", "validation", "test") for pair in read_pairs(run, split))
-    known = (
-        everyday.personas(run.profile.data.majority_share, run.seed) if run.dataset == everyday.NAME else {}
-    )
-    brought = known.get(pair.id, {})
-    said = [f"WHO PREFERS {side.upper()}\n{brought[f'gold-{side}']}" for side in SIDES if brought]
-    return "\n\n".join(
-        [f"PROMPT\n{pair.prompt}", f"CHOSEN\n{pair.chosen}", f"REJECTED\n{pair.rejected}", *said]
-    )
+    said = [f"PROMPT\n{pair.prompt}", f"CHOSEN\n{pair.chosen}", f"REJECTED\n{pair.rejected}"]
+    if run.dataset == everyday.NAME:
+        brought = everyday.personas(run.profile.data.majority_share, run.seed)[pair.id]
+        said += [f"WHO PREFERS {side.upper()}\n{brought[f'gold-{side}']}" for side in SIDES]
+    return "\n\n".join(said)
 
 
 def contrast_table(run: Run, split: str = "train") -> pd.DataFrame:
@@ -276,10 +272,8 @@ def contrast_table(run: Run, split: str = "train") -> pd.DataFrame:
     common, by_id = everyday.common_values(run.seed), {item.id: item for item in everyday.items()}
     found: dict[str, list[bool]] = {}
     for pair in read_pairs(run, split):
-        item = by_id[pair.id]
-        dimension, value = item.wish(
-            everyday.sides(item, run.profile.data.majority_share, run.seed)["chosen"]
-        )[0]
+        sides = everyday.sides(by_id[pair.id], run.profile.data.majority_share, run.seed)
+        dimension, value = by_id[pair.id].wish(sides["chosen"])[0]
         found.setdefault(dimension, []).append(value == common[dimension])
     rows = []
     for dimension, hits in found.items():
@@ -347,9 +341,8 @@ def inference_prompt_text(run: Run, side: Side = "chosen", number: int = 0) -> s
 
 def persona_examples(run: Run, n: int = 5) -> str:
     """Return evaluation pairs with both inferred personas as text for a reader."""
-    chosen, rejected = (
-        personas.read_personas(run, personas.inferred_splits(run)[-1], side) for side in SIDES
-    )
+    split = personas.inferred_splits(run)[-1]
+    chosen, rejected = (personas.read_personas(run, split, side) for side in SIDES)
     parts = [
         f"PROMPT    {pair.prompt}\nCHOSEN    {pair.chosen}\nREJECTED  {pair.rejected}\n"
         f"   P_C    {chosen[pair.id].persona}\n   P_R    {rejected[pair.id].persona}"

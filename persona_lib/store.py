@@ -125,9 +125,8 @@ def iter_rows(path: Path) -> Iterator[dict]:
             try:
                 yield json.loads(line)
             except json.JSONDecodeError as error:
-                raise ValueError(
-                    f"{path}:{number}: not valid JSON ({error.msg}); mend or delete the line"
-                ) from error
+                said = f"{path}:{number}: not valid JSON ({error.msg}); mend or delete the line"
+                raise ValueError(said) from error
 
 
 def row_ids(path: Path) -> Iterator[str]:

@@ -33,7 +33,6 @@ import argparse
 import re
 import shlex
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,16 +86,8 @@ CANDIDATES: dict[str, list[dict[str, Any]]] = {
 
 def tuning_profile(profile: Profile) -> Profile:
     """Return the profile on validation topics; data and training seeds are fresh."""
-    gold = [f"gold-{side}" for side in SIDES]
-    return set_field(
-        profile,
-        {
-            "evaluation.split": "validation",
-            "evaluation.limit": 40,
-            "training.arms": list(ARMS),
-            "evaluation.personas": gold,
-        },
-    )
+    changes = {"evaluation.split": "validation", "evaluation.limit": 40, "training.arms": list(ARMS)}
+    return set_field(profile, changes | {"evaluation.personas": [f"gold-{side}" for side in SIDES]})
 
 
 def prepare(run: Run) -> None:
@@ -117,9 +108,8 @@ def measure(run: Run, method: str, arm: str) -> dict[str, float]:
     methods = ["sft"] if method == "sft" else ["sft", "dpo"]
     for trained in methods:
         train.train_adapter(run, trained, arm)
-    one = Run(
-        set_field(run.profile, {"training.methods": methods, "training.arms": [arm]}), run.dataset, run.seed
-    )
+    only = set_field(run.profile, {"training.methods": methods, "training.arms": [arm]})
+    one = Run(only, run.dataset, run.seed)
     form = "first_person" if arm == "none" else "line"
     specs = {RunSpec(run.dataset, method, arm, f"gold-{side}", run.seed, form): side for side in SIDES}
     scores, unfinished = {}, []
@@ -161,11 +151,8 @@ def search(profile: Profile, method: str, path: Path) -> list[Row]:
         run = Run(with_candidate(profile, arm, candidate), profile.datasets[0], seed)
         key = candidate_key(run, method, arm)
         if key not in known:
-            started = time.perf_counter()
             head = {"key": key, "method": method, "arm": arm, "seed": seed}
-            result = measure(run, method, arm)
-            seconds = round(time.perf_counter() - started, 1)
-            known[key] = {**head, **candidate, **result, "seconds": seconds}
+            known[key] = {**head, **candidate, **measure(run, method, arm)}
             store.append_rows(path, [known[key]])
         rows.append(known[key] | candidate)
         print(known[key], flush=True)
@@ -250,10 +237,9 @@ def named_models(given: list[list[str]]) -> dict[str, Settings]:
     """Read ``--model NAME KEY=VALUE ...`` into settings by name; ConfigError for what is no setting."""
     models: dict[str, Settings] = {}
     for name, *words in given:
-        settings = dict(parse_override(word) for word in words)
         if slug_of(name) in map(slug_of, models):
             raise ConfigError(f"--model {name}: two models of this name; their answers would be mixed")
-        models[name] = settings
+        models[name] = dict(parse_override(word) for word in words)
     return models
 
 
@@ -269,14 +255,9 @@ def ask(profile: Profile, name: str, settings: Settings, dataset: str, seed: int
     own = Run(profile, dataset, seed)
     preference.write_pairs(own)
     run = Run(set_field(profile, settings), dataset, seed)
-    judged = deciding(
-        run.profile, "personas.* generator.* evaluation.judge evaluation.backwards_rows judge.*"
-    )
-    inference = (role_key(run, "generator"), preference.inference_key(run), judged, seed)
-    folder, key = (
-        folder_of(profile, name, dataset, seed),
-        store.content_hash(VERSIONS["personas"], *inference),
-    )
+    fields = "personas.* generator.* evaluation.judge evaluation.backwards_rows judge.*"
+    decided = (role_key(run, "generator"), preference.inference_key(run), deciding(run.profile, fields), seed)
+    folder, key = folder_of(profile, name, dataset, seed), store.content_hash(VERSIONS["personas"], *decided)
     if store.is_done(folder, key):
         return folder / ITEMS
     store.clear_unless(folder, key)
@@ -323,9 +304,7 @@ def compare_models(given: argparse.Namespace) -> None:
     """Ask every model, and write table and figure."""
     profile = set_field(load_profile(given.profile, given.overrides), {"seeds": list(range(given.seeds))})
     if profile.persona_judge == "none":
-        raise ConfigError(
-            f"profile {profile.name} has evaluation.judge=none: nothing would judge the personas"
-        )
+        raise ConfigError(f"profile {profile.name} has evaluation.judge=none: nothing judges the personas")
     models = named_models(given.model) if given.model else MODELS
     for name, settings in models.items():
         for dataset in profile.datasets:

@@ -403,11 +403,8 @@ OFFICIAL_DATA_GB = 0.02  # the authors' data on their public home
 def official_download(profile: Profile) -> tuple[str, float, str]:
     """Return the line of ``downloads`` for the authors' data."""
     what, wanted = "the authors' data", [name for name in profile.datasets if name in official.DATASETS]
-    folder, named = (
-        official.at_hand(profile.data.path, wanted),
-        profile.data.path or os.environ.get("PERSONA_DATA"),
-    )
-    if folder:
+    named = profile.data.path or os.environ.get("PERSONA_DATA")
+    if folder := official.at_hand(profile.data.path, wanted):
         return what, 0.0, f"on this machine, in {folder}"
     if named:
         return what, 0.0, f"NOT in {named}: the run will stop; give --data PATH"
@@ -439,17 +436,14 @@ def served_models(profile: Profile) -> list[str]:
     lines = []
     for role, url in roles(profile).items():
         if url:
-            prices, model = getattr(profile, role).prices, getattr(profile, role).model
-            price = (
-                f"{prices[0]:g} + {prices[1]:g} dollars per million tokens" if prices else "no price given"
-            )
+            asked, price = getattr(profile, role), "no price given"
+            if asked.prices:
+                price = "{:g} + {:g} dollars per million tokens".format(*asked.prices)
             count = 0 if role == "generator" else judge_requests(profile, role)
-            lines.append(f"{role} {model} at {url}: {f'about {count:,} requests, ' if count else ''}{price}")
-    most = (
-        f"at most {profile.served.max_cost_usd:g} dollars in all"
-        if profile.served.max_cost_usd
-        else "no limit is set"
-    )
+            requests = f"about {count:,} requests, " if count else ""
+            lines.append(f"{role} {asked.model} at {url}: {requests}{price}")
+    limit = profile.served.max_cost_usd
+    most = f"at most {limit:g} dollars in all" if limit else "no limit is set"
     return [*lines, f"{most} (--max-cost-usd)"] if lines else ["none: no model is asked over the network"]
 
 

@@ -191,10 +191,3 @@ def test_the_card_of_packaged_weights_names_the_publishers_model_and_the_way_to_
     assert "tokenizer('[s]The user is busy and prefers short answers.[u]How do I boil an egg?[a]', " in code
     assert "license: apache-2.0\n" in card and "base_model: HuggingFaceTB/SmolLM2-135M-Instruct\n" in card
     assert "SmolLM2-135M-Instruct@12fd25f7" in card and "quantised to Q4_1" in card
-
-
-def test_the_card_of_a_few_layers_or_of_a_folder_names_no_model_of_the_hub(tmp_path):
-    for source in ("pypi:smollm2-135m-instruct/2", str(tmp_path)):
-        card = card_of("everyday", source)
-        assert "base_model:" not in card and str(tmp_path) not in card
-    assert "license: other\n" in card_of("everyday", "pypi:gemma-3-270m")

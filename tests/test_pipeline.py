@@ -301,19 +301,6 @@ def test_a_failing_step_stops_the_run_and_shows_why_and_where(notebooks, capsys,
 
 
 @pytest.mark.slow
-def test_a_mended_step_goes_on_where_the_run_stopped(notebooks, capsys):
-    write_notebook(notebooks, "02_base", "profile", "1 / 0")
-    assert call() == 1
-    write_notebook(notebooks, "02_base", "profile", "x = 1")
-    capsys.readouterr()
-    assert call() == 0
-    shown = " ".join(capsys.readouterr().out.split())
-    assert f"[1/5] {DATA} cached" in shown and "[4/5] 04_results done" in shown
-    assert "[5/5] report done" in shown
-    assert not list((notebooks.parent / "results").rglob("*.running.ipynb"))
-
-
-@pytest.mark.slow
 def test_an_interrupt_ends_the_kernel_and_exits_130(notebooks):
     wait = "import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(300)"
     write_notebook(notebooks, "02_base", "profile", wait)
