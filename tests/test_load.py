@@ -354,14 +354,13 @@ def one_by_one(model, tokenizer, prompt, completion):
     return sum(log_probs[t - 1, ids[0, t]].item() for t in range(start, ids.shape[1]))
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 100])
-def test_log_probs_are_those_of_one_row_at_a_time_whatever_the_batch(base_folder, batch_size):
+def test_log_probs_are_those_of_one_row_at_a_time_whatever_the_batch(base_folder):
     model, tokenizer = load.load_base(base_folder), load.load_tokenizer(base_folder)
-    prompts, completions = some_texts()
-    found = load.sequence_log_probs(model, tokenizer, prompts, completions, batch_size)
-    assert found.dtype == np.float64
-    expected = [one_by_one(model, tokenizer, p, c) for p, c in zip(prompts, completions, strict=True)]
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    texts = some_texts()
+    expected = [one_by_one(model, tokenizer, p, c) for p, c in zip(*texts, strict=True)]
+    for batch_size in (1, 4, 100):
+        found = load.sequence_log_probs(model, tokenizer, *texts, batch_size)
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def some_pairs(n: int = 11):

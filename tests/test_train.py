@@ -208,7 +208,7 @@ def test_an_adapter_trained_on_merged_weights_is_stacked_on_the_sft_adapter_afte
 
 def test_missing_inputs_are_errors_that_say_what_to_run(tmp_path, monkeypatch):
     run = tiny_run(tmp_path, monkeypatch)
-    with pytest.raises(FileNotFoundError, match="DPO starts from this arm's SFT adapter; train it"):
+    with pytest.raises(FileNotFoundError, match="DPO starts from it; train this arm by SFT first"):
         train.train_adapter(run, "dpo", "chosen")
     (run.folder / "tailoring" / "sft_val.jsonl").unlink()
     with pytest.raises(FileNotFoundError, match="sft_val.jsonl is missing: run the step that builds"):

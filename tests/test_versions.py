@@ -28,7 +28,7 @@ DECIDED = {
     "pairs": (1, "e96514fe6712d0c6"),
     "personas": (1, "021a16418274550c"),
     "tailoring": (1, "b232ace1dc38143a"),
-    "training": (1, "5ce65cbc6943d093"),
+    "training": (1, "a79d24f856ba4c49"),
     "answers": (1, "fb305f695f97ca2c"),
     "judging": (1, "ad201962d6e9d0ce"),
     "swap": (1, "ec625e1320341455"),

@@ -203,13 +203,7 @@ class TransformersGenerator:
         return [to_completion(self.tokenizer, row[len(head) + width :].tolist(), stop) for row in output]
 
     def greedy(
-        self,
-        ids: Any,
-        mask: Any,
-        cache: Any,
-        max_new_tokens: int,
-        min_new_tokens: int,
-        stop: Sequence[str],
+        self, ids: Any, mask: Any, cache: Any, max_new_tokens: int, min_new_tokens: int, stop: Sequence[str]
     ) -> Iterator[list[list[int]]]:
         """Yield the new tokens of each row of a batch after every step; rows that have ended leave the batch.
 

@@ -57,7 +57,7 @@ def check_tokenizer(tokenizer: Any) -> None:
 
 
 def chat_text(tokenizer: Any, prompt: str) -> str:
-    """Return a prompt as one user's message in the model's own chat format, open for the answer."""
+    """Return a prompt as one user's message in the model's own chat format."""
     return tailoring_prompt(prompt, None, chat=chat_format(tokenizer))
 
 

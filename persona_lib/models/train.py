@@ -92,9 +92,7 @@ def training_spec(run: Run, method: str, train_persona: str) -> dict[str, Any]:
     if method == "dpo":
         sft = adapter_folder(run, "sft", train_persona) / "done.json"
         if not sft.exists():
-            raise FileNotFoundError(
-                f"{sft} is missing: DPO starts from this arm's SFT adapter; train it first"
-            )
+            raise FileNotFoundError(f"{sft} is missing: DPO starts from it; train this arm by SFT first")
         spec["sft"] = store.read_json(sft)["key"]
     return spec
 
@@ -194,12 +192,7 @@ def as_dataset(rows: list[dict], folder: Path) -> Any:
 
 
 def count_parts(
-    run: Run,
-    method: str,
-    tokenizer: Any,
-    rows: dict[str, list[dict]],
-    without: dict[str, int],
-    folder: Path,
+    run: Run, method: str, tokenizer: Any, rows: dict[str, list[dict]], without: dict[str, int], folder: Path
 ) -> dict[str, RowCounts]:
     """Check and count the rows of "train" and "val"; write counts.json and print what training will not see.
 

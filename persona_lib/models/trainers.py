@@ -60,9 +60,8 @@ def check_adapters(model: Any, adapter: str) -> None:
 
 
 def check_start(margin: float, loss: float, expected_loss: float | None, tolerance: float) -> None:
-    """Raise TrainingError unless DPO starts where policy and reference agree.
+    """Raise TrainingError unless DPO starts where policy and reference agree: at a mean reward margin of 0.
 
-    ``margin`` is the mean reward margin before the first step (0 if the reference is right) and
     ``expected_loss`` is ln 2 for plain DPO, None if an SFT term is added.
     """
     if not abs(margin) <= tolerance:
@@ -422,8 +421,7 @@ def dpo_trainer(
 def check_dpo_start(trainer: Any, profile: Profile, rows: int = 16) -> None:
     """Check on some validation rows that DPO starts at margin 0 (and at ln 2 without an SFT term).
 
-    Not by ``Trainer.evaluate``: it prepares the model without DDP, and training would then keep it so, each
-    rank following its own gradients.
+    Not by ``Trainer.evaluate``, which would leave the model without DDP for the training that follows.
     """
     import torch
 
