@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -132,34 +131,18 @@ def test_eval_limit_keeps_the_same_rows_in_file_order_whatever_the_seed(tmp_path
 # --- policies: real adapters on a tiny base ---
 
 
-@pytest.fixture(scope="module")
-def made_once(tmp_path_factory):
-    """Results with test rows and a tiny base with the adapters of two arms."""
-    folder = tmp_path_factory.mktemp("made")
-    with pytest.MonkeyPatch.context() as patch:
-        run = tiny_run(folder / "results", patch)
-    base = folder / "results" / "base"
-    rows = folder / "results" / "everyday" / "everyday" / "seed-0"
-    store.write_rows(rows / "tailoring" / "test.jsonl", tiny_rows(6, seed=9, split="test"))
-    store.mark_done(rows / "tailoring", "tiny rows")
-    for seed, name in enumerate(ADAPTERS):
-        store.mark_done(save_adapter(base, rows / "adapters" / name, seed), f"key of {name}")
-    return folder, run.profile
-
-
 @pytest.fixture
-def run(made_once, tmp_path, monkeypatch):
-    """A run on a copy of ``made_once``."""
-    folder, profile = made_once
-    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
-    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
-    personas = ["none", "gold-chosen", "gold-rejected"]
-    arms = {
-        "training.methods": ["sft", "dpo"],
-        "training.arms": ["none", "chosen"],
-        "evaluation.personas": personas,
-    }
-    return Run(set_field(profile, {"generation.max_new_tokens": 6, **arms}), "everyday", 0)
+def run(tmp_path, monkeypatch):
+    """A run on disk: test rows, and a tiny base with the adapters of two arms."""
+    arms = {"training.methods": ["sft", "dpo"], "training.arms": ["none", "chosen"]}
+    personas = {"evaluation.personas": ["none", "gold-chosen", "gold-rejected"]}
+    made = tiny_run(tmp_path, monkeypatch, **arms, **personas, **{"generation.max_new_tokens": 6})
+    store.write_rows(made.folder / "tailoring" / "test.jsonl", tiny_rows(6, seed=9, split="test"))
+    store.mark_done(made.folder / "tailoring", "tiny rows")
+    for seed, name in enumerate(ADAPTERS):
+        folder = save_adapter(made.base_source[0], made.folder / "adapters" / name, seed)
+        store.mark_done(folder, f"key of {name}")
+    return made
 
 
 def changed(run: Run, **fields) -> Run:

@@ -154,19 +154,6 @@ def test_the_filter_takes_out_pairs_in_which_either_answer_is_degenerate(world):
     assert rows.loc["all pairs", names].tolist() == main[names].tolist()
 
 
-@pytest.mark.parametrize(
-    ("text", "reason", "sound"),
-    [
-        ("One plain answer that ends.", "stop", True),
-        ("One plain answer that ends.", "length", False),
-        ("yes it is " * 20, "stop", False),
-        ("Begin. go on go on go on", "stop", False),
-    ],
-)
-def test_which_answers_are_sound(text, reason, sound):
-    assert claims.is_sound(Generation("i", "r", "p", None, text, reason, 9)) is sound
-
-
 def test_saved_rows_have_the_sign_test_of_their_verdicts_and_the_difference_in_mean_quality(world):
     row, found = line(results.read_table(world, "main"), label="gold-chosen"), [*judged(world, "gold-chosen")]
     votes = Counter()  # both seeds answer the same questions: a question counts once
