@@ -109,11 +109,11 @@ def save_base(folder: Path, model=None, tokenizer=None) -> Path:
     return folder
 
 
-def tiny_run(results: Path, monkeypatch, n: int = 16, **changes) -> Run:
+def tiny_run(results: Path, monkeypatch, n: int = 16, merge_adapters: bool = False, **changes) -> Run:
     """A run whose base model and tailoring data are on disk, below ``results``."""
     monkeypatch.setenv("PERSONA_RESULTS", str(results))
     base = {"base.model": str(results / "base")}
-    monkeypatch.setattr(Profile, "merge_adapters", False)  # the plain way: beside the weights
+    monkeypatch.setattr(Profile, "merge_adapters", merge_adapters)  # else beside the weights
     profile = set_field(load_profile("everyday"), {**TINY, **base, **changes})
     run = Run(profile, profile.datasets[0], 0)
     save_base(results / "base")
