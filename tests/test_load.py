@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny import save_adapter, save_base, some_texts, tiny_model, tiny_tokenizer, words
 
-from persona_lib import prompts, store
+from persona_lib import prompts, store, weights
 from persona_lib.data.preference import to_dpo_rows, to_sft_rows
 from persona_lib.models import load
 from persona_lib.models.generate import TransformersGenerator
@@ -211,6 +211,9 @@ def chat_tokenizer(adds_bos: bool = True, start: str = DEFAULT):
     return tokenizer
 
 
+SMOLLM = "pypi:smollm2-135m-instruct"
+
+
 def ids(tokenizer, text: str) -> list[int]:
     return tokenizer(text)["input_ids"]
 
@@ -271,6 +274,32 @@ def test_a_base_model_keeps_the_papers_lines():
     assert row["prompt"] == "Prompt: w1 w2\nPersona: w6 w7\nResponse:" and row["completion"] == " w3"
     expected = ([BOS, 4, *w(1, 2), 5, *w(6, 7), 6], [*w(3), EOS])
     assert load.encode(tokenizer, row["prompt"], row["completion"]) == expected
+
+
+@pytest.mark.slow
+def test_smollm2_sees_these_ids():
+    """1 and 2 open and end a turn; 9690, 4093 and (520, 9531) are the roles; 198 ends a line."""
+    try:
+        tokenizer = load.load_tokenizer(SMOLLM)
+    except weights.WeightsError as error:
+        if "could not download" not in str(error):
+            raise
+        pytest.skip(str(error))
+    chat = load.format_of(SMOLLM)
+    told = prompts.tailoring_prompt("Why?", "The user is curious.", chat=chat)
+    answer = prompts.completion_text(" Because.\n", chat)
+    user = [1, 4093, 198, 4898, 47, 2, 198, 1, 520, 9531, 198]
+    system = [1, 9690, 198, 504, 2914, 314, 7436, 30, 2, 198]
+    assert load.encode(tokenizer, told, answer) == ([*system, *user], [8653, 30, 2])
+    own = [2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308, 34519, 28, 7018, 411, 407, 19712, 8182]
+    untold = prompts.tailoring_prompt("Why?", None, chat=chat)
+    assert ids(tokenizer, untold) == [1, 9690, 198, *own, 2, 198, *user]
+    special = " ".join(chat.special)
+    assert {"<|im_start|>", "<|im_end|>", "<|endoftext|>"} <= set(
+        chat.special
+    ) and tokenizer.pad_token_id != 2
+    found = ids(tokenizer, prompts.tailoring_prompt(f"Why? {special}", f"The user {special}", chat=chat))
+    assert [token for token in found if token in tokenizer.all_special_ids or token < 17] == [1, 2] * 2 + [1]
 
 
 # --- adapters ---
