@@ -253,17 +253,6 @@ def plot_main(main: pd.DataFrame, paper: pd.DataFrame) -> Drawn:
     return figure, " ".join(said)
 
 
-def plot_forest(main: pd.DataFrame, paper: pd.DataFrame) -> Drawn:
-    """Draw dPQ of this run and of the paper, with the widest interval that the paper's counts allow."""
-    table = with_paper(main, paper)
-    figure, (axis,) = panels(1, 5, len(table))
-    said = forest(axis, table, "dpq", "dPQ (thin: widest interval)", 0, "whose")
-    axis.hlines(table.index, table.dpq_low_widest, table.dpq_high_widest, color="0.6", linewidth=0.8)
-    bold_heads(axis)
-    head(figure, "PT-DPO against DPO; 95 % intervals", axis)
-    return figure, said
-
-
 def plot_length(length: pd.DataFrame) -> Drawn:
     """Draw net win rates of the main rows as they are, of pairs of equal length, and of the length model."""
     held = {
@@ -396,7 +385,6 @@ class FigureKind:
 
 FIGURES = {
     "main": FigureKind(("main", "paper"), plot_main, "PT-DPO against DPO that is told the persona"),
-    "forest": FigureKind(("main", "paper"), plot_forest, "dPQ: ours and the paper's, with intervals"),
     "length": FigureKind(("length",), plot_length, "Net win rates with the answers' length held equal"),
     "persona_accuracy": FigureKind(("persona_accuracy",), plot_accuracy, "Persona accuracy"),
     "persona_models": FigureKind(("persona_models",), plot_accuracy,
@@ -413,7 +401,7 @@ FIGURES = {
     "ratings": FigureKind(("ratings",), plot_ratings, "Ratings of personas and answers"),
     "training": FigureKind((), plot_training, "Losses and margins of training"),
 }  # fmt: skip
-RESULTS = ("main", "forest", "length", "persona_accuracy", "persona_preference", "swap")  # of notebook 12
+RESULTS = ("main", "length", "persona_accuracy", "persona_preference", "swap")  # of notebook 12
 
 
 def drawn_with(plot: Callable[..., Drawn], arguments: Sequence[Any]) -> Drawn:
