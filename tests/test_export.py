@@ -191,3 +191,4 @@ def test_the_card_of_packaged_weights_names_the_publishers_model_and_the_way_to_
     assert "tokenizer('[s]The user is busy and prefers short answers.[u]How do I boil an egg?[a]', " in code
     assert "license: apache-2.0\n" in card and "base_model: HuggingFaceTB/SmolLM2-135M-Instruct\n" in card
     assert "SmolLM2-135M-Instruct@12fd25f7" in card and "quantised to Q4_1" in card
+    assert "those that come with the data" in card and "BitsAndBytesConfig" not in code
