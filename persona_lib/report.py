@@ -280,7 +280,7 @@ def token_counts(profile: Profile, data: OwnData) -> list[int] | None:
 
 
 def too_long(profile: Profile, data: OwnData, counts: Sequence[int]) -> list[Finding]:
-    """Note the rows whose longer text has more tokens than ``max_length``."""
+    """Note the rows whose longer text has more tokens than ``training.max_length``."""
     most, counted = profile.training.max_length, zip(data.rows, counts, strict=True)
     long = [(row, f"{count} tokens, max_length {most}") for row, count in counted if count > most]
     return [Finding(row.row, row.place, "row", "too long", detail) for row, detail in long]

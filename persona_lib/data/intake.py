@@ -656,7 +656,7 @@ def own_key(profile: Profile) -> str:
 
 
 def read_own(profile: Profile) -> OwnData:
-    """Read, validate and split the data that ``data_dir`` and ``data_mapping`` of a profile name.
+    """Read, validate and split the data that ``data.path`` and ``data.mapping`` of a profile name.
 
     Raises DataError for what concerns the whole data: no such file, a column that is not there, no usable
     row, too few prompts. Every other fault is a `Finding` of its row.

@@ -77,7 +77,7 @@ def folders_of(datasets: Iterable[str], kind: str) -> list[str]:
 def at_hand(data_dir: str | Path, datasets: Iterable[str], kind: str = "tailoring") -> Path | None:
     """Return where the data of some data sets lies on this machine, None if nowhere; downloads nothing.
 
-    Looks at ``data_dir`` or ``$PERSONA_DATA`` (the folder itself or its parent) if it is named, and nowhere
+    Looks at ``data.path`` or ``$PERSONA_DATA`` (the folder itself or its parent) if it is named, and nowhere
     else then; otherwise at ``../shared/data/official`` beside the repository and at earlier downloads.
     """
     named = data_dir or os.environ.get("PERSONA_DATA", "")

@@ -98,7 +98,7 @@ def joined_adapter(run: Run, arm: str) -> Path | None:
 def plain_base(run: Run) -> tuple[str, str]:
     """Return the base as vLLM loads it; an NF4 base is written out once in its plain weights.
 
-    The copy has the precision ``compute_dtype`` and lies in ``results/<profile>/expanded``: 16 GB for an
+    The copy has the precision ``base.dtype`` and lies in ``results/<profile>/expanded``: 16 GB for an
     8B model in bfloat16.
     """
     profile = run.profile
@@ -143,7 +143,7 @@ def plan_of(profile: Profile, method: str, train_persona: str) -> list[tuple[str
 
     Arms trained without personas get them in the first person (the paper's baseline), tailored ones in
     their own line. Plain DPO and the main tailored arm (``settings.main_arm``) meet no persona, and gold,
-    retrieved and user-written ones; the other arms gold ones. ``controls`` adds retrieved and user-written
+    retrieved and user-written ones; the other arms gold ones. ``evaluation.controls`` adds retrieved and user-written
     ones for every trained arm, and for these two shuffled and system personas, and plain DPO told by line.
     """
     plain, controls = train_persona == "none", profile.evaluation.controls
@@ -182,7 +182,7 @@ def grid(run: Run) -> list[RunSpec]:
 
 
 def eval_rows(run: Run, split: str = "") -> list[TailoringRow]:
-    """Return the rows of a split (the profile's evaluation split): all, or ``eval_limit`` drawn by id."""
+    """Return the rows of a split (the profile's evaluation split): all, or ``evaluation.limit`` drawn by id."""
     path = run.folder / "tailoring" / f"{split or run.profile.evaluation.split}.jsonl"
     return draw(store.read_rows(path, TailoringRow), run.profile.evaluation.limit)
 

@@ -243,7 +243,7 @@ def load_templates(path: Path | None = None) -> tuple[str, str]:
 
 
 def read_texts(path: str) -> Texts:
-    """Read criteria and instructions from a YAML file (``judge_texts``); "": ours.
+    """Read criteria and instructions from a YAML file (``evaluation.judge_texts``); "": ours.
 
     The file has the blocks of ``TEXTS``, in which {prompt} and {persona} stand for the row's. Raises
     ConfigError that names file, place and what is wrong.
