@@ -77,7 +77,7 @@ Part = tuple[str, str]  # arm, persona format
 def swap_families(arm: str, persona_format: str, controls: bool = True) -> tuple[str, ...]:
     """Return the families of personas an arm is scored under: every one costs two passes over the rows.
 
-    Tailored DPO arms get all (without ``evaluation.controls`` four), the others those that they are compared on.
+    Tailored DPO arms get all (without ``evaluation.controls`` four), the others those that are compared.
     """
     tailored = arm.startswith("dpo-") and arm != "dpo-none"
     if not controls:
