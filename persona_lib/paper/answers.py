@@ -144,7 +144,8 @@ def plan_of(profile: Profile, method: str, train_persona: str) -> list[tuple[str
     Arms trained without personas get them in the first person (the paper's baseline), tailored ones in
     their own line. Plain DPO and the main tailored arm (``settings.main_arm``) meet no persona, and gold,
     retrieved and user-written ones; the other arms gold ones. ``evaluation.controls`` adds retrieved and
-    user-written ones for every trained arm, and for these two shuffled and system personas, and plain DPO told by line.
+    user-written ones for every trained arm, and for these two shuffled and system personas, and plain DPO
+    told by line.
     """
     plain, controls = train_persona == "none", profile.evaluation.controls
     form = "first_person" if plain else "line"
