@@ -43,12 +43,18 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class PreferencePair:
-    """One row of preference data: a prompt, the response that won and the one that lost (TRL names)."""
+    """One row of preference data: a prompt, the response that won and the one that lost (TRL names).
+
+    ``user`` (hashed) is who preferred, and the personas are those that the data brings; "" without.
+    """
 
     id: str
     prompt: str
     chosen: str
     rejected: str
+    user: str = ""
+    persona_chosen: str = ""
+    persona_rejected: str = ""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from persona_lib import weights
 from persona_lib.data import intake
-from persona_lib.data.intake import NOTED, REJECTED, Finding, OwnData
+from persona_lib.data.intake import OwnData
+from persona_lib.data.rows import NOTED, REJECTED, Finding
 from persona_lib.execute import clock
 from persona_lib.figures import FIGURES, alt_text, figure_inputs
 from persona_lib.models.load import load_tokenizer

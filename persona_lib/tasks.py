@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from persona_lib import settings, store, weights
-from persona_lib.data import intake, official
+from persona_lib.data import official
+from persona_lib.data.rows import is_saved_dataset, source_key
 from persona_lib.execute import clock, notebook_hash
 from persona_lib.models.served import GENERATORS
 from persona_lib.paper.answers import matchups
@@ -147,8 +148,8 @@ def with_state(name: str, value: Any) -> Any:
     if path and name.endswith(".model") and path.is_dir():
         return f"{value} ({store.content_hash([(p.name, *state) for p, *state in store.files_in(path)])})"
     is_data = path and name in ("data.path", "data.mapping", "evaluation.judge_texts")
-    if is_data and (path.is_file() or intake.is_saved_dataset(path)):
-        return f"{value} ({intake.source_key(value)[:16]})"
+    if is_data and (path.is_file() or is_saved_dataset(path)):
+        return f"{value} ({source_key(value)[:16]})"
     return value
 
 

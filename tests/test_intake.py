@@ -14,7 +14,8 @@ from tiny import tiny_tokenizer
 
 from persona_lib import pipeline, report, settings, tasks
 from persona_lib.data import intake, preference
-from persona_lib.data.intake import OwnData, RowError, conversation_texts, read_rows
+from persona_lib.data.intake import OwnData, RowError, conversation_texts
+from persona_lib.data.rows import read_rows, source_key
 from persona_lib.records import DataError
 from persona_lib.settings import Run, load_profile
 from persona_lib.tasks import STEPS
@@ -248,9 +249,9 @@ def test_splits_of_a_saved_folder_are_given_splits_and_its_key_sees_a_change(tmp
     found = [(row.row, row.place, row.split) for row in read_rows(path)]
     assert found == [(1, "train row 1", "train"), (2, "train row 2", "train"),
                      (3, "test row 1", "test"), (4, "test row 2", "test")]  # fmt: skip
-    key = intake.source_key(path)
+    key = source_key(path)
     datasets.Dataset.from_list([good(1)]).save_to_disk(path)
-    assert intake.source_key(path) != key
+    assert source_key(path) != key
 
 
 def test_a_damaged_row_of_csv_costs_only_itself_and_says_its_line(tmp_path):
@@ -444,3 +445,18 @@ def test_the_command_that_a_report_shows_names_no_path_of_this_machine():
         "./run_all.sh --profile own --set data.path=PATH --set data.mapping=PATH --set datasets=own "
         "--set dpo.beta=0.2"
     )
+
+
+# --- users ---
+
+
+def test_user_ids_are_hashed_with_the_salt_of_the_results_and_personas_are_read(results, tmp_path):
+    rows = [good(n, who=f"u{n % 5}", taste=f"The user is {NAMES[n % 10]}.") for n in range(40)]
+    data = read(tmp_path, [*rows, good(40, who=None)], "user: who\npersona: taste\n")
+    users = {row.pair.user for row in data.rows}
+    assert len(users) == 5 and not users & {"u0", "u1", "u2", "u3", "u4"}
+    assert data.rows[0].pair.user == data.rows[5].pair.user and codes(data) == {41: ("who", "user")}
+    assert (data.rows[1].pair.persona_chosen, data.rows[1].pair.persona_rejected) == ("The user is blue.", "")
+    assert (results / "own" / "user_salt").stat().st_mode & 0o777 == 0o600
+    shown = read(tmp_path, rows, "user: who\nshow_users: true\nsplit_by: prompt\n")
+    assert shown.rows[7].pair.user == "u2"

@@ -8,27 +8,24 @@ found. Given splits are kept. Otherwise pairs are split 80/10/10 by prompt, near
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import functools
-import gzip
-import io
-import json
+import hashlib
+import os
 import re
-import sys
+import secrets
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from persona_lib import store, weights
 from persona_lib.data.retrieval import normal
+from persona_lib.data.rows import KINDS, Finding, OwnRow, read_rows, source_key
 from persona_lib.prompts import STOP
 from persona_lib.records import PAIR_FIELDS, PAIR_SPLITS, DataError, PreferencePair
-from persona_lib.settings import FACTS, ConfigError, Profile, near_names
+from persona_lib.settings import ConfigError, Profile, near_names, results_dir
 from persona_lib.store import VERSIONS, content_hash
 from persona_lib.texts import gram_index, near_duplicates
 
@@ -42,207 +39,14 @@ SPLIT_NAMES = {name: name for name in PAIR_SPLITS} | dict.fromkeys(
 SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
 LEAST_PROMPTS = 20  # different prompts without which there is nothing to train and test on
 LEAST_QUOTE = 20  # characters of a prompt from which its recurrence in a response is no accident
-WAYS_OUT = (
-    "A file: save it again, best as JSON lines (.jsonl), where a damaged line costs only itself. "
-    "A hub id: check its name, the network and HF_HUB_OFFLINE, or download it and give its path"
-)
-KINDS = "JSON lines (.jsonl), JSON (.json), CSV, TSV, Parquet, a datasets folder (save_to_disk), or a hub id"
-
-# code -> (what is wrong with the row, the way out); a row is rejected once, for the first thing wrong with it
-REJECTED, NOTED = store.read_json(FACTS / "own_findings.json").values()
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 LOST = re.compile("[\ufffd\ud800-\udfff]")
 # UTF-8 read as Latin-1 or Windows-1252: accented letters, quotes and dashes, the byte order mark.
 MOJIBAKE = re.compile("[\u00c2\u00c3][\u0080-\u00bf]|\u00e2\u20ac|\u00ef\u00bb\u00bf")
 
 
-@dataclass(frozen=True)
-class OwnRow:
-    """One row: its number from 1, its place for messages, the fields by name, and the pair once it is read.
-
-    ``value`` is an Exception where the row could not be read. ``split`` is "" while none is given.
-    """
-
-    row: int
-    place: str
-    value: Any
-    split: str = ""
-    category: str = ""
-    pair: PreferencePair = PreferencePair("", "", "", "")
-
-    def found(self, field: str, code: str, detail: str = "") -> Finding:
-        """Return a finding about this row."""
-        return Finding(self.row, self.place, field, code, detail)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing wrong with a row: its number and place in the data, the field, the code, and a detail."""
-
-    row: int
-    place: str
-    field: str
-    code: str
-    detail: str = ""
-
-    @property
-    def rejected(self) -> bool:
-        """Whether the row is left out for it."""
-        return self.code in REJECTED
-
-
 class RowError(ValueError):
     """A row that is left out; its arguments are the field, the code of REJECTED and a detail."""
-
-
-# --- rows of a file, a folder or a hub id ---
-
-
-def read_rows(source: str, config: str = "") -> list[OwnRow]:
-    """Read all rows of a file, folder or hub id. Raises DataError if it cannot be opened or holds no row."""
-    path = Path(source).expanduser()
-    if not path.exists() and ("/" not in source or not weights.is_hub_id(source) or path.suffix in READERS):
-        raise DataError(f"{source}: no such file or folder (paths are relative to the repository)")
-    try:
-        if path.exists():
-            rows = folder_rows(path) if path.is_dir() else file_rows(path)
-        else:
-            rows = table_rows(weights.load_dataset(source, config or None))
-    except weights.HubError as error:
-        raise DataError(str(error)) from error
-    except (DataError, ImportError):
-        raise
-    except Exception as error:  # files, their readers and the hub's client each have their own kinds
-        reason = [*str(error).strip().splitlines(), type(error).__name__][0][:200]
-        raise DataError(f"{source}: cannot be read ({reason}). {WAYS_OUT}") from error
-    if not rows:
-        raise DataError(f"{source}: no row in it; it should hold one preference pair per row")
-    return rows
-
-
-def read_text(path: Path) -> str:
-    """Return a file's text (UTF-8, or UTF-16 with its mark), line ends as they are."""
-    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
-    return data.decode("utf-16" if utf16 else "utf-8-sig", errors="replace")
-
-
-def json_rows(path: Path) -> list[OwnRow]:
-    """Read JSON lines (empty lines are no rows), or one JSON array if the file begins with "["."""
-    text = read_text(path)
-    if text.lstrip()[:1] == "[":
-        values = enumerate(json.loads(text), start=1)
-        return [OwnRow(number, f"row {number}", object_of(value)) for number, value in values]
-    lines = [(n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    rows = [OwnRow(number, f"line {number}", line_value(line)) for number, line in lines]
-    if rows and all(str(row.value).startswith("not valid JSON") for row in rows):
-        raise ValueError(f"no line of it is a JSON object; {rows[0].place}: {rows[0].value}")
-    return rows
-
-
-def object_of(value: Any) -> Any:
-    """Return a value of JSON if it is an object, else an error."""
-    named = f"is a {type(value).__name__}, not an object with named fields"
-    return value if isinstance(value, dict) else ValueError(named)
-
-
-def line_value(line: str) -> Any:
-    """Return the object of a line of JSON; the error of a line that is none."""
-    try:
-        return object_of(json.loads(line))
-    except (ValueError, RecursionError) as error:  # RecursionError: nested too deeply for Python
-        column = f", column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-        return ValueError(f"not valid JSON: {getattr(error, 'msg', error)}{column}")
-
-
-def cell_rows(path: Path, separator: str) -> list[OwnRow]:
-    """Read a table of cells with a header; cells may hold quotes, separators and newlines.
-
-    A row with too many or too few cells, or with an open quote, is a row with an error. Empty lines are none.
-    """
-    csv.field_size_limit(sys.maxsize)
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=separator, strict=True)
-    header = next(reader, [])
-    if len(set(header)) < len(header):
-        raise DataError(f"{path}: two columns have the same name: {', '.join(header)}")
-    rows: list[OwnRow] = []
-    while True:
-        place = f"row {len(rows) + 1} (line {reader.line_num + 1})"
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            said = f"{error} (line {reader.line_num}); a quote is not closed, or not doubled"
-            rows.append(OwnRow(len(rows) + 1, place, ValueError(said)))
-            continue
-        if cells is None:
-            return rows
-        said = f"{len(cells)} cells, the header has {len(header)}: quote cells that hold {separator!r}"
-        value = dict(zip(header, cells, strict=True)) if len(cells) == len(header) else ValueError(said)
-        if cells:  # an empty line is no row
-            rows.append(OwnRow(len(rows) + 1, place, value))
-
-
-def parquet_rows(path: Path) -> list[OwnRow]:
-    """Read the rows of a Parquet file."""
-    from pyarrow import parquet
-
-    return table_rows(parquet.read_table(path).to_pylist())
-
-
-def table_rows(data: Any) -> list[OwnRow]:
-    """Return the rows of a table, or of all splits of a DatasetDict; places count from 1 in each split."""
-    parts = data.items() if isinstance(data, dict) else [("", data)]
-    found = [(str(split), place, row) for split, part in parts for place, row in enumerate(part, start=1)]
-    return [
-        OwnRow(number, f"{split} row {place}".strip(), row, split)
-        for number, (split, place, row) in enumerate(found, start=1)
-    ]
-
-
-READERS = {
-    **dict.fromkeys((".jsonl", ".ndjson", ".json"), json_rows),
-    ".csv": partial(cell_rows, separator=","),
-    ".tsv": partial(cell_rows, separator="\t"),
-    ".parquet": parquet_rows,
-}
-ENDINGS = (*READERS, *(f"{ending}.gz" for ending in READERS if ending != ".parquet"))
-
-
-def file_rows(path: Path) -> list[OwnRow]:
-    """Read a file by the ending of its name; DataError for a kind that is not read."""
-    if not path.name.lower().endswith(ENDINGS):
-        raise DataError(f"{path}: files of this kind are not read. Use {KINDS}; save a spreadsheet as CSV")
-    return READERS[Path(path.name.lower().removesuffix(".gz")).suffix](path)
-
-
-def is_saved_dataset(path: Path) -> bool:
-    """Return True for a folder that ``datasets`` saved."""
-    return (path / "dataset_dict.json").exists() or (path / "state.json").exists()
-
-
-def folder_rows(path: Path) -> list[OwnRow]:
-    """Read a folder that ``save_to_disk`` wrote, or the only data file in it; DataError for neither."""
-    if is_saved_dataset(path):
-        from datasets import load_from_disk
-
-        return table_rows(load_from_disk(str(path)))
-    files = [file for file in sorted(path.iterdir()) if file.name.lower().endswith(ENDINGS)]
-    if len(files) != 1:
-        listed = ", ".join(file.name for file in files[:5]) or "none"
-        said = f"holds {len(files)} data files ({listed}); name one file with --data. Read are {KINDS}"
-        raise DataError(f"{path}: {said}")
-    return file_rows(files[0])
-
-
-def source_key(source: str) -> str:
-    """Return a hash of a file's or saved folder's contents; of a hub id, of the id with its commit."""
-    path = Path(source).expanduser()
-    if path.is_file():
-        return store.file_hash(path)
-    if path.is_dir():
-        files = [file for file in sorted(path.rglob("*")) if file.is_file()]
-        return content_hash({str(file.relative_to(path)): store.file_hash(file) for file in files})
-    return content_hash(source)
 
 
 # --- the mapping: which columns mean what ---
@@ -255,7 +59,9 @@ class Mapping:
     ``responses`` are two columns whose ``label`` says which one won: a value listed in ``first``,
     ``second`` or ``tie`` (compared as text, without case). ``splits`` maps names of given splits to
     train, validation and test; names that it leaves out are not read. ``config`` is a configuration of a
-    data set on the hub. Columns in ``named`` were written in the file, so they have to be there.
+    data set on the hub. ``user`` is who preferred: splits keep a user together unless ``split_by`` is
+    "prompt", and ids are hashed unless ``show_users``. Columns in ``named`` were written in the file, so
+    they have to be there.
     """
 
     prompt: str = "prompt"
@@ -271,6 +77,11 @@ class Mapping:
     split: str = "split"
     splits: tuple[tuple[str, str], ...] = ()
     config: str = ""
+    user: str = ""
+    persona_chosen: str = ""
+    persona_rejected: str = ""
+    split_by: str = ""
+    show_users: bool = False
     named: frozenset[str] = frozenset()
 
     @property
@@ -284,6 +95,7 @@ class Mapping:
         return (self.prompt, *self.sides, *([self.label] if self.responses else []))
 
 
+OPTIONAL = ("id", "category", "split", "user", "persona_chosen", "persona_rejected")  # columns
 FIELDS = tuple(field.name for field in dataclasses.fields(Mapping) if field.name != "named")
 
 
@@ -314,6 +126,7 @@ def read_mapping(path: str) -> Mapping:
 def field_value(field: tuple[Any, Any]) -> tuple[str, Any]:
     """Return a field of a mapping file and its value in its type; ValueError says what is wrong with it."""
     name, value = field
+    name = "persona_chosen" if name == "persona" else name
     if name not in FIELDS:
         raise ValueError(f"unknown field {name!r}; {near_names(str(name), list(FIELDS))}")
     if name == "splits":
@@ -323,6 +136,12 @@ def field_value(field: tuple[Any, Any]) -> tuple[str, Any]:
     if name in ("responses", "first", "second", "tie"):
         values = value if isinstance(value, list) else [value]
         return name, tuple(map(str if name == "responses" else plain, values))
+    if name == "split_by" and value not in ("user", "prompt"):
+        raise ValueError(f"split_by={value!r}: use user or prompt")
+    if name == "show_users":
+        if not isinstance(value, bool):
+            raise ValueError(f"show_users={value!r}: use true or false")
+        return name, value
     if not isinstance(value, str) or not value:
         raise ValueError(f"{name}={value!r} should be the name of a column")
     return name, value
@@ -331,6 +150,8 @@ def field_value(field: tuple[Any, Any]) -> tuple[str, Any]:
 def check_labels(mapping: Mapping) -> None:
     """Raise ValueError if a mapping's responses and labels are not complete or contradict each other."""
     labels = [*mapping.first, *mapping.second, *mapping.tie]
+    if mapping.split_by == "user" and not mapping.user:
+        raise ValueError("split_by: user needs user: the column of who preferred")
     if not mapping.responses:
         if given := sorted(mapping.named & {"label", "first", "second", "tie"}):
             raise ValueError(f"{given[0]} is given, but not responses: [column, column]")
@@ -353,7 +174,7 @@ def check_columns(source: str, rows: Sequence[OwnRow], mapping: Mapping) -> None
     if not present:
         raise DataError(f"{source}: no row can be read; {rows[0].place}: {rows[0].value or 'no field'}")
     implicit = any(is_conversation(values.get(mapping.sides[0])) for values in readable)
-    extra = [getattr(mapping, name) for name in ("id", "category", "split") if name in mapping.named]
+    extra = [getattr(mapping, name) for name in OPTIONAL if name in mapping.named]
     for column in (*mapping.texts, *extra):
         if column not in present and not (implicit and column == mapping.prompt == "prompt"):
             raise DataError(
@@ -493,7 +314,7 @@ def split_of(row: OwnRow, mapping: Mapping) -> str:
     return known[plain(given)]
 
 
-def read_pair(row: OwnRow, mapping: Mapping) -> OwnRow:
+def read_pair(row: OwnRow, mapping: Mapping, salt: bytes = b"") -> OwnRow:
     """Give a row its pair, split and category; RowError says why it makes no pair."""
     if not isinstance(row.value, dict):
         raise RowError("row", "unreadable", str(row.value))
@@ -501,7 +322,37 @@ def read_pair(row: OwnRow, mapping: Mapping) -> OwnRow:
     given = row.value.get(mapping.id)
     id = f"{NAME}-{row.row:06d}" if given in (None, "") else str(given).strip()
     category = str(row.value.get(mapping.category) or "")
-    return replace(row, value=None, split=split, category=category, pair=PreferencePair(id, **texts))
+    given = {name: row.value.get(getattr(mapping, name)) for name in ("persona_chosen", "persona_rejected")}
+    for name in (name for name, text in given.items() if text not in (None, "")):
+        check_text(getattr(mapping, name), given[name])
+    personas = {name: (text or "").strip() for name, text in given.items()}
+    pair = PreferencePair(id, **texts, user=user_of(row, mapping, salt), **personas)
+    return replace(row, value=None, split=split, category=category, pair=pair)
+
+
+def user_of(row: OwnRow, mapping: Mapping, salt: bytes) -> str:
+    """Return who preferred: the salted hash of the id in 12 hex digits, or the id if users are shown."""
+    if not mapping.user:
+        return ""
+    value = row.value.get(mapping.user)
+    if value is None or not str(value).strip():
+        raise RowError(mapping.user, "user")
+    name = str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
+    if mapping.show_users:
+        return name
+    return hashlib.blake2b(name.encode("utf-8", "replace"), key=salt, digest_size=6).hexdigest()
+
+
+def user_salt(profile: Profile) -> bytes:
+    """Return the salt of a profile's user ids: a file in its results folder, made once, for its owner."""
+    path = results_dir(profile) / "user_salt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(secrets.token_bytes(32))
+    except FileExistsError:
+        pass
+    return path.read_bytes()
 
 
 def odd_texts(own: OwnRow) -> Iterator[Finding]:
@@ -673,10 +524,11 @@ def read_source(profile: Profile, key: str) -> OwnData:
     mapping = read_mapping(profile.data.mapping)
     raw = read_rows(source, mapping.config)
     check_columns(source, raw, mapping)
+    salt = user_salt(profile) if mapping.user and not mapping.show_users else b""
     pairs, findings = [], []
     for row in raw:
         try:
-            pairs.append(read_pair(row, mapping))
+            pairs.append(read_pair(row, mapping, salt))
         except RowError as error:
             findings.append(row.found(*error.args))
     pairs, more = against_others(pairs)

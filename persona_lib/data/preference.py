@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona_lib.data import everyday, intake, official
+from persona_lib.data.rows import source_key
 from persona_lib.prompts import ChatFormat, completion_text, tailoring_prompt
 from persona_lib.records import PAIR_FIELDS, PAIR_SPLITS, SIDES, PreferencePair, TailoringRow
 from persona_lib.settings import ConfigError, Profile, Run, near_names
@@ -187,7 +188,7 @@ def input_key(run: Run) -> str:
     if run.dataset == intake.NAME:
         return intake.own_key(run.profile)
     place = run.profile.data.path  # a reader that somebody added
-    return content_hash(run.dataset, run.seed, place and intake.source_key(place))
+    return content_hash(run.dataset, run.seed, place and source_key(place))
 
 
 def inference_split(profile: Profile, dataset: str) -> str:
