@@ -99,9 +99,8 @@ def batched(model: Any, tokenizer: Any, task: Task) -> list[str]:
     generator = TransformersGenerator(model, tokenizer, "base", BATCH)
     answers = [""] * len(task.prompts)
     with tempfile.TemporaryDirectory() as folder:
-        for index, completion in generator.generate(
-            task.prompts, task.new_tokens, (STOP,), task.new_tokens, task.prefix
-        ):
+        prompts = [task.prefix + prompt for prompt in task.prompts]
+        for index, completion in generator.generate(prompts, task.new_tokens, (STOP,), task.new_tokens):
             answers[index] = completion.text
             store.append_rows(Path(folder) / "answers.jsonl", [{"id": index, "answer": completion.text}])
     return answers

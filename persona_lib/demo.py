@@ -19,7 +19,7 @@ from persona_lib.data import everyday
 from persona_lib.data.official import ROLE_MARK
 from persona_lib.data.reader import UNREADABLE, shows
 from persona_lib.models import trainers
-from persona_lib.models.generate import ONE_AT_A_TIME, stream_text
+from persona_lib.models.generate import ONE_AT_A_TIME, TransformersGenerator
 from persona_lib.models.load import ModelError, format_of
 from persona_lib.paper.answers import adapters_of, eval_rows, whole_answer
 from persona_lib.paper.swap import PolicyLoader, swap_arms
@@ -81,11 +81,13 @@ class Asker:
         self.run, self.arms, self.loader = run, trained_arms(run), PolicyLoader(run)
         self.chat = format_of(*run.base_source)
 
-    def load(self, arm: str) -> tuple[Any, Any, list[str]]:
-        """Return (model, tokenizer, names of the adapters to activate) of an arm."""
+    def load(self, arm: str) -> TransformersGenerator:
+        """Return an arm's generator."""
         with ONE_AT_A_TIME, trainers.quiet_libraries():
             model, tokenizer = self.loader.load(arm)
-        return model, tokenizer, [folder.name for folder in adapters_of(self.run, arm)]
+        adapters = [folder.name for folder in adapters_of(self.run, arm)]
+        penalty = self.run.profile.generation.repetition_penalty
+        return TransformersGenerator(model, tokenizer, arm, 1, adapters, repetition_penalty=penalty)
 
     def prompt(self, arm: str, question: str, persona: str) -> str:
         """Return what an arm is asked; an empty persona is none. ConfigError without a question."""
@@ -102,13 +104,10 @@ class Asker:
 
     def answer(self, arm: str, question: str, persona: str) -> Iterator[str]:
         """Yield an arm's answer as it grows."""
-        profile = self.run.profile
-        model, tokenizer, adapters = self.load(arm)
-        told = self.prompt(arm, question, persona)
+        told, settings = self.prompt(arm, question, persona), self.run.profile.generation
         prompt = begun_prompt(told, beginning(self.run.dataset, question), self.chat)
-        sizes = (profile.generation.max_new_tokens, profile.generation.min_new_tokens)
-        penalty = profile.generation.repetition_penalty
-        for text in stream_text(model, tokenizer, prompt, adapters, *sizes, (STOP,), penalty):
+        sizes = settings.max_new_tokens, (STOP,), settings.min_new_tokens
+        for text in self.load(arm).stream(prompt, *sizes):
             yield whole_answer(self.run, question, text)
 
 

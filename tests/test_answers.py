@@ -56,7 +56,7 @@ class Echo:
     def __init__(self, stop_after: int = 99) -> None:
         self.prompts, self.stop_after = [], stop_after
 
-    def generate(self, prompts, max_new_tokens, stop, min_new_tokens=0, prefix=""):
+    def generate(self, prompts, max_new_tokens, stop, min_new_tokens=0):
         self.prompts = list(prompts)
         for n, prompt in reversed(list(enumerate(prompts))):
             if self.stop_after == 0:

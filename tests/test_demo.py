@@ -15,7 +15,7 @@ import pytest
 from tiny import tiny_model, tiny_run, tiny_tokenizer, words
 
 from persona_lib import demo, settings, show, store
-from persona_lib.models.generate import TransformersGenerator, stream_text
+from persona_lib.models.generate import TransformersGenerator
 from persona_lib.settings import ConfigError, Run, load_profile, set_field
 
 
@@ -27,8 +27,9 @@ def model():
 @pytest.mark.parametrize("least", [0, 5])
 def test_the_streamed_answer_grows_into_the_generated_one(model, least):
     prompt = words(random.Random(1), 3, 9)
-    ((_, whole),) = TransformersGenerator(*model, "tiny", 1).generate([prompt], 12, (), min_new_tokens=least)
-    parts = list(stream_text(*model, prompt, [], 12, least))
+    generator = TransformersGenerator(*model, "tiny", 1)
+    ((_, whole),) = generator.generate([prompt], 12, (), min_new_tokens=least)
+    parts = list(generator.stream(prompt, 12, (), least))
     assert parts[-1] == whole.text and len(parts) <= 12
     assert all(after.startswith(before) for before, after in zip(parts, parts[1:], strict=False))
 

@@ -28,12 +28,12 @@ class Echo:
     def __init__(self, die_after: int = 99) -> None:
         self.asked, self.die_after = [], die_after
 
-    def generate(self, prompts, max_new_tokens, stop, prefix=""):
+    def generate(self, prompts, max_new_tokens, stop):
         for index, prompt in reversed(list(enumerate(prompts))):  # any order may come
             if len(self.asked) == self.die_after:
                 raise KeyboardInterrupt
             self.asked.append(prompt)
-            preferred = prompt.split("Preferred response: ")[1].split("\n")[0]
+            preferred = prompt.split("Preferred response: ")[-1].split("\n")[0]
             yield index, Completion(f"The user is {preferred} and prefers it.\nmore", "stop", 9)
 
 

@@ -21,8 +21,8 @@ from tiny import save_base, tiny_tokenizer
 from persona_lib import store
 from persona_lib.models import served
 from persona_lib.models.generate import Completion, Sampling
-from persona_lib.models.served import Answer, BudgetError, Endpoint, EndpointError, EndpointGenerator
-from persona_lib.settings import ConfigError, Run, load_profile, set_field
+from persona_lib.models.served import Answer, EndpointError, EndpointGenerator
+from persona_lib.settings import ConfigError, ModelRole, Run, load_profile, set_field
 
 KEY = "sk-secret-of-this-test"
 
@@ -140,10 +140,10 @@ def server(monkeypatch):
     server.shutdown()
 
 
-def make(server, tmp_path, **changes) -> EndpointGenerator:
-    settings = {"kind": "completions", "timeout": 0.4, "retries": 3} | changes
-    endpoint = Endpoint(f"http://127.0.0.1:{server.server_address[1]}/v1", "asked-model", **settings)
-    return EndpointGenerator(endpoint, tmp_path / "ledger.jsonl")
+def make(server, tmp_path, kind="completions", prices=(), **settings) -> EndpointGenerator:
+    url = f"http://127.0.0.1:{server.server_address[1]}/v1/"
+    role = ModelRole("asked-model", url, kind, prices)
+    return EndpointGenerator(role, tmp_path / "ledger.jsonl", **({"timeout": 0.4, "retries": 3} | settings))
 
 
 def texts(generator, prompts, **changes) -> dict[int, str]:
@@ -165,7 +165,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("kind", ["completions", "chat"])
 def test_every_prompt_is_answered_once_whatever_the_server_does(server, tmp_path, kind):
-    generator = make(server, tmp_path, kind=kind, prompt_price=2.0, completion_price=8.0)
+    generator = make(server, tmp_path, kind=kind, prices=(2.0, 8.0))
     expected = {index: f"{prompt} answered" for index, prompt in enumerate(HOSTILE)}
     assert texts(generator, HOSTILE) == expected
     ledger = store.read_rows(generator.ledger, Answer)
@@ -182,8 +182,8 @@ SCHEMA = {"type": "object", "properties": {"winner": {"enum": ["A", "B"]}}}
 
 def test_requests_are_greedy_hold_prefix_stop_and_length_and_a_schema_for_chat_models_only(server, tmp_path):
     server.pause = 0.02
-    settings = {"prefix": "shots ", "stop": ("\n",), "max_new_tokens": 5, "schema": SCHEMA}
-    assert texts(make(server, tmp_path), ["q"], **settings) == {0: "shots q answered"}
+    settings = {"stop": ("\n",), "max_new_tokens": 5, "schema": SCHEMA}
+    assert texts(make(server, tmp_path), ["shots q"], **settings) == {0: "shots q answered"}
     texts(make(server, tmp_path, kind="chat", concurrency=3), [str(n) for n in range(9)], schema=SCHEMA)
     body, *chats = server.bodies
     asked = {"model": "asked-model", "max_tokens": 5, "temperature": 0.0, "stop": ["\n"]}
@@ -202,7 +202,7 @@ def test_a_filtered_answer_is_empty_and_a_text_is_cut_at_its_stop(server):
 
 
 def test_a_ledger_counts_what_others_add_and_a_line_that_is_no_answer_is_named(server, tmp_path):
-    prices = {"prompt_price": 1.0, "completion_price": 10.0, "max_cost_usd": 1.0}
+    prices = {"prices": (1.0, 10.0), "max_cost_usd": 1.0}
     one, other = make(server, tmp_path, **prices), make(server, tmp_path, **prices)
     texts(one, ["a"])
     texts(other, ["b"])
@@ -215,7 +215,7 @@ def test_a_ledger_counts_what_others_add_and_a_line_that_is_no_answer_is_named(s
 
 
 def test_a_server_that_refuses_the_schema_is_asked_without_it_once_known(server, tmp_path):
-    generator = make(server, tmp_path, kind="chat", concurrency=1, prompt_price=1.0, completion_price=1.0)
+    generator = make(server, tmp_path, kind="chat", concurrency=1, prices=(1.0, 1.0))
     prompts = ["strict:9 a", "strict:9 b", "strict:9 c"]
     expected = {n: f"{prompt} answered" for n, prompt in enumerate(prompts)}
     assert texts(generator, prompts, schema=SCHEMA) == expected
@@ -226,7 +226,7 @@ def test_a_server_that_refuses_the_schema_is_asked_without_it_once_known(server,
 
 
 def test_fields_that_a_model_refuses_are_left_out_and_an_answer_that_is_not_greedy_is_said(server, tmp_path):
-    generator = make(server, tmp_path, kind="chat", concurrency=1, prompt_price=1.0, completion_price=1.0)
+    generator = make(server, tmp_path, kind="chat", concurrency=1, prices=(1.0, 1.0))
     with pytest.warns(UserWarning, match="takes no temperature.*not greedy") as warned:
         given = texts(generator, ["reasoning:9 a", "reasoning:9 b"], stop=(" ans",))
     said = [w for w in warned if w.category is UserWarning]  # a slow machine may add a ResourceWarning
@@ -263,7 +263,7 @@ def test_a_refused_key_stops_at_once_and_is_not_shown(server, tmp_path):
 def test_a_dead_endpoint_is_given_up_and_costs_nothing(tmp_path, server):
     server.shutdown()
     server.server_close()
-    prices = {"prompt_price": 1.0, "completion_price": 1.0, "max_cost_usd": 1.0}
+    prices = {"prices": (1.0, 1.0), "max_cost_usd": 1.0}
     generator = make(server, tmp_path, retries=0, **prices)
     with pytest.raises(EndpointError, match="of 500 requests failed.*APIConnectionError"):
         texts(generator, [str(n) for n in range(500)])
@@ -273,9 +273,9 @@ def test_a_dead_endpoint_is_given_up_and_costs_nothing(tmp_path, server):
 def test_the_budget_is_never_passed_and_a_larger_one_goes_on(server, tmp_path):
     # In millionths of a dollar: an answer costs 10 x 1 + 3 x 10 = 40; at most 9 bytes x 1 + 8 x 10 = 89.
     # Of 300, one at a time: the next is asked while 40 k + 89 <= 300, for k = 0 to 5, which makes six.
-    prices = {"prompt_price": 1.0, "completion_price": 10.0, "concurrency": 1}
+    prices = {"prices": (1.0, 10.0), "concurrency": 1}
     prompts = [f"question{n}" for n in range(9)]
-    with pytest.raises(BudgetError, match="max_cost_usd"):
+    with pytest.raises(EndpointError, match="max_cost_usd"):
         texts(make(server, tmp_path, max_cost_usd=300e-6, **prices), prompts)
     assert server.billed == 6
     assert len(texts(make(server, tmp_path, max_cost_usd=1.0, **prices), prompts)) == 9
@@ -284,8 +284,8 @@ def test_the_budget_is_never_passed_and_a_larger_one_goes_on(server, tmp_path):
 
 def test_side_by_side_requests_keep_the_budget_too(server, tmp_path):
     server.pause = 0.02
-    prices = {"prompt_price": 1.0, "completion_price": 10.0, "concurrency": 8}
-    with pytest.raises(BudgetError):
+    prices = {"prices": (1.0, 10.0), "concurrency": 8}
+    with pytest.raises(EndpointError, match="max_cost_usd"):
         texts(make(server, tmp_path, max_cost_usd=300e-6, **prices), [f"question{n}" for n in range(30)])
     ledger = store.read_rows(tmp_path / "ledger.jsonl", Answer)
     assert server.billed == len(ledger)
@@ -295,7 +295,7 @@ def test_side_by_side_requests_keep_the_budget_too(server, tmp_path):
 def test_a_budget_needs_token_counts(server, tmp_path, monkeypatch):
     whole = Hostile.answer
     monkeypatch.setattr(Hostile, "answer", lambda self, prompt, body: whole(self, prompt, body, usage=False))
-    generator = make(server, tmp_path, max_cost_usd=1.0, prompt_price=1.0, completion_price=1.0, retries=0)
+    generator = make(server, tmp_path, max_cost_usd=1.0, prices=(1.0, 1.0), retries=0)
     with pytest.raises(EndpointError, match="no usage"):
         texts(generator, ["a"])
     assert texts(make(server, tmp_path), ["a"]) == {0: "a answered"}
@@ -366,7 +366,7 @@ def engine(monkeypatch):
 def test_vllm_gets_token_ids_with_one_bos_and_its_answers_come_back_in_order(engine, monkeypatch):
     monkeypatch.setattr(served, "CHUNK", 2)
     generator = served.VllmGenerator(engine, tiny_tokenizer(), "tiny", "float32")
-    found = list(generator.generate(["w3 w4", "w5", "w6"], 8, ("w9",), min_new_tokens=2, prefix="w1 w2 "))
+    found = list(generator.generate(["w1 w2 w3 w4", "w5", "w6"], 8, ("w9",), min_new_tokens=2))
     assert [(i, c.text, c.finish_reason, c.n_tokens) for i, c in found] == [
         (0, "w4", "stop", 1), (1, "w5", "stop", 1), (2, "w6", "stop", 1)
     ]  # fmt: skip
@@ -379,7 +379,7 @@ def test_vllm_gets_token_ids_with_one_bos_and_its_answers_come_back_in_order(eng
 def test_vllm_draws_with_a_seed_of_its_own_for_every_prompt_and_attempt(engine, monkeypatch):
     monkeypatch.setattr(served, "CHUNK", 2)
     generator = served.VllmGenerator(engine, tiny_tokenizer(), "tiny", "float32")
-    for sampling in (WARM, WARM, WARM.with_seed(4)):
+    for sampling in (WARM, WARM, replace(WARM, seed=4)):
         list(generator.generate(["w3", "w3", "w3"], 8, (), sampling=sampling))
     params = [p for _, some, _ in engine.calls for p in some]
     assert {(p.temperature, p.top_p, p.top_k, p.repetition_penalty) for p in params} == {(0.7, 0.9, 0, 1.1)}

@@ -21,8 +21,8 @@ import re
 import threading
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,7 @@ from persona_lib import store
 from persona_lib.models import generate
 from persona_lib.models.generate import Completion, Sampling, TransformersGenerator, cut_at_stop
 from persona_lib.models.load import load_base, load_tokenizer, model_key
-from persona_lib.settings import Run, results_dir
-from persona_lib.store import package_versions
+from persona_lib.settings import ModelRole, Run, results_dir
 
 KEY_VARIABLE = "OPENAI_API_KEY"  # of the environment; the key goes nowhere but into the request
 FRAME_TOKENS = 64  # that a server's chat format may add to a prompt, at most
@@ -40,35 +39,7 @@ FAILURES_IN_A_ROW = 20  # after so many, nobody is at home
 
 
 class EndpointError(RuntimeError):
-    """Requests that failed for good; what was answered is in the ledger, a rerun asks for the rest."""
-
-
-class BudgetError(EndpointError):
-    """The next request might cost more than is left."""
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """Where a model is served, and what may be spent there.
-
-    ``url`` ends with "/v1". ``kind`` is "chat" (instruction-tuned models) or "completions" (base models).
-    ``timeout`` is in seconds per attempt. Prices are US dollars per million tokens. ``max_cost_usd`` is for
-    all that the ledger holds; 0 means no limit.
-    """
-
-    url: str
-    model: str
-    kind: str = "chat"
-    concurrency: int = 16
-    timeout: float = 120.0
-    retries: int = 5
-    prompt_price: float = 0.0
-    completion_price: float = 0.0
-    max_cost_usd: float = 0.0
-
-    def cost(self, prompt_tokens: float, completion_tokens: float) -> float:
-        """Return dollars."""
-        return (prompt_tokens * self.prompt_price + completion_tokens * self.completion_price) / 1e6
+    """Requests that failed for good, or that the budget forbids; a rerun asks for what the ledger lacks."""
 
 
 @dataclass(frozen=True)
@@ -89,54 +60,6 @@ class Answer:
     refused: list[str] = field(default_factory=list)
 
 
-def request_body(
-    endpoint: Endpoint,
-    prompt: str,
-    max_new_tokens: int,
-    stop: Sequence[str],
-    sampling: Sampling | None = None,
-    schema: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Return what is asked; without ``sampling`` greedy. The prompt is one user message, or stands as it is.
-
-    vLLM, SGLang and others take the repetition penalty as an extra field. Only chat models have a ``schema``.
-    """
-    body: dict[str, Any] = {"model": endpoint.model, "max_tokens": max_new_tokens, "temperature": 0.0}
-    if sampling:
-        body |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": sampling.seed}
-        body |= {"extra_body": {"repetition_penalty": sampling.repetition_penalty}}
-    if stop:
-        body["stop"] = list(stop)
-    if endpoint.kind != "chat":
-        return body | {"prompt": prompt}
-    if schema:
-        held = {"name": "answer", "strict": True, "schema": schema}
-        body["response_format"] = {"type": "json_schema", "json_schema": held}
-    return body | {"messages": [{"role": "user", "content": prompt}]}
-
-
-def most_it_can_cost(endpoint: Endpoint, body: dict[str, Any]) -> float:
-    """Return an upper bound of an attempt's cost, made before it is sent: no token is less than a byte."""
-    text = body.get("prompt") or body["messages"][0]["content"]
-    schema = json.dumps(body["response_format"]) if "response_format" in body else ""
-    frame = FRAME_TOKENS if endpoint.kind == "chat" else 0
-    return endpoint.cost(len((text + schema).encode()) + frame, body["max_tokens"])
-
-
-def read_response(endpoint: Endpoint, name: str, response: Any) -> Answer:
-    """Read a response of either kind; raises ValueError if it holds no answer or no token counts."""
-    choices, usage = getattr(response, "choices", None), getattr(response, "usage", None)
-    if not choices:
-        raise ValueError("no choices")
-    if endpoint.max_cost_usd > 0 and usage is None:
-        raise ValueError("no usage, so that max_cost_usd could not be kept")
-    choice = choices[0]
-    text = choice.message.content if endpoint.kind == "chat" else choice.text
-    tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
-    reason = choice.finish_reason or "stop"
-    return Answer(name, response.model, text or "", reason, *tokens, endpoint.cost(*tokens))
-
-
 def to_completion(answer: Answer, stop: Sequence[str]) -> Completion:
     """Cut an answer at its stop string; what a content filter cut short counts as empty."""
     text, stopped = cut_at_stop(answer.text, stop)
@@ -145,33 +68,33 @@ def to_completion(answer: Answer, stop: Sequence[str]) -> Completion:
     return Completion(text.strip(), "stop" if stopped else answer.finish_reason, answer.completion_tokens)
 
 
+@dataclass
 class EndpointGenerator:
-    """A served model that completes prompts greedily; the interface of ``generate.TransformersGenerator``.
+    """A served model that completes prompts; requests go side by side, each in a thread.
 
-    Requests go side by side, each in a thread. ``spent`` are dollars, also those of others who share the
-    ledger; ``reserved`` is the most that each request under way may cost.
+    ``timeout`` is in seconds per attempt. ``max_cost_usd`` is for all that the ledger holds (``spent``), also
+    from others who share it; 0 means no limit.
     """
+
+    role: ModelRole
+    ledger: Path
+    max_cost_usd: float = 0.0
+    concurrency: int = 16
+    timeout: float = 120.0
+    retries: int = 5
 
     takes_schema = True
 
-    def __init__(self, endpoint: Endpoint, ledger: Path) -> None:
-        self.endpoint, self.ledger, self.name = endpoint, Path(ledger), endpoint.model
-        self.known: dict[str, Answer] = {}
-        self.reserved: dict[str, float] = {}
-        self.lock = threading.RLock()
-        self.refused: set[str] = set()
+    def __post_init__(self) -> None:
+        self.name, self.url, self.chat = self.role.model, self.role.url.rstrip("/"), self.role.kind == "chat"
+        self.lock, self.refused, self.spent = threading.Lock(), set(), 0.0
         store.repair_rows(self.ledger)
-        self.begin()
 
     @property
     def settings(self) -> dict[str, Any]:
         """What decides the completions besides weights and prompts. The dtype is the server's business."""
-        return {
-            "model": self.endpoint.model,
-            "url": self.endpoint.url,
-            "kind": self.endpoint.kind,
-            "decoding": "greedy (temperature 0) unless asked otherwise",
-        }
+        greedy = "greedy (temperature 0) unless asked otherwise"
+        return {"model": self.name, "url": self.url, "kind": self.role.kind, "decoding": greedy}
 
     def generate(
         self,
@@ -179,7 +102,6 @@ class EndpointGenerator:
         max_new_tokens: int,
         stop: Sequence[str],
         min_new_tokens: int = 0,
-        prefix: str = "",
         sampling: Sampling | None = None,
         schema: dict[str, Any] | None = None,
     ) -> Iterator[tuple[int, Completion]]:
@@ -191,102 +113,112 @@ class EndpointGenerator:
         """
         if min_new_tokens:
             raise ValueError("an endpoint takes no min_new_tokens: set generation.min_new_tokens=0")
-        self.begin()
-
-        def body_of(index: int) -> dict[str, Any]:
-            whole = prefix + prompts[index]
-            return request_body(self.endpoint, whole, max_new_tokens, stop, sampling, schema)
-
+        rows = store.read_rows(self.ledger, Answer) if self.ledger.exists() else []
+        known, self.spent = {row.id: row for row in rows}, sum(row.cost_usd for row in rows)
+        settings = self.request_settings(max_new_tokens, stop, sampling, schema)
+        bodies: dict[str, dict[str, Any]] = {}
         places: dict[str, list[int]] = {}
-        for index in range(len(prompts)):
-            name = store.content_hash(self.endpoint.url, self.endpoint.kind, body_of(index))
-            if name in self.known:
-                yield index, to_completion(self.known[name], stop)
+        for index, prompt in enumerate(prompts):
+            told = {"messages": [{"role": "user", "content": prompt}]} if self.chat else {"prompt": prompt}
+            name = store.content_hash(self.url, self.role.kind, settings | told)
+            if name in known:
+                yield index, to_completion(known[name], stop)
             else:
+                bodies[name] = settings | told
                 places.setdefault(name, []).append(index)
-        if not places:
-            return
-        for answer in self.ask_all((name, body_of(indices[0])) for name, indices in places.items()):
+        for answer in self.ask_all(bodies) if bodies else ():
             for index in places[answer.id]:
                 yield index, to_completion(answer, stop)
-        self.report(len(places))
 
-    def begin(self) -> None:
-        """Read what the ledger holds, from this generator and from others, and forget earlier failures."""
-        rows = store.read_rows(self.ledger, Answer) if self.ledger.exists() else []
-        self.known = {row.id: row for row in rows}
-        self.spent = sum(row.cost_usd for row in rows)
-        self.failures: list[tuple[str, Exception]] = []
-        self.in_a_row, self.stopped, self.out_of_money = 0, False, False
+    def request_settings(
+        self, max_new_tokens: int, stop: Sequence[str], sampling: Sampling | None, schema: Any
+    ) -> dict[str, Any]:
+        """Return a request without its prompt; vLLM, SGLang and others take the penalty as an extra field."""
+        body: dict[str, Any] = {"model": self.name, "max_tokens": max_new_tokens, "temperature": 0.0}
+        if sampling:
+            body |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": sampling.seed}
+            body |= {"extra_body": {"repetition_penalty": sampling.repetition_penalty}}
+        if stop:
+            body["stop"] = list(stop)
+        if schema and self.chat:
+            held = {"name": "answer", "strict": True, "schema": schema}
+            body["response_format"] = {"type": "json_schema", "json_schema": held}
+        return body
 
-    def ask_all(self, requests: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[Answer]:
-        """Yield the answers to (id, body) as they arrive; stops early when it is hopeless.
+    def cost(self, prompt_tokens: float, completion_tokens: float) -> float:
+        """Return dollars."""
+        prices = self.role.prices or (0.0, 0.0)  # per million tokens
+        return (prompt_tokens * prices[0] + completion_tokens * prices[1]) / 1e6
 
-        A body is taken when its turn comes: a hundred thousand of them need not be held at once.
-        """
-        import openai
+    def most_it_can_cost(self, body: dict[str, Any]) -> float:
+        """Return an upper bound of an attempt's cost before it is sent: no token is less than a byte."""
+        text = body.get("prompt") or body["messages"][0]["content"]
+        schema = json.dumps(body["response_format"]) if "response_format" in body else ""
+        return self.cost(len((text + schema).encode()) + FRAME_TOKENS * self.chat, body["max_tokens"])
 
-        running: set[Future[Answer | None]] = set()
-        size = self.endpoint.concurrency
-        key = os.environ.get(KEY_VARIABLE) or "none"  # a server of one's own may want no key
-        how = {"timeout": self.endpoint.timeout, "max_retries": self.endpoint.retries}
-        client = openai.OpenAI(base_url=self.endpoint.url, api_key=key, **how)
-        with client, ThreadPoolExecutor(size) as pool:
-            for name, body in requests:
-                most = most_it_can_cost(self.endpoint, body)
-                while running and (len(running) == size or not self.has_room(most)):
-                    done, running = wait(running, return_when=FIRST_COMPLETED)
-                    yield from filter(None, (future.result() for future in done))
-                self.out_of_money |= not self.has_room(most)
-                if self.stopped or self.out_of_money:
-                    break
-                with self.lock:
-                    self.reserved[name] = most
-                running.add(pool.submit(self.work, client, name, body))
-            yield from filter(None, (future.result() for future in as_completed(running)))
-
-    def has_room(self, most: float) -> bool:
-        """Say whether the budget allows ``most`` dollars more, whatever the requests under way will cost."""
-        with self.lock:
-            limit = self.endpoint.max_cost_usd
-            return not limit or self.spent + sum(self.reserved.values()) + most <= limit
-
-    def work(self, client: Any, name: str, body: dict[str, Any]) -> Answer | None:
-        """Ask for one answer and keep it in the ledger; return None for a request that failed."""
+    def ask_all(self, bodies: Mapping[str, dict[str, Any]]) -> Iterator[Answer]:
+        """Yield the answers to requests (id -> body) as they arrive; then raise what stopped or failed."""
         import openai
 
         fatal = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
-        answer = None
-        try:
-            answer = self.ask(client, name, body)
-        except (openai.OpenAIError, ValueError) as error:
-            with self.lock:
-                self.failures.append((name, error))
-                self.in_a_row += 1
-                self.stopped |= isinstance(error, fatal) or self.in_a_row >= FAILURES_IN_A_ROW
-        with self.lock:
-            most = self.reserved.pop(name)
-            self.spent += answer.cost_usd if answer else most
-            if answer:
-                self.in_a_row = 0
-                store.append_rows(self.ledger, [answer])
-        return answer
+        key = os.environ.get(KEY_VARIABLE) or "no key"  # a server of one's own may want none
+        client = openai.OpenAI(base_url=self.url, api_key=key, timeout=self.timeout, max_retries=self.retries)
+        limit = self.max_cost_usd or math.inf
+        running: dict[Future[Answer], float] = {}  # -> the most that it can cost
+        failures: list[Exception] = []
+        in_a_row, hopeless, why = 0, False, ""
+
+        def finished() -> Iterator[Answer]:
+            nonlocal in_a_row, hopeless
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                most = running.pop(future)
+                try:
+                    answer = future.result()
+                except (openai.OpenAIError, ValueError) as error:
+                    failures.append(error)
+                    self.spent, in_a_row = self.spent + most, in_a_row + 1
+                    hopeless |= isinstance(error, fatal) or in_a_row >= FAILURES_IN_A_ROW
+                else:
+                    self.spent, in_a_row = self.spent + answer.cost_usd, 0
+                    yield answer
+
+        def has_room(most: float) -> bool:
+            return self.spent + sum(running.values()) + most <= limit
+
+        with client, ThreadPoolExecutor(self.concurrency) as pool:
+            for name, body in bodies.items():
+                most = self.most_it_can_cost(body)
+                while running and (len(running) == self.concurrency or not has_room(most)):
+                    yield from finished()
+                if not has_room(most):
+                    why = f"{self.spent:.4f} of max_cost_usd={limit} dollars spent, the next might not fit"
+                if hopeless or why:
+                    break
+                running[pool.submit(self.ask, client, name, body)] = most
+            while running:
+                yield from finished()
+        if failures and not why:
+            first = f"{type(failures[0]).__name__}: {failures[0]}".replace(key, "(key)")[:300]
+            why = f"{len(failures)} of {len(bodies)} requests failed, the first with {first}"
+        if why:
+            kept = f"what was answered is kept in {self.ledger}: run again to go on"
+            raise EndpointError(f"{self.name} at {self.url}: {why}; {kept}")
 
     def ask(self, client: Any, name: str, body: dict[str, Any]) -> Answer:
-        """Ask without the fields that the server refuses, and again while the answer cannot be read.
+        """Ask without the fields that the server refuses until an answer can be read; the ledger keeps it.
 
         A server names the field that it complains about; one that names none is taken to mean the schema.
         """
         import openai
 
-        create = client.chat.completions.create if self.endpoint.kind == "chat" else client.completions.create
+        create = client.chat.completions.create if self.chat else client.completions.create
         left_out, unread = self.refused & body.keys(), 0
         while True:
             asked = {key: value for key, value in body.items() if key not in left_out}
             if "max_tokens" in left_out:
                 asked["max_completion_tokens"] = body["max_tokens"]
             try:
-                answer = read_response(self.endpoint, name, create(**asked))
+                answer = self.read_response(name, create(**asked))
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
                 refused = error.param or "response_format"
                 if refused not in asked or refused in ("model", "prompt", "messages"):
@@ -294,30 +226,29 @@ class EndpointGenerator:
                 left_out |= {refused}
             except ValueError:
                 unread += 1
-                if unread > self.endpoint.retries:
+                if unread > self.retries:
                     raise
             else:  # only now is it known that the request was refused for nothing else
-                if "temperature" in left_out - self.refused:
-                    text = f"{body['model']} takes no temperature: its answers are not greedy"
-                    warnings.warn(text, stacklevel=2)
-                self.refused |= left_out
-                return replace(answer, refused=sorted(left_out))
+                break
+        answer = replace(answer, refused=sorted(left_out))
+        with self.lock:
+            store.append_rows(self.ledger, [answer])
+            if "temperature" in left_out - self.refused:
+                warnings.warn(f"{self.name} takes no temperature: its answers are not greedy", stacklevel=2)
+            self.refused |= left_out
+        return answer
 
-    def report(self, asked: int) -> None:
-        """Raise what stopped the requests, or what failed; a key that a server repeats is not shown."""
-        where = f"{self.endpoint.model} at {self.endpoint.url}"
-        kept = f"what was answered is kept in {self.ledger}: run again to go on"
-        if self.out_of_money:
-            raise BudgetError(
-                f"{where}: {self.spent:.4f} dollars spent of {self.endpoint.max_cost_usd}, and the next "
-                f"request might not fit; raise max_cost_usd; {kept}"
-            )
-        if self.failures:
-            name, error = self.failures[0]
-            key, said = os.environ.get(KEY_VARIABLE), f"{type(error).__name__}: {error}"
-            said = (said.replace(key, "(key)") if key else said)[:300]
-            count = f"{len(self.failures)} of {asked} requests failed"
-            raise EndpointError(f"{where}: {count}, the first ({name}) with {said}; {kept}")
+    def read_response(self, name: str, response: Any) -> Answer:
+        """Read a response of either kind; raises ValueError if it holds no answer or no token counts."""
+        choices, usage = getattr(response, "choices", None), getattr(response, "usage", None)
+        if not choices:
+            raise ValueError("no choices")
+        if self.max_cost_usd and usage is None:
+            raise ValueError("no usage, so that max_cost_usd could not be kept")
+        text = choices[0].message.content if self.chat else choices[0].text
+        tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
+        reason = choices[0].finish_reason or "stop"
+        return Answer(name, response.model, text or "", reason, *tokens, self.cost(*tokens))
 
 
 # --- vLLM in this process ---
@@ -331,8 +262,7 @@ CHUNK = 512  # prompts given to the engine at a time: what is finished is on dis
 def load_engine(source: str, revision: str, dtype: str, ranks: Sequence[int] = ()) -> Any:
     """Load a model into vLLM, or return the engine that is loaded already; another one is given up first.
 
-    ``ranks`` are those of the adapters that it will serve. Raises ImportError with the way out if vLLM is not
-    installed.
+    ``ranks`` are those of the adapters that it will serve. Raises ImportError without vLLM.
     """
     key = (source, revision, dtype, *ranks)
     if key in LOADED:
@@ -341,24 +271,19 @@ def load_engine(source: str, revision: str, dtype: str, ranks: Sequence[int] = (
     try:
         from vllm import LLM
     except ImportError as error:
-        raise ImportError(
-            "engine: vllm needs vLLM and a GPU: pip install -e '.[lab,vllm]' -c constraints-vllm.txt, or set "
-            "engine: transformers"
-        ) from error
+        install = "pip install -e '.[lab,vllm]' -c constraints-vllm.txt"
+        text = f"engine: vllm needs vLLM and a GPU: {install}, or set engine: transformers"
+        raise ImportError(text) from error
     LOADED.clear()
     gc.collect()  # an engine ends when nobody holds it any more
-    how: dict[str, Any] = {
-        "model": source,
-        "revision": revision or None,
-        "tokenizer_revision": revision or None,
-    }
+    how: dict[str, Any] = {"revision": revision or None, "tokenizer_revision": revision or None}
     how["dtype"] = dtype  # "auto" would make float16 of float32 weights
     how["max_model_len"] = -1  # what fits into memory, at most the model's own
     how["generation_config"] = "vllm"  # no sampling defaults of the model's authors
     if ranks:
         how |= {"enable_lora": True, "max_loras": min(len(ranks), ON_GPU), "max_cpu_loras": len(ranks)}
         how["max_lora_rank"] = min(rank for rank in RANKS if rank >= max(ranks))
-    LOADED[key] = LLM(seed=0, enable_prefix_caching=True, **how)
+    LOADED[key] = LLM(model=source, seed=0, enable_prefix_caching=True, **how)
     return LOADED[key]
 
 
@@ -374,26 +299,23 @@ def lora_request(name: str, key: str, folder: Path) -> Any:
     return LoRARequest(lora_name=name, lora_int_id=number, lora_path=str(folder))
 
 
+@dataclass
 class VllmGenerator:
-    """A loaded vLLM engine that completes prompts, with one adapter or none.
+    """A loaded vLLM engine that completes prompts, with one adapter (of ``lora_request``) or none."""
 
-    ``adapter`` is what ``lora_request`` returns; ``dtype`` is the precision that the engine was loaded in.
-    """
-
-    def __init__(self, engine: Any, tokenizer: Any, name: str, dtype: str, adapter: Any = None) -> None:
-        self.engine, self.tokenizer, self.name = engine, tokenizer, name
-        self.dtype, self.adapter = dtype, adapter
+    engine: Any
+    tokenizer: Any
+    name: str
+    dtype: str
+    adapter: Any = None
 
     @property
     def settings(self) -> dict[str, Any]:
         """What decides the completions besides weights and prompts."""
-        return {
-            "model": self.name,
-            "adapters": [self.adapter.lora_name] if self.adapter else [],  # name and key
-            "decoding": "greedy",
-            "engine": f"vllm {package_versions().get('vllm', 'of unknown version')}",
-            "dtype": self.dtype,
-        }
+        adapters = [self.adapter.lora_name] if self.adapter else []  # name and key
+        engine = f"vllm {store.package_versions().get('vllm', 'of unknown version')}"
+        made = {"model": self.name, "adapters": adapters, "engine": engine, "dtype": self.dtype}
+        return made | {"decoding": "greedy"}
 
     def generate(
         self,
@@ -401,23 +323,16 @@ class VllmGenerator:
         max_new_tokens: int,
         stop: Sequence[str],
         min_new_tokens: int = 0,
-        prefix: str = "",
         sampling: Sampling | None = None,
     ) -> Iterator[tuple[int, Completion]]:
         """Yield (index, completion) in order, ``CHUNK`` prompts at a time; greedy without ``sampling``.
 
-        ``prefix`` is put before every prompt. Each prompt's seed is made of the run's and its place.
+        Each prompt's seed is made of the run's and its place.
         """
         from vllm import SamplingParams
 
-        how: dict[str, Any] = {
-            "max_tokens": max_new_tokens,
-            "min_tokens": min_new_tokens,
-            "stop": list(stop),
-            "include_stop_str_in_output": True,  # cut by to_completion, as everywhere
-            "skip_special_tokens": False,
-            "temperature": 0.0,
-        }
+        how: dict[str, Any] = {"max_tokens": max_new_tokens, "min_tokens": min_new_tokens, "temperature": 0.0}
+        how |= {"stop": list(stop), "include_stop_str_in_output": True, "skip_special_tokens": False}
         if sampling:
             how |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
             how |= {"repetition_penalty": sampling.repetition_penalty}
@@ -425,7 +340,7 @@ class VllmGenerator:
             indices = range(start, min(start + CHUNK, len(prompts)))
             seeds = [zlib.crc32(f"{sampling.seed}-{i}".encode()) if sampling else None for i in indices]
             outputs = self.engine.generate(
-                [{"prompt_token_ids": self.tokenizer(prefix + prompts[i])["input_ids"]} for i in indices],
+                [{"prompt_token_ids": self.tokenizer(prompts[i])["input_ids"]} for i in indices],
                 [SamplingParams(**how, seed=seed) for seed in seeds],
                 lora_request=self.adapter,
                 use_tqdm=False,
@@ -437,9 +352,8 @@ class VllmGenerator:
         """Turn vLLM's ``RequestOutput`` into a completion; raises RuntimeError for one broken off."""
         (found,) = output.outputs
         if found.finish_reason not in ("stop", "length"):
-            raise RuntimeError(
-                f"vLLM ended request {output.request_id} with finish_reason={found.finish_reason!r}"
-            )
+            ended = f"with finish_reason={found.finish_reason!r}"
+            raise RuntimeError(f"vLLM ended request {output.request_id} {ended}")
         completion = generate.to_completion(self.tokenizer, list(found.token_ids), stop)
         reason = "stop" if "stop" in (completion.finish_reason, found.finish_reason) else "length"
         return replace(completion, finish_reason=reason)
@@ -486,8 +400,7 @@ def surface_persona(preferred: str, other: str) -> str:
 class SurfaceGenerator:
     """Writes personas by rule. It is asked about pairs, not prompts: ``write`` takes the two responses."""
 
-    name = SURFACE
-    settings: dict[str, Any] = {"model": SURFACE}
+    name, settings = SURFACE, {"model": SURFACE}
 
     def write(self, items: Sequence[tuple[str, str, str]]) -> list[str]:
         """Return a persona for each (prompt, preferred, other)."""
@@ -527,9 +440,7 @@ def load_generator(run: Run, role: str, batch_size: int) -> Any:
     name = named.model
     if named.url:
         ledger = results_dir(profile) / "endpoint" / "answers.jsonl"
-        prices = dict(zip(("prompt_price", "completion_price"), named.prices, strict=False))
-        limit = {"max_cost_usd": profile.served.max_cost_usd}
-        return EndpointGenerator(Endpoint(named.url.rstrip("/"), name, named.kind, **prices, **limit), ledger)
+        return EndpointGenerator(named, ledger, profile.served.max_cost_usd)
     if name in GENERATORS:
         return GENERATORS[name](run, role, batch_size)
     source, dtype = role_source(run, role), profile.base.dtype

@@ -261,20 +261,17 @@ def append_completions(
     run: Run, spec: RunSpec, generator: Any, rows: Sequence[TailoringRow], path: Path
 ) -> None:
     """Complete the rows and append them to ``path``, a batch at a time."""
-    profile, batch = run.profile, []
+    settings, shots, batch = run.profile.generation, few_shot_prefix(run, spec), []
     personas = [persona_of(row, spec.eval_persona) for row in rows]
-    completions = generator.generate(
-        [ask_prompt(run, r.prompt, p, spec.persona_format) for r, p in zip(rows, personas, strict=True)],
-        profile.generation.max_new_tokens,
-        (STOP,),
-        min_new_tokens=profile.generation.min_new_tokens,
-        prefix=few_shot_prefix(run, spec),
-    )
+    asked = zip((row.prompt for row in rows), personas, strict=True)
+    prompts = [shots + ask_prompt(run, *told, spec.persona_format) for told in asked]
+    sizes = settings.max_new_tokens, (STOP,), settings.min_new_tokens
+    completions = generator.generate(prompts, *sizes)
     for index, done in completions:
         row, text = rows[index], whole_answer(run, rows[index].prompt, done.text)
         made = (personas[index], text, done.finish_reason, done.n_tokens)
         batch.append(Generation(row.id, spec.slug, row.prompt, *made))
-        if len(batch) >= profile.generation.batch_size:
+        if len(batch) >= settings.batch_size:
             store.append_rows(path, batch)
             batch = []
     store.append_rows(path, batch)

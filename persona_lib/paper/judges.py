@@ -11,6 +11,7 @@ import importlib.util
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,7 @@ def text_judge(
         answers: dict[int, str] = {}
         for attempt in range(attempts):
             left = [n for n in range(len(prompts)) if parse(answers.get(n, "")) is None]
-            drawn = {"sampling": how.with_seed(how.seed + attempt)} if how else {}
+            drawn = {"sampling": replace(how, seed=how.seed + attempt)} if how else {}
             asked = [prompts[n] for n in left]
             done = generator.generate(asked, max_new_tokens, stop, **settings, **drawn) if left else ()
             answers |= {left[place]: completion.text for place, completion in done}

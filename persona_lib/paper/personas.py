@@ -138,9 +138,9 @@ def infer_personas(
     if hasattr(generator, "write"):
         answers = enumerate(generator.write(items))
     else:
-        queries, most = [inference_query(*item) for item in items], profile.generator.max_new_tokens
-        shots = inference_prefix(inference_shots(profile))
-        answers = ((n, made.text) for n, made in generator.generate(queries, most, STOPS, prefix=shots))
+        shots, most = inference_prefix(inference_shots(profile)), profile.generator.max_new_tokens
+        queries = [shots + inference_query(*item) for item in items]
+        answers = ((n, made.text) for n, made in generator.generate(queries, most, STOPS))
     batch: list[InferredPersona] = []
     for index, text in answers:
         persona, status = parse_persona(text, MAX_WORDS)
