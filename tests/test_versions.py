@@ -26,13 +26,13 @@ FILES = {
 }
 DECIDED = {
     "pairs": (1, "6f49a99bd54c8794"),
-    "personas": (1, "021a16418274550c"),
+    "personas": (1, "f9e41c083654dc82"),
     "tailoring": (1, "b232ace1dc38143a"),
     "training": (1, "a79d24f856ba4c49"),
-    "answers": (1, "fb305f695f97ca2c"),
+    "answers": (1, "dc6e2c67fc50a190"),
     "judging": (1, "ad201962d6e9d0ce"),
     "swap": (1, "ec625e1320341455"),
-    "calibration": (1, "07c0ce0e8892d207"),
+    "calibration": (1, "b858074499c875b8"),
     "rejudged": (1, "18e4b5650ddeacf0"),
 }
 
