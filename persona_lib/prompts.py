@@ -11,6 +11,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from persona_lib.records import PairwiseComparison
+
 STOP = "\nPrompt:"
 
 INFERENCE_INSTRUCTION = (
@@ -129,30 +131,36 @@ def inference_prefix(shots: Sequence[tuple[str, str, str, str]]) -> str:
     return "".join(f"{block}\n\n" for block in [INFERENCE_INSTRUCTION, *blocks])
 
 
-def judge_prompt(rubric: str, prompt: str, persona: str | None, response_a: str, response_b: str) -> str:
+def judge_prompt(c: PairwiseComparison, rubric: str) -> str:
     """Render a pairwise comparison for a language model judge; the answer to follow is "A" or "B".
 
     The persona is shown for the personalization rubric only: quality is judged without it.
     """
-    persona_line = f"Persona: {persona}\n" if rubric == "personalization" and persona else ""
+    persona = f"Persona: {c.persona}\n" if rubric == "personalization" and c.persona else ""
     return (
-        f"{JUDGE_RUBRICS[rubric]}\n\nPrompt: {prompt}\n{persona_line}"
-        f"Response A: {response_a.strip()}\nResponse B: {response_b.strip()}\nBetter response:"
+        f"{JUDGE_RUBRICS[rubric]}\n\nPrompt: {c.prompt}\n{persona}"
+        f"Response A: {c.response_a.strip()}\nResponse B: {c.response_b.strip()}\nBetter response:"
     )
 
 
-def chat_judge_prompt(rubric: str, prompt: str, persona: str | None, response_a: str, response_b: str) -> str:
-    """Render a pairwise comparison for a chat model, which is to give a reason and then "A" or "B" as JSON.
-
-    The persona is shown for the personalization rubric only.
-    """
-    persona_line = f"Persona of the person who asks: {persona}\n" if rubric == "personalization" else ""
+def chat_judge_prompt(c: PairwiseComparison, rubric: str) -> str:
+    """Render the same for a chat model, which is to give a reason and then "A" or "B" as JSON."""
+    told = rubric == "personalization" and c.persona
+    persona = f"Persona of the person who asks: {c.persona}\n" if told else ""
     return (
         f"Two responses to one prompt are to be compared. {JUDGE_RUBRICS[rubric]}"
         " Neither their order nor their length is a reason.\n\n"
-        f"Prompt: {prompt}\n{persona_line if persona else ''}\n"
-        f"Response A:\n{response_a.strip()}\n\nResponse B:\n{response_b.strip()}\n\n"
+        f"Prompt: {c.prompt}\n{persona}\n"
+        f"Response A:\n{c.response_a.strip()}\n\nResponse B:\n{c.response_b.strip()}\n\n"
         'Answer with one JSON object and nothing else: {"reason": one short sentence, "winner": "A" or "B"}'
+    )
+
+
+def preference_prompt(c: PairwiseComparison, rubric: str = "") -> str:
+    """Render a zero-shot comparison of two personas of one prompt (paper Figure 4)."""
+    return (
+        f"Which persona describes a more plausible user of this prompt?\n\nPrompt: {c.prompt}\n"
+        f"Persona A: {c.response_a}\nPersona B: {c.response_b}\nBetter persona:"
     )
 
 
@@ -168,11 +176,3 @@ def backwards_query(prompt: str, response: str) -> str:
 def relevance_query(response: str) -> str:
     """Render what a question is to be guessed from: an answer alone."""
     return f"Here is an answer:\n{response.strip()}\n\nWrite the question that it answers."
-
-
-def preference_prompt(prompt: str, persona_a: str, persona_b: str) -> str:
-    """Render a zero-shot comparison of two personas of one prompt (paper Figure 4)."""
-    return (
-        f"Which persona describes a more plausible user of this prompt?\n\nPrompt: {prompt}\n"
-        f"Persona A: {persona_a}\nPersona B: {persona_b}\nBetter persona:"
-    )

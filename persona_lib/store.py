@@ -11,13 +11,14 @@ import dataclasses
 import gzip
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -146,6 +147,27 @@ def read_rows(path: Path, record: type[T]) -> list[T]:
         except TypeError as error:
             raise ValueError(f"{path}:{number}: not a {record.__name__}: {error}") from error
     return rows
+
+
+def resume(
+    path: Path,
+    record: type[T],
+    jobs: Sequence[Any],
+    do: Callable[[list[Any]], Iterable[T]],
+    size: int,
+) -> list[T]:
+    """Return one row per job, in the jobs' order; a job whose id the file has already is not done again.
+
+    ``do`` is given the missing jobs and yields their rows in any order; they are appended ``size`` at a time.
+    """
+    repair_rows(path)
+    known = {row.id: row for row in read_rows(path, record)} if path.exists() else {}
+    missing = [job for job in jobs if job.id not in known]
+    rows = iter(do(missing) if missing else ())
+    while batch := list(itertools.islice(rows, size)):
+        append_rows(path, batch)
+        known |= {row.id: row for row in batch}
+    return [known[job.id] for job in jobs]
 
 
 def mark_done(folder: Path, key: str, **facts: Any) -> None:

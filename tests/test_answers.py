@@ -15,7 +15,7 @@ from persona_lib.models import load
 from persona_lib.models.generate import Completion, TransformersGenerator
 from persona_lib.paper import answers
 from persona_lib.prompts import STOP, tailoring_prompt
-from persona_lib.records import Generation, RunSpec, TailoringRow
+from persona_lib.records import RunSpec, TailoringRow
 from persona_lib.settings import Run, load_profile, set_field
 
 PROFILE = load_profile(
@@ -100,8 +100,7 @@ def test_a_run_answers_rows_with_their_own_persona_and_goes_on_where_it_was_stop
 def test_a_mnemonic_is_made_to_begin_with_its_term_and_no_other_answer_is(tmp_path, monkeypatch):
     row, one = dataclasses.replace(ROWS[1], prompt="negligible"), spec(dataset="mnemonic")
     run, echo = run_in(tmp_path, monkeypatch, "mnemonic"), Echo()
-    answers.append_completions(run, one, echo, [row], tmp_path / "rows.jsonl")
-    (made,) = store.read_rows(tmp_path / "rows.jsonl", Generation)
+    (made,) = answers.completions(run, one, echo, [row])
     assert echo.prompts[0].rpartition("\n")[2] == "Response: Negligible sounds like"
     assert made.completion.splitlines()[0] == "Negligible sounds like answer to Prompt: negligible"
     other = run_in(tmp_path, monkeypatch)

@@ -70,17 +70,13 @@ def test_without_a_judge_nothing_is_judged_and_it_is_said():
 
 LETTERS = {"A": "A", " B.": "B", "**B**": "B", "A is better": "A", "Apple": None, "": None, "C": None}
 CHOICES = {
-    '{"reason": "it fits", "winner": "A"}': "A",
-    '```json\n{"reason": "a {brace} and a \\"quote\\"", "winner": "B"}\n```': "B",
+    '```json\n{"reason": "a {brace} and a \\"winner\\": \\"A\\"", "winner": "B"}\n```': "B",
     'Let me think {about it}.\n{"winner": "B", "reason": ""} Done.': "B",
-    "Both answer.\nWinner: **B**": "B",
-    " (A)\n": "A",
     '{"winner": "A"} no, {"winner": "B"}': None,
     '{"winner": "C", "reason": ""}': None,
     '{"reason": "the winner: A"}': None,
     '{"reason": "cut off at the le': None,
     "A is better": None,
-    "The winner is A or B": None,
 }
 ENDINGS = {
     "Both are fine. [RESULT] A": "A",
@@ -95,15 +91,15 @@ ENDINGS = {
 
 
 @pytest.mark.parametrize(
-    ("parse", "text", "winner"),
+    ("form", "answer", "winner"),
     [
-        (parse, *case)
-        for parse, cases in (("letter", LETTERS), ("choice", CHOICES), ("verdict", ENDINGS))
+        (form, *case)
+        for form, cases in ((judges.LETTER, LETTERS), (judges.CHOICE, CHOICES), (judges.VERDICT, ENDINGS))
         for case in cases.items()
     ],
 )
-def test_one_winner_is_read_and_nothing_is_guessed(parse, text, winner):
-    assert getattr(judges, f"parse_{parse}")(text) == winner
+def test_one_winner_is_read_and_nothing_is_guessed(form, answer, winner):
+    assert judges.winner_of(form, answer) == winner
 
 
 @pytest.mark.parametrize(
@@ -126,7 +122,7 @@ def test_a_win_needs_both_orders_and_an_unreadable_answer_leaves_the_pair_unpars
 @pytest.mark.parametrize("template", ["its template", None])
 def test_a_loaded_chat_model_is_asked_in_its_own_format_and_a_plain_one_is_not(monkeypatch, form, template):
     settings = ["evaluation.judge=lm", "judge.model=some/chat-model", f"judge.format={form}"]
-    generator = Scripted("A", takes_schema=True)
+    generator = Scripted("A" if form == "letter" else '{"winner": "A"}', takes_schema=True)
     generator.tokenizer = SimpleNamespace(chat_template=template)
     monkeypatch.setattr(judges, "load_generator", lambda *_: generator)
     monkeypatch.setattr(judges, "chat_text", lambda tokenizer, text: f"[user] {text}")
@@ -169,11 +165,9 @@ def test_texts_of_the_users_reach_the_judge_and_rows_cannot_change_them(tmp_path
 @pytest.mark.parametrize(
     "wrong, said",
     [
-        ("a list: [", "cannot be read"),
-        ("- one", "should have the blocks personalization and quality"),
+        ("a list: [", "should be YAML with the blocks personalization and quality"),
+        ("- one", "should be YAML with the blocks"),
         (OWN_TEXTS.replace("Who: {persona}", ""), "personalization: instruction: {persona} does not stand"),
-        (OWN_TEXTS.replace('Ask: {prompt}"}', 'Ask"}'), "quality: instruction: {prompt} does not stand"),
-        (OWN_TEXTS.replace('"Is it good?"', "7"), "quality: criterion: 7; should be a text"),
     ],
 )
 def test_a_wrong_file_of_texts_is_named_with_its_place(tmp_path, wrong, said):
@@ -195,14 +189,14 @@ def test_the_content_of_the_texts_is_part_of_the_key(tmp_path, monkeypatch):
 
 
 def test_the_pinned_format_is_read_without_running_it_and_another_file_is_refused(tmp_path, monkeypatch):
-    path = tmp_path / "prompts.py"
-    path.write_text('REL_SYSTEM_PROMPT = "S"\nRELATIVE_PROMPT_WO_REF = """T"""\nraise SystemExit\n')
-    assert judges.load_templates(path) == ("S", "T")
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    store.write_text(tmp_path / "downloads" / "prometheus" / "prompts.py", "REL_SYSTEM_PROMPT = 'x'\n")
+    path = tmp_path / "downloads" / "prometheus" / "prompts.py"
+    store.write_text(path, 'REL_SYSTEM_PROMPT = "S"\nRELATIVE_PROMPT_WO_REF = """T"""\nraise SystemExit\n')
     with pytest.raises(DataError, match="prompts.py: not the pinned prompt format"):
-        judges.template_file()
+        judges.load_templates()
+    monkeypatch.setattr(judges, "SHA256", store.file_hash(path))
+    assert judges.load_templates() == ("S", "T")
 
 
 def test_official_judging_samples_unread_answers_again_with_new_seeds_at_most_ten_times():

@@ -12,7 +12,7 @@ from persona_lib.data import everyday, preference, reader
 from persona_lib.data.official import load_official
 from persona_lib.models.generate import Completion
 from persona_lib.paper import judges, personas
-from persona_lib.records import InferredPersona, Judgment, PreferencePair
+from persona_lib.records import SIDES, InferredPersona, Judgment, PreferencePair
 from persona_lib.settings import Run, load_profile, set_field
 from persona_lib.store import write_rows, write_text
 
@@ -53,24 +53,23 @@ def test_every_answer_is_a_persona_or_has_a_reason_why_not(raw, expected):
     assert personas.parse_persona(raw, max_words=30) == expected
 
 
-def test_each_side_prefers_its_own_response_and_rows_keep_their_order(tmp_path):
+def test_each_side_prefers_its_own_response_and_a_killed_inference_resumes_at_the_missing_rows(tmp_path):
+    whole = {}
     for side, word in (("chosen", "good"), ("rejected", "bad")):
         rows = personas.infer_personas(Echo(), PAIRS, side, PROFILE, tmp_path / f"{side}.jsonl")
         assert [r.id for r in rows] == [p.id for p in PAIRS]
         assert [r.persona for r in rows] == [f"The user is {word} {n} and prefers it." for n in range(5)]
-
-
-def test_a_killed_inference_resumes_at_the_missing_rows_and_ends_the_same(tmp_path):
-    whole = personas.infer_personas(Echo(), PAIRS, "chosen", PROFILE, tmp_path / "whole.jsonl")
+        whole[side] = rows
     path = tmp_path / "killed.jsonl"
     with pytest.raises(KeyboardInterrupt):
         personas.infer_personas(Echo(die_after=3), PAIRS, "chosen", PROFILE, path)
     with path.open("a") as file:
         file.write('{"id": "row-1", "si')  # a torn last line
     rest = Echo()
-    assert personas.infer_personas(rest, PAIRS, "chosen", PROFILE, path) == whole
+    assert personas.infer_personas(rest, PAIRS, "chosen", PROFILE, path) == whole["chosen"]
     assert len(rest.asked) == 3  # two of the three answered rows had been written
-    assert personas.infer_personas(Echo(0), PAIRS[:2], "chosen", PROFILE, path) == whole[:2], "none is asked"
+    again = personas.infer_personas(Echo(0), PAIRS[:2], "chosen", PROFILE, path)
+    assert again == whole["chosen"][:2], "none is asked"
 
 
 def test_the_shots_are_from_training_topics_one_dimension_each_the_same_for_every_run():
@@ -145,7 +144,8 @@ def inferred(tmp_path, monkeypatch):
 def accuracy_of(run: Run) -> pd.DataFrame:
     """Judge a run's personas and return their accuracy by side."""
     personas.judge_run(run)
-    return personas.accuracy_table(show.one_seed(run)).set_index("side")
+    table = personas.accuracy_table(show.one_seed(run))
+    return table if table.empty else table.set_index("side")
 
 
 def test_true_personas_are_accurate_on_both_sides_and_missing_ones_count_against(inferred):
@@ -169,11 +169,8 @@ def test_a_judge_that_always_names_the_first_response_contradicts_itself_and_is_
     assert table.loc["chosen", ["n_ties", "n_contradicted", "n"]].tolist() == [8, 8, 8]
 
 
-def test_without_a_judge_the_files_are_empty(inferred):
-    run = inferred("none")
-    assert all(len(pd.read_csv(path)) == 0 for path in personas.judge_run(run))
-    one = show.one_seed(run)
-    assert personas.accuracy_table(one).empty and personas.preference_table(one).empty
+def test_without_a_judge_there_is_no_table(inferred):
+    assert accuracy_of(inferred("none")).empty
 
 
 def test_accuracy_counts_missing_personas_as_wrong(tmp_path, monkeypatch):
@@ -190,7 +187,7 @@ def test_accuracy_counts_missing_personas_as_wrong(tmp_path, monkeypatch):
     assert chosen.accuracy == 2.5 / 4 and chosen.n_missing == 1 and chosen.n == 4 and chosen.seeds == "0"
     assert (chosen.n_ties, chosen.n_contradicted, rejected.n_contradicted) == (1, 1, 0)
     assert rejected.accuracy == 2 / 4 and gap.accuracy == pytest.approx(0.5 / 4)
-    assert (chosen.strict, rejected.n_wrong, rejected.n_unparsed, gap.n_seeds) == (0.5, 1, 1, 1)
+    assert (chosen.n_correct, rejected.n_wrong, rejected.n_unparsed, gap.n_seeds) == (2, 1, 1, 1)
 
 
 FOUR = {side: [f"The user is {side} {n}." for n in range(7)] + [""] for side in ("chosen", "rejected")}
@@ -228,41 +225,30 @@ def test_a_language_model_is_asked_in_both_orders_and_never_read_into(inferred, 
 
 
 def saliency(*sides, **how) -> dict:
-    return {row["word"]: row for row in personas.word_saliency(*sides, **how)}
+    return personas.word_saliency(*sides, **how).set_index("word").to_dict("index")
 
 
-def test_word_shares_by_hand_and_their_order():
-    chosen = ["The user is to-the-point.", "Meticulous; meticulous"]
-    rows = saliency(chosen, ["to-the-point and concise", "To-the-point, the user"], min_count=2)
-    assert set(rows) == {"the", "user", "to-the-point", "meticulous"}  # "is", "and", "concise" occur once
+def test_words_are_whole_rare_ones_count_in_the_totals_only_and_log_odds_are_those_by_hand():
+    rows = saliency(["The user is to-the-point.", "Meticulous"], ["to-the-point, The user; To-the-point"],
+                    min_count=2)  # fmt: skip
+    assert set(rows) == {"the", "user", "to-the-point"}, "'is' and 'meticulous' occur once"
     assert (rows["to-the-point"]["n_chosen"], rows["to-the-point"]["n_rejected"]) == (1, 2)
-    assert rows["to-the-point"]["share_chosen"] == pytest.approx(1 / 3)
-    assert rows["meticulous"]["share_chosen"] == 1 and rows["meticulous"]["z"] > 0 > rows["to-the-point"]["z"]
-    rows = saliency(["much much much much rare filler filler"], ["filler filler other"], min_count=1)
-    assert list(rows) == ["much", "rare", "filler", "other"], "by share, then by evidence"
-    assert personas.word_saliency([], []) == [] and personas.word_saliency(["one"], ["one"]) == []
-
-
-def test_log_odds_by_hand_with_all_words_as_prior():
-    # y 3 of 10 and 1 of 10, prior 1 of 5: log((4/11) / (2/13)) / sqrt(1/4 + 1/2)
-    delta, error = personas.log_odds(3, 10, 1, 10, 1, 5)
-    assert delta / error == pytest.approx(math.log(4 * 13 / (11 * 2)) / math.sqrt(0.75))
-    texts = ["x x x x x x y y v", "x x"], ["y y y y x v", "y w"]  # 11 and 8 words
+    assert len(personas.word_saliency([], [])) == len(personas.word_saliency(["one"], ["one"])) == 0
+    texts, prior = (["x x x x x x y y v", "x x"], ["y y y y x v", "y w"]), 20 * 9 / 19  # 11 and 8 words
     rows = saliency(*texts, min_count=2, prior_size=20)
-    delta, error = personas.log_odds(8, 11, 1, 8, 20 * 9 / 19, 20)
+    odds = [(y + prior) / (n + 20 - y - prior) for y, n in ((8, 11), (1, 8))]
+    delta, error = math.log(odds[0] / odds[1]), math.sqrt(1 / (8 + prior) + 1 / (1 + prior))
     x = rows["x"]
-    assert set(rows) == {"x", "y", "v"}, "w is in the totals only"
-    assert (x["log_odds"], x["z"]) == (pytest.approx(delta), pytest.approx(delta / error))
-    limits = (delta - 1.96 * error, delta + 1.96 * error)
-    assert (x["log_odds_low"], x["log_odds_high"]) == pytest.approx(limits, abs=1e-4)
-    p = math.erfc(abs(x["z"]) / math.sqrt(2))
-    assert x["p_holm"] == pytest.approx(3 * p), "Holm: the smallest of three"
+    assert list(rows)[-1] == "x" and set(rows) == {"x", "y", "v"}, "the most typical of chosen last"
+    assert [x[name] for name in ("log_odds", "log_odds_low", "log_odds_high", "z")] == pytest.approx(
+        [delta, delta - 1.96 * error, delta + 1.96 * error, delta / error], abs=1e-4
+    )
+    assert x["p_holm"] == pytest.approx(3 * math.erfc(abs(x["z"]) / math.sqrt(2))), "the smallest of three"
 
 
 def test_words_that_mark_the_authors_personas_are_those_known(official_data, monkeypatch):
     rows = [row for split in load_official(official_data, "beavertails").values() for row in split]
-    sides = [[p for row in rows if (p := row.personas[f"gold-{side}"])] for side in ("chosen", "rejected")]
-    words = saliency(*sides)
+    words = saliency(*([p for row in rows if (p := row.personas[f"gold-{side}"])] for side in SIDES))
     assert words["to-the-point"]["share_chosen"] < 0.1 and words["multi-step"]["share_chosen"] > 0.8
     assert words["concise"]["share_chosen"] == pytest.approx(1 - 0.89, abs=0.03)
     assert words["concise"]["p_holm"] < 1e-6 and words["multi-faceted"]["p_holm"] < 1e-4

@@ -3,18 +3,7 @@
 import pytest
 
 from persona_lib import prompts
-
-
-def test_tailoring_prompt_with_a_persona_line():
-    text = prompts.tailoring_prompt("Why?", "The user is curious and prefers detail.")
-    assert text == "Prompt: Why?\nPersona: The user is curious and prefers detail.\nResponse:"
-
-
-def test_first_person_follows_the_question_and_agrees_with_its_subject():
-    text = prompts.tailoring_prompt(
-        "Why?", "The user is curious and prefers their own ideas.", "first_person"
-    )
-    assert text == "Prompt: Why? I am curious and prefer my own ideas.\nResponse:"
+from persona_lib.records import PairwiseComparison
 
 
 @pytest.mark.parametrize(
@@ -29,8 +18,12 @@ def test_first_person(persona, expected):
     assert prompts.first_person(persona) == expected
 
 
-def test_a_completion_starts_with_exactly_one_space():
-    assert prompts.completion_text("  yes\n") == " yes"
+def test_a_persona_is_a_line_or_first_person_after_the_question():
+    persona = "The user is curious and prefers their own ideas."
+    assert prompts.tailoring_prompt("Why?", persona) == f"Prompt: Why?\nPersona: {persona}\nResponse:"
+    text = prompts.tailoring_prompt("Why?", persona, "first_person")
+    assert text == "Prompt: Why? I am curious and prefer my own ideas.\nResponse:"
+    assert prompts.completion_text("  yes\n") == " yes", "exactly one space"
 
 
 def test_few_shot_prompt_joins_worked_examples_by_blank_lines():
@@ -48,6 +41,8 @@ def test_inference_prompt_ends_where_the_persona_is_to_follow():
     )
 
 
-def test_the_quality_judge_never_sees_the_persona():
-    assert "PERSONA-X" not in prompts.judge_prompt("quality", "Why?", "PERSONA-X", "a", "b")
-    assert "Persona: PERSONA-X\n" in prompts.judge_prompt("personalization", "Why?", "PERSONA-X", "a", "b")
+@pytest.mark.parametrize("render", [prompts.judge_prompt, prompts.chat_judge_prompt])
+def test_the_quality_judge_never_sees_the_persona(render):
+    comparison = PairwiseComparison("1", "Why?", "PERSONA-X", "a", "b")
+    assert "PERSONA-X" not in render(comparison, "quality")
+    assert ": PERSONA-X\n" in render(comparison, "personalization")

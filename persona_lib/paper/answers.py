@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from persona_lib.models.load import (
 from persona_lib.models.served import VllmGenerator, load_engine, lora_request
 from persona_lib.models.train import adapter_folder, release_memory
 from persona_lib.prompts import STOP, beginning, begun_prompt, few_shot_prompt, tailoring_prompt
-from persona_lib.records import SIDES, Generation, RunSpec, TailoringRow
+from persona_lib.records import Generation, RunSpec, TailoringRow
 from persona_lib.settings import Profile, Run, deciding, main_arm, results_dir
 from persona_lib.store import VERSIONS
 from persona_lib.texts import count_degenerate
@@ -132,12 +133,6 @@ def vllm_generators(run: Run, specs: Sequence[RunSpec]) -> Iterator[tuple[RunSpe
 # --- the grid ---
 
 
-def kinds(profile: Profile, *names: str) -> list[str]:
-    """Return the personas of these kinds, for both sides, that the profile evaluates."""
-    both = [f"{name}-{side}" for name in names for side in SIDES]
-    return [persona for persona in both if persona in profile.evaluation.personas]
-
-
 def plan_of(profile: Profile, method: str, train_persona: str) -> list[tuple[str, str]]:
     """Return the (eval persona, persona format) pairs that an arm is run with.
 
@@ -150,33 +145,31 @@ def plan_of(profile: Profile, method: str, train_persona: str) -> list[tuple[str
     plain, controls = train_persona == "none", profile.evaluation.controls
     form = "first_person" if plain else "line"
     compared = method == "dpo" and train_persona in ("none", main_arm(profile))
-    wide = method != "few_shot" and (controls or compared)
-    told = [(p, form) for p in kinds(profile, *(("gold", "retrieved", "user") if wide else ("gold",)))]
-    if not compared:
-        return told
-    shuffled = [(p, form) for p in kinds(profile, "shuffled") if controls]
-    system = [("system", form)] if controls and "system" in profile.evaluation.personas else []
-    if not plain:
-        return [("none", "line"), *system, *told, *shuffled]
-    by_line = [(p, "line") for p in kinds(profile, "gold", "retrieved") if controls]
-    return [*told, *shuffled, *system, *by_line, ("none", "line")]
-
-
-def arms(profile: Profile) -> list[tuple[str, str]]:
-    """Return the (method, train persona) arms of a profile; few-shot has "none" and "chosen" only."""
-    trained = profile.training.arms
-    few_shot = ["none"] * ("none" in trained) + ["chosen"] * bool(set(trained) - {"none"})
-    by_method = {method: few_shot if method == "few_shot" else trained for method in profile.training.methods}
-    return [(method, persona) for method, personas in by_method.items() for persona in personas]
+    families = ["gold"]
+    if method != "few_shot" and (controls or compared):
+        families += ["retrieved", "user"]
+    wanted = [(family, form) for family in families]
+    if compared and controls:
+        wanted += [("shuffled", form), ("system", form)]
+        wanted += [("gold", "line"), ("retrieved", "line")] if plain else []
+    cells = [
+        (persona, form)
+        for family, form in wanted
+        for persona in profile.evaluation.personas
+        if persona.partition("-")[0] == family
+    ]
+    return [*cells, ("none", "line")] if compared else cells
 
 
 def grid(run: Run) -> list[RunSpec]:
-    """Return every cell of the grid for one data set and seed: plain data, to print and filter."""
-    return [
-        RunSpec(run.dataset, method, train_persona, eval_persona, run.seed, persona_format)
-        for method, train_persona in arms(run.profile)
-        for eval_persona, persona_format in plan_of(run.profile, method, train_persona)
-    ]
+    """Return every cell of the grid for one data set and seed; few-shot has "none" and "chosen" only."""
+    profile, specs = run.profile, []
+    few_shot = dict.fromkeys("none" if arm == "none" else "chosen" for arm in profile.training.arms)
+    for method in profile.training.methods:
+        for arm in few_shot if method == "few_shot" else profile.training.arms:
+            plan = plan_of(profile, method, arm)
+            specs += [RunSpec(run.dataset, method, arm, told, run.seed, form) for told, form in plan]
+    return specs
 
 
 # --- what a policy is shown ---
@@ -186,11 +179,6 @@ def eval_rows(run: Run, split: str = "") -> list[TailoringRow]:
     """Return the rows of a split (the one evaluated): all, or ``evaluation.limit`` drawn by id."""
     path = run.folder / "tailoring" / f"{split or run.profile.evaluation.split}.jsonl"
     return draw(store.read_rows(path, TailoringRow), run.profile.evaluation.limit)
-
-
-def persona_of(row: TailoringRow, eval_persona: str) -> str | None:
-    """Return the persona that a row is shown; None for "none" and where the row has no such persona."""
-    return None if eval_persona == "none" else row.personas.get(eval_persona)
 
 
 def ask_prompt(run: Run, prompt: str, persona: str | None, persona_format: str) -> str:
@@ -244,37 +232,28 @@ def generate_run(run: Run, spec: RunSpec, generator: Any) -> Path:
         return folder
     store.clear_unless(folder, key)
     store.write_json(folder / "spec.json", {"spec": spec, "generator": generator.settings, "stop": [STOP]})
-    path = folder / "rows.jsonl"
-    store.repair_rows(path)
-    done = set(store.row_ids(path)) if path.exists() else set()
-    rows = eval_rows(run)
-    usable = [row for row in rows if spec.eval_persona == "none" or persona_of(row, spec.eval_persona)]
-    append_completions(run, spec, generator, [row for row in usable if row.id not in done], path)
-    found = store.read_rows(path, Generation)
+    rows, size = eval_rows(run), run.profile.generation.batch_size
+    usable = [row for row in rows if spec.eval_persona == "none" or row.personas.get(spec.eval_persona)]
+    complete = partial(completions, run, spec, generator)
+    found = store.resume(folder / "rows.jsonl", Generation, usable, complete, size)
     ended = [row.finish_reason == "stop" for row in found]
     degenerate = count_degenerate([row.completion for row in found], ended)
     store.mark_done(folder, key, n_without_persona=len(rows) - len(usable), **degenerate)
     return folder
 
 
-def append_completions(
-    run: Run, spec: RunSpec, generator: Any, rows: Sequence[TailoringRow], path: Path
-) -> None:
-    """Complete the rows and append them to ``path``, a batch at a time."""
-    settings, shots, batch = run.profile.generation, few_shot_prefix(run, spec), []
-    personas = [persona_of(row, spec.eval_persona) for row in rows]
+def completions(
+    run: Run, spec: RunSpec, generator: Any, rows: Sequence[TailoringRow]
+) -> Iterator[Generation]:
+    """Yield the completions of rows, each under its own persona, as the generator makes them."""
+    how, shots = run.profile.generation, few_shot_prefix(run, spec)
+    personas = [row.personas.get(spec.eval_persona) for row in rows]
     asked = zip((row.prompt for row in rows), personas, strict=True)
     prompts = [shots + ask_prompt(run, *told, spec.persona_format) for told in asked]
-    sizes = settings.max_new_tokens, (STOP,), settings.min_new_tokens
-    completions = generator.generate(prompts, *sizes)
-    for index, done in completions:
-        row, text = rows[index], whole_answer(run, rows[index].prompt, done.text)
-        made = (personas[index], text, done.finish_reason, done.n_tokens)
-        batch.append(Generation(row.id, spec.slug, row.prompt, *made))
-        if len(batch) >= settings.batch_size:
-            store.append_rows(path, batch)
-            batch = []
-    store.append_rows(path, batch)
+    for n, done in generator.generate(prompts, how.max_new_tokens, (STOP,), how.min_new_tokens):
+        text = whole_answer(run, rows[n].prompt, done.text)
+        made = personas[n], text, done.finish_reason, done.n_tokens
+        yield Generation(rows[n].id, spec.slug, rows[n].prompt, *made)
 
 
 def generate_specs(run: Run, specs: Sequence[RunSpec]) -> None:

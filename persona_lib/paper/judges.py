@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,7 +32,6 @@ from persona_lib.models.load import (
     using_adapters,
 )
 from persona_lib.models.served import load_generator
-from persona_lib.models.trainers import sft_trainer
 from persona_lib.prompts import (
     backwards_query,
     chat_judge_prompt,
@@ -53,16 +51,25 @@ from persona_lib.settings import (
     results_root,
     set_field,
 )
-from persona_lib.store import VERSIONS, file_hash
 
 Judge = Callable[[Sequence[PairwiseComparison], Rubric], list[Judgment]]
 Render = Callable[[PairwiseComparison, Rubric], str]
 
 
-def scored(id: str, judge: str, rubric: Rubric, a: float, b: float, form: str = ".4f") -> Judgment:
-    """Return the judgment of two scores, which become its feedback; equal scores are a tie."""
-    winner = None if a == b else "A" if a > b else "B"
-    return Judgment(id, judge, rubric, winner, winner is None, f"{a:{form}} : {b:{form}}")
+def both_texts(comparisons: Sequence[PairwiseComparison]) -> list[tuple[PairwiseComparison, str]]:
+    """Return the two texts of every comparison in turn, each with its comparison."""
+    return [(c, text) for c in comparisons for text in (c.response_a, c.response_b)]
+
+
+def scored(
+    comparisons: Sequence[PairwiseComparison], judge: str, rubric: Rubric, scores: Sequence[float], form: str
+) -> list[Judgment]:
+    """Return the judgments of the scores of ``both_texts``, which become feedback; equal ones are a tie."""
+    made = []
+    for c, a, b in zip(comparisons, scores[::2], scores[1::2], strict=True):
+        winner = None if a == b else "A" if a > b else "B"
+        made.append(Judgment(c.id, judge, rubric, winner, winner is None, f"{a:{form}} : {b:{form}}"))
+    return made
 
 
 def oracle_judge() -> Judge:
@@ -73,30 +80,40 @@ def oracle_judge() -> Judge:
     """
     wishes = everyday.wishes()
 
-    def score(c: PairwiseComparison, rubric: Rubric, text: str) -> float:
-        suits = rubric == "personalization"
-        return fit(wishes.get(c.persona or "", ()), text) if suits else quality(c.prompt, text)
-
     def judge(comparisons: Sequence[PairwiseComparison], rubric: Rubric) -> list[Judgment]:
-        both = [(c, score(c, rubric, c.response_a), score(c, rubric, c.response_b)) for c in comparisons]
-        return [scored(c.id, "oracle", rubric, a, b, "g") for c, a, b in both]
+        suits, texts = rubric == "personalization", both_texts(comparisons)
+        scores = [fit(wishes.get(c.persona, ()), t) if suits else quality(c.prompt, t) for c, t in texts]
+        return scored(comparisons, "oracle", rubric, scores, "g")
 
     return judge
 
 
 # --- Language models: a letter, JSON, or Prometheus-2's format ---
 
+# How an answer names its winner: a letter at its start, JSON, or "[RESULT] A" at its end.
+LETTER = re.compile(r"\A[\s*(\[]*([AB])[.):\]*,]*(?:\s|\Z)")
+CHOICE = re.compile(r'"winner"\s*:\s*"([^"]*)"')
+VERDICT = re.compile(
+    r"\[?\bresult\]?\s*:?\s*(?:response\s+)?[(\[]?\s*([AB])\s*[)\]]?\s*\.?\s*\Z", re.IGNORECASE
+)
+
+
+def winner_of(form: re.Pattern[str], answer: str) -> str | None:
+    """Return the one winner, "A" or "B", that an answer names in a form; None if there is none, or two."""
+    named = {winner.upper() for winner in form.findall(answer)}
+    return named.pop() if named in ({"A"}, {"B"}) else None
+
 
 def text_judge(
     generator: Any,
     max_new_tokens: int,
     render: Render,
-    parse: Callable[[str], str | None],
+    form: re.Pattern[str],
     stop: tuple[str, ...] = (),
     sampling: tuple[Sampling | None, int] = (None, 1),
     **settings: Any,
 ) -> Judge:
-    """Return a judge that asks a text generator: ``render`` writes its prompt, ``parse`` reads its answer.
+    """Return a judge that asks a text generator: ``render`` writes its prompt, ``form`` finds its winner.
 
     ``sampling`` is (how to sample, None: greedily; how often to ask at most): an answer without a verdict is
     sampled again with the next seed. ``settings`` go to the generator.
@@ -105,37 +122,27 @@ def text_judge(
 
     def judge(comparisons: Sequence[PairwiseComparison], rubric: Rubric) -> list[Judgment]:
         prompts = [render(c, rubric) for c in comparisons]
-        answers: dict[int, str] = {}
+        answers = [""] * len(prompts)
         for attempt in range(attempts):
-            left = [n for n in range(len(prompts)) if parse(answers.get(n, "")) is None]
+            left = [n for n, answer in enumerate(answers) if winner_of(form, answer) is None]
             drawn = {"sampling": replace(how, seed=how.seed + attempt)} if how else {}
             asked = [prompts[n] for n in left]
             done = generator.generate(asked, max_new_tokens, stop, **settings, **drawn) if left else ()
-            answers |= {left[place]: completion.text for place, completion in done}
+            for place, completion in done:
+                answers[left[place]] = completion.text
         return [
-            Judgment(c.id, generator.name, rubric, parse(answers[n]), feedback=answers[n])
-            for n, c in enumerate(comparisons)
+            Judgment(c.id, generator.name, rubric, winner_of(form, answer), feedback=answer)
+            for c, answer in zip(comparisons, answers, strict=True)
         ]
 
     return judge
 
 
-def parse_letter(text: str) -> str | None:
-    """Read "A" or "B" at the start of an answer; None if it says neither."""
-    word = text.strip().lstrip("*([").split(maxsplit=1)[:1]
-    return next((letter for letter in ("A", "B") if word and word[0].rstrip(".):]*,") == letter), None)
-
-
-def response_question(c: PairwiseComparison, rubric: Rubric) -> str:
-    """Return the prompt that asks for the letter of the better of two responses."""
-    return judge_prompt(rubric, c.prompt, c.persona, c.response_a, c.response_b)
-
-
 def letter_judge(
-    generator: Any, max_new_tokens: int, asked: Callable[[str], str] = str, render: Render = response_question
+    generator: Any, max_new_tokens: int, asked: Callable[[str], str] = str, render: Render = judge_prompt
 ) -> Judge:
     """Return a judge that asks, greedily, for "A" or "B"; ``asked`` puts a prompt into a chat format."""
-    return text_judge(generator, max_new_tokens, lambda *c: asked(render(*c)), parse_letter, ("\n",))
+    return text_judge(generator, max_new_tokens, lambda *c: asked(render(*c)), LETTER, ("\n",))
 
 
 SCHEMA: dict[str, Any] = {
@@ -144,30 +151,6 @@ SCHEMA: dict[str, Any] = {
     "required": ["reason", "winner"],  # in this order: the reason is written first
     "additionalProperties": False,
 }
-# What counts besides JSON: a last line "winner: A", or an answer that is a letter and nothing else.
-LAST_LINE = re.compile(r"(?:^|\n)\W*winner\W+([AB])\W*$", re.IGNORECASE)
-LETTER = re.compile(r"\W*([AB])\W*")
-
-
-def json_objects(text: str) -> Iterator[dict[str, Any]]:
-    """Yield the JSON objects in a text, whatever stands around them; what is cut off is left out."""
-    decoder, at = json.JSONDecoder(), text.find("{")
-    while at >= 0:
-        try:
-            found, at = decoder.raw_decode(text, at)
-            yield found
-        except json.JSONDecodeError:
-            at += 1
-        at = text.find("{", at)
-
-
-def parse_choice(text: str) -> str | None:
-    """Read the one winner, "A" or "B", that an answer names; None if there is none, or if there are two."""
-    named = [found["winner"] for found in json_objects(text) if "winner" in found]
-    if not named:
-        match = LAST_LINE.search(text.strip()) or LETTER.fullmatch(text.strip())
-        return match[1].upper() if match else None
-    return named[0] if named[0] in ("A", "B") and all(winner == named[0] for winner in named) else None
 
 
 def chat_judge(generator: Any, max_new_tokens: int, asked: Callable[[str], str] = str) -> Judge:
@@ -175,12 +158,8 @@ def chat_judge(generator: Any, max_new_tokens: int, asked: Callable[[str], str] 
 
     A generator that ``takes_schema`` (a server that can hold its answers to one) gets ours.
     """
-
-    def render(c: PairwiseComparison, rubric: Rubric) -> str:
-        return asked(chat_judge_prompt(rubric, c.prompt, c.persona, c.response_a, c.response_b))
-
     schema = {"schema": SCHEMA} if getattr(generator, "takes_schema", False) else {}
-    return text_judge(generator, max_new_tokens, render, parse_choice, **schema)
+    return text_judge(generator, max_new_tokens, lambda *c: asked(chat_judge_prompt(*c)), CHOICE, **schema)
 
 
 # Prometheus-2's format is not ours (Apache-2.0, the authors of prometheus-eval) and not in this repository:
@@ -204,10 +183,6 @@ TEXTS: Texts = {
     },
 }
 PLACES = re.compile(r"\{prompt\}|\{persona\}")
-# How the verdict ends an answer. Anything else stays unparsed.
-VERDICT = re.compile(
-    r"\[?\bresult\]?\s*:?\s*(?:response\s+)?[(\[]?\s*([AB])\s*[)\]]?\s*\.?\s*$", re.IGNORECASE
-)
 # "official": what the authors' code did silently, the package's defaults.
 DECODING: dict[str, tuple[Sampling | None, int]] = {
     "deterministic": (None, 1),
@@ -215,29 +190,23 @@ DECODING: dict[str, tuple[Sampling | None, int]] = {
 }
 
 
-def template_file() -> Path:
-    """Return a file with the prompt format: of the installed package, or downloaded once, and checked.
+def load_templates() -> tuple[str, str]:
+    """Return (system prompt, relative grading without a reference), read as constants: nothing is run.
 
-    Raises DataError if there is neither, or if the file is another than the pinned one.
+    They are read from the installed package, or from its file, downloaded once. Raises DataError if there is
+    neither, or if the file is another than the pinned one.
     """
     package = importlib.util.find_spec("prometheus_eval")
-    if package and package.submodule_search_locations:
-        path = Path(package.submodule_search_locations[0]) / "prompts.py"
-    else:
-        path = results_root() / "downloads" / "prometheus" / "prompts.py"
-        if not path.exists():
-            official.fetch(HOME, path, SHA256)
-    if file_hash(path) != SHA256:
+    folder = Path(package.origin).parent if package else results_root() / "downloads" / "prometheus"
+    path = folder / "prompts.py"
+    if not path.exists():
+        official.fetch(HOME, path, SHA256)
+    if store.file_hash(path) != SHA256:
         raise DataError(
             f"{path}: not the pinned prompt format of prometheus-eval 0.1.20; install that version "
             "(pip install --no-deps prometheus-eval==0.1.20) or delete the file"
         )
-    return path
-
-
-def load_templates(path: Path | None = None) -> tuple[str, str]:
-    """Return (system prompt, relative grading without a reference), read as constants: nothing is run."""
-    tree = ast.parse((path or template_file()).read_text(encoding="utf-8"))
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     constants = [n for n in tree.body if isinstance(n, ast.Assign) and isinstance(n.value, ast.Constant)]
     texts = {ast.unparse(node.targets[0]): node.value.value for node in constants}
     return texts["REL_SYSTEM_PROMPT"], texts["RELATIVE_PROMPT_WO_REF"]
@@ -247,26 +216,25 @@ def read_texts(path: str) -> Texts:
     """Read criteria and instructions from a YAML file (``evaluation.judge_texts``); "": ours.
 
     The file has the blocks of ``TEXTS``, in which {prompt} and {persona} stand for the row's. Raises
-    ConfigError that names file, place and what is wrong.
+    ConfigError that names the file and what is wrong.
     """
     if not path:
         return TEXTS
     import yaml
 
+    where, texts = f"evaluation.judge_texts={path}", {}
     try:
         read = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"evaluation.judge_texts={path}: cannot be read ({error})") from error
-    if not isinstance(read, dict) or read.keys() != TEXTS.keys():
-        raise ConfigError(f"{path}: should have the blocks {' and '.join(TEXTS)}")
+        for rubric, ours in TEXTS.items():
+            texts[rubric] = {part: str(read[rubric][part]) for part in ours}
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
+        wanted = f"{' and '.join(TEXTS)}, each with criterion and instruction"
+        raise ConfigError(f"{where}: should be YAML with the blocks {wanted} ({error!r})") from error
     for rubric, ours in TEXTS.items():
-        for part, wording in ours.items():
-            text = (read[rubric] or {}).get(part)
-            if not isinstance(text, str) or not text.strip():
-                raise ConfigError(f"{path}: {rubric}: {part}: {text!r}; should be a text")
-            if lacking := [place for place in PLACES.findall(wording) if place not in text]:
-                raise ConfigError(f"{path}: {rubric}: {part}: {lacking[0]} does not stand in it")
-    return read
+        for place in PLACES.findall(ours["instruction"]):
+            if place not in texts[rubric]["instruction"]:
+                raise ConfigError(f"{where}: {rubric}: instruction: {place} does not stand in it")
+    return texts
 
 
 def prometheus_prompt(
@@ -292,12 +260,6 @@ def prometheus_prompt(
     return f"{system}\n{user}" if chat else f"[INST] {system}\n{user} [/INST]"
 
 
-def parse_verdict(text: str) -> str | None:
-    """Read the "A" or "B" that ends an answer after "[RESULT]"; None if there is none."""
-    found = VERDICT.search(text.strip())
-    return found[1].upper() if found else None
-
-
 def prometheus_judge(
     generator: Any,
     max_new_tokens: int,
@@ -311,7 +273,7 @@ def prometheus_judge(
     "deterministic" decodes greedily, once. "official" samples, up to ten times until there is a verdict.
     """
     render = partial(prometheus_prompt, templates or load_templates(), chat=chat, texts=texts)
-    return text_judge(generator, max_new_tokens, render, parse_verdict, sampling=DECODING[decoding])
+    return text_judge(generator, max_new_tokens, render, VERDICT, sampling=DECODING[decoding])
 
 
 def asked_of(generator: Any, kind: str) -> Callable[[str], str]:
@@ -384,7 +346,7 @@ def backwards_key(run: Run) -> str:
     """Return a hash of all that the backwards judge depends on."""
     settings = [deciding(run.profile, KEYED), TRAINING]
     data = everyday.key() if run.dataset == everyday.NAME else preference.input_key(run)
-    return store.content_hash(NAME, VERSIONS["training"], settings, data, model_key(*run.base_source))
+    return store.content_hash(NAME, store.VERSIONS["training"], settings, data, model_key(*run.base_source))
 
 
 def train_backwards(run: Run) -> Path:
@@ -403,7 +365,7 @@ def train_backwards(run: Run) -> Path:
     data = {part: Dataset.from_list(found) for part, found in rows.items()}
     with trainers.quiet_libraries(), packing.small_tiles(on=profile.training.packing):
         base = load_base(*run.base_source, "none", profile.base.dtype)
-        trainer = sft_trainer(profile, 0, base, tokenizer, data, folder / "checkpoints")
+        trainer = trainers.sft_trainer(profile, 0, base, tokenizer, data, folder / "checkpoints")
         train.fit(trainer, profile, NAME, checkpoint)
     train.save_adapter(trainer, folder, key)
     del trainer
@@ -443,32 +405,19 @@ class BackwardsJudge:
 
     def plausible(self, comparisons: Sequence[PairwiseComparison], rubric: Rubric) -> list[Judgment]:
         """Judge which of two personas is likelier: log p(persona | question) per word, no adapter."""
-        both = texts_of(comparisons)
-        found = self.scores([(asked(c.prompt, "", self.chat), persona) for c, persona in both], False)
-        per_word = [value / len(persona.split()) for value, (_, persona) in zip(found, both, strict=True)]
-        return judgments(comparisons, rubric, per_word)
+        texts = [(asked(c.prompt, "", self.chat), persona) for c, persona in both_texts(comparisons)]
+        found = zip(self.scores(texts, False), texts, strict=True)
+        per_word = [score / len(persona.split()) for score, (_, persona) in found]
+        return scored(comparisons, NAME, rubric, per_word, ".4f")
 
     def __call__(self, comparisons: Sequence[PairwiseComparison], rubric: Rubric) -> list[Judgment]:
-        both = texts_of(comparisons)
-        if rubric == "personalization":
+        both, suits = both_texts(comparisons), rubric == "personalization"
+        if suits:
             texts = [(asked(c.prompt, text, self.chat), c.persona or "") for c, text in both]
         else:
-            queries = [tailoring_prompt(relevance_query(text), None, chat=self.chat) for _, text in both]
-            texts = [(query, c.prompt) for query, (c, _) in zip(queries, both, strict=True)]
-        return judgments(comparisons, rubric, self.scores(texts, rubric == "personalization"))
-
-
-def texts_of(comparisons: Sequence[PairwiseComparison]) -> list[tuple[PairwiseComparison, str]]:
-    """Return both texts of every comparison, in turn."""
-    return [(c, text) for c in comparisons for text in (c.response_a, c.response_b)]
-
-
-def judgments(
-    comparisons: Sequence[PairwiseComparison], rubric: Rubric, scores: Sequence[float]
-) -> list[Judgment]:
-    """Return the backwards judge's judgments of two scores per comparison."""
-    pairs = zip(comparisons, scores[::2], scores[1::2], strict=True)
-    return [scored(c.id, NAME, rubric, a, b) for c, a, b in pairs]
+            about = [(relevance_query(text), c.prompt) for c, text in both]
+            texts = [(tailoring_prompt(query, None, chat=self.chat), prompt) for query, prompt in about]
+        return scored(comparisons, NAME, rubric, self.scores(texts, suits), ".4f")
 
 
 # --- Which judge a run has ---

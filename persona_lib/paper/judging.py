@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from persona_lib import store
 from persona_lib.data import everyday
 from persona_lib.data.reader import fit, quality
 from persona_lib.intervals import (
@@ -30,31 +31,10 @@ from persona_lib.intervals import (
     verdict_of,
 )
 from persona_lib.models.served import role_key
-from persona_lib.paper.answers import (
-    Matchup,
-    eval_rows,
-    generation_folder,
-    matchups,
-    persona_of,
-    read_generations,
-)
+from persona_lib.paper.answers import Matchup, eval_rows, generation_folder, matchups, read_generations
 from persona_lib.paper.judges import Judge, backwards_key, load_judge, model_judge
 from persona_lib.records import Judgment, PairwiseComparison, Rubric, RunSpec, Verdict
 from persona_lib.settings import Profile, Run, judge_settings
-from persona_lib.store import (
-    VERSIONS,
-    append_rows,
-    clear_unless,
-    content_hash,
-    file_hash,
-    is_done,
-    iter_rows,
-    mark_done,
-    read_json,
-    repair_rows,
-    write_json,
-    write_rows,
-)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,7 +58,7 @@ def judge_both(
 def read_orders(path: Path) -> dict[str, dict[str, Judgment]]:
     """Read a file of judgments: id -> order -> judgment; {} without the file."""
     known: dict[str, dict[str, Judgment]] = {}
-    for row in iter_rows(path) if path.exists() else ():
+    for row in store.iter_rows(path) if path.exists() else ():
         order = row.pop("order")
         known.setdefault(row["id"], {})[order] = Judgment(**row)
     return known
@@ -91,14 +71,14 @@ def judge_rubric(
 
     Judgments are appended a chunk at a time; a rerun goes on after the last whole pair of orders.
     """
-    repair_rows(path)
+    store.repair_rows(path)
     known = read_orders(path)
     missing = [c for c in comparisons if len(known.get(c.id, {})) < 2]
     for start in range(0, len(missing), CHUNK):
         pairs = judge_both(judge, missing[start : start + CHUNK], rubric)
         known |= {pair[0].id: dict(zip(ORDERS, pair, strict=True)) for pair in pairs}
         rows = [{"order": o, **vars(j)} for pair in pairs for o, j in zip(ORDERS, pair, strict=True)]
-        append_rows(path, rows)
+        store.append_rows(path, rows)
     return [(known[c.id]["AB"], known[c.id]["BA"]) for c in comparisons]
 
 
@@ -109,32 +89,28 @@ def judge_comparisons(
 
     Writes <rubric>.jsonl, verdicts.jsonl (a row per comparison: id and verdict by rubric) and done.json.
     """
-    if is_done(folder, key):
+    if store.is_done(folder, key):
         return folder
-    clear_unless(folder, key)
-    write_json(folder / "spec.json", what)
+    store.clear_unless(folder, key)
+    store.write_json(folder / "spec.json", what)
     found = comparisons()
-    verdicts: dict[str, dict[str, Any]] = {c.id: {"id": c.id} for c in found}
-    judges: set[str] = set()
-    for rubric in RUBRICS:
-        for pair in judge_rubric(judge, found, rubric, folder / f"{rubric}.jsonl"):
-            verdicts[pair[0].id][rubric] = verdict_of(*pair)
-            judges.add(pair[0].judge)
-    write_rows(folder / "verdicts.jsonl", verdicts.values())
-    mark_done(folder, key, n=len(verdicts), judge=sorted(judges))
+    judged = {r: judge_rubric(judge, found, r, folder / f"{r}.jsonl") for r in RUBRICS}
+    verdicts = {r: [verdict_of(*pair) for pair in pairs] for r, pairs in judged.items()}
+    rows = [{"id": c.id} | {r: verdicts[r][n] for r in RUBRICS} for n, c in enumerate(found)]
+    store.write_rows(folder / "verdicts.jsonl", rows)
+    names = sorted({pair[0].judge for pairs in judged.values() for pair in pairs})
+    store.mark_done(folder, key, n=len(rows), judge=names)
     return folder
 
 
 def compare(run: Run, matchup: Matchup) -> list[PairwiseComparison]:
     """Return the comparisons of a matchup: rows that both runs answered and that have the judged persona."""
     tested, base = read_generations(run, matchup.test), read_generations(run, matchup.base)
-    found = []
-    for row in eval_rows(run):
-        persona = persona_of(row, matchup.judge_persona)
-        if row.id in tested and row.id in base and persona:
-            texts = tested[row.id].completion, base[row.id].completion
-            found.append(PairwiseComparison(row.id, row.prompt, persona, *texts))
-    return found
+    return [
+        PairwiseComparison(row.id, row.prompt, persona, tested[row.id].completion, base[row.id].completion)
+        for row in eval_rows(run)
+        if row.id in tested and row.id in base and (persona := row.personas.get(matchup.judge_persona))
+    ]
 
 
 def judgment_folder(run: Run, matchup: Matchup, role: str = "judge") -> Path:
@@ -145,8 +121,8 @@ def judgment_folder(run: Run, matchup: Matchup, role: str = "judge") -> Path:
 def judgment_key(run: Run, matchup: Matchup, role: str = "judge") -> str:
     """Hash of all that a matchup's judgments depend on."""
     folders = [generation_folder(run, spec) for spec in (matchup.test, matchup.base)]
-    done = [read_json(folder / "done.json")["key"] for folder in folders]
-    return content_hash(VERSIONS["judging"], matchup, done, judge_key(run, role))
+    done = [store.read_json(folder / "done.json")["key"] for folder in folders]
+    return store.content_hash(store.VERSIONS["judging"], matchup, done, judge_key(run, role))
 
 
 def judge_key(run: Run, role: str = "judge") -> list[Any]:
@@ -156,7 +132,7 @@ def judge_key(run: Run, role: str = "judge") -> list[Any]:
         return [name, backwards_key(run)] if name == "backwards" else [name]
     how = [profile.base.dtype, profile.generation.engine]
     if profile.evaluation.judge_texts:
-        how.append(file_hash(Path(profile.evaluation.judge_texts).expanduser()))
+        how.append(store.file_hash(Path(profile.evaluation.judge_texts).expanduser()))
     return [*judge_settings(profile, role), *how, role_key(run, role)]
 
 
@@ -183,7 +159,7 @@ def judge_all(run: Run, role: str = "judge") -> list[Path]:
 def read_verdicts(run: Run, matchup: Matchup, role: str = "judge") -> list[dict[str, str]]:
     """Return a matchup's verdicts: rows {"id", "personalization", "quality"}; none if it was not judged."""
     folder = judgment_folder(run, matchup, role)
-    return list(iter_rows(folder / "verdicts.jsonl")) if (folder / "done.json").exists() else []
+    return list(store.iter_rows(folder / "verdicts.jsonl")) if (folder / "done.json").exists() else []
 
 
 def oracle_scores(run: Run, spec: RunSpec, judge_persona: str) -> list[dict[str, Any]]:
@@ -198,7 +174,7 @@ def oracle_scores(run: Run, spec: RunSpec, judge_persona: str) -> list[dict[str,
             "quality": quality(row.prompt, answers[row.id].completion),
         }
         for row in eval_rows(run)
-        if row.id in answers and (persona := persona_of(row, judge_persona))
+        if row.id in answers and (persona := row.personas.get(judge_persona))
     ]
 
 
@@ -220,7 +196,7 @@ def same_items(runs: tuple[Run, ...]) -> bool:
     for run in runs:
         path = run.folder / "tailoring" / f"{run.profile.evaluation.split}.jsonl"
         if path.exists():
-            seen.add(tuple(sorted((row["id"], row["prompt"]) for row in iter_rows(path))))
+            seen.add(tuple(sorted((row["id"], row["prompt"]) for row in store.iter_rows(path))))
     return len(seen) == 1 and len(runs) > 1
 
 
@@ -255,17 +231,6 @@ class Judgments:
     dataset: str
     rows: list[Judged]
     pool: Pool
-
-
-def read_judged(runs: Sequence[Run], role: str = "judge") -> list[Judged]:
-    """Read the verdicts of every matchup that at least one seed has judged."""
-    judged = []
-    for matchup in judged_matchups(runs[0], role):
-        rows = [read_verdicts(run, matchup, role) for run in runs]
-        if any(rows):
-            by_rubric = {r: [{row["id"]: row[r] for row in found} for found in rows] for r in RUBRICS}
-            judged.append(Judged(matchup, tuple(runs), by_rubric, role))
-    return judged
 
 
 @functools.cache
@@ -308,7 +273,11 @@ def read_judgments(profile: Profile, role: str = "judge") -> tuple[Judgments, ..
     """Read and resample all that a judge has judged; the bootstrap seed is the data set's number, from 0."""
     found = []
     for seed, dataset in enumerate(profile.datasets):
-        rows = read_judged(runs_of(profile, dataset), role)
+        runs, rows = tuple(runs_of(profile, dataset)), []
+        for matchup in judged_matchups(runs[0], role):
+            by_run = [read_verdicts(run, matchup, role) for run in runs]
+            verdicts = {r: [{row["id"]: row[r] for row in part} for part in by_run] for r in RUBRICS}
+            rows += [Judged(matchup, runs, verdicts, role)] * any(map(bool, by_run))
         if rows:
             found.append(Judgments(dataset, rows, pool_of(rows, seed)))
     return tuple(found)
@@ -380,29 +349,25 @@ def agreement_row(by_seed: Sequence[Sequence[Triple]], n_resamples: int, seed: i
     return line
 
 
-def twice_judged(run: Run) -> list[tuple[Matchup, list[dict], list[dict]]]:
-    """Return the matchups of a run that both judges have judged, with the verdicts of either."""
-    both = [
-        (m, *(read_verdicts(run, m, role) for role in FOLDERS)) for m in judged_matchups(run, "second_judge")
-    ]
-    return [row for row in both if row[1] and row[2]]
-
-
-def judge_names(runs: Sequence[Run], role: str) -> str:
-    """Return the names of the models that judged in a role, as their judgments keep them."""
-    folders = [judgment_folder(run, row[0], role) for run in runs for row in twice_judged(run)]
-    return ", ".join(sorted({name for f in folders for name in read_json(f / "done.json")["judge"]}))
+def judge_name(profile: Profile, role: str) -> str:
+    """Return the name of a judge: its model's, or that of the rule."""
+    name = profile.evaluation.judge
+    return getattr(profile, role).model if role == "second_judge" or name == "lm" else name
 
 
 def agreement_table(profile: Profile) -> pd.DataFrame:
     """Return a line per data set and rubric over all seeds; empty where nothing has two judgments."""
     lines = []
-    for dataset in profile.datasets if profile.second_judge.model else ():
-        runs = runs_of(profile, dataset)
-        judged = [twice_judged(run) for run in runs]
-        names = {"first": judge_names(runs, "judge"), "second": judge_names(runs, "second_judge")}
-        for rubric in RUBRICS if any(judged) else ():
-            by_seed = [[t for _, *both in part for t in verdict_pairs(*both, rubric)] for part in judged]
-            row = agreement_row(by_seed, profile.evaluation.bootstrap_samples)
-            lines.append({"dataset": dataset, "rubric": rubric, **names, **row})
+    names = {"first": judge_name(profile, "judge"), "second": judge_name(profile, "second_judge")}
+    first = {(j.dataset, row.matchup): row.verdicts for j in read_judgments(profile) for row in j.rows}
+    for judgments in read_judgments(profile, "second_judge") if profile.second_judge.model else ():
+        twice = [(first.get((judgments.dataset, row.matchup)), row.verdicts) for row in judgments.rows]
+        for rubric in RUBRICS:
+            by_seed: list[list[Triple]] = [[] for _ in profile.seeds]
+            for one, other in [both for both in twice if both[0]]:
+                for triples, a, b in zip(by_seed, one[rubric], other[rubric], strict=True):
+                    triples += [(i, a[i], verdict) for i, verdict in b.items() if i in a]
+            if any(by_seed):
+                row = agreement_row(by_seed, profile.evaluation.bootstrap_samples)
+                lines.append({"dataset": judgments.dataset, "rubric": rubric, **names, **row})
     return table_of(lines)

@@ -6,11 +6,10 @@ never used as a persona.
 
 from __future__ import annotations
 
-import csv
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +26,6 @@ from persona_lib.data.preference import (
 )
 from persona_lib.data.tailoring import retrieved_train_ids
 from persona_lib.intervals import (
-    Interval,
     WinRate,
     difference,
     holm,
@@ -43,19 +41,12 @@ from persona_lib.intervals import (
     verdict_of,
 )
 from persona_lib.models.served import load_generator, role_key
-from persona_lib.paper.judges import (
-    BackwardsJudge,
-    Judge,
-    asked_of,
-    letter_judge,
-    load_judge,
-)
+from persona_lib.paper.judges import BackwardsJudge, Judge, asked_of, letter_judge, load_judge
 from persona_lib.paper.judging import judge_both, runs_of, same_items
 from persona_lib.paper.results import Row
 from persona_lib.prompts import inference_prefix, inference_query, preference_prompt
 from persona_lib.records import SIDES, InferredPersona, PairwiseComparison, PreferencePair, Side, Verdict
 from persona_lib.settings import Profile, Run, deciding
-from persona_lib.store import VERSIONS, read_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -129,34 +120,22 @@ def infer_personas(
     """Infer one persona per pair for a side, appending to ``path``; rows already there are kept.
 
     A language model is prompted; a generator with ``write`` is given (prompt, preferred, other) items.
-    Returns all rows of the file that belong to ``pairs``, in their order.
+    Returns the rows of ``pairs`` in their order.
     """
-    store.repair_rows(path)
-    known = {row.id: row for row in read_rows(path, InferredPersona)} if path.exists() else {}
-    missing = [pair for pair in pairs if pair.id not in known]
-    items = [(pair.prompt, *sides_of(pair, side)) for pair in missing]
-    if hasattr(generator, "write"):
-        answers = enumerate(generator.write(items))
-    else:
-        shots, most = inference_prefix(inference_shots(profile)), profile.generator.max_new_tokens
-        queries = [shots + inference_query(*item) for item in items]
-        answers = ((n, made.text) for n, made in generator.generate(queries, most, STOPS))
-    batch: list[InferredPersona] = []
-    for index, text in answers:
-        persona, status = parse_persona(text, MAX_WORDS)
-        row = InferredPersona(missing[index].id, side, generator.name, persona, status, text)
-        known[row.id] = row
-        batch.append(row)
-        if len(batch) >= profile.generator.batch_size:
-            store.append_rows(path, batch)
-            batch = []
-    store.append_rows(path, batch)
-    return [known[pair.id] for pair in pairs]
 
+    def infer(missing: list[PreferencePair]) -> Iterator[InferredPersona]:
+        items = [(pair.prompt, *sides_of(pair, side)) for pair in missing]
+        if hasattr(generator, "write"):
+            answers = enumerate(generator.write(items))
+        else:
+            shots, most = inference_prefix(inference_shots(profile)), profile.generator.max_new_tokens
+            queries = [shots + inference_query(*item) for item in items]
+            answers = ((n, made.text) for n, made in generator.generate(queries, most, STOPS))
+        for n, text in answers:
+            persona, status = parse_persona(text, MAX_WORDS)
+            yield InferredPersona(missing[n].id, side, generator.name, persona, status, text)
 
-def count_statuses(personas: Iterable[InferredPersona]) -> dict[str, int]:
-    """Count how the answers were read: ok, empty, refusal, too_long, malformed, loop."""
-    return dict(Counter(row.status for row in personas))
+    return store.resume(path, InferredPersona, pairs, infer, profile.generator.batch_size)
 
 
 def inferred_splits(run: Run) -> tuple[str, ...]:
@@ -196,7 +175,7 @@ def personas_key(run: Run) -> str:
     settings = deciding(run.profile, KEYED), "inferred" in run.profile.training.arms
     pairs = store.read_json(run.folder / "pairs" / "done.json")["key"]
     inputs = (pairs, inference_key(run), role_key(run, "generator"))
-    return store.content_hash(VERSIONS["personas"], *settings, *inputs)
+    return store.content_hash(store.VERSIONS["personas"], *settings, *inputs)
 
 
 def infer_run(run: Run) -> Path:
@@ -208,7 +187,7 @@ def infer_run(run: Run) -> Path:
     generator, counts = load_generator(run, "generator", run.profile.generator.batch_size), {}
     for split, side, pairs in to_infer(run):
         rows = infer_personas(generator, pairs, side, run.profile, folder / f"{split}-{side}.jsonl")
-        counts[f"{split}-{side}"] = found = count_statuses(rows)
+        counts[f"{split}-{side}"] = found = dict(Counter(row.status for row in rows))
         print(f"{split}, {side} side: {len(rows)} personas asked for, {found}", flush=True)
     store.mark_done(folder, key, statuses=counts, generator=generator.settings)
     return folder
@@ -216,7 +195,7 @@ def infer_run(run: Run) -> Path:
 
 def read_personas(run: Run, split: str, side: Side) -> dict[str, InferredPersona]:
     """Return the inferred personas of a split and side by row id."""
-    rows = read_rows(run.folder / "personas" / f"{split}-{side}.jsonl", InferredPersona)
+    rows = store.read_rows(run.folder / "personas" / f"{split}-{side}.jsonl", InferredPersona)
     return {row.id: row for row in rows}
 
 
@@ -241,6 +220,12 @@ ITEM = ["id", "split", "side", "verdict", "contradicted"]  # verdict: "" without
 Items = Sequence[Mapping[str, str]]  # rows of ``ITEMS``
 
 
+def verdicts_of(judge: Judge, comparisons: Sequence[PairwiseComparison]) -> dict[str, tuple[Verdict, bool]]:
+    """Return, by id, the verdict of both orders, and whether the judge named the same place in both."""
+    judged = judge_both(judge, comparisons, "personalization")
+    return {pair[0].id: (verdict_of(*pair), position_inconsistent(*pair)) for pair in judged}
+
+
 def judge_personas(
     judge: Judge, pairs: Iterable[PreferencePair], personas: Iterable[InferredPersona], side: Side
 ) -> list[tuple[str, Verdict | None, bool]]:
@@ -250,13 +235,11 @@ def judge_personas(
     of a judge that named the same place, not the same response, in both orders. (Paper: persona accuracy.)
     """
     by_id, rows = {pair.id: pair for pair in pairs}, list(personas)
-    comparisons = [
+    verdicts = verdicts_of(judge, [
         PairwiseComparison(row.id, by_id[row.id].prompt, row.persona, *sides_of(by_id[row.id], side))
         for row in rows
         if row.persona
-    ]
-    judged = judge_both(judge, comparisons, "personalization")
-    verdicts = {pair[0].id: (verdict_of(*pair), position_inconsistent(*pair)) for pair in judged}
+    ])  # fmt: skip
     return [(row.id, *verdicts.get(row.id, (None, False))) for row in rows]
 
 
@@ -271,26 +254,18 @@ def judge_preferences(run: Run) -> list[tuple[str, Verdict | None]]:
         role = run.profile.judge
         generator = load_generator(run, "judge", role.batch_size)
         asked = asked_of(generator, role.kind)
-        judge = letter_judge(generator, role.max_new_tokens, asked, persona_question)
+        judge = letter_judge(generator, role.max_new_tokens, asked, preference_prompt)
     elif name == "backwards":
         judge = BackwardsJudge(run).plausible
     else:
         return []
     chosen, rejected = ({i: p.persona for i, p in read_personas(run, split, side).items()} for side in SIDES)
-    prompts = {pair.id: pair.prompt for pair in inference_pairs(run)}
-    comparisons = [
-        PairwiseComparison(i, prompts[i], None, chosen[i], rejected[i])
-        for i in chosen
-        if chosen[i] and rejected.get(i)
-    ]
-    judged = judge_both(judge, comparisons, "personalization")
-    verdicts = {pair[0].id: verdict_of(*pair) for pair in judged}
-    return [(i, verdicts.get(i)) for i in chosen] if verdicts else []
-
-
-def persona_question(c: PairwiseComparison, _: str) -> str:
-    """Return the prompt that asks for the letter of the more plausible of two personas."""
-    return preference_prompt(c.prompt, c.response_a, c.response_b)
+    verdicts = verdicts_of(judge, [
+        PairwiseComparison(pair.id, pair.prompt, None, chosen[pair.id], rejected[pair.id])
+        for pair in inference_pairs(run)
+        if chosen.get(pair.id) and rejected.get(pair.id)
+    ])  # fmt: skip
+    return [(i, verdicts.get(i, (None,))[0]) for i in chosen] if verdicts else []
 
 
 def judge_run(run: Run) -> list[Path]:
@@ -312,10 +287,9 @@ def judge_run(run: Run) -> list[Path]:
 
 def read_items(path: Path) -> Items:
     """Return the rows of ``ITEMS`` or ``PREFERENCES``; none without the file."""
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    import pandas as pd
+
+    return pd.read_csv(path, dtype=str, na_filter=False).to_dict("records") if path.exists() else []
 
 
 def accuracy_table(profile: Profile) -> pd.DataFrame:
@@ -324,55 +298,46 @@ def accuracy_table(profile: Profile) -> pd.DataFrame:
     for number, dataset in enumerate(profile.datasets):
         runs = runs_of(profile, dataset)
         items = {run.seed: read_items(run.folder / "tables" / ITEMS) for run in runs}
-        shared = same_items(tuple(runs))
-        lines += accuracy_rows(
-            {"dataset": dataset}, items, profile.evaluation.bootstrap_samples, number, shared
-        )
+        how = profile.evaluation.bootstrap_samples, number, same_items(tuple(runs))
+        lines += accuracy_rows({"dataset": dataset}, items, *how)
     return table_of(lines)
 
 
 def accuracy_rows(head: Row, items: dict[int, Items], samples: int, number: int, shared: bool) -> list[Row]:
     """Return a row per split and side of the items of several seeds, and per split chosen minus rejected.
 
-    ``number`` seeds the bootstrap; ``shared`` says that all seeds have the same pairs.
+    One pair is one observation: right in both orders is correct, wrong in both is wrong, otherwise a tie.
+    Pairs without a verdict or without a valid persona stay in ``n``. ``number`` seeds the bootstrap;
+    ``shared`` says that all seeds have the same pairs.
     """
-    parts: dict[tuple[str, str], dict[int, list[Mapping[str, str]]]] = {}
-    for seed, rows in items.items():
-        for row in rows:
-            part = parts.setdefault((row["split"], row["side"]), {seed: [] for seed in items})
-            part[seed].append(row)
-    if not parts:
+    keys = dict.fromkeys((row["split"], row["side"]) for rows in items.values() for row in rows)
+    if not keys:
         return []
+    parts = {
+        key: {seed: [r for r in rows if (r["split"], r["side"]) == key] for seed, rows in items.items()}
+        for key in keys
+    }
     columns: dict[str, Any] = {}
     for key, by_seed in parts.items():
         values = [{row["id"]: ACCURACY.get(row["verdict"], 0.0) for row in rows} for rows in by_seed.values()]
         columns |= mean_columns("/".join(key), values)
     pool, lines = make_pool(columns, samples, number, shared), []
-    for split in dict.fromkeys(split for split, _ in parts):
-        for side in [side for side in SIDES if (split, side) in parts]:
-            interval = pool.interval(mean_of(f"{split}/{side}"))
-            lines.append(head | {"split": split, "side": side} | accuracy_row(parts[split, side], interval))
-        if all((split, side) in parts for side in SIDES):
-            gap = difference(mean_of(f"{split}/chosen"), mean_of(f"{split}/rejected"))
-            line = {"split": split, "side": "chosen - rejected", "n_seeds": lines[-1]["n_seeds"]}
-            lines.append(head | line | interval_columns("accuracy", pool.interval(gap)))
-    return lines
-
-
-def accuracy_row(by_seed: dict[int, list[Mapping[str, str]]], interval: Interval) -> Row:
-    """Return one side's accuracy with its counts, of its items by seed.
-
-    One pair is one observation: right in both orders is correct, wrong in both is wrong, otherwise a tie.
-    Pairs without a verdict or without a valid persona stay in ``n``. ``strict`` is correct / n.
-    """
-    rows = [row for part in by_seed.values() for row in part]
-    seeds = [seed for seed, part in by_seed.items() if part]
-    counts = WinRate.from_verdicts(row["verdict"] for row in rows if row["verdict"])
-    return {"n": len(rows), **seed_columns(seeds),
+    for (split, side), by_seed in parts.items():
+        rows = [row for part in by_seed.values() for row in part]
+        seeds = seed_columns([seed for seed, part in by_seed.items() if part])
+        counts = WinRate.from_verdicts(row["verdict"] for row in rows if row["verdict"])
+        lines.append(head | {
+            "split": split, "side": side, "n": len(rows), **seeds,
             "n_correct": counts.n_wins, "n_ties": counts.n_ties,
             "n_contradicted": sum(row["contradicted"] == "True" for row in rows), "n_wrong": counts.n_losses,
             "n_unparsed": counts.n_unparsed, "n_missing": len(rows) - counts.n,
-            "strict": counts.n_wins / len(rows), **interval_columns("accuracy", interval)}  # fmt: skip
+            **interval_columns("accuracy", pool.interval(mean_of(f"{split}/{side}"))),
+        })  # fmt: skip
+        if side == SIDES[-1] and (split, SIDES[0]) in parts:
+            gap = difference(mean_of(f"{split}/chosen"), mean_of(f"{split}/rejected"))
+            line = {"split": split, "side": "chosen - rejected", "n_seeds": seeds["n_seeds"]}
+            lines.append(head | line | interval_columns("accuracy", pool.interval(gap)))
+    return lines
 
 
 def preference_table(profile: Profile) -> pd.DataFrame:
@@ -404,74 +369,67 @@ WORD = re.compile(r"[a-z]+(?:['-][a-z]+)*")  # hyphenated words ("to-the-point")
 NORMAL_95 = 1.959964
 
 
-def log_odds(y1: Any, n1: int, y2: Any, n2: int, prior: Any, prior_total: float) -> tuple[Any, Any]:
-    """Return words' log-odds between two corpora under a Dirichlet prior, and their standard errors.
-
-    Monroe et al. (2008), eq. 16-22: delta = log((y1+a)/(n1+a0-y1-a)) - log((y2+a)/(n2+a0-y2-a)),
-    variance = 1/(y1+a) + 1/(y2+a); y = a word's count, n = all words, a and a0 = its prior and their sum.
-    """
-    odds = [(y + prior) / (n + prior_total - y - prior) for y, n in ((y1, n1), (y2, n2))]
-    return np.log(odds[0]) - np.log(odds[1]), np.sqrt(1 / (y1 + prior) + 1 / (y2 + prior))
-
-
 def word_saliency(
     chosen: Iterable[str], rejected: Iterable[str], min_count: int = 10, prior_size: float = 500.0
-) -> list[Row]:
-    """Rank words by the share of their occurrences that are in chosen personas (paper Table 1).
+) -> pd.DataFrame:
+    """Return words by how typical they are of chosen personas: the least typical first (paper Table 1).
 
-    Words with fewer than ``min_count`` occurrences on both sides together are left out of the list, not of
-    the totals. The share of rare words is chance; the log-odds (> 0: more chosen; with 95 % limits) shrink
-    them by ``prior_size`` words of prior, spread as in both sides together. ``z`` is the log-odds in
-    standard errors, ``p_holm`` its two-sided p, corrected for the number of words. The most chosen word
-    comes first.
+    Log-odds under a Dirichlet prior (Monroe et al. 2008, eq. 16-22), with 95 % limits; y = a word's count on
+    a side, n = all words there, a = the prior, ``prior_size`` words spread as in both sides together:
+    log((y1+a) / (n1+a0-y1-a)) - log((y2+a) / (n2+a0-y2-a)), variance 1/(y1+a) + 1/(y2+a). ``z`` is the
+    log-odds in standard errors, ``p_holm`` its two-sided p, corrected for the number of words. Words with
+    fewer than ``min_count`` occurrences on both sides together are left out of the table, not of n.
     """
     from scipy.stats import norm
 
-    first, second = (
-        Counter(w for text in side for w in WORD.findall(text.lower())) for side in (chosen, rejected)
-    )
-    both = first + second
-    words = [word for word, n in both.items() if n >= min_count] if len(both) > 1 else []
-    y1, y2 = (np.array([counts[word] for word in words], dtype=float) for counts in (first, second))
-    prior = prior_size * (y1 + y2) / max(both.total(), 1)
-    delta, error = log_odds(y1, first.total(), y2, second.total(), prior, prior_size)
+    sides = [Counter(w for text in side for w in WORD.findall(text.lower())) for side in (chosen, rejected)]
+    both = sides[0] + sides[1]
+    words = sorted(word for word, n in both.items() if n >= min_count) if len(both) > 1 else []
+    y = np.array([[counts[word] for word in words] for counts in sides], dtype=float)
+    n = np.array([[counts.total()] for counts in sides])
+    prior = prior_size * y.sum(axis=0) / max(both.total(), 1)
+    logs = np.log((y + prior) / (n + prior_size - y - prior))
+    delta, error = logs[0] - logs[1], np.sqrt((1 / (y + prior)).sum(axis=0))
     z = delta / error
-    columns = {
-        "word": words, "n_chosen": [first[w] for w in words], "n_rejected": [second[w] for w in words],
-        "share_chosen": y1 / (y1 + y2), "log_odds": delta, "log_odds_low": delta - NORMAL_95 * error,
+    return table_of({
+        "word": words, "n_chosen": y[0].astype(int), "n_rejected": y[1].astype(int),
+        "share_chosen": y[0] / y.sum(axis=0), "log_odds": delta, "log_odds_low": delta - NORMAL_95 * error,
         "log_odds_high": delta + NORMAL_95 * error, "z": z, "p_holm": holm(2 * norm.sf(abs(z))),
-    }  # fmt: skip
-    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-    return sorted(rows, key=lambda row: (-row["share_chosen"], -row["z"], row["word"]))
+    }).sort_values("z", kind="stable")  # fmt: skip
 
 
 def typical_words(texts: Mapping[str, Mapping[Side, Iterable[str | None]]]) -> pd.DataFrame:
     """Return, per data set, the words most typical of each side's personas, by z, the most typical first."""
-    lines: list[Row] = []
-    for dataset, sides in texts.items():
-        chosen, rejected = ([text for text in sides[side] if text] for side in SIDES)
-        by_z = sorted(word_saliency(chosen, rejected), key=lambda word: word["z"])
-        tops = [word for word in by_z[::-1] if word["z"] > 0], [word for word in by_z if word["z"] <= 0]
-        for side, words in zip(SIDES, tops, strict=True):
-            lines += [{"dataset": dataset, "side": side, **word} for word in words[:SHOWN_WORDS]]
-    return table_of(lines)
+    import pandas as pd
+
+    parts = []
+    for dataset, by_side in texts.items():
+        table = word_saliency(*([text for text in by_side[side] if text] for side in SIDES))
+        for side, words in zip(SIDES, (table[table.z > 0][::-1], table[table.z <= 0]), strict=True):
+            named = words.head(SHOWN_WORDS)
+            named.insert(0, "dataset", dataset)
+            named.insert(1, "side", side)
+            parts.append(named)
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
 def words_table(profile: Profile) -> pd.DataFrame:
     """Return the words that are most typical of each side's personas, over all seeds (paper Table 1)."""
-    texts: dict[str, dict[Side, list[str | None]]] = {}
+    texts = {}
     for dataset in profile.datasets:
-        split, texts[dataset] = inference_split(profile, dataset), {side: [] for side in SIDES}
-        for run in runs_of(profile, dataset):
-            if all((run.folder / "personas" / f"{split}-{side}.jsonl").exists() for side in SIDES):
-                for side, found in texts[dataset].items():
-                    found += [row.persona for row in read_personas(run, split, side).values()]
+        files = [f"{inference_split(profile, dataset)}-{side}.jsonl" for side in SIDES]
+        folders = [run.folder / "personas" for run in runs_of(profile, dataset)]
+        there = [folder for folder in folders if all((folder / file).exists() for file in files)]
+        texts[dataset] = {
+            side: [row["persona"] for folder in there for row in store.iter_rows(folder / file)]
+            for side, file in zip(SIDES, files, strict=True)
+        }
     return typical_words(texts)
 
 
 def released_words(profile: Profile) -> pd.DataFrame:
     """Return the same for the authors' released gold personas, of all splits; empty without real data."""
-    texts: dict[str, dict[Side, list[str | None]]] = {}
+    texts = {}
     for dataset in profile.datasets:
         if official.DATASETS.get(dataset, {}).get("tailoring"):
             splits = official.load_official(official.find_data_dir(profile.data.path, [dataset]), dataset)
