@@ -254,12 +254,8 @@ def plot_main(main: pd.DataFrame, paper: pd.DataFrame) -> Drawn:
 
 
 def plot_length(length: pd.DataFrame) -> Drawn:
-    """Draw net win rates of the main rows as they are, of pairs of equal length, and of the length model."""
-    held = {
-        "net": "all pairs",
-        "net_matched": "pairs of equal length",
-        "net_controlled": "model at equal length",
-    }
+    """Draw net win rates of the main rows as they are, and of the length model."""
+    held = {"net": "all pairs", "net_controlled": "at equal length (model)"}
     table = melted(named(length[length.kind == "main"], "label"), held)
     figure, axes = panels(2, 7, 2 * table.row.nunique(), sharex=True)
     said = [

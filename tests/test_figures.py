@@ -34,7 +34,7 @@ def tables():
     """A small table of each kind that figures are drawn from."""
     sides = pd.DataFrame({"dataset": "everyday", "side": ["chosen", "rejected"], "n": 40, "n_seeds": 2})
     rubrics = pd.DataFrame({"rubric": ["personalization", "quality"]})
-    nets = {name: column for name in ("net", "net_matched", "net_controlled")
+    nets = {name: column for name in ("net", "net_controlled")
             for name, column in with_limits(name, 0.2).items()}  # fmt: skip
     accuracy = sides.assign(**with_limits("accuracy", [0.9, 0.7]))
     arms = pd.DataFrame({"arm": ["dpo-chosen", "dpo-none"], "dataset": "beavertails", "n": 499,

@@ -103,15 +103,13 @@ def write_swap(runs, arm, margins):
         store.mark_done(folder, "hand")
 
 
-def test_the_table_its_seeds_and_the_difference_to_the_twin_by_hand(runs):
+def test_the_table_and_the_difference_to_the_twin_by_hand(runs):
     write_swap(runs, "dpo-chosen", [[(1, -1), (2, 1)], [(1, -2), (-1, 1)]])
     write_swap(runs, "dpo-none", [[(1, 2), (2, 1)], [(1, 2), (-1, 1)]])
     row = line(swap.swap_table(runs), arm="dpo-chosen", measure="policy", persona="gold")
     assert (row.d_positive, row.flip, row.d, row.n, row.seeds) == (0.75, 0.5, (2 + 1 + 3 - 2) / 4, 4, "0 1")
     twin = line(swap.swap_differences(runs), compared="dpo-none.line", measure="policy")
     assert (twin.d_positive, twin.flip, twin.n, twin.n_seeds) == (0.5, 0.5, 4, 2)
-    seeds = swap.swap_by_seed(runs)
-    assert list(seeds[(seeds.arm == "dpo-chosen") & (seeds.measure == "policy")].d_positive) == [1.0, 0.5]
     assert line(swap.swap_table(runs[:1]), arm="dpo-chosen", measure="policy").d_positive == 1.0
 
 
@@ -122,18 +120,6 @@ def test_a_policy_that_ignores_the_persona_is_at_chance_and_length_cannot_help_i
     row = line(swap.swap_table(runs[:1]), measure="policy")
     assert row.acc_chosen == 0 and row.acc_rejected == 1
     assert abs(row.d_positive - 0.5) < 4 * 0.5 / math.sqrt(400), "within four standard errors of chance"
-
-
-def test_a_policy_that_heeds_nothing_but_length_has_a_balanced_share_of_one_half(runs):
-    lengths = [("long answer", "short")] * 3 + [("short", "long answer"), ("equal", "equal")]
-    for run in runs:
-        rows = [TailoringRow(f"r{i}", "test", "q", *pair, {}) for i, pair in enumerate(lengths)]
-        store.write_rows(run.folder / "tailoring" / "test.jsonl", rows)
-    write_swap(runs, "dpo-chosen", [[(1, 0), (1, 0), (1, 0), (0, 1), (1, 0)]] * 2)
-    row = line(swap.swap_length(runs), measure="policy", persona="gold")
-    assert (row.chosen_longer, row.rejected_longer, row.balanced) == (1.0, 0.0, 0.5)
-    assert (row.n_chosen_longer, row.n_rejected_longer, row.n) == (6, 2, 8), "equal lengths are in neither"
-    assert line(swap.swap_table(runs), measure="policy", persona="gold").d_positive == 0.8
 
 
 def test_answers_of_both_sides_are_compared_and_a_missing_side_is_left_out(runs):

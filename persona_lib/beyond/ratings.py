@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from persona_lib.intervals import Interval, bootstrap_mean, interval_columns, percentile_interval
+from persona_lib.intervals import Interval, bootstrap_mean, interval_columns, interval_of
 from persona_lib.paper.answers import eval_rows, generation_folder, read_generations
 from persona_lib.records import SIDES, RunSpec
 from persona_lib.settings import Profile, Run, main_arm
@@ -360,9 +360,9 @@ def alpha_interval(counts: np.ndarray, n_resamples: int) -> Interval:
     """Return ordinal alpha with its 95 % interval: items are drawn, the raters are taken as they are."""
     rng, estimate, n = np.random.default_rng(0), alpha(counts), len(counts)
     if np.isnan(estimate):
-        return Interval(None, None, None, n)
+        return Interval()
     values = [alpha(counts[rng.integers(n, size=n)]) for _ in range(n_resamples)]
-    return percentile_interval(estimate, np.array(values), n)
+    return interval_of([estimate, *values])
 
 
 # --- tables ---
@@ -382,7 +382,7 @@ def result_rows(filled: Filled, question: str, n_resamples: int) -> list[dict[st
     rows = []
     for name in means:
         there = means[name].dropna().to_numpy()
-        interval = bootstrap_mean([there], n_resamples) if len(there) else Interval(None, None, None, 0)
+        interval = bootstrap_mean([there], n_resamples) if len(there) else Interval()
         row = {"study": filled.study, "question": question, "n_raters": len(filled.raters), "group": name,
                "n": len(there), **interval_columns("mean", interval)}  # fmt: skip
         if name in (first, second):

@@ -22,10 +22,11 @@ from persona_lib.data.preference import draw
 from persona_lib.intervals import (
     WinRate,
     bootstrap_mean,
+    drawn_columns,
     interval_columns,
     make_pool,
-    net_columns,
     rank_correlation,
+    signs,
 )
 from persona_lib.models.generate import cut_at_stop
 from persona_lib.paper.judges import model_judge
@@ -392,11 +393,9 @@ def rejudged_row(profile: Profile, role: str, dataset: str, eval_persona: str) -
         by_id = {row["id"]: row[rubric] for row in verdicts}
         line |= verdict_counts(short, WinRate.from_verdicts(by_id.values()))
         line[f"{short}_inconsistent"] = inconsistent(folder / f"{rubric}.jsonl")
-        columns |= net_columns(f"released/{short}", [by_id])
+        columns[f"released/{short}"] = signs([by_id])
     pool = make_pool(columns, profile.evaluation.bootstrap_samples)
-    for name, statistic in scores("released").items():
-        line |= interval_columns(name, pool.interval(statistic, len(verdicts)))
-    return line
+    return line | drawn_columns(scores(pool, "released"))
 
 
 def rejudged_table(profile: Profile, data: Released) -> pd.DataFrame:

@@ -168,11 +168,11 @@ def weighted_share(hits: np.ndarray, weight: np.ndarray) -> Interval:
     The interval uses Kish's effective sample size, (sum w)^2 / sum w^2.
     """
     if not len(hits):
-        return Interval(None, None, None, 0)
+        return Interval()
     share = float((hits * weight).sum() / weight.sum())
     effective = float(weight.sum() ** 2 / (weight**2).sum())
     low, high = wilson_interval(share * effective, effective)
-    return Interval(share, low, high, len(hits))
+    return Interval(share, low, high)
 
 
 def error_line(rows: pd.DataFrame) -> dict[str, Any]:

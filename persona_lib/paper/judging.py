@@ -19,14 +19,12 @@ from persona_lib import store
 from persona_lib.data import everyday
 from persona_lib.data.reader import fit, quality
 from persona_lib.intervals import (
-    Pool,
     WinRate,
     bootstrap,
     interval_columns,
     make_pool,
-    mean_columns,
-    net_columns,
     ratio,
+    signs,
     table_of,
     verdict_of,
 )
@@ -230,7 +228,7 @@ class Judgments:
 
     dataset: str
     rows: list[Judged]
-    pool: Pool
+    pool: dict[str, np.ndarray]
 
 
 @functools.cache
@@ -257,13 +255,13 @@ def quality_differences(row: Judged) -> list[dict[str, float]]:
     return [{i: (test[i] - b) / unit for i, b in of_base.items() if i in test} for test, of_base in pairs]
 
 
-def pool_of(rows: Sequence[Judged], seed: int) -> Pool:
+def pool_of(rows: Sequence[Judged], seed: int) -> dict[str, np.ndarray]:
     """Put all rows of a data set into one pool."""
     columns: dict[str, Any] = {}
     for row in rows:
         for short, rubric in RUBRIC_NAMES.items():
-            columns |= net_columns(f"{row.slug}/{short}", row.verdicts[rubric])
-        columns |= mean_columns(f"{row.slug}/dq", quality_differences(row))
+            columns[f"{row.slug}/{short}"] = signs(row.verdicts[rubric])
+        columns[f"{row.slug}/dq"] = quality_differences(row)
     runs = rows[0].runs
     return make_pool(columns, runs[0].profile.evaluation.bootstrap_samples, seed, same_items(runs))
 

@@ -27,16 +27,12 @@ from persona_lib.data.preference import (
 from persona_lib.data.tailoring import retrieved_train_ids
 from persona_lib.intervals import (
     WinRate,
-    difference,
+    drawn_columns,
     holm,
-    interval_columns,
     make_pool,
-    mean_columns,
-    mean_of,
-    net_columns,
-    net_of,
     position_inconsistent,
     seed_columns,
+    signs,
     table_of,
     verdict_of,
 )
@@ -317,10 +313,10 @@ def accuracy_rows(head: Row, items: dict[int, Items], samples: int, number: int,
         key: {seed: [r for r in rows if (r["split"], r["side"]) == key] for seed, rows in items.items()}
         for key in keys
     }
-    columns: dict[str, Any] = {}
-    for key, by_seed in parts.items():
-        values = [{row["id"]: ACCURACY.get(row["verdict"], 0.0) for row in rows} for rows in by_seed.values()]
-        columns |= mean_columns("/".join(key), values)
+    columns = {
+        key: [{row["id"]: ACCURACY.get(row["verdict"], 0.0) for row in rows} for rows in by_seed.values()]
+        for key, by_seed in parts.items()
+    }
     pool, lines = make_pool(columns, samples, number, shared), []
     for (split, side), by_seed in parts.items():
         rows = [row for part in by_seed.values() for row in part]
@@ -331,12 +327,12 @@ def accuracy_rows(head: Row, items: dict[int, Items], samples: int, number: int,
             "n_correct": counts.n_wins, "n_ties": counts.n_ties,
             "n_contradicted": sum(row["contradicted"] == "True" for row in rows), "n_wrong": counts.n_losses,
             "n_unparsed": counts.n_unparsed, "n_missing": len(rows) - counts.n,
-            **interval_columns("accuracy", pool.interval(mean_of(f"{split}/{side}"))),
+            **drawn_columns({"accuracy": pool[split, side]}),
         })  # fmt: skip
         if side == SIDES[-1] and (split, SIDES[0]) in parts:
-            gap = difference(mean_of(f"{split}/chosen"), mean_of(f"{split}/rejected"))
+            gap = pool[split, "chosen"] - pool[split, "rejected"]
             line = {"split": split, "side": "chosen - rejected", "n_seeds": seeds["n_seeds"]}
-            lines.append(head | line | interval_columns("accuracy", pool.interval(gap)))
+            lines.append(head | line | drawn_columns({"accuracy": gap}))
     return lines
 
 
@@ -350,14 +346,14 @@ def preference_table(profile: Profile) -> pd.DataFrame:
         if not any(valid):
             continue
         counts = WinRate.from_verdicts(v for verdicts in valid for v in verdicts.values())
-        columns = net_columns("preference", valid)
+        columns = {"net": signs(valid)}
         pool = make_pool(columns, profile.evaluation.bootstrap_samples, number, same_items(tuple(runs)))
         seeds = [run.seed for run, found in zip(runs, by_seed, strict=True) if found]
         lines.append({"dataset": dataset, "split": inference_split(profile, dataset), "n": counts.n,
                       **seed_columns(seeds), "win": counts.n_wins,
                       "tie": counts.n_ties, "loss": counts.n_losses, "unparsed": counts.n_unparsed,
                       "n_missing": sum(map(len, by_seed)) - counts.n,
-                      **interval_columns("net", pool.interval(net_of("preference")))})  # fmt: skip
+                      **drawn_columns(pool)})  # fmt: skip
     return table_of(lines)
 
 

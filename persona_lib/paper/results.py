@@ -1,7 +1,7 @@
 """Tables of judged comparisons over all data sets and seeds of a profile, with intervals and sign tests.
 
 A row is a ``Matchup``: a tested run against a base run, judged for a persona, its verdicts pooled over seeds.
-Rows without verdicts are left out; the table ``not_run`` lists them with the reason.
+Rows without verdicts are left out.
 """
 
 from __future__ import annotations
@@ -12,18 +12,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from persona_lib.intervals import (
     SIGNS,
-    Statistic,
     WinRate,
-    delta_pq,
-    delta_pq_of,
-    difference,
+    drawn_columns,
     holm,
-    interval_columns,
-    mean_interval,
-    mean_of,
-    net_of,
     position_inconsistent,
     seed_columns,
     sign_test,
@@ -56,21 +51,22 @@ TABLES = {  # file of a judged table -> the kinds of matchups in it
     "controls": ("control",),
 }
 AVERAGED = ("gold-chosen", "gold-rejected", "retrieved-chosen", "retrieved-rejected")  # the paper's rows
+N_EXAMPLES = 3  # rows of the evaluation split: its first, not selected
 Row = dict[str, Any]
 
 
 # --- the columns of a row ---
 
 
-def scores(slug: str) -> dict[str, Statistic]:
-    """Return the net win rates and dPQ of a row, by column."""
-    return {"p_net": net_of(f"{slug}/p"), "q_net": net_of(f"{slug}/q"),
-            "dpq": delta_pq_of(f"{slug}/p", f"{slug}/q")}  # fmt: skip
+def scores(pool: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
+    """Return net win rates and dPQ (paper section 5) of the columns ``name/p`` and ``name/q`` of a pool."""
+    p, q = pool[f"{name}/p"], pool[f"{name}/q"]
+    return {"p_net": p, "q_net": q, "dpq": 50 * (p + q)}
 
 
-def judged_scores(slug: str) -> dict[str, Statistic]:
+def judged_scores(judgments: Judgments, row: Judged) -> dict[str, np.ndarray]:
     """Return all that is estimated for a judged row: its scores, and the difference in quality."""
-    return scores(slug) | {"quality_sd": mean_of(f"{slug}/dq")}
+    return scores(judgments.pool, row.slug) | {"quality_sd": judgments.pool[f"{row.slug}/dq"]}
 
 
 def row_names(dataset: str, row: Judged) -> Row:
@@ -87,21 +83,19 @@ def verdict_counts(short: str, rate: WinRate) -> Row:
             f"{short}_unparsed": rate.n_unparsed}  # fmt: skip
 
 
+def inconsistent(path: Path) -> int:
+    """Count the pairs of a file of judgments in which the judge named the same position in both orders."""
+    return sum(position_inconsistent(both["AB"], both["BA"]) for both in read_orders(path).values())
+
+
 def count_columns(row: Judged) -> Row:
     """Return the counts of a row: verdicts, and pairs in which the judge chose one position both times."""
     columns: Row = {}
     for short, rubric in RUBRIC_NAMES.items():
-        columns |= verdict_counts(short, row.counts(rubric))
         folders = [judgment_folder(run, row.matchup, row.role) for run in row.runs]
+        columns |= verdict_counts(short, row.counts(rubric))
         columns[f"{short}_inconsistent"] = sum(inconsistent(path / f"{rubric}.jsonl") for path in folders)
     return columns
-
-
-def inconsistent(path: Path) -> int:
-    """Count the pairs of a file of judgments in which the judge named the same position in both orders."""
-    if not path.exists():
-        return 0
-    return sum(position_inconsistent(both["AB"], both["BA"]) for both in read_orders(path).values())
 
 
 def decided_prompts(row: Judged, rubric: str) -> tuple[int, int]:
@@ -131,14 +125,6 @@ def with_holm(table: pd.DataFrame) -> pd.DataFrame:
 # --- tables ---
 
 
-def judged_row(judgments: Judgments, row: Judged) -> Row:
-    """Return one line of a table: names, counts, sign tests, and scores with their intervals."""
-    line = row_names(judgments.dataset, row) | count_columns(row) | sign_columns(row)
-    for name, statistic in judged_scores(row.slug).items():
-        line |= interval_columns(name, judgments.pool.interval(statistic))
-    return line
-
-
 def judged_rows(
     profile: Profile, kinds: Sequence[str], role: str = "judge"
 ) -> list[tuple[Judgments, Judged]]:
@@ -147,15 +133,18 @@ def judged_rows(
 
 
 def judged_table(profile: Profile, kinds: Sequence[str], role: str = "judge") -> pd.DataFrame:
-    """Return the rows of some kinds of matchups; empty if nothing of them was judged."""
-    return with_holm(table_of([judged_row(*found) for found in judged_rows(profile, kinds, role)]))
+    """Return the rows of some kinds of matchups: counts, sign tests, and scores with their intervals."""
+    lines = [
+        row_names(judgments.dataset, row) | count_columns(row) | sign_columns(row)
+        | drawn_columns(judged_scores(judgments, row))
+        for judgments, row in judged_rows(profile, kinds, role)
+    ]  # fmt: skip
+    return with_holm(table_of(lines))
 
 
 def second_judge_table(profile: Profile) -> pd.DataFrame:
     """Return every row that the second judge has judged; empty without one."""
-    if not profile.second_judge.model:
-        return table_of([])
-    return judged_table(profile, ("main",), "second_judge")
+    return judged_table(profile, ("main",) if profile.second_judge.model else (), "second_judge")
 
 
 def main_table(profile: Profile) -> pd.DataFrame:
@@ -166,32 +155,16 @@ def main_table(profile: Profile) -> pd.DataFrame:
     """
     import pandas as pd
 
-    table = judged_table(profile, TABLES["main"])
-    main = judged_rows(profile, TABLES["main"])
+    table, main = judged_table(profile, TABLES["main"]), judged_rows(profile, TABLES["main"])
     parts = [(j, row) for j, row in main if row.matchup.judge_persona in AVERAGED]
     if not parts:
         return table
     seeds = sorted({seed for _, row in parts for seed in row.seeds})
     line: Row = {"dataset": "all", "kind": "average", "label": "average of gold and retrieved rows",
                  "n": sum(row.counts("quality").n for _, row in parts), **seed_columns(seeds)}  # fmt: skip
-    for name in judged_scores(""):
-        chosen = [(j.pool, judged_scores(row.slug)[name]) for j, row in parts]
-        line |= interval_columns(name, mean_interval(chosen))
+    drawn = [judged_scores(*part) for part in parts]
+    line |= drawn_columns({name: np.mean([of[name] for of in drawn], axis=0) for name in drawn[0]})
     return pd.concat([table, pd.DataFrame([line])], ignore_index=True)
-
-
-def by_seed_table(profile: Profile) -> pd.DataFrame:
-    """Return the main rows seed by seed: counts, net win rates and dPQ, without intervals."""
-    lines = []
-    for _, row in judged_rows(profile, TABLES["main"]):
-        for number, run in enumerate(row.runs):
-            verdicts = {rubric: [by_seed[number]] for rubric, by_seed in row.verdicts.items()}
-            one = Judged(row.matchup, (run,), verdicts, row.role)
-            p, q = (one.counts(rubric) for rubric in RUBRIC_NAMES.values())
-            names = {"dataset": run.dataset, "label": row.matchup.label, "seed": run.seed, "n": p.n}
-            nets = {"p_net": p.net, "q_net": q.net, "dpq": delta_pq(p, q)}
-            lines += [names | count_columns(one) | nets] * bool(one.seeds)
-    return table_of(lines)
 
 
 def side_difference(profile: Profile) -> pd.DataFrame:
@@ -205,15 +178,9 @@ def side_difference(profile: Profile) -> pd.DataFrame:
                 continue
             line: Row = {"dataset": judgments.dataset, "personas": source, "n_seeds": len(pair[0].seeds),
                          "n": min(row.counts("quality").n for row in pair)}  # fmt: skip
-            chosen = scores(pair[1].slug)
-            for name, rejected in scores(pair[0].slug).items():
-                statistic = difference(rejected, chosen[name])
-                line |= interval_columns(name, judgments.pool.interval(statistic))
-            lines.append(line)
+            rejected, chosen = (scores(judgments.pool, row.slug) for row in pair)
+            lines.append(line | drawn_columns({name: rejected[name] - chosen[name] for name in chosen}))
     return table_of(lines)
-
-
-N_EXAMPLES = 3  # rows of the evaluation split: its first, not selected
 
 
 def example_table(profile: Profile) -> pd.DataFrame:
@@ -231,17 +198,14 @@ def example_table(profile: Profile) -> pd.DataFrame:
     return table_of(lines).sort_values(["dataset", "id"], kind="stable") if lines else table_of([])
 
 
-def judged_tables() -> dict[str, Callable[[Profile], pd.DataFrame]]:
-    """Return the judged tables by file name."""
-    kinds = {name: functools.partial(judged_table, kinds=kinds) for name, kinds in TABLES.items()}
-    return kinds | {
-        "main": main_table,
-        "main_by_seed": by_seed_table,
-        "side_difference": side_difference,
-        "second_judge": second_judge_table,
-        "judge_agreement": agreement_table,
-        "examples": example_table,
-    }
+JUDGED_TABLES: dict[str, Callable[[Profile], pd.DataFrame]] = {
+    **{name: functools.partial(judged_table, kinds=kinds) for name, kinds in TABLES.items()},
+    "main": main_table,
+    "side_difference": side_difference,
+    "second_judge": second_judge_table,
+    "judge_agreement": agreement_table,
+    "examples": example_table,
+}
 
 
 # --- files ---

@@ -12,7 +12,7 @@ Every table takes the ``runs`` of one data set, one per seed. One run gives the 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,17 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from persona_lib import store
-from persona_lib.intervals import (
-    Pool,
-    Statistic,
-    difference,
-    interval_columns,
-    make_pool,
-    mean_columns,
-    mean_of,
-    seed_columns,
-    table_of,
-)
+from persona_lib.intervals import drawn_columns, make_pool, seed_columns, table_of
 from persona_lib.models import trainers
 from persona_lib.models.load import (
     attach_adapters,
@@ -50,7 +40,7 @@ from persona_lib.paper.answers import (
 from persona_lib.paper.judging import same_items
 from persona_lib.paper.results import Row
 from persona_lib.prompts import completion_text, tailoring_prompt
-from persona_lib.records import SIDES, RunSpec, TailoringRow
+from persona_lib.records import SIDES, TailoringRow
 from persona_lib.settings import Run, deciding
 from persona_lib.store import VERSIONS
 from persona_lib.texts import is_contrastive, strip_contrast, unigram_f1
@@ -343,47 +333,34 @@ def flip_and_did(
     }
 
 
-# --- the values of all runs, and their pool ---
+# --- tables: the values of all runs of a data set, resampled together ---
 
 
-Key = tuple[str, ...]  # arm, persona format, (measure,) persona family
-Found = Iterator[tuple[Key, dict[str, dict[str, float]]]]  # key, {name of a value: {id: value}}
+Column = tuple[str, ...]  # arm, persona format, (measure,) persona family, name of the value
+Found = dict[Column, dict[str, float]]  # per column {id: value}
 SWAPPED = ("arm", "persona_format", "measure", "persona")
 GENERATED = ("arm", "persona_format", "persona")
-STRATA = ("chosen_longer", "rejected_longer")  # which response has more characters; equal ones are left out
 
 
 def swap_items(run: Run) -> Found:
-    """Yield the swap values of every arm, measure and family of a run."""
+    """Return the swap values of every arm, measure and family of a run."""
+    found: Found = {}
     for arm, persona_format in swap_arms(run):
         reference = reference_of(arm)
         scores = swap_scores(run, arm, persona_format)
         by_measure = margins(scores, swap_scores(run, reference, persona_format) if reference else ())
         for family in (*FAMILIES, *SINGLE):
             for measure in MEASURES:
-                yield (arm, persona_format, measure, family), swap_values(by_measure[measure], family)
-
-
-def length_items(run: Run) -> Found:
-    """Yield whether D > 0 by stratum of the row, for families with two sides."""
-    rows = [row for row in answered_rows(run).values() if len(row.chosen) != len(row.rejected)]
-    longer = {row.id: STRATA[len(row.chosen) < len(row.rejected)] for row in rows}
-    for key, values in swap_items(run):
-        if key[-1] not in SINGLE:
-            positive = values["d_positive"]
-            yield key, {s: {i: v for i, v in positive.items() if longer.get(i) == s} for s in STRATA}
-
-
-def finished_specs(run: Run) -> dict[tuple[str, str, str], RunSpec]:
-    """Return the runs of the grid with finished answers, by arm, persona format and evaluated persona."""
-    done = [spec for spec in grid(run) if (generation_folder(run, spec) / "done.json").exists()]
-    return {(spec.arm, spec.persona_format, spec.eval_persona): spec for spec in done}
+                values = swap_values(by_measure[measure], family)
+                found |= {(arm, persona_format, measure, family, k): by_id for k, by_id in values.items()}
+    return found
 
 
 def flip_items(run: Run) -> Found:
-    """Yield flip and DiD of the finished answers of every arm, format and family of a run."""
-    rows = answered_rows(run)
-    specs = finished_specs(run)
+    """Return flip and DiD of the finished answers of every arm, format and family of a run."""
+    rows, found = answered_rows(run), {}
+    done = [spec for spec in grid(run) if (generation_folder(run, spec) / "done.json").exists()]
+    specs = {(spec.arm, spec.persona_format, spec.eval_persona): spec for spec in done}
     for part in dict.fromkeys(key[:2] for key in specs):
         for family in FAMILIES:
             sides = [specs.get((*part, f"{family}-{side}")) for side in SIDES]
@@ -393,93 +370,61 @@ def flip_items(run: Run) -> Found:
             ids = sorted(set(rows) & set(first) & set(second))
             answers = [[side[i].completion for i in ids] for side in (first, second)]
             responses = [[getattr(rows[i], side) for i in ids] for side in SIDES]
-            values = flip_and_did(*answers, *responses).items()
-            yield (*part, family), {name: dict(zip(ids, v.tolist(), strict=True)) for name, v in values}
+            for name, values in flip_and_did(*answers, *responses).items():
+                found[*part, family, name] = dict(zip(ids, values.tolist(), strict=True))
+    return found
 
 
 @dataclass(frozen=True)
-class PerItem:
-    """Per-item values of the runs of one data set, and the pool that their intervals come from."""
+class Pooled:
+    """The values of the runs of one data set, by column and run, and each column's resampled mean."""
 
     runs: Sequence[Run]
-    values: dict[Key, dict[str, list[dict[str, float]]]]  # key -> name of a value -> per run {id: value}
-    pool: Pool
+    values: dict[Column, list[dict[str, float]]]
+    pool: dict[Column, np.ndarray]
 
-    def n(self, key: Key, name: str) -> int:
-        """Return the number of items over all runs."""
-        return sum(map(len, self.values[key][name]))
+    @property
+    def rows(self) -> dict[Column, list[str]]:
+        """The rows of a table (columns less the value's name) with the names of their values."""
+        found: dict[Column, list[str]] = {}
+        for *row, name in self.values:
+            found.setdefault(tuple(row), []).append(name)
+        return found
 
-    def seeds(self, key: Key) -> list[int]:
-        """Return the seeds of the runs that have values."""
-        by_run = zip(self.runs, *self.values[key].values(), strict=True)
-        return [run.seed for run, *found in by_run if any(found)]
-
-    def line(self, key: Key, labels: Sequence[str], n: int) -> Row:
-        """Return what identifies a row of a table, its size and its seeds."""
-        names = dict(zip(labels, key, strict=True))
-        return {"dataset": self.runs[0].dataset, **names, "n": n, **seed_columns(self.seeds(key))}
-
-    def columns(self, name: str, statistic: Statistic) -> Row:
-        """Return a statistic with its 95 % interval as columns x, x_low, x_high."""
-        return interval_columns(name, self.pool.interval(statistic))
+    def size(self, *rows: Column) -> Row:
+        """Return the items of the smallest of some rows, and the seeds that all of them have."""
+        by_run = [self.values[*row, "flip"] for row in rows]
+        seeds = [run.seed for run, *found in zip(self.runs, *by_run, strict=True) if all(found)]
+        return {"n": min(sum(map(len, found)) for found in by_run), **seed_columns(seeds)}
 
 
-def column(key: Key, name: str) -> str:
-    """Return the name of a value's column in the pool."""
-    return "/".join((*key, name))
+def pooled(runs: Sequence[Run], read: Callable[[Run], Found]) -> Pooled:
+    """Read the values of all runs of a data set and resample them once."""
+    found = [read(run) for run in runs]
+    names = dict.fromkeys(name for of_run in found for name, by_id in of_run.items() if by_id)
+    values = {name: [of_run.get(name, {}) for of_run in found] for name in names}
+    profile, number = runs[0].profile, runs[0].profile.datasets.index(runs[0].dataset)
+    settings = profile.evaluation.bootstrap_samples, number, same_items(tuple(runs))
+    return Pooled(runs, values, make_pool(values, *settings) if values else {})
 
 
-def pool_items(runs: Sequence[Run], read: Callable[[Run], Found]) -> PerItem | None:
-    """Read the values of all runs of a data set and resample them once; None if there are none."""
-    values: dict[Key, dict[str, list[dict[str, float]]]] = {}
-    for number, run in enumerate(runs):
-        for key, by_name in read(run):
-            if any(by_name.values()):
-                known = values.setdefault(key, {name: [{} for _ in runs] for name in by_name})
-                for name, by_id in by_name.items():
-                    known[name][number] = by_id
-    if not values:
-        return None
-    columns: dict[str, Any] = {}
-    for key, by_name in values.items():
-        for name, by_run in by_name.items():
-            columns |= mean_columns(column(key, name), by_run)
-    profile, dataset = runs[0].profile, runs[0].dataset
-    settings = profile.evaluation.bootstrap_samples, profile.datasets.index(dataset), same_items(tuple(runs))
-    return PerItem(runs, values, make_pool(columns, *settings))
-
-
-# --- tables ---
+def value_table(found: Pooled, labels: Sequence[str]) -> pd.DataFrame:
+    """Return a row per arm, format and family with the mean of each value and its interval."""
+    return table_of(
+        {"dataset": found.runs[0].dataset, **dict(zip(labels, row, strict=True)), **found.size(row)}
+        | drawn_columns({name: found.pool[*row, name] for name in names})
+        for row, names in found.rows.items()
+    )
 
 
 def swap_table(runs: Sequence[Run]) -> pd.DataFrame:
     """Return the persona swap: a row per arm, format, measure and family, each metric with its interval."""
-    return value_table(pool_items(runs, swap_items), SWAPPED)
+    return value_table(pooled(runs, swap_items), SWAPPED)
 
 
 def generation_flip(runs: Sequence[Run]) -> pd.DataFrame:
     """Return flip, share DiD > 0 and DiD of generated answers per arm, format and family, with intervals."""
-    return value_table(pool_items(runs, flip_items), GENERATED)
-
-
-def value_table(items: PerItem | None, labels: Sequence[str]) -> pd.DataFrame:
-    """Return a row per key with the mean of each of its values; empty without items."""
-    lines = []
-    for key, names in (items.values if items else {}).items():
-        line = items.line(key, labels, items.n(key, "flip"))
-        for name in names:
-            line |= items.columns(name, mean_of(column(key, name)))
-        lines.append(line)
-    return table_of(lines)
-
-
-def swap_by_seed(runs: Sequence[Run]) -> pd.DataFrame:
-    """Return the swap table seed by seed: means without intervals."""
-    import pandas as pd
-
-    tables = [swap_table([run]).assign(seed=run.seed) for run in runs]
-    table = pd.concat(tables, ignore_index=True)
-    return table[[name for name in table if not name.endswith(("_low", "_high", "seeds"))]]
+    return value_table(pooled(runs, flip_items), GENERATED)
 
 
 TWINS: list[tuple[Part, Part]] = [  # tested policy, what it is compared with
@@ -498,46 +443,20 @@ TWINS: list[tuple[Part, Part]] = [  # tested policy, what it is compared with
 
 def swap_differences(runs: Sequence[Run]) -> pd.DataFrame:
     """Return tested minus compared policy (persona-free twin, PT-SFT, shuffled), paired by row and seed."""
-    items, lines = pool_items(runs, swap_items), []
-    for tested, other in TWINS if items else ():
-        for key in [key for key in items.values if key[:2] == tested and key[-1] not in SINGLE]:
-            twin = (*other, *key[2:])
-            if twin not in items.values:
-                continue
-            line: Row = {
-                "dataset": runs[0].dataset, "tested": ".".join(tested), "compared": ".".join(other),
-                "measure": key[2], "persona": key[3], "n": min(items.n(k, "flip") for k in (key, twin)),
-                "n_seeds": len(set(items.seeds(key)) & set(items.seeds(twin))),
-            }  # fmt: skip
-            for name in ("d_positive", "flip"):
-                both = (mean_of(column(k, name)) for k in (key, twin))
-                line |= items.columns(name, difference(*both))
-            lines.append(line)
-    return table_of(lines)
-
-
-def swap_length(runs: Sequence[Run]) -> pd.DataFrame:
-    """Return share D > 0 where the chosen, where the rejected response is longer, and the mean of the two.
-
-    Personas of chosen responses may differ from those of rejected ones as groups, because chosen responses
-    are longer. A policy that learned no more has D > 0 where the chosen response is longer and D < 0 where it
-    is shorter: its ``balanced`` share is .5. What is left above .5 is not length.
-    """
-    items, lines = pool_items(runs, length_items), []
-    for key in items.values if items else {}:
-        sizes = {f"n_{stratum}": items.n(key, stratum) for stratum in STRATA}
-        line = items.line(key, SWAPPED, sum(sizes.values())) | sizes
-        names = [column(key, stratum) for stratum in STRATA]
-        for stratum, name in zip(STRATA, names, strict=True):
-            line |= items.columns(stratum, mean_of(name))
-        lines.append(line | items.columns("balanced", lambda means, both=names: sum(map(means, both)) / 2))
+    found = pooled(runs, swap_items)
+    rows, lines = found.rows, []
+    pairs = [(row, (*compared, *row[2:])) for tested, compared in TWINS
+             for row in rows if row[:2] == tested and row[-1] not in SINGLE]  # fmt: skip
+    for row, twin in [pair for pair in pairs if pair[1] in rows]:
+        line: Row = {"dataset": runs[0].dataset, "tested": ".".join(row[:2]), "compared": ".".join(twin[:2]),
+                     "measure": row[2], "persona": row[3], **found.size(row, twin)}  # fmt: skip
+        metrics = ("d_positive", "flip")
+        lines.append(line | drawn_columns({k: found.pool[*row, k] - found.pool[*twin, k] for k in metrics}))
     return table_of(lines)
 
 
 SWAP_TABLES = {
     "swap": swap_table,
-    "swap_by_seed": swap_by_seed,
     "swap_differences": swap_differences,
-    "swap_length": swap_length,
     "generation_flip": generation_flip,
 }
