@@ -26,14 +26,14 @@ FILES = {
 }
 DECIDED = {
     "pairs": (1, "f8124fb44e9eb589"),
-    "personas": (1, "5416e2720b276756"),
+    "personas": (1, "de9e3233755c3c20"),
     "tailoring": (1, "b232ace1dc38143a"),
     "training": (1, "a79d24f856ba4c49"),
     "answers": (1, "7286f64131303e01"),
-    "judging": (1, "fcd1e9e17ff20a3b"),
-    "swap": (1, "ec625e1320341455"),
+    "judging": (1, "896a4a99d2dd64ec"),
+    "swap": (1, "cae50e5b490480e2"),
     "calibration": (1, "61e1ea82470feb62"),
-    "rejudged": (1, "18e4b5650ddeacf0"),
+    "rejudged": (1, "ed2552cda5402ee4"),
 }
 
 
