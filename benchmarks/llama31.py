@@ -161,8 +161,7 @@ def random_base(
     model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)
     if quantization != "none":
         model = model.hf_quantizer.postprocess_model(model)
-        load.check_nf4_layers(model)
-        load.keep_weights_differentiable(model, device)
+        load.guard_nf4(model)
     return model.requires_grad_(False).eval()
 
 

@@ -81,12 +81,10 @@ def package_profile(case: Case, **changes: Any) -> Profile:
 
 
 def package_trainer(case: Case, profile: Profile, base: Any, tokenizer: Any, data: Any, folder: Path) -> Any:
-    """Build this package's trainer, DPO on top of an SFT adapter, with the guards of ``train.fit``."""
-    if case.method == "sft":
-        trainer = trainers.sft_trainer(profile, SEED, base, tokenizer, data, folder)
-    else:
-        sft = save_adapter(profile, base, folder / "sft")
-        trainer = trainers.dpo_trainer(profile, SEED, base, sft, tokenizer, data, folder)
+    """Build this package's trainer, DPO on top of an SFT adapter, with the guards of a real run."""
+    sft = save_adapter(profile, base, folder / "sft") if case.method == "dpo" else None
+    trainer = trainers.make_trainer(profile, case.method, SEED, base, tokenizer, data, folder, sft)
+    if case.method == "dpo":
         trainers.check_dpo_start(trainer, profile)
     trainers.check_adapters(trainer.model, "default")
     trainer.add_callback(trainers.learning_guard())

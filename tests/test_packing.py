@@ -56,7 +56,7 @@ def test_an_sft_batch_lays_rows_side_by_side_and_keeps_labels_from_the_first_on(
     batch = packing.sft_collator(pad=0)(examples)
     assert batch["packed"]["ids"].tolist() == [[1, 5, 6, 2, 1, 2, 1, 7]]
     assert batch["packed"]["positions"].tolist() == [[0, 1, 2, 3, 0, 1, 0, 1]]
-    assert batch["packed"]["sizes"] == [(4, 0, 0), (2, 0, 0), (2, 0, 0)]
+    assert batch["packed"]["sizes"] == [(2, 2, 0), (1, 1, 0), (1, 1, 0)]
     assert batch["packed"]["windows"].tolist() == [[1, 2, 3], [4, 5, 0], [6, 7, 0]]
     assert batch["labels"].tolist() == [[-100, 6, 2], [-100, 2, -100], [1, 7, -100]]
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +12,8 @@ from persona_lib import store
 from persona_lib.data import everyday
 from persona_lib.data.preference import to_dpo_rows, to_ordered_dpo_rows, to_sft_rows
 from persona_lib.models import load, train, trainers
-from persona_lib.models.trainers import activate_stack, check_dpo_start
 from persona_lib.records import TailoringRow
-from persona_lib.settings import REPO, ConfigError, Run, load_profile, set_field
+from persona_lib.settings import Run, load_profile, set_field
 
 # --- arms ---
 
@@ -103,16 +98,14 @@ def test_dpo_trains_on_the_splits_it_is_given_and_validates_on_its_own(tmp_path,
     assert ids(run, "sft") == {"train": ["sft_train"], "val": ["sft_val"]}
 
 
-@pytest.mark.parametrize(
-    ("changes", "seen"),
-    [({}, 6), ({"dpo.max_steps": 7}, 12)],
-)
-def test_dpo_leaves_rows_out_that_its_steps_never_come_to_and_no_others(tmp_path, monkeypatch, changes, seen):
-    settings = {"n": 12, "dpo.max_steps": 3, "dpo.batch_size": 2} | changes
-    rows = [train.load_rows(tiny_run(tmp_path, monkeypatch, **s), "dpo", "chosen")[0]
-            for s in (settings, settings | {"dpo.max_steps": 99})]  # fmt: skip
-    assert [row["id"] for row in rows[0]["train"]] == [row["id"] for row in rows[1]["train"]][:seen]
-    assert len(rows[0]["train"]) == seen and rows[0]["val"] == rows[1]["val"]
+@pytest.mark.parametrize(("limit", "seen"), [(3, 6), (7, 12)])
+def test_dpo_leaves_rows_out_that_its_steps_never_come_to_and_no_others(tmp_path, monkeypatch, limit, seen):
+    rows = []
+    for steps in (limit, 99):
+        run = tiny_run(tmp_path, monkeypatch, n=12, **{"dpo.max_steps": steps, "dpo.batch_size": 2})
+        rows.append(train.load_rows(run, "dpo", "chosen")[0])
+    assert rows[0]["train"] == rows[1]["train"][:seen] and len(rows[1]["train"]) == 12
+    assert rows[0]["val"] == rows[1]["val"]
 
 
 # --- helpers for training ---
@@ -133,10 +126,11 @@ def same_weights(a: Path, b: Path) -> bool:
 
 def build(run: Run, method: str, train_persona: str = "chosen"):
     """A trainer as train_adapter builds it."""
+    folder = train.adapter_folder(run, method, train_persona)
     tokenizer = load.load_tokenizer(*run.base_source)
     rows, _ = train.load_rows(run, method, train_persona)
     with trainers.quiet_libraries():
-        return train.build_trainer(run, method, train_persona, tokenizer, rows)
+        return train.build_trainer(run, method, tokenizer, rows, folder)
 
 
 def evaluation_losses(folder: Path) -> list[float]:
@@ -250,22 +244,20 @@ def test_best_epoch_not_the_last_is_what_is_saved_also_by_a_process_killed_befor
 
 
 @pytest.mark.slow
-def test_truncated_dropped_and_persona_free_rows_are_counted_as_trl_treats_them(
-    tmp_path, monkeypatch, capsys
-):
+def test_truncated_and_dropped_rows_are_counted_as_trl_treats_them(tmp_path, monkeypatch, capsys):
     run = tiny_run(tmp_path, monkeypatch, **{"training.max_length": 17})
     path = run.folder / "tailoring" / "sft_train.jsonl"
     rows = store.read_rows(path, TailoringRow)
     store.write_rows(path, [*rows, *(row(f"w{i}", persona=None) for i in range(3))])
     counts = store.read_json(train.train_adapter(run, "sft", "chosen") / "counts.json")["train"]
-    assert counts["without_persona"] == 3
-    assert counts["dropped"] > 0
-    assert counts["truncated"] > 0
+    assert counts["rows"] == 16 and counts["dropped"] > 0 and counts["truncated"] > 0
     trainer = build(run, "sft")
     assert len(trainer.train_dataset) == counts["rows"] - counts["dropped"]
     without_eos = sum(2 not in ids for ids in trainer.train_dataset["input_ids"])
     assert without_eos == counts["truncated"]
-    assert f"{counts['truncated']} truncated, {counts['dropped']} dropped" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{counts['truncated']} truncated, {counts['dropped']} dropped" in said
+    assert "rows without a persona, left out: {'train': 3, 'val': 0}" in said
 
 
 # --- the stacked DPO adapter ---
@@ -287,12 +279,12 @@ def gradients(trainer, batch) -> dict:
 @pytest.mark.slow
 def test_dpo_that_forgets_the_sft_adapter_in_the_policy_is_caught_before_training(trained):
     trainer = build(trained, "dpo")
-    check_dpo_start(trainer, trained.profile)
+    trainers.check_dpo_start(trainer, trained.profile)
     trainer.model.set_adapter("default")
     with pytest.raises(trainers.TrainingError, match="reward margin before the first step"):
-        check_dpo_start(trainer, trained.profile)
-    activate_stack(trainer.model)
-    check_dpo_start(trainer, trained.profile)
+        trainers.check_dpo_start(trainer, trained.profile)
+    trainers.activate_stack(trainer.model)
+    trainers.check_dpo_start(trainer, trained.profile)
 
 
 # --- evaluation, precision, gradients ---
@@ -341,26 +333,17 @@ def test_training_killed_in_its_second_epoch_ends_with_the_same_weights(
     assert evaluation_losses(folder) == evaluation_losses(whole)
 
 
-def test_checkpoint_cut_short_by_a_kill_is_deleted_and_the_one_before_used(tmp_path):
-    for number, state in ((4, "{}"), (8, '{"global_st'), (12, None)):
-        folder = tmp_path / f"checkpoint-{number}"
-        folder.mkdir()
-        if state is not None:
-            (folder / "trainer_state.json").write_text(state)
-    assert train.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
-    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-4"]
-    assert train.last_checkpoint(tmp_path / "none") is None
-
-
-def test_checkpoints_of_other_settings_are_not_resumed(tmp_path):
+def test_a_checkpoint_cut_short_is_deleted_and_one_of_other_settings_not_resumed(tmp_path):
     folder = tmp_path / "sft-chosen"
-    train.prepare_folder(folder, "one", {})
-    checkpoint = folder / "checkpoints" / "checkpoint-4"
-    checkpoint.mkdir(parents=True)
-    (checkpoint / "trainer_state.json").write_text("{}")
-    assert train.prepare_folder(folder, "one", {}) == str(checkpoint)
+    assert train.prepare_folder(folder, "one", {}) is None
+    for number, state in ((4, "{}"), (8, '{"global_st'), (12, None)):
+        (folder / "checkpoints" / f"checkpoint-{number}").mkdir(parents=True)
+        if state is not None:
+            (folder / "checkpoints" / f"checkpoint-{number}" / "trainer_state.json").write_text(state)
+    assert train.prepare_folder(folder, "one", {}) == str(folder / "checkpoints" / "checkpoint-4")
+    assert [p.name for p in (folder / "checkpoints").iterdir()] == ["checkpoint-4"]
     assert train.prepare_folder(folder, "another", {}) is None
-    assert not checkpoint.exists()
+    assert not (folder / "checkpoints").exists()
 
 
 @pytest.mark.slow
@@ -373,49 +356,5 @@ def test_a_few_steps_in_four_bits_are_trained_once_and_their_costs_are_kept(tmp_
     spec = store.read_json(folder / "spec.json")
     assert spec["settings"]["base.quantization"] == "nf4" and (folder / "adapter_model.safetensors").exists()
     assert not (folder / "checkpoints").exists() and not (run.folder / "adapters").exists()
-    monkeypatch.setattr(train, "ProcessPoolExecutor", None)  # nothing is trained again
+    monkeypatch.setattr(train, "fit_adapter", None)  # nothing is trained again
     assert train.qlora_section(run, steps=2, rows=8).equals(costs)
-
-
-# --- several processes ---
-
-SCRIPT = """
-import pickle, sys
-from persona_lib.models import train
-run = pickle.load(open(sys.argv[1], "rb"))
-for method in ("sft", "dpo"):
-    train.train_adapter(run, method, "chosen")
-"""
-
-
-def test_a_batch_that_ranks_cannot_share_is_refused_with_the_mend(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert trainers.part(8) == 4
-    with pytest.raises(ConfigError, match="a batch of 5 rows cannot be shared by 2 processes"):
-        trainers.part(5)
-
-
-@pytest.mark.slow
-def test_two_ranks_train_what_one_process_trains(tmp_path, monkeypatch):
-    """NF4 and stacked adapters: the same training losses and the same weights."""
-    folders = []
-    for name in ("one", "two"):
-        run = tiny_run(tmp_path / name, monkeypatch, **{"dpo.sft_weight": 0.0, "base.quantization": "nf4"})
-        (tmp_path / "run.pickle").write_bytes(pickle.dumps(run))
-        (tmp_path / "train.py").write_text(SCRIPT)
-        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        command = [sys.executable, *(launch if name == "two" else []), str(tmp_path / "train.py")]
-        environment = os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [*command, str(tmp_path / "run.pickle")], env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        folders.append({method: train.adapter_folder(run, method, "chosen") for method in ("sft", "dpo")})
-    for method in ("sft", "dpo"):
-        one, two = (found[method] for found in folders)
-        assert [store.read_json(folder / "done.json")["processes"] for folder in (one, two)] == [1, 2]
-        losses = [[r["loss"] for r in store.iter_rows(f / "log.jsonl") if "loss" in r] for f in (one, two)]
-        np.testing.assert_allclose(*losses, rtol=1e-5, atol=1e-5)
-        others = weights(two)
-        for name, value in weights(one).items():
-            np.testing.assert_allclose(others[name], value, atol=5e-4, err_msg=name)

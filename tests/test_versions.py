@@ -28,11 +28,11 @@ DECIDED = {
     "pairs": (1, "f8124fb44e9eb589"),
     "personas": (1, "de9e3233755c3c20"),
     "tailoring": (1, "b232ace1dc38143a"),
-    "training": (1, "a79d24f856ba4c49"),
+    "training": (1, "a106679e1dfc25f8"),
     "answers": (1, "7286f64131303e01"),
     "judging": (1, "896a4a99d2dd64ec"),
     "swap": (1, "cae50e5b490480e2"),
-    "calibration": (1, "61e1ea82470feb62"),
+    "calibration": (1, "35e2d919727b5cc2"),
     "rejudged": (1, "ed2552cda5402ee4"),
 }
 

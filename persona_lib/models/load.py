@@ -9,10 +9,8 @@ merge loses nothing and saves time: there ``merge_adapters`` adds them to the we
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,34 +26,6 @@ class TokenError(ValueError):
     """Texts that cannot be tokenised faithfully; the message names the row and the way out."""
 
 
-@dataclass(frozen=True)
-class RowCounts:
-    """What training does to the rows of one file (token counts include BOS, EOS).
-
-    ``truncated`` rows lose the end of a completion; TRL drops rows whose prompt fills ``max_length``.
-    """
-
-    rows: int
-    truncated: int
-    dropped: int
-    prompt_tokens: int
-    completion_tokens: int
-    longest: int
-
-
-def check_tokenizer(tokenizer: Any) -> None:
-    """Raise TokenError unless the tokenizer has an EOS and a pad token that differ.
-
-    With pad == EOS a collator that masks padding also masks EOS, and the model never learns to stop.
-    """
-    if tokenizer.eos_token_id is None:
-        raise TokenError("the tokenizer has no EOS token: set eos_token before saving it")
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        raise TokenError(
-            f"the pad token ({tokenizer.pad_token!r}) must exist and differ from EOS: set pad_token"
-        )
-
-
 def chat_text(tokenizer: Any, prompt: str) -> str:
     """Return a prompt as one user's message in the model's own chat format."""
     return tailoring_prompt(prompt, None, chat=chat_format(tokenizer))
@@ -69,7 +39,8 @@ def chat_format(tokenizer: Any) -> ChatFormat | None:
     """
     if not getattr(tokenizer, "chat_template", None):
         return None
-    persona, prompt = "PERSONA-GOES-HERE", "PROMPT-GOES-HERE"
+    persona, prompt, bos = "PERSONA-GOES-HERE", "PROMPT-GOES-HERE", tokenizer.bos_token
+    adds_bos = bos is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
 
     def pieces(messages: list[dict[str, str]], *marks: str) -> tuple[str, ...]:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -79,8 +50,8 @@ def chat_format(tokenizer: Any) -> ChatFormat | None:
             if not there:
                 raise TokenError(f"the chat template leaves out the {messages[0]['role']} turn")
             found.append(before)
-        if adds_bos(tokenizer):
-            found[0] = found[0].removeprefix(tokenizer.bos_token)
+        if adds_bos:
+            found[0] = found[0].removeprefix(bos)
         return (*found, text)
 
     user = {"role": "user", "content": prompt}
@@ -91,12 +62,6 @@ def chat_format(tokenizer: Any) -> ChatFormat | None:
     added = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
     special = tuple(sorted({*tokenizer.all_special_tokens, *added}, key=len, reverse=True))
     return ChatFormat(told, pieces([user], prompt), tokenizer.eos_token, special)
-
-
-def adds_bos(tokenizer: Any) -> bool:
-    """Say whether the tokenizer puts BOS in front of every text by itself."""
-    bos = tokenizer.bos_token
-    return bos is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
 
 
 def encode(tokenizer: Any, prompt: str, completion: str, name: str = "row") -> tuple[list[int], list[int]]:
@@ -126,35 +91,25 @@ def encode(tokenizer: Any, prompt: str, completion: str, name: str = "row") -> t
 
 
 def count_rows(
-    tokenizer: Any,
-    rows: Iterable[Mapping[str, str]],
-    completions: tuple[str, ...],
-    max_length: int,
-    where: str,
-    drops: bool = True,
-) -> RowCounts:
-    """Check every row and count what training will do to it.
+    tokenizer: Any, rows: Iterable[Mapping[str, str]], max_length: int, where: str, drops: bool = True
+) -> dict[str, int]:
+    """Check every row and count what training does to them: rows, truncated, dropped, longest (in tokens).
 
-    ``completions`` names the columns that follow the prompt: ("completion",) or ("chosen", "rejected").
-    ``drops``: TRL drops rows whose prompt fills ``max_length``, unless the loss is on prompts too.
-    Raises TokenError (see ``encode``), also if there are no rows or all would be dropped.
+    A truncated row loses the end of a completion. TRL drops rows whose prompt fills ``max_length``, unless
+    the loss is on prompts too (``drops``). Raises TokenError (see ``encode``), also if no row is left.
     """
-    total = truncated = dropped = prompt_tokens = completion_tokens = longest = 0
+    total = truncated = dropped = longest = 0
     for row in rows:
-        name = f"{where}, row {row['id']}"
-        encoded = [encode(tokenizer, row["prompt"], row[c], f"{name}, {c}") for c in completions]
-        prompt, lengths = len(encoded[0][0]), [len(ids) for _, ids in encoded]
-        lost = drops and prompt >= max_length
-        total += 1
-        dropped += lost
-        truncated += not lost and prompt + max(lengths) > max_length
-        prompt_tokens += prompt
-        completion_tokens += sum(lengths)
-        longest = max(longest, prompt + max(lengths))
+        names = [name for name in ("completion", "chosen", "rejected") if name in row]
+        coded = [encode(tokenizer, row["prompt"], row[n], f"{where}, row {row['id']}, {n}") for n in names]
+        length = max(len(prompt) + len(completion) for prompt, completion in coded)
+        lost = drops and len(coded[0][0]) >= max_length
+        total, dropped, longest = total + 1, dropped + lost, max(longest, length)
+        truncated += not lost and length > max_length
     if total == dropped:
         way_out = f"raise max_length={max_length}" if total else "no row has the persona that is trained on"
         raise TokenError(f"{where}: none of {total} rows can be trained on: {way_out}")
-    return RowCounts(total, truncated, dropped, prompt_tokens, completion_tokens, longest)
+    return {"rows": total, "truncated": truncated, "dropped": dropped, "longest": longest}
 
 
 # --- Bases ---
@@ -187,17 +142,21 @@ def model_key(source: str | Path, revision: str = "") -> str:
 def load_tokenizer(source: str | Path, revision: str = "") -> Any:
     """Load a tokenizer that pads on the left (for generation) with a pad token distinct from EOS.
 
-    A missing pad token is taken from the vocabulary (``PAD_TOKENS``), so that the embedding keeps its size.
-    Raises TokenError if there is none.
+    With pad == EOS a collator that masks padding also masks EOS, and the model never learns to stop. A
+    missing pad token is taken from the vocabulary (``PAD_TOKENS``), so that the embedding keeps its size.
+    Raises TokenError if there is none, or no EOS.
     """
     from transformers import AutoTokenizer
 
     name, commit = weights.pinned(source, revision)
     tokenizer = AutoTokenizer.from_pretrained(name, revision=commit, padding_side="left")
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+    if tokenizer.eos_token_id is None:
+        raise TokenError(f"{source}: the tokenizer has no EOS token: set eos_token before saving it")
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
         known = tokenizer.get_vocab()
         tokenizer.pad_token = next((token for token in PAD_TOKENS if token in known), None)
-    check_tokenizer(tokenizer)
+        if tokenizer.pad_token is None:
+            raise TokenError(f"{source}: no token to pad with other than EOS: set pad_token before saving it")
     return tokenizer
 
 
@@ -208,10 +167,10 @@ def format_of(source: str | Path, revision: str = "") -> ChatFormat | None:
 
 
 def device() -> str:
-    """Return where models live: this rank's GPU ("cuda:0" where there is one process), else "cpu"."""
+    """Return where models live: the first visible GPU, else the CPU."""
     import torch
 
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    return "cuda:0" if torch.cuda.is_available() else "cpu"
 
 
 def quantization_config(quantization: str, compute_dtype: str) -> Any:
@@ -245,32 +204,31 @@ def load_base(
     import torch
     from transformers import AutoModelForCausalLM
 
-    where, (name, commit) = device(), weights.pinned(source, revision)
+    name, commit = weights.pinned(source, revision)
     model = AutoModelForCausalLM.from_pretrained(
         name,
         revision=commit,
         dtype=getattr(torch, compute_dtype),
         quantization_config=quantization_config(quantization, compute_dtype),
-        device_map={"": where},
+        device_map={"": device()},
     )
     if quantization == "nf4":
-        check_nf4_layers(model)
-        keep_weights_differentiable(model, where)
+        guard_nf4(model)
         if expand:
             model = model.dequantize()
     return model.requires_grad_(False).eval()
 
 
-def linear4bit_layers(model: Any) -> list[tuple[str, Any]]:
-    """Return the names and modules of all layers in four bits."""
+def guard_nf4(model: Any) -> None:
+    """Raise ModelError for what makes NF4 silently wrong, and keep its weights differentiable.
+
+    No layer in four bits, or rows that NF4's blocks of 64 do not divide. On AVX512-BF16 processors the first
+    forward pass without gradients would repack weights for a kernel that has no backward pass: from then on
+    every gradient is zero. That is switched off, and refused where bitsandbytes has no such switch.
+    """
     from bitsandbytes.nn import Linear4bit
 
-    return [(name, module) for name, module in model.named_modules() if isinstance(module, Linear4bit)]
-
-
-def check_nf4_layers(model: Any) -> None:
-    """Raise ModelError if no layer is in four bits or one has rows that NF4's blocks of 64 do not divide."""
-    layers = linear4bit_layers(model)
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, Linear4bit)]
     if not layers:
         raise ModelError("no layer was quantised: bitsandbytes can replace no layer of this model")
     for name, module in layers:
@@ -279,18 +237,9 @@ def check_nf4_layers(model: Any) -> None:
                 f"layer {name}: in_features={module.in_features} is not a multiple of {NF4_BLOCK}; NF4 would "
                 "be silently wrong: use sizes that are multiples of 64, or quantization=none"
             )
-
-
-def keep_weights_differentiable(model: Any, where: str) -> None:
-    """Switch off bitsandbytes' repacking of weights on AVX512-BF16 processors.
-
-    The first forward pass without gradients would repack the weights for a kernel that has no backward pass:
-    from then on every gradient is zero. Raises ModelError on a processor without such a switch.
-    """
-    for name, module in linear4bit_layers(model):
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-        elif where == "cpu":
+        elif module.weight.device.type == "cpu":
             lacks = "this bitsandbytes has no Linear4bit.support_avx512bf16_for_cpu"
             raise ModelError(f"layer {name}: {lacks} and would lose gradients: install the pinned version")
 
@@ -327,27 +276,6 @@ def activate(model: Any, names: Sequence[str]) -> None:
     model.requires_grad_(False).eval()
 
 
-@contextmanager
-def using_adapters(model: Any, names: Sequence[str], merge: bool = False) -> Iterator[Any]:
-    """Within the block, run one policy: these adapters stacked, or the bare base if ``names`` is empty.
-
-    ``merge`` adds them to the weights within the block (see ``merged``).
-    """
-    if not names and not hasattr(model, "peft_config"):
-        yield model
-    elif not names:
-        with model.disable_adapter():
-            yield model
-    else:
-        before = list(model.active_adapters)
-        activate(model, names)
-        try:
-            with merged(model) if merge else nullcontext():
-                yield model
-        finally:
-            activate(model, before)
-
-
 def mergeable_layers(model: Any) -> list[Any]:
     """Return the layers with adapters; raises ModelError if their weights should not take them in.
 
@@ -366,111 +294,84 @@ def mergeable_layers(model: Any) -> list[Any]:
 
 
 @contextmanager
-def merged(model: Any) -> Iterator[None]:
-    """Within the block the active adapters are added to the weights, and not computed beside them.
+def using_adapters(model: Any, names: Sequence[str], merge: bool = False) -> Iterator[Any]:
+    """Within the block, run one policy: these adapters stacked, or the bare base if ``names`` is empty.
 
-    After it every weight is the very one from before: both are held. ``mergeable_layers`` says what raises.
+    ``merge`` adds them to the weights, and puts back the very weights from before (both are held).
+    ``mergeable_layers`` says what raises.
     """
-    layers = mergeable_layers(model)
+    if not names:
+        with model.disable_adapter() if hasattr(model, "peft_config") else nullcontext():
+            yield model
+        return
+    layers = mergeable_layers(model) if merge else []
+    before = list(model.active_adapters)
     weights = [layer.get_base_layer().weight.data for layer in layers]
+    activate(model, names)
     try:
         for layer in layers:
             layer.merge(safe_merge=True)
-        yield
+        yield model
     finally:
         for layer, weight in zip(layers, weights, strict=True):
             layer.get_base_layer().weight.data = weight
             layer.merged_adapters.clear()
+        activate(model, before)
 
 
 # --- Scores ---
-
-Pair = tuple[list[int], list[int], list[int]]  # ids of a prompt and of two responses with EOS
-
-
-def by_length(rows: Sequence[tuple], batch_size: int, columns: int, compute: Callable[[list], Any]) -> Any:
-    """Return what ``compute`` gives for batches of rows sorted by length: float64 array [rows, columns]."""
-    import numpy as np
-    import torch
-
-    order = sorted(range(len(rows)), key=lambda i: sum(map(len, rows[i])))
-    result = np.zeros((len(rows), columns))
-    with torch.inference_mode():
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            result[chosen] = compute([rows[i] for i in chosen])
-    return result
 
 
 def sequence_log_probs(
     model: Any, tokenizer: Any, prompts: Sequence[str], completions: Sequence[str], batch_size: int
 ) -> Any:
-    """Return log p(completion and EOS | prompt) per row, in nats, summed over tokens: float64 array [n].
-
-    Batches are sorted by length and padded on the right; in float32 the result does not depend on them.
-    """
-    texts = enumerate(zip(prompts, completions, strict=True))
-    rows = [encode(tokenizer, p, c, f"sequence_log_probs, row {n}") for n, (p, c) in texts]
-    pad = tokenizer.pad_token_id
-    return by_length(rows, batch_size, 1, lambda batch: batch_log_probs(model, batch, pad)[:, None])[:, 0]
+    """Return log p(completion and EOS | prompt) per row, in nats, summed over tokens: float64 array [n]."""
+    return pair_log_probs(model, tokenizer, prompts, [(c,) for c in completions], batch_size)[:, 0]
 
 
 def pair_log_probs(
-    model: Any, tokenizer: Any, prompts: Sequence[str], pairs: Sequence[tuple[str, str]], batch_size: int
+    model: Any, tokenizer: Any, prompts: Sequence[str], pairs: Sequence[tuple[str, ...]], batch_size: int
 ) -> Any:
-    """Return log p(response and EOS | prompt) of both responses per prompt, in nats: float64 array [n, 2].
+    """Return log p(response and EOS | prompt) of both responses (or of one), in nats: float64 array [n, 2].
 
-    Rows are packed as in training (``packing``), so the prompt is computed once. A model whose attention
-    cannot be replaced is asked in the plain way; in float32 both agree to about six digits.
+    Rows are sorted by length and packed as in training (``packing``), so a prompt is computed once. A model
+    whose attention cannot be replaced gets one response at a time; in float32 all agree to about six digits.
     """
+    import numpy as np
+    import torch
+
+    rows = []
+    for n, (prompt, responses) in enumerate(zip(prompts, pairs, strict=True)):
+        coded = [encode(tokenizer, prompt, text, f"scored row {n}") for text in responses]
+        rows.append((coded[0][0], *(ids for _, ids in coded)))
     if not packing.takes_parts(model):
-        return plain_pair_log_probs(model, tokenizer, prompts, pairs, batch_size)
-    named = enumerate(zip(prompts, pairs, strict=True))
-    coded = [[encode(tokenizer, p, text, f"pair {n}") for text in pair] for n, (p, pair) in named]
-    rows = [(prompt, chosen, rejected) for (prompt, chosen), (_, rejected) in coded]
-    return by_length(rows, batch_size, 2, lambda batch: batch_pair_log_probs(model, batch))
+        rows, batch_size = [(prompt, ids) for prompt, *responses in rows for ids in responses], 1
+    order = sorted(range(len(rows)), key=lambda i: sum(map(len, rows[i])))
+    result = np.zeros((len(rows), len(rows[0]) - 1))
+    with torch.inference_mode():
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            result[chosen] = batch_log_probs(model, [rows[i] for i in chosen])
+    return result.reshape(len(prompts), -1)
 
 
-def plain_pair_log_probs(
-    model: Any, tokenizer: Any, prompts: Sequence[str], pairs: Sequence[tuple[str, str]], batch_size: int
-) -> Any:
-    """Return the same with the prompt computed for each response."""
-    twice = [prompt for prompt in prompts for _ in range(2)]
-    texts = [text for pair in pairs for text in pair]
-    return sequence_log_probs(model, tokenizer, twice, texts, batch_size).reshape(-1, 2)
-
-
-def batch_pair_log_probs(model: Any, rows: Sequence[Pair]) -> Any:
-    """Return the summed log-probabilities of both responses of one batch, [rows, 2]."""
+def batch_log_probs(model: Any, rows: Sequence[tuple[list[int], ...]]) -> Any:
+    """Return the summed log-probabilities of (prompt ids, ids of each response), [rows, responses]."""
     import torch
     from torch.nn.functional import cross_entropy
 
-    packed = packing.pack([packing.lay_pair(*row) for row in rows])
-    responses = [row[side] for side in (1, 2) for row in rows]  # in the order of the windows
+    packed = packing.pack(rows)
+    responses = [row[side] for side in range(1, len(rows[0])) for row in rows]  # as the windows are
     windows = [window[: len(ids)] for window, ids in zip(packed["windows"], responses, strict=True)]
-    packing.use_parts(model.config)
-    inputs = packing.decoder_inputs(packed, model.dtype, model.device)
+    inputs = {"input_ids": packed["ids"].to(model.device), "use_cache": False}
+    if packing.takes_parts(model):
+        packing.use_parts(model.config)
+        inputs = packing.decoder_inputs(packed, model.dtype, model.device)
     logits = model(**inputs, logits_to_keep=torch.cat(windows).to(model.device)).logits[0]
     labels = torch.tensor([t for ids in responses for t in ids], device=model.device)
     losses = cross_entropy(logits.float(), labels, reduction="none").double()
     sums = [-part.sum() for part in losses.split([*map(len, responses)])]
-    return torch.stack(sums).view(2, -1).T.cpu().numpy()
-
-
-def batch_log_probs(model: Any, rows: Sequence[tuple[list[int], list[int]]], pad: int) -> Any:
-    """Return summed log-probabilities of the completions of one batch of (prompt ids, completion ids)."""
-    from torch.nn.functional import cross_entropy
-
-    keep = max(len(p) + len(c) for p, c in rows) - min(len(p) for p, _ in rows) + 1  # from a prompt's end on
-    ids = packing.padded([p + c for p, c in rows], pad).to(model.device)
-    mask = packing.padded([[1] * (len(p) + len(c)) for p, c in rows], 0).to(model.device)
-    labels = packing.padded([[-100] * len(p) + c for p, c in rows], -100).to(model.device)
-    logits = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=keep).logits[:, :-1]
-    target = labels[:, -logits.shape[1] :]
-    losses = cross_entropy(
-        logits.float().flatten(0, 1), target.flatten(), ignore_index=-100, reduction="none"
-    )
-    return -losses.double().view(target.shape).sum(dim=1).cpu().numpy()
+    return torch.stack(sums).view(-1, len(rows)).T.cpu().numpy()
 
 
 # --- Joining adapters ---
@@ -487,13 +388,14 @@ def join_adapters(folders: Sequence[Path], target: Path) -> int:
 
     configs = [store.read_json(folder / "adapter_config.json") for folder in folders]
     parts = [load_file(folder / "adapter_model.safetensors") for folder in folders]
-    for config, part in zip(configs, parts, strict=True):
-        scale = config["lora_alpha"] / config["r"]
-        part.update({name: part[name].float() * (1 if ".lora_A." in name else scale) for name in part})
-    joined = {
-        name: torch.cat([part[name] for part in parts], dim=0 if ".lora_A." in name else 1).contiguous()
-        for name in parts[0]
-    }
+    scales = [config["lora_alpha"] / config["r"] for config in configs]
+    joined = {}
+    for name in parts[0]:
+        if ".lora_A." in name:
+            joined[name] = torch.cat([part[name].float() for part in parts])
+        else:
+            scaled = [part[name].float() * scale for part, scale in zip(parts, scales, strict=True)]
+            joined[name] = torch.cat(scaled, dim=1).contiguous()
     rank = sum(config["r"] for config in configs)
     target.mkdir(parents=True, exist_ok=True)
     save_file(joined, target / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -1,10 +1,8 @@
-"""Batches with less in them: rows side by side instead of padded, and the prompt of a DPO pair once.
+"""Pack the rows of a batch into one sequence without padding, and compute a DPO pair's shared prompt once.
 
-The rows of a batch follow one another in one sequence; each attends to itself alone (``attend_by_parts``)
-and its positions begin at 0. A DPO pair is laid as [prompt | chosen | rejected], each response seeing the
-prompt and itself. Hidden states, loss and gradients are those of a row of its own, to rounding. Only the
-decoder is given other rows: it hands back hidden states in TRL's order (for DPO all chosen, then all
-rejected), from the token before the first with a loss on. Dropout (``lora.dropout``, in SFT) draws anew.
+A row is a prompt and one or two responses, laid as [prompt | first | second]. Each response sees the prompt
+and itself (``attend_by_parts``), and positions begin at 0 in every row. Hidden states, loss and gradients are
+those of rows of their own, to rounding; dropout (``lora.dropout``, in SFT) draws anew.
 
 The plain path is TRL's own (``training.packing: false``); tests/test_packing.py holds them equal.
 """
@@ -12,43 +10,13 @@ The plain path is TRL's own (``training.packing: false``); tests/test_packing.py
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 IGNORED = -100  # label of a token without a loss
 BY_PARTS = "by_parts"  # the name that transformers knows ``attend_by_parts`` by
-
-
-@dataclass(frozen=True)
-class Laid:
-    """One row or pair: its ids, positions and sizes, and for each response where the windows lie in it.
-
-    ``sizes`` counts the tokens of (prompt, first response, second response); an SFT row is all "prompt".
-    """
-
-    ids: list[int]
-    positions: list[int]
-    sizes: tuple[int, int, int]
-    windows: list[list[int]]
-
-
-def lay_pair(prompt: list[int], chosen: list[int], rejected: list[int]) -> Laid:
-    """Lay a DPO pair with its prompt once; a window begins at the prompt's last token, which predicts it."""
-    p, c, r = len(prompt), len(chosen), len(rejected)
-    return Laid(
-        ids=[*prompt, *chosen, *rejected],
-        positions=[*range(p + c), *range(p, p + r)],
-        sizes=(p, c, r),
-        windows=[[*range(p - 1, p + c)], [p - 1, *range(p + c, p + c + r)]],
-    )
-
-
-def lay_row(ids: list[int], first: int) -> Laid:
-    """Lay an SFT row with a window from index ``first`` on."""
-    return Laid(ids, [*range(len(ids))], (len(ids), 0, 0), [[*range(first, len(ids))]])
 
 
 def padded(rows: Sequence[Sequence[int]], value: int) -> Any:
@@ -59,22 +27,31 @@ def padded(rows: Sequence[Sequence[int]], value: int) -> Any:
     return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
 
 
-def pack(laid: Sequence[Laid]) -> dict[str, Any]:
-    """Return what the decoder computes: ``ids`` and ``positions``, [1, tokens], and every row's ``sizes``.
+def pack(rows: Sequence[Sequence[list[int]]]) -> dict[str, Any]:
+    """Return what the decoder computes for rows (prompt, first response) or (prompt, first, second).
 
-    ``windows``, [windows, W], are where all windows lie in it, padded with 0: first the first response of
-    every row, then the second.
+    ``ids`` and ``positions`` are [1, tokens]; ``sizes`` counts every row's tokens of the three. ``windows``,
+    [responses, W], says where each response lies, from the prompt's last token on, which predicts its first
+    one; padded with 0. The first responses of all rows come first, as in TRL.
     """
     import torch
 
-    starts = itertools.accumulate((len(row.ids) for row in laid[:-1]), initial=0)
-    placed = list(zip(starts, laid, strict=True))
-    sides = range(len(laid[0].windows))
+    ids, positions, sizes = [], [], []
+    windows: list[list[list[int]]] = [[] for _ in rows[0][1:]]
+    for prompt, first, *other in rows:
+        second = other[0] if other else []
+        at, p, c, r = len(ids), len(prompt), len(first), len(second)
+        ids += [*prompt, *first, *second]
+        positions += [*range(p + c), *range(p, p + r)]
+        sizes.append((p, c, r))
+        starts = (at + p, at + p + c)
+        for side, start, n in zip(windows, starts, (c, r), strict=False):
+            side.append([at + p - 1, *range(start, start + n)])
     return {
-        "ids": torch.tensor([[t for row in laid for t in row.ids]]),
-        "positions": torch.tensor([[t for row in laid for t in row.positions]]),
-        "sizes": [row.sizes for row in laid],
-        "windows": padded([[at + t for t in row.windows[side]] for side in sides for at, row in placed], 0),
+        "ids": torch.tensor([ids]),
+        "positions": torch.tensor([positions]),
+        "sizes": sizes,
+        "windows": padded(sum(windows, []), 0),
     }
 
 
@@ -97,18 +74,16 @@ def dpo_collator(pad: int, max_length: int) -> Callable[[list[dict[str, Any]]], 
             [e[f"{side}_ids"][: max_length - len(p)] for e, p in zip(examples, prompts, strict=True)]
             for side in ("chosen", "rejected")
         ]
-        packed = pack([lay_pair(*parts) for parts in zip(prompts, *sides, strict=True)])
+        packed = pack([*zip(prompts, *sides, strict=True)])
         responses = [(p, ids) for side in sides for p, ids in zip(prompts, side, strict=True)]
-        batch = {
+        references = [name for name in ("ref_chosen_logps", "ref_rejected_logps") if name in examples[0]]
+        return {
             "input_ids": padded([[p[-1], *ids] for p, ids in responses], pad),
             "completion_mask": padded([[0, *[1] * len(ids)] for _, ids in responses], 0),
             "attention_mask": torch.ones_like(packed["ids"]),
             "packed": packed,
+            **{name: torch.tensor([e[name] for e in examples]) for name in references},
         }
-        for name in ("ref_chosen_logps", "ref_rejected_logps"):
-            if name in examples[0]:
-                batch[name] = torch.tensor([e[name] for e in examples])
-        return batch
 
     return collate
 
@@ -125,10 +100,10 @@ def sft_collator(pad: int) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
 
         ids, labels = ([e[name] for e in examples] for name in ("input_ids", "labels"))
         first = [max(0, next((i for i, y in enumerate(row) if y != IGNORED), len(row)) - 1) for row in labels]
-        packed = pack([lay_row(*row) for row in zip(ids, first, strict=True)])
+        packed = pack([(row[: i + 1], row[i + 1 :]) for row, i in zip(ids, first, strict=True)])
         return {
-            "input_ids": padded([row[start:] for row, start in zip(ids, first, strict=True)], pad),
-            "labels": padded([row[start:] for row, start in zip(labels, first, strict=True)], IGNORED),
+            "input_ids": padded([row[i:] for row, i in zip(ids, first, strict=True)], pad),
+            "labels": padded([row[i:] for row, i in zip(labels, first, strict=True)], IGNORED),
             "attention_mask": torch.ones_like(packed["ids"]),
             "packed": packed,
         }
@@ -265,9 +240,6 @@ def small_tiles(on: bool = True) -> Iterator[None]:
     if not on or torch.cuda.is_available():
         yield
         return
-    tile, only_with_loss = chunked_logprob.TOKEN_CHUNK_SIZE, utils._use_triton
-    chunked_logprob.TOKEN_CHUNK_SIZE, utils._use_triton = TILE, lambda device: True
-    try:
+    tiles = mock.patch.object(chunked_logprob, "TOKEN_CHUNK_SIZE", TILE)
+    with tiles, mock.patch.object(utils, "_use_triton", lambda device: True):  # positions with a loss only
         yield
-    finally:
-        chunked_logprob.TOKEN_CHUNK_SIZE, utils._use_triton = tile, only_with_loss

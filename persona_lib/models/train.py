@@ -3,38 +3,28 @@
 The base stays frozen (in four bits for QLoRA). DPO trains a second adapter on the frozen SFT adapter; its
 reference is the base with the SFT adapter alone. The trainers are TRL's (``trainers``); here are the rows and
 the folders.
-
-``accelerate launch --num_processes N -m persona_lib.models.train --profile NAME`` trains all arms of a
-profile's data sets and seeds on N GPUs, which share every batch; ``run_all.sh`` finds them finished.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import gc
 import json
 import shutil
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import redirect_stdout
-from multiprocessing import get_context
 from pathlib import Path
-from resource import RUSAGE_SELF, getrusage
 from typing import Any
 
 from persona_lib import store
 from persona_lib.data.preference import TWO_SIDED, draw, to_dpo_rows, to_ordered_dpo_rows, to_sft_rows
 from persona_lib.models import packing, trainers
-from persona_lib.models.load import RowCounts, count_rows, format_of, load_base, load_tokenizer, model_key
-from persona_lib.models.trainers import check_dpo_start, dpo_trainer, sft_trainer
+from persona_lib.models.load import count_rows, format_of, load_base, load_tokenizer, model_key
 from persona_lib.records import TailoringRow
-from persona_lib.settings import Profile, Run, deciding, load_profile, main_arm, set_field
+from persona_lib.settings import Run, deciding, main_arm, set_field
 from persona_lib.store import VERSIONS
 from persona_lib.workers import run_jobs
 
 SHARED = "base.quantization base.dtype lora.* training.max_length training.warmup training.*rows"
 OF_METHOD = {"sft": "sft.* training.completion_only_loss training.packing", "dpo": "dpo.* training.packing"}
-COMPLETIONS = {"sft": ("completion",), "dpo": ("chosen", "rejected")}
 
 
 def adapter_folder(run: Run, method: str, train_persona: str) -> Path:
@@ -98,17 +88,16 @@ def training_spec(run: Run, method: str, train_persona: str) -> dict[str, Any]:
 
 
 def prepare_folder(folder: Path, key: str, spec: dict[str, Any]) -> str | None:
-    """Clear what another key left; return the last whole checkpoint of this key, or None."""
+    """Clear what another key left; return the newest whole checkpoint of this key, or None.
+
+    A checkpoint that a kill cut short is deleted (its state file comes last).
+    """
     known = folder / "spec.json"
     if folder.exists() and not (known.exists() and store.read_json(known)["key"] == key):
         shutil.rmtree(folder)
     store.write_json(known, {"key": key, **spec})
-    return last_checkpoint(folder / "checkpoints")
-
-
-def last_checkpoint(folder: Path) -> str | None:
-    """Return the newest whole checkpoint; delete what a kill cut short (the state file comes last)."""
-    for path in sorted(folder.glob("checkpoint-*"), key=lambda p: -int(p.name.rpartition("-")[2])):
+    checkpoints = (folder / "checkpoints").glob("checkpoint-*")
+    for path in sorted(checkpoints, key=lambda p: -int(p.name.rpartition("-")[2])):
         try:
             json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
             return str(path)
@@ -117,128 +106,98 @@ def last_checkpoint(folder: Path) -> str | None:
     return None
 
 
-def missing_job(run: Run, method: str, train_persona: str) -> tuple[Run, str, str, dict[str, Any]] | None:
-    """Return the arguments of ``fit_adapter``, or None if the adapter is done for the settings of now."""
-    run = arm_settings(run, train_persona)
-    spec = training_spec(run, method, train_persona)
-    done = store.is_done(adapter_folder(run, method, train_persona), store.content_hash(spec))
-    return None if trainers.share(done) else (run, method, train_persona, spec)
-
-
 def train_arms(run: Run, method: str) -> list[Path]:
     """Train one method's adapters of all the profile's arms that are not done, ``workers`` at a time.
 
-    Under ``accelerate launch`` all ranks call this together, and rank 0 writes. DPO needs the SFT adapters of
-    the same arms. Returns the folders ``adapters/<method>-<train_persona>``.
+    DPO needs the SFT adapters of the same arms. Returns the folders ``adapters/<method>-<train_persona>``.
     """
-    arms = run.profile.training.arms
-    jobs = [job for arm in arms if (job := missing_job(run, method, arm))]
-    run_jobs(fit_adapter, jobs, 1 if trainers.count() > 1 else run.profile.workers)
-    return [adapter_folder(run, method, arm) for arm in arms]
+    missing = []
+    for arm in run.profile.training.arms:
+        spec = training_spec(arm_settings(run, arm), method, arm)
+        if not store.is_done(adapter_folder(run, method, arm), store.content_hash(spec)):
+            missing.append((run, method, arm))
+    run_jobs(train_adapter, missing, run.profile.workers)
+    return [adapter_folder(run, method, arm) for arm in run.profile.training.arms]
 
 
-def train_adapter(run: Run, method: str, train_persona: str) -> Path:
-    """Train one arm's adapter as ``train_arms`` does, in this process; returns its folder."""
-    if job := missing_job(run, method, train_persona):
-        fit_adapter(*job)
-    return adapter_folder(run, method, train_persona)
+def train_adapter(run: Run, method: str, train_persona: str, folder: Path | None = None) -> Path:
+    """Train one arm's adapter, if it is not done, in this process; returns its folder (or the one given)."""
+    folder, run = folder or adapter_folder(run, method, train_persona), arm_settings(run, train_persona)
+    spec = training_spec(run, method, train_persona)
+    if not store.is_done(folder, key := store.content_hash(spec)):
+        rows, without = load_rows(run, method, train_persona)
+        if any(without.values()):
+            print(f"{folder.name}: rows without a persona, left out: {without}", flush=True)
+        fit_adapter(run, method, rows, folder, key, spec)
+    return folder
 
 
-def fit_adapter(run: Run, method: str, train_persona: str, spec: dict[str, Any]) -> None:
-    """Train the adapter that ``spec`` describes; resume from its last checkpoint if it was killed."""
-    folder, key = adapter_folder(run, method, train_persona), store.content_hash(spec)
-    checkpoint = trainers.share(prepare_folder(folder, key, spec) if trainers.rank() == 0 else None)
-    tokenizer = load_tokenizer(*run.base_source)
-    rows, without = load_rows(run, method, train_persona)
-    counts = count_parts(run, method, tokenizer, rows, without, folder)
-    with trainers.quiet_libraries(), packing.small_tiles(on=run.profile.training.packing):
-        trainer = build_trainer(run, method, train_persona, tokenizer, rows)
-        for name, dataset in (("train", trainer.train_dataset), ("val", trainer.eval_dataset)):
-            if len(dataset) != counts[name].rows - counts[name].dropped:
-                kept = f"TRL keeps {len(dataset)} rows of {name}"
-                raise trainers.TrainingError(f"{kept}; counted {counts[name]}")
-        fit(trainer, run.profile, folder.name, checkpoint)
+def fit_adapter(
+    run: Run, method: str, rows: dict[str, list[dict]], folder: Path, key: str, spec: dict[str, Any]
+) -> None:
+    """Train an adapter on the rows of "train" and "val" and save it; resume from its last checkpoint.
+
+    What training does not see of them is printed, and in counts.json. DPO starts from the SFT adapter in the
+    folder beside this one. Raises what ``count_rows`` and the guards raise.
+    """
+    from transformers import PrinterCallback
+
+    profile, name = run.profile, folder.name
+    checkpoint, tokenizer = prepare_folder(folder, key, spec), load_tokenizer(*run.base_source)
+    counts, drops = {}, method == "dpo" or profile.training.completion_only_loss
+    for part, found in rows.items():
+        counts[part] = count_rows(tokenizer, found, profile.training.max_length, f"{name} {part}", drops)
+        said = "{rows} rows, {truncated} truncated, {dropped} dropped (prompt too long)".format(
+            **counts[part]
+        )
+        print(f"{name}: {part}: {said}, longest row {counts[part]['longest']} tokens", flush=True)
+    store.write_json(folder / "counts.json", counts)
+    with trainers.quiet_libraries(), packing.small_tiles(on=profile.training.packing):
+        trainer = build_trainer(run, method, tokenizer, rows, folder)
+        for part, dataset in (("train", trainer.train_dataset), ("val", trainer.eval_dataset)):
+            if len(dataset) != counts[part]["rows"] - counts[part]["dropped"]:
+                kept = f"TRL keeps {len(dataset)} rows of {part}"
+                raise trainers.TrainingError(f"{kept}; counted {counts[part]}")
+        trainers.check_adapters(trainer.model, "default")
+        if method == "dpo":
+            trainers.check_dpo_start(trainer, profile)
+        trainer.remove_callback(PrinterCallback)
+        for callback in (trainers.learning_guard(), trainers.progress_lines(name)):
+            trainer.add_callback(callback)
+        trainer.train(resume_from_checkpoint=checkpoint)  # the best epoch is what remains in the model
     save_adapter(trainer, folder, key)
     del trainer
     release_memory()
 
 
-def build_trainer(
-    run: Run, method: str, train_persona: str, tokenizer: Any, rows: dict[str, list[dict]]
-) -> Any:
-    """Load the base and build the method's trainer for the arm's rows."""
-    output = adapter_folder(run, method, train_persona) / "checkpoints"
-    data = {part: as_dataset(rows[part], output / "rows" / part) for part in rows}
-    profile = run.profile
-    base = load_base(*run.base_source, profile.base.quantization, profile.base.dtype)
-    if method == "sft":
-        return sft_trainer(profile, run.seed, base, tokenizer, data, output)
-    sft = adapter_folder(run, "sft", train_persona)
-    return dpo_trainer(profile, run.seed, base, sft, tokenizer, data, output)
+def build_trainer(run: Run, method: str, tokenizer: Any, rows: dict[str, list[dict]], folder: Path) -> Any:
+    """Load the base and build the method's trainer, whose checkpoints go below ``folder``."""
+    from datasets import Dataset
 
-
-def as_dataset(rows: list[dict], folder: Path) -> Any:
-    """Return rows as a dataset; with several ranks on disk, where TRL shares reference log-probabilities."""
-    from datasets import Dataset, load_from_disk
-
-    data = Dataset.from_list(rows)
-    if trainers.count() == 1:
-        return data
-    if trainers.rank() == 0:
-        shutil.rmtree(folder, ignore_errors=True)  # a killed run's cache would change the random numbers
-        data.save_to_disk(str(folder))
-    trainers.share(None)
-    return load_from_disk(str(folder))
-
-
-def count_parts(
-    run: Run, method: str, tokenizer: Any, rows: dict[str, list[dict]], without: dict[str, int], folder: Path
-) -> dict[str, RowCounts]:
-    """Check and count the rows of "train" and "val"; write counts.json and print what training will not see.
-
-    ``without`` counts the rows that had no persona. See ``load.count_rows`` for what raises.
-    """
-    drops = method == "dpo" or run.profile.training.completion_only_loss
-    counts = {}
-    for part, found in rows.items():
-        where, limit = f"{folder.name} {part}", run.profile.training.max_length
-        c = counts[part] = count_rows(tokenizer, found, COMPLETIONS[method], limit, where, drops)
-        if trainers.rank() == 0:
-            print(
-                f"{folder.name}: {part}: {c.rows} rows ({without[part]} more had no persona), {c.truncated} "
-                f"truncated, {c.dropped} dropped (prompt too long), longest row {c.longest} tokens",
-                flush=True,
-            )
-    if trainers.rank() == 0:
-        table = {p: {**dataclasses.asdict(c), "without_persona": without[p]} for p, c in counts.items()}
-        store.write_json(folder / "counts.json", table)
-    return counts
-
-
-def fit(trainer: Any, profile: Profile, name: str, checkpoint: str | None) -> None:
-    """Run the guards and the training; the best epoch by validation loss is what remains in the model."""
-    from transformers import PrinterCallback
-
-    trainers.check_adapters(trainer.model, "default")
-    if hasattr(trainer, "precompute_ref_logps"):
-        check_dpo_start(trainer, profile)
-    trainer.remove_callback(PrinterCallback)
-    for callback in (trainers.learning_guard(), trainers.progress_lines(name)):
-        trainer.add_callback(callback)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    data = {part: Dataset.from_list(found) for part, found in rows.items()}
+    base = load_base(*run.base_source, run.profile.base.quantization, run.profile.base.dtype)
+    given = (run.profile, method, run.seed, base, tokenizer, data, folder / "checkpoints")
+    return trainers.make_trainer(*given, sft=folder.with_name(folder.name.replace("dpo", "sft", 1)))
 
 
 def save_adapter(trainer: Any, folder: Path, key: str) -> None:
-    """Write the adapter and its log, drop the checkpoints, and mark the folder as done; rank 0 writes."""
-    trainers.share(None)  # all have read the best checkpoint, which goes now
-    if trainers.rank() == 0:
-        trainer.model.save_pretrained(str(folder), selected_adapters=["default"])
-        state = trainer.state
-        store.write_rows(folder / "log.jsonl", state.log_history)
-        shutil.rmtree(folder / "checkpoints")
-        facts = {"steps": state.global_step, "best_eval_loss": state.best_metric}
-        store.mark_done(folder, key, **facts, processes=trainers.count())
-    trainers.share(None)  # the next adapter may depend on this one's done.json
+    """Write the adapter and its log, drop the checkpoints, and mark the folder as done."""
+    trainer.model.save_pretrained(str(folder), selected_adapters=["default"])
+    state = trainer.state
+    store.write_rows(folder / "log.jsonl", state.log_history)
+    shutil.rmtree(folder / "checkpoints")
+    facts = {"steps": state.global_step, "best_eval_loss": state.best_metric}
+    store.mark_done(folder, key, **facts, megabytes=weight_megabytes(trainer.model))
+
+
+def weight_megabytes(model: Any) -> dict[str, float]:
+    """Return the size of a model's frozen weights as they are, NF4's scales included, and as float32."""
+    weights = [weight for weight in model.parameters() if not weight.requires_grad]
+    states = [getattr(weight, "quant_state", None) for weight in weights]
+    kept = [*weights, *(t for state in states if state for t in (state.absmax, state.state2.absmax))]
+    shapes = [(state or weight).shape for weight, state in zip(weights, states, strict=True)]
+    whole = sum(4 * shape.numel() for shape in shapes)
+    return {"held": sum(t.numel() * t.element_size() for t in kept) / 1e6, "float32": whole / 1e6}
 
 
 def release_memory() -> None:
@@ -250,65 +209,23 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
 
 
-# --- QLoRA on the run's own base ---
-
-
 def qlora_section(run: Run, steps: int = 4, rows: int = 16) -> Any:
-    """Train SFT on the base in NF4 for a few steps, once, in a process of its own; return the costs."""
+    """Train SFT on the base in NF4 for a few steps, once, in ``qlora/``; return what it cost, as a table."""
     import pandas as pd
 
-    changes = {"base.quantization": "nf4", "sft.epochs": 1}
-    run = dataclasses.replace(run, profile=set_field(run.profile, changes))
-    spec = training_spec(run, "sft", main_arm(run.profile)) | {"steps": steps, "rows": rows}
-    if not store.is_done(run.folder / "qlora", key := store.content_hash(spec)):
-        with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # so the peak of memory is its own
-            pool.submit(train_steps, run, steps, rows, key, spec).result()
-    return pd.Series(store.read_json(run.folder / "qlora" / "cost.json"), name="measured").to_frame()
-
-
-def train_steps(run: Run, steps: int, rows: int, key: str, spec: dict[str, Any]) -> None:
-    """Train, and write cost.json, the adapter and, last, done.json."""
-    folder, (found, _) = run.folder / "qlora", load_rows(run, "sft", main_arm(run.profile))
-    found = {"train": found["train"][:rows], "val": found["val"][:steps]}
-    profile = set_field(run.profile, {"sft.batch_size": -(-len(found["train"]) // steps)})
-    checkpoint, tokenizer = prepare_folder(folder, key, spec), load_tokenizer(*run.base_source)
-    base = load_base(*run.base_source, "nf4", profile.base.dtype)
-    cost = {f"weights in {name}, MB": n / 1e6 for name, n in weight_bytes(base).items()}
-    with trainers.quiet_libraries(), packing.small_tiles(on=profile.training.packing), redirect_stdout(None):
-        data = {part: as_dataset(found[part], folder) for part in found}
-        trainer = sft_trainer(profile, run.seed, base, tokenizer, data, folder / "checkpoints")
-        trainer.args.logging_strategy, trainer.args.logging_steps = "steps", 1
-        fit(trainer, profile, "qlora", checkpoint)
-    log = trainer.state.log_history
-    last = {name: value for entry in log for name, value in entry.items()}
-    cost |= {"steps": last["step"], "loss of the first": log[0]["loss"], "loss of the last": last["loss"]}
-    cost["seconds per step"] = (last["train_runtime"] - last["eval_runtime"]) / last["step"]
-    store.write_json(folder / "cost.json", cost | {"peak memory, MB": getrusage(RUSAGE_SELF).ru_maxrss / 1e3})
-    save_adapter(trainer, folder, key)
-
-
-def weight_bytes(model: Any) -> dict[str, int]:
-    """Return the bytes of a model's weights as they are, scales included, and as float32."""
-    states = [(weight, getattr(weight, "quant_state", None)) for weight in model.parameters()]
-    kept = [t for w, s in states for t in ([w] if s is None else [w, s.absmax, s.state2.absmax])]
-    whole = sum(4 * (weight if state is None else state).shape.numel() for weight, state in states)
-    return {"NF4": sum(tensor.numel() * tensor.element_size() for tensor in kept), "float32": whole}
-
-
-# --- Command line, for several GPUs ---
-
-
-def main() -> None:
-    """Train the arms of a profile whose tailoring data are there, alone or as one rank of several."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--profile", required=True)
-    parser.add_argument("--set", action="append", default=[], dest="overrides")
-    arguments = parser.parse_args()
-    profile = load_profile(arguments.profile, arguments.overrides)
-    for run in (Run(profile, dataset, seed) for dataset in profile.datasets for seed in profile.seeds):
-        for method in (name for name in ("sft", "dpo") if name in profile.training.methods):
-            train_arms(run, method)
-
-
-if __name__ == "__main__":
-    main()
+    few = {"training.rows": rows, "training.validation_rows": rows, "sft.batch_size": rows // steps}
+    changes = {"base.quantization": "nf4", "sft.epochs": 1, **few}
+    changed = dataclasses.replace(run, profile=set_field(run.profile, changes))
+    folder = train_adapter(changed, "sft", main_arm(run.profile), run.folder / "qlora")
+    done, log = store.read_json(folder / "done.json"), {}
+    for entry in store.iter_rows(folder / "log.jsonl"):
+        log |= entry
+    cost = {
+        "weights in NF4, MB": done["megabytes"]["held"],
+        "weights in float32, MB": done["megabytes"]["float32"],
+        "steps": done["steps"],
+        "training loss": log["train_loss"],
+        "validation loss": log["eval_loss"],
+        "seconds per step": (log["train_runtime"] - log["eval_runtime"]) / done["steps"],
+    }
+    return pd.Series(cost, name="measured").to_frame()

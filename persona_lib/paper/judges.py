@@ -18,12 +18,11 @@ from typing import Any
 from persona_lib import store
 from persona_lib.data import everyday, official, preference
 from persona_lib.data.reader import fit, quality
-from persona_lib.models import packing, train, trainers
+from persona_lib.models import train, trainers
 from persona_lib.models.generate import Sampling
 from persona_lib.models.load import (
     attach_adapters,
     chat_text,
-    count_rows,
     format_of,
     load_base,
     load_tokenizer,
@@ -351,25 +350,11 @@ def backwards_key(run: Run) -> str:
 
 def train_backwards(run: Run) -> Path:
     """Train the judge's adapter once per profile and data set, for all seeds; resumes; returns its folder."""
-    from datasets import Dataset
-
     folder, key = results_dir(run.profile) / run.dataset / NAME, backwards_key(run)
-    if store.is_done(folder, key):
-        return folder
-    profile = set_field(run.profile, TRAINING)
-    checkpoint = train.prepare_folder(folder, key, {"judge": NAME})
-    tokenizer = load_tokenizer(*run.base_source)
-    rows = {part: persona_rows(run, part) for part in ("train", "val")}
-    for part, found in rows.items():
-        count_rows(tokenizer, found, ("completion",), profile.training.max_length, f"{NAME} {part}")
-    data = {part: Dataset.from_list(found) for part, found in rows.items()}
-    with trainers.quiet_libraries(), packing.small_tiles(on=profile.training.packing):
-        base = load_base(*run.base_source, "none", profile.base.dtype)
-        trainer = trainers.sft_trainer(profile, 0, base, tokenizer, data, folder / "checkpoints")
-        train.fit(trainer, profile, NAME, checkpoint)
-    train.save_adapter(trainer, folder, key)
-    del trainer
-    train.release_memory()
+    if not store.is_done(folder, key):
+        rows = {part: persona_rows(run, part) for part in ("train", "val")}
+        changed = Run(set_field(run.profile, TRAINING), run.dataset, seed=0)
+        train.fit_adapter(changed, "sft", rows, folder, key, {"judge": NAME})
     return folder
 
 
