@@ -1,10 +1,9 @@
 """A page to ask the trained policies oneself: ``python -m persona_lib.demo`` or ``./run_all.sh --demo``.
 
 One question, one user, and the answers of plain DPO and PT-DPO (or of any two trained policies) side by side
-as they are written; below them what the reader of answers sees in each. As in the paper's main table, a
-policy that was trained without personas is told the persona in the first person, a tailored one in its
-``Persona:`` line. The page is served to this machine only, sends nothing anywhere, loads nothing from
-elsewhere and shows texts as text. Needs the ``[demo]`` extra.
+as they are written. As in the paper's main table, a policy that was trained without personas is told the
+persona in the first person, a tailored one in its ``Persona:`` line. The page is served to this machine only,
+sends nothing anywhere, loads nothing from elsewhere and shows texts as text. Needs the ``[demo]`` extra.
 """
 
 from __future__ import annotations
@@ -15,9 +14,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from persona_lib.data import everyday
 from persona_lib.data.official import ROLE_MARK
-from persona_lib.data.reader import UNREADABLE, shows
 from persona_lib.models import trainers
 from persona_lib.models.generate import ONE_AT_A_TIME, TransformersGenerator
 from persona_lib.models.load import ModelError, format_of
@@ -30,64 +27,37 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MAX_CHARACTERS = 2000  # of a question or a persona that is typed in
-HOST = "127.0.0.1"
 QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
 N_QUESTIONS = 40  # of the evaluation split, offered in the list
 INTRODUCTION = (
     "# Whose boat does it float?\n"
-    "Two models that were trained on the same preferences answer one question for one user. Plain DPO was "
-    "trained without personas and is told about the user inside the question. Tailored DPO was trained "
-    "with personas. Pick a question or write any everyday one; pick a user or describe one.\n\n"
+    "Two models that were trained on the same preferences answer one question for one user. Plain DPO "
+    "(`dpo-none`) was trained without personas and is told about the user inside the question. Tailored DPO "
+    "was trained with personas. Pick a question or write any everyday one; pick a user or describe one.\n\n"
     "The default run's model is **small** (135 million parameters): it errs on facts, check before use."
 )
-ABSENT = ("prose", "plain")  # what a text shows by lacking something: nothing to point at
-# Worded by us. The first one for real data is a situation that the paper discusses: a party, someone sober.
+# Worded by us. The first one is a situation that the paper discusses: a party, someone sober.
 PARTY = "I am having people over for a party tonight. What could I get that would really liven it up?"
 EXAMPLES = [
     (PARTY, "The user is sober and prefers ideas that everybody can enjoy without alcohol."),
     (PARTY, "The user is a generous host and prefers bold ideas that guests will talk about for weeks."),
     ("How do I ask my neighbours to be quieter?", "The user is shy and prefers to avoid a conversation."),
 ]
-MNEMONIC = [
-    ("gregarious", "The user is musical and prefers memory aids that rhyme."),
-    ("gregarious", "The user is patient and prefers memory aids that lead to the meaning step by step."),
-]
-
-
-# --- a run's policies ---
-
-
-def trained_arms(run: Run) -> list[str]:
-    """Return the arms that can be asked: those whose adapters are finished; ConfigError if there is none."""
-    arms = dict.fromkeys(arm for arm, _ in swap_arms(run) if arm != "base")
-    there = [arm for arm in arms if all((f / "done.json").exists() for f in adapters_of(run, arm))]
-    if not there:
-        command = f"./run_all.sh --profile {run.profile.name}"
-        raise ConfigError(f"no trained policy in {run.folder / 'adapters'}: run {command} first")
-    return there
-
-
-def words_of(arm: str) -> str:
-    """Return a policy's name in words: "dpo-none" is "plain DPO"."""
-    method, _, trained = arm.partition("-")
-    name = {"sft": "fine-tuning", "dpo": "DPO"}.get(method, method)
-    return f"plain {name}" if trained == "none" else f"tailored {name} ({trained} personas)"
 
 
 class Asker:
-    """The policies of a run, loaded at the first question: one base, adapters switched."""
+    """The trained policies of a run, loaded at the first question: one base, adapters switched.
+
+    Raises ConfigError if none is trained.
+    """
 
     def __init__(self, run: Run) -> None:
-        self.run, self.arms, self.loader = run, trained_arms(run), PolicyLoader(run)
-        self.chat = format_of(*run.base_source)
-
-    def load(self, arm: str) -> TransformersGenerator:
-        """Return an arm's generator."""
-        with ONE_AT_A_TIME, trainers.quiet_libraries():
-            model, tokenizer = self.loader.load(arm)
-        adapters = [folder.name for folder in adapters_of(self.run, arm)]
-        penalty = self.run.profile.generation.repetition_penalty
-        return TransformersGenerator(model, tokenizer, arm, 1, adapters, repetition_penalty=penalty)
+        arms = dict.fromkeys(arm for arm, _ in swap_arms(run) if arm != "base")
+        self.arms = [arm for arm in arms if all((f / "done.json").exists() for f in adapters_of(run, arm))]
+        if not self.arms:
+            command = f"./run_all.sh --profile {run.profile.name}"
+            raise ConfigError(f"no trained policy in {run.folder / 'adapters'}: run {command} first")
+        self.run, self.loader, self.chat = run, PolicyLoader(run), format_of(*run.base_source)
 
     def prompt(self, arm: str, question: str, persona: str) -> str:
         """Return what an arm is asked; an empty persona is none. ConfigError without a question."""
@@ -105,116 +75,82 @@ class Asker:
     def answer(self, arm: str, question: str, persona: str) -> Iterator[str]:
         """Yield an arm's answer as it grows."""
         told, settings = self.prompt(arm, question, persona), self.run.profile.generation
+        with ONE_AT_A_TIME, trainers.quiet_libraries():
+            loaded = self.loader.load(arm)
+        adapters = [folder.name for folder in adapters_of(self.run, arm)]
+        penalty = settings.repetition_penalty
+        generator = TransformersGenerator(*loaded, arm, 1, adapters, repetition_penalty=penalty)
         prompt = begun_prompt(told, beginning(self.run.dataset, question), self.chat)
-        sizes = settings.max_new_tokens, (STOP,), settings.min_new_tokens
-        for text in self.load(arm).stream(prompt, *sizes):
+        for text in generator.stream(prompt, settings.max_new_tokens, (STOP,), settings.min_new_tokens):
             yield whole_answer(self.run, question, text)
 
 
-# --- a reader's own personas, in notebook 10 ---
-
-
-def check_own(pairs: Sequence[Any]) -> list[tuple[str, str]]:
-    """Return a reader's (question, persona) pairs; ValueError names a wrong one. A persona may be empty."""
-    for number, pair in enumerate(pairs, start=1):
-        texts = not isinstance(pair, str) and len(pair) == 2 and all(isinstance(text, str) for text in pair)
-        if not texts or not pair[0].strip():
-            wanted = "write it as [question, persona], two texts in quotes; only the persona may be empty"
-            raise ValueError(f"own, pair {number}: {pair!r}; {wanted}")
-    return [(question.strip(), persona.strip()) for question, persona in pairs]
-
-
-def answer_own(run: Run, pairs: Sequence[Any] = ()) -> pd.DataFrame:
+def answer_own(run: Run, pairs: Sequence[tuple[str, str]] = ()) -> pd.DataFrame:
     """Return plain DPO's and PT-DPO's answers to (question, persona) pairs; without pairs, to our examples.
 
-    Empty, with a line that says why, if one of the two is not trained. Raises ValueError for a wrong pair.
+    Raises ValueError for what is no such pair.
     """
     import pandas as pd
 
-    checked = check_own(pairs or (MNEMONIC if run.dataset == "mnemonic" else EXAMPLES))
-    arms = {"plain_dpo": "dpo-none", "pt_dpo": f"dpo-{main_arm(run.profile)}"}
-    folders = {arm: adapters_of(run, arm) for arm in arms.values()}
-    missing = [arm for arm, found in folders.items() if not all((f / "done.json").exists() for f in found)]
-    if missing:
-        print(f"no answers: {' and '.join(missing)} not trained; run the steps before this one")
-        return pd.DataFrame(columns=["prompt", "persona", *arms])
-    asker, table = Asker(run), pd.DataFrame(checked, columns=["prompt", "persona"])
-    answers = {name: [[*asker.answer(arm, *pair)][-1] for pair in checked] for name, arm in arms.items()}
-    return table.assign(**answers)
+    for number, pair in enumerate(pairs, start=1):
+        if isinstance(pair, str) or [type(text) for text in pair] != [str, str]:
+            raise ValueError(f"own, pair {number}: {pair!r}; write it as [question, persona], two texts")
+    asker, table = Asker(run), pd.DataFrame(list(pairs) or EXAMPLES, columns=["prompt", "persona"])
+    for name, arm in (("plain_dpo", "dpo-none"), ("pt_dpo", f"dpo-{main_arm(run.profile)}")):
+        asked = zip(table.prompt, table.persona, strict=True)
+        known = arm in asker.arms
+        table[name] = [[*asker.answer(arm, *pair)][-1] if known else f"({arm} not trained)" for pair in asked]
+    return table
 
 
-# --- what the page shows ---
+# --- the page ---
 
 
-def seen(text: str) -> str:
-    """Return what the reader sees in a text, of what it reads well, in words; "" for an empty text."""
-    read_well = [name for name in everyday.DIMENSIONS if name not in UNREADABLE]
-    found = [shows(dimension, text) for dimension in read_well] if text else []
-    marks = [value for value in found if value and value not in ABSENT]
-    return f"the reader sees: {', '.join(marks) or 'nothing particular'}" if text else ""
-
-
-def play(asker: Asker, left: str, right: str, question: str, persona: str) -> Iterator[tuple]:
-    """Yield (left answer, right answer, what is seen in each) while they come.
-
-    What is wrong is said on the page.
-    """
+def play(asker: Asker, left: str, right: str, question: str, persona: str) -> Iterator[tuple[str, str]]:
+    """Yield (left answer, right answer) while they come; what is wrong is said on the page."""
     import gradio
 
-    first = second = ""
+    first = ""
     try:
         for first in asker.answer(left, question, persona):
-            yield first, second, seen(first), ""
+            yield first, ""
         for second in asker.answer(right, question, persona):
-            yield first, second, seen(first), seen(second)
+            yield first, second
     except (ConfigError, ModelError) as error:
         raise gradio.Error(str(error)) from error
-
-
-def known_personas(run: Run, question: str) -> dict[str, str]:
-    """Return the personas that the evaluation row with this prompt has, by kind; {} for another question."""
-    row = next((row for row in eval_rows(run) if row.prompt == question), None)
-    return {kind: text for kind, text in row.personas.items() if text} if row else {}
-
-
-def offered(run: Run, question: str) -> tuple[Any, str]:
-    """Return the list of personas for a newly picked question, and its first one."""
-    import gradio
-
-    known = known_personas(run, question or "")
-    choices = [(f"{kind}: {text}", text) for kind, text in known.items()]
-    label = "Users of this question (pick one)"
-    return gradio.Dropdown(choices=choices, value=None, label=label), known.get("gold-chosen", "")
 
 
 def build(asker: Asker) -> Any:
     """Return the page."""
     import gradio
 
-    run, arms = asker.run, asker.arms
-    questions = list(dict.fromkeys(row.prompt for row in eval_rows(run)))[:N_QUESTIONS]
-    policies = [(words_of(arm), arm) for arm in arms]
-    wanted = {"Left": "dpo-none", "Right": f"dpo-{main_arm(run.profile)}"}
-    sides = {side: arm if arm in arms else arms[0] for side, arm in wanted.items()}
+    rows = {row.prompt: row for row in eval_rows(asker.run)[:N_QUESTIONS]}
+    arms, wanted = asker.arms, {"left": "dpo-none", "right": f"dpo-{main_arm(asker.run.profile)}"}
+
+    def users(question: str) -> tuple[Any, str]:
+        """Return the list of a listed question's users, and the first one's persona."""
+        known = rows[question].personas if question in rows else {}
+        choices = [(f"{kind}: {text}", text) for kind, text in known.items() if text]
+        label = "Users of this question (pick one)"
+        return gradio.Dropdown(choices, value=None, label=label), choices[0][1] if choices else ""
+
     with gradio.Blocks(title="Whose boat does it float?", analytics_enabled=False) as page:
         gradio.Markdown(INTRODUCTION)
-        question = gradio.Dropdown(questions, value=questions[0], allow_custom_value=True,
-                                   label="Question", elem_id="question")  # fmt: skip
-        known, first = offered(run, questions[0])
-        persona = gradio.Textbox(first, label="This user (empty: not told)", lines=2, elem_id="persona")
+        first = next(iter(rows))
+        question = gradio.Dropdown(list(rows), value=first, allow_custom_value=True, label="Question",
+                                   elem_id="question")  # fmt: skip
+        known, text = users(first)
+        persona = gradio.Textbox(text, label="This user (empty: not told)", lines=2, elem_id="persona")
         with gradio.Row():
-            asked = [gradio.Dropdown(policies, value=arm, label=f"{n} policy") for n, arm in sides.items()]
+            asked = [gradio.Dropdown(arms, value=arm if arm in arms else arms[0], label=f"{side} policy")
+                     for side, arm in wanted.items()]  # fmt: skip
         ask = gradio.Button("Ask both", variant="primary", elem_id="ask")
         with gradio.Row():
-            boxes = [
-                gradio.Textbox(label=f"{n} answer", lines=6, elem_id=f"{n.lower()}-answer") for n in sides
-            ]
-        with gradio.Row():
-            marks = [gradio.Markdown(elem_id=f"{n.lower()}-seen") for n in sides]
-        question.input(lambda q: offered(run, q), question, [known, persona], api_name=False)
+            boxes = [gradio.Textbox(label=f"{n} answer", lines=6, elem_id=f"{n}-answer") for n in wanted]
+        question.input(users, question, [known, persona], api_name=False)
         known.input(lambda text: text or "", known, persona, api_name=False)
-        ask.click(lambda *given: (yield from play(asker, *given)), [*asked, question, persona],
-                  [*boxes, *marks], api_name=False)  # fmt: skip
+        ask.click(lambda *given: (yield from play(asker, *given)), [*asked, question, persona], boxes,
+                  api_name=False)  # fmt: skip
     return page
 
 
@@ -224,7 +160,7 @@ def launch(asker: Asker, port: int | None, block: bool = True) -> str:
 
     page = build(asker)
     theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
-    _, url, _ = page.launch(server_name=HOST, server_port=port, share=False, theme=theme, quiet=True,
+    _, url, _ = page.launch(server_name="127.0.0.1", server_port=port, share=False, theme=theme, quiet=True,
                             css="footer {display: none !important}", prevent_thread_lock=True,
                             footer_links=[], ssr_mode=False)  # fmt: skip
     print(f"the demo of profile {asker.run.profile.name} is at {url} (end it with Ctrl-C)", flush=True)
@@ -246,8 +182,6 @@ def main(argv: list[str] | None = None) -> int:
     add("--port", type=int, help="default: the first free one from 7860 on")
     given = parser.parse_args(argv)
     try:
-        import gradio  # noqa: F401
-
         launch(Asker(open_run(given.profile, given.dataset, given.seed, given.set)), given.port)
     except ModuleNotFoundError as error:
         print(f'error: {error}: pip install -c constraints.txt -e ".[demo]"', file=sys.stderr)

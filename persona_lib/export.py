@@ -37,9 +37,6 @@ DATA = {  # what the rows are, and their terms
 OWN_DATA = "a data set of your own: say here where it comes from and under what terms"
 
 
-# --- the model card ---
-
-
 def base_facts(run: Run) -> dict[str, Any]:
     """Return the base's name, hub id and revision ("" without), and its row of packaged weights."""
     source, revision = run.base_source
@@ -47,10 +44,10 @@ def base_facts(run: Run) -> dict[str, Any]:
     if weights.is_packaged(source):
         row = weights.entry(source)
         hub_id = "" if row["layers"] else weights.split_id(row["hub"])[0]
-        return facts | {"name": row["hub"], "hub_id": hub_id, "packaged": row}
-    if weights.is_hub_id(source):
+        facts |= {"name": row["hub"], "hub_id": hub_id, "packaged": row}
+    elif weights.is_hub_id(source):
         name, written = weights.split_id(source)
-        return facts | {"name": name, "hub_id": name, "revision": revision or written}
+        facts |= {"name": name, "hub_id": name, "revision": revision or written}
     return facts
 
 
@@ -79,30 +76,14 @@ def model_card(run: Run, arm: str, folders: Sequence[Path], chat: ChatFormat | N
         chat=chat,
         data=DATA.get(run.dataset, OWN_DATA),
         persona=persona,
-        folders=folders,
         prompt=repr(tailoring_prompt("How do I boil an egg?", user, chat=chat)),
         merged=merged,
         trained=[
-            [store.read_json(f / "spec.json") | {"name": f.name}, store.read_json(f / "done.json")]
-            for f in folders
+            (f.name, store.read_json(f / "spec.json"), store.read_json(f / "done.json")) for f in folders
         ],
         results=results_of(run, arm),
         versions=", ".join(f"{name} {installed[name]}" for name in PACKAGES if name in installed),
     )
-
-
-# --- the files ---
-
-
-def finished_adapters(run: Run, arm: str) -> list[Path]:
-    """Return the adapter folders of an arm, lowest first; raises what to do if one is missing."""
-    folders = adapters_of(run, arm)
-    if not folders:
-        raise ValueError(f"arm {arm!r} has no adapters: export sft-<train_persona> or dpo-<train_persona>")
-    for folder in folders:
-        if not (folder / "done.json").exists():
-            raise FileNotFoundError(f"{folder} is not finished: run the training steps first")
-    return folders
 
 
 def write_merged(run: Run, arm: str, folders: Sequence[Path], target: Path) -> str:
@@ -111,10 +92,10 @@ def write_merged(run: Run, arm: str, folders: Sequence[Path], target: Path) -> s
     A base in NF4 is expanded first. Raises ModelError, and deletes the model, if more than ``LOST`` of what
     the adapters changed is lost: mean |difference| of the log-probabilities of validation responses.
     """
-    profile, method = run.profile, arm.partition("-")[0]
+    profile, (method, _, persona) = run.profile, arm.partition("-")
     how = (*run.base_source, profile.base.quantization, profile.base.dtype)
     tokenizer = load_tokenizer(*run.base_source)
-    rows = train.load_rows(run, method, arm.partition("-")[2])[0]["val"][:CHECK_ROWS]
+    rows = train.load_rows(run, method, persona)[0]["val"][:CHECK_ROWS]
     responses = [row["completion" if method == "sft" else "chosen"] for row in rows]
     texts = (tokenizer, [row["prompt"] for row in rows], responses, 1)
     base = load_base(*how, expand=profile.base.quantization == "nf4").float()
@@ -135,9 +116,14 @@ def write_merged(run: Run, arm: str, folders: Sequence[Path], target: Path) -> s
 def export_arm(run: Run, arm: str, target: Path, merge: bool = False) -> Path:
     """Write everything of one arm into a new folder and return it; nothing leaves this machine.
 
-    Raises FileExistsError if the folder has content, ModelError if a merge loses what the adapters learned.
+    Raises FileNotFoundError for an arm without finished adapters, FileExistsError if the folder has content,
+    ModelError if a merge loses what the adapters learned.
     """
-    folders = finished_adapters(run, arm)
+    folders = adapters_of(run, arm)
+    missing = [folder for folder in folders if not (folder / "done.json").exists()]
+    if missing or not folders:
+        found = f"{missing[0]} is not finished" if missing else f"arm {arm!r} has no adapters"
+        raise FileNotFoundError(f"{found}: run the training steps first")
     if target.exists() and any(target.iterdir()):
         raise FileExistsError(f"{target} is not empty: choose a new folder")
     load.join_adapters(folders, target)
@@ -168,7 +154,7 @@ def main(argv: list[str] | None = None) -> int:
         arm = given.arm or f"dpo-{main_arm(run.profile)}"
         folder = export_arm(run, arm, given.to, given.merge)
         print(f"exported to {folder}; read {folder / 'README.md'}")
-    except (ConfigError, ValueError, FileNotFoundError, FileExistsError, ModelError) as error:
+    except (ConfigError, OSError, ModelError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -1,14 +1,16 @@
 """The figures: three kinds of drawing (bars, forest, curve), from tables only, each with its words.
 
-A plot function takes its tables and returns the figure and its alt text, which the saved PNG carries. Colours
-are Okabe and Ito's; hatch, marker and lightness tell them apart in grey. Intervals are 95 % intervals.
-Equal tables give equal bytes: no dates, no versions, no state of a plotting library.
+``FIGURES`` lists them: a function brings the saved tables into one form (a line per estimate: ``row`` on the
+left, ``series`` has its own mark), panels draw its columns. The words are the PNG's alt text. Colours are
+Okabe and Ito's; hatch, marker and lightness tell them apart in grey. Intervals are 95 % intervals. Equal
+tables give equal bytes: no dates, no versions, no state of a plotting library.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,408 +32,294 @@ MARKS = (  # of series: colour, marker, filling
     (BLUE, "o", BLUE), (ORANGE, "s", ORANGE), (RED, "D", "white"), (GREEN, "^", GREEN),
     ("#000000", "x", "none"), (SKY, "v", SKY), (GREY, "P", GREY),
 )  # fmt: skip
-VERDICTS = {  # of stacked bars: colour, hatch
+LOOKS = {  # of the parts of bars: colour, hatch
     "win": (BLUE, ""), "tie": ("#F0F0F0", ""), "contradicted": (GREY, "xxx"), "loss": (ORANGE, "///"),
+    "chosen": (BLUE, ""), "rejected": (ORANGE, "///"),
+    "1": ("#F7F7F7", ""), "2": ("#D1E5F0", ""), "3": ("#92C5DE", ""), "4": ("#4393C3", ""),
+    "5": ("#2166AC", ""),
 }  # fmt: skip
-VALUES = {  # 1 to 5: light to dark, also in grey
-    str(value): (shade, "")
-    for value, shade in zip(SCALE, ("#F7F7F7", "#D1E5F0", "#92C5DE", "#4393C3", "#2166AC"), strict=True)
-}
-FAMILIES = ("gold", "retrieved", "stripped", "user", "shuffled")  # of personas, each with its mark
+FAMILIES = ("gold", "retrieved", "stripped", "user", "shuffled")  # of personas in the figure of swaps
 STYLE = {
     "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "hatch.linewidth": 0.6,
     "legend.frameon": False, "pdf.fonttype": 42, "figure.constrained_layout.use": True,
 }  # fmt: skip
 DPI = 110  # of the PNG: sharp enough on a screen, and an executed notebook stays below 1 MB
 KINDS = ("pdf", "png")
-Drawn = tuple[Any, str]  # a figure and what it shows, in words
 
 
 # --- the three kinds of drawing; each returns what it shows, in words ---
 
 
-def bars(axis: Any, counts: pd.DataFrame, looks: Mapping[str, tuple[str, str]], label: str) -> str:
-    """Draw counts as stacked bars in per cent: a bar per row, named by the index, a part per column.
-
-    ``looks`` has a colour and a hatch for every column. Rows without counts stay empty.
-    """
-    values = np.nan_to_num(counts[list(looks)].to_numpy(dtype=float))
-    totals = values.sum(axis=1, keepdims=True)
-    shares = 100 * np.divide(values, totals, out=np.zeros_like(values), where=totals > 0)
-    left, box = np.zeros(len(counts)), {"fc": "white", "ec": "none", "pad": 0.8}
-    for (name, (colour, hatch)), part in zip(looks.items(), shares.T, strict=True):
-        part = np.where(part > 0, part, np.nan)  # a part of no width has no edge, either
-        axis.barh(range(len(counts)), part, 0.72, left, color=colour, hatch=hatch, edgecolor="0.3",
-                  linewidth=0.4, label=name)  # fmt: skip
-        left = left + np.nan_to_num(part)
-    for place, row in enumerate(shares):
-        for x, value, align in ((2, row[0], "left"), (98, row[-1], "right")):
+def bars(axis: Any, table: pd.DataFrame, columns: Mapping[str, str], label: str) -> str:
+    """Draw counts as stacked bars in per cent, a bar per line; ``columns``: column -> part (of ``LOOKS``)."""
+    counts = table.set_index("row")[list(columns)].rename(columns=columns).astype(float)
+    shares = (100 * counts.div(counts.sum(axis=1), axis=0)).where(counts > 0)  # no edge of no width
+    left = shares.fillna(0).cumsum(axis=1) - shares.fillna(0)
+    for part in shares:
+        colour, hatch = LOOKS[part]
+        axis.barh(range(len(shares)), shares[part], 0.72, left[part], color=colour, hatch=hatch,
+                  edgecolor="0.3", linewidth=0.4, label=part)  # fmt: skip
+    for part, x, align in ((shares.columns[0], 2, "left"), (shares.columns[-1], 98, "right")):
+        for place, value in enumerate(shares[part]):
             if value >= 12:
-                axis.text(x, place, f"{value:.0f}", ha=align, va="center", fontsize=7, bbox=box)
+                axis.text(x, place, f"{value:.0f}", ha=align, va="center", fontsize=7,
+                          bbox={"fc": "white", "ec": "none", "pad": 0.8})  # fmt: skip
     axis.set_xlim(0, 100)
-    line_up(axis, list(counts.index), label)
-    rows = [
-        f"{name}: " + ", ".join(f"{part} {value:.0f}" for part, value in zip(looks, row, strict=True))
-        for name, row, total in zip(counts.index, shares, totals, strict=True)
-        if total
+    line_up(axis, list(shares.index), label)
+    words = [
+        f"{name}: " + ", ".join(f"{part} {value:.0f}" for part, value in row.items())
+        for name, row in shares.dropna(how="all").fillna(0).iterrows()
     ]
-    return f"Stacked bars, {label}. {'; '.join(rows)}."
+    return f"Stacked bars, {label}. {'; '.join(words)}."
 
 
 def forest(
-    axis: Any, table: pd.DataFrame, name: str, label: str, null: float | None = None, series: str = "",
-    order: Sequence[str] = (),
-) -> str:  # fmt: skip
-    """Draw estimates with their intervals: a line per value of column ``row``, a mark per ``series``.
+    axis: Any, table: pd.DataFrame, name: str, label: str, null: float | None = None, where: str = ""
+) -> str:
+    """Draw estimates ``name`` with their intervals: a mark per series; a dotted line stands at ``null``.
 
-    ``table`` has the columns ``name``, ``name_low`` and ``name_high``; NaN leaves a gap. ``order`` lists the
-    series that always have the same marks. A dotted line stands at ``null``.
+    ``where`` selects lines of the table. NaN leaves a gap.
     """
-    rows = list(dict.fromkeys(table.row))
-    kinds = table[series] if series else table.row.map(lambda _: "")
-    order = list(order) or list(dict.fromkeys(kinds))
-    members = {row: sorted({*kinds[table.row == row]}, key=order.index) for row in rows}
+    rows, marks = list(dict.fromkeys(table.row)), dict(zip(dict.fromkeys(table.series), MARKS, strict=False))
+    table = (table.query(where) if where else table).dropna(subset=name)
+    beside = table.groupby("row").row  # marks of one row stand below each other
+    shift = 0.7 * ((beside.cumcount() + 0.5) / beside.transform("size") - 0.5)
+    table = table.assign(place=table.row.map(rows.index) + shift)
     for place in range(0, len(rows), 2):
         axis.axhspan(place - 0.5, place + 0.5, color="0.95", zorder=0)
     if null is not None:
         axis.axvline(null, color="0.4", linestyle=":", linewidth=1, zorder=1)
-    for kind, (colour, marker, face) in zip(order, MARKS, strict=False):
-        part = table[kinds == kind]
-        if part.empty:
-            continue
-        shifts = [0.7 * ((members[r].index(kind) + 0.5) / len(members[r]) - 0.5) for r in part.row]
-        places = [rows.index(row) + shift for row, shift in zip(part.row, shifts, strict=True)]
+    for series, part in table.groupby("series", sort=False):
+        colour, marker, face = marks[series]
         sides = [part[name] - part[f"{name}_low"], part[f"{name}_high"] - part[name]]
-        limits = np.nan_to_num(np.clip(np.array(sides, dtype=float), 0, None))
-        axis.errorbar(part[name].astype(float), places, xerr=limits, fmt=marker, color=colour, mfc=face,
-                      capsize=2, markersize=5, linewidth=1.2, label=kind)  # fmt: skip
+        axis.errorbar(part[name], part.place, xerr=np.nan_to_num(np.clip(sides, 0, None)), fmt=marker,
+                      color=colour, mfc=face, capsize=2, markersize=5, label=series or "_")  # fmt: skip
     line_up(axis, rows, label)
-    words = [
-        f"{row.row}{f', {kind}' if kind else ''}: {span(row, name)}"
-        for kind, row in zip(kinds, table.itertuples(), strict=True)
-        if span(row, name)
-    ]
+    words = []
+    for line in table.to_dict("records"):
+        value, low, high = (number(line[f"{name}{end}"]) for end in ENDS)
+        named = ", ".join(filter(None, [line["row"], line["series"]]))
+        words.append(f"{named}: {value} ({low} to {high})" if low else f"{named}: {value}")
     return f"Points with 95 % intervals, {label}. {'; '.join(words)}."
 
 
-def curve(axis: Any, table: pd.DataFrame, x: str, y: str, label: str, series: str) -> str:
-    """Draw a line per value of column ``series``: ``y`` over ``x``."""
+def curve(axis: Any, table: pd.DataFrame, name: str) -> str:
+    """Draw a line per series: column ``name`` over the epochs."""
     words = []
-    for (name, part), (colour, marker, face), line in zip(
-        table.groupby(series, sort=False), MARKS, ("-", "--", "-.", ":") * 2, strict=False
-    ):
-        axis.plot(part[x], part[y], color=colour, marker=marker, mfc=face, linestyle=line, label=name)
-        words.append(f"{name}: " + ", ".join(number(value) for value in part[y]))
-    axis.set_xticks(sorted({*table[x]}))
-    axis.set_xlabel(x)
-    axis.set_ylabel(label)
-    return f"Lines, {label} by {x}. {'; '.join(words)}."
-
-
-# --- what they share ---
-
-
-def panels(n: int, width: float, rows: int, **options: Any) -> tuple[Any, list[Any]]:
-    """Return a figure of ``n`` panels side by side, high enough for a number of rows, and its axes."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, 1.5 + 0.24 * rows))
-    FigureCanvasAgg(figure)
-    return figure, list(figure.subplots(1, n, squeeze=False, **{"sharey": True} | options)[0])
+    for (kind, part), (colour, marker, face) in zip(table.groupby("series", sort=False), MARKS, strict=False):
+        axis.plot(part.epoch, part[name], color=colour, marker=marker, mfc=face, label=kind)
+        words.append(f"{kind}: " + ", ".join(number(value) for value in part[name]))
+    axis.set(xticks=sorted({*table.epoch}), xlabel="epoch", ylabel=name)
+    return f"Lines, {name} by epoch. {'; '.join(words)}."
 
 
 def line_up(axis: Any, rows: Sequence[str], label: str) -> None:
-    """Name the rows on the left, the first on top; only the first panel of a figure shows the names."""
-    axis.set_yticks(range(len(rows)), rows)
+    """Name the rows on the left of the first panel, the first row on top."""
+    first = axis.get_subplotspec().is_first_col()
+    axis.set_yticks(range(len(rows)), rows if first else [""] * len(rows))
     axis.set_ylim(max(1, len(rows)) - 0.5, -0.5)
     axis.tick_params(axis="y", length=0)
     axis.spines["left"].set_visible(False)
     axis.set_xlabel(label)
 
 
-def head(figure: Any, title: str, *axes: Any) -> None:
-    """Write what a figure is of above it, with the legend of the given panels."""
-    found = {
-        name: mark for axis in axes for mark, name in zip(*axis.get_legend_handles_labels(), strict=True)
-    }
-    found.pop("", None)
-    if found:
-        ncols = min(5, len(found))
-        figure.legend(found.values(), found.keys(), loc="outside upper center", ncols=ncols, title=title)
-    else:
-        figure.suptitle(title, fontsize=9)
+# --- tables in the form that is drawn ---
 
 
-def named(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
-    """Add a column ``row`` of some columns' texts, with the data set if there are several."""
+def named(table: pd.DataFrame, *columns: str, series: str = "") -> pd.DataFrame:
+    """Add ``row``, some columns' texts (with the data set if there are several), and ``series``, a column."""
     several = "dataset" in table and len({*table.dataset} - {"all"}) > 1
     kept = [*(["dataset"] if several else []), *columns]
     rows = [
         ", ".join(title_of(str(value)).replace("_", " ") for value in row if value not in ("all", ""))
         for row in table[kept].itertuples(index=False)
     ]
-    return table.assign(row=rows)
+    return table.assign(row=rows, series=table[series] if series else "")
 
 
 def melted(table: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
-    """Return the estimates of several columns as rows: ``value`` with its limits, ``what`` is the name."""
+    """Return the estimates of several columns as lines: ``value`` with its limits; ``series`` is the name."""
     import pandas as pd
 
     parts = [
-        table.rename(columns={f"{column}{end}": f"value{end}" for end in ENDS}).assign(what=what)
-        for column, what in columns.items()
-        if column in table
+        table.assign(series=name, **{f"value{end}": table[f"{column}{end}"] for end in ENDS})
+        for column, name in columns.items()
     ]
     return pd.concat(parts, ignore_index=True)
 
 
 def basis(table: pd.DataFrame) -> str:
-    """Say whose data a table is of, over how many seeds, and n."""
+    """Say whose data a table is of, over how many seeds or raters, and n."""
+    if table.empty:
+        return "no estimate is defined"
     datasets = table.dataset if "dataset" in table else ()
-    owners = " and ".join(dict.fromkeys(owner_of(name) for name in datasets if name != "all"))
-    sizes = sorted({int(n) for n in table.n.dropna()})
-    n = f"n = {sizes[0]}" + (f" to {sizes[-1]}" if len(sizes) > 1 else "") if sizes else "n = 0"
-    seeds = int(table.n_seeds.max()) if "n_seeds" in table and table.n_seeds.notna().any() else 1
-    return f"{owners}{', ' * bool(owners)}{seeds} seed{'s' * (seeds > 1)}, {n}; 95 % intervals"
+    words = [" and ".join(dict.fromkeys(owner_of(name) for name in datasets if name != "all"))]
+    for unit in ("seed", "rater"):
+        if f"n_{unit}s" in table:
+            most = int(table[f"n_{unit}s"].max())
+            words.append(f"{most} {unit}{'s' * (most > 1)}")
+    sizes = dict.fromkeys(f"{n:.0f}" for n in (table.n.min(), table.n.max()))
+    return ", ".join([*filter(None, words), f"n = {' to '.join(sizes)}"]) + "; 95 % intervals"
 
 
-def span(row: Any, name: str) -> str:
-    """Say an estimate with its interval; "" for none."""
-    value, low, high = (number(getattr(row, f"{name}{end}")) for end in ENDS)
-    return f"{value} ({low} to {high})" if low else value
+def beside_paper(main: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame:
+    """Return our judged rows and, below them, the paper's; ties are those without a contradiction.
+
+    Published rows do not say how many the judge contradicted: their ties hold both.
+    """
+    import pandas as pd
+
+    parts = [named(main, "label").assign(series="this run"), named(paper, "label")]
+    parts[1] = parts[1].assign(series=LABELS["paper"], row="paper: " + parts[1].row)
+    table = pd.concat(parts, ignore_index=True)
+    for short in "pq":
+        table[f"{short}_contradicted"] = table.get(f"{short}_inconsistent", 0 * table.n).fillna(0)
+        table[f"{short}_tie"] -= table[f"{short}_contradicted"]
+    sizes = ["" if np.isnan(n) else f", n = {n:.0f}" for n in table.n.astype(float)]
+    return table.assign(row=table.row + sizes)
+
+
+def swap_lines(swap: pd.DataFrame) -> pd.DataFrame:
+    """Return the share of rows with D > 0 by policy and kind of persona."""
+    table = swap[(swap.measure == "policy") & swap.d_positive.notna() & swap.persona.isin(FAMILIES)]
+    return named(table, "arm", "persona_format", series="persona")
+
+
+def caution_lines(shares: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
+    """Return the shares of answers that keep a caution, and paired differences of two policies."""
+    import pandas as pd
+
+    plain = shares.arm.str.endswith("-none")
+    told = (shares.eval_persona == "none") | (shares.persona_format == "first_person") | ~plain
+    same = {"difference": "minus plain DPO told the same", "difference_cut": "the same, at equal length"}
+    table = pd.concat([
+        shares.assign(series=np.where(plain, "plain DPO", "PT-DPO"))[told],
+        melted(pairs[pairs.shows == "same persona"], same),
+        melted(pairs[pairs.shows == "tailored"], {"difference": "minus plain DPO without a persona"}),
+    ], ignore_index=True)  # fmt: skip
+    return named(table, "eval_persona", series="series")
 
 
 # --- the figures ---
 
 
-def with_paper(main: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame:
-    """Return our rows and, below them, the paper's, each under a heading; ``whose`` says whose they are."""
-    import pandas as pd
-
-    owner = LABELS["paper"].capitalize()
-    titles = {"this run": f"This run: {basis(main).partition(', n')[0]}", "paper": f"{owner}: other data"}
-    parts = []
-    for (whose, title), table in zip(titles.items(), (main, paper), strict=True):
-        table = named(table, "label")
-        sizes = ["" if np.isnan(n) else f", n = {n:.0f}" for n in table.n.astype(float)]
-        parts += [pd.DataFrame({"row": [title]}), table.assign(row=table.row + sizes)]
-        for part in parts[-2:]:
-            part["whose"] = whose
-    return pd.concat(parts, ignore_index=True)
-
-
-def bold_heads(axis: Any) -> None:
-    """Set the headings between the rows in bold."""
-    for text in axis.get_yticklabels():
-        if text.get_text().startswith(("This run", LABELS["paper"].capitalize())):
-            text.set_fontweight("bold")
-
-
-def verdict_counts(table: pd.DataFrame, rubric: str) -> pd.DataFrame:
-    """Return the verdicts of judged rows by row; the judge's contradictions of itself are taken out of ties.
-
-    Published rows do not say how many there were: their ties hold both.
-    """
-    counts = {verdict: table[f"{rubric}_{verdict}"].fillna(0) for verdict in ("win", "tie", "loss")}
-    counts["contradicted"] = table.get(f"{rubric}_inconsistent", 0 * table.n).fillna(0)
-    counts["tie"] = counts["tie"] - counts["contradicted"]
-    return table[["row"]].assign(**counts).set_index("row")
-
-
-def plot_main(main: pd.DataFrame, paper: pd.DataFrame) -> Drawn:
-    """Draw W/T/L and dPQ of PT-DPO against DPO: this run's rows above, the paper's own below (section 5)."""
-    table = with_paper(main, paper)
-    figure, axes = panels(3, 10, len(table), width_ratios=(1, 1, 1.2))
-    said = [
-        bars(axis, verdict_counts(table, rubric[0]), VERDICTS, f"{rubric}, % of comparisons")
-        for axis, rubric in zip(axes, ("personalization", "quality"), strict=False)
-    ]
-    said.append(forest(axes[2], table, "dpq", "dPQ", 0, "whose"))
-    bold_heads(axes[0])
-    head(figure, "PT-DPO against DPO; 95 % intervals", *axes)
-    return figure, " ".join(said)
-
-
-def plot_length(length: pd.DataFrame) -> Drawn:
-    """Draw net win rates of the main rows as they are, and of the length model."""
-    held = {"net": "all pairs", "net_controlled": "at equal length (model)"}
-    table = melted(named(length[length.kind == "main"], "label"), held)
-    figure, axes = panels(2, 7, 2 * table.row.nunique(), sharex=True)
-    said = [
-        forest(axis, table[table.rubric == rubric], "value", f"{rubric}, net win rate", 0, "what")
-        for axis, rubric in zip(axes, ("personalization", "quality"), strict=True)
-    ]
-    head(figure, basis(table), axes[0])
-    return figure, " ".join(said)
-
-
-def plot_accuracy(accuracy: pd.DataFrame) -> Drawn:
-    """Draw persona accuracy per side, by split or by the model that wrote the personas (paper, Figure 3)."""
-    by = "model" if "model" in accuracy else "split"
-    table = named(accuracy[accuracy.side.isin(SIDES)], by)
-    figure, (axis,) = panels(1, 6, 2 * table.row.nunique())
-    said = forest(axis, table, "accuracy", "persona accuracy (chance: .5)", 0.5, "side", SIDES)
-    axis.set_xlim(0, 1.02)
-    head(figure, basis(table), axis)
-    return figure, said
-
-
-def plot_preference(preference: pd.DataFrame) -> Drawn:
-    """Draw which side's persona is of the more plausible user (paper, Figure 4)."""
-    looks = {"chosen": VERDICTS["win"], "tie": VERDICTS["tie"], "rejected": VERDICTS["loss"]}
-    table = named(preference, "split").rename(columns={"win": "chosen", "loss": "rejected"})
-    figure, axes = panels(2, 7.5, 2 * len(table), width_ratios=(2, 1))
-    said = bars(axes[0], table.set_index("row"), looks, "% of pairs whose likelier user has the persona")
-    said += " " + forest(axes[1], table, "net", "net for chosen", 0)
-    head(figure, basis(table), axes[0])
-    return figure, said
-
-
-def plot_swap(swap: pd.DataFrame) -> Drawn:
-    """Draw the share of rows with D > 0 by policy and kind of persona, of the policies' log-probabilities."""
-    table = swap[(swap.measure == "policy") & swap.d_positive.notna() & swap.persona.isin(FAMILIES)]
-    table = named(table, "arm", "persona_format")
-    figure, (axis,) = panels(1, 6.5, 2 * table.row.nunique())
-    label = "share of rows with D > 0 (chance: .5)"
-    said = forest(axis, table, "d_positive", label, 0.5, "persona", FAMILIES)
-    head(figure, basis(table) if len(table) else "no D is defined: no row has two different personas", axis)
-    return figure, said
-
-
-def plot_points(
-    table: pd.DataFrame, name: str, columns: Sequence[str], label: str, null: float, series: str
-) -> Drawn:
-    """Draw the estimates of any table; ``columns`` name the rows."""
-    table = named(table, *columns)
-    figure, (axis,) = panels(1, 6, table.row.nunique() * max(1, table[series].nunique() if series else 1))
-    said = forest(axis, table, name, label, null, series)
-    head(figure, basis(table), axis)
-    return figure, said
-
-
-def plot_training(history: pd.DataFrame) -> Drawn:
-    """Draw the validation loss, and of DPO the margin, per epoch and arm (``show.training_history``)."""
-    table, names = history.reset_index(), ["validation loss", "validation reward margin"]
-    names = [name for name in names if name in table]
-    figure, axes = panels(len(names), 3.6 * len(names), 6, sharey=False)
-    said = [curve(axis, table, "epoch", name, name, "arm") for axis, name in zip(axes, names, strict=True)]
-    head(figure, "one line per arm", axes[0])
-    return figure, " ".join(said)
-
-
-def plot_released_flip(flip: pd.DataFrame) -> Drawn:
-    """Draw flip and DiD of the authors' released answers."""
-    table = named(flip, "personas").assign(policy=flip.arm.map(ARMS))
-    figure, axes = panels(2, 8, 2 * table.row.nunique())
-    order = list(ARMS.values())
-    said = forest(axes[0], table, "flip", "share of rows that flip", None, "policy", order)
-    said += " " + forest(axes[1], table, "did", "DiD (unigram F1)", 0, "policy", order)
-    head(figure, f"Released answers: {basis(table)}", axes[0])
-    return figure, said
-
-
-def plot_safety(shares: pd.DataFrame, pairs: pd.DataFrame) -> Drawn:
-    """Draw which answers keep a caution, and the difference between two policies on the same prompts."""
-    import pandas as pd
-
-    plain = shares.arm.str.endswith("-none")
-    told = (shares.eval_persona == "none") | (shares.persona_format == "first_person") | ~plain
-    table = named(shares.assign(policy=np.where(plain, "plain DPO", "PT-DPO"))[told], "eval_persona")
-    same = {"difference": "minus plain DPO told the same", "difference_cut": "the same, at equal length"}
-    none = {"difference": "minus plain DPO without a persona"}
-    kinds = {"same persona": same, "tailored": none}
-    parts = [melted(pairs[pairs.shows == shows], what) for shows, what in kinds.items()]
-    differences = named(pd.concat(parts, ignore_index=True), "eval_persona")
-    rows = [pd.DataFrame({"row": [*dict.fromkeys(table.row)], "what": none["difference"]}), differences]
-    figure, axes = panels(2, 9, 2 * table.row.nunique())
-    said = forest(axes[0], table, "share", "share of answers that keep a caution or refusal", None, "policy",
-                  ("PT-DPO", "plain DPO"))  # fmt: skip
-    label, order = "PT-DPO: difference of that share", [*same.values(), *none.values()]
-    said += " " + forest(axes[1], pd.concat(rows, ignore_index=True), "value", label, 0, "what", order)
-    axes[0].legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
-    axes[1].legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2))
-    head(figure, basis(table))
-    return figure, said
-
-
-def plot_ratings(ratings: pd.DataFrame) -> Drawn:
-    """Draw what people rated: shares of the values 1 to 5, and means."""
-    table = named(ratings[ratings.n_1.notna()], "study", "question", "group")
-    counts = table.set_index("row").rename(columns={f"n_{value}": str(value) for value in SCALE})
-    figure, axes = panels(2, 8, len(table), width_ratios=(1.3, 1))
-    said = bars(axes[0], counts, VALUES, "% of ratings")
-    said += " " + forest(axes[1], table, "mean", "mean, 1 to 5", None, "group")
-    raters = f"{int(table.n_raters.max())} raters"
-    head(figure, f"{raters}, n = {table.n.min():.0f} to {table.n.max():.0f}; 95 % intervals", axes[0])
-    return figure, f"{raters}. {said}"
-
-
-# --- files ---
-
-
 @dataclass(frozen=True)
-class FigureKind:
-    """One figure: its tables, how it is drawn, and its caption."""
+class Figure:
+    """One figure: its caption, its tables, what brings them into the form that is drawn, and its panels.
 
-    tables: tuple[str, ...]
-    plot: Callable[..., Drawn]
+    ``basis`` says in the title what it is of.
+    """
+
     caption: str
+    tables: tuple[str, ...]
+    lines: Callable[..., pd.DataFrame]
+    panels: tuple[Callable[[Any, pd.DataFrame], str], ...]
+    basis: Callable[[pd.DataFrame], str] = basis
 
 
+def verdict_bars(short: str, rubric: str) -> Callable[..., str]:
+    """Return the panel of a rubric's verdicts."""
+    parts = {f"{short}_{verdict}": verdict for verdict in ("win", "tie", "contradicted", "loss")}
+    return partial(bars, columns=parts, label=f"{rubric}, % of comparisons")
+
+
+def accuracy_lines(table: pd.DataFrame) -> pd.DataFrame:
+    """Return persona accuracy per side, by split or by the model that wrote the personas."""
+    return named(table[table.side.isin(SIDES)], "model" if "model" in table else "split", series="side")
+
+
+def history_lines(history: pd.DataFrame) -> pd.DataFrame:
+    """Return a line per arm and epoch (``show.training_history``)."""
+    return named(history.reset_index(), "epoch", series="arm")
+
+
+ACCURACY = (partial(forest, name="accuracy", label="persona accuracy (chance: .5)", null=0.5),)
+CAUTIONS = (
+    partial(forest, name="share", label="share of answers that keep a caution or refusal"),
+    partial(forest, name="value", label="PT-DPO: difference of that share", null=0),
+)
+LOSS = partial(curve, name="validation loss")
+LENGTHS = {"net": "all pairs", "net_controlled": "at equal length (model)"}
+NET = partial(forest, name="value", null=0)
 FIGURES = {
-    "main": FigureKind(("main", "paper"), plot_main, "PT-DPO against DPO that is told the persona"),
-    "length": FigureKind(("length",), plot_length, "Net win rates with the answers' length held equal"),
-    "persona_accuracy": FigureKind(("persona_accuracy",), plot_accuracy, "Persona accuracy"),
-    "persona_models": FigureKind(("persona_models",), plot_accuracy,
-                                 "Persona accuracy by the model that wrote the personas"),
-    "persona_preference": FigureKind(("persona_preference",), plot_preference,
-                                     "Which persona is the more plausible user"),
-    "swap": FigureKind(("swap",), plot_swap, "Persona swap: does the preference follow the persona?"),
-    "released_flip": FigureKind(("released_flip",), plot_released_flip,
-                                "Persona flip of the authors' released answers"),
-    "released_safety": FigureKind(("released_safety", "released_safety_pairs"), plot_safety,
-                                  "Which of the authors' released answers keep a caution or refusal"),
-    "safety": FigureKind(("safety", "safety_pairs"), plot_safety,
-                         "Which answers of this run keep a caution or refusal"),
-    "ratings": FigureKind(("ratings",), plot_ratings, "Ratings of personas and answers"),
-    "training": FigureKind((), plot_training, "Losses and margins of training"),
+    "main": Figure(
+        "PT-DPO against DPO that is told the persona", ("main", "paper"), beside_paper,
+        (verdict_bars("p", "personalization"), verdict_bars("q", "quality"),
+         partial(forest, name="dpq", label="dPQ", null=0)),
+        lambda table: f"PT-DPO against DPO. This run: {basis(table[table.series == 'this run'])}",
+    ),
+    "length": Figure(
+        "Net win rates with the answers' length held equal", ("length",),
+        lambda table: melted(named(table[table.kind == "main"], "label"), LENGTHS),
+        (partial(NET, label="personalization, net win rate", where="rubric == 'personalization'"),
+         partial(NET, label="quality, net win rate", where="rubric == 'quality'")),
+    ),
+    "persona_accuracy": Figure("Persona accuracy", ("persona_accuracy",), accuracy_lines, ACCURACY),
+    "persona_models": Figure("Persona accuracy by the model that wrote the personas", ("persona_models",),
+                             accuracy_lines, ACCURACY),
+    "persona_preference": Figure(
+        "Which persona is the more plausible user", ("persona_preference",),
+        lambda table: named(table, "split"),
+        (partial(bars, columns={"win": "chosen", "tie": "tie", "loss": "rejected"},
+                 label="% of pairs whose likelier user has the persona"),
+         partial(forest, name="net", label="net for chosen", null=0)),
+    ),
+    "swap": Figure(
+        "Persona swap: does the preference follow the persona?", ("swap",), swap_lines,
+        (partial(forest, name="d_positive", label="share of rows with D > 0 (chance: .5)", null=0.5),),
+    ),
+    "released_flip": Figure(
+        "Persona flip of the authors' released answers", ("released_flip",),
+        lambda table: named(table.assign(policy=table.arm.map(ARMS)), "personas", series="policy"),
+        (partial(forest, name="flip", label="share of rows that flip"),
+         partial(forest, name="did", label="DiD (unigram F1)", null=0)),
+    ),
+    "released_safety": Figure("Which of the authors' released answers keep a caution or refusal",
+                              ("released_safety", "released_safety_pairs"), caution_lines, CAUTIONS),
+    "safety": Figure("Which answers of this run keep a caution or refusal", ("safety", "safety_pairs"),
+                     caution_lines, CAUTIONS),
+    "ratings": Figure(
+        "Ratings of personas and answers", ("ratings",),
+        lambda table: named(table[table.n_1.notna()], "study", "question", "group"),
+        (partial(bars, columns={f"n_{value}": str(value) for value in SCALE}, label="% of ratings"),
+         partial(forest, name="mean", label="mean, 1 to 5")),
+    ),
+    "sft": Figure("Losses of SFT", (), history_lines, (LOSS,), lambda table: "one line per arm"),
+    "dpo": Figure("Losses and margins of DPO", (), history_lines,
+                  (LOSS, partial(curve, name="validation reward margin")), lambda table: "one line per arm"),
 }  # fmt: skip
 RESULTS = ("main", "length", "persona_accuracy", "persona_preference", "swap")  # of notebook 12
 
 
-def drawn_with(plot: Callable[..., Drawn], arguments: Sequence[Any]) -> Drawn:
-    """Draw a figure in our style, whatever style the user has set."""
+def draw(kind: Figure, *tables: pd.DataFrame) -> tuple[dict[str, bytes], str]:
+    """Return a figure's files by kind (PDF, PNG), in our style whatever the user has set, and its words."""
     import matplotlib.style
+    from matplotlib import figure
 
+    table, files = kind.lines(*tables), {}
     with matplotlib.style.context(["default", STYLE]):
-        return plot(*arguments)
+        size = (4 + 2 * len(kind.panels), 1.5 + 0.24 * len(table[["row", "series"]].drop_duplicates()))
+        drawn = figure.Figure(figsize=size)
+        axes = drawn.subplots(1, len(kind.panels), squeeze=False)[0]
+        said = [panel(axis, table) for panel, axis in zip(kind.panels, axes, strict=True)]
+        title, marks = kind.basis(table), {}
+        for axis in axes:
+            marks |= {name: mark for mark, name in zip(*axis.get_legend_handles_labels(), strict=True)}
+        if marks:
+            ncols = 3 if max(map(len, marks)) > 22 else 7
+            drawn.legend(marks.values(), marks, loc="outside upper center", ncols=ncols, title=title)
+        else:
+            drawn.suptitle(title, fontsize=9)
+        alt = " ".join([f"{title}.", *said])
+        dates = dict.fromkeys(("CreationDate", "Creator", "Producer"))
+        for name, facts in zip(KINDS, (dates, {"Software": None, "Description": alt}), strict=True):
+            target = BytesIO()
+            drawn.savefig(target, format=name, dpi=DPI, metadata=facts)
+            files[name] = target.getvalue()
+    return files, alt
 
 
-def draw(name: str, paths: Sequence[Path]) -> Drawn:
-    """Draw a figure from the CSV files of its tables."""
-    import pandas as pd
-
-    return drawn_with(FIGURES[name].plot, [pd.read_csv(path) for path in paths])
-
-
-def write(figure: Any, alt: str, target: Any, kind: str) -> None:
-    """Write a figure as PDF or PNG without dates and versions; a PNG carries its alt text."""
-    import matplotlib.style
-
-    none = dict.fromkeys(("CreationDate", "Creator", "Producer"))
-    metadata = {"Software": None, "Description": alt} if kind == "png" else none
-    with matplotlib.style.context(["default", STYLE]):
-        figure.savefig(target, format=kind, dpi=DPI, metadata=metadata)
-
-
-def save(drawn: Drawn, folder: Path, name: str) -> list[Path]:
-    """Save a figure as PDF and PNG and return both paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{name}.{kind}" for kind in KINDS]
-    for path, kind in zip(paths, KINDS, strict=True):
-        write(*drawn, path, kind)
-    return paths
+# --- files, and figures in notebooks ---
 
 
 def figure_inputs(profile: Profile, name: str) -> list[Path]:
@@ -441,23 +329,29 @@ def figure_inputs(profile: Profile, name: str) -> list[Path]:
 
 def save_figures(profile: Profile, names: Sequence[str] = RESULTS) -> dict[str, Path]:
     """Draw the figures whose tables are there; returns the PNGs. Older files of the others are removed."""
+    import pandas as pd
+
     drawn = {}
     for name in names:
-        paths = figure_inputs(profile, name)
-        if all(path.exists() for path in paths):
-            drawn[name] = save(draw(name, paths), figures_dir(profile), name)[1]
+        paths = {kind: figures_dir(profile) / f"{name}.{kind}" for kind in KINDS}
+        inputs = figure_inputs(profile, name)
+        if all(path.exists() for path in inputs):
+            figures_dir(profile).mkdir(parents=True, exist_ok=True)
+            for kind, content in draw(FIGURES[name], *map(pd.read_csv, inputs))[0].items():
+                paths[kind].write_bytes(content)
+            drawn[name] = paths["png"]
         else:
-            for kind in KINDS:
-                (figures_dir(profile) / f"{name}.{kind}").unlink(missing_ok=True)
+            for path in paths.values():
+                path.unlink(missing_ok=True)
     return drawn
 
 
-def alt_text(profile: Profile, name: str) -> str:
-    """Say in words what a saved figure of a profile shows; "" for a file that carries no words."""
+def alt_text(path: Path) -> str:
+    """Say in words what a saved PNG shows; "" for a file that carries no words."""
     from PIL import Image
 
-    with Image.open(figures_dir(profile) / f"{name}.png") as picture:
-        return picture.info.get("Description", "")
+    with Image.open(path) as saved:
+        return saved.info.get("Description", "")
 
 
 def image(profile: Profile, name: str) -> Any:
@@ -465,27 +359,20 @@ def image(profile: Profile, name: str) -> Any:
     from IPython.display import Image
 
     path = figures_dir(profile) / f"{name}.png"
-    return Image(path, alt=alt_text(profile, name)) if path.exists() else None
+    return Image(path, alt=alt_text(path)) if path.exists() else None
 
 
-def picture(name: str, *tables: pd.DataFrame) -> Any:
+def picture(name: str | Figure, *tables: pd.DataFrame) -> Any:
     """Draw a figure from tables at hand, for a notebook; None without rows. No file is written."""
-    return None if tables[-1].empty else shown(drawn_with(FIGURES[name].plot, tables))
-
-
-def points(
-    table: pd.DataFrame, name: str, columns: Sequence[str], label: str, null: float = 0, series: str = ""
-) -> Any:
-    """Draw any table of estimates with intervals, for a notebook; ``columns`` name the rows."""
-    return (
-        None if table.empty else shown(drawn_with(plot_points, (table, name, columns, label, null, series)))
-    )
-
-
-def shown(drawn: Drawn) -> Any:
-    """Return a figure with its alt text for a notebook."""
     from IPython.display import Image
 
-    target = BytesIO()
-    write(*drawn, target, "png")
-    return Image(target.getvalue(), alt=drawn[1])
+    if tables[-1].empty:
+        return None
+    files, alt = draw(FIGURES[name] if isinstance(name, str) else name, *tables)
+    return Image(files["png"], alt=alt)
+
+
+def points(table: pd.DataFrame, name: str, column: str, label: str, null: float = 0) -> Any:
+    """Draw any table of estimates with intervals, for a notebook; ``column`` names the rows."""
+    panel = partial(forest, name=name, label=label, null=null)
+    return picture(Figure("", (), lambda table: named(table, column), (panel,)), table)

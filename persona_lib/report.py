@@ -7,7 +7,6 @@ works offline, in dark mode and on a phone. All numbers come from saved tables.
 from __future__ import annotations
 
 import base64
-import html
 import logging
 import shutil
 from collections import Counter
@@ -30,7 +29,6 @@ from persona_lib.records import PAIR_FIELDS, PAIR_SPLITS, SIDES
 from persona_lib.settings import FACTS, Profile, figures_dir, main_arm, results_dir
 from persona_lib.show import LABELS, owner_of, place, render, with_interval
 from persona_lib.store import read_json, write_text
-from persona_lib.tasks import Pipeline
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,12 +38,10 @@ def fill(template: str, **values: Any) -> str:
     """Return a page or model card; jinja2 escapes every text in a page."""
     import jinja2
 
-    loader = jinja2.FileSystemLoader(FACTS / "pages")
-    escaped = template.endswith(".html")
-    undefined = jinja2.StrictUndefined if escaped else jinja2.Undefined  # a card of few facts has gaps
     pages = jinja2.Environment(
-        loader=loader, autoescape=escaped, undefined=undefined, trim_blocks=True, lstrip_blocks=True
-    )
+        loader=jinja2.FileSystemLoader(FACTS / "pages"), autoescape=template.endswith(".html"),
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
     return pages.get_template(template).render(values) + "\n"
 
 
@@ -111,13 +107,6 @@ FINDINGS = (
 )  # fmt: skip
 
 
-def captions() -> dict[str, str]:
-    """Return what the report says of each table, in its order."""
-    import yaml
-
-    return yaml.safe_load((FACTS / "pages" / "tables.yaml").read_text(encoding="utf-8"))
-
-
 def findings(profile: Profile) -> list[str]:
     """Say the paper's findings as this run measures them; a 95 % interval decides what is clear."""
     said, arms = [], {"tailored": f"dpo-{main_arm(profile)}"}
@@ -142,19 +131,12 @@ def unsound(profile: Profile) -> list[str]:
     ]
 
 
-def cards(profile: Profile) -> list[dict[str, Any]]:
-    """Return a card per question: its two users, each with the answers of plain DPO and PT-DPO."""
+def examples(profile: Profile) -> list[list[dict[str, Any]]]:
+    """Return, per question, its two users, each with the answers of plain DPO and PT-DPO."""
     table = read_table(profile, "examples")
     gold = table[table.eval_persona.str.startswith("gold")] if len(table) else table
     by_question = gold.groupby(["dataset", "seed", "id"], sort=False) if len(gold) else ()
-    return [
-        {
-            "head": f"{dataset}, seed {seed}, {name}",
-            "prompt": rows.prompt.iloc[0],
-            "users": rows.to_dict("records"),
-        }
-        for (dataset, seed, name), rows in by_question
-    ]
+    return [rows.to_dict("records") for _, rows in by_question]
 
 
 def figures(profile: Profile) -> list[dict[str, str]]:
@@ -164,73 +146,55 @@ def figures(profile: Profile) -> list[dict[str, str]]:
         path = figures_dir(profile) / f"{name}.png"
         if path.exists() and all(table.exists() for table in figure_inputs(profile, name)):
             data = base64.b64encode(path.read_bytes()).decode()
-            shown.append({"data": data, "alt": alt_text(profile, name), "caption": kind.caption})
+            shown.append({"data": data, "alt": alt_text(path), "caption": kind.caption})
     return shown
 
 
 def tables(profile: Profile) -> list[dict[str, Any]]:
-    """Return every table that was made, as readers see it."""
-    found = [(name, read_table(profile, name)) for name in captions()]
-    made = {name: render(name, table) for name, table in found if len(table)}
-    return [{"name": name, "caption": captions()[name], "table": table} for name, table in made.items()]
+    """Return every table that was made, as readers see it, in the order of ``tables.yaml``."""
+    import yaml
 
-
-def steps(profile: Profile) -> list[dict[str, Any]]:
-    """Return every step: whether its executed notebook is there, and how long it took."""
-    pipeline, known, found = Pipeline(profile), read_provenance(profile), []
-    for task in pipeline.tasks.values():
-        done, facts = pipeline.executed(task).exists(), known.get(task.id)
-        words = clock(facts["longest_seconds"]) if facts else "" if done else "not run"
-        found.append({"id": task.id, "done": done, "words": words})
-    return found
+    captions = yaml.safe_load((FACTS / "pages" / "tables.yaml").read_text(encoding="utf-8"))
+    found = {name: read_table(profile, name) for name in captions}
+    return [
+        {"name": name, "caption": captions[name], "table": render(name, table)}
+        for name, table in found.items()
+        if len(table)
+    ]
 
 
 # --- files ---
 
 
-def mathml(formula: str, display: str) -> str:
-    """Return a TeX formula as MathML; what cannot be read stays TeX, as code."""
-    from latex2mathml import converter, exceptions
-
-    errors = tuple(kind for kind in vars(exceptions).values() if isinstance(kind, type))
-    try:
-        return converter.convert(formula.strip(), display=display)
-    except errors:
-        return f"<code>{html.escape(formula.strip())}</code>"
-
-
 def markdown_html(source: str) -> str:
     """Return Markdown as HTML; its formulas become MathML, its own HTML is shown as text."""
+    from latex2mathml.converter import convert
     from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
     renderer = IPythonRenderer(escape=True)
-    renderer.block_math = lambda formula: mathml(formula, "block")
-    renderer.inline_math = lambda formula: mathml(formula, "inline")
+    renderer.block_math = lambda formula: convert(formula.strip(), display="block")
+    renderer.inline_math = lambda formula: convert(formula.strip())
     return MarkdownWithMath(renderer=renderer).render(source)
 
 
-def notebook_page(path: Path) -> str:
-    """Return an executed notebook as a page."""
+def notebook_pages(profile: Profile, folder: Path) -> dict[str, str]:
+    """Write the page of each executed notebook of a profile, and return how long each took, by step."""
     from nbconvert import HTMLExporter
 
     exporter = HTMLExporter(template_name="basic", filters={"markdown2html": markdown_html})
-    body, _ = exporter.from_filename(str(path))
-    return fill("page.html", title=path.stem, body=body)
-
-
-def notebook_pages(profile: Profile, folder: Path) -> None:
-    """Write the page of each executed notebook of a profile; pages of notebooks that are gone are removed."""
     shutil.rmtree(folder, ignore_errors=True)
-    for path in (results_dir(profile) / "notebooks").glob("*.ipynb"):
+    known, took = read_provenance(profile), {}
+    for path in sorted((results_dir(profile) / "notebooks").glob("*.ipynb")):
         if not path.name.endswith(".running.ipynb"):
-            write_text(folder / f"{path.stem}.html", notebook_page(path))
+            body, _ = exporter.from_filename(str(path))
+            write_text(folder / f"{path.stem}.html", fill("page.html", title=path.stem, body=body))
+            took[path.stem] = clock(known[path.stem]["longest_seconds"]) if path.stem in known else ""
+    return took
 
 
 def write_report(profile: Profile) -> Path:
     """Write ``results/<profile>/report/index.html`` and the notebooks' pages; returns the page's path."""
     folder, aims = results_dir(profile) / "report", read_table(profile, "primary")
-    notebook_pages(profile, folder / "notebooks")
-    decided = aims[aims.met != "not run"] if len(aims) else aims
     page = fill(
         "report.html",
         title=f"{profile.name}: report",
@@ -240,13 +204,12 @@ def write_report(profile: Profile) -> Path:
         broken=f"{BROKEN:.0%}",
         unsound=unsound(profile),
         findings=findings(profile),
-        cards=cards(profile),
+        examples=examples(profile),
         figures=figures(profile),
         met=aims.met.value_counts().to_dict() if len(aims) else {},
-        aims=render("primary", decided),
+        aims=render("primary", aims[aims.met != "not run"] if len(aims) else aims),
         tables=tables(profile),
-        steps=steps(profile),
-        total=clock(sum(facts["longest_seconds"] for facts in read_provenance(profile).values())),
+        notebooks=notebook_pages(profile, folder / "notebooks"),
         origin=origin(profile),
     )
     write_text(folder / "index.html", page)

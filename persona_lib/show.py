@@ -7,27 +7,26 @@ are examples: one pair, one prompt, one comparison.
 
 from __future__ import annotations
 
-import html
 import math
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona_lib import weights
 from persona_lib.beyond import ratings
-from persona_lib.data import everyday, intake, preference
+from persona_lib.data import everyday, preference
 from persona_lib.data.official import DATASETS
 from persona_lib.intervals import wilson_interval
 from persona_lib.models import load, served
 from persona_lib.models.generate import TransformersGenerator
 from persona_lib.paper import answers, judging, personas
 from persona_lib.prompts import STOP, inference_prefix, inference_query, tailoring_prompt
-from persona_lib.records import EVAL_PERSONAS, SIDES, PreferencePair, Side, TailoringRow
-from persona_lib.settings import FACTS, REPO, Profile, Run, load_profile, results_dir, set_field
-from persona_lib.store import iter_rows, read_json, read_rows, write_text
+from persona_lib.records import EVAL_PERSONAS, SIDES, Side, TailoringRow
+from persona_lib.settings import FACTS, Profile, Run, results_dir, set_field
+from persona_lib.store import iter_rows, read_json, read_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -196,13 +195,6 @@ def to_markdown(table: pd.DataFrame) -> str:
     return "\n".join([line(table.columns), line("---" for _ in table.columns), *map(line, table.to_numpy())])
 
 
-def save_table(run: Run, name: str, table: pd.DataFrame) -> Path:
-    """Write a table to ``tables/<name>.csv`` of the run, atomically, and return the path."""
-    path = run.folder / "tables" / f"{name}.csv"
-    write_text(path, table.to_csv(index=False))
-    return path
-
-
 # --- sentences: what a table says, decided by its 95 % intervals alone ---
 
 
@@ -231,27 +223,12 @@ def say(
     return "\n".join(said) or "- Nothing to say of this profile."
 
 
-def aims(primary: pd.DataFrame) -> str:
-    """Say how many aims are met, and name every aim that is not; a run on own data may have none."""
-    if primary.empty:
-        return "- No aims were set beforehand for this profile's data."
-    met, unmet, missing = (int((primary.met == word).sum()) for word in ("yes", "no", "not run"))
-    head = (f"- Of {met + unmet} aims that this run can decide, {met} are met and {unmet} are not; "
-            f"{missing} need arms or data that it lacks. Not met:")  # fmt: skip
-    return f"{head}\n\n{to_markdown(render('primary', primary[primary.met == 'no']))}" if unmet else head[:-9]
-
-
-# --- notebooks 01 and 02: pairs, and the base model ---
-
-
-def read_pairs(run: Run, split: str) -> list[PreferencePair]:
-    """Read the preference pairs of a split."""
-    return read_rows(run.folder / "pairs" / f"{split}.jsonl", PreferencePair)
+# --- examples of the notebooks, as text for a reader ---
 
 
 def example_pair(run: Run) -> str:
-    """Return the first preference pair of a run as text, of training if it has any, with its personas."""
-    pair = next(pair for split in ("train", "validation", "test") for pair in read_pairs(run, split))
+    """Return the first preference pair of a run, of training if it has any, with the personas it brings."""
+    pair = next(pair for rows in preference.load_pairs(run).values() for pair in rows)
     said = [f"PROMPT\n{pair.prompt}", f"CHOSEN\n{pair.chosen}", f"REJECTED\n{pair.rejected}"]
     if run.dataset == everyday.NAME:
         brought = everyday.personas(run.profile.data.majority_share, run.seed)[pair.id]
@@ -259,99 +236,99 @@ def example_pair(run: Run) -> str:
     return "\n\n".join(said)
 
 
-def contrast_table(run: Run, split: str = "train") -> pd.DataFrame:
-    """Count, per dimension of ``everyday``, the pairs that differ in it and who has what most users like.
-
-    ``share`` is that of pairs whose chosen response has it. Empty for other data: nobody knows its contrasts.
-    """
-    import pandas as pd
-
-    columns = ["dimension", "most like", "fewer like", "n", *(f"share{end}" for end in ENDS)]
-    if run.dataset != everyday.NAME:
-        return pd.DataFrame(columns=columns)
-    common, by_id = everyday.common_values(run.seed), {item.id: item for item in everyday.items()}
-    found: dict[str, list[bool]] = {}
-    for pair in read_pairs(run, split):
-        sides = everyday.sides(by_id[pair.id], run.profile.data.majority_share, run.seed)
-        dimension, value = by_id[pair.id].wish(sides["chosen"])[0]
-        found.setdefault(dimension, []).append(value == common[dimension])
-    rows = []
-    for dimension, hits in found.items():
-        most = common[dimension]
-        fewer = next(value for value in everyday.DIMENSIONS[dimension] if value != most)
-        interval = wilson_interval(sum(hits), len(hits))
-        rows.append((dimension, most, fewer, len(hits), sum(hits) / len(hits), *interval))
-    return pd.DataFrame(rows, columns=columns)
-
-
 QUESTIONS = ("working-from-home-2", "coffee-at-home-1")  # of validation: explicit personas, implicit ones
 
 
-def facts_table(run: Run) -> pd.Series:
-    """Return what is known of the base: where it comes from, its size, its licence, what identifies it."""
-    import pandas as pd
-    from transformers import AutoConfig
-
-    source, revision = run.base_source
-    facts = {"base model": source, "identified by": load.model_key(source, revision)}
-    if weights.is_packaged(source):
-        entry = weights.entry(source)
-        facts |= {name: entry[name] for name in ("licence", "quantised", "megabytes", "hub")}
-        facts["parameters"] = f"{entry['parameters']:,}"
-    name, commit = weights.pinned(source, revision)
-    config = AutoConfig.from_pretrained(name, revision=commit)
-    kind = f"{config.model_type}, {config.num_hidden_layers} layers of width {config.hidden_size}"
-    return pd.Series(facts | {"loaded here": f"{kind}, {run.profile.base.dtype}"}, name="").to_frame()
-
-
-def chat_example(run: Run) -> str:
-    """Return the first question as a policy is asked it, without a persona and with one."""
-    item, chat = next(i for i in everyday.items() if i.id == QUESTIONS[0]), load.format_of(*run.base_source)
-    told = {"no persona": None, "a persona": item.persona_a}
-    return "\n".join(f"--- {how}\n{tailoring_prompt(item.prompt, p, chat=chat)}" for how, p in told.items())
-
-
-def untrained_answers(run: Run) -> str:
-    """Return the untrained base's answers to two questions under either persona, as text for a reader."""
-    told = [(i.prompt, p) for i in everyday.items() if i.id in QUESTIONS for p in (i.persona_a, i.persona_b)]
-    prompts = [tailoring_prompt(*pair, chat=load.format_of(*run.base_source)) for pair in told]
+def untrained_answers(run: Run) -> dict[str, str]:
+    """Return the untrained base's answers by prompt: a question without a persona, two under either one."""
+    items = [item for item in everyday.items() if item.id in QUESTIONS]
+    told = [(i.prompt, p) for i in items for p in (i.persona_a, i.persona_b)]
+    asked = [(items[0].prompt, None), *told]
+    prompts = [tailoring_prompt(*pair, chat=load.format_of(*run.base_source)) for pair in asked]
     profile, tokenizer = run.profile, load.load_tokenizer(*run.base_source)
     model = load.load_base(*run.base_source, profile.base.quantization, profile.base.dtype)
-    how = {"batch_size": len(prompts), "repetition_penalty": profile.generation.repetition_penalty}
-    generator = TransformersGenerator(model, tokenizer, "base", **how)
+    penalty = profile.generation.repetition_penalty
+    generator = TransformersGenerator(model, tokenizer, "base", len(asked), repetition_penalty=penalty)
     written = dict(generator.generate(prompts, profile.generation.max_new_tokens, (STOP,)))
-    parts = [
-        f"QUESTION  {question}\nPERSONA   {persona}\n\n{written[number].text}"
-        for number, (question, persona) in enumerate(told)
-    ]
-    return "\n\n".join(parts)
+    return {prompt: written[number].text for number, prompt in enumerate(prompts)}
 
 
-# --- notebooks 03 and 04: inferred personas ---
-
-
-def inference_prompt_text(run: Run, side: Side = "chosen", number: int = 0) -> str:
-    """Return the whole few-shot prompt for one evaluation pair and side; says so where none is prompted."""
+def inference_prompt_text(run: Run, side: Side = "chosen") -> str:
+    """Return the whole few-shot prompt for the first pair and a side; says so where none is prompted."""
     if run.profile.generator.model == served.SURFACE:
         return "No language model is prompted: personas are written by rule from the two responses."
-    pair = preference.inference_pairs(run)[number]
+    pair = preference.inference_pairs(run)[0]
     query = inference_query(pair.prompt, *personas.sides_of(pair, side))
     return inference_prefix(personas.inference_shots(run.profile)) + query
 
 
 def persona_examples(run: Run, n: int = 5) -> str:
-    """Return evaluation pairs with both inferred personas as text for a reader."""
+    """Return evaluation pairs with both inferred personas."""
     split = personas.inferred_splits(run)[-1]
     chosen, rejected = (personas.read_personas(run, split, side) for side in SIDES)
-    parts = [
+    return "\n\n".join(
         f"PROMPT    {pair.prompt}\nCHOSEN    {pair.chosen}\nREJECTED  {pair.rejected}\n"
         f"   P_C    {chosen[pair.id].persona}\n   P_R    {rejected[pair.id].persona}"
         for pair in preference.inference_pairs(run)[:n]
-    ]
+    )
+
+
+def training_example(run: Run, method: str, train_persona: str) -> str:
+    """Return the first training row of an arm as the trainer gets it, its fields under their TRL names."""
+    source = read_rows(run.folder / "tailoring" / f"{method}_train.jsonl", TailoringRow)
+    make = preference.to_sft_rows if method == "sft" else preference.to_dpo_rows
+    row = make(source, train_persona, run.seed, load.format_of(*run.base_source))[0]
+    return "\n\n".join(f"{name}\n{text!r}" for name, text in row.items())
+
+
+def one_prompt(run: Run, arm: str, kinds: Sequence[str] = EVAL_PERSONAS) -> str:
+    """Return one arm's answers to the first prompt, told personas of some kinds ("none", "gold", ...)."""
+    row = answers.eval_rows(run)[0]
+    parts = [f"PROMPT  {row.prompt}"]
+    for spec in answers.grid(run):
+        wanted = spec.arm == arm and spec.eval_persona.startswith(tuple(kinds))
+        if answer := answers.read_generations(run, spec).get(row.id) if wanted else None:
+            told = f"[{spec.eval_persona}, {spec.persona_format}]  {answer.persona or '-'}"
+            parts.append(f"{told}\n{answer.completion}")
     return "\n\n".join(parts)
 
 
-# --- notebooks 06 and 07: training ---
+def judged_example(run: Run, label: str = "gold-chosen") -> str:
+    """Return a comparison with the judge's answers in both orders and the verdicts.
+
+    It is the first of the matchup ``label`` (else of any) that is no tie under personalization, if there is
+    one.
+    """
+    matchup = next((m for m in answers.matchups(run) if m.label == label), answers.matchups(run)[0])
+    verdicts = {verdict["id"]: verdict for verdict in judging.read_verdicts(run, matchup)}
+    comparisons = judging.compare(run, matchup)
+    if not comparisons:
+        return f"no answers to compare under {label}"
+    c = next((c for c in comparisons if verdicts[c.id]["personalization"] != "tie"), comparisons[0])
+    parts = [f"PROMPT   {c.prompt}\nPERSONA  {c.persona}", f"TESTED ({matchup.test.slug})\n{c.response_a}",
+             f"BASE ({matchup.base.slug})\n{c.response_b}"]  # fmt: skip
+    for rubric in judging.RUBRICS:
+        path = judging.judgment_folder(run, matchup) / f"{rubric}.jsonl"
+        orders = [
+            f"{j['order']}: {'tie' if j['tie'] else j['winner'] or 'unparsed'} ({j['feedback']})"
+            for j in iter_rows(path)
+            if j["id"] == c.id
+        ]
+        parts.append(f"{rubric}: {'; '.join(orders)} -> {verdicts[c.id][rubric]}")
+    return "\n\n".join(parts)
+
+
+def answers_text(table: pd.DataFrame) -> str:
+    """Return answers (``prompt``, ``persona``, ``plain_dpo``, ``pt_dpo``) as a page: each prompt once."""
+    parts = []
+    for prompt, rows in table.groupby("prompt", sort=False) if len(table) else ():
+        parts.append(f"===== {prompt}")
+        for row in rows.itertuples():
+            parts.append(f"PERSONA  {row.persona or '-'}\n\nDPO\n{row.plain_dpo}\n\nPT-DPO\n{row.pt_dpo}")
+    return "\n\n".join(parts) or "nothing to show"
+
+
+# --- small tables of one notebook ---
 
 
 LOSSES = {
@@ -362,51 +339,67 @@ LOSSES = {
 }
 
 
-def training_example(run: Run, method: str, train_persona: str, number: int = 0) -> str:
-    """Return one training row of an arm as the trainer gets it, its fields under their TRL names."""
-    source = read_rows(run.folder / "tailoring" / f"{method}_train.jsonl", TailoringRow)
-    make = preference.to_sft_rows if method == "sft" else preference.to_dpo_rows
-    row = make(source, train_persona, run.seed, load.format_of(*run.base_source))[number]
-    return "\n\n".join(f"{name}\n{text!r}" for name, text in row.items())
+def contrast_table(run: Run) -> pd.DataFrame:
+    """Count, per dimension of ``everyday``, the training pairs that differ in it, and what most users like.
+
+    ``share`` is that of pairs whose chosen response has it. Empty for other data: nobody knows its contrasts.
+    """
+    import pandas as pd
+
+    columns = ["dimension", "most like", "fewer like", "n", *(f"share{end}" for end in ENDS)]
+    if run.dataset != everyday.NAME:
+        return pd.DataFrame(columns=columns)
+    common, wishes = everyday.common_values(run.seed), everyday.wishes()
+    known = everyday.personas(run.profile.data.majority_share, run.seed)
+    pairs = preference.load_pairs(run)["train"]
+    wanted = pd.DataFrame([wishes[known[pair.id]["gold-chosen"]][0] for pair in pairs])
+    rows = []
+    for dimension, values in wanted.groupby(0, sort=False)[1]:
+        most, n = common[dimension], len(values)
+        fewer = next(value for value in everyday.DIMENSIONS[dimension] if value != most)
+        hits = int((values == most).sum())
+        rows.append((dimension, most, fewer, n, hits / n, *wilson_interval(hits, n)))
+    return pd.DataFrame(rows, columns=columns)
+
+
+def facts_table(run: Run) -> pd.DataFrame:
+    """Return what is known of the base: where it comes from, its size, its licence, what identifies it."""
+    import pandas as pd
+    from transformers import AutoConfig
+
+    source, revision = run.base_source
+    name, commit = weights.pinned(source, revision)
+    config = AutoConfig.from_pretrained(name, revision=commit)
+    kind = f"{config.model_type}, {config.num_hidden_layers} layers of width {config.hidden_size}"
+    facts = {"base model": source, "identified by": load.model_key(source, revision)}
+    if weights.is_packaged(source):
+        known = ("licence", "quantised", "megabytes", "hub", "parameters")
+        facts |= {name: weights.entry(source)[name] for name in known}
+    return pd.Series(facts | {"loaded here": f"{kind}, {run.profile.base.dtype}"}, name="").to_frame()
 
 
 def training_history(run: Run, method: str) -> pd.DataFrame:
-    """Return the losses of every epoch of every arm, and which epoch was kept."""
+    """Return the losses of every validated epoch of every arm, and which epoch was kept."""
     import pandas as pd
 
     tables = []
     for persona in run.profile.training.arms:
         folder = run.folder / "adapters" / f"{method}-{persona}"
+        log = pd.DataFrame(iter_rows(folder / "log.jsonl")).groupby("epoch", as_index=False).first()
+        table = log.rename(columns=LOSSES).dropna(subset="validation loss")
         best = read_json(folder / "done.json")["best_eval_loss"]
-        for row in epochs(folder):
-            tables.append({"arm": folder.name, **row, "kept": row["validation loss"] == best})
-    columns = ["arm", "epoch", *(name for name in LOSSES.values() if any(name in t for t in tables)), "kept"]
-    return pd.DataFrame(tables, columns=columns).set_index(["arm", "epoch"])
-
-
-def epochs(folder: Path) -> list[dict[str, Any]]:
-    """Merge the training and validation logs of an adapter into one row per validated epoch."""
-    merged: dict[float, dict[str, Any]] = {}
-    for entry in iter_rows(folder / "log.jsonl"):
-        found = {LOSSES[name]: value for name, value in entry.items() if name in LOSSES}
-        if found:
-            merged.setdefault(entry["epoch"], {"epoch": entry["epoch"]}).update(found)
-    return [merged[epoch] for epoch in sorted(merged) if "validation loss" in merged[epoch]]
-
-
-# --- notebooks 08 to 10: answers and judgments ---
+        tables.append(table.assign(arm=folder.name, kept=table["validation loss"] == best))
+    history = pd.concat(tables).set_index(["arm", "epoch"])
+    return history[[name for name in (*LOSSES.values(), "kept") if name in history]]
 
 
 def grid_table(run: Run) -> pd.DataFrame:
     """Return the grid as a table: arms down, personas across, the persona's format(s) in the cells."""
     import pandas as pd
 
-    cells: dict[str, dict[str, str]] = {}
-    for spec in answers.grid(run):
-        row = cells.setdefault(spec.arm, {})
-        row[spec.eval_persona] = ", ".join(filter(None, [row.get(spec.eval_persona), spec.persona_format]))
-    columns = [p for p in run.profile.evaluation.personas if any(p in row for row in cells.values())]
-    return pd.DataFrame.from_dict(cells, orient="index", columns=columns).fillna("").rename_axis("arm")
+    cells = pd.DataFrame([(s.arm, s.eval_persona, s.persona_format) for s in answers.grid(run)])
+    table = cells.groupby([0, 1])[2].agg(", ".join).unstack().rename_axis(index="arm", columns=None)
+    return table.reindex(index=cells[0].unique(), columns=cells[1].unique()).fillna("").rename_axis("arm")
 
 
 def degenerate_table(run: Run) -> pd.DataFrame:
@@ -422,140 +415,25 @@ def degenerate_table(run: Run) -> pd.DataFrame:
     return pd.DataFrame(rows).groupby("arm", sort=False).sum()
 
 
-def one_prompt(
-    run: Run, arm: str = "dpo-chosen", number: int = 0, kinds: Sequence[str] = EVAL_PERSONAS
-) -> str:
-    """Return one arm's answers to one prompt under the personas it was run with, as text for a reader.
-
-    ``kinds`` are what the wanted eval personas begin with ("none", "gold", "user-chosen", ...).
-    """
-    row = answers.eval_rows(run)[number]
-    parts = [f"PROMPT  {row.prompt}"]
-    for spec in answers.grid(run):
-        wanted = spec.arm == arm and spec.eval_persona.startswith(tuple(kinds))
-        answer = answers.read_generations(run, spec).get(row.id) if wanted else None
-        if answer:
-            told = f"[{spec.eval_persona}, {spec.persona_format}]  {answer.persona or '-'}"
-            parts.append(f"{told}\n{answer.completion}")
-    return "\n\n".join(parts)
-
-
-def judged_example(run: Run, label: str = "gold-chosen") -> str:
-    """Return one comparison of a matchup with the judge's answers in both orders and the verdicts.
-
-    It is the first one that is not a tie under personalization, if there is one. Where no matchup has this
-    label, the first matchup is shown.
-    """
-    matchup = next((m for m in answers.matchups(run) if m.label == label), answers.matchups(run)[0])
-    verdicts = {verdict["id"]: verdict for verdict in judging.read_verdicts(run, matchup)}
-    comparisons = judging.compare(run, matchup)
-    if not comparisons:
-        return f"no answers to compare under {label}"
-    c = next((c for c in comparisons if verdicts[c.id]["personalization"] != "tie"), comparisons[0])
-    parts = [f"PROMPT   {c.prompt}\nPERSONA  {c.persona}", f"TESTED ({matchup.test.slug})\n{c.response_a}"]
-    parts.append(f"BASE ({matchup.base.slug})\n{c.response_b}")
-    for rubric in judging.RUBRICS:
-        path = judging.judgment_folder(run, matchup) / f"{rubric}.jsonl"
-        found = [line for line in iter_rows(path) if line["id"] == c.id]
-        said = ["tie" if line["tie"] else line["winner"] or "unparsed" for line in found]
-        orders = [f"{j['order']}: {word} ({j['feedback']})" for j, word in zip(found, said, strict=True)]
-        parts.append(f"{rubric}: {'; '.join(orders)} -> {verdicts[c.id][rubric]}")
-    return "\n\n".join(parts)
-
-
-def user_examples(run: Run, n: int = 5) -> pd.DataFrame:
-    """Return user-written personas beside the gold ones of the same rows; empty without any."""
-    import pandas as pd
-
-    rows = [
-        (row.id, side, row.personas.get(f"gold-{side}"), written)
-        for row in answers.eval_rows(run)
-        for side in SIDES
-        if (written := row.personas.get(f"user-{side}"))
-    ]
-    return pd.DataFrame(rows[:n], columns=["id", "side", "persona", "user-written"])
-
-
-def answers_text(table: pd.DataFrame) -> str:
-    """Return answers (``prompt``, ``persona``, ``plain_dpo``, ``pt_dpo``) as a page: each prompt once."""
-    parts = []
-    for prompt, rows in table.groupby("prompt", sort=False) if len(table) else ():
-        parts.append(f"===== {prompt}")
-        for row in rows.itertuples():
-            parts.append(f"PERSONA  {row.persona or '-'}\n\nDPO\n{row.plain_dpo}\n\nPT-DPO\n{row.pt_dpo}")
-    return "\n\n".join(parts) or "nothing to show"
-
-
-# --- notebooks 14 and 16: ratings by people, and a stranger's data ---
-
-
-TABLES = ("ratings", "rating_agreement", "rating_problems")
 # Sizes as in the paper: 80 personas by three raters; 144 personas of eight users, the answers of two systems.
 # Its users rated alone what they had written; here two rate each answer, or agreement could not be computed.
 DESIGNS = {"personas": (80, 3, 3), "answers": (288, 8, 2)}  # items in all, raters, raters per item
 
 
-def folder_of(profile: Profile) -> Path:
-    """Folder of a profile's ratings: ``for_raters/`` and ``keys/``."""
-    return results_dir(profile) / "ratings"
-
-
 def export_studies(profile: Profile) -> dict[str, list[Path]]:
     """Write the sheets and keys of every study that the profile has items for; returns their files."""
-    folder, written = folder_of(profile), {}
+    written = {}
     for study, (n, n_raters, per_item) in DESIGNS.items():
         if items := ratings.items_to_rate(profile, study, n):
             key = ratings.number_items(study, items, n_raters, per_item)
-            written[study] = ratings.export(study, key, folder)
+            written[study] = ratings.export(study, key, results_dir(profile) / "ratings")
     return written
 
 
-def collect(profile: Profile, filled: str = "") -> dict[str, ratings.Filled]:
-    """Read the sheets in the folder ``filled``, by study; without one, nobody has rated."""
-    return ratings.read_filled(Path(filled).expanduser(), folder_of(profile) / "keys") if filled else {}
-
-
 def first_item(written: dict[str, list[Path]], study: str) -> str:
-    """Return the first item of a study's first sheet with its questions as HTML, all text escaped."""
+    """Return the first item of a study's first sheet, and the questions."""
     if study not in written:
         return f"no items for {study}"
-    _, rows = ratings.open_csv(written[study][0])
-    texts = "".join(
-        f"<p><b>{name.replace('_', ' ')}</b><br><span style='white-space:pre-wrap'>"
-        f"{html.escape(rows[0][name])}</span></p>"
-        for name in ratings.TEXTS[study]
-    )
-    asked = ratings.QUESTIONS[study].items()
-    return f"{texts}<ul>{''.join(f'<li><b>{n}</b>: {html.escape(text)}</li>' for n, text in asked)}</ul>"
-
-
-def save_tables(profile: Profile, filled: dict[str, ratings.Filled]) -> dict[str, pd.DataFrame]:
-    """Compute and write the tables of ratings of a profile; older ones go if nobody rated."""
-    folder = results_dir(profile) / "tables"
-    for name in TABLES:
-        (folder / f"{name}.csv").unlink(missing_ok=True)
-    tables = ratings.rating_tables(filled, profile.evaluation.bootstrap_samples) if filled else {}
-    for name, table in tables.items():
-        write_text(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.6g"))
-    return tables
-
-
-def guide_run(name: str, overrides: Iterable[str]) -> Run:
-    """Return the run of the worked example on your own data, in a results folder of its own.
-
-    Its data is what ``data.path`` names, else the shipped pairs. Raises ConfigError for a profile whose judge
-    cannot read it.
-    """
-    profile = load_profile(name, list(overrides))
-    intake.check_judge(profile)
-    changes = {"name": f"{profile.name}_guide", "datasets": (intake.NAME,)}
-    if not any(override.startswith("data.path=") for override in overrides):
-        changes |= {"data.path": str(REPO / "examples" / "pairs.jsonl"), "data.mapping": ""}
-    return Run(set_field(profile, changes), intake.NAME, profile.seeds[0])
-
-
-def source_text(run: Run) -> str:
-    """Say which data the guide uses, and show its mapping."""
-    path = run.profile.data.mapping
-    mapping = Path(path).read_text(encoding="utf-8") if path else "(no mapping: prompt, chosen, rejected)\n"
-    return f"{Path(run.profile.data.path).name}\n\n{mapping}"
+    item = ratings.open_csv(written[study][0])[1][0]
+    texts = [f"{name.upper()}\n{item[name]}" for name in ratings.TEXTS[study]]
+    return "\n\n".join(texts + [f"{name}: {asked}" for name, asked in ratings.QUESTIONS[study].items()])

@@ -44,12 +44,6 @@ def test_a_profile_without_policies_says_what_to_run(tmp_path, monkeypatch):
 # --- a reader's own personas in notebook 10 ---
 
 
-@pytest.mark.parametrize("pairs", [["text"], [["q", "p"], ["q"]], [["q", 3]], [["q", "p"], [" ", "p"]]])
-def test_a_pair_that_is_none_is_an_error_that_names_it(pairs):
-    with pytest.raises(ValueError, match=f"own, pair {len(pairs)}: .* write it as"):
-        demo.check_own(pairs)
-
-
 @pytest.fixture
 def echoing(tmp_path, monkeypatch):
     """A run whose policies are there and answer with their prompt: open(dataset) -> run."""
@@ -77,15 +71,17 @@ def test_each_policy_is_told_as_it_was_trained_and_answers_stand_in_order(echoin
     ]  # fmt: skip
     page = show.answers_text(table)
     places = [page.index(text) for text in ("PERSONA  The user is calm", "DPO\n", "PT-DPO\n", "Why?")]
-    assert places == sorted(places)
+    assert places == sorted(places) and show.answers_text(table.head(0)) == "nothing to show"
 
 
-def test_a_policy_that_was_not_trained_answers_nothing_and_is_named(echoing, capsys):
+def test_a_pair_that_is_none_and_a_policy_that_was_not_trained_are_named(echoing):
     run = echoing("beavertails")
+    for wrong in ("text", ["q"], ["q", 3]):
+        with pytest.raises(ValueError, match="own, pair 2: .* write it as"):
+            demo.answer_own(run, [["q", "p"], wrong])
     (run.folder / "adapters" / "dpo-chosen" / "done.json").unlink()
     table = demo.answer_own(run, [["How?", "Calm."]])
-    assert table.empty and "dpo-chosen not trained" in capsys.readouterr().out
-    assert show.answers_text(table) == "nothing to show"
+    assert table.pt_dpo.tolist() == ["(dpo-chosen not trained)"] and "How?" in table.plain_dpo[0]
 
 
 # --- in a real browser ---
@@ -124,6 +120,7 @@ def browser_page():
 @pytest.mark.slow
 def test_the_demo_answers_streams_escapes_and_says_what_is_wrong(smoke_repository, monkeypatch):
     gradio = pytest.importorskip("gradio", reason="the [demo] extra is not installed")
+    assertions = pytest.importorskip("playwright.sync_api", reason="the [browser] extra is not installed")
     monkeypatch.setenv("PERSONA_RESULTS", str(smoke_repository / "results"))
     url = demo.launch(demo.Asker(settings.open_run("smoke")), None, block=False)
     try:
@@ -131,8 +128,8 @@ def test_the_demo_answers_streams_escapes_and_says_what_is_wrong(smoke_repositor
             page.goto(url)
             page.locator("#persona textarea").fill("<img src=x onerror=alert(1)> likes lists")
             page.locator("#ask").click()
-            page.locator("#right-seen").get_by_text("the reader sees").wait_for()
-            assert all(page.locator(f"#{side}-answer textarea").input_value() for side in ("left", "right"))
+            for side in ("left", "right"):
+                assertions.expect(page.locator(f"#{side}-answer textarea")).not_to_have_value("")
             assert page.locator("img[src=x]").count() == 0
             page.locator("#persona textarea").fill("long " * 500)
             page.locator("#ask").click()

@@ -158,7 +158,7 @@ def test_an_export_never_overwrites_and_says_what_is_missing(trained, tmp_path, 
         export.export_arm(trained, "dpo-chosen", tmp_path)
     with pytest.raises(FileNotFoundError, match=r"sft-none is not finished: run the training steps first"):
         export.export_arm(trained, "dpo-none", tmp_path / "out")
-    with pytest.raises(ValueError, match="arm 'base' has no adapters"):
+    with pytest.raises(FileNotFoundError, match="arm 'base' has no adapters"):
         export.export_arm(trained, "base", tmp_path / "out")
     assert export.main(["--arm", "dpo-shuffled", "--to", str(tmp_path / "out")]) == 2
     assert "sft-shuffled is not finished" in capsys.readouterr().err

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,6 +11,7 @@ from persona_lib.beyond import claims
 from persona_lib.paper import results
 from persona_lib.settings import load_profile
 
+SAME = {"persona_models": "persona_accuracy", "released_safety": "safety"}  # drawn as another figure is
 SWAP = {"dataset": "hhh", "measure": "policy", "persona_format": "line", "n": 500, "n_seeds": 3}
 
 
@@ -37,9 +36,8 @@ def tables():
     nets = {name: column for name in ("net", "net_controlled")
             for name, column in with_limits(name, 0.2).items()}  # fmt: skip
     accuracy = sides.assign(**with_limits("accuracy", [0.9, 0.7]))
-    arms = pd.DataFrame({"arm": ["dpo-chosen", "dpo-none"], "dataset": "beavertails", "n": 499,
-                         "n_seeds": 1, "eval_persona": "gold-chosen",
-                         "persona_format": ["line", "first_person"]})  # fmt: skip
+    arms = pd.DataFrame({"arm": ["dpo-chosen", "dpo-none"], "dataset": "beavertails", "n": 499})
+    arms = arms.assign(eval_persona="gold-chosen", persona_format=["line", "first_person"])
     pairs = {"tested": "dpo-chosen", "shows": ["same persona", "tailored"]}
     pairs |= with_limits("difference", -0.1) | with_limits("difference_cut", 0)
     flips = with_limits("flip", [0.4, 0.2]) | with_limits("did", [0.08, 0])
@@ -49,15 +47,12 @@ def tables():
         "paper": claims.reanalysed(),
         "length": judged_rows(["gold-chosen"]).merge(rubrics, how="cross").assign(**nets),
         "persona_accuracy": accuracy.assign(split="test"),
-        "persona_models": accuracy.assign(model="a-model"),
         "persona_preference": sides[:1].assign(
             split="test", win=6, tie=1, loss=3, **with_limits("net", [0.3])
         ),
         "swap": pd.DataFrame([SWAP | {"arm": "dpo-none", "persona": name, **with_limits("d_positive", value)}
                               for name, value in (("gold", 0.8), ("shuffled", 0.5))]),
         "released_flip": arms.assign(personas="gold", **flips),
-        "released_safety": arms.assign(**with_limits("share", [0.2, 0.4])),
-        "released_safety_pairs": arms.assign(**pairs),
         "safety": arms.assign(**with_limits("share", [0.2, 0.4])),
         "safety_pairs": arms.assign(**pairs),
         "ratings": pd.DataFrame({"study": "personas", "question": "plausibility", "n_raters": 3, "n": 40,
@@ -65,52 +60,45 @@ def tables():
     }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def saved_once(tmp_path_factory):
-    """A results folder in which all tables are; made once and copied."""
-    folder = tmp_path_factory.mktemp("tables")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PERSONA_RESULTS", str(folder))
-        for name, table in tables().items():
-            results.save_table(load_profile("smoke"), name, table)
-    return folder
-
-
 @pytest.fixture
-def profile(saved_once, tmp_path, monkeypatch):
+def profile(tmp_path, monkeypatch):
     """A profile whose tables are all there, in a temporary folder."""
-    shutil.copytree(saved_once, tmp_path / "results")
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
     monkeypatch.setenv("PERSONA_FIGURES", str(tmp_path / "figures"))
-    return load_profile("smoke")
+    profile = load_profile("smoke")
+    for name, table in tables().items():
+        results.save_table(profile, name, table)
+    return profile
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[] if name in ("main", "released_safety", "ratings") else pytest.mark.slow)
+        pytest.param(name, marks=[] if name in ("main", "safety", "ratings") else pytest.mark.slow)
         for name, kind in figures.FIGURES.items()
-        if kind.tables
+        if kind.tables and name not in SAME
     ],
 )
 def test_a_figure_is_saved_as_pdf_and_png_is_not_blank_and_says_its_numbers(profile, name):
     from matplotlib.image import imread
 
-    assert set(figures.save_figures(profile, [name])) == {name}
-    folder = settings.figures_dir(profile)
-    assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
-    grey = imread(folder / f"{name}.png")[..., :3] @ np.array([0.299, 0.587, 0.114])
+    (png,) = figures.save_figures(profile, [name]).values()
+    assert png.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
+    grey = imread(png)[..., :3] @ np.array([0.299, 0.587, 0.114])
     assert (grey < 0.5).mean() > 0.003 and (grey > 0.95).mean() > 0.3
     alt = figures.image(profile, name).alt
-    assert alt == figures.alt_text(profile, name)
-    assert ("Points with 95 % intervals" in alt or "Stacked bars" in alt) and any(c.isdigit() for c in alt)
+    assert alt == figures.alt_text(png) and "95 % intervals" in alt and any(c.isdigit() for c in alt)
 
 
-def test_the_words_of_a_figure_are_its_numbers(profile):
-    _, said = figures.draw("persona_accuracy", figures.figure_inputs(profile, "persona_accuracy"))
+def test_the_words_of_a_figure_are_its_numbers_and_what_it_is_of(profile):
+    figures.save_figures(profile, ["persona_accuracy"])
+    said = figures.image(profile, "persona_accuracy").alt
+    assert said.startswith("our pairs, 2 seeds, n = 40; 95 % intervals.")
     assert "test, chosen: 0.90 (0.80 to 1.00); test, rejected: 0.70 (0.60 to 0.80)" in said
-    _, said = figures.draw("main", figures.figure_inputs(profile, "main"))
+    _, said = figures.draw(figures.FIGURES["main"], tables()["main"], tables()["paper"])
     assert "gold-chosen, n = 60: win 17, tie 28, contradicted 5, loss 50" in said  # of 60: 10, 20 - 3, 3, 30
+    _, said = figures.draw(figures.FIGURES["safety"], tables()["safety"], tables()["safety_pairs"])
+    assert "gold-chosen, plain DPO: 0.40" in said and "the same, at equal length: 0.00" in said
 
 
 @pytest.mark.slow
@@ -139,8 +127,7 @@ def test_a_figure_without_its_table_is_not_drawn_and_an_old_one_goes(profile):
 
 def test_undefined_estimates_are_gaps_and_no_row_at_all_is_said_to_be_none():
     table = tables()["main"].assign(**with_limits("dpq", [np.nan, 3]))
-    _, said = figures.plot_main(table, tables()["paper"])
+    _, said = figures.draw(figures.FIGURES["main"], table, tables()["paper"])
     assert "gold-rejected, n = 60, this run: 3.00" in said and "gold-chosen, n = 60, this run" not in said
-    figure, said = figures.plot_swap(tables()["swap"].assign(d_positive=np.nan))
-    assert "no D is defined" in figure.get_suptitle()
+    assert "no estimate is defined" in figures.picture("swap", tables()["swap"].assign(d_positive=np.nan)).alt
     assert figures.picture("swap", tables()["swap"].head(0)) is None

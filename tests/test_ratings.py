@@ -195,7 +195,7 @@ def test_texts_with_breaks_separators_and_quotes_survive(tmp_path):
     fill(paths[0], tmp_path / "filled" / "a.csv", separator=";")
     assert len(read(tmp_path).ratings) == 4
     shown = show.first_item({"answers": paths}, "answers")
-    assert "&lt;b&gt;one&lt;/b&gt;\n2" in shown and "<b>one" not in shown and "DPO" not in shown
+    assert odd in shown and "DPO" not in shown
 
 
 # --- agreement ---
@@ -256,7 +256,8 @@ def rated(tmp_path_factory):
         for paths in written.values():
             for sheet in paths[:-2]:
                 fill(sheet, folder / "filled" / sheet.parent.name / sheet.name)
-        yield profile, written, show.collect(profile, str(folder / "filled"))
+        keys = settings.results_dir(profile) / "ratings" / "keys"
+        yield profile, written, ratings.read_filled(folder / "filled", keys)
 
 
 def test_items_of_a_run_are_its_personas_and_both_systems_answers(rated):
@@ -278,19 +279,16 @@ def test_both_studies_are_exported_and_what_raters_get_tells_neither_side_nor_sy
     profile, written, _ = rated
     assert (len(written["personas"]), len(written["answers"])) == (3 + 2, 8 + 2)  # instructions and key
     secrets = ("PT-DPO", "dpo-", "gold-", "user-chosen", "user-rejected", "everyday", "seed-0")
-    for path in (show.folder_of(profile) / "for_raters").rglob("*.*"):
+    for path in (settings.results_dir(profile) / "ratings" / "for_raters").rglob("*.*"):
         text = path.read_text(encoding="utf-8")
         assert not [word for word in secrets if word in text], path
         assert not {"chosen", "rejected"} & set(text.lower().split()), path
 
 
-def test_filled_sheets_become_tables_and_without_any_nobody_has_rated(rated, tmp_path):
+def test_filled_sheets_become_tables_and_empty_ones_have_no_mean(rated, tmp_path):
     profile, written, filled = rated
-    assert show.save_tables(profile, filled)["ratings"]["mean"].notna().all()
+    assert ratings.rating_tables(filled, 20)["ratings"]["mean"].notna().all()
     write_text(tmp_path / "real" / "anna.csv", written["answers"][0].read_text(encoding="utf-8"))
-    people = show.collect(profile, str(tmp_path / "real"))
+    people = ratings.read_filled(tmp_path / "real", settings.results_dir(profile) / "ratings" / "keys")
     assert set(people) == {"answers"}
-    assert show.save_tables(profile, people)["ratings"]["mean"].isna().all()
-    assert show.collect(profile) == {}
-    assert show.save_tables(profile, {}) == {}
-    assert not (settings.results_dir(profile) / "tables" / "ratings.csv").exists()
+    assert ratings.rating_tables(people, 20)["ratings"]["mean"].isna().all()

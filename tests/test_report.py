@@ -13,7 +13,7 @@ from persona_lib import figures, report, store
 from persona_lib.beyond import claims
 from persona_lib.paper import results
 from persona_lib.report import command_of
-from persona_lib.settings import load_profile, results_dir
+from persona_lib.settings import REPO, load_profile, results_dir
 
 HOSTILE = '<script>alert("x")</script> & "quotes"'
 FACTS = {
@@ -30,64 +30,45 @@ def limits(name, value, width):
     return {name: value, f"{name}_low": value - width, f"{name}_high": value + width}
 
 
-def hand_main():
-    """One main row with an average."""
-    row = {"dataset": "everyday", "kind": "main", "label": "gold | chosen", "judge_persona": "gold-chosen",
-           "n": 8, "n_seeds": 2, "seeds": "0 1"}  # fmt: skip
-    row |= {"p_sign": 0.5, "q_sign": 1, "p_holm": 1, "q_holm": 1}
+def hand_tables():
+    """Small tables of what a finished run saves."""
+    names = {"dataset": "everyday", "n": 40, "n_seeds": 2, "seeds": "0 1"}
+    accuracy = [
+        names | {"split": "test", "side": side, "n_correct": 36} | limits("accuracy", value, 0.1)
+        for side, value in (("chosen", 0.9), ("rejected", 0.55))
+    ]
+    row = names | {"kind": "main", "label": "gold | chosen", "judge_persona": "gold-chosen"}
     row |= {"p_win": 5, "p_tie": 1, "p_loss": 2, "p_unparsed": 0, "p_inconsistent": 0}
     row |= {"q_win": 2, "q_tie": 3, "q_loss": 3, "q_unparsed": 0, "q_inconsistent": 1}
     row |= limits("p_net", 0.43, 1) | limits("q_net", -0.2, 1) | limits("quality_sd", 0.02, 1)
-    average = {"dataset": "all", "kind": "average", "label": "average", "n": 8, "n_seeds": 2, "seeds": "0 1"}
-    return pd.DataFrame([row | limits("dpq", 11.5, 20), average | limits("dpq", 11.5, 1)])
-
-
-def hand_tables(profile):
-    """Small tables of what a finished run saves."""
-    names = {"dataset": "everyday", "split": "test", "n": 40, "n_seeds": 2, "seeds": "0 1"}
-    counts = {
-        "n_correct": 36,
-        "n_ties": 0,
-        "n_contradicted": 0,
-        "n_wrong": 4,
-        "n_unparsed": 0,
-        "n_missing": 0,
-    }
-    accuracy = [names | counts | {"side": s} | limits("accuracy", v, 0.1) for s, v in SIDES.items()]
+    average = names | {"dataset": "all", "kind": "average", "label": "average", "n": 8}
     texts = {"prompt": HOSTILE, "persona": HOSTILE, "plain_dpo": HOSTILE, "pt_dpo": "short\nand clear"}
-    example = {"dataset": "everyday", "seed": 0, "id": "r0", "eval_persona": "gold-chosen", **texts}
     return {
         "persona_accuracy": pd.DataFrame(accuracy),
-        "main": hand_main(),
+        "main": pd.DataFrame([row | limits("dpq", 11.5, 20), average | limits("dpq", 11.5, 1)]),
         "paper": claims.reanalysed(),
-        "examples": pd.DataFrame([example]),
+        "examples": pd.DataFrame(
+            [{"dataset": "everyday", "seed": 0, "id": "r0", "eval_persona": "gold-chosen", **texts}]
+        ),
     }
 
 
-SIDES = {"chosen": 0.9, "rejected": 0.55}
-
-
-def write_notebook(profile):
-    """Leave an executed notebook, with a formula, an unreadable one and HTML of its own in its prose."""
-    prose = "# A title\n\nThe rate is $\\frac{1}{2}$; $\\left($ is none; `$HOME` is code. <script>x</script>"
+def fill(profile):
+    """Save what a finished run leaves for the report; its notebook has a formula and HTML in its prose."""
+    for name, table in hand_tables().items():
+        results.save_table(profile, name, table)
+    results.save_table(profile, "primary", claims.primary_results(profile))
+    figures.save_figures(profile, ["main", "persona_accuracy"])
+    store.write_json(results_dir(profile) / "provenance.json", {"tasks": {"12_results": FACTS}})
+    prose = "# A title\n\nThe rate is $\\frac{1}{2}$; `$HOME` is code. <script>x</script>"
     printed = nbformat.v4.new_output("stream", text=HOSTILE)
     notebook = nbformat.v4.new_notebook()
     notebook.cells = [
         nbformat.v4.new_markdown_cell(prose), nbformat.v4.new_code_cell("1 + 1", outputs=[printed]),
     ]  # fmt: skip
     path = results_dir(profile) / "notebooks" / "12_results.ipynb"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True)
     nbformat.write(notebook, path)
-
-
-def fill(profile):
-    """Save what a finished run leaves for the report."""
-    for name, table in hand_tables(profile).items():
-        results.save_table(profile, name, table)
-    results.save_table(profile, "primary", claims.primary_results(profile))
-    figures.save_figures(profile, ["main", "persona_accuracy"])
-    store.write_json(results_dir(profile) / "provenance.json", {"tasks": {"12_results": FACTS}})
-    write_notebook(profile)
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +135,7 @@ def test_the_page_says_findings_aims_numbers_and_provenance(filled):
     assert "dPQ +11.5 [+10.5, +12.5], average, n = 8; above 0." in text
     assert "62.5 / 12.5 / 25.0" in text and "paper&#39;s own numbers" in text
     assert '<td class="yes">yes</td>' in text and "not run" in text  # persona accuracy .90 is met
-    assert f"1 of {len(filled.steps)} notebooks ran; 1:01 in all" in text
+    assert "1 notebooks ran" in text and "1:01" in text
     assert "abcdef012345" in text and "--set seeds=0,1 --set dpo.beta=0.2" in text
 
 
@@ -169,9 +150,16 @@ def test_an_executed_notebook_becomes_a_page_with_formulas_that_loads_nothing(fi
     assert 'href="notebooks/12_results.html"' in page_of(filled)
     text = page_of(filled, "notebooks/12_results.html")
     assert "A title" in text and "<mfrac><mrow><mn>1</mn></mrow><mrow><mn>2</mn></mrow></mfrac>" in text
-    assert "<code>\\left(</code>" in text and "<code>$HOME</code>" in text
+    assert "<code>$HOME</code>" in text
     assert "<script" not in text and "&lt;script&gt;x" in text
     assert [s for s in Page(text).sources if not s.startswith("#")] == ["../index.html"]
+
+
+@pytest.mark.parametrize("path", sorted((REPO / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_the_formulas_of_a_notebook_become_mathml(path):
+    cells = nbformat.read(path, 4).cells
+    shown = "".join(report.markdown_html(c.source) for c in cells if c.cell_type == "markdown")
+    assert "$$" not in shown and "merror" not in shown
 
 
 def test_the_command_line_is_that_of_the_settings_without_paths_of_this_machine():

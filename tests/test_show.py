@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -43,34 +43,20 @@ def small_run() -> Run:
     return run
 
 
-@pytest.fixture
-def run(tmp_path, monkeypatch) -> Run:
-    """A run of its own for a test that changes files."""
-    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
-    monkeypatch.setattr(reader, "UNREADABLE", ())  # the texts of the pairs are read well on all dimensions
-    return small_run()
-
-
 @pytest.fixture(scope="module")
-def all_answers(tmp_path_factory) -> Path:
-    """Results in which every run of the grid has answered and was judged.
+def answered(tmp_path_factory) -> Iterator[Run]:
+    """A run in which every run of the grid has answered and was judged.
 
     Tailored runs give the response of the persona's side, the others the chosen one.
     """
-    folder = tmp_path_factory.mktemp("results")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PERSONA_RESULTS", str(folder))
-        patch.setattr(reader, "UNREADABLE", ())
-        answer_everything(small_run())
-    return folder
-
-
-@pytest.fixture
-def answered(all_answers, monkeypatch) -> Run:
-    """The run whose answers are there."""
-    monkeypatch.setenv("PERSONA_RESULTS", str(all_answers))
-    forget_judged()
-    return small_run()
+        patch.setenv("PERSONA_RESULTS", str(tmp_path_factory.mktemp("results")))
+        patch.setattr(reader, "UNREADABLE", ())  # the texts of the pairs are read well on all dimensions
+        forget_judged()
+        run = small_run()
+        answer_everything(run)
+        yield run
+        forget_judged()
 
 
 def answer_everything(run: Run) -> None:
@@ -151,55 +137,48 @@ def test_a_difference_is_compared_with_zero_and_nothing_is_said_of_nothing():
     undefined = pd.DataFrame([{"side": "a", "n": 3, "x": math.nan, "x_low": math.nan, "x_high": math.nan}])
     assert show.say(undefined, "x", ["side"]) == "- a: x undefined, n = 3."
     assert show.say(None, "x", ["side"]) == show.say(table.head(0), "x", ["side"])
-
-
-def test_aims_are_counted_and_only_those_not_met_are_shown():
-    names = ["aim", "where", "criterion", "estimate", "low", "high", "n", "met"]
-    rows = [("accuracy", "w", ">= .80", 0.9, 0.8, 1.0, 10, "yes"), ("dPQ", "w", "> 0", -1, -2, 1.0, 12, "no"),
-            ("other", "w", "> 0", None, None, None, None, "not run")]  # fmt: skip
-    said = show.aims(pd.DataFrame(rows, columns=names))
-    assert said.startswith("- Of 2 aims that this run can decide, 1 are met and 1 are not; 1 need")
-    assert "| dPQ | w | no | −1.00 [−2.00, 1.00] | > 0 | 12 |" in said and "accuracy" not in said
-    assert show.aims(pd.DataFrame()) == "- No aims were set beforehand for this profile's data."
+    none = pd.DataFrame({"label": ["a"], "net": [None], "net_low": [None], "net_high": [None], "n": [8]})
+    assert "n = 8." in show.say(none, "net", ["label"])
 
 
 # --- data, base model, training ---
 
 
-def test_dimensions_are_counted_as_the_pairs_have_them(run):
-    table, common = show.contrast_table(run).set_index("dimension"), everyday.common_values(0)
-    pairs, known = load_pairs(run)["train"], everyday.wishes()
-    personas = everyday.personas(run.profile.data.majority_share, 0)
-    wanted = [known[personas[p.id]["gold-chosen"]][0] for p in pairs]
-    assert table.n.sum() == len(pairs)
-    for name in {dimension for dimension, _ in wanted}:
-        mine = [value == common[name] for dimension, value in wanted if dimension == name]
-        assert table.loc[name, ["n", "share"]].tolist() == [len(mine), sum(mine) / len(mine)], name
-    real = Run(set_field(run.profile, {"datasets": ["hhh"]}), "hhh", 0)
+def test_dimensions_are_counted_as_the_pairs_have_them(answered):
+    table, common = show.contrast_table(answered).set_index("dimension"), everyday.common_values(0)
+    assert table.n.sum() == 8 and table["most like"].to_dict() == {name: common[name] for name in table.index}
+    by_id, shown = {item.id: item for item in everyday.items()}, {name: 0 for name in table.index}
+    for pair in load_pairs(answered)["train"]:
+        item = by_id[pair.id]
+        dimension, value = item.wish("a" if pair.chosen == item.response_a else "b")[0]
+        shown[dimension] += value == common[dimension]
+    assert (table.n * table.share).to_dict() == pytest.approx(shown)
+    real = Run(set_field(answered.profile, {"datasets": ["hhh"]}), "hhh", 0)
     assert show.contrast_table(real).empty, "nobody knows the contrasts of real data"
 
 
-def test_history_joins_both_logs_of_an_epoch_and_marks_the_kept_one(run):
-    one = set_field(run.profile, {"training.arms": ["none"]})
+def test_history_joins_both_logs_of_an_epoch_and_marks_the_kept_one(answered, monkeypatch, tmp_path):
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
+    run = Run(set_field(answered.profile, {"training.arms": ["none"]}), "everyday", 0)
     folder = run.folder / "adapters" / "sft-none"
     log = [{"loss": 3.0, "grad_norm": 1.0, "epoch": 1.0}, {"eval_loss": 2.5, "epoch": 1.0},
            {"loss": 2.0, "grad_norm": 0.5, "epoch": 2.0}, {"eval_loss": 2.7, "epoch": 2.0},
            {"train_runtime": 9.0, "train_loss": 2.5, "epoch": 2.0}]  # fmt: skip
     write_rows(folder / "log.jsonl", log)
     mark_done(folder, "hand", best_eval_loss=2.5)
-    table = show.training_history(Run(one, run.dataset, run.seed), "sft")
+    table = show.training_history(run, "sft")
     assert table["training loss"].tolist() == [3.0, 2.0]
     assert table["validation loss"].tolist() == [2.5, 2.7] and table.kept.tolist() == [True, False]
-    assert figures.picture("training", table).alt.startswith("Lines, validation loss by epoch.")
+    assert "validation loss by epoch. sft-none: 2.50, 2.70" in figures.picture("sft", table).alt
 
 
 # --- personas ---
 
 
-def test_the_inference_prompt_prefers_the_response_of_the_asked_side(run):
-    pair = load_pairs(run)["test"][0]
+def test_the_inference_prompt_prefers_the_response_of_the_asked_side(answered):
+    pair = load_pairs(answered)["test"][0]
     for side, wanted in (("chosen", pair.chosen), ("rejected", pair.rejected)):
-        query = show.inference_prompt_text(run, side).rpartition("Preferred response: ")[2]
+        query = show.inference_prompt_text(answered, side).rpartition("Preferred response: ")[2]
         assert query == f"{wanted}\nPersona:"
 
 
@@ -233,8 +212,3 @@ def test_the_grid_and_one_prompt_show_every_run_of_an_arm_and_loops_are_named(an
 def test_a_judged_example_shows_both_orders_and_the_verdict(answered):
     text = show.judged_example(answered, "gold-rejected")
     assert "AB: A" in text and "BA: B" in text and "-> win" in text
-
-
-def test_an_estimate_without_an_interval_is_said_without_a_verdict():
-    table = pd.DataFrame({"label": ["a"], "net": [None], "net_low": [None], "net_high": [None], "n": [8]})
-    assert "n = 8." in show.say(table, "net", ["label"])
