@@ -37,7 +37,7 @@ def hand_tables():
         names | {"split": "test", "side": side, "n_correct": 36} | limits("accuracy", value, 0.1)
         for side, value in (("chosen", 0.9), ("rejected", 0.55))
     ]
-    row = names | {"kind": "main", "label": "gold | chosen", "judge_persona": "gold-chosen"}
+    row = names | {"n": 8, "kind": "main", "label": "gold | chosen", "judge_persona": "gold-chosen"}
     row |= {"p_win": 5, "p_tie": 1, "p_loss": 2, "p_unparsed": 0, "p_inconsistent": 0}
     row |= {"q_win": 2, "q_tie": 3, "q_loss": 3, "q_unparsed": 0, "q_inconsistent": 1}
     row |= limits("p_net", 0.43, 1) | limits("q_net", -0.2, 1) | limits("quality_sd", 0.02, 1)
