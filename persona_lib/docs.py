@@ -1,12 +1,9 @@
 """Write what a run found into the repository: the documents' tables, the list of files, the notebooks.
 
 ``python -m persona_lib.docs`` fills the blocks from ``<!-- table:PROFILE/NAME -->`` to ``<!-- end -->`` of
-README.md and REPRODUCTION.md from saved tables; persona_lib/README.md gets the files' first sentences.
-``--keep NAME ...`` copies tables of the run at hand to ``figures/PROFILE/kept``, with their provenance; the
-documents show kept tables where there are no results.
-``--notebooks [STEP ...]`` puts the outputs of the executed notebooks, in normal form
-(``persona_lib.execute``), into ``notebooks/``: twice changes nothing. With ``--check`` it writes nothing and
-says which committed outputs are not in normal form or belong to other code.
+README.md and REPRODUCTION.md from the tables in ``figures/PROFILE/kept``; persona_lib/README.md gets the
+files' first sentences. ``--keep NAME ...`` first copies tables of the run at hand there, with their
+provenance. ``--notebooks [STEP ...]`` puts the outputs of the executed notebooks into ``notebooks/``.
 """
 
 from __future__ import annotations
@@ -17,115 +14,80 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from persona_lib.execute import NormalError, normal_document, notebook_hash, problems, read, to_text
+from persona_lib.execute import NormalError, notebook_hash, read, to_text, with_outputs
 from persona_lib.paper.results import read_table, table_path
 from persona_lib.report import origin_line
 from persona_lib.settings import REPO, ConfigError, Profile, figures_dir, load_profile, results_dir
 from persona_lib.show import LABELS, columns_of, owner_of, render, to_markdown
 from persona_lib.store import read_json, write_json, write_text
-from persona_lib.tasks import Pipeline, Task
-
-if TYPE_CHECKING:
-    import pandas as pd
+from persona_lib.tasks import Pipeline
 
 DOCUMENTS = ("README.md", "REPRODUCTION.md")
 LIBRARY, NOTEBOOKS = REPO / "persona_lib", REPO / "notebooks"
 PACKAGES = ("data", "models", "paper", "beyond")
 BLOCK = re.compile(r"(<!-- table:([\w-]+)/(\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-NOT_RUN = "*Not run yet.*"
-TRACKED = {  # tables on validation topics, kept with the figures -> the command that writes them
-    "reader": "python -m persona_lib.studies reader",
-    "selection_sft": "python -m persona_lib.studies selection",
-    "selection_dpo": "python -m persona_lib.studies selection",
-}
-STEPS = {"safety": "15_safety", "released": "13_released_outputs", "rating": "14_human_ratings"}
-SHOWN: dict[str, dict[str, Any]] = {  # the rows of a long table that a document shows
-    "swap": {"measure": ["policy"], "persona": ["gold", "stripped", "retrieved", "shuffled", "user"]},
-    "primary": {
-        "met": ["yes", "no", "judge not believed"],
-        "where": [f"everyday, {n}{side}" for n in ("", "gold-") for side in ("chosen", "rejected")]
-        + ["everyday, gold", "everyday, shuffled"],
-    },
-    "reader": {"texts": ["generated"]},
-}
+# The rows of the long table ``swap`` that documents show.
+SWAP = "measure == 'policy' and persona in ('gold', 'stripped', 'retrieved', 'shuffled', 'user')"
 
 
-# --- tables: of the run at hand, or kept ---
+# --- kept tables, and the documents that show them ---
 
 
 def kept_folder(profile: Profile) -> Path:
-    """Return the folder of kept tables."""
+    """Return the folder of kept tables and of ``origin.json``, which says how each was made."""
     return figures_dir(profile) / "kept"
 
 
-def kept_origins(profile: Profile) -> dict[str, str]:
-    """Return where each kept table comes from, by name."""
+def read_origins(profile: Profile) -> dict[str, str]:
+    """Return how each kept table was made, by name."""
     path = kept_folder(profile) / "origin.json"
     return read_json(path) if path.exists() else {}
 
 
-def read_shown(profile: Profile, name: str) -> pd.DataFrame:
-    """Read a table, of the run or else kept, cut to the rows that a document shows."""
-    import pandas as pd
-
-    table = pd.DataFrame() if name in TRACKED else read_table(profile, name)
-    path = (figures_dir(profile) if name in TRACKED else kept_folder(profile)) / f"{name}.csv"
-    if table.empty and path.exists():
-        table = pd.read_csv(path, dtype={"seeds": str})
-    for column, values in SHOWN.get(name, {}).items():
-        table = table[table[column].isin(values)] if column in table else table
-    return table
-
-
-def made_by(profile: Profile, name: str, table: pd.DataFrame) -> str:
-    """Say how a table was made: command, commit, seeds, n and date."""
-    if name == "paper":
-        return "From the exact counts; the paper prints no intervals and no tests, these are ours."
-    if name in TRACKED:
-        return f"`{TRACKED[name]}`; validation topics, seeds that no result uses."
-    if not table_path(profile, name).exists():
-        return kept_origins(profile)[name]
-    if name == "persona_models":
-        return str(read_json(results_dir(profile) / name / "origin.json"))
-    sizes = sorted({int(n) for n in table.n.dropna()}) if "n" in table else []
-    n = " to ".join(map(str, dict.fromkeys((sizes[0], sizes[-1])))) if sizes else "see the table"
-    named = table.seeds.dropna() if "seeds" in table else table.seed.map(str) if "seed" in table else []
-    seeds = " ".join(dict.fromkeys(named)) or " ".join(map(str, profile.seeds))
-    step = next((step for word, step in STEPS.items() if word in name), "12_results")
-    return origin_line(profile, "none, no model runs" if name.startswith("released") else seeds, n, step)
-
-
-def table_block(profile: Profile, name: str) -> str:
-    """Return the text of a table's block: whose numbers, provenance, table; or that it was not run."""
-    known = {*columns_of(), *TRACKED}
-    if name not in known:
-        raise ValueError(f"table:{profile.name}/{name}: no such table; use one of {', '.join(sorted(known))}")
-    table = read_shown(profile, name)
-    if table.empty:
-        return NOT_RUN
-    datasets = table.dataset if "dataset" in table else profile.datasets
-    owners = dict.fromkeys(owner_of(dataset) for dataset in datasets if dataset != "all")
-    label = LABELS["paper"] if name == "paper" else " and ".join(owners) or LABELS["everyday"]
-    return f"**{label.capitalize()}.** {made_by(profile, name, table)}\n\n{to_markdown(render(name, table))}"
+def made_by(profile: Profile, name: str) -> str:
+    """Say how a table of the run at hand was made: command, commit, seeds, n and date."""
+    table, study = read_table(profile, name), results_dir(profile) / name / "origin.json"
+    if study.exists():
+        return str(read_json(study))
+    sizes = sorted({int(n) for n in table.n.dropna()}) if "n" in table else ["see the table"]
+    n = " to ".join(map(str, dict.fromkeys((sizes[0], sizes[-1]))))
+    seeds = dict.fromkeys(table.seeds.dropna() if "seeds" in table else map(str, profile.seeds))
+    if name.startswith("released"):
+        return origin_line(profile, "none, no model runs", n, "13_released_outputs")
+    return origin_line(profile, " ".join(seeds), n)
 
 
 def keep(profile: Profile, names: Sequence[str]) -> list[Path]:
     """Copy tables of the run at hand, with their provenance; FileNotFoundError for one that was not made."""
-    origins, copied = kept_origins(profile), []
+    origins, folder = read_origins(profile), kept_folder(profile)
     for name in names:
         source = table_path(profile, name)
         if not source.exists():
             raise FileNotFoundError(f"{source}: there is no such table; run notebook 12_results first")
-        origins[name] = made_by(profile, name, read_shown(profile, name))
-        copied.append(kept_folder(profile) / f"{name}.csv")
-        write_text(copied[-1], source.read_text(encoding="utf-8"))
-    write_json(kept_folder(profile) / "origin.json", origins)
-    return copied
+        origins[name] = made_by(profile, name)
+        write_text(folder / f"{name}.csv", source.read_text(encoding="utf-8"))
+    write_json(folder / "origin.json", origins)
+    return [folder / f"{name}.csv" for name in names]
 
 
-# --- documents ---
+def table_block(profile: Profile, name: str) -> str:
+    """Return the text of a table's block: whose numbers, provenance, table; or that it was not run."""
+    import pandas as pd
+
+    origins, path = read_origins(profile), kept_folder(profile) / f"{name}.csv"
+    if name not in {*columns_of(), *origins}:
+        known = ", ".join(sorted({*columns_of(), *origins}))
+        raise ValueError(f"table:{profile.name}/{name}: no such table; use one of {known}")
+    if name not in origins:
+        return f"*Not kept yet: python -m persona_lib.docs --profile {profile.name} --keep {name}*"
+    path = path if path.exists() else figures_dir(profile) / path.name  # written by persona_lib.studies
+    table = pd.read_csv(path, dtype={"seeds": str})
+    table = table.query(SWAP) if name == "swap" else table
+    datasets = table.dataset if "dataset" in table else profile.datasets
+    owners = dict.fromkeys(owner_of(dataset) for dataset in datasets if dataset != "all")
+    label = " and ".join(owners) or LABELS["everyday"]
+    return f"**{label.capitalize()}.** {origins[name]}\n\n{to_markdown(render(name, table))}"
 
 
 def rewrite(text: str, profile: Profile) -> str:
@@ -178,69 +140,56 @@ def list_files(library: Path) -> str:
 # --- notebooks ---
 
 
-def written_text(pipeline: Pipeline, task: Task) -> str:
-    """Return the notebook of a step with the outputs of its executed copy.
-
-    Raises NormalError if there is none, if it ran with changed settings, or if it ran other code.
-    """
-    source, executed = pipeline.source(task), pipeline.executed(task)
-    command = f"./run_all.sh --profile {pipeline.profile.name}"
-    if not executed.exists():
-        raise NormalError(f"{task.id} has not run: {command}")
-    document = read(executed)
-    overrides = document["metadata"].get("persona", {}).get("parameters", {}).get("overrides", [])
-    if overrides:
-        raise NormalError(f"{task.id} ran with {', '.join(overrides)}: run the profile as it is: {command}")
-    shown = {"profile": pipeline.profile.name, "code": notebook_hash(source)}
-    try:
-        return to_text(normal_document(read(source), document, shown))
-    except NormalError as error:
-        raise NormalError(f"{task.id}: {error} ({command})") from error
-
-
 def write_back(pipeline: Pipeline, wanted: Sequence[str] = ()) -> list[Path]:
     """Write the outputs of the wanted steps (default: all) of the first data set and seed, or of none.
 
-    Returns the files that changed. ConfigError if no step begins with a wanted name.
+    Returns the files that changed. ConfigError if no step begins with a wanted name; NormalError for a step
+    that has not run, or ran with changed settings or other code.
     """
-    first: dict[str, Task] = {}
+    texts: dict[Path, str] = {}
+    command = f"./run_all.sh --profile {pipeline.profile.name}"
     for task in pipeline.tasks.values():
-        if not wanted or task.step.startswith(tuple(wanted)):
-            first.setdefault(task.step, task)
-    if not first:
+        source, executed = pipeline.source(task), pipeline.executed(task)
+        if source in texts or (wanted and not task.step.startswith(tuple(wanted))):
+            continue
+        if not executed.exists():
+            raise NormalError(f"{task.id} has not run: {command}")
+        document = read(executed)
+        if overrides := document["metadata"]["persona"]["parameters"]["overrides"]:
+            raise NormalError(
+                f"{task.id} ran with {', '.join(overrides)}: run the profile as it is: {command}"
+            )
+        shown = {"profile": pipeline.profile.name, "code": notebook_hash(source)}
+        try:
+            texts[source] = to_text(with_outputs(read(source), document, shown))
+        except NormalError as error:
+            raise NormalError(f"{task.id}: {error} ({command})") from error
+    if not texts:
         raise ConfigError(f"no step of profile {pipeline.profile.name} begins with {' or '.join(wanted)}")
-    return write_changed({pipeline.source(task): written_text(pipeline, task) for task in first.values()})
-
-
-def check(folder: Path = NOTEBOOKS) -> list[str]:
-    """Return what is wrong with the committed outputs of all notebooks, one line each."""
-    return [f"{path.name}: {said}" for path in sorted(folder.glob("*.ipynb")) for said in problems(path)]
+    return write_changed(texts)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point; 0: done, 1: committed outputs are not in order, 2: a run is missing or does not fit."""
+    """Entry point; 0: done, 2: a run is missing or does not fit."""
     parser = argparse.ArgumentParser(prog="python -m persona_lib.docs", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     add = parser.add_argument
     add("--profile", default="everyday", help="whose results to write (default: everyday)")
-    add("--keep", nargs="+", default=[], metavar="NAME", help="tables to keep; writes no document")
+    add("--keep", nargs="+", default=[], metavar="NAME", help="tables of the run to keep first")
     add("--notebooks", nargs="*", metavar="STEP", help="write notebooks back, all or e.g. 03; no document")
-    add("--check", action="store_true", help="with --notebooks: only check what is committed")
     given = parser.parse_args(argv)
-    profile, left = load_profile(given.profile), []
+    profile = load_profile(given.profile)
     try:
-        if given.keep:
-            changed = keep(profile, given.keep)
-        elif given.notebooks is None:
-            changed = update(profile) + write_changed({LIBRARY / "README.md": list_files(LIBRARY)})
+        if given.notebooks is None:
+            changed = keep(profile, given.keep) if given.keep else []
+            changed += update(profile) + write_changed({LIBRARY / "README.md": list_files(LIBRARY)})
         else:
-            changed = [] if given.check else write_back(Pipeline(profile), given.notebooks)
-            left = check()
+            changed = write_back(Pipeline(profile), given.notebooks)
     except (ConfigError, NormalError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print("\n".join([*(f"{path}: written" for path in changed), *left]) or "nothing to change")
-    return 1 if left else 0
+    print("\n".join(f"{path}: written" for path in changed) or "nothing to change")
+    return 0
 
 
 if __name__ == "__main__":

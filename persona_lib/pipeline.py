@@ -11,19 +11,22 @@ import contextlib
 import fcntl
 import importlib.util
 import os
+import re
+import shutil
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from persona_lib import settings, store, tasks
 from persona_lib.data import intake
 from persona_lib.data.preference import ARMS, READERS
-from persona_lib.execute import StepError, finish_notebook, run_notebook, timed_line
+from persona_lib.execute import StepError, clock, finish_notebook, run_notebook
 from persona_lib.paper.judges import JUDGES
 from persona_lib.records import DataError
-from persona_lib.settings import ConfigError, Profile, near_names, results_dir
-from persona_lib.store import hardware
+from persona_lib.settings import ConfigError, Profile, check_name, near_names, results_dir
 from persona_lib.tasks import REPORT, Pipeline, Task
 
 
@@ -35,8 +38,8 @@ def check_names(profile: Profile) -> None:
         "training.arms": (profile.training.arms, ARMS),
     }
     for field, (names, known) in fields.items():
-        for name in (name for name in names if name not in known):
-            raise ConfigError(f"profile {profile.name}: {field}: {name!r}: {near_names(name, list(known))}")
+        for name in names:
+            check_name(name, known, f"profile {profile.name}: {field}:")
 
 
 # --- ``--data FILE``: the data set "own", the steps it needs, and validation first ---
@@ -91,42 +94,44 @@ def validate(profile: Profile, only_asked: bool = False) -> None:
 # --- Run tasks in order up to the first failure ---
 
 
-def run_task(pipeline: Pipeline, task: Task, label: str) -> None:
-    """Run one task: its notebook, or the report; then write provenance and, last, the manifest.
+def run_task(pipeline: Pipeline, task: Task) -> float:
+    """Run a task: its notebook, or the report; its facts, with its key, are written last. Returns seconds.
 
     ``longest_seconds`` is what a plan expects: a later run that found most work done is shorter.
     """
-    path = pipeline.results / "provenance.json"
-    known = store.read_json(path) if path.exists() else {"profile": pipeline.profile.name, "tasks": {}}
-    key, earlier, started = tasks.current_key(pipeline, task), known["tasks"].get(task.id, {}), store.now()
-    tasks.begin(pipeline, task)
-    running = None
-    with timed_line(label, tasks.expected_seconds(pipeline, task)[0]) as so_far:
-        if task.step == REPORT:
-            from persona_lib.report import write_report
+    known = pipeline.known()
+    key, earlier = tasks.current_key(pipeline, task, known), known.get(task.id)
+    if earlier:
+        write_facts(pipeline, known | {task.id: earlier | {"key": None}})
+    begun, started = store.now(), time.monotonic()
+    if task.step == REPORT:
+        from persona_lib.report import write_report
 
-            write_report(pipeline.profile)
-        else:
-            target, log = pipeline.executed(task), pipeline.log(task)
-            running = run_notebook(pipeline.source(task), target, pipeline.parameters(task), log)
-        seconds = so_far()
-    longest = earlier.get("longest_seconds", 0) if earlier.get("fields") == key.get("fields") else 0
+        write_report(pipeline.profile)
+    else:
+        target, log = pipeline.executed(task), pipeline.log(task)
+        running = run_notebook(pipeline.source(task), target, pipeline.parameters(task), log)
+    seconds = time.monotonic() - started
     facts = {
         "task": task.id,
         "parameters": pipeline.parameters(task),
-        "fields": key.get("fields"),
-        "started": started,
+        "started": begun,
         "finished": store.now(),
         "seconds": round(seconds, 1),
-        "longest_seconds": round(max(seconds, longest), 1),
+        "longest_seconds": round(max(seconds, earlier["longest_seconds"] if earlier else 0), 1),
         **store.environment(),
+        "key": key,
     }
-    tasks_known = known["tasks"] | {task.id: facts}
+    if task.step != REPORT:
+        finish_notebook(running, target, facts)
+    write_facts(pipeline, known | {task.id: facts})
+    return seconds
+
+
+def write_facts(pipeline: Pipeline, known: dict[str, dict[str, Any]]) -> None:
+    """Write what every task ran with, atomically."""
     more = {"packages": store.package_versions(), "settings": pipeline.profile}
-    store.write_json(path, known | {"tasks": tasks_known} | more)
-    if running:
-        finish_notebook(running, pipeline.executed(task), facts)
-    tasks.finish(pipeline, task, key, facts["finished"])
+    store.write_json(pipeline.provenance, {"profile": pipeline.profile.name, "tasks": known, **more})
 
 
 def run_tasks(pipeline: Pipeline, ids: list[str]) -> int:
@@ -134,11 +139,14 @@ def run_tasks(pipeline: Pipeline, ids: list[str]) -> int:
     width = max(len(name) for name in ids)
     for number, name in enumerate(ids, start=1):
         task, label = pipeline.tasks[name], f"[{number}/{len(ids)}] {name:<{width}}"
-        if not tasks.stale_reasons(pipeline, task):
+        known = pipeline.known()
+        if not tasks.stale_reasons(pipeline, task, known):
             print(f"{label}  cached", flush=True)
             continue
+        expected = tasks.expected_seconds(pipeline, task, known)
+        print(f"{label}  begins{f', about {clock(expected)}' if expected else ''}", flush=True)
         try:
-            run_task(pipeline, task, label)
+            print(f"{label}  done in {clock(run_task(pipeline, task))}", flush=True)
         except StepError as error:
             print(f"\n{task.id} failed.\n\n{error}", flush=True)
             return 1
@@ -171,22 +179,15 @@ QUIET = {  # set before a kernel starts, unless the user has set them
 WITHOUT_GPU = {"TORCHDYNAMO_DISABLE": "1"}
 OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 EXAMPLES = """examples:
-  ./run_all.sh --plan                        what would run, why and how long; nothing runs
-  ./run_all.sh                               the default profile: two cores, fetches 93 MB of weights
-  ./run_all.sh --profile smoke               the whole machinery in a few minutes; its numbers mean nothing
-  ./run_all.sh --only 12                     one step again, from what the others left
-  ./run_all.sh --seeds 5                     five data and training seeds, intervals over them
-  ./run_all.sh --set dpo.beta=0.2            one setting; configs/everyday.yaml explains each
-  ./run_all.sh --data my_pairs.jsonl         your own preference pairs (DATA.md)
-  ./run_all.sh --demo                        a page to ask the trained policies
+  ./run_all.sh --plan                   what would run, why and how long; nothing runs
+  ./run_all.sh --only 12                one step again, from what the others left
+  ./run_all.sh --set dpo.beta=0.2       one setting; configs/everyday.yaml explains each
+  ./run_all.sh --data my_pairs.jsonl    your own preference pairs (DATA.md)
 A run that was stopped goes on where it was. Results: results/PROFILE/report/index.html."""
-SEEDS_HELP = "5 means seeds 0 to 4; 3,7 means exactly these (two say little of others: wide intervals)"
 DATA_HELP = (
     "your own preference pairs: a .jsonl, .json, .csv, .tsv or .parquet file, a folder of "
-    "datasets.save_to_disk or a hub id (name@commit), with columns prompt, chosen, rejected or a "
-    "--mapping; or the folder of the authors' data. Relative to the repository"
+    "datasets.save_to_disk or a hub id (name@commit); or the folder of the authors' data"
 )
-MAPPING_HELP = "YAML file that says which columns are which, for --data ('prompt: question'; see DATA.md)"
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -205,9 +206,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--from", dest="first", metavar="STEP", help="this step and those after it")
     add("--force", action="store_true", help="delete what the selected steps made and make it again")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a profile field (repeatable)")
-    add("--seeds", metavar="N", help=SEEDS_HELP)
+    add("--seeds", metavar="N", help="5 means seeds 0 to 4; 3,7 means exactly these")
     add("--data", metavar="PATH", help=DATA_HELP)
-    add("--mapping", metavar="FILE", help=MAPPING_HELP)
+    add("--mapping", metavar="FILE", help="YAML file that says what the columns of --data mean (DATA.md)")
     add("--max-cost-usd", type=float, help="never spend more on served models: --set served.max_cost_usd=X")
     add("--offline", action="store_true", help="never ask the model hub; missing files are errors")
     add("--check", action="store_true", help="only check the arguments and the profile")
@@ -219,13 +220,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def parse_seeds(text: str) -> str:
     """Return the override that ``--seeds`` means; raises ConfigError if it is not numbers."""
-    try:
-        numbers = [int(part) for part in text.split(",") if part.strip()]
-    except ValueError as error:
-        raise ConfigError(f"--seeds {text}: write a count (5) or a list (0,3)") from error
-    if not numbers or ("," not in text and numbers[0] < 1):
-        raise ConfigError(f"--seeds {text}: at least one seed is needed")
-    return "seeds=" + ",".join(map(str, numbers if "," in text else range(numbers[0])))
+    if text == "0" or not re.fullmatch(r"\d+(,\d*)*", text):
+        raise ConfigError(f"--seeds {text}: write a count (5) or a list (0,3)")
+    return "seeds=" + (text if "," in text else ",".join(map(str, range(int(text)))))
 
 
 def read_overrides(arguments: argparse.Namespace) -> list[str]:
@@ -252,9 +249,6 @@ def open_pipeline(arguments: argparse.Namespace) -> Pipeline:
     profile = settings.load_profile(arguments.profile, overrides)
     check_names(profile)
     pipeline = Pipeline(profile, tuple(overrides))
-    for task in pipeline.tasks.values():
-        if not pipeline.source(task).exists():
-            raise ConfigError(f"profile {profile.name}: step {task.step} has no {pipeline.source(task)}")
     pipeline.tasks[REPORT] = Task(REPORT, REPORT, {}, tuple(pipeline.tasks))
     return pipeline
 
@@ -271,7 +265,7 @@ def matching(pipeline: Pipeline, wanted: str, option: str) -> list[str]:
 
 def select(pipeline: Pipeline, arguments: argparse.Namespace) -> list[str]:
     """Return the ids of the selected tasks in order; inputs of unselected steps must be there already."""
-    ids = list(pipeline.tasks)
+    ids, known = list(pipeline.tasks), pipeline.known()
     if arguments.first:
         ids = ids[ids.index(matching(pipeline, arguments.first, "--from")[0]) :]
     if arguments.only:
@@ -279,7 +273,7 @@ def select(pipeline: Pipeline, arguments: argparse.Namespace) -> list[str]:
         ids = [i for i in ids if i in named]
     for task in (pipeline.tasks[i] for i in ids if i != REPORT):
         for needed in task.inputs:
-            if needed not in ids and not tasks.manifest_of(pipeline, needed):
+            if needed not in ids and not tasks.has_run(known, needed):
                 raise ConfigError(f"{task.id} needs {needed}, which has not been run: select it, too")
     return ids
 
@@ -295,9 +289,8 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     os.chdir(settings.REPO)  # where kernels start, wherever the runner was called
     with only_runner(pipeline):
-        if arguments.force:
-            for name in ids:
-                tasks.forget(pipeline, pipeline.tasks[name])
+        for name in ids if arguments.force else ():
+            tasks.forget(pipeline, pipeline.tasks[name])
         status = run_tasks(pipeline, ids)
     if not status:
         print(f"\nfigures  {settings.figures_dir(pipeline.profile)}\ntables   {pipeline.results / 'tables'}")
@@ -308,7 +301,7 @@ def run(arguments: argparse.Namespace) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     arguments = parse_arguments(argv)
-    for name, value in (QUIET if hardware()["gpus"] else QUIET | WITHOUT_GPU).items():
+    for name, value in (QUIET if shutil.which("nvidia-smi") else QUIET | WITHOUT_GPU).items():
         os.environ.setdefault(name, value)
     if arguments.offline:
         os.environ.update(dict.fromkeys(OFFLINE, "1"))

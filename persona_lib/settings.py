@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cache
@@ -21,9 +21,16 @@ REPO = Path(__file__).resolve().parent.parent
 FACTS = REPO / "persona_lib" / "facts"  # tables that ship with the package
 # Settings that say how the work is done and not what comes out.
 CHANGE_NO_RESULT = ("workers", "served.*", "*.prices")
-JUDGE_FORMATS = ("letter", "json", "prometheus")
-MATCHUP_KINDS = ("main", "sft", "few_shot", "stage", "arm", "control")
 ROLES = ("generator", "judge", "second_judge")  # models that a profile names beside its base
+CHOICES = {
+    "base.quantization": ("none", "nf4"),
+    "base.dtype": ("float32", "bfloat16"),
+    "generation.engine": ("transformers", "vllm"),
+    "evaluation.split": ("validation", "test"),
+    **{f"{role}.kind": ("chat", "completions") for role in ROLES},
+    **{f"{role}.format": ("letter", "json", "prometheus") for role in ROLES},
+    **{f"{role}.decoding": ("deterministic", "official") for role in ROLES},
+}
 
 
 class ConfigError(ValueError):
@@ -243,10 +250,10 @@ def build(values: Mapping[str, Any], where: str) -> Profile:
     values = {f"{r}.{f.name}": f.default for r in ROLES for f in dataclasses.fields(ModelRole)} | dict(values)
     if missing := [name for name in field_types() if name not in values]:
         raise ConfigError(f"{where}: missing setting(s) {', '.join(missing)}")
-    inner = {name: kind for name, kind in get_type_hints(Profile).items() if dataclasses.is_dataclass(kind)}
     groups = {
         group: kind(**{f.name: values[f"{group}.{f.name}"] for f in dataclasses.fields(kind)})
-        for group, kind in inner.items()
+        for group, kind in get_type_hints(Profile).items()
+        if dataclasses.is_dataclass(kind)
     }
     profile = Profile(**{n: v for n, v in values.items() if "." not in n}, **groups)
     check_profile(profile)
@@ -260,11 +267,18 @@ def near_names(name: str, allowed: list[str]) -> str:
     return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(allowed)}"
 
 
+def check_name(name: Any, allowed: Iterable[str], where: str) -> None:
+    """Raise ConfigError for a name that is not allowed; ``where`` begins the message, near names end it."""
+    if name not in (names := list(allowed)):
+        raise ConfigError(f"{where} {name!r}; {near_names(str(name), names)}")
+
+
 def check_value(name: str, given: Any, where: str) -> Any:
     """Return a value in the setting's type, or raise ConfigError saying what was expected.
 
     An int is accepted for a float, a list for a tuple; nothing else is converted.
     """
+    check_name(name, field_types(), f"{where}: unknown setting")
     wanted = field_types()[name]
     if get_origin(wanted) is tuple:
         element = get_args(wanted)[0]
@@ -276,64 +290,47 @@ def check_value(name: str, given: Any, where: str) -> Any:
     if type(given) is wanted:
         return given
     hint = " (in YAML write 5.0e-5, not 5e-5 and not in quotes)" if wanted is float else ""
-    raise ConfigError(
-        f"{where}: {name}={given!r} should be {wanted.__name__}, not {type(given).__name__}{hint}"
-    )
-
-
-def check_names(names: Any, where: str) -> None:
-    """Raise ConfigError for a setting that does not exist; it names the near ones."""
-    allowed = list(field_types())
-    for name in names:
-        if name not in allowed:
-            raise ConfigError(f"{where}: unknown setting {name!r}; {near_names(str(name), allowed)}")
-
-
-def check_fields(values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Check names and types of some settings."""
-    check_names(values, where)
-    return {name: check_value(name, given, where) for name, given in values.items()}
+    raise ConfigError(f"{where}: {name}={given!r} should be {wanted.__name__}{hint}")
 
 
 def check_profile(profile: Profile) -> None:
-    """Check the constraints between settings; raises ConfigError."""
-    where = f"profile {profile.name}"
-
-    def refuse(name: str, why: str) -> None:
-        raise ConfigError(f"{where}: {name}={value(profile, name)!r}: {why}")
-
-    choices = {
-        "base.quantization": ("none", "nf4"),
-        "base.dtype": ("float32", "bfloat16"),
-        "generation.engine": ("transformers", "vllm"),
-        "evaluation.split": ("validation", "test"),
-        **{f"{role}.kind": ("chat", "completions") for role in ROLES},
-        **{f"{role}.format": JUDGE_FORMATS for role in ROLES},
-        **{f"{role}.decoding": ("deterministic", "official") for role in ROLES},
-    }
-    for name, allowed in choices.items():
-        if value(profile, name) not in allowed:
-            refuse(name, f"use one of {', '.join(allowed)}")
+    """Check the constraints between settings; raises ConfigError for the first that is not met."""
+    first, second, judged_by = profile.judge, profile.second_judge, profile.evaluation.judge
+    kind, _, model = profile.data.retriever.partition(":")
+    splits, vllm = profile.dpo.splits, profile.generation.engine == "vllm"
+    same = judge_settings(profile, "judge") == judge_settings(profile, "second_judge")
+    wrong = [(n, value(profile, n) not in c, f"use one of {', '.join(c)}") for n, c in CHOICES.items()]
     for role in ROLES:
         named: ModelRole = getattr(profile, role)
-        if len(named.prices) not in (0, 2):
-            refuse(f"{role}.prices", "give two, for prompt and completion")
-        if named.url and named.model in ("", "base"):
-            refuse(f"{role}.url", f"name the model that it serves in {role}.model")
-        if named.url and profile.served.max_cost_usd > 0 and not named.prices:
-            refuse("served.max_cost_usd", f"needs {role}.prices, dollars per million tokens")
-    kind, _, model = profile.data.retriever.partition(":")
-    if kind not in ("bm25", "dense", "late") or (kind == "bm25") == bool(model):
-        refuse("data.retriever", "use bm25, dense:MODEL or late:MODEL (a hub id or a folder)")
-    if not profile.dpo.splits or not {"sft_train", "dpo_train"}.issuperset(profile.dpo.splits):
-        refuse("dpo.splits", "use dpo_train, sft_train or both")
-    if profile.generation.engine == "vllm" and profile.base.dtype != "bfloat16":
-        refuse("generation.engine", "needs base.dtype=bfloat16: its LoRA kernels take 16-bit numbers only")
-    if profile.generation.engine == "vllm" and profile.generation.repetition_penalty != 1:
-        refuse("generation.repetition_penalty", "vLLM penalises the prompt's words, too: set it to 1.0")
-    if not 0 <= profile.training.warmup < 1:
-        refuse("training.warmup", "use a share of the steps, from 0 to 0.9")
-    check_judges(profile, refuse)
+        unpriced = named.url and profile.served.max_cost_usd > 0 and not named.prices
+        wrong += [
+            (f"{role}.prices", len(named.prices) not in (0, 2), "give two, for prompt and completion"),
+            (f"{role}.url", named.url and named.model in ("", "base"),
+             f"name the model that it serves in {role}.model"),
+            ("served.max_cost_usd", unpriced, f"needs {role}.prices, dollars per million tokens"),
+        ]  # fmt: skip
+    wrong += [
+        ("data.retriever", kind not in ("bm25", "dense", "late") or (kind == "bm25") == bool(model),
+         "use bm25, dense:MODEL or late:MODEL (a hub id or a folder)"),
+        ("dpo.splits", not splits or not {"sft_train", "dpo_train"}.issuperset(splits),
+         "use dpo_train, sft_train or both"),
+        ("generation.engine", vllm and profile.base.dtype != "bfloat16",
+         "needs base.dtype=bfloat16: its LoRA kernels take 16-bit numbers only"),
+        ("generation.repetition_penalty", vllm and profile.generation.repetition_penalty != 1,
+         "vLLM penalises the prompt's words, too: set it to 1.0"),
+        ("training.warmup", not 0 <= profile.training.warmup < 1,
+         "use a share of the steps, from 0 to 0.9"),
+        ("evaluation.judge_texts", profile.evaluation.judge_texts
+         and not (judged_by == "lm" and "prometheus" in (first.format, second.format)),
+         "needs evaluation.judge=lm and judge.format=prometheus"),
+        ("second_judge.model", second.model and judged_by == "none",
+         "evaluation.judge=none: name the first judge, too"),
+        ("second_judge.model", second.model and judged_by == "lm" and same,
+         "is the same judge as the first: change one of them"),
+    ]  # fmt: skip
+    for name, is_wrong, why in wrong:
+        if is_wrong:
+            raise ConfigError(f"profile {profile.name}: {name}={value(profile, name)!r}: {why}")
 
 
 def judge_settings(profile: Profile, role: str) -> list[Any]:
@@ -342,47 +339,29 @@ def judge_settings(profile: Profile, role: str) -> list[Any]:
     return [getattr(getattr(profile, role), name) for name in names]
 
 
-def check_judges(profile: Profile, refuse: Any) -> None:
-    """Check the settings that say who judges; ``refuse(name, why)`` raises ConfigError."""
-    first, second = profile.judge, profile.second_judge
-    language_model = profile.evaluation.judge == "lm"
-    if profile.evaluation.judge_texts and not (
-        language_model and "prometheus" in (first.format, second.format)
-    ):
-        refuse("evaluation.judge_texts", "needs evaluation.judge=lm and judge.format=prometheus")
-    if second.model and profile.evaluation.judge == "none":
-        refuse("second_judge.model", "evaluation.judge=none: name the first judge, too")
-    if (
-        second.model
-        and language_model
-        and judge_settings(profile, "judge") == judge_settings(profile, "second_judge")
-    ):
-        refuse("second_judge.model", "is the same judge as the first: change one of them")
-
-
 # --- Opening a profile, and the folders of its results ---
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """Read one ``group.key=value`` of ``--set`` into a typed value; lists are comma-separated.
+    """Read one ``group.key=value`` of ``--set`` into a checked value; lists are comma-separated.
 
     Raises ConfigError on a missing "=", an unknown name (with near names) or an ill-typed value.
     """
-    where = f"--set {text}"
     name, equals, raw = text.partition("=")
     if not equals:
-        raise ConfigError(f"{where}: write group.key=value")
-    check_names([name], where)
-    wanted = field_types()[name]
-    try:
-        if get_origin(wanted) is tuple:
-            return name, tuple(get_args(wanted)[0](v) for v in raw.split(",") if v)
-        if wanted is bool:
-            return name, {"true": True, "false": False}[raw.lower()]
-        return name, wanted(raw)
-    except (ValueError, KeyError) as error:
-        kind = wanted.__name__ if isinstance(wanted, type) else str(wanted)
-        raise ConfigError(f"{where}: {raw!r} is not a valid {kind} for {name}") from error
+        raise ConfigError(f"--set {text}: write group.key=value")
+    wanted = field_types().get(name, str)
+    is_list = get_origin(wanted) is tuple
+    kind = get_args(wanted)[0] if is_list else wanted
+
+    def read(word: str) -> Any:
+        try:
+            return {"true": True, "false": False}.get(word.lower(), word) if kind is bool else kind(word)
+        except ValueError:
+            return word  # check_value says what is wrong
+
+    given = [read(word) for word in raw.split(",") if word] if is_list else read(raw)
+    return name, check_value(name, given, f"--set {text}")
 
 
 def read_profile_file(name: str, folder: Path) -> dict[str, Any]:
@@ -390,9 +369,7 @@ def read_profile_file(name: str, folder: Path) -> dict[str, Any]:
     import yaml
 
     path = folder / f"{name}.yaml"
-    if not path.exists():
-        names = sorted(p.stem for p in folder.glob("*.yaml"))
-        raise ConfigError(f"no profile {name!r} in {folder}; {near_names(name, names)}")
+    check_name(name, sorted(p.stem for p in folder.glob("*.yaml")), f"{folder}: no profile")
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C where it is built: six times as fast
     content = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
     if not isinstance(content, dict):
@@ -402,7 +379,7 @@ def read_profile_file(name: str, folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, given in content.items():
         found |= {f"{key}.{k}": v for k, v in given.items()} if isinstance(given, dict) else {key: given}
-    return values | check_fields(found, str(path)) | {"name": name}
+    return values | {n: check_value(n, given, str(path)) for n, given in found.items()} | {"name": name}
 
 
 def load_profile(
@@ -410,7 +387,7 @@ def load_profile(
 ) -> Profile:
     """Load ``configs/<name>.yaml`` and apply ``group.key=value`` overrides.
 
-    Raises ConfigError for a missing profile, missing, unknown or ill-typed settings.
+    Raises ConfigError for a missing profile and for missing, unknown or ill-typed settings.
     """
     folder = folder or REPO / "configs"
     values = read_profile_file(name, folder) | dict(parse_override(text) for text in overrides)
@@ -420,7 +397,7 @@ def load_profile(
 def set_field(profile: Profile, changes: Mapping[str, Any]) -> Profile:
     """Return a copy of the profile with changes like {"dpo.beta": 0.2}, checked like a file's."""
     where = f"profile {profile.name}"
-    return build(flat(profile) | check_fields(changes, where), where)
+    return build(flat(profile) | {n: check_value(n, v, where) for n, v in changes.items()}, where)
 
 
 def results_root() -> Path:
@@ -454,11 +431,7 @@ class Run:
     @property
     def folder(self) -> Path:
         """Where rows, adapters, generations and tables are: ``results/<profile>/<dataset>/seed-<seed>``."""
-        known = self.profile.datasets
-        if self.dataset not in known:
-            raise ConfigError(
-                f"data set {self.dataset!r} is not one of profile {self.profile.name}: {', '.join(known)}"
-            )
+        check_name(self.dataset, self.profile.datasets, f"profile {self.profile.name}: no data set")
         return results_dir(self.profile) / self.dataset / f"seed-{self.seed}"
 
     @property
@@ -471,6 +444,6 @@ class Run:
 def open_run(
     profile: str, dataset: str = "", seed: int = 0, overrides: list[str] | tuple[str, ...] = ()
 ) -> Run:
-    """Open what a notebook works on, from its parameters; an empty data set means the profile's first."""
+    """Open what a notebook works on; an empty data set means the profile's first."""
     loaded = load_profile(profile, overrides)
     return Run(loaded, dataset or loaded.datasets[0], seed)

@@ -8,13 +8,13 @@ cut off on the next read for appending, so that a rerun resumes at the first mis
 from __future__ import annotations
 
 import dataclasses
-import gzip
 import hashlib
 import importlib.metadata
 import itertools
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from persona_lib.settings import REPO
+from persona_lib.workers import cores
 
 T = TypeVar("T")
 
@@ -61,15 +62,15 @@ def files_in(folder: Path) -> list[tuple[Path, int, int]]:
     return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
 
 
-@cache
-def hash_of_state(path: Path, size: int, modified: int) -> str:
-    """Return a file's SHA-256; a file of the same size and time is not read again in this process."""
-    return file_hash(path)
-
-
 def folder_hash(folder: Path) -> str:
     """Return a hash of the names and contents of the files that lie directly in a folder."""
-    return content_hash([(state[0].name, hash_of_state(*state)) for state in files_in(folder)])
+    return hash_of_states(*files_in(folder))
+
+
+@cache
+def hash_of_states(*states: tuple[Path, int, int]) -> str:
+    """Return a hash of files; those of the same size and time are not read again in this process."""
+    return content_hash([(path.name, file_hash(path)) for path, _, _ in states])
 
 
 def write_text(path: Path, text: str) -> None:
@@ -120,8 +121,8 @@ def repair_rows(path: Path) -> None:
 
 
 def iter_rows(path: Path) -> Iterator[dict]:
-    """Yield the rows of a JSONL file (or .gz of one) as dicts; a damaged line is an error that says where."""
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+    """Yield the rows of a JSONL file as dicts; a damaged line is an error that says where."""
+    with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             try:
                 yield json.loads(line)
@@ -171,7 +172,7 @@ def resume(
 
 
 def mark_done(folder: Path, key: str, **facts: Any) -> None:
-    """Write ``done.json`` last: the folder is finished for this key."""
+    """Write ``done.json``, last of all: the folder is finished for this key."""
     write_json(folder / "done.json", {"key": key, **facts})
 
 
@@ -197,8 +198,7 @@ def clear_unless(folder: Path, key: str) -> None:
 
 MAIN_PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "tokenizers", "numpy",
                  "papermill")  # fmt: skip
-# Tracked files that runs and benchmarks write: that they differ says nothing of the code.
-WRITTEN = ("figures", "benchmarks/results", "benchmarks/tables", "benchmarks/README.md")
+WRITTEN = ("figures", "benchmarks/results", "benchmarks/README.md")  # by runs: they say nothing of the code
 
 
 def command_output(*command: str) -> str | None:
@@ -212,10 +212,9 @@ def command_output(*command: str) -> str | None:
 
 def git_state() -> dict[str, Any]:
     """Return the commit and whether tracked files (not ``WRITTEN``) differ from it; None outside git."""
+    others = [f":(exclude){path}" for path in WRITTEN]
+    changed = command_output("git", "status", "--porcelain", "--untracked-files=no", "--", ".", *others)
     commit = command_output("git", "rev-parse", "HEAD")
-    others = ["--", ".", *(f":(exclude){path}" for path in WRITTEN)]
-    status = ("git", "status", "--porcelain", "--untracked-files=no", *others)
-    changed = command_output(*status) if commit else None
     return {"commit": commit, "dirty": None if changed is None else bool(changed)}
 
 
@@ -225,34 +224,17 @@ def package_versions() -> dict[str, str]:
     return dict(sorted(found.items(), key=lambda item: item[0].lower()))
 
 
-def cpu_name() -> str:
-    """Return the processor's name as the system tells it."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def memory_gb() -> float | None:
-    """Return the machine's memory in GB, or None where the system does not say."""
-    try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
-    except (ValueError, OSError, AttributeError):
-        return None
-
-
 def hardware() -> dict[str, Any]:
-    """Return processor, usable cores, memory and GPUs (name, memory, driver)."""
+    """Return processor, usable cores, memory in GB and GPUs (name, memory, driver)."""
+    info = Path("/proc/cpuinfo")  # Linux
+    named = re.search(r"model name\s*: (.*)", info.read_text(encoding="utf-8")) if info.exists() else None
     gpus = command_output(
         "nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"
     )
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
-        "cpu": cpu_name(),
-        "cores": cores,
-        "memory_gb": memory_gb(),
+        "cpu": named[1].strip() if named else platform.processor() or platform.machine(),
+        "cores": cores(),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "gpus": gpus.splitlines() if gpus else [],
     }
 
@@ -264,7 +246,6 @@ def environment() -> dict[str, Any]:
     return {
         "git": git_state(),
         "python": sys.version.split()[0],
-        "platform": platform.platform(),
         "hardware": hardware(),
         "versions": {name: packages[name] for name in MAIN_PACKAGES if name in packages},
     }

@@ -64,7 +64,7 @@ def check(*settings: str) -> int:
 def test_a_data_set(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
     assert (
-        check("datasets=mine") == 2 and "datasets: 'mine': did you mean mnemonic?" in capsys.readouterr().err
+        check("datasets=mine") == 2 and "datasets: 'mine'; did you mean mnemonic?" in capsys.readouterr().err
     )
     monkeypatch.setitem(preference.READERS, "mine", my_pairs)
     assert check("datasets=mine") == 0
@@ -75,7 +75,7 @@ def test_a_data_set(monkeypatch, tmp_path, capsys):
 
 def test_a_judge(monkeypatch, capsys):
     assert (
-        check("evaluation.judge=mine") == 2 and "judge: 'mine': did you mean none?" in capsys.readouterr().err
+        check("evaluation.judge=mine") == 2 and "judge: 'mine'; did you mean none?" in capsys.readouterr().err
     )
     monkeypatch.setitem(judges.JUDGES, "mine", my_judge)
     assert check("evaluation.judge=mine") == 0
@@ -94,7 +94,7 @@ def test_a_generator(monkeypatch, tmp_path):
     assert [(row.persona, row.model) for row in rows] == [
         ("The user is x and prefers 13 characters.", "mine")
     ]
-    assert served.role_key(run, "generator") == "mine" and tasks.hub_models(profile) == []
+    assert served.role_key(run, "generator") == "mine" and not tasks.hub_models(profile)
 
 
 def test_a_metric(monkeypatch):

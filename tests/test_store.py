@@ -1,6 +1,8 @@
-"""Files that processes are killed over: a torn last line goes, and a damaged line is named."""
+"""Files that processes are killed over, and the commit that a run was made with."""
 
 from __future__ import annotations
+
+import subprocess
 
 import pytest
 
@@ -25,3 +27,17 @@ def test_a_line_without_an_id_is_named(tmp_path, line):
     path.write_text(f'{{"id": "a"}}\n{line}\n')
     with pytest.raises(ValueError, match=r"rows.jsonl:2: .*mend or delete the line"):
         list(store.row_ids(path))
+
+
+def test_a_commit_is_dirty_by_its_code_and_not_by_what_runs_write(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "REPO", tmp_path)
+    assert store.git_state() == {"commit": None, "dirty": None}
+    written, code = tmp_path / "figures" / "main.png", tmp_path / "code.py"
+    for path in (written, code):
+        store.write_text(path, "as committed")
+    for words in ("init -q", "add .", "-c user.name=a -c user.email=a@b.c commit -qm all"):
+        subprocess.run(["git", *words.split()], cwd=tmp_path, check=True)
+    written.write_text("written by a run", encoding="utf-8")
+    assert len(store.git_state()["commit"]) == 40 and store.git_state()["dirty"] is False
+    code.write_text("changed", encoding="utf-8")
+    assert store.git_state()["dirty"] is True

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from persona_lib import execute, store, tasks, weights
+from persona_lib import execute, store, weights
 from persona_lib.models import load
 from persona_lib.models.served import GENERATORS
 from persona_lib.settings import REPO, load_profile
@@ -223,16 +223,6 @@ def test_a_hub_id_without_a_whole_commit_is_refused_with_the_mend(source):
         weights.pinned(source)
 
 
-def test_a_plan_names_the_models_without_a_commit():
-    profile = load_profile("paper", ["base.model=some/model", f"judge.model=other/judge@{COMMIT}"])
-    remarks = {what: remark for what, _, remark in tasks.downloads(profile)}
-    assert (
-        remarks["some/model"].startswith("NOT READY: some/model") and remarks["other/judge"] == "from the hub"
-    )
-    given = load_profile("paper", [f"base.model=some/model@{COMMIT}"])
-    assert ("some/model", "from the hub") in {(what, remark) for what, _, remark in tasks.downloads(given)}
-
-
 def calls(tree: ast.AST):
     """Yield (owner, name, keywords) of every call: ("PeftModel", "from_pretrained", {...})."""
     for node in ast.walk(tree):
@@ -259,6 +249,6 @@ def test_no_code_loads_from_the_hub_without_a_revision():
         for path in (REPO / folder).rglob("*.py")
     }
     for path in (REPO / "notebooks").glob("*.ipynb"):
-        sources[path.name] = "\n".join(execute.code_cells(path))
+        sources[path.name] = "\n".join(execute.code_of(execute.read(path)))
     found = {name: calls for name, source in sources.items() if (calls := unpinned(source))}
     assert found == {}, "give revision=, from hub.pinned"

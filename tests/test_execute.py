@@ -1,4 +1,4 @@
-"""One list of versions, what the environment decides, and the citation."""
+"""One list of versions, what the environment decides, and the outputs that executed notebooks show."""
 
 from __future__ import annotations
 
@@ -36,8 +36,6 @@ def test_vllms_environment_trains_and_generates_with_the_versions_of_the_other_o
     stack = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "tokenizers")
     assert {name: own[name] for name in stack} == {name: other[name] for name in stack}
     assert "vllm" in own and "vllm" not in other
-    dev, lab = set(execute.requirements("dev")), set(execute.requirements("lab"))
-    assert {"torch", "papermill", "pyyaml"} <= lab < dev and "vllm" not in dev
 
 
 def test_an_environment_that_lacks_or_differs_is_told_so(tmp_path):
@@ -57,3 +55,54 @@ def test_the_environment_alone_names_trackers(tmp_path, monkeypatch):
     monkeypatch.setenv("PERSONA_REPORT_TO", "tensorboard,wandb")
     settings = trainer_settings(load_profile("smoke"), "sft", 0, tmp_path)
     assert settings["report_to"] == ["tensorboard", "wandb"]
+
+
+# --- outputs of an executed notebook in its source ---
+
+
+def cell(text, outputs=(), number=None, **metadata):
+    """A code cell."""
+    return {"cell_type": "code", "execution_count": number, "id": text[:8], "metadata": metadata,
+            "outputs": list(outputs), "source": text.splitlines(keepends=True)}  # fmt: skip
+
+
+def stream(*lines, name="stdout"):
+    """What a cell printed."""
+    return {"output_type": "stream", "name": name, "text": list(lines)}
+
+
+def executed(second="train()"):
+    """A run of SOURCE, as papermill leaves it."""
+    shown = {"output_type": "execute_result", "execution_count": 9, "metadata": {}}
+    widget = {**shown, "data": {"application/vnd.jupyter.widget-view+json": {"model_id": 1}}}
+    image = {**shown, "data": {"image/png": "iVBORw0KGgo=", "text/plain": ["<Figure>"]}}
+    printed = [stream("warning", name="stderr"), stream("one\n", f"done in {REPO}/results\n"), widget, image]
+    cells = [
+        cell("x = 1", number=1, tags=["parameters"]),
+        cell("x = 2", number=2, tags=["injected-parameters"]),
+        cell(second, [stream("step 1, 3 s\n")], 3, tags=["work"], papermill={"hour": 1}),
+        cell("show()", printed, 4, execution={"busy": 1}),
+    ]
+    return {"cells": cells, "metadata": {"papermill": {}, "persona": {}}}
+
+
+CELLS = [cell("x = 1", tags=["parameters"]), cell("train()", tags=["work"]), cell("show()")]
+SOURCE = {"cells": CELLS, "metadata": {}}
+
+
+def test_what_a_reader_sees_is_kept_and_counted_and_nothing_of_one_run():
+    document = execute.with_outputs(SOURCE, executed(), {"code": "c"})
+    parameters, work, show = document["cells"]
+    assert [c["execution_count"] for c in (parameters, work, show)] == [1, 2, 3]
+    assert document["metadata"] == {"shown": {"code": "c"}} and work["outputs"] == []
+    assert not {"papermill", "execution"} & {*work["metadata"], *show["metadata"]}
+    printed, image = show["outputs"]
+    assert printed["text"] == ["one\n", "done in results\n"]
+    assert image["data"] == {"image/png": "iVBORw0KGgo=", "text/plain": ["<Figure>"]}
+    assert image["execution_count"] == 3
+    assert execute.with_outputs(document, document, {"code": "c"}) == document
+
+
+def test_a_run_of_other_code_is_refused():
+    with pytest.raises(execute.NormalError, match="other code"):
+        execute.with_outputs(SOURCE, executed("train(more)"), {})

@@ -1,0 +1,233 @@
+"""Tasks: what is stale and why, what ``--force`` deletes, and what a plan says that a run needs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from persona_lib import settings, store, tasks, weights
+from persona_lib.data import official
+from persona_lib.paper.answers import matchups
+from persona_lib.settings import REPO, ConfigError, Run, load_profile
+from persona_lib.tasks import STEPS, Pipeline, Step
+
+TOY = {
+    "01_data": Step("data", fields="data.pair_limit", minutes={"smoke": 1}, makes="pairs"),
+    "02_base": Step("base", per="profile", fields="base.*"),
+    "03_train": Step("train", inputs="01 02", fields="sft.*"),
+    "04_results": Step("results", per="profile", inputs="01 03", fields="seeds"),
+}
+DATA, TRAIN = "01_data.everyday.seed-0", "03_train.everyday.seed-0"
+STEPS_TOO = "steps=" + ",".join(TOY)
+PACKAGED = "pypi:smollm2-135m-instruct"
+HEAVY = ("torch", "papermill", "numpy", "pandas")
+
+
+def cell(source: str, *tags: str) -> dict:
+    """Return a code cell."""
+    empty = {"cell_type": "code", "outputs": [], "execution_count": None}
+    return empty | {"source": source, "metadata": {"tags": list(tags)}}
+
+
+def write_notebook(folder: Path, name: str, per: str, *sources: str) -> None:
+    """Write a notebook with the parameters of its kind and the given code cells."""
+    lines = ['profile: str = "smoke"  # profile', "overrides: list = []  # changes"]
+    lines += ['dataset: str = ""  # data set', "seed: int = 0  # seed"] if per == "run" else []
+    cells = [cell("\n".join(lines), "parameters"), *map(cell, sources)]
+    kernel = {"kernelspec": {"name": "someones-own", "display_name": "x", "language": "python"}}
+    content = {"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 4}
+    (folder / f"{name}.ipynb").write_text(json.dumps(content))
+
+
+@pytest.fixture
+def notebooks(tmp_path, monkeypatch) -> Path:
+    """A folder of four tiny notebooks, one per toy step; results go beside it."""
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("PERSONA_FIGURES", str(tmp_path / "figures"))
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    monkeypatch.setattr(tasks, "STEPS", TOY)
+    monkeypatch.setattr(tasks, "NOTEBOOKS", folder)
+    for name, step in TOY.items():
+        write_notebook(folder, name, step.per, "x = 1")
+    return folder
+
+
+def toy(*overrides: str) -> Pipeline:
+    """Return the toy pipeline."""
+    changes = [STEPS_TOO, *overrides]
+    return Pipeline(load_profile("smoke", changes), tuple(changes))
+
+
+def finish(pipeline: Pipeline, task_id: str, when: str = "then") -> None:
+    """Leave what the runner leaves after a task."""
+    task, known = pipeline.tasks[task_id], pipeline.known()
+    facts = {"key": tasks.current_key(pipeline, task, known), "finished": when, "longest_seconds": 3}
+    store.write_text(pipeline.executed(task), "{}")
+    store.write_json(pipeline.provenance, {"tasks": known | {task_id: facts}})
+
+
+@pytest.fixture
+def done(notebooks) -> Pipeline:
+    """A finished pipeline."""
+    pipeline = toy()
+    for task_id in pipeline.tasks:
+        finish(pipeline, task_id)
+    return pipeline
+
+
+def states(pipeline: Pipeline) -> dict[str, str]:
+    """Return the plan's state of every task."""
+    return {line.task.id: line.state for line in tasks.plan_lines(pipeline, list(pipeline.tasks))}
+
+
+def reasons(pipeline: Pipeline, task_id: str) -> list[str]:
+    return tasks.stale_reasons(pipeline, pipeline.tasks[task_id], pipeline.known())
+
+
+# --- the table of steps, and tasks ---
+
+
+def test_every_profile_field_makes_some_step_stale_unless_it_changes_no_result():
+    profile = load_profile("everyday")
+    free = settings.flat(profile, "name description steps " + " ".join(settings.CHANGE_NO_RESULT))
+    read = set().union(*(tasks.field_values(profile, step.fields.split()) for step in STEPS.values()))
+    assert set(settings.field_types()) - set(free) - read == set()
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_steps_inputs_come_before_it_and_its_field_patterns_and_versions_are_known(name):
+    step, profile = STEPS[name], load_profile("everyday")
+    assert set(step.inputs.split()) <= {other[:2] for other in STEPS if other < name}
+    assert all(tasks.field_values(profile, [pattern]) for pattern in step.fields.split())
+    assert set(step.versions.split()) <= set(store.VERSIONS)
+
+
+def test_a_step_expands_over_data_sets_and_seeds(notebooks):
+    many = toy("datasets=beavertails,hhh", "seeds=0,1,2")
+    assert len(many.tasks) == 6 + 1 + 6 + 1
+    trained = many.tasks["03_train.hhh.seed-2"]
+    assert trained.inputs == ("01_data.hhh.seed-2", "02_base")
+    assert many.parameters(trained)["seed"] == 2 and many.parameters(trained)["dataset"] == "hhh"
+    assert len(many.tasks["04_results"].inputs) == 12
+    assert set(many.parameters(many.tasks["02_base"])) == {"profile", "overrides"}
+    assert toy("steps=01_data,03_train").tasks[TRAIN].inputs == (DATA,), "what is left out is not waited for"
+    with pytest.raises(ConfigError, match="unknown step '01_dat'.*did you mean 01_data"):
+        _ = toy("steps=01_dat").tasks
+
+
+# --- staleness ---
+
+
+def test_a_changed_field_names_itself_and_moves_what_follows(done):
+    changed = toy("data.pair_limit=9")
+    assert list(states(changed).values()) == ["run", "cached", "run", "run"]
+    assert reasons(changed, DATA) == ["data.pair_limit: 16 -> 9"]
+    finish(changed, DATA, "later")
+    assert reasons(changed, TRAIN) == [f"its input ran again: {DATA}"]
+
+
+def test_more_seeds_leave_finished_runs_current(done):
+    more = states(toy("seeds=0,1"))
+    assert more[DATA] == more["02_base"] == more[TRAIN] == "cached"
+    assert more["01_data.everyday.seed-1"] == more["04_results"] == "run"
+
+
+def test_code_makes_stale_but_prose_and_outputs_do_not(done):
+    path = done.notebooks / "02_base.ipynb"
+    content = json.loads(path.read_text())
+    content["cells"].append({"cell_type": "markdown", "source": "More.", "metadata": {}})
+    content["cells"][0]["execution_count"] = 3
+    path.write_text(json.dumps(content))
+    assert reasons(done, "02_base") == []
+    content["cells"].append(cell("y = 2"))
+    path.write_text(json.dumps(content))
+    assert reasons(done, "02_base") == ["the notebook's code changed"]
+
+
+def test_a_rerun_that_was_killed_is_not_taken_for_the_finished_run_before_it(done):
+    facts = done.known()
+    store.write_json(done.provenance, {"tasks": facts | {"02_base": facts["02_base"] | {"key": None}}})
+    assert reasons(done, "02_base") == ["stopped half way: goes on where it was"]
+    assert reasons(done, TRAIN) == ["its input ran again: 02_base"]
+
+
+def test_force_deletes_what_a_task_made_and_nothing_else(done):
+    run = Run(done.profile, "everyday", 0).folder
+    for name in ("pairs", "personas"):
+        store.write_text(run / name / "done.json", "{}")
+    tasks.forget(done, done.tasks[DATA])
+    assert [path.name for path in run.iterdir()] == ["personas"]
+    assert reasons(done, DATA) == [f"missing: {done.executed(done.tasks[DATA])}"]
+
+
+def test_a_models_folder_counts_by_its_files_and_a_model_that_is_not_set_is_no_folder(tmp_path):
+    folder = tmp_path / "model"
+    store.write_text(folder / "model.safetensors", "a")
+    profile = load_profile("paper", [f"base.model={folder}", "generator.model=base"])
+    before = tasks.field_values(profile, ["base.*", "generator.*"])
+    assert before["generator.model"] == "base" and before["base.model"].startswith(f"{folder} (")
+    assert tasks.field_values(profile, ["base.*", "generator.*"]) == before
+    store.write_text(folder / "model.safetensors", "bc")
+    assert tasks.field_values(profile, ["base.model"])["base.model"] != before["base.model"]
+    assert tasks.field_values(load_profile("everyday"), ["second_judge.model"]) == {"second_judge.model": ""}
+
+
+# --- plans ---
+
+
+def test_a_plan_counts_the_gb_that_are_not_on_this_machine(tmp_path, monkeypatch):
+    monkeypatch.setenv("PERSONA_WEIGHTS", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    named = ["base.model=pypi:gemma-3-270m", f"generator.model={PACKAGED}/2", "evaluation.judge=lm"]
+    profile = load_profile("everyday", [*named, f"judge.model={PACKAGED}", "data.retriever=dense:x/y"])
+    wanted = tasks.downloads(profile)
+    assert (wanted[PACKAGED], wanted["pypi:gemma-3-270m"]) == (0.093, 0.241)
+    assert wanted["x/y"] != wanted["x/y"], "nan: of unknown size"
+    store.mark_done(weights.folder_of(PACKAGED), weights.entry(PACKAGED)["sha256"])
+    assert tasks.downloads(profile)[PACKAGED] == 0
+    paper = load_profile("paper")
+    assert tasks.downloads(paper)["meta-llama/Llama-3.1-8B"] == 16.1
+    (tmp_path / "models--meta-llama--Llama-3.1-8B" / "snapshots" / "x").mkdir(parents=True)
+    assert tasks.downloads(paper)["meta-llama/Llama-3.1-8B"] == 0
+    (gpu,) = [line for line in tasks.needs(paper) if line.startswith("GPU")]
+    assert "meta-llama/Llama-3.1-8B 16.1 GB" in gpu and "NF4 takes a third" in gpu
+    with pytest.raises(ConfigError, match="pypi:x: no such weights; known: pypi:smollm2"):
+        tasks.downloads(load_profile("everyday", ["base.model=pypi:x"]))
+
+
+def test_the_plan_sees_whether_the_authors_data_are_here(tmp_path, monkeypatch):
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setattr(official, "REPO", tmp_path / "repository")
+    monkeypatch.delenv("PERSONA_DATA", raising=False)
+    profile = load_profile("authors", ["datasets=hhh"])
+    assert tasks.downloads(profile)["the authors' data"] == 0.02
+    folder = official.DATASETS["hhh"]["tailoring"]
+    store.write_text(official.download_dir() / folder / "dataset_dict.json", "{}")
+    assert tasks.downloads(profile)["the authors' data"] == 0
+
+
+def test_requests_to_a_served_judge_are_both_orders_and_rubrics_of_every_comparison():
+    served = ["judge.url=http://h/v1", "judge.model=m", "served.max_cost_usd=3", "judge.prices=1,2"]
+    some = ["evaluation.judge=lm", "datasets=hhh", "seeds=0,1", "evaluation.limit=100"]
+    profile = load_profile("paper", [*served, *some])
+    count = 2 * 4 * len(matchups(Run(profile, "hhh", 0))) * 100
+    (line,) = [line for line in tasks.needs(profile) if line.startswith("served")]
+    assert line == f"served     judge m at http://h/v1: about {count:,} requests, at most 3 dollars in all"
+    assert tasks.needs(load_profile("everyday", served)) == tasks.needs(load_profile("everyday")), "oracle"
+
+
+@pytest.mark.parametrize("name", ["smoke", "paper"])
+def test_a_plan_is_quick_and_loads_nothing_heavy(name):
+    code = (
+        "import sys, time; from persona_lib import pipeline; start = time.process_time(); "
+        f"status = pipeline.main(['--plan', '--profile', '{name}']); "
+        f"print(status, time.process_time() - start, [m for m in {HEAVY} if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)
+    status, seconds, heavy = done.stdout.splitlines()[-1].split(maxsplit=2)
+    assert (status, heavy) == ("0", "[]") and float(seconds) < 1, done.stderr
