@@ -273,8 +273,7 @@ def models_here(profile: Profile) -> list[str]:
 def hub_models(profile: Profile) -> dict[str, float]:
     """Return the GB of every hub model that a profile uses; nan for one that we do not know."""
     named = [weights.split_id(name)[0] for name in models_here(profile) if weights.is_hub_id(name)]
-    unknown = weights.HubModel("", float("nan"))
-    return {name: weights.MODELS.get(name, unknown).gb for name in named}
+    return {name: weights.hub().get(name, {}).get("gb", float("nan")) for name in named}
 
 
 def downloads(profile: Profile) -> dict[str, float]:

@@ -6,46 +6,43 @@ import pytest
 from persona_lib import studies
 from persona_lib.data import everyday, reader
 from persona_lib.paper import personas
-from persona_lib.settings import load_profile, results_dir
+from persona_lib.settings import Run, load_profile, results_dir
 
 # --- selection ---
 
 
-def row(arm, seed, rate, fit, quality, sd=1.0, unfinished=0.0):
-    head = {"method": "sft", "arm": arm, "seed": seed, "sft.learning_rate": rate}
+def row(arm, rate, fit, quality, sd=1.0, unfinished=0.0, seed=106):
+    head = {"method": "dpo", "arm": arm, "seed": seed, "dpo.learning_rate": rate}
     measured = {"quality": quality, "quality_sd": sd, "unfinished": unfinished, "n": 10}
     return head | {"fit_chosen": fit, "fit_rejected": fit} | measured
 
 
-RATES = [*(candidate["sft.learning_rate"] for candidate in studies.CANDIDATES["sft"]), 1.0]
+def picked(*rows):
+    """Return the rates that the rule picks for plain DPO and PT."""
+    table = pd.DataFrame(rows)
+    return [table["dpo.learning_rate"][label] for label in studies.pick_both(table)]
 
 
-def test_candidates_are_averaged_over_seeds():
-    rows = [row("none", 106, RATES[0], 0.2, 4.0, sd=1.0), row("none", 107, RATES[0], 0.4, 5.0, sd=7.0)]
-    others = [row(arm, 106, rate, 9.0, 9.0) for arm in studies.ARMS for rate in RATES[:2]][1:]
-    pooled = studies.pool_seeds([*rows, *others], "sft")[0]
-    assert round(pooled["fit_chosen"], 9) == 0.3 and pooled["quality"] == 4.5
-    assert pooled["quality_sd"] == 5.0  # root of the mean of 1 and 49
-    assert pooled["n"] == 20 and pooled["seeds"] == "106 107"
+def test_candidates_are_averaged_over_seeds(monkeypatch):
+    monkeypatch.setattr(studies, "CANDIDATES", [{"dpo.learning_rate": 1}, {"dpo.learning_rate": 2}])
+    rows = [row("none", 1, 0.2, 4.0, sd=1.0), row("both", 2, 9.0, 9.0)]
+    pooled = studies.pool_seeds([*rows, row("none", 1, 0.4, 5.0, sd=7.0, seed=107)])
+    assert list(pooled.arm) == ["none", "both"] and pooled.fit_chosen[0] == pytest.approx(0.3)
+    assert pooled.quality[0] == 4.5 and pooled.quality_sd[0] == 5.0  # root of the mean of 1 and 49
+    assert pooled.n[0] == 20 and pooled.seeds[0] == "106 107"
 
 
-def test_plain_arm_gives_up_at_most_a_tenth_of_a_deviation_of_quality_for_fit():
-    best = row("none", 106, RATES[0], 0.1, 5.0)
-    near, far = row("none", 106, RATES[1], 0.2, 4.91), row("none", 106, RATES[2], 0.9, 4.89)
-    assert studies.pick([best, near, far])["fit_chosen"] == 0.2
-
-
-@pytest.mark.parametrize("plain_quality", [5.0, 6.0])
-def test_pt_keeps_the_quality_of_the_plain_arms_pick_or_takes_its_best(plain_quality):
-    plain = row("none", 106, RATES[0], 0.1, plain_quality)
-    good, bad = row("both", 106, RATES[1], 0.5, 4.95), row("both", 106, RATES[2], 0.9, 4.8)
-    assert studies.pick_both([plain, good, bad]) == {"none": plain, "both": good}
+def test_the_plain_arm_gives_up_a_tenth_of_a_deviation_of_quality_for_fit_and_pt_keeps_its_quality():
+    plain = [row("none", 1, 0.1, 5.0), row("none", 2, 0.2, 4.91), row("none", 3, 0.9, 4.89)]
+    tailored = [row("both", 1, 0.1, 4.9), row("both", 2, 0.5, 4.82), row("both", 3, 0.9, 4.8)]
+    assert picked(*plain, *tailored) == [2, 2]
+    assert picked(row("none", 1, 0.1, 6.0), *tailored) == [1, 1], "none is as good: the best"
 
 
 def test_a_candidate_whose_answers_do_not_end_is_out_whatever_its_fit():
-    ends, near = row("both", 106, RATES[0], 0.1, 5.0), row("both", 106, RATES[1], 0.2, 5.0, unfinished=0.05)
-    never = row("both", 106, RATES[2], 0.9, 5.0, unfinished=0.06)
-    assert studies.pick([ends, near, never]) is near
+    ends, near = row("both", 1, 0.1, 5.0), row("both", 2, 0.2, 5.0, unfinished=0.05)
+    never = row("both", 3, 0.9, 5.0, unfinished=0.06)
+    assert picked(row("none", 1, 0.1, 5.0), ends, near, never) == [1, 2]
 
 
 def test_a_candidate_sets_its_arms_own_fields_on_validation_topics_and_seeds_of_no_result():
@@ -106,39 +103,33 @@ def run(*models):
     return pd.read_csv(results_dir(load_profile("everyday")) / "tables" / "persona_models.csv")
 
 
-def of(table, model, side="chosen"):
-    (row,) = table[(table.model == model) & (table.side == side)].itertuples()
-    return row
-
-
 @pytest.mark.slow
 def test_right_personas_have_accuracy_1_others_0_and_no_model_is_asked_twice(writers):
     first = run("right", "wrong")
     table = run("right", "wrong", "silent")
+    by_side = table.set_index(["side", "model"])
     for side in ("chosen", "rejected"):
-        assert [of(table, name, side).accuracy for name in writers] == [1, 0, 0]
-        assert (of(table, "right", side).n, of(table, "right", side).seeds) == (8, "0 1")
-        assert (of(table, "silent", side).n_missing, of(table, "wrong", side).n_wrong) == (8, 8)
-    assert of(table, "right", "chosen - rejected").accuracy == 0
+        assert list(by_side.accuracy[side]) == [1, 0, 0]
+        assert list(by_side.n[side]) == [8] * 3 and set(by_side.seeds[side]) == {"0 1"}
+        assert by_side.n_missing[side, "silent"] == by_side.n_wrong[side, "wrong"] == 8
+    assert by_side.accuracy["chosen - rejected", "right"] == 0
     assert {writer.asked for writer in writers.values()} == {16}
     kept = table[table.model != "silent"].reset_index(drop=True)
-    pd.testing.assert_frame_equal(first.drop(columns="n_missing"), kept.drop(columns="n_missing"),
-                                  check_dtype=False)  # fmt: skip
+    pd.testing.assert_frame_equal(first, kept, check_dtype=False)
 
 
-def test_another_prompt_is_another_question(writers):
-    profile = load_profile("everyday", SMALL)
-    for shots in (5, 3):
-        changed = {"generator.model": "right", "personas.shots": shots}
-        studies.ask(profile, "right", changed, "everyday", 0)
-    assert writers["right"].asked == 2 * 2 * 4
+def test_another_prompt_is_another_question_and_the_same_is_not_asked_again(writers):
+    own = Run(load_profile("everyday", SMALL), "everyday", 0)
+    studies.preference.write_pairs(own)
+    for shots in (5, 5, 3):
+        found = studies.ask(own, "right", {"generator.model": "right", "personas.shots": shots})
+    assert writers["right"].asked == 2 * 2 * 4 and {len(rows) for rows in found.values()} == {4}
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["--model", "a", "generator.modle=x"], "unknown setting 'generator.modle'"),
-        (["--model", "a", "--model", "A"], "two models of this name"),
         (
             ["--set", "evaluation.persona_judge=none", "--set", "evaluation.judge=none"],
             "has evaluation.judge=none",
@@ -146,7 +137,6 @@ def test_another_prompt_is_another_question(writers):
     ],
 )
 def test_what_cannot_be_asked_is_said_before_any_model_is(writers, words, said):
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit, match=said):
         studies.main(["persona-models", *words])
-    assert said in str(stopped.value)
     assert not any(writer.asked for writer in writers.values())

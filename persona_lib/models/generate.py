@@ -41,6 +41,20 @@ class Sampling:
     seed: int
 
 
+@dataclass(frozen=True)
+class Decoding:
+    """What every ``generate`` takes after its prompts; greedy without ``sampling``.
+
+    Only a generator that ``takes_schema`` (a served chat model) is asked to hold its answers to ``schema``.
+    """
+
+    max_new_tokens: int
+    stop: Sequence[str]
+    min_new_tokens: int = 0
+    sampling: Sampling | None = None
+    schema: dict[str, Any] | None = None
+
+
 def cut_at_stop(text: str, stop: Sequence[str]) -> tuple[str, bool]:
     """Cut a text before the first stop string in it; say whether there was one."""
     ends = [at for s in stop if (at := text.find(s)) >= 0]
@@ -109,44 +123,35 @@ class TransformersGenerator:
             "dtype": str(next(self.model.parameters()).dtype).removeprefix("torch."),
         }
 
-    def generate(
-        self,
-        prompts: Sequence[str],
-        max_new_tokens: int,
-        stop: Sequence[str],
-        min_new_tokens: int = 0,
-        sampling: Sampling | None = None,
-    ) -> Iterator[tuple[int, Completion]]:
-        """Yield (index, completion) batch by batch, shortest prompts first; greedy without ``sampling``."""
+    def generate(self, prompts: Sequence[str], *how: Any, **more: Any) -> Iterator[tuple[int, Completion]]:
+        """Yield (index, completion) batch by batch, shortest prompts first; see ``Decoding``."""
         import torch
 
+        decoding = Decoding(*how, **more)
         rows = [self.tokenizer(prompt)["input_ids"] for prompt in prompts]
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-        if sampling:
-            torch.manual_seed(sampling.seed)
+        if decoding.sampling:
+            torch.manual_seed(decoding.sampling.seed)
         with using_adapters(self.model, self.adapters, self.merge), torch.inference_mode():
             cache = self.read_head(common_head(rows))
             for start in range(0, len(order), self.batch_size):
                 chosen = order[start : start + self.batch_size]
-                batch = [rows[i] for i in chosen], copy.deepcopy(cache)
-                *_, found = self.steps(*batch, max_new_tokens, stop, min_new_tokens, sampling)
+                *_, found = self.steps([rows[i] for i in chosen], copy.deepcopy(cache), decoding)
                 for index, ids in zip(chosen, found, strict=True):
-                    yield index, to_completion(self.tokenizer, ids, stop)
+                    yield index, to_completion(self.tokenizer, ids, decoding.stop)
 
-    def stream(
-        self, prompt: str, max_new_tokens: int, stop: Sequence[str], min_new_tokens: int = 0
-    ) -> Iterator[str]:
-        """Yield one prompt's greedy completion so far after every token; adapters switch under a lock."""
+    def stream(self, prompt: str, *how: Any, **more: Any) -> Iterator[str]:
+        """Yield one prompt's completion so far after every token; adapters are switched under a lock."""
         import torch
 
-        row = self.tokenizer(prompt)["input_ids"]
-        steps = self.steps([row], self.read_head([]), max_new_tokens, stop, min_new_tokens)
+        decoding = Decoding(*how, **more)
+        steps = self.steps([self.tokenizer(prompt)["input_ids"]], self.read_head([]), decoding)
         while True:
             with ONE_AT_A_TIME, using_adapters(self.model, self.adapters, self.merge), torch.inference_mode():
                 new = next(steps, None)
             if new is None:
                 return
-            yield to_completion(self.tokenizer, new[0], stop).text
+            yield to_completion(self.tokenizer, new[0], decoding.stop).text
 
     def read_head(self, head: list[int]) -> Any:
         """Return the keys and values of a shared beginning, in one row; an empty cache without one."""
@@ -159,15 +164,7 @@ class TransformersGenerator:
             self.model(input_ids=ids, past_key_values=cache, use_cache=True)
         return cache
 
-    def steps(
-        self,
-        rows: list[list[int]],
-        cache: Any,
-        max_new_tokens: int,
-        stop: Sequence[str],
-        min_new_tokens: int,
-        sampling: Sampling | None = None,
-    ) -> Iterator[list[list[int]]]:
+    def steps(self, rows: list[list[int]], cache: Any, how: Decoding) -> Iterator[list[list[int]]]:
         """Yield the new tokens of each row after every step; rows that have ended leave the batch.
 
         A row is [head, in ``cache`` | padding | rest]. Greedy tokens are those of transformers' ``generate``,
@@ -183,23 +180,23 @@ class TransformersGenerator:
         texts, mask = torch.tensor(ids, device=where), torch.tensor(mask, device=where)
         if head:
             cache.batch_repeat_interleave(len(rows))
-        processors = logits_processors(self.repetition_penalty, longest, sampling)
-        recent = max(map(len, stop), default=0)  # a token is at least one character long
+        processors = logits_processors(self.repetition_penalty, longest, how.sampling)
+        recent = max(map(len, how.stop), default=0)  # a token is at least one character long
         new: list[list[int]] = [[] for _ in rows]
         alive = list(range(len(rows)))
         inputs, at = texts[:, head:], mask.cumsum(-1).sub(1).clamp(min=0)[:, head:]
-        for step in range(max_new_tokens):
+        for step in range(how.max_new_tokens):
             given = {"attention_mask": mask, "position_ids": at, "past_key_values": cache, "use_cache": True}
             logits = self.model(input_ids=inputs, **given, logits_to_keep=1).logits[:, -1]
             logits = processors(texts, logits)
-            if step < min_new_tokens:
+            if step < how.min_new_tokens:
                 logits[:, eos] = -torch.inf
-            tokens = logits.float().softmax(-1).multinomial(1)[:, 0] if sampling else logits.argmax(-1)
+            tokens = logits.float().softmax(-1).multinomial(1)[:, 0] if how.sampling else logits.argmax(-1)
             for row, token in zip(alive, tokens.tolist(), strict=True):
                 new[row].append(token)
             texts = torch.cat([texts, tokens[:, None]], dim=1)
             last = self.tokenizer.batch_decode(texts[:, max(longest, texts.shape[1] - recent) :])
-            stopped = torch.tensor([any(s in text for s in stop) for text in last], device=where)
+            stopped = torch.tensor([any(s in text for s in how.stop) for text in last], device=where)
             keep = (~((tokens == eos) | stopped)).nonzero().flatten()
             yield new
             if not len(keep):

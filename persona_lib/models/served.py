@@ -29,7 +29,7 @@ from typing import Any
 
 from persona_lib import store
 from persona_lib.models import generate
-from persona_lib.models.generate import Completion, Sampling, TransformersGenerator, cut_at_stop
+from persona_lib.models.generate import Completion, Decoding, TransformersGenerator, cut_at_stop
 from persona_lib.models.load import load_base, load_tokenizer, model_key
 from persona_lib.settings import ModelRole, Run, results_dir
 
@@ -96,26 +96,18 @@ class EndpointGenerator:
         greedy = "greedy (temperature 0) unless asked otherwise"
         return {"model": self.name, "url": self.url, "kind": self.role.kind, "decoding": greedy}
 
-    def generate(
-        self,
-        prompts: Sequence[str],
-        max_new_tokens: int,
-        stop: Sequence[str],
-        min_new_tokens: int = 0,
-        sampling: Sampling | None = None,
-        schema: dict[str, Any] | None = None,
-    ) -> Iterator[tuple[int, Completion]]:
-        """Yield (index, completion): those of the ledger first, then as they arrive.
+    def generate(self, prompts: Sequence[str], *how: Any, **more: Any) -> Iterator[tuple[int, Completion]]:
+        """Yield (index, completion): those of the ledger first, then as they arrive; see ``Decoding``.
 
-        Equal prompts are asked once. A chat model is asked to hold to ``schema``, unless its server refuses.
-        Raises ValueError for ``min_new_tokens``, which the protocol does not know; at the end, BudgetError if
-        ``max_cost_usd`` forbids the rest, EndpointError if requests failed.
+        Equal prompts are asked once. Raises ValueError for ``min_new_tokens``, which the protocol does not
+        know; EndpointError at the end if requests failed or ``max_cost_usd`` forbids the rest.
         """
-        if min_new_tokens:
+        decoding = Decoding(*how, **more)
+        if decoding.min_new_tokens:
             raise ValueError("an endpoint takes no min_new_tokens: set generation.min_new_tokens=0")
         rows = store.read_rows(self.ledger, Answer) if self.ledger.exists() else []
         known, self.spent = {row.id: row for row in rows}, sum(row.cost_usd for row in rows)
-        settings = self.request_settings(max_new_tokens, stop, sampling, schema)
+        settings, stop = self.request_settings(decoding), decoding.stop
         bodies: dict[str, dict[str, Any]] = {}
         places: dict[str, list[int]] = {}
         for index, prompt in enumerate(prompts):
@@ -130,18 +122,16 @@ class EndpointGenerator:
             for index in places[answer.id]:
                 yield index, to_completion(answer, stop)
 
-    def request_settings(
-        self, max_new_tokens: int, stop: Sequence[str], sampling: Sampling | None, schema: Any
-    ) -> dict[str, Any]:
+    def request_settings(self, how: Decoding) -> dict[str, Any]:
         """Return a request without its prompt; vLLM, SGLang and others take the penalty as an extra field."""
-        body: dict[str, Any] = {"model": self.name, "max_tokens": max_new_tokens, "temperature": 0.0}
-        if sampling:
-            body |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": sampling.seed}
-            body |= {"extra_body": {"repetition_penalty": sampling.repetition_penalty}}
-        if stop:
-            body["stop"] = list(stop)
-        if schema and self.chat:
-            held = {"name": "answer", "strict": True, "schema": schema}
+        body = {"model": self.name, "max_tokens": how.max_new_tokens, "temperature": 0.0}
+        if drawn := how.sampling:
+            body |= {"temperature": drawn.temperature, "top_p": drawn.top_p, "seed": drawn.seed}
+            body |= {"extra_body": {"repetition_penalty": drawn.repetition_penalty}}
+        if how.stop:
+            body["stop"] = list(how.stop)
+        if how.schema and self.chat:
+            held = {"name": "answer", "strict": True, "schema": how.schema}
             body["response_format"] = {"type": "json_schema", "json_schema": held}
         return body
 
@@ -253,7 +243,6 @@ class EndpointGenerator:
 
 # --- vLLM in this process ---
 
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values that vLLM takes for max_lora_rank
 ON_GPU = 4  # adapters in GPU memory at a time; the others wait in main memory
 LOADED: dict[tuple, Any] = {}  # the one engine of this process: it takes nearly all of a GPU's memory
 CHUNK = 512  # prompts given to the engine at a time: what is finished is on disk after each
@@ -282,7 +271,7 @@ def load_engine(source: str, revision: str, dtype: str, ranks: Sequence[int] = (
     how["generation_config"] = "vllm"  # no sampling defaults of the model's authors
     if ranks:
         how |= {"enable_lora": True, "max_loras": min(len(ranks), ON_GPU), "max_cpu_loras": len(ranks)}
-        how["max_lora_rank"] = min(rank for rank in RANKS if rank >= max(ranks))
+        how["max_lora_rank"] = max(8, 1 << (max(ranks) - 1).bit_length())  # vLLM takes powers of two
     LOADED[key] = LLM(model=source, seed=0, enable_prefix_caching=True, **how)
     return LOADED[key]
 
@@ -317,36 +306,31 @@ class VllmGenerator:
         made = {"model": self.name, "adapters": adapters, "engine": engine, "dtype": self.dtype}
         return made | {"decoding": "greedy"}
 
-    def generate(
-        self,
-        prompts: Sequence[str],
-        max_new_tokens: int,
-        stop: Sequence[str],
-        min_new_tokens: int = 0,
-        sampling: Sampling | None = None,
-    ) -> Iterator[tuple[int, Completion]]:
-        """Yield (index, completion) in order, ``CHUNK`` prompts at a time; greedy without ``sampling``.
+    def generate(self, prompts: Sequence[str], *how: Any, **more: Any) -> Iterator[tuple[int, Completion]]:
+        """Yield (index, completion) in order, ``CHUNK`` prompts at a time; see ``Decoding``.
 
-        Each prompt's seed is made of the run's and its place.
+        Each prompt's seed is made of the sampling's and its place.
         """
         from vllm import SamplingParams
 
-        how: dict[str, Any] = {"max_tokens": max_new_tokens, "min_tokens": min_new_tokens, "temperature": 0.0}
-        how |= {"stop": list(stop), "include_stop_str_in_output": True, "skip_special_tokens": False}
-        if sampling:
-            how |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
-            how |= {"repetition_penalty": sampling.repetition_penalty}
+        decoding = Decoding(*how, **more)
+        given = {"max_tokens": decoding.max_new_tokens, "min_tokens": decoding.min_new_tokens}
+        given |= {"stop": list(decoding.stop), "include_stop_str_in_output": True}
+        given |= {"skip_special_tokens": False, "temperature": 0.0}
+        if drawn := decoding.sampling:
+            given |= {"temperature": drawn.temperature, "top_p": drawn.top_p, "top_k": 0}
+            given |= {"repetition_penalty": drawn.repetition_penalty}
         for start in range(0, len(prompts), CHUNK):
             indices = range(start, min(start + CHUNK, len(prompts)))
-            seeds = [zlib.crc32(f"{sampling.seed}-{i}".encode()) if sampling else None for i in indices]
+            seeds = [zlib.crc32(f"{drawn.seed}-{i}".encode()) if drawn else None for i in indices]
             outputs = self.engine.generate(
                 [{"prompt_token_ids": self.tokenizer(prompts[i])["input_ids"]} for i in indices],
-                [SamplingParams(**how, seed=seed) for seed in seeds],
+                [SamplingParams(**given, seed=seed) for seed in seeds],
                 lora_request=self.adapter,
                 use_tqdm=False,
             )
             for index, output in zip(indices, outputs, strict=True):
-                yield index, self.read_output(output, stop)
+                yield index, self.read_output(output, decoding.stop)
 
     def read_output(self, output: Any, stop: Sequence[str]) -> Completion:
         """Turn vLLM's ``RequestOutput`` into a completion; raises RuntimeError for one broken off."""
@@ -354,9 +338,8 @@ class VllmGenerator:
         if found.finish_reason not in ("stop", "length"):
             ended = f"with finish_reason={found.finish_reason!r}"
             raise RuntimeError(f"vLLM ended request {output.request_id} {ended}")
-        completion = generate.to_completion(self.tokenizer, list(found.token_ids), stop)
-        reason = "stop" if "stop" in (completion.finish_reason, found.finish_reason) else "length"
-        return replace(completion, finish_reason=reason)
+        made = generate.to_completion(self.tokenizer, list(found.token_ids), stop)
+        return made if made.finish_reason == "stop" else replace(made, finish_reason=found.finish_reason)
 
 
 # --- Personas without a language model ---
