@@ -29,7 +29,7 @@ DECIDED = {
     "personas": (1, "de9e3233755c3c20"),
     "tailoring": (1, "b232ace1dc38143a"),
     "training": (1, "a106679e1dfc25f8"),
-    "answers": (1, "7286f64131303e01"),
+    "answers": (1, "1a734f0c9ad81245"),
     "judging": (1, "896a4a99d2dd64ec"),
     "swap": (1, "cae50e5b490480e2"),
     "calibration": (1, "35e2d919727b5cc2"),
