@@ -5,11 +5,11 @@ The words of a text are defined here once; the released outputs and our own gene
 
 from __future__ import annotations
 
-import math
 import re
-from collections import Counter, defaultdict
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 from persona_lib.records import SIDES, TailoringRow
 
@@ -64,10 +64,19 @@ def count_degenerate(texts: Sequence[str], ended: Sequence[bool]) -> dict[str, i
     }
 
 
-# --- near duplicates: word 3-grams in common, found through an inverted index ---
+# --- near duplicates: word 3-grams in common, counted by a sparse matrix product ---
 
 
 Gram = tuple[str, ...]
+# Scripts without spaces between words (Thai to Khmer, kana, Han): there each character counts as a word.
+SPACELESS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+UNIT = re.compile(rf"[{SPACELESS}]|(?:[^\W_{SPACELESS}]|')+")
+SYSTEM_TURN = re.compile(r"\ASystem: .*?\n\n(?=User: )", re.DOTALL)
+LEAST_HOLDERS, MOST_HOLDERS = (
+    10,
+    2000,
+)  # texts that may share a 3-gram before it counts as a template's, however many texts
+BLOCK = 500  # texts compared with all others at once
 
 
 def ngrams(words: Sequence[str], n: int) -> set[Gram]:
@@ -75,14 +84,78 @@ def ngrams(words: Sequence[str], n: int) -> set[Gram]:
     return {tuple(words[i : i + n]) for i in range(max(1, len(words) - n + 1))} if words else set()
 
 
-def gram_index(texts: Sequence[str]) -> tuple[list[set[Gram]], dict[Gram, list[int]]]:
-    """Return the word 3-grams of every text, and for each 3-gram the texts that hold it, in their order."""
-    grams = [ngrams(tokens(text), 3) for text in texts]
-    holders: dict[Gram, list[int]] = defaultdict(list)
-    for index, own in enumerate(grams):
-        for gram in own:
-            holders[gram].append(index)
-    return grams, holders
+def gram_matrix(texts: Sequence[str]) -> Any:
+    """Return which word 3-grams (columns) every text (row) has, as a sparse matrix of 0 and 1.
+
+    A leading system turn does not count. A text of one or two words is one gram of them all.
+    """
+    import numpy as np
+    from scipy.sparse import csr_matrix
+
+    known: dict[str, int] = {"": 0}
+    lists = []
+    for text in texts:
+        text = SYSTEM_TURN.sub("", text).lower()
+        words = [
+            known.setdefault(word, len(known)) for word in (TOKEN if text.isascii() else UNIT).findall(text)
+        ]
+        lists.append(words + [0] * (3 - len(words)) if words else words)
+    flat = np.fromiter(chain.from_iterable(lists), dtype=np.uint64)
+    owner = np.repeat(np.arange(len(lists)), [len(words) for words in lists])
+    base, inside = np.uint64(len(known)), owner[:-2] == owner[2:]
+    codes = ((flat[:-2] * base + flat[1:-1]) * base + flat[2:])[inside]
+    grams, columns = np.unique(codes, return_inverse=True)
+    shape = (len(lists), len(grams))
+    matrix = csr_matrix((np.ones(len(columns), dtype=np.int32), (owner[:-2][inside], columns)), shape=shape)
+    matrix.data[:] = 1  # duplicates were summed
+    return matrix
+
+
+def close_pairs(first: Any, second: Any, threshold: float) -> Iterator[tuple[Any, Any, Any]]:
+    """Yield arrays (row of first, row of second, Jaccard) of the pairs with a Jaccard >= ``threshold``."""
+    import numpy as np
+
+    sizes, others = (np.asarray(matrix.sum(axis=1)).ravel() for matrix in (first, second))
+    turned = second.T.tocsr()
+    for start in range(0, first.shape[0], BLOCK):
+        shared = (first[start : start + BLOCK] @ turned).tocoo()
+        rows = shared.row + start
+        jaccard = shared.data / (sizes[rows] + others[shared.col] - shared.data)
+        close = jaccard >= threshold
+        yield rows[close], shared.col[close], jaccard[close]
+
+
+def near_groups(texts: Sequence[str], threshold: float) -> list[int]:
+    """Return each text's group: texts with a 3-gram Jaccard >= ``threshold``, also through others, share it.
+
+    What many texts share (a template, a system prompt) says nothing of one text: 3-grams of more than a
+    fifth of all texts do not count, then of more than a tenth and so on, until no group has more than a
+    tenth of the texts. Where that does not help, every text is a group of its own.
+    """
+    import numpy as np
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    n = len(texts)
+    alone = list(range(n))
+    if threshold <= 0 or n < 2:
+        return alone
+    matrix = gram_matrix(texts)
+    holders, most = np.asarray(matrix.sum(axis=0)).ravel(), template_limit(n, 5)
+    while most >= LEAST_HOLDERS:
+        kept = matrix[:, holders <= most]
+        found = [np.concatenate(part) for part in zip(*close_pairs(kept, kept, threshold), strict=True)]
+        links = coo_matrix((found[2], (found[0], found[1])), shape=(n, n))
+        groups = connected_components(links, directed=False)[1]
+        if np.bincount(groups).max() <= max(LEAST_HOLDERS, n // 10):
+            return groups.tolist()
+        most //= 2
+    return alone
+
+
+def template_limit(n: int, part: int) -> int:
+    """Return in how many of n texts a 3-gram may occur and not be a template's: in one of ``part``."""
+    return min(max(LEAST_HOLDERS, n // part), MOST_HOLDERS)
 
 
 def near_duplicates(
@@ -90,24 +163,20 @@ def near_duplicates(
 ) -> list[tuple[int, int, float]]:
     """Find the prompts whose most similar pool prompt has a word 3-gram Jaccard >= ``threshold``.
 
-    Returns (index in prompts, index in pool, Jaccard), at most one per prompt. A pool prompt that is similar
-    enough shares at least ``threshold`` of a prompt's 3-grams, so it has one of any larger rest: only the
-    holders of the rarest are looked at, however many prompts share a template.
+    Returns (index in prompts, index in pool, Jaccard), at most one per prompt, the first of equally similar
+    ones. 3-grams that half of all texts have, a template's, do not count.
     """
-    if threshold <= 0:
+    import numpy as np
+
+    if threshold <= 0 or not prompts or not pool:
         return []
-    pool_grams, holders = gram_index(pool)
-    found = []
-    for index, text in enumerate(prompts):
-        grams = ngrams(tokens(text), 3)
-        rarest = sorted(grams, key=lambda gram: len(holders.get(gram, ())))
-        enough = rarest[: len(grams) - max(1, math.ceil(threshold * len(grams) - 1e-9)) + 1]
-        near = {other for gram in enough for other in holders.get(gram, ())}
-        scores = [(len(grams & pool_grams[o]) / len(grams | pool_grams[o]), -o) for o in near]
-        best, other = max(scores, default=(0.0, 0))
-        if best >= threshold:
-            found.append((index, -other, best))
-    return found
+    matrix = gram_matrix([*pool, *prompts])
+    matrix = matrix[:, np.asarray(matrix.sum(axis=0)).ravel() <= template_limit(matrix.shape[0], 2)]
+    best: dict[int, tuple[float, int]] = {}
+    for rows, others, scores in close_pairs(matrix[len(pool) :], matrix[: len(pool)], threshold):
+        for row, other, score in zip(rows.tolist(), others.tolist(), scores.tolist(), strict=True):
+            best[row] = max(best.get(row, (0.0, 0)), (score, -other))
+    return [(row, -other, score) for row, (score, other) in sorted(best.items())]
 
 
 # --- what tailoring data must not contain, and what its reader should know (paper section 4) ---

@@ -8,41 +8,56 @@ found. Given splits are kept. Otherwise pairs are split 80/10/10 by prompt, near
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import functools
 import hashlib
+import itertools
+import json
+import math
 import os
 import re
 import secrets
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from persona_lib.data.retrieval import normal
-from persona_lib.data.rows import KINDS, Finding, OwnRow, read_rows, source_key
-from persona_lib.prompts import STOP
+from persona_lib.data.rows import KINDS, REJECTED, Finding, OwnRow, read_rows, source_key
 from persona_lib.records import PAIR_FIELDS, PAIR_SPLITS, DataError, PreferencePair
-from persona_lib.settings import ConfigError, Profile, near_names, results_dir
-from persona_lib.store import VERSIONS, content_hash
-from persona_lib.texts import gram_index, near_duplicates
+from persona_lib.settings import FACTS, ConfigError, Profile, near_names, results_dir
+from persona_lib.store import VERSIONS, content_hash, write_text
+from persona_lib.texts import near_duplicates
+from persona_lib.texts import near_groups as groups_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
 NAME = "own"  # the data set's name in profiles and results
+READ = 2  # raised when the same file gives other pairs or splits
 SPLIT_NAMES = {name: name for name in PAIR_SPLITS} | dict.fromkeys(
     ("dev", "val", "valid", "eval"), "validation"
 )
 SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
 LEAST_PROMPTS = 20  # different prompts without which there is nothing to train and test on
+# Different prompts of each split: train is split in four, and a shuffled persona is that of another test row.
+LEAST_OF = {"train": 10, "validation": 1, "test": 2}
 LEAST_QUOTE = 20  # characters of a prompt from which its recurrence in a response is no accident
+LONGEST_LITERAL = 1_000_000  # characters of messages in a text that are parsed
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 LOST = re.compile("[\ufffd\ud800-\udfff]")
-# UTF-8 read as Latin-1 or Windows-1252: accented letters, quotes and dashes, the byte order mark.
-MOJIBAKE = re.compile("[\u00c2\u00c3][\u0080-\u00bf]|\u00e2\u20ac|\u00ef\u00bb\u00bf")
+MESSAGES = re.compile(r"""\s*\[\s*\{\s*['"](role|content|from|value)['"]""")  # messages written as text
+TURN = re.compile(r"(?:\A|\n\n)\s*(Human|Assistant|User|System):[ \t]*")  # of a transcript
+ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
+NOT_TEXT = ("tool_calls", "function_call", "audio", "images")  # fields of a message
+FORMATS = yaml.safe_load((FACTS / "own_formats.yaml").read_text(encoding="utf-8"))
+WORDS = {field: frozenset(words.split()) for field, words in FORMATS["words"].items()}
+ODD = {code: re.compile(pattern) for code, pattern in FORMATS["odd"].items()}
+SECRET = ("e-mail", "phone", "key")  # findings that show the beginning alone
 
 
 class RowError(ValueError):
@@ -56,27 +71,40 @@ class RowError(ValueError):
 class Mapping:
     """Names of columns, and what their values mean: a YAML file of "field: column" lines, all optional.
 
-    ``responses`` are two columns whose ``label`` says which one won: a value listed in ``first``,
-    ``second`` or ``tie`` (compared as text, without case). ``splits`` maps names of given splits to
-    train, validation and test; names that it leaves out are not read. ``config`` is a configuration of a
-    data set on the hub. ``user`` is who preferred: splits keep a user together unless ``split_by`` is
-    "prompt", and ids are hashed unless ``show_users``. Columns in ``named`` were written in the file, so
-    they have to be there.
+    A column may be a path into nested values ("input.messages", "answers.0.text"). ``prompt`` may be several
+    columns. Instead of ``chosen`` and ``rejected`` there may be two ``responses`` with a ``label`` (a value
+    listed in ``first``, ``second`` or ``tie``, compared as text without case) or with ``scores``; a
+    ``ranking``: a list of texts, or of objects with an ``answer``, with their ``rank`` (1 is best) or
+    ``score``, of which the best goes against the worst, or against each of the ``pairs`` worst; or one
+    ``response`` with a ``label``, paired with one of the other label to the same prompt. A difference in
+    scores below ``margin`` is a tie. ``splits`` maps names of given splits to train, validation and test;
+    names that it leaves out are not read. ``user`` is who preferred: splits keep a user together unless
+    ``split_by`` is "prompt", and ids are hashed unless ``show_users``. Columns in ``named`` were written in
+    the file, so they have to be there.
     """
 
-    prompt: str = "prompt"
+    prompt: tuple[str, ...] = ("prompt",)
     chosen: str = "chosen"
     rejected: str = "rejected"
     responses: tuple[str, ...] = ()
+    response: str = ""
     label: str = ""
     first: tuple[str, ...] = ()
     second: tuple[str, ...] = ()
     tie: tuple[str, ...] = ()
+    scores: tuple[str, ...] = ()
+    margin: float = 0.0
+    ranking: str = ""
+    answer: str = ""
+    rank: str = ""
+    score: str = ""
+    pairs: int = 1
     id: str = "id"
     category: str = "category"
     split: str = "split"
     splits: tuple[tuple[str, str], ...] = ()
     config: str = ""
+    encoding: str = ""
     user: str = ""
     persona_chosen: str = ""
     persona_rejected: str = ""
@@ -86,133 +114,320 @@ class Mapping:
 
     @property
     def sides(self) -> tuple[str, ...]:
-        """The columns of the two responses."""
-        return self.responses or (self.chosen, self.rejected)
+        """The columns of the responses."""
+        single = self.ranking or self.response
+        return (single,) if single else self.responses or (self.chosen, self.rejected)
 
     @property
-    def texts(self) -> tuple[str, ...]:
-        """The columns that every row has to have, the prompt's first."""
-        return (self.prompt, *self.sides, *([self.label] if self.responses else []))
+    def needed(self) -> tuple[str, ...]:
+        """The columns that every row has to have, but for the prompt's."""
+        return (*self.sides, *([self.label] if self.label else []), *self.scores)
 
 
 OPTIONAL = ("id", "category", "split", "user", "persona_chosen", "persona_rejected")  # columns
 FIELDS = tuple(field.name for field in dataclasses.fields(Mapping) if field.name != "named")
+COLUMNS = ("responses", "scores", "prompt")  # fields with several columns
+NUMBERS = {"margin": float, "pairs": int}
+MISSING = object()
+
+
+def lookup(value: Any, path: str) -> Any:
+    """Return what stands at a path of names and places from 0 joined by dots, or MISSING."""
+    if isinstance(value, (list, tuple)):
+        head, _, rest = path.partition(".")
+        if not head.isdigit() or int(head) >= len(value):
+            return MISSING
+        return lookup(value[int(head)], rest) if rest else value[int(head)]
+    if not isinstance(value, dict):
+        return MISSING
+    if path in value:
+        return value[path]
+    parts = path.split(".")
+    heads = (".".join(parts[:n]) for n in range(len(parts) - 1, 0, -1))  # a name may hold dots itself
+    head = next((head for head in heads if head in value), None)
+    return MISSING if head is None else lookup(value[head], path[len(head) + 1 :])
 
 
 def plain(value: Any) -> str:
-    """Return a label, a split's name or an id as text, so that 0, 0.0 and "0 " are the same."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return str(value).strip().lower()
+    """Return a label, a split's name or an id as text, so that 0, 0.0 and "0 " are the same.
+
+    Of a list (the labels of several annotators) it is the one label, or all that differ.
+    """
+    if isinstance(value, dict):
+        value = value.get("value")
+    if isinstance(value, (list, tuple)):
+        return " / ".join(sorted({plain(one) for one in value}))
+    text = str(value).strip().lower()
+    return text[:-2] if re.fullmatch(r"-?\d+\.0", text) else text
 
 
 def read_mapping(path: str) -> Mapping:
     """Read a mapping file; "" gives the default one. Raises DataError that names the file and the field."""
     if not path:
         return Mapping()
-    import yaml
-
     try:
-        content = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
+        content = yaml.load(text, yaml.BaseLoader)  # every value is text: yes, no and 1.0 stay what they are
         if not isinstance(content, dict):
             raise ValueError("should be lines of 'field: column', for example 'prompt: question'")
-        mapping = Mapping(**dict(map(field_value, content.items())), named=frozenset(content))
-        check_labels(mapping)
+        return mapping_of(content)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise DataError(f"{path}: no mapping file ({error}); paths are relative to the repository") from error
+
+
+def mapping_of(content: dict[str, Any]) -> Mapping:
+    """Return the mapping that a file's lines describe; ValueError says what is wrong with them."""
+    fields = dict(map(field_value, content.items()))
+    mapping = Mapping(**fields, named=frozenset(fields))
+    check_labels(mapping)
     return mapping
 
 
-def field_value(field: tuple[Any, Any]) -> tuple[str, Any]:
+def field_value(field: tuple[str, Any]) -> tuple[str, Any]:
     """Return a field of a mapping file and its value in its type; ValueError says what is wrong with it."""
     name, value = field
     name = "persona_chosen" if name == "persona" else name
     if name not in FIELDS:
-        raise ValueError(f"unknown field {name!r}; {near_names(str(name), list(FIELDS))}")
+        raise ValueError(f"unknown field {name!r}; {near_names(name, list(FIELDS))}")
     if name == "splits":
         if not isinstance(value, dict) or any(ours not in PAIR_SPLITS for ours in value.values()):
             raise ValueError(f"splits={value!r}: write 'name in the data: train, validation or test'")
         return name, tuple((plain(given), ours) for given, ours in value.items())
-    if name in ("responses", "first", "second", "tie"):
-        values = value if isinstance(value, list) else [value]
-        return name, tuple(map(str if name == "responses" else plain, values))
-    if name == "split_by" and value not in ("user", "prompt"):
-        raise ValueError(f"split_by={value!r}: use user or prompt")
-    if name == "show_users":
-        if not isinstance(value, bool):
-            raise ValueError(f"show_users={value!r}: use true or false")
-        return name, value
-    if not isinstance(value, str) or not value:
+    values = value if isinstance(value, list) else [value]
+    if not all(isinstance(one, str) and one for one in values):
+        raise ValueError(
+            f"{name}={value!r} should be {'values' if name in LABELS else 'the name of a column'}"
+        )
+    if name in (*COLUMNS, *LABELS):
+        return name, tuple(map(plain, values) if name in LABELS else values)
+    if name in NUMBERS:
+        try:
+            return name, NUMBERS[name](value)
+        except ValueError:
+            raise ValueError(f"{name}={value!r} should be a number") from None
+    allowed = {"split_by": ("user", "prompt"), "show_users": ("true", "false")}
+    if value not in allowed.get(name, (value,)):
+        raise ValueError(f"{name}={value!r}: use {' or '.join(allowed[name])}")
+    if isinstance(value, list):
         raise ValueError(f"{name}={value!r} should be the name of a column")
-    return name, value
+    return name, value == "true" if name == "show_users" else value
+
+
+LABELS = ("first", "second", "tie")
 
 
 def check_labels(mapping: Mapping) -> None:
-    """Raise ValueError if a mapping's responses and labels are not complete or contradict each other."""
-    labels = [*mapping.first, *mapping.second, *mapping.tie]
+    """Raise ValueError if the sides and labels of a mapping are not complete or contradict each other."""
     if mapping.split_by == "user" and not mapping.user:
         raise ValueError("split_by: user needs user: the column of who preferred")
-    if not mapping.responses:
-        if given := sorted(mapping.named & {"label", "first", "second", "tie"}):
-            raise ValueError(f"{given[0]} is given, but not responses: [column, column]")
-        return
-    if len(mapping.responses) != 2:
-        raise ValueError(f"responses={list(mapping.responses)} should be two columns")
-    if given := sorted(mapping.named & {"chosen", "rejected"}):
-        raise ValueError(f"{given[0]} does not go with responses and label: use either")
-    for name in ("label", "first", "second"):
+    ways = [name for name in ("responses", "response", "ranking") if getattr(mapping, name)]
+    if len(ways) > 1 or (ways and (given := sorted(mapping.named & {"chosen", "rejected"}))):
+        other = ways[1] if len(ways) > 1 else given[0]
+        raise ValueError(f"{other} does not go with {ways[0]}: use either")
+    for name in ("responses", "scores"):
+        if len(getattr(mapping, name)) not in (0, 2):
+            raise ValueError(f"{name}={list(getattr(mapping, name))} should be two columns")
+    if mapping.ranking and not (mapping.rank or mapping.score):
+        raise ValueError("ranking needs rank or score: what orders the answers")
+    labelled = mapping.response or (mapping.responses and not mapping.scores)
+    if not labelled and (given := sorted(mapping.named & {"label", *LABELS})):
+        raise ValueError(f"{given[0]} is given, but not responses: [column, column], or response: column")
+    for name in ("label", "first", "second") if labelled else ():
         if not getattr(mapping, name):
-            raise ValueError(f"responses need {name}: a label's column, and its values for each side")
+            said = "a label's column, and its values for each side"
+            raise ValueError(f"{ways[0]} {'need' if mapping.responses else 'needs'} {name}: {said}")
+    labels = [*mapping.first, *mapping.second, *mapping.tie]
     if twice := sorted({label for label in labels if labels.count(label) > 1}):
         raise ValueError(f"the label {twice[0]!r} stands for two outcomes")
 
 
-def check_columns(source: str, rows: Sequence[OwnRow], mapping: Mapping) -> None:
-    """Raise DataError if a column of the mapping is in no row: names it, the near ones and the way out."""
+# --- no mapping: known formats, and proposals ---
+
+
+def is_there(rows: Sequence[dict[str, Any]], column: str) -> bool:
+    """Say whether a column is in any of the rows."""
+    return any(lookup(values, column) is not MISSING for values in rows)
+
+
+def find_mapping(profile: Profile, mapping: Mapping, rows: Sequence[OwnRow]) -> tuple[Mapping, str]:
+    """Return the mapping of the rows, and the name and lines of the format they were recognised by.
+
+    Raises DataError if a column is in no row: names it, the near ones, what is there and, where column
+    names tell, the mapping that is proposed and written beside the results.
+    """
+    source = profile.data.path
     readable = [row.value for row in rows if isinstance(row.value, dict)]
-    present = list(dict.fromkeys(name for values in readable for name in values))
+    present = list(dict.fromkeys(str(name) for values in readable for name in values))
     if not present:
         raise DataError(f"{source}: no row can be read; {rows[0].place}: {rows[0].value or 'no field'}")
-    implicit = any(is_conversation(values.get(mapping.sides[0])) for values in readable)
+    lost = next(missing_columns(readable, mapping), None)
+    if lost is None:
+        return mapping, ""
+    said = f"{source}: no column {lost!r}; {near_names(lost, present)} Columns there: {', '.join(present)}. "
+    if not profile.data.mapping:
+        for shape in FORMATS["shapes"]:
+            if all(is_there(readable[:100], column) for column in shape["has"]):
+                return mapping_of(shape["mapping"]), f"{shape['name']}:\n{lines_of(shape['mapping'])}"
+        if proposed := propose(readable):
+            path, lines = results_dir(profile) / "proposed_mapping.yaml", lines_of(proposed)
+            write_text(path, lines + "\n")
+            said += f"They look like this; check it, then add --mapping {path}\n{lines}"
+            raise DataError(said)
+    raise DataError(
+        said
+        + "Say which is which in a mapping file (--mapping FILE, lines like 'prompt: question'; see DATA.md)"
+    )
+
+
+def missing_columns(readable: Sequence[dict[str, Any]], mapping: Mapping) -> Iterator[str]:
+    """Yield the columns of a mapping that are in no row; the prompt may be the beginning of conversations."""
+    sides = mapping.sides
+    implicit = any(all(is_conversation(lookup(values, side)) for side in sides) for values in readable)
+    prompt = () if implicit and "prompt" not in mapping.named else mapping.prompt
     extra = [getattr(mapping, name) for name in OPTIONAL if name in mapping.named]
-    for column in (*mapping.texts, *extra):
-        if column not in present and not (implicit and column == mapping.prompt == "prompt"):
-            raise DataError(
-                f"{source}: no column {column!r}; {near_names(column, present)} Columns there: "
-                f"{', '.join(present)}. Say which is which in a mapping file (--mapping FILE, lines like "
-                "'prompt: question'; see DATA.md)"
-            )
+    yield from (name for name in (*prompt, *mapping.needed, *extra) if not is_there(readable, name))
 
 
-# --- TRL's conversational format: lists of {"role", "content"} messages become plain text ---
+def lines_of(content: dict[str, Any]) -> str:
+    """Return a mapping as the lines of its file."""
+    return "\n".join(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in content.items())
+
+
+def words_of(name: Any) -> set[str]:
+    """Return the words and numbers of a column's name or of a label."""
+    text = str(name).lower()
+    return (
+        {text}
+        if re.fullmatch(r"-?\d+", text)
+        else set(re.findall("[a-z]+|\\d+|[\U0001f44d\U0001f44e]", text))
+    )
+
+
+def propose(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the mapping that the names of columns and the values of labels suggest; {} if they do not."""
+    names, taken = list(dict.fromkeys(name for values in rows for name in values)), []
+
+    def pick(field: str) -> Any:
+        free = (name for name in names if name not in taken and words_of(name) & WORDS[field])
+        taken.append(next(free, None))
+        return taken[-1]
+
+    found = {"rejected": pick("rejected"), "chosen": pick("chosen")}
+    if not all(found.values()):
+        taken.clear()
+        label = pick("label")
+        values = Counter(plain(lookup(row, label)) for row in rows if label in row).most_common(8)
+        twins = [
+            (a, b, {first}, {second})
+            for first, second in FORMATS["twins"]
+            for a, b in itertools.permutations(names, 2)
+            if {first} == words_of(a) - words_of(b) and {second} == words_of(b) - words_of(a)
+        ]
+        if label and twins:
+            *pair, up, down = twins[0]
+            found = {"responses": pair}
+        else:
+            found, up, down = {"response": pick("response")}, WORDS["up"], WORDS["down"]
+        if not label or not all(found.values()):
+            return {}
+        taken += found.get("responses", [])
+        ties = [value for value, _ in values if words_of(value) & WORDS["tie"]]
+        sides = {"first": up, "second": down}
+        labels = {
+            name: [v for v, _ in values if v not in ties and words_of(v) & marks]
+            for name, marks in sides.items()
+        }
+        found |= {"label": label} | {name: some or ["WHICH VALUE?"] for name, some in labels.items()}
+        found |= {"tie": ties} if ties else {}
+    prompt, user = pick("prompt"), pick("user")
+    if prompt is None:
+        return {}
+    return {"prompt": prompt} | dict(sorted(found.items())) | ({"user": user} if user else {})
+
+
+# --- messages, and what is written as text: they become plain text ---
 
 Message = tuple[str, str]  # role, content
 
 
+def messages_in(value: Any, transcript: bool = False) -> list[dict[str, Any]] | None:
+    """Return the messages of a value: a list, one message, a text that holds a list, or a transcript.
+
+    None if it holds none. Raises ValueError for a text that begins like a list of messages and is none.
+    """
+    if isinstance(value, dict) and {"role", "from"} & set(value):
+        value = [value]
+    if isinstance(value, (list, tuple)):
+        return list(value) if value and all(isinstance(message, dict) for message in value) else None
+    if not isinstance(value, str):
+        return None
+    if MESSAGES.match(value):
+        return messages_in(literal(value))
+    if transcript and (match := TURN.match(value)) and match.start() == 0:
+        _, *parts = TURN.split(value)
+        turns = [
+            {"role": role.lower(), "content": text.strip()}
+            for role, text in zip(parts[::2], parts[1::2], strict=True)
+        ]
+        return [turn for turn in turns if turn["content"]] or None
+    return None
+
+
 def is_conversation(value: Any) -> bool:
-    """Say whether a value is a list of messages."""
-    return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(m, dict) for m in value)
+    """Say whether a value looks like messages or a transcript."""
+    try:
+        return bool(messages_in(value, transcript=True))
+    except ValueError:
+        return True
 
 
-def read_messages(value: Any, field: str) -> list[Message]:
-    """Return the messages of one field; a content of several parts is joined, if all of them are text."""
+def literal(text: str) -> Any:
+    """Return the value of JSON, a Python literal or a list as numpy prints it; ValueError for others."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    if len(text) > LONGEST_LITERAL:
+        raise ValueError("a text that holds messages is too long to be parsed")
+    try:
+        return ast.literal_eval(re.sub(r"\}\s*\n\s*\{", "}, {", text.strip()))
+    except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
+        raise ValueError(f"a text that begins like messages cannot be parsed ({error})") from error
+
+
+def read_messages(value: Any, field: str, transcript: bool = False) -> list[Message]:
+    """Return the messages of one field, [] for a value without; content of several parts is joined.
+
+    Raises RowError for what is no text: a tool's call or answer, an image.
+    """
+    try:
+        messages = messages_in(value, transcript) or []
+    except ValueError as error:
+        raise RowError(field, "messages", str(error)) from error
     found = []
-    for message in value:
-        role = message.get("role")
-        if not isinstance(role, str) or "content" not in message:
+    for number, message in enumerate(messages, start=1):
+        role, content = (message.get(a, message.get(b)) for a, b in (("role", "from"), ("content", "value")))
+        parts = content if isinstance(content, (list, tuple)) else [content]
+        kinds = [str(part.get("type")) for part in parts if isinstance(part, dict) and "text" not in part]
+        if (
+            other := [name for name in NOT_TEXT if message.get(name)]
+            + kinds
+            + [role] * (role in ("tool", "function"))
+        ):
+            raise RowError(field, "tool or image", f"message {number} has {', '.join(other)}")
+        if not isinstance(role, str) or not {"content", "value"} & set(message):
             names = ", ".join(sorted(message)) or "nothing"
             raise RowError(field, "messages", f"a message has {names}; needed: role, content")
-        content = message["content"]
-        parts = content if isinstance(content, (list, tuple)) else [content]
-        texts = [part.get("text") if isinstance(part, dict) else None for part in parts]
-        if not isinstance(content, str) and not all(isinstance(text, str) for text in texts):
+        texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
+        if not all(isinstance(text, str) for text in texts):
             raise RowError(field, "messages", f"a message's content is {type(content).__name__}, not text")
-        found.append((role, content if isinstance(content, str) else "\n".join(texts)))
+        found.append((ROLES.get(role.lower(), role.lower()), "\n".join(texts)))
     return found
 
 
 def render(messages: list[Message]) -> str:
     """Write the messages before a response as text: one user message as it is, several with their roles."""
+    messages = [(role, content) for role, content in messages if content.strip()]
     if [role for role, _ in messages] == ["user"]:
         return messages[0][1]
     return "\n\n".join(f"{role.capitalize()}: {content}" for role, content in messages)
@@ -225,14 +440,15 @@ def conversation_texts(prompt: Any, chosen: Any, rejected: Any) -> tuple[Any, An
     prompt that is text may be repeated at the head of the responses' messages; a response is one assistant
     message. Raises RowError with the code "messages".
     """
+    open_ended = isinstance(prompt, str) and prompt.rstrip().endswith("Assistant:")
+    asked = read_messages(prompt, "prompt", transcript=open_ended)
     sides = {"chosen": chosen, "rejected": rejected}
-    asked = read_messages(prompt, "prompt") if is_conversation(prompt) else []
-    if not all(map(is_conversation, sides.values())):
+    found = {name: read_messages(value, name, prompt is None) for name, value in sides.items()}
+    if not all(found.values()):
         return (render(asked) if asked else prompt), chosen, rejected
-    found = {name: read_messages(value, name) for name, value in sides.items()}
     if not asked:
         both = zip(found["chosen"][:-1], found["rejected"][:-1], strict=False)
-        asked = [first for first, second in takewhile(lambda pair: pair[0] == pair[1], both)]
+        asked = [first for first, second in itertools.takewhile(lambda pair: pair[0] == pair[1], both)]
         if isinstance(prompt, str) and asked and prompt not in (render(asked), asked[-1][1]):
             raise RowError("prompt", "messages", "is not what the messages of both responses begin with")
     texts = []
@@ -248,7 +464,9 @@ def conversation_texts(prompt: Any, chosen: Any, rejected: Any) -> tuple[Any, An
     return (render(asked) if asked else prompt), *texts
 
 
-# --- one row becomes a pair, or says why it is none ---
+# --- one row becomes pairs, or says why it is none ---
+
+Side = tuple[str, Any]  # a response's column and value
 
 
 def check_text(column: str, value: Any) -> None:
@@ -269,43 +487,109 @@ def excerpt(text: str, match: re.Match[str]) -> str:
     return ascii(text[max(0, match.start() - 15) : match.end() + 15])
 
 
-def side_columns(values: dict[str, Any], mapping: Mapping) -> tuple[str, ...]:
-    """Return the columns of the chosen and the rejected response; RowError for a tie or an unknown label."""
-    if not mapping.responses:
-        return mapping.sides
-    label = plain(values[mapping.label])
-    if label not in (*mapping.first, *mapping.second):
-        code = "tie" if label in mapping.tie else "label"
-        raise RowError(mapping.label, code, f"{values[mapping.label]!r}"[:60])
-    return mapping.responses if label in mapping.first else mapping.responses[::-1]
-
-
-def texts_of(values: dict[str, Any], mapping: Mapping) -> dict[str, str]:
-    """Return prompt, chosen and rejected of a row as text; RowError says what is wrong with it."""
-    implicit = mapping.prompt not in values and all(is_conversation(values.get(c)) for c in mapping.sides)
-    for column in mapping.texts[1:] if implicit else mapping.texts:
-        if column not in values:
-            raise RowError(column, "missing", f"it has {', '.join(map(str, values)) or 'nothing'}")
-    sides = side_columns(values, mapping)
-    columns = dict(zip(PAIR_FIELDS, (mapping.prompt, *sides), strict=True))
-    given = (values.get(column) for column in columns.values())
+def number_of(column: str, value: Any) -> float:
+    """Return a score or rank; RowError for a value that is no number."""
     try:
-        texts = dict(zip(PAIR_FIELDS, conversation_texts(*given), strict=True))
-    except RowError as error:
-        field, *said = error.args
-        raise RowError(columns[field], *said) from error
-    for field, text in texts.items():
-        check_text(columns[field], text)
-    if texts["chosen"].strip() == texts["rejected"].strip():
-        raise RowError(columns["rejected"], "identical")
-    return texts
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if math.isnan(number):
+        raise RowError(column, "label", f"{value!r} is no number"[:60])
+    return number
+
+
+def is_first(values: dict[str, Any], mapping: Mapping) -> bool:
+    """Say whether a row's label is one of ``first``; RowError for a tie or an unknown label."""
+    given = lookup(values, mapping.label)
+    label = plain(given)
+    if label not in (*mapping.first, *mapping.second):
+        raise RowError(mapping.label, "tie" if label in mapping.tie else "label", f"{given!r}"[:60])
+    return label in mapping.first
+
+
+def ranked_sides(values: dict[str, Any], mapping: Mapping) -> list[tuple[Side, Side]]:
+    """Return the best answer of a ranking against each of the ``pairs`` worst; RowError if all are equal."""
+    column, name = mapping.ranking, mapping.rank or mapping.score
+    answers = lookup(values, column)
+    if not isinstance(answers, (list, tuple)) or len(answers) < 2:
+        raise RowError(column, "ranking", f"{type(answers).__name__}, not two or more answers")
+    if mapping.answer:
+        orders, texts = ([lookup(answer, path) for answer in answers] for path in (name, mapping.answer))
+    else:
+        orders, texts = lookup(values, name), list(answers)
+    if not isinstance(orders, (list, tuple)) or len(orders) != len(texts) or MISSING in (*orders, *texts):
+        raise RowError(column, "ranking", f"not every answer has {mapping.answer or 'its'} {name}".strip())
+    sign = -1 if mapping.rank else 1
+    order = sorted(((sign * number_of(name, one), -n) for n, one in enumerate(orders)), reverse=True)
+    (best, first), worse = order[0], [(value, n) for value, n in reversed(order[1:]) if value < order[0][0]]
+    found = [
+        (texts[-first], texts[-n]) for value, n in worse[: mapping.pairs] if best - value >= mapping.margin
+    ]
+    if not found:
+        raise RowError(column, "tie", f"{name}: {orders}"[:60])
+    return [((column, good), (column, bad)) for good, bad in found]
+
+
+def sides_of(values: dict[str, Any], mapping: Mapping) -> list[tuple[Side, Side]]:
+    """Return the chosen and the rejected response of every pair in a row; RowError for a tie."""
+    if mapping.ranking:
+        return ranked_sides(values, mapping)
+    first, last = [(column, lookup(values, column)) for column in (mapping.sides * 2)[:2]]
+    won = 1.0
+    if mapping.scores:
+        one, other = (number_of(column, lookup(values, column)) for column in mapping.scores)
+        won = one - other
+        if won == 0 or abs(won) < mapping.margin or (won < 0 and not mapping.responses):
+            raise RowError(mapping.scores[0], "tie", f"scores {one:g} and {other:g}")
+    elif mapping.responses and not is_first(values, mapping):
+        won = -1.0
+    return [(first, last) if won > 0 else (last, first)]
+
+
+def prompt_of(values: dict[str, Any], mapping: Mapping) -> Any:
+    """Return a row's prompt: of several columns, those that hold text below each other."""
+    given = [lookup(values, column) for column in mapping.prompt]
+    if len(given) == 1:
+        return given[0]
+    if other := [value for value in given if not isinstance(value, (str, type(None)))]:
+        raise RowError(" + ".join(mapping.prompt), "not text", f"{type(other[0]).__name__}"[:60])
+    return "\n\n".join(text.strip() for text in given if text and text.strip())
+
+
+def texts_of(values: dict[str, Any], mapping: Mapping) -> list[dict[str, str]]:
+    """Return prompt, chosen and rejected of every pair of a row as text; RowError says what is wrong."""
+    prompt = prompt_of(values, mapping)
+    lost = [column for column in mapping.needed if lookup(values, column) is MISSING]
+    lost += list(mapping.prompt) if prompt is MISSING and "prompt" in mapping.named else []
+    if not lost and prompt is MISSING:
+        sides = [lookup(values, column) for column in mapping.sides]
+        lost = [] if all(is_conversation(side) for side in sides) else list(mapping.prompt)
+    if lost:
+        raise RowError(lost[0], "missing", f"it has {', '.join(map(str, values)) or 'nothing'}")
+    found = []
+    for sides in sides_of(values, mapping):
+        columns = dict(
+            zip(PAIR_FIELDS, (" + ".join(mapping.prompt), *(column for column, _ in sides)), strict=True)
+        )
+        given = (None if prompt is MISSING else prompt, *(value for _, value in sides))
+        try:
+            texts = dict(zip(PAIR_FIELDS, conversation_texts(*given), strict=True))
+        except RowError as error:
+            field, *said = error.args
+            raise RowError(columns[field], *said) from error
+        for field, text in texts.items():
+            check_text(columns[field], text)
+        if texts["chosen"].strip() == texts["rejected"].strip() and not mapping.response:
+            raise RowError(columns["rejected"], "identical")
+        found.append(texts)
+    return found
 
 
 def split_of(row: OwnRow, mapping: Mapping) -> str:
     """Return the given split of a row, "" without one; RowError for one that is not known or not read."""
     given = row.split
-    if mapping.split in row.value and (mapping.split != "split" or not given):
-        given = row.value[mapping.split]
+    if (own := lookup(row.value, mapping.split)) is not MISSING and (mapping.split != "split" or not given):
+        given = own
     if given in ("", None):
         return ""
     known = dict(mapping.splits) or SPLIT_NAMES
@@ -314,33 +598,62 @@ def split_of(row: OwnRow, mapping: Mapping) -> str:
     return known[plain(given)]
 
 
-def read_pair(row: OwnRow, mapping: Mapping, salt: bytes = b"") -> OwnRow:
-    """Give a row its pair, split and category; RowError says why it makes no pair."""
+def optional(row: OwnRow, column: str) -> str:
+    """Return what a column holds as text, "" without it."""
+    value = lookup(row.value, column) if column else None
+    if value is MISSING or value is None:
+        return ""
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
+
+
+def read_pairs(row: OwnRow, mapping: Mapping, salt: bytes = b"") -> list[OwnRow]:
+    """Return a row once for each of its pairs, with split and category; RowError says why it makes none.
+
+    Unpaired thumbs have one side only (`join_thumbs`).
+    """
     if not isinstance(row.value, dict):
         raise RowError("row", "unreadable", str(row.value))
     split, texts = split_of(row, mapping), texts_of(row.value, mapping)
-    given = row.value.get(mapping.id)
-    id = f"{NAME}-{row.row:06d}" if given in (None, "") else str(given).strip()
-    category = str(row.value.get(mapping.category) or "")
-    given = {name: row.value.get(getattr(mapping, name)) for name in ("persona_chosen", "persona_rejected")}
-    for name in (name for name, text in given.items() if text not in (None, "")):
-        check_text(getattr(mapping, name), given[name])
-    personas = {name: (text or "").strip() for name, text in given.items()}
-    pair = PreferencePair(id, **texts, user=user_of(row, mapping, salt), **personas)
-    return replace(row, value=None, split=split, category=category, pair=pair)
+    if mapping.response:
+        texts[0]["rejected" if is_first(row.value, mapping) else "chosen"] = ""
+    personas = {
+        name: optional(row, getattr(mapping, name)) for name in ("persona_chosen", "persona_rejected")
+    }
+    for name in filter(personas.get, personas):
+        check_text(getattr(mapping, name), personas[name])
+    id = optional(row, mapping.id) or f"{NAME}-{row.row:06d}"
+    ids = [id] + [f"{id}/{number}" for number in range(2, len(texts) + 1)]
+    more = {"user": user_of(row, mapping, salt), **personas}
+    pairs = [PreferencePair(id, **found, **more) for id, found in zip(ids, texts, strict=True)]
+    made = {"split": split, "category": optional(row, mapping.category)}
+    return [replace(row, value=None, pair=pair, **made) for pair in pairs]
 
 
 def user_of(row: OwnRow, mapping: Mapping, salt: bytes) -> str:
     """Return who preferred: the salted hash of the id in 12 hex digits, or the id if users are shown."""
-    if not mapping.user:
-        return ""
-    value = row.value.get(mapping.user)
-    if value is None or not str(value).strip():
+    if mapping.user and not (name := optional(row, mapping.user)):
         raise RowError(mapping.user, "user")
-    name = str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
-    if mapping.show_users:
-        return name
+    if not mapping.user or mapping.show_users:
+        return name if mapping.user else ""
     return hashlib.blake2b(name.encode("utf-8", "replace"), key=salt, digest_size=6).hexdigest()
+
+
+def join_thumbs(halves: Sequence[OwnRow], mapping: Mapping) -> tuple[list[OwnRow], list[Finding]]:
+    """Join each liked response with a disliked one to the same prompt, by the same user where users are."""
+    groups: dict[tuple[str, ...], tuple[list[OwnRow], list[OwnRow]]] = defaultdict(lambda: ([], []))
+    for half in halves:
+        groups[normal(half.pair.prompt), half.pair.user, half.split][not half.pair.chosen].append(half)
+    pairs, findings = [], []
+    for liked, disliked in groups.values():
+        for one, other in zip(liked, disliked, strict=False):
+            if one.pair.chosen.strip() == other.pair.rejected.strip():
+                findings += [half.found(mapping.response, "identical") for half in (one, other)]
+                continue
+            pairs.append(replace(one, pair=replace(one.pair, rejected=other.pair.rejected)))
+            findings.append(other.found("row", "joined", f"with {one.place}"))
+        rest = [*liked[len(disliked) :], *disliked[len(liked) :]]
+        findings += [half.found("row", "unpaired") for half in rest]
+    return sorted(pairs, key=lambda pair: pair.row), findings
 
 
 def user_salt(profile: Profile) -> bytes:
@@ -359,10 +672,9 @@ def odd_texts(own: OwnRow) -> Iterator[Finding]:
     """Yield what a reader should know about the texts of a row that is kept."""
     texts = {name: getattr(own.pair, name) for name in PAIR_FIELDS}
     for field, text in texts.items():
-        if match := MOJIBAKE.search(text):
-            yield own.found(field, "mojibake", excerpt(text, match))
-        if STOP in text:
-            yield own.found(field, "stop string")
+        for code, match in ((code, pattern.search(text)) for code, pattern in ODD.items()):
+            if match:
+                yield own.found(field, code, f"{match[0][:4]}..." if code in SECRET else excerpt(text, match))
     asked = own.pair.prompt.strip()
     for field in ("chosen", "rejected"):
         if len(asked) >= LEAST_QUOTE and asked in texts[field]:
@@ -399,22 +711,11 @@ def against_others(pairs: Sequence[OwnRow]) -> tuple[list[OwnRow], list[Finding]
 # --- splits: by prompt, prompts that nearly repeat each other together ---
 
 
-def near_groups(prompts: Sequence[str], threshold: float) -> list[str]:
-    """Return for each prompt one that stands for its group: those with a 3-gram Jaccard >= ``threshold``.
-
-    Groups are the connected parts of that relation; equal prompts (case and white space aside) are together.
-    """
-    from scipy.cluster.hierarchy import DisjointSet
-
+def near_groups(prompts: Sequence[str], threshold: float) -> list[int]:
+    """Return the group of each prompt: near duplicates (`texts.near_groups`) and equal prompts share one."""
     names = list(map(normal, prompts))
     different = list(dict.fromkeys(names))
-    groups = DisjointSet(different)
-    grams, holders = gram_index(different)
-    for n, own in enumerate(grams):
-        shared = Counter(other for gram in own for other in holders[gram] if other < n)
-        for other, count in shared.items():
-            if count / (len(own) + len(grams[other]) - count) >= threshold > 0:
-                groups.merge(different[n], different[other])
+    groups = dict(zip(different, groups_of(different, threshold), strict=True))
     return [groups[name] for name in names]
 
 
@@ -428,7 +729,7 @@ def fill_shares(groups: Iterable[list[Any]], shares: dict[str, float]) -> dict[s
 
 def fill_splits(rows: Sequence[OwnRow], shares: dict[str, float], threshold: float) -> list[OwnRow]:
     """Give rows a split by their shares: whole groups of near prompts, in an order that only texts decide."""
-    groups: dict[str, list[int]] = defaultdict(list)
+    groups: dict[int, list[int]] = defaultdict(list)
     for index, group in enumerate(near_groups([row.pair.prompt for row in rows], threshold)):
         groups[group].append(index)
     order = sorted(groups.values(), key=lambda part: content_hash(normal(rows[part[0]].pair.prompt)))
@@ -467,20 +768,26 @@ def near_train(rows: Sequence[OwnRow], threshold: float) -> Iterator[Finding]:
 
 @dataclass(frozen=True)
 class OwnData:
-    """What was read: usable pairs by split, every finding, and how many rows there were."""
+    """What was read: usable pairs by split, every finding, how many rows there were.
+
+    ``how`` names encoding and separator, ``shape`` the format that was recognised, with its mapping.
+    """
 
     source: str
     n_read: int
     rows: tuple[OwnRow, ...]
     findings: tuple[Finding, ...]
     given_splits: bool
+    how: str = ""
+    shape: str = ""
 
     @property
     def rejected(self) -> dict[int, Finding]:
         """Return the first reason against each row that was left out, by row number."""
         found: dict[int, Finding] = {}
+        used = {row.row for row in self.rows}  # a ranking gives several pairs
         for finding in self.findings:
-            if finding.rejected:
+            if finding.rejected and finding.row not in used:
                 found.setdefault(finding.row, finding)
         return found
 
@@ -503,7 +810,7 @@ def own_key(profile: Profile) -> str:
     mapping = Path(profile.data.mapping).expanduser()
     text = mapping.read_text(encoding="utf-8") if profile.data.mapping and mapping.is_file() else ""
     source = source_key(profile.data.path)
-    return content_hash(VERSIONS["pairs"], source, text, profile.data.near_duplicates)
+    return content_hash(VERSIONS["pairs"], READ, source, text, profile.data.near_duplicates)
 
 
 def read_own(profile: Profile) -> OwnData:
@@ -521,35 +828,58 @@ def read_own(profile: Profile) -> OwnData:
 def read_source(profile: Profile, key: str) -> OwnData:
     """Read data for `read_own`; ``key`` is a hash of what it is read from: a changed file is read again."""
     source, threshold = profile.data.path, profile.data.near_duplicates
-    mapping = read_mapping(profile.data.mapping)
-    raw = read_rows(source, mapping.config)
-    check_columns(source, raw, mapping)
+    given = read_mapping(profile.data.mapping)
+    raw, how = read_rows(source, given.config, given.encoding)
+    mapping, shape = find_mapping(profile, given, raw)
     salt = user_salt(profile) if mapping.user and not mapping.show_users else b""
     pairs, findings = [], []
     for row in raw:
         try:
-            pairs.append(read_pair(row, mapping, salt))
+            pairs += read_pairs(row, mapping, salt)
         except RowError as error:
             findings.append(row.found(*error.args))
+    if mapping.response:
+        pairs, unpaired = join_thumbs(pairs, mapping)
+        findings += unpaired
     pairs, more = against_others(pairs)
     findings += more + [odd for pair in pairs for odd in odd_texts(pair)]
     check_enough(source, pairs, findings)
-    rows, given = assign_splits(pairs, threshold)
-    findings = sorted([*findings, *near_train(rows, threshold)], key=lambda f: f.row)
-    return OwnData(source, len(raw), tuple(rows), tuple(findings), given)
+    rows, split = assign_splits(pairs, threshold)
+    check_splits(source, rows, threshold)
+    findings += near_train(rows, threshold) if split else []
+    findings.sort(key=lambda found: found.row)
+    return OwnData(source, len(raw), tuple(rows), tuple(findings), split, how, shape)
 
 
 def check_enough(source: str, pairs: Sequence[OwnRow], findings: Sequence[Finding]) -> None:
     """Raise DataError if there are too few prompts to train and to test on; says what became of the rows."""
     prompts = len({normal(pair.pair.prompt) for pair in pairs})
-    if prompts < LEAST_PROMPTS:
-        rejected = [finding for finding in findings if finding.rejected]
-        said = counted(f"{f.code} ({f.field})" for f in rejected) or "none"
-        first = "".join(f"; first: {f.place}, {f.field}: {f.code} {f.detail}".rstrip() for f in rejected[:1])
-        raise DataError(
-            f"{source}: {len(pairs)} usable pairs with {prompts} different prompts; at least {LEAST_PROMPTS} "
-            f"prompts are needed. Rows rejected: {said}{first}"
-        )
+    if prompts >= LEAST_PROMPTS:
+        return
+    rejected = [finding for finding in findings if finding.rejected]
+    said = counted(f"{f.code} ({f.field})" for f in rejected) or "none"
+    first = "".join(f"; first: {f.place}, {f.field}: {f.code} {f.detail}".rstrip() for f in rejected[:1])
+    ways = "".join(f". {code}: {REJECTED[code][1]}" for code in dict.fromkeys(f.code for f in rejected))
+    raise DataError(
+        f"{source}: {len(pairs)} usable pairs with {prompts} different prompts; at least {LEAST_PROMPTS} "
+        f"prompts are needed. Rows rejected: {said}{first}{ways}"
+    )
+
+
+def check_splits(source: str, rows: Sequence[OwnRow], threshold: float) -> None:
+    """Raise DataError if a split has too few different prompts to be trained, validated or tested on."""
+    sizes = {split: len({normal(r.pair.prompt) for r in rows if r.split == split}) for split in PAIR_SPLITS}
+    short = {split: n for split, n in sizes.items() if n < LEAST_OF[split]}
+    if not short:
+        return
+    said = ", ".join(
+        f"{split} has {n} different prompts and needs {LEAST_OF[split]}" for split, n in short.items()
+    )
+    largest = Counter(near_groups([row.pair.prompt for row in rows], threshold)).most_common(1)[0][1]
+    raise DataError(
+        f"{source}: {said}. The largest group of near prompts, which stay together, has {largest} of "
+        f"{len(rows)} rows. Add pairs, or keep fewer together: --set data.near_duplicates=0.9"
+    )
 
 
 # --- what is said about them ---
@@ -583,7 +913,7 @@ def finding_table(data: OwnData) -> pd.DataFrame:
 def account(data: OwnData) -> dict[str, int]:
     """Return the account of the rows: read, usable, rejected by reason; all but the first add up to it."""
     reasons = Counter(finding.code for finding in data.rejected.values())
-    return {"read": data.n_read, "usable": len(data.rows)} | dict(reasons.most_common())
+    return {"read": data.n_read, "usable": len({row.row for row in data.rows})} | dict(reasons.most_common())
 
 
 def describe(data: OwnData) -> list[str]:
@@ -598,6 +928,8 @@ def describe(data: OwnData) -> list[str]:
         + (f" ({reasons})" if reasons else ""),
         f"splits {how}: {', '.join(f'{split} {sizes[split]}' for split in PAIR_SPLITS)}",
     ]
+    lines += [f"read {data.how}"] if data.how else []
+    lines += [f"recognised as {data.shape}"] if data.shape else []
     return [*lines, f"noted: {noted}"] if noted else lines
 
 

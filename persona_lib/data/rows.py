@@ -1,7 +1,7 @@
 """The rows of a user's own data: a file, folder or hub id becomes numbered rows that know their places.
 
 JSON lines, CSV and TSV are read row by row, so that one damaged row is named and costs nothing but itself.
-Bytes that are no UTF-8 become U+FFFD, which the checks of ``data.intake`` then find.
+Encoding and separator are found out and said. Damaged UTF-8 becomes U+FFFD, which ``data.intake`` then finds.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ import csv
 import gzip
 import io
 import json
+import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -66,49 +68,128 @@ class Finding:
         return self.code in REJECTED
 
 
-# --- rows of a file, a folder or a hub id ---
+# --- text: encodings, and what is no text at all ---
+
+MARKS = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+LFS = b"version https://git-lfs.github.com/spec/"
+FEW_ODD = 0.1  # share of bytes above 127 up to which a text that is no UTF-8 is taken for Windows-1252
 
 
-def read_rows(source: str, config: str = "") -> list[OwnRow]:
-    """Read all rows of a file, folder or hub id. Raises DataError if it cannot be opened or holds no row."""
+def file_bytes(path: Path) -> bytes:
+    """Return a file's content, unzipped; DataError for a Git LFS pointer."""
+    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    if data.startswith(LFS):
+        raise DataError(f"{path}: is a Git LFS pointer, not the data: run git lfs pull, or download the file")
+    return data
+
+
+def encoding_of(data: bytes) -> str:
+    """Return a text's encoding: by its mark, by its zero bytes, UTF-8, or Windows-1252 with few odd bytes.
+
+    Damaged UTF-8 stays UTF-8: what is damaged becomes U+FFFD, which the checks find.
+    """
+    for mark, name in MARKS.items():
+        if data.startswith(mark):
+            return name
+    head = data[: min(4000, len(data) // 4 * 4)]
+    odd, even = head[1::2].count(0), head[::2].count(0)
+    if odd + even > len(head) / 8:
+        width = "utf-32" if odd + even > 0.6 * len(head) else "utf-16"
+        return f"{width}-{'be' if head[:1] == bytes(1) else 'le'}"
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        rest = data.decode("utf-8", errors="replace").replace("\ufffd", "")
+        if not rest.isascii():
+            return "utf-8"
+        if len(data) - len(rest) > FEW_ODD * len(data):
+            said = "text in neither UTF-8 nor UTF-16; give its encoding in the mapping (encoding: cp1251)"
+            raise DataError(f"{said}, or save it as UTF-8") from None
+        return "cp1252"
+    return "utf-8"
+
+
+def read_text(path: Path, encoding: str = "") -> tuple[str, str]:
+    """Return a file's text, line ends as they are, and in which encoding it was read ("" for UTF-8)."""
+    data = file_bytes(path)
+    name = encoding or encoding_of(data)
+    text = data.decode(name, errors="replace").removeprefix("\ufeff")
+    return text, "" if name.startswith("utf-8") else f"as {name}"
+
+
+# --- rows of a file, a folder or a hub id; the second value says how they were read ---
+
+Read = tuple[list[OwnRow], str]
+
+
+def read_rows(source: str, config: str = "", encoding: str = "") -> Read:
+    """Read all rows of a file, folder or hub id, and say how: "as cp1252, separated by ';'".
+
+    Raises DataError if it cannot be opened or holds no row.
+    """
     path = Path(source).expanduser()
     if not path.exists() and ("/" not in source or not weights.is_hub_id(source) or path.suffix in READERS):
         raise DataError(f"{source}: no such file or folder (paths are relative to the repository)")
     try:
         if path.exists():
-            rows = folder_rows(path) if path.is_dir() else file_rows(path)
+            rows, how = folder_rows(path, encoding) if path.is_dir() else file_rows(path, encoding)
         else:
-            rows = table_rows(weights.load_dataset(source, config or None))
-    except weights.HubError as error:
-        raise DataError(str(error)) from error
-    except (DataError, ImportError):
+            rows, how = table_rows(weights.load_dataset(source, config or None)), ""
+    except (weights.HubError, DataError) as error:
+        said = str(error)
+        raise DataError(said if str(path) in said or source in said else f"{source}: {said}") from error
+    except ImportError:
         raise
     except Exception as error:  # files, their readers and the hub's client each have their own kinds
         reason = [*str(error).strip().splitlines(), type(error).__name__][0][:200]
         raise DataError(f"{source}: cannot be read ({reason}). {WAYS_OUT}") from error
     if not rows:
         raise DataError(f"{source}: no row in it; it should hold one preference pair per row")
-    return rows
+    return rows, how
 
 
-def read_text(path: Path) -> str:
-    """Return a file's text (UTF-8, or UTF-16 with its mark), line ends as they are."""
-    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
-    return data.decode("utf-16" if utf16 else "utf-8-sig", errors="replace")
-
-
-def json_rows(path: Path) -> list[OwnRow]:
-    """Read JSON lines (empty lines are no rows), or one JSON array if the file begins with "["."""
-    text = read_text(path)
+def json_rows(path: Path, encoding: str = "") -> Read:
+    """Read JSON lines (empty lines are no rows), one array, or an object whose only list holds the rows."""
+    text, how = read_text(path, encoding)
     if text.lstrip()[:1] == "[":
-        values = enumerate(json.loads(text), start=1)
-        return [OwnRow(number, f"row {number}", object_of(value)) for number, value in values]
+        return numbered(array_values(text)), how
     lines = [(n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
     rows = [OwnRow(number, f"line {number}", line_value(line)) for number, line in lines]
     if rows and all(str(row.value).startswith("not valid JSON") for row in rows):
-        raise ValueError(f"no line of it is a JSON object; {rows[0].place}: {rows[0].value}")
-    return rows
+        try:
+            whole = json.loads(text)
+        except (ValueError, RecursionError):
+            whole = None
+        lists = (
+            [value for value in whole.values() if isinstance(value, list)] if isinstance(whole, dict) else []
+        )
+        if len(lists) != 1:
+            raise ValueError(f"no line of it is a JSON object; {rows[0].place}: {rows[0].value}")
+        return numbered(lists[0]), how
+    return rows, how
+
+
+def numbered(values: Sequence[Any]) -> list[OwnRow]:
+    """Return the rows of a list of JSON values."""
+    return [OwnRow(number, f"row {number}", object_of(value)) for number, value in enumerate(values, start=1)]
+
+
+def array_values(text: str) -> list[Any]:
+    """Return the values of a JSON array; ValueError names the row that is damaged."""
+    decoder, space, values = json.JSONDecoder(), re.compile(r"[\s,]*"), []
+    at = text.index("[") + 1
+    while True:
+        at = space.match(text, at).end()
+        if text[at : at + 1] == "]":
+            break
+        try:
+            value, at = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"row {len(values) + 1}: {getattr(error, 'msg', error)}") from error
+        values.append(value)
+    if text[at + 1 :].strip():
+        raise ValueError(f"more text after row {len(values)}, where the array ends")
+    return values
 
 
 def object_of(value: Any) -> Any:
@@ -126,13 +207,32 @@ def line_value(line: str) -> Any:
         return ValueError(f"not valid JSON: {getattr(error, 'msg', error)}{column}")
 
 
-def cell_rows(path: Path, separator: str) -> list[OwnRow]:
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+
+
+def separator_of(text: str) -> str:
+    """Return what separates the cells: that with which most of the first rows have as many as the header."""
+
+    def fit(separator: str) -> tuple[float, int]:
+        rows = [
+            row for row in islice(csv.reader(io.StringIO(text, newline=""), delimiter=separator), 50) if row
+        ]
+        width = len(rows[0]) if rows else 0
+        return (sum(len(row) == width for row in rows) / len(rows) if width > 1 else 0.0), width
+
+    return max(SEPARATORS, key=fit)
+
+
+def cell_rows(path: Path, encoding: str = "") -> Read:
     """Read a table of cells with a header; cells may hold quotes, separators and newlines.
 
     A row with too many or too few cells, or with an open quote, is a row with an error. Empty lines are none.
     """
     csv.field_size_limit(sys.maxsize)
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=separator, strict=True)
+    text, how = read_text(path, encoding)
+    separator = separator_of(text)
+    how = ", ".join(filter(None, (how, f"cells separated by {SEPARATORS[separator]}")))
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     header = next(reader, [])
     if len(set(header)) < len(header):
         raise DataError(f"{path}: two columns have the same name: {', '.join(header)}")
@@ -146,18 +246,18 @@ def cell_rows(path: Path, separator: str) -> list[OwnRow]:
             rows.append(OwnRow(len(rows) + 1, place, ValueError(said)))
             continue
         if cells is None:
-            return rows
+            return rows, how
         said = f"{len(cells)} cells, the header has {len(header)}: quote cells that hold {separator!r}"
         value = dict(zip(header, cells, strict=True)) if len(cells) == len(header) else ValueError(said)
         if cells:  # an empty line is no row
             rows.append(OwnRow(len(rows) + 1, place, value))
 
 
-def parquet_rows(path: Path) -> list[OwnRow]:
+def parquet_rows(path: Path, encoding: str = "") -> Read:
     """Read the rows of a Parquet file."""
     from pyarrow import parquet
 
-    return table_rows(parquet.read_table(path).to_pylist())
+    return table_rows(parquet.read_table(io.BytesIO(file_bytes(path))).to_pylist()), ""
 
 
 def table_rows(data: Any) -> list[OwnRow]:
@@ -172,18 +272,17 @@ def table_rows(data: Any) -> list[OwnRow]:
 
 READERS = {
     **dict.fromkeys((".jsonl", ".ndjson", ".json"), json_rows),
-    ".csv": partial(cell_rows, separator=","),
-    ".tsv": partial(cell_rows, separator="\t"),
+    **dict.fromkeys((".csv", ".tsv"), cell_rows),
     ".parquet": parquet_rows,
 }
 ENDINGS = (*READERS, *(f"{ending}.gz" for ending in READERS if ending != ".parquet"))
 
 
-def file_rows(path: Path) -> list[OwnRow]:
+def file_rows(path: Path, encoding: str) -> Read:
     """Read a file by the ending of its name; DataError for a kind that is not read."""
     if not path.name.lower().endswith(ENDINGS):
         raise DataError(f"{path}: files of this kind are not read. Use {KINDS}; save a spreadsheet as CSV")
-    return READERS[Path(path.name.lower().removesuffix(".gz")).suffix](path)
+    return READERS[Path(path.name.lower().removesuffix(".gz")).suffix](path, encoding)
 
 
 def is_saved_dataset(path: Path) -> bool:
@@ -191,18 +290,18 @@ def is_saved_dataset(path: Path) -> bool:
     return (path / "dataset_dict.json").exists() or (path / "state.json").exists()
 
 
-def folder_rows(path: Path) -> list[OwnRow]:
+def folder_rows(path: Path, encoding: str) -> Read:
     """Read a folder that ``save_to_disk`` wrote, or the only data file in it; DataError for neither."""
     if is_saved_dataset(path):
         from datasets import load_from_disk
 
-        return table_rows(load_from_disk(str(path)))
+        return table_rows(load_from_disk(str(path))), ""
     files = [file for file in sorted(path.iterdir()) if file.name.lower().endswith(ENDINGS)]
     if len(files) != 1:
         listed = ", ".join(file.name for file in files[:5]) or "none"
         said = f"holds {len(files)} data files ({listed}); name one file with --data. Read are {KINDS}"
         raise DataError(f"{path}: {said}")
-    return file_rows(files[0])
+    return file_rows(files[0], encoding)
 
 
 def source_key(source: str) -> str:
