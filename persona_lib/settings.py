@@ -175,7 +175,6 @@ class Evaluation:
     controls: bool
     judge: str
     persona_judge: str
-    judge_texts: str
     backwards_rows: int
     bootstrap_samples: int
 
@@ -295,7 +294,7 @@ def check_value(name: str, given: Any, where: str) -> Any:
 
 def check_profile(profile: Profile) -> None:
     """Check the constraints between settings; raises ConfigError for the first that is not met."""
-    first, second, judged_by = profile.judge, profile.second_judge, profile.evaluation.judge
+    second, judged_by = profile.second_judge, profile.evaluation.judge
     kind, _, model = profile.data.retriever.partition(":")
     splits, vllm = profile.dpo.splits, profile.generation.engine == "vllm"
     same = judge_settings(profile, "judge") == judge_settings(profile, "second_judge")
@@ -320,9 +319,6 @@ def check_profile(profile: Profile) -> None:
          "vLLM penalises the prompt's words, too: set it to 1.0"),
         ("training.warmup", not 0 <= profile.training.warmup < 1,
          "use a share of the steps, from 0 to 0.9"),
-        ("evaluation.judge_texts", profile.evaluation.judge_texts
-         and not (judged_by == "lm" and "prometheus" in (first.format, second.format)),
-         "needs evaluation.judge=lm and judge.format=prometheus"),
         ("second_judge.model", second.model and judged_by == "none",
          "evaluation.judge=none: name the first judge, too"),
         ("second_judge.model", second.model and judged_by == "lm" and same,

@@ -168,8 +168,6 @@ def render(name: str, table: pd.DataFrame | None) -> pd.DataFrame | None:
 
     if table is None or table.empty:
         return table
-    if "n_contradicted" in table and not table.n_contradicted.gt(0).any():
-        table = table.drop(columns="n_contradicted")
     if name == "primary":
         table = table.rename(columns={"low": "estimate_low", "high": "estimate_high"})
     view = columns_of().get(name, {column: column for column in table.columns})
@@ -264,7 +262,7 @@ def inference_prompt_text(run: Run, side: Side = "chosen") -> str:
 
 def persona_examples(run: Run, n: int = 5) -> str:
     """Return evaluation pairs with both inferred personas."""
-    split = personas.inferred_splits(run)[-1]
+    split = preference.inference_split(run.profile, run.dataset)
     chosen, rejected = (personas.read_personas(run, split, side) for side in SIDES)
     return "\n\n".join(
         f"PROMPT    {pair.prompt}\nCHOSEN    {pair.chosen}\nREJECTED  {pair.rejected}\n"

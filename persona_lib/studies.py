@@ -218,18 +218,18 @@ def model_table(profile: Profile, models: Mapping[str, Settings]) -> pd.DataFram
         for run in [Run(profile, dataset, seed) for seed in profile.seeds]:
             preference.write_pairs(run)
             judge, pairs = load_judge(run, profile.persona_judge), preference.inference_pairs(run)
-            head = {"split": preference.inference_split(profile, dataset)}
             for name, settings in models.items():
                 print(f"{name}, {dataset}, seed {run.seed}", flush=True)
                 items[name][run.seed] = [
-                    head | {"side": side, "id": i, "verdict": verdict or "", "contradicted": str(tied)}
+                    {"side": side, "id": i, "verdict": verdict or ""}
                     for side, rows in ask(run, name, settings).items()
-                    for i, verdict, tied in personas.judge_personas(judge, pairs, rows, side)
+                    for i, verdict in personas.judge_personas(judge, pairs, rows, side)
                 ]
         shared = len(profile.seeds) > 1  # the same questions for all seeds
         for number, (name, by_seed) in enumerate(items.items()):
             sampled = (profile.evaluation.bootstrap_samples, number, shared)
-            lines += personas.accuracy_rows({"model": name, "dataset": dataset}, by_seed, *sampled)
+            head = {"model": name, "dataset": dataset, "split": preference.inference_split(profile, dataset)}
+            lines += personas.accuracy_rows(head, by_seed, *sampled)
     return pd.DataFrame(lines)
 
 

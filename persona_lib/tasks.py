@@ -150,7 +150,7 @@ def field_values(profile: Profile, patterns: Iterable[str]) -> dict[str, Any]:
 
 def with_state(name: str, value: Any) -> Any:
     """Return a field's value; a file with its hash, a folder with a hash of its files' sizes and times."""
-    named = value and (name in ("data.path", "data.mapping", "evaluation.judge_texts") or ".model" in name)
+    named = value and (name in ("data.path", "data.mapping") or ".model" in name)
     path = Path(value).expanduser() if named else None
     if path and path.is_file():
         return f"{value} ({store.file_hash(path)[:16]})"

@@ -208,7 +208,6 @@ def leakage_report(rows: Rows, threshold: float = 0.5) -> pd.DataFrame:
         near = len(near_duplicates(prompts, known, threshold))
         label = f"{split} prompts that nearly repeat a training prompt (Jaccard >= {threshold})"
         checks.append((label, near, len(rows[split]), False))
-    checks += quote_checks(rows)
     return pd.DataFrame(checks, columns=["check", "found", "of", "must_be_zero"])
 
 
@@ -227,14 +226,15 @@ def retrieval_checks(split: str, rows: list[TailoringRow], pool: dict[str, Tailo
     outside = sum(row.retrieved_id not in pool for row in named)
     same = sum(pool[r.retrieved_id].prompt == r.prompt for r in named if r.retrieved_id in pool)
     one_sided = sum(not all(row.personas.get(f"retrieved-{side}") for side in SIDES) for row in rows)
-    untraced = len(rows) - len(named)
     return [
         (f"{split} rows that retrieve themselves", own, len(named), True),
         (f"{split} rows that retrieve a row with their own prompt", same, len(named), True),
         (f"{split} rows that retrieve from outside {' and '.join(POOL_SPLITS)}", outside, len(named), True),
-        (f"{split} rows whose retrieved personas cannot be traced to a row", untraced, len(rows), False),
         (f"{split} rows without both retrieved personas", one_sided, len(rows), False),
     ]
+
+
+# --- personas as texts (paper section 3) ---
 
 
 def quotes(persona: str, response: str, prompt: str, n: int = 4) -> bool:
@@ -243,32 +243,15 @@ def quotes(persona: str, response: str, prompt: str, n: int = 4) -> bool:
     return bool({gram for gram in shared if len(gram) == n} - ngrams(tokens(prompt), n))
 
 
-def quote_checks(rows: Rows) -> list[tuple]:
-    """Count, per split and side, the gold personas that quote the response they were inferred for."""
-    checks = []
-    for split, side in ((split, side) for split in rows for side in SIDES):
-        there = [row for row in rows[split] if row.personas.get(f"gold-{side}")]
-        found = sum(quotes(r.personas[f"gold-{side}"], getattr(r, side), r.prompt) for r in there)
-        label = f"{split} gold-{side} personas that quote 4 words of their response"
-        checks.append((label, found, len(there), False))
-    return checks
-
-
-# --- personas as texts (paper section 3) ---
-
 # The annotator's refusals and error messages were kept as personas in the official data and are none.
 REFUSAL = re.compile(r"^(i'?m sorry|sorry|i can(no|')t|i won't|i('| a)m unable|as an ai)\b", re.IGNORECASE)
 CONTRAST = re.compile(r"\b(rather than|instead of|over)\b", re.IGNORECASE)
 
 
-def persona_status(text: str | None) -> str:
-    """Say what an annotated persona is: "ok", "empty", "refusal" or "malformed"."""
-    text = (text or "").strip()
-    if not text:
-        return "empty"
-    if REFUSAL.match(text.replace("\u2019", "'")):
-        return "refusal"
-    return "ok" if text.lower().startswith("the user") else "malformed"
+def is_persona(text: str | None) -> bool:
+    """Return whether an annotated persona is one: no refusal, and about "the user"."""
+    text = (text or "").strip().replace("\u2019", "'")
+    return not REFUSAL.match(text) and text.lower().startswith("the user")
 
 
 def is_contrastive(persona: str) -> bool:

@@ -102,12 +102,16 @@ def test_one_winner_is_read_and_nothing_is_guessed(form, answer, winner):
     assert judges.winner_of(form, answer) == winner
 
 
+def prometheus(generator, max_new_tokens: int, decoding: str = "deterministic"):
+    return judges.prometheus_judge(generator, max_new_tokens, decoding, False, TEMPLATES)
+
+
 @pytest.mark.parametrize(
     "make, win, lose",
     [
         (judges.letter_judge, "A", "B"),
         (judges.chat_judge, '{"winner": "A"}', '{"winner": "B"}'),
-        (lambda *a: judges.prometheus_judge(*a, templates=TEMPLATES), "[RESULT] A", "[RESULT] B"),
+        (prometheus, "[RESULT] A", "[RESULT] B"),
     ],
 )
 def test_a_win_needs_both_orders_and_an_unreadable_answer_leaves_the_pair_unparsed(make, win, lose):
@@ -137,55 +141,15 @@ def test_a_loaded_chat_model_is_asked_in_its_own_format_and_a_plain_one_is_not(m
 
 
 def test_the_prompt_holds_both_responses_and_the_persona_for_personalization_only():
+    odd = PairwiseComparison("row-1", "Why {persona}?", "The {prompt}.", "{a}", "b")
+    assert "<Respond to this request.\nRequest: Why {persona}?\nWho asks: The {prompt}.>\nA<{a}>" in (
+        judges.prometheus_prompt(TEMPLATES, odd, "personalization")
+    ), "a row cannot change the format"
     text = judges.prometheus_prompt(TEMPLATES, ONE, "personalization")
     assert text.startswith("[INST] SYSTEM\n<") and text.endswith("Feedback:  [/INST]")
     assert "A<first>\nB<second>" in text and "The user is shy." in text and "How?" in text
     assert "shy" not in judges.prometheus_prompt(TEMPLATES, ONE, "quality")
     assert judges.prometheus_prompt(TEMPLATES, ONE, "quality", chat=True).startswith("SYSTEM\n<")
-
-
-OWN_TEXTS = """
-quality: {criterion: "Is it good?", instruction: "Ask: {prompt}"}
-personalization: {criterion: "Does it suit?", instruction: "Ask: {prompt} Who: {persona}"}
-"""
-
-
-def test_texts_of_the_users_reach_the_judge_and_rows_cannot_change_them(tmp_path):
-    path = tmp_path / "texts.yaml"
-    path.write_text(OWN_TEXTS)
-    texts = judges.read_texts(str(path))
-    odd = PairwiseComparison("row-1", "Why {persona}?", "The {prompt}.", "a", "b")
-    said = judges.prometheus_prompt(TEMPLATES, odd, "personalization", texts=texts)
-    assert "<Ask: Why {persona}? Who: The {prompt}.>" in said and "R<Does it suit?>" in said
-    said = judges.prometheus_prompt(TEMPLATES, odd, "quality", texts=texts)
-    assert "<Ask: Why {persona}?>" in said and "R<Is it good?>" in said
-    assert judges.read_texts("") is judges.TEXTS
-
-
-@pytest.mark.parametrize(
-    "wrong, said",
-    [
-        ("a list: [", "should be YAML with the blocks personalization and quality"),
-        ("- one", "should be YAML with the blocks"),
-        (OWN_TEXTS.replace("Who: {persona}", ""), "personalization: instruction: {persona} does not stand"),
-    ],
-)
-def test_a_wrong_file_of_texts_is_named_with_its_place(tmp_path, wrong, said):
-    path = tmp_path / "texts.yaml"
-    path.write_text(wrong)
-    with pytest.raises(ConfigError) as error:
-        judges.read_texts(str(path))
-    assert str(path) in str(error.value) and said in str(error.value)
-
-
-def test_the_content_of_the_texts_is_part_of_the_key(tmp_path, monkeypatch):
-    path = tmp_path / "texts.yaml"
-    path.write_text(OWN_TEXTS)
-    monkeypatch.setattr(judging, "role_key", lambda run, role: "")
-    run = Run(load_profile("paper", [f"evaluation.judge_texts={path}"]), "hhh", 0)
-    before = judging.judge_key(run)
-    path.write_text(OWN_TEXTS + " ")
-    assert judging.judge_key(run) != before
 
 
 def test_the_pinned_format_is_read_without_running_it_and_another_file_is_refused(tmp_path, monkeypatch):
@@ -201,7 +165,7 @@ def test_the_pinned_format_is_read_without_running_it_and_another_file_is_refuse
 
 def test_official_judging_samples_unread_answers_again_with_new_seeds_at_most_ten_times():
     generator = Scripted("[RESULT] A", "?", *["?"] * 9)
-    judged = judges.prometheus_judge(generator, 64, "official", templates=TEMPLATES)
+    judged = prometheus(generator, 64, "official")
     assert [j.winner for j in judged(TWO, "quality")] == ["A", None]
     assert [len(prompts) for prompts, *_ in generator.asked] == [2, *[1] * 9]
     samplings = [settings["sampling"] for *_, settings in generator.asked]

@@ -89,36 +89,21 @@ def agreement(n_resamples: int = 20, **counts: int) -> dict:
     return judging.agreement_row([[(f"row-{n}", *pair) for n, pair in enumerate(pairs)]], n_resamples)
 
 
-def test_agreement_and_kappa_by_hand_and_no_kappa_without_variety():
+def test_agreement_and_kappa_by_hand_without_variety_and_without_unparsed_pairs():
     # p_o = 35 / 50 = .7; the first says win 25 of 50 times, the second 30: p_e = .5 x .6 + .5 x .4 = .5
     row = agreement(400, win_win=20, win_loss=5, loss_win=10, loss_loss=15)
-    assert (row["n"], row["agreement"], row["agreement_decided"], row["n_decided"]) == (50, 0.7, 0.7, 50)
-    assert row["kappa"] == pytest.approx(0.4)
+    assert (row["n"], row["agreement"], row["kappa"]) == (50, 0.7, pytest.approx(0.4))
     assert row["kappa_low"] < 0.4 < row["kappa_high"] and row["agreement_low"] < 0.7 < row["agreement_high"]
-    row = agreement(tie_tie=4)
-    assert row["agreement"] == 1 and row["kappa"] is None and row["agreement_decided"] is None
-
-
-def test_kappa_of_three_kinds_of_verdicts_is_that_of_its_definition():
-    rng = np.random.default_rng(0)
-    first, second = rng.choice(3, 200), rng.choice(3, 200, p=[0.5, 0.3, 0.2])
-    same = np.mean(first == second)
-    chance = sum(np.mean(first == k) * np.mean(second == k) for k in range(3))
-    pairs = [(f"r{n}", judging.VERDICTS[a], judging.VERDICTS[b])
-             for n, (a, b) in enumerate(zip(first, second, strict=True))]  # fmt: skip
-    row = judging.agreement_row([pairs], 50)
-    assert row["kappa"] == pytest.approx((same - chance) / (1 - chance))
-    assert row["n_decided"] == np.sum((first != 1) & (second != 1))
-
-
-def test_unparsed_comparisons_are_counted_and_left_out():
-    row = agreement(win_win=3, unparsed_win=2, loss_unparsed=1)
-    assert (row["n"], row["first_unparsed"], row["second_unparsed"]) == (3, 2, 1)
+    # p_o = 4 / 6; first 3 win, 2 tie, 1 loss, second 3, 1, 2: p_e = (9 + 2 + 2) / 36
+    row = agreement(win_win=2, win_loss=1, tie_tie=1, tie_win=1, loss_loss=1)
+    assert row["kappa"] == pytest.approx((4 / 6 - 13 / 36) / (1 - 13 / 36))
+    row = agreement(tie_tie=4, unparsed_win=2, loss_unparsed=1)
+    assert (row["n"], row["first_unparsed"], row["second_unparsed"]) == (4, 2, 1)
+    assert row["agreement"] == 1 and row["kappa"] is None
 
 
 def test_comparisons_of_one_prompt_are_drawn_together():
     row = judging.agreement_row([[("same", "win", "win"), ("same", "win", "loss")] * 10], 50)
-    assert (row["n"], row["n_prompts"]) == (20, 1)
     assert row["agreement"] == row["agreement_low"] == row["agreement_high"] == 0.5
 
 

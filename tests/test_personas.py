@@ -150,23 +150,19 @@ def accuracy_of(run: Run) -> pd.DataFrame:
 
 def test_true_personas_are_accurate_on_both_sides_and_missing_ones_count_against(inferred):
     table = accuracy_of(inferred("oracle"))
-    assert (
-        table.loc[["chosen", "rejected"], ["accuracy", "n_contradicted"]].to_numpy().tolist() == [[1, 0]] * 2
-    )
+    assert table.loc[["chosen", "rejected"], "accuracy"].tolist() == [1, 1]
     table = accuracy_of(inferred("oracle", rejected=[""] * 8))
     assert table.loc["rejected", ["n_missing", "n", "accuracy"]].tolist() == [8, 8, 0]
     assert table.loc["chosen - rejected", "accuracy"] == 1
 
 
-def test_a_judge_that_always_names_the_first_response_contradicts_itself_and_is_counted(
-    inferred, monkeypatch
-):
+def test_a_judge_that_always_names_the_first_response_is_right_half_the_time(inferred, monkeypatch):
     def first(comparisons, rubric):
         return [Judgment(c.id, "first", rubric, "A") for c in comparisons]
 
     monkeypatch.setattr(personas, "load_judge", lambda run, name: first)
     table = accuracy_of(inferred("oracle"))
-    assert table.loc["chosen", ["n_ties", "n_contradicted", "n"]].tolist() == [8, 8, 8]
+    assert table.loc["chosen", ["n_ties", "accuracy", "n"]].tolist() == [8, 0.5, 8]
 
 
 def test_without_a_judge_there_is_no_table(inferred):
@@ -177,20 +173,23 @@ def test_accuracy_counts_missing_personas_as_wrong(tmp_path, monkeypatch):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
     run = Run(set_field(load_profile("smoke"), {"evaluation.bootstrap_samples": 50}), "everyday", 0)
     verdicts = {"chosen": ["win", "win", "tie", ""], "rejected": ["loss", "win", "unparsed", "win"]}
-    rows = [
-        f"r{i},test,{side},{v},{v == 'tie'}" for side, part in verdicts.items() for i, v in enumerate(part)
-    ]
+    rows = [f"r{i},{side},{v}" for side, part in verdicts.items() for i, v in enumerate(part)]
     path = run.folder / "tables" / personas.ITEMS
-    write_text(path, "\n".join(["id,split,side,verdict,contradicted", *rows]))
+    write_text(path, "\n".join(["id,side,verdict", *rows]))
     table = personas.accuracy_table(run.profile)
     chosen, rejected, gap = table.itertuples()
     assert chosen.accuracy == 2.5 / 4 and chosen.n_missing == 1 and chosen.n == 4 and chosen.seeds == "0"
-    assert (chosen.n_ties, chosen.n_contradicted, rejected.n_contradicted) == (1, 1, 0)
     assert rejected.accuracy == 2 / 4 and gap.accuracy == pytest.approx(0.5 / 4)
     assert (chosen.n_correct, rejected.n_wrong, rejected.n_unparsed, gap.n_seeds) == (2, 1, 1, 1)
 
 
 FOUR = {side: [f"The user is {side} {n}." for n in range(7)] + [""] for side in ("chosen", "rejected")}
+
+
+def preferred(run: Run) -> list[str | None]:
+    """The verdicts on the two personas of every pair."""
+    sides = (personas.read_personas(run, "test", side) for side in SIDES)
+    return [verdict for _, verdict in personas.judge_preferences(run, *sides)]
 
 
 def test_the_backwards_judge_compares_both_users_of_a_pair(inferred, monkeypatch):
@@ -201,8 +200,7 @@ def test_the_backwards_judge_compares_both_users_of_a_pair(inferred, monkeypatch
         lambda self, texts, adapted: [likely.get(text, 1.0) for _, text in texts],
     )
     run = inferred("backwards", **FOUR)
-    verdicts = [verdict for _, verdict in personas.judge_preferences(run)]
-    assert verdicts == ["win", "loss", *["tie"] * 5, None]
+    assert preferred(run) == ["win", "loss", *["tie"] * 5, None]
     monkeypatch.setattr(personas, "judge_personas", lambda *given: [])
     personas.judge_run(run)
     (row,) = personas.preference_table(show.one_seed(run)).itertuples()
@@ -217,8 +215,7 @@ def test_a_language_model_is_asked_in_both_orders_and_never_read_into(inferred, 
             return [(n, Completion(self.answers.pop(0), "stop", 1)) for n in range(len(prompts))]
 
     monkeypatch.setattr(personas, "load_generator", lambda run, role, size: Scripted())
-    verdicts = [verdict for _, verdict in personas.judge_preferences(inferred("lm", **FOUR))]
-    assert verdicts == ["win", "tie", "tie", "unparsed", *["win"] * 3, None]
+    assert preferred(inferred("lm", **FOUR)) == ["win", "tie", "tie", "unparsed", *["win"] * 3, None]
 
 
 # --- words ---

@@ -80,7 +80,6 @@ def test_a_missing_profile_names_the_ones_there_are():
         ("dpo.splits=test", "use dpo_train, sft_train or both"),
         ("base.dtype=float16", "use one of float32, bfloat16"),
         ("training.warmup=20", "use a share of the steps"),
-        ("evaluation.judge_texts=a.yaml", "needs evaluation.judge=lm and judge.format=prometheus"),
     ],
 )
 def test_a_wrong_override_is_an_error_that_says_what_is_wrong(override, complaint):

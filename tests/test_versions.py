@@ -25,14 +25,14 @@ FILES = {
     "rejudged": ("beyond.released",),
 }
 DECIDED = {
-    "pairs": (1, "ae78c4f2c6472367"),
-    "personas": (1, "de9e3233755c3c20"),
+    "pairs": (1, "e16fb0256cd4bb4a"),
+    "personas": (1, "56e554a2e5bcdbbc"),
     "tailoring": (1, "b232ace1dc38143a"),
     "training": (1, "a106679e1dfc25f8"),
-    "answers": (1, "1a734f0c9ad81245"),
-    "judging": (1, "896a4a99d2dd64ec"),
+    "answers": (1, "a1d043a26a3c95a5"),
+    "judging": (1, "056fb76532f4847a"),
     "swap": (1, "cae50e5b490480e2"),
-    "calibration": (1, "35e2d919727b5cc2"),
+    "calibration": (1, "fbe7a1ace5a26542"),
     "rejudged": (1, "ed2552cda5402ee4"),
 }
 

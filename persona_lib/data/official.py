@@ -17,7 +17,7 @@ from typing import Any
 from persona_lib.records import PAIR_FIELDS, DataError, PreferencePair, TailoringRow
 from persona_lib.settings import FACTS, REPO, results_root
 from persona_lib.store import content_hash, file_hash, read_json
-from persona_lib.texts import persona_status
+from persona_lib.texts import is_persona
 
 # The commit whose files the checksum table was made from.
 HOME = "https://raw.githubusercontent.com/nbalepur/persona-anon/c31aecadc060f6b384fab68a7c9b09726f20b58d/data"
@@ -206,7 +206,7 @@ def to_row(id: str, split: str, raw: dict[str, str], sources: dict, strip_roles:
     retrieved = (raw["chosen_persona_retr"], raw["rejected_persona_retr"])
     found = [source for source in sources.get(retrieved, []) if source != id]
     personas = {
-        name: raw[column].strip() if persona_status(raw[column]) == "ok" else None
+        name: raw[column].strip() if is_persona(raw[column]) else None
         for name, column in PERSONA_COLUMNS.items()
     }
     texts = pair_texts(raw, strip_roles)

@@ -99,20 +99,17 @@ def joined_adapter(run: Run, arm: str) -> Path | None:
 def plain_base(run: Run) -> tuple[str, str]:
     """Return the base as vLLM loads it; an NF4 base is written out once in its plain weights.
 
-    The copy has the precision ``base.dtype`` and lies in ``results/<profile>/expanded``: 16 GB for an
-    8B model in bfloat16.
+    The copy lies in ``results/<profile>/expanded``: 16 GB for an 8B model in bfloat16.
     """
-    profile = run.profile
-    if profile.base.quantization == "none":
+    base = run.profile.base
+    if base.quantization == "none":
         return run.base_source
-    key = store.content_hash(model_key(*run.base_source), profile.base.quantization, profile.base.dtype)
-    folder = results_dir(profile) / "expanded" / key
+    key = store.content_hash(model_key(*run.base_source), base.quantization, base.dtype)
+    folder = results_dir(run.profile) / "expanded" / key
     if not store.is_done(folder, key):
-        model = load_base(*run.base_source, profile.base.quantization, profile.base.dtype, expand=True)
-        model.save_pretrained(folder)
+        load_base(*run.base_source, base.quantization, base.dtype, expand=True).save_pretrained(folder)
         load_tokenizer(*run.base_source).save_pretrained(folder)
         store.mark_done(folder, key)
-        del model
         release_memory()
     return str(folder), ""
 
@@ -137,10 +134,8 @@ def plan_of(profile: Profile, method: str, train_persona: str) -> list[tuple[str
     """Return the (eval persona, persona format) pairs that an arm is run with.
 
     Arms trained without personas get them in the first person (the paper's baseline), tailored ones in
-    their own line. Plain DPO and the main tailored arm (``settings.main_arm``) meet no persona, and gold,
-    retrieved and user-written ones; the other arms gold ones. ``evaluation.controls`` adds retrieved and
-    user-written ones for every trained arm, and for these two shuffled and system personas, and plain DPO
-    told by line.
+    their own line. All get gold ones; plain DPO and the main tailored arm (``settings.main_arm``) none,
+    retrieved and user-written ones, too. ``evaluation.controls`` adds more.
     """
     plain, controls = train_persona == "none", profile.evaluation.controls
     form = "first_person" if plain else "line"
@@ -314,30 +309,30 @@ class Matchup:
 
 def matchups(run: Run) -> list[Matchup]:
     """Return the rows of the results tables for one data set and seed, among the runs of the grid."""
-    cells, main = {spec.slug: spec for spec in grid(run)}, main_arm(run.profile)
-    others = [name for name in run.profile.training.arms if name not in ("none", main)]
-    rows: list[tuple[str, str, str, str, str]] = []  # label, kind, tested cell, base cell, judged persona
+    cells, rows, main = {spec.slug: spec for spec in grid(run)}, [], main_arm(run.profile)
+
+    def add(label: str, kind: str, tested: str, base: str, judged: str) -> None:
+        if tested in cells and base in cells:
+            rows.append(Matchup(label, kind, cells[tested], cells[base], judged))
+
     for p in run.profile.evaluation.personas:
         tested, plain = f"dpo-{main}.{p}.line", f"dpo-none.{p}.first_person"
         if p.startswith(("gold", "retrieved", "user")):
-            rows += [
-                (p, "main", tested, plain, p),
-                (f"{p}, Persona line for DPO", "control", tested, f"dpo-none.{p}.line", p),
-                (f"{p}, DPO never told", "control", tested, "dpo-none.none.line", p),
-                (f"{p}, PT-DPO against PT-SFT", "stage", tested, f"sft-{main}.{p}.line", p),
-            ]
+            add(p, "main", tested, plain, p)
+            add(f"{p}, Persona line for DPO", "control", tested, f"dpo-none.{p}.line", p)
+            add(f"{p}, DPO never told", "control", tested, "dpo-none.none.line", p)
+            add(f"{p}, PT-DPO against PT-SFT", "stage", tested, f"sft-{main}.{p}.line", p)
             for method, arm in (("sft", main), ("few_shot", "chosen")):
                 told, untold = f"{method}-{arm}.{p}.line", f"{method}-none.{p}.first_person"
-                rows.append((f"{p}, {method}", method, told, untold, p))
-            for arm in others:
+                add(f"{p}, {method}", method, told, untold, p)
+            for arm in [arm for arm in run.profile.training.arms if arm not in ("none", main)]:
                 kind = "control" if arm == "shuffled" else "arm"
-                rows.append((f"{p}, PT trained on {arm}", kind, f"dpo-{arm}.{p}.line", plain, p))
+                add(f"{p}, PT trained on {arm}", kind, f"dpo-{arm}.{p}.line", plain, p)
         elif p.startswith("shuffled"):
             gold = p.replace("shuffled", "gold")
-            rows.append((f"{p} persona, judged for {gold}", "control", tested, plain, gold))
+            add(f"{p} persona, judged for {gold}", "control", tested, plain, gold)
     for side in ("gold-chosen", "gold-rejected"):
-        for shown, form in (("none", "line"), ("system", "first_person")):
-            label = f"{'no' if shown == 'none' else shown} persona, judged for {side}"
-            rows.append((label, "control", f"dpo-{main}.{shown}.line", f"dpo-none.{shown}.{form}", side))
-    known = [row for row in rows if row[2] in cells and row[3] in cells]
-    return [Matchup(label, kind, cells[a], cells[b], judged) for label, kind, a, b, judged in known]
+        for shown, name, form in (("none", "no", "line"), ("system", "system", "first_person")):
+            told, untold = f"dpo-{main}.{shown}.line", f"dpo-none.{shown}.{form}"
+            add(f"{name} persona, judged for {side}", "control", told, untold, side)
+    return rows

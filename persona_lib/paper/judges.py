@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -169,19 +169,10 @@ HOME = (
     "485d2b4eaeebbebf991d76ab6698bdd94799e213/libs/prometheus-eval/prometheus_eval/prompts.py"
 )
 SHA256 = "aabcaa9f012108bbd19cc9528dab9f313325fdf89711919a67f20ef94cd50914"
-Texts = Mapping[str, Mapping[str, str]]
-# Worded by us, by rubric: what is judged, and what the responses are said to answer.
-TEXTS: Texts = {
-    "personalization": {
-        "criterion": "[Does the response answer the request, and does it suit the person who asks?]",
-        "instruction": "Respond to this request.\nRequest: {prompt}\nWho asks: {persona}",
-    },
-    "quality": {
-        "criterion": "[Is it a good response to the request?]",
-        "instruction": "Respond to this request.\nRequest: {prompt}",
-    },
+CRITERIA = {  # worded by us
+    "personalization": "[Does the response answer the request, and does it suit the person who asks?]",
+    "quality": "[Is it a good response to the request?]",
 }
-PLACES = re.compile(r"\{prompt\}|\{persona\}")
 # "official": what the authors' code did silently, the package's defaults.
 DECODING: dict[str, tuple[Sampling | None, int]] = {
     "deterministic": (None, 1),
@@ -211,67 +202,32 @@ def load_templates() -> tuple[str, str]:
     return texts["REL_SYSTEM_PROMPT"], texts["RELATIVE_PROMPT_WO_REF"]
 
 
-def read_texts(path: str) -> Texts:
-    """Read criteria and instructions from a YAML file (``evaluation.judge_texts``); "": ours.
-
-    The file has the blocks of ``TEXTS``, in which {prompt} and {persona} stand for the row's. Raises
-    ConfigError that names the file and what is wrong.
-    """
-    if not path:
-        return TEXTS
-    import yaml
-
-    where, texts = f"evaluation.judge_texts={path}", {}
-    try:
-        read = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
-        for rubric, ours in TEXTS.items():
-            texts[rubric] = {part: str(read[rubric][part]) for part in ours}
-    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
-        wanted = f"{' and '.join(TEXTS)}, each with criterion and instruction"
-        raise ConfigError(f"{where}: should be YAML with the blocks {wanted} ({error!r})") from error
-    for rubric, ours in TEXTS.items():
-        for place in PLACES.findall(ours["instruction"]):
-            if place not in texts[rubric]["instruction"]:
-                raise ConfigError(f"{where}: {rubric}: instruction: {place} does not stand in it")
-    return texts
-
-
 def prometheus_prompt(
-    templates: tuple[str, str],
-    c: PairwiseComparison,
-    rubric: Rubric,
-    chat: bool = False,
-    texts: Texts = TEXTS,
+    templates: tuple[str, str], c: PairwiseComparison, rubric: Rubric, chat: bool = False
 ) -> str:
     """Render a comparison; without ``chat``, in Mistral's own marks (the tokenizer adds BOS).
 
-    The persona is shown for personalization only; a comparison without one is always asked as for quality.
+    The persona is shown for personalization only.
     """
     system, template = templates
-    words = {"{prompt}": c.prompt, "{persona}": c.persona or ""}
-    asked = texts[rubric if c.persona else "quality"]["instruction"]
+    who = f"\nWho asks: {c.persona}" if rubric == "personalization" and c.persona else ""
     user = template.format(
-        instruction=PLACES.sub(lambda found: words[found[0]], asked),
+        instruction=f"Respond to this request.\nRequest: {c.prompt}{who}",
         response_A=c.response_a.strip(),
         response_B=c.response_b.strip(),
-        rubric=texts[rubric]["criterion"],
+        rubric=CRITERIA[rubric],
     )
     return f"{system}\n{user}" if chat else f"[INST] {system}\n{user} [/INST]"
 
 
 def prometheus_judge(
-    generator: Any,
-    max_new_tokens: int,
-    decoding: str = "deterministic",
-    chat: bool = False,
-    templates: tuple[str, str] | None = None,
-    texts: Texts = TEXTS,
+    generator: Any, max_new_tokens: int, decoding: str, chat: bool, templates: tuple[str, str]
 ) -> Judge:
     """Return a judge that grades as Prometheus-2 was trained to: relative grading without a reference.
 
     "deterministic" decodes greedily, once. "official" samples, up to ten times until there is a verdict.
     """
-    render = partial(prometheus_prompt, templates or load_templates(), chat=chat, texts=texts)
+    render = partial(prometheus_prompt, templates, chat=chat)
     return text_judge(generator, max_new_tokens, render, VERDICT, sampling=DECODING[decoding])
 
 
@@ -287,8 +243,8 @@ def model_judge(run: Run, role: str = "judge") -> Judge:
     generator = load_generator(run, role, getattr(run.profile, role).batch_size)
     _, url, kind, form, decoding, max_new_tokens = judge_settings(run.profile, role)
     if form == "prometheus":
-        texts, chat = read_texts(run.profile.evaluation.judge_texts), bool(url) and kind == "chat"
-        return prometheus_judge(generator, max_new_tokens, decoding, chat, texts=texts)
+        chat = bool(url) and kind == "chat"
+        return prometheus_judge(generator, max_new_tokens, decoding, chat, load_templates())
     make = letter_judge if form == "letter" else chat_judge
     return make(generator, max_new_tokens, asked_of(generator, kind))
 
@@ -325,15 +281,13 @@ def persona_rows(run: Run, part: str) -> list[dict[str, str]]:
             for side in SIDES
             if row.personas.get(f"gold-{side}")
         ]
-    chat = format_of(*run.base_source)
-    made = [
-        {"id": name, "prompt": asked(prompt, liked, chat), "completion": completion_text(persona, chat)}
-        for name, prompt, liked, persona in found
-    ]
-    limit = run.profile.evaluation.backwards_rows
+    limit, chat = run.profile.evaluation.backwards_rows, format_of(*run.base_source)
     limit = limit if part == "train" else -(-limit // 8)
-    ordered = sorted(made, key=lambda row: store.content_hash(row["id"]))
-    return ordered[:limit] if limit else ordered
+    found.sort(key=lambda row: store.content_hash(row[0]))
+    return [
+        {"id": name, "prompt": asked(prompt, liked, chat), "completion": completion_text(persona, chat)}
+        for name, prompt, liked, persona in found[: limit or None]
+    ]
 
 
 def asked(prompt: str, response: str, chat: Any) -> str:

@@ -128,9 +128,7 @@ def judge_key(run: Run, role: str = "judge") -> list[Any]:
     profile, name = run.profile, run.profile.evaluation.judge
     if role == "judge" and name != "lm":
         return [name, backwards_key(run)] if name == "backwards" else [name]
-    how = [profile.base.dtype, profile.generation.engine]
-    if profile.evaluation.judge_texts:
-        how.append(store.file_hash(Path(profile.evaluation.judge_texts).expanduser()))
+    how = profile.base.dtype, profile.generation.engine
     return [*judge_settings(profile, role), *how, role_key(run, role)]
 
 
@@ -160,20 +158,20 @@ def read_verdicts(run: Run, matchup: Matchup, role: str = "judge") -> list[dict[
     return list(store.iter_rows(folder / "verdicts.jsonl")) if (folder / "done.json").exists() else []
 
 
+@functools.cache
 def oracle_scores(run: Run, spec: RunSpec, judge_persona: str) -> list[dict[str, Any]]:
     """Return the oracle's scores of a run's answers: fit to a persona, and quality; [] without answers."""
     if not (generation_folder(run, spec) / "done.json").exists():
         return []
     wishes, answers = everyday.wishes(), read_generations(run, spec)
-    return [
-        {
-            "id": row.id,
-            "fit": fit(wishes.get(persona, ()), answers[row.id].completion),
-            "quality": quality(row.prompt, answers[row.id].completion),
-        }
-        for row in eval_rows(run)
-        if row.id in answers and (persona := row.personas.get(judge_persona))
-    ]
+    found = []
+    for row in eval_rows(run):
+        persona = row.personas.get(judge_persona)
+        if persona and row.id in answers:
+            text = answers[row.id].completion
+            scores = {"fit": fit(wishes.get(persona, ()), text), "quality": quality(row.prompt, text)}
+            found.append({"id": row.id, **scores})
+    return found
 
 
 # --- The judged comparisons of all seeds, pooled for paired intervals: one draw per data set for all rows ---
@@ -231,27 +229,26 @@ class Judgments:
     pool: dict[str, np.ndarray]
 
 
-@functools.cache
-def qualities(run: Run, spec: RunSpec, persona: str) -> dict[str, float]:
-    """Return the oracle's quality of a run's answers by row id; {} for other judges and without answers."""
-    found = oracle_scores(run, spec, persona) if run.profile.evaluation.judge == "oracle" else ()
-    return {score["id"]: score["quality"] for score in found}
-
-
 def quality_differences(row: Judged) -> list[dict[str, float]]:
     """Return, per seed, quality of the tested answer minus the base's, in standard deviations of the base's.
 
     The unit is pooled over seeds; without oracle scores, or if all base scores are equal, there are none.
     """
-    m = row.matchup
-    pairs = [
-        [qualities(run, spec, m.judge_persona) if found else {} for spec in (m.test, m.base)]
-        for run, found in zip(row.runs, row.verdicts["quality"], strict=True)
-    ]
-    base = [quality for _, of_base in pairs for quality in of_base.values()]
-    unit = float(np.std(base, ddof=1)) if len(base) > 1 else 0.0
+    m, nothing = row.matchup, [{} for _ in row.runs]
+    if row.runs[0].profile.evaluation.judge != "oracle":
+        return nothing
+    tested, base = (
+        [
+            {score["id"]: score["quality"] for score in oracle_scores(run, spec, m.judge_persona) if found}
+            for run, found in zip(row.runs, row.verdicts["quality"], strict=True)
+        ]
+        for spec in (m.test, m.base)
+    )
+    every = [quality for of_base in base for quality in of_base.values()]
+    unit = float(np.std(every, ddof=1)) if len(every) > 1 else 0.0
     if unit == 0:
-        return [{} for _ in pairs]
+        return nothing
+    pairs = zip(tested, base, strict=True)
     return [{i: (test[i] - b) / unit for i, b in of_base.items() if i in test} for test, of_base in pairs]
 
 
@@ -283,7 +280,7 @@ def read_judgments(profile: Profile, role: str = "judge") -> tuple[Judgments, ..
 
 def forget_judged() -> None:
     """Clear the caches, so that new files are read."""
-    for cached in (read_judgments, qualities, same_items):
+    for cached in (read_judgments, oracle_scores, same_items):
         cached.cache_clear()
 
 
@@ -291,7 +288,6 @@ def forget_judged() -> None:
 
 
 VERDICTS = ("win", "tie", "loss")
-DECIDED = [0, 2, 6, 8]  # places in the 3 x 3 table, row by row, where no judge calls a tie
 Triple = tuple[str, Verdict, Verdict]  # prompt id, what the first judge says, what the second says
 
 
@@ -302,10 +298,7 @@ def verdict_pairs(first: Iterable[dict], second: Iterable[dict], rubric: Rubric)
 
 
 def count_cells(verdicts: Iterable[Triple]) -> np.ndarray:
-    """Count verdict pairs per prompt, which is drawn as a whole: (prompts, 9), a 3 x 3 table row by row.
-
-    Comparisons that either judge left unparsed are left out.
-    """
+    """Count verdict pairs per prompt, which is drawn as a whole: (prompts, 9), a 3 x 3 table row by row."""
     counts: dict[str, np.ndarray] = {}
     for name, first, second in verdicts:
         row = counts.setdefault(name, np.zeros(9))
@@ -314,37 +307,29 @@ def count_cells(verdicts: Iterable[Triple]) -> np.ndarray:
     return np.stack(list(counts.values()))
 
 
+def same_share(sums: np.ndarray) -> np.ndarray:
+    """Return the share of equal verdicts of (n, 9) counts."""
+    return ratio(sums[:, [0, 4, 8]].sum(axis=1), sums.sum(axis=1))
+
+
 def kappa_of(sums: np.ndarray) -> np.ndarray:
     """Return Cohen's kappa of (n, 9) counts: (p_o - p_e) / (1 - p_e); NaN where chance alone would agree."""
     table = sums.reshape(-1, 3, 3)
-    n = table.sum(axis=(1, 2))
-    expected = ratio((table.sum(axis=2) * table.sum(axis=1)).sum(axis=1), n**2)
-    return ratio(ratio(table.trace(axis1=1, axis2=2), n) - expected, 1 - expected)
+    by_chance = (table.sum(axis=2) * table.sum(axis=1)).sum(axis=1)
+    expected = ratio(by_chance, sums.sum(axis=1) ** 2)
+    return ratio(same_share(sums) - expected, 1 - expected)
 
 
-# Column -> (statistic of (n, 9) counts, its limits); decided: neither judge calls a tie
-AGREEMENT = {
-    "agreement": (lambda sums: ratio(sums[:, [0, 4, 8]].sum(axis=1), sums.sum(axis=1)), (0, 1)),
-    "kappa": (kappa_of, (-1, 1)),
-    "agreement_decided": (
-        lambda sums: ratio(sums[:, [0, 8]].sum(axis=1), sums[:, DECIDED].sum(axis=1)),
-        (0, 1),
-    ),
-}
-
-
-def agreement_row(by_seed: Sequence[Sequence[Triple]], n_resamples: int, seed: int = 0) -> dict[str, Any]:
-    """Return counts, agreement, kappa and agreement where both decide, with 95 % bootstrap intervals."""
+def agreement_row(by_seed: Sequence[Sequence[Triple]], n_resamples: int) -> dict[str, Any]:
+    """Return counts, agreement and kappa with 95 % bootstrap intervals; unparsed pairs are only counted."""
     first, second = (sum(row[place] == "unparsed" for part in by_seed for row in part) for place in (1, 2))
     blocks = [count_cells(part) for part in by_seed if part]
-    counts = sum(block.sum(axis=0) for block in blocks)
-    line: dict[str, Any] = {"n": int(counts.sum()), "n_seeds": len(blocks),
-                            "n_prompts": sum(map(len, blocks)), "n_decided": int(counts[DECIDED].sum()),
-                            "first_unparsed": first, "second_unparsed": second}  # fmt: skip
-    for name, (statistic, limits) in AGREEMENT.items():
-        interval = bootstrap(blocks, statistic, n_resamples, seed, limits=limits)
-        line |= interval_columns(name, interval)
-    return line
+    return {
+        "n": int(sum(block.sum() for block in blocks)), "n_seeds": len(blocks),
+        "first_unparsed": first, "second_unparsed": second,
+        **interval_columns("agreement", bootstrap(blocks, same_share, n_resamples, limits=(0, 1))),
+        **interval_columns("kappa", bootstrap(blocks, kappa_of, n_resamples, limits=(-1, 1))),
+    }  # fmt: skip
 
 
 def judge_name(profile: Profile, role: str) -> str:

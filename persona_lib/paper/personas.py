@@ -30,7 +30,6 @@ from persona_lib.intervals import (
     drawn_columns,
     holm,
     make_pool,
-    position_inconsistent,
     seed_columns,
     signs,
     table_of,
@@ -48,6 +47,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+Personas = dict[str, InferredPersona]  # by row id
 MAX_WORDS = 40  # longer answers are not personas
 KEYED = "personas.* generator.* data.retriever generation.engine evaluation.split evaluation.limit"
 STOPS = ("\n",)
@@ -134,12 +134,6 @@ def infer_personas(
     return store.resume(path, InferredPersona, pairs, infer, profile.generator.batch_size)
 
 
-def inferred_splits(run: Run) -> tuple[str, ...]:
-    """Return the splits whose personas are inferred and judged; the paper's scores are of the last one."""
-    split = inference_split(run.profile, run.dataset)
-    return (split,) if has_personas(run) else ("train", split)
-
-
 def to_infer(run: Run) -> list[tuple[str, Side, list[PreferencePair]]]:
     """Return (split, side, pairs) of all personas a run needs.
 
@@ -189,7 +183,7 @@ def infer_run(run: Run) -> Path:
     return folder
 
 
-def read_personas(run: Run, split: str, side: Side) -> dict[str, InferredPersona]:
+def read_personas(run: Run, split: str, side: Side) -> Personas:
     """Return the inferred personas of a split and side by row id."""
     rows = store.read_rows(run.folder / "personas" / f"{split}-{side}.jsonl", InferredPersona)
     return {row.id: row for row in rows}
@@ -212,23 +206,22 @@ def user_personas(run: Run) -> dict[str, dict[str, str]]:
 ACCURACY = {"win": 1.0, "tie": 0.5}  # any other verdict, or no persona, is 0: the mean is the accuracy
 ITEMS = "persona_accuracy_items.csv"  # verdicts that ``judge_run`` leaves: a row per pair and side
 PREFERENCES = "persona_preference_items.csv"  # a row per pair: "win" if P_C is the more plausible user
-ITEM = ["id", "split", "side", "verdict", "contradicted"]  # verdict: "" without a persona
+ITEM = ["id", "side", "verdict"]  # verdict: "" without a persona
 Items = Sequence[Mapping[str, str]]  # rows of ``ITEMS``
 
 
-def verdicts_of(judge: Judge, comparisons: Sequence[PairwiseComparison]) -> dict[str, tuple[Verdict, bool]]:
-    """Return, by id, the verdict of both orders, and whether the judge named the same place in both."""
+def verdicts_of(judge: Judge, comparisons: Sequence[PairwiseComparison]) -> dict[str, Verdict]:
+    """Return the verdict of both orders by id."""
     judged = judge_both(judge, comparisons, "personalization")
-    return {pair[0].id: (verdict_of(*pair), position_inconsistent(*pair)) for pair in judged}
+    return {pair[0].id: verdict_of(*pair) for pair in judged}
 
 
 def judge_personas(
     judge: Judge, pairs: Iterable[PreferencePair], personas: Iterable[InferredPersona], side: Side
-) -> list[tuple[str, Verdict | None, bool]]:
-    """Return (id, verdict, contradicted) per persona: does a judge shown it pick its response?
+) -> list[tuple[str, Verdict | None]]:
+    """Return (id, verdict) per persona: does a judge that is shown it pick its response (paper: accuracy)?
 
-    "win" means yes in both orders; None that no valid persona was inferred. ``contradicted`` marks the ties
-    of a judge that named the same place, not the same response, in both orders. (Paper: persona accuracy.)
+    "win" means yes in both orders; None that no valid persona was inferred.
     """
     by_id, rows = {pair.id: pair for pair in pairs}, list(personas)
     verdicts = verdicts_of(judge, [
@@ -236,18 +229,17 @@ def judge_personas(
         for row in rows
         if row.persona
     ])  # fmt: skip
-    return [(row.id, *verdicts.get(row.id, (None, False))) for row in rows]
+    return [(row.id, verdicts.get(row.id)) for row in rows]
 
 
-def judge_preferences(run: Run) -> list[tuple[str, Verdict | None]]:
+def judge_preferences(run: Run, chosen: Personas, rejected: Personas) -> list[tuple[str, Verdict | None]]:
     """Return (id, verdict) per scored pair: is P_C the more plausible user (win), or P_R (loss)?
 
     None where a side has no persona. A language model is asked in both orders; the backwards judge compares
     log p(persona | question) per word. Without either nothing is judged and the list is empty.
     """
-    name, split = run.profile.persona_judge, inferred_splits(run)[-1]
+    name, role = run.profile.persona_judge, run.profile.judge
     if name == "lm":
-        role = run.profile.judge
         generator = load_generator(run, "judge", role.batch_size)
         asked = asked_of(generator, role.kind)
         judge = letter_judge(generator, role.max_new_tokens, asked, preference_prompt)
@@ -255,30 +247,29 @@ def judge_preferences(run: Run) -> list[tuple[str, Verdict | None]]:
         judge = BackwardsJudge(run).plausible
     else:
         return []
-    chosen, rejected = ({i: p.persona for i, p in read_personas(run, split, side).items()} for side in SIDES)
     verdicts = verdicts_of(judge, [
-        PairwiseComparison(pair.id, pair.prompt, None, chosen[pair.id], rejected[pair.id])
+        PairwiseComparison(pair.id, pair.prompt, None, chosen[pair.id].persona, rejected[pair.id].persona)
         for pair in inference_pairs(run)
-        if chosen.get(pair.id) and rejected.get(pair.id)
+        if chosen[pair.id].persona and rejected[pair.id].persona
     ])  # fmt: skip
-    return [(i, verdicts.get(i, (None,))[0]) for i in chosen] if verdicts else []
+    return [(i, verdicts.get(i)) for i in chosen]
 
 
 def judge_run(run: Run) -> list[Path]:
     """Judge a run's inferred personas into ``ITEMS`` and ``PREFERENCES``; both are empty without a judge."""
-    rows: list[tuple] = []
-    if (name := run.profile.persona_judge) != "none":
-        judge, scored = load_judge(run, name), inferred_splits(run)[-1]
-        for split in inferred_splits(run):
-            pairs = inference_pairs(run) if split == scored else load_pairs(run)[split]
-            for side in SIDES:
-                judged = judge_personas(judge, pairs, read_personas(run, split, side).values(), side)
-                rows += [(i, split, side, *found) for i, *found in judged]
-    paths = []
-    for file, found, names in ((ITEMS, rows, ITEM), (PREFERENCES, judge_preferences(run), ["id", "verdict"])):
-        paths.append(run.folder / "tables" / file)
-        store.write_text(paths[-1], table_of(found, columns=names).to_csv(index=False))
-    return paths
+    items, preferences, name = [], [], run.profile.persona_judge
+    if name != "none":
+        split, judge = inference_split(run.profile, run.dataset), load_judge(run, name)
+        personas = {side: read_personas(run, split, side) for side in SIDES}
+        for side, found in personas.items():
+            judged = judge_personas(judge, inference_pairs(run), found.values(), side)
+            items += [(i, side, verdict) for i, verdict in judged]
+        preferences = judge_preferences(run, *personas.values())
+    folder = run.folder / "tables"
+    store.write_text(folder / ITEMS, table_of(items, columns=ITEM).to_csv(index=False))
+    columns = ["id", "verdict"]
+    store.write_text(folder / PREFERENCES, table_of(preferences, columns=columns).to_csv(index=False))
+    return [folder / ITEMS, folder / PREFERENCES]
 
 
 def read_items(path: Path) -> Items:
@@ -289,51 +280,45 @@ def read_items(path: Path) -> Items:
 
 
 def accuracy_table(profile: Profile) -> pd.DataFrame:
-    """Return persona accuracy per data set, split and side, and chosen minus rejected (paper Fig. 3)."""
+    """Return persona accuracy per data set and side, and chosen minus rejected (paper Fig. 3)."""
     lines: list[Row] = []
     for number, dataset in enumerate(profile.datasets):
         runs = runs_of(profile, dataset)
         items = {run.seed: read_items(run.folder / "tables" / ITEMS) for run in runs}
         how = profile.evaluation.bootstrap_samples, number, same_items(tuple(runs))
-        lines += accuracy_rows({"dataset": dataset}, items, *how)
+        head = {"dataset": dataset, "split": inference_split(profile, dataset)}
+        lines += accuracy_rows(head, items, *how)
     return table_of(lines)
 
 
 def accuracy_rows(head: Row, items: dict[int, Items], samples: int, number: int, shared: bool) -> list[Row]:
-    """Return a row per split and side of the items of several seeds, and per split chosen minus rejected.
+    """Return a row per side of the items of several seeds, and chosen minus rejected; none without items.
 
     One pair is one observation: right in both orders is correct, wrong in both is wrong, otherwise a tie.
     Pairs without a verdict or without a valid persona stay in ``n``. ``number`` seeds the bootstrap;
     ``shared`` says that all seeds have the same pairs.
     """
-    keys = dict.fromkeys((row["split"], row["side"]) for rows in items.values() for row in rows)
-    if not keys:
+    if not any(items.values()):
         return []
-    parts = {
-        key: {seed: [r for r in rows if (r["split"], r["side"]) == key] for seed, rows in items.items()}
-        for key in keys
+    rows_of = {
+        side: [[row for row in rows if row["side"] == side] for rows in items.values()] for side in SIDES
     }
     columns = {
-        key: [{row["id"]: ACCURACY.get(row["verdict"], 0.0) for row in rows} for rows in by_seed.values()]
-        for key, by_seed in parts.items()
+        side: [{row["id"]: ACCURACY.get(row["verdict"], 0.0) for row in rows} for rows in by_seed]
+        for side, by_seed in rows_of.items()
     }
-    pool, lines = make_pool(columns, samples, number, shared), []
-    for (split, side), by_seed in parts.items():
-        rows = [row for part in by_seed.values() for row in part]
-        seeds = seed_columns([seed for seed, part in by_seed.items() if part])
-        counts = WinRate.from_verdicts(row["verdict"] for row in rows if row["verdict"])
+    pool, seeds, lines = make_pool(columns, samples, number, shared), [s for s in items if items[s]], []
+    for side, by_seed in rows_of.items():
+        verdicts = [row["verdict"] for rows in by_seed for row in rows]
+        counts = WinRate.from_verdicts(filter(None, verdicts))
         lines.append(head | {
-            "split": split, "side": side, "n": len(rows), **seeds,
-            "n_correct": counts.n_wins, "n_ties": counts.n_ties,
-            "n_contradicted": sum(row["contradicted"] == "True" for row in rows), "n_wrong": counts.n_losses,
-            "n_unparsed": counts.n_unparsed, "n_missing": len(rows) - counts.n,
-            **drawn_columns({"accuracy": pool[split, side]}),
+            "side": side, "n": len(verdicts), **seed_columns(seeds),
+            "n_correct": counts.n_wins, "n_ties": counts.n_ties, "n_wrong": counts.n_losses,
+            "n_unparsed": counts.n_unparsed, "n_missing": len(verdicts) - counts.n,
+            **drawn_columns({"accuracy": pool[side]}),
         })  # fmt: skip
-        if side == SIDES[-1] and (split, SIDES[0]) in parts:
-            gap = pool[split, "chosen"] - pool[split, "rejected"]
-            line = {"split": split, "side": "chosen - rejected", "n_seeds": seeds["n_seeds"]}
-            lines.append(head | line | drawn_columns({"accuracy": gap}))
-    return lines
+    gap = drawn_columns({"accuracy": pool["chosen"] - pool["rejected"]})
+    return [*lines, head | {"side": "chosen - rejected", "n_seeds": len(seeds)} | gap]
 
 
 def preference_table(profile: Profile) -> pd.DataFrame:
