@@ -10,6 +10,9 @@ export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 unset PYTHONDONTWRITEBYTECODE # images set it: every process of a run would compile the package anew
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}" GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-100}"
 export TOKENIZERS_PARALLELISM=false HF_HUB_DISABLE_TELEMETRY=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+export TRANSFORMERS_VERBOSITY="${TRANSFORMERS_VERBOSITY:-error}" PYDEVD_DISABLE_FILE_VALIDATION=1
+# Nothing is compiled on a processor, but bitsandbytes would import torch's compiler: seconds per process.
+command -v nvidia-smi >/dev/null || export TORCHDYNAMO_DISABLE="${TORCHDYNAMO_DISABLE:-1}"
 
 # Print the first Python that is new enough.
 find_python() {

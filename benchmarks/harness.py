@@ -104,7 +104,7 @@ def total_memory_gb() -> float:
 
     if device() == "cuda":
         return torch.cuda.get_device_properties(0).total_memory / 1e9
-    return store.memory_gb() or 0.0
+    return store.hardware()["memory_gb"]
 
 
 def release() -> None:

@@ -12,7 +12,6 @@ import fcntl
 import importlib.util
 import os
 import re
-import shutil
 import signal
 import sys
 import time
@@ -130,8 +129,7 @@ def run_task(pipeline: Pipeline, task: Task) -> float:
 
 def write_facts(pipeline: Pipeline, known: dict[str, dict[str, Any]]) -> None:
     """Write what every task ran with, atomically."""
-    more = {"packages": store.package_versions(), "settings": pipeline.profile}
-    store.write_json(pipeline.provenance, {"profile": pipeline.profile.name, "tasks": known, **more})
+    store.write_json(pipeline.provenance, {"settings": pipeline.profile, "tasks": known})
 
 
 def run_tasks(pipeline: Pipeline, ids: list[str]) -> int:
@@ -167,17 +165,6 @@ def only_runner(pipeline: Pipeline) -> Iterator[None]:
 
 # --- The command line ---
 
-QUIET = {  # set before a kernel starts, unless the user has set them
-    "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads slow each other down on few cores
-    "GOMP_SPINCOUNT": "100",
-    "TOKENIZERS_PARALLELISM": "false",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-}
-# Nothing is compiled on a processor, but bitsandbytes would import torch's compiler: seconds per process.
-WITHOUT_GPU = {"TORCHDYNAMO_DISABLE": "1"}
-OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 EXAMPLES = """examples:
   ./run_all.sh --plan                   what would run, why and how long; nothing runs
   ./run_all.sh --only 12                one step again, from what the others left
@@ -293,18 +280,15 @@ def run(arguments: argparse.Namespace) -> int:
             tasks.forget(pipeline, pipeline.tasks[name])
         status = run_tasks(pipeline, ids)
     if not status:
-        print(f"\nfigures  {settings.figures_dir(pipeline.profile)}\ntables   {pipeline.results / 'tables'}")
-        print(f"report   {pipeline.results / 'report' / 'index.html'}")
+        print(f"\nreport  {pipeline.executed(pipeline.tasks[REPORT])}")
     return status
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     arguments = parse_arguments(argv)
-    for name, value in (QUIET if shutil.which("nvidia-smi") else QUIET | WITHOUT_GPU).items():
-        os.environ.setdefault(name, value)
     if arguments.offline:
-        os.environ.update(dict.fromkeys(OFFLINE, "1"))
+        os.environ["HF_HUB_OFFLINE"] = "1"
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return run(arguments)

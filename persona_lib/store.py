@@ -131,14 +131,6 @@ def iter_rows(path: Path) -> Iterator[dict]:
                 raise ValueError(said) from error
 
 
-def row_ids(path: Path) -> Iterator[str]:
-    """Yield the ids of a JSONL file's records; a line without one is an error that says where."""
-    for number, row in enumerate(iter_rows(path), start=1):
-        if not isinstance(row, dict) or "id" not in row:
-            raise ValueError(f"{path}:{number}: no id; mend or delete the line")
-        yield row["id"]
-
-
 def read_rows(path: Path, record: type[T]) -> list[T]:
     """Read a JSONL file into records of the given dataclass; unknown or missing fields are errors."""
     rows = []

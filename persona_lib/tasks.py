@@ -155,8 +155,8 @@ def with_state(name: str, value: Any) -> Any:
     if path and path.is_file():
         return f"{value} ({store.file_hash(path)[:16]})"
     if path and path.is_dir():
-        folders = [path, *sorted(folder for folder in path.rglob("*") if folder.is_dir())]
-        states = [(file.name, *state) for folder in folders for file, *state in store.files_in(folder)]
+        files = {str(file.relative_to(path)): file.stat() for file in sorted(path.rglob("*"))}
+        states = [(file, stat.st_size, stat.st_mtime_ns) for file, stat in files.items()]
         return f"{value} ({store.content_hash(states)})"
     return value
 

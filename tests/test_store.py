@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import subprocess
+from dataclasses import make_dataclass
 
 import pytest
 
 from persona_lib import store
+
+Row = make_dataclass("Row", ["id", "winner"])
 
 
 @pytest.mark.parametrize(
@@ -22,11 +25,11 @@ def test_a_torn_last_line_is_cut_off(tmp_path, before, after):
 
 
 @pytest.mark.parametrize("line", ['{"ids": 1}', "not json", "[1]"])
-def test_a_line_without_an_id_is_named(tmp_path, line):
+def test_a_line_that_is_no_row_is_named(tmp_path, line):
     path = tmp_path / "rows.jsonl"
-    path.write_text(f'{{"id": "a"}}\n{line}\n')
-    with pytest.raises(ValueError, match=r"rows.jsonl:2: .*mend or delete the line"):
-        list(store.row_ids(path))
+    path.write_text(f'{{"id": "a", "winner": "A"}}\n{line}\n')
+    with pytest.raises(ValueError, match=r"rows.jsonl:2: not"):
+        store.read_rows(path, Row)
 
 
 def test_a_commit_is_dirty_by_its_code_and_not_by_what_runs_write(tmp_path, monkeypatch):
