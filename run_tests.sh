@@ -19,7 +19,7 @@ use_environment dev
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # two processes share the cores
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
-"$PYTHON" -m pytest -q -n 2
+"$PYTHON" -m pytest -q -n 2 --dist loadgroup
 if ! $fast; then
-    "$PYTHON" -m pytest -q -n 2 --slow -m slow
+    "$PYTHON" -m pytest -q -n 2 --dist loadgroup --slow -m slow
 fi

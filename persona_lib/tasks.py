@@ -2,9 +2,9 @@
 
 ``facts/steps.yaml`` lists the steps; a step is one numbered notebook. A task is a step for one data set and
 seed, or for the whole profile. ``results/<profile>/provenance.json`` holds what each task ran with, and last
-the key that it ran for: the notebook's code, the versions of the steps it calls, settings, when its inputs
-ran. A task is stale when its key differs. Running it again takes seconds where its work is finished: rows,
-adapters and judgments have keys of their own.
+the key that it ran for: the notebook's and the library's code, settings, when its inputs ran. A task is stale
+when its key differs. Running it again takes seconds where its work is finished: rows, adapters and judgments
+have keys of their own (``store.VERSIONS``).
 
 A plan reads small files only; nothing is imported, installed or downloaded for it.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -32,24 +32,18 @@ from persona_lib.settings import Profile, Run, check_name, flat
 class Step:
     """One numbered notebook; ``facts/steps.yaml`` explains the fields."""
 
-    title: str
     per: Literal["run", "profile"] = "run"
     inputs: str = ""
-    fields: str = ""
-    versions: str = ""
     makes: str = ""
     minutes: dict[str, float] = field(default_factory=dict)
 
 
 def read_steps() -> dict[str, Step]:
-    """Return the steps of ``facts/steps.yaml``, whose fields may name a group of fields."""
+    """Return the steps of ``facts/steps.yaml``."""
     import yaml
 
-    written = yaml.safe_load((settings.FACTS / "steps.yaml").read_text(encoding="utf-8"))
-    for step in written["steps"].values():
-        for name, fields in reversed(written["groups"].items()):  # a group may name one above it
-            step["fields"] = step["fields"].replace(name, fields)
-    return {name: Step(**step) for name, step in written["steps"].items()}
+    rows = yaml.safe_load((settings.FACTS / "steps.yaml").read_text(encoding="utf-8"))
+    return {name: Step(**row) for name, row in rows.items()}
 
 
 STEPS = read_steps()
@@ -142,9 +136,14 @@ def task_id(step: str, run: dict[str, Any]) -> str:
 # --- What a task runs for, and whether it has to run ---
 
 
-def field_values(profile: Profile, patterns: Iterable[str]) -> dict[str, Any]:
-    """Return the profile fields that match a pattern, as JSON has them; files and folders with a hash."""
-    values = json.loads(json.dumps(flat(profile, " ".join(patterns))))
+# They choose tasks, or change no result.
+APART = ("name", "description", "steps", "datasets", "seeds", *settings.CHANGE_NO_RESULT)
+
+
+def settings_of(profile: Profile) -> dict[str, Any]:
+    """Return the settings that a task's result depends on, as JSON has them; files with a hash."""
+    apart = flat(profile, " ".join(APART))
+    values = json.loads(json.dumps({n: v for n, v in flat(profile).items() if n not in apart}))
     return {name: with_state(name, value) for name, value in values.items()}
 
 
@@ -163,22 +162,18 @@ def with_state(name: str, value: Any) -> Any:
 
 @cache
 def library_hash() -> str:
-    """Return a hash of the library's files: steps that only count and draw run again when it changes."""
-    files = sorted(settings.FACTS.parent.rglob("*.py"))
+    """Return a hash of the library's files."""
+    files = sorted(path for path in settings.FACTS.parent.rglob("*") if path.suffix in (".py", ".yaml"))
     return store.content_hash([store.file_hash(path) for path in files])
 
 
 def current_key(pipeline: Pipeline, task: Task, known: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Return what a task would run for now."""
-    inputs = {name: known[name]["finished"] if has_run(known, name) else None for name in task.inputs}
-    if task.step == REPORT:
-        return {"code": library_hash(), "inputs": inputs}
-    step = STEPS[task.step]
     return {
-        "notebook": notebook_hash(pipeline.source(task)),
-        "code": {name: store.VERSIONS[name] for name in step.versions.split()} or library_hash(),
-        "fields": field_values(pipeline.profile, step.fields.split()),
-        "inputs": inputs,
+        "notebook": "" if task.step == REPORT else notebook_hash(pipeline.source(task)),
+        "code": library_hash(),
+        "settings": settings_of(pipeline.profile),
+        "inputs": {name: known[name]["finished"] if has_run(known, name) else None for name in task.inputs},
     }
 
 
@@ -191,7 +186,7 @@ def key_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Say in words how two keys differ."""
     words = {"notebook": "the notebook's code", "code": "persona_lib's code"}
     said = [f"{what} changed" for part, what in words.items() if old.get(part) != new.get(part)]
-    for part, change in (("fields", "{0}: {1} -> {2}"), ("inputs", "its input ran again: {0}")):
+    for part, change in (("settings", "{0}: {1} -> {2}"), ("inputs", "its input ran again: {0}")):
         before, after = old.get(part, {}), new.get(part, {})
         pairs = [(name, before.get(name), after.get(name)) for name in {**before, **after}]
         said += [change.format(*pair) for pair in pairs if pair[1] != pair[2]]

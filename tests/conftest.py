@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import shutil
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,64 +19,32 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 sys.modules.setdefault("rfc3987_syntax", None)
 
 REPO = Path(__file__).resolve().parent.parent
-# Slow tests that take minutes begin first, and what two files need of one run is run once, in one process.
+# Slow tests that take minutes begin first; a group of tests runs in one process (``--dist loadgroup``).
 LONG_FIRST = ("test_own_run", "test_notebooks", "test_demo", "test_rehearsal", "test_benchmarks")
-ONE_PROCESS = {"test_notebooks": "smoke", "test_demo": "smoke"}
-LOADS_MODELS = re.compile(
-    r"^\s*(import|from) (torch|transformers|trl|peft|later|tiny)\b|\b(load_base|run_notebook)\b", re.M
-)
+ONE_RUN = {"test_notebooks": "smoke", "test_demo": "smoke"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests that train or run notebooks")
 
 
-@cache
-def process_group(path: Path) -> str:
-    """Name what is tested in one process where there are several: a file, or all files that load models.
-
-    Importing torch, transformers and peft takes as long as many tests: one process is to do it, not each.
-    """
-    return "models" if LOADS_MODELS.search(path.read_text(encoding="utf-8")) else path.stem
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    """Give each group to one process, whatever ``--dist`` says; of the slow tests, each file."""
-    from xdist.scheduler import LoadScopeScheduling
-
-    class ByGroup(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            path = REPO / nodeid.split("::")[0]
-            if config.getoption("--slow"):
-                return ONE_PROCESS.get(path.stem, path.stem)
-            return process_group(path)
-
-    if config.getoption("--slow"):
-        config.option.loadscopereorder = False  # in the order of the collection: LONG_FIRST
-    return ByGroup(config, log)
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(ONE_RUN.get(item.path.stem, item.path.stem)))
+        if "slow" in item.keywords and not config.getoption("--slow"):
+            item.add_marker(pytest.mark.skip(reason="slow: give --slow"))
     if config.getoption("--slow"):
         order = {name: place for place, name in enumerate(LONG_FIRST)}
         items.sort(key=lambda item: order.get(item.path.stem, len(order)))
-        return
-    for item in items:
-        if "slow" in item.keywords:
-            item.add_marker(pytest.mark.skip(reason="slow: give --slow"))
 
 
 def data_folder(name: str) -> Path:
     """Return a folder of data that is never in the repository, or skip and say where it was sought."""
-    places = [Path(os.environ["PERSONA_DATA"])] if "PERSONA_DATA" in os.environ else []
-    places.append(REPO.parent / "shared" / "data")
-    for place in places:
-        if place.name == name and place.is_dir():
-            return place
-        if (place / name).is_dir():
-            return place / name
-    pytest.skip(f"no {name!r} in {' or '.join(map(str, places))}: set PERSONA_DATA")
+    place = Path(os.environ.get("PERSONA_DATA", REPO.parent / "shared" / "data"))
+    for folder in (place, place / name):
+        if folder.name == name and folder.is_dir():
+            return folder
+    pytest.skip(f"no {name!r} in {place}: set PERSONA_DATA")
 
 
 @pytest.fixture(scope="session")

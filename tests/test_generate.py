@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from later import torch
+import torch
 from tiny import tiny_model, tiny_tokenizer
 
 from persona_lib.models import generate

@@ -366,10 +366,10 @@ def test_a_run_writes_the_pairs_and_the_account_and_a_changed_file_is_seen(resul
     run = Run(profile_of(path), "own", 0)
     folder = preference.write_pairs(run)
     assert sum(map(len, preference.load_pairs(run).values())) == 30
-    before = preference.input_key(run), tasks.field_values(run.profile, ("data.path",))
+    before = preference.input_key(run), tasks.settings_of(run.profile)
     save(path, [good(n) for n in range(31)])
     assert preference.input_key(run) != before[0]
-    assert tasks.field_values(run.profile, ("data.path",)) != before[1]
+    assert tasks.settings_of(run.profile) != before[1]
     assert preference.write_pairs(run) == folder
     assert sum(map(len, preference.load_pairs(run).values())) == 31
 

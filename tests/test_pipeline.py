@@ -110,7 +110,7 @@ def test_an_interrupt_ends_the_kernel_and_exits_130(notebooks):
     code = (
         "import sys\nfrom pathlib import Path\nfrom persona_lib import pipeline, tasks\n"
         f"tasks.NOTEBOOKS = Path({str(notebooks)!r})\n"
-        "tasks.STEPS = {'02_base': tasks.Step('b', per='profile')}\n"
+        "tasks.STEPS = {'02_base': tasks.Step(per='profile')}\n"
         "sys.exit(pipeline.main(['--profile', 'smoke', '--set', 'steps=02_base']))"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=settings.REPO)

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from persona_lib import settings, store, tasks, weights
+from persona_lib import store, tasks, weights
 from persona_lib.data import official
 from persona_lib.paper.answers import matchups
 from persona_lib.settings import REPO, ConfigError, Run, load_profile
 from persona_lib.tasks import STEPS, Pipeline, Step
 
 TOY = {
-    "01_data": Step("data", fields="data.pair_limit", minutes={"smoke": 1}, makes="pairs"),
-    "02_base": Step("base", per="profile", fields="base.*"),
-    "03_train": Step("train", inputs="01 02", fields="sft.*"),
-    "04_results": Step("results", per="profile", inputs="01 03", fields="seeds"),
+    "01_data": Step(minutes={"smoke": 1}, makes="pairs"),
+    "02_base": Step(per="profile"),
+    "03_train": Step(inputs="01 02"),
+    "04_results": Step(per="profile", inputs="01 03"),
 }
 DATA, TRAIN = "01_data.everyday.seed-0", "03_train.everyday.seed-0"
 STEPS_TOO = "steps=" + ",".join(TOY)
@@ -92,19 +92,9 @@ def reasons(pipeline: Pipeline, task_id: str) -> list[str]:
 # --- the table of steps, and tasks ---
 
 
-def test_every_profile_field_makes_some_step_stale_unless_it_changes_no_result():
-    profile = load_profile("everyday")
-    free = settings.flat(profile, "name description steps " + " ".join(settings.CHANGE_NO_RESULT))
-    read = set().union(*(tasks.field_values(profile, step.fields.split()) for step in STEPS.values()))
-    assert set(settings.field_types()) - set(free) - read == set()
-
-
 @pytest.mark.parametrize("name", STEPS)
-def test_a_steps_inputs_come_before_it_and_its_field_patterns_and_versions_are_known(name):
-    step, profile = STEPS[name], load_profile("everyday")
-    assert set(step.inputs.split()) <= {other[:2] for other in STEPS if other < name}
-    assert all(tasks.field_values(profile, [pattern]) for pattern in step.fields.split())
-    assert set(step.versions.split()) <= set(store.VERSIONS)
+def test_a_steps_inputs_come_before_it(name):
+    assert set(STEPS[name].inputs.split()) <= {other[:2] for other in STEPS if other < name}
 
 
 def test_a_step_expands_over_data_sets_and_seeds(notebooks):
@@ -123,12 +113,18 @@ def test_a_step_expands_over_data_sets_and_seeds(notebooks):
 # --- staleness ---
 
 
-def test_a_changed_field_names_itself_and_moves_what_follows(done):
+def test_a_changed_setting_names_itself_and_an_input_that_ran_again_moves_what_follows(done):
     changed = toy("data.pair_limit=9")
-    assert list(states(changed).values()) == ["run", "cached", "run", "run"]
+    assert set(states(changed).values()) == {"run"}
     assert reasons(changed, DATA) == ["data.pair_limit: 16 -> 9"]
-    finish(changed, DATA, "later")
-    assert reasons(changed, TRAIN) == [f"its input ran again: {DATA}"]
+    finish(done, DATA, "later")
+    assert reasons(done, TRAIN) == [f"its input ran again: {DATA}"]
+    assert list(states(done).values()) == ["cached", "cached", "run", "run"]
+
+
+@pytest.mark.parametrize("free", ["workers=2", "served.max_cost_usd=1", "judge.prices=1,2"])
+def test_settings_that_change_no_result_leave_everything_current(done, free):
+    assert set(states(toy(free)).values()) == {"cached"}
 
 
 def test_more_seeds_leave_finished_runs_current(done):
@@ -169,12 +165,11 @@ def test_a_models_folder_counts_by_its_files_and_a_model_that_is_not_set_is_no_f
     folder = tmp_path / "model"
     store.write_text(folder / "model.safetensors", "a")
     profile = load_profile("paper", [f"base.model={folder}", "generator.model=base"])
-    before = tasks.field_values(profile, ["base.*", "generator.*"])
+    before = tasks.settings_of(profile)
     assert before["generator.model"] == "base" and before["base.model"].startswith(f"{folder} (")
-    assert tasks.field_values(profile, ["base.*", "generator.*"]) == before
+    assert tasks.settings_of(profile) == before and before["second_judge.model"] == ""
     store.write_text(folder / "model.safetensors", "bc")
-    assert tasks.field_values(profile, ["base.model"])["base.model"] != before["base.model"]
-    assert tasks.field_values(load_profile("everyday"), ["second_judge.model"]) == {"second_judge.model": ""}
+    assert tasks.settings_of(profile)["base.model"] != before["base.model"]
 
 
 # --- plans ---

@@ -6,10 +6,11 @@ import ast
 from pathlib import Path
 
 import pytest
-from codemap import module_path
 
-from persona_lib.settings import FACTS
+from persona_lib.settings import REPO
 from persona_lib.store import VERSIONS, content_hash, file_hash
+
+PACKAGE = REPO / "persona_lib"
 
 # The files that make a step's results, and the hash of their code when somebody last decided.
 # After a change: results differ -> bump store.VERSIONS; then `python tests/test_versions.py` writes these.
@@ -39,8 +40,8 @@ DECIDED = {
 
 def code_of(step: str) -> str:
     """Return the hash of what Python executes in a step's files: docstrings and comments do not count."""
-    facts = [file_hash(FACTS.parent / name) for name in FILES[step] if "/" in name]
-    modules = [module_path(name) for name in FILES[step] if "/" not in name]
+    facts = [file_hash(PACKAGE / name) for name in FILES[step] if "/" in name]
+    modules = [PACKAGE / f"{name.replace('.', '/')}.py" for name in FILES[step] if "/" not in name]
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in modules]
     for node in (node for tree in trees for node in ast.walk(tree)):
         match getattr(node, "body", None):
