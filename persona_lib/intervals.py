@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -88,11 +88,8 @@ class WinRate:
 
     @classmethod
     def from_verdicts(cls, verdicts: Iterable[Verdict]) -> WinRate:
-        """Count verdicts; an unknown verdict raises ValueError."""
+        """Count verdicts."""
         counts = Counter(verdicts)
-        unknown = set(counts) - set(get_args(Verdict))
-        if unknown:
-            raise ValueError(f"unknown verdicts {sorted(map(str, unknown))}: use one of {get_args(Verdict)}")
         return cls(counts["win"], counts["tie"], counts["loss"], counts["unparsed"])
 
     @property
@@ -198,14 +195,8 @@ def resampled(
     their deviations stretched (``seed_stretch``); what chance their items add is in how the seeds differ.
     ``shared_items``: the seeds answered the same items in the same order, of which seeds alone say nothing.
     So items are drawn as well, for all seeds at once, and both deviations are added: a little too wide, as
-    what both share counts twice. Raises ValueError without seeds, for a seed without items, or for unequal
-    seeds that share items.
+    what both share counts twice.
     """
-    lengths = [len(block) for block in blocks]
-    if not lengths or 0 in lengths:
-        raise ValueError(f"need at least one seed and one item per seed; items per seed: {lengths}")
-    if shared_items and len(set(lengths)) > 1:
-        raise ValueError(f"shared_items: all seeds must have the same items; items per seed: {lengths}")
     rng, n_seeds = np.random.default_rng(seed), len(blocks)
     totals = np.stack([block.sum(axis=0) for block in blocks])
     drawn_seeds = rng.integers(n_seeds, size=(n_resamples, n_seeds))
@@ -213,7 +204,7 @@ def resampled(
     if n_seeds > 1:
         deviations += seed_stretch(n_seeds) * (statistic(totals[drawn_seeds].sum(axis=1)) - estimate)
     if n_seeds == 1 or shared_items:
-        n = lengths[0]
+        n = len(blocks[0])
         drawn = rng.integers(n, size=(n_resamples, n)) + n * np.arange(n_resamples)[:, None]
         weights = np.bincount(drawn.ravel(), minlength=n_resamples * n).reshape(n_resamples, n)
         deviations += statistic(weights @ sum(blocks)) - estimate
@@ -261,8 +252,8 @@ def bootstrap_mean(
     A seed whose items are all NaN is not one of the seeds.
     """
     arrays = [np.asarray(v, dtype=float)[:, None] for v in values]
-    defined = [a for a in arrays if not (len(a) and np.isnan(a).all())]
-    if arrays and not defined:
+    defined = [a for a in arrays if not np.isnan(a).all()]
+    if not defined:
         return Interval()
     return interval_of(resampled_means(defined, n_resamples, seed, shared_items)[:, 0])
 
@@ -305,14 +296,12 @@ def make_pool(
 
     A column is one ``{id: value}`` per seed, empty where a seed has none; NaN where an item has no value. A
     seed without any value is not one of the column's seeds: an arm that ran with one seed of five has the
-    interval of one. ``shared_items``: the seeds answered the same items. Raises ValueError without items.
+    interval of one. ``shared_items``: the seeds answered the same items.
     """
     n_seeds = max(map(len, columns.values()), default=0)
     ids = [sorted({i for by_seed in columns.values() for i in by_seed[s]}) for s in range(n_seeds)]
     if shared_items:
         ids = [sorted(set().union(*ids))] * n_seeds
-    if not any(ids):
-        raise ValueError("no item in any seed: nothing to pool")
     groups: dict[tuple[int, ...], list[Any]] = {}
     for name, by_seed in columns.items():
         seeds = tuple(s for s, found in enumerate(by_seed) if not all(map(math.isnan, found.values())))

@@ -280,12 +280,6 @@ def test_the_aims_of_the_authors_data_need_a_value_and_their_control_an_interval
         assert set(table[table["where"] == f"beavertails, {persona}"].met) - {"not run"} == {wanted}
 
 
-def test_two_rows_that_answer_one_aim_are_an_error():
-    table = pd.DataFrame({"p_net": [0.1, 0.2]})
-    with pytest.raises(ValueError, match="2 rows of the table answer it"):
-        claims.aim("an aim", "here", table, "p_net", ("> 0", "low > 0"))
-
-
 def test_a_judge_that_is_not_believed_meets_no_aim():
     table = pd.DataFrame({"dataset": "everyday", "judge": ["weak", "sure"], "rubric": "personalization",
                           "decides": [False, True]})  # fmt: skip

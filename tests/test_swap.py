@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from tiny import save_adapter, tiny_rows, tiny_run
 from tiny_results import one_row as line
 
 from persona_lib import store
@@ -22,17 +23,14 @@ from persona_lib.settings import load_profile
 NAN = math.nan
 
 
-def score(id: str, name: str, margin: float, persona: str = "") -> swap.PolicyScore:
-    return swap.PolicyScore(id, name, persona or name, margin - 20.0, -20.0)
-
-
 def gold(**pairs: tuple[float, float]) -> list[swap.PolicyScore]:
     """Scores of rows whose margins under P_C and P_R are given."""
-    return [score(i, f"gold-{s}", m) for i, pair in pairs.items() for s, m in zip(SIDES, pair, strict=True)]
+    return [swap.PolicyScore(i, f"gold-{s}", s, m - 20.0, -20.0)
+            for i, pair in pairs.items() for s, m in zip(SIDES, pair, strict=True)]  # fmt: skip
 
 
-def values(scores, family="gold", reference=(), measure="policy"):
-    found = swap.swap_values(swap.margins(scores, reference)[measure], family)
+def values(scores, reference=(), measure="policy"):
+    found = swap.swap_values(swap.margins(scores, reference)[measure], "gold")
     return {name: pytest.approx(list(by_id.values()), nan_ok=True) for name, by_id in found.items()}
 
 
@@ -47,27 +45,16 @@ def test_accuracy_flip_and_difference_by_hand():
 
 def test_the_implicit_reward_subtracts_the_reference_of_the_same_row_and_persona_text():
     scores, reference = gold(a=(2.0, 2.0)), gold(a=(3.0, 1.0))
-    assert values(scores, reference=reference, measure="implicit reward")["d"] == [-2.0]
+    assert values(scores, reference, "implicit reward")["d"] == [-2.0]
     assert values(scores)["d"] == [0.0]
     other = [replace(s, persona="another text") for s in reference]
-    assert values(scores, reference=other, measure="implicit reward")["d"] == []
+    assert values(scores, other, "implicit reward")["d"] == []
 
 
-def test_equal_personas_and_differences_of_rounding_say_nothing():
+def test_equal_personas_and_differences_of_rounding_say_nothing_and_rows_without_a_side_are_left_out():
     same = [replace(s, persona="same") for s in gold(a=(1.0, 1.001))]
-    found = values([*same, *gold(b=(1.000001, 1.0), c=(1.01, 1.0))])
+    found = values([*same, *gold(b=(1.000001, 1.0), c=(1.01, 1.0)), *gold(d=(1.0, 1.0))[:1]])
     assert found["d_positive"] == [NAN, NAN, 1] and found["acc_chosen"] == [1, 1, 1]
-
-
-def test_rows_that_lack_a_side_are_left_out():
-    scores = [*gold(c=(1.0, -1.0)), score("a", "gold-chosen", 1.0), score("b", "gold-rejected", -1.0)]
-    assert values(scores)["flip"] == [1]
-
-
-def test_without_persona_there_are_base_rates_and_no_swap():
-    found = values([score("a", "none", 1.0), score("b", "none", -1.0), score("c", "none", -2.0)], "none")
-    assert found["acc_chosen"] == [1, 0, 0] and found["acc_rejected"] == [0, 1, 1]
-    assert found["flip"] == [0] * 3 and found["d_positive"] == [NAN] * 3
 
 
 def test_flip_and_did_of_answers_by_hand():
@@ -84,15 +71,11 @@ def test_flip_and_did_of_answers_by_hand():
 
 
 @pytest.fixture
-def profile(tmp_path, monkeypatch):
+def runs(tmp_path, monkeypatch):
     """Two seeds of a small profile whose results go to a temporary folder."""
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
-    return load_profile("smoke", ["seeds=0,1", "evaluation.controls=true", "training.arms=none,chosen"])
-
-
-@pytest.fixture
-def runs(profile):
-    return runs_of(profile, "everyday")
+    settings = ["seeds=0,1", "evaluation.controls=true", "training.arms=none,chosen"]
+    return runs_of(load_profile("smoke", settings), "everyday")
 
 
 def write_swap(runs, arm, margins):
@@ -149,24 +132,26 @@ def test_contrast_is_stripped_from_both_sides_if_either_names_one():
         "system": "The user is anyone.",
         "user-chosen": None,
     })  # fmt: skip
-    wanted = ["none", "system", "gold-chosen", "gold-rejected", "user-chosen"]
-    assert list(swap.swap_personas(row, wanted, ("none", "gold"))) == ["none", "gold-chosen", "gold-rejected"]
-    assert swap.swap_personas(row, wanted, ("none", *swap.FAMILIES)) == {
-        "none": None,
-        "gold-chosen": row.personas["gold-chosen"],
-        "gold-rejected": "The user is fun.",
+    gold_ones = {name: row.personas[name] for name in ("gold-chosen", "gold-rejected")}
+    wanted = ["none", "system", *gold_ones, "user-chosen"]
+    assert swap.swap_personas(row, wanted, ("gold", "user")) == gold_ones
+    assert swap.swap_personas(row, wanted, swap.FAMILIES) == gold_ones | {
         "stripped-chosen": "The user is calm and prefers facts.",
         "stripped-rejected": "The user is fun.",
     }
 
 
-def test_every_arm_and_its_controls_are_scored_where_they_are_needed(runs):
+def test_arms_and_families_with_and_without_controls(runs):
     arms = ["sft-none", "sft-chosen", "dpo-none", "dpo-chosen"]
     first_person = [("sft-none", "first_person"), ("dpo-none", "first_person")]
     assert swap.swap_arms(runs[0]) == [("base", "line"), *((arm, "line") for arm in arms), *first_person]
-    assert swap.swap_families("base", "line") == ("none", "gold")
-    assert swap.swap_families("dpo-none", "line") == ("none", "gold", "shuffled", "user")
-    assert swap.swap_families("dpo-chosen", "line") == (*swap.SINGLE, *swap.FAMILIES)
+    plain = runs_of(load_profile("smoke", ["training.arms=none,chosen"]), "everyday")[0]
+    assert swap.swap_arms(plain) == [
+        ("base", "line"), ("sft-chosen", "line"), ("dpo-none", "first_person"), ("dpo-chosen", "line")
+    ]  # fmt: skip
+    assert swap.swap_families("dpo-none") == ("gold", "shuffled", "user")
+    assert swap.swap_families("dpo-chosen") == swap.FAMILIES
+    assert swap.swap_families("dpo-none", controls=False) == ("gold",)
 
 
 # --- with real (tiny, random) models ---
@@ -174,16 +159,12 @@ def test_every_arm_and_its_controls_are_scored_where_they_are_needed(runs):
 
 def add_adapter(run, name: str, seed: int) -> None:
     """Write a random adapter for the run's base."""
-    from tiny import save_adapter
-
     store.mark_done(save_adapter(run.base_source[0], run.folder / "adapters" / name, seed), f"key of {name}")
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """A run with a tiny random base, an adapter of the arm "chosen", and six test rows with responses."""
-    from tiny import tiny_rows, tiny_run
-
     settings = {"training.arms": ["chosen"], "training.methods": ["sft", "dpo"]}
     run = tiny_run(tmp_path, monkeypatch, **settings)
     rows = tiny_rows(6, seed=9, split="test")
@@ -220,8 +201,7 @@ def test_scores_are_those_of_the_policy_with_its_adapters_stacked(run):
     base, found = run.base_source[0], []
     for arm in ("dpo-chosen", "sft-chosen"):
         scores = {(s.id, s.eval_persona): s for s in swap.score_policy(run, arm)}
-        assert {name for _, name in scores} == {"none", "gold-chosen", "gold-rejected"}
-        assert len(scores) == 6 * 3
+        assert {name for _, name in scores} == {"gold-chosen", "gold-rejected"} and len(scores) == 6 * 2
         model = attach_adapters(load_base(base), adapters_of(run, arm))
         text = [completion_text(row.chosen)]
         [expected] = sequence_log_probs(model, load_tokenizer(base), [prompt], text, 1)
@@ -230,7 +210,6 @@ def test_scores_are_those_of_the_policy_with_its_adapters_stacked(run):
     assert found[0] != pytest.approx(found[1], abs=1e-2)
 
 
-@pytest.mark.slow
 def test_a_killed_step_resumes_where_it_was_and_a_finished_one_is_not_run_again(run, monkeypatch):
     whole = swap.score_policy(run, "sft-chosen")
     folder = swap.swap_folder(run, "sft-chosen")

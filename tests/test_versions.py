@@ -32,8 +32,8 @@ DECIDED = {
     "training": (1, "a106679e1dfc25f8"),
     "answers": (1, "a1d043a26a3c95a5"),
     "judging": (1, "056fb76532f4847a"),
-    "swap": (1, "cae50e5b490480e2"),
-    "calibration": (1, "fbe7a1ace5a26542"),
+    "swap": (1, "79760f1a7f812034"),
+    "calibration": (1, "4a4fbfbe83e38172"),
     "rejudged": (1, "ed2552cda5402ee4"),
 }
 

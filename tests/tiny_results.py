@@ -60,9 +60,9 @@ def fill_swaps(run: Run, rows: list[TailoringRow], shift: float = 1.0) -> None:
         rng = random.Random(f"swap-{arm}-{form}-{run.seed}")
         scores = []
         for row in rows:
-            for name in ("none", *(f"{family}-{side}" for family in FAMILIES for side in SIDES)):
-                lean = {"chosen": shift, "rejected": -shift}.get(name.rpartition("-")[2], 0.0)
-                lean *= arm.endswith(("chosen", "both")) and not name.startswith("shuffled")
+            for name in [f"{family}-{side}" for family in FAMILIES for side in SIDES]:
+                follows = arm.endswith(("chosen", "both")) and not name.startswith("shuffled")
+                lean = follows * (shift if name.endswith("chosen") else -shift)
                 scores.append(PolicyScore(row.id, name, name, -40 + rng.gauss(lean, 2), -40.0))
         store.write_rows(swap_folder(run, arm, form) / "policy.jsonl", scores)
         store.mark_done(swap_folder(run, arm, form), "tiny")

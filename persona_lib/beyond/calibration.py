@@ -2,7 +2,7 @@
 
 Persona fit: gold pairs of the evaluation split, the persona of either side with both responses (P_C should
 lead to the chosen response, P_R to the rejected one). Quality: the written response of a pair against a
-damaged copy. Reading: the reader's verdict on generated answers that were labelled blind (``reader_check``).
+damaged copy. Reading: the reader's verdict on generated answers that were labelled blind.
 A judge whose accuracy has a 95 % lower bound of at most ``BELIEVED`` is shown but decides nothing.
 """
 
@@ -22,7 +22,7 @@ from persona_lib.intervals import position_inconsistent, verdict_of, wilson_inte
 from persona_lib.paper.answers import eval_rows
 from persona_lib.paper.judges import load_judge
 from persona_lib.paper.judging import judge_key, judge_rubric
-from persona_lib.records import SIDES, Judgment, PairwiseComparison, Rubric, TailoringRow
+from persona_lib.records import SIDES, Judgment, PairwiseComparison, TailoringRow
 from persona_lib.settings import FACTS, Run, set_field
 from persona_lib.store import VERSIONS
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 
 BELIEVED = 0.6
+LIMIT = 64  # rows drawn of the evaluation split
 FIT, READING = "persona fit", "reading of generated answers"  # tests of personalization
 LABELS = FACTS / "reader_labels.jsonl"
 SENTENCE = re.compile(r"(?<=[.!?])\s+|\n")
@@ -46,24 +47,19 @@ def contradicted(sentence: str) -> str:
     return turned if turned != sentence else f"Do not {sentence[:1].lower()}{sentence[1:]}"
 
 
-def damaged(text: str, other: str) -> dict[str, str]:
-    """Return the damaged copies of a response by kind; ``other`` answers another question."""
-    words, sentences = text.split(" "), SENTENCE.split(text.strip())
-    return {
-        "answer to another question": other,
-        "cut in the middle": " ".join(words[: max(3, len(words) // 2)]).rstrip(".!?:;,"),
-        "sentences reversed": " ".join(reversed(sentences)),
-        "facts contradicted": " ".join(map(contradicted, sentences)),
-        "first sentence repeated": " ".join(sentences[:1] * 4),
-    }
-
-
 def damaged_comparisons(rows: Sequence[TailoringRow]) -> dict[str, list[PairwiseComparison]]:
     """Return, per kind of damage and row, the written response and its damaged copy."""
     rows, found = [row for row in rows if row.chosen], {}
     for number, row in enumerate(rows):
-        other = rows[(number + len(rows) // 2) % len(rows)].chosen
-        for damage, text in damaged(row.chosen, other).items():
+        words, sentences = row.chosen.split(" "), SENTENCE.split(row.chosen.strip())
+        copies = {
+            "answer to another question": rows[(number + len(rows) // 2) % len(rows)].chosen,
+            "cut in the middle": " ".join(words[: max(3, len(words) // 2)]).rstrip(".!?:;,"),
+            "sentences reversed": " ".join(reversed(sentences)),
+            "facts contradicted": " ".join(map(contradicted, sentences)),
+            "first sentence repeated": " ".join(sentences[:1] * 4),
+        }
+        for damage, text in copies.items():
             comparison = PairwiseComparison(row.id, row.prompt, None, row.chosen, text)
             found.setdefault(damage, []).append(comparison)
     return found
@@ -114,10 +110,9 @@ def measure(judged: Sequence[tuple[Judgment, Judgment]]) -> dict[str, Any]:
     }
 
 
-def judges_of(run: Run) -> dict[str, str]:
-    """Return the judges that a run uses, by what they judge."""
-    found = {"answers": run.profile.evaluation.judge, "inferred personas": run.profile.persona_judge}
-    return {what: name for what, name in found.items() if name != "none"}
+def judges_of(run: Run) -> list[str]:
+    """Return the judges that a run uses, of answers and of inferred personas; they may be the same."""
+    return [name for name in (run.profile.evaluation.judge, run.profile.persona_judge) if name != "none"]
 
 
 def labelled() -> list[tuple[str, str, str]]:
@@ -125,51 +120,45 @@ def labelled() -> list[tuple[str, str, str]]:
     return [(row["dimension"], row["label"], row["text"]) for row in store.iter_rows(LABELS)]
 
 
-def reading_accuracy() -> dict[str, Any]:
-    """Return how often the reader agrees with the blind labels ("neither" is one) where it judges."""
-    return accuracy_columns([
-        (shows(name, text) or "neither") == label
-        for name, label, text in labelled()
-        if name not in UNREADABLE
-    ])  # fmt: skip
-
-
-def calibrate(run: Run, limit: int = 64) -> pd.DataFrame:
+def calibrate(run: Run) -> pd.DataFrame:
     """Measure every judge of a run and write ``tables/calibration.csv``; one line per judge and test.
 
     Judging resumes as in ``judging.judge_rubric``; a run that was measured already is read.
     """
     import pandas as pd
 
-    folder, key = run.folder / "calibration", calibration_key(run, limit)
+    folder, key = run.folder / "calibration", calibration_key(run)
     if store.is_done(folder, key) and calibration_path(run).exists():
         return pd.read_csv(calibration_path(run))
     store.clear_unless(folder, key)
-    rows = random.Random("calibration").sample(found := eval_rows(run), min(limit, len(found)))
+    rows = random.Random("calibration").sample(found := eval_rows(run), min(LIMIT, len(found)))
     lines = []
-    for name in dict.fromkeys(judges_of(run).values()):
+    for name in dict.fromkeys(judges_of(run)):
         judge, tests = load_judge(run, name), {FIT: gold_comparisons(rows)}
         if name == run.profile.evaluation.judge:
             tests |= damaged_comparisons(rows)
         for test, comparisons in tests.items():
-            rubric: Rubric = "personalization" if test == FIT else "quality"
+            rubric = "personalization" if test == FIT else "quality"
             path = folder / f"{name}-{test.replace(' ', '-')}.jsonl"
             judged = judge_rubric(judge, comparisons, rubric, path)
             lines.append({"judge": name, "rubric": rubric, "test": test} | measure(judged))
-        if name == "oracle":
-            lines.append({"judge": name, "rubric": "personalization", "test": READING} | reading_accuracy())
+        if name == "oracle":  # how often the reader agrees with the blind labels, where it judges
+            read = [(shows(dimension, text) or "neither") == label
+                    for dimension, label, text in labelled() if dimension not in UNREADABLE]  # fmt: skip
+            line = {"judge": name, "rubric": "personalization", "test": READING}
+            lines.append(line | accuracy_columns(read))
     table = pd.DataFrame(lines)
     store.write_text(calibration_path(run), table.to_csv(index=False))
     store.mark_done(folder, key, n=len(rows))
     return table
 
 
-def calibration_key(run: Run, limit: int) -> str:
+def calibration_key(run: Run) -> str:
     """Return a hash of all that a run's calibration depends on."""
     tailored = store.read_json(run.folder / "tailoring" / "done.json")["key"]
-    profiles = [set_field(run.profile, {"evaluation.judge": name}) for name in judges_of(run).values()]
+    profiles = [set_field(run.profile, {"evaluation.judge": name}) for name in judges_of(run)]
     judges = [judge_key(replace(run, profile=profile)) for profile in profiles]
-    rows = run.profile.evaluation.limit, run.profile.evaluation.split, limit
+    rows = run.profile.evaluation.limit, run.profile.evaluation.split, LIMIT
     return store.content_hash(VERSIONS["calibration"], tailored, judges, *rows)
 
 

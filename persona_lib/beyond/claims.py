@@ -284,14 +284,12 @@ def set_aims() -> dict[str, Any]:
 def aim(text: str, where: str, table: pd.DataFrame, column: str, criterion: Sequence[str]) -> Row:
     """Return one line: the aim, where it was measured, the estimate with its interval, whether it is met.
 
-    ``table`` holds the one row that answers it; without a row, or without a value, it was not run. Raises
-    ValueError for more than one row. ``criterion``: words, and a condition on estimate, low and high, or "".
+    ``table`` holds the one row that answers it; without a row, or without a value, it was not run.
+    ``criterion``: words, and a condition on estimate, low and high, or "".
     """
     words, condition = criterion
     line: Row = {"aim": text, "where": where, "criterion": words, "estimate": None, "low": None, "high": None,
                  "n": None, "n_seeds": None, "met": "not run"}  # fmt: skip
-    if len(table) > 1:
-        raise ValueError(f"{text}, {where}: {len(table)} rows of the table answer it, it should be one")
     if table.empty or table[column].isna().item():
         return line
     row = table.iloc[0]
@@ -349,39 +347,34 @@ def primary_results(profile: Profile) -> pd.DataFrame:
 # --- all tables of a profile ---
 
 
-def calibration_table(profile: Profile) -> pd.DataFrame:
+def every_dataset(profile: Profile, make: Callable[[Sequence[Run]], pd.DataFrame]) -> pd.DataFrame:
+    """Return the table of every data set's runs, one under the other; empty ones are left out."""
+    import pandas as pd
+
+    tables = [make(runs_of(profile, dataset)) for dataset in profile.datasets]
+    return pd.concat([table_of([]), *(table for table in tables if len(table))], ignore_index=True)
+
+
+def calibrations(runs: Sequence[Run]) -> pd.DataFrame:
     """Return the calibration of every judge that a run has measured (``beyond.calibration``), by seed."""
     import pandas as pd
 
-    runs = [run for dataset in profile.datasets for run in runs_of(profile, dataset)]
-    return joined([pd.read_csv(calibration_path(run)).assign(dataset=run.dataset, seed=run.seed)
-                   for run in runs if calibration_path(run).exists()])  # fmt: skip
-
-
-def joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Return tables one under the other, empty ones left out."""
-    import pandas as pd
-
-    tables = [table for table in tables if not table.empty]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
-
-
-def every_dataset(profile: Profile, make: Callable[[Sequence[Run]], pd.DataFrame]) -> pd.DataFrame:
-    """Return the table of every data set's runs, one under the other."""
-    return joined([make(runs_of(profile, dataset)) for dataset in profile.datasets])
+    there = [run for run in runs if calibration_path(run).exists()]
+    tables = [pd.read_csv(calibration_path(r)).assign(dataset=r.dataset, seed=r.seed) for r in there]
+    return pd.concat([table_of([]), *tables], ignore_index=True)
 
 
 def save_tables(profile: Profile) -> dict[str, Path]:
     """Compute and write every table of the profile; returns the paths of those that are not empty."""
     forget_judged()
+    by_dataset = {"calibration": calibrations, **SWAP_TABLES}
     makers = {
         **JUDGED_TABLES,
         "paper": lambda profile: reanalysed(),
         "filtered": filtered_table,
         "length": length_table,
-        "calibration": calibration_table,
         **PERSONA_TABLES,
-        **{name: functools.partial(every_dataset, make=make) for name, make in SWAP_TABLES.items()},
+        **{name: functools.partial(every_dataset, make=make) for name, make in by_dataset.items()},
         "primary": primary_results,
     }
     paths = {name: save_table(profile, name, make(profile)) for name, make in makers.items()}

@@ -22,13 +22,7 @@ import numpy as np
 from persona_lib import store
 from persona_lib.intervals import drawn_columns, make_pool, seed_columns, table_of
 from persona_lib.models import trainers
-from persona_lib.models.load import (
-    attach_adapters,
-    format_of,
-    model_key,
-    pair_log_probs,
-    using_adapters,
-)
+from persona_lib.models.load import attach_adapters, format_of, model_key, pair_log_probs, using_adapters
 from persona_lib.paper.answers import (
     adapters_of,
     eval_rows,
@@ -55,7 +49,6 @@ KEYED = (
 )
 CHUNK = 4  # batches scored between two writes
 FAMILIES = ("gold", "stripped", "retrieved", "shuffled", "user")  # of personas that come in two sides
-SINGLE = ("none", "system")  # controls without sides: base rates of both accuracies
 MEASURES = ("policy", "implicit reward")
 ROUNDING = 1e-4  # nats: a smaller D is rounding, the policy saw no difference
 Part = tuple[str, str]  # arm, persona format
@@ -64,34 +57,22 @@ Part = tuple[str, str]  # arm, persona format
 # --- what is scored ---
 
 
-def swap_families(arm: str, persona_format: str, controls: bool = True) -> tuple[str, ...]:
-    """Return the families of personas an arm is scored under: every one costs two passes over the rows.
-
-    Tailored DPO arms get all (without ``evaluation.controls`` four), the others those that are compared.
-    """
-    tailored = arm.startswith("dpo-") and arm != "dpo-none"
-    if not controls:
-        return ("gold", "retrieved", "shuffled", "user") if tailored else ("gold",)
-    if persona_format == "first_person":
-        return ("gold", "user")
-    if tailored:
-        return (*SINGLE, *FAMILIES)
-    return {"base": ("none", "gold"), "sft-none": ("none", "gold", "user")}.get(
-        arm, ("none", "gold", "shuffled", "user")
-    )
+def swap_families(arm: str, controls: bool = True) -> tuple[str, ...]:
+    """Return the families of personas an arm is scored under: every one costs two passes over the rows."""
+    if arm.startswith("dpo-") and arm != "dpo-none":
+        return FAMILIES if controls else ("gold", "retrieved", "shuffled", "user")
+    return ("gold", "shuffled", "user") if controls else ("gold",)
 
 
-def swap_personas(row: TailoringRow, wanted: Iterable[str], families: Sequence[str]) -> dict[str, str | None]:
+def swap_personas(row: TailoringRow, wanted: Iterable[str], families: Sequence[str]) -> dict[str, str]:
     """Return the personas a row is scored under: those it has of ``wanted`` and of ``families``.
 
     "stripped" ones are made from the gold ones, for rows where at least one of the two names a contrast.
     """
-    wanted = [name for name in wanted if (name.rpartition("-")[0] or name) in families]
-    personas: dict[str, str | None] = {"none": None} if "none" in families else {}
-    personas |= {name: row.personas[name] for name in wanted if row.personas.get(name)}
+    names = [name for name in wanted if name.rpartition("-")[0] in families]
+    personas = {name: row.personas[name] for name in names if row.personas.get(name)}
     gold = {side: personas.get(f"gold-{side}") for side in SIDES}
-    contrast = all(gold.values()) and any(map(is_contrastive, gold.values()))
-    if contrast and "stripped" in families:
+    if "stripped" in families and all(gold.values()) and any(map(is_contrastive, gold.values())):
         personas |= {f"stripped-{side}": strip_contrast(persona) for side, persona in gold.items()}
     return personas
 
@@ -115,17 +96,10 @@ def swap_arms(run: Run) -> list[Part]:
     methods = ("sft", "dpo") if "dpo" in run.profile.training.methods else ("sft",)
     arms = [f"{method}-{persona}" for method in methods for persona in run.profile.training.arms]
     plain = [arm for arm in arms if arm.endswith("-none")]
-    if not run.profile.evaluation.controls:  # plain arms are told in the first person, as in every comparison
-        told = [(arm, "first_person" if arm in plain else "line") for arm in arms if arm != "sft-none"]
-        return [("base", "line"), *told]
-    return [("base", "line"), *((arm, "line") for arm in arms), *((arm, "first_person") for arm in plain)]
-
-
-def reference_of(arm: str) -> str | None:
-    """Return the arm that is the reference of an arm's implicit reward; None for the base."""
-    if arm == "base":
-        return None
-    return "base" if arm.startswith("sft-") else arm.replace("dpo-", "sft-")
+    if run.profile.evaluation.controls:
+        return [*((arm, "line") for arm in ("base", *arms)), *((arm, "first_person") for arm in plain)]
+    told = [(arm, "first_person" if arm in plain else "line") for arm in arms if arm != "sft-none"]
+    return [("base", "line"), *told]
 
 
 # --- scoring ---
@@ -135,7 +109,7 @@ def reference_of(arm: str) -> str | None:
 class PolicyScore:
     """Log-probabilities (nats, summed over tokens) of a row's two responses under one persona, by one policy.
 
-    ``eval_persona`` names the persona ("gold-chosen", "none", ...), ``persona`` is its text.
+    ``eval_persona`` names the persona ("gold-chosen"), ``persona`` is its text.
     """
 
     id: str
@@ -197,7 +171,7 @@ def score_policy(
     store.repair_rows(path)
     known = store.read_rows(path, PolicyScore) if path.exists() else []
     done = {(score.id, score.eval_persona) for score in known}
-    families = swap_families(arm, persona_format, run.profile.evaluation.controls)
+    families = swap_families(arm, run.profile.evaluation.controls)
     jobs = [
         (row, name, persona)
         for row in swap_rows(run)
@@ -246,7 +220,7 @@ def swap_all(run: Run) -> pd.DataFrame:
     """
     workers, controls = run.profile.workers, run.profile.evaluation.controls
     missing = [a for a in swap_arms(run) if not store.is_done(swap_folder(run, *a), swap_key(run, *a))]
-    shares = share_out(missing, [len(swap_families(*arm, controls)) for arm in missing], workers)
+    shares = share_out(missing, [len(swap_families(arm, controls)) for arm, _ in missing], workers)
     run_jobs(score_arms, [(run, share) for share in shares], workers)
     table = swap_table([run])
     store.write_text(run.folder / "tables" / "persona_swap.csv", table.to_csv(index=False))
@@ -297,11 +271,9 @@ def swap_values(margins: Margins, family: str) -> dict[str, dict[str, float]]:
     """Return the `METRICS` of one family of personas: {name: {id: value}}, of rows that have both sides.
 
     acc_chosen, acc_rejected and flip are 0/1; d is in nats; d_positive is 1/0, NaN where d is 0 (to
-    rounding) or the two personas are the same text. Families of ``SINGLE`` (no persona, the system's)
-    score a row once: both accuracies are base rates, flip is 0, d is NaN.
+    rounding) or the two personas are the same text.
     """
-    names = (family, family) if family in SINGLE else [f"{family}-{side}" for side in SIDES]
-    first, second = (margins.get(name, {}) for name in names)
+    first, second = (margins.get(f"{family}-{side}", {}) for side in SIDES)
     ids = sorted(set(first) & set(second))
     m = np.array([(first[i][0], second[i][0]) for i in ids], dtype=float).reshape(len(ids), 2)
     same = np.array([first[i][1] == second[i][1] for i in ids], dtype=bool)
@@ -346,10 +318,10 @@ def swap_items(run: Run) -> Found:
     """Return the swap values of every arm, measure and family of a run."""
     found: Found = {}
     for arm, persona_format in swap_arms(run):
-        reference = reference_of(arm)
+        reference = "base" if arm.startswith("sft-") else arm.replace("dpo-", "sft-")
         scores = swap_scores(run, arm, persona_format)
-        by_measure = margins(scores, swap_scores(run, reference, persona_format) if reference else ())
-        for family in (*FAMILIES, *SINGLE):
+        by_measure = margins(scores, swap_scores(run, reference, persona_format) if arm != "base" else ())
+        for family in FAMILIES:
             for measure in MEASURES:
                 values = swap_values(by_measure[measure], family)
                 found |= {(arm, persona_format, measure, family, k): by_id for k, by_id in values.items()}
@@ -405,7 +377,7 @@ def pooled(runs: Sequence[Run], read: Callable[[Run], Found]) -> Pooled:
     values = {name: [of_run.get(name, {}) for of_run in found] for name in names}
     profile, number = runs[0].profile, runs[0].profile.datasets.index(runs[0].dataset)
     settings = profile.evaluation.bootstrap_samples, number, same_items(tuple(runs))
-    return Pooled(runs, values, make_pool(values, *settings) if values else {})
+    return Pooled(runs, values, make_pool(values, *settings))
 
 
 def value_table(found: Pooled, labels: Sequence[str]) -> pd.DataFrame:
@@ -427,31 +399,27 @@ def generation_flip(runs: Sequence[Run]) -> pd.DataFrame:
     return value_table(pooled(runs, flip_items), GENERATED)
 
 
-TWINS: list[tuple[Part, Part]] = [  # tested policy, what it is compared with
-    ((tested.format(arm), "line"), (compared.format(arm), persona_format))
+TWINS = {  # tested policy -> what it is compared with: persona-free twin, PT-SFT, shuffled personas
+    f"{method}-{arm}.line": [name.format(arm) for name in names]
     for arm in ("chosen", "both")
-    for tested, compared, persona_format in (
-        ("dpo-{}", "dpo-none", "line"),
-        ("dpo-{}", "dpo-none", "first_person"),
-        ("dpo-{}", "sft-{}", "line"),
-        ("dpo-{}", "dpo-shuffled", "line"),
-        ("sft-{}", "sft-none", "line"),
-        ("sft-{}", "sft-none", "first_person"),
-    )
-]
+    for method, names in {
+        "dpo": ("dpo-none.line", "dpo-none.first_person", "sft-{}.line", "dpo-shuffled.line"),
+        "sft": ("sft-none.line", "sft-none.first_person"),
+    }.items()
+}
 
 
 def swap_differences(runs: Sequence[Run]) -> pd.DataFrame:
-    """Return tested minus compared policy (persona-free twin, PT-SFT, shuffled), paired by row and seed."""
+    """Return each policy of `TWINS` minus the compared ones, paired by row and seed."""
     found = pooled(runs, swap_items)
-    rows, lines = found.rows, []
-    pairs = [(row, (*compared, *row[2:])) for tested, compared in TWINS
-             for row in rows if row[:2] == tested and row[-1] not in SINGLE]  # fmt: skip
-    for row, twin in [pair for pair in pairs if pair[1] in rows]:
-        line: Row = {"dataset": runs[0].dataset, "tested": ".".join(row[:2]), "compared": ".".join(twin[:2]),
-                     "measure": row[2], "persona": row[3], **found.size(row, twin)}  # fmt: skip
-        metrics = ("d_positive", "flip")
-        lines.append(line | drawn_columns({k: found.pool[*row, k] - found.pool[*twin, k] for k in metrics}))
+    rows, lines = {(".".join(row[:2]), *row[2:]): row for row in found.rows}, []
+    for (tested, measure, persona), row in rows.items():
+        for compared in TWINS.get(tested, ()):
+            if twin := rows.get((compared, measure, persona)):
+                drawn = {k: found.pool[*row, k] - found.pool[*twin, k] for k in ("d_positive", "flip")}
+                lines.append({"dataset": runs[0].dataset, "tested": tested, "compared": compared,
+                              "measure": measure, "persona": persona, **found.size(row, twin)}
+                             | drawn_columns(drawn))  # fmt: skip
     return table_of(lines)
 
 
