@@ -86,30 +86,21 @@ def with_candidate(profile: Profile, arm: str, candidate: Settings) -> Profile:
     return set_field(profile, {own[name]: value for name, value in candidate.items()})
 
 
-def candidate_key(run: Run, arm: str) -> str:
-    """Hash of all that a candidate's scores depend on."""
-    patterns = " ".join([train.SHARED, *(train.OF_METHOD[name] for name in METHODS)])
-    settings = deciding(train.arm_settings(run, arm).profile, patterns)
-    tailored = store.read_json(run.folder / "tailoring" / "done.json")["key"]
-    return store.content_hash("dpo", arm, run.seed, settings, tailored)
-
-
 def measure(run: Run, arm: str) -> dict[str, float]:
     """Train an arm; return its mean fit per side, its quality and its share of unfinished answers."""
     import numpy as np
 
     for method in METHODS:
         train.train_adapter(run, method, arm)
-    only = set_field(run.profile, {"training.methods": list(METHODS), "training.arms": [arm]})
-    one, form = Run(only, run.dataset, run.seed), "first_person" if arm == "none" else "line"
+    form = "first_person" if arm == "none" else "line"
     told = [RunSpec(run.dataset, "dpo", arm, f"gold-{side}", run.seed, form) for side in SIDES]
     fits, qualities, unfinished = {}, [], []
-    for spec, generator in answers.generators(one, told):
-        answers.generate_run(one, spec, generator)
-        rows = oracle_scores(one, spec, spec.eval_persona)
+    for spec, generator in answers.generators(run, told):
+        answers.generate_run(run, spec, generator)
+        rows = oracle_scores(run, spec, spec.eval_persona)
         fits[spec.eval_persona.replace("gold-", "fit_")] = float(np.mean([row["fit"] for row in rows]))
         qualities += [row["quality"] for row in rows]
-        made = answers.read_generations(one, spec).values()
+        made = answers.read_generations(run, spec).values()
         unfinished += [answer.finish_reason != "stop" for answer in made]
     spread = {"quality": float(np.mean(qualities)), "quality_sd": float(np.std(qualities))}
     return fits | spread | {"unfinished": float(np.mean(unfinished)), "n": len(qualities)}
@@ -119,16 +110,17 @@ def search(profile: Profile, path: Path) -> list[Row]:
     """Measure every candidate for both arms and seeds; finished ones are read from ``path``."""
     store.repair_rows(path)
     known = {row["key"]: row for row in store.iter_rows(path)} if path.exists() else {}
-    rows = []
+    rows, patterns = [], " ".join([train.SHARED, *(train.OF_METHOD[name] for name in METHODS)])
     for seed, arm, candidate in [(s, a, c) for s in SEEDS for a in ARMS for c in CANDIDATES]:
         run = Run(with_candidate(profile, arm, candidate), profile.datasets[0], seed)
-        key = candidate_key(run, arm)
+        settings = deciding(train.arm_settings(run, arm).profile, patterns)
+        tailored = store.read_json(run.folder / "tailoring" / "done.json")["key"]
+        key = store.content_hash("dpo", arm, seed, settings, tailored)
         if key not in known:
             head = {"key": key, "method": "dpo", "arm": arm, "seed": seed}
             known[key] = head | candidate | measure(run, arm)
             store.append_rows(path, [known[key]])
         rows.append(known[key] | candidate)
-        print(known[key], flush=True)
     return rows
 
 
@@ -145,22 +137,17 @@ def pool_seeds(rows: Sequence[Row]) -> pd.DataFrame:
     return table.groupby(["method", "arm", *CANDIDATES[0]], sort=False, as_index=False).agg(how)
 
 
-def pick(table: pd.DataFrame, reference_quality: float | None = None) -> int:
-    """Return the label of the candidate that the rule picks among one arm's pooled rows.
-
-    ``reference_quality`` is the mean quality of the plain arm's pick; None: the best candidate's own.
-    """
-    table = table[table.unfinished <= table.unfinished.min() + UNFINISHED_MARGIN]
-    best = table.quality.idxmax()
-    reference = table.quality[best] if reference_quality is None else reference_quality
-    allowed = table[table.quality >= reference - QUALITY_MARGIN * table.quality_sd]
-    return (allowed.fit_chosen + allowed.fit_rejected).idxmax() if len(allowed) else best
-
-
-def pick_both(pooled: pd.DataFrame) -> list[int]:
-    """Return the labels of both arms' picks: the plain arm by itself, PT at the plain arm's quality."""
-    plain = pick(pooled[pooled.arm == "none"])
-    return [plain, pick(pooled[pooled.arm == "both"], pooled.quality[plain])]
+def pick(pooled: pd.DataFrame) -> list[int]:
+    """Return the labels of the candidates that the rule picks for the plain arm and for PT."""
+    picked: list[int] = []
+    for arm in ARMS:
+        rows = pooled[pooled.arm == arm]
+        rows = rows[rows.unfinished <= rows.unfinished.min() + UNFINISHED_MARGIN]
+        best = rows.quality.idxmax()
+        least = rows.quality[best] if arm == "none" else pooled.quality[picked[0]]
+        allowed = rows[rows.quality >= least - QUALITY_MARGIN * rows.quality_sd]
+        picked.append((allowed.fit_chosen + allowed.fit_rejected).idxmax() if len(allowed) else best)
+    return picked
 
 
 def select_settings(given: argparse.Namespace) -> None:
@@ -173,7 +160,7 @@ def select_settings(given: argparse.Namespace) -> None:
         tailoring.build_tailoring(run, personas.user_personas(run))
     path = figures_dir(profile) / "selection_dpo.jsonl"
     pooled = pool_seeds(search(profile, path))
-    pooled["picked"] = pooled.index.isin(pick_both(pooled))
+    pooled["picked"] = pooled.index.isin(pick(pooled))
     store.write_text(path.with_suffix(".csv"), pooled.to_csv(index=False))
     print(pooled.to_string(index=False))
 
@@ -235,7 +222,7 @@ def model_table(profile: Profile, models: Mapping[str, Settings]) -> pd.DataFram
 
 def compare_models(given: argparse.Namespace) -> None:
     """Ask every model, and write table and figure; ``origin.json`` says how the table was made."""
-    profile = set_field(load_profile(given.profile, given.overrides), {"seeds": list(range(given.seeds))})
+    profile = load_profile(given.profile, given.overrides)
     if profile.persona_judge == "none":
         raise ConfigError(f"profile {profile.name} has evaluation.judge=none: nothing judges the personas")
     named = {name: dict(parse_override(word) for word in words) for name, *words in given.model or []}
@@ -286,8 +273,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
     model = "persona-models: a model and the settings in which it differs (may be repeated)"
     parser.add_argument("--model", nargs="+", action="append", metavar=("NAME", "KEY=VALUE"), help=model)
-    seeds = "persona-models: data seeds 0, 1, ... (default: one)"
-    parser.add_argument("--seeds", type=int, default=1, help=seeds)
     given = parser.parse_args(argv)
     try:
         STUDIES[given.study](given)

@@ -20,7 +20,7 @@ def row(arm, rate, fit, quality, sd=1.0, unfinished=0.0, seed=106):
 def picked(*rows):
     """Return the rates that the rule picks for plain DPO and PT."""
     table = pd.DataFrame(rows)
-    return [table["dpo.learning_rate"][label] for label in studies.pick_both(table)]
+    return [table["dpo.learning_rate"][label] for label in studies.pick(table)]
 
 
 def test_candidates_are_averaged_over_seeds(monkeypatch):
@@ -57,7 +57,7 @@ def test_a_candidate_sets_its_arms_own_fields_on_validation_topics_and_seeds_of_
 
 # --- persona-models ---
 
-SMALL = ["data.pair_limit=4", "evaluation.persona_judge=oracle"]
+SMALL = ["data.pair_limit=4", "evaluation.persona_judge=oracle", "seeds=0,1"]
 
 
 class Writer:
@@ -99,7 +99,7 @@ def writers(tmp_path, monkeypatch):
 def run(*models):
     words = [w for name in models for w in ("--model", name, f"generator.model={name}")]
     overrides = [w for value in SMALL for w in ("--set", value)]
-    studies.main(["persona-models", *overrides, "--seeds", "2", *words])
+    studies.main(["persona-models", *overrides, *words])
     return pd.read_csv(results_dir(load_profile("everyday")) / "tables" / "persona_models.csv")
 
 
