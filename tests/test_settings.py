@@ -79,6 +79,7 @@ def test_a_missing_profile_names_the_ones_there_are():
         ("data.retriever=late", "use bm25, dense:MODEL or late:MODEL"),
         ("dpo.splits=test", "use dpo_train, sft_train or both"),
         ("base.dtype=float16", "use one of float32, bfloat16"),
+        ("generation.engine=vllm", "needs base.dtype=bfloat16"),
         ("training.warmup=20", "use a share of the steps"),
     ],
 )
