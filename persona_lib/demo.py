@@ -14,7 +14,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from persona_lib.data.official import ROLE_MARK
 from persona_lib.models import trainers
 from persona_lib.models.generate import ONE_AT_A_TIME, TransformersGenerator
 from persona_lib.models.load import ModelError, format_of
@@ -67,9 +66,6 @@ class Asker:
                 f"write a question; question and persona have up to {MAX_CHARACTERS} characters"
             )
         style = "first_person" if arm.endswith("-none") else "line"
-        roles = self.run.dataset == "hhh" and not self.run.profile.data.strip_roles
-        if roles and not ROLE_MARK.match(question):
-            question = f"Human: {question}"  # as HHH's own prompts begin
         return tailoring_prompt(question, persona or None, style, self.chat)
 
     def answer(self, arm: str, question: str, persona: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The figures: three kinds of drawing (bars, forest, curve), from tables only, each with its words.
+"""The figures: two kinds of drawing (bars, forest), from tables only, each with its words.
 
 ``FIGURES`` lists them: a function brings the saved tables into one form (a line per estimate: ``row`` on the
 left, ``series`` has its own mark), panels draw its columns. The words are the PNG's alt text. Colours are
@@ -38,16 +38,16 @@ LOOKS = {  # of the parts of bars: colour, hatch
     "1": ("#F7F7F7", ""), "2": ("#D1E5F0", ""), "3": ("#92C5DE", ""), "4": ("#4393C3", ""),
     "5": ("#2166AC", ""),
 }  # fmt: skip
-FAMILIES = ("gold", "retrieved", "stripped", "user", "shuffled")  # of personas in the figure of swaps
 STYLE = {
     "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "hatch.linewidth": 0.6,
     "legend.frameon": False, "pdf.fonttype": 42, "figure.constrained_layout.use": True,
 }  # fmt: skip
+BOX = {"fc": "white", "ec": "none", "pad": 0.8}  # behind a number
 DPI = 110  # of the PNG: sharp enough on a screen, and an executed notebook stays below 1 MB
 KINDS = ("pdf", "png")
 
 
-# --- the three kinds of drawing; each returns what it shows, in words ---
+# --- the two kinds of drawing; each returns what it shows, in words ---
 
 
 def bars(axis: Any, table: pd.DataFrame, columns: Mapping[str, str], label: str) -> str:
@@ -57,13 +57,10 @@ def bars(axis: Any, table: pd.DataFrame, columns: Mapping[str, str], label: str)
     left = shares.fillna(0).cumsum(axis=1) - shares.fillna(0)
     for part in shares:
         colour, hatch = LOOKS[part]
-        axis.barh(range(len(shares)), shares[part], 0.72, left[part], color=colour, hatch=hatch,
-                  edgecolor="0.3", linewidth=0.4, label=part)  # fmt: skip
-    for part, x, align in ((shares.columns[0], 2, "left"), (shares.columns[-1], 98, "right")):
-        for place, value in enumerate(shares[part]):
-            if value >= 12:
-                axis.text(x, place, f"{value:.0f}", ha=align, va="center", fontsize=7,
-                          bbox={"fc": "white", "ec": "none", "pad": 0.8})  # fmt: skip
+        drawn = axis.barh(range(len(shares)), shares[part], 0.72, left[part], color=colour, hatch=hatch,
+                          edgecolor="0.3", linewidth=0.4, label=part)  # fmt: skip
+        numbers = [f"{value:.0f}" if value >= 12 else "" for value in shares[part]]
+        axis.bar_label(drawn, numbers, label_type="center", fontsize=7, bbox=BOX)
     axis.set_xlim(0, 100)
     line_up(axis, list(shares.index), label)
     words = [
@@ -101,16 +98,6 @@ def forest(
         named = ", ".join(filter(None, [line["row"], line["series"]]))
         words.append(f"{named}: {value} ({low} to {high})" if low else f"{named}: {value}")
     return f"Points with 95 % intervals, {label}. {'; '.join(words)}."
-
-
-def curve(axis: Any, table: pd.DataFrame, name: str) -> str:
-    """Draw a line per series: column ``name`` over the epochs."""
-    words = []
-    for (kind, part), (colour, marker, face) in zip(table.groupby("series", sort=False), MARKS, strict=False):
-        axis.plot(part.epoch, part[name], color=colour, marker=marker, mfc=face, label=kind)
-        words.append(f"{kind}: " + ", ".join(number(value) for value in part[name]))
-    axis.set(xticks=sorted({*table.epoch}), xlabel="epoch", ylabel=name)
-    return f"Lines, {name} by epoch. {'; '.join(words)}."
 
 
 def line_up(axis: Any, rows: Sequence[str], label: str) -> None:
@@ -152,6 +139,7 @@ def basis(table: pd.DataFrame) -> str:
     """Say whose data a table is of, over how many seeds or raters, and n."""
     if table.empty:
         return "no estimate is defined"
+    table = table[table.series != LABELS["paper"]]
     datasets = table.dataset if "dataset" in table else ()
     words = [" and ".join(dict.fromkeys(owner_of(name) for name in datasets if name != "all"))]
     for unit in ("seed", "rater"):
@@ -179,12 +167,6 @@ def beside_paper(main: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame:
     return table.assign(row=table.row + sizes)
 
 
-def swap_lines(swap: pd.DataFrame) -> pd.DataFrame:
-    """Return the share of rows with D > 0 by policy and kind of persona."""
-    table = swap[(swap.measure == "policy") & swap.d_positive.notna() & swap.persona.isin(FAMILIES)]
-    return named(table, "arm", "persona_format", series="persona")
-
-
 def caution_lines(shares: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     """Return the shares of answers that keep a caution, and paired differences of two policies."""
     import pandas as pd
@@ -205,16 +187,12 @@ def caution_lines(shares: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure: its caption, its tables, what brings them into the form that is drawn, and its panels.
-
-    ``basis`` says in the title what it is of.
-    """
+    """One figure: its caption, its tables, what brings them into the form that is drawn, and its panels."""
 
     caption: str
     tables: tuple[str, ...]
     lines: Callable[..., pd.DataFrame]
     panels: tuple[Callable[[Any, pd.DataFrame], str], ...]
-    basis: Callable[[pd.DataFrame], str] = basis
 
 
 def verdict_bars(short: str, rubric: str) -> Callable[..., str]:
@@ -228,17 +206,11 @@ def accuracy_lines(table: pd.DataFrame) -> pd.DataFrame:
     return named(table[table.side.isin(SIDES)], "model" if "model" in table else "split", series="side")
 
 
-def history_lines(history: pd.DataFrame) -> pd.DataFrame:
-    """Return a line per arm and epoch (``show.training_history``)."""
-    return named(history.reset_index(), "epoch", series="arm")
-
-
 ACCURACY = (partial(forest, name="accuracy", label="persona accuracy (chance: .5)", null=0.5),)
 CAUTIONS = (
     partial(forest, name="share", label="share of answers that keep a caution or refusal"),
     partial(forest, name="value", label="PT-DPO: difference of that share", null=0),
 )
-LOSS = partial(curve, name="validation loss")
 LENGTHS = {"net": "all pairs", "net_controlled": "at equal length (model)"}
 NET = partial(forest, name="value", null=0)
 FIGURES = {
@@ -246,7 +218,6 @@ FIGURES = {
         "PT-DPO against DPO that is told the persona", ("main", "paper"), beside_paper,
         (verdict_bars("p", "personalization"), verdict_bars("q", "quality"),
          partial(forest, name="dpq", label="dPQ", null=0)),
-        lambda table: f"PT-DPO against DPO. This run: {basis(table[table.series == 'this run'])}",
     ),
     "length": Figure(
         "Net win rates with the answers' length held equal", ("length",),
@@ -265,7 +236,9 @@ FIGURES = {
          partial(forest, name="net", label="net for chosen", null=0)),
     ),
     "swap": Figure(
-        "Persona swap: does the preference follow the persona?", ("swap",), swap_lines,
+        "Persona swap: does the preference follow the persona?", ("swap",),
+        lambda table: named(table[(table.measure == "policy") & table.d_positive.notna()],
+                            "arm", "persona_format", series="persona"),
         (partial(forest, name="d_positive", label="share of rows with D > 0 (chance: .5)", null=0.5),),
     ),
     "released_flip": Figure(
@@ -284,9 +257,6 @@ FIGURES = {
         (partial(bars, columns={f"n_{value}": str(value) for value in SCALE}, label="% of ratings"),
          partial(forest, name="mean", label="mean, 1 to 5")),
     ),
-    "sft": Figure("Losses of SFT", (), history_lines, (LOSS,), lambda table: "one line per arm"),
-    "dpo": Figure("Losses and margins of DPO", (), history_lines,
-                  (LOSS, partial(curve, name="validation reward margin")), lambda table: "one line per arm"),
 }  # fmt: skip
 RESULTS = ("main", "length", "persona_accuracy", "persona_preference", "swap")  # of notebook 12
 
@@ -302,15 +272,12 @@ def draw(kind: Figure, *tables: pd.DataFrame) -> tuple[dict[str, bytes], str]:
         drawn = figure.Figure(figsize=size)
         axes = drawn.subplots(1, len(kind.panels), squeeze=False)[0]
         said = [panel(axis, table) for panel, axis in zip(kind.panels, axes, strict=True)]
-        title, marks = kind.basis(table), {}
+        title, marks = f"{kind.caption}\n{basis(table)}".strip(), {}
         for axis in axes:
             marks |= {name: mark for mark, name in zip(*axis.get_legend_handles_labels(), strict=True)}
-        if marks:
-            ncols = 3 if max(map(len, marks)) > 22 else 7
-            drawn.legend(marks.values(), marks, loc="outside upper center", ncols=ncols, title=title)
-        else:
-            drawn.suptitle(title, fontsize=9)
-        alt = " ".join([f"{title}.", *said])
+        ncols = 3 if len("".join(marks)) > 60 else 7
+        drawn.legend(marks.values(), marks, loc="outside upper center", ncols=ncols, title=title)
+        alt = " ".join([title.replace("\n", ": ") + ".", *said])
         dates = dict.fromkeys(("CreationDate", "Creator", "Producer"))
         for name, facts in zip(KINDS, (dates, {"Software": None, "Description": alt}), strict=True):
             target = BytesIO()
@@ -333,16 +300,14 @@ def save_figures(profile: Profile, names: Sequence[str] = RESULTS) -> dict[str, 
 
     drawn = {}
     for name in names:
-        paths = {kind: figures_dir(profile) / f"{name}.{kind}" for kind in KINDS}
         inputs = figure_inputs(profile, name)
-        if all(path.exists() for path in inputs):
-            figures_dir(profile).mkdir(parents=True, exist_ok=True)
-            for kind, content in draw(FIGURES[name], *map(pd.read_csv, inputs))[0].items():
-                paths[kind].write_bytes(content)
-            drawn[name] = paths["png"]
-        else:
-            for path in paths.values():
-                path.unlink(missing_ok=True)
+        there = all(path.exists() for path in inputs)
+        files = draw(FIGURES[name], *map(pd.read_csv, inputs))[0] if there else {}
+        for kind in KINDS:
+            path = figures_dir(profile) / f"{name}.{kind}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(files[kind]) if there else path.unlink(missing_ok=True)
+        drawn |= {name: path} if there else {}
     return drawn
 
 

@@ -18,7 +18,6 @@ from persona_lib import weights
 from persona_lib.data import intake
 from persona_lib.data.intake import OwnData
 from persona_lib.data.rows import NOTED, REJECTED, Finding
-from persona_lib.execute import clock
 from persona_lib.figures import FIGURES, alt_text, figure_inputs
 from persona_lib.models.load import load_tokenizer
 from persona_lib.paper.answers import BROKEN, broken_share, generation_folder, grid
@@ -70,14 +69,14 @@ def origin(profile: Profile, step: str = "12_results") -> dict[str, str]:
         command = f"notebooks/{step}.ipynb, run by hand"
         return {"command": command, "commit": "not recorded", "date": "not recorded"}
     git, hardware = facts["git"], facts["hardware"]
-    gpus = ", ".join(hardware["gpus"]) or "no GPU"
     changed = " with uncommitted changes" if git["dirty"] else ""
+    size = (f"{hardware['cores']} cores", f"{hardware['memory_gb']} GB")
     versions = {"Python": facts["python"]} | facts["versions"]
     return {
         "command": command_of(profile, facts["parameters"].get("overrides", [])),
         "commit": (git["commit"] or "not recorded")[:12] + changed,
         "date": facts["finished"][:10],
-        "hardware": f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['memory_gb']} GB, {gpus}",
+        "hardware": ", ".join([hardware["cpu"], *size, *hardware["gpus"]]),
         "versions": ", ".join(f"{n} {v}" for n, v in versions.items()),
     }
 
@@ -177,19 +176,18 @@ def markdown_html(source: str) -> str:
     return MarkdownWithMath(renderer=renderer).render(source)
 
 
-def notebook_pages(profile: Profile, folder: Path) -> dict[str, str]:
-    """Write the page of each executed notebook of a profile, and return how long each took, by step."""
+def notebook_pages(profile: Profile, folder: Path) -> list[str]:
+    """Write the page of each executed notebook of a profile; returns their names."""
     from nbconvert import HTMLExporter
 
     exporter = HTMLExporter(template_name="basic", filters={"markdown2html": markdown_html})
     shutil.rmtree(folder, ignore_errors=True)
-    known, took = read_provenance(profile), {}
-    for path in sorted((results_dir(profile) / "notebooks").glob("*.ipynb")):
-        if not path.name.endswith(".running.ipynb"):
-            body, _ = exporter.from_filename(str(path))
-            write_text(folder / f"{path.stem}.html", fill("page.html", title=path.stem, body=body))
-            took[path.stem] = clock(known[path.stem]["longest_seconds"]) if path.stem in known else ""
-    return took
+    found = sorted((results_dir(profile) / "notebooks").glob("*.ipynb"))
+    paths = [path for path in found if not path.name.endswith(".running.ipynb")]
+    for path in paths:
+        body, _ = exporter.from_filename(str(path))
+        write_text(folder / f"{path.stem}.html", fill("page.html", title=path.stem, body=body))
+    return [path.stem for path in paths]
 
 
 def write_report(profile: Profile) -> Path:

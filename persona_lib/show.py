@@ -15,7 +15,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from persona_lib import weights
 from persona_lib.beyond import ratings
 from persona_lib.data import everyday, preference
 from persona_lib.data.official import DATASETS
@@ -24,9 +23,9 @@ from persona_lib.models import load, served
 from persona_lib.models.generate import TransformersGenerator
 from persona_lib.paper import answers, judging, personas
 from persona_lib.prompts import STOP, inference_prefix, inference_query, tailoring_prompt
-from persona_lib.records import EVAL_PERSONAS, SIDES, Side, TailoringRow
+from persona_lib.records import EVAL_PERSONAS, Side
 from persona_lib.settings import FACTS, Profile, Run, results_dir, set_field
-from persona_lib.store import iter_rows, read_json, read_rows
+from persona_lib.store import iter_rows, read_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,7 +39,6 @@ LABELS = {  # whose numbers they are
 ENDS = ("", "_low", "_high")  # of the columns of an estimate with its interval
 CI = "[95 % interval]"
 MINUS = "\N{MINUS SIGN}"
-SMALLEST_P = 1e-15  # smaller p-values say no more than this
 SIGNED = ("p_net", "q_net", "net", "dpq", "quality_sd", "net_matched", "net_controlled", "did", "rho",
           "alpha", "kappa", "log_odds", "z", "difference", "difference_cut")  # fmt: skip
 DIGITS = {"dpq": 1, "dpq_low_widest": 1, "dpq_high_widest": 1, "z": 1, "words_mean": 1, "words_tested": 1,
@@ -93,13 +91,6 @@ def number(value: Any, digits: int = 2, sign: bool = False) -> str:
     return text.replace("-", MINUS) if float(text) else text.lstrip("+-")
 
 
-def p_value(p: float) -> str:
-    """Format a p-value; "" for NaN."""
-    if math.isnan(p):
-        return ""
-    return f"{p:.{3 if p >= 0.001 else 2}g}" if p >= SMALLEST_P else f"< {SMALLEST_P:g}"
-
-
 def with_interval(row: Any, name: str) -> str:
     """Format "estimate [low, high]"; an estimate that does not exist although there are rows is undefined."""
     estimate, low, high = (number(row[f"{name}{end}"], DIGITS.get(name, 2), name in SIGNED) for end in ENDS)
@@ -132,7 +123,8 @@ def cell(row: Any, name: str) -> str:
     if f"{name}_low" in row:
         return with_interval(row, name)
     if name == "p" or name.endswith(("_holm", "_sign", "_p")):
-        return p_value(value)
+        least = "" if math.isnan(value) else "< 1e-15"  # smaller ones say no more
+        return f"{value:.{3 if value >= 0.001 else 2}g}" if value >= 1e-15 else least
     if name == "n":
         seeds = row.get("n_seeds", math.nan)
         shown = seeds > 0 and value > 0
@@ -224,16 +216,6 @@ def say(
 # --- examples of the notebooks, as text for a reader ---
 
 
-def example_pair(run: Run) -> str:
-    """Return the first preference pair of a run, of training if it has any, with the personas it brings."""
-    pair = next(pair for rows in preference.load_pairs(run).values() for pair in rows)
-    said = [f"PROMPT\n{pair.prompt}", f"CHOSEN\n{pair.chosen}", f"REJECTED\n{pair.rejected}"]
-    if run.dataset == everyday.NAME:
-        brought = everyday.personas(run.profile.data.majority_share, run.seed)[pair.id]
-        said += [f"WHO PREFERS {side.upper()}\n{brought[f'gold-{side}']}" for side in SIDES]
-    return "\n\n".join(said)
-
-
 QUESTIONS = ("working-from-home-2", "coffee-at-home-1")  # of validation: explicit personas, implicit ones
 
 
@@ -258,25 +240,6 @@ def inference_prompt_text(run: Run, side: Side = "chosen") -> str:
     pair = preference.inference_pairs(run)[0]
     query = inference_query(pair.prompt, *personas.sides_of(pair, side))
     return inference_prefix(personas.inference_shots(run.profile)) + query
-
-
-def persona_examples(run: Run, n: int = 5) -> str:
-    """Return evaluation pairs with both inferred personas."""
-    split = preference.inference_split(run.profile, run.dataset)
-    chosen, rejected = (personas.read_personas(run, split, side) for side in SIDES)
-    return "\n\n".join(
-        f"PROMPT    {pair.prompt}\nCHOSEN    {pair.chosen}\nREJECTED  {pair.rejected}\n"
-        f"   P_C    {chosen[pair.id].persona}\n   P_R    {rejected[pair.id].persona}"
-        for pair in preference.inference_pairs(run)[:n]
-    )
-
-
-def training_example(run: Run, method: str, train_persona: str) -> str:
-    """Return the first training row of an arm as the trainer gets it, its fields under their TRL names."""
-    source = read_rows(run.folder / "tailoring" / f"{method}_train.jsonl", TailoringRow)
-    make = preference.to_sft_rows if method == "sft" else preference.to_dpo_rows
-    row = make(source, train_persona, run.seed, load.format_of(*run.base_source))[0]
-    return "\n\n".join(f"{name}\n{text!r}" for name, text in row.items())
 
 
 def one_prompt(run: Run, arm: str, kinds: Sequence[str] = EVAL_PERSONAS) -> str:
@@ -360,22 +323,6 @@ def contrast_table(run: Run) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def facts_table(run: Run) -> pd.DataFrame:
-    """Return what is known of the base: where it comes from, its size, its licence, what identifies it."""
-    import pandas as pd
-    from transformers import AutoConfig
-
-    source, revision = run.base_source
-    name, commit = weights.pinned(source, revision)
-    config = AutoConfig.from_pretrained(name, revision=commit)
-    kind = f"{config.model_type}, {config.num_hidden_layers} layers of width {config.hidden_size}"
-    facts = {"base model": source, "identified by": load.model_key(source, revision)}
-    if weights.is_packaged(source):
-        known = ("licence", "quantised", "megabytes", "hub", "parameters")
-        facts |= {name: weights.entry(source)[name] for name in known}
-    return pd.Series(facts | {"loaded here": f"{kind}, {run.profile.base.dtype}"}, name="").to_frame()
-
-
 def training_history(run: Run, method: str) -> pd.DataFrame:
     """Return the losses of every validated epoch of every arm, and which epoch was kept."""
     import pandas as pd
@@ -389,15 +336,6 @@ def training_history(run: Run, method: str) -> pd.DataFrame:
         tables.append(table.assign(arm=folder.name, kept=table["validation loss"] == best))
     history = pd.concat(tables).set_index(["arm", "epoch"])
     return history[[name for name in (*LOSSES.values(), "kept") if name in history]]
-
-
-def grid_table(run: Run) -> pd.DataFrame:
-    """Return the grid as a table: arms down, personas across, the persona's format(s) in the cells."""
-    import pandas as pd
-
-    cells = pd.DataFrame([(s.arm, s.eval_persona, s.persona_format) for s in answers.grid(run)])
-    table = cells.groupby([0, 1])[2].agg(", ".join).unstack().rename_axis(index="arm", columns=None)
-    return table.reindex(index=cells[0].unique(), columns=cells[1].unique()).fillna("").rename_axis("arm")
 
 
 def degenerate_table(run: Run) -> pd.DataFrame:
@@ -426,12 +364,3 @@ def export_studies(profile: Profile) -> dict[str, list[Path]]:
             key = ratings.number_items(study, items, n_raters, per_item)
             written[study] = ratings.export(study, key, results_dir(profile) / "ratings")
     return written
-
-
-def first_item(written: dict[str, list[Path]], study: str) -> str:
-    """Return the first item of a study's first sheet, and the questions."""
-    if study not in written:
-        return f"no items for {study}"
-    item = ratings.open_csv(written[study][0])[1][0]
-    texts = [f"{name.upper()}\n{item[name]}" for name in ratings.TEXTS[study]]
-    return "\n\n".join(texts + [f"{name}: {asked}" for name, asked in ratings.QUESTIONS[study].items()])

@@ -93,7 +93,7 @@ def test_a_figure_is_saved_as_pdf_and_png_is_not_blank_and_says_its_numbers(prof
 def test_the_words_of_a_figure_are_its_numbers_and_what_it_is_of(profile):
     figures.save_figures(profile, ["persona_accuracy"])
     said = figures.image(profile, "persona_accuracy").alt
-    assert said.startswith("our pairs, 2 seeds, n = 40; 95 % intervals.")
+    assert said.startswith("Persona accuracy: our pairs, 2 seeds, n = 40; 95 % intervals. Points")
     assert "test, chosen: 0.90 (0.80 to 1.00); test, rejected: 0.70 (0.60 to 0.80)" in said
     _, said = figures.draw(figures.FIGURES["main"], tables()["main"], tables()["paper"])
     assert "gold-chosen, n = 60: win 17, tie 28, contradicted 5, loss 50" in said  # of 60: 10, 20 - 3, 3, 30
