@@ -153,9 +153,7 @@ def random_base(
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, compute_dtype))
     if quantization != "none":
-        model.hf_quantizer = AutoHfQuantizer.from_config(
-            load.quantization_config(quantization, compute_dtype)
-        )
+        model.hf_quantizer = AutoHfQuantizer.from_config(load.nf4_config(compute_dtype))
         model.hf_quantizer.preprocess_model(model=model, device_map={"": device})
     draw_weights(model, device, torch.Generator(device).manual_seed(seed), config.initializer_range)
     model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)

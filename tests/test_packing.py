@@ -31,7 +31,7 @@ def random_pairs(n: int, longest: int = 12) -> list[dict[str, list[int]]]:
 
 
 def test_a_batch_holds_every_prompt_once_and_windows_in_trls_order():
-    batch = packing.dpo_collator(pad=0, max_length=9)(PAIRS)
+    batch = packing.dpo_batch(PAIRS, pad=0, max_length=9)
     packed = batch["packed"]
     assert packed["ids"].tolist() == [[1, 20, 21, 30, 31, 40, 2, 1, 22, 2, 41, 42, 43, 2]]
     assert packed["positions"].tolist() == [[0, 1, 2, 3, 4, 3, 4, 0, 1, 2, 2, 3, 4, 5]]
@@ -53,7 +53,7 @@ def test_an_sft_batch_lays_rows_side_by_side_and_keeps_labels_from_the_first_on(
     """Three rows, of 4, 2 and 2 tokens; the last has a loss on all of it."""
     rows = [([1, 5, 6, 2], [-100, -100, 6, 2]), ([1, 2], [-100, 2]), ([1, 7], [1, 7])]
     examples = [{"input_ids": ids, "labels": labels} for ids, labels in rows]
-    batch = packing.sft_collator(pad=0)(examples)
+    batch = packing.sft_batch(examples, pad=0)
     assert batch["packed"]["ids"].tolist() == [[1, 5, 6, 2, 1, 2, 1, 7]]
     assert batch["packed"]["positions"].tolist() == [[0, 1, 2, 3, 0, 1, 0, 1]]
     assert batch["packed"]["sizes"] == [(2, 2, 0), (1, 1, 0), (1, 1, 0)]
@@ -69,7 +69,7 @@ def test_a_token_attends_to_its_rows_prompt_and_to_the_past_of_its_own_response_
     sizes = [(1, 2, 1), (1, 2, 0), (1, 0, 0)]
     tokens = sum(map(sum, sizes))
     value = (2.0 ** torch.arange(tokens)).view(1, 1, tokens, 1)
-    parts = packing.row_parts(sizes, torch.float32, "cpu")
+    parts = packing.row_parts(sizes, "cpu")
     blank = torch.zeros_like(value)
     output, _ = packing.attend_by_parts(torch.nn.Module(), blank, blank, value, None, parts)
     seen = ["1", "11", "111", "1001", "00001", "000011", "0000111", "00000001"]
@@ -87,7 +87,7 @@ def test_hidden_states_are_those_of_two_sequences_with_the_prompt_in_both(kv_hea
 
     pairs = [p for p in random_pairs(7) if len(p["prompt_ids"]) < max_length]
     model = tiny_model(kv_heads=kv_heads).eval()
-    ours = packing.dpo_collator(0, max_length)(pairs)
+    ours = packing.dpo_batch(pairs, 0, max_length)
     theirs = DataCollatorForPreference(pad_token_id=0, max_length=max_length)(pairs)
     given = {"input_ids": theirs["input_ids"], "attention_mask": theirs["attention_mask"]}
     with torch.no_grad():
@@ -113,12 +113,12 @@ def test_hidden_states_are_those_of_two_sequences_with_the_prompt_in_both(kv_hea
     ],
     ids=lambda s: [*s][0],
 )
-def test_attention_that_cannot_be_replaced_is_refused(setting):
+def test_attention_that_cannot_be_replaced_is_left_as_it_is(setting):
     model = tiny_model()
+    assert packing.takes_parts(model)
     for name, value in setting.items():
         setattr(model.config, name, value)
-    with pytest.raises(ValueError, match="packed rows.* set training.packing to false"):
-        packing.accept_packed(model)
+    assert not packing.takes_parts(model)
 
 
 # --- the vocabulary head on a CPU ---

@@ -3,8 +3,6 @@
 Texts are tokenised as TRL's trainers do, so that what is checked here is what is trained on and scored.
 
 A policy is a base and the names of the adapters that are active on it: one loaded base serves every arm.
-Adapters stay beside the weights, because merging in four bits loses most of what they learned. In float32 a
-merge loses nothing and saves time: there ``merge_adapters`` adds them to the weights while they are active.
 """
 
 from __future__ import annotations
@@ -173,13 +171,11 @@ def device() -> str:
     return "cuda:0" if torch.cuda.is_available() else "cpu"
 
 
-def quantization_config(quantization: str, compute_dtype: str) -> Any:
-    """Return the BitsAndBytesConfig of NF4 with double quantisation (QLoRA), or None for "none"."""
+def nf4_config(compute_dtype: str) -> Any:
+    """Return the BitsAndBytesConfig of NF4 with double quantisation (QLoRA)."""
     import torch
     from transformers import BitsAndBytesConfig
 
-    if quantization == "none":
-        return None
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -209,7 +205,7 @@ def load_base(
         name,
         revision=commit,
         dtype=getattr(torch, compute_dtype),
-        quantization_config=quantization_config(quantization, compute_dtype),
+        quantization_config=nf4_config(compute_dtype) if quantization == "nf4" else None,
         device_map={"": device()},
     )
     if quantization == "nf4":
@@ -339,46 +335,39 @@ def pair_log_probs(
     """
     import numpy as np
     import torch
+    from torch.nn.functional import cross_entropy
 
     rows = []
     for n, (prompt, responses) in enumerate(zip(prompts, pairs, strict=True)):
         coded = [encode(tokenizer, prompt, text, f"scored row {n}") for text in responses]
         rows.append((coded[0][0], *(ids for _, ids in coded)))
-    if not packing.takes_parts(model):
+    if shared := packing.takes_parts(model):
+        packing.use_parts(model.config)
+    else:
         rows, batch_size = [(prompt, ids) for prompt, *responses in rows for ids in responses], 1
     order = sorted(range(len(rows)), key=lambda i: sum(map(len, rows[i])))
-    result = np.zeros((len(rows), len(rows[0]) - 1))
-    with torch.inference_mode():
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            result[chosen] = batch_log_probs(model, [rows[i] for i in chosen])
+    result, where = np.zeros((len(rows), len(rows[0]) - 1)), model.device
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        packed = packing.pack([rows[i] for i in chosen])
+        texts = [rows[i][side] for side in range(1, len(rows[0])) for i in chosen]  # as the windows are
+        windows = [window[: len(ids)] for window, ids in zip(packed["windows"], texts, strict=True)]
+        inputs = {"input_ids": packed["ids"].to(where), "use_cache": False}
+        inputs |= packing.decoder_inputs(packed, where) if shared else {}
+        with torch.inference_mode():
+            logits = model(**inputs, logits_to_keep=torch.cat(windows).to(where)).logits[0]
+            labels = torch.tensor([t for ids in texts for t in ids], device=where)
+            losses = cross_entropy(logits.float(), labels, reduction="none").double()
+        sums = [-part.sum().item() for part in losses.split([*map(len, texts)])]
+        result[chosen] = np.reshape(sums, (-1, len(chosen))).T
     return result.reshape(len(prompts), -1)
-
-
-def batch_log_probs(model: Any, rows: Sequence[tuple[list[int], ...]]) -> Any:
-    """Return the summed log-probabilities of (prompt ids, ids of each response), [rows, responses]."""
-    import torch
-    from torch.nn.functional import cross_entropy
-
-    packed = packing.pack(rows)
-    responses = [row[side] for side in range(1, len(rows[0])) for row in rows]  # as the windows are
-    windows = [window[: len(ids)] for window, ids in zip(packed["windows"], responses, strict=True)]
-    inputs = {"input_ids": packed["ids"].to(model.device), "use_cache": False}
-    if packing.takes_parts(model):
-        packing.use_parts(model.config)
-        inputs = packing.decoder_inputs(packed, model.dtype, model.device)
-    logits = model(**inputs, logits_to_keep=torch.cat(windows).to(model.device)).logits[0]
-    labels = torch.tensor([t for ids in responses for t in ids], device=model.device)
-    losses = cross_entropy(logits.float(), labels, reduction="none").double()
-    sums = [-part.sum() for part in losses.split([*map(len, responses)])]
-    return torch.stack(sums).view(-1, len(rows)).T.cpu().numpy()
 
 
 # --- Joining adapters ---
 
 
-def join_adapters(folders: Sequence[Path], target: Path) -> int:
-    """Write the one adapter that equals these plain LoRA adapters stacked; returns its rank.
+def join_adapters(folders: Sequence[Path], target: Path) -> None:
+    """Write the one adapter that equals these plain LoRA adapters stacked.
 
     Their factors lie side by side, with the scales folded into B: exact on any base, and none is loaded
     (peft's ``add_weighted_adapter`` needs one). Rank and ``lora_alpha`` are the sum of the ranks.
@@ -396,9 +385,8 @@ def join_adapters(folders: Sequence[Path], target: Path) -> int:
         else:
             scaled = [part[name].float() * scale for part, scale in zip(parts, scales, strict=True)]
             joined[name] = torch.cat(scaled, dim=1).contiguous()
-    rank = sum(config["r"] for config in configs)
     target.mkdir(parents=True, exist_ok=True)
     save_file(joined, target / "adapter_model.safetensors", metadata={"format": "pt"})
+    rank = sum(config["r"] for config in configs)
     config = {**configs[0], "r": rank, "lora_alpha": rank, "lora_dropout": 0.0, "inference_mode": True}
     store.write_json(target / "adapter_config.json", config)
-    return rank

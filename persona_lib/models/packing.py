@@ -4,13 +4,14 @@ A row is a prompt and one or two responses, laid as [prompt | first | second]. E
 and itself (``attend_by_parts``), and positions begin at 0 in every row. Hidden states, loss and gradients are
 those of rows of their own, to rounding; dropout (``lora.dropout``, in SFT) draws anew.
 
-The plain path is TRL's own (``training.packing: false``); tests/test_packing.py holds them equal.
+The plain path is TRL's own (``training.packing: false``, and models whose attention cannot be replaced);
+tests/test_packing.py holds them equal.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
@@ -58,63 +59,55 @@ def pack(rows: Sequence[Sequence[list[int]]]) -> dict[str, Any]:
 # --- collators ---
 
 
-def dpo_collator(pad: int, max_length: int) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
-    """Return a data collator for TRL's DPOTrainer whose model has been through ``accept_packed``.
+def dpo_batch(examples: list[dict[str, Any]], pad: int, max_length: int) -> dict[str, Any]:
+    """Collate rows for TRL's DPOTrainer whose model has been through ``accept_packed``.
 
     Rows have TRL's columns ``prompt_ids``, ``chosen_ids``, ``rejected_ids``, maybe ``ref_*_logps``; they are
     cut after ``max_length`` tokens. Of B pairs the batch has ``input_ids`` and ``completion_mask`` of the
     windows only: [2B, 1 + longest response]; ``attention_mask`` is for TRL's count of tokens.
     """
+    import torch
 
-    def collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
-        import torch
-
-        prompts = [e["prompt_ids"][:max_length] for e in examples]
-        sides = [
-            [e[f"{side}_ids"][: max_length - len(p)] for e, p in zip(examples, prompts, strict=True)]
-            for side in ("chosen", "rejected")
-        ]
-        packed = pack([*zip(prompts, *sides, strict=True)])
-        responses = [(p, ids) for side in sides for p, ids in zip(prompts, side, strict=True)]
-        references = [name for name in ("ref_chosen_logps", "ref_rejected_logps") if name in examples[0]]
-        return {
-            "input_ids": padded([[p[-1], *ids] for p, ids in responses], pad),
-            "completion_mask": padded([[0, *[1] * len(ids)] for _, ids in responses], 0),
-            "attention_mask": torch.ones_like(packed["ids"]),
-            "packed": packed,
-            **{name: torch.tensor([e[name] for e in examples]) for name in references},
-        }
-
-    return collate
+    prompts = [e["prompt_ids"][:max_length] for e in examples]
+    sides = [
+        [e[f"{side}_ids"][: max_length - len(p)] for e, p in zip(examples, prompts, strict=True)]
+        for side in ("chosen", "rejected")
+    ]
+    packed = pack([*zip(prompts, *sides, strict=True)])
+    responses = [(p, ids) for side in sides for p, ids in zip(prompts, side, strict=True)]
+    references = [name for name in ("ref_chosen_logps", "ref_rejected_logps") if name in examples[0]]
+    return {
+        "input_ids": padded([[p[-1], *ids] for p, ids in responses], pad),
+        "completion_mask": padded([[0, *[1] * len(ids)] for _, ids in responses], 0),
+        "attention_mask": torch.ones_like(packed["ids"]),
+        "packed": packed,
+        **{name: torch.tensor([e[name] for e in examples]) for name in references},
+    }
 
 
-def sft_collator(pad: int) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
-    """Return a data collator for TRL's SFTTrainer whose model has been through ``accept_packed``.
+def sft_batch(examples: list[dict[str, Any]], pad: int) -> dict[str, Any]:
+    """Collate rows for TRL's SFTTrainer whose model has been through ``accept_packed``.
 
     Rows have TRL's columns ``input_ids`` and ``labels``. Of B rows the batch has ``input_ids`` and ``labels``
     of the windows, [B, W], from the token before the first with a label on.
     """
+    import torch
 
-    def collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
-        import torch
-
-        ids, labels = ([e[name] for e in examples] for name in ("input_ids", "labels"))
-        first = [max(0, next((i for i, y in enumerate(row) if y != IGNORED), len(row)) - 1) for row in labels]
-        packed = pack([(row[: i + 1], row[i + 1 :]) for row, i in zip(ids, first, strict=True)])
-        return {
-            "input_ids": padded([row[i:] for row, i in zip(ids, first, strict=True)], pad),
-            "labels": padded([row[i:] for row, i in zip(labels, first, strict=True)], IGNORED),
-            "attention_mask": torch.ones_like(packed["ids"]),
-            "packed": packed,
-        }
-
-    return collate
+    ids, labels = ([e[name] for e in examples] for name in ("input_ids", "labels"))
+    first = [max(0, next((i for i, y in enumerate(row) if y != IGNORED), len(row)) - 1) for row in labels]
+    packed = pack([(row[: i + 1], row[i + 1 :]) for row, i in zip(ids, first, strict=True)])
+    return {
+        "input_ids": padded([row[i:] for row, i in zip(ids, first, strict=True)], pad),
+        "labels": padded([row[i:] for row, i in zip(labels, first, strict=True)], IGNORED),
+        "attention_mask": torch.ones_like(packed["ids"]),
+        "packed": packed,
+    }
 
 
 # --- attention ---
 
 
-def row_parts(sizes: Sequence[tuple[int, int, int]], dtype: Any, where: Any) -> list[tuple]:
+def row_parts(sizes: Sequence[tuple[int, int, int]], where: Any) -> list[tuple]:
     """Return what each row of ``sizes`` attends to: (prompt and first response, prompt, second, its mask).
 
     The first three are slices of the sequence's tokens. The mask is for the second response, whose tokens see
@@ -125,8 +118,7 @@ def row_parts(sizes: Sequence[tuple[int, int, int]], dtype: Any, where: Any) -> 
     parts, start = [], 0
     for prompt, first, second in sizes:
         middle, end = start + prompt + first, start + prompt + first + second
-        unseen = torch.ones(second, prompt + second, dtype=torch.bool, device=where).triu(prompt + 1)
-        mask = torch.zeros(unseen.shape, dtype=dtype, device=where).masked_fill(unseen, float("-inf"))
+        mask = torch.full((second, prompt + second), float("-inf"), device=where).triu(prompt + 1)
         slices = slice(start, middle), slice(start, start + prompt), slice(middle, end)
         parts.append((*slices, mask[None, None] if second else None))
         start = end
@@ -138,8 +130,7 @@ def attend_by_parts(
 ) -> tuple[Any, None]:
     """Attend within each row of a packed sequence: transformers' own sdpa, once or twice a row.
 
-    ``query``, ``key`` and ``value`` are [1, heads, tokens, size]; ``parts`` is from ``row_parts``. Without
-    parts this is transformers' sdpa.
+    ``query``, ``key`` and ``value`` are [1, heads, tokens, size]; ``parts`` is from ``row_parts``, or None.
     """
     import torch
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -179,30 +170,20 @@ def use_parts(config: Any) -> None:
     config._attn_implementation = BY_PARTS
 
 
-def decoder_inputs(packed: dict[str, Any], dtype: Any, where: Any) -> dict[str, Any]:
+def decoder_inputs(packed: dict[str, Any], where: Any) -> dict[str, Any]:
     """Return what a model that uses parts is called with for a packed batch."""
     ids = packed["ids"].to(where)
     return {
         "input_ids": ids,
         "position_ids": packed["positions"].to(where),
         "attention_mask": ids.new_empty(1, 1, 0, 0),  # a mask of four dimensions: transformers makes none
-        "parts": row_parts(packed["sizes"], dtype, where),
+        "parts": row_parts(packed["sizes"], where),
         "use_cache": False,
     }
 
 
 def accept_packed(model: Any) -> Any:
-    """Let a causal language model's decoder take the batches of our collators; all others pass as before.
-
-    Returns the model. Raises ValueError for attention that cannot be replaced, or that sees a part of the
-    past only.
-    """
-    if not takes_parts(model):
-        raise ValueError(
-            "packed rows need a model that takes attn_implementation='sdpa' and sees all of the past in "
-            f"every layer (this one: {model.config._attn_implementation}): load it so, or set "
-            "training.packing to false"
-        )
+    """Let a model's decoder (``takes_parts``) take packed batches; all others pass as before; returns it."""
     use_parts(model.config)
     decoder = model.base_model
     plain = decoder.forward
@@ -211,7 +192,7 @@ def accept_packed(model: Any) -> Any:
     def forward(*args: Any, packed: dict[str, Any] | None = None, **kwargs: Any) -> Any:
         if packed is None:
             return plain(*args, **kwargs)
-        outputs = plain(**{**kwargs, **decoder_inputs(packed, model.dtype, packed["ids"].device)})
+        outputs = plain(**{**kwargs, **decoder_inputs(packed, packed["ids"].device)})
         windows = packed["windows"]
         read = outputs.last_hidden_state[0].index_select(0, windows.flatten())
         outputs.last_hidden_state = read.view(*windows.shape, -1)

@@ -4,8 +4,6 @@ Merging the SFT adapter into the base and training a new one for DPO, as the pap
 what SFT learned if the base is in four bits. Stacking the new adapter on the frozen SFT adapter is the same
 function with the same gradients, on any base. In float32, where nothing is lost, ``merge_adapters`` merges
 all the same, for time.
-
-Callbacks and trainers are made by functions, so that importing this module imports no transformers.
 """
 
 from __future__ import annotations
@@ -16,6 +14,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -46,20 +45,15 @@ def check_adapters(model: Any, adapter: str) -> None:
     """Raise TrainingError unless exactly the weights of one adapter are trainable, all in float32."""
     import torch
 
-    trainable = trainable_parameters(model)
-    if not trainable:
-        raise TrainingError(f"no parameter is trainable: adapter {adapter!r} was loaded frozen")
-    for name, parameter in trainable.items():
-        if f".{adapter}." not in name:
-            raise TrainingError(f"{name} is trainable; only adapter {adapter!r} should be: freeze the rest")
-        if parameter.dtype != torch.float32:
-            raise TrainingError(
-                f"{name} is {parameter.dtype}: small updates would be lost; use cast_adapters"
-            )
+    found = {name: p.dtype for name, p in trainable_parameters(model).items()}
+    wrong = [n for n, dtype in found.items() if f".{adapter}." not in n or dtype != torch.float32]
+    if wrong or not found:
+        said = f"{wrong[0]} in {found[wrong[0]]}" if wrong else "nothing"
+        raise TrainingError(f"adapter {adapter!r} alone should be trainable, in float32; trainable is {said}")
 
 
 def learning_guard() -> Any:
-    """Return a callback that raises TrainingError when nothing is learned.
+    """Return a callback that raises TrainingError when nothing is learned, and keeps both adapters active.
 
     No parameter moves in the first step with a learning rate, or a logged gradient is zero or not finite.
     """
@@ -69,6 +63,7 @@ def learning_guard() -> Any:
         before: dict[str, Any] | None = None
 
         def on_train_begin(self, args, state, control, model=None, **kwargs):
+            activate_stack(model)  # a resumed Trainer leaves one adapter active
             self.before = {name: p.detach().clone() for name, p in trainable_parameters(model).items()}
 
         def on_optimizer_step(self, args, state, control, model=None, optimizer=None, **kwargs):
@@ -87,9 +82,6 @@ def learning_guard() -> Any:
                 )
 
     return LearningGuard()
-
-
-# --- What is shown ---
 
 
 @contextmanager
@@ -119,20 +111,17 @@ def progress_lines(name: str) -> Any:
 
     class ProgressLines(TrainerCallback):
         def on_train_begin(self, args, state, control, **kwargs):
-            self.started = self.shown = time.monotonic()
-
-        def show(self, state: Any, text: str) -> None:
-            self.shown = time.monotonic()
-            print(f"{name}: step {state.global_step}/{state.max_steps}, {text}", flush=True)
+            self.started, self.minutes = time.monotonic(), 0
 
         def on_step_end(self, args, state, control, **kwargs):
-            if time.monotonic() - self.shown >= 60:
-                self.show(state, f"after {(self.shown - self.started) / 60:.0f} min")
+            if (minutes := int(time.monotonic() - self.started) // 60) > self.minutes:
+                self.minutes = minutes
+                print(f"{name}: step {state.global_step}/{state.max_steps} after {minutes} min", flush=True)
 
         def on_log(self, args, state, control, logs=None, **kwargs):
             for key, said in (("loss", "loss"), ("eval_loss", "validation loss")):
                 if key in logs and state.global_step:
-                    self.show(state, f"{said} {logs[key]:.4f}")
+                    print(f"{name}: step {state.global_step}, {said} {logs[key]:.4f}", flush=True)
 
     return ProgressLines()
 
@@ -165,7 +154,6 @@ def trainer_settings(profile: Profile, method: str, seed: int, output: Path, row
         "max_steps": limit,
         "per_device_train_batch_size": own.batch_size,
         "per_device_eval_batch_size": EVAL_BATCH[method],
-        "gradient_accumulation_steps": 1,
         "train_sampling_strategy": order,
         "max_length": profile.training.max_length,
         "lr_scheduler_type": "linear",
@@ -183,7 +171,6 @@ def trainer_settings(profile: Profile, method: str, seed: int, output: Path, row
         "save_total_limit": 1,
         "load_best_model_at_end": True,
         "metric_for_best_model": "eval_loss",
-        "greater_is_better": False,
         "report_to": os.environ.get("PERSONA_REPORT_TO", "none").split(","),
         "disable_tqdm": True,
     }
@@ -210,40 +197,6 @@ def activate_stack(model: Any) -> None:
         model.base_model.set_requires_grad("ref", False)
 
 
-def stacked_dpo_trainer_class() -> type:
-    """Return the subclass of TRL's DPOTrainer that trains a new adapter on a frozen SFT adapter.
-
-    Given a PeftModel whose adapter "default" is the SFT adapter, TRL copies it to a frozen adapter "ref", the
-    reference. This class then makes "default" fresh (its product is zero) and keeps both active, also where
-    TRL or Trainer would leave one. On a base that SFT was merged into, TRL makes the fresh adapter; its
-    reference is that base.
-    """
-    from peft.tuners.lora import LoraLayer
-    from trl import DPOTrainer
-
-    class StackedDPOTrainer(DPOTrainer):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
-            cast_adapters(self.model)
-            layers = self.model.modules() if "ref" in self.model.peft_config else ()
-            for layer in (module for module in layers if isinstance(module, LoraLayer)):
-                layer.reset_lora_parameters("default", init_lora_weights=True)
-            activate_stack(self.model)
-
-        def compute_ref_log_probs(self, model: Any, inputs: Any) -> Any:
-            stacked = len(self.model.active_adapters) > 1
-            result = super().compute_ref_log_probs(model, inputs)
-            if stacked:
-                activate_stack(self.model)
-            return result
-
-        def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            activate_stack(self.model)
-
-    return StackedDPOTrainer
-
-
 def dpo_loss_settings(profile: Profile) -> dict[str, Any]:
     """Return TRL's loss settings: the DPO loss, with an SFT term on the preferred response if weighted."""
     if profile.dpo.sft_weight > 0:
@@ -264,21 +217,24 @@ def make_trainer(
     """Build TRL's trainer of "sft" or "dpo" with an adapter "default" to train on a frozen base.
 
     ``data`` holds datasets "train" and "val" with columns prompt and completion (or chosen and rejected). DPO
-    starts from the adapter in the folder ``sft``, which stays frozen; its reference log-probabilities are
-    computed here, once. ``merge_adapters`` merges it into the float32 base instead of stacking on it.
+    starts from the adapter in the folder ``sft``: TRL copies it to a frozen adapter "ref", the reference,
+    whose log-probabilities are computed here, once, and the new adapter is stacked on it. Where
+    ``merge_adapters`` holds it is merged into the float32 base instead, which is then the reference.
     """
     from peft import PeftModel, get_peft_model
+    from peft.tuners.lora import LoraLayer
     from transformers import set_seed
-    from trl import DPOConfig, SFTConfig, SFTTrainer
+    from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
     set_seed(seed)
     settings = trainer_settings(profile, method, seed, output, len(data["train"]))
-    packed, pad, config_of_new = profile.training.packing, tokenizer.pad_token_id, None
+    packed = profile.training.packing and packing.takes_parts(base)
     base = packing.accept_packed(base) if packed else base
+    pad, config_of_new = tokenizer.pad_token_id, None
     if method == "sft":
         only = profile.training.completion_only_loss
         config = SFTConfig(**settings, completion_only_loss=only, packing=False, padding_free=False)
-        make, collator = SFTTrainer, packing.sft_collator(pad)
+        make, collator = SFTTrainer, partial(packing.sft_batch, pad=pad)
         model = get_peft_model(base, lora_config(profile))
     else:
         config = DPOConfig(
@@ -289,7 +245,8 @@ def make_trainer(
             precompute_ref_log_probs=True,
             precompute_ref_batch_size=profile.dpo.batch_size,
         )
-        make, collator = stacked_dpo_trainer_class(), packing.dpo_collator(pad, profile.training.max_length)
+        length = profile.training.max_length
+        make, collator = DPOTrainer, partial(packing.dpo_batch, pad=pad, max_length=length)
         model = PeftModel.from_pretrained(base, str(sft), is_trainable=True)
         if profile.merge_adapters:
             mergeable_layers(model)
@@ -305,6 +262,10 @@ def make_trainer(
         eval_dataset=data["val"],
     )
     cast_adapters(trainer.model)
+    if "ref" in trainer.model.peft_config:  # TRL's copy of the SFT adapter: "default" becomes a fresh one
+        for layer in (m for m in trainer.model.modules() if isinstance(m, LoraLayer)):
+            layer.reset_lora_parameters("default", init_lora_weights=True)
+    activate_stack(trainer.model)
     return trainer
 
 
