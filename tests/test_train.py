@@ -30,11 +30,13 @@ def test_each_arm_shows_its_persona_and_targets_the_response_that_it_prefers():
     chosen = ("Prompt: Q\nPersona: PC\nResponse:", " good")
     rejected = ("Prompt: Q\nPersona: PR\nResponse:", " bad")
     assert sft("none") == [("Prompt: Q\nResponse:", " good")]
-    assert sft("chosen") == [chosen]
-    assert sft("rejected") == [rejected]
-    assert sft("both") == [chosen, rejected]
+    assert (sft("chosen"), sft("rejected"), sft("both")) == ([chosen], [rejected], [chosen, rejected])
     dpo = [(r["id"], r["chosen"], r["rejected"]) for r in to_dpo_rows([row("a")], "both", 0)]
     assert dpo == [("a/chosen", " good", " bad"), ("a/rejected", " bad", " good")]
+    with pytest.raises(ValueError, match="needs at least two"):
+        to_sft_rows([row("a")], "shuffled", 0)
+    with pytest.raises(ValueError, match="use one of none, chosen"):
+        to_sft_rows([row("a")], "choosen", 0)
 
 
 def test_shuffled_gives_every_row_another_rows_persona_fixed_by_the_seed():
@@ -50,52 +52,33 @@ def test_the_relabelled_arm_is_both_with_the_personas_of_half_of_the_dimensions_
     known, items = everyday.personas(0.65, 0), everyday.items()[:40]
     rows = [TailoringRow(item.id, "train", item.prompt, "good", "bad", known[item.id]) for item in items]
     both, made = to_sft_rows(rows, "both", 5), to_sft_rows(rows, "relabelled", 5)
-    flipped, exchanged = everyday.relabelled_dimensions(5), []
-    for before, after in zip(both, made, strict=True):
-        assert (before["id"], before["completion"]) == (after["id"], after["completion"])
-        if before["prompt"] != after["prompt"]:
-            exchanged.append(before["id"].partition("/")[0])
+    assert [(r["id"], r["completion"]) for r in both] == [(r["id"], r["completion"]) for r in made]
+    exchanged = [a["id"].partition("/")[0] for a, b in zip(both, made, strict=True) if a != b]
+    flipped = everyday.relabelled_dimensions(5)
     assert set(exchanged) == {item.id for item in items if item.dimension.split("+")[0] in flipped}
     assert 0 < len(set(exchanged)) < 40 and len(exchanged) == 2 * len(set(exchanged))
-    ids = [made["id"].partition("/")[0] for made in to_ordered_dpo_rows(rows, "relabelled", 5)]
-    assert ids[::2] == ids[1::2], "the two rows of a pair side by side"
-
-
-def test_one_row_cannot_be_shuffled_and_an_unknown_arm_is_an_error():
-    with pytest.raises(ValueError, match="needs at least two"):
-        to_sft_rows([row("a")], "shuffled", 0)
-    with pytest.raises(ValueError, match="use one of none, chosen"):
-        to_sft_rows([row("a")], "choosen", 0)
 
 
 def test_ordered_dpo_rows_are_the_same_rows_with_those_of_a_pair_side_by_side_and_lone_ones_last():
     rows = [row(f"r{i}", other=None if i < 3 else "PR") for i in range(20)]
     ordered = to_ordered_dpo_rows(rows, "both", 0)
     assert sorted(ordered, key=str) == sorted(to_dpo_rows(rows, "both", 0), key=str)
-    ids = [made["id"].split("/") for made in ordered]
-    assert all(a[0] == b[0] for a, b in zip(ids[:34:2], ids[1:34:2], strict=True))
-    assert {name for name, _ in ids[34:]} == {"r0", "r1", "r2"}
-    assert [name for name, _ in ids[:34:2]] != sorted(name for name, _ in ids[:34:2])
+    ids = [made["id"].split("/")[0] for made in ordered]
+    assert ids[:34:2] == ids[1:34:2] != sorted(ids[:34:2]) and set(ids[34:]) == {"r0", "r1", "r2"}
     assert ordered != to_ordered_dpo_rows(rows, "both", 1)
-    plain = to_ordered_dpo_rows(rows, "none", 0)
-    assert sorted(plain, key=str) == sorted(to_dpo_rows(rows, "none", 0), key=str)
 
 
 def test_dpo_trains_on_the_splits_it_is_given_and_validates_on_its_own(tmp_path, monkeypatch):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
     monkeypatch.setattr(train, "format_of", lambda *source: None)
-    run = Run(load_profile("everyday", ["dpo.splits=sft_train,dpo_train"]), "everyday", 0)
+    more = ["dpo.splits=sft_train,dpo_train"]
+    own, run = (Run(load_profile("everyday", changes), "everyday", 0) for changes in ([], more))
     for split in ("sft_train", "sft_val", "dpo_train", "dpo_val"):
         store.write_rows(run.folder / "tailoring" / f"{split}.jsonl", [row(split)])
-
-    def ids(run, method):
-        rows, _ = train.load_rows(run, method, "chosen")
-        return {part: [r["id"] for r in found] for part, found in rows.items()}
-
-    own = Run(load_profile("everyday"), "everyday", 0)
-    assert ids(run, "dpo") == {"train": ["sft_train", "dpo_train"], "val": ["dpo_val"]}
-    assert ids(own, "dpo") == {"train": ["dpo_train"], "val": ["dpo_val"]}
-    assert ids(run, "sft") == {"train": ["sft_train"], "val": ["sft_val"]}
+    both = ["sft_train", "dpo_train"]
+    for given, method, seen in ((run, "dpo", both), (own, "dpo", both[1:]), (run, "sft", both[:1])):
+        rows, _ = train.load_rows(given, method, "chosen")
+        assert [r["id"] for r in rows["train"]] == seen and rows["val"][0]["id"] == f"{method}_val"
 
 
 @pytest.mark.parametrize(("limit", "seen"), [(3, 6), (7, 12)])
@@ -111,17 +94,11 @@ def test_dpo_leaves_rows_out_that_its_steps_never_come_to_and_no_others(tmp_path
 # --- helpers for training ---
 
 
-def weights(folder: Path) -> dict:
+def same_weights(a: Path, b: Path) -> bool:
     from safetensors.torch import load_file
 
-    return load_file(folder / "adapter_model.safetensors")
-
-
-def same_weights(a: Path, b: Path) -> bool:
-    import torch
-
-    one, two = weights(a), weights(b)
-    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    one, two = (load_file(folder / "adapter_model.safetensors") for folder in (a, b))
+    return one.keys() == two.keys() and all(one[name].equal(two[name]) for name in one)
 
 
 def build(run: Run, method: str, train_persona: str = "chosen"):
@@ -183,21 +160,14 @@ def recomputed_loss(run: Run) -> float:
 
 
 @pytest.mark.slow
-def test_saved_adapters_give_the_best_validation_loss_recomputed_without_trl(trained):
-    folder = train.adapter_folder(trained, "dpo", "chosen")
-    done = store.read_json(folder / "done.json")
-    assert done["best_eval_loss"] == min(evaluation_losses(folder))
-    assert done["best_eval_loss"] == pytest.approx(recomputed_loss(trained), rel=1e-5)
-
-
-@pytest.mark.slow
-def test_an_adapter_trained_on_merged_weights_is_stacked_on_the_sft_adapter_afterwards(tmp_path, monkeypatch):
-    """What is saved belongs on base and SFT adapter, which stay as they were on disk."""
-    run = tiny_run(tmp_path, monkeypatch, merge_adapters=True)
+@pytest.mark.parametrize("merge", [False, True], ids=["stacked", "merged"])
+def test_saved_adapters_give_the_best_validation_loss_recomputed_without_trl(tmp_path, monkeypatch, merge):
+    """What was trained on merged weights belongs on base and SFT adapter, as they are on disk."""
+    run = tiny_run(tmp_path, monkeypatch, merge_adapters=merge)
     for method in ("sft", "dpo"):
         folder = train.train_adapter(run, method, "chosen")
-    done = store.read_json(folder / "done.json")
-    assert done["best_eval_loss"] == pytest.approx(recomputed_loss(run), rel=1e-5)
+    best = store.read_json(folder / "done.json")["best_eval_loss"]
+    assert best == min(evaluation_losses(folder)) == pytest.approx(recomputed_loss(run), rel=1e-5)
 
 
 def test_missing_inputs_are_errors_that_say_what_to_run(tmp_path, monkeypatch):
@@ -240,9 +210,6 @@ def test_best_epoch_not_the_last_is_what_is_saved_also_by_a_process_killed_befor
     assert -np.mean(scores / lengths) == pytest.approx(min(losses), rel=1e-4)  # a mean of row means
 
 
-# --- rows that TRL cuts ---
-
-
 @pytest.mark.slow
 def test_truncated_and_dropped_rows_are_counted_as_trl_treats_them(tmp_path, monkeypatch, capsys):
     run = tiny_run(tmp_path, monkeypatch, **{"training.max_length": 17})
@@ -260,14 +227,7 @@ def test_truncated_and_dropped_rows_are_counted_as_trl_treats_them(tmp_path, mon
     assert "rows without a persona, left out: {'train': 3, 'val': 0}" in said
 
 
-# --- the stacked DPO adapter ---
-
-
-def first_batch(trainer):
-    import torch
-
-    torch.manual_seed(0)
-    return next(iter(trainer.get_train_dataloader()))
+# --- the stacked DPO adapter, precision, gradients ---
 
 
 def gradients(trainer, batch) -> dict:
@@ -277,17 +237,15 @@ def gradients(trainer, batch) -> dict:
 
 
 @pytest.mark.slow
-def test_dpo_that_forgets_the_sft_adapter_in_the_policy_is_caught_before_training(trained):
+def test_dpo_that_forgets_the_sft_adapter_or_does_not_start_at_ln_2_is_caught_before_training(trained):
     trainer = build(trained, "dpo")
     trainers.check_dpo_start(trainer, trained.profile)
+    plain = set_field(trained.profile, {"dpo.sft_weight": 0.0})  # this trainer adds an SFT term to ln 2
+    with pytest.raises(trainers.TrainingError, match="loss before the first step is .*, not 0.6931"):
+        trainers.check_dpo_start(trainer, plain)
     trainer.model.set_adapter("default")
     with pytest.raises(trainers.TrainingError, match="reward margin before the first step"):
         trainers.check_dpo_start(trainer, trained.profile)
-    trainers.activate_stack(trainer.model)
-    trainers.check_dpo_start(trainer, trained.profile)
-
-
-# --- evaluation, precision, gradients ---
 
 
 @pytest.mark.slow
@@ -296,14 +254,12 @@ def test_nf4_adapters_stay_float32_and_have_gradients_after_an_evaluation(tmp_pa
     from bitsandbytes.nn import modules
 
     monkeypatch.setattr(modules, "has_avx512bf16", lambda: True)
-    run = tiny_run(tmp_path, monkeypatch, n=8, **{"base.quantization": "nf4"})
-    trainer = build(run, "sft")
+    trainer = build(tiny_run(tmp_path, monkeypatch, n=8, **{"base.quantization": "nf4"}), "sft")
     trainers.check_adapters(trainer.model, "default")
     with trainers.quiet_libraries():
         trainer.evaluate()
     trainer.model.train()
-    found = gradients(trainer, first_batch(trainer))
-    assert sum(float(g.abs().sum()) for g in found.values()) > 0
+    found = gradients(trainer, next(iter(trainer.get_train_dataloader())))
     for layer in ("q_proj", "o_proj"):
         assert any(layer in name and bool(g.any()) for name, g in found.items())
 

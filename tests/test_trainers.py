@@ -28,9 +28,7 @@ def test_bfloat16_adapters_are_refused_and_cast_adapters_mends_them():
     import torch
 
     model = lora_model(torch.bfloat16)
-    with pytest.raises(
-        trainers.TrainingError, match="in float32; trainable is base.*bfloat16"
-    ):
+    with pytest.raises(trainers.TrainingError, match="in float32; trainable is base.*bfloat16"):
         trainers.check_adapters(model, "default")
     trainers.cast_adapters(model)
     trainers.check_adapters(model, "default")
