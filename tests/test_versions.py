@@ -29,7 +29,7 @@ DECIDED = {
     "pairs": (1, "e16fb0256cd4bb4a"),
     "personas": (1, "56e554a2e5bcdbbc"),
     "tailoring": (1, "b232ace1dc38143a"),
-    "training": (1, "a106679e1dfc25f8"),
+    "training": (1, "2e63c1d1fe9d2c08"),
     "answers": (1, "a1d043a26a3c95a5"),
     "judging": (1, "056fb76532f4847a"),
     "swap": (1, "79760f1a7f812034"),
