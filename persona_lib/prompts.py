@@ -103,20 +103,14 @@ def completion_text(text: str, chat: ChatFormat | None = None) -> str:
     return " " + text.strip() if chat is None else chat.plain(text)
 
 
-def few_shot_prompt(
-    shots: Sequence[tuple[str, str | None, str]], prompt: str, chat: ChatFormat | None = None
-) -> str:
-    """Put worked examples (prompt, persona, response) before a rendered tailoring prompt.
+def few_shot_prefix(shots: Sequence[tuple[str, str | None, str]], chat: ChatFormat | None = None) -> str:
+    """Render the worked examples (prompt, persona, response) that stand before a tailoring prompt.
 
     For a chat model each example is a conversation of its own that has ended.
     """
-    blocks = [
-        tailoring_prompt(p, persona, chat=chat) + completion_text(response, chat)
-        for p, persona, response in shots
-    ]
-    if chat is None:
-        return "\n\n".join([*blocks, prompt])
-    return "".join(f"{block}{chat.end}\n" for block in blocks) + prompt
+    end = "\n\n" if chat is None else f"{chat.end}\n"
+    asked = [(tailoring_prompt(prompt, persona, chat=chat), response) for prompt, persona, response in shots]
+    return "".join(prompt + completion_text(response, chat) + end for prompt, response in asked)
 
 
 def inference_query(prompt: str, preferred: str, other: str) -> str:

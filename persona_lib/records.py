@@ -17,7 +17,6 @@ Verdict = Literal["win", "tie", "loss", "unparsed"]
 SIDES: tuple[Side, ...] = ("chosen", "rejected")
 PAIR_SPLITS = ("train", "validation", "test")
 PAIR_FIELDS = ("prompt", "chosen", "rejected")
-TRAIN_PERSONAS = ("none", "chosen", "rejected", "both", "shuffled", "inferred", "relabelled")
 SIDED = ("gold", "retrieved", "shuffled", "user")
 EVAL_PERSONAS = ("none", "system", *(f"{name}-{side}" for name in SIDED for side in SIDES))
 

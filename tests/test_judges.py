@@ -241,10 +241,9 @@ def test_of_everyday_it_learns_from_both_sides_of_training_topics_and_validates_
         rows = {row["id"]: row for row in judges.persona_rows(run, part)}
         items = [item for item in everyday.items() if item.split == split]
         assert set(rows) == {f"{item.id}/{side}" for item in items for side in "ab"}
-        for item in items:
-            row = rows[f"{item.id}/b"]
-            assert row["completion"] == f" {item.persona_b}" and item.response_b in row["prompt"]
-            assert item.persona_b not in row["prompt"] and item.response_a not in row["prompt"]
+        row = rows[f"{items[0].id}/b"]
+        assert row["completion"] == f" {items[0].persona_b}" and items[0].response_b in row["prompt"]
+        assert items[0].persona_b not in row["prompt"] and items[0].response_a not in row["prompt"]
 
 
 def test_of_other_data_it_reads_sfts_rows_only_and_leaves_missing_personas_out(tmp_path, monkeypatch):

@@ -21,8 +21,11 @@ PROFILE = load_profile("everyday", ["evaluation.controls=true", "training.arms=n
 # --- which runs are compared ---
 
 
-def test_matchups_compare_the_tailored_arm_with_the_plain_one_told_the_same_persona():
-    main = [m for m in answers.matchups(Run(PROFILE, "everyday", 0)) if m.kind == "main"]
+def test_matchups_compare_the_tailored_arm_with_the_plain_one_and_controls_are_judged_for_the_rows_persona():
+    profile = set_field(PROFILE, {"training.arms": ["none", "chosen", "rejected", "shuffled"]})
+    run = Run(profile, "everyday", 0)
+    found, cells = answers.matchups(run), answers.grid(run)
+    main = [m for m in found if m.kind == "main"]
     assert [m.judge_persona for m in main] == [
         f"{kind}-{side}" for kind in ("gold", "retrieved", "user") for side in ("chosen", "rejected")
     ]
@@ -30,27 +33,16 @@ def test_matchups_compare_the_tailored_arm_with_the_plain_one_told_the_same_pers
         assert (m.test.arm, m.test.persona_format) == ("dpo-chosen", "line")
         assert (m.base.arm, m.base.persona_format) == ("dpo-none", "first_person")
         assert m.test.eval_persona == m.base.eval_persona == m.judge_persona
-
-
-def test_null_controls_are_judged_for_the_rows_own_persona():
-    profile = set_field(PROFILE, {"training.arms": ["none", "chosen", "shuffled"]})
-    controls = [m for m in answers.matchups(Run(profile, "everyday", 0)) if m.kind == "control"]
     judged: dict[str, set[str]] = {}
-    for m in controls:
+    for m in [m for m in found if m.kind == "control"]:
         judged.setdefault(m.test.eval_persona, set()).add(m.judge_persona)
     assert judged["shuffled-chosen"] == {"gold-chosen"} and judged["shuffled-rejected"] == {"gold-rejected"}
     assert judged["none"] == judged["system"] == {"gold-chosen", "gold-rejected"}
-    shuffled = [m for m in controls if m.test.train_persona == "shuffled"]
+    shuffled = [m for m in found if m.test.train_persona == "shuffled"]
     assert len(shuffled) == 6 and all(m.test.eval_persona == m.judge_persona for m in shuffled)
-
-
-def test_matchups_are_about_runs_of_the_grid_and_all_slugs_are_unique_and_path_safe():
-    profile = set_field(PROFILE, {"training.arms": ["none", "chosen", "rejected", "both", "shuffled"]})
-    run = Run(profile, "everyday", 0)
-    cells = set(answers.grid(run))
-    assert all({m.test, m.base} <= cells for m in answers.matchups(run))
-    for slugs in ([s.slug for s in answers.grid(run)], [m.slug for m in answers.matchups(run)]):
-        assert len(set(slugs)) == len(slugs)
+    assert all({m.test, m.base} <= set(cells) for m in found)
+    for slugs in ([s.slug for s in cells], [m.slug for m in found]):
+        assert len(set(slugs)) == len(slugs), "all folders differ"
         assert all(set(slug) <= set("abcdefghijklmnopqrstuvwxyz_-.") for slug in slugs)
 
 
@@ -163,11 +155,11 @@ def test_both_judges_judge_the_same_comparisons_and_are_kept_apart(second):
     folders = judging.judge_all(run, "second_judge")
     wanted = [m for m in answers.matchups(run) if m.kind == "main"]
     assert [folder.name for folder in folders] == [m.slug for m in wanted]
-    assert second.asked == sum(4 * len(judging.compare(run, m)) for m in wanted), "two rubrics, two orders"
+    asked = second.asked
+    assert asked == sum(4 * len(judging.compare(run, m)) for m in wanted), "two rubrics, two orders"
     for role, name in (("judge", "oracle"), ("second_judge", "shorter-first")):
         paths = [judging.judgment_folder(run, m, role) / "quality.jsonl" for m in wanted]
         assert {row["judge"] for path in paths for row in store.iter_rows(path)} == {name}
-    asked = second.asked
     assert judging.judge_all(run, "second_judge") == folders and second.asked == asked, "nothing twice"
 
 

@@ -26,9 +26,9 @@ def test_a_persona_is_a_line_or_first_person_after_the_question():
     assert prompts.completion_text("  yes\n") == " yes", "exactly one space"
 
 
-def test_few_shot_prompt_joins_worked_examples_by_blank_lines():
-    text = prompts.few_shot_prompt([("Q", "P", "R")], prompts.tailoring_prompt("Why?", "P2"))
-    assert text == "Prompt: Q\nPersona: P\nResponse: R\n\nPrompt: Why?\nPersona: P2\nResponse:"
+def test_worked_examples_end_in_a_blank_line():
+    text = prompts.few_shot_prefix([("Q", "P", "R"), ("q", None, "r")])
+    assert text == "Prompt: Q\nPersona: P\nResponse: R\n\nPrompt: q\nResponse: r\n\n"
 
 
 def test_inference_prompt_ends_where_the_persona_is_to_follow():

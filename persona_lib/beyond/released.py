@@ -422,7 +422,8 @@ def agreement_on_released(profile: Profile, data: Released) -> pd.DataFrame:
         judged = [[list(iter_rows(folder / "verdicts.jsonl")) for folder in two] for two in folders]
         first, second = map(judge_of, folders[-1])
         for rubric in RUBRICS:
-            triples = [triple for two in judged for triple in verdict_pairs(*two, rubric)]
+            by_id = [[{row["id"]: row[rubric] for row in rows} for rows in two] for two in judged]
+            triples = [triple for two in by_id for triple in verdict_pairs(*two)]
             line = {"dataset": dataset, "rubric": rubric, "first": first, "second": second}
             lines.append(line | agreement_row([triples], profile.evaluation.bootstrap_samples))
     return pd.DataFrame(lines)

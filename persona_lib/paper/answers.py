@@ -28,10 +28,9 @@ from persona_lib.models.load import (
 )
 from persona_lib.models.served import VllmGenerator, load_engine, lora_request
 from persona_lib.models.train import adapter_folder, release_memory
-from persona_lib.prompts import STOP, beginning, begun_prompt, few_shot_prompt, tailoring_prompt
+from persona_lib.prompts import STOP, beginning, begun_prompt, few_shot_prefix, tailoring_prompt
 from persona_lib.records import Generation, RunSpec, TailoringRow
 from persona_lib.settings import Profile, Run, deciding, main_arm, results_dir
-from persona_lib.store import VERSIONS
 from persona_lib.texts import count_degenerate
 from persona_lib.workers import run_jobs, share_out
 
@@ -188,7 +187,7 @@ def whole_answer(run: Run, prompt: str, text: str) -> str:
     return f"{beginning(run.dataset, prompt)} {text}".strip()
 
 
-def few_shot_prefix(run: Run, spec: RunSpec) -> str:
+def few_shot_examples(run: Run, spec: RunSpec) -> str:
     """Return the worked examples before every few-shot prompt, drawn by the seed; "" for trained policies."""
     if spec.method != "few_shot":
         return ""
@@ -197,7 +196,7 @@ def few_shot_prefix(run: Run, spec: RunSpec) -> str:
     drawn = random.Random(f"few-shot-{run.seed}").sample(usable, run.profile.generation.few_shot_examples)
     told = spec.train_persona != "none"
     shots = [(row.prompt, row.personas["gold-chosen"] if told else None, row.chosen) for row in drawn]
-    return few_shot_prompt(shots, "", format_of(*run.base_source))
+    return few_shot_prefix(shots, format_of(*run.base_source))
 
 
 # --- generation, resumable by row ---
@@ -214,7 +213,7 @@ def generation_key(run: Run, spec: RunSpec) -> str:
     data = [store.file_hash(run.folder / "tailoring" / f"{name}.jsonl") for name in names]
     settings = deciding(run.profile, KEYED)
     models = policy_key(run, spec.arm), model_key(*run.base_source)
-    return store.content_hash(VERSIONS["answers"], spec, *models, data, settings)
+    return store.content_hash(store.VERSIONS["answers"], spec, *models, data, settings)
 
 
 def generate_run(run: Run, spec: RunSpec, generator: Any) -> Path:
@@ -241,7 +240,7 @@ def completions(
     run: Run, spec: RunSpec, generator: Any, rows: Sequence[TailoringRow]
 ) -> Iterator[Generation]:
     """Yield the completions of rows, each under its own persona, as the generator makes them."""
-    how, shots = run.profile.generation, few_shot_prefix(run, spec)
+    how, shots = run.profile.generation, few_shot_examples(run, spec)
     personas = [row.personas.get(spec.eval_persona) for row in rows]
     asked = zip((row.prompt for row in rows), personas, strict=True)
     prompts = [shots + ask_prompt(run, *told, spec.persona_format) for told in asked]

@@ -8,7 +8,7 @@ own.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -291,10 +291,9 @@ VERDICTS = ("win", "tie", "loss")
 Triple = tuple[str, Verdict, Verdict]  # prompt id, what the first judge says, what the second says
 
 
-def verdict_pairs(first: Iterable[dict], second: Iterable[dict], rubric: Rubric) -> list[Triple]:
-    """Return the verdicts of two judges on the rows that both have judged."""
-    other = {row["id"]: row[rubric] for row in second}
-    return [(row["id"], row[rubric], other[row["id"]]) for row in first if row["id"] in other]
+def verdict_pairs(first: Mapping[str, Verdict], second: Mapping[str, Verdict]) -> list[Triple]:
+    """Return the verdicts, given by id, of two judges on what both have judged."""
+    return [(name, verdict, second[name]) for name, verdict in first.items() if name in second]
 
 
 def count_cells(verdicts: Iterable[Triple]) -> np.ndarray:
@@ -344,13 +343,13 @@ def agreement_table(profile: Profile) -> pd.DataFrame:
     names = {"first": judge_name(profile, "judge"), "second": judge_name(profile, "second_judge")}
     first = {(j.dataset, row.matchup): row.verdicts for j in read_judgments(profile) for row in j.rows}
     for judgments in read_judgments(profile, "second_judge") if profile.second_judge.model else ():
-        twice = [(first.get((judgments.dataset, row.matchup)), row.verdicts) for row in judgments.rows]
         for rubric in RUBRICS:
             by_seed: list[list[Triple]] = [[] for _ in profile.seeds]
-            for one, other in [both for both in twice if both[0]]:
-                for triples, a, b in zip(by_seed, one[rubric], other[rubric], strict=True):
-                    triples += [(i, a[i], verdict) for i, verdict in b.items() if i in a]
+            for row in judgments.rows:
+                one = first.get((judgments.dataset, row.matchup), {}).get(rubric, ())
+                for triples, *both in zip(by_seed, one, row.verdicts[rubric], strict=False):
+                    triples += verdict_pairs(*both)
             if any(by_seed):
-                row = agreement_row(by_seed, profile.evaluation.bootstrap_samples)
-                lines.append({"dataset": judgments.dataset, "rubric": rubric, **names, **row})
+                line = agreement_row(by_seed, profile.evaluation.bootstrap_samples)
+                lines.append({"dataset": judgments.dataset, "rubric": rubric, **names, **line})
     return table_of(lines)

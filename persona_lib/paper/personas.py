@@ -85,19 +85,15 @@ def sides_of(pair: PreferencePair, side: Side) -> tuple[str, str]:
 
 
 def shot_items(profile: Profile) -> list[everyday.Item]:
-    """Return the pairs that the solved items come from, the same for every data set, seed and model.
+    """Return the pairs of the solved items, the same for every data set, seed and model.
 
-    They are on training topics, one per dimension: the one with the shortest responses, which every query is
-    read after.
+    They are on training topics, one per dimension: the pair with the shortest responses.
     """
     able = [item for item in everyday.items() if item.split == "train" and "+" not in item.dimension]
-    shortest: dict[str, everyday.Item] = {}
-    for item in sorted(able, key=lambda item: len(item.response_a + item.response_b)):
-        shortest.setdefault(item.dimension, item)
-    drawn = random.Random("inference-shots").sample(
-        sorted(shortest), min(profile.personas.shots, len(shortest))
-    )
-    return [shortest[name] for name in drawn]
+    able.sort(key=lambda item: len(item.response_a + item.response_b))
+    shortest = {item.dimension: item for item in reversed(able)}
+    shots = min(profile.personas.shots, len(shortest))
+    return [shortest[name] for name in random.Random("inference-shots").sample(sorted(shortest), shots)]
 
 
 def inference_shots(profile: Profile) -> list[tuple[str, str, str, str]]:
