@@ -27,14 +27,14 @@ FILES = {
 }
 DECIDED = {
     "pairs": (1, "e16fb0256cd4bb4a"),
-    "personas": (1, "56e554a2e5bcdbbc"),
+    "personas": (1, "5c9bcd7de6d21c50"),
     "tailoring": (1, "b232ace1dc38143a"),
     "training": (1, "2e63c1d1fe9d2c08"),
-    "answers": (1, "a1d043a26a3c95a5"),
-    "judging": (1, "056fb76532f4847a"),
+    "answers": (1, "38c826adcae5d967"),
+    "judging": (1, "dfde9477ba1bce37"),
     "swap": (1, "79760f1a7f812034"),
     "calibration": (1, "4a4fbfbe83e38172"),
-    "rejudged": (1, "ed2552cda5402ee4"),
+    "rejudged": (1, "20ec6c760ddc4eb3"),
 }
 
 
