@@ -42,61 +42,46 @@ def test_gold_comparisons_put_each_personas_own_response_first_and_need_both():
     ]  # fmt: skip
 
 
-def judge(right, feedback=lambda c: ""):
-    """A judge that names the right response if ``right`` says True, the wrong one if False; None: a tie."""
+def judge(names, feedback=lambda number: ""):
+    """A judge that names, by number of the comparison, "right" or "wrong", a position, "tie" or nothing."""
 
-    def asked(comparisons, rubric):
-        found = []
-        for c in comparisons:
-            says = right(c)
-            letter = "A" if c.response_a.startswith("right") == says else "B"
-            found.append(
-                Judgment(c.id, "hand", rubric, None if says is None else letter, says is None, feedback(c))
-            )
-        return found
+    def one(c, rubric):
+        said = names(int(c.id[1:]))
+        winner = said if said in ("A", "B") else None
+        if said in ("right", "wrong"):
+            winner = "A" if c.response_a.startswith(said) else "B"
+        return Judgment(c.id, "hand", rubric, winner, said == "tie", feedback(int(c.id[1:])))
 
-    return asked
-
-
-def number(c: PairwiseComparison) -> int:
-    return int(c.id[1:])
+    return lambda comparisons, rubric: [one(c, rubric) for c in comparisons]
 
 
 def measure(judge, comparisons=COMPARISONS) -> dict:
     return calibration.measure(judge_both(judge, comparisons, "quality"))
 
 
-def silent(comparisons, rubric):
-    return [Judgment(c.id, "hand", rubric, None) for c in comparisons]
-
-
-def first(comparisons, rubric):
-    return [Judgment(c.id, "first", rubric, "A") for c in comparisons]
-
-
 @pytest.mark.parametrize(
-    ("asked", "found"),
+    ("names", "found"),
     [
-        (judge(lambda c: True), {"accuracy": 1, "contradicted": 0, "decides": True}),
-        (judge(lambda c: number(c) < 15), {"accuracy": 0.75, "decides": False}),  # its lower bound is .53
-        (judge(lambda c: None), {"accuracy": 0.5, "ties": 20, "decides": False}),
-        (silent, {"accuracy": 0, "unparsed": 20, "ties": 0, "decides": False}),
-        (first, {"accuracy": 0.5, "contradicted": 20, "decides": False}),
+        (lambda n: "right", {"accuracy": 1, "contradicted": 0, "decides": True}),
+        (lambda n: "right" if n < 15 else "wrong", {"accuracy": 0.75, "decides": False}),  # lower bound: .53
+        (lambda n: "tie", {"accuracy": 0.5, "ties": 20, "decides": False}),
+        (lambda n: None, {"accuracy": 0, "unparsed": 20, "ties": 0, "decides": False}),
+        (lambda n: "A", {"accuracy": 0.5, "contradicted": 20, "decides": False}),
     ],
 )
-def test_a_judge_decides_only_if_it_is_surely_better_than_chance(asked, found):
-    measured = measure(asked)
+def test_a_judge_decides_only_if_it_is_surely_better_than_chance(names, found):
+    measured = measure(judge(names))
     assert measured["n"] == 20 and {name: measured[name] for name in found} == found
     assert measured["decides"] == (measured["accuracy_low"] > calibration.BELIEVED)
-    assert not measure(asked, [])["decides"]
+    assert not measure(judge(names), [])["decides"]
 
 
 def test_at_half_is_the_accuracy_where_the_judge_is_surest_and_undefined_without_scores():
-    sure = judge(lambda c: number(c) < 10, lambda c: f"{30 - number(c)}.5 : -1")
+    sure = judge(lambda n: "right" if n < 10 else "wrong", lambda n: f"{30 - n}.5 : -1")
     assert measure(sure)["at_half"] == 1.0
-    unsure = judge(lambda c: number(c) < 5, lambda c: f"{number(c)} : 0.0")
+    unsure = judge(lambda n: "right" if n < 5 else "wrong", lambda n: f"{n} : 0.0")
     assert measure(unsure)["at_half"] == 0.0
-    assert math.isnan(measure(judge(lambda c: True))["at_half"])
+    assert math.isnan(measure(judge(lambda n: "right"))["at_half"])
 
 
 def test_every_judge_of_a_run_is_measured_once_and_the_reader_decides_fit(tmp_path, monkeypatch):

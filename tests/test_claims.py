@@ -16,7 +16,7 @@ from tiny_results import one_row as line
 from persona_lib import store
 from persona_lib.beyond import claims
 from persona_lib.data.reader import quality
-from persona_lib.intervals import WinRate, sign_test
+from persona_lib.intervals import Interval, WinRate, sign_test
 from persona_lib.paper import judging, results
 from persona_lib.paper.answers import generation_folder
 from persona_lib.records import Generation
@@ -34,42 +34,31 @@ NOTED = [  # by row: dPQ, its interval, sign-test p (P; Q), of an earlier analys
     (20.69, 13.3, 27.9, 1e-5, 0.001),
     (13.34, 5.9, 20.7, 0.0497, 0.003),
 ]
-PAPER = claims.paper_table()
 
 
 # --- the paper's table ---
 
 
-@pytest.fixture(scope="module")
-def table():
-    return claims.reanalysed()
+def test_the_exact_counts_give_the_printed_percentages_and_dpq():
+    for row in claims.paper_table():
+        p, q = claims.paper_win_rates(row)
+        assert p.n == q.n == int(row["n"]) and f"{50 * (p.net + q.net):.1f}" == row["dpq_printed"]
+        for name in [f"{metric}_{verdict}" for metric in "pq" for verdict in ("win", "tie", "loss")]:
+            share = 100 * int(row[name]) / int(row["n"])
+            assert share == pytest.approx(float(row[f"{name}_pct"]), abs=0.05 + 1e-9)
 
 
-@pytest.mark.parametrize("row", PAPER, ids=lambda r: f"{r['dataset']}-{r['side']}-{r['persona']}")
-def test_the_exact_counts_give_the_printed_percentages_and_dpq(row):
-    p, q = claims.paper_win_rates(row)
-    assert p.n == q.n == int(row["n"])
-    assert f"{50 * (p.net + q.net):.1f}" == row["dpq_printed"]
-    for metric in "pq":
-        for verdict in ("win", "tie", "loss"):
-            share = 100 * int(row[f"{metric}_{verdict}"]) / int(row["n"])
-            assert share == pytest.approx(float(row[f"{metric}_{verdict}_pct"]), abs=0.05 + 1e-9)
-
-
-def test_all_ten_rows_and_the_average_agree_with_an_earlier_analysis(table):
+def test_all_ten_rows_and_the_average_agree_with_an_earlier_analysis_and_hold_or_not_after_holm():
+    table = claims.reanalysed()
     assert len(table) == 11
     for row, (dpq, low, high, p, q) in zip(table.itertuples(), NOTED, strict=False):
         assert row.dpq == pytest.approx(dpq, abs=0.006)
         assert (row.dpq_low, row.dpq_high) == pytest.approx((low, high), abs=0.3)
         assert (row.p_sign, row.q_sign) == (pytest.approx(p, rel=0.4), pytest.approx(q, rel=0.5))
-    average = table.iloc[-1]
+    average, rows = table.iloc[-1], table[:-1]
     assert average.dpq == pytest.approx(18.40, abs=0.005)
     assert (average.dpq_low, average.dpq_high) == pytest.approx((16.1, 20.6), abs=0.3)
-    assert average.dpq_low_widest == pytest.approx(table.dpq_low_widest[:10].mean())
-
-
-def test_which_rows_hold_after_holm(table):
-    rows = table[table.kind == "paper"]
+    assert average.dpq_low_widest == pytest.approx(rows.dpq_low_widest.mean())
     names = rows.dataset + ", " + rows.label
     assert set(names[rows.p_holm >= 0.05]) == {
         "Anthropic HHH, chosen, retrieved",
@@ -79,24 +68,17 @@ def test_which_rows_hold_after_holm(table):
     assert (rows.q_holm < 0.05).sum() == 4
 
 
-def test_joint_tables_by_hand_and_with_the_margins_of_the_counts():
+def test_joint_tables_and_the_test_of_dpq_by_hand():
     p, q = WinRate(3, 2, 1), WinRate(1, 1, 4)  # sorted against sorted: WWWTTL with WTLLLL
     assert claims.joint_table(p, q, "agree").tolist() == [[1, 1, 1], [0, 0, 2], [0, 0, 1]]
-    assert claims.joint_table(p, q, "independent")[0, 2] == pytest.approx(3 * 4 / 6)
-    for row in PAPER:
-        p, q = claims.paper_win_rates(row)
-        for dependence in claims.SUFFIX:
-            joint = claims.joint_table(p, q, dependence)
-            assert joint.sum(axis=1) == pytest.approx([p.n_wins, p.n_ties, p.n_losses])
-            assert joint.sum(axis=0) == pytest.approx([q.n_wins, q.n_ties, q.n_losses])
-            assert joint.min() >= 0
-
-
-def test_the_test_of_dpq_by_hand():
+    independent = claims.joint_table(p, q, "independent")
+    assert independent[0, 2] == pytest.approx(3 * 4 / 6)
+    assert independent.sum(axis=1) == pytest.approx([3, 2, 1])
+    assert independent.sum(axis=0) == pytest.approx([1, 1, 4])
     # nets .5 and -.04 with 16 and 25 decided: errors sqrt(.75 / 16) and sqrt(.9984 / 25)
-    p, q = WinRate(12, 3, 4), WinRate(12, 0, 13)
     z = (0.5 - 1 / 25) / np.hypot((0.75 / 16) ** 0.5, ((1 - 0.0016) / 25) ** 0.5)
-    assert claims.dpq_test(p, q) == pytest.approx(2 * (1 - NormalDist().cdf(z)))
+    found = claims.dpq_test(WinRate(12, 3, 4), WinRate(12, 0, 13))
+    assert found == pytest.approx(2 * (1 - NormalDist().cdf(z)))
 
 
 # --- judged rows without broken answers and at equal length ---
@@ -141,15 +123,14 @@ def judged(profile, persona):
 
 
 def test_the_filter_takes_out_pairs_in_which_either_answer_is_degenerate(world):
-    table = results.read_table(world, "filtered")
+    table, main = results.read_table(world, "filtered"), results.read_table(world, "main")
     rows = table[(table.label == "gold-chosen") & (table.kind == "main")].set_index("pairs")
     sound = [v for v, *both in judged(world, "gold-chosen") if all(map(claims.is_sound, both))]
     wordings = rows.n["explicit personas"] + rows.n["implicit personas"]
     assert rows.n["all pairs"] == 80 == wordings and rows.n["both answers sound"] == len(sound) <= 72
     assert rows.p_win["both answers sound"] == sum(v["personalization"] == "win" for v in sound)
-    main = line(results.read_table(world, "main"), label="gold-chosen")
     names = ["p_win", "p_loss", "q_win", "q_loss"]
-    assert rows.loc["all pairs", names].tolist() == main[names].tolist()
+    assert rows.loc["all pairs", names].tolist() == line(main, label="gold-chosen")[names].tolist()
 
 
 def test_saved_rows_have_the_sign_test_of_their_verdicts_and_the_difference_in_mean_quality(world):
@@ -159,9 +140,7 @@ def test_saved_rows_have_the_sign_test_of_their_verdicts_and_the_difference_in_m
         votes[verdict["id"]] += {"win": 1, "loss": -1}.get(verdict["personalization"], 0)
     won, lost = (sum(vote * sign > 0 for vote in votes.values()) for sign in (1, -1))
     assert row.p_sign == pytest.approx(sign_test(won, lost), rel=1e-4)
-    test, base = (
-        [quality(a.prompt, a.completion) for a in side] for side in list(zip(*found, strict=True))[1:]
-    )
+    test, base = ([quality(a.prompt, a.completion) for a in side] for side in [*zip(*found, strict=True)][1:])
     wanted = (np.mean(test) - np.mean(base)) / np.std(base, ddof=1)
     assert row.quality_sd == pytest.approx(wanted, rel=1e-4), "in standard deviations of the baseline"
 
@@ -172,13 +151,11 @@ def test_the_length_table_has_mean_words_and_the_model_of_all_verdicts(world):
     row = line(table, label="gold-rejected", rubric="personalization", kind="main")
     tested, base = ([len(pair[i].completion.split()) for pair in found] for i in (1, 2))
     assert (row.words_tested, row.words_base) == pytest.approx((np.mean(tested), np.mean(base)), rel=1e-4)
-    assert row.net == pytest.approx(line(results.read_table(world, "main"), label="gold-rejected").p_net)
-    votes = [{"win": 1, "loss": -1}.get(verdict["personalization"], 0) for verdict, *_ in found]
-    ids = [verdict["id"] for verdict, *_ in found]  # both seeds answer the same questions
-    wanted = claims.length_model(votes, np.subtract(tested, base), ids)
-    assert (row.net_controlled, row.net_controlled_low) == pytest.approx(
-        (wanted.estimate, wanted.low), rel=1e-4
-    )
+    assert row.net == line(results.read_table(world, "main"), label="gold-rejected").p_net
+    signs = [{"win": 1, "loss": -1}.get(verdict["personalization"], 0) for verdict, *_ in found]
+    wanted = claims.length_model(signs, np.subtract(tested, base), [verdict["id"] for verdict, *_ in found])
+    limits = row.net_controlled_low, row.net_controlled_high
+    assert limits == pytest.approx((wanted.low, wanted.high), rel=1e-4)
 
 
 # --- the length model ---
@@ -209,8 +186,7 @@ def test_the_length_model_maximises_the_likelihood():
 
     found = model(signs, differences)
     assert found.estimate == pytest.approx(np.tanh(minimize(loss, [0, 0]).x[0] / 2), abs=1e-4)
-    more = model([*signs, 0.0, np.nan], [*differences, 500, 900])
-    assert more == found, "ties and unparsed verdicts do not count"
+    assert model([*signs, 0.0], [*differences, 500]) == found, "ties do not count"
 
 
 def test_the_same_prompts_again_do_not_narrow_the_length_models_interval():
@@ -230,7 +206,7 @@ def test_the_same_prompts_again_do_not_narrow_the_length_models_interval():
     ],
 )
 def test_what_cannot_be_fitted_has_no_numbers(signs, differences):
-    assert model(signs, differences).estimate is None is model(signs, differences).low
+    assert model(signs, differences) == Interval()
 
 
 # --- primary results and what is missing ---
@@ -240,9 +216,7 @@ def test_what_cannot_be_fitted_has_no_numbers(signs, differences):
 def profile(tmp_path, monkeypatch):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
     judging.forget_judged()
-    return load_profile(
-        "smoke", ["seeds=0,1", "data.pair_limit=6", "evaluation.controls=true", "training.arms=none,chosen"]
-    )
+    return load_profile("smoke", ["seeds=0,1"])
 
 
 @pytest.mark.parametrize(("low", "met"), [(0.01, "yes"), (-0.01, "no")])
@@ -266,11 +240,9 @@ def test_nothing_run_gives_no_judged_tables_and_removes_an_old_one(profile):
     assert set(results.read_table(profile, "primary").met) == {"not run"}
 
 
+@pytest.mark.usefixtures("profile")
 @pytest.mark.parametrize(("value", "met"), [(0.81, ("yes", "no")), (0.52, ("no", "yes"))])
-def test_the_aims_of_the_authors_data_need_a_value_and_their_control_an_interval_around_one_half(
-    tmp_path, monkeypatch, value, met
-):
-    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
+def test_aims_of_the_authors_data_need_a_value_and_their_control_an_interval_around_one_half(value, met):
     row = {"dataset": "beavertails", "arm": "dpo-both", "persona_format": "line", "measure": "policy"}
     row |= {"d_positive": value, "d_positive_low": value - 0.05, "d_positive_high": value + 0.05}
     rows = [row | {"persona": persona} for persona in ("gold", "shuffled")]

@@ -32,7 +32,7 @@ DECIDED = {
     "training": (1, "2e63c1d1fe9d2c08"),
     "answers": (1, "38c826adcae5d967"),
     "judging": (1, "dfde9477ba1bce37"),
-    "swap": (1, "79760f1a7f812034"),
+    "swap": (1, "28e5065634fd8fe3"),
     "calibration": (1, "4a4fbfbe83e38172"),
     "rejudged": (1, "20ec6c760ddc4eb3"),
 }

@@ -27,18 +27,11 @@ def tailoring_rows(run: Run) -> list[TailoringRow]:
     return rows
 
 
-def chance_to_follow(spec: RunSpec) -> float:
-    """How often an arm's answer follows its persona here: invented, so that tables have something to show."""
-    if spec.train_persona in ("none", "shuffled"):
-        return 0.55
-    return {"few_shot": 0.6, "sft": 0.75, "dpo": 0.85}[spec.method]
-
-
 def answer(spec: RunSpec, row: TailoringRow, rng: random.Random) -> str:
-    """One of the row's two responses, sometimes cut short."""
-    wanted = "rejected" if spec.eval_persona.endswith("rejected") else "chosen"
-    follows = rng.random() < chance_to_follow(spec)
-    text = getattr(row, wanted if follows else {"chosen": "rejected", "rejected": "chosen"}[wanted])
+    """One of the row's two responses, sometimes cut short; tailored arms follow the persona more often."""
+    chance = {"few_shot": 0.6, "sft": 0.75, "dpo": 0.85}[spec.method]
+    follows = rng.random() < (0.55 if spec.train_persona in ("none", "shuffled") else chance)
+    text = row.rejected if spec.eval_persona.endswith("rejected") == follows else row.chosen
     return text if rng.random() < 0.8 else text[: len(text) // 2]
 
 

@@ -93,11 +93,11 @@ def joint_table(p: WinRate, q: WinRate, dependence: str) -> np.ndarray:
     return np.diff(np.diff(cumulative, axis=0, prepend=0), axis=1, prepend=0)
 
 
-def resampled_dpq(p: WinRate, q: WinRate, dependence: str, rng: np.random.Generator) -> np.ndarray:
-    """Return dPQ, in points, of the published counts and then of their multinomial resamples."""
-    joint = joint_table(p, q, dependence)
-    draws = rng.multinomial(p.n, joint.ravel() / joint.sum(), size=N_RESAMPLES).reshape(-1, 3, 3)
-    margins = [np.concatenate([joint.sum(axis=a)[None], draws.sum(axis=a + 1)]) for a in (1, 0)]
+def resampled_dpq(joint: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return dPQ, in points, of a joint table and then of its multinomial resamples."""
+    draws = rng.multinomial(round(joint.sum()), joint.ravel() / joint.sum(), size=N_RESAMPLES)
+    counts = np.concatenate([joint[None], draws.reshape(-1, 3, 3)])
+    margins = [counts.sum(axis=axis) for axis in (2, 1)]
     return 50 * sum(ratio(m[:, 0] - m[:, 2], m[:, 0] + m[:, 2]) for m in margins)
 
 
@@ -129,15 +129,14 @@ def reanalysed() -> pd.DataFrame:
         for short, rate in {"p": p, "q": q}.items():
             line |= verdict_counts(short, rate) | {f"{short}_sign": sign_test(rate.n_wins, rate.n_losses)}
         rng = np.random.default_rng(number)
-        dpq = {dependence: resampled_dpq(p, q, dependence, rng) for dependence in SUFFIX}
-        for dependence, suffix in SUFFIX.items():
-            line |= dpq_limits(dpq[dependence], suffix)
+        drawn.append([resampled_dpq(joint_table(p, q, dependence), rng) for dependence in SUFFIX])
+        for dpq, suffix in zip(drawn[-1], SUFFIX.values(), strict=True):
+            line |= dpq_limits(dpq, suffix)
         lines.append(line)
-        drawn.append(dpq["independent"])
     table = with_holm(pd.DataFrame(lines))
     table["dpq_holm"] = holm(table.dpq_p)
     line = {"dataset": "all", "kind": "average", "label": "average of the ten rows", "dpq": table.dpq.mean()}
-    line |= dpq_limits(np.mean(drawn, axis=0), "")
+    line |= dpq_limits(np.mean(drawn, axis=0)[0], "")
     line |= {name: table[name].mean() for name in ("dpq_low_widest", "dpq_high_widest")}
     return pd.concat([table, pd.DataFrame([line])], ignore_index=True)
 
@@ -254,17 +253,15 @@ def length_table(profile: Profile) -> pd.DataFrame:
     for judgments, row in judged_rows(profile, LENGTH_KINDS):
         words = [{i: [len(answer.completion.split()) for answer in both] for i, both in found.items()}
                  for found in answers_of(row)]  # fmt: skip
-        shared = same_items(row.runs)
         means = np.mean([pair for found in words for pair in found.values()], axis=0)
+        sizes = dict(zip(("words_tested", "words_base"), means, strict=True))
+        shared = same_items(row.runs)
         for short, rubric in RUBRIC_NAMES.items():
-            items = [
-                (SIGNS.get(verdict, 0.0), found[i][0] - found[i][1], i if shared else f"{number}/{i}")
-                for number, (verdicts, found) in enumerate(zip(row.verdicts[rubric], words, strict=True))
-                for i, verdict in verdicts.items()
-            ]
-            line: Row = row_names(judgments.dataset, row) | {"rubric": rubric}
-            line |= {"words_tested": means[0], "words_base": means[1]}
-            line["n_decided"] = row.counts(rubric).n_decided
+            items = [(SIGNS.get(verdict, 0.0), np.subtract(*words[run][i]), i if shared else f"{run}/{i}")
+                     for run, verdicts in enumerate(row.verdicts[rubric])
+                     for i, verdict in verdicts.items()]  # fmt: skip
+            line = row_names(judgments.dataset, row) | {"rubric": rubric, **sizes}
+            line |= {"n_decided": row.counts(rubric).n_decided}
             line |= drawn_columns({"net": judgments.pool[f"{row.slug}/{short}"]})
             lines.append(line | interval_columns("net_controlled", length_model(*zip(*items, strict=True))))
     return table_of(lines)
@@ -281,26 +278,6 @@ def set_aims() -> dict[str, Any]:
     return yaml.safe_load((FACTS / "aims.yaml").read_text(encoding="utf-8"))
 
 
-def aim(text: str, where: str, table: pd.DataFrame, column: str, criterion: Sequence[str]) -> Row:
-    """Return one line: the aim, where it was measured, the estimate with its interval, whether it is met.
-
-    ``table`` holds the one row that answers it; without a row, or without a value, it was not run.
-    ``criterion``: words, and a condition on estimate, low and high, or "".
-    """
-    words, condition = criterion
-    line: Row = {"aim": text, "where": where, "criterion": words, "estimate": None, "low": None, "high": None,
-                 "n": None, "n_seeds": None, "met": "not run"}  # fmt: skip
-    if table.empty or table[column].isna().item():
-        return line
-    row = table.iloc[0]
-    names = {"estimate": column, "low": f"{column}_low", "high": f"{column}_high"}
-    line |= {name: float(row[source]) for name, source in names.items()}
-    line |= {size: int(row[size]) for size in ("n", "n_seeds") if row.get(size, math.nan) > 0}
-    if not condition:
-        return line | {"met": "reported"}
-    return line | {"met": "yes" if table_of([line]).eval(condition).item() else "no"}
-
-
 def pick(table: pd.DataFrame, values: Mapping[str, Any]) -> pd.DataFrame:
     """Return the rows of a table with these values; none of an empty table."""
     for name, value in values.items():
@@ -308,18 +285,35 @@ def pick(table: pd.DataFrame, values: Mapping[str, Any]) -> pd.DataFrame:
     return table
 
 
-def measured_aims(profile: Profile, dataset: str, group: str) -> list[Row]:
+def measured(table: pd.DataFrame, column: str, condition: str) -> Row:
+    """Return what an aim's one row of a table says: estimate, interval, size, and whether the aim is met.
+
+    Without a row, or without a value, it was not run; without a condition it is reported only.
+    """
+    line: Row = dict.fromkeys(("estimate", "low", "high", "n", "n_seeds")) | {"met": "not run"}
+    if table.empty or table[column].isna().item():
+        return line
+    row = table.iloc[0]
+    names = {"estimate": column, "low": f"{column}_low", "high": f"{column}_high"}
+    line |= {name: float(row[source]) for name, source in names.items()}
+    line |= {size: int(row[size]) for size in ("n", "n_seeds") if row.get(size, math.nan) > 0}
+    met = table_of([line]).eval(condition).item() if condition else None
+    return line | {"met": {None: "reported", True: "yes", False: "no"}[met]}
+
+
+def aims_of(profile: Profile, dataset: str, group: str) -> list[Row]:
     """Return a line per aim of a group for one data set."""
     aims, lines = set_aims(), []
+    names = {"arm": main_arm(profile), "split": inference_split(profile, dataset)}
+    names["over"] = aims["over_half"].get(dataset)
     for entry in aims[group]:
-        names = {"arm": main_arm(profile), "split": inference_split(profile, dataset)}
-        names["over"] = aims["over_half"].get(dataset)
         rows = {"dataset": dataset} | {name: text.format(**names) for name, text in entry["rows"].items()}
         of = entry["of"] if isinstance(entry["of"], dict) else {name: name for name in entry["of"]}
-        criterion = [text.format(**names) for text in aims["criteria"][entry["criterion"]]]
+        words, condition = (text.format(**names) for text in aims["criteria"][entry["criterion"]])
         for name, value in of.items():
+            line = {"aim": entry["aim"], "where": f"{dataset}, {name}", "criterion": words}
             found = pick(read_table(profile, entry["table"]), rows | {entry["by"]: value})
-            lines.append(aim(entry["aim"], f"{dataset}, {name}", found, entry["column"], criterion))
+            lines.append(line | measured(found, entry["column"], condition))
     return lines
 
 
@@ -337,10 +331,9 @@ def primary_results(profile: Profile) -> pd.DataFrame:
     judges = {"inferred": profile.persona_judge, "judged": profile.evaluation.judge}
     for dataset in profile.datasets:
         for group, judge in judges.items() if profile.evaluation.judge != "none" else ():
-            found = measured_aims(profile, dataset, group)
-            lines += without_verdict(found, calibration, dataset, judge)
+            lines += without_verdict(aims_of(profile, dataset, group), calibration, dataset, judge)
         if dataset in set_aims()["over_half"]:
-            lines += measured_aims(profile, dataset, "swapped")
+            lines += aims_of(profile, dataset, "swapped")
     return table_of(lines)
 
 

@@ -240,17 +240,12 @@ def swap_scores(run: Run, arm: str, persona_format: str = "line") -> list[Policy
 Margins = Mapping[str, Mapping[str, tuple[float, str | None]]]  # persona's name -> row id -> m(P), its text
 
 
-def d_positive(m: np.ndarray, d: np.ndarray) -> np.ndarray:
-    """Return whether D > 0; NaN where it is undefined or 0 to rounding."""
-    return np.where(np.isnan(d) | (np.abs(d) < ROUNDING), np.nan, (d > 0).astype(float))
-
-
 # name -> a function of the margins m (row, persona) and of D (row), one value per row; each gets an interval
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "acc_chosen": lambda m, d: m[:, 0] > 0,
     "acc_rejected": lambda m, d: m[:, 1] < 0,
     "flip": lambda m, d: (m[:, 0] > 0) & (m[:, 1] < 0),
-    "d_positive": d_positive,
+    "d_positive": lambda m, d: np.where(np.abs(d) >= ROUNDING, d > 0, np.nan),
     "d": lambda m, d: d,
 }
 
@@ -308,10 +303,8 @@ def flip_and_did(
 # --- tables: the values of all runs of a data set, resampled together ---
 
 
-Column = tuple[str, ...]  # arm, persona format, (measure,) persona family, name of the value
-Found = dict[Column, dict[str, float]]  # per column {id: value}
-SWAPPED = ("arm", "persona_format", "measure", "persona")
-GENERATED = ("arm", "persona_format", "persona")
+Key = tuple[str, ...]  # of a table's row: arm, persona format, (measure,) persona family
+Found = dict[Key, dict[str, dict[str, float]]]  # per row {name of a value: {id: value}}
 
 
 def swap_items(run: Run) -> Found:
@@ -323,8 +316,7 @@ def swap_items(run: Run) -> Found:
         by_measure = margins(scores, swap_scores(run, reference, persona_format) if arm != "base" else ())
         for family in FAMILIES:
             for measure in MEASURES:
-                values = swap_values(by_measure[measure], family)
-                found |= {(arm, persona_format, measure, family, k): by_id for k, by_id in values.items()}
+                found[arm, persona_format, measure, family] = swap_values(by_measure[measure], family)
     return found
 
 
@@ -342,61 +334,53 @@ def flip_items(run: Run) -> Found:
             ids = sorted(set(rows) & set(first) & set(second))
             answers = [[side[i].completion for i in ids] for side in (first, second)]
             responses = [[getattr(rows[i], side) for i in ids] for side in SIDES]
-            for name, values in flip_and_did(*answers, *responses).items():
-                found[*part, family, name] = dict(zip(ids, values.tolist(), strict=True))
+            values = flip_and_did(*answers, *responses).items()
+            found[*part, family] = {name: dict(zip(ids, v.tolist(), strict=True)) for name, v in values}
     return found
 
 
 @dataclass(frozen=True)
 class Pooled:
-    """The values of the runs of one data set, by column and run, and each column's resampled mean."""
+    """The values of the runs of one data set, by row of a table, and the resampled mean of each value."""
 
     runs: Sequence[Run]
-    values: dict[Column, list[dict[str, float]]]
-    pool: dict[Column, np.ndarray]
+    rows: dict[Key, dict[str, list[dict[str, float]]]]  # row -> name of a value -> per run {id: value}
+    pool: dict[tuple[Key, str], np.ndarray]
 
-    @property
-    def rows(self) -> dict[Column, list[str]]:
-        """The rows of a table (columns less the value's name) with the names of their values."""
-        found: dict[Column, list[str]] = {}
-        for *row, name in self.values:
-            found.setdefault(tuple(row), []).append(name)
-        return found
-
-    def size(self, *rows: Column) -> Row:
+    def size(self, *keys: Key) -> Row:
         """Return the items of the smallest of some rows, and the seeds that all of them have."""
-        by_run = [self.values[*row, "flip"] for row in rows]
+        by_run = [self.rows[key]["flip"] for key in keys]
         seeds = [run.seed for run, *found in zip(self.runs, *by_run, strict=True) if all(found)]
         return {"n": min(sum(map(len, found)) for found in by_run), **seed_columns(seeds)}
+
+    def table(self, *labels: str) -> pd.DataFrame:
+        """Return a line per row: its key as columns ``labels``, and each value's mean with its interval."""
+        return table_of(
+            {"dataset": self.runs[0].dataset, **dict(zip(labels, key, strict=True)), **self.size(key)}
+            | drawn_columns({name: self.pool[key, name] for name in names})
+            for key, names in self.rows.items()
+        )
 
 
 def pooled(runs: Sequence[Run], read: Callable[[Run], Found]) -> Pooled:
     """Read the values of all runs of a data set and resample them once."""
     found = [read(run) for run in runs]
-    names = dict.fromkeys(name for of_run in found for name, by_id in of_run.items() if by_id)
-    values = {name: [of_run.get(name, {}) for of_run in found] for name in names}
+    names = {key: values for of_run in found for key, values in of_run.items() if values["flip"]}
+    rows = {key: {name: [of_run.get(key, {}).get(name, {}) for of_run in found] for name in values}
+            for key, values in names.items()}  # fmt: skip
     profile, number = runs[0].profile, runs[0].profile.datasets.index(runs[0].dataset)
-    settings = profile.evaluation.bootstrap_samples, number, same_items(tuple(runs))
-    return Pooled(runs, values, make_pool(values, *settings))
-
-
-def value_table(found: Pooled, labels: Sequence[str]) -> pd.DataFrame:
-    """Return a row per arm, format and family with the mean of each value and its interval."""
-    return table_of(
-        {"dataset": found.runs[0].dataset, **dict(zip(labels, row, strict=True)), **found.size(row)}
-        | drawn_columns({name: found.pool[*row, name] for name in names})
-        for row, names in found.rows.items()
-    )
+    how = profile.evaluation.bootstrap_samples, number, same_items(tuple(runs))
+    return Pooled(runs, rows, make_pool({(k, n): v for k, of in rows.items() for n, v in of.items()}, *how))
 
 
 def swap_table(runs: Sequence[Run]) -> pd.DataFrame:
     """Return the persona swap: a row per arm, format, measure and family, each metric with its interval."""
-    return value_table(pooled(runs, swap_items), SWAPPED)
+    return pooled(runs, swap_items).table("arm", "persona_format", "measure", "persona")
 
 
 def generation_flip(runs: Sequence[Run]) -> pd.DataFrame:
     """Return flip, share DiD > 0 and DiD of generated answers per arm, format and family, with intervals."""
-    return value_table(pooled(runs, flip_items), GENERATED)
+    return pooled(runs, flip_items).table("arm", "persona_format", "persona")
 
 
 TWINS = {  # tested policy -> what it is compared with: persona-free twin, PT-SFT, shuffled personas
@@ -416,7 +400,7 @@ def swap_differences(runs: Sequence[Run]) -> pd.DataFrame:
     for (tested, measure, persona), row in rows.items():
         for compared in TWINS.get(tested, ()):
             if twin := rows.get((compared, measure, persona)):
-                drawn = {k: found.pool[*row, k] - found.pool[*twin, k] for k in ("d_positive", "flip")}
+                drawn = {k: found.pool[row, k] - found.pool[twin, k] for k in ("d_positive", "flip")}
                 lines.append({"dataset": runs[0].dataset, "tested": tested, "compared": compared,
                               "measure": measure, "persona": persona, **found.size(row, twin)}
                              | drawn_columns(drawn))  # fmt: skip
