@@ -3,6 +3,7 @@
 #   ./run_all.sh                     the default profile: two cores; fetches 93 MB of weights once
 #   ./run_all.sh --plan              what would run, why, how long, and what it needs
 #   ./run_all.sh --profile NAME      another profile of configs/; --help for the rest
+#   ./run_all.sh --export DIR        the adapter of the run that ended last, with its card; --export --help
 #   ./run_all.sh --demo              a page to ask the trained policies oneself; --demo --help for the rest
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -11,6 +12,11 @@ source .ci/setup.sh
 if [ "${1:-}" = "--demo" ]; then
     use_environment demo
     exec "$PYTHON" -m persona_lib.demo "${@:2}"
+fi
+
+if [ "${1:-}" = "--export" ]; then
+    use_environment lab
+    exec "$PYTHON" -m persona_lib.export "${@:2}"
 fi
 
 # Questions are answered with whatever Python is there; wrong settings are refused before anything is installed.

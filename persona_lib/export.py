@@ -1,4 +1,4 @@
-"""Take a trained policy out of the results: ``python -m persona_lib.export --arm dpo-chosen --to DIR``.
+"""Take a trained policy out of the results: ``./run_all.sh --export DIR``, of the run that ended last.
 
 DIR gets one LoRA adapter that equals the policy's adapters stacked, the tokenizer, and a model card whose
 code loads them without the package. ``--merge`` adds base and adapters as one float32 model, checked against
@@ -15,19 +15,25 @@ from pathlib import Path
 from typing import Any
 
 from persona_lib import store, weights
+from persona_lib.beyond.users import tailored
 from persona_lib.models import load, train
 from persona_lib.models.load import ModelError, format_of, load_base, load_tokenizer
-from persona_lib.paper.answers import adapters_of
+from persona_lib.paper.answers import adapters_of, policy_key
 from persona_lib.paper.results import read_table
 from persona_lib.prompts import ChatFormat, tailoring_prompt
 from persona_lib.report import fill
-from persona_lib.settings import ConfigError, Run, main_arm, open_run
+from persona_lib.settings import ConfigError, Profile, Run, open_run, results_dir, results_root
 from persona_lib.show import render, to_markdown
 
 CHECK_ROWS = 32  # validation rows on which a merge is measured
 LOST = 0.02  # of the policy's distance from the base; a merge in float32 loses far less
 PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes")
-RESULTS = {"main": "test", "swap": "arm", "safety_pairs": "tested"}  # table -> column that names the arm
+RESULTS = {
+    "main": "test",
+    "user_swap": "arm",
+    "swap": "arm",
+    "safety_pairs": "tested",
+}  # table -> column that names the arm
 DATA = {  # what the rows are, and their terms
     "everyday": "everyday questions and answers, written by a language model for this package (Apache-2.0)",
     "beavertails": "the authors' release (no licence stated), from PKU BeaverTails (CC BY-NC 4.0)",
@@ -137,21 +143,45 @@ def export_arm(run: Run, arm: str, target: Path, merge: bool = False) -> Path:
     return target
 
 
+def keep_adapter(profile: Profile) -> Path | None:
+    """Export the tailored arm to ``results/<profile>/adapter``; None if it is not trained."""
+    run = Run(profile, profile.datasets[0], profile.seeds[0])
+    folder, arm = results_dir(profile) / "adapter", tailored(run)
+    if not all((path / "done.json").exists() for path in adapters_of(run, arm)):
+        return None
+    key = store.content_hash(policy_key(run, arm))
+    if not store.is_done(folder, key):
+        shutil.rmtree(folder, ignore_errors=True)
+        store.mark_done(export_arm(run, arm, folder), key)
+    return folder
+
+
+def last_run() -> tuple[str, list[str]]:
+    """Return profile and overrides of the run that ended last; raises FileNotFoundError if there is none."""
+    paths = sorted(results_root().glob("*/provenance.json"), key=lambda path: path.stat().st_mtime)
+    if not paths:
+        raise FileNotFoundError(f"{results_root()}: no run to export; ./run_all.sh --data FILE makes one")
+    known = store.read_json(paths[-1])
+    last = max(known["tasks"].values(), key=lambda facts: facts["finished"])
+    return known["profile"], last["parameters"]["overrides"]
+
+
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status: 2 for what the user has to mend."""
-    parser = argparse.ArgumentParser(prog="python -m persona_lib.export", description=__doc__)
+    parser = argparse.ArgumentParser(prog="run_all.sh --export", description=__doc__)
     add = parser.add_argument
-    add("--profile", default="everyday")
+    add("--profile", default="", help="default: that of the run that ended last, with its settings")
     add("--dataset", default="", help="default: the profile's first")
     add("--seed", type=int, default=0)
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="as for run_all.sh")
-    add("--arm", default="", help="sft-<train_persona> or dpo-<train_persona>; default: PT-DPO")
-    add("--to", required=True, type=Path, metavar="DIR", help="a new folder")
+    add("--arm", default="", help="sft-<train_persona> or dpo-<train_persona>; default: the tailored one")
+    add("to", type=Path, metavar="DIR", help="a new folder")
     add("--merge", action="store_true", help="also write base and adapters as one float32 model, checked")
     given = parser.parse_args(argv)
     try:
-        run = open_run(given.profile, given.dataset, given.seed, given.set)
-        arm = given.arm or f"dpo-{main_arm(run.profile)}"
+        profile, overrides = (given.profile, []) if given.profile else last_run()
+        run = open_run(profile, given.dataset, given.seed, [*overrides, *given.set])
+        arm = given.arm or tailored(run)
         folder = export_arm(run, arm, given.to, given.merge)
         print(f"exported to {folder}; read {folder / 'README.md'}")
     except (ConfigError, OSError, ModelError) as error:

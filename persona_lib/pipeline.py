@@ -106,6 +106,10 @@ def run_task(pipeline: Pipeline, task: Task) -> float:
     if task.step == REPORT:
         from persona_lib.report import write_report
 
+        if intake.NAME in pipeline.profile.datasets:
+            from persona_lib.export import keep_adapter
+
+            keep_adapter(pipeline.profile)
         write_report(pipeline.profile)
     else:
         target, log = pipeline.executed(task), pipeline.log(task)
@@ -170,6 +174,7 @@ EXAMPLES = """examples:
   ./run_all.sh --only 12                one step again, from what the others left
   ./run_all.sh --set dpo.beta=0.2       one setting; configs/everyday.yaml explains each
   ./run_all.sh --data my_pairs.jsonl    your own preference pairs (DATA.md)
+  ./run_all.sh --export DIR             the adapter of the last run, to be loaded without this package
 A run that was stopped goes on where it was. Results: results/PROFILE/report/index.html."""
 DATA_HELP = (
     "your own preference pairs: a .jsonl, .json, .csv, .tsv or .parquet file, a folder of "
@@ -196,6 +201,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--seeds", metavar="N", help="5 means seeds 0 to 4; 3,7 means exactly these")
     add("--data", metavar="PATH", help=DATA_HELP)
     add("--mapping", metavar="FILE", help="YAML file that says what the columns of --data mean (DATA.md)")
+    add("--base", metavar="MODEL", help="base model, a folder, hub id or pypi:NAME: --set base.model=MODEL")
     add("--max-cost-usd", type=float, help="never spend more on served models: --set served.max_cost_usd=X")
     add("--offline", action="store_true", help="never ask the model hub; missing files are errors")
     add("--check", action="store_true", help="only check the arguments and the profile")
@@ -221,8 +227,11 @@ def read_overrides(arguments: argparse.Namespace) -> list[str]:
         overrides.append(f"data.path={arguments.data}")
     if arguments.mapping and not arguments.own:
         raise ConfigError("--mapping says what the columns of --data mean: give --data FILE, too")
-    if arguments.mapping:
-        overrides.append(f"data.mapping={arguments.mapping}")
+    if arguments.own and not any(override.startswith("data.mapping=") for override in overrides):
+        # the mapping of a profile's own example is not that of other data
+        overrides.append(f"data.mapping={arguments.mapping or ''}")
+    if arguments.base:
+        overrides.append(f"base.model={arguments.base}")
     if arguments.own:
         overrides += own_overrides(arguments.profile, overrides)
     if arguments.max_cost_usd is not None:
@@ -281,6 +290,11 @@ def run(arguments: argparse.Namespace) -> int:
         status = run_tasks(pipeline, ids)
     if not status:
         print(f"\nreport  {pipeline.executed(pipeline.tasks[REPORT])}")
+        if (pipeline.results / "adapter" / "done.json").exists():
+            from persona_lib.report import own_adapter
+
+            adapter = own_adapter(settings.Run(pipeline.profile, intake.NAME, pipeline.profile.seeds[0]))
+            print(f"adapter {adapter['folder']}\n\n{adapter['code']}\n\n{adapter['gguf']}")
     return status
 
 

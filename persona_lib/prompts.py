@@ -125,6 +125,15 @@ def inference_prefix(shots: Sequence[tuple[str, str, str, str]]) -> str:
     return "".join(f"{block}\n\n" for block in [INFERENCE_INSTRUCTION, *blocks])
 
 
+def profile_query(personas: Sequence[str]) -> str:
+    """Render what a user's persona is written from: the personas of several of the user's choices."""
+    notes = "\n".join(f"- {persona}" for persona in personas)
+    return (
+        f"Notes about one user, each from one choice between two answers:\n{notes}\n\n"
+        "Write one short sentence about what most of the notes agree on. Begin with The user is.\nPersona:"
+    )
+
+
 def judge_prompt(c: PairwiseComparison, rubric: str) -> str:
     """Render a pairwise comparison for a language model judge; the answer to follow is "A" or "B".
 

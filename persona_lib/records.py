@@ -16,6 +16,7 @@ Verdict = Literal["win", "tie", "loss", "unparsed"]
 
 SIDES: tuple[Side, ...] = ("chosen", "rejected")
 PAIR_SPLITS = ("train", "validation", "test")
+HISTORY = "history"  # a fourth split: pairs of test users, of which only their persona is made
 PAIR_FIELDS = ("prompt", "chosen", "rejected")
 SIDED = ("gold", "retrieved", "shuffled", "user")
 EVAL_PERSONAS = ("none", "system", *(f"{name}-{side}" for name in SIDED for side in SIDES))
@@ -55,6 +56,21 @@ class InferredPersona:
     persona: str | None
     status: str
     raw: str
+
+
+@dataclass(frozen=True)
+class UserPersona:
+    """A user's persona, made of the personas of their first ``length`` pairs of history (0: all).
+
+    ``support`` are ids of the pairs that are most like it; ``seen`` says that the user is in training.
+    """
+
+    id: str
+    user: str
+    length: int
+    persona: str
+    support: list[str]
+    seen: bool
 
 
 @dataclass(frozen=True)

@@ -15,17 +15,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona_lib import weights
+from persona_lib.beyond import users
 from persona_lib.data import intake
 from persona_lib.data.intake import OwnData
+from persona_lib.data.preference import load_pairs
 from persona_lib.data.rows import NOTED, REJECTED, Finding
 from persona_lib.figures import FIGURES, alt_text, figure_inputs
 from persona_lib.models.load import load_tokenizer
-from persona_lib.paper.answers import BROKEN, broken_share, generation_folder, grid
+from persona_lib.paper.answers import BROKEN, broken_share, generation_folder, grid, read_generations
 from persona_lib.paper.judging import runs_of
 from persona_lib.paper.results import read_table
+from persona_lib.paper.swap import answered_rows
 from persona_lib.prompts import completion_text, tailoring_prompt
-from persona_lib.records import PAIR_FIELDS, PAIR_SPLITS, SIDES
-from persona_lib.settings import FACTS, Profile, figures_dir, main_arm, results_dir
+from persona_lib.records import PAIR_FIELDS, SIDES
+from persona_lib.settings import FACTS, Profile, Run, figures_dir, main_arm, results_dir
 from persona_lib.show import LABELS, owner_of, place, render, with_interval
 from persona_lib.store import read_json, write_text
 
@@ -193,6 +196,9 @@ def notebook_pages(profile: Profile, folder: Path) -> list[str]:
 def write_report(profile: Profile) -> Path:
     """Write ``results/<profile>/report/index.html`` and the notebooks' pages; returns the page's path."""
     folder, aims = results_dir(profile) / "report", read_table(profile, "primary")
+    if profile.datasets == (intake.NAME,):
+        write_text(folder / "index.html", own_page(profile))
+        return folder / "index.html"
     page = fill(
         "report.html",
         title=f"{profile.name}: report",
@@ -275,15 +281,15 @@ def account_table(data: OwnData, noted: Sequence[Finding] = ()) -> pd.DataFrame:
 
 
 def split_table(data: OwnData) -> pd.DataFrame:
-    """Return rows, different prompts and categories per split."""
+    """Return rows, different prompts, categories and users per split."""
     import pandas as pd
 
     lines = []
-    for split in PAIR_SPLITS:
+    for split in data.pairs():
         part = [row for row in data.rows if row.split == split]
-        categories = {row.category for row in part} - {None, ""}
-        lines.append((split, len(part), len({row.pair.prompt for row in part}), len(categories)))
-    return pd.DataFrame(lines, columns=["split", "rows", "different prompts", "categories"])
+        counts = [len({row.pair.prompt for row in part}), len({row.category for row in part} - {None, ""})]
+        lines.append((split, len(part), *counts, len({row.pair.user for row in part} - {""})))
+    return pd.DataFrame(lines, columns=["split", "rows", "different prompts", "categories", "users"])
 
 
 def found_by_kind(data: OwnData, noted: Sequence[Finding]) -> list[dict[str, Any]]:
@@ -327,3 +333,138 @@ def write_page(profile: Profile, data: OwnData, folder: Path) -> Path:
         write_text(folder / f"data_{name}.csv", table.to_csv(index=False))
     write_text(folder / "data.html", page_text(profile, data))
     return folder / "data.html"
+
+
+# --- the report on a user's own data ---
+
+SHOWN_USERS, SHOWN_ROWS = 4, 3
+NOT_OWN = ("paper", "primary", "not_run", "user_personas", "swap_by_seed")  # not shown, or shown elsewhere
+PARTS = {"unseen": "Users who are not in training", "seen": "Users in training, other questions"}
+TOLD = {"another user's": "the user's own persona, compared with another user's",
+        "control": "one other user's persona, compared with a third's (control: 0.5 expected)"}  # fmt: skip
+NAMED = {"user-chosen": "told the user's persona", "user-rejected": "told another user's persona",
+         "gold-chosen": "told the persona of the chosen response",
+         "gold-rejected": "told the persona of the rejected response"}  # fmt: skip
+LIMITS = (
+    "A share of 0.5 is chance. An interval that holds 0.5 shows nothing, whatever the estimate.",
+    "Section 3 is about a preference between the two responses of your data. It does not show that the model "
+    "writes good answers: read section 4, or have answers judged (evaluation.judge).",
+    "Personas are guesses about who would like a text. They are no facts about real people.",
+)
+
+
+def own_users(run: Run) -> dict[str, Any]:
+    """Return what the report says of users: number, kinds, consistency, examples; {} without users."""
+    table, agreement = (read_table(run.profile, f"user_{name}") for name in ("personas", "consistency"))
+    if not len(table):
+        return {}
+    pairs = {pair.id: pair for part in load_pairs(run).values() for pair in part}
+    numbers = [f"user {n}" for n in range(1, len(table) + 1)]
+    named = intake.read_mapping(run.profile.data.mapping).show_users
+    table = table.assign(name=table.user if named else numbers, agree=table.pairs.str.split().str.len())
+    shown = [
+        {**row, "pair": pairs[row["pairs"].split()[0]]}
+        for row in table.drop_duplicates("kind").head(SHOWN_USERS).to_dict("records")
+    ]
+    kinds = table.groupby("kind", sort=False).agg(users=("name", "size"), example=("persona", "first"))
+    words = [
+        f"Two personas of one user have {with_interval(row, 'within')} of their words in common (F1), two of "
+        f"different users {with_interval(row, 'between')}; difference {with_interval(row, 'gap')}, "
+        f"{place(row, 'gap', 0)}."
+        for row in agreement.to_dict("records")
+    ]
+    columns = {"name": "user", "users": "in training", "persona": "persona", "history": "pairs of history",
+               "agree": "agree with it"}  # fmt: skip
+    return {
+        "n": len(table),
+        "words": " ".join(words),
+        "shown": shown,
+        "kinds": kinds.sort_values("users", ascending=False, kind="stable").reset_index(),
+        "all": table[list(columns)].rename(columns=columns),
+    }
+
+
+def own_findings(profile: Profile) -> list[str]:
+    """Say whether the preference follows the user's persona; of data without users, the pair's."""
+    table = read_table(profile, "user_swap")
+    if not len(table):
+        return findings(profile)
+    main = users.tailored(runs_of(profile, profile.datasets[0])[0])
+    return [
+        f"{PARTS[row['users']]}: told {TOLD[row['compared']]}, the model leans to what the user chose in "
+        f"{with_interval(row, 'd_positive')} of {row['n']:.0f} pairs of {row['n_users']:.0f} users; "
+        f"{place(row, 'd_positive', 0.5) or 'too few users for an interval'}."
+        for row in table[(table.arm == main) & (table.history == 0)].to_dict("records")
+    ]
+
+
+def own_cards(profile: Profile) -> list[dict[str, Any]]:
+    """Return the first evaluated questions with the answers of the arms there are, unseen users first."""
+    run = runs_of(profile, profile.datasets[0])[0]
+    done = [spec for spec in grid(run) if (generation_folder(run, spec) / "done.json").exists()]
+    found = {(spec.arm, spec.eval_persona): read_generations(run, spec) for spec in done}
+    main = users.tailored(run)
+    family = "user" if found.get((main, "user-chosen")) else "gold"
+    wanted = [(main, f"{family}-{side}") for side in SIDES]
+    wanted += [(arm, name) for arm, name in found if arm.endswith("-none") and name == "none"]
+    shown = {one: found[one] for one in wanted if found.get(one)}
+    who, part = users.user_of_row(run), users.part_of(run)
+    rows = [row for row in answered_rows(run).values() if all(row.id in made for made in shown.values())]
+    rows.sort(key=lambda row: part.get(who.get(row.id, ""), "") != "unseen")
+    cards = []
+    for row in rows[:SHOWN_ROWS] if shown else ():
+        told = [(arm, NAMED.get(name, "not told"), made[row.id]) for (arm, name), made in shown.items()]
+        answers = [{"what": f"{a}, {how}", "persona": g.persona, "text": g.completion} for a, how, g in told]
+        cards.append({"prompt": row.prompt, "chosen": row.chosen, "answers": answers})
+    return cards
+
+
+def own_adapter(run: Run) -> dict[str, str]:
+    """Return where a run's adapter is and its base, the lines that load it, and how it becomes GGUF."""
+    folder, base = results_dir(run.profile) / "adapter", run.base_source[0]
+    if weights.is_packaged(base) and weights.is_fetched(base):
+        base = weights.pinned(base)[0]
+    code = (
+        "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        f'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "{folder}")\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("{folder}")'
+    )
+    gguf = f"llama.cpp's convert_lora_to_gguf.py {folder} --base {base} writes GGUF."
+    return {"folder": str(folder), "base": run.profile.base.model, "code": code, "gguf": gguf}
+
+
+def own_limits(profile: Profile) -> list[str]:
+    """Say what a run on own data does not show: n, users, who wrote the personas, and `LIMITS`."""
+    table, said = read_table(profile, "user_swap"), []
+    for part, rows in table.groupby("users", sort=False) if len(table) else ():
+        sizes = f"{rows.n.max():.0f} pairs of {rows.n_users.max():.0f} users"
+        said.append(f"{PARTS[part]}: {sizes}. Intervals draw users; of few users they are rough.")
+    if profile.generator.model == "surface" and not profile.generator.url:
+        said.append("Personas by rule see length, lists, numbers and tone, and nothing of what is said.")
+    return [*said, *LIMITS]
+
+
+def own_page(profile: Profile) -> str:
+    """Return the report on a user's own data: data, users, effect, answers, adapter, limits."""
+    data, run = intake.read_own(profile), runs_of(profile, profile.datasets[0])[0]
+    measured = read_table(profile, "user_swap")
+    name = "user_swap" if len(measured) else "swap"
+    return fill(
+        "own.html",
+        title="Your data and your model",
+        profile=profile,
+        broken=f"{BROKEN:.0%}",
+        unsound=unsound(profile),
+        said=intake.describe(data),
+        account=account_table(data),
+        splits=split_table(data),
+        users=own_users(run),
+        found=own_findings(profile),
+        measured=render(name, measured if len(measured) else read_table(profile, "swap")),
+        cards=own_cards(profile),
+        adapter=own_adapter(run),
+        limits=own_limits(profile),
+        tables=[one for one in tables(profile) if one["name"] not in (*NOT_OWN, name)],
+        notebooks=notebook_pages(profile, results_dir(profile) / "report" / "notebooks"),
+        origin=origin(profile),
+    )

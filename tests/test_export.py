@@ -160,7 +160,7 @@ def test_an_export_never_overwrites_and_says_what_is_missing(trained, tmp_path, 
         export.export_arm(trained, "dpo-none", tmp_path / "out")
     with pytest.raises(FileNotFoundError, match="arm 'base' has no adapters"):
         export.export_arm(trained, "base", tmp_path / "out")
-    assert export.main(["--arm", "dpo-shuffled", "--to", str(tmp_path / "out")]) == 2
+    assert export.main(["--profile", "everyday", "--arm", "dpo-shuffled", str(tmp_path / "out")]) == 2
     assert "sft-shuffled is not finished" in capsys.readouterr().err
 
 

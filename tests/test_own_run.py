@@ -38,7 +38,7 @@ def swap_rows(results: Path) -> list[dict[str, str]]:
 @pytest.mark.slow
 def test_the_shipped_pairs_run_from_file_to_report_and_again_without_work(tmp_path):
     done, results = run_own(tmp_path, "--set", STEPS)
-    assert "64 rows read, 64 usable, 0 rejected" in done.stdout
+    assert "120 rows read, 120 usable, 0 rejected" in done.stdout
     assert len(swap_rows(results)) == 1 and (results / "report" / "data.html").exists()
     assert "own data" in (results / "report" / "index.html").read_text(encoding="utf-8")
     again, _ = run_own(tmp_path, "--set", STEPS)

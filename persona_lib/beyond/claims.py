@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from persona_lib.beyond.calibration import calibration_path
+from persona_lib.beyond.users import USER_TABLES
 from persona_lib.data import everyday
 from persona_lib.data.preference import inference_split
 from persona_lib.intervals import (
@@ -360,7 +361,7 @@ def calibrations(runs: Sequence[Run]) -> pd.DataFrame:
 def save_tables(profile: Profile) -> dict[str, Path]:
     """Compute and write every table of the profile; returns the paths of those that are not empty."""
     forget_judged()
-    by_dataset = {"calibration": calibrations, **SWAP_TABLES}
+    by_dataset = {"calibration": calibrations, **SWAP_TABLES, **USER_TABLES}
     makers = {
         **JUDGED_TABLES,
         "paper": lambda profile: reanalysed(),

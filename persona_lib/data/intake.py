@@ -19,7 +19,7 @@ import os
 import re
 import secrets
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ import yaml
 
 from persona_lib.data.retrieval import normal
 from persona_lib.data.rows import KINDS, REJECTED, Finding, OwnRow, read_rows, source_key
-from persona_lib.records import PAIR_FIELDS, PAIR_SPLITS, DataError, PreferencePair
+from persona_lib.records import HISTORY, PAIR_FIELDS, PAIR_SPLITS, DataError, PreferencePair
 from persona_lib.settings import FACTS, ConfigError, Profile, near_names, results_dir
 from persona_lib.store import VERSIONS, content_hash, write_text
 from persona_lib.texts import near_duplicates
@@ -43,6 +43,8 @@ SPLIT_NAMES = {name: name for name in PAIR_SPLITS} | dict.fromkeys(
     ("dev", "val", "valid", "eval"), "validation"
 )
 SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
+TEST_USERS = 0.25  # of the users of two pairs or more
+LEAST_USERS = 4  # of two pairs or more, without which splits are by prompt
 LEAST_PROMPTS = 20  # different prompts without which there is nothing to train and test on
 # Different prompts of each split: train is split in four, and a shuffled persona is that of another test row.
 LEAST_OF = {"train": 10, "validation": 1, "test": 2}
@@ -694,16 +696,17 @@ def against_others(pairs: Sequence[OwnRow]) -> tuple[list[OwnRow], list[Finding]
     kept, findings = [], []
     for p in pairs:
         prompt, sides = normal(p.pair.prompt), (p.pair.chosen.strip(), p.pair.rejected.strip())
-        if (prompt, *sides) in texts:
-            findings.append(p.found("row", "duplicate", texts[prompt, *sides]))
+        asked = (p.pair.user, prompt)  # two users may choose alike: that is no duplicate
+        if (*asked, *sides) in texts:
+            findings.append(p.found("row", "duplicate", texts[*asked, *sides]))
         elif p.split and owners[prompt] != p.split:
             findings.append(p.found("prompt", "shared prompt", f"of {owners[prompt]}"))
         elif p.pair.id in ids:
             findings.append(p.found("id", "id", f"{p.pair.id} in {ids[p.pair.id]}"))
         else:
-            if (prompt, *reversed(sides)) in texts:
-                findings.append(p.found("row", "opposite", texts[prompt, *reversed(sides)]))
-            ids[p.pair.id] = texts[prompt, *sides] = p.place
+            if (*asked, *reversed(sides)) in texts:
+                findings.append(p.found("row", "opposite", texts[*asked, *reversed(sides)]))
+            ids[p.pair.id] = texts[*asked, *sides] = p.place
             kept.append(p)
     return kept, findings
 
@@ -727,36 +730,103 @@ def fill_shares(groups: Iterable[list[Any]], shares: dict[str, float]) -> dict[s
     return parts
 
 
-def fill_splits(rows: Sequence[OwnRow], shares: dict[str, float], threshold: float) -> list[OwnRow]:
-    """Give rows a split by their shares: whole groups of near prompts, in an order that only texts decide."""
+def near_parts(rows: Sequence[OwnRow], threshold: float) -> list[list[int]]:
+    """Return the places of the rows of each group of near prompts, in an order that only texts decide."""
     groups: dict[int, list[int]] = defaultdict(list)
     for index, group in enumerate(near_groups([row.pair.prompt for row in rows], threshold)):
         groups[group].append(index)
-    order = sorted(groups.values(), key=lambda part: content_hash(normal(rows[part[0]].pair.prompt)))
-    splits = {index: name for name, part in fill_shares(order, shares).items() for index in part}
+    return sorted(groups.values(), key=lambda part: content_hash(normal(rows[part[0]].pair.prompt)))
+
+
+def fill_splits(rows: Sequence[OwnRow], shares: dict[str, float], threshold: float) -> list[OwnRow]:
+    """Give rows a split by their shares: whole groups of near prompts."""
+    parts = fill_shares(near_parts(rows, threshold), shares)
+    splits = {index: name for name, part in parts.items() for index in part}
     return [replace(row, split=splits[index]) for index, row in enumerate(rows)]
 
 
-def assign_splits(rows: list[OwnRow], threshold: float) -> tuple[list[OwnRow], bool]:
+def assign_splits(rows: list[OwnRow], threshold: float, split_by: str = "") -> tuple[list[OwnRow], bool]:
     """Return the rows with their splits, and whether splits were given.
 
-    Given splits stay. One that is missing is taken from train, a tenth of the rows each; where only one is
-    given, it is all the data there is, and is split as if none were.
+    Given splits stay, but of test users who are in no other split every second pair becomes `HISTORY`. A
+    missing split is taken from train, a tenth of the rows each; where only one is given, it is all the data
+    there is, and is split as if none were: by user where there are users enough (`split_users`), unless
+    ``split_by`` is "prompt".
     """
     given = {row.split for row in rows}
     if len(given) < 2:
-        return fill_splits(rows, SHARES, threshold), False
+        by_user = split_users(rows, threshold) if split_by != "prompt" else None
+        if by_user is None and split_by == "user":
+            raise DataError(f"split_by: user needs {LEAST_USERS} users of two pairs or more; use prompt")
+        return by_user or fill_splits(rows, SHARES, threshold), False
     rows = [replace(row, split=row.split or "train") for row in rows]
     missing = [name for name in ("validation", "test") if name not in given]
     shares = {"train": 1 - 0.1 * len(missing)} | dict.fromkeys(missing, 0.1)
     moved = iter(fill_splits([row for row in rows if row.split == "train"], shares, threshold))
-    return [next(moved) if row.split == "train" else row for row in rows], True
+    rows = [next(moved) if row.split == "train" else row for row in rows]
+    counts = Counter(row.pair.user for row in rows)
+    known = {row.pair.user for row in rows if row.split != "test"}
+    unseen = {user for user, n in counts.items() if user and n > 1} - known
+    halves = iter(hold_out([row for row in rows if row.pair.user in unseen], unseen, threshold))
+    return [next(halves) if row.pair.user in unseen else row for row in rows], True
+
+
+def split_users(rows: Sequence[OwnRow], threshold: float) -> list[OwnRow] | None:
+    """Split by user and by question at once; None with too few users, or where that leaves a split empty.
+
+    A quarter of the users of two pairs or more, in an order that only texts decide, are test users; the
+    others are in training. Groups of near prompts stay whole, too: see `hold_out`.
+    """
+    texts: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        texts[row.pair.user].append(normal(row.pair.prompt) + row.pair.chosen)
+    keys = {user: content_hash(sorted(own)) for user, own in texts.items() if user and len(own) > 1}
+    if len(keys) < LEAST_USERS:
+        return None
+    unseen = set(sorted(keys, key=lambda user: keys[user])[: max(2, round(TEST_USERS * len(keys)))])
+    for near in (threshold, 1.0):  # 1: where near prompts are all one group, equal prompts alone
+        made = hold_out(rows, unseen, near)
+        if HISTORY in {row.split for row in made} and not short_splits(made):
+            return made
+    return None
+
+
+def hold_out(rows: Sequence[OwnRow], unseen: Container[str], threshold: float) -> list[OwnRow]:
+    """Give whole groups of near prompts to the splits: no test user and no test question is trained on.
+
+    A group with pairs of test users is held out or not, by turns. Held out, it is evaluated, also its pairs
+    of other users, who are *seen* in training (at most twice the test share of their pairs). Otherwise the
+    test users' pairs are `HISTORY`, of which only the user's persona is made. Other groups fill up `SHARES`.
+    """
+    n_others = sum(row.pair.user not in unseen for row in rows)
+    sizes, lead, splits = dict.fromkeys(SHARES, 0), Counter(), {}
+    for group in near_parts(rows, threshold):
+        theirs = [rows[i].pair.user for i in group if rows[i].pair.user in unseen]
+        n, free = len(group) - len(theirs), list(SHARES)
+        if theirs:  # history first: ``lead`` is by how many pairs a user has more of it
+            held = sizes["test"] + n <= 2 * SHARES["test"] * n_others and sum(lead[u] for u in {*theirs}) > 0
+            free = ["test"] if held else ["train", "validation"]
+            for user in theirs:
+                lead[user] += -1 if held else 1
+        due = min(free, key=lambda name: (sizes[name] + n) / SHARES[name])
+        sizes[due] += n
+        for i in group:
+            splits[i] = due if due == "test" or rows[i].pair.user not in unseen else HISTORY
+    return [replace(row, split=splits[index]) for index, row in enumerate(rows)]
+
+
+def users_in_two(rows: Sequence[OwnRow]) -> Iterator[Finding]:
+    """Note the test rows of given splits whose user is in training, too."""
+    train = {row.pair.user for row in rows if row.split == "train"}
+    for row in rows:
+        if row.split == "test" and row.pair.user and row.pair.user in train:
+            yield row.found("user", "user in two splits")
 
 
 def near_train(rows: Sequence[OwnRow], threshold: float) -> Iterator[Finding]:
     """Note the validation and test rows whose prompt nearly repeats one of train."""
     train = [row for row in rows if row.split == "train"]
-    others = [row for row in rows if row.split != "train"]
+    others = [row for row in rows if row.split in ("validation", "test")]
     found = near_duplicates([r.pair.prompt for r in others], [r.pair.prompt for r in train], threshold)
     for index, of, jaccard in found:
         detail = f"of {train[of].place}, Jaccard {jaccard:.2f}"
@@ -793,7 +863,8 @@ class OwnData:
 
     def pairs(self) -> dict[str, list[PreferencePair]]:
         """Return the pairs by split."""
-        return {split: [row.pair for row in self.rows if row.split == split] for split in PAIR_SPLITS}
+        names = (*PAIR_SPLITS, HISTORY) if any(row.split == HISTORY for row in self.rows) else PAIR_SPLITS
+        return {split: [row.pair for row in self.rows if row.split == split] for split in names}
 
 
 def check_judge(profile: Profile) -> None:
@@ -844,9 +915,9 @@ def read_source(profile: Profile, key: str) -> OwnData:
     pairs, more = against_others(pairs)
     findings += more + [odd for pair in pairs for odd in odd_texts(pair)]
     check_enough(source, pairs, findings)
-    rows, split = assign_splits(pairs, threshold)
+    rows, split = assign_splits(pairs, threshold, mapping.split_by)
     check_splits(source, rows, threshold)
-    findings += near_train(rows, threshold) if split else []
+    findings += [*near_train(rows, threshold), *users_in_two(rows)] if split else []
     findings.sort(key=lambda found: found.row)
     return OwnData(source, len(raw), tuple(rows), tuple(findings), split, how, shape)
 
@@ -866,11 +937,15 @@ def check_enough(source: str, pairs: Sequence[OwnRow], findings: Sequence[Findin
     )
 
 
+def short_splits(rows: Sequence[OwnRow]) -> dict[str, int]:
+    """Return the splits with fewer different prompts than `LEAST_OF`, and how many they have."""
+    prompts = {split: {normal(r.pair.prompt) for r in rows if r.split == split} for split in PAIR_SPLITS}
+    return {split: len(found) for split, found in prompts.items() if len(found) < LEAST_OF[split]}
+
+
 def check_splits(source: str, rows: Sequence[OwnRow], threshold: float) -> None:
     """Raise DataError if a split has too few different prompts to be trained, validated or tested on."""
-    sizes = {split: len({normal(r.pair.prompt) for r in rows if r.split == split}) for split in PAIR_SPLITS}
-    short = {split: n for split, n in sizes.items() if n < LEAST_OF[split]}
-    if not short:
+    if not (short := short_splits(rows)):
         return
     said = ", ".join(
         f"{split} has {n} different prompts and needs {LEAST_OF[split]}" for split, n in short.items()
@@ -921,16 +996,37 @@ def describe(data: OwnData) -> list[str]:
     reasons = counted(finding.code for finding in data.rejected.values())
     noted = counted(finding.code for finding in data.findings if not finding.rejected)
     sizes = Counter(row.split for row in data.rows)
+    names = [*PAIR_SPLITS, *([HISTORY] if sizes[HISTORY] else [])]
     how = "as given" if data.given_splits else "by prompt, near duplicates together"
+    how = "by user and by prompt" if sizes[HISTORY] and not data.given_splits else how
     name = Path(data.source).name if Path(data.source).expanduser().exists() else data.source
     lines = [
         f"{name}: {data.n_read} rows read, {len(data.rows)} usable, {len(data.rejected)} rejected"
         + (f" ({reasons})" if reasons else ""),
-        f"splits {how}: {', '.join(f'{split} {sizes[split]}' for split in PAIR_SPLITS)}",
+        f"splits {how}: {', '.join(f'{split} {sizes[split]}' for split in names)}",
+        *describe_users(data),
     ]
     lines += [f"read {data.how}"] if data.how else []
     lines += [f"recognised as {data.shape}"] if data.shape else []
     return [*lines, f"noted: {noted}"] if noted else lines
+
+
+def describe_users(data: OwnData) -> list[str]:
+    """Say how many users there are, who of them is evaluated, and what the split by user cost."""
+    users = {split: Counter(pair.user for pair in part) for split, part in data.pairs().items()}
+    everybody = set().union(*users.values()) - {""}
+    if not everybody:
+        return []
+    new, old = (Counter(), Counter())
+    for user, n in users["test"].items():
+        (old if user in users["train"] else new)[user] = n
+    said = [
+        f"users: {len(everybody)}; evaluated: {new.total()} pairs of {len(new)} users who are not in "
+        f"training (unseen), {old.total()} pairs of {len(old)} who are (seen)"
+    ]
+    if n := users.get(HISTORY, Counter()).total():
+        said.append(f"cost of the split by user: {n} pairs of unseen users serve for their persona only")
+    return said
 
 
 def counted(codes: Iterable[str]) -> str:

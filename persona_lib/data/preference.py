@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from persona_lib.data import everyday, intake, official
 from persona_lib.data.rows import source_key
 from persona_lib.prompts import ChatFormat, completion_text, tailoring_prompt
-from persona_lib.records import PAIR_FIELDS, PAIR_SPLITS, SIDES, PreferencePair, TailoringRow
+from persona_lib.records import HISTORY, PAIR_FIELDS, PAIR_SPLITS, SIDES, PreferencePair, TailoringRow
 from persona_lib.settings import ConfigError, Profile, Run, near_names
 from persona_lib.store import VERSIONS, content_hash, is_done, mark_done, read_rows, write_rows
 from persona_lib.texts import is_contrastive, near_duplicates
@@ -226,6 +226,7 @@ def write_pairs(run: Run) -> Path:
     check_pairs(pairs, run.dataset)
     if run.dataset == intake.NAME:
         print("\n".join(intake.describe(intake.read_own(run.profile))), flush=True)
+    (folder / f"{HISTORY}.jsonl").unlink(missing_ok=True)
     for split, rows in pairs.items():
         write_rows(folder / f"{split}.jsonl", rows)
     mark_done(folder, key, rows={split: len(rows) for split, rows in pairs.items()})
@@ -233,11 +234,12 @@ def write_pairs(run: Run) -> Path:
 
 
 def load_pairs(run: Run) -> Pairs:
-    """Read the pairs that `write_pairs` wrote, by split."""
+    """Read the pairs that `write_pairs` wrote, by split; `HISTORY` only where test users have any."""
     folder = run.folder / "pairs"
     if not (folder / "done.json").exists():
         raise FileNotFoundError(f"{folder}: no preference pairs yet; run notebook 01_preference_data first")
-    return {split: read_rows(folder / f"{split}.jsonl", PreferencePair) for split in PAIR_SPLITS}
+    names = [*PAIR_SPLITS, *([HISTORY] if (folder / f"{HISTORY}.jsonl").exists() else [])]
+    return {split: read_rows(folder / f"{split}.jsonl", PreferencePair) for split in names}
 
 
 def check_pairs(pairs: Pairs, dataset: str) -> None:

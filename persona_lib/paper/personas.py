@@ -40,7 +40,15 @@ from persona_lib.paper.judges import BackwardsJudge, Judge, asked_of, letter_jud
 from persona_lib.paper.judging import judge_both, runs_of, same_items
 from persona_lib.paper.results import Row
 from persona_lib.prompts import inference_prefix, inference_query, preference_prompt
-from persona_lib.records import SIDES, InferredPersona, PairwiseComparison, PreferencePair, Side, Verdict
+from persona_lib.records import (
+    HISTORY,
+    SIDES,
+    InferredPersona,
+    PairwiseComparison,
+    PreferencePair,
+    Side,
+    Verdict,
+)
 from persona_lib.settings import Profile, Run, deciding
 
 if TYPE_CHECKING:
@@ -111,11 +119,17 @@ def infer_personas(
 ) -> list[InferredPersona]:
     """Infer one persona per pair for a side, appending to ``path``; rows already there are kept.
 
-    A language model is prompted; a generator with ``write`` is given (prompt, preferred, other) items.
-    Returns the rows of ``pairs`` in their order.
+    A language model is prompted; a generator with ``write`` is given (prompt, preferred, other) items. A
+    persona that the pair brings is taken as it is. Returns the rows of ``pairs`` in their order.
     """
 
+    brought = f"persona_{side}"
+
     def infer(missing: list[PreferencePair]) -> Iterator[InferredPersona]:
+        for pair in missing:
+            if text := getattr(pair, brought):
+                yield InferredPersona(pair.id, side, "given", text, "ok", text)
+        missing = [pair for pair in missing if not getattr(pair, brought)]
         items = [(pair.prompt, *sides_of(pair, side)) for pair in missing]
         if hasattr(generator, "write"):
             answers = enumerate(generator.write(items))
@@ -137,7 +151,7 @@ def to_infer(run: Run) -> list[tuple[str, Side, list[PreferencePair]]]:
     "inferred" the chosen side of training (without the solved items) and validation. Official data brings
     its personas: there only the authors' 300 pairs are asked about, as in the paper. Of other data,
     training rows need the sides that are trained on, plus the rejected persona of rows that retrieval lends
-    to an evaluation prompt; evaluation rows need both sides.
+    to an evaluation prompt; evaluation rows need both sides, test users' history the chosen one.
     """
     asked = inference_split(run.profile, run.dataset)
     if has_personas(run):
@@ -153,7 +167,7 @@ def to_infer(run: Run) -> list[tuple[str, Side, list[PreferencePair]]]:
         trained = side in run.profile.personas.train_sides
         work.append(("train", side, [pair for pair in pairs["train"] if trained or pair.id in lent]))
         work.append((asked, side, pairs[asked]))
-    return work
+    return work + ([(HISTORY, "chosen", pairs[HISTORY])] if HISTORY in pairs else [])
 
 
 def personas_key(run: Run) -> str:

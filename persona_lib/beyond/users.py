@@ -1,0 +1,340 @@
+"""Users of one's own data: a persona of each user, how consistent it is, and whether a policy heeds it.
+
+A user's persona is made of the personas of their *history*: training pairs of users who are in training
+(*seen*), pairs of the split `records.HISTORY` of test users, who are not. It is told at evaluated pairs,
+which share no question with training or history. Let m(P) be how much a policy prefers the user's own choice
+under persona P (`paper.swap`). D = m(own persona) - m(another user's) is positive in half of the pairs if the
+policy does not heed the persona; between the personas of two other users it should be. Users are resampled.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from persona_lib import store
+from persona_lib.data.preference import load_pairs
+from persona_lib.intervals import (
+    SIGNS,
+    bootstrap,
+    drawn_columns,
+    interval_columns,
+    make_pool,
+    ratio,
+    seed_columns,
+    table_of,
+)
+from persona_lib.models import trainers
+from persona_lib.models.served import SURFACE, load_generator, role_key
+from persona_lib.paper import judging, swap
+from persona_lib.paper.answers import matchups
+from persona_lib.paper.personas import MAX_WORDS, STOPS, parse_persona, read_personas
+from persona_lib.paper.results import Row
+from persona_lib.prompts import profile_query
+from persona_lib.records import HISTORY, TailoringRow, UserPersona
+from persona_lib.settings import Run, main_arm
+from persona_lib.store import VERSIONS
+from persona_lib.texts import EVAL_SPLITS, tokens, unigram_f1
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LENGTHS = (1, 2, 4, 8)  # pairs of history that a persona is made of, beside all
+SHOWN = 20  # personas of one user that a language model reads, and that consistency compares
+COMPARED = 100  # users whose personas are compared with each other's
+ALIKE = 0.5  # likeness of a pair's persona to the user's from which the pair supports it
+LEAST = 5  # users without whom there is no interval
+TEMPLATE = set(tokens("the user is a an and who that prefers answers responses in of to with"))
+KIND = re.compile(r"^The user (?:is|prefers) (.+?)(?:,? and prefers\b|[.,;]|$).*", re.IGNORECASE)
+OWN, OTHER, THIRD = "user-chosen", "user-rejected", "third-user"  # whose persona a row is told
+Margins = Mapping[tuple[str, str], float]  # row id, persona's text -> m(P)
+
+
+# --- histories, and the persona of a user ---
+
+
+def user_of_row(run: Run) -> dict[str, str]:
+    """Return the user of every pair by its id; empty for data without users."""
+    return {pair.id: pair.user for part in load_pairs(run).values() for pair in part if pair.user}
+
+
+def history_personas(run: Run) -> dict[str, dict[str, str]]:
+    """Return the personas of a user's history, in the data's order: user -> {pair id: persona}.
+
+    History is of training pairs, or of those of `HISTORY`; personas are of the chosen responses.
+    """
+    pairs, found = load_pairs(run), defaultdict(dict)
+    for split in [split for split in ("train", HISTORY) if split in pairs]:
+        known = read_personas(run, split, "chosen")
+        for pair in pairs[split]:
+            if pair.user and pair.id in known and known[pair.id].persona:
+                found[pair.user][pair.id] = known[pair.id].persona
+    return dict(found)
+
+
+@cache
+def likeness(first: str, second: str) -> float:
+    """Return how alike two personas are: unigram F1 of their words beyond "The user is ... and prefers"."""
+    a, b = (" ".join(word for word in tokens(text) if word not in TEMPLATE) for text in (first, second))
+    return unigram_f1(a, b) if a or b else float(first == second)
+
+
+def medoid(personas: Sequence[str]) -> str:
+    """Return the persona that is most like all of them, so a frequent one; the first of equals."""
+    return max(dict.fromkeys(personas), key=lambda text: sum(likeness(text, other) for other in personas))
+
+
+def user_personas(run: Run) -> list[UserPersona]:
+    """Return a persona per user and length of history; ``users/personas.jsonl``, made once. [] without users.
+
+    A language model that is the run's generator writes one sentence from several; where it fails, and for
+    personas by rule or of the data's own, it is the `medoid`.
+    """
+    users, folder, profile = user_of_row(run), run.folder / "users", run.profile
+    if not users:
+        return []
+    files = [run.folder / "personas" / f"{split}-chosen.jsonl" for split in ("train", HISTORY)]
+    hashes = [store.file_hash(path) for path in files if path.exists()]
+    key = store.content_hash(VERSIONS["users"], hashes, users, role_key(run, "generator"))
+    path, found, pairs = folder / "personas.jsonl", history_personas(run), load_pairs(run)
+    if store.is_done(folder, key):
+        return store.read_rows(path, UserPersona)
+    places = [(user, n) for user, own in found.items() for n in (0, *LENGTHS) if n < len(own)]
+    parts = {(user, n): list(found[user].values())[: n or None] for user, n in places}
+    texts = {place: medoid(part) for place, part in parts.items()}
+    brought = any(pair.persona_chosen for pair in pairs["train"])
+    asked = [place for place, part in parts.items() if len(set(part)) > 1]
+    if asked and not brought and (profile.generator.model != SURFACE or profile.generator.url):
+        queries = [profile_query(parts[place][-SHOWN:]) for place in asked]
+        generator = load_generator(run, "generator", profile.generator.batch_size)
+        for n, made in generator.generate(queries, profile.generator.max_new_tokens, STOPS):
+            texts[asked[n]] = parse_persona(made.text, MAX_WORDS)[0] or texts[asked[n]]
+    trained = {pair.user for pair in pairs["train"]}
+    rows = []
+    for (user, n), text in texts.items():
+        alike = [id for id in list(found[user])[: n or None] if likeness(found[user][id], text) >= ALIKE]
+        rows.append(UserPersona(f"{user}/{n}", user, n, text, alike, user in trained))
+    store.write_rows(path, rows)
+    store.mark_done(folder, key, users=len(found))
+    return rows
+
+
+def told_personas(run: Run) -> dict[str, dict[str, str]]:
+    """Return the personas told at each evaluated pair: row id -> {`OWN`, `OTHER`, `THIRD`, "own-4": text}.
+
+    The other users are drawn per pair, among those whose persona is another text.
+    """
+    known: dict[str, dict[int, str]] = defaultdict(dict)
+    rows = user_personas(run)
+    lengths = sorted({row.length for row in rows} - {0})
+    for row in rows:
+        known[row.user][row.length] = row.persona
+    first = {user: next(iter(own)) for user, own in history_personas(run).items()}
+    pairs, told = load_pairs(run), {}
+    for pair in (pair for split in EVAL_SPLITS for pair in pairs[split] if pair.user in known):
+        own = known[pair.user]
+        drawn = sorted(known, key=lambda user: store.content_hash(pair.id, first[user]))
+        others = list(dict.fromkeys(known[user][0] for user in drawn if known[user][0] != own[0]))
+        told[pair.id] = {OWN: own[0], **dict(zip((OTHER, THIRD), others, strict=False))}
+        told[pair.id] |= {f"own-{n}": own.get(n, own[0]) for n in lengths}
+    return told
+
+
+def row_personas(run: Run) -> dict[str, dict[str, str]]:
+    """Return the personas `OWN` and `OTHER` of evaluated pairs by row id: what tailoring rows carry."""
+    return {id: {name: told[name] for name in (OWN, OTHER) if name in told}
+            for id, told in told_personas(run).items()}  # fmt: skip
+
+
+# --- scores: what the persona swap has not scored yet ---
+
+
+def arms_of(run: Run) -> list[swap.Part]:
+    """Return the policies that are compared: the base, and those of the last method of training."""
+    last = "dpo" if "dpo" in run.profile.training.methods else "sft"
+    return [part for part in swap.swap_arms(run) if part[0] == "base" or part[0].startswith(last)]
+
+
+def tailored(run: Run) -> str:
+    """Return the arm that is told personas in training."""
+    return f"{'dpo' if 'dpo' in run.profile.training.methods else 'sft'}-{main_arm(run.profile)}"
+
+
+def comparisons(run: Run, arm: str) -> dict[tuple[str, int], tuple[str, str]]:
+    """Return which personas are compared under an arm: (compared with, pairs of history or 0) -> two names.
+
+    The tailored arm is also told personas of shorter histories, and two other users' personas, the control.
+    """
+    if arm != tailored(run):
+        return {("another user's", 0): (OWN, OTHER)}
+    grown = {("another user's", n): (f"own-{n}", OTHER) for n in LENGTHS}
+    return {("another user's", 0): (OWN, OTHER), ("control", 0): (OTHER, THIRD), **grown}
+
+
+def score_users(run: Run) -> pd.DataFrame:
+    """Score the evaluated pairs under their user's persona and others'; resumes. Returns `swap_by_users`.
+
+    What the persona swap has scored already is not scored again. Empty for data without users.
+    """
+    told, loader = told_personas(run), swap.PolicyLoader(run)
+    rows = {row.id: row for row in swap.swap_rows(run) if row.id in told}
+    if not rows:
+        return table_of([])
+    with trainers.quiet_libraries():
+        for arm, form in arms_of(run):
+            score_arm(run, arm, form, [(row, told[id]) for id, row in rows.items()], loader)
+    table = swap_by_users([run])
+    store.write_text(run.folder / "tables" / "user_swap.csv", table.to_csv(index=False))
+    return table
+
+
+def score_arm(
+    run: Run, arm: str, form: str, rows: Sequence[tuple[TailoringRow, dict[str, str]]], loader: Any
+) -> None:
+    """Score one policy under the personas of its `comparisons`, each text once."""
+    path = run.folder / "users" / f"{arm}.{form}" / "policy.jsonl"
+    wanted = {name for both in comparisons(run, arm).values() for name in both}
+    texts = [(row, {text: n for n, text in told.items() if n in wanted}) for row, told in rows]
+    inputs = swap.swap_key(run, arm, form), [(row.id, found) for row, found in texts]
+    key = store.content_hash(VERSIONS["users"], *inputs)
+    if store.is_done(path.parent, key):
+        return
+    store.clear_unless(path.parent, key)
+    store.repair_rows(path)
+    known = margins_of(run, arm, form)
+    jobs = [(row, n, t) for row, found in texts for t, n in found.items() if (row.id, t) not in known]
+    if jobs:
+        swap.score_jobs(run, arm, form, jobs, loader, path)
+    store.mark_done(path.parent, key, rows=len(jobs))
+    print(f"{arm} ({form}): {len(rows)} pairs under users' personas", flush=True)
+
+
+def margins_of(run: Run, arm: str, form: str) -> Margins:
+    """Return m(P) by row id and persona text: of the users' scores and of the persona swap's."""
+    path = run.folder / "users" / f"{arm}.{form}" / "policy.jsonl"
+    scores = store.read_rows(path, swap.PolicyScore) if path.exists() else []
+    return {(s.id, s.persona): s.margin for s in (*scores, *swap.swap_scores(run, arm, form)) if s.persona}
+
+
+# --- tables: users are drawn, not pairs ---
+
+
+def part_of(run: Run) -> dict[str, str]:
+    """Return for every user with a persona whether training had seen them: "seen" or "unseen"."""
+    return {row.user: "seen" if row.seen else "unseen" for row in user_personas(run)}
+
+
+def user_line(
+    runs: Sequence[Run], values: Sequence[Mapping[str, float]], users: Mapping[str, str], name: str
+) -> Row:
+    """Return n, users, seeds, and the mean of pairs' values (one {pair id: value} per run), users resampled.
+
+    There is no interval with fewer than `LEAST` users, or where all of them agree: it would have no width.
+    """
+    drawn = sorted({users[id] for by_pair in values for id in by_pair})
+    blocks = [np.zeros((len(drawn), 2)) for _ in values]  # sum and number of each user's values
+    for block, by_pair in zip(blocks, values, strict=True):
+        for id, value in by_pair.items():
+            block[drawn.index(users[id])] += value, 1
+    limits = -1.0 if name == "net" else 0.0, 1.0
+    how = runs[0].profile.evaluation.bootstrap_samples, 0, len(runs) > 1, limits
+    mean = bootstrap(blocks, lambda sums: ratio(sums[:, 0], sums[:, 1]), *how)
+    if len(drawn) < LEAST or mean.low == mean.high:
+        mean = replace(mean, low=None, high=None)
+    sizes = {"n": sum(map(len, values)), "n_users": len(drawn)}
+    return sizes | seed_columns([run.seed for run in runs]) | interval_columns(name, mean)
+
+
+def swap_by_users(runs: Sequence[Run]) -> pd.DataFrame:
+    """Return share D > 0 by policy, unseen and seen users, length of history, and what is compared."""
+    users, parts, told, lines = user_of_row(runs[0]), part_of(runs[0]), told_personas(runs[0]), []
+    for arm, form in arms_of(runs[0]):
+        margins = [margins_of(run, arm, form) for run in runs]
+        for (compared, history), both in comparisons(runs[0], arm).items():
+            for part in ("unseen", "seen"):
+                mine = {id: row for id, row in told.items() if parts[users[id]] == part}
+                if any(found := [leans(known, mine, *both) for known in margins]):
+                    head = {"dataset": runs[0].dataset, "arm": arm, "persona_format": form, "users": part}
+                    head |= {"history": history, "compared": compared}
+                    lines.append(head | user_line(runs, found, users, "d_positive"))
+    return table_of(lines)
+
+
+def leans(margins: Margins, told: Mapping[str, dict[str, str]], first: str, second: str) -> dict[str, float]:
+    """Return 1 or 0 per pair: is D = m(first) - m(second) positive? Left out: equal texts, no difference."""
+    found = {
+        id: [margins.get((id, row.get(name, ""))) for name in (first, second)] for id, row in told.items()
+    }
+    d = {id: both[0] - both[1] for id, both in found.items() if None not in both}
+    return {id: float(value > 0) for id, value in d.items() if abs(value) >= swap.ROUNDING}
+
+
+def consistency(runs: Sequence[Run]) -> pd.DataFrame:
+    """Return how alike a user's own pair personas are (within), and other users' to theirs (between).
+
+    One row, users resampled: means over users of two personas or more, by `likeness`, from 0 to 1.
+    """
+    personas = {user: list(own.values())[:SHOWN] for user, own in history_personas(runs[0]).items()}
+    kept = {user: personas[user] for user in sorted(personas)[:COMPARED] if len(personas[user]) > 1}
+    if len(kept) < 2:
+        return table_of([])
+    by_user = {user: agreement(user, kept) for user in kept}
+    names = ("within", "between")
+    columns = {name: [{user: both[n] for user, both in by_user.items()}] for n, name in enumerate(names)}
+    pool = make_pool(columns, runs[0].profile.evaluation.bootstrap_samples)
+    pool["gap"] = pool["within"] - pool["between"]
+    sizes = {"dataset": runs[0].dataset, "n_users": len(kept), "n": sum(map(len, kept.values()))}
+    return table_of([sizes | drawn_columns(pool)])
+
+
+def agreement(user: str, personas: Mapping[str, Sequence[str]]) -> tuple[float, float]:
+    """Return the mean likeness among a user's personas, and between them and those of the other users."""
+    own = personas[user]
+    within = [likeness(own[a], own[b]) for a in range(len(own)) for b in range(a)]
+    between = [likeness(a, b) for other, part in personas.items() if other != user for a in own for b in part]
+    return float(np.mean(within)), float(np.mean(between))
+
+
+def users_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """Return a line per user: history, persona, its kind, and the share and ids of supporting pairs."""
+    found = history_personas(runs[0])
+    return table_of([
+        {"dataset": runs[0].dataset, "user": row.user, "users": "seen" if row.seen else "unseen",
+         "history": len(found[row.user]), "kind": KIND.sub(r"\1", row.persona), "persona": row.persona,
+         "support": len(row.support) / len(found[row.user]), "pairs": " ".join(row.support)}
+        for row in user_personas(runs[0]) if not row.length
+    ])  # fmt: skip
+
+
+def user_wins(runs: Sequence[Run]) -> pd.DataFrame:
+    """Return net win rates of answers that are told the user's persona; empty if nothing was judged."""
+    users, parts, lines = user_of_row(runs[0]), part_of(runs[0]), []
+    for m in (m for m in matchups(runs[0]) if m.judge_persona == OWN and m.kind in ("main", "sft")):
+        verdicts = [judging.read_verdicts(run, m) for run in runs]
+        signs = [{v["id"]: SIGNS[v["personalization"]] for v in rows if v["personalization"] in SIGNS}
+                 for rows in verdicts]  # fmt: skip
+        for part in ("unseen", "seen"):
+            found = [{i: sign for i, sign in rows.items() if parts[users[i]] == part} for rows in signs]
+            if any(found):
+                head = {"dataset": runs[0].dataset, "label": m.label, "users": part}
+                lines.append(head | user_line(runs, found, users, "net"))
+    return table_of(lines)
+
+
+def of_users(make: Callable[[Sequence[Run]], pd.DataFrame]) -> Callable[[Sequence[Run]], pd.DataFrame]:
+    """Return a table function that is empty for data without users."""
+    return lambda runs: make(runs) if (runs[0].folder / "users" / "done.json").exists() else table_of([])
+
+
+USER_TABLES = {
+    "user_personas": of_users(users_table),
+    "user_consistency": of_users(consistency),
+    "user_swap": of_users(swap_by_users),
+    "user_wins": of_users(user_wins),
+}

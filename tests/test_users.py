@@ -1,0 +1,205 @@
+"""Users: splits keep them apart, their history gives personas, intervals draw them, no page names them."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+
+import numpy as np
+import pytest
+
+from persona_lib import report, settings, store
+from persona_lib.beyond import users
+from persona_lib.data import intake, preference, tailoring
+from persona_lib.data.rows import OwnRow
+from persona_lib.paper import personas, swap
+from persona_lib.paper.answers import eval_rows
+from persona_lib.records import HISTORY, DataError, PreferencePair
+from persona_lib.settings import Run, load_profile, set_field
+
+EXAMPLE = settings.REPO / "examples" / "users.jsonl"
+BRIEF = "The user is busy and prefers short answers."
+WARM = "The user is lonely and prefers kind words."
+BUSY = "The user is busy and prefers quick, short answers."
+
+
+def rows_of(asked: dict[str, list[str]], split: str = "") -> list[OwnRow]:
+    """Return rows: user -> prompts."""
+    places = [(user, prompt) for user, prompts in asked.items() for prompt in prompts]
+    return [
+        OwnRow(n, f"line {n}", None, split, pair=PreferencePair(f"r{n}", prompt, "yes", "no", user))
+        for n, (user, prompt) in enumerate(places)
+    ]
+
+
+def word(n: int) -> str:
+    """Return a prompt that is near no other."""
+    return f"w{n} x{n} y{n} z{n}"
+
+
+def by_split(rows: list[OwnRow], what: str) -> dict[str, set[str]]:
+    """Return the users or prompts of every split."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        found[row.split].add(getattr(row.pair, what))
+    return found
+
+
+# --- splits ---
+
+APART = {f"u{n}": [word(10 * n + k) for k in range(10)] for n in range(12)}
+SHARED = {f"u{n}": [word(k) for k in range(20)] for n in range(8)}  # the same questions for all
+
+
+@pytest.mark.parametrize("asked", [APART, SHARED])
+def test_no_test_user_and_no_test_question_is_in_training_and_history_is_not_evaluated(asked):
+    rows, given = intake.assign_splits(rows_of(asked), 0.5)
+    people, prompts = by_split(rows, "user"), by_split(rows, "prompt")
+    unseen = people["test"] - people["train"]
+    assert len(unseen) == len(asked) // 4 == len(people[HISTORY]) and not given
+    assert people[HISTORY] == unseen and not unseen & people["validation"]
+    assert not prompts["test"] & (prompts["train"] | prompts[HISTORY] | prompts["validation"])
+    assert people["test"] - unseen and sum(row.split == "train" for row in rows) > 0.5 * len(rows)
+    for user in unseen:
+        sizes = [sum(r.split == s and r.pair.user == user for r in rows) for s in ("test", HISTORY)]
+        assert min(sizes) >= 1 and sum(sizes) == len(asked[user])
+
+
+def test_the_order_of_rows_and_the_hash_of_users_decide_nothing():
+    first = intake.assign_splits(rows_of(APART), 0.5)[0]
+    again = intake.assign_splits(rows_of({f"other {u}": p for u, p in reversed(APART.items())}), 0.5)[0]
+    assert by_split(first, "prompt") == by_split(again, "prompt")
+
+
+def test_few_users_or_split_by_prompt_give_splits_by_prompt():
+    few = rows_of({f"u{n}": [word(10 * n + k) for k in range(20)] for n in range(3)})
+    assert by_split(intake.assign_splits(few, 0.5)[0], "user").keys() == {"train", "validation", "test"}
+    with pytest.raises(DataError, match="needs 4 users of two pairs or more"):
+        intake.assign_splits(few, 0.5, "user")
+    by_prompt = by_split(intake.assign_splits(rows_of(APART), 0.5, "prompt")[0], "user")
+    assert HISTORY not in by_prompt and by_prompt["test"] <= by_prompt["train"]
+
+
+def test_given_splits_stay_but_half_of_an_unseen_users_test_pairs_are_history_and_others_are_noted():
+    train = {"a": [word(n) for n in range(20)]}
+    test = {"a": [word(30)], "b": [word(n) for n in range(31, 35)]}
+    rows, given = intake.assign_splits([*rows_of(train, "train"), *rows_of(test, "test")], 0.5)
+    assert given and [r.split for r in rows if r.pair.user == "b"].count(HISTORY) == 2
+    assert [f.code for f in intake.users_in_two(rows)] == ["user in two splits"]
+
+
+# --- personas of users ---
+
+
+def test_the_medoid_is_the_persona_that_is_most_like_all_and_likeness_is_of_the_words_that_tell():
+    assert users.likeness(BRIEF, BUSY) == pytest.approx(2 * 2 / (2 + 3))  # busy short / busy quick short
+    assert users.likeness(BRIEF, WARM) == 0
+    assert users.medoid([WARM, BRIEF, BUSY]) == BRIEF and users.medoid([WARM, BRIEF]) == WARM
+
+
+def test_consistency_compares_a_users_personas_with_those_of_other_users():
+    found = {"u": [BRIEF, BUSY], "v": [WARM, BRIEF]}
+    assert users.agreement("u", found) == (pytest.approx(0.8), pytest.approx((0 + 1 + 0 + 0.8) / 4))
+    assert users.agreement("v", found) == (0.0, pytest.approx(0.45))
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory):
+    """A run on the shipped users, up to its tailoring data."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("users")
+        patch.setenv("PERSONA_RESULTS", str(folder))
+        patch.setenv("PERSONA_FIGURES", str(folder / "figures"))
+        mapping = EXAMPLE.with_suffix(".yaml")
+        changes = {"data.path": str(EXAMPLE), "data.mapping": str(mapping), "datasets": ["own"]}
+        run = Run(set_field(load_profile("own"), changes), "own", 0)
+        preference.write_pairs(run)
+        personas.infer_run(run)
+        tailoring.build_tailoring(run, users.row_personas(run))
+        yield run
+
+
+def test_the_shipped_users_get_personas_of_their_history_and_are_told_those(shipped):
+    pairs, told = preference.load_pairs(shipped), users.told_personas(shipped)
+    history = {pair.id for split in ("train", HISTORY) for pair in pairs[split]}
+    rows = users.user_personas(shipped)
+    assert {row.user for row in rows} == {p.user for part in pairs.values() for p in part}
+    assert {id for row in rows for id in row.support} <= history and not history & set(told)
+    assert {row.length for row in rows} >= {0, 1, 2, 4}
+    whole = {row.user: row.persona for row in rows if not row.length}
+    for row in eval_rows(shipped):
+        user = users.user_of_row(shipped)[row.id]
+        assert row.personas["user-chosen"] == whole[user] != row.personas["user-rejected"]
+        assert row.personas["user-rejected"] in whole.values()
+
+
+def test_a_users_pair_personas_agree_in_the_shipped_example(shipped):
+    found = users.consistency([shipped]).iloc[0]
+    assert found.gap_low > 0.2 and found.within > 0.4 > 2 * found["between"]
+
+
+def test_personas_of_the_datas_own_are_used_instead_of_inference(shipped, tmp_path):
+    lines = [json.loads(line) for line in EXAMPLE.read_text().splitlines()]
+    path, mapping = tmp_path / "x.jsonl", tmp_path / "m.yaml"
+    path.write_text("".join(json.dumps(row | {"p": f"Likes {row['user']}."}) + "\n" for row in lines))
+    mapping.write_text("user: user\npersona: p\nshow_users: true\n")
+    changes = {"name": "brought", "data.path": str(path), "data.mapping": str(mapping)}
+    run = Run(set_field(shipped.profile, changes), "own", 0)
+    preference.write_pairs(run)
+    personas.infer_run(run)
+    assert {(row.user, row.persona) for row in users.user_personas(run)} == {
+        (name, f"Likes {name}.") for name in {row["user"] for row in lines}
+    }
+
+
+# --- the swap, users drawn ---
+
+
+def fill_scores(run: Run) -> None:
+    """Write scores by hand: the tailored arm prefers the user's choice under the user's own persona alone."""
+    told = users.told_personas(run)
+    for arm, form in users.arms_of(run):
+        own = arm == users.tailored(run)
+        scores = [
+            swap.PolicyScore(id, name, text, float(own and name == users.OWN), 0.0)
+            for id, texts in told.items()
+            for text, name in {t: n for n, t in reversed(texts.items())}.items()
+        ]
+        store.write_rows(run.folder / "users" / f"{arm}.{form}" / "policy.jsonl", scores)
+
+
+def test_the_swap_is_1_for_the_own_persona_seen_and_unseen_apart_and_undefined_without_a_difference(shipped):
+    fill_scores(shipped)
+    table = users.swap_by_users([shipped])
+    rows = table[(table.history == 0)].set_index(["arm", "compared", "users"])
+    assert {key for key in rows.index} == {("dpo-both", "another user's", p) for p in ("unseen", "seen")}
+    parts, whose = users.part_of(shipped), users.user_of_row(shipped)
+    counts = [sum(parts[whose[row.id]] == p for row in eval_rows(shipped)) for p in ("unseen", "seen")]
+    assert rows.d_positive.tolist() == [1, 1] and (rows.n >= counts).all()
+    assert rows.d_positive_low.isna().all()  # all users agree: no width, so no interval
+
+
+def test_an_interval_draws_users_not_pairs(shipped):
+    """Six users of 50 pairs that all say the same: by pairs +-.06, by users as wide as six coins."""
+    values = {f"{user}-{n}": float(user < 3) for user in range(6) for n in range(50)}
+    line = users.user_line([shipped], [values], {id: id.split("-")[0] for id in values}, "d_positive")
+    assert (line["n"], line["n_users"], line["d_positive"]) == (300, 6, 0.5)
+    exact = np.percentile(np.random.default_rng(1).binomial(6, 0.5, 100_000) / 6, [2.5, 97.5])
+    assert [line["d_positive_low"], line["d_positive_high"]] == pytest.approx(exact.tolist(), abs=0.01)
+    few = {id: value for id, value in values.items() if id[0] in "123"}
+    line = users.user_line([shipped], [few], {id: id[0] for id in few}, "d_positive")
+    assert line["n_users"] == 3 and line["d_positive_low"] is None
+
+
+def test_the_page_says_who_the_users_are_and_names_none(shipped):
+    from persona_lib.beyond.claims import save_tables
+
+    fill_scores(shipped)
+    save_tables(shipped.profile)
+    page = report.write_report(shipped.profile).read_text(encoding="utf-8")
+    names = {json.loads(line)["user"] for line in EXAMPLE.read_text().splitlines()}
+    hashed = set(users.user_of_row(shipped).values())
+    assert not any(f">{name}<" in page or f'"{name}"' in page for name in names)
+    assert not any(name in page for name in hashed) and "user 1" in page
+    assert "12 users have a history" in page and "dPQ" not in page and "Aims" not in page
+    assert "PeftModel.from_pretrained" in page and "convert_lora_to_gguf.py" in page
