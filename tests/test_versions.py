@@ -24,17 +24,19 @@ FILES = {
     "swap": ("paper.swap",),
     "calibration": ("beyond.calibration", "paper.judges"),
     "rejudged": ("beyond.released",),
+    "users": ("beyond.users",),
 }
 DECIDED = {
-    "pairs": (1, "e16fb0256cd4bb4a"),
-    "personas": (1, "5c9bcd7de6d21c50"),
+    "pairs": (1, "103bb5b58c5cb4a8"),
+    "personas": (1, "22dbb2aa1b10fe20"),
     "tailoring": (1, "b232ace1dc38143a"),
     "training": (1, "2e63c1d1fe9d2c08"),
-    "answers": (1, "38c826adcae5d967"),
+    "answers": (1, "f52b889fcec702f4"),
     "judging": (1, "dfde9477ba1bce37"),
     "swap": (1, "28e5065634fd8fe3"),
     "calibration": (1, "4a4fbfbe83e38172"),
     "rejudged": (1, "20ec6c760ddc4eb3"),
+    "users": (1, "f98968b6e6341ad6"),
 }
 
 
