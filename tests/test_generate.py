@@ -9,6 +9,7 @@ from tiny import tiny_model, tiny_tokenizer
 from persona_lib.models import generate
 
 TEXT = "the cat sat on mat a dog ran far away one two three four five six x"
+GREEDY = generate.Decoding(12, ())
 PROMPTS = ["the cat", "a dog ran far away on the mat", "one"]
 
 
@@ -37,7 +38,10 @@ def test_greedy_tokens_are_those_of_transformers_own_generation(generator, penal
     ours = generate.TransformersGenerator(model, tokenizer, "tiny", 4, repetition_penalty=penalty)
     for prompt, found in zip(PROMPTS, run(ours, PROMPTS, min_new_tokens=least), strict=True):
         ids = torch.tensor([tokenizer(prompt)["input_ids"]])
-        how = {"do_sample": False, "logits_processor": generate.logits_processors(penalty, ids.shape[1])}
+        how = {
+            "do_sample": False,
+            "logits_processor": generate.logits_processors(penalty, ids.shape[1], GREEDY),
+        }
         how |= {"min_new_tokens": least or None, "pad_token_id": 0}
         theirs = model.generate(ids, max_new_tokens=12, **how)
         assert found == generate.to_completion(tokenizer, theirs[0, ids.shape[1] :].tolist(), ())
@@ -45,7 +49,7 @@ def test_greedy_tokens_are_those_of_transformers_own_generation(generator, penal
 
 def test_drawn_tokens_follow_the_seed_and_with_a_tiny_nucleus_are_the_greedy_ones(generator):
     def drawn(seed, top_p):
-        return run(generator, PROMPTS, sampling=generate.Sampling(1.0, top_p, 1.0, seed))
+        return run(generator, PROMPTS, temperature=1.0, top_p=top_p, seed=seed)
 
     assert drawn(0, 1.0) == drawn(0, 1.0) != drawn(1, 1.0)
     assert drawn(0, 1e-6) == run(generator, PROMPTS)

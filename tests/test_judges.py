@@ -12,7 +12,7 @@ import pytest
 from persona_lib import store
 from persona_lib.data import everyday
 from persona_lib.intervals import position_inconsistent, verdict_of
-from persona_lib.models.generate import Completion, Sampling
+from persona_lib.models.generate import Completion
 from persona_lib.paper import judges, judging
 from persona_lib.records import DataError, PairwiseComparison, TailoringRow
 from persona_lib.settings import ConfigError, Run, load_profile, set_field
@@ -168,8 +168,8 @@ def test_official_judging_samples_unread_answers_again_with_new_seeds_at_most_te
     judged = prometheus(generator, 64, "official")
     assert [j.winner for j in judged(TWO, "quality")] == ["A", None]
     assert [len(prompts) for prompts, *_ in generator.asked] == [2, *[1] * 9]
-    samplings = [settings["sampling"] for *_, settings in generator.asked]
-    assert samplings == [Sampling(1.0, 0.9, 1.03, seed) for seed in range(10)]
+    drawn = {"temperature": 1.0, "top_p": 0.9, "repetition_penalty": 1.03}
+    assert [settings for *_, settings in generator.asked] == [drawn | {"seed": seed} for seed in range(10)]
 
 
 # --- persona inference backwards ---

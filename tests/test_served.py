@@ -16,7 +16,7 @@ from tiny import save_base, tiny_tokenizer
 
 from persona_lib import store
 from persona_lib.models import served
-from persona_lib.models.generate import Completion, Sampling
+from persona_lib.models.generate import Completion
 from persona_lib.models.served import Answer, EndpointError, EndpointGenerator
 from persona_lib.settings import ModelRole, Run, load_profile, set_field
 
@@ -294,10 +294,11 @@ def test_vllm_gets_token_ids_with_one_bos_and_its_answers_come_back_in_order(mon
     bos, w1, w2, w3, w4 = 1, 8, 9, 10, 11
     assert first[0] == {"prompt_token_ids": [bos, w1, w2, w3, w4]} and len(second) == 1
     given = {"include_stop_str_in_output": True, "skip_special_tokens": False, "temperature": 0.0}
-    assert greedy == Params(max_tokens=8, min_tokens=2, stop=["w9"], **given, seed=None)
+    given |= {"top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0, "seed": greedy.seed}
+    assert greedy == Params(max_tokens=8, min_tokens=2, stop=["w9"], **given)
     engine.calls.clear()
     for seed in (3, 3, 4):
-        list(generator.generate(["w3", "w3", "w3"], 8, (), sampling=Sampling(0.7, 0.9, 1.1, seed)))
+        list(generator.generate(["w3", "w3", "w3"], 8, (), 0, None, 0.7, 0.9, 1.1, seed))
     drawn = [p for _, some, _ in engine.calls for p in some]
     assert {(p.temperature, p.top_p, p.top_k, p.repetition_penalty) for p in drawn} == {(0.7, 0.9, 0, 1.1)}
     seeds = [p.seed for p in drawn]

@@ -32,18 +32,8 @@ class Completion:
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How to draw tokens instead of taking the most probable one."""
-
-    temperature: float
-    top_p: float
-    repetition_penalty: float
-    seed: int
-
-
-@dataclass(frozen=True)
 class Decoding:
-    """What every ``generate`` takes after its prompts; greedy without ``sampling``.
+    """What every ``generate`` takes after its prompts; greedy, unless ``temperature`` is above 0.
 
     Only a generator that ``takes_schema`` (a served chat model) is asked to hold its answers to ``schema``.
     """
@@ -51,8 +41,11 @@ class Decoding:
     max_new_tokens: int
     stop: Sequence[str]
     min_new_tokens: int = 0
-    sampling: Sampling | None = None
     schema: dict[str, Any] | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
 
 
 def cut_at_stop(text: str, stop: Sequence[str]) -> tuple[str, bool]:
@@ -71,16 +64,16 @@ def common_head(rows: Sequence[list[int]]) -> list[int]:
     return first[:size] if size >= LEAST_SHARED else []
 
 
-def logits_processors(penalty: float, prompt_width: int, sampling: Sampling | None = None) -> Any:
-    """Return transformers' processors: ``penalty`` for generated tokens only, then those of ``sampling``."""
+def logits_processors(penalty: float, prompt_width: int, how: Decoding) -> Any:
+    """Return transformers' processors: ``penalty`` for generated tokens only, then those for sampling."""
     import transformers as hf
 
     found = hf.LogitsProcessorList()
     if penalty != 1:
         found.append(hf.RepetitionPenaltyLogitsProcessor(penalty, prompt_ignore_length=prompt_width))
-    if sampling:
-        found.append(hf.RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
-        found += [hf.TemperatureLogitsWarper(sampling.temperature), hf.TopPLogitsWarper(sampling.top_p)]
+    if how.temperature:
+        found.append(hf.RepetitionPenaltyLogitsProcessor(how.repetition_penalty))
+        found += [hf.TemperatureLogitsWarper(how.temperature), hf.TopPLogitsWarper(how.top_p)]
     return found
 
 
@@ -130,8 +123,8 @@ class TransformersGenerator:
         decoding = Decoding(*how, **more)
         rows = [self.tokenizer(prompt)["input_ids"] for prompt in prompts]
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-        if decoding.sampling:
-            torch.manual_seed(decoding.sampling.seed)
+        if decoding.temperature:
+            torch.manual_seed(decoding.seed)
         with using_adapters(self.model, self.adapters, self.merge), torch.inference_mode():
             cache = self.read_head(common_head(rows))
             for start in range(0, len(order), self.batch_size):
@@ -180,7 +173,7 @@ class TransformersGenerator:
         texts, mask = torch.tensor(ids, device=where), torch.tensor(mask, device=where)
         if head:
             cache.batch_repeat_interleave(len(rows))
-        processors = logits_processors(self.repetition_penalty, longest, how.sampling)
+        processors = logits_processors(self.repetition_penalty, longest, how)
         recent = max(map(len, how.stop), default=0)  # a token is at least one character long
         new: list[list[int]] = [[] for _ in rows]
         alive = list(range(len(rows)))
@@ -191,7 +184,7 @@ class TransformersGenerator:
             logits = processors(texts, logits)
             if step < how.min_new_tokens:
                 logits[:, eos] = -torch.inf
-            tokens = logits.float().softmax(-1).multinomial(1)[:, 0] if how.sampling else logits.argmax(-1)
+            tokens = logits.float().softmax(-1).multinomial(1)[:, 0] if how.temperature else logits.argmax(-1)
             for row, token in zip(alive, tokens.tolist(), strict=True):
                 new[row].append(token)
             texts = torch.cat([texts, tokens[:, None]], dim=1)

@@ -124,10 +124,10 @@ class EndpointGenerator:
 
     def request_settings(self, how: Decoding) -> dict[str, Any]:
         """Return a request without its prompt; vLLM, SGLang and others take the penalty as an extra field."""
-        body = {"model": self.name, "max_tokens": how.max_new_tokens, "temperature": 0.0}
-        if drawn := how.sampling:
-            body |= {"temperature": drawn.temperature, "top_p": drawn.top_p, "seed": drawn.seed}
-            body |= {"extra_body": {"repetition_penalty": drawn.repetition_penalty}}
+        body = {"model": self.name, "max_tokens": how.max_new_tokens, "temperature": how.temperature}
+        if how.temperature:
+            body |= {"top_p": how.top_p, "seed": how.seed}
+            body |= {"extra_body": {"repetition_penalty": how.repetition_penalty}}
         if how.stop:
             body["stop"] = list(how.stop)
         if how.schema and self.chat:
@@ -309,20 +309,18 @@ class VllmGenerator:
     def generate(self, prompts: Sequence[str], *how: Any, **more: Any) -> Iterator[tuple[int, Completion]]:
         """Yield (index, completion) in order, ``CHUNK`` prompts at a time; see ``Decoding``.
 
-        Each prompt's seed is made of the sampling's and its place.
+        Each prompt's seed is made of the given one and its place.
         """
         from vllm import SamplingParams
 
         decoding = Decoding(*how, **more)
         given = {"max_tokens": decoding.max_new_tokens, "min_tokens": decoding.min_new_tokens}
         given |= {"stop": list(decoding.stop), "include_stop_str_in_output": True}
-        given |= {"skip_special_tokens": False, "temperature": 0.0}
-        if drawn := decoding.sampling:
-            given |= {"temperature": drawn.temperature, "top_p": drawn.top_p, "top_k": 0}
-            given |= {"repetition_penalty": drawn.repetition_penalty}
+        given |= {"skip_special_tokens": False, "temperature": decoding.temperature, "top_k": 0}
+        given |= {"top_p": decoding.top_p, "repetition_penalty": decoding.repetition_penalty}
         for start in range(0, len(prompts), CHUNK):
             indices = range(start, min(start + CHUNK, len(prompts)))
-            seeds = [zlib.crc32(f"{drawn.seed}-{i}".encode()) if drawn else None for i in indices]
+            seeds = [zlib.crc32(f"{decoding.seed}-{i}".encode()) for i in indices]
             outputs = self.engine.generate(
                 [{"prompt_token_ids": self.tokenizer(prompts[i])["input_ids"]} for i in indices],
                 [SamplingParams(**given, seed=seed) for seed in seeds],

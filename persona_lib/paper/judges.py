@@ -10,7 +10,6 @@ import ast
 import importlib.util
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from persona_lib import store
 from persona_lib.data import everyday, official, preference
 from persona_lib.data.reader import fit, quality
 from persona_lib.models import train, trainers
-from persona_lib.models.generate import Sampling
 from persona_lib.models.load import (
     attach_adapters,
     chat_text,
@@ -109,12 +107,12 @@ def text_judge(
     render: Render,
     form: re.Pattern[str],
     stop: tuple[str, ...] = (),
-    sampling: tuple[Sampling | None, int] = (None, 1),
+    sampling: tuple[dict[str, float], int] = ({}, 1),
     **settings: Any,
 ) -> Judge:
     """Return a judge that asks a text generator: ``render`` writes its prompt, ``form`` finds its winner.
 
-    ``sampling`` is (how to sample, None: greedily; how often to ask at most): an answer without a verdict is
+    ``sampling`` is (how to sample, {}: greedily; how often to ask at most): an answer without a verdict is
     sampled again with the next seed. ``settings`` go to the generator.
     """
     how, attempts = sampling
@@ -124,7 +122,7 @@ def text_judge(
         answers = [""] * len(prompts)
         for attempt in range(attempts):
             left = [n for n, answer in enumerate(answers) if winner_of(form, answer) is None]
-            drawn = {"sampling": replace(how, seed=how.seed + attempt)} if how else {}
+            drawn = {**how, "seed": attempt} if how else {}
             asked = [prompts[n] for n in left]
             done = generator.generate(asked, max_new_tokens, stop, **settings, **drawn) if left else ()
             for place, completion in done:
@@ -174,9 +172,9 @@ CRITERIA = {  # worded by us
     "quality": "[Is it a good response to the request?]",
 }
 # "official": what the authors' code did silently, the package's defaults.
-DECODING: dict[str, tuple[Sampling | None, int]] = {
-    "deterministic": (None, 1),
-    "official": (Sampling(temperature=1.0, top_p=0.9, repetition_penalty=1.03, seed=0), 10),
+DECODING: dict[str, tuple[dict[str, float], int]] = {
+    "deterministic": ({}, 1),
+    "official": ({"temperature": 1.0, "top_p": 0.9, "repetition_penalty": 1.03}, 10),
 }
 
 
