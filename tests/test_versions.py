@@ -31,10 +31,10 @@ DECIDED = {
     "personas": (1, "22dbb2aa1b10fe20"),
     "tailoring": (1, "b232ace1dc38143a"),
     "training": (1, "2e63c1d1fe9d2c08"),
-    "answers": (1, "f52b889fcec702f4"),
+    "answers": (1, "3037f022688e657e"),
     "judging": (1, "dfde9477ba1bce37"),
     "swap": (1, "28e5065634fd8fe3"),
-    "calibration": (1, "4a4fbfbe83e38172"),
+    "calibration": (1, "3d70bba6ac428eb3"),
     "rejudged": (1, "20ec6c760ddc4eb3"),
     "users": (1, "f98968b6e6341ad6"),
 }
