@@ -19,9 +19,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import harness
 import llama31
@@ -31,13 +30,7 @@ from training import AUTHORS, LONG, OURS, PAPER, SEED, TRL, Case
 from persona_lib.models import packing, trainers
 from persona_lib.settings import Profile
 
-MIDDLE = {
-    "hidden_size": 1024,
-    "intermediate_size": 3584,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 2,
-}
+MIDDLE = llama31.sizes(1024, 3584, 2, 8, 2)
 TOLERANCE = 1e-4
 EPOCHS = 10  # of the paper profile, over which the reference's cost is spread
 TITLES = {"paper": "BeaverTails' lengths (drawn)", "long": "long prompts (250 to 350 tokens)"}
@@ -56,16 +49,14 @@ AGAINST = {
 }
 
 
-@dataclass(frozen=True)
-class Epoch:
+class Epoch(NamedTuple):
     """What an epoch left: the loss of every step, and the token passes that it took."""
 
     losses: list[float]
     passes: float
 
 
-@dataclass(frozen=True)
-class Setup:
+class Setup(NamedTuple):
     """A model's sizes, a tokenizer and rows to train on."""
 
     config: Any
@@ -76,8 +67,7 @@ class Setup:
 def make_setup(method: str, name: str, n: int, quick: bool) -> Setup:
     """Return rows and the model that is trained on them; a quick one is tiny."""
     tokenizer = llama31.example_tokenizer()
-    sizes = llama31.SMALL if quick else MIDDLE
-    config = llama31.llama_config(**sizes, **llama31.ids_of(tokenizer))
+    config = llama31.llama_config(**(llama31.SMALL if quick else MIDDLE), **llama31.ids_of(tokenizer))
     lengths = {"paper": PAPER, "long": LONG}[name]
     return Setup(config, tokenizer, training.datasets_of(tokenizer, method, n, lengths))
 
@@ -128,9 +118,8 @@ def profile_of(case: Case, packed: bool) -> Profile:
     """Return one epoch's settings; the learning rates are so large that every step shows."""
     rates = {"sft.learning_rate": 1e-2, "dpo.learning_rate": 1e-3, "training.warmup": 0.0}
     epoch = {"sft.epochs": 1, "dpo.epochs": 1, "dpo.max_steps": 0, "lora.dropout": 0.0}
-    packing_too = {"training.packing": packed}
-    whole = {"training.completion_only_loss": case.way != AUTHORS}
-    return training.package_profile(case, **rates, **epoch, **packing_too, **whole)
+    rows = {"training.packing": packed, "training.completion_only_loss": case.way != AUTHORS}
+    return training.package_profile(case, **rates, **epoch, **rows)
 
 
 def theirs(setup: Setup, method: str, way: str) -> harness.Timed:

@@ -13,9 +13,8 @@ from __future__ import annotations
 import json
 import random
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import harness
 import llama31
@@ -26,18 +25,11 @@ from persona_lib import store
 from persona_lib.models.generate import TransformersGenerator
 
 STOP = "\nPrompt:"
-SIZES = {
-    "hidden_size": 384,
-    "intermediate_size": 1344,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 3,
-    "num_key_value_heads": 1,
-}
+SIZES = llama31.sizes(384, 1344, 3, 3, 1)
 BATCH = 32
 
 
-@dataclass(frozen=True)
-class Task:
+class Task(NamedTuple):
     """Prompts to answer, after a prefix that all share (or none), with so many tokens each."""
 
     prompts: list[str]
@@ -74,20 +66,14 @@ def one_at_a_time(model: Any, tokenizer: Any, task: Task) -> list[str]:
             return STOP in tokenizer.decode(input_ids[0, self.prompt_tokens :])
 
     stop, answers = StopString(), []
-    lengths = {"min_new_tokens": task.new_tokens, "max_new_tokens": task.new_tokens}
-    ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    how = {"min_new_tokens": task.new_tokens, "max_new_tokens": task.new_tokens, "do_sample": False}
+    how |= {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    how |= {"stopping_criteria": StoppingCriteriaList([stop])}
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         for prompt in task.prompts:
             inputs = tokenizer(task.prefix + prompt, return_tensors="pt")
             stop.prompt_tokens = inputs["input_ids"].shape[1]
-            output = model.generate(
-                input_ids=inputs["input_ids"],
-                attention_mask=inputs["attention_mask"],
-                do_sample=False,
-                stopping_criteria=StoppingCriteriaList([stop]),
-                **lengths,
-                **ids,
-            )
+            output = model.generate(**inputs, **how)
             answers.append(tokenizer.decode(output[0, stop.prompt_tokens :]).split(STOP)[0].strip())
             rows = [{"prompt": p, "answer": a} for p, a in zip(task.prompts, answers, strict=False)]
             (Path(folder) / "answers.json").write_text(json.dumps(rows), encoding="utf-8")
@@ -114,18 +100,12 @@ def equal_answers(a: list[str], b: list[str]) -> str:
     return f"{same} of {len(a)} answers the same text"
 
 
-AUTHORS = "authors' procedure: one prompt at a time, all answers rewritten each time"
-CASES = {
-    "batch": "generation, {} prompts x {} tokens",
-    "few_shot": "generation, {} prompts x {} tokens, few-shot with a shared prefix",
-}
-
-
 def main(quick: bool) -> None:
     """Compare answers with the authors' procedure."""
     tokenizer = llama31.example_tokenizer()
     sizes = (llama31.SMALL if quick else SIZES) | llama31.ids_of(tokenizer)
     model = llama31.random_base(llama31.llama_config(**sizes, initializer_range=0.04), seed=SEED)
+    shared = ", few-shot with a shared prefix"
     for name, task in make_tasks(tokenizer, quick).items():
         n = len(task.prompts)
         harness.compare(
@@ -133,8 +113,8 @@ def main(quick: bool) -> None:
             lambda task=task: one_at_a_time(model, tokenizer, task),
             lambda task=task: batched(model, tokenizer, task),
             equal_answers,
-            what=CASES[name].format(n, task.new_tokens),
-            against=AUTHORS,
+            what=f"generation, {n} prompts x {task.new_tokens} tokens{shared * bool(task.prefix)}",
+            against="authors' procedure: one prompt at a time, all answers rewritten each time",
             note=lambda seconds, n=n, task=task: f"{n * task.new_tokens / seconds:,.0f} tokens/s",
             quick=quick,
         )

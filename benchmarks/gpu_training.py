@@ -1,36 +1,38 @@
 """SFT and DPO steps of a random Llama-3.1-8B: this package beside the authors' settings and TRL's defaults.
 
-    python benchmarks/gpu_training.py OUT [--shrink]
+    python benchmarks/gpu_training.py OUT.csv [--shrink]
 
 Weights are drawn on the device (no download, no checkpoint) and training rows have the lengths of the paper's
 data. Every way is built and timed anew in each of some interleaved repetitions; the table gives medians.
-That all ways compute the same losses is checked first, on a
-small float32 model. ``--shrink`` does all of it with a tiny model, on a CPU too. Writes OUT.csv and OUT.md.
+``--shrink`` does all of it with a tiny model, on a CPU too. Writes OUT and prints it.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
+import json
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import epochs
-import harness
 import llama31
+import pandas as pd
+import torch
 import training
 from training import AUTHORS, OURS, TRL, Case, Lengths
 
+from persona_lib import store
 from persona_lib.models import load, trainers
+from persona_lib.show import render, to_markdown
 
 
-@dataclass(frozen=True)
-class Bench:
+class Bench(NamedTuple):
     """What is measured: a model, its tokenizer, and sizes; ``row_tokens``, ``step_tokens`` of full rows."""
 
     config: Any
@@ -54,9 +56,24 @@ def make_bench(shrink: bool) -> Bench:
     return Bench(config, tokenizer, training.PAPER, 512, 8192, 3, 20, 3)
 
 
+def synchronize() -> None:
+    """Wait until the GPU has done what it was given; nothing on a CPU."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def release() -> None:
+    """Free what is no longer used and start counting the peak memory anew."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
 def all_cases(bench: Bench) -> list[Case]:
     """Return the ways that are compared; the authors' 32-bit base only where it can fit."""
-    authors = "float32" if harness.total_memory_gb() > 60 else "bfloat16"
+    large = torch.cuda.is_available() and torch.cuda.get_device_properties(0).total_memory > 60e9
+    authors = "float32" if large else "bfloat16"
     cases = []
     for method, sequences in (("sft", 1), ("dpo", 2)):
         rows = bench.step_tokens // bench.row_tokens // sequences
@@ -81,16 +98,14 @@ def step_clock(bench: Bench) -> Any:
 
         def on_step_end(self, args, state, control, **kwargs):
             if state.global_step == bench.warm_up:
-                harness.synchronize()
+                synchronize()
                 self.tokens, self.started = 0, time.perf_counter()
             elif state.global_step == bench.warm_up + bench.steps:
-                harness.synchronize()
+                synchronize()
                 self.seconds = time.perf_counter() - self.started
 
         def count(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
             """Count the tokens, without padding, of every pass that is trained on."""
-            import torch
-
             if torch.is_grad_enabled():
                 mask = kwargs.get("attention_mask")
                 self.tokens += kwargs["input_ids"].numel() if mask is None else int(mask.sum())
@@ -100,7 +115,7 @@ def step_clock(bench: Bench) -> Any:
 
 def measure_case(bench: Bench, case: Case) -> dict[str, float | None]:
     """Build a case's trainer on a freshly drawn base, run it, and return its figures."""
-    harness.release()
+    release()
     lengths = replace(bench.lengths, row=case.row_tokens)
     rows = case.batch * (bench.warm_up + bench.steps)
     data = training.datasets_of(bench.tokenizer, case.method, rows, lengths)
@@ -113,25 +128,17 @@ def measure_case(bench: Bench, case: Case) -> dict[str, float | None]:
         trainer.add_callback(clock)
         decoder = next(m for m in trainer.model.modules() if type(m).__name__ == "LlamaModel")
         decoder.register_forward_pre_hook(clock.count, with_kwargs=True)
-        harness.release()
+        release()
         training.run_quietly(trainer)
     steps = bench.steps
-    return {"seconds": clock.seconds / steps, "tokens": clock.tokens / steps, "peak": harness.peak_gb()}
+    return {
+        "seconds": clock.seconds / steps,
+        "tokens": clock.tokens / steps,
+        "peak": torch.cuda.max_memory_allocated() / 1e9,
+    }
 
 
-def measure_or_refuse(bench: Bench, case: Case) -> dict[str, float | None] | None:
-    """Return the figures of a case, or None if the GPU's memory does not hold it."""
-    import torch
-
-    try:
-        return measure_case(bench, case)
-    except torch.OutOfMemoryError:
-        return None
-    finally:
-        harness.release()
-
-
-def table_row(case: Case, runs: list[dict[str, float | None] | None]) -> dict[str, Any]:
+def table_row(case: Case, runs: list[dict[str, float | None]]) -> dict[str, Any]:
     """Return a case's line: medians over the repetitions, with the range of the time per step."""
     row: dict[str, Any] = {
         "method": case.method,
@@ -141,24 +148,11 @@ def table_row(case: Case, runs: list[dict[str, float | None] | None]) -> dict[st
         "lengths": f"{case.row_tokens} each" if case.row_tokens else "the paper's",
     }
     names = ("tokens per step", "ms per step", "fastest", "slowest", "tokens/s", "peak GB")
-    if None in runs:
-        return row | dict.fromkeys(names) | {"ms per step": "out of memory"}
     times = [run["seconds"] for run in runs]
     middle, tokens = statistics.median(times), runs[0]["tokens"]  # the same rows in every repetition
     milliseconds = (1000 * middle, 1000 * min(times), 1000 * max(times))
     values = (tokens, *milliseconds, tokens / middle, runs[-1]["peak"])
     return row | dict(zip(names, values, strict=True))
-
-
-def equality_lines() -> list[str]:
-    """Check every way against this package's on a small float32 model; raises NotEqual."""
-    lines = []
-    for method in ("sft", "dpo"):
-        setup = epochs.make_setup(method, "paper", 16, quick=True)
-        for way in (AUTHORS, TRL):
-            done = [work(setup, method, way).result for work in (epochs.theirs, epochs.ours)]
-            lines.append(f"{method}, {way}, a small float32 model: {epochs.equal_losses(*done)}.")
-    return lines
 
 
 def timed_rows(bench: Bench, cases: Sequence[Case]) -> list[dict[str, Any]]:
@@ -167,13 +161,12 @@ def timed_rows(bench: Bench, cases: Sequence[Case]) -> list[dict[str, Any]]:
     for number in range(bench.repeats):
         for case in cases:
             print(f"repetition {number + 1}: {case}", file=sys.stderr, flush=True)
-            if None not in runs[case]:
-                runs[case].append(measure_or_refuse(bench, case))
+            runs[case].append(measure_case(bench, case))
     return [table_row(case, runs[case]) for case in cases]
 
 
 def main() -> None:
-    """Check equality, time every case in interleaved repetitions, write and print the table."""
+    """Time every case in interleaved repetitions, write and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -181,14 +174,13 @@ def main() -> None:
     parser.add_argument("--shrink", action="store_true", help="all of it with a tiny model, on a CPU too")
     arguments = parser.parse_args()
     bench = make_bench(arguments.shrink)
-    notes = equality_lines()
-    notes += [
-        "This package computes DPO's reference beforehand: one forward pass per pair for all epochs, "
-        "which is not in the time of its steps.",
-        f"Medians of {bench.repeats} interleaved repetitions of {bench.steps} steps.",
-    ]
-    rows = timed_rows(bench, all_cases(bench))
-    harness.write_tables(arguments.out, "Training steps of a random Llama-3.1-8B", notes, rows)
+    table = pd.DataFrame(timed_rows(bench, all_cases(bench)))
+    store.write_text(arguments.out, table.to_csv(index=False))
+    print(json.dumps(store.environment()))
+    print(
+        "DPO's reference is computed beforehand here: one pass per pair for all epochs, not in these times."
+    )
+    print(to_markdown(render("training", table)))
 
 
 if __name__ == "__main__":

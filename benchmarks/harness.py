@@ -1,4 +1,4 @@
-"""What the benchmarks share: two ways compared in interleaved pairs, and tables.
+"""What the benchmarks share: two ways compared in interleaved pairs.
 
 A benchmark is a module with ``main(quick)`` that calls ``compare`` for each of its cases. ``python -m
 benchmarks`` runs them all and writes the table of README.md from the lines in ``results/``.
@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from persona_lib import store
-from persona_lib.models.load import device
-from persona_lib.show import render, to_markdown
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PAIRS = 5
@@ -85,68 +83,3 @@ def compare(
     if not quick:
         store.write_rows(RESULTS / f"{name}.json", [line])
     return line
-
-
-# --- a GPU's memory, and the table of a GPU benchmark ---
-
-
-def synchronize() -> None:
-    """Wait until the GPU has done what it was given; nothing on a CPU."""
-    import torch
-
-    if device() == "cuda":
-        torch.cuda.synchronize()
-
-
-def total_memory_gb() -> float:
-    """Return the memory of the GPU, or the machine's on a CPU, in GB (10^9 bytes)."""
-    import torch
-
-    if device() == "cuda":
-        return torch.cuda.get_device_properties(0).total_memory / 1e9
-    return store.hardware()["memory_gb"]
-
-
-def release() -> None:
-    """Free what is no longer used and start counting the peak memory anew."""
-    import gc
-
-    import torch
-
-    gc.collect()
-    if device() == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-
-
-def peak_gb() -> float | None:
-    """Return the most GPU memory that tensors took since ``release``, in GB; None on a CPU."""
-    import torch
-
-    return torch.cuda.max_memory_allocated() / 1e9 if device() == "cuda" else None
-
-
-def machine_lines() -> list[str]:
-    """Return hardware, versions, commit and date as lines for a reader."""
-    facts = store.environment()
-    hardware = facts["hardware"]
-    where = ", ".join(hardware["gpus"]) or "no GPU: these times say nothing of one"
-    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
-    commit = facts["git"]["commit"] or "not recorded"
-    return [
-        f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['memory_gb']} GB; {where}.",
-        f"Python {facts['python']}, {versions}.",
-        f"Commit {commit[:12]}{' with uncommitted changes' if facts['git']['dirty'] else ''}, {store.now()}.",
-    ]
-
-
-def write_tables(path: Path, title: str, notes: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
-    """Print a table and write it: ``<path>.csv`` and, with what it was made on, ``<path>.md``."""
-    import pandas as pd
-
-    table = pd.DataFrame(rows)
-    store.write_text(path.with_suffix(".csv"), table.to_csv(index=False))
-    shown = to_markdown(render(path.stem, table))
-    text = "\n".join([f"# {title}", "", *machine_lines(), "", *notes, "", shown, ""])
-    store.write_text(path.with_suffix(".md"), text)
-    print(text)

@@ -19,13 +19,16 @@ from persona_lib.models import load
 from persona_lib.models.load import load_tokenizer
 from persona_lib.prompts import completion_text, tailoring_prompt
 
+
+def sizes(hidden: int, inner: int, layers: int, heads: int, shared: int) -> dict[str, int]:
+    """Return a configuration's sizes; ``shared`` key-value heads serve all query heads."""
+    names = "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads"
+    return dict(zip(names.split(), (hidden, inner, layers, heads, shared), strict=True))
+
+
 LLAMA_31_8B: dict[str, Any] = {
     "vocab_size": 128256,
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
+    **sizes(4096, 14336, 32, 32, 8),
     "max_position_embeddings": 131072,
     "rms_norm_eps": 1e-5,
     "rope_theta": 500000.0,
@@ -49,13 +52,7 @@ MISTRAL_7B: dict[str, Any] = {name: value for name, value in LLAMA_31_8B.items()
 MISTRAL_7B |= {"vocab_size": 32000, "max_position_embeddings": 32768, "rope_theta": 1000000.0}
 MISTRAL_7B |= {"sliding_window": None, "bos_token_id": 1, "eos_token_id": 2}
 # Four query heads per key-value head, as in the large models; every size a multiple of 64, for NF4.
-SMALL = {
-    "hidden_size": 128,
-    "intermediate_size": 448,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 2,
-}
+SMALL = sizes(128, 448, 2, 8, 2)
 LLAMA_3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

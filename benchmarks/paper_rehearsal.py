@@ -41,13 +41,7 @@ SIZES = {  # sizes alone: everything else is the paper profile's
     "judge.max_new_tokens": 12,
     "evaluation.bootstrap_samples": 100,
 }
-JUDGE_SMALL = {
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 1,
-}
+JUDGE_SMALL = llama31.sizes(64, 128, 1, 4, 1)
 
 
 def make_models(folder: Path) -> dict[str, Path]:

@@ -63,10 +63,9 @@ def unmet(extra: str, repo: Path = REPO) -> list[str]:
         try:
             version = importlib.metadata.version(name).partition("+")[0]
         except importlib.metadata.PackageNotFoundError:
-            missing.append(f"{name} is not installed")
-            continue
+            version = "none"
         if version not in allowed[name]:
-            missing.append(f"{name} {version} is installed, {' or '.join(sorted(allowed[name]))} is pinned")
+            missing.append(f"{name}: {version} is installed, {' or '.join(sorted(allowed[name]))} is pinned")
     return missing
 
 

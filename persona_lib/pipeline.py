@@ -112,7 +112,7 @@ def run_task(pipeline: Pipeline, task: Task) -> float:
             keep_adapter(pipeline.profile)
         write_report(pipeline.profile)
     else:
-        target, log = pipeline.executed(task), pipeline.log(task)
+        target, log = pipeline.executed(task), pipeline.results / "logs" / f"{task.id}.log"
         running = run_notebook(pipeline.source(task), target, pipeline.parameters(task), log)
     seconds = time.monotonic() - started
     facts = {

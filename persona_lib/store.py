@@ -56,15 +56,10 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def files_in(folder: Path) -> list[tuple[Path, int, int]]:
-    """Return (path, bytes, modification time in ns) of the files that lie directly in a folder, by name."""
-    stats = [(path, path.stat()) for path in sorted(folder.iterdir()) if path.is_file()]
-    return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
-
-
 def folder_hash(folder: Path) -> str:
     """Return a hash of the names and contents of the files that lie directly in a folder."""
-    return hash_of_states(*files_in(folder))
+    stats = [(path, path.stat()) for path in sorted(folder.iterdir()) if path.is_file()]
+    return hash_of_states(*[(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats])
 
 
 @cache

@@ -104,10 +104,6 @@ class Pipeline:
         """Return the facts of every task that ran, by id."""
         return store.read_json(self.provenance)["tasks"] if self.provenance.exists() else {}
 
-    def log(self, task: Task) -> Path:
-        """What the task's notebook printed."""
-        return self.results / "logs" / f"{task.id}.log"
-
 
 def expand(profile: Profile) -> Iterator[Task]:
     """Yield the profile's tasks in order; raises ConfigError for a step that does not exist."""
@@ -135,7 +131,6 @@ def task_id(step: str, run: dict[str, Any]) -> str:
 
 # --- What a task runs for, and whether it has to run ---
 
-
 # They choose tasks, or change no result.
 APART = ("name", "description", "steps", "datasets", "seeds", *settings.CHANGE_NO_RESULT)
 
@@ -143,8 +138,8 @@ APART = ("name", "description", "steps", "datasets", "seeds", *settings.CHANGE_N
 def settings_of(profile: Profile) -> dict[str, Any]:
     """Return the settings that a task's result depends on, as JSON has them; files with a hash."""
     apart = flat(profile, " ".join(APART))
-    values = json.loads(json.dumps({n: v for n, v in flat(profile).items() if n not in apart}))
-    return {name: with_state(name, value) for name, value in values.items()}
+    values = json.loads(json.dumps(flat(profile)))
+    return {name: with_state(name, value) for name, value in values.items() if name not in apart}
 
 
 def with_state(name: str, value: Any) -> Any:
@@ -171,7 +166,7 @@ def current_key(pipeline: Pipeline, task: Task, known: dict[str, dict[str, Any]]
     """Return what a task would run for now."""
     return {
         "notebook": "" if task.step == REPORT else notebook_hash(pipeline.source(task)),
-        "code": library_hash(),
+        "library": library_hash(),
         "settings": settings_of(pipeline.profile),
         "inputs": {name: known[name]["finished"] if has_run(known, name) else None for name in task.inputs},
     }
@@ -184,10 +179,9 @@ def has_run(known: dict[str, dict[str, Any]], task_id: str) -> bool:
 
 def key_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Say in words how two keys differ."""
-    words = {"notebook": "the notebook's code", "code": "persona_lib's code"}
-    said = [f"{what} changed" for part, what in words.items() if old.get(part) != new.get(part)]
+    said = [f"the {part}'s code changed" for part in ("notebook", "library") if old.get(part) != new[part]]
     for part, change in (("settings", "{0}: {1} -> {2}"), ("inputs", "its input ran again: {0}")):
-        before, after = old.get(part, {}), new.get(part, {})
+        before, after = old[part], new[part]
         pairs = [(name, before.get(name), after.get(name)) for name in {**before, **after}]
         said += [change.format(*pair) for pair in pairs if pair[1] != pair[2]]
     return said

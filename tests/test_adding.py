@@ -63,9 +63,8 @@ def check(*settings: str) -> int:
 
 def test_a_data_set(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
-    assert (
-        check("datasets=mine") == 2 and "datasets: 'mine'; did you mean mnemonic?" in capsys.readouterr().err
-    )
+    assert check("datasets=mine") == 2
+    assert "datasets: 'mine'; did you mean mnemonic?" in capsys.readouterr().err
     monkeypatch.setitem(preference.READERS, "mine", my_pairs)
     assert check("datasets=mine") == 0
     run = Run(set_field(PROFILE, {"datasets": ["mine"]}), "mine", 0)
@@ -74,9 +73,8 @@ def test_a_data_set(monkeypatch, tmp_path, capsys):
 
 
 def test_a_judge(monkeypatch, capsys):
-    assert (
-        check("evaluation.judge=mine") == 2 and "judge: 'mine'; did you mean none?" in capsys.readouterr().err
-    )
+    assert check("evaluation.judge=mine") == 2
+    assert "judge: 'mine'; did you mean none?" in capsys.readouterr().err
     monkeypatch.setitem(judges.JUDGES, "mine", my_judge)
     assert check("evaluation.judge=mine") == 0
     run = Run(set_field(PROFILE, {"evaluation.judge": "mine"}), "everyday", 0)

@@ -60,12 +60,6 @@ def test_results_that_differ_are_an_error_and_leave_nothing(results):
     assert not list(results.iterdir()) and BENCHMARKS.table_text(results) == "*Not run yet.*\n"
 
 
-def test_the_committed_table_is_that_of_the_committed_results():
-    text = (REPO / "benchmarks" / "README.md").read_text(encoding="utf-8")
-    block = re.search(BENCHMARKS.BLOCK.pattern.replace(".*?", "(.*?)"), text, re.DOTALL)[2]
-    assert block == BENCHMARKS.table_text(REPO / "benchmarks" / "results")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BENCHMARKS.BENCHMARKS)
 def test_a_quick_run_checks_equality_and_writes_nothing(name):
@@ -82,22 +76,16 @@ def test_a_quick_run_checks_equality_and_writes_nothing(name):
 
 
 @pytest.mark.slow
-def test_the_gpu_script_times_training_steps_in_every_way_and_their_losses_agree(tmp_path):
-    out = tmp_path / "training"
+def test_the_gpu_script_times_training_steps_in_every_way(tmp_path):
+    out = tmp_path / "training.csv"
     command = [sys.executable, str(REPO / "benchmarks" / "gpu_training.py"), str(out), "--shrink"]
     environment = os.environ | {"PYTHONPATH": str(REPO)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    text = out.with_suffix(".md").read_text(encoding="utf-8")
-    assert text.strip() in done.stdout and re.search(r"Commit [0-9a-f]{12}|not recorded", text)
-    assert text.count("losses of all") == 4, "two methods against two ways"
-    with out.with_suffix(".csv").open(newline="", encoding="utf-8") as file:
+    with out.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 13 and {row["way"] for row in rows} == {"authors", "TRL defaults", "this package"}
     assert all(float(row["fastest"]) <= float(row["ms per step"]) <= float(row["slowest"]) for row in rows)
-    full = [row for row in rows if row["lengths"] == "48 each"]
-    tokens = [(row["method"], row["base"], float(row["tokens per step"])) for row in full]
-    assert tokens == [("sft", "bfloat16", 4 * 48), ("dpo", "bfloat16", 2 * 2 * 48), ("dpo", "nf4", 2 * 48)]
     for row in rows:
         speed = 1000 * float(row["tokens per step"]) / float(row["ms per step"])
         assert float(row["tokens/s"]) == pytest.approx(speed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -126,34 +125,31 @@ INLINE = re.compile(r"`((?:\./run_all\.sh|python -m persona_lib\.) ?[^`]*)`")
 PLACEHOLDER = re.compile(r"[A-Z]{4,}|\.\.\.|my_|--demo|vllm")
 
 
-def commands_of(text):
+def commands_of(text: str) -> list[str]:
     """Return the commands of a document: lines of bash blocks (continued ones joined), and inline ones."""
     found = [line for block in FENCE.findall(text) for line in block.replace("\\\n", " ").splitlines()]
-    found += [match.replace("\n", " ") for match in INLINE.findall(FENCE.sub("", text))]
-    stripped = (re.sub(r"\s+#.*$", "", line).strip().rstrip("&").strip() for line in found)
-    return [re.sub(r"\s+", " ", line) for line in stripped if line and not line.startswith("#")]
+    found += INLINE.findall(FENCE.sub("", text))
+    return [" ".join(re.sub(r"(^|\s+)#.*$", "", line).rstrip("& ").split()) for line in found]
 
 
 def prose(path: Path) -> str:
     """Return the text of a document or of a notebook's Markdown cells."""
-    text = path.read_text(encoding="utf-8")
     if path.suffix != ".ipynb":
-        return text
-    cells = json.loads(text)["cells"]
+        return path.read_text(encoding="utf-8")
+    cells = execute.read(path)["cells"]
     return "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
 
 
 def checks() -> list[str]:
     """Return commands that check all printed ones: a run's settings, the options of a module."""
-    paths = [REPO / name for name in ("README.md", "DATA.md", "SCALING.md")]
-    paths += (REPO / "notebooks").glob("*.ipynb")
-    found = set()
-    for command in (command for path in paths for command in commands_of(prose(path))):
-        if command.startswith("./run_all.sh") and not PLACEHOLDER.search(command):
-            found.add(f"{command} --check")
-        elif command.startswith("python -m persona_lib."):
-            found.add(" ".join(command.split()[:3]) + " --help")
-    return sorted(found)
+    paths = [
+        *(REPO / name for name in ("README.md", "DATA.md", "SCALING.md")),
+        *REPO.glob("notebooks/*.ipynb"),
+    ]
+    commands = [command for path in paths for command in commands_of(prose(path))]
+    runs = [c for c in commands if c.startswith("./run_all.sh") and not PLACEHOLDER.search(c)]
+    modules = [c for c in commands if c.startswith("python -m persona_lib.")]
+    return sorted({f"{c} --check" for c in runs} | {" ".join(c.split()[:3]) + " --help" for c in modules})
 
 
 @pytest.mark.slow

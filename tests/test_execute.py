@@ -6,7 +6,6 @@ import re
 import tomllib
 
 import pytest
-import yaml
 
 from persona_lib import execute
 from persona_lib.models.trainers import trainer_settings
@@ -17,8 +16,6 @@ FILES = ("constraints.txt", "constraints-vllm.txt")
 
 
 def test_only_the_constraints_hold_exact_versions_and_they_suit_every_machine():
-    content = yaml.safe_load((REPO / "environment.yml").read_text(encoding="utf-8"))
-    assert content["dependencies"] == ["python=3.11", "pip", {"pip": ["-c constraints.txt", "-e .[lab]"]}]
     requirements = sum(PROJECT["optional-dependencies"].values(), PROJECT["dependencies"])
     assert [line for line in requirements if "==" in line] == []
     for name in FILES:
@@ -45,8 +42,8 @@ def test_an_environment_that_lacks_or_differs_is_told_so(tmp_path):
     )
     (tmp_path / "constraints.txt").write_text("pyyaml==0.0.1\nno-such-package==1.0\n")
     missing, differing = execute.unmet("lab", tmp_path)
-    assert missing == "no-such-package is not installed"
-    assert differing.startswith("pyyaml ") and differing.endswith("0.0.1 is pinned")
+    assert missing == "no-such-package: none is installed, 1.0 is pinned"
+    assert differing.startswith("pyyaml: ") and differing.endswith("0.0.1 is pinned")
 
 
 def test_the_environment_alone_names_trackers(tmp_path, monkeypatch):
