@@ -22,7 +22,6 @@ from typing import Any
 
 from persona_lib.settings import REPO
 from persona_lib.store import content_hash
-from persona_lib.workers import COLLECT_AFTER
 
 # --- The environment ---
 
@@ -79,7 +78,7 @@ CONFIG = {
     "NotebookClient": {
         "extra_arguments": [
             "--log-level=CRITICAL",
-            f"--IPKernelApp.exec_lines=import gc; gc.set_threshold{COLLECT_AFTER}",
+            "--IPKernelApp.exec_lines=import gc; gc.set_threshold(10_000, 10, 10)",
         ],
         "shutdown_kernel": "immediate",
     },

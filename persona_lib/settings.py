@@ -19,7 +19,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 REPO = Path(__file__).resolve().parent.parent
 FACTS = REPO / "persona_lib" / "facts"  # tables that ship with the package
 # Settings that say how the work is done and not what comes out.
-CHANGE_NO_RESULT = ("workers", "served.*", "*.prices")
+CHANGE_NO_RESULT = ("served.*", "*.prices")
 ROLES = ("generator", "judge", "second_judge")  # models that a profile names beside its base
 CHOICES = {
     "base.quantization": ("none", "nf4"),
@@ -187,7 +187,6 @@ class Profile:
     steps: tuple[str, ...]
     datasets: tuple[str, ...]
     seeds: tuple[int, ...]
-    workers: int
     data: Data
     base: Base
     generator: ModelRole

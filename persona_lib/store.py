@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from persona_lib.settings import REPO
-from persona_lib.workers import cores
 
 T = TypeVar("T")
 
@@ -220,7 +219,7 @@ def hardware() -> dict[str, Any]:
     )
     return {
         "cpu": named[1].strip() if named else platform.processor() or platform.machine(),
-        "cores": cores(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "gpus": gpus.splitlines() if gpus else [],
     }

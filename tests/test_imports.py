@@ -32,7 +32,7 @@ HEAVY = set(
     ]
 )
 # From the ground up: a module imports from its own package (without circles) and from those before it.
-GROUND = ["settings", "records", "store", "prompts", "workers", "weights", "intervals", "texts"]
+GROUND = ["settings", "records", "store", "prompts", "weights", "intervals", "texts"]
 ORDER = ["ground", *docs.PACKAGES, "top"]
 
 

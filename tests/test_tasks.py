@@ -122,7 +122,7 @@ def test_a_changed_setting_names_itself_and_an_input_that_ran_again_moves_what_f
     assert list(states(done).values()) == ["cached", "cached", "run", "run"]
 
 
-@pytest.mark.parametrize("free", ["workers=2", "served.max_cost_usd=1", "judge.prices=1,2"])
+@pytest.mark.parametrize("free", ["served.max_cost_usd=1", "judge.prices=1,2"])
 def test_settings_that_change_no_result_leave_everything_current(done, free):
     assert set(states(toy(free)).values()) == {"cached"}
 

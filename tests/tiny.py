@@ -87,7 +87,6 @@ TINY = {  # apart from sizes: the plain way of everything, whatever the default 
     "generation.repetition_penalty": 1.0,
     "lora.targets": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
     "base.quantization": "none",
-    "workers": 1,  # a worker of its own imports torch anew: only tests about workers have two
     "lora.r": 4,
     "training.max_length": 64,
     "sft.learning_rate": 1e-2,

@@ -21,7 +21,6 @@ from persona_lib.models.load import count_rows, format_of, load_base, load_token
 from persona_lib.records import TailoringRow
 from persona_lib.settings import Run, deciding, main_arm, set_field
 from persona_lib.store import VERSIONS
-from persona_lib.workers import run_jobs
 
 SHARED = "base.quantization base.dtype lora.* training.max_length training.warmup training.*rows"
 OF_METHOD = {"sft": "sft.* training.completion_only_loss training.packing", "dpo": "dpo.* training.packing"}
@@ -107,16 +106,14 @@ def prepare_folder(folder: Path, key: str, spec: dict[str, Any]) -> str | None:
 
 
 def train_arms(run: Run, method: str) -> list[Path]:
-    """Train one method's adapters of all the profile's arms that are not done, ``workers`` at a time.
+    """Train one method's adapters of all the profile's arms that are not done.
 
     DPO needs the SFT adapters of the same arms. Returns the folders ``adapters/<method>-<train_persona>``.
     """
-    missing = []
     for arm in run.profile.training.arms:
         spec = training_spec(arm_settings(run, arm), method, arm)
         if not store.is_done(adapter_folder(run, method, arm), store.content_hash(spec)):
-            missing.append((run, method, arm))
-    run_jobs(train_adapter, missing, run.profile.workers)
+            train_adapter(run, method, arm)
     return [adapter_folder(run, method, arm) for arm in run.profile.training.arms]
 
 

@@ -32,7 +32,6 @@ from persona_lib.prompts import STOP, beginning, begun_prompt, few_shot_prefix, 
 from persona_lib.records import Generation, RunSpec, TailoringRow
 from persona_lib.settings import Profile, Run, deciding, main_arm, results_dir
 from persona_lib.texts import count_degenerate
-from persona_lib.workers import run_jobs, share_out
 
 BROKEN = 0.05  # share of degenerate answers from which a policy is not sound
 KEYED = "generation.* base.quantization base.dtype evaluation.limit"
@@ -267,11 +266,11 @@ def broken_share(facts: dict[str, Any]) -> float:
 
 
 def generate_all(run: Run) -> list[Path]:
-    """Generate every run of the grid that is not finished yet, in ``workers`` processes (vLLM: here)."""
-    specs, workers = grid(run), 1 if run.profile.generation.engine == "vllm" else run.profile.workers
+    """Generate every run of the grid that is not finished yet."""
+    specs = grid(run)
     missing = [s for s in specs if not store.is_done(generation_folder(run, s), generation_key(run, s))]
-    shares = share_out(missing, [2 if spec.method == "few_shot" else 1 for spec in missing], workers)
-    run_jobs(generate_specs, [(run, share) for share in shares], workers)
+    if missing:
+        generate_specs(run, missing)
     return [generation_folder(run, spec) for spec in specs]
 
 

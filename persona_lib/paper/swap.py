@@ -38,7 +38,6 @@ from persona_lib.records import SIDES, TailoringRow
 from persona_lib.settings import Run, deciding
 from persona_lib.store import VERSIONS
 from persona_lib.texts import is_contrastive, strip_contrast, unigram_f1
-from persona_lib.workers import run_jobs, share_out
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -214,14 +213,13 @@ def score_arms(run: Run, arms: Sequence[Part]) -> None:
 
 
 def swap_all(run: Run) -> pd.DataFrame:
-    """Score the arms of a run that are not scored yet, shared out over ``workers`` processes.
+    """Score the arms of a run that are not scored yet.
 
     Writes the run's `swap_table` to ``tables/persona_swap.csv`` and returns it.
     """
-    workers, controls = run.profile.workers, run.profile.evaluation.controls
     missing = [a for a in swap_arms(run) if not store.is_done(swap_folder(run, *a), swap_key(run, *a))]
-    shares = share_out(missing, [len(swap_families(arm, controls)) for arm, _ in missing], workers)
-    run_jobs(score_arms, [(run, share) for share in shares], workers)
+    if missing:
+        score_arms(run, missing)
     table = swap_table([run])
     store.write_text(run.folder / "tables" / "persona_swap.csv", table.to_csv(index=False))
     return table
