@@ -50,14 +50,14 @@ def test_the_oracle_gives_the_same_verdict_in_both_orders(tested, base, verdict,
 
 
 def test_the_oracle_calls_an_unknown_persona_a_tie_and_judges_quality_without_it():
-    texts = ITEM.response_a, ITEM.response_b
-    new = PairwiseComparison("1", ITEM.prompt, "The user is new and prefers it.", *texts)
-    ((ab, ba),) = judging.judge_both(judges.oracle_judge(), [new], "personalization")
-    assert verdict_of(ab, ba) == "tie"
-    for persona in (ITEM.persona_a, ITEM.persona_b):
-        cut = PairwiseComparison("1", ITEM.prompt, persona, ITEM.response_a, ITEM.response_a[:40])
-        ((ab, ba),) = judging.judge_both(judges.oracle_judge(), [cut], "quality")
-        assert verdict_of(ab, ba) == "win"
+    for persona, rubric, base, verdict in (
+        ("The user is new and prefers it.", "personalization", ITEM.response_b, "tie"),
+        (ITEM.persona_a, "quality", ITEM.response_a[:40], "win"),
+        (ITEM.persona_b, "quality", ITEM.response_a[:40], "win"),
+    ):
+        c = PairwiseComparison("1", ITEM.prompt, persona, ITEM.response_a, base)
+        ((ab, ba),) = judging.judge_both(judges.oracle_judge(), [c], rubric)
+        assert verdict_of(ab, ba) == verdict
 
 
 def test_without_a_judge_nothing_is_judged_and_it_is_said():
@@ -80,13 +80,10 @@ CHOICES = {
 }
 ENDINGS = {
     "Both are fine. [RESULT] A": "A",
-    "Long feedback.\n[RESULT] B\n": "B",
     "So [Result] Response (B)": "B",
     "Result: b": "B",
-    "A is better than B": None,
     "[RESULT] A because it is short": None,
     "[RESULT] C": None,
-    "The results favour A": None,
 }
 
 
@@ -102,21 +99,23 @@ def test_one_winner_is_read_and_nothing_is_guessed(form, answer, winner):
     assert judges.winner_of(form, answer) == winner
 
 
-def prometheus(generator, max_new_tokens: int, decoding: str = "deterministic"):
-    return judges.prometheus_judge(generator, max_new_tokens, decoding, False, TEMPLATES)
+def judge_of(monkeypatch, generator: Scripted, *settings: str):
+    """A judge by its settings, whose model is scripted."""
+    monkeypatch.setattr(judges, "load_generator", lambda *_: generator)
+    monkeypatch.setattr(judges, "load_templates", lambda: TEMPLATES)
+    given = ["evaluation.judge=lm", "judge.model=some/chat-model", "judge.max_new_tokens=64", *settings]
+    return judges.load_judge(Run(load_profile("everyday", given), "everyday", 0))
 
 
-@pytest.mark.parametrize(
-    "make, win, lose",
-    [
-        (judges.letter_judge, "A", "B"),
-        (judges.chat_judge, '{"winner": "A"}', '{"winner": "B"}'),
-        (prometheus, "[RESULT] A", "[RESULT] B"),
-    ],
-)
-def test_a_win_needs_both_orders_and_an_unreadable_answer_leaves_the_pair_unparsed(make, win, lose):
+ANSWERS = {"letter": "{}", "json": '{{"winner": "{}"}}', "prometheus": "[RESULT] {}"}
+
+
+@pytest.mark.parametrize("form", ANSWERS)
+def test_a_win_needs_both_orders_and_an_unreadable_answer_leaves_the_pair_unparsed(monkeypatch, form):
+    win, lose = map(ANSWERS[form].format, "AB")
     generator = Scripted(win, "no idea", win, lose, lose, win)
-    pairs = judging.judge_both(make(generator, 64), [*TWO, ONE], "quality")
+    judge = judge_of(monkeypatch, generator, f"judge.format={form}")
+    pairs = judging.judge_both(judge, [*TWO, ONE], "quality")
     assert [verdict_of(*pair) for pair in pairs] == ["win", "unparsed", "tie"]
     assert pairs[1][0].feedback == "no idea" and pairs[0][0].judge == "scripted"
     assert [(tokens, settings) for _, tokens, _, settings in generator.asked] == [(64, {})] * 2
@@ -125,12 +124,10 @@ def test_a_win_needs_both_orders_and_an_unreadable_answer_leaves_the_pair_unpars
 @pytest.mark.parametrize("form", ["letter", "json"])
 @pytest.mark.parametrize("template", ["its template", None])
 def test_a_loaded_chat_model_is_asked_in_its_own_format_and_a_plain_one_is_not(monkeypatch, form, template):
-    settings = ["evaluation.judge=lm", "judge.model=some/chat-model", f"judge.format={form}"]
-    generator = Scripted("A" if form == "letter" else '{"winner": "A"}', takes_schema=True)
+    generator = Scripted(ANSWERS[form].format("A"), takes_schema=True)
     generator.tokenizer = SimpleNamespace(chat_template=template)
-    monkeypatch.setattr(judges, "load_generator", lambda *_: generator)
     monkeypatch.setattr(judges, "chat_text", lambda tokenizer, text: f"[user] {text}")
-    (judgment,) = judges.load_judge(Run(load_profile("everyday", settings), "everyday", 0))([ONE], "quality")
+    (judgment,) = judge_of(monkeypatch, generator, f"judge.format={form}")([ONE], "quality")
     assert judgment.winner == "A"
     ((prompts, _, _, given),) = generator.asked
     assert prompts[0].startswith("[user]") is bool(template)
@@ -147,8 +144,7 @@ def test_the_prompt_holds_both_responses_and_the_persona_for_personalization_onl
     ), "a row cannot change the format"
     text = judges.prometheus_prompt(TEMPLATES, ONE, "personalization")
     assert text.startswith("[INST] SYSTEM\n<") and text.endswith("Feedback:  [/INST]")
-    assert "A<first>\nB<second>" in text and "The user is shy." in text and "How?" in text
-    assert "shy" not in judges.prometheus_prompt(TEMPLATES, ONE, "quality")
+    assert "shy" in text and "shy" not in judges.prometheus_prompt(TEMPLATES, ONE, "quality")
     assert judges.prometheus_prompt(TEMPLATES, ONE, "quality", chat=True).startswith("SYSTEM\n<")
 
 
@@ -163,10 +159,10 @@ def test_the_pinned_format_is_read_without_running_it_and_another_file_is_refuse
     assert judges.load_templates() == ("S", "T")
 
 
-def test_official_judging_samples_unread_answers_again_with_new_seeds_at_most_ten_times():
+def test_official_judging_samples_unread_answers_again_with_new_seeds_at_most_ten_times(monkeypatch):
     generator = Scripted("[RESULT] A", "?", *["?"] * 9)
-    judged = prometheus(generator, 64, "official")
-    assert [j.winner for j in judged(TWO, "quality")] == ["A", None]
+    judge = judge_of(monkeypatch, generator, "judge.format=prometheus", "judge.decoding=official")
+    assert [j.winner for j in judge(TWO, "quality")] == ["A", None]
     assert [len(prompts) for prompts, *_ in generator.asked] == [2, *[1] * 9]
     drawn = {"temperature": 1.0, "top_p": 0.9, "repetition_penalty": 1.03}
     assert [settings for *_, settings in generator.asked] == [drawn | {"seed": seed} for seed in range(10)]

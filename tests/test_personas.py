@@ -148,12 +148,10 @@ def accuracy_of(run: Run) -> pd.DataFrame:
     return table if table.empty else table.set_index("side")
 
 
-def test_true_personas_are_accurate_on_both_sides_and_missing_ones_count_against(inferred):
+def test_true_personas_are_accurate_and_without_a_judge_there_is_no_table(inferred):
     table = accuracy_of(inferred("oracle"))
     assert table.loc[["chosen", "rejected"], "accuracy"].tolist() == [1, 1]
-    table = accuracy_of(inferred("oracle", rejected=[""] * 8))
-    assert table.loc["rejected", ["n_missing", "n", "accuracy"]].tolist() == [8, 8, 0]
-    assert table.loc["chosen - rejected", "accuracy"] == 1
+    assert accuracy_of(inferred("none")).empty
 
 
 def test_a_judge_that_always_names_the_first_response_is_right_half_the_time(inferred, monkeypatch):
@@ -161,23 +159,18 @@ def test_a_judge_that_always_names_the_first_response_is_right_half_the_time(inf
         return [Judgment(c.id, "first", rubric, "A") for c in comparisons]
 
     monkeypatch.setattr(personas, "load_judge", lambda run, name: first)
-    table = accuracy_of(inferred("oracle"))
+    table = accuracy_of(inferred("oracle", rejected=[""] * 8))
     assert table.loc["chosen", ["n_ties", "accuracy", "n"]].tolist() == [8, 0.5, 8]
+    assert table.loc["rejected", ["n_missing", "accuracy", "n"]].tolist() == [8, 0, 8], "missing is wrong"
 
 
-def test_without_a_judge_there_is_no_table(inferred):
-    assert accuracy_of(inferred("none")).empty
-
-
-def test_accuracy_counts_missing_personas_as_wrong(tmp_path, monkeypatch):
+def test_accuracy_by_hand(tmp_path, monkeypatch):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
     run = Run(set_field(load_profile("smoke"), {"evaluation.bootstrap_samples": 50}), "everyday", 0)
     verdicts = {"chosen": ["win", "win", "tie", ""], "rejected": ["loss", "win", "unparsed", "win"]}
     rows = [f"r{i},{side},{v}" for side, part in verdicts.items() for i, v in enumerate(part)]
-    path = run.folder / "tables" / personas.ITEMS
-    write_text(path, "\n".join(["id,side,verdict", *rows]))
-    table = personas.accuracy_table(run.profile)
-    chosen, rejected, gap = table.itertuples()
+    write_text(run.folder / "tables" / personas.ITEMS, "\n".join(["id,side,verdict", *rows]))
+    chosen, rejected, gap = personas.accuracy_table(run.profile).itertuples()
     assert chosen.accuracy == 2.5 / 4 and chosen.n_missing == 1 and chosen.n == 4 and chosen.seeds == "0"
     assert rejected.accuracy == 2 / 4 and gap.accuracy == pytest.approx(0.5 / 4)
     assert (chosen.n_correct, rejected.n_wrong, rejected.n_unparsed, gap.n_seeds) == (2, 1, 1, 1)

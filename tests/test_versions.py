@@ -28,13 +28,13 @@ FILES = {
 }
 DECIDED = {
     "pairs": (1, "103bb5b58c5cb4a8"),
-    "personas": (1, "22dbb2aa1b10fe20"),
+    "personas": (1, "586ab933e5a291e0"),
     "tailoring": (1, "b232ace1dc38143a"),
     "training": (1, "732cc378029679ae"),
     "answers": (1, "c0bf8e17beeed1be"),
-    "judging": (1, "dfde9477ba1bce37"),
+    "judging": (1, "86f38178167f68d4"),
     "swap": (1, "68e5566b7c48fd20"),
-    "calibration": (1, "3d70bba6ac428eb3"),
+    "calibration": (1, "ff5d24e6b7e2f082"),
     "rejudged": (1, "20ec6c760ddc4eb3"),
     "users": (1, "f98968b6e6341ad6"),
 }

@@ -112,8 +112,8 @@ def text_judge(
 ) -> Judge:
     """Return a judge that asks a text generator: ``render`` writes its prompt, ``form`` finds its winner.
 
-    ``sampling`` is (how to sample, {}: greedily; how often to ask at most): an answer without a verdict is
-    sampled again with the next seed. ``settings`` go to the generator.
+    ``sampling`` is one of ``DECODING``: an answer without a verdict is sampled again with the next seed.
+    ``settings`` go to the generator.
     """
     how, attempts = sampling
 
@@ -150,18 +150,7 @@ SCHEMA: dict[str, Any] = {
 }
 
 
-def chat_judge(generator: Any, max_new_tokens: int, asked: Callable[[str], str] = str) -> Judge:
-    """Return a judge that asks a chat model, greedily, for a reason and then a winner, as JSON.
-
-    A generator that ``takes_schema`` (a server that can hold its answers to one) gets ours.
-    """
-    schema = {"schema": SCHEMA} if getattr(generator, "takes_schema", False) else {}
-    return text_judge(generator, max_new_tokens, lambda *c: asked(chat_judge_prompt(*c)), CHOICE, **schema)
-
-
-# Prometheus-2's format is not ours (Apache-2.0, the authors of prometheus-eval) and not in this repository:
-# it is read from the installed package ``prometheus-eval`` 0.1.20, or fetched from its pinned public file,
-# and checked.
+# Prometheus-2's format is not ours (Apache-2.0, the authors of prometheus-eval) and not in this repository.
 HOME = (
     "https://raw.githubusercontent.com/prometheus-eval/prometheus-eval/"
     "485d2b4eaeebbebf991d76ab6698bdd94799e213/libs/prometheus-eval/prometheus_eval/prompts.py"
@@ -171,6 +160,7 @@ CRITERIA = {  # worded by us
     "personalization": "[Does the response answer the request, and does it suit the person who asks?]",
     "quality": "[Is it a good response to the request?]",
 }
+# (how to sample, how often to ask at most until there is a verdict)
 # "official": what the authors' code did silently, the package's defaults.
 DECODING: dict[str, tuple[dict[str, float], int]] = {
     "deterministic": ({}, 1),
@@ -218,17 +208,6 @@ def prometheus_prompt(
     return f"{system}\n{user}" if chat else f"[INST] {system}\n{user} [/INST]"
 
 
-def prometheus_judge(
-    generator: Any, max_new_tokens: int, decoding: str, chat: bool, templates: tuple[str, str]
-) -> Judge:
-    """Return a judge that grades as Prometheus-2 was trained to: relative grading without a reference.
-
-    "deterministic" decodes greedily, once. "official" samples, up to ten times until there is a verdict.
-    """
-    render = partial(prometheus_prompt, templates, chat=chat)
-    return text_judge(generator, max_new_tokens, render, VERDICT, sampling=DECODING[decoding])
-
-
 def asked_of(generator: Any, kind: str) -> Callable[[str], str]:
     """Return what puts a prompt into a generator's chat format; ``str`` where it is served or has none."""
     tokenizer = getattr(generator, "tokenizer", None)
@@ -237,14 +216,21 @@ def asked_of(generator: Any, kind: str) -> Callable[[str], str]:
 
 
 def model_judge(run: Run, role: str = "judge") -> Judge:
-    """Return ``<role>_model`` as a judge: a served language model, one of the hub, or the run's own base."""
+    """Return ``<role>.model`` as a judge: a served language model, one of the hub, or the run's own base.
+
+    "json" asks for a reason and then a winner; a server that can hold its answers to a schema gets ours.
+    "prometheus" grades as Prometheus-2 was trained to: relative grading without a reference.
+    """
     generator = load_generator(run, role, getattr(run.profile, role).batch_size)
-    _, url, kind, form, decoding, max_new_tokens = judge_settings(run.profile, role)
-    if form == "prometheus":
-        chat = bool(url) and kind == "chat"
-        return prometheus_judge(generator, max_new_tokens, decoding, chat, load_templates())
-    make = letter_judge if form == "letter" else chat_judge
-    return make(generator, max_new_tokens, asked_of(generator, kind))
+    _, url, kind, form, decoding, most = judge_settings(run.profile, role)
+    asked = asked_of(generator, kind)
+    if form == "letter":
+        return letter_judge(generator, most, asked)
+    if form == "json":
+        schema = {"schema": SCHEMA} if getattr(generator, "takes_schema", False) else {}
+        return text_judge(generator, most, lambda *c: asked(chat_judge_prompt(*c)), CHOICE, **schema)
+    render = partial(prometheus_prompt, load_templates(), chat=bool(url) and kind == "chat")
+    return text_judge(generator, most, render, VERDICT, sampling=DECODING[decoding])
 
 
 # --- Persona inference read backwards: which response explains the persona better? ---

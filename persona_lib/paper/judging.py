@@ -234,22 +234,19 @@ def quality_differences(row: Judged) -> list[dict[str, float]]:
 
     The unit is pooled over seeds; without oracle scores, or if all base scores are equal, there are none.
     """
-    m, nothing = row.matchup, [{} for _ in row.runs]
-    if row.runs[0].profile.evaluation.judge != "oracle":
-        return nothing
-    tested, base = (
-        [
-            {score["id"]: score["quality"] for score in oracle_scores(run, spec, m.judge_persona) if found}
-            for run, found in zip(row.runs, row.verdicts["quality"], strict=True)
+    m, oracle = row.matchup, row.runs[0].profile.evaluation.judge == "oracle"
+    scores = []
+    for run, found in zip(row.runs, row.verdicts["quality"], strict=True):
+        both = [
+            oracle_scores(run, spec, m.judge_persona) if found and oracle else [] for spec in (m.test, m.base)
         ]
-        for spec in (m.test, m.base)
-    )
-    every = [quality for of_base in base for quality in of_base.values()]
-    unit = float(np.std(every, ddof=1)) if len(every) > 1 else 0.0
-    if unit == 0:
-        return nothing
-    pairs = zip(tested, base, strict=True)
-    return [{i: (test[i] - b) / unit for i, b in of_base.items() if i in test} for test, of_base in pairs]
+        scores.append([{score["id"]: score["quality"] for score in one} for one in both])
+    base = [quality for _, of_base in scores for quality in of_base.values()]
+    unit = float(np.std(base, ddof=1)) if len(base) > 1 else 0.0
+    return [
+        {i: (test[i] - b) / unit for i, b in of_base.items() if unit and i in test}
+        for test, of_base in scores
+    ]
 
 
 def pool_of(rows: Sequence[Judged], seed: int) -> dict[str, np.ndarray]:

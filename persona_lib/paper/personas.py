@@ -251,8 +251,8 @@ def judge_preferences(run: Run, chosen: Personas, rejected: Personas) -> list[tu
     name, role = run.profile.persona_judge, run.profile.judge
     if name == "lm":
         generator = load_generator(run, "judge", role.batch_size)
-        asked = asked_of(generator, role.kind)
-        judge = letter_judge(generator, role.max_new_tokens, asked, preference_prompt)
+        how = role.max_new_tokens, asked_of(generator, role.kind), preference_prompt
+        judge = letter_judge(generator, *how)
     elif name == "backwards":
         judge = BackwardsJudge(run).plausible
     else:
