@@ -28,7 +28,7 @@ LIBRARY, NOTEBOOKS = REPO / "persona_lib", REPO / "notebooks"
 PACKAGES = ("data", "models", "paper", "beyond")
 BLOCK = re.compile(r"(<!-- table:([\w-]+)/(\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 # The rows of the long table ``swap`` that documents show.
-SWAP = "measure == 'policy' and persona in ('gold', 'stripped', 'retrieved', 'shuffled', 'user')"
+SWAP = "measure == 'policy' and persona in ('gold', 'retrieved', 'shuffled', 'user')"
 
 
 # --- kept tables, and the documents that show them ---

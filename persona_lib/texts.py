@@ -257,9 +257,3 @@ def is_persona(text: str | None) -> bool:
 def is_contrastive(persona: str) -> bool:
     """Say whether a persona names what its user does not want."""
     return CONTRAST.search(persona) is not None
-
-
-def strip_contrast(persona: str) -> str:
-    """Cut a persona before "rather than", "instead of" or "over": what it says about the other response."""
-    match = CONTRAST.search(persona)
-    return persona if match is None else persona[: match.start()].rstrip(" ,") + "."

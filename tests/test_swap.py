@@ -125,22 +125,6 @@ def test_nothing_scored_gives_empty_tables(runs):
 # --- what is scored ---
 
 
-def test_contrast_is_stripped_from_both_sides_if_either_names_one():
-    row = TailoringRow("a", "test", "p", "c", "r", {
-        "gold-chosen": "The user is calm and prefers facts over jokes.",
-        "gold-rejected": "The user is fun.",
-        "system": "The user is anyone.",
-        "user-chosen": None,
-    })  # fmt: skip
-    gold_ones = {name: row.personas[name] for name in ("gold-chosen", "gold-rejected")}
-    wanted = ["none", "system", *gold_ones, "user-chosen"]
-    assert swap.swap_personas(row, wanted, ("gold", "user")) == gold_ones
-    assert swap.swap_personas(row, wanted, swap.FAMILIES) == gold_ones | {
-        "stripped-chosen": "The user is calm and prefers facts.",
-        "stripped-rejected": "The user is fun.",
-    }
-
-
 def test_arms_and_families_with_and_without_controls(runs):
     arms = ["sft-none", "sft-chosen", "dpo-none", "dpo-chosen"]
     first_person = [("sft-none", "first_person"), ("dpo-none", "first_person")]

@@ -33,7 +33,7 @@ DECIDED = {
     "training": (1, "732cc378029679ae"),
     "answers": (1, "c0bf8e17beeed1be"),
     "judging": (1, "86f38178167f68d4"),
-    "swap": (1, "68e5566b7c48fd20"),
+    "swap": (1, "dabbbf2a726b98cf"),
     "calibration": (1, "ff5d24e6b7e2f082"),
     "rejudged": (1, "20ec6c760ddc4eb3"),
     "users": (1, "f98968b6e6341ad6"),

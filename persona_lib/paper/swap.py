@@ -37,7 +37,7 @@ from persona_lib.prompts import completion_text, tailoring_prompt
 from persona_lib.records import SIDES, TailoringRow
 from persona_lib.settings import Run, deciding
 from persona_lib.store import VERSIONS
-from persona_lib.texts import is_contrastive, strip_contrast, unigram_f1
+from persona_lib.texts import unigram_f1
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,7 +47,7 @@ KEYED = (
     "base.quantization base.dtype evaluation.split evaluation.limit evaluation.personas evaluation.controls"
 )
 CHUNK = 4  # batches scored between two writes
-FAMILIES = ("gold", "stripped", "retrieved", "shuffled", "user")  # of personas that come in two sides
+FAMILIES = ("gold", "retrieved", "shuffled", "user")  # of personas that come in two sides
 MEASURES = ("policy", "implicit reward")
 ROUNDING = 1e-4  # nats: a smaller D is rounding, the policy saw no difference
 Part = tuple[str, str]  # arm, persona format
@@ -59,21 +59,8 @@ Part = tuple[str, str]  # arm, persona format
 def swap_families(arm: str, controls: bool = True) -> tuple[str, ...]:
     """Return the families of personas an arm is scored under: every one costs two passes over the rows."""
     if arm.startswith("dpo-") and arm != "dpo-none":
-        return FAMILIES if controls else ("gold", "retrieved", "shuffled", "user")
+        return FAMILIES
     return ("gold", "shuffled", "user") if controls else ("gold",)
-
-
-def swap_personas(row: TailoringRow, wanted: Iterable[str], families: Sequence[str]) -> dict[str, str]:
-    """Return the personas a row is scored under: those it has of ``wanted`` and of ``families``.
-
-    "stripped" ones are made from the gold ones, for rows where at least one of the two names a contrast.
-    """
-    names = [name for name in wanted if name.rpartition("-")[0] in families]
-    personas = {name: row.personas[name] for name in names if row.personas.get(name)}
-    gold = {side: personas.get(f"gold-{side}") for side in SIDES}
-    if "stripped" in families and all(gold.values()) and any(map(is_contrastive, gold.values())):
-        personas |= {f"stripped-{side}": strip_contrast(persona) for side, persona in gold.items()}
-    return personas
 
 
 def answered_rows(run: Run, split: str = "") -> dict[str, TailoringRow]:
@@ -172,10 +159,10 @@ def score_policy(
     done = {(score.id, score.eval_persona) for score in known}
     families = swap_families(arm, run.profile.evaluation.controls)
     jobs = [
-        (row, name, persona)
+        (row, name, row.personas[name])
         for row in swap_rows(run)
-        for name, persona in swap_personas(row, run.profile.evaluation.personas, families).items()
-        if (row.id, name) not in done
+        for name in run.profile.evaluation.personas
+        if name.rpartition("-")[0] in families and row.personas.get(name) and (row.id, name) not in done
     ]
     if jobs:
         score_jobs(run, arm, persona_format, jobs, loader or PolicyLoader(run), path)
