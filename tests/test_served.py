@@ -225,8 +225,8 @@ def test_the_budget_is_never_passed_and_a_larger_one_goes_on(server, tmp_path):
     with pytest.raises(EndpointError, match="max_cost_usd"):
         texts(make(server, tmp_path, prices=prices, max_cost_usd=300e-6, concurrency=1), prompts)
     assert server.billed == 6
-    assert len(texts(make(server, tmp_path, prices=prices, max_cost_usd=1.0), prompts)) == 9
-    assert server.billed == 9
+    larger = make(server, tmp_path, prices=prices, max_cost_usd=409e-6, concurrency=1)  # 8 x 40 + 89
+    assert len(texts(larger, prompts)) == server.billed == 9
 
 
 def test_side_by_side_requests_keep_the_budget_too(server, tmp_path):
@@ -236,11 +236,6 @@ def test_side_by_side_requests_keep_the_budget_too(server, tmp_path):
         texts(generator, [f"question{n}" for n in range(30)])
     assert server.billed == len(ledger_of(generator))
     assert 200e-6 < sum(a.cost_usd for a in ledger_of(generator)) <= 300e-6
-
-
-def test_the_last_answer_may_spend_what_is_left(server, tmp_path):
-    generator = make(server, tmp_path, prices=(1.0, 10.0), max_cost_usd=100e-6)
-    assert texts(generator, ["question0"]) == {0: "question0 answered"}
 
 
 def test_a_budget_needs_token_counts(server, tmp_path):

@@ -187,9 +187,10 @@ def test_a_pip_that_fails_is_told_with_the_way_on(tmp_path, monkeypatch):
 # --- what is pinned ---
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-# What loads from the hub if it is given an id; Peft loads adapters, which are folders of ours.
+# What loads from the hub if it is given an id. weights.load_dataset pins by itself; adapters are folders.
 LOADERS = ("from_pretrained", "load_dataset", "snapshot_download", "hf_hub_download",
            "SentenceTransformer", "MultiVectorEncoder")  # fmt: skip
+OURS = ("weights.load_dataset", "PeftModel.from_pretrained")
 
 
 def test_the_tables_pin_everything():
@@ -224,14 +225,10 @@ def test_a_hub_id_without_a_whole_commit_is_refused_with_the_way_out(source):
 
 def unpinned(source: str) -> list[str]:
     """List the calls of a source text that could load from the hub at whatever commit is newest."""
-    found = []
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Call):
-            *owner, name = ast.unparse(node.func).split(".")
-            ours = owner[-1:] in (["weights"], ["PeftModel"])  # weights.load_dataset pins by itself
-            free = not {"revision", "local_files_only"} & {keyword.arg for keyword in node.keywords}
-            found += [ast.unparse(node.func)] * (name in LOADERS and not ours and free)
-    return found
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    free = [c for c in calls if not {"revision", "local_files_only"} & {word.arg for word in c.keywords}]
+    names = [ast.unparse(call.func) for call in free]
+    return [name for name in names if name.split(".")[-1] in LOADERS and name not in OURS]
 
 
 def test_no_code_loads_from_the_hub_without_a_revision():
