@@ -72,7 +72,7 @@ use_environment() {
     PYTHON="$PWD/.venv/bin/python"
     # torch first and alone, so that nothing later can choose another one.
     "$PYTHON" -m pip install --quiet ${PERSONA_TORCH_INDEX:+--index-url "$PERSONA_TORCH_INDEX"} \
-        -c constraints.txt "torch==$("$PYTHON" -m persona_lib.execute --pin torch)"
+        -c constraints.txt torch
     "$PYTHON" -m pip install --quiet -c constraints.txt -e ".[$1]"
     stamp_of "$PYTHON" "$1" >.venv/stamp
     echo "set up in $((SECONDS - seconds)) s"

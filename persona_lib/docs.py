@@ -34,15 +34,10 @@ SWAP = "measure == 'policy' and persona in ('gold', 'retrieved', 'shuffled', 'us
 # --- kept tables, and the documents that show them ---
 
 
-def kept_folder(profile: Profile) -> Path:
-    """Return the folder of kept tables and of ``origin.json``, which says how each was made."""
-    return figures_dir(profile) / "kept"
-
-
-def read_origins(profile: Profile) -> dict[str, str]:
-    """Return how each kept table was made, by name."""
-    path = kept_folder(profile) / "origin.json"
-    return read_json(path) if path.exists() else {}
+def kept(profile: Profile) -> tuple[Path, dict[str, str]]:
+    """Return the folder of kept tables, and how each was made, by name."""
+    folder = figures_dir(profile) / "kept"
+    return folder, read_json(folder / "origin.json") if (folder / "origin.json").exists() else {}
 
 
 def made_by(profile: Profile, name: str) -> str:
@@ -60,7 +55,7 @@ def made_by(profile: Profile, name: str) -> str:
 
 def keep(profile: Profile, names: Sequence[str]) -> list[Path]:
     """Copy tables of the run at hand, with their provenance; FileNotFoundError for one that was not made."""
-    origins, folder = read_origins(profile), kept_folder(profile)
+    folder, origins = kept(profile)
     for name in names:
         source = table_path(profile, name)
         if not source.exists():
@@ -75,14 +70,14 @@ def table_block(profile: Profile, name: str) -> str:
     """Return the text of a table's block: whose numbers, provenance, table; or that it was not run."""
     import pandas as pd
 
-    origins, path = read_origins(profile), kept_folder(profile) / f"{name}.csv"
-    if name not in {*columns_of(), *origins}:
-        known = ", ".join(sorted({*columns_of(), *origins}))
-        raise ValueError(f"table:{profile.name}/{name}: no such table; use one of {known}")
+    folder, origins = kept(profile)
+    known = sorted({*columns_of(), *origins})
+    if name not in known:
+        raise ValueError(f"table:{profile.name}/{name}: no such table; use one of {', '.join(known)}")
     if name not in origins:
         return f"*Not kept yet: python -m persona_lib.docs --profile {profile.name} --keep {name}*"
-    path = path if path.exists() else figures_dir(profile) / path.name  # written by persona_lib.studies
-    table = pd.read_csv(path, dtype={"seeds": str})
+    study = folder.parent / f"{name}.csv"  # written by persona_lib.studies
+    table = pd.read_csv(study if study.exists() else folder / f"{name}.csv", dtype={"seeds": str})
     table = table.query(SWAP) if name == "swap" else table
     datasets = table.dataset if "dataset" in table else profile.datasets
     owners = dict.fromkeys(owner_of(dataset) for dataset in datasets if dataset != "all")

@@ -2,7 +2,7 @@
 
 ``python -m persona_lib.execute EXTRA``: does the active environment satisfy the pins? Exit status 0 if every
 direct requirement of the extra is installed in the version that ``constraints.txt`` names, else 1 and the
-reason. It runs before anything but PyYAML is installed. ``--pin torch`` prints one pinned version.
+reason. It runs before anything but PyYAML is installed.
 
 Papermill alone does not show that a notebook ran: an unknown parameter is only a warning, ``sys.exit(0)``
 passes, and the document of a killed kernel says "completed". So parameters are checked first, the run goes
@@ -63,8 +63,8 @@ def unmet(extra: str, repo: Path = REPO) -> list[str]:
             version = importlib.metadata.version(name).partition("+")[0]
         except importlib.metadata.PackageNotFoundError:
             version = "none"
-        if version not in allowed[name]:
-            missing.append(f"{name}: {version} is installed, {' or '.join(sorted(allowed[name]))} is pinned")
+        if version not in (pinned := sorted(allowed.get(name, ()))):
+            missing.append(f"{name}: {version} is installed, {' or '.join(pinned)} is pinned")
     return missing
 
 
@@ -223,9 +223,4 @@ def with_outputs(source: Document, executed: Document, shown: dict[str, str]) ->
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "--pin":
-        print(*pins()[sys.argv[2]])
-        sys.exit()
-    lacking = unmet(sys.argv[1])
-    print("\n".join(lacking), end="\n" if lacking else "")
-    sys.exit(bool(lacking))
+    sys.exit("\n".join(unmet(sys.argv[1])) or 0)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
-import importlib.util
 import os
 import re
 import signal
@@ -79,15 +78,14 @@ def validate(profile: Profile, only_asked: bool = False) -> None:
     intake.check_judge(profile)
     try:
         data = intake.read_own(profile)
+        print("\n".join(intake.describe(data)))
+        if not only_asked:
+            from persona_lib.report import write_page
+
+            page = write_page(profile, data, results_dir(profile) / "report")
+            print(f"what was found, row by row: {page}\n", flush=True)
     except ImportError as error:  # the Python that runs before anything is set up has no packages
         print(f"{profile.data.path}: is checked when {error.name} is installed", flush=True)
-        return
-    print("\n".join(intake.describe(data)))
-    if not only_asked and importlib.util.find_spec("pandas"):
-        from persona_lib.report import write_page
-
-        page = write_page(profile, data, results_dir(profile) / "report")
-        print(f"what was found, row by row: {page}\n", flush=True)
 
 
 # --- Run tasks in order up to the first failure ---

@@ -86,9 +86,6 @@ def test_the_gpu_script_times_training_steps_in_every_way(tmp_path):
         rows = list(csv.DictReader(file))
     assert len(rows) == 13 and {row["way"] for row in rows} == {"authors", "TRL defaults", "this package"}
     assert all(float(row["fastest"]) <= float(row["ms per step"]) <= float(row["slowest"]) for row in rows)
-    for row in rows:
-        speed = 1000 * float(row["tokens per step"]) / float(row["ms per step"])
-        assert float(row["tokens/s"]) == pytest.approx(speed)
 
 
 def test_the_configuration_is_llama_31_8b():
