@@ -317,6 +317,7 @@ def page_text(profile: Profile, data: OwnData) -> str:
         title="Your data",
         profile=profile,
         data=data,
+        said=intake.describe(data)[1:],
         account=account_table(data, noted),
         splits=split_table(data),
         lengths=length_table(data, counts),

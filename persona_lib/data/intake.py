@@ -1025,7 +1025,10 @@ def describe_users(data: OwnData) -> list[str]:
         f"training (unseen), {old.total()} pairs of {len(old)} who are (seen)"
     ]
     if n := users.get(HISTORY, Counter()).total():
-        said.append(f"cost of the split by user: {n} pairs of unseen users serve for their persona only")
+        said.append(
+            f"cost of the split by user: {n} pairs of unseen users serve for their "
+            "persona only; no question is in two of train, validation and test"
+        )
     return said
 
 
