@@ -81,6 +81,7 @@ def model_card(run: Run, arm: str, folders: Sequence[Path], chat: ChatFormat | N
         base=base_facts(run),
         chat=chat,
         data=DATA.get(run.dataset, OWN_DATA),
+        split_by="user and prompt" if len(read_table(run.profile, "user_personas")) else "prompt",
         persona=persona,
         prompt=repr(tailoring_prompt("How do I boil an egg?", user, chat=chat)),
         merged=merged,

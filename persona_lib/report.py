@@ -390,8 +390,13 @@ def own_findings(profile: Profile) -> list[str]:
     table = read_table(profile, "user_swap")
     if not len(table):
         return findings(profile)
-    main = users.tailored(runs_of(profile, profile.datasets[0])[0])
-    return [
+    main, wins = users.tailored(runs_of(profile, profile.datasets[0])[0]), read_table(profile, "user_wins")
+    judged = [
+        f"{PARTS[row['users']]}: answers of the tailored model, told the user's persona, against those "
+        f"of the model without personas: net win rate {with_interval(row, 'net')}, n = {row['n']:.0f}."
+        for row in wins.to_dict("records")
+    ]
+    return judged + [
         f"{PARTS[row['users']]}: told {TOLD[row['compared']]}, the model leans to what the user chose in "
         f"{with_interval(row, 'd_positive')} of {row['n']:.0f} pairs of {row['n_users']:.0f} users; "
         f"{place(row, 'd_positive', 0.5) or 'too few users for an interval'}."

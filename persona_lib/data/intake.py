@@ -43,7 +43,7 @@ SPLIT_NAMES = {name: name for name in PAIR_SPLITS} | dict.fromkeys(
     ("dev", "val", "valid", "eval"), "validation"
 )
 SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
-TEST_USERS = 0.25  # of the users of two pairs or more
+TEST_USERS = 0.25, 5, 0.45  # share of the users of two pairs or more; but so many; but at most this share
 LEAST_USERS = 4  # of two pairs or more, without which splits are by prompt
 LEAST_PROMPTS = 20  # different prompts without which there is nothing to train and test on
 # Different prompts of each split: train is split in four, and a shuffled persona is that of another test row.
@@ -774,7 +774,7 @@ def assign_splits(rows: list[OwnRow], threshold: float, split_by: str = "") -> t
 def split_users(rows: Sequence[OwnRow], threshold: float) -> list[OwnRow] | None:
     """Split by user and by question at once; None with too few users, or where that leaves a split empty.
 
-    A quarter of the users of two pairs or more, in an order that only texts decide, are test users; the
+    `TEST_USERS` of the users of two pairs or more, in an order that only texts decide, are test users; the
     others are in training. Groups of near prompts stay whole, too: see `hold_out`.
     """
     texts: dict[str, list[str]] = defaultdict(list)
@@ -783,7 +783,9 @@ def split_users(rows: Sequence[OwnRow], threshold: float) -> list[OwnRow] | None
     keys = {user: content_hash(sorted(own)) for user, own in texts.items() if user and len(own) > 1}
     if len(keys) < LEAST_USERS:
         return None
-    unseen = set(sorted(keys, key=lambda user: keys[user])[: max(2, round(TEST_USERS * len(keys)))])
+    share, least, most = TEST_USERS
+    n_unseen = min(max(least, round(share * len(keys))), int(most * len(keys)))
+    unseen = set(sorted(keys, key=lambda user: keys[user])[:n_unseen])
     for near in (threshold, 1.0):  # 1: where near prompts are all one group, equal prompts alone
         made = hold_out(rows, unseen, near)
         if HISTORY in {row.split for row in made} and not short_splits(made):
