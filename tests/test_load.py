@@ -120,6 +120,7 @@ def merging_tokenizer():
 
 def test_bos_and_eos_are_there_once_and_texts_that_lose_the_boundary_are_errors_that_name_the_row():
     tokenizer, prompt = tiny_tokenizer(), "Prompt: w1\nResponse:"
+    assert load.chat_format(tokenizer) is None, "a base model keeps the paper's lines"
     for completion in (" w2", " w2</s>"):
         found = [tokenizer.convert_ids_to_tokens(part) for part in encode(tokenizer, prompt, completion)]
         assert found == [["<s>", "Prompt:", "w1", "Response:"], ["w2", "</s>"]]
@@ -218,13 +219,6 @@ def test_a_template_that_refuses_or_drops_a_system_turn_gets_the_persona_before_
     assert asked == "Q The user is shy.\n\nWhy? A"
 
 
-def test_a_base_model_keeps_the_papers_lines():
-    tokenizer = tiny_tokenizer()
-    assert load.chat_format(tokenizer) is None
-    (row,) = to_sft_rows([ROW], "chosen", 0, None)
-    assert row["prompt"] == "Prompt: w1 w2\nPersona: w6 w7\nResponse:" and row["completion"] == " w3"
-
-
 @pytest.mark.slow
 def test_smollm2_sees_these_ids():
     """1 and 2 open and end a turn; 9690, 4093 and (520, 9531) are the roles; 198 ends a line."""
@@ -244,9 +238,8 @@ def test_smollm2_sees_these_ids():
     untold = prompts.tailoring_prompt("Why?", None, chat=chat)
     assert ids(tokenizer, untold) == [1, 9690, 198, *own, 2, 198, *user]
     special = " ".join(chat.special)
-    assert "<|im_start|>" in special and "<|endoftext|>" in special and tokenizer.pad_token_id != 2
     found = ids(tokenizer, prompts.tailoring_prompt(f"Why? {special}", f"The user {special}", chat=chat))
-    assert [token for token in found if token in tokenizer.all_special_ids or token < 17] == [1, 2] * 2 + [1]
+    assert [token for token in found if token < 17] == [1, 2, 1, 2, 1] and tokenizer.pad_token_id != 2
 
 
 # --- adapters ---
@@ -290,11 +283,8 @@ def test_adapters_added_to_the_weights_score_as_beside_them_and_leave_the_base_t
 @pytest.mark.parametrize("how", [("nf4", "float32"), ("none", "bfloat16")], ids=str)
 def test_a_base_in_fewer_bits_than_32_is_never_merged(base_folder, adapters, how):
     model = load.attach_adapters(load.load_base(base_folder, "", *how), [adapters["sft-chosen"]])
-    merging = load.using_adapters(model, ["sft-chosen"], merge=True)
-    with (
-        pytest.raises(load.ModelError, match="weights in torch.* would round away what was learned"),
-        merging,
-    ):
+    refused = pytest.raises(load.ModelError, match="weights in torch.* would round away what was learned")
+    with refused, load.using_adapters(model, ["sft-chosen"], merge=True):
         pass
     changes = dict(zip(("base.quantization", "base.dtype"), how, strict=True))
     assert not set_field(load_profile("authors"), changes).merge_adapters

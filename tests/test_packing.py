@@ -51,24 +51,6 @@ def test_an_sft_batch_lays_rows_side_by_side_and_keeps_labels_from_the_first_on(
     assert batch["labels"].tolist() == [[-100, 6, 2], [-100, 2, -100], [1, 7, -100]]
 
 
-def test_a_token_attends_to_its_rows_prompt_and_to_the_past_of_its_own_response_only():
-    """A row with two responses, one with one and a row of one token. Values are powers of two, keys are 0: an
-    output is the mean of what a token sees, so what it sees can be read from it."""
-    import torch
-
-    sizes = [(1, 2, 1), (1, 2, 0), (1, 0, 0)]
-    tokens = sum(map(sum, sizes))
-    value = (2.0 ** torch.arange(tokens)).view(1, 1, tokens, 1)
-    parts = packing.row_parts(sizes, "cpu")
-    blank = torch.zeros_like(value)
-    output, _ = packing.attend_by_parts(torch.nn.Module(), blank, blank, value, None, parts)
-    seen = ["1", "11", "111", "1001", "00001", "000011", "0000111", "00000001"]
-    sums = [sum(2**at for at, bit in enumerate(row) if bit == "1") for row in seen]
-    assert output.flatten().tolist() == pytest.approx(
-        [total / row.count("1") for total, row in zip(sums, seen, strict=True)]
-    )
-
-
 @pytest.mark.parametrize("kv_heads", [2, 1], ids=["as many keys", "grouped keys"])
 @pytest.mark.parametrize("max_length", [64, 9])
 def test_hidden_states_are_those_of_two_sequences_with_the_prompt_in_both(kv_heads, max_length):
@@ -96,19 +78,17 @@ def test_hidden_states_are_those_of_two_sequences_with_the_prompt_in_both(kv_hea
 
 
 @pytest.mark.parametrize(
-    "setting",
+    ("name", "value"),
     [
-        {"_attn_implementation": "flash_attention_2"},
-        {"sliding_window": 32},
-        {"layer_types": ["full_attention", "chunked_attention"]},
+        ("_attn_implementation", "flash_attention_2"),
+        ("sliding_window", 32),
+        ("layer_types", ["full_attention", "chunked_attention"]),
     ],
-    ids=lambda s: [*s][0],
 )
-def test_attention_that_cannot_be_replaced_is_left_as_it_is(setting):
+def test_attention_that_cannot_be_replaced_is_left_as_it_is(name, value):
     model = tiny_model()
     assert packing.takes_parts(model)
-    for name, value in setting.items():
-        setattr(model.config, name, value)
+    setattr(model.config, name, value)
     assert not packing.takes_parts(model)
 
 

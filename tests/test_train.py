@@ -9,7 +9,6 @@ import pytest
 from tiny import tiny_run
 
 from persona_lib import store
-from persona_lib.data import everyday
 from persona_lib.data.preference import to_dpo_rows, to_ordered_dpo_rows, to_sft_rows
 from persona_lib.models import load, train, trainers
 from persona_lib.records import TailoringRow
@@ -46,17 +45,6 @@ def test_shuffled_gives_every_row_another_rows_persona_fixed_by_the_seed():
     assert not any(persona == f"P{i}" for i, persona in enumerate(shuffled))
     assert to_sft_rows(rows, "shuffled", 3) == to_sft_rows(rows, "shuffled", 3)
     assert to_sft_rows(rows, "shuffled", 3) != to_sft_rows(rows, "shuffled", 4)
-
-
-def test_the_relabelled_arm_is_both_with_the_personas_of_half_of_the_dimensions_exchanged():
-    known, items = everyday.personas(0.65, 0), everyday.items()[:40]
-    rows = [TailoringRow(item.id, "train", item.prompt, "good", "bad", known[item.id]) for item in items]
-    both, made = to_sft_rows(rows, "both", 5), to_sft_rows(rows, "relabelled", 5)
-    assert [(r["id"], r["completion"]) for r in both] == [(r["id"], r["completion"]) for r in made]
-    exchanged = [a["id"].partition("/")[0] for a, b in zip(both, made, strict=True) if a != b]
-    flipped = everyday.relabelled_dimensions(5)
-    assert set(exchanged) == {item.id for item in items if item.dimension.split("+")[0] in flipped}
-    assert 0 < len(set(exchanged)) < 40 and len(exchanged) == 2 * len(set(exchanged))
 
 
 def test_ordered_dpo_rows_are_the_same_rows_with_those_of_a_pair_side_by_side_and_lone_ones_last():

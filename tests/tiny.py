@@ -29,19 +29,15 @@ def tiny_tokenizer(bos: bool = True, words: list[str] = WORDS):
     )
 
 
-def tiny_model(
-    hidden: int = 64, layers: int = 2, mlp: int = 128, vocabulary: int = 64, seed: int = 0, kv_heads: int = 2
-):
+def tiny_model(mlp: int = 128, vocabulary: int = 64, kv_heads: int = 2):
     """A random Llama with float32 weights large enough that its predictions differ from row to row."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": mlp, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = LlamaConfig(
-        hidden_size=hidden,
-        intermediate_size=mlp,
-        num_hidden_layers=layers,
-        num_attention_heads=2,
+        **sizes,
         num_key_value_heads=kv_heads,
         vocab_size=vocabulary,
         max_position_embeddings=512,
@@ -59,22 +55,14 @@ def words(rng: random.Random, low: int, high: int) -> str:
     return " ".join(rng.choices(WORDS, k=rng.randint(low, high)))
 
 
-def tiny_rows(
-    n: int, seed: int = 0, split: str = "train", length: tuple[int, int] = (3, 9)
-) -> list[TailoringRow]:
+def tiny_rows(n: int, seed: int = 0, split: str = "train") -> list[TailoringRow]:
     """Rows with both personas; texts are random words of different lengths."""
-    rng = random.Random(seed)
-    return [
-        TailoringRow(
-            id=f"{split}-{seed}-{i}",
-            split=split,
-            prompt=words(rng, *length),
-            chosen=words(rng, *length),
-            rejected=words(rng, *length),
-            personas={"gold-chosen": words(rng, 2, 5), "gold-rejected": words(rng, 2, 5)},
-        )
-        for i in range(n)
-    ]
+    rng, rows = random.Random(seed), []
+    for i in range(n):
+        texts = [words(rng, 3, 9) for _ in range(3)]
+        personas = {f"gold-{side}": words(rng, 2, 5) for side in ("chosen", "rejected")}
+        rows.append(TailoringRow(f"{split}-{seed}-{i}", split, *texts, personas))
+    return rows
 
 
 TINY = {  # apart from sizes: the plain way of everything, whatever the default profile chooses
@@ -101,10 +89,10 @@ TINY = {  # apart from sizes: the plain way of everything, whatever the default 
 }
 
 
-def save_base(folder: Path, model=None, tokenizer=None) -> Path:
+def save_base(folder: Path, model=None) -> Path:
     """Save a tiny base model with its tokenizer."""
     (model or tiny_model()).save_pretrained(folder)
-    (tokenizer or tiny_tokenizer()).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
     return folder
 
 
@@ -137,8 +125,8 @@ def save_adapter(base_folder, folder, seed):
     return folder
 
 
-def some_texts(n: int = 9) -> tuple[list[str], list[str]]:
-    """Prompts and completions of random lengths."""
+def some_texts() -> tuple[list[str], list[str]]:
+    """Nine prompts and completions of random lengths."""
     rng = random.Random(1)
-    prompts = [f"Prompt: {words(rng, 2, 12)}\nResponse:" for _ in range(n)]
-    return prompts, [f" {words(rng, 1, 15)}" for _ in range(n)]
+    prompts = [f"Prompt: {words(rng, 2, 12)}\nResponse:" for _ in range(9)]
+    return prompts, [f" {words(rng, 1, 15)}" for _ in range(9)]
