@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 from contextlib import nullcontext
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from persona_lib.data import everyday
 from persona_lib.intervals import position_inconsistent, verdict_of
 from persona_lib.models.generate import Completion
 from persona_lib.paper import judges, judging
+from persona_lib.prompts import ChatFormat
 from persona_lib.records import DataError, PairwiseComparison, TailoringRow
 from persona_lib.settings import ConfigError, Run, load_profile, set_field
 
@@ -125,12 +125,13 @@ def test_a_win_needs_both_orders_and_an_unreadable_answer_leaves_the_pair_unpars
 @pytest.mark.parametrize("template", ["its template", None])
 def test_a_loaded_chat_model_is_asked_in_its_own_format_and_a_plain_one_is_not(monkeypatch, form, template):
     generator = Scripted(ANSWERS[form].format("A"), takes_schema=True)
-    generator.tokenizer = SimpleNamespace(chat_template=template)
-    monkeypatch.setattr(judges, "chat_text", lambda tokenizer, text: f"[user] {text}")
+    generator.tokenizer = template
+    chat = ChatFormat(("[system]", "[user]", "[answer]"), ("[user]", "[answer]"), "[end]", ())
+    monkeypatch.setattr(judges, "chat_format", lambda tokenizer: chat)
     (judgment,) = judge_of(monkeypatch, generator, f"judge.format={form}")([ONE], "quality")
     assert judgment.winner == "A"
     ((prompts, _, _, given),) = generator.asked
-    assert prompts[0].startswith("[user]") is bool(template)
+    assert (prompts[0][:6] == "[user]" and prompts[0][-8:] == "[answer]") is bool(template)
     assert given == ({"schema": judges.SCHEMA} if form == "json" else {}), "a server is held to the schema"
 
 

@@ -141,7 +141,7 @@ def test_truncated_and_dropped_rows_are_counted_and_nothing_left_is_an_error():
         {"id": "lost", "prompt": "w1 w2 w3 w4 w5", "completion": " w6"},  # the prompt alone is 6
     ]
     counts = count_rows(tiny_tokenizer(), rows, 6, "test")
-    assert counts == {"rows": 3, "truncated": 1, "dropped": 1, "longest": 8}
+    assert counts == {"rows": 3, "truncated": 1, "dropped": 1, "tokens in the longest": 8}
     for left, said in (
         ([], "of 0 rows .*: no row has the persona"),
         (rows[2:], "of 1 .*: raise max_length=6"),

@@ -77,53 +77,12 @@ def test_hidden_states_are_those_of_two_sequences_with_the_prompt_in_both(kv_hea
         )
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("_attn_implementation", "flash_attention_2"),
-        ("sliding_window", 32),
-        ("layer_types", ["full_attention", "chunked_attention"]),
-    ],
-)
-def test_attention_that_cannot_be_replaced_is_left_as_it_is(name, value):
-    model = tiny_model()
-    assert packing.takes_parts(model)
-    setattr(model.config, name, value)
-    assert not packing.takes_parts(model)
-
-
-# --- the vocabulary head on a CPU ---
-
-
-def head_results(on: bool) -> tuple[dict, list[int]]:
-    """What TRL's head gives for two padded rows, with gradients, and how many positions it took at a time."""
-    import torch
-    from trl.kernels import chunked_logprob
-    from trl.trainer.utils import add_fused_lm_head
-
-    fold, sizes, model = chunked_logprob._forward_tile, [], tiny_model()
-    add_fused_lm_head(model, outputs=("log_probs", "entropy", "mean_logits", "is_top1"))
-    labels = torch.tensor([[-100, -100, 7, 8, 9], [-100, 5, 6, -100, -100]])
-    with pytest.MonkeyPatch.context() as patch, packing.small_tiles(on):
-        seen = lambda tile, *a, **k: sizes.append(len(tile)) or fold(tile, *a, **k)  # noqa: E731
-        patch.setattr(chunked_logprob, "_forward_tile", seen)
-        found = model(input_ids=labels.clamp(min=1), labels=labels, fused_lm_head=True)
-        found.loss.backward()
-    results = {name: value for name, value in found.items() if name != "past_key_values"}
-    return results | {name: p.grad for name, p in model.named_parameters()}, sizes
-
-
-def test_the_head_on_a_cpu_takes_positions_with_a_loss_only_and_gives_what_trls_gives(monkeypatch):
-    """Of four positions of each row three and two have a loss; two of them fit into a tile here."""
-    import torch
-
-    monkeypatch.setattr(packing, "TILE", 2)
-    theirs, all_positions = head_results(on=False)
-    ours, tiles = head_results(on=True)
-    assert (all_positions, tiles) == ([8], [2, 2, 1])
-    assert {"log_probs", "entropy", "mean_logits", "is_top1", "loss"} <= ours.keys()
-    for name in ours:
-        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-5, atol=1e-6, msg=name)
+def test_attention_that_cannot_be_replaced_is_left_as_it_is():
+    assert packing.takes_parts(tiny_model())
+    layers = ["full_attention", "chunked_attention"]
+    for setting in (("_attn_implementation", "eager"), ("sliding_window", 32), ("layer_types", layers)):
+        setattr((model := tiny_model()).config, *setting)
+        assert not packing.takes_parts(model), setting
 
 
 # --- training beside the plain path ---
@@ -146,10 +105,11 @@ def both_ways(run: Run, method: str, changes: dict) -> list:
 def assert_same_gradients(plain, packed, n: int) -> None:
     """Loss and gradients of n rows: equal to 1e-6 together, and nearly so for each tensor by itself."""
     found = []
-    for trainer in (plain, packed):
+    for on, trainer in ((False, plain), (True, packed)):
         trainer.model.train()
         batch = trainer.data_collator([trainer.train_dataset[i] for i in range(n)])
-        found.append((gradients(trainer, batch), trainer.compute_loss(trainer.model, batch).item()))
+        with packing.small_tiles(on):
+            found.append((gradients(trainer, batch), trainer.compute_loss(trainer.model, batch).item()))
     (theirs, loss), (ours, other) = found
     assert other == pytest.approx(loss, rel=1e-6)
     assert ours.keys() == theirs.keys() and ours
@@ -186,5 +146,7 @@ def test_sft_gets_the_gradients_of_the_plain_path(sft_run, changes):
     with trainers.quiet_libraries():
         theirs, ours = (trainer.evaluate()["eval_loss"] for trainer in built)
         assert ours == pytest.approx(theirs, rel=1e-6)
-        losses = [trainer.train().training_loss for trainer in built]
+        losses = [built[0].train().training_loss]
+        with packing.small_tiles():
+            losses.append(built[1].train().training_loss)
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)

@@ -211,7 +211,7 @@ def test_truncated_and_dropped_rows_are_counted_as_trl_treats_them(tmp_path, mon
     without_eos = sum(2 not in ids for ids in trainer.train_dataset["input_ids"])
     assert without_eos == counts["truncated"]
     said = capsys.readouterr().out
-    assert f"{counts['truncated']} truncated, {counts['dropped']} dropped" in said
+    assert f"16 rows, {counts['truncated']} truncated, {counts['dropped']} dropped" in said
     assert "rows without a persona, left out: {'train': 3, 'val': 0}" in said
 
 

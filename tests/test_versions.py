@@ -30,11 +30,11 @@ DECIDED = {
     "pairs": (1, "1a91b358f528a1c6"),
     "personas": (1, "586ab933e5a291e0"),
     "tailoring": (1, "b232ace1dc38143a"),
-    "training": (1, "732cc378029679ae"),
+    "training": (1, "0b79c669ccedb813"),
     "answers": (1, "c0bf8e17beeed1be"),
     "judging": (1, "86f38178167f68d4"),
     "swap": (1, "dabbbf2a726b98cf"),
-    "calibration": (1, "ff5d24e6b7e2f082"),
+    "calibration": (1, "eda32244a84a4684"),
     "rejudged": (1, "20ec6c760ddc4eb3"),
     "users": (1, "f98968b6e6341ad6"),
 }

@@ -15,18 +15,13 @@ from typing import Any
 
 from persona_lib import store, weights
 from persona_lib.models import packing
-from persona_lib.prompts import ChatFormat, tailoring_prompt
+from persona_lib.prompts import ChatFormat
 
 # --- From texts to token ids, checked ---
 
 
 class TokenError(ValueError):
     """Texts that cannot be tokenised faithfully; the message names the row and the way out."""
-
-
-def chat_text(tokenizer: Any, prompt: str) -> str:
-    """Return a prompt as one user's message in the model's own chat format."""
-    return tailoring_prompt(prompt, None, chat=chat_format(tokenizer))
 
 
 def chat_format(tokenizer: Any) -> ChatFormat | None:
@@ -91,7 +86,7 @@ def encode(tokenizer: Any, prompt: str, completion: str, name: str = "row") -> t
 def count_rows(
     tokenizer: Any, rows: Iterable[Mapping[str, str]], max_length: int, where: str, drops: bool = True
 ) -> dict[str, int]:
-    """Check every row and count what training does to them: rows, truncated, dropped, longest (in tokens).
+    """Check every row and count what training does to them: rows, truncated, dropped, tokens in the longest.
 
     A truncated row loses the end of a completion. TRL drops rows whose prompt fills ``max_length``, unless
     the loss is on prompts too (``drops``). Raises TokenError (see ``encode``), also if no row is left.
@@ -107,7 +102,7 @@ def count_rows(
     if total == dropped:
         way_out = f"raise max_length={max_length}" if total else "no row has the persona that is trained on"
         raise TokenError(f"{where}: none of {total} rows can be trained on: {way_out}")
-    return {"rows": total, "truncated": truncated, "dropped": dropped, "longest": longest}
+    return {"rows": total, "truncated": truncated, "dropped": dropped, "tokens in the longest": longest}
 
 
 # --- Bases ---

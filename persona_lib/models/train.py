@@ -44,15 +44,15 @@ def data_paths(run: Run, method: str) -> dict[str, list[Path]]:
 
 def load_rows(run: Run, method: str, train_persona: str) -> tuple[dict[str, list[dict]], dict[str, int]]:
     """Return the arm's rows of "train" and "val", and how many source rows had no persona."""
-    to_rows = to_ordered_dpo_rows if run.profile.dpo.order == "pairs" else to_dpo_rows
-    make = to_sft_rows if method == "sft" else to_rows
+    ordered = run.profile.dpo.order == "pairs"
+    make = to_sft_rows if method == "sft" else to_ordered_dpo_rows if ordered else to_dpo_rows
     rows, without, chat = {}, {}, format_of(*run.base_source)
     for part, paths in data_paths(run, method).items():
         limit = run.profile.training.rows if part == "train" else run.profile.training.validation_rows
         source = [row for path in paths for row in draw(store.read_rows(path, TailoringRow), limit)]
         rows[part] = make(source, train_persona, run.seed, chat)
         without[part] = len(source) * (2 if train_persona in TWO_SIDED else 1) - len(rows[part])
-    if method == "dpo" and run.profile.dpo.order == "pairs" and run.profile.dpo.max_steps:
+    if method == "dpo" and ordered and run.profile.dpo.max_steps:
         # In a fixed order a limit on the steps leaves the last rows out: they need no reference.
         rows["train"] = rows["train"][: run.profile.dpo.max_steps * run.profile.dpo.batch_size]
     return rows, without
@@ -144,10 +144,7 @@ def fit_adapter(
     counts, drops = {}, method == "dpo" or profile.training.completion_only_loss
     for part, found in rows.items():
         counts[part] = count_rows(tokenizer, found, profile.training.max_length, f"{name} {part}", drops)
-        said = "{rows} rows, {truncated} truncated, {dropped} dropped (prompt too long)".format(
-            **counts[part]
-        )
-        print(f"{name}: {part}: {said}, longest row {counts[part]['longest']} tokens", flush=True)
+        print(f"{name}: {part}:", ", ".join(f"{n} {what}" for what, n in counts[part].items()), flush=True)
     store.write_json(folder / "counts.json", counts)
     with trainers.quiet_libraries(), packing.small_tiles(on=profile.training.packing):
         trainer = build_trainer(run, method, tokenizer, rows, folder)
@@ -180,10 +177,9 @@ def build_trainer(run: Run, method: str, tokenizer: Any, rows: dict[str, list[di
 def save_adapter(trainer: Any, folder: Path, key: str) -> None:
     """Write the adapter and its log, drop the checkpoints, and mark the folder as done."""
     trainer.model.save_pretrained(str(folder), selected_adapters=["default"])
-    state = trainer.state
-    store.write_rows(folder / "log.jsonl", state.log_history)
+    store.write_rows(folder / "log.jsonl", trainer.state.log_history)
     shutil.rmtree(folder / "checkpoints")
-    facts = {"steps": state.global_step, "best_eval_loss": state.best_metric}
+    facts = {"steps": trainer.state.global_step, "best_eval_loss": trainer.state.best_metric}
     store.mark_done(folder, key, **facts, megabytes=weight_megabytes(trainer.model))
 
 
@@ -193,8 +189,8 @@ def weight_megabytes(model: Any) -> dict[str, float]:
     states = [getattr(weight, "quant_state", None) for weight in weights]
     kept = [*weights, *(t for state in states if state for t in (state.absmax, state.state2.absmax))]
     shapes = [(state or weight).shape for weight, state in zip(weights, states, strict=True)]
-    whole = sum(4 * shape.numel() for shape in shapes)
-    return {"held": sum(t.numel() * t.element_size() for t in kept) / 1e6, "float32": whole / 1e6}
+    held = sum(t.numel() * t.element_size() for t in kept)
+    return {"held": held / 1e6, "float32": sum(4 * shape.numel() for shape in shapes) / 1e6}
 
 
 def release_memory() -> None:

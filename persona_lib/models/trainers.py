@@ -103,10 +103,7 @@ def quiet_libraries() -> Iterator[None]:
 
 
 def progress_lines(name: str) -> Any:
-    """Return a callback that prints a line per log (an epoch), and one a minute.
-
-    Plain lines read equally well in JupyterLab, in an executed notebook and in a log file.
-    """
+    """Return a callback that prints a line per log (an epoch), and one a minute."""
     from transformers import TrainerCallback
 
     class ProgressLines(TrainerCallback):

@@ -20,7 +20,7 @@ from persona_lib.data.reader import fit, quality
 from persona_lib.models import train, trainers
 from persona_lib.models.load import (
     attach_adapters,
-    chat_text,
+    chat_format,
     format_of,
     load_base,
     load_tokenizer,
@@ -211,8 +211,8 @@ def prometheus_prompt(
 def asked_of(generator: Any, kind: str) -> Callable[[str], str]:
     """Return what puts a prompt into a generator's chat format; ``str`` where it is served or has none."""
     tokenizer = getattr(generator, "tokenizer", None)
-    chat = kind == "chat" and tokenizer and tokenizer.chat_template
-    return partial(chat_text, tokenizer) if chat else str
+    chat = chat_format(tokenizer) if kind == "chat" and tokenizer else None
+    return partial(tailoring_prompt, persona=None, chat=chat) if chat else str
 
 
 def model_judge(run: Run, role: str = "judge") -> Judge:
