@@ -97,21 +97,17 @@ def test_a_run_answers_rows_with_their_own_persona_and_goes_on_where_it_was_stop
     assert third.prompts == [], "a finished run asks nothing"
 
 
-def test_a_mnemonic_is_made_to_begin_with_its_term(tmp_path, monkeypatch):
+def test_a_mnemonic_begins_with_its_term_and_few_shot_arms_see_worked_examples(tmp_path, monkeypatch):
     row, one = dataclasses.replace(ROWS[1], prompt="negligible"), spec(dataset="mnemonic")
     run, echo = run_in(tmp_path, monkeypatch, "mnemonic"), Echo()
     (made,) = answers.completions(run, one, echo, [row])
     assert echo.prompts[0].rpartition("\n")[2] == "Response: Negligible sounds like"
     assert made.completion.splitlines()[0] == "Negligible sounds like answer to Prompt: negligible"
-
-
-def test_few_shot_examples_show_personas_only_to_the_arm_with_personas(tmp_path, monkeypatch):
-    run = run_in(tmp_path, monkeypatch)
     told = answers.few_shot_examples(run, spec("few_shot", "chosen"))
     plain = answers.few_shot_examples(run, spec("few_shot", "none", form="first_person"))
     assert told.count("Persona:") == 5 and plain.count("Persona:") == 0
     assert told.count("Response: a") == plain.count("Response: a") == 5
-    assert answers.few_shot_examples(run, spec()) == ""
+    assert answers.few_shot_examples(run, one) == "", "a trained policy sees none"
 
 
 def test_eval_limit_keeps_the_same_rows_in_file_order_whatever_the_seed(tmp_path, monkeypatch):

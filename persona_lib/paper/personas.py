@@ -227,19 +227,18 @@ def verdicts_of(judge: Judge, comparisons: Sequence[PairwiseComparison]) -> dict
 
 
 def judge_personas(
-    judge: Judge, pairs: Iterable[PreferencePair], personas: Iterable[InferredPersona], side: Side
+    judge: Judge, pairs: Sequence[PreferencePair], personas: Iterable[InferredPersona], side: Side
 ) -> list[tuple[str, Verdict | None]]:
-    """Return (id, verdict) per persona: does a judge that is shown it pick its response (paper: accuracy)?
+    """Return (id, verdict) per pair: does a judge that is shown its persona pick its response (accuracy)?
 
     "win" means yes in both orders; None that no valid persona was inferred.
     """
-    by_id, rows = {pair.id: pair for pair in pairs}, list(personas)
-    verdicts = verdicts_of(judge, [
-        PairwiseComparison(row.id, by_id[row.id].prompt, row.persona, *sides_of(by_id[row.id], side))
-        for row in rows
-        if row.persona
-    ])  # fmt: skip
-    return [(row.id, verdicts.get(row.id)) for row in rows]
+    found = {row.id: row.persona for row in personas}
+    told = [(pair, persona) for pair in pairs if (persona := found[pair.id])]
+    verdicts = verdicts_of(
+        judge, [PairwiseComparison(p.id, p.prompt, persona, *sides_of(p, side)) for p, persona in told]
+    )
+    return [(pair.id, verdicts.get(pair.id)) for pair in pairs]
 
 
 def judge_preferences(run: Run, chosen: Personas, rejected: Personas) -> list[tuple[str, Verdict | None]]:
@@ -257,12 +256,11 @@ def judge_preferences(run: Run, chosen: Personas, rejected: Personas) -> list[tu
         judge = BackwardsJudge(run).plausible
     else:
         return []
-    verdicts = verdicts_of(judge, [
-        PairwiseComparison(pair.id, pair.prompt, None, chosen[pair.id].persona, rejected[pair.id].persona)
-        for pair in inference_pairs(run)
-        if chosen[pair.id].persona and rejected[pair.id].persona
-    ])  # fmt: skip
-    return [(i, verdicts.get(i)) for i in chosen]
+    pairs = inference_pairs(run)
+    both = [(pair, chosen[pair.id].persona, rejected[pair.id].persona) for pair in pairs]
+    comparisons = [PairwiseComparison(p.id, p.prompt, None, *two) for p, *two in both if all(two)]
+    verdicts = verdicts_of(judge, comparisons)
+    return [(pair.id, verdicts.get(pair.id)) for pair in pairs]
 
 
 def judge_run(run: Run) -> list[Path]:
