@@ -21,5 +21,5 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # two processes share the cores
 "$PYTHON" -m ruff format --check .
 "$PYTHON" -m pytest -q -n 2 --dist loadgroup
 if ! $fast; then
-    "$PYTHON" -m pytest -q -n 2 --dist loadgroup --slow -m slow
+    "$PYTHON" -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder --slow -m slow
 fi
