@@ -124,11 +124,11 @@ def build(asker: Asker) -> Any:
     arms, wanted = asker.arms, {"left": "dpo-none", "right": f"dpo-{main_arm(asker.run.profile)}"}
 
     def users(question: str) -> tuple[Any, str]:
-        """Return the list of a listed question's users, and the first one's persona."""
+        """Return the list of a listed question's users, and the persona of the chosen answer's."""
         known = rows[question].personas if question in rows else {}
         choices = [(f"{kind}: {text}", text) for kind, text in known.items() if text]
         label = "Users of this question (pick one)"
-        return gradio.Dropdown(choices, value=None, label=label), choices[0][1] if choices else ""
+        return gradio.Dropdown(choices, value=None, label=label), known.get("gold-chosen") or ""
 
     with gradio.Blocks(title="Whose boat does it float?", analytics_enabled=False) as page:
         gradio.Markdown(INTRODUCTION)

@@ -221,7 +221,7 @@ QUESTIONS = ("working-from-home-2", "coffee-at-home-1")  # of validation: explic
 
 def untrained_answers(run: Run) -> dict[str, str]:
     """Return the untrained base's answers by prompt: a question without a persona, two under either one."""
-    items = [item for item in everyday.items() if item.id in QUESTIONS]
+    items = [item for name in QUESTIONS for item in everyday.items() if item.id == name]
     told = [(i.prompt, p) for i in items for p in (i.persona_a, i.persona_b)]
     asked = [(items[0].prompt, None), *told]
     prompts = [tailoring_prompt(*pair, chat=load.format_of(*run.base_source)) for pair in asked]

@@ -6,7 +6,6 @@ machine is refused and counted.
 
 from __future__ import annotations
 
-import contextlib
 import random
 import shutil
 from urllib.parse import urlsplit
@@ -19,15 +18,10 @@ from persona_lib.models.generate import TransformersGenerator
 from persona_lib.settings import ConfigError, Run, load_profile, set_field
 
 
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model().eval(), tiny_tokenizer()
-
-
 @pytest.mark.parametrize("least", [0, 5])
-def test_the_streamed_answer_grows_into_the_generated_one(model, least):
+def test_the_streamed_answer_grows_into_the_generated_one(least):
     prompt = words(random.Random(1), 3, 9)
-    generator = TransformersGenerator(*model, "tiny", 1)
+    generator = TransformersGenerator(tiny_model().eval(), tiny_tokenizer(), "tiny", 1)
     ((_, whole),) = generator.generate([prompt], 12, (), min_new_tokens=least)
     parts = list(generator.stream(prompt, 12, (), least))
     assert parts[-1] == whole.text and len(parts) <= 12
@@ -46,23 +40,20 @@ def test_a_profile_without_policies_says_what_to_run(tmp_path, monkeypatch):
 
 @pytest.fixture
 def echoing(tmp_path, monkeypatch):
-    """A run whose policies are there and answer with their prompt: open(dataset) -> run."""
+    """A run whose policies are there and answer with their prompt."""
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
     monkeypatch.setattr(demo, "format_of", lambda *source: None)  # the paper's lines
     monkeypatch.setattr(demo.Asker, "answer", lambda self, *asked: iter(["", self.prompt(*asked)]))
 
-    def open_run(dataset: str) -> Run:
-        run = Run(set_field(load_profile("paper"), {"training.arms": ["none", "chosen"]}), dataset, 0)
-        for arm in ("sft-none", "dpo-none", "sft-chosen", "dpo-chosen"):
-            store.mark_done(run.folder / "adapters" / arm, "tiny")
-        return run
-
-    return open_run
+    run = Run(set_field(load_profile("paper"), {"training.arms": ["none", "chosen"]}), "beavertails", 0)
+    for arm in ("sft-none", "dpo-none", "sft-chosen", "dpo-chosen"):
+        store.mark_done(run.folder / "adapters" / arm, "tiny")
+    return run
 
 
 def test_each_policy_is_told_as_it_was_trained_and_answers_stand_in_order(echoing):
     pairs = [("How?", "The user is calm and prefers tea."), ["Why?", " "]]
-    table = demo.answer_own(echoing("beavertails"), pairs)
+    table = demo.answer_own(echoing, pairs)
     assert table.plain_dpo.tolist() == [
         "Prompt: How? I am calm and prefer tea.\nResponse:", "Prompt: Why?\nResponse:"
     ]  # fmt: skip
@@ -75,12 +66,11 @@ def test_each_policy_is_told_as_it_was_trained_and_answers_stand_in_order(echoin
 
 
 def test_a_pair_that_is_none_and_a_policy_that_was_not_trained_are_named(echoing):
-    run = echoing("beavertails")
     for wrong in ("text", ["q"], ["q", 3]):
         with pytest.raises(ValueError, match="own, pair 2: .* write it as"):
-            demo.answer_own(run, [["q", "p"], wrong])
-    (run.folder / "adapters" / "dpo-chosen" / "done.json").unlink()
-    table = demo.answer_own(run, [["How?", "Calm."]])
+            demo.answer_own(echoing, [["q", "p"], wrong])
+    (echoing.folder / "adapters" / "dpo-chosen" / "done.json").unlink()
+    table = demo.answer_own(echoing, [["How?", "Calm."]])
     assert table.pt_dpo.tolist() == ["(dpo-chosen not trained)"] and "How?" in table.plain_dpo[0]
 
 
@@ -90,13 +80,13 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
-@contextlib.contextmanager
-def browser_page():
-    """Open a page in a fresh browser; yields it and its errors and requests to other machines."""
-    if not CHROMIUM:
-        pytest.skip("no Chromium is installed")
+@pytest.mark.slow
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed")
+def test_the_demo_answers_streams_escapes_and_says_what_is_wrong(smoke_repository, monkeypatch):
+    gradio = pytest.importorskip("gradio", reason="the [demo] extra is not installed")
     playwright = pytest.importorskip("playwright.sync_api", reason="the [browser] extra is not installed")
-    wrong = []
+    monkeypatch.setenv("PERSONA_RESULTS", str(smoke_repository / "results"))
+    url, wrong = demo.launch(demo.Asker(settings.open_run("smoke")), None, block=False), []
 
     def answer(route):
         if urlsplit(route.request.url).hostname in ("127.0.0.1", "localhost", None, ""):
@@ -106,34 +96,20 @@ def browser_page():
 
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1300, "height": 1000})
-        page.set_default_timeout(60_000)
+        page = browser.new_page()
         page.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.route("**/*", answer)
-        try:
-            yield page, wrong
-        finally:
-            browser.close()
-
-
-@pytest.mark.slow
-def test_the_demo_answers_streams_escapes_and_says_what_is_wrong(smoke_repository, monkeypatch):
-    gradio = pytest.importorskip("gradio", reason="the [demo] extra is not installed")
-    assertions = pytest.importorskip("playwright.sync_api", reason="the [browser] extra is not installed")
-    monkeypatch.setenv("PERSONA_RESULTS", str(smoke_repository / "results"))
-    url = demo.launch(demo.Asker(settings.open_run("smoke")), None, block=False)
-    try:
-        with browser_page() as (page, wrong):
-            page.goto(url)
-            page.locator("#persona textarea").fill("<img src=x onerror=alert(1)> likes lists")
-            page.locator("#ask").click()
-            for side in ("left", "right"):
-                assertions.expect(page.locator(f"#{side}-answer textarea")).not_to_have_value("")
-            assert page.locator("img[src=x]").count() == 0
-            page.locator("#persona textarea").fill("long " * 500)
-            page.locator("#ask").click()
-            page.get_by_text("have up to 2000 characters").first.wait_for()
-            assert wrong == []
-    finally:
-        gradio.close_all()
+        page.goto(url)
+        page.locator("#persona textarea").fill("<img src=x onerror=alert(1)> likes lists")
+        page.locator("#ask").click()
+        for side in ("left", "right"):
+            box = page.locator(f"#{side}-answer textarea")
+            playwright.expect(box).not_to_have_value("", timeout=60_000)
+        assert page.locator("img[src=x]").count() == 0
+        page.locator("#persona textarea").fill("long " * 500)
+        page.locator("#ask").click()
+        page.get_by_text("have up to 2000 characters").first.wait_for()
+        browser.close()
+    gradio.close_all()
+    assert wrong == []

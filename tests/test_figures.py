@@ -38,9 +38,7 @@ def tables():
     accuracy = sides.assign(**with_limits("accuracy", [0.9, 0.7]))
     arms = pd.DataFrame({"arm": ["dpo-chosen", "dpo-none"], "dataset": "beavertails", "n": 499})
     arms = arms.assign(eval_persona="gold-chosen", persona_format=["line", "first_person"])
-    pairs = {"tested": "dpo-chosen", "shows": ["same persona", "tailored"]}
-    pairs |= with_limits("difference", -0.1) | with_limits("difference_cut", 0)
-    flips = with_limits("flip", [0.4, 0.2]) | with_limits("did", [0.08, 0])
+    pairs = arms.assign(shows=["same persona", "tailored"], **with_limits("difference", -0.1))
     counts = {f"n_{value}": value for value in range(1, 6)}
     return {
         "main": judged_rows(["gold-chosen", "gold-rejected"], p_inconsistent=3, q_inconsistent=0),
@@ -52,9 +50,9 @@ def tables():
         ),
         "swap": pd.DataFrame([SWAP | {"arm": "dpo-none", "persona": name, **with_limits("d_positive", value)}
                               for name, value in (("gold", 0.8), ("shuffled", 0.5))]),
-        "released_flip": arms.assign(personas="gold", **flips),
+        "released_flip": arms.assign(personas="gold", **with_limits("flip", 0.4), **with_limits("did", 0)),
         "safety": arms.assign(**with_limits("share", [0.2, 0.4])),
-        "safety_pairs": arms.assign(**pairs),
+        "safety_pairs": pairs.assign(**with_limits("difference_cut", 0)),
         "ratings": pd.DataFrame({"study": "personas", "question": "plausibility", "n_raters": 3, "n": 40,
                                  "group": ["chosen", "rejected"], **counts, **with_limits("mean", [3, 2.5])}),
     }  # fmt: skip

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -12,77 +11,34 @@ import tiny_results
 
 from persona_lib import show
 from persona_lib.data import everyday, reader
-from persona_lib.data.preference import load_pairs, write_pairs
+from persona_lib.data.preference import load_pairs
 from persona_lib.paper import results
 from persona_lib.paper.answers import generation_folder, grid
-from persona_lib.paper.judging import forget_judged, judge_all
-from persona_lib.records import SIDES, Generation, InferredPersona
+from persona_lib.paper.judging import forget_judged
+from persona_lib.records import RunSpec, TailoringRow
 from persona_lib.settings import Run, load_profile, set_field
 from persona_lib.store import mark_done, write_rows
 
-ANSWERED = ("n", "no_eos", "rep4_over_20", "rep4_over_50", "suffix_loop", "n_without_persona")
 
-
-def small_run() -> Run:
-    """A few pairs of ``everyday`` with the personas that they bring."""
-    changes = {
-        "training.arms": ["none", "chosen"],
-        "evaluation.controls": True,
-        "evaluation.persona_judge": "oracle",
-    }
-    profile = set_field(
-        load_profile("smoke"), {"data.pair_limit": 8, "evaluation.bootstrap_samples": 50, **changes}
-    )
-    run = Run(profile, "everyday", 0)
-    write_pairs(run)
-    known = everyday.personas(profile.data.majority_share, 0)
-    for split, pairs in load_pairs(run).items():
-        for side in SIDES:
-            rows = [InferredPersona(p.id, side, "hand", known[p.id][f"gold-{side}"], "ok", "") for p in pairs]
-            write_rows(run.folder / "personas" / f"{split}-{side}.jsonl", rows)
-    return run
+def own_answer(spec: RunSpec, row: TailoringRow, rng: object) -> str:
+    """Tailored runs give the response of the persona's side, the others the chosen one."""
+    tailored = spec.train_persona == "chosen" and spec.eval_persona.endswith("rejected")
+    return row.rejected if tailored else row.chosen
 
 
 @pytest.fixture(scope="module")
 def answered(tmp_path_factory) -> Iterator[Run]:
-    """A run in which every run of the grid has answered and was judged.
-
-    Tailored runs give the response of the persona's side, the others the chosen one.
-    """
+    """A run in which every run of the grid has answered and was judged."""
+    changes = {"data.pair_limit": 8, "training.arms": ["none", "chosen"], "evaluation.controls": True}
+    run = Run(set_field(load_profile("smoke"), changes), "everyday", 0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PERSONA_RESULTS", str(tmp_path_factory.mktemp("results")))
         patch.setattr(reader, "UNREADABLE", ())  # the texts of the pairs are read well on all dimensions
+        patch.setattr(tiny_results, "answer", own_answer)
         forget_judged()
-        run = small_run()
-        answer_everything(run)
+        tiny_results.fill_run(run)
         yield run
         forget_judged()
-
-
-def answer_everything(run: Run) -> None:
-    """Write the answers of all runs, and judge them."""
-    rows = []
-    for row in tiny_results.tailoring_rows(run):
-        mine = {f"shuffled-{side}": row.personas[f"gold-{side}"] for side in SIDES}
-        rows.append(replace(row, personas={n: t for n, t in (row.personas | mine).items() if n != "system"}))
-    write_rows(run.folder / "tailoring" / "test.jsonl", rows)
-    for spec in grid(run):
-        usable = [r for r in rows if spec.eval_persona == "none" or r.personas.get(spec.eval_persona)]
-        tailored = spec.train_persona == "chosen" and spec.eval_persona.endswith("rejected")
-        texts = [r.rejected if tailored else r.chosen for r in usable]
-        answers = [
-            Generation(r.id, spec.slug, r.prompt, r.personas.get(spec.eval_persona), text, "stop", 9)
-            for r, text in zip(usable, texts, strict=True)
-        ]
-        folder = generation_folder(run, spec)
-        write_rows(folder / "rows.jsonl", answers)
-        loops = 1 if spec.slug == "dpo-none.none.line" else 0
-        counts = {"n": len(usable), "suffix_loop": loops, "n_without_persona": len(rows) - len(usable)}
-        mark_done(folder, "hand", **dict.fromkeys(ANSWERED, 0) | counts)
-    judge_all(run)
-
-
-# --- tables ---
 
 
 def row(**more) -> pd.DataFrame:
@@ -102,13 +58,10 @@ def test_a_table_is_shown_by_its_view_with_intervals_shares_and_n():
     assert shown["personalization net [95 % interval]"] == "+0.25 [−0.10, +0.60]"
     assert (shown["p / Holm p"], shown["n"]) == ("0.00012 / 1", "40 (2 seeds)")
     assert "data set" not in shown
+    undefined = show.render("main", row(q_net=math.nan, q_net_low=math.nan, q_net_high=math.nan)).iloc[0]
+    assert undefined["quality net [95 % interval]"] == "undefined"
     both = show.render("main", pd.concat([row(), row(dataset="hhh")]))
     assert both["data set"].tolist() == ["everyday", "Anthropic HHH"]
-
-
-def test_an_estimate_that_does_not_exist_is_undefined_and_not_zero():
-    shown = show.render("main", row(q_net=math.nan, q_net_low=math.nan, q_net_high=math.nan)).iloc[0]
-    assert shown["quality net [95 % interval]"] == "undefined"
 
 
 def test_columns_that_a_table_lacks_are_left_out_and_a_table_without_a_view_is_shown_whole():
@@ -116,9 +69,6 @@ def test_columns_that_a_table_lacks_are_left_out_and_a_table_without_a_view_is_s
     plain = pd.DataFrame({"word": ["a"], "found": [True], "share": [0.25]})
     assert show.render("x", plain).iloc[0].tolist() == ["a", "yes", "0.250"]
     assert show.render("main", None) is None and show.render("main", plain.head(0)).empty
-
-
-# --- sentences ---
 
 
 @pytest.mark.parametrize(
@@ -139,9 +89,6 @@ def test_a_difference_is_compared_with_zero_and_nothing_is_said_of_nothing():
     assert show.say(None, "x", ["side"]) == show.say(table.head(0), "x", ["side"])
     none = pd.DataFrame({"label": ["a"], "net": [None], "net_low": [None], "net_high": [None], "n": [8]})
     assert "n = 8." in show.say(none, "net", ["label"])
-
-
-# --- data, base model, training ---
 
 
 def test_dimensions_are_counted_as_the_pairs_have_them(answered):
@@ -171,17 +118,11 @@ def test_history_joins_both_logs_of_an_epoch_and_marks_the_kept_one(answered, mo
     assert table["validation loss"].tolist() == [2.5, 2.7] and table.kept.tolist() == [True, False]
 
 
-# --- personas ---
-
-
 def test_the_inference_prompt_prefers_the_response_of_the_asked_side(answered):
     pair = load_pairs(answered)["test"][0]
     for side, wanted in (("chosen", pair.chosen), ("rejected", pair.rejected)):
         query = show.inference_prompt_text(answered, side).rpartition("Preferred response: ")[2]
         assert query == f"{wanted}\nPersona:"
-
-
-# --- answers ---
 
 
 def test_examples_stand_side_by_side_and_a_page_has_each_prompt_once(answered):
@@ -195,16 +136,22 @@ def test_examples_stand_side_by_side_and_a_page_has_each_prompt_once(answered):
     assert page.count(pair.prompt) == 1 and page.count(pair.rejected) == 1
 
 
-def test_the_grid_and_one_prompt_show_every_run_of_an_arm_and_loops_are_named(answered):
+def test_one_prompt_shows_every_run_of_an_arm_under_the_asked_kinds(answered):
+    page, gold = (show.one_prompt(answered, "dpo-none", kinds) for kinds in (("",), ("gold",)))
     arm = [spec for spec in grid(answered) if spec.arm == "dpo-none"]
-    page = show.one_prompt(answered, "dpo-none")
-    gold = show.one_prompt(answered, "dpo-none", kinds=("gold",))
-    assert gold.count("[gold-") == 4 and gold.count("[") == 4
-    shown = [spec for spec in arm if spec.eval_persona != "system"]  # no row has a system persona here
-    assert all(f"[{spec.eval_persona}, {spec.persona_format}]" in page for spec in shown)
+    assert all(f"[{spec.eval_persona}, {spec.persona_format}]" in page for spec in arm)
+    assert gold.count("[gold-") == gold.count("[") == 4
+
+
+def test_broken_answers_are_counted_by_arm_and_an_unsound_run_is_named(answered, tmp_path, monkeypatch):
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
+    counts = {"n": 6, "no_eos": 1, "rep4_over_50": 0, "n_without_persona": 2}
+    for spec in grid(answered):
+        loops = 6 * (spec.slug == "dpo-none.none.line")
+        mark_done(generation_folder(answered, spec), "hand", suffix_loop=loops, **counts)
     table = show.degenerate_table(answered)
     assert (table.n + table.n_without_persona).sum() == 8 * len(grid(answered))
-    assert table.unsound.str.strip().to_dict()["dpo-none"] == "none"
+    assert table.unsound.str.strip().to_dict()["dpo-none"] == "none" and table.suffix_loop.sum() == 6
 
 
 def test_a_judged_example_shows_both_orders_and_the_verdict(answered):
