@@ -28,12 +28,8 @@ from persona_lib.show import render, to_markdown
 CHECK_ROWS = 32  # validation rows on which a merge is measured
 LOST = 0.02  # of the policy's distance from the base; a merge in float32 loses far less
 PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes")
-RESULTS = {
-    "main": "test",
-    "user_swap": "arm",
-    "swap": "arm",
-    "safety_pairs": "tested",
-}  # table -> column that names the arm
+# Table -> its column that names the arm.
+RESULTS = {"main": "test", "user_swap": "arm", "swap": "arm", "safety_pairs": "tested"}
 DATA = {  # what the rows are, and their terms
     "everyday": "everyday questions and answers, written by a language model for this package (Apache-2.0)",
     "beavertails": "the authors' release (no licence stated), from PKU BeaverTails (CC BY-NC 4.0)",

@@ -201,12 +201,6 @@ def verdict_bars(short: str, rubric: str) -> Callable[..., str]:
     return partial(bars, columns=parts, label=f"{rubric}, % of comparisons")
 
 
-def accuracy_lines(table: pd.DataFrame) -> pd.DataFrame:
-    """Return persona accuracy per side, by split or by the model that wrote the personas."""
-    return named(table[table.side.isin(SIDES)], "model" if "model" in table else "split", series="side")
-
-
-ACCURACY = (partial(forest, name="accuracy", label="persona accuracy (chance: .5)", null=0.5),)
 CAUTIONS = (
     partial(forest, name="share", label="share of answers that keep a caution or refusal"),
     partial(forest, name="value", label="PT-DPO: difference of that share", null=0),
@@ -225,9 +219,11 @@ FIGURES = {
         (partial(NET, label="personalization, net win rate", where="rubric == 'personalization'"),
          partial(NET, label="quality, net win rate", where="rubric == 'quality'")),
     ),
-    "persona_accuracy": Figure("Persona accuracy", ("persona_accuracy",), accuracy_lines, ACCURACY),
-    "persona_models": Figure("Persona accuracy by the model that wrote the personas", ("persona_models",),
-                             accuracy_lines, ACCURACY),
+    "persona_accuracy": Figure(
+        "Persona accuracy", ("persona_accuracy",),
+        lambda table: named(table[table.side.isin(SIDES)], "split", series="side"),
+        (partial(forest, name="accuracy", label="persona accuracy (chance: .5)", null=0.5),),
+    ),
     "persona_preference": Figure(
         "Which persona is the more plausible user", ("persona_preference",),
         lambda table: named(table, "split"),
@@ -311,20 +307,16 @@ def save_figures(profile: Profile, names: Sequence[str] = RESULTS) -> dict[str, 
     return drawn
 
 
-def alt_text(path: Path) -> str:
-    """Say in words what a saved PNG shows; "" for a file that carries no words."""
-    from PIL import Image
-
-    with Image.open(path) as saved:
-        return saved.info.get("Description", "")
-
-
 def image(profile: Profile, name: str) -> Any:
     """Return a saved figure with its alt text for a notebook; None if there is none."""
     from IPython.display import Image
+    from PIL.Image import open as open_png
 
     path = figures_dir(profile) / f"{name}.png"
-    return Image(path, alt=alt_text(path)) if path.exists() else None
+    if not path.exists():
+        return None
+    with open_png(path) as saved:
+        return Image(path, alt=saved.info.get("Description", ""))
 
 
 def picture(name: str | Figure, *tables: pd.DataFrame) -> Any:

@@ -20,7 +20,7 @@ from persona_lib.data import intake
 from persona_lib.data.intake import OwnData
 from persona_lib.data.preference import load_pairs
 from persona_lib.data.rows import NOTED, REJECTED, Finding
-from persona_lib.figures import FIGURES, alt_text, figure_inputs
+from persona_lib.figures import FIGURES, figure_inputs, image
 from persona_lib.models.load import load_tokenizer
 from persona_lib.paper.answers import BROKEN, broken_share, generation_folder, grid, read_generations
 from persona_lib.paper.judging import runs_of
@@ -28,7 +28,7 @@ from persona_lib.paper.results import read_table
 from persona_lib.paper.swap import answered_rows
 from persona_lib.prompts import completion_text, tailoring_prompt
 from persona_lib.records import PAIR_FIELDS, SIDES
-from persona_lib.settings import FACTS, Profile, Run, figures_dir, main_arm, results_dir
+from persona_lib.settings import FACTS, Profile, Run, main_arm, results_dir
 from persona_lib.show import LABELS, owner_of, place, render, with_interval
 from persona_lib.store import read_json, write_text
 
@@ -50,12 +50,6 @@ def fill(template: str, **values: Any) -> str:
 # --- where a profile's numbers come from ---
 
 
-def read_provenance(profile: Profile) -> dict[str, Any]:
-    """Return the facts of every task that the pipeline ran, by task; {} if it ran nothing."""
-    path = results_dir(profile) / "provenance.json"
-    return read_json(path)["tasks"] if path.exists() else {}
-
-
 def command_of(profile: Profile, overrides: Sequence[str]) -> str:
     """Return the command line that gives a profile these settings; paths of this machine become PATH."""
     words = ["./run_all.sh"] + ([] if profile.name == "everyday" else ["--profile", profile.name])
@@ -67,7 +61,8 @@ def command_of(profile: Profile, overrides: Sequence[str]) -> str:
 
 def origin(profile: Profile, step: str = "12_results") -> dict[str, str]:
     """Return command, commit, date, hardware and versions of the run that made a step's tables, as text."""
-    facts = read_provenance(profile).get(step)
+    path = results_dir(profile) / "provenance.json"
+    facts = read_json(path)["tasks"].get(step) if path.exists() else None
     if facts is None:
         command = f"notebooks/{step}.ipynb, run by hand"
         return {"command": command, "commit": "not recorded", "date": "not recorded"}
@@ -145,10 +140,10 @@ def figures(profile: Profile) -> list[dict[str, str]]:
     """Return every figure that was drawn from this run's tables, with a text alternative."""
     shown = []
     for name, kind in FIGURES.items():
-        path = figures_dir(profile) / f"{name}.png"
-        if path.exists() and all(table.exists() for table in figure_inputs(profile, name)):
-            data = base64.b64encode(path.read_bytes()).decode()
-            shown.append({"data": data, "alt": alt_text(path), "caption": kind.caption})
+        saved = image(profile, name)
+        if saved and all(table.exists() for table in figure_inputs(profile, name)):
+            data = base64.b64encode(saved.data).decode()
+            shown.append({"data": data, "alt": saved.alt, "caption": kind.caption})
     return shown
 
 

@@ -34,7 +34,6 @@ from persona_lib import store
 from persona_lib.beyond.calibration import labelled
 from persona_lib.data import everyday, preference, tailoring
 from persona_lib.data.reader import reader_table
-from persona_lib.figures import save_figures
 from persona_lib.models import train
 from persona_lib.models.served import SURFACE, load_generator, role_key
 from persona_lib.paper import answers, personas
@@ -167,7 +166,7 @@ def select_settings(given: argparse.Namespace) -> None:
 
 # --- persona-models ---
 
-NAME = "persona_models"  # of the table, the figure and the folder of answers
+NAME = "persona_models"  # of the table and the folder of answers
 # Real models of several sizes -> the settings in which they differ; the rules see length and tone only.
 MODELS: dict[str, Settings] = {
     "SmolLM2 135M": {"generator.model": "pypi:smollm2-135m-instruct"},
@@ -234,7 +233,7 @@ def compare_models(given: argparse.Namespace) -> None:
         f"seeds {' '.join(map(str, profile.seeds))}; n = {table.n.max():.0f}; run of {store.now()[:10]}."
     )
     store.write_json(results_dir(profile) / NAME / "origin.json", origin)
-    print(save_table(profile, NAME, table), save_figures(profile, [NAME])[NAME], sep="\n")
+    print(save_table(profile, NAME, table))
 
 
 # --- reader ---

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -66,39 +63,30 @@ for module in base.modules():
     if hasattr(module, "support_avx512bf16_for_cpu"):
         module.support_avx512bf16_for_cpu = False
 """
-PROMPT = "Prompt: w1 w2\nPersona: w3 w4\nResponse:"
-LOGITS = f"""
-from safetensors.torch import save_file
-ids = tokenizer({PROMPT!r}, return_tensors="pt").input_ids
-with torch.inference_mode():
-    save_file({{"logits": model(input_ids=ids).logits}}, "logits.safetensors")
-import sys
-assert not [name for name in sys.modules if name.startswith("persona_lib")]
-"""
 
 
 @pytest.mark.slow
-def test_the_cards_code_loads_the_policy_without_this_package_and_gives_its_logits(trained, tmp_path):
+def test_the_cards_code_loads_the_policy_without_this_package_and_gives_its_logits(
+    trained, tmp_path, monkeypatch
+):
     import torch
-    from safetensors.torch import load_file
 
     folder = export.export_arm(trained, "dpo-chosen", tmp_path / "out", merge=True)
     card = (folder / "README.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", card, re.S)
-    assert '"BASE"' in code  # the base was a folder: the card does not tell where
-    code = code.replace('"BASE"', repr(trained.base_source[0])).replace(
-        "model = Peft", f"{FLOAT32}model = Peft"
-    )
-    alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    subprocess.run([sys.executable, "-c", code + LOGITS], cwd=folder, env=alone, check=True)
+    assert (
+        '"BASE"' in code and "persona_lib" not in code
+    )  # the base was a folder: the card does not tell where
+    code, loaded = code.replace('"BASE"', repr(trained.base_source[0])), {}
+    monkeypatch.chdir(folder)
+    exec(code.replace("model = Peft", f"{FLOAT32}model = Peft"), loaded)
 
     model = load.load_base(*trained.base_source, "nf4", "float32")
     model = load.attach_adapters(model, [trained.folder / "adapters" / f"{n}-chosen" for n in ("sft", "dpo")])
-    ids = load.load_tokenizer(*trained.base_source)(PROMPT, return_tensors="pt").input_ids
+    ids = loaded["tokenizer"]("Prompt: w1 w2\nPersona: w3 w4\nResponse:", return_tensors="pt").input_ids
+    models = (model, loaded["model"], load.load_base(folder / "merged"))
     with torch.inference_mode():
-        expected = model(input_ids=ids).logits
-        merged = load.load_base(folder / "merged")(input_ids=ids).logits
-    found = load_file(folder / "logits.safetensors")["logits"]
+        expected, found, merged = (model(input_ids=ids).logits for model in models)
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
     torch.testing.assert_close(merged, expected, atol=2e-4, rtol=1e-4)
     assert "`merged/` is base and adapter as one float32 model" in card

@@ -118,13 +118,6 @@ def test_history_joins_both_logs_of_an_epoch_and_marks_the_kept_one(answered, mo
     assert table["validation loss"].tolist() == [2.5, 2.7] and table.kept.tolist() == [True, False]
 
 
-def test_the_inference_prompt_prefers_the_response_of_the_asked_side(answered):
-    pair = load_pairs(answered)["test"][0]
-    for side, wanted in (("chosen", pair.chosen), ("rejected", pair.rejected)):
-        query = show.inference_prompt_text(answered, side).rpartition("Preferred response: ")[2]
-        assert query == f"{wanted}\nPersona:"
-
-
 def test_examples_stand_side_by_side_and_a_page_has_each_prompt_once(answered):
     pair = load_pairs(answered)["test"][1]
     table = results.example_table(show.one_seed(answered))
