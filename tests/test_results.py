@@ -28,9 +28,7 @@ def profile(tmp_path, monkeypatch):
     """Two seeds of a small profile whose results go to a temporary folder."""
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
     judging.forget_judged()
-    return load_profile(
-        "smoke", ["seeds=0,1", "data.pair_limit=6", "evaluation.controls=true", "training.arms=none,chosen"]
-    )
+    return load_profile("smoke", ["seeds=0,1"])
 
 
 def write_verdicts(profile, hand=HAND):

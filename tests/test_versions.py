@@ -33,7 +33,7 @@ DECIDED = {
     "training": (1, "0b79c669ccedb813"),
     "answers": (1, "c0bf8e17beeed1be"),
     "judging": (1, "86f38178167f68d4"),
-    "swap": (1, "dabbbf2a726b98cf"),
+    "swap": (1, "e57bfddc03df56ce"),
     "calibration": (1, "eda32244a84a4684"),
     "rejudged": (1, "20ec6c760ddc4eb3"),
     "users": (1, "f98968b6e6341ad6"),

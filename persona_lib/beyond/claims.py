@@ -67,7 +67,6 @@ if TYPE_CHECKING:
 
 
 N_RESAMPLES = 20_000  # enough that the limits move by about .1 from one bootstrap seed to another
-SUFFIX = {"independent": "", "agree": "_widest"}  # how two verdicts go together -> suffix of columns
 
 
 def paper_table() -> list[dict[str, str]]:
@@ -126,26 +125,20 @@ def reanalysed() -> pd.DataFrame:
     for number, row in enumerate(paper_table()):
         p, q = paper_win_rates(row)
         line: Row = {"dataset": row["dataset"], "kind": "paper", "label": f"{row['side']}, {row['persona']}",
-                     "n": p.n, "dpq": 50 * (p.net + q.net), "dpq_p": dpq_test(p, q)}  # fmt: skip
+                     "n": p.n, "dpq_p": dpq_test(p, q)}  # fmt: skip
         for short, rate in {"p": p, "q": q}.items():
             line |= verdict_counts(short, rate) | {f"{short}_sign": sign_test(rate.n_wins, rate.n_losses)}
         rng = np.random.default_rng(number)
-        drawn.append([resampled_dpq(joint_table(p, q, dependence), rng) for dependence in SUFFIX])
-        for dpq, suffix in zip(drawn[-1], SUFFIX.values(), strict=True):
-            line |= dpq_limits(dpq, suffix)
-        lines.append(line)
+        drawn.append(resampled_dpq(joint_table(p, q, "independent"), rng))
+        widest = interval_of(resampled_dpq(joint_table(p, q, "agree"), rng))
+        line |= drawn_columns({"dpq": drawn[-1]})
+        lines.append(line | {"dpq_low_widest": widest.low, "dpq_high_widest": widest.high})
     table = with_holm(pd.DataFrame(lines))
     table["dpq_holm"] = holm(table.dpq_p)
-    line = {"dataset": "all", "kind": "average", "label": "average of the ten rows", "dpq": table.dpq.mean()}
-    line |= dpq_limits(np.mean(drawn, axis=0)[0], "")
+    line = {"dataset": "all", "kind": "average", "label": "average of the ten rows"}
+    line |= drawn_columns({"dpq": np.mean(drawn, axis=0)})
     line |= {name: table[name].mean() for name in ("dpq_low_widest", "dpq_high_widest")}
     return pd.concat([table, pd.DataFrame([line])], ignore_index=True)
-
-
-def dpq_limits(drawn: np.ndarray, suffix: str) -> Row:
-    """Name the limits of dPQ under one assumption of how the two verdicts go together."""
-    interval = interval_of(drawn)
-    return {f"dpq_low{suffix}": interval.low, f"dpq_high{suffix}": interval.high}
 
 
 # --- does a judged row hold without broken answers, and at equal length? ---

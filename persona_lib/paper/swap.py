@@ -190,23 +190,13 @@ def score_jobs(
             store.append_rows(path, [PolicyScore(row.id, *rest, *pair) for (row, *rest), pair in found])
 
 
-def score_arms(run: Run, arms: Sequence[Part]) -> None:
-    """Score some (arm, persona_format) of a run."""
+def swap_all(run: Run) -> pd.DataFrame:
+    """Score the arms of a run; write its `swap_table` to ``tables/persona_swap.csv`` and return it."""
     loader = PolicyLoader(run)
     with trainers.quiet_libraries():
-        for arm, persona_format in arms:
+        for arm, persona_format in swap_arms(run):
             scores = score_policy(run, arm, persona_format, loader)
             print(f"{arm} ({persona_format}): {len(scores)} pairs of responses scored", flush=True)
-
-
-def swap_all(run: Run) -> pd.DataFrame:
-    """Score the arms of a run that are not scored yet.
-
-    Writes the run's `swap_table` to ``tables/persona_swap.csv`` and returns it.
-    """
-    missing = [a for a in swap_arms(run) if not store.is_done(swap_folder(run, *a), swap_key(run, *a))]
-    if missing:
-        score_arms(run, missing)
     table = swap_table([run])
     store.write_text(run.folder / "tables" / "persona_swap.csv", table.to_csv(index=False))
     return table
@@ -223,8 +213,6 @@ def swap_scores(run: Run, arm: str, persona_format: str = "line") -> list[Policy
 
 
 Margins = Mapping[str, Mapping[str, tuple[float, str | None]]]  # persona's name -> row id -> m(P), its text
-
-
 # name -> a function of the margins m (row, persona) and of D (row), one value per row; each gets an interval
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "acc_chosen": lambda m, d: m[:, 0] > 0,
