@@ -450,6 +450,8 @@ def own_page(profile: Profile) -> str:
     data, run = intake.read_own(profile), runs_of(profile, profile.datasets[0])[0]
     measured = read_table(profile, "user_swap")
     name = "user_swap" if len(measured) else "swap"
+    if len(measured):
+        measured = measured.assign(history=measured.history.astype(str).replace("0", "all"))
     return fill(
         "own.html",
         title="Your data and your model",
