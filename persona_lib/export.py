@@ -66,7 +66,7 @@ def results_of(run: Run, arm: str) -> list[str]:
 
 
 def model_card(run: Run, arm: str, folders: Sequence[Path], chat: ChatFormat | None, merged: str = "") -> str:
-    """Return the README.md of an exported arm; ``chat`` is the base's chat format, None for a base model."""
+    """Return the README.md of an exported arm; ``chat`` is how the base is asked."""
     persona, installed = arm.partition("-")[2], store.package_versions()
     user = None if persona == "none" else "The user is busy and prefers short answers."
     return fill(

@@ -52,8 +52,9 @@ def first_person(persona: str) -> str:
 class ChatFormat:
     """The pieces of a chat model's own format, made from its template by ``models.load.chat_format``.
 
-    ``told`` is around (persona, prompt), the persona as system turn; ``untold`` is around the prompt alone;
-    ``end`` follows an answer. ``special`` are the special tokens, which must stay text in a user's text.
+    ``told`` is around (persona, prompt), the persona as system turn; ``untold`` is around the prompt alone:
+    both empty for a base model, which reads the paper's lines. ``end`` follows an answer. ``special`` are the
+    special tokens, which must stay text in a user's text.
     """
 
     told: tuple[str, str, str]
@@ -62,29 +63,30 @@ class ChatFormat:
     special: tuple[str, ...]
 
     def plain(self, text: str) -> str:
-        """Return a user's text without surrounding space, a word joiner inside every special token's text."""
+        """Return a user's text with a word joiner inside every special token's text."""
         for token in self.special:
             text = text.replace(token, f"{token[:1]}\u2060{token[1:]}")
-        return text.strip()
+        return text
 
 
 def tailoring_prompt(
     prompt: str, persona: str | None, persona_format: str = "line", chat: ChatFormat | None = None
 ) -> str:
-    """Render the prompt of a policy (paper section 4); ``chat`` is None for a base model.
+    """Render the prompt of a policy (paper section 4); ``chat`` is as `ChatFormat`; None is a base model's.
 
     ``persona_format`` "line" gives the persona as the system turn (a base model: as a ``Persona:`` line),
     "first_person" appends it to the question. Without a persona there is no such turn or line.
     """
     if persona is not None and persona_format == "first_person":
         prompt, persona = f"{prompt} {first_person(persona)}", None
-    if chat is None:
+    if chat is not None:
+        prompt, persona = chat.plain(prompt), None if persona is None else chat.plain(persona)
+    if chat is None or not chat.told:
         line = "" if persona is None else f"Persona: {persona}\n"
         return f"Prompt: {prompt}\n{line}Response:"
-    prompt = chat.plain(prompt)
     if persona is None:
-        return f"{chat.untold[0]}{prompt}{chat.untold[1]}"
-    return f"{chat.told[0]}{chat.plain(persona)}{chat.told[1]}{prompt}{chat.told[2]}"
+        return f"{chat.untold[0]}{prompt.strip()}{chat.untold[1]}"
+    return f"{chat.told[0]}{persona.strip()}{chat.told[1]}{prompt.strip()}{chat.told[2]}"
 
 
 def beginning(dataset: str, prompt: str) -> str:
@@ -100,7 +102,8 @@ def begun_prompt(prompt: str, begun: str, chat: ChatFormat | None = None) -> str
 
 def completion_text(text: str, chat: ChatFormat | None = None) -> str:
     """Render a response as the completion of ``tailoring_prompt``; for a base model one space comes first."""
-    return " " + text.strip() if chat is None else chat.plain(text)
+    text = (text if chat is None else chat.plain(text)).strip()
+    return text if chat is not None and chat.told else f" {text}"
 
 
 def few_shot_prefix(shots: Sequence[tuple[str, str | None, str]], chat: ChatFormat | None = None) -> str:
@@ -108,7 +111,7 @@ def few_shot_prefix(shots: Sequence[tuple[str, str | None, str]], chat: ChatForm
 
     For a chat model each example is a conversation of its own that has ended.
     """
-    end = "\n\n" if chat is None else f"{chat.end}\n"
+    end = f"{chat.end}\n" if chat is not None and chat.told else "\n\n"
     asked = [(tailoring_prompt(prompt, persona, chat=chat), response) for prompt, persona, response in shots]
     return "".join(prompt + completion_text(response, chat) + end for prompt, response in asked)
 

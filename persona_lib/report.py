@@ -18,16 +18,18 @@ from persona_lib import weights
 from persona_lib.beyond import users
 from persona_lib.data import intake
 from persona_lib.data.intake import OwnData
-from persona_lib.data.preference import load_pairs
+from persona_lib.data.preference import draw, load_pairs
 from persona_lib.data.rows import NOTED, REJECTED, Finding
+from persona_lib.data.tailoring import split_train
 from persona_lib.figures import FIGURES, figure_inputs, image
 from persona_lib.models.load import load_tokenizer
+from persona_lib.models.served import SURFACE, surface_persona
 from persona_lib.paper.answers import BROKEN, broken_share, generation_folder, grid, read_generations
 from persona_lib.paper.judging import runs_of
 from persona_lib.paper.results import read_table
 from persona_lib.paper.swap import answered_rows
 from persona_lib.prompts import completion_text, tailoring_prompt
-from persona_lib.records import PAIR_FIELDS, SIDES
+from persona_lib.records import PAIR_FIELDS, SIDES, DataError
 from persona_lib.settings import FACTS, Profile, Run, main_arm, results_dir
 from persona_lib.show import LABELS, owner_of, place, render, with_interval
 from persona_lib.store import read_json, write_text
@@ -238,7 +240,8 @@ def token_counts(profile: Profile, data: OwnData) -> list[int] | None:
         return None
     asked = [(row.pair, tailoring_prompt(row.pair.prompt, None)) for row in data.rows]
     texts = [prompt + completion_text(getattr(pair, side)) for pair, prompt in asked for side in SIDES]
-    lengths = [len(ids) for ids in tokenizer(texts)["input_ids"]]
+    parts = (texts[start : start + 1000] for start in range(0, len(texts), 1000))  # the rest takes no memory
+    lengths = [len(ids) for part in parts for ids in tokenizer(part)["input_ids"]]
     return [max(pair) for pair in zip(lengths[::2], lengths[1::2], strict=True)]
 
 
@@ -247,6 +250,40 @@ def too_long(profile: Profile, data: OwnData, counts: Sequence[int]) -> list[Fin
     most, counted = profile.training.max_length, zip(data.rows, counts, strict=True)
     long = [(row, f"{count} tokens, max_length {most}") for row, count in counted if count > most]
     return [Finding(row.row, row.place, "row", "too long", detail) for row, detail in long]
+
+
+def check_training(profile: Profile, data: OwnData, counts: Sequence[int] | None) -> None:
+    """Raise DataError for what would stop the training: a part of the data without a row that can be used.
+
+    A row of a training part, and a prompt of a validation part, has to fit into ``training.max_length`` with
+    a persona. Personas by rule need responses that differ in what the rule counts.
+    """
+    most, room, where = profile.training.max_length, profile.generator.max_new_tokens, profile.data.path
+    pairs, tokens = data.pairs(), {}
+    if counts is not None:
+        tokens = dict(zip((row.pair.id for row in data.rows), counts, strict=True))
+    parts = {"test": draw(pairs["test"], profile.evaluation.limit)}
+    for name, part in split_train(pairs["train"], profile.seeds[0]).items():
+        trained, training = name.endswith("train"), profile.training
+        parts[name] = kept = draw(part, training.rows if trained else training.validation_rows)
+        lengths = [tokens.get(pair.id, 0) for pair in kept]
+        if tokens and not trained:
+            asked = [tailoring_prompt(pair.prompt, None) for pair in kept]
+            lengths = [len(ids) for ids in training_tokenizer(profile)(asked)["input_ids"]]
+        if min(lengths, default=most) + room > most:
+            raise DataError(
+                f"{where}: none of the {len(kept)} rows of {name} fits into training.max_length={most} with "
+                f"a persona of up to {room} tokens. Add shorter rows, or --set training.max_length="
+                f"{max(lengths, default=most) + room}"
+            )
+    rule = profile.generator.model == SURFACE and not profile.generator.url
+    for name, kept in parts.items() if rule else ():
+        if not any(pair.persona_chosen or surface_persona(pair.chosen, pair.rejected) for pair in kept):
+            raise DataError(
+                f"{where}: personas by rule (generator.model=surface) see no difference between the "
+                f"responses of any of the {len(kept)} pairs of {name}. Name a language model that writes "
+                "personas: --set generator.model=base, or generator.url and generator.model"
+            )
 
 
 def length_table(data: OwnData, counts: Sequence[int] | None) -> pd.DataFrame:
@@ -268,7 +305,9 @@ def account_table(data: OwnData, noted: Sequence[Finding] = ()) -> pd.DataFrame:
     import pandas as pd
 
     counts = Counter(finding.code for finding in data.rejected.values())
-    lines = [("rows read", data.n_read, ""), ("usable", len(data.rows), "")]
+    used = len({row.row for row in data.rows})
+    more = "" if used == len(data.rows) else f"they make {len(data.rows)} pairs"
+    lines = [("rows read", data.n_read, ""), ("usable", used, more)]
     lines += [(f"rejected: {REJECTED[code][0]}", n, REJECTED[code][1]) for code, n in counts.most_common()]
     marks = Counter(code for code, _ in {(f.code, f.row) for f in (*data.findings, *noted) if not f.rejected})
     lines += [(f"kept, but: {NOTED[code][0]}", n, NOTED[code][1]) for code, n in marks.most_common()]
@@ -303,9 +342,9 @@ def found_by_kind(data: OwnData, noted: Sequence[Finding]) -> list[dict[str, Any
     return parts
 
 
-def page_text(profile: Profile, data: OwnData) -> str:
-    """Return the page on a user's own data."""
-    counts, first = token_counts(profile, data), data.rows[0]
+def page_text(profile: Profile, data: OwnData, counts: Sequence[int] | None) -> str:
+    """Return the page on a user's own data; ``counts`` from `token_counts`."""
+    first = data.rows[0]
     noted = too_long(profile, data, counts) if counts is not None else []
     return fill(
         "data.html",
@@ -324,10 +363,15 @@ def page_text(profile: Profile, data: OwnData) -> str:
 
 
 def write_page(profile: Profile, data: OwnData, folder: Path) -> Path:
-    """Write ``data.html`` and, beside it, all rows and findings as CSV; returns the page's path."""
+    """Write ``data.html`` and, beside it, all rows and findings as CSV; returns the page's path.
+
+    Raises what `check_training` raises, when the page is written.
+    """
+    counts = token_counts(profile, data)
     for name, table in (("rows", intake.row_table(data)), ("findings", intake.finding_table(data))):
         write_text(folder / f"data_{name}.csv", table.to_csv(index=False))
-    write_text(folder / "data.html", page_text(profile, data))
+    write_text(folder / "data.html", page_text(profile, data, counts))
+    check_training(profile, data, counts)
     return folder / "data.html"
 
 

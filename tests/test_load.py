@@ -120,7 +120,7 @@ def merging_tokenizer():
 
 def test_bos_and_eos_are_there_once_and_texts_that_lose_the_boundary_are_errors_that_name_the_row():
     tokenizer, prompt = tiny_tokenizer(), "Prompt: w1\nResponse:"
-    assert load.chat_format(tokenizer) is None, "a base model keeps the paper's lines"
+    assert load.chat_format(tokenizer).told == (), "a base model keeps the paper's lines"
     for completion in (" w2", " w2</s>"):
         found = [tokenizer.convert_ids_to_tokens(part) for part in encode(tokenizer, prompt, completion)]
         assert found == [["<s>", "Prompt:", "w1", "Response:"], ["w2", "</s>"]]
@@ -217,6 +217,15 @@ def test_a_template_that_refuses_or_drops_a_system_turn_gets_the_persona_before_
     tokenizer.chat_template = DROPPING
     asked = prompts.tailoring_prompt("Why?", "The user is shy.", chat=load.chat_format(tokenizer))
     assert asked == "Q The user is shy.\n\nWhy? A"
+
+
+def test_a_base_model_keeps_the_papers_lines():
+    tokenizer = tiny_tokenizer()
+    chat = load.chat_format(tokenizer)
+    assert chat.told == () and "</s>" in chat.special
+    (row,) = to_sft_rows([ROW], "chosen", 0, chat)
+    assert row["prompt"] == "Prompt: w1 w2\nPersona: w6 w7\nResponse:" and row["completion"] == " w3"
+    assert prompts.completion_text("w1 </s> w2", chat) == " w1 <\u2060/s> w2"
 
 
 @pytest.mark.slow

@@ -24,14 +24,16 @@ class TokenError(ValueError):
     """Texts that cannot be tokenised faithfully; the message names the row and the way out."""
 
 
-def chat_format(tokenizer: Any) -> ChatFormat | None:
-    """Return the pieces of the tokenizer's chat template, or None for a model without one.
+def chat_format(tokenizer: Any) -> ChatFormat:
+    """Return the pieces of the tokenizer's chat template; without one only the special tokens are named.
 
     Where a template has no system turn, the persona is put before the question. BOS is left out where the
     tokenizer adds it by itself.
     """
+    added = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
+    special = tuple(sorted({*tokenizer.all_special_tokens, *added}, key=len, reverse=True))
     if not getattr(tokenizer, "chat_template", None):
-        return None
+        return ChatFormat((), (), tokenizer.eos_token, special)
     persona, prompt, bos = "PERSONA-GOES-HERE", "PROMPT-GOES-HERE", tokenizer.bos_token
     adds_bos = bos is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
 
@@ -52,8 +54,6 @@ def chat_format(tokenizer: Any) -> ChatFormat | None:
         told = pieces([{"role": "system", "content": persona}, user], persona, prompt)
     except Exception:  # jinja2's own class where a template refuses a system turn, ours where it drops it
         told = pieces([{"role": "user", "content": f"{persona}\n\n{prompt}"}], persona, prompt)
-    added = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
-    special = tuple(sorted({*tokenizer.all_special_tokens, *added}, key=len, reverse=True))
     return ChatFormat(told, pieces([user], prompt), tokenizer.eos_token, special)
 
 
@@ -154,8 +154,8 @@ def load_tokenizer(source: str | Path, revision: str = "") -> Any:
 
 
 @cache
-def format_of(source: str | Path, revision: str = "") -> ChatFormat | None:
-    """Return how a model is asked: its own chat format, or None for a base model (the paper's lines)."""
+def format_of(source: str | Path, revision: str = "") -> ChatFormat:
+    """Return how a model is asked: in its own chat format, a base model in the paper's lines."""
     return chat_format(load_tokenizer(source, revision))
 
 

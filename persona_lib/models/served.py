@@ -32,6 +32,7 @@ from persona_lib.models import generate
 from persona_lib.models.generate import Completion, Decoding, TransformersGenerator, cut_at_stop
 from persona_lib.models.load import load_base, load_tokenizer, model_key
 from persona_lib.settings import ModelRole, Run, results_dir
+from persona_lib.texts import SPACELESS
 
 KEY_VARIABLE = "OPENAI_API_KEY"  # of the environment; the key goes nowhere but into the request
 FRAME_TOKENS = 64  # that a server's chat format may add to a prompt, at most
@@ -357,7 +358,8 @@ FEATURES = (
     (r"\?", ("talkative", "answers that ask back"), ("independent", "answers that ask nothing back")),
     (r"!|\b(?:sorry|glad|happy|great|thanks|thank you|please|enjoy)\b",
      ("warm", "answers in a friendly tone"), ("sober", "answers in a neutral tone")),
-    (r"\S+", ("thorough", "long, detailed answers"), ("busy", "short, direct answers")),
+    (rf"[{SPACELESS}]|[^\s{SPACELESS}]+",
+     ("thorough", "long, detailed answers"), ("busy", "short, direct answers")),
 )  # fmt: skip
 
 

@@ -212,7 +212,7 @@ def asked_of(generator: Any, kind: str) -> Callable[[str], str]:
     """Return what puts a prompt into a generator's chat format; ``str`` where it is served or has none."""
     tokenizer = getattr(generator, "tokenizer", None)
     chat = chat_format(tokenizer) if kind == "chat" and tokenizer else None
-    return partial(tailoring_prompt, persona=None, chat=chat) if chat else str
+    return partial(tailoring_prompt, persona=None, chat=chat) if chat and chat.told else str
 
 
 def model_judge(run: Run, role: str = "judge") -> Judge:
