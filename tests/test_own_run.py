@@ -41,6 +41,7 @@ def test_the_shipped_pairs_run_from_file_to_report_and_again_without_work(tmp_pa
     assert "120 rows read, 120 usable, 0 rejected" in done.stdout
     assert len(swap_rows(results)) == 1 and (results / "report" / "data.html").exists()
     assert "own data" in (results / "report" / "index.html").read_text(encoding="utf-8")
+    assert (results / "adapter" / "README.md").exists() and (results / "tables" / "user_swap.csv").exists()
     again, _ = run_own(tmp_path, "--set", STEPS)
     assert all(line.endswith("cached") for line in again.stdout.splitlines() if line.startswith("["))
 
