@@ -399,12 +399,14 @@ def own_users(run: Run) -> dict[str, Any]:
     if not len(table):
         return {}
     pairs = {pair.id: pair for part in load_pairs(run).values() for pair in part}
-    numbers = [f"user {n}" for n in range(1, len(table) + 1)]
+    rows = [row for row in users.user_personas(run) if not row.length]  # those of the table
     named = intake.read_mapping(run.profile.data.mapping).show_users
-    table = table.assign(name=table.user if named else numbers, agree=table.pairs.str.split().str.len())
+    table["name"] = [row.user if named else f"user {n}" for n, row in enumerate(rows, start=1)]
+    table["support"] = [row.support for row in rows]
+    table["agree"] = table.support.str.len()
     shown = [
-        {**row, "pair": pairs[row["pairs"].split()[0]]}
-        for row in table.drop_duplicates("kind").head(SHOWN_USERS).to_dict("records")
+        {**row, "pair": pairs[row["support"][0]]}
+        for row in table[table.agree > 0].drop_duplicates("kind").head(SHOWN_USERS).to_dict("records")
     ]
     kinds = table.groupby("kind", sort=False).agg(users=("name", "size"), example=("persona", "first"))
     words = [

@@ -65,10 +65,7 @@ def user_of_row(run: Run) -> dict[str, str]:
 
 
 def history_personas(run: Run) -> dict[str, dict[str, str]]:
-    """Return the personas of a user's history, in the data's order: user -> {pair id: persona}.
-
-    History is of training pairs, or of those of `HISTORY`; personas are of the chosen responses.
-    """
+    """Return the personas of the chosen responses of users' histories: user -> {pair id: persona}."""
     pairs, found = load_pairs(run), defaultdict(dict)
     for split in [split for split in ("train", HISTORY) if split in pairs]:
         known = read_personas(run, split, "chosen")
@@ -167,10 +164,7 @@ def tailored(run: Run) -> str:
 
 
 def comparisons(run: Run, arm: str) -> dict[tuple[str, int], tuple[str, str]]:
-    """Return which personas are compared under an arm: (compared with, pairs of history or 0) -> two names.
-
-    The tailored arm is also told personas of shorter histories, and two other users' personas, the control.
-    """
+    """Return which personas an arm is compared under: (compared with, pairs of history or 0) -> two names."""
     if arm != tailored(run):
         return {("another user's", 0): (OWN, OTHER)}
     grown = {("another user's", n): (f"own-{n}", OTHER) for n in LENGTHS}
@@ -178,10 +172,7 @@ def comparisons(run: Run, arm: str) -> dict[tuple[str, int], tuple[str, str]]:
 
 
 def score_users(run: Run) -> pd.DataFrame:
-    """Score the evaluated pairs under their user's persona and others'; resumes. Returns `swap_by_users`.
-
-    What the persona swap has scored already is not scored again. Empty for data without users.
-    """
+    """Score evaluated pairs under users' personas, what is not scored yet; returns `swap_by_users`."""
     told, loader = told_personas(run), swap.PolicyLoader(run)
     rows = {row.id: row for row in swap.swap_rows(run) if row.id in told}
     if not rows:
