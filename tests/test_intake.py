@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
 import html
-import io
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -15,13 +13,19 @@ from tiny import tiny_tokenizer
 from persona_lib import pipeline, report, settings, tasks
 from persona_lib.data import intake, preference
 from persona_lib.data.intake import OwnData, RowError, conversation_texts
-from persona_lib.data.rows import read_rows, source_key
-from persona_lib.records import DataError
+from persona_lib.records import PAIR_SPLITS, DataError
 from persona_lib.settings import Run, load_profile
 from persona_lib.tasks import STEPS
 
 EXAMPLES = settings.REPO / "examples"
 NAMES = ["red", "blue", "green", "old", "new", "small", "large", "round", "flat", "warm"]
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch) -> Path:
+    """Results go beside the test."""
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
+    return tmp_path / "results"
 
 
 def good(n: int, **changes: object) -> dict:
@@ -197,111 +201,131 @@ def test_conversations_are_read_without_a_mapping_and_with_labels(tmp_path):
     assert labelled.pairs() == data.pairs()
 
 
-# --- containers ---
-
-ROWS = [
-    {"prompt": "Which, of these?", "chosen": 'He said "no".\nThen he left.', "rejected": "a\tb"},
-    {"prompt": "Wie geht's, Jürgen?", "chosen": "gut \u2028 danke", "rejected": "  schlecht"},
-]
-LINES = "\r\n".join(["", *(json.dumps(row, ensure_ascii=False) for row in ROWS), ""])
+# --- other people's formats ---
 
 
-def as_cells(separator: str) -> str:
-    """Write the rows with the standard library's writer, Windows line ends included."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(ROWS[0]), delimiter=separator)
-    writer.writeheader()
-    writer.writerows(ROWS)
-    return text.getvalue()
+def shaped(n: int, kind: str) -> dict:
+    """Return good(n) as a row of another format; the first of two responses is better in even rows."""
+    asked, best, bad = good(n).values()
+    first, second = (best, bad) if n % 2 == 0 else (bad, best)
+    talks = [[turn("user", asked), turn("assistant", text)] for text in (first, second)]
+    return {
+        "openai": {"input": {"messages": talks[0][:1]}, "preferred_output": [turn("assistant", best)],
+                   "non_preferred_output": [turn("assistant", bad)]},
+        "nectar": {"prompt": f"\n\nHuman: {asked}\n\nAssistant: ", "answers": [
+            {"answer": "Middle.", "rank": 2.0}, {"answer": bad, "rank": 7.0}, {"answer": best, "rank": 1.0}]},
+        "ultrafeedback": {"instruction": asked, "completions": [
+            {"response": bad, "overall_score": 3}, {"response": best, "overall_score": "8.5"}]},
+        "arena": {"conversation_a": talks[0], "conversation_b": talks[1], "winner": f"model_{'ab'[n % 2]}"},
+        "shp": {"history": asked, "human_ref_A": first, "human_ref_B": second, "labels": 1 - n % 2},
+        "webgpt": {"question": {"full_text": asked}, "answer_0": first, "answer_1": second,
+                   "score_0": 0.5 - n % 2, "score_1": -0.5 + n % 2},
+        "argilla": {"prompt": asked, "response1": first, "response2": second,
+                    "preference.responses": [f"response{n % 2 + 1}"] * 2},
+        "hh": {"chosen": f"\n\nHuman: {asked}\n\nAssistant: {best}",
+               "rejected": f"\n\nHuman: {asked}\n\nAssistant: {bad}"},
+        "literals": {"prompt": asked, "chosen": str([turn("assistant", best)]),
+                     "rejected": f"[{{'content': '{bad}',\n 'role': 'assistant'}}]"},
+        "sharegpt": {side: [{"from": "human", "value": asked}, {"from": "gpt", "value": text}]
+                     for side, text in (("chosen", best), ("rejected", bad))},
+    }[kind]  # fmt: skip
 
 
-def parquet_bytes() -> bytes:
-    import pandas as pd
-
-    return pd.DataFrame(ROWS).to_parquet()
+KINDS = "openai nectar ultrafeedback arena shp webgpt argilla hh literals sharegpt"
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("x.csv", lambda: as_cells(",").encode("utf-8-sig")),
-        ("x.tsv", lambda: as_cells("\t").encode()),
-        ("utf16.tsv", lambda: as_cells("\t").encode("utf-16")),
-        ("x.jsonl", lambda: LINES.encode("utf-8-sig")),
-        ("lines.json", lambda: LINES.encode()),
-        ("array.json", lambda: json.dumps(ROWS, indent=1).encode()),
-        ("x.jsonl.gz", lambda: gzip.compress(LINES.encode())),
-        ("x.parquet", parquet_bytes),
-    ],
-)
-def test_every_kind_of_file_gives_the_same_rows(tmp_path, name, content):
-    (tmp_path / name).write_bytes(content())
-    (tmp_path / "notes.txt").write_text("about the data")
-    for place in (tmp_path / name, tmp_path):  # a folder with one data file is that file
-        assert [row.value for row in read_rows(str(place))[0]] == ROWS
+@pytest.mark.parametrize("kind", KINDS.split())
+def test_known_formats_are_read_without_a_mapping(tmp_path, kind):
+    data = read(tmp_path, [shaped(n, kind) for n in range(30)])
+    texts = [(row.pair.prompt, row.pair.chosen, row.pair.rejected) for row in data.rows]
+    assert texts == [tuple(good(n).values()) for n in range(30)] and not data.rejected
+    assert bool(data.shape) == (kind not in ("hh", "literals", "sharegpt"))
 
 
-def test_splits_of_a_saved_folder_are_given_splits_and_its_key_sees_a_change(tmp_path):
-    import datasets
-
-    table, path = datasets.Dataset.from_list(ROWS), str(tmp_path / "d")
-    datasets.DatasetDict({"train": table, "test": table}).save_to_disk(path)
-    found = [(row.row, row.place, row.split) for row in read_rows(path)[0]]
-    assert found == [(1, "train row 1", "train"), (2, "train row 2", "train"),
-                     (3, "test row 1", "test"), (4, "test row 2", "test")]  # fmt: skip
-    key = source_key(path)
-    datasets.Dataset.from_list([good(1)]).save_to_disk(path)
-    assert source_key(path) != key
-
-
-def test_a_damaged_row_of_csv_costs_only_itself_and_says_its_line(tmp_path):
-    path = tmp_path / "x.csv"
-    path.write_text('prompt,chosen,rejected\na,b\n"c"x,d,e\nf,g,h\ni,j,k,l\n\n"m\nn",o,p\nq,"r')
-    rows, _ = read_rows(str(path))
-    values = [list(row.value.values()) if isinstance(row.value, dict) else None for row in rows]
-    assert values == [None, None, ["f", "g", "h"], None, ["m\nn", "o", "p"], None]
-    assert str(rows[0].value).startswith("2 cells, the header has 3: quote cells that hold")
-    assert "a quote is not closed" in str(rows[5].value) and rows[4].place == "row 5 (line 7)"
-    path.write_bytes("prompt,chosen,rejected\ncafé,a,b\n".encode("cp1252"))
-    assert read_rows(str(path))[0][0].value["prompt"] == "café"
+def test_thumbs_make_pairs_where_one_user_gave_both_and_every_row_is_accounted_for(results, tmp_path):
+    rows = [{"prompt": good(n)["prompt"], "completion": good(n)[side], "label": side == "chosen", "who": "a"}
+            for n in range(25) for side in ("rejected", "chosen")]  # fmt: skip
+    more = [rows[0] | {"prompt": "Why?"}, rows[1] | {"completion": "It is red0.", "who": "b"}]
+    data = read(tmp_path, [*rows, *more])
+    assert [row.pair.chosen for row in data.rows] == [good(n)["chosen"] for n in range(25)]
+    assert intake.account(data) == {"read": 52, "usable": 25, "joined": 25, "unpaired": 2}
+    named = "prompt: prompt\nresponse: completion\nlabel: label\nfirst: true\nsecond: false\nuser: who\n"
+    by_user = read(tmp_path, [*rows[1:], rows[0] | {"who": "b"}], named + "split_by: prompt\n")
+    assert intake.account(by_user) == {"read": 50, "usable": 24, "joined": 24, "unpaired": 2}
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "complaint"),
-    [
-        ("x.xlsx", b"PK", "files of this kind are not read. Use JSON lines.*save a spreadsheet as CSV"),
-        ("x.csv", b"prompt,chosen,rejected\n", "no row in it"),
-        ("x.csv", b'"prompt,chosen', "cannot be read .*JSON lines"),
-        ("x.csv", b"prompt,chosen,chosen\na,b,c\n", "two columns have the same name: prompt, chosen, chosen"),
-        ("x.json", b'[{"prompt": "a"}, {"pro', "cannot be read .*JSON lines"),
-        ("x.jsonl", b"prompt chosen\nrejected", "no line of it is a JSON object; line 1"),
-        ("x.jsonl.gz", b"not zipped", "cannot be read"),
-        ("x.parquet", b"not parquet", "cannot be read .*Parquet"),
-    ],
-)
-def test_what_cannot_be_opened_is_named_with_its_way_out(tmp_path, name, content, complaint):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=complaint) as caught:
-        read_rows(str(tmp_path / name))
-    assert str(caught.value).startswith(str(tmp_path / name))
+def test_a_mapping_names_paths_several_columns_scores_and_pairs(tmp_path):
+    rows = [{"in": {"q": f"{good(n)['prompt']} Really"}, "more": None if n else "now?", "why": "yes",
+             "all": [good(n)["chosen"], "Middle.", good(n)["rejected"]], "marks": [9, 5 + n % 2, 5]}
+            for n in range(24)]  # fmt: skip
+    data = read(tmp_path, rows, "prompt: [in.q, more]\nranking: all\nscore: marks\npairs: 2\nmargin: 4\n")
+    assert data.rows[0].pair.prompt == "What is red0 for red0? Really\n\nnow?"
+    assert [(row.pair.id, row.pair.rejected) for row in data.rows[:3]] == [
+        ("own-000001", "red0."), ("own-000001/2", "Middle."), ("own-000002", "blue1.")
+    ]  # fmt: skip
+    assert intake.account(data) == {"read": 24, "usable": 24} and len(data.rows) == 36
+    labelled = "prompt: in.q\nresponses: [all.0, all.2]\nlabel: why\nfirst: yes\nsecond: no\n"
+    assert len(read(tmp_path, rows, labelled).rows) == 24
 
 
-def test_a_folder_of_several_files_a_missing_file_and_an_unreachable_hub_id_are_told_apart(
-    tmp_path, monkeypatch
-):
-    def offline(*_, **__):
-        raise ConnectionError("Couldn't reach the hub")
+def test_columns_that_speak_for_themselves_are_proposed_as_a_mapping_that_works(results, tmp_path):
+    tables = [
+        ({"input": "prompt", "output_good": "chosen", "output_bad": "rejected"}, {}),
+        ({"question": "prompt", "answer_a": "chosen", "answer_b": "rejected"}, {"choice": "A"}),
+    ]
+    for names, more in tables:
+        rows = [{name: good(n)[field] for name, field in names.items()} | more for n in range(24)]
+        rows += [rows[-1] | {"choice": value} for value in ("B", "both equal") if more]
+        with pytest.raises(DataError, match="They look like this; check it, then add --mapping") as caught:
+            read(tmp_path, rows)
+        proposed = (results / "own" / "proposed_mapping.yaml").read_text()
+        assert proposed.strip() in str(caught.value)
+        data = read(tmp_path, rows, proposed)
+        assert [row.pair.chosen for row in data.rows[:24]] == [good(n)["chosen"] for n in range(24)]
 
-    monkeypatch.setattr("datasets.load_dataset", offline)
-    for name in ("a.jsonl", "b.json"):
-        (tmp_path / name).write_text(LINES)
-    for place, said in {
-        str(tmp_path): r"holds 2 data files \(a.jsonl, b.json\); name one file",
-        "some/data.jsonl": "some/data.jsonl: no such file or folder",
-        f"someone/pairs@{'a' * 40}": "someone/pairs@a+: cannot be read .Couldn't.*HF_HUB_OFFLINE",
-    }.items():
-        with pytest.raises(DataError, match=said):
-            read_rows(place)
+
+def test_tool_calls_images_and_what_should_not_be_in_data_are_named(tmp_path):
+    call = {"role": "assistant", "content": None, "tool_calls": [{"f": 1}]}
+    image = [{"type": "image_url", "image_url": "x"}]
+    rows = [good(n) for n in range(24)] + [
+        good(30, chosen=[call]), good(31, prompt=[turn("user", image)]), good(32, chosen="Mail a.b@c.org."),
+        good(33, chosen="Ring +49 30 1234567, or (030) 12."), good(34, rejected="Use sk-abcdefghijklmnop12."),
+        good(35, chosen="2024, 1,000 of 10.5, 192.168.0.1, 2026-09-01."), good(36, rejected="x\nPersona: y"),
+    ]  # fmt: skip
+    data = read(tmp_path, rows)
+    assert codes(data) == {25: ("chosen", "tool or image"), 26: ("prompt", "tool or image")}
+    noted = {f.row: (f.code, f.detail[:8]) for f in data.findings if not f.rejected}
+    assert noted == {27: ("e-mail", "a.b@..."), 28: ("phone", "+49 ..."), 29: ("key", "sk-a..."),
+                     31: ("persona line", "'x\\nPers")}  # fmt: skip
+
+
+CASES = {  # file, mapping -> usable pairs, or what the error says
+    "formats/arena.jsonl": 30, "formats/arena.jsonl formats/arena.yaml": 30, "formats/msgs_repr.csv": 60,
+    "formats/nectar.jsonl": 60, "formats/openai_ft_dpo.jsonl": 60, "formats/trl_multi.jsonl": 60,
+    "formats/toolcalls_differ.jsonl": "60 tool or image .chosen.; first: line 1, chosen: .* has tool_calls",
+    "formats/trl_unpaired.jsonl": 30, "formats/yamlbool.jsonl": "no column 'prompt'.* history, a, b, y",
+    "formats/yamlbool.jsonl formats/yamlbool.yaml": 60, "texts/eos_inside.jsonl": 60, "texts/long.jsonl": 60,
+    "texts/hh_two_turns_of_one_role.jsonl": 40, "texts/longmixed.jsonl": 60, "texts/min20.jsonl": 20,
+    "texts/persona_line_in_one_answer.jsonl": 300, "texts/persona_marker.jsonl": 60,
+    "texts/semicolon.csv": 60, "texts/zh_long.jsonl": 60, "users/labels.csv users/labels.yaml": 176,
+    "users/labels.csv": "answer_a", "users/pairs.jsonl users/pairs.yaml": 193,
+    "users/pairs.jsonl users/user.yaml": 194,
+    "users/pairs.jsonl": "like this(.|\\n)*output_good", "users/thumbs.jsonl": "like this(.|\\n)*thumb",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_shared_case_gives_pairs_in_every_split_or_a_clear_error(results, case):
+    folder = Path(os.environ.get("PERSONA_DATA", settings.REPO.parent / "shared" / "data")).parent / "cases"
+    paths = [folder / name for name in case.split()]
+    if not paths[0].exists():
+        pytest.skip(f"no {paths[0]}: set PERSONA_DATA to the folder beside it")
+    if isinstance(CASES[case], str):
+        with pytest.raises(DataError, match=CASES[case]):
+            intake.read_own(profile_of(*paths))
+    else:
+        data = intake.read_own(profile_of(*paths))
+        assert len(data.rows) == CASES[case] and all(data.pairs()[split] for split in PAIR_SPLITS)
 
 
 # --- splits ---
@@ -317,6 +341,38 @@ def test_near_prompts_share_a_split_even_through_a_third():
     groups = intake.near_groups([*chain, *others], 0.65)
     assert len(set(groups[:4])) == 1 and groups[4] not in groups[:4]
     assert len(set(intake.near_groups(chain[::2], 0.65))) == 2  # 7 of 11 different 3-grams in common
+
+
+def test_what_all_prompts_share_groups_nothing_and_every_split_has_rows(tmp_path):
+    system = "You are a helpful assistant of a shop. Be kind, be brief, and never speak of prices. " * 3
+    rows = [good(n, prompt=f"{system}What is {NAMES[n % 10]}{n} for at home?") for n in range(40)]
+    rows.append(good(41, prompt=f"{system}What is warm39 for at home today?"))
+    asked = "\u6211\u5e94\u8be5\u600e\u6837\u7167\u987e"  # how should I look after
+    chinese = [good(n, prompt=f"{asked}{chr(0x4E00 + 7 * n)}{chr(0x5F00 + n)}\uff1f") for n in range(40)]
+    for table in (rows[:40], chinese):
+        sizes = {name: len(part) for name, part in read(tmp_path, table).pairs().items()}
+        assert sizes == {"train": 32, "validation": 4, "test": 4}
+    groups = intake.near_groups([row["prompt"] for row in rows], 0.5)
+    assert groups[39] == groups[40] and len(set(groups)) == 40
+
+
+def test_a_split_without_enough_prompts_says_why(tmp_path):
+    rows = [good(n, split="train" if n < 29 else "test") for n in range(30)]
+    with pytest.raises(DataError, match="test has 1 different prompts and needs 2. The largest group"):
+        read(tmp_path, rows)
+
+
+def test_what_would_stop_the_training_stops_the_check(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "training_tokenizer", lambda profile: tiny_tokenizer())
+    rows = [good(n, chosen="long " * (9 + n)) for n in range(30)]
+    path, counts = save(tmp_path / "x.jsonl", rows), [9 + n for n in range(30)]
+    fits, short = {"training.max_length": 90}, {"training.max_length": 20}
+    report.check_training(profile_of(path, **fits), intake.read_own(profile_of(path)), counts)
+    with pytest.raises(DataError, match="rows of sft_train fits into training.max_length=20 .*--set"):
+        report.check_training(profile_of(path, **short), intake.read_own(profile_of(path)), counts)
+    save(path, [good(n, chosen="It.") for n in range(30)])
+    with pytest.raises(DataError, match="personas by rule .* no difference .* generator.model=base"):
+        report.check_training(profile_of(path), intake.read_own(profile_of(path)), counts)
 
 
 def test_splits_follow_the_texts_alone_and_have_their_shares(tmp_path):
@@ -347,13 +403,6 @@ def test_splits_can_be_renamed_and_those_left_out_are_counted(tmp_path):
 
 
 # --- files of others, runs, the page and the command line ---
-
-
-@pytest.fixture
-def results(tmp_path, monkeypatch) -> Path:
-    """Results go beside the test."""
-    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
-    return tmp_path / "results"
 
 
 def test_the_shipped_example_is_sound():
