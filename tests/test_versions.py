@@ -43,7 +43,7 @@ DECIDED = {
     "swap": (1, "e57bfddc03df56ce"),
     "calibration": (1, "520ab9c1621e24e4"),
     "rejudged": (1, "20ec6c760ddc4eb3"),
-    "users": (1, "f98968b6e6341ad6"),
+    "users": (1, "60e5207d5887eff9"),
 }
 
 

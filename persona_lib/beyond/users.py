@@ -67,7 +67,7 @@ def user_of_row(run: Run) -> dict[str, str]:
 def history_personas(run: Run) -> dict[str, dict[str, str]]:
     """Return the personas of the chosen responses of users' histories: user -> {pair id: persona}."""
     pairs, found = load_pairs(run), defaultdict(dict)
-    for split in [split for split in ("train", HISTORY) if split in pairs]:
+    for split in [split for split in ("train", HISTORY) if any(pair.user for pair in pairs.get(split, []))]:
         known = read_personas(run, split, "chosen")
         for pair in pairs[split]:
             if pair.user and pair.id in known and known[pair.id].persona:
