@@ -21,7 +21,7 @@ EXAMPLES = settings.REPO / "examples"
 NAMES = ["red", "blue", "green", "old", "new", "small", "large", "round", "flat", "warm"]
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def results(tmp_path, monkeypatch) -> Path:
     """Results go beside the test."""
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
@@ -137,7 +137,7 @@ def test_a_wrong_mapping_names_file_field_and_way_out(tmp_path, text, complaint)
 
 def test_a_missing_column_and_too_few_prompts_say_what_is_there(tmp_path):
     rows = [{"question": "q", "chosen": "c", "rejected": "r"}] * 3
-    with pytest.raises(DataError, match="no column 'prompt'; .*: question, chosen, rejected.*--mapping"):
+    with pytest.raises(DataError, match="no column 'prompt'. .*: question, chosen, rejected.*--mapping"):
         read(tmp_path, rows)
     with pytest.raises(DataError, match="no column 'questoin'; did you mean question"):
         read(tmp_path, rows, "prompt: questoin\n")

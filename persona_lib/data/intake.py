@@ -30,7 +30,7 @@ from persona_lib.data.retrieval import normal
 from persona_lib.data.rows import KINDS, REJECTED, Finding, OwnRow, read_rows, source_key
 from persona_lib.records import HISTORY, PAIR_FIELDS, PAIR_SPLITS, DataError, PreferencePair
 from persona_lib.settings import FACTS, ConfigError, Profile, near_names, results_dir
-from persona_lib.store import VERSIONS, content_hash, write_text
+from persona_lib.store import VERSIONS, content_hash, file_hash, write_text
 from persona_lib.texts import near_duplicates
 from persona_lib.texts import near_groups as groups_of
 
@@ -128,8 +128,14 @@ class Mapping:
 
 OPTIONAL = ("id", "category", "split", "user", "persona_chosen", "persona_rejected")  # columns
 FIELDS = tuple(field.name for field in dataclasses.fields(Mapping) if field.name != "named")
-COLUMNS = ("responses", "scores", "prompt")  # fields with several columns
-NUMBERS = {"margin": float, "pairs": int}
+LABELS = ("first", "second", "tie")
+LISTS = ("responses", "scores", "prompt", *LABELS)  # fields that may have several values
+KIND_OF: dict[str, tuple[Any, str]] = {  # field -> how its text is read, and what it should be
+    "margin": (float, "a number"),
+    "pairs": (int, "a number"),
+    "split_by": ({"user": "user", "prompt": "prompt"}.__getitem__, "user or prompt"),
+    "show_users": ({"true": True, "false": False}.__getitem__, "true or false"),
+}
 MISSING = object()
 
 
@@ -196,26 +202,15 @@ def field_value(field: tuple[str, Any]) -> tuple[str, Any]:
             raise ValueError(f"splits={value!r}: write 'name in the data: train, validation or test'")
         return name, tuple((plain(given), ours) for given, ours in value.items())
     values = value if isinstance(value, list) else [value]
-    if not all(isinstance(one, str) and one for one in values):
-        raise ValueError(
-            f"{name}={value!r} should be {'values' if name in LABELS else 'the name of a column'}"
-        )
-    if name in (*COLUMNS, *LABELS):
+    read, wanted = KIND_OF.get(name, (str, "the name of a column"))
+    if not all(isinstance(one, str) and one for one in values) or (name not in LISTS and values is value):
+        raise ValueError(f"{name}={value!r} should be {wanted}")
+    if name in LISTS:
         return name, tuple(map(plain, values) if name in LABELS else values)
-    if name in NUMBERS:
-        try:
-            return name, NUMBERS[name](value)
-        except ValueError:
-            raise ValueError(f"{name}={value!r} should be a number") from None
-    allowed = {"split_by": ("user", "prompt"), "show_users": ("true", "false")}
-    if value not in allowed.get(name, (value,)):
-        raise ValueError(f"{name}={value!r}: use {' or '.join(allowed[name])}")
-    if isinstance(value, list):
-        raise ValueError(f"{name}={value!r} should be the name of a column")
-    return name, value == "true" if name == "show_users" else value
-
-
-LABELS = ("first", "second", "tie")
+    try:
+        return name, read(value)
+    except (KeyError, ValueError):
+        raise ValueError(f"{name}={value!r} should be {wanted}") from None
 
 
 def check_labels(mapping: Mapping) -> None:
@@ -265,7 +260,8 @@ def find_mapping(profile: Profile, mapping: Mapping, rows: Sequence[OwnRow]) -> 
     lost = next(missing_columns(readable, mapping), None)
     if lost is None:
         return mapping, ""
-    said = f"{source}: no column {lost!r}; {near_names(lost, present)} Columns there: {', '.join(present)}. "
+    near = near_names(lost, present) if lost not in Mapping().needed + Mapping().prompt else ""
+    said = f"{source}: no column {lost!r}; {near} Columns there: {', '.join(present)}. ".replace(";  ", ". ")
     if not profile.data.mapping:
         for shape in FORMATS["shapes"]:
             if all(is_there(readable[:100], column) for column in shape["has"]):
@@ -551,8 +547,9 @@ def sides_of(values: dict[str, Any], mapping: Mapping) -> list[tuple[Side, Side]
 def prompt_of(values: dict[str, Any], mapping: Mapping) -> Any:
     """Return a row's prompt: of several columns, those that hold text below each other."""
     given = [lookup(values, column) for column in mapping.prompt]
-    if len(given) == 1:
+    if len(given) == 1 or all(value is MISSING for value in given):
         return given[0]
+    given = [value for value in given if value is not MISSING]
     if other := [value for value in given if not isinstance(value, (str, type(None)))]:
         raise RowError(" + ".join(mapping.prompt), "not text", f"{type(other[0]).__name__}"[:60])
     return "\n\n".join(text.strip() for text in given if text and text.strip())
@@ -880,10 +877,9 @@ def check_judge(profile: Profile) -> None:
 
 def own_key(profile: Profile) -> str:
     """Return a hash of all that the pairs are made from."""
-    mapping = Path(profile.data.mapping).expanduser()
-    text = mapping.read_text(encoding="utf-8") if profile.data.mapping and mapping.is_file() else ""
-    source = source_key(profile.data.path)
-    return content_hash(VERSIONS["pairs"], READ, source, text, profile.data.near_duplicates)
+    mapping, source = Path(profile.data.mapping).expanduser(), source_key(profile.data.path)
+    lines = file_hash(mapping) if mapping.is_file() else ""
+    return content_hash(VERSIONS["pairs"], READ, source, lines, profile.data.near_duplicates)
 
 
 def read_own(profile: Profile) -> OwnData:
@@ -1002,8 +998,10 @@ def describe(data: OwnData) -> list[str]:
     how = "as given" if data.given_splits else "by prompt, near duplicates together"
     how = "by user and by prompt" if sizes[HISTORY] and not data.given_splits else how
     name = Path(data.source).name if Path(data.source).expanduser().exists() else data.source
+    used = len({row.row for row in data.rows})
+    usable = f"{used} usable" + ("" if used == len(data.rows) else f" ({len(data.rows)} pairs)")
     lines = [
-        f"{name}: {data.n_read} rows read, {len(data.rows)} usable, {len(data.rejected)} rejected"
+        f"{name}: {data.n_read} rows read, {usable}, {len(data.rejected)} rejected"
         + (f" ({reasons})" if reasons else ""),
         f"splits {how}: {', '.join(f'{split} {sizes[split]}' for split in names)}",
         *describe_users(data),
