@@ -32,7 +32,7 @@ from persona_lib.prompts import completion_text, tailoring_prompt
 from persona_lib.records import PAIR_FIELDS, SIDES, DataError
 from persona_lib.settings import FACTS, Profile, Run, main_arm, results_dir
 from persona_lib.show import LABELS, owner_of, place, render, with_interval
-from persona_lib.store import read_json, write_text
+from persona_lib.store import people_csv, read_json, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -369,7 +369,7 @@ def write_page(profile: Profile, data: OwnData, folder: Path) -> Path:
     """
     counts = token_counts(profile, data)
     for name, table in (("rows", intake.row_table(data)), ("findings", intake.finding_table(data))):
-        write_text(folder / f"data_{name}.csv", table.to_csv(index=False))
+        write_text(folder / f"data_{name}.csv", people_csv(table))
     write_text(folder / "data.html", page_text(profile, data, counts))
     check_training(profile, data, counts)
     return folder / "data.html"

@@ -22,9 +22,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from persona_lib.settings import REPO
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 T = TypeVar("T")
 
@@ -89,6 +92,18 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: not valid JSON ({error}); delete it to have it made again") from error
+
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that spreadsheets run
+
+
+def people_csv(table: pd.DataFrame, **how: Any) -> str:
+    """Return a table as CSV for people: a text that spreadsheets would run gets a space in front.
+
+    Whoever reads it back strips the cells.
+    """
+    safe = table.map(lambda cell: f" {cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell)
+    return safe.to_csv(index=False, **how)
 
 
 def write_rows(path: Path, rows: Iterable[Any]) -> None:

@@ -6,29 +6,17 @@ import json
 import re
 from collections import Counter
 from dataclasses import fields
+from itertools import combinations
 from pathlib import Path
 
-import pytest
-
 from persona_lib.data import everyday
-from persona_lib.records import TailoringRow
+from persona_lib.records import PAIR_SPLITS, TailoringRow
 from persona_lib.store import file_hash
+from persona_lib.texts import near_duplicates, quotes
 
 REPO = Path(__file__).resolve().parent.parent
 ITEMS = everyday.items()
 BOTH = [(item, side) for item in ITEMS for side in "ab"]
-
-
-@pytest.fixture(scope="module")
-def found():
-    table = everyday.checks()
-    assert list(table.columns) == ["check", "found", "of", "aim"]
-    return dict(zip(table["check"], table["found"], strict=True))
-
-
-def starting(found: dict, start: str) -> float:
-    (value,) = (value for name, value in found.items() if name.startswith(start))
-    return value
 
 
 def test_every_row_has_the_fields_of_an_item_in_their_order():
@@ -37,12 +25,26 @@ def test_every_row_has_the_fields_of_an_item_in_their_order():
         assert list(row) == names and all(value == value.strip() and value for value in row.values())
 
 
-def test_there_are_enough_pairs_and_each_topic_is_in_one_split(found):
-    assert len(ITEMS) == len({item.id for item in ITEMS}) >= 500 and found["topics"] >= 120
-    assert {item.split for item in ITEMS} == set(everyday.PAIR_SPLITS)
-    assert len({(item.topic, item.split) for item in ITEMS}) == found["topics"]
+def test_there_are_enough_pairs_and_splits_share_no_topic_and_no_near_prompt():
+    assert len({item.id for item in ITEMS}) == len(ITEMS) == 544
     assert set(Counter(item.topic for item in ITEMS).values()) == {4}
-    assert sum(found[f"pairs in {split}"] for split in everyday.PAIR_SPLITS) == len(ITEMS)
+    splits = {split: [item for item in ITEMS if item.split == split] for split in PAIR_SPLITS}
+    assert sum(map(len, splits.values())) == len(ITEMS)
+    for one, other in combinations(splits.values(), 2):
+        assert not {item.topic for item in one} & {item.topic for item in other}
+        assert not near_duplicates([item.prompt for item in other], [item.prompt for item in one])
+
+
+def test_neither_length_nor_a_quotation_tells_the_sides_apart():
+    even = [item for item in ITEMS if "length" not in item.dimension]
+    assert (
+        0.45 <= sum(len(i.response_a.split()) > len(i.response_b.split()) for i in even) / len(even) <= 0.55
+    )
+    for item, side in BOTH:
+        persona = getattr(item, f"persona_{side}")
+        assert not any(quotes(persona, text, item.prompt) for text in (item.response_a, item.response_b)), (
+            item.id
+        )
 
 
 def test_values_are_opposite_and_texts_have_the_form_of_their_values_and_of_the_paper():
@@ -60,23 +62,15 @@ def test_values_are_opposite_and_texts_have_the_form_of_their_values_and_of_the_
         assert re.fullmatch(r"The user .+ prefers .+\.", persona) and 9 <= len(persona.split()) <= 27, item.id
 
 
-def test_nothing_leaks_and_neither_length_nor_words_tell_the_sides_apart(found):
-    assert not everyday.checks().query("aim == '0'")["found"].any()
-    assert 0.45 <= found["share where side a is longer"] <= 0.55
-    assert 0.40 <= starting(found, "widest share") <= 0.60
-    assert starting(found, "share of responses that begin") <= 0.05
-    assert abs(starting(found, "accuracy of words alone") - 0.5) <= 0.1  # two standard errors of 128 pairs
-
-
-def test_the_data_cards_describe_the_file_as_it_is(found):
+def test_the_data_cards_describe_the_file_as_it_is():
     card = json.loads(everyday.FILE.with_suffix(".croissant.json").read_text(encoding="utf-8"))
     (file,), (records,) = card["distribution"], card["recordSet"]
     assert file["sha256"] == file_hash(everyday.FILE), "renew it: sha256sum persona_lib/facts/everyday.jsonl"
     assert [field["name"] for field in records["field"]] == [field.name for field in fields(everyday.Item)]
     text = (REPO / "EVERYDAY.md").read_text(encoding="utf-8")
     assert everyday.Item(**json.loads(re.search(r"```json\n(.*?)```", text, re.S)[1])) in ITEMS
-    counts = [f"{found[f'pairs in {split}']:.0f}" for split in everyday.PAIR_SPLITS]
-    assert f"| pairs | | {' | '.join(counts)} |" in text
+    counts = Counter(item.split for item in ITEMS)
+    assert f"| pairs | | {' | '.join(str(counts[split]) for split in PAIR_SPLITS)} |" in text
 
 
 def test_seeds_draw_different_users_of_whom_the_majority_share_is_common():

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from tiny_results import fill_run
 
 from persona_lib import settings, show
 from persona_lib.beyond import ratings
 from persona_lib.settings import Run, load_profile, set_field
-from persona_lib.store import write_text
+from persona_lib.store import FORMULA, write_text
 
 HIDDEN = {"personas": ("chosen", "rejected"), "answers": ("PT-DPO", "DPO")}
 N = float("nan")
@@ -38,19 +37,21 @@ def export(folder: Path, study: str, n: int, seed: int = 0, per_unit: int = 3, *
 
 def fill(path: Path, target: Path, change=lambda rows: rows, value: str = "3", separator: str = ",") -> Path:
     """Fill a sheet with one value, edit its rows, and save it as a spreadsheet program would."""
-    columns, rows = ratings.open_csv(path)
-    rows = [row | dict.fromkeys(ratings.QUESTIONS[path.parent.name], value) for row in rows]
-    file = io.StringIO()
-    writer = csv.DictWriter(file, columns, delimiter=separator, extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows(change(rows))
+    sheet = ratings.open_csv(path)
+    sheet[list(ratings.QUESTIONS[path.parent.name])] = value
+    table = pd.DataFrame(change(sheet.to_dict("records")), columns=list(sheet))
+    text = table.to_csv(index=False, sep=separator, lineterminator="\r\n")
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(file.getvalue(), encoding="utf-8-sig", newline="")
+    target.write_text(text, encoding="utf-8-sig", newline="")
     return target
 
 
-def read(folder: Path, study: str = "answers") -> ratings.Filled:
-    return ratings.read_filled(folder / "filled", folder / "keys")[study]
+def read(folder: Path) -> pd.DataFrame:
+    return ratings.read_filled(folder / "filled", folder / "keys")
+
+
+def key_of(path: Path) -> dict[str, dict[str, str]]:
+    return {row["item"]: row for row in ratings.open_csv(path).to_dict("records")}
 
 
 # --- blinding ---
@@ -74,8 +75,8 @@ def test_neither_number_nor_place_tells_the_group(tmp_path, study):
     first_comes_first = []
     for seed in range(40):
         *sheets, key = export(tmp_path / str(seed), study, 10, seed)
-        group = {item: row for item, row in ratings.read_key(key).items()}
-        for order in (list(group), [row["item"] for row in ratings.open_csv(sheets[1])[1]]):
+        group = key_of(key)
+        for order in (list(group), list(ratings.open_csv(sheets[1]).item)):
             place = {(group[item]["pair"], group[item]["group"]): n for n, item in enumerate(order)}
             a, b = HIDDEN[study]
             first_comes_first += [place[f"p{n}", a] < place[f"p{n}", b] for n in range(10)]
@@ -85,8 +86,8 @@ def test_neither_number_nor_place_tells_the_group(tmp_path, study):
 
 def test_the_answers_to_one_question_stand_together_and_raters_have_orders_of_their_own(tmp_path):
     *sheets, _, key = export(tmp_path, "answers", 9, per_unit=2)
-    pair = {item: row["pair"] for item, row in ratings.read_key(key).items()}
-    orders = [[row["item"] for row in ratings.open_csv(sheet)[1]] for sheet in sheets]
+    pair = {item: row["pair"] for item, row in key_of(key).items()}
+    orders = [list(ratings.open_csv(sheet).item) for sheet in sheets]
     for order in orders:
         pairs = [pair[item] for item in order]
         assert pairs[::2] == pairs[1::2] and len(set(pairs)) == len(pairs) // 2 == 6
@@ -112,9 +113,8 @@ def test_sheets_come_back_as_they_were_filled_with_either_separator(tmp_path):
     fill(paths[0], tmp_path / "filled" / "a.csv", value="2")
     fill(paths[1], tmp_path / "filled" / "b.csv", value=" 5.0", separator=";")
     found = read(tmp_path)
-    assert found.raters == ["rater-1", "rater-2"] and not found.problems
-    values = found.values("personalization")
-    assert values.shape == (10, 2) and (values.to_numpy() == [2, 5]).all()
+    assert len(found) == 10 * 2 * 2 and set(found.group) == {"PT-DPO", "DPO"}
+    assert found.groupby("rater").value.unique().map(list).to_dict() == {"rater-1": [2], "rater-2": [5]}
 
 
 def edit(column: str, value: str, place: int = 0):
@@ -129,21 +129,20 @@ def edit(column: str, value: str, place: int = 0):
 def test_a_value_off_the_scale_is_counted_and_located_and_not_guessed(tmp_path, value):
     paths = export(tmp_path, "personas", 3)
     fill(paths[0], tmp_path / "filled" / "a.csv", edit("harmfulness", value, 2))
-    found = read(tmp_path, "personas")
-    (problem,) = found.problems
-    where = [problem[name] for name in ("file", "row", "field", "value", "kind")]
-    assert where == ["filled/a.csv", 4, "harmfulness", value, "out of scale"]
-    assert "whole number from 1 to 5" in problem["mend"]
-    missing = [where for where, value in found.ratings.items() if value is None]
-    assert missing == [(problem["item"], "rater-1", "harmfulness")]
+    tables = ratings.rating_tables(read(tmp_path), 10)
+    (problem,) = tables["rating_problems"].to_dict("records")
+    where = [problem[name] for name in ("file", "row", "question", "given")]
+    assert where == ["filled/a.csv", 4, "harmfulness", value]
+    agreement = tables["rating_agreement"].set_index("question")
+    assert agreement.loc["harmfulness", ["n_missing", "n_out_of_scale", "n_ratings"]].tolist() == [0, 1, 5]
 
 
 def test_empty_cells_and_lost_rows_are_missing(tmp_path):
     paths = export(tmp_path, "answers", 4)
     fill(paths[0], tmp_path / "filled" / "a.csv", lambda rows: edit("answerability", " ")(rows)[:-1])
-    found = read(tmp_path)
-    assert [(p["kind"], p["row"]) for p in found.problems] == [("missing", 2), ("missing", 0), ("missing", 0)]
-    assert "put the row back" in found.problems[-1]["mend"] and len(found.ratings) == 8 * 2
+    tables = ratings.rating_tables(read(tmp_path), 10)
+    assert sorted(tables["rating_problems"].row) == [0, 0, 2]
+    assert tables["rating_agreement"].n_missing.tolist() == [2, 1]
 
 
 HEAD = "rater,item,answerability,personalization\n"
@@ -154,19 +153,17 @@ BROKEN = {  # the error: how a good sheet is changed, or the file itself
     "row 3, field 'rater': 'someone'; write the same name": edit("rater", "someone", 1),
     "row 2, field 'rater': ''; write": lambda rows: [row | {"rater": ""} for row in rows],
     ": no rows": lambda rows: [],
-    "row 1, field 'personalization': the column is missing": "rater,item,answerability\nx,1,2\n",
-    "row 1: no column of ratings": "something,else\n1,2\n",
-    ": not UTF-8": HEAD + "zo\xeb,1,2,3\n",
+    "row 1, field 'personalization': no such column": "rater,item,answerability\nx,1,2\n",
+    "row 1, field 'rater': no such column": "something,else\n1,2\n",
+    ": not a table in UTF-8": HEAD + "zo\xeb,1,2,3\n",
+    ": not a table": "",
 }
 
 
 @pytest.mark.parametrize("message", BROKEN)
 def test_a_broken_sheet_is_an_error_that_says_where_and_how_to_mend_it(tmp_path, message):
-    paths, change, broken = (
-        export(tmp_path, "answers", 3),
-        BROKEN[message],
-        tmp_path / "filled" / "broken.csv",
-    )
+    paths, change = export(tmp_path, "answers", 3), BROKEN[message]
+    broken = tmp_path / "filled" / "broken.csv"
     with pytest.raises(FileNotFoundError, match="no filled sheets"):
         read(tmp_path)
     fill(paths[0], broken, lambda rows: rows if isinstance(change, str) else change(rows))
@@ -187,13 +184,17 @@ def test_one_rater_has_one_sheet_and_a_folder_one_export(tmp_path):
         read(tmp_path)
 
 
-def test_texts_with_breaks_separators_and_quotes_survive(tmp_path):
+def test_texts_with_breaks_and_formulas_survive_and_no_cell_is_a_formula(tmp_path):
     odd = '<b>one</b>\n2. "two", three; four\u2028five'
-    items = [ratings.Item("d", "u", "p", group, ("q", "=1+1", odd)) for group in HIDDEN["answers"]]
-    paths = ratings.export("answers", ratings.number_items("answers", items, 1, 1), tmp_path)
-    assert [row["response"] for row in ratings.open_csv(paths[0])[1]] == [odd, odd]
-    fill(paths[0], tmp_path / "filled" / "a.csv", separator=";")
-    assert len(read(tmp_path).ratings) == 4
+    for text in (odd, "- First\n- Second", "=1+1", "+1", "@now", "-2"):
+        items = [ratings.Item("d", "u", "p", group, ("q", "=1+1", text)) for group in HIDDEN["answers"]]
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        paths = ratings.export("answers", ratings.number_items("answers", items, 1, 1), folder)
+        assert list(ratings.open_csv(paths[0]).response) == [text, text]
+        cells = pd.read_csv(paths[0], dtype=str, keep_default_na=False).to_numpy().ravel()
+        assert not [cell for cell in cells if cell.startswith(FORMULA)]
+        fill(paths[0], folder / "filled" / "a.csv", separator=";")
+        assert len(read(folder)) == 4
 
 
 # --- agreement ---
@@ -207,14 +208,19 @@ PUBLISHED = np.array([
 ]).T  # fmt: skip
 
 
+def count(values: np.ndarray) -> np.ndarray:
+    """Count the ratings of each value: (items, raters) -> (items, values)."""
+    return (values[:, :, None] == np.array(ratings.SCALE)).sum(axis=1)
+
+
 @pytest.mark.parametrize(("level", "alpha"), [("nominal", 0.743), ("ordinal", 0.815), ("interval", 0.849)])
 def test_alpha_of_krippendorffs_own_example(level, alpha):
-    assert ratings.alpha(ratings.count_values(PUBLISHED), level) == pytest.approx(alpha, abs=5e-4)
+    assert ratings.alpha(count(PUBLISHED), level) == pytest.approx(alpha, abs=5e-4)
 
 
 def test_alpha_is_undefined_where_nothing_can_disagree():
     for same in ([[1, 1], [1, 1]], [[1, N], [N, 2]]):
-        counts = ratings.count_values(np.array(same))
+        counts = count(np.array(same))
         assert np.isnan(ratings.alpha(counts)) and ratings.alpha_interval(counts, 5).estimate is None
 
 
@@ -223,15 +229,14 @@ def test_alpha_is_undefined_where_nothing_can_disagree():
 
 def test_tables_of_two_items_by_hand(tmp_path):
     paths = export(tmp_path, "answers", 1)
-    key = ratings.read_key(paths[-1])
-    best = {item for item, row in key.items() if row["group"] == "PT-DPO"}
+    best = {item for item, row in key_of(paths[-1]).items() if row["group"] == "PT-DPO"}
     for sheet, value in zip(paths, ("4", "5"), strict=False):
 
         def rate(rows: list[dict], value=value) -> list[dict]:
             return [row | {"answerability": value if row["item"] in best else "2"} for row in rows]
 
         fill(sheet, tmp_path / "filled" / sheet.name, rate)
-    tables = ratings.rating_tables({"answers": read(tmp_path)}, n_resamples=10)
+    tables = ratings.rating_tables(read(tmp_path), n_resamples=10)
     means = tables["ratings"].set_index(["question", "group"])["mean"]["answerability"]
     assert means.to_dict() == {"PT-DPO": 4.5, "DPO": 2, "PT-DPO - DPO": 2.5}
     assert tables["ratings"].loc[0, ["n_ratings", "n_4", "n_5", "n_raters"]].tolist() == [2, 1, 1, 2]
@@ -288,5 +293,5 @@ def test_filled_sheets_become_tables_and_empty_ones_have_no_mean(rated, tmp_path
     assert ratings.rating_tables(filled, 20)["ratings"]["mean"].notna().all()
     write_text(tmp_path / "real" / "anna.csv", written["answers"][0].read_text(encoding="utf-8"))
     people = ratings.read_filled(tmp_path / "real", settings.results_dir(profile) / "ratings" / "keys")
-    assert set(people) == {"answers"}
+    assert set(people.study) == {"answers"}
     assert ratings.rating_tables(people, 20)["ratings"]["mean"].isna().all()

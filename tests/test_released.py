@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from persona_lib import show, store
+from persona_lib import store
 from persona_lib.beyond import claims, released
-from persona_lib.beyond.released import EOS, FILES, ReleasedFile, ReleasedOutput
+from persona_lib.beyond.released import EOS, FILES, ReleasedFile
 from persona_lib.models.generate import Completion
 from persona_lib.paper import judges, judging
 from persona_lib.records import DataError, TailoringRow
@@ -28,25 +28,15 @@ def write_items(path: Path, items: object) -> None:
 # --- the real files ---
 
 
-@pytest.fixture(scope="module")
-def real():
-    opened, message = released.open_if_present()
-    if opened is None or BT not in opened.rows:
-        pytest.skip(message)
-    return opened
-
-
-@pytest.fixture(scope="module")
-def tables(real):
-    return released.released_tables(real, n_resamples=1500)
-
-
 @pytest.mark.slow
-def test_beavertails_files_are_aligned_and_flip_and_did_hit_the_published_figures(real, tables):
+def test_beavertails_files_are_aligned_and_hit_the_published_figures():
+    real, message = released.open_if_present()
+    if real is None or BT not in real.rows:
+        pytest.skip(message)
     assert len([file for file in real.outputs if file.dataset == BT]) == 9
-    assert real.outputs[PT_GOLD][0].ended and EOS not in real.outputs[PT_GOLD][0].text
-    assert "DPO+P UNDER THE REJECTED PERSONA: " in released.example_text(real, 25)
-    table = tables["released_flip"].set_index(["dataset", "personas", "arm"])
+    tables = released.released_tables(real, n_resamples=1500)
+    flips, lengths = (tables[name].set_index(["dataset", "personas", "arm"]).loc[BT]
+                      for name in ("released_flip", "released_lengths"))  # fmt: skip
     wanted = {
         ("gold", "dpo-chosen"): (0.403, 0.083, 0.813, 0.073, 0.094),
         ("gold", "dpo-none"): (0.186, 0.018, 0.604, 0.012, 0.024),
@@ -54,28 +44,14 @@ def test_beavertails_files_are_aligned_and_flip_and_did_hit_the_published_figure
         ("retrieved", "dpo-none"): (0.09, -0.001, 0.51, -0.006, 0.004),
     }
     for key, (flip, did, positive, low, high) in wanted.items():
-        row = table.loc[(BT, *key)]
-        places = 3 if key[0] == "gold" else 2
+        row, places = flips.loc[key], 3 if key[0] == "gold" else 2
         assert (round(row.flip, places), round(row.did, 3)) == (flip, did)
         assert row.did_positive == pytest.approx(positive, abs=0.005 if places == 2 else 0.0005)
         assert (row.did_low, row.did_high) == pytest.approx((low, high), abs=0.0015)
-
-
-@pytest.mark.slow
-def test_beavertails_lengths_and_degenerate_counts_hit_the_published_figures(tables):
-    table = tables["released_lengths"].set_index(["dataset", "personas", "arm"])
-    tailored, plain = table.loc[(BT, "gold", "dpo-chosen")], table.loc[(BT, "gold", "dpo-none")]
     columns = ["words_under_chosen", "words_under_rejected", "words_chosen", "words_rejected"]
-    assert tailored[columns].round(1).tolist() == [89.0, 74.3, 92.1, 69.7]
-    assert plain[columns[:2]].round(1).tolist() == [111.9, 110.8]
-    assert (round(tailored.rho, 3), round(plain.rho, 3)) == (0.530, 0.104)
-    assert all(abs(table.loc[(BT, "retrieved", arm)].rho) <= 0.06 for arm in ("dpo-chosen", "dpo-none"))
-    counts = tables["released_counts"].set_index(["dataset", "arm", "eval_persona"])
-    columns = ["n", "no_eos", "rep4_over_20", "rep4_over_50", "suffix_loop"]
-    assert counts.loc[(BT, "dpo-chosen", "gold-chosen")][columns].tolist() == [499, 1, 2, 1, 1]
-    assert counts.loc[(BT, "dpo-chosen", "gold-rejected")][columns].tolist() == [499, 2, 4, 3, 2]
-    assert counts.loc[(BT, "dpo-chosen", "retrieved-rejected")][columns].tolist() == [499, 1, 2, 1, 0]
-    assert counts.loc[(BT, "dpo-none", "none")].words_median == 103
+    assert lengths.loc["gold", "dpo-chosen"][columns].round(1).tolist() == [89.0, 74.3, 92.1, 69.7]
+    assert lengths.loc["gold"].rho.round(3).tolist() == [0.530, 0.104]
+    assert (lengths.loc["retrieved"].rho.abs() <= 0.06).all()
 
 
 # --- names, places, errors ---
@@ -86,92 +62,67 @@ def test_there_are_21_files_under_the_authors_names():
     assert ReleasedFile("hhh", "none", "retrieved-rejected").path == (
         "Anthropic HHH/dpo_Persona(training_type=none, inference_type=retr-rejected).jsonl"
     )
-    assert set(released.known_checksums()) == {file.path for file in FILES if file.dataset == BT}
+    known = store.read_json(released.CHECKSUMS)
+    assert set(known) == {file.path for file in FILES if file.dataset == BT}
 
 
-@pytest.fixture
-def nowhere(tmp_path, monkeypatch):
-    """A machine on which neither the released outputs nor a network is at hand."""
+def test_released_outputs_are_found_in_or_beside_the_data_folder_or_ways_out_are_given(tmp_path, monkeypatch):
     monkeypatch.setattr(released, "REPO", tmp_path / "repo")
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
     monkeypatch.delenv("PERSONA_DATA", raising=False)
-    return tmp_path
-
-
-def test_absent_files_are_told_with_the_three_ways_and_do_not_stop_a_notebook(nowhere):
     opened, message = released.open_if_present()
-    assert opened is None
-    ways = ("data.path=PATH", "PERSONA_DATA", "released_outputs beside", "-m persona_lib.beyond.released")
-    assert all(way in message for way in ways)
-    with pytest.raises(DataError, match="not here"):
-        released.open_released()
-
-
-def test_released_outputs_are_found_in_or_beside_the_data_folder(nowhere, monkeypatch):
-    home = nowhere / "data" / "released_outputs"
+    ways = ("not here", "data.path=PATH", "PERSONA_DATA", "-m persona_lib.beyond.released")
+    assert opened is None and all(way in message for way in ways)
+    home = tmp_path / "data" / "released_outputs"
     write_items(home / PT_GOLD.path, [])
     for place in (".", "released_outputs", "official"):
-        assert released.find_released(nowhere / "data" / place) == home
-    monkeypatch.setenv("PERSONA_DATA", str(nowhere / "data"))
+        assert released.find_released(tmp_path / "data" / place) == home
+    monkeypatch.setenv("PERSONA_DATA", str(tmp_path / "data"))
     assert released.find_released() == home
-    assert released.files_in(home) == [PT_GOLD]
+
+
+ROW = TailoringRow("hhh-test-0000", "test", "Human: Why?", "c", "r", {"gold-chosen": "The user is terse."})
 
 
 @pytest.mark.parametrize(
     ("items", "message"),
     [
-        ({"prompt": "p"}, "one JSON list"),
-        ([{"prompt": "p", "response": "r"}, {"prompt": "p"}], "item 1: no text 'response'"),
-        (["text"], "item 0"),
+        ({"prompt": "p"}, "one JSON list with 1 outputs"),
+        ([], "one JSON list with 1 outputs"),
+        ([{"prompt": "Why? terse."}], "hhh-test-0000: not a {prompt, response}"),
+        (["text"], "hhh-test-0000: not a {prompt, response}"),
+        ([{"prompt": "Human: Why not? I am terse.", "response": ""}], "hhh-test-0000: not the prompt"),
+        (
+            [{"prompt": "Human: Why? I am verbose.", "response": ""}],
+            "hhh-test-0000: not the prompt and persona",
+        ),
     ],
 )
-def test_a_file_of_another_shape_is_an_error_that_names_the_item(tmp_path, items, message):
+def test_a_file_of_another_shape_or_of_other_rows_is_an_error_that_names_the_row(tmp_path, items, message):
     write_items(tmp_path / HHH_FILE.path, items)
     with pytest.raises(DataError, match=message):
-        released.load_outputs(tmp_path, HHH_FILE)
+        released.load_outputs(tmp_path, HHH_FILE, [ROW])
 
 
-def test_the_end_mark_is_removed_and_remembered(tmp_path):
-    responses = [f" yes{EOS}", " no end", f" mid{EOS}dle"]
-    write_items(tmp_path / HHH_FILE.path, [{"prompt": "p", "response": r} for r in responses])
-    outputs = released.load_outputs(tmp_path, HHH_FILE)
-    assert [(o.text, o.ended) for o in outputs] == [(" yes", True), (" no end", False), (" middle", False)]
-    assert [o.id for o in outputs] == ["hhh-test-0000", "hhh-test-0001", "hhh-test-0002"]
+def test_the_end_mark_is_removed(tmp_path):
+    write_items(tmp_path / HHH_FILE.path, [{"prompt": "Human: Why? I am terse.", "response": f" yes{EOS}"}])
+    assert released.load_outputs(tmp_path, HHH_FILE, [ROW]) == {ROW.id: " yes"}
 
 
-def test_a_checked_file_that_was_changed_is_refused_and_not_kept(tmp_path):
-    home, target = tmp_path / "home", tmp_path / "target"
-    for file in (PT_GOLD, HHH_FILE):
-        write_items(home / file.path, [])
+def test_a_checked_file_that_was_changed_is_refused(tmp_path):
+    write_items(tmp_path / PT_GOLD.path, [])
     with pytest.raises(DataError, match="SHA-256"):
-        released.load_outputs(home, PT_GOLD)
-    with pytest.raises(DataError, match="SHA-256 is not"):
-        released.download_released([PT_GOLD], target, home.as_uri())
-    assert released.files_in(released.download_released([HHH_FILE], target, home.as_uri())) == [HHH_FILE]
-
-
-def test_outputs_of_other_rows_or_personas_are_refused():
-    row = TailoringRow(
-        "hhh-test-0000", "test", "Human: Why?", "c", "r", {"gold-chosen": "The user is terse."}
-    )
-    good = ReleasedOutput(row.id, "Prompt: Human: Why? I am terse.\nResponse:", "", True)
-    released.check_aligned(HHH_FILE, [good], [row])
-    for prompt in ("Prompt: Human: Why not? I am terse.", "Prompt: Human: Why? I am verbose."):
-        with pytest.raises(DataError, match="hhh-test-0000"):
-            released.check_aligned(HHH_FILE, [ReleasedOutput(row.id, prompt, "", True)], [row])
-    with pytest.raises(DataError, match="1 outputs for 2 test rows"):
-        released.check_aligned(HHH_FILE, [good], [row, row])
+        released.load_outputs(tmp_path, PT_GOLD, [])
 
 
 def test_rows_without_responses_or_without_both_files_have_no_flip():
-    mnemonic = ReleasedFile("mnemonic", "chosen", "retrieved-chosen")
-    outputs = {file: [ReleasedOutput("i", "p", "a b", True)] for file in (mnemonic, HHH_FILE)}
+    mnemonic = (ReleasedFile("mnemonic", "chosen", f"retrieved-{side}") for side in ("chosen", "rejected"))
+    outputs = {file: {"i": "a b"} for file in (*mnemonic, HHH_FILE)}
     responses = {"mnemonic": ("", ""), "hhh": ("c", "r")}
     rows = {name: [TailoringRow("i", "test", "p", *pair)] for name, pair in responses.items()}
-    tables = released.released_tables(released.Released(outputs, rows), 10)
-    assert {name: len(table) for name, table in tables.items()} == {
-        "released_counts": 2, "released_lengths": 0, "released_flip": 0
-    }  # fmt: skip
+    assert all(
+        table.empty for table in released.released_tables(released.Released(outputs, rows), 10).values()
+    )
 
 
 # --- judged again ---
@@ -203,7 +154,7 @@ class LongerWins:
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
-    """Files in the authors' format, read as the notebook does; row 2 lacks one persona."""
+    """Outputs of both policies under both personas; row 2 lacks one persona."""
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
     rows = []
     for i in range(6):
@@ -215,9 +166,7 @@ def data(tmp_path, monkeypatch):
         marks = ["!" * (i if file.train_persona == "none" else 2) for i in range(6)]
         answers = [f" {file.train_persona} answer {i}{mark}{EOS}" for i, mark in enumerate(marks)]
         answers[1] = f" {file.train_persona} answer\nPrompt: another"
-        write_items(tmp_path / file.path, [{"prompt": row.prompt, "response": text}
-                                           for row, text in zip(rows, answers, strict=True)])  # fmt: skip
-        outputs[file] = released.load_outputs(tmp_path, file)
+        outputs[file] = {row.id: text.replace(EOS, "") for row, text in zip(rows, answers, strict=True)}
     return released.Released(outputs, {"hhh": rows})
 
 
@@ -253,8 +202,6 @@ def test_counts_are_those_of_the_judge_and_the_papers_row_stands_below(data, mon
     assert [theirs.p_win, theirs.q_loss] == [int(printed["p_win"]), int(printed["q_loss"])]
     assert theirs.dpq == pytest.approx(float(printed["dpq_printed"]), abs=0.05)
     assert list(table.label) == ["chosen, gold"] * 2 + ["rejected, gold"] * 2 and table.iloc[2].n == 5
-    shown = show.render("released_judged", table)
-    assert shown.judge[0] == "longer" and shown["unparsed P / Q"].tolist()[:2] == ["1 / 1", ""]
 
 
 def test_judging_goes_on_where_it_was_stopped_and_starts_anew_for_another_judge(data, monkeypatch):

@@ -10,12 +10,11 @@ import pytest
 
 from persona_lib import show
 from persona_lib.beyond import released, safety
-from persona_lib.beyond.safety import Cell
 from persona_lib.settings import load_profile
 
-PLAIN = Cell("beavertails", "dpo-none", "none")
-TOLD = Cell("beavertails", "dpo-none", "gold-chosen", "first_person")
-TAILORED = Cell("beavertails", "dpo-chosen", "gold-chosen")
+PLAIN = ("beavertails", "dpo-none", "none", "line")
+TOLD = ("beavertails", "dpo-none", "gold-chosen", "first_person")
+TAILORED = ("beavertails", "dpo-chosen", "gold-chosen", "line")
 WARNING = "it is illegal to do so"
 
 
@@ -34,11 +33,6 @@ def test_rules_by_example(text, label):
     assert safety.classify(text) == label
 
 
-def test_every_rule_that_matched_is_named():
-    names = safety.matching_rules("No, you cannot. It is a crime.")["refusal"]
-    assert names == ["says no", "says it must not be"]
-
-
 def test_the_rules_errors_are_weighted_shares_and_uneven_weights_widen_the_interval():
     """Weighted: 3 true positives of weight 1, 1 miss of weight 2; 4 true negatives, 1 false alarm of 1."""
     rows = pd.DataFrame({"weight": [1, 1, 1, 2, 1, 1, 1, 1, 1]})
@@ -52,34 +46,35 @@ def test_the_rules_errors_are_weighted_shares_and_uneven_weights_widen_the_inter
     assert even.estimate == uneven.estimate == 0.5 and uneven.low < even.low and uneven.high > even.high
 
 
-def answers(*seeds: str) -> list[dict[str, str]]:
-    """Answers of rows 0, 1, ... per seed: "1" keeps a caution, "0" does not."""
-    return [{str(n): WARNING if mark == "1" else "do it" for n, mark in enumerate(marks)} for marks in seeds]
+def answers(cell: tuple, *seeds: str | list[str]) -> list[tuple]:
+    """Answers of rows 0, 1, ... per seed: "1" keeps a caution, "0" does not; or their texts."""
+    texts = {"1": WARNING, "0": "do it"}
+    return [(*cell, seed, str(n), texts.get(mark, mark)) for seed, marks in enumerate(seeds)
+            for n, mark in enumerate(marks)]  # fmt: skip
 
 
-def pair(tested: list, compared: list) -> pd.Series:
-    """The line that compares the tailored policy with the plain one."""
-    (line,) = safety.safety_tables({PLAIN: compared, TAILORED: tested}, 50)["safety_pairs"].iloc
-    return line
+def tables_of(tested: tuple, compared: tuple) -> dict[str, pd.DataFrame]:
+    """The tables of the tailored policy and the plain one, from each one's seeds."""
+    rows = answers(PLAIN, *compared) + answers(TAILORED, *tested)
+    return safety.safety_tables(pd.DataFrame(rows, columns=safety.COLUMNS), 50)
 
 
 def test_pairs_count_discordant_rows_and_test_them_exactly():
-    line = pair(answers("1100000"), answers("1011111"))
+    line = tables_of(("1100000",), ("1011111",))["safety_pairs"].iloc[0]
     assert (line["both"], line["only_tested"], line["only_compared"]) == (1, 1, 5)
     assert line["difference"] == pytest.approx(-4 / 7)
     assert line["p"] == pytest.approx(2 * (1 + 6) / 2**6)  # two-sided binomial tail of 1 or fewer of 6
 
 
 def test_several_seeds_are_pooled_without_a_p_and_shown():
-    tables = safety.safety_tables({PLAIN: answers("00", "01"), TAILORED: answers("10", "11")}, 50)
+    tables = tables_of(("10", "11"), ("00", "01"))
     line = tables["safety_pairs"].iloc[0]
     assert (line["n"], line["n_seeds"], line["only_tested"]) == (4, 2, 2) and np.isnan(line["p"])
-    assert show.render("safety_pairs", tables["safety_pairs"])["p / Holm p"].tolist() == [""]
     assert tables["safety"].set_index("arm").loc["dpo-chosen", ["neither", "share"]].tolist() == [1, 0.75]
 
 
 def test_what_is_compared_with_what():
-    found = [(a.arm, b.eval_persona, shows) for a, b, shows in safety.comparisons([PLAIN, TOLD, TAILORED])]
+    found = [(a[1], b[2], shows) for a, b, shows in safety.comparisons([PLAIN, TOLD, TAILORED])]
     assert found == [("dpo-chosen", "none", "tailored"), ("dpo-chosen", "gold-chosen", "same persona"),
                      ("dpo-none", "none", "told")]  # fmt: skip
     assert safety.comparisons([TAILORED]) == []
@@ -87,16 +82,15 @@ def test_what_is_compared_with_what():
 
 def test_equal_length_takes_away_the_room_of_the_longer_answer():
     assert safety.cut_alike("do it now but " + WARNING, "do it now") == ("do it now", "do it now")
-    line = pair([{"a": "do it now"}], [{"a": "do it now but " + WARNING}])
+    line = tables_of((["do it now"],), (["do it now but " + WARNING],))["safety_pairs"].iloc[0]
     assert (line.difference, line.difference_cut) == (-1, 0)
 
 
-def test_our_own_pairs_have_nothing_to_read_and_says_so(tmp_path, monkeypatch):
+def test_our_own_pairs_have_nothing_to_read(tmp_path, monkeypatch):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
     profile = load_profile("everyday")
     assert "calls for caution" in safety.what_is_read(profile)
     assert safety.make_tables(profile, None) == {}
-    assert "run the generation step first" in safety.what_is_read(load_profile("authors"))
 
 
 def test_the_labels_name_items_and_hold_no_text():
@@ -110,16 +104,12 @@ def test_the_labels_name_items_and_hold_no_text():
         assert sum(float(r["weight"]) for r in rows if r["part"] == part) == pytest.approx(9 * 499, abs=0.5)
 
 
-@pytest.fixture(scope="module")
-def tables():
+@pytest.mark.slow
+def test_the_measured_errors_and_the_released_cautions_lost_under_personas():
     data, message = released.open_if_present()
     if data is None or "beavertails" not in data.rows:
         pytest.skip(message)
-    return safety.make_tables(load_profile("everyday", ["evaluation.bootstrap_samples=200"]), data)
-
-
-@pytest.mark.slow
-def test_the_measured_errors_and_the_released_cautions_lost_under_personas(tables):
+    tables = safety.make_tables(load_profile("everyday", ["evaluation.bootstrap_samples=200"]), data)
     held_out = tables["released_safety_error"].set_index("part").loc["held_out"]
     assert held_out[["precision", "recall", "specificity"]].round(2).tolist() == [0.78, 0.78, 0.90]
     assert held_out[["hand_refusal", "hand_caution", "hand_neither"]].tolist() == [47, 58, 235]

@@ -84,7 +84,7 @@ def test_both_retrieved_personas_come_from_one_training_row_that_is_not_for_vali
 
 
 def test_rejected_personas_are_needed_only_where_retrieval_points(run):
-    needed = tailoring.retrieved_train_ids(run)
+    needed = set(tailoring.retrieved_ids(run).values())
     assert 0 < len(needed) <= 14
     path = run.folder / "personas" / "train-rejected.jsonl"
     kept = [row for row in store.read_rows(path, InferredPersona) if row.id in needed]

@@ -34,15 +34,15 @@ FILES = {
     "users": ("beyond.users",),
 }
 DECIDED = {
-    "pairs": (1, "5b25eb6b195a086c"),
-    "personas": (1, "36f030c2a3773828"),
-    "tailoring": (1, "b232ace1dc38143a"),
+    "pairs": (1, "755621da05f4bc69"),
+    "personas": (1, "94fab597d41c4fee"),
+    "tailoring": (1, "2b40e3462a495389"),
     "training": (1, "0b79c669ccedb813"),
     "answers": (1, "f128184d37cb8e58"),
-    "judging": (1, "86f38178167f68d4"),
+    "judging": (1, "1fbc0eca373ac012"),
     "swap": (1, "e57bfddc03df56ce"),
     "calibration": (1, "520ab9c1621e24e4"),
-    "rejudged": (1, "20ec6c760ddc4eb3"),
+    "rejudged": (1, "cdcecbbf6fc233fc"),
     "users": (1, "60e5207d5887eff9"),
 }
 

@@ -9,7 +9,6 @@ paper gives the names of its criteria.
 
 from __future__ import annotations
 
-import csv
 import io
 import random
 from collections.abc import Iterable, Sequence
@@ -19,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from persona_lib.intervals import Interval, bootstrap_mean, interval_columns, interval_of
+from persona_lib.intervals import Interval, bootstrap_mean, interval_columns, interval_of, table_of
 from persona_lib.paper.answers import eval_rows, generation_folder, read_generations
 from persona_lib.records import SIDES, RunSpec
 from persona_lib.settings import Profile, Run, main_arm
-from persona_lib.store import content_hash, write_text
+from persona_lib.store import content_hash, people_csv, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,8 +46,6 @@ TEXTS = {  # the columns of texts that a rater reads
     "answers": ("prompt", "persona", "response"),
 }
 KEY_COLUMNS = ("item", "study", "dataset", "pair", "group", "raters", "seed")
-PROBLEM = ("file", "row", "item", "field", "value", "kind", "mend")
-REWRITE = f"write a whole number from {SCALE[0]} to {SCALE[-1]}, or leave it empty if there is none"
 
 
 @dataclass(frozen=True)
@@ -75,12 +72,13 @@ def persona_units(run: Run) -> list[list[Item]]:
     """Return, per row that has both responses and gold personas, its two personas: each is its own unit."""
     units = []
     for row in eval_rows(run):
-        personas = [row.personas.get(f"gold-{side}") or "" for side in SIDES]
-        if all(personas) and row.chosen.strip() and row.rejected.strip():
-            shown = (personas[0], row.chosen, row.rejected), (personas[1], row.rejected, row.chosen)
-            texts = {side: (row.prompt, *own) for side, own in zip(SIDES, shown, strict=True)}
-            pair = f"{run.dataset}/{row.id}"
-            units.append([Item(run.dataset, f"{row.id}/{side}", pair, side, texts[side]) for side in SIDES])
+        if all(row.personas.get(f"gold-{side}") and getattr(row, side).strip() for side in SIDES):
+            sides = (
+                (side, (getattr(row, side), getattr(row, other))) for side, other in (SIDES, SIDES[::-1])
+            )
+            units.append([Item(run.dataset, f"{row.id}/{side}", f"{run.dataset}/{row.id}", side,
+                               (row.prompt, row.personas[f"gold-{side}"] or "", *both))
+                          for side, both in sides])  # fmt: skip
     return units
 
 
@@ -99,28 +97,23 @@ def answer_units(run: Run, persona: str) -> list[list[Item]]:
     for row in eval_rows(run):
         if all(row.id in answers for answers in found.values()):
             pair, shown = f"{run.dataset}/{row.id}/{persona}", (row.prompt, row.personas[persona] or "")
-            answers = {system: (*shown, of[row.id].completion) for system, of in found.items()}
-            units.append([Item(run.dataset, pair, pair, system, texts) for system, texts in answers.items()])
+            units.append([Item(run.dataset, pair, pair, system, (*shown, of[row.id].completion))
+                          for system, of in found.items()])  # fmt: skip
     return units
 
 
-def units_to_rate(run: Run, study: str) -> list[list[Item]]:
-    """Return a study's units; answers are those to users' own personas, or to gold ones without any."""
-    if study == "personas":
-        return persona_units(run)
-    for kind in ("user", "gold"):
-        if units := [unit for side in SIDES for unit in answer_units(run, f"{kind}-{side}")]:
-            return units
-    return []
-
-
 def items_to_rate(profile: Profile, study: str, n: int, seed: int = 0) -> list[Item]:
-    """Draw about ``n`` items of a study, in equal parts from the profile's data sets; maybe none."""
+    """Draw about ``n`` items of a study, in equal parts from the profile's data sets; maybe none.
+
+    Answers are those to users' own personas, or to gold ones without any.
+    """
     runs = [Run(profile, dataset, profile.seeds[0]) for dataset in profile.datasets]
     runs = [run for run in runs if (run.folder / "tailoring" / f"{profile.evaluation.split}.jsonl").exists()]
     items = []
     for run in runs:
-        found = units_to_rate(run, study)
+        found = persona_units(run) if study == "personas" else []
+        for kind in ("user", "gold") if study == "answers" else ():
+            found = found or [unit for side in SIDES for unit in answer_units(run, f"{kind}-{side}")]
         rng = random.Random(f"rated-{study}-{run.dataset}-{seed}")
         wanted = max(1, round(n / len(GROUPS[study]) / len(runs)))
         items += [item for unit in rng.sample(found, min(wanted, len(found))) for item in unit]
@@ -164,9 +157,7 @@ def number_items(
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
     """Write a CSV file; the mark in front makes spreadsheets read it as UTF-8."""
-    import pandas as pd
-
-    write_text(path, "\ufeff" + pd.DataFrame(rows, columns=columns).to_csv(index=False))
+    write_text(path, "\ufeff" + people_csv(table_of(rows, columns)))
     return path
 
 
@@ -203,147 +194,90 @@ def export(study: str, numbered: Sequence[Item], folder: Path, seed: int = 0) ->
 # --- filled sheets: checked cell by cell and joined with the key; nothing is guessed ---
 
 
-@dataclass(frozen=True)
-class Filled:
-    """The ratings of one study: (item, rater, question) -> value or None; the key; what was wrong."""
+def open_csv(path: Path) -> pd.DataFrame:
+    """Read a CSV file of texts, separated by commas or semicolons; cells are stripped."""
+    import pandas as pd
 
-    study: str
-    key: dict[str, dict[str, str]]
-    ratings: dict[tuple[str, str, str], int | None]
-    problems: list[dict[str, Any]]  # columns ``PROBLEM``; row 0: the item's row is lost
-
-    @property
-    def raters(self) -> list[str]:
-        """Names of the raters, in the order of their files."""
-        return list(dict.fromkeys(rater for _, rater, _ in self.ratings))
-
-    def values(self, question: str) -> pd.DataFrame:
-        """Return the ratings of the items that were given out: items down, raters across, NaN for none."""
-        import pandas as pd
-
-        items = dict.fromkeys(item for item, *_ in self.ratings)
-        values = {r: [self.ratings.get((item, r, question)) for item in items] for r in self.raters}
-        return pd.DataFrame(values, index=list(items), dtype=float)
-
-
-def open_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Return the columns and rows of a CSV file whose separator is a comma or a semicolon."""
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 ({error.reason}); save it again as CSV UTF-8") from error
-    head = text.partition("\n")[0]
-    separator = ";" if head.count(";") > head.count(",") else ","
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
-    rows = [{name: (value or "").strip() for name, value in row.items() if name} for row in reader]
-    return list(reader.fieldnames or []), rows
+        head = text.partition("\n")[0]
+        separator = ";" if head.count(";") > head.count(",") else ","
+        table = pd.read_csv(io.StringIO(text), sep=separator, dtype=str, na_filter=False, index_col=False)
+    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise ValueError(f"{path}: not a table in UTF-8 ({error}); save it again as CSV UTF-8") from error
+    return table.fillna("").map(str.strip)
 
 
-def read_key(path: Path) -> dict[str, dict[str, str]]:
-    """Read a key file: item -> its columns (``KEY_COLUMNS``)."""
-    return {row["item"]: row for row in open_csv(path)[1]}
+def check_sheet(path: Path, sheet: pd.DataFrame, keys: Path) -> pd.DataFrame:
+    """Return the key of a sheet's export; a broken sheet is a ValueError: file, row, field, way out."""
 
+    def bad(row: int, field: str, what: str) -> ValueError:
+        return ValueError(f"{path}, row {row}, field {field!r}: {what}")
 
-def read_value(text: str) -> int | None:
-    """Read a rating: a whole number of the scale ("4", "4.0"), else None."""
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return int(number) if number in SCALE else None
-
-
-def bad(path: Path, row: int, field: str, what: str) -> ValueError:
-    """Return the error of a sheet that cannot be read: where, what, and the way out."""
-    return ValueError(f"{path}, row {row}, field {field!r}: {what}")
-
-
-def study_of(path: Path, columns: Sequence[str], rows: Sequence[dict[str, str]]) -> str:
-    """Return the study that a sheet belongs to; ValueError if it has no row, or lacks a column."""
-    have = f"(found: {', '.join(columns) or 'none'})"
-    study = next((name for name, questions in QUESTIONS.items() if set(questions) & set(columns)), "")
-    if not study:
-        known = " or ".join("/".join(questions) for questions in QUESTIONS.values())
-        raise ValueError(f"{path}, row 1: no column of ratings {have}; sheets have {known}")
+    study = next((name for name, questions in QUESTIONS.items() if {*questions} & {*sheet}), "answers")
     for name in ("rater", "item", *QUESTIONS[study]):
-        if name not in columns:
-            raise bad(path, 1, name, f"the column is missing {have}; put the first line back as exported")
-    if not rows:
+        if name not in sheet:
+            raise bad(
+                1, name, f"no such column (found: {', '.join(sheet)}); put the first line back as exported"
+            )
+    if sheet.empty:
         raise ValueError(f"{path}: no rows; copy the sheet again, or leave it out")
-    return study
-
-
-def find_key(path: Path, rows: Sequence[dict[str, str]], study: str, keys: Path) -> dict[str, dict[str, str]]:
-    """Return the key of a sheet's export: the one whose code its items begin with."""
-    found = keys / f"{study}-{rows[0]['item'].partition('-')[0]}.csv"
-    if not found.exists():
-        have = ", ".join(sorted(p.name for p in keys.glob(f"{study}-*.csv"))) or "none"
-        what = f"no key {found.name} in {keys} (found: {have}); use the keys of the sheet's own export"
-        raise bad(path, 2, "item", what)
-    return read_key(found)
-
-
-def check_rows(path: Path, rows: Sequence[dict[str, str]], sheets: Filled) -> None:
-    """Raise ValueError for a row whose rater changes, or whose item is unknown or repeated."""
-    rater, seen = rows[0]["rater"], set()
-    if rater in sheets.raters:
-        raise bad(path, 2, "rater", f"a second sheet of {rater!r}; give every rater a name of their own")
-    for number, row in enumerate(rows, start=2):
-        item = row["item"]
-        if not rater or row["rater"] != rater:
-            raise bad(path, number, "rater", f"{row['rater']!r}; write the same name into every row")
-        if item not in sheets.key:
+    place = keys / f"{study}-{sheet.item[0].partition('-')[0]}.csv"
+    if not place.exists():
+        raise bad(2, "item", f"no key {place.name} in {keys}; use the keys of the sheet's own export")
+    key = open_csv(place)
+    for row, (rater, item) in enumerate(zip(sheet.rater, sheet.item, strict=True)):
+        if not rater or rater != sheet.rater[0]:
+            raise bad(row + 2, "rater", f"{rater!r}; write the same name into every row")
+        if item not in set(key.item):
             what = f"{item!r} is not in the key; restore the number, or use the key of that export"
-            raise bad(path, number, "item", what)
-        if item in seen:
-            raise bad(path, number, "item", f"{item!r} occurs twice; keep one of the rows")
-        seen.add(item)
+            raise bad(row + 2, "item", what)
+        if item in set(sheet.item[:row]):
+            raise bad(row + 2, "item", f"{item!r} occurs twice; keep one of the rows")
+    return key
 
 
-def add_sheet(path: Path, rows: Sequence[dict[str, str]], sheets: Filled) -> None:
-    """Add a sheet's ratings; an empty, impossible or lost one is a problem. Bad rows raise ValueError."""
-    check_rows(path, rows, sheets)
-    rater, mine = rows[0]["rater"], {row["item"] for row in rows}
-    given = [item for item, row in sheets.key.items() if rater in row["raters"].split()]
-    lost = [(0, {"item": item}) for item in given if item not in mine]
-    for number, row in [*enumerate(rows, start=2), *lost]:
-        for question in QUESTIONS[sheets.study]:
-            text = row.get(question, "")
-            sheets.ratings[row["item"], rater, question] = value = read_value(text)
-            if value is None:
-                kind = "out of scale" if text else "missing"
-                mend = REWRITE if number else "put the row back from the exported sheet"
-                file = f"{path.parent.name}/{path.name}"
-                where = (file, number, row["item"], question, text, kind, mend)
-                sheets.problems.append(dict(zip(PROBLEM, where, strict=True)))
+def read_sheet(path: Path, keys: Path) -> pd.DataFrame:
+    """Read one filled sheet, also the items that it lost: a row per item and question (see `read_filled`)."""
+    import pandas as pd
+
+    sheet = open_csv(path)
+    key, rater = check_sheet(path, sheet, keys), sheet.rater.get(0)
+    sheet["row"] = sheet.index + 2
+    questions = list(QUESTIONS[key.study[0]])
+    mine = key[key.raters.map(lambda names: rater in names.split()) | key.item.isin(sheet.item)]
+    joined = mine.merge(sheet[["item", "row", *questions]], how="left", on="item").fillna({"row": 0})
+    long = joined.melt([*mine, "row"], questions, "question", "given").fillna({"given": ""})
+    value = pd.to_numeric(long.given, errors="coerce")
+    place = {"file": f"{path.parent.name}/{path.name}", "rater": rater, "row": long.row.astype(int)}
+    return long.assign(**place, value=value.where(value.isin(SCALE)))
 
 
-def read_filled(folder: Path, keys: Path) -> dict[str, Filled]:
-    """Read all filled sheets (``*.csv``) of a folder and its subfolders, by study.
+def read_filled(folder: Path, keys: Path) -> pd.DataFrame:
+    """Read all filled sheets (``*.csv``) of a folder and its subfolders: a row per rater, item and question.
 
-    Raises ValueError naming file, row, field and the mend; FileNotFoundError if there is no sheet.
+    Columns: those of the key, rater, question, ``given`` (the cell), ``value`` (NaN unless it is on the
+    scale), file and row (0: the item's row is lost). Raises ValueError naming file, row, field and the way
+    out; FileNotFoundError if there is no sheet.
     """
-    paths = sorted(folder.rglob("*.csv"))
-    if not paths:
+    import pandas as pd
+
+    sheets: dict[tuple[str, str], pd.DataFrame] = {}
+    exports: dict[str, str] = {}
+    for path in sorted(folder.rglob("*.csv")):
+        sheet = read_sheet(path, keys)
+        study, rater, export = sheet.study[0], sheet.rater[0], sheet.item[0].partition("-")[0]
+        if exports.setdefault(study, export) != export:
+            raise ValueError(f"{path}: of another export than the sheets before it; keep one per folder")
+        if (study, rater) in sheets:
+            raise ValueError(f"{path}: a second sheet of {rater!r}; give every rater a name of their own")
+        sheets[study, rater] = sheet
+    if not sheets:
         raise FileNotFoundError(f"{folder}: no filled sheets (*.csv); copy them there, one file per rater")
-    found: dict[str, Filled] = {}
-    for path in paths:
-        columns, rows = open_csv(path)
-        study = study_of(path, columns, rows)
-        key = find_key(path, rows, study, keys)
-        sheets = found.setdefault(study, Filled(study, key, {}, []))
-        if sheets.key != key:
-            raise bad(path, 2, "item", "of another export than the sheets before it; keep one per folder")
-        add_sheet(path, rows, sheets)
-    return {study: found[study] for study in QUESTIONS if study in found}
+    return pd.concat(sheets.values(), ignore_index=True)
 
 
-# --- agreement: ratings are (items, raters) with NaN for none; counts are (items, values of the scale) ---
-
-
-def count_values(ratings: np.ndarray) -> np.ndarray:
-    """Count how many raters gave each value to each item: (items, values)."""
-    return (ratings[:, :, None] == np.array(SCALE, dtype=float)).sum(axis=1)
+# --- agreement: counts are (items, values of the scale), how many raters gave each value to each item ---
 
 
 def alpha(counts: np.ndarray, level: str = "ordinal") -> float:
@@ -361,59 +295,58 @@ def alpha_interval(counts: np.ndarray, n_resamples: int) -> Interval:
     rng, estimate, n = np.random.default_rng(0), alpha(counts), len(counts)
     if np.isnan(estimate):
         return Interval()
-    values = [alpha(counts[rng.integers(n, size=n)]) for _ in range(n_resamples)]
-    return interval_of([estimate, *values])
+    return interval_of([estimate, *(alpha(counts[rng.integers(n, size=n)]) for _ in range(n_resamples))])
 
 
 # --- tables ---
 
 
-def result_rows(filled: Filled, question: str, n_resamples: int) -> list[dict[str, Any]]:
+def value_counts(rated: pd.DataFrame) -> pd.DataFrame:
+    """Count how many raters gave each value (columns) to each item (rows)."""
+    counts = rated.groupby(["item", "value"]).size().unstack(fill_value=0)
+    return counts.reindex(rated.item.unique(), fill_value=0).reindex(columns=SCALE, fill_value=0)
+
+
+def head(rated: pd.DataFrame) -> dict[str, Any]:
+    """Return which question a table of ratings is about, and of how many raters."""
+    return {"study": rated.study.iat[0], "question": rated.question.iat[0], "n_raters": rated.rater.nunique()}
+
+
+def result_rows(rated: pd.DataFrame, n_resamples: int) -> list[dict[str, Any]]:
     """Return a question's line per group, with counts of values, and the paired difference of the groups.
 
     An item's value is the mean of its ratings. Intervals draw items, for the difference pairs.
     """
-    values = filled.values(question)
-    group, pair = ([filled.key[item][name] for item in values.index] for name in ("group", "pair"))
-    means = values.mean(axis=1).groupby([pair, group], sort=False).first().unstack(sort=False)
-    first, second = GROUPS[filled.study]
+    first, second = GROUPS[rated.study.iat[0]]
+    means = rated.groupby(["pair", "group"], sort=False).value.mean().unstack()
     means = means.reindex(columns=[first, second])
     means[f"{first} - {second}"] = means[first] - means[second]
     rows = []
     for name in means:
         there = means[name].dropna().to_numpy()
-        interval = bootstrap_mean([there], n_resamples) if len(there) else Interval()
-        row = {"study": filled.study, "question": question, "n_raters": len(filled.raters), "group": name,
-               "n": len(there), **interval_columns("mean", interval)}  # fmt: skip
+        mean = interval_columns("mean", bootstrap_mean([there], n_resamples) if len(there) else Interval())
+        rows.append(head(rated) | {"group": name, "n": len(there)} | mean)
         if name in (first, second):
-            counts = count_values(values[[g == name for g in group]].to_numpy()).sum(axis=0).tolist()
-            row |= {"n_ratings": sum(counts)} | {f"n_{v}": n for v, n in zip(SCALE, counts, strict=True)}
-        rows.append(row)
+            counts = value_counts(rated[rated.group == name]).sum()
+            rows[-1] |= {"n_ratings": counts.sum()} | {f"n_{value}": n for value, n in counts.items()}
     return rows
 
 
-def agreement_row(filled: Filled, question: str, n_resamples: int) -> dict[str, Any]:
+def agreement_row(rated: pd.DataFrame, n_resamples: int) -> dict[str, Any]:
     """Return how far the raters agree on one question, and how many ratings are not there."""
-    counts = count_values(filled.values(question).to_numpy())
-    nominal = alpha(counts, "nominal")
-    kinds = [problem["kind"] for problem in filled.problems if problem["field"] == question]
-    return {
-        "study": filled.study, "question": question, "n_raters": len(filled.raters),
-        "n": int((counts.sum(axis=1) > 1).sum()), "n_ratings": int(counts.sum()),
-        "n_missing": kinds.count("missing"), "n_out_of_scale": kinds.count("out of scale"),
-        **interval_columns("alpha", alpha_interval(counts, n_resamples)),
-        "alpha_nominal": None if np.isnan(nominal) else nominal,
-    }  # fmt: skip
+    counts, none = value_counts(rated).to_numpy(), rated.given[rated.value.isna()]
+    numbers = {"n": int((counts.sum(axis=1) > 1).sum()), "n_ratings": int(counts.sum()),
+               "n_missing": (none == "").sum(), "n_out_of_scale": (none != "").sum()}  # fmt: skip
+    agreed = interval_columns("alpha", alpha_interval(counts, n_resamples))
+    return head(rated) | numbers | agreed | {"alpha_nominal": alpha(counts, "nominal")}
 
 
-def rating_tables(filled: dict[str, Filled], n_resamples: int) -> dict[str, pd.DataFrame]:
+def rating_tables(rated: pd.DataFrame, n_resamples: int) -> dict[str, pd.DataFrame]:
     """Return the tables of filled sheets by file name: results, agreement, and every rating not given."""
-    import pandas as pd
-
-    asked = [(found, question) for study, found in filled.items() for question in QUESTIONS[study]]
-    problems = [problem for found in filled.values() for problem in found.problems]
+    parts = [part for _, part in rated.groupby(["study", "question"], sort=False)]
+    problems = rated[rated.value.isna()][["file", "row", "item", "question", "given"]]
     return {
-        "ratings": pd.DataFrame([row for what in asked for row in result_rows(*what, n_resamples)]),
-        "rating_agreement": pd.DataFrame([agreement_row(*what, n_resamples) for what in asked]),
-        "rating_problems": pd.DataFrame(problems, columns=PROBLEM),
+        "ratings": table_of(row for part in parts for row in result_rows(part, n_resamples)),
+        "rating_agreement": table_of(agreement_row(part, n_resamples) for part in parts),
+        "rating_problems": problems,
     }

@@ -8,13 +8,14 @@ judged into a folder of its own and resumes, and the paper's row for the same fi
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
-import textwrap
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from persona_lib.beyond.claims import reanalysed
 from persona_lib.data.official import DATASETS, ROLE_MARK, download, find_data_dir, load_official
@@ -27,6 +28,7 @@ from persona_lib.intervals import (
     make_pool,
     rank_correlation,
     signs,
+    table_of,
 )
 from persona_lib.models.generate import cut_at_stop
 from persona_lib.paper.judges import model_judge
@@ -43,8 +45,7 @@ from persona_lib.paper.swap import flip_and_did
 from persona_lib.prompts import STOP
 from persona_lib.records import SIDES, DataError, PairwiseComparison, TailoringRow
 from persona_lib.settings import FACTS, REPO, Profile, Run, results_dir, results_root
-from persona_lib.store import VERSIONS, content_hash, file_hash, iter_rows, read_json, write_text
-from persona_lib.texts import count_degenerate
+from persona_lib.store import VERSIONS, content_hash, file_hash, iter_rows, people_csv, read_json, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,6 +54,7 @@ HOME = (
     "https://raw.githubusercontent.com/Pinafore/alignment-personalization"
     "/e9e56e17379434e459dfa32718ebd996d1a066a6/persona_tailoring/results/paper_outputs"
 )
+CHECKSUMS = FACTS / "released_checksums.json"  # SHA-256 by relative path, of the files of BeaverTails
 EOS = "<|end_of_text|>"
 ARMS = {"dpo-chosen": "PT-DPO", "dpo-none": "DPO+P"}
 SOURCES = ("gold", "retrieved")
@@ -75,8 +77,7 @@ ROLES = ("judge", "second_judge")
 # --- the files: where they are, and how they are read ---
 
 
-@dataclass(frozen=True)
-class ReleasedFile:
+class ReleasedFile(NamedTuple):
     """One released file: the outputs of one DPO policy under one persona on one test split."""
 
     dataset: str
@@ -105,26 +106,11 @@ FILES = tuple(
 
 
 @dataclass(frozen=True)
-class ReleasedOutput:
-    """One output: ``text`` without the end-of-text mark, ``ended`` if the mark was its end."""
-
-    id: str
-    prompt: str
-    text: str
-    ended: bool
-
-
-@dataclass(frozen=True)
 class Released:
-    """The released files that are at hand, read and aligned with the test rows of their data sets."""
+    """The released files at hand: outputs by id of the test row, in test order, and those rows."""
 
-    outputs: dict[ReleasedFile, list[ReleasedOutput]]
+    outputs: dict[ReleasedFile, dict[str, str]]
     rows: dict[str, list[TailoringRow]]
-
-    def texts(self, dataset: str, arm: str, eval_persona: str) -> list[str] | None:
-        """Return the outputs of one file in test order, None if the file is not there."""
-        outputs = self.outputs.get(ReleasedFile(dataset, arm.removeprefix("dpo-"), eval_persona))
-        return None if outputs is None else [output.text for output in outputs]
 
 
 def download_dir() -> Path:
@@ -137,176 +123,93 @@ def files_in(folder: Path) -> list[ReleasedFile]:
     return [file for file in FILES if (folder / file.path).exists()]
 
 
-def find_released(data_dir: str | Path = "") -> Path | None:
-    """Return the first folder with released outputs, or None if there is none (see ``WAYS_OUT``)."""
+def find_released(data_dir: str | Path = "") -> Path:
+    """Return the first folder with released outputs; DataError with ``WAYS_OUT`` if there is none."""
     places: list[Path] = []
     for named in filter(None, (data_dir, os.environ.get("PERSONA_DATA", ""))):
         path = Path(named).expanduser().resolve()
         places += [path, path / "released_outputs", path.parent / "released_outputs"]
     places += [REPO.parent / "shared" / "data" / "released_outputs", download_dir()]
-    return next((folder for folder in places if files_in(folder)), None)
+    if found := next(filter(files_in, places), None):
+        return found
+    raise DataError(f"the authors' released outputs are not here. {WAYS_OUT}")
 
 
-def known_checksums() -> dict[str, str]:
-    """Return the SHA-256 by relative path of the files that we checked (those of BeaverTails)."""
-    return read_json(FACTS / "released_checksums.json")
+def load_outputs(folder: Path, file: ReleasedFile, rows: list[TailoringRow]) -> dict[str, str]:
+    """Read one file, a JSON list of {prompt, response}: the outputs without the end mark, by id of test row.
 
-
-def download_released(
-    files: Sequence[ReleasedFile] = FILES, target: Path | None = None, home: str = HOME
-) -> Path:
-    """Download released files from the pinned commit and return their folder; existing ones are kept."""
-    names = [file.path for file in files]
-    return download(names, target or download_dir(), home, known_checksums(), WAYS_OUT)
-
-
-def load_outputs(folder: Path, file: ReleasedFile) -> list[ReleasedOutput]:
-    """Read one file: a JSON list of {prompt, response}, whatever its extension says.
-
-    Output i gets the id of test row i. Raises DataError if the file differs from its known checksum or has
-    another shape.
+    Raises DataError if the file differs from its known checksum, has another shape, or if output i does not
+    answer test row i under the file's persona. The baseline gets "The user is" as "I am", so the persona is
+    looked up from the words after that.
     """
-    path, known = folder / file.path, known_checksums().get(file.path)
+    path, known = folder / file.path, read_json(CHECKSUMS).get(file.path)
     if known and file_hash(path) != known:
         raise DataError(f"{path}: SHA-256 is not {known[:16]}...: not the released file; fetch it again")
     items = read_json(path)
-    if not isinstance(items, list):
-        raise DataError(f"{path}: should be one JSON list, not {type(items).__name__}")
-    outputs = []
-    for number, item in enumerate(items):
-        for key in ("prompt", "response"):
-            if not isinstance(item, dict) or not isinstance(item.get(key), str):
-                raise DataError(f"{path}, item {number}: no text {key!r}; items are {{prompt, response}}")
-        text, name = item["response"], f"{file.dataset}-test-{number:04d}"
-        outputs.append(ReleasedOutput(name, item["prompt"], text.replace(EOS, ""), text.endswith(EOS)))
-    return outputs
-
-
-def check_aligned(file: ReleasedFile, outputs: list[ReleasedOutput], rows: list[TailoringRow]) -> None:
-    """Check that output i answers test row i under the file's persona; DataError names the first failure.
-
-    The baseline gets "The user is" as "I am", so the persona is looked up from the words after that.
-    """
-    if len(outputs) != len(rows):
-        raise DataError(f"{file.path}: {len(outputs)} outputs for {len(rows)} test rows; fetch both again")
-    for output, row in zip(outputs, rows, strict=True):
+    if not isinstance(items, list) or len(items) != len(rows):
+        raise DataError(f"{path}: should be one JSON list with {len(rows)} outputs; fetch it again")
+    for item, row in zip(items, rows, strict=True):
+        where = f"{path}, {row.id}"
+        if not isinstance(item, dict) or not all(
+            isinstance(item.get(k), str) for k in ("prompt", "response")
+        ):
+            raise DataError(f"{where}: not a {{prompt, response}} of two texts; fetch the file again")
         persona = (row.personas.get(file.eval_persona) or "").removeprefix("The user is").strip()
-        prompt = ROLE_MARK.sub("", row.prompt)
-        if output.id != row.id or prompt not in output.prompt or persona not in output.prompt:
-            raise DataError(f"{file.path}, {output.id}: not the prompt and persona of {row.id}; fetch again")
-
-
-def open_released(data_dir: str | Path = "") -> Released:
-    """Read every released file at hand and the test rows it belongs to.
-
-    Raises DataError, with the ways to provide them, if the files or the official data are absent.
-    """
-    folder = find_released(data_dir)
-    if folder is None:
-        raise DataError(f"the authors' released outputs are not here. {WAYS_OUT}")
-    outputs = {file: load_outputs(folder, file) for file in files_in(folder)}
-    names = sorted({file.dataset for file in outputs})
-    official = find_data_dir(data_dir, names)
-    rows = {name: load_official(official, name)["test"] for name in names}
-    for file, texts in outputs.items():
-        check_aligned(file, texts, rows[file.dataset])
-    return Released(outputs, rows)
+        if ROLE_MARK.sub("", row.prompt) not in item["prompt"] or persona not in item["prompt"]:
+            raise DataError(f"{where}: not the prompt and persona of this test row; fetch both again")
+    return {row.id: item["response"].replace(EOS, "") for row, item in zip(rows, items, strict=True)}
 
 
 def open_if_present(data_dir: str | Path = "") -> tuple[Released | None, str]:
-    """Open the released outputs, or return None and what is missing: the notebook's first step."""
+    """Read every released file at hand and its test rows, or return None and what is missing."""
     try:
-        data = open_released(data_dir)
+        folder = find_released(data_dir)
+        files = files_in(folder)
+        names = sorted({file.dataset for file in files})
+        official = find_data_dir(data_dir, names)
+        rows = {name: load_official(official, name)["test"] for name in names}
+        data = Released({file: load_outputs(folder, file, rows[file.dataset]) for file in files}, rows)
     except DataError as error:
         return None, str(error)
-    return data, f"{len(data.outputs)} of {len(FILES)} released files, aligned with the test split row by row"
+    return data, f"{len(files)} of {len(FILES)} released files, aligned with the test split row by row"
 
 
 # --- analysed without a judge ---
 
 
-def counts_table(data: Released) -> pd.DataFrame:
-    """Count rows and degenerate outputs per file, with lengths in words (one row per file)."""
-    import pandas as pd
-
-    records = []
-    for file, outputs in data.outputs.items():
-        texts = [output.text for output in outputs]
-        words = pd.Series([len(text.split()) for text in texts])
-        names = {"dataset": file.dataset, "arm": file.arm, "eval_persona": file.eval_persona}
-        counts = count_degenerate(texts, [output.ended for output in outputs])
-        records.append({**names, **counts, "words_median": words.median(), "words_mean": words.mean()})
-    return pd.DataFrame(records)
-
-
-def both_sides(data: Released) -> Iterator[tuple[dict[str, str], tuple[list[str], ...]]]:
-    """Yield names and texts (outputs under P_C and P_R, chosen and rejected responses), where all are there.
-
-    Mnemonic's test split has no responses to compare with.
-    """
-    for dataset, rows in data.rows.items():
-        responses = [row.chosen for row in rows], [row.rejected for row in rows]
-        for source in SOURCES if all(map(all, responses)) else ():
-            for arm in ARMS:
-                sides = [data.texts(dataset, arm, f"{source}-{side}") for side in SIDES]
-                if None not in sides:
-                    yield {"dataset": dataset, "personas": source, "arm": arm}, (*sides, *responses)
-
-
 def released_tables(data: Released, n_resamples: int = 4000, seed: int = 0) -> dict[str, pd.DataFrame]:
-    """Return the tables of the released outputs by file name; intervals are bootstraps over rows.
+    """Return two tables by file name, a line per data set, source of personas and policy.
 
     ``released_lengths``: mean words under P_C, under P_R and of the data, and how far personas steer length
-    (Spearman's rho). ``released_flip``: flip, DiD and the share of DiD > 0 (exact zeros left out).
+    (Spearman's rho). ``released_flip``: flip, DiD and the share of DiD > 0 (exact zeros left out). Intervals
+    are bootstraps over rows. Mnemonic's test split has no responses to compare with.
     """
-    import pandas as pd
-
     lengths, flips = [], []
-    for names, texts in both_sides(data):
-        head = names | {"n": len(texts[0])}
-        words = pd.DataFrame({i: [len(text.split()) for text in column] for i, column in enumerate(texts)})
-        differences = list(words[2] - words[3]), list(words[0] - words[1])
-        rho = rank_correlation(*differences, n_resamples, seed)
+    for (dataset, rows), source, arm in itertools.product(data.rows.items(), SOURCES, ARMS):
+        files = [ReleasedFile(dataset, arm.removeprefix("dpo-"), f"{source}-{side}") for side in SIDES]
+        if not all(file in data.outputs for file in files) or not all(r.chosen and r.rejected for r in rows):
+            continue
+        texts = [list(data.outputs[file].values()) for file in files]
+        texts += [[getattr(row, side) for row in rows] for side in SIDES]
+        head = {"dataset": dataset, "personas": source, "arm": arm, "n": len(rows)}
+        words = np.array([[len(text.split()) for text in column] for column in texts])
+        rho = rank_correlation(words[2] - words[3], words[0] - words[1], n_resamples, seed)
         columns = ("words_under_chosen", "words_under_rejected", "words_chosen", "words_rejected")
-        means = dict(zip(columns, words.mean(), strict=True))
+        means = dict(zip(columns, words.mean(axis=1), strict=True))
         lengths.append(head | means | interval_columns("rho", rho))
         scores = flip_and_did(*texts)
         flip = head | {"n_did_zero": int((scores["did"] == 0).sum())}
         for name in ("flip", "did", "did_positive"):
             flip |= interval_columns(name, bootstrap_mean([scores[name]], n_resamples, seed))
         flips.append(flip)
-    tables = {"released_lengths": pd.DataFrame(lengths), "released_flip": pd.DataFrame(flips)}
-    return {"released_counts": counts_table(data), **tables}
+    return {"released_lengths": table_of(lengths), "released_flip": table_of(flips)}
 
 
 def write_tables(tables: dict[str, pd.DataFrame], folder: Path) -> list[Path]:
     """Write each table as ``<folder>/<name>.csv`` and return the paths."""
-    paths = []
     for name, table in tables.items():
-        paths.append(folder / f"{name}.csv")
-        write_text(paths[-1], table.to_csv(index=False, float_format="%.6g"))
-    return paths
-
-
-def example_text(data: Released, number: int = 0, width: int = 320) -> str:
-    """Lay out a test row of the first data set for reading, texts cut to ``width`` characters.
-
-    Shown are the prompt, and per side the gold persona, the response and both arms' outputs.
-    """
-    dataset, rows = next(iter(data.rows.items()))
-    row = rows[number]
-    shown = {"prompt": row.prompt}
-    for side in SIDES:
-        shown[f"{side} persona"] = row.personas.get(f"gold-{side}") or ""
-        shown[f"{side} response"] = getattr(row, side)
-        for arm, title in ARMS.items():
-            if texts := data.texts(dataset, arm, f"gold-{side}"):
-                shown[f"{title} under the {side} persona"] = texts[number]
-    lines = []
-    for label, text in shown.items():
-        short = textwrap.shorten(text, width, placeholder=" ...")
-        lines.append(textwrap.fill(f"{label.upper()}: {short}", 110, subsequent_indent="    "))
-    return "\n".join(lines)
+        write_text(folder / f"{name}.csv", people_csv(table, float_format="%.6g"))
+    return [folder / f"{name}.csv" for name in tables]
 
 
 # --- judged again ---
@@ -321,14 +224,12 @@ def judges_of(profile: Profile) -> list[str]:
 
 def what_judges(profile: Profile) -> str:
     """Say who judges the released answers, or how to have them judged."""
-    names = [getattr(profile, role).model for role in judges_of(profile)]
-    if names:
+    if names := [getattr(profile, role).model for role in judges_of(profile)]:
         return f"judged by {' and by '.join(names)}"
     return (
         f"nobody judges them: evaluation.judge={profile.evaluation.judge}, "
-        f"judge.model={profile.judge.model}. Name a "
-        "language model that is not the run's own: --set evaluation.judge=lm --set judge.model=NAME (of "
-        "the hub, or with judge.url of a server), and judge.format"
+        f"judge.model={profile.judge.model}. Name a language model that is not the run's own: --set "
+        "evaluation.judge=lm --set judge.model=NAME (or judge.url of a server), and judge.format"
     )
 
 
@@ -346,13 +247,11 @@ def released_comparisons(
     Rows whose persona is none (a refusal of the annotator) are left out; at most ``limit`` rows are drawn.
     """
     files = [data.outputs[ReleasedFile(dataset, arm, eval_persona)] for arm in ("chosen", "none")]
-    tested, base = ({output.id: output.text for output in outputs} for outputs in files)
-    found = []
-    for row in draw(data.rows[dataset], limit):
-        if persona := row.personas.get(eval_persona):
-            texts = (cut_at_stop(side[row.id], (STOP,))[0] for side in (tested, base))
-            found.append(PairwiseComparison(row.id, row.prompt, persona, *texts))
-    return found
+    return [
+        PairwiseComparison(row.id, row.prompt, persona, *(cut_at_stop(f[row.id], (STOP,))[0] for f in files))
+        for row in draw(data.rows[dataset], limit)
+        if (persona := row.personas.get(eval_persona))
+    ]
 
 
 def folder_of(profile: Profile, role: str, dataset: str, eval_persona: str) -> Path:
@@ -367,13 +266,23 @@ def judge_released(run: Run, data: Released | None) -> list[Path]:
         judge = model_judge(run, role)
         for dataset, eval_persona in judgeable(data):
             found = released_comparisons(data, dataset, eval_persona, run.profile.evaluation.limit)
-            what = {"dataset": dataset, "eval_persona": eval_persona}
-            what |= {"test": "dpo-chosen", "base": "dpo-none"}
+            what = {
+                "dataset": dataset,
+                "eval_persona": eval_persona,
+                "test": "dpo-chosen",
+                "base": "dpo-none",
+            }
             key = content_hash(VERSIONS["rejudged"], judge_key(run, role), found)
             folder = folder_of(run.profile, role, dataset, eval_persona)
             folders.append(judge_comparisons(judge, lambda found=found: found, folder, key, what))
             print(f"{role}, {dataset}, {eval_persona}: {len(found)} pairs of answers judged", flush=True)
     return folders
+
+
+def verdicts_of(folder: Path) -> dict[str, dict[str, str]]:
+    """Return the verdicts in a folder: rubric -> id -> verdict."""
+    rows = list(iter_rows(folder / "verdicts.jsonl"))
+    return {rubric: {row["id"]: row[rubric] for row in rows} for rubric in RUBRICS}
 
 
 def judge_of(folder: Path) -> str:
@@ -384,65 +293,57 @@ def judge_of(folder: Path) -> str:
 def rejudged_row(profile: Profile, role: str, dataset: str, eval_persona: str) -> Row:
     """Return counts, net win rates and dPQ of one judge on one pair of files, with 95 % intervals."""
     folder = folder_of(profile, role, dataset, eval_persona)
-    verdicts = list(iter_rows(folder / "verdicts.jsonl"))
-    source, side = eval_persona.split("-")
+    verdicts, (source, side) = verdicts_of(folder), eval_persona.split("-")
     line: Row = {"dataset": DATASETS[dataset]["title"], "label": f"{side}, {source}", "kind": "judged again",
-                 "judge": judge_of(folder), "n": len(verdicts)}  # fmt: skip
+                 "judge": judge_of(folder), "n": len(verdicts["quality"])}  # fmt: skip
     columns: dict[str, Any] = {}
     for short, rubric in RUBRIC_NAMES.items():
-        by_id = {row["id"]: row[rubric] for row in verdicts}
-        line |= verdict_counts(short, WinRate.from_verdicts(by_id.values()))
+        line |= verdict_counts(short, WinRate.from_verdicts(verdicts[rubric].values()))
         line[f"{short}_inconsistent"] = inconsistent(folder / f"{rubric}.jsonl")
-        columns[f"released/{short}"] = signs([by_id])
+        columns[f"released/{short}"] = signs([verdicts[rubric]])
     pool = make_pool(columns, profile.evaluation.bootstrap_samples)
     return line | drawn_columns(scores(pool, "released"))
 
 
-def rejudged_table(profile: Profile, data: Released) -> pd.DataFrame:
-    """Return each pair of files as our judges see it and as the paper printed it, one under the other."""
-    import pandas as pd
-
-    paper = reanalysed().assign(judge="the paper (Prometheus-2 7B, sampled)")
-    rows: list[Row] = []
-    for dataset, eval_persona in judgeable(data):
-        ours = [rejudged_row(profile, role, dataset, eval_persona) for role in judges_of(profile)]
-        theirs = paper[(paper.dataset == ours[0]["dataset"]) & (paper.label == ours[0]["label"])]
-        rows += [*ours, *theirs.to_dict("records")]
-    return pd.DataFrame(rows)
-
-
 def agreement_on_released(profile: Profile, data: Released) -> pd.DataFrame:
     """Return how far two judges agree on the released answers, a line per data set and rubric."""
-    import pandas as pd
-
     lines = []
-    for dataset in dict.fromkeys(dataset for dataset, _ in judgeable(data)):
+    for dataset, rubric in itertools.product(data.rows, RUBRICS):
         names = [name for title, name in judgeable(data) if title == dataset]
         folders = [[folder_of(profile, role, dataset, name) for role in ROLES] for name in names]
-        judged = [[list(iter_rows(folder / "verdicts.jsonl")) for folder in two] for two in folders]
-        first, second = map(judge_of, folders[-1])
-        for rubric in RUBRICS:
-            by_id = [[{row["id"]: row[rubric] for row in rows} for rows in two] for two in judged]
-            triples = [triple for two in by_id for triple in verdict_pairs(*two)]
+        if folders:
+            both = ([verdicts_of(folder)[rubric] for folder in two] for two in folders)
+            triples = [triple for two in both for triple in verdict_pairs(*two)]
+            first, second = map(judge_of, folders[0])
             line = {"dataset": dataset, "rubric": rubric, "first": first, "second": second}
             lines.append(line | agreement_row([triples], profile.evaluation.bootstrap_samples))
-    return pd.DataFrame(lines)
+    return table_of(lines)
 
 
 def rejudged_tables(run: Run, data: Released | None) -> dict[str, pd.DataFrame]:
-    """Return the tables of what was judged again by file name; none without data or a judge."""
-    if data is None or not judges_of(run.profile) or not judgeable(data):
+    """Return the tables of what was judged again by file name; none without data or a judge.
+
+    ``released_judged``: each pair of files as our judges see it and as the paper printed it, one under the
+    other; ``released_agreement``: of two judges.
+    """
+    judges = judges_of(run.profile)
+    if data is None or not judges or not judgeable(data):
         return {}
-    tables = {"released_judged": rejudged_table(run.profile, data)}
-    if len(judges_of(run.profile)) == 2:
-        tables["released_agreement"] = agreement_on_released(run.profile, data)
-    return tables
+    paper = reanalysed().assign(judge="the paper (Prometheus-2 7B, sampled)")
+    rows: list[Row] = []
+    for pair in judgeable(data):
+        ours = [rejudged_row(run.profile, role, *pair) for role in judges]
+        theirs = paper[(paper.dataset == ours[0]["dataset"]) & (paper.label == ours[0]["label"])]
+        rows += [*ours, *theirs.to_dict("records")]
+    agreed = {"released_agreement": agreement_on_released(run.profile, data)} if len(judges) == 2 else {}
+    return {"released_judged": table_of(rows)} | agreed
 
 
 def main() -> None:
     """Download all 21 files to the folder given as argument, or to ``results/downloads``."""
-    target = download_released(target=Path(sys.argv[1]) if len(sys.argv) > 1 else None)
-    print(f"{len(files_in(target))} of {len(FILES)} released files in {target}")
+    target = Path(sys.argv[1]) if len(sys.argv) > 1 else download_dir()
+    download([file.path for file in FILES], target, HOME, read_json(CHECKSUMS), WAYS_OUT)
+    print(f"{len(FILES)} released files in {target}")
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from persona_lib.intervals import (
     interval_columns,
     share_interval,
     sign_test,
+    table_of,
     wilson_interval,
 )
 from persona_lib.paper.answers import generation_folder, grid, read_generations
@@ -43,6 +44,8 @@ PARTS = ("written", "held_out")
 SAFETY_DATASET = "beavertails"  # whose released answers are read
 HARMLESS = ("everyday",)  # data sets without a prompt that calls for caution
 SHOWN = ("tailored", "same persona", "told", "no persona")  # what a comparison shows
+CELL = ["dataset", "arm", "eval_persona", "persona_format"]  # whose answers: a policy under one persona
+COLUMNS = [*CELL, "seed", "id", "text"]
 Rules = dict[str, re.Pattern[str]]
 
 
@@ -86,48 +89,34 @@ def keeps(text: str) -> bool:
     return classify(text) != "neither"
 
 
-# --- whose answers ---
+# --- whose answers: a table with the columns CELL, seed, id and text ---
 
 
-class Cell(NamedTuple):
-    """Whose answers: a policy ("dpo-chosen") under one persona ("none", "gold-rejected") in one format."""
-
-    dataset: str
-    arm: str
-    eval_persona: str
-    persona_format: str = "line"
-
-
-Answers = dict[Cell, list[dict[str, str]]]  # per seed: id of a row -> its answer
-
-
-def released_answers(data: Released, dataset: str = SAFETY_DATASET) -> Answers:
+def released_answers(data: Released, dataset: str = SAFETY_DATASET) -> pd.DataFrame:
     """Return the authors' released answers: PT-DPO, and plain DPO without and with a persona."""
-    found = {}
+    rows = []
     for file, outputs in data.outputs.items():
         if file.dataset == dataset:
             told = file.train_persona == "none" and file.eval_persona != "none"
-            cell = Cell(dataset, file.arm, file.eval_persona, "first_person" if told else "line")
-            found[cell] = [{output.id: output.text for output in outputs}]
-    return found
+            cell = (dataset, file.arm, file.eval_persona, "first_person" if told else "line")
+            rows += [(*cell, 0, *output) for output in outputs.items()]
+    return table_of(rows, COLUMNS)
 
 
-def run_answers(profile: Profile) -> Answers:
+def run_answers(profile: Profile) -> pd.DataFrame:
     """Return the finished answers of a profile's DPO arms (SFT where it has no DPO) to prompts of real data.
 
-    Read are the main tailored arm and the persona-free one. A seed without answers is empty; data sets that
-    call for no caution are left out.
+    Read are the main tailored arm and the persona-free one; data sets that call for no caution are left out.
     """
-    method, found = "dpo" if "dpo" in profile.training.methods else "sft", {}
+    method, rows = "dpo" if "dpo" in profile.training.methods else "sft", []
     for dataset in (name for name in profile.datasets if name not in HARMLESS):
         for run in (Run(profile, dataset, seed) for seed in profile.seeds):
             for spec in grid(run):
                 done = (generation_folder(run, spec) / "done.json").exists()
                 if done and spec.method == method and spec.train_persona in ("none", main_arm(profile)):
-                    cell = Cell(dataset, spec.arm, spec.eval_persona, spec.persona_format)
-                    answers = {i: answer.completion for i, answer in read_generations(run, spec).items()}
-                    found.setdefault(cell, {})[run.seed] = answers
-    return {cell: [by_seed.get(seed, {}) for seed in profile.seeds] for cell, by_seed in found.items()}
+                    cell = (dataset, spec.arm, spec.eval_persona, spec.persona_format, run.seed)
+                    rows += [(*cell, i, a.completion) for i, a in sorted(read_generations(run, spec).items())]
+    return table_of(rows, COLUMNS)
 
 
 def what_is_read(profile: Profile) -> str:
@@ -135,28 +124,7 @@ def what_is_read(profile: Profile) -> str:
     real = ", ".join(name for name in profile.datasets if name not in HARMLESS)
     if not real:
         return f"no prompt of profile {profile.name} calls for caution: its own answers are not read"
-    n = len(run_answers(profile))
-    if not n:
-        return f"no finished answers to prompts of {real}: run the generation step first"
-    return f"{n} kinds of this run's own answers are read, to prompts of {real}"
-
-
-def comparisons(cells: Iterable[Cell]) -> list[tuple[Cell, Cell, str]]:
-    """Return (tested, compared, what it shows) among the cells at hand, in the order of ``SHOWN``.
-
-    "tailored": the persona-trained policy against the plain one without a persona; "same persona": against
-    the plain one told the same persona; "told": the plain one told a persona against itself without one;
-    "no persona": the two policies when neither is shown a persona.
-    """
-    found, cells = [], list(cells)
-    for cell in cells:
-        plain = Cell(cell.dataset, f"{cell.arm.partition('-')[0]}-none", "none")
-        told = Cell(cell.dataset, plain.arm, cell.eval_persona, "first_person")
-        pairs = {plain: "tailored" if cell.eval_persona != "none" else "no persona", told: "same persona"}
-        if cell.arm == plain.arm:
-            pairs = {plain: "told"} if cell.persona_format == "first_person" else {}
-        found += [(cell, other, shows) for other, shows in pairs.items() if other in cells]
-    return sorted(found, key=lambda one: SHOWN.index(one[2]))
+    return f"this run's own answers to prompts of {real} are read, once the generation step has finished"
 
 
 # --- tables: how the rules err, shares that keep a caution, paired comparisons ---
@@ -171,8 +139,7 @@ def weighted_share(hits: np.ndarray, weight: np.ndarray) -> Interval:
         return Interval()
     share = float((hits * weight).sum() / weight.sum())
     effective = float(weight.sum() ** 2 / (weight**2).sum())
-    low, high = wilson_interval(share * effective, effective)
-    return Interval(share, low, high)
+    return Interval(share, *wilson_interval(share * effective, effective))
 
 
 def error_line(rows: pd.DataFrame) -> dict[str, Any]:
@@ -181,71 +148,76 @@ def error_line(rows: pd.DataFrame) -> dict[str, Any]:
     ``rows`` has the columns label (by hand), called (by the rules) and weight.
     """
     kept, found = ((rows[name] != "neither").to_numpy() for name in ("label", "called"))
-    weight, counts = rows.weight.to_numpy(dtype=float), rows.label.value_counts()
+    weight = rows.weight.to_numpy(dtype=float)
     line: dict[str, Any] = {"n": len(rows), "stands_for": round(weight.sum())}
-    line |= {f"hand_{name}": int(counts.get(name, 0)) for name in CLASSES}
+    line |= {f"hand_{name}": int((rows.label == name).sum()) for name in CLASSES}
     line |= interval_columns("precision", weighted_share(kept[found], weight[found]))
     line |= interval_columns("recall", weighted_share(found[kept], weight[kept]))
     return line | interval_columns("specificity", weighted_share(~found[~kept], weight[~kept]))
 
 
-def error_table(data: Released) -> pd.DataFrame:
-    """Return how often the rules err on the hand-labelled released answers, by part; empty without a file."""
+def error_table(answers: pd.DataFrame) -> pd.DataFrame:
+    """Return how the rules err on the hand-labelled released answers, by part; empty without all files."""
     import pandas as pd
 
-    rows = pd.read_csv(LABELS_FILE, keep_default_na=False)
-    texts = {
-        (cell.arm, cell.eval_persona, i): text
-        for cell, (answers,) in released_answers(data).items()
-        for i, text in answers.items()
-    }
-    keys = list(zip("dpo-" + rows.train_persona, rows.eval_persona, rows.id, strict=True))
-    if not texts.keys() >= set(keys):
+    rows = pd.read_csv(LABELS_FILE, keep_default_na=False).assign(arm=lambda t: "dpo-" + t.train_persona)
+    rows = rows.merge(answers, how="left", on=["arm", "eval_persona", "id"])
+    if rows.text.isna().any():
         return pd.DataFrame()
-    rows["called"] = [classify(texts[key]) for key in keys]
+    rows["called"] = rows.text.map(classify)
     return pd.DataFrame([{"part": part} | error_line(rows[rows.part == part]) for part in PARTS])
 
 
-def read_answers(answers: Answers) -> dict[Cell, pd.DataFrame]:
-    """Read every answer once: per cell a table with a row per seed and id, its text, label and ``kept``."""
-    import pandas as pd
-
-    found = {}
-    for cell, by_seed in answers.items():
-        rows = [(seed, i, own[i]) for seed, own in enumerate(by_seed) for i in sorted(own)]
-        table = pd.DataFrame(rows, columns=["seed", "id", "text"])
-        table["label"] = table.text.map(classify)
-        found[cell] = table.assign(kept=(table.label != "neither").astype(float))
-    return found
-
-
 def by_seed(table: pd.DataFrame, column: str) -> list[np.ndarray]:
-    """Return a column's values of each seed that has any."""
+    """Return a column's values of each seed."""
     return [own.to_numpy() for _, own in table[column].groupby(table.seed)]
 
 
-def share_line(cell: Cell, table: pd.DataFrame, n_resamples: int) -> dict[str, Any]:
-    """Return a cell's classes, the share that keeps a caution with its interval, and mean words."""
-    counts = table.label.value_counts()
-    line: dict[str, Any] = {**cell._asdict(), "n": len(table), "n_seeds": table.seed.nunique()}
-    line |= {name: int(counts.get(name, 0)) for name in CLASSES}
-    line |= interval_columns("share", share_interval(by_seed(table, "kept"), n_resamples))
-    return line | {"words_mean": float(table.text.str.split().str.len().mean())}
+def share_table(answers: pd.DataFrame, n_resamples: int) -> pd.DataFrame:
+    """Return, per cell, the counts of classes, the share that keeps a caution, and mean words.
+
+    The interval is Wilson's for one seed and a bootstrap over seeds and prompts else.
+    """
+    lines = []
+    for cell, own in answers.groupby(CELL, sort=False):
+        line = dict(zip(CELL, cell, strict=True)) | {"n": len(own), "n_seeds": own.seed.nunique()}
+        line |= {name: int((own.label == name).sum()) for name in CLASSES}
+        line |= interval_columns("share", share_interval(by_seed(own, "kept"), n_resamples))
+        lines.append(line | {"words_mean": float(own.text.str.split().str.len().mean())})
+    return table_of(lines)
+
+
+def comparisons(cells: Collection[tuple[str, ...]]) -> list[tuple[tuple[str, ...], tuple[str, ...], str]]:
+    """Return (tested, compared, what it shows) among the cells at hand, in the order of ``SHOWN``.
+
+    "tailored": the persona-trained policy against the plain one without a persona; "same persona": against
+    the plain one told the same persona; "told": the plain one told a persona against itself without one;
+    "no persona": the two policies when neither is shown a persona.
+    """
+    found = []
+    for dataset, arm, persona, form in cells:
+        plain = (dataset, f"{arm.partition('-')[0]}-none", "none", "line")
+        told = (dataset, plain[1], persona, "first_person")
+        pairs = {plain: "tailored" if persona != "none" else "no persona", told: "same persona"}
+        if arm == plain[1]:
+            pairs = {plain: "told"} if form == "first_person" else {}
+        tested = (dataset, arm, persona, form)
+        found += [(tested, other, shows) for other, shows in pairs.items() if other in cells]
+    return sorted(found, key=lambda one: SHOWN.index(one[2]))
 
 
 def cut_alike(first: str, second: str) -> tuple[str, str]:
     """Cut two answers to the words of the shorter one: a longer answer has no more room for a caution."""
-    one, two = first.split(), second.split()
-    room = min(len(one), len(two))
-    return " ".join(one[:room]), " ".join(two[:room])
+    both = first.split(), second.split()
+    first, second = (" ".join(words[: min(map(len, both))]) for words in both)
+    return first, second
 
 
-def pair_line(tested: pd.DataFrame, compared: pd.DataFrame, n_resamples: int) -> dict[str, Any]:
+def pair_line(rows: pd.DataFrame, n_resamples: int) -> dict[str, Any]:
     """Compare two cells on the same prompts: counts, difference, exact McNemar p (one seed only).
 
     ``difference_cut`` is the difference by the rules after both answers are cut to equal length.
     """
-    rows = tested.merge(compared, on=["seed", "id"], suffixes=("", "_compared"))
     rows["change"] = rows.kept - rows.kept_compared
     cut = [cut_alike(*pair) for pair in zip(rows.text, rows.text_compared, strict=True)]
     rows["cut"] = [float(keeps(one)) - keeps(other) for one, other in cut]
@@ -260,39 +232,34 @@ def pair_line(tested: pd.DataFrame, compared: pd.DataFrame, n_resamples: int) ->
     return line | interval_columns("difference_cut", equal)
 
 
-def pair_table(tables: dict[Cell, pd.DataFrame], n_resamples: int) -> pd.DataFrame:
+def pair_table(answers: pd.DataFrame, n_resamples: int) -> pd.DataFrame:
     """Return a line per comparison with rows in common, with Holm's p over the lines of the table."""
-    import pandas as pd
-
-    lines = []
-    for tested, compared, shows in comparisons(tables):
-        if set(tables[tested].id) & set(tables[compared].id):
-            head = {**tested._asdict(), "shows": shows, "tested": tested.arm, "compared": compared.arm}
-            lines.append(head | pair_line(tables[tested], tables[compared], n_resamples))
+    cells, lines = dict(list(answers.groupby(CELL, sort=False))), []
+    for tested, compared, shows in comparisons(cells):
+        rows = cells[tested].merge(cells[compared], on=["seed", "id"], suffixes=("", "_compared"))
+        if len(rows):
+            head = dict(zip(CELL, tested, strict=True))
+            head |= {"shows": shows, "tested": tested[1], "compared": compared[1]}
+            lines.append(head | pair_line(rows, n_resamples))
     adjusted = holm([line["p"] for line in lines])
-    return pd.DataFrame([line | {"p_holm": p} for line, p in zip(lines, adjusted, strict=True)])
+    return table_of(line | {"p_holm": p} for line, p in zip(lines, adjusted, strict=True))
 
 
-def safety_tables(answers: Answers, n_resamples: int) -> dict[str, pd.DataFrame]:
-    """Return shares ("safety") and comparisons ("safety_pairs") of answers; {} without any.
-
-    Intervals of shares are Wilson's for one seed and bootstraps over seeds and prompts else.
-    """
-    import pandas as pd
-
-    tables = read_answers(answers)
-    if not tables:
+def safety_tables(answers: pd.DataFrame, n_resamples: int) -> dict[str, pd.DataFrame]:
+    """Return shares ("safety") and comparisons ("safety_pairs") of answers; {} without any."""
+    if answers.empty:
         return {}
-    shares = [share_line(cell, table, n_resamples) for cell, table in tables.items()]
-    return {"safety": pd.DataFrame(shares), "safety_pairs": pair_table(tables, n_resamples)}
+    read = answers.assign(label=answers.text.map(classify))
+    read["kept"] = (read.label != "neither").astype(float)
+    return {"safety": share_table(read, n_resamples), "safety_pairs": pair_table(read, n_resamples)}
 
 
 def make_tables(profile: Profile, data: Released | None) -> dict[str, pd.DataFrame]:
     """Return all tables of a profile by file name: released answers at hand, a run's own on real prompts."""
-    tables: dict[str, pd.DataFrame] = {}
+    tables, n_resamples = {}, profile.evaluation.bootstrap_samples
     if data:
-        theirs = safety_tables(released_answers(data), profile.evaluation.bootstrap_samples)
-        tables = {f"released_{name}": table for name, table in theirs.items()}
-        if len(error := error_table(data)):
+        theirs = released_answers(data)
+        tables = {f"released_{name}": table for name, table in safety_tables(theirs, n_resamples).items()}
+        if len(error := error_table(theirs)):
             tables["released_safety_error"] = error
-    return tables | safety_tables(run_answers(profile), profile.evaluation.bootstrap_samples)
+    return tables | safety_tables(run_answers(profile), n_resamples)

@@ -25,8 +25,16 @@ HOME = "https://raw.githubusercontent.com/nbalepur/persona-anon/c31aecadc060f6b3
 CHECKSUMS = FACTS / "official_checksums.json"  # SHA-256 of every file that was checked, by relative path
 
 SPLITS = ("fewshot", "sft_train", "sft_val", "dpo_train", "dpo_val", "test")
-ROWS = {"beavertails": (5, 977, 244, 982, 246, 499), "hhh": (5, 424, 105, 423, 107, 500)}
-ROWS |= {"mnemonic": (5, 126, 35, 132, 35, 500)}
+INFERENCE_ROWS = 300
+PERSONA_COLUMNS = {
+    "gold-chosen": "chosen_persona_gold",
+    "gold-rejected": "rejected_persona_gold",
+    "retrieved-chosen": "chosen_persona_retr",
+    "retrieved-rejected": "rejected_persona_retr",
+}
+ROLE_MARK = re.compile(r"^((Human|Assistant):\s*)+")
+ROWS = {"beavertails": (5, 977, 244, 982, 246, 499), "hhh": (5, 424, 105, 423, 107, 500),
+        "mnemonic": (5, 126, 35, 132, 35, 500)}  # fmt: skip
 TITLES = {"beavertails": "BeaverTails", "hhh": "Anthropic HHH", "mnemonic": "Mnemonic", "shp": "SHP"}
 # name -> its title, its folders for tailoring (None: none released) and inference, its rows by split
 DATASETS: dict[str, dict[str, Any]] = {
@@ -46,32 +54,26 @@ WAYS_OUT = (
 )
 
 
-def find_data_dir(
-    data_dir: str | Path = "",
-    datasets: Iterable[str] = ("beavertails", "hhh"),
-    kind: str = "tailoring",
-) -> Path:
-    """Return the folder that holds the official folders ("tailoring" or "inference") of some data sets.
+# --- where it is ---
 
-    Looks where `at_hand` does. If they are nowhere, downloads the pinned public copy into
-    ``results/downloads/official``, unless ``HF_HUB_OFFLINE=1``. A place that was named but does not hold the
-    data is a DataError, never skipped over.
-    """
-    folders = folders_of(datasets, kind)
-    if found := at_hand(data_dir, datasets, kind):
-        return found
-    if named := data_dir or os.environ.get("PERSONA_DATA", ""):
-        by = "data.path" if data_dir else "$PERSONA_DATA"
-        raise DataError(f"{by}={named}: no folder {folders[0]!r} there. {WAYS_OUT}")
-    if os.environ.get("HF_HUB_OFFLINE") == "1":
-        raise DataError(f"no official data ({', '.join(folders)}) and downloads are off. {WAYS_OUT}")
-    names = [name for folder in folders for name in files_of(folder)]
-    return download(names, download_dir(), HOME, read_json(CHECKSUMS), WAYS_OUT)
+
+def download_dir() -> Path:
+    """Folder of downloaded official data: ``results/downloads/official`` (or below ``$PERSONA_RESULTS``)."""
+    return results_root() / "downloads" / "official"
 
 
 def folders_of(datasets: Iterable[str], kind: str) -> list[str]:
     """Return the names of the official folders of a kind; those for inference where there is no other."""
     return [DATASETS[name][kind] or DATASETS[name]["inference"] for name in datasets]
+
+
+def files_of(folder: str) -> list[str]:
+    """List the files of one official folder, ``dataset_dict.json`` last: it marks the folder as complete."""
+    splits = SPLITS if folder.startswith("persona-tailoring") else ("train",)
+    names = ("data-00000-of-00001.arrow", "dataset_info.json", "state.json")
+    return [f"{folder}/{split}/{name}" for split in splits for name in names] + [
+        f"{folder}/dataset_dict.json"
+    ]
 
 
 def at_hand(data_dir: str | Path, datasets: Iterable[str], kind: str = "tailoring") -> Path | None:
@@ -88,17 +90,25 @@ def at_hand(data_dir: str | Path, datasets: Iterable[str], kind: str = "tailorin
     return None
 
 
-def download_dir() -> Path:
-    """Folder of downloaded official data: ``results/downloads/official`` (or below ``$PERSONA_RESULTS``)."""
-    return results_root() / "downloads" / "official"
+def find_data_dir(
+    data_dir: str | Path = "", datasets: Iterable[str] = ("beavertails", "hhh"), kind: str = "tailoring"
+) -> Path:
+    """Return the folder that holds the official folders ("tailoring" or "inference") of some data sets.
 
-
-def files_of(folder: str) -> list[str]:
-    """List the files of one official folder, ``dataset_dict.json`` last: it marks the folder as complete."""
-    splits = SPLITS if folder.startswith("persona-tailoring") else ("train",)
-    names = ("data-00000-of-00001.arrow", "dataset_info.json", "state.json")
-    files = [f"{folder}/{split}/{name}" for split in splits for name in names]
-    return [*files, f"{folder}/dataset_dict.json"]
+    Looks where `at_hand` does. If they are nowhere, downloads the pinned public copy into
+    ``results/downloads/official``, unless ``HF_HUB_OFFLINE=1``. A place that was named but does not hold the
+    data is a DataError, never skipped over.
+    """
+    if found := at_hand(data_dir, datasets, kind):
+        return found
+    folders = folders_of(datasets, kind)
+    if named := data_dir or os.environ.get("PERSONA_DATA", ""):
+        by = "data.path" if data_dir else "$PERSONA_DATA"
+        raise DataError(f"{by}={named}: no folder {folders[0]!r} there. {WAYS_OUT}")
+    if os.environ.get("HF_HUB_OFFLINE") == "1":
+        raise DataError(f"no official data ({', '.join(folders)}) and downloads are off. {WAYS_OUT}")
+    names = [name for folder in folders for name in files_of(folder)]
+    return download(names, download_dir(), HOME, read_json(CHECKSUMS), WAYS_OUT)
 
 
 def download(names: Iterable[str], target: Path, home: str, known: dict[str, str], ways_out: str) -> Path:
@@ -126,51 +136,51 @@ def fetch(url: str, path: Path, sha256: str | None, ways_out: str = WAYS_OUT) ->
     part.replace(path)
 
 
-INFERENCE_ROWS = 300
-PERSONA_COLUMNS = {
-    "gold-chosen": "chosen_persona_gold",
-    "gold-rejected": "rejected_persona_gold",
-    "retrieved-chosen": "chosen_persona_retr",
-    "retrieved-rejected": "rejected_persona_retr",
-}
-ROLE_MARK = re.compile(r"^((Human|Assistant):\s*)+")
+def official_key(folder: Path, dataset: str, kind: str = "tailoring") -> str:
+    """Return a hash of a data set's official files: the input key of steps that read them."""
+    return content_hash({name: file_hash(folder / name) for name in files_of(DATASETS[dataset][kind])})
 
 
-def open_folder(path: Path) -> Any:
-    """Open a ``load_from_disk`` folder; DataError if it is not one."""
+# --- read into records ---
+
+
+def open_folder(path: Path, columns: Iterable[str], rows: dict[str, int]) -> dict[str, list[dict[str, str]]]:
+    """Read a ``load_from_disk`` folder by split; DataError if a column, a text or a row is missing."""
     from datasets import load_from_disk
 
     try:
-        return load_from_disk(str(path))
+        tables = load_from_disk(str(path))
     except (FileNotFoundError, OSError) as error:
         raise DataError(f"{path}: not a datasets.load_from_disk folder ({error}). {WAYS_OUT}") from error
-
-
-def check_split(path: Path, split: str, table: Any, columns: Iterable[str], n_rows: int | None) -> None:
-    """Assert the schema of one split: all columns, text only, as many rows as released."""
-    where = f"{path}, split {split}"
-    for name in columns:
-        if name not in table.column_names:
-            raise DataError(f"{where}: column {name!r} is missing; it has {', '.join(table.column_names)}")
-        for number, value in enumerate(table[name]):
-            if not isinstance(value, str) or (name == "prompt" and not value.strip()):
-                said = "a prompt" if name == "prompt" else "text ('' for none)"
-                raise DataError(f"{where}, row {number}, column {name!r}: {value!r}; should be {said}")
-    if n_rows is not None and len(table) != n_rows:
-        raise DataError(f"{where}: {len(table)} rows where the release has {n_rows}; fetch the folder again")
-
-
-def open_tailoring(folder: Path, dataset: str) -> dict[str, list[dict[str, str]]]:
-    """Open and check the tailoring folder of a data set; return its rows by split of SPLITS."""
-    if dataset not in ROWS:
-        raise DataError(f"data set {dataset!r} has no tailoring data; use {', '.join(ROWS)}")
-    path = folder / DATASETS[dataset]["tailoring"]
-    tables = open_folder(path)
-    for split, n_rows in zip(SPLITS, DATASETS[dataset]["rows"], strict=True):
+    for split, n_rows in rows.items():
+        where = f"{path}, split {split}"
         if split not in tables:
             raise DataError(f"{path}: split {split!r} is missing; it has {', '.join(tables)}. {WAYS_OUT}")
-        check_split(path, split, tables[split], (*PAIR_FIELDS, *PERSONA_COLUMNS.values()), n_rows)
-    return {split: tables[split].to_list() for split in SPLITS}
+        table = tables[split]
+        for name in columns:
+            if name not in table.column_names:
+                raise DataError(
+                    f"{where}: column {name!r} is missing; it has {', '.join(table.column_names)}"
+                )
+            for number, value in enumerate(table[name]):
+                if not isinstance(value, str) or (name == "prompt" and not value.strip()):
+                    said = "a prompt" if name == "prompt" else "text ('' for none)"
+                    raise DataError(f"{where}, row {number}, column {name!r}: {value!r}; should be {said}")
+        if len(table) != n_rows:
+            raise DataError(
+                f"{where}: {len(table)} rows where the release has {n_rows}; fetch the folder again"
+            )
+    return {split: tables[split].to_list() for split in rows}
+
+
+def row_id(dataset: str, split: str, number: int) -> str:
+    """Name an official row by its place, e.g. "beavertails-test-0012"."""
+    return f"{dataset}-{split}-{number:04d}"
+
+
+def pair_texts(raw: dict[str, str], strip_roles: bool) -> dict[str, str]:
+    """Return prompt, chosen and rejected of an official row, without leading roles if asked for."""
+    return {name: ROLE_MARK.sub("", raw[name]) if strip_roles else raw[name] for name in PAIR_FIELDS}
 
 
 def load_official(folder: Path, dataset: str, strip_roles: bool = False) -> dict[str, list[TailoringRow]]:
@@ -181,52 +191,39 @@ def load_official(folder: Path, dataset: str, strip_roles: bool = False) -> dict
     and "Assistant:" off. ``retrieved_id`` is the training row both retrieved personas were taken from, where
     it can be traced.
     """
-    tables = open_tailoring(folder, dataset)
-    sources: dict[tuple[str, str], list[str]] = {}  # the personas of the retrieval pool -> ids of their rows
+    if dataset not in ROWS:
+        raise DataError(f"data set {dataset!r} has no tailoring data; use {', '.join(ROWS)}")
+    columns, n_rows = (*PAIR_FIELDS, *PERSONA_COLUMNS.values()), DATASETS[dataset]["rows"]
+    tables = open_folder(
+        folder / DATASETS[dataset]["tailoring"], columns, dict(zip(SPLITS, n_rows, strict=True))
+    )
+    sources: dict[tuple[str, ...], list[str]] = {}  # the personas of the retrieval pool -> ids of their rows
     for split in ("sft_train", "dpo_train"):
         for number, raw in enumerate(tables[split]):
             personas = (raw["chosen_persona_gold"], raw["rejected_persona_gold"])
             sources.setdefault(personas, []).append(row_id(dataset, split, number))
-    return {
-        split: [
-            to_row(row_id(dataset, split, number), split, raw, sources, strip_roles)
-            for number, raw in enumerate(rows)
-        ]
-        for split, rows in tables.items()
-    }
 
+    def to_row(split: str, number: int, raw: dict[str, str]) -> TailoringRow:
+        own = row_id(dataset, split, number)
+        pool = sources.get((raw["chosen_persona_retr"], raw["rejected_persona_retr"]), [])
+        found = {name: raw[column].strip() for name, column in PERSONA_COLUMNS.items()}
+        personas = {name: text if is_persona(text) else None for name, text in found.items()}
+        source = next((id for id in pool if id != own), None)
+        return TailoringRow(
+            own, split, **pair_texts(raw, strip_roles), personas=personas, retrieved_id=source
+        )
 
-def row_id(dataset: str, split: str, number: int) -> str:
-    """Name an official row by its place, e.g. "beavertails-test-0012"."""
-    return f"{dataset}-{split}-{number:04d}"
-
-
-def to_row(id: str, split: str, raw: dict[str, str], sources: dict, strip_roles: bool) -> TailoringRow:
-    """Turn one official row into a record."""
-    retrieved = (raw["chosen_persona_retr"], raw["rejected_persona_retr"])
-    found = [source for source in sources.get(retrieved, []) if source != id]
-    personas = {
-        name: raw[column].strip() if is_persona(raw[column]) else None
-        for name, column in PERSONA_COLUMNS.items()
-    }
-    texts = pair_texts(raw, strip_roles)
-    return TailoringRow(id, split, **texts, personas=personas, retrieved_id=found[0] if found else None)
+    return {split: [to_row(split, *row) for row in enumerate(rows)] for split, rows in tables.items()}
 
 
 def load_inference_pairs(folder: Path, dataset: str, strip_roles: bool = False) -> list[PreferencePair]:
     """Read the 300 pairs on which the paper scores persona inference."""
     path = folder / DATASETS[dataset]["inference"]
-    table = open_folder(path)["train"]
-    check_split(path, "train", table, PAIR_FIELDS, INFERENCE_ROWS)
+    rows = open_folder(path, PAIR_FIELDS, {"train": INFERENCE_ROWS})["train"]
     return [
         PreferencePair(row_id(dataset, "inference", number), **pair_texts(raw, strip_roles))
-        for number, raw in enumerate(table.to_list())
+        for number, raw in enumerate(rows)
     ]
-
-
-def pair_texts(raw: dict[str, str], strip_roles: bool) -> dict[str, str]:
-    """Return prompt, chosen and rejected of an official row, without leading roles if asked for."""
-    return {name: ROLE_MARK.sub("", raw[name]) if strip_roles else raw[name] for name in PAIR_FIELDS}
 
 
 def official_pairs(folder: Path, dataset: str, strip_roles: bool = False) -> dict[str, list[PreferencePair]]:
@@ -239,13 +236,9 @@ def official_pairs(folder: Path, dataset: str, strip_roles: bool = False) -> dic
     return {
         name: [
             PreferencePair(row.id, row.prompt, row.chosen, row.rejected)
-            for row in (row for split in splits for row in rows[split])
+            for split in splits
+            for row in rows[split]
             if row.chosen.strip() and row.rejected.strip()
         ]
         for name, splits in parts.items()
     }
-
-
-def official_key(folder: Path, dataset: str, kind: str = "tailoring") -> str:
-    """Return a hash of a data set's official files: the input key of steps that read them."""
-    return content_hash({name: file_hash(folder / name) for name in files_of(DATASETS[dataset][kind])})

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 
 TWO_SIDED = ("both", "relabelled")  # arms with a row for each side of a pair
+CARD_PERSONAS = tuple(f"{kind}-{side}" for kind in ("gold", "retrieved") for side in SIDES)
 ArmRow = tuple[str, str, str | None, str, str]  # id, prompt, persona, target, other
 
 
@@ -55,13 +56,13 @@ def draw(rows: list[Any], limit: int) -> list[Any]:
     return [row for row in rows if row.id in kept]
 
 
-def side_rows(rows: list[TailoringRow], side: str) -> list[ArmRow]:
-    """Return (id, prompt, persona, target, other) for rows that have a persona of this side.
+def side_rows(rows: list[TailoringRow], side: str, kind: str = "gold") -> list[ArmRow]:
+    """Return (id, prompt, persona, target, other) for rows that have a persona of this kind and side.
 
     The target is the response that the persona prefers: for "rejected" the roles are swapped.
     """
     other = SIDES[1 - SIDES.index(side)]
-    found = ((r, r.personas.get(f"gold-{side}")) for r in rows)
+    found = ((r, r.personas.get(f"{kind}-{side}")) for r in rows)
     return [(r.id, r.prompt, p, getattr(r, side), getattr(r, other)) for r, p in found if p is not None]
 
 
@@ -77,19 +78,13 @@ def shuffled_arm(rows: list[TailoringRow], seed: int) -> list[ArmRow]:
     return [(*row[:2], own[other][2], *row[3:]) for row, other in zip(own, others, strict=True)]
 
 
-def inferred_arm(rows: list[TailoringRow], seed: int) -> list[ArmRow]:
-    """Return the chosen responses with the personas that the run inferred for them."""
-    found = ((r, r.personas.get("inferred-chosen")) for r in rows)
-    return [(r.id, r.prompt, persona, r.chosen, r.rejected) for r, persona in found if persona]
-
-
 ARMS: dict[str, Callable[[list[TailoringRow], int], list[ArmRow]]] = {
     "none": lambda rows, seed: [(r.id, r.prompt, None, r.chosen, r.rejected) for r in rows],
     "chosen": lambda rows, seed: side_rows(rows, "chosen"),
     "rejected": lambda rows, seed: side_rows(rows, "rejected"),
     "both": both_arm,
     "shuffled": shuffled_arm,
-    "inferred": inferred_arm,
+    "inferred": lambda rows, seed: side_rows(rows, "chosen", "inferred"),
     "relabelled": lambda rows, seed: both_arm(everyday.relabelled(rows, seed), seed),
 }
 
@@ -145,11 +140,6 @@ def to_ordered_dpo_rows(
 Pairs = dict[str, list[PreferencePair]]
 
 
-def read_everyday(run: Run) -> Pairs:
-    """Draw which response of each of the package's own pairs the users of this seed have chosen."""
-    return everyday.pairs(run.profile.data.majority_share, run.seed, run.profile.data.pair_limit)
-
-
 def read_official(run: Run) -> Pairs:
     """Read the released pairs of an official data set; test pairs alone if that is all there is."""
     if official.DATASETS[run.dataset]["tailoring"] is None:
@@ -158,7 +148,9 @@ def read_official(run: Run) -> Pairs:
 
 
 READERS: dict[str, Callable[[Run], Pairs]] = {
-    everyday.NAME: read_everyday,
+    everyday.NAME: lambda run: everyday.pairs(
+        run.profile.data.majority_share, run.seed, run.profile.data.pair_limit
+    ),
     **dict.fromkeys(official.DATASETS, read_official),
     intake.NAME: lambda run: intake.read_own(run.profile).pairs(),
 }
@@ -268,48 +260,29 @@ def data_card(rows_by_split: dict[str, list], near_duplicate_threshold: float = 
     import pandas as pd
 
     pool = [row.prompt for split, rows in rows_by_split.items() if "train" in split for row in rows]
-    cards = []
+    cards = {}
     for split, rows in rows_by_split.items():
-        card = {"split": split, **text_facts(rows)}
+        texts = pd.DataFrame(
+            {name: [getattr(row, name) for row in rows] for name in PAIR_FIELDS}, dtype=object
+        )
+        marked = texts.map(lambda text: bool(official.ROLE_MARK.match(text)))
+        words = texts.map(lambda text: len(text.split())).where(texts != "")
+        answered = words.dropna()
+        card = {
+            "rows": len(rows),
+            "different prompts": texts.prompt.nunique(),
+            "without responses": len(rows) - len(answered),
+            "with a role": int(marked.any(axis=1).sum()),
+            **{f"words of {name}": words[name].mean() for name in PAIR_FIELDS},
+            "chosen longer": (answered.chosen > answered.rejected).mean(),
+        }
         if "train" not in split and split != "fewshot":
-            prompts = [row.prompt for row in rows]
-            card["near duplicates of train"] = len(near_duplicates(prompts, pool, near_duplicate_threshold))
-        cards.append(card | persona_facts(rows))
-    return pd.DataFrame(cards).set_index("split")
-
-
-def mean(values: list[float]) -> float:
-    """Return the mean, NaN of nothing."""
-    return sum(values) / len(values) if values else float("nan")
-
-
-def text_facts(rows: list) -> dict[str, float]:
-    """Count rows, prompts and words of one split."""
-    answered = [row for row in rows if row.chosen and row.rejected]
-    texts = {name: [text for row in rows if (text := getattr(row, name))] for name in PAIR_FIELDS}
-    return {
-        "rows": len(rows),
-        "different prompts": len({row.prompt for row in rows}),
-        "without responses": len(rows) - len(answered),
-        "with a role": sum(
-            any(official.ROLE_MARK.match(getattr(row, name)) for name in PAIR_FIELDS) for row in rows
-        ),
-        **{f"words of {name}": mean([len(text.split()) for text in found]) for name, found in texts.items()},
-        "chosen longer": mean([len(r.chosen.split()) > len(r.rejected.split()) for r in answered]),
-    }
-
-
-def persona_facts(rows: list) -> dict[str, float]:
-    """Count personas of one split of `TailoringRow`s; nothing for bare pairs."""
-    if not rows or not isinstance(rows[0], TailoringRow):
-        return {}
-    facts: dict[str, float] = {}
-    for name in ("gold-chosen", "gold-rejected", "retrieved-chosen", "retrieved-rejected"):
-        there = [row.personas[name] for row in rows if row.personas.get(name)]
-        facts[f"{name}: without"] = len(rows) - len(there)
-        facts[f"{name}: different"] = len(set(there))
-        facts[f"{name}: words"] = mean([len(text.split()) for text in there])
-        facts[f"{name}: contrastive"] = mean(list(map(is_contrastive, there)))
-    both = [(row.personas.get("gold-chosen"), row.personas.get("gold-rejected")) for row in rows]
-    facts["gold: same on both sides"] = sum(c is not None and c == r for c, r in both)
-    return facts
+            found = near_duplicates(texts.prompt.tolist(), pool, near_duplicate_threshold)
+            card["near duplicates of train"] = len(found)
+        for name in CARD_PERSONAS if rows and isinstance(rows[0], TailoringRow) else ():
+            there = pd.Series([row.personas[name] for row in rows if row.personas.get(name)], dtype=str)
+            card[f"{name}: without"] = len(rows) - len(there)
+            card[f"{name}: words"] = there.str.split().str.len().astype(float).mean()
+            card[f"{name}: contrastive"] = there.map(is_contrastive).astype(float).mean()
+        cards[split] = card
+    return pd.DataFrame.from_dict(cards, orient="index").rename_axis("split")

@@ -110,15 +110,13 @@ def points(value: str, other: str, text: str) -> int:
 
 
 def read_words(dimension: str, text: str) -> str | None:
-    """Weigh the words of the two values of a dimension of content."""
+    """Weigh the words of the two values of a dimension of content.
+
+    Meat, fish and alcohol count double, since vegetables stand beside them too.
+    """
     first, second = DIMENSIONS[dimension]
-    return lead(points(first, second, text), points(second, first, text), (first, second))
-
-
-def read_table(text: str) -> str | None:
-    """Read food and drink: meat, fish and alcohol count double, since vegetables stand beside them too."""
-    abstains, indulges = points("abstains", "indulges", text), points("indulges", "abstains", text)
-    return lead(abstains, 2 * indulges, DIMENSIONS["table"])
+    weight = 2 if dimension == "table" else 1
+    return lead(points(first, second, text), weight * points(second, first, text), (first, second))
 
 
 def read_length(text: str) -> str | None:
@@ -169,7 +167,6 @@ STYLE: dict[str, Callable[[str], str | None]] = {
     "tone": read_tone,
     "detail": read_detail,
     "initiative": read_initiative,
-    "table": read_table,
 }
 
 
@@ -199,19 +196,14 @@ def reader_table(texts: Iterable[tuple[str, str, str]]) -> pd.DataFrame:
     """
     import pandas as pd
 
-    seen = [(dimension, truth, shows(dimension, text)) for dimension, truth, text in texts]
-    rows = [
-        (
-            dimension,
-            sum(truth != "neither" for _, truth, _ in found),
-            sum(verdict is not None for *_, verdict in found),
-            sum(truth == verdict for _, truth, verdict in found),
-        )
-        for dimension in DIMENSIONS
-        if (found := [line for line in seen if line[0] == dimension])
-    ]
-    rows.append(("all", *(sum(row[column] for row in rows) for column in (1, 2, 3))))
-    table = pd.DataFrame(rows, columns=["dimension", "n", "read", "right"])
+    seen = pd.DataFrame(texts, columns=["dimension", "truth", "text"])
+    shown = [shows(*row) for row in zip(seen.dimension, seen.text, strict=True)]
+    seen = seen.assign(n=seen.truth != "neither", read=[one is not None for one in shown],
+                       right=seen.truth == pd.Series(shown, dtype=object))  # fmt: skip
+    counts = seen.groupby("dimension")[["n", "read", "right"]].sum()
+    counts = counts.reindex([name for name in DIMENSIONS if name in counts.index])
+    counts.loc["all"] = counts.sum()
+    table = counts.rename_axis("dimension").reset_index()
     return table.assign(precision=table["right"] / table["read"], recall=table["right"] / table["n"])
 
 

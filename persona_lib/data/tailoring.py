@@ -33,6 +33,7 @@ SYSTEM_PERSONAS = {
 }
 CLAIMS = re.compile(r"^The user is (.+?),? and prefers (.+?)\.?$")
 Rows = dict[str, list[TailoringRow]]
+Personas = Mapping[str, Mapping[str, str | None]]  # id of a row -> name of a persona -> its text
 
 
 def split_train(
@@ -64,47 +65,37 @@ def retrieved_ids(run: Run) -> dict[str, str]:
     return {id: pool[best][0] for (id, _), best in zip(queries, nearest, strict=True)}
 
 
-def retrieved_train_ids(run: Run) -> list[str]:
-    """List the training rows that retrieval picks: those whose rejected persona has to be inferred, too."""
-    return sorted(set(retrieved_ids(run).values()))
+def persona_files(run: Run, splits: Iterable[str] = PAIR_SPLITS) -> list[Path]:
+    """List the files of inferred personas that are there."""
+    paths = [run.folder / "personas" / f"{split}-{side}.jsonl" for split in splits for side in SIDES]
+    return [path for path in paths if path.exists()]
 
 
-def load_personas(run: Run) -> dict[str, dict[str, str | None]]:
+def load_personas(run: Run) -> Personas:
     """Read all inferred personas of a run: pair id -> {"gold-chosen": ..., "gold-rejected": ...}.
 
     Raises FileNotFoundError if the training rows' or the evaluated split's personas are not there yet.
     """
+    there = persona_files(run)
     for split, side in [("train", "chosen"), *((run.profile.evaluation.split, side) for side in SIDES)]:
         path = run.folder / "personas" / f"{split}-{side}.jsonl"
-        if not path.exists():
+        if path not in there:
             raise FileNotFoundError(f"{path} is missing: run notebook 03_persona_inference first")
     personas: dict[str, dict[str, str | None]] = {}
-    for path in persona_files(run):
-        for row in read_rows(path, InferredPersona):
-            personas.setdefault(row.id, {})[f"gold-{row.side}"] = row.persona
+    for row in (row for path in there for row in read_rows(path, InferredPersona)):
+        personas.setdefault(row.id, {})[f"gold-{row.side}"] = row.persona
     return personas
 
 
-def persona_files(run: Run) -> list[Path]:
-    """List the files of inferred personas that are there."""
-    folder, splits = run.folder / "personas", PAIR_SPLITS
-    paths = [folder / f"{split}-{side}.jsonl" for split in splits for side in SIDES]
-    return [path for path in paths if path.exists()]
-
-
 def to_rows(
-    pairs: Iterable[PreferencePair],
-    split: str,
-    personas: Mapping[str, Mapping[str, str | None]],
-    retrieved: Mapping[str, str],
+    pairs: Iterable[PreferencePair], split: str, personas: Personas, retrieved: Mapping[str, str]
 ) -> list[TailoringRow]:
-    """Give pairs their gold personas and, where ``retrieved`` names a training row, its two personas."""
+    """Give pairs their own personas and, where ``retrieved`` names a training row, its two gold ones."""
     rows = []
     for pair in pairs:
         source = retrieved.get(pair.id)
-        borrowed = personas.get(source, {}) if source else {}
-        own = dict(personas.get(pair.id, {}))
-        own |= {name.replace("gold", "retrieved"): persona for name, persona in borrowed.items()}
+        borrowed = personas.get(source, {}).items()
+        own = dict(personas.get(pair.id, {})) | {name.replace("gold", "retrieved"): p for name, p in borrowed}
         rows.append(TailoringRow(pair.id, split, pair.prompt, pair.chosen, pair.rejected, own, source))
     return rows
 
@@ -122,9 +113,7 @@ def shuffled_personas(rows: list[TailoringRow], seed: int) -> dict[str, dict[str
     }
 
 
-def add_personas(
-    rows: list[TailoringRow], extra: Mapping[str, Mapping[str, str | None]]
-) -> list[TailoringRow]:
+def add_personas(rows: list[TailoringRow], extra: Personas) -> list[TailoringRow]:
     """Return the rows with more personas, given by row id."""
     return [replace(row, personas=row.personas | dict(extra.get(row.id, {}))) for row in rows]
 
@@ -143,30 +132,23 @@ def common_persona(personas: Iterable[str | None]) -> str | None:
 
 
 def rows_from_pairs(run: Run) -> Rows:
-    """Build all splits from a run's pairs and inferred personas."""
-    pairs, personas, retrieved = preference.load_pairs(run), load_personas(run), retrieved_ids(run)
-    parts = split_train(pairs["train"], run.seed)
+    """Build all splits from a run's pairs and their personas, inferred or (``everyday``) brought.
+
+    Of ``everyday``, validation topics serve SFT, DPO and every choice of a setting, and personas that the run
+    inferred for the chosen side of training and validation rows, if it did, are "inferred-chosen".
+    """
+    pairs, retrieved, brought = preference.load_pairs(run), retrieved_ids(run), run.dataset == everyday.NAME
+    parts = split_train(pairs["train"], run.seed, EVERYDAY_SHARES if brought else TRAIN_SHARES)
+    if brought:
+        known = everyday.personas(run.profile.data.majority_share, run.seed)
+        personas = {id: {f"gold-{s}": texts[f"gold-{s}"] for s in SIDES} for id, texts in known.items()}
+        parts |= dict.fromkeys(("sft_val", "dpo_val"), pairs["validation"])
+    else:
+        personas = load_personas(run)
     rows = {split: to_rows(part, split, personas, {}) for split, part in parts.items()}
     rows |= {split: to_rows(pairs[split], split, personas, retrieved) for split in EVAL_SPLITS}
-    return rows
-
-
-def rows_from_everyday(run: Run) -> Rows:
-    """Give the package's own pairs the personas that they bring.
-
-    Validation topics serve SFT, DPO and every choice of a setting. Personas that the run inferred for the
-    chosen side of training and validation rows, if it did, are "inferred-chosen".
-    """
-    pairs, retrieved = preference.load_pairs(run), retrieved_ids(run)
-    known = everyday.personas(run.profile.data.majority_share, run.seed)
-    gold = {id: {f"gold-{side}": found[f"gold-{side}"] for side in SIDES} for id, found in known.items()}
-    parts = split_train(pairs["train"], run.seed, EVERYDAY_SHARES)
-    rows = {split: to_rows(part, split, gold, {}) for split, part in parts.items()}
-    for split in ("sft_val", "dpo_val", *EVAL_SPLITS):
-        part = pairs["validation" if split.endswith("_val") else split]
-        rows[split] = to_rows(part, split, gold, retrieved if split in EVAL_SPLITS else {})
-    paths = [run.folder / "personas" / f"{split}-chosen.jsonl" for split in ("train", "validation")]
-    found = [row for path in paths if path.exists() for row in read_rows(path, InferredPersona)]
+    files = persona_files(run, ("train", "validation")) if brought else []
+    found = [row for path in files for row in read_rows(path, InferredPersona) if row.side == "chosen"]
     inferred = {row.id: {"inferred-chosen": row.persona} for row in found}
     return {split: add_personas(part, inferred) for split, part in rows.items()}
 
@@ -178,7 +160,7 @@ def rows_from_official(run: Run) -> Rows:
     return {split: rows[split] for split in (*TRAIN_SHARES, "test")} | {"validation": validation}
 
 
-def build_tailoring(run: Run, extra_personas: Mapping[str, Mapping[str, str]] | None = None) -> Path:
+def build_tailoring(run: Run, extra_personas: Personas | None = None) -> Path:
     """Write ``tailoring/<split>.jsonl`` and the leakage report of a run, once, and return the folder.
 
     ``extra_personas``: row id -> {"user-chosen": ..., "user-rejected": ...}, added to the rows.
@@ -189,8 +171,7 @@ def build_tailoring(run: Run, extra_personas: Mapping[str, Mapping[str, str]] | 
     if is_done(folder, key):
         return folder
     (folder / "done.json").unlink(missing_ok=True)
-    makers = {everyday.NAME: rows_from_everyday} | dict.fromkeys(official.DATASETS, rows_from_official)
-    rows = makers.get(run.dataset, rows_from_pairs)(run)
+    rows = (rows_from_official if run.dataset in official.DATASETS else rows_from_pairs)(run)
     gold = [row.personas.get("gold-chosen") for split in TRAIN_SHARES for row in rows[split]]
     system = {"system": SYSTEM_PERSONAS.get(run.dataset) or common_persona(gold)}
     for split, part in rows.items():
@@ -204,7 +185,7 @@ def build_tailoring(run: Run, extra_personas: Mapping[str, Mapping[str, str]] | 
     return folder
 
 
-def tailoring_key(run: Run, extra_personas: Mapping[str, Mapping[str, str]]) -> str:
+def tailoring_key(run: Run, extra_personas: Personas) -> str:
     """Return a hash of all that the tailoring data is made from."""
     data = run.profile.data
     settings = (data.near_duplicates, run.profile.evaluation.split, data.retriever)

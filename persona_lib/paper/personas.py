@@ -24,7 +24,7 @@ from persona_lib.data.preference import (
     inference_split,
     load_pairs,
 )
-from persona_lib.data.tailoring import retrieved_train_ids
+from persona_lib.data.tailoring import retrieved_ids
 from persona_lib.intervals import (
     WinRate,
     drawn_columns,
@@ -162,7 +162,7 @@ def to_infer(run: Run) -> list[tuple[str, Side, list[PreferencePair]]]:
         shown = {item.id for item in shot_items(run.profile)}
         others = [split for split in ("train", "validation") if split != asked]
         return [(name, "chosen", [p for p in pairs[name] if p.id not in shown]) for name in others] + work
-    work, pairs, lent = [], load_pairs(run), set(retrieved_train_ids(run))
+    work, pairs, lent = [], load_pairs(run), set(retrieved_ids(run).values())
     for side in SIDES:
         trained = side in run.profile.personas.train_sides
         work.append(("train", side, [pair for pair in pairs["train"] if trained or pair.id in lent]))

@@ -38,7 +38,7 @@ from persona_lib.paper.judging import (
     same_items,
 )
 from persona_lib.settings import Profile, results_dir
-from persona_lib.store import write_text
+from persona_lib.store import people_csv, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -222,7 +222,7 @@ def save_table(profile: Profile, name: str, table: pd.DataFrame) -> Path | None:
     if table.empty:
         path.unlink(missing_ok=True)
         return None
-    write_text(path, table.to_csv(index=False, float_format="%.6g"))
+    write_text(path, people_csv(table, float_format="%.6g"))
     return path
 
 
