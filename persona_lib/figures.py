@@ -81,7 +81,7 @@ def forest(
     table = (table.query(where) if where else table).dropna(subset=name)
     beside = table.groupby("row").row  # marks of one row stand below each other
     shift = 0.7 * ((beside.cumcount() + 0.5) / beside.transform("size") - 0.5)
-    table = table.assign(place=table.row.map(rows.index) + shift)
+    table = table.assign(place=table.row.map(rows.index).astype(float) + shift)
     for place in range(0, len(rows), 2):
         axis.axhspan(place - 0.5, place + 0.5, color="0.95", zorder=0)
     if null is not None:

@@ -120,3 +120,4 @@ def test_undefined_estimates_are_gaps_and_no_row_at_all_is_said_to_be_none():
     assert "gold-rejected, n = 60, this run: 3.00" in said and "gold-chosen, n = 60, this run" not in said
     assert "no estimate is defined" in figures.picture("swap", tables()["swap"].assign(d_positive=np.nan)).alt
     assert figures.picture("swap", tables()["swap"].head(0)) is None
+    assert figures.points(tables()["swap"].assign(flip=np.nan), "flip", "arm", "flip").alt
