@@ -339,3 +339,13 @@ def test_a_model_that_has_scored_answers_as_before(base_folder):
     before = dict(answer(some_texts()[0], 8, ()))
     scores(model)
     assert dict(answer(some_texts()[0], 8, ())) == before and len(set(before.values())) > 1
+
+
+def test_weights_in_a_pickle_are_not_loaded(tmp_path):
+    import torch
+
+    model = tiny_model()
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(OSError, match="safetensors"):
+        load.load_base(tmp_path)

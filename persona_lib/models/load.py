@@ -199,6 +199,7 @@ def load_base(
     model = AutoModelForCausalLM.from_pretrained(
         name,
         revision=commit,
+        use_safetensors=True,  # a pickle could run code
         dtype=getattr(torch, compute_dtype),
         quantization_config=nf4_config(compute_dtype) if quantization == "nf4" else None,
         device_map={"": device()},
