@@ -1,9 +1,10 @@
 """A page to ask the trained policies oneself: ``python -m persona_lib.demo`` or ``./run_all.sh --demo``.
 
 One question, one user, and the answers of plain DPO and PT-DPO (or of any two trained policies) side by side
-as they are written. As in the paper's main table, a policy that was trained without personas is told the
-persona in the first person, a tailored one in its ``Persona:`` line. The page is served to this machine only,
-sends nothing anywhere, loads nothing from elsewhere and shows texts as text. Needs the ``[demo]`` extra.
+as they are written, with what the reader of answers sees in each. As in the paper's main table, a policy
+that was trained without personas is told the persona in the first person, a tailored one in its ``Persona:``
+line. The page is served to this machine only, sends nothing anywhere, loads nothing from elsewhere and shows
+texts as text. Needs the ``[demo]`` extra.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from persona_lib.data.reader import shows
 from persona_lib.models import trainers
 from persona_lib.models.generate import ONE_AT_A_TIME, TransformersGenerator
 from persona_lib.models.load import ModelError, format_of
@@ -30,11 +32,16 @@ QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "
 N_QUESTIONS = 40  # of the evaluation split, offered in the list
 INTRODUCTION = (
     "# Whose boat does it float?\n"
-    "Two models that were trained on the same preferences answer one question for one user. Plain DPO "
-    "(`dpo-none`) was trained without personas and is told about the user inside the question. Tailored DPO "
-    "was trained with personas. Pick a question or write any everyday one; pick a user or describe one.\n\n"
-    "The default run's model is **small** (135 million parameters): it errs on facts, check before use."
+    "Two models that were trained on the same preferences answer one question for one user. DPO without "
+    "personas is told about the user inside the question. Persona-tailored DPO (PT-DPO) was trained with "
+    "personas. Pick a question or write any everyday one; pick a user or describe one.\n\n"
+    "The default run's model is **small** (135 million parameters): it errs on facts, check before use. "
+    "Below each answer stands what a rule sees in its style."
 )
+SEEN = {  # values of the dimensions that the reader reads well -> words; prose and plain are what is absent
+    "brief": "few words", "thorough": "many words", "steps": "steps", "warm": "warm words",
+    "formal": "formal words", "technical": "figures and technical terms",
+}  # fmt: skip
 # Worded by us. The first one is a situation that the paper discusses: a party, someone sober.
 PARTY = "I am having people over for a party tonight. What could I get that would really liven it up?"
 EXAMPLES = [
@@ -51,9 +58,9 @@ class Asker:
     """
 
     def __init__(self, run: Run) -> None:
-        arms = dict.fromkeys(arm for arm, _ in swap_arms(run) if arm != "base")
+        arms = dict.fromkeys(arm for arm, _ in swap_arms(run))  # the base has no adapters: always there
         self.arms = [arm for arm in arms if all((f / "done.json").exists() for f in adapters_of(run, arm))]
-        if not self.arms:
+        if self.arms == ["base"]:
             command = f"./run_all.sh --profile {run.profile.name}"
             raise ConfigError(f"no trained policy in {run.folder / 'adapters'}: run {command} first")
         self.run, self.loader, self.chat = run, PolicyLoader(run), format_of(*run.base_source)
@@ -102,16 +109,32 @@ def answer_own(run: Run, pairs: Sequence[tuple[str, str]] = ()) -> pd.DataFrame:
 # --- the page ---
 
 
-def play(asker: Asker, left: str, right: str, question: str, persona: str) -> Iterator[tuple[str, str]]:
-    """Yield (left answer, right answer) while they come; what is wrong is said on the page."""
+def name_of(arm: str) -> str:
+    """Name a policy in words."""
+    method, _, personas = arm.partition("-")
+    known = {"": "untrained model", "none": f"{method.upper()} without personas, told the persona"}
+    of = "" if personas == "both" else f", {personas} personas"
+    return known.get(personas, f"persona-tailored {method.upper()} (PT-{method.upper()}{of})")
+
+
+def seen(answer: str) -> str:
+    """Say in words what the reader sees in an answer."""
+    values = [shows(dimension, answer) for dimension in ("length", "format", "tone", "detail")]
+    return f"the reader sees: {', '.join(SEEN[v] for v in values if v in SEEN) or 'nothing particular'}"
+
+
+def play(asker: Asker, left: str, right: str, question: str, persona: str) -> Iterator[tuple[str, ...]]:
+    """Yield both answers and what is seen in each, while they come; what is wrong is said on the page."""
     import gradio
 
-    first = ""
+    first = second = ""
+    yield ("",) * 4
     try:
         for first in asker.answer(left, question, persona):
-            yield first, ""
+            yield first, "", "", ""
         for second in asker.answer(right, question, persona):
-            yield first, second
+            yield first, second, seen(first), ""
+        yield first, second, seen(first), seen(second)
     except (ConfigError, ModelError) as error:
         raise gradio.Error(str(error)) from error
 
@@ -122,13 +145,15 @@ def build(asker: Asker) -> Any:
 
     rows = {row.prompt: row for row in eval_rows(asker.run)[:N_QUESTIONS]}
     arms, wanted = asker.arms, {"left": "dpo-none", "right": f"dpo-{main_arm(asker.run.profile)}"}
+    named = [(name_of(arm), arm) for arm in arms]
 
     def users(question: str) -> tuple[Any, str]:
-        """Return the list of a listed question's users, and the persona of the chosen answer's."""
+        """Return the list of a listed question's users, and the chosen answer's; else keep what is typed."""
         known = rows[question].personas if question in rows else {}
-        choices = [(f"{kind}: {text}", text) for kind, text in known.items() if text]
+        choices = list(dict.fromkeys(filter(None, known.values())))
         label = "Users of this question (pick one)"
-        return gradio.Dropdown(choices, value=None, label=label), known.get("gold-chosen") or ""
+        listed = gradio.Dropdown(choices, value=None, label=label, visible=bool(choices))
+        return listed, (known.get("gold-chosen") or "") if known else gradio.skip()
 
     with gradio.Blocks(title="Whose boat does it float?", analytics_enabled=False) as page:
         gradio.Markdown(INTRODUCTION)
@@ -138,11 +163,13 @@ def build(asker: Asker) -> Any:
         known, text = users(first)
         persona = gradio.Textbox(text, label="This user (empty: not told)", lines=2, elem_id="persona")
         with gradio.Row():
-            asked = [gradio.Dropdown(arms, value=arm if arm in arms else arms[0], label=f"{side} policy")
+            asked = [gradio.Dropdown(named, value=arm if arm in arms else arms[-1], label=f"{side} policy")
                      for side, arm in wanted.items()]  # fmt: skip
         ask = gradio.Button("Ask both", variant="primary", elem_id="ask")
         with gradio.Row():
             boxes = [gradio.Textbox(label=f"{n} answer", lines=6, elem_id=f"{n}-answer") for n in wanted]
+        with gradio.Row():
+            boxes += [gradio.Markdown(elem_id=f"{n}-seen") for n in wanted]
         question.input(users, question, [known, persona], api_name=False)
         known.input(lambda text: text or "", known, persona, api_name=False)
         ask.click(lambda *given: (yield from play(asker, *given)), [*asked, question, persona], boxes,

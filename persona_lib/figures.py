@@ -1,4 +1,4 @@
-"""The figures: two kinds of drawing (bars, forest), from tables only, each with its words.
+"""The figures: three kinds of drawing (bars, forest, curve), from tables only, each with its words.
 
 ``FIGURES`` lists them: a function brings the saved tables into one form (a line per estimate: ``row`` on the
 left, ``series`` has its own mark), panels draw its columns. The words are the PNG's alt text. Colours are
@@ -47,7 +47,7 @@ DPI = 110  # of the PNG: sharp enough on a screen, and an executed notebook stay
 KINDS = ("pdf", "png")
 
 
-# --- the two kinds of drawing; each returns what it shows, in words ---
+# --- the three kinds of drawing; each returns what it shows, in words ---
 
 
 def bars(axis: Any, table: pd.DataFrame, columns: Mapping[str, str], label: str) -> str:
@@ -100,6 +100,19 @@ def forest(
     return f"Points with 95 % intervals, {label}. {'; '.join(words)}."
 
 
+def curve(axis: Any, table: pd.DataFrame, name: str, label: str) -> str:
+    """Draw ``name`` by step, a colour per arm: solid on validation rows, dotted on training rows."""
+    words, marks = [], dict(zip(dict.fromkeys(table.series), MARKS, strict=False))
+    for (arm, rows), part in table.dropna(subset=name).groupby(["series", "row"], sort=False):
+        colour, marker, face = marks[arm]
+        look = {"marker": marker, "mfc": face, "label": arm}
+        look = {"marker": ".", "ls": ":"} if rows == "training" else look
+        axis.plot(part.step, part[name], color=colour, markersize=5, **look)
+        words.append(f"{arm}, {rows}: " + ", ".join(f"{value:.2f}" for value in part[name]))
+    axis.set(xlabel="optimiser step", ylabel=f"{label} (dotted: training)", xlim=(0, 1.03 * table.step.max()))
+    return f"Lines, {label} by step. {'; '.join(words)}."
+
+
 def line_up(axis: Any, rows: Sequence[str], label: str) -> None:
     """Name the rows on the left of the first panel, the first row on top."""
     first = axis.get_subplotspec().is_first_col()
@@ -136,9 +149,14 @@ def melted(table: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
 
 
 def basis(table: pd.DataFrame) -> str:
-    """Say whose data a table is of, over how many seeds or raters, and n."""
+    """Say whose data a table is of, over how many seeds or raters, and n; of curves, where they end."""
     if table.empty:
         return "no estimate is defined"
+    if "step" in table:
+        name = "loss" if table.margin.isna().all() else "margin"
+        ends = table[table.row == "validation"].groupby("series", sort=False)[name].last()
+        said = ", ".join(f"{value:.2f} ({arm})" for arm, value in ends.items())
+        return f"{name} on validation rows at the end: {said}"
     table = table[table.series != LABELS["paper"]]
     datasets = table.dataset if "dataset" in table else ()
     words = [" and ".join(dict.fromkeys(owner_of(name) for name in datasets if name != "all"))]
@@ -253,6 +271,10 @@ FIGURES = {
         (partial(bars, columns={f"n_{value}": str(value) for value in SCALE}, label="% of ratings"),
          partial(forest, name="mean", label="mean, 1 to 5")),
     ),
+    "sft": Figure("Loss of SFT by step", (), lambda log: log,
+                  (partial(curve, name="loss", label="loss"),)),
+    "dpo": Figure("Reward margin of DPO by step, from 0", (), lambda log: log,
+                  (partial(curve, name="margin", label="reward margin"),)),
 }  # fmt: skip
 RESULTS = ("main", "length", "persona_accuracy", "persona_preference", "swap")  # of notebook 12
 
@@ -264,7 +286,8 @@ def draw(kind: Figure, *tables: pd.DataFrame) -> tuple[dict[str, bytes], str]:
 
     table, files = kind.lines(*tables), {}
     with matplotlib.style.context(["default", STYLE]):
-        size = (4 + 2 * len(kind.panels), 1.5 + 0.24 * len(table[["row", "series"]].drop_duplicates()))
+        lines = 7 if "step" in table else len(table[["row", "series"]].drop_duplicates())
+        size = (4 + 2 * len(kind.panels), 1.5 + 0.24 * lines)
         drawn = figure.Figure(figsize=size)
         axes = drawn.subplots(1, len(kind.panels), squeeze=False)[0]
         said = [panel(axis, table) for panel, axis in zip(kind.panels, axes, strict=True)]

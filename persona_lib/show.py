@@ -329,12 +329,30 @@ def training_history(run: Run, method: str) -> pd.DataFrame:
     tables = []
     for persona in run.profile.training.arms:
         folder = run.folder / "adapters" / f"{method}-{persona}"
-        log = pd.DataFrame(iter_rows(folder / "log.jsonl")).groupby("epoch", as_index=False).first()
+        log = pd.DataFrame(iter_rows(folder / "log.jsonl"))
+        log = log.assign(epoch=log.epoch.map(math.ceil)).groupby("epoch", as_index=False).mean()
         table = log.rename(columns=LOSSES).dropna(subset="validation loss")
         best = read_json(folder / "done.json")["best_eval_loss"]
         tables.append(table.assign(arm=folder.name, kept=table["validation loss"] == best))
     history = pd.concat(tables).set_index(["arm", "epoch"])
     return history[[name for name in (*LOSSES.values(), "kept") if name in history]]
+
+
+def training_curve(run: Run, method: str) -> pd.DataFrame:
+    """Return the loss and the reward margin of every log: ``series`` is the arm, ``row`` whose rows it is of.
+
+    DPO's margin is 0 before the first step: `trainers.check_dpo_start` has checked it.
+    """
+    import pandas as pd
+
+    lines = []
+    for arm in (f"{method}-{persona}" for persona in run.profile.training.arms):
+        for rows, begin in (("training", ""), ("validation", "eval_")):
+            lines += [(arm, rows, 0, None, 0.0)] if method == "dpo" else []
+            for log in iter_rows(run.folder / "adapters" / arm / "log.jsonl"):
+                if loss := log.get(f"{begin}loss"):
+                    lines.append((arm, rows, log["step"], loss, log.get(f"{begin}rewards/margins")))
+    return pd.DataFrame(lines, columns=["series", "row", "step", "loss", "margin"]).astype({"margin": float})
 
 
 def degenerate_table(run: Run) -> pd.DataFrame:

@@ -73,6 +73,20 @@ def test_a_pair_that_is_none_and_a_policy_that_was_not_trained_are_named(echoing
     assert table.pt_dpo.tolist() == ["(dpo-chosen not trained)"] and "How?" in table.plain_dpo[0]
 
 
+def test_policies_and_what_the_reader_sees_are_said_in_words(echoing, monkeypatch):
+    pytest.importorskip("gradio", reason="the [demo] extra is not installed")
+    texts = {"dpo-none": "It is done.", "dpo-chosen": "You've got this, well done!\n1. Breathe.\n2. Rest."}
+    monkeypatch.setattr(demo.Asker, "answer", lambda self, arm, *asked: iter(["It", texts[arm]]))
+    asker = demo.Asker(echoing)
+    *_, last = demo.play(asker, "dpo-none", "dpo-chosen", "How?", "Calm.")
+    assert last[:2] == (texts["dpo-none"], texts["dpo-chosen"])
+    assert last[2:] == ("the reader sees: few words", "the reader sees: few words, steps, warm words")
+    assert [demo.name_of(arm) for arm in asker.arms if not arm.startswith("sft")] == [
+        "untrained model", "DPO without personas, told the persona",
+        "persona-tailored DPO (PT-DPO, chosen personas)",
+    ]  # fmt: skip
+
+
 # --- in a real browser ---
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
@@ -100,11 +114,15 @@ def test_the_demo_answers_streams_escapes_and_says_what_is_wrong(smoke_repositor
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.route("**/*", answer)
         page.goto(url)
+        page.locator("#question input").fill("How do I clean my fridge?")
         page.locator("#persona textarea").fill("<img src=x onerror=alert(1)> likes lists")
         page.locator("#ask").click()
         for side in ("left", "right"):
             box = page.locator(f"#{side}-answer textarea")
             playwright.expect(box).not_to_have_value("", timeout=60_000)
+            page.locator(f"#{side}-seen").get_by_text("the reader sees").wait_for(timeout=60_000)
+        assert page.locator("#persona textarea").input_value().startswith("<img"), "a typed user stays"
+        assert "dpo-" not in page.inner_text("body")
         assert page.locator("img[src=x]").count() == 0
         page.locator("#persona textarea").fill("long " * 500)
         page.locator("#ask").click()

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import tiny_results
 
-from persona_lib import show
+from persona_lib import figures, show
 from persona_lib.data import everyday, reader
 from persona_lib.data.preference import load_pairs
 from persona_lib.paper import results
@@ -116,6 +116,23 @@ def test_history_joins_both_logs_of_an_epoch_and_marks_the_kept_one(answered, mo
     table = show.training_history(run, "sft")
     assert table["training loss"].tolist() == [3.0, 2.0]
     assert table["validation loss"].tolist() == [2.5, 2.7] and table.kept.tolist() == [True, False]
+
+
+def test_a_curve_has_every_log_and_dpo_starts_at_margin_0(answered, monkeypatch, tmp_path):
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
+    run = Run(set_field(answered.profile, {"training.arms": ["none"]}), "everyday", 0)
+    log = [{"loss": 3.0, "rewards/margins": 0.1, "epoch": 0.5, "step": 2},
+           {"loss": 2.0, "rewards/margins": 0.2, "epoch": 1.0, "step": 4},
+           {"eval_loss": 2.4, "eval_rewards/margins": 0.3, "epoch": 1.0, "step": 4}]  # fmt: skip
+    folder = run.folder / "adapters" / "dpo-none"
+    write_rows(folder / "log.jsonl", log)
+    mark_done(folder, "hand", best_eval_loss=2.4)
+    curve = show.training_curve(run, "dpo").set_index("row")
+    assert curve.loc["training", ["step", "margin"]].to_numpy().tolist() == [[0, 0], [2, 0.1], [4, 0.2]]
+    assert curve.loc["validation", "margin"].tolist() == [0, 0.3]
+    assert show.training_history(run, "dpo")["training loss"].tolist() == [2.5]  # their mean
+    said = figures.picture("dpo", curve.reset_index()).alt
+    assert "margin on validation rows at the end: 0.30 (dpo-none)" in said
 
 
 def test_examples_stand_side_by_side_and_a_page_has_each_prompt_once(answered):

@@ -103,7 +103,7 @@ def quiet_libraries() -> Iterator[None]:
 
 
 def progress_lines(name: str) -> Any:
-    """Return a callback that prints a line per log (an epoch), and one a minute."""
+    """Return a callback that prints a line per log, and one a minute; it logs twelve times a run, or more."""
     from transformers import TrainerCallback
 
     class ProgressLines(TrainerCallback):
@@ -111,6 +111,7 @@ def progress_lines(name: str) -> Any:
             self.started, self.minutes = time.monotonic(), 0
 
         def on_step_end(self, args, state, control, **kwargs):
+            control.should_log |= state.global_step % max(1, state.max_steps // 12) == 0
             if (minutes := int(time.monotonic() - self.started) // 60) > self.minutes:
                 self.minutes = minutes
                 print(f"{name}: step {state.global_step}/{state.max_steps} after {minutes} min", flush=True)
