@@ -166,14 +166,20 @@ def reference_cost(trainer: Any) -> tuple[float, float]:
     return seconds, sum(tokens.values())
 
 
-def equal_losses(theirs: Epoch, ours: Epoch) -> str:
-    """Say that all losses agree to four digits, and the ratio of arithmetic; or raise NotEqual."""
+def largest_difference(theirs: Epoch, ours: Epoch) -> float:
+    """Return the largest relative difference of two losses of a step; raises NotEqual above TOLERANCE."""
     a, b = theirs.losses, ours.losses
     if len(a) != len(b) or len(a) < 2 or len(set(a)) < 2:
         raise harness.NotEqual(f"{len(a)} and {len(b)} losses, or losses that do not move")
     off = max(abs(x - y) / abs(x) for x, y in zip(a, b, strict=True))
     if off > TOLERANCE:
         raise harness.NotEqual(f"losses differ by {off:.2g}: {a[-1]} and {b[-1]}")
+    return off
+
+
+def equal_losses(theirs: Epoch, ours: Epoch) -> str:
+    """Say that all losses agree to four digits, and the ratio of arithmetic; or raise NotEqual."""
+    off, a, b = largest_difference(theirs, ours), theirs.losses, ours.losses
     said = f"losses of all {len(a)} steps within {off:.0e}; last {a[-1]:.4f} and {b[-1]:.4f}"
     return f"{said}; {theirs.passes / ours.passes:.2f} times the arithmetic"
 

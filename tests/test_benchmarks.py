@@ -86,6 +86,21 @@ def test_the_gpu_script_times_training_steps_in_every_way(tmp_path):
         rows = list(csv.DictReader(file))
     assert len(rows) == 13 and {row["way"] for row in rows} == {"authors", "TRL defaults", "this package"}
     assert all(float(row["fastest"]) <= float(row["ms per step"]) <= float(row["slowest"]) for row in rows)
+    assert all(0 <= float(row["loss difference"]) <= 1e-4 and not row["remark"] for row in rows)
+
+
+def test_a_way_that_the_memory_does_not_hold_is_a_row_without_times(monkeypatch):
+    import gpu_training
+    import torch
+
+    def full(bench, case):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(gpu_training, "measure_case", full)
+    monkeypatch.setattr(gpu_training, "loss_differences", lambda: {("sft", "authors"): 1e-6})
+    bench = gpu_training.make_bench(shrink=True)
+    (row,) = gpu_training.timed_rows(bench, gpu_training.all_cases(bench)[:1])
+    assert row["remark"] == "out of memory" and row["ms per step"] != row["ms per step"]
 
 
 def test_the_configuration_is_llama_31_8b():
