@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import tiny_run
+from tiny import TINY, tiny_run
 
 from persona_lib import store
 from persona_lib.data.preference import to_dpo_rows, to_ordered_dpo_rows, to_sft_rows
 from persona_lib.models import load, train, trainers
 from persona_lib.records import TailoringRow
-from persona_lib.settings import Run, load_profile, set_field
+from persona_lib.settings import REPO, ConfigError, Run, load_profile, set_field
 
 # --- arms ---
 
@@ -82,10 +85,14 @@ def test_dpo_leaves_rows_out_that_its_steps_never_come_to_and_no_others(tmp_path
 # --- helpers for training ---
 
 
-def same_weights(a: Path, b: Path) -> bool:
+def weights(folder: Path) -> dict:
     from safetensors.torch import load_file
 
-    one, two = (load_file(folder / "adapter_model.safetensors") for folder in (a, b))
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    one, two = weights(a), weights(b)
     return one.keys() == two.keys() and all(one[name].equal(two[name]) for name in one)
 
 
@@ -302,3 +309,45 @@ def test_a_few_steps_in_four_bits_are_trained_once_and_their_costs_are_kept(tmp_
     assert not (folder / "checkpoints").exists() and not (run.folder / "adapters").exists()
     monkeypatch.setattr(train, "fit_adapter", None)  # nothing is trained again
     assert train.qlora_section(run, steps=2, rows=8).equals(costs)
+
+
+# --- several processes ---
+
+
+def test_a_batch_that_processes_cannot_share_is_refused_with_the_way_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainers, "PROCESSES", 2)
+    profile = set_field(load_profile("everyday"), {"sft.batch_size": 6, "dpo.batch_size": 5})
+    assert trainers.trainer_settings(profile, "sft", 0, tmp_path)["per_device_train_batch_size"] == 3
+    with pytest.raises(ConfigError, match="dpo.batch_size: 2 processes cannot share 5 rows.*multiple of 2"):
+        trainers.trainer_settings(profile, "dpo", 0, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("packing", [False, True])
+def test_two_processes_train_what_one_trains(tmp_path, monkeypatch, packing):
+    """Training and validation losses, and the adapters, by the entry that ``accelerate launch`` starts."""
+    changes = {"base.quantization": "nf4", "training.packing": packing, "dpo.sft_weight": 0.0}
+    logs, adapters = {}, {}
+    for count in (1, 2):
+        run = tiny_run(tmp_path / str(count), monkeypatch, **changes)
+        texts = {k: ",".join(v) if isinstance(v, list) else v for k, v in (TINY | changes).items()}
+        texts |= {"base.model": tmp_path / str(count) / "base", "training.arms": "chosen"}
+        given = ["--profile=everyday", "--dataset=everyday", "--seed=0", "--arm=chosen"]
+        given += [f"--set={name}={text}" for name, text in texts.items()]
+        launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"] * (count - 1)
+        command = [sys.executable, "-m", *launch, "persona_lib.models.train", *given, "--method"]
+        own = os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
+        for method in ("sft", "dpo"):
+            done = subprocess.run([*command, method], env=own, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr[-3000:]
+            folder = train.adapter_folder(run, method, "chosen")
+            assert done.stdout.splitlines().count(str(folder)) == 1, "one process speaks"
+            assert store.read_json(folder / "done.json")["processes"] == count
+            rows = list(store.iter_rows(folder / "log.jsonl"))
+            logs[count, method] = [r[k] for r in rows for k in ("loss", "eval_loss") if k in r]
+            adapters[count, method] = weights(folder)
+    for method in ("sft", "dpo"):
+        assert len(logs[1, method]) == 4, "two epochs"
+        np.testing.assert_allclose(logs[2, method], logs[1, method], rtol=0, atol=1e-5)
+        for name, value in adapters[1, method].items():
+            np.testing.assert_allclose(adapters[2, method][name], value, atol=5e-4, err_msg=name)

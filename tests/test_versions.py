@@ -37,7 +37,7 @@ DECIDED = {
     "pairs": (1, "755621da05f4bc69"),
     "personas": (1, "94fab597d41c4fee"),
     "tailoring": (1, "2b40e3462a495389"),
-    "training": (1, "2067ff06a11664bb"),
+    "training": (1, "6adc9268c2bd0739"),
     "answers": (1, "f128184d37cb8e58"),
     "judging": (1, "1fbc0eca373ac012"),
     "swap": (1, "e57bfddc03df56ce"),

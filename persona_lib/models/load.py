@@ -160,10 +160,10 @@ def format_of(source: str | Path, revision: str = "") -> ChatFormat:
 
 
 def device() -> str:
-    """Return where models live: the first visible GPU, else the CPU."""
+    """Return where models live: the GPU of this process, the first visible if it is alone; or the CPU."""
     import torch
 
-    return "cuda:0" if torch.cuda.is_available() else "cpu"
+    return f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
 
 
 def nf4_config(compute_dtype: str) -> Any:

@@ -2,15 +2,18 @@
 
 The base stays frozen (in four bits for QLoRA). DPO trains a second adapter on the frozen SFT adapter; its
 reference is the base with the SFT adapter alone. The trainers are TRL's (``trainers``); here are the rows and
-the folders.
+the folders. ``accelerate launch -m persona_lib.models.train`` trains one adapter with several processes.
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import dataclasses
 import gc
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ from persona_lib.data.preference import TWO_SIDED, draw, to_dpo_rows, to_ordered
 from persona_lib.models import packing, trainers
 from persona_lib.models.load import count_rows, format_of, load_base, load_tokenizer, model_key
 from persona_lib.records import TailoringRow
-from persona_lib.settings import Run, deciding, main_arm, set_field
+from persona_lib.settings import Run, deciding, main_arm, open_run, set_field
 from persona_lib.store import VERSIONS
 
 SHARED = "base.quantization base.dtype lora.* training.max_length training.warmup training.*rows"
@@ -140,12 +143,13 @@ def fit_adapter(
     from transformers import PrinterCallback
 
     profile, name = run.profile, folder.name
-    checkpoint, tokenizer = prepare_folder(folder, key, spec), load_tokenizer(*run.base_source)
+    checkpoint = trainers.in_main(prepare_folder, folder, key, spec)
+    tokenizer = load_tokenizer(*run.base_source)
     counts, drops = {}, method == "dpo" or profile.training.completion_only_loss
     for part, found in rows.items():
         counts[part] = count_rows(tokenizer, found, profile.training.max_length, f"{name} {part}", drops)
         print(f"{name}: {part}:", ", ".join(f"{n} {what}" for what, n in counts[part].items()), flush=True)
-    store.write_json(folder / "counts.json", counts)
+    trainers.in_main(store.write_json, folder / "counts.json", counts)
     with trainers.quiet_libraries(), packing.small_tiles(on=profile.training.packing):
         trainer = build_trainer(run, method, tokenizer, rows, folder)
         for part, dataset in (("train", trainer.train_dataset), ("val", trainer.eval_dataset)):
@@ -159,27 +163,34 @@ def fit_adapter(
         for callback in (trainers.learning_guard(), trainers.progress_lines(name)):
             trainer.add_callback(callback)
         trainer.train(resume_from_checkpoint=checkpoint)  # the best epoch is what remains in the model
-    save_adapter(trainer, folder, key)
+    weights = trainer.accelerator.get_state_dict(trainer.model)  # several processes may hold a part each
+    trainers.in_main(save_adapter, trainer, weights, folder, key)
     del trainer
     release_memory()
 
 
 def build_trainer(run: Run, method: str, tokenizer: Any, rows: dict[str, list[dict]], folder: Path) -> Any:
     """Load the base and build the method's trainer, whose checkpoints go below ``folder``."""
-    from datasets import Dataset
+    from datasets import Dataset, DatasetDict, load_from_disk
 
-    data = {part: Dataset.from_list(found) for part, found in rows.items()}
+    data = DatasetDict({part: Dataset.from_list(found) for part, found in rows.items()})
+    if trainers.PROCESSES > 1:  # in a folder, where TRL shares the reference's values
+        where = folder / "checkpoints" / "rows"
+        trainers.in_main(shutil.rmtree, where, True)  # a killed run's values would change the random numbers
+        trainers.in_main(data.save_to_disk, str(where))
+        data = load_from_disk(str(where))
     base = load_base(*run.base_source, run.profile.base.quantization, run.profile.base.dtype)
     given = (run.profile, method, run.seed, base, tokenizer, data, folder / "checkpoints")
     return trainers.make_trainer(*given, sft=folder.with_name(folder.name.replace("dpo", "sft", 1)))
 
 
-def save_adapter(trainer: Any, folder: Path, key: str) -> None:
+def save_adapter(trainer: Any, weights: dict[str, Any], folder: Path, key: str) -> None:
     """Write the adapter and its log, drop the checkpoints, and mark the folder as done."""
-    trainer.model.save_pretrained(str(folder), selected_adapters=["default"])
+    trainer.model.save_pretrained(str(folder), selected_adapters=["default"], state_dict=weights)
     store.write_rows(folder / "log.jsonl", trainer.state.log_history)
     shutil.rmtree(folder / "checkpoints")
     facts = {"steps": trainer.state.global_step, "best_eval_loss": trainer.state.best_metric}
+    facts["processes"] = trainers.PROCESSES
     store.mark_done(folder, key, **facts, megabytes=weight_megabytes(trainer.model))
 
 
@@ -222,3 +233,20 @@ def qlora_section(run: Run, steps: int = 4, rows: int = 16) -> Any:
         "seconds per step": (log["train_runtime"] - log["eval_runtime"]) / done["steps"],
     }
     return pd.Series(cost, name="measured").to_frame()
+
+
+def main() -> None:
+    """Train one adapter whose rows are there, alone or as one of the processes of ``accelerate launch``."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--method", required=True, choices=OF_METHOD)
+    for name in ("--profile", "--dataset", "--seed", "--arm"):
+        parser.add_argument(name, required=True)
+    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="GROUP.KEY=VALUE")
+    given = parser.parse_args()
+    run = open_run(given.profile, given.dataset, int(given.seed), given.overrides)
+    with contextlib.redirect_stdout(None if trainers.NUMBER else sys.stdout):
+        print(train_adapter(run, given.method, given.arm))
+
+
+if __name__ == "__main__":
+    main()

@@ -12,7 +12,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from unittest import mock
 
 from persona_lib.models import packing
 from persona_lib.models.load import mergeable_layers
-from persona_lib.settings import Profile
+from persona_lib.settings import ConfigError, Profile
 
 # --- Guards ---
 
@@ -124,6 +124,22 @@ def progress_lines(name: str) -> Any:
     return ProgressLines()
 
 
+# --- Several processes: their number, and this one's, as ``accelerate launch`` and ``torchrun`` say ---
+
+PROCESSES, NUMBER = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+
+
+def in_main(do: Callable[..., Any], *args: Any) -> Any:
+    """Call a function in the main process once all have come here; returns its result in all of them."""
+    if PROCESSES == 1:
+        return do(*args)
+    import torch
+    from accelerate import PartialState, utils
+
+    PartialState(cpu=not torch.cuda.is_available()).wait_for_everyone()
+    return utils.broadcast_object_list([do(*args) if NUMBER == 0 else None])[0]
+
+
 # --- Trainers ---
 
 EVAL_BATCH = {"sft": 1, "dpo": 8}  # SFT's evaluation loss depends on it: a mean of batch means
@@ -133,12 +149,16 @@ def trainer_settings(profile: Profile, method: str, seed: int, output: Path, row
     """Return the settings that SFT and DPO share, every one that matters given explicitly.
 
     ``dpo.max_steps`` counts where the epochs over the rows have more steps: Trainer would take a limit for a
-    goal, and go over few rows again and again. Nothing is reported to a tracker unless the environment names
+    goal, and go over few rows again and again. Several processes share a batch, and validate row by row, so
+    that rows that fill up a batch do not count. Nothing is reported to a tracker unless the environment names
     some: PERSONA_REPORT_TO=tensorboard,wandb.
     """
     import torch
 
     own, limit, order = getattr(profile, method), -1, "random"
+    if own.batch_size % PROCESSES:
+        said = f"{method}.batch_size: {PROCESSES} processes cannot share {own.batch_size} rows equally"
+        raise ConfigError(f"{said}; use a multiple of {PROCESSES}")
     if method == "dpo" and 0 < own.max_steps < math.ceil(rows / own.batch_size) * own.epochs:
         limit = own.max_steps
     if method == "dpo" and own.order == "pairs":
@@ -150,8 +170,8 @@ def trainer_settings(profile: Profile, method: str, seed: int, output: Path, row
         "learning_rate": own.learning_rate,
         "num_train_epochs": own.epochs,
         "max_steps": limit,
-        "per_device_train_batch_size": own.batch_size,
-        "per_device_eval_batch_size": EVAL_BATCH[method],
+        "per_device_train_batch_size": own.batch_size // PROCESSES,
+        "per_device_eval_batch_size": EVAL_BATCH[method] if PROCESSES == 1 else 1,
         "train_sampling_strategy": order,
         "max_length": profile.training.max_length,
         "lr_scheduler_type": "linear",
@@ -161,6 +181,7 @@ def trainer_settings(profile: Profile, method: str, seed: int, output: Path, row
         "max_grad_norm": 1.0,
         "bf16": profile.base.dtype == "bfloat16",
         "gradient_checkpointing": False,
+        "ddp_find_unused_parameters": False,
         "use_cpu": not torch.cuda.is_available(),
         "dataloader_pin_memory": torch.cuda.is_available(),
         "eval_strategy": "epoch",
@@ -241,7 +262,7 @@ def make_trainer(
             beta=profile.dpo.beta,
             disable_dropout=True,
             precompute_ref_log_probs=True,
-            precompute_ref_batch_size=profile.dpo.batch_size,
+            precompute_ref_batch_size=settings["per_device_train_batch_size"],
         )
         length = profile.training.max_length
         make, collator = DPOTrainer, partial(packing.dpo_batch, pad=pad, max_length=length)
