@@ -203,6 +203,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--max-cost-usd", type=float, help="never spend more on served models: --set served.max_cost_usd=X")
     add("--offline", action="store_true", help="never ask the model hub; missing files are errors")
     add("--check", action="store_true", help="only check the arguments and the profile")
+    add(
+        "--verify",
+        action="store_true",
+        help="compare the finished run with the published one; status 1: it differs",
+    )
     arguments = parser.parse_args(argv)
     arguments.own = is_own(arguments.data, arguments.set)
     arguments.profile = arguments.profile or ("own" if arguments.own else "everyday")
@@ -272,6 +277,39 @@ def select(pipeline: Pipeline, arguments: argparse.Namespace) -> list[str]:
     return ids
 
 
+def published_seeds(profile: Profile) -> Path:
+    """The file of the published seeds that a run of a profile is compared with."""
+    return settings.REPO / "figures" / profile.name / "kept" / "by_seed.csv"
+
+
+def verify(pipeline: Pipeline, every: bool = False) -> int:
+    """Print whether the run agrees with the published one, ``every`` number of it, too; 0: it does.
+
+    Raises ConfigError for a profile without published seeds, or with settings that change its results.
+    """
+    import pandas as pd
+
+    from persona_lib.beyond import claims
+
+    profile, path = pipeline.profile, published_seeds(pipeline.profile)
+    if not path.exists():
+        raise ConfigError(f"profile {profile.name} has no published run ({path}): verify everyday")
+    published = settings.load_profile(profile.name, [f"seeds={','.join(map(str, profile.seeds))}"])
+    changed = [name for name, value in settings.deciding(published, "*").items()
+               if settings.deciding(profile, "*")[name] != value]  # fmt: skip
+    if changed:
+        if every:
+            raise ConfigError(f"--verify compares the profile as it is: without --set {', '.join(changed)}")
+        return 0
+    table = claims.verify(profile, pd.read_csv(path))
+    if every:
+        numbers = ["run", "published", "published_low", "published_high"]
+        print(table.round(dict.fromkeys(numbers, 3)).to_string(index=False), end="\n\n")
+    said, agrees = claims.verdict(table)
+    print(said)
+    return int(not agrees)
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Do what the command line asks; raises ConfigError before anything is run."""
     pipeline = open_pipeline(arguments)
@@ -281,6 +319,8 @@ def run(arguments: argparse.Namespace) -> int:
         tasks.print_plan(pipeline, tasks.plan_lines(pipeline, ids, arguments.force))
     if arguments.plan or arguments.check:
         return 0
+    if arguments.verify:
+        return verify(pipeline, every=True)
     os.chdir(settings.REPO)  # where kernels start, wherever the runner was called
     with only_runner(pipeline):
         for name in ids if arguments.force else ():
@@ -288,6 +328,8 @@ def run(arguments: argparse.Namespace) -> int:
         status = run_tasks(pipeline, ids)
     if not status:
         print(f"\nreport  {pipeline.executed(pipeline.tasks[REPORT])}")
+        if published_seeds(pipeline.profile).exists() and not (arguments.only or arguments.first):
+            verify(pipeline)
         if (pipeline.results / "adapter" / "done.json").exists():
             from persona_lib.report import own_adapter
 

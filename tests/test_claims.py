@@ -19,8 +19,8 @@ from persona_lib.data.reader import quality
 from persona_lib.intervals import Interval, WinRate, sign_test
 from persona_lib.paper import judging, results
 from persona_lib.paper.answers import generation_folder
-from persona_lib.records import Generation
-from persona_lib.settings import Run, load_profile
+from persona_lib.records import DataError, Generation
+from persona_lib.settings import Run, load_profile, set_field
 
 NOTED = [  # by row: dPQ, its interval, sign-test p (P; Q), of an earlier analysis by other code
     (21.34, 14.1, 28.5, 2e-9, 0.053),
@@ -260,3 +260,37 @@ def test_a_judge_that_is_not_believed_meets_no_aim():
     assert [row["met"] for row in found] == ["judge not believed"] * 2 + ["not run"]
     for dataset, judge in (("everyday", "sure"), ("hhh", "weak")):
         assert claims.without_verdict(lines, table, dataset, judge) == lines
+
+
+def test_a_right_run_leaves_the_published_band_in_one_of_twenty_and_a_wrong_one_in_nearly_all():
+    rng = np.random.default_rng(0)  # shares of 40 rows by seed, as wide apart as the published seeds
+
+    def shares(mean: float, size: tuple[int, ...]) -> np.ndarray:
+        return rng.binomial(40, np.clip(rng.normal(mean, 0.01, size), 0, 1)) / 40
+
+    outside = {name: [] for name in ("right", "shuffled personas", "exchanged sides")}
+    for seeds in shares(0.875, (2000, 5)):
+        band = claims.prediction_band(list(seeds), 1, 0.025)
+        for name, mean in zip(outside, (0.875, 0.52, 0.125), strict=True):
+            outside[name].append(not band.low <= shares(mean, ()) <= band.high)
+    rates = {name: np.mean(found) for name, found in outside.items()}
+    assert 0.03 <= rates["right"] <= 0.07
+    assert rates["shuffled personas"] > 0.95 and rates["exchanged sides"] > 0.95
+
+
+def test_a_run_is_compared_with_the_published_seeds_number_by_number(profile):
+    aim, where = claims.DECIDING
+    seeds = pd.DataFrame({"aim": aim, "where": where, "seed": range(3), "estimate": [0.8, 0.9, 1.0], "n": 40})
+    with pytest.raises(DataError, match="no results to verify"):
+        claims.verify(profile, seeds)
+    for value, word in ((0.8, "agrees"), (0.3, "DOES NOT AGREE")):
+        run = pd.DataFrame([{"aim": aim, "where": where, "estimate": value}])
+        results.save_table(profile, "primary", run)
+        table = claims.verify(set_field(profile, {"seeds": [0]}), seeds)
+        # Student's t with 2 degrees of freedom is 4.3027; s = 0.1
+        half = 4.3027 * 0.1 * (1 + 1 / 3) ** 0.5
+        assert table.published_low.item() == pytest.approx(0.9 - half, abs=1e-4)
+        said, agrees = claims.verdict(table)
+        assert word in said and agrees == (value == 0.8)
+        assert f"{int(value == 0.8)} of 1 as published for this seed" in said
+    assert claims.prediction_band([0.5, 0.6], 1, 0.1).low is None  # two seeds say too little

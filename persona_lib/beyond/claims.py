@@ -53,8 +53,8 @@ from persona_lib.paper.results import (
     with_holm,
 )
 from persona_lib.paper.swap import SWAP_TABLES
-from persona_lib.records import Generation
-from persona_lib.settings import FACTS, Profile, Run, main_arm
+from persona_lib.records import DataError, Generation
+from persona_lib.settings import FACTS, Profile, Run, main_arm, set_field
 from persona_lib.texts import count_degenerate
 
 if TYPE_CHECKING:
@@ -352,7 +352,17 @@ def calibrations(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def save_tables(profile: Profile) -> dict[str, Path]:
-    """Compute and write every table of the profile; returns the paths of those that are not empty."""
+    """Compute and write every table of the profile; returns the paths of those that are not empty.
+
+    Several seeds also leave ``by_seed``: the estimate of every aim for each seed alone.
+    """
+    import pandas as pd
+
+    parts = []
+    for seed in profile.seeds if len(profile.seeds) > 1 else ():
+        alone = set_field(profile, {"seeds": [seed]})
+        save_tables(alone)
+        parts.append(read_table(alone, "primary").dropna(subset="estimate").assign(seed=seed))
     forget_judged()
     by_dataset = {"calibration": calibrations, **SWAP_TABLES, **USER_TABLES}
     makers = {
@@ -363,6 +373,70 @@ def save_tables(profile: Profile) -> dict[str, Path]:
         **PERSONA_TABLES,
         **{name: functools.partial(every_dataset, make=make) for name, make in by_dataset.items()},
         "primary": primary_results,
+        "by_seed": lambda profile: (
+            pd.concat([table_of([]), *parts]).dropna(subset="estimate") if parts else table_of([])
+        ),
     }
     paths = {name: save_table(profile, name, make(profile)) for name, make in makers.items()}
     return {name: path for name, path in paths.items() if path}
+
+
+# --- does a run agree with the published one? ---
+
+DECIDING = ("PT-DPO, share D > 0", "everyday, gold")  # the aim whose band decides
+
+
+def prediction_band(values: Sequence[float], n_new: int, resolution: float) -> Interval:
+    """Return the mean of published seeds and the 95 % band for the mean of ``n_new`` further ones.
+
+    Student's t over the seeds, m +- t s sqrt(1 / n_new + 1 / k); s is at least ``resolution``. Fewer than
+    three seeds have no band.
+    """
+    from scipy import stats
+
+    k, mean = len(values), float(np.mean(values))
+    if k < 3:
+        return Interval(mean)
+    spread = max(float(np.std(values, ddof=1)), resolution)
+    half = float(stats.t.ppf(0.975, k - 1)) * spread * math.sqrt(1 / n_new + 1 / k)
+    return Interval(mean, mean - half, mean + half)
+
+
+def verify(profile: Profile, published: pd.DataFrame) -> pd.DataFrame:
+    """Compare a run with the published seeds: a line per aim with its band, and whether the run is inside.
+
+    ``published`` is a table ``by_seed``. ``same`` says whether a run of one published seed gives its value.
+    Raises DataError if the run has no results yet.
+    """
+    run = read_table(profile, "primary")
+    if run.empty:
+        raise DataError(f"profile {profile.name} has no results to verify: ./run_all.sh")
+    lines = []
+    for (aim, where), found in published.groupby(["aim", "where"], sort=False):
+        own = pick(run, {"aim": aim, "where": where}).dropna(subset="estimate")
+        if own.empty:
+            continue
+        value, seeds = float(own.estimate.iloc[0]), profile.seeds
+        band = prediction_band(list(found.estimate), len(seeds), 1 / float(found.n.max()))
+        inside = band.low <= value <= band.high if band.low is not None else None
+        alone = found[found.seed == seeds[0]].estimate if len(seeds) == 1 else found.estimate.head(0)
+        line = {"aim": aim, "where": where, "run": value, **interval_columns("published", band)}
+        line |= {"n_seeds": len(found), "inside": inside}
+        lines.append(line | {"same": abs(alone.iloc[0] - value) < 1e-5 if len(alone) else None})
+    return table_of(lines)
+
+
+def verdict(table: pd.DataFrame) -> tuple[str, bool]:
+    """Say in a line whether a run agrees with the published one, and whether it does (`DECIDING`)."""
+    aim, where = DECIDING
+    found = pick(table, {"aim": aim, "where": where})
+    if found.empty or found.inside.isna().item():
+        return "verify: this run has no number that decides", False
+    row, bands = found.iloc[0], table.dropna(subset="inside")
+    word = "agrees" if row.inside else "DOES NOT AGREE"
+    band = f"{row.published_low:.2f} to {row.published_high:.2f}"
+    said = f"verify: {word} with the published run: {aim} under gold personas {row.run:.2f}, band {band}"
+    same = table.same.dropna()
+    said += f"; {sum(bands.inside)} of {len(bands)} numbers in their bands"
+    said += f"; {sum(same)} of {len(same)} as published for this seed" if len(same) else ""
+    return said, bool(row.inside)
