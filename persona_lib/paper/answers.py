@@ -279,7 +279,8 @@ def read_generations(run: Run, spec: RunSpec) -> dict[str, Generation]:
     folder = generation_folder(run, spec)
     if not (folder / "done.json").exists():
         raise FileNotFoundError(f"{folder} is not finished: run the generation step first")
-    return {row.id: row for row in store.read_rows(folder / "rows.jsonl", Generation)}
+    path = folder / "rows.jsonl"  # not written where no row has the persona
+    return {row.id: row for row in store.read_rows(path, Generation)} if path.exists() else {}
 
 
 # --- which runs are compared with which: the rows of the results tables ---
