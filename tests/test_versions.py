@@ -38,7 +38,7 @@ DECIDED = {
     "personas": (1, "94fab597d41c4fee"),
     "tailoring": (1, "2b40e3462a495389"),
     "training": (1, "6adc9268c2bd0739"),
-    "answers": (1, "f128184d37cb8e58"),
+    "answers": (1, "3b437bf5a9a6c1f7"),
     "judging": (1, "1fbc0eca373ac012"),
     "swap": (1, "e57bfddc03df56ce"),
     "calibration": (1, "520ab9c1621e24e4"),
