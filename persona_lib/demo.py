@@ -150,7 +150,7 @@ def build(asker: Asker) -> Any:
     def users(question: str) -> tuple[Any, str]:
         """Return the list of a listed question's users, and the chosen answer's; else keep what is typed."""
         known = rows[question].personas if question in rows else {}
-        choices = list(dict.fromkeys(filter(None, known.values())))
+        choices = [text for kind, text in known.items() if text and kind.startswith(("gold-", "user-"))]
         label = "Users of this question (pick one)"
         listed = gradio.Dropdown(choices, value=None, label=label, visible=bool(choices))
         return listed, (known.get("gold-chosen") or "") if known else gradio.skip()
@@ -171,7 +171,7 @@ def build(asker: Asker) -> Any:
         with gradio.Row():
             boxes += [gradio.Markdown(elem_id=f"{n}-seen") for n in wanted]
         question.input(users, question, [known, persona], api_name=False)
-        known.input(lambda text: text or "", known, persona, api_name=False)
+        known.input(lambda text: text or gradio.skip(), known, persona, api_name=False)
         ask.click(lambda *given: (yield from play(asker, *given)), [*asked, question, persona], boxes,
                   api_name=False)  # fmt: skip
     return page
