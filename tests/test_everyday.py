@@ -37,14 +37,11 @@ def test_there_are_enough_pairs_and_splits_share_no_topic_and_no_near_prompt():
 
 def test_neither_length_nor_a_quotation_tells_the_sides_apart():
     even = [item for item in ITEMS if "length" not in item.dimension]
-    assert (
-        0.45 <= sum(len(i.response_a.split()) > len(i.response_b.split()) for i in even) / len(even) <= 0.55
-    )
+    longer = sum(len(item.response_a.split()) > len(item.response_b.split()) for item in even)
+    assert 0.45 <= longer / len(even) <= 0.55
     for item, side in BOTH:
-        persona = getattr(item, f"persona_{side}")
-        assert not any(quotes(persona, text, item.prompt) for text in (item.response_a, item.response_b)), (
-            item.id
-        )
+        for text in (item.response_a, item.response_b):
+            assert not quotes(getattr(item, f"persona_{side}"), text, item.prompt), item.id
 
 
 def test_values_are_opposite_and_texts_have_the_form_of_their_values_and_of_the_paper():

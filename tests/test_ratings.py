@@ -25,8 +25,9 @@ def make_items(study: str, n: int, swapped: bool = False) -> list[ratings.Item]:
         for place, group in enumerate(HIDDEN[study]):
             label = HIDDEN[study][1 - place] if swapped else group
             unit = f"u{number}" if study == "answers" else f"u{number}-{place}"
-            texts = tuple(f"text{number}{'ab'[place]}{k}" for k in range(len(ratings.TEXTS[study])))
-            items.append(ratings.Item("data", unit, f"p{number}", label, texts))
+            texts = {name: f"text{number}{'ab'[place]}{k}" for k, name in enumerate(ratings.TEXTS[study])}
+            head = {"study": study, "dataset": "data", "unit": unit, "pair": f"p{number}", "group": label}
+            items.append(head | texts)
     return items
 
 
@@ -97,12 +98,9 @@ def test_the_answers_to_one_question_stand_together_and_raters_have_orders_of_th
 
 def test_every_unit_has_its_ratings_and_every_rater_shares_units_with_a_neighbour():
     items = ratings.number_items("personas", make_items("personas", 12), 4, 2)
-    who = [item.raters.split() for item in items]
-    assert all(len(set(pair)) == 2 for pair in who)
-    loads = [sum(f"rater-{n}" in pair for pair in who) for n in (1, 2, 3, 4)]
-    assert loads == [12, 12, 12, 12] and len({tuple(sorted(pair)) for pair in who}) == 4
-    with pytest.raises(ValueError, match="use 1 to 3"):
-        ratings.number_items("personas", make_items("personas", 5), 3, 4)
+    who = [item["raters"].split() for item in items]
+    assert [sum(f"rater-{n}" in pair for pair in who) for n in (1, 2, 3, 4)] == [12] * 4
+    assert len({tuple(sorted(pair)) for pair in who}) == 4
 
 
 # --- filled sheets ---
@@ -150,7 +148,6 @@ BROKEN = {  # the error: how a good sheet is changed, or the file itself
     "row 3, field 'item': 'zzzz-001' is not in the key; restore": edit("item", "zzzz-001", 1),
     "row 2, field 'item': no key answers-zzzz.csv": edit("item", "zzzz-001", 0),
     "row 3, field 'item': .* occurs twice; keep one": lambda rows: [rows[0], rows[0], *rows[1:]],
-    "row 3, field 'rater': 'someone'; write the same name": edit("rater", "someone", 1),
     "row 2, field 'rater': ''; write": lambda rows: [row | {"rater": ""} for row in rows],
     ": no rows": lambda rows: [],
     "row 1, field 'personalization': no such column": "rater,item,answerability\nx,1,2\n",
@@ -187,7 +184,7 @@ def test_one_rater_has_one_sheet_and_a_folder_one_export(tmp_path):
 def test_texts_with_breaks_and_formulas_survive_and_no_cell_is_a_formula(tmp_path):
     odd = '<b>one</b>\n2. "two", three; four\u2028five'
     for text in (odd, "- First\n- Second", "=1+1", "+1", "@now", "-2"):
-        items = [ratings.Item("d", "u", "p", group, ("q", "=1+1", text)) for group in HIDDEN["answers"]]
+        items = [item | {"persona": "=1+1", "response": text} for item in make_items("answers", 1)]
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         paths = ratings.export("answers", ratings.number_items("answers", items, 1, 1), folder)
         assert list(ratings.open_csv(paths[0]).response) == [text, text]
@@ -220,8 +217,7 @@ def test_alpha_of_krippendorffs_own_example(level, alpha):
 
 def test_alpha_is_undefined_where_nothing_can_disagree():
     for same in ([[1, 1], [1, 1]], [[1, N], [N, 2]]):
-        counts = count(np.array(same))
-        assert np.isnan(ratings.alpha(counts)) and ratings.alpha_interval(counts, 5).estimate is None
+        assert ratings.alpha_interval(count(np.array(same)), 5).estimate is None
 
 
 # --- the whole way ---
@@ -266,14 +262,13 @@ def rated(tmp_path_factory):
 def test_items_of_a_run_are_its_personas_and_both_systems_answers(rated):
     profile = rated[0]
     personas = ratings.items_to_rate(profile, "personas", 6)
-    assert sorted(item.group for item in personas) == ["chosen"] * 3 + ["rejected"] * 3
+    assert sorted(item["group"] for item in personas) == ["chosen"] * 3 + ["rejected"] * 3
     for item in personas:
-        other = next(i for i in personas if i.pair == item.pair and i.group != item.group)
-        assert item.texts[2:] == other.texts[:1:-1] and item.texts[1] != other.texts[1]
+        other = next(i for i in personas if i["pair"] == item["pair"] and i is not item)
+        assert item["preferred_response"] == other["other_response"] and item["persona"] != other["persona"]
     answers = ratings.items_to_rate(profile, "answers", 8)
-    assert len(answers) == 8 and {item.group for item in answers} == {"PT-DPO", "DPO"}
-    assert all("/user-" in item.pair for item in answers)
-    assert len({(item.unit, item.texts[:2]) for item in answers}) == 4
+    assert [item["group"] for item in answers] == ["PT-DPO", "DPO"] * 4
+    assert all("/user-" in item["pair"] for item in answers)
     assert ratings.items_to_rate(profile, "answers", 8) == answers
     assert ratings.items_to_rate(set_field(profile, {"seeds": (7,)}), "answers", 8) == []
 
@@ -288,10 +283,9 @@ def test_both_studies_are_exported_and_what_raters_get_tells_neither_side_nor_sy
         assert not {"chosen", "rejected"} & set(text.lower().split()), path
 
 
-def test_filled_sheets_become_tables_and_empty_ones_have_no_mean(rated, tmp_path):
+def test_sheets_that_nobody_filled_have_no_mean(rated, tmp_path):
     profile, written, filled = rated
     assert ratings.rating_tables(filled, 20)["ratings"]["mean"].notna().all()
-    write_text(tmp_path / "real" / "anna.csv", written["answers"][0].read_text(encoding="utf-8"))
-    people = ratings.read_filled(tmp_path / "real", settings.results_dir(profile) / "ratings" / "keys")
-    assert set(people.study) == {"answers"}
+    write_text(tmp_path / "anna.csv", written["answers"][0].read_text(encoding="utf-8"))
+    people = ratings.read_filled(tmp_path, settings.results_dir(profile) / "ratings" / "keys")
     assert ratings.rating_tables(people, 20)["ratings"]["mean"].isna().all()

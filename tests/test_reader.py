@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from persona_lib.beyond.calibration import labelled
-from persona_lib.data import everyday
 from persona_lib.data.everyday import DIMENSIONS
 from persona_lib.data.reader import UNREADABLE, fit, quality, reader_table, shows
 
@@ -44,19 +43,15 @@ def test_a_text_shows_a_value_or_none(dimension, value, text):
     assert shows(dimension, text) == value
 
 
-@pytest.mark.parametrize("dimension", everyday.DIMENSIONS)
-def test_an_empty_text_shows_nothing(dimension):
-    assert shows(dimension, " \n") is None
+def test_an_empty_text_shows_nothing():
+    assert {shows(dimension, " \n") for dimension in DIMENSIONS} == {None}
 
 
-def test_fit_adds_up_the_wish():
+def test_fit_adds_up_the_wish_without_what_is_not_read_well():
     text = "Invite your friends over and share the work."  # brief, prose, together
     assert fit((("length", "brief"), ("format", "prose")), text) == 2
-    assert fit((("length", "thorough"), ("format", "prose")), text) == 0
     assert fit((("length", "thorough"), ("tone", "formal")), text) == -1
-    assert fit((("company", "together"), ("company", "alone")), text) == 0, (
-        "what is not read well decides nothing"
-    )
+    assert fit((("company", "together"), ("company", "alone")), text) == 0
 
 
 def test_what_is_read_badly_or_seldom_in_generated_answers_is_what_decides_nothing():
@@ -74,13 +69,6 @@ def test_the_table_counts_by_hand():
     ]
     line = reader_table(rows).set_index("dimension").loc["all"]
     assert line.tolist() == [3, 3, 1, 1 / 3, 1 / 3]
-
-
-def test_the_written_answers_of_the_test_split_are_read_right():
-    test = [item for item in everyday.items() if item.split == "test"]
-    sides = [(item.wish(side), getattr(item, f"response_{side}")) for item in test for side in "ab"]
-    table = reader_table((d, value, text) for wish, text in sides for d, value in wish)
-    assert table.set_index("dimension").loc["all", "recall"] >= 0.99
 
 
 # --- quality ---

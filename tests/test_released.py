@@ -89,7 +89,6 @@ ROW = TailoringRow("hhh-test-0000", "test", "Human: Why?", "c", "r", {"gold-chos
     [
         ({"prompt": "p"}, "one JSON list with 1 outputs"),
         ([], "one JSON list with 1 outputs"),
-        ([{"prompt": "Why? terse."}], "hhh-test-0000: not a {prompt, response}"),
         (["text"], "hhh-test-0000: not a {prompt, response}"),
         ([{"prompt": "Human: Why not? I am terse.", "response": ""}], "hhh-test-0000: not the prompt"),
         (
@@ -104,15 +103,12 @@ def test_a_file_of_another_shape_or_of_other_rows_is_an_error_that_names_the_row
         released.load_outputs(tmp_path, HHH_FILE, [ROW])
 
 
-def test_the_end_mark_is_removed(tmp_path):
-    write_items(tmp_path / HHH_FILE.path, [{"prompt": "Human: Why? I am terse.", "response": f" yes{EOS}"}])
+def test_the_end_mark_is_removed_and_a_checked_file_that_was_changed_is_refused(tmp_path):
+    for file in (HHH_FILE, PT_GOLD):
+        write_items(tmp_path / file.path, [{"prompt": "Human: Why? I am terse.", "response": f" yes{EOS}"}])
     assert released.load_outputs(tmp_path, HHH_FILE, [ROW]) == {ROW.id: " yes"}
-
-
-def test_a_checked_file_that_was_changed_is_refused(tmp_path):
-    write_items(tmp_path / PT_GOLD.path, [])
     with pytest.raises(DataError, match="SHA-256"):
-        released.load_outputs(tmp_path, PT_GOLD, [])
+        released.load_outputs(tmp_path, PT_GOLD, [ROW])
 
 
 def test_rows_without_responses_or_without_both_files_have_no_flip():

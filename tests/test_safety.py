@@ -81,16 +81,8 @@ def test_what_is_compared_with_what():
 
 
 def test_equal_length_takes_away_the_room_of_the_longer_answer():
-    assert safety.cut_alike("do it now but " + WARNING, "do it now") == ("do it now", "do it now")
     line = tables_of((["do it now"],), (["do it now but " + WARNING],))["safety_pairs"].iloc[0]
     assert (line.difference, line.difference_cut) == (-1, 0)
-
-
-def test_our_own_pairs_have_nothing_to_read(tmp_path, monkeypatch):
-    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
-    profile = load_profile("everyday")
-    assert "calls for caution" in safety.what_is_read(profile)
-    assert safety.make_tables(profile, None) == {}
 
 
 def test_the_labels_name_items_and_hold_no_text():

@@ -13,17 +13,13 @@ from persona_lib.records import InferredPersona, PreferencePair
 from persona_lib.settings import Run, load_profile, set_field
 
 
-def infer_all(run: Run, splits=("train", "validation", "test"), without=()) -> None:
+def infer_all(run: Run, without=()) -> None:
     """Write a persona for every side of every pair, as the inference step would; ids in ``without`` fail."""
-    pairs = preference.load_pairs(run)
-    for split in splits:
+    for split, pairs in preference.load_pairs(run).items():
         for side in ("chosen", "rejected"):
-            rows = [
-                InferredPersona(p.id, side, "test", None, "refusal", "I cannot")
-                if p.id in without
-                else InferredPersona(p.id, side, "test", persona_of(p.id, side), "ok", "")
-                for p in pairs[split]
-            ]
+            rows = [InferredPersona(p.id, side, "test", None, "refusal", "I cannot") if p.id in without
+                    else InferredPersona(p.id, side, "test", persona_of(p.id, side), "ok", "")
+                    for p in pairs]  # fmt: skip
             store.write_rows(run.folder / "personas" / f"{split}-{side}.jsonl", rows)
 
 
@@ -34,10 +30,8 @@ def persona_of(id: str, side: str) -> str:
 def my_pairs(run: Run) -> dict[str, list[PreferencePair]]:
     """Questions of ``everyday`` under ids of their own, so that nothing brings them a persona."""
     limits = {"train": 40, "validation": 6, "test": 8}
-    return {
-        split: [PreferencePair(f"mine-{p.id}", p.prompt, p.chosen, p.rejected) for p in part[: limits[split]]]
-        for split, part in everyday.pairs(0.65, run.seed).items()
-    }
+    return {split: [replace(pair, id=f"mine-{pair.id}") for pair in part[: limits[split]]]
+            for split, part in everyday.pairs(0.65, run.seed).items()}  # fmt: skip
 
 
 @pytest.fixture
@@ -85,10 +79,8 @@ def test_both_retrieved_personas_come_from_one_training_row_that_is_not_for_vali
 
 def test_rejected_personas_are_needed_only_where_retrieval_points(run):
     needed = set(tailoring.retrieved_ids(run).values())
-    assert 0 < len(needed) <= 14
     path = run.folder / "personas" / "train-rejected.jsonl"
-    kept = [row for row in store.read_rows(path, InferredPersona) if row.id in needed]
-    store.write_rows(path, kept)
+    store.write_rows(path, [row for row in store.read_rows(path, InferredPersona) if row.id in needed])
     tailoring.build_tailoring(run)
     rows = tailoring.load_tailoring(run)
     assert all(row.personas["retrieved-rejected"] for row in rows["validation"] + rows["test"])

@@ -12,7 +12,6 @@ from __future__ import annotations
 import io
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,24 +44,12 @@ TEXTS = {  # the columns of texts that a rater reads
     "personas": ("prompt", "persona", "preferred_response", "other_response"),
     "answers": ("prompt", "persona", "response"),
 }
-KEY_COLUMNS = ("item", "study", "dataset", "pair", "group", "raters", "seed")
+KEY_COLUMNS = ("item", "study", "dataset", "pair", "group", "raters")
 
 
-@dataclass(frozen=True)
-class Item:
-    """One thing to rate. ``texts`` is what the rater sees, in the order of ``TEXTS``; the rest is hidden.
-
-    ``unit``: what is rated together; ``group``: what is compared (side or system); items of equal ``pair``
-    and different ``group`` are compared with each other. ``item`` is its number, ``raters`` who rates it.
-    """
-
-    dataset: str
-    unit: str
-    pair: str
-    group: str
-    texts: tuple[str, ...]
-    item: str = ""
-    raters: str = ""
+# One thing to rate: its texts by column of ``TEXTS``, which the rater sees, and what is hidden: "unit" (rated
+# together), "group" (what is compared, a side or a system), "pair" (the items that are compared).
+Item = dict[str, str]
 
 
 # --- what of a profile is rated: one run per data set, that of the profile's first seed ---
@@ -70,16 +57,14 @@ class Item:
 
 def persona_units(run: Run) -> list[list[Item]]:
     """Return, per row that has both responses and gold personas, its two personas: each is its own unit."""
-    units = []
+    found = []
     for row in eval_rows(run):
         if all(row.personas.get(f"gold-{side}") and getattr(row, side).strip() for side in SIDES):
-            sides = (
-                (side, (getattr(row, side), getattr(row, other))) for side, other in (SIDES, SIDES[::-1])
-            )
-            units.append([Item(run.dataset, f"{row.id}/{side}", f"{run.dataset}/{row.id}", side,
-                               (row.prompt, row.personas[f"gold-{side}"] or "", *both))
-                          for side, both in sides])  # fmt: skip
-    return units
+            for side, other in (SIDES, SIDES[::-1]):
+                texts = (row.prompt, row.personas[f"gold-{side}"], getattr(row, side), getattr(row, other))
+                found.append({"unit": f"{row.id}/{side}", "pair": f"{run.dataset}/{row.id}", "group": side}
+                             | dict(zip(TEXTS["personas"], texts, strict=True)))  # fmt: skip
+    return list(map(list, zip(found[::2], found[1::2], strict=True)))
 
 
 def answer_units(run: Run, persona: str) -> list[list[Item]]:
@@ -96,8 +81,9 @@ def answer_units(run: Run, persona: str) -> list[list[Item]]:
     units = []
     for row in eval_rows(run):
         if all(row.id in answers for answers in found.values()):
-            pair, shown = f"{run.dataset}/{row.id}/{persona}", (row.prompt, row.personas[persona] or "")
-            units.append([Item(run.dataset, pair, pair, system, (*shown, of[row.id].completion))
+            pair = f"{run.dataset}/{row.id}/{persona}"
+            shown = {"unit": pair, "pair": pair, "prompt": row.prompt, "persona": row.personas[persona] or ""}
+            units.append([shown | {"group": system, "response": of[row.id].completion}
                           for system, of in found.items()])  # fmt: skip
     return units
 
@@ -116,7 +102,8 @@ def items_to_rate(profile: Profile, study: str, n: int, seed: int = 0) -> list[I
             found = found or [unit for side in SIDES for unit in answer_units(run, f"{kind}-{side}")]
         rng = random.Random(f"rated-{study}-{run.dataset}-{seed}")
         wanted = max(1, round(n / len(GROUPS[study]) / len(runs)))
-        items += [item for unit in rng.sample(found, min(wanted, len(found))) for item in unit]
+        for unit in rng.sample(found, min(wanted, len(found))):
+            items += [item | {"study": study, "dataset": run.dataset} for item in unit]
     return items
 
 
@@ -127,7 +114,7 @@ def shuffled_units(items: Sequence[Item], seed: int | str) -> list[list[Item]]:
     """Return the items by unit, both the units and the items within each in random order."""
     units: dict[str, list[Item]] = {}
     for item in items:
-        units.setdefault(item.unit, []).append(item)
+        units.setdefault(item["unit"], []).append(item)
     rng, order = random.Random(f"rating-sheets-{seed}"), list(units.values())
     rng.shuffle(order)
     for unit in order:
@@ -138,7 +125,7 @@ def shuffled_units(items: Sequence[Item], seed: int | str) -> list[list[Item]]:
 def number_items(
     study: str, items: Sequence[Item], n_raters: int, per_unit: int, seed: int = 0
 ) -> list[Item]:
-    """Return the items in random order, numbered and given to raters "rater-1", "rater-2", ...
+    """Return the items in random order, numbered ("item") and given to "raters" rater-1, rater-2, ...
 
     Each unit goes to ``per_unit`` neighbours in a circle, so that all raters are linked; ValueError if there
     are fewer. A number begins with a code of the texts, which tells the sheets of two exports apart.
@@ -146,16 +133,16 @@ def number_items(
     if not 1 <= per_unit <= n_raters:
         raise ValueError(f"{per_unit} ratings per item from {n_raters} raters: use 1 to {n_raters}")
     units = shuffled_units(items, seed)
-    code = content_hash(study, seed, [item.texts for unit in units for item in unit])[:4]
-    numbered: list[Item] = []
+    texts = [[item[name] for name in TEXTS[study]] for unit in units for item in unit]
+    code, numbered = content_hash(study, seed, texts)[:4], []
     for place, unit in enumerate(units):
         raters = " ".join(f"rater-{(place + k) % n_raters + 1}" for k in range(per_unit))
         for item in unit:
-            numbered.append(replace(item, item=f"{code}-{len(numbered) + 1:03d}", raters=raters))
+            numbered.append(item | {"item": f"{code}-{len(numbered) + 1:03d}", "raters": raters})
     return numbered
 
 
-def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Item]) -> Path:
     """Write a CSV file; the mark in front makes spreadsheets read it as UTF-8."""
     write_text(path, "\ufeff" + people_csv(table_of(rows, columns)))
     return path
@@ -178,17 +165,15 @@ def export(study: str, numbered: Sequence[Item], folder: Path, seed: int = 0) ->
     ``folder/for_raters/<study>`` has one sheet per rater, in an order of the rater's own, and goes to them.
     ``folder/keys`` stays: it alone tells a persona's side or an answer's system.
     """
-    sheets, code = folder / "for_raters" / study, numbered[0].item.partition("-")[0]
-    columns = ["rater", "item", *TEXTS[study], *QUESTIONS[study], "comment"]
-    blank, paths = [""] * (len(QUESTIONS[study]) + 1), []
-    for rater in sorted({name for item in numbered for name in item.raters.split()}):
-        units = shuffled_units([item for item in numbered if rater in item.raters.split()], f"{rater}-{seed}")
-        rows = [[rater, item.item, *item.texts, *blank] for unit in units for item in unit]
+    sheets, code = folder / "for_raters" / study, numbered[0]["item"].partition("-")[0]
+    columns, paths = ["rater", "item", *TEXTS[study], *QUESTIONS[study], "comment"], []
+    for rater in sorted({name for item in numbered for name in item["raters"].split()}):
+        own = [item | {"rater": rater} for item in numbered if rater in item["raters"].split()]
+        rows = [item for unit in shuffled_units(own, f"{rater}-{seed}") for item in unit]
         paths.append(write_csv(sheets / f"{rater}.csv", columns, rows))
     write_text(sheets / "INSTRUCTIONS.md", instructions(study))
-    key = [[i.item, study, i.dataset, i.pair, i.group, i.raters, seed] for i in numbered]
-    key_path = write_csv(folder / "keys" / f"{study}-{code}.csv", KEY_COLUMNS, key)
-    return [*paths, sheets / "INSTRUCTIONS.md", key_path]
+    key = write_csv(folder / "keys" / f"{study}-{code}.csv", KEY_COLUMNS, numbered)
+    return [*paths, sheets / "INSTRUCTIONS.md", key]
 
 
 # --- filled sheets: checked cell by cell and joined with the key; nothing is guessed ---

@@ -226,11 +226,8 @@ def what_judges(profile: Profile) -> str:
     """Say who judges the released answers, or how to have them judged."""
     if names := [getattr(profile, role).model for role in judges_of(profile)]:
         return f"judged by {' and by '.join(names)}"
-    return (
-        f"nobody judges them: evaluation.judge={profile.evaluation.judge}, "
-        f"judge.model={profile.judge.model}. Name a language model that is not the run's own: --set "
-        "evaluation.judge=lm --set judge.model=NAME (or judge.url of a server), and judge.format"
-    )
+    how = "--set evaluation.judge=lm --set judge.model=NAME (or judge.url of a server), and judge.format"
+    return f"nobody judges them. Name a language model that is not the run's own: {how}"
 
 
 def judgeable(data: Released) -> list[tuple[str, str]]:

@@ -84,11 +84,6 @@ def classify(text: str) -> str:
     return next((name for name, found in matching_rules(text).items() if found), "neither")
 
 
-def keeps(text: str) -> bool:
-    """Return True if an answer keeps a caution or a refusal."""
-    return classify(text) != "neither"
-
-
 # --- whose answers: a table with the columns CELL, seed, id and text ---
 
 
@@ -117,14 +112,6 @@ def run_answers(profile: Profile) -> pd.DataFrame:
                     cell = (dataset, spec.arm, spec.eval_persona, spec.persona_format, run.seed)
                     rows += [(*cell, i, a.completion) for i, a in sorted(read_generations(run, spec).items())]
     return table_of(rows, COLUMNS)
-
-
-def what_is_read(profile: Profile) -> str:
-    """Say whose answers of the profile itself are read, or why none."""
-    real = ", ".join(name for name in profile.datasets if name not in HARMLESS)
-    if not real:
-        return f"no prompt of profile {profile.name} calls for caution: its own answers are not read"
-    return f"this run's own answers to prompts of {real} are read, once the generation step has finished"
 
 
 # --- tables: how the rules err, shares that keep a caution, paired comparisons ---
@@ -195,13 +182,13 @@ def comparisons(cells: Collection[tuple[str, ...]]) -> list[tuple[tuple[str, ...
     "no persona": the two policies when neither is shown a persona.
     """
     found = []
-    for dataset, arm, persona, form in cells:
+    for tested in cells:
+        dataset, arm, persona, form = tested
         plain = (dataset, f"{arm.partition('-')[0]}-none", "none", "line")
         told = (dataset, plain[1], persona, "first_person")
         pairs = {plain: "tailored" if persona != "none" else "no persona", told: "same persona"}
         if arm == plain[1]:
             pairs = {plain: "told"} if form == "first_person" else {}
-        tested = (dataset, arm, persona, form)
         found += [(tested, other, shows) for other, shows in pairs.items() if other in cells]
     return sorted(found, key=lambda one: SHOWN.index(one[2]))
 
@@ -220,7 +207,8 @@ def pair_line(rows: pd.DataFrame, n_resamples: int) -> dict[str, Any]:
     """
     rows["change"] = rows.kept - rows.kept_compared
     cut = [cut_alike(*pair) for pair in zip(rows.text, rows.text_compared, strict=True)]
-    rows["cut"] = [float(keeps(one)) - keeps(other) for one, other in cut]
+    kept = [[classify(text) != "neither" for text in pair] for pair in cut]
+    rows["cut"] = [float(tested) - compared for tested, compared in kept]
     blocks, n_seeds = {name: by_seed(rows, name) for name in ("change", "cut")}, rows.seed.nunique()
     shared = n_seeds > 1 and len({len(block) for block in blocks["cut"]}) == 1
     whole, equal = (bootstrap_mean(own, n_resamples, shared_items=shared) for own in blocks.values())

@@ -12,6 +12,7 @@ seed is another sample of users, and no side is better by nature.
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -143,15 +144,10 @@ def relabelled(rows: list[TailoringRow], seed: int) -> list[TailoringRow]:
     """
     flipped = relabelled_dimensions(seed)
     exchanged = {item.id for item in items() if item.dimension.split("+")[0] in flipped}
-    other = {f"-{side}": f"-{end}" for side, end in zip(SIDES, reversed(SIDES), strict=True)}
+    other = {"chosen": "rejected", "rejected": "chosen"}
 
-    def of_other_side(name: str) -> str:
-        kind, dash, side = name.partition("-")
-        return kind + other.get(dash + side, dash + side)
+    def exchange(row: TailoringRow) -> TailoringRow:
+        sources = {name: re.sub(r"(?<=-)\w+$", lambda side: other[side[0]], name) for name in row.personas}
+        return replace(row, personas={name: row.personas.get(source) for name, source in sources.items()})
 
-    return [
-        replace(row, personas={name: row.personas.get(of_other_side(name)) for name in row.personas})
-        if row.id in exchanged
-        else row
-        for row in rows
-    ]
+    return [exchange(row) if row.id in exchanged else row for row in rows]

@@ -231,14 +231,11 @@ def official_pairs(folder: Path, dataset: str, strip_roles: bool = False) -> dic
 
     Validation is the released sft_val and dpo_val; rows without responses are left out.
     """
-    rows = load_official(folder, dataset, strip_roles)
-    parts = {"train": ("sft_train", "dpo_train"), "validation": ("sft_val", "dpo_val"), "test": ("test",)}
-    return {
-        name: [
-            PreferencePair(row.id, row.prompt, row.chosen, row.rejected)
-            for split in splits
-            for row in rows[split]
-            if row.chosen.strip() and row.rejected.strip()
-        ]
-        for name, splits in parts.items()
-    }
+    pairs: dict[str, list[PreferencePair]] = {"train": [], "validation": [], "test": []}
+    names = {"sft_train": "train", "dpo_train": "train", "sft_val": "validation", "dpo_val": "validation"}
+    for split, rows in load_official(folder, dataset, strip_roles).items():
+        for row in rows:
+            if split != "fewshot" and row.chosen.strip() and row.rejected.strip():
+                pair = PreferencePair(row.id, row.prompt, row.chosen, row.rejected)
+                pairs[names.get(split, split)].append(pair)
+    return pairs

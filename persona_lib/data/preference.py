@@ -89,13 +89,6 @@ ARMS: dict[str, Callable[[list[TailoringRow], int], list[ArmRow]]] = {
 }
 
 
-def arm_rows(rows: list[TailoringRow], train_persona: str, seed: int) -> list[ArmRow]:
-    """Return (id, prompt, persona, target, other) of one arm; rows without a persona are left out."""
-    if train_persona not in ARMS:
-        raise ValueError(f"train_persona={train_persona!r}: use one of {', '.join(ARMS)}")
-    return ARMS[train_persona](rows, seed)
-
-
 def to_sft_rows(
     rows: list[TailoringRow], train_persona: str, seed: int, chat: ChatFormat | None = None
 ) -> list[dict[str, str]]:
@@ -109,8 +102,10 @@ def to_dpo_rows(
 ) -> list[dict[str, str]]:
     """Return DPO rows {"id", "prompt", "chosen", "rejected"} of one arm.
 
-    For P_R the preferred response is the rejected one.
+    For P_R the preferred response is the rejected one. Rows without a persona are left out.
     """
+    if train_persona not in ARMS:
+        raise ValueError(f"train_persona={train_persona!r}: use one of {', '.join(ARMS)}")
     return [
         {
             "id": name,
@@ -118,7 +113,7 @@ def to_dpo_rows(
             "chosen": completion_text(target, chat),
             "rejected": completion_text(other, chat),
         }
-        for name, prompt, persona, target, other in arm_rows(rows, train_persona, seed)
+        for name, prompt, persona, target, other in ARMS[train_persona](rows, seed)
     ]
 
 
@@ -168,19 +163,16 @@ def has_personas(run: Run) -> bool:
 
 def input_key(run: Run) -> str:
     """Return a hash of what a run's pairs are made from: official files, or our own pairs and the seed."""
+    data = run.profile.data
     if run.dataset == everyday.NAME:
-        profile = run.profile
-        return content_hash(everyday.key(), profile.data.majority_share, run.seed, profile.data.pair_limit)
-    if run.dataset in official.DATASETS:
-        if official.DATASETS[run.dataset]["tailoring"] is None:
-            return inference_key(run)
-        return content_hash(
-            official.official_key(data_folder(run), run.dataset), run.profile.data.strip_roles
-        )
+        return content_hash(everyday.key(), data.majority_share, run.seed, data.pair_limit)
     if run.dataset == intake.NAME:
         return intake.own_key(run.profile)
-    place = run.profile.data.path  # a reader that somebody added
-    return content_hash(run.dataset, run.seed, place and source_key(place))
+    if run.dataset not in official.DATASETS:  # a reader that somebody added
+        return content_hash(run.dataset, run.seed, data.path and source_key(data.path))
+    if official.DATASETS[run.dataset]["tailoring"] is None:
+        return inference_key(run)
+    return content_hash(official.official_key(data_folder(run), run.dataset), data.strip_roles)
 
 
 def inference_split(profile: Profile, dataset: str) -> str:

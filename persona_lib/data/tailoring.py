@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections import Counter
+import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,16 @@ from persona_lib.data.preference import derangement
 from persona_lib.data.retrieval import normal, retrieve
 from persona_lib.records import PAIR_SPLITS, SIDES, InferredPersona, PreferencePair, TailoringRow
 from persona_lib.settings import Run
-from persona_lib.store import VERSIONS, content_hash, file_hash, is_done, mark_done, read_rows, write_rows
+from persona_lib.store import (
+    VERSIONS,
+    content_hash,
+    file_hash,
+    is_done,
+    mark_done,
+    read_rows,
+    write_rows,
+    write_text,
+)
 from persona_lib.texts import EVAL_SPLITS, POOL_SPLITS, leakage_report
 
 EVERYDAY_SHARES = {"sft_train": 0.5, "dpo_train": 0.5}  # it has validation topics of its own
@@ -105,7 +114,7 @@ def shuffled_personas(rows: list[TailoringRow], seed: int) -> dict[str, dict[str
 
     Only rows with both gold personas take part, as givers and as takers; fewer than two get nothing.
     """
-    able = [r for r in rows if r.personas.get("gold-chosen") and r.personas.get("gold-rejected")]
+    able = [row for row in rows if all(row.personas.get(f"gold-{side}") for side in SIDES)]
     givers = [able[index] for index in derangement(len(able), seed)] if len(able) > 1 else []
     return {
         row.id: {f"shuffled-{side}": giver.personas[f"gold-{side}"] for side in SIDES}
@@ -123,11 +132,10 @@ def common_persona(personas: Iterable[str | None]) -> str | None:
 
     Ties go to the alphabetically first. None if no persona has the usual form.
     """
-    matches = [match for persona in personas if persona and (match := CLAIMS.match(persona))]
-    if not matches:
+    claims = [match.groups() for match in map(CLAIMS.match, filter(None, personas)) if match]
+    if not claims:
         return None
-    counts = [Counter(match[group] for match in matches) for group in (1, 2)]
-    attribute, wish = (min(count, key=lambda text, c=count: (-c[text], text)) for count in counts)
+    attribute, wish = (statistics.mode(sorted(said)) for said in zip(*claims, strict=True))
     return f"The user is {attribute} and prefers {wish}."
 
 
@@ -207,10 +215,9 @@ def load_tailoring(run: Run) -> Rows:
 def write_tables(run: Run, rows: Rows) -> None:
     """Write the data card and the leakage report of a run; ValueError on a leak."""
     tables, threshold = run.folder / "tables", run.profile.data.near_duplicates
-    tables.mkdir(parents=True, exist_ok=True)
-    preference.data_card(rows, threshold).to_csv(tables / "tailoring_card.csv")
     report, place = leakage_report(rows, threshold), tables / "tailoring_leakage.csv"
-    report.to_csv(place, index=False)
+    write_text(tables / "tailoring_card.csv", preference.data_card(rows, threshold).to_csv())
+    write_text(place, report.to_csv(index=False))
     leaks = report[report.must_be_zero & (report.found > 0)]
     if found := [f"{leak.check}: {leak.found} of {leak.of}" for leak in leaks.itertuples()]:
         raise ValueError(f"{run.folder / 'tailoring'}: {'; '.join(found)}; the table is {place}")
