@@ -90,10 +90,13 @@ ROW = TailoringRow("hhh-test-0000", "test", "Human: Why?", "c", "r", {"gold-chos
         ({"prompt": "p"}, "one JSON list with 1 outputs"),
         ([], "one JSON list with 1 outputs"),
         (["text"], "hhh-test-0000: not a {prompt, response}"),
-        ([{"prompt": "Human: Why not? I am terse.", "response": ""}], "hhh-test-0000: not the prompt"),
+        (
+            [{"prompt": "Human: Why not? I am terse.", "response": ""}],
+            "hhh-test-0000: not this test row's prompt",
+        ),
         (
             [{"prompt": "Human: Why? I am verbose.", "response": ""}],
-            "hhh-test-0000: not the prompt and persona",
+            "hhh-test-0000: not this test row's prompt",
         ),
     ],
 )
@@ -215,14 +218,13 @@ def test_judging_goes_on_where_it_was_stopped_and_starts_anew_for_another_judge(
     assert second.asked == 2 * whole - 8
 
 
-def test_two_judges_are_kept_apart_and_compared(data, monkeypatch):
+def test_two_judges_are_kept_apart(data, monkeypatch):
     run = open_run(monkeypatch, LongerWins(), *SECOND)
     assert released.what_judges(run.profile) == "judged by tiny-judge and by other"
     assert len(released.judge_released(run, data)) == 4
-    tables = released.rejudged_tables(run, data)
-    assert len(tables["released_judged"]) == 6, "two of ours and the paper's, twice"
-    agreed = tables["released_agreement"].set_index("rubric").loc["quality"]
-    assert (agreed["n"], agreed.agreement, agreed.first_unparsed, agreed.second_unparsed) == (9, 1, 2, 2)
+    assert len(released.rejudged_tables(run, data)["released_judged"]) == 6, (
+        "two of ours and the paper's, twice"
+    )
 
 
 @pytest.mark.parametrize("settings", [["evaluation.judge=none"], ["evaluation.judge=lm", "judge.model=base"]])

@@ -202,9 +202,7 @@ def check_sheet(path: Path, sheet: pd.DataFrame, keys: Path) -> pd.DataFrame:
     study = next((name for name, questions in QUESTIONS.items() if {*questions} & {*sheet}), "answers")
     for name in ("rater", "item", *QUESTIONS[study]):
         if name not in sheet:
-            raise bad(
-                1, name, f"no such column (found: {', '.join(sheet)}); put the first line back as exported"
-            )
+            raise bad(1, name, f"no such column in {', '.join(sheet)}; put the first line back as exported")
     if sheet.empty:
         raise ValueError(f"{path}: no rows; copy the sheet again, or leave it out")
     place = keys / f"{study}-{sheet.item[0].partition('-')[0]}.csv"

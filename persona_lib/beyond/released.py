@@ -34,11 +34,8 @@ from persona_lib.models.generate import cut_at_stop
 from persona_lib.paper.judges import model_judge
 from persona_lib.paper.judging import (
     RUBRIC_NAMES,
-    RUBRICS,
-    agreement_row,
     judge_comparisons,
     judge_key,
-    verdict_pairs,
 )
 from persona_lib.paper.results import Row, inconsistent, scores, verdict_counts
 from persona_lib.paper.swap import flip_and_did
@@ -72,6 +69,7 @@ WAYS_OUT = (
     f"python -m persona_lib.beyond.released, which downloads the files of {HOME}"
 )
 ROLES = ("judge", "second_judge")
+DOWNLOADS = "downloads/released_outputs"  # below the results
 
 
 # --- the files: where they are, and how they are read ---
@@ -113,11 +111,6 @@ class Released:
     rows: dict[str, list[TailoringRow]]
 
 
-def download_dir() -> Path:
-    """Folder of downloaded released outputs: ``results/downloads/released_outputs``."""
-    return results_root() / "downloads" / "released_outputs"
-
-
 def files_in(folder: Path) -> list[ReleasedFile]:
     """Return which of the 21 files a folder holds."""
     return [file for file in FILES if (folder / file.path).exists()]
@@ -129,7 +122,7 @@ def find_released(data_dir: str | Path = "") -> Path:
     for named in filter(None, (data_dir, os.environ.get("PERSONA_DATA", ""))):
         path = Path(named).expanduser().resolve()
         places += [path, path / "released_outputs", path.parent / "released_outputs"]
-    places += [REPO.parent / "shared" / "data" / "released_outputs", download_dir()]
+    places += [REPO.parent / "shared" / "data" / "released_outputs", results_root() / DOWNLOADS]
     if found := next(filter(files_in, places), None):
         return found
     raise DataError(f"the authors' released outputs are not here. {WAYS_OUT}")
@@ -148,16 +141,17 @@ def load_outputs(folder: Path, file: ReleasedFile, rows: list[TailoringRow]) -> 
     items = read_json(path)
     if not isinstance(items, list) or len(items) != len(rows):
         raise DataError(f"{path}: should be one JSON list with {len(rows)} outputs; fetch it again")
+    outputs = {}
     for item, row in zip(items, rows, strict=True):
-        where = f"{path}, {row.id}"
-        if not isinstance(item, dict) or not all(
-            isinstance(item.get(k), str) for k in ("prompt", "response")
-        ):
-            raise DataError(f"{where}: not a {{prompt, response}} of two texts; fetch the file again")
+        match item:
+            case {"prompt": str(prompt), "response": str(text)}:
+                outputs[row.id] = text.replace(EOS, "")
+            case _:
+                raise DataError(f"{path}, {row.id}: not a {{prompt, response}} of two texts; fetch it again")
         persona = (row.personas.get(file.eval_persona) or "").removeprefix("The user is").strip()
-        if ROLE_MARK.sub("", row.prompt) not in item["prompt"] or persona not in item["prompt"]:
-            raise DataError(f"{where}: not the prompt and persona of this test row; fetch both again")
-    return {row.id: item["response"].replace(EOS, "") for row, item in zip(rows, items, strict=True)}
+        if ROLE_MARK.sub("", row.prompt) not in prompt or persona not in prompt:
+            raise DataError(f"{path}, {row.id}: not this test row's prompt and persona; fetch both again")
+    return outputs
 
 
 def open_if_present(data_dir: str | Path = "") -> tuple[Released | None, str]:
@@ -276,69 +270,42 @@ def judge_released(run: Run, data: Released | None) -> list[Path]:
     return folders
 
 
-def verdicts_of(folder: Path) -> dict[str, dict[str, str]]:
-    """Return the verdicts in a folder: rubric -> id -> verdict."""
-    rows = list(iter_rows(folder / "verdicts.jsonl"))
-    return {rubric: {row["id"]: row[rubric] for row in rows} for rubric in RUBRICS}
-
-
-def judge_of(folder: Path) -> str:
-    """Return who judged into a folder."""
-    return ", ".join(read_json(folder / "done.json")["judge"])
-
-
 def rejudged_row(profile: Profile, role: str, dataset: str, eval_persona: str) -> Row:
     """Return counts, net win rates and dPQ of one judge on one pair of files, with 95 % intervals."""
     folder = folder_of(profile, role, dataset, eval_persona)
-    verdicts, (source, side) = verdicts_of(folder), eval_persona.split("-")
+    judge = ", ".join(read_json(folder / "done.json")["judge"])
+    verdicts, (source, side) = list(iter_rows(folder / "verdicts.jsonl")), eval_persona.split("-")
     line: Row = {"dataset": DATASETS[dataset]["title"], "label": f"{side}, {source}", "kind": "judged again",
-                 "judge": judge_of(folder), "n": len(verdicts["quality"])}  # fmt: skip
+                 "judge": judge, "n": len(verdicts)}  # fmt: skip
     columns: dict[str, Any] = {}
     for short, rubric in RUBRIC_NAMES.items():
-        line |= verdict_counts(short, WinRate.from_verdicts(verdicts[rubric].values()))
+        by_id = {row["id"]: row[rubric] for row in verdicts}
+        line |= verdict_counts(short, WinRate.from_verdicts(by_id.values()))
         line[f"{short}_inconsistent"] = inconsistent(folder / f"{rubric}.jsonl")
-        columns[f"released/{short}"] = signs([verdicts[rubric]])
+        columns[f"released/{short}"] = signs([by_id])
     pool = make_pool(columns, profile.evaluation.bootstrap_samples)
     return line | drawn_columns(scores(pool, "released"))
 
 
-def agreement_on_released(profile: Profile, data: Released) -> pd.DataFrame:
-    """Return how far two judges agree on the released answers, a line per data set and rubric."""
-    lines = []
-    for dataset, rubric in itertools.product(data.rows, RUBRICS):
-        names = [name for title, name in judgeable(data) if title == dataset]
-        folders = [[folder_of(profile, role, dataset, name) for role in ROLES] for name in names]
-        if folders:
-            both = ([verdicts_of(folder)[rubric] for folder in two] for two in folders)
-            triples = [triple for two in both for triple in verdict_pairs(*two)]
-            first, second = map(judge_of, folders[0])
-            line = {"dataset": dataset, "rubric": rubric, "first": first, "second": second}
-            lines.append(line | agreement_row([triples], profile.evaluation.bootstrap_samples))
-    return table_of(lines)
-
-
 def rejudged_tables(run: Run, data: Released | None) -> dict[str, pd.DataFrame]:
-    """Return the tables of what was judged again by file name; none without data or a judge.
+    """Return the table ``released_judged`` by its file name; none without data or a judge.
 
-    ``released_judged``: each pair of files as our judges see it and as the paper printed it, one under the
-    other; ``released_agreement``: of two judges.
+    A pair of files as our judges see it and as the paper printed it, one under the other.
     """
     judges = judges_of(run.profile)
     if data is None or not judges or not judgeable(data):
         return {}
-    paper = reanalysed().assign(judge="the paper (Prometheus-2 7B, sampled)")
-    rows: list[Row] = []
+    paper, rows = reanalysed().assign(judge="the paper (Prometheus-2 7B, sampled)"), []
     for pair in judgeable(data):
         ours = [rejudged_row(run.profile, role, *pair) for role in judges]
         theirs = paper[(paper.dataset == ours[0]["dataset"]) & (paper.label == ours[0]["label"])]
         rows += [*ours, *theirs.to_dict("records")]
-    agreed = {"released_agreement": agreement_on_released(run.profile, data)} if len(judges) == 2 else {}
-    return {"released_judged": table_of(rows)} | agreed
+    return {"released_judged": table_of(rows)}
 
 
 def main() -> None:
     """Download all 21 files to the folder given as argument, or to ``results/downloads``."""
-    target = Path(sys.argv[1]) if len(sys.argv) > 1 else download_dir()
+    target = Path(sys.argv[1]) if len(sys.argv) > 1 else results_root() / DOWNLOADS
     download([file.path for file in FILES], target, HOME, read_json(CHECKSUMS), WAYS_OUT)
     print(f"{len(FILES)} released files in {target}")
 

@@ -158,7 +158,7 @@ def data_folder(run: Run, kind: str = "tailoring") -> Path:
 
 def has_personas(run: Run) -> bool:
     """Return True if the data set comes with personas (``everyday``, the official ones)."""
-    return run.dataset == everyday.NAME or run.dataset in official.DATASETS
+    return run.dataset in (everyday.NAME, *official.DATASETS)
 
 
 def input_key(run: Run) -> str:

@@ -221,10 +221,3 @@ def write_tables(run: Run, rows: Rows) -> None:
     leaks = report[report.must_be_zero & (report.found > 0)]
     if found := [f"{leak.check}: {leak.found} of {leak.of}" for leak in leaks.itertuples()]:
         raise ValueError(f"{run.folder / 'tailoring'}: {'; '.join(found)}; the table is {place}")
-
-
-def example_text(row: TailoringRow) -> str:
-    """Return one row as text for a reader: the prompt, both responses and every persona it carries."""
-    lines = [f"prompt    {row.prompt}", f"chosen    {row.chosen}", f"rejected  {row.rejected}"]
-    lines += [f"{name}: {persona}" for name, persona in row.personas.items()]
-    return "\n".join([*lines, f"retrieved from: {row.retrieved_id}"])
