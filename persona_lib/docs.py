@@ -1,7 +1,7 @@
 """Write what a run found into the repository: the documents' tables, the list of files, the notebooks.
 
 ``python -m persona_lib.docs`` fills the blocks from ``<!-- table:PROFILE/NAME -->`` to ``<!-- end -->`` of
-README.md and REPRODUCTION.md from the tables in ``figures/PROFILE/kept``; persona_lib/README.md gets the
+README.md and REPRODUCTION.md from the tables in ``figures/published/PROFILE``; persona_lib/README.md gets the
 files' first sentences. ``--keep NAME ...`` first copies tables of the run at hand there, with their
 provenance. ``--notebooks [STEP ...]`` puts the outputs of the executed notebooks into ``notebooks/``.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import ast
 import re
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from pathlib import Path
 from persona_lib.execute import NormalError, notebook_hash, read, to_text, with_outputs
 from persona_lib.paper.results import read_table, table_path
 from persona_lib.report import origin_line
-from persona_lib.settings import REPO, ConfigError, Profile, figures_dir, load_profile, results_dir
+from persona_lib.settings import REPO, ConfigError, Profile, figures_dir, load_profile, published_dir, results_dir
 from persona_lib.show import LABELS, columns_of, owner_of, render, to_markdown
 from persona_lib.store import read_json, write_json, write_text
 from persona_lib.tasks import Pipeline
@@ -36,7 +37,7 @@ SWAP = "measure == 'policy' and persona in ('gold', 'retrieved', 'shuffled', 'us
 
 def kept(profile: Profile) -> tuple[Path, dict[str, str]]:
     """Return the folder of kept tables, and how each was made, by name."""
-    folder = figures_dir(profile) / "kept"
+    folder = published_dir(profile)
     return folder, read_json(folder / "origin.json") if (folder / "origin.json").exists() else {}
 
 
@@ -54,7 +55,10 @@ def made_by(profile: Profile, name: str) -> str:
 
 
 def keep(profile: Profile, names: Sequence[str]) -> list[Path]:
-    """Copy tables of the run at hand, with their provenance; FileNotFoundError for one that was not made."""
+    """Copy tables of the run at hand, with figures of the same name and their provenance.
+
+    Raises FileNotFoundError for a table that was not made.
+    """
     folder, origins = kept(profile)
     for name in names:
         source = table_path(profile, name)
@@ -62,6 +66,8 @@ def keep(profile: Profile, names: Sequence[str]) -> list[Path]:
             raise FileNotFoundError(f"{source}: there is no such table; run notebook 12_results first")
         origins[name] = made_by(profile, name)
         write_text(folder / f"{name}.csv", source.read_text(encoding="utf-8"))
+        for figure in figures_dir(profile).glob(f"{name}.p[dn][fg]"):
+            shutil.copy(figure, folder)
     write_json(folder / "origin.json", origins)
     return [folder / f"{name}.csv" for name in names]
 
@@ -76,8 +82,7 @@ def table_block(profile: Profile, name: str) -> str:
         raise ValueError(f"table:{profile.name}/{name}: no such table; use one of {', '.join(known)}")
     if name not in origins:
         return f"*Not kept yet: python -m persona_lib.docs --profile {profile.name} --keep {name}*"
-    study = folder.parent / f"{name}.csv"  # written by persona_lib.studies
-    table = pd.read_csv(study if study.exists() else folder / f"{name}.csv", dtype={"seeds": str})
+    table = pd.read_csv(folder / f"{name}.csv", dtype={"seeds": str})
     table = table.query(SWAP) if name == "swap" else table
     datasets = table.dataset if "dataset" in table else profile.datasets
     owners = dict.fromkeys(owner_of(dataset) for dataset in datasets if dataset != "all")

@@ -279,7 +279,7 @@ def select(pipeline: Pipeline, arguments: argparse.Namespace) -> list[str]:
 
 def published_seeds(profile: Profile) -> Path:
     """The file of the published seeds that a run of a profile is compared with."""
-    return settings.REPO / "figures" / profile.name / "kept" / "by_seed.csv"
+    return settings.REPO / "figures" / "published" / profile.name / "by_seed.csv"
 
 
 def verify(pipeline: Pipeline, every: bool = False) -> int:

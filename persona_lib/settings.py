@@ -397,6 +397,11 @@ def figures_dir(profile: Profile) -> Path:
     return Path(os.environ.get("PERSONA_FIGURES", REPO / "figures")) / profile.name
 
 
+def published_dir(profile: Profile) -> Path:
+    """Folder of the tables and figures that documents show: ``figures/published/<profile>``."""
+    return figures_dir(profile).parent / "published" / profile.name
+
+
 def main_arm(profile: Profile) -> str:
     """Return the tailored arm that is compared with the plain one: "chosen", the paper's, if there."""
     return "chosen" if "chosen" in profile.training.arms else profile.training.arms[-1]

@@ -17,7 +17,7 @@ Nothing is chosen by these numbers. A model and seed that is finished is not ask
 
 **reader** measures how often the reader of answers is right, on the written responses of the test split and
 on ``facts/reader_labels.jsonl``: generated answers, drawn blind, each with a dimension, its two values and a
-"label" (one of them, or "neither"). The table is ``figures/everyday/reader.csv``.
+"label" (one of them, or "neither"). The table is ``figures/published/everyday/reader.csv``.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from persona_lib.settings import (
     Profile,
     Run,
     deciding,
-    figures_dir,
+    published_dir,
     load_profile,
     parse_override,
     results_dir,
@@ -157,7 +157,7 @@ def select_settings(given: argparse.Namespace) -> None:
         if not preference.has_personas(run):
             personas.infer_run(run)
         tailoring.build_tailoring(run, personas.user_personas(run))
-    path = figures_dir(profile) / "selection_dpo.jsonl"
+    path = published_dir(profile) / "selection_dpo.jsonl"
     pooled = pool_seeds(search(profile, path))
     pooled["picked"] = pooled.index.isin(pick(pooled))
     store.write_text(path.with_suffix(".csv"), pooled.to_csv(index=False))
