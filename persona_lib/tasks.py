@@ -332,5 +332,6 @@ def print_plan(pipeline: Pipeline, lines: list[Line]) -> None:
         print(f"  {line.state:<6}  {line.task.id:<{width}}  {about:>7}  {line.reason}")
     pending = [line for line in lines if line.state != "cached"]
     print(f"\nto run     {len(pending)} of {len(lines)} tasks")
-    print(f"time       {clock(sum(line.seconds or 0 for line in pending))} h:mm:ss")
+    minutes = sum(line.seconds or 0 for line in pending) / 60
+    print("time       about", f"{minutes:.0f} minutes" if minutes < 100 else f"{minutes / 60:.0f} hours")
     print("\n".join(needs(profile)))
