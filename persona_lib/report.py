@@ -363,13 +363,12 @@ def page_text(profile: Profile, data: OwnData, counts: Sequence[int] | None) -> 
 
 
 def write_page(profile: Profile, data: OwnData, folder: Path) -> Path:
-    """Write ``data.html`` and, beside it, all rows and findings as CSV; returns the page's path.
+    """Write ``data.html`` and, beside it, all findings as CSV; returns the page's path.
 
     Raises what `check_training` raises, when the page is written.
     """
     counts = token_counts(profile, data)
-    for name, table in (("rows", intake.row_table(data)), ("findings", intake.finding_table(data))):
-        write_text(folder / f"data_{name}.csv", people_csv(table))
+    write_text(folder / "data_findings.csv", people_csv(intake.finding_table(data)))
     write_text(folder / "data.html", page_text(profile, data, counts))
     check_training(profile, data, counts)
     return folder / "data.html"

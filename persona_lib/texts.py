@@ -6,9 +6,9 @@ The words of a text are defined here once; the released outputs and our own gene
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from itertools import chain
+from itertools import chain, combinations
 from typing import TYPE_CHECKING, Any
 
 from persona_lib.records import SIDES, TailoringRow
@@ -66,22 +66,12 @@ def count_degenerate(texts: Sequence[str], ended: Sequence[bool]) -> dict[str, i
 
 # --- near duplicates: word 3-grams in common, counted by a sparse matrix product ---
 
-
-Gram = tuple[str, ...]
 # Scripts without spaces between words (Thai to Khmer, kana, Han): there each character counts as a word.
 SPACELESS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 UNIT = re.compile(rf"[{SPACELESS}]|(?:[^\W_{SPACELESS}]|')+")
 SYSTEM_TURN = re.compile(r"\ASystem: .*?\n\n(?=User: )", re.DOTALL)
-LEAST_HOLDERS, MOST_HOLDERS = (
-    10,
-    2000,
-)  # texts that may share a 3-gram before it counts as a template's, however many texts
+LEAST_HOLDERS, MOST_HOLDERS = 10, 2000  # texts that may share a 3-gram before it counts as a template's
 BLOCK = 500  # texts compared with all others at once
-
-
-def ngrams(words: Sequence[str], n: int) -> set[Gram]:
-    """Return the set of word n-grams; a shorter text is one gram of all its words."""
-    return {tuple(words[i : i + n]) for i in range(max(1, len(words) - n + 1))} if words else set()
 
 
 def gram_matrix(texts: Sequence[str]) -> Any:
@@ -137,11 +127,10 @@ def near_groups(texts: Sequence[str], threshold: float) -> list[int]:
     from scipy.sparse.csgraph import connected_components
 
     n = len(texts)
-    alone = list(range(n))
     if threshold <= 0 or n < 2:
-        return alone
+        return list(range(n))
     matrix = gram_matrix(texts)
-    holders, most = np.asarray(matrix.sum(axis=0)).ravel(), template_limit(n, 5)
+    holders, most = np.asarray(matrix.sum(axis=0)).ravel(), min(max(LEAST_HOLDERS, n // 5), MOST_HOLDERS)
     while most >= LEAST_HOLDERS:
         kept = matrix[:, holders <= most]
         found = [np.concatenate(part) for part in zip(*close_pairs(kept, kept, threshold), strict=True)]
@@ -150,12 +139,7 @@ def near_groups(texts: Sequence[str], threshold: float) -> list[int]:
         if np.bincount(groups).max() <= max(LEAST_HOLDERS, n // 10):
             return groups.tolist()
         most //= 2
-    return alone
-
-
-def template_limit(n: int, part: int) -> int:
-    """Return in how many of n texts a 3-gram may occur and not be a template's: in one of ``part``."""
-    return min(max(LEAST_HOLDERS, n // part), MOST_HOLDERS)
+    return list(range(n))
 
 
 def near_duplicates(
@@ -171,7 +155,8 @@ def near_duplicates(
     if threshold <= 0 or not prompts or not pool:
         return []
     matrix = gram_matrix([*pool, *prompts])
-    matrix = matrix[:, np.asarray(matrix.sum(axis=0)).ravel() <= template_limit(matrix.shape[0], 2)]
+    most = min(max(LEAST_HOLDERS, matrix.shape[0] // 2), MOST_HOLDERS)
+    matrix = matrix[:, np.asarray(matrix.sum(axis=0)).ravel() <= most]
     best: dict[int, tuple[float, int]] = {}
     for rows, others, scores in close_pairs(matrix[len(pool) :], matrix[: len(pool)], threshold):
         for row, other, score in zip(rows.tolist(), others.tolist(), scores.tolist(), strict=True):
@@ -184,10 +169,17 @@ def near_duplicates(
 
 POOL_SPLITS = ("sft_train", "dpo_train")  # what personas are retrieved from; never validation rows
 EVAL_SPLITS = ("validation", "test")
-Rows = dict[str, list[TailoringRow]]
 
 
-def leakage_report(rows: Rows, threshold: float = 0.5) -> pd.DataFrame:
+def shared_prompts(first: list[TailoringRow], second: list[TailoringRow]) -> int:
+    """Count the rows of ``second`` whose prompt is also that of another row in ``first``."""
+    owners = defaultdict(set)
+    for row in first:
+        owners[row.prompt].add(row.id)
+    return sum(bool(owners[row.prompt] - {row.id}) for row in second)
+
+
+def leakage_report(rows: dict[str, list[TailoringRow]], threshold: float = 0.5) -> pd.DataFrame:
     """Count what must not happen and what a reader should know; columns check, found, of, must_be_zero.
 
     Prompts are the same if their texts are (the near-duplicate count shows the looser cases). A row that
@@ -195,57 +187,39 @@ def leakage_report(rows: Rows, threshold: float = 0.5) -> pd.DataFrame:
     """
     import pandas as pd
 
-    names = list(rows)
     checks = [
-        (f"prompts shared by {a} and {b}", len(shared_prompts(rows[a], rows[b])), len(rows[b]), True)
-        for i, a in enumerate(names)
-        for b in names[i + 1 :]
+        (f"prompts shared by {a} and {b}", shared_prompts(rows[a], rows[b]), len(rows[b]), True)
+        for a, b in combinations(rows, 2)
     ]
-    pool = {row.id: row for split in POOL_SPLITS for row in rows[split]}
+    pools, pool = " and ".join(POOL_SPLITS), {row.id: row for split in POOL_SPLITS for row in rows[split]}
     for split in EVAL_SPLITS:
-        checks += retrieval_checks(split, rows[split], pool)
-        prompts, known = ([row.prompt for row in part] for part in (rows[split], pool.values()))
-        near = len(near_duplicates(prompts, known, threshold))
+        part, named = rows[split], [row for row in rows[split] if row.retrieved_id is not None]
+        own = sum(row.retrieved_id == row.id for row in named)
+        outside = sum(row.retrieved_id not in pool for row in named)
+        same = sum(pool[r.retrieved_id].prompt == r.prompt for r in named if r.retrieved_id in pool)
+        one_sided = sum(not all(row.personas.get(f"retrieved-{side}") for side in SIDES) for row in part)
+        near = len(near_duplicates([r.prompt for r in part], [r.prompt for r in pool.values()], threshold))
         label = f"{split} prompts that nearly repeat a training prompt (Jaccard >= {threshold})"
-        checks.append((label, near, len(rows[split]), False))
+        checks += [
+            (f"{split} rows that retrieve themselves", own, len(named), True),
+            (f"{split} rows that retrieve a row with their own prompt", same, len(named), True),
+            (
+                f"{split} rows that retrieve from outside {pools}",
+                outside,
+                len(named),
+                True,
+            ),
+            (f"{split} rows without both retrieved personas", one_sided, len(part), False),
+            (label, near, len(part), False),
+        ]
     return pd.DataFrame(checks, columns=["check", "found", "of", "must_be_zero"])
-
-
-def shared_prompts(first: list[TailoringRow], second: list[TailoringRow]) -> list[str]:
-    """List the ids of rows of ``second`` whose prompt is also that of another row in ``first``."""
-    owners: dict[str, set[str]] = {}
-    for row in first:
-        owners.setdefault(row.prompt, set()).add(row.id)
-    return [row.id for row in second if owners.get(row.prompt, set()) - {row.id}]
-
-
-def retrieval_checks(split: str, rows: list[TailoringRow], pool: dict[str, TailoringRow]) -> list[tuple]:
-    """Check where a split's retrieved personas come from."""
-    named = [row for row in rows if row.retrieved_id is not None]
-    own = sum(row.retrieved_id == row.id for row in named)
-    outside = sum(row.retrieved_id not in pool for row in named)
-    same = sum(pool[r.retrieved_id].prompt == r.prompt for r in named if r.retrieved_id in pool)
-    one_sided = sum(not all(row.personas.get(f"retrieved-{side}") for side in SIDES) for row in rows)
-    return [
-        (f"{split} rows that retrieve themselves", own, len(named), True),
-        (f"{split} rows that retrieve a row with their own prompt", same, len(named), True),
-        (f"{split} rows that retrieve from outside {' and '.join(POOL_SPLITS)}", outside, len(named), True),
-        (f"{split} rows without both retrieved personas", one_sided, len(rows), False),
-    ]
 
 
 # --- personas as texts (paper section 3) ---
 
 
-def quotes(persona: str, response: str, prompt: str, n: int = 4) -> bool:
-    """Say whether a persona repeats ``n`` words in a row of the response that are not in the prompt."""
-    shared = ngrams(tokens(persona), n) & ngrams(tokens(response), n)
-    return bool({gram for gram in shared if len(gram) == n} - ngrams(tokens(prompt), n))
-
-
 # The annotator's refusals and error messages were kept as personas in the official data and are none.
 REFUSAL = re.compile(r"^(i'?m sorry|sorry|i can(no|')t|i won't|i('| a)m unable|as an ai)\b", re.IGNORECASE)
-CONTRAST = re.compile(r"\b(rather than|instead of|over)\b", re.IGNORECASE)
 
 
 def is_persona(text: str | None) -> bool:
@@ -256,4 +230,4 @@ def is_persona(text: str | None) -> bool:
 
 def is_contrastive(persona: str) -> bool:
     """Say whether a persona names what its user does not want."""
-    return CONTRAST.search(persona) is not None
+    return re.search(r"\b(rather than|instead of|over)\b", persona, re.IGNORECASE) is not None

@@ -11,7 +11,7 @@ import pytest
 from tiny import tiny_tokenizer
 
 from persona_lib import pipeline, report, settings, tasks
-from persona_lib.data import intake, preference
+from persona_lib.data import intake, preference, splits
 from persona_lib.data.intake import OwnData, RowError, conversation_texts
 from persona_lib.records import PAIR_SPLITS, DataError
 from persona_lib.settings import Run, load_profile
@@ -86,7 +86,6 @@ DAMAGED = [  # row, field, code
 ]
 ODD = [
     (good(50, chosen="It\u00e2\u20ac\u2122s caf\u00c3\u00a9"), "chosen", "mojibake"),
-    (good(51, chosen=f"You ask: {good(51)['prompt']} Well."), "chosen", "quoted prompt"),
     (good(4, chosen=good(4)["rejected"], rejected=good(4)["chosen"]), "row", "opposite"),
     (good(52, rejected="So.\nPrompt: next"), "rejected", "stop string"),
 ]
@@ -177,7 +176,13 @@ def test_conversations_become_prompt_and_responses(prompt, chosen, rejected, tex
     [
         ("Why?", [ASK, YES], [ASK, NO], "prompt", "not what the messages of both responses begin with"),
         ([ASK], [YES, ASK], [NO], "chosen", "after the prompt come assistant, user; one assistant message"),
-        ([ASK], [YES], [turn("assistant", None)], "rejected", "content is NoneType, not text"),
+        (
+            [ASK],
+            [YES],
+            [turn("assistant", None)],
+            "rejected",
+            "a message has .*content: NoneType",
+        ),
         (None, [YES], [NO], "prompt", "no beginning in common"),
     ],
 )
@@ -254,18 +259,20 @@ def test_thumbs_make_pairs_where_one_user_gave_both_and_every_row_is_accounted_f
     assert intake.account(by_user) == {"read": 50, "usable": 24, "joined": 24, "unpaired": 2}
 
 
-def test_a_mapping_names_paths_several_columns_scores_and_pairs(tmp_path):
+def test_a_mapping_names_paths_several_columns_scores_and_a_margin(tmp_path):
     rows = [{"in": {"q": f"{good(n)['prompt']} Really"}, "more": None if n else "now?", "why": "yes",
-             "all": [good(n)["chosen"], "Middle.", good(n)["rejected"]], "marks": [9, 5 + n % 2, 5]}
-            for n in range(24)]  # fmt: skip
-    data = read(tmp_path, rows, "prompt: [in.q, more]\nranking: all\nscore: marks\npairs: 2\nmargin: 4\n")
+             "all": [{"t": good(n)["chosen"], "s": 9 - n % 2}, {"t": "Middle.", "s": 6},
+                     {"t": good(n)["rejected"], "s": 5}]}
+            for n in range(44)]  # fmt: skip
+    named = "prompt: [in.q, more]\nranking: all\nanswer: t\nscore: s\n"
+    data = read(tmp_path, rows, f"{named}margin: 3\n")
     assert data.rows[0].pair.prompt == "What is red0 for red0? Really\n\nnow?"
-    assert [(row.pair.id, row.pair.rejected) for row in data.rows[:3]] == [
-        ("own-000001", "red0."), ("own-000001/2", "Middle."), ("own-000002", "blue1.")
-    ]  # fmt: skip
-    assert intake.account(data) == {"read": 24, "usable": 24} and len(data.rows) == 36
-    labelled = "prompt: in.q\nresponses: [all.0, all.2]\nlabel: why\nfirst: yes\nsecond: no\n"
-    assert len(read(tmp_path, rows, labelled).rows) == 24
+    assert [row.pair.rejected for row in data.rows[:2]] == ["red0.", "blue1."]
+    assert intake.account(read(tmp_path, rows, f"{named}margin: 4\n"))["tie"] == 22
+    labelled = "prompt: in.q\nresponses: [all.0.t, all.2.t]\nlabel: why\nfirst: yes\nsecond: no\n"
+    assert len(read(tmp_path, rows, labelled).rows) == 44
+    scored = "prompt: in.q\nresponses: [all.2.t, all.0.t]\nscores: [all.2.s, all.0.s]\n"
+    assert read(tmp_path, rows, scored).rows[1].pair.chosen == good(1)["chosen"]
 
 
 def test_columns_that_speak_for_themselves_are_proposed_as_a_mapping_that_works(results, tmp_path):
@@ -338,9 +345,9 @@ def test_near_prompts_share_a_split_even_through_a_third():
         "so how do I bake a good dark rye bread today",
     ]
     others = ["How do I  BAKE a good dark rye bread at home", "something else"]
-    groups = intake.near_groups([*chain, *others], 0.65)
+    groups = splits.near_groups([*chain, *others], 0.65)
     assert len(set(groups[:4])) == 1 and groups[4] not in groups[:4]
-    assert len(set(intake.near_groups(chain[::2], 0.65))) == 2  # 7 of 11 different 3-grams in common
+    assert len(set(splits.near_groups(chain[::2], 0.65))) == 2  # 7 of 11 different 3-grams in common
 
 
 def test_what_all_prompts_share_groups_nothing_and_every_split_has_rows(tmp_path):
@@ -352,7 +359,7 @@ def test_what_all_prompts_share_groups_nothing_and_every_split_has_rows(tmp_path
     for table in (rows[:40], chinese):
         sizes = {name: len(part) for name, part in read(tmp_path, table).pairs().items()}
         assert sizes == {"train": 32, "validation": 4, "test": 4}
-    groups = intake.near_groups([row["prompt"] for row in rows], 0.5)
+    groups = splits.near_groups([row["prompt"] for row in rows], 0.5)
     assert groups[39] == groups[40] and len(set(groups)) == 40
 
 

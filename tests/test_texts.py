@@ -45,12 +45,17 @@ def test_degenerate_counts():
 # --- near duplicates ---
 
 
+def trigrams(words):
+    """The word 3-grams; a shorter text is one gram of all its words."""
+    return {tuple(words[i : i + 3]) for i in range(max(1, len(words) - 2))} if words else set()
+
+
 def slow_near_duplicates(prompts, pool, threshold):
     """The definition, without an index."""
     found = []
     for index, prompt in enumerate(prompts):
-        grams = texts.ngrams(texts.tokens(prompt), 3)
-        pairs = [(grams & theirs, grams | theirs) for theirs in (texts.ngrams(p.split(), 3) for p in pool)]
+        grams = trigrams(texts.tokens(prompt))
+        pairs = [(grams & theirs, grams | theirs) for theirs in (trigrams(p.split()) for p in pool)]
         scores = [(len(both) / max(1, len(either)), -n) for n, (both, either) in enumerate(pairs)]
         best, other = max(scores)
         if best >= threshold:
@@ -108,10 +113,3 @@ def test_a_row_in_two_splits_under_one_id_is_not_an_overlap(clean):
     assert found(clean | {"validation": again}, "prompts shared by sft_val and validation") == 0
     other = [replace(clean["sft_val"][0], id="other")]
     assert found(clean | {"validation": other}, "prompts shared by sft_val and validation") == 1
-
-
-def test_personas_that_quote_the_response_are_counted_unless_the_prompt_says_it():
-    persona, response = "The user likes that the blue kettle boils.", "the blue kettle boils fast now"
-    assert texts.quotes(persona, response, "Which kettle?")
-    assert not texts.quotes("The user likes the blue kettle.", response, "Which kettle?")
-    assert not texts.quotes(persona, response, "the blue kettle boils?")

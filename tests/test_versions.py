@@ -21,6 +21,7 @@ FILES = {
         "data.official",
         "data.rows",
         "data.intake",
+        "data.splits",
         "facts/own_formats.yaml",
     ),  # fmt: skip
     "personas": ("paper.personas", "prompts"),
@@ -34,9 +35,9 @@ FILES = {
     "users": ("beyond.users",),
 }
 DECIDED = {
-    "pairs": (1, "a26f50459316453f"),
+    "pairs": (1, "c07f2643b8838cfa"),
     "personas": (1, "94fab597d41c4fee"),
-    "tailoring": (1, "81af12870258acff"),
+    "tailoring": (1, "9d40c79ca480d001"),
     "training": (1, "6adc9268c2bd0739"),
     "answers": (1, "3b437bf5a9a6c1f7"),
     "judging": (1, "1fbc0eca373ac012"),

@@ -1,26 +1,22 @@
 """A user's own preference data (``--data FILE``): read, validated and split, with an account of every row.
 
 Rows of a file, a folder or a hub id become pairs; what is wrong with a row is a `Finding` with a code of
-REJECTED (the row is left out) or NOTED (it is kept). JSON lines, CSV and TSV are read row by row, so that one
-damaged row is named and costs nothing but itself. Bytes that are no UTF-8 become U+FFFD, which is then
-found. Given splits are kept. Otherwise pairs are split 80/10/10 by prompt, near prompts together.
+REJECTED (the row is left out) or NOTED (it is kept).
 """
 
 from __future__ import annotations
 
 import ast
-import dataclasses
 import functools
 import hashlib
 import itertools
 import json
 import math
-import os
 import re
 import secrets
 from collections import Counter, defaultdict
-from collections.abc import Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,30 +24,23 @@ import yaml
 
 from persona_lib.data.retrieval import normal
 from persona_lib.data.rows import KINDS, REJECTED, Finding, OwnRow, read_rows, source_key
+from persona_lib.data.splits import assign_splits, between_splits, check_splits
 from persona_lib.records import HISTORY, PAIR_FIELDS, PAIR_SPLITS, DataError, PreferencePair
 from persona_lib.settings import FACTS, ConfigError, Profile, near_names, results_dir
 from persona_lib.store import VERSIONS, content_hash, file_hash, write_text
-from persona_lib.texts import near_duplicates
-from persona_lib.texts import near_groups as groups_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
 NAME = "own"  # the data set's name in profiles and results
 READ = 2  # raised when the same file gives other pairs or splits
-SPLIT_NAMES = {name: name for name in PAIR_SPLITS} | dict.fromkeys(
-    ("dev", "val", "valid", "eval"), "validation"
-)
-SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
-TEST_USERS = 0.25, 5, 0.45  # share of the users of two pairs or more; but so many; but at most this share
-LEAST_USERS = 4  # of two pairs or more, without which splits are by prompt
+OURS = {name: name for name in PAIR_SPLITS}
+SPLIT_NAMES = OURS | dict.fromkeys(("dev", "val", "valid", "eval"), "validation")
 LEAST_PROMPTS = 20  # different prompts without which there is nothing to train and test on
-# Different prompts of each split: train is split in four, and a shuffled persona is that of another test row.
-LEAST_OF = {"train": 10, "validation": 1, "test": 2}
-LEAST_QUOTE = 20  # characters of a prompt from which its recurrence in a response is no accident
-LONGEST_LITERAL = 1_000_000  # characters of messages in a text that are parsed
-CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
-LOST = re.compile("[\ufffd\ud800-\udfff]")
+BROKEN_TEXT = {
+    "lost characters": re.compile("[\ufffd\ud800-\udfff]"),
+    "control character": re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"),
+}
 MESSAGES = re.compile(r"""\s*\[\s*\{\s*['"](role|content|from|value)['"]""")  # messages written as text
 TURN = re.compile(r"(?:\A|\n\n)\s*(Human|Assistant|User|System):[ \t]*")  # of a transcript
 ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
@@ -60,6 +49,7 @@ FORMATS = yaml.safe_load((FACTS / "own_formats.yaml").read_text(encoding="utf-8"
 WORDS = {field: frozenset(words.split()) for field, words in FORMATS["words"].items()}
 ODD = {code: re.compile(pattern) for code, pattern in FORMATS["odd"].items()}
 SECRET = ("e-mail", "phone", "key")  # findings that show the beginning alone
+MISSING = object()
 
 
 class RowError(ValueError):
@@ -73,16 +63,8 @@ class RowError(ValueError):
 class Mapping:
     """Names of columns, and what their values mean: a YAML file of "field: column" lines, all optional.
 
-    A column may be a path into nested values ("input.messages", "answers.0.text"). ``prompt`` may be several
-    columns. Instead of ``chosen`` and ``rejected`` there may be two ``responses`` with a ``label`` (a value
-    listed in ``first``, ``second`` or ``tie``, compared as text without case) or with ``scores``; a
-    ``ranking``: a list of texts, or of objects with an ``answer``, with their ``rank`` (1 is best) or
-    ``score``, of which the best goes against the worst, or against each of the ``pairs`` worst; or one
-    ``response`` with a ``label``, paired with one of the other label to the same prompt. A difference in
-    scores below ``margin`` is a tie. ``splits`` maps names of given splits to train, validation and test;
-    names that it leaves out are not read. ``user`` is who preferred: splits keep a user together unless
-    ``split_by`` is "prompt", and ids are hashed unless ``show_users``. Columns in ``named`` were written in
-    the file, so they have to be there.
+    DATA.md lists the fields. A column may be a path into nested values ("answers.0.text"). Columns in
+    ``named`` were written in the file, so they have to be there.
     """
 
     prompt: tuple[str, ...] = ("prompt",)
@@ -100,7 +82,6 @@ class Mapping:
     answer: str = ""
     rank: str = ""
     score: str = ""
-    pairs: int = 1
     id: str = "id"
     category: str = "category"
     split: str = "split"
@@ -127,33 +108,23 @@ class Mapping:
 
 
 OPTIONAL = ("id", "category", "split", "user", "persona_chosen", "persona_rejected")  # columns
-FIELDS = tuple(field.name for field in dataclasses.fields(Mapping) if field.name != "named")
+FIELDS = [field.name for field in fields(Mapping) if field.name != "named"]
 LABELS = ("first", "second", "tie")
 LISTS = ("responses", "scores", "prompt", *LABELS)  # fields that may have several values
-KIND_OF: dict[str, tuple[Any, str]] = {  # field -> how its text is read, and what it should be
-    "margin": (float, "a number"),
-    "pairs": (int, "a number"),
-    "split_by": ({"user": "user", "prompt": "prompt"}.__getitem__, "user or prompt"),
-    "show_users": ({"true": True, "false": False}.__getitem__, "true or false"),
-}
-MISSING = object()
 
 
 def lookup(value: Any, path: str) -> Any:
     """Return what stands at a path of names and places from 0 joined by dots, or MISSING."""
-    if isinstance(value, (list, tuple)):
-        head, _, rest = path.partition(".")
-        if not head.isdigit() or int(head) >= len(value):
-            return MISSING
-        return lookup(value[int(head)], rest) if rest else value[int(head)]
-    if not isinstance(value, dict):
-        return MISSING
-    if path in value:
+    if isinstance(value, dict) and path in value:  # a name may hold dots itself
         return value[path]
-    parts = path.split(".")
-    heads = (".".join(parts[:n]) for n in range(len(parts) - 1, 0, -1))  # a name may hold dots itself
-    head = next((head for head in heads if head in value), None)
-    return MISSING if head is None else lookup(value[head], path[len(head) + 1 :])
+    head, _, rest = path.partition(".")
+    if isinstance(value, (list, tuple)) and head.isdigit() and int(head) < len(value):
+        inner = value[int(head)]
+    elif isinstance(value, dict) and head in value:
+        inner = value[head]
+    else:
+        return MISSING
+    return lookup(inner, rest) if rest else inner
 
 
 def plain(value: Any) -> str:
@@ -185,47 +156,58 @@ def read_mapping(path: str) -> Mapping:
 
 def mapping_of(content: dict[str, Any]) -> Mapping:
     """Return the mapping that a file's lines describe; ValueError says what is wrong with them."""
-    fields = dict(map(field_value, content.items()))
-    mapping = Mapping(**fields, named=frozenset(fields))
-    check_labels(mapping)
+    content = {"persona_chosen" if name == "persona" else name: value for name, value in content.items()}
+    found = {name: field_value(name, value) for name, value in content.items()}
+    mapping = Mapping(**found, named=frozenset(found))
+    check_mapping(mapping)
     return mapping
 
 
-def field_value(field: tuple[str, Any]) -> tuple[str, Any]:
-    """Return a field of a mapping file and its value in its type; ValueError says what is wrong with it."""
-    name, value = field
-    name = "persona_chosen" if name == "persona" else name
+def text_of(value: Any) -> str:
+    """Return a text that is not empty; ValueError for anything else."""
+    if not isinstance(value, str) or not value:
+        raise ValueError
+    return value
+
+
+KIND_OF: dict[str, tuple[Any, str]] = {  # field -> how its text is read, and what it should be
+    "margin": (float, "a number"),
+    "split_by": ({"user": "user", "prompt": "prompt"}.__getitem__, "user or prompt"),
+    "show_users": ({"true": True, "false": False}.__getitem__, "true or false"),
+    "splits": (
+        lambda value: tuple((plain(name), OURS[ours]) for name, ours in value.items()),
+        "lines of 'name in the data: train, validation or test'",
+    ),
+    **dict.fromkeys(LABELS, (lambda value: plain(text_of(value)), "a value of the label, or a list of them")),
+}
+
+
+def field_value(name: str, value: Any) -> Any:
+    """Return the value of a mapping's field in its type; ValueError says what is wrong with it."""
     if name not in FIELDS:
-        raise ValueError(f"unknown field {name!r}; {near_names(name, list(FIELDS))}")
-    if name == "splits":
-        if not isinstance(value, dict) or any(ours not in PAIR_SPLITS for ours in value.values()):
-            raise ValueError(f"splits={value!r}: write 'name in the data: train, validation or test'")
-        return name, tuple((plain(given), ours) for given, ours in value.items())
-    values = value if isinstance(value, list) else [value]
-    read, wanted = KIND_OF.get(name, (str, "the name of a column"))
-    if not all(isinstance(one, str) and one for one in values) or (name not in LISTS and values is value):
-        raise ValueError(f"{name}={value!r} should be {wanted}")
-    if name in LISTS:
-        return name, tuple(map(plain, values) if name in LABELS else values)
+        raise ValueError(f"unknown field {name!r}; {near_names(name, FIELDS)}")
+    read, wanted = KIND_OF.get(name, (text_of, "the name of a column"))
     try:
-        return name, read(value)
-    except (KeyError, ValueError):
+        if name in LISTS:
+            return tuple(map(read, value if isinstance(value, list) else [value]))
+        return read(value)
+    except (AttributeError, KeyError, TypeError, ValueError):
         raise ValueError(f"{name}={value!r} should be {wanted}") from None
 
 
-def check_labels(mapping: Mapping) -> None:
+def check_mapping(mapping: Mapping) -> None:
     """Raise ValueError if the sides and labels of a mapping are not complete or contradict each other."""
     if mapping.split_by == "user" and not mapping.user:
         raise ValueError("split_by: user needs user: the column of who preferred")
     ways = [name for name in ("responses", "response", "ranking") if getattr(mapping, name)]
-    if len(ways) > 1 or (ways and (given := sorted(mapping.named & {"chosen", "rejected"}))):
-        other = ways[1] if len(ways) > 1 else given[0]
-        raise ValueError(f"{other} does not go with {ways[0]}: use either")
+    others = ways[1:] + sorted(mapping.named & {"chosen", "rejected"})
+    if ways and others:
+        raise ValueError(f"{others[0]} does not go with {ways[0]}: use either")
     for name in ("responses", "scores"):
         if len(getattr(mapping, name)) not in (0, 2):
             raise ValueError(f"{name}={list(getattr(mapping, name))} should be two columns")
-    if mapping.ranking and not (mapping.rank or mapping.score):
-        raise ValueError("ranking needs rank or score: what orders the answers")
+    if mapping.ranking and not (mapping.answer and (mapping.rank or mapping.score)):
+        raise ValueError("ranking needs answer, and rank or score: the fields of its items")
     labelled = mapping.response or (mapping.responses and not mapping.scores)
     if not labelled and (given := sorted(mapping.named & {"label", *LABELS})):
         raise ValueError(f"{given[0]} is given, but not responses: [column, column], or response: column")
@@ -233,9 +215,9 @@ def check_labels(mapping: Mapping) -> None:
         if not getattr(mapping, name):
             said = "a label's column, and its values for each side"
             raise ValueError(f"{ways[0]} {'need' if mapping.responses else 'needs'} {name}: {said}")
-    labels = [*mapping.first, *mapping.second, *mapping.tie]
-    if twice := sorted({label for label in labels if labels.count(label) > 1}):
-        raise ValueError(f"the label {twice[0]!r} stands for two outcomes")
+    labels = Counter([*mapping.first, *mapping.second, *mapping.tie])
+    if labels and labels.most_common(1)[0][1] > 1:
+        raise ValueError(f"the label {labels.most_common(1)[0][0]!r} stands for two outcomes")
 
 
 # --- no mapping: known formats, and proposals ---
@@ -257,11 +239,16 @@ def find_mapping(profile: Profile, mapping: Mapping, rows: Sequence[OwnRow]) -> 
     present = list(dict.fromkeys(str(name) for values in readable for name in values))
     if not present:
         raise DataError(f"{source}: no row can be read; {rows[0].place}: {rows[0].value or 'no field'}")
-    lost = next(missing_columns(readable, mapping), None)
-    if lost is None:
+    implicit = any(all(is_conversation(lookup(row, side)) for side in mapping.sides) for row in readable)
+    prompt = () if implicit and "prompt" not in mapping.named else mapping.prompt
+    extra = [getattr(mapping, name) for name in OPTIONAL if name in mapping.named]
+    wanted = [*prompt, *mapping.needed, *extra]
+    lost = [name for name in wanted if not is_there(readable, name)]
+    if not lost:
         return mapping, ""
-    near = near_names(lost, present) if lost not in Mapping().needed + Mapping().prompt else ""
-    said = f"{source}: no column {lost!r}; {near} Columns there: {', '.join(present)}. ".replace(";  ", ". ")
+    default = lost[0] in Mapping().needed + Mapping().prompt
+    near = "." if default else f"; {near_names(lost[0], present)}"
+    said = f"{source}: no column {lost[0]!r}{near} Columns there: {', '.join(present)}. "
     if not profile.data.mapping:
         for shape in FORMATS["shapes"]:
             if all(is_there(readable[:100], column) for column in shape["has"]):
@@ -269,21 +256,9 @@ def find_mapping(profile: Profile, mapping: Mapping, rows: Sequence[OwnRow]) -> 
         if proposed := propose(readable):
             path, lines = results_dir(profile) / "proposed_mapping.yaml", lines_of(proposed)
             write_text(path, lines + "\n")
-            said += f"They look like this; check it, then add --mapping {path}\n{lines}"
-            raise DataError(said)
-    raise DataError(
-        said
-        + "Say which is which in a mapping file (--mapping FILE, lines like 'prompt: question'; see DATA.md)"
-    )
-
-
-def missing_columns(readable: Sequence[dict[str, Any]], mapping: Mapping) -> Iterator[str]:
-    """Yield the columns of a mapping that are in no row; the prompt may be the beginning of conversations."""
-    sides = mapping.sides
-    implicit = any(all(is_conversation(lookup(values, side)) for side in sides) for values in readable)
-    prompt = () if implicit and "prompt" not in mapping.named else mapping.prompt
-    extra = [getattr(mapping, name) for name in OPTIONAL if name in mapping.named]
-    yield from (name for name in (*prompt, *mapping.needed, *extra) if not is_there(readable, name))
+            raise DataError(f"{said}They look like this; check it, then add --mapping {path}\n{lines}")
+    ways = "Say which is which in a mapping file (--mapping FILE, lines like 'prompt: question'; see DATA.md)"
+    raise DataError(said + ways)
 
 
 def lines_of(content: dict[str, Any]) -> str:
@@ -293,12 +268,7 @@ def lines_of(content: dict[str, Any]) -> str:
 
 def words_of(name: Any) -> set[str]:
     """Return the words and numbers of a column's name or of a label."""
-    text = str(name).lower()
-    return (
-        {text}
-        if re.fullmatch(r"-?\d+", text)
-        else set(re.findall("[a-z]+|\\d+|[\U0001f44d\U0001f44e]", text))
-    )
+    return set(re.findall("\\A-?\\d+\\Z|[a-z]+|\\d+|[\U0001f44d\U0001f44e]", str(name).lower()))
 
 
 def propose(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -313,29 +283,19 @@ def propose(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     found = {"rejected": pick("rejected"), "chosen": pick("chosen")}
     if not all(found.values()):
         taken.clear()
-        label = pick("label")
-        values = Counter(plain(lookup(row, label)) for row in rows if label in row).most_common(8)
-        twins = [
-            (a, b, {first}, {second})
-            for first, second in FORMATS["twins"]
-            for a, b in itertools.permutations(names, 2)
-            if {first} == words_of(a) - words_of(b) and {second} == words_of(b) - words_of(a)
-        ]
-        if label and twins:
-            *pair, up, down = twins[0]
-            found = {"responses": pair}
-        else:
-            found, up, down = {"response": pick("response")}, WORDS["up"], WORDS["down"]
-        if not label or not all(found.values()):
+        found = {"label": pick("label"), "response": pick("response")}
+        found |= {"first": WORDS["up"], "second": WORDS["down"]}
+        if other := pick("response"):  # two responses: what tells their names apart is in the label
+            both = found.pop("response"), other
+            first, second = map(words_of, both)
+            found |= {"responses": both, "first": first - second, "second": second - first}
+        if not all(found.values()):
             return {}
-        taken += found.get("responses", [])
-        ties = [value for value, _ in values if words_of(value) & WORDS["tie"]]
-        sides = {"first": up, "second": down}
-        labels = {
-            name: [v for v, _ in values if v not in ties and words_of(v) & marks]
-            for name, marks in sides.items()
-        }
-        found |= {"label": label} | {name: some or ["WHICH VALUE?"] for name, some in labels.items()}
+        values = dict.fromkeys(plain(row[found["label"]]) for row in rows if found["label"] in row)
+        ties = [value for value in values if words_of(value) & WORDS["tie"]]
+        for name in ("first", "second"):
+            marked = [value for value in values if value not in ties and words_of(value) & found[name]]
+            found[name] = marked or ["WHICH VALUE?"]
         found |= {"tie": ties} if ties else {}
     prompt, user = pick("prompt"), pick("user")
     if prompt is None:
@@ -355,19 +315,14 @@ def messages_in(value: Any, transcript: bool = False) -> list[dict[str, Any]] | 
     """
     if isinstance(value, dict) and {"role", "from"} & set(value):
         value = [value]
+    if isinstance(value, str) and MESSAGES.match(value):
+        value = literal(value)
     if isinstance(value, (list, tuple)):
         return list(value) if value and all(isinstance(message, dict) for message in value) else None
-    if not isinstance(value, str):
-        return None
-    if MESSAGES.match(value):
-        return messages_in(literal(value))
-    if transcript and (match := TURN.match(value)) and match.start() == 0:
+    if transcript and isinstance(value, str) and TURN.match(value):
         _, *parts = TURN.split(value)
-        turns = [
-            {"role": role.lower(), "content": text.strip()}
-            for role, text in zip(parts[::2], parts[1::2], strict=True)
-        ]
-        return [turn for turn in turns if turn["content"]] or None
+        turns = zip(parts[::2], parts[1::2], strict=True)
+        return [{"role": role, "content": text.strip()} for role, text in turns if text.strip()] or None
     return None
 
 
@@ -385,8 +340,6 @@ def literal(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         pass
-    if len(text) > LONGEST_LITERAL:
-        raise ValueError("a text that holds messages is too long to be parsed")
     try:
         return ast.literal_eval(re.sub(r"\}\s*\n\s*\{", "}, {", text.strip()))
     except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
@@ -404,21 +357,17 @@ def read_messages(value: Any, field: str, transcript: bool = False) -> list[Mess
         raise RowError(field, "messages", str(error)) from error
     found = []
     for number, message in enumerate(messages, start=1):
-        role, content = (message.get(a, message.get(b)) for a, b in (("role", "from"), ("content", "value")))
+        role, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
         parts = content if isinstance(content, (list, tuple)) else [content]
-        kinds = [str(part.get("type")) for part in parts if isinstance(part, dict) and "text" not in part]
-        if (
-            other := [name for name in NOT_TEXT if message.get(name)]
-            + kinds
-            + [role] * (role in ("tool", "function"))
-        ):
+        other = [name for name in NOT_TEXT if message.get(name)]
+        other += [str(part.get("type")) for part in parts if isinstance(part, dict) and "text" not in part]
+        other += [role] if role in ("tool", "function") else []
+        if other:
             raise RowError(field, "tool or image", f"message {number} has {', '.join(other)}")
-        if not isinstance(role, str) or not {"content", "value"} & set(message):
-            names = ", ".join(sorted(message)) or "nothing"
-            raise RowError(field, "messages", f"a message has {names}; needed: role, content")
         texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
-        if not all(isinstance(text, str) for text in texts):
-            raise RowError(field, "messages", f"a message's content is {type(content).__name__}, not text")
+        if not isinstance(role, str) or not all(isinstance(text, str) for text in texts):
+            kinds = ", ".join(f"{name}: {type(one).__name__}" for name, one in message.items())
+            raise RowError(field, "messages", f"needed: role and content as text; a message has {kinds}")
         found.append((ROLES.get(role.lower(), role.lower()), "\n".join(texts)))
     return found
 
@@ -462,7 +411,7 @@ def conversation_texts(prompt: Any, chosen: Any, rejected: Any) -> tuple[Any, An
     return (render(asked) if asked else prompt), *texts
 
 
-# --- one row becomes pairs, or says why it is none ---
+# --- one row becomes a pair, or says why it is none ---
 
 Side = tuple[str, Any]  # a response's column and value
 
@@ -475,14 +424,14 @@ def check_text(column: str, value: Any) -> None:
         raise RowError(column, "not text", f"{type(value).__name__}: {str(value)[:60]}")
     if not value.strip():
         raise RowError(column, "empty")
-    for code, pattern in (("lost characters", LOST), ("control character", CONTROL)):
+    for code, pattern in BROKEN_TEXT.items():
         if match := pattern.search(value):
-            raise RowError(column, code, excerpt(value, match))
+            raise RowError(column, code, excerpt(match))
 
 
-def excerpt(text: str, match: re.Match[str]) -> str:
+def excerpt(match: re.Match[str]) -> str:
     """Return what stands around a match, escaped so that what cannot be printed is seen."""
-    return ascii(text[max(0, match.start() - 15) : match.end() + 15])
+    return ascii(match.string[max(0, match.start() - 15) : match.end() + 15])
 
 
 def number_of(column: str, value: Any) -> float:
@@ -505,43 +454,35 @@ def is_first(values: dict[str, Any], mapping: Mapping) -> bool:
     return label in mapping.first
 
 
-def ranked_sides(values: dict[str, Any], mapping: Mapping) -> list[tuple[Side, Side]]:
-    """Return the best answer of a ranking against each of the ``pairs`` worst; RowError if all are equal."""
-    column, name = mapping.ranking, mapping.rank or mapping.score
-    answers = lookup(values, column)
-    if not isinstance(answers, (list, tuple)) or len(answers) < 2:
-        raise RowError(column, "ranking", f"{type(answers).__name__}, not two or more answers")
-    if mapping.answer:
-        orders, texts = ([lookup(answer, path) for answer in answers] for path in (name, mapping.answer))
-    else:
-        orders, texts = lookup(values, name), list(answers)
-    if not isinstance(orders, (list, tuple)) or len(orders) != len(texts) or MISSING in (*orders, *texts):
-        raise RowError(column, "ranking", f"not every answer has {mapping.answer or 'its'} {name}".strip())
+def ranked(values: dict[str, Any], mapping: Mapping) -> tuple[list[Any], list[float]]:
+    """Return the answers of a ranking, and numbers of which the highest is best."""
+    answers, order = lookup(values, mapping.ranking), mapping.rank or mapping.score
+    found = [[lookup(one, path) for path in (mapping.answer, order)] for one in answers or ()]
+    if len(found) < 2 or any(MISSING in one for one in found):
+        said = f"it needs two answers or more, each with {mapping.answer} and {order}"
+        raise RowError(mapping.ranking, "ranking", said)
     sign = -1 if mapping.rank else 1
-    order = sorted(((sign * number_of(name, one), -n) for n, one in enumerate(orders)), reverse=True)
-    (best, first), worse = order[0], [(value, n) for value, n in reversed(order[1:]) if value < order[0][0]]
-    found = [
-        (texts[-first], texts[-n]) for value, n in worse[: mapping.pairs] if best - value >= mapping.margin
-    ]
-    if not found:
-        raise RowError(column, "tie", f"{name}: {orders}"[:60])
-    return [((column, good), (column, bad)) for good, bad in found]
+    return [text for text, _ in found], [sign * number_of(order, number) for _, number in found]
 
 
-def sides_of(values: dict[str, Any], mapping: Mapping) -> list[tuple[Side, Side]]:
-    """Return the chosen and the rejected response of every pair in a row; RowError for a tie."""
+def sides_of(values: dict[str, Any], mapping: Mapping) -> tuple[Side, Side]:
+    """Return the best and the worst response, the later of equally bad ones; RowError for a tie."""
+    sides = [(column, lookup(values, column)) for column in (mapping.sides * 2)[:2]]
+    orders, decided = [1.0, 0.0], mapping.label
     if mapping.ranking:
-        return ranked_sides(values, mapping)
-    first, last = [(column, lookup(values, column)) for column in (mapping.sides * 2)[:2]]
-    won = 1.0
-    if mapping.scores:
-        one, other = (number_of(column, lookup(values, column)) for column in mapping.scores)
-        won = one - other
-        if won == 0 or abs(won) < mapping.margin or (won < 0 and not mapping.responses):
-            raise RowError(mapping.scores[0], "tie", f"scores {one:g} and {other:g}")
+        texts, orders = ranked(values, mapping)
+        sides, decided = [(mapping.ranking, text) for text in texts], mapping.rank or mapping.score
+    elif mapping.scores:
+        decided = mapping.scores[0]
+        orders = [number_of(column, lookup(values, column)) for column in mapping.scores]
     elif mapping.responses and not is_first(values, mapping):
-        won = -1.0
-    return [(first, last) if won > 0 else (last, first)]
+        orders = [0.0, 1.0]
+    places = range(len(orders))
+    best, worst = max(places, key=lambda n: (orders[n], -n)), max(places, key=lambda n: (-orders[n], n))
+    apart = orders[best] - orders[worst]
+    if apart == 0 or apart < mapping.margin or (best and mapping.scores and not mapping.responses):
+        raise RowError(decided, "tie", f"{orders}"[:60])
+    return sides[best], sides[worst]
 
 
 def prompt_of(values: dict[str, Any], mapping: Mapping) -> Any:
@@ -555,33 +496,28 @@ def prompt_of(values: dict[str, Any], mapping: Mapping) -> Any:
     return "\n\n".join(text.strip() for text in given if text and text.strip())
 
 
-def texts_of(values: dict[str, Any], mapping: Mapping) -> list[dict[str, str]]:
-    """Return prompt, chosen and rejected of every pair of a row as text; RowError says what is wrong."""
+def texts_of(values: dict[str, Any], mapping: Mapping) -> dict[str, str]:
+    """Return prompt, chosen and rejected of a row as text; RowError says what is wrong."""
     prompt = prompt_of(values, mapping)
     lost = [column for column in mapping.needed if lookup(values, column) is MISSING]
-    lost += list(mapping.prompt) if prompt is MISSING and "prompt" in mapping.named else []
     if not lost and prompt is MISSING:
-        sides = [lookup(values, column) for column in mapping.sides]
-        lost = [] if all(is_conversation(side) for side in sides) else list(mapping.prompt)
+        inside = all(is_conversation(lookup(values, side)) for side in mapping.sides)
+        lost = [] if inside and "prompt" not in mapping.named else list(mapping.prompt)
     if lost:
         raise RowError(lost[0], "missing", f"it has {', '.join(map(str, values)) or 'nothing'}")
-    found = []
-    for sides in sides_of(values, mapping):
-        columns = dict(
-            zip(PAIR_FIELDS, (" + ".join(mapping.prompt), *(column for column, _ in sides)), strict=True)
-        )
-        given = (None if prompt is MISSING else prompt, *(value for _, value in sides))
-        try:
-            texts = dict(zip(PAIR_FIELDS, conversation_texts(*given), strict=True))
-        except RowError as error:
-            field, *said = error.args
-            raise RowError(columns[field], *said) from error
-        for field, text in texts.items():
-            check_text(columns[field], text)
-        if texts["chosen"].strip() == texts["rejected"].strip() and not mapping.response:
-            raise RowError(columns["rejected"], "identical")
-        found.append(texts)
-    return found
+    (good, chosen), (bad, rejected) = sides_of(values, mapping)
+    columns = dict(zip(PAIR_FIELDS, (" + ".join(mapping.prompt), good, bad), strict=True))
+    try:
+        found = conversation_texts(None if prompt is MISSING else prompt, chosen, rejected)
+    except RowError as error:
+        field, *said = error.args
+        raise RowError(columns[field], *said) from error
+    texts = dict(zip(PAIR_FIELDS, found, strict=True))
+    for field, text in texts.items():
+        check_text(columns[field], text)
+    if texts["chosen"].strip() == texts["rejected"].strip() and not mapping.response:
+        raise RowError(bad, "identical")
+    return texts
 
 
 def split_of(row: OwnRow, mapping: Mapping) -> str:
@@ -605,36 +541,27 @@ def optional(row: OwnRow, column: str) -> str:
     return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
 
 
-def read_pairs(row: OwnRow, mapping: Mapping, salt: bytes = b"") -> list[OwnRow]:
-    """Return a row once for each of its pairs, with split and category; RowError says why it makes none.
+def read_pair(row: OwnRow, mapping: Mapping, salt: bytes = b"") -> OwnRow:
+    """Return a row with its pair, split and category; RowError says why it makes none.
 
-    Unpaired thumbs have one side only (`join_thumbs`).
+    An unpaired thumb has one side only (`join_thumbs`). Without a ``salt`` users are shown as they are.
     """
     if not isinstance(row.value, dict):
         raise RowError("row", "unreadable", str(row.value))
     split, texts = split_of(row, mapping), texts_of(row.value, mapping)
     if mapping.response:
-        texts[0]["rejected" if is_first(row.value, mapping) else "chosen"] = ""
-    personas = {
-        name: optional(row, getattr(mapping, name)) for name in ("persona_chosen", "persona_rejected")
-    }
-    for name in filter(personas.get, personas):
-        check_text(getattr(mapping, name), personas[name])
-    id = optional(row, mapping.id) or f"{NAME}-{row.row:06d}"
-    ids = [id] + [f"{id}/{number}" for number in range(2, len(texts) + 1)]
-    more = {"user": user_of(row, mapping, salt), **personas}
-    pairs = [PreferencePair(id, **found, **more) for id, found in zip(ids, texts, strict=True)]
-    made = {"split": split, "category": optional(row, mapping.category)}
-    return [replace(row, value=None, pair=pair, **made) for pair in pairs]
-
-
-def user_of(row: OwnRow, mapping: Mapping, salt: bytes) -> str:
-    """Return who preferred: the salted hash of the id in 12 hex digits, or the id if users are shown."""
-    if mapping.user and not (name := optional(row, mapping.user)):
+        texts["rejected" if is_first(row.value, mapping) else "chosen"] = ""
+    for name in ("persona_chosen", "persona_rejected"):
+        texts[name] = optional(row, getattr(mapping, name))
+        if texts[name]:
+            check_text(getattr(mapping, name), texts[name])
+    user = optional(row, mapping.user)
+    if mapping.user and not user:
         raise RowError(mapping.user, "user")
-    if not mapping.user or mapping.show_users:
-        return name if mapping.user else ""
-    return hashlib.blake2b(name.encode("utf-8", "replace"), key=salt, digest_size=6).hexdigest()
+    if user and salt:
+        user = hashlib.blake2b(user.encode("utf-8", "replace"), key=salt, digest_size=6).hexdigest()
+    pair = PreferencePair(optional(row, mapping.id) or f"{NAME}-{row.row:06d}", user=user, **texts)
+    return replace(row, value=None, pair=pair, split=split, category=optional(row, mapping.category))
 
 
 def join_thumbs(halves: Sequence[OwnRow], mapping: Mapping) -> tuple[list[OwnRow], list[Finding]]:
@@ -658,26 +585,18 @@ def join_thumbs(halves: Sequence[OwnRow], mapping: Mapping) -> tuple[list[OwnRow
 def user_salt(profile: Profile) -> bytes:
     """Return the salt of a profile's user ids: a file in its results folder, made once, for its owner."""
     path = results_dir(profile) / "user_salt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(secrets.token_bytes(32))
-    except FileExistsError:
-        pass
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+        path.write_bytes(secrets.token_bytes(32))
     return path.read_bytes()
 
 
 def odd_texts(own: OwnRow) -> Iterator[Finding]:
     """Yield what a reader should know about the texts of a row that is kept."""
-    texts = {name: getattr(own.pair, name) for name in PAIR_FIELDS}
-    for field, text in texts.items():
-        for code, match in ((code, pattern.search(text)) for code, pattern in ODD.items()):
-            if match:
-                yield own.found(field, code, f"{match[0][:4]}..." if code in SECRET else excerpt(text, match))
-    asked = own.pair.prompt.strip()
-    for field in ("chosen", "rejected"):
-        if len(asked) >= LEAST_QUOTE and asked in texts[field]:
-            yield own.found(field, "quoted prompt")
+    for field, (code, pattern) in itertools.product(PAIR_FIELDS, ODD.items()):
+        if match := pattern.search(getattr(own.pair, field)):
+            yield own.found(field, code, f"{match[0][:4]}..." if code in SECRET else excerpt(match))
 
 
 def against_others(pairs: Sequence[OwnRow]) -> tuple[list[OwnRow], list[Finding]]:
@@ -708,130 +627,6 @@ def against_others(pairs: Sequence[OwnRow]) -> tuple[list[OwnRow], list[Finding]
     return kept, findings
 
 
-# --- splits: by prompt, prompts that nearly repeat each other together ---
-
-
-def near_groups(prompts: Sequence[str], threshold: float) -> list[int]:
-    """Return the group of each prompt: near duplicates (`texts.near_groups`) and equal prompts share one."""
-    names = list(map(normal, prompts))
-    different = list(dict.fromkeys(names))
-    groups = dict(zip(different, groups_of(different, threshold), strict=True))
-    return [groups[name] for name in names]
-
-
-def fill_shares(groups: Iterable[list[Any]], shares: dict[str, float]) -> dict[str, list[Any]]:
-    """Give each whole group, in turn, to the part that is furthest below its share."""
-    parts: dict[str, list[Any]] = {name: [] for name in shares}
-    for group in groups:
-        parts[min(shares, key=lambda name: (len(parts[name]) + 1) / shares[name])] += group
-    return parts
-
-
-def near_parts(rows: Sequence[OwnRow], threshold: float) -> list[list[int]]:
-    """Return the places of the rows of each group of near prompts, in an order that only texts decide."""
-    groups: dict[int, list[int]] = defaultdict(list)
-    for index, group in enumerate(near_groups([row.pair.prompt for row in rows], threshold)):
-        groups[group].append(index)
-    return sorted(groups.values(), key=lambda part: content_hash(normal(rows[part[0]].pair.prompt)))
-
-
-def fill_splits(rows: Sequence[OwnRow], shares: dict[str, float], threshold: float) -> list[OwnRow]:
-    """Give rows a split by their shares: whole groups of near prompts."""
-    parts = fill_shares(near_parts(rows, threshold), shares)
-    splits = {index: name for name, part in parts.items() for index in part}
-    return [replace(row, split=splits[index]) for index, row in enumerate(rows)]
-
-
-def assign_splits(rows: list[OwnRow], threshold: float, split_by: str = "") -> tuple[list[OwnRow], bool]:
-    """Return the rows with their splits, and whether splits were given.
-
-    Given splits stay, but of test users who are in no other split every second pair becomes `HISTORY`. A
-    missing split is taken from train, a tenth of the rows each; where only one is given, it is all the data
-    there is, and is split as if none were: by user where there are users enough (`split_users`), unless
-    ``split_by`` is "prompt".
-    """
-    given = {row.split for row in rows}
-    if len(given) < 2:
-        by_user = split_users(rows, threshold) if split_by != "prompt" else None
-        if by_user is None and split_by == "user":
-            raise DataError(f"split_by: user needs {LEAST_USERS} users of two pairs or more; use prompt")
-        return by_user or fill_splits(rows, SHARES, threshold), False
-    rows = [replace(row, split=row.split or "train") for row in rows]
-    missing = [name for name in ("validation", "test") if name not in given]
-    shares = {"train": 1 - 0.1 * len(missing)} | dict.fromkeys(missing, 0.1)
-    moved = iter(fill_splits([row for row in rows if row.split == "train"], shares, threshold))
-    rows = [next(moved) if row.split == "train" else row for row in rows]
-    counts = Counter(row.pair.user for row in rows)
-    known = {row.pair.user for row in rows if row.split != "test"}
-    unseen = {user for user, n in counts.items() if user and n > 1} - known
-    halves = iter(hold_out([row for row in rows if row.pair.user in unseen], unseen, threshold))
-    return [next(halves) if row.pair.user in unseen else row for row in rows], True
-
-
-def split_users(rows: Sequence[OwnRow], threshold: float) -> list[OwnRow] | None:
-    """Split by user and by question at once; None with too few users, or where that leaves a split empty.
-
-    `TEST_USERS` of the users of two pairs or more, in an order that only texts decide, are test users; the
-    others are in training. Groups of near prompts stay whole, too: see `hold_out`.
-    """
-    texts: dict[str, list[str]] = defaultdict(list)
-    for row in rows:
-        texts[row.pair.user].append(normal(row.pair.prompt) + row.pair.chosen)
-    keys = {user: content_hash(sorted(own)) for user, own in texts.items() if user and len(own) > 1}
-    if len(keys) < LEAST_USERS:
-        return None
-    share, least, most = TEST_USERS
-    n_unseen = min(max(least, round(share * len(keys))), int(most * len(keys)))
-    unseen = set(sorted(keys, key=lambda user: keys[user])[:n_unseen])
-    for near in (threshold, 1.0):  # 1: where near prompts are all one group, equal prompts alone
-        made = hold_out(rows, unseen, near)
-        if HISTORY in {row.split for row in made} and not short_splits(made):
-            return made
-    return None
-
-
-def hold_out(rows: Sequence[OwnRow], unseen: Container[str], threshold: float) -> list[OwnRow]:
-    """Give whole groups of near prompts to the splits: no test user and no test question is trained on.
-
-    A group with pairs of test users is held out or not, by turns. Held out, it is evaluated, also its pairs
-    of other users, who are *seen* in training (at most twice the test share of their pairs). Otherwise the
-    test users' pairs are `HISTORY`, of which only the user's persona is made. Other groups fill up `SHARES`.
-    """
-    n_others = sum(row.pair.user not in unseen for row in rows)
-    sizes, lead, splits = dict.fromkeys(SHARES, 0), Counter(), {}
-    for group in near_parts(rows, threshold):
-        theirs = [rows[i].pair.user for i in group if rows[i].pair.user in unseen]
-        n, free = len(group) - len(theirs), list(SHARES)
-        if theirs:  # history first: ``lead`` is by how many pairs a user has more of it
-            held = sizes["test"] + n <= 2 * SHARES["test"] * n_others and sum(lead[u] for u in {*theirs}) > 0
-            free = ["test"] if held else ["train", "validation"]
-            for user in theirs:
-                lead[user] += -1 if held else 1
-        due = min(free, key=lambda name: (sizes[name] + n) / SHARES[name])
-        sizes[due] += n
-        for i in group:
-            splits[i] = due if due == "test" or rows[i].pair.user not in unseen else HISTORY
-    return [replace(row, split=splits[index]) for index, row in enumerate(rows)]
-
-
-def users_in_two(rows: Sequence[OwnRow]) -> Iterator[Finding]:
-    """Note the test rows of given splits whose user is in training, too."""
-    train = {row.pair.user for row in rows if row.split == "train"}
-    for row in rows:
-        if row.split == "test" and row.pair.user and row.pair.user in train:
-            yield row.found("user", "user in two splits")
-
-
-def near_train(rows: Sequence[OwnRow], threshold: float) -> Iterator[Finding]:
-    """Note the validation and test rows whose prompt nearly repeats one of train."""
-    train = [row for row in rows if row.split == "train"]
-    others = [row for row in rows if row.split in ("validation", "test")]
-    found = near_duplicates([r.pair.prompt for r in others], [r.pair.prompt for r in train], threshold)
-    for index, of, jaccard in found:
-        detail = f"of {train[of].place}, Jaccard {jaccard:.2f}"
-        yield others[index].found("prompt", "near duplicate", detail)
-
-
 # --- all rows ---
 
 
@@ -853,12 +648,8 @@ class OwnData:
     @property
     def rejected(self) -> dict[int, Finding]:
         """Return the first reason against each row that was left out, by row number."""
-        found: dict[int, Finding] = {}
-        used = {row.row for row in self.rows}  # a ranking gives several pairs
-        for finding in self.findings:
-            if finding.rejected and finding.row not in used:
-                found.setdefault(finding.row, finding)
-        return found
+        found = {finding.row: finding for finding in reversed(self.findings) if finding.rejected}
+        return dict(sorted(found.items()))
 
     def pairs(self) -> dict[str, list[PreferencePair]]:
         """Return the pairs by split."""
@@ -904,7 +695,7 @@ def read_source(profile: Profile, key: str) -> OwnData:
     pairs, findings = [], []
     for row in raw:
         try:
-            pairs += read_pairs(row, mapping, salt)
+            pairs.append(read_pair(row, mapping, salt))
         except RowError as error:
             findings.append(row.found(*error.args))
     if mapping.response:
@@ -915,7 +706,7 @@ def read_source(profile: Profile, key: str) -> OwnData:
     check_enough(source, pairs, findings)
     rows, split = assign_splits(pairs, threshold, mapping.split_by)
     check_splits(source, rows, threshold)
-    findings += [*near_train(rows, threshold), *users_in_two(rows)] if split else []
+    findings += between_splits(rows, threshold) if split else []
     findings.sort(key=lambda found: found.row)
     return OwnData(source, len(raw), tuple(rows), tuple(findings), split, how, shape)
 
@@ -923,113 +714,69 @@ def read_source(profile: Profile, key: str) -> OwnData:
 def check_enough(source: str, pairs: Sequence[OwnRow], findings: Sequence[Finding]) -> None:
     """Raise DataError if there are too few prompts to train and to test on; says what became of the rows."""
     prompts = len({normal(pair.pair.prompt) for pair in pairs})
-    if prompts >= LEAST_PROMPTS:
-        return
-    rejected = [finding for finding in findings if finding.rejected]
-    said = counted(f"{f.code} ({f.field})" for f in rejected) or "none"
-    first = "".join(f"; first: {f.place}, {f.field}: {f.code} {f.detail}".rstrip() for f in rejected[:1])
-    ways = "".join(f". {code}: {REJECTED[code][1]}" for code in dict.fromkeys(f.code for f in rejected))
-    raise DataError(
-        f"{source}: {len(pairs)} usable pairs with {prompts} different prompts; at least {LEAST_PROMPTS} "
-        f"prompts are needed. Rows rejected: {said}{first}{ways}"
-    )
-
-
-def short_splits(rows: Sequence[OwnRow]) -> dict[str, int]:
-    """Return the splits with fewer different prompts than `LEAST_OF`, and how many they have."""
-    prompts = {split: {normal(r.pair.prompt) for r in rows if r.split == split} for split in PAIR_SPLITS}
-    return {split: len(found) for split, found in prompts.items() if len(found) < LEAST_OF[split]}
-
-
-def check_splits(source: str, rows: Sequence[OwnRow], threshold: float) -> None:
-    """Raise DataError if a split has too few different prompts to be trained, validated or tested on."""
-    if not (short := short_splits(rows)):
-        return
-    said = ", ".join(
-        f"{split} has {n} different prompts and needs {LEAST_OF[split]}" for split, n in short.items()
-    )
-    largest = Counter(near_groups([row.pair.prompt for row in rows], threshold)).most_common(1)[0][1]
-    raise DataError(
-        f"{source}: {said}. The largest group of near prompts, which stay together, has {largest} of "
-        f"{len(rows)} rows. Add pairs, or keep fewer together: --set data.near_duplicates=0.9"
-    )
+    if prompts < LEAST_PROMPTS:
+        rejected = [finding for finding in findings if finding.rejected]
+        said = counted(f"{f.code} ({f.field})" for f in rejected) or "none"
+        first = "".join(f"; first: {f.place}, {f.field}: {f.code} {f.detail}".rstrip() for f in rejected[:1])
+        ways = "".join(f". {code}: {REJECTED[code][1]}" for code in dict.fromkeys(f.code for f in rejected))
+        raise DataError(
+            f"{source}: {len(pairs)} usable pairs with {prompts} different prompts; at least {LEAST_PROMPTS} "
+            f"prompts are needed. Rows rejected: {said}{first}{ways}"
+        )
 
 
 # --- what is said about them ---
 
 
-def row_table(data: OwnData) -> pd.DataFrame:
-    """Return a line per usable row: id, where it stood, split, category, characters of its texts."""
-    import pandas as pd
-
-    lines = [
-        {"id": r.pair.id, "row": r.row, "place": r.place, "split": r.split, "category": r.category}
-        | {f"characters of {name}": len(getattr(r.pair, name)) for name in PAIR_FIELDS}
-        for r in data.rows
-    ]
-    return pd.DataFrame(lines)
-
-
 def finding_table(data: OwnData) -> pd.DataFrame:
-    """Return a line per finding: row, place, field, code, whether the row was rejected for it, detail."""
+    """Return a line per finding: row, place, field, code, whether the row was rejected, detail."""
     import pandas as pd
 
     first = data.rejected
-    columns = ["row", "place", "field", "code", "outcome", "detail"]
-    lines = [
-        (f.row, f.place, f.field, f.code, "rejected" if f.row in first else "kept", f.detail)
-        for f in data.findings
-    ]
-    return pd.DataFrame(lines, columns=columns)
+    lines = [asdict(f) | {"outcome": "rejected" if f.row in first else "kept"} for f in data.findings]
+    return pd.DataFrame(lines, columns=["row", "place", "field", "code", "outcome", "detail"])
 
 
 def account(data: OwnData) -> dict[str, int]:
     """Return the account of the rows: read, usable, rejected by reason; all but the first add up to it."""
     reasons = Counter(finding.code for finding in data.rejected.values())
-    return {"read": data.n_read, "usable": len({row.row for row in data.rows})} | dict(reasons.most_common())
+    return {"read": data.n_read, "usable": len(data.rows)} | dict(reasons.most_common())
 
 
 def describe(data: OwnData) -> list[str]:
     """Say in a few lines what was read, what was left out and why, and how it was split."""
     reasons = counted(finding.code for finding in data.rejected.values())
     noted = counted(finding.code for finding in data.findings if not finding.rejected)
-    sizes = Counter(row.split for row in data.rows)
-    names = [*PAIR_SPLITS, *([HISTORY] if sizes[HISTORY] else [])]
+    sizes = {split: len(part) for split, part in data.pairs().items()}
     how = "as given" if data.given_splits else "by prompt, near duplicates together"
-    how = "by user and by prompt" if sizes[HISTORY] and not data.given_splits else how
+    how = "by user and by prompt" if HISTORY in sizes and not data.given_splits else how
     name = Path(data.source).name if Path(data.source).expanduser().exists() else data.source
-    used = len({row.row for row in data.rows})
-    usable = f"{used} usable" + ("" if used == len(data.rows) else f" ({len(data.rows)} pairs)")
+    read = f"{name}: {data.n_read} rows read, {len(data.rows)} usable, {len(data.rejected)} rejected"
     lines = [
-        f"{name}: {data.n_read} rows read, {usable}, {len(data.rejected)} rejected"
-        + (f" ({reasons})" if reasons else ""),
-        f"splits {how}: {', '.join(f'{split} {sizes[split]}' for split in names)}",
+        read + (f" ({reasons})" if reasons else ""),
+        f"splits {how}: {', '.join(f'{split} {n}' for split, n in sizes.items())}",
         *describe_users(data),
+        data.how and f"read {data.how}",
+        data.shape and f"recognised as {data.shape}",
+        noted and f"noted: {noted}",
     ]
-    lines += [f"read {data.how}"] if data.how else []
-    lines += [f"recognised as {data.shape}"] if data.shape else []
-    return [*lines, f"noted: {noted}"] if noted else lines
+    return list(filter(None, lines))
 
 
 def describe_users(data: OwnData) -> list[str]:
     """Say how many users there are, who of them is evaluated, and what the split by user cost."""
     users = {split: Counter(pair.user for pair in part) for split, part in data.pairs().items()}
-    everybody = set().union(*users.values()) - {""}
-    if not everybody:
+    if not (everybody := set().union(*users.values()) - {""}):
         return []
-    new, old = (Counter(), Counter())
-    for user, n in users["test"].items():
-        (old if user in users["train"] else new)[user] = n
+    old = {user: n for user, n in users["test"].items() if user in users["train"]}
+    seen, history = sum(old.values()), users.get(HISTORY, Counter()).total()
     said = [
-        f"users: {len(everybody)}; evaluated: {new.total()} pairs of {len(new)} users who are not in "
-        f"training (unseen), {old.total()} pairs of {len(old)} who are (seen)"
+        f"users: {len(everybody)}; evaluated: {users['test'].total() - seen} pairs of "
+        f"{len(users['test']) - len(old)} users who are not in training (unseen), "
+        f"{seen} pairs of {len(old)} who are (seen)"
     ]
-    if n := users.get(HISTORY, Counter()).total():
-        said.append(
-            f"cost of the split by user: {n} pairs of unseen users serve for their "
-            "persona only; no question is in two of train, validation and test"
-        )
-    return said
+    cost = f"cost of the split by user: {history} pairs of unseen users serve for their persona only"
+    return [*said, f"{cost}; no question is in two of train, validation and test"] if history else said
 
 
 def counted(codes: Iterable[str]) -> str:

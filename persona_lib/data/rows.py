@@ -10,9 +10,7 @@ import csv
 import gzip
 import io
 import json
-import re
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -91,22 +89,13 @@ def encoding_of(data: bytes) -> str:
     for mark, name in MARKS.items():
         if data.startswith(mark):
             return name
-    head = data[: min(4000, len(data) // 4 * 4)]
-    odd, even = head[1::2].count(0), head[::2].count(0)
-    if odd + even > len(head) / 8:
-        width = "utf-32" if odd + even > 0.6 * len(head) else "utf-16"
-        return f"{width}-{'be' if head[:1] == bytes(1) else 'le'}"
-    try:
-        data.decode("utf-8")
-    except UnicodeDecodeError:
-        rest = data.decode("utf-8", errors="replace").replace("\ufffd", "")
-        if not rest.isascii():
-            return "utf-8"
-        if len(data) - len(rest) > FEW_ODD * len(data):
-            said = "text in neither UTF-8 nor UTF-16; give its encoding in the mapping (encoding: cp1251)"
-            raise DataError(f"{said}, or save it as UTF-8") from None
-        return "cp1252"
-    return "utf-8"
+    data = data.replace("\ufffd".encode(), b"")
+    rest = data.decode("utf-8", errors="replace").replace("\ufffd", "")
+    lost = len(data) - len(rest.encode())
+    if data.count(0) > FEW_ODD * len(data) or (lost > FEW_ODD * len(data) and rest.isascii()):
+        said = "text in neither UTF-8 nor UTF-16 with its mark; name its encoding in the mapping"
+        raise DataError(f"{said} (encoding: cp1251), or save it as UTF-8")
+    return "cp1252" if lost and rest.isascii() else "utf-8"
 
 
 def read_text(path: Path, encoding: str = "") -> tuple[str, str]:
@@ -151,45 +140,18 @@ def read_rows(source: str, config: str = "", encoding: str = "") -> Read:
 def json_rows(path: Path, encoding: str = "") -> Read:
     """Read JSON lines (empty lines are no rows), one array, or an object whose only list holds the rows."""
     text, how = read_text(path, encoding)
-    if text.lstrip()[:1] == "[":
-        return numbered(array_values(text)), how
     lines = [(n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    rows = [OwnRow(number, f"line {number}", line_value(line)) for number, line in lines]
-    if rows and all(str(row.value).startswith("not valid JSON") for row in rows):
-        try:
-            whole = json.loads(text)
-        except (ValueError, RecursionError):
-            whole = None
-        lists = (
-            [value for value in whole.values() if isinstance(value, list)] if isinstance(whole, dict) else []
-        )
-        if len(lists) != 1:
-            raise ValueError(f"no line of it is a JSON object; {rows[0].place}: {rows[0].value}")
-        return numbered(lists[0]), how
-    return rows, how
-
-
-def numbered(values: Sequence[Any]) -> list[OwnRow]:
-    """Return the rows of a list of JSON values."""
-    return [OwnRow(number, f"row {number}", object_of(value)) for number, value in enumerate(values, start=1)]
-
-
-def array_values(text: str) -> list[Any]:
-    """Return the values of a JSON array; ValueError names the row that is damaged."""
-    decoder, space, values = json.JSONDecoder(), re.compile(r"[\s,]*"), []
-    at = text.index("[") + 1
-    while True:
-        at = space.match(text, at).end()
-        if text[at : at + 1] == "]":
-            break
-        try:
-            value, at = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"row {len(values) + 1}: {getattr(error, 'msg', error)}") from error
-        values.append(value)
-    if text[at + 1 :].strip():
-        raise ValueError(f"more text after row {len(values)}, where the array ends")
-    return values
+    rows = [OwnRow(n, f"line {n}", line_value(line)) for n, line in lines]
+    if text.lstrip()[:1] != "[" and (not rows or any(isinstance(row.value, dict) for row in rows)):
+        return rows, how
+    try:
+        whole = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"no JSON: {error}; {rows[0].place}: {rows[0].value}") from error
+    lists = [one for one in (whole.values() if isinstance(whole, dict) else [whole]) if isinstance(one, list)]
+    if len(lists) != 1:
+        raise ValueError(f"it has {len(lists)} lists; one list should hold the rows")
+    return [OwnRow(n, f"row {n}", object_of(value)) for n, value in enumerate(lists[0], start=1)], how
 
 
 def object_of(value: Any) -> Any:
@@ -203,8 +165,7 @@ def line_value(line: str) -> Any:
     try:
         return object_of(json.loads(line))
     except (ValueError, RecursionError) as error:  # RecursionError: nested too deeply for Python
-        column = f", column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-        return ValueError(f"not valid JSON: {getattr(error, 'msg', error)}{column}")
+        return ValueError(f"not valid JSON: {error}")
 
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from persona_lib.data import everyday, intake, official, preference
+from persona_lib.data import everyday, official, preference, splits
 from persona_lib.data.preference import derangement
 from persona_lib.data.retrieval import normal, retrieve
 from persona_lib.records import PAIR_SPLITS, SIDES, InferredPersona, PreferencePair, TailoringRow
@@ -57,7 +57,7 @@ def split_train(
         groups.setdefault(normal(pair.prompt), []).append(pair)
     prompts = sorted(groups)
     random.Random(f"tailoring-splits-{seed}").shuffle(prompts)
-    return intake.fill_shares((groups[prompt] for prompt in prompts), shares)
+    return splits.fill_shares((groups[prompt] for prompt in prompts), shares)
 
 
 def retrieved_ids(run: Run) -> dict[str, str]:
@@ -74,9 +74,9 @@ def retrieved_ids(run: Run) -> dict[str, str]:
     return {id: pool[best][0] for (id, _), best in zip(queries, nearest, strict=True)}
 
 
-def persona_files(run: Run, splits: Iterable[str] = PAIR_SPLITS) -> list[Path]:
+def persona_files(run: Run, parts: Iterable[str] = PAIR_SPLITS) -> list[Path]:
     """List the files of inferred personas that are there."""
-    paths = [run.folder / "personas" / f"{split}-{side}.jsonl" for split in splits for side in SIDES]
+    paths = [run.folder / "personas" / f"{split}-{side}.jsonl" for split in parts for side in SIDES]
     return [path for path in paths if path.exists()]
 
 
