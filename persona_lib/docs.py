@@ -18,8 +18,16 @@ from pathlib import Path
 
 from persona_lib.execute import NormalError, notebook_hash, read, to_text, with_outputs
 from persona_lib.paper.results import read_table, table_path
-from persona_lib.report import origin_line
-from persona_lib.settings import REPO, ConfigError, Profile, figures_dir, load_profile, published_dir, results_dir
+from persona_lib.report import origin
+from persona_lib.settings import (
+    REPO,
+    ConfigError,
+    Profile,
+    figures_dir,
+    load_profile,
+    published_dir,
+    results_dir,
+)
 from persona_lib.show import LABELS, columns_of, owner_of, render, to_markdown
 from persona_lib.store import read_json, write_json, write_text
 from persona_lib.tasks import Pipeline
@@ -48,10 +56,12 @@ def made_by(profile: Profile, name: str) -> str:
         return str(read_json(study))
     sizes = sorted({int(n) for n in table.n.dropna()}) if "n" in table else ["see the table"]
     n = " to ".join(map(str, dict.fromkeys((sizes[0], sizes[-1]))))
-    seeds = dict.fromkeys(table.seeds.dropna() if "seeds" in table else map(str, profile.seeds))
-    if name.startswith("released"):
-        return origin_line(profile, "none, no model runs", n, "13_released_outputs")
-    return origin_line(profile, " ".join(seeds), n)
+    seeds = " ".join(dict.fromkeys(table.seeds.dropna() if "seeds" in table else map(str, profile.seeds)))
+    released = name.startswith("released")
+    known = origin(profile, "13_released_outputs" if released else "12_results")
+    seeds = "none, no model runs" if released else seeds
+    made = f"`{known['command']}`; commit {known['commit']}"
+    return f"{made}; seeds {seeds}; n = {n}; run of {known['date']}."
 
 
 def keep(profile: Profile, names: Sequence[str]) -> list[Path]:

@@ -18,6 +18,7 @@ from persona_lib import weights
 from persona_lib.beyond import users
 from persona_lib.data import intake
 from persona_lib.data.intake import OwnData
+from persona_lib.data.mapping import read_mapping
 from persona_lib.data.preference import draw, load_pairs
 from persona_lib.data.rows import NOTED, REJECTED, Finding
 from persona_lib.data.tailoring import split_train
@@ -81,12 +82,6 @@ def origin(profile: Profile, step: str = "12_results") -> dict[str, str]:
     }
 
 
-def origin_line(profile: Profile, seeds: str, n: str, step: str = "12_results") -> str:
-    """Return one line of provenance for a table: command, commit, seeds, n, date."""
-    known = origin(profile, step)
-    return f"`{known['command']}`; commit {known['commit']}; seeds {seeds}; n = {n}; run of {known['date']}."
-
-
 # --- the parts of the report ---
 
 # (table, its rows, the sentence, the estimate, the value that stands for no effect)
@@ -140,13 +135,12 @@ def examples(profile: Profile) -> list[list[dict[str, Any]]]:
 
 def figures(profile: Profile) -> list[dict[str, str]]:
     """Return every figure that was drawn from this run's tables, with a text alternative."""
-    shown = []
-    for name, kind in FIGURES.items():
-        saved = image(profile, name)
-        if saved and all(table.exists() for table in figure_inputs(profile, name)):
-            data = base64.b64encode(saved.data).decode()
-            shown.append({"data": data, "alt": saved.alt, "caption": kind.caption})
-    return shown
+    made = [name for name in FIGURES if all(table.exists() for table in figure_inputs(profile, name))]
+    return [
+        {"data": base64.b64encode(saved.data).decode(), "alt": saved.alt, "caption": FIGURES[name].caption}
+        for name, saved in ((name, image(profile, name)) for name in made)
+        if saved
+    ]
 
 
 def tables(profile: Profile) -> list[dict[str, Any]]:
@@ -192,34 +186,43 @@ def notebook_pages(profile: Profile, folder: Path) -> list[str]:
 
 def write_report(profile: Profile) -> Path:
     """Write ``results/<profile>/report/index.html`` and the notebooks' pages; returns the page's path."""
-    folder, aims = results_dir(profile) / "report", read_table(profile, "primary")
-    if profile.datasets == (intake.NAME,):
-        write_text(folder / "index.html", own_page(profile))
-        return folder / "index.html"
-    page = fill(
+    path = results_dir(profile) / "report" / "index.html"
+    write_text(path, own_page(profile) if profile.datasets == (intake.NAME,) else report_page(profile))
+    return path
+
+
+def report_page(profile: Profile) -> str:
+    """Return the report on a run of the paper's data, or of the package's own."""
+    aims = read_table(profile, "primary")
+    return fill(
         "report.html",
         title=f"{profile.name}: report",
         profile=profile,
         owners=" and ".join(dict.fromkeys(owner_of(dataset) for dataset in profile.datasets)),
         paper=LABELS["paper"],
-        broken=f"{BROKEN:.0%}",
-        unsound=unsound(profile),
         findings=findings(profile),
         examples=examples(profile),
         figures=figures(profile),
         met=aims.met.value_counts().to_dict() if len(aims) else {},
         aims=render("primary", aims[aims.met != "not run"] if len(aims) else aims),
-        tables=tables(profile),
-        notebooks=notebook_pages(profile, folder / "notebooks"),
-        origin=origin(profile),
+        **run_parts(profile, ()),
     )
-    write_text(folder / "index.html", page)
-    return folder / "index.html"
+
+
+def run_parts(profile: Profile, left_out: Sequence[str]) -> dict[str, Any]:
+    """Return what both reports say of a run: unsound policies, its tables, notebooks and origin."""
+    return {
+        "broken": f"{BROKEN:.0%}",
+        "unsound": unsound(profile),
+        "tables": [one for one in tables(profile) if one["name"] not in left_out],
+        "notebooks": notebook_pages(profile, results_dir(profile) / "report" / "notebooks"),
+        "origin": origin(profile),
+    }
 
 
 # --- the page that says what was found in a user's own data ---
 
-SHOWN = 200  # findings of one kind that the page lists; the table has all
+SHOWN = 200  # findings of one kind that the page lists; data_findings.csv has all
 
 
 def training_tokenizer(profile: Profile) -> Any:
@@ -258,27 +261,24 @@ def check_training(profile: Profile, data: OwnData, counts: Sequence[int] | None
     A row of a training part, and a prompt of a validation part, has to fit into ``training.max_length`` with
     a persona. Personas by rule need responses that differ in what the rule counts.
     """
-    most, room, where = profile.training.max_length, profile.generator.max_new_tokens, profile.data.path
-    pairs, tokens = data.pairs(), {}
-    if counts is not None:
-        tokens = dict(zip((row.pair.id for row in data.rows), counts, strict=True))
+    training, room, where = profile.training, profile.generator.max_new_tokens, profile.data.path
+    rule = profile.generator.model == SURFACE and not profile.generator.url
+    pairs, tokens = data.pairs(), dict(zip((row.pair.id for row in data.rows), counts or (), strict=False))
     parts = {"test": draw(pairs["test"], profile.evaluation.limit)}
     for name, part in split_train(pairs["train"], profile.seeds[0]).items():
-        trained, training = name.endswith("train"), profile.training
-        parts[name] = kept = draw(part, training.rows if trained else training.validation_rows)
+        parts[name] = draw(part, training.rows if name.endswith("train") else training.validation_rows)
+    for name, kept in parts.items():
         lengths = [tokens.get(pair.id, 0) for pair in kept]
-        if tokens and not trained:
+        if tokens and name.endswith("val"):
             asked = [tailoring_prompt(pair.prompt, None) for pair in kept]
             lengths = [len(ids) for ids in training_tokenizer(profile)(asked)["input_ids"]]
-        if min(lengths, default=most) + room > most:
+        if name != "test" and min(lengths, default=0) + room > training.max_length:
             raise DataError(
-                f"{where}: none of the {len(kept)} rows of {name} fits into training.max_length={most} with "
-                f"a persona of up to {room} tokens. Add shorter rows, or --set training.max_length="
-                f"{max(lengths, default=most) + room}"
+                f"{where}: none of the {len(kept)} rows of {name} fits into "
+                f"training.max_length={training.max_length} with a persona of up to {room} tokens. "
+                f"Add shorter rows, or --set training.max_length={max(lengths) + room}"
             )
-    rule = profile.generator.model == SURFACE and not profile.generator.url
-    for name, kept in parts.items() if rule else ():
-        if not any(pair.persona_chosen or surface_persona(pair.chosen, pair.rejected) for pair in kept):
+        if rule and not any(p.persona_chosen or surface_persona(p.chosen, p.rejected) for p in kept):
             raise DataError(
                 f"{where}: personas by rule (generator.model=surface) see no difference between the "
                 f"responses of any of the {len(kept)} pairs of {name}. Name a language model that writes "
@@ -305,48 +305,46 @@ def account_table(data: OwnData, noted: Sequence[Finding] = ()) -> pd.DataFrame:
     import pandas as pd
 
     counts = Counter(finding.code for finding in data.rejected.values())
-    used = len({row.row for row in data.rows})
-    more = "" if used == len(data.rows) else f"they make {len(data.rows)} pairs"
-    lines = [("rows read", data.n_read, ""), ("usable", used, more)]
-    lines += [(f"rejected: {REJECTED[code][0]}", n, REJECTED[code][1]) for code, n in counts.most_common()]
     marks = Counter(code for code, _ in {(f.code, f.row) for f in (*data.findings, *noted) if not f.rejected})
+    lines = [("rows read", data.n_read, ""), ("usable", len(data.rows), "")]
+    lines += [(f"rejected: {REJECTED[code][0]}", n, REJECTED[code][1]) for code, n in counts.most_common()]
     lines += [(f"kept, but: {NOTED[code][0]}", n, NOTED[code][1]) for code, n in marks.most_common()]
     return pd.DataFrame(lines, columns=["what", "rows", "what to do"])
 
 
 def split_table(data: OwnData) -> pd.DataFrame:
-    """Return rows, different prompts, categories and users per split."""
+    """Return rows, different prompts and users per split."""
     import pandas as pd
 
-    lines = []
-    for split in data.pairs():
-        part = [row for row in data.rows if row.split == split]
-        counts = [len({row.pair.prompt for row in part}), len({row.category for row in part} - {None, ""})]
-        lines.append((split, len(part), *counts, len({row.pair.user for row in part} - {""})))
-    return pd.DataFrame(lines, columns=["split", "rows", "different prompts", "categories", "users"])
+    lines = [
+        (split, len(part), len({pair.prompt for pair in part}), len({pair.user for pair in part} - {""}))
+        for split, part in data.pairs().items()
+    ]
+    return pd.DataFrame(lines, columns=["split", "rows", "different prompts", "users"])
 
 
 def found_by_kind(data: OwnData, noted: Sequence[Finding]) -> list[dict[str, Any]]:
     """Return every finding by kind: rejected rows under their first reason, kept ones under each."""
     import pandas as pd
 
-    kept, parts = [f for f in (*data.findings, *noted) if not f.rejected], []
+    found, parts = [*data.rejected.values(), *(f for f in (*data.findings, *noted) if not f.rejected)], []
     for code, (words, mend) in (REJECTED | NOTED).items():
-        findings = data.rejected.values() if code in REJECTED else kept
-        lines = [(f.place, f.field, f.detail[:160]) for f in findings if f.code == code]
+        lines = [(f.place, f.field, f.detail[:160]) for f in found if f.code == code]
         if lines:
-            more = "" if len(lines) <= SHOWN else f", the first {SHOWN} of them shown"
-            title = f"{'rejected' if code in REJECTED else 'kept'}: {words} ({len(lines)}{more})"
+            title = f"{'rejected' if code in REJECTED else 'kept'}: {words} ({len(lines)})"
             table = pd.DataFrame(lines[:SHOWN], columns=["where", "field", "detail"])
             parts.append({"title": title, "mend": mend, "table": table, "open": code in REJECTED})
     return parts
 
 
-def page_text(profile: Profile, data: OwnData, counts: Sequence[int] | None) -> str:
-    """Return the page on a user's own data; ``counts`` from `token_counts`."""
-    first = data.rows[0]
+def write_page(profile: Profile, data: OwnData, folder: Path) -> Path:
+    """Write ``data.html`` and, beside it, all findings as CSV; returns the page's path.
+
+    Raises what `check_training` raises, when the page is written.
+    """
+    counts = token_counts(profile, data)
     noted = too_long(profile, data, counts) if counts is not None else []
-    return fill(
+    page = fill(
         "data.html",
         title="Your data",
         profile=profile,
@@ -357,19 +355,9 @@ def page_text(profile: Profile, data: OwnData, counts: Sequence[int] | None) -> 
         lengths=length_table(data, counts),
         uncounted=counts is None,
         found=found_by_kind(data, noted),
-        first=first,
-        texts=[(name, getattr(first.pair, name)[:600]) for name in PAIR_FIELDS],
     )
-
-
-def write_page(profile: Profile, data: OwnData, folder: Path) -> Path:
-    """Write ``data.html`` and, beside it, all findings as CSV; returns the page's path.
-
-    Raises what `check_training` raises, when the page is written.
-    """
-    counts = token_counts(profile, data)
     write_text(folder / "data_findings.csv", people_csv(intake.finding_table(data)))
-    write_text(folder / "data.html", page_text(profile, data, counts))
+    write_text(folder / "data.html", page)
     check_training(profile, data, counts)
     return folder / "data.html"
 
@@ -378,75 +366,32 @@ def write_page(profile: Profile, data: OwnData, folder: Path) -> Path:
 
 SHOWN_USERS, SHOWN_ROWS = 4, 3
 NOT_OWN = ("paper", "primary", "not_run", "user_personas", "swap_by_seed")  # not shown, or shown elsewhere
-PARTS = {"unseen": "Users who are not in training", "seen": "Users in training, other questions"}
-TOLD = {"another user's": "the user's own persona, compared with another user's",
-        "control": "one other user's persona, compared with a third's (control: 0.5 expected)"}  # fmt: skip
-NAMED = {"user-chosen": "told the user's persona", "user-rejected": "told another user's persona",
-         "gold-chosen": "told the persona of the chosen response",
-         "gold-rejected": "told the persona of the rejected response"}  # fmt: skip
-LIMITS = (
-    "A share of 0.5 is chance. An interval that holds 0.5 shows nothing, whatever the estimate.",
-    "Section 3 is about a preference between the two responses of your data. It does not show that the model "
-    "writes good answers: read section 4, or have answers judged (evaluation.judge).",
-    "Personas are guesses about who would like a text. They are no facts about real people.",
-)
+USER_COLUMNS = {"name": "user", "users": "in training", "persona": "persona", "history": "pairs of history",
+                "agree": "agree with it"}  # fmt: skip
 
 
 def own_users(run: Run) -> dict[str, Any]:
-    """Return what the report says of users: number, kinds, consistency, examples; {} without users."""
-    table, agreement = (read_table(run.profile, f"user_{name}") for name in ("personas", "consistency"))
+    """Return what the report says of users: consistency, kinds, examples, a line each; {} without users."""
+    table, consistency = (read_table(run.profile, f"user_{name}") for name in ("personas", "consistency"))
     if not len(table):
         return {}
     pairs = {pair.id: pair for part in load_pairs(run).values() for pair in part}
     rows = [row for row in users.user_personas(run) if not row.length]  # those of the table
-    named = intake.read_mapping(run.profile.data.mapping).show_users
+    named = read_mapping(run.profile.data.mapping).show_users
     table["name"] = [row.user if named else f"user {n}" for n, row in enumerate(rows, start=1)]
-    table["support"] = [row.support for row in rows]
-    table["agree"] = table.support.str.len()
-    shown = [
-        {**row, "pair": pairs[row["support"][0]]}
-        for row in table[table.agree > 0].drop_duplicates("kind").head(SHOWN_USERS).to_dict("records")
-    ]
+    table["agree"] = [len(row.support) for row in rows]
+    table["pair"] = [pairs[row.support[0]] if row.support else None for row in rows]
     kinds = table.groupby("kind", sort=False).agg(users=("name", "size"), example=("persona", "first"))
-    words = [
-        f"Two personas of one user have {with_interval(row, 'within')} of their words in common (F1), two of "
-        f"different users {with_interval(row, 'between')}; difference {with_interval(row, 'gap')}, "
-        f"{place(row, 'gap', 0)}."
-        for row in agreement.to_dict("records")
-    ]
-    columns = {"name": "user", "users": "in training", "persona": "persona", "history": "pairs of history",
-               "agree": "agree with it"}  # fmt: skip
     return {
-        "n": len(table),
-        "words": " ".join(words),
-        "shown": shown,
+        "consistency": consistency.to_dict("records"),
+        "shown": table[table.agree > 0].drop_duplicates("kind").head(SHOWN_USERS).to_dict("records"),
         "kinds": kinds.sort_values("users", ascending=False, kind="stable").reset_index(),
-        "all": table[list(columns)].rename(columns=columns),
+        "all": table[list(USER_COLUMNS)].rename(columns=USER_COLUMNS),
     }
 
 
-def own_findings(profile: Profile) -> list[str]:
-    """Say whether the preference follows the user's persona; of data without users, the pair's."""
-    table = read_table(profile, "user_swap")
-    if not len(table):
-        return findings(profile)
-    main, wins = users.tailored(runs_of(profile, profile.datasets[0])[0]), read_table(profile, "user_wins")
-    judged = [
-        f"{PARTS[row['users']]}: answers of the tailored model, told the user's persona, against those "
-        f"of the model without personas: net win rate {with_interval(row, 'net')}, n = {row['n']:.0f}."
-        for row in wins.to_dict("records")
-    ]
-    return judged + [
-        f"{PARTS[row['users']]}: told {TOLD[row['compared']]}, the model leans to what the user chose in "
-        f"{with_interval(row, 'd_positive')} of {row['n']:.0f} pairs of {row['n_users']:.0f} users; "
-        f"{place(row, 'd_positive', 0.5) or 'too few users for an interval'}."
-        for row in table[(table.arm == main) & (table.history == 0)].to_dict("records")
-    ]
-
-
-def own_cards(profile: Profile) -> list[dict[str, Any]]:
+def own_cards(run: Run) -> list[dict[str, Any]]:
     """Return the first evaluated questions with the answers of the arms there are, unseen users first."""
-    run = runs_of(profile, profile.datasets[0])[0]
     done = [spec for spec in grid(run) if (generation_folder(run, spec) / "done.json").exists()]
     found = {(spec.arm, spec.eval_persona): read_generations(run, spec) for spec in done}
     main = users.tailored(run)
@@ -457,12 +402,10 @@ def own_cards(profile: Profile) -> list[dict[str, Any]]:
     who, part = users.user_of_row(run), users.part_of(run)
     rows = [row for row in answered_rows(run).values() if all(row.id in made for made in shown.values())]
     rows.sort(key=lambda row: part.get(who.get(row.id, ""), "") != "unseen")
-    cards = []
-    for row in rows[:SHOWN_ROWS] if shown else ():
-        told = [(arm, NAMED.get(name, "not told"), made[row.id]) for (arm, name), made in shown.items()]
-        answers = [{"what": f"{a}, {how}", "persona": g.persona, "text": g.completion} for a, how, g in told]
-        cards.append({"prompt": row.prompt, "chosen": row.chosen, "answers": answers})
-    return cards
+    return [
+        {"row": row, "answers": [(arm, name, made[row.id]) for (arm, name), made in shown.items()]}
+        for row in (rows[:SHOWN_ROWS] if shown else ())
+    ]
 
 
 def own_adapter(run: Run) -> dict[str, str]:
@@ -479,40 +422,30 @@ def own_adapter(run: Run) -> dict[str, str]:
     return {"folder": str(folder), "base": run.profile.base.model, "code": code, "gguf": gguf}
 
 
-def own_limits(profile: Profile) -> list[str]:
-    """Say what a run on own data does not show: n, users, who wrote the personas, and `LIMITS`."""
-    table, said = read_table(profile, "user_swap"), []
-    for part, rows in table.groupby("users", sort=False) if len(table) else ():
-        sizes = f"{rows.n.max():.0f} pairs of {rows.n_users.max():.0f} users"
-        said.append(f"{PARTS[part]}: {sizes}. Intervals draw users; of few users they are rough.")
-    if profile.generator.model == "surface" and not profile.generator.url:
-        said.append("Personas by rule see length, lists, numbers and tone, and nothing of what is said.")
-    return [*said, *LIMITS]
-
-
 def own_page(profile: Profile) -> str:
     """Return the report on a user's own data: data, users, effect, answers, adapter, limits."""
     data, run = intake.read_own(profile), runs_of(profile, profile.datasets[0])[0]
-    measured = read_table(profile, "user_swap")
+    measured, swaps = read_table(profile, "user_swap"), []
     name = "user_swap" if len(measured) else "swap"
     if len(measured):
+        main = measured[(measured.arm == users.tailored(run)) & (measured.history == 0)]
+        swaps = main.to_dict("records")
         measured = measured.assign(history=measured.history.astype(str).replace("0", "all"))
     return fill(
         "own.html",
         title="Your data and your model",
         profile=profile,
-        broken=f"{BROKEN:.0%}",
-        unsound=unsound(profile),
         said=intake.describe(data),
         account=account_table(data),
         splits=split_table(data),
         users=own_users(run),
-        found=own_findings(profile),
-        measured=render(name, measured if len(measured) else read_table(profile, "swap")),
-        cards=own_cards(profile),
+        swaps=swaps,
+        wins=read_table(profile, "user_wins").to_dict("records") if swaps else [],
+        found=[] if swaps else findings(profile),
+        interval=with_interval,
+        place=place,
+        measured=render(name, measured if swaps else read_table(profile, "swap")),
+        cards=own_cards(run),
         adapter=own_adapter(run),
-        limits=own_limits(profile),
-        tables=[one for one in tables(profile) if one["name"] not in (*NOT_OWN, name)],
-        notebooks=notebook_pages(profile, results_dir(profile) / "report" / "notebooks"),
-        origin=origin(profile),
+        **run_parts(profile, (*NOT_OWN, name)),
     )

@@ -11,8 +11,9 @@ import pytest
 from tiny import tiny_tokenizer
 
 from persona_lib import pipeline, report, settings, tasks
-from persona_lib.data import intake, preference, splits
-from persona_lib.data.intake import OwnData, RowError, conversation_texts
+from persona_lib.data import intake, preference
+from persona_lib.data.intake import OwnData
+from persona_lib.data.mapping import RowError, conversation_texts, read_mapping
 from persona_lib.records import PAIR_SPLITS, DataError
 from persona_lib.settings import Run, load_profile
 from persona_lib.tasks import STEPS
@@ -130,7 +131,7 @@ def test_a_wrong_mapping_names_file_field_and_way_out(tmp_path, text, complaint)
     path = tmp_path / "mapping.yaml"
     path.write_text(text)
     with pytest.raises(DataError, match=complaint) as caught:
-        intake.read_mapping(str(path))
+        read_mapping(str(path))
     assert str(caught.value).startswith(str(path))
 
 
@@ -345,9 +346,9 @@ def test_near_prompts_share_a_split_even_through_a_third():
         "so how do I bake a good dark rye bread today",
     ]
     others = ["How do I  BAKE a good dark rye bread at home", "something else"]
-    groups = splits.near_groups([*chain, *others], 0.65)
+    groups = intake.near_groups([*chain, *others], 0.65)
     assert len(set(groups[:4])) == 1 and groups[4] not in groups[:4]
-    assert len(set(splits.near_groups(chain[::2], 0.65))) == 2  # 7 of 11 different 3-grams in common
+    assert len(set(intake.near_groups(chain[::2], 0.65))) == 2  # 7 of 11 different 3-grams in common
 
 
 def test_what_all_prompts_share_groups_nothing_and_every_split_has_rows(tmp_path):
@@ -359,7 +360,7 @@ def test_what_all_prompts_share_groups_nothing_and_every_split_has_rows(tmp_path
     for table in (rows[:40], chinese):
         sizes = {name: len(part) for name, part in read(tmp_path, table).pairs().items()}
         assert sizes == {"train": 32, "validation": 4, "test": 4}
-    groups = splits.near_groups([row["prompt"] for row in rows], 0.5)
+    groups = intake.near_groups([row["prompt"] for row in rows], 0.5)
     assert groups[39] == groups[40] and len(set(groups)) == 40
 
 

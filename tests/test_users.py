@@ -9,7 +9,7 @@ import pytest
 
 from persona_lib import report, settings, store
 from persona_lib.beyond import claims, users
-from persona_lib.data import preference, splits, tailoring
+from persona_lib.data import intake, preference, tailoring
 from persona_lib.data.rows import OwnRow
 from persona_lib.paper import personas, swap
 from persona_lib.paper.answers import eval_rows
@@ -50,7 +50,7 @@ SHARED = {f"u{n}": [word(k) for k in range(20)] for n in range(8)}  # the same q
 
 @pytest.mark.parametrize(("asked", "n_unseen"), [(APART, 5), (SHARED, 3)])
 def test_no_test_user_and_no_test_question_is_in_training_and_history_is_not_evaluated(asked, n_unseen):
-    rows, given = splits.assign_splits(rows_of(asked), 0.5)
+    rows, given = intake.assign_splits(rows_of(asked), 0.5)
     people, prompts = by_split(rows, "user"), by_split(rows, "prompt")
     unseen = people["test"] - people["train"]
     assert len(unseen) == n_unseen == len(people[HISTORY]) and not given
@@ -60,26 +60,26 @@ def test_no_test_user_and_no_test_question_is_in_training_and_history_is_not_eva
 
 
 def test_the_order_of_rows_and_the_hash_of_users_decide_nothing():
-    first = splits.assign_splits(rows_of(APART), 0.5)[0]
-    again = splits.assign_splits(rows_of({f"other {u}": p for u, p in reversed(APART.items())}), 0.5)[0]
+    first = intake.assign_splits(rows_of(APART), 0.5)[0]
+    again = intake.assign_splits(rows_of({f"other {u}": p for u, p in reversed(APART.items())}), 0.5)[0]
     assert by_split(first, "prompt") == by_split(again, "prompt")
 
 
 def test_few_users_or_split_by_prompt_give_splits_by_prompt():
     few = rows_of({f"u{n}": [word(10 * n + k) for k in range(20)] for n in range(3)})
-    assert by_split(splits.assign_splits(few, 0.5)[0], "user").keys() == {"train", "validation", "test"}
+    assert by_split(intake.assign_splits(few, 0.5)[0], "user").keys() == {"train", "validation", "test"}
     with pytest.raises(DataError, match="needs 4 users of two pairs or more"):
-        splits.assign_splits(few, 0.5, "user")
-    by_prompt = by_split(splits.assign_splits(rows_of(APART), 0.5, "prompt")[0], "user")
+        intake.assign_splits(few, 0.5, "user")
+    by_prompt = by_split(intake.assign_splits(rows_of(APART), 0.5, "prompt")[0], "user")
     assert HISTORY not in by_prompt and by_prompt["test"] <= by_prompt["train"]
 
 
 def test_given_splits_stay_but_half_of_an_unseen_users_test_pairs_are_history_and_others_are_noted():
     train = {"a": [word(n) for n in range(20)]}
     test = {"a": [word(30)], "b": [word(n) for n in range(31, 35)]}
-    rows, given = splits.assign_splits([*rows_of(train, "train"), *rows_of(test, "test")], 0.5)
+    rows, given = intake.assign_splits([*rows_of(train, "train"), *rows_of(test, "test")], 0.5)
     assert given and [r.split for r in rows if r.pair.user == "b"].count(HISTORY) == 2
-    assert [f.code for f in splits.between_splits(rows, 0.5)] == ["user in two splits"]
+    assert [f.code for f in intake.between_splits(rows, 0.5)] == ["user in two splits"]
 
 
 # --- personas of users ---

@@ -14,7 +14,8 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -37,7 +38,7 @@ from persona_lib.paper.answers import matchups
 from persona_lib.paper.personas import MAX_WORDS, STOPS, parse_persona, read_personas
 from persona_lib.paper.results import Row
 from persona_lib.prompts import profile_query
-from persona_lib.records import HISTORY, TailoringRow, UserPersona
+from persona_lib.records import HISTORY, UserPersona
 from persona_lib.settings import Run, main_arm
 from persona_lib.store import VERSIONS
 from persona_lib.texts import EVAL_SPLITS, tokens, unigram_f1
@@ -67,10 +68,11 @@ def user_of_row(run: Run) -> dict[str, str]:
 def history_personas(run: Run) -> dict[str, dict[str, str]]:
     """Return the personas of the chosen responses of users' histories: user -> {pair id: persona}."""
     pairs, found = load_pairs(run), defaultdict(dict)
-    for split in [split for split in ("train", HISTORY) if any(pair.user for pair in pairs.get(split, []))]:
-        known = read_personas(run, split, "chosen")
-        for pair in pairs[split]:
-            if pair.user and pair.id in known and known[pair.id].persona:
+    for split in ("train", HISTORY):
+        part = [pair for pair in pairs.get(split, []) if pair.user]
+        known = read_personas(run, split, "chosen") if part else {}
+        for pair in part:
+            if pair.id in known and known[pair.id].persona:
                 found[pair.user][pair.id] = known[pair.id].persona
     return dict(found)
 
@@ -112,8 +114,7 @@ def user_personas(run: Run) -> list[UserPersona]:
         generator = load_generator(run, "generator", profile.generator.batch_size)
         for n, made in generator.generate(queries, profile.generator.max_new_tokens, STOPS):
             texts[asked[n]] = parse_persona(made.text, MAX_WORDS)[0] or texts[asked[n]]
-    trained = {pair.user for pair in pairs["train"]}
-    rows = []
+    trained, rows = {pair.user for pair in pairs["train"]}, []
     for (user, n), text in texts.items():
         alike = [id for id in list(found[user])[: n or None] if likeness(found[user][id], text) >= ALIKE]
         rows.append(UserPersona(f"{user}/{n}", user, n, text, alike, user in trained))
@@ -172,43 +173,44 @@ def comparisons(run: Run, arm: str) -> dict[tuple[str, int], tuple[str, str]]:
 
 
 def score_users(run: Run) -> pd.DataFrame:
-    """Score evaluated pairs under users' personas, what is not scored yet; returns `swap_by_users`."""
+    """Score evaluated pairs under users' personas, each text once, what is not scored yet.
+
+    Returns `swap_by_users`; empty without users.
+    """
     told, loader = told_personas(run), swap.PolicyLoader(run)
-    rows = {row.id: row for row in swap.swap_rows(run) if row.id in told}
+    rows = [row for row in swap.swap_rows(run) if row.id in told]
     if not rows:
         return table_of([])
-    with trainers.quiet_libraries():
-        for arm, form in arms_of(run):
-            score_arm(run, arm, form, [(row, told[id]) for id, row in rows.items()], loader)
+    for arm, form in arms_of(run):
+        path = scores_path(run, arm, form)
+        wanted = {name for both in comparisons(run, arm).values() for name in both}
+        texts = [(row, {text: n for n, text in told[row.id].items() if n in wanted}) for row in rows]
+        inputs = swap.swap_key(run, arm, form), [(row.id, found) for row, found in texts]
+        key = store.content_hash(VERSIONS["users"], *inputs)
+        if store.is_done(path.parent, key):
+            continue
+        store.clear_unless(path.parent, key)
+        store.repair_rows(path)
+        known = margins_of(run, arm, form)
+        jobs = [(row, n, t) for row, found in texts for t, n in found.items() if (row.id, t) not in known]
+        if jobs:
+            with trainers.quiet_libraries():
+                swap.score_jobs(run, arm, form, jobs, loader, path)
+        store.mark_done(path.parent, key, rows=len(jobs))
+        print(f"{arm} ({form}): {len(rows)} pairs under users' personas", flush=True)
     table = swap_by_users([run])
     store.write_text(run.folder / "tables" / "user_swap.csv", table.to_csv(index=False))
     return table
 
 
-def score_arm(
-    run: Run, arm: str, form: str, rows: Sequence[tuple[TailoringRow, dict[str, str]]], loader: Any
-) -> None:
-    """Score one policy under the personas of its `comparisons`, each text once."""
-    path = run.folder / "users" / f"{arm}.{form}" / "policy.jsonl"
-    wanted = {name for both in comparisons(run, arm).values() for name in both}
-    texts = [(row, {text: n for n, text in told.items() if n in wanted}) for row, told in rows]
-    inputs = swap.swap_key(run, arm, form), [(row.id, found) for row, found in texts]
-    key = store.content_hash(VERSIONS["users"], *inputs)
-    if store.is_done(path.parent, key):
-        return
-    store.clear_unless(path.parent, key)
-    store.repair_rows(path)
-    known = margins_of(run, arm, form)
-    jobs = [(row, n, t) for row, found in texts for t, n in found.items() if (row.id, t) not in known]
-    if jobs:
-        swap.score_jobs(run, arm, form, jobs, loader, path)
-    store.mark_done(path.parent, key, rows=len(jobs))
-    print(f"{arm} ({form}): {len(rows)} pairs under users' personas", flush=True)
+def scores_path(run: Run, arm: str, form: str) -> Path:
+    """Return where the scores of a policy under users' personas are."""
+    return run.folder / "users" / f"{arm}.{form}" / "policy.jsonl"
 
 
 def margins_of(run: Run, arm: str, form: str) -> Margins:
     """Return m(P) by row id and persona text: of the users' scores and of the persona swap's."""
-    path = run.folder / "users" / f"{arm}.{form}" / "policy.jsonl"
+    path = scores_path(run, arm, form)
     scores = store.read_rows(path, swap.PolicyScore) if path.exists() else []
     return {(s.id, s.persona): s.margin for s in (*scores, *swap.swap_scores(run, arm, form)) if s.persona}
 
@@ -259,10 +261,10 @@ def swap_by_users(runs: Sequence[Run]) -> pd.DataFrame:
 
 def leans(margins: Margins, told: Mapping[str, dict[str, str]], first: str, second: str) -> dict[str, float]:
     """Return 1 or 0 per pair: is D = m(first) - m(second) positive? Left out: equal texts, no difference."""
-    found = {
+    both = {
         id: [margins.get((id, row.get(name, ""))) for name in (first, second)] for id, row in told.items()
     }
-    d = {id: both[0] - both[1] for id, both in found.items() if None not in both}
+    d = {id: one - other for id, (one, other) in both.items() if None not in (one, other)}
     return {id: float(value > 0) for id, value in d.items() if abs(value) >= swap.ROUNDING}
 
 
@@ -275,9 +277,9 @@ def consistency(runs: Sequence[Run]) -> pd.DataFrame:
     kept = {user: personas[user] for user in sorted(personas)[:COMPARED] if len(personas[user]) > 1}
     if len(kept) < 2:
         return table_of([])
-    by_user = {user: agreement(user, kept) for user in kept}
-    names = ("within", "between")
-    columns = {name: [{user: both[n] for user, both in by_user.items()}] for n, name in enumerate(names)}
+    found = {user: agreement(user, kept) for user in kept}
+    columns = {"within": [{user: one for user, (one, _) in found.items()}],
+               "between": [{user: other for user, (_, other) in found.items()}]}  # fmt: skip
     pool = make_pool(columns, runs[0].profile.evaluation.bootstrap_samples)
     pool["gap"] = pool["within"] - pool["between"]
     sizes = {"dataset": runs[0].dataset, "n_users": len(kept), "n": sum(map(len, kept.values()))}
@@ -324,8 +326,7 @@ def of_users(make: Callable[[Sequence[Run]], pd.DataFrame]) -> Callable[[Sequenc
 
 
 USER_TABLES = {
-    "user_personas": of_users(users_table),
-    "user_consistency": of_users(consistency),
-    "user_swap": of_users(swap_by_users),
-    "user_wins": of_users(user_wins),
-}
+    name: of_users(make)
+    for name, make in {"user_personas": users_table, "user_consistency": consistency,
+                       "user_swap": swap_by_users, "user_wins": user_wins}.items()
+}  # fmt: skip

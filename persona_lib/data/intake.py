@@ -1,414 +1,63 @@
 """A user's own preference data (``--data FILE``): read, validated and split, with an account of every row.
 
 Rows of a file, a folder or a hub id become pairs; what is wrong with a row is a `Finding` with a code of
-REJECTED (the row is left out) or NOTED (it is kept).
+REJECTED (the row is left out) or NOTED (it is kept). Given splits are kept. Otherwise pairs are split 80/10/10
+by prompt, near prompts together; texts alone decide, not a seed or the order of rows.
 """
 
 from __future__ import annotations
 
-import ast
 import functools
 import hashlib
 import itertools
-import json
 import math
 import re
 import secrets
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
+from persona_lib.data.mapping import (
+    FORMATS,
+    MISSING,
+    OURS,
+    Mapping,
+    RowError,
+    conversation_texts,
+    find_mapping,
+    is_conversation,
+    lookup,
+    plain,
+    read_mapping,
+)
 from persona_lib.data.retrieval import normal
 from persona_lib.data.rows import KINDS, REJECTED, Finding, OwnRow, read_rows, source_key
-from persona_lib.data.splits import assign_splits, between_splits, check_splits
 from persona_lib.records import HISTORY, PAIR_FIELDS, PAIR_SPLITS, DataError, PreferencePair
-from persona_lib.settings import FACTS, ConfigError, Profile, near_names, results_dir
-from persona_lib.store import VERSIONS, content_hash, file_hash, write_text
+from persona_lib.settings import ConfigError, Profile, results_dir
+from persona_lib.store import VERSIONS, content_hash, file_hash
+from persona_lib.texts import near_duplicates
+from persona_lib.texts import near_groups as groups_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
 NAME = "own"  # the data set's name in profiles and results
 READ = 2  # raised when the same file gives other pairs or splits
-OURS = {name: name for name in PAIR_SPLITS}
 SPLIT_NAMES = OURS | dict.fromkeys(("dev", "val", "valid", "eval"), "validation")
+SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
+TEST_USERS = 0.25, 5, 0.45  # share of the users of two pairs or more; but so many; but at most this share
+LEAST_USERS = 4  # of two pairs or more, without which splits are by prompt
+# Different prompts of each split: train is split in four, and a shuffled persona is that of another test row.
+LEAST_OF = {"train": 10, "validation": 1, "test": 2}
 LEAST_PROMPTS = 20  # different prompts without which there is nothing to train and test on
 BROKEN_TEXT = {
     "lost characters": re.compile("[\ufffd\ud800-\udfff]"),
     "control character": re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"),
 }
-MESSAGES = re.compile(r"""\s*\[\s*\{\s*['"](role|content|from|value)['"]""")  # messages written as text
-TURN = re.compile(r"(?:\A|\n\n)\s*(Human|Assistant|User|System):[ \t]*")  # of a transcript
-ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
-NOT_TEXT = ("tool_calls", "function_call", "audio", "images")  # fields of a message
-FORMATS = yaml.safe_load((FACTS / "own_formats.yaml").read_text(encoding="utf-8"))
-WORDS = {field: frozenset(words.split()) for field, words in FORMATS["words"].items()}
 ODD = {code: re.compile(pattern) for code, pattern in FORMATS["odd"].items()}
 SECRET = ("e-mail", "phone", "key")  # findings that show the beginning alone
-MISSING = object()
-
-
-class RowError(ValueError):
-    """A row that is left out; its arguments are the field, the code of REJECTED and a detail."""
-
-
-# --- the mapping: which columns mean what ---
-
-
-@dataclass(frozen=True)
-class Mapping:
-    """Names of columns, and what their values mean: a YAML file of "field: column" lines, all optional.
-
-    DATA.md lists the fields. A column may be a path into nested values ("answers.0.text"). Columns in
-    ``named`` were written in the file, so they have to be there.
-    """
-
-    prompt: tuple[str, ...] = ("prompt",)
-    chosen: str = "chosen"
-    rejected: str = "rejected"
-    responses: tuple[str, ...] = ()
-    response: str = ""
-    label: str = ""
-    first: tuple[str, ...] = ()
-    second: tuple[str, ...] = ()
-    tie: tuple[str, ...] = ()
-    scores: tuple[str, ...] = ()
-    margin: float = 0.0
-    ranking: str = ""
-    answer: str = ""
-    rank: str = ""
-    score: str = ""
-    id: str = "id"
-    category: str = "category"
-    split: str = "split"
-    splits: tuple[tuple[str, str], ...] = ()
-    config: str = ""
-    encoding: str = ""
-    user: str = ""
-    persona_chosen: str = ""
-    persona_rejected: str = ""
-    split_by: str = ""
-    show_users: bool = False
-    named: frozenset[str] = frozenset()
-
-    @property
-    def sides(self) -> tuple[str, ...]:
-        """The columns of the responses."""
-        single = self.ranking or self.response
-        return (single,) if single else self.responses or (self.chosen, self.rejected)
-
-    @property
-    def needed(self) -> tuple[str, ...]:
-        """The columns that every row has to have, but for the prompt's."""
-        return (*self.sides, *([self.label] if self.label else []), *self.scores)
-
-
-OPTIONAL = ("id", "category", "split", "user", "persona_chosen", "persona_rejected")  # columns
-FIELDS = [field.name for field in fields(Mapping) if field.name != "named"]
-LABELS = ("first", "second", "tie")
-LISTS = ("responses", "scores", "prompt", *LABELS)  # fields that may have several values
-
-
-def lookup(value: Any, path: str) -> Any:
-    """Return what stands at a path of names and places from 0 joined by dots, or MISSING."""
-    if isinstance(value, dict) and path in value:  # a name may hold dots itself
-        return value[path]
-    head, _, rest = path.partition(".")
-    if isinstance(value, (list, tuple)) and head.isdigit() and int(head) < len(value):
-        inner = value[int(head)]
-    elif isinstance(value, dict) and head in value:
-        inner = value[head]
-    else:
-        return MISSING
-    return lookup(inner, rest) if rest else inner
-
-
-def plain(value: Any) -> str:
-    """Return a label, a split's name or an id as text, so that 0, 0.0 and "0 " are the same.
-
-    Of a list (the labels of several annotators) it is the one label, or all that differ.
-    """
-    if isinstance(value, dict):
-        value = value.get("value")
-    if isinstance(value, (list, tuple)):
-        return " / ".join(sorted({plain(one) for one in value}))
-    text = str(value).strip().lower()
-    return text[:-2] if re.fullmatch(r"-?\d+\.0", text) else text
-
-
-def read_mapping(path: str) -> Mapping:
-    """Read a mapping file; "" gives the default one. Raises DataError that names the file and the field."""
-    if not path:
-        return Mapping()
-    try:
-        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
-        content = yaml.load(text, yaml.BaseLoader)  # every value is text: yes, no and 1.0 stay what they are
-        if not isinstance(content, dict):
-            raise ValueError("should be lines of 'field: column', for example 'prompt: question'")
-        return mapping_of(content)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise DataError(f"{path}: no mapping file ({error}); paths are relative to the repository") from error
-
-
-def mapping_of(content: dict[str, Any]) -> Mapping:
-    """Return the mapping that a file's lines describe; ValueError says what is wrong with them."""
-    content = {"persona_chosen" if name == "persona" else name: value for name, value in content.items()}
-    found = {name: field_value(name, value) for name, value in content.items()}
-    mapping = Mapping(**found, named=frozenset(found))
-    check_mapping(mapping)
-    return mapping
-
-
-def text_of(value: Any) -> str:
-    """Return a text that is not empty; ValueError for anything else."""
-    if not isinstance(value, str) or not value:
-        raise ValueError
-    return value
-
-
-KIND_OF: dict[str, tuple[Any, str]] = {  # field -> how its text is read, and what it should be
-    "margin": (float, "a number"),
-    "split_by": ({"user": "user", "prompt": "prompt"}.__getitem__, "user or prompt"),
-    "show_users": ({"true": True, "false": False}.__getitem__, "true or false"),
-    "splits": (
-        lambda value: tuple((plain(name), OURS[ours]) for name, ours in value.items()),
-        "lines of 'name in the data: train, validation or test'",
-    ),
-    **dict.fromkeys(LABELS, (lambda value: plain(text_of(value)), "a value of the label, or a list of them")),
-}
-
-
-def field_value(name: str, value: Any) -> Any:
-    """Return the value of a mapping's field in its type; ValueError says what is wrong with it."""
-    if name not in FIELDS:
-        raise ValueError(f"unknown field {name!r}; {near_names(name, FIELDS)}")
-    read, wanted = KIND_OF.get(name, (text_of, "the name of a column"))
-    try:
-        if name in LISTS:
-            return tuple(map(read, value if isinstance(value, list) else [value]))
-        return read(value)
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise ValueError(f"{name}={value!r} should be {wanted}") from None
-
-
-def check_mapping(mapping: Mapping) -> None:
-    """Raise ValueError if the sides and labels of a mapping are not complete or contradict each other."""
-    if mapping.split_by == "user" and not mapping.user:
-        raise ValueError("split_by: user needs user: the column of who preferred")
-    ways = [name for name in ("responses", "response", "ranking") if getattr(mapping, name)]
-    others = ways[1:] + sorted(mapping.named & {"chosen", "rejected"})
-    if ways and others:
-        raise ValueError(f"{others[0]} does not go with {ways[0]}: use either")
-    for name in ("responses", "scores"):
-        if len(getattr(mapping, name)) not in (0, 2):
-            raise ValueError(f"{name}={list(getattr(mapping, name))} should be two columns")
-    if mapping.ranking and not (mapping.answer and (mapping.rank or mapping.score)):
-        raise ValueError("ranking needs answer, and rank or score: the fields of its items")
-    labelled = mapping.response or (mapping.responses and not mapping.scores)
-    if not labelled and (given := sorted(mapping.named & {"label", *LABELS})):
-        raise ValueError(f"{given[0]} is given, but not responses: [column, column], or response: column")
-    for name in ("label", "first", "second") if labelled else ():
-        if not getattr(mapping, name):
-            said = "a label's column, and its values for each side"
-            raise ValueError(f"{ways[0]} {'need' if mapping.responses else 'needs'} {name}: {said}")
-    labels = Counter([*mapping.first, *mapping.second, *mapping.tie])
-    if labels and labels.most_common(1)[0][1] > 1:
-        raise ValueError(f"the label {labels.most_common(1)[0][0]!r} stands for two outcomes")
-
-
-# --- no mapping: known formats, and proposals ---
-
-
-def is_there(rows: Sequence[dict[str, Any]], column: str) -> bool:
-    """Say whether a column is in any of the rows."""
-    return any(lookup(values, column) is not MISSING for values in rows)
-
-
-def find_mapping(profile: Profile, mapping: Mapping, rows: Sequence[OwnRow]) -> tuple[Mapping, str]:
-    """Return the mapping of the rows, and the name and lines of the format they were recognised by.
-
-    Raises DataError if a column is in no row: names it, the near ones, what is there and, where column
-    names tell, the mapping that is proposed and written beside the results.
-    """
-    source = profile.data.path
-    readable = [row.value for row in rows if isinstance(row.value, dict)]
-    present = list(dict.fromkeys(str(name) for values in readable for name in values))
-    if not present:
-        raise DataError(f"{source}: no row can be read; {rows[0].place}: {rows[0].value or 'no field'}")
-    implicit = any(all(is_conversation(lookup(row, side)) for side in mapping.sides) for row in readable)
-    prompt = () if implicit and "prompt" not in mapping.named else mapping.prompt
-    extra = [getattr(mapping, name) for name in OPTIONAL if name in mapping.named]
-    wanted = [*prompt, *mapping.needed, *extra]
-    lost = [name for name in wanted if not is_there(readable, name)]
-    if not lost:
-        return mapping, ""
-    default = lost[0] in Mapping().needed + Mapping().prompt
-    near = "." if default else f"; {near_names(lost[0], present)}"
-    said = f"{source}: no column {lost[0]!r}{near} Columns there: {', '.join(present)}. "
-    if not profile.data.mapping:
-        for shape in FORMATS["shapes"]:
-            if all(is_there(readable[:100], column) for column in shape["has"]):
-                return mapping_of(shape["mapping"]), f"{shape['name']}:\n{lines_of(shape['mapping'])}"
-        if proposed := propose(readable):
-            path, lines = results_dir(profile) / "proposed_mapping.yaml", lines_of(proposed)
-            write_text(path, lines + "\n")
-            raise DataError(f"{said}They look like this; check it, then add --mapping {path}\n{lines}")
-    ways = "Say which is which in a mapping file (--mapping FILE, lines like 'prompt: question'; see DATA.md)"
-    raise DataError(said + ways)
-
-
-def lines_of(content: dict[str, Any]) -> str:
-    """Return a mapping as the lines of its file."""
-    return "\n".join(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in content.items())
-
-
-def words_of(name: Any) -> set[str]:
-    """Return the words and numbers of a column's name or of a label."""
-    return set(re.findall("\\A-?\\d+\\Z|[a-z]+|\\d+|[\U0001f44d\U0001f44e]", str(name).lower()))
-
-
-def propose(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the mapping that the names of columns and the values of labels suggest; {} if they do not."""
-    names, taken = list(dict.fromkeys(name for values in rows for name in values)), []
-
-    def pick(field: str) -> Any:
-        free = (name for name in names if name not in taken and words_of(name) & WORDS[field])
-        taken.append(next(free, None))
-        return taken[-1]
-
-    found = {"rejected": pick("rejected"), "chosen": pick("chosen")}
-    if not all(found.values()):
-        taken.clear()
-        found = {"label": pick("label"), "response": pick("response")}
-        found |= {"first": WORDS["up"], "second": WORDS["down"]}
-        if other := pick("response"):  # two responses: what tells their names apart is in the label
-            both = found.pop("response"), other
-            first, second = map(words_of, both)
-            found |= {"responses": both, "first": first - second, "second": second - first}
-        if not all(found.values()):
-            return {}
-        values = dict.fromkeys(plain(row[found["label"]]) for row in rows if found["label"] in row)
-        ties = [value for value in values if words_of(value) & WORDS["tie"]]
-        for name in ("first", "second"):
-            marked = [value for value in values if value not in ties and words_of(value) & found[name]]
-            found[name] = marked or ["WHICH VALUE?"]
-        found |= {"tie": ties} if ties else {}
-    prompt, user = pick("prompt"), pick("user")
-    if prompt is None:
-        return {}
-    return {"prompt": prompt} | dict(sorted(found.items())) | ({"user": user} if user else {})
-
-
-# --- messages, and what is written as text: they become plain text ---
-
-Message = tuple[str, str]  # role, content
-
-
-def messages_in(value: Any, transcript: bool = False) -> list[dict[str, Any]] | None:
-    """Return the messages of a value: a list, one message, a text that holds a list, or a transcript.
-
-    None if it holds none. Raises ValueError for a text that begins like a list of messages and is none.
-    """
-    if isinstance(value, dict) and {"role", "from"} & set(value):
-        value = [value]
-    if isinstance(value, str) and MESSAGES.match(value):
-        value = literal(value)
-    if isinstance(value, (list, tuple)):
-        return list(value) if value and all(isinstance(message, dict) for message in value) else None
-    if transcript and isinstance(value, str) and TURN.match(value):
-        _, *parts = TURN.split(value)
-        turns = zip(parts[::2], parts[1::2], strict=True)
-        return [{"role": role, "content": text.strip()} for role, text in turns if text.strip()] or None
-    return None
-
-
-def is_conversation(value: Any) -> bool:
-    """Say whether a value looks like messages or a transcript."""
-    try:
-        return bool(messages_in(value, transcript=True))
-    except ValueError:
-        return True
-
-
-def literal(text: str) -> Any:
-    """Return the value of JSON, a Python literal or a list as numpy prints it; ValueError for others."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        pass
-    try:
-        return ast.literal_eval(re.sub(r"\}\s*\n\s*\{", "}, {", text.strip()))
-    except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
-        raise ValueError(f"a text that begins like messages cannot be parsed ({error})") from error
-
-
-def read_messages(value: Any, field: str, transcript: bool = False) -> list[Message]:
-    """Return the messages of one field, [] for a value without; content of several parts is joined.
-
-    Raises RowError for what is no text: a tool's call or answer, an image.
-    """
-    try:
-        messages = messages_in(value, transcript) or []
-    except ValueError as error:
-        raise RowError(field, "messages", str(error)) from error
-    found = []
-    for number, message in enumerate(messages, start=1):
-        role, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
-        parts = content if isinstance(content, (list, tuple)) else [content]
-        other = [name for name in NOT_TEXT if message.get(name)]
-        other += [str(part.get("type")) for part in parts if isinstance(part, dict) and "text" not in part]
-        other += [role] if role in ("tool", "function") else []
-        if other:
-            raise RowError(field, "tool or image", f"message {number} has {', '.join(other)}")
-        texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
-        if not isinstance(role, str) or not all(isinstance(text, str) for text in texts):
-            kinds = ", ".join(f"{name}: {type(one).__name__}" for name, one in message.items())
-            raise RowError(field, "messages", f"needed: role and content as text; a message has {kinds}")
-        found.append((ROLES.get(role.lower(), role.lower()), "\n".join(texts)))
-    return found
-
-
-def render(messages: list[Message]) -> str:
-    """Write the messages before a response as text: one user message as it is, several with their roles."""
-    messages = [(role, content) for role, content in messages if content.strip()]
-    if [role for role, _ in messages] == ["user"]:
-        return messages[0][1]
-    return "\n\n".join(f"{role.capitalize()}: {content}" for role, content in messages)
-
-
-def conversation_texts(prompt: Any, chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
-    """Return (prompt, chosen, rejected) as text where they are messages; other values stay as they are.
-
-    ``prompt`` None means that there is no such column: it is the common beginning of the two responses. A
-    prompt that is text may be repeated at the head of the responses' messages; a response is one assistant
-    message. Raises RowError with the code "messages".
-    """
-    open_ended = isinstance(prompt, str) and prompt.rstrip().endswith("Assistant:")
-    asked = read_messages(prompt, "prompt", transcript=open_ended)
-    sides = {"chosen": chosen, "rejected": rejected}
-    found = {name: read_messages(value, name, prompt is None) for name, value in sides.items()}
-    if not all(found.values()):
-        return (render(asked) if asked else prompt), chosen, rejected
-    if not asked:
-        both = zip(found["chosen"][:-1], found["rejected"][:-1], strict=False)
-        asked = [first for first, second in itertools.takewhile(lambda pair: pair[0] == pair[1], both)]
-        if isinstance(prompt, str) and asked and prompt not in (render(asked), asked[-1][1]):
-            raise RowError("prompt", "messages", "is not what the messages of both responses begin with")
-    texts = []
-    for name, messages in found.items():
-        rest = messages[len(asked) :] if messages[: len(asked)] == asked else messages
-        if [role for role, _ in rest] != ["assistant"]:
-            roles = ", ".join(role for role, _ in rest) or "nothing"
-            said = f"after the prompt come {roles}; one assistant message is needed"
-            raise RowError(name, "messages", said)
-        texts.append(rest[0][1])
-    if not asked and prompt is None:
-        raise RowError("prompt", "messages", "the two conversations have no beginning in common")
-    return (render(asked) if asked else prompt), *texts
 
 
 # --- one row becomes a pair, or says why it is none ---
@@ -625,6 +274,146 @@ def against_others(pairs: Sequence[OwnRow]) -> tuple[list[OwnRow], list[Finding]
             ids[p.pair.id] = texts[*asked, *sides] = p.place
             kept.append(p)
     return kept, findings
+
+
+# --- splits: by prompt, or by user and prompt at once; near prompts stay together ---
+
+
+def near_groups(prompts: Sequence[str], threshold: float) -> list[int]:
+    """Return the group of each prompt: near duplicates (`texts.near_groups`) and equal prompts share one."""
+    names = list(map(normal, prompts))
+    different = list(dict.fromkeys(names))
+    groups = dict(zip(different, groups_of(different, threshold), strict=True))
+    return [groups[name] for name in names]
+
+
+def fill_shares(groups: Iterable[list[Any]], shares: dict[str, float]) -> dict[str, list[Any]]:
+    """Give each whole group, in turn, to the part that is furthest below its share."""
+    parts: dict[str, list[Any]] = {name: [] for name in shares}
+    for group in groups:
+        parts[min(shares, key=lambda name: (len(parts[name]) + 1) / shares[name])] += group
+    return parts
+
+
+def near_parts(rows: Sequence[OwnRow], threshold: float) -> list[list[int]]:
+    """Return the places of the rows of each group of near prompts, in an order that only texts decide."""
+    groups: dict[int, list[int]] = defaultdict(list)
+    for index, group in enumerate(near_groups([row.pair.prompt for row in rows], threshold)):
+        groups[group].append(index)
+    return sorted(groups.values(), key=lambda part: content_hash(normal(rows[part[0]].pair.prompt)))
+
+
+def fill_splits(rows: Sequence[OwnRow], shares: dict[str, float], threshold: float) -> list[OwnRow]:
+    """Give rows a split by their shares: whole groups of near prompts."""
+    parts = fill_shares(near_parts(rows, threshold), shares)
+    splits = {index: name for name, part in parts.items() for index in part}
+    return [replace(row, split=splits[index]) for index, row in enumerate(rows)]
+
+
+def assign_splits(rows: list[OwnRow], threshold: float, split_by: str = "") -> tuple[list[OwnRow], bool]:
+    """Return the rows with their splits, and whether splits were given.
+
+    Given splits stay, but of test users who are in no other split every second pair becomes `HISTORY`. A
+    missing split is taken from train, a tenth of the rows each; where only one is given, it is all the data
+    there is, and is split as if none were: by user where there are users enough (`split_users`), unless
+    ``split_by`` is "prompt".
+    """
+    given = {row.split for row in rows}
+    if len(given) < 2:
+        by_user = split_users(rows, threshold) if split_by != "prompt" else None
+        if by_user is None and split_by == "user":
+            raise DataError(f"split_by: user needs {LEAST_USERS} users of two pairs or more; use prompt")
+        return by_user or fill_splits(rows, SHARES, threshold), False
+    rows = [replace(row, split=row.split or "train") for row in rows]
+    missing = [name for name in ("validation", "test") if name not in given]
+    shares = {"train": 1 - 0.1 * len(missing)} | dict.fromkeys(missing, 0.1)
+    moved = iter(fill_splits([row for row in rows if row.split == "train"], shares, threshold))
+    rows = [next(moved) if row.split == "train" else row for row in rows]
+    counts = Counter(row.pair.user for row in rows)
+    known = {row.pair.user for row in rows if row.split != "test"}
+    unseen = {user for user, n in counts.items() if user and n > 1} - known
+    halves = iter(hold_out([row for row in rows if row.pair.user in unseen], unseen, threshold))
+    return [next(halves) if row.pair.user in unseen else row for row in rows], True
+
+
+def split_users(rows: Sequence[OwnRow], threshold: float) -> list[OwnRow] | None:
+    """Split by user and by question at once; None with too few users, or where that leaves a split empty.
+
+    `TEST_USERS` of the users of two pairs or more, in an order that only texts decide, are test users; the
+    others are in training. Groups of near prompts stay whole, too: see `hold_out`.
+    """
+    texts: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        texts[row.pair.user].append(normal(row.pair.prompt) + row.pair.chosen)
+    keys = {user: content_hash(sorted(own)) for user, own in texts.items() if user and len(own) > 1}
+    if len(keys) < LEAST_USERS:
+        return None
+    share, least, most = TEST_USERS
+    n_unseen = min(max(least, round(share * len(keys))), int(most * len(keys)))
+    unseen = set(sorted(keys, key=lambda user: keys[user])[:n_unseen])
+    for near in (threshold, 1.0):  # 1: where near prompts are all one group, equal prompts alone
+        made = hold_out(rows, unseen, near)
+        if HISTORY in {row.split for row in made} and not short_splits(made):
+            return made
+    return None
+
+
+def hold_out(rows: Sequence[OwnRow], unseen: Container[str], threshold: float) -> list[OwnRow]:
+    """Give whole groups of near prompts to the splits: no test user and no test question is trained on.
+
+    A group with pairs of test users is held out or not, by turns. Held out, it is evaluated, also its pairs
+    of other users, who are *seen* in training (at most twice the test share of their pairs). Otherwise the
+    test users' pairs are `HISTORY`, of which only the user's persona is made. Other groups fill up `SHARES`.
+    """
+    n_others = sum(row.pair.user not in unseen for row in rows)
+    sizes, lead, splits = dict.fromkeys(SHARES, 0), Counter(), {}
+    for group in near_parts(rows, threshold):
+        theirs = [rows[i].pair.user for i in group if rows[i].pair.user in unseen]
+        n, free = len(group) - len(theirs), list(SHARES)
+        if theirs:  # history first: ``lead`` is by how many pairs a user has more of it
+            held = sizes["test"] + n <= 2 * SHARES["test"] * n_others and sum(lead[u] for u in {*theirs}) > 0
+            free = ["test"] if held else ["train", "validation"]
+            for user in theirs:
+                lead[user] += -1 if held else 1
+        due = min(free, key=lambda name: (sizes[name] + n) / SHARES[name])
+        sizes[due] += n
+        for i in group:
+            splits[i] = due if due == "test" or rows[i].pair.user not in unseen else HISTORY
+    return [replace(row, split=splits[index]) for index, row in enumerate(rows)]
+
+
+def between_splits(rows: Sequence[OwnRow], threshold: float) -> Iterator[Finding]:
+    """Note rows of given splits whose prompt nearly repeats one of train, and test rows of its users."""
+    train = [row for row in rows if row.split == "train"]
+    others = [row for row in rows if row.split in ("validation", "test")]
+    found = near_duplicates([r.pair.prompt for r in others], [r.pair.prompt for r in train], threshold)
+    for index, of, jaccard in found:
+        detail = f"of {train[of].place}, Jaccard {jaccard:.2f}"
+        yield others[index].found("prompt", "near duplicate", detail)
+    known = {row.pair.user for row in train} - {""}
+    for row in others:
+        if row.split == "test" and row.pair.user in known:
+            yield row.found("user", "user in two splits")
+
+
+def short_splits(rows: Sequence[OwnRow]) -> dict[str, int]:
+    """Return the splits with fewer different prompts than `LEAST_OF`, and how many they have."""
+    prompts = {split: {normal(r.pair.prompt) for r in rows if r.split == split} for split in PAIR_SPLITS}
+    return {split: len(found) for split, found in prompts.items() if len(found) < LEAST_OF[split]}
+
+
+def check_splits(source: str, rows: Sequence[OwnRow], threshold: float) -> None:
+    """Raise DataError if a split has too few different prompts to be trained, validated or tested on."""
+    if not (short := short_splits(rows)):
+        return
+    said = ", ".join(
+        f"{split} has {n} different prompts and needs {LEAST_OF[split]}" for split, n in short.items()
+    )
+    largest = Counter(near_groups([row.pair.prompt for row in rows], threshold)).most_common(1)[0][1]
+    raise DataError(
+        f"{source}: {said}. The largest group of near prompts, which stay together, has {largest} of "
+        f"{len(rows)} rows. Add pairs, or keep fewer together: --set data.near_duplicates=0.9"
+    )
 
 
 # --- all rows ---

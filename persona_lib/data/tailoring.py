@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from persona_lib.data import everyday, official, preference, splits
+from persona_lib.data import everyday, intake, official, preference
 from persona_lib.data.preference import derangement
 from persona_lib.data.retrieval import normal, retrieve
 from persona_lib.records import PAIR_SPLITS, SIDES, InferredPersona, PreferencePair, TailoringRow
@@ -57,7 +57,7 @@ def split_train(
         groups.setdefault(normal(pair.prompt), []).append(pair)
     prompts = sorted(groups)
     random.Random(f"tailoring-splits-{seed}").shuffle(prompts)
-    return splits.fill_shares((groups[prompt] for prompt in prompts), shares)
+    return intake.fill_shares((groups[prompt] for prompt in prompts), shares)
 
 
 def retrieved_ids(run: Run) -> dict[str, str]:
