@@ -71,14 +71,15 @@ def origin(profile: Profile, step: str = "12_results") -> dict[str, str]:
         return {"command": command, "commit": "not recorded", "date": "not recorded"}
     git, hardware = facts["git"], facts["hardware"]
     changed = " with uncommitted changes" if git["dirty"] else ""
-    size = (f"{hardware['cores']} cores", f"{hardware['memory_gb']} GB")
-    versions = {"Python": facts["python"]} | facts["versions"]
+    size = f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['memory_gb']} GB"
     return {
         "command": command_of(profile, facts["parameters"].get("overrides", [])),
         "commit": (git["commit"] or "not recorded")[:12] + changed,
         "date": facts["finished"][:10],
-        "hardware": ", ".join([hardware["cpu"], *size, *hardware["gpus"]]),
-        "versions": ", ".join(f"{n} {v}" for n, v in versions.items()),
+        "hardware": ", ".join([size, *hardware["gpus"]]),
+        "versions": ", ".join(
+            f"{n} {v}" for n, v in {"Python": facts["python"], **facts["versions"]}.items()
+        ),
     }
 
 
@@ -114,23 +115,12 @@ def findings(profile: Profile) -> list[str]:
     return said
 
 
-def unsound(profile: Profile) -> list[str]:
-    """Name the policies whose answers are degenerate too often to be compared."""
-    runs = [run for dataset in profile.datasets for run in runs_of(profile, dataset)]
-    done = [(run, spec, generation_folder(run, spec) / "done.json") for run in runs for spec in grid(run)]
-    return [
-        f"{spec.slug}, seed {run.seed}"
-        for run, spec, path in done
-        if path.exists() and broken_share(read_json(path)) > BROKEN
-    ]
-
-
 def examples(profile: Profile) -> list[list[dict[str, Any]]]:
     """Return, per question, its two users, each with the answers of plain DPO and PT-DPO."""
-    table = read_table(profile, "examples")
-    gold = table[table.eval_persona.str.startswith("gold")] if len(table) else table
-    by_question = gold.groupby(["dataset", "seed", "id"], sort=False) if len(gold) else ()
-    return [rows.to_dict("records") for _, rows in by_question]
+    if not len(table := read_table(profile, "examples")):
+        return []
+    gold = table[table.eval_persona.str.startswith("gold")].groupby(["dataset", "seed", "id"], sort=False)
+    return [rows.to_dict("records") for _, rows in gold]
 
 
 def figures(profile: Profile) -> list[dict[str, str]]:
@@ -176,8 +166,8 @@ def notebook_pages(profile: Profile, folder: Path) -> list[str]:
 
     exporter = HTMLExporter(template_name="basic", filters={"markdown2html": markdown_html})
     shutil.rmtree(folder, ignore_errors=True)
-    found = sorted((results_dir(profile) / "notebooks").glob("*.ipynb"))
-    paths = [path for path in found if not path.name.endswith(".running.ipynb")]
+    found = (results_dir(profile) / "notebooks").glob("*.ipynb")
+    paths = sorted(path for path in found if not path.name.endswith(".running.ipynb"))
     for path in paths:
         body, _ = exporter.from_filename(str(path))
         write_text(folder / f"{path.stem}.html", fill("page.html", title=path.stem, body=body))
@@ -210,14 +200,17 @@ def report_page(profile: Profile) -> str:
 
 
 def run_parts(profile: Profile, left_out: Sequence[str]) -> dict[str, Any]:
-    """Return what both reports say of a run: unsound policies, its tables, notebooks and origin."""
+    """Return what both reports say of a run; unsound policies gave degenerate answers too often."""
+    runs = [run for dataset in profile.datasets for run in runs_of(profile, dataset)]
+    done = [(run, spec, generation_folder(run, spec) / "done.json") for run in runs for spec in grid(run)]
     return {
         "broken": f"{BROKEN:.0%}",
-        "unsound": unsound(profile),
+        "unsound": [f"{spec.slug}, seed {run.seed}" for run, spec, path in done
+                    if path.exists() and broken_share(read_json(path)) > BROKEN],
         "tables": [one for one in tables(profile) if one["name"] not in left_out],
         "notebooks": notebook_pages(profile, results_dir(profile) / "report" / "notebooks"),
         "origin": origin(profile),
-    }
+    }  # fmt: skip
 
 
 # --- the page that says what was found in a user's own data ---
@@ -290,11 +283,9 @@ def length_table(data: OwnData, counts: Sequence[int] | None) -> pd.DataFrame:
     """Return the median, 95th percentile and maximum of characters per field and of tokens per row."""
     import pandas as pd
 
-    lengths = {
-        f"characters of {name}": [len(getattr(r.pair, name)) for r in data.rows] for name in PAIR_FIELDS
-    }
-    if counts is not None:
-        lengths["tokens of prompt and longer response"] = list(counts)
+    lengths = {f"characters of {name}": [len(getattr(r.pair, name)) for r in data.rows]
+               for name in PAIR_FIELDS}  # fmt: skip
+    lengths |= {"tokens of prompt and longer response": counts} if counts is not None else {}
     quantiles = pd.DataFrame(lengths).quantile([0.5, 0.95, 1]).T.round().astype(int)
     quantiles.columns = ["median", "95 % have at most", "longest"]
     return quantiles.rename_axis("what").reset_index()
@@ -305,10 +296,12 @@ def account_table(data: OwnData, noted: Sequence[Finding] = ()) -> pd.DataFrame:
     import pandas as pd
 
     counts = Counter(finding.code for finding in data.rejected.values())
-    marks = Counter(code for code, _ in {(f.code, f.row) for f in (*data.findings, *noted) if not f.rejected})
+    counts |= Counter(
+        code for code, _ in {(f.code, f.row) for f in (*data.findings, *noted) if not f.rejected}
+    )
     lines = [("rows read", data.n_read, ""), ("usable", len(data.rows), "")]
-    lines += [(f"rejected: {REJECTED[code][0]}", n, REJECTED[code][1]) for code, n in counts.most_common()]
-    lines += [(f"kept, but: {NOTED[code][0]}", n, NOTED[code][1]) for code, n in marks.most_common()]
+    for title, known in (("rejected", REJECTED), ("kept, but", NOTED)):
+        lines += [(f"{title}: {known[c][0]}", n, known[c][1]) for c, n in counts.most_common() if c in known]
     return pd.DataFrame(lines, columns=["what", "rows", "what to do"])
 
 
@@ -425,9 +418,9 @@ def own_adapter(run: Run) -> dict[str, str]:
 def own_page(profile: Profile) -> str:
     """Return the report on a user's own data: data, users, effect, answers, adapter, limits."""
     data, run = intake.read_own(profile), runs_of(profile, profile.datasets[0])[0]
-    measured, swaps = read_table(profile, "user_swap"), []
-    name = "user_swap" if len(measured) else "swap"
+    measured, swaps, name = read_table(profile, "user_swap"), [], "swap"
     if len(measured):
+        name = "user_swap"
         main = measured[(measured.arm == users.tailored(run)) & (measured.history == 0)]
         swaps = main.to_dict("records")
         measured = measured.assign(history=measured.history.astype(str).replace("0", "all"))

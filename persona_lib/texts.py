@@ -45,11 +45,8 @@ def repetition(text: str, n: int = 4) -> float:
 def has_suffix_loop(text: str, max_block: int = 80, times: int = 3) -> bool:
     """Return True if the text ends in the same block of 1 to ``max_block`` words ``times`` times over."""
     words = text.split()
-    for size in range(1, min(max_block, len(words) // times) + 1):
-        block = words[-size:]
-        if all(words[-size * k : len(words) - size * (k - 1)] == block for k in range(2, times + 1)):
-            return True
-    return False
+    sizes = range(1, min(max_block, len(words) // times) + 1)
+    return any(words[-size * times :] == words[-size:] * times for size in sizes)
 
 
 def count_degenerate(texts: Sequence[str], ended: Sequence[bool]) -> dict[str, int]:
@@ -199,18 +196,13 @@ def leakage_report(rows: dict[str, list[TailoringRow]], threshold: float = 0.5) 
         same = sum(pool[r.retrieved_id].prompt == r.prompt for r in named if r.retrieved_id in pool)
         one_sided = sum(not all(row.personas.get(f"retrieved-{side}") for side in SIDES) for row in part)
         near = len(near_duplicates([r.prompt for r in part], [r.prompt for r in pool.values()], threshold))
-        label = f"{split} prompts that nearly repeat a training prompt (Jaccard >= {threshold})"
+        repeats = f"{split} prompts that nearly repeat a training prompt (Jaccard >= {threshold})"
         checks += [
             (f"{split} rows that retrieve themselves", own, len(named), True),
             (f"{split} rows that retrieve a row with their own prompt", same, len(named), True),
-            (
-                f"{split} rows that retrieve from outside {pools}",
-                outside,
-                len(named),
-                True,
-            ),
+            (f"{split} rows that retrieve from outside {pools}", outside, len(named), True),
             (f"{split} rows without both retrieved personas", one_sided, len(part), False),
-            (label, near, len(part), False),
+            (repeats, near, len(part), False),
         ]
     return pd.DataFrame(checks, columns=["check", "found", "of", "must_be_zero"])
 

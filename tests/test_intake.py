@@ -193,20 +193,6 @@ def test_messages_that_make_no_pair_name_the_field(prompt, chosen, rejected, fie
     assert caught.value.args[:2] == (field, "messages")
 
 
-def conversations(n: int) -> dict:
-    """Return a row with the prompt inside the messages."""
-    asked = turn("user", good(n)["prompt"])
-    return {side: [asked, turn("assistant", good(n)[side])] for side in ("chosen", "rejected")}
-
-
-def test_conversations_are_read_without_a_mapping_and_with_labels(tmp_path):
-    data = read(tmp_path, [conversations(n) for n in range(24)])
-    assert [row.pair.chosen for row in data.rows] == [good(n)["chosen"] for n in range(24)]
-    rows = [{"a": row["rejected"], "b": row["chosen"], "w": 2} for row in map(conversations, range(24))]
-    labelled = read(tmp_path, rows, "responses: [a, b]\nlabel: w\nfirst: 1\nsecond: 2\n")
-    assert labelled.pairs() == data.pairs()
-
-
 # --- other people's formats ---
 
 
@@ -375,7 +361,12 @@ def test_what_would_stop_the_training_stops_the_check(tmp_path, monkeypatch):
     rows = [good(n, chosen="long " * (9 + n)) for n in range(30)]
     path, counts = save(tmp_path / "x.jsonl", rows), [9 + n for n in range(30)]
     fits, short = {"training.max_length": 90}, {"training.max_length": 20}
-    report.check_training(profile_of(path, **fits), intake.read_own(profile_of(path)), counts)
+    data = intake.read_own(profile_of(path))
+    report.check_training(profile_of(path, **fits), data, counts)
+    counted = report.token_counts(profile_of(path), data)
+    most = sorted(counted)[-3]
+    long = report.too_long(profile_of(path, **{"training.max_length": most}), data, counted)
+    assert [finding.row for finding in long] == [29, 30]
     with pytest.raises(DataError, match="rows of sft_train fits into training.max_length=20 .*--set"):
         report.check_training(profile_of(path, **short), intake.read_own(profile_of(path)), counts)
     save(path, [good(n, chosen="It.") for n in range(30)])
@@ -397,17 +388,13 @@ def test_given_splits_stay_a_missing_one_comes_from_train_and_no_prompt_is_in_tw
     rows.append(good(61, prompt=f"So {good(13)['prompt']}", split="test"))
     data = read(tmp_path, rows)
     assert data.given_splits and len(data.pairs()["validation"]) == 5
+    data_of_part = [good(n, part="prefs" if n < 40 else "sft") for n in range(50)]
+    named = read(tmp_path, data_of_part, "split: part\nsplits: {prefs: train}\n")
+    assert intake.account(named) == {"read": 50, "usable": 40, "other split": 10}
     assert [row.row for row in data.rows if row.split == "test"] == [*range(1, 11), 62]
     assert [(f.row, f.code, f.rejected) for f in data.findings] == [
         (61, "shared prompt", True), (62, "near duplicate", False)
     ]  # fmt: skip
-
-
-def test_splits_can_be_renamed_and_those_left_out_are_counted(tmp_path):
-    rows = [good(n, part="prefs" if n < 40 else "sft") for n in range(50)]
-    data = read(tmp_path, rows, "split: part\nsplits: {prefs: train}\n")
-    assert intake.account(data) == {"read": 50, "usable": 40, "other split": 10}
-    assert not data.given_splits and min(map(len, data.pairs().values())) > 0
 
 
 # --- files of others, runs, the page and the command line ---
@@ -447,16 +434,6 @@ def test_the_command_checks_the_data_and_writes_a_page_that_names_every_damaged_
     assert "src=" not in page.replace("src=x", "") and "href=" not in page
     findings = (results / "own" / "report" / "data_findings.csv").read_text().splitlines()
     assert len(findings) == 1 + rejected + len(ODD)
-
-
-def test_rows_longer_than_max_length_are_counted_in_tokens(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "training_tokenizer", lambda profile: tiny_tokenizer())
-    rows = [good(n) for n in range(25)] + [good(60, chosen="very " * 400 + "long")]
-    profile = profile_of(save(tmp_path / "x.jsonl", rows), **{"training.max_length": 100})
-    data = intake.read_own(profile)
-    counts = report.token_counts(profile, data)
-    assert [finding.row for finding in report.too_long(profile, data, counts)] == [26]
-    assert counts[0] < 100 < counts[25]
 
 
 def test_own_data_gets_the_steps_that_its_profile_can_run():

@@ -35,7 +35,7 @@ FILES = {
     "users": ("beyond.users",),
 }
 DECIDED = {
-    "pairs": (1, "0adfd8d9d416a847"),
+    "pairs": (1, "9f4b9117dfe527fa"),
     "personas": (1, "94fab597d41c4fee"),
     "tailoring": (1, "f123c395c6e7636d"),
     "training": (1, "6adc9268c2bd0739"),
@@ -44,7 +44,7 @@ DECIDED = {
     "swap": (1, "e57bfddc03df56ce"),
     "calibration": (1, "520ab9c1621e24e4"),
     "rejudged": (1, "cda9fe8cd4aeed16"),
-    "users": (1, "c604afacfcac04bd"),
+    "users": (1, "2df83d34105285ac"),
 }
 
 

@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -146,8 +146,8 @@ def told_personas(run: Run) -> dict[str, dict[str, str]]:
 
 def row_personas(run: Run) -> dict[str, dict[str, str]]:
     """Return the personas `OWN` and `OTHER` of evaluated pairs by row id: what tailoring rows carry."""
-    return {id: {name: told[name] for name in (OWN, OTHER) if name in told}
-            for id, told in told_personas(run).items()}  # fmt: skip
+    told = told_personas(run)
+    return {id: {name: row[name] for name in (OWN, OTHER) if name in row} for id, row in told.items()}
 
 
 # --- scores: what the persona swap has not scored yet ---
@@ -182,7 +182,7 @@ def score_users(run: Run) -> pd.DataFrame:
     if not rows:
         return table_of([])
     for arm, form in arms_of(run):
-        path = scores_path(run, arm, form)
+        path = run.folder / "users" / f"{arm}.{form}" / "policy.jsonl"
         wanted = {name for both in comparisons(run, arm).values() for name in both}
         texts = [(row, {text: n for n, text in told[row.id].items() if n in wanted}) for row in rows]
         inputs = swap.swap_key(run, arm, form), [(row.id, found) for row, found in texts]
@@ -203,14 +203,9 @@ def score_users(run: Run) -> pd.DataFrame:
     return table
 
 
-def scores_path(run: Run, arm: str, form: str) -> Path:
-    """Return where the scores of a policy under users' personas are."""
-    return run.folder / "users" / f"{arm}.{form}" / "policy.jsonl"
-
-
 def margins_of(run: Run, arm: str, form: str) -> Margins:
     """Return m(P) by row id and persona text: of the users' scores and of the persona swap's."""
-    path = scores_path(run, arm, form)
+    path = run.folder / "users" / f"{arm}.{form}" / "policy.jsonl"
     scores = store.read_rows(path, swap.PolicyScore) if path.exists() else []
     return {(s.id, s.persona): s.margin for s in (*scores, *swap.swap_scores(run, arm, form)) if s.persona}
 
@@ -308,15 +303,16 @@ def users_table(runs: Sequence[Run]) -> pd.DataFrame:
 def user_wins(runs: Sequence[Run]) -> pd.DataFrame:
     """Return net win rates of answers that are told the user's persona; empty if nothing was judged."""
     users, parts, lines = user_of_row(runs[0]), part_of(runs[0]), []
-    for m in (m for m in matchups(runs[0]) if m.judge_persona == OWN and m.kind in ("main", "sft")):
-        verdicts = [judging.read_verdicts(run, m) for run in runs]
-        signs = [{v["id"]: SIGNS[v["personalization"]] for v in rows if v["personalization"] in SIGNS}
-                 for rows in verdicts]  # fmt: skip
-        for part in ("unseen", "seen"):
-            found = [{i: sign for i, sign in rows.items() if parts[users[i]] == part} for rows in signs]
-            if any(found):
-                head = {"dataset": runs[0].dataset, "label": m.label, "users": part}
-                lines.append(head | user_line(runs, found, users, "net"))
+    judged = [m for m in matchups(runs[0]) if m.judge_persona == OWN and m.kind in ("main", "sft")]
+    for m, part in product(judged, ("unseen", "seen")):
+        found = [
+            {v["id"]: SIGNS[v["personalization"]] for v in judging.read_verdicts(run, m)
+             if v["personalization"] in SIGNS and parts[users[v["id"]]] == part}
+            for run in runs
+        ]  # fmt: skip
+        if any(found):
+            head = {"dataset": runs[0].dataset, "label": m.label, "users": part}
+            lines.append(head | user_line(runs, found, users, "net"))
     return table_of(lines)
 
 

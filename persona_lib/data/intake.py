@@ -1,8 +1,8 @@
 """A user's own preference data (``--data FILE``): read, validated and split, with an account of every row.
 
 Rows of a file, a folder or a hub id become pairs; what is wrong with a row is a `Finding` with a code of
-REJECTED (the row is left out) or NOTED (it is kept). Given splits are kept. Otherwise pairs are split 80/10/10
-by prompt, near prompts together; texts alone decide, not a seed or the order of rows.
+REJECTED (the row is left out) or NOTED (it is kept). Given splits are kept. Otherwise pairs are split
+80/10/10 by prompt, near prompts together; texts alone decide, not a seed or the order of rows.
 """
 
 from __future__ import annotations
@@ -96,10 +96,9 @@ def number_of(column: str, value: Any) -> float:
 
 def is_first(values: dict[str, Any], mapping: Mapping) -> bool:
     """Say whether a row's label is one of ``first``; RowError for a tie or an unknown label."""
-    given = lookup(values, mapping.label)
-    label = plain(given)
+    label = plain(lookup(values, mapping.label))
     if label not in (*mapping.first, *mapping.second):
-        raise RowError(mapping.label, "tie" if label in mapping.tie else "label", f"{given!r}"[:60])
+        raise RowError(mapping.label, "tie" if label in mapping.tie else "label", f"{label!r}"[:60])
     return label in mapping.first
 
 
@@ -529,7 +528,7 @@ def finding_table(data: OwnData) -> pd.DataFrame:
 def account(data: OwnData) -> dict[str, int]:
     """Return the account of the rows: read, usable, rejected by reason; all but the first add up to it."""
     reasons = Counter(finding.code for finding in data.rejected.values())
-    return {"read": data.n_read, "usable": len(data.rows)} | dict(reasons.most_common())
+    return {"read": data.n_read, "usable": len(data.rows)} | reasons
 
 
 def describe(data: OwnData) -> list[str]:

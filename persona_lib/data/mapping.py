@@ -204,11 +204,6 @@ def check_mapping(mapping: Mapping) -> None:
 # --- no mapping: known formats, and proposals ---
 
 
-def is_there(rows: Sequence[dict[str, Any]], column: str) -> bool:
-    """Say whether a column is in any of the rows."""
-    return any(lookup(values, column) is not MISSING for values in rows)
-
-
 def find_mapping(profile: Profile, mapping: Mapping, rows: Sequence[OwnRow]) -> tuple[Mapping, str]:
     """Return the mapping of the rows, and the name and lines of the format they were recognised by.
 
@@ -224,7 +219,7 @@ def find_mapping(profile: Profile, mapping: Mapping, rows: Sequence[OwnRow]) -> 
     prompt = () if implicit and "prompt" not in mapping.named else mapping.prompt
     extra = [getattr(mapping, name) for name in OPTIONAL if name in mapping.named]
     wanted = [*prompt, *mapping.needed, *extra]
-    lost = [name for name in wanted if not is_there(readable, name)]
+    lost = [name for name in wanted if all(lookup(row, name) is MISSING for row in readable)]
     if not lost:
         return mapping, ""
     default = lost[0] in Mapping().needed + Mapping().prompt
@@ -232,7 +227,7 @@ def find_mapping(profile: Profile, mapping: Mapping, rows: Sequence[OwnRow]) -> 
     said = f"{source}: no column {lost[0]!r}{near} Columns there: {', '.join(present)}. "
     if not profile.data.mapping:
         for shape in FORMATS["shapes"]:
-            if all(is_there(readable[:100], column) for column in shape["has"]):
+            if all(any(lookup(row, name) is not MISSING for row in readable[:100]) for name in shape["has"]):
                 return mapping_of(shape["mapping"]), f"{shape['name']}:\n{lines_of(shape['mapping'])}"
         if proposed := propose(readable):
             path, lines = results_dir(profile) / "proposed_mapping.yaml", lines_of(proposed)

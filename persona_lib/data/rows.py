@@ -161,10 +161,10 @@ def object_of(value: Any) -> Any:
 
 
 def line_value(line: str) -> Any:
-    """Return the object of a line of JSON; the error of a line that is none."""
+    """Return the object of a line of JSON; the error of a line that is none or is nested too deeply."""
     try:
         return object_of(json.loads(line))
-    except (ValueError, RecursionError) as error:  # RecursionError: nested too deeply for Python
+    except (ValueError, RecursionError) as error:
         return ValueError(f"not valid JSON: {error}")
 
 
@@ -246,14 +246,9 @@ def file_rows(path: Path, encoding: str) -> Read:
     return READERS[Path(path.name.lower().removesuffix(".gz")).suffix](path, encoding)
 
 
-def is_saved_dataset(path: Path) -> bool:
-    """Return True for a folder that ``datasets`` saved."""
-    return (path / "dataset_dict.json").exists() or (path / "state.json").exists()
-
-
 def folder_rows(path: Path, encoding: str) -> Read:
     """Read a folder that ``save_to_disk`` wrote, or the only data file in it; DataError for neither."""
-    if is_saved_dataset(path):
+    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         from datasets import load_from_disk
 
         return table_rows(load_from_disk(str(path))), ""
