@@ -188,8 +188,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--keep", nargs="+", default=[], metavar="NAME", help="tables of the run to keep first")
     add("--notebooks", nargs="*", metavar="STEP", help="write notebooks back, all or e.g. 03; no document")
     given = parser.parse_args(argv)
-    profile = load_profile(given.profile)
     try:
+        profile = load_profile(given.profile)
         if given.notebooks is None:
             changed = keep(profile, given.keep) if given.keep else []
             changed += update(profile) + write_changed({LIBRARY / "README.md": list_files(LIBRARY)})

@@ -22,7 +22,7 @@ from persona_lib.paper.answers import adapters_of, policy_key
 from persona_lib.paper.results import read_table
 from persona_lib.prompts import ChatFormat, tailoring_prompt
 from persona_lib.report import fill
-from persona_lib.settings import ConfigError, Profile, Run, open_run, results_dir, results_root
+from persona_lib.settings import ConfigError, Profile, Run, check_name, open_run, results_dir, results_root
 from persona_lib.show import render, to_markdown
 
 CHECK_ROWS = 32  # validation rows on which a merge is measured
@@ -179,6 +179,7 @@ def main(argv: list[str] | None = None) -> int:
         profile, overrides = (given.profile, []) if given.profile else last_run()
         run = open_run(profile, given.dataset, given.seed, [*overrides, *given.set])
         arm = given.arm or tailored(run)
+        check_name(arm.partition("-")[2], run.profile.training.arms, f"--arm {arm}: no trained arm")
         folder = export_arm(run, arm, given.to, given.merge)
         print(f"exported to {folder}; read {folder / 'README.md'}")
     except (ConfigError, OSError, ModelError) as error:

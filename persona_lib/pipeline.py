@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import fcntl
 import os
-import re
 import signal
 import sys
 import time
@@ -18,8 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from persona_lib import settings, store, tasks
-from persona_lib.data import intake
+from persona_lib import settings, store, tasks, weights
+from persona_lib.data import intake, official
 from persona_lib.data.preference import ARMS, READERS
 from persona_lib.execute import StepError, clock, finish_notebook, run_notebook
 from persona_lib.paper.judges import JUDGES
@@ -29,15 +28,24 @@ from persona_lib.tasks import REPORT, Pipeline, Task
 
 
 def check_names(profile: Profile) -> None:
-    """Raise ConfigError for a data set, judge or arm that is in no table; names the near ones."""
+    """Raise ConfigError for a data set, judge, arm or model that is not there; names the near ones."""
     fields = {
         "datasets": (profile.datasets, READERS),
-        "judge": ([profile.evaluation.judge], [*JUDGES, "none"]),
+        "evaluation.judge": ([profile.evaluation.judge], [*JUDGES, "none"]),
+        "evaluation.persona_judge": ([profile.persona_judge], [*JUDGES, "none"]),
         "training.arms": (profile.training.arms, ARMS),
     }
     for field, (names, known) in fields.items():
         for name in names:
             check_name(name, known, f"profile {profile.name}: {field}:")
+    for name in tasks.models_here(profile):
+        weights.entry(name) if weights.is_packaged(name) else weights.pinned(name)
+    base = profile.base.model
+    config = (weights.folder_of(base) if weights.is_packaged(base) else Path(base)) / "config.json"
+    most = store.read_json(config).get("max_position_embeddings") if config.exists() else None
+    for name in ("training.max_length", "generation.max_new_tokens"):
+        if most and settings.value(profile, name) > most:
+            raise ConfigError(f"{name}={settings.value(profile, name)}: {base} has {most} positions")
 
 
 # --- ``--data FILE``: the data set "own", the steps it needs, and validation first ---
@@ -73,6 +81,10 @@ def validate(profile: Profile, only_asked: bool = False) -> None:
 
     Does nothing for a profile without own data. Raises DataError or ConfigError.
     """
+    authors = [name for name in profile.datasets if name in official.DATASETS]
+    offline = os.environ.get("HF_HUB_OFFLINE") == "1"
+    if authors and (profile.data.path or os.environ.get("PERSONA_DATA") or offline) and not only_asked:
+        official.find_data_dir(profile.data.path, authors)
     if intake.NAME not in profile.datasets:
         return
     intake.check_judge(profile)
@@ -214,18 +226,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def parse_seeds(text: str) -> str:
-    """Return the override that ``--seeds`` means; raises ConfigError if it is not numbers."""
-    if text == "0" or not re.fullmatch(r"\d+(,\d*)*", text):
-        raise ConfigError(f"--seeds {text}: write a count (5) or a list (0,3)")
-    return "seeds=" + (text if "," in text else ",".join(map(str, range(int(text)))))
-
-
 def read_overrides(arguments: argparse.Namespace) -> list[str]:
     """Return all ``key=value`` overrides of the command line."""
     overrides = list(arguments.set)
-    if arguments.seeds:
-        overrides.append(parse_seeds(arguments.seeds))
+    if arguments.seeds is not None:
+        overrides.append(f"seeds={arguments.seeds}")
     if arguments.data:
         overrides.append(f"data.path={arguments.data}")
     if arguments.mapping and not arguments.own:
@@ -233,7 +238,7 @@ def read_overrides(arguments: argparse.Namespace) -> list[str]:
     if arguments.own and not any(override.startswith("data.mapping=") for override in overrides):
         # the mapping of a profile's own example is not that of other data
         overrides.append(f"data.mapping={arguments.mapping or ''}")
-    if arguments.base:
+    if arguments.base is not None:
         overrides.append(f"base.model={arguments.base}")
     if arguments.own:
         overrides += own_overrides(arguments.profile, overrides)
@@ -294,7 +299,7 @@ def verify(pipeline: Pipeline, every: bool = False) -> int:
     profile, path = pipeline.profile, published_seeds(pipeline.profile)
     if not path.exists():
         raise ConfigError(f"profile {profile.name} has no published run ({path}): verify everyday")
-    published = settings.load_profile(profile.name, [f"seeds={','.join(map(str, profile.seeds))}"])
+    published = settings.load_profile(profile.name, [f"seeds={','.join(map(str, profile.seeds))},"])
     changed = [name for name, value in settings.deciding(published, "*").items()
                if settings.deciding(profile, "*")[name] != value]  # fmt: skip
     if changed:
@@ -317,6 +322,8 @@ def run(arguments: argparse.Namespace) -> int:
     validate(pipeline.profile, arguments.plan)
     if arguments.plan:
         tasks.print_plan(pipeline, tasks.plan_lines(pipeline, ids, arguments.force))
+    if arguments.check:
+        print(f"profile {pipeline.profile.name}: the settings are right, {len(ids)} tasks")
     if arguments.plan or arguments.check:
         return 0
     if arguments.verify:

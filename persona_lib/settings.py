@@ -9,12 +9,15 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
+
+from persona_lib.records import EVAL_PERSONAS, SIDES
 
 REPO = Path(__file__).resolve().parent.parent
 FACTS = REPO / "persona_lib" / "facts"  # tables that ship with the package
@@ -26,9 +29,29 @@ CHOICES = {
     "base.dtype": ("float32", "bfloat16"),
     "generation.engine": ("transformers", "vllm"),
     "evaluation.split": ("validation", "test"),
+    "evaluation.personas": EVAL_PERSONAS,
+    "personas.train_sides": SIDES,
+    "training.methods": ("few_shot", "sft", "dpo"),
+    "dpo.splits": ("sft_train", "dpo_train"),
     **{f"{role}.kind": ("chat", "completions") for role in ROLES},
     **{f"{role}.format": ("letter", "json", "prometheus") for role in ROLES},
     **{f"{role}.decoding": ("deterministic", "official") for role in ROLES},
+}
+RANGES = {  # settings by pattern, the first that fits: the lowest and the highest value; nan is in no range
+    "lora.r": (1, 1024),
+    "training.warmup": (0, 0.9),
+    "lora.dropout": (0, 0.9),
+    "training.max_length": (8, 10**6),
+    "data.majority_share": (0.5, 1),
+    "data.near_duplicates": (0.01, 1),
+    "dpo.beta": (1e-4, 100),
+    "generation.repetition_penalty": (0.1, 10),
+    "evaluation.bootstrap_samples": (10, 10**6),
+    "*learning_rate": (1e-9, 10),
+    "*[._]epochs": (1, 1000),
+    "*batch_size": (1, 4096),
+    "*.max_new_tokens": (1, 10**6),
+    "*": (0, 10**9),
 }
 
 
@@ -298,9 +321,20 @@ def check_profile(profile: Profile) -> None:
     """Check the constraints between settings; raises ConfigError for the first that is not met."""
     second, judged_by = profile.second_judge, profile.evaluation.judge
     kind, _, model = profile.data.retriever.partition(":")
-    splits, vllm = profile.dpo.splits, profile.generation.engine == "vllm"
+    vllm, fewest = profile.generation.engine == "vllm", profile.generation.min_new_tokens
     same = judge_settings(profile, "judge") == judge_settings(profile, "second_judge")
-    wrong = [(n, value(profile, n) not in c, f"use one of {', '.join(c)}") for n, c in CHOICES.items()]
+    wrong: list[tuple[str, Any, str]] = []
+    for name, given in flat(profile).items():
+        parts = given if isinstance(given, tuple) else (given,)
+        known = CHOICES.get(name, parts)
+        low, high = next(limits for pattern, limits in RANGES.items() if fnmatch(name, pattern))
+        outside = not all(isinstance(part, str) or low <= part <= high for part in parts)
+        wrong += [
+            (name, not set(parts) <= set(known), f"use one of {', '.join(map(str, known))}"),
+            (name, outside, f"use {low} to {high}"),
+            (name, len(set(parts)) < len(parts) and "prices" not in name, "name each once"),
+            (name, not parts and "prices" not in name and "sides" not in name, "name at least one"),
+        ]
     for role in ROLES:
         named: ModelRole = getattr(profile, role)
         unpriced = named.url and profile.served.max_cost_usd > 0 and not named.prices
@@ -313,14 +347,14 @@ def check_profile(profile: Profile) -> None:
     wrong += [
         ("data.retriever", kind not in ("bm25", "dense", "late") or (kind == "bm25") == bool(model),
          "use bm25, dense:MODEL or late:MODEL (a hub id or a folder)"),
-        ("dpo.splits", not splits or not {"sft_train", "dpo_train"}.issuperset(splits),
-         "use dpo_train, sft_train or both"),
+        ("steps", list(profile.steps) != sorted(profile.steps), "name them in order"),
+        ("base.model", not profile.base.model, "name a model"),
+        ("generation.min_new_tokens", fewest > profile.generation.max_new_tokens,
+         "use at most generation.max_new_tokens"),
         ("generation.engine", vllm and profile.base.dtype != "bfloat16",
          "needs base.dtype=bfloat16: its LoRA kernels take 16-bit numbers only"),
         ("generation.repetition_penalty", vllm and profile.generation.repetition_penalty != 1,
          "vLLM penalises the prompt's words, too: set it to 1.0"),
-        ("training.warmup", not 0 <= profile.training.warmup < 1,
-         "use a share of the steps, from 0 to 0.9"),
         ("second_judge.model", second.model and judged_by == "none",
          "evaluation.judge=none: name the first judge, too"),
         ("second_judge.model", second.model and judged_by == "lm" and same,
@@ -343,21 +377,30 @@ def judge_settings(profile: Profile, role: str) -> list[Any]:
 def parse_override(text: str) -> tuple[str, Any]:
     """Read one ``group.key=value`` of ``--set`` into a checked value; raises ConfigError."""
     name, equals, given = text.partition("=")
-    if not equals:
-        raise ConfigError(f"--set {text}: write group.key=value")
+    if not equals or name == "name":
+        raise ConfigError(f"--set {text}: write group.key=value; a profile's name is its file's")
+    if name == "seeds" and "," not in given:
+        if not re.fullmatch(r"[1-9]\d{0,2}", given):
+            raise ConfigError(f"--set {text}: write a count (5) or a list (0,3); one seed is 3,")
+        given = ",".join(map(str, range(int(given))))
     return name, check_value(name, given, f"--set {text}")
 
 
-def read_profile_file(name: str, folder: Path) -> dict[str, Any]:
+def read_profile_file(name: str, folder: Path, above: tuple[str, ...] = ()) -> dict[str, Any]:
     """Read one YAML file and what it extends into checked settings by name."""
     import yaml
 
     path = folder / f"{name}.yaml"
     check_name(name, sorted(p.stem for p in folder.glob("*.yaml")), f"{folder}: no profile")
+    if name in above:
+        raise ConfigError(f"{path}: extends itself: {' -> '.join((*above, name))}")
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C where it is built: six times as fast
-    content = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
+    try:
+        content = dict(yaml.load(path.read_text(encoding="utf-8"), Loader=loader) or {})
+    except (yaml.YAMLError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: not YAML of the form 'setting: value' ({error})") from error
     parent = content.pop("extends", None)
-    values = read_profile_file(parent, folder) if parent else {}
+    values = read_profile_file(parent, folder, (*above, name)) if parent else {}
     found: dict[str, Any] = {}
     for key, given in content.items():
         found |= {f"{key}.{k}": v for k, v in given.items()} if isinstance(given, dict) else {key: given}

