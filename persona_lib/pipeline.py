@@ -275,6 +275,8 @@ def select(pipeline: Pipeline, arguments: argparse.Namespace) -> list[str]:
     if arguments.only:
         named = {i for wanted in arguments.only for i in matching(pipeline, wanted, "--only")}
         ids = [i for i in ids if i in named]
+    if not ids:
+        raise ConfigError("--only names no step after that of --from")
     for task in (pipeline.tasks[i] for i in ids if i != REPORT):
         for needed in task.inputs:
             if needed not in ids and not tasks.has_run(known, needed):

@@ -28,6 +28,7 @@ def call(*arguments: str) -> int:
         (["--profile", "smok"], "did you mean smoke"),
         (["--only", "05"], "--only 05: no such step"),
         (["--only", "03"], "needs 01_data.everyday.seed-0, which has not been run"),
+        (["--only", "01", "--from", "03"], "--only names no step after that of --from"),
         (["--from", "results2"], "--from results2: no such step"),
         (["--seeds", "many"], "write a count (5) or a list (0,3)"),
         (["--seeds", "0"], "write a count (5) or a list (0,3)"),
