@@ -263,19 +263,67 @@ def test_a_mapping_names_paths_several_columns_scores_and_a_margin(tmp_path):
 
 
 def test_columns_that_speak_for_themselves_are_proposed_as_a_mapping_that_works(results, tmp_path):
-    tables = [
-        ({"input": "prompt", "output_good": "chosen", "output_bad": "rejected"}, {}),
-        ({"question": "prompt", "answer_a": "chosen", "answer_b": "rejected"}, {"choice": "A"}),
-    ]
-    for names, more in tables:
-        rows = [{name: good(n)[field] for name, field in names.items()} | more for n in range(24)]
-        rows += [rows[-1] | {"choice": value} for value in ("B", "both equal") if more]
-        with pytest.raises(DataError, match="They look like this; check it, then add --mapping") as caught:
-            read(tmp_path, rows)
-        proposed = (results / "own" / "proposed_mapping.yaml").read_text()
-        assert proposed.strip() in str(caught.value)
+    pair = ("chosen", "rejected")
+    tables = [  # columns of prompt, chosen and rejected; labels of the first rows and of the last one; a line
+        (("input", "output_good", "output_bad"), {}, "prompt"),
+        (("Question", "Preferred Answer", "Other Answer"), {}, "prompt"),
+        (("question", "answer_a", "answer_b"), {"choice": "A B both"}, 'tie: ["both"]'),
+        (("user_message", "variant_a", "variant_b"),
+         {"chosen_variant": "variant_a variant_b", "customer_id": "u1 u2"}, 'user: "customer_id"'),
+        (("question", "Antwort A", "Antwort B"), {"Wahl": "A B"}, 'label: "Wahl"'),
+        (("question", "reply_1", "reply_2"), {"rating_1": "5 1", "rating_2": "4.5 2"},
+         'scores: ["rating_1", "rating_2"]'),
+    ]  # fmt: skip
+    for names, labels, line in tables:
+        rows = [dict(zip(names, map(good(n).get, ("prompt", *pair)), strict=True)) for n in range(25)]
+        rows = [
+            row | {name: of.split()[n == 24] for name, of in labels.items()} for n, row in enumerate(rows)
+        ]
+        rows += [rows[-1] | {"choice": "both"}] if "choice" in labels else []
+        proposed = proposal(results, tmp_path, rows)
+        assert line in proposed
         data = read(tmp_path, rows, proposed)
-        assert [row.pair.chosen for row in data.rows[:24]] == [good(n)["chosen"] for n in range(24)]
+        expected = [good(n)["chosen"] for n in range(24)] + [good(24)[pair[bool(labels)]]]
+        assert [row.pair.chosen for row in data.rows] == expected
+
+
+def proposal(results, tmp_path, rows):
+    """Return the mapping that is proposed for rows that cannot be read without one."""
+    with pytest.raises(DataError, match="They look like this; check it, then add --mapping") as caught:
+        read(tmp_path, rows)
+    proposed = (results / "own" / "proposed_mapping.yaml").read_text()
+    assert proposed.strip() in str(caught.value)
+    return proposed
+
+
+def test_nested_columns_are_listed_as_paths_and_proposed(results, tmp_path):
+    def candidates(n):
+        texts = good(n)["rejected"], good(n)["chosen"]
+        return [{"model": f"m{n}", "message": turn("assistant", text)} for text in texts]
+
+    rows = [{"meta": {"user_id": f"u{n % 6}"}, "request": {"messages": [turn("user", good(n)["prompt"])]},
+             "candidates": candidates(n), "preferred_index": int(n > 0)} for n in range(24)]  # fmt: skip
+    proposed = proposal(results, tmp_path, rows)
+    assert "candidates.0.message" in proposed and 'user: "meta.user_id"' in proposed
+    data = read(tmp_path, rows, proposed)
+    assert [row.pair.chosen for row in data.rows[:2]] == [good(0)["rejected"], good(1)["chosen"]]
+
+
+def test_a_column_that_has_no_known_name_is_asked_for(results, tmp_path):
+    rows = [{"Frage": good(n)["prompt"], "Antwort A": good(n)["chosen"], "Antwort B": good(n)["rejected"],
+             "Wahl": "AB"[n % 2]} for n in range(24)]  # fmt: skip
+    assert 'prompt: "WHICH COLUMN?"' in proposal(results, tmp_path, rows)
+
+
+def test_a_mapping_of_the_user_alone_goes_with_a_known_format_and_is_suggested(tmp_path):
+    answers = [("chosen", 1), ("rejected", 2)]
+    rows = [{"prompt": good(n)["prompt"], "rater": f"u{n % 6}",
+             "answers": [{"answer": good(n)[side], "rank": rank} for side, rank in answers]}
+            for n in range(36)]  # fmt: skip
+    assert "column 'rater' may name users" in intake.describe(read(tmp_path, rows))[-1]
+    data = read(tmp_path, rows, "user: rater\n")
+    assert len({row.pair.user for row in data.rows}) == 6 and "Nectar" in data.shape
+    assert "may name users" not in intake.describe(data)[-1]
 
 
 def test_tool_calls_images_and_what_should_not_be_in_data_are_named(tmp_path):

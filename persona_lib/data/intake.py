@@ -31,6 +31,7 @@ from persona_lib.data.mapping import (
     lookup,
     plain,
     read_mapping,
+    user_column,
 )
 from persona_lib.data.retrieval import normal
 from persona_lib.data.rows import KINDS, REJECTED, Finding, OwnRow, read_rows, source_key
@@ -422,7 +423,8 @@ def check_splits(source: str, rows: Sequence[OwnRow], threshold: float) -> None:
 class OwnData:
     """What was read: usable pairs by split, every finding, how many rows there were.
 
-    ``how`` names encoding and separator, ``shape`` the format that was recognised, with its mapping.
+    ``how`` names encoding and separator, ``shape`` the format that was recognised, with its mapping;
+    ``user_column`` is a column that the mapping does not use and that may name users.
     """
 
     source: str
@@ -432,6 +434,7 @@ class OwnData:
     given_splits: bool
     how: str = ""
     shape: str = ""
+    user_column: str = ""
 
     @property
     def rejected(self) -> dict[int, Finding]:
@@ -496,7 +499,9 @@ def read_source(profile: Profile, key: str) -> OwnData:
     check_splits(source, rows, threshold)
     findings += between_splits(rows, threshold) if split else []
     findings.sort(key=lambda found: found.row)
-    return OwnData(source, len(raw), tuple(rows), tuple(findings), split, how, shape)
+    return OwnData(
+        source, len(raw), tuple(rows), tuple(findings), split, how, shape, user_column(raw, mapping)
+    )
 
 
 def check_enough(source: str, pairs: Sequence[OwnRow], findings: Sequence[Finding]) -> None:
@@ -547,6 +552,9 @@ def describe(data: OwnData) -> list[str]:
         data.how and f"read {data.how}",
         data.shape and f"recognised as {data.shape}",
         noted and f"noted: {noted}",
+        data.user_column
+        and f"column {data.user_column!r} may name users: a mapping file (--mapping FILE) with "
+        f"the line 'user: {data.user_column}' gives each user a persona",
     ]
     return list(filter(None, lines))
 

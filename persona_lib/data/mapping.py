@@ -11,8 +11,8 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,12 @@ OURS = {name: name for name in PAIR_SPLITS}
 MESSAGES = re.compile(r"""\s*\[\s*\{\s*['"](role|content|from|value)['"]""")  # messages written as text
 TURN = re.compile(r"(?:\A|\n\n)\s*(Human|Assistant|User|System):[ \t]*")  # of a transcript
 ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
+LEAF = {"role", "from", "value"}  # fields of a message, or of an annotator's answer
 NOT_TEXT = ("tool_calls", "function_call", "audio", "images")  # fields of a message
 FORMATS = yaml.safe_load((FACTS / "own_formats.yaml").read_text(encoding="utf-8"))
+TWINS = [[{one}, {two}] for one, two in FORMATS["twins"]]  # marks of two columns that belong together
+NUMBER = re.compile(r"\s*-?\d+(\.\d+)?\s*")
+LEAST_TEXTS = 5  # different values of a column of responses; a label has fewer
 WORDS = {field: frozenset(words.split()) for field, words in FORMATS["words"].items()}
 MISSING = object()
 
@@ -88,6 +92,7 @@ class Mapping:
         return (*self.sides, *([self.label] if self.label else []), *self.scores)
 
 
+SIDES = ("chosen", "rejected", "responses", "response", "ranking")  # fields that say where responses are
 OPTIONAL = ("id", "category", "split", "user", "persona_chosen", "persona_rejected")  # columns
 FIELDS = [field.name for field in fields(Mapping) if field.name != "named"]
 LABELS = ("first", "second", "tie")
@@ -212,7 +217,7 @@ def find_mapping(profile: Profile, mapping: Mapping, rows: Sequence[OwnRow]) -> 
     """
     source = profile.data.path
     readable = [row.value for row in rows if isinstance(row.value, dict)]
-    present = list(dict.fromkeys(str(name) for values in readable for name in values))
+    present = list(dict.fromkeys(path for row in readable[:1000] for path in paths_in(row) if path))
     if not present:
         raise DataError(f"{source}: no row can be read; {rows[0].place}: {rows[0].value or 'no field'}")
     implicit = any(all(is_conversation(lookup(row, side)) for side in mapping.sides) for row in readable)
@@ -223,12 +228,15 @@ def find_mapping(profile: Profile, mapping: Mapping, rows: Sequence[OwnRow]) -> 
     if not lost:
         return mapping, ""
     default = lost[0] in Mapping().needed + Mapping().prompt
-    near = "." if default else f"; {near_names(lost[0], present)}"
+    near = "" if default else near_names(lost[0], present)
+    near = f"; {near}" if near.startswith("did") else "."  # else it lists the columns, as we do
     said = f"{source}: no column {lost[0]!r}{near} Columns there: {', '.join(present)}. "
-    if not profile.data.mapping:
+    if default and not mapping.named & {"prompt", *SIDES}:  # names no text
         for shape in FORMATS["shapes"]:
             if all(any(lookup(row, name) is not MISSING for row in readable[:100]) for name in shape["has"]):
-                return mapping_of(shape["mapping"]), f"{shape['name']}:\n{lines_of(shape['mapping'])}"
+                more = {name: getattr(mapping, name) for name in mapping.named} | {"named": mapping.named}
+                known = replace(mapping_of(shape["mapping"]), **more)
+                return known, f"{shape['name']}:\n{lines_of(shape['mapping'])}"
         if proposed := propose(readable):
             path, lines = results_dir(profile) / "proposed_mapping.yaml", lines_of(proposed)
             write_text(path, lines + "\n")
@@ -247,36 +255,74 @@ def words_of(name: Any) -> set[str]:
     return set(re.findall("\\A-?\\d+\\Z|[a-z]+|\\d+|[\U0001f44d\U0001f44e]", str(name).lower()))
 
 
+def paths_in(value: Any, before: str = "") -> Iterator[str]:
+    """Yield the paths of the columns in a row; of a list of objects that are no messages, the first two."""
+    items = value[:2] if isinstance(value, (list, tuple)) else [value]
+    nested = items and all(isinstance(item, dict) and item and not LEAF & set(item) for item in items)
+    if nested or not before:
+        for name, below in value.items() if isinstance(value, dict) else enumerate(items):
+            yield from paths_in(below, f"{before}{name}.")
+    else:
+        yield before[:-1]
+
+
 def propose(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the mapping that the names of columns and the values of labels suggest; {} if they do not."""
-    names, taken = list(dict.fromkeys(name for values in rows for name in values)), []
+    rows = rows[:1000]
+    names, taken = list(dict.fromkeys(path for row in rows for path in paths_in(row))), []
 
-    def pick(field: str) -> Any:
-        free = (name for name in names if name not in taken and words_of(name) & WORDS[field])
-        taken.append(next(free, None))
+    cells = {name: [lookup(row, name) for row in rows] for name in names}
+    cells = {name: [cell for cell in of if cell not in (MISSING, None, "")] for name, of in cells.items()}
+
+    def pick(field: str, least: int = 0) -> Any:
+        free = [name for name in names if name not in taken and words_of(name) & WORDS[field]]
+        taken.append(next((name for name in free if len(set(map(str, cells[name]))) >= least), None))
         return taken[-1]
 
-    found = {"rejected": pick("rejected"), "chosen": pick("chosen")}
+    def marked(name: str, words: Set[str]) -> list[str]:
+        return [value for value in dict.fromkeys(map(plain, cells[name])) if words_of(value) & words]
+
+    found = {"rejected": pick("rejected", LEAST_TEXTS), "chosen": pick("chosen", LEAST_TEXTS)}
     if not all(found.values()):
-        taken.clear()
-        found = {"label": pick("label"), "response": pick("response")}
-        found |= {"first": WORDS["up"], "second": WORDS["down"]}
-        if other := pick("response"):  # two responses: what tells their names apart is in the label
-            both = found.pop("response"), other
-            first, second = map(words_of, both)
-            found |= {"responses": both, "first": first - second, "second": second - first}
-        if not all(found.values()):
+        twins = [  # names of columns that differ in their mark: a and b, 0 and 1
+            (one, two)
+            for one, two in itertools.permutations(names, 2)
+            if [words_of(one) - words_of(two), words_of(two) - words_of(one)] in TWINS
+        ]
+        numbers = {name for name in names if all(NUMBER.fullmatch(str(cell)) for cell in cells[name])}
+        scores = [pair for pair in twins if {*pair} <= numbers]
+        texts = [pair for pair in twins if pair not in scores]
+        both = max(texts, key=lambda pair: sum(len(str(cell)) for cell in cells[pair[0]]), default=())
+        taken[:] = [name for pair in twins for name in pair]
+        found = {"label": pick("label")}
+        if both:
+            sides = [words_of(one) - words_of(two) for one, two in (both, both[::-1])]
+            if not found["label"] and not scores:
+                free = (name for name in names if name not in taken)
+                found["label"] = next((name for name in free if all(marked(name, s) for s in sides)), None)
+            found = {"responses": list(both)} | found
+        else:
+            found, sides = {"response": pick("response")} | found, [WORDS["up"], WORDS["down"]]
+        if both and scores and not found["label"]:
+            found = {"responses": list(both), "scores": list(scores[0])}
+        elif not all(found.values()):
             return {}
-        values = dict.fromkeys(plain(row[found["label"]]) for row in rows if found["label"] in row)
-        ties = [value for value in values if words_of(value) & WORDS["tie"]]
-        for name in ("first", "second"):
-            marked = [value for value in values if value not in ties and words_of(value) & found[name]]
-            found[name] = marked or ["WHICH VALUE?"]
-        found |= {"tie": ties} if ties else {}
-    prompt, user = pick("prompt"), pick("user")
-    if prompt is None:
-        return {}
+        else:
+            ties = marked(found["label"], WORDS["tie"])
+            for name, words in zip(("first", "second"), sides, strict=True):
+                values = [value for value in marked(found["label"], words) if value not in ties]
+                found[name] = values or ["WHICH VALUE?"]
+            found |= {"tie": ties} if ties else {}
+            taken.append(found["label"])
+    prompt, user = pick("prompt") or "WHICH COLUMN?", pick("user")
     return {"prompt": prompt} | dict(sorted(found.items())) | ({"user": user} if user else {})
+
+
+def user_column(rows: Sequence[OwnRow], mapping: Mapping) -> str:
+    """Return a column that the mapping does not use and that may name users, or ""."""
+    columns = () if mapping.user else (path for row in rows[:100] for path in paths_in(row.value))
+    free = (name for name in columns if name not in (*mapping.prompt, *mapping.needed))
+    return next((name for name in free if words_of(name) & WORDS["user"]), "")
 
 
 # --- messages, and what is written as text: they become plain text ---
