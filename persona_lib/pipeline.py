@@ -13,6 +13,8 @@ import os
 import signal
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,31 @@ def check_names(profile: Profile) -> None:
     for name in ("training.max_length", "generation.max_new_tokens"):
         if most and settings.value(profile, name) > most:
             raise ConfigError(f"{name}={settings.value(profile, name)}: {base} has {most} positions")
+
+
+def answers(url: str) -> bool:
+    """Say whether a server answers, whatever it answers."""
+    try:
+        urllib.request.urlopen(url, timeout=10).close()
+    except (OSError, ValueError) as error:
+        return isinstance(error, urllib.error.HTTPError)
+    return True
+
+
+def lacking(profile: Profile) -> str:
+    """Say what a profile needs and this machine lacks (GPU, hub, server), and the way out; "" if nothing."""
+    hub, large = tasks.hub_models(profile), [n for n, gb in tasks.hub_models(profile).items() if gb > 8]
+    large += ["generation.engine=vllm"] * (profile.generation.engine == "vllm")
+    if large and not any(any(Path("/dev").glob(name)) for name in ("nvidia[0-9]*", "kfd", "dxg")):
+        return f"no GPU, and {', '.join(large)} needs one: use another machine, or profile everyday"
+    absent = [name for name, gb in tasks.downloads(profile).items() if gb and name in hub]
+    offline = os.environ.get("HF_HUB_OFFLINE") == "1"
+    if absent and (offline or not answers(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))):
+        return f"no model hub, and {', '.join(absent)} is not here: copy it here and name its folder"
+    for role, url in tasks.roles(profile).items():
+        if url and not answers(url):
+            return f"no server answers at {role}.url={url}: start it, or name another"
+    return ""
 
 
 # --- ``--data FILE``: the data set "own", the steps it needs, and validation first ---
@@ -324,12 +351,16 @@ def run(arguments: argparse.Namespace) -> int:
     validate(pipeline.profile, arguments.plan)
     if arguments.plan:
         tasks.print_plan(pipeline, tasks.plan_lines(pipeline, ids, arguments.force))
+    lack = "" if arguments.plan or arguments.verify or pipeline.known() else lacking(pipeline.profile)
     if arguments.check:
-        print(f"profile {pipeline.profile.name}: the settings are right, {len(ids)} tasks")
+        said = f"but this machine cannot run it: {lack}" if lack else f"{len(ids)} tasks"
+        print(f"profile {pipeline.profile.name}: the settings are right, {said}")
     if arguments.plan or arguments.check:
         return 0
     if arguments.verify:
         return verify(pipeline, every=True)
+    if lack:
+        raise ConfigError(f"profile {pipeline.profile.name}: {lack}")
     os.chdir(settings.REPO)  # where kernels start, wherever the runner was called
     with only_runner(pipeline):
         for name in ids if arguments.force else ():

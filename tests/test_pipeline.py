@@ -56,6 +56,30 @@ def test_a_plan_says_state_reason_time_and_needs(notebooks, capsys):
     assert "to run     4 of 5 tasks" in said and "time " in said
 
 
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        (["base.model=meta-llama/Llama-3.1-8B"], "no GPU, and meta-llama/Llama-3.1-8B needs one"),
+        (
+            ["base.model=HuggingFaceTB/SmolLM2-360M"],
+            "no model hub, and HuggingFaceTB/SmolLM2-360M is",
+        ),
+        (["generator.model=m", "generator.url=http://127.0.0.1:1/v1"], "no server answers at generator.url"),
+    ],
+)
+def test_what_this_machine_lacks_ends_a_run_before_its_first_step(
+    notebooks, capsys, monkeypatch, tmp_path, given, complaint
+):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    glob = pipeline.Path.glob
+    monkeypatch.setattr(pipeline.Path, "glob", lambda at, name: glob(at, "-" if str(at) == "/dev" else name))
+    monkeypatch.setattr(pipeline.tasks, "roles", lambda profile: {"generator": profile.generator.url})
+    arguments = [word for one in given for word in ("--set", one)]
+    assert call(*arguments) == 2 and complaint in capsys.readouterr().err
+    assert call("--check", *arguments) == 0 and complaint in capsys.readouterr().out
+
+
 def test_two_runs_at_once_are_refused(notebooks, capsys):
     with pipeline.only_runner(toy()):
         assert call() == 2
