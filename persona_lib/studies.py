@@ -47,9 +47,9 @@ from persona_lib.settings import (
     Profile,
     Run,
     deciding,
-    published_dir,
     load_profile,
     parse_override,
+    published_dir,
     results_dir,
     set_field,
 )

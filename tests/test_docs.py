@@ -149,7 +149,9 @@ def checks() -> list[str]:
     commands = [command for path in paths for command in commands_of(prose(path))]
     runs = [c for c in commands if c.startswith("./run_all.sh") and not PLACEHOLDER.search(c)]
     modules = [c for c in commands if c.startswith("python -m persona_lib.")]
-    return sorted({f"{c} --check" for c in runs} | {" ".join(c.split()[:3]) + " --help" for c in modules})
+    exports = {re.sub(r"--export .*", "--export --help", c) for c in runs if "--export" in c}
+    checked = {f"{c} --check" for c in runs if "--export" not in c}
+    return sorted(exports | checked | {" ".join(c.split()[:3]) + " --help" for c in modules})
 
 
 @pytest.mark.slow

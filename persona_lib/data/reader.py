@@ -3,9 +3,9 @@
 Rules read what a small model really writes: word counts, list lines, contractions, figures with units,
 questions at the end, and families of words. They see one text and nothing else: not the persona, not the
 policy, not the other answer. A text that shows neither value, or both alike, shows None. How often they are
-right, on written and on generated answers, is in ``figures/published/everyday/reader.csv``; the families of words are
-in ``facts/reader_words.yaml``. `quality` is a graded rule beside it: it cannot see a wrong fact or bad advice
-(``beyond.calibration`` shows what it finds and what it misses).
+right, on written and on generated answers, is in ``figures/published/everyday/reader.csv``; the families of
+words are in ``facts/reader_words.yaml``. `quality` is a graded rule beside it: it cannot see a wrong fact or
+bad advice (``beyond.calibration`` shows what it finds and what it misses).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 BRIEF_WORDS, THOROUGH_WORDS = 42, 53  # up to, from; in between a text is neither
 MARGIN = 2  # points by which one value must lead
 STRONG, WEAK, MOST_WEAK = 2, 1, 6  # points of a word of either kind; most that weak words of a value can add
-# Read with a precision below .85 on generated answers, or in fewer than five (figures/published/everyday/reader.csv).
+# Read with a precision below .85 on generated answers, or in fewer than five (the study `reader`).
 UNREADABLE = ("initiative", "budget", "pace", "risk", "company", "table")
 TECHNICAL = 1.5  # figures and terms together, from
 
