@@ -137,6 +137,18 @@ def named(table: pd.DataFrame, *columns: str, series: str = "") -> pd.DataFrame:
     return table.assign(row=rows, series=table[series] if series else "")
 
 
+def in_words(table: pd.DataFrame) -> pd.DataFrame:
+    """Add ``who``: the policy of ``arm`` and ``persona_format`` in words, "PT-DPO" for "dpo-both"."""
+
+    def words(arm: str, form: str) -> str:
+        method, _, trained = arm.upper().partition("-")
+        tailored = f"PT-{method}" + ("" if trained == "BOTH" else f" ({trained.lower()})")
+        who = "untrained model" if not trained else f"plain {method}" if trained == "NONE" else tailored
+        return who + (", told the persona" if form == "first_person" else "")
+
+    return table.assign(who=[words(*pair) for pair in zip(table.arm, table.persona_format, strict=True)])
+
+
 def melted(table: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
     """Return the estimates of several columns as lines: ``value`` with its limits; ``series`` is the name."""
     import pandas as pd
@@ -251,8 +263,8 @@ FIGURES = {
     ),
     "swap": Figure(
         "Persona swap: does the preference follow the persona?", ("swap",),
-        lambda table: named(table[(table.measure == "policy") & table.d_positive.notna()],
-                            "arm", "persona_format", series="persona"),
+        lambda table: named(in_words(table[(table.measure == "policy") & table.d_positive.notna()]),
+                            "who", series="persona"),
         (partial(forest, name="d_positive", label="share of rows with D > 0 (chance: .5)", null=0.5),),
     ),
     "released_flip": Figure(
@@ -298,11 +310,22 @@ def draw(kind: Figure, *tables: pd.DataFrame) -> tuple[dict[str, bytes], str]:
         drawn.legend(marks.values(), marks, loc="outside upper center", ncols=ncols, title=title)
         alt = " ".join([title.replace("\n", ": ") + ".", *said])
         dates = dict.fromkeys(("CreationDate", "Creator", "Producer"))
-        for name, facts in zip(KINDS, (dates, {"Software": None, "Description": alt}), strict=True):
+        for name, facts in zip(KINDS, (dates, {"Software": None}), strict=True):
             target = BytesIO()
             drawn.savefig(target, format=name, dpi=DPI, metadata=facts)
             files[name] = target.getvalue()
-    return files, alt
+    return files | {"png": few_colours(files["png"], alt)}, alt
+
+
+def few_colours(png: bytes, alt: str) -> bytes:
+    """Return a PNG with a palette of 128 colours, a third of the size, and its words as its description."""
+    from PIL import Image, PngImagePlugin
+
+    facts, target = PngImagePlugin.PngInfo(), BytesIO()
+    facts.add_itxt("Description", alt)
+    image = Image.open(BytesIO(png)).convert("RGB").quantize(128)
+    image.save(target, "png", optimize=True, pnginfo=facts, dpi=(DPI, DPI))
+    return target.getvalue()
 
 
 # --- files, and figures in notebooks ---
