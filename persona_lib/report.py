@@ -22,7 +22,7 @@ from persona_lib.data.mapping import read_mapping
 from persona_lib.data.preference import draw, load_pairs
 from persona_lib.data.rows import NOTED, REJECTED, Finding
 from persona_lib.data.tailoring import split_train
-from persona_lib.figures import FIGURES, figure_inputs, image
+from persona_lib.figures import FIGURES, figure_inputs, image, in_words
 from persona_lib.models.load import load_tokenizer
 from persona_lib.models.served import SURFACE, surface_persona
 from persona_lib.paper.answers import BROKEN, broken_share, generation_folder, grid, read_generations
@@ -418,11 +418,12 @@ def own_adapter(run: Run) -> dict[str, str]:
 def own_page(profile: Profile) -> str:
     """Return the report on a user's own data: data, users, effect, answers, adapter, limits."""
     data, run = intake.read_own(profile), runs_of(profile, profile.datasets[0])[0]
-    measured, swaps, name = read_table(profile, "user_swap"), [], "swap"
+    measured, swaps, others, name = read_table(profile, "user_swap"), [], [], "swap"
     if len(measured):
         name = "user_swap"
-        main = measured[(measured.arm == users.tailored(run)) & (measured.history == 0)]
-        swaps = main.to_dict("records")
+        whole, tailored = measured[measured.history == 0], users.tailored(run)
+        swaps = whole[whole.arm == tailored].to_dict("records")
+        others = in_words(whole[whole.arm != tailored]).to_dict("records")
         measured = measured.assign(history=measured.history.astype(str).replace("0", "all"))
     return fill(
         "own.html",
@@ -433,6 +434,7 @@ def own_page(profile: Profile) -> str:
         splits=split_table(data),
         users=own_users(run),
         swaps=swaps,
+        others=others,
         wins=read_table(profile, "user_wins").to_dict("records") if swaps else [],
         found=[] if swaps else findings(profile),
         interval=with_interval,
