@@ -160,7 +160,7 @@ def last_run() -> tuple[str, list[str]]:
         raise FileNotFoundError(f"{results_root()}: no run to export; ./run_all.sh --data FILE makes one")
     known = store.read_json(paths[-1])
     last = max(known["tasks"].values(), key=lambda facts: facts["finished"])
-    return known["profile"], last["parameters"]["overrides"]
+    return last["parameters"]["profile"], last["parameters"]["overrides"]
 
 
 def main(argv: list[str] | None = None) -> int:

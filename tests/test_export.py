@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 import pytest
 from tiny import save_adapter, save_base, some_texts, tiny_run
 
-from persona_lib import export, store
+from persona_lib import export, pipeline, store, tasks
 from persona_lib.models import load, train
 from persona_lib.prompts import ChatFormat
 from persona_lib.settings import Run, load_profile, results_dir, set_field
@@ -150,3 +151,14 @@ def test_the_card_of_packaged_weights_names_the_publishers_model_and_the_way_to_
     assert "license: apache-2.0\n" in card and "base_model: HuggingFaceTB/SmolLM2-135M-Instruct\n" in card
     assert "SmolLM2-135M-Instruct@12fd25f7" in card and "quantised to Q4_1" in card
     assert "those that come with the data" in card and "BitsAndBytesConfig" not in code
+
+
+def test_without_words_the_run_that_ended_last_is_exported_with_its_settings(monkeypatch, tmp_path):
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="no run to export"):
+        export.last_run()
+    for hour, (name, overrides) in enumerate([("smoke", []), ("own_smoke", ["lora.r=4"])]):
+        facts = {"parameters": {"profile": name, "overrides": overrides}, "finished": f"2026-01-01T0{hour}"}
+        pipeline.write_facts(tasks.Pipeline(load_profile(name)), {"01": facts})
+        os.utime(tmp_path / name / "provenance.json", (hour, hour))
+    assert export.last_run() == ("own_smoke", ["lora.r=4"])
