@@ -94,11 +94,11 @@ FINDINGS = (
     ("side_difference", "n == n",
      "dPQ under rejected minus chosen personas ({personas}): {value}, n = {n:.0f}", "dpq", 0),
     ("swap", "measure == 'policy' and persona == 'gold' and arm == @tailored",
-     "PT-DPO leans to the response of the persona's user in {value} of {n:.0f} rows", "d_positive", 0.5),
+     "Personas move PT-DPO towards their user's response in {value} of {n:.0f} rows", "d_positive", 0.5),
     ("swap", "measure == 'policy' and persona == 'gold' and arm == 'dpo-none' and persona_format != 'line'",
-     "Plain DPO, told the persona, does so in {value} of {n:.0f} rows", "d_positive", 0.5),
+     "They move plain DPO that is told the persona in {value} of {n:.0f} rows", "d_positive", 0.5),
     ("swap", "measure == 'policy' and persona == 'shuffled' and arm == @tailored",
-     "PT-DPO with another row's persona does so in {value} of {n:.0f} rows", "d_positive", 0.5),
+     "Another row's personas move PT-DPO towards that response in {value} of {n:.0f} rows", "d_positive", 0.5),
 )  # fmt: skip
 
 
