@@ -98,7 +98,7 @@ FINDINGS = (
     ("swap", "measure == 'policy' and persona == 'gold' and arm == 'dpo-none' and persona_format != 'line'",
      "They move plain DPO that is told the persona in {value} of {n:.0f} rows", "d_positive", 0.5),
     ("swap", "measure == 'policy' and persona == 'shuffled' and arm == @tailored",
-     "Another row's personas move PT-DPO towards that response in {value} of {n:.0f} rows", "d_positive", 0.5),
+     "Another row's personas move PT-DPO towards it in {value} of {n:.0f} rows", "d_positive", 0.5),
 )  # fmt: skip
 
 
