@@ -123,8 +123,10 @@ def test_an_export_never_overwrites_and_says_what_is_missing(trained, tmp_path, 
         export.export_arm(trained, "dpo-none", tmp_path / "out")
     with pytest.raises(FileNotFoundError, match="arm 'base' has no adapters"):
         export.export_arm(trained, "base", tmp_path / "out")
-    assert export.main(["--profile", "everyday", "--arm", "dpo-shuffled", str(tmp_path / "out")]) == 2
-    assert "sft-shuffled is not finished" in capsys.readouterr().err
+    for arm, said in (("dpo-shuffled", "no trained arm 'shuffled'; known: none, both"),
+                      ("dpo-both", "sft-both is not finished")):  # fmt: skip
+        assert export.main(["--profile", "everyday", "--arm", arm, str(tmp_path / "out")]) == 2
+        assert said in capsys.readouterr().err
 
 
 def card_of(profile, source, dataset, chat=None):
