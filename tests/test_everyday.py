@@ -9,6 +9,8 @@ from dataclasses import fields
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
+
 from persona_lib.data import everyday
 from persona_lib.records import PAIR_SPLITS, TailoringRow
 from persona_lib.store import file_hash
@@ -74,6 +76,24 @@ def test_the_data_cards_describe_the_file_as_it_is():
     assert everyday.Item(**json.loads(re.search(r"```json\n(.*?)```", text, re.S)[1])) in ITEMS
     counts = Counter(item.split for item in ITEMS)
     assert f"| pairs | | {' | '.join(str(counts[split]) for split in PAIR_SPLITS)} |" in text
+
+
+def test_the_balance_that_the_data_card_states_is_that_of_the_file():
+    text = (REPO / "EVERYDAY.md").read_text(encoding="utf-8")
+    even = [item for item in ITEMS if "length" not in item.dimension]
+    a_longer = [len(item.response_a.split()) > len(item.response_b.split()) for item in even]
+    first_longer = {name: [] for name in everyday.DIMENSIONS if name != "length"}
+    for item, longer in zip(even, a_longer, strict=True):
+        for name, value in item.wish("a"):
+            first_longer[name].append((value == everyday.DIMENSIONS[name][0]) == longer)
+    widest = max(max(np.mean(found), 1 - np.mean(found)) for found in first_longer.values())
+    for share, said in (
+        (np.mean(["+" in item.dimension for item in ITEMS]), "One pair in five ({:.1f} %)"),
+        (np.mean(a_longer), "Side a is the longer one in {:.1f} %"),
+        (widest, "is one value the longer one in more than {:.1f} %"),
+        (np.mean([item.wording == "explicit" for item in ITEMS]), "In a third of the pairs ({:.1f} %)"),
+    ):
+        assert said.format(100 * share) in text
 
 
 def test_seeds_draw_different_users_of_whom_the_majority_share_is_common():
