@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import json
 import os
 import signal
 import sys
@@ -328,14 +329,20 @@ def verify(pipeline: Pipeline, every: bool = False) -> int:
     profile, path = pipeline.profile, published_seeds(pipeline.profile)
     if not path.exists():
         raise ConfigError(f"profile {profile.name} has no published run ({path}): verify everyday")
-    published = settings.load_profile(profile.name, [f"seeds={','.join(map(str, profile.seeds))},"])
-    changed = [name for name, value in settings.deciding(published, "*").items()
-               if settings.deciding(profile, "*")[name] != value]  # fmt: skip
+    if not pipeline.provenance.exists():
+        raise ConfigError(f"profile {profile.name} has no results to verify: ./run_all.sh")
+    ran, changed = store.read_json(pipeline.provenance)["settings"], []  # of the run, whatever is asked now
+    for name, value in settings.deciding(settings.load_profile(profile.name), "*").items():
+        group, _, key = name.rpartition(".")
+        if name != "seeds" and (ran[group] if group else ran).get(key) != json.loads(json.dumps(value)):
+            changed.append(name)
     if changed:
         if every:
-            raise ConfigError(f"--verify compares the profile as it is: without --set {', '.join(changed)}")
+            raise ConfigError(
+                f"--verify compares runs of the profile as it is; this one changed {', '.join(changed)}"
+            )
         return 0
-    table = claims.verify(profile, pd.read_csv(path))
+    table = claims.verify(settings.set_field(profile, {"seeds": ran["seeds"]}), pd.read_csv(path))
     if every:
         numbers = ["run", "published", "published_low", "published_high"]
         print(table.round(dict.fromkeys(numbers, 3)).to_string(index=False), end="\n\n")

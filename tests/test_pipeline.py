@@ -153,3 +153,13 @@ def test_an_interrupt_ends_the_kernel_and_exits_130(notebooks):
     with contextlib.suppress(ProcessLookupError):
         os.kill(kernel, 0)
         pytest.fail("the kernel is still there")
+
+
+def test_verify_compares_what_ran_not_what_is_asked_now(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
+    assert pipeline.main(["--verify"]) == 2 and "has no results to verify" in capsys.readouterr().err
+    ran = settings.load_profile("everyday", ["dpo.beta=0.2"])
+    pipeline.write_facts(pipeline.Pipeline(ran), {})
+    assert pipeline.main(["--verify"]) == 2 and "this one changed dpo.beta" in capsys.readouterr().err
+    assert pipeline.main(["--verify", "--profile", "smoke"]) == 2
+    assert "no published run" in capsys.readouterr().err
