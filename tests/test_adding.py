@@ -99,7 +99,7 @@ def test_a_metric(monkeypatch):
     monkeypatch.setitem(swap.METRICS, "size", my_metric)
     scores = [swap.PolicyScore("a", f"gold-{side}", side, chosen, 0.0)
               for side, chosen in (("chosen", 1.0), ("rejected", 4.0))]  # fmt: skip
-    assert swap.swap_values(swap.margins(scores)["policy"], "gold")["size"] == {"a": 3.0}
+    assert swap.swap_values(swap.margins(scores, {})["policy"], "gold")["size"] == {"a": 3.0}
 
 
 def test_an_arm(monkeypatch, capsys):

@@ -29,8 +29,8 @@ def gold(**pairs: tuple[float, float]) -> list[swap.PolicyScore]:
             for i, pair in pairs.items() for s, m in zip(SIDES, pair, strict=True)]  # fmt: skip
 
 
-def values(scores, reference=(), measure="policy"):
-    found = swap.swap_values(swap.margins(scores, reference)[measure], "gold")
+def values(scores, lengths=(), measure="policy"):
+    found = swap.swap_values(swap.margins(scores, dict(lengths))[measure], "gold")
     return {name: pytest.approx(list(by_id.values()), nan_ok=True) for name, by_id in found.items()}
 
 
@@ -43,12 +43,13 @@ def test_accuracy_flip_and_difference_by_hand():
                      "d_positive": [1, 1, 0, 1], "d": [3.0, 0.5, -4.0, 1.0]}  # fmt: skip
 
 
-def test_the_implicit_reward_subtracts_the_reference_of_the_same_row_and_persona_text():
-    scores, reference = gold(a=(2.0, 2.0)), gold(a=(3.0, 1.0))
-    assert values(scores, reference, "implicit reward")["d"] == [-2.0]
-    assert values(scores)["d"] == [0.0]
-    other = [replace(s, persona="another text") for s in reference]
-    assert values(scores, other, "implicit reward")["d"] == []
+def test_margins_per_byte_divide_each_response_by_its_length():
+    scores = gold(a=(-5.0, -10.0))  # log p(chosen | P_C) = -25, (chosen | P_R) = -30, rejected -20
+    found = values(scores, {"a": (10, 4)}, "per byte")
+    # (-2.5 + 5) * 7 = 17.5 and (-3 + 5) * 7 = 14: the rejected response is the more probable one by sum only
+    assert found["d"] == [3.5] and found["acc_chosen"] == [1] and values(scores)["acc_chosen"] == [0]
+    assert values(scores, {"a": (6, 6)}, "per byte")["d"] == [5.0] and values(scores)["d"] == [5.0]
+    assert values(scores, {"b": (6, 6)}, "per byte")["d"] == []
 
 
 def test_equal_personas_and_differences_of_rounding_say_nothing_and_rows_without_a_side_are_left_out():
@@ -94,6 +95,15 @@ def test_the_table_and_the_difference_to_the_twin_by_hand(runs):
     twin = line(swap.swap_differences(runs), compared="dpo-none.line", measure="policy")
     assert (twin.d_positive, twin.flip, twin.n, twin.n_seeds) == (0.5, 0.5, 4, 2)
     assert line(swap.swap_table(runs[:1]), arm="dpo-chosen", measure="policy").d_positive == 1.0
+
+
+def test_the_length_balanced_share_weighs_both_kinds_of_rows_equally(runs):
+    """A policy that always moves to the longer response is right whenever the chosen one is longer."""
+    rows = [TailoringRow(f"r{i}", "test", "q", "a" * (1 if i == 3 else 9), "b" * 5, {}) for i in range(4)]
+    store.write_rows(runs[0].folder / "tailoring" / "test.jsonl", rows)
+    write_swap(runs[:1], "dpo-none", [[(2, 1), (2, 1), (2, 1), (1, 2)]])
+    row = line(swap.swap_table(runs[:1]), measure="policy")
+    assert (row.d_positive, row.balanced, row.longer_chosen, row.longer_rejected) == (0.75, 0.5, 1, 0)
 
 
 def test_a_policy_that_ignores_the_persona_is_at_chance_and_length_cannot_help_it(runs):

@@ -41,7 +41,7 @@ DECIDED = {
     "training": (1, "6adc9268c2bd0739"),
     "answers": (1, "3b437bf5a9a6c1f7"),
     "judging": (1, "1fbc0eca373ac012"),
-    "swap": (1, "e57bfddc03df56ce"),
+    "swap": (1, "4ad57d7f478ef12d"),
     "calibration": (1, "520ab9c1621e24e4"),
     "rejudged": (1, "cda9fe8cd4aeed16"),
     "users": (1, "2df83d34105285ac"),

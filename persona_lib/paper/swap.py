@@ -1,10 +1,10 @@
 """Persona swap: does a policy's preference between two responses, and what it writes, follow the persona?
 
-With r = log pi(response | prompt, persona), less the reference's for the implicit reward (DPO's without its
-factor beta), let m(P) = r(chosen | P) - r(rejected | P). Acc_C is the share of rows with m(P_C) > 0, Acc_R
-the share with m(P_R) < 0, flip the share with both (chance 1/4 for independent signs). Both terms of
-D = m(P_C) - m(P_R) hold the same two responses, so their length, quality and memorisation cancel. Share D > 0
-is 1/2 for a policy that does not heed the persona. No judge is needed.
+With r = log pi(response | prompt, persona), let m(P) = r(chosen | P) - r(rejected | P). Acc_C is the share of
+rows with m(P_C) > 0, Acc_R the share with m(P_R) < 0, flip the share with both (chance 1/4 for independent
+signs). Long responses are less probable under every persona; the measure "per byte" divides each r by the
+response's bytes. Both terms of D = m(P_C) - m(P_R) hold the same two responses, so their length, quality and
+memorisation cancel. Share D > 0 is 1/2 for a policy that does not heed the persona. No judge is needed.
 
 Every table takes the ``runs`` of one data set, one per seed. One run gives the table of one seed.
 """
@@ -48,7 +48,7 @@ KEYED = (
 )
 CHUNK = 4  # batches scored between two writes
 FAMILIES = ("gold", "retrieved", "shuffled", "user")  # of personas that come in two sides
-MEASURES = ("policy", "implicit reward")
+MEASURES = ("policy", "per byte")
 ROUNDING = 1e-4  # nats: a smaller D is rounding, the policy saw no difference
 Part = tuple[str, str]  # arm, persona format
 
@@ -213,6 +213,7 @@ def swap_scores(run: Run, arm: str, persona_format: str = "line") -> list[Policy
 
 
 Margins = Mapping[str, Mapping[str, tuple[float, str | None]]]  # persona's name -> row id -> m(P), its text
+Lengths = Mapping[str, tuple[int, int]]  # row id -> bytes of the chosen and of the rejected response
 # name -> a function of the margins m (row, persona) and of D (row), one value per row; each gets an interval
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "acc_chosen": lambda m, d: m[:, 0] > 0,
@@ -223,15 +224,19 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 }
 
 
-def margins(scores: Iterable[PolicyScore], reference: Iterable[PolicyScore] = ()) -> dict[str, Margins]:
-    """Return m(P) by measure: the policy's, and less the reference's of the same row and persona text."""
-    known = {(s.id, s.eval_persona, s.persona): s.margin for s in reference}
+def margins(scores: Iterable[PolicyScore], lengths: Lengths) -> dict[str, Margins]:
+    """Return m(P) by measure, in nats: of whole responses ("policy"), and "per byte".
+
+    The latter is the difference of log-probabilities per byte, times the mean length of the two responses: it
+    equals the former where both are equally long. Rows without lengths have none.
+    """
     found: dict[str, Any] = {measure: defaultdict(dict) for measure in MEASURES}
     for s in scores:
         found["policy"][s.eval_persona][s.id] = s.margin, s.persona
-        other = known.get((s.id, s.eval_persona, s.persona))
-        if other is not None:
-            found["implicit reward"][s.eval_persona][s.id] = s.margin - other, s.persona
+        if s.id in lengths:
+            chosen, rejected = lengths[s.id]
+            margin = (s.chosen / chosen - s.rejected / rejected) * (chosen + rejected) / 2
+            found["per byte"][s.eval_persona][s.id] = margin, s.persona
     return found
 
 
@@ -281,15 +286,20 @@ Found = dict[Key, dict[str, dict[str, float]]]  # per row {name of a value: {id:
 
 
 def swap_items(run: Run) -> Found:
-    """Return the swap values of every arm, measure and family of a run."""
+    """Return the swap values of every arm, measure and family of a run, D > 0 also by the longer response."""
     found: Found = {}
+    rows = swap_rows(run)
+    lengths = {row.id: (len(row.chosen.encode()), len(row.rejected.encode())) for row in rows}
+    longer = {i: SIDES[rejected > chosen] for i, (chosen, rejected) in lengths.items() if chosen != rejected}
     for arm, persona_format in swap_arms(run):
-        reference = "base" if arm.startswith("sft-") else arm.replace("dpo-", "sft-")
-        scores = swap_scores(run, arm, persona_format)
-        by_measure = margins(scores, swap_scores(run, reference, persona_format) if arm != "base" else ())
+        by_measure = margins(swap_scores(run, arm, persona_format), lengths)
         for family in FAMILIES:
             for measure in MEASURES:
-                found[arm, persona_format, measure, family] = swap_values(by_measure[measure], family)
+                values = swap_values(by_measure[measure], family)
+                for side in SIDES:
+                    of_side = {i: v for i, v in values["d_positive"].items() if longer.get(i) == side}
+                    values[f"longer_{side}"] = of_side
+                found[arm, persona_format, measure, family] = values
     return found
 
 
@@ -327,12 +337,18 @@ class Pooled:
         return {"n": min(sum(map(len, found)) for found in by_run), **seed_columns(seeds)}
 
     def table(self, *labels: str) -> pd.DataFrame:
-        """Return a line per row: its key as columns ``labels``, and each value's mean with its interval."""
-        return table_of(
-            {"dataset": self.runs[0].dataset, **dict(zip(labels, key, strict=True)), **self.size(key)}
-            | drawn_columns({name: self.pool[key, name] for name in names})
-            for key, names in self.rows.items()
-        )
+        """Return a line per row: its key as columns ``labels``, and each value's mean with its interval.
+
+        "balanced" is share D > 0 as if either response were the longer one in half of the rows.
+        """
+        lines = []
+        for key, names in self.rows.items():
+            drawn = {name: self.pool[key, name] for name in names}
+            if "longer_chosen" in drawn:
+                drawn["balanced"] = (drawn["longer_chosen"] + drawn["longer_rejected"]) / 2
+            row = {"dataset": self.runs[0].dataset, **dict(zip(labels, key, strict=True)), **self.size(key)}
+            lines.append(row | drawn_columns(drawn))
+        return table_of(lines)
 
 
 def pooled(runs: Sequence[Run], read: Callable[[Run], Found]) -> Pooled:
