@@ -1,4 +1,4 @@
-"""The HTML pages of a profile: its report, its executed notebooks, and the page on a user's own data.
+"""The HTML pages of a profile: its report, and the page on a user's own data.
 
 jinja2 fills them from ``facts/pages``: every text is escaped and nothing is loaded from elsewhere, so a page
 works offline, in dark mode and on a phone. All numbers come from saved tables.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import logging
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -146,36 +145,8 @@ def tables(profile: Profile) -> list[dict[str, Any]]:
     ]
 
 
-# --- files ---
-
-
-def markdown_html(source: str) -> str:
-    """Return Markdown as HTML; its formulas become MathML, its own HTML is shown as text."""
-    from latex2mathml.converter import convert
-    from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
-
-    renderer = IPythonRenderer(escape=True)
-    renderer.block_math = lambda formula: convert(formula.strip(), display="block")
-    renderer.inline_math = lambda formula: convert(formula.strip())
-    return MarkdownWithMath(renderer=renderer).render(source)
-
-
-def notebook_pages(profile: Profile, folder: Path) -> list[str]:
-    """Write the page of each executed notebook of a profile; returns their names."""
-    from nbconvert import HTMLExporter
-
-    exporter = HTMLExporter(template_name="basic", filters={"markdown2html": markdown_html})
-    shutil.rmtree(folder, ignore_errors=True)
-    found = (results_dir(profile) / "notebooks").glob("*.ipynb")
-    paths = sorted(path for path in found if not path.name.endswith(".running.ipynb"))
-    for path in paths:
-        body, _ = exporter.from_filename(str(path))
-        write_text(folder / f"{path.stem}.html", fill("page.html", title=path.stem, body=body))
-    return [path.stem for path in paths]
-
-
 def write_report(profile: Profile) -> Path:
-    """Write ``results/<profile>/report/index.html`` and the notebooks' pages; returns the page's path."""
+    """Write ``results/<profile>/report/index.html``; returns its path."""
     path = results_dir(profile) / "report" / "index.html"
     write_text(path, own_page(profile) if profile.datasets == (intake.NAME,) else report_page(profile))
     return path
@@ -202,13 +173,14 @@ def report_page(profile: Profile) -> str:
 def run_parts(profile: Profile, left_out: Sequence[str]) -> dict[str, Any]:
     """Return what both reports say of a run; unsound policies gave degenerate answers too often."""
     runs = [run for dataset in profile.datasets for run in runs_of(profile, dataset)]
+    ran = sorted((results_dir(profile) / "notebooks").glob("*.ipynb"))
     done = [(run, spec, generation_folder(run, spec) / "done.json") for run in runs for spec in grid(run)]
     return {
         "broken": f"{BROKEN:.0%}",
         "unsound": [f"{spec.slug}, seed {run.seed}" for run, spec, path in done
                     if path.exists() and broken_share(read_json(path)) > BROKEN],
         "tables": [one for one in tables(profile) if one["name"] not in left_out],
-        "notebooks": notebook_pages(profile, results_dir(profile) / "report" / "notebooks"),
+        "notebooks": [path.stem for path in ran if not path.name.endswith(".running.ipynb")],
         "origin": origin(profile),
     }  # fmt: skip
 
