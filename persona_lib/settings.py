@@ -46,6 +46,7 @@ RANGES = {  # settings by pattern, the first that fits: the lowest and the highe
     "data.near_duplicates": (0.01, 1),
     "dpo.beta": (1e-4, 100),
     "generation.repetition_penalty": (0.1, 10),
+    "evaluation.limit": (-(10**9), 10**9),
     "evaluation.bootstrap_samples": (10, 10**6),
     "*learning_rate": (1e-9, 10),
     "*[._]epochs": (1, 1000),

@@ -297,11 +297,12 @@ def download_line(what: str, gb: float) -> str:
 
 def requests(profile: Profile, role: str) -> int:
     """Count a judge's requests: both orders and rubrics of every comparison of the authors' data sets."""
-    total = 0
+    total, limit = 0, profile.evaluation.limit
     for name in profile.datasets:
         if role != "generator" and (rows := official.DATASETS.get(name, {}).get("rows")):
             compared = sum(role == "judge" or m.kind == "main" for m in matchups(Run(profile, name, 0)))
-            total += 4 * compared * min(rows[-1], profile.evaluation.limit or rows[-1]) * len(profile.seeds)
+            judged = rows[-1] + limit if limit < 0 else min(rows[-1], limit or rows[-1])
+            total += 4 * compared * judged * len(profile.seeds)
     return total
 
 

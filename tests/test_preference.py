@@ -21,6 +21,13 @@ def test_pairs_of_a_run_are_written_once_and_read_back(tmp_path, monkeypatch):
     assert pairs == preference.READERS["everyday"](run)
 
 
+def test_a_negative_limit_takes_the_rows_that_the_limit_leaves_out():
+    rows = [TailoringRow(f"r{i}", "test", "q", "a", "b", {}) for i in range(9)]
+    some, others = preference.draw(rows, 4), preference.draw(rows, -4)
+    assert len(some) == 4 and sorted([*some, *others], key=rows.index) == rows == preference.draw(rows, 0)
+    assert preference.draw(rows[::-1], 4) == some[::-1], "the draw is by id"
+
+
 def test_an_unknown_data_set_lists_the_near_names(tmp_path, monkeypatch):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
     run = Run(set_field(load_profile("everyday"), {"datasets": ["beavertail"]}), "beavertail", 0)

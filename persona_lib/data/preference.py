@@ -46,14 +46,14 @@ def derangement(n: int, seed: int) -> list[int]:
 
 
 def draw(rows: list[Any], limit: int) -> list[Any]:
-    """Return ``limit`` rows drawn by id, in their order; all of them if it is 0.
+    """Return ``limit`` rows drawn by id, in their order; 0: all of them; negative: all but the drawn.
 
     The draw depends on nothing else, so it is the same for every arm and seed.
     """
     if not limit:
         return rows
-    kept = {row.id for row in sorted(rows, key=lambda row: content_hash(row.id))[:limit]}
-    return [row for row in rows if row.id in kept]
+    drawn = {row.id for row in sorted(rows, key=lambda row: content_hash(row.id))[: abs(limit)]}
+    return [row for row in rows if (row.id in drawn) == (limit > 0)]
 
 
 def side_rows(rows: list[TailoringRow], side: str, kind: str = "gold") -> list[ArmRow]:
