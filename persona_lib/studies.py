@@ -187,7 +187,7 @@ def ask(own: Run, name: str, settings: Settings) -> dict[str, list[InferredPerso
     key, pairs = store.content_hash(VERSIONS["personas"], *inputs, own.seed), preference.inference_pairs(run)
     if not store.is_done(folder, key):
         store.clear_unless(folder, key)
-        generator = load_generator(run, "generator", run.profile.generator.batch_size)
+        generator = load_generator(run, "generator")
         for side in SIDES:
             personas.infer_personas(generator, pairs, side, run.profile, folder / f"{side}.jsonl")
         store.mark_done(folder, key, settings=dict(settings), generator=generator.settings)

@@ -41,7 +41,7 @@ class MyGenerator:
         return [f"The user is x and prefers {len(preferred)} characters." for _, preferred, _ in items]
 
 
-def my_generator(run: Run, role: str, batch_size: int) -> MyGenerator:
+def my_generator(run: Run, role: str) -> MyGenerator:
     """Return the generator of a run."""
     return MyGenerator()
 
@@ -87,7 +87,7 @@ def test_a_generator(monkeypatch, tmp_path):
     monkeypatch.setitem(served.GENERATORS, "mine", my_generator)
     profile = set_field(PROFILE, {"generator.model": "mine"})
     run = Run(profile, "everyday", 0)
-    generator = served.load_generator(run, "generator", 1)
+    generator = served.load_generator(run, "generator")
     rows = personas.infer_personas(generator, [PAIR], "chosen", profile, tmp_path / "x.jsonl")
     assert [(row.persona, row.model) for row in rows] == [
         ("The user is x and prefers 13 characters.", "mine")

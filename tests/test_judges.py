@@ -29,8 +29,8 @@ class Scripted:
 
     name, tokenizer = "scripted", None
 
-    def __init__(self, *answers: str, takes_schema: bool = False) -> None:
-        self.answers, self.asked, self.takes_schema = list(answers), [], takes_schema
+    def __init__(self, *answers: str) -> None:
+        self.answers, self.asked = list(answers), []
 
     def generate(self, prompts, max_new_tokens, stop, **settings):
         self.asked.append((list(prompts), max_new_tokens, stop, settings))
@@ -124,15 +124,14 @@ def test_a_win_needs_both_orders_and_an_unreadable_answer_leaves_the_pair_unpars
 @pytest.mark.parametrize("form", ["letter", "json"])
 @pytest.mark.parametrize("template", ["its template", None])
 def test_a_loaded_chat_model_is_asked_in_its_own_format_and_a_plain_one_is_not(monkeypatch, form, template):
-    generator = Scripted(ANSWERS[form].format("A"), takes_schema=True)
+    generator = Scripted(ANSWERS[form].format("A"))
     generator.tokenizer = template
     chat = ChatFormat(("[system]", "[user]", "[answer]"), ("[user]", "[answer]"), "[end]", ())
     monkeypatch.setattr(judges, "chat_format", lambda tokenizer: chat)
     (judgment,) = judge_of(monkeypatch, generator, f"judge.format={form}")([ONE], "quality")
     assert judgment.winner == "A"
-    ((prompts, _, _, given),) = generator.asked
+    ((prompts, *_),) = generator.asked
     assert (prompts[0][:6] == "[user]" and prompts[0][-8:] == "[answer]") is bool(template)
-    assert given == ({"schema": judges.SCHEMA} if form == "json" else {}), "a server is held to the schema"
 
 
 # --- Prometheus-2's format ---

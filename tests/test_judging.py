@@ -102,12 +102,12 @@ def test_comparisons_of_one_prompt_are_drawn_together():
 class Shorter:
     """A served model that prefers the shorter response and cannot decide on equal lengths."""
 
-    name, takes_schema = "shorter-first", True
+    name = "shorter-first"
 
     def __init__(self) -> None:
         self.asked = 0
 
-    def generate(self, prompts, max_new_tokens, stop, schema):
+    def generate(self, prompts, max_new_tokens, stop):
         for n, prompt in enumerate(prompts):
             self.asked += 1
             a, b = prompt.partition("Response A:\n")[2].split("\n\nAnswer with")[0].split("\n\nResponse B:\n")
@@ -139,7 +139,7 @@ def second(judged_once, tmp_path, monkeypatch) -> Shorter:
     shutil.copytree(judged_once, tmp_path / "results")
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
     second = Shorter()
-    monkeypatch.setattr(judges, "load_generator", lambda run, role, batch: second)
+    monkeypatch.setattr(judges, "load_generator", lambda run, role: second)
     judging.forget_judged()
     return second
 

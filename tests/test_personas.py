@@ -207,7 +207,7 @@ def test_a_language_model_is_asked_in_both_orders_and_never_read_into(inferred, 
         def generate(self, prompts, max_new_tokens, stop):
             return [(n, Completion(self.answers.pop(0), "stop", 1)) for n in range(len(prompts))]
 
-    monkeypatch.setattr(personas, "load_generator", lambda run, role, size: Scripted())
+    monkeypatch.setattr(personas, "load_generator", lambda run, role: Scripted())
     assert preferred(inferred("lm", **FOUR)) == ["win", "tie", "tie", "unparsed", *["win"] * 3, None]
 
 

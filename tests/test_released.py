@@ -136,7 +136,7 @@ SECOND = ["second_judge.model=other", f"second_judge.url={SERVED}", "second_judg
 class LongerWins:
     """A judge that prefers the longer response; equal lengths get no verdict."""
 
-    name, takes_schema = "longer", False
+    name = "longer"
 
     def __init__(self, stop_after: int = 10**6) -> None:
         self.asked, self.stop_after = 0, stop_after
@@ -171,7 +171,7 @@ def data(tmp_path, monkeypatch):
 
 def open_run(monkeypatch, generator, *settings: str) -> Run:
     """A run of the authors profile with a language model as judge."""
-    monkeypatch.setattr(judges, "load_generator", lambda run, role, batch: generator)
+    monkeypatch.setattr(judges, "load_generator", lambda run, role: generator)
     return Run(load_profile("authors", [*JUDGE, *settings]), "hhh", 0)
 
 

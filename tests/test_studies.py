@@ -85,7 +85,7 @@ def writers(tmp_path, monkeypatch):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
     monkeypatch.setenv("PERSONA_FIGURES", str(tmp_path / "figures"))
     made = {name: Writer(name) for name in ("right", "wrong", "silent")}
-    monkeypatch.setattr(studies, "load_generator", lambda run, role, size: made[run.profile.generator.model])
+    monkeypatch.setattr(studies, "load_generator", lambda run, role: made[run.profile.generator.model])
     monkeypatch.setattr(reader, "UNREADABLE", ())  # responses of the pairs are read well on all dimensions
     monkeypatch.setattr(studies, "role_key", lambda run, role: run.profile.generator.model)
     monkeypatch.setattr(personas, "parse_persona", lambda raw, words: (raw or None, "ok" if raw else "empty"))

@@ -35,16 +35,16 @@ FILES = {
     "users": ("beyond.users",),
 }
 DECIDED = {
-    "pairs": (1, "7496313e604f271d"),
-    "personas": (1, "94fab597d41c4fee"),
+    "pairs": (1, "9e2fe2daa5913499"),
+    "personas": (1, "bedc7f37fc705c78"),
     "tailoring": (1, "f123c395c6e7636d"),
     "training": (1, "6adc9268c2bd0739"),
-    "answers": (1, "3b437bf5a9a6c1f7"),
+    "answers": (1, "c3fada253841e221"),
     "judging": (1, "1fbc0eca373ac012"),
-    "swap": (1, "4ad57d7f478ef12d"),
-    "calibration": (1, "520ab9c1621e24e4"),
+    "swap": (1, "e57bfddc03df56ce"),
+    "calibration": (1, "75dadff9116da6dd"),
     "rejudged": (1, "cda9fe8cd4aeed16"),
-    "users": (1, "2df83d34105285ac"),
+    "users": (1, "61a237d378c9a82d"),
 }
 
 

@@ -111,7 +111,7 @@ def user_personas(run: Run) -> list[UserPersona]:
     asked = [place for place, part in parts.items() if len(set(part)) > 1]
     if asked and not brought and (profile.generator.model != SURFACE or profile.generator.url):
         queries = [profile_query(parts[place][-SHOWN:]) for place in asked]
-        generator = load_generator(run, "generator", profile.generator.batch_size)
+        generator = load_generator(run, "generator")
         for n, made in generator.generate(queries, profile.generator.max_new_tokens, STOPS):
             texts[asked[n]] = parse_persona(made.text, MAX_WORDS)[0] or texts[asked[n]]
     trained, rows = {pair.user for pair in pairs["train"]}, []

@@ -33,15 +33,11 @@ class Completion:
 
 @dataclass(frozen=True)
 class Decoding:
-    """What every ``generate`` takes after its prompts; greedy, unless ``temperature`` is above 0.
-
-    Only a generator that ``takes_schema`` (a served chat model) is asked to hold its answers to ``schema``.
-    """
+    """What every ``generate`` takes after its prompts; greedy, unless ``temperature`` is above 0."""
 
     max_new_tokens: int
     stop: Sequence[str]
     min_new_tokens: int = 0
-    schema: dict[str, Any] | None = None
     temperature: float = 0.0
     top_p: float = 1.0
     repetition_penalty: float = 1.0

@@ -6,9 +6,8 @@ A served model is asked in OpenAI's protocol by the ``openai`` client, which rep
 and 5xx. Every answer is appended to a ledger, with its cost, before anything else sees it: a killed run pays
 for nothing twice. The budget counts what servers report, and the most that a failed request can cost.
 
-vLLM gets token ids (a text would get a second BOS) and returns token ids, so that texts are cut by the same
-code as with transformers. Its LoRA kernels work in 16 bits only. Written against vLLM 0.30.0
-(``constraints-vllm.txt``); not run by us on a GPU.
+vLLM gets and returns token ids: a text would get a second BOS, and texts are cut by the same code as with
+transformers. Written against vLLM 0.30.0 (``constraints-vllm.txt``); not run by us on a GPU.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,6 @@ from persona_lib.settings import ModelRole, Run, results_dir
 from persona_lib.texts import SPACELESS
 
 KEY_VARIABLE = "OPENAI_API_KEY"  # of the environment; the key goes nowhere but into the request
-FRAME_TOKENS = 64  # that a server's chat format may add to a prompt, at most
 FAILURES_IN_A_ROW = 20  # after so many, nobody is at home
 
 
@@ -63,9 +61,7 @@ class Answer:
 
 def to_completion(answer: Answer, stop: Sequence[str]) -> Completion:
     """Cut an answer at its stop string; what a content filter cut short counts as empty."""
-    text, stopped = cut_at_stop(answer.text, stop)
-    if answer.finish_reason == "content_filter":
-        text = ""
+    text, stopped = cut_at_stop("" if answer.finish_reason == "content_filter" else answer.text, stop)
     return Completion(text.strip(), "stop" if stopped else answer.finish_reason, answer.completion_tokens)
 
 
@@ -83,8 +79,6 @@ class EndpointGenerator:
     concurrency: int = 16
     timeout: float = 120.0
     retries: int = 5
-
-    takes_schema = True
 
     def __post_init__(self) -> None:
         self.name, self.url, self.chat = self.role.model, self.role.url.rstrip("/"), self.role.kind == "chat"
@@ -108,86 +102,67 @@ class EndpointGenerator:
             raise ValueError("an endpoint takes no min_new_tokens: set generation.min_new_tokens=0")
         rows = store.read_rows(self.ledger, Answer) if self.ledger.exists() else []
         known, self.spent = {row.id: row for row in rows}, sum(row.cost_usd for row in rows)
-        settings, stop = self.request_settings(decoding), decoding.stop
         bodies: dict[str, dict[str, Any]] = {}
         places: dict[str, list[int]] = {}
         for index, prompt in enumerate(prompts):
-            told = {"messages": [{"role": "user", "content": prompt}]} if self.chat else {"prompt": prompt}
-            name = store.content_hash(self.url, self.role.kind, settings | told)
+            body = self.request(prompt, decoding)
+            name = store.content_hash(self.url, self.role.kind, body)
             if name in known:
-                yield index, to_completion(known[name], stop)
+                yield index, to_completion(known[name], decoding.stop)
             else:
-                bodies[name] = settings | told
+                bodies[name] = body
                 places.setdefault(name, []).append(index)
         for answer in self.ask_all(bodies) if bodies else ():
             for index in places[answer.id]:
-                yield index, to_completion(answer, stop)
+                yield index, to_completion(answer, decoding.stop)
 
-    def request_settings(self, how: Decoding) -> dict[str, Any]:
-        """Return a request without its prompt; vLLM, SGLang and others take the penalty as an extra field."""
-        body = {"model": self.name, "max_tokens": how.max_new_tokens, "temperature": how.temperature}
+    def request(self, prompt: str, how: Decoding) -> dict[str, Any]:
+        """Return the body of a request; vLLM, SGLang and others take the penalty as an extra field."""
+        told = {"messages": [{"role": "user", "content": prompt}]} if self.chat else {"prompt": prompt}
+        body = {"model": self.name, "max_tokens": how.max_new_tokens, "temperature": how.temperature} | told
         if how.temperature:
             body |= {"top_p": how.top_p, "seed": how.seed}
             body |= {"extra_body": {"repetition_penalty": how.repetition_penalty}}
-        if how.stop:
-            body["stop"] = list(how.stop)
-        if how.schema and self.chat:
-            held = {"name": "answer", "strict": True, "schema": how.schema}
-            body["response_format"] = {"type": "json_schema", "json_schema": held}
-        return body
+        return body | ({"stop": list(how.stop)} if how.stop else {})
 
-    def cost(self, prompt_tokens: float, completion_tokens: float) -> float:
+    def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
         """Return dollars."""
         prices = self.role.prices or (0.0, 0.0)  # per million tokens
         return (prompt_tokens * prices[0] + completion_tokens * prices[1]) / 1e6
-
-    def most_it_can_cost(self, body: dict[str, Any]) -> float:
-        """Return an upper bound of an attempt's cost before it is sent: no token is less than a byte."""
-        text = body.get("prompt") or body["messages"][0]["content"]
-        schema = json.dumps(body["response_format"]) if "response_format" in body else ""
-        return self.cost(len((text + schema).encode()) + FRAME_TOKENS * self.chat, body["max_tokens"])
 
     def ask_all(self, bodies: Mapping[str, dict[str, Any]]) -> Iterator[Answer]:
         """Yield the answers to requests (id -> body) as they arrive; then raise what stopped or failed."""
         import openai
 
-        fatal = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
         key = os.environ.get(KEY_VARIABLE) or "no key"  # a server of one's own may want none
         client = openai.OpenAI(base_url=self.url, api_key=key, timeout=self.timeout, max_retries=self.retries)
-        limit = self.max_cost_usd or math.inf
         running: dict[Future[Answer], float] = {}  # -> the most that it can cost
         failures: list[Exception] = []
-        in_a_row, hopeless, why = 0, False, ""
-
-        def finished() -> Iterator[Answer]:
-            nonlocal in_a_row, hopeless
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                most = running.pop(future)
-                try:
-                    answer = future.result()
-                except (openai.OpenAIError, ValueError) as error:
-                    failures.append(error)
-                    self.spent, in_a_row = self.spent + most, in_a_row + 1
-                    hopeless |= isinstance(error, fatal) or in_a_row >= FAILURES_IN_A_ROW
-                else:
-                    self.spent, in_a_row = self.spent + answer.cost_usd, 0
-                    yield answer
-
-        def has_room(most: float) -> bool:
-            return self.spent + sum(running.values()) + most <= limit
-
+        waiting, in_a_row, why = [*bodies.items()][::-1], 0, ""
         with client, ThreadPoolExecutor(self.concurrency) as pool:
-            for name, body in bodies.items():
-                most = self.most_it_can_cost(body)
-                while running and (len(running) == self.concurrency or not has_room(most)):
-                    yield from finished()
-                if not has_room(most):
-                    why = f"{self.spent:.4f} of max_cost_usd={limit} dollars spent, the next might not fit"
-                if hopeless or why:
+            while running or (waiting and in_a_row < FAILURES_IN_A_ROW):
+                while waiting and len(running) < self.concurrency and in_a_row < FAILURES_IN_A_ROW:
+                    name, body = waiting[-1]
+                    most = self.cost(
+                        len(json.dumps(body)), body["max_tokens"]
+                    )  # no token is less than a byte
+                    if self.spent + sum(running.values()) + most > (self.max_cost_usd or math.inf):
+                        break
+                    running[pool.submit(self.ask, client, *waiting.pop())] = most
+                if not running:
+                    limit = f"max_cost_usd={self.max_cost_usd}"
+                    why = f"{self.spent:.4f} of {limit} dollars spent, the next might not fit"
                     break
-                running[pool.submit(self.ask, client, name, body)] = most
-            while running:
-                yield from finished()
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    most = running.pop(future)
+                    try:
+                        answer = future.result()
+                    except (openai.OpenAIError, ValueError) as error:
+                        failures.append(error)
+                        self.spent, in_a_row = self.spent + most, in_a_row + 1
+                    else:
+                        self.spent, in_a_row = self.spent + answer.cost_usd, 0
+                        yield answer
         if failures and not why:
             first = f"{type(failures[0]).__name__}: {failures[0]}".replace(key, "(key)")[:300]
             why = f"{len(failures)} of {len(bodies)} requests failed, the first with {first}"
@@ -196,32 +171,31 @@ class EndpointGenerator:
             raise EndpointError(f"{self.name} at {self.url}: {why}; {kept}")
 
     def ask(self, client: Any, name: str, body: dict[str, Any]) -> Answer:
-        """Ask without the fields that the server refuses until an answer can be read; the ledger keeps it.
+        """Ask without the fields that the server refuses by name, and append the answer to the ledger.
 
-        A server names the field that it complains about; one that names none is taken to mean the schema.
+        Raises ValueError for a response without an answer, or without token counts if there is a budget.
         """
         import openai
 
         create = client.chat.completions.create if self.chat else client.completions.create
-        left_out, unread = self.refused & body.keys(), 0
-        while True:
+        left_out, response = self.refused & body.keys(), None
+        while response is None:
             asked = {key: value for key, value in body.items() if key not in left_out}
             if "max_tokens" in left_out:
                 asked["max_completion_tokens"] = body["max_tokens"]
             try:
-                answer = self.read_response(name, create(**asked))
-            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-                refused = error.param or "response_format"
-                if refused not in asked or refused in ("model", "prompt", "messages"):
+                response = create(**asked)
+            except openai.BadRequestError as error:
+                if error.param not in asked or error.param in ("model", "prompt", "messages"):
                     raise
-                left_out |= {refused}
-            except ValueError:
-                unread += 1
-                if unread > self.retries:
-                    raise
-            else:  # only now is it known that the request was refused for nothing else
-                break
-        answer = replace(answer, refused=sorted(left_out))
+                left_out |= {error.param}
+        choices, usage = getattr(response, "choices", None), getattr(response, "usage", None)
+        if not choices or (self.max_cost_usd and usage is None):
+            raise ValueError("no usage, so that max_cost_usd could not be kept" if choices else "no choices")
+        text = choices[0].message.content if self.chat else choices[0].text
+        tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
+        made = response.model, text or "", choices[0].finish_reason or "stop", *tokens, self.cost(*tokens)
+        answer = Answer(name, *made, refused=sorted(left_out))
         with self.lock:
             store.append_rows(self.ledger, [answer])
             if "temperature" in left_out - self.refused:
@@ -229,22 +203,9 @@ class EndpointGenerator:
             self.refused |= left_out
         return answer
 
-    def read_response(self, name: str, response: Any) -> Answer:
-        """Read a response of either kind; raises ValueError if it holds no answer or no token counts."""
-        choices, usage = getattr(response, "choices", None), getattr(response, "usage", None)
-        if not choices:
-            raise ValueError("no choices")
-        if self.max_cost_usd and usage is None:
-            raise ValueError("no usage, so that max_cost_usd could not be kept")
-        text = choices[0].message.content if self.chat else choices[0].text
-        tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
-        reason = choices[0].finish_reason or "stop"
-        return Answer(name, response.model, text or "", reason, *tokens, self.cost(*tokens))
-
 
 # --- vLLM in this process ---
 
-ON_GPU = 4  # adapters in GPU memory at a time; the others wait in main memory
 LOADED: dict[tuple, Any] = {}  # the one engine of this process: it takes nearly all of a GPU's memory
 CHUNK = 512  # prompts given to the engine at a time: what is finished is on disk after each
 
@@ -270,9 +231,8 @@ def load_engine(source: str, revision: str, dtype: str, ranks: Sequence[int] = (
     how["dtype"] = dtype  # "auto" would make float16 of float32 weights
     how["max_model_len"] = -1  # what fits into memory, at most the model's own
     how["generation_config"] = "vllm"  # no sampling defaults of the model's authors
-    if ranks:
-        how |= {"enable_lora": True, "max_loras": min(len(ranks), ON_GPU), "max_cpu_loras": len(ranks)}
-        how["max_lora_rank"] = max(8, 1 << (max(ranks) - 1).bit_length())  # vLLM takes powers of two
+    if ranks:  # adapters are used one after the other; vLLM takes ranks that are powers of two
+        how |= {"enable_lora": True, "max_lora_rank": max(8, 1 << (max(ranks) - 1).bit_length())}
     LOADED[key] = LLM(model=source, seed=0, enable_prefix_caching=True, **how)
     return LOADED[key]
 
@@ -310,7 +270,7 @@ class VllmGenerator:
     def generate(self, prompts: Sequence[str], *how: Any, **more: Any) -> Iterator[tuple[int, Completion]]:
         """Yield (index, completion) in order, ``CHUNK`` prompts at a time; see ``Decoding``.
 
-        Each prompt's seed is made of the given one and its place.
+        Raises RuntimeError for a request that vLLM broke off.
         """
         from vllm import SamplingParams
 
@@ -319,26 +279,17 @@ class VllmGenerator:
         given |= {"stop": list(decoding.stop), "include_stop_str_in_output": True}
         given |= {"skip_special_tokens": False, "temperature": decoding.temperature, "top_k": 0}
         given |= {"top_p": decoding.top_p, "repetition_penalty": decoding.repetition_penalty}
+        params = SamplingParams(**given, seed=decoding.seed)
         for start in range(0, len(prompts), CHUNK):
-            indices = range(start, min(start + CHUNK, len(prompts)))
-            seeds = [zlib.crc32(f"{decoding.seed}-{i}".encode()) for i in indices]
-            outputs = self.engine.generate(
-                [{"prompt_token_ids": self.tokenizer(prompts[i])["input_ids"]} for i in indices],
-                [SamplingParams(**given, seed=seed) for seed in seeds],
-                lora_request=self.adapter,
-                use_tqdm=False,
-            )
-            for index, output in zip(indices, outputs, strict=True):
-                yield index, self.read_output(output, decoding.stop)
-
-    def read_output(self, output: Any, stop: Sequence[str]) -> Completion:
-        """Turn vLLM's ``RequestOutput`` into a completion; raises RuntimeError for one broken off."""
-        (found,) = output.outputs
-        if found.finish_reason not in ("stop", "length"):
-            ended = f"with finish_reason={found.finish_reason!r}"
-            raise RuntimeError(f"vLLM ended request {output.request_id} {ended}")
-        made = generate.to_completion(self.tokenizer, list(found.token_ids), stop)
-        return made if made.finish_reason == "stop" else replace(made, finish_reason=found.finish_reason)
+            ids = [self.tokenizer(prompt)["input_ids"] for prompt in prompts[start : start + CHUNK]]
+            asked = [{"prompt_token_ids": row} for row in ids]
+            outputs = self.engine.generate(asked, params, lora_request=self.adapter, use_tqdm=False)
+            for index, output in enumerate(outputs, start):
+                (found,) = output.outputs
+                if found.finish_reason not in ("stop", "length"):
+                    ended = f"with finish_reason={found.finish_reason!r}"
+                    raise RuntimeError(f"vLLM ended request {output.request_id} {ended}")
+                yield index, generate.to_completion(self.tokenizer, list(found.token_ids), decoding.stop)
 
 
 # --- Personas without a language model ---
@@ -392,6 +343,9 @@ class SurfaceGenerator:
 
 # --- Which text generator a role of a run uses ---
 
+# name -> function of run and role; see ``load_generator``
+GENERATORS: dict[str, Callable[[Run, str], Any]] = {SURFACE: lambda run, role: SurfaceGenerator()}
+
 
 def role_source(run: Run, role: str) -> tuple[str, str]:
     """Return where the model of a role is, and its revision: the run's own base, a hub model or a folder."""
@@ -401,33 +355,26 @@ def role_source(run: Run, role: str) -> tuple[str, str]:
 
 def role_key(run: Run, role: str) -> str:
     """Return what identifies the model of a role: its weights, or its name and address if it is served."""
-    name, url = getattr(run.profile, role).model, getattr(run.profile, role).url
-    if url:
-        return f"{name} at {url}"
-    return name if name in GENERATORS else model_key(*role_source(run, role))
+    named = getattr(run.profile, role)
+    if named.url:
+        return f"{named.model} at {named.url}"
+    return named.model if named.model in GENERATORS else model_key(*role_source(run, role))
 
 
-# name -> function of run, role, batch size; see ``load_generator``
-GENERATORS: dict[str, Callable[[Run, str, int], Any]] = {
-    SURFACE: lambda run, role, batch_size: SurfaceGenerator(),
-}
-
-
-def load_generator(run: Run, role: str, batch_size: int) -> Any:
+def load_generator(run: Run, role: str) -> Any:
     """Return the run's "generator" (persona inference) or "judge", as the profile's group of that name says.
 
     A name of GENERATORS stands for itself; another one is a model, which is asked where it is served or by
     ``generation.engine``. Served models of a profile share ledger and budget.
     """
     profile, named = run.profile, getattr(run.profile, role)
-    name = named.model
     if named.url:
         ledger = results_dir(profile) / "endpoint" / "answers.jsonl"
         return EndpointGenerator(named, ledger, profile.served.max_cost_usd)
-    if name in GENERATORS:
-        return GENERATORS[name](run, role, batch_size)
+    if named.model in GENERATORS:
+        return GENERATORS[named.model](run, role)
     source, dtype = role_source(run, role), profile.base.dtype
-    tokenizer, name = load_tokenizer(*source), profile.base.model if name == "base" else name
+    tokenizer, name = load_tokenizer(*source), profile.base.model if named.model == "base" else named.model
     if profile.generation.engine == "vllm":
         return VllmGenerator(load_engine(*source, dtype), tokenizer, name, dtype)
-    return TransformersGenerator(load_base(*source, "none", dtype), tokenizer, name, batch_size)
+    return TransformersGenerator(load_base(*source, "none", dtype), tokenizer, name, named.batch_size)

@@ -108,12 +108,10 @@ def text_judge(
     form: re.Pattern[str],
     stop: tuple[str, ...] = (),
     sampling: tuple[dict[str, float], int] = ({}, 1),
-    **settings: Any,
 ) -> Judge:
     """Return a judge that asks a text generator: ``render`` writes its prompt, ``form`` finds its winner.
 
     ``sampling`` is one of ``DECODING``: an answer without a verdict is sampled again with the next seed.
-    ``settings`` go to the generator.
     """
     how, attempts = sampling
 
@@ -124,7 +122,7 @@ def text_judge(
             left = [n for n, answer in enumerate(answers) if winner_of(form, answer) is None]
             drawn = {**how, "seed": attempt} if how else {}
             asked = [prompts[n] for n in left]
-            done = generator.generate(asked, max_new_tokens, stop, **settings, **drawn) if left else ()
+            done = generator.generate(asked, max_new_tokens, stop, **drawn) if left else ()
             for place, completion in done:
                 answers[left[place]] = completion.text
         return [
@@ -140,14 +138,6 @@ def letter_judge(
 ) -> Judge:
     """Return a judge that asks, greedily, for "A" or "B"; ``asked`` puts a prompt into a chat format."""
     return text_judge(generator, max_new_tokens, lambda *c: asked(render(*c)), LETTER, ("\n",))
-
-
-SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "properties": {"reason": {"type": "string"}, "winner": {"type": "string", "enum": ["A", "B"]}},
-    "required": ["reason", "winner"],  # in this order: the reason is written first
-    "additionalProperties": False,
-}
 
 
 # Prometheus-2's format is not ours (Apache-2.0, the authors of prometheus-eval) and not in this repository.
@@ -218,17 +208,16 @@ def asked_of(generator: Any, kind: str) -> Callable[[str], str]:
 def model_judge(run: Run, role: str = "judge") -> Judge:
     """Return ``<role>.model`` as a judge: a served language model, one of the hub, or the run's own base.
 
-    "json" asks for a reason and then a winner; a server that can hold its answers to a schema gets ours.
+    "json" asks for a reason and then a winner.
     "prometheus" grades as Prometheus-2 was trained to: relative grading without a reference.
     """
-    generator = load_generator(run, role, getattr(run.profile, role).batch_size)
+    generator = load_generator(run, role)
     _, url, kind, form, decoding, most = judge_settings(run.profile, role)
     asked = asked_of(generator, kind)
     if form == "letter":
         return letter_judge(generator, most, asked)
     if form == "json":
-        schema = {"schema": SCHEMA} if getattr(generator, "takes_schema", False) else {}
-        return text_judge(generator, most, lambda *c: asked(chat_judge_prompt(*c)), CHOICE, **schema)
+        return text_judge(generator, most, lambda *c: asked(chat_judge_prompt(*c)), CHOICE)
     render = partial(prometheus_prompt, load_templates(), chat=bool(url) and kind == "chat")
     return text_judge(generator, most, render, VERDICT, sampling=DECODING[decoding])
 

@@ -184,7 +184,7 @@ def infer_run(run: Run) -> Path:
     if store.is_done(folder, key):
         return folder
     store.clear_unless(folder, key)
-    generator, counts = load_generator(run, "generator", run.profile.generator.batch_size), {}
+    generator, counts = load_generator(run, "generator"), {}
     for split, side, pairs in to_infer(run):
         rows = infer_personas(generator, pairs, side, run.profile, folder / f"{split}-{side}.jsonl")
         counts[f"{split}-{side}"] = found = dict(Counter(row.status for row in rows))
@@ -249,7 +249,7 @@ def judge_preferences(run: Run, chosen: Personas, rejected: Personas) -> list[tu
     """
     name, role = run.profile.persona_judge, run.profile.judge
     if name == "lm":
-        generator = load_generator(run, "judge", role.batch_size)
+        generator = load_generator(run, "judge")
         how = role.max_new_tokens, asked_of(generator, role.kind), preference_prompt
         judge = letter_judge(generator, *how)
     elif name == "backwards":
