@@ -35,13 +35,13 @@ FILES = {
     "users": ("beyond.users",),
 }
 DECIDED = {
-    "pairs": (1, "9e2fe2daa5913499"),
+    "pairs": (1, "7496313e604f271d"),
     "personas": (1, "bedc7f37fc705c78"),
     "tailoring": (1, "f123c395c6e7636d"),
     "training": (1, "6adc9268c2bd0739"),
     "answers": (1, "c3fada253841e221"),
     "judging": (1, "1fbc0eca373ac012"),
-    "swap": (1, "e57bfddc03df56ce"),
+    "swap": (1, "4ad57d7f478ef12d"),
     "calibration": (1, "75dadff9116da6dd"),
     "rejudged": (1, "cda9fe8cd4aeed16"),
     "users": (1, "61a237d378c9a82d"),
