@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from persona_lib.execute import NormalError, notebook_hash, read, to_text, with_outputs
+from persona_lib.figures import in_words
 from persona_lib.paper.results import read_table, table_path
 from persona_lib.report import origin
 from persona_lib.settings import (
@@ -36,8 +37,11 @@ DOCUMENTS = ("README.md", "REPRODUCTION.md")
 LIBRARY, NOTEBOOKS = REPO / "persona_lib", REPO / "notebooks"
 PACKAGES = ("data", "models", "paper", "beyond")
 BLOCK = re.compile(r"(<!-- table:([\w-]+)/(\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-# The rows of the long table ``swap`` that documents show.
-SWAP = "measure == 'policy' and persona in ('gold', 'retrieved', 'shuffled', 'user')"
+# The rows that documents show of long tables; the columns are those of the view NAME_short, if there is one.
+ROWS = {
+    "swap": "measure == 'policy' and persona in ('gold', 'retrieved', 'shuffled', 'user')",
+    "persona_models": "n > 0",
+}
 
 
 # --- kept tables, and the documents that show them ---
@@ -93,11 +97,13 @@ def table_block(profile: Profile, name: str) -> str:
     if name not in origins:
         return f"*Not kept yet: python -m persona_lib.docs --profile {profile.name} --keep {name}*"
     table = pd.read_csv(folder / f"{name}.csv", dtype={"seeds": str})
-    table = table.query(SWAP) if name == "swap" else table
+    table = table.query(ROWS[name]) if name in ROWS else table
+    table = in_words(table) if {"arm", "persona_format"} <= {*table.columns} else table
     datasets = table.dataset if "dataset" in table else profile.datasets
     owners = dict.fromkeys(owner_of(dataset) for dataset in datasets if dataset != "all")
     label = " and ".join(owners) or LABELS["everyday"]
-    return f"**{label.capitalize()}.** {origins[name]}\n\n{to_markdown(render(name, table))}"
+    shown = f"{name}_short" if f"{name}_short" in columns_of() else name
+    return f"**{label.capitalize()}.** {origins[name]}\n\n{to_markdown(render(shown, table))}"
 
 
 def rewrite(text: str, profile: Profile) -> str:
