@@ -1,4 +1,4 @@
-"""A page to ask the trained policies oneself: ``python -m persona_lib.demo`` or ``./run_all.sh --demo``.
+"""A web page on which you ask the trained policies: ``./run_all.sh --demo`` (``python -m persona_lib.demo``).
 
 One question, one user, and the answers of plain DPO and PT-DPO (or of any two trained policies) side by side
 as they are written, with what the reader of answers sees in each. As in the paper's main table, a policy

@@ -1,4 +1,4 @@
-"""Take a trained policy out of the results: ``./run_all.sh --export DIR``, of the run that ended last.
+"""Export a trained policy: ``./run_all.sh --export DIR`` takes that of the run that ended last.
 
 DIR gets one LoRA adapter that equals the policy's adapters stacked, the tokenizer, and a model card whose
 code loads them without the package. ``--merge`` adds base and adapters as one float32 model, checked against

@@ -1,0 +1,1 @@
+"""Beyond the paper: calibration, claims, released answers, safety, ratings, users of own data."""

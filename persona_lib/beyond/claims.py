@@ -1,4 +1,4 @@
-"""What the results claim: the paper's table re-analysed, judged rows checked, aims; all tables of a profile.
+"""Check the claims: the paper's table re-analysed, judged rows counted again, aims; all tables of a profile.
 
 The paper's table: ``facts/paper_table.csv`` has the only integer counts that give the printed percentages and
 dPQ. They do not say how the two verdicts of one pair of answers go together, and dPQ adds both. So dPQ has

@@ -1,4 +1,4 @@
-"""The rows of a user's own data: a file, folder or hub id becomes numbered rows that know their places.
+"""Read a user's own file, folder or hub id as rows, each with its number and its place in the source.
 
 JSON lines, CSV and TSV are read row by row, so that one damaged row is named and costs nothing but itself.
 Encoding and separator are found out and said. Damaged UTF-8 becomes U+FFFD, which ``data.intake`` then finds.

@@ -1,4 +1,4 @@
-"""Text generation behind one interface: ``generate(prompts, ...)`` yields (index, Completion).
+"""Generate text in batches: ``generate(prompts, ...)`` yields (index, Completion).
 
 Batched, sorted by length, padded on the left, with stop strings per row; a long beginning that all prompts
 share is computed once. In float32 greedy completions equal those of one prompt at a time; in bfloat16 they

@@ -1,4 +1,4 @@
-"""Text generators behind one interface: a served model, vLLM, transformers, or a rule that needs no model.
+"""Load the generator that a profile asks for: a served model, vLLM, transformers, or a rule without a model.
 
 ``load_generator`` returns what a profile asks for. It has ``generate`` (of prompts) or ``write`` (of pairs).
 

@@ -1,0 +1,1 @@
+"""The paper's steps: persona inference, answers, judges and judging, results, persona swaps."""
