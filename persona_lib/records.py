@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Side = Literal["chosen", "rejected"]
+Method = Literal["few_shot", "sft", "dpo"]
 Rubric = Literal["personalization", "quality"]
 Verdict = Literal["win", "tie", "loss", "unparsed"]
 
@@ -100,7 +101,7 @@ class RunSpec:
     """
 
     dataset: str
-    method: Literal["few_shot", "sft", "dpo"]
+    method: Method
     train_persona: str  # a name in ``data.preference.ARMS``
     eval_persona: str
     seed: int

@@ -15,43 +15,21 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from persona_lib.records import EVAL_PERSONAS, SIDES
+from persona_lib.records import EVAL_PERSONAS, Method, Side
 
 REPO = Path(__file__).resolve().parent.parent
 FACTS = REPO / "persona_lib" / "facts"  # tables that ship with the package
 # Settings that say how the work is done and not what comes out.
-CHANGE_NO_RESULT = ("served.*", "*.prices")
+CHANGE_NO_RESULT = "served.* *.prices"
 ROLES = ("generator", "judge", "second_judge")  # models that a profile names beside its base
-CHOICES = {
-    "base.quantization": ("none", "nf4"),
-    "base.dtype": ("float32", "bfloat16"),
-    "generation.engine": ("transformers", "vllm"),
-    "evaluation.split": ("validation", "test"),
-    "evaluation.personas": EVAL_PERSONAS,
-    "personas.train_sides": SIDES,
-    "training.methods": ("few_shot", "sft", "dpo"),
-    "dpo.splits": ("sft_train", "dpo_train"),
-    **{f"{role}.kind": ("chat", "completions") for role in ROLES},
-    **{f"{role}.format": ("letter", "json", "prometheus") for role in ROLES},
-    **{f"{role}.decoding": ("deterministic", "official") for role in ROLES},
-}
-RANGES = {  # settings by pattern, the first that fits: the lowest and the highest value; nan is in no range
-    "lora.r": (1, 1024),
-    "training.warmup": (0, 0.9),
-    "lora.dropout": (0, 0.9),
-    "training.max_length": (8, 10**6),
+RANGES = {  # settings by patterns, the first that fit: the lowest and the highest value; nan is in no range
+    "lora.r *[._]epochs *batch_size *.max_new_tokens *.max_length *.bootstrap_samples": (1, 10**6),
+    "training.warmup lora.dropout data.near_duplicates": (0, 1),
     "data.majority_share": (0.5, 1),
-    "data.near_duplicates": (0.01, 1),
-    "dpo.beta": (1e-4, 100),
-    "generation.repetition_penalty": (0.1, 10),
+    "dpo.beta generation.repetition_penalty *learning_rate": (1e-9, 100),
     "evaluation.limit": (-(10**9), 10**9),
-    "evaluation.bootstrap_samples": (10, 10**6),
-    "*learning_rate": (1e-9, 10),
-    "*[._]epochs": (1, 1000),
-    "*batch_size": (1, 4096),
-    "*.max_new_tokens": (1, 10**6),
     "*": (0, 10**9),
 }
 
@@ -78,8 +56,8 @@ class Base:
     """The base language model of every policy."""
 
     model: str
-    quantization: str
-    dtype: str
+    quantization: Literal["none", "nf4"]
+    dtype: Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -88,10 +66,10 @@ class ModelRole:
 
     model: str = ""
     url: str = ""
-    kind: str = "chat"
+    kind: Literal["chat", "completions"] = "chat"
     prices: tuple[float, ...] = ()
-    format: str = "letter"
-    decoding: str = "deterministic"
+    format: Literal["letter", "json", "prometheus"] = "letter"
+    decoding: Literal["deterministic", "official"] = "deterministic"
     batch_size: int = 8
     max_new_tokens: int = 4
 
@@ -108,14 +86,14 @@ class Personas:
     """Persona inference (paper section 3)."""
 
     shots: int
-    train_sides: tuple[str, ...]
+    train_sides: tuple[Side, ...]
 
 
 @dataclass(frozen=True)
 class Training:
     """What SFT and DPO share (paper section 4)."""
 
-    methods: tuple[str, ...]
+    methods: tuple[Method, ...]
     arms: tuple[str, ...]
     rows: int
     validation_rows: int
@@ -152,7 +130,7 @@ class Sft:
 class Dpo:
     """Direct preference optimisation on top of SFT."""
 
-    splits: tuple[str, ...]
+    splits: tuple[Literal["sft_train", "dpo_train"], ...]
     learning_rate: float
     epochs: int
     max_steps: int
@@ -180,7 +158,7 @@ class Plain:
 class Generation:
     """Greedy answers of the policies."""
 
-    engine: str
+    engine: Literal["transformers", "vllm"]
     few_shot_examples: int
     batch_size: int
     max_new_tokens: int
@@ -192,9 +170,9 @@ class Generation:
 class Evaluation:
     """Which rows, personas and judges (paper section 5)."""
 
-    split: str
+    split: Literal["validation", "test"]
     limit: int
-    personas: tuple[str, ...]
+    personas: tuple[Literal[EVAL_PERSONAS], ...]
     controls: bool
     judge: str
     persona_judge: str
@@ -253,17 +231,19 @@ def value(profile: Profile, name: str) -> Any:
     return getattr(getattr(profile, group) if group else profile, key)
 
 
+def fits(name: str, patterns: str) -> bool:
+    """Say whether a setting's name matches one of some patterns ("sft.* lora.r")."""
+    return any(fnmatch(name, pattern) for pattern in patterns.split())
+
+
 def flat(profile: Profile, patterns: str = "*") -> dict[str, Any]:
-    """Return the settings whose names match one of some patterns ("sft.* lora.r"), by name."""
-    wanted = patterns.split()
-    names = [name for name in field_types() if any(fnmatch(name, pattern) for pattern in wanted)]
-    return {name: value(profile, name) for name in names}
+    """Return the settings whose names match one of some patterns, by name."""
+    return {name: value(profile, name) for name in field_types() if fits(name, patterns)}
 
 
 def deciding(profile: Profile, patterns: str) -> dict[str, Any]:
     """Return the settings that match and can change a result: what keys of finished work are made of."""
-    found = flat(profile, patterns)
-    return {n: v for n, v in found.items() if not any(fnmatch(n, same) for same in CHANGE_NO_RESULT)}
+    return {n: v for n, v in flat(profile, patterns).items() if not fits(n, CHANGE_NO_RESULT)}
 
 
 def build(values: Mapping[str, Any], where: str) -> Profile:
@@ -306,16 +286,21 @@ def read_as(kind: type, given: Any) -> Any:
 def check_value(name: str, given: Any, where: str) -> Any:
     """Return a value in the setting's type, or raise ConfigError; a list may be text with commas."""
     check_name(name, field_types(), f"{where}: unknown setting")
-    wanted = field_types()[name]
-    is_list, (kind, *_) = get_origin(wanted) is tuple, get_args(wanted) or (wanted,)
+    is_list = get_origin(field_types()[name]) is tuple
+    inner = get_args(field_types()[name])[0] if is_list else field_types()[name]
+    choices = get_args(inner)  # of a Literal
+    kind = str if choices else inner
+    parts = given if is_list else [given]
+    if is_list and isinstance(given, str):
+        parts = filter(None, given.split(","))
     try:
-        if is_list:
-            parts = filter(None, given.split(",")) if isinstance(given, str) else given
-            return tuple(read_as(kind, part) for part in parts)
-        return read_as(kind, given)
+        values = tuple(read_as(kind, part) for part in parts)
     except (KeyError, TypeError, ValueError) as error:
         said = f"{'a list of ' if is_list else ''}{kind.__name__}"
         raise ConfigError(f"{where}: {name}={given!r} should be {said}") from error
+    for part in values if choices else ():
+        check_name(part, choices, f"{where}: {name}:")
+    return values if is_list else values[0]
 
 
 def check_profile(profile: Profile) -> None:
@@ -327,11 +312,9 @@ def check_profile(profile: Profile) -> None:
     wrong: list[tuple[str, Any, str]] = []
     for name, given in flat(profile).items():
         parts = given if isinstance(given, tuple) else (given,)
-        known = CHOICES.get(name, parts)
-        low, high = next(limits for pattern, limits in RANGES.items() if fnmatch(name, pattern))
+        low, high = next(limits for patterns, limits in RANGES.items() if fits(name, patterns))
         outside = not all(isinstance(part, str) or low <= part <= high for part in parts)
         wrong += [
-            (name, not set(parts) <= set(known), f"use one of {', '.join(map(str, known))}"),
             (name, outside, f"use {low} to {high}"),
             (name, len(set(parts)) < len(parts) and "prices" not in name, "name each once"),
             (name, not parts and "prices" not in name and "sides" not in name, "name at least one"),
