@@ -5,7 +5,7 @@ uses, for plain DPO and PT. All means are over seeds and over the gold personas 
 plain arm in the first person). The rule: a candidate whose answers end less often than those of the arm's
 best by more than five points is out. The plain arm takes the highest oracle fit among candidates whose mean
 quality is within 0.1 standard deviations of the best. PT does so within 0.1 of the plain arm's pick (if none
-is: the highest quality). Ties go to the earlier candidate. ``figures/<profile>/selection_dpo.csv``
+is: the highest quality). Ties go to the earlier candidate.
 
 **persona-models** compares models that infer personas, as the paper's Figure 3. Every model writes personas
 for both sides of the same evaluation pairs from the same prompt; the profile's judge of personas reads
@@ -13,11 +13,14 @@ them. The models are those of ``MODELS`` (Gemma's licence must be accepted: ``pe
 
     python -m persona_lib.studies persona-models --profile paper --model 8B --model 70B generator.model=ID
 
-Nothing is chosen by these numbers. A model and seed that is finished is not asked again.
+Nothing is chosen by these numbers.
 
 **reader** measures how often the reader of answers is right, on the written responses of the test split and
 on ``facts/reader_labels.jsonl``: generated answers, drawn blind, each with a dimension, its two values and a
-"label" (one of them, or "neither"). The table is ``figures/published/everyday/reader.csv``.
+"label" (one of them, or "neither").
+
+What is finished is not done again. Tables: ``figures/published/<profile>/{selection_dpo,reader}.csv``, and
+``persona_models.csv`` in the profile's results.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import replace
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from persona_lib import store
@@ -35,25 +39,22 @@ from persona_lib.beyond.calibration import labelled
 from persona_lib.data import everyday, preference, tailoring
 from persona_lib.data.reader import reader_table
 from persona_lib.models import train
-from persona_lib.models.served import SURFACE, load_generator, role_key
+from persona_lib.models.served import SURFACE
 from persona_lib.paper import answers, personas
 from persona_lib.paper.judges import load_judge
 from persona_lib.paper.judging import oracle_scores
 from persona_lib.paper.results import Row, save_table
 from persona_lib.records import SIDES, InferredPersona, RunSpec
 from persona_lib.settings import (
-    REPO,
     ConfigError,
     Profile,
     Run,
-    deciding,
     load_profile,
     parse_override,
     published_dir,
     results_dir,
     set_field,
 )
-from persona_lib.store import VERSIONS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,7 +64,7 @@ Settings = Mapping[str, Any]
 # --- selection ---
 
 SEEDS = (106, 107)  # tuning only: results use data and training seeds 0, 1, 2, ...
-METHODS, ARMS = ("sft", "dpo"), ("none", "both")
+ARMS = ("none", "both")
 QUALITY_MARGIN = 0.1  # in standard deviations of the answers' quality
 UNFINISHED_MARGIN = 0.05  # share of answers without an end, above the arm's lowest
 
@@ -73,54 +74,44 @@ CANDIDATES: list[dict[str, Any]] = [
 ]
 
 
-def tuning_profile(profile: Profile) -> Profile:
-    """Return the profile on validation topics, with gold personas."""
-    changes = {"evaluation.split": "validation", "evaluation.limit": 40, "training.arms": list(ARMS)}
-    return set_field(profile, changes | {"evaluation.personas": [f"gold-{side}" for side in SIDES]})
+def beside(profile: Profile, name: str) -> Profile:
+    """Return a profile whose results are in a folder of this name within those of the profile."""
+    return replace(profile, name=f"{profile.name}/{re.sub(r'[^A-Za-z0-9./]+', '-', name).strip('-').lower()}")
 
 
-def with_candidate(profile: Profile, arm: str, candidate: Settings) -> Profile:
-    """Return the profile with a candidate's settings, as those of the arm (``plain.*`` without personas)."""
+def with_candidate(profile: Profile, arm: str, number: int) -> Profile:
+    """Return the profile on validation topics with a candidate of an arm (``plain.*`` without personas)."""
+    candidate = CANDIDATES[number]
     own = {name: f"plain.{name.replace('.', '_')}" if arm == "none" else name for name in candidate}
-    return set_field(profile, {own[name]: value for name, value in candidate.items()})
+    changes = {"evaluation.split": "validation", "evaluation.limit": 40, "training.arms": list(ARMS)}
+    changes |= {"evaluation.personas": [f"gold-{side}" for side in SIDES]}
+    changes |= {own[name]: value for name, value in candidate.items()}
+    return beside(set_field(profile, changes), f"selection/{arm}-{number}")
 
 
 def measure(run: Run, arm: str) -> dict[str, float]:
     """Train an arm; return its mean fit per side, its quality and its share of unfinished answers."""
     import numpy as np
 
-    for method in METHODS:
+    preference.write_pairs(run)
+    if not preference.has_personas(run):
+        personas.infer_run(run)
+    tailoring.build_tailoring(run, personas.user_personas(run))
+    for method in ("sft", "dpo"):
         train.train_adapter(run, method, arm)
     form = "first_person" if arm == "none" else "line"
     told = [RunSpec(run.dataset, "dpo", arm, f"gold-{side}", run.seed, form) for side in SIDES]
-    fits, qualities, unfinished = {}, [], []
+    found: dict[str, float] = {}
+    qualities, unfinished = [], []
     for spec, generator in answers.generators(run, told):
         answers.generate_run(run, spec, generator)
         rows = oracle_scores(run, spec, spec.eval_persona)
-        fits[spec.eval_persona.replace("gold-", "fit_")] = float(np.mean([row["fit"] for row in rows]))
+        found[spec.eval_persona.replace("gold-", "fit_")] = float(np.mean([row["fit"] for row in rows]))
         qualities += [row["quality"] for row in rows]
         made = answers.read_generations(run, spec).values()
         unfinished += [answer.finish_reason != "stop" for answer in made]
-    spread = {"quality": float(np.mean(qualities)), "quality_sd": float(np.std(qualities))}
-    return fits | spread | {"unfinished": float(np.mean(unfinished)), "n": len(qualities)}
-
-
-def search(profile: Profile, path: Path) -> list[Row]:
-    """Measure every candidate for both arms and seeds; finished ones are read from ``path``."""
-    store.repair_rows(path)
-    known = {row["key"]: row for row in store.iter_rows(path)} if path.exists() else {}
-    rows, patterns = [], " ".join([train.SHARED, *(train.OF_METHOD[name] for name in METHODS)])
-    for seed, arm, candidate in [(s, a, c) for s in SEEDS for a in ARMS for c in CANDIDATES]:
-        run = Run(with_candidate(profile, arm, candidate), profile.datasets[0], seed)
-        settings = deciding(train.arm_settings(run, arm).profile, patterns)
-        tailored = store.read_json(run.folder / "tailoring" / "done.json")["key"]
-        key = store.content_hash("dpo", arm, seed, settings, tailored)
-        if key not in known:
-            head = {"key": key, "method": "dpo", "arm": arm, "seed": seed}
-            known[key] = head | candidate | measure(run, arm)
-            store.append_rows(path, [known[key]])
-        rows.append(known[key] | candidate)
-    return rows
+    found |= {"quality": float(np.mean(qualities)), "quality_sd": float(np.std(qualities))}
+    return found | {"unfinished": float(np.mean(unfinished)), "n": len(qualities)}
 
 
 def pool_seeds(rows: Sequence[Row]) -> pd.DataFrame:
@@ -133,7 +124,7 @@ def pool_seeds(rows: Sequence[Row]) -> pd.DataFrame:
     table = pd.DataFrame(rows).assign(seeds=lambda rows: rows.seed.astype(str))
     how = dict.fromkeys(("fit_chosen", "fit_rejected", "quality", "unfinished"), "mean")
     how |= {"quality_sd": lambda sds: (sds**2).mean() ** 0.5, "n": "sum", "seeds": " ".join}
-    return table.groupby(["method", "arm", *CANDIDATES[0]], sort=False, as_index=False).agg(how)
+    return table.groupby(["arm", *CANDIDATES[0]], sort=False, as_index=False).agg(how)
 
 
 def pick(pooled: pd.DataFrame) -> list[int]:
@@ -150,17 +141,14 @@ def pick(pooled: pd.DataFrame) -> list[int]:
 
 
 def select_settings(given: argparse.Namespace) -> None:
-    """Run the search and write its table."""
-    profile = tuning_profile(load_profile(given.profile, given.overrides))
-    for run in [Run(profile, profile.datasets[0], seed) for seed in SEEDS]:
-        preference.write_pairs(run)
-        if not preference.has_personas(run):
-            personas.infer_run(run)
-        tailoring.build_tailoring(run, personas.user_personas(run))
-    path = published_dir(profile) / "selection_dpo.jsonl"
-    pooled = pool_seeds(search(profile, path))
+    """Measure every candidate for both arms and seeds, and write the table with the picked ones."""
+    profile, rows = load_profile(given.profile, given.overrides), []
+    for seed, arm, number in product(SEEDS, ARMS, range(len(CANDIDATES))):
+        run = Run(with_candidate(profile, arm, number), profile.datasets[0], seed)
+        rows.append({"arm": arm, "seed": seed} | CANDIDATES[number] | measure(run, arm))
+    pooled = pool_seeds(rows)
     pooled["picked"] = pooled.index.isin(pick(pooled))
-    store.write_text(path.with_suffix(".csv"), pooled.to_csv(index=False))
+    store.write_text(published_dir(profile) / "selection_dpo.csv", pooled.to_csv(index=False))
     print(pooled.to_string(index=False))
 
 
@@ -179,19 +167,12 @@ MODELS: dict[str, Settings] = {
 
 def ask(own: Run, name: str, settings: Settings) -> dict[str, list[InferredPersona]]:
     """Have one model write the personas of both sides of a run's evaluation pairs; resumes by row."""
-    run = Run(set_field(own.profile, settings), own.dataset, own.seed)
-    fields = "personas.* generator.* evaluation.judge evaluation.backwards_rows judge.*"
-    inputs = role_key(run, "generator"), preference.inference_key(run), deciding(run.profile, fields)
-    slug = re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-").lower()
-    folder = results_dir(own.profile) / NAME / slug / own.dataset / f"seed-{own.seed}"
-    key, pairs = store.content_hash(VERSIONS["personas"], *inputs, own.seed), preference.inference_pairs(run)
-    if not store.is_done(folder, key):
-        store.clear_unless(folder, key)
-        generator = load_generator(run, "generator")
-        for side in SIDES:
-            personas.infer_personas(generator, pairs, side, run.profile, folder / f"{side}.jsonl")
-        store.mark_done(folder, key, settings=dict(settings), generator=generator.settings)
-    return {side: store.read_rows(folder / f"{side}.jsonl", InferredPersona) for side in SIDES}
+    profile = set_field(own.profile, {"training.arms": ["none"], **settings})  # no personas for training
+    run = Run(beside(profile, f"{NAME}/{name}"), own.dataset, own.seed)
+    preference.write_pairs(run)
+    personas.infer_run(run)
+    split = preference.inference_split(profile, run.dataset)
+    return {side: list(personas.read_personas(run, split, side).values()) for side in SIDES}
 
 
 def model_table(profile: Profile, models: Mapping[str, Settings]) -> pd.DataFrame:
@@ -226,12 +207,10 @@ def compare_models(given: argparse.Namespace) -> None:
         raise ConfigError(f"profile {profile.name} has evaluation.judge=none: nothing judges the personas")
     named = {name: dict(parse_override(word) for word in words) for name, *words in given.model or []}
     table = model_table(profile, named or MODELS)
-    facts, command = store.git_state(), ["python", "-m", "persona_lib.studies", *sys.argv[1:]]
-    changed = " with uncommitted changes" if facts["dirty"] else ""
-    origin = (
-        f"`{shlex.join(command)}`; commit {(facts['commit'] or 'not recorded')[:12]}{changed}; "
-        f"seeds {' '.join(map(str, profile.seeds))}; n = {table.n.max():.0f}; run of {store.now()[:10]}."
-    )
+    facts, command = store.git_state(), shlex.join(["python", "-m", "persona_lib.studies", *sys.argv[1:]])
+    commit = (facts["commit"] or "not recorded")[:12] + " with uncommitted changes" * bool(facts["dirty"])
+    numbers = f"seeds {' '.join(map(str, profile.seeds))}; n = {table.n.max():.0f}"
+    origin = f"`{command}`; commit {commit}; {numbers}; run of {store.now()[:10]}."
     store.write_json(results_dir(profile) / NAME / "origin.json", origin)
     print(save_table(profile, NAME, table))
 
@@ -253,7 +232,7 @@ def check_reader(given: argparse.Namespace) -> None:
     tables = {"written, test": written, "generated": labelled()}
     table = pd.concat([reader_table(texts).assign(texts=name) for name, texts in tables.items()])
     table = table[["texts", "dimension", "n", "read", "right", "precision", "recall"]]
-    store.write_text(REPO / "figures" / "everyday" / "reader.csv", table.to_csv(index=False))
+    store.write_text(published_dir(load_profile("everyday")) / "reader.csv", table.to_csv(index=False))
     print(table.to_string(index=False))
 
 

@@ -14,7 +14,7 @@ from persona_lib.settings import Run, load_profile, results_dir
 
 
 def row(arm, rate, fit, quality, sd=1.0, unfinished=0.0, seed=106):
-    head = {"method": "dpo", "arm": arm, "seed": seed, "dpo.learning_rate": rate}
+    head = {"arm": arm, "seed": seed, "dpo.learning_rate": rate}
     measured = {"quality": quality, "quality_sd": sd, "unfinished": unfinished, "n": 10}
     return head | {"fit_chosen": fit, "fit_rejected": fit} | measured
 
@@ -48,13 +48,12 @@ def test_a_candidate_whose_answers_do_not_end_is_out_whatever_its_fit():
 
 
 def test_a_candidate_sets_its_arms_own_fields_on_validation_topics_and_seeds_of_no_result():
-    profile = studies.tuning_profile(load_profile("everyday"))
-    assert profile.evaluation.split == "validation" and min(studies.SEEDS) >= 100
-    plain = studies.with_candidate(profile, "none", {"sft.learning_rate": 0.5})
-    tailored = studies.with_candidate(profile, "chosen", {"sft.learning_rate": 0.5})
-    assert plain.plain.sft_learning_rate == 0.5 and plain.sft.learning_rate == profile.sft.learning_rate
-    assert tailored.sft.learning_rate == 0.5
-    assert tailored.plain.sft_learning_rate == profile.plain.sft_learning_rate
+    profile = load_profile("everyday")
+    plain, tailored = (studies.with_candidate(profile, arm, 1) for arm in studies.ARMS)
+    assert plain.evaluation.split == "validation" and min(studies.SEEDS) >= 100
+    rates = [(one.dpo.learning_rate, one.plain.dpo_learning_rate) for one in (plain, tailored)]
+    kept = profile.dpo.learning_rate, profile.plain.dpo_learning_rate
+    assert rates == [(kept[0], 1e-3), (1e-3, kept[1])] and plain.name == "everyday/selection/none-1"
 
 
 # --- persona-models ---
@@ -85,9 +84,9 @@ def writers(tmp_path, monkeypatch):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
     monkeypatch.setenv("PERSONA_FIGURES", str(tmp_path / "figures"))
     made = {name: Writer(name) for name in ("right", "wrong", "silent")}
-    monkeypatch.setattr(studies, "load_generator", lambda run, role: made[run.profile.generator.model])
+    monkeypatch.setattr(personas, "load_generator", lambda run, role: made[run.profile.generator.model])
     monkeypatch.setattr(reader, "UNREADABLE", ())  # responses of the pairs are read well on all dimensions
-    monkeypatch.setattr(studies, "role_key", lambda run, role: run.profile.generator.model)
+    monkeypatch.setattr(personas, "role_key", lambda run, role: run.profile.generator.model)
     monkeypatch.setattr(personas, "parse_persona", lambda raw, words: (raw or None, "ok" if raw else "empty"))
     return made
 
