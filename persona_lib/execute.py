@@ -17,6 +17,7 @@ import json
 import re
 import sys
 import tomllib
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +26,20 @@ from persona_lib.store import content_hash
 
 # --- The environment ---
 
-NAME = re.compile(r"^[A-Za-z0-9._-]+")
-SELF = re.compile(r"^persona-lib\[([a-z]+)\]$")
+
+def plain(requirement: str) -> str:
+    """Return the package name of a requirement as package indexes compare it."""
+    return re.sub(r"[-_.]+", "-", re.match(r"[A-Za-z0-9._-]+", requirement)[0]).lower()
 
 
-def plain(name: str) -> str:
-    """Return a package name as package indexes compare it."""
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
-def requirements(extra: str, repo: Path = REPO) -> list[str]:
+def requirements(extra: str, repo: Path = REPO) -> set[str]:
     """Return the names of the direct requirements of an extra, with those of the extras that it includes."""
     project = tomllib.loads((repo / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    names, waiting = list(project["dependencies"]), [extra]
-    while waiting:
-        for line in project["optional-dependencies"][waiting.pop()]:
-            inner = SELF.match(line)
-            (waiting if inner else names).append(inner[1] if inner else line)
-    return sorted({plain(NAME.match(line)[0]) for line in names})
+    found: set[str] = set()
+    for line in [*project["dependencies"], *project["optional-dependencies"][extra]]:
+        inner = re.match(r"persona-lib\[(\w+)\]", line)
+        found |= requirements(inner[1], repo) if inner else {plain(line)}
+    return found
 
 
 def pins(repo: Path = REPO, name: str = "constraints.txt") -> dict[str, set[str]]:
@@ -58,7 +55,7 @@ def pins(repo: Path = REPO, name: str = "constraints.txt") -> dict[str, set[str]
 def unmet(extra: str, repo: Path = REPO) -> list[str]:
     """Return what the active environment lacks for an extra; empty if it can be used as it is."""
     allowed, missing = pins(repo), []
-    for name in requirements(extra, repo):
+    for name in sorted(requirements(extra, repo)):
         try:
             version = importlib.metadata.version(name).partition("+")[0]
         except importlib.metadata.PackageNotFoundError:
@@ -72,24 +69,15 @@ def unmet(extra: str, repo: Path = REPO) -> list[str]:
 
 Document = dict[str, Any]
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
-# What fails in a cell is raised, not logged. A kernel that is asked to end by itself takes seconds.
-CONFIG = {
+CONFIG = {  # a cell's failure is raised, not logged; a kernel that is asked to end by itself takes seconds
     "KernelManager": {"transport_encryption": "auto"},
-    "NotebookClient": {
-        "extra_arguments": [
-            "--log-level=CRITICAL",
-            "--IPKernelApp.exec_lines=import gc; gc.set_threshold(10_000, 10, 10)",
-        ],
-        "shutdown_kernel": "immediate",
-    },
+    "NotebookClient": {"extra_arguments": ["--log-level=CRITICAL"], "shutdown_kernel": "immediate"},
 }
 
 
 def clock(seconds: float) -> str:
-    """Return a duration as ``m:ss`` or ``h:mm:ss``."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    """Return a duration as ``h:mm:ss``."""
+    return str(timedelta(seconds=round(seconds)))
 
 
 class StepError(RuntimeError):
@@ -187,19 +175,17 @@ def finish_notebook(running: Path, target: Path, facts: dict[str, Any]) -> None:
 
 # --- Outputs of an executed notebook in its source, as they are committed ---
 
-WORK = "work"  # tag of cells whose printed lines tell only how far they are
-
 
 class NormalError(ValueError):
     """An executed notebook whose outputs cannot be shown; the message says which and what to do."""
 
 
 def shown_outputs(cell: Document, number: int) -> list[Document]:
-    """Return a cell's outputs without stderr, widgets, a ``work`` cell's prints and this machine's paths."""
+    """Return a cell's outputs without stderr, widgets, the progress of a ``work`` cell, and local paths."""
     outputs = [
         output
         for output in cell["outputs"]
-        if not (output["output_type"] == "stream" and (output["name"] == "stderr" or WORK in tags(cell)))
+        if not (output["output_type"] == "stream" and (output["name"] == "stderr" or "work" in tags(cell)))
         and not any("widget" in kind for kind in output.get("data", {}))
     ]
     counted = [o | {"execution_count": number} if "execution_count" in o else o for o in outputs]

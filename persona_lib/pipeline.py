@@ -27,7 +27,7 @@ from persona_lib.execute import StepError, clock, finish_notebook, run_notebook
 from persona_lib.paper.judges import JUDGES
 from persona_lib.records import DataError
 from persona_lib.settings import ConfigError, Profile, check_name, near_names, results_dir
-from persona_lib.tasks import REPORT, Pipeline, Task
+from persona_lib.tasks import Pipeline, Task
 
 
 def check_names(profile: Profile) -> None:
@@ -41,14 +41,7 @@ def check_names(profile: Profile) -> None:
     for field, (names, known) in fields.items():
         for name in names:
             check_name(name, known, f"profile {profile.name}: {field}:")
-    for name in tasks.models_here(profile):
-        weights.entry(name) if weights.is_packaged(name) else weights.pinned(name)
-    base = profile.base.model
-    config = (weights.folder_of(base) if weights.is_packaged(base) else Path(base)) / "config.json"
-    most = store.read_json(config).get("max_position_embeddings") if config.exists() else None
-    for name in ("training.max_length", "generation.max_new_tokens"):
-        if most and settings.value(profile, name) > most:
-            raise ConfigError(f"{name}={settings.value(profile, name)}: {base} has {most} positions")
+    tasks.models(profile)
 
 
 def answers(url: str) -> bool:
@@ -62,11 +55,12 @@ def answers(url: str) -> bool:
 
 def lacking(profile: Profile) -> str:
     """Say what a profile needs and this machine lacks (GPU, hub, server), and the way out; "" if nothing."""
-    hub, large = tasks.hub_models(profile), [n for n, gb in tasks.hub_models(profile).items() if gb > 8]
+    models = tasks.models(profile)
+    large = [name for name, row in models.items() if row["gb"] > 8]
     large += ["generation.engine=vllm"] * (profile.generation.engine == "vllm")
     if large and not any(any(Path("/dev").glob(name)) for name in ("nvidia[0-9]*", "kfd", "dxg")):
         return f"no GPU, and {', '.join(large)} needs one: use another machine, or profile everyday"
-    absent = [name for name, gb in tasks.downloads(profile).items() if gb and name in hub]
+    absent = [n for n, row in models.items() if not row["here"] and not weights.is_packaged(n)]
     offline = os.environ.get("HF_HUB_OFFLINE") == "1"
     if absent and (offline or not answers(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))):
         return f"no model hub, and {', '.join(absent)} is not here: copy it here and name its folder"
@@ -132,39 +126,26 @@ def validate(profile: Profile, only_asked: bool = False) -> None:
 
 
 def run_task(pipeline: Pipeline, task: Task) -> float:
-    """Run a task: its notebook, or the report; its facts, with its key, are written last. Returns seconds.
+    """Run a task's notebook; its facts, with its key, are written last. Returns seconds.
 
     ``longest_seconds`` is what a plan expects: a later run that found most work done is shorter.
     """
     known = pipeline.known()
-    key, earlier = tasks.current_key(pipeline, task, known), known.get(task.id)
-    if earlier:
+    key, earlier = tasks.current_key(pipeline, task, known), known.get(task.id, {"longest_seconds": 0})
+    if task.id in known:
         write_facts(pipeline, known | {task.id: earlier | {"key": None}})
-    begun, started = store.now(), time.monotonic()
-    if task.step == REPORT:
-        from persona_lib.report import write_report
-
-        if intake.NAME in pipeline.profile.datasets:
-            from persona_lib.export import keep_adapter
-
-            keep_adapter(pipeline.profile)
-        write_report(pipeline.profile)
-    else:
-        target, log = pipeline.executed(task), pipeline.results / "logs" / f"{task.id}.log"
-        running = run_notebook(pipeline.source(task), target, pipeline.parameters(task), log)
+    started = time.monotonic()
+    target, log = pipeline.executed(task), pipeline.results / "logs" / f"{task.id}.log"
+    running = run_notebook(pipeline.source(task), target, pipeline.parameters(task), log)
     seconds = time.monotonic() - started
     facts = {
-        "task": task.id,
         "parameters": pipeline.parameters(task),
-        "started": begun,
         "finished": store.now(),
-        "seconds": round(seconds, 1),
-        "longest_seconds": round(max(seconds, earlier["longest_seconds"] if earlier else 0), 1),
+        "longest_seconds": round(max(seconds, earlier["longest_seconds"]), 1),
         **store.environment(),
         "key": key,
     }
-    if task.step != REPORT:
-        finish_notebook(running, target, facts)
+    finish_notebook(running, target, facts)
     write_facts(pipeline, known | {task.id: facts})
     return seconds
 
@@ -193,6 +174,26 @@ def run_tasks(pipeline: Pipeline, ids: list[str]) -> int:
     return 0
 
 
+def report(pipeline: Pipeline) -> None:
+    """Write the report when every task has run, unless it is newer than they are; say where it is."""
+    profile, page = pipeline.profile, pipeline.results / "report" / "index.html"
+    if not all(tasks.has_run(pipeline.known(), name) for name in pipeline.tasks):
+        return
+    if not page.exists() or page.stat().st_mtime < pipeline.provenance.stat().st_mtime:
+        from persona_lib.export import keep_adapter
+        from persona_lib.report import write_report
+
+        if intake.NAME in profile.datasets:
+            keep_adapter(profile)
+        write_report(profile)
+    print(f"\nreport  {page}")
+    if (pipeline.results / "adapter" / "done.json").exists():
+        from persona_lib.report import own_adapter
+
+        adapter = own_adapter(settings.Run(profile, intake.NAME, profile.seeds[0]))
+        print(f"adapter {adapter['folder']}\n\n{adapter['code']}\n\n{adapter['gguf']}")
+
+
 @contextlib.contextmanager
 def only_runner(pipeline: Pipeline) -> Iterator[None]:
     """Hold the results folder's lock; raises ConfigError if another run has it."""
@@ -214,6 +215,12 @@ EXAMPLES = """examples:
   ./run_all.sh --data my_pairs.jsonl    your own preference pairs (DATA.md)
   ./run_all.sh --export DIR             the adapter of the last run, to be loaded without this package
 A run that was stopped goes on where it was. Results: results/PROFILE/report/index.html."""
+SHORT = {  # options that are another way to write --set
+    "seeds": "seeds",
+    "data": "data.path",
+    "base": "base.model",
+    "max_cost_usd": "served.max_cost_usd",
+}
 DATA_HELP = (
     "your own preference pairs: a .jsonl, .json, .csv, .tsv or .parquet file, a folder of "
     "datasets.save_to_disk or a hub id (name@commit); or the folder of the authors' data"
@@ -240,49 +247,30 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--data", metavar="PATH", help=DATA_HELP)
     add("--mapping", metavar="FILE", help="YAML file that says what the columns of --data mean (DATA.md)")
     add("--base", metavar="MODEL", help="base model, a folder, hub id or pypi:NAME: --set base.model=MODEL")
-    add("--max-cost-usd", type=float, help="never spend more on served models: --set served.max_cost_usd=X")
+    add("--max-cost-usd", metavar="X", help="never spend more on served models")
     add("--offline", action="store_true", help="never ask the model hub; missing files are errors")
     add("--check", action="store_true", help="only check the arguments and the profile")
-    add(
-        "--verify",
-        action="store_true",
-        help="compare the finished run with the published one; status 1: it differs",
-    )
-    arguments = parser.parse_args(argv)
-    arguments.own = is_own(arguments.data, arguments.set)
-    arguments.profile = arguments.profile or ("own" if arguments.own else "everyday")
-    return arguments
-
-
-def read_overrides(arguments: argparse.Namespace) -> list[str]:
-    """Return all ``key=value`` overrides of the command line."""
-    overrides = list(arguments.set)
-    if arguments.seeds is not None:
-        overrides.append(f"seeds={arguments.seeds}")
-    if arguments.data:
-        overrides.append(f"data.path={arguments.data}")
-    if arguments.mapping and not arguments.own:
-        raise ConfigError("--mapping says what the columns of --data mean: give --data FILE, too")
-    if arguments.own and not any(override.startswith("data.mapping=") for override in overrides):
-        # the mapping of a profile's own example is not that of other data
-        overrides.append(f"data.mapping={arguments.mapping or ''}")
-    if arguments.base is not None:
-        overrides.append(f"base.model={arguments.base}")
-    if arguments.own:
-        overrides += own_overrides(arguments.profile, overrides)
-    if arguments.max_cost_usd is not None:
-        overrides.append(f"served.max_cost_usd={arguments.max_cost_usd}")
-    return overrides
+    add("--verify", action="store_true", help="compare the finished run with the published one")
+    return parser.parse_args(argv)
 
 
 def open_pipeline(arguments: argparse.Namespace) -> Pipeline:
-    """Load the profile and lay out its tasks, the report last; raises ConfigError."""
-    overrides = read_overrides(arguments)
-    profile = settings.load_profile(arguments.profile, overrides)
+    """Load the profile and lay out its tasks; raises ConfigError."""
+    changes, own = list(arguments.set), is_own(arguments.data, arguments.set)
+    name = arguments.profile or ("own" if own else "everyday")
+    for option, field in SHORT.items():
+        if (given := getattr(arguments, option)) is not None:
+            changes.append(f"{field}={given}")
+    if arguments.mapping and not own:
+        raise ConfigError("--mapping says what the columns of --data mean: give --data FILE, too")
+    if own:
+        if not any(change.startswith("data.mapping=") for change in changes):
+            # the mapping of a profile's own example is not that of other data
+            changes.append(f"data.mapping={arguments.mapping or ''}")
+        changes += own_overrides(name, changes)
+    profile = settings.load_profile(name, changes)
     check_names(profile)
-    pipeline = Pipeline(profile, tuple(overrides))
-    pipeline.tasks[REPORT] = Task(REPORT, REPORT, {}, tuple(pipeline.tasks))
-    return pipeline
+    return Pipeline(profile, tuple(changes))
 
 
 def matching(pipeline: Pipeline, wanted: str, option: str) -> list[str]:
@@ -305,20 +293,15 @@ def select(pipeline: Pipeline, arguments: argparse.Namespace) -> list[str]:
         ids = [i for i in ids if i in named]
     if not ids:
         raise ConfigError("--only names no step after that of --from")
-    for task in (pipeline.tasks[i] for i in ids if i != REPORT):
+    for task in (pipeline.tasks[i] for i in ids):
         for needed in task.inputs:
             if needed not in ids and not tasks.has_run(known, needed):
                 raise ConfigError(f"{task.id} needs {needed}, which has not been run: select it, too")
     return ids
 
 
-def published_seeds(profile: Profile) -> Path:
-    """The file of the published seeds that a run of a profile is compared with."""
-    return settings.REPO / "figures" / "published" / profile.name / "by_seed.csv"
-
-
-def verify(pipeline: Pipeline, every: bool = False) -> int:
-    """Print whether the run agrees with the published one, ``every`` number of it, too; 0: it does.
+def verify(pipeline: Pipeline) -> int:
+    """Print every number of the run beside the published one, and whether they agree; 0: they do.
 
     Raises ConfigError for a profile without published seeds, or with settings that change its results.
     """
@@ -326,7 +309,8 @@ def verify(pipeline: Pipeline, every: bool = False) -> int:
 
     from persona_lib.beyond import claims
 
-    profile, path = pipeline.profile, published_seeds(pipeline.profile)
+    profile = pipeline.profile
+    path = settings.REPO / "figures" / "published" / profile.name / "by_seed.csv"
     if not path.exists():
         raise ConfigError(f"profile {profile.name} has no published run ({path}): verify everyday")
     if not pipeline.provenance.exists():
@@ -337,15 +321,12 @@ def verify(pipeline: Pipeline, every: bool = False) -> int:
         if name != "seeds" and (ran[group] if group else ran).get(key) != json.loads(json.dumps(value)):
             changed.append(name)
     if changed:
-        if every:
-            raise ConfigError(
-                f"--verify compares runs of the profile as it is; this one changed {', '.join(changed)}"
-            )
-        return 0
+        raise ConfigError(
+            f"--verify compares runs of the profile as it is; this one changed {', '.join(changed)}"
+        )
     table = claims.verify(settings.set_field(profile, {"seeds": ran["seeds"]}), pd.read_csv(path))
-    if every:
-        numbers = ["run", "published", "published_low", "published_high"]
-        print(table.round(dict.fromkeys(numbers, 3)).to_string(index=False), end="\n\n")
+    numbers = ["run", "published", "published_low", "published_high"]
+    print(table.round(dict.fromkeys(numbers, 3)).to_string(index=False), end="\n\n")
     said, agrees = claims.verdict(table)
     print(said)
     return int(not agrees)
@@ -357,15 +338,15 @@ def run(arguments: argparse.Namespace) -> int:
     ids = select(pipeline, arguments)
     validate(pipeline.profile, arguments.plan)
     if arguments.plan:
-        tasks.print_plan(pipeline, tasks.plan_lines(pipeline, ids, arguments.force))
-    lack = "" if arguments.plan or arguments.verify or pipeline.known() else lacking(pipeline.profile)
+        tasks.print_plan(pipeline, tasks.plan(pipeline, ids, arguments.force))
+        return 0
+    lack = "" if arguments.verify or pipeline.known() else lacking(pipeline.profile)
     if arguments.check:
         said = f"but this machine cannot run it: {lack}" if lack else f"{len(ids)} tasks"
         print(f"profile {pipeline.profile.name}: the settings are right, {said}")
-    if arguments.plan or arguments.check:
         return 0
     if arguments.verify:
-        return verify(pipeline, every=True)
+        return verify(pipeline)
     if lack:
         raise ConfigError(f"profile {pipeline.profile.name}: {lack}")
     os.chdir(settings.REPO)  # where kernels start, wherever the runner was called
@@ -373,15 +354,8 @@ def run(arguments: argparse.Namespace) -> int:
         for name in ids if arguments.force else ():
             tasks.forget(pipeline, pipeline.tasks[name])
         status = run_tasks(pipeline, ids)
-    if not status:
-        print(f"\nreport  {pipeline.executed(pipeline.tasks[REPORT])}")
-        if published_seeds(pipeline.profile).exists() and not (arguments.only or arguments.first):
-            verify(pipeline)
-        if (pipeline.results / "adapter" / "done.json").exists():
-            from persona_lib.report import own_adapter
-
-            adapter = own_adapter(settings.Run(pipeline.profile, intake.NAME, pipeline.profile.seeds[0]))
-            print(f"adapter {adapter['folder']}\n\n{adapter['code']}\n\n{adapter['gguf']}")
+        if not status:
+            report(pipeline)
     return status
 
 

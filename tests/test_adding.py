@@ -8,28 +8,12 @@ from persona_lib import pipeline, tasks
 from persona_lib.data import preference
 from persona_lib.models import served
 from persona_lib.paper import answers, judges, judging, personas, swap
-from persona_lib.records import Judgment, PairwiseComparison, PreferencePair, TailoringRow
+from persona_lib.records import PAIR_SPLITS, Judgment, PairwiseComparison, PreferencePair, TailoringRow
 from persona_lib.settings import Run, load_profile, set_field
 
 PROFILE = load_profile("everyday")
 PAIR = PreferencePair("a", "How?", "a long answer", "short")
 ROW = TailoringRow("a", "train", "How?", "good", "bad", {"gold-chosen": "C", "gold-rejected": "R"})
-
-
-def my_pairs(run: Run) -> dict[str, list[PreferencePair]]:
-    """A data set of three pairs."""
-    names = ("train", "validation", "test")
-    return {name: [PreferencePair(name, f"{name}?", "yes", "no")] for name in names}
-
-
-def my_judge(run: Run):
-    """A judge that likes the longer response."""
-
-    def longer(comparisons, rubric):
-        return [Judgment(c.id, "mine", rubric, "A" if len(c.response_a) > len(c.response_b) else "B")
-                for c in comparisons]  # fmt: skip
-
-    return longer
 
 
 class MyGenerator:
@@ -41,14 +25,12 @@ class MyGenerator:
         return [f"The user is x and prefers {len(preferred)} characters." for _, preferred, _ in items]
 
 
-def my_generator(run: Run, role: str) -> MyGenerator:
-    """Return the generator of a run."""
-    return MyGenerator()
-
-
-def my_metric(m: np.ndarray, d: np.ndarray) -> np.ndarray:
-    """How large D is, whatever its sign."""
-    return np.abs(d)
+def longer(comparisons, rubric):
+    """A judge that likes the longer response."""
+    return [
+        Judgment(c.id, "mine", rubric, "A" if len(c.response_a) > len(c.response_b) else "B")
+        for c in comparisons
+    ]
 
 
 def my_arm(rows: list[TailoringRow], seed: int) -> list[preference.ArmRow]:
@@ -65,17 +47,18 @@ def test_a_data_set(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
     assert check("datasets=mine") == 2
     assert "datasets: 'mine'; did you mean mnemonic?" in capsys.readouterr().err
-    monkeypatch.setitem(preference.READERS, "mine", my_pairs)
+    pairs = {split: [PreferencePair(split, f"{split}?", "yes", "no")] for split in PAIR_SPLITS}
+    monkeypatch.setitem(preference.READERS, "mine", lambda run: pairs)
     assert check("datasets=mine") == 0
     run = Run(set_field(PROFILE, {"datasets": ["mine"]}), "mine", 0)
     preference.write_pairs(run)
-    assert preference.load_pairs(run) == my_pairs(run)
+    assert preference.load_pairs(run) == pairs
 
 
 def test_a_judge(monkeypatch, capsys):
     assert check("evaluation.judge=mine") == 2
     assert "judge: 'mine'; did you mean none?" in capsys.readouterr().err
-    monkeypatch.setitem(judges.JUDGES, "mine", my_judge)
+    monkeypatch.setitem(judges.JUDGES, "mine", lambda run: longer)
     assert check("evaluation.judge=mine") == 0
     run = Run(set_field(PROFILE, {"evaluation.judge": "mine"}), "everyday", 0)
     comparison = PairwiseComparison("1", "p", None, "long answer", "short")
@@ -84,7 +67,7 @@ def test_a_judge(monkeypatch, capsys):
 
 
 def test_a_generator(monkeypatch, tmp_path):
-    monkeypatch.setitem(served.GENERATORS, "mine", my_generator)
+    monkeypatch.setitem(served.GENERATORS, "mine", lambda *_: MyGenerator())
     profile = set_field(PROFILE, {"generator.model": "mine"})
     run = Run(profile, "everyday", 0)
     generator = served.load_generator(run, "generator")
@@ -92,11 +75,11 @@ def test_a_generator(monkeypatch, tmp_path):
     assert [(row.persona, row.model) for row in rows] == [
         ("The user is x and prefers 13 characters.", "mine")
     ]
-    assert served.role_key(run, "generator") == "mine" and not tasks.hub_models(profile)
+    assert served.role_key(run, "generator") == "mine" and "mine" not in tasks.models(profile)
 
 
 def test_a_metric(monkeypatch):
-    monkeypatch.setitem(swap.METRICS, "size", my_metric)
+    monkeypatch.setitem(swap.METRICS, "size", lambda m, d: np.abs(d))
     scores = [swap.PolicyScore("a", f"gold-{side}", side, chosen, 0.0)
               for side, chosen in (("chosen", 1.0), ("rejected", 4.0))]  # fmt: skip
     assert swap.swap_values(swap.margins(scores, {})["policy"], "gold")["size"] == {"a": 3.0}
