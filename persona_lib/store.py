@@ -229,14 +229,12 @@ def hardware() -> dict[str, Any]:
     """Return processor, usable cores, memory in GB and GPUs (name, memory, driver)."""
     info = Path("/proc/cpuinfo")  # Linux
     named = re.search(r"model name\s*: (.*)", info.read_text(encoding="utf-8")) if info.exists() else None
-    gpus = command_output(
-        "nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"
-    )
+    asked = ("--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
     return {
         "cpu": named[1].strip() if named else platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
-        "gpus": gpus.splitlines() if gpus else [],
+        "gpus": (command_output("nvidia-smi", *asked) or "").splitlines(),
     }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from itertools import chain, combinations
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from persona_lib.records import SIDES, TailoringRow
@@ -50,13 +50,11 @@ def has_suffix_loop(text: str, max_block: int = 80, times: int = 3) -> bool:
 
 
 def count_degenerate(texts: Sequence[str], ended: Sequence[bool]) -> dict[str, int]:
-    """Count outputs (of n) that never stopped, repeat 4-grams (share > .2 and > .5) or end in a loop."""
-    rep4 = [repetition(text) for text in texts]
+    """Count outputs (of n) that never stopped, are repeated 4-grams by more than half, or end in a loop."""
     return {
         "n": len(texts),
         "no_eos": sum(not end for _, end in zip(texts, ended, strict=True)),
-        "rep4_over_20": sum(r > 0.2 for r in rep4),
-        "rep4_over_50": sum(r > 0.5 for r in rep4),
+        "rep4_over_50": sum(repetition(text) > 0.5 for text in texts),
         "suffix_loop": sum(map(has_suffix_loop, texts)),
     }
 
@@ -79,23 +77,17 @@ def gram_matrix(texts: Sequence[str]) -> Any:
     import numpy as np
     from scipy.sparse import csr_matrix
 
-    known: dict[str, int] = {"": 0}
-    lists = []
+    codes: list[int] = []
+    ends = [0]
     for text in texts:
         text = SYSTEM_TURN.sub("", text).lower()
-        words = [
-            known.setdefault(word, len(known)) for word in (TOKEN if text.isascii() else UNIT).findall(text)
-        ]
-        lists.append(words + [0] * (3 - len(words)) if words else words)
-    flat = np.fromiter(chain.from_iterable(lists), dtype=np.uint64)
-    owner = np.repeat(np.arange(len(lists)), [len(words) for words in lists])
-    base, inside = np.uint64(len(known)), owner[:-2] == owner[2:]
-    codes = ((flat[:-2] * base + flat[1:-1]) * base + flat[2:])[inside]
-    grams, columns = np.unique(codes, return_inverse=True)
-    shape = (len(lists), len(grams))
-    matrix = csr_matrix((np.ones(len(columns), dtype=np.int32), (owner[:-2][inside], columns)), shape=shape)
-    matrix.data[:] = 1  # duplicates were summed
-    return matrix
+        words = (TOKEN if text.isascii() else UNIT).findall(text)
+        starts = range(max(1, len(words) - 2)) if words else ()
+        codes += {hash(tuple(words[start : start + 3])) for start in starts}
+        ends.append(len(codes))
+    grams, columns = np.unique(np.array(codes, dtype=np.int64), return_inverse=True)
+    ones = np.ones(len(columns), dtype=np.int32)
+    return csr_matrix((ones, columns, ends), shape=(len(texts), len(grams)))
 
 
 def close_pairs(first: Any, second: Any, threshold: float) -> Iterator[tuple[Any, Any, Any]]:

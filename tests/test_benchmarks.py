@@ -41,6 +41,16 @@ def results(tmp_path, monkeypatch):
     return tmp_path
 
 
+def run(*command: str) -> str:
+    """Run a benchmark as its own process; returns what it printed."""
+    environment = os.environ | {"PYTHONPATH": str(REPO)}
+    done = subprocess.run(
+        [sys.executable, *command], cwd=REPO, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
 def test_a_comparison_alternates_and_keeps_the_ratio_of_every_pair(results, capsys):
     order = []
     line = harness.compare("x", way(3.0, 7, order, "a"), way(1.5, 7, order, "b"), equal, 3, "ours", "theirs")
@@ -64,43 +74,23 @@ def test_results_that_differ_are_an_error_and_leave_nothing(results):
 @pytest.mark.parametrize("name", BENCHMARKS.BENCHMARKS)
 def test_a_quick_run_checks_equality_and_writes_nothing(name):
     """The machine may be noisy and the models are tiny: only a ratio far off is an error."""
-    command = [sys.executable, "-m", "benchmarks", "--quick", name]
     status = ["git", "status", "--porcelain", "benchmarks"]
     before = subprocess.run(status, cwd=REPO, capture_output=True, text=True).stdout
-    environment = os.environ | {"PYTHONPATH": str(REPO)}
-    done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    ratios = [float(found) for found in re.findall(r": ([\d.]+) times as fast", done.stdout)]
-    assert ratios and all(ratio > 0.3 for ratio in ratios), done.stdout
+    said = run("-m", "benchmarks", "--quick", name)
+    ratios = [float(found) for found in re.findall(r": ([\d.]+) times as fast", said)]
+    assert ratios and all(ratio > 0.3 for ratio in ratios), said
     assert subprocess.run(status, cwd=REPO, capture_output=True, text=True).stdout == before
 
 
 @pytest.mark.slow
 def test_the_gpu_script_times_training_steps_in_every_way(tmp_path):
     out = tmp_path / "training.csv"
-    command = [sys.executable, str(REPO / "benchmarks" / "gpu_training.py"), str(out), "--shrink"]
-    environment = os.environ | {"PYTHONPATH": str(REPO)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run(str(REPO / "benchmarks" / "gpu_training.py"), str(out), "--shrink")
     with out.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 13 and {row["way"] for row in rows} == {"authors", "TRL defaults", "this package"}
     assert all(float(row["fastest"]) <= float(row["ms per step"]) <= float(row["slowest"]) for row in rows)
     assert all(0 <= float(row["loss difference"]) <= 1e-4 and not row["remark"] for row in rows)
-
-
-def test_a_way_that_the_memory_does_not_hold_is_a_row_without_times(monkeypatch):
-    import gpu_training
-    import torch
-
-    def full(bench, case):
-        raise torch.OutOfMemoryError
-
-    monkeypatch.setattr(gpu_training, "measure_case", full)
-    monkeypatch.setattr(gpu_training, "loss_differences", lambda: {("sft", "authors"): 1e-6})
-    bench = gpu_training.make_bench(shrink=True)
-    (row,) = gpu_training.timed_rows(bench, gpu_training.all_cases(bench)[:1])
-    assert row["remark"] == "out of memory" and row["ms per step"] != row["ms per step"]
 
 
 def test_the_configuration_is_llama_31_8b():

@@ -37,8 +37,7 @@ def test_a_profiles_steps_are_in_the_notebooks_order(name):
 def test_the_contents_link_to_every_notebook_and_to_every_figure_and_table_of_the_paper():
     prose = "".join("".join(cell["source"]) for cell in read(CONTENTS)["cells"])
     assert all(f"({path.name})" in prose for path in NOTEBOOKS)
-    assert all(f"| Section {number}" in prose for number in (2, 3, 4, 5))
-    assert all(f"| {name}" in prose for name in ("Figure 3", "Figure 4", "Table 1"))
+    assert all(f"| {name}" in prose for name in ("Section 3", "Section 5", "Figure 3", "Figure 4", "Table 1"))
 
 
 @every_notebook

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import subprocess
@@ -47,7 +46,7 @@ def test_adapters_are_trained_with_the_papers_values_start_right_and_move(run):
         settings = store.read_json(path / "spec.json")["settings"]
         wanted = PAPER["base"] | PAPER[method] | {"training.max_length": 512, "training.warmup": 0.0}
         assert {name: settings[name] for name in wanted} == wanted
-        adapter = json.loads((path / "adapter_config.json").read_text())
+        adapter = store.read_json(path / "adapter_config.json")
         assert adapter["lora_alpha"] == 32 and sorted(adapter["target_modules"]) == ["q_proj", "v_proj"]
         weights = load_file(path / "adapter_model.safetensors")
         assert len(weights) == 2 * 2 * 2, "A and B of two layers' q and v"

@@ -18,7 +18,6 @@ def test_tokens_overlap_and_repetition_by_hand():
     assert texts.unigram_f1("A a, b", "a b c d") == pytest.approx(4 / 7)
     assert [texts.unigram_f1(*pair) for pair in (("", "a"), ("x", "a"), ("!", "?"))] == [0.0] * 3
     assert texts.unigram_f1("a " * 200 + "b " * 300, "b") == 0.0  # only the output is cut to 200 tokens
-    assert texts.unigram_f1("a " * 300, "a " * 300) == pytest.approx(2 * 200 / (200 + 300))
     assert texts.repetition("a b c") == texts.repetition("a b c d e") == 0.0
     assert texts.repetition("a a a a a a") == pytest.approx(2 / 3)  # 3 4-grams, 1 distinct
 
@@ -26,7 +25,6 @@ def test_tokens_overlap_and_repetition_by_hand():
 @pytest.mark.parametrize(
     ("text", "loops"),
     [
-        ("a a", False),
         ("start x y x y x y", True),
         ("x y x y x y end", False),
         (" ".join(list(map(str, range(80))) * 3), True),
@@ -39,7 +37,7 @@ def test_suffix_loop_is_the_same_block_of_at_most_80_words_three_times_at_the_en
 
 def test_degenerate_counts():
     found = texts.count_degenerate(["fine and short", "a a a a a a", "no end here"], [True, False, False])
-    assert list(found.values()) == [3, 2, 1, 1, 1]
+    assert list(found.values()) == [3, 2, 1, 1]
 
 
 # --- near duplicates ---
