@@ -268,21 +268,6 @@ def share_interval(values: Sequence[np.ndarray], n_resamples: int) -> Interval:
     return Interval(float(values[0].mean()), *wilson_interval(float(values[0].sum()), len(values[0])))
 
 
-def rank_correlation(
-    first: Sequence[float], second: Sequence[float], n_resamples: int = 2000, seed: int = 0
-) -> Interval:
-    """Return Spearman's rho of two columns with its interval over items; undefined if either is constant."""
-    from scipy.stats import rankdata
-
-    def rho(rows: np.ndarray) -> float:
-        ranks = rankdata(rows, axis=0)
-        return float(np.corrcoef(ranks.T)[0, 1]) if ranks.std(axis=0).all() else float("nan")
-
-    rows, rng = np.column_stack([first, second]), np.random.default_rng(seed)
-    drawn = (rows[rng.integers(len(rows), size=len(rows))] for _ in range(n_resamples))
-    return interval_of([rho(rows), *map(rho, drawn)])
-
-
 # --- a pool: the columns of a whole table, resampled once ---
 
 

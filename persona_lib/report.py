@@ -407,7 +407,6 @@ def own_page(profile: Profile) -> str:
         users=own_users(run),
         swaps=swaps,
         others=others,
-        wins=read_table(profile, "user_wins").to_dict("records") if swaps else [],
         found=[] if swaps else findings(profile),
         interval=with_interval,
         place=place,

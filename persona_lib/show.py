@@ -39,7 +39,7 @@ LABELS = {  # whose numbers they are
 ENDS = ("", "_low", "_high")  # of the columns of an estimate with its interval
 CI = "[95 % interval]"
 MINUS = "\N{MINUS SIGN}"
-SIGNED = ("p_net", "q_net", "net", "dpq", "quality_sd", "net_controlled", "did", "rho", "alpha", "kappa",
+SIGNED = ("p_net", "q_net", "net", "dpq", "quality_sd", "net_controlled", "did", "alpha", "kappa",
           "log_odds", "z", "difference", "difference_cut")  # fmt: skip
 DIGITS = {"dpq": 1, "dpq_low_widest": 1, "dpq_high_widest": 1, "z": 1, "words_mean": 1, "words_tested": 1,
           "words_base": 1, "flip": 3, "d_positive": 3, "did": 3, "did_positive": 3, "share": 3}  # fmt: skip

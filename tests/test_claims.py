@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
@@ -41,11 +40,15 @@ NOTED = [  # by row: dPQ, its interval, sign-test p (P; Q), of an earlier analys
 
 def test_the_exact_counts_give_the_printed_percentages_and_dpq():
     for row in claims.paper_table():
-        p, q = claims.paper_win_rates(row)
-        assert p.n == q.n == int(row["n"]) and f"{50 * (p.net + q.net):.1f}" == row["dpq_printed"]
-        for name in [f"{metric}_{verdict}" for metric in "pq" for verdict in ("win", "tie", "loss")]:
-            share = 100 * int(row[name]) / int(row["n"])
-            assert share == pytest.approx(float(row[f"{name}_pct"]), abs=0.05 + 1e-9)
+        nets = []
+        for metric in "pq":
+            won, tied, lost = (row[f"{metric}_{verdict}"] for verdict in ("win", "tie", "loss"))
+            assert won + tied + lost == row["n"]
+            nets.append((won - lost) / (won + lost))
+            for verdict, count in (("win", won), ("tie", tied), ("loss", lost)):
+                printed = row[f"{metric}_{verdict}_pct"]
+                assert 100 * count / row["n"] == pytest.approx(printed, abs=0.05 + 1e-9)
+        assert round(50 * sum(nets), 1) == row["dpq_printed"]
 
 
 def test_all_ten_rows_and_the_average_agree_with_an_earlier_analysis_and_hold_or_not_after_holm():
@@ -60,25 +63,16 @@ def test_all_ten_rows_and_the_average_agree_with_an_earlier_analysis_and_hold_or
     assert (average.dpq_low, average.dpq_high) == pytest.approx((16.1, 20.6), abs=0.3)
     assert average.dpq_low_widest == pytest.approx(rows.dpq_low_widest.mean())
     names = rows.dataset + ", " + rows.label
-    assert set(names[rows.p_holm >= 0.05]) == {
-        "Anthropic HHH, chosen, retrieved",
-        "Mnemonic, rejected, retrieved",  # .0497 before the adjustment
-    }
-    assert set(names[rows.dpq_holm >= 0.05]) == {"Anthropic HHH, chosen, retrieved"}
-    assert (rows.q_holm < 0.05).sum() == 4
+    weak = {"Anthropic HHH, chosen, retrieved", "Mnemonic, rejected, retrieved"}  # .0497 before Holm
+    assert set(names[rows.p_holm >= 0.05]) == weak and (rows.q_holm < 0.05).sum() == 4
 
 
-def test_joint_tables_and_the_test_of_dpq_by_hand():
+def test_joint_tables_by_hand():
     p, q = WinRate(3, 2, 1), WinRate(1, 1, 4)  # sorted against sorted: WWWTTL with WTLLLL
     assert claims.joint_table(p, q, "agree").tolist() == [[1, 1, 1], [0, 0, 2], [0, 0, 1]]
     independent = claims.joint_table(p, q, "independent")
     assert independent[0, 2] == pytest.approx(3 * 4 / 6)
     assert independent.sum(axis=1) == pytest.approx([3, 2, 1])
-    assert independent.sum(axis=0) == pytest.approx([1, 1, 4])
-    # nets .5 and -.04 with 16 and 25 decided: errors sqrt(.75 / 16) and sqrt(.9984 / 25)
-    z = (0.5 - 1 / 25) / np.hypot((0.75 / 16) ** 0.5, ((1 - 0.0016) / 25) ** 0.5)
-    found = claims.dpq_test(WinRate(12, 3, 4), WinRate(12, 0, 13))
-    assert found == pytest.approx(2 * (1 - NormalDist().cdf(z)))
 
 
 # --- judged rows without broken answers and at equal length ---
@@ -252,14 +246,14 @@ def test_aims_of_the_authors_data_need_a_value_and_their_control_an_interval_aro
         assert set(table[table["where"] == f"beavertails, {persona}"].met) - {"not run"} == {wanted}
 
 
-def test_a_judge_that_is_not_believed_meets_no_aim():
-    table = pd.DataFrame({"dataset": "everyday", "judge": ["weak", "sure"], "rubric": "personalization",
-                          "decides": [False, True]})  # fmt: skip
-    lines = [{"met": "yes"}, {"met": "no"}, {"met": "not run"}]
-    found = claims.without_verdict(lines, table, "everyday", "weak")
-    assert [row["met"] for row in found] == ["judge not believed"] * 2 + ["not run"]
-    for dataset, judge in (("everyday", "sure"), ("hhh", "weak")):
-        assert claims.without_verdict(lines, table, dataset, judge) == lines
+@pytest.mark.parametrize(("decides", "met"), [(True, "yes"), (False, "judge not believed")])
+def test_a_judge_that_is_not_believed_meets_no_aim(profile, decides, met):
+    row = {"dataset": "everyday", "kind": "main", "judge_persona": "gold-chosen", "n": 8,
+           "p_net": 0.3, "p_net_low": 0.1, "p_net_high": 0.6, "dpq": None, "quality_sd": None}  # fmt: skip
+    results.save_table(profile, "main", pd.DataFrame([row]))
+    tested = {"dataset": "everyday", "judge": "oracle", "rubric": "personalization", "decides": decides}
+    results.save_table(profile, "calibration", pd.DataFrame([tested, tested | {"judge": "other"}]))
+    assert set(claims.primary_results(profile).met) == {met, "not run"}
 
 
 def test_a_right_run_leaves_the_published_band_in_one_of_twenty_and_a_wrong_one_in_nearly_all():

@@ -137,13 +137,6 @@ def test_both_rubrics_are_resampled_jointly_so_opposite_ones_cancel_exactly(n_se
     assert (result.estimate, result.low, result.high) == pytest.approx((0, 0, 0))
 
 
-def test_rank_correlation_by_hand_and_undefined_for_a_constant():
-    assert intervals.rank_correlation([1, 2, 3, 4], [1, 10, 100, 1000], 20).estimate == pytest.approx(1.0)
-    # ranks 1 2 3 4 and 2 1 4 3: rho = 1 - 6 x 4 / (4 x 15) = .6
-    assert intervals.rank_correlation([1, 2, 3, 4], [5, 4, 9, 8], 20).estimate == pytest.approx(0.6)
-    assert intervals.rank_correlation([1, 1, 1], [1, 2, 3], 20).estimate is None
-
-
 # --- coverage: how often 95 % intervals hold the truth, simulated with known win rates ---
 
 

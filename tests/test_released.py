@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -16,8 +17,8 @@ from persona_lib.records import DataError, TailoringRow
 from persona_lib.settings import Run, load_profile
 
 BT = "beavertails"
-PT_GOLD = ReleasedFile(BT, "chosen", "gold-chosen")
-HHH_FILE = ReleasedFile("hhh", "chosen", "gold-chosen")  # not among the files that we checked
+PT_GOLD = ReleasedFile(BT, "dpo-chosen", "gold-chosen")
+HHH_FILE = ReleasedFile("hhh", "dpo-chosen", "gold-chosen")  # not among the files that we checked
 
 
 def write_items(path: Path, items: object) -> None:
@@ -34,9 +35,8 @@ def test_beavertails_files_are_aligned_and_hit_the_published_figures():
     if real is None or BT not in real.rows:
         pytest.skip(message)
     assert len([file for file in real.outputs if file.dataset == BT]) == 9
-    tables = released.released_tables(real, n_resamples=1500)
-    flips, lengths = (tables[name].set_index(["dataset", "personas", "arm"]).loc[BT]
-                      for name in ("released_flip", "released_lengths"))  # fmt: skip
+    table = released.released_tables(real, n_resamples=1500)["released_flip"]
+    flips = table.set_index(["dataset", "personas", "arm"]).loc[BT]
     wanted = {
         ("gold", "dpo-chosen"): (0.403, 0.083, 0.813, 0.073, 0.094),
         ("gold", "dpo-none"): (0.186, 0.018, 0.604, 0.012, 0.024),
@@ -48,10 +48,6 @@ def test_beavertails_files_are_aligned_and_hit_the_published_figures():
         assert (round(row.flip, places), round(row.did, 3)) == (flip, did)
         assert row.did_positive == pytest.approx(positive, abs=0.005 if places == 2 else 0.0005)
         assert (row.did_low, row.did_high) == pytest.approx((low, high), abs=0.0015)
-    columns = ["words_under_chosen", "words_under_rejected", "words_chosen", "words_rejected"]
-    assert lengths.loc["gold", "dpo-chosen"][columns].round(1).tolist() == [89.0, 74.3, 92.1, 69.7]
-    assert lengths.loc["gold"].rho.round(3).tolist() == [0.530, 0.104]
-    assert (lengths.loc["retrieved"].rho.abs() <= 0.06).all()
 
 
 # --- names, places, errors ---
@@ -59,7 +55,7 @@ def test_beavertails_files_are_aligned_and_hit_the_published_figures():
 
 def test_there_are_21_files_under_the_authors_names():
     assert len(FILES) == len({file.path for file in FILES}) == 21
-    assert ReleasedFile("hhh", "none", "retrieved-rejected").path == (
+    assert ReleasedFile("hhh", "dpo-none", "retrieved-rejected").path == (
         "Anthropic HHH/dpo_Persona(training_type=none, inference_type=retr-rejected).jsonl"
     )
     known = store.read_json(released.CHECKSUMS)
@@ -84,20 +80,17 @@ def test_released_outputs_are_found_in_or_beside_the_data_folder_or_ways_out_are
 ROW = TailoringRow("hhh-test-0000", "test", "Human: Why?", "c", "r", {"gold-chosen": "The user is terse."})
 
 
+OTHER = "hhh-test-0000: not a {prompt, response} with this"
+
+
 @pytest.mark.parametrize(
     ("items", "message"),
     [
         ({"prompt": "p"}, "one JSON list with 1 outputs"),
         ([], "one JSON list with 1 outputs"),
-        (["text"], "hhh-test-0000: not a {prompt, response}"),
-        (
-            [{"prompt": "Human: Why not? I am terse.", "response": ""}],
-            "hhh-test-0000: not this test row's prompt",
-        ),
-        (
-            [{"prompt": "Human: Why? I am verbose.", "response": ""}],
-            "hhh-test-0000: not this test row's prompt",
-        ),
+        (["text"], OTHER),
+        ([{"prompt": "Human: Why not? I am terse.", "response": ""}], OTHER),
+        ([{"prompt": "Human: Why? I am verbose.", "response": ""}], OTHER),
     ],
 )
 def test_a_file_of_another_shape_or_of_other_rows_is_an_error_that_names_the_row(tmp_path, items, message):
@@ -115,22 +108,20 @@ def test_the_end_mark_is_removed_and_a_checked_file_that_was_changed_is_refused(
 
 
 def test_rows_without_responses_or_without_both_files_have_no_flip():
-    mnemonic = (ReleasedFile("mnemonic", "chosen", f"retrieved-{side}") for side in ("chosen", "rejected"))
+    mnemonic = (
+        ReleasedFile("mnemonic", "dpo-chosen", f"retrieved-{side}") for side in ("chosen", "rejected")
+    )
     outputs = {file: {"i": "a b"} for file in (*mnemonic, HHH_FILE)}
     responses = {"mnemonic": ("", ""), "hhh": ("c", "r")}
     rows = {name: [TailoringRow("i", "test", "p", *pair)] for name, pair in responses.items()}
-    assert all(
-        table.empty for table in released.released_tables(released.Released(outputs, rows), 10).values()
-    )
+    assert released.released_tables(released.Released(outputs, rows), 10)["released_flip"].empty
 
 
 # --- judged again ---
 
 PERSONAS = ("gold-chosen", "gold-rejected")
-SERVED = "http://localhost:1/v1"
-JUDGE = ["evaluation.judge=lm", "judge.model=tiny-judge", f"judge.url={SERVED}", "judge.format=json"]
-JUDGE += ["evaluation.bootstrap_samples=50", "evaluation.limit=0"]
-SECOND = ["second_judge.model=other", f"second_judge.url={SERVED}", "second_judge.format=json"]
+JUDGE = ["evaluation.judge=lm", "judge.model=tiny-judge", "judge.url=http://localhost:1/v1"]
+JUDGE += ["judge.format=json", "evaluation.bootstrap_samples=50", "evaluation.limit=0"]
 
 
 class LongerWins:
@@ -161,11 +152,12 @@ def data(tmp_path, monkeypatch):
         personas |= {PERSONAS[1]: None} if i == 2 else {}
         rows.append(TailoringRow(f"hhh-test-{i:04d}", "test", f"Human: Question {i}?", "c", "r", personas))
     outputs = {}
-    for file in (ReleasedFile("hhh", arm, name) for arm in ("chosen", "none") for name in PERSONAS):
-        marks = ["!" * (i if file.train_persona == "none" else 2) for i in range(6)]
-        answers = [f" {file.train_persona} answer {i}{mark}{EOS}" for i, mark in enumerate(marks)]
-        answers[1] = f" {file.train_persona} answer\nPrompt: another"
-        outputs[file] = {row.id: text.replace(EOS, "") for row, text in zip(rows, answers, strict=True)}
+    for arm, name in itertools.product(("dpo-chosen", "dpo-none"), PERSONAS):
+        marks = ["!" * (i if arm == "dpo-none" else 2) for i in range(6)]
+        answers = [f" {arm} answer {i}{mark}" for i, mark in enumerate(marks)]
+        answers[1] = f" {arm} answer\nPrompt: another"
+        texts = {row.id: text for row, text in zip(rows, answers, strict=True)}
+        outputs[ReleasedFile("hhh", arm, name)] = texts
     return released.Released(outputs, {"hhh": rows})
 
 
@@ -179,15 +171,15 @@ def test_comparisons_leave_out_rows_without_a_persona_and_end_where_another_prom
     assert released.judgeable(data) == [("hhh", name) for name in PERSONAS]
     chosen, rejected = (released.released_comparisons(data, "hhh", name) for name in PERSONAS)
     assert len(chosen) == 6 and [c.id[-1] for c in rejected] == ["0", "1", "3", "4", "5"]
-    assert chosen[1].response_a == " chosen answer" and chosen[1].response_b == " none answer"
+    assert (chosen[1].response_a, chosen[1].response_b) == (" dpo-chosen answer", " dpo-none answer")
     assert (chosen[0].prompt, chosen[0].persona) == ("Human: Question 0?", "The user is gold-chosen 0.")
     drawn = [{c.id for c in released.released_comparisons(data, "hhh", p, limit=4)} for p in PERSONAS]
     assert len(drawn[0]) == 4 and drawn[1] == drawn[0] - {"hhh-test-0002"}, "the same rows for all personas"
 
 
 def test_counts_are_those_of_the_judge_and_the_papers_row_stands_below(data, monkeypatch):
-    # "chosen answer i!!" has 17 characters, "none answer i" + i "!" has 13 + i; in row 1 it is 13 against 11.
-    # PT-DPO is longer in rows 0 to 3, equal in row 4 (no verdict), shorter in row 5.
+    # "dpo-chosen answer i!!" has 4 - i characters more than "dpo-none answer i" with i "!"; row 1 has 2 more.
+    # So PT-DPO is longer in rows 0 to 3, equal in row 4 (no verdict), shorter in row 5.
     run = open_run(monkeypatch, LongerWins())
     released.judge_released(run, data)
     table = released.rejudged_tables(run, data)["released_judged"]
@@ -208,7 +200,7 @@ def test_judging_goes_on_where_it_was_stopped_and_starts_anew_for_another_judge(
     run = open_run(monkeypatch, LongerWins(stop_after=9))
     with pytest.raises(KeyboardInterrupt):
         released.judge_released(run, data)
-    kept = released.folder_of(run.profile, "judge", "hhh", "gold-chosen") / "personalization.jsonl"
+    kept = released.folder_of(run.profile, "hhh", "gold-chosen") / "personalization.jsonl"
     assert len(list(store.iter_rows(kept))) == 8, "two chunks of two, both orders"
     second, whole = LongerWins(), 4 * (6 + 5)
     for _ in range(2):
@@ -216,15 +208,6 @@ def test_judging_goes_on_where_it_was_stopped_and_starts_anew_for_another_judge(
         assert second.asked == whole - 8
     released.judge_released(open_run(monkeypatch, second, "judge.max_new_tokens=5"), data)
     assert second.asked == 2 * whole - 8
-
-
-def test_two_judges_are_kept_apart(data, monkeypatch):
-    run = open_run(monkeypatch, LongerWins(), *SECOND)
-    assert released.what_judges(run.profile) == "judged by tiny-judge and by other"
-    assert len(released.judge_released(run, data)) == 4
-    assert len(released.rejudged_tables(run, data)["released_judged"]) == 6, (
-        "two of ours and the paper's, twice"
-    )
 
 
 @pytest.mark.parametrize("settings", [["evaluation.judge=none"], ["evaluation.judge=lm", "judge.model=base"]])

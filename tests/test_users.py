@@ -91,10 +91,11 @@ def test_the_medoid_is_the_persona_that_is_most_like_all_and_likeness_is_of_the_
     assert users.medoid([WARM, BRIEF, BUSY]) == BRIEF and users.medoid([WARM, BRIEF]) == WARM
 
 
-def test_consistency_compares_a_users_personas_with_those_of_other_users():
-    found = {"u": [BRIEF, BUSY], "v": [WARM, BRIEF]}
-    assert users.agreement("u", found) == (pytest.approx(0.8), pytest.approx((0 + 1 + 0 + 0.8) / 4))
-    assert users.agreement("v", found) == (0.0, pytest.approx(0.45))
+def test_consistency_compares_a_users_personas_with_those_of_other_users(shipped, monkeypatch):
+    found = {"u": {"1": BRIEF, "2": BUSY}, "v": {"3": WARM, "4": BRIEF}}
+    monkeypatch.setattr(users, "history_personas", lambda run: found)
+    row = users.consistency([shipped]).iloc[0]  # within u .8, v 0; between (0 + 1 + 0 + .8) / 4 for both
+    assert (row["within"], row["between"], row["gap"]) == pytest.approx((0.4, 0.45, -0.05))
 
 
 @pytest.fixture(scope="module")
@@ -175,20 +176,10 @@ def test_the_swap_is_1_for_the_own_persona_seen_and_unseen_apart_and_undefined_w
 def test_an_interval_draws_users_not_pairs(shipped):
     """Six users of 50 pairs that all say the same: by pairs +-.06, by users as wide as six coins."""
     values = {f"{user}-{n}": float(user < 3) for user in range(6) for n in range(50)}
-    line = users.user_line([shipped], [values], {id: id.split("-")[0] for id in values}, "d_positive")
+    line = users.share_line([shipped], [values], {id: id.split("-")[0] for id in values})
     assert (line["n"], line["n_users"], line["d_positive"]) == (300, 6, 0.5)
     exact = np.percentile(np.random.default_rng(1).binomial(6, 0.5, 100_000) / 6, [2.5, 97.5])
     assert [line["d_positive_low"], line["d_positive_high"]] == pytest.approx(exact.tolist(), abs=0.01)
-
-
-def test_wins_are_counted_by_user_where_answers_were_judged(shipped, monkeypatch):
-    ids = [row.id for row in eval_rows(shipped)]
-    words = zip(ids, ["win", "loss", "tie"], strict=False)
-    verdicts = [{"id": id, "personalization": word} for id, word in words]
-    monkeypatch.setattr(users.judging, "read_verdicts", lambda run, m: verdicts)
-    table = users.user_wins([shipped])
-    assert set(table.label) == {users.OWN} and table.n.sum() == 2  # a tie decides nothing
-    assert (table.n * table.net).sum() == 0
 
 
 def test_the_page_says_who_the_users_are_and_names_none(shipped):

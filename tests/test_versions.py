@@ -42,9 +42,9 @@ DECIDED = {
     "answers": (1, "c3fada253841e221"),
     "judging": (1, "1fbc0eca373ac012"),
     "swap": (1, "4ad57d7f478ef12d"),
-    "calibration": (1, "75dadff9116da6dd"),
-    "rejudged": (1, "cda9fe8cd4aeed16"),
-    "users": (1, "61a237d378c9a82d"),
+    "calibration": (1, "05ebc161bfe20bf4"),
+    "rejudged": (1, "7d4b6ce3bf07a6c4"),
+    "users": (1, "ca10bd9953021fe2"),
 }
 
 

@@ -16,9 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from persona_lib import store
 from persona_lib.data.reader import UNREADABLE, shows
-from persona_lib.intervals import position_inconsistent, verdict_of, wilson_interval
+from persona_lib.intervals import verdict_of, wilson_interval
 from persona_lib.paper.answers import eval_rows
 from persona_lib.paper.judges import load_judge
 from persona_lib.paper.judging import judge_key, judge_rubric
@@ -35,6 +37,7 @@ LIMIT = 64  # rows drawn of the evaluation split
 FIT, READING = "persona fit", "reading of generated answers"  # tests of personalization
 LABELS = FACTS / "reader_labels.jsonl"
 SENTENCE = re.compile(r"(?<=[.!?])\s+|\n")
+SCORES = re.compile(r"(-?[\d.]+) : (-?[\d.]+)")
 MODAL = re.compile(r"\b(is|are|can|will|should|must|does|may|was|has)\b")
 
 
@@ -78,36 +81,26 @@ def gold_comparisons(rows: Sequence[TailoringRow]) -> list[PairwiseComparison]:
 # --- measuring ---
 
 
-def score_of(judgment: Judgment) -> float | None:
-    """Return how sure a scoring judge is, |a - b| of its two scores; None for a judge without scores."""
-    parts = re.fullmatch(r"(-?[\d.]+) : (-?[\d.]+)", judgment.feedback)
-    return abs(float(parts[1]) - float(parts[2])) if parts else None
-
-
 def accuracy_columns(values: Sequence[float]) -> dict[str, Any]:
     """Return n, the mean of values (1: right, 1/2: a tie), its Wilson interval, and whether it decides."""
     n, right = len(values), sum(values)
-    low, high = wilson_interval(right, n) if n else (math.nan, math.nan)
+    low, high = wilson_interval(right, n)
     return {"n": n, "accuracy": right / n if n else math.nan, "accuracy_low": low, "accuracy_high": high,
-            "at_half": math.nan, "ties": 0, "contradicted": 0, "unparsed": 0,
-            "decides": low > BELIEVED}  # fmt: skip
+            "at_half": math.nan, "ties": values.count(0.5), "decides": low > BELIEVED}  # fmt: skip
 
 
 def measure(judged: Sequence[tuple[Judgment, Judgment]]) -> dict[str, Any]:
     """Return how often a judge names the first response, in both orders; a tie counts one half.
 
-    ``at_half`` is the accuracy in the half of the comparisons with the larger score difference.
+    ``at_half`` is the accuracy in the half of the comparisons with the larger difference of a judge's scores.
     """
-    verdicts = [verdict_of(*pair) for pair in judged]
-    values = [{"win": 1.0, "tie": 0.5}.get(verdict, 0.0) for verdict in verdicts]
-    sure = [score_of(first) for first, _ in judged]
-    surest = [] if None in sure else sorted(range(len(sure)), key=lambda i: -sure[i])[: len(sure) // 2]
-    return accuracy_columns(values) | {
-        "at_half": sum(values[i] for i in surest) / len(surest) if surest else math.nan,
-        "ties": verdicts.count("tie"),
-        "contradicted": sum(position_inconsistent(*pair) for pair in judged),
-        "unparsed": verdicts.count("unparsed"),
-    }
+    values = [{"win": 1.0, "tie": 0.5}.get(verdict_of(*pair), 0.0) for pair in judged]
+    line, scored = accuracy_columns(values), [SCORES.fullmatch(first.feedback) for first, _ in judged]
+    if len(judged) > 1 and None not in scored:
+        gaps = [-abs(float(both[1]) - float(both[2])) for both in scored]
+        surest = np.argsort(gaps, kind="stable")[: len(gaps) // 2]
+        line["at_half"] = float(np.mean([values[i] for i in surest]))
+    return line
 
 
 def judges_of(run: Run) -> list[str]:
@@ -127,12 +120,11 @@ def calibrate(run: Run) -> pd.DataFrame:
     """
     import pandas as pd
 
-    folder, key = run.folder / "calibration", calibration_key(run)
+    folder, key, lines = run.folder / "calibration", calibration_key(run), []
     if store.is_done(folder, key) and calibration_path(run).exists():
         return pd.read_csv(calibration_path(run))
     store.clear_unless(folder, key)
     rows = random.Random("calibration").sample(found := eval_rows(run), min(LIMIT, len(found)))
-    lines = []
     for name in dict.fromkeys(judges_of(run)):
         judge, tests = load_judge(run, name), {FIT: gold_comparisons(rows)}
         if name == run.profile.evaluation.judge:
@@ -143,9 +135,9 @@ def calibrate(run: Run) -> pd.DataFrame:
             judged = judge_rubric(judge, comparisons, rubric, path)
             lines.append({"judge": name, "rubric": rubric, "test": test} | measure(judged))
         if name == "oracle":  # how often the reader agrees with the blind labels, where it judges
-            read = [(shows(dimension, text) or "neither") == label
-                    for dimension, label, text in labelled() if dimension not in UNREADABLE]  # fmt: skip
             line = {"judge": name, "rubric": "personalization", "test": READING}
+            read = [float((shows(dimension, text) or "neither") == label)
+                    for dimension, label, text in labelled() if dimension not in UNREADABLE]  # fmt: skip
             lines.append(line | accuracy_columns(read))
     table = pd.DataFrame(lines)
     store.write_text(calibration_path(run), table.to_csv(index=False))

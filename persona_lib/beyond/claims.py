@@ -3,13 +3,10 @@
 The paper's table: ``facts/paper_table.csv`` has the only integer counts that give the printed percentages and
 dPQ. They do not say how the two verdicts of one pair of answers go together, and dPQ adds both. So dPQ has
 two intervals: the verdicts taken as independent, and the widest, as much agreement as the counts allow.
-
-The checks count the judged rows again: without broken answers, and with answers of equal length.
 """
 
 from __future__ import annotations
 
-import csv
 import functools
 import math
 import warnings
@@ -28,7 +25,6 @@ from persona_lib.intervals import (
     Interval,
     WinRate,
     drawn_columns,
-    holm,
     interval_columns,
     interval_of,
     make_pool,
@@ -37,21 +33,10 @@ from persona_lib.intervals import (
     signs,
     table_of,
 )
+from persona_lib.paper import results
 from persona_lib.paper.answers import read_generations
 from persona_lib.paper.judging import RUBRIC_NAMES, Judged, forget_judged, read_judgments, runs_of, same_items
 from persona_lib.paper.personas import PERSONA_TABLES
-from persona_lib.paper.results import (
-    JUDGED_TABLES,
-    Row,
-    judged_rows,
-    read_table,
-    row_names,
-    save_table,
-    scores,
-    sign_columns,
-    verdict_counts,
-    with_holm,
-)
 from persona_lib.paper.swap import SWAP_TABLES
 from persona_lib.records import DataError, Generation
 from persona_lib.settings import FACTS, Profile, Run, main_arm, set_field
@@ -69,22 +54,17 @@ if TYPE_CHECKING:
 N_RESAMPLES = 20_000  # enough that the limits move by about .1 from one bootstrap seed to another
 
 
-def paper_table() -> list[dict[str, str]]:
+def paper_table() -> list[dict[str, Any]]:
     """Read the paper's DPO vs PT-DPO table: ten rows of exact counts, printed percentages and dPQ."""
-    with (FACTS / "paper_table.csv").open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    import pandas as pd
 
-
-def paper_win_rates(row: Mapping[str, str]) -> tuple[WinRate, WinRate]:
-    """Return personalization and quality counts of one row of ``paper_table``."""
-    return tuple(WinRate(*(int(row[f"{m}_{v}"]) for v in ("win", "tie", "loss"))) for m in "pq")
+    return pd.read_csv(FACTS / "paper_table.csv").to_dict("records")
 
 
 def joint_table(p: WinRate, q: WinRate, dependence: str) -> np.ndarray:
     """Return counts of (personalization, quality) verdicts, (3, 3) by win, tie, loss, with these margins.
 
-    "independent": products of the margins. "agree": as many equal verdicts as can be; the cumulative counts
-    are the smaller of the margins' (the upper Frechet bound).
+    "independent": products of the margins. "agree": as many equal verdicts as can be (upper Frechet bound).
     """
     rows, columns = (np.array([c.n_wins, c.n_ties, c.n_losses], dtype=float) for c in (p, q))
     if dependence == "independent":
@@ -101,44 +81,30 @@ def resampled_dpq(joint: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return 50 * sum(ratio(m[:, 0] - m[:, 2], m[:, 0] + m[:, 2]) for m in margins)
 
 
-def dpq_test(p: WinRate, q: WinRate) -> float:
-    """Return the two-sided p of dPQ = 0 for independent verdicts; both rubrics need decided verdicts.
-
-    Normal approximation: a net win rate has the variance (1 - net^2) / decided (delta method).
-    """
-    from scipy.stats import norm
-
-    error = sum((1 - rate.net**2) / rate.n_decided for rate in (p, q)) ** 0.5
-    return float(2 * norm.sf(abs(p.net + q.net) / error))
-
-
 @functools.cache
 def reanalysed() -> pd.DataFrame:
-    """Return the ten rows (counts, dPQ with both intervals, tests) and their average; the tests are ours.
+    """Return the ten rows (counts, dPQ with both intervals, our sign tests) and their average.
 
     The average takes the rows as independent. They are not: rows of a data set share prompts and, in part,
     answers. Its widest limits are the means of the rows' widest limits, as if all rows erred together.
     """
-    import pandas as pd
-
     lines, drawn = [], []
     for number, row in enumerate(paper_table()):
-        p, q = paper_win_rates(row)
-        line: Row = {"dataset": row["dataset"], "kind": "paper", "label": f"{row['side']}, {row['persona']}",
-                     "n": p.n, "dpq_p": dpq_test(p, q)}  # fmt: skip
-        for short, rate in {"p": p, "q": q}.items():
-            line |= verdict_counts(short, rate) | {f"{short}_sign": sign_test(rate.n_wins, rate.n_losses)}
-        rng = np.random.default_rng(number)
-        drawn.append(resampled_dpq(joint_table(p, q, "independent"), rng))
-        widest = interval_of(resampled_dpq(joint_table(p, q, "agree"), rng))
+        counts = [[row[f"{short}_{verdict}"] for verdict in ("win", "tie", "loss")] for short in "pq"]
+        rates, rng = [WinRate(*three) for three in counts], np.random.default_rng(number)
+        line = {"dataset": row["dataset"], "kind": "paper", "label": f"{row['side']}, {row['persona']}"}
+        line["n"] = row["n"]
+        for short, rate in zip("pq", rates, strict=True):
+            line |= results.verdict_counts(short, rate)
+            line[f"{short}_sign"] = sign_test(rate.n_wins, rate.n_losses)
+        drawn.append(resampled_dpq(joint_table(*rates, "independent"), rng))
+        widest = interval_of(resampled_dpq(joint_table(*rates, "agree"), rng))
         line |= drawn_columns({"dpq": drawn[-1]})
         lines.append(line | {"dpq_low_widest": widest.low, "dpq_high_widest": widest.high})
-    table = with_holm(pd.DataFrame(lines))
-    table["dpq_holm"] = holm(table.dpq_p)
-    line = {"dataset": "all", "kind": "average", "label": "average of the ten rows"}
-    line |= drawn_columns({"dpq": np.mean(drawn, axis=0)})
-    line |= {name: table[name].mean() for name in ("dpq_low_widest", "dpq_high_widest")}
-    return pd.concat([table, pd.DataFrame([line])], ignore_index=True)
+    average = {"dataset": "all", "kind": "average", "label": "average of the ten rows"}
+    average |= drawn_columns({"dpq": np.mean(drawn, axis=0)})
+    average |= {end: np.mean([line[end] for line in lines]) for end in ("dpq_low_widest", "dpq_high_widest")}
+    return results.with_holm(table_of([*lines, average]))
 
 
 # --- does a judged row hold without broken answers, and at equal length? ---
@@ -158,10 +124,9 @@ def is_sound(answer: Generation) -> bool:
 
 def answers_of(row: Judged) -> list[dict[str, tuple[Generation, Generation]]]:
     """Return, per run, the tested and the base answer of every judged item."""
-    found = []
+    specs, found = (row.matchup.test, row.matchup.base), []
     for run, verdicts in zip(row.runs, row.verdicts["quality"], strict=True):
-        specs = (row.matchup.test, row.matchup.base) if verdicts else ()
-        both = [read_generations(run, spec) for spec in specs]
+        both = [read_generations(run, spec) if verdicts else {} for spec in specs]
         found.append({i: tuple(answers[i] for answers in both) for i in verdicts})
     return found
 
@@ -174,11 +139,10 @@ def kept(row: Judged, keep: Sequence[set[str]]) -> Judged:
     })  # fmt: skip
 
 
-def filtered_lines(dataset: str, seed: int, row: Judged) -> list[Row]:
-    """Return a row as it is and, below it, without pairs in which either answer is degenerate.
+def filtered_lines(dataset: str, seed: int, row: Judged) -> list[results.Row]:
+    """Return a row whole and without degenerate answers; rows of ``everyday`` also by a persona's wording.
 
-    Rows of ``everyday`` also apart for explicit personas (the wording names the surface) and implicit ones.
-    All parts have the same draws of prompts.
+    An explicit persona names what it wants on the surface. All parts have the same draws of prompts.
     """
     sound = [{i for i, both in found.items() if all(map(is_sound, both))} for found in answers_of(row)]
     parts = {"all pairs": row, "both answers sound": kept(row, sound)}
@@ -191,10 +155,10 @@ def filtered_lines(dataset: str, seed: int, row: Judged) -> list[Row]:
     samples, lines = row.runs[0].profile.evaluation.bootstrap_samples, []
     pool = make_pool(columns, samples, seed, same_items(row.runs))
     for which, part in parts.items():
-        line = row_names(dataset, row) | {"pairs": which, "n": part.counts("quality").n}
+        line = results.row_names(dataset, row) | {"pairs": which, "n": part.counts("quality").n}
         for short, rubric in RUBRIC_NAMES.items():
-            line |= verdict_counts(short, part.counts(rubric))
-        lines.append(line | drawn_columns(scores(pool, which)) | sign_columns(part))
+            line |= results.verdict_counts(short, part.counts(rubric))
+        lines.append(line | drawn_columns(results.scores(pool, which)) | results.sign_columns(part))
     return lines
 
 
@@ -207,9 +171,9 @@ def filtered_table(profile: Profile) -> pd.DataFrame:
 
     rows = [(j.dataset, number, row) for number, j in enumerate(read_judgments(profile)) for row in j.rows]
     if not rows:
-        return pd.DataFrame()
-    table = pd.DataFrame([line for found in rows for line in filtered_lines(*found)])
-    return pd.concat([with_holm(part) for _, part in table.groupby(["kind", "pairs"])]).sort_index()
+        return table_of([])
+    table = table_of(line for found in rows for line in filtered_lines(*found))
+    return pd.concat([results.with_holm(part) for _, part in table.groupby(["kind", "pairs"])]).sort_index()
 
 
 def length_model(signs: Sequence[float], differences: Sequence[float], prompts: Sequence[str]) -> Interval:
@@ -244,7 +208,7 @@ def length_model(signs: Sequence[float], differences: Sequence[float], prompts: 
 def length_table(profile: Profile) -> pd.DataFrame:
     """Return the main rows and PT-DPO against PT-SFT by rubric: net as it is, and at equal length."""
     lines = []
-    for judgments, row in judged_rows(profile, LENGTH_KINDS):
+    for judgments, row in results.judged_rows(profile, LENGTH_KINDS):
         words = [{i: [len(answer.completion.split()) for answer in both] for i, both in found.items()}
                  for found in answers_of(row)]  # fmt: skip
         means = np.mean([pair for found in words for pair in found.values()], axis=0)
@@ -254,7 +218,7 @@ def length_table(profile: Profile) -> pd.DataFrame:
             items = [(SIGNS.get(verdict, 0.0), np.subtract(*words[run][i]), i if shared else f"{run}/{i}")
                      for run, verdicts in enumerate(row.verdicts[rubric])
                      for i, verdict in verdicts.items()]  # fmt: skip
-            line = row_names(judgments.dataset, row) | {"rubric": rubric, **sizes}
+            line = results.row_names(judgments.dataset, row) | {"rubric": rubric, **sizes}
             line |= {"n_decided": row.counts(rubric).n_decided}
             line |= drawn_columns({"net": judgments.pool[f"{row.slug}/{short}"]})
             lines.append(line | interval_columns("net_controlled", length_model(*zip(*items, strict=True))))
@@ -279,23 +243,22 @@ def pick(table: pd.DataFrame, values: Mapping[str, Any]) -> pd.DataFrame:
     return table
 
 
-def measured(table: pd.DataFrame, column: str, condition: str) -> Row:
+def measured(table: pd.DataFrame, column: str, condition: str) -> results.Row:
     """Return what an aim's one row of a table says: estimate, interval, size, and whether the aim is met.
 
     Without a row, or without a value, it was not run; without a condition it is reported only.
     """
-    line: Row = dict.fromkeys(("estimate", "low", "high", "n", "n_seeds")) | {"met": "not run"}
+    line: results.Row = dict.fromkeys(("estimate", "low", "high", "n", "n_seeds")) | {"met": "not run"}
     if table.empty or table[column].isna().item():
         return line
     row = table.iloc[0]
-    names = {"estimate": column, "low": f"{column}_low", "high": f"{column}_high"}
-    line |= {name: float(row[source]) for name, source in names.items()}
+    line |= {"estimate": row[column], "low": row[f"{column}_low"], "high": row[f"{column}_high"]}
     line |= {size: int(row[size]) for size in ("n", "n_seeds") if row.get(size, math.nan) > 0}
     met = table_of([line]).eval(condition).item() if condition else None
     return line | {"met": {None: "reported", True: "yes", False: "no"}[met]}
 
 
-def aims_of(profile: Profile, dataset: str, group: str) -> list[Row]:
+def aims_of(profile: Profile, dataset: str, group: str) -> list[results.Row]:
     """Return a line per aim of a group for one data set."""
     aims, lines = set_aims(), []
     names = {"arm": main_arm(profile), "split": inference_split(profile, dataset)}
@@ -306,26 +269,24 @@ def aims_of(profile: Profile, dataset: str, group: str) -> list[Row]:
         words, condition = (text.format(**names) for text in aims["criteria"][entry["criterion"]])
         for name, value in of.items():
             line = {"aim": entry["aim"], "where": f"{dataset}, {name}", "criterion": words}
-            found = pick(read_table(profile, entry["table"]), rows | {entry["by"]: value})
+            found = pick(results.read_table(profile, entry["table"]), rows | {entry["by"]: value})
             lines.append(line | measured(found, entry["column"], condition))
     return lines
 
 
-def without_verdict(lines: list[Row], calibration: pd.DataFrame, dataset: str, judge: str) -> list[Row]:
-    """Return aims as undecided if the judge's calibration says that it decides nothing."""
-    found = pick(calibration, {"dataset": dataset, "judge": judge, "rubric": "personalization"})
-    if found.empty or found.decides.all():
-        return lines
-    return [line | {"met": "judge not believed"} if line["met"] in ("yes", "no") else line for line in lines]
-
-
 def primary_results(profile: Profile) -> pd.DataFrame:
-    """Return a line per aim of ``facts/aims.yaml``, computed from the profile's saved tables."""
-    calibration, lines = read_table(profile, "calibration"), []
+    """Return a line per aim of ``facts/aims.yaml``, computed from the profile's saved tables.
+
+    An aim that a judge decides is undecided if the judge's calibration says that it decides nothing.
+    """
+    calibration, lines = results.read_table(profile, "calibration"), []
     judges = {"inferred": profile.persona_judge, "judged": profile.evaluation.judge}
     for dataset in profile.datasets:
         for group, judge in judges.items() if profile.evaluation.judge != "none" else ():
-            lines += without_verdict(aims_of(profile, dataset, group), calibration, dataset, judge)
+            fit = pick(calibration, {"dataset": dataset, "judge": judge, "rubric": "personalization"})
+            for line in aims_of(profile, dataset, group):
+                unsure = line["met"] in ("yes", "no") and len(fit) and not fit.decides.all()
+                lines.append(line | {"met": "judge not believed"} if unsure else line)
         if dataset in set_aims()["over_half"]:
             lines += aims_of(profile, dataset, "swapped")
     return table_of(lines)
@@ -358,26 +319,25 @@ def save_tables(profile: Profile) -> dict[str, Path]:
     """
     import pandas as pd
 
-    parts = []
+    parts = [table_of([])]
     for seed in profile.seeds if len(profile.seeds) > 1 else ():
         alone = set_field(profile, {"seeds": [seed]})
         save_tables(alone)
-        parts.append(read_table(alone, "primary").dropna(subset="estimate").assign(seed=seed))
+        if len(found := results.read_table(alone, "primary")):
+            parts.append(found.dropna(subset="estimate").assign(seed=seed))
     forget_judged()
     by_dataset = {"calibration": calibrations, **SWAP_TABLES, **USER_TABLES}
     makers = {
-        **JUDGED_TABLES,
+        **results.JUDGED_TABLES,
         "paper": lambda profile: reanalysed(),
         "filtered": filtered_table,
         "length": length_table,
         **PERSONA_TABLES,
         **{name: functools.partial(every_dataset, make=make) for name, make in by_dataset.items()},
         "primary": primary_results,
-        "by_seed": lambda profile: (
-            pd.concat([table_of([]), *parts]).dropna(subset="estimate") if parts else table_of([])
-        ),
+        "by_seed": lambda profile: pd.concat(parts),
     }
-    paths = {name: save_table(profile, name, make(profile)) for name, make in makers.items()}
+    paths = {name: results.save_table(profile, name, make(profile)) for name, make in makers.items()}
     return {name: path for name, path in paths.items() if path}
 
 
@@ -408,21 +368,21 @@ def verify(profile: Profile, published: pd.DataFrame) -> pd.DataFrame:
     ``published`` is a table ``by_seed``. ``same`` says whether a run of one published seed gives its value.
     Raises DataError if the run has no results yet.
     """
-    run = read_table(profile, "primary")
+    run, seeds, lines = results.read_table(profile, "primary"), profile.seeds, []
     if run.empty:
         raise DataError(f"profile {profile.name} has no results to verify: ./run_all.sh")
-    lines = []
     for (aim, where), found in published.groupby(["aim", "where"], sort=False):
-        own = pick(run, {"aim": aim, "where": where}).dropna(subset="estimate")
+        own = pick(run, {"aim": aim, "where": where}).estimate.dropna()
         if own.empty:
             continue
-        value, seeds = float(own.estimate.iloc[0]), profile.seeds
-        band = prediction_band(list(found.estimate), len(seeds), 1 / float(found.n.max()))
-        inside = band.low <= value <= band.high if band.low is not None else None
-        alone = found[found.seed == seeds[0]].estimate if len(seeds) == 1 else found.estimate.head(0)
-        line = {"aim": aim, "where": where, "run": value, **interval_columns("published", band)}
-        line |= {"n_seeds": len(found), "inside": inside}
-        lines.append(line | {"same": abs(alone.iloc[0] - value) < 1e-5 if len(alone) else None})
+        value, alone = own.item(), pick(found, {"seed": seeds[0]}).estimate if len(seeds) == 1 else ()
+        band = prediction_band(list(found.estimate), len(seeds), 1 / found.n.max())
+        lines.append({
+            "aim": aim, "where": where, "run": value, **interval_columns("published", band),
+            "n_seeds": len(found),
+            "inside": None if band.low is None else band.low <= value <= band.high,
+            "same": abs(alone.item() - value) < 1e-5 if len(alone) else None,
+        })  # fmt: skip
     return table_of(lines)
 
 
@@ -432,11 +392,11 @@ def verdict(table: pd.DataFrame) -> tuple[str, bool]:
     found = pick(table, {"aim": aim, "where": where})
     if found.empty or found.inside.isna().item():
         return "verify: this run has no number that decides", False
-    row, bands = found.iloc[0], table.dropna(subset="inside")
-    word = "agrees" if row.inside else "DOES NOT AGREE"
-    band = f"{row.published_low:.2f} to {row.published_high:.2f}"
-    said = f"verify: {word} with the published run: {aim} under gold personas {row.run:.2f}, band {band}"
-    same = table.same.dropna()
-    said += f"; {sum(bands.inside)} of {len(bands)} numbers in their bands"
+    row, bands, same = found.iloc[0], table.inside.dropna(), table.same.dropna()
+    said = (
+        f"verify: {'agrees' if row.inside else 'DOES NOT AGREE'} with the published run: {aim} under gold "
+        f"personas {row.run:.2f}, band {row.published_low:.2f} to {row.published_high:.2f}; "
+        f"{sum(bands)} of {len(bands)} numbers in their bands"
+    )
     said += f"; {sum(same)} of {len(same)} as published for this seed" if len(same) else ""
     return said, bool(row.inside)

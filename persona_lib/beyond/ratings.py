@@ -1,10 +1,9 @@
 """Ratings by people: blinded sheets out, filled ones in, their results and agreement (paper sections 3, 5).
 
 Two studies, as in the paper: its persona rating and its user study (plain DPO and PT-DPO). A *unit* is rated
-as a whole by the same raters: one persona, or two systems' answers to one question. Units and the order
-within them are shuffled before items are numbered, and a sheet holds nothing but numbers and texts. The
-**key** says what a number stands for and has a folder of its own. The wording of the questions is ours; the
-paper gives the names of its criteria.
+as a whole by the same raters: one persona, or two systems' answers to one question. A sheet holds nothing but
+numbers and texts, in random order; the **key** says what a number stands for and has a folder of its own. The
+wording of the questions is ours; the paper gives the names of its criteria.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from persona_lib.intervals import Interval, bootstrap_mean, interval_columns, interval_of, table_of
+from persona_lib.intervals import bootstrap_mean, interval_columns, interval_of, table_of
 from persona_lib.paper.answers import eval_rows, generation_folder, read_generations
 from persona_lib.records import SIDES, RunSpec
 from persona_lib.settings import Profile, Run, main_arm
@@ -44,6 +43,15 @@ TEXTS = {  # the columns of texts that a rater reads
     "personas": ("prompt", "persona", "preferred_response", "other_response"),
     "answers": ("prompt", "persona", "response"),
 }
+INSTRUCTIONS = """# Rating {study}
+
+One row is one item. Read its texts, then write a whole number from 1 to 5 into each of these columns:
+
+{asked}
+
+Leave a cell empty if you cannot say. Judge every row by itself, and do not talk about them with others
+who rate. Do not change the columns rater and item. Save as CSV.
+"""
 KEY_COLUMNS = ("item", "study", "dataset", "pair", "group", "raters")
 
 
@@ -57,21 +65,21 @@ Item = dict[str, str]
 
 def persona_units(run: Run) -> list[list[Item]]:
     """Return, per row that has both responses and gold personas, its two personas: each is its own unit."""
-    found = []
+    units = []
     for row in eval_rows(run):
-        if all(row.personas.get(f"gold-{side}") and getattr(row, side).strip() for side in SIDES):
-            for side, other in (SIDES, SIDES[::-1]):
-                texts = (row.prompt, row.personas[f"gold-{side}"], getattr(row, side), getattr(row, other))
-                found.append({"unit": f"{row.id}/{side}", "pair": f"{run.dataset}/{row.id}", "group": side}
-                             | dict(zip(TEXTS["personas"], texts, strict=True)))  # fmt: skip
-    return list(map(list, zip(found[::2], found[1::2], strict=True)))
+        known = {side: row.personas.get(f"gold-{side}") for side in SIDES}
+        if all((*known.values(), row.chosen.strip(), row.rejected.strip())):
+            units.append([
+                {"unit": f"{row.id}/{side}", "pair": f"{run.dataset}/{row.id}", "group": side,
+                 "prompt": row.prompt, "persona": known[side], "preferred_response": getattr(row, side),
+                 "other_response": getattr(row, other)}
+                for side, other in (SIDES, SIDES[::-1])
+            ])  # fmt: skip
+    return units
 
 
 def answer_units(run: Run, persona: str) -> list[list[Item]]:
-    """Return, per row, both systems' answers under one persona; [] if a system has not answered.
-
-    As in the main comparison: plain DPO is told in the first person, PT-DPO has its own line.
-    """
+    """Return, per row, both systems' answers as in the main comparison; [] if a system has not answered."""
     found = {}
     for system, arm, form in (("PT-DPO", main_arm(run.profile), "line"), ("DPO", "none", "first_person")):
         spec = RunSpec(run.dataset, "dpo", arm, persona, run.seed, form)
@@ -148,17 +156,6 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Item]) -> Path:
     return path
 
 
-def instructions(study: str) -> str:
-    """Return what a rater is told."""
-    lines = [f"- {name}: {text}" for name, text in QUESTIONS[study].items()]
-    return (
-        f"# Rating {study}\n\nOne row is one item. Read its texts, then write a whole number "
-        f"from {SCALE[0]} to {SCALE[-1]} into each of these columns:\n\n" + "\n".join(lines) + "\n\n"
-        "Leave a cell empty if you cannot say. Judge every row by itself, and do not talk about them with "
-        "others who rate. Do not change the columns rater and item. Save as CSV.\n"
-    )
-
-
 def export(study: str, numbered: Sequence[Item], folder: Path, seed: int = 0) -> list[Path]:
     """Write a study's sheets, its instructions and its key (``number_items``); returns them, the key last.
 
@@ -171,7 +168,8 @@ def export(study: str, numbered: Sequence[Item], folder: Path, seed: int = 0) ->
         own = [item | {"rater": rater} for item in numbered if rater in item["raters"].split()]
         rows = [item for unit in shuffled_units(own, f"{rater}-{seed}") for item in unit]
         paths.append(write_csv(sheets / f"{rater}.csv", columns, rows))
-    write_text(sheets / "INSTRUCTIONS.md", instructions(study))
+    asked = "\n".join(f"- {name}: {text}" for name, text in QUESTIONS[study].items())
+    write_text(sheets / "INSTRUCTIONS.md", INSTRUCTIONS.format(study=study, asked=asked))
     key = write_csv(folder / "keys" / f"{study}-{code}.csv", KEY_COLUMNS, numbered)
     return [*paths, sheets / "INSTRUCTIONS.md", key]
 
@@ -196,27 +194,22 @@ def open_csv(path: Path) -> pd.DataFrame:
 def check_sheet(path: Path, sheet: pd.DataFrame, keys: Path) -> pd.DataFrame:
     """Return the key of a sheet's export; a broken sheet is a ValueError: file, row, field, way out."""
 
-    def bad(row: int, field: str, what: str) -> ValueError:
-        return ValueError(f"{path}, row {row}, field {field!r}: {what}")
+    def demand(fine: bool, row: int, field: str, otherwise: str) -> None:
+        if not fine:
+            raise ValueError(f"{path}, row {row}, field {field!r}: {otherwise}")
 
     study = next((name for name, questions in QUESTIONS.items() if {*questions} & {*sheet}), "answers")
     for name in ("rater", "item", *QUESTIONS[study]):
-        if name not in sheet:
-            raise bad(1, name, f"no such column in {', '.join(sheet)}; put the first line back as exported")
-    if sheet.empty:
-        raise ValueError(f"{path}: no rows; copy the sheet again, or leave it out")
+        demand(name in sheet, 1, name, "no such column; put the first line back as exported")
+    demand(len(sheet) > 0, 2, "item", "no rows; copy the sheet again, or leave it out")
     place = keys / f"{study}-{sheet.item[0].partition('-')[0]}.csv"
-    if not place.exists():
-        raise bad(2, "item", f"no key {place.name} in {keys}; use the keys of the sheet's own export")
-    key = open_csv(place)
-    for row, (rater, item) in enumerate(zip(sheet.rater, sheet.item, strict=True)):
-        if not rater or rater != sheet.rater[0]:
-            raise bad(row + 2, "rater", f"{rater!r}; write the same name into every row")
-        if item not in set(key.item):
-            what = f"{item!r} is not in the key; restore the number, or use the key of that export"
-            raise bad(row + 2, "item", what)
-        if item in set(sheet.item[:row]):
-            raise bad(row + 2, "item", f"{item!r} occurs twice; keep one of the rows")
+    demand(place.exists(), 2, "item", f"no key {place.name} in {keys}; use those of its own export")
+    key, seen = open_csv(place), set()
+    for row, (rater, item) in enumerate(zip(sheet.rater, sheet.item, strict=True), start=2):
+        demand(rater and rater == sheet.rater[0], row, "rater", f"{rater!r}; write one name into every row")
+        demand(item in set(key.item), row, "item", f"{item!r} is not in the key; restore the number")
+        demand(item not in seen, row, "item", f"{item!r} occurs twice; keep one of the rows")
+        seen.add(item)
     return key
 
 
@@ -260,39 +253,26 @@ def read_filled(folder: Path, keys: Path) -> pd.DataFrame:
     return pd.concat(sheets.values(), ignore_index=True)
 
 
-# --- agreement: counts are (items, values of the scale), how many raters gave each value to each item ---
+# --- tables ---
 
 
-def alpha(counts: np.ndarray, level: str = "ordinal") -> float:
-    """Return Krippendorff's alpha of counts, any number of raters; NaN if no item pairs unequal values."""
+def alpha(counts: np.ndarray) -> float:
+    """Return Krippendorff's ordinal alpha of counts (items, values): how many raters gave each value.
+
+    NaN where no item with two ratings or more pairs unequal values: nothing could disagree.
+    """
     import krippendorff
 
-    paired = counts[counts.sum(axis=1) > 1]  # an item with one rating says nothing about agreement
+    paired = counts[counts.sum(axis=1) > 1]
     if (paired.sum(axis=0) > 0).sum() < 2:
         return float("nan")
-    return float(krippendorff.alpha(value_counts=paired, level_of_measurement=level))
-
-
-def alpha_interval(counts: np.ndarray, n_resamples: int) -> Interval:
-    """Return ordinal alpha with its 95 % interval: items are drawn, the raters are taken as they are."""
-    rng, estimate, n = np.random.default_rng(0), alpha(counts), len(counts)
-    if np.isnan(estimate):
-        return Interval()
-    return interval_of([estimate, *(alpha(counts[rng.integers(n, size=n)]) for _ in range(n_resamples))])
-
-
-# --- tables ---
+    return float(krippendorff.alpha(value_counts=paired, level_of_measurement="ordinal"))
 
 
 def value_counts(rated: pd.DataFrame) -> pd.DataFrame:
     """Count how many raters gave each value (columns) to each item (rows)."""
     counts = rated.groupby(["item", "value"]).size().unstack(fill_value=0)
     return counts.reindex(rated.item.unique(), fill_value=0).reindex(columns=SCALE, fill_value=0)
-
-
-def head(rated: pd.DataFrame) -> dict[str, Any]:
-    """Return which question a table of ratings is about, and of how many raters."""
-    return {"study": rated.study.iat[0], "question": rated.question.iat[0], "n_raters": rated.rater.nunique()}
 
 
 def result_rows(rated: pd.DataFrame, n_resamples: int) -> list[dict[str, Any]]:
@@ -305,10 +285,9 @@ def result_rows(rated: pd.DataFrame, n_resamples: int) -> list[dict[str, Any]]:
     means = means.reindex(columns=[first, second])
     means[f"{first} - {second}"] = means[first] - means[second]
     rows = []
-    for name in means:
-        there = means[name].dropna().to_numpy()
-        mean = interval_columns("mean", bootstrap_mean([there], n_resamples) if len(there) else Interval())
-        rows.append(head(rated) | {"group": name, "n": len(there)} | mean)
+    for name, values in means.items():
+        mean = interval_columns("mean", bootstrap_mean([values.dropna()], n_resamples))
+        rows.append({"group": name, "n": values.count()} | mean)
         if name in (first, second):
             counts = value_counts(rated[rated.group == name]).sum()
             rows[-1] |= {"n_ratings": counts.sum()} | {f"n_{value}": n for value, n in counts.items()}
@@ -316,20 +295,22 @@ def result_rows(rated: pd.DataFrame, n_resamples: int) -> list[dict[str, Any]]:
 
 
 def agreement_row(rated: pd.DataFrame, n_resamples: int) -> dict[str, Any]:
-    """Return how far the raters agree on one question, and how many ratings are not there."""
+    """Return how far the raters agree on a question (items are drawn), and how many ratings are missing."""
     counts, none = value_counts(rated).to_numpy(), rated.given[rated.value.isna()]
-    numbers = {"n": int((counts.sum(axis=1) > 1).sum()), "n_ratings": int(counts.sum()),
-               "n_missing": (none == "").sum(), "n_out_of_scale": (none != "").sum()}  # fmt: skip
-    agreed = interval_columns("alpha", alpha_interval(counts, n_resamples))
-    return head(rated) | numbers | agreed | {"alpha_nominal": alpha(counts, "nominal")}
+    rng, n = np.random.default_rng(0), len(counts)
+    drawn = [alpha(counts), *(alpha(counts[rng.integers(n, size=n)]) for _ in range(n_resamples))]
+    return {"n": int((counts.sum(axis=1) > 1).sum()), "n_ratings": int(counts.sum()),
+            "n_missing": (none == "").sum(), "n_out_of_scale": (none != "").sum(),
+            **interval_columns("alpha", interval_of(drawn))}  # fmt: skip
 
 
 def rating_tables(rated: pd.DataFrame, n_resamples: int) -> dict[str, pd.DataFrame]:
     """Return the tables of filled sheets by file name: results, agreement, and every rating not given."""
-    parts = [part for _, part in rated.groupby(["study", "question"], sort=False)]
+    results, agreements = [], []
+    for (study, question), part in rated.groupby(["study", "question"], sort=False):
+        head = {"study": study, "question": question, "n_raters": part.rater.nunique()}
+        results += [head | row for row in result_rows(part, n_resamples)]
+        agreements.append(head | agreement_row(part, n_resamples))
     problems = rated[rated.value.isna()][["file", "row", "item", "question", "given"]]
-    return {
-        "ratings": table_of(row for part in parts for row in result_rows(part, n_resamples)),
-        "rating_agreement": table_of(agreement_row(part, n_resamples) for part in parts),
-        "rating_problems": problems,
-    }
+    return {"ratings": table_of(results), "rating_agreement": table_of(agreements),
+            "rating_problems": problems}  # fmt: skip

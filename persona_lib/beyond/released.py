@@ -2,8 +2,8 @@
 
 The files have no licence, so they are read from a path or downloaded from their pinned public home, never
 copied into this repository. Arms are named as in ``records.RunSpec``: "dpo-chosen" is PT-DPO, "dpo-none"
-plain DPO (DPO+P when it is shown a persona). Judges are the profile's language models; each pair of files is
-judged into a folder of its own and resumes, and the paper's row for the same files stands beside ours.
+plain DPO (DPO+P when it is shown a persona). The judge is the profile's language model; the paper's row for
+the same two files stands beside ours.
 """
 
 from __future__ import annotations
@@ -11,11 +11,8 @@ from __future__ import annotations
 import itertools
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-
-import numpy as np
 
 from persona_lib.beyond.claims import reanalysed
 from persona_lib.data.official import DATASETS, ROLE_MARK, download, find_data_dir, load_official
@@ -26,17 +23,12 @@ from persona_lib.intervals import (
     drawn_columns,
     interval_columns,
     make_pool,
-    rank_correlation,
     signs,
     table_of,
 )
 from persona_lib.models.generate import cut_at_stop
 from persona_lib.paper.judges import model_judge
-from persona_lib.paper.judging import (
-    RUBRIC_NAMES,
-    judge_comparisons,
-    judge_key,
-)
+from persona_lib.paper.judging import RUBRIC_NAMES, judge_comparisons, judge_key
 from persona_lib.paper.results import Row, inconsistent, scores, verdict_counts
 from persona_lib.paper.swap import flip_and_did
 from persona_lib.prompts import STOP
@@ -55,20 +47,12 @@ CHECKSUMS = FACTS / "released_checksums.json"  # SHA-256 by relative path, of th
 EOS = "<|end_of_text|>"
 ARMS = {"dpo-chosen": "PT-DPO", "dpo-none": "DPO+P"}
 SOURCES = ("gold", "retrieved")
-SIDED = tuple(f"{source}-{side}" for source in SOURCES for side in SIDES)
-# Which files were released: of Mnemonic, the baseline with personas is missing.
-RELEASED = {
-    "beavertails": {"none": ("none", *SIDED), "chosen": SIDED},
-    "hhh": {"none": ("none", *SIDED), "chosen": SIDED},
-    "mnemonic": {"none": ("none",), "chosen": ("retrieved-chosen", "retrieved-rejected")},
-}
 WAYS_OUT = (
     "Three ways: (1) --set data.path=PATH or PERSONA_DATA=PATH, where the folder released_outputs lies in "
     "PATH or beside it and holds BeaverTails/dpo_Persona(...).jsonl; (2) put it at "
     "../shared/data/released_outputs beside the repository; (3) with a network, run "
     f"python -m persona_lib.beyond.released, which downloads the files of {HOME}"
 )
-ROLES = ("judge", "second_judge")
 DOWNLOADS = "downloads/released_outputs"  # below the results
 
 
@@ -79,32 +63,25 @@ class ReleasedFile(NamedTuple):
     """One released file: the outputs of one DPO policy under one persona on one test split."""
 
     dataset: str
-    train_persona: str
+    arm: str
     eval_persona: str
-
-    @property
-    def arm(self) -> str:
-        """Name of the policy as in ``RunSpec.arm``."""
-        return f"dpo-{self.train_persona}"
 
     @property
     def path(self) -> str:
         """Where the file lies below the folder of released outputs; the authors' name for it."""
-        names = f"training_type={self.train_persona}, inference_type={self.eval_persona}"
+        names = f"training_type={self.arm.removeprefix('dpo-')}, inference_type={self.eval_persona}"
         names = names.replace("retrieved", "retr")
         return f"{DATASETS[self.dataset]['title']}/dpo_Persona({names}).jsonl"
 
 
-FILES = tuple(
-    ReleasedFile(dataset, train_persona, eval_persona)
-    for dataset, arms in RELEASED.items()
-    for train_persona, eval_personas in arms.items()
-    for eval_persona in eval_personas
-)
+SIDED = [f"{source}-{side}" for source in SOURCES for side in SIDES]
+PAIRED = [("dpo-none", "none"), *itertools.product(("dpo-none", "dpo-chosen"), SIDED)]
+MNEMONIC = [("dpo-none", "none"), *itertools.product(("dpo-chosen",), SIDED[2:])]  # no baseline with personas
+RELEASED = {"beavertails": PAIRED, "hhh": PAIRED, "mnemonic": MNEMONIC}
+FILES = tuple(ReleasedFile(dataset, *one) for dataset, files in RELEASED.items() for one in files)
 
 
-@dataclass(frozen=True)
-class Released:
+class Released(NamedTuple):
     """The released files at hand: outputs by id of the test row, in test order, and those rows."""
 
     outputs: dict[ReleasedFile, dict[str, str]]
@@ -131,26 +108,24 @@ def find_released(data_dir: str | Path = "") -> Path:
 def load_outputs(folder: Path, file: ReleasedFile, rows: list[TailoringRow]) -> dict[str, str]:
     """Read one file, a JSON list of {prompt, response}: the outputs without the end mark, by id of test row.
 
-    Raises DataError if the file differs from its known checksum, has another shape, or if output i does not
-    answer test row i under the file's persona. The baseline gets "The user is" as "I am", so the persona is
-    looked up from the words after that.
+    Raises DataError if the file differs from its known checksum, or if output i does not answer test row i
+    under the file's persona. The baseline gets "The user is" as "I am": the words after that are looked up.
     """
-    path, known = folder / file.path, read_json(CHECKSUMS).get(file.path)
+    path, known, outputs = folder / file.path, read_json(CHECKSUMS).get(file.path), {}
     if known and file_hash(path) != known:
         raise DataError(f"{path}: SHA-256 is not {known[:16]}...: not the released file; fetch it again")
     items = read_json(path)
     if not isinstance(items, list) or len(items) != len(rows):
         raise DataError(f"{path}: should be one JSON list with {len(rows)} outputs; fetch it again")
-    outputs = {}
     for item, row in zip(items, rows, strict=True):
+        asked = ROLE_MARK.sub("", row.prompt)
+        persona = (row.personas.get(file.eval_persona) or "").removeprefix("The user is").strip()
         match item:
-            case {"prompt": str(prompt), "response": str(text)}:
+            case {"prompt": str(prompt), "response": str(text)} if asked in prompt and persona in prompt:
                 outputs[row.id] = text.replace(EOS, "")
             case _:
-                raise DataError(f"{path}, {row.id}: not a {{prompt, response}} of two texts; fetch it again")
-        persona = (row.personas.get(file.eval_persona) or "").removeprefix("The user is").strip()
-        if ROLE_MARK.sub("", row.prompt) not in prompt or persona not in prompt:
-            raise DataError(f"{path}, {row.id}: not this test row's prompt and persona; fetch both again")
+                wanted = "{prompt, response} with this test row's prompt and persona"
+                raise DataError(f"{path}, {row.id}: not a {wanted}; fetch data and outputs again")
     return outputs
 
 
@@ -172,31 +147,23 @@ def open_if_present(data_dir: str | Path = "") -> tuple[Released | None, str]:
 
 
 def released_tables(data: Released, n_resamples: int = 4000, seed: int = 0) -> dict[str, pd.DataFrame]:
-    """Return two tables by file name, a line per data set, source of personas and policy.
+    """Return the table ``released_flip`` by its file name, a line per data set, kind of personas and policy.
 
-    ``released_lengths``: mean words under P_C, under P_R and of the data, and how far personas steer length
-    (Spearman's rho). ``released_flip``: flip, DiD and the share of DiD > 0 (exact zeros left out). Intervals
-    are bootstraps over rows. Mnemonic's test split has no responses to compare with.
+    Flip, DiD and the share of DiD > 0 (exact zeros left out), with bootstrap intervals over rows. Mnemonic's
+    test split has no responses to compare with.
     """
-    lengths, flips = [], []
+    lines = []
     for (dataset, rows), source, arm in itertools.product(data.rows.items(), SOURCES, ARMS):
-        files = [ReleasedFile(dataset, arm.removeprefix("dpo-"), f"{source}-{side}") for side in SIDES]
+        files = [ReleasedFile(dataset, arm, f"{source}-{side}") for side in SIDES]
         if not all(file in data.outputs for file in files) or not all(r.chosen and r.rejected for r in rows):
             continue
         texts = [list(data.outputs[file].values()) for file in files]
-        texts += [[getattr(row, side) for row in rows] for side in SIDES]
-        head = {"dataset": dataset, "personas": source, "arm": arm, "n": len(rows)}
-        words = np.array([[len(text.split()) for text in column] for column in texts])
-        rho = rank_correlation(words[2] - words[3], words[0] - words[1], n_resamples, seed)
-        columns = ("words_under_chosen", "words_under_rejected", "words_chosen", "words_rejected")
-        means = dict(zip(columns, words.mean(axis=1), strict=True))
-        lengths.append(head | means | interval_columns("rho", rho))
-        scores = flip_and_did(*texts)
-        flip = head | {"n_did_zero": int((scores["did"] == 0).sum())}
+        found = flip_and_did(*texts, *([getattr(row, side) for row in rows] for side in SIDES))
+        line = {"dataset": dataset, "personas": source, "arm": arm, "n": len(rows)}
         for name in ("flip", "did", "did_positive"):
-            flip |= interval_columns(name, bootstrap_mean([scores[name]], n_resamples, seed))
-        flips.append(flip)
-    return {"released_lengths": table_of(lengths), "released_flip": table_of(flips)}
+            line |= interval_columns(name, bootstrap_mean([found[name]], n_resamples, seed))
+        lines.append(line)
+    return {"released_flip": table_of(lines)}
 
 
 def write_tables(tables: dict[str, pd.DataFrame], folder: Path) -> list[Path]:
@@ -209,25 +176,23 @@ def write_tables(tables: dict[str, pd.DataFrame], folder: Path) -> list[Path]:
 # --- judged again ---
 
 
-def judges_of(profile: Profile) -> list[str]:
-    """Return the judges of a profile that can read these answers: language models of their own."""
-    if profile.evaluation.judge != "lm" or profile.judge.model == "base":
-        return []
-    return [role for role in ROLES if getattr(profile, role).model not in ("", "base")]
+def can_judge(profile: Profile) -> bool:
+    """Return whether a profile's judge can read these answers: a language model that is not the run's own."""
+    return profile.evaluation.judge == "lm" and profile.judge.model != "base"
 
 
 def what_judges(profile: Profile) -> str:
     """Say who judges the released answers, or how to have them judged."""
-    if names := [getattr(profile, role).model for role in judges_of(profile)]:
-        return f"judged by {' and by '.join(names)}"
+    if can_judge(profile):
+        return f"judged by {profile.judge.model}"
     how = "--set evaluation.judge=lm --set judge.model=NAME (or judge.url of a server), and judge.format"
     return f"nobody judges them. Name a language model that is not the run's own: {how}"
 
 
 def judgeable(data: Released) -> list[tuple[str, str]]:
     """Return the (data set, eval persona) of which both policies' files are at hand, in the paper's order."""
-    tested = [(f.dataset, f.eval_persona) for f in data.outputs if f.train_persona == "chosen"]
-    return [pair for pair in tested if ReleasedFile(pair[0], "none", pair[1]) in data.outputs]
+    tested = [(file.dataset, file.eval_persona) for file in data.outputs if file.arm == "dpo-chosen"]
+    return [pair for pair in tested if ReleasedFile(pair[0], "dpo-none", pair[1]) in data.outputs]
 
 
 def released_comparisons(
@@ -237,7 +202,7 @@ def released_comparisons(
 
     Rows whose persona is none (a refusal of the annotator) are left out; at most ``limit`` rows are drawn.
     """
-    files = [data.outputs[ReleasedFile(dataset, arm, eval_persona)] for arm in ("chosen", "none")]
+    files = [data.outputs[ReleasedFile(dataset, arm, eval_persona)] for arm in ARMS]
     return [
         PairwiseComparison(row.id, row.prompt, persona, *(cut_at_stop(f[row.id], (STOP,))[0] for f in files))
         for row in draw(data.rows[dataset], limit)
@@ -245,38 +210,32 @@ def released_comparisons(
     ]
 
 
-def folder_of(profile: Profile, role: str, dataset: str, eval_persona: str) -> Path:
-    """Folder of one judge's judgments of one pair of files."""
-    return results_dir(profile) / "released_judgments" / role / dataset / eval_persona
+def folder_of(profile: Profile, dataset: str, eval_persona: str) -> Path:
+    """Folder of the judgments of one pair of files."""
+    return results_dir(profile) / "released_judgments" / "judge" / dataset / eval_persona
 
 
 def judge_released(run: Run, data: Released | None) -> list[Path]:
-    """Let every judge of the profile judge every pair of files; returns the folders, none without data."""
-    folders: list[Path] = []
-    for role in judges_of(run.profile) if data else ():
-        judge = model_judge(run, role)
-        for dataset, eval_persona in judgeable(data):
-            found = released_comparisons(data, dataset, eval_persona, run.profile.evaluation.limit)
-            what = {
-                "dataset": dataset,
-                "eval_persona": eval_persona,
-                "test": "dpo-chosen",
-                "base": "dpo-none",
-            }
-            key = content_hash(VERSIONS["rejudged"], judge_key(run, role), found)
-            folder = folder_of(run.profile, role, dataset, eval_persona)
-            folders.append(judge_comparisons(judge, lambda found=found: found, folder, key, what))
-            print(f"{role}, {dataset}, {eval_persona}: {len(found)} pairs of answers judged", flush=True)
+    """Let the judge judge every pair of files, resuming; returns the folders, none without data or judge."""
+    if data is None or not can_judge(run.profile):
+        return []
+    judge, folders = model_judge(run), []
+    for pair in judgeable(data):
+        found = released_comparisons(data, *pair, run.profile.evaluation.limit)
+        what = dict(zip(("dataset", "eval_persona", "test", "base"), (*pair, *ARMS), strict=True))
+        key = content_hash(VERSIONS["rejudged"], judge_key(run), found)
+        folder = folder_of(run.profile, *pair)
+        folders.append(judge_comparisons(judge, lambda found=found: found, folder, key, what))
+        print(f"{', '.join(pair)}: {len(found)} pairs of answers judged", flush=True)
     return folders
 
 
-def rejudged_row(profile: Profile, role: str, dataset: str, eval_persona: str) -> Row:
-    """Return counts, net win rates and dPQ of one judge on one pair of files, with 95 % intervals."""
-    folder = folder_of(profile, role, dataset, eval_persona)
-    judge = ", ".join(read_json(folder / "done.json")["judge"])
-    verdicts, (source, side) = list(iter_rows(folder / "verdicts.jsonl")), eval_persona.split("-")
+def rejudged_row(profile: Profile, dataset: str, eval_persona: str) -> Row:
+    """Return counts, net win rates and dPQ of the judge on one pair of files, with 95 % intervals."""
+    folder, (source, side) = folder_of(profile, dataset, eval_persona), eval_persona.split("-")
+    verdicts, judge = list(iter_rows(folder / "verdicts.jsonl")), read_json(folder / "done.json")["judge"]
     line: Row = {"dataset": DATASETS[dataset]["title"], "label": f"{side}, {source}", "kind": "judged again",
-                 "judge": judge, "n": len(verdicts)}  # fmt: skip
+                 "judge": ", ".join(judge), "n": len(verdicts)}  # fmt: skip
     columns: dict[str, Any] = {}
     for short, rubric in RUBRIC_NAMES.items():
         by_id = {row["id"]: row[rubric] for row in verdicts}
@@ -290,16 +249,15 @@ def rejudged_row(profile: Profile, role: str, dataset: str, eval_persona: str) -
 def rejudged_tables(run: Run, data: Released | None) -> dict[str, pd.DataFrame]:
     """Return the table ``released_judged`` by its file name; none without data or a judge.
 
-    A pair of files as our judges see it and as the paper printed it, one under the other.
+    A pair of files as our judge sees it and as the paper printed it, one under the other.
     """
-    judges = judges_of(run.profile)
-    if data is None or not judges or not judgeable(data):
+    if data is None or not can_judge(run.profile) or not judgeable(data):
         return {}
     paper, rows = reanalysed().assign(judge="the paper (Prometheus-2 7B, sampled)"), []
     for pair in judgeable(data):
-        ours = [rejudged_row(run.profile, role, *pair) for role in judges]
-        theirs = paper[(paper.dataset == ours[0]["dataset"]) & (paper.label == ours[0]["label"])]
-        rows += [*ours, *theirs.to_dict("records")]
+        ours = rejudged_row(run.profile, *pair)
+        theirs = paper[(paper.dataset == ours["dataset"]) & (paper.label == ours["label"])]
+        rows += [ours, *theirs.to_dict("records")]
     return {"released_judged": table_of(rows)}
 
 

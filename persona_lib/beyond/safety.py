@@ -3,13 +3,12 @@
 The paper names the risk that a persona buys compliance. Here documented rules (``facts/caution_rules.yaml``)
 read an answer's text, of the authors' released answers and of any run on real prompts. "refusal": it
 declines, or says at its beginning that what was asked must not or cannot lawfully be done. "caution": it
-answers, and warns somewhere of law, ethics, danger or other people's rights, or sends the asker to a lawyer
-or doctor. "neither": all else, also a harmful answer, and a harmless one to a harmless question.
+answers, and warns somewhere. "neither": all else, also a harmful answer, and a harmless one to a harmless
+question. The rules cannot tell a caution that matters from a formula.
 
-The rules cannot tell a caution that matters from a formula. How often they err is measured on hand labels of
-460 released answers (``facts/safety_labels.csv``: file and item id, never a text), a stratified draw in which
-each stands for ``weight`` answers. The part "written" was read while the rules were written, "held_out" was
-labelled before they ran on it.
+How often they err is measured on hand labels of 460 released answers (``facts/safety_labels.csv``: file and
+item id, never a text), a stratified draw in which each stands for ``weight`` answers. The part "written" was
+read while the rules were written, "held_out" was labelled before they ran on it.
 """
 
 from __future__ import annotations
@@ -33,7 +32,8 @@ from persona_lib.intervals import (
     wilson_interval,
 )
 from persona_lib.paper.answers import generation_folder, grid, read_generations
-from persona_lib.settings import FACTS, Profile, Run, main_arm
+from persona_lib.paper.judging import runs_of
+from persona_lib.settings import FACTS, Profile, main_arm
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,7 +43,6 @@ LABELS_FILE = FACTS / "safety_labels.csv"
 PARTS = ("written", "held_out")
 SAFETY_DATASET = "beavertails"  # whose released answers are read
 HARMLESS = ("everyday",)  # data sets without a prompt that calls for caution
-SHOWN = ("tailored", "same persona", "told", "no persona")  # what a comparison shows
 CELL = ["dataset", "arm", "eval_persona", "persona_format"]  # whose answers: a policy under one persona
 COLUMNS = [*CELL, "seed", "id", "text"]
 Rules = dict[str, re.Pattern[str]]
@@ -87,14 +86,13 @@ def classify(text: str) -> str:
 # --- whose answers: a table with the columns CELL, seed, id and text ---
 
 
-def released_answers(data: Released, dataset: str = SAFETY_DATASET) -> pd.DataFrame:
+def released_answers(data: Released) -> pd.DataFrame:
     """Return the authors' released answers: PT-DPO, and plain DPO without and with a persona."""
     rows = []
     for file, outputs in data.outputs.items():
-        if file.dataset == dataset:
-            told = file.train_persona == "none" and file.eval_persona != "none"
-            cell = (dataset, file.arm, file.eval_persona, "first_person" if told else "line")
-            rows += [(*cell, 0, *output) for output in outputs.items()]
+        if file.dataset == SAFETY_DATASET:
+            told = file.arm == "dpo-none" and file.eval_persona != "none"
+            rows += [(*file, "first_person" if told else "line", 0, *output) for output in outputs.items()]
     return table_of(rows, COLUMNS)
 
 
@@ -104,11 +102,11 @@ def run_answers(profile: Profile) -> pd.DataFrame:
     Read are the main tailored arm and the persona-free one; data sets that call for no caution are left out.
     """
     method, rows = "dpo" if "dpo" in profile.training.methods else "sft", []
+    arms = [f"{method}-{persona}" for persona in ("none", main_arm(profile))]
     for dataset in (name for name in profile.datasets if name not in HARMLESS):
-        for run in (Run(profile, dataset, seed) for seed in profile.seeds):
-            for spec in grid(run):
-                done = (generation_folder(run, spec) / "done.json").exists()
-                if done and spec.method == method and spec.train_persona in ("none", main_arm(profile)):
+        for run in runs_of(profile, dataset):
+            for spec in (spec for spec in grid(run) if spec.arm in arms):
+                if (generation_folder(run, spec) / "done.json").exists():
                     cell = (dataset, spec.arm, spec.eval_persona, spec.persona_format, run.seed)
                     rows += [(*cell, i, a.completion) for i, a in sorted(read_generations(run, spec).items())]
     return table_of(rows, COLUMNS)
@@ -117,30 +115,22 @@ def run_answers(profile: Profile) -> pd.DataFrame:
 # --- tables: how the rules err, shares that keep a caution, paired comparisons ---
 
 
-def weighted_share(hits: np.ndarray, weight: np.ndarray) -> Interval:
-    """Return the weighted share of 0/1 ``hits`` with its Wilson interval; undefined without an item.
-
-    The interval uses Kish's effective sample size, (sum w)^2 / sum w^2.
-    """
-    if not len(hits):
-        return Interval()
-    share = float((hits * weight).sum() / weight.sum())
-    effective = float(weight.sum() ** 2 / (weight**2).sum())
-    return Interval(share, *wilson_interval(share * effective, effective))
-
-
 def error_line(rows: pd.DataFrame) -> dict[str, Any]:
     """Return counts, and precision, recall and specificity of "keeps a caution", weighted.
 
-    ``rows`` has the columns label (by hand), called (by the rules) and weight.
+    ``rows`` has the columns label (by hand), called (by the rules) and weight. Wilson's intervals use Kish's
+    effective sample size, (sum w)^2 / sum w^2.
     """
     kept, found = ((rows[name] != "neither").to_numpy() for name in ("label", "called"))
-    weight = rows.weight.to_numpy(dtype=float)
-    line: dict[str, Any] = {"n": len(rows), "stands_for": round(weight.sum())}
+    line: dict[str, Any] = {"n": len(rows), "stands_for": round(rows.weight.sum())}
     line |= {f"hand_{name}": int((rows.label == name).sum()) for name in CLASSES}
-    line |= interval_columns("precision", weighted_share(kept[found], weight[found]))
-    line |= interval_columns("recall", weighted_share(found[kept], weight[kept]))
-    return line | interval_columns("specificity", weighted_share(~found[~kept], weight[~kept]))
+    rates = {"precision": (kept, found), "recall": (found, kept), "specificity": (~found, ~kept)}
+    for name, (hits, among) in rates.items():
+        weight = rows.weight[among].to_numpy(dtype=float)
+        share, effective = np.average(hits[among], weights=weight), weight.sum() ** 2 / (weight**2).sum()
+        rate = Interval(float(share), *wilson_interval(share * effective, effective))
+        line |= interval_columns(name, rate)
+    return line
 
 
 def error_table(answers: pd.DataFrame) -> pd.DataFrame:
@@ -150,9 +140,9 @@ def error_table(answers: pd.DataFrame) -> pd.DataFrame:
     rows = pd.read_csv(LABELS_FILE, keep_default_na=False).assign(arm=lambda t: "dpo-" + t.train_persona)
     rows = rows.merge(answers, how="left", on=["arm", "eval_persona", "id"])
     if rows.text.isna().any():
-        return pd.DataFrame()
+        return table_of([])
     rows["called"] = rows.text.map(classify)
-    return pd.DataFrame([{"part": part} | error_line(rows[rows.part == part]) for part in PARTS])
+    return table_of({"part": part} | error_line(rows[rows.part == part]) for part in PARTS)
 
 
 def by_seed(table: pd.DataFrame, column: str) -> list[np.ndarray]:
@@ -175,49 +165,44 @@ def share_table(answers: pd.DataFrame, n_resamples: int) -> pd.DataFrame:
 
 
 def comparisons(cells: Collection[tuple[str, ...]]) -> list[tuple[tuple[str, ...], tuple[str, ...], str]]:
-    """Return (tested, compared, what it shows) among the cells at hand, in the order of ``SHOWN``.
+    """Return (tested, compared, what it shows) among the cells at hand.
 
     "tailored": the persona-trained policy against the plain one without a persona; "same persona": against
     the plain one told the same persona; "told": the plain one told a persona against itself without one;
     "no persona": the two policies when neither is shown a persona.
     """
-    found = []
-    for tested in cells:
-        dataset, arm, persona, form = tested
-        plain = (dataset, f"{arm.partition('-')[0]}-none", "none", "line")
-        told = (dataset, plain[1], persona, "first_person")
-        pairs = {plain: "tailored" if persona != "none" else "no persona", told: "same persona"}
-        if arm == plain[1]:
-            pairs = {plain: "told"} if form == "first_person" else {}
-        found += [(tested, other, shows) for other, shows in pairs.items() if other in cells]
-    return sorted(found, key=lambda one: SHOWN.index(one[2]))
-
-
-def cut_alike(first: str, second: str) -> tuple[str, str]:
-    """Cut two answers to the words of the shorter one: a longer answer has no more room for a caution."""
-    both = first.split(), second.split()
-    first, second = (" ".join(words[: min(map(len, both))]) for words in both)
-    return first, second
+    found: dict[str, list] = {"tailored": [], "same persona": [], "told": [], "no persona": []}
+    for dataset, arm, persona, form in cells:
+        tested, base = (dataset, arm, persona, form), f"{arm.partition('-')[0]}-none"
+        plain, told = (dataset, base, "none", "line"), (dataset, base, persona, "first_person")
+        if arm != base:
+            found["no persona" if persona == "none" else "tailored"].append((tested, plain))
+            found["same persona"].append((tested, told))
+        elif form == "first_person":
+            found["told"].append((tested, plain))
+    return [(*pair, shows) for shows, pairs in found.items() for pair in pairs if pair[1] in cells]
 
 
 def pair_line(rows: pd.DataFrame, n_resamples: int) -> dict[str, Any]:
     """Compare two cells on the same prompts: counts, difference, exact McNemar p (one seed only).
 
-    ``difference_cut`` is the difference by the rules after both answers are cut to equal length.
+    ``difference_cut`` is the difference by the rules after both answers are cut to the words of the shorter
+    one: a longer answer has no more room for a caution.
     """
-    rows["change"] = rows.kept - rows.kept_compared
-    cut = [cut_alike(*pair) for pair in zip(rows.text, rows.text_compared, strict=True)]
-    kept = [[classify(text) != "neither" for text in pair] for pair in cut]
-    rows["cut"] = [float(tested) - compared for tested, compared in kept]
-    blocks, n_seeds = {name: by_seed(rows, name) for name in ("change", "cut")}, rows.seed.nunique()
-    shared = n_seeds > 1 and len({len(block) for block in blocks["cut"]}) == 1
-    whole, equal = (bootstrap_mean(own, n_resamples, shared_items=shared) for own in blocks.values())
-    only_tested, only_compared = int((rows.change > 0).sum()), int((rows.change < 0).sum())
-    line = {"n": len(rows), "n_seeds": n_seeds, "both": int((rows.kept * rows.kept_compared).sum()),
-            "only_tested": only_tested, "only_compared": only_compared}  # fmt: skip
-    line |= interval_columns("difference", whole)
-    line["p"] = sign_test(only_tested, only_compared) if n_seeds == 1 else np.nan
-    return line | interval_columns("difference_cut", equal)
+    cautions = []
+    for both in zip(rows.text.str.split(), rows.text_compared.str.split(), strict=True):
+        cut = [" ".join(words[: min(map(len, both))]) for words in both]
+        cautions.append([classify(text) != "neither" for text in cut])
+    rows["difference_cut"] = [float(tested) - compared for tested, compared in cautions]
+    rows["difference"] = rows.kept - rows.kept_compared
+    only_tested, only_compared = int((rows.difference > 0).sum()), int((rows.difference < 0).sum())
+    n_seeds = rows.seed.nunique()
+    line = {"n": len(rows), "n_seeds": n_seeds, "only_tested": only_tested, "only_compared": only_compared,
+            "p": sign_test(only_tested, only_compared) if n_seeds == 1 else np.nan}  # fmt: skip
+    shared = n_seeds > 1 and rows.groupby("seed").size().nunique() == 1
+    for name in ("difference", "difference_cut"):
+        line |= interval_columns(name, bootstrap_mean(by_seed(rows, name), n_resamples, shared_items=shared))
+    return line
 
 
 def pair_table(answers: pd.DataFrame, n_resamples: int) -> pd.DataFrame:
@@ -229,8 +214,8 @@ def pair_table(answers: pd.DataFrame, n_resamples: int) -> pd.DataFrame:
             head = dict(zip(CELL, tested, strict=True))
             head |= {"shows": shows, "tested": tested[1], "compared": compared[1]}
             lines.append(head | pair_line(rows, n_resamples))
-    adjusted = holm([line["p"] for line in lines])
-    return table_of(line | {"p_holm": p} for line, p in zip(lines, adjusted, strict=True))
+    table = table_of(lines)
+    return table.assign(p_holm=holm(table.p)) if lines else table
 
 
 def safety_tables(answers: pd.DataFrame, n_resamples: int) -> dict[str, pd.DataFrame]:

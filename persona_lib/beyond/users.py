@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
-from itertools import product
+from itertools import combinations, product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +22,6 @@ import numpy as np
 from persona_lib import store
 from persona_lib.data.preference import load_pairs
 from persona_lib.intervals import (
-    SIGNS,
     bootstrap,
     drawn_columns,
     interval_columns,
@@ -33,8 +32,7 @@ from persona_lib.intervals import (
 )
 from persona_lib.models import trainers
 from persona_lib.models.served import SURFACE, load_generator, role_key
-from persona_lib.paper import judging, swap
-from persona_lib.paper.answers import matchups
+from persona_lib.paper import swap
 from persona_lib.paper.personas import MAX_WORDS, STOPS, parse_persona, read_personas
 from persona_lib.paper.results import Row
 from persona_lib.prompts import profile_query
@@ -95,26 +93,26 @@ def user_personas(run: Run) -> list[UserPersona]:
     A language model that is the run's generator writes one sentence from several; where it fails, and for
     personas by rule or of the data's own, it is the `medoid`.
     """
-    users, folder, profile = user_of_row(run), run.folder / "users", run.profile
+    users, folder, generator = user_of_row(run), run.folder / "users", run.profile.generator
     if not users:
         return []
     files = [run.folder / "personas" / f"{split}-chosen.jsonl" for split in ("train", HISTORY)]
     hashes = [store.file_hash(path) for path in files if path.exists()]
     key = store.content_hash(VERSIONS["users"], hashes, users, role_key(run, "generator"))
-    path, found, pairs = folder / "personas.jsonl", history_personas(run), load_pairs(run)
+    path, found, train = folder / "personas.jsonl", history_personas(run), load_pairs(run)["train"]
     if store.is_done(folder, key):
         return store.read_rows(path, UserPersona)
-    places = [(user, n) for user, own in found.items() for n in (0, *LENGTHS) if n < len(own)]
-    parts = {(user, n): list(found[user].values())[: n or None] for user, n in places}
+    parts = {(user, n): list(own.values())[: n or None]
+             for user, own in found.items() for n in (0, *LENGTHS) if n < len(own)}  # fmt: skip
     texts = {place: medoid(part) for place, part in parts.items()}
-    brought = any(pair.persona_chosen for pair in pairs["train"])
     asked = [place for place, part in parts.items() if len(set(part)) > 1]
-    if asked and not brought and (profile.generator.model != SURFACE or profile.generator.url):
+    by_rule = generator.model == SURFACE and not generator.url
+    if asked and not by_rule and not any(pair.persona_chosen for pair in train):
         queries = [profile_query(parts[place][-SHOWN:]) for place in asked]
-        generator = load_generator(run, "generator")
-        for n, made in generator.generate(queries, profile.generator.max_new_tokens, STOPS):
+        writer = load_generator(run, "generator")
+        for n, made in writer.generate(queries, generator.max_new_tokens, STOPS):
             texts[asked[n]] = parse_persona(made.text, MAX_WORDS)[0] or texts[asked[n]]
-    trained, rows = {pair.user for pair in pairs["train"]}, []
+    trained, rows = {pair.user for pair in train}, []
     for (user, n), text in texts.items():
         alike = [id for id in list(found[user])[: n or None] if likeness(found[user][id], text) >= ALIKE]
         rows.append(UserPersona(f"{user}/{n}", user, n, text, alike, user in trained))
@@ -129,16 +127,15 @@ def told_personas(run: Run) -> dict[str, dict[str, str]]:
     The other users are drawn per pair, among those whose persona is another text.
     """
     known: dict[str, dict[int, str]] = defaultdict(dict)
-    rows = user_personas(run)
-    lengths = sorted({row.length for row in rows} - {0})
-    for row in rows:
+    for row in user_personas(run):
         known[row.user][row.length] = row.persona
+    lengths = sorted({n for own in known.values() for n in own} - {0})
     first = {user: next(iter(own)) for user, own in history_personas(run).items()}
     pairs, told = load_pairs(run), {}
     for pair in (pair for split in EVAL_SPLITS for pair in pairs[split] if pair.user in known):
         own = known[pair.user]
         drawn = sorted(known, key=lambda user: store.content_hash(pair.id, first[user]))
-        others = list(dict.fromkeys(known[user][0] for user in drawn if known[user][0] != own[0]))
+        others = dict.fromkeys(known[user][0] for user in drawn if known[user][0] != own[0])
         told[pair.id] = {OWN: own[0], **dict(zip((OTHER, THIRD), others, strict=False))}
         told[pair.id] |= {f"own-{n}": own.get(n, own[0]) for n in lengths}
     return told
@@ -153,23 +150,24 @@ def row_personas(run: Run) -> dict[str, dict[str, str]]:
 # --- scores: what the persona swap has not scored yet ---
 
 
+def tailored(run: Run) -> str:
+    """Return the arm that is told personas in training, of the last method of training."""
+    return f"{'dpo' if 'dpo' in run.profile.training.methods else 'sft'}-{main_arm(run.profile)}"
+
+
 def arms_of(run: Run) -> list[swap.Part]:
     """Return the policies that are compared: the base, and those of the last method of training."""
-    last = "dpo" if "dpo" in run.profile.training.methods else "sft"
-    return [part for part in swap.swap_arms(run) if part[0] == "base" or part[0].startswith(last)]
-
-
-def tailored(run: Run) -> str:
-    """Return the arm that is told personas in training."""
-    return f"{'dpo' if 'dpo' in run.profile.training.methods else 'sft'}-{main_arm(run.profile)}"
+    kept = "base", tailored(run).partition("-")[0]
+    return [part for part in swap.swap_arms(run) if part[0].startswith(kept)]
 
 
 def comparisons(run: Run, arm: str) -> dict[tuple[str, int], tuple[str, str]]:
     """Return which personas an arm is compared under: (compared with, pairs of history or 0) -> two names."""
-    if arm != tailored(run):
-        return {("another user's", 0): (OWN, OTHER)}
-    grown = {("another user's", n): (f"own-{n}", OTHER) for n in LENGTHS}
-    return {("another user's", 0): (OWN, OTHER), ("control", 0): (OTHER, THIRD), **grown}
+    found = {("another user's", 0): (OWN, OTHER)}
+    if arm == tailored(run):
+        found["control", 0] = OTHER, THIRD
+        found |= {("another user's", n): (f"own-{n}", OTHER) for n in LENGTHS}
+    return found
 
 
 def score_users(run: Run) -> pd.DataFrame:
@@ -218,10 +216,8 @@ def part_of(run: Run) -> dict[str, str]:
     return {row.user: "seen" if row.seen else "unseen" for row in user_personas(run)}
 
 
-def user_line(
-    runs: Sequence[Run], values: Sequence[Mapping[str, float]], users: Mapping[str, str], name: str
-) -> Row:
-    """Return n, users, seeds, and the mean of pairs' values (one {pair id: value} per run), users resampled.
+def share_line(runs: Sequence[Run], values: Sequence[Mapping[str, float]], users: Mapping[str, str]) -> Row:
+    """Return n, users, seeds, and the share D > 0 of pairs (one {pair id: 0 or 1} per run), users resampled.
 
     There is no interval with fewer than `LEAST` users, or where all of them agree: it would have no width.
     """
@@ -230,13 +226,12 @@ def user_line(
     for block, by_pair in zip(blocks, values, strict=True):
         for id, value in by_pair.items():
             block[drawn.index(users[id])] += value, 1
-    limits = -1.0 if name == "net" else 0.0, 1.0
-    how = runs[0].profile.evaluation.bootstrap_samples, 0, len(runs) > 1, limits
-    mean = bootstrap(blocks, lambda sums: ratio(sums[:, 0], sums[:, 1]), *how)
-    if len(drawn) < LEAST or mean.low == mean.high:
-        mean = replace(mean, low=None, high=None)
+    how = runs[0].profile.evaluation.bootstrap_samples, 0, len(runs) > 1, (0.0, 1.0)
+    share = bootstrap(blocks, lambda sums: ratio(sums[:, 0], sums[:, 1]), *how)
+    if len(drawn) < LEAST or share.low == share.high:
+        share = replace(share, low=None, high=None)
     sizes = {"n": sum(map(len, values)), "n_users": len(drawn)}
-    return sizes | seed_columns([run.seed for run in runs]) | interval_columns(name, mean)
+    return sizes | seed_columns([run.seed for run in runs]) | interval_columns("d_positive", share)
 
 
 def swap_by_users(runs: Sequence[Run]) -> pd.DataFrame:
@@ -250,17 +245,18 @@ def swap_by_users(runs: Sequence[Run]) -> pd.DataFrame:
                 if any(found := [leans(known, mine, *both) for known in margins]):
                     head = {"dataset": runs[0].dataset, "arm": arm, "persona_format": form, "users": part}
                     head |= {"history": history, "compared": compared}
-                    lines.append(head | user_line(runs, found, users, "d_positive"))
+                    lines.append(head | share_line(runs, found, users))
     return table_of(lines)
 
 
 def leans(margins: Margins, told: Mapping[str, dict[str, str]], first: str, second: str) -> dict[str, float]:
     """Return 1 or 0 per pair: is D = m(first) - m(second) positive? Left out: equal texts, no difference."""
-    both = {
-        id: [margins.get((id, row.get(name, ""))) for name in (first, second)] for id, row in told.items()
-    }
-    d = {id: one - other for id, (one, other) in both.items() if None not in (one, other)}
-    return {id: float(value > 0) for id, value in d.items() if abs(value) >= swap.ROUNDING}
+    found = {}
+    for id, row in told.items():
+        one, other = (margins.get((id, row.get(name, ""))) for name in (first, second))
+        if None not in (one, other) and abs(one - other) >= swap.ROUNDING:
+            found[id] = float(one > other)
+    return found
 
 
 def consistency(runs: Sequence[Run]) -> pd.DataFrame:
@@ -272,21 +268,16 @@ def consistency(runs: Sequence[Run]) -> pd.DataFrame:
     kept = {user: personas[user] for user in sorted(personas)[:COMPARED] if len(personas[user]) > 1}
     if len(kept) < 2:
         return table_of([])
-    found = {user: agreement(user, kept) for user in kept}
-    columns = {"within": [{user: one for user, (one, _) in found.items()}],
-               "between": [{user: other for user, (_, other) in found.items()}]}  # fmt: skip
-    pool = make_pool(columns, runs[0].profile.evaluation.bootstrap_samples)
+    within, between = {}, {}
+    for user, own in kept.items():
+        others = [text for other, part in kept.items() if other != user for text in part]
+        within[user] = float(np.mean([likeness(*pair) for pair in combinations(own, 2)]))
+        between[user] = float(np.mean([likeness(*pair) for pair in product(own, others)]))
+    samples = runs[0].profile.evaluation.bootstrap_samples
+    pool = make_pool({"within": [within], "between": [between]}, samples)
     pool["gap"] = pool["within"] - pool["between"]
     sizes = {"dataset": runs[0].dataset, "n_users": len(kept), "n": sum(map(len, kept.values()))}
     return table_of([sizes | drawn_columns(pool)])
-
-
-def agreement(user: str, personas: Mapping[str, Sequence[str]]) -> tuple[float, float]:
-    """Return the mean likeness among a user's personas, and between them and those of the other users."""
-    own = personas[user]
-    within = [likeness(own[a], own[b]) for a in range(len(own)) for b in range(a)]
-    between = [likeness(a, b) for other, part in personas.items() if other != user for a in own for b in part]
-    return float(np.mean(within)), float(np.mean(between))
 
 
 def users_table(runs: Sequence[Run]) -> pd.DataFrame:
@@ -300,29 +291,13 @@ def users_table(runs: Sequence[Run]) -> pd.DataFrame:
     ])  # fmt: skip
 
 
-def user_wins(runs: Sequence[Run]) -> pd.DataFrame:
-    """Return net win rates of answers that are told the user's persona; empty if nothing was judged."""
-    users, parts, lines = user_of_row(runs[0]), part_of(runs[0]), []
-    judged = [m for m in matchups(runs[0]) if m.judge_persona == OWN and m.kind in ("main", "sft")]
-    for m, part in product(judged, ("unseen", "seen")):
-        found = [
-            {v["id"]: SIGNS[v["personalization"]] for v in judging.read_verdicts(run, m)
-             if v["personalization"] in SIGNS and parts[users[v["id"]]] == part}
-            for run in runs
-        ]  # fmt: skip
-        if any(found):
-            head = {"dataset": runs[0].dataset, "label": m.label, "users": part}
-            lines.append(head | user_line(runs, found, users, "net"))
-    return table_of(lines)
-
-
 def of_users(make: Callable[[Sequence[Run]], pd.DataFrame]) -> Callable[[Sequence[Run]], pd.DataFrame]:
     """Return a table function that is empty for data without users."""
     return lambda runs: make(runs) if (runs[0].folder / "users" / "done.json").exists() else table_of([])
 
 
 USER_TABLES = {
-    name: of_users(make)
-    for name, make in {"user_personas": users_table, "user_consistency": consistency,
-                       "user_swap": swap_by_users, "user_wins": user_wins}.items()
-}  # fmt: skip
+    "user_personas": of_users(users_table),
+    "user_consistency": of_users(consistency),
+    "user_swap": of_users(swap_by_users),
+}
