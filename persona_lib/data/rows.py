@@ -124,7 +124,7 @@ def read_rows(source: str, config: str = "", encoding: str = "") -> Read:
             rows, how = folder_rows(path, encoding) if path.is_dir() else file_rows(path, encoding)
         else:
             rows, how = table_rows(weights.load_dataset(source, config or None)), ""
-    except (weights.HubError, DataError) as error:
+    except (weights.WeightsError, DataError) as error:
         said = str(error)
         raise DataError(said if str(path) in said or source in said else f"{source}: {said}") from error
     except ImportError:

@@ -21,10 +21,7 @@ ONE_AT_A_TIME = threading.Lock()  # several pages may ask at once, and each step
 
 @dataclass(frozen=True)
 class Completion:
-    """One completion, cut before the stop string.
-
-    ``finish_reason`` is "stop" (EOS or stop string) or "length"; a served model may have others.
-    """
+    """One completion, cut before the stop string; ``finish_reason``: "stop", "length" or a server's own."""
 
     text: str
     finish_reason: str
@@ -84,11 +81,9 @@ def to_completion(tokenizer: Any, ids: list[int], stop: Sequence[str]) -> Comple
 
 @dataclass
 class TransformersGenerator:
-    """A loaded causal language model that completes prompts.
+    """A loaded causal language model that completes prompts, with ``adapters`` (see ``load.using_adapters``).
 
-    ``adapters`` are active while it generates; ``merge`` adds them to the weights meanwhile (see
-    ``load.using_adapters``). ``repetition_penalty`` above 1 makes tokens that the answer has already less
-    probable, which keeps small models out of loops; tokens of the prompt are as probable as ever.
+    ``repetition_penalty`` above 1 makes tokens that the answer (not the prompt) has already less probable.
     """
 
     model: Any
@@ -156,8 +151,7 @@ class TransformersGenerator:
     def steps(self, rows: list[list[int]], cache: Any, how: Decoding) -> Iterator[list[list[int]]]:
         """Yield the new tokens of each row after every step; rows that have ended leave the batch.
 
-        A row is [head, in ``cache`` | padding | rest]. Greedy tokens are those of transformers' ``generate``,
-        which computes ended rows to the end of the batch.
+        A row is [head, in ``cache`` | padding | rest]. Greedy tokens are those of transformers' ``generate``.
         """
         import torch
 

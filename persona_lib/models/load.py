@@ -7,6 +7,7 @@ A policy is a base and the names of the adapters that are active on it: one load
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cache
@@ -20,8 +21,8 @@ from persona_lib.prompts import ChatFormat
 # --- From texts to token ids, checked ---
 
 
-class TokenError(ValueError):
-    """Texts that cannot be tokenised faithfully; the message names the row and the way out."""
+class ModelError(ValueError):
+    """Texts, a model or training that would be silently wrong; the message says why and the way out."""
 
 
 def chat_format(tokenizer: Any) -> ChatFormat:
@@ -37,30 +38,24 @@ def chat_format(tokenizer: Any) -> ChatFormat:
     persona, prompt, bos = "PERSONA-GOES-HERE", "PROMPT-GOES-HERE", tokenizer.bos_token
     adds_bos = bos is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
 
-    def pieces(messages: list[dict[str, str]], *marks: str) -> tuple[str, ...]:
+    def pieces(*turns: tuple[str, str]) -> tuple[str, ...]:
+        messages = [{"role": role, "content": text} for role, text in turns]
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        found = []
-        for mark in marks:
-            before, there, text = text.partition(mark)
-            if not there:
-                raise TokenError(f"the chat template leaves out the {messages[0]['role']} turn")
-            found.append(before)
-        if adds_bos:
-            found[0] = found[0].removeprefix(bos)
-        return (*found, text)
+        return tuple(re.split(f"{persona}|{prompt}", text.removeprefix(bos) if adds_bos else text))
 
-    user = {"role": "user", "content": prompt}
     try:
-        told = pieces([{"role": "system", "content": persona}, user], persona, prompt)
-    except Exception:  # jinja2's own class where a template refuses a system turn, ours where it drops it
-        told = pieces([{"role": "user", "content": f"{persona}\n\n{prompt}"}], persona, prompt)
-    return ChatFormat(told, pieces([user], prompt), tokenizer.eos_token, special)
+        told = pieces(("system", persona), ("user", prompt))
+    except Exception:  # jinja2's own class: the template refuses a system turn
+        told = ()
+    if len(told) != 3:  # refused or dropped
+        told = pieces(("user", f"{persona}\n\n{prompt}"))
+    return ChatFormat(told, pieces(("user", prompt)), tokenizer.eos_token, special)
 
 
 def encode(tokenizer: Any, prompt: str, completion: str, name: str = "row") -> tuple[list[int], list[int]]:
     """Return the ids of the prompt (with BOS if the tokenizer adds one) and of the completion with EOS.
 
-    Raises TokenError naming the row if a token spans the boundary (the model would train on another context
+    Raises ModelError naming the row if a token spans the boundary (the model would train on another context
     than it generates from), if BOS is doubled, or if the completion is empty.
     """
     eos = tokenizer.eos_token
@@ -69,27 +64,27 @@ def encode(tokenizer: Any, prompt: str, completion: str, name: str = "row") -> t
     whole = tokenizer(prompt + ended)["input_ids"]
     bos = tokenizer.bos_token_id
     if bos is not None and bos != tokenizer.eos_token_id and prompt_ids[:2] == [bos, bos]:
-        raise TokenError(
+        raise ModelError(
             f"{name}: BOS is doubled: the prompt text starts with a literal {tokenizer.bos_token!r}"
         )
     if whole[: len(prompt_ids)] != prompt_ids:
         around = tokenizer.decode(prompt_ids[-2:]) + "|" + completion[:12]
-        raise TokenError(
+        raise ModelError(
             f"{name}: a token spans the boundary between prompt and completion ({around!r}): "
             "see prompts.completion_text, and the prompt must not end in a space"
         )
     if len(whole) - len(prompt_ids) < 2:
-        raise TokenError(f"{name}: the completion is empty: drop the row before training")
+        raise ModelError(f"{name}: the completion is empty: drop the row before training")
     return prompt_ids, whole[len(prompt_ids) :]
 
 
 def count_rows(
     tokenizer: Any, rows: Iterable[Mapping[str, str]], max_length: int, where: str, drops: bool = True
 ) -> dict[str, int]:
-    """Check every row and count what training does to them: rows, truncated, dropped, tokens in the longest.
+    """Check every row and count what TRL does to them: it truncates the ends of completions and drops rows.
 
-    A truncated row loses the end of a completion. TRL drops rows whose prompt fills ``max_length``, unless
-    the loss is on prompts too (``drops``). Raises TokenError (see ``encode``), also if no row is left.
+    It drops rows whose prompt fills ``max_length``, unless the loss is on prompts too (``drops``). Raises
+    ModelError (see ``encode``), also if no row is left.
     """
     total = truncated = dropped = longest = 0
     for row in rows:
@@ -101,7 +96,7 @@ def count_rows(
         truncated += not lost and length > max_length
     if total == dropped:
         way_out = f"raise max_length={max_length}" if total else "no row has the persona that is trained on"
-        raise TokenError(f"{where}: none of {total} rows can be trained on: {way_out}")
+        raise ModelError(f"{where}: none of {total} rows can be trained on: {way_out}")
     return {"rows": total, "truncated": truncated, "dropped": dropped, "tokens in the longest": longest}
 
 
@@ -116,16 +111,11 @@ PAD_TOKENS = (
 )
 
 
-class ModelError(RuntimeError):
-    """A model that would load and be silently wrong; the message says why and the way out."""
-
-
 def model_key(source: str | Path, revision: str = "") -> str:
     """Return what identifies a model: packaged weights' hash, a folder's content, or hub name and commit."""
-    folder = Path(source)
     if weights.is_packaged(source):
         return f"{source}@{weights.entry(str(source))['sha256']}"
-    if not folder.is_dir():
+    if not (folder := Path(source)).is_dir():
         return "{}@{}".format(*weights.pinned(source, revision))
     if (folder / "done.json").exists():
         return store.read_json(folder / "done.json")["key"]
@@ -135,21 +125,20 @@ def model_key(source: str | Path, revision: str = "") -> str:
 def load_tokenizer(source: str | Path, revision: str = "") -> Any:
     """Load a tokenizer that pads on the left (for generation) with a pad token distinct from EOS.
 
-    With pad == EOS a collator that masks padding also masks EOS, and the model never learns to stop. A
-    missing pad token is taken from the vocabulary (``PAD_TOKENS``), so that the embedding keeps its size.
-    Raises TokenError if there is none, or no EOS.
+    With pad == EOS a collator that masks padding also masks EOS, and the model never learns to stop. So the
+    vocabulary gives another (``PAD_TOKENS``). Raises ModelError if it has none, or no EOS.
     """
     from transformers import AutoTokenizer
 
     name, commit = weights.pinned(source, revision)
     tokenizer = AutoTokenizer.from_pretrained(name, revision=commit, padding_side="left")
     if tokenizer.eos_token_id is None:
-        raise TokenError(f"{source}: the tokenizer has no EOS token: set eos_token before saving it")
+        raise ModelError(f"{source}: the tokenizer has no EOS token: set eos_token before saving it")
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
         known = tokenizer.get_vocab()
         tokenizer.pad_token = next((token for token in PAD_TOKENS if token in known), None)
         if tokenizer.pad_token is None:
-            raise TokenError(f"{source}: no token to pad with other than EOS: set pad_token before saving it")
+            raise ModelError(f"{source}: no token to pad with other than EOS: set pad_token before saving it")
     return tokenizer
 
 
@@ -183,12 +172,11 @@ def load_base(
     source: str | Path,
     revision: str = "",
     quantization: str = "none",
-    compute_dtype: str = "float32",
+    dtype: str = "float32",
     expand: bool = False,
 ) -> Any:
-    """Load a causal language model, frozen and in eval mode, on the one device there is.
+    """Load a causal language model in a ``dtype`` (of NF4: to compute in), frozen and in eval mode.
 
-    ``compute_dtype`` is passed explicitly (the library's default, "auto", would be bfloat16 for Llama).
     ``expand`` dequantises NF4 weights once instead of in every forward pass: the same function, faster, for
     the memory of an unquantised model. Raises ModelError for a layer that NF4 would quantise wrongly.
     """
@@ -200,8 +188,8 @@ def load_base(
         name,
         revision=commit,
         use_safetensors=True,  # a pickle could run code
-        dtype=getattr(torch, compute_dtype),
-        quantization_config=nf4_config(compute_dtype) if quantization == "nf4" else None,
+        dtype=getattr(torch, dtype),
+        quantization_config=nf4_config(dtype) if quantization == "nf4" else None,
         device_map={"": device()},
     )
     if quantization == "nf4":
@@ -212,11 +200,10 @@ def load_base(
 
 
 def guard_nf4(model: Any) -> None:
-    """Raise ModelError for what makes NF4 silently wrong, and keep its weights differentiable.
+    """Raise ModelError if no layer is in four bits, or if NF4's blocks of 64 do not divide a layer's rows.
 
-    No layer in four bits, or rows that NF4's blocks of 64 do not divide. On AVX512-BF16 processors the first
-    forward pass without gradients would repack weights for a kernel that has no backward pass: from then on
-    every gradient is zero. That is switched off, and refused where bitsandbytes has no such switch.
+    On AVX512-BF16 processors the first forward pass without gradients would repack weights for a kernel that
+    has no backward pass: from then on every gradient is zero. That is switched off, or refused.
     """
     from bitsandbytes.nn import Linear4bit
 
@@ -240,9 +227,9 @@ def guard_nf4(model: Any) -> None:
 
 
 def attach_adapters(model: Any, folders: Sequence[Path]) -> Any:
-    """Load adapters onto a base (or on what this function returned before) and activate just these, stacked.
+    """Load adapters onto a base (or what this returned before), by their folders' names; activate just these.
 
-    An adapter is named after its folder ("sft-chosen"). Returns a PeftModel, frozen and in eval mode.
+    Returns a PeftModel, frozen and in eval mode.
     """
     from peft import PeftModel
 
@@ -256,11 +243,8 @@ def attach_adapters(model: Any, folders: Sequence[Path]) -> Any:
 
 
 def activate(model: Any, names: Sequence[str]) -> None:
-    """Make exactly these adapters active (in this order), frozen, in eval mode.
-
-    Raises ValueError on an unknown name, ModelError while adapters are merged into the weights.
-    """
-    if unknown := [name for name in names if name not in model.peft_config]:
+    """Make exactly these adapters active (in this order), frozen; ModelError while others are merged."""
+    if unknown := set(names) - set(model.peft_config):
         raise ValueError(f"no adapter {', '.join(unknown)}; loaded: {', '.join(model.peft_config)}")
     if any(getattr(module, "merged_adapters", []) for module in model.modules()):
         raise ModelError("another policy's adapters are merged into the weights: let its answers end first")
@@ -268,35 +252,20 @@ def activate(model: Any, names: Sequence[str]) -> None:
     model.requires_grad_(False).eval()
 
 
-def mergeable_layers(model: Any) -> list[Any]:
-    """Return the layers with adapters; raises ModelError if their weights should not take them in.
-
-    They have to be float32, and not the embedding's, which a tied head shares.
-    """
-    import torch
-    from peft.tuners.lora import LoraLayer
-
-    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
-    weights = [layer.get_base_layer().weight for layer in layers]
-    if narrow := {str(weight.dtype) for weight in weights if weight.dtype != torch.float32}:
-        raise ModelError(f"weights in {', '.join(sorted(narrow))}: a merge would round away what was learned")
-    if any(weight is model.get_input_embeddings().weight for weight in weights):
-        raise ModelError("an adapter on the head, which shares its weights with the embedding: merge none")
-    return layers
-
-
 @contextmanager
 def using_adapters(model: Any, names: Sequence[str], merge: bool = False) -> Iterator[Any]:
     """Within the block, run one policy: these adapters stacked, or the bare base if ``names`` is empty.
 
-    ``merge`` adds them to the weights, and puts back the very weights from before (both are held).
-    ``mergeable_layers`` says what raises.
+    ``merge`` (see ``Profile.merge_adapters``) adds them to the weights meanwhile, for speed; the weights from
+    before are held, and put back.
     """
+    from peft.tuners.lora import LoraLayer
+
     if not names:
         with model.disable_adapter() if hasattr(model, "peft_config") else nullcontext():
             yield model
         return
-    layers = mergeable_layers(model) if merge else []
+    layers = [module for module in model.modules() if merge and isinstance(module, LoraLayer)]
     before = list(model.active_adapters)
     weights = [layer.get_base_layer().weight.data for layer in layers]
     activate(model, names)
@@ -326,8 +295,8 @@ def pair_log_probs(
 ) -> Any:
     """Return log p(response and EOS | prompt) of both responses (or of one), in nats: float64 array [n, 2].
 
-    Rows are sorted by length and packed as in training (``packing``), so a prompt is computed once. A model
-    whose attention cannot be replaced gets one response at a time; in float32 all agree to about six digits.
+    Rows are packed as in training (``packing``), so a prompt is computed once; one response at a time where
+    attention cannot be replaced. In float32 all agree to about six digits.
     """
     import numpy as np
     import torch
@@ -363,10 +332,9 @@ def pair_log_probs(
 
 
 def join_adapters(folders: Sequence[Path], target: Path) -> None:
-    """Write the one adapter that equals these plain LoRA adapters stacked.
+    """Write the one adapter that equals these plain LoRA adapters stacked: their factors side by side.
 
-    Their factors lie side by side, with the scales folded into B: exact on any base, and none is loaded
-    (peft's ``add_weighted_adapter`` needs one). Rank and ``lora_alpha`` are the sum of the ranks.
+    Exact on any base, and none is loaded (peft's ``add_weighted_adapter`` needs one).
     """
     import torch
     from safetensors.torch import load_file, save_file

@@ -2,10 +2,8 @@
 
 A row is a prompt and one or two responses, laid as [prompt | first | second]. Each response sees the prompt
 and itself (``attend_by_parts``), and positions begin at 0 in every row. Hidden states, loss and gradients are
-those of rows of their own, to rounding; dropout (``lora.dropout``, in SFT) draws anew.
-
-The plain path is TRL's own (``training.packing: false``, and models whose attention cannot be replaced);
-tests/test_packing.py holds them equal.
+to rounding those of TRL's own path (``training.packing: false``, or attention that cannot be replaced);
+dropout (``lora.dropout``, in SFT) draws anew.
 """
 
 from __future__ import annotations
@@ -32,8 +30,8 @@ def pack(rows: Sequence[Sequence[list[int]]]) -> dict[str, Any]:
     """Return what the decoder computes for rows (prompt, first response) or (prompt, first, second).
 
     ``ids`` and ``positions`` are [1, tokens]; ``sizes`` counts every row's tokens of the three. ``windows``,
-    [responses, W], says where each response lies, from the prompt's last token on, which predicts its first
-    one; padded with 0. The first responses of all rows come first, as in TRL.
+    [responses, W], holds the places of each response, from the prompt's last token on (which predicts its
+    first one), padded with 0. The first responses of all rows come first, as in TRL.
     """
     import torch
 
@@ -60,11 +58,10 @@ def pack(rows: Sequence[Sequence[list[int]]]) -> dict[str, Any]:
 
 
 def dpo_batch(examples: list[dict[str, Any]], pad: int, max_length: int) -> dict[str, Any]:
-    """Collate rows for TRL's DPOTrainer whose model has been through ``accept_packed``.
+    """Collate rows (in TRL's columns) for a DPOTrainer whose model has been through ``accept_packed``.
 
-    Rows have TRL's columns ``prompt_ids``, ``chosen_ids``, ``rejected_ids``, maybe ``ref_*_logps``; they are
-    cut after ``max_length`` tokens. Of B pairs the batch has ``input_ids`` and ``completion_mask`` of the
-    windows only: [2B, 1 + longest response]; ``attention_mask`` is for TRL's count of tokens.
+    They are cut after ``max_length`` tokens. ``input_ids`` and ``completion_mask`` are the windows only: of B
+    pairs [2B, 1 + longest response]; ``attention_mask`` is for TRL's count of tokens.
     """
     import torch
 
@@ -86,10 +83,9 @@ def dpo_batch(examples: list[dict[str, Any]], pad: int, max_length: int) -> dict
 
 
 def sft_batch(examples: list[dict[str, Any]], pad: int) -> dict[str, Any]:
-    """Collate rows for TRL's SFTTrainer whose model has been through ``accept_packed``.
+    """Collate rows (in TRL's columns) for an SFTTrainer whose model has been through ``accept_packed``.
 
-    Rows have TRL's columns ``input_ids`` and ``labels``. Of B rows the batch has ``input_ids`` and ``labels``
-    of the windows, [B, W], from the token before the first with a label on.
+    ``input_ids`` and ``labels`` hold the windows, [B, W]: from the token before the first label on.
     """
     import torch
 
@@ -108,10 +104,9 @@ def sft_batch(examples: list[dict[str, Any]], pad: int) -> dict[str, Any]:
 
 
 def row_parts(sizes: Sequence[tuple[int, int, int]], where: Any) -> list[tuple]:
-    """Return what each row of ``sizes`` attends to: (prompt and first response, prompt, second, its mask).
+    """Return what each row attends to: slices of (prompt and first response, prompt, second), and a mask.
 
-    The first three are slices of the sequence's tokens. The mask is for the second response, whose tokens see
-    the prompt and their own past, [second, prompt + second]: 0, or minus infinity; None without one.
+    The mask lets a second response's tokens see the prompt and their own past: 0, or minus infinity.
     """
     import torch
 
@@ -128,10 +123,7 @@ def row_parts(sizes: Sequence[tuple[int, int, int]], where: Any) -> list[tuple]:
 def attend_by_parts(
     module: Any, query: Any, key: Any, value: Any, attention_mask: Any, parts: Any = None, **kwargs: Any
 ) -> tuple[Any, None]:
-    """Attend within each row of a packed sequence: transformers' own sdpa, once or twice a row.
-
-    ``query``, ``key`` and ``value`` are [1, heads, tokens, size]; ``parts`` is from ``row_parts``, or None.
-    """
+    """Attend within each row (``parts``, of ``row_parts``) of a packed sequence by transformers' own sdpa."""
     import torch
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -158,10 +150,7 @@ def takes_parts(model: Any) -> bool:
 
 
 def use_parts(config: Any) -> None:
-    """Let a model with this configuration attend by parts where it is given some, by sdpa where not.
-
-    For good: a layer that gradient checkpointing computes again attends as it did before.
-    """
+    """Let a model with this configuration attend by parts where it is given some, by sdpa where not."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
@@ -211,8 +200,7 @@ TILE = 128  # positions whose logits are computed at a time: 1 MB at a vocabular
 def small_tiles(on: bool = True) -> Iterator[None]:
     """Within the block TRL's head on a CPU computes positions with a loss only, ``TILE`` at a time.
 
-    TRL's own tiles of 4,096 positions lie in no cache. Results are the same to rounding. Does nothing if
-    ``on`` is false or there is a GPU. Reaches into TRL, whose version is pinned.
+    TRL's own tiles of 4,096 positions lie in no cache. Reaches into TRL, whose version is pinned.
     """
     import torch
     from trl.kernels import chunked_logprob

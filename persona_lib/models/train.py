@@ -20,7 +20,7 @@ from typing import Any
 from persona_lib import store
 from persona_lib.data.preference import TWO_SIDED, draw, to_dpo_rows, to_ordered_dpo_rows, to_sft_rows
 from persona_lib.models import packing, trainers
-from persona_lib.models.load import count_rows, format_of, load_base, load_tokenizer, model_key
+from persona_lib.models.load import ModelError, count_rows, format_of, load_base, load_tokenizer, model_key
 from persona_lib.records import TailoringRow
 from persona_lib.settings import Run, deciding, main_arm, open_run, set_field
 from persona_lib.store import VERSIONS
@@ -47,7 +47,7 @@ def data_paths(run: Run, method: str) -> dict[str, list[Path]]:
 
 def load_rows(run: Run, method: str, train_persona: str) -> tuple[dict[str, list[dict]], dict[str, int]]:
     """Return the arm's rows of "train" and "val", and how many source rows had no persona."""
-    ordered = run.profile.dpo.order == "pairs"
+    ordered = run.profile.dpo.max_steps > 0
     make = to_sft_rows if method == "sft" else to_ordered_dpo_rows if ordered else to_dpo_rows
     rows, without, chat = {}, {}, format_of(*run.base_source)
     for part, paths in data_paths(run, method).items():
@@ -90,10 +90,7 @@ def training_spec(run: Run, method: str, train_persona: str) -> dict[str, Any]:
 
 
 def prepare_folder(folder: Path, key: str, spec: dict[str, Any]) -> str | None:
-    """Clear what another key left; return the newest whole checkpoint of this key, or None.
-
-    A checkpoint that a kill cut short is deleted (its state file comes last).
-    """
+    """Clear what another key, or a kill, left; return the newest whole checkpoint of this key, or None."""
     known = folder / "spec.json"
     if folder.exists() and not (known.exists() and store.read_json(known)["key"] == key):
         shutil.rmtree(folder)
@@ -101,7 +98,7 @@ def prepare_folder(folder: Path, key: str, spec: dict[str, Any]) -> str | None:
     checkpoints = (folder / "checkpoints").glob("checkpoint-*")
     for path in sorted(checkpoints, key=lambda p: -int(p.name.rpartition("-")[2])):
         try:
-            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))  # written last
             return str(path)
         except (OSError, json.JSONDecodeError):
             shutil.rmtree(path)
@@ -109,19 +106,12 @@ def prepare_folder(folder: Path, key: str, spec: dict[str, Any]) -> str | None:
 
 
 def train_arms(run: Run, method: str) -> list[Path]:
-    """Train one method's adapters of all the profile's arms that are not done.
-
-    DPO needs the SFT adapters of the same arms. Returns the folders ``adapters/<method>-<train_persona>``.
-    """
-    for arm in run.profile.training.arms:
-        spec = training_spec(arm_settings(run, arm), method, arm)
-        if not store.is_done(adapter_folder(run, method, arm), store.content_hash(spec)):
-            train_adapter(run, method, arm)
-    return [adapter_folder(run, method, arm) for arm in run.profile.training.arms]
+    """Train one method's adapters of the profile's arms, those that are not done; returns their folders."""
+    return [train_adapter(run, method, arm) for arm in run.profile.training.arms]
 
 
 def train_adapter(run: Run, method: str, train_persona: str, folder: Path | None = None) -> Path:
-    """Train one arm's adapter, if it is not done, in this process; returns its folder (or the one given)."""
+    """Train one arm's adapter, if it is not done; returns its folder. DPO needs the arm's SFT adapter."""
     folder, run = folder or adapter_folder(run, method, train_persona), arm_settings(run, train_persona)
     spec = training_spec(run, method, train_persona)
     if not store.is_done(folder, key := store.content_hash(spec)):
@@ -137,8 +127,8 @@ def fit_adapter(
 ) -> None:
     """Train an adapter on the rows of "train" and "val" and save it; resume from its last checkpoint.
 
-    What training does not see of them is printed, and in counts.json. DPO starts from the SFT adapter in the
-    folder beside this one. Raises what ``count_rows`` and the guards raise.
+    What training does not see of them is printed, and in counts.json. Raises what ``count_rows`` and the
+    guards raise.
     """
     from transformers import PrinterCallback
 
@@ -152,10 +142,8 @@ def fit_adapter(
     trainers.in_main(store.write_json, folder / "counts.json", counts)
     with trainers.quiet_libraries(), packing.small_tiles(on=profile.training.packing):
         trainer = build_trainer(run, method, tokenizer, rows, folder)
-        for part, dataset in (("train", trainer.train_dataset), ("val", trainer.eval_dataset)):
-            if len(dataset) != counts[part]["rows"] - counts[part]["dropped"]:
-                kept = f"TRL keeps {len(dataset)} rows of {part}"
-                raise trainers.TrainingError(f"{kept}; counted {counts[part]}")
+        if (kept := len(trainer.train_dataset)) != counts["train"]["rows"] - counts["train"]["dropped"]:
+            raise ModelError(f"TRL keeps {kept} rows, not those of {counts['train']}")
         trainers.check_adapters(trainer.model, "default")
         if method == "dpo":
             trainers.check_dpo_start(trainer, profile)
@@ -189,9 +177,9 @@ def save_adapter(trainer: Any, weights: dict[str, Any], folder: Path, key: str) 
     trainer.model.save_pretrained(str(folder), selected_adapters=["default"], state_dict=weights)
     store.write_rows(folder / "log.jsonl", trainer.state.log_history)
     shutil.rmtree(folder / "checkpoints")
-    facts = {"steps": trainer.state.global_step, "best_eval_loss": trainer.state.best_metric}
-    facts["processes"] = trainers.PROCESSES
-    store.mark_done(folder, key, **facts, megabytes=weight_megabytes(trainer.model))
+    state, megabytes = trainer.state, weight_megabytes(trainer.model)
+    facts = {"steps": state.global_step, "best_eval_loss": state.best_metric, "megabytes": megabytes}
+    store.mark_done(folder, key, processes=trainers.PROCESSES, **facts)
 
 
 def weight_megabytes(model: Any) -> dict[str, float]:
@@ -221,9 +209,8 @@ def qlora_section(run: Run, steps: int = 4, rows: int = 16) -> Any:
     changes = {"base.quantization": "nf4", "sft.epochs": 1, **few}
     changed = dataclasses.replace(run, profile=set_field(run.profile, changes))
     folder = train_adapter(changed, "sft", main_arm(run.profile), run.folder / "qlora")
-    done, log = store.read_json(folder / "done.json"), {}
-    for entry in store.iter_rows(folder / "log.jsonl"):
-        log |= entry
+    done, entries = store.read_json(folder / "done.json"), store.iter_rows(folder / "log.jsonl")
+    log = {name: value for entry in entries for name, value in entry.items()}
     cost = {
         "weights in NF4, MB": done["megabytes"]["held"],
         "weights in float32, MB": done["megabytes"]["float32"],

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import os
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,14 +19,10 @@ from typing import Any
 from unittest import mock
 
 from persona_lib.models import packing
-from persona_lib.models.load import mergeable_layers
+from persona_lib.models.load import ModelError
 from persona_lib.settings import ConfigError, Profile
 
 # --- Guards ---
-
-
-class TrainingError(RuntimeError):
-    """A training run that does not learn what it should; the message names the sign and the way out."""
 
 
 def trainable_parameters(model: Any) -> dict[str, Any]:
@@ -42,18 +37,18 @@ def cast_adapters(model: Any) -> None:
 
 
 def check_adapters(model: Any, adapter: str) -> None:
-    """Raise TrainingError unless exactly the weights of one adapter are trainable, all in float32."""
+    """Raise ModelError unless exactly the weights of one adapter are trainable, all in float32."""
     import torch
 
     found = {name: p.dtype for name, p in trainable_parameters(model).items()}
     wrong = [n for n, dtype in found.items() if f".{adapter}." not in n or dtype != torch.float32]
     if wrong or not found:
         said = f"{wrong[0]} in {found[wrong[0]]}" if wrong else "nothing"
-        raise TrainingError(f"adapter {adapter!r} alone should be trainable, in float32; trainable is {said}")
+        raise ModelError(f"adapter {adapter!r} alone should be trainable, in float32; trainable is {said}")
 
 
 def learning_guard() -> Any:
-    """Return a callback that raises TrainingError when nothing is learned, and keeps both adapters active.
+    """Return a callback that keeps both adapters active and raises ModelError when nothing is learned.
 
     No parameter moves in the first step with a learning rate, or a logged gradient is zero or not finite.
     """
@@ -71,12 +66,12 @@ def learning_guard() -> Any:
                 return
             now = trainable_parameters(model)
             if not any(bool((now[name] != old).any()) for name, old in self.before.items()):
-                raise TrainingError("no trainable parameter moved in the first step: nothing is learned")
+                raise ModelError("no trainable parameter moved in the first step: nothing is learned")
             self.before = None
 
         def on_log(self, args, state, control, logs=None, **kwargs):
             if not 0 < logs.get("grad_norm", 1.0) < math.inf:
-                raise TrainingError(
+                raise ModelError(
                     f"the gradient's norm is {logs['grad_norm']} in step {state.global_step}: nothing is "
                     "learned; on a processor check that NF4 repacking is off, else lower the learning rate"
                 )
@@ -103,23 +98,18 @@ def quiet_libraries() -> Iterator[None]:
 
 
 def progress_lines(name: str) -> Any:
-    """Return a callback that prints a line per log, and one a minute; it logs twelve times a run, or more."""
+    """Return a callback that logs twelve times a run, or more, and prints a line per log."""
     from transformers import TrainerCallback
 
     class ProgressLines(TrainerCallback):
-        def on_train_begin(self, args, state, control, **kwargs):
-            self.started, self.minutes = time.monotonic(), 0
-
         def on_step_end(self, args, state, control, **kwargs):
             control.should_log |= state.global_step % max(1, state.max_steps // 12) == 0
-            if (minutes := int(time.monotonic() - self.started) // 60) > self.minutes:
-                self.minutes = minutes
-                print(f"{name}: step {state.global_step}/{state.max_steps} after {minutes} min", flush=True)
 
         def on_log(self, args, state, control, logs=None, **kwargs):
             for key, said in (("loss", "loss"), ("eval_loss", "validation loss")):
                 if key in logs and state.global_step:
-                    print(f"{name}: step {state.global_step}, {said} {logs[key]:.4f}", flush=True)
+                    step = f"step {state.global_step}/{state.max_steps}"
+                    print(f"{name}: {step}, {said} {logs[key]:.4f}", flush=True)
 
     return ProgressLines()
 
@@ -148,31 +138,28 @@ EVAL_BATCH = {"sft": 1, "dpo": 8}  # SFT's evaluation loss depends on it: a mean
 def trainer_settings(profile: Profile, method: str, seed: int, output: Path, rows: int = 0) -> dict[str, Any]:
     """Return the settings that SFT and DPO share, every one that matters given explicitly.
 
-    ``dpo.max_steps`` counts where the epochs over the rows have more steps: Trainer would take a limit for a
-    goal, and go over few rows again and again. Several processes share a batch, and validate row by row, so
-    that rows that fill up a batch do not count. Nothing is reported to a tracker unless the environment names
-    some: PERSONA_REPORT_TO=tensorboard,wandb.
+    ``dpo.max_steps`` is given only where the epochs have more steps: Trainer takes a limit for a goal.
+    Several processes validate row by row, so that rows that fill up a batch do not count. Nothing is reported
+    to a tracker unless the environment names some: PERSONA_REPORT_TO=tensorboard,wandb.
     """
     import torch
 
-    own, limit, order = getattr(profile, method), -1, "random"
+    own = getattr(profile, method)
     if own.batch_size % PROCESSES:
         said = f"{method}.batch_size: {PROCESSES} processes cannot share {own.batch_size} rows equally"
         raise ConfigError(f"{said}; use a multiple of {PROCESSES}")
-    if method == "dpo" and 0 < own.max_steps < math.ceil(rows / own.batch_size) * own.epochs:
-        limit = own.max_steps
-    if method == "dpo" and own.order == "pairs":
-        order = "sequential"
+    limit = own.max_steps if method == "dpo" else 0
+    limited = 0 < limit < math.ceil(rows / own.batch_size) * own.epochs
     return {
         "output_dir": str(output),
         "seed": seed,
         "data_seed": seed,
         "learning_rate": own.learning_rate,
         "num_train_epochs": own.epochs,
-        "max_steps": limit,
+        "max_steps": limit if limited else -1,
         "per_device_train_batch_size": own.batch_size // PROCESSES,
         "per_device_eval_batch_size": EVAL_BATCH[method] if PROCESSES == 1 else 1,
-        "train_sampling_strategy": order,
+        "train_sampling_strategy": "sequential" if limit else "random",
         "max_length": profile.training.max_length,
         "lr_scheduler_type": "linear",
         "warmup_steps": profile.training.warmup,  # below 1: a share of all steps
@@ -199,14 +186,9 @@ def lora_config(profile: Profile) -> Any:
     """Return the LoRA configuration of every adapter."""
     from peft import LoraConfig
 
-    return LoraConfig(
-        r=profile.lora.r,
-        lora_alpha=profile.lora.alpha,
-        lora_dropout=profile.lora.dropout,
-        target_modules=list(profile.lora.targets),
-        bias="none",
-        task_type="CAUSAL_LM",
-    )
+    lora = profile.lora
+    sizes = {"r": lora.r, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
+    return LoraConfig(**sizes, target_modules=list(lora.targets), bias="none", task_type="CAUSAL_LM")
 
 
 def activate_stack(model: Any) -> None:
@@ -237,8 +219,7 @@ def make_trainer(
 
     ``data`` holds datasets "train" and "val" with columns prompt and completion (or chosen and rejected). DPO
     starts from the adapter in the folder ``sft``: TRL copies it to a frozen adapter "ref", the reference,
-    whose log-probabilities are computed here, once, and the new adapter is stacked on it. Where
-    ``merge_adapters`` holds it is merged into the float32 base instead, which is then the reference.
+    whose log-probabilities are computed once, here. ``merge_adapters``: the base takes it in, for reference.
     """
     from peft import PeftModel, get_peft_model
     from peft.tuners.lora import LoraLayer
@@ -268,7 +249,6 @@ def make_trainer(
         make, collator = DPOTrainer, partial(packing.dpo_batch, pad=pad, max_length=length)
         model = PeftModel.from_pretrained(base, str(sft), is_trainable=True)
         if profile.merge_adapters:
-            mergeable_layers(model)
             model, config_of_new = model.merge_and_unload(), lora_config(profile)
     config._n_gpu = min(config.n_gpu, 1)  # Trainer would spread one process over all GPUs that it sees
     trainer = make(
@@ -289,10 +269,7 @@ def make_trainer(
 
 
 def check_dpo_start(trainer: Any, profile: Profile, rows: int = 16) -> None:
-    """Raise TrainingError unless DPO starts where policy and reference agree, on some validation rows.
-
-    The mean reward margin must be 0, and the loss ln 2 where no SFT term is added.
-    """
+    """Raise ModelError unless DPO starts with a mean reward margin of 0 (and no SFT term: loss ln 2)."""
     import torch
 
     some = trainer.eval_dataset.select(range(min(rows, len(trainer.eval_dataset))))
@@ -304,9 +281,7 @@ def check_dpo_start(trainer: Any, profile: Profile, rows: int = 16) -> None:
     margin, loss = sum(margins) / len(margins), sum(losses) / len(losses)
     tolerance = 1e-3 if profile.base.dtype == "float32" else 0.05
     if not abs(margin) <= tolerance:
-        raise TrainingError(
-            f"reward margin before the first step is {margin:.4g}, not 0: the reference is not where the "
-            "policy starts (is the SFT adapter active in both?)"
-        )
+        said = f"reward margin before the first step is {margin:.4g}, not 0"
+        raise ModelError(f"{said}: policy and reference differ (is the SFT adapter active in both?)")
     if profile.dpo.sft_weight == 0 and not abs(loss - math.log(2)) <= tolerance:
-        raise TrainingError(f"DPO loss before the first step is {loss:.4f}, not {math.log(2):.4f} (ln 2)")
+        raise ModelError(f"DPO loss before the first step is {loss:.4f}, not {math.log(2):.4f} (ln 2)")

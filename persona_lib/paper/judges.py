@@ -308,7 +308,7 @@ class BackwardsJudge:
             base = load_base(*self.run.base_source, "none", profile.base.dtype)
             self.model = attach_adapters(base, [folder])
         if missing:
-            names, merge = [NAME] if adapted else [], profile.base.dtype == "float32"
+            names, merge = [NAME] if adapted else [], set_field(profile, TRAINING).merge_adapters
             given = (*zip(*missing, strict=True), profile.judge.batch_size)
             with trainers.quiet_libraries(), using_adapters(self.model, names, merge):
                 found = sequence_log_probs(self.model, self.tokenizer, *given)
