@@ -35,14 +35,14 @@ FILES = {
     "users": ("beyond.users",),
 }
 DECIDED = {
-    "pairs": (1, "7496313e604f271d"),
+    "pairs": (1, "b3f339ab84fe64ee"),
     "personas": (1, "bedc7f37fc705c78"),
     "tailoring": (1, "f123c395c6e7636d"),
-    "training": (1, "6adc9268c2bd0739"),
+    "training": (1, "2158a62b123766e1"),
     "answers": (1, "c3fada253841e221"),
     "judging": (1, "1fbc0eca373ac012"),
     "swap": (1, "4ad57d7f478ef12d"),
-    "calibration": (1, "05ebc161bfe20bf4"),
+    "calibration": (1, "4164b5f07194b44f"),
     "rejudged": (1, "7d4b6ce3bf07a6c4"),
     "users": (1, "ca10bd9953021fe2"),
 }
