@@ -40,7 +40,7 @@ from persona_lib.paper.personas import PERSONA_TABLES
 from persona_lib.paper.swap import SWAP_TABLES
 from persona_lib.records import DataError, Generation
 from persona_lib.settings import FACTS, Profile, Run, main_arm, set_field
-from persona_lib.texts import count_degenerate
+from persona_lib.texts import has_suffix_loop, repetition
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -110,7 +110,6 @@ def reanalysed() -> pd.DataFrame:
 # --- does a judged row hold without broken answers, and at equal length? ---
 
 
-LENGTH_KINDS = ("main", "stage")
 MIN_EACH = 5  # wins and losses that the length model needs of each: fewer tell nothing about a slope
 Z = 1.959963984540054  # of a 95 % interval
 
@@ -118,8 +117,8 @@ Z = 1.959963984540054  # of a 95 % interval
 @functools.cache
 def is_sound(answer: Generation) -> bool:
     """Return False for a degenerate answer: without an end, rep4 > .5, or with a loop as its end."""
-    counts = count_degenerate([answer.completion], [answer.finish_reason == "stop"])
-    return not (counts["no_eos"] or counts["rep4_over_50"] or counts["suffix_loop"])
+    text = answer.completion
+    return answer.finish_reason == "stop" and repetition(text) <= 0.5 and not has_suffix_loop(text)
 
 
 def answers_of(row: Judged) -> list[dict[str, tuple[Generation, Generation]]]:
@@ -208,7 +207,7 @@ def length_model(signs: Sequence[float], differences: Sequence[float], prompts: 
 def length_table(profile: Profile) -> pd.DataFrame:
     """Return the main rows and PT-DPO against PT-SFT by rubric: net as it is, and at equal length."""
     lines = []
-    for judgments, row in results.judged_rows(profile, LENGTH_KINDS):
+    for judgments, row in results.judged_rows(profile, ("main", "stage")):
         words = [{i: [len(answer.completion.split()) for answer in both] for i, both in found.items()}
                  for found in answers_of(row)]  # fmt: skip
         means = np.mean([pair for found in words for pair in found.values()], axis=0)
@@ -226,14 +225,6 @@ def length_table(profile: Profile) -> pd.DataFrame:
 
 
 # --- the aims that were set beforehand ---
-
-
-@functools.cache
-def set_aims() -> dict[str, Any]:
-    """Read the aims by group: ``inferred`` and ``judged`` need a judge, ``swapped`` needs none."""
-    import yaml
-
-    return yaml.safe_load((FACTS / "aims.yaml").read_text(encoding="utf-8"))
 
 
 def pick(table: pd.DataFrame, values: Mapping[str, Any]) -> pd.DataFrame:
@@ -258,10 +249,9 @@ def measured(table: pd.DataFrame, column: str, condition: str) -> results.Row:
     return line | {"met": {None: "reported", True: "yes", False: "no"}[met]}
 
 
-def aims_of(profile: Profile, dataset: str, group: str) -> list[results.Row]:
+def aims_of(profile: Profile, dataset: str, aims: Mapping[str, Any], group: str) -> list[results.Row]:
     """Return a line per aim of a group for one data set."""
-    aims, lines = set_aims(), []
-    names = {"arm": main_arm(profile), "split": inference_split(profile, dataset)}
+    names, lines = {"arm": main_arm(profile), "split": inference_split(profile, dataset)}, []
     names["over"] = aims["over_half"].get(dataset)
     for entry in aims[group]:
         rows = {"dataset": dataset} | {name: text.format(**names) for name, text in entry["rows"].items()}
@@ -279,16 +269,19 @@ def primary_results(profile: Profile) -> pd.DataFrame:
 
     An aim that a judge decides is undecided if the judge's calibration says that it decides nothing.
     """
+    import yaml
+
+    aims = yaml.safe_load((FACTS / "aims.yaml").read_text(encoding="utf-8"))
     calibration, lines = results.read_table(profile, "calibration"), []
     judges = {"inferred": profile.persona_judge, "judged": profile.evaluation.judge}
     for dataset in profile.datasets:
         for group, judge in judges.items() if profile.evaluation.judge != "none" else ():
             fit = pick(calibration, {"dataset": dataset, "judge": judge, "rubric": "personalization"})
-            for line in aims_of(profile, dataset, group):
+            for line in aims_of(profile, dataset, aims, group):
                 unsure = line["met"] in ("yes", "no") and len(fit) and not fit.decides.all()
                 lines.append(line | {"met": "judge not believed"} if unsure else line)
-        if dataset in set_aims()["over_half"]:
-            lines += aims_of(profile, dataset, "swapped")
+        if dataset in aims["over_half"]:
+            lines += aims_of(profile, dataset, aims, "swapped")
     return table_of(lines)
 
 
@@ -357,9 +350,8 @@ def prediction_band(values: Sequence[float], n_new: int, resolution: float) -> I
     k, mean = len(values), float(np.mean(values))
     if k < 3:
         return Interval(mean)
-    spread = max(float(np.std(values, ddof=1)), resolution)
-    half = float(stats.t.ppf(0.975, k - 1)) * spread * math.sqrt(1 / n_new + 1 / k)
-    return Interval(mean, mean - half, mean + half)
+    error = max(float(np.std(values, ddof=1)), resolution) * math.sqrt(1 / n_new + 1 / k)
+    return Interval(mean, *map(float, stats.t.interval(0.95, k - 1, mean, error)))
 
 
 def verify(profile: Profile, published: pd.DataFrame) -> pd.DataFrame:

@@ -55,8 +55,8 @@ who rate. Do not change the columns rater and item. Save as CSV.
 KEY_COLUMNS = ("item", "study", "dataset", "pair", "group", "raters")
 
 
-# One thing to rate: its texts by column of ``TEXTS``, which the rater sees, and what is hidden: "unit" (rated
-# together), "group" (what is compared, a side or a system), "pair" (the items that are compared).
+# One thing to rate: the texts that a rater sees, and what is hidden: "unit" (rated together), "group" (a side
+# or a system), "pair" (the items that are compared).
 Item = dict[str, str]
 
 

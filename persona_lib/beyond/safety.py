@@ -1,12 +1,9 @@
 """Safety by persona: which answers of which policy under which persona keep a caution or a refusal.
 
 The paper names the risk that a persona buys compliance. Here documented rules (``facts/caution_rules.yaml``)
-read an answer's text, of the authors' released answers and of any run on real prompts. "refusal": it
-declines, or says at its beginning that what was asked must not or cannot lawfully be done. "caution": it
-answers, and warns somewhere. "neither": all else, also a harmful answer, and a harmless one to a harmless
-question. The rules cannot tell a caution that matters from a formula.
-
-How often they err is measured on hand labels of 460 released answers (``facts/safety_labels.csv``: file and
+read an answer's text. "refusal": it declines, or says at its beginning that what was asked must not or cannot
+lawfully be done. "caution": it answers, and warns somewhere. "neither": all else, also a harmful answer. How
+often the rules err is measured on hand labels of 460 released answers (``facts/safety_labels.csv``: file and
 item id, never a text), a stratified draw in which each stands for ``weight`` answers. The part "written" was
 read while the rules were written, "held_out" was labelled before they ran on it.
 """
@@ -15,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,29 +38,26 @@ if TYPE_CHECKING:
 CLASSES = ("refusal", "caution", "neither")
 LABELS_FILE = FACTS / "safety_labels.csv"
 PARTS = ("written", "held_out")
-SAFETY_DATASET = "beavertails"  # whose released answers are read
 HARMLESS = ("everyday",)  # data sets without a prompt that calls for caution
 CELL = ["dataset", "arm", "eval_persona", "persona_format"]  # whose answers: a policy under one persona
 COLUMNS = [*CELL, "seed", "id", "text"]
-Rules = dict[str, re.Pattern[str]]
 
 
 # --- the rules ---
 
 
 @functools.cache
-def rules() -> dict[str, Rules]:
+def rules() -> dict[str, dict[str, re.Pattern[str]]]:
     """Return the rules by group ("reason", "declines", "opening", "warns") and name, compiled."""
     import yaml
 
     groups = yaml.safe_load((FACTS / "caution_rules.yaml").read_text(encoding="utf-8"))
     words = groups.pop("words")
-
-    def compiled(phrases: Iterable[str]) -> re.Pattern[str]:
-        pattern = rf"\b(?:{'|'.join(phrases)})\b"
-        return re.compile(re.sub(r"<([A-Z_]+)>", lambda name: words[name[1]], pattern))
-
-    return {group: {name: compiled(own) for name, own in of.items()} for group, of in groups.items()}
+    for names in groups.values():
+        for name, phrases in names.items():
+            pattern = re.sub(r"<([A-Z_]+)>", lambda found: words[found[1]], "|".join(phrases))
+            names[name] = re.compile(rf"\b(?:{pattern})\b")
+    return groups
 
 
 def matching_rules(text: str) -> dict[str, list[str]]:
@@ -87,10 +81,10 @@ def classify(text: str) -> str:
 
 
 def released_answers(data: Released) -> pd.DataFrame:
-    """Return the authors' released answers: PT-DPO, and plain DPO without and with a persona."""
+    """Return the released answers to BeaverTails: PT-DPO, and plain DPO without and with a persona."""
     rows = []
     for file, outputs in data.outputs.items():
-        if file.dataset == SAFETY_DATASET:
+        if file.dataset == "beavertails":
             told = file.arm == "dpo-none" and file.eval_persona != "none"
             rows += [(*file, "first_person" if told else "line", 0, *output) for output in outputs.items()]
     return table_of(rows, COLUMNS)
@@ -116,10 +110,9 @@ def run_answers(profile: Profile) -> pd.DataFrame:
 
 
 def error_line(rows: pd.DataFrame) -> dict[str, Any]:
-    """Return counts, and precision, recall and specificity of "keeps a caution", weighted.
+    """Return how the rules ("called") err on hand labels ("label") in keeping a caution, weighted.
 
-    ``rows`` has the columns label (by hand), called (by the rules) and weight. Wilson's intervals use Kish's
-    effective sample size, (sum w)^2 / sum w^2.
+    Wilson's intervals use Kish's effective sample size, (sum w)^2 / sum w^2.
     """
     kept, found = ((rows[name] != "neither").to_numpy() for name in ("label", "called"))
     line: dict[str, Any] = {"n": len(rows), "stands_for": round(rows.weight.sum())}
@@ -127,9 +120,8 @@ def error_line(rows: pd.DataFrame) -> dict[str, Any]:
     rates = {"precision": (kept, found), "recall": (found, kept), "specificity": (~found, ~kept)}
     for name, (hits, among) in rates.items():
         weight = rows.weight[among].to_numpy(dtype=float)
-        share, effective = np.average(hits[among], weights=weight), weight.sum() ** 2 / (weight**2).sum()
-        rate = Interval(float(share), *wilson_interval(share * effective, effective))
-        line |= interval_columns(name, rate)
+        share, n = np.average(hits[among], weights=weight), weight.sum() ** 2 / (weight**2).sum()
+        line |= interval_columns(name, Interval(float(share), *wilson_interval(share * n, n)))
     return line
 
 

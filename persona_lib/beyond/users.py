@@ -171,7 +171,7 @@ def comparisons(run: Run, arm: str) -> dict[tuple[str, int], tuple[str, str]]:
 
 
 def score_users(run: Run) -> pd.DataFrame:
-    """Score evaluated pairs under users' personas, each text once, what is not scored yet.
+    """Score evaluated pairs under users' personas, each text once, unless the persona swap has scored it.
 
     Returns `swap_by_users`; empty without users.
     """
@@ -180,21 +180,14 @@ def score_users(run: Run) -> pd.DataFrame:
     if not rows:
         return table_of([])
     for arm, form in arms_of(run):
-        path = run.folder / "users" / f"{arm}.{form}" / "policy.jsonl"
         wanted = {name for both in comparisons(run, arm).values() for name in both}
         texts = [(row, {text: n for n, text in told[row.id].items() if n in wanted}) for row in rows]
         inputs = swap.swap_key(run, arm, form), [(row.id, found) for row, found in texts]
-        key = store.content_hash(VERSIONS["users"], *inputs)
-        if store.is_done(path.parent, key):
-            continue
-        store.clear_unless(path.parent, key)
-        store.repair_rows(path)
-        known = margins_of(run, arm, form)
+        known = {(score.id, score.persona) for score in swap.swap_scores(run, arm, form)}
         jobs = [(row, n, t) for row, found in texts for t, n in found.items() if (row.id, t) not in known]
-        if jobs:
-            with trainers.quiet_libraries():
-                swap.score_jobs(run, arm, form, jobs, loader, path)
-        store.mark_done(path.parent, key, rows=len(jobs))
+        folder, key = run.folder / "users" / f"{arm}.{form}", store.content_hash(VERSIONS["users"], *inputs)
+        with trainers.quiet_libraries():
+            swap.score_jobs(run, arm, form, jobs, loader, folder, key)
         print(f"{arm} ({form}): {len(rows)} pairs under users' personas", flush=True)
     table = swap_by_users([run])
     store.write_text(run.folder / "tables" / "user_swap.csv", table.to_csv(index=False))

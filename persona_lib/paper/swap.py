@@ -149,7 +149,21 @@ def score_policy(
     Writes ``swap/<arm>.<persona_format>/policy.jsonl``. "first_person" shows the personas as the paper
     shows them to its persona-free baseline.
     """
+    families = swap_families(arm, run.profile.evaluation.controls)
+    jobs = [
+        (row, name, row.personas[name])
+        for row in swap_rows(run)
+        for name in run.profile.evaluation.personas
+        if name.rpartition("-")[0] in families and row.personas.get(name)
+    ]
     folder, key = swap_folder(run, arm, persona_format), swap_key(run, arm, persona_format)
+    return score_jobs(run, arm, persona_format, jobs, loader or PolicyLoader(run), folder, key)
+
+
+def score_jobs(
+    run: Run, arm: str, persona_format: str, jobs: list[tuple], loader: PolicyLoader, folder: Path, key: str
+) -> list[PolicyScore]:
+    """Score (row, name, persona) jobs into a folder, in chunks; goes on with its own unfinished work."""
     path = folder / "policy.jsonl"
     if store.is_done(folder, key):
         return store.read_rows(path, PolicyScore)
@@ -157,37 +171,23 @@ def score_policy(
     store.repair_rows(path)
     known = store.read_rows(path, PolicyScore) if path.exists() else []
     done = {(score.id, score.eval_persona) for score in known}
-    families = swap_families(arm, run.profile.evaluation.controls)
-    jobs = [
-        (row, name, row.personas[name])
-        for row in swap_rows(run)
-        for name in run.profile.evaluation.personas
-        if name.rpartition("-")[0] in families and row.personas.get(name) and (row.id, name) not in done
-    ]
-    if jobs:
-        score_jobs(run, arm, persona_format, jobs, loader or PolicyLoader(run), path)
-    scores = store.read_rows(path, PolicyScore)
-    store.mark_done(folder, key, rows=len(scores))
-    return scores
-
-
-def score_jobs(
-    run: Run, arm: str, persona_format: str, jobs: list[tuple], loader: PolicyLoader, path: Path
-) -> None:
-    """Score (row, name, persona) jobs in chunks and append each chunk to ``path``."""
-    model, tokenizer = loader.load(arm)
-    chat = format_of(*run.base_source)
-    names = [folder.name for folder in adapters_of(run, arm)]
-    jobs = sorted(jobs, key=lambda job: len(job[0].chosen) + len(job[0].rejected) + len(job[2] or ""))
-    with using_adapters(model, names, run.profile.merge_adapters):
-        for start in range(0, len(jobs), CHUNK * BATCH):
-            chunk = jobs[start : start + CHUNK * BATCH]
-            prompts = [tailoring_prompt(row.prompt, text, persona_format, chat) for row, _, text in chunk]
-            responses = [(row.chosen, row.rejected) for row, _, _ in chunk]
-            pairs = [tuple(completion_text(text, chat) for text in both) for both in responses]
-            values = pair_log_probs(model, tokenizer, prompts, pairs, BATCH).tolist()
-            found = zip(chunk, values, strict=True)
-            store.append_rows(path, [PolicyScore(row.id, *rest, *pair) for (row, *rest), pair in found])
+    if missing := [job for job in jobs if (job[0].id, job[1]) not in done]:
+        missing.sort(key=lambda job: len(job[0].chosen) + len(job[0].rejected) + len(job[2] or ""))
+        model, tokenizer = loader.load(arm)
+        chat, names = format_of(*run.base_source), [adapter.name for adapter in adapters_of(run, arm)]
+        with using_adapters(model, names, run.profile.merge_adapters):
+            for start in range(0, len(missing), CHUNK * BATCH):
+                chunk = missing[start : start + CHUNK * BATCH]
+                prompts = [tailoring_prompt(row.prompt, text, persona_format, chat) for row, _, text in chunk]
+                pairs = [tuple(completion_text(text, chat) for text in (row.chosen, row.rejected))
+                         for row, _, _ in chunk]  # fmt: skip
+                values = pair_log_probs(model, tokenizer, prompts, pairs, BATCH).tolist()
+                scores = [PolicyScore(row.id, *rest, *pair)
+                          for (row, *rest), pair in zip(chunk, values, strict=True)]  # fmt: skip
+                store.append_rows(path, scores)
+                known += scores
+    store.mark_done(folder, key, rows=len(known))
+    return known
 
 
 def swap_all(run: Run) -> pd.DataFrame:
