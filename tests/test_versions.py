@@ -41,10 +41,10 @@ DECIDED = {
     "training": (1, "2158a62b123766e1"),
     "answers": (1, "c3fada253841e221"),
     "judging": (1, "1fbc0eca373ac012"),
-    "swap": (1, "4ad57d7f478ef12d"),
+    "swap": (1, "a23f5c21a1735d2c"),
     "calibration": (1, "4164b5f07194b44f"),
     "rejudged": (1, "7d4b6ce3bf07a6c4"),
-    "users": (1, "ca10bd9953021fe2"),
+    "users": (1, "71a3b4d4d5c05faa"),
 }
 
 
