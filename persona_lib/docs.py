@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from persona_lib.execute import NormalError, notebook_hash, read, to_text, with_outputs
+from persona_lib.execute import StepError, notebook_hash, read, to_text, with_outputs
 from persona_lib.figures import in_words
 from persona_lib.paper.results import read_table, table_path
 from persona_lib.report import origin
@@ -159,7 +159,7 @@ def list_files(library: Path) -> str:
 def write_back(pipeline: Pipeline, wanted: Sequence[str] = ()) -> list[Path]:
     """Write the outputs of the wanted steps (default: all) of the first data set and seed, or of none.
 
-    Returns the files that changed. ConfigError if no step begins with a wanted name; NormalError for a step
+    Returns the files that changed. ConfigError if no step begins with a wanted name; StepError for a step
     that has not run, or ran with changed settings or other code.
     """
     texts: dict[Path, str] = {}
@@ -169,17 +169,15 @@ def write_back(pipeline: Pipeline, wanted: Sequence[str] = ()) -> list[Path]:
         if source in texts or (wanted and not task.step.startswith(tuple(wanted))):
             continue
         if not executed.exists():
-            raise NormalError(f"{task.id} has not run: {command}")
+            raise StepError(f"{task.id} has not run: {command}")
         document = read(executed)
         if overrides := document["metadata"]["persona"]["parameters"]["overrides"]:
-            raise NormalError(
-                f"{task.id} ran with {', '.join(overrides)}: run the profile as it is: {command}"
-            )
+            raise StepError(f"{task.id} ran with {', '.join(overrides)}: run the profile as it is: {command}")
         shown = {"profile": pipeline.profile.name, "code": notebook_hash(source)}
         try:
             texts[source] = to_text(with_outputs(read(source), document, shown))
-        except NormalError as error:
-            raise NormalError(f"{task.id}: {error} ({command})") from error
+        except StepError as error:
+            raise StepError(f"{task.id}: {error} ({command})") from error
     if not texts:
         raise ConfigError(f"no step of profile {pipeline.profile.name} begins with {' or '.join(wanted)}")
     return write_changed(texts)
@@ -201,7 +199,7 @@ def main(argv: list[str] | None = None) -> int:
             changed += update(profile) + write_changed({LIBRARY / "README.md": list_files(LIBRARY)})
         else:
             changed = write_back(Pipeline(profile), given.notebooks)
-    except (ConfigError, NormalError, FileNotFoundError) as error:
+    except (ConfigError, StepError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print("\n".join(f"{path}: written" for path in changed) or "nothing to change")

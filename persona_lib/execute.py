@@ -81,7 +81,7 @@ def clock(seconds: float) -> str:
 
 
 class StepError(RuntimeError):
-    """A notebook that failed; the message holds the traceback and where the half-run copy is."""
+    """A notebook that failed, or whose outputs cannot be shown; the message says why, and where it is."""
 
 
 def read(path: Path) -> Document:
@@ -176,10 +176,6 @@ def finish_notebook(running: Path, target: Path, facts: dict[str, Any]) -> None:
 # --- Outputs of an executed notebook in its source, as they are committed ---
 
 
-class NormalError(ValueError):
-    """An executed notebook whose outputs cannot be shown; the message says which and what to do."""
-
-
 def shown_outputs(cell: Document, number: int) -> list[Document]:
     """Return a cell's outputs without stderr, widgets, the progress of a ``work`` cell, and local paths."""
     outputs = [
@@ -196,10 +192,10 @@ def with_outputs(source: Document, executed: Document, shown: dict[str, str]) ->
     """Return the source notebook with the outputs of its executed copy.
 
     ``shown`` names the profile and the hash of the code: so outputs of other code are found without running
-    anything. NormalError if the copy ran other code.
+    anything. StepError if the copy ran other code.
     """
     if code_of(source) != code_of(executed):
-        raise NormalError("the executed copy ran other code: run the step again")
+        raise StepError("the executed copy ran other code: run the step again")
     document = copy.deepcopy(source)
     pairs = zip(cells_of_code(document), cells_of_code(executed), strict=True)
     for number, (cell, ran) in enumerate(pairs, start=1):

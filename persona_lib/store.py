@@ -123,10 +123,7 @@ def append_rows(path: Path, rows: Iterable[Any]) -> None:
 def repair_rows(path: Path) -> None:
     """Cut off an unfinished last line (no newline) that a killed process left behind."""
     if path.exists():
-        text = path.read_bytes()
-        whole = text.rfind(b"\n") + 1
-        if whole < len(text):
-            os.truncate(path, whole)
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
 
 
 def iter_rows(path: Path) -> Iterator[dict]:

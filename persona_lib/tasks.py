@@ -139,13 +139,10 @@ def library_hash() -> str:
 
 
 def current_key(pipeline: Pipeline, task: Task, known: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Return what a task would run for now."""
-    return {
-        "notebook": notebook_hash(pipeline.source(task)),
-        "library": library_hash(),
-        "settings": settings_of(pipeline.profile),
-        "inputs": {name: known[name]["finished"] if has_run(known, name) else None for name in task.inputs},
-    }
+    """Return what a task would run for now, by name: the code, settings, and when its inputs ran."""
+    code = {"the notebook's code": notebook_hash(pipeline.source(task)), "the library's code": library_hash()}
+    ran = {f"input {name}": known[name]["finished"] if has_run(known, name) else None for name in task.inputs}
+    return code | settings_of(pipeline.profile) | ran
 
 
 def has_run(known: dict[str, dict[str, Any]], task_id: str) -> bool:
@@ -153,23 +150,14 @@ def has_run(known: dict[str, dict[str, Any]], task_id: str) -> bool:
     return bool(known.get(task_id, {}).get("key"))
 
 
-def key_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Say in words how two keys differ."""
-    said = [f"the {part}'s code changed" for part in ("notebook", "library") if old.get(part) != new[part]]
-    for part, change in (("settings", "{0}: {1} -> {2}"), ("inputs", "its input ran again: {0}")):
-        before, after = old[part], new[part]
-        pairs = [(name, before.get(name), after.get(name)) for name in {**before, **after}]
-        said += [change.format(*pair) for pair in pairs if pair[1] != pair[2]]
-    return said
-
-
 def stale_reasons(pipeline: Pipeline, task: Task, known: dict[str, dict[str, Any]]) -> list[str]:
     """Say why a task has to run; an empty list means that its result is current."""
     if not has_run(known, task.id):
         return ["stopped half way: goes on where it was" if task.id in known else "not run yet"]
-    path = pipeline.executed(task)
+    path, old, new = pipeline.executed(task), known[task.id]["key"], current_key(pipeline, task, known)
+    changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     missing = [] if path.exists() else [f"missing: {path}"]
-    return key_changes(known[task.id]["key"], current_key(pipeline, task, known)) + missing
+    return [f"{name}: {old.get(name)} -> {new.get(name)}" for name in changed] + missing
 
 
 def forget(pipeline: Pipeline, task: Task) -> None:

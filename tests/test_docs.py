@@ -112,10 +112,10 @@ def test_a_missing_run_and_one_with_changed_settings_are_errors_that_name_the_co
     document = execute.read(copy)
     document["metadata"]["persona"]["parameters"]["overrides"] = ["seeds=1"]
     copy.write_text(execute.to_text(document), encoding="utf-8")
-    with pytest.raises(execute.NormalError, match="ran with seeds=1.*run_all.sh --profile smoke"):
+    with pytest.raises(execute.StepError, match="ran with seeds=1.*run_all.sh --profile smoke"):
         docs.write_back(pipeline)
     copy.unlink()
-    with pytest.raises(execute.NormalError, match="has not run: ./run_all.sh --profile smoke"):
+    with pytest.raises(execute.StepError, match="has not run: ./run_all.sh --profile smoke"):
         docs.write_back(pipeline)
 
 

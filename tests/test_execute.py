@@ -101,5 +101,5 @@ def test_what_a_reader_sees_is_kept_and_counted_and_nothing_of_one_run():
 
 
 def test_a_run_of_other_code_is_refused():
-    with pytest.raises(execute.NormalError, match="other code"):
+    with pytest.raises(execute.StepError, match="other code"):
         execute.with_outputs(SOURCE, executed("train(more)"), {})

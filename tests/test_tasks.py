@@ -116,7 +116,7 @@ def test_a_changed_setting_names_itself_and_an_input_that_ran_again_moves_what_f
     assert set(states(changed).values()) == {"run"}
     assert reasons(changed, DATA) == ["data.pair_limit: 16 -> 9"]
     finish(done, DATA, "later")
-    assert reasons(done, TRAIN) == [f"its input ran again: {DATA}"]
+    assert reasons(done, TRAIN) == [f"input {DATA}: then -> later"]
     assert list(states(done).values()) == ["cached", "cached", "run", "run"]
 
 
@@ -140,14 +140,14 @@ def test_code_makes_stale_but_prose_and_outputs_do_not(done):
     assert reasons(done, "02_base") == []
     content["cells"].append(cell("y = 2"))
     path.write_text(json.dumps(content))
-    assert reasons(done, "02_base") == ["the notebook's code changed"]
+    assert reasons(done, "02_base")[0].startswith("the notebook's code: ")
 
 
 def test_a_rerun_that_was_killed_is_not_taken_for_the_finished_run_before_it(done):
     facts = done.known()
     store.write_json(done.provenance, {"tasks": facts | {"02_base": facts["02_base"] | {"key": None}}})
     assert reasons(done, "02_base") == ["stopped half way: goes on where it was"]
-    assert reasons(done, TRAIN) == ["its input ran again: 02_base"]
+    assert reasons(done, TRAIN) == ["input 02_base: then -> None"]
 
 
 def test_force_deletes_what_a_task_made_and_nothing_else(done):
