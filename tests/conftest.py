@@ -65,12 +65,13 @@ def autoj_data() -> Path:
     return data_folder("autoj")
 
 
-def run_there(folder: Path, command: str) -> str:
+def run_there(folder: Path, command: str, **variables: str) -> str:
     """Run a command in a folder with this environment; returns what it printed, fails with the end of it."""
     here = {"VIRTUAL_ENV": sys.prefix, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    here |= {"PYTHONPATH": str(folder), **variables}
     kept = {k: v for k, v in os.environ.items() if not k.startswith("PERSONA_")}
-    done = subprocess.run(shlex.split(command), cwd=folder, capture_output=True, text=True,
-                          env=kept | here | {"PYTHONPATH": str(folder)}, timeout=1800)  # fmt: skip
+    how = {"cwd": folder, "env": kept | here, "capture_output": True, "text": True, "timeout": 1800}
+    done = subprocess.run(shlex.split(command), **how)
     assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}{done.stderr[-2000:]}"
     return done.stdout
 
@@ -79,9 +80,7 @@ def run_there(folder: Path, command: str) -> str:
 def smoke_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the repository's files in which the smallest profile has run."""
     folder = tmp_path_factory.mktemp("copy") / "repository"
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=REPO, capture_output=True,
-                            text=True, check=True)  # fmt: skip
-    for name in listed.stdout.splitlines():
+    for name in run_there(REPO, "git ls-files -co --exclude-standard").splitlines():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(REPO / name, folder / name)
     run_there(folder, "./run_all.sh --profile smoke --offline")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from persona_lib import pipeline, tasks
 from persona_lib.data import preference
 from persona_lib.models import served
 from persona_lib.paper import answers, judges, judging, personas, swap
-from persona_lib.records import PAIR_SPLITS, Judgment, PairwiseComparison, PreferencePair, TailoringRow
+from persona_lib.records import Judgment, PairwiseComparison, PreferencePair, TailoringRow
 from persona_lib.settings import Run, load_profile, set_field
 
 PROFILE = load_profile("everyday")
@@ -38,28 +39,27 @@ def my_arm(rows: list[TailoringRow], seed: int) -> list[preference.ArmRow]:
     return [(r.id, r.prompt, r.personas["gold-rejected"], r.chosen, r.rejected) for r in rows]
 
 
-def check(*settings: str) -> int:
-    """Let the command line check some settings."""
-    return pipeline.main(["--check", *(word for setting in settings for word in ("--set", setting))])
+def check(setting: str) -> int:
+    """Let the command line check a setting."""
+    return pipeline.main(["--check", "--set", setting])
 
 
-def test_a_data_set(monkeypatch, tmp_path, capsys):
-    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
-    assert check("datasets=mine") == 2
-    assert "datasets: 'mine'; did you mean mnemonic?" in capsys.readouterr().err
-    pairs = {split: [PreferencePair(split, f"{split}?", "yes", "no")] for split in PAIR_SPLITS}
-    monkeypatch.setitem(preference.READERS, "mine", lambda run: pairs)
-    assert check("datasets=mine") == 0
-    run = Run(set_field(PROFILE, {"datasets": ["mine"]}), "mine", 0)
-    preference.write_pairs(run)
-    assert preference.load_pairs(run) == pairs
+@pytest.mark.parametrize(
+    ("table", "made", "setting"),
+    [
+        (preference.READERS, lambda run: {}, "datasets=mine"),
+        (judges.JUDGES, lambda run: longer, "evaluation.judge=mine"),
+        (preference.ARMS, my_arm, "training.arms=none,mine"),
+    ],
+)
+def test_a_line_in_a_table_makes_a_name_known(table, made, setting, monkeypatch, capsys):
+    assert check(setting) == 2 and f"{setting.partition('=')[0]}: 'mine'" in capsys.readouterr().err
+    monkeypatch.setitem(table, "mine", made)
+    assert check(setting) == 0
 
 
-def test_a_judge(monkeypatch, capsys):
-    assert check("evaluation.judge=mine") == 2
-    assert "judge: 'mine'; did you mean none?" in capsys.readouterr().err
+def test_a_judge(monkeypatch):
     monkeypatch.setitem(judges.JUDGES, "mine", lambda run: longer)
-    assert check("evaluation.judge=mine") == 0
     run = Run(set_field(PROFILE, {"evaluation.judge": "mine"}), "everyday", 0)
     comparison = PairwiseComparison("1", "p", None, "long answer", "short")
     ((first, second),) = judging.judge_both(judges.load_judge(run), [comparison], "quality")
@@ -85,10 +85,8 @@ def test_a_metric(monkeypatch):
     assert swap.swap_values(swap.margins(scores, {})["policy"], "gold")["size"] == {"a": 3.0}
 
 
-def test_an_arm(monkeypatch, capsys):
-    assert check("training.arms=none,mine") == 2 and "training.arms: 'mine'" in capsys.readouterr().err
+def test_an_arm(monkeypatch):
     monkeypatch.setitem(preference.ARMS, "mine", my_arm)
-    assert check("training.arms=none,mine") == 0
     (row,) = preference.to_dpo_rows([ROW], "mine", 0)
     assert row["prompt"] == "Prompt: How?\nPersona: R\nResponse:" and row["chosen"] == " good"
     run = Run(set_field(PROFILE, {"training.arms": ["none", "chosen", "mine"]}), "everyday", 0)

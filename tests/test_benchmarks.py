@@ -5,16 +5,12 @@ from __future__ import annotations
 import csv
 import importlib
 import json
-import os
 import re
-import subprocess
-import sys
 
 import harness
 import llama31
 import pytest
-
-from persona_lib.settings import REPO
+from conftest import REPO, run_there
 
 BENCHMARKS = importlib.import_module("benchmarks.__main__")
 
@@ -27,28 +23,13 @@ def equal(a, b) -> str:
 
 def way(seconds: float, result: int, order: list[str], name: str):
     """A way that says how long it took."""
-
-    def work() -> harness.Timed:
-        order.append(name)
-        return harness.Timed(result, seconds)
-
-    return work
+    return lambda: order.append(name) or harness.Timed(result, seconds)
 
 
 @pytest.fixture
 def results(tmp_path, monkeypatch):
     monkeypatch.setattr(harness, "RESULTS", tmp_path)
     return tmp_path
-
-
-def run(*command: str) -> str:
-    """Run a benchmark as its own process; returns what it printed."""
-    environment = os.environ | {"PYTHONPATH": str(REPO)}
-    done = subprocess.run(
-        [sys.executable, *command], cwd=REPO, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
 
 
 def test_a_comparison_alternates_and_keeps_the_ratio_of_every_pair(results, capsys):
@@ -74,18 +55,17 @@ def test_results_that_differ_are_an_error_and_leave_nothing(results):
 @pytest.mark.parametrize("name", BENCHMARKS.BENCHMARKS)
 def test_a_quick_run_checks_equality_and_writes_nothing(name):
     """The machine may be noisy and the models are tiny: only a ratio far off is an error."""
-    status = ["git", "status", "--porcelain", "benchmarks"]
-    before = subprocess.run(status, cwd=REPO, capture_output=True, text=True).stdout
-    said = run("-m", "benchmarks", "--quick", name)
+    before = run_there(REPO, "git status --porcelain benchmarks")
+    said = run_there(REPO, f"python -m benchmarks --quick {name}")
     ratios = [float(found) for found in re.findall(r": ([\d.]+) times as fast", said)]
     assert ratios and all(ratio > 0.3 for ratio in ratios), said
-    assert subprocess.run(status, cwd=REPO, capture_output=True, text=True).stdout == before
+    assert run_there(REPO, "git status --porcelain benchmarks") == before
 
 
 @pytest.mark.slow
 def test_the_gpu_script_times_training_steps_in_every_way(tmp_path):
     out = tmp_path / "training.csv"
-    run(str(REPO / "benchmarks" / "gpu_training.py"), str(out), "--shrink")
+    run_there(REPO, f"python benchmarks/gpu_training.py {out} --shrink")
     with out.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 13 and {row["way"] for row in rows} == {"authors", "TRL defaults", "this package"}

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import csv
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from conftest import REPO, run_there
 
-from persona_lib import settings
-
-SHORT = "01_preference_data,02_base_model,03_persona_inference,05_tailoring_data,06_supervised_tailoring"
-FEWER = ("--set", "training.methods=sft,dpo", "--set", "evaluation.limit=6")  # its answers are long
-STEPS = f"steps={SHORT},07_preference_tailoring,08_generation,11_persona_swap,12_results"
+FIRST = "01_preference_data,02_base_model,03_persona_inference,05_tailoring_data,06_supervised_tailoring"
+STEPS = f"--set steps={FIRST},07_preference_tailoring,08_generation,11_persona_swap,12_results"
+FEWER = "--set training.methods=sft,dpo --set evaluation.limit=6"  # its answers are long
 
 
-def run_own(folder: Path, *arguments: str) -> tuple[subprocess.CompletedProcess, Path]:
+def run_own(folder: Path, arguments: str) -> tuple[str, Path]:
     """Run own_smoke on some data into a folder; returns what it said and where its results are."""
     moved = {"PERSONA_RESULTS": str(folder / "results"), "PERSONA_FIGURES": str(folder / "figures")}
-    command = [sys.executable, "-m", "persona_lib.pipeline", "--profile", "own_smoke", "--offline"]
-    command += arguments
-    done = subprocess.run(command, cwd=settings.REPO, env=os.environ | moved, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    return done, folder / "results" / "own_smoke"
+    command = f"python -m persona_lib.pipeline --profile own_smoke --offline {arguments}"
+    return run_there(REPO, command, **moved), folder / "results" / "own_smoke"
 
 
 def swap_rows(results: Path) -> list[dict[str, str]]:
@@ -37,20 +30,20 @@ def swap_rows(results: Path) -> list[dict[str, str]]:
 
 @pytest.mark.slow
 def test_the_shipped_pairs_run_from_file_to_report_and_again_without_work(tmp_path):
-    done, results = run_own(tmp_path, "--set", STEPS)
-    assert "120 rows read, 120 usable, 0 rejected" in done.stdout
+    said, results = run_own(tmp_path, STEPS)
+    assert "120 rows read, 120 usable, 0 rejected" in said
     assert len(swap_rows(results)) == 1 and (results / "report" / "data.html").exists()
     assert "own data" in (results / "report" / "index.html").read_text(encoding="utf-8")
     assert (results / "adapter" / "README.md").exists() and (results / "tables" / "user_swap.csv").exists()
-    again, _ = run_own(tmp_path, "--set", STEPS)
-    assert all(line.endswith("cached") for line in again.stdout.splitlines() if line.startswith("["))
+    again, _ = run_own(tmp_path, STEPS)
+    assert all(line.endswith("cached") for line in again.splitlines() if line.startswith("["))
 
 
 @pytest.mark.slow
 def test_autoj_runs_with_its_mapping_and_every_row_is_accounted_for(tmp_path, autoj_data):
-    path = autoj_data / "autoj_pairwise.json"
-    done, results = run_own(tmp_path, "--data", str(path), "--mapping", "examples/autoj.yaml", *FEWER)
-    assert "1392 rows read, 1017 usable, 375 rejected (373 tie, 1 empty, 1 identical)" in done.stdout
+    data = f"--data {autoj_data / 'autoj_pairwise.json'} --mapping examples/autoj.yaml"
+    said, results = run_own(tmp_path, f"{data} {FEWER}")
+    assert "1392 rows read, 1017 usable, 375 rejected (373 tie, 1 empty, 1 identical)" in said
     assert len(swap_rows(results)) == 1
     assert not list((results / "notebooks").glob("16*"))
     found = (results / "report" / "data_findings.csv").read_text(encoding="utf-8")

@@ -59,9 +59,7 @@ def test_a_plan_says_state_reason_time_and_needs(notebooks, capsys):
         (["generator.model=m", "generator.url=http://127.0.0.1:1/v1"], "no server answers at generator.url"),
     ],
 )
-def test_what_this_machine_lacks_ends_a_run_before_its_first_step(
-    notebooks, capsys, monkeypatch, tmp_path, given, complaint
-):
+def test_what_this_machine_lacks_ends_a_run(notebooks, capsys, monkeypatch, tmp_path, given, complaint):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     glob = pipeline.Path.glob

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from conftest import REPO, run_there
 
 from persona_lib import store
-from persona_lib.settings import REPO
 
 # The paper's, by hand: section 4 and appendix.
 PAPER = {
@@ -26,9 +23,7 @@ pytestmark = pytest.mark.slow
 def run(tmp_path_factory) -> Path:
     """Where the rows of a rehearsal are that ran as its own process, as a person would start it."""
     folder = tmp_path_factory.mktemp("rehearsal")
-    command = [sys.executable, str(REPO / "benchmarks" / "paper_rehearsal.py"), str(folder)]
-    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(REPO)}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    run_there(REPO, f"python benchmarks/paper_rehearsal.py {folder}")
     return folder / "results" / "paper" / "everyday" / "seed-0"
 
 

@@ -70,20 +70,15 @@ def test_seeds_are_a_count_or_a_list(text, seeds):
     ("override", "complaint"),
     [
         ("sft.lerning_rate=1", "did you mean sft.learning_rate"),
-        ("beta=1", "did you mean dpo.beta"),
-        ("data.pair_limit=1.5", "should be int"),
         ("training.packing=maybe", "should be bool"),
         ("data.pair_limit", "write group.key=value"),
         ("generator.prices=1.5", "give two, for prompt and completion"),
         ("judge.url=http://127.0.0.1:1/v1", "name the model that it serves in judge.model"),
         ("data.retriever=colbert", "use bm25, dense:MODEL or late:MODEL"),
         ("dpo.splits=test", "known: sft_train, dpo_train"),
-        ("base.dtype=float16", "did you mean bfloat16"),
         ("generation.engine=vllm", "needs base.dtype=bfloat16"),
         ("lora.r=0", "lora.r=0: use 1 to 1000000"),
-        ("training.warmup=20", "training.warmup=20.0: use 0 to 1"),
         ("dpo.beta=nan", "dpo.beta=nan: use 1e-09 to 100"),
-        ("served.max_cost_usd=inf", "use 0 to 1000000000"),
         ("judge.prices=-1,2", "use 0 to 1000000000"),
         ("seeds=3,3", "name each once"),
         ("seeds=0", "write a count .5. or a list .0,3."),
@@ -100,9 +95,7 @@ def test_a_wrong_override_is_an_error_that_says_what_is_wrong(override, complain
         load_profile("everyday", [override])
 
 
-def test_two_judges_must_differ_and_the_second_needs_a_first():
-    with pytest.raises(ConfigError, match="name the first judge, too"):
-        load_profile("everyday", ["evaluation.judge=none", "second_judge.model=base"])
+def test_two_judges_must_differ():
     same = [f"second_judge.{key}" for key in ("model=base", "format=letter", "max_new_tokens=4")]
     with pytest.raises(ConfigError, match="same judge as the first"):
         load_profile("everyday", ["evaluation.judge=lm", *same])
@@ -117,14 +110,6 @@ def test_overrides_are_typed_like_the_settings_and_an_integer_is_a_float():
 @pytest.mark.parametrize("lossy", [[], ["base.quantization=nf4"], ["base.dtype=bfloat16"]])
 def test_adapters_are_merged_only_where_no_bit_is_lost(lossy):
     assert load_profile("everyday", lossy).merge_adapters is not bool(lossy)
-
-
-def test_results_and_figures_move_with_the_environment(monkeypatch, tmp_path):
-    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "r"))
-    monkeypatch.setenv("PERSONA_FIGURES", str(tmp_path / "f"))
-    run = settings.open_run("smoke", seed=3)
-    assert run.folder == tmp_path / "r" / "smoke" / "everyday" / "seed-3"
-    assert settings.figures_dir(run.profile) == tmp_path / "f" / "smoke"
 
 
 def test_the_paper_profile_holds_the_papers_values():

@@ -16,7 +16,7 @@ def test_tokens_overlap_and_repetition_by_hand():
     assert found == ["it's", "3", "o'clock", "don't", "re", "panic"]
     # output a a b, reference a b c d: overlap a, b = 2; F1 = 2 x 2 / (3 + 4)
     assert texts.unigram_f1("A a, b", "a b c d") == pytest.approx(4 / 7)
-    assert [texts.unigram_f1(*pair) for pair in (("", "a"), ("x", "a"), ("!", "?"))] == [0.0] * 3
+    assert texts.unigram_f1("", "a") == texts.unigram_f1("!", "?") == 0.0
     assert texts.unigram_f1("a " * 200 + "b " * 300, "b") == 0.0  # only the output is cut to 200 tokens
     assert texts.repetition("a b c") == texts.repetition("a b c d e") == 0.0
     assert texts.repetition("a a a a a a") == pytest.approx(2 / 3)  # 3 4-grams, 1 distinct

@@ -15,24 +15,17 @@ PACKAGE = REPO / "persona_lib"
 # The files that make a step's results, and the hash of their code when somebody last decided.
 # After a change: results differ -> bump store.VERSIONS; then `python tests/test_versions.py` writes these.
 FILES = {
-    "pairs": (
-        "data.preference",
-        "data.everyday",
-        "data.official",
-        "data.rows",
-        "data.mapping",
-        "data.intake",
-        "facts/own_formats.yaml",
-    ),  # fmt: skip
-    "personas": ("paper.personas", "prompts"),
-    "tailoring": ("data.tailoring", "data.retrieval"),
-    "training": ("models.train", "models.trainers", "models.packing"),
-    "answers": ("paper.answers", "models.generate", "prompts"),
-    "judging": ("paper.judging", "data.reader", "facts/reader_words.yaml"),
-    "swap": ("paper.swap",),
-    "calibration": ("beyond.calibration", "paper.judges"),
-    "rejudged": ("beyond.released",),
-    "users": ("beyond.users",),
+    "pairs": "data.preference data.everyday data.official data.rows data.mapping data.intake "
+    "facts/own_formats.yaml",
+    "personas": "paper.personas prompts",
+    "tailoring": "data.tailoring data.retrieval",
+    "training": "models.train models.trainers models.packing",
+    "answers": "paper.answers models.generate prompts",
+    "judging": "paper.judging data.reader facts/reader_words.yaml",
+    "swap": "paper.swap",
+    "calibration": "beyond.calibration paper.judges",
+    "rejudged": "beyond.released",
+    "users": "beyond.users",
 }
 DECIDED = {
     "pairs": (1, "b3f339ab84fe64ee"),
@@ -50,8 +43,9 @@ DECIDED = {
 
 def code_of(step: str) -> str:
     """Return the hash of what Python executes in a step's files: docstrings and comments do not count."""
-    facts = [file_hash(PACKAGE / name) for name in FILES[step] if "/" in name]
-    modules = [PACKAGE / f"{name.replace('.', '/')}.py" for name in FILES[step] if "/" not in name]
+    names = FILES[step].split()
+    facts = [file_hash(PACKAGE / name) for name in names if "/" in name]
+    modules = [PACKAGE / f"{name.replace('.', '/')}.py" for name in names if "/" not in name]
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in modules]
     for node in (node for tree in trees for node in ast.walk(tree)):
         match getattr(node, "body", None):

@@ -36,17 +36,9 @@ def tiny_model(mlp: int = 128, vocabulary: int = 64, kv_heads: int = 2):
 
     torch.manual_seed(0)
     sizes = {"hidden_size": 64, "intermediate_size": mlp, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = LlamaConfig(
-        **sizes,
-        num_key_value_heads=kv_heads,
-        vocab_size=vocabulary,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        initializer_range=0.1,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
+    sizes |= {"num_key_value_heads": kv_heads, "vocab_size": vocabulary, "max_position_embeddings": 512}
+    tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    config = LlamaConfig(**sizes, **tokens, tie_word_embeddings=True, initializer_range=0.1)
     return LlamaForCausalLM(config)
 
 
@@ -73,13 +65,10 @@ TINY = {  # apart from sizes: the plain way of everything, whatever the default 
     "training.arms": ["none", "chosen"],
     "training.warmup": 0.0,
     "generation.repetition_penalty": 1.0,
-    "lora.targets": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-    "base.quantization": "none",
     "lora.r": 4,
     "training.max_length": 64,
     "sft.learning_rate": 1e-2,
     "sft.epochs": 2,
-    "sft.batch_size": 4,
     "dpo.learning_rate": 5e-3,
     "dpo.epochs": 2,
     "dpo.batch_size": 4,
