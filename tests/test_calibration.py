@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pandas as pd
 import pytest
 import tiny_results
@@ -42,21 +40,18 @@ def test_gold_comparisons_put_each_personas_own_response_first_and_need_both():
     ]  # fmt: skip
 
 
-def judge(names, feedback=lambda number: ""):
-    """A judge that names, by number of the comparison, "right" or "wrong", a position, "tie" or nothing."""
+def measure(names, comparisons=COMPARISONS) -> dict:
+    """Measure a judge that names, by number of the comparison, "right" or "wrong", "A", "tie" or nothing."""
 
     def one(c, rubric):
         said = names(int(c.id[1:]))
-        winner = said if said in ("A", "B") else None
+        winner = "A" if said == "A" or (said and c.response_a.startswith(said)) else None
         if said in ("right", "wrong"):
-            winner = "A" if c.response_a.startswith(said) else "B"
-        return Judgment(c.id, "hand", rubric, winner, said == "tie", feedback(int(c.id[1:])))
+            winner = winner or "B"
+        return Judgment(c.id, "hand", rubric, winner, said == "tie", "")
 
-    return lambda comparisons, rubric: [one(c, rubric) for c in comparisons]
-
-
-def measure(judge, comparisons=COMPARISONS) -> dict:
-    return calibration.measure(judge_both(judge, comparisons, "quality"))
+    judged = judge_both(lambda asked, rubric: [one(c, rubric) for c in asked], comparisons, "quality")
+    return calibration.measure(calibration.right_of(judged))
 
 
 @pytest.mark.parametrize(
@@ -70,17 +65,9 @@ def measure(judge, comparisons=COMPARISONS) -> dict:
     ],
 )
 def test_a_judge_decides_only_if_it_is_surely_better_than_chance(names, found):
-    measured = measure(judge(names))
+    measured = measure(names)
     assert measured["n"] == 20 and {name: measured[name] for name in found} == found
-    assert not measure(judge(names), [])["decides"]
-
-
-def test_at_half_is_the_accuracy_where_the_judge_is_surest_and_undefined_without_scores():
-    sure = judge(lambda n: "right" if n < 10 else "wrong", lambda n: f"{30 - n}.5 : -1")
-    assert measure(sure)["at_half"] == 1.0
-    unsure = judge(lambda n: "right" if n < 5 else "wrong", lambda n: f"{n} : 0.0")
-    assert measure(unsure)["at_half"] == 0.0
-    assert math.isnan(measure(judge(lambda n: "right"))["at_half"])
+    assert not measure(names, [])["decides"]
 
 
 def test_every_judge_of_a_run_is_measured_once_and_the_reader_decides_fit(tmp_path, monkeypatch):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -15,9 +15,9 @@ from tiny_results import one_row as line
 from persona_lib import store
 from persona_lib.beyond import claims
 from persona_lib.data.reader import quality
-from persona_lib.intervals import Interval, WinRate, sign_test
+from persona_lib.intervals import SIGNS, Interval, WinRate, sign_test
 from persona_lib.paper import judging, results
-from persona_lib.paper.answers import generation_folder
+from persona_lib.paper.answers import generation_folder, read_generations
 from persona_lib.records import DataError, Generation
 from persona_lib.settings import Run, load_profile, set_field
 
@@ -80,40 +80,30 @@ def test_joint_tables_by_hand():
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """Two finished seeds with invented answers, a tenth of PT-DPO's under gold-chosen without an end."""
-    folder = tmp_path_factory.mktemp("world")
+    """Two finished seeds with invented answers; every tenth of PT-DPO's under gold-chosen never ends."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PERSONA_RESULTS", str(folder / "results"))
-        patch.setenv("PERSONA_FIGURES", str(folder / "figures"))
+        patch.setenv("PERSONA_RESULTS", str(tmp_path_factory.mktemp("results")))
         personas = "evaluation.personas=none,gold-chosen,gold-rejected"
         profile = load_profile("smoke", ["seeds=0,1", "data.pair_limit=40", "evaluation.limit=0", personas])
         for seed in profile.seeds:
             run = Run(profile, "everyday", seed)
             tiny_results.fill_run(run)
-            endless(run)
+            path = generation_folder(run, main_row(run).test) / "rows.jsonl"
+            rows = list(enumerate(store.read_rows(path, Generation)))
+            store.write_rows(path, [r if i % 10 else replace(r, finish_reason="length") for i, r in rows])
         claims.save_tables(profile)
         yield profile
         judging.forget_judged()
 
 
-def endless(run):
-    """Let every tenth answer of PT-DPO under gold-chosen never end."""
-    path = generation_folder(run, main_row(run).test) / "rows.jsonl"
-    rows = store.read_rows(path, Generation)
-    rows = [dataclasses.replace(r, finish_reason="length") if i % 10 == 0 else r for i, r in enumerate(rows)]
-    store.write_rows(path, rows)
-
-
 def judged(profile, persona):
-    """Yield (verdicts, tested answer, base answer) of all seeds."""
+    """Return (verdicts, tested answer, base answer) of all seeds."""
+    found = []
     for run in [Run(profile, "everyday", seed) for seed in profile.seeds]:
         matchup = main_row(run, persona)
-        answers = [
-            {g.id: g for g in store.read_rows(generation_folder(run, spec) / "rows.jsonl", Generation)}
-            for spec in (matchup.test, matchup.base)
-        ]
-        for row in store.iter_rows(run.folder / "judgments" / matchup.slug / "verdicts.jsonl"):
-            yield row, *(side[row["id"]] for side in answers)
+        test, base = (read_generations(run, spec) for spec in (matchup.test, matchup.base))
+        found += [(row, test[row["id"]], base[row["id"]]) for row in judging.read_verdicts(run, matchup)]
+    return found
 
 
 def test_the_filter_takes_out_pairs_in_which_either_answer_is_degenerate(world):
@@ -128,28 +118,27 @@ def test_the_filter_takes_out_pairs_in_which_either_answer_is_degenerate(world):
 
 
 def test_saved_rows_have_the_sign_test_of_their_verdicts_and_the_difference_in_mean_quality(world):
-    row, found = line(results.read_table(world, "main"), label="gold-chosen"), [*judged(world, "gold-chosen")]
+    row, found = line(results.read_table(world, "main"), label="gold-chosen"), judged(world, "gold-chosen")
     votes = Counter()  # both seeds answer the same questions: a question counts once
     for verdict, *_ in found:
-        votes[verdict["id"]] += {"win": 1, "loss": -1}.get(verdict["personalization"], 0)
+        votes[verdict["id"]] += SIGNS.get(verdict["personalization"], 0)
     won, lost = (sum(vote * sign > 0 for vote in votes.values()) for sign in (1, -1))
     assert row.p_sign == pytest.approx(sign_test(won, lost), rel=1e-4)
-    test, base = ([quality(a.prompt, a.completion) for a in side] for side in [*zip(*found, strict=True)][1:])
+    test, base = ([quality(pair[i].prompt, pair[i].completion) for pair in found] for i in (1, 2))
     wanted = (np.mean(test) - np.mean(base)) / np.std(base, ddof=1)
     assert row.quality_sd == pytest.approx(wanted, rel=1e-4), "in standard deviations of the baseline"
 
 
 def test_the_length_table_has_mean_words_and_the_model_of_all_verdicts(world):
-    table, found = results.read_table(world, "length"), [*judged(world, "gold-rejected")]
+    table, found = results.read_table(world, "length"), judged(world, "gold-rejected")
     assert set(table.kind) == {"main", "stage"} and len(table) == 8
     row = line(table, label="gold-rejected", rubric="personalization", kind="main")
     tested, base = ([len(pair[i].completion.split()) for pair in found] for i in (1, 2))
     assert (row.words_tested, row.words_base) == pytest.approx((np.mean(tested), np.mean(base)), rel=1e-4)
     assert row.net == line(results.read_table(world, "main"), label="gold-rejected").p_net
-    signs = [{"win": 1, "loss": -1}.get(verdict["personalization"], 0) for verdict, *_ in found]
-    wanted = claims.length_model(signs, np.subtract(tested, base), [verdict["id"] for verdict, *_ in found])
-    limits = row.net_controlled_low, row.net_controlled_high
-    assert limits == pytest.approx((wanted.low, wanted.high), rel=1e-4)
+    signs = [SIGNS.get(verdict["personalization"], 0) for verdict, *_ in found]
+    wanted = model(signs, np.subtract(tested, base), [verdict["id"] for verdict, *_ in found])
+    assert row.net_controlled_high == pytest.approx(wanted.high, rel=1e-4)
 
 
 # --- the length model ---
@@ -168,7 +157,7 @@ def model(signs, differences, prompts=None):
     return claims.length_model(signs, differences, prompts or [str(i) for i in range(len(signs))])
 
 
-def test_the_length_model_maximises_the_likelihood():
+def test_the_length_model_maximises_the_likelihood_and_ties_do_not_count():
     from scipy.optimize import minimize
 
     signs, differences = simulated(400, 0.1, 1.5, 6, 0)
@@ -180,7 +169,7 @@ def test_the_length_model_maximises_the_likelihood():
 
     found = model(signs, differences)
     assert found.estimate == pytest.approx(np.tanh(minimize(loss, [0, 0]).x[0] / 2), abs=1e-4)
-    assert model([*signs, 0.0], [*differences, 500]) == found, "ties do not count"
+    assert model([*signs, 0.0], [*differences, 500]) == found
 
 
 def test_the_same_prompts_again_do_not_narrow_the_length_models_interval():
@@ -213,17 +202,26 @@ def profile(tmp_path, monkeypatch):
     return load_profile("smoke", ["seeds=0,1"])
 
 
-@pytest.mark.parametrize(("low", "met"), [(0.01, "yes"), (-0.01, "no")])
-def test_an_aim_is_met_only_if_the_interval_excludes_zero(profile, low, met):
-    row = {"dataset": "everyday", "kind": "main", "judge_persona": "gold-chosen", "n": 8, "n_seeds": 2,
-           "p_net": 0.3, "p_net_low": low, "p_net_high": 0.6, "dpq": None,
-           "quality_sd": -0.1, "quality_sd_low": -0.3, "quality_sd_high": 0.1}  # fmt: skip
-    results.save_table(profile, "main", pd.DataFrame([row]))
+MAIN = {"dataset": "everyday", "kind": "main", "judge_persona": "gold-chosen", "n": 8, "n_seeds": 2,
+        "dpq": None, "p_net": 0.3, "p_net_low": 0.01, "p_net_high": 0.6,
+        "quality_sd": -0.1, "quality_sd_low": -0.3, "quality_sd_high": 0.1}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("low", "decides", "met", "quality_met"),
+    [(0.01, True, "yes", "yes"), (-0.01, True, "no", "yes"), (0.01, False, *["judge not believed"] * 2)],
+)
+def test_an_aim_needs_an_interval_without_zero_and_a_judge_that_is_believed(
+    profile, low, decides, met, quality_met
+):
+    results.save_table(profile, "main", pd.DataFrame([MAIN | {"p_net_low": low}]))
+    tested = {"dataset": "everyday", "judge": "oracle", "rubric": "personalization", "decides": decides}
+    results.save_table(profile, "calibration", pd.DataFrame([tested, tested | {"judge": "other"}]))
     table = claims.primary_results(profile)
     chosen = table[table["where"] == "everyday, gold-chosen"]
     assert line(chosen, aim="PT-DPO against DPO, personalization net win rate").met == met
     assert line(chosen, aim="PT-DPO against DPO, dPQ").met == "not run"
-    assert line(chosen, aim="PT-DPO against DPO, mean quality (SD of the baseline)").met == "yes"
+    assert line(chosen, aim="PT-DPO against DPO, mean quality (SD of the baseline)").met == quality_met
     assert set(table[table["where"] == "everyday, gold-rejected"].met) == {"not run"}
 
 
@@ -246,30 +244,23 @@ def test_aims_of_the_authors_data_need_a_value_and_their_control_an_interval_aro
         assert set(table[table["where"] == f"beavertails, {persona}"].met) - {"not run"} == {wanted}
 
 
-@pytest.mark.parametrize(("decides", "met"), [(True, "yes"), (False, "judge not believed")])
-def test_a_judge_that_is_not_believed_meets_no_aim(profile, decides, met):
-    row = {"dataset": "everyday", "kind": "main", "judge_persona": "gold-chosen", "n": 8,
-           "p_net": 0.3, "p_net_low": 0.1, "p_net_high": 0.6, "dpq": None, "quality_sd": None}  # fmt: skip
-    results.save_table(profile, "main", pd.DataFrame([row]))
-    tested = {"dataset": "everyday", "judge": "oracle", "rubric": "personalization", "decides": decides}
-    results.save_table(profile, "calibration", pd.DataFrame([tested, tested | {"judge": "other"}]))
-    assert set(claims.primary_results(profile).met) == {met, "not run"}
-
-
 def test_a_right_run_leaves_the_published_band_in_one_of_twenty_and_a_wrong_one_in_nearly_all():
     rng = np.random.default_rng(0)  # shares of 40 rows by seed, as wide apart as the published seeds
 
     def shares(mean: float, size: tuple[int, ...]) -> np.ndarray:
         return rng.binomial(40, np.clip(rng.normal(mean, 0.01, size), 0, 1)) / 40
 
-    outside = {name: [] for name in ("right", "shuffled personas", "exchanged sides")}
-    for seeds in shares(0.875, (2000, 5)):
-        band = claims.prediction_band(list(seeds), 1, 0.025)
-        for name, mean in zip(outside, (0.875, 0.52, 0.125), strict=True):
-            outside[name].append(not band.low <= shares(mean, ()) <= band.high)
-    rates = {name: np.mean(found) for name, found in outside.items()}
-    assert 0.03 <= rates["right"] <= 0.07
-    assert rates["shuffled personas"] > 0.95 and rates["exchanged sides"] > 0.95
+    bands = [claims.prediction_band(list(seeds), 1, 0.025) for seeds in shares(0.875, (2000, 5))]
+    right, shuffled, exchanged = (
+        np.mean(
+            [
+                not band.low <= share <= band.high
+                for band, share in zip(bands, shares(mean, (2000,)), strict=True)
+            ]
+        )
+        for mean in (0.875, 0.52, 0.125)
+    )
+    assert 0.03 <= right <= 0.07 and shuffled > 0.95 and exchanged > 0.95
 
 
 def test_a_run_is_compared_with_the_published_seeds_number_by_number(profile):

@@ -168,7 +168,8 @@ def open_run(monkeypatch, generator, *settings: str) -> Run:
 
 
 def test_comparisons_leave_out_rows_without_a_persona_and_end_where_another_prompt_begins(data):
-    assert released.judgeable(data) == [("hhh", name) for name in PERSONAS]
+    profile = load_profile("authors", JUDGE)
+    assert released.judged_pairs(profile, data) == [("hhh", name) for name in PERSONAS]
     chosen, rejected = (released.released_comparisons(data, "hhh", name) for name in PERSONAS)
     assert len(chosen) == 6 and [c.id[-1] for c in rejected] == ["0", "1", "3", "4", "5"]
     assert (chosen[1].response_a, chosen[1].response_b) == (" dpo-chosen answer", " dpo-none answer")
@@ -211,8 +212,7 @@ def test_judging_goes_on_where_it_was_stopped_and_starts_anew_for_another_judge(
 
 
 @pytest.mark.parametrize("settings", [["evaluation.judge=none"], ["evaluation.judge=lm", "judge.model=base"]])
-def test_without_a_language_model_of_its_own_nothing_is_judged_and_it_is_said_how(data, settings):
+def test_without_a_language_model_of_its_own_nothing_is_judged_and_it_is_said_how(data, settings, capsys):
     run = Run(load_profile("authors", settings), "hhh", 0)
-    assert "--set evaluation.judge=lm --set judge.model=NAME" in released.what_judges(run.profile)
     assert released.judge_released(run, data) == [] and released.rejudged_tables(run, data) == {}
-    assert released.judge_released(run, None) == []
+    assert "--set evaluation.judge=lm --set judge.model=NAME" in capsys.readouterr().out

@@ -35,9 +35,9 @@ DECIDED = {
     "answers": (1, "c3fada253841e221"),
     "judging": (1, "1fbc0eca373ac012"),
     "swap": (1, "a23f5c21a1735d2c"),
-    "calibration": (1, "4164b5f07194b44f"),
-    "rejudged": (1, "7d4b6ce3bf07a6c4"),
-    "users": (1, "71a3b4d4d5c05faa"),
+    "calibration": (1, "ca9047f0631501f3"),
+    "rejudged": (1, "32abb6ee4028e47c"),
+    "users": (1, "ea33d354d41467bb"),
 }
 
 

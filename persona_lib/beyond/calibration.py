@@ -16,8 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from persona_lib import store
 from persona_lib.data.reader import UNREADABLE, shows
 from persona_lib.intervals import verdict_of, wilson_interval
@@ -37,7 +35,6 @@ LIMIT = 64  # rows drawn of the evaluation split
 FIT, READING = "persona fit", "reading of generated answers"  # tests of personalization
 LABELS = FACTS / "reader_labels.jsonl"
 SENTENCE = re.compile(r"(?<=[.!?])\s+|\n")
-SCORES = re.compile(r"(-?[\d.]+) : (-?[\d.]+)")
 MODAL = re.compile(r"\b(is|are|can|will|should|must|does|may|was|has)\b")
 
 
@@ -81,26 +78,17 @@ def gold_comparisons(rows: Sequence[TailoringRow]) -> list[PairwiseComparison]:
 # --- measuring ---
 
 
-def accuracy_columns(values: Sequence[float]) -> dict[str, Any]:
+def measure(values: Sequence[float]) -> dict[str, Any]:
     """Return n, the mean of values (1: right, 1/2: a tie), its Wilson interval, and whether it decides."""
     n, right = len(values), sum(values)
     low, high = wilson_interval(right, n)
     return {"n": n, "accuracy": right / n if n else math.nan, "accuracy_low": low, "accuracy_high": high,
-            "at_half": math.nan, "ties": values.count(0.5), "decides": low > BELIEVED}  # fmt: skip
+            "ties": values.count(0.5), "decides": low > BELIEVED}  # fmt: skip
 
 
-def measure(judged: Sequence[tuple[Judgment, Judgment]]) -> dict[str, Any]:
-    """Return how often a judge names the first response, in both orders; a tie counts one half.
-
-    ``at_half`` is the accuracy in the half of the comparisons with the larger difference of a judge's scores.
-    """
-    values = [{"win": 1.0, "tie": 0.5}.get(verdict_of(*pair), 0.0) for pair in judged]
-    line, scored = accuracy_columns(values), [SCORES.fullmatch(first.feedback) for first, _ in judged]
-    if len(judged) > 1 and None not in scored:
-        gaps = [-abs(float(both[1]) - float(both[2])) for both in scored]
-        surest = np.argsort(gaps, kind="stable")[: len(gaps) // 2]
-        line["at_half"] = float(np.mean([values[i] for i in surest]))
-    return line
+def right_of(judged: Sequence[tuple[Judgment, Judgment]]) -> list[float]:
+    """Return 1 where a judge names the first response in both orders, 1/2 for a tie, else 0."""
+    return [{"win": 1.0, "tie": 0.5}.get(verdict_of(*pair), 0.0) for pair in judged]
 
 
 def judges_of(run: Run) -> list[str]:
@@ -133,12 +121,12 @@ def calibrate(run: Run) -> pd.DataFrame:
             rubric = "personalization" if test == FIT else "quality"
             path = folder / f"{name}-{test.replace(' ', '-')}.jsonl"
             judged = judge_rubric(judge, comparisons, rubric, path)
-            lines.append({"judge": name, "rubric": rubric, "test": test} | measure(judged))
+            lines.append({"judge": name, "rubric": rubric, "test": test} | measure(right_of(judged)))
         if name == "oracle":  # how often the reader agrees with the blind labels, where it judges
             line = {"judge": name, "rubric": "personalization", "test": READING}
             read = [float((shows(dimension, text) or "neither") == label)
                     for dimension, label, text in labelled() if dimension not in UNREADABLE]  # fmt: skip
-            lines.append(line | accuracy_columns(read))
+            lines.append(line | measure(read))
     table = pd.DataFrame(lines)
     store.write_text(calibration_path(run), table.to_csv(index=False))
     store.mark_done(folder, key, n=len(rows))

@@ -111,7 +111,6 @@ def reanalysed() -> pd.DataFrame:
 
 
 MIN_EACH = 5  # wins and losses that the length model needs of each: fewer tell nothing about a slope
-Z = 1.959963984540054  # of a 95 % interval
 
 
 @functools.cache
@@ -132,10 +131,10 @@ def answers_of(row: Judged) -> list[dict[str, tuple[Generation, Generation]]]:
 
 def kept(row: Judged, keep: Sequence[set[str]]) -> Judged:
     """Return a row with only some of its items, given per run."""
-    return replace(row, verdicts={
-        rubric: [{i: v for i, v in found.items() if i in ids} for found, ids in zip(runs, keep, strict=True)]
-        for rubric, runs in row.verdicts.items()
-    })  # fmt: skip
+    verdicts = {}
+    for rubric, runs in row.verdicts.items():
+        verdicts[rubric] = [{i: run[i] for i in run if i in ids} for run, ids in zip(runs, keep, strict=True)]
+    return replace(row, verdicts=verdicts)
 
 
 def filtered_lines(dataset: str, seed: int, row: Judged) -> list[results.Row]:
@@ -200,8 +199,7 @@ def length_model(signs: Sequence[float], differences: Sequence[float], prompts: 
             fitted = GLM(wins, terms, family=Binomial()).fit(cov_type="cluster", cov_kwds={"groups": groups})
         except PerfectSeparationWarning:
             return Interval()
-    a, error = fitted.params[0], fitted.bse[0]
-    return Interval(*(float(np.tanh(v / 2)) for v in (a, a - Z * error, a + Z * error)))
+    return Interval(*(float(np.tanh(a / 2)) for a in (fitted.params[0], *fitted.conf_int()[0])))
 
 
 def length_table(profile: Profile) -> pd.DataFrame:

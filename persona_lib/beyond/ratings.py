@@ -96,7 +96,7 @@ def answer_units(run: Run, persona: str) -> list[list[Item]]:
     return units
 
 
-def items_to_rate(profile: Profile, study: str, n: int, seed: int = 0) -> list[Item]:
+def items_to_rate(profile: Profile, study: str, n: int) -> list[Item]:
     """Draw about ``n`` items of a study, in equal parts from the profile's data sets; maybe none.
 
     Answers are those to users' own personas, or to gold ones without any.
@@ -108,7 +108,7 @@ def items_to_rate(profile: Profile, study: str, n: int, seed: int = 0) -> list[I
         found = persona_units(run) if study == "personas" else []
         for kind in ("user", "gold") if study == "answers" else ():
             found = found or [unit for side in SIDES for unit in answer_units(run, f"{kind}-{side}")]
-        rng = random.Random(f"rated-{study}-{run.dataset}-{seed}")
+        rng = random.Random(f"rated-{study}-{run.dataset}-0")
         wanted = max(1, round(n / len(GROUPS[study]) / len(runs)))
         for unit in rng.sample(found, min(wanted, len(found))):
             items += [item | {"study": study, "dataset": run.dataset} for item in unit]
@@ -135,11 +135,9 @@ def number_items(
 ) -> list[Item]:
     """Return the items in random order, numbered ("item") and given to "raters" rater-1, rater-2, ...
 
-    Each unit goes to ``per_unit`` neighbours in a circle, so that all raters are linked; ValueError if there
-    are fewer. A number begins with a code of the texts, which tells the sheets of two exports apart.
+    Each unit goes to ``per_unit`` neighbours in a circle, so that all raters are linked. A number begins with
+    a code of the texts, which tells the sheets of two exports apart.
     """
-    if not 1 <= per_unit <= n_raters:
-        raise ValueError(f"{per_unit} ratings per item from {n_raters} raters: use 1 to {n_raters}")
     units = shuffled_units(items, seed)
     texts = [[item[name] for name in TEXTS[study]] for unit in units for item in unit]
     code, numbered = content_hash(study, seed, texts)[:4], []
@@ -191,42 +189,34 @@ def open_csv(path: Path) -> pd.DataFrame:
     return table.fillna("").map(str.strip)
 
 
-def check_sheet(path: Path, sheet: pd.DataFrame, keys: Path) -> pd.DataFrame:
-    """Return the key of a sheet's export; a broken sheet is a ValueError: file, row, field, way out."""
+def read_sheet(path: Path, keys: Path) -> pd.DataFrame:
+    """Read one filled sheet, also the items that it lost: a row per item and question (see `read_filled`)."""
+    import pandas as pd
 
     def demand(fine: bool, row: int, field: str, otherwise: str) -> None:
         if not fine:
             raise ValueError(f"{path}, row {row}, field {field!r}: {otherwise}")
 
+    sheet, seen = open_csv(path), set()
     study = next((name for name, questions in QUESTIONS.items() if {*questions} & {*sheet}), "answers")
     for name in ("rater", "item", *QUESTIONS[study]):
         demand(name in sheet, 1, name, "no such column; put the first line back as exported")
     demand(len(sheet) > 0, 2, "item", "no rows; copy the sheet again, or leave it out")
     place = keys / f"{study}-{sheet.item[0].partition('-')[0]}.csv"
     demand(place.exists(), 2, "item", f"no key {place.name} in {keys}; use those of its own export")
-    key, seen = open_csv(place), set()
-    for row, (rater, item) in enumerate(zip(sheet.rater, sheet.item, strict=True), start=2):
-        demand(rater and rater == sheet.rater[0], row, "rater", f"{rater!r}; write one name into every row")
+    key, rater = open_csv(place), sheet.rater[0]
+    for row, (name, item) in enumerate(zip(sheet.rater, sheet.item, strict=True), start=2):
+        demand(name and name == rater, row, "rater", f"{name!r}; write one name into every row")
         demand(item in set(key.item), row, "item", f"{item!r} is not in the key; restore the number")
         demand(item not in seen, row, "item", f"{item!r} occurs twice; keep one of the rows")
         seen.add(item)
-    return key
-
-
-def read_sheet(path: Path, keys: Path) -> pd.DataFrame:
-    """Read one filled sheet, also the items that it lost: a row per item and question (see `read_filled`)."""
-    import pandas as pd
-
-    sheet = open_csv(path)
-    key, rater = check_sheet(path, sheet, keys), sheet.rater.get(0)
-    sheet["row"] = sheet.index + 2
-    questions = list(QUESTIONS[key.study[0]])
     mine = key[key.raters.map(lambda names: rater in names.split()) | key.item.isin(sheet.item)]
-    joined = mine.merge(sheet[["item", "row", *questions]], how="left", on="item").fillna({"row": 0})
-    long = joined.melt([*mine, "row"], questions, "question", "given").fillna({"given": ""})
+    given = sheet.assign(row=sheet.index + 2)[["item", "row", *QUESTIONS[study]]]
+    joined = mine.merge(given, how="left", on="item").fillna({"row": 0}).astype({"row": int})
+    long = joined.melt([*mine, "row"], list(QUESTIONS[study]), "question", "given").fillna({"given": ""})
     value = pd.to_numeric(long.given, errors="coerce")
-    place = {"file": f"{path.parent.name}/{path.name}", "rater": rater, "row": long.row.astype(int)}
-    return long.assign(**place, value=value.where(value.isin(SCALE)))
+    file = f"{path.parent.name}/{path.name}"
+    return long.assign(file=file, rater=rater, value=value.where(value.isin(SCALE)))
 
 
 def read_filled(folder: Path, keys: Path) -> pd.DataFrame:

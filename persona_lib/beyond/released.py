@@ -149,8 +149,7 @@ def open_if_present(data_dir: str | Path = "") -> tuple[Released | None, str]:
 def released_tables(data: Released, n_resamples: int = 4000, seed: int = 0) -> dict[str, pd.DataFrame]:
     """Return the table ``released_flip`` by its file name, a line per data set, kind of personas and policy.
 
-    Flip, DiD and the share of DiD > 0 (exact zeros left out), with bootstrap intervals over rows. Mnemonic's
-    test split has no responses to compare with.
+    Mnemonic's test split has no responses to compare with. Intervals are bootstraps over rows.
     """
     lines = []
     for (dataset, rows), source, arm in itertools.product(data.rows.items(), SOURCES, ARMS):
@@ -176,21 +175,13 @@ def write_tables(tables: dict[str, pd.DataFrame], folder: Path) -> list[Path]:
 # --- judged again ---
 
 
-def can_judge(profile: Profile) -> bool:
-    """Return whether a profile's judge can read these answers: a language model that is not the run's own."""
-    return profile.evaluation.judge == "lm" and profile.judge.model != "base"
+def judged_pairs(profile: Profile, data: Released | None) -> list[tuple[str, str]]:
+    """Return the (data set, eval persona) to judge, of which both policies' files are at hand.
 
-
-def what_judges(profile: Profile) -> str:
-    """Say who judges the released answers, or how to have them judged."""
-    if can_judge(profile):
-        return f"judged by {profile.judge.model}"
-    how = "--set evaluation.judge=lm --set judge.model=NAME (or judge.url of a server), and judge.format"
-    return f"nobody judges them. Name a language model that is not the run's own: {how}"
-
-
-def judgeable(data: Released) -> list[tuple[str, str]]:
-    """Return the (data set, eval persona) of which both policies' files are at hand, in the paper's order."""
+    None without data, or without a judge that is a language model other than the run's own base.
+    """
+    if data is None or profile.evaluation.judge != "lm" or profile.judge.model == "base":
+        return []
     tested = [(file.dataset, file.eval_persona) for file in data.outputs if file.arm == "dpo-chosen"]
     return [pair for pair in tested if ReleasedFile(pair[0], "dpo-none", pair[1]) in data.outputs]
 
@@ -216,11 +207,13 @@ def folder_of(profile: Profile, dataset: str, eval_persona: str) -> Path:
 
 
 def judge_released(run: Run, data: Released | None) -> list[Path]:
-    """Let the judge judge every pair of files, resuming; returns the folders, none without data or judge."""
-    if data is None or not can_judge(run.profile):
+    """Let the judge judge every pair of files, resuming; returns the folders. Without a judge it says how."""
+    if not (pairs := judged_pairs(run.profile, data)):
+        print("not judged: that needs the files and a language model as judge, --set evaluation.judge=lm "
+              "--set judge.model=NAME (or judge.url of a server) --set judge.format=json")  # fmt: skip
         return []
     judge, folders = model_judge(run), []
-    for pair in judgeable(data):
+    for pair in pairs:
         found = released_comparisons(data, *pair, run.profile.evaluation.limit)
         what = dict(zip(("dataset", "eval_persona", "test", "base"), (*pair, *ARMS), strict=True))
         key = content_hash(VERSIONS["rejudged"], judge_key(run), found)
@@ -251,14 +244,12 @@ def rejudged_tables(run: Run, data: Released | None) -> dict[str, pd.DataFrame]:
 
     A pair of files as our judge sees it and as the paper printed it, one under the other.
     """
-    if data is None or not can_judge(run.profile) or not judgeable(data):
-        return {}
     paper, rows = reanalysed().assign(judge="the paper (Prometheus-2 7B, sampled)"), []
-    for pair in judgeable(data):
+    for pair in judged_pairs(run.profile, data):
         ours = rejudged_row(run.profile, *pair)
         theirs = paper[(paper.dataset == ours["dataset"]) & (paper.label == ours["label"])]
         rows += [ours, *theirs.to_dict("records")]
-    return {"released_judged": table_of(rows)}
+    return {"released_judged": table_of(rows)} if rows else {}
 
 
 def main() -> None:

@@ -91,9 +91,9 @@ def released_answers(data: Released) -> pd.DataFrame:
 
 
 def run_answers(profile: Profile) -> pd.DataFrame:
-    """Return the finished answers of a profile's DPO arms (SFT where it has no DPO) to prompts of real data.
+    """Return the finished answers of the main tailored and the persona-free arm of the last training method.
 
-    Read are the main tailored arm and the persona-free one; data sets that call for no caution are left out.
+    Data sets that call for no caution are left out.
     """
     method, rows = "dpo" if "dpo" in profile.training.methods else "sft", []
     arms = [f"{method}-{persona}" for persona in ("none", main_arm(profile))]

@@ -21,15 +21,7 @@ import numpy as np
 
 from persona_lib import store
 from persona_lib.data.preference import load_pairs
-from persona_lib.intervals import (
-    bootstrap,
-    drawn_columns,
-    interval_columns,
-    make_pool,
-    ratio,
-    seed_columns,
-    table_of,
-)
+from persona_lib.intervals import bootstrap, drawn_columns, interval_columns, make_pool, ratio, table_of
 from persona_lib.models import trainers
 from persona_lib.models.served import SURFACE, load_generator, role_key
 from persona_lib.paper import swap
@@ -65,9 +57,9 @@ def user_of_row(run: Run) -> dict[str, str]:
 
 def history_personas(run: Run) -> dict[str, dict[str, str]]:
     """Return the personas of the chosen responses of users' histories: user -> {pair id: persona}."""
-    pairs, found = load_pairs(run), defaultdict(dict)
+    found = defaultdict(dict)
     for split in ("train", HISTORY):
-        part = [pair for pair in pairs.get(split, []) if pair.user]
+        part = [pair for pair in load_pairs(run).get(split, []) if pair.user]
         known = read_personas(run, split, "chosen") if part else {}
         for pair in part:
             if pair.id in known and known[pair.id].persona:
@@ -90,8 +82,7 @@ def medoid(personas: Sequence[str]) -> str:
 def user_personas(run: Run) -> list[UserPersona]:
     """Return a persona per user and length of history; ``users/personas.jsonl``, made once. [] without users.
 
-    A language model that is the run's generator writes one sentence from several; where it fails, and for
-    personas by rule or of the data's own, it is the `medoid`.
+    A generator that is a language model writes one sentence from several; else, or if it fails: the `medoid`.
     """
     users, folder, generator = user_of_row(run), run.folder / "users", run.profile.generator
     if not users:
@@ -223,8 +214,8 @@ def share_line(runs: Sequence[Run], values: Sequence[Mapping[str, float]], users
     share = bootstrap(blocks, lambda sums: ratio(sums[:, 0], sums[:, 1]), *how)
     if len(drawn) < LEAST or share.low == share.high:
         share = replace(share, low=None, high=None)
-    sizes = {"n": sum(map(len, values)), "n_users": len(drawn)}
-    return sizes | seed_columns([run.seed for run in runs]) | interval_columns("d_positive", share)
+    sizes = {"n": sum(map(len, values)), "n_users": len(drawn), "n_seeds": len(runs)}
+    return sizes | interval_columns("d_positive", share)
 
 
 def swap_by_users(runs: Sequence[Run]) -> pd.DataFrame:
