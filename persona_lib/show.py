@@ -74,6 +74,19 @@ def title_of(dataset: str) -> str:
     return DATASETS[dataset]["title"] if dataset in DATASETS else dataset
 
 
+def policy_name(arm: str, told: str) -> str:
+    """Name a policy in words, "PT-DPO" for "dpo-both"; ``told`` is the persona's format."""
+    method, _, trained = arm.upper().partition("-")
+    tailored = f"PT-{method}" + ("" if trained == "BOTH" else f" ({trained.lower()})")
+    who = "untrained model" if not trained else f"plain {method}" if trained == "NONE" else tailored
+    return who + (", told the persona" if told == "first_person" else "")
+
+
+def in_words(table: pd.DataFrame) -> pd.DataFrame:
+    """Add ``who``: the policy of ``arm`` and ``persona_format`` in words."""
+    return table.assign(who=[*map(policy_name, table.arm, table.persona_format)])
+
+
 def one_seed(run: Run) -> Profile:
     """Return a run as a profile of one data set and seed, for the functions that make tables."""
     return set_field(run.profile, {"datasets": (run.dataset,), "seeds": (run.seed,)})
@@ -224,11 +237,10 @@ def untrained_answers(run: Run) -> dict[str, str]:
     told = [(i.prompt, p) for i in items for p in (i.persona_a, i.persona_b)]
     asked = [(items[0].prompt, None), *told]
     prompts = [tailoring_prompt(*pair, chat=load.format_of(*run.base_source)) for pair in asked]
-    profile, tokenizer = run.profile, load.load_tokenizer(*run.base_source)
-    model = load.load_base(*run.base_source, profile.base.quantization, profile.base.dtype)
-    penalty = profile.generation.repetition_penalty
-    generator = TransformersGenerator(model, tokenizer, "base", len(asked), repetition_penalty=penalty)
-    written = dict(generator.generate(prompts, profile.generation.max_new_tokens, (STOP,)))
+    settings, base = run.profile.generation, answers.open_base(run)
+    penalty = settings.repetition_penalty
+    generator = TransformersGenerator(*base, "base", len(asked), repetition_penalty=penalty)
+    written = dict(generator.generate(prompts, settings.max_new_tokens, (STOP,)))
     return {prompt: written[number].text for number, prompt in enumerate(prompts)}
 
 
@@ -253,17 +265,14 @@ def one_prompt(run: Run, arm: str, kinds: Sequence[str] = EVAL_PERSONAS) -> str:
     return "\n\n".join(parts)
 
 
-def judged_example(run: Run, label: str = "gold-chosen") -> str:
+def judged_example(run: Run) -> str:
     """Return a comparison with the judge's answers in both orders and the verdicts.
 
-    It is the first of the matchup ``label`` (else of any) that is no tie under personalization, if there is
-    one.
+    It is the first of the first matchup that is no tie under personalization, if there is one.
     """
-    matchup = next((m for m in answers.matchups(run) if m.label == label), answers.matchups(run)[0])
+    matchup = answers.matchups(run)[0]
     verdicts = {verdict["id"]: verdict for verdict in judging.read_verdicts(run, matchup)}
     comparisons = judging.compare(run, matchup)
-    if not comparisons:
-        return f"no answers to compare under {label}"
     c = next((c for c in comparisons if verdicts[c.id]["personalization"] != "tie"), comparisons[0])
     parts = [f"PROMPT   {c.prompt}\nPERSONA  {c.persona}", f"TESTED ({matchup.test.slug})\n{c.response_a}",
              f"BASE ({matchup.base.slug})\n{c.response_b}"]  # fmt: skip

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 from tiny import tiny_model, tiny_run, tiny_tokenizer, words
 
-from persona_lib import demo, settings, show, store
+from persona_lib import demo, settings, store
 from persona_lib.models.generate import TransformersGenerator
 from persona_lib.settings import ConfigError, Run, load_profile, set_field
 
@@ -50,7 +50,7 @@ def echoing(tmp_path, monkeypatch):
     return run
 
 
-def test_each_policy_is_told_as_it_was_trained_and_answers_stand_in_order(echoing):
+def test_each_policy_is_told_as_it_was_trained_a_pair_that_is_none_and_a_missing_policy_are_named(echoing):
     pairs = [("How?", "The user is calm and prefers tea."), ["Why?", " "]]
     table = demo.answer_own(echoing, pairs)
     assert table.plain_dpo.tolist() == [
@@ -59,32 +59,12 @@ def test_each_policy_is_told_as_it_was_trained_and_answers_stand_in_order(echoin
     assert table.pt_dpo.tolist() == [
         "Prompt: How?\nPersona: The user is calm and prefers tea.\nResponse:", "Prompt: Why?\nResponse:"
     ]  # fmt: skip
-    page = show.answers_text(table)
-    places = [page.index(text) for text in ("PERSONA  The user is calm", "DPO\n", "PT-DPO\n", "Why?")]
-    assert places == sorted(places) and show.answers_text(table.head(0)) == "nothing to show"
-
-
-def test_a_pair_that_is_none_and_a_policy_that_was_not_trained_are_named(echoing):
     for wrong in ("text", ["q"], ["q", 3]):
         with pytest.raises(ValueError, match="own, pair 2: .* write it as"):
             demo.answer_own(echoing, [["q", "p"], wrong])
     (echoing.folder / "adapters" / "dpo-chosen" / "done.json").unlink()
-    table = demo.answer_own(echoing, [["How?", "Calm."]])
-    assert table.pt_dpo.tolist() == ["(dpo-chosen not trained)"] and "How?" in table.plain_dpo[0]
-
-
-def test_policies_and_what_the_reader_sees_are_said_in_words(echoing, monkeypatch):
-    pytest.importorskip("gradio", reason="the [demo] extra is not installed")
-    texts = {"dpo-none": "It is done.", "dpo-chosen": "You've got this, well done!\n1. Breathe.\n2. Rest."}
-    monkeypatch.setattr(demo.Asker, "answer", lambda self, arm, *asked: iter(["It", texts[arm]]))
-    asker = demo.Asker(echoing)
-    *_, last = demo.play(asker, "dpo-none", "dpo-chosen", "How?", "Calm.")
-    assert last[:2] == (texts["dpo-none"], texts["dpo-chosen"])
-    assert last[2:] == ("the reader sees: few words", "the reader sees: few words, steps, warm words")
-    assert [demo.name_of(arm) for arm in asker.arms if not arm.startswith("sft")] == [
-        "untrained model", "DPO without personas, told the persona",
-        "persona-tailored DPO (PT-DPO, chosen personas)",
-    ]  # fmt: skip
+    table = demo.answer_own(echoing, pairs)
+    assert table.pt_dpo[0] == "(dpo-chosen not trained)" and "How?" in table.plain_dpo[0]
 
 
 # --- in a real browser ---
@@ -99,7 +79,7 @@ def test_the_demo_answers_streams_escapes_and_says_what_is_wrong(smoke_repositor
     gradio = pytest.importorskip("gradio", reason="the [demo] extra is not installed")
     playwright = pytest.importorskip("playwright.sync_api", reason="the [browser] extra is not installed")
     monkeypatch.setenv("PERSONA_RESULTS", str(smoke_repository / "results"))
-    url, wrong = demo.launch(demo.Asker(settings.open_run("smoke")), None, block=False), []
+    url, wrong = demo.launch(demo.Asker(settings.open_run("smoke")), None).local_url, []
 
     def answer(route):
         if urlsplit(route.request.url).hostname in ("127.0.0.1", "localhost", None, ""):
@@ -114,18 +94,16 @@ def test_the_demo_answers_streams_escapes_and_says_what_is_wrong(smoke_repositor
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.route("**/*", answer)
         page.goto(url)
-        page.locator("#question input").fill("How do I clean my fridge?")
+        page.locator("#question textarea").fill("How do I clean my fridge?")
         page.locator("#persona textarea").fill("<img src=x onerror=alert(1)> likes lists")
-        page.locator("#ask").click()
-        for side in ("left", "right"):
+        page.get_by_role("button", name="Ask both").click()
+        for side in ("first", "second"):
             box = page.locator(f"#{side}-answer textarea")
             playwright.expect(box).not_to_have_value("", timeout=60_000)
-            page.locator(f"#{side}-seen").get_by_text("the reader sees").wait_for(timeout=60_000)
-        assert page.locator("#persona textarea").input_value().startswith("<img"), "a typed user stays"
         assert "dpo-" not in page.inner_text("body")
         assert page.locator("img[src=x]").count() == 0
         page.locator("#persona textarea").fill("long " * 500)
-        page.locator("#ask").click()
+        page.get_by_role("button", name="Ask both").click()
         page.get_by_text("have up to 2000 characters").first.wait_for()
         browser.close()
     gradio.close_all()

@@ -10,20 +10,13 @@ import pytest
 import tiny_results
 
 from persona_lib import figures, show
-from persona_lib.data import everyday, reader
+from persona_lib.data import everyday
 from persona_lib.data.preference import load_pairs
 from persona_lib.paper import results
 from persona_lib.paper.answers import generation_folder, grid
 from persona_lib.paper.judging import forget_judged
-from persona_lib.records import RunSpec, TailoringRow
 from persona_lib.settings import Run, load_profile, set_field
 from persona_lib.store import mark_done, write_rows
-
-
-def own_answer(spec: RunSpec, row: TailoringRow, rng: object) -> str:
-    """Tailored runs give the response of the persona's side, the others the chosen one."""
-    tailored = spec.train_persona == "chosen" and spec.eval_persona.endswith("rejected")
-    return row.rejected if tailored else row.chosen
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +26,6 @@ def answered(tmp_path_factory) -> Iterator[Run]:
     run = Run(set_field(load_profile("smoke"), changes), "everyday", 0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PERSONA_RESULTS", str(tmp_path_factory.mktemp("results")))
-        patch.setattr(reader, "UNREADABLE", ())  # the texts of the pairs are read well on all dimensions
-        patch.setattr(tiny_results, "answer", own_answer)
         forget_judged()
         tiny_results.fill_run(run)
         yield run
@@ -81,14 +72,13 @@ def test_a_sentence_is_decided_by_the_interval_alone(low, high, word):
     assert said == f"- dpo: share 0.500 [{low:.3f}, {high:.3f}], n = 9, {word} 0.5."
 
 
-def test_a_difference_is_compared_with_zero_and_nothing_is_said_of_nothing():
+def test_a_difference_is_compared_with_zero_and_an_undefined_estimate_has_no_place():
     table = pd.DataFrame([{"side": "chosen - rejected", "x": 0.3, "x_low": 0.1, "x_high": 0.4}])
     assert show.say(table, "x", ["side"], 0.5) == "- chosen - rejected: x 0.30 [0.10, 0.40], above 0."
-    undefined = pd.DataFrame([{"side": "a", "n": 3, "x": math.nan, "x_low": math.nan, "x_high": math.nan}])
-    assert show.say(undefined, "x", ["side"]) == "- a: x undefined, n = 3."
+    for value in (math.nan, None):
+        none = pd.DataFrame({"side": ["a"], "n": 3, "x": [value], "x_low": [value], "x_high": [value]})
+        assert show.say(none, "x", ["side"]) == "- a: x undefined, n = 3."
     assert show.say(None, "x", ["side"]) == show.say(table.head(0), "x", ["side"])
-    none = pd.DataFrame({"label": ["a"], "net": [None], "net_low": [None], "net_high": [None], "n": [8]})
-    assert "n = 8." in show.say(none, "net", ["label"])
 
 
 def test_dimensions_are_counted_as_the_pairs_have_them(answered):
@@ -100,57 +90,28 @@ def test_dimensions_are_counted_as_the_pairs_have_them(answered):
         dimension, value = item.wish("a" if pair.chosen == item.response_a else "b")[0]
         shown[dimension] += value == common[dimension]
     assert (table.n * table.share).to_dict() == pytest.approx(shown)
-    real = Run(set_field(answered.profile, {"datasets": ["hhh"]}), "hhh", 0)
-    assert show.contrast_table(real).empty, "nobody knows the contrasts of real data"
 
 
-def test_history_joins_both_logs_of_an_epoch_and_marks_the_kept_one(answered, monkeypatch, tmp_path):
-    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
-    run = Run(set_field(answered.profile, {"training.arms": ["none"]}), "everyday", 0)
-    folder = run.folder / "adapters" / "sft-none"
-    log = [{"loss": 3.0, "grad_norm": 1.0, "epoch": 1.0}, {"eval_loss": 2.5, "epoch": 1.0},
-           {"loss": 2.0, "grad_norm": 0.5, "epoch": 2.0}, {"eval_loss": 2.7, "epoch": 2.0},
-           {"train_runtime": 9.0, "train_loss": 2.5, "epoch": 2.0}]  # fmt: skip
-    write_rows(folder / "log.jsonl", log)
-    mark_done(folder, "hand", best_eval_loss=2.5)
-    table = show.training_history(run, "sft")
-    assert table["training loss"].tolist() == [3.0, 2.0]
-    assert table["validation loss"].tolist() == [2.5, 2.7] and table.kept.tolist() == [True, False]
-
-
-def test_a_curve_has_every_log_and_dpo_starts_at_margin_0(answered, monkeypatch, tmp_path):
+def test_a_curve_starts_at_margin_0_and_a_history_joins_the_logs_of_an_epoch_and_marks_the_kept_one(
+    answered, monkeypatch, tmp_path
+):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
     run = Run(set_field(answered.profile, {"training.arms": ["none"]}), "everyday", 0)
     log = [{"loss": 3.0, "rewards/margins": 0.1, "epoch": 0.5, "step": 2},
            {"loss": 2.0, "rewards/margins": 0.2, "epoch": 1.0, "step": 4},
-           {"eval_loss": 2.4, "eval_rewards/margins": 0.3, "epoch": 1.0, "step": 4}]  # fmt: skip
+           {"eval_loss": 2.4, "eval_rewards/margins": 0.3, "epoch": 1.0, "step": 4},
+           {"loss": 1.0, "rewards/margins": 0.4, "epoch": 2.0, "step": 6},
+           {"eval_loss": 2.7, "eval_rewards/margins": 0.2, "epoch": 2.0, "step": 6},
+           {"train_runtime": 9.0, "train_loss": 2.5, "epoch": 2.0}]  # fmt: skip
     folder = run.folder / "adapters" / "dpo-none"
     write_rows(folder / "log.jsonl", log)
     mark_done(folder, "hand", best_eval_loss=2.4)
     curve = show.training_curve(run, "dpo").set_index("row")
-    assert curve.loc["training", ["step", "margin"]].to_numpy().tolist() == [[0, 0], [2, 0.1], [4, 0.2]]
-    assert curve.loc["validation", "margin"].tolist() == [0, 0.3]
-    assert show.training_history(run, "dpo")["training loss"].tolist() == [2.5]  # their mean
-    said = figures.picture("dpo", curve.reset_index()).alt
-    assert "margin on validation rows at the end: 0.30 (dpo-none)" in said
-
-
-def test_examples_stand_side_by_side_and_a_page_has_each_prompt_once(answered):
-    pair = load_pairs(answered)["test"][1]
-    table = results.example_table(show.one_seed(answered))
-    mine = table[(table.id == pair.id) & table.eval_persona.str.startswith("user")]
-    assert mine.eval_persona.tolist() == ["user-chosen", "user-rejected"]
-    assert mine.plain_dpo.tolist() == [pair.chosen, pair.chosen]
-    assert mine.pt_dpo.tolist() == [pair.chosen, pair.rejected]
-    page = show.answers_text(mine)
-    assert page.count(pair.prompt) == 1 and page.count(pair.rejected) == 1
-
-
-def test_one_prompt_shows_every_run_of_an_arm_under_the_asked_kinds(answered):
-    page, gold = (show.one_prompt(answered, "dpo-none", kinds) for kinds in (("",), ("gold",)))
-    arm = [spec for spec in grid(answered) if spec.arm == "dpo-none"]
-    assert all(f"[{spec.eval_persona}, {spec.persona_format}]" in page for spec in arm)
-    assert gold.count("[gold-") == gold.count("[") == 4
+    assert curve.loc["training", "margin"].tolist() == [0, 0.1, 0.2, 0.4]
+    assert curve.loc["validation", "margin"].tolist() == [0, 0.3, 0.2]
+    assert "dpo-none, validation: 0.00, 0.30, 0.20" in figures.picture("dpo", curve.reset_index()).alt
+    table = show.training_history(run, "dpo")
+    assert table["training loss"].tolist() == [2.5, 1.0] and table.kept.tolist() == [True, False]
 
 
 def test_broken_answers_are_counted_by_arm_and_an_unsound_run_is_named(answered, tmp_path, monkeypatch):
@@ -164,6 +125,19 @@ def test_broken_answers_are_counted_by_arm_and_an_unsound_run_is_named(answered,
     assert table.unsound.str.strip().to_dict()["dpo-none"] == "none" and table.suffix_loop.sum() == 6
 
 
-def test_a_judged_example_shows_both_orders_and_the_verdict(answered):
-    text = show.judged_example(answered, "gold-rejected")
-    assert "AB: A" in text and "BA: B" in text and "-> win" in text
+def test_examples_are_texts_with_both_orders_and_with_every_run_of_an_arm(answered):
+    judged = show.judged_example(answered)
+    assert all(text in judged for text in ("PERSONA  ", "TESTED (", "AB: ", "BA: ", "quality: "))
+    page, gold = (show.one_prompt(answered, "dpo-none", kinds) for kinds in (("",), ("gold",)))
+    arm = [spec for spec in grid(answered) if spec.arm == "dpo-none"]
+    assert all(f"[{spec.eval_persona}, {spec.persona_format}]" in page for spec in arm)
+    assert gold.count("[gold-") == gold.count("[") == 4
+    table = results.example_table(show.one_seed(answered))
+    mine = table[table.prompt == table.prompt[0]]
+    assert len(mine) > 1 and show.answers_text(mine).count(mine.prompt.iloc[0]) == 1
+
+
+def test_policies_are_named_in_words():
+    pairs = [("base", "line"), ("dpo-none", "first_person"), ("sft-both", "line"), ("dpo-chosen", "line")]
+    names = ["untrained model", "plain DPO, told the persona", "PT-SFT", "PT-DPO (chosen)"]
+    assert [show.policy_name(*pair) for pair in pairs] == names
