@@ -1,8 +1,8 @@
 """Export a trained policy: ``./run_all.sh --export DIR`` takes that of the run that ended last.
 
 DIR gets one LoRA adapter that equals the policy's adapters stacked, the tokenizer, and a model card whose
-code loads them without the package. ``--merge`` adds base and adapters as one float32 model, checked against
-the policy. Nothing is uploaded: ``hf upload --private REPO_ID DIR`` (huggingface_hub) does that.
+code loads them, or merges them into the base, without the package. Nothing is uploaded:
+``hf upload --private REPO_ID DIR`` (huggingface_hub) does that.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from typing import Any
 
 from persona_lib import store, weights
 from persona_lib.beyond.users import tailored
-from persona_lib.models import load, train
-from persona_lib.models.load import ModelError, format_of, load_base, load_tokenizer
+from persona_lib.models.load import format_of, join_adapters, load_tokenizer
 from persona_lib.paper.answers import adapters_of, policy_key
 from persona_lib.paper.results import read_table
 from persona_lib.prompts import ChatFormat, tailoring_prompt
@@ -25,8 +24,6 @@ from persona_lib.report import fill
 from persona_lib.settings import ConfigError, Profile, Run, check_name, open_run, results_dir, results_root
 from persona_lib.show import render, to_markdown
 
-CHECK_ROWS = 32  # validation rows on which a merge is measured
-LOST = 0.02  # of the policy's distance from the base; a merge in float32 loses far less
 PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes")
 # Table -> its column that names the arm.
 RESULTS = {"main": "test", "user_swap": "arm", "swap": "arm", "safety_pairs": "tested"}
@@ -65,7 +62,7 @@ def results_of(run: Run, arm: str) -> list[str]:
     return parts
 
 
-def model_card(run: Run, arm: str, folders: Sequence[Path], chat: ChatFormat | None, merged: str = "") -> str:
+def model_card(run: Run, arm: str, folders: Sequence[Path], chat: ChatFormat | None) -> str:
     """Return the README.md of an exported arm; ``chat`` is how the base is asked."""
     persona, installed = arm.partition("-")[2], store.package_versions()
     user = None if persona == "none" else "The user is busy and prefers short answers."
@@ -80,7 +77,6 @@ def model_card(run: Run, arm: str, folders: Sequence[Path], chat: ChatFormat | N
         split_by="user and prompt" if len(read_table(run.profile, "user_personas")) else "prompt",
         persona=persona,
         prompt=repr(tailoring_prompt("How do I boil an egg?", user, chat=chat)),
-        merged=merged,
         trained=[
             (f.name, store.read_json(f / "spec.json"), store.read_json(f / "done.json")) for f in folders
         ],
@@ -89,38 +85,10 @@ def model_card(run: Run, arm: str, folders: Sequence[Path], chat: ChatFormat | N
     )
 
 
-def write_merged(run: Run, arm: str, folders: Sequence[Path], target: Path) -> str:
-    """Write base and adapters as one float32 model and return how far it is from the policy, in words.
-
-    A base in NF4 is expanded first. Raises ModelError, and deletes the model, if more than ``LOST`` of what
-    the adapters changed is lost: mean |difference| of the log-probabilities of validation responses.
-    """
-    profile, (method, _, persona) = run.profile, arm.partition("-")
-    how = (*run.base_source, profile.base.quantization, profile.base.dtype)
-    tokenizer = load_tokenizer(*run.base_source)
-    rows = train.load_rows(run, method, persona)[0]["val"][:CHECK_ROWS]
-    responses = [row["completion" if method == "sft" else "chosen"] for row in rows]
-    texts = (tokenizer, [row["prompt"] for row in rows], responses, 1)
-    base = load_base(*how, expand=profile.base.quantization == "nf4").float()
-    load.attach_adapters(base, folders).merge_and_unload().save_pretrained(target)
-    tokenizer.save_pretrained(target)
-    policy = load.attach_adapters(load_base(*how), folders)
-    wanted = load.sequence_log_probs(policy, *texts)
-    with load.using_adapters(policy, []):
-        learned = abs(wanted - load.sequence_log_probs(policy, *texts)).mean()
-    lost = abs(wanted - load.sequence_log_probs(load_base(target), *texts)).mean()
-    said = f"{lost:.2g} nats per response from the policy (base: {learned:.2g}), {len(rows)} validation rows"
-    if lost > max(LOST * learned, 1e-4):
-        shutil.rmtree(target)
-        raise ModelError(f"{target}: the merged model is {said}: too much is lost")
-    return said
-
-
-def export_arm(run: Run, arm: str, target: Path, merge: bool = False) -> Path:
+def export_arm(run: Run, arm: str, target: Path) -> Path:
     """Write everything of one arm into a new folder and return it; nothing leaves this machine.
 
-    Raises FileNotFoundError for an arm without finished adapters, FileExistsError if the folder has content,
-    ModelError if a merge loses what the adapters learned.
+    Raises FileNotFoundError for an arm without finished adapters, FileExistsError if the folder has content.
     """
     folders = adapters_of(run, arm)
     missing = [folder for folder in folders if not (folder / "done.json").exists()]
@@ -129,14 +97,12 @@ def export_arm(run: Run, arm: str, target: Path, merge: bool = False) -> Path:
         raise FileNotFoundError(f"{found}: run the training steps first")
     if target.exists() and any(target.iterdir()):
         raise FileExistsError(f"{target} is not empty: choose a new folder")
-    load.join_adapters(folders, target)
+    join_adapters(folders, target)
     config = store.read_json(target / "adapter_config.json")
     config["base_model_name_or_path"] = base_facts(run)["hub_id"] or None  # never a path of this machine
     store.write_json(target / "adapter_config.json", config)
     load_tokenizer(*run.base_source).save_pretrained(target)
-    merged = write_merged(run, arm, folders, target / "merged") if merge else ""
-    card = model_card(run, arm, folders, format_of(*run.base_source), merged)
-    store.write_text(target / "README.md", card)
+    store.write_text(target / "README.md", model_card(run, arm, folders, format_of(*run.base_source)))
     return target
 
 
@@ -173,16 +139,14 @@ def main(argv: list[str] | None = None) -> int:
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="as for run_all.sh")
     add("--arm", default="", help="sft-<train_persona> or dpo-<train_persona>; default: the tailored one")
     add("to", type=Path, metavar="DIR", help="a new folder")
-    add("--merge", action="store_true", help="also write base and adapters as one float32 model, checked")
     given = parser.parse_args(argv)
     try:
         profile, overrides = (given.profile, []) if given.profile else last_run()
         run = open_run(profile, given.dataset, given.seed, [*overrides, *given.set])
         arm = given.arm or tailored(run)
         check_name(arm.partition("-")[2], run.profile.training.arms, f"--arm {arm}: no trained arm")
-        folder = export_arm(run, arm, given.to, given.merge)
-        print(f"exported to {folder}; read {folder / 'README.md'}")
-    except (ConfigError, OSError, ModelError) as error:
+        print(f"exported; read {export_arm(run, arm, given.to) / 'README.md'}")
+    except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
