@@ -17,8 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from persona_lib.execute import StepError, notebook_hash, read, to_text, with_outputs
-from persona_lib.figures import in_words
-from persona_lib.paper.results import read_table, table_path
+from persona_lib.paper.results import table_path
 from persona_lib.report import origin
 from persona_lib.settings import (
     REPO,
@@ -29,12 +28,12 @@ from persona_lib.settings import (
     published_dir,
     results_dir,
 )
-from persona_lib.show import LABELS, columns_of, owner_of, render, to_markdown
+from persona_lib.show import columns_of, in_words, owner_of, render, to_markdown
 from persona_lib.store import read_json, write_json, write_text
 from persona_lib.tasks import Pipeline
 
 DOCUMENTS = ("README.md", "REPRODUCTION.md")
-LIBRARY, NOTEBOOKS = REPO / "persona_lib", REPO / "notebooks"
+LIBRARY = REPO / "persona_lib"
 PACKAGES = ("data", "models", "paper", "beyond")
 BLOCK = re.compile(r"(<!-- table:([\w-]+)/(\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 # The rows that documents show of long tables; the columns are those of the view NAME_short, if there is one.
@@ -53,64 +52,49 @@ def kept(profile: Profile) -> tuple[Path, dict[str, str]]:
     return folder, read_json(folder / "origin.json") if (folder / "origin.json").exists() else {}
 
 
-def made_by(profile: Profile, name: str) -> str:
-    """Say how a table of the run at hand was made: command, commit, seeds, n and date."""
-    table, study = read_table(profile, name), results_dir(profile) / name / "origin.json"
-    if study.exists():
-        return str(read_json(study))
-    sizes = sorted({int(n) for n in table.n.dropna()}) if "n" in table else ["see the table"]
-    n = " to ".join(map(str, dict.fromkeys((sizes[0], sizes[-1]))))
-    seeds = " ".join(dict.fromkeys(table.seeds.dropna() if "seeds" in table else map(str, profile.seeds)))
-    released = name.startswith("released")
-    known = origin(profile, "13_released_outputs" if released else "12_results")
-    seeds = "none, no model runs" if released else seeds
-    made = f"`{known['command']}`; commit {known['commit']}"
-    return f"{made}; seeds {seeds}; n = {n}; run of {known['date']}."
-
-
 def keep(profile: Profile, names: Sequence[str]) -> list[Path]:
     """Copy tables of the run at hand, with figures of the same name and their provenance.
 
     Raises FileNotFoundError for a table that was not made.
     """
-    folder, origins = kept(profile)
+    (folder, origins), seeds = kept(profile), " ".join(map(str, profile.seeds))
     for name in names:
-        source = table_path(profile, name)
+        source, figure = table_path(profile, name), figures_dir(profile) / f"{name}.png"
         if not source.exists():
             raise FileNotFoundError(f"{source}: there is no such table; run notebook 12_results first")
-        origins[name] = made_by(profile, name)
+        known = origin(profile, "13_released_outputs" if name.startswith("released") else "12_results")
+        made = f"`{known['command']}`; commit {known['commit']}; seeds {seeds}; run of {known['date']}."
+        study = results_dir(profile) / name / "origin.json"
+        origins[name] = read_json(study) if study.exists() else made
         write_text(folder / f"{name}.csv", source.read_text(encoding="utf-8"))
-        for figure in figures_dir(profile).glob(f"{name}.p[dn][fg]"):
+        if figure.exists():
             shutil.copy(figure, folder)
     write_json(folder / "origin.json", origins)
     return [folder / f"{name}.csv" for name in names]
 
 
 def table_block(profile: Profile, name: str) -> str:
-    """Return the text of a table's block: whose numbers, provenance, table; or that it was not run."""
+    """Return the text of a table's block: whose numbers, provenance, table. ConfigError if it is not kept."""
     import pandas as pd
 
     folder, origins = kept(profile)
-    known = sorted({*columns_of(), *origins})
-    if name not in known:
-        raise ValueError(f"table:{profile.name}/{name}: no such table; use one of {', '.join(known)}")
     if name not in origins:
-        return f"*Not kept yet: python -m persona_lib.docs --profile {profile.name} --keep {name}*"
+        command = f"python -m persona_lib.docs --profile {profile.name} --keep {name}"
+        raise ConfigError(f"table:{profile.name}/{name} is not kept: {command}")
     table = pd.read_csv(folder / f"{name}.csv", dtype={"seeds": str})
     table = table.query(ROWS[name]) if name in ROWS else table
     table = in_words(table) if {"arm", "persona_format"} <= {*table.columns} else table
     datasets = table.dataset if "dataset" in table else profile.datasets
-    owners = dict.fromkeys(owner_of(dataset) for dataset in datasets if dataset != "all")
-    label = " and ".join(owners) or LABELS["everyday"]
+    label = " and ".join(dict.fromkeys(owner_of(dataset) for dataset in datasets if dataset != "all"))
     shown = f"{name}_short" if f"{name}_short" in columns_of() else name
     return f"**{label.capitalize()}.** {origins[name]}\n\n{to_markdown(render(shown, table))}"
 
 
 def rewrite(text: str, profile: Profile) -> str:
-    """Return a document with the blocks of one profile written again; ValueError for an unclosed block."""
+    """Return a document with the blocks of one profile written again; ConfigError for an unclosed block."""
     opened, closed = text.count("<!-- table:"), len(BLOCK.findall(text))
     if opened != closed:
-        raise ValueError(f"{opened} blocks begin and {closed} end: close each with <!-- end -->")
+        raise ConfigError(f"{opened} blocks begin and {closed} end: close each with <!-- end -->")
 
     def block(match: re.Match[str]) -> str:
         head, owner, name, _, end = match.groups()
@@ -159,27 +143,23 @@ def list_files(library: Path) -> str:
 def write_back(pipeline: Pipeline, wanted: Sequence[str] = ()) -> list[Path]:
     """Write the outputs of the wanted steps (default: all) of the first data set and seed, or of none.
 
-    Returns the files that changed. ConfigError if no step begins with a wanted name; StepError for a step
-    that has not run, or ran with changed settings or other code.
+    Returns the files that changed. StepError for a step that has not run, or ran with changed settings or
+    other code.
     """
     texts: dict[Path, str] = {}
-    command = f"./run_all.sh --profile {pipeline.profile.name}"
     for task in pipeline.tasks.values():
-        source, executed = pipeline.source(task), pipeline.executed(task)
+        source = pipeline.source(task)
         if source in texts or (wanted and not task.step.startswith(tuple(wanted))):
             continue
-        if not executed.exists():
-            raise StepError(f"{task.id} has not run: {command}")
-        document = read(executed)
-        if overrides := document["metadata"]["persona"]["parameters"]["overrides"]:
-            raise StepError(f"{task.id} ran with {', '.join(overrides)}: run the profile as it is: {command}")
-        shown = {"profile": pipeline.profile.name, "code": notebook_hash(source)}
         try:
+            document = read(pipeline.executed(task))
+            if overrides := document["metadata"]["persona"]["parameters"]["overrides"]:
+                raise StepError(f"ran with {', '.join(overrides)}, not the profile as it is")
+            shown = {"profile": pipeline.profile.name, "code": notebook_hash(source)}
             texts[source] = to_text(with_outputs(read(source), document, shown))
-        except StepError as error:
-            raise StepError(f"{task.id}: {error} ({command})") from error
-    if not texts:
-        raise ConfigError(f"no step of profile {pipeline.profile.name} begins with {' or '.join(wanted)}")
+        except (FileNotFoundError, StepError) as error:
+            command = f"./run_all.sh --profile {pipeline.profile.name}"
+            raise StepError(f"{task.id}: {error}; run {command}") from error
     return write_changed(texts)
 
 

@@ -22,7 +22,7 @@ from persona_lib.beyond.released import ARMS
 from persona_lib.paper.results import table_path
 from persona_lib.records import SIDES
 from persona_lib.settings import Profile, figures_dir
-from persona_lib.show import ENDS, LABELS, number, owner_of, title_of
+from persona_lib.show import ENDS, LABELS, in_words, number, owner_of, title_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,11 +40,10 @@ LOOKS = {  # of the parts of bars: colour, hatch
 }  # fmt: skip
 STYLE = {
     "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "hatch.linewidth": 0.6,
-    "legend.frameon": False, "pdf.fonttype": 42, "figure.constrained_layout.use": True,
+    "legend.frameon": False, "figure.constrained_layout.use": True,
 }  # fmt: skip
 BOX = {"fc": "white", "ec": "none", "pad": 0.8}  # behind a number
-DPI = 110  # of the PNG: sharp enough on a screen, and an executed notebook stays below 1 MB
-KINDS = ("pdf", "png")
+DPI = 110  # sharp enough on a screen, and an executed notebook stays below 1 MB
 
 
 # --- the three kinds of drawing; each returns what it shows, in words ---
@@ -70,15 +69,10 @@ def bars(axis: Any, table: pd.DataFrame, columns: Mapping[str, str], label: str)
     return f"Stacked bars, {label}. {'; '.join(words)}."
 
 
-def forest(
-    axis: Any, table: pd.DataFrame, name: str, label: str, null: float | None = None, where: str = ""
-) -> str:
-    """Draw estimates ``name`` with their intervals: a mark per series; a dotted line stands at ``null``.
-
-    ``where`` selects lines of the table. NaN leaves a gap.
-    """
+def forest(axis: Any, table: pd.DataFrame, name: str, label: str, null: float | None = None) -> str:
+    """Draw estimates ``name`` with intervals: a mark per series, a dotted line at ``null``, a gap for NaN."""
     rows, marks = list(dict.fromkeys(table.row)), dict(zip(dict.fromkeys(table.series), MARKS, strict=False))
-    table = (table.query(where) if where else table).dropna(subset=name)
+    table = table.dropna(subset=name)
     beside = table.groupby("row").row  # marks of one row stand below each other
     shift = 0.7 * ((beside.cumcount() + 0.5) / beside.transform("size") - 0.5)
     table = table.assign(place=table.row.map(rows.index).astype(float) + shift)
@@ -137,18 +131,6 @@ def named(table: pd.DataFrame, *columns: str, series: str = "") -> pd.DataFrame:
     return table.assign(row=rows, series=table[series] if series else "")
 
 
-def in_words(table: pd.DataFrame) -> pd.DataFrame:
-    """Add ``who``: the policy of ``arm`` and ``persona_format`` in words, "PT-DPO" for "dpo-both"."""
-
-    def words(arm: str, form: str) -> str:
-        method, _, trained = arm.upper().partition("-")
-        tailored = f"PT-{method}" + ("" if trained == "BOTH" else f" ({trained.lower()})")
-        who = "untrained model" if not trained else f"plain {method}" if trained == "NONE" else tailored
-        return who + (", told the persona" if form == "first_person" else "")
-
-    return table.assign(who=[words(*pair) for pair in zip(table.arm, table.persona_format, strict=True)])
-
-
 def melted(table: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
     """Return the estimates of several columns as lines: ``value`` with its limits; ``series`` is the name."""
     import pandas as pd
@@ -161,14 +143,9 @@ def melted(table: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
 
 
 def basis(table: pd.DataFrame) -> str:
-    """Say whose data a table is of, over how many seeds or raters, and n; of curves, where they end."""
-    if table.empty:
-        return "no estimate is defined"
-    if "step" in table:
-        name = "loss" if table.margin.isna().all() else "margin"
-        ends = table[table.row == "validation"].groupby("series", sort=False)[name].last()
-        said = ", ".join(f"{value:.2f} ({arm})" for arm, value in ends.items())
-        return f"{name} on validation rows at the end: {said}"
+    """Say whose data a table is of, over how many seeds or raters, and n; nothing of curves."""
+    if table.empty or "step" in table:
+        return "no estimate is defined" if table.empty else ""
     table = table[table.series != LABELS["paper"]]
     datasets = table.dataset if "dataset" in table else ()
     words = [" and ".join(dict.fromkeys(owner_of(name) for name in datasets if name != "all"))]
@@ -235,8 +212,6 @@ CAUTIONS = (
     partial(forest, name="share", label="share of answers that keep a caution or refusal"),
     partial(forest, name="value", label="PT-DPO: difference of that share", null=0),
 )
-LENGTHS = {"net": "all pairs", "net_controlled": "at equal length (model)"}
-NET = partial(forest, name="value", null=0)
 FIGURES = {
     "main": Figure(
         "PT-DPO against DPO that is told the persona", ("main", "paper"), beside_paper,
@@ -245,9 +220,9 @@ FIGURES = {
     ),
     "length": Figure(
         "Net win rates with the answers' length held equal", ("length",),
-        lambda table: melted(named(table[table.kind == "main"], "label"), LENGTHS),
-        (partial(NET, label="personalization, net win rate", where="rubric == 'personalization'"),
-         partial(NET, label="quality, net win rate", where="rubric == 'quality'")),
+        lambda table: named(table[table.kind == "main"], "label", series="rubric"),
+        (partial(forest, name="net", label="net win rate, all pairs", null=0),
+         partial(forest, name="net_controlled", label="net win rate at equal length (model)", null=0)),
     ),
     "persona_accuracy": Figure(
         "Persona accuracy", ("persona_accuracy",),
@@ -291,16 +266,16 @@ FIGURES = {
 RESULTS = ("main", "length", "persona_accuracy", "persona_preference", "swap")  # of notebook 12
 
 
-def draw(kind: Figure, *tables: pd.DataFrame) -> tuple[dict[str, bytes], str]:
-    """Return a figure's files by kind (PDF, PNG), in our style whatever the user has set, and its words."""
+def draw(kind: Figure, *tables: pd.DataFrame) -> tuple[bytes, str]:
+    """Return a figure as PNG, in our style whatever the user has set, and its words, which the PNG holds."""
     import matplotlib.style
     from matplotlib import figure
+    from PIL import Image, PngImagePlugin
 
-    table, files = kind.lines(*tables), {}
+    table, raw, png = kind.lines(*tables), BytesIO(), BytesIO()
     with matplotlib.style.context(["default", STYLE]):
         lines = 7 if "step" in table else len(table[["row", "series"]].drop_duplicates())
-        size = (4 + 2 * len(kind.panels), 1.5 + 0.24 * lines)
-        drawn = figure.Figure(figsize=size)
+        drawn = figure.Figure(figsize=(4 + 2 * len(kind.panels), 1.5 + 0.24 * lines))
         axes = drawn.subplots(1, len(kind.panels), squeeze=False)[0]
         said = [panel(axis, table) for panel, axis in zip(kind.panels, axes, strict=True)]
         title, marks = f"{kind.caption}\n{basis(table)}".strip(), {}
@@ -308,48 +283,31 @@ def draw(kind: Figure, *tables: pd.DataFrame) -> tuple[dict[str, bytes], str]:
             marks |= {name: mark for mark, name in zip(*axis.get_legend_handles_labels(), strict=True)}
         ncols = 3 if len("".join(marks)) > 60 else 7
         drawn.legend(marks.values(), marks, loc="outside upper center", ncols=ncols, title=title)
-        alt = " ".join([title.replace("\n", ": ") + ".", *said])
-        dates = dict.fromkeys(("CreationDate", "Creator", "Producer"))
-        for name, facts in zip(KINDS, (dates, {"Software": None}), strict=True):
-            target = BytesIO()
-            drawn.savefig(target, format=name, dpi=DPI, metadata=facts)
-            files[name] = target.getvalue()
-    return files | {"png": few_colours(files["png"], alt)}, alt
-
-
-def few_colours(png: bytes, alt: str) -> bytes:
-    """Return a PNG with a palette of 128 colours, a third of the size, and its words as its description."""
-    from PIL import Image, PngImagePlugin
-
-    facts, target = PngImagePlugin.PngInfo(), BytesIO()
-    facts.add_itxt("Description", alt)
-    image = Image.open(BytesIO(png)).convert("RGB").quantize(128)
-    image.save(target, "png", optimize=True, pnginfo=facts, dpi=(DPI, DPI))
-    return target.getvalue()
+        drawn.savefig(raw, format="png", dpi=DPI)
+    alt, words = " ".join([title.replace("\n", ": ") + ".", *said]), PngImagePlugin.PngInfo()
+    words.add_itxt("Description", alt)
+    few = Image.open(raw).convert("RGB").quantize(128)  # colours: a third of the size
+    few.save(png, "png", optimize=True, pnginfo=words, dpi=(DPI, DPI))
+    return png.getvalue(), alt
 
 
 # --- files, and figures in notebooks ---
 
 
-def figure_inputs(profile: Profile, name: str) -> list[Path]:
-    """Return the CSV files that a figure of a profile is drawn from."""
-    return [table_path(profile, table) for table in FIGURES[name].tables]
-
-
 def save_figures(profile: Profile, names: Sequence[str] = RESULTS) -> dict[str, Path]:
-    """Draw the figures whose tables are there; returns the PNGs. Older files of the others are removed."""
+    """Draw the figures whose tables are there as PNG; returns them. Older files of the others are removed."""
     import pandas as pd
 
     drawn = {}
     for name in names:
-        inputs = figure_inputs(profile, name)
-        there = all(path.exists() for path in inputs)
-        files = draw(FIGURES[name], *map(pd.read_csv, inputs))[0] if there else {}
-        for kind in KINDS:
-            path = figures_dir(profile) / f"{name}.{kind}"
+        path = figures_dir(profile) / f"{name}.png"
+        inputs = [table_path(profile, table) for table in FIGURES[name].tables]
+        if all(table.exists() for table in inputs):
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(files[kind]) if there else path.unlink(missing_ok=True)
-        drawn |= {name: path} if there else {}
+            path.write_bytes(draw(FIGURES[name], *map(pd.read_csv, inputs))[0])
+            drawn[name] = path
+        else:
+            path.unlink(missing_ok=True)
     return drawn
 
 
@@ -371,8 +329,8 @@ def picture(name: str | Figure, *tables: pd.DataFrame) -> Any:
 
     if tables[-1].empty:
         return None
-    files, alt = draw(FIGURES[name] if isinstance(name, str) else name, *tables)
-    return Image(files["png"], alt=alt)
+    png, alt = draw(FIGURES[name] if isinstance(name, str) else name, *tables)
+    return Image(png, alt=alt)
 
 
 def points(table: pd.DataFrame, name: str, column: str, label: str, null: float = 0) -> Any:

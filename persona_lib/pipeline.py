@@ -191,7 +191,7 @@ def report(pipeline: Pipeline) -> None:
         from persona_lib.report import own_adapter
 
         adapter = own_adapter(settings.Run(profile, intake.NAME, profile.seeds[0]))
-        print(f"adapter {adapter['folder']}\n\n{adapter['code']}\n\n{adapter['gguf']}")
+        print(f"adapter {adapter['folder']}\n\n{adapter['code']}")
 
 
 @contextlib.contextmanager

@@ -7,8 +7,6 @@ works offline, in dark mode and on a phone. All numbers come from saved tables.
 from __future__ import annotations
 
 import base64
-import logging
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,20 +16,17 @@ from persona_lib.beyond import users
 from persona_lib.data import intake
 from persona_lib.data.intake import OwnData
 from persona_lib.data.mapping import read_mapping
-from persona_lib.data.preference import draw, load_pairs
-from persona_lib.data.rows import NOTED, REJECTED, Finding
-from persona_lib.data.tailoring import split_train
-from persona_lib.figures import FIGURES, figure_inputs, image, in_words
+from persona_lib.data.rows import NOTED, REJECTED
+from persona_lib.figures import FIGURES, image
 from persona_lib.models.load import load_tokenizer
-from persona_lib.models.served import SURFACE, surface_persona
 from persona_lib.paper.answers import BROKEN, broken_share, generation_folder, grid, read_generations
 from persona_lib.paper.judging import runs_of
 from persona_lib.paper.results import read_table
 from persona_lib.paper.swap import answered_rows
 from persona_lib.prompts import completion_text, tailoring_prompt
-from persona_lib.records import PAIR_FIELDS, SIDES, DataError
+from persona_lib.records import PAIR_FIELDS, SIDES
 from persona_lib.settings import FACTS, Profile, Run, main_arm, results_dir
-from persona_lib.show import LABELS, owner_of, place, render, with_interval
+from persona_lib.show import LABELS, owner_of, place, policy_name, render, with_interval
 from persona_lib.store import people_csv, read_json, write_text
 
 if TYPE_CHECKING:
@@ -122,66 +117,52 @@ def examples(profile: Profile) -> list[list[dict[str, Any]]]:
     return [rows.to_dict("records") for _, rows in gold]
 
 
-def figures(profile: Profile) -> list[dict[str, str]]:
-    """Return every figure that was drawn from this run's tables, with a text alternative."""
-    made = [name for name in FIGURES if all(table.exists() for table in figure_inputs(profile, name))]
-    return [
-        {"data": base64.b64encode(saved.data).decode(), "alt": saved.alt, "caption": FIGURES[name].caption}
-        for name, saved in ((name, image(profile, name)) for name in made)
-        if saved
-    ]
-
-
-def tables(profile: Profile) -> list[dict[str, Any]]:
-    """Return every table that was made, as readers see it, in the order of ``tables.yaml``."""
+def tables(profile: Profile) -> list[tuple[str, str, Any]]:
+    """Return name, caption and table, as readers see it, of every table that was made."""
     import yaml
 
     captions = yaml.safe_load((FACTS / "pages" / "tables.yaml").read_text(encoding="utf-8"))
-    found = {name: read_table(profile, name) for name in captions}
-    return [
-        {"name": name, "caption": captions[name], "table": render(name, table)}
-        for name, table in found.items()
-        if len(table)
-    ]
+    found = [(name, caption, read_table(profile, name)) for name, caption in captions.items()]
+    return [(name, caption, render(name, table)) for name, caption, table in found if len(table)]
 
 
 def write_report(profile: Profile) -> Path:
-    """Write ``results/<profile>/report/index.html``; returns its path."""
-    path = results_dir(profile) / "report" / "index.html"
-    write_text(path, own_page(profile) if profile.datasets == (intake.NAME,) else report_page(profile))
-    return path
+    """Write ``results/<profile>/report/index.html``; returns its path.
 
-
-def report_page(profile: Profile) -> str:
-    """Return the report on a run of the paper's data, or of the package's own."""
-    aims = read_table(profile, "primary")
-    return fill(
-        "report.html",
-        title=f"{profile.name}: report",
-        profile=profile,
-        owners=" and ".join(dict.fromkeys(owner_of(dataset) for dataset in profile.datasets)),
-        paper=LABELS["paper"],
-        findings=findings(profile),
-        examples=examples(profile),
-        figures=figures(profile),
-        met=aims.met.value_counts().to_dict() if len(aims) else {},
-        aims=render("primary", aims[aims.met != "not run"] if len(aims) else aims),
-        **run_parts(profile, ()),
-    )
-
-
-def run_parts(profile: Profile, left_out: Sequence[str]) -> dict[str, Any]:
-    """Return what both reports say of a run; unsound policies gave degenerate answers too often."""
+    It warns of policies that gave degenerate answers too often. A user's own data have another page.
+    """
+    target, own = results_dir(profile) / "report" / "index.html", profile.datasets == (intake.NAME,)
     runs = [run for dataset in profile.datasets for run in runs_of(profile, dataset)]
     ran = sorted((results_dir(profile) / "notebooks").glob("*.ipynb"))
     done = [(run, spec, generation_folder(run, spec) / "done.json") for run in runs for spec in grid(run)]
+    page = fill(
+        "own.html" if own else "report.html",
+        title=f"{profile.name}: report",
+        profile=profile,
+        broken=f"{BROKEN:.0%}",
+        unsound=[f"{spec.slug}, seed {run.seed}" for run, spec, path in done
+                 if path.exists() and broken_share(read_json(path)) > BROKEN],
+        findings=findings(profile),
+        tables=[one for one in tables(profile) if not (own and one[0] in NOT_OWN)],
+        notebooks=[path.stem for path in ran if not path.name.endswith(".running.ipynb")],
+        origin=origin(profile),
+        **(own_parts(profile) if own else paper_parts(profile)),
+    )  # fmt: skip
+    write_text(target, page)
+    return target
+
+
+def paper_parts(profile: Profile) -> dict[str, Any]:
+    """Return what only the report on the paper's data, or the package's, shows: examples, figures, aims."""
+    aims, drawn = read_table(profile, "primary"), {name: image(profile, name) for name in FIGURES}
     return {
-        "broken": f"{BROKEN:.0%}",
-        "unsound": [f"{spec.slug}, seed {run.seed}" for run, spec, path in done
-                    if path.exists() and broken_share(read_json(path)) > BROKEN],
-        "tables": [one for one in tables(profile) if one["name"] not in left_out],
-        "notebooks": [path.stem for path in ran if not path.name.endswith(".running.ipynb")],
-        "origin": origin(profile),
+        "owners": " and ".join(dict.fromkeys(owner_of(dataset) for dataset in profile.datasets)),
+        "paper": LABELS["paper"],
+        "examples": examples(profile),
+        "figures": [(FIGURES[name].caption, shown.alt, base64.b64encode(shown.data).decode())
+                    for name, shown in drawn.items() if shown],
+        "met": aims.met.value_counts().to_dict() if len(aims) else {},
+        "aims": render("primary", aims[aims.met != "not run"] if len(aims) else aims),
     }  # fmt: skip
 
 
@@ -190,65 +171,23 @@ def run_parts(profile: Profile, left_out: Sequence[str]) -> dict[str, Any]:
 SHOWN = 200  # findings of one kind that the page lists; data_findings.csv has all
 
 
-def training_tokenizer(profile: Profile) -> Any:
-    """Return the tokenizer that a run will use, or None if it is not on this machine."""
-    if weights.is_packaged(profile.base.model) and not weights.is_fetched(profile.base.model):
+def token_counts(profile: Profile, data: OwnData) -> list[int] | None:
+    """Return the tokens of each row's prompt and longer response, no persona.
+
+    None if the tokenizer is not on this machine.
+    """
+    source = profile.base.model
+    if weights.is_packaged(source) and not weights.is_fetched(source):
         return None
     try:
-        return load_tokenizer(profile.base.model)
-    except (ImportError, OSError, ValueError) as error:
-        logging.getLogger(__name__).info("no tokenizer: %s", error)
-        return None
-
-
-def token_counts(profile: Profile, data: OwnData) -> list[int] | None:
-    """Return the tokens of each row's prompt and longer response, no persona; None without a tokenizer."""
-    tokenizer = training_tokenizer(profile)
-    if tokenizer is None:
+        tokenizer = load_tokenizer(source)
+    except (ImportError, OSError, ValueError):
         return None
     asked = [(row.pair, tailoring_prompt(row.pair.prompt, None)) for row in data.rows]
     texts = [prompt + completion_text(getattr(pair, side)) for pair, prompt in asked for side in SIDES]
     parts = (texts[start : start + 1000] for start in range(0, len(texts), 1000))  # the rest takes no memory
     lengths = [len(ids) for part in parts for ids in tokenizer(part)["input_ids"]]
     return [max(pair) for pair in zip(lengths[::2], lengths[1::2], strict=True)]
-
-
-def too_long(profile: Profile, data: OwnData, counts: Sequence[int]) -> list[Finding]:
-    """Note the rows whose longer text has more tokens than ``training.max_length``."""
-    most, counted = profile.training.max_length, zip(data.rows, counts, strict=True)
-    long = [(row, f"{count} tokens, max_length {most}") for row, count in counted if count > most]
-    return [Finding(row.row, row.place, "row", "too long", detail) for row, detail in long]
-
-
-def check_training(profile: Profile, data: OwnData, counts: Sequence[int] | None) -> None:
-    """Raise DataError for what would stop the training: a part of the data without a row that can be used.
-
-    A row of a training part, and a prompt of a validation part, has to fit into ``training.max_length`` with
-    a persona. Personas by rule need responses that differ in what the rule counts.
-    """
-    training, room, where = profile.training, profile.generator.max_new_tokens, profile.data.path
-    rule = profile.generator.model == SURFACE and not profile.generator.url
-    pairs, tokens = data.pairs(), dict(zip((row.pair.id for row in data.rows), counts or (), strict=False))
-    parts = {"test": draw(pairs["test"], profile.evaluation.limit)}
-    for name, part in split_train(pairs["train"], profile.seeds[0]).items():
-        parts[name] = draw(part, training.rows if name.endswith("train") else training.validation_rows)
-    for name, kept in parts.items():
-        lengths = [tokens.get(pair.id, 0) for pair in kept]
-        if tokens and name.endswith("val"):
-            asked = [tailoring_prompt(pair.prompt, None) for pair in kept]
-            lengths = [len(ids) for ids in training_tokenizer(profile)(asked)["input_ids"]]
-        if name != "test" and min(lengths, default=0) + room > training.max_length:
-            raise DataError(
-                f"{where}: none of the {len(kept)} rows of {name} fits into "
-                f"training.max_length={training.max_length} with a persona of up to {room} tokens. "
-                f"Add shorter rows, or --set training.max_length={max(lengths) + room}"
-            )
-        if rule and not any(p.persona_chosen or surface_persona(p.chosen, p.rejected) for p in kept):
-            raise DataError(
-                f"{where}: personas by rule (generator.model=surface) see no difference between the "
-                f"responses of any of the {len(kept)} pairs of {name}. Name a language model that writes "
-                "personas: --set generator.model=base, or generator.url and generator.model"
-            )
 
 
 def length_table(data: OwnData, counts: Sequence[int] | None) -> pd.DataFrame:
@@ -263,17 +202,25 @@ def length_table(data: OwnData, counts: Sequence[int] | None) -> pd.DataFrame:
     return quantiles.rename_axis("what").reset_index()
 
 
-def account_table(data: OwnData, noted: Sequence[Finding] = ()) -> pd.DataFrame:
+def found_by_kind(data: OwnData) -> list[dict[str, Any]]:
+    """Return every finding by kind: rejected rows under their first reason, kept ones under each."""
+    found = [*data.rejected.values(), *(finding for finding in data.findings if not finding.rejected)]
+    kinds = [
+        (code, *known, [f for f in found if f.code == code]) for code, known in (REJECTED | NOTED).items()
+    ]
+    return [
+        {"title": f"{'rejected' if code in REJECTED else 'kept, but'}: {words}", "mend": mend, "found": lines}
+        for code, words, mend, lines in kinds
+        if lines
+    ]
+
+
+def account_table(data: OwnData) -> pd.DataFrame:
     """Return the account of the rows: what was found, how often, what to do. Read = usable + rejected."""
     import pandas as pd
 
-    counts = Counter(finding.code for finding in data.rejected.values())
-    counts |= Counter(
-        code for code, _ in {(f.code, f.row) for f in (*data.findings, *noted) if not f.rejected}
-    )
     lines = [("rows read", data.n_read, ""), ("usable", len(data.rows), "")]
-    for title, known in (("rejected", REJECTED), ("kept, but", NOTED)):
-        lines += [(f"{title}: {known[c][0]}", n, known[c][1]) for c, n in counts.most_common() if c in known]
+    lines += [(one["title"], len({f.row for f in one["found"]}), one["mend"]) for one in found_by_kind(data)]
     return pd.DataFrame(lines, columns=["what", "rows", "what to do"])
 
 
@@ -288,71 +235,39 @@ def split_table(data: OwnData) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=["split", "rows", "different prompts", "users"])
 
 
-def found_by_kind(data: OwnData, noted: Sequence[Finding]) -> list[dict[str, Any]]:
-    """Return every finding by kind: rejected rows under their first reason, kept ones under each."""
-    import pandas as pd
-
-    found, parts = [*data.rejected.values(), *(f for f in (*data.findings, *noted) if not f.rejected)], []
-    for code, (words, mend) in (REJECTED | NOTED).items():
-        lines = [(f.place, f.field, f.detail[:160]) for f in found if f.code == code]
-        if lines:
-            title = f"{'rejected' if code in REJECTED else 'kept'}: {words} ({len(lines)})"
-            table = pd.DataFrame(lines[:SHOWN], columns=["where", "field", "detail"])
-            parts.append({"title": title, "mend": mend, "table": table, "open": code in REJECTED})
-    return parts
-
-
 def write_page(profile: Profile, data: OwnData, folder: Path) -> Path:
-    """Write ``data.html`` and, beside it, all findings as CSV; returns the page's path.
-
-    Raises what `check_training` raises, when the page is written.
-    """
+    """Write ``data.html`` and, beside it, all findings as CSV; returns the page's path."""
     counts = token_counts(profile, data)
-    noted = too_long(profile, data, counts) if counts is not None else []
     page = fill(
         "data.html",
         title="Your data",
         profile=profile,
         data=data,
         said=intake.describe(data)[1:],
-        account=account_table(data, noted),
+        account=account_table(data),
         splits=split_table(data),
         lengths=length_table(data, counts),
-        uncounted=counts is None,
-        found=found_by_kind(data, noted),
+        cut=None if counts is None else sum(count > profile.training.max_length for count in counts),
+        found=found_by_kind(data),
+        most=SHOWN,
     )
     write_text(folder / "data_findings.csv", people_csv(intake.finding_table(data)))
     write_text(folder / "data.html", page)
-    check_training(profile, data, counts)
     return folder / "data.html"
 
 
 # --- the report on a user's own data ---
 
-SHOWN_USERS, SHOWN_ROWS = 4, 3
-NOT_OWN = ("paper", "primary", "not_run", "user_personas", "swap_by_seed")  # not shown, or shown elsewhere
-USER_COLUMNS = {"name": "user", "users": "in training", "persona": "persona", "history": "pairs of history",
-                "agree": "agree with it"}  # fmt: skip
+SHOWN_USERS, SHOWN_ROWS = 10, 3
+NOT_OWN = ("paper", "user_personas", "user_swap")  # tables that are no own data, or shown elsewhere
 
 
-def own_users(run: Run) -> dict[str, Any]:
-    """Return what the report says of users: consistency, kinds, examples, a line each; {} without users."""
-    table, consistency = (read_table(run.profile, f"user_{name}") for name in ("personas", "consistency"))
-    if not len(table):
-        return {}
-    pairs = {pair.id: pair for part in load_pairs(run).values() for pair in part}
-    rows = [row for row in users.user_personas(run) if not row.length]  # those of the table
-    named = read_mapping(run.profile.data.mapping).show_users
-    table["name"] = [row.user if named else f"user {n}" for n, row in enumerate(rows, start=1)]
-    table["agree"] = [len(row.support) for row in rows]
-    table["pair"] = [pairs[row.support[0]] if row.support else None for row in rows]
-    kinds = table.groupby("kind", sort=False).agg(users=("name", "size"), example=("persona", "first"))
-    return {
-        "consistency": consistency.to_dict("records"),
-        "shown": table[table.agree > 0].drop_duplicates("kind").head(SHOWN_USERS).to_dict("records"),
-        "kinds": kinds.sort_values("users", ascending=False, kind="stable").reset_index(),
-        "all": table[list(USER_COLUMNS)].rename(columns=USER_COLUMNS),
-    }
+def own_users(run: Run) -> pd.DataFrame:
+    """Return each user's persona as readers see it; users are numbered unless the mapping shows them."""
+    table = read_table(run.profile, "user_personas")
+    if len(table) and not read_mapping(run.profile.data.mapping).show_users:
+        table["user"] = [f"user {n}" for n in range(1, len(table) + 1)]
+    return render("user_personas", table)
 
 
 def own_cards(run: Run) -> list[dict[str, Any]]:
@@ -374,44 +289,37 @@ def own_cards(run: Run) -> list[dict[str, Any]]:
 
 
 def own_adapter(run: Run) -> dict[str, str]:
-    """Return where a run's adapter is and its base, the lines that load it, and how it becomes GGUF."""
+    """Return where a run's adapter is, and the lines that load it; the last one says how it becomes GGUF."""
     folder, base = results_dir(run.profile) / "adapter", run.base_source[0]
     if weights.is_packaged(base) and weights.is_fetched(base):
         base = weights.pinned(base)[0]
     code = (
         "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n"
         f'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "{folder}")\n'
-        f'tokenizer = AutoTokenizer.from_pretrained("{folder}")'
+        f'tokenizer = AutoTokenizer.from_pretrained("{folder}")\n'
+        f"# llama.cpp: convert_lora_to_gguf.py {folder} --base {base} writes GGUF"
     )
-    gguf = f"llama.cpp's convert_lora_to_gguf.py {folder} --base {base} writes GGUF."
-    return {"folder": str(folder), "base": run.profile.base.model, "code": code, "gguf": gguf}
+    return {"folder": str(folder), "code": code}
 
 
-def own_page(profile: Profile) -> str:
-    """Return the report on a user's own data: data, users, effect, answers, adapter, limits."""
+def own_parts(profile: Profile) -> dict[str, Any]:
+    """Return what only the report on a user's own data shows: data, users, effect, answers, adapter."""
     data, run = intake.read_own(profile), runs_of(profile, profile.datasets[0])[0]
-    measured, swaps, others, name = read_table(profile, "user_swap"), [], [], "swap"
-    if len(measured):
-        name = "user_swap"
-        whole, tailored = measured[measured.history == 0], users.tailored(run)
-        swaps = whole[whole.arm == tailored].to_dict("records")
-        others = in_words(whole[whole.arm != tailored]).to_dict("records")
-        measured = measured.assign(history=measured.history.astype(str).replace("0", "all"))
-    return fill(
-        "own.html",
-        title="Your data and your model",
-        profile=profile,
-        said=intake.describe(data),
-        account=account_table(data),
-        splits=split_table(data),
-        users=own_users(run),
-        swaps=swaps,
-        others=others,
-        found=[] if swaps else findings(profile),
-        interval=with_interval,
-        place=place,
-        measured=render(name, measured if swaps else read_table(profile, "swap")),
-        cards=own_cards(run),
-        adapter=own_adapter(run),
-        **run_parts(profile, (*NOT_OWN, name)),
-    )
+    measured = read_table(profile, "user_swap")
+    whole = measured[measured.history == 0] if len(measured) else measured
+    return {
+        "said": intake.describe(data),
+        "account": account_table(data),
+        "splits": split_table(data),
+        "users": own_users(run),
+        "shown": SHOWN_USERS,
+        "consistency": read_table(profile, "user_consistency").to_dict("records"),
+        "tailored": users.tailored(run),
+        "swaps": whole.to_dict("records"),
+        "interval": with_interval,
+        "place": place,
+        "policy_name": policy_name,
+        "measured": render("user_swap", measured.replace({"history": {0: "all"}})),
+        "cards": own_cards(run),
+        "adapter": own_adapter(run),
+    }

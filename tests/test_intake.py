@@ -404,22 +404,14 @@ def test_a_split_without_enough_prompts_says_why(tmp_path):
         read(tmp_path, rows)
 
 
-def test_what_would_stop_the_training_stops_the_check(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "training_tokenizer", lambda profile: tiny_tokenizer())
-    rows = [good(n, chosen="long " * (9 + n)) for n in range(30)]
-    path, counts = save(tmp_path / "x.jsonl", rows), [9 + n for n in range(30)]
-    fits, short = {"training.max_length": 90}, {"training.max_length": 20}
-    data = intake.read_own(profile_of(path))
-    report.check_training(profile_of(path, **fits), data, counts)
-    counted = report.token_counts(profile_of(path), data)
-    most = sorted(counted)[-3]
-    long = report.too_long(profile_of(path, **{"training.max_length": most}), data, counted)
-    assert [finding.row for finding in long] == [29, 30]
-    with pytest.raises(DataError, match="rows of sft_train fits into training.max_length=20 .*--set"):
-        report.check_training(profile_of(path, **short), intake.read_own(profile_of(path)), counts)
-    save(path, [good(n, chosen="It.") for n in range(30)])
-    with pytest.raises(DataError, match="personas by rule .* no difference .* generator.model=base"):
-        report.check_training(profile_of(path), intake.read_own(profile_of(path)), counts)
+def test_the_page_counts_the_rows_that_are_longer_than_training_takes(tmp_path, monkeypatch):
+    monkeypatch.setattr(report.weights, "is_fetched", lambda source: True)
+    monkeypatch.setattr(report, "load_tokenizer", lambda source: tiny_tokenizer())
+    data = read(tmp_path, [good(n, chosen="long " * (9 + n)) for n in range(30)])
+    profile = profile_of(tmp_path / "x.jsonl")
+    most = sorted(report.token_counts(profile, data))[-3]
+    page = report.write_page(settings.set_field(profile, {"training.max_length": most}), data, tmp_path)
+    assert "2 rows are longer" in page.read_text(encoding="utf-8")
 
 
 def test_splits_follow_the_texts_alone_and_have_their_shares(tmp_path):
@@ -477,7 +469,7 @@ def test_the_command_checks_the_data_and_writes_a_page_that_names_every_damaged_
     assert f"{len(rows)} rows read, {usable} usable, {rejected} rejected" in said
     page = (results / "own" / "report" / "data.html").read_text(encoding="utf-8")
     for n, (_, field, _) in enumerate(DAMAGED):
-        assert f"<td>line {31 + n}</td><td>{html.escape(field)}</td>" in page
+        assert f"<li>line {31 + n}, {html.escape(field)}" in page
     assert "<script" not in page and "<img" not in page and "&lt;/script&gt;" in page
     assert "src=" not in page.replace("src=x", "") and "href=" not in page
     findings = (results / "own" / "report" / "data_findings.csv").read_text().splitlines()

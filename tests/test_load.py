@@ -139,7 +139,7 @@ def test_truncated_and_dropped_rows_are_counted_and_nothing_left_is_an_error():
     ]
     counts = count_rows(tiny_tokenizer(), rows, 6, "test")
     assert counts == {"rows": 3, "truncated": 1, "dropped": 1, "tokens in the longest": 8}
-    for left, said in (([], "no row has the persona"), (rows[2:], "raise max_length=6")):
+    for left, said in (([], "no row has a persona"), (rows[2:], "raise max_length=6")):
         with pytest.raises(ModelError, match=f"sft: none of {len(left)} rows .*: {said}"):
             count_rows(tiny_tokenizer(), left, 6, "sft")
 

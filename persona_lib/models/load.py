@@ -95,7 +95,7 @@ def count_rows(
         total, dropped, longest = total + 1, dropped + lost, max(longest, length)
         truncated += not lost and length > max_length
     if total == dropped:
-        way_out = f"raise max_length={max_length}" if total else "no row has the persona that is trained on"
+        way_out = f"raise max_length={max_length}" if total else "no row has a persona: see generator.model"
         raise ModelError(f"{where}: none of {total} rows can be trained on: {way_out}")
     return {"rows": total, "truncated": truncated, "dropped": dropped, "tokens in the longest": longest}
 
