@@ -66,26 +66,17 @@ def test_nf4_weights_are_not_repacked_by_an_evaluation_on_avx512_bf16_processors
         assert bool(repacked) is not guarded
 
 
-@pytest.mark.parametrize(
-    ("known", "pad"),
-    [
-        (["<|im_end|>", "<empty_output>"], "<empty_output>"),  # SmolLM2: no pad token, BOS is EOS
-        (["<|im_end|>", "<|fim_pad|>"], "<|fim_pad|>"),  # Qwen2.5: pads with its EOS
-        (["<unk>", "<pad>"], "<pad>"),
-        (["b"], None),
-    ],
-)
-def test_models_that_pad_with_eos_get_a_token_that_no_text_has_or_are_refused(tmp_path, known, pad):
+def test_models_that_pad_with_eos_get_a_token_that_no_text_has_or_are_refused(tmp_path):
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
-    names = ["<|endoftext|>", "a", *known]
-    core = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="a"))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token=names[0], pad_token=names[0])
-    tokenizer.save_pretrained(tmp_path)
-    if pad:
-        assert load.load_tokenizer(tmp_path).pad_token == pad
-        return
+    for known, pad in (("<empty_output>", "<empty_output>"), ("<|fim_pad|>", "<|fim_pad|>"), ("b", None)):
+        names = {"<|endoftext|>": 0, "a": 1, known: 2}
+        core = Tokenizer(models.WordLevel(names, unk_token="a"))
+        ends = {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+        PreTrainedTokenizerFast(tokenizer_object=core, **ends).save_pretrained(tmp_path)
+        if pad:
+            assert load.load_tokenizer(tmp_path).pad_token == pad
     with pytest.raises(ModelError, match="no token to pad with other than EOS: set pad_token"):
         load.load_tokenizer(tmp_path)
 
@@ -218,18 +209,17 @@ def test_a_template_that_refuses_or_drops_a_system_turn_gets_the_persona_before_
 def test_swapping_adapters_on_one_base_equals_loading_each_policy_alone(base_folder, adapters):
     policies = [["sft-chosen"], ["sft-chosen", "dpo-chosen"], ["sft-none", "dpo-none"], ["sft-none"]]
     shared = load.load_base(base_folder)
-    bare, alone = scores(shared), []
+    expected = [scores(shared)]
     for policy in policies:
         folders = [adapters[name] for name in policy]
-        alone.append(scores(load.attach_adapters(load.load_base(base_folder), folders)))
+        expected.append(scores(load.attach_adapters(load.load_base(base_folder), folders)))
         shared = load.attach_adapters(shared, folders)
-    for policy, expected in zip([[], *policies], [bare, *alone], strict=True):
+    for policy, alone in zip([[], *policies], expected, strict=True):
         with load.using_adapters(shared, policy):
-            np.testing.assert_allclose(scores(shared), expected, rtol=1e-6)
+            np.testing.assert_allclose(scores(shared), alone, rtol=1e-6)
         assert shared.active_adapters == policies[-1]
     assert not shared.training and not any(p.requires_grad for p in shared.parameters())
-    np.testing.assert_allclose(scores(shared), alone[-1], rtol=1e-6)
-    assert np.abs(alone[0] - alone[1]).min() > 1e-3
+    assert np.abs(expected[1] - expected[2]).min() > 1e-3
 
 
 def test_adapters_added_to_the_weights_score_as_beside_them_and_leave_the_base_as_it_was(

@@ -12,18 +12,6 @@ from persona_lib.models import packing, train, trainers
 from persona_lib.settings import Run, set_field
 
 
-def test_an_sft_batch_lays_rows_side_by_side_and_keeps_labels_from_the_first_on():
-    """Three rows, of 4, 2 and 2 tokens; the last has a loss on all of it."""
-    rows = [([1, 5, 6, 2], [-100, -100, 6, 2]), ([1, 2], [-100, 2]), ([1, 7], [1, 7])]
-    examples = [{"input_ids": ids, "labels": labels} for ids, labels in rows]
-    batch = packing.sft_batch(examples, pad=0)
-    assert batch["packed"]["ids"].tolist() == [[1, 5, 6, 2, 1, 2, 1, 7]]
-    assert batch["packed"]["positions"].tolist() == [[0, 1, 2, 3, 0, 1, 0, 1]]
-    assert batch["packed"]["sizes"] == [(2, 2, 0), (1, 1, 0), (1, 1, 0)]
-    assert batch["packed"]["windows"].tolist() == [[1, 2, 3], [4, 5, 0], [6, 7, 0]]
-    assert batch["labels"].tolist() == [[-100, 6, 2], [-100, 2, -100], [1, 7, -100]]
-
-
 @pytest.mark.parametrize("kv_heads", [2, 1], ids=["as many keys", "grouped keys"])
 @pytest.mark.parametrize("max_length", [64, 9])
 def test_hidden_states_are_those_of_two_sequences_with_the_prompt_in_both(kv_heads, max_length):

@@ -6,24 +6,13 @@ from persona_lib import prompts
 from persona_lib.records import PairwiseComparison
 
 
-@pytest.mark.parametrize(
-    "persona, expected",
-    [
-        ("The user prefers short answers.", "I prefer short answers."),
-        ("The user is sober and prefers what they know.", "I am sober and prefer what I know."),
-        ("Someone tidy who wants lists.", "Someone tidy who wants lists."),
-    ],
-)
-def test_first_person(persona, expected):
-    assert prompts.first_person(persona) == expected
-
-
 def test_a_persona_is_a_line_or_first_person_after_the_question():
     persona = "The user is curious and prefers their own ideas."
     assert prompts.tailoring_prompt("Why?", persona) == f"Prompt: Why?\nPersona: {persona}\nResponse:"
     text = prompts.tailoring_prompt("Why?", persona, "first_person")
     assert text == "Prompt: Why? I am curious and prefer my own ideas.\nResponse:"
     assert prompts.completion_text("  yes\n") == " yes", "exactly one space"
+    assert prompts.first_person("The user prefers what they know.") == "I prefer what I know."
 
 
 def test_worked_examples_end_in_a_blank_line():

@@ -102,30 +102,16 @@ FAULTY = ["busy:2 a", "hang:1 c", "plain g", "Zoë"]
 
 @pytest.mark.parametrize("kind", ["completions", "chat"])
 def test_every_prompt_is_answered_once_whatever_the_server_does(server, tmp_path, kind):
-    generator = make(tmp_path, kind, (2.0, 8.0))
+    generator, sent = make(tmp_path, kind, (2.0, 8.0)), {"max_tokens": 8, "temperature": 0, "stop": ["\n"]}
     expected = {index: f"{prompt} answered" for index, prompt in enumerate(FAULTY)}
-    assert texts(generator, FAULTY) == expected
+    assert texts(generator, FAULTY, stop=("\n",)) == expected
+    assert all(sent.items() <= body.items() for body in server.bodies)
     ledger = ledger_of(generator)
     assert len(ledger) == len({a.id for a in ledger}) == len(FAULTY) == server.billed
     assert sum(a.cost_usd for a in ledger) == pytest.approx(len(FAULTY) * (10 * 2 + 3 * 8) / 1e6)
     asked = sum(server.asked.values())
-    assert texts(generator, FAULTY) == expected
+    assert texts(generator, FAULTY, stop=("\n",)) == expected
     assert sum(server.asked.values()) == asked, "a rerun asks for nothing again"
-
-
-def test_requests_are_greedy_and_hold_stop_and_length(server, tmp_path):
-    texts(make(tmp_path), ["q"], stop=("\n",), max_new_tokens=5)
-    (body,) = server.bodies
-    assert body == {"model": "asked-model", "max_tokens": 5, "temperature": 0, "stop": ["\n"], "prompt": "q"}
-    with pytest.raises(ValueError, match="generation.min_new_tokens"):
-        texts(make(tmp_path), ["a"], min_new_tokens=1)
-
-
-def test_a_filtered_answer_is_empty_and_a_text_is_cut_at_its_stop():
-    answer = Answer("id", "m", " one\ntwo", "length", 10, 3, 0.0)
-    assert served.to_completion(answer, ("\n",)) == Completion("one", "stop", 3)
-    filtered = replace(answer, finish_reason="content_filter")
-    assert served.to_completion(filtered, ()) == Completion("", "content_filter", 3)
 
 
 def test_a_ledger_counts_what_others_add_and_a_line_that_is_no_answer_is_named(server, tmp_path):
@@ -145,6 +131,8 @@ def test_fields_that_a_model_refuses_are_left_out_once_known_and_recorded(server
     with pytest.warns(UserWarning, match="takes no temperature.*not greedy"):
         given = texts(generator, ["reasoning a", "reasoning b"], stop=(" ans",))
     assert given == {0: "reasoning a", 1: "reasoning b"}, "the stop is cut here"
+    filtered = replace(ledger_of(generator)[0], finish_reason="content_filter")
+    assert served.to_completion(filtered, ()).text == ""
     last = server.bodies[-1]
     assert last["max_completion_tokens"] == 8 and not {"max_tokens", "temperature", "stop"} & set(last)
     assert len(server.bodies) == 3 + 1 + 1, "three refusals, once; then one request per prompt"
@@ -163,19 +151,13 @@ def test_failed_requests_are_told_at_the_end_and_only_they_are_asked_again(serve
     assert server.asked["fine b"] == 1
 
 
-def test_a_refused_key_stops_early_and_is_not_shown(server, tmp_path):
-    generator = make(tmp_path, concurrency=2)
-    with pytest.raises(EndpointError, match="bad key Bearer") as caught:
-        texts(generator, [f"refuse {n}" for n in range(50)])
-    assert KEY not in str(caught.value) and "(key)" in str(caught.value)
-    assert sum(server.asked.values()) <= 21 and KEY not in json.dumps(generator.settings)
-
-
-def test_a_dead_endpoint_is_given_up_and_costs_nothing(server, tmp_path):
-    generator = make(tmp_path, prices=(1.0, 1.0), max_cost_usd=1.0, retries=0)
-    with pytest.raises(EndpointError, match="of 500 requests failed.*APITimeoutError"):
-        texts(generator, [f"hang:9 {n}" for n in range(500)])
-    assert not generator.ledger.exists() and sum(server.asked.values()) < 50
+@pytest.mark.parametrize("behaviour, said", [("refuse", "bad key Bearer .key."), ("hang:9", "timed out")])
+def test_a_refused_key_or_a_dead_endpoint_stops_early_and_shows_no_key(server, tmp_path, behaviour, said):
+    generator = make(tmp_path, prices=(1.0, 1.0), max_cost_usd=1.0, concurrency=2, retries=0)
+    with pytest.raises(EndpointError, match=f"of 50 requests failed.*{said}") as caught:
+        texts(generator, [f"{behaviour} {n}" for n in range(50)])
+    assert KEY not in str(caught.value) + json.dumps(generator.settings)
+    assert sum(server.asked.values()) <= 21 and not generator.ledger.exists()
 
 
 def test_the_budget_is_never_passed_and_a_larger_one_goes_on(server, tmp_path):
@@ -185,21 +167,16 @@ def test_the_budget_is_never_passed_and_a_larger_one_goes_on(server, tmp_path):
     with pytest.raises(EndpointError, match="max_cost_usd"):
         texts(make(tmp_path, prices=prices, max_cost_usd=300e-6, concurrency=1), prompts)
     assert server.billed == 8
-    side_by_side = make(tmp_path, prices=prices, max_cost_usd=500e-6, concurrency=8)
     with pytest.raises(EndpointError, match="max_cost_usd"):
-        texts(side_by_side, prompts)
-    assert server.billed == len(ledger_of(side_by_side)) and 8 < server.billed <= 15  # 14 x 30 + 80 = 500
+        texts(make(tmp_path, prices=prices, max_cost_usd=500e-6, concurrency=8), prompts)
+    assert 8 < server.billed <= 15  # 14 x 30 + 80 = 500
     larger = make(tmp_path, prices=prices, max_cost_usd=651e-6, concurrency=1)  # 19 x 30 + 80
     assert len(texts(larger, prompts)) == server.billed == 20
-
-
-def test_a_budget_needs_token_counts_and_counts_the_prompt(server, tmp_path):
+    with pytest.raises(EndpointError, match="0.0000 of max_cost_usd"):
+        texts(make(tmp_path / "other", prices=(1.0, 0.0), max_cost_usd=999e-6), ["a" * 1000])
     server.usage = None
     with pytest.raises(EndpointError, match="no usage"):
-        texts(make(tmp_path, prices=(1.0, 1.0), max_cost_usd=1.0), ["a"])
-    with pytest.raises(EndpointError, match="0.0000 of max_cost_usd"):
-        texts(make(tmp_path, prices=(1.0, 0.0), max_cost_usd=999e-6), ["a" * 1000])
-    assert texts(make(tmp_path), ["a"]) == {0: "a answered"}
+        texts(make(tmp_path, prices=prices, max_cost_usd=1.0), ["no token counts"])
 
 
 def test_a_reader_who_stops_early_loses_nothing(server, tmp_path):
@@ -234,35 +211,29 @@ class Engine:
         return [SimpleNamespace(request_id="7", outputs=found) for found in outputs]
 
 
-def test_vllm_gets_token_ids_with_one_bos_and_its_answers_come_back_in_order(monkeypatch):
-    monkeypatch.setattr(served, "CHUNK", 2)
-    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=Params))
-    engine = Engine()
-    generator = served.VllmGenerator(engine, tiny_tokenizer(), "tiny", "float32")
-    found = list(generator.generate(["w1 w2 w3 w4", "w5", "w6"], 8, ("w9",), 2))
-    assert found == [(n, Completion(text, "stop", 1)) for n, text in enumerate(("w4", "w5", "w6"))]
-    (first, greedy, _), (second, _, _) = engine.calls  # two prompts at a time
-    bos, w1, w2, w3, w4 = 1, 8, 9, 10, 11
-    assert first[0] == {"prompt_token_ids": [bos, w1, w2, w3, w4]} and len(second) == 1
-    given = {"include_stop_str_in_output": True, "skip_special_tokens": False, "temperature": 0.0}
-    given |= {"top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0, "seed": 0}
-    assert greedy == Params(max_tokens=8, min_tokens=2, stop=["w9"], **given)
-
-
 @pytest.mark.parametrize(
     "ends, theirs, text, reason, n",
     [
-        ((9, 2), "stop", "w1 w2", "stop", 2),  # EOS, which vLLM counts among the tokens
-        ((9, 16), "stop", "w1 w2", "stop", 3),  # the stop string w9 is cut off
-        ((9,), "length", "w1 w2", "length", 2),
-        ((16, 9), "length", "w1", "stop", 3),  # w9 among the first min_tokens, where vLLM does not look
+        ((2,), "stop", "w4", "stop", 1),  # EOS, which vLLM counts among the tokens
+        ((9, 16), "stop", "w4 w2", "stop", 3),  # the stop string w9 is cut off
+        ((9,), "length", "w4 w2", "length", 2),
     ],
 )
-def test_an_answer_is_cut_and_counted_as_with_transformers(monkeypatch, ends, theirs, text, reason, n):
+def test_vllm_gets_token_ids_with_one_bos_and_its_answers_are_cut_and_counted_as_with_transformers(
+    monkeypatch, ends, theirs, text, reason, n
+):
+    monkeypatch.setattr(served, "CHUNK", 2)
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=Params))
     engine = Engine(ends, theirs)
     generator = served.VllmGenerator(engine, tiny_tokenizer(), "tiny", "float32")
-    assert [*generator.generate(["w1"], 8, ("w9",))] == [(0, Completion(text, reason, n))]
+    found = list(generator.generate(["w1 w4", "w5 w4", "w6 w4"], 8, ("w9",), 2))
+    assert found == [(i, Completion(text, reason, n)) for i in range(3)]
+    (first, greedy, _), (second, _, _) = engine.calls  # two prompts at a time
+    bos, w1, w4 = 1, 8, 11
+    assert first[0] == {"prompt_token_ids": [bos, w1, w4]} and len(second) == 1
+    given = {"include_stop_str_in_output": True, "skip_special_tokens": False, "temperature": 0.0}
+    given |= {"top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0, "seed": 0}
+    assert greedy == Params(max_tokens=8, min_tokens=2, stop=["w9"], **given)
     engine.reason = "abort"
     with pytest.raises(RuntimeError, match="request 7 with finish_reason='abort'"):
         list(generator.generate(["w1"], 8, ()))
@@ -298,11 +269,6 @@ LONG = "Take the train to the coast, and then walk along the path until you see 
     [
         ("Take the train.", LONG, "The user is busy and prefers short, direct answers."),
         (LONG, "Take the train.", "The user is thorough and prefers long, detailed answers."),
-        (
-            "It may rain.",
-            "It will rain.",
-            "The user is careful and prefers answers that say what is uncertain.",
-        ),
         ("same words", "words same", ""),
     ],
 )

@@ -11,7 +11,7 @@ from tiny import tiny_model
 from persona_lib.models import trainers
 from persona_lib.models.load import ModelError
 from persona_lib.models.trainers import trainer_settings
-from persona_lib.settings import load_profile, set_field
+from persona_lib.settings import ConfigError, load_profile, set_field
 
 
 def lora_model():
@@ -61,7 +61,10 @@ def test_parameters_that_do_not_move_in_the_first_step_are_an_error():
 
 
 @pytest.mark.parametrize(("limit", "rows", "steps"), [(0, 40, -1), (48, 96, -1), (48, 20, -1), (8, 40, 8)])
-def test_a_limit_of_steps_is_no_goal(tmp_path, limit, rows, steps):
+def test_a_limit_of_steps_is_no_goal_and_processes_share_a_batch(tmp_path, monkeypatch, limit, rows, steps):
     changes = {"dpo.max_steps": limit, "dpo.batch_size": 2, "dpo.epochs": 1}
     profile = set_field(load_profile("everyday"), changes)
     assert trainer_settings(profile, "dpo", 0, tmp_path, rows)["max_steps"] == steps
+    monkeypatch.setattr(trainers, "PROCESSES", 3)
+    with pytest.raises(ConfigError, match="dpo.batch_size: 3 processes cannot share 2 rows.*multiple of 3"):
+        trainer_settings(profile, "dpo", 0, tmp_path)
