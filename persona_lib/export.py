@@ -42,10 +42,10 @@ def base_facts(run: Run) -> dict[str, Any]:
     facts = {"source": source, "name": Path(source).name, "hub_id": "", "revision": "", "packaged": {}}
     if weights.is_packaged(source):
         row = weights.entry(source)
-        hub_id = "" if row["layers"] else weights.split_id(row["hub"])[0]
+        hub_id = "" if row["layers"] else row["hub"].partition("@")[0]
         facts |= {"name": row["hub"], "hub_id": hub_id, "packaged": row}
     elif weights.is_hub_id(source):
-        name, written = weights.split_id(source)
+        name, _, written = source.partition("@")
         facts |= {"name": name, "hub_id": name, "revision": revision or written}
     return facts
 

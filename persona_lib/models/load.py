@@ -1,8 +1,7 @@
 """Load language models (also in NF4), encode texts for them, stack LoRA adapters, score and join.
 
-Texts are tokenised as TRL's trainers do, so that what is checked here is what is trained on and scored.
-
-A policy is a base and the names of the adapters that are active on it: one loaded base serves every arm.
+Texts are tokenised as TRL's trainers do: what is checked here is trained on and scored. A policy is a base
+and the names of the adapters that are active on it: one loaded base serves every arm.
 """
 
 from __future__ import annotations
@@ -125,8 +124,8 @@ def model_key(source: str | Path, revision: str = "") -> str:
 def load_tokenizer(source: str | Path, revision: str = "") -> Any:
     """Load a tokenizer that pads on the left (for generation) with a pad token distinct from EOS.
 
-    With pad == EOS a collator that masks padding also masks EOS, and the model never learns to stop. So the
-    vocabulary gives another (``PAD_TOKENS``). Raises ModelError if it has none, or no EOS.
+    With pad == EOS a collator that masks padding also masks EOS, and the model never learns to stop. Raises
+    ModelError if the vocabulary has no other (``PAD_TOKENS``), or no EOS.
     """
     from transformers import AutoTokenizer
 
@@ -169,16 +168,11 @@ def nf4_config(compute_dtype: str) -> Any:
 
 
 def load_base(
-    source: str | Path,
-    revision: str = "",
-    quantization: str = "none",
-    dtype: str = "float32",
-    expand: bool = False,
+    source: str | Path, revision: str = "", quantization: str = "none", dtype: str = "float32"
 ) -> Any:
     """Load a causal language model in a ``dtype`` (of NF4: to compute in), frozen and in eval mode.
 
-    ``expand`` dequantises NF4 weights once instead of in every forward pass: the same function, faster, for
-    the memory of an unquantised model. Raises ModelError for a layer that NF4 would quantise wrongly.
+    Raises ModelError for a layer that NF4 would quantise wrongly.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -194,8 +188,6 @@ def load_base(
     )
     if quantization == "nf4":
         guard_nf4(model)
-        if expand:
-            model = model.dequantize()
     return model.requires_grad_(False).eval()
 
 
@@ -203,7 +195,7 @@ def guard_nf4(model: Any) -> None:
     """Raise ModelError if no layer is in four bits, or if NF4's blocks of 64 do not divide a layer's rows.
 
     On AVX512-BF16 processors the first forward pass without gradients would repack weights for a kernel that
-    has no backward pass: from then on every gradient is zero. That is switched off, or refused.
+    has no backward pass: from then on every gradient is zero. That is switched off.
     """
     from bitsandbytes.nn import Linear4bit
 
@@ -216,11 +208,7 @@ def guard_nf4(model: Any) -> None:
                 f"layer {name}: in_features={module.in_features} is not a multiple of {NF4_BLOCK}; NF4 would "
                 "be silently wrong: use sizes that are multiples of 64, or quantization=none"
             )
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
-        elif module.weight.device.type == "cpu":
-            lacks = "this bitsandbytes has no Linear4bit.support_avx512bf16_for_cpu"
-            raise ModelError(f"layer {name}: {lacks} and would lose gradients: install the pinned version")
+        module.support_avx512bf16_for_cpu = False
 
 
 # --- Adapters ---

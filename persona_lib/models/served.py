@@ -1,13 +1,11 @@
 """Load the generator that a profile asks for: a served model, vLLM, transformers, or a rule without a model.
 
-``load_generator`` returns what a profile asks for. It has ``generate`` (of prompts) or ``write`` (of pairs).
-
 A served model is asked in OpenAI's protocol by the ``openai`` client, which repeats timeouts, 408, 409, 429
 and 5xx. Every answer is appended to a ledger, with its cost, before anything else sees it: a killed run pays
 for nothing twice. The budget counts what servers report, and the most that a failed request can cost.
 
-vLLM gets and returns token ids: a text would get a second BOS, and texts are cut by the same code as with
-transformers. Written against vLLM 0.30.0 (``constraints-vllm.txt``); not run by us on a GPU.
+vLLM gets and returns token ids: a text would get a second BOS. Written against vLLM 0.30.0
+(``constraints-vllm.txt``); not run by us on a GPU.
 """
 
 from __future__ import annotations
@@ -33,7 +31,6 @@ from persona_lib.models.load import load_base, load_tokenizer, model_key
 from persona_lib.settings import ModelRole, Run, results_dir
 from persona_lib.texts import SPACELESS
 
-KEY_VARIABLE = "OPENAI_API_KEY"  # of the environment; the key goes nowhere but into the request
 FAILURES_IN_A_ROW = 20  # after so many, nobody is at home
 
 
@@ -45,8 +42,7 @@ class EndpointError(RuntimeError):
 class Answer:
     """A line of the ledger. ``id`` is the hash of the request; tokens are as the server counted them.
 
-    ``refused`` names the fields that this model does not take and was asked without (``max_tokens``: by its
-    newer name); without "temperature" an answer is not greedy.
+    ``refused`` names the fields that the model was asked without (``max_tokens``: by its newer name).
     """
 
     id: str
@@ -69,15 +65,14 @@ def to_completion(answer: Answer, stop: Sequence[str]) -> Completion:
 class EndpointGenerator:
     """A served model that completes prompts; requests go side by side, each in a thread.
 
-    ``timeout`` is in seconds per attempt. ``max_cost_usd`` is for all that the ledger holds (``spent``), also
-    from others who share it; 0 means no limit.
+    ``max_cost_usd`` is for all that the ledger holds (``spent``), also from others who share it; 0: no limit.
     """
 
     role: ModelRole
     ledger: Path
     max_cost_usd: float = 0.0
     concurrency: int = 16
-    timeout: float = 120.0
+    timeout: float = 120.0  # seconds per attempt
     retries: int = 5
 
     def __post_init__(self) -> None:
@@ -94,12 +89,12 @@ class EndpointGenerator:
     def generate(self, prompts: Sequence[str], *how: Any, **more: Any) -> Iterator[tuple[int, Completion]]:
         """Yield (index, completion): those of the ledger first, then as they arrive; see ``Decoding``.
 
-        Equal prompts are asked once. Raises ValueError for ``min_new_tokens``, which the protocol does not
-        know; EndpointError at the end if requests failed or ``max_cost_usd`` forbids the rest.
+        Equal prompts are asked once. Raises ValueError for ``min_new_tokens``; EndpointError at the end if
+        requests failed or ``max_cost_usd`` forbids the rest.
         """
         decoding = Decoding(*how, **more)
         if decoding.min_new_tokens:
-            raise ValueError("an endpoint takes no min_new_tokens: set generation.min_new_tokens=0")
+            raise ValueError("the protocol has no min_new_tokens: set generation.min_new_tokens=0")
         rows = store.read_rows(self.ledger, Answer) if self.ledger.exists() else []
         known, self.spent = {row.id: row for row in rows}, sum(row.cost_usd for row in rows)
         bodies: dict[str, dict[str, Any]] = {}
@@ -134,7 +129,7 @@ class EndpointGenerator:
         """Yield the answers to requests (id -> body) as they arrive; then raise what stopped or failed."""
         import openai
 
-        key = os.environ.get(KEY_VARIABLE) or "no key"  # a server of one's own may want none
+        key = os.environ.get("OPENAI_API_KEY") or "no key"  # a server of one's own may want none
         client = openai.OpenAI(base_url=self.url, api_key=key, timeout=self.timeout, max_retries=self.retries)
         running: dict[Future[Answer], float] = {}  # -> the most that it can cost
         failures: list[Exception] = []
@@ -238,10 +233,7 @@ def load_engine(source: str, revision: str, dtype: str, ranks: Sequence[int] = (
 
 
 def lora_request(name: str, key: str, folder: Path) -> Any:
-    """Return vLLM's handle for an adapter whose content ``key`` identifies.
-
-    vLLM knows adapters by number and cached prompts by name: both are made of the key, so none is mistaken.
-    """
+    """Return vLLM's handle for an adapter; its number and name are made of ``key``, its content's hash."""
     from vllm.lora.request import LoRARequest
 
     name = f"{name}@{key}"
@@ -315,10 +307,7 @@ FEATURES = (
 
 
 def surface_persona(preferred: str, other: str) -> str:
-    """Return a persona from the one or two largest differences; "" if nothing that is counted differs.
-
-    Not the paper's persona inference: it sees length, lists, numbers and tone, and nothing of what is said.
-    """
+    """Return a persona from the one or two largest differences in form (not content); "" without any."""
     found = []
     for pattern, more, less in FEATURES:
         a, b = (len(re.findall(pattern, text, re.IGNORECASE | re.MULTILINE)) for text in (preferred, other))
@@ -332,7 +321,7 @@ def surface_persona(preferred: str, other: str) -> str:
 
 
 class SurfaceGenerator:
-    """Writes personas by rule. It is asked about pairs, not prompts: ``write`` takes the two responses."""
+    """Writes personas by rule, of pairs of responses instead of prompts."""
 
     name, settings = SURFACE, {"model": SURFACE}
 
@@ -362,10 +351,9 @@ def role_key(run: Run, role: str) -> str:
 
 
 def load_generator(run: Run, role: str) -> Any:
-    """Return the run's "generator" (persona inference) or "judge", as the profile's group of that name says.
+    """Return a role's generator, which has ``generate`` (of prompts) or ``write`` (of pairs of responses).
 
-    A name of GENERATORS stands for itself; another one is a model, which is asked where it is served or by
-    ``generation.engine``. Served models of a profile share ledger and budget.
+    Models that are not served run in ``generation.engine``. Served ones share a profile's ledger and budget.
     """
     profile, named = run.profile, getattr(run.profile, role)
     if named.url:

@@ -1,8 +1,8 @@
 """Train the persona-tailoring policies (paper section 4): SFT, then DPO on top of it, both with LoRA.
 
-The base stays frozen (in four bits for QLoRA). DPO trains a second adapter on the frozen SFT adapter; its
-reference is the base with the SFT adapter alone. The trainers are TRL's (``trainers``); here are the rows and
-the folders. ``accelerate launch -m persona_lib.models.train`` trains one adapter with several processes.
+The base stays frozen (in four bits for QLoRA). DPO trains a second adapter on the frozen SFT adapter, its
+reference. The trainers are TRL's (``trainers``); here are the rows and the folders.
+``accelerate launch -m persona_lib.models.train`` trains one adapter with several processes.
 """
 
 from __future__ import annotations
@@ -61,14 +61,6 @@ def load_rows(run: Run, method: str, train_persona: str) -> tuple[dict[str, list
     return rows, without
 
 
-def arm_settings(run: Run, train_persona: str) -> Run:
-    """Return the run with the settings of one arm: the ``plain.*`` ones for the arm without personas."""
-    if train_persona != "none":
-        return run
-    plain = {name.replace("_", ".", 1): value for name, value in vars(run.profile.plain).items()}
-    return dataclasses.replace(run, profile=set_field(run.profile, plain))
-
-
 def training_spec(run: Run, method: str, train_persona: str) -> dict[str, Any]:
     """Return all that an adapter depends on; its hash is the adapter's key."""
     spec = {
@@ -112,7 +104,10 @@ def train_arms(run: Run, method: str) -> list[Path]:
 
 def train_adapter(run: Run, method: str, train_persona: str, folder: Path | None = None) -> Path:
     """Train one arm's adapter, if it is not done; returns its folder. DPO needs the arm's SFT adapter."""
-    folder, run = folder or adapter_folder(run, method, train_persona), arm_settings(run, train_persona)
+    folder = folder or adapter_folder(run, method, train_persona)
+    if train_persona == "none":  # the arm without personas has settings of its own
+        plain = {name.replace("_", ".", 1): value for name, value in vars(run.profile.plain).items()}
+        run = dataclasses.replace(run, profile=set_field(run.profile, plain))
     spec = training_spec(run, method, train_persona)
     if not store.is_done(folder, key := store.content_hash(spec)):
         rows, without = load_rows(run, method, train_persona)
@@ -197,8 +192,7 @@ def release_memory() -> None:
     import torch
 
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()
 
 
 def qlora_section(run: Run, steps: int = 4, rows: int = 16) -> Any:

@@ -59,8 +59,10 @@ def policy_key(run: Run, arm: str) -> list[Any]:
 def open_base(run: Run) -> tuple[Any, Any]:
     """Return the base as it was trained on, and its tokenizer; four-bit weights are expanded on a CPU."""
     base = run.profile.base
-    model = load_base(*run.base_source, base.quantization, base.dtype, device() == "cpu")
-    return model, load_tokenizer(*run.base_source)
+    model = load_base(*run.base_source, base.quantization, base.dtype)
+    if base.quantization == "nf4" and device() == "cpu":
+        model = model.dequantize()  # once instead of in every forward pass: the same function
+    return model.requires_grad_(False), load_tokenizer(*run.base_source)
 
 
 def generators(run: Run, specs: Sequence[RunSpec]) -> Iterator[tuple[RunSpec, Any]]:
@@ -105,7 +107,7 @@ def plain_base(run: Run) -> tuple[str, str]:
     key = store.content_hash(model_key(*run.base_source), base.quantization, base.dtype)
     folder = results_dir(run.profile) / "expanded" / key
     if not store.is_done(folder, key):
-        load_base(*run.base_source, base.quantization, base.dtype, expand=True).save_pretrained(folder)
+        load_base(*run.base_source, base.quantization, base.dtype).dequantize().save_pretrained(folder)
         load_tokenizer(*run.base_source).save_pretrained(folder)
         store.mark_done(folder, key)
         release_memory()
