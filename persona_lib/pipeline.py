@@ -109,7 +109,6 @@ def validate(profile: Profile, only_asked: bool = False) -> None:
         official.find_data_dir(profile.data.path, authors)
     if intake.NAME not in profile.datasets:
         return
-    intake.check_judge(profile)
     try:
         data = intake.read_own(profile)
         print("\n".join(intake.describe(data)))

@@ -44,7 +44,6 @@ def parquet_bytes() -> bytes:
         ("lines.json", lambda: LINES.encode()),
         ("array.json", lambda: json.dumps(ROWS, indent=1).encode()),
         ("x.jsonl.gz", lambda: gzip.compress(LINES.encode())),
-        ("object.json", lambda: json.dumps({"version": 1, "data": ROWS}, indent=1).encode()),
         ("semicolons.csv", lambda: as_cells(";").encode()),
         ("bars.csv", lambda: as_cells("|").encode()),
         ("utf16.jsonl", lambda: LINES.encode("utf-16")),
@@ -54,9 +53,7 @@ def parquet_bytes() -> bytes:
 )
 def test_every_kind_of_file_gives_the_same_rows(tmp_path, name, content):
     (tmp_path / name).write_bytes(content())
-    (tmp_path / "notes.txt").write_text("about the data")
-    for place in (tmp_path / name, tmp_path):  # a folder with one data file is that file
-        assert [row.value for row in read_rows(str(place))[0]] == ROWS
+    assert [row.value for row in read_rows(str(tmp_path / name))[0]] == ROWS
 
 
 def test_splits_of_a_saved_folder_are_given_splits_and_its_key_sees_a_change(tmp_path):
@@ -64,7 +61,7 @@ def test_splits_of_a_saved_folder_are_given_splits_and_its_key_sees_a_change(tmp
 
     table, path = datasets.Dataset.from_list(ROWS), str(tmp_path / "d")
     datasets.DatasetDict({"train": table, "test": table}).save_to_disk(path)
-    found = [(row.row, row.place, row.split) for row in read_rows(path)[0]]
+    found = [(row.row, row.place, row.value["split"]) for row in read_rows(path)[0]]
     assert found == [(1, "train row 1", "train"), (2, "train row 2", "train"),
                      (3, "test row 1", "test"), (4, "test row 2", "test")]  # fmt: skip
     key = source_key(path)
@@ -72,16 +69,14 @@ def test_splits_of_a_saved_folder_are_given_splits_and_its_key_sees_a_change(tmp
     assert source_key(path) != key
 
 
-def test_a_damaged_row_of_csv_costs_only_itself_and_says_its_line(tmp_path):
+def test_a_short_row_of_csv_costs_only_itself_and_says_its_line(tmp_path):
     path = tmp_path / "x.csv"
-    path.write_text('prompt,chosen,rejected\na,b\n"c"x,d,e\nf,g,h\ni,j,k,l\n\n"m\nn",o,p\nq,"r')
+    path.write_text('prompt,chosen,rejected\na,b\nf,g,h\ni,j,k,l\n\n"m\nn",o,p\nq,r,s\n')
     rows, _ = read_rows(str(path))
     values = [list(row.value.values()) if isinstance(row.value, dict) else None for row in rows]
-    assert values == [None, None, ["f", "g", "h"], None, ["m\nn", "o", "p"], None]
+    assert values == [None, ["f", "g", "h"], None, ["m\nn", "o", "p"], ["q", "r", "s"]]
     assert str(rows[0].value).startswith("2 cells, the header has 3: quote cells that hold")
-    assert "a quote is not closed" in str(rows[5].value) and rows[4].place == "row 5 (line 7)"
-    path.write_bytes("prompt,chosen,rejected\ncafé,a,b\n".encode("cp1252"))
-    assert read_rows(str(path))[0][0].value["prompt"] == "café"
+    assert [row.place for row in rows[:2]] == ["row 1 (line 2)", "row 2 (line 3)"]
 
 
 @pytest.mark.parametrize(
@@ -89,19 +84,14 @@ def test_a_damaged_row_of_csv_costs_only_itself_and_says_its_line(tmp_path):
     [
         ("x.xlsx", b"PK", "files of this kind are not read. Use JSON lines.*save a spreadsheet as CSV"),
         ("x.csv", b"prompt,chosen,rejected\n", "no row in it"),
-        ("x.csv", b'"prompt,chosen', "cannot be read .*JSON lines"),
+        ("x.csv", b'prompt,chosen\na,b\nq,"r', "line 3: .*; a quote is not closed"),
         ("x.csv", b"prompt,chosen,chosen\na,b,c\n", "two columns have the same name: prompt, chosen, chosen"),
         ("x.json", b'[{"prompt": "a"}, {"pro', "cannot be read .*JSON lines"),
         ("x.jsonl", b"prompt chosen\nrejected", "no JSON: .*; line 1: not valid JSON"),
-        ("x.jsonl", LINES.encode("utf-16-le"), "name its encoding in the mapping"),
+        ("x.jsonl", LINES.encode("utf-16-le"), "with its encoding named in the mapping"),
         ("x.jsonl.gz", b"not zipped", "cannot be read"),
         ("x.json", b'[{"prompt": "a"}, {"prompt": ' + b"1" * 5000 + b"}]", "Exceeds the limit"),
-        ("x.jsonl", '{"prompt": "Как варить рис?"}'.encode("cp1251"), "name its encoding in the mapping"),
-        (
-            "x.csv",
-            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
-            "is a Git LFS pointer",
-        ),
+        ("x.csv", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer"),
         ("x.parquet", b"not parquet", "cannot be read .*Parquet"),
     ],
 )
@@ -122,7 +112,7 @@ def test_a_folder_of_several_files_a_missing_file_and_an_unreachable_hub_id_are_
     for name in ("a.jsonl", "b.json"):
         (tmp_path / name).write_text(LINES)
     for place, said in {
-        str(tmp_path): r"holds 2 data files \(a.jsonl, b.json\); name one file",
+        str(tmp_path): "A folder: name the data file in it",
         "some/data.jsonl": "some/data.jsonl: no such file or folder",
         f"someone/pairs@{'a' * 40}": "someone/pairs@a+: cannot be read .Couldn't.*HF_HUB_OFFLINE",
     }.items():
@@ -130,10 +120,9 @@ def test_a_folder_of_several_files_a_missing_file_and_an_unreachable_hub_id_are_
             read_rows(place)
 
 
-def test_encoding_and_separator_are_said(tmp_path):
+def test_encoding_and_separator_are_said_and_damage_stays_in_its_row(tmp_path):
     path = tmp_path / "x.csv"
     path.write_bytes("prompt;chosen;rejected\nWie geht's, Jürgen?;gut, danke;schlecht\n".encode("cp1252"))
-    rows, how = read_rows(str(path))
-    assert how == "as cp1252, cells separated by semicolons" and rows[0].value["chosen"] == "gut, danke"
-    path.write_bytes("prompt,chosen,rejected\nКак дела?,a,b\n".encode("cp1251"))
-    assert read_rows(str(path), encoding="cp1251")[0][0].value["prompt"] == "Как дела?"
+    assert read_rows(str(path))[0][0].value["prompt"] == "Wie geht's, J\ufffdrgen?"
+    rows, how = read_rows(str(path), encoding="cp1252")
+    assert how == "as cp1252, cells separated by semicolons" and "Jürgen" in rows[0].value["prompt"]

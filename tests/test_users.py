@@ -13,7 +13,7 @@ from persona_lib.data import intake, preference, tailoring
 from persona_lib.data.rows import OwnRow
 from persona_lib.paper import personas, swap
 from persona_lib.paper.answers import eval_rows
-from persona_lib.records import HISTORY, DataError, PreferencePair
+from persona_lib.records import HISTORY, PreferencePair
 from persona_lib.settings import Run, load_profile, set_field
 
 EXAMPLE = settings.REPO / "examples" / "users.jsonl"
@@ -65,21 +65,9 @@ def test_the_order_of_rows_and_the_hash_of_users_decide_nothing():
     assert by_split(first, "prompt") == by_split(again, "prompt")
 
 
-def test_few_users_or_split_by_prompt_give_splits_by_prompt():
+def test_few_users_give_splits_by_prompt():
     few = rows_of({f"u{n}": [word(10 * n + k) for k in range(20)] for n in range(3)})
     assert by_split(intake.assign_splits(few, 0.5)[0], "user").keys() == {"train", "validation", "test"}
-    with pytest.raises(DataError, match="needs 4 users of two pairs or more"):
-        intake.assign_splits(few, 0.5, "user")
-    by_prompt = by_split(intake.assign_splits(rows_of(APART), 0.5, "prompt")[0], "user")
-    assert HISTORY not in by_prompt and by_prompt["test"] <= by_prompt["train"]
-
-
-def test_given_splits_stay_but_half_of_an_unseen_users_test_pairs_are_history_and_others_are_noted():
-    train = {"a": [word(n) for n in range(20)]}
-    test = {"a": [word(30)], "b": [word(n) for n in range(31, 35)]}
-    rows, given = intake.assign_splits([*rows_of(train, "train"), *rows_of(test, "test")], 0.5)
-    assert given and [r.split for r in rows if r.pair.user == "b"].count(HISTORY) == 2
-    assert [f.code for f in intake.between_splits(rows, 0.5)] == ["user in two splits"]
 
 
 # --- personas of users ---

@@ -1,8 +1,8 @@
 """A user's own preference data (``--data FILE``): read, validated and split, with an account of every row.
 
-Rows of a file, a folder or a hub id become pairs; what is wrong with a row is a `Finding` with a code of
-REJECTED (the row is left out) or NOTED (it is kept). Given splits are kept. Otherwise pairs are split
-80/10/10 by prompt, near prompts together; texts alone decide, not a seed or the order of rows.
+Rows become pairs; what is wrong with a row is a `Finding` with a code of REJECTED (the row is left out) or
+NOTED (it is kept). Given splits are kept. Otherwise pairs are split 80/10/10, by user where there are users
+enough, else by prompt, near prompts together; texts alone decide, not a seed or the order of rows.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-import math
 import re
 import secrets
 from collections import Counter, defaultdict
@@ -22,37 +21,32 @@ from typing import TYPE_CHECKING, Any
 from persona_lib.data.mapping import (
     FORMATS,
     MISSING,
-    OURS,
     Mapping,
     RowError,
     conversation_texts,
     find_mapping,
-    is_conversation,
     lookup,
     plain,
     read_mapping,
-    user_column,
+    user_hint,
 )
 from persona_lib.data.retrieval import normal
 from persona_lib.data.rows import KINDS, REJECTED, Finding, OwnRow, read_rows, source_key
 from persona_lib.records import HISTORY, PAIR_FIELDS, PAIR_SPLITS, DataError, PreferencePair
 from persona_lib.settings import ConfigError, Profile, results_dir
 from persona_lib.store import VERSIONS, content_hash, file_hash
-from persona_lib.texts import near_duplicates
-from persona_lib.texts import near_groups as groups_of
+from persona_lib.texts import near_groups
 
 if TYPE_CHECKING:
     import pandas as pd
 
 NAME = "own"  # the data set's name in profiles and results
 READ = 2  # raised when the same file gives other pairs or splits
-SPLIT_NAMES = OURS | dict.fromkeys(("dev", "val", "valid", "eval"), "validation")
 SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
 TEST_USERS = 0.25, 5, 0.45  # share of the users of two pairs or more; but so many; but at most this share
 LEAST_USERS = 4  # of two pairs or more, without which splits are by prompt
 # Different prompts of each split: train is split in four, and a shuffled persona is that of another test row.
 LEAST_OF = {"train": 10, "validation": 1, "test": 2}
-LEAST_PROMPTS = 20  # different prompts without which there is nothing to train and test on
 BROKEN_TEXT = {
     "lost characters": re.compile("[\ufffd\ud800-\udfff]"),
     "control character": re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"),
@@ -63,13 +57,9 @@ SECRET = ("e-mail", "phone", "key")  # findings that show the beginning alone
 
 # --- one row becomes a pair, or says why it is none ---
 
-Side = tuple[str, Any]  # a response's column and value
-
 
 def check_text(column: str, value: Any) -> None:
     """Raise RowError for a value that is unusable by itself."""
-    if value is None:
-        raise RowError(column, "null")
     if not isinstance(value, str):
         raise RowError(column, "not text", f"{type(value).__name__}: {str(value)[:60]}")
     if not value.strip():
@@ -84,102 +74,63 @@ def excerpt(match: re.Match[str]) -> str:
     return ascii(match.string[max(0, match.start() - 15) : match.end() + 15])
 
 
-def number_of(column: str, value: Any) -> float:
-    """Return a score or rank; RowError for a value that is no number."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if math.isnan(number):
-        raise RowError(column, "label", f"{value!r} is no number"[:60])
-    return number
-
-
-def is_first(values: dict[str, Any], mapping: Mapping) -> bool:
-    """Say whether a row's label is one of ``first``; RowError for a tie or an unknown label."""
-    label = plain(lookup(values, mapping.label))
-    if label not in (*mapping.first, *mapping.second):
-        raise RowError(mapping.label, "tie" if label in mapping.tie else "label", f"{label!r}"[:60])
-    return label in mapping.first
-
-
-def ranked(values: dict[str, Any], mapping: Mapping) -> tuple[list[Any], list[float]]:
-    """Return the answers of a ranking, and numbers of which the highest is best."""
-    answers, order = lookup(values, mapping.ranking), mapping.rank or mapping.score
-    found = [[lookup(one, path) for path in (mapping.answer, order)] for one in answers or ()]
-    if len(found) < 2 or any(MISSING in one for one in found):
-        said = f"it needs two answers or more, each with {mapping.answer} and {order}"
-        raise RowError(mapping.ranking, "ranking", said)
-    sign = -1 if mapping.rank else 1
-    return [text for text, _ in found], [sign * number_of(order, number) for _, number in found]
-
-
-def sides_of(values: dict[str, Any], mapping: Mapping) -> tuple[Side, Side]:
-    """Return the best and the worst response, the later of equally bad ones; RowError for a tie."""
-    sides = [(column, lookup(values, column)) for column in (mapping.sides * 2)[:2]]
-    orders, decided = [1.0, 0.0], mapping.label
+def sides_of(values: dict[str, Any], mapping: Mapping) -> list[tuple[str, Any]]:
+    """Return column and value of the best and the worst response, the last of these; RowError for a tie."""
+    sides, column, numbers = [(name, lookup(values, name)) for name in mapping.sides], mapping.label, [1, 0]
     if mapping.ranking:
-        texts, orders = ranked(values, mapping)
-        sides, decided = [(mapping.ranking, text) for text in texts], mapping.rank or mapping.score
+        column, paths = mapping.ranking, (mapping.answer, mapping.rank or mapping.score)
+        items = sides[0][1] if isinstance(sides[0][1], (list, tuple)) else ()
+        found = [[lookup(item, path) for path in paths] for item in items]
+        if len(found) < 2 or any(MISSING in one for one in found):
+            said = f"it needs two answers or more, each with {' and '.join(paths)}"
+            raise RowError(column, "ranking", said)
+        sides, numbers = [(column, text) for text, _ in found], [number for _, number in found]
     elif mapping.scores:
-        decided = mapping.scores[0]
-        orders = [number_of(column, lookup(values, column)) for column in mapping.scores]
-    elif mapping.responses and not is_first(values, mapping):
-        orders = [0.0, 1.0]
-    places = range(len(orders))
-    best, worst = max(places, key=lambda n: (orders[n], -n)), max(places, key=lambda n: (-orders[n], n))
-    apart = orders[best] - orders[worst]
-    if apart == 0 or apart < mapping.margin or (best and mapping.scores and not mapping.responses):
-        raise RowError(decided, "tie", f"{orders}"[:60])
-    return sides[best], sides[worst]
+        column, numbers = mapping.scores[0], [lookup(values, name) for name in mapping.scores]
+    elif mapping.label:
+        label = plain(lookup(values, column))
+        numbers = [label in mapping.first, label in mapping.second]
+        if not any(numbers):
+            raise RowError(column, "tie" if label in mapping.tie else "label", f"{label!r}"[:60])
+    try:
+        orders = [-float(number) if mapping.rank else float(number) for number in numbers]
+    except (TypeError, ValueError, OverflowError) as error:
+        raise RowError(column, "label", f"{numbers} are no numbers"[:60]) from error
+    best, worst = orders.index(max(orders)), max(range(len(orders)), key=lambda n: (-orders[n], n))
+    if not orders[best] > orders[worst]:
+        raise RowError(column, "tie", f"{numbers}"[:60])
+    return [sides[best], sides[worst]]
 
 
-def prompt_of(values: dict[str, Any], mapping: Mapping) -> Any:
-    """Return a row's prompt: of several columns, those that hold text below each other."""
-    given = [lookup(values, column) for column in mapping.prompt]
-    if len(given) == 1 or all(value is MISSING for value in given):
-        return given[0]
-    given = [value for value in given if value is not MISSING]
-    if other := [value for value in given if not isinstance(value, (str, type(None)))]:
-        raise RowError(" + ".join(mapping.prompt), "not text", f"{type(other[0]).__name__}"[:60])
-    return "\n\n".join(text.strip() for text in given if text and text.strip())
-
-
-def texts_of(values: dict[str, Any], mapping: Mapping) -> dict[str, str]:
+def texts_of(row: OwnRow, mapping: Mapping) -> dict[str, str]:
     """Return prompt, chosen and rejected of a row as text; RowError says what is wrong."""
-    prompt = prompt_of(values, mapping)
-    lost = [column for column in mapping.needed if lookup(values, column) is MISSING]
-    if not lost and prompt is MISSING:
-        inside = all(is_conversation(lookup(values, side)) for side in mapping.sides)
-        lost = [] if inside and "prompt" not in mapping.named else list(mapping.prompt)
-    if lost:
-        raise RowError(lost[0], "missing", f"it has {', '.join(map(str, values)) or 'nothing'}")
+    values, prompt = row.value, lookup(row.value, mapping.prompt[0])
+    if len(mapping.prompt) > 1:  # those that hold text below each other
+        prompt = "\n\n".join(filter(None, (optional(row, column) for column in mapping.prompt)))
+    for column in mapping.needed:
+        if lookup(values, column) is MISSING:
+            raise RowError(column, "missing", f"it has {', '.join(map(str, values)) or 'nothing'}")
     (good, chosen), (bad, rejected) = sides_of(values, mapping)
     columns = dict(zip(PAIR_FIELDS, (" + ".join(mapping.prompt), good, bad), strict=True))
     try:
         found = conversation_texts(None if prompt is MISSING else prompt, chosen, rejected)
     except RowError as error:
         field, *said = error.args
-        raise RowError(columns[field], *said) from error
+        raise RowError(columns.get(field, field), *said) from error
     texts = dict(zip(PAIR_FIELDS, found, strict=True))
     for field, text in texts.items():
         check_text(columns[field], text)
-    if texts["chosen"].strip() == texts["rejected"].strip() and not mapping.response:
+    if texts["chosen"].strip() == texts["rejected"].strip():
         raise RowError(bad, "identical")
     return texts
 
 
 def split_of(row: OwnRow, mapping: Mapping) -> str:
-    """Return the given split of a row, "" without one; RowError for one that is not known or not read."""
-    given = row.split
-    if (own := lookup(row.value, mapping.split)) is not MISSING and (mapping.split != "split" or not given):
-        given = own
-    if given in ("", None):
-        return ""
-    known = dict(mapping.splits) or SPLIT_NAMES
-    if plain(given) not in known:
-        raise RowError(mapping.split, "other split" if mapping.splits else "split", str(given))
-    return known[plain(given)]
+    """Return the given split of a row, "" without one; RowError for one that is not read."""
+    given = optional(row, mapping.split)
+    if given and plain(given) not in mapping.splits:
+        raise RowError(mapping.split, "split", given)
+    return mapping.splits[plain(given)] if given else ""
 
 
 def optional(row: OwnRow, column: str) -> str:
@@ -191,44 +142,19 @@ def optional(row: OwnRow, column: str) -> str:
 
 
 def read_pair(row: OwnRow, mapping: Mapping, salt: bytes = b"") -> OwnRow:
-    """Return a row with its pair, split and category; RowError says why it makes none.
-
-    An unpaired thumb has one side only (`join_thumbs`). Without a ``salt`` users are shown as they are.
-    """
+    """Return a row with its pair and split, its user hashed if there is a ``salt``; RowError says why not."""
     if not isinstance(row.value, dict):
-        raise RowError("row", "unreadable", str(row.value))
-    split, texts = split_of(row, mapping), texts_of(row.value, mapping)
-    if mapping.response:
-        texts["rejected" if is_first(row.value, mapping) else "chosen"] = ""
+        raise RowError("row", "unreadable", str(row.value)[:200])
+    split, texts = split_of(row, mapping), texts_of(row, mapping)
     for name in ("persona_chosen", "persona_rejected"):
         texts[name] = optional(row, getattr(mapping, name))
-        if texts[name]:
-            check_text(getattr(mapping, name), texts[name])
     user = optional(row, mapping.user)
     if mapping.user and not user:
         raise RowError(mapping.user, "user")
     if user and salt:
         user = hashlib.blake2b(user.encode("utf-8", "replace"), key=salt, digest_size=6).hexdigest()
     pair = PreferencePair(optional(row, mapping.id) or f"{NAME}-{row.row:06d}", user=user, **texts)
-    return replace(row, value=None, pair=pair, split=split, category=optional(row, mapping.category))
-
-
-def join_thumbs(halves: Sequence[OwnRow], mapping: Mapping) -> tuple[list[OwnRow], list[Finding]]:
-    """Join each liked response with a disliked one to the same prompt, by the same user where users are."""
-    groups: dict[tuple[str, ...], tuple[list[OwnRow], list[OwnRow]]] = defaultdict(lambda: ([], []))
-    for half in halves:
-        groups[normal(half.pair.prompt), half.pair.user, half.split][not half.pair.chosen].append(half)
-    pairs, findings = [], []
-    for liked, disliked in groups.values():
-        for one, other in zip(liked, disliked, strict=False):
-            if one.pair.chosen.strip() == other.pair.rejected.strip():
-                findings += [half.found(mapping.response, "identical") for half in (one, other)]
-                continue
-            pairs.append(replace(one, pair=replace(one.pair, rejected=other.pair.rejected)))
-            findings.append(other.found("row", "joined", f"with {one.place}"))
-        rest = [*liked[len(disliked) :], *disliked[len(liked) :]]
-        findings += [half.found("row", "unpaired") for half in rest]
-    return sorted(pairs, key=lambda pair: pair.row), findings
+    return replace(row, value=None, pair=pair, split=split)
 
 
 def user_salt(profile: Profile) -> bytes:
@@ -249,10 +175,7 @@ def odd_texts(own: OwnRow) -> Iterator[Finding]:
 
 
 def against_others(pairs: Sequence[OwnRow]) -> tuple[list[OwnRow], list[Finding]]:
-    """Leave out pairs that occur before, repeat an id, or have a prompt of another given split.
-
-    A prompt that is given in several splits stays in the first of train, validation, test.
-    """
+    """Leave out pairs that occur before, repeat an id, or have a prompt of an earlier given split."""
     owners = {}
     for split in reversed(PAIR_SPLITS):
         owners |= {normal(p.pair.prompt): split for p in pairs if p.split == split}
@@ -279,12 +202,15 @@ def against_others(pairs: Sequence[OwnRow]) -> tuple[list[OwnRow], list[Finding]
 # --- splits: by prompt, or by user and prompt at once; near prompts stay together ---
 
 
-def near_groups(prompts: Sequence[str], threshold: float) -> list[int]:
-    """Return the group of each prompt: near duplicates (`texts.near_groups`) and equal prompts share one."""
-    names = list(map(normal, prompts))
+def near_parts(rows: Sequence[OwnRow], threshold: float) -> list[list[int]]:
+    """Return the places of the rows of each group of near prompts, in an order that only texts decide."""
+    names = [normal(row.pair.prompt) for row in rows]
     different = list(dict.fromkeys(names))
-    groups = dict(zip(different, groups_of(different, threshold), strict=True))
-    return [groups[name] for name in names]
+    group_of = dict(zip(different, near_groups(different, threshold), strict=True))
+    groups: dict[int, list[int]] = defaultdict(list)
+    for index, name in enumerate(names):
+        groups[group_of[name]].append(index)
+    return sorted(groups.values(), key=lambda part: content_hash(names[part[0]]))
 
 
 def fill_shares(groups: Iterable[list[Any]], shares: dict[str, float]) -> dict[str, list[Any]]:
@@ -295,53 +221,19 @@ def fill_shares(groups: Iterable[list[Any]], shares: dict[str, float]) -> dict[s
     return parts
 
 
-def near_parts(rows: Sequence[OwnRow], threshold: float) -> list[list[int]]:
-    """Return the places of the rows of each group of near prompts, in an order that only texts decide."""
-    groups: dict[int, list[int]] = defaultdict(list)
-    for index, group in enumerate(near_groups([row.pair.prompt for row in rows], threshold)):
-        groups[group].append(index)
-    return sorted(groups.values(), key=lambda part: content_hash(normal(rows[part[0]].pair.prompt)))
-
-
-def fill_splits(rows: Sequence[OwnRow], shares: dict[str, float], threshold: float) -> list[OwnRow]:
-    """Give rows a split by their shares: whole groups of near prompts."""
-    parts = fill_shares(near_parts(rows, threshold), shares)
+def assign_splits(rows: Sequence[OwnRow], threshold: float) -> tuple[list[OwnRow], bool]:
+    """Return the rows with their splits (by user, else by prompt), and whether more than one was given."""
+    if len({row.split for row in rows}) > 1:
+        return list(rows), True
+    if by_user := split_users(rows, threshold):
+        return by_user, False
+    parts = fill_shares(near_parts(rows, threshold), SHARES)
     splits = {index: name for name, part in parts.items() for index in part}
-    return [replace(row, split=splits[index]) for index, row in enumerate(rows)]
-
-
-def assign_splits(rows: list[OwnRow], threshold: float, split_by: str = "") -> tuple[list[OwnRow], bool]:
-    """Return the rows with their splits, and whether splits were given.
-
-    Given splits stay, but of test users who are in no other split every second pair becomes `HISTORY`. A
-    missing split is taken from train, a tenth of the rows each; where only one is given, it is all the data
-    there is, and is split as if none were: by user where there are users enough (`split_users`), unless
-    ``split_by`` is "prompt".
-    """
-    given = {row.split for row in rows}
-    if len(given) < 2:
-        by_user = split_users(rows, threshold) if split_by != "prompt" else None
-        if by_user is None and split_by == "user":
-            raise DataError(f"split_by: user needs {LEAST_USERS} users of two pairs or more; use prompt")
-        return by_user or fill_splits(rows, SHARES, threshold), False
-    rows = [replace(row, split=row.split or "train") for row in rows]
-    missing = [name for name in ("validation", "test") if name not in given]
-    shares = {"train": 1 - 0.1 * len(missing)} | dict.fromkeys(missing, 0.1)
-    moved = iter(fill_splits([row for row in rows if row.split == "train"], shares, threshold))
-    rows = [next(moved) if row.split == "train" else row for row in rows]
-    counts = Counter(row.pair.user for row in rows)
-    known = {row.pair.user for row in rows if row.split != "test"}
-    unseen = {user for user, n in counts.items() if user and n > 1} - known
-    halves = iter(hold_out([row for row in rows if row.pair.user in unseen], unseen, threshold))
-    return [next(halves) if row.pair.user in unseen else row for row in rows], True
+    return [replace(row, split=splits[index]) for index, row in enumerate(rows)], False
 
 
 def split_users(rows: Sequence[OwnRow], threshold: float) -> list[OwnRow] | None:
-    """Split by user and by question at once; None with too few users, or where that leaves a split empty.
-
-    `TEST_USERS` of the users of two pairs or more, in an order that only texts decide, are test users; the
-    others are in training. Groups of near prompts stay whole, too: see `hold_out`.
-    """
+    """Split by user and by question at once (`hold_out`); None with too few users, or if a split is short."""
     texts: dict[str, list[str]] = defaultdict(list)
     for row in rows:
         texts[row.pair.user].append(normal(row.pair.prompt) + row.pair.chosen)
@@ -351,19 +243,16 @@ def split_users(rows: Sequence[OwnRow], threshold: float) -> list[OwnRow] | None
     share, least, most = TEST_USERS
     n_unseen = min(max(least, round(share * len(keys))), int(most * len(keys)))
     unseen = set(sorted(keys, key=lambda user: keys[user])[:n_unseen])
-    for near in (threshold, 1.0):  # 1: where near prompts are all one group, equal prompts alone
-        made = hold_out(rows, unseen, near)
-        if HISTORY in {row.split for row in made} and not short_splits(made):
-            return made
-    return None
+    made = hold_out(rows, unseen, threshold)
+    return None if short_splits(made) or all(row.split != HISTORY for row in made) else made
 
 
 def hold_out(rows: Sequence[OwnRow], unseen: Container[str], threshold: float) -> list[OwnRow]:
     """Give whole groups of near prompts to the splits: no test user and no test question is trained on.
 
     A group with pairs of test users is held out or not, by turns. Held out, it is evaluated, also its pairs
-    of other users, who are *seen* in training (at most twice the test share of their pairs). Otherwise the
-    test users' pairs are `HISTORY`, of which only the user's persona is made. Other groups fill up `SHARES`.
+    of users in training (at most twice the test share of their pairs). Otherwise the test users' pairs are
+    `HISTORY`, of which only the user's persona is made. Other groups fill up `SHARES`.
     """
     n_others = sum(row.pair.user not in unseen for row in rows)
     sizes, lead, splits = dict.fromkeys(SHARES, 0), Counter(), {}
@@ -382,37 +271,27 @@ def hold_out(rows: Sequence[OwnRow], unseen: Container[str], threshold: float) -
     return [replace(row, split=splits[index]) for index, row in enumerate(rows)]
 
 
-def between_splits(rows: Sequence[OwnRow], threshold: float) -> Iterator[Finding]:
-    """Note rows of given splits whose prompt nearly repeats one of train, and test rows of its users."""
-    train = [row for row in rows if row.split == "train"]
-    others = [row for row in rows if row.split in ("validation", "test")]
-    found = near_duplicates([r.pair.prompt for r in others], [r.pair.prompt for r in train], threshold)
-    for index, of, jaccard in found:
-        detail = f"of {train[of].place}, Jaccard {jaccard:.2f}"
-        yield others[index].found("prompt", "near duplicate", detail)
-    known = {row.pair.user for row in train} - {""}
-    for row in others:
-        if row.split == "test" and row.pair.user in known:
-            yield row.found("user", "user in two splits")
-
-
 def short_splits(rows: Sequence[OwnRow]) -> dict[str, int]:
     """Return the splits with fewer different prompts than `LEAST_OF`, and how many they have."""
     prompts = {split: {normal(r.pair.prompt) for r in rows if r.split == split} for split in PAIR_SPLITS}
     return {split: len(found) for split, found in prompts.items() if len(found) < LEAST_OF[split]}
 
 
-def check_splits(source: str, rows: Sequence[OwnRow], threshold: float) -> None:
-    """Raise DataError if a split has too few different prompts to be trained, validated or tested on."""
+def check_splits(source: str, rows: Sequence[OwnRow], findings: Sequence[Finding], threshold: float) -> None:
+    """Raise DataError if a split has too few different prompts; says what became of the rows."""
     if not (short := short_splits(rows)):
         return
-    said = ", ".join(
-        f"{split} has {n} different prompts and needs {LEAST_OF[split]}" for split, n in short.items()
+    needs = [f"{split} has {n} different prompts and needs {LEAST_OF[split]}" for split, n in short.items()]
+    rejected = [finding for finding in findings if finding.rejected]
+    said = counted(f"{f.code} ({f.field})" for f in rejected) or "none"
+    first = "".join(
+        f"; first: {f.place}, {f.field}: {f.code} {f.detail} ({REJECTED[f.code][1]})" for f in rejected[:1]
     )
-    largest = Counter(near_groups([row.pair.prompt for row in rows], threshold)).most_common(1)[0][1]
+    largest = max(map(len, near_parts(rows, threshold)), default=0)
     raise DataError(
-        f"{source}: {said}. The largest group of near prompts, which stay together, has {largest} of "
-        f"{len(rows)} rows. Add pairs, or keep fewer together: --set data.near_duplicates=0.9"
+        f"{source}: {len(rows)} usable pairs; {', '.join(needs)}. Rows rejected: {said}{first}. "
+        f"The largest group of near prompts has {largest} rows; --set data.near_duplicates=0.9 keeps fewer "
+        "together. One given split alone is split anew: 'splits: {train: train}' in the mapping reads only it"
     )
 
 
@@ -421,40 +300,24 @@ def check_splits(source: str, rows: Sequence[OwnRow], threshold: float) -> None:
 
 @dataclass(frozen=True)
 class OwnData:
-    """What was read: usable pairs by split, every finding, how many rows there were.
-
-    ``how`` names encoding and separator, ``shape`` the format that was recognised, with its mapping;
-    ``user_column`` is a column that the mapping does not use and that may name users.
-    """
+    """What was read: usable pairs by split, every finding, how many rows there were, how they were read."""
 
     source: str
     n_read: int
     rows: tuple[OwnRow, ...]
     findings: tuple[Finding, ...]
     given_splits: bool
-    how: str = ""
-    shape: str = ""
-    user_column: str = ""
+    how: tuple[str, ...] = ()  # encoding and separator, the recognised format, a column that may name users
 
     @property
     def rejected(self) -> dict[int, Finding]:
-        """Return the first reason against each row that was left out, by row number."""
-        found = {finding.row: finding for finding in reversed(self.findings) if finding.rejected}
-        return dict(sorted(found.items()))
+        """Return the reason against each row that was left out, by row number."""
+        return {finding.row: finding for finding in self.findings if finding.rejected}
 
     def pairs(self) -> dict[str, list[PreferencePair]]:
         """Return the pairs by split."""
         names = (*PAIR_SPLITS, HISTORY) if any(row.split == HISTORY for row in self.rows) else PAIR_SPLITS
         return {split: [row.pair for row in self.rows if row.split == split] for split in names}
-
-
-def check_judge(profile: Profile) -> None:
-    """Raise ConfigError for a profile whose judge cannot read own data."""
-    if profile.evaluation.judge == "oracle":
-        raise ConfigError(
-            f"profile {profile.name}: evaluation.judge=oracle reads the package's own pairs only; leave "
-            "--profile out (profile own), or give --set evaluation.judge=none, or lm with a judge.model"
-        )
 
 
 def own_key(profile: Profile) -> str:
@@ -467,9 +330,15 @@ def own_key(profile: Profile) -> str:
 def read_own(profile: Profile) -> OwnData:
     """Read, validate and split the data that ``data.path`` and ``data.mapping`` of a profile name.
 
-    Raises DataError for what concerns the whole data: no such file, a column that is not there, no usable
-    row, too few prompts. Every other fault is a `Finding` of its row.
+    Raises ConfigError for a profile whose judge cannot read own data, and DataError for what concerns the
+    whole data: no such file, a column that is not there, too few usable prompts. Every other fault is a
+    `Finding` of its row.
     """
+    if profile.evaluation.judge == "oracle":
+        raise ConfigError(
+            f"profile {profile.name}: evaluation.judge=oracle reads the package's own pairs only; leave "
+            "--profile out (profile own), or give --set evaluation.judge=none, or lm with a judge.model"
+        )
     if not profile.data.path:
         raise DataError(f"no data: say where it is, --data FILE. Read are {KINDS}")
     return read_source(profile, own_key(profile))
@@ -480,7 +349,7 @@ def read_source(profile: Profile, key: str) -> OwnData:
     """Read data for `read_own`; ``key`` is a hash of what it is read from: a changed file is read again."""
     source, threshold = profile.data.path, profile.data.near_duplicates
     given = read_mapping(profile.data.mapping)
-    raw, how = read_rows(source, given.config, given.encoding)
+    raw, read = read_rows(source, given.config, given.encoding)
     mapping, shape = find_mapping(profile, given, raw)
     salt = user_salt(profile) if mapping.user and not mapping.show_users else b""
     pairs, findings = [], []
@@ -489,33 +358,15 @@ def read_source(profile: Profile, key: str) -> OwnData:
             pairs.append(read_pair(row, mapping, salt))
         except RowError as error:
             findings.append(row.found(*error.args))
-    if mapping.response:
-        pairs, unpaired = join_thumbs(pairs, mapping)
-        findings += unpaired
+    if any(pair.split for pair in pairs):  # then a row without a split is for training
+        pairs = [replace(pair, split=pair.split or "train") for pair in pairs]
     pairs, more = against_others(pairs)
     findings += more + [odd for pair in pairs for odd in odd_texts(pair)]
-    check_enough(source, pairs, findings)
-    rows, split = assign_splits(pairs, threshold, mapping.split_by)
-    check_splits(source, rows, threshold)
-    findings += between_splits(rows, threshold) if split else []
+    rows, split = assign_splits(pairs, threshold)
+    check_splits(source, rows, findings, threshold)
+    how = [read and f"read {read}", shape and f"recognised as {shape}", user_hint(raw, mapping)]
     findings.sort(key=lambda found: found.row)
-    return OwnData(
-        source, len(raw), tuple(rows), tuple(findings), split, how, shape, user_column(raw, mapping)
-    )
-
-
-def check_enough(source: str, pairs: Sequence[OwnRow], findings: Sequence[Finding]) -> None:
-    """Raise DataError if there are too few prompts to train and to test on; says what became of the rows."""
-    prompts = len({normal(pair.pair.prompt) for pair in pairs})
-    if prompts < LEAST_PROMPTS:
-        rejected = [finding for finding in findings if finding.rejected]
-        said = counted(f"{f.code} ({f.field})" for f in rejected) or "none"
-        first = "".join(f"; first: {f.place}, {f.field}: {f.code} {f.detail}".rstrip() for f in rejected[:1])
-        ways = "".join(f". {code}: {REJECTED[code][1]}" for code in dict.fromkeys(f.code for f in rejected))
-        raise DataError(
-            f"{source}: {len(pairs)} usable pairs with {prompts} different prompts; at least {LEAST_PROMPTS} "
-            f"prompts are needed. Rows rejected: {said}{first}{ways}"
-        )
+    return OwnData(source, len(raw), tuple(rows), tuple(findings), split, tuple(filter(None, how)))
 
 
 # --- what is said about them ---
@@ -545,18 +396,13 @@ def describe(data: OwnData) -> list[str]:
     how = "by user and by prompt" if HISTORY in sizes and not data.given_splits else how
     name = Path(data.source).name if Path(data.source).expanduser().exists() else data.source
     read = f"{name}: {data.n_read} rows read, {len(data.rows)} usable, {len(data.rejected)} rejected"
-    lines = [
+    return [
         read + (f" ({reasons})" if reasons else ""),
         f"splits {how}: {', '.join(f'{split} {n}' for split, n in sizes.items())}",
         *describe_users(data),
-        data.how and f"read {data.how}",
-        data.shape and f"recognised as {data.shape}",
-        noted and f"noted: {noted}",
-        data.user_column
-        and f"column {data.user_column!r} may name users: a mapping file (--mapping FILE) with "
-        f"the line 'user: {data.user_column}' gives each user a persona",
+        *([f"noted: {noted}"] if noted else []),
+        *data.how,
     ]
-    return list(filter(None, lines))
 
 
 def describe_users(data: OwnData) -> list[str]:
@@ -564,12 +410,14 @@ def describe_users(data: OwnData) -> list[str]:
     users = {split: Counter(pair.user for pair in part) for split, part in data.pairs().items()}
     if not (everybody := set().union(*users.values()) - {""}):
         return []
-    old = {user: n for user, n in users["test"].items() if user in users["train"]}
-    seen, history = sum(old.values()), users.get(HISTORY, Counter()).total()
+    seen, unseen = (
+        [n for user, n in users["test"].items() if user in users.get(split, ())]
+        for split in ("train", HISTORY)
+    )
+    history = users.get(HISTORY, Counter()).total()
     said = [
-        f"users: {len(everybody)}; evaluated: {users['test'].total() - seen} pairs of "
-        f"{len(users['test']) - len(old)} users who are not in training (unseen), "
-        f"{seen} pairs of {len(old)} who are (seen)"
+        f"users: {len(everybody)}; evaluated: {sum(unseen)} pairs of {len(unseen)} users who are not in "
+        f"training (unseen), {sum(seen)} pairs of {len(seen)} who are (seen)"
     ]
     cost = f"cost of the split by user: {history} pairs of unseen users serve for their persona only"
     return [*said, f"{cost}; no question is in two of train, validation and test"] if history else said

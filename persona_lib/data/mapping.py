@@ -7,12 +7,12 @@ the names of columns tell.
 from __future__ import annotations
 
 import ast
+import contextlib
 import itertools
 import json
 import re
-from collections import Counter
-from collections.abc import Iterator, Sequence, Set
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +23,16 @@ from persona_lib.records import PAIR_SPLITS, DataError
 from persona_lib.settings import FACTS, Profile, near_names, results_dir
 from persona_lib.store import write_text
 
-OURS = {name: name for name in PAIR_SPLITS}
+SPLITS = {name: name for name in PAIR_SPLITS} | dict.fromkeys(("dev", "val", "valid", "eval"), "validation")
 MESSAGES = re.compile(r"""\s*\[\s*\{\s*['"](role|content|from|value)['"]""")  # messages written as text
 TURN = re.compile(r"(?:\A|\n\n)\s*(Human|Assistant|User|System):[ \t]*")  # of a transcript
 ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 LEAF = {"role", "from", "value"}  # fields of a message, or of an annotator's answer
-NOT_TEXT = ("tool_calls", "function_call", "audio", "images")  # fields of a message
+NOT_TEXT = {"tool_calls", "function_call", "audio", "images"}  # fields of a message
 FORMATS = yaml.safe_load((FACTS / "own_formats.yaml").read_text(encoding="utf-8"))
 TWINS = [[{one}, {two}] for one, two in FORMATS["twins"]]  # marks of two columns that belong together
 NUMBER = re.compile(r"\s*-?\d+(\.\d+)?\s*")
-LEAST_TEXTS = 5  # different values of a column of responses; a label has fewer
-WORDS = {field: frozenset(words.split()) for field, words in FORMATS["words"].items()}
+WORDS = {name: frozenset(words.split()) for name, words in FORMATS["words"].items()}
 MISSING = object()
 
 
@@ -46,57 +45,56 @@ class RowError(ValueError):
 
 @dataclass(frozen=True)
 class Mapping:
-    """Names of columns, and what their values mean: a YAML file of "field: column" lines, all optional.
+    """Names of columns, and what their values mean: a YAML file of "field: column" lines (DATA.md has them).
 
-    DATA.md lists the fields. A column may be a path into nested values ("answers.0.text"). Columns in
-    ``named`` were written in the file, so they have to be there.
+    A column may be a path into nested values ("answers.0.text"). The columns ``named`` have to be there.
     """
 
     prompt: tuple[str, ...] = ("prompt",)
     chosen: str = "chosen"
     rejected: str = "rejected"
     responses: tuple[str, ...] = ()
-    response: str = ""
     label: str = ""
     first: tuple[str, ...] = ()
     second: tuple[str, ...] = ()
     tie: tuple[str, ...] = ()
     scores: tuple[str, ...] = ()
-    margin: float = 0.0
     ranking: str = ""
     answer: str = ""
     rank: str = ""
     score: str = ""
     id: str = "id"
-    category: str = "category"
     split: str = "split"
-    splits: tuple[tuple[str, str], ...] = ()
+    splits: dict[str, str] = field(default_factory=SPLITS.copy)
     config: str = ""
     encoding: str = ""
     user: str = ""
     persona_chosen: str = ""
     persona_rejected: str = ""
-    split_by: str = ""
     show_users: bool = False
     named: frozenset[str] = frozenset()
 
     @property
     def sides(self) -> tuple[str, ...]:
         """The columns of the responses."""
-        single = self.ranking or self.response
-        return (single,) if single else self.responses or (self.chosen, self.rejected)
+        return (self.ranking,) if self.ranking else self.responses or (self.chosen, self.rejected)
 
     @property
     def needed(self) -> tuple[str, ...]:
         """The columns that every row has to have, but for the prompt's."""
-        return (*self.sides, *([self.label] if self.label else []), *self.scores)
+        return (*self.sides, *filter(None, [self.label]), *self.scores)
 
 
-SIDES = ("chosen", "rejected", "responses", "response", "ranking")  # fields that say where responses are
-OPTIONAL = ("id", "category", "split", "user", "persona_chosen", "persona_rejected")  # columns
-FIELDS = [field.name for field in fields(Mapping) if field.name != "named"]
 LABELS = ("first", "second", "tie")
-LISTS = ("responses", "scores", "prompt", *LABELS)  # fields that may have several values
+TWO = ("responses", "scores")  # fields of two columns
+LISTS = (*TWO, "prompt", *LABELS)  # fields that may have several values
+OPTIONAL = ("id", "split", "user", "persona_chosen", "persona_rejected")  # columns
+FIELDS = [one.name for one in fields(Mapping) if one.name != "named"]
+WAYS = {  # field that says where the responses are -> fields that go with it
+    "responses": {"responses", "label", "scores", *LABELS},
+    "ranking": {"ranking", "answer", "rank", "score"},
+    "chosen": {"chosen", "rejected"},
+}
 
 
 def lookup(value: Any, path: str) -> Any:
@@ -114,10 +112,7 @@ def lookup(value: Any, path: str) -> Any:
 
 
 def plain(value: Any) -> str:
-    """Return a label, a split's name or an id as text, so that 0, 0.0 and "0 " are the same.
-
-    Of a list (the labels of several annotators) it is the one label, or all that differ.
-    """
+    """Return a label, split or id as text (0, 0.0 and "0 " are the same); of several annotators, all."""
     if isinstance(value, dict):
         value = value.get("value")
     if isinstance(value, (list, tuple)):
@@ -149,61 +144,35 @@ def mapping_of(content: dict[str, Any]) -> Mapping:
     return mapping
 
 
-def text_of(value: Any) -> str:
-    """Return a text that is not empty; ValueError for anything else."""
-    if not isinstance(value, str) or not value:
-        raise ValueError
-    return value
-
-
-KIND_OF: dict[str, tuple[Any, str]] = {  # field -> how its text is read, and what it should be
-    "margin": (float, "a number"),
-    "split_by": ({"user": "user", "prompt": "prompt"}.__getitem__, "user or prompt"),
-    "show_users": ({"true": True, "false": False}.__getitem__, "true or false"),
-    "splits": (
-        lambda value: tuple((plain(name), OURS[ours]) for name, ours in value.items()),
-        "lines of 'name in the data: train, validation or test'",
-    ),
-    **dict.fromkeys(LABELS, (lambda value: plain(text_of(value)), "a value of the label, or a list of them")),
-}
-
-
 def field_value(name: str, value: Any) -> Any:
     """Return the value of a mapping's field in its type; ValueError says what is wrong with it."""
     if name not in FIELDS:
         raise ValueError(f"unknown field {name!r}; {near_names(name, FIELDS)}")
-    read, wanted = KIND_OF.get(name, (text_of, "the name of a column"))
-    try:
-        if name in LISTS:
-            return tuple(map(read, value if isinstance(value, list) else [value]))
-        return read(value)
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise ValueError(f"{name}={value!r} should be {wanted}") from None
+    several = value if name in LISTS and isinstance(value, list) else [value]
+    if name == "splits":
+        if isinstance(value, dict) and all(ours in PAIR_SPLITS for ours in value.values()):
+            return {plain(theirs): ours for theirs, ours in value.items()}
+    elif name == "show_users":
+        if value in ("true", "false"):
+            return value == "true"
+    elif all(isinstance(one, str) and one for one in several) and (name not in TWO or len(several) == 2):
+        return tuple(plain(one) if name in LABELS else one for one in several) if name in LISTS else value
+    raise ValueError(f"{name}={value!r} is not what this field may be: see its line in DATA.md")
 
 
 def check_mapping(mapping: Mapping) -> None:
     """Raise ValueError if the sides and labels of a mapping are not complete or contradict each other."""
-    if mapping.split_by == "user" and not mapping.user:
-        raise ValueError("split_by: user needs user: the column of who preferred")
-    ways = [name for name in ("responses", "response", "ranking") if getattr(mapping, name)]
-    others = ways[1:] + sorted(mapping.named & {"chosen", "rejected"})
-    if ways and others:
-        raise ValueError(f"{others[0]} does not go with {ways[0]}: use either")
-    for name in ("responses", "scores"):
-        if len(getattr(mapping, name)) not in (0, 2):
-            raise ValueError(f"{name}={list(getattr(mapping, name))} should be two columns")
-    if mapping.ranking and not (mapping.answer and (mapping.rank or mapping.score)):
+    way = "responses" if mapping.responses else "ranking" if mapping.ranking else "chosen"
+    if others := sorted(mapping.named & set().union(*WAYS.values()) - WAYS[way]):
+        raise ValueError(f"{others[0]} does not go with {way}: use either")
+    if way == "ranking" and not (mapping.answer and (mapping.rank or mapping.score)):
         raise ValueError("ranking needs answer, and rank or score: the fields of its items")
-    labelled = mapping.response or (mapping.responses and not mapping.scores)
-    if not labelled and (given := sorted(mapping.named & {"label", *LABELS})):
-        raise ValueError(f"{given[0]} is given, but not responses: [column, column], or response: column")
-    for name in ("label", "first", "second") if labelled else ():
-        if not getattr(mapping, name):
-            said = "a label's column, and its values for each side"
-            raise ValueError(f"{ways[0]} {'need' if mapping.responses else 'needs'} {name}: {said}")
-    labels = Counter([*mapping.first, *mapping.second, *mapping.tie])
-    if labels and labels.most_common(1)[0][1] > 1:
-        raise ValueError(f"the label {labels.most_common(1)[0][0]!r} stands for two outcomes")
+    labelled = way == "responses" and not mapping.scores
+    if lack := [name for name in ("label", "first", "second") if labelled and not getattr(mapping, name)]:
+        raise ValueError(f"responses need {lack[0]}: a label's column, and its values for each side")
+    labels = [*mapping.first, *mapping.second, *mapping.tie]
+    if twice := [label for label in labels if labels.count(label) > 1]:
+        raise ValueError(f"the label {twice[0]!r} stands for two outcomes")
 
 
 # --- no mapping: known formats, and proposals ---
@@ -212,37 +181,34 @@ def check_mapping(mapping: Mapping) -> None:
 def find_mapping(profile: Profile, mapping: Mapping, rows: Sequence[OwnRow]) -> tuple[Mapping, str]:
     """Return the mapping of the rows, and the name and lines of the format they were recognised by.
 
-    Raises DataError if a column is in no row: names it, the near ones, what is there and, where column
-    names tell, the mapping that is proposed and written beside the results.
+    Raises DataError if a column is in no row: names it, the columns there are and, where their names tell,
+    the mapping that is proposed and written beside the results.
     """
-    source = profile.data.path
-    readable = [row.value for row in rows if isinstance(row.value, dict)]
-    present = list(dict.fromkeys(path for row in readable[:1000] for path in paths_in(row) if path))
+    source, readable = profile.data.path, [row.value for row in rows if isinstance(row.value, dict)]
+    present = list(dict.fromkeys(path for row in readable[:1000] for path in paths_in(row)))
     if not present:
         raise DataError(f"{source}: no row can be read; {rows[0].place}: {rows[0].value or 'no field'}")
-    implicit = any(all(is_conversation(lookup(row, side)) for side in mapping.sides) for row in readable)
-    prompt = () if implicit and "prompt" not in mapping.named else mapping.prompt
-    extra = [getattr(mapping, name) for name in OPTIONAL if name in mapping.named]
-    wanted = [*prompt, *mapping.needed, *extra]
+    implicit = any(
+        all(messages_in(lookup(row, side), transcript=True) for side in mapping.sides) for row in readable
+    )
+    texts = [*(() if implicit and "prompt" not in mapping.named else mapping.prompt), *mapping.needed]
+    wanted = texts + [getattr(mapping, name) for name in OPTIONAL if name in mapping.named]
     lost = [name for name in wanted if all(lookup(row, name) is MISSING for row in readable)]
     if not lost:
         return mapping, ""
-    default = lost[0] in Mapping().needed + Mapping().prompt
-    near = "" if default else near_names(lost[0], present)
-    near = f"; {near}" if near.startswith("did") else "."  # else it lists the columns, as we do
-    said = f"{source}: no column {lost[0]!r}{near} Columns there: {', '.join(present)}. "
-    if default and not mapping.named & {"prompt", *SIDES}:  # names no text
+    said = f"{source}: no column {lost[0]!r}. Columns there: {', '.join(present)}. "
+    if lost[0] in texts and not mapping.named & {"prompt", *set().union(*WAYS.values())}:  # names no text
         for shape in FORMATS["shapes"]:
             if all(any(lookup(row, name) is not MISSING for row in readable[:100]) for name in shape["has"]):
                 more = {name: getattr(mapping, name) for name in mapping.named} | {"named": mapping.named}
                 known = replace(mapping_of(shape["mapping"]), **more)
                 return known, f"{shape['name']}:\n{lines_of(shape['mapping'])}"
-        if proposed := propose(readable):
+        if proposed := propose(readable[:1000], present):
             path, lines = results_dir(profile) / "proposed_mapping.yaml", lines_of(proposed)
             write_text(path, lines + "\n")
             raise DataError(f"{said}They look like this; check it, then add --mapping {path}\n{lines}")
-    ways = "Say which is which in a mapping file (--mapping FILE, lines like 'prompt: question'; see DATA.md)"
-    raise DataError(said + ways)
+    ways = "Each row needs a prompt and two responses: say in a mapping file (--mapping FILE, lines like"
+    raise DataError(f"{said}{ways} 'prompt: question'; see DATA.md) which column is which")
 
 
 def lines_of(content: dict[str, Any]) -> str:
@@ -266,23 +232,18 @@ def paths_in(value: Any, before: str = "") -> Iterator[str]:
         yield before[:-1]
 
 
-def propose(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def propose(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
     """Return the mapping that the names of columns and the values of labels suggest; {} if they do not."""
-    rows = rows[:1000]
-    names, taken = list(dict.fromkeys(path for row in rows for path in paths_in(row))), []
-
     cells = {name: [lookup(row, name) for row in rows] for name in names}
     cells = {name: [cell for cell in of if cell not in (MISSING, None, "")] for name, of in cells.items()}
+    taken: list[str | None] = []
 
-    def pick(field: str, least: int = 0) -> Any:
-        free = [name for name in names if name not in taken and words_of(name) & WORDS[field]]
-        taken.append(next((name for name in free if len(set(map(str, cells[name]))) >= least), None))
+    def pick(field: str) -> str | None:
+        free = (name for name in names if name not in taken and words_of(name) & WORDS[field])
+        taken.append(next(free, None))
         return taken[-1]
 
-    def marked(name: str, words: Set[str]) -> list[str]:
-        return [value for value in dict.fromkeys(map(plain, cells[name])) if words_of(value) & words]
-
-    found = {"rejected": pick("rejected", LEAST_TEXTS), "chosen": pick("chosen", LEAST_TEXTS)}
+    found: dict[str, Any] = {name: pick(name) for name in ("rejected", "chosen")}
     if not all(found.values()):
         twins = [  # names of columns that differ in their mark: a and b, 0 and 1
             (one, two)
@@ -290,111 +251,77 @@ def propose(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
             if [words_of(one) - words_of(two), words_of(two) - words_of(one)] in TWINS
         ]
         numbers = {name for name in names if all(NUMBER.fullmatch(str(cell)) for cell in cells[name])}
-        scores = [pair for pair in twins if {*pair} <= numbers]
-        texts = [pair for pair in twins if pair not in scores]
-        both = max(texts, key=lambda pair: sum(len(str(cell)) for cell in cells[pair[0]]), default=())
-        taken[:] = [name for pair in twins for name in pair]
-        found = {"label": pick("label")}
-        if both:
-            sides = [words_of(one) - words_of(two) for one, two in (both, both[::-1])]
-            if not found["label"] and not scores:
-                free = (name for name in names if name not in taken)
-                found["label"] = next((name for name in free if all(marked(name, s) for s in sides)), None)
-            found = {"responses": list(both)} | found
-        else:
-            found, sides = {"response": pick("response")} | found, [WORDS["up"], WORDS["down"]]
-        if both and scores and not found["label"]:
-            found = {"responses": list(both), "scores": list(scores[0])}
-        elif not all(found.values()):
+        scores = next((pair for pair in twins if {*pair} <= numbers), None)
+        texts = [pair for pair in twins if not {*pair} <= numbers]
+        if not texts:
             return {}
+        both = max(texts, key=lambda pair: sum(len(str(cell)) for cell in cells[pair[0]]))
+        taken[:] = [name for pair in twins for name in pair]
+        found, label = {"responses": list(both)}, pick("label")
+        if scores and not label:
+            found["scores"] = list(scores)
         else:
-            ties = marked(found["label"], WORDS["tie"])
-            for name, words in zip(("first", "second"), sides, strict=True):
-                values = [value for value in marked(found["label"], words) if value not in ties]
-                found[name] = values or ["WHICH VALUE?"]
-            found |= {"tie": ties} if ties else {}
-            taken.append(found["label"])
+            found["label"] = label or "WHICH COLUMN?"
+            for name, (one, two) in (("first", both), ("second", both[::-1])):
+                said = dict.fromkeys(map(plain, cells.get(label, ())))
+                marks = words_of(one) - words_of(two)
+                found[name] = [value for value in said if words_of(value) & marks] or ["WHICH VALUE?"]
     prompt, user = pick("prompt") or "WHICH COLUMN?", pick("user")
     return {"prompt": prompt} | dict(sorted(found.items())) | ({"user": user} if user else {})
 
 
-def user_column(rows: Sequence[OwnRow], mapping: Mapping) -> str:
-    """Return a column that the mapping does not use and that may name users, or ""."""
+def user_hint(rows: Sequence[OwnRow], mapping: Mapping) -> str:
+    """Name a column that the mapping does not use and that may name users; "" if there is none."""
     columns = () if mapping.user else (path for row in rows[:100] for path in paths_in(row.value))
-    free = (name for name in columns if name not in (*mapping.prompt, *mapping.needed))
-    return next((name for name in free if words_of(name) & WORDS["user"]), "")
+    for name in columns:
+        if name not in (*mapping.prompt, *mapping.needed) and words_of(name) & WORDS["user"]:
+            said = f"column {name!r} may name users: a mapping file (--mapping FILE) with the line"
+            return f"{said} 'user: {name}' gives each user a persona"
+    return ""
 
 
-# --- messages, and what is written as text: they become plain text ---
-
-Message = tuple[str, str]  # role, content
+# --- messages (role, content), and what is written as text: they become plain text ---
 
 
-def messages_in(value: Any, transcript: bool = False) -> list[dict[str, Any]] | None:
-    """Return the messages of a value: a list, one message, a text that holds a list, or a transcript.
-
-    None if it holds none. Raises ValueError for a text that begins like a list of messages and is none.
-    """
+def messages_in(value: Any, transcript: bool = False) -> list[dict[str, Any]]:
+    """Return the messages of a value: a list, one message, a text that holds a list, or a transcript."""
     if isinstance(value, dict) and {"role", "from"} & set(value):
         value = [value]
     if isinstance(value, str) and MESSAGES.match(value):
         value = literal(value)
-    if isinstance(value, (list, tuple)):
-        return list(value) if value and all(isinstance(message, dict) for message in value) else None
     if transcript and isinstance(value, str) and TURN.match(value):
         _, *parts = TURN.split(value)
         turns = zip(parts[::2], parts[1::2], strict=True)
-        return [{"role": role, "content": text.strip()} for role, text in turns if text.strip()] or None
-    return None
-
-
-def is_conversation(value: Any) -> bool:
-    """Say whether a value looks like messages or a transcript."""
-    try:
-        return bool(messages_in(value, transcript=True))
-    except ValueError:
-        return True
+        value = [{"role": role, "content": text.strip()} for role, text in turns if text.strip()]
+    messages = isinstance(value, (list, tuple)) and all(isinstance(message, dict) for message in value)
+    return list(value) if messages else []
 
 
 def literal(text: str) -> Any:
-    """Return the value of JSON, a Python literal or a list as numpy prints it; ValueError for others."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        pass
-    try:
-        return ast.literal_eval(re.sub(r"\}\s*\n\s*\{", "}, {", text.strip()))
-    except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
-        raise ValueError(f"a text that begins like messages cannot be parsed ({error})") from error
+    """Return the value of JSON, a Python literal or a list as numpy prints it; a mark of others."""
+    text = re.sub(r"\}\s*\n\s*\{", "}, {", text.strip())
+    for read in (json.loads, ast.literal_eval):
+        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            return read(text)
+    return [{"a text that cannot be parsed": text}]  # `read_messages` names it
 
 
-def read_messages(value: Any, field: str, transcript: bool = False) -> list[Message]:
-    """Return the messages of one field, [] for a value without; content of several parts is joined.
-
-    Raises RowError for what is no text: a tool's call or answer, an image.
-    """
-    try:
-        messages = messages_in(value, transcript) or []
-    except ValueError as error:
-        raise RowError(field, "messages", str(error)) from error
+def read_messages(value: Any, field: str, transcript: bool = False) -> list[tuple[str, str]]:
+    """Return the messages of one field, [] for none; RowError for a tool's call, an image and the like."""
     found = []
-    for number, message in enumerate(messages, start=1):
+    for message in messages_in(value, transcript):
         role, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
         parts = content if isinstance(content, (list, tuple)) else [content]
-        other = [name for name in NOT_TEXT if message.get(name)]
-        other += [str(part.get("type")) for part in parts if isinstance(part, dict) and "text" not in part]
-        other += [role] if role in ("tool", "function") else []
-        if other:
-            raise RowError(field, "tool or image", f"message {number} has {', '.join(other)}")
         texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
-        if not isinstance(role, str) or not all(isinstance(text, str) for text in texts):
+        other = {name for name in NOT_TEXT if message.get(name)}
+        if other or not all(isinstance(text, str) for text in (role, *texts)):
             kinds = ", ".join(f"{name}: {type(one).__name__}" for name, one in message.items())
             raise RowError(field, "messages", f"needed: role and content as text; a message has {kinds}")
         found.append((ROLES.get(role.lower(), role.lower()), "\n".join(texts)))
     return found
 
 
-def render(messages: list[Message]) -> str:
+def render(messages: list[tuple[str, str]]) -> str:
     """Write the messages before a response as text: one user message as it is, several with their roles."""
     messages = [(role, content) for role, content in messages if content.strip()]
     if [role for role, _ in messages] == ["user"]:
@@ -405,9 +332,8 @@ def render(messages: list[Message]) -> str:
 def conversation_texts(prompt: Any, chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
     """Return (prompt, chosen, rejected) as text where they are messages; other values stay as they are.
 
-    ``prompt`` None means that there is no such column: it is the common beginning of the two responses. A
-    prompt that is text may be repeated at the head of the responses' messages; a response is one assistant
-    message. Raises RowError with the code "messages".
+    ``prompt`` None means that it is the common beginning of the two responses. A prompt that is text may be
+    repeated at the head of the responses' messages; a response is one assistant message.
     """
     open_ended = isinstance(prompt, str) and prompt.rstrip().endswith("Assistant:")
     asked = read_messages(prompt, "prompt", transcript=open_ended)
