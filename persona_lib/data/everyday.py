@@ -2,17 +2,16 @@
 
 The pairs (``facts/everyday.jsonl``; EVERYDAY.md is their data card) were written by a language model for this
 package. The two responses of a pair answer the same question about equally well and show opposite values of
-one dimension (of two, in a fifth of the pairs), so that only the user decides between them. Each side has a
-persona in the paper's form and the same wish in a user's own words. Every topic is in one split only.
+one dimension (of two, in a fifth of the pairs). Each side has a persona in the paper's form, and its wish in
+a user's own words. Every topic is in one split only.
 
-Which response is *chosen* is drawn per data seed, and so is which value of a dimension most users like: every
-seed is another sample of users, and no side is better by nature.
+Each data seed draws a sample of users: which value of a dimension most of them like, and which response of
+each pair is *chosen*, so that no side is better by nature.
 """
 
 from __future__ import annotations
 
 import random
-import re
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -85,10 +84,7 @@ def common_values(seed: int) -> dict[str, str]:
 
 
 def sides(item: Item, majority_share: float, seed: int) -> dict[str, str]:
-    """Return which side, "a" or "b", the user of this seed has chosen and rejected.
-
-    With probability ``majority_share`` the chosen one has the common value (of a pair's first dimension).
-    """
+    """Return which side, "a" or "b", is chosen and rejected: the common value with ``majority_share``."""
     dimension, value = item.wish("a")[0]
     like_most = random.Random(f"everyday-{seed}-{item.id}").random() < majority_share
     chosen = (value == common_values(seed)[dimension]) == like_most
@@ -106,10 +102,7 @@ def pairs(majority_share: float, seed: int, limit: int = 0) -> dict[str, list[Pr
 
 
 def personas(majority_share: float, seed: int) -> dict[str, dict[str, str]]:
-    """Return the personas that the data bring, and the users' own words, by row id.
-
-    Keys are "gold-chosen", "gold-rejected", "user-chosen" and "user-rejected".
-    """
+    """Return, by row id, the data's personas ("gold-chosen", ...) and the users' own words ("user-...")."""
     return {
         item.id: {
             f"{kind}-{name}": getattr(item, f"{field}_{side}")
@@ -139,15 +132,16 @@ def relabelled_dimensions(seed: int) -> set[str]:
 def relabelled(rows: list[TailoringRow], seed: int) -> list[TailoringRow]:
     """Return rows whose two personas are exchanged where the seed relabels their (first) dimension.
 
-    The control for stereotypes of pretraining: in half of the dimensions a persona now stands for the value
-    that it does not describe. A policy that follows it there has learned it from these rows.
+    The control for stereotypes of pretraining: a policy that follows them has learned it from these rows.
     """
     flipped = relabelled_dimensions(seed)
     exchanged = {item.id for item in items() if item.dimension.split("+")[0] in flipped}
-    other = {"chosen": "rejected", "rejected": "chosen"}
+
+    def source(name: str) -> str:
+        kind, _, side = name.rpartition("-")
+        return f"{kind}-{SIDES[1 - SIDES.index(side)]}" if side in SIDES else name
 
     def exchange(row: TailoringRow) -> TailoringRow:
-        sources = {name: re.sub(r"(?<=-)\w+$", lambda side: other[side[0]], name) for name in row.personas}
-        return replace(row, personas={name: row.personas.get(source) for name, source in sources.items()})
+        return replace(row, personas={name: row.personas.get(source(name)) for name in row.personas})
 
     return [exchange(row) if row.id in exchanged else row for row in rows]

@@ -1,7 +1,7 @@
 """The authors' own data: found or downloaded, its schema asserted, read into our records.
 
-The folders are ``datasets.load_from_disk`` folders. The release has no licence, so they are never copied into
-this repository: they are read from a path, or downloaded from their pinned public home.
+The release has no licence, so its ``datasets.load_from_disk`` folders are never copied into this repository:
+they are read from a path, or downloaded from their pinned public home.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ HOME = "https://raw.githubusercontent.com/nbalepur/persona-anon/c31aecadc060f6b3
 CHECKSUMS = FACTS / "official_checksums.json"  # SHA-256 of every file that was checked, by relative path
 
 SPLITS = ("fewshot", "sft_train", "sft_val", "dpo_train", "dpo_val", "test")
-INFERENCE_ROWS = 300
 PERSONA_COLUMNS = {
     "gold-chosen": "chosen_persona_gold",
     "gold-rejected": "rejected_persona_gold",
@@ -33,18 +32,20 @@ PERSONA_COLUMNS = {
     "retrieved-rejected": "rejected_persona_retr",
 }
 ROLE_MARK = re.compile(r"^((Human|Assistant):\s*)+")
-ROWS = {"beavertails": (5, 977, 244, 982, 246, 499), "hhh": (5, 424, 105, 423, 107, 500),
-        "mnemonic": (5, 126, 35, 132, 35, 500)}  # fmt: skip
-TITLES = {"beavertails": "BeaverTails", "hhh": "Anthropic HHH", "mnemonic": "Mnemonic", "shp": "SHP"}
 # name -> its title, its folders for tailoring (None: none released) and inference, its rows by split
 DATASETS: dict[str, dict[str, Any]] = {
     name: {
         "title": title,
-        "tailoring": f"persona-tailoring-{title}" if name in ROWS else None,
+        "tailoring": f"persona-tailoring-{title}" if rows else None,
         "inference": f"persona-inference-{title}",
-        "rows": ROWS.get(name),
+        "rows": rows,
     }
-    for name, title in TITLES.items()
+    for name, title, rows in (
+        ("beavertails", "BeaverTails", (5, 977, 244, 982, 246, 499)),
+        ("hhh", "Anthropic HHH", (5, 424, 105, 423, 107, 500)),
+        ("mnemonic", "Mnemonic", (5, 126, 35, 132, 35, 500)),
+        ("shp", "SHP", None),
+    )
 }
 WAYS_OUT = (
     "Ways to provide it: (1) --data PATH or PERSONA_DATA=PATH, where PATH holds the folders "
@@ -79,8 +80,8 @@ def files_of(folder: str) -> list[str]:
 def at_hand(data_dir: str | Path, datasets: Iterable[str], kind: str = "tailoring") -> Path | None:
     """Return where the data of some data sets lies on this machine, None if nowhere; downloads nothing.
 
-    Looks at ``data.path`` or ``$PERSONA_DATA`` (the folder itself or its parent) if it is named, and nowhere
-    else then; otherwise at ``../shared/data/official`` beside the repository and at earlier downloads.
+    Looks at ``data.path`` or ``$PERSONA_DATA`` (the folder or its parent) if named, and nowhere else then;
+    otherwise beside the repository and at earlier downloads.
     """
     named = data_dir or os.environ.get("PERSONA_DATA", "")
     places = [Path(named).expanduser()] if named else [REPO.parent / "shared" / "data", download_dir()]
@@ -95,9 +96,8 @@ def find_data_dir(
 ) -> Path:
     """Return the folder that holds the official folders ("tailoring" or "inference") of some data sets.
 
-    Looks where `at_hand` does. If they are nowhere, downloads the pinned public copy into
-    ``results/downloads/official``, unless ``HF_HUB_OFFLINE=1``. A place that was named but does not hold the
-    data is a DataError, never skipped over.
+    Where `at_hand` finds none, the pinned public copy is downloaded, unless ``HF_HUB_OFFLINE=1``. A place
+    that was named but does not hold the data is a DataError, never skipped over.
     """
     if found := at_hand(data_dir, datasets, kind):
         return found
@@ -112,10 +112,7 @@ def find_data_dir(
 
 
 def download(names: Iterable[str], target: Path, home: str, known: dict[str, str], ways_out: str) -> Path:
-    """Download the files that a folder lacks, by their path below ``home``, and return the folder.
-
-    ``known``: SHA-256 by path; a file without one is checked when it is read. See `fetch` for errors.
-    """
+    """Download the files (by path below ``home``) that a folder lacks; ``known`` are SHA-256 of some."""
     for name in (name for name in names if not (target / name).exists()):
         fetch(f"{home}/{urllib.parse.quote(name)}", target / name, known.get(name), ways_out)
     return target
@@ -138,7 +135,7 @@ def fetch(url: str, path: Path, sha256: str | None, ways_out: str = WAYS_OUT) ->
 
 def official_key(folder: Path, dataset: str, kind: str = "tailoring") -> str:
     """Return a hash of a data set's official files: the input key of steps that read them."""
-    return content_hash({name: file_hash(folder / name) for name in files_of(DATASETS[dataset][kind])})
+    return content_hash({name: file_hash(folder / name) for name in files_of(folders_of([dataset], kind)[0])})
 
 
 # --- read into records ---
@@ -155,21 +152,16 @@ def open_folder(path: Path, columns: Iterable[str], rows: dict[str, int]) -> dic
     for split, n_rows in rows.items():
         where = f"{path}, split {split}"
         if split not in tables:
-            raise DataError(f"{path}: split {split!r} is missing; it has {', '.join(tables)}. {WAYS_OUT}")
+            raise DataError(f"{where}: is missing; fetch the folder again")
         table = tables[split]
+        if lack := [name for name in columns if name not in table.column_names]:
+            raise DataError(f"{where}: column {lack[0]!r} is missing; fetch the folder again")
         for name in columns:
-            if name not in table.column_names:
-                raise DataError(
-                    f"{where}: column {name!r} is missing; it has {', '.join(table.column_names)}"
-                )
             for number, value in enumerate(table[name]):
-                if not isinstance(value, str) or (name == "prompt" and not value.strip()):
-                    said = "a prompt" if name == "prompt" else "text ('' for none)"
-                    raise DataError(f"{where}, row {number}, column {name!r}: {value!r}; should be {said}")
+                if not isinstance(value, str):
+                    raise DataError(f"{where}, row {number}, column {name!r}: {value!r} is no text")
         if len(table) != n_rows:
-            raise DataError(
-                f"{where}: {len(table)} rows where the release has {n_rows}; fetch the folder again"
-            )
+            raise DataError(f"{where}: {len(table)} rows, the release has {n_rows}; fetch the folder again")
     return {split: tables[split].to_list() for split in rows}
 
 
@@ -187,12 +179,11 @@ def load_official(folder: Path, dataset: str, strip_roles: bool = False) -> dict
     """Read one data set's official tailoring rows, by split (fewshot, sft_*, dpo_*, test).
 
     A persona that is none (empty, refusal, error message) becomes None. A row without responses (Mnemonic
-    test) has chosen and rejected "". Texts are kept as released; ``strip_roles`` takes HHH's leading "Human:"
-    and "Assistant:" off. ``retrieved_id`` is the training row both retrieved personas were taken from, where
-    it can be traced.
+    test) has chosen and rejected "". ``strip_roles`` takes HHH's leading "Human:" and "Assistant:" off.
+    ``retrieved_id`` is the training row of both retrieved personas, where it can be traced.
     """
-    if dataset not in ROWS:
-        raise DataError(f"data set {dataset!r} has no tailoring data; use {', '.join(ROWS)}")
+    if not DATASETS[dataset]["rows"]:
+        raise DataError(f"data set {dataset!r} has no tailoring data")
     columns, n_rows = (*PAIR_FIELDS, *PERSONA_COLUMNS.values()), DATASETS[dataset]["rows"]
     tables = open_folder(
         folder / DATASETS[dataset]["tailoring"], columns, dict(zip(SPLITS, n_rows, strict=True))
@@ -219,7 +210,7 @@ def load_official(folder: Path, dataset: str, strip_roles: bool = False) -> dict
 def load_inference_pairs(folder: Path, dataset: str, strip_roles: bool = False) -> list[PreferencePair]:
     """Read the 300 pairs on which the paper scores persona inference."""
     path = folder / DATASETS[dataset]["inference"]
-    rows = open_folder(path, PAIR_FIELDS, {"train": INFERENCE_ROWS})["train"]
+    rows = open_folder(path, PAIR_FIELDS, {"train": 300})["train"]
     return [
         PreferencePair(row_id(dataset, "inference", number), **pair_texts(raw, strip_roles))
         for number, raw in enumerate(rows)
@@ -227,15 +218,15 @@ def load_inference_pairs(folder: Path, dataset: str, strip_roles: bool = False) 
 
 
 def official_pairs(folder: Path, dataset: str, strip_roles: bool = False) -> dict[str, list[PreferencePair]]:
-    """Return an official data set as bare preference pairs by split: train, validation, test.
-
-    Validation is the released sft_val and dpo_val; rows without responses are left out.
-    """
-    pairs: dict[str, list[PreferencePair]] = {"train": [], "validation": [], "test": []}
-    names = {"sft_train": "train", "dpo_train": "train", "sft_val": "validation", "dpo_val": "validation"}
-    for split, rows in load_official(folder, dataset, strip_roles).items():
-        for row in rows:
-            if split != "fewshot" and row.chosen.strip() and row.rejected.strip():
-                pair = PreferencePair(row.id, row.prompt, row.chosen, row.rejected)
-                pairs[names.get(split, split)].append(pair)
-    return pairs
+    """Return an official data set's rows with responses as pairs: train, validation (its two), test."""
+    rows = load_official(folder, dataset, strip_roles)
+    parts = {"train": ("sft_train", "dpo_train"), "validation": ("sft_val", "dpo_val"), "test": ("test",)}
+    return {
+        name: [
+            PreferencePair(row.id, row.prompt, row.chosen, row.rejected)
+            for split in splits
+            for row in rows[split]
+            if row.chosen.strip() and row.rejected.strip()
+        ]
+        for name, splits in parts.items()
+    }

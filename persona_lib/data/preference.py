@@ -1,7 +1,5 @@
 """Preference data: the readers of every data set, the training arms, and what is counted before use.
 
-Each data set is read by one function of the table READERS into the splits train, validation and test.
-
 An arm, named by ``train_persona``, says which persona a row shows and which response is its target (paper
 section 4). none: no persona line. chosen: P_C and the chosen response. rejected: P_R and the rejected
 response (for DPO the roles of the two are swapped). both: the rows of the two. shuffled (a control): the
@@ -20,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 from persona_lib.data import everyday, intake, official
 from persona_lib.data.rows import source_key
 from persona_lib.prompts import ChatFormat, completion_text, tailoring_prompt
-from persona_lib.records import HISTORY, PAIR_FIELDS, PAIR_SPLITS, SIDES, PreferencePair, TailoringRow
+from persona_lib.records import PAIR_FIELDS, SIDES, PreferencePair, TailoringRow
 from persona_lib.settings import ConfigError, Profile, Run, near_names
-from persona_lib.store import VERSIONS, content_hash, is_done, mark_done, read_rows, write_rows
+from persona_lib.store import VERSIONS, content_hash, is_done, mark_done, read_json, read_rows, write_rows
 from persona_lib.texts import is_contrastive, near_duplicates
 
 if TYPE_CHECKING:
@@ -39,17 +37,12 @@ def derangement(n: int, seed: int) -> list[int]:
     if n == 1:
         raise ValueError("train_persona=shuffled gives a row the persona of another: it needs at least two")
     order = random.Random(seed).sample(range(n), n)
-    result = [0] * n
-    for place, index in enumerate(order):
-        result[index] = order[(place + 1) % n]
-    return result
+    following = dict(zip(order, order[1:] + order[:1], strict=True))
+    return [following[index] for index in range(n)]
 
 
 def draw(rows: list[Any], limit: int) -> list[Any]:
-    """Return ``limit`` rows drawn by id, in their order; 0: all of them; negative: all but the drawn.
-
-    The draw depends on nothing else, so it is the same for every arm and seed.
-    """
+    """Return ``limit`` rows drawn by id alone, in their order; 0: all rows; negative: all but the drawn."""
     if not limit:
         return rows
     drawn = {row.id for row in sorted(rows, key=lambda row: content_hash(row.id))[: abs(limit)]}
@@ -57,10 +50,7 @@ def draw(rows: list[Any], limit: int) -> list[Any]:
 
 
 def side_rows(rows: list[TailoringRow], side: str, kind: str = "gold") -> list[ArmRow]:
-    """Return (id, prompt, persona, target, other) for rows that have a persona of this kind and side.
-
-    The target is the response that the persona prefers: for "rejected" the roles are swapped.
-    """
+    """Return rows (id, prompt, persona, response it prefers, other) for personas of this kind and side."""
     other = SIDES[1 - SIDES.index(side)]
     found = ((r, r.personas.get(f"{kind}-{side}")) for r in rows)
     return [(r.id, r.prompt, p, getattr(r, side), getattr(r, other)) for r, p in found if p is not None]
@@ -100,10 +90,7 @@ def to_sft_rows(
 def to_dpo_rows(
     rows: list[TailoringRow], train_persona: str, seed: int, chat: ChatFormat | None = None
 ) -> list[dict[str, str]]:
-    """Return DPO rows {"id", "prompt", "chosen", "rejected"} of one arm.
-
-    For P_R the preferred response is the rejected one. Rows without a persona are left out.
-    """
+    """Return DPO rows {"id", "prompt", "chosen", "rejected"} of one arm, of rows that have its persona."""
     if train_persona not in ARMS:
         raise ValueError(f"train_persona={train_persona!r}: use one of {', '.join(ARMS)}")
     return [
@@ -122,8 +109,8 @@ def to_ordered_dpo_rows(
 ) -> list[dict[str, str]]:
     """Return the rows of ``to_dpo_rows`` shuffled once by the seed, those of one pair side by side.
 
-    With an even batch size the two rows of a pair (arm "both") then meet in one step: what they ask for
-    whoever reads cancels, and what depends on the persona remains. Pairs with one persona come last.
+    With an even batch size the two rows of a pair then meet in one step: what they ask for whoever reads
+    cancels, and what depends on the persona remains. Pairs with one persona come last.
     """
     rows = random.Random(f"dpo-order-{seed}").sample(rows, len(rows))
     if train_persona not in TWO_SIDED:
@@ -161,8 +148,8 @@ def has_personas(run: Run) -> bool:
     return run.dataset in (everyday.NAME, *official.DATASETS)
 
 
-def input_key(run: Run) -> str:
-    """Return a hash of what a run's pairs are made from: official files, or our own pairs and the seed."""
+def input_key(run: Run, kind: str = "tailoring") -> str:
+    """Return a hash of what a run's pairs are made from; "inference": of what `inference_pairs` reads."""
     data = run.profile.data
     if run.dataset == everyday.NAME:
         return content_hash(everyday.key(), data.majority_share, run.seed, data.pair_limit)
@@ -170,9 +157,7 @@ def input_key(run: Run) -> str:
         return intake.own_key(run.profile)
     if run.dataset not in official.DATASETS:  # a reader that somebody added
         return content_hash(run.dataset, run.seed, data.path and source_key(data.path))
-    if official.DATASETS[run.dataset]["tailoring"] is None:
-        return inference_key(run)
-    return content_hash(official.official_key(data_folder(run), run.dataset), data.strip_roles)
+    return content_hash(official.official_key(data_folder(run, kind), run.dataset, kind), data.strip_roles)
 
 
 def inference_split(profile: Profile, dataset: str) -> str:
@@ -188,14 +173,6 @@ def inference_pairs(run: Run) -> list[PreferencePair]:
     return official.load_inference_pairs(folder, run.dataset, run.profile.data.strip_roles)
 
 
-def inference_key(run: Run) -> str:
-    """Return a hash of what `inference_pairs` reads."""
-    if run.dataset not in official.DATASETS:
-        return input_key(run)
-    key = official.official_key(data_folder(run, "inference"), run.dataset, "inference")
-    return content_hash(key, run.profile.data.strip_roles)
-
-
 def write_pairs(run: Run) -> Path:
     """Write a run's preference pairs to ``pairs/<split>.jsonl`` once and return the folder.
 
@@ -208,9 +185,6 @@ def write_pairs(run: Run) -> Path:
         return folder
     pairs = READERS[run.dataset](run)
     check_pairs(pairs, run.dataset)
-    if run.dataset == intake.NAME:
-        print("\n".join(intake.describe(intake.read_own(run.profile))), flush=True)
-    (folder / f"{HISTORY}.jsonl").unlink(missing_ok=True)
     for split, rows in pairs.items():
         write_rows(folder / f"{split}.jsonl", rows)
     mark_done(folder, key, rows={split: len(rows) for split, rows in pairs.items()})
@@ -218,36 +192,30 @@ def write_pairs(run: Run) -> Path:
 
 
 def load_pairs(run: Run) -> Pairs:
-    """Read the pairs that `write_pairs` wrote, by split; `HISTORY` only where test users have any."""
+    """Read the pairs that `write_pairs` wrote, by split; `records.HISTORY` only where test users have any."""
     folder = run.folder / "pairs"
     if not (folder / "done.json").exists():
         raise FileNotFoundError(f"{folder}: no preference pairs yet; run notebook 01_preference_data first")
-    names = [*PAIR_SPLITS, *([HISTORY] if (folder / f"{HISTORY}.jsonl").exists() else [])]
-    return {split: read_rows(folder / f"{split}.jsonl", PreferencePair) for split in names}
+    splits = read_json(folder / "done.json")["rows"]
+    return {split: read_rows(folder / f"{split}.jsonl", PreferencePair) for split in splits}
 
 
 def check_pairs(pairs: Pairs, dataset: str) -> None:
-    """Raise ValueError, naming row and field, unless ids are unique and every field has text.
-
-    The prompt may occur more than once.
-    """
+    """Raise ValueError, naming split and row, unless ids are unique and every field has text."""
     seen: set[str] = set()
-    for split, rows in pairs.items():
-        for row in rows:
-            where = f"{dataset}, split {split}, row {row.id}"
-            if row.id in seen:
-                raise ValueError(f"{where}: the id occurs twice; ids must be unique over all splits")
-            seen.add(row.id)
-            for field in PAIR_FIELDS:
-                if not getattr(row, field).strip():
-                    raise ValueError(f"{where}: {field} is empty; drop the row in the reader")
+    for split, row in ((split, row) for split, rows in pairs.items() for row in rows):
+        where = f"{dataset}, split {split}, row {row.id}"
+        if row.id in seen:
+            raise ValueError(f"{where}: the id occurs twice; ids must be unique over all splits")
+        seen.add(row.id)
+        if empty := [field for field in PAIR_FIELDS if not getattr(row, field).strip()]:
+            raise ValueError(f"{where}: {empty[0]} is empty; drop the row in the reader")
 
 
 def data_card(rows_by_split: dict[str, list], near_duplicate_threshold: float = 0.5) -> pd.DataFrame:
     """Describe a data set, one row per split: counts, mean words, personas, near duplicates of training.
 
-    Takes splits of `PreferencePair` or `TailoringRow`. Near duplicates are prompts that resemble one of
-    a training split (any split whose name holds "train"); shares are over the rows that have the text.
+    Takes splits of `PreferencePair` or `TailoringRow`. Shares are over the rows that have the text.
     """
     import pandas as pd
 
@@ -257,14 +225,13 @@ def data_card(rows_by_split: dict[str, list], near_duplicate_threshold: float = 
         texts = pd.DataFrame(
             {name: [getattr(row, name) for row in rows] for name in PAIR_FIELDS}, dtype=object
         )
-        marked = texts.map(lambda text: bool(official.ROLE_MARK.match(text)))
         words = texts.map(lambda text: len(text.split())).where(texts != "")
         answered = words.dropna()
         card = {
             "rows": len(rows),
             "different prompts": texts.prompt.nunique(),
             "without responses": len(rows) - len(answered),
-            "with a role": int(marked.any(axis=1).sum()),
+            "with a role": sum(any(map(official.ROLE_MARK.match, line)) for line in texts.values),
             **{f"words of {name}": words[name].mean() for name in PAIR_FIELDS},
             "chosen longer": (answered.chosen > answered.rejected).mean(),
         }

@@ -1,11 +1,9 @@
 """The reader of answers (``oracle``): which value of an ``everyday`` dimension a text shows, by rule.
 
-Rules read what a small model really writes: word counts, list lines, contractions, figures with units,
-questions at the end, and families of words. They see one text and nothing else: not the persona, not the
-policy, not the other answer. A text that shows neither value, or both alike, shows None. How often they are
-right, on written and on generated answers, is in ``figures/published/everyday/reader.csv``; the families of
-words are in ``facts/reader_words.yaml``. `quality` is a graded rule beside it: it cannot see a wrong fact or
-bad advice (``beyond.calibration`` shows what it finds and what it misses).
+Rules read word counts, list lines, contractions, figures with units, questions at the end, and families of
+words (``facts/reader_words.yaml``). They see one text and nothing else. A text that shows neither value, or
+both alike, shows None. ``figures/published/everyday/reader.csv`` says how often they are right. `quality` is
+a graded rule beside it: it cannot see a wrong fact or bad advice (``beyond.calibration``).
 """
 
 from __future__ import annotations
@@ -96,10 +94,7 @@ def spans(words: re.Pattern[str], text: str) -> list[tuple[int, int]]:
 
 
 def points(value: str, other: str, text: str) -> int:
-    """Return the evidence for a value: different words, but not those inside a phrase of the other.
-
-    "trial" in "skip the trial" is such a word.
-    """
+    """Return the evidence for a value: different words, not those in the other's ("skip the trial")."""
     strong, weak = (spans(words, text) for words in families()[value])
     rival = spans(families()[other][0], text)
     said = {
@@ -110,10 +105,7 @@ def points(value: str, other: str, text: str) -> int:
 
 
 def read_words(dimension: str, text: str) -> str | None:
-    """Weigh the words of the two values of a dimension of content.
-
-    Meat, fish and alcohol count double, since vegetables stand beside them too.
-    """
+    """Weigh the words of two values of content; meat and alcohol count double beside vegetables."""
     first, second = DIMENSIONS[dimension]
     weight = 2 if dimension == "table" else 1
     return lead(points(first, second, text), weight * points(second, first, text), (first, second))
@@ -179,10 +171,7 @@ def shows(dimension: str, text: str) -> str | None:
 
 
 def fit(wish: Wish, text: str) -> int:
-    """Return how well a text fits a wish: +1 for each value that it shows, -1 for each other value.
-
-    The dimensions of ``UNREADABLE`` decide nothing.
-    """
+    """Return how well a text fits a wish: +1 for each value of it, -1 for others, 0 in ``UNREADABLE``."""
     verdicts = ((shows(name, text), value) for name, value in wish if name not in UNREADABLE)
     return sum(0 if shown is None else 1 if shown == value else -1 for shown, value in verdicts)
 
@@ -226,12 +215,6 @@ def stems(text: str) -> set[str]:
     return {word[:STEM] for word in found if word not in COMMON}
 
 
-def on_subject(prompt: str, text: str) -> float:
-    """Return how far the answer takes up the question's words: 1 with ENOUGH_STEMS shared stems (or all)."""
-    asked = stems(prompt)
-    return min(1.0, len(asked & stems(text)) / max(1, min(ENOUGH_STEMS, len(asked))))
-
-
 def finished(text: str) -> float:
     """Return 1 for a text that ends like a sentence or a list line, 0 for one that breaks off."""
     lines = text.strip().splitlines() or [""]
@@ -249,5 +232,7 @@ def quality(prompt: str, text: str) -> float:
     """
     if not text.strip():
         return 0.0
+    asked = stems(prompt)
+    subject = min(1.0, len(asked & stems(text)) / max(1, min(ENOUGH_STEMS, len(asked))))
     substance = min(1.0, len(text.split()) / ENOUGH_WORDS)
-    return (on_subject(prompt, text) + finished(text) + 1 - repetition(text.lower()) + substance) / 4
+    return (subject + finished(text) + 1 - repetition(text.lower()) + substance) / 4

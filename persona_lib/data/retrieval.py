@@ -1,9 +1,8 @@
 """Retrieve, for a new prompt, the training prompt that resembles it most (paper section 4).
 
-At test time nobody knows the user's persona, so the personas of the nearest training row stand in for
-it. The default is BM25, which needs no model and gives the same answer everywhere. The paper used ColBERT:
-late interaction, which compares every token of the query with every token of the other prompt ("late").
-"dense" compares one vector per prompt. Both load a model through sentence-transformers.
+The personas of the nearest training row stand in for the unknown user's. The default is BM25, which needs no
+model. The paper used ColBERT: late interaction, each token of the query against each of the other prompt
+("late"). "dense" compares one vector per prompt. Both load a model through sentence-transformers.
 """
 
 from __future__ import annotations
@@ -32,14 +31,23 @@ def retrieve(queries: Rows, pool: Rows, retriever: str = "bm25", model: str = ""
     row, so the result depends on the texts, their order and the model alone. ``retriever`` is a name in
     SCORERS, ``model`` what "dense" and "late" load. Raises ValueError for a query without an allowed row.
     """
+    import numpy as np
+
     if not pool:
         raise ValueError("retrieve: the pool is empty; retrieval needs training rows")
     places: dict[tuple[str, str], list[int]] = {}  # ("id", id) and ("prompt", prompt) -> where they are
     for index, (name, text) in enumerate(pool):
         for key in (("id", name), ("prompt", normal(text))):
             places.setdefault(key, []).append(index)
+    found = []
     scores = SCORERS[retriever]([text for _, text in queries], [text for _, text in pool], model)
-    return [best_allowed(line, query, places) for query, line in zip(queries, scores, strict=True)]
+    for (name, text), line in zip(queries, scores, strict=True):
+        allowed = np.array(line, dtype=float)
+        allowed[places.get(("id", name), []) + places.get(("prompt", normal(text)), [])] = -np.inf
+        if allowed.max() == -np.inf:
+            raise ValueError(f"retrieve: no row for query {name!r}: all have its id or its prompt")
+        found.append(int(allowed.argmax()))
+    return found
 
 
 def bm25_scores(queries: Sequence[str], pool: Sequence[str], model: str = "") -> Scores:
@@ -55,8 +63,7 @@ def bm25_scores(queries: Sequence[str], pool: Sequence[str], model: str = "") ->
 def encoder_scores(kind: str, queries: Sequence[str], pool: Sequence[str], model: str) -> Scores:
     """Return the similarities of a model's query and document encodings, rounded to DIGITS decimals.
 
-    A "SentenceTransformer" has one vector per text (as a rule compared by their cosine), a
-    "MultiVectorEncoder" MaxSim: for each token of the query the best match among the text's tokens, summed.
+    Those of a "SentenceTransformer" compare one vector per text, those of a "MultiVectorEncoder" are MaxSim.
     """
     encoder = load_model(kind, model)
     similarities = encoder.similarity(
@@ -75,9 +82,8 @@ SCORERS: dict[str, Callable[[Sequence[str], Sequence[str], str], Scores]] = {
 
 @cache
 def load_model(kind: str, source: str) -> Any:
-    """Load an encoder of sentence-transformers: a folder, or a hub id at its pinned commit.
+    """Load an encoder of sentence-transformers (which also reads ColBERT's own checkpoints), pinned.
 
-    ``kind`` is "SentenceTransformer" or "MultiVectorEncoder", which also reads ColBERT's own checkpoints.
     Raises ImportError that names the extra to install.
     """
     try:
@@ -89,17 +95,3 @@ def load_model(kind: str, source: str) -> Any:
         ) from error
     name, commit = weights.pinned(source)
     return getattr(sentence_transformers, kind)(name, revision=commit)
-
-
-def best_allowed(
-    scores: Sequence[float], query: tuple[str, str], places: dict[tuple[str, str], list[int]]
-) -> int:
-    """Return the index of the highest score, the first of equals, among the rows that the query may use."""
-    import numpy as np
-
-    allowed = np.array(scores, dtype=float)
-    for key in (("id", query[0]), ("prompt", normal(query[1]))):
-        allowed[places.get(key, [])] = -np.inf
-    if allowed.max() == -np.inf:
-        raise ValueError(f"retrieve: no row for query {query[0]!r}: all have its id or its prompt")
-    return int(allowed.argmax())

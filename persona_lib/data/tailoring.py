@@ -14,21 +14,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from persona_lib import store
 from persona_lib.data import everyday, intake, official, preference
 from persona_lib.data.preference import derangement
 from persona_lib.data.retrieval import normal, retrieve
 from persona_lib.records import PAIR_SPLITS, SIDES, InferredPersona, PreferencePair, TailoringRow
 from persona_lib.settings import Run
-from persona_lib.store import (
-    VERSIONS,
-    content_hash,
-    file_hash,
-    is_done,
-    mark_done,
-    read_rows,
-    write_rows,
-    write_text,
-)
 from persona_lib.texts import EVAL_SPLITS, POOL_SPLITS, leakage_report
 
 EVERYDAY_SHARES = {"sft_train": 0.5, "dpo_train": 0.5}  # it has validation topics of its own
@@ -48,10 +39,7 @@ Personas = Mapping[str, Mapping[str, str | None]]  # id of a row -> name of a pe
 def split_train(
     pairs: list[PreferencePair], seed: int, shares: dict[str, float] = TRAIN_SHARES
 ) -> dict[str, list[PreferencePair]]:
-    """Split training pairs 40/10/40/10 into sft_train, sft_val, dpo_train and dpo_val, by prompt.
-
-    All pairs of one prompt (case and white space aside) go to one split. The shares are the paper's.
-    """
+    """Split training pairs 40/10/40/10 (the paper's shares), all pairs of one prompt to one split."""
     groups: dict[str, list[PreferencePair]] = {}
     for pair in pairs:
         groups.setdefault(normal(pair.prompt), []).append(pair)
@@ -61,10 +49,7 @@ def split_train(
 
 
 def retrieved_ids(run: Run) -> dict[str, str]:
-    """Return, for every validation and test pair, the id of the training pair whose personas it borrows.
-
-    Depends on the prompts alone, so it can be asked before any persona is inferred.
-    """
+    """Return, by the id of a validation or test pair, the training pair whose personas it borrows."""
     pairs = preference.load_pairs(run)
     shares = EVERYDAY_SHARES if run.dataset == everyday.NAME else TRAIN_SHARES
     parts = split_train(pairs["train"], run.seed, shares)
@@ -81,17 +66,14 @@ def persona_files(run: Run, parts: Iterable[str] = PAIR_SPLITS) -> list[Path]:
 
 
 def load_personas(run: Run) -> Personas:
-    """Read all inferred personas of a run: pair id -> {"gold-chosen": ..., "gold-rejected": ...}.
-
-    Raises FileNotFoundError if the training rows' or the evaluated split's personas are not there yet.
-    """
+    """Read all inferred personas of a run: pair id -> {"gold-chosen": ..., "gold-rejected": ...}."""
     there = persona_files(run)
     for split, side in [("train", "chosen"), *((run.profile.evaluation.split, side) for side in SIDES)]:
         path = run.folder / "personas" / f"{split}-{side}.jsonl"
         if path not in there:
             raise FileNotFoundError(f"{path} is missing: run notebook 03_persona_inference first")
     personas: dict[str, dict[str, str | None]] = {}
-    for row in (row for path in there for row in read_rows(path, InferredPersona)):
+    for row in (row for path in there for row in store.read_rows(path, InferredPersona)):
         personas.setdefault(row.id, {})[f"gold-{row.side}"] = row.persona
     return personas
 
@@ -110,10 +92,7 @@ def to_rows(
 
 
 def shuffled_personas(rows: list[TailoringRow], seed: int) -> dict[str, dict[str, str | None]]:
-    """Give every row the two gold personas of another row: a derangement fixed by the seed.
-
-    Only rows with both gold personas take part, as givers and as takers; fewer than two get nothing.
-    """
+    """Give every row with both gold personas those of another such row: a derangement fixed by the seed."""
     able = [row for row in rows if all(row.personas.get(f"gold-{side}") for side in SIDES)]
     givers = [able[index] for index in derangement(len(able), seed)] if len(able) > 1 else []
     return {
@@ -128,22 +107,16 @@ def add_personas(rows: list[TailoringRow], extra: Personas) -> list[TailoringRow
 
 
 def common_persona(personas: Iterable[str | None]) -> str | None:
-    """Return the system persona: the most common "is ..." and the most common "prefers ..." of some personas.
-
-    Ties go to the alphabetically first. None if no persona has the usual form.
-    """
+    """Return the system persona: the most common "is ..." and "prefers ..." (ties: the first by alphabet)."""
     claims = [match.groups() for match in map(CLAIMS.match, filter(None, personas)) if match]
-    if not claims:
-        return None
-    attribute, wish = (statistics.mode(sorted(said)) for said in zip(*claims, strict=True))
-    return f"The user is {attribute} and prefers {wish}."
+    modes = [statistics.mode(sorted(said)) for said in zip(*claims, strict=True)]
+    return "The user is {} and prefers {}.".format(*modes) if modes else None
 
 
 def rows_from_pairs(run: Run) -> Rows:
     """Build all splits from a run's pairs and their personas, inferred or (``everyday``) brought.
 
-    Of ``everyday``, validation topics serve SFT, DPO and every choice of a setting, and personas that the run
-    inferred for the chosen side of training and validation rows, if it did, are "inferred-chosen".
+    "inferred-chosen" are personas that the run inferred for the chosen side of ``everyday``'s training rows.
     """
     pairs, retrieved, brought = preference.load_pairs(run), retrieved_ids(run), run.dataset == everyday.NAME
     parts = split_train(pairs["train"], run.seed, EVERYDAY_SHARES if brought else TRAIN_SHARES)
@@ -156,7 +129,7 @@ def rows_from_pairs(run: Run) -> Rows:
     rows = {split: to_rows(part, split, personas, {}) for split, part in parts.items()}
     rows |= {split: to_rows(pairs[split], split, personas, retrieved) for split in EVAL_SPLITS}
     files = persona_files(run, ("train", "validation")) if brought else []
-    found = [row for path in files for row in read_rows(path, InferredPersona) if row.side == "chosen"]
+    found = [row for path in files for row in store.read_rows(path, InferredPersona) if row.side == "chosen"]
     inferred = {row.id: {"inferred-chosen": row.persona} for row in found}
     return {split: add_personas(part, inferred) for split, part in rows.items()}
 
@@ -176,7 +149,7 @@ def build_tailoring(run: Run, extra_personas: Personas | None = None) -> Path:
     """
     extra_personas = extra_personas or {}
     folder, key = run.folder / "tailoring", tailoring_key(run, extra_personas)
-    if is_done(folder, key):
+    if store.is_done(folder, key):
         return folder
     (folder / "done.json").unlink(missing_ok=True)
     rows = (rows_from_official if run.dataset in official.DATASETS else rows_from_pairs)(run)
@@ -188,8 +161,8 @@ def build_tailoring(run: Run, extra_personas: Personas | None = None) -> Path:
         rows[split] = add_personas(add_personas(part, null), extra_personas)
     write_tables(run, rows)
     for split, part in rows.items():
-        write_rows(folder / f"{split}.jsonl", part)
-    mark_done(folder, key, rows={split: len(part) for split, part in rows.items()})
+        store.write_rows(folder / f"{split}.jsonl", part)
+    store.mark_done(folder, key, rows={split: len(part) for split, part in rows.items()})
     return folder
 
 
@@ -197,9 +170,9 @@ def tailoring_key(run: Run, extra_personas: Personas) -> str:
     """Return a hash of all that the tailoring data is made from."""
     data = run.profile.data
     settings = (data.near_duplicates, run.profile.evaluation.split, data.retriever)
-    inputs = {path.name: file_hash(path) for path in persona_files(run)}
-    code = VERSIONS["tailoring"]
-    return content_hash(code, preference.input_key(run), run.seed, settings, inputs, dict(extra_personas))
+    made_from = preference.input_key(run), run.seed, settings
+    inputs = {path.name: store.file_hash(path) for path in persona_files(run)}
+    return store.content_hash(store.VERSIONS["tailoring"], *made_from, inputs, dict(extra_personas))
 
 
 def load_tailoring(run: Run) -> Rows:
@@ -208,7 +181,8 @@ def load_tailoring(run: Run) -> Rows:
     if not (folder / "done.json").exists():
         raise FileNotFoundError(f"{folder}: no tailoring data yet; run notebook 05_tailoring_data first")
     return {
-        split: read_rows(folder / f"{split}.jsonl", TailoringRow) for split in (*TRAIN_SHARES, *EVAL_SPLITS)
+        split: store.read_rows(folder / f"{split}.jsonl", TailoringRow)
+        for split in (*TRAIN_SHARES, *EVAL_SPLITS)
     }
 
 
@@ -216,8 +190,8 @@ def write_tables(run: Run, rows: Rows) -> None:
     """Write the data card and the leakage report of a run; ValueError on a leak."""
     tables, threshold = run.folder / "tables", run.profile.data.near_duplicates
     report, place = leakage_report(rows, threshold), tables / "tailoring_leakage.csv"
-    write_text(tables / "tailoring_card.csv", preference.data_card(rows, threshold).to_csv())
-    write_text(place, report.to_csv(index=False))
+    store.write_text(tables / "tailoring_card.csv", preference.data_card(rows, threshold).to_csv())
+    store.write_text(place, report.to_csv(index=False))
     leaks = report[report.must_be_zero & (report.found > 0)]
     if found := [f"{leak.check}: {leak.found} of {leak.of}" for leak in leaks.itertuples()]:
         raise ValueError(f"{run.folder / 'tailoring'}: {'; '.join(found)}; the table is {place}")

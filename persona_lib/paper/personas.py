@@ -19,9 +19,9 @@ from persona_lib import store
 from persona_lib.data import everyday, official
 from persona_lib.data.preference import (
     has_personas,
-    inference_key,
     inference_pairs,
     inference_split,
+    input_key,
     load_pairs,
 )
 from persona_lib.data.tailoring import retrieved_ids
@@ -174,7 +174,7 @@ def personas_key(run: Run) -> str:
     """Hash of all that a run's inferred personas depend on."""
     settings = deciding(run.profile, KEYED), "inferred" in run.profile.training.arms
     pairs = store.read_json(run.folder / "pairs" / "done.json")["key"]
-    inputs = (pairs, inference_key(run), role_key(run, "generator"))
+    inputs = (pairs, input_key(run, "inference"), role_key(run, "generator"))
     return store.content_hash(store.VERSIONS["personas"], *settings, *inputs)
 
 
