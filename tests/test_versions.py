@@ -28,12 +28,12 @@ FILES = {
     "users": "beyond.users",
 }
 DECIDED = {
-    "pairs": (1, "b3f339ab84fe64ee"),
-    "personas": (1, "bedc7f37fc705c78"),
-    "tailoring": (1, "f123c395c6e7636d"),
+    "pairs": (1, "048f326a496c89aa"),
+    "personas": (1, "f7bb67b04cc5190b"),
+    "tailoring": (1, "8480174b9c3ae331"),
     "training": (1, "f30274bed4615765"),
     "answers": (1, "b088dcab5dde3187"),
-    "judging": (1, "1fbc0eca373ac012"),
+    "judging": (1, "b524872b71dbad2b"),
     "swap": (1, "a23f5c21a1735d2c"),
     "calibration": (1, "ca9047f0631501f3"),
     "rejudged": (1, "32abb6ee4028e47c"),
