@@ -69,10 +69,6 @@ def unmet(extra: str, repo: Path = REPO) -> list[str]:
 
 Document = dict[str, Any]
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
-CONFIG = {  # a cell's failure is raised, not logged; a kernel that is asked to end by itself takes seconds
-    "KernelManager": {"transport_encryption": "auto"},
-    "NotebookClient": {"extra_arguments": ["--log-level=CRITICAL"], "shutdown_kernel": "immediate"},
-}
 
 
 def clock(seconds: float) -> str:
@@ -139,6 +135,10 @@ def run_notebook(source: Path, target: Path, parameters: dict[str, Any], log: Pa
 
     if unknown := set(parameters) - set(papermill.inspect_notebook(str(source))):
         raise StepError(f"{source}: its parameters cell has no {', '.join(sorted(unknown))}")
+    how = {  # a cell's failure is raised, not logged; a kernel that is asked to end by itself takes seconds
+        "KernelManager": {"transport_encryption": "auto"},
+        "NotebookClient": {"extra_arguments": ["--log-level=CRITICAL"], "shutdown_kernel": "immediate"},
+    }
     running = target.with_suffix(".running.ipynb")
     for path in (running, log):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -154,7 +154,7 @@ def run_notebook(source: Path, target: Path, parameters: dict[str, Any], log: Pa
                 stderr_file=file,
                 autosave_cell_every=5,
                 coalesce_streams=True,  # one output for a progress bar, not one for each redraw
-                config=Config(CONFIG),
+                config=Config(how),
             )
         problem = unfinished(read(running))
     except Exception as error:  # papermill's has the cell's number and traceback in its text

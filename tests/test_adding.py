@@ -28,20 +28,13 @@ class MyGenerator:
 
 def longer(comparisons, rubric):
     """A judge that likes the longer response."""
-    return [
-        Judgment(c.id, "mine", rubric, "A" if len(c.response_a) > len(c.response_b) else "B")
-        for c in comparisons
-    ]
+    winners = ["A" if len(c.response_a) > len(c.response_b) else "B" for c in comparisons]
+    return [Judgment(c.id, "mine", rubric, w) for c, w in zip(comparisons, winners, strict=True)]
 
 
 def my_arm(rows: list[TailoringRow], seed: int) -> list[preference.ArmRow]:
     """The chosen response under the persona of the other side: wrong on purpose."""
     return [(r.id, r.prompt, r.personas["gold-rejected"], r.chosen, r.rejected) for r in rows]
-
-
-def check(setting: str) -> int:
-    """Let the command line check a setting."""
-    return pipeline.main(["--check", "--set", setting])
 
 
 @pytest.mark.parametrize(
@@ -53,9 +46,10 @@ def check(setting: str) -> int:
     ],
 )
 def test_a_line_in_a_table_makes_a_name_known(table, made, setting, monkeypatch, capsys):
-    assert check(setting) == 2 and f"{setting.partition('=')[0]}: 'mine'" in capsys.readouterr().err
+    assert pipeline.main(["--check", "--set", setting]) == 2
+    assert f"{setting.partition('=')[0]}: 'mine'" in capsys.readouterr().err
     monkeypatch.setitem(table, "mine", made)
-    assert check(setting) == 0
+    assert pipeline.main(["--check", "--set", setting]) == 0
 
 
 def test_a_judge(monkeypatch):

@@ -43,21 +43,20 @@ def test_degenerate_counts():
 # --- near duplicates ---
 
 
-def trigrams(words):
-    """The word 3-grams; a shorter text is one gram of all its words."""
-    return {tuple(words[i : i + 3]) for i in range(max(1, len(words) - 2))} if words else set()
-
-
 def slow_near_duplicates(prompts, pool, threshold):
-    """The definition, without an index."""
+    """The definition, without an index; a text of one or two words is one gram of them all."""
+
+    def grams(text):
+        words = text.split()
+        return {tuple(words[i : i + 3]) for i in range(max(1, len(words) - 2))} if words else set()
+
     found = []
-    for index, prompt in enumerate(prompts):
-        grams = trigrams(texts.tokens(prompt))
-        pairs = [(grams & theirs, grams | theirs) for theirs in (trigrams(p.split()) for p in pool)]
-        scores = [(len(both) / max(1, len(either)), -n) for n, (both, either) in enumerate(pairs)]
-        best, other = max(scores)
-        if best >= threshold:
-            found.append((index, -other, best))
+    for index, own in enumerate(map(grams, prompts)):
+        scores = [
+            (len(own & other) / max(1, len(own | other)), -n) for n, other in enumerate(map(grams, pool))
+        ]
+        best, place = max(scores)
+        found += [(index, -place, best)] * (best >= threshold)
     return found
 
 
