@@ -59,12 +59,6 @@ def released_outputs() -> Path:
     return data_folder("released_outputs")
 
 
-@pytest.fixture(scope="session")
-def autoj_data() -> Path:
-    """The folder of Auto-J's pairwise test set."""
-    return data_folder("autoj")
-
-
 def run_there(folder: Path, command: str, **variables: str) -> str:
     """Run a command in a folder with this environment; returns what it printed, fails with the end of it."""
     here = {"VIRTUAL_ENV": sys.prefix, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}

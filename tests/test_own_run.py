@@ -6,7 +6,7 @@ import csv
 from pathlib import Path
 
 import pytest
-from conftest import REPO, run_there
+from conftest import REPO, data_folder, run_there
 
 FIRST = "01_preference_data,02_base_model,03_persona_inference,05_tailoring_data,06_supervised_tailoring"
 STEPS = f"--set steps={FIRST},07_preference_tailoring,08_generation,11_persona_swap,12_results"
@@ -40,8 +40,8 @@ def test_the_shipped_pairs_run_from_file_to_report_and_again_without_work(tmp_pa
 
 
 @pytest.mark.slow
-def test_autoj_runs_with_its_mapping_and_every_row_is_accounted_for(tmp_path, autoj_data):
-    data = f"--data {autoj_data / 'autoj_pairwise.json'} --mapping examples/autoj.yaml"
+def test_autoj_runs_with_its_mapping_and_every_row_is_accounted_for(tmp_path):
+    data = f"--data {data_folder('autoj') / 'autoj_pairwise.json'} --mapping examples/autoj.yaml"
     said, results = run_own(tmp_path, f"{data} {FEWER}")
     assert "1392 rows read, 1017 usable, 375 rejected (373 tie, 1 empty, 1 identical)" in said
     assert len(swap_rows(results)) == 1

@@ -86,6 +86,7 @@ def writers(tmp_path, monkeypatch):
     made = {name: Writer(name) for name in ("right", "wrong")}
     monkeypatch.setattr(personas, "load_generator", lambda run, role: made[run.profile.generator.model])
     monkeypatch.setattr(personas, "role_key", lambda run, role: run.profile.generator.model)
+    monkeypatch.setattr(personas, "parse_persona", lambda raw, words: (raw, "ok"))
     monkeypatch.setattr(reader, "UNREADABLE", ())  # responses of the pairs are read well on all dimensions
     return made
 

@@ -22,17 +22,10 @@ def test_tokens_overlap_and_repetition_by_hand():
     assert texts.repetition("a a a a a a") == pytest.approx(2 / 3)  # 3 4-grams, 1 distinct
 
 
-@pytest.mark.parametrize(
-    ("text", "loops"),
-    [
-        ("start x y x y x y", True),
-        ("x y x y x y end", False),
-        (" ".join(list(map(str, range(80))) * 3), True),
-        (" ".join(list(map(str, range(81))) * 3), False),
-    ],
-)
-def test_suffix_loop_is_the_same_block_of_at_most_80_words_three_times_at_the_end(text, loops):
-    assert texts.has_suffix_loop(text) == loops
+def test_suffix_loop_is_the_same_block_of_at_most_80_words_three_times_at_the_end():
+    blocks = [" ".join([*map(str, range(n))] * 3) for n in (80, 81)]
+    looping = [texts.has_suffix_loop(text) for text in ("start x y x y x y", "x y x y x y end", *blocks)]
+    assert looping == [True, False, True, False]
 
 
 def test_degenerate_counts():
@@ -105,7 +98,7 @@ def test_each_leak_is_found_and_clean_data_has_none(clean):
         assert found(clean | {"test": [bad]}, check) == 1
 
 
-def test_a_row_in_two_splits_under_one_id_is_not_an_overlap(clean):
+def test_a_prompt_in_two_splits_is_a_leak_unless_it_is_the_same_row(clean):
     again = [replace(clean["sft_val"][0], split="validation")]
     assert found(clean | {"validation": again}, "prompts shared by sft_val and validation") == 0
     other = [replace(clean["sft_val"][0], id="other")]
