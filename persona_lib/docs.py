@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import argparse
 import ast
+import json
 import re
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from persona_lib.execute import StepError, notebook_hash, read, to_text, with_outputs
+from persona_lib.execute import StepError, notebook_hash, with_outputs
 from persona_lib.paper.results import table_path
 from persona_lib.report import origin
 from persona_lib.settings import (
@@ -152,11 +153,12 @@ def write_back(pipeline: Pipeline, wanted: Sequence[str] = ()) -> list[Path]:
         if source in texts or (wanted and not task.step.startswith(tuple(wanted))):
             continue
         try:
-            document = read(pipeline.executed(task))
+            document = read_json(pipeline.executed(task))
             if overrides := document["metadata"]["persona"]["parameters"]["overrides"]:
                 raise StepError(f"ran with {', '.join(overrides)}, not the profile as it is")
             shown = {"profile": pipeline.profile.name, "code": notebook_hash(source)}
-            texts[source] = to_text(with_outputs(read(source), document, shown))
+            made = with_outputs(read_json(source), document, shown)
+            texts[source] = json.dumps(made, indent=1, ensure_ascii=False) + "\n"
         except (FileNotFoundError, StepError) as error:
             command = f"./run_all.sh --profile {pipeline.profile.name}"
             raise StepError(f"{task.id}: {error}; run {command}") from error

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from persona_lib.settings import REPO
-from persona_lib.store import content_hash
+from persona_lib.store import content_hash, read_json, write_json
 
 # --- The environment ---
 
@@ -80,16 +80,6 @@ class StepError(RuntimeError):
     """A notebook that failed, or whose outputs cannot be shown; the message says why, and where it is."""
 
 
-def read(path: Path) -> Document:
-    """Read a notebook."""
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def to_text(document: Document) -> str:
-    """Return a notebook's file."""
-    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
-
-
 def tags(cell: Document) -> list[str]:
     """Return the tags of a cell."""
     return cell["metadata"].get("tags", [])
@@ -108,7 +98,7 @@ def code_of(document: Document) -> list[str]:
 
 def notebook_hash(path: Path) -> str:
     """Return the hash of a notebook's code cells; prose, outputs and metadata do not count."""
-    return content_hash(*filter(None, code_of(read(path))))
+    return content_hash(*filter(None, code_of(read_json(path))))
 
 
 def unfinished(document: Document) -> str | None:
@@ -156,7 +146,7 @@ def run_notebook(source: Path, target: Path, parameters: dict[str, Any], log: Pa
                 coalesce_streams=True,  # one output for a progress bar, not one for each redraw
                 config=Config(how),
             )
-        problem = unfinished(read(running))
+        problem = unfinished(read_json(running))
     except Exception as error:  # papermill's has the cell's number and traceback in its text
         problem = ANSI.sub("", f"{type(error).__name__}: {error}")
     if problem:
@@ -166,11 +156,11 @@ def run_notebook(source: Path, target: Path, parameters: dict[str, Any], log: Pa
 
 def finish_notebook(running: Path, target: Path, facts: dict[str, Any]) -> None:
     """Write the provenance into the executed notebook and give it its final name, atomically."""
-    document = read(running)
+    document = read_json(running)
     document["metadata"]["persona"] = facts
     document["metadata"].pop("widgets", None)
-    running.write_text(to_text(document), encoding="utf-8")
-    running.replace(target)
+    write_json(target, document)
+    running.unlink()
 
 
 # --- Outputs of an executed notebook in its source, as they are committed ---

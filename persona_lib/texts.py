@@ -210,8 +210,3 @@ def is_persona(text: str | None) -> bool:
     """Return whether an annotated persona is one: no refusal, and about "the user"."""
     text = (text or "").strip().replace("\u2019", "'")
     return not REFUSAL.match(text) and text.lower().startswith("the user")
-
-
-def is_contrastive(persona: str) -> bool:
-    """Say whether a persona names what its user does not want."""
-    return re.search(r"\b(rather than|instead of|over)\b", persona, re.IGNORECASE) is not None

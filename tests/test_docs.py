@@ -9,7 +9,7 @@ import pytest
 from conftest import run_there
 from test_report import filled  # noqa: F401  (a fixture)
 
-from persona_lib import docs, execute
+from persona_lib import docs, execute, store
 from persona_lib.settings import REPO, ConfigError, load_profile
 from persona_lib.tasks import Pipeline
 
@@ -83,13 +83,13 @@ def pipeline(tmp_path, monkeypatch):
     source.parent.mkdir()
     shutil.copy(REPO / "notebooks" / source.name, source)
     found = Pipeline(load_profile("smoke", ["steps=01_preference_data"]), notebooks=source.parent)
-    document = execute.read(source)
+    document = store.read_json(source)
     for one in execute.cells_of_code(document):
         one["outputs"] = [{"output_type": "stream", "name": "stdout", "text": ["seen\n"]}]
     document["metadata"]["persona"] = {"parameters": {"overrides": []}}
     target = found.executed(next(iter(found.tasks.values())))
     target.parent.mkdir(parents=True)
-    target.write_text(execute.to_text(document), encoding="utf-8")
+    store.write_json(target, document)
     return found
 
 
@@ -97,7 +97,7 @@ def test_writing_back_changes_no_code_hash_and_twice_changes_nothing(pipeline):
     source = pipeline.notebooks / "01_preference_data.ipynb"
     before = execute.notebook_hash(source)
     assert docs.write_back(pipeline) == [source]
-    assert execute.read(source)["metadata"]["shown"] == {"profile": "smoke", "code": before}
+    assert store.read_json(source)["metadata"]["shown"] == {"profile": "smoke", "code": before}
     assert execute.notebook_hash(source) == before
     assert docs.write_back(pipeline, ["01"]) == []
 
@@ -105,9 +105,9 @@ def test_writing_back_changes_no_code_hash_and_twice_changes_nothing(pipeline):
 def test_a_missing_run_and_one_with_changed_settings_are_errors_that_name_the_command(pipeline):
     (task,) = pipeline.tasks.values()
     copy = pipeline.executed(task)
-    document = execute.read(copy)
+    document = store.read_json(copy)
     document["metadata"]["persona"]["parameters"]["overrides"] = ["seeds=1"]
-    copy.write_text(execute.to_text(document), encoding="utf-8")
+    store.write_json(copy, document)
     with pytest.raises(execute.StepError, match="ran with seeds=1.*run_all.sh --profile smoke"):
         docs.write_back(pipeline)
     copy.unlink()

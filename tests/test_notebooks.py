@@ -11,7 +11,7 @@ import pytest
 from conftest import run_there
 
 from persona_lib import settings, store
-from persona_lib.execute import code_of, notebook_hash, read, tags, unfinished
+from persona_lib.execute import code_of, notebook_hash, tags, unfinished
 from persona_lib.tasks import STEPS
 
 FOLDER = settings.REPO / "notebooks"
@@ -35,14 +35,14 @@ def test_a_profiles_steps_are_in_the_notebooks_order(name):
 
 
 def test_the_contents_link_to_every_notebook_and_to_every_figure_and_table_of_the_paper():
-    prose = "".join("".join(cell["source"]) for cell in read(CONTENTS)["cells"])
+    prose = "".join("".join(cell["source"]) for cell in store.read_json(CONTENTS)["cells"])
     assert all(f"({path.name})" in prose for path in NOTEBOOKS)
     assert all(f"| {name}" in prose for name in ("Section 3", "Section 5", "Figure 3", "Figure 4", "Table 1"))
 
 
 @every_notebook
 def test_parameters_are_literals_with_a_help_text_and_code_defines_nothing(path):
-    (cell,) = [cell for cell in read(path)["cells"] if "parameters" in tags(cell)]
+    (cell,) = [cell for cell in store.read_json(path)["cells"] if "parameters" in tags(cell)]
     lines, run = "".join(cell["source"]).splitlines(), STEPS[path.stem].per == "run"
     found = {node.target.id: ast.literal_eval(node.value) for node in ast.parse("\n".join(lines)).body}
     wanted = {"profile", "overrides"} | ({"dataset", "seed"} if run else set())
@@ -50,13 +50,13 @@ def test_parameters_are_literals_with_a_help_text_and_code_defines_nothing(path)
     assert all(line.partition("#")[2].strip() for line in lines), "no help text"
     assert all(line.count("=") == 1 for line in lines), "papermill does not see one with a second '='"
     defining = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-    trees = [ast.parse(source) for source in code_of(read(path))]
+    trees = [ast.parse(source) for source in code_of(store.read_json(path))]
     assert not [node for tree in trees for node in ast.walk(tree) if isinstance(node, defining)]
 
 
 @every_notebook
 def test_a_notebook_is_stored_in_normal_form_without_traces_of_one_persons_run(path):
-    document = read(path)
+    document = store.read_json(path)
     outputs = [output for cell in document["cells"] for output in cell.get("outputs", [])]
     shown = document["metadata"].get("shown", {}).get("code")
     assert not outputs or shown == notebook_hash(path), "run it again, then persona_lib.docs --notebooks"
@@ -75,7 +75,7 @@ def test_the_whole_smoke_profile_runs_and_every_notebook_ran_in_order(smoke_repo
     results = smoke_repository / "results" / "smoke"
     executed = sorted((results / "notebooks").glob("*.ipynb"))
     assert [p.name.partition(".")[0] for p in executed] == sorted(settings.load_profile("smoke").steps)
-    assert [unfinished(read(path)) for path in executed] == [None] * len(executed)
+    assert [unfinished(store.read_json(path)) for path in executed] == [None] * len(executed)
     known = store.read_json(results / "provenance.json")["tasks"]
     assert {path.stem for path in executed} <= set(known)
     assert list((results / "tables").glob("*.csv"))

@@ -153,15 +153,6 @@ def test_force_deletes_what_a_task_made_and_nothing_else(done):
     assert reasons(done, DATA) == [f"missing: {done.executed(done.tasks[DATA])}"]
 
 
-def test_a_models_folder_counts_by_its_files(tmp_path):
-    store.write_text(tmp_path / "model.safetensors", "a")
-    profile = load_profile("paper", [f"base.model={tmp_path}", "generator.model=base"])
-    before = tasks.settings_of(profile)
-    assert before["generator.model"] == "base" and tasks.settings_of(profile) == before
-    store.write_text(tmp_path / "model.safetensors", "bc")
-    assert tasks.settings_of(profile)["base.model"] != before["base.model"]
-
-
 # --- plans ---
 
 

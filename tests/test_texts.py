@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import replace
 
 import pytest
@@ -36,32 +35,18 @@ def test_degenerate_counts():
 # --- near duplicates ---
 
 
-def slow_near_duplicates(prompts, pool, threshold):
-    """The definition, without an index; a text of one or two words is one gram of them all."""
-
-    def grams(text):
-        words = text.split()
-        return {tuple(words[i : i + 3]) for i in range(max(1, len(words) - 2))} if words else set()
-
-    found = []
-    for index, own in enumerate(map(grams, prompts)):
-        scores = [
-            (len(own & other) / max(1, len(own | other)), -n) for n, other in enumerate(map(grams, pool))
-        ]
-        best, place = max(scores)
-        found += [(index, -place, best)] * (best >= threshold)
-    return found
-
-
-def test_near_duplicates_by_hand_and_by_index_equal_the_slow_definition():
+def test_near_duplicates_by_hand():
     # {how do i, do i bake, i bake cake} and {how do i, do i bake, i bake bread}: 2 of 4
-    found = texts.near_duplicates(["How do I bake cake?"], ["nothing", "how do I bake bread"], 0.5)
-    assert found == [(0, 1, 0.5)]
-    rng = random.Random(0)
-    prompts = [" ".join(rng.choices("abcd", k=rng.randint(0, 9))) for _ in range(120)]
-    expected = slow_near_duplicates(prompts[:60], prompts[60:], 0.3)
-    assert texts.near_duplicates(prompts[:60], prompts[60:], 0.3) == expected
-    assert 5 < len(expected) < 60
+    pool = ["nothing", "how do I bake bread", "how do I bake bread", "do so"]
+    assert texts.near_duplicates(["How do I bake cake?"], pool, 0.5) == [(0, 1, 0.5)], "the first of equals"
+    assert texts.near_duplicates(["How do I bake cake?"], pool, 0.51) == []
+    assert texts.near_duplicates(["", "do SO!", "How do I bake bread"], pool, 0.9) == [
+        (1, 3, 1.0),
+        (2, 1, 1.0),
+    ]
+    assert texts.near_duplicates(["System: x\n\nUser: do so"], ["User: do so"], 1.0) == [(0, 0, 1.0)]
+    template = [f"please answer this question about {n}" for n in range(12)]  # 3-grams that all texts have
+    assert texts.near_duplicates(template[:6], template[6:], 0.3) == []
 
 
 # --- leaks of tailoring data ---

@@ -207,7 +207,7 @@ def test_no_code_loads_from_the_hub_without_a_revision():
     paths = [path for folder in ("persona_lib", "benchmarks") for path in (REPO / folder).rglob("*.py")]
     sources = {str(path): path.read_text(encoding="utf-8") for path in paths}
     for path in (REPO / "notebooks").glob("*.ipynb"):
-        sources[path.name] = "\n".join(execute.code_of(execute.read(path)))
+        sources[path.name] = "\n".join(execute.code_of(store.read_json(path)))
     found = {name: calls for name, source in sources.items() if (calls := unpinned(source))}
     assert found == {}, "give revision=, from weights.pinned"
     assert unpinned("AutoModel.from_pretrained('a/b')") == ["AutoModel.from_pretrained"]

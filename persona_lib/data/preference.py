@@ -21,7 +21,7 @@ from persona_lib.prompts import ChatFormat, completion_text, tailoring_prompt
 from persona_lib.records import PAIR_FIELDS, SIDES, PreferencePair, TailoringRow
 from persona_lib.settings import ConfigError, Profile, Run, near_names
 from persona_lib.store import VERSIONS, content_hash, is_done, mark_done, read_json, read_rows, write_rows
-from persona_lib.texts import is_contrastive, near_duplicates
+from persona_lib.texts import near_duplicates
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 TWO_SIDED = ("both", "relabelled")  # arms with a row for each side of a pair
 CARD_PERSONAS = tuple(f"{kind}-{side}" for kind in ("gold", "retrieved") for side in SIDES)
+CONTRASTIVE = r"\b(?:rather than|instead of|over)\b"  # a persona that names what its user does not want
 ArmRow = tuple[str, str, str | None, str, str]  # id, prompt, persona, target, other
 
 
@@ -242,6 +243,6 @@ def data_card(rows_by_split: dict[str, list], near_duplicate_threshold: float = 
             there = pd.Series([row.personas[name] for row in rows if row.personas.get(name)], dtype=str)
             card[f"{name}: without"] = len(rows) - len(there)
             card[f"{name}: words"] = there.str.split().str.len().astype(float).mean()
-            card[f"{name}: contrastive"] = there.map(is_contrastive).astype(float).mean()
+            card[f"{name}: contrastive"] = there.str.contains(CONTRASTIVE, case=False).astype(float).mean()
         cards[split] = card
     return pd.DataFrame.from_dict(cards, orient="index").rename_axis("split")
