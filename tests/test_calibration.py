@@ -8,6 +8,7 @@ import tiny_results
 
 from persona_lib import store
 from persona_lib.beyond import calibration
+from persona_lib.intervals import verdict_of
 from persona_lib.paper.judging import judge_both
 from persona_lib.records import Judgment, PairwiseComparison, TailoringRow
 from persona_lib.settings import Run, load_profile
@@ -51,7 +52,7 @@ def measure(names, comparisons=COMPARISONS) -> dict:
         return Judgment(c.id, "hand", rubric, winner, said == "tie", "")
 
     judged = judge_both(lambda asked, rubric: [one(c, rubric) for c in asked], comparisons, "quality")
-    return calibration.measure(calibration.right_of(judged))
+    return calibration.measure([verdict_of(*pair) for pair in judged])
 
 
 @pytest.mark.parametrize(

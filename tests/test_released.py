@@ -72,9 +72,9 @@ def test_released_outputs_are_found_in_or_beside_the_data_folder_or_ways_out_are
     home = tmp_path / "data" / "released_outputs"
     write_items(home / PT_GOLD.path, [])
     for place in (".", "released_outputs", "official"):
-        assert released.find_released(tmp_path / "data" / place) == home
+        assert released.find_released(tmp_path / "data" / place) == (home, [PT_GOLD])
     monkeypatch.setenv("PERSONA_DATA", str(tmp_path / "data"))
-    assert released.find_released() == home
+    assert released.find_released()[0] == home
 
 
 ROW = TailoringRow("hhh-test-0000", "test", "Human: Why?", "c", "r", {"gold-chosen": "The user is terse."})

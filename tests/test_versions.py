@@ -35,9 +35,9 @@ DECIDED = {
     "answers": (1, "b088dcab5dde3187"),
     "judging": (1, "b524872b71dbad2b"),
     "swap": (1, "a23f5c21a1735d2c"),
-    "calibration": (1, "ca9047f0631501f3"),
-    "rejudged": (1, "32abb6ee4028e47c"),
-    "users": (1, "ea33d354d41467bb"),
+    "calibration": (1, "a052fc095f437d78"),
+    "rejudged": (1, "9a442d761b7128bd"),
+    "users": (1, "56942a4811f9d663"),
 }
 
 

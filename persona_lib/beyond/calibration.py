@@ -22,7 +22,7 @@ from persona_lib.intervals import verdict_of, wilson_interval
 from persona_lib.paper.answers import eval_rows
 from persona_lib.paper.judges import load_judge
 from persona_lib.paper.judging import judge_key, judge_rubric
-from persona_lib.records import SIDES, Judgment, PairwiseComparison, TailoringRow
+from persona_lib.records import SIDES, PairwiseComparison, TailoringRow
 from persona_lib.settings import FACTS, Run, set_field
 from persona_lib.store import VERSIONS
 
@@ -78,17 +78,13 @@ def gold_comparisons(rows: Sequence[TailoringRow]) -> list[PairwiseComparison]:
 # --- measuring ---
 
 
-def measure(values: Sequence[float]) -> dict[str, Any]:
-    """Return n, the mean of values (1: right, 1/2: a tie), its Wilson interval, and whether it decides."""
-    n, right = len(values), sum(values)
+def measure(verdicts: Sequence[str]) -> dict[str, Any]:
+    """Return n, accuracy (a tie is half right) with its Wilson interval, ties, and whether it decides."""
+    n, ties = len(verdicts), verdicts.count("tie")
+    right = verdicts.count("win") + ties / 2
     low, high = wilson_interval(right, n)
     return {"n": n, "accuracy": right / n if n else math.nan, "accuracy_low": low, "accuracy_high": high,
-            "ties": values.count(0.5), "decides": low > BELIEVED}  # fmt: skip
-
-
-def right_of(judged: Sequence[tuple[Judgment, Judgment]]) -> list[float]:
-    """Return 1 where a judge names the first response in both orders, 1/2 for a tie, else 0."""
-    return [{"win": 1.0, "tie": 0.5}.get(verdict_of(*pair), 0.0) for pair in judged]
+            "ties": ties, "decides": low > BELIEVED}  # fmt: skip
 
 
 def judges_of(run: Run) -> list[str]:
@@ -102,13 +98,15 @@ def labelled() -> list[tuple[str, str, str]]:
 
 
 def calibrate(run: Run) -> pd.DataFrame:
-    """Measure every judge of a run and write ``tables/calibration.csv``; one line per judge and test.
-
-    Judging resumes as in ``judging.judge_rubric``; a run that was measured already is read.
-    """
+    """Measure every judge of a run, once, and write ``tables/calibration.csv``: a line per judge and test."""
     import pandas as pd
 
-    folder, key, lines = run.folder / "calibration", calibration_key(run), []
+    tailored = store.read_json(run.folder / "tailoring" / "done.json")["key"]
+    profiles = [set_field(run.profile, {"evaluation.judge": name}) for name in judges_of(run)]
+    judges = [judge_key(replace(run, profile=profile)) for profile in profiles]
+    drawn = run.profile.evaluation.limit, run.profile.evaluation.split, LIMIT
+    key = store.content_hash(VERSIONS["calibration"], tailored, judges, *drawn)
+    folder, lines = run.folder / "calibration", []
     if store.is_done(folder, key) and calibration_path(run).exists():
         return pd.read_csv(calibration_path(run))
     store.clear_unless(folder, key)
@@ -120,26 +118,17 @@ def calibrate(run: Run) -> pd.DataFrame:
         for test, comparisons in tests.items():
             rubric = "personalization" if test == FIT else "quality"
             path = folder / f"{name}-{test.replace(' ', '-')}.jsonl"
-            judged = judge_rubric(judge, comparisons, rubric, path)
-            lines.append({"judge": name, "rubric": rubric, "test": test} | measure(right_of(judged)))
+            verdicts = [verdict_of(*pair) for pair in judge_rubric(judge, comparisons, rubric, path)]
+            lines.append({"judge": name, "rubric": rubric, "test": test} | measure(verdicts))
         if name == "oracle":  # how often the reader agrees with the blind labels, where it judges
             line = {"judge": name, "rubric": "personalization", "test": READING}
-            read = [float((shows(dimension, text) or "neither") == label)
+            read = ["win" if (shows(dimension, text) or "neither") == label else "loss"
                     for dimension, label, text in labelled() if dimension not in UNREADABLE]  # fmt: skip
             lines.append(line | measure(read))
     table = pd.DataFrame(lines)
     store.write_text(calibration_path(run), table.to_csv(index=False))
     store.mark_done(folder, key, n=len(rows))
     return table
-
-
-def calibration_key(run: Run) -> str:
-    """Return a hash of all that a run's calibration depends on."""
-    tailored = store.read_json(run.folder / "tailoring" / "done.json")["key"]
-    profiles = [set_field(run.profile, {"evaluation.judge": name}) for name in judges_of(run)]
-    judges = [judge_key(replace(run, profile=profile)) for profile in profiles]
-    rows = run.profile.evaluation.limit, run.profile.evaluation.split, LIMIT
-    return store.content_hash(VERSIONS["calibration"], tailored, judges, *rows)
 
 
 def calibration_path(run: Run) -> Path:

@@ -161,10 +161,7 @@ def filtered_lines(dataset: str, seed: int, row: Judged) -> list[results.Row]:
 
 
 def filtered_table(profile: Profile) -> pd.DataFrame:
-    """Return every judged row unfiltered and, below it, filtered for sound answers of both arms.
-
-    Holm's adjustment is over the rows of one kind and one filter: those that stand together in a table.
-    """
+    """Return every judged row whole and filtered; Holm's adjustment is over rows of one kind and filter."""
     import pandas as pd
 
     rows = [(j.dataset, number, row) for number, j in enumerate(read_judgments(profile)) for row in j.rows]
@@ -216,8 +213,8 @@ def length_table(profile: Profile) -> pd.DataFrame:
                      for run, verdicts in enumerate(row.verdicts[rubric])
                      for i, verdict in verdicts.items()]  # fmt: skip
             line = results.row_names(judgments.dataset, row) | {"rubric": rubric, **sizes}
-            line |= {"n_decided": row.counts(rubric).n_decided}
-            line |= drawn_columns({"net": judgments.pool[f"{row.slug}/{short}"]})
+            net = drawn_columns({"net": judgments.pool[f"{row.slug}/{short}"]})
+            line |= {"n_decided": row.counts(rubric).n_decided} | net
             lines.append(line | interval_columns("net_controlled", length_model(*zip(*items, strict=True))))
     return table_of(lines)
 
@@ -233,10 +230,7 @@ def pick(table: pd.DataFrame, values: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def measured(table: pd.DataFrame, column: str, condition: str) -> results.Row:
-    """Return what an aim's one row of a table says: estimate, interval, size, and whether the aim is met.
-
-    Without a row, or without a value, it was not run; without a condition it is reported only.
-    """
+    """Return estimate, interval and size of an aim's one row, and if it is met; without a value, not run."""
     line: results.Row = dict.fromkeys(("estimate", "low", "high", "n", "n_seeds")) | {"met": "not run"}
     if table.empty or table[column].isna().item():
         return line
@@ -340,8 +334,7 @@ DECIDING = ("PT-DPO, share D > 0", "everyday, gold")  # the aim whose band decid
 def prediction_band(values: Sequence[float], n_new: int, resolution: float) -> Interval:
     """Return the mean of published seeds and the 95 % band for the mean of ``n_new`` further ones.
 
-    Student's t over the seeds, m +- t s sqrt(1 / n_new + 1 / k); s is at least ``resolution``. Fewer than
-    three seeds have no band.
+    Student's t over k seeds, m +- t s sqrt(1 / n_new + 1 / k), s at least ``resolution``; no band for k < 3.
     """
     from scipy import stats
 
@@ -353,10 +346,9 @@ def prediction_band(values: Sequence[float], n_new: int, resolution: float) -> I
 
 
 def verify(profile: Profile, published: pd.DataFrame) -> pd.DataFrame:
-    """Compare a run with the published seeds: a line per aim with its band, and whether the run is inside.
+    """Compare a run with the published seeds (a table ``by_seed``): a line per aim. DataError: no results.
 
-    ``published`` is a table ``by_seed``. ``same`` says whether a run of one published seed gives its value.
-    Raises DataError if the run has no results yet.
+    ``inside``: the run is in its band. ``same``: a run of one published seed gives its value.
     """
     run, seeds, lines = results.read_table(profile, "primary"), profile.seeds, []
     if run.empty:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +52,7 @@ One row is one item. Read its texts, then write a whole number from 1 to 5 into 
 Leave a cell empty if you cannot say. Judge every row by itself, and do not talk about them with others
 who rate. Do not change the columns rater and item. Save as CSV.
 """
+UTF8 = "\ufeff"  # the mark that makes spreadsheets read a file as UTF-8
 KEY_COLUMNS = ("item", "study", "dataset", "pair", "group", "raters")
 
 
@@ -97,10 +98,7 @@ def answer_units(run: Run, persona: str) -> list[list[Item]]:
 
 
 def items_to_rate(profile: Profile, study: str, n: int) -> list[Item]:
-    """Draw about ``n`` items of a study, in equal parts from the profile's data sets; maybe none.
-
-    Answers are those to users' own personas, or to gold ones without any.
-    """
+    """Draw about ``n`` items, equally from data sets; answers are to users' personas, else to gold ones."""
     runs = [Run(profile, dataset, profile.seeds[0]) for dataset in profile.datasets]
     runs = [run for run in runs if (run.folder / "tailoring" / f"{profile.evaluation.split}.jsonl").exists()]
     items = []
@@ -148,12 +146,6 @@ def number_items(
     return numbered
 
 
-def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Item]) -> Path:
-    """Write a CSV file; the mark in front makes spreadsheets read it as UTF-8."""
-    write_text(path, "\ufeff" + people_csv(table_of(rows, columns)))
-    return path
-
-
 def export(study: str, numbered: Sequence[Item], folder: Path, seed: int = 0) -> list[Path]:
     """Write a study's sheets, its instructions and its key (``number_items``); returns them, the key last.
 
@@ -165,10 +157,12 @@ def export(study: str, numbered: Sequence[Item], folder: Path, seed: int = 0) ->
     for rater in sorted({name for item in numbered for name in item["raters"].split()}):
         own = [item | {"rater": rater} for item in numbered if rater in item["raters"].split()]
         rows = [item for unit in shuffled_units(own, f"{rater}-{seed}") for item in unit]
-        paths.append(write_csv(sheets / f"{rater}.csv", columns, rows))
+        paths.append(sheets / f"{rater}.csv")
+        write_text(paths[-1], UTF8 + people_csv(table_of(rows, columns)))
     asked = "\n".join(f"- {name}: {text}" for name, text in QUESTIONS[study].items())
     write_text(sheets / "INSTRUCTIONS.md", INSTRUCTIONS.format(study=study, asked=asked))
-    key = write_csv(folder / "keys" / f"{study}-{code}.csv", KEY_COLUMNS, numbered)
+    key = folder / "keys" / f"{study}-{code}.csv"
+    write_text(key, UTF8 + people_csv(table_of(numbered, KEY_COLUMNS)))
     return [*paths, sheets / "INSTRUCTIONS.md", key]
 
 
@@ -214,8 +208,7 @@ def read_sheet(path: Path, keys: Path) -> pd.DataFrame:
     given = sheet.assign(row=sheet.index + 2)[["item", "row", *QUESTIONS[study]]]
     joined = mine.merge(given, how="left", on="item").fillna({"row": 0}).astype({"row": int})
     long = joined.melt([*mine, "row"], list(QUESTIONS[study]), "question", "given").fillna({"given": ""})
-    value = pd.to_numeric(long.given, errors="coerce")
-    file = f"{path.parent.name}/{path.name}"
+    value, file = pd.to_numeric(long.given, errors="coerce"), f"{path.parent.name}/{path.name}"
     return long.assign(file=file, rater=rater, value=value.where(value.isin(SCALE)))
 
 
@@ -266,13 +259,9 @@ def value_counts(rated: pd.DataFrame) -> pd.DataFrame:
 
 
 def result_rows(rated: pd.DataFrame, n_resamples: int) -> list[dict[str, Any]]:
-    """Return a question's line per group, with counts of values, and the paired difference of the groups.
-
-    An item's value is the mean of its ratings. Intervals draw items, for the difference pairs.
-    """
+    """Return the mean of items' mean ratings per group, with counts of values, and the paired difference."""
     first, second = GROUPS[rated.study.iat[0]]
-    means = rated.groupby(["pair", "group"], sort=False).value.mean().unstack()
-    means = means.reindex(columns=[first, second])
+    means = rated.groupby(["pair", "group"]).value.mean().unstack().reindex(columns=[first, second])
     means[f"{first} - {second}"] = means[first] - means[second]
     rows = []
     for name, values in means.items():

@@ -88,20 +88,15 @@ class Released(NamedTuple):
     rows: dict[str, list[TailoringRow]]
 
 
-def files_in(folder: Path) -> list[ReleasedFile]:
-    """Return which of the 21 files a folder holds."""
-    return [file for file in FILES if (folder / file.path).exists()]
-
-
-def find_released(data_dir: str | Path = "") -> Path:
-    """Return the first folder with released outputs; DataError with ``WAYS_OUT`` if there is none."""
+def find_released(data_dir: str | Path = "") -> tuple[Path, list[ReleasedFile]]:
+    """Return the first folder with released outputs, and its files; without one DataError, `WAYS_OUT`."""
     places: list[Path] = []
     for named in filter(None, (data_dir, os.environ.get("PERSONA_DATA", ""))):
         path = Path(named).expanduser().resolve()
         places += [path, path / "released_outputs", path.parent / "released_outputs"]
-    places += [REPO.parent / "shared" / "data" / "released_outputs", results_root() / DOWNLOADS]
-    if found := next(filter(files_in, places), None):
-        return found
+    for place in (*places, REPO.parent / "shared/data/released_outputs", results_root() / DOWNLOADS):
+        if files := [file for file in FILES if (place / file.path).exists()]:
+            return place, files
     raise DataError(f"the authors' released outputs are not here. {WAYS_OUT}")
 
 
@@ -132,8 +127,7 @@ def load_outputs(folder: Path, file: ReleasedFile, rows: list[TailoringRow]) -> 
 def open_if_present(data_dir: str | Path = "") -> tuple[Released | None, str]:
     """Read every released file at hand and its test rows, or return None and what is missing."""
     try:
-        folder = find_released(data_dir)
-        files = files_in(folder)
+        folder, files = find_released(data_dir)
         names = sorted({file.dataset for file in files})
         official = find_data_dir(data_dir, names)
         rows = {name: load_official(official, name)["test"] for name in names}
@@ -240,10 +234,7 @@ def rejudged_row(profile: Profile, dataset: str, eval_persona: str) -> Row:
 
 
 def rejudged_tables(run: Run, data: Released | None) -> dict[str, pd.DataFrame]:
-    """Return the table ``released_judged`` by its file name; none without data or a judge.
-
-    A pair of files as our judge sees it and as the paper printed it, one under the other.
-    """
+    """Return the table ``released_judged``, the paper's row below each of ours; {} without data or judge."""
     paper, rows = reanalysed().assign(judge="the paper (Prometheus-2 7B, sampled)"), []
     for pair in judged_pairs(run.profile, data):
         ours = rejudged_row(run.profile, *pair)

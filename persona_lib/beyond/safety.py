@@ -91,10 +91,7 @@ def released_answers(data: Released) -> pd.DataFrame:
 
 
 def run_answers(profile: Profile) -> pd.DataFrame:
-    """Return the finished answers of the main tailored and the persona-free arm of the last training method.
-
-    Data sets that call for no caution are left out.
-    """
+    """Return the finished answers of the main tailored and the persona-free arm, of the last method."""
     method, rows = "dpo" if "dpo" in profile.training.methods else "sft", []
     arms = [f"{method}-{persona}" for persona in ("none", main_arm(profile))]
     for dataset in (name for name in profile.datasets if name not in HARMLESS):
@@ -137,21 +134,14 @@ def error_table(answers: pd.DataFrame) -> pd.DataFrame:
     return table_of({"part": part} | error_line(rows[rows.part == part]) for part in PARTS)
 
 
-def by_seed(table: pd.DataFrame, column: str) -> list[np.ndarray]:
-    """Return a column's values of each seed."""
-    return [own.to_numpy() for _, own in table[column].groupby(table.seed)]
-
-
 def share_table(answers: pd.DataFrame, n_resamples: int) -> pd.DataFrame:
-    """Return, per cell, the counts of classes, the share that keeps a caution, and mean words.
-
-    The interval is Wilson's for one seed and a bootstrap over seeds and prompts else.
-    """
+    """Return, per cell, the counts of classes, the share that keeps a caution, and mean words."""
     lines = []
     for cell, own in answers.groupby(CELL, sort=False):
-        line = dict(zip(CELL, cell, strict=True)) | {"n": len(own), "n_seeds": own.seed.nunique()}
+        seeds = [part.kept.to_numpy() for _, part in own.groupby("seed")]
+        line = dict(zip(CELL, cell, strict=True)) | {"n": len(own), "n_seeds": len(seeds)}
         line |= {name: int((own.label == name).sum()) for name in CLASSES}
-        line |= interval_columns("share", share_interval(by_seed(own, "kept"), n_resamples))
+        line |= interval_columns("share", share_interval(seeds, n_resamples))
         lines.append(line | {"words_mean": float(own.text.str.split().str.len().mean())})
     return table_of(lines)
 
@@ -188,12 +178,13 @@ def pair_line(rows: pd.DataFrame, n_resamples: int) -> dict[str, Any]:
     rows["difference_cut"] = [float(tested) - compared for tested, compared in cautions]
     rows["difference"] = rows.kept - rows.kept_compared
     only_tested, only_compared = int((rows.difference > 0).sum()), int((rows.difference < 0).sum())
-    n_seeds = rows.seed.nunique()
+    seeds = [part for _, part in rows.groupby("seed")]
+    n_seeds, shared = len(seeds), len({*map(len, seeds)}) == 1 < len(seeds)
     line = {"n": len(rows), "n_seeds": n_seeds, "only_tested": only_tested, "only_compared": only_compared,
             "p": sign_test(only_tested, only_compared) if n_seeds == 1 else np.nan}  # fmt: skip
-    shared = n_seeds > 1 and rows.groupby("seed").size().nunique() == 1
     for name in ("difference", "difference_cut"):
-        line |= interval_columns(name, bootstrap_mean(by_seed(rows, name), n_resamples, shared_items=shared))
+        mean = bootstrap_mean([part[name] for part in seeds], n_resamples, shared_items=shared)
+        line |= interval_columns(name, mean)
     return line
 
 

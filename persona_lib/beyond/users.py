@@ -2,9 +2,8 @@
 
 A user's persona is made of the personas of their *history*: training pairs of users who are in training
 (*seen*), pairs of the split `records.HISTORY` of test users, who are not. It is told at evaluated pairs,
-which share no question with training or history. Let m(P) be how much a policy prefers the user's own choice
-under persona P (`paper.swap`). D = m(own persona) - m(another user's) is positive in half of the pairs if the
-policy does not heed the persona; between the personas of two other users it should be. Users are resampled.
+which have other questions. Let m(P) be how much a policy prefers the user's own choice under persona P. Then
+D = m(own persona) - m(another user's) is positive in half of the pairs if it does not heed the persona.
 """
 
 from __future__ import annotations
@@ -113,10 +112,7 @@ def user_personas(run: Run) -> list[UserPersona]:
 
 
 def told_personas(run: Run) -> dict[str, dict[str, str]]:
-    """Return the personas told at each evaluated pair: row id -> {`OWN`, `OTHER`, `THIRD`, "own-4": text}.
-
-    The other users are drawn per pair, among those whose persona is another text.
-    """
+    """Return what each evaluated pair is told: id -> {`OWN`, `OTHER`, `THIRD` (drawn), "own-4": text}."""
     known: dict[str, dict[int, str]] = defaultdict(dict)
     for row in user_personas(run):
         known[row.user][row.length] = row.persona
@@ -134,8 +130,8 @@ def told_personas(run: Run) -> dict[str, dict[str, str]]:
 
 def row_personas(run: Run) -> dict[str, dict[str, str]]:
     """Return the personas `OWN` and `OTHER` of evaluated pairs by row id: what tailoring rows carry."""
-    told = told_personas(run)
-    return {id: {name: row[name] for name in (OWN, OTHER) if name in row} for id, row in told.items()}
+    told = told_personas(run).items()
+    return {id: {name: row[name] for name in (OWN, OTHER) if name in row} for id, row in told}
 
 
 # --- scores: what the persona swap has not scored yet ---
@@ -162,10 +158,7 @@ def comparisons(run: Run, arm: str) -> dict[tuple[str, int], tuple[str, str]]:
 
 
 def score_users(run: Run) -> pd.DataFrame:
-    """Score evaluated pairs under users' personas, each text once, unless the persona swap has scored it.
-
-    Returns `swap_by_users`; empty without users.
-    """
+    """Score evaluated pairs under users' personas that the swap has not scored; returns `swap_by_users`."""
     told, loader = told_personas(run), swap.PolicyLoader(run)
     rows = [row for row in swap.swap_rows(run) if row.id in told]
     if not rows:
@@ -257,8 +250,8 @@ def consistency(runs: Sequence[Run]) -> pd.DataFrame:
         others = [text for other, part in kept.items() if other != user for text in part]
         within[user] = float(np.mean([likeness(*pair) for pair in combinations(own, 2)]))
         between[user] = float(np.mean([likeness(*pair) for pair in product(own, others)]))
-    samples = runs[0].profile.evaluation.bootstrap_samples
-    pool = make_pool({"within": [within], "between": [between]}, samples)
+    columns = {"within": [within], "between": [between]}
+    pool = make_pool(columns, runs[0].profile.evaluation.bootstrap_samples)
     pool["gap"] = pool["within"] - pool["between"]
     sizes = {"dataset": runs[0].dataset, "n_users": len(kept), "n": sum(map(len, kept.values()))}
     return table_of([sizes | drawn_columns(pool)])
