@@ -9,7 +9,6 @@ difference. Few seeds say little of how seeds differ: intervals over seeds are s
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -47,8 +46,7 @@ def wilson_interval(n_successes: float, n: int) -> tuple[float, float]:
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return Holm's adjusted p-values: the k-th smallest of m times m - k + 1, none below a smaller one's.
 
-    A NaN stays NaN and is not counted in m. statsmodels' ``multipletests`` gives the same numbers (a test
-    holds that), but cannot have NaN and collects garbage in every call.
+    A NaN stays NaN and is not counted in m, which statsmodels' ``multipletests`` cannot.
     """
     given = np.asarray(p_values, dtype=float)
     order = np.argsort(given, kind="stable")
@@ -77,43 +75,22 @@ def position_inconsistent(judgment_ab: Judgment, judgment_ba: Judgment) -> bool:
     return judgment_ab.winner is not None and judgment_ab.winner == judgment_ba.winner
 
 
-@dataclass(frozen=True)
-class WinRate:
-    """Verdicts of a tested run against a baseline, as counts; rates are shares of the decided pairs."""
-
-    n_wins: int
-    n_ties: int
-    n_losses: int
-    n_unparsed: int = 0
-
-    @classmethod
-    def from_verdicts(cls, verdicts: Iterable[Verdict]) -> WinRate:
-        """Count verdicts."""
-        counts = Counter(verdicts)
-        return cls(counts["win"], counts["tie"], counts["loss"], counts["unparsed"])
-
-    @property
-    def n(self) -> int:
-        """Number of compared items, unparsed ones included."""
-        return self.n_wins + self.n_ties + self.n_losses + self.n_unparsed
-
-    @property
-    def n_decided(self) -> int:
-        """Number of wins and losses."""
-        return self.n_wins + self.n_losses
-
-    @property
-    def net(self) -> float | None:
-        """(W - L) / (W + L) in [-1, 1], or None when nothing is decided."""
-        return (self.n_wins - self.n_losses) / self.n_decided if self.n_decided else None
-
-
+VERDICTS: tuple[Verdict, ...] = ("win", "tie", "loss", "unparsed")
 SIGNS = {"win": 1.0, "loss": -1.0}  # of the decided verdicts
 
 
 def signs(by_seed: Sequence[Mapping[str, str]]) -> list[dict[str, float]]:
-    """Return verdicts as a column: +1, -1, NaN for a tie or unparsed. Its mean is the net win rate."""
+    """Return verdicts as a column: +1, -1, NaN for a tie or unparsed. Its mean is the net win rate.
+
+    The net win rate is (W - L) / (W + L), in [-1, 1].
+    """
     return [{i: SIGNS.get(verdict, math.nan) for i, verdict in found.items()} for found in by_seed]
+
+
+def scores(pool: Mapping[Any, np.ndarray], name: str) -> dict[str, np.ndarray]:
+    """Return net win rates and dPQ (paper section 5) of the columns ``name/p`` and ``name/q`` of a pool."""
+    p, q = pool[f"{name}/p"], pool[f"{name}/q"]
+    return {"p_net": p, "q_net": q, "dpq": 50 * (p + q)}
 
 
 # --- tables ---
@@ -190,12 +167,12 @@ def resampled(
 ) -> np.ndarray:
     """Return a statistic of column sums: of all items, then of each resample, (1 + n_resamples, ...).
 
-    ``blocks`` has one (items, columns) array per seed; ``statistic`` maps sums (rows, columns) to (rows, ...)
-    (NaN: undefined). One seed: its items are drawn with replacement. Several: whole seeds are drawn, and
-    their deviations stretched (``seed_stretch``); what chance their items add is in how the seeds differ.
-    ``shared_items``: the seeds answered the same items in the same order, of which seeds alone say nothing.
-    So items are drawn as well, for all seeds at once, and both deviations are added: a little too wide, as
-    what both share counts twice.
+    ``blocks`` has one (items, columns) array per seed, or a row per cluster of items, drawn as a whole;
+    ``statistic`` maps sums (rows, columns) to (rows, ...) (NaN: undefined). One seed: its items are drawn
+    with replacement. Several: whole seeds are drawn, and their deviations stretched (``seed_stretch``); what
+    chance their items add is in how the seeds differ. ``shared_items``: the seeds answered the same items in
+    the same order, of which seeds alone say nothing. So items are drawn as well, for all seeds at once, and
+    both deviations are added: a little too wide, as what both share counts twice.
     """
     rng, n_seeds = np.random.default_rng(seed), len(blocks)
     totals = np.stack([block.sum(axis=0) for block in blocks])
@@ -209,21 +186,6 @@ def resampled(
         weights = np.bincount(drawn.ravel(), minlength=n_resamples * n).reshape(n_resamples, n)
         deviations += statistic(weights @ sum(blocks)) - estimate
     return np.concatenate([estimate, estimate + deviations])
-
-
-def bootstrap(
-    blocks: Sequence[np.ndarray],
-    statistic: Callable[[np.ndarray], np.ndarray],
-    n_resamples: int = 2000,
-    seed: int = 0,
-    shared_items: bool = False,
-    limits: tuple[float, float] = (-np.inf, np.inf),
-) -> Interval:
-    """Bootstrap a statistic of column sums (see `resampled`); a row of sums is drawn as a whole: a cluster.
-
-    ``limits`` are the least and the greatest value that the statistic can take.
-    """
-    return interval_of(np.clip(resampled(blocks, statistic, n_resamples, seed, shared_items), *limits))
 
 
 def ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
@@ -251,11 +213,8 @@ def bootstrap_mean(
 
     A seed whose items are all NaN is not one of the seeds.
     """
-    arrays = [np.asarray(v, dtype=float)[:, None] for v in values]
-    defined = [a for a in arrays if not np.isnan(a).all()]
-    if not defined:
-        return Interval()
-    return interval_of(resampled_means(defined, n_resamples, seed, shared_items)[:, 0])
+    columns = {"mean": [dict(enumerate(part)) for part in values]}
+    return interval_of(make_pool(columns, n_resamples, seed, shared_items)["mean"])
 
 
 def share_interval(values: Sequence[np.ndarray], n_resamples: int) -> Interval:

@@ -37,14 +37,14 @@ from typing import TYPE_CHECKING, Any
 from persona_lib import store
 from persona_lib.beyond.calibration import labelled
 from persona_lib.data import everyday, preference, tailoring
-from persona_lib.data.reader import reader_table
+from persona_lib.data.reader import fit, reader_table
 from persona_lib.models import train
 from persona_lib.models.served import SURFACE
 from persona_lib.paper import answers, personas
 from persona_lib.paper.judges import load_judge
-from persona_lib.paper.judging import oracle_scores
+from persona_lib.paper.judging import answer_quality
 from persona_lib.paper.results import Row, save_table
-from persona_lib.records import SIDES, InferredPersona, RunSpec
+from persona_lib.records import SIDES, RunSpec
 from persona_lib.settings import (
     ConfigError,
     Profile,
@@ -96,19 +96,19 @@ def measure(run: Run, arm: str) -> dict[str, float]:
     preference.write_pairs(run)
     if not preference.has_personas(run):
         personas.infer_run(run)
-    tailoring.build_tailoring(run, personas.user_personas(run))
+    tailoring.build_tailoring(run)
     for method in ("sft", "dpo"):
         train.train_adapter(run, method, arm)
     form = "first_person" if arm == "none" else "line"
     told = [RunSpec(run.dataset, "dpo", arm, f"gold-{side}", run.seed, form) for side in SIDES]
     found: dict[str, float] = {}
-    qualities, unfinished = [], []
+    qualities, unfinished, wishes = [], [], everyday.wishes()
     for spec, generator in answers.generators(run, told):
         answers.generate_run(run, spec, generator)
-        rows = oracle_scores(run, spec, spec.eval_persona)
-        found[spec.eval_persona.replace("gold-", "fit_")] = float(np.mean([row["fit"] for row in rows]))
-        qualities += [row["quality"] for row in rows]
         made = answers.read_generations(run, spec).values()
+        fits = [fit(wishes.get(answer.persona, ()), answer.completion) for answer in made]
+        found[spec.eval_persona.replace("gold-", "fit_")] = float(np.mean(fits))
+        qualities += answer_quality(run, spec).values()
         unfinished += [answer.finish_reason != "stop" for answer in made]
     found |= {"quality": float(np.mean(qualities)), "quality_sd": float(np.std(qualities))}
     return found | {"unfinished": float(np.mean(unfinished)), "n": len(qualities)}
@@ -165,14 +165,14 @@ MODELS: dict[str, Settings] = {
 }
 
 
-def ask(own: Run, name: str, settings: Settings) -> dict[str, list[InferredPersona]]:
+def ask(own: Run, name: str, settings: Settings) -> dict[str, personas.Personas]:
     """Have one model write the personas of both sides of a run's evaluation pairs; resumes by row."""
     profile = set_field(own.profile, {"training.arms": ["none"], **settings})  # no personas for training
     run = Run(beside(profile, f"{NAME}/{name}"), own.dataset, own.seed)
     preference.write_pairs(run)
     personas.infer_run(run)
     split = preference.inference_split(profile, run.dataset)
-    return {side: list(personas.read_personas(run, split, side).values()) for side in SIDES}
+    return {side: personas.read_personas(run, split, side) for side in SIDES}
 
 
 def model_table(profile: Profile, models: Mapping[str, Settings]) -> pd.DataFrame:
@@ -181,17 +181,16 @@ def model_table(profile: Profile, models: Mapping[str, Settings]) -> pd.DataFram
 
     lines: list[Row] = []
     for dataset in profile.datasets:
-        items: dict[str, dict[int, list[Row]]] = {name: {} for name in models}
+        items: dict[str, dict[int, dict[str, personas.Verdicts]]] = {name: {} for name in models}
         for run in [Run(profile, dataset, seed) for seed in profile.seeds]:
             preference.write_pairs(run)
             judge, pairs = load_judge(run, profile.persona_judge), preference.inference_pairs(run)
             for name, settings in models.items():
                 print(f"{name}, {dataset}, seed {run.seed}", flush=True)
-                items[name][run.seed] = [
-                    {"side": side, "id": i, "verdict": verdict or ""}
-                    for side, rows in ask(run, name, settings).items()
-                    for i, verdict in personas.judge_personas(judge, pairs, rows, side)
-                ]
+                inferred = ask(run, name, settings).items()
+                items[name][run.seed] = {
+                    side: personas.judge_personas(judge, pairs, found, side) for side, found in inferred
+                }
         shared = len(profile.seeds) > 1  # the same questions for all seeds
         for number, (name, by_seed) in enumerate(items.items()):
             sampled = (profile.evaluation.bootstrap_samples, number, shared)

@@ -22,13 +22,11 @@ PROFILE = load_profile(
     "everyday", ["evaluation.controls=true", "evaluation.limit=0", "generation.few_shot_examples=5"]
 )
 PERSONA = "The user is shy and prefers quiet."
+TOLD = {"gold-chosen": PERSONA}
 ROWS = [
-    TailoringRow(f"row-{n}", "test", f"Question {n}?", "good", "bad", {"gold-chosen": PERSONA if n else None})
-    for n in range(4)
+    TailoringRow(f"row-{n}", "test", f"Question {n}?", "good", "bad", TOLD if n else {}) for n in range(4)
 ]
-SHOTS = [
-    TailoringRow(f"shot-{n}", "sft_train", f"q{n}", f"a{n}", "b", {"gold-chosen": PERSONA}) for n in range(5)
-]
+SHOTS = [TailoringRow(f"shot-{n}", "sft_train", f"q{n}", f"a{n}", "b", TOLD) for n in range(5)]
 ADAPTERS = ("sft-none", "dpo-none", "sft-chosen", "dpo-chosen")
 
 
@@ -39,9 +37,9 @@ def spec(method="dpo", train="chosen", persona="gold-chosen", form="line", datas
 def run_in(tmp_path, monkeypatch, dataset="everyday", **changes) -> Run:
     """A run with rows on disk whose base is no chat model and whose adapters are not looked at."""
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
-    monkeypatch.setattr(answers, "format_of", lambda *source: None)
+    monkeypatch.setattr(load, "format_of", lambda *source: None)
+    monkeypatch.setattr(load, "model_key", lambda *source: "")
     monkeypatch.setattr(answers, "policy_key", lambda run, arm: [])
-    monkeypatch.setattr(answers, "model_key", lambda *source: "")
     run = Run(set_field(PROFILE, {"datasets": [dataset], **changes}), dataset, 0)
     store.write_rows(run.folder / "tailoring" / "test.jsonl", ROWS)
     store.write_rows(run.folder / "tailoring" / "sft_train.jsonl", SHOTS)
@@ -92,9 +90,7 @@ def test_a_run_answers_rows_with_their_own_persona_and_goes_on_where_it_was_stop
     two = found["row-2"]
     assert two.completion == f"answer to Prompt: Question 2?\nPersona: {PERSONA}\nResponse:"
     assert (two.persona, two.run) == (PERSONA, "dpo-chosen.gold-chosen.line")
-    third = Echo()
-    answers.generate_run(run, spec(), third)
-    assert third.prompts == [], "a finished run asks nothing"
+    answers.generate_run(run, spec(), None)  # a finished run asks nothing
 
 
 def test_a_mnemonic_begins_with_its_term_and_few_shot_arms_see_worked_examples(tmp_path, monkeypatch):
@@ -164,7 +160,7 @@ def test_an_nf4_base_is_written_out_for_vllm_once_with_the_weights_it_has(run):
     source, _ = answers.plain_base(nf4)
     before = (Path(source) / "done.json").stat().st_mtime_ns
     assert answers.plain_base(nf4)[0] == source
-    assert (Path(source) / "done.json").stat().st_mtime_ns == before
+    assert (Path(source) / "done.json").stat().st_mtime_ns == before, "made once"
     ids = torch.tensor([[1, 8, 9, 10]])
     with torch.no_grad():
         plain = load.load_base(source)(input_ids=ids).logits
@@ -201,7 +197,8 @@ def test_with_vllm_every_arm_gets_its_joined_adapter(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm.lora", SimpleNamespace())
     monkeypatch.setitem(sys.modules, "vllm.lora.request", SimpleNamespace(LoRARequest=SimpleNamespace))
     vllm = changed(run, **{"generation.engine": "vllm", "base.dtype": "bfloat16"})
-    answers.generate_specs(vllm, [spec("dpo", "none"), spec("sft", "chosen")])
+    monkeypatch.setattr(answers, "grid", lambda run: [spec("dpo", "none"), spec("sft", "chosen")])
+    answers.generate_all(vllm)
 
     [(base, dtype, ranks, shared)] = engines
     assert (base, dtype, ranks) == (run.base_source[0], "bfloat16", [8, 4])

@@ -15,7 +15,7 @@ from tiny_results import one_row as line
 from persona_lib import store
 from persona_lib.beyond import claims
 from persona_lib.data.reader import quality
-from persona_lib.intervals import SIGNS, Interval, WinRate, sign_test
+from persona_lib.intervals import SIGNS, Interval, sign_test
 from persona_lib.paper import judging, results
 from persona_lib.paper.answers import generation_folder, read_generations
 from persona_lib.records import DataError, Generation
@@ -68,7 +68,7 @@ def test_all_ten_rows_and_the_average_agree_with_an_earlier_analysis_and_hold_or
 
 
 def test_joint_tables_by_hand():
-    p, q = WinRate(3, 2, 1), WinRate(1, 1, 4)  # sorted against sorted: WWWTTL with WTLLLL
+    p, q = (3, 2, 1), (1, 1, 4)  # sorted against sorted: WWWTTL with WTLLLL
     assert claims.joint_table(p, q, "agree").tolist() == [[1, 1, 1], [0, 0, 2], [0, 0, 1]]
     independent = claims.joint_table(p, q, "independent")
     assert independent[0, 2] == pytest.approx(3 * 4 / 6)

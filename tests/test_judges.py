@@ -11,6 +11,7 @@ import pytest
 from persona_lib import store
 from persona_lib.data import everyday
 from persona_lib.intervals import position_inconsistent, verdict_of
+from persona_lib.models import load
 from persona_lib.models.generate import Completion
 from persona_lib.paper import judges, judging
 from persona_lib.prompts import ChatFormat
@@ -33,35 +34,34 @@ class Scripted:
         self.answers, self.asked = list(answers), []
 
     def generate(self, prompts, max_new_tokens, stop, **settings):
-        self.asked.append((list(prompts), max_new_tokens, stop, settings))
+        self.asked.append((list(prompts), max_new_tokens, settings))
         return [(n, Completion(self.answers.pop(0), "stop", 1)) for n in range(len(prompts))]
 
 
 # --- the oracle ---
 
 
-@pytest.mark.parametrize("tested, base, verdict", [("a", "b", "win"), ("b", "a", "loss"), ("a", "a", "tie")])
-@pytest.mark.parametrize("persona", [ITEM.persona_a, ITEM.user_a])
-def test_the_oracle_gives_the_same_verdict_in_both_orders(tested, base, verdict, persona):
-    texts = (getattr(ITEM, f"response_{side}") for side in (tested, base))
-    c = PairwiseComparison(ITEM.id, ITEM.prompt, persona, *texts)
-    ((ab, ba),) = judging.judge_both(judges.oracle_judge(), [c], "personalization")
+@pytest.mark.parametrize(
+    ("persona", "rubric", "tested", "base", "verdict"),
+    [
+        (ITEM.persona_a, "personalization", ITEM.response_a, ITEM.response_b, "win"),
+        (ITEM.user_a, "personalization", ITEM.response_b, ITEM.response_a, "loss"),
+        (ITEM.user_a, "personalization", ITEM.response_a, ITEM.response_a, "tie"),
+        ("The user is new and prefers it.", "personalization", ITEM.response_a, ITEM.response_b, "tie"),
+        (ITEM.persona_a, "quality", ITEM.response_a, ITEM.response_a[:40], "win"),
+        (ITEM.persona_b, "quality", ITEM.response_a, ITEM.response_a[:40], "win"),
+    ],
+)
+def test_the_oracle_judges_fit_by_the_datas_wishes_and_quality_without_them(
+    persona, rubric, tested, base, verdict
+):
+    c = PairwiseComparison(ITEM.id, ITEM.prompt, persona, tested, base)
+    ((ab, ba),) = judging.judge_both(judges.oracle_judge(), [c], rubric)
     assert verdict_of(ab, ba) == verdict and (ab.tie, ba.tie) == (verdict == "tie",) * 2
 
 
-def test_the_oracle_calls_an_unknown_persona_a_tie_and_judges_quality_without_it():
-    for persona, rubric, base, verdict in (
-        ("The user is new and prefers it.", "personalization", ITEM.response_b, "tie"),
-        (ITEM.persona_a, "quality", ITEM.response_a[:40], "win"),
-        (ITEM.persona_b, "quality", ITEM.response_a[:40], "win"),
-    ):
-        c = PairwiseComparison("1", ITEM.prompt, persona, ITEM.response_a, base)
-        ((ab, ba),) = judging.judge_both(judges.oracle_judge(), [c], rubric)
-        assert verdict_of(ab, ba) == verdict
-
-
 def test_without_a_judge_nothing_is_judged_and_it_is_said():
-    with pytest.raises(ConfigError, match="judge='none' cannot judge: known: oracle, lm, backwards"):
+    with pytest.raises(ConfigError, match="profile everyday: no judge 'none'; known: oracle, lm, backwards"):
         judges.load_judge(Run(set_field(PROFILE, {"evaluation.judge": "none"}), "everyday", 0))
 
 
@@ -74,9 +74,7 @@ CHOICES = {
     'Let me think {about it}.\n{"winner": "B", "reason": ""} Done.': "B",
     '{"winner": "A"} no, {"winner": "B"}': None,
     '{"winner": "C", "reason": ""}': None,
-    '{"reason": "the winner: A"}': None,
     '{"reason": "cut off at the le': None,
-    "A is better": None,
 }
 ENDINGS = {
     "Both are fine. [RESULT] A": "A",
@@ -118,7 +116,7 @@ def test_a_win_needs_both_orders_and_an_unreadable_answer_leaves_the_pair_unpars
     pairs = judging.judge_both(judge, [*TWO, ONE], "quality")
     assert [verdict_of(*pair) for pair in pairs] == ["win", "unparsed", "tie"]
     assert pairs[1][0].feedback == "no idea" and pairs[0][0].judge == "scripted"
-    assert [(tokens, settings) for _, tokens, _, settings in generator.asked] == [(64, {})] * 2
+    assert [asked[1:] for asked in generator.asked] == [(64, {})] * 2
 
 
 @pytest.mark.parametrize("form", ["letter", "json"])
@@ -127,7 +125,7 @@ def test_a_loaded_chat_model_is_asked_in_its_own_format_and_a_plain_one_is_not(m
     generator = Scripted(ANSWERS[form].format("A"))
     generator.tokenizer = template
     chat = ChatFormat(("[system]", "[user]", "[answer]"), ("[user]", "[answer]"), "[end]", ())
-    monkeypatch.setattr(judges, "chat_format", lambda tokenizer: chat)
+    monkeypatch.setattr(load, "chat_format", lambda tokenizer: chat)
     (judgment,) = judge_of(monkeypatch, generator, f"judge.format={form}")([ONE], "quality")
     assert judgment.winner == "A"
     ((prompts, *_),) = generator.asked
@@ -139,12 +137,10 @@ def test_a_loaded_chat_model_is_asked_in_its_own_format_and_a_plain_one_is_not(m
 
 def test_the_prompt_holds_both_responses_and_the_persona_for_personalization_only():
     odd = PairwiseComparison("row-1", "Why {persona}?", "The {prompt}.", "{a}", "b")
-    assert "<Respond to this request.\nRequest: Why {persona}?\nWho asks: The {prompt}.>\nA<{a}>" in (
-        judges.prometheus_prompt(TEMPLATES, odd, "personalization")
-    ), "a row cannot change the format"
-    text = judges.prometheus_prompt(TEMPLATES, ONE, "personalization")
+    text = judges.prometheus_prompt(TEMPLATES, odd, "personalization")
+    assert "Request: Why {persona}?\nWho asks: The {prompt}.>\nA<{a}>" in text, "a row cannot change it"
     assert text.startswith("[INST] SYSTEM\n<") and text.endswith("Feedback:  [/INST]")
-    assert "shy" in text and "shy" not in judges.prometheus_prompt(TEMPLATES, ONE, "quality")
+    assert "Who asks" not in judges.prometheus_prompt(TEMPLATES, ONE, "quality")
     assert judges.prometheus_prompt(TEMPLATES, ONE, "quality", chat=True).startswith("SYSTEM\n<")
 
 
@@ -175,7 +171,13 @@ PERSONA = "The user is calm and prefers tea."
 
 
 @pytest.fixture
-def backwards(monkeypatch):
+def paper_lines(monkeypatch):
+    """A base model that is no chat model."""
+    monkeypatch.setattr(load, "format_of", lambda *source: None)
+
+
+@pytest.fixture
+def backwards(monkeypatch, paper_lines):
     """A judge whose score is the number of times that a prompt says "tea", and what it was asked."""
     asked = []
 
@@ -183,11 +185,8 @@ def backwards(monkeypatch):
         asked.extend(zip(prompts, completions, strict=True))
         return np.array([float(prompt.count("tea")) for prompt in prompts])
 
-    monkeypatch.setattr(judges, "format_of", lambda *source: None)
-    monkeypatch.setattr(
-        judges, "using_adapters", lambda model, names, merge: nullcontext(asked.append(names))
-    )
-    monkeypatch.setattr(judges, "sequence_log_probs", log_probs)
+    monkeypatch.setattr(load, "using_adapters", lambda model, names, merge: nullcontext(asked.append(names)))
+    monkeypatch.setattr(load, "sequence_log_probs", log_probs)
     judge = judges.BackwardsJudge(Run(PROFILE, "everyday", 0))
     judge.model, judge.tokenizer = object(), object()
     return judge, asked
@@ -220,21 +219,17 @@ def test_each_text_is_scored_once_and_only_fit_to_a_persona_is_scored_with_the_a
 
 def test_a_plausible_user_is_scored_per_word_and_without_a_response(backwards):
     judge, asked = backwards
-    personas = "The user prefers it.", "The user prefers a lot of it."
-    (verdict,) = judge.plausible(
-        [PairwiseComparison("row", "tea or tea?", None, *personas)], "personalization"
-    )
+    users = "The user prefers it.", "The user prefers a lot of it."
+    (verdict,) = judge.plausible([PairwiseComparison("row", "tea or tea?", None, *users)], "personalization")
     assert verdict.feedback == "0.5000 : 0.2857" and verdict.winner == "A"  # 2 / 4 and 2 / 7
     assert asked[0] == []
 
 
-def test_of_everyday_it_learns_from_both_sides_of_training_topics_and_validates_on_others(monkeypatch):
-    monkeypatch.setattr(judges, "format_of", lambda *source: None)
-    run = Run(set_field(PROFILE, {"evaluation.backwards_rows": 0}), "everyday", 0)
-    few = Run(set_field(PROFILE, {"evaluation.backwards_rows": 80}), "everyday", 0)
+def test_of_everyday_it_learns_from_both_sides_of_training_topics_and_validates_on_others(paper_lines):
+    few, whole = (Run(set_field(PROFILE, {"evaluation.backwards_rows": n}), "everyday", 0) for n in (80, 0))
     assert [len(judges.persona_rows(few, part)) for part in ("train", "val")] == [80, 10]
     for part, split in (("train", "train"), ("val", "validation")):
-        rows = {row["id"]: row for row in judges.persona_rows(run, part)}
+        rows = {row["id"]: row for row in judges.persona_rows(whole, part)}
         items = [item for item in everyday.items() if item.split == split]
         assert set(rows) == {f"{item.id}/{side}" for item in items for side in "ab"}
         row = rows[f"{items[0].id}/b"]
@@ -242,9 +237,10 @@ def test_of_everyday_it_learns_from_both_sides_of_training_topics_and_validates_
         assert items[0].persona_b not in row["prompt"] and items[0].response_a not in row["prompt"]
 
 
-def test_of_other_data_it_reads_sfts_rows_only_and_leaves_missing_personas_out(tmp_path, monkeypatch):
+def test_of_other_data_it_reads_sfts_rows_only_and_leaves_missing_personas_out(
+    tmp_path, monkeypatch, paper_lines
+):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
-    monkeypatch.setattr(judges, "format_of", lambda *source: None)
     run = Run(load_profile("authors"), "hhh", 0)
     for split in ("sft_train", "dpo_train", "sft_val", "test"):
         both = {"gold-chosen": f"{split} P", "gold-rejected": f"{split} N"}
@@ -256,17 +252,16 @@ def test_of_other_data_it_reads_sfts_rows_only_and_leaves_missing_personas_out(t
 
 
 def test_its_key_follows_what_decides_its_scores_and_nothing_else():
-    def keys(**changes):
-        run = Run(set_field(PROFILE, {"evaluation.judge": "backwards", **changes}), "everyday", 0)
-        return judges.backwards_key(run), str(judging.judge_key(run))
+    def key(**changes):
+        return judges.backwards_key(Run(set_field(PROFILE, changes), "everyday", 0))
 
     same = [{"judge.batch_size": 2}, {"sft.learning_rate": 0.5}, {"training.rows": 3}]
-    other = [{"evaluation.backwards_rows": 8}, {"lora.r": 8},
-             {"lora.dropout": 0.1}, {"training.completion_only_loss": False},
+    other = [{"evaluation.backwards_rows": 8}, {"lora.r": 8}, {"training.completion_only_loss": False},
              {"training.max_length": 99}, {"base.model": "pypi:smollm2-135m-instruct/2"}]  # fmt: skip
-    assert all(keys(**changes) == keys() for changes in same)
-    for part in (0, 1):
-        assert len({keys(**changes)[part] for changes in other} | {keys()[part]}) == len(other) + 1
+    assert {key(**changes) for changes in same} == {key()}
+    assert len({key(**changes) for changes in other} | {key()}) == len(other) + 1
+    run = Run(set_field(PROFILE, {"evaluation.judge": "backwards"}), "everyday", 0)
+    assert judging.judge_key(run) == ["backwards", key()]
 
 
 @pytest.mark.slow
@@ -278,6 +273,7 @@ def test_it_trains_once_and_its_verdict_does_not_depend_on_the_order(tmp_path, m
     before = (folder / "adapter_model.safetensors").stat().st_mtime_ns
     assert judges.train_backwards(run) == folder == tmp_path / "everyday" / "everyday" / "backwards"
     assert (folder / "adapter_model.safetensors").stat().st_mtime_ns == before
-    judge = judges.BackwardsJudge(run)
-    ((ab, ba),) = judging.judge_both(judge, [compare("w1 w2 w3", "w4 w5")], "personalization")
+    ((ab, ba),) = judging.judge_both(
+        judges.BackwardsJudge(run), [compare("w1 w2", "w4 w5")], "personalization"
+    )
     assert ab.feedback.split(" : ") == ba.feedback.split(" : ")[::-1] and not position_inconsistent(ab, ba)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 
-import pandas as pd
 import pytest
 
-from persona_lib import show
 from persona_lib.data import everyday, preference, reader
 from persona_lib.data.official import load_official
+from persona_lib.models import load
 from persona_lib.models.generate import Completion
 from persona_lib.paper import judges, personas
-from persona_lib.records import SIDES, InferredPersona, Judgment, PreferencePair
+from persona_lib.records import SIDES, InferredPersona, PreferencePair
 from persona_lib.settings import Run, load_profile, set_field
 from persona_lib.store import write_rows, write_text
 
@@ -68,11 +67,9 @@ def test_each_side_prefers_its_own_response_and_a_killed_inference_resumes_at_th
     rest = Echo()
     assert personas.infer_personas(rest, PAIRS, "chosen", PROFILE, path) == whole["chosen"]
     assert len(rest.asked) == 3  # two of the three answered rows had been written
-    again = personas.infer_personas(Echo(0), PAIRS[:2], "chosen", PROFILE, path)
-    assert again == whole["chosen"][:2], "none is asked"
 
 
-def test_the_shots_are_from_training_topics_one_dimension_each_the_same_for_every_run():
+def test_the_shots_are_from_training_topics_one_dimension_each():
     shots = personas.inference_shots(PROFILE)
     items = {item.prompt: item for item in everyday.items()}
     found = [items[prompt] for prompt, *_ in shots]
@@ -82,7 +79,6 @@ def test_the_shots_are_from_training_topics_one_dimension_each_the_same_for_ever
         side, against = ("a", "b") if persona == item.persona_a else ("b", "a")
         assert persona == getattr(item, f"persona_{side}")
         assert (preferred, other) == tuple(getattr(item, f"response_{s}") for s in (side, against))
-    assert shots == personas.inference_shots(set_field(PROFILE, {"seeds": [3], "datasets": ["hhh"]}))
 
 
 def test_our_own_pairs_bring_personas_and_training_rows_are_asked_about_for_one_arm_only(
@@ -93,21 +89,16 @@ def test_our_own_pairs_bring_personas_and_training_rows_are_asked_about_for_one_
     preference.write_pairs(plain)
     arm = Run(set_field(plain.profile, {"training.arms": ["none", "inferred"]}), "everyday", 0)
     test = [("test", "chosen", 3), ("test", "rejected", 3)]
-    asked = [
-        [(split, side, len(pairs)) for split, side, pairs in personas.to_infer(run)] for run in (plain, arm)
-    ]
+    asked = [[(split, side, len(pairs)) for split, side, pairs in personas.to_infer(r)] for r in (plain, arm)]
     assert asked == [test, [("train", "chosen", 3), ("validation", "chosen", 3), *test]]
     whole = Run(set_field(arm.profile, {"data.pair_limit": 0}), "everyday", 1)
     preference.write_pairs(whole)
-    train = {pair.id for split, _, pairs in personas.to_infer(whole) if split == "train" for pair in pairs}
-    shown = {item.id for item in personas.shot_items(PROFILE)}
-    assert not train & shown and len(train) == 352 - len(shown), "no persona stands in its own prompt"
-    assert personas.personas_key(plain) != personas.personas_key(arm)
+    train = [part for split, _, part in personas.to_infer(whole) if split == "train"][0]
+    shown = {prompt for prompt, *_ in personas.inference_shots(PROFILE)}
+    assert not shown & {pair.prompt for pair in train}, "no persona stands in its own prompt"
+    assert len(train) == 352 - len(shown)
     more = Run(set_field(plain.profile, {"training.arms": ["none", "both"]}), "everyday", 0)
-    assert personas.personas_key(plain) == personas.personas_key(more)
-    assert personas.user_personas(plain).keys() == {
-        pair.id for split in ("validation", "test") for pair in preference.load_pairs(plain)[split]
-    }
+    assert personas.personas_key(arm) != personas.personas_key(plain) == personas.personas_key(more)
 
 
 # --- accuracy and preference ---
@@ -118,18 +109,15 @@ def inferred(tmp_path, monkeypatch):
     """Eight pairs with the personas that they bring as inferred ones: open(persona_judge) -> run."""
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
     monkeypatch.setattr(reader, "UNREADABLE", ())  # the texts of the pairs are read well on all dimensions
-    monkeypatch.setattr(judges, "format_of", lambda *source: None)
+    monkeypatch.setattr(load, "format_of", lambda *source: None)
 
     def open_run(judge: str, **texts) -> Run:
-        profile = set_field(
-            load_profile("smoke"),
-            {"data.pair_limit": 8, "evaluation.bootstrap_samples": 50, "evaluation.persona_judge": judge},
-        )
-        run = Run(profile, "everyday", 0)
+        few = ["data.pair_limit=8", "evaluation.bootstrap_samples=50"]
+        run = Run(load_profile("smoke", [*few, f"evaluation.persona_judge={judge}"]), "everyday", 0)
         preference.write_pairs(run)
-        known = everyday.personas(profile.data.majority_share, 0)
-        for side in ("chosen", "rejected"):
-            pairs = preference.load_pairs(run)["test"]
+        known = everyday.personas(run.profile.data.majority_share, 0)
+        pairs = preference.load_pairs(run)["test"]
+        for side in SIDES:
             found = texts.get(side) or [known[pair.id][f"gold-{side}"] for pair in pairs]
             rows = [
                 InferredPersona(pair.id, side, "m", text or None, "ok" if text else "empty", "")
@@ -139,29 +127,6 @@ def inferred(tmp_path, monkeypatch):
         return run
 
     return open_run
-
-
-def accuracy_of(run: Run) -> pd.DataFrame:
-    """Judge a run's personas and return their accuracy by side."""
-    personas.judge_run(run)
-    table = personas.accuracy_table(show.one_seed(run))
-    return table if table.empty else table.set_index("side")
-
-
-def test_true_personas_are_accurate_and_without_a_judge_there_is_no_table(inferred):
-    table = accuracy_of(inferred("oracle"))
-    assert table.loc[["chosen", "rejected"], "accuracy"].tolist() == [1, 1]
-    assert accuracy_of(inferred("none")).empty
-
-
-def test_a_judge_that_always_names_the_first_response_is_right_half_the_time(inferred, monkeypatch):
-    def first(comparisons, rubric):
-        return [Judgment(c.id, "first", rubric, "A") for c in comparisons]
-
-    monkeypatch.setattr(personas, "load_judge", lambda run, name: first)
-    table = accuracy_of(inferred("oracle", rejected=[""] * 8))
-    assert table.loc["chosen", ["n_ties", "accuracy", "n"]].tolist() == [8, 0.5, 8]
-    assert table.loc["rejected", ["n_missing", "accuracy", "n"]].tolist() == [8, 0, 8], "missing is wrong"
 
 
 def test_accuracy_by_hand(tmp_path, monkeypatch):
@@ -176,39 +141,42 @@ def test_accuracy_by_hand(tmp_path, monkeypatch):
     assert (chosen.n_correct, rejected.n_wrong, rejected.n_unparsed, gap.n_seeds) == (2, 1, 1, 1)
 
 
-FOUR = {side: [f"The user is {side} {n}." for n in range(7)] + [""] for side in ("chosen", "rejected")}
-
-
-def preferred(run: Run) -> list[str | None]:
-    """The verdicts on the two personas of every pair."""
-    sides = (personas.read_personas(run, "test", side) for side in SIDES)
-    return [verdict for _, verdict in personas.judge_preferences(run, *sides)]
-
-
-def test_the_backwards_judge_compares_both_users_of_a_pair(inferred, monkeypatch):
-    likely = {"The user is chosen 0.": 3.0, "The user is rejected 1.": 3.0}
-    monkeypatch.setattr(
-        judges.BackwardsJudge,
-        "scores",
-        lambda self, texts, adapted: [likely.get(text, 1.0) for _, text in texts],
-    )
-    run = inferred("backwards", **FOUR)
-    assert preferred(run) == ["win", "loss", *["tie"] * 5, None]
-    monkeypatch.setattr(personas, "judge_personas", lambda *given: [])
+def test_true_personas_are_accurate_and_without_a_judge_there_is_no_table(inferred):
+    run = inferred("oracle")
     personas.judge_run(run)
-    (row,) = personas.preference_table(show.one_seed(run)).itertuples()
-    assert (row.win, row.tie, row.loss, row.n, row.n_missing, row.net) == (1, 5, 1, 7, 1, 0)
+    chosen, rejected, _ = personas.accuracy_table(run.profile).itertuples()
+    assert (chosen.accuracy, rejected.accuracy, chosen.n) == (1, 1, 8)
+    run = inferred("none")
+    personas.judge_run(run)
+    assert personas.accuracy_table(run.profile).empty
 
 
-def test_a_language_model_is_asked_in_both_orders_and_never_read_into(inferred, monkeypatch):
-    class Scripted:
-        name, tokenizer, answers = "scripted", None, [*"AAAAAAA", *"BAA", "hm", *"BBB"]
+class Scripted:
+    """A language model that says which of two users is more plausible, in turn."""
 
-        def generate(self, prompts, max_new_tokens, stop):
-            return [(n, Completion(self.answers.pop(0), "stop", 1)) for n in range(len(prompts))]
+    name, tokenizer = "scripted", None
 
-    monkeypatch.setattr(personas, "load_generator", lambda run, role: Scripted())
-    assert preferred(inferred("lm", **FOUR)) == ["win", "tie", "tie", "unparsed", *["win"] * 3, None]
+    def __init__(self) -> None:
+        self.answers = [*"AAAAAAA", *"BAA", "hm", *"BBB"]
+
+    def generate(self, prompts, max_new_tokens, stop):
+        return [(n, Completion(self.answers.pop(0), "stop", 1)) for n in range(len(prompts))]
+
+
+LIKELY = {"The user is chosen 0.": 3.0, "The user is rejected 1.": 3.0}
+
+
+@pytest.mark.parametrize(("judge", "counts"), [("lm", (4, 2, 0, 1)), ("backwards", (1, 5, 1, 0))])
+def test_both_users_of_a_pair_are_compared_in_both_orders(inferred, monkeypatch, judge, counts):
+    made = Scripted()
+    monkeypatch.setattr(judges, "load_generator", lambda run, role: made)
+    scores = {"scores": lambda self, texts, adapted: [LIKELY.get(text, 1.0) for _, text in texts]}
+    monkeypatch.setitem(judges.JUDGES, "backwards", type("Likely", (judges.BackwardsJudge,), scores))
+    monkeypatch.setattr(personas, "judge_personas", lambda *given: {})
+    run = inferred(judge, **{s: [f"The user is {s} {n}." for n in range(7)] + [""] for s in SIDES})
+    personas.judge_run(run)
+    (row,) = personas.preference_table(run.profile).itertuples()
+    assert (row.win, row.tie, row.loss, row.unparsed) == counts and (row.n, row.n_missing) == (7, 1)
 
 
 # --- words ---
@@ -219,8 +187,8 @@ def saliency(*sides, **how) -> dict:
 
 
 def test_words_are_whole_rare_ones_count_in_the_totals_only_and_log_odds_are_those_by_hand():
-    rows = saliency(["The user is to-the-point.", "Meticulous"], ["to-the-point, The user; To-the-point"],
-                    min_count=2)  # fmt: skip
+    whole, again = ["The user is to-the-point.", "Meticulous"], ["to-the-point, The user; To-the-point"]
+    rows = saliency(whole, again, min_count=2)
     assert set(rows) == {"the", "user", "to-the-point"}, "'is' and 'meticulous' occur once"
     assert (rows["to-the-point"]["n_chosen"], rows["to-the-point"]["n_rejected"]) == (1, 2)
     assert len(personas.word_saliency([], [])) == len(personas.word_saliency(["one"], ["one"])) == 0
@@ -239,9 +207,9 @@ def test_words_are_whole_rare_ones_count_in_the_totals_only_and_log_odds_are_tho
 def test_words_that_mark_the_authors_personas_are_those_known(official_data, monkeypatch):
     rows = [row for split in load_official(official_data, "beavertails").values() for row in split]
     words = saliency(*([p for row in rows if (p := row.personas[f"gold-{side}"])] for side in SIDES))
-    assert words["to-the-point"]["share_chosen"] < 0.1 and words["multi-step"]["share_chosen"] > 0.8
-    assert words["concise"]["share_chosen"] == pytest.approx(1 - 0.89, abs=0.03)
-    assert words["concise"]["p_holm"] < 1e-6 and words["multi-faceted"]["p_holm"] < 1e-4
+    assert words["to-the-point"]["z"] < -2 and words["multi-step"]["z"] > 2
+    share = words["concise"]["n_chosen"] / (words["concise"]["n_chosen"] + words["concise"]["n_rejected"])
+    assert share == pytest.approx(1 - 0.89, abs=0.03) and words["concise"]["p_holm"] < 1e-6
     monkeypatch.setenv("PERSONA_DATA", str(official_data))
     table = personas.released_words(load_profile("authors"))
     assert set(table.dataset) == {"beavertails", "hhh"}

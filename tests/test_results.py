@@ -25,10 +25,10 @@ HAND = {  # persona -> per seed (personalization, quality), one letter per row
 
 @pytest.fixture
 def profile(tmp_path, monkeypatch):
-    """Two seeds of a small profile whose results go to a temporary folder."""
+    """Two seeds of a small profile whose results go to a temporary folder; nothing scores quality."""
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
     judging.forget_judged()
-    return load_profile("smoke", ["seeds=0,1"])
+    return load_profile("smoke", ["seeds=0,1", "evaluation.judge=backwards"])
 
 
 def write_verdicts(profile, hand=HAND):
@@ -43,14 +43,22 @@ def write_verdicts(profile, hand=HAND):
             store.mark_done(folder, "hand")
 
 
-def test_counts_and_scores_of_a_row_are_those_of_both_seeds(profile):
+def test_counts_and_scores_of_a_row_are_those_of_both_seeds_and_a_missing_seed_is_left_out(profile):
     write_verdicts(profile)
-    row = line(results.main_table(profile), judge_persona="gold-chosen")
+    table = results.main_table(profile)
+    row = line(table, judge_persona="gold-chosen")
     assert [row[f"p_{v}"] for v in ("win", "tie", "loss", "unparsed")] == [5, 1, 1, 1]
     assert [row[f"q_{v}"] for v in ("win", "tie", "loss", "unparsed")] == [2, 3, 3, 0]
     assert (row.n, row.n_seeds, row.seeds) == (8, 2, "0 1")
     assert row.p_net == pytest.approx(4 / 6) and row.q_net == pytest.approx(-1 / 5)
     assert row.dpq == pytest.approx(100 * (4 / 6 - 1 / 5) / 2)
+    undecided = math.isnan(line(table, judge_persona="retrieved-chosen").dpq)
+    assert undecided and pd.isna(line(table, kind="average").dpq), "no score and no average"
+    run = Run(profile, "everyday", 1)
+    (run.folder / "judgments" / main_row(run).slug / "done.json").unlink()
+    judging.forget_judged()
+    row = line(results.main_table(profile), judge_persona="gold-chosen")
+    assert (row.n, row.n_seeds, row.seeds) == (4, 1, "0")
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -67,13 +75,6 @@ def test_intervals_are_those_of_the_bootstrap_and_seeds_that_share_rows_are_draw
         assert (row[f"{name}_low"], row[f"{name}_high"]) == pytest.approx(limits)
 
 
-def test_a_row_without_decided_pairs_has_no_score_and_no_average(profile):
-    write_verdicts(profile)
-    table = results.main_table(profile)
-    assert math.isnan(line(table, judge_persona="retrieved-chosen").dpq)
-    assert pd.isna(line(table, kind="average").dpq)
-
-
 def test_the_average_is_the_mean_of_the_rows_and_leaves_user_written_personas_out(profile):
     kept = {name: HAND[name] for name in ("gold-chosen", "gold-rejected")}
     write_verdicts(profile, hand=kept | {"user-chosen": [("LLLL", "LLLL")] * 2})
@@ -85,26 +86,15 @@ def test_the_average_is_the_mean_of_the_rows_and_leaves_user_written_personas_ou
     assert line(results.side_difference(profile), personas="gold").dpq == pytest.approx(rejected - chosen)
 
 
-def test_a_seed_without_judgments_is_left_out_and_said(profile):
-    write_verdicts(profile)
-    run = Run(profile, "everyday", 1)
-    (run.folder / "judgments" / main_row(run).slug / "done.json").unlink()
-    row = line(results.main_table(profile), judge_persona="gold-chosen")
-    assert (row.n, row.n_seeds, row.seeds) == (4, 1, "0")
-
-
 @pytest.mark.parametrize(("shared", "votes"), [(False, (4, 4)), (True, (2, 2))])
 def test_seeds_with_their_own_prompts_count_each_and_shared_prompts_count_once(monkeypatch, shared, votes):
-    monkeypatch.setattr(results, "same_items", lambda runs: shared)
+    monkeypatch.setattr(judging, "same_items", lambda runs: shared)
     # together: r0 WW, r1 WL: even, r2 LL, r3 TW, r4 UL
     verdicts = [{f"r{i}": LETTERS[v] for i, v in enumerate(letters)} for letters in ("WWLTU", "WLLWL")]
-    row = judging.Judged(None, (), {"personalization": verdicts, "quality": verdicts})
+    row = judging.Judged(None, (), {"personalization": verdicts, "quality": verdicts}, {})
     assert results.decided_prompts(row, "personalization") == votes
 
 
 def test_holm_is_over_the_rows_of_a_table_and_an_average_has_none():
-    table = results.with_holm(
-        pd.DataFrame({"p_sign": [0.03, 0.01, math.nan], "q_sign": [0.5, 0.7, math.nan]})
-    )
+    table = results.with_holm(pd.DataFrame({"p_sign": [0.03, 0.01, math.nan]}))
     assert table.p_holm.tolist() == pytest.approx([0.03, 0.02, math.nan], nan_ok=True)
-    assert table.q_holm.tolist() == pytest.approx([1.0, 1.0, math.nan], nan_ok=True)

@@ -156,7 +156,8 @@ def test_our_own_pairs_keep_their_personas_and_validation_topics_serve_both_trai
     pool = {row.id for split in ("sft_train", "dpo_train") for row in rows[split]}
     for split, part in rows.items():
         for row in part:
-            own = {name: text for name, text in known[row.id].items() if name.startswith("gold")}
+            kinds = ("gold", "user") if split in tailoring.EVAL_SPLITS else ("gold",)
+            own = {name: text for name, text in known[row.id].items() if name.startswith(kinds)}
             assert row.personas.items() >= own.items()
             assert ("retrieved-chosen" in row.personas) == (split in ("validation", "test"))
             assert row.retrieved_id in pool or split not in ("validation", "test")

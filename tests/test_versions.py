@@ -29,15 +29,15 @@ FILES = {
 }
 DECIDED = {
     "pairs": (1, "523f014161694fa1"),
-    "personas": (1, "f7bb67b04cc5190b"),
-    "tailoring": (1, "8480174b9c3ae331"),
+    "personas": (1, "2c465a4c1e2834c6"),
+    "tailoring": (1, "7f9bd7ba5cd87a97"),
     "training": (1, "f30274bed4615765"),
-    "answers": (1, "b088dcab5dde3187"),
-    "judging": (1, "b524872b71dbad2b"),
+    "answers": (1, "691f8e5b9ef83874"),
+    "judging": (1, "7703d4471e8b0540"),
     "swap": (1, "a23f5c21a1735d2c"),
-    "calibration": (1, "a052fc095f437d78"),
-    "rejudged": (1, "9a442d761b7128bd"),
-    "users": (1, "56942a4811f9d663"),
+    "calibration": (1, "9fceaa773f5bd6b8"),
+    "rejudged": (1, "74645e50aa82df66"),
+    "users": (1, "dce9ad4705eca9be"),
 }
 
 

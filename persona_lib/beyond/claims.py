@@ -23,19 +23,27 @@ from persona_lib.data.preference import inference_split
 from persona_lib.intervals import (
     SIGNS,
     Interval,
-    WinRate,
     drawn_columns,
     interval_columns,
     interval_of,
     make_pool,
     ratio,
+    scores,
     sign_test,
     signs,
     table_of,
 )
 from persona_lib.paper import results
 from persona_lib.paper.answers import read_generations
-from persona_lib.paper.judging import RUBRIC_NAMES, Judged, forget_judged, read_judgments, runs_of, same_items
+from persona_lib.paper.judging import (
+    PARSED,
+    RUBRIC_NAMES,
+    Judged,
+    forget_judged,
+    read_judgments,
+    runs_of,
+    same_items,
+)
 from persona_lib.paper.personas import PERSONA_TABLES
 from persona_lib.paper.swap import SWAP_TABLES
 from persona_lib.records import DataError, Generation
@@ -61,14 +69,14 @@ def paper_table() -> list[dict[str, Any]]:
     return pd.read_csv(FACTS / "paper_table.csv").to_dict("records")
 
 
-def joint_table(p: WinRate, q: WinRate, dependence: str) -> np.ndarray:
+def joint_table(p: Sequence[int], q: Sequence[int], dependence: str) -> np.ndarray:
     """Return counts of (personalization, quality) verdicts, (3, 3) by win, tie, loss, with these margins.
 
     "independent": products of the margins. "agree": as many equal verdicts as can be (upper Frechet bound).
     """
-    rows, columns = (np.array([c.n_wins, c.n_ties, c.n_losses], dtype=float) for c in (p, q))
+    rows, columns = np.array(p, dtype=float), np.array(q, dtype=float)
     if dependence == "independent":
-        return np.outer(rows, columns) / p.n
+        return np.outer(rows, columns) / rows.sum()
     cumulative = np.minimum.outer(np.cumsum(rows), np.cumsum(columns))
     return np.diff(np.diff(cumulative, axis=0, prepend=0), axis=1, prepend=0)
 
@@ -90,15 +98,15 @@ def reanalysed() -> pd.DataFrame:
     """
     lines, drawn = [], []
     for number, row in enumerate(paper_table()):
-        counts = [[row[f"{short}_{verdict}"] for verdict in ("win", "tie", "loss")] for short in "pq"]
-        rates, rng = [WinRate(*three) for three in counts], np.random.default_rng(number)
         line = {"dataset": row["dataset"], "kind": "paper", "label": f"{row['side']}, {row['persona']}"}
-        line["n"] = row["n"]
-        for short, rate in zip("pq", rates, strict=True):
-            line |= results.verdict_counts(short, rate)
-            line[f"{short}_sign"] = sign_test(rate.n_wins, rate.n_losses)
-        drawn.append(resampled_dpq(joint_table(*rates, "independent"), rng))
-        widest = interval_of(resampled_dpq(joint_table(*rates, "agree"), rng))
+        line["n"], margins, rng = row["n"], [], np.random.default_rng(number)
+        for short in "pq":
+            counts = {verdict: row[f"{short}_{verdict}"] for verdict in PARSED}
+            line |= results.verdict_counts(short, counts)
+            line[f"{short}_sign"] = sign_test(counts["win"], counts["loss"])
+            margins.append(list(counts.values()))
+        drawn.append(resampled_dpq(joint_table(*margins, "independent"), rng))
+        widest = interval_of(resampled_dpq(joint_table(*margins, "agree"), rng))
         line |= drawn_columns({"dpq": drawn[-1]})
         lines.append(line | {"dpq_low_widest": widest.low, "dpq_high_widest": widest.high})
     average = {"dataset": "all", "kind": "average", "label": "average of the ten rows"}
@@ -137,26 +145,25 @@ def kept(row: Judged, keep: Sequence[set[str]]) -> Judged:
     return replace(row, verdicts=verdicts)
 
 
-def filtered_lines(dataset: str, seed: int, row: Judged) -> list[results.Row]:
+def filtered_lines(row: Judged) -> list[results.Row]:
     """Return a row whole and without degenerate answers; rows of ``everyday`` also by a persona's wording.
 
     An explicit persona names what it wants on the surface. All parts have the same draws of prompts.
     """
     sound = [{i for i, both in found.items() if all(map(is_sound, both))} for found in answers_of(row)]
     parts = {"all pairs": row, "both answers sound": kept(row, sound)}
-    if dataset == everyday.NAME and row.matchup.judge_persona.startswith(("gold", "user")):
+    if row.matchup.test.dataset == everyday.NAME and row.matchup.judge_persona.startswith(("gold", "user")):
         for wording in ("explicit", "implicit"):
             ids = {item.id for item in everyday.items() if item.wording == wording}
             parts[f"{wording} personas"] = kept(row, [ids] * len(row.runs))
     columns = {f"{which}/{short}": signs(part.verdicts[rubric])
                for which, part in parts.items() for short, rubric in RUBRIC_NAMES.items()}  # fmt: skip
-    samples, lines = row.runs[0].profile.evaluation.bootstrap_samples, []
-    pool = make_pool(columns, samples, seed, same_items(row.runs))
+    profile, lines = row.runs[0].profile, []
+    number = profile.datasets.index(row.matchup.test.dataset)
+    pool = make_pool(columns, profile.evaluation.bootstrap_samples, number, same_items(row.runs))
     for which, part in parts.items():
-        line = results.row_names(dataset, row) | {"pairs": which, "n": part.counts("quality").n}
-        for short, rubric in RUBRIC_NAMES.items():
-            line |= results.verdict_counts(short, part.counts(rubric))
-        lines.append(line | drawn_columns(results.scores(pool, which)) | results.sign_columns(part))
+        line = results.row_names(row) | {"pairs": which, "n": part.counts("quality").total()}
+        lines.append(line | results.verdict_columns(part) | drawn_columns(scores(pool, which)))
     return lines
 
 
@@ -164,10 +171,9 @@ def filtered_table(profile: Profile) -> pd.DataFrame:
     """Return every judged row whole and filtered; Holm's adjustment is over rows of one kind and filter."""
     import pandas as pd
 
-    rows = [(j.dataset, number, row) for number, j in enumerate(read_judgments(profile)) for row in j.rows]
-    if not rows:
-        return table_of([])
-    table = table_of(line for found in rows for line in filtered_lines(*found))
+    table = table_of(line for row in read_judgments(profile) for line in filtered_lines(row))
+    if table.empty:
+        return table
     return pd.concat([results.with_holm(part) for _, part in table.groupby(["kind", "pairs"])]).sort_index()
 
 
@@ -202,7 +208,7 @@ def length_model(signs: Sequence[float], differences: Sequence[float], prompts: 
 def length_table(profile: Profile) -> pd.DataFrame:
     """Return the main rows and PT-DPO against PT-SFT by rubric: net as it is, and at equal length."""
     lines = []
-    for judgments, row in results.judged_rows(profile, ("main", "stage")):
+    for row in results.judged_rows(profile, ("main", "stage")):
         words = [{i: [len(answer.completion.split()) for answer in both] for i, both in found.items()}
                  for found in answers_of(row)]  # fmt: skip
         means = np.mean([pair for found in words for pair in found.values()], axis=0)
@@ -212,9 +218,9 @@ def length_table(profile: Profile) -> pd.DataFrame:
             items = [(SIGNS.get(verdict, 0.0), np.subtract(*words[run][i]), i if shared else f"{run}/{i}")
                      for run, verdicts in enumerate(row.verdicts[rubric])
                      for i, verdict in verdicts.items()]  # fmt: skip
-            line = results.row_names(judgments.dataset, row) | {"rubric": rubric, **sizes}
-            net = drawn_columns({"net": judgments.pool[f"{row.slug}/{short}"]})
-            line |= {"n_decided": row.counts(rubric).n_decided} | net
+            line = results.row_names(row) | {"rubric": rubric, **sizes}
+            line |= {"n_decided": sum(row.counts(rubric)[verdict] for verdict in SIGNS)}
+            line |= drawn_columns({"net": row.scores[f"{short}_net"]})
             lines.append(line | interval_columns("net_controlled", length_model(*zip(*items, strict=True))))
     return table_of(lines)
 

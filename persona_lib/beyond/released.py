@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,18 +19,18 @@ from persona_lib.beyond.claims import reanalysed
 from persona_lib.data.official import DATASETS, ROLE_MARK, download, find_data_dir, load_official
 from persona_lib.data.preference import draw
 from persona_lib.intervals import (
-    WinRate,
     bootstrap_mean,
     drawn_columns,
     interval_columns,
     make_pool,
+    scores,
     signs,
     table_of,
 )
 from persona_lib.models.generate import cut_at_stop
 from persona_lib.paper.judges import model_judge
 from persona_lib.paper.judging import RUBRIC_NAMES, judge_comparisons, judge_key
-from persona_lib.paper.results import Row, inconsistent, scores, verdict_counts
+from persona_lib.paper.results import Row, inconsistent, verdict_counts
 from persona_lib.paper.swap import flip_and_did
 from persona_lib.prompts import STOP
 from persona_lib.records import SIDES, DataError, PairwiseComparison, TailoringRow
@@ -212,7 +213,7 @@ def judge_released(run: Run, data: Released | None) -> list[Path]:
         what = dict(zip(("dataset", "eval_persona", "test", "base"), (*pair, *ARMS), strict=True))
         key = content_hash(VERSIONS["rejudged"], judge_key(run), found)
         folder = folder_of(run.profile, *pair)
-        folders.append(judge_comparisons(judge, lambda found=found: found, folder, key, what))
+        folders.append(judge_comparisons(judge, found, folder, key, what))
         print(f"{', '.join(pair)}: {len(found)} pairs of answers judged", flush=True)
     return folders
 
@@ -226,7 +227,7 @@ def rejudged_row(profile: Profile, dataset: str, eval_persona: str) -> Row:
     columns: dict[str, Any] = {}
     for short, rubric in RUBRIC_NAMES.items():
         by_id = {row["id"]: row[rubric] for row in verdicts}
-        line |= verdict_counts(short, WinRate.from_verdicts(by_id.values()))
+        line |= verdict_counts(short, Counter(by_id.values()))
         line[f"{short}_inconsistent"] = inconsistent(folder / f"{rubric}.jsonl")
         columns[f"released/{short}"] = signs([by_id])
     pool = make_pool(columns, profile.evaluation.bootstrap_samples)

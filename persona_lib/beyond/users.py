@@ -20,7 +20,15 @@ import numpy as np
 
 from persona_lib import store
 from persona_lib.data.preference import load_pairs
-from persona_lib.intervals import bootstrap, drawn_columns, interval_columns, make_pool, ratio, table_of
+from persona_lib.intervals import (
+    drawn_columns,
+    interval_columns,
+    interval_of,
+    make_pool,
+    ratio,
+    resampled,
+    table_of,
+)
 from persona_lib.models import trainers
 from persona_lib.models.served import SURFACE, load_generator, role_key
 from persona_lib.paper import swap
@@ -203,8 +211,9 @@ def share_line(runs: Sequence[Run], values: Sequence[Mapping[str, float]], users
     for block, by_pair in zip(blocks, values, strict=True):
         for id, value in by_pair.items():
             block[drawn.index(users[id])] += value, 1
-    how = runs[0].profile.evaluation.bootstrap_samples, 0, len(runs) > 1, (0.0, 1.0)
-    share = bootstrap(blocks, lambda sums: ratio(sums[:, 0], sums[:, 1]), *how)
+    how = runs[0].profile.evaluation.bootstrap_samples, 0, len(runs) > 1
+    shares = resampled(blocks, lambda sums: ratio(sums[:, 0], sums[:, 1]), *how)
+    share = interval_of(np.clip(shares, 0, 1))
     if len(drawn) < LEAST or share.low == share.high:
         share = replace(share, low=None, high=None)
     sizes = {"n": sum(map(len, values)), "n_users": len(drawn), "n_seeds": len(runs)}

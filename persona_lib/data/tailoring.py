@@ -1,8 +1,9 @@
 """Build the tailoring data: pairs with their personas, split for training and evaluation (paper section 4).
 
 A test row carries every persona it may be shown: gold (inferred from its own pair), retrieved (those of
-the nearest training row), shuffled (another row's gold ones: a null), system (one for all), and what the
-caller adds (user-written ones). Official data comes with gold and retrieved personas and is passed through.
+the nearest training row), shuffled (another row's gold ones: a null), system (one for all), and user-written
+ones (of ``everyday``, or what the caller adds). Official data comes with gold and retrieved personas and is
+passed through.
 """
 
 from __future__ import annotations
@@ -141,13 +142,25 @@ def rows_from_official(run: Run) -> Rows:
     return {split: rows[split] for split in (*TRAIN_SHARES, "test")} | {"validation": validation}
 
 
+def user_written(run: Run) -> dict[str, dict[str, str]]:
+    """Return the evaluation rows' personas in users' own words, by row id; only ``everyday`` has any."""
+    if run.dataset != everyday.NAME:
+        return {}
+    known, pairs = everyday.personas(run.profile.data.majority_share, run.seed), preference.load_pairs(run)
+    return {
+        pair.id: {f"user-{side}": known[pair.id][f"user-{side}"] for side in SIDES}
+        for split in EVAL_SPLITS
+        for pair in pairs[split]
+    }
+
+
 def build_tailoring(run: Run, extra_personas: Personas | None = None) -> Path:
     """Write ``tailoring/<split>.jsonl`` and the leakage report of a run, once, and return the folder.
 
     ``extra_personas``: row id -> {"user-chosen": ..., "user-rejected": ...}, added to the rows.
     Raises ValueError, before anything is marked as finished, if a leakage check fails.
     """
-    extra_personas = extra_personas or {}
+    extra_personas = user_written(run) | dict(extra_personas or {})
     folder, key = run.folder / "tailoring", tailoring_key(run, extra_personas)
     if store.is_done(folder, key):
         return folder

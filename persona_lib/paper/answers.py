@@ -10,45 +10,32 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from persona_lib import store
 from persona_lib.data.preference import draw
-from persona_lib.models import trainers
+from persona_lib.models import load, trainers
 from persona_lib.models.generate import TransformersGenerator
-from persona_lib.models.load import (
-    attach_adapters,
-    device,
-    format_of,
-    join_adapters,
-    load_base,
-    load_tokenizer,
-    model_key,
-)
 from persona_lib.models.served import VllmGenerator, load_engine, lora_request
 from persona_lib.models.train import adapter_folder, release_memory
 from persona_lib.prompts import STOP, beginning, begun_prompt, few_shot_prefix, tailoring_prompt
 from persona_lib.records import Generation, RunSpec, TailoringRow
-from persona_lib.settings import Profile, Run, deciding, main_arm, results_dir
+from persona_lib.settings import Run, deciding, main_arm, results_dir
 from persona_lib.texts import count_degenerate
 
 BROKEN = 0.05  # share of degenerate answers from which a policy is not sound
 KEYED = "generation.* base.quantization base.dtype evaluation.limit"
+STACKS = {"base": (), "few_shot": (), "sft": ("sft",), "dpo": ("sft", "dpo")}  # adapters, lowest first
 
 # --- policies: a base and its adapters, behind the generator interface ---
 
 
 def adapters_of(run: Run, arm: str) -> list[Path]:
-    """Return the adapter folders of an arm's policy, lowest first: [] for "base" and few-shot arms.
-
-    Trained arms are "sft-<train_persona>" and "dpo-<train_persona>"; others raise ValueError.
-    """
+    """Return the adapter folders of a policy, lowest first; ``arm`` is "base" or <method>-<train_persona>."""
     method, _, train_persona = arm.partition("-")
-    stacks = {"base": (), "few_shot": (), "sft": ("sft",), "dpo": ("sft", "dpo")}
-    if method not in stacks or (stacks[method] and not train_persona):
-        raise ValueError(f"arm {arm!r}: use base, sft-<train_persona> or dpo-<train_persona>")
-    return [adapter_folder(run, one, train_persona) for one in stacks[method]]
+    return [adapter_folder(run, one, train_persona) for one in STACKS[method]]
 
 
 def policy_key(run: Run, arm: str) -> list[Any]:
@@ -59,10 +46,10 @@ def policy_key(run: Run, arm: str) -> list[Any]:
 def open_base(run: Run) -> tuple[Any, Any]:
     """Return the base as it was trained on, and its tokenizer; four-bit weights are expanded on a CPU."""
     base = run.profile.base
-    model = load_base(*run.base_source, base.quantization, base.dtype)
-    if base.quantization == "nf4" and device() == "cpu":
+    model = load.load_base(*run.base_source, base.quantization, base.dtype)
+    if base.quantization == "nf4" and load.device() == "cpu":
         model = model.dequantize()  # once instead of in every forward pass: the same function
-    return model.requires_grad_(False), load_tokenizer(*run.base_source)
+    return model.requires_grad_(False), load.load_tokenizer(*run.base_source)
 
 
 def generators(run: Run, specs: Sequence[RunSpec]) -> Iterator[tuple[RunSpec, Any]]:
@@ -76,7 +63,7 @@ def generators(run: Run, specs: Sequence[RunSpec]) -> Iterator[tuple[RunSpec, An
         return
     model, tokenizer = open_base(run)
     for folder in dict.fromkeys(folder for spec in specs for folder in adapters_of(run, spec.arm)):
-        model = attach_adapters(model, [folder])
+        model = load.attach_adapters(model, [folder])
     for spec in specs:
         names = [folder.name for folder in adapters_of(run, spec.arm)]
         settings = names, profile.merge_adapters, profile.generation.repetition_penalty
@@ -91,7 +78,7 @@ def joined_adapter(run: Run, arm: str) -> Path | None:
         return None
     folder, key = run.folder / "joined" / arm, store.content_hash(policy_key(run, arm))
     if not store.is_done(folder, key):
-        join_adapters(folders, folder)
+        load.join_adapters(folders, folder)
         store.mark_done(folder, key)
     return folder
 
@@ -104,11 +91,11 @@ def plain_base(run: Run) -> tuple[str, str]:
     base = run.profile.base
     if base.quantization == "none":
         return run.base_source
-    key = store.content_hash(model_key(*run.base_source), base.quantization, base.dtype)
+    key = store.content_hash(load.model_key(*run.base_source), base.quantization, base.dtype)
     folder = results_dir(run.profile) / "expanded" / key
     if not store.is_done(folder, key):
-        load_base(*run.base_source, base.quantization, base.dtype).dequantize().save_pretrained(folder)
-        load_tokenizer(*run.base_source).save_pretrained(folder)
+        load.load_base(*run.base_source, base.quantization, base.dtype).dequantize().save_pretrained(folder)
+        load.load_tokenizer(*run.base_source).save_pretrained(folder)
         store.mark_done(folder, key)
         release_memory()
     return str(folder), ""
@@ -119,7 +106,7 @@ def vllm_generators(run: Run, specs: Sequence[RunSpec]) -> Iterator[tuple[RunSpe
     where = plain_base(run)
     folders = {spec.arm: joined_adapter(run, spec.arm) for spec in specs}
     ranks = [store.read_json(folder / "adapter_config.json")["r"] for folder in folders.values() if folder]
-    engine, tokenizer = load_engine(*where, run.profile.base.dtype, ranks), load_tokenizer(*where)
+    engine, tokenizer = load_engine(*where, run.profile.base.dtype, ranks), load.load_tokenizer(*where)
     for spec in specs:
         folder, adapter = folders[spec.arm], None
         if folder:
@@ -130,41 +117,34 @@ def vllm_generators(run: Run, specs: Sequence[RunSpec]) -> Iterator[tuple[RunSpe
 # --- the grid ---
 
 
-def plan_of(profile: Profile, method: str, train_persona: str) -> list[tuple[str, str]]:
-    """Return the (eval persona, persona format) pairs that an arm is run with.
+def grid(run: Run) -> list[RunSpec]:
+    """Return every cell of the grid for one data set and seed: which arm is shown which persona, and how.
 
     Arms trained without personas get them in the first person (the paper's baseline), tailored ones in
     their own line. All get gold ones; plain DPO and the main tailored arm (``settings.main_arm``) none,
-    retrieved and user-written ones, too. ``evaluation.controls`` adds more.
+    retrieved and user-written ones, too. Few-shot has the arms "none" and "chosen" only.
+    ``evaluation.controls`` adds more.
     """
-    plain, controls = train_persona == "none", profile.evaluation.controls
-    form = "first_person" if plain else "line"
-    compared = method == "dpo" and train_persona in ("none", main_arm(profile))
-    families = ["gold"]
-    if method != "few_shot" and (controls or compared):
-        families += ["retrieved", "user"]
-    wanted = [(family, form) for family in families]
-    if compared and controls:
-        wanted += [("shuffled", form), ("system", form)]
-        wanted += [("gold", "line"), ("retrieved", "line")] if plain else []
-    cells = [
-        (persona, form)
-        for family, form in wanted
-        for persona in profile.evaluation.personas
-        if persona.partition("-")[0] == family
-    ]
-    return [*cells, ("none", "line")] if compared else cells
-
-
-def grid(run: Run) -> list[RunSpec]:
-    """Return every cell of the grid for one data set and seed; few-shot has "none" and "chosen" only."""
-    profile, specs = run.profile, []
-    few_shot = dict.fromkeys("none" if arm == "none" else "chosen" for arm in profile.training.arms)
-    for method in profile.training.methods:
-        for arm in few_shot if method == "few_shot" else profile.training.arms:
-            plan = plan_of(profile, method, arm)
-            specs += [RunSpec(run.dataset, method, arm, told, run.seed, form) for told, form in plan]
-    return specs
+    profile, controls, specs = run.profile, run.profile.evaluation.controls, []
+    for method, arm in product(profile.training.methods, profile.training.arms):
+        arm = "chosen" if method == "few_shot" and arm != "none" else arm
+        form = "first_person" if arm == "none" else "line"
+        compared = method == "dpo" and arm in ("none", main_arm(profile))
+        wanted = [("gold", form)]
+        if method != "few_shot" and (controls or compared):
+            wanted += [("retrieved", form), ("user", form)]
+        if compared and controls:
+            wanted += [("shuffled", form), ("system", form)]
+            wanted += [("gold", "line"), ("retrieved", "line")] if arm == "none" else []
+        cells = [
+            (persona, how)
+            for family, how in wanted
+            for persona in profile.evaluation.personas
+            if persona.partition("-")[0] == family
+        ]
+        cells += [("none", "line")] if compared else []
+        specs += [RunSpec(run.dataset, method, arm, persona, run.seed, how) for persona, how in cells]
+    return list(dict.fromkeys(specs))
 
 
 # --- what a policy is shown ---
@@ -174,13 +154,6 @@ def eval_rows(run: Run, split: str = "") -> list[TailoringRow]:
     """Return the rows of a split (the one evaluated): all, or ``evaluation.limit`` drawn by id."""
     path = run.folder / "tailoring" / f"{split or run.profile.evaluation.split}.jsonl"
     return draw(store.read_rows(path, TailoringRow), run.profile.evaluation.limit)
-
-
-def ask_prompt(run: Run, prompt: str, persona: str | None, persona_format: str) -> str:
-    """Render what a run's policies are asked, in the profile's wording and with the beginning it forces."""
-    chat = format_of(*run.base_source)
-    text = tailoring_prompt(prompt, persona, persona_format, chat)
-    return begun_prompt(text, beginning(run.dataset, prompt), chat)
 
 
 def whole_answer(run: Run, prompt: str, text: str) -> str:
@@ -197,7 +170,7 @@ def few_shot_examples(run: Run, spec: RunSpec) -> str:
     drawn = random.Random(f"few-shot-{run.seed}").sample(usable, run.profile.generation.few_shot_examples)
     told = spec.train_persona != "none"
     shots = [(row.prompt, row.personas["gold-chosen"] if told else None, row.chosen) for row in drawn]
-    return few_shot_prefix(shots, format_of(*run.base_source))
+    return few_shot_prefix(shots, load.format_of(*run.base_source))
 
 
 # --- generation, resumable by row ---
@@ -213,7 +186,7 @@ def generation_key(run: Run, spec: RunSpec) -> str:
     names = ("sft_train", run.profile.evaluation.split)
     data = [store.file_hash(run.folder / "tailoring" / f"{name}.jsonl") for name in names]
     settings = deciding(run.profile, KEYED)
-    models = policy_key(run, spec.arm), model_key(*run.base_source)
+    models = policy_key(run, spec.arm), load.model_key(*run.base_source)
     return store.content_hash(store.VERSIONS["answers"], spec, *models, data, settings)
 
 
@@ -241,25 +214,16 @@ def completions(
     run: Run, spec: RunSpec, generator: Any, rows: Sequence[TailoringRow]
 ) -> Iterator[Generation]:
     """Yield the completions of rows, each under its own persona, as the generator makes them."""
-    how, shots = run.profile.generation, few_shot_examples(run, spec)
+    how, shots, chat = run.profile.generation, few_shot_examples(run, spec), load.format_of(*run.base_source)
     personas = [row.personas.get(spec.eval_persona) for row in rows]
-    asked = zip((row.prompt for row in rows), personas, strict=True)
-    prompts = [shots + ask_prompt(run, *told, spec.persona_format) for told in asked]
+    prompts = []
+    for row, persona in zip(rows, personas, strict=True):
+        text = tailoring_prompt(row.prompt, persona, spec.persona_format, chat)
+        prompts.append(shots + begun_prompt(text, beginning(run.dataset, row.prompt), chat))
     for n, done in generator.generate(prompts, how.max_new_tokens, (STOP,), how.min_new_tokens):
         text = whole_answer(run, rows[n].prompt, done.text)
         made = personas[n], text, done.finish_reason, done.n_tokens
         yield Generation(rows[n].id, spec.slug, rows[n].prompt, *made)
-
-
-def generate_specs(run: Run, specs: Sequence[RunSpec]) -> None:
-    """Generate some runs of the grid; the base is loaded once."""
-    with trainers.quiet_libraries():
-        for spec, generator in generators(run, specs):
-            facts = store.read_json(generate_run(run, spec, generator) / "done.json")
-            said = f"{spec.slug}: {facts['n']} answers, {facts['no_eos']} never ended"
-            if broken_share(facts) > BROKEN:
-                said += f"; WARNING: {broken_share(facts):.0%} are loops: compare nothing with them"
-            print(said, flush=True)
 
 
 def broken_share(facts: dict[str, Any]) -> float:
@@ -271,8 +235,13 @@ def generate_all(run: Run) -> list[Path]:
     """Generate every run of the grid that is not finished yet."""
     specs = grid(run)
     missing = [s for s in specs if not store.is_done(generation_folder(run, s), generation_key(run, s))]
-    if missing:
-        generate_specs(run, missing)
+    with trainers.quiet_libraries():
+        for spec, generator in generators(run, missing) if missing else ():
+            facts = store.read_json(generate_run(run, spec, generator) / "done.json")
+            said = f"{spec.slug}: {facts['n']} answers, {facts['no_eos']} never ended"
+            if broken_share(facts) > BROKEN:
+                said += f"; WARNING: {broken_share(facts):.0%} are loops: compare nothing with them"
+            print(said, flush=True)
     return [generation_folder(run, spec) for spec in specs]
 
 

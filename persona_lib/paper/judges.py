@@ -17,17 +17,7 @@ from typing import Any
 from persona_lib import store
 from persona_lib.data import everyday, official, preference
 from persona_lib.data.reader import fit, quality
-from persona_lib.models import train, trainers
-from persona_lib.models.load import (
-    attach_adapters,
-    chat_format,
-    format_of,
-    load_base,
-    load_tokenizer,
-    model_key,
-    sequence_log_probs,
-    using_adapters,
-)
+from persona_lib.models import load, train, trainers
 from persona_lib.models.served import load_generator
 from persona_lib.prompts import (
     backwards_query,
@@ -38,16 +28,7 @@ from persona_lib.prompts import (
     tailoring_prompt,
 )
 from persona_lib.records import SIDES, DataError, Judgment, PairwiseComparison, Rubric, TailoringRow
-from persona_lib.settings import (
-    ConfigError,
-    Run,
-    deciding,
-    judge_settings,
-    near_names,
-    results_dir,
-    results_root,
-    set_field,
-)
+from persona_lib.settings import ModelRole, Run, check_name, deciding, results_dir, results_root, set_field
 
 Judge = Callable[[Sequence[PairwiseComparison], Rubric], list[Judgment]]
 Render = Callable[[PairwiseComparison, Rubric], str]
@@ -107,13 +88,13 @@ def text_judge(
     render: Render,
     form: re.Pattern[str],
     stop: tuple[str, ...] = (),
-    sampling: tuple[dict[str, float], int] = ({}, 1),
+    decoding: str = "deterministic",
 ) -> Judge:
     """Return a judge that asks a text generator: ``render`` writes its prompt, ``form`` finds its winner.
 
-    ``sampling`` is one of ``DECODING``: an answer without a verdict is sampled again with the next seed.
+    ``decoding`` names one of ``DECODING``: an answer without a verdict is sampled again with the next seed.
     """
-    how, attempts = sampling
+    how, attempts = DECODING[decoding]
 
     def judge(comparisons: Sequence[PairwiseComparison], rubric: Rubric) -> list[Judgment]:
         prompts = [render(c, rubric) for c in comparisons]
@@ -131,13 +112,6 @@ def text_judge(
         ]
 
     return judge
-
-
-def letter_judge(
-    generator: Any, max_new_tokens: int, asked: Callable[[str], str] = str, render: Render = judge_prompt
-) -> Judge:
-    """Return a judge that asks, greedily, for "A" or "B"; ``asked`` puts a prompt into a chat format."""
-    return text_judge(generator, max_new_tokens, lambda *c: asked(render(*c)), LETTER, ("\n",))
 
 
 # Prometheus-2's format is not ours (Apache-2.0, the authors of prometheus-eval) and not in this repository.
@@ -198,28 +172,25 @@ def prometheus_prompt(
     return f"{system}\n{user}" if chat else f"[INST] {system}\n{user} [/INST]"
 
 
-def asked_of(generator: Any, kind: str) -> Callable[[str], str]:
-    """Return what puts a prompt into a generator's chat format; ``str`` where it is served or has none."""
-    tokenizer = getattr(generator, "tokenizer", None)
-    chat = chat_format(tokenizer) if kind == "chat" and tokenizer else None
-    return partial(tailoring_prompt, persona=None, chat=chat) if chat and chat.told else str
-
-
-def model_judge(run: Run, role: str = "judge") -> Judge:
+def model_judge(run: Run, role: str = "judge", prompt: Render | None = None) -> Judge:
     """Return ``<role>.model`` as a judge: a served language model, one of the hub, or the run's own base.
 
-    "json" asks for a reason and then a winner.
-    "prometheus" grades as Prometheus-2 was trained to: relative grading without a reference.
+    "letter" asks for "A" or "B", with another ``prompt`` if one is given. "json" asks for a reason and then a
+    winner. "prometheus" grades as Prometheus-2 was trained to: relative grading without a reference. A chat
+    model is asked in its own format.
     """
-    generator = load_generator(run, role)
-    _, url, kind, form, decoding, most = judge_settings(run.profile, role)
-    asked = asked_of(generator, kind)
-    if form == "letter":
-        return letter_judge(generator, most, asked)
-    if form == "json":
+    named: ModelRole = getattr(run.profile, role)
+    generator, most = load_generator(run, role), named.max_new_tokens
+    tokenizer = getattr(generator, "tokenizer", None)  # a served model has none
+    chat = load.chat_format(tokenizer) if named.kind == "chat" and tokenizer else None
+    asked = partial(tailoring_prompt, persona=None, chat=chat) if chat and chat.told else str
+    if prompt or named.format == "letter":
+        render = prompt or judge_prompt
+        return text_judge(generator, most, lambda *c: asked(render(*c)), LETTER, ("\n",))
+    if named.format == "json":
         return text_judge(generator, most, lambda *c: asked(chat_judge_prompt(*c)), CHOICE)
-    render = partial(prometheus_prompt, load_templates(), chat=bool(url) and kind == "chat")
-    return text_judge(generator, most, render, VERDICT, sampling=DECODING[decoding])
+    render = partial(prometheus_prompt, load_templates(), chat=bool(named.url) and named.kind == "chat")
+    return text_judge(generator, most, render, VERDICT, decoding=named.decoding)
 
 
 # --- Persona inference read backwards: which response explains the persona better? ---
@@ -239,22 +210,21 @@ def persona_rows(run: Run, part: str) -> list[dict[str, str]]:
     Training rows only: of ``everyday`` the training and validation topics, else SFT's splits.
     """
     if run.dataset == everyday.NAME:
-        split = {"train": "train", "val": "validation"}[part]
+        items = [i for i in everyday.items() if i.split == {"train": "train", "val": "validation"}[part]]
         found = [
             (f"{i.id}/{side}", i.prompt, getattr(i, f"response_{side}"), getattr(i, f"persona_{side}"))
-            for i in everyday.items()
-            if i.split == split
+            for i in items
             for side in "ab"
         ]
     else:
         rows = store.read_rows(run.folder / "tailoring" / f"sft_{part}.jsonl", TailoringRow)
         found = [
-            (f"{row.id}/{side}", row.prompt, getattr(row, side), row.personas[f"gold-{side}"])
+            (f"{row.id}/{side}", row.prompt, getattr(row, side), persona)
             for row in rows
             for side in SIDES
-            if row.personas.get(f"gold-{side}")
+            if (persona := row.personas.get(f"gold-{side}"))
         ]
-    limit, chat = run.profile.evaluation.backwards_rows, format_of(*run.base_source)
+    limit, chat = run.profile.evaluation.backwards_rows, load.format_of(*run.base_source)
     limit = limit if part == "train" else -(-limit // 8)
     found.sort(key=lambda row: store.content_hash(row[0]))
     return [
@@ -270,9 +240,9 @@ def asked(prompt: str, response: str, chat: Any) -> str:
 
 def backwards_key(run: Run) -> str:
     """Return a hash of all that the backwards judge depends on."""
-    settings = [deciding(run.profile, KEYED), TRAINING]
+    settings, model = [deciding(run.profile, KEYED), TRAINING], load.model_key(*run.base_source)
     data = everyday.key() if run.dataset == everyday.NAME else preference.input_key(run)
-    return store.content_hash(NAME, store.VERSIONS["training"], settings, data, model_key(*run.base_source))
+    return store.content_hash(NAME, store.VERSIONS["training"], settings, data, model)
 
 
 def train_backwards(run: Run) -> Path:
@@ -296,7 +266,7 @@ class BackwardsJudge:
 
     def __init__(self, run: Run) -> None:
         self.run, self.model = run, None
-        self.chat = format_of(*run.base_source)
+        self.chat = load.format_of(*run.base_source)
         self.known: dict[tuple[str, str], float] = {}
 
     def scores(self, texts: Sequence[tuple[str, str]], adapted: bool) -> list[float]:
@@ -304,14 +274,14 @@ class BackwardsJudge:
         texts = [(prompt, completion_text(completion, self.chat)) for prompt, completion in texts]
         missing, profile = list(dict.fromkeys(t for t in texts if t not in self.known)), self.run.profile
         if missing and self.model is None:
-            self.tokenizer, folder = load_tokenizer(*self.run.base_source), train_backwards(self.run)
-            base = load_base(*self.run.base_source, "none", profile.base.dtype)
-            self.model = attach_adapters(base, [folder])
+            self.tokenizer, folder = load.load_tokenizer(*self.run.base_source), train_backwards(self.run)
+            base = load.load_base(*self.run.base_source, "none", profile.base.dtype)
+            self.model = load.attach_adapters(base, [folder])
         if missing:
             names, merge = [NAME] if adapted else [], set_field(profile, TRAINING).merge_adapters
             given = (*zip(*missing, strict=True), profile.judge.batch_size)
-            with trainers.quiet_libraries(), using_adapters(self.model, names, merge):
-                found = sequence_log_probs(self.model, self.tokenizer, *given)
+            with trainers.quiet_libraries(), load.using_adapters(self.model, names, merge):
+                found = load.sequence_log_probs(self.model, self.tokenizer, *given)
             self.known |= dict(zip(missing, found.tolist(), strict=True))
         return [self.known[text] for text in texts]
 
@@ -346,8 +316,5 @@ JUDGES: dict[str, Callable[[Run], Judge]] = {
 def load_judge(run: Run, name: str = "") -> Judge:
     """Return the judge of a run's answers, or of this name; ConfigError for "none" or an unknown one."""
     name = name or run.profile.evaluation.judge
-    if name not in JUDGES:
-        raise ConfigError(
-            f"profile {run.profile.name}: judge={name!r} cannot judge: {near_names(name, JUDGES)}"
-        )
+    check_name(name, JUDGES, f"profile {run.profile.name}: no judge")
     return JUDGES[name](run)

@@ -8,26 +8,18 @@ own.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from persona_lib import store
-from persona_lib.data import everyday
-from persona_lib.data.reader import fit, quality
-from persona_lib.intervals import (
-    WinRate,
-    bootstrap,
-    interval_columns,
-    make_pool,
-    ratio,
-    signs,
-    table_of,
-    verdict_of,
-)
+from persona_lib import intervals, store
+from persona_lib.data.reader import quality
+from persona_lib.intervals import ratio, table_of, verdict_of
 from persona_lib.models.served import role_key
 from persona_lib.paper.answers import Matchup, eval_rows, generation_folder, matchups, read_generations
 from persona_lib.paper.judges import Judge, backwards_key, load_judge, model_judge
@@ -81,7 +73,7 @@ def judge_rubric(
 
 
 def judge_comparisons(
-    judge: Judge, comparisons: Callable[[], list[PairwiseComparison]], folder: Path, key: str, what: Any
+    judge: Judge, comparisons: Sequence[PairwiseComparison], folder: Path, key: str, what: Any
 ) -> Path:
     """Judge comparisons under both rubrics and orders into a folder, unless it was finished for this key.
 
@@ -91,10 +83,9 @@ def judge_comparisons(
         return folder
     store.clear_unless(folder, key)
     store.write_json(folder / "spec.json", what)
-    found = comparisons()
-    judged = {r: judge_rubric(judge, found, r, folder / f"{r}.jsonl") for r in RUBRICS}
+    judged = {r: judge_rubric(judge, comparisons, r, folder / f"{r}.jsonl") for r in RUBRICS}
     verdicts = {r: [verdict_of(*pair) for pair in pairs] for r, pairs in judged.items()}
-    rows = [{"id": c.id} | {r: verdicts[r][n] for r in RUBRICS} for n, c in enumerate(found)]
+    rows = [{"id": c.id} | {r: verdicts[r][n] for r in RUBRICS} for n, c in enumerate(comparisons)]
     store.write_rows(folder / "verdicts.jsonl", rows)
     names = sorted({pair[0].judge for pairs in judged.values() for pair in pairs})
     store.mark_done(folder, key, n=len(rows), judge=names)
@@ -116,13 +107,6 @@ def judgment_folder(run: Run, matchup: Matchup, role: str = "judge") -> Path:
     return run.folder / FOLDERS[role] / matchup.slug
 
 
-def judgment_key(run: Run, matchup: Matchup, role: str = "judge") -> str:
-    """Hash of all that a matchup's judgments depend on."""
-    folders = [generation_folder(run, spec) for spec in (matchup.test, matchup.base)]
-    done = [store.read_json(folder / "done.json")["key"] for folder in folders]
-    return store.content_hash(store.VERSIONS["judging"], matchup, done, judge_key(run, role))
-
-
 def judge_key(run: Run, role: str = "judge") -> list[Any]:
     """Return all that decides what a judge says of given texts."""
     profile, name = run.profile, run.profile.evaluation.judge
@@ -133,22 +117,25 @@ def judge_key(run: Run, role: str = "judge") -> list[Any]:
 
 
 def judged_matchups(run: Run, role: str = "judge") -> list[Matchup]:
-    """Return the matchups that a judge is asked about: the second only about the main comparisons."""
-    return [m for m in matchups(run) if role == "judge" or m.kind == "main"]
+    """Return the matchups that a judge is asked about: the second, if there is one, the main ones only."""
+    if role == "judge":
+        return matchups(run)
+    return [m for m in matchups(run) if m.kind == "main" and run.profile.second_judge.model]
 
 
 def judge_all(run: Run, role: str = "judge") -> list[Path]:
     """Let a judge judge all its matchups that are not finished yet; returns their folders.
 
-    Without a second judge nothing is judged in that role. Raises ConfigError for judge=none.
+    Raises ConfigError for judge=none.
     """
-    if role == "second_judge" and not run.profile.second_judge.model:
-        return []
-    judge = load_judge(run) if role == "judge" else model_judge(run, role)
-    folders = []
-    for m in judged_matchups(run, role):
-        folder, key = judgment_folder(run, m, role), judgment_key(run, m, role)
-        folders.append(judge_comparisons(judge, functools.partial(compare, run, m), folder, key, m))
+    found, folders = judged_matchups(run, role), []
+    judge = load_judge(run) if role == "judge" else model_judge(run, role) if found else None
+    for m in found:
+        answered = [generation_folder(run, spec) / "done.json" for spec in (m.test, m.base)]
+        inputs = m, [store.read_json(path)["key"] for path in answered], judge_key(run, role)
+        key = store.content_hash(store.VERSIONS["judging"], *inputs)
+        folder = judgment_folder(run, m, role)
+        folders.append(judge_comparisons(judge, compare(run, m), folder, key, m))
     return folders
 
 
@@ -156,22 +143,6 @@ def read_verdicts(run: Run, matchup: Matchup, role: str = "judge") -> list[dict[
     """Return a matchup's verdicts: rows {"id", "personalization", "quality"}; none if it was not judged."""
     folder = judgment_folder(run, matchup, role)
     return list(store.iter_rows(folder / "verdicts.jsonl")) if (folder / "done.json").exists() else []
-
-
-@functools.cache
-def oracle_scores(run: Run, spec: RunSpec, judge_persona: str) -> list[dict[str, Any]]:
-    """Return the oracle's scores of a run's answers: fit to a persona, and quality; [] without answers."""
-    if not (generation_folder(run, spec) / "done.json").exists():
-        return []
-    wishes, answers = everyday.wishes(), read_generations(run, spec)
-    found = []
-    for row in eval_rows(run):
-        persona = row.personas.get(judge_persona)
-        if persona and row.id in answers:
-            text = answers[row.id].completion
-            scores = {"fit": fit(wishes.get(persona, ()), text), "quality": quality(row.prompt, text)}
-            found.append({"id": row.id, **scores})
-    return found
 
 
 # --- The judged comparisons of all seeds, pooled for paired intervals: one draw per data set for all rows ---
@@ -196,101 +167,86 @@ def same_items(runs: tuple[Run, ...]) -> bool:
     return len(seen) == 1 and len(runs) > 1
 
 
+@functools.cache
+def answer_quality(run: Run, spec: RunSpec) -> dict[str, float]:
+    """Return the quality of a run's answers by row id, as the rules of the oracle score it."""
+    return {i: quality(made.prompt, made.completion) for i, made in read_generations(run, spec).items()}
+
+
+def quality_differences(
+    m: Matchup, runs: Sequence[Run], judged: Sequence[dict[str, str]]
+) -> list[dict[str, float]]:
+    """Return, per seed, quality of the tested answer minus the base's, in standard deviations of the base's.
+
+    Only of the oracle, and of judged items. The unit is pooled over seeds; there is none if all base scores
+    are equal.
+    """
+    if runs[0].profile.evaluation.judge != "oracle":
+        return [{} for _ in runs]
+    found = []
+    for run, ids in zip(runs, judged, strict=True):
+        tested, base = (answer_quality(run, spec) if ids else {} for spec in (m.test, m.base))
+        found.append({i: (tested[i], base[i]) for i in ids})
+    bases = [base for of_run in found for _, base in of_run.values()]
+    unit = float(np.std(bases, ddof=1)) if len(bases) > 1 else 0.0
+    return [{i: (tested - base) / unit for i, (tested, base) in of_run.items() if unit} for of_run in found]
+
+
 @dataclass(frozen=True)
 class Judged:
-    """One row over seeds: a matchup, and per run its verdicts {id: verdict} by rubric (empty: not judged)."""
+    """A row over the seeds of a data set: a matchup, and per run its verdicts {id: verdict} by rubric.
+
+    A run without verdicts has {}. ``scores`` has p_net, q_net, dpq and quality_sd: the estimate, then its
+    value in every resample. All rows of a data set have the same resamples.
+    """
 
     matchup: Matchup
     runs: tuple[Run, ...]
     verdicts: dict[str, list[dict[str, str]]]
-    role: str = "judge"
-
-    @property
-    def slug(self) -> str:
-        """Name of the row's columns in a pool."""
-        return self.matchup.slug
+    scores: dict[str, np.ndarray]
 
     @property
     def seeds(self) -> list[int]:
         """Seeds that have verdicts."""
         return [r.seed for r, found in zip(self.runs, self.verdicts["quality"], strict=True) if found]
 
-    def counts(self, rubric: str) -> WinRate:
+    def counts(self, rubric: str) -> Counter[str]:
         """Return the verdicts of all seeds, counted."""
-        return WinRate.from_verdicts(v for by_id in self.verdicts[rubric] for v in by_id.values())
-
-
-@dataclass(frozen=True)
-class Judgments:
-    """All judged rows of one data set, with the pool that their intervals come from."""
-
-    dataset: str
-    rows: list[Judged]
-    pool: dict[str, np.ndarray]
-
-
-def quality_differences(row: Judged) -> list[dict[str, float]]:
-    """Return, per seed, quality of the tested answer minus the base's, in standard deviations of the base's.
-
-    The unit is pooled over seeds; without oracle scores, or if all base scores are equal, there are none.
-    """
-    m, oracle = row.matchup, row.runs[0].profile.evaluation.judge == "oracle"
-    scores = []
-    for run, found in zip(row.runs, row.verdicts["quality"], strict=True):
-        both = [
-            oracle_scores(run, spec, m.judge_persona) if found and oracle else [] for spec in (m.test, m.base)
-        ]
-        scores.append([{score["id"]: score["quality"] for score in one} for one in both])
-    base = [quality for _, of_base in scores for quality in of_base.values()]
-    unit = float(np.std(base, ddof=1)) if len(base) > 1 else 0.0
-    return [
-        {i: (test[i] - b) / unit for i, b in of_base.items() if unit and i in test}
-        for test, of_base in scores
-    ]
-
-
-def pool_of(rows: Sequence[Judged], seed: int) -> dict[str, np.ndarray]:
-    """Put all rows of a data set into one pool."""
-    columns: dict[str, Any] = {}
-    for row in rows:
-        for short, rubric in RUBRIC_NAMES.items():
-            columns[f"{row.slug}/{short}"] = signs(row.verdicts[rubric])
-        columns[f"{row.slug}/dq"] = quality_differences(row)
-    runs = rows[0].runs
-    return make_pool(columns, runs[0].profile.evaluation.bootstrap_samples, seed, same_items(runs))
+        return Counter(verdict for by_id in self.verdicts[rubric] for verdict in by_id.values())
 
 
 @functools.lru_cache(maxsize=4)
-def read_judgments(profile: Profile, role: str = "judge") -> tuple[Judgments, ...]:
+def read_judgments(profile: Profile, role: str = "judge") -> tuple[Judged, ...]:
     """Read and resample all that a judge has judged; the bootstrap seed is the data set's number, from 0."""
-    found = []
-    for seed, dataset in enumerate(profile.datasets):
-        runs, rows = tuple(runs_of(profile, dataset)), []
-        for matchup in judged_matchups(runs[0], role):
-            by_run = [read_verdicts(run, matchup, role) for run in runs]
-            verdicts = {r: [{row["id"]: row[r] for row in part} for part in by_run] for r in RUBRICS}
-            rows += [Judged(matchup, runs, verdicts, role)] * any(map(bool, by_run))
-        if rows:
-            found.append(Judgments(dataset, rows, pool_of(rows, seed)))
-    return tuple(found)
+    rows: list[Judged] = []
+    for number, dataset in enumerate(profile.datasets):
+        runs, judged, columns = tuple(runs_of(profile, dataset)), {}, {}
+        for m in judged_matchups(runs[0], role):
+            by_run = [read_verdicts(run, m, role) for run in runs]
+            if any(by_run):
+                judged[m] = {r: [{row["id"]: row[r] for row in part} for part in by_run] for r in RUBRICS}
+                for short, rubric in RUBRIC_NAMES.items():
+                    columns[f"{m.slug}/{short}"] = intervals.signs(judged[m][rubric])
+                columns[f"{m.slug}/sd"] = quality_differences(m, runs, judged[m]["quality"])
+        how = profile.evaluation.bootstrap_samples, number, same_items(runs)
+        pool = intervals.make_pool(columns, *how)
+        for m, verdicts in judged.items():
+            scores = intervals.scores(pool, m.slug) | {"quality_sd": pool[f"{m.slug}/sd"]}
+            rows.append(Judged(m, runs, verdicts, scores))
+    return tuple(rows)
 
 
 def forget_judged() -> None:
     """Clear the caches, so that new files are read."""
-    for cached in (read_judgments, oracle_scores, same_items):
+    for cached in (read_judgments, answer_quality, same_items):
         cached.cache_clear()
 
 
 # --- How far two judges agree: raw agreement and Cohen's kappa of verdicts (both orders seen) ---
 
 
-VERDICTS = ("win", "tie", "loss")
+PARSED = ("win", "tie", "loss")
 Triple = tuple[str, Verdict, Verdict]  # prompt id, what the first judge says, what the second says
-
-
-def verdict_pairs(first: Mapping[str, Verdict], second: Mapping[str, Verdict]) -> list[Triple]:
-    """Return the verdicts, given by id, of two judges on what both have judged."""
-    return [(name, verdict, second[name]) for name, verdict in first.items() if name in second]
 
 
 def count_cells(verdicts: Iterable[Triple]) -> np.ndarray:
@@ -299,54 +255,44 @@ def count_cells(verdicts: Iterable[Triple]) -> np.ndarray:
     for name, first, second in verdicts:
         row = counts.setdefault(name, np.zeros(9))
         if "unparsed" not in (first, second):
-            row[3 * VERDICTS.index(first) + VERDICTS.index(second)] += 1
+            row[3 * PARSED.index(first) + PARSED.index(second)] += 1
     return np.stack(list(counts.values()))
 
 
-def same_share(sums: np.ndarray) -> np.ndarray:
-    """Return the share of equal verdicts of (n, 9) counts."""
-    return ratio(sums[:, [0, 4, 8]].sum(axis=1), sums.sum(axis=1))
+def agreement_of(sums: np.ndarray) -> np.ndarray:
+    """Return (n, 2) of (n, 9) counts: p_o, the share of equal verdicts, and Cohen's (p_o - p_e) / (1 - p_e).
 
-
-def kappa_of(sums: np.ndarray) -> np.ndarray:
-    """Return Cohen's kappa of (n, 9) counts: (p_o - p_e) / (1 - p_e); NaN where chance alone would agree."""
-    table = sums.reshape(-1, 3, 3)
-    by_chance = (table.sum(axis=2) * table.sum(axis=1)).sum(axis=1)
-    expected = ratio(by_chance, sums.sum(axis=1) ** 2)
-    return ratio(same_share(sums) - expected, 1 - expected)
+    Kappa is NaN where chance alone would agree.
+    """
+    table, n = sums.reshape(-1, 3, 3), sums.sum(axis=1)
+    same = ratio(np.trace(table, axis1=1, axis2=2), n)
+    expected = ratio((table.sum(axis=2) * table.sum(axis=1)).sum(axis=1), n**2)
+    return np.column_stack([same, ratio(same - expected, 1 - expected)])
 
 
 def agreement_row(by_seed: Sequence[Sequence[Triple]], n_resamples: int) -> dict[str, Any]:
     """Return counts, agreement and kappa with 95 % bootstrap intervals; unparsed pairs are only counted."""
     first, second = (sum(row[place] == "unparsed" for part in by_seed for row in part) for place in (1, 2))
     blocks = [count_cells(part) for part in by_seed if part]
-    return {
-        "n": int(sum(block.sum() for block in blocks)), "n_seeds": len(blocks),
-        "first_unparsed": first, "second_unparsed": second,
-        **interval_columns("agreement", bootstrap(blocks, same_share, n_resamples, limits=(0, 1))),
-        **interval_columns("kappa", bootstrap(blocks, kappa_of, n_resamples, limits=(-1, 1))),
-    }  # fmt: skip
-
-
-def judge_name(profile: Profile, role: str) -> str:
-    """Return the name of a judge: its model's, or that of the rule."""
-    name = profile.evaluation.judge
-    return getattr(profile, role).model if role == "second_judge" or name == "lm" else name
+    sizes = {"n": int(sum(block.sum() for block in blocks)), "n_seeds": len(blocks)}
+    sizes |= {"first_unparsed": first, "second_unparsed": second}
+    drawn = np.clip(intervals.resampled(blocks, agreement_of, n_resamples), (0, -1), (1, 1))
+    return sizes | intervals.drawn_columns(dict(zip(("agreement", "kappa"), drawn.T, strict=True)))
 
 
 def agreement_table(profile: Profile) -> pd.DataFrame:
     """Return a line per data set and rubric over all seeds; empty where nothing has two judgments."""
-    lines = []
-    names = {"first": judge_name(profile, "judge"), "second": judge_name(profile, "second_judge")}
-    first = {(j.dataset, row.matchup): row.verdicts for j in read_judgments(profile) for row in j.rows}
-    for judgments in read_judgments(profile, "second_judge") if profile.second_judge.model else ():
-        for rubric in RUBRICS:
-            by_seed: list[list[Triple]] = [[] for _ in profile.seeds]
-            for row in judgments.rows:
-                one = first.get((judgments.dataset, row.matchup), {}).get(rubric, ())
-                for triples, *both in zip(by_seed, one, row.verdicts[rubric], strict=False):
-                    triples += verdict_pairs(*both)
-            if any(by_seed):
-                line = agreement_row(by_seed, profile.evaluation.bootstrap_samples)
-                lines.append({"dataset": judgments.dataset, "rubric": rubric, **names, **line})
+    name, lines = profile.evaluation.judge, []
+    names = {"first": profile.judge.model if name == "lm" else name, "second": profile.second_judge.model}
+    first = {row.matchup: row.verdicts for row in read_judgments(profile)}
+    both = [row for row in read_judgments(profile, "second_judge") if row.matchup in first]
+    for dataset, rubric in itertools.product(profile.datasets, RUBRICS):
+        by_seed: list[list[Triple]] = [[] for _ in profile.seeds]
+        for row in (row for row in both if row.matchup.test.dataset == dataset):
+            pairs = zip(first[row.matchup][rubric], row.verdicts[rubric], strict=True)
+            for triples, (one, other) in zip(by_seed, pairs, strict=True):
+                triples += [(i, verdict, other[i]) for i, verdict in one.items() if i in other]
+        if any(by_seed):
+            line = agreement_row(by_seed, profile.evaluation.bootstrap_samples)
+            lines.append({"dataset": dataset, "rubric": rubric, **names, **line})
     return table_of(lines)

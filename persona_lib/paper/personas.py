@@ -6,6 +6,7 @@ never used as a persona.
 
 from __future__ import annotations
 
+import csv
 import random
 import re
 from collections import Counter
@@ -15,40 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from persona_lib import store
-from persona_lib.data import everyday, official
-from persona_lib.data.preference import (
-    has_personas,
-    inference_pairs,
-    inference_split,
-    input_key,
-    load_pairs,
-)
+from persona_lib import intervals, store
+from persona_lib.data import everyday, official, preference
+from persona_lib.data.preference import inference_pairs, inference_split, load_pairs
 from persona_lib.data.tailoring import retrieved_ids
-from persona_lib.intervals import (
-    WinRate,
-    drawn_columns,
-    holm,
-    make_pool,
-    seed_columns,
-    signs,
-    table_of,
-    verdict_of,
-)
+from persona_lib.intervals import VERDICTS, drawn_columns, make_pool, seed_columns, table_of
 from persona_lib.models.served import load_generator, role_key
-from persona_lib.paper.judges import BackwardsJudge, Judge, asked_of, letter_judge, load_judge
+from persona_lib.paper.judges import Judge, load_judge, model_judge
 from persona_lib.paper.judging import judge_both, runs_of, same_items
 from persona_lib.paper.results import Row
 from persona_lib.prompts import inference_prefix, inference_query, preference_prompt
-from persona_lib.records import (
-    HISTORY,
-    SIDES,
-    InferredPersona,
-    PairwiseComparison,
-    PreferencePair,
-    Side,
-    Verdict,
-)
+from persona_lib.records import HISTORY, SIDES, InferredPersona, PairwiseComparison, PreferencePair, Side
 from persona_lib.settings import Profile, Run, deciding
 
 if TYPE_CHECKING:
@@ -74,17 +52,15 @@ def parse_persona(raw: str, max_words: int) -> tuple[str | None, str]:
     A line that says the same one to four words three times running is a loop.
     """
     line = next((text.strip() for text in raw.splitlines() if text.strip()), "")
-    if not line:
-        return None, "empty"
-    if REFUSAL.search(line):
-        return None, "refusal"
-    if len(line.split()) > max_words:
-        return None, "too_long"
-    if not PERSONA_FORM.match(line):
-        return None, "malformed"
-    if LOOP.search(line):
-        return None, "loop"
-    return line, "ok"
+    wrong = {
+        "empty": not line,
+        "refusal": REFUSAL.search(line),
+        "too_long": len(line.split()) > max_words,
+        "malformed": not PERSONA_FORM.match(line),
+        "loop": LOOP.search(line),
+    }
+    status = next((reason for reason, found in wrong.items() if found), "ok")
+    return (line if status == "ok" else None), status
 
 
 def sides_of(pair: PreferencePair, side: Side) -> tuple[str, str]:
@@ -92,22 +68,19 @@ def sides_of(pair: PreferencePair, side: Side) -> tuple[str, str]:
     return (pair.chosen, pair.rejected) if side == "chosen" else (pair.rejected, pair.chosen)
 
 
-def shot_items(profile: Profile) -> list[everyday.Item]:
-    """Return the pairs of the solved items, the same for every data set, seed and model.
+def inference_shots(profile: Profile) -> list[tuple[str, str, str, str]]:
+    """Return the solved items (prompt, preferred, other, persona) put before every query.
 
-    They are on training topics, one per dimension: the pair with the shortest responses.
+    They are the same for every data set, seed and model: of training topics the pair with the shortest
+    responses, one per dimension.
     """
     able = [item for item in everyday.items() if item.split == "train" and "+" not in item.dimension]
     able.sort(key=lambda item: len(item.response_a + item.response_b))
     shortest = {item.dimension: item for item in reversed(able)}
-    shots = min(profile.personas.shots, len(shortest))
-    return [shortest[name] for name in random.Random("inference-shots").sample(sorted(shortest), shots)]
-
-
-def inference_shots(profile: Profile) -> list[tuple[str, str, str, str]]:
-    """Return the solved items (prompt, preferred, other, persona) put before every query."""
+    names = sorted(shortest)
+    drawn = random.Random("inference-shots").sample(names, min(profile.personas.shots, len(names)))
     rng, shots = random.Random("inference-sides"), []
-    for item in shot_items(profile):
+    for item in (shortest[name] for name in drawn):
         side, other = rng.sample("ab", 2)
         texts = (getattr(item, f"response_{s}") for s in (side, other))
         shots.append((item.prompt, *texts, getattr(item, f"persona_{side}")))
@@ -153,18 +126,17 @@ def to_infer(run: Run) -> list[tuple[str, Side, list[PreferencePair]]]:
     training rows need the sides that are trained on, plus the rejected persona of rows that retrieval lends
     to an evaluation prompt; evaluation rows need both sides, test users' history the chosen one.
     """
-    asked = inference_split(run.profile, run.dataset)
-    if has_personas(run):
+    profile, pairs, asked = run.profile, load_pairs(run), inference_split(run.profile, run.dataset)
+    if preference.has_personas(run):
         work = [(asked, side, inference_pairs(run)) for side in SIDES]
-        if run.dataset != everyday.NAME or "inferred" not in run.profile.training.arms:
+        if run.dataset != everyday.NAME or "inferred" not in profile.training.arms:
             return work
-        pairs = load_pairs(run)
-        shown = {item.id for item in shot_items(run.profile)}
+        shown = {prompt for prompt, *_ in inference_shots(profile)}
         others = [split for split in ("train", "validation") if split != asked]
-        return [(name, "chosen", [p for p in pairs[name] if p.id not in shown]) for name in others] + work
-    work, pairs, lent = [], load_pairs(run), set(retrieved_ids(run).values())
+        return [(s, "chosen", [p for p in pairs[s] if p.prompt not in shown]) for s in others] + work
+    work, lent = [], set(retrieved_ids(run).values())
     for side in SIDES:
-        trained = side in run.profile.personas.train_sides
+        trained = side in profile.personas.train_sides
         work.append(("train", side, [pair for pair in pairs["train"] if trained or pair.id in lent]))
         work.append((asked, side, pairs[asked]))
     return work + ([(HISTORY, "chosen", pairs[HISTORY])] if HISTORY in pairs else [])
@@ -174,7 +146,7 @@ def personas_key(run: Run) -> str:
     """Hash of all that a run's inferred personas depend on."""
     settings = deciding(run.profile, KEYED), "inferred" in run.profile.training.arms
     pairs = store.read_json(run.folder / "pairs" / "done.json")["key"]
-    inputs = (pairs, input_key(run, "inference"), role_key(run, "generator"))
+    inputs = (pairs, preference.input_key(run, "inference"), role_key(run, "generator"))
     return store.content_hash(store.VERSIONS["personas"], *settings, *inputs)
 
 
@@ -199,130 +171,105 @@ def read_personas(run: Run, split: str, side: Side) -> Personas:
     return {row.id: row for row in rows}
 
 
-def user_personas(run: Run) -> dict[str, dict[str, str]]:
-    """Return the evaluation rows' personas in users' own words, by row id; only ``everyday`` has any."""
-    if run.dataset != everyday.NAME:
-        return {}
-    known, pairs = everyday.personas(run.profile.data.majority_share, run.seed), load_pairs(run)
-    return {
-        pair.id: {f"user-{side}": known[pair.id][f"user-{side}"] for side in SIDES}
-        for pair in [*pairs["validation"], *pairs["test"]]
-    }
-
-
 # --- Judging inferred personas: accuracy (Figure 3) and preference (Figure 4) ---
 
 
 ACCURACY = {"win": 1.0, "tie": 0.5}  # any other verdict, or no persona, is 0: the mean is the accuracy
 ITEMS = "persona_accuracy_items.csv"  # verdicts that ``judge_run`` leaves: a row per pair and side
 PREFERENCES = "persona_preference_items.csv"  # a row per pair: "win" if P_C is the more plausible user
-ITEM = ["id", "side", "verdict"]  # verdict: "" without a persona
-Items = Sequence[Mapping[str, str]]  # rows of ``ITEMS``
+Verdicts = dict[str, str]  # by id of a pair; "" where there was nothing to judge
 
 
-def verdicts_of(judge: Judge, comparisons: Sequence[PairwiseComparison]) -> dict[str, Verdict]:
-    """Return the verdict of both orders by id."""
-    judged = judge_both(judge, comparisons, "personalization")
-    return {pair[0].id: verdict_of(*pair) for pair in judged}
+def verdicts_of(
+    judge: Judge, pairs: Sequence[PreferencePair], compared: Sequence[PairwiseComparison]
+) -> Verdicts:
+    """Return the verdict of both orders by id of a pair."""
+    judged = judge_both(judge, compared, "personalization")
+    return {pair.id: "" for pair in pairs} | {ab.id: intervals.verdict_of(ab, ba) for ab, ba in judged}
 
 
-def judge_personas(
-    judge: Judge, pairs: Sequence[PreferencePair], personas: Iterable[InferredPersona], side: Side
-) -> list[tuple[str, Verdict | None]]:
-    """Return (id, verdict) per pair: does a judge that is shown its persona pick its response (accuracy)?
+def judge_personas(judge: Judge, pairs: Sequence[PreferencePair], personas: Personas, side: Side) -> Verdicts:
+    """Return verdicts: does a judge that is shown a pair's persona pick its response (accuracy)?
 
-    "win" means yes in both orders; None that no valid persona was inferred.
+    "win" means yes in both orders, "" that there is no valid persona.
     """
-    found = {row.id: row.persona for row in personas}
-    told = [(pair, persona) for pair in pairs if (persona := found[pair.id])]
-    verdicts = verdicts_of(
-        judge, [PairwiseComparison(p.id, p.prompt, persona, *sides_of(p, side)) for p, persona in told]
-    )
-    return [(pair.id, verdicts.get(pair.id)) for pair in pairs]
+    told = [(pair, persona) for pair in pairs if (persona := personas[pair.id].persona)]
+    compared = [PairwiseComparison(p.id, p.prompt, persona, *sides_of(p, side)) for p, persona in told]
+    return verdicts_of(judge, pairs, compared)
 
 
-def judge_preferences(run: Run, chosen: Personas, rejected: Personas) -> list[tuple[str, Verdict | None]]:
-    """Return (id, verdict) per scored pair: is P_C the more plausible user (win), or P_R (loss)?
-
-    None where a side has no persona. A language model is asked in both orders; the backwards judge compares
-    log p(persona | question) per word. Without either nothing is judged and the list is empty.
-    """
-    name, role = run.profile.persona_judge, run.profile.judge
-    if name == "lm":
-        generator = load_generator(run, "judge")
-        how = role.max_new_tokens, asked_of(generator, role.kind), preference_prompt
-        judge = letter_judge(generator, *how)
-    elif name == "backwards":
-        judge = BackwardsJudge(run).plausible
-    else:
-        return []
-    pairs = inference_pairs(run)
+def judge_preferences(
+    judge: Judge, pairs: Sequence[PreferencePair], chosen: Personas, rejected: Personas
+) -> Verdicts:
+    """Return verdicts: is P_C the more plausible user (win) or P_R (loss)? "" where a side has no persona."""
     both = [(pair, chosen[pair.id].persona, rejected[pair.id].persona) for pair in pairs]
-    comparisons = [PairwiseComparison(p.id, p.prompt, None, *two) for p, *two in both if all(two)]
-    verdicts = verdicts_of(judge, comparisons)
-    return [(pair.id, verdicts.get(pair.id)) for pair in pairs]
+    compared = [PairwiseComparison(p.id, p.prompt, None, *two) for p, *two in both if all(two)]
+    return verdicts_of(judge, pairs, compared)
 
 
 def judge_run(run: Run) -> list[Path]:
-    """Judge a run's inferred personas into ``ITEMS`` and ``PREFERENCES``; both are empty without a judge."""
-    items, preferences, name = [], [], run.profile.persona_judge
+    """Judge a run's inferred personas into ``ITEMS`` and ``PREFERENCES``; both are empty without a judge.
+
+    Of preferences, a language model is asked in both orders; the backwards judge compares
+    log p(persona | question) per word. Rules judge none.
+    """
+    name, accuracy, preferences = run.profile.persona_judge, {}, {}
     if name != "none":
-        split, judge = inference_split(run.profile, run.dataset), load_judge(run, name)
+        judge, pairs = load_judge(run, name), inference_pairs(run)
+        split = inference_split(run.profile, run.dataset)
         personas = {side: read_personas(run, split, side) for side in SIDES}
-        for side, found in personas.items():
-            judged = judge_personas(judge, inference_pairs(run), found.values(), side)
-            items += [(i, side, verdict) for i, verdict in judged]
-        preferences = judge_preferences(run, *personas.values())
-    folder = run.folder / "tables"
-    store.write_text(folder / ITEMS, table_of(items, columns=ITEM).to_csv(index=False))
-    columns = ["id", "verdict"]
-    store.write_text(folder / PREFERENCES, table_of(preferences, columns=columns).to_csv(index=False))
-    return [folder / ITEMS, folder / PREFERENCES]
+        accuracy = {s: judge_personas(judge, pairs, found, s) for s, found in personas.items()}
+        lm = name == "lm"
+        asked = model_judge(run, prompt=preference_prompt) if lm else getattr(judge, "plausible", None)
+        preferences = judge_preferences(asked, pairs, *personas.values()) if asked else {}
+    rows = [(i, side, verdict) for side, verdicts in accuracy.items() for i, verdict in verdicts.items()]
+    tables = {ITEMS: table_of(rows, ["id", "side", "verdict"])}
+    tables[PREFERENCES] = table_of(list(preferences.items()), ["id", "verdict"])
+    for file, table in tables.items():
+        store.write_text(run.folder / "tables" / file, table.to_csv(index=False))
+    return [run.folder / "tables" / file for file in tables]
 
 
-def read_items(path: Path) -> Items:
-    """Return the rows of ``ITEMS`` or ``PREFERENCES``; none without the file."""
-    import pandas as pd
-
-    return pd.read_csv(path, dtype=str, na_filter=False).to_dict("records") if path.exists() else []
+def read_items(profile: Profile, file: str) -> Iterator[tuple[Row, dict[int, dict[str, Verdicts]], tuple]]:
+    """Yield, per data set, what identifies it, the verdicts by seed and side, and how they are resampled."""
+    for number, dataset in enumerate(profile.datasets):
+        runs, items = tuple(runs_of(profile, dataset)), {}
+        for run in runs:
+            path, items[run.seed] = run.folder / "tables" / file, {}
+            for row in csv.DictReader(path.read_text(encoding="utf-8").splitlines() if path.exists() else ()):
+                items[run.seed].setdefault(row.get("side", "both"), {})[row["id"]] = row["verdict"]
+        how = profile.evaluation.bootstrap_samples, number, same_items(runs)
+        yield {"dataset": dataset, "split": inference_split(profile, dataset)}, items, how
 
 
 def accuracy_table(profile: Profile) -> pd.DataFrame:
     """Return persona accuracy per data set and side, and chosen minus rejected (paper Fig. 3)."""
-    lines: list[Row] = []
-    for number, dataset in enumerate(profile.datasets):
-        runs = runs_of(profile, dataset)
-        items = {run.seed: read_items(run.folder / "tables" / ITEMS) for run in runs}
-        how = profile.evaluation.bootstrap_samples, number, same_items(tuple(runs))
-        head = {"dataset": dataset, "split": inference_split(profile, dataset)}
-        lines += accuracy_rows(head, items, *how)
-    return table_of(lines)
+    found = read_items(profile, ITEMS)
+    return table_of(line for head, items, how in found for line in accuracy_rows(head, items, *how))
 
 
-def accuracy_rows(head: Row, items: dict[int, Items], samples: int, number: int, shared: bool) -> list[Row]:
-    """Return a row per side of the items of several seeds, and chosen minus rejected; none without items.
+def accuracy_rows(
+    head: Row, items: Mapping[int, Mapping[str, Verdicts]], samples: int, number: int, shared: bool
+) -> list[Row]:
+    """Return a row per side of the verdicts of several seeds, and chosen minus rejected; none without any.
 
     One pair is one observation: right in both orders is correct, wrong in both is wrong, otherwise a tie.
     Pairs without a verdict or without a valid persona stay in ``n``. ``number`` seeds the bootstrap;
     ``shared`` says that all seeds have the same pairs.
     """
-    if not any(items.values()):
+    seeds, lines = [seed for seed, found in items.items() if found], []
+    if not seeds:
         return []
-    rows_of = {
-        side: [[row for row in rows if row["side"] == side] for rows in items.values()] for side in SIDES
-    }
-    columns = {
-        side: [{row["id"]: ACCURACY.get(row["verdict"], 0.0) for row in rows} for rows in by_seed]
-        for side, by_seed in rows_of.items()
-    }
-    pool, seeds, lines = make_pool(columns, samples, number, shared), [s for s in items if items[s]], []
-    for side, by_seed in rows_of.items():
-        verdicts = [row["verdict"] for rows in by_seed for row in rows]
-        counts = WinRate.from_verdicts(filter(None, verdicts))
+    verdicts = {side: [found.get(side, {}) for found in items.values()] for side in SIDES}
+    right = {side: [{i: ACCURACY.get(v, 0.0) for i, v in found.items()} for found in by_seed]
+             for side, by_seed in verdicts.items()}  # fmt: skip
+    pool = make_pool(right, samples, number, shared)
+    for side, by_seed in verdicts.items():
+        counts = Counter(verdict for found in by_seed for verdict in found.values())
         lines.append(head | {
-            "side": side, "n": len(verdicts), **seed_columns(seeds),
-            "n_correct": counts.n_wins, "n_ties": counts.n_ties, "n_wrong": counts.n_losses,
-            "n_unparsed": counts.n_unparsed, "n_missing": len(verdicts) - counts.n,
+            "side": side, "n": counts.total(), **seed_columns(seeds),
+            "n_correct": counts["win"], "n_ties": counts["tie"], "n_wrong": counts["loss"],
+            "n_unparsed": counts["unparsed"], "n_missing": counts[""],
             **drawn_columns({"accuracy": pool[side]}),
         })  # fmt: skip
     gap = drawn_columns({"accuracy": pool["chosen"] - pool["rejected"]})
@@ -332,21 +279,15 @@ def accuracy_rows(head: Row, items: dict[int, Items], samples: int, number: int,
 def preference_table(profile: Profile) -> pd.DataFrame:
     """Return how often P_C is the more plausible user than P_R, and the net rate (paper Fig. 4)."""
     lines = []
-    for number, dataset in enumerate(profile.datasets):
-        runs = runs_of(profile, dataset)
-        by_seed = [read_items(run.folder / "tables" / PREFERENCES) for run in runs]
-        valid = [{row["id"]: row["verdict"] for row in rows if row["verdict"]} for rows in by_seed]
-        if not any(valid):
-            continue
-        counts = WinRate.from_verdicts(v for verdicts in valid for v in verdicts.values())
-        columns = {"net": signs(valid)}
-        pool = make_pool(columns, profile.evaluation.bootstrap_samples, number, same_items(tuple(runs)))
-        seeds = [run.seed for run, found in zip(runs, by_seed, strict=True) if found]
-        lines.append({"dataset": dataset, "split": inference_split(profile, dataset), "n": counts.n,
-                      **seed_columns(seeds), "win": counts.n_wins,
-                      "tie": counts.n_ties, "loss": counts.n_losses, "unparsed": counts.n_unparsed,
-                      "n_missing": sum(map(len, by_seed)) - counts.n,
-                      **drawn_columns(pool)})  # fmt: skip
+    for head, items, how in read_items(profile, PREFERENCES):
+        every = [found.get("both", {}) for found in items.values()]
+        counts = Counter(verdict for found in every for verdict in found.values())
+        valid = [{i: verdict for i, verdict in found.items() if verdict} for found in every]
+        if any(valid):
+            sizes = {"n": sum(map(len, valid)), **seed_columns([seed for seed in items if items[seed]])}
+            columns = {verdict: counts[verdict] for verdict in VERDICTS} | {"n_missing": counts[""]}
+            net = make_pool({"net": intervals.signs(valid)}, *how)
+            lines.append(head | sizes | columns | drawn_columns(net))
     return table_of(lines)
 
 
@@ -382,8 +323,8 @@ def word_saliency(
     z = delta / error
     return table_of({
         "word": words, "n_chosen": y[0].astype(int), "n_rejected": y[1].astype(int),
-        "share_chosen": y[0] / y.sum(axis=0), "log_odds": delta, "log_odds_low": delta - NORMAL_95 * error,
-        "log_odds_high": delta + NORMAL_95 * error, "z": z, "p_holm": holm(2 * norm.sf(abs(z))),
+        "log_odds": delta, "log_odds_low": delta - NORMAL_95 * error,
+        "log_odds_high": delta + NORMAL_95 * error, "z": z, "p_holm": intervals.holm(2 * norm.sf(abs(z))),
     }).sort_values("z", kind="stable")  # fmt: skip
 
 
@@ -391,27 +332,23 @@ def typical_words(texts: Mapping[str, Mapping[Side, Iterable[str | None]]]) -> p
     """Return, per data set, the words most typical of each side's personas, by z, the most typical first."""
     import pandas as pd
 
-    parts = []
+    parts = [table_of([])]
     for dataset, by_side in texts.items():
-        table = word_saliency(*([text for text in by_side[side] if text] for side in SIDES))
-        for side, words in zip(SIDES, (table[table.z > 0][::-1], table[table.z <= 0]), strict=True):
-            named = words.head(SHOWN_WORDS)
-            named.insert(0, "dataset", dataset)
-            named.insert(1, "side", side)
-            parts.append(named)
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+        table = word_saliency(*(filter(None, by_side[side]) for side in SIDES)).assign(dataset=dataset)
+        parts.append(table[table.z > 0][::-1].head(SHOWN_WORDS).assign(side="chosen"))
+        parts.append(table[table.z <= 0].head(SHOWN_WORDS).assign(side="rejected"))
+    return pd.concat(parts, ignore_index=True)
 
 
 def words_table(profile: Profile) -> pd.DataFrame:
     """Return the words that are most typical of each side's personas, over all seeds (paper Table 1)."""
-    texts = {}
+    texts: dict[str, dict[Side, list[str | None]]] = {}
     for dataset in profile.datasets:
-        files = [f"{inference_split(profile, dataset)}-{side}.jsonl" for side in SIDES]
-        folders = [run.folder / "personas" for run in runs_of(profile, dataset)]
-        there = [folder for folder in folders if all((folder / file).exists() for file in files)]
+        split, folders = inference_split(profile, dataset), [r.folder for r in runs_of(profile, dataset)]
+        paths = {side: [f / "personas" / f"{split}-{side}.jsonl" for f in folders] for side in SIDES}
         texts[dataset] = {
-            side: [row["persona"] for folder in there for row in store.iter_rows(folder / file)]
-            for side, file in zip(SIDES, files, strict=True)
+            side: [row["persona"] for path in part if path.exists() for row in store.iter_rows(path)]
+            for side, part in paths.items()
         }
     return typical_words(texts)
 
