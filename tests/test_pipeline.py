@@ -1,4 +1,4 @@
-"""The runner: what is refused, and that only whole runs count as done."""
+"""The runner: what is stale and why, what a plan says, what is refused, and what a whole run leaves."""
 
 from __future__ import annotations
 
@@ -9,11 +9,209 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
-from test_tasks import DATA, STEPS_TOO, finish, notebooks, toy, write_notebook  # noqa: F401  (a fixture)
 
-from persona_lib import pipeline, settings, store
+from persona_lib import pipeline, store, tasks, weights
+from persona_lib.data import official
+from persona_lib.settings import REPO, ConfigError, Run, load_profile
+from persona_lib.tasks import STEPS, Pipeline, Step
+
+TOY = {
+    "01_data": Step(minutes={"smoke": 1}, makes="pairs"),
+    "02_base": Step(per="profile"),
+    "03_train": Step(inputs="01 02"),
+    "04_results": Step(per="profile", inputs="01 03"),
+}
+DATA, TRAIN = "01_data.everyday.seed-0", "03_train.everyday.seed-0"
+STEPS_TOO = "steps=" + ",".join(TOY)
+PACKAGED = "pypi:smollm2-135m-instruct"
+
+
+def cell(source: str, *tags: str) -> dict:
+    """Return a code cell."""
+    empty = {"cell_type": "code", "outputs": [], "execution_count": None}
+    return empty | {"source": source, "metadata": {"tags": list(tags)}}
+
+
+def write_notebook(folder: Path, name: str, per: str, *sources: str) -> None:
+    """Write a notebook with the parameters of its kind and the given code cells."""
+    lines = ['profile: str = "smoke"  # profile', "overrides: list = []  # changes"]
+    lines += ['dataset: str = ""  # data set', "seed: int = 0  # seed"] if per == "run" else []
+    cells = [cell("\n".join(lines), "parameters"), *map(cell, sources)]
+    kernel = {"kernelspec": {"name": "someones-own", "display_name": "x", "language": "python"}}
+    content = {"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 4}
+    (folder / f"{name}.ipynb").write_text(json.dumps(content))
+
+
+@pytest.fixture
+def notebooks(tmp_path, monkeypatch) -> Path:
+    """A folder of four tiny notebooks, one per toy step; results go beside it."""
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("PERSONA_FIGURES", str(tmp_path / "figures"))
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    monkeypatch.setattr(tasks, "STEPS", TOY)
+    monkeypatch.setattr(tasks, "NOTEBOOKS", folder)
+    for name, step in TOY.items():
+        write_notebook(folder, name, step.per, "x = 1")
+    return folder
+
+
+def toy(*overrides: str) -> Pipeline:
+    """Return the toy pipeline."""
+    changes = [STEPS_TOO, *overrides]
+    return Pipeline(load_profile("smoke", changes), tuple(changes))
+
+
+def finish(pipeline: Pipeline, task_id: str, when: str = "then") -> None:
+    """Leave what the runner leaves after a task."""
+    task, known = pipeline.tasks[task_id], pipeline.known()
+    facts = {"key": tasks.current_key(pipeline, task, known), "finished": when, "longest_seconds": 3}
+    store.write_text(pipeline.executed(task), "{}")
+    store.write_json(pipeline.provenance, {"tasks": known | {task_id: facts}})
+
+
+@pytest.fixture
+def done(notebooks) -> Pipeline:
+    """A finished pipeline."""
+    pipeline = toy()
+    for task_id in pipeline.tasks:
+        finish(pipeline, task_id)
+    return pipeline
+
+
+def states(pipeline: Pipeline) -> dict[str, str]:
+    """Return the plan's state of every task."""
+    reasons = tasks.plan(pipeline, list(pipeline.tasks))
+    return {name: "run" if reason else "cached" for name, reason in reasons.items()}
+
+
+def reasons(pipeline: Pipeline, task_id: str) -> list[str]:
+    return tasks.stale_reasons(pipeline, pipeline.tasks[task_id], pipeline.known())
+
+
+# --- the table of steps, and tasks ---
+
+
+def test_a_steps_inputs_come_before_it():
+    assert all(set(step.inputs.split()) <= {o[:2] for o in STEPS if o < name} for name, step in STEPS.items())
+
+
+def test_a_step_expands_over_data_sets_and_seeds(notebooks):
+    many = toy("datasets=beavertails,hhh", "seeds=0,1,2")
+    assert len(many.tasks) == 6 + 1 + 6 + 1
+    trained = many.tasks["03_train.hhh.seed-2"]
+    assert trained.inputs == ("01_data.hhh.seed-2", "02_base")
+    assert many.parameters(trained) | {"seed": 2, "dataset": "hhh"} == many.parameters(trained)
+    assert len(many.tasks["04_results"].inputs) == 12
+    assert toy("steps=01_data,03_train").tasks[TRAIN].inputs == (DATA,), "what is left out is not waited for"
+    with pytest.raises(ConfigError, match="unknown step '01_dat'.*did you mean 01_data"):
+        _ = toy("steps=01_dat").tasks
+
+
+# --- staleness ---
+
+
+def test_a_changed_setting_names_itself_and_an_input_that_ran_again_moves_what_follows(done):
+    changed = toy("data.pair_limit=9")
+    assert set(states(changed).values()) == {"run"}
+    assert reasons(changed, DATA) == ["data.pair_limit: 16 -> 9"]
+    finish(done, DATA, "later")
+    assert reasons(done, TRAIN) == [f"input {DATA}: then -> later"]
+    assert list(states(done).values()) == ["cached", "cached", "run", "run"]
+
+
+def test_more_seeds_and_settings_that_change_no_result_leave_finished_runs_current(done):
+    more = states(toy("seeds=0,1", "served.max_cost_usd=1", "judge.prices=1,2"))
+    assert more[DATA] == more["02_base"] == more[TRAIN] == "cached"
+    assert more["01_data.everyday.seed-1"] == more["04_results"] == "run"
+
+
+def test_code_makes_stale_but_prose_and_outputs_do_not(done):
+    path = done.notebooks / "02_base.ipynb"
+    content = json.loads(path.read_text())
+    content["cells"].append({"cell_type": "markdown", "source": "More.", "metadata": {}})
+    content["cells"][0]["execution_count"] = 3
+    path.write_text(json.dumps(content))
+    assert reasons(done, "02_base") == []
+    content["cells"].append(cell("y = 2"))
+    path.write_text(json.dumps(content))
+    assert reasons(done, "02_base")[0].startswith("the notebook's code: ")
+
+
+def test_a_rerun_that_was_killed_is_not_taken_for_the_finished_run_before_it(done):
+    facts = done.known()
+    store.write_json(done.provenance, {"tasks": facts | {"02_base": facts["02_base"] | {"key": None}}})
+    assert reasons(done, "02_base") == ["stopped half way: goes on where it was"]
+    assert reasons(done, TRAIN) == ["input 02_base: then -> None"]
+
+
+def test_force_deletes_what_a_task_made_and_nothing_else(done):
+    run = Run(done.profile, "everyday", 0).folder
+    for name in ("pairs", "personas"):
+        store.write_text(run / name / "done.json", "{}")
+    tasks.forget(done, done.tasks[DATA])
+    assert [path.name for path in run.iterdir()] == ["personas"]
+    assert reasons(done, DATA) == [f"missing: {done.executed(done.tasks[DATA])}"]
+
+
+# --- plans ---
+
+
+def test_a_plan_names_megabytes_and_licence_of_what_is_not_on_this_machine(tmp_path, monkeypatch):
+    monkeypatch.setenv("PERSONA_WEIGHTS", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    named = ["base.model=pypi:gemma-3-270m", f"generator.model={PACKAGED}/2", "evaluation.judge=lm"]
+    unknown = f"data.retriever=dense:x/y@{'0' * 40}"
+    profile = load_profile("everyday", [*named, f"judge.model={PACKAGED}", unknown])
+    lines = [
+        f"download   {PACKAGED}: 93 MB, Apache-2.0",
+        "download   pypi:gemma-3-270m: 241 MB, Gemma terms of use, not an open licence: to accept it set "
+        "PERSONA_ACCEPT_LICENCE=gemma-3-270m",
+        "download   x/y: size unknown, no licence known",
+    ]
+    assert sorted(tasks.needs(profile)) == sorted(lines)
+    store.mark_done(weights.folder_of(PACKAGED), weights.entry(PACKAGED)["sha256"])
+    assert sorted(tasks.needs(profile)) == sorted(lines[1:])
+    (llama,) = [line for line in tasks.needs(load_profile("paper")) if "Llama" in line]
+    assert "16,100 MB, Llama 3.1 Community License, not an open licence" in llama
+    (tmp_path / "models--meta-llama--Llama-3.1-8B" / "snapshots" / "x").mkdir(parents=True)
+    assert llama not in tasks.needs(load_profile("paper"))
+
+
+def test_a_plan_names_the_authors_data_that_are_not_here_and_served_models_with_their_limit(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(official, "REPO", tmp_path / "repository")
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
+    monkeypatch.delenv("PERSONA_DATA", raising=False)
+    served = ["judge.url=http://h/v1", "judge.model=m", "served.max_cost_usd=3", "judge.prices=1,2"]
+    profile = load_profile("authors", ["datasets=hhh", "evaluation.judge=lm", *served])
+    asked = tasks.needs(profile)
+    assert asked[-2].startswith("download   the authors' data: 20 MB")
+    assert asked[-1] == "served     judge m at http://h/v1: at most 3 dollars in all"
+    assert tasks.needs(load_profile("everyday", served)) == tasks.needs(load_profile("everyday")), "oracle"
+
+
+def test_a_plan_says_state_reason_and_time_and_loads_nothing_heavy(notebooks, capsys):
+    finish(toy(), DATA)
+    assert call("--plan") == 0
+    said = capsys.readouterr().out
+    assert f"cached  {DATA}" in said and "not run yet" in said
+    assert "to run     3 of 4 tasks" in said and "time " in said
+    code = (
+        "import sys, time; from persona_lib import pipeline; start = time.process_time(); "
+        "status = pipeline.main(['--plan', '--profile', 'paper']); "
+        "print(status, time.process_time() - start, *{'torch', 'papermill', 'numpy'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)
+    status, seconds, *heavy = done.stdout.splitlines()[-1].split()
+    assert (status, heavy) == ("0", []) and float(seconds) < 1, done.stderr
+
+
+# --- the command line ---
 
 
 def call(*arguments: str) -> int:
@@ -41,14 +239,6 @@ def test_a_wrong_setting_is_said_in_one_line_and_nothing_is_run(notebooks, capsy
     said = capsys.readouterr().err
     assert complaint in said and "Traceback" not in said
     assert not (notebooks.parent / "results").exists()
-
-
-def test_a_plan_says_state_reason_time_and_needs(notebooks, capsys):
-    finish(toy(), DATA)
-    assert call("--plan") == 0
-    said = capsys.readouterr().out
-    assert f"cached  {DATA}" in said and "not run yet" in said
-    assert "to run     3 of 4 tasks" in said and "time " in said
 
 
 @pytest.mark.parametrize(
@@ -126,7 +316,7 @@ def test_an_interrupt_ends_the_kernel_and_exits_130(notebooks):
         "tasks.STEPS = {'02_base': tasks.Step(per='profile')}\n"
         "sys.exit(pipeline.main(['--profile', 'smoke', '--set', 'steps=02_base']))"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=settings.REPO)
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=REPO)
     log = notebooks.parent / "results" / "smoke" / "logs" / "02_base.log"
     deadline = time.monotonic() + 60
     while not (log.exists() and log.read_text().strip()) and time.monotonic() < deadline:
@@ -144,7 +334,7 @@ def test_an_interrupt_ends_the_kernel_and_exits_130(notebooks):
 def test_verify_compares_what_ran_not_what_is_asked_now(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
     assert pipeline.main(["--verify"]) == 2 and "has no results to verify" in capsys.readouterr().err
-    ran = settings.load_profile("everyday", ["dpo.beta=0.2"])
+    ran = load_profile("everyday", ["dpo.beta=0.2"])
     pipeline.write_facts(pipeline.Pipeline(ran), {})
     assert pipeline.main(["--verify"]) == 2 and "this one changed dpo.beta" in capsys.readouterr().err
     assert pipeline.main(["--verify", "--profile", "smoke"]) == 2
