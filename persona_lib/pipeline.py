@@ -249,7 +249,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--max-cost-usd", metavar="X", help="never spend more on served models")
     add("--offline", action="store_true", help="never ask the model hub; missing files are errors")
     add("--check", action="store_true", help="only check the arguments and the profile")
-    add("--verify", action="store_true", help="compare the finished run with the published one")
+    add("--verify", action="store_true", help="compare the run with the published one; status 1: it differs")
     return parser.parse_args(argv)
 
 

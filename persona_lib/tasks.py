@@ -229,8 +229,9 @@ def needs(profile: Profile) -> list[str]:
         size = "size unknown" if math.isnan(row["gb"]) else f"{1000 * row['gb']:,.0f} MB"
         licence = row.get("licence", "no licence known")
         if not row.get("open", True):
-            token = f"{weights.ACCEPT}={row['name']}" if weights.is_packaged(name) else "HF_TOKEN"
-            licence += f", not an open licence: to accept it set {token}"
+            accept = f"{weights.ACCEPT}={name.removeprefix(weights.PREFIX)} to accept it"
+            how = accept if weights.is_packaged(name) else "HF_TOKEN of an account that accepted it"
+            licence += f", not an open licence: set {how}"
         lines += [f"download   {name}: {size}, {licence}"] * (not row["here"])
     authors = [name for name in profile.datasets if name in official.DATASETS]
     if authors and not official.at_hand(profile.data.path, authors):

