@@ -25,7 +25,7 @@ def test_a_block_gets_its_kept_table_with_label_and_provenance(filled, monkeypat
     text = docs.rewrite(block("smoke/main"), filled)
     assert text.startswith("before\n<!-- table:smoke/main -->\n**Our pairs.** `./run_all.sh --profile smoke")
     assert "commit abcdef012345; seeds 0; run of 2026-01-02." in text
-    assert "| gold \\| chosen | 5 / 1 / 2 |" in text
+    assert "| gold \\| chosen | 10 / 20 / 10 |" in text
     assert text.endswith("<!-- end -->\nafter\n") and "stale" not in text
     assert docs.rewrite(text, filled) == text
     assert docs.rewrite(block("authors/swap"), filled) == block("authors/swap"), "of another profile"
@@ -93,16 +93,13 @@ def pipeline(tmp_path, monkeypatch):
     return found
 
 
-def test_writing_back_changes_no_code_hash_and_twice_changes_nothing(pipeline):
+def test_writing_back_keeps_the_code_and_refuses_a_missing_run_and_changed_settings(pipeline):
     source = pipeline.notebooks / "01_preference_data.ipynb"
     before = execute.notebook_hash(source)
     assert docs.write_back(pipeline) == [source]
     assert store.read_json(source)["metadata"]["shown"] == {"profile": "smoke", "code": before}
-    assert execute.notebook_hash(source) == before
-    assert docs.write_back(pipeline, ["01"]) == []
+    assert execute.notebook_hash(source) == before and docs.write_back(pipeline, ["01"]) == []
 
-
-def test_a_missing_run_and_one_with_changed_settings_are_errors_that_name_the_command(pipeline):
     (task,) = pipeline.tasks.values()
     copy = pipeline.executed(task)
     document = store.read_json(copy)

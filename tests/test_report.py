@@ -6,6 +6,7 @@ import re
 
 import pandas as pd
 import pytest
+from test_show import judged_row
 
 from persona_lib import figures, report, store
 from persona_lib.beyond import claims
@@ -27,32 +28,16 @@ def hand_tables():
     names = {"dataset": "everyday", "n": 40, "n_seeds": 2, "seeds": "0 1"}
     limits = {"accuracy": [0.9, 0.55], "accuracy_low": [0.8, 0.45], "accuracy_high": [1, 0.65]}
     accuracy = pd.DataFrame(names | {"split": "test", "side": ["chosen", "rejected"], **limits})
-    row = names | {"n": 8, "kind": "main", "label": "gold | chosen", "judge_persona": "gold-chosen"}
-    for short, counts in (("p", (5, 1, 2, 0, 0)), ("q", (2, 3, 3, 0, 1))):
-        for name, count in zip(("win", "tie", "loss", "unparsed", "inconsistent"), counts, strict=True):
-            row[f"{short}_{name}"] = count
-    for name in ("p_net", "q_net", "quality_sd"):
-        row |= {name: 0.2, f"{name}_low": -0.8, f"{name}_high": 1.2}
-    average = names | {"dataset": "all", "kind": "average", "label": "average", "n": 8}
+    main = [judged_row(label="gold | chosen"), judged_row(dataset="all", kind="average", label="average")]
     texts = {"prompt": HOSTILE, "persona": HOSTILE, "plain_dpo": HOSTILE, "pt_dpo": "short\nand clear"}
     return {
         "persona_accuracy": accuracy,
-        "main": pd.DataFrame([row, average]).assign(dpq=11.5, dpq_low=[-8.5, 10.5], dpq_high=[31.5, 12.5]),
+        "main": pd.concat(main).assign(dpq=11.5, dpq_low=[-8.5, 10.5], dpq_high=[31.5, 12.5]),
         "paper": claims.reanalysed(),
         "examples": pd.DataFrame(
             [{"dataset": "everyday", "seed": 0, "id": "r0", "eval_persona": "gold-chosen", **texts}]
         ),
     }
-
-
-def fill(profile):
-    """Save what a finished run leaves for the report."""
-    for name, table in hand_tables().items():
-        results.save_table(profile, name, table)
-    results.save_table(profile, "primary", claims.primary_results(profile))
-    figures.save_figures(profile, ["main", "persona_accuracy"])
-    store.write_json(results_dir(profile) / "provenance.json", {"tasks": {"12_results": FACTS}})
-    store.write_text(results_dir(profile) / "notebooks" / "12_results.ipynb", "{}")
 
 
 @pytest.fixture(scope="module")
@@ -62,14 +47,19 @@ def filled(tmp_path_factory):
         patch.setenv("PERSONA_RESULTS", str(tmp_path_factory.mktemp("results")))
         patch.setenv("PERSONA_FIGURES", str(tmp_path_factory.mktemp("figures")))
         profile = load_profile("smoke")
-        fill(profile)
+        for name, table in hand_tables().items():
+            results.save_table(profile, name, table)
+        results.save_table(profile, "primary", claims.primary_results(profile))
+        figures.save_figures(profile, ["main", "persona_accuracy"])
+        store.write_json(results_dir(profile) / "provenance.json", {"tasks": {"12_results": FACTS}})
+        store.write_text(results_dir(profile) / "notebooks" / "12_results.ipynb", "{}")
         report.write_report(profile)
         yield profile
 
 
-def page_of(profile, name="index.html"):
-    """The text of a page of the report."""
-    return (results_dir(profile) / "report" / name).read_text(encoding="utf-8")
+def page_of(profile):
+    """The text of the report."""
+    return (results_dir(profile) / "report" / "index.html").read_text(encoding="utf-8")
 
 
 def test_the_page_needs_nothing_from_elsewhere_and_every_image_has_words(filled):
@@ -94,8 +84,8 @@ def test_the_page_says_findings_aims_numbers_and_provenance(filled):
         "Personas of chosen responses lead back to them in 0.90 [0.80, 1.00] of 40 rows; above 0.5." in text
     )
     assert "in 0.55 [0.45, 0.65] of 40 rows; not clearly different from 0.5." in text
-    assert "dPQ +11.5 [+10.5, +12.5], average, n = 8; above 0." in text
-    assert "62.5 / 12.5 / 25.0" in text and "paper&#39;s own numbers" in text
+    assert "dPQ +11.5 [+10.5, +12.5], average, n = 40; above 0." in text
+    assert "25.0 / 37.5 / 25.0 / 12.5" in text and "paper&#39;s own numbers" in text
     assert '<td class="yes">yes</td>' in text and "not run" in text  # persona accuracy .90 is met
     assert "Notebooks that ran" in text
     assert "abcdef012345" in text and "--set seeds=0,1 --set dpo.beta=0.2" in text

@@ -32,7 +32,7 @@ def answered(tmp_path_factory) -> Iterator[Run]:
         forget_judged()
 
 
-def row(**more) -> pd.DataFrame:
+def judged_row(**more: object) -> pd.DataFrame:
     """One judged row: 10 wins, 20 ties of which 5 contradict themselves, and 10 losses."""
     known = {"dataset": "everyday", "kind": "main", "label": "gold", "n": 40, "n_seeds": 2, "seeds": "0 1"}
     for short in "pq":
@@ -44,19 +44,21 @@ def row(**more) -> pd.DataFrame:
 
 
 def test_a_table_is_shown_by_its_view_with_intervals_shares_and_n():
-    shown = show.render("main", row()).iloc[0]
+    shown = show.render("main", judged_row()).iloc[0]
     assert shown["personalization W / T / L / contradicted %"] == "25.0 / 37.5 / 25.0 / 12.5"
     assert shown["personalization net [95 % interval]"] == "+0.25 [−0.10, +0.60]"
     assert (shown["p / Holm p"], shown["n"]) == ("0.00012 / 1", "40 (2 seeds)")
     assert "data set" not in shown
-    undefined = show.render("main", row(q_net=math.nan, q_net_low=math.nan, q_net_high=math.nan)).iloc[0]
+    undefined = show.render("main", judged_row(q_net=math.nan, q_net_low=math.nan, q_net_high=math.nan)).iloc[
+        0
+    ]
     assert undefined["quality net [95 % interval]"] == "undefined"
-    both = show.render("main", pd.concat([row(), row(dataset="hhh")]))
+    both = show.render("main", pd.concat([judged_row(), judged_row(dataset="hhh")]))
     assert both["data set"].tolist() == ["everyday", "Anthropic HHH"]
 
 
 def test_columns_that_a_table_lacks_are_left_out_and_a_table_without_a_view_is_shown_whole():
-    assert "p / Holm p" not in show.render("main", row().drop(columns="p_holm"))
+    assert "p / Holm p" not in show.render("main", judged_row().drop(columns="p_holm"))
     plain = pd.DataFrame({"word": ["a"], "found": [True], "share": [0.25]})
     assert show.render("x", plain).iloc[0].tolist() == ["a", "yes", "0.250"]
     assert show.render("main", None) is None and show.render("main", plain.head(0)).empty
