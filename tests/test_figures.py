@@ -12,8 +12,6 @@ from persona_lib.beyond import claims
 from persona_lib.paper import results
 from persona_lib.settings import load_profile
 
-SWAP = {"dataset": "hhh", "measure": "policy", "persona_format": "line", "n": 500, "n_seeds": 3}
-
 
 def with_limits(name, values, width=0.1):
     """Columns of an estimate with its limits."""
@@ -39,8 +37,7 @@ def tables():
         "persona_preference": sides[:1].assign(
             split="test", win=6, tie=1, loss=3, **with_limits("net", [0.3])
         ),
-        "swap": pd.DataFrame([SWAP | {"arm": "dpo-none", "persona": name, **with_limits("d_positive", value)}
-                              for name, value in (("gold", 0.8), ("shuffled", 0.5))]),
+        "swap": arms.assign(measure="policy", persona=["gold", "shuffled"], **with_limits("d_positive", 0.5)),
         "released_flip": arms.assign(personas="gold", **with_limits("flip", 0.4), **with_limits("did", 0)),
         "safety": arms.assign(**with_limits("share", [0.2, 0.4])),
         "safety_pairs": pairs.assign(**with_limits("difference_cut", 0)),
