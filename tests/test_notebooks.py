@@ -76,8 +76,6 @@ def test_the_whole_smoke_profile_runs_and_every_notebook_ran_in_order(smoke_repo
     executed = sorted((results / "notebooks").glob("*.ipynb"))
     assert [p.name.partition(".")[0] for p in executed] == sorted(settings.load_profile("smoke").steps)
     assert [unfinished(store.read_json(path)) for path in executed] == [None] * len(executed)
-    known = store.read_json(results / "provenance.json")["tasks"]
-    assert {path.stem for path in executed} <= set(known)
     assert list((results / "tables").glob("*.csv"))
     assert (results / "report" / "index.html").exists()
     assert list((smoke_repository / "figures" / "smoke").glob("*.png"))

@@ -71,12 +71,9 @@ class Writer:
 
     def write(self, items):
         self.asked += len(items)
-        return [self.persona(*item) for item in items]
-
-    def persona(self, prompt, preferred, other):
-        item = next(item for item in everyday.items() if item.prompt == prompt)
-        liked = preferred if self.name == "right" else other
-        return item.persona_a if item.response_a == liked else item.persona_b
+        sides = [(item, side) for item in everyday.items() for side in "ab"]
+        known = {getattr(i, f"response_{side}"): getattr(i, f"persona_{side}") for i, side in sides}
+        return [known[preferred if self.name == "right" else other] for _, preferred, other in items]
 
 
 @pytest.fixture
