@@ -69,14 +69,6 @@ def pinned(source: str | Path, revision: str = "") -> tuple[str, str | None]:
     return name, commit
 
 
-def load_dataset(source: str, config: str | None = None) -> Any:
-    """Load all splits of a data set's configuration from the hub (or its local cache), pinned."""
-    import datasets
-
-    name, commit = pinned(source)
-    return datasets.load_dataset(name, config, revision=commit)
-
-
 # --- The package index ---
 
 

@@ -33,15 +33,6 @@ def scores(model, batch_size=4):
 # --- bases ---
 
 
-def test_expanded_nf4_weights_give_the_very_same_log_probs_with_and_without_adapters(base_folder, adapters):
-    folders, found = [adapters["sft-chosen"], adapters["dpo-chosen"]], {}
-    for expand in (True, False):
-        model = load.load_base(base_folder, "", "nf4", "float32")
-        model = model.dequantize() if expand else model
-        found[expand] = scores(model), scores(load.attach_adapters(model, folders))
-    assert np.array_equal(found[True], found[False]) and (found[True][0] != found[True][1]).any()
-
-
 def test_layer_that_blocks_of_64_do_not_divide_is_an_error_that_names_it(tmp_path):
     save_base(tmp_path, tiny_model(mlp=96))
     with pytest.raises(ModelError, match=r"layers\.0\.mlp\.down_proj: in_features=96"):

@@ -116,12 +116,10 @@ def test_every_prompt_is_answered_once_whatever_the_server_does(server, tmp_path
 
 def test_a_ledger_counts_what_others_add_and_a_line_that_is_no_answer_is_named(server, tmp_path):
     one, other = (make(tmp_path, prices=(1.0, 10.0), max_cost_usd=1.0) for _ in range(2))
-    texts(one, ["a"])
-    texts(other, ["b"])
+    texts(other, ["a", "b"])
     assert texts(one, ["a", "b"]) == {0: "a answered", 1: "b answered"}
     assert server.billed == 2 and one.spent == pytest.approx(2 * 40e-6)
-    with one.ledger.open("a") as file:
-        file.write('{"id": 1}\n')
+    store.append_rows(one.ledger, [{"id": 1}])
     with pytest.raises(ValueError, match="ledger.jsonl:3: not a Answer"):
         texts(one, ["a"])
 
@@ -249,16 +247,6 @@ def test_the_engine_is_told_precision_revision_and_the_largest_rank(monkeypatch)
         assert served.load_engine("some/model", "", "bfloat16", ranks)["max_lora_rank"] == largest
 
 
-def test_adapters_of_one_name_but_another_content_are_never_mistaken(monkeypatch, tmp_path):
-    """vLLM keeps adapters by number and prompts by adapter name for as long as an engine lives."""
-    for name in ("vllm", "vllm.lora", "vllm.lora.request"):
-        monkeypatch.setitem(sys.modules, name, SimpleNamespace(LoRARequest=SimpleNamespace))
-    keys = (("dpo-chosen", "k1"), ("dpo-chosen", "k2"), ("dpo-none", "k1"))
-    made = [served.lora_request(name, key, tmp_path) for name, key in keys]
-    assert len({one.lora_int_id for one in made}) == len({one.lora_name for one in made}) == 3
-    assert served.lora_request("dpo-chosen", "k1", tmp_path) == made[0]
-
-
 # --- personas by rule ---
 
 LONG = "Take the train to the coast, and then walk along the path until you see the old lighthouse there."
@@ -273,5 +261,4 @@ LONG = "Take the train to the coast, and then walk along the path until you see 
     ],
 )
 def test_a_persona_says_what_differs_most(preferred, other, persona):
-    assert served.surface_persona(preferred, other) == persona
     assert served.SurfaceGenerator().write([("q", preferred, other)]) == [persona]

@@ -144,22 +144,20 @@ def test_saved_adapters_give_the_best_validation_loss_recomputed_without_trl(tmp
     assert best == min(evaluation_losses(folder)) == pytest.approx(recomputed_loss(run), rel=1e-5)
 
 
-def test_missing_inputs_are_errors_that_say_what_to_run(tmp_path, monkeypatch):
-    run = tiny_run(tmp_path, monkeypatch)
+def test_dpo_needs_its_sft_adapter_and_is_stale_when_that_or_its_number_of_steps_is_another(
+    tmp_path, monkeypatch
+):
+    run, specs = tiny_run(tmp_path, monkeypatch), []
     with pytest.raises(FileNotFoundError, match="DPO starts from it; train this arm by SFT first"):
         train.train_adapter(run, "dpo", "chosen")
+    for sft, change in (("one", {}), ("another", {}), ("one", {"dpo.max_steps": 3})):
+        store.mark_done(train.adapter_folder(run, "sft", "chosen"), sft)
+        other = Run(set_field(run.profile, change), run.dataset, run.seed)
+        specs.append(store.content_hash(train.training_spec(other, "dpo", "chosen")))
+    assert len(set(specs)) == 3
     (run.folder / "tailoring" / "sft_val.jsonl").unlink()
     with pytest.raises(FileNotFoundError, match="sft_val.jsonl is missing: run the step that builds"):
         train.train_adapter(run, "sft", "chosen")
-
-
-def test_dpo_is_stale_when_its_sft_adapter_or_its_number_of_steps_is_another(tmp_path, monkeypatch):
-    run, specs = tiny_run(tmp_path, monkeypatch), []
-    for sft, change in (("one", {}), ("another", {}), ("one", {"dpo.max_steps": 3})):
-        store.mark_done(train.adapter_folder(run, "sft", "none"), sft)
-        other = Run(set_field(run.profile, change), run.dataset, run.seed)
-        specs.append(store.content_hash(train.training_spec(other, "dpo", "none")))
-    assert len(set(specs)) == 3
 
 
 @pytest.mark.slow
@@ -212,22 +210,6 @@ def test_dpo_that_forgets_the_sft_adapter_is_caught_before_training(trained):
     trainer.model.set_adapter("default")
     with pytest.raises(ModelError, match="reward margin before the first step"):
         trainers.check_dpo_start(trainer, trained.profile)
-
-
-@pytest.mark.slow
-def test_nf4_adapters_stay_float32_and_have_gradients_after_an_evaluation(tmp_path, monkeypatch):
-    """As on an AVX512-BF16 processor; TRL alone would also cast the adapters to bfloat16."""
-    from bitsandbytes.nn import modules
-
-    monkeypatch.setattr(modules, "has_avx512bf16", lambda: True)
-    trainer = build(tiny_run(tmp_path, monkeypatch, n=8, **{"base.quantization": "nf4"}), "sft")
-    trainers.check_adapters(trainer.model, "default")
-    with trainers.quiet_libraries():
-        trainer.evaluate()
-    trainer.model.train()
-    found = gradients(trainer, next(iter(trainer.get_train_dataloader())))
-    for layer in ("q_proj", "o_proj"):
-        assert any(layer in name and bool(g.any()) for name, g in found.items())
 
 
 # --- resume ---

@@ -108,7 +108,10 @@ def read_rows(source: str, config: str = "", encoding: str = "") -> Read:
 
             rows, how = table_rows(load_from_disk(str(path))), ""
         else:
-            rows, how = table_rows(weights.load_dataset(source, config or None)), ""
+            from datasets import load_dataset
+
+            name, commit = weights.pinned(source)
+            rows, how = table_rows(load_dataset(name, config or None, revision=commit)), ""
     except (weights.WeightsError, DataError, ImportError):
         raise
     except Exception as error:  # files, their readers and the hub's client each have their own kinds

@@ -172,30 +172,28 @@ class EndpointGenerator:
         """
         import openai
 
-        create = client.chat.completions.create if self.chat else client.completions.create
-        left_out, response = self.refused & body.keys(), None
+        create, response = client.chat.completions.create if self.chat else client.completions.create, None
         while response is None:
-            asked = {key: value for key, value in body.items() if key not in left_out}
-            if "max_tokens" in left_out:
+            asked = {key: value for key, value in body.items() if key not in self.refused}
+            if "max_tokens" in self.refused:
                 asked["max_completion_tokens"] = body["max_tokens"]
             try:
                 response = create(**asked)
             except openai.BadRequestError as error:
                 if error.param not in asked or error.param in ("model", "prompt", "messages"):
                     raise
-                left_out |= {error.param}
+                if error.param == "temperature":
+                    warnings.warn(f"{self.name} takes no temperature: answers are not greedy", stacklevel=2)
+                self.refused.add(error.param)
         choices, usage = getattr(response, "choices", None), getattr(response, "usage", None)
         if not choices or (self.max_cost_usd and usage is None):
             raise ValueError("no usage, so that max_cost_usd could not be kept" if choices else "no choices")
         text = choices[0].message.content if self.chat else choices[0].text
         tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
         made = response.model, text or "", choices[0].finish_reason or "stop", *tokens, self.cost(*tokens)
-        answer = Answer(name, *made, refused=sorted(left_out))
+        answer = Answer(name, *made, refused=sorted(self.refused & body.keys()))
         with self.lock:
             store.append_rows(self.ledger, [answer])
-            if "temperature" in left_out - self.refused:
-                warnings.warn(f"{self.name} takes no temperature: its answers are not greedy", stacklevel=2)
-            self.refused |= left_out
         return answer
 
 
@@ -306,28 +304,28 @@ FEATURES = (
 )  # fmt: skip
 
 
-def surface_persona(preferred: str, other: str) -> str:
-    """Return a persona from the one or two largest differences in form (not content); "" without any."""
-    found = []
-    for pattern, more, less in FEATURES:
-        a, b = (len(re.findall(pattern, text, re.IGNORECASE | re.MULTILINE)) for text in (preferred, other))
-        ratio = math.log((a + 1) / (b + 1))
-        if abs(ratio) >= LEAST:
-            found.append((abs(ratio), more if ratio > 0 else less))
-    said = [liked for _, liked in sorted(found, key=lambda pair: -pair[0])[:2]]
-    if not said:
-        return ""
-    return f"The user is {said[0][0]} and prefers {', and '.join(phrase for _, phrase in said)}."
-
-
 class SurfaceGenerator:
     """Writes personas by rule, of pairs of responses instead of prompts."""
 
     name, settings = SURFACE, {"model": SURFACE}
 
     def write(self, items: Sequence[tuple[str, str, str]]) -> list[str]:
-        """Return a persona for each (prompt, preferred, other)."""
-        return [surface_persona(preferred, other) for _, preferred, other in items]
+        """Return a persona for each (prompt, preferred, other); "" where nothing that is counted differs."""
+        return [self.persona(preferred, other) for _, preferred, other in items]
+
+    def persona(self, preferred: str, other: str) -> str:
+        """Return a persona from the one or two largest differences of form."""
+        found = []
+        for pattern, more, less in FEATURES:
+            a, b = (
+                len(re.findall(pattern, text, re.IGNORECASE | re.MULTILINE)) for text in (preferred, other)
+            )
+            ratio = math.log((a + 1) / (b + 1))
+            if abs(ratio) >= LEAST:
+                found.append((abs(ratio), *(more if ratio > 0 else less)))
+        said = sorted(found, key=lambda one: -one[0])[:2]
+        likes = ", and ".join(phrase for *_, phrase in said)
+        return f"The user is {said[0][1]} and prefers {likes}." if said else ""
 
 
 # --- Which text generator a role of a run uses ---

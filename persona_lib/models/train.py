@@ -20,7 +20,7 @@ from typing import Any
 from persona_lib import store
 from persona_lib.data.preference import TWO_SIDED, draw, to_dpo_rows, to_ordered_dpo_rows, to_sft_rows
 from persona_lib.models import packing, trainers
-from persona_lib.models.load import ModelError, count_rows, format_of, load_base, load_tokenizer, model_key
+from persona_lib.models.load import count_rows, format_of, load_base, load_tokenizer, model_key
 from persona_lib.records import TailoringRow
 from persona_lib.settings import Run, deciding, main_arm, open_run, set_field
 from persona_lib.store import VERSIONS
@@ -47,17 +47,16 @@ def data_paths(run: Run, method: str) -> dict[str, list[Path]]:
 
 def load_rows(run: Run, method: str, train_persona: str) -> tuple[dict[str, list[dict]], dict[str, int]]:
     """Return the arm's rows of "train" and "val", and how many source rows had no persona."""
-    ordered = run.profile.dpo.max_steps > 0
-    make = to_sft_rows if method == "sft" else to_ordered_dpo_rows if ordered else to_dpo_rows
+    steps = run.profile.dpo.max_steps if method == "dpo" else 0
+    make = to_sft_rows if method == "sft" else to_ordered_dpo_rows if steps else to_dpo_rows
     rows, without, chat = {}, {}, format_of(*run.base_source)
     for part, paths in data_paths(run, method).items():
         limit = run.profile.training.rows if part == "train" else run.profile.training.validation_rows
         source = [row for path in paths for row in draw(store.read_rows(path, TailoringRow), limit)]
         rows[part] = make(source, train_persona, run.seed, chat)
         without[part] = len(source) * (2 if train_persona in TWO_SIDED else 1) - len(rows[part])
-    if method == "dpo" and ordered and run.profile.dpo.max_steps:
-        # In a fixed order a limit on the steps leaves the last rows out: they need no reference.
-        rows["train"] = rows["train"][: run.profile.dpo.max_steps * run.profile.dpo.batch_size]
+    if steps:  # in a fixed order it leaves the last rows out: they need no reference
+        rows["train"] = rows["train"][: steps * run.profile.dpo.batch_size]
     return rows, without
 
 
@@ -137,8 +136,6 @@ def fit_adapter(
     trainers.in_main(store.write_json, folder / "counts.json", counts)
     with trainers.quiet_libraries(), packing.small_tiles(on=profile.training.packing):
         trainer = build_trainer(run, method, tokenizer, rows, folder)
-        if (kept := len(trainer.train_dataset)) != counts["train"]["rows"] - counts["train"]["dropped"]:
-            raise ModelError(f"TRL keeps {kept} rows, not those of {counts['train']}")
         trainers.check_adapters(trainer.model, "default")
         if method == "dpo":
             trainers.check_dpo_start(trainer, profile)
@@ -172,9 +169,8 @@ def save_adapter(trainer: Any, weights: dict[str, Any], folder: Path, key: str) 
     trainer.model.save_pretrained(str(folder), selected_adapters=["default"], state_dict=weights)
     store.write_rows(folder / "log.jsonl", trainer.state.log_history)
     shutil.rmtree(folder / "checkpoints")
-    state, megabytes = trainer.state, weight_megabytes(trainer.model)
-    facts = {"steps": state.global_step, "best_eval_loss": state.best_metric, "megabytes": megabytes}
-    store.mark_done(folder, key, processes=trainers.PROCESSES, **facts)
+    facts = {"steps": trainer.state.global_step, "best_eval_loss": trainer.state.best_metric}
+    store.mark_done(folder, key, **facts, megabytes=weight_megabytes(trainer.model))
 
 
 def weight_megabytes(model: Any) -> dict[str, float]:
