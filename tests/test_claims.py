@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -15,23 +14,23 @@ from tiny_results import one_row as line
 from persona_lib import store
 from persona_lib.beyond import claims
 from persona_lib.data.reader import quality
-from persona_lib.intervals import SIGNS, Interval, sign_test
+from persona_lib.intervals import SIGNS, Interval
 from persona_lib.paper import judging, results
 from persona_lib.paper.answers import generation_folder, read_generations
 from persona_lib.records import DataError, Generation
 from persona_lib.settings import Run, load_profile, set_field
 
-NOTED = [  # by row: dPQ, its interval, sign-test p (P; Q), of an earlier analysis by other code
-    (21.34, 14.1, 28.5, 2e-9, 0.053),
-    (12.50, 5.0, 19.8, 3e-4, 0.35),
-    (17.91, 10.5, 25.3, 4e-9, 0.51),
-    (21.30, 14.1, 28.4, 3e-13, 0.41),
-    (3.30, -4.0, 10.5, 0.078, 0.64),
-    (9.44, 2.3, 16.7, 0.003, 0.57),
-    (35.60, 28.8, 42.1, 2e-17, 2e-8),
-    (28.62, 21.9, 35.3, 4e-13, 7e-5),
-    (20.69, 13.3, 27.9, 1e-5, 0.001),
-    (13.34, 5.9, 20.7, 0.0497, 0.003),
+NOTED = [  # by row: dPQ, its interval, sign-test p of P, of an earlier analysis by other code
+    (21.34, 14.1, 28.5, 2e-9),
+    (12.50, 5.0, 19.8, 3e-4),
+    (17.91, 10.5, 25.3, 4e-9),
+    (21.30, 14.1, 28.4, 3e-13),
+    (3.30, -4.0, 10.5, 0.078),
+    (9.44, 2.3, 16.7, 0.003),
+    (35.60, 28.8, 42.1, 2e-17),
+    (28.62, 21.9, 35.3, 4e-13),
+    (20.69, 13.3, 27.9, 1e-5),
+    (13.34, 5.9, 20.7, 0.0497),
 ]
 
 
@@ -54,10 +53,9 @@ def test_the_exact_counts_give_the_printed_percentages_and_dpq():
 def test_all_ten_rows_and_the_average_agree_with_an_earlier_analysis_and_hold_or_not_after_holm():
     table = claims.reanalysed()
     assert len(table) == 11
-    for row, (dpq, low, high, p, q) in zip(table.itertuples(), NOTED, strict=False):
-        assert row.dpq == pytest.approx(dpq, abs=0.006)
+    for row, (dpq, low, high, p) in zip(table.itertuples(), NOTED, strict=False):
+        assert row.dpq == pytest.approx(dpq, abs=0.006) and row.p_sign == pytest.approx(p, rel=0.4)
         assert (row.dpq_low, row.dpq_high) == pytest.approx((low, high), abs=0.3)
-        assert (row.p_sign, row.q_sign) == (pytest.approx(p, rel=0.4), pytest.approx(q, rel=0.5))
     average, rows = table.iloc[-1], table[:-1]
     assert average.dpq == pytest.approx(18.40, abs=0.005)
     assert (average.dpq_low, average.dpq_high) == pytest.approx((16.1, 20.6), abs=0.3)
@@ -117,16 +115,11 @@ def test_the_filter_takes_out_pairs_in_which_either_answer_is_degenerate(world):
     assert rows.loc["all pairs", names].tolist() == line(main, label="gold-chosen")[names].tolist()
 
 
-def test_saved_rows_have_the_sign_test_of_their_verdicts_and_the_difference_in_mean_quality(world):
+def test_saved_rows_have_the_difference_in_mean_quality_in_standard_deviations_of_the_baseline(world):
     row, found = line(results.read_table(world, "main"), label="gold-chosen"), judged(world, "gold-chosen")
-    votes = Counter()  # both seeds answer the same questions: a question counts once
-    for verdict, *_ in found:
-        votes[verdict["id"]] += SIGNS.get(verdict["personalization"], 0)
-    won, lost = (sum(vote * sign > 0 for vote in votes.values()) for sign in (1, -1))
-    assert row.p_sign == pytest.approx(sign_test(won, lost), rel=1e-4)
     test, base = ([quality(pair[i].prompt, pair[i].completion) for pair in found] for i in (1, 2))
     wanted = (np.mean(test) - np.mean(base)) / np.std(base, ddof=1)
-    assert row.quality_sd == pytest.approx(wanted, rel=1e-4), "in standard deviations of the baseline"
+    assert row.quality_sd == pytest.approx(wanted, rel=1e-4)
 
 
 def test_the_length_table_has_mean_words_and_the_model_of_all_verdicts(world):
@@ -143,40 +136,20 @@ def test_the_length_table_has_mean_words_and_the_model_of_all_verdicts(world):
 
 # --- the length model ---
 
-
-def simulated(n, net, slope, shift, seed):
-    """Verdicts that length sways: logit P(win) = 2 artanh(net) + slope tanh(d / sd); a fifth are ties."""
-    rng = np.random.default_rng(seed)
-    differences = rng.normal(shift, 10, n).round()
-    terms = np.tanh(differences / differences.std())
-    wins = rng.random(n) < 1 / (1 + np.exp(-(2 * np.arctanh(net) + slope * terms)))
-    return np.where(rng.random(n) < 0.2, 0.0, np.where(wins, 1.0, -1.0)), differences
+SIGNED = [1] * 9 + [-1] * 3 + [1] * 4 + [-1] * 8  # of these the first 12 tested answers are longer
+LONGER = [10] * 12 + [-10] * 12
 
 
 def model(signs, differences, prompts=None):
     return claims.length_model(signs, differences, prompts or [str(i) for i in range(len(signs))])
 
 
-def test_the_length_model_maximises_the_likelihood_and_ties_do_not_count():
-    from scipy.optimize import minimize
-
-    signs, differences = simulated(400, 0.1, 1.5, 6, 0)
-    decided = signs != 0
-    terms = np.tanh(differences[decided] / differences[decided].std())
-
-    def loss(parameters):
-        return np.logaddexp(0, -signs[decided] * (parameters[0] + parameters[1] * terms)).sum()
-
-    found = model(signs, differences)
-    assert found.estimate == pytest.approx(np.tanh(minimize(loss, [0, 0]).x[0] / 2), abs=1e-4)
-    assert model([*signs, 0.0], [*differences, 500]) == found
-
-
-def test_the_same_prompts_again_do_not_narrow_the_length_models_interval():
-    signs, differences = simulated(300, 0.2, 1.0, 3, 2)
-    twice = [*signs, *signs], [*differences, *differences]
-    once, same, apart = model(signs, differences), model(*twice, [*map(str, range(300))] * 2), model(*twice)
-    assert same.high == pytest.approx(once.high, abs=2e-3) and apart.high < once.high - 0.02
+def test_the_net_at_equal_length_by_hand_and_the_same_prompts_again_do_not_narrow_its_interval():
+    """log-odds ln(9 / 3) where longer, ln(4 / 8) where shorter: a is their mean, ln(1.5) / 2."""
+    once = model([*SIGNED, 0, 0.0], [*LONGER, 10, -10])  # ties do not count
+    assert once.estimate == pytest.approx(np.tanh(np.log(1.5) / 4))
+    same, apart = (model(SIGNED * 2, LONGER * 2, prompts) for prompts in ([*map(str, range(24))] * 2, None))
+    assert same.high == pytest.approx(once.high, abs=0.01) and apart.high < once.high - 0.05
 
 
 @pytest.mark.parametrize(
@@ -233,15 +206,15 @@ def test_nothing_run_gives_no_judged_tables_and_removes_an_old_one(profile):
 
 
 @pytest.mark.usefixtures("profile")
-@pytest.mark.parametrize(("value", "met"), [(0.81, ("yes", "no")), (0.52, ("no", "yes"))])
-def test_aims_of_the_authors_data_need_a_value_and_their_control_an_interval_around_one_half(value, met):
-    row = {"dataset": "beavertails", "arm": "dpo-both", "persona_format": "line", "measure": "policy"}
-    row |= {"d_positive": value, "d_positive_low": value - 0.05, "d_positive_high": value + 0.05}
-    rows = [row | {"persona": persona} for persona in ("gold", "shuffled")]
-    results.save_table(load_profile("authors"), "swap", pd.DataFrame(rows))
-    table = claims.primary_results(load_profile("authors"))
-    for persona, wanted in zip(("gold", "shuffled"), met, strict=True):  # aimed at: .80, and .5
-        assert set(table[table["where"] == f"beavertails, {persona}"].met) - {"not run"} == {wanted}
+def test_aims_of_the_authors_data_need_a_value_and_their_control_an_interval_around_one_half():
+    row, profile = {"arm": "dpo-both", "persona_format": "line", "measure": "policy"}, load_profile("authors")
+    places = [(name, kind) for name in ("beavertails", "hhh") for kind in ("gold", "shuffled")]
+    table = pd.DataFrame([row | {"dataset": name, "persona": kind} for name, kind in places])
+    table["d_positive"] = [0.81, 0.81, 0.52, 0.52]
+    table = table.assign(d_positive_low=table.d_positive - 0.05, d_positive_high=table.d_positive + 0.05)
+    results.save_table(profile, "swap", table)
+    met = claims.primary_results(profile).query("met != 'not run'").set_index("where").met
+    assert [met[", ".join(place)] for place in places] == ["yes", "no", "no", "yes"]  # .80, .85; around .5
 
 
 def test_a_right_run_leaves_the_published_band_in_one_of_twenty_and_a_wrong_one_in_nearly_all():

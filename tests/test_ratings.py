@@ -12,7 +12,7 @@ from tiny_results import fill_run
 from persona_lib import settings, show
 from persona_lib.beyond import ratings
 from persona_lib.settings import Run, load_profile, set_field
-from persona_lib.store import FORMULA, write_text
+from persona_lib.store import FORMULA
 
 HIDDEN = {"personas": ("chosen", "rejected"), "answers": ("PT-DPO", "DPO")}
 N = float("nan")
@@ -116,24 +116,15 @@ def edit(column: str, value: str, place: int = 0):
     return change
 
 
-@pytest.mark.parametrize("value", ["6", "4.5", "four"])
-def test_a_value_off_the_scale_is_counted_and_located_and_not_guessed(tmp_path, value):
-    paths = export(tmp_path, "personas", 3)
-    fill(paths[0], tmp_path / "filled" / "a.csv", edit("harmfulness", value, 2))
-    tables = ratings.rating_tables(read(tmp_path), 10)
-    (problem,) = tables["rating_problems"].to_dict("records")
-    where = [problem[name] for name in ("file", "row", "question", "given")]
-    assert where == ["filled/a.csv", 4, "harmfulness", value]
-    agreement = tables["rating_agreement"].set_index("question")
-    assert agreement.loc["harmfulness", ["n_missing", "n_out_of_scale", "n_ratings"]].tolist() == [0, 1, 5]
-
-
-def test_empty_cells_and_lost_rows_are_missing(tmp_path):
+@pytest.mark.parametrize("value", ["6", "4.5", "four", " "])
+def test_a_value_off_the_scale_and_lost_rows_are_counted_and_located_and_not_guessed(tmp_path, value):
     paths = export(tmp_path, "answers", 4)
-    fill(paths[0], tmp_path / "filled" / "a.csv", lambda rows: edit("answerability", " ")(rows)[:-1])
+    fill(paths[0], tmp_path / "filled" / "a.csv", lambda rows: edit("answerability", value, 2)(rows)[:-1])
     tables = ratings.rating_tables(read(tmp_path), 10)
-    assert sorted(tables["rating_problems"].row) == [0, 0, 2]
-    assert tables["rating_agreement"].n_missing.tolist() == [2, 1]
+    problems = tables["rating_problems"].sort_values("row")[["file", "row", "given"]].to_numpy().tolist()
+    assert problems == [["filled/a.csv", 0, ""]] * 2 + [["filled/a.csv", 4, value.strip()]]
+    counts = tables["rating_agreement"][["n_missing", "n_out_of_scale", "n_ratings"]].to_numpy().tolist()
+    assert counts == [[1 + (value == " "), value != " ", 6], [1, 0, 7]]
 
 
 HEAD = "rater,item,answerability,personalization\n"
@@ -212,14 +203,16 @@ def test_tables_of_two_items_by_hand(tmp_path):
     for sheet, value in zip(paths, ("4", "5"), strict=False):
 
         def rate(rows: list[dict], value=value) -> list[dict]:
-            return [row | {"answerability": value if row["item"] in best else "2"} for row in rows]
+            return [row | {"answerability": value if row["item"] in best else "2", "personalization": ""}
+                    for row in rows]  # fmt: skip
 
         fill(sheet, tmp_path / "filled" / sheet.name, rate)
     tables = ratings.rating_tables(read(tmp_path), n_resamples=10)
-    means = tables["ratings"].set_index(["question", "group"])["mean"]["answerability"]
-    assert means.to_dict() == {"PT-DPO": 4.5, "DPO": 2, "PT-DPO - DPO": 2.5}
+    means = tables["ratings"].set_index(["question", "group"])["mean"]
+    assert means["answerability"].to_dict() == {"PT-DPO": 4.5, "DPO": 2, "PT-DPO - DPO": 2.5}
+    assert means["personalization"].isna().all(), "nobody rated it"
     assert tables["ratings"].loc[0, ["n_ratings", "n_4", "n_5", "n_raters"]].tolist() == [2, 1, 1, 2]
-    assert tables["rating_agreement"].n.tolist() == [2, 2] and tables["rating_problems"].empty
+    assert tables["rating_agreement"].n.tolist() == [2, 0] and len(tables["rating_problems"]) == 4
 
 
 @pytest.fixture(scope="module")
@@ -254,13 +247,3 @@ def test_both_studies_are_exported_and_what_raters_get_tells_neither_side_nor_sy
         text = path.read_text(encoding="utf-8")
         assert not [word for word in secrets if word in text], path
         assert not {"chosen", "rejected"} & set(text.lower().split()), path
-
-
-def test_sheets_have_a_mean_once_somebody_fills_them(rated, tmp_path):
-    _, written, keys = rated
-    write_text(tmp_path / "empty" / "anna.csv", written["answers"][0].read_text(encoding="utf-8"))
-    for sheet in written["answers"][:-2]:
-        fill(sheet, tmp_path / "filled" / sheet.name)
-    for name, given in (("empty", 0), ("filled", 6)):
-        table = ratings.rating_tables(ratings.read_filled(tmp_path / name, keys), 20)["ratings"]
-        assert len(table) == 6 and table["mean"].notna().sum() == given

@@ -12,7 +12,7 @@ from persona_lib import store
 from persona_lib.beyond import claims, released
 from persona_lib.beyond.released import EOS, FILES, ReleasedFile
 from persona_lib.models.generate import Completion
-from persona_lib.paper import judges, judging
+from persona_lib.paper import judges
 from persona_lib.records import DataError, TailoringRow
 from persona_lib.settings import Run, load_profile
 
@@ -40,14 +40,13 @@ def test_beavertails_files_are_aligned_and_hit_the_published_figures():
     wanted = {
         ("gold", "dpo-chosen"): (0.403, 0.083, 0.813, 0.073, 0.094),
         ("gold", "dpo-none"): (0.186, 0.018, 0.604, 0.012, 0.024),
-        ("retrieved", "dpo-chosen"): (0.13, 0.005, 0.50, -0.004, 0.014),
-        ("retrieved", "dpo-none"): (0.09, -0.001, 0.51, -0.006, 0.004),
+        ("retrieved", "dpo-chosen"): (0.130, 0.005, 0.500, -0.004, 0.014),
+        ("retrieved", "dpo-none"): (0.086, -0.001, 0.511, -0.006, 0.004),
     }
-    for key, (flip, did, positive, low, high) in wanted.items():
-        row, places = flips.loc[key], 3 if key[0] == "gold" else 2
-        assert (round(row.flip, places), round(row.did, 3)) == (flip, did)
-        assert row.did_positive == pytest.approx(positive, abs=0.005 if places == 2 else 0.0005)
-        assert (row.did_low, row.did_high) == pytest.approx((low, high), abs=0.0015)
+    for key, (flip, did, positive, *limits) in wanted.items():
+        row = flips.loc[key]
+        assert [row.flip, row.did, row.did_positive] == pytest.approx([flip, did, positive], abs=5e-4)
+        assert [row.did_low, row.did_high] == pytest.approx(limits, abs=0.0015)
 
 
 # --- names, places, errors ---
@@ -129,14 +128,8 @@ class LongerWins:
 
     name = "longer"
 
-    def __init__(self, stop_after: int = 10**6) -> None:
-        self.asked, self.stop_after = 0, stop_after
-
     def generate(self, prompts, max_new_tokens, stop):
         for n, prompt in enumerate(prompts):
-            self.asked += 1
-            if self.asked > self.stop_after:
-                raise KeyboardInterrupt
             a, b = prompt.partition("Response A:\n")[2].split("\n\nAnswer with")[0].split("\n\nResponse B:\n")
             text = "" if len(a) == len(b) else json.dumps({"winner": "A" if len(a) > len(b) else "B"})
             yield n, Completion(text, "stop", 1)
@@ -161,12 +154,6 @@ def data(tmp_path, monkeypatch):
     return released.Released(outputs, {"hhh": rows})
 
 
-def open_run(monkeypatch, generator, *settings: str) -> Run:
-    """A run of the authors profile with a language model as judge."""
-    monkeypatch.setattr(judges, "load_generator", lambda run, role: generator)
-    return Run(load_profile("authors", [*JUDGE, *settings]), "hhh", 0)
-
-
 def test_comparisons_leave_out_rows_without_a_persona_and_end_where_another_prompt_begins(data):
     profile = load_profile("authors", JUDGE)
     assert released.judged_pairs(profile, data) == [("hhh", name) for name in PERSONAS]
@@ -181,8 +168,10 @@ def test_comparisons_leave_out_rows_without_a_persona_and_end_where_another_prom
 def test_counts_are_those_of_the_judge_and_the_papers_row_stands_below(data, monkeypatch):
     # "dpo-chosen answer i!!" has 4 - i characters more than "dpo-none answer i" with i "!"; row 1 has 2 more.
     # So PT-DPO is longer in rows 0 to 3, equal in row 4 (no verdict), shorter in row 5.
-    run = open_run(monkeypatch, LongerWins())
-    released.judge_released(run, data)
+    monkeypatch.setattr(judges, "load_generator", lambda run, role: LongerWins())
+    run = Run(load_profile("authors", JUDGE), "hhh", 0)
+    folders = released.judge_released(run, data)
+    assert all((folder / "done.json").exists() for folder in folders) and len(folders) == 2
     table = released.rejudged_tables(run, data)["released_judged"]
     ours, theirs = table.iloc[0], table.iloc[1]
     assert (ours.dataset, ours.label, ours.judge, ours.n) == ("Anthropic HHH", "chosen, gold", "longer", 6)
@@ -194,21 +183,6 @@ def test_counts_are_those_of_the_judge_and_the_papers_row_stands_below(data, mon
     assert [theirs.p_win, theirs.q_loss] == [int(printed["p_win"]), int(printed["q_loss"])]
     assert theirs.dpq == pytest.approx(float(printed["dpq_printed"]), abs=0.05)
     assert list(table.label) == ["chosen, gold"] * 2 + ["rejected, gold"] * 2 and table.iloc[2].n == 5
-
-
-def test_judging_goes_on_where_it_was_stopped_and_starts_anew_for_another_judge(data, monkeypatch):
-    monkeypatch.setattr(judging, "CHUNK", 2)
-    run = open_run(monkeypatch, LongerWins(stop_after=9))
-    with pytest.raises(KeyboardInterrupt):
-        released.judge_released(run, data)
-    kept = released.folder_of(run.profile, "hhh", "gold-chosen") / "personalization.jsonl"
-    assert len(list(store.iter_rows(kept))) == 8, "two chunks of two, both orders"
-    second, whole = LongerWins(), 4 * (6 + 5)
-    for _ in range(2):
-        released.judge_released(open_run(monkeypatch, second), data)
-        assert second.asked == whole - 8
-    released.judge_released(open_run(monkeypatch, second, "judge.max_new_tokens=5"), data)
-    assert second.asked == 2 * whole - 8
 
 
 @pytest.mark.parametrize("settings", [["evaluation.judge=none"], ["evaluation.judge=lm", "judge.model=base"]])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -66,7 +64,7 @@ def test_pairs_count_discordant_rows_and_test_them_exactly():
     assert line["p"] == pytest.approx(2 * (1 + 6) / 2**6)  # two-sided binomial tail of 1 or fewer of 6
 
 
-def test_several_seeds_are_pooled_without_a_p_and_shown():
+def test_several_seeds_are_pooled_without_a_p():
     tables = tables_of(("10", "11"), ("00", "01"))
     line = tables["safety_pairs"].iloc[0]
     assert (line["n"], line["n_seeds"], line["only_tested"]) == (4, 2, 2) and np.isnan(line["p"])
@@ -86,14 +84,11 @@ def test_equal_length_takes_away_the_room_of_the_longer_answer():
 
 
 def test_the_labels_name_items_and_hold_no_text():
-    with safety.LABELS_FILE.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert len({(r["train_persona"], r["eval_persona"], r["id"]) for r in rows}) == len(rows) == 460
-    assert {r["label"] for r in rows} <= set(safety.CLASSES) and all(
-        len(v) < 25 for r in rows for v in r.values()
-    )
-    for part in safety.PARTS:
-        assert sum(float(r["weight"]) for r in rows if r["part"] == part) == pytest.approx(9 * 499, abs=0.5)
+    rows = pd.read_csv(safety.LABELS_FILE, dtype=str, keep_default_na=False)
+    assert len(rows) == 460 and not rows.duplicated(["train_persona", "eval_persona", "id"]).any()
+    assert set(rows.label) <= set(safety.CLASSES) and rows.map(len).to_numpy().max() < 25
+    weights = rows.weight.astype(float).groupby(rows.part).sum()
+    assert weights[list(safety.PARTS)].tolist() == pytest.approx([9 * 499] * 2, abs=0.5)
 
 
 @pytest.mark.slow
