@@ -71,15 +71,12 @@ def codes(data: OwnData) -> dict[int, tuple[str, str]]:
 
 DAMAGED = [  # row, field, code
     ('{"prompt": "cut off', "row", "unreadable"),
-    ([1, 2], "row", "unreadable"),
-    ('{"prompt": ' + "1" * 5000 + "}", "row", "unreadable"),
     ("[" * 200_000, "row", "unreadable"),
     ({"prompt": "p", "chosen": "c"}, "rejected", "missing"),
     (good(40, chosen=None), "chosen", "not text"),
     (good(42, rejected=" \n"), "rejected", "empty"),
     (good(43, rejected=good(43)["chosen"] + " "), "rejected", "identical"),
     (good(44, chosen="caf\ufffd"), "chosen", "lost characters"),
-    (good(45, chosen="half \ud83d"), "chosen", "lost characters"),
     (good(46, prompt="zero \x00 byte"), "prompt", "control character"),
     (good(3), "row", "duplicate"),
     (good(47, split="holdout"), "split", "split"),
@@ -89,6 +86,10 @@ ODD = [
     (good(50, chosen="It\u00e2\u20ac\u2122s caf\u00c3\u00a9"), "chosen", "mojibake"),
     (good(4, chosen=good(4)["rejected"], rejected=good(4)["chosen"]), "row", "opposite"),
     (good(52, rejected="So.\nPrompt: next"), "rejected", "stop string"),
+    (good(53, rejected="x\nPersona: y"), "rejected", "persona line"),
+    (good(54, chosen="Mail a.b@c.org. 2024, 1,000 of 10.5, 192.168.0.1"), "chosen", "e-mail"),
+    (good(55, chosen="Ring +49 30 1234567, or (030) 12."), "chosen", "phone"),
+    (good(56, rejected="Use sk-abcdefghijklmnop12."), "rejected", "key"),
 ]
 MIXED = [good(n) for n in range(30)] + [row for row, _, _ in (*DAMAGED, *ODD)]
 
@@ -100,8 +101,9 @@ def test_every_kind_of_damage_is_named_by_row_and_field_and_no_row_is_lost(tmp_p
     first = 31 + len(DAMAGED)
     noted = {(f.row, f.field, f.code) for f in data.findings if not f.rejected}
     assert noted == {(first + n, field, code) for n, (_, field, code) in enumerate(ODD)}
+    assert [f.detail for f in data.findings[-3:]] == ["a.b@...", "+49 ...", "sk-a..."], "no secret is shown"
     counts = intake.account(data)
-    assert counts.pop("read") == len(MIXED) == sum(counts.values()) and counts["unreadable"] == 4
+    assert counts.pop("read") == len(MIXED) == sum(counts.values()) and counts["unreadable"] == 2
 
 
 def test_labels_are_compared_as_text_ties_and_unknown_labels_counted_and_ids_kept(tmp_path):
@@ -119,7 +121,6 @@ def test_labels_are_compared_as_text_ties_and_unknown_labels_counted_and_ids_kep
     ("text", "complaint"),
     [
         ("promt: q\n", "unknown field 'promt'; did you mean prompt"),
-        ("prompt: [\n", "no mapping file"),
         ("prompt: {a: b}\n", "prompt={.*} is not what this field may be"),
         ("responses: [a, b]\nlabel: l\nfirst: 0\n", "responses need second"),
         ("responses: [a, b]\nlabel: l\nfirst: 0\nsecond: 0\n", "the label '0' stands for two outcomes"),
@@ -159,9 +160,9 @@ SYSTEM = turn("system", "Be kind.")
         ([ASK], [YES], [NO], "How?"),  # explicit prompt
         (None, [ASK, YES], [ASK, NO], "How?"),  # implicit: what both begin with
         ("How?", [ASK, YES], [ASK, NO], "How?"),  # text, repeated in the messages
-        ("How?", [YES], [NO], "How?"),  # text, only the responses are messages
-        ([ASK], [ASK, YES], [ASK, NO], "How?"),  # messages, repeated
         ([ASK], "Yes", "No", "How?"),  # only the prompt is messages
+        ("How?", str([YES]), "[{'content': 'No',\n 'role': 'assistant'}]", "How?"),  # written as text
+        (None, [{"from": "human", "value": "How?"}, YES], [ASK, {"from": "gpt", "value": "No"}], "How?"),
         ([SYSTEM, ASK], [YES], [NO], "System: Be kind.\n\nUser: How?"),
         (None, [ASK, YES, ASK, YES], [ASK, YES, ASK, NO], "User: How?\n\nAssistant: Yes\n\nUser: How?"),
         ([turn("user", [{"type": "text", "text": "How?"}])], [YES], [NO], "How?"),
@@ -180,7 +181,6 @@ def test_conversations_become_prompt_and_responses(prompt, chosen, rejected, tex
         ([ASK], [YES | {"tool_calls": [1]}], [NO], "chosen", "a message has .*tool_calls: list"),
         ([turn("user", [{"type": "image_url"}])], [YES], [NO], "prompt", "a message has .*content: list"),
         (None, "[{'role': no", "[{'role': yes", "chosen", "a message has a text that cannot be parsed"),
-        (None, [YES], [NO], "prompt", "no beginning in common"),
     ],
 )
 def test_messages_that_make_no_pair_name_the_field(prompt, chosen, rejected, field, said):
@@ -202,32 +202,18 @@ def shaped(n: int, kind: str) -> dict:
                    "non_preferred_output": [turn("assistant", bad)]},
         "nectar": {"prompt": f"\n\nHuman: {asked}\n\nAssistant: ", "answers": [
             {"answer": "Middle.", "rank": 2.0}, {"answer": bad, "rank": 7.0}, {"answer": best, "rank": 1.0}]},
-        "ultrafeedback": {"instruction": asked, "completions": [
-            {"response": bad, "overall_score": 3}, {"response": best, "overall_score": "8.5"}]},
         "arena": {"conversation_a": talks[0], "conversation_b": talks[1], "winner": f"model_{'ab'[n % 2]}"},
-        "shp": {"history": asked, "human_ref_A": first, "human_ref_B": second, "labels": 1 - n % 2},
-        "webgpt": {"question": {"full_text": asked}, "answer_0": first, "answer_1": second,
-                   "score_0": 0.5 - n % 2, "score_1": -0.5 + n % 2},
-        "argilla": {"prompt": asked, "response1": first, "response2": second,
-                    "preference.responses": [f"response{n % 2 + 1}"] * 2},
         "hh": {"chosen": f"\n\nHuman: {asked}\n\nAssistant: {best}",
                "rejected": f"\n\nHuman: {asked}\n\nAssistant: {bad}"},
-        "literals": {"prompt": asked, "chosen": str([turn("assistant", best)]),
-                     "rejected": f"[{{'content': '{bad}',\n 'role': 'assistant'}}]"},
-        "sharegpt": {side: [{"from": "human", "value": asked}, {"from": "gpt", "value": text}]
-                     for side, text in (("chosen", best), ("rejected", bad))},
     }[kind]  # fmt: skip
 
 
-KINDS = "openai nectar ultrafeedback arena shp webgpt argilla hh literals sharegpt"
-
-
-@pytest.mark.parametrize("kind", KINDS.split())
+@pytest.mark.parametrize("kind", ["openai", "nectar", "arena", "hh"])
 def test_known_formats_are_read_without_a_mapping(tmp_path, kind):
     data = read(tmp_path, [shaped(n, kind) for n in range(30)])
     texts = [(row.pair.prompt, row.pair.chosen, row.pair.rejected) for row in data.rows]
     assert texts == [tuple(good(n).values()) for n in range(30)] and not data.rejected
-    assert bool(data.how) == (kind not in ("hh", "literals", "sharegpt"))
+    assert bool(data.how) == (kind != "hh")
 
 
 def test_a_mapping_names_paths_several_columns_and_scores(tmp_path):
@@ -246,7 +232,6 @@ def test_a_mapping_names_paths_several_columns_and_scores(tmp_path):
 
 SPEAKING = [  # columns of prompt, chosen and rejected; labels of the first rows and of the last one; a line
     ("input output_good output_bad", {}, "prompt"),
-    ("question answer_a answer_b", {"choice": "A B"}, 'label: "choice"'),
     ("user_message variant_a variant_b", {"chosen_variant": "variant_a variant_b", "customer_id": "u1 u2"},
      'user: "customer_id"'),
     ("question reply_1 reply_2", {"rating_1": "5 1", "rating_2": "4.5 2"}, "scores: "),
@@ -275,12 +260,9 @@ def proposal(results, tmp_path, rows):
 
 
 def test_nested_columns_are_listed_as_paths_and_proposed(results, tmp_path):
-    def candidates(n):
-        texts = good(n)["rejected"], good(n)["chosen"]
-        return [{"model": f"m{n}", "message": turn("assistant", text)} for text in texts]
-
     rows = [{"meta": {"user_id": f"u{n % 6}"}, "request": {"messages": [turn("user", good(n)["prompt"])]},
-             "candidates": candidates(n), "preferred_index": int(n > 0)} for n in range(24)]  # fmt: skip
+             "candidates": [{"message": turn("assistant", good(n)[side])} for side in ("rejected", "chosen")],
+             "preferred_index": int(n > 0)} for n in range(24)]  # fmt: skip
     proposed = proposal(results, tmp_path, rows)
     assert "candidates.0.message" in proposed and 'user: "meta.user_id"' in proposed
     data = read(tmp_path, rows, proposed)
@@ -301,17 +283,6 @@ def test_a_mapping_of_the_user_alone_goes_with_a_known_format_and_is_suggested(t
     assert "column 'rater' may name users" in intake.describe(read(tmp_path, rows))[-1]
     data = read(tmp_path, rows, "user: rater\n")
     assert len({row.pair.user for row in data.rows}) == 6 and "Nectar" in intake.describe(data)[-1]
-
-
-def test_what_should_not_be_in_data_is_noted_without_showing_it(tmp_path):
-    rows = [good(n) for n in range(24)] + [
-        good(32, chosen="Mail a.b@c.org."), good(33, chosen="Ring +49 30 1234567, or (030) 12."),
-        good(34, rejected="Use sk-abcdefghijklmnop12."), good(36, rejected="x\nPersona: y"),
-        good(35, chosen="2024, 1,000 of 10.5, 192.168.0.1, 2026-09-01."),
-    ]  # fmt: skip
-    noted = {f.row: (f.code, f.detail[:8]) for f in read(tmp_path, rows).findings if not f.rejected}
-    assert noted == {25: ("e-mail", "a.b@..."), 26: ("phone", "+49 ..."), 27: ("key", "sk-a..."),
-                     28: ("persona line", "'x\\nPers")}  # fmt: skip
 
 
 CASES = {  # file, mapping -> usable pairs, or what the error says
@@ -353,34 +324,25 @@ def parts_of(prompts: list[str], threshold: float) -> list[list[int]]:
     return intake.near_parts(rows, threshold)
 
 
-def test_near_prompts_share_a_split_even_through_a_third():
-    chain = [
-        "how do I bake a good dark rye bread at home",
-        "how do I bake a good dark rye bread today",
-        "so how do I bake a good dark rye bread today",
-    ]
-    others = ["How do I  BAKE a good dark rye bread at home", "something else"]
-    assert sorted(parts_of([*chain, *others], 0.65)) == [[0, 1, 2, 3], [4]]
-    assert sorted(parts_of(chain[::2], 0.65)) == [[0], [1]]  # 7 of 11 different 3-grams in common
+def test_near_prompts_share_a_group_even_through_a_third():
+    chain = [f"{words} of good dark rye bread {when}" for words, when in
+             (("how do I bake one loaf", "at home"), ("how do I bake one loaf", "today"),
+              ("so how do I bake one loaf", "today"))]  # fmt: skip
+    assert sorted(parts_of([*chain, chain[0].upper(), "something else"], 0.65)) == [[0, 1, 2, 3], [4]]
 
 
-def test_what_all_prompts_share_groups_nothing_and_every_split_has_rows(tmp_path):
+def test_splits_have_their_shares_whatever_all_prompts_share(tmp_path):
     system = "You are a helpful assistant of a shop. Be kind, be brief, and never speak of prices. " * 3
     rows = [good(n, prompt=f"{system}What is {NAMES[n % 10]}{n} for at home?") for n in range(40)]
-    rows.append(good(41, prompt=f"{system}What is warm39 for at home today?"))
     asked = "\u6211\u5e94\u8be5\u600e\u6837\u7167\u987e"  # how should I look after
     chinese = [good(n, prompt=f"{asked}{chr(0x4E00 + 7 * n)}{chr(0x5F00 + n)}\uff1f") for n in range(40)]
-    for table in (rows[:40], chinese):
-        sizes = {name: len(part) for name, part in read(tmp_path, table).pairs().items()}
-        assert sizes == {"train": 32, "validation": 4, "test": 4}
-    groups = parts_of([row["prompt"] for row in rows], 0.5)
-    assert [39, 40] in groups and len(groups) == 40
-
-
-def test_a_split_without_enough_prompts_says_why(tmp_path):
-    rows = [good(n, split="train" if n < 29 else "test") for n in range(30)]
-    with pytest.raises(DataError, match="test has 1 different prompts and needs 2. .* The largest group"):
-        read(tmp_path, rows)
+    for table in (rows, chinese, chinese[::-1]):
+        parts = read(tmp_path, table).pairs()
+        assert [len(part) for part in parts.values()] == [32, 4, 4]
+    again = read(tmp_path, chinese).pairs()  # the order of rows decides nothing
+    assert all({p.prompt for p in parts[name]} == {p.prompt for p in again[name]} for name in parts)
+    twins = [row["prompt"] for row in rows] + [f"{system}What is warm39 for at home today?"]
+    assert [39, 40] in parts_of(twins, 0.5)
 
 
 def test_the_page_counts_the_rows_that_are_longer_than_training_takes(tmp_path, monkeypatch):
@@ -393,49 +355,32 @@ def test_the_page_counts_the_rows_that_are_longer_than_training_takes(tmp_path, 
     assert "2 rows are longer" in page.read_text(encoding="utf-8")
 
 
-def test_splits_follow_the_texts_alone_and_have_their_shares(tmp_path):
-    rows = [good(n) for n in range(200)]
-    first, again = read(tmp_path, rows).pairs(), read(tmp_path, rows[::-1]).pairs()
-    assert {name: len(part) for name, part in first.items()} == {"train": 160, "validation": 20, "test": 20}
-    for name in first:
-        assert {p.prompt for p in first[name]} == {p.prompt for p in again[name]}
-
-
 def test_given_splits_stay_and_no_prompt_is_in_two_but_one_alone_is_split_anew(tmp_path):
     rows = [good(n, split="test" if n < 10 else "dev" if n < 20 else None) for n in range(60)]
     rows.append(good(60, prompt=good(25)["prompt"].upper(), split="test"))
     data = read(tmp_path, rows)
-    assert {name: len(part) for name, part in data.pairs().items()} == {
-        "train": 40,
-        "validation": 10,
-        "test": 10,
-    }
+    assert [len(part) for part in data.pairs().values()] == [40, 10, 10]
     assert data.given_splits and codes(data) == {61: ("prompt", "shared prompt")}
-    rows = [good(n, part="prefs" if n < 40 else "sft") for n in range(50)]
+    rows = [good(n, part="prefs" if n < 40 else "test") for n in range(50)]
+    with pytest.raises(DataError, match="validation has 0 different prompts and needs 1"):
+        read(tmp_path, rows, "split: part\nsplits: {prefs: train, test: test}\n")
     alone = read(tmp_path, rows, "split: part\nsplits: {prefs: train}\n")
-    assert (
-        intake.account(alone) == {"read": 50, "usable": 40, "split": 10} and len(alone.pairs()["test"]) == 4
-    )
+    assert intake.account(alone) == {"read": 50, "usable": 40, "split": 10}
+    assert [len(part) for part in alone.pairs().values()] == [32, 4, 4]
 
 
 # --- files of others, runs, the page and the command line ---
 
 
-def test_the_shipped_example_is_sound():
-    data = intake.read_own(profile_of(EXAMPLES / "pairs.jsonl"))
-    assert len(data.rows) == data.n_read == 64 and not data.findings
-
-
 def test_a_run_writes_the_pairs_and_the_account_and_a_changed_file_is_seen(results, tmp_path):
     path = save(tmp_path / "x.jsonl", [good(n) for n in range(30)])
     run = Run(profile_of(path), "own", 0)
-    folder = preference.write_pairs(run)
+    preference.write_pairs(run)
     assert sum(map(len, preference.load_pairs(run).values())) == 30
     before = preference.input_key(run), tasks.settings_of(run.profile)
     save(path, [good(n) for n in range(31)])
-    assert preference.input_key(run) != before[0]
-    assert tasks.settings_of(run.profile) != before[1]
-    assert preference.write_pairs(run) == folder
+    assert preference.input_key(run) != before[0] and tasks.settings_of(run.profile) != before[1]
+    preference.write_pairs(run)
     assert sum(map(len, preference.load_pairs(run).values())) == 31
 
 
@@ -459,8 +404,7 @@ def test_the_command_checks_the_data_and_writes_a_page_that_names_every_damaged_
 
 def test_own_data_gets_the_steps_that_its_profile_can_run():
     steps = pipeline.own_overrides("own", [])[1].removeprefix("steps=").split(",")
-    assert "03_persona_inference" in steps
-    assert not {"09_judging", "13_released_outputs"} & set(steps)
+    assert "03_persona_inference" in steps and not {"09_judging", "13_released_outputs"} & set(steps)
     judged = pipeline.own_overrides("small", [])[1].removeprefix("steps=").split(",")
     assert {"03_persona_inference", "04_persona_quality", "09_judging"} <= set(judged)
     assert judged == [step for step in STEPS if step in judged]
@@ -477,9 +421,6 @@ def test_the_authors_folder_and_a_named_data_set_are_not_own_data(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--data", "nowhere.jsonl"], "nowhere.jsonl: no such file or folder (paths are relative"),
-        (["--data", "{tmp}/none"], "name the data file in it"),
-        (["--data", "{tmp}/x.jsonl", "--mapping", "nowhere.yaml"], "nowhere.yaml: no mapping file"),
         (["--data", "{tmp}/x.jsonl", "--profile", "everyday"], "evaluation.judge=oracle reads the package"),
         (["--data", "someone/pairs"], "as a hub id it needs a commit"),
         (["--mapping", "{tmp}/m.yaml"], "--mapping says what the columns of --data mean"),
@@ -488,18 +429,15 @@ def test_the_authors_folder_and_a_named_data_set_are_not_own_data(tmp_path):
 )
 def test_a_wrong_command_says_what_where_and_the_way_out(results, tmp_path, capsys, arguments, complaint):
     save(tmp_path / "x.jsonl", [good(n) for n in range(30)])
-    (tmp_path / "none").mkdir()
     assert pipeline.main([text.replace("{tmp}", str(tmp_path)) for text in arguments]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ") and complaint in said and "Traceback" not in said
 
 
 def test_the_command_that_a_report_shows_names_no_path_of_this_machine():
-    overrides = ["data.path=/home/me/x.jsonl", "data.mapping=/home/me/m.yaml", "datasets=own", "dpo.beta=0.2"]
-    assert report.command_of(profile_of("x.jsonl"), overrides) == (
-        "./run_all.sh --profile own --set data.path=PATH --set data.mapping=PATH --set datasets=own "
-        "--set dpo.beta=0.2"
-    )
+    overrides = ["data.path=/home/me/x.jsonl", "data.mapping=/home/me/m.yaml", "dpo.beta=0.2"]
+    said = "./run_all.sh --profile own --set data.path=PATH --set data.mapping=PATH --set dpo.beta=0.2"
+    assert report.command_of(profile_of("x.jsonl"), overrides) == said
 
 
 # --- users ---

@@ -49,9 +49,7 @@ def test_rows_carry_ids_personas_and_the_row_that_retrieval_used(small, tmp_path
     rows = official.load_official(folder, "beavertails")["test"]
     assert [row.id for row in rows] == [f"beavertails-test-000{n}" for n in range(3)]
     assert [row.retrieved_id for row in rows] == [None, "beavertails-dpo_train-0002", None]
-    no_persona = [None, None]  # a refusal, an empty one
-    gold = [row.personas["gold-rejected"] for row in rows]
-    assert gold == [*no_persona, "The user is test 2 and prefers reject."]
+    assert [row.personas["gold-rejected"] is None for row in rows] == [True, True, False]
     assert rows[2].personas["retrieved-rejected"] is None, "an error message is no persona"
     pairs = official.official_pairs(folder, "beavertails")["test"]
     assert [pair.id for pair in pairs] == [row.id for row in rows[1:]], "a row without responses is no pair"
@@ -76,14 +74,12 @@ def test_schema_errors_name_folder_split_row_and_column(small, tmp_path, change,
         assert word in str(error.value)
 
 
-def test_a_missing_split_and_a_folder_of_something_else_are_errors(small, tmp_path):
-    from datasets import Dataset, DatasetDict
-
+def test_a_missing_split_is_an_error_and_so_is_no_folder(small, tmp_path, monkeypatch):
     with pytest.raises(DataError, match="not a datasets.load_from_disk folder"):
         official.load_official(tmp_path, "beavertails")
-    table = DatasetDict({"test": Dataset.from_dict({"prompt": ["p"]})})
-    table.save_to_disk(tmp_path / "persona-tailoring-BeaverTails")
-    with pytest.raises(DataError, match="split fewshot: is missing"):
+    write_folder(tmp_path)
+    monkeypatch.setattr(official, "SPLITS", (*official.SPLITS[1:], "another"))
+    with pytest.raises(DataError, match="split another: is missing"):
         official.load_official(tmp_path, "beavertails")
 
 
@@ -100,14 +96,11 @@ def test_data_is_found_in_the_named_folder_or_its_parent_or_ways_out_are_given(s
         official.find_data_dir(tmp_path, ["hhh"])
     with pytest.raises(DataError, match=r"\$PERSONA_DATA"):
         official.find_data_dir("", ["hhh"])
-
-
-def test_offline_never_downloads(tmp_path, monkeypatch):
-    monkeypatch.delenv("PERSONA_DATA", raising=False)
+    monkeypatch.delenv("PERSONA_DATA")
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(official, "REPO", tmp_path / "repo")
     monkeypatch.setattr(official, "download", lambda *_: pytest.fail("tried to download"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(DataError, match="downloads are off"):
         official.find_data_dir("", ["beavertails"])
 

@@ -35,19 +35,12 @@ def test_an_unknown_data_set_lists_the_near_names(tmp_path, monkeypatch):
         preference.write_pairs(run)
 
 
-@pytest.mark.parametrize(
-    ("pairs", "words"),
-    [
-        ({"train": [PreferencePair("a", "p", "c", " ")]}, "split train, row a: rejected is empty"),
-        (
-            {"train": [PreferencePair("a", "p", "c", "r")], "test": [PreferencePair("a", "q", "c", "r")]},
-            "twice",
-        ),
-    ],
-)
-def test_unusable_pairs_are_refused(pairs, words):
-    with pytest.raises(ValueError, match=words):
-        preference.check_pairs(pairs, "mine")
+def test_unusable_pairs_are_refused():
+    pair = PreferencePair("a", "p", "c", "r")
+    with pytest.raises(ValueError, match="split train, row a: rejected is empty"):
+        preference.check_pairs({"train": [PreferencePair("a", "p", "c", " ")]}, "mine")
+    with pytest.raises(ValueError, match="twice"):
+        preference.check_pairs({"train": [pair], "test": [pair]}, "mine")
 
 
 def test_the_card_counts_what_is_there():

@@ -19,22 +19,12 @@ POOL = [
 ]
 
 
-def test_the_row_that_shares_the_rare_words_is_found():
-    queries = [("q0", "bicycle chain slips, what to repair"), ("q1", "A good way to learn Greek")]
-    assert retrieve(queries, POOL) == [3, 2]
-
-
-def test_a_row_never_retrieves_itself_nor_its_own_prompt():
-    queries = [POOL[1], ("q", "how do i FIX a  bicycle tyre?")]
-    assert retrieve(queries, POOL) == [3, 3]
-
-
-def test_equal_scores_go_to_the_earlier_row():
+def test_the_nearest_row_is_found_never_itself_nor_its_prompt_and_the_earlier_of_equals():
+    queries = [("q0", "bicycle chain slips, what to repair"), ("q1", "A good way to learn Greek"),
+               POOL[1], ("q", "how do i FIX a  bicycle tyre?")]  # fmt: skip
+    assert retrieve(queries, POOL) == [3, 2, 3, 3]
     pool = [("a", "red kettle"), ("b", "blue kettle"), ("c", "green kettle")]
     assert retrieve([("q", "kettle"), ("r", "nothing in common")], pool) == [0, 0]
-
-
-def test_a_query_without_an_allowed_row_is_an_error_that_names_it():
     with pytest.raises(ValueError, match="'q'"):
         retrieve([("q", "Same prompt")], [("a", "same  prompt")])
     with pytest.raises(ValueError, match="pool is empty"):
@@ -71,8 +61,8 @@ def test_without_sentence_transformers_the_error_says_what_to_install(monkeypatc
         retrieve([("q", "a")], POOL, "dense", "colbert-ir/colbertv2.0")
 
 
-def saved_colbert(folder, words: list[str], length: int):
-    """Save a tiny random checkpoint as Stanford's ColBERT does; returns its vectors of a list of tokens."""
+def saved_colbert(folder, words: list[str]):
+    """Save a tiny random checkpoint as Stanford's ColBERT does."""
     import torch
     from safetensors.torch import save_file
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -86,42 +76,23 @@ def saved_colbert(folder, words: list[str], length: int):
     core.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
     names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
     PreTrainedTokenizerFast(tokenizer_object=core, model_max_length=64, **names).save_pretrained(folder)
-    torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
     config = BertConfig(vocab_size=len(vocabulary), architectures=["HF_ColBERT"], **sizes)
-    model, projection = BertModel(config).eval(), torch.randn(16, 32)
     config.save_pretrained(folder)
-    weights = {f"bert.{name}": value.clone() for name, value in model.state_dict().items()}
-    save_file(weights | {"linear.weight": projection}, folder / "model.safetensors", {"format": "pt"})
-    facts = {"query_maxlen": length, "doc_maxlen": 32, "mask_punctuation": True}
+    weights = {f"bert.{name}": value.clone() for name, value in BertModel(config).state_dict().items()}
+    save_file(
+        weights | {"linear.weight": torch.randn(16, 32)}, folder / "model.safetensors", {"format": "pt"}
+    )
     marks = {"query_token_id": "[unused0]", "doc_token_id": "[unused1]", "attend_to_mask_tokens": False}
-    (folder / "artifact.metadata").write_text(json.dumps(facts | marks))
-
-    def vectors(tokens: list[str], seen: int) -> np.ndarray:
-        ids = torch.tensor([[vocabulary[token] for token in tokens]])
-        mask = torch.tensor([[int(n < seen) for n in range(len(tokens))]])
-        with torch.no_grad():
-            found = model(input_ids=ids, attention_mask=mask).last_hidden_state[0] @ projection.T
-        return (found / found.norm(dim=-1, keepdim=True)).numpy()
-
-    return vectors
+    facts = {"query_maxlen": 12, "doc_maxlen": 32, "mask_punctuation": True, **marks}
+    (folder / "artifact.metadata").write_text(json.dumps(facts))
 
 
-def test_late_interaction_sums_the_best_match_of_every_query_token(tmp_path):
+def test_a_checkpoint_of_colbert_is_read_and_a_row_never_gets_itself(tmp_path):
     pytest.importorskip("sentence_transformers", reason="needs the extra: pip install -e '.[retrieval]'")
-    queries = [("q0", "bicycle chain to repair ?"), ("q1", "how do i learn spanish"), POOL[1]]
-    split = {text: text.lower().replace("?", " ?").split() for _, text in (*POOL, *queries)}
-    vectors = saved_colbert(tmp_path, sorted({word for words in split.values() for word in words}), 12)
-
-    def max_sim(query: str, text: str) -> float:
-        asked = ["[CLS]", "[unused0]", *split[query], "[SEP]"]
-        filled = asked + ["[MASK]"] * (12 - len(asked))  # not seen, but they do score
-        tokens = ["[CLS]", "[unused1]", *split[text], "[SEP]"]
-        kept = [number for number, token in enumerate(tokens) if token != "?"]
-        return (vectors(filled, len(asked)) @ vectors(tokens, len(tokens))[kept].T).max(axis=1).sum()
-
-    expected = np.array([[max_sim(query, text) for _, text in POOL] for _, query in queries])
-    texts = [[text for _, text in rows] for rows in (queries, POOL)]
-    np.testing.assert_allclose(retrieval.SCORERS["late"](*texts, str(tmp_path)), expected, atol=1e-4)
-    expected[2, 1] = -np.inf  # a row of the pool never gets itself
-    assert retrieve(queries, POOL, "late", str(tmp_path)) == expected.argmax(axis=1).tolist()
+    prompts = [text for _, text in POOL]
+    saved_colbert(tmp_path, sorted({word for text in prompts for word in text.lower().rstrip("?").split()}))
+    expected = np.array(retrieval.SCORERS["late"](prompts, prompts, str(tmp_path)))
+    assert expected.shape == (4, 4) and (expected > 0).all() and (expected <= 12).all()  # 12 tokens, cosines
+    np.fill_diagonal(expected, -np.inf)
+    assert retrieve(POOL, POOL, "late", str(tmp_path)) == expected.argmax(axis=1).tolist()

@@ -17,9 +17,8 @@ def infer_all(run: Run, without=()) -> None:
     """Write a persona for every side of every pair, as the inference step would; ids in ``without`` fail."""
     for split, pairs in preference.load_pairs(run).items():
         for side in ("chosen", "rejected"):
-            rows = [InferredPersona(p.id, side, "test", None, "refusal", "I cannot") if p.id in without
-                    else InferredPersona(p.id, side, "test", persona_of(p.id, side), "ok", "")
-                    for p in pairs]  # fmt: skip
+            texts = {p.id: None if p.id in without else persona_of(p.id, side) for p in pairs}
+            rows = [InferredPersona(id, side, "test", text, "ok", "") for id, text in texts.items()]
             store.write_rows(run.folder / "personas" / f"{split}-{side}.jsonl", rows)
 
 
@@ -77,16 +76,6 @@ def test_both_retrieved_personas_come_from_one_training_row_that_is_not_for_vali
                 assert row.personas[f"gold-{side}"] == persona_of(row.id, side)
 
 
-def test_rejected_personas_are_needed_only_where_retrieval_points(run):
-    needed = set(tailoring.retrieved_ids(run).values())
-    path = run.folder / "personas" / "train-rejected.jsonl"
-    store.write_rows(path, [row for row in store.read_rows(path, InferredPersona) if row.id in needed])
-    tailoring.build_tailoring(run)
-    rows = tailoring.load_tailoring(run)
-    assert all(row.personas["retrieved-rejected"] for row in rows["validation"] + rows["test"])
-    assert any("gold-rejected" not in row.personas for row in rows["sft_train"])
-
-
 def test_shuffled_personas_are_both_of_one_other_row_and_a_failed_inference_has_none(run):
     failed = preference.load_pairs(run)["test"][0].id
     infer_all(run, without=(failed,))
@@ -104,15 +93,10 @@ def test_shuffled_personas_are_both_of_one_other_row_and_a_failed_inference_has_
 
 
 def test_the_system_persona_joins_the_most_common_claims():
-    personas = [
-        "The user is brief and prefers lists.",
-        "The user is brief and prefers prose.",
-        "The user is calm, and prefers prose.",
-        "Likes prose.",
-        None,
-    ]
+    said = ["brief and prefers lists.", "brief and prefers prose.", "calm, and prefers prose."]
+    personas = [*(f"The user is {text}" for text in said), "Likes prose.", None]
     assert tailoring.common_persona(personas) == "The user is brief and prefers prose."
-    assert tailoring.common_persona(["Likes prose.", None]) is None
+    assert tailoring.common_persona(personas[3:]) is None
 
 
 def test_added_personas_are_in_their_row_and_a_rerun_builds_only_for_changed_ones(run):

@@ -284,12 +284,10 @@ def check_splits(source: str, rows: Sequence[OwnRow], findings: Sequence[Finding
     needs = [f"{split} has {n} different prompts and needs {LEAST_OF[split]}" for split, n in short.items()]
     rejected = [finding for finding in findings if finding.rejected]
     said = counted(f"{f.code} ({f.field})" for f in rejected) or "none"
-    first = "".join(
-        f"; first: {f.place}, {f.field}: {f.code} {f.detail} ({REJECTED[f.code][1]})" for f in rejected[:1]
-    )
+    first = [f"; first: {f.place}, {f.field}: {f.code} {f.detail} ({REJECTED[f.code][1]})" for f in rejected]
     largest = max(map(len, near_parts(rows, threshold)), default=0)
     raise DataError(
-        f"{source}: {len(rows)} usable pairs; {', '.join(needs)}. Rows rejected: {said}{first}. "
+        f"{source}: {len(rows)} usable pairs; {', '.join(needs)}. Rows rejected: {said}{''.join(first[:1])}. "
         f"The largest group of near prompts has {largest} rows; --set data.near_duplicates=0.9 keeps fewer "
         "together. One given split alone is split anew: 'splits: {train: train}' in the mapping reads only it"
     )
@@ -376,8 +374,7 @@ def finding_table(data: OwnData) -> pd.DataFrame:
     """Return a line per finding: row, place, field, code, whether the row was rejected, detail."""
     import pandas as pd
 
-    first = data.rejected
-    lines = [asdict(f) | {"outcome": "rejected" if f.row in first else "kept"} for f in data.findings]
+    lines = [asdict(f) | {"outcome": "rejected" if f.rejected else "kept"} for f in data.findings]
     return pd.DataFrame(lines, columns=["row", "place", "field", "code", "outcome", "detail"])
 
 
@@ -410,17 +407,14 @@ def describe_users(data: OwnData) -> list[str]:
     users = {split: Counter(pair.user for pair in part) for split, part in data.pairs().items()}
     if not (everybody := set().union(*users.values()) - {""}):
         return []
-    seen, unseen = (
-        [n for user, n in users["test"].items() if user in users.get(split, ())]
-        for split in ("train", HISTORY)
-    )
-    history = users.get(HISTORY, Counter()).total()
-    said = [
+    history, test = users.get(HISTORY, Counter()), users["test"].items()
+    seen, unseen = ([n for user, n in test if user in part] for part in (users["train"], history))
+    said = (
         f"users: {len(everybody)}; evaluated: {sum(unseen)} pairs of {len(unseen)} users who are not in "
         f"training (unseen), {sum(seen)} pairs of {len(seen)} who are (seen)"
-    ]
-    cost = f"cost of the split by user: {history} pairs of unseen users serve for their persona only"
-    return [*said, f"{cost}; no question is in two of train, validation and test"] if history else said
+    )
+    cost = f"cost of the split by user: {history.total()} pairs of unseen users serve for their persona only"
+    return [said, f"{cost}; no question is in two of train, validation and test"] if history else [said]
 
 
 def counted(codes: Iterable[str]) -> str:

@@ -218,11 +218,9 @@ def stems(text: str) -> set[str]:
 def finished(text: str) -> float:
     """Return 1 for a text that ends like a sentence or a list line, 0 for one that breaks off."""
     lines = text.strip().splitlines() or [""]
-    listed = re.match(r"\s*(?:\d+[.)]|[-*•])\s", lines[-1])
-    return float(
-        bool(re.search(r"[.!?)\"”']$", lines[-1]))
-        or bool(listed and len(lines) > 2 and len(lines[-1].split()) > 2)
-    )
+    ended = re.search(r"[.!?)\"”']$", lines[-1])
+    listed = re.match(r"\s*(?:\d+[.)]|[-*•])\s", lines[-1]) and len(lines) > 2 and len(lines[-1].split()) > 2
+    return float(bool(ended or listed))
 
 
 def quality(prompt: str, text: str) -> float:
