@@ -28,12 +28,12 @@ FILES = {
     "users": "beyond.users",
 }
 DECIDED = {
-    "pairs": (1, "1e7118892b1ab46c"),
+    "pairs": (1, "77b78f0d0fd59b66"),
     "personas": (1, "2c465a4c1e2834c6"),
     "tailoring": (1, "7f9bd7ba5cd87a97"),
     "training": (1, "f58e884f07266f89"),
     "answers": (1, "691f8e5b9ef83874"),
-    "judging": (1, "7703d4471e8b0540"),
+    "judging": (1, "54856f42c950db3f"),
     "swap": (1, "a23f5c21a1735d2c"),
     "calibration": (1, "9fceaa773f5bd6b8"),
     "rejudged": (1, "74645e50aa82df66"),
