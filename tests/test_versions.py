@@ -36,8 +36,8 @@ DECIDED = {
     "judging": (1, "54856f42c950db3f"),
     "swap": (1, "a23f5c21a1735d2c"),
     "calibration": (1, "9fceaa773f5bd6b8"),
-    "rejudged": (1, "74645e50aa82df66"),
-    "users": (1, "dce9ad4705eca9be"),
+    "rejudged": (1, "a8313663dece82f7"),
+    "users": (1, "8ead3d095390c888"),
 }
 
 

@@ -16,34 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from persona_lib import intervals
 from persona_lib.beyond.calibration import calibration_path
 from persona_lib.beyond.users import USER_TABLES
 from persona_lib.data import everyday
 from persona_lib.data.preference import inference_split
-from persona_lib.intervals import (
-    SIGNS,
-    Interval,
-    drawn_columns,
-    interval_columns,
-    interval_of,
-    make_pool,
-    ratio,
-    scores,
-    sign_test,
-    signs,
-    table_of,
-)
-from persona_lib.paper import results
+from persona_lib.intervals import Interval, drawn_columns, interval_columns, table_of
+from persona_lib.paper import judging, results
 from persona_lib.paper.answers import read_generations
-from persona_lib.paper.judging import (
-    PARSED,
-    RUBRIC_NAMES,
-    Judged,
-    forget_judged,
-    read_judgments,
-    runs_of,
-    same_items,
-)
+from persona_lib.paper.judging import RUBRIC_NAMES, Judged, runs_of, same_items
 from persona_lib.paper.personas import PERSONA_TABLES
 from persona_lib.paper.swap import SWAP_TABLES
 from persona_lib.records import DataError, Generation
@@ -86,7 +67,7 @@ def resampled_dpq(joint: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     draws = rng.multinomial(round(joint.sum()), joint.ravel() / joint.sum(), size=N_RESAMPLES)
     counts = np.concatenate([joint[None], draws.reshape(-1, 3, 3)])
     margins = [counts.sum(axis=axis) for axis in (2, 1)]
-    return 50 * sum(ratio(m[:, 0] - m[:, 2], m[:, 0] + m[:, 2]) for m in margins)
+    return 50 * sum(intervals.ratio(m[:, 0] - m[:, 2], m[:, 0] + m[:, 2]) for m in margins)
 
 
 @functools.cache
@@ -101,12 +82,12 @@ def reanalysed() -> pd.DataFrame:
         line = {"dataset": row["dataset"], "kind": "paper", "label": f"{row['side']}, {row['persona']}"}
         line["n"], margins, rng = row["n"], [], np.random.default_rng(number)
         for short in "pq":
-            counts = {verdict: row[f"{short}_{verdict}"] for verdict in PARSED}
+            counts = {verdict: row[f"{short}_{verdict}"] for verdict in judging.PARSED}
             line |= results.verdict_counts(short, counts)
-            line[f"{short}_sign"] = sign_test(counts["win"], counts["loss"])
+            line[f"{short}_sign"] = intervals.sign_test(counts["win"], counts["loss"])
             margins.append(list(counts.values()))
         drawn.append(resampled_dpq(joint_table(*margins, "independent"), rng))
-        widest = interval_of(resampled_dpq(joint_table(*margins, "agree"), rng))
+        widest = intervals.interval_of(resampled_dpq(joint_table(*margins, "agree"), rng))
         line |= drawn_columns({"dpq": drawn[-1]})
         lines.append(line | {"dpq_low_widest": widest.low, "dpq_high_widest": widest.high})
     average = {"dataset": "all", "kind": "average", "label": "average of the ten rows"}
@@ -156,14 +137,14 @@ def filtered_lines(row: Judged) -> list[results.Row]:
         for wording in ("explicit", "implicit"):
             ids = {item.id for item in everyday.items() if item.wording == wording}
             parts[f"{wording} personas"] = kept(row, [ids] * len(row.runs))
-    columns = {f"{which}/{short}": signs(part.verdicts[rubric])
+    columns = {f"{which}/{short}": intervals.signs(part.verdicts[rubric])
                for which, part in parts.items() for short, rubric in RUBRIC_NAMES.items()}  # fmt: skip
     profile, lines = row.runs[0].profile, []
     number = profile.datasets.index(row.matchup.test.dataset)
-    pool = make_pool(columns, profile.evaluation.bootstrap_samples, number, same_items(row.runs))
+    pool = intervals.make_pool(columns, profile.evaluation.bootstrap_samples, number, same_items(row.runs))
     for which, part in parts.items():
         line = results.row_names(row) | {"pairs": which, "n": part.counts("quality").total()}
-        lines.append(line | results.verdict_columns(part) | drawn_columns(scores(pool, which)))
+        lines.append(line | results.verdict_columns(part) | drawn_columns(intervals.scores(pool, which)))
     return lines
 
 
@@ -171,7 +152,7 @@ def filtered_table(profile: Profile) -> pd.DataFrame:
     """Return every judged row whole and filtered; Holm's adjustment is over rows of one kind and filter."""
     import pandas as pd
 
-    table = table_of(line for row in read_judgments(profile) for line in filtered_lines(row))
+    table = table_of(line for row in judging.read_judgments(profile) for line in filtered_lines(row))
     if table.empty:
         return table
     return pd.concat([results.with_holm(part) for _, part in table.groupby(["kind", "pairs"])]).sort_index()
@@ -213,13 +194,13 @@ def length_table(profile: Profile) -> pd.DataFrame:
                  for found in answers_of(row)]  # fmt: skip
         means = np.mean([pair for found in words for pair in found.values()], axis=0)
         sizes = dict(zip(("words_tested", "words_base"), means, strict=True))
-        shared = same_items(row.runs)
+        shared, signs = same_items(row.runs), intervals.SIGNS
         for short, rubric in RUBRIC_NAMES.items():
-            items = [(SIGNS.get(verdict, 0.0), np.subtract(*words[run][i]), i if shared else f"{run}/{i}")
+            items = [(signs.get(verdict, 0.0), np.subtract(*words[run][i]), i if shared else f"{run}/{i}")
                      for run, verdicts in enumerate(row.verdicts[rubric])
                      for i, verdict in verdicts.items()]  # fmt: skip
             line = results.row_names(row) | {"rubric": rubric, **sizes}
-            line |= {"n_decided": sum(row.counts(rubric)[verdict] for verdict in SIGNS)}
+            line |= {"n_decided": sum(row.counts(rubric)[verdict] for verdict in signs)}
             line |= drawn_columns({"net": row.scores[f"{short}_net"]})
             lines.append(line | interval_columns("net_controlled", length_model(*zip(*items, strict=True))))
     return table_of(lines)
@@ -316,7 +297,7 @@ def save_tables(profile: Profile) -> dict[str, Path]:
         save_tables(alone)
         if len(found := results.read_table(alone, "primary")):
             parts.append(found.dropna(subset="estimate").assign(seed=seed))
-    forget_judged()
+    judging.forget_judged()
     by_dataset = {"calibration": calibrations, **SWAP_TABLES, **USER_TABLES}
     makers = {
         **results.JUDGED_TABLES,

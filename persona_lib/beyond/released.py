@@ -15,18 +15,11 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from persona_lib import intervals
 from persona_lib.beyond.claims import reanalysed
 from persona_lib.data.official import DATASETS, ROLE_MARK, download, find_data_dir, load_official
 from persona_lib.data.preference import draw
-from persona_lib.intervals import (
-    bootstrap_mean,
-    drawn_columns,
-    interval_columns,
-    make_pool,
-    scores,
-    signs,
-    table_of,
-)
+from persona_lib.intervals import bootstrap_mean, drawn_columns, interval_columns, table_of
 from persona_lib.models.generate import cut_at_stop
 from persona_lib.paper.judges import model_judge
 from persona_lib.paper.judging import RUBRIC_NAMES, judge_comparisons, judge_key
@@ -229,9 +222,9 @@ def rejudged_row(profile: Profile, dataset: str, eval_persona: str) -> Row:
         by_id = {row["id"]: row[rubric] for row in verdicts}
         line |= verdict_counts(short, Counter(by_id.values()))
         line[f"{short}_inconsistent"] = inconsistent(folder / f"{rubric}.jsonl")
-        columns[f"released/{short}"] = signs([by_id])
-    pool = make_pool(columns, profile.evaluation.bootstrap_samples)
-    return line | drawn_columns(scores(pool, "released"))
+        columns[f"released/{short}"] = intervals.signs([by_id])
+    pool = intervals.make_pool(columns, profile.evaluation.bootstrap_samples)
+    return line | drawn_columns(intervals.scores(pool, "released"))
 
 
 def rejudged_tables(run: Run, data: Released | None) -> dict[str, pd.DataFrame]:

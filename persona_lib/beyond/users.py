@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import cache
 from itertools import combinations, product
 from typing import TYPE_CHECKING
@@ -20,15 +19,7 @@ import numpy as np
 
 from persona_lib import store
 from persona_lib.data.preference import load_pairs
-from persona_lib.intervals import (
-    drawn_columns,
-    interval_columns,
-    interval_of,
-    make_pool,
-    ratio,
-    resampled,
-    table_of,
-)
+from persona_lib.intervals import drawn_columns, make_pool, ratio, resampled, table_of
 from persona_lib.models import trainers
 from persona_lib.models.served import SURFACE, load_generator, role_key
 from persona_lib.paper import swap
@@ -213,11 +204,10 @@ def share_line(runs: Sequence[Run], values: Sequence[Mapping[str, float]], users
             block[drawn.index(users[id])] += value, 1
     how = runs[0].profile.evaluation.bootstrap_samples, 0, len(runs) > 1
     shares = resampled(blocks, lambda sums: ratio(sums[:, 0], sums[:, 1]), *how)
-    share = interval_of(np.clip(shares, 0, 1))
-    if len(drawn) < LEAST or share.low == share.high:
-        share = replace(share, low=None, high=None)
-    sizes = {"n": sum(map(len, values)), "n_users": len(drawn), "n_seeds": len(runs)}
-    return sizes | interval_columns("d_positive", share)
+    share = drawn_columns({"d_positive": np.clip(shares, 0, 1)})
+    if len(drawn) < LEAST or share["d_positive_low"] == share["d_positive_high"]:
+        share |= dict.fromkeys(("d_positive_low", "d_positive_high"))
+    return {"n": sum(map(len, values)), "n_users": len(drawn), "n_seeds": len(runs)} | share
 
 
 def swap_by_users(runs: Sequence[Run]) -> pd.DataFrame:
