@@ -19,7 +19,7 @@ from persona_lib.models.generate import ONE_AT_A_TIME, TransformersGenerator
 from persona_lib.models.load import ModelError, format_of
 from persona_lib.paper.answers import adapters_of, eval_rows, whole_answer
 from persona_lib.paper.swap import PolicyLoader, swap_arms
-from persona_lib.prompts import STOP, beginning, begun_prompt, tailoring_prompt
+from persona_lib.prompts import STOP, beginning, completion_text, tailoring_prompt
 from persona_lib.settings import ConfigError, Run, main_arm, open_run
 from persona_lib.show import policy_name
 
@@ -78,7 +78,7 @@ class Asker:
         adapters = [folder.name for folder in adapters_of(self.run, arm)]
         penalty = settings.repetition_penalty
         generator = TransformersGenerator(*loaded, arm, 1, adapters, repetition_penalty=penalty)
-        prompt = begun_prompt(asked, beginning(self.run.dataset, question), self.chat)
+        prompt = asked + completion_text(beginning(self.run.dataset, question), self.chat)
         for text in generator.stream(prompt, settings.max_new_tokens, (STOP,), settings.min_new_tokens):
             yield whole_answer(self.run, question, text)
 

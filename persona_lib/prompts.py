@@ -91,15 +91,10 @@ def beginning(dataset: str, prompt: str) -> str:
     return f"{term[:1].upper()}{term[1:]} sounds like" if dataset == "mnemonic" else ""
 
 
-def begun_prompt(prompt: str, begun: str, chat: ChatFormat | None = None) -> str:
-    """Put the beginning of the answer (``beginning``) after a rendered tailoring prompt."""
-    return prompt + completion_text(begun, chat) if begun else prompt
-
-
 def completion_text(text: str, chat: ChatFormat | None = None) -> str:
-    """Render a response as the completion of ``tailoring_prompt``; for a base model one space comes first."""
+    """Render a response (or its beginning) to ``tailoring_prompt``; a base model's begins with one space."""
     text = (text if chat is None else chat.plain(text)).strip()
-    return text if chat is not None and chat.told else f" {text}"
+    return f" {text}" if text and (chat is None or not chat.told) else text
 
 
 def few_shot_prefix(shots: Sequence[tuple[str, str | None, str]], chat: ChatFormat | None = None) -> str:

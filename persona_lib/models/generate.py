@@ -48,12 +48,6 @@ def cut_at_stop(text: str, stop: Sequence[str]) -> tuple[str, bool]:
     return (text[: min(ends)], True) if ends else (text, False)
 
 
-def common_head(rows: Sequence[list[int]]) -> list[int]:
-    """Return the tokens that all rows begin with, at least one less than the shortest has; [] if few."""
-    head = os.path.commonprefix(rows)[: min(map(len, rows)) - 1] if len(rows) > 1 else []
-    return head if len(head) >= LEAST_SHARED else []
-
-
 def logits_processors(penalty: float, prompt_width: int, how: Decoding) -> Any:
     """Return transformers' processors: ``penalty`` for generated tokens only, then those for sampling."""
     import transformers as hf
@@ -114,7 +108,8 @@ class TransformersGenerator:
         if decoding.temperature:
             torch.manual_seed(decoding.seed)
         with using_adapters(self.model, self.adapters, self.merge), torch.inference_mode():
-            cache = self.read_head(common_head(rows))
+            head = os.path.commonprefix(rows)[: len(rows[order[0]]) - 1] if len(rows) > 1 else []
+            cache = self.read_head(head if len(head) >= LEAST_SHARED else [])
             for start in range(0, len(order), self.batch_size):
                 chosen = order[start : start + self.batch_size]
                 *_, found = self.steps([rows[i] for i in chosen], copy.deepcopy(cache), decoding)

@@ -213,6 +213,7 @@ def load_engine(source: str, revision: str, dtype: str, ranks: Sequence[int] = (
         return LOADED[key]
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # nothing is reported to anyone
     try:
+        import torch
         from vllm import LLM
     except ImportError as error:
         install = "pip install -e '.[lab,vllm]' -c constraints-vllm.txt"
@@ -220,6 +221,7 @@ def load_engine(source: str, revision: str, dtype: str, ranks: Sequence[int] = (
         raise ImportError(text) from error
     LOADED.clear()
     gc.collect()  # an engine ends when nobody holds it any more
+    torch.cuda.empty_cache()
     how: dict[str, Any] = {"revision": revision or None, "tokenizer_revision": revision or None}
     how["dtype"] = dtype  # "auto" would make float16 of float32 weights
     how["max_model_len"] = -1  # what fits into memory, at most the model's own

@@ -146,7 +146,7 @@ def fit_adapter(
     weights = trainer.accelerator.get_state_dict(trainer.model)  # several processes may hold a part each
     trainers.in_main(save_adapter, trainer, weights, folder, key)
     del trainer
-    release_memory()
+    gc.collect()  # a trainer holds itself, and the base
 
 
 def build_trainer(run: Run, method: str, tokenizer: Any, rows: dict[str, list[dict]], folder: Path) -> Any:
@@ -181,14 +181,6 @@ def weight_megabytes(model: Any) -> dict[str, float]:
     shapes = [(state or weight).shape for weight, state in zip(weights, states, strict=True)]
     held = sum(t.numel() * t.element_size() for t in kept)
     return {"held": held / 1e6, "float32": sum(4 * shape.numel() for shape in shapes) / 1e6}
-
-
-def release_memory() -> None:
-    """Free what a finished trainer held."""
-    import torch
-
-    gc.collect()
-    torch.cuda.empty_cache()
 
 
 def qlora_section(run: Run, steps: int = 4, rows: int = 16) -> Any:

@@ -29,12 +29,6 @@ def trainable_parameters(model: Any) -> dict[str, Any]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def cast_adapters(model: Any) -> None:
-    """Cast trainable parameters to float32: TRL makes QLoRA adapters bfloat16, which loses small updates."""
-    for parameter in trainable_parameters(model).values():
-        parameter.data = parameter.data.float()
-
-
 def check_adapters(model: Any, adapter: str) -> None:
     """Raise ModelError unless exactly the weights of one adapter are trainable, all in float32."""
     import torch
@@ -70,10 +64,8 @@ def learning_guard() -> Any:
 
         def on_log(self, args, state, control, logs=None, **kwargs):
             if not 0 < logs.get("grad_norm", 1.0) < math.inf:
-                raise ModelError(
-                    f"the gradient's norm is {logs['grad_norm']} in step {state.global_step}: nothing is "
-                    "learned; on a processor check that NF4 repacking is off, else lower the learning rate"
-                )
+                said = f"the gradient's norm is {logs['grad_norm']} in step {state.global_step}"
+                raise ModelError(f"{said}: nothing is learned; lower the learning rate")
 
     return LearningGuard()
 
@@ -256,7 +248,8 @@ def make_trainer(
         train_dataset=data["train"],
         eval_dataset=data["val"],
     )
-    cast_adapters(trainer.model)
+    for parameter in trainable_parameters(trainer.model).values():
+        parameter.data = parameter.data.float()  # TRL makes QLoRA's bfloat16, which loses small updates
     if "ref" in trainer.model.peft_config:  # TRL's copy of the SFT adapter: "default" becomes a fresh one
         for layer in (m for m in trainer.model.modules() if isinstance(m, LoraLayer)):
             layer.reset_lora_parameters("default", init_lora_weights=True)

@@ -19,8 +19,8 @@ from persona_lib.data.preference import draw
 from persona_lib.models import load, trainers
 from persona_lib.models.generate import TransformersGenerator
 from persona_lib.models.served import VllmGenerator, load_engine, lora_request
-from persona_lib.models.train import adapter_folder, release_memory
-from persona_lib.prompts import STOP, beginning, begun_prompt, few_shot_prefix, tailoring_prompt
+from persona_lib.models.train import adapter_folder
+from persona_lib.prompts import STOP, beginning, completion_text, few_shot_prefix, tailoring_prompt
 from persona_lib.records import Generation, RunSpec, TailoringRow
 from persona_lib.settings import Run, deciding, main_arm, results_dir
 from persona_lib.texts import count_degenerate
@@ -97,7 +97,6 @@ def plain_base(run: Run) -> tuple[str, str]:
         load.load_base(*run.base_source, base.quantization, base.dtype).dequantize().save_pretrained(folder)
         load.load_tokenizer(*run.base_source).save_pretrained(folder)
         store.mark_done(folder, key)
-        release_memory()
     return str(folder), ""
 
 
@@ -219,7 +218,7 @@ def completions(
     prompts = []
     for row, persona in zip(rows, personas, strict=True):
         text = tailoring_prompt(row.prompt, persona, spec.persona_format, chat)
-        prompts.append(shots + begun_prompt(text, beginning(run.dataset, row.prompt), chat))
+        prompts.append(shots + text + completion_text(beginning(run.dataset, row.prompt), chat))
     for n, done in generator.generate(prompts, how.max_new_tokens, (STOP,), how.min_new_tokens):
         text = whole_answer(run, rows[n].prompt, done.text)
         made = personas[n], text, done.finish_reason, done.n_tokens
