@@ -29,10 +29,10 @@ FILES = {
 }
 DECIDED = {
     "pairs": (1, "77b78f0d0fd59b66"),
-    "personas": (1, "2c465a4c1e2834c6"),
+    "personas": (1, "70feb7624e6f4402"),
     "tailoring": (1, "7f9bd7ba5cd87a97"),
-    "training": (1, "f58e884f07266f89"),
-    "answers": (1, "691f8e5b9ef83874"),
+    "training": (1, "eeb466dceb39d2f5"),
+    "answers": (1, "6ba4a6814dcab9a7"),
     "judging": (1, "54856f42c950db3f"),
     "swap": (1, "a23f5c21a1735d2c"),
     "calibration": (1, "9fceaa773f5bd6b8"),
