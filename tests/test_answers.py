@@ -18,20 +18,16 @@ from persona_lib.prompts import STOP, tailoring_prompt
 from persona_lib.records import RunSpec, TailoringRow
 from persona_lib.settings import Run, load_profile, set_field
 
-PROFILE = load_profile(
-    "everyday", ["evaluation.controls=true", "evaluation.limit=0", "generation.few_shot_examples=5"]
-)
+PROFILE = load_profile("everyday", ["evaluation.controls=true", "generation.few_shot_examples=5"])
 PERSONA = "The user is shy and prefers quiet."
 TOLD = {"gold-chosen": PERSONA}
-ROWS = [
-    TailoringRow(f"row-{n}", "test", f"Question {n}?", "good", "bad", TOLD if n else {}) for n in range(4)
-]
+ROWS = [TailoringRow(f"row-{n}", "test", f"Question {n}?", "c", "r", TOLD if n else {}) for n in range(4)]
 SHOTS = [TailoringRow(f"shot-{n}", "sft_train", f"q{n}", f"a{n}", "b", TOLD) for n in range(5)]
 ADAPTERS = ("sft-none", "dpo-none", "sft-chosen", "dpo-chosen")
 
 
-def spec(method="dpo", train="chosen", persona="gold-chosen", form="line", dataset="everyday") -> RunSpec:
-    return RunSpec(dataset, method, train, persona, 0, form)
+def spec(method="dpo", train="chosen", dataset="everyday") -> RunSpec:
+    return RunSpec(dataset, method, train, "gold-chosen", 0)
 
 
 def run_in(tmp_path, monkeypatch, dataset="everyday", **changes) -> Run:
@@ -68,7 +64,6 @@ def test_the_grid_has_every_method_with_and_without_personas():
     assert {"few_shot-none.gold-chosen.first_person", "few_shot-chosen.gold-rejected.line"} <= cells.keys()
     assert {"sft-none.user-chosen.first_person", "dpo-both.system.line", "dpo-none.none.line"} <= cells.keys()
     assert "dpo-none.gold-chosen.line" in cells, "the baseline told in the tailored models' own format"
-    assert not any(slug.startswith(("sft-rejected", "dpo-rejected")) for slug in cells), "not asked for"
     assert {s.train_persona for s in cells.values() if s.method == "few_shot"} == {"none", "chosen"}
     few = answers.grid(Run(set_field(PROFILE, {"evaluation.controls": False}), "everyday", 0))
     assert {s.eval_persona.rpartition("-")[0] for s in few if s.method == "sft"} == {"gold"}
@@ -87,9 +82,7 @@ def test_a_run_answers_rows_with_their_own_persona_and_goes_on_where_it_was_stop
     found = answers.read_generations(run, spec())
     assert set(found) == {"row-1", "row-2", "row-3"}, "row-0 has no such persona"
     assert store.read_json(folder / "done.json")["n_without_persona"] == 1
-    two = found["row-2"]
-    assert two.completion == f"answer to Prompt: Question 2?\nPersona: {PERSONA}\nResponse:"
-    assert (two.persona, two.run) == (PERSONA, "dpo-chosen.gold-chosen.line")
+    assert found["row-2"].completion == f"answer to Prompt: Question 2?\nPersona: {PERSONA}\nResponse:"
     answers.generate_run(run, spec(), None)  # a finished run asks nothing
 
 
@@ -99,21 +92,10 @@ def test_a_mnemonic_begins_with_its_term_and_few_shot_arms_see_worked_examples(t
     (made,) = answers.completions(run, one, echo, [row])
     assert echo.prompts[0].rpartition("\n")[2] == "Response: Negligible sounds like"
     assert made.completion.splitlines()[0] == "Negligible sounds like answer to Prompt: negligible"
-    told = answers.few_shot_examples(run, spec("few_shot", "chosen"))
-    plain = answers.few_shot_examples(run, spec("few_shot", "none", form="first_person"))
-    assert told.count("Persona:") == 5 and plain.count("Persona:") == 0
+    told, plain = (answers.few_shot_examples(run, spec("few_shot", arm)) for arm in ("chosen", "none"))
+    assert [text.count("Persona:") for text in (told, plain)] == [5, 0]
     assert told.count("Response: a") == plain.count("Response: a") == 5
     assert answers.few_shot_examples(run, one) == "", "a trained policy sees none"
-
-
-def test_eval_limit_keeps_the_same_rows_in_file_order_whatever_the_seed(tmp_path, monkeypatch):
-    assert answers.eval_rows(run_in(tmp_path, monkeypatch)) == ROWS
-    few = run_in(tmp_path, monkeypatch, **{"evaluation.limit": 2})
-    other_seed = Run(few.profile, "everyday", 1)
-    store.write_rows(other_seed.folder / "tailoring" / "test.jsonl", list(reversed(ROWS)))
-    kept = answers.eval_rows(few)
-    assert len(kept) == 2 and kept == [row for row in ROWS if row in kept]
-    assert answers.eval_rows(other_seed) == list(reversed(kept))
 
 
 # --- policies: real adapters on a tiny base ---
@@ -131,10 +113,6 @@ def run(tmp_path, monkeypatch):
         folder = save_adapter(made.base_source[0], made.folder / "adapters" / name, seed)
         store.mark_done(folder, f"key of {name}")
     return made
-
-
-def changed(run: Run, **fields) -> Run:
-    return dataclasses.replace(run, profile=set_field(run.profile, fields))
 
 
 def test_every_arm_answers_with_its_own_adapters_sft_below_dpo(run):
@@ -155,19 +133,15 @@ def test_every_arm_answers_with_its_own_adapters_sft_below_dpo(run):
 def test_an_nf4_base_is_written_out_for_vllm_once_with_the_weights_it_has(run):
     import torch
 
-    assert answers.plain_base(run) == run.base_source
-    nf4 = changed(run, **{"base.quantization": "nf4"})
-    source, _ = answers.plain_base(nf4)
-    before = (Path(source) / "done.json").stat().st_mtime_ns
-    assert answers.plain_base(nf4)[0] == source
-    assert (Path(source) / "done.json").stat().st_mtime_ns == before, "made once"
+    nf4 = dataclasses.replace(run, profile=set_field(run.profile, {"base.quantization": "nf4"}))
     ids = torch.tensor([[1, 8, 9, 10]])
+    (source, _), bases = answers.plain_base(nf4), [answers.plain_base(each)[0] for each in (run, nf4)]
+    assert bases == [run.base_source[0], source] and load.load_tokenizer(source).eos_token == "</s>"
     with torch.no_grad():
         plain = load.load_base(source)(input_ids=ids).logits
         four_bits = load.load_base(*run.base_source, "nf4", "float32")(input_ids=ids).logits
         whole = load.load_base(*run.base_source)(input_ids=ids).logits
     assert torch.equal(plain, four_bits) and not torch.allclose(plain, whole, atol=1e-3)
-    assert load.load_tokenizer(source).eos_token == "</s>"
 
 
 def test_vllm_gets_one_adapter_for_a_stack_made_again_when_an_adapter_changes(run):
@@ -186,22 +160,17 @@ def test_with_vllm_every_arm_gets_its_joined_adapter(run, monkeypatch):
     """The engine is a stand-in (see test_served); models, adapters and files are real."""
     from test_served import Engine, Params
 
-    engines = []
-
-    def load_engine(source, revision, dtype, ranks):
-        engines.append((source, dtype, ranks, Engine()))
-        return engines[-1][-1]
-
-    monkeypatch.setattr(answers, "load_engine", load_engine)
+    shared, asked = Engine(), []
+    monkeypatch.setattr(answers, "load_engine", lambda *given: [asked.append(given), shared][1])
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=Params))
     monkeypatch.setitem(sys.modules, "vllm.lora", SimpleNamespace())
     monkeypatch.setitem(sys.modules, "vllm.lora.request", SimpleNamespace(LoRARequest=SimpleNamespace))
-    vllm = changed(run, **{"generation.engine": "vllm", "base.dtype": "bfloat16"})
+    profile = set_field(run.profile, {"generation.engine": "vllm", "base.dtype": "bfloat16"})
+    vllm = dataclasses.replace(run, profile=profile)
     monkeypatch.setattr(answers, "grid", lambda run: [spec("dpo", "none"), spec("sft", "chosen")])
     answers.generate_all(vllm)
 
-    [(base, dtype, ranks, shared)] = engines
-    assert (base, dtype, ranks) == (run.base_source[0], "bfloat16", [8, 4])
+    assert asked == [(*run.base_source, "bfloat16", [8, 4])]
     adapters = [Path(call[2].lora_path).relative_to(run.folder).as_posix() for call in shared.calls]
     assert adapters == ["joined/dpo-none", "joined/sft-chosen"]
     rows = answers.read_generations(vllm, spec("dpo", "none"))

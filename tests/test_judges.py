@@ -41,23 +41,17 @@ class Scripted:
 # --- the oracle ---
 
 
-@pytest.mark.parametrize(
-    ("persona", "rubric", "tested", "base", "verdict"),
-    [
-        (ITEM.persona_a, "personalization", ITEM.response_a, ITEM.response_b, "win"),
-        (ITEM.user_a, "personalization", ITEM.response_b, ITEM.response_a, "loss"),
-        (ITEM.user_a, "personalization", ITEM.response_a, ITEM.response_a, "tie"),
-        ("The user is new and prefers it.", "personalization", ITEM.response_a, ITEM.response_b, "tie"),
-        (ITEM.persona_a, "quality", ITEM.response_a, ITEM.response_a[:40], "win"),
-        (ITEM.persona_b, "quality", ITEM.response_a, ITEM.response_a[:40], "win"),
-    ],
-)
-def test_the_oracle_judges_fit_by_the_datas_wishes_and_quality_without_them(
-    persona, rubric, tested, base, verdict
-):
-    c = PairwiseComparison(ITEM.id, ITEM.prompt, persona, tested, base)
-    ((ab, ba),) = judging.judge_both(judges.oracle_judge(), [c], rubric)
-    assert verdict_of(ab, ba) == verdict and (ab.tie, ba.tie) == (verdict == "tie",) * 2
+def test_the_oracle_judges_fit_by_the_datas_wishes_and_quality_without_them():
+    a, b, cut = ITEM.response_a, ITEM.response_b, ITEM.response_a[:40]
+    cases = {
+        "personalization": [(ITEM.persona_a, a, b), (ITEM.user_a, b, a), (ITEM.user_a, a, a), ("new", a, b)],
+        "quality": [(ITEM.persona_a, a, cut), (ITEM.persona_b, a, cut)],
+    }
+    wanted = {"personalization": ["win", "loss", "tie", "tie"], "quality": ["win", "win"]}
+    for rubric, told in cases.items():
+        found = [PairwiseComparison(ITEM.id, ITEM.prompt, *each) for each in told]
+        judged = judging.judge_both(judges.oracle_judge(), found, rubric)
+        assert [verdict_of(*pair) for pair in judged] == wanted[rubric]
 
 
 def test_without_a_judge_nothing_is_judged_and_it_is_said():
@@ -73,15 +67,12 @@ CHOICES = {
     '```json\n{"reason": "a {brace} and a \\"winner\\": \\"A\\"", "winner": "B"}\n```': "B",
     'Let me think {about it}.\n{"winner": "B", "reason": ""} Done.': "B",
     '{"winner": "A"} no, {"winner": "B"}': None,
-    '{"winner": "C", "reason": ""}': None,
     '{"reason": "cut off at the le': None,
 }
 ENDINGS = {
     "Both are fine. [RESULT] A": "A",
     "So [Result] Response (B)": "B",
-    "Result: b": "B",
     "[RESULT] A because it is short": None,
-    "[RESULT] C": None,
 }
 
 
@@ -119,17 +110,17 @@ def test_a_win_needs_both_orders_and_an_unreadable_answer_leaves_the_pair_unpars
     assert [asked[1:] for asked in generator.asked] == [(64, {})] * 2
 
 
-@pytest.mark.parametrize("form", ["letter", "json"])
 @pytest.mark.parametrize("template", ["its template", None])
-def test_a_loaded_chat_model_is_asked_in_its_own_format_and_a_plain_one_is_not(monkeypatch, form, template):
-    generator = Scripted(ANSWERS[form].format("A"))
+def test_a_loaded_chat_model_is_asked_in_its_own_format_and_a_plain_one_is_not(monkeypatch, template):
+    generator, judged = Scripted("A", '{"winner": "A"}'), []
     generator.tokenizer = template
     chat = ChatFormat(("[system]", "[user]", "[answer]"), ("[user]", "[answer]"), "[end]", ())
     monkeypatch.setattr(load, "chat_format", lambda tokenizer: chat)
-    (judgment,) = judge_of(monkeypatch, generator, f"judge.format={form}")([ONE], "quality")
-    assert judgment.winner == "A"
-    ((prompts, *_),) = generator.asked
-    assert (prompts[0][:6] == "[user]" and prompts[0][-8:] == "[answer]") is bool(template)
+    for form in ("letter", "json"):
+        judged += judge_of(monkeypatch, generator, f"judge.format={form}")([ONE], "quality")
+    assert [judgment.winner for judgment in judged] == ["A", "A"]
+    for (prompt,), *_ in generator.asked:
+        assert (prompt[:6] == "[user]" and prompt[-8:] == "[answer]") is bool(template)
 
 
 # --- Prometheus-2's format ---
@@ -198,11 +189,10 @@ def compare(a: str, b: str) -> PairwiseComparison:
 
 @pytest.mark.parametrize("rubric", judging.RUBRICS)
 def test_the_higher_score_wins_in_both_orders_and_equal_scores_are_a_tie(backwards, rubric):
-    for a, b, verdict in (("tea tea", "tea", "win"), ("beer", "tea", "loss"), ("x", "y", "tie")):
-        ((ab, ba),) = judging.judge_both(backwards[0], [compare(a, b)], rubric)
-        assert verdict_of(ab, ba) == verdict and not position_inconsistent(ab, ba)
-        scores = [f"{text.count('tea'):.4f}" for text in (a, b)]
-        assert ab.feedback == " : ".join(scores) and ba.feedback == " : ".join(scores[::-1])
+    found = [compare("tea tea", "tea"), compare("beer", "tea"), compare("x", "y")]
+    pairs = judging.judge_both(backwards[0], found, rubric)
+    assert [verdict_of(*pair) for pair in pairs] == ["win", "loss", "tie"]
+    assert [judgment.feedback for judgment in pairs[0]] == ["2.0000 : 1.0000", "1.0000 : 2.0000"]
 
 
 def test_each_text_is_scored_once_and_only_fit_to_a_persona_is_scored_with_the_adapter(backwards):
@@ -215,14 +205,10 @@ def test_each_text_is_scored_once_and_only_fit_to_a_persona_is_scored_with_the_a
     judging.judge_both(judge, [compare("tea", "beer")], "quality")
     adapters, *scored = asked
     assert adapters == [] and {completion for _, completion in scored} == {" What now?"}
-
-
-def test_a_plausible_user_is_scored_per_word_and_without_a_response(backwards):
-    judge, asked = backwards
+    asked.clear()
     users = "The user prefers it.", "The user prefers a lot of it."
     (verdict,) = judge.plausible([PairwiseComparison("row", "tea or tea?", None, *users)], "personalization")
-    assert verdict.feedback == "0.5000 : 0.2857" and verdict.winner == "A"  # 2 / 4 and 2 / 7
-    assert asked[0] == []
+    assert verdict.feedback == "0.5000 : 0.2857" and asked[0] == []  # per word: 2 / 4 and 2 / 7
 
 
 def test_of_everyday_it_learns_from_both_sides_of_training_topics_and_validates_on_others(paper_lines):
@@ -230,25 +216,20 @@ def test_of_everyday_it_learns_from_both_sides_of_training_topics_and_validates_
     assert [len(judges.persona_rows(few, part)) for part in ("train", "val")] == [80, 10]
     for part, split in (("train", "train"), ("val", "validation")):
         rows = {row["id"]: row for row in judges.persona_rows(whole, part)}
-        items = [item for item in everyday.items() if item.split == split]
-        assert set(rows) == {f"{item.id}/{side}" for item in items for side in "ab"}
-        row = rows[f"{items[0].id}/b"]
-        assert row["completion"] == f" {items[0].persona_b}" and items[0].response_b in row["prompt"]
-        assert items[0].persona_b not in row["prompt"] and items[0].response_a not in row["prompt"]
+        first, *rest = [item for item in everyday.items() if item.split == split]
+        assert set(rows) == {f"{item.id}/{side}" for item in (first, *rest) for side in "ab"}
+        row = rows[f"{first.id}/b"]
+        assert row["completion"] == f" {first.persona_b}" and first.response_b in row["prompt"]
+        assert first.persona_b not in row["prompt"] and first.response_a not in row["prompt"]
 
 
-def test_of_other_data_it_reads_sfts_rows_only_and_leaves_missing_personas_out(
-    tmp_path, monkeypatch, paper_lines
-):
+def test_of_other_data_it_reads_sfts_rows_with_their_personas(tmp_path, monkeypatch, paper_lines):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
-    run = Run(load_profile("authors"), "hhh", 0)
-    for split in ("sft_train", "dpo_train", "sft_val", "test"):
-        both = {"gold-chosen": f"{split} P", "gold-rejected": f"{split} N"}
-        rows = [TailoringRow(split, split, "q", "c", "r", both), TailoringRow("x", split, "q", "c", "r", {})]
-        store.write_rows(run.folder / "tailoring" / f"{split}.jsonl", rows)
-    found = {part: judges.persona_rows(run, part) for part in ("train", "val")}
-    assert {r["completion"] for r in found["train"]} == {" sft_train P", " sft_train N"}
-    assert {r["id"] for r in found["val"]} == {"sft_val/chosen", "sft_val/rejected"}
+    run, both = Run(load_profile("authors"), "hhh", 0), {"gold-chosen": "P", "gold-rejected": "N"}
+    rows = [TailoringRow(name, "sft_val", "q", "c", "r", told) for name, told in (("a", both), ("b", {}))]
+    store.write_rows(run.folder / "tailoring" / "sft_val.jsonl", rows)  # no other file is there to read
+    found = {(row["id"], row["completion"]) for row in judges.persona_rows(run, "val")}
+    assert found == {("a/chosen", " P"), ("a/rejected", " N")}
 
 
 def test_its_key_follows_what_decides_its_scores_and_nothing_else():
@@ -256,12 +237,9 @@ def test_its_key_follows_what_decides_its_scores_and_nothing_else():
         return judges.backwards_key(Run(set_field(PROFILE, changes), "everyday", 0))
 
     same = [{"judge.batch_size": 2}, {"sft.learning_rate": 0.5}, {"training.rows": 3}]
-    other = [{"evaluation.backwards_rows": 8}, {"lora.r": 8}, {"training.completion_only_loss": False},
-             {"training.max_length": 99}, {"base.model": "pypi:smollm2-135m-instruct/2"}]  # fmt: skip
+    other = [{"evaluation.backwards_rows": 8}, {"lora.r": 8}, {"training.max_length": 99}]
     assert {key(**changes) for changes in same} == {key()}
     assert len({key(**changes) for changes in other} | {key()}) == len(other) + 1
-    run = Run(set_field(PROFILE, {"evaluation.judge": "backwards"}), "everyday", 0)
-    assert judging.judge_key(run) == ["backwards", key()]
 
 
 @pytest.mark.slow
@@ -271,9 +249,7 @@ def test_it_trains_once_and_its_verdict_does_not_depend_on_the_order(tmp_path, m
     run = tiny_run(tmp_path, monkeypatch, **{"evaluation.backwards_rows": 16, "training.max_length": 128})
     folder = judges.train_backwards(run)
     before = (folder / "adapter_model.safetensors").stat().st_mtime_ns
-    assert judges.train_backwards(run) == folder == tmp_path / "everyday" / "everyday" / "backwards"
-    assert (folder / "adapter_model.safetensors").stat().st_mtime_ns == before
-    ((ab, ba),) = judging.judge_both(
-        judges.BackwardsJudge(run), [compare("w1 w2", "w4 w5")], "personalization"
-    )
+    judge = judges.BackwardsJudge(run)
+    ((ab, ba),) = judging.judge_both(judge, [compare("w1 w2", "w4 w5")], "personalization")
+    assert (folder / "adapter_model.safetensors").stat().st_mtime_ns == before, "trained once"
     assert ab.feedback.split(" : ") == ba.feedback.split(" : ")[::-1] and not position_inconsistent(ab, ba)

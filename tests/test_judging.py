@@ -13,16 +13,12 @@ from persona_lib.intervals import verdict_of
 from persona_lib.models.generate import Completion
 from persona_lib.paper import answers, judges, judging, results
 from persona_lib.records import Judgment, PairwiseComparison
-from persona_lib.settings import Run, load_profile, set_field
-
-PROFILE = load_profile("everyday", ["evaluation.controls=true", "training.arms=none,chosen"])
-
-# --- which runs are compared ---
+from persona_lib.settings import Run, load_profile
 
 
 def test_matchups_compare_the_tailored_arm_with_the_plain_one_and_controls_are_judged_for_the_rows_persona():
-    profile = set_field(PROFILE, {"training.arms": ["none", "chosen", "rejected", "shuffled"]})
-    run = Run(profile, "everyday", 0)
+    changes = ["evaluation.controls=true", "training.arms=none,chosen,rejected,shuffled"]
+    run = Run(load_profile("everyday", changes), "everyday", 0)
     found, cells = answers.matchups(run), answers.grid(run)
     main = [m for m in found if m.kind == "main"]
     assert [m.judge_persona for m in main] == [
@@ -32,18 +28,13 @@ def test_matchups_compare_the_tailored_arm_with_the_plain_one_and_controls_are_j
         assert (m.test.arm, m.test.persona_format) == ("dpo-chosen", "line")
         assert (m.base.arm, m.base.persona_format) == ("dpo-none", "first_person")
         assert m.test.eval_persona == m.base.eval_persona == m.judge_persona
-    judged: dict[str, set[str]] = {}
-    for m in [m for m in found if m.kind == "control"]:
-        judged.setdefault(m.test.eval_persona, set()).add(m.judge_persona)
-    assert judged["shuffled-chosen"] == {"gold-chosen"} and judged["shuffled-rejected"] == {"gold-rejected"}
-    assert judged["none"] == judged["system"] == {"gold-chosen", "gold-rejected"}
+    judged = {(m.test.eval_persona, m.judge_persona) for m in found if m.kind == "control"}
+    assert {("shuffled-chosen", "gold-chosen"), ("shuffled-rejected", "gold-rejected")} < judged
+    assert {(name, f"gold-{s}") for name in ("none", "system") for s in ("chosen", "rejected")} < judged
     shuffled = [m for m in found if m.test.train_persona == "shuffled"]
     assert len(shuffled) == 6 and all(m.test.eval_persona == m.judge_persona for m in shuffled)
     assert all({m.test, m.base} <= set(cells) for m in found)
     assert len({m.slug for m in found}) == len(found), "all folders differ"
-
-
-# --- both orders, resumed ---
 
 
 def test_judging_that_was_killed_goes_on_after_the_last_chunk(tmp_path, monkeypatch):
@@ -78,22 +69,16 @@ def agreement(n_resamples: int = 20, **counts: int) -> dict:
     return judging.agreement_row([[(f"row-{n}", *pair) for n, pair in enumerate(pairs)]], n_resamples)
 
 
-def test_agreement_and_kappa_by_hand_without_variety_and_without_unparsed_pairs():
+def test_agreement_and_kappa_by_hand():
     # p_o = 35 / 50 = .7; the first says win 25 of 50 times, the second 30: p_e = .5 x .6 + .5 x .4 = .5
     row = agreement(400, win_win=20, win_loss=5, loss_win=10, loss_loss=15)
     assert (row["n"], row["agreement"], row["kappa"]) == (50, 0.7, pytest.approx(0.4))
     assert row["kappa_low"] < 0.4 < row["kappa_high"] and row["agreement_low"] < 0.7 < row["agreement_high"]
-    # p_o = 4 / 6; first 3 win, 2 tie, 1 loss, second 3, 1, 2: p_e = (9 + 2 + 2) / 36
-    row = agreement(win_win=2, win_loss=1, tie_tie=1, tie_win=1, loss_loss=1)
-    assert row["kappa"] == pytest.approx((4 / 6 - 13 / 36) / (1 - 13 / 36))
     row = agreement(tie_tie=4, unparsed_win=2, loss_unparsed=1)
     assert (row["n"], row["first_unparsed"], row["second_unparsed"]) == (4, 2, 1)
     assert row["agreement"] == 1 and row["kappa"] is None
-
-
-def test_comparisons_of_one_prompt_are_drawn_together():
     row = judging.agreement_row([[("same", "win", "win"), ("same", "win", "loss")] * 10], 50)
-    assert row["agreement"] == row["agreement_low"] == row["agreement_high"] == 0.5
+    assert row["agreement_low"] == row["agreement_high"] == 0.5, "one prompt is drawn as a whole"
 
 
 class Shorter:
@@ -113,16 +98,9 @@ class Shorter:
 
 
 SERVED = ["second_judge.model=shorter-first", "second_judge.url=http://localhost:1/v1"]
-TWO_JUDGES = load_profile(
-    "smoke", [*SERVED, "data.pair_limit=8", "evaluation.bootstrap_samples=40", "seeds=0,1"]
-)
+FEW = ["data.pair_limit=8", "evaluation.bootstrap_samples=40", "seeds=0,1"]
+TWO_JUDGES = load_profile("smoke", [*SERVED, *FEW])
 RUNS = [Run(TWO_JUDGES, "everyday", seed) for seed in TWO_JUDGES.seeds]
-
-
-def saved(run: Run, matchup, role: str, rubric: str) -> list[str]:
-    """The verdicts that follow from the judgments of one matchup on disk."""
-    path = judging.judgment_folder(run, matchup, role) / f"{rubric}.jsonl"
-    return [verdict_of(both["AB"], both["BA"]) for both in judging.read_orders(path).values()]
 
 
 def test_two_judges_judge_the_same_comparisons_are_kept_apart_and_are_tabled_as_saved(tmp_path, monkeypatch):
@@ -142,14 +120,14 @@ def test_two_judges_judge_the_same_comparisons_are_kept_apart_and_are_tabled_as_
     judging.judge_all(RUNS[1], "second_judge")
     judging.forget_judged()
     table = judging.agreement_table(TWO_JUDGES).set_index("rubric")
+    both = [[row for each in RUNS for m in wanted for row in judging.read_verdicts(each, m, role)]
+            for role in judging.FOLDERS]  # fmt: skip
     for rubric in judging.RUBRICS:
-        both = [[saved(each, m, role, rubric) for each in RUNS for m in wanted] for role in judging.FOLDERS]
-        pairs = [pair for parts in zip(*both, strict=True) for pair in zip(*parts, strict=True)]
+        pairs = [(a[rubric], b[rubric]) for a, b in zip(*both, strict=True)]
         known = [(a, b) for a, b in pairs if b != "unparsed"]
         row = table.loc[rubric]
         assert (row["n"], row.second_unparsed, row.first_unparsed) == (len(known), len(pairs) - len(known), 0)
         assert row.agreement == pytest.approx(np.mean([a == b for a, b in known]))
         assert (row["first"], row["second"], row.n_seeds) == ("oracle", "shorter-first", 2)
     first, others = results.judged_table(TWO_JUDGES, ("main",)), results.second_judge_table(TWO_JUDGES)
-    assert list(others.label) == list(first.label) and list(others.n) == list(first.n)
-    assert others.p_unparsed.sum() > 0 and first.p_unparsed.sum() == 0
+    assert list(others.label) == list(first.label) and others.p_unparsed.sum() > 0 == first.p_unparsed.sum()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import pytest
+from test_judges import Scripted
 
 from persona_lib.data import everyday, preference, reader
-from persona_lib.data.official import load_official
 from persona_lib.models import load
 from persona_lib.models.generate import Completion
 from persona_lib.paper import judges, personas
@@ -55,10 +55,9 @@ def test_every_answer_is_a_persona_or_has_a_reason_why_not(raw, expected):
 def test_each_side_prefers_its_own_response_and_a_killed_inference_resumes_at_the_missing_rows(tmp_path):
     whole = {}
     for side, word in (("chosen", "good"), ("rejected", "bad")):
-        rows = personas.infer_personas(Echo(), PAIRS, side, PROFILE, tmp_path / f"{side}.jsonl")
-        assert [r.id for r in rows] == [p.id for p in PAIRS]
-        assert [r.persona for r in rows] == [f"The user is {word} {n} and prefers it." for n in range(5)]
-        whole[side] = rows
+        whole[side] = personas.infer_personas(Echo(), PAIRS, side, PROFILE, tmp_path / f"{side}.jsonl")
+        wanted = [(p.id, f"The user is {word} {n} and prefers it.") for n, p in enumerate(PAIRS)]
+        assert [(row.id, row.persona) for row in whole[side]] == wanted
     path = tmp_path / "killed.jsonl"
     with pytest.raises(KeyboardInterrupt):
         personas.infer_personas(Echo(die_after=3), PAIRS, "chosen", PROFILE, path)
@@ -74,11 +73,10 @@ def test_the_shots_are_from_training_topics_one_dimension_each():
     items = {item.prompt: item for item in everyday.items()}
     found = [items[prompt] for prompt, *_ in shots]
     assert len(found) == PROFILE.personas.shots == len({item.dimension for item in found})
-    for item, (_, preferred, other, persona) in zip(found, shots, strict=True):
+    for item, (_, *shown) in zip(found, shots, strict=True):
         assert item.split == "train" and "+" not in item.dimension
-        side, against = ("a", "b") if persona == item.persona_a else ("b", "a")
-        assert persona == getattr(item, f"persona_{side}")
-        assert (preferred, other) == tuple(getattr(item, f"response_{s}") for s in (side, against))
+        a, b = item.response_a, item.response_b
+        assert shown in ([a, b, item.persona_a], [b, a, item.persona_b])
 
 
 def test_our_own_pairs_bring_personas_and_training_rows_are_asked_about_for_one_arm_only(
@@ -106,12 +104,12 @@ def test_our_own_pairs_bring_personas_and_training_rows_are_asked_about_for_one_
 
 @pytest.fixture
 def inferred(tmp_path, monkeypatch):
-    """Eight pairs with the personas that they bring as inferred ones: open(persona_judge) -> run."""
+    """Judge the personas of eight pairs, given as texts by side (else those they bring): -> the profile."""
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
     monkeypatch.setattr(reader, "UNREADABLE", ())  # the texts of the pairs are read well on all dimensions
     monkeypatch.setattr(load, "format_of", lambda *source: None)
 
-    def open_run(judge: str, **texts) -> Run:
+    def judged(judge: str, **texts):
         few = ["data.pair_limit=8", "evaluation.bootstrap_samples=50"]
         run = Run(load_profile("smoke", [*few, f"evaluation.persona_judge={judge}"]), "everyday", 0)
         preference.write_pairs(run)
@@ -119,14 +117,13 @@ def inferred(tmp_path, monkeypatch):
         pairs = preference.load_pairs(run)["test"]
         for side in SIDES:
             found = texts.get(side) or [known[pair.id][f"gold-{side}"] for pair in pairs]
-            rows = [
-                InferredPersona(pair.id, side, "m", text or None, "ok" if text else "empty", "")
-                for pair, text in zip(pairs, found, strict=True)
-            ]
+            rows = [InferredPersona(pair.id, side, "m", text, "", "")
+                    for pair, text in zip(pairs, found, strict=True)]  # fmt: skip
             write_rows(run.folder / "personas" / f"test-{side}.jsonl", rows)
-        return run
+        personas.judge_run(run)
+        return run.profile
 
-    return open_run
+    return judged
 
 
 def test_accuracy_by_hand(tmp_path, monkeypatch):
@@ -142,25 +139,9 @@ def test_accuracy_by_hand(tmp_path, monkeypatch):
 
 
 def test_true_personas_are_accurate_and_without_a_judge_there_is_no_table(inferred):
-    run = inferred("oracle")
-    personas.judge_run(run)
-    chosen, rejected, _ = personas.accuracy_table(run.profile).itertuples()
+    chosen, rejected, _ = personas.accuracy_table(inferred("oracle")).itertuples()
     assert (chosen.accuracy, rejected.accuracy, chosen.n) == (1, 1, 8)
-    run = inferred("none")
-    personas.judge_run(run)
-    assert personas.accuracy_table(run.profile).empty
-
-
-class Scripted:
-    """A language model that says which of two users is more plausible, in turn."""
-
-    name, tokenizer = "scripted", None
-
-    def __init__(self) -> None:
-        self.answers = [*"AAAAAAA", *"BAA", "hm", *"BBB"]
-
-    def generate(self, prompts, max_new_tokens, stop):
-        return [(n, Completion(self.answers.pop(0), "stop", 1)) for n in range(len(prompts))]
+    assert personas.accuracy_table(inferred("none")).empty
 
 
 LIKELY = {"The user is chosen 0.": 3.0, "The user is rejected 1.": 3.0}
@@ -168,14 +149,13 @@ LIKELY = {"The user is chosen 0.": 3.0, "The user is rejected 1.": 3.0}
 
 @pytest.mark.parametrize(("judge", "counts"), [("lm", (4, 2, 0, 1)), ("backwards", (1, 5, 1, 0))])
 def test_both_users_of_a_pair_are_compared_in_both_orders(inferred, monkeypatch, judge, counts):
-    made = Scripted()
+    made = Scripted(*"AAAAAAA", *"BAA", "hm", *"BBB")
     monkeypatch.setattr(judges, "load_generator", lambda run, role: made)
     scores = {"scores": lambda self, texts, adapted: [LIKELY.get(text, 1.0) for _, text in texts]}
     monkeypatch.setitem(judges.JUDGES, "backwards", type("Likely", (judges.BackwardsJudge,), scores))
     monkeypatch.setattr(personas, "judge_personas", lambda *given: {})
-    run = inferred(judge, **{s: [f"The user is {s} {n}." for n in range(7)] + [""] for s in SIDES})
-    personas.judge_run(run)
-    (row,) = personas.preference_table(run.profile).itertuples()
+    profile = inferred(judge, **{s: [f"The user is {s} {n}." for n in range(7)] + [None] for s in SIDES})
+    (row,) = personas.preference_table(profile).itertuples()
     assert (row.win, row.tie, row.loss, row.unparsed) == counts and (row.n, row.n_missing) == (7, 1)
 
 
@@ -205,12 +185,8 @@ def test_words_are_whole_rare_ones_count_in_the_totals_only_and_log_odds_are_tho
 
 
 def test_words_that_mark_the_authors_personas_are_those_known(official_data, monkeypatch):
-    rows = [row for split in load_official(official_data, "beavertails").values() for row in split]
-    words = saliency(*([p for row in rows if (p := row.personas[f"gold-{side}"])] for side in SIDES))
-    assert words["to-the-point"]["z"] < -2 and words["multi-step"]["z"] > 2
-    share = words["concise"]["n_chosen"] / (words["concise"]["n_chosen"] + words["concise"]["n_rejected"])
-    assert share == pytest.approx(1 - 0.89, abs=0.03) and words["concise"]["p_holm"] < 1e-6
     monkeypatch.setenv("PERSONA_DATA", str(official_data))
     table = personas.released_words(load_profile("authors"))
     assert set(table.dataset) == {"beavertails", "hhh"}
-    assert ((table.z > 0) == (table.side == "chosen")).all()
+    side = table[table.dataset == "beavertails"].set_index("word").side
+    assert side["straightforward"] == side["concise"] == "rejected" and side["multi-faceted"] == "chosen"

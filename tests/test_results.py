@@ -68,11 +68,9 @@ def test_intervals_are_those_of_the_bootstrap_and_seeds_that_share_rows_are_draw
         store.write_rows(Run(profile, "everyday", seed).folder / "tailoring" / "test.jsonl", rows)
     write_verdicts(profile)
     p, q = ([seed[i].replace("U", "?") for seed in HAND["gold-chosen"]] for i in (0, 1))
-    wanted = scores(p, q, profile.evaluation.bootstrap_samples, shared_items=shared)
+    wanted = scores(p, q, profile.evaluation.bootstrap_samples, shared_items=shared)["dpq"]
     row = line(results.main_table(profile), judge_persona="gold-chosen")
-    for name in ("dpq", "p_net"):
-        limits = wanted[name].low, wanted[name].high
-        assert (row[f"{name}_low"], row[f"{name}_high"]) == pytest.approx(limits)
+    assert (row.dpq_low, row.dpq_high) == pytest.approx((wanted.low, wanted.high))
 
 
 def test_the_average_is_the_mean_of_the_rows_and_leaves_user_written_personas_out(profile):
@@ -93,8 +91,3 @@ def test_seeds_with_their_own_prompts_count_each_and_shared_prompts_count_once(m
     verdicts = [{f"r{i}": LETTERS[v] for i, v in enumerate(letters)} for letters in ("WWLTU", "WLLWL")]
     row = judging.Judged(None, (), {"personalization": verdicts, "quality": verdicts}, {})
     assert results.decided_prompts(row, "personalization") == votes
-
-
-def test_holm_is_over_the_rows_of_a_table_and_an_average_has_none():
-    table = results.with_holm(pd.DataFrame({"p_sign": [0.03, 0.01, math.nan]}))
-    assert table.p_holm.tolist() == pytest.approx([0.03, 0.02, math.nan], nan_ok=True)
