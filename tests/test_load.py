@@ -30,9 +30,6 @@ def scores(model, batch_size=4):
     return load.sequence_log_probs(model, tiny_tokenizer(), *some_texts(), batch_size)
 
 
-# --- bases ---
-
-
 def test_layer_that_blocks_of_64_do_not_divide_is_an_error_that_names_it(tmp_path):
     save_base(tmp_path, tiny_model(mlp=96))
     with pytest.raises(ModelError, match=r"layers\.0\.mlp\.down_proj: in_features=96"):
@@ -84,9 +81,6 @@ def test_a_model_is_known_by_its_content_the_key_it_was_made_for_or_its_name_on_
     assert load.model_key("owner/model", "ab" * 20) == "owner/model@" + "ab" * 20
 
 
-# --- tokens ---
-
-
 def merging_tokenizer():
     """A tokenizer in which ":" and a following letter are one token, as in large vocabularies."""
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -126,8 +120,6 @@ def test_truncated_and_dropped_rows_are_counted_and_nothing_left_is_an_error():
         with pytest.raises(ModelError, match=f"sft: none of {len(left)} rows .*: {said}"):
             count_rows(tiny_tokenizer(), left, 6, "sft")
 
-
-# --- chat formats ---
 
 BOS, EOS, TURN = 1, 2, 57  # ids of "<s>", "</s>", and "<turn>", which is added to the tiny vocabulary
 NAMES = "{% set name = {'system': 'w40', 'user': 'w41'} %}{{ bos_token }}"
@@ -195,9 +187,6 @@ def test_a_template_that_refuses_or_drops_a_system_turn_gets_the_persona_before_
     assert asked == "Q The user is shy.\n\nWhy? A"
 
 
-# --- adapters ---
-
-
 def test_swapping_adapters_on_one_base_equals_loading_each_policy_alone(base_folder, adapters):
     policies = [["sft-chosen"], ["sft-chosen", "dpo-chosen"], ["sft-none", "dpo-none"], ["sft-none"]]
     shared = load.load_base(base_folder)
@@ -237,9 +226,6 @@ def test_adapters_are_not_added_to_weights_in_fewer_bits_than_32_or_to_a_head():
     assert set_field(load_profile("authors"), plain).merge_adapters
     for change in ({"base.quantization": "nf4"}, {"base.dtype": "bfloat16"}, {"lora.targets": ["lm_head"]}):
         assert not set_field(load_profile("authors"), plain | change).merge_adapters
-
-
-# --- scores ---
 
 
 def one_by_one(model, tokenizer, prompt, completion):

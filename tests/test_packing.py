@@ -46,9 +46,6 @@ def test_attention_that_cannot_be_replaced_is_left_as_it_is():
         assert not packing.takes_parts(model), setting
 
 
-# --- training beside the plain path ---
-
-
 def both_ways(run: Run, method: str, changes: dict) -> list:
     """The trainers of the plain path and of the packed one, away from where policy and reference agree."""
     import torch

@@ -186,9 +186,6 @@ def test_a_reader_who_stops_early_loses_nothing(server, tmp_path):
     assert len(texts(generator, prompts)) == server.billed == 50
 
 
-# --- vLLM: what it is given, and what is made of its answers ---
-
-
 def Params(**fields):
     """Stands in for vllm.SamplingParams."""
     return SimpleNamespace(**fields)
@@ -246,8 +243,6 @@ def test_the_engine_is_told_precision_revision_and_the_largest_rank(monkeypatch)
     for ranks, largest in (([32, 16, 32], 32), ([33], 64), ([4], 8)):
         assert served.load_engine("some/model", "", "bfloat16", ranks)["max_lora_rank"] == largest
 
-
-# --- personas by rule ---
 
 LONG = "Take the train to the coast, and then walk along the path until you see the old lighthouse there."
 

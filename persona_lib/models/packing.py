@@ -54,9 +54,6 @@ def pack(rows: Sequence[Sequence[list[int]]]) -> dict[str, Any]:
     }
 
 
-# --- collators ---
-
-
 def dpo_batch(examples: list[dict[str, Any]], pad: int, max_length: int) -> dict[str, Any]:
     """Collate rows (in TRL's columns) for a DPOTrainer whose model has been through ``accept_packed``.
 
@@ -98,9 +95,6 @@ def sft_batch(examples: list[dict[str, Any]], pad: int) -> dict[str, Any]:
         "attention_mask": torch.ones_like(packed["ids"]),
         "packed": packed,
     }
-
-
-# --- attention ---
 
 
 def row_parts(sizes: Sequence[tuple[int, int, int]], where: Any) -> list[tuple]:
@@ -190,8 +184,6 @@ def accept_packed(model: Any) -> Any:
     decoder.forward = forward
     return model
 
-
-# --- TRL's vocabulary head on a CPU ---
 
 TILE = 128  # positions whose logits are computed at a time: 1 MB at a vocabulary of 2,048
 

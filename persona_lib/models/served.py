@@ -83,8 +83,8 @@ class EndpointGenerator:
     @property
     def settings(self) -> dict[str, Any]:
         """What decides the completions besides weights and prompts. The dtype is the server's business."""
-        greedy = "greedy (temperature 0) unless asked otherwise"
-        return {"model": self.name, "url": self.url, "kind": self.role.kind, "decoding": greedy}
+        made = {"model": self.name, "url": self.url, "kind": self.role.kind}
+        return made | {"decoding": "greedy (temperature 0) unless asked otherwise"}
 
     def generate(self, prompts: Sequence[str], *how: Any, **more: Any) -> Iterator[tuple[int, Completion]]:
         """Yield (index, completion): those of the ledger first, then as they arrive; see ``Decoding``.

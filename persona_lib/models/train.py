@@ -183,13 +183,12 @@ def weight_megabytes(model: Any) -> dict[str, float]:
     return {"held": held / 1e6, "float32": sum(4 * shape.numel() for shape in shapes) / 1e6}
 
 
-def qlora_section(run: Run, steps: int = 4, rows: int = 16) -> Any:
-    """Train SFT on the base in NF4 for a few steps, once, in ``qlora/``; return what it cost, as a table."""
+def qlora_section(run: Run) -> Any:
+    """Train SFT on the base in NF4 for four steps, once, in ``qlora/``; return what it cost, as a table."""
     import pandas as pd
 
-    few = {"training.rows": rows, "training.validation_rows": rows, "sft.batch_size": rows // steps}
-    changes = {"base.quantization": "nf4", "sft.epochs": 1, **few}
-    changed = dataclasses.replace(run, profile=set_field(run.profile, changes))
+    few = {"sft.epochs": 1, "training.rows": 16, "training.validation_rows": 16, "sft.batch_size": 4}
+    changed = dataclasses.replace(run, profile=set_field(run.profile, few | {"base.quantization": "nf4"}))
     folder = train_adapter(changed, "sft", main_arm(run.profile), run.folder / "qlora")
     done, entries = store.read_json(folder / "done.json"), store.iter_rows(folder / "log.jsonl")
     log = {name: value for entry in entries for name, value in entry.items()}

@@ -72,11 +72,10 @@ def learning_guard() -> Any:
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Within the block no routine warnings of datasets, TRL, transformers; from it on, no progress bars."""
+    """Within the block no FutureWarning; from it on, no progress bars and routine warnings of libraries."""
     import datasets
     import transformers
 
-    verbosity = transformers.logging.get_verbosity()
     datasets.disable_progress_bars()
     transformers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()
@@ -84,7 +83,6 @@ def quiet_libraries() -> Iterator[None]:
     with warnings.catch_warnings(), mock.patch.dict(os.environ, TQDM_DISABLE="1"):
         warnings.simplefilter("ignore", FutureWarning)
         yield
-    transformers.logging.set_verbosity(verbosity)
 
 
 def progress_lines(name: str) -> Any:
@@ -97,9 +95,8 @@ def progress_lines(name: str) -> Any:
 
         def on_log(self, args, state, control, logs=None, **kwargs):
             step = f"step {state.global_step}/{state.max_steps}"
-            for key in ("loss", "eval_loss"):
-                if key in logs and state.global_step:
-                    print(f"{name}: {step}, {key} {logs[key]:.4f}", flush=True)
+            for key in {"loss", "eval_loss"} & logs.keys():
+                print(f"{name}: {step}, {key} {logs[key]:.4f}", flush=True)
 
     return ProgressLines()
 
