@@ -31,7 +31,7 @@ DECIDED = {
     "pairs": (1, "77b78f0d0fd59b66"),
     "personas": (1, "70feb7624e6f4402"),
     "tailoring": (1, "7f9bd7ba5cd87a97"),
-    "training": (1, "eeb466dceb39d2f5"),
+    "training": (1, "9a69019663cc3cef"),
     "answers": (1, "6ba4a6814dcab9a7"),
     "judging": (1, "54856f42c950db3f"),
     "swap": (1, "a23f5c21a1735d2c"),
