@@ -123,7 +123,7 @@ def kept(row: Judged, keep: Sequence[set[str]]) -> Judged:
     verdicts = {}
     for rubric, runs in row.verdicts.items():
         verdicts[rubric] = [{i: run[i] for i in run if i in ids} for run, ids in zip(runs, keep, strict=True)]
-    return replace(row, verdicts=verdicts)
+    return replace(row, scores={}, verdicts=verdicts)
 
 
 def filtered_lines(row: Judged) -> list[results.Row]:
