@@ -33,7 +33,7 @@ DECIDED = {
     "tailoring": (1, "7f9bd7ba5cd87a97"),
     "training": (1, "9a69019663cc3cef"),
     "answers": (1, "6ba4a6814dcab9a7"),
-    "judging": (1, "54856f42c950db3f"),
+    "judging": (1, "bda5ca6b78579d63"),
     "swap": (1, "a23f5c21a1735d2c"),
     "calibration": (1, "9fceaa773f5bd6b8"),
     "rejudged": (1, "a8313663dece82f7"),
