@@ -228,12 +228,11 @@ def rated(tmp_path_factory):
 def test_items_of_a_run_are_its_personas_and_both_systems_answers(rated):
     profile = rated[0]
     personas = ratings.items_to_rate(profile, "personas", 6)
-    assert sorted(item["group"] for item in personas) == ["chosen"] * 3 + ["rejected"] * 3
-    for item in personas:
-        other = next(i for i in personas if i["pair"] == item["pair"] and i is not item)
-        assert item["preferred_response"] == other["other_response"] and item["persona"] != other["persona"]
+    for one, other in zip(personas[::2], personas[1::2], strict=True):
+        assert (one["group"], other["group"], one["pair"]) == ("chosen", "rejected", other["pair"])
+        assert one["preferred_response"] == other["other_response"] and one["persona"] != other["persona"]
     answers = ratings.items_to_rate(profile, "answers", 8)
-    assert [item["group"] for item in answers] == ["PT-DPO", "DPO"] * 4
+    assert len(personas) == 6 and [item["group"] for item in answers] == ["PT-DPO", "DPO"] * 4
     assert all("/user-" in item["pair"] for item in answers)
     assert ratings.items_to_rate(profile, "answers", 8) == answers
     assert ratings.items_to_rate(set_field(profile, {"seeds": (7,)}), "answers", 8) == []

@@ -139,15 +139,13 @@ class LongerWins:
 def data(tmp_path, monkeypatch):
     """Outputs of both policies under both personas; row 2 lacks one persona."""
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
-    rows = []
-    for i in range(6):
-        personas = {name: f"The user is {name} {i}." for name in PERSONAS}
-        personas |= {PERSONAS[1]: None} if i == 2 else {}
-        rows.append(TailoringRow(f"hhh-test-{i:04d}", "test", f"Human: Question {i}?", "c", "r", personas))
+    personas = [{name: f"The user is {name} {i}." for name in PERSONAS} for i in range(6)]
+    personas[2]["gold-rejected"] = None
+    rows = [TailoringRow(f"hhh-test-{i}", "test", f"Human: Question {i}?", "c", "r", known)
+            for i, known in enumerate(personas)]  # fmt: skip
     outputs = {}
     for arm, name in itertools.product(("dpo-chosen", "dpo-none"), PERSONAS):
-        marks = ["!" * (i if arm == "dpo-none" else 2) for i in range(6)]
-        answers = [f" {arm} answer {i}{mark}" for i, mark in enumerate(marks)]
+        answers = [f" {arm} answer {i}" + "!" * (i if arm == "dpo-none" else 2) for i in range(6)]
         answers[1] = f" {arm} answer\nPrompt: another"
         texts = {row.id: text for row, text in zip(rows, answers, strict=True)}
         outputs[ReleasedFile("hhh", arm, name)] = texts
@@ -162,7 +160,7 @@ def test_comparisons_leave_out_rows_without_a_persona_and_end_where_another_prom
     assert (chosen[1].response_a, chosen[1].response_b) == (" dpo-chosen answer", " dpo-none answer")
     assert (chosen[0].prompt, chosen[0].persona) == ("Human: Question 0?", "The user is gold-chosen 0.")
     drawn = [{c.id for c in released.released_comparisons(data, "hhh", p, limit=4)} for p in PERSONAS]
-    assert len(drawn[0]) == 4 and drawn[1] == drawn[0] - {"hhh-test-0002"}, "the same rows for all personas"
+    assert len(drawn[0]) == 4 and drawn[1] == drawn[0] - {"hhh-test-2"}, "the same rows for all personas"
 
 
 def test_counts_are_those_of_the_judge_and_the_papers_row_stands_below(data, monkeypatch):

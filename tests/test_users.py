@@ -134,27 +134,24 @@ def test_personas_of_the_datas_own_are_used_instead_of_inference(shipped, tmp_pa
 
 def fill_scores(run: Run) -> None:
     """Write scores by hand: the tailored arm prefers the user's choice under the user's own persona alone."""
-    told = users.told_personas(run)
     for arm, form in users.arms_of(run):
-        own = arm == users.tailored(run)
-        scores = [
-            swap.PolicyScore(id, name, text, float(own and name == users.OWN), 0.0)
-            for id, texts in told.items()
-            for text, name in {t: n for n, t in reversed(texts.items())}.items()
-        ]
+        scores = []
+        for id, told in users.told_personas(run).items():
+            for text in dict.fromkeys(told.values()):
+                prefers = arm == users.tailored(run) and text == told[users.OWN]
+                scores.append(swap.PolicyScore(id, "by hand", text, float(prefers), 0.0))
         store.write_rows(run.folder / "users" / f"{arm}.{form}" / "policy.jsonl", scores)
 
 
 def test_the_swap_is_1_for_the_own_persona_seen_and_unseen_apart_and_undefined_without_a_difference(shipped):
     fill_scores(shipped)
     table = users.swap_by_users([shipped])
-    rows = table[(table.history == 0)].set_index(["arm", "compared", "users"])
-    assert {key for key in rows.index} == {("dpo-both", "another user's", p) for p in ("unseen", "seen")}
+    rows = table[table.history == 0].set_index(["arm", "compared", "users"])
+    assert list(rows.index) == [("dpo-both", "another user's", part) for part in ("unseen", "seen")]
     parts, whose = users.part_of(shipped), users.user_of_row(shipped)
     told = [parts[whose[id]] for id in users.told_personas(shipped)]
-    assert rows.d_positive.tolist() == [1, 1] and rows.n.tolist() == [
-        told.count(p) for p in ("unseen", "seen")
-    ]
+    assert rows.d_positive.tolist() == [1, 1]
+    assert rows.n.tolist() == [told.count(part) for part in ("unseen", "seen")]
     assert rows.d_positive_low.isna().all()  # all users agree: no width, so no interval
 
 
