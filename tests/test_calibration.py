@@ -8,9 +8,7 @@ import tiny_results
 
 from persona_lib import store
 from persona_lib.beyond import calibration
-from persona_lib.intervals import verdict_of
-from persona_lib.paper.judging import judge_both
-from persona_lib.records import Judgment, PairwiseComparison, TailoringRow
+from persona_lib.records import TailoringRow
 from persona_lib.settings import Run, load_profile
 
 TEXTS = ["Tea is warm. Drink it now! Rest after that.", "Buy a lamp.", "Walk home.", "Read more books."]
@@ -18,7 +16,6 @@ ROWS = [
     TailoringRow(f"r{n}", "test", f"q{n}", text, "other", {"gold-chosen": "C"})
     for n, text in enumerate(TEXTS)
 ]
-COMPARISONS = [PairwiseComparison(f"c{n}", "q", "p", f"right {n}", f"wrong {n}") for n in range(20)]
 
 
 def test_each_damage_changes_the_text_as_it_says():
@@ -41,34 +38,20 @@ def test_gold_comparisons_put_each_personas_own_response_first_and_need_both():
     ]  # fmt: skip
 
 
-def measure(names, comparisons=COMPARISONS) -> dict:
-    """Measure a judge that names, by number of the comparison, "right" or "wrong", "A", "tie" or nothing."""
-
-    def one(c, rubric):
-        said = names(int(c.id[1:]))
-        winner = "A" if said == "A" or (said and c.response_a.startswith(said)) else None
-        if said in ("right", "wrong"):
-            winner = winner or "B"
-        return Judgment(c.id, "hand", rubric, winner, said == "tie", "")
-
-    judged = judge_both(lambda asked, rubric: [one(c, rubric) for c in asked], comparisons, "quality")
-    return calibration.measure([verdict_of(*pair) for pair in judged])
-
-
 @pytest.mark.parametrize(
-    ("names", "found"),
+    ("verdicts", "accuracy", "decides"),
     [
-        (lambda n: "right", {"accuracy": 1, "decides": True}),
-        (lambda n: "right" if n < 15 else "wrong", {"accuracy": 0.75, "decides": False}),  # lower bound: .53
-        (lambda n: "tie", {"accuracy": 0.5, "ties": 20, "decides": False}),
-        (lambda n: None, {"accuracy": 0, "ties": 0, "decides": False}),
-        (lambda n: "A", {"accuracy": 0.5, "ties": 20, "decides": False}),
+        (["win"] * 20, 1, True),
+        (["win"] * 15 + ["loss"] * 5, 0.75, False),  # lower bound: .53
+        (["tie"] * 20, 0.5, False),
+        (["win"] * 10 + ["unparsed"] * 10, 0.5, False),
+        ([], None, False),
     ],
 )
-def test_a_judge_decides_only_if_it_is_surely_better_than_chance(names, found):
-    measured = measure(names)
-    assert measured["n"] == 20 and {name: measured[name] for name in found} == found
-    assert not measure(names, [])["decides"]
+def test_a_judge_decides_only_if_it_is_surely_better_than_chance(verdicts, accuracy, decides):
+    found = calibration.measure(verdicts)
+    assert (found["n"], found["ties"]) == (len(verdicts), verdicts.count("tie"))
+    assert found["decides"] == decides and (not verdicts or found["accuracy"] == accuracy)
 
 
 def test_every_judge_of_a_run_is_measured_once_and_the_reader_decides_fit(tmp_path, monkeypatch):

@@ -115,23 +115,20 @@ def test_the_filter_takes_out_pairs_in_which_either_answer_is_degenerate(world):
     assert rows.loc["all pairs", names].tolist() == line(main, label="gold-chosen")[names].tolist()
 
 
-def test_saved_rows_have_the_difference_in_mean_quality_in_standard_deviations_of_the_baseline(world):
-    row, found = line(results.read_table(world, "main"), label="gold-chosen"), judged(world, "gold-chosen")
-    test, base = ([quality(pair[i].prompt, pair[i].completion) for pair in found] for i in (1, 2))
-    wanted = (np.mean(test) - np.mean(base)) / np.std(base, ddof=1)
-    assert row.quality_sd == pytest.approx(wanted, rel=1e-4)
-
-
-def test_the_length_table_has_mean_words_and_the_model_of_all_verdicts(world):
+def test_saved_rows_have_mean_words_the_length_model_and_the_difference_in_quality(world):
     table, found = results.read_table(world, "length"), judged(world, "gold-rejected")
     assert set(table.kind) == {"main", "stage"} and len(table) == 8
     row = line(table, label="gold-rejected", rubric="personalization", kind="main")
     tested, base = ([len(pair[i].completion.split()) for pair in found] for i in (1, 2))
     assert (row.words_tested, row.words_base) == pytest.approx((np.mean(tested), np.mean(base)), rel=1e-4)
-    assert row.net == line(results.read_table(world, "main"), label="gold-rejected").p_net
     signs = [SIGNS.get(verdict["personalization"], 0) for verdict, *_ in found]
     wanted = model(signs, np.subtract(tested, base), [verdict["id"] for verdict, *_ in found])
     assert row.net_controlled_high == pytest.approx(wanted.high, rel=1e-4)
+    main = line(results.read_table(world, "main"), label="gold-rejected")
+    test, base = ([quality(pair[i].prompt, pair[i].completion) for pair in found] for i in (1, 2))
+    unit = np.std(base, ddof=1)  # quality is in standard deviations of the baseline
+    assert main.p_net == row.net
+    assert main.quality_sd == pytest.approx((np.mean(test) - np.mean(base)) / unit, rel=1e-4)
 
 
 # --- the length model ---
@@ -203,6 +200,7 @@ def test_nothing_run_gives_no_judged_tables_and_removes_an_old_one(profile):
     assert set(claims.save_tables(profile)) == {"paper", "primary"}
     assert not results.table_path(profile, "stage").exists()
     assert set(results.read_table(profile, "primary").met) == {"not run"}
+    assert set(claims.save_tables(load_profile("own", ["seeds=0,1"]))) == {"paper"}, "own data has no aims"
 
 
 @pytest.mark.usefixtures("profile")

@@ -13,7 +13,7 @@ from persona_lib.beyond import claims, released
 from persona_lib.beyond.released import EOS, FILES, ReleasedFile
 from persona_lib.models.generate import Completion
 from persona_lib.paper import judges
-from persona_lib.records import DataError, TailoringRow
+from persona_lib.records import SIDES, DataError, TailoringRow
 from persona_lib.settings import Run, load_profile
 
 BT = "beavertails"
@@ -107,12 +107,9 @@ def test_the_end_mark_is_removed_and_a_checked_file_that_was_changed_is_refused(
 
 
 def test_rows_without_responses_or_without_both_files_have_no_flip():
-    mnemonic = (
-        ReleasedFile("mnemonic", "dpo-chosen", f"retrieved-{side}") for side in ("chosen", "rejected")
-    )
-    outputs = {file: {"i": "a b"} for file in (*mnemonic, HHH_FILE)}
-    responses = {"mnemonic": ("", ""), "hhh": ("c", "r")}
-    rows = {name: [TailoringRow("i", "test", "p", *pair)] for name, pair in responses.items()}
+    sided = [("mnemonic", "dpo-chosen", f"retrieved-{side}") for side in SIDES]
+    outputs = {ReleasedFile(*one): {"i": "a b"} for one in (*sided, HHH_FILE)}
+    rows = {"mnemonic": [TailoringRow("i", "test", "p", "", "")], "hhh": [ROW]}
     assert released.released_tables(released.Released(outputs, rows), 10)["released_flip"].empty
 
 
