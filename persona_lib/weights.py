@@ -69,9 +69,6 @@ def pinned(source: str | Path, revision: str = "") -> tuple[str, str | None]:
     return name, commit
 
 
-# --- The package index ---
-
-
 def is_packaged(source: str | Path) -> bool:
     """Say whether a model is named as a row of the table (``pypi:NAME``)."""
     return str(source).startswith(PREFIX)

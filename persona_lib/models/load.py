@@ -309,9 +309,6 @@ def pair_log_probs(
     return result.reshape(len(prompts), -1)
 
 
-# --- Joining adapters ---
-
-
 def join_adapters(folders: Sequence[Path], target: Path) -> None:
     """Write the one adapter that equals these plain LoRA adapters stacked: their factors side by side.
 

@@ -145,8 +145,7 @@ class EndpointGenerator:
                         break
                     running[pool.submit(self.ask, client, *waiting.pop())] = most
                 if not running:
-                    limit = f"max_cost_usd={self.max_cost_usd}"
-                    why = f"{self.spent:.4f} of {limit} dollars spent, the next might not fit"
+                    why = f"{self.spent:.4f} of max_cost_usd={self.max_cost_usd} spent: the next may not fit"
                     break
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     most = running.pop(future)

@@ -21,8 +21,6 @@ from persona_lib.models import packing
 from persona_lib.models.load import ModelError
 from persona_lib.settings import ConfigError, Profile
 
-# --- Guards ---
-
 
 def trainable_parameters(model: Any) -> dict[str, Any]:
     """Return the parameters that an optimiser would move, by name."""
