@@ -17,9 +17,7 @@ from persona_lib.data.mapping import RowError, conversation_texts, read_mapping
 from persona_lib.data.rows import OwnRow
 from persona_lib.records import PAIR_SPLITS, DataError, PreferencePair
 from persona_lib.settings import Run, load_profile
-from persona_lib.tasks import STEPS
 
-EXAMPLES = settings.REPO / "examples"
 NAMES = ["red", "blue", "green", "old", "new", "small", "large", "round", "flat", "warm"]
 
 
@@ -41,11 +39,9 @@ def turn(role: str, text: object) -> dict:
     return {"role": role, "content": text}
 
 
-def profile_of(path: Path | str, mapping: Path | str = "", **changes: object) -> settings.Profile:
+def profile_of(path: Path | str, mapping: Path | str = "") -> settings.Profile:
     """Return the profile of own data."""
-    return settings.set_field(
-        load_profile("own"), {"data.path": str(path), "data.mapping": str(mapping), **changes}
-    )
+    return settings.set_field(load_profile("own"), {"data.path": str(path), "data.mapping": str(mapping)})
 
 
 def save(path: Path, rows: list) -> Path:
@@ -56,8 +52,7 @@ def save(path: Path, rows: list) -> Path:
 
 def read(tmp_path: Path, rows: list, mapping: str = "") -> OwnData:
     """Read rows from a file, with a mapping if its text is given."""
-    if mapping:
-        (tmp_path / "mapping.yaml").write_text(mapping, encoding="utf-8")
+    (tmp_path / "mapping.yaml").write_text(mapping, encoding="utf-8")
     path = save(tmp_path / "x.jsonl", rows)
     return intake.read_own(profile_of(path, tmp_path / "mapping.yaml" if mapping else ""))
 
@@ -65,6 +60,11 @@ def read(tmp_path: Path, rows: list, mapping: str = "") -> OwnData:
 def codes(data: OwnData) -> dict[int, tuple[str, str]]:
     """Return field and code of each rejected row."""
     return {row: (found.field, found.code) for row, found in data.rejected.items()}
+
+
+def sizes(data: OwnData) -> list[int]:
+    """Return the number of pairs of each split."""
+    return [len(part) for part in data.pairs().values()]
 
 
 # --- one row ---
@@ -76,16 +76,15 @@ DAMAGED = [  # row, field, code
     (good(40, chosen=None), "chosen", "not text"),
     (good(42, rejected=" \n"), "rejected", "empty"),
     (good(43, rejected=good(43)["chosen"] + " "), "rejected", "identical"),
-    (good(44, chosen="caf\ufffd"), "chosen", "lost characters"),
+    (good(44, chosen="half \ud83d"), "chosen", "lost characters"),
     (good(46, prompt="zero \x00 byte"), "prompt", "control character"),
     (good(3), "row", "duplicate"),
     (good(47, split="holdout"), "split", "split"),
     (good(48, chosen=[turn("user", "x")], rejected=[{"role": "user"}]), "rejected", "messages"),
 ]
 ODD = [
-    (good(50, chosen="It\u00e2\u20ac\u2122s caf\u00c3\u00a9"), "chosen", "mojibake"),
     (good(4, chosen=good(4)["rejected"], rejected=good(4)["chosen"]), "row", "opposite"),
-    (good(52, rejected="So.\nPrompt: next"), "rejected", "stop string"),
+    (good(50, chosen="It\u00e2\u20ac\u2122s caf\u00c3\u00a9"), "chosen", "mojibake"),
     (good(53, rejected="x\nPersona: y"), "rejected", "persona line"),
     (good(54, chosen="Mail a.b@c.org. 2024, 1,000 of 10.5, 192.168.0.1"), "chosen", "e-mail"),
     (good(55, chosen="Ring +49 30 1234567, or (030) 12."), "chosen", "phone"),
@@ -98,9 +97,8 @@ def test_every_kind_of_damage_is_named_by_row_and_field_and_no_row_is_lost(tmp_p
     data = read(tmp_path, MIXED)
     assert codes(data) == {31 + n: (field, code) for n, (_, field, code) in enumerate(DAMAGED)}
     assert {row.row for row in data.rows} | set(data.rejected) == set(range(1, len(MIXED) + 1))
-    first = 31 + len(DAMAGED)
-    noted = {(f.row, f.field, f.code) for f in data.findings if not f.rejected}
-    assert noted == {(first + n, field, code) for n, (_, field, code) in enumerate(ODD)}
+    noted = [(f.row - 31 - len(DAMAGED), f.field, f.code) for f in data.findings if not f.rejected]
+    assert noted == [(n, field, code) for n, (_, field, code) in enumerate(ODD)]
     assert [f.detail for f in data.findings[-3:]] == ["a.b@...", "+49 ...", "sk-a..."], "no secret is shown"
     counts = intake.account(data)
     assert counts.pop("read") == len(MIXED) == sum(counts.values()) and counts["unreadable"] == 2
@@ -117,32 +115,43 @@ def test_labels_are_compared_as_text_ties_and_unknown_labels_counted_and_ids_kep
     assert codes(data) == {25: ("w", "tie"), 26: ("w", "label"), 28: ("id", "id")}
 
 
+def test_a_mapping_names_paths_several_columns_and_scores(tmp_path):
+    rows = [{"in": {"q": f"{good(n)['prompt']} Really"}, "more": None if n else "now?", "why": "yes",
+             "all": [{"t": good(n)["chosen"], "s": 9 - n % 2}, {"t": "Middle.", "s": 6},
+                     {"t": good(n)["rejected"], "s": 5 if n else 9}]}
+            for n in range(44)]  # fmt: skip
+    data = read(tmp_path, rows, "prompt: [in.q, more]\nranking: all\nanswer: t\nscore: s\n")
+    assert data.rows[0].pair.prompt == "What is red0 for red0? Really\n\nnow?"
+    assert [row.pair.rejected for row in data.rows[:2]] == ["Middle.", "blue1."]
+    labelled = "prompt: in.q\nresponses: [all.0.t, all.2.t]\nlabel: why\nfirst: yes\nsecond: no\n"
+    assert len(read(tmp_path, rows, labelled).rows) == 44
+    scored = read(tmp_path, rows, "prompt: in.q\nresponses: [all.2.t, all.0.t]\nscores: [all.2.s, all.0.s]\n")
+    assert scored.rows[0].pair.chosen == good(1)["chosen"] and codes(scored) == {1: ("all.2.s", "tie")}
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
         ("promt: q\n", "unknown field 'promt'; did you mean prompt"),
-        ("prompt: {a: b}\n", "prompt={.*} is not what this field may be"),
+        ("prompt: {a: b}\n", "prompt={.*} is not what this field may be: see its line in DATA.md"),
         ("responses: [a, b]\nlabel: l\nfirst: 0\n", "responses need second"),
         ("responses: [a, b]\nlabel: l\nfirst: 0\nsecond: 0\n", "the label '0' stands for two outcomes"),
         ("ranking: a\nanswer: b\n", "ranking needs answer, and rank or score"),
         ("responses: [a, b]\nchosen: c\n", "chosen does not go with responses"),
-        ("splits: {dev: [test]}\n", "splits={.*} is not what this field may be: see its line in DATA.md"),
     ],
 )
 def test_a_wrong_mapping_names_file_field_and_way_out(tmp_path, text, complaint):
     path = tmp_path / "mapping.yaml"
     path.write_text(text)
-    with pytest.raises(DataError, match=complaint) as caught:
+    with pytest.raises(DataError, match=f"{path}: .*{complaint}"):
         read_mapping(str(path))
-    assert str(caught.value).startswith(str(path))
 
 
 def test_a_missing_column_and_too_few_prompts_say_what_is_there(tmp_path):
     rows = [{"question": "q", "chosen": "c", "rejected": "r"}] * 3
-    with pytest.raises(DataError, match="no column 'prompt'. .*: question, chosen, rejected.*--mapping"):
-        read(tmp_path, rows)
-    with pytest.raises(DataError, match="no column 'questoin'. .*: question, chosen, rejected"):
-        read(tmp_path, rows, "prompt: questoin\n")
+    for mapping, lost in (("", "prompt"), ("prompt: questoin\n", "questoin")):
+        with pytest.raises(DataError, match=f"no column '{lost}'. .*: question, chosen, rejected.*--mapping"):
+            read(tmp_path, rows, mapping)
     few = [good(n) for n in range(5)] + [good(9, chosen="")]
     with pytest.raises(DataError, match="5 usable pairs; train has .* 1 empty .chosen.; first: line 6"):
         read(tmp_path, few)
@@ -151,7 +160,6 @@ def test_a_missing_column_and_too_few_prompts_say_what_is_there(tmp_path):
 # --- messages ---
 
 ASK, YES, NO = turn("user", "How?"), turn("assistant", "Yes"), turn("assistant", "No")
-SYSTEM = turn("system", "Be kind.")
 
 
 @pytest.mark.parametrize(
@@ -163,7 +171,7 @@ SYSTEM = turn("system", "Be kind.")
         ([ASK], "Yes", "No", "How?"),  # only the prompt is messages
         ("How?", str([YES]), "[{'content': 'No',\n 'role': 'assistant'}]", "How?"),  # written as text
         (None, [{"from": "human", "value": "How?"}, YES], [ASK, {"from": "gpt", "value": "No"}], "How?"),
-        ([SYSTEM, ASK], [YES], [NO], "System: Be kind.\n\nUser: How?"),
+        ([turn("system", "Be kind."), ASK], [YES], [NO], "System: Be kind.\n\nUser: How?"),
         (None, [ASK, YES, ASK, YES], [ASK, YES, ASK, NO], "User: How?\n\nAssistant: Yes\n\nUser: How?"),
         ([turn("user", [{"type": "text", "text": "How?"}])], [YES], [NO], "How?"),
     ],
@@ -177,7 +185,6 @@ def test_conversations_become_prompt_and_responses(prompt, chosen, rejected, tex
     [
         ("Why?", [ASK, YES], [ASK, NO], "prompt", "not what the messages of both responses begin with"),
         ([ASK], [YES, ASK], [NO], "chosen", "after the prompt come assistant, user; one assistant message"),
-        ([ASK], [YES], [turn("assistant", None)], "rejected", "a message has .*content: NoneType"),
         ([ASK], [YES | {"tool_calls": [1]}], [NO], "chosen", "a message has .*tool_calls: list"),
         ([turn("user", [{"type": "image_url"}])], [YES], [NO], "prompt", "a message has .*content: list"),
         (None, "[{'role': no", "[{'role': yes", "chosen", "a message has a text that cannot be parsed"),
@@ -193,73 +200,56 @@ def test_messages_that_make_no_pair_name_the_field(prompt, chosen, rejected, fie
 
 
 def shaped(n: int, kind: str) -> dict:
-    """Return good(n) as a row of another format; the first of two responses is better in even rows."""
+    """Return good(n) as a row of another format."""
     asked, best, bad = good(n).values()
-    first, second = (best, bad) if n % 2 == 0 else (bad, best)
-    talks = [[turn("user", asked), turn("assistant", text)] for text in (first, second)]
+    both = (best, bad) if n % 2 else (bad, best)
+    talks = [[turn("user", asked), turn("assistant", text)] for text in both]
     return {
         "openai": {"input": {"messages": talks[0][:1]}, "preferred_output": [turn("assistant", best)],
                    "non_preferred_output": [turn("assistant", bad)]},
         "nectar": {"prompt": f"\n\nHuman: {asked}\n\nAssistant: ", "answers": [
             {"answer": "Middle.", "rank": 2.0}, {"answer": bad, "rank": 7.0}, {"answer": best, "rank": 1.0}]},
-        "arena": {"conversation_a": talks[0], "conversation_b": talks[1], "winner": f"model_{'ab'[n % 2]}"},
-        "hh": {"chosen": f"\n\nHuman: {asked}\n\nAssistant: {best}",
-               "rejected": f"\n\nHuman: {asked}\n\nAssistant: {bad}"},
+        "arena": {"conversation_a": talks[0], "conversation_b": talks[1], "winner": f"model_{'ba'[n % 2]}"},
+        "hh": {side: f"\n\nHuman: {asked}\n\nAssistant: {good(n)[side]}" for side in ("chosen", "rejected")},
     }[kind]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["openai", "nectar", "arena", "hh"])
-def test_known_formats_are_read_without_a_mapping(tmp_path, kind):
-    data = read(tmp_path, [shaped(n, kind) for n in range(30)])
+def test_known_formats_are_read_without_a_mapping_and_one_of_the_user_alone_is_suggested(tmp_path, kind):
+    data = read(tmp_path, rows := [shaped(n, kind) | {"rater": f"u{n % 6}"} for n in range(30)])
     texts = [(row.pair.prompt, row.pair.chosen, row.pair.rejected) for row in data.rows]
     assert texts == [tuple(good(n).values()) for n in range(30)] and not data.rejected
-    assert bool(data.how) == (kind != "hh")
-
-
-def test_a_mapping_names_paths_several_columns_and_scores(tmp_path):
-    rows = [{"in": {"q": f"{good(n)['prompt']} Really"}, "more": None if n else "now?", "why": "yes",
-             "all": [{"t": good(n)["chosen"], "s": 9 - n % 2}, {"t": "Middle.", "s": 6},
-                     {"t": good(n)["rejected"], "s": 5 if n else 9}]}
-            for n in range(44)]  # fmt: skip
-    data = read(tmp_path, rows, "prompt: [in.q, more]\nranking: all\nanswer: t\nscore: s\n")
-    assert data.rows[0].pair.prompt == "What is red0 for red0? Really\n\nnow?"
-    assert [row.pair.rejected for row in data.rows[:2]] == ["Middle.", "blue1."]
-    labelled = "prompt: in.q\nresponses: [all.0.t, all.2.t]\nlabel: why\nfirst: yes\nsecond: no\n"
-    assert len(read(tmp_path, rows, labelled).rows) == 44
-    scored = read(tmp_path, rows, "prompt: in.q\nresponses: [all.2.t, all.0.t]\nscores: [all.2.s, all.0.s]\n")
-    assert scored.rows[0].pair.chosen == good(1)["chosen"] and codes(scored) == {1: ("all.2.s", "tie")}
-
-
-SPEAKING = [  # columns of prompt, chosen and rejected; labels of the first rows and of the last one; a line
-    ("input output_good output_bad", {}, "prompt"),
-    ("user_message variant_a variant_b", {"chosen_variant": "variant_a variant_b", "customer_id": "u1 u2"},
-     'user: "customer_id"'),
-    ("question reply_1 reply_2", {"rating_1": "5 1", "rating_2": "4.5 2"}, "scores: "),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("names", "labels", "line"), SPEAKING)
-def test_columns_that_speak_for_themselves_are_proposed_as_a_mapping_that_works(
-    results, tmp_path, names, labels, line
-):
-    rows = [dict(zip(names.split(), good(n).values(), strict=True)) for n in range(25)]
-    rows = [row | {name: of.split()[n == 24] for name, of in labels.items()} for n, row in enumerate(rows)]
-    proposed = proposal(results, tmp_path, rows)
-    assert line in proposed
-    expected = [good(n)["chosen"] for n in range(24)] + [good(24)["rejected" if labels else "chosen"]]
-    assert [row.pair.chosen for row in read(tmp_path, rows, proposed).rows] == expected
+    assert "column 'rater' may name users" in data.how[-1] and len(data.how) == (1 if kind == "hh" else 2)
+    assert len({row.pair.user for row in read(tmp_path, rows, "user: rater\n").rows}) == 6
 
 
 def proposal(results, tmp_path, rows):
     """Return the mapping that is proposed for rows that cannot be read without one."""
-    with pytest.raises(DataError, match="They look like this; check it, then add --mapping") as caught:
+    with pytest.raises(DataError, match="They look like this; check it, then add --mapping"):
         read(tmp_path, rows)
-    proposed = (results / "own" / "proposed_mapping.yaml").read_text()
-    assert proposed.strip() in str(caught.value)
-    return proposed
+    return (results / "own" / "proposed_mapping.yaml").read_text()
 
 
-def test_nested_columns_are_listed_as_paths_and_proposed(results, tmp_path):
+@pytest.mark.parametrize(
+    (
+        "names",
+        "labels",
+    ),  # columns of prompt, chosen and rejected; labels of the first rows and of the last one
+    [
+        ("input output_good output_bad", {}),
+        ("user_message variant_a variant_b", {"chosen_variant": "variant_a variant_b"}),
+        ("question reply_1 reply_2", {"rating_1": "5 1", "rating_2": "4.5 2"}),
+    ],
+)
+def test_columns_that_speak_for_themselves_are_proposed_as_a_mapping(results, tmp_path, names, labels):
+    rows = [dict(zip(names.split(), good(n).values(), strict=True)) for n in range(25)]
+    rows = [row | {name: of.split()[n == 24] for name, of in labels.items()} for n, row in enumerate(rows)]
+    data = read(tmp_path, rows, proposal(results, tmp_path, rows))
+    expected = [good(n)["chosen"] for n in range(24)] + [good(24)["rejected" if labels else "chosen"]]
+    assert [row.pair.chosen for row in data.rows] == expected
+
+
+def test_nested_columns_are_proposed_as_paths_and_what_names_do_not_tell_is_asked_for(results, tmp_path):
     rows = [{"meta": {"user_id": f"u{n % 6}"}, "request": {"messages": [turn("user", good(n)["prompt"])]},
              "candidates": [{"message": turn("assistant", good(n)[side])} for side in ("rejected", "chosen")],
              "preferred_index": int(n > 0)} for n in range(24)]  # fmt: skip
@@ -267,22 +257,8 @@ def test_nested_columns_are_listed_as_paths_and_proposed(results, tmp_path):
     assert "candidates.0.message" in proposed and 'user: "meta.user_id"' in proposed
     data = read(tmp_path, rows, proposed)
     assert [row.pair.chosen for row in data.rows[:2]] == [good(0)["rejected"], good(1)["chosen"]]
-
-
-def test_what_names_and_values_do_not_tell_is_asked_for(results, tmp_path):
-    rows = [{"Frage": "q", "Antwort A": "a", "Antwort B": "b", "Wahl": "AB"[n % 2]} for n in range(24)]
-    proposed = proposal(results, tmp_path, rows)
+    proposed = proposal(results, tmp_path, [{"Frage": "q", "Antwort A": "a", "Antwort B": "b", "Wahl": "A"}])
     assert 'prompt: "WHICH COLUMN?"' in proposed and 'first: ["WHICH VALUE?"]' in proposed
-
-
-def test_a_mapping_of_the_user_alone_goes_with_a_known_format_and_is_suggested(tmp_path):
-    answers = [("chosen", 1), ("rejected", 2)]
-    rows = [{"prompt": good(n)["prompt"], "rater": f"u{n % 6}",
-             "answers": [{"answer": good(n)[side], "rank": rank} for side, rank in answers]}
-            for n in range(36)]  # fmt: skip
-    assert "column 'rater' may name users" in intake.describe(read(tmp_path, rows))[-1]
-    data = read(tmp_path, rows, "user: rater\n")
-    assert len({row.pair.user for row in data.rows}) == 6 and "Nectar" in intake.describe(data)[-1]
 
 
 CASES = {  # file, mapping -> usable pairs, or what the error says
@@ -302,7 +278,7 @@ CASES = {  # file, mapping -> usable pairs, or what the error says
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_every_shared_case_gives_pairs_in_every_split_or_a_clear_error(results, case):
+def test_every_shared_case_gives_pairs_in_every_split_or_a_clear_error(case):
     folder = Path(os.environ.get("PERSONA_DATA", settings.REPO.parent / "shared" / "data")).parent / "cases"
     paths = [folder / name for name in case.split()]
     if not paths[0].exists():
@@ -318,31 +294,50 @@ def test_every_shared_case_gives_pairs_in_every_split_or_a_clear_error(results, 
 # --- splits ---
 
 
-def parts_of(prompts: list[str], threshold: float) -> list[list[int]]:
-    """Return the groups of near prompts."""
-    rows = [OwnRow(n, "", None, pair=PreferencePair("", text, "", "")) for n, text in enumerate(prompts)]
-    return intake.near_parts(rows, threshold)
-
-
-def test_near_prompts_share_a_group_even_through_a_third():
-    chain = [f"{words} of good dark rye bread {when}" for words, when in
-             (("how do I bake one loaf", "at home"), ("how do I bake one loaf", "today"),
-              ("so how do I bake one loaf", "today"))]  # fmt: skip
-    assert sorted(parts_of([*chain, chain[0].upper(), "something else"], 0.65)) == [[0, 1, 2, 3], [4]]
-
-
-def test_splits_have_their_shares_whatever_all_prompts_share(tmp_path):
+def test_splits_have_their_shares_whatever_all_prompts_share_and_whatever_their_order(tmp_path):
     system = "You are a helpful assistant of a shop. Be kind, be brief, and never speak of prices. " * 3
     rows = [good(n, prompt=f"{system}What is {NAMES[n % 10]}{n} for at home?") for n in range(40)]
     asked = "\u6211\u5e94\u8be5\u600e\u6837\u7167\u987e"  # how should I look after
     chinese = [good(n, prompt=f"{asked}{chr(0x4E00 + 7 * n)}{chr(0x5F00 + n)}\uff1f") for n in range(40)]
-    for table in (rows, chinese, chinese[::-1]):
-        parts = read(tmp_path, table).pairs()
-        assert [len(part) for part in parts.values()] == [32, 4, 4]
-    again = read(tmp_path, chinese).pairs()  # the order of rows decides nothing
-    assert all({p.prompt for p in parts[name]} == {p.prompt for p in again[name]} for name in parts)
-    twins = [row["prompt"] for row in rows] + [f"{system}What is warm39 for at home today?"]
-    assert [39, 40] in parts_of(twins, 0.5)
+    for table in (rows, chinese):
+        assert sizes(data := read(tmp_path, table)) == [32, 4, 4]
+        again = read(tmp_path, table[::-1]).pairs()
+        for name, part in data.pairs().items():
+            assert {pair.prompt for pair in part} == {pair.prompt for pair in again[name]}
+
+
+def test_near_prompts_share_a_group_even_through_a_third():
+    bread = "how do I bake one loaf of good dark rye bread"
+    texts = [f"{bread} at home", f"{bread} today", f"so {bread} today", f"{bread} AT  home", "else", "other"]
+    rows = [OwnRow(n, "", None, pair=PreferencePair("", text, "", "")) for n, text in enumerate(texts)]
+    assert sorted(intake.near_parts(rows, 0.75)) == [[0, 1, 2, 3], [4], [5]]
+    assert len(intake.near_parts([rows[0], rows[2]], 0.75)) == 2  # 9 of 13 different 3-grams in common
+
+
+def test_given_splits_stay_and_no_prompt_is_in_two_but_one_alone_is_split_anew(tmp_path):
+    rows = [good(n, split="test" if n < 10 else "dev" if n < 20 else None) for n in range(60)]
+    data = read(tmp_path, [*rows, good(60, prompt=good(25)["prompt"].upper(), split="test")])
+    assert data.given_splits and sizes(data) == [40, 10, 10]
+    assert codes(data) == {61: ("prompt", "shared prompt")}
+    rows = [good(n, part="prefs" if n < 40 else "test") for n in range(50)]
+    with pytest.raises(DataError, match="validation has 0 different prompts and needs 1"):
+        read(tmp_path, rows, "split: part\nsplits: {prefs: train, test: test}\n")
+    alone = read(tmp_path, rows, "split: part\nsplits: {prefs: train}\n")
+    assert intake.account(alone) == {"read": 50, "usable": 40, "split": 10} and sizes(alone) == [32, 4, 4]
+
+
+# --- runs, the page and the command line ---
+
+
+def test_a_changed_file_is_seen(tmp_path):
+    path = save(tmp_path / "x.jsonl", [good(n) for n in range(30)])
+    run = Run(profile_of(path), "own", 0)
+    preference.write_pairs(run)
+    before = preference.input_key(run), tasks.settings_of(run.profile)
+    save(path, [good(n) for n in range(31)])
+    assert preference.input_key(run) != before[0] and tasks.settings_of(run.profile) != before[1]
+    preference.write_pairs(run)
+    assert sum(map(len, preference.load_pairs(run).values())) == 31
 
 
 def test_the_page_counts_the_rows_that_are_longer_than_training_takes(tmp_path, monkeypatch):
@@ -355,41 +350,9 @@ def test_the_page_counts_the_rows_that_are_longer_than_training_takes(tmp_path, 
     assert "2 rows are longer" in page.read_text(encoding="utf-8")
 
 
-def test_given_splits_stay_and_no_prompt_is_in_two_but_one_alone_is_split_anew(tmp_path):
-    rows = [good(n, split="test" if n < 10 else "dev" if n < 20 else None) for n in range(60)]
-    rows.append(good(60, prompt=good(25)["prompt"].upper(), split="test"))
-    data = read(tmp_path, rows)
-    assert [len(part) for part in data.pairs().values()] == [40, 10, 10]
-    assert data.given_splits and codes(data) == {61: ("prompt", "shared prompt")}
-    rows = [good(n, part="prefs" if n < 40 else "test") for n in range(50)]
-    with pytest.raises(DataError, match="validation has 0 different prompts and needs 1"):
-        read(tmp_path, rows, "split: part\nsplits: {prefs: train, test: test}\n")
-    alone = read(tmp_path, rows, "split: part\nsplits: {prefs: train}\n")
-    assert intake.account(alone) == {"read": 50, "usable": 40, "split": 10}
-    assert [len(part) for part in alone.pairs().values()] == [32, 4, 4]
-
-
-# --- files of others, runs, the page and the command line ---
-
-
-def test_a_run_writes_the_pairs_and_the_account_and_a_changed_file_is_seen(results, tmp_path):
-    path = save(tmp_path / "x.jsonl", [good(n) for n in range(30)])
-    run = Run(profile_of(path), "own", 0)
-    preference.write_pairs(run)
-    assert sum(map(len, preference.load_pairs(run).values())) == 30
-    before = preference.input_key(run), tasks.settings_of(run.profile)
-    save(path, [good(n) for n in range(31)])
-    assert preference.input_key(run) != before[0] and tasks.settings_of(run.profile) != before[1]
-    preference.write_pairs(run)
-    assert sum(map(len, preference.load_pairs(run).values())) == 31
-
-
-def test_the_command_checks_the_data_and_writes_a_page_that_names_every_damaged_row(
-    results, tmp_path, capsys
-):
+def test_the_command_checks_the_data_and_its_page_names_every_damaged_row(results, tmp_path, capsys):
     rows = [*MIXED, good(60, chosen="<script>x()</script>\x07"), good(61, prompt="<img src=x onerror=y()> ?")]
-    path = save(tmp_path / "x.jsonl", rows)
-    assert pipeline.main(["--data", str(path), "--check"]) == 0
+    assert pipeline.main(["--data", str(save(tmp_path / "x.jsonl", rows)), "--check"]) == 0
     usable, rejected = 31 + len(ODD), 1 + len(DAMAGED)
     said = capsys.readouterr().out
     assert f"{len(rows)} rows read, {usable} usable, {rejected} rejected" in said
@@ -402,34 +365,29 @@ def test_the_command_checks_the_data_and_writes_a_page_that_names_every_damaged_
     assert len(findings) == 1 + rejected + len(ODD)
 
 
-def test_own_data_gets_the_steps_that_its_profile_can_run():
+def test_own_data_gets_the_steps_that_its_profile_can_run_and_the_authors_data_is_not_own(tmp_path):
+    (tmp_path / "official" / "persona-tailoring-BeaverTails").mkdir(parents=True)
+    assert not pipeline.is_own(str(tmp_path), []) and not pipeline.is_own(str(tmp_path / "official"), [])
+    assert pipeline.is_own("someone/pairs", []) and not pipeline.is_own("x.jsonl", ["datasets=autoj"])
     steps = pipeline.own_overrides("own", [])[1].removeprefix("steps=").split(",")
     assert "03_persona_inference" in steps and not {"09_judging", "13_released_outputs"} & set(steps)
     judged = pipeline.own_overrides("small", [])[1].removeprefix("steps=").split(",")
     assert {"03_persona_inference", "04_persona_quality", "09_judging"} <= set(judged)
-    assert judged == [step for step in STEPS if step in judged]
+    assert judged == [step for step in tasks.STEPS if step in judged]
     assert pipeline.own_overrides("own", ["steps=01_preference_data"]) == ["datasets=own"]
-
-
-def test_the_authors_folder_and_a_named_data_set_are_not_own_data(tmp_path):
-    (tmp_path / "official" / "persona-tailoring-BeaverTails").mkdir(parents=True)
-    assert not pipeline.is_own(str(tmp_path), []) and not pipeline.is_own(str(tmp_path / "official"), [])
-    assert not pipeline.is_own("x.jsonl", ["datasets=autoj"])
-    assert pipeline.is_own("x.jsonl", []) and pipeline.is_own("someone/pairs", [])
 
 
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--data", "{tmp}/x.jsonl", "--profile", "everyday"], "evaluation.judge=oracle reads the package"),
-        (["--data", "someone/pairs"], "as a hub id it needs a commit"),
-        (["--mapping", "{tmp}/m.yaml"], "--mapping says what the columns of --data mean"),
-        (["--profile", "own"], "no data: say where it is, --data FILE"),
+        ("--data x.jsonl --profile everyday", "evaluation.judge=oracle reads the package"),
+        ("--data someone/pairs", "as a hub id it needs a commit"),
+        ("--mapping m.yaml", "--mapping says what the columns of --data mean"),
+        ("--profile own", "no data: say where it is, --data FILE"),
     ],
 )
-def test_a_wrong_command_says_what_where_and_the_way_out(results, tmp_path, capsys, arguments, complaint):
-    save(tmp_path / "x.jsonl", [good(n) for n in range(30)])
-    assert pipeline.main([text.replace("{tmp}", str(tmp_path)) for text in arguments]) == 2
+def test_a_wrong_command_says_what_where_and_the_way_out(capsys, arguments, complaint):
+    assert pipeline.main(arguments.split()) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ") and complaint in said and "Traceback" not in said
 
@@ -438,9 +396,6 @@ def test_the_command_that_a_report_shows_names_no_path_of_this_machine():
     overrides = ["data.path=/home/me/x.jsonl", "data.mapping=/home/me/m.yaml", "dpo.beta=0.2"]
     said = "./run_all.sh --profile own --set data.path=PATH --set data.mapping=PATH --set dpo.beta=0.2"
     assert report.command_of(profile_of("x.jsonl"), overrides) == said
-
-
-# --- users ---
 
 
 def test_user_ids_are_hashed_with_the_salt_of_the_results_and_personas_are_read(results, tmp_path):

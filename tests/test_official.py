@@ -11,30 +11,29 @@ from persona_lib.data import official
 from persona_lib.records import DataError
 
 
-def write_folder(root: Path, change=None) -> Path:
-    """Write a small official-looking folder with three rows per split; ``change`` edits its columns."""
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """A function that writes a small BeaverTails with three rows per split; ``change`` edits its columns."""
     from datasets import Dataset, DatasetDict
 
-    splits = {}
-    for split in official.SPLITS:
-        columns = {name: [f"{split} {name} {n}" for n in range(3)] for name in official.PAIR_FIELDS}
-        for column in official.PERSONA_COLUMNS.values():
-            columns[column] = [f"The user is {split} {n} and prefers {column[:6]}." for n in range(3)]
-        if change:
-            change(split, columns)
-        splits[split] = Dataset.from_dict(columns)
-    DatasetDict(splits).save_to_disk(root / official.DATASETS["beavertails"]["tailoring"])
-    return root
-
-
-@pytest.fixture
-def small(monkeypatch):
-    """Make BeaverTails three rows per split, the size of the folders that these tests write."""
     small = official.DATASETS["beavertails"] | {"rows": (3,) * 6}
     monkeypatch.setitem(official.DATASETS, "beavertails", small)
 
+    def write_folder(root: Path, change=lambda split, columns: None) -> Path:
+        splits = {}
+        for split in official.SPLITS:
+            columns = {name: [f"{split} {name} {n}" for n in range(3)] for name in official.PAIR_FIELDS}
+            for column in official.PERSONA_COLUMNS.values():
+                columns[column] = [f"The user is {split} {n} and prefers {column[:6]}." for n in range(3)]
+            change(split, columns)
+            splits[split] = Dataset.from_dict(columns)
+        DatasetDict(splits).save_to_disk(root / small["tailoring"])
+        return root
 
-def test_rows_carry_ids_personas_and_the_row_that_retrieval_used(small, tmp_path):
+    return write_folder
+
+
+def test_rows_carry_ids_personas_and_the_row_that_retrieval_used(write, tmp_path):
     def change(split, columns):
         columns["prompt"] = [f"Human: {text}" for text in columns["prompt"]]
         if split == "test":
@@ -45,7 +44,7 @@ def test_rows_carry_ids_personas_and_the_row_that_retrieval_used(small, tmp_path
             columns["chosen"][:2] = "", "Assistant: yes, Human: too"
             columns["rejected"][0] = ""
 
-    folder = write_folder(tmp_path, change)
+    folder = write(tmp_path, change)
     rows = official.load_official(folder, "beavertails")["test"]
     assert [row.id for row in rows] == [f"beavertails-test-000{n}" for n in range(3)]
     assert [row.retrieved_id for row in rows] == [None, "beavertails-dpo_train-0002", None]
@@ -54,44 +53,32 @@ def test_rows_carry_ids_personas_and_the_row_that_retrieval_used(small, tmp_path
     pairs = official.official_pairs(folder, "beavertails")["test"]
     assert [pair.id for pair in pairs] == [row.id for row in rows[1:]], "a row without responses is no pair"
     stripped = official.load_official(folder, "beavertails", strip_roles=True)["test"][1]
-    assert (rows[1].prompt, stripped.prompt) == ("Human: test prompt 1", "test prompt 1")
-    assert stripped.chosen == "yes, Human: too"
+    assert rows[1].prompt == "Human: test prompt 1"
+    assert (stripped.prompt, stripped.chosen) == ("test prompt 1", "yes, Human: too")
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda c: c.pop("rejected"), ("column 'rejected' is missing",)),
-        (lambda c: c.update(chosen=["a", None, "c"]), ("row 1", "'chosen'", "None")),
-        (lambda c: [values.pop() for values in c.values()], ("2 rows", "3")),
+        (lambda c: c.pop("rejected"), "column 'rejected' is missing"),
+        (lambda c: c.update(chosen=["a", None, "c"]), "row 1, column 'chosen': None"),
+        (lambda c: [values.pop() for values in c.values()], "2 rows, the release has 3"),
     ],
 )
-def test_schema_errors_name_folder_split_row_and_column(small, tmp_path, change, words):
-    folder = write_folder(tmp_path, lambda split, columns: split == "test" and change(columns))
-    with pytest.raises(DataError) as error:
-        official.load_official(folder, "beavertails")
-    for word in ("persona-tailoring-BeaverTails, split test", *words):
-        assert word in str(error.value)
-
-
-def test_a_missing_split_is_an_error_and_so_is_no_folder(small, tmp_path, monkeypatch):
-    with pytest.raises(DataError, match="not a datasets.load_from_disk folder"):
-        official.load_official(tmp_path, "beavertails")
-    write_folder(tmp_path)
-    monkeypatch.setattr(official, "SPLITS", (*official.SPLITS[1:], "another"))
-    with pytest.raises(DataError, match="split another: is missing"):
+def test_schema_errors_name_folder_split_row_and_column(write, tmp_path, change, words):
+    write(tmp_path, lambda split, columns: split == "test" and change(columns))
+    with pytest.raises(DataError, match=f"persona-tailoring-BeaverTails, split test.*{words}"):
         official.load_official(tmp_path, "beavertails")
 
 
-# --- finding and fetching ---
-
-
-def test_data_is_found_in_the_named_folder_or_its_parent_or_ways_out_are_given(small, tmp_path, monkeypatch):
-    folder = write_folder(tmp_path / "official")
+def test_data_is_found_in_the_named_folder_or_its_parent_or_ways_out_are_given(write, tmp_path, monkeypatch):
+    folder = write(tmp_path / "official")
     for place in (folder, tmp_path):
         assert official.find_data_dir(place, ["beavertails"]) == folder
         monkeypatch.setenv("PERSONA_DATA", str(place))
         assert official.find_data_dir("", ["beavertails"]) == folder
+    with pytest.raises(DataError, match="not a datasets.load_from_disk folder"):
+        official.load_official(tmp_path, "beavertails")
     with pytest.raises(DataError, match=r"data.path=.*\(1\).*\(2\)"):
         official.find_data_dir(tmp_path, ["hhh"])
     with pytest.raises(DataError, match=r"\$PERSONA_DATA"):
@@ -108,19 +95,14 @@ def test_data_is_found_in_the_named_folder_or_its_parent_or_ways_out_are_given(s
 def test_a_download_is_complete_only_when_every_file_has_its_checksum(tmp_path):
     names, home = official.files_of("persona-inference-SHP"), tmp_path / "home"
     for name in names:
-        (home / name).parent.mkdir(parents=True, exist_ok=True)
-        (home / name).write_text(f"content of {name}")
+        store.write_text(home / name, f"content of {name}")
     sums = {name: store.file_hash(home / name) for name in names}
     target = official.download(names, tmp_path / "good", home.as_uri(), sums, "way out")
     assert (target / names[-1]).read_text() == f"content of {names[-1]}"
-
-    (home / names[0]).write_text("tampered with")
+    store.write_text(home / names[0], "tampered with")
     with pytest.raises(DataError, match="SHA-256 .* way out"):
         official.download(names, tmp_path / "bad", home.as_uri(), sums, "way out")
     assert not any(path.is_file() for path in (tmp_path / "bad").rglob("*"))
-
-
-# --- the authors' data itself ---
 
 
 def test_the_released_data_is_as_published(official_data):
@@ -128,6 +110,5 @@ def test_the_released_data_is_as_published(official_data):
     assert [len(part) for part in rows.values()] == [5, 977, 244, 982, 246, 499]
     assert sum(row.retrieved_id is not None for row in rows["test"]) == 497
     assert sum(row.personas["gold-rejected"] is None for part in rows.values() for row in part) == 5
-    assert sum(row.personas["retrieved-rejected"] is None for row in rows["test"]) == 4
     for name, sha256 in store.read_json(official.CHECKSUMS).items():
         assert not (official_data / name).exists() or store.file_hash(official_data / name) == sha256, name

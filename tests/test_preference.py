@@ -6,7 +6,7 @@ import pytest
 
 from persona_lib.data import preference
 from persona_lib.records import PreferencePair, TailoringRow
-from persona_lib.settings import ConfigError, Run, load_profile, set_field
+from persona_lib.settings import Run, load_profile, set_field
 
 
 def test_pairs_of_a_run_are_written_once_and_read_back(tmp_path, monkeypatch):
@@ -26,13 +26,6 @@ def test_a_negative_limit_takes_the_rows_that_the_limit_leaves_out():
     some, others = preference.draw(rows, 4), preference.draw(rows, -4)
     assert len(some) == 4 and sorted([*some, *others], key=rows.index) == rows == preference.draw(rows, 0)
     assert preference.draw(rows[::-1], 4) == some[::-1], "the draw is by id"
-
-
-def test_an_unknown_data_set_lists_the_near_names(tmp_path, monkeypatch):
-    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
-    run = Run(set_field(load_profile("everyday"), {"datasets": ["beavertail"]}), "beavertail", 0)
-    with pytest.raises(ConfigError, match="beavertails"):
-        preference.write_pairs(run)
 
 
 def test_unusable_pairs_are_refused():

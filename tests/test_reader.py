@@ -8,27 +8,20 @@ from persona_lib.beyond.calibration import labelled
 from persona_lib.data.everyday import DIMENSIONS
 from persona_lib.data.reader import UNREADABLE, fit, quality, reader_table, shows
 
-MIDDLING = "word " * 48
-
 
 @pytest.mark.parametrize(
     ("dimension", "value", "text"),
     [
         ("length", "thorough", "Use a fan and open a window at night. " * 9),
-        ("length", None, MIDDLING),
-        ("format", "steps", "Do this:\n1. Clean the pan.\n2. Dry it."),
+        ("length", None, "word " * 48),
         ("format", "steps", "Here is how: 1. Clean the pan. 2. Dry it. 3. Oil it."),
         ("format", "prose", "Clean the pan, then dry it - and oil it."),
         ("tone", "warm", "Don’t worry, you’ve got this. It’s easy and fun."),
         ("tone", "formal", "It is recommended that the floor be washed. One should then allow it to dry."),
-        ("tone", None, "Wash it in cold water and hang it outside."),
         ("detail", "technical", "Heat the oven to 180 °C and bake 500 g of dough for 25 minutes."),
-        ("detail", None, "Bake the dough for 25 minutes in an oven at a moderate ambient heat."),
         ("initiative", "asks", "That sounds nice. Would you like a recipe for two or for four?"),
         ("initiative", "decides", "Is it ripe? Press it gently. If it gives, it is. Eat it today."),
-        ("budget", "cheap", "You can buy second-hand, or borrow one from a friend for free."),
         ("budget", None, "Borrow a cheap tent, or hire a luxury one."),
-        ("company", "alone", "Go for a quiet walk by yourself, with no friends around."),
         ("table", "indulges", "Serve grilled chicken with beans, peppers and a glass of red wine."),
         ("table", "abstains", "Make a pasta sauce with lentils and peppers instead of beef."),
     ],
@@ -51,14 +44,10 @@ def test_what_is_read_badly_or_seldom_in_generated_answers_is_what_decides_nothi
 
 
 def test_the_table_counts_by_hand():
-    rows = [
-        ("company", "alone", "Go for a quiet walk by yourself."),
-        ("company", "alone", "Invite your friends."),
-        ("company", "neither", "Take a walk by yourself."),
-        ("company", "together", "Paint the wall."),
-    ]
-    line = reader_table(rows).set_index("dimension").loc["all"]
-    assert line.tolist() == [3, 3, 1, 1 / 3, 1 / 3]
+    walk = "Go for a quiet walk by yourself."
+    rows = [("alone", walk), ("alone", "Invite your friends."), ("neither", walk), ("together", "Paint it.")]
+    table = reader_table(("company", *row) for row in rows).set_index("dimension")
+    assert table.loc["all"].tolist() == [3, 3, 1, 1 / 3, 1 / 3]
 
 
 # --- quality ---
@@ -78,7 +67,6 @@ GOOD = (
         " ".join([GOOD.split(".")[0] + "."] * 4),
         "Repot the kitchen basil.",
     ],
-    ids=["off the subject", "broken off", "repeated", "hardly anything"],
 )
 def test_each_fault_costs_some_quality_and_not_all(text):
     assert quality(PROMPT, " \n") == 0 < 0.2 < quality(PROMPT, text) < quality(PROMPT, GOOD) == 1

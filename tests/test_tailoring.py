@@ -9,16 +9,16 @@ import pytest
 from persona_lib import store, texts
 from persona_lib.data import everyday, official, preference, retrieval, tailoring
 from persona_lib.paper import personas as personas_module
-from persona_lib.records import InferredPersona, PreferencePair
+from persona_lib.records import SIDES, InferredPersona, PreferencePair
 from persona_lib.settings import Run, load_profile, set_field
 
 
 def infer_all(run: Run, without=()) -> None:
     """Write a persona for every side of every pair, as the inference step would; ids in ``without`` fail."""
     for split, pairs in preference.load_pairs(run).items():
-        for side in ("chosen", "rejected"):
-            texts = {p.id: None if p.id in without else persona_of(p.id, side) for p in pairs}
-            rows = [InferredPersona(id, side, "test", text, "ok", "") for id, text in texts.items()]
+        for side in SIDES:
+            found = {p.id: None if p.id in without else persona_of(p.id, side) for p in pairs}
+            rows = [InferredPersona(id, side, "test", text, "ok", "") for id, text in found.items()]
             store.write_rows(run.folder / "personas" / f"{split}-{side}.jsonl", rows)
 
 
@@ -26,52 +26,47 @@ def persona_of(id: str, side: str) -> str:
     return f"The user is kind and prefers the {side} of {id}."
 
 
-def my_pairs(run: Run) -> dict[str, list[PreferencePair]]:
-    """Questions of ``everyday`` under ids of their own, so that nothing brings them a persona."""
-    limits = {"train": 40, "validation": 6, "test": 8}
-    return {split: [replace(pair, id=f"mine-{pair.id}") for pair in part[: limits[split]]]
-            for split, part in everyday.pairs(0.65, run.seed).items()}  # fmt: skip
-
-
 @pytest.fixture
 def run(tmp_path, monkeypatch) -> Run:
-    """A run of pairs whose personas are inferred: 40 + 6 + 8 rows, and all their personas."""
+    """A run of 40 + 6 + 8 pairs (questions of ``everyday`` under ids of their own) and all their personas."""
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
-    monkeypatch.setitem(preference.READERS, "mine", my_pairs)
+    limits = {"train": 40, "validation": 6, "test": 8}
+    pairs = {split: [replace(pair, id=f"mine-{pair.id}") for pair in part[: limits[split]]]
+             for split, part in everyday.pairs(0.65, 0).items()}  # fmt: skip
+    monkeypatch.setitem(preference.READERS, "mine", lambda run: pairs)
     run = Run(set_field(load_profile("everyday"), {"datasets": ["mine"]}), "mine", 0)
     preference.write_pairs(run)
     infer_all(run)
     return run
 
 
-def test_training_rows_are_split_by_prompt_in_the_papers_proportions():
-    def ids(parts):
-        return {name: sorted(pair.id for pair in part) for name, part in parts.items()}
+def built(run: Run, extra=None) -> dict[str, list]:
+    """Build the tailoring data and return its rows."""
+    tailoring.build_tailoring(run, extra)
+    return tailoring.load_tailoring(run)
 
+
+def test_training_rows_are_split_by_prompt_in_the_papers_proportions():
     pairs = [PreferencePair(f"r{n}", f"Prompt {n // 2}" + " " * (n % 2), "c", "r") for n in range(200)]
     parts = tailoring.split_train(pairs, 0)
     assert [len(parts[name]) for name in ("sft_train", "sft_val", "dpo_train", "dpo_val")] == [80, 20, 80, 20]
     prompts = [{pair.prompt.strip() for pair in part} for part in parts.values()]
     assert sum(map(len, prompts)) == len(set.union(*prompts)) == 100
-    assert ids(parts) == ids(tailoring.split_train(pairs[::-1], 0)) != ids(tailoring.split_train(pairs, 1))
+    again, other = tailoring.split_train(pairs[::-1], 0), tailoring.split_train(pairs, 1)
+    assert {*again["sft_val"]} == {*parts["sft_val"]} != {*other["sft_val"]}
 
 
 def test_both_retrieved_personas_come_from_one_training_row_that_is_not_for_validation(run, monkeypatch):
-    def last_is_nearest(queries, pool, model):
-        assert model == "colbert-ir/colbertv2.0"
-        return [list(range(len(pool))) for _ in queries]
-
-    monkeypatch.setitem(retrieval.SCORERS, "late", last_is_nearest)
+    monkeypatch.setitem(retrieval.SCORERS, "late", lambda queries, pool, model: [range(len(pool))] * 14)
     late = replace(run, profile=set_field(run.profile, {"data.retriever": "late:colbert-ir/colbertv2.0"}))
     assert tailoring.tailoring_key(late, {}) != tailoring.tailoring_key(run, {})
     assert personas_module.personas_key(late) != personas_module.personas_key(run)
     for each in (run, late):
-        tailoring.build_tailoring(each)
-        rows = tailoring.load_tailoring(each)
+        rows = built(each)
         pool = [row.id for split in ("sft_train", "dpo_train") for row in rows[split]]
         for row in rows["validation"] + rows["test"]:
             assert row.retrieved_id in (pool[-1:] if each is late else pool)
-            for side in ("chosen", "rejected"):
+            for side in SIDES:
                 assert row.personas[f"retrieved-{side}"] == persona_of(row.retrieved_id, side)
                 assert row.personas[f"gold-{side}"] == persona_of(row.id, side)
 
@@ -79,17 +74,13 @@ def test_both_retrieved_personas_come_from_one_training_row_that_is_not_for_vali
 def test_shuffled_personas_are_both_of_one_other_row_and_a_failed_inference_has_none(run):
     failed = preference.load_pairs(run)["test"][0].id
     infer_all(run, without=(failed,))
-    tailoring.build_tailoring(run)
-    rows = {row.id: row for row in tailoring.load_tailoring(run)["test"]}
+    rows = {row.id: row.personas for row in built(run)["test"]}
     none = rows.pop(failed)
-    assert none.personas["gold-chosen"] is None and "shuffled-chosen" not in none.personas
-    givers = []
-    for row in rows.values():
-        chosen, rejected = (row.personas[f"shuffled-{side}"] for side in ("chosen", "rejected"))
-        [giver] = [other for other in rows if persona_of(other, "chosen") == chosen]
-        assert rejected == persona_of(giver, "rejected") and giver != row.id
-        givers.append(giver)
-    assert len(set(givers)) == len(rows)
+    assert none["gold-chosen"] is None and "shuffled-chosen" not in none
+    of_text = {persona_of(id, "chosen"): id for id in rows}
+    givers = {id: of_text[personas["shuffled-chosen"]] for id, personas in rows.items()}
+    assert set(givers.values()) == set(rows) and all(id != giver for id, giver in givers.items())
+    assert all(rows[id]["shuffled-rejected"] == persona_of(giver, "rejected") for id, giver in givers.items())
 
 
 def test_the_system_persona_joins_the_most_common_claims():
@@ -102,52 +93,43 @@ def test_the_system_persona_joins_the_most_common_claims():
 def test_added_personas_are_in_their_row_and_a_rerun_builds_only_for_changed_ones(run):
     test = preference.load_pairs(run)["test"]
     extra = {test[0].id: {"user-chosen": "Busy people like me want it short."}}
-    path = tailoring.build_tailoring(run, extra) / "test.jsonl"
-    rows = {row.id: row for row in tailoring.load_tailoring(run)["test"]}
-    assert rows[test[0].id].personas["user-chosen"] == "Busy people like me want it short."
-    assert "user-chosen" not in rows[test[1].id].personas
-    assert rows[test[1].id].personas["system"].startswith("The user is kind")
+    rows = {row.id: row.personas for row in built(run, extra)["test"]}
+    assert rows[test[0].id]["user-chosen"] == "Busy people like me want it short."
+    assert "user-chosen" not in rows[test[1].id] and rows[test[1].id]["system"].startswith("The user is kind")
+    path = run.folder / "tailoring" / "test.jsonl"
     before = path.stat().st_mtime_ns
-    assert tailoring.build_tailoring(run, extra) and path.stat().st_mtime_ns == before
+    assert built(run, extra) and path.stat().st_mtime_ns == before
     infer_all(run, without=(test[0].id,))
-    assert tailoring.build_tailoring(run, extra) and path.stat().st_mtime_ns != before
+    assert built(run, extra) and path.stat().st_mtime_ns != before
 
 
 def test_missing_personas_name_the_step_and_while_tuning_the_test_personas_are_not_needed(run):
-    for side in ("chosen", "rejected"):
+    for side in SIDES:
         (run.folder / "personas" / f"test-{side}.jsonl").unlink()
     with pytest.raises(FileNotFoundError, match="test-chosen.jsonl.*03_persona_inference"):
         tailoring.build_tailoring(run)
     tuning = replace(run, profile=set_field(run.profile, {"evaluation.split": "validation"}))
-    tailoring.build_tailoring(tuning)
-    assert all(row.personas["gold-chosen"] for row in tailoring.load_tailoring(tuning)["validation"])
+    assert all(row.personas["gold-chosen"] for row in built(tuning)["validation"])
 
 
 def test_our_own_pairs_keep_their_personas_and_validation_topics_serve_both_trainers(tmp_path, monkeypatch):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
     run = Run(set_field(load_profile("everyday"), {"data.pair_limit": 12}), "everyday", 0)
     preference.write_pairs(run)
+    infer_all(run)
     pairs, known = preference.load_pairs(run), everyday.personas(run.profile.data.majority_share, 0)
-    inferred = [
-        InferredPersona(p.id, "chosen", "m", f"The user is {p.id}.", "ok", "") for p in pairs["train"]
-    ]
-    store.write_rows(run.folder / "personas" / "train-chosen.jsonl", inferred)
-    tailoring.build_tailoring(run)
-    rows = tailoring.load_tailoring(run)
+    rows = built(run)
     assert [len(rows[split]) for split in ("sft_train", "dpo_train")] == [6, 6]
     for split in ("sft_val", "dpo_val"):
         assert [row.id for row in rows[split]] == [pair.id for pair in pairs["validation"]]
     pool = {row.id for split in ("sft_train", "dpo_train") for row in rows[split]}
-    for split, part in rows.items():
-        for row in part:
-            kinds = ("gold", "user") if split in tailoring.EVAL_SPLITS else ("gold",)
-            own = {name: text for name, text in known[row.id].items() if name.startswith(kinds)}
-            assert row.personas.items() >= own.items()
-            assert ("retrieved-chosen" in row.personas) == (split in ("validation", "test"))
-            assert row.retrieved_id in pool or split not in ("validation", "test")
-            assert row.personas.get("inferred-chosen") == (
-                f"The user is {row.id}." if row.id in pool else None
-            )
+    for split, row in ((split, row) for split, part in rows.items() for row in part):
+        assert all(row.personas[f"gold-{side}"] == known[row.id][f"gold-{side}"] for side in SIDES)
+        assert (
+            ("retrieved-chosen" in row.personas) == (row.retrieved_id in pool) == (split in texts.EVAL_SPLITS)
+        )
+        inferred = None if split == "test" else persona_of(row.id, "chosen")
+        assert row.personas.get("inferred-chosen") == inferred
 
 
 def test_a_leak_stops_the_step_before_it_is_marked_as_done(run, monkeypatch):
@@ -162,10 +144,7 @@ def test_a_leak_stops_the_step_before_it_is_marked_as_done(run, monkeypatch):
 def test_official_data_is_passed_through(official_data, tmp_path, monkeypatch):
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
     profile = set_field(load_profile("everyday"), {"datasets": ["hhh"], "data.path": str(official_data)})
-    run = Run(profile, "hhh", 0)
-    tailoring.build_tailoring(run)
-    rows, released = tailoring.load_tailoring(run), official.load_official(official_data, "hhh")
+    rows, released = built(Run(profile, "hhh", 0)), official.load_official(official_data, "hhh")
     assert rows["sft_train"][0].personas["gold-chosen"] == released["sft_train"][0].personas["gold-chosen"]
     assert [r.id for r in rows["validation"]] == [r.id for r in released["sft_val"] + released["dpo_val"]]
-    assert len(rows["test"]) == 500
     assert all(r.personas["shuffled-chosen"] != r.personas["gold-chosen"] for r in rows["test"])
