@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import fields
 from itertools import combinations, product
 
@@ -96,8 +96,10 @@ def test_every_text_of_a_user_maps_to_one_wish_and_agrees_with_the_chosen_side()
 def test_relabelling_exchanges_personas_in_exactly_its_dimensions():
     personas = everyday.personas(0.75, seed=1)
     rows = [TailoringRow(item.id, item.split, item.prompt, "c", "r", personas[item.id]) for item in ITEMS]
-    assert len(flipped := everyday.relabelled_dimensions(5)) == len(everyday.DIMENSIONS) // 2
+    swapped = defaultdict(set)
     for item, row in zip(ITEMS, everyday.relabelled(rows, seed=5), strict=True):
-        here, swapped = personas[item.id], item.dimension.split("+")[0] in flipped
-        assert row.personas["gold-chosen"] == here["gold-rejected" if swapped else "gold-chosen"], item.id
-        assert row.personas["user-rejected"] == here["user-chosen" if swapped else "user-rejected"], item.id
+        here, there = personas[item.id], row.personas
+        exchanged = there["gold-chosen"] == here["gold-rejected"]
+        swapped[item.dimension.split("+")[0]].add(exchanged)
+        assert there["user-rejected"] == here["user-chosen" if exchanged else "user-rejected"], item.id
+    assert sorted(map(list, swapped.values())) == 5 * [[False]] + 5 * [[True]]

@@ -13,7 +13,6 @@ from persona_lib.data.reader import UNREADABLE, fit, quality, reader_table, show
     ("dimension", "value", "text"),
     [
         ("length", "thorough", "Use a fan and open a window at night. " * 9),
-        ("length", None, "word " * 48),
         ("format", "steps", "Here is how: 1. Clean the pan. 2. Dry it. 3. Oil it."),
         ("format", "prose", "Clean the pan, then dry it - and oil it."),
         ("tone", "warm", "Don’t worry, you’ve got this. It’s easy and fun."),

@@ -65,11 +65,10 @@ def test_a_short_row_of_csv_costs_only_itself_and_says_its_line(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "complaint"),
     [
-        ("x.xlsx", b"PK", "files of this kind are not read. Use JSON lines.*save a spreadsheet as CSV"),
+        ("x.xlsx", b"PK", "this kind is not read. Use JSON lines.*save a spreadsheet as CSV"),
         ("x.csv", b"prompt,chosen,rejected\n", "no row in it"),
         ("x.csv", b'prompt,chosen\na,b\nq,"r', "line 3: .*; a quote is not closed"),
         ("x.csv", b"prompt,chosen,chosen\na,b,c\n", "two columns have the same name: prompt, chosen, chosen"),
-        ("x.json", b'[{"prompt": "a"}, {"pro', "cannot be read .*JSON lines"),
         ("x.jsonl", b"prompt chosen\nrejected", "no JSON: .*; line 1: not valid JSON"),
         ("x.jsonl", LINES.encode("utf-16-le"), "with its encoding named in the mapping"),
         ("x.csv", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer"),

@@ -124,17 +124,13 @@ def wishes() -> dict[str, Wish]:
     }
 
 
-def relabelled_dimensions(seed: int) -> set[str]:
-    """Return the half of the dimensions that the control relabels."""
-    return set(random.Random(f"everyday-relabelled-{seed}").sample(sorted(DIMENSIONS), len(DIMENSIONS) // 2))
-
-
 def relabelled(rows: list[TailoringRow], seed: int) -> list[TailoringRow]:
     """Return rows whose two personas are exchanged where the seed relabels their (first) dimension.
 
     The control for stereotypes of pretraining: a policy that follows them has learned it from these rows.
     """
-    flipped = relabelled_dimensions(seed)
+    half = len(DIMENSIONS) // 2
+    flipped = random.Random(f"everyday-relabelled-{seed}").sample(sorted(DIMENSIONS), half)
     exchanged = {item.id for item in items() if item.dimension.split("+")[0] in flipped}
 
     def source(name: str) -> str:

@@ -165,18 +165,13 @@ def open_folder(path: Path, columns: Iterable[str], rows: dict[str, int]) -> dic
     return {split: tables[split].to_list() for split in rows}
 
 
-def row_id(dataset: str, split: str, number: int) -> str:
-    """Name an official row by its place, e.g. "beavertails-test-0012"."""
-    return f"{dataset}-{split}-{number:04d}"
-
-
 def pair_texts(raw: dict[str, str], strip_roles: bool) -> dict[str, str]:
     """Return prompt, chosen and rejected of an official row, without leading roles if asked for."""
     return {name: ROLE_MARK.sub("", raw[name]) if strip_roles else raw[name] for name in PAIR_FIELDS}
 
 
 def load_official(folder: Path, dataset: str, strip_roles: bool = False) -> dict[str, list[TailoringRow]]:
-    """Read one data set's official tailoring rows, by split (fewshot, sft_*, dpo_*, test).
+    """Read one data set's official tailoring rows, by split; an id is a place: "beavertails-test-0012".
 
     A persona that is none (empty, refusal, error message) becomes None. A row without responses (Mnemonic
     test) has chosen and rejected "". ``strip_roles`` takes HHH's leading "Human:" and "Assistant:" off.
@@ -192,10 +187,10 @@ def load_official(folder: Path, dataset: str, strip_roles: bool = False) -> dict
     for split in ("sft_train", "dpo_train"):
         for number, raw in enumerate(tables[split]):
             personas = (raw["chosen_persona_gold"], raw["rejected_persona_gold"])
-            sources.setdefault(personas, []).append(row_id(dataset, split, number))
+            sources.setdefault(personas, []).append(f"{dataset}-{split}-{number:04d}")
 
     def to_row(split: str, number: int, raw: dict[str, str]) -> TailoringRow:
-        own = row_id(dataset, split, number)
+        own = f"{dataset}-{split}-{number:04d}"
         pool = sources.get((raw["chosen_persona_retr"], raw["rejected_persona_retr"]), [])
         found = {name: raw[column].strip() for name, column in PERSONA_COLUMNS.items()}
         personas = {name: text if is_persona(text) else None for name, text in found.items()}
@@ -212,7 +207,7 @@ def load_inference_pairs(folder: Path, dataset: str, strip_roles: bool = False) 
     path = folder / DATASETS[dataset]["inference"]
     rows = open_folder(path, PAIR_FIELDS, {"train": 300})["train"]
     return [
-        PreferencePair(row_id(dataset, "inference", number), **pair_texts(raw, strip_roles))
+        PreferencePair(f"{dataset}-inference-{number:04d}", **pair_texts(raw, strip_roles))
         for number, raw in enumerate(rows)
     ]
 

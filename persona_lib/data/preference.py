@@ -26,7 +26,6 @@ from persona_lib.texts import near_duplicates
 if TYPE_CHECKING:
     import pandas as pd
 
-
 TWO_SIDED = ("both", "relabelled")  # arms with a row for each side of a pair
 CARD_PERSONAS = tuple(f"{kind}-{side}" for kind in ("gold", "retrieved") for side in SIDES)
 CONTRASTIVE = r"\b(?:rather than|instead of|over)\b"  # a persona that names what its user does not want

@@ -85,10 +85,8 @@ def read_text(path: Path, encoding: str = "") -> tuple[str, str]:
 
 # --- rows of a file, a folder or a hub id; the second value says how they were read ---
 
-Read = tuple[list[OwnRow], str]
 
-
-def read_rows(source: str, config: str = "", encoding: str = "") -> Read:
+def read_rows(source: str, config: str = "", encoding: str = "") -> tuple[list[OwnRow], str]:
     """Read all rows of a file, folder or hub id, and say how: "as cp1252, cells separated by semicolons".
 
     Raises DataError if it cannot be opened or holds no row.
@@ -100,18 +98,17 @@ def read_rows(source: str, config: str = "", encoding: str = "") -> Read:
         if path.is_file():
             name = path.name.lower()
             if not name.endswith(ENDINGS):
-                said = f"files of this kind are not read. Use {KINDS}; save a spreadsheet as CSV"
-                raise DataError(f"{path}: {said}")
+                raise DataError(f"{path}: this kind is not read. Use {KINDS}; save a spreadsheet as CSV")
             rows, how = READERS[Path(name.removesuffix(".gz")).suffix](path, encoding)
-        elif path.is_dir():
-            from datasets import load_from_disk
-
-            rows, how = table_rows(load_from_disk(str(path))), ""
         else:
-            from datasets import load_dataset
+            import datasets
 
-            name, commit = weights.pinned(source)
-            rows, how = table_rows(load_dataset(name, config or None, revision=commit)), ""
+            name, commit = weights.pinned(path)  # a folder has no commit
+            if commit:
+                table = datasets.load_dataset(name, config or None, revision=commit)
+            else:
+                table = datasets.load_from_disk(name)
+            rows, how = table_rows(table), ""
     except (weights.WeightsError, DataError, ImportError):
         raise
     except Exception as error:  # files, their readers and the hub's client each have their own kinds
@@ -122,7 +119,7 @@ def read_rows(source: str, config: str = "", encoding: str = "") -> Read:
     return rows, how
 
 
-def json_rows(path: Path, encoding: str = "") -> Read:
+def json_rows(path: Path, encoding: str = "") -> tuple[list[OwnRow], str]:
     """Read JSON lines (empty lines are no rows) or one array."""
     text, how = read_text(path, encoding)
     lines = [(n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
@@ -147,7 +144,7 @@ def line_value(line: str) -> Any:
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
-def cell_rows(path: Path, encoding: str = "") -> Read:
+def cell_rows(path: Path, encoding: str = "") -> tuple[list[OwnRow], str]:
     """Read a table of cells with a header, separated by what the header has most of.
 
     A row with too many or too few cells is a row with an error; an open quote, which could swallow rows, is a
@@ -177,7 +174,7 @@ def cell_rows(path: Path, encoding: str = "") -> Read:
     return rows, how
 
 
-def parquet_rows(path: Path, encoding: str = "") -> Read:
+def parquet_rows(path: Path, encoding: str = "") -> tuple[list[OwnRow], str]:
     """Read the rows of a Parquet file."""
     from pyarrow import parquet
 

@@ -147,11 +147,8 @@ def user_written(run: Run) -> dict[str, dict[str, str]]:
     if run.dataset != everyday.NAME:
         return {}
     known, pairs = everyday.personas(run.profile.data.majority_share, run.seed), preference.load_pairs(run)
-    return {
-        pair.id: {f"user-{side}": known[pair.id][f"user-{side}"] for side in SIDES}
-        for split in EVAL_SPLITS
-        for pair in pairs[split]
-    }
+    rows = [pair for split in EVAL_SPLITS for pair in pairs[split]]
+    return {pair.id: {f"user-{side}": known[pair.id][f"user-{side}"] for side in SIDES} for pair in rows}
 
 
 def build_tailoring(run: Run, extra_personas: Personas | None = None) -> Path:
@@ -193,10 +190,8 @@ def load_tailoring(run: Run) -> Rows:
     folder = run.folder / "tailoring"
     if not (folder / "done.json").exists():
         raise FileNotFoundError(f"{folder}: no tailoring data yet; run notebook 05_tailoring_data first")
-    return {
-        split: store.read_rows(folder / f"{split}.jsonl", TailoringRow)
-        for split in (*TRAIN_SHARES, *EVAL_SPLITS)
-    }
+    splits = (*TRAIN_SHARES, *EVAL_SPLITS)
+    return {split: store.read_rows(folder / f"{split}.jsonl", TailoringRow) for split in splits}
 
 
 def write_tables(run: Run, rows: Rows) -> None:
