@@ -164,7 +164,7 @@ def check_mapping(mapping: Mapping) -> None:
     """Raise ValueError if the sides and labels of a mapping are not complete or contradict each other."""
     way = "responses" if mapping.responses else "ranking" if mapping.ranking else "chosen"
     if others := sorted(mapping.named & set().union(*WAYS.values()) - WAYS[way]):
-        raise ValueError(f"{others[0]} does not go with {way}: use either")
+        raise ValueError(f"{others[0]} does not go with {way}: DATA.md says what goes together")
     if way == "ranking" and not (mapping.answer and (mapping.rank or mapping.score)):
         raise ValueError("ranking needs answer, and rank or score: the fields of its items")
     labelled = way == "responses" and not mapping.scores
