@@ -42,6 +42,11 @@ def check_names(profile: Profile) -> None:
         for name in names:
             check_name(name, known, f"profile {profile.name}: {field}:")
     tasks.models(profile)
+    base = profile.base.model
+    config = (weights.folder_of(base) if weights.is_packaged(base) else Path(base)) / "config.json"
+    most = store.read_json(config).get("max_position_embeddings") if config.exists() else None
+    if most and profile.training.max_length > most:
+        raise ConfigError(f"training.max_length={profile.training.max_length}: {base} has {most} positions")
 
 
 def answers(url: str) -> bool:
@@ -133,12 +138,13 @@ def run_task(pipeline: Pipeline, task: Task) -> float:
     key, earlier = tasks.current_key(pipeline, task, known), known.get(task.id, {"longest_seconds": 0})
     if task.id in known:
         write_facts(pipeline, known | {task.id: earlier | {"key": None}})
-    started = time.monotonic()
+    begun, started = store.now(), time.monotonic()
     target, log = pipeline.executed(task), pipeline.results / "logs" / f"{task.id}.log"
     running = run_notebook(pipeline.source(task), target, pipeline.parameters(task), log)
     seconds = time.monotonic() - started
     facts = {
         "parameters": pipeline.parameters(task),
+        "started": begun,
         "finished": store.now(),
         "longest_seconds": round(max(seconds, earlier["longest_seconds"]), 1),
         **store.environment(),
@@ -173,11 +179,11 @@ def run_tasks(pipeline: Pipeline, ids: list[str]) -> int:
     return 0
 
 
-def report(pipeline: Pipeline) -> None:
-    """Write the report when every task has run, unless it is newer than they are; say where it is."""
+def report(pipeline: Pipeline) -> bool:
+    """Write the report, unless it is newer than the tasks; say where it is. False: some task has not run."""
     profile, page = pipeline.profile, pipeline.results / "report" / "index.html"
     if not all(tasks.has_run(pipeline.known(), name) for name in pipeline.tasks):
-        return
+        return False
     if not page.exists() or page.stat().st_mtime < pipeline.provenance.stat().st_mtime:
         from persona_lib.export import keep_adapter
         from persona_lib.report import write_report
@@ -191,6 +197,7 @@ def report(pipeline: Pipeline) -> None:
 
         adapter = own_adapter(settings.Run(profile, intake.NAME, profile.seeds[0]))
         print(f"adapter {adapter['folder']}\n\n{adapter['code']}")
+    return True
 
 
 @contextlib.contextmanager
@@ -299,8 +306,8 @@ def select(pipeline: Pipeline, arguments: argparse.Namespace) -> list[str]:
     return ids
 
 
-def verify(pipeline: Pipeline) -> int:
-    """Print every number of the run beside the published one, and whether they agree; 0: they do.
+def verify(pipeline: Pipeline, every: bool = True) -> int:
+    """Print whether the run agrees with the published one, ``every`` number of it, too; 0: it does.
 
     Raises ConfigError for a profile without published seeds, or with settings that change its results.
     """
@@ -324,8 +331,9 @@ def verify(pipeline: Pipeline) -> int:
             f"--verify compares runs of the profile as it is; this one changed {', '.join(changed)}"
         )
     table = claims.verify(settings.set_field(profile, {"seeds": ran["seeds"]}), pd.read_csv(path))
-    numbers = ["run", "published", "published_low", "published_high"]
-    print(table.round(dict.fromkeys(numbers, 3)).to_string(index=False), end="\n\n")
+    if every:
+        numbers = ["run", "published", "published_low", "published_high"]
+        print(table.round(dict.fromkeys(numbers, 3)).to_string(index=False), end="\n\n")
     said, agrees = claims.verdict(table)
     print(said)
     return int(not agrees)
@@ -338,8 +346,10 @@ def run(arguments: argparse.Namespace) -> int:
     validate(pipeline.profile, arguments.plan)
     if arguments.plan:
         tasks.print_plan(pipeline, tasks.plan(pipeline, ids, arguments.force))
-        return 0
     lack = "" if arguments.verify or pipeline.known() else lacking(pipeline.profile)
+    if arguments.plan:
+        print(f"lacking    {lack}\n" if lack else "", end="", flush=True)
+        return 0
     if arguments.check:
         said = f"but this machine cannot run it: {lack}" if lack else f"{len(ids)} tasks"
         print(f"profile {pipeline.profile.name}: the settings are right, {said}")
@@ -353,8 +363,9 @@ def run(arguments: argparse.Namespace) -> int:
         for name in ids if arguments.force else ():
             tasks.forget(pipeline, pipeline.tasks[name])
         status = run_tasks(pipeline, ids)
-        if not status:
-            report(pipeline)
+    if not status and report(pipeline):
+        with contextlib.suppress(ConfigError):  # there is nothing that it could be compared with
+            verify(pipeline, every=False)
     return status
 
 

@@ -330,6 +330,8 @@ def check_profile(profile: Profile) -> None:
     wrong += [
         ("data.retriever", kind not in ("bm25", "dense", "late") or (kind == "bm25") == bool(model),
          "use bm25, dense:MODEL or late:MODEL (a hub id or a folder)"),
+        ("training.methods", "dpo" in profile.training.methods and "sft" not in profile.training.methods,
+         "DPO starts from SFT: name sft, too"),
         ("steps", list(profile.steps) != sorted(profile.steps), "name them in order"),
         ("base.model", not profile.base.model, "name a model"),
         ("generation.min_new_tokens", fewest > profile.generation.max_new_tokens,

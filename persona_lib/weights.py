@@ -85,6 +85,9 @@ def entry(source: str) -> dict[str, Any]:
         raise WeightsError(f"{source}: no such weights; known: {', '.join(PREFIX + n for n in known)}")
     if cut and ("folder" in known[name] or not re.fullmatch("[1-9][0-9]{0,3}", layers)):
         raise WeightsError(f"{source}: write {PREFIX}{name}, or {PREFIX}NAME/N for a model's first N layers")
+    whole = int(known[name]["architecture"].partition(" layers")[0].split()[-1])
+    if int(layers or 0) > whole:
+        raise WeightsError(f"{source}: {name} has {whole} layers")
     return {"name": name, "layers": int(layers or 0), **known[name]}
 
 

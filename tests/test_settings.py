@@ -71,6 +71,7 @@ def test_seeds_are_a_count_or_a_list(text, seeds):
         ("seeds=0", "write a count .5. or a list .0,3."),
         ("training.arms=", "name at least one"),
         ("training.methods=ppo", "training.methods: 'ppo'; did you mean dpo"),
+        ("training.methods=dpo", "DPO starts from SFT"),
         ("evaluation.personas=gold", "did you mean gold-chosen"),
         ("generation.min_new_tokens=500", "use at most generation.max_new_tokens"),
         ("steps=12_results,01_preference_data", "name them in order"),

