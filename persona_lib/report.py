@@ -316,6 +316,7 @@ def own_parts(profile: Profile) -> dict[str, Any]:
         "consistency": read_table(profile, "user_consistency").to_dict("records"),
         "tailored": users.tailored(run),
         "swaps": whole.to_dict("records"),
+        "wins": read_table(profile, "user_wins").to_dict("records"),
         "interval": with_interval,
         "place": place,
         "policy_name": policy_name,

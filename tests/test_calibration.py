@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 import pytest
 import tiny_results
 
-from persona_lib import store
+from persona_lib import show, store
 from persona_lib.beyond import calibration
-from persona_lib.records import TailoringRow
+from persona_lib.records import Judgment, TailoringRow
 from persona_lib.settings import Run, load_profile
 
 TEXTS = ["Tea is warm. Drink it now! Rest after that.", "Buy a lamp.", "Walk home.", "Read more books."]
@@ -38,20 +40,35 @@ def test_gold_comparisons_put_each_personas_own_response_first_and_need_both():
     ]  # fmt: skip
 
 
+def measure(answers, feedback=lambda number: ""):
+    """Measure a judge that names A, B, = (a tie) or ? (nothing) in either order; A, then B is right."""
+    return calibration.measure([
+        tuple(Judgment("i", "j", "quality", a if a in "AB" else None, a == "=", feedback(n)) for a in both)
+        for n, both in enumerate(answers)
+    ])  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("verdicts", "accuracy", "decides"),
+    ("answers", "found"),
     [
-        (["win"] * 20, 1, True),
-        (["win"] * 15 + ["loss"] * 5, 0.75, False),  # lower bound: .53
-        (["tie"] * 20, 0.5, False),
-        (["win"] * 10 + ["unparsed"] * 10, 0.5, False),
-        ([], None, False),
+        (["AB"] * 20, {"accuracy": 1, "contradicted": 0, "decides": True}),
+        (["AB"] * 15 + ["BA"] * 5, {"accuracy": 0.75, "ties": 0, "decides": False}),  # lower bound: .53
+        (["=="] * 20, {"accuracy": 0.5, "ties": 20, "contradicted": 0, "decides": False}),
+        (["AB"] * 10 + ["?B"] * 10, {"accuracy": 0.5, "unparsed": 10, "ties": 0, "decides": False}),
+        (["AA"] * 20, {"accuracy": 0.5, "contradicted": 20, "decides": False}),
+        ([], {"unparsed": 0, "decides": False}),
     ],
 )
-def test_a_judge_decides_only_if_it_is_surely_better_than_chance(verdicts, accuracy, decides):
-    found = calibration.measure(verdicts)
-    assert (found["n"], found["ties"]) == (len(verdicts), verdicts.count("tie"))
-    assert found["decides"] == decides and (not verdicts or found["accuracy"] == accuracy)
+def test_a_judge_decides_only_if_it_is_surely_better_than_chance(answers, found):
+    measured = measure(answers)
+    assert {name: measured[name] for name in found} == found and measured["n"] == len(answers)
+
+
+def test_at_half_is_the_accuracy_where_the_scores_differ_most_and_undefined_without_scores():
+    answers = ["AB"] * 10 + ["BA"] * 10
+    assert measure(answers, lambda n: f"{30 - n}.5 : -1")["at_half"] == 1.0
+    assert measure(answers, lambda n: f"{n} : 0.0")["at_half"] == 0.0
+    assert math.isnan(measure(answers)["at_half"])
 
 
 def test_every_judge_of_a_run_is_measured_once_and_the_reader_decides_fit(tmp_path, monkeypatch):
@@ -63,6 +80,8 @@ def test_every_judge_of_a_run_is_measured_once_and_the_reader_decides_fit(tmp_pa
     monkeypatch.setattr(calibration, "load_judge", lambda *_: pytest.fail("it was measured already"))
     pd.testing.assert_frame_equal(calibration.calibrate(run), table)
     assert list(table.judge) == ["oracle"] * 7 and table.test.iloc[0] == calibration.FIT
+    assert table.at_half[0] == 1.0 > table.accuracy[0], "the reader's scores are read"
+    assert {"surer half", "ties / contradicted / unparsed"} < {*show.render("calibration", table)}
     decides = table.set_index("test").decides
     assert decides["persona fit"] and decides["answer to another question"]
     assert not decides["sentences reversed"] and not decides["facts contradicted"], "a rule cannot see them"

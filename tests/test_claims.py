@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
@@ -63,14 +64,18 @@ def test_all_ten_rows_and_the_average_agree_with_an_earlier_analysis_and_hold_or
     names = rows.dataset + ", " + rows.label
     weak = {"Anthropic HHH, chosen, retrieved", "Mnemonic, rejected, retrieved"}  # .0497 before Holm
     assert set(names[rows.p_holm >= 0.05]) == weak and (rows.q_holm < 0.05).sum() == 4
+    assert set(names[rows.dpq_holm >= 0.05]) == {"Anthropic HHH, chosen, retrieved"}  # nine of ten hold
 
 
-def test_joint_tables_by_hand():
+def test_joint_tables_and_the_test_of_dpq_by_hand():
     p, q = (3, 2, 1), (1, 1, 4)  # sorted against sorted: WWWTTL with WTLLLL
     assert claims.joint_table(p, q, "agree").tolist() == [[1, 1, 1], [0, 0, 2], [0, 0, 1]]
     independent = claims.joint_table(p, q, "independent")
     assert independent[0, 2] == pytest.approx(3 * 4 / 6)
     assert independent.sum(axis=1) == pytest.approx([3, 2, 1])
+    # nets .5 and -.04 with 16 and 25 decided: errors sqrt(.75 / 16) and sqrt(.9984 / 25)
+    z = (0.5 - 0.04) / (0.75 / 16 + 0.9984 / 25) ** 0.5
+    assert claims.dpq_test((12, 3, 4), (12, 0, 13)) == pytest.approx(2 * (1 - NormalDist().cdf(z)))
 
 
 # --- judged rows without broken answers and at equal length ---
@@ -213,6 +218,21 @@ def test_aims_of_the_authors_data_need_a_value_and_their_control_an_interval_aro
     results.save_table(profile, "swap", table)
     met = claims.primary_results(profile).query("met != 'not run'").set_index("where").met
     assert [met[", ".join(place)] for place in places] == ["yes", "no", "no", "yes"]  # .80, .85; around .5
+
+
+def test_a_right_run_leaves_the_published_band_in_one_of_twenty_and_a_wrong_one_in_nearly_all():
+    rng = np.random.default_rng(0)  # shares of 40 rows by seed, as wide apart as the published seeds
+
+    def shares(mean, size):
+        return rng.binomial(40, np.clip(rng.normal(mean, 0.01, size), 0, 1)) / 40
+
+    means = {"right": 0.875, "shuffled personas": 0.52, "exchanged sides": 0.125}
+    outside = dict.fromkeys(means, 0.0)
+    for seeds in shares(means["right"], (2000, 5)):
+        band = claims.prediction_band(seeds, 1, 0.025)
+        for name, mean in means.items():
+            outside[name] += (not band.low <= shares(mean, ()) <= band.high) / 2000
+    assert 0.03 <= outside.pop("right") <= 0.07 and min(outside.values()) > 0.95
 
 
 def test_a_run_is_compared_with_the_published_seeds_number_by_number(profile):

@@ -143,8 +143,12 @@ def test_sign_test_and_wilson_interval_by_hand():
     assert intervals.wilson_interval(0, 0) == (0, 1)
 
 
-def test_holm_by_hand():
+def test_holm_by_hand_and_as_statsmodels():
+    from statsmodels.stats.multitest import multipletests
+
     # sorted .01 .02 .04: 3 x .01, 2 x .02 -> .04, 1 x .04 -> .04 (monotone)
     found = intervals.holm([0.04, math.nan, 0.01, 0.02])
     assert found == pytest.approx([0.04, math.nan, 0.03, 0.04], nan_ok=True), "a NaN is not counted"
     assert intervals.holm([0.6, 0.7]) == [1.0, 1.0] and intervals.holm([]) == []
+    given = np.random.default_rng(0).random(40).round(2) ** 3  # with ties
+    assert intervals.holm(given) == pytest.approx(multipletests(given, method="holm")[1].tolist())

@@ -178,6 +178,10 @@ def test_counts_are_those_of_the_judge_and_the_papers_row_stands_below(data, mon
     assert [theirs.p_win, theirs.q_loss] == [int(printed["p_win"]), int(printed["q_loss"])]
     assert theirs.dpq == pytest.approx(float(printed["dpq_printed"]), abs=0.05)
     assert list(table.label) == ["chosen, gold"] * 2 + ["rejected, gold"] * 2 and table.iloc[2].n == 5
+    other = Run(load_profile("authors", [*JUDGE, "judge.model=other-judge"]), "hhh", 0)
+    assert not {*released.judge_released(other, data)} & {*folders}, "each judge has folders of its own"
+    monkeypatch.setattr(LongerWins, "generate", lambda *_: pytest.fail("the first judge has judged"))
+    assert released.judge_released(run, data) == folders
 
 
 @pytest.mark.parametrize("settings", [["evaluation.judge=none"], ["evaluation.judge=lm", "judge.model=base"]])

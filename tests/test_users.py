@@ -11,7 +11,7 @@ from persona_lib import report, settings, store
 from persona_lib.beyond import claims, users
 from persona_lib.data import intake, preference, tailoring
 from persona_lib.data.rows import OwnRow
-from persona_lib.paper import personas, swap
+from persona_lib.paper import personas, results, swap
 from persona_lib.paper.answers import eval_rows
 from persona_lib.records import HISTORY, PreferencePair
 from persona_lib.settings import Run, load_profile, set_field
@@ -155,13 +155,31 @@ def test_the_swap_is_1_for_the_own_persona_seen_and_unseen_apart_and_undefined_w
     assert rows.d_positive_low.isna().all()  # all users agree: no width, so no interval
 
 
-def test_an_interval_draws_users_not_pairs(shipped):
+@pytest.mark.parametrize("least", [0, -1])  # shares, and net win rates
+def test_an_interval_draws_users_not_pairs(shipped, least):
     """Six users of 50 pairs that all say the same: by pairs +-.06, by users as wide as six coins."""
-    values = {f"{user}-{n}": float(user < 3) for user in range(6) for n in range(50)}
-    line = users.share_line([shipped], [values], {id: id.split("-")[0] for id in values})
-    assert (line["n"], line["n_users"], line["d_positive"]) == (300, 6, 0.5)
-    exact = np.percentile(np.random.default_rng(1).binomial(6, 0.5, 100_000) / 6, [2.5, 97.5])
-    assert [line["d_positive_low"], line["d_positive_high"]] == pytest.approx(exact.tolist(), abs=0.01)
+    values = {f"{user}-{n}": 1.0 if user < 3 else least for user in range(6) for n in range(50)}
+    line = users.mean_line(shipped, "x", [values], {id: id.split("-")[0] for id in values}, least)
+    assert (line["n"], line["n_users"], line["x"]) == (300, 6, (1 + least) / 2)
+    coins = np.percentile(np.random.default_rng(1).binomial(6, 0.5, 100_000) / 6, [2.5, 97.5])
+    exact = coins * (1 - least) + least
+    assert [line["x_low"], line["x_high"]] == pytest.approx(exact.tolist(), abs=0.02)
+
+
+def test_judged_answers_are_counted_seen_and_unseen_apart_and_the_page_says_so(shipped, monkeypatch):
+    parts, whose, verdicts = users.part_of(shipped), users.user_of_row(shipped), []
+    for part, words in {"unseen": ["win", "win", "tie", "loss"], "seen": ["win", "unparsed"]}.items():
+        ids = [row.id for row in eval_rows(shipped) if parts[whose[row.id]] == part]
+        verdicts += [{"id": ids[n], "personalization": word} for n, word in enumerate(words)]
+    monkeypatch.setattr(users.judging, "read_verdicts", lambda run, m: verdicts)
+    table = users.USER_TABLES["user_wins"]([shipped])
+    assert list(table.users) == ["unseen", "seen"] and set(table.label) == {users.OWN}
+    counts = table[["n", "p_win", "p_tie", "p_loss", "p_unparsed"]].to_numpy().tolist()
+    assert counts == [[4, 2, 1, 1, 0], [2, 1, 0, 0, 1]]
+    assert table.p_net.tolist() == pytest.approx([1 / 3, 1])  # a tie and what is unparsed decide nothing
+    results.save_table(shipped.profile, "user_wins", table)
+    page = " ".join(report.write_report(shipped.profile).read_text(encoding="utf-8").split())
+    assert "not in training: answers of the tailored model win 2, tie 1 and lose 1 of 4 comparisons" in page
 
 
 def test_the_page_says_who_the_users_are_and_names_none(shipped):

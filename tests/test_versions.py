@@ -35,9 +35,9 @@ DECIDED = {
     "answers": (1, "6ba4a6814dcab9a7"),
     "judging": (1, "bda5ca6b78579d63"),
     "swap": (1, "a23f5c21a1735d2c"),
-    "calibration": (1, "9fceaa773f5bd6b8"),
-    "rejudged": (1, "a8313663dece82f7"),
-    "users": (1, "8ead3d095390c888"),
+    "calibration": (1, "aa72a67344822b62"),
+    "rejudged": (1, "e67b42223972a406"),
+    "users": (1, "359509f15b9b6973"),
 }
 
 

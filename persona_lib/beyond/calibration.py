@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from persona_lib import store
 from persona_lib.data.reader import UNREADABLE, shows
-from persona_lib.intervals import verdict_of, wilson_interval
+from persona_lib.intervals import position_inconsistent, verdict_of, wilson_interval
 from persona_lib.paper.answers import eval_rows
 from persona_lib.paper.judges import load_judge
 from persona_lib.paper.judging import judge_key, judge_rubric
-from persona_lib.records import SIDES, PairwiseComparison, TailoringRow
+from persona_lib.records import SIDES, Judgment, PairwiseComparison, TailoringRow
 from persona_lib.settings import FACTS, Run, set_field
 from persona_lib.store import VERSIONS
 
@@ -35,6 +35,7 @@ LIMIT = 64  # rows drawn of the evaluation split
 FIT, READING = "persona fit", "reading of generated answers"  # tests of personalization
 LABELS = FACTS / "reader_labels.jsonl"
 SENTENCE = re.compile(r"(?<=[.!?])\s+|\n")
+SCORES = re.compile(r"(-?[\d.]+) : (-?[\d.]+)")  # the feedback of a judge that scores
 MODAL = re.compile(r"\b(is|are|can|will|should|must|does|may|was|has)\b")
 
 
@@ -78,13 +79,26 @@ def gold_comparisons(rows: Sequence[TailoringRow]) -> list[PairwiseComparison]:
 # --- measuring ---
 
 
-def measure(verdicts: Sequence[str]) -> dict[str, Any]:
-    """Return n, accuracy (a tie is half right) with its Wilson interval, ties, and whether it decides."""
-    n, ties = len(verdicts), verdicts.count("tie")
-    right = verdicts.count("win") + ties / 2
-    low, high = wilson_interval(right, n)
-    return {"n": n, "accuracy": right / n if n else math.nan, "accuracy_low": low, "accuracy_high": high,
-            "ties": ties, "decides": low > BELIEVED}  # fmt: skip
+def sureness(judgment: Judgment) -> float | None:
+    """Return how sure a scoring judge is, |a - b| of its two scores; None for a judge without scores."""
+    found = SCORES.fullmatch(judgment.feedback)
+    return abs(float(found[1]) - float(found[2])) if found else None
+
+
+def measure(judged: Sequence[tuple[Judgment, Judgment]]) -> dict[str, Any]:
+    """Return how often a judge names the first response, in both orders (a tie: one half), with counts.
+
+    ``at_half`` is the accuracy in the half of the comparisons with the larger score difference.
+    """
+    verdicts, sure = [verdict_of(*pair) for pair in judged], [sureness(first) for first, _ in judged]
+    values = [{"win": 1.0, "tie": 0.5}.get(verdict, 0.0) for verdict in verdicts]
+    half = [] if None in sure else sorted(range(len(sure)), key=lambda i: -sure[i])[: len(sure) // 2]
+    low, high = wilson_interval(sum(values), len(values))
+    accuracies = [sum(part) / len(part) if part else math.nan for part in (values, [values[i] for i in half])]
+    return {"n": len(values), "accuracy": accuracies[0], "accuracy_low": low, "accuracy_high": high,
+            "at_half": accuracies[1], "ties": verdicts.count("tie"),
+            "contradicted": sum(position_inconsistent(*pair) for pair in judged),
+            "unparsed": verdicts.count("unparsed"), "decides": low > BELIEVED}  # fmt: skip
 
 
 def judges_of(run: Run) -> list[str]:
@@ -118,11 +132,12 @@ def calibrate(run: Run) -> pd.DataFrame:
         for test, comparisons in tests.items():
             rubric = "personalization" if test == FIT else "quality"
             path = folder / f"{name}-{test.replace(' ', '-')}.jsonl"
-            verdicts = [verdict_of(*pair) for pair in judge_rubric(judge, comparisons, rubric, path)]
-            lines.append({"judge": name, "rubric": rubric, "test": test} | measure(verdicts))
+            judged = judge_rubric(judge, comparisons, rubric, path)
+            lines.append({"judge": name, "rubric": rubric, "test": test} | measure(judged))
         if name == "oracle":  # how often the reader agrees with the blind labels, where it judges
             line = {"judge": name, "rubric": "personalization", "test": READING}
-            read = ["win" if (shows(dimension, text) or "neither") == label else "loss"
+            right = [Judgment("", name, "personalization", winner) for winner in "AB"]  # in both orders
+            read = [right if (shows(dimension, text) or "neither") == label else right[::-1]
                     for dimension, label, text in labelled() if dimension not in UNREADABLE]  # fmt: skip
             lines.append(line | measure(read))
     table = pd.DataFrame(lines)

@@ -70,9 +70,21 @@ def resampled_dpq(joint: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return 50 * sum(intervals.ratio(m[:, 0] - m[:, 2], m[:, 0] + m[:, 2]) for m in margins)
 
 
+def dpq_test(p: Sequence[int], q: Sequence[int]) -> float:
+    """Return the two-sided p of dPQ = 0 for independent verdicts; both rubrics need decided verdicts.
+
+    Normal approximation: a net win rate has the variance (1 - net^2) / decided (delta method).
+    """
+    from scipy.stats import norm
+
+    wins, _, losses = np.array([p, q]).T
+    net = (wins - losses) / (wins + losses)
+    return float(2 * norm.sf(abs(net.sum()) / np.sqrt(((1 - net**2) / (wins + losses)).sum())))
+
+
 @functools.cache
 def reanalysed() -> pd.DataFrame:
-    """Return the ten rows (counts, dPQ with both intervals, our sign tests) and their average.
+    """Return the ten rows (counts, dPQ with both intervals, our tests) and their average.
 
     The average takes the rows as independent. They are not: rows of a data set share prompts and, in part,
     answers. Its widest limits are the means of the rows' widest limits, as if all rows erred together.
@@ -88,12 +100,13 @@ def reanalysed() -> pd.DataFrame:
             margins.append(list(counts.values()))
         drawn.append(resampled_dpq(joint_table(*margins, "independent"), rng))
         widest = intervals.interval_of(resampled_dpq(joint_table(*margins, "agree"), rng))
-        line |= drawn_columns({"dpq": drawn[-1]})
+        line |= drawn_columns({"dpq": drawn[-1]}) | {"dpq_p": dpq_test(*margins)}
         lines.append(line | {"dpq_low_widest": widest.low, "dpq_high_widest": widest.high})
     average = {"dataset": "all", "kind": "average", "label": "average of the ten rows"}
     average |= drawn_columns({"dpq": np.mean(drawn, axis=0)})
     average |= {end: np.mean([line[end] for line in lines]) for end in ("dpq_low_widest", "dpq_high_widest")}
-    return results.with_holm(table_of([*lines, average]))
+    table = results.with_holm(table_of([*lines, average]))
+    return table.assign(dpq_holm=intervals.holm(table.dpq_p))
 
 
 # --- does a judged row hold without broken answers, and at equal length? ---

@@ -189,9 +189,10 @@ def released_comparisons(
     ]
 
 
-def folder_of(profile: Profile, dataset: str, eval_persona: str) -> Path:
-    """Folder of the judgments of one pair of files."""
-    return results_dir(profile) / "released_judgments" / "judge" / dataset / eval_persona
+def folder_of(run: Run, dataset: str, eval_persona: str) -> Path:
+    """Folder of the judgments of one pair of files; every judge has its own."""
+    name = content_hash(judge_key(run))
+    return results_dir(run.profile) / "released_judgments" / name / dataset / eval_persona
 
 
 def judge_released(run: Run, data: Released | None) -> list[Path]:
@@ -205,15 +206,15 @@ def judge_released(run: Run, data: Released | None) -> list[Path]:
         found = released_comparisons(data, *pair, run.profile.evaluation.limit)
         what = dict(zip(("dataset", "eval_persona", "test", "base"), (*pair, *ARMS), strict=True))
         key = content_hash(VERSIONS["rejudged"], judge_key(run), found)
-        folder = folder_of(run.profile, *pair)
+        folder = folder_of(run, *pair)
         folders.append(judge_comparisons(judge, found, folder, key, what))
         print(f"{', '.join(pair)}: {len(found)} pairs of answers judged", flush=True)
     return folders
 
 
-def rejudged_row(profile: Profile, dataset: str, eval_persona: str) -> Row:
+def rejudged_row(run: Run, dataset: str, eval_persona: str) -> Row:
     """Return counts, net win rates and dPQ of the judge on one pair of files, with 95 % intervals."""
-    folder, (source, side) = folder_of(profile, dataset, eval_persona), eval_persona.split("-")
+    folder, (source, side) = folder_of(run, dataset, eval_persona), eval_persona.split("-")
     verdicts, judge = list(iter_rows(folder / "verdicts.jsonl")), read_json(folder / "done.json")["judge"]
     line: Row = {"dataset": DATASETS[dataset]["title"], "label": f"{side}, {source}", "kind": "judged again",
                  "judge": ", ".join(judge), "n": len(verdicts)}  # fmt: skip
@@ -223,7 +224,7 @@ def rejudged_row(profile: Profile, dataset: str, eval_persona: str) -> Row:
         line |= verdict_counts(short, Counter(by_id.values()))
         line[f"{short}_inconsistent"] = inconsistent(folder / f"{rubric}.jsonl")
         columns[f"released/{short}"] = intervals.signs([by_id])
-    pool = intervals.make_pool(columns, profile.evaluation.bootstrap_samples)
+    pool = intervals.make_pool(columns, run.profile.evaluation.bootstrap_samples)
     return line | drawn_columns(intervals.scores(pool, "released"))
 
 
@@ -231,7 +232,7 @@ def rejudged_tables(run: Run, data: Released | None) -> dict[str, pd.DataFrame]:
     """Return the table ``released_judged``, the paper's row below each of ours; {} without data or judge."""
     paper, rows = reanalysed().assign(judge="the paper (Prometheus-2 7B, sampled)"), []
     for pair in judged_pairs(run.profile, data):
-        ours = rejudged_row(run.profile, *pair)
+        ours = rejudged_row(run, *pair)
         theirs = paper[(paper.dataset == ours["dataset"]) & (paper.label == ours["label"])]
         rows += [ours, *theirs.to_dict("records")]
     return {"released_judged": table_of(rows)} if rows else {}

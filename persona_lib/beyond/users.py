@@ -9,7 +9,7 @@ D = m(own persona) - m(another user's) is positive in half of the pairs if it do
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from itertools import combinations, product
@@ -19,12 +19,13 @@ import numpy as np
 
 from persona_lib import store
 from persona_lib.data.preference import load_pairs
-from persona_lib.intervals import drawn_columns, make_pool, ratio, resampled, table_of
+from persona_lib.intervals import drawn_columns, make_pool, ratio, resampled, signs, table_of
 from persona_lib.models import trainers
 from persona_lib.models.served import SURFACE, load_generator, role_key
-from persona_lib.paper import swap
+from persona_lib.paper import judging, swap
+from persona_lib.paper.answers import matchups
 from persona_lib.paper.personas import MAX_WORDS, STOPS, parse_persona, read_personas
-from persona_lib.paper.results import Row
+from persona_lib.paper.results import Row, verdict_counts
 from persona_lib.prompts import profile_query
 from persona_lib.records import HISTORY, UserPersona
 from persona_lib.settings import Run, main_arm
@@ -192,22 +193,25 @@ def part_of(run: Run) -> dict[str, str]:
     return {row.user: "seen" if row.seen else "unseen" for row in user_personas(run)}
 
 
-def share_line(runs: Sequence[Run], values: Sequence[Mapping[str, float]], users: Mapping[str, str]) -> Row:
-    """Return n, users, seeds, and the share D > 0 of pairs (one {pair id: 0 or 1} per run), users resampled.
+def mean_line(
+    run: Run, name: str, by_run: Sequence[Mapping[str, float]], users: Mapping[str, str], least: float = 0
+) -> Row:
+    """Return n, users, seeds, and the mean of pairs' values from ``least`` to 1 (NaN: none), users resampled.
 
     There is no interval with fewer than `LEAST` users, or where all of them agree: it would have no width.
     """
+    values = [by_pair for by_pair in by_run if by_pair]
     drawn = sorted({users[id] for by_pair in values for id in by_pair})
     blocks = [np.zeros((len(drawn), 2)) for _ in values]  # sum and number of each user's values
     for block, by_pair in zip(blocks, values, strict=True):
         for id, value in by_pair.items():
-            block[drawn.index(users[id])] += value, 1
-    how = runs[0].profile.evaluation.bootstrap_samples, 0, len(runs) > 1
-    shares = resampled(blocks, lambda sums: ratio(sums[:, 0], sums[:, 1]), *how)
-    share = drawn_columns({"d_positive": np.clip(shares, 0, 1)})
-    if len(drawn) < LEAST or share["d_positive_low"] == share["d_positive_high"]:
-        share |= dict.fromkeys(("d_positive_low", "d_positive_high"))
-    return {"n": sum(map(len, values)), "n_users": len(drawn), "n_seeds": len(runs)} | share
+            block[drawn.index(users[id])] += np.nan_to_num(value), not np.isnan(value)
+    how = run.profile.evaluation.bootstrap_samples, 0, len(values) > 1
+    means = resampled(blocks, lambda sums: ratio(sums[:, 0], sums[:, 1]), *how)
+    mean = drawn_columns({name: np.clip(means, least, 1)})
+    if len(drawn) < LEAST or mean[f"{name}_low"] == mean[f"{name}_high"]:
+        mean |= dict.fromkeys((f"{name}_low", f"{name}_high"))
+    return {"n": sum(map(len, values)), "n_users": len(drawn), "n_seeds": len(values)} | mean
 
 
 def swap_by_users(runs: Sequence[Run]) -> pd.DataFrame:
@@ -221,7 +225,7 @@ def swap_by_users(runs: Sequence[Run]) -> pd.DataFrame:
                 if any(found := [leans(known, mine, *both) for known in margins]):
                     head = {"dataset": runs[0].dataset, "arm": arm, "persona_format": form, "users": part}
                     head |= {"history": history, "compared": compared}
-                    lines.append(head | share_line(runs, found, users))
+                    lines.append(head | mean_line(runs[0], "d_positive", found, users))
     return table_of(lines)
 
 
@@ -233,6 +237,24 @@ def leans(margins: Margins, told: Mapping[str, dict[str, str]], first: str, seco
         if None not in (one, other) and abs(one - other) >= swap.ROUNDING:
             found[id] = float(one > other)
     return found
+
+
+def user_wins(runs: Sequence[Run]) -> pd.DataFrame:
+    """Return W / T / L and net win rate of answers of the tailored arm that is told the user's persona.
+
+    Against the arm without personas in training that is told it, too; empty if no judge compared them.
+    """
+    users, parts, lines = user_of_row(runs[0]), part_of(runs[0]), []
+    found = [m for m in matchups(runs[0]) if m.judge_persona == OWN and m.kind in ("main", "sft")]
+    for m, part in product([m for m in found if m.test.arm == tailored(runs[0])], ("unseen", "seen")):
+        rows = [[row for row in judging.read_verdicts(run, m) if parts[users[row["id"]]] == part]
+                for run in runs]  # fmt: skip
+        verdicts = [{row["id"]: row["personalization"] for row in of_run} for of_run in rows]
+        if any(verdicts):
+            head = {"dataset": runs[0].dataset, "label": m.label, "users": part}
+            head |= verdict_counts("p", Counter(v for by_pair in verdicts for v in by_pair.values()))
+            lines.append(head | mean_line(runs[0], "p_net", signs(verdicts), users, -1))
+    return table_of(lines)
 
 
 def consistency(runs: Sequence[Run]) -> pd.DataFrame:
@@ -276,4 +298,5 @@ USER_TABLES = {
     "user_personas": of_users(users_table),
     "user_consistency": of_users(consistency),
     "user_swap": of_users(swap_by_users),
+    "user_wins": of_users(user_wins),
 }
