@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 import tiny_results
+from test_intervals import judged
 
 from persona_lib import show, store
 from persona_lib.beyond import calibration
-from persona_lib.records import Judgment, TailoringRow
+from persona_lib.records import TailoringRow
 from persona_lib.settings import Run, load_profile
 
 TEXTS = ["Tea is warm. Drink it now! Rest after that.", "Buy a lamp.", "Walk home.", "Read more books."]
@@ -42,10 +44,8 @@ def test_gold_comparisons_put_each_personas_own_response_first_and_need_both():
 
 def measure(answers, feedback=lambda number: ""):
     """Measure a judge that names A, B, = (a tie) or ? (nothing) in either order; A, then B is right."""
-    return calibration.measure([
-        tuple(Judgment("i", "j", "quality", a if a in "AB" else None, a == "=", feedback(n)) for a in both)
-        for n, both in enumerate(answers)
-    ])  # fmt: skip
+    said = enumerate(answers)
+    return calibration.measure([[replace(judged(a), feedback=feedback(n)) for a in both] for n, both in said])
 
 
 @pytest.mark.parametrize(

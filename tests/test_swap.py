@@ -88,6 +88,7 @@ def write_swap(runs, arm, margins):
 
 
 def test_the_table_and_the_difference_to_the_twin_by_hand(runs):
+    assert all(make(runs).empty for make in swap.SWAP_TABLES.values()), "nothing is scored"
     write_swap(runs, "dpo-chosen", [[(1, -1), (2, 1)], [(1, -2), (-1, 1)]])
     write_swap(runs, "dpo-none", [[(1, 2), (2, 1)], [(1, 2), (-1, 1)]])
     row = line(swap.swap_table(runs), arm="dpo-chosen", measure="policy", persona="gold")
@@ -126,10 +127,6 @@ def test_answers_of_both_sides_are_compared_and_a_missing_side_is_left_out(runs)
     row = line(swap.generation_flip(runs))
     assert (row.arm, row.persona_format, row.persona, row.n, row.flip, row.did) == (
         "dpo-chosen", "line", "gold", 3, 1.0, 2.0)  # fmt: skip
-
-
-def test_nothing_scored_gives_empty_tables(runs):
-    assert all(make(runs).empty for make in swap.SWAP_TABLES.values())
 
 
 # --- what is scored ---
@@ -206,7 +203,7 @@ def test_a_killed_step_resumes_where_it_was_and_a_finished_one_is_not_run_again(
     folder = swap.swap_folder(run, "sft-chosen")
     path = folder / "policy.jsonl"
     with monkeypatch.context() as patch:
-        patch.setattr(swap, "open_base", lambda *_: pytest.fail("a finished arm was loaded again"))
+        patch.setattr(swap.answers, "open_base", lambda *_: pytest.fail("a finished arm was loaded again"))
         assert swap.score_policy(run, "sft-chosen") == whole
 
     lines = path.read_text().splitlines(keepends=True)

@@ -34,10 +34,10 @@ DECIDED = {
     "training": (1, "9a69019663cc3cef"),
     "answers": (1, "6ba4a6814dcab9a7"),
     "judging": (1, "bda5ca6b78579d63"),
-    "swap": (1, "a23f5c21a1735d2c"),
+    "swap": (1, "589c89702d354790"),
     "calibration": (1, "aa72a67344822b62"),
     "rejudged": (1, "e67b42223972a406"),
-    "users": (1, "359509f15b9b6973"),
+    "users": (1, "a2b1f26ca25f6bc8"),
 }
 
 

@@ -17,17 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from persona_lib import intervals
 from persona_lib.beyond.released import Released
-from persona_lib.intervals import (
-    Interval,
-    bootstrap_mean,
-    holm,
-    interval_columns,
-    share_interval,
-    sign_test,
-    table_of,
-    wilson_interval,
-)
+from persona_lib.intervals import Interval, interval_columns, table_of
 from persona_lib.paper.answers import generation_folder, grid, read_generations
 from persona_lib.paper.judging import runs_of
 from persona_lib.settings import FACTS, Profile, main_arm
@@ -118,7 +110,7 @@ def error_line(rows: pd.DataFrame) -> dict[str, Any]:
     for name, (hits, among) in rates.items():
         weight = rows.weight[among].to_numpy(dtype=float)
         share, n = np.average(hits[among], weights=weight), weight.sum() ** 2 / (weight**2).sum()
-        line |= interval_columns(name, Interval(float(share), *wilson_interval(share * n, n)))
+        line |= interval_columns(name, Interval(float(share), *intervals.wilson_interval(share * n, n)))
     return line
 
 
@@ -141,7 +133,7 @@ def share_table(answers: pd.DataFrame, n_resamples: int) -> pd.DataFrame:
         seeds = [part.kept.to_numpy() for _, part in own.groupby("seed")]
         line = dict(zip(CELL, cell, strict=True)) | {"n": len(own), "n_seeds": len(seeds)}
         line |= {name: int((own.label == name).sum()) for name in CLASSES}
-        line |= interval_columns("share", share_interval(seeds, n_resamples))
+        line |= interval_columns("share", intervals.share_interval(seeds, n_resamples))
         lines.append(line | {"words_mean": float(own.text.str.split().str.len().mean())})
     return table_of(lines)
 
@@ -181,9 +173,9 @@ def pair_line(rows: pd.DataFrame, n_resamples: int) -> dict[str, Any]:
     seeds = [part for _, part in rows.groupby("seed")]
     n_seeds, shared = len(seeds), len({*map(len, seeds)}) == 1 < len(seeds)
     line = {"n": len(rows), "n_seeds": n_seeds, "only_tested": only_tested, "only_compared": only_compared,
-            "p": sign_test(only_tested, only_compared) if n_seeds == 1 else np.nan}  # fmt: skip
+            "p": intervals.sign_test(only_tested, only_compared) if n_seeds == 1 else np.nan}  # fmt: skip
     for name in ("difference", "difference_cut"):
-        mean = bootstrap_mean([part[name] for part in seeds], n_resamples, shared_items=shared)
+        mean = intervals.bootstrap_mean([part[name] for part in seeds], n_resamples, shared_items=shared)
         line |= interval_columns(name, mean)
     return line
 
@@ -198,7 +190,7 @@ def pair_table(answers: pd.DataFrame, n_resamples: int) -> pd.DataFrame:
             head |= {"shows": shows, "tested": tested[1], "compared": compared[1]}
             lines.append(head | pair_line(rows, n_resamples))
     table = table_of(lines)
-    return table.assign(p_holm=holm(table.p)) if lines else table
+    return table.assign(p_holm=intervals.holm(table.p)) if lines else table
 
 
 def safety_tables(answers: pd.DataFrame, n_resamples: int) -> dict[str, pd.DataFrame]:

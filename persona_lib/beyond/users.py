@@ -245,11 +245,10 @@ def user_wins(runs: Sequence[Run]) -> pd.DataFrame:
     Against the arm without personas in training that is told it, too; empty if no judge compared them.
     """
     users, parts, lines = user_of_row(runs[0]), part_of(runs[0]), []
-    found = [m for m in matchups(runs[0]) if m.judge_persona == OWN and m.kind in ("main", "sft")]
-    for m, part in product([m for m in found if m.test.arm == tailored(runs[0])], ("unseen", "seen")):
-        rows = [[row for row in judging.read_verdicts(run, m) if parts[users[row["id"]]] == part]
-                for run in runs]  # fmt: skip
-        verdicts = [{row["id"]: row["personalization"] for row in of_run} for of_run in rows]
+    told = [m for m in matchups(runs[0]) if m.judge_persona == OWN and m.test.arm == tailored(runs[0])]
+    for m, part in product([m for m in told if m.kind in ("main", "sft")], ("unseen", "seen")):
+        verdicts = [{row["id"]: row["personalization"] for row in judging.read_verdicts(run, m)
+                     if parts[users[row["id"]]] == part} for run in runs]  # fmt: skip
         if any(verdicts):
             head = {"dataset": runs[0].dataset, "label": m.label, "users": part}
             head |= verdict_counts("p", Counter(v for by_pair in verdicts for v in by_pair.values()))

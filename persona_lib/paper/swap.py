@@ -23,14 +23,7 @@ from persona_lib import store
 from persona_lib.intervals import drawn_columns, make_pool, seed_columns, table_of
 from persona_lib.models import trainers
 from persona_lib.models.load import attach_adapters, format_of, model_key, pair_log_probs, using_adapters
-from persona_lib.paper.answers import (
-    adapters_of,
-    eval_rows,
-    generation_folder,
-    grid,
-    open_base,
-    read_generations,
-)
+from persona_lib.paper import answers
 from persona_lib.paper.judging import same_items
 from persona_lib.paper.results import Row
 from persona_lib.prompts import completion_text, tailoring_prompt
@@ -66,7 +59,9 @@ def swap_families(arm: str, controls: bool = True) -> tuple[str, ...]:
 def answered_rows(run: Run, split: str = "") -> dict[str, TailoringRow]:
     """Return the rows of a split (the evaluated one) with both responses, by id; {} before it is made."""
     made = (run.folder / "tailoring" / f"{split or run.profile.evaluation.split}.jsonl").exists()
-    return {row.id: row for row in eval_rows(run, split) if row.chosen and row.rejected} if made else {}
+    return (
+        {row.id: row for row in answers.eval_rows(run, split) if row.chosen and row.rejected} if made else {}
+    )
 
 
 def swap_rows(run: Run) -> list[TailoringRow]:
@@ -117,7 +112,7 @@ def swap_folder(run: Run, arm: str, persona_format: str = "line") -> Path:
 
 def swap_key(run: Run, arm: str, persona_format: str) -> str:
     """Return a hash of what an arm's scores depend on; raises FileNotFoundError naming what is missing."""
-    folders = [*adapters_of(run, arm), run.folder / "tailoring"]
+    folders = [*answers.adapters_of(run, arm), run.folder / "tailoring"]
     for folder in folders:
         if not (folder / "done.json").exists():
             raise FileNotFoundError(f"{folder / 'done.json'}: not finished; run the step that makes it first")
@@ -135,8 +130,8 @@ class PolicyLoader:
     def load(self, arm: str) -> tuple[Any, Any]:
         """Return (model, tokenizer) with the arm's adapters loaded."""
         if self.model is None:
-            self.model, self.tokenizer = open_base(self.run)
-        if folders := adapters_of(self.run, arm):
+            self.model, self.tokenizer = answers.open_base(self.run)
+        if folders := answers.adapters_of(self.run, arm):
             self.model = attach_adapters(self.model, folders)
         return self.model, self.tokenizer
 
@@ -174,7 +169,7 @@ def score_jobs(
     if missing := [job for job in jobs if (job[0].id, job[1]) not in done]:
         missing.sort(key=lambda job: len(job[0].chosen) + len(job[0].rejected) + len(job[2] or ""))
         model, tokenizer = loader.load(arm)
-        chat, names = format_of(*run.base_source), [adapter.name for adapter in adapters_of(run, arm)]
+        chat, names = format_of(*run.base_source), [adapter.name for adapter in answers.adapters_of(run, arm)]
         with using_adapters(model, names, run.profile.merge_adapters):
             for start in range(0, len(missing), CHUNK * BATCH):
                 chunk = missing[start : start + CHUNK * BATCH]
@@ -267,8 +262,8 @@ def flip_and_did(
     """
     rows = zip(under_chosen, under_rejected, chosen, rejected, strict=True)
     pulls = np.array([
-        [unigram_f1(answer, good) - unigram_f1(answer, bad) for answer in answers]
-        for *answers, good, bad in rows
+        [unigram_f1(text, good) - unigram_f1(text, bad) for text in texts]
+        for *texts, good, bad in rows
     ], dtype=float).reshape(-1, 2)  # fmt: skip
     did = pulls[:, 0] - pulls[:, 1]
     return {
@@ -306,18 +301,20 @@ def swap_items(run: Run) -> Found:
 def flip_items(run: Run) -> Found:
     """Return flip and DiD of the finished answers of every arm, format and family of a run."""
     rows, found = answered_rows(run), {}
-    done = [spec for spec in grid(run) if (generation_folder(run, spec) / "done.json").exists()]
+    done = [
+        spec for spec in answers.grid(run) if (answers.generation_folder(run, spec) / "done.json").exists()
+    ]
     specs = {(spec.arm, spec.persona_format, spec.eval_persona): spec for spec in done}
     for part in dict.fromkeys(key[:2] for key in specs):
         for family in FAMILIES:
             sides = [specs.get((*part, f"{family}-{side}")) for side in SIDES]
             if None in sides:
                 continue
-            first, second = (read_generations(run, spec) for spec in sides)
+            first, second = (answers.read_generations(run, spec) for spec in sides)
             ids = sorted(set(rows) & set(first) & set(second))
-            answers = [[side[i].completion for i in ids] for side in (first, second)]
+            texts = [[side[i].completion for i in ids] for side in (first, second)]
             responses = [[getattr(rows[i], side) for i in ids] for side in SIDES]
-            values = flip_and_did(*answers, *responses).items()
+            values = flip_and_did(*texts, *responses).items()
             found[*part, family] = {name: dict(zip(ids, v.tolist(), strict=True)) for name, v in values}
     return found
 
