@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 
 import pytest
+from test_judging import Shorter
 
 from persona_lib import store
 from persona_lib.beyond import claims, released
 from persona_lib.beyond.released import EOS, FILES, ReleasedFile
-from persona_lib.models.generate import Completion
 from persona_lib.paper import judges
 from persona_lib.records import SIDES, DataError, TailoringRow
 from persona_lib.settings import Run, load_profile
@@ -120,18 +120,6 @@ JUDGE = ["evaluation.judge=lm", "judge.model=tiny-judge", "judge.url=http://loca
 JUDGE += ["judge.format=json", "evaluation.bootstrap_samples=50", "evaluation.limit=0"]
 
 
-class LongerWins:
-    """A judge that prefers the longer response; equal lengths get no verdict."""
-
-    name = "longer"
-
-    def generate(self, prompts, max_new_tokens, stop):
-        for n, prompt in enumerate(prompts):
-            a, b = prompt.partition("Response A:\n")[2].split("\n\nAnswer with")[0].split("\n\nResponse B:\n")
-            text = "" if len(a) == len(b) else json.dumps({"winner": "A" if len(a) > len(b) else "B"})
-            yield n, Completion(text, "stop", 1)
-
-
 @pytest.fixture
 def data(tmp_path, monkeypatch):
     """Outputs of both policies under both personas; row 2 lacks one persona."""
@@ -162,26 +150,27 @@ def test_comparisons_leave_out_rows_without_a_persona_and_end_where_another_prom
 
 def test_counts_are_those_of_the_judge_and_the_papers_row_stands_below(data, monkeypatch):
     # "dpo-chosen answer i!!" has 4 - i characters more than "dpo-none answer i" with i "!"; row 1 has 2 more.
-    # So PT-DPO is longer in rows 0 to 3, equal in row 4 (no verdict), shorter in row 5.
-    monkeypatch.setattr(judges, "load_generator", lambda run, role: LongerWins())
+    # So DPO+P is shorter in rows 0 to 3, equal in row 4 (no verdict), longer in row 5.
+    judge = Shorter()
+    monkeypatch.setattr(judges, "load_generator", lambda run, role: judge)
     run = Run(load_profile("authors", JUDGE), "hhh", 0)
     folders = released.judge_released(run, data)
     assert all((folder / "done.json").exists() for folder in folders) and len(folders) == 2
     table = released.rejudged_tables(run, data)["released_judged"]
     ours, theirs = table.iloc[0], table.iloc[1]
-    assert (ours.dataset, ours.label, ours.judge, ours.n) == ("Anthropic HHH", "chosen, gold", "longer", 6)
+    assert (ours.dataset, ours.label, ours.judge, ours.n) == ("Anthropic HHH", "chosen, gold", judge.name, 6)
     for rubric in "pq":
-        assert [ours[f"{rubric}_{v}"] for v in ("win", "tie", "loss", "unparsed")] == [4, 0, 1, 1]
-    assert ours.dpq == pytest.approx(100 * (4 - 1) / 5) and ours.dpq_low <= ours.dpq <= ours.dpq_high
+        assert [ours[f"{rubric}_{v}"] for v in ("win", "tie", "loss", "unparsed")] == [1, 0, 4, 1]
+    assert ours.dpq == pytest.approx(100 * (1 - 4) / 5) and ours.dpq_low <= ours.dpq <= ours.dpq_high
     printed = next(r for r in claims.paper_table() if (r["dataset"], r["side"], r["persona"])
                  == ("Anthropic HHH", "chosen", "gold"))  # fmt: skip
     assert [theirs.p_win, theirs.q_loss] == [int(printed["p_win"]), int(printed["q_loss"])]
     assert theirs.dpq == pytest.approx(float(printed["dpq_printed"]), abs=0.05)
     assert list(table.label) == ["chosen, gold"] * 2 + ["rejected, gold"] * 2 and table.iloc[2].n == 5
     other = Run(load_profile("authors", [*JUDGE, "judge.model=other-judge"]), "hhh", 0)
-    assert not {*released.judge_released(other, data)} & {*folders}, "each judge has folders of its own"
-    monkeypatch.setattr(LongerWins, "generate", lambda *_: pytest.fail("the first judge has judged"))
-    assert released.judge_released(run, data) == folders
+    assert not {*released.judge_released(other, data)} & {*folders}
+    asked = judge.asked
+    assert released.judge_released(run, data) == folders and judge.asked == asked, "the first one's are kept"
 
 
 @pytest.mark.parametrize("settings", [["evaluation.judge=none"], ["evaluation.judge=lm", "judge.model=base"]])
