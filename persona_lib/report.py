@@ -19,12 +19,13 @@ from persona_lib.data.mapping import read_mapping
 from persona_lib.data.rows import NOTED, REJECTED
 from persona_lib.figures import FIGURES, image
 from persona_lib.models.load import load_tokenizer
+from persona_lib.models.served import SURFACE, SurfaceGenerator
 from persona_lib.paper.answers import BROKEN, broken_share, generation_folder, grid, read_generations
 from persona_lib.paper.judging import runs_of
 from persona_lib.paper.results import read_table
 from persona_lib.paper.swap import answered_rows
 from persona_lib.prompts import completion_text, tailoring_prompt
-from persona_lib.records import PAIR_FIELDS, SIDES
+from persona_lib.records import PAIR_FIELDS, SIDES, DataError
 from persona_lib.settings import FACTS, Profile, Run, main_arm, results_dir
 from persona_lib.show import LABELS, owner_of, place, policy_name, render, with_interval
 from persona_lib.store import people_csv, read_json, write_text
@@ -190,6 +191,19 @@ def token_counts(profile: Profile, data: OwnData) -> list[int] | None:
     return [max(pair) for pair in zip(lengths[::2], lengths[1::2], strict=True)]
 
 
+def check_personas(profile: Profile, data: OwnData) -> None:
+    """Raise DataError if personas are written by rule, and it sees no difference in any pair of a split."""
+    rule = SurfaceGenerator() if profile.generator.model == SURFACE and not profile.generator.url else None
+    for split in ("train", "test") if rule else ():
+        pairs = data.pairs()[split]
+        if not any(pair.persona_chosen or rule.persona(pair.chosen, pair.rejected) for pair in pairs):
+            raise DataError(
+                f"{data.source}: personas by rule (generator.model=surface) see no difference between the "
+                f"responses of any of the {len(pairs)} pairs of {split}. Name a language model that writes "
+                "personas: --set generator.model=base, or generator.url and generator.model"
+            )
+
+
 def length_table(data: OwnData, counts: Sequence[int] | None) -> pd.DataFrame:
     """Return the median, 95th percentile and maximum of characters per field and of tokens per row."""
     import pandas as pd
@@ -236,7 +250,11 @@ def split_table(data: OwnData) -> pd.DataFrame:
 
 
 def write_page(profile: Profile, data: OwnData, folder: Path) -> Path:
-    """Write ``data.html`` and, beside it, all findings as CSV; returns the page's path."""
+    """Write ``data.html`` and, beside it, all findings as CSV; returns the page's path.
+
+    Raises DataError where personas by rule see nothing (`check_personas`).
+    """
+    check_personas(profile, data)
     counts = token_counts(profile, data)
     page = fill(
         "data.html",

@@ -125,6 +125,9 @@ def test_a_mapping_names_paths_several_columns_and_scores(tmp_path):
     assert [row.pair.rejected for row in data.rows[:2]] == ["Middle.", "blue1."]
     labelled = "prompt: in.q\nresponses: [all.0.t, all.2.t]\nlabel: why\nfirst: yes\nsecond: no\n"
     assert len(read(tmp_path, rows, labelled).rows) == 44
+    assert codes(read(tmp_path, rows, "prompt: in.q\nranking: all\nanswer: t\nscore: s\nmargin: 3.5\n"))[
+        2
+    ] == ("all", "tie")
     scored = read(tmp_path, rows, "prompt: in.q\nresponses: [all.2.t, all.0.t]\nscores: [all.2.s, all.0.s]\n")
     assert scored.rows[0].pair.chosen == good(1)["chosen"] and codes(scored) == {1: ("all.2.s", "tie")}
 
@@ -134,9 +137,12 @@ def test_a_mapping_names_paths_several_columns_and_scores(tmp_path):
     [
         ("promt: q\n", "unknown field 'promt'; did you mean prompt"),
         ("prompt: {a: b}\n", "prompt={.*} is not what this field may be: see its line in DATA.md"),
-        ("responses: [a, b]\nlabel: l\nfirst: 0\n", "responses need second"),
+        ("responses: [a, b]\nlabel: l\nfirst: 0\n", "responses without second"),
         ("responses: [a, b]\nlabel: l\nfirst: 0\nsecond: 0\n", "the label '0' stands for two outcomes"),
         ("ranking: a\nanswer: b\n", "ranking needs answer, and rank or score"),
+        ("margin: two\n", "margin='two' is not what"),
+        ("margin: 2\n", "it needs scores or a ranking"),
+        ("split_by: user\n", "split_by: user needs user"),
         ("responses: [a, b]\nchosen: c\n", "chosen does not go with responses"),
     ],
 )
@@ -223,6 +229,22 @@ def test_known_formats_are_read_without_a_mapping_and_one_of_the_user_alone_is_s
     assert len({row.pair.user for row in read(tmp_path, rows, "user: rater\n").rows}) == 6
 
 
+def test_thumbs_make_pairs_where_one_user_gave_both_and_every_row_is_accounted_for(results, tmp_path):
+    thumbs = {"rejected": "\U0001f44e", "chosen": "\U0001f44d"}
+    rows = [{"question": good(n)["prompt"], "output": good(n)[side], "thumb": thumb, "user": "a"}
+            for n in range(25) for side, thumb in thumbs.items()]  # fmt: skip
+    proposed = proposal(results, tmp_path, rows) + "split_by: prompt\n"
+    more = [rows[0] | {"question": "Why?"}, rows[0] | {"thumb": thumbs["chosen"]}, rows[3] | {"user": "b"}]
+    data = read(tmp_path, [*rows, *more], proposed)
+    assert [(row.pair.prompt, row.pair.chosen, row.pair.rejected) for row in data.rows] == [
+        tuple(good(n).values()) for n in range(25)
+    ]
+    assert intake.account(data) == {"read": 53, "usable": 25, "joined": 25, "unpaired": 3}
+    trl = [{"prompt": row["question"], "completion": row["output"], "label": n % 2 == 1}
+           for n, row in enumerate(rows)]  # fmt: skip
+    assert [row.pair for row in read(tmp_path, trl).rows][0].chosen == good(0)["chosen"]
+
+
 def proposal(results, tmp_path, rows):
     """Return the mapping that is proposed for rows that cannot be read without one."""
     with pytest.raises(DataError, match="They look like this; check it, then add --mapping"):
@@ -238,6 +260,7 @@ def proposal(results, tmp_path, rows):
     [
         ("input output_good output_bad", {}),
         ("user_message variant_a variant_b", {"chosen_variant": "variant_a variant_b"}),
+        ("question answer_a answer_b", {"choice": "A B"}),
         ("question reply_1 reply_2", {"rating_1": "5 1", "rating_2": "4.5 2"}),
     ],
 )
@@ -265,15 +288,15 @@ CASES = {  # file, mapping -> usable pairs, or what the error says
     "formats/arena.jsonl": 30, "formats/arena.jsonl formats/arena.yaml": 30, "formats/msgs_repr.csv": 60,
     "formats/nectar.jsonl": 60, "formats/openai_ft_dpo.jsonl": 60, "formats/trl_multi.jsonl": 60,
     "formats/toolcalls_differ.jsonl": "60 messages .chosen.; first: line 1, chosen: .*tool_calls: list",
-    "formats/trl_unpaired.jsonl": "Each row needs a prompt and two responses",
+    "formats/trl_unpaired.jsonl": 30,
     "formats/yamlbool.jsonl": "no column 'prompt'.* history, a, b, y",
     "formats/yamlbool.jsonl formats/yamlbool.yaml": 60, "texts/eos_inside.jsonl": 60, "texts/long.jsonl": 60,
     "texts/hh_two_turns_of_one_role.jsonl": 40, "texts/longmixed.jsonl": 60, "texts/min20.jsonl": 20,
     "texts/persona_line_in_one_answer.jsonl": 300, "texts/persona_marker.jsonl": 60,
     "texts/semicolon.csv": 60, "texts/zh_long.jsonl": 60, "users/labels.csv users/labels.yaml": 176,
-    "users/labels.csv": "answer_a", "users/pairs.jsonl users/pairs.yaml": "unknown field 'category'",
+    "users/labels.csv": "answer_a", "users/pairs.jsonl users/pairs.yaml": 193,
     "users/pairs.jsonl users/user.yaml": 194,
-    "users/pairs.jsonl": "like this(.|\\n)*output_good", "users/thumbs.jsonl": "Each row needs a prompt and",
+    "users/pairs.jsonl": "like this(.|\\n)*output_good", "users/thumbs.jsonl": "like this(.|\\n)*thumb",
 }  # fmt: skip
 
 
@@ -317,13 +340,15 @@ def test_near_prompts_share_a_group_even_through_a_third():
 def test_given_splits_stay_and_no_prompt_is_in_two_but_one_alone_is_split_anew(tmp_path):
     rows = [good(n, split="test" if n < 10 else "dev" if n < 20 else None) for n in range(60)]
     data = read(tmp_path, [*rows, good(60, prompt=good(25)["prompt"].upper(), split="test")])
-    assert data.given_splits and sizes(data) == [40, 10, 10]
+    assert data.splits == "as given" and sizes(data) == [40, 10, 10]
     assert codes(data) == {61: ("prompt", "shared prompt")}
     rows = [good(n, part="prefs" if n < 40 else "test") for n in range(50)]
-    with pytest.raises(DataError, match="validation has 0 different prompts and needs 1"):
-        read(tmp_path, rows, "split: part\nsplits: {prefs: train, test: test}\n")
+    rows.append(good(50, part="test", prompt="So, what is red0 for red0?", chosen="Red."))
+    both = read(tmp_path, rows, "split: part\nsplits: {prefs: train, test: test}\n")
+    assert sizes(both) == [36, 4, 11] and both.splits == "as given, validation taken from train"
+    assert [(found.row, found.code) for found in both.findings] == [(51, "near duplicate")]
     alone = read(tmp_path, rows, "split: part\nsplits: {prefs: train}\n")
-    assert intake.account(alone) == {"read": 50, "usable": 40, "split": 10} and sizes(alone) == [32, 4, 4]
+    assert intake.account(alone) == {"read": 51, "usable": 40, "split": 11} and sizes(alone) == [32, 4, 4]
 
 
 # --- runs, the page and the command line ---
@@ -348,6 +373,10 @@ def test_the_page_counts_the_rows_that_are_longer_than_training_takes(tmp_path, 
     most = sorted(report.token_counts(profile, data))[-3]
     page = report.write_page(settings.set_field(profile, {"training.max_length": most}), data, tmp_path)
     assert "2 rows are longer" in page.read_text(encoding="utf-8")
+    alike = read(tmp_path, [good(n, chosen="It is so.", rejected="It is no.") for n in range(20)])
+    with pytest.raises(DataError, match="by rule .* of any of the 16 pairs of train. .*generator.model=base"):
+        report.write_page(profile, alike, tmp_path)
+    report.write_page(settings.set_field(profile, {"generator.model": "base"}), alike, tmp_path)
 
 
 def test_the_command_checks_the_data_and_its_page_names_every_damaged_row(results, tmp_path, capsys):

@@ -29,6 +29,8 @@ def as_cells(separator: str) -> str:
         ("utf16.tsv", lambda: as_cells("\t").encode("utf-16")),
         ("x.jsonl", lambda: LINES.encode("utf-8-sig")),
         ("array.json", lambda: json.dumps(ROWS, indent=1).encode()),
+        ("object.json", lambda: json.dumps({"of": 2, "rows": ROWS}, indent=1).encode()),
+        ("one_line.json", lambda: json.dumps({"of": 2, "rows": ROWS}).encode()),
         ("x.jsonl.gz", lambda: gzip.compress(LINES.encode())),
         ("semicolons.csv", lambda: as_cells(";").encode()),
         ("x.parquet", lambda: pd.DataFrame(ROWS).to_parquet()),
@@ -36,7 +38,8 @@ def as_cells(separator: str) -> str:
 )
 def test_every_kind_of_file_gives_the_same_rows(tmp_path, name, content):
     (tmp_path / name).write_bytes(content())
-    assert [row.value for row in read_rows(str(tmp_path / name))[0]] == ROWS
+    for place in (tmp_path / name, tmp_path):  # the file, and a folder with nothing else to read
+        assert [row.value for row in read_rows(str(place))[0]] == ROWS
 
 
 def test_splits_of_a_saved_folder_are_given_splits_and_its_key_sees_a_change(tmp_path):
@@ -52,12 +55,14 @@ def test_splits_of_a_saved_folder_are_given_splits_and_its_key_sees_a_change(tmp
     assert source_key(path) != key
 
 
-def test_a_short_row_of_csv_costs_only_itself_and_says_its_line(tmp_path):
+def test_a_damaged_row_of_csv_costs_only_itself_and_says_its_line(tmp_path):
     path = tmp_path / "x.csv"
-    path.write_text('prompt,chosen,rejected\na,b\nf,g,h\ni,j,k,l\n\n"m\nn",o,p\nq,r,s\n')
+    path.write_text('prompt,chosen,rejected\na,b\nf,g,h\n"i,j,k\n\n"m\nn",o,p\nq,r,s\n"t,u,v\nw,x,y\n')
     rows, _ = read_rows(str(path))
     values = [list(row.value.values()) if isinstance(row.value, dict) else None for row in rows]
-    assert values == [None, ["f", "g", "h"], None, ["m\nn", "o", "p"], ["q", "r", "s"]]
+    assert values == [None, ["f", "g", "h"], None, ["m\nn", "o", "p"], ["q", "r", "s"], None, ["w", "x", "y"]]
+    assert [row.place for row in rows[-2:]] == ["row 6 (line 9)", "row 7 (line 10)"]
+    assert "a quote is not closed" in str(rows[2].value) and "a quote is not closed" in str(rows[5].value)
     assert str(rows[0].value).startswith("2 cells, the header has 3: quote cells that hold")
     assert [row.place for row in rows[:2]] == ["row 1 (line 2)", "row 2 (line 3)"]
 
@@ -67,7 +72,6 @@ def test_a_short_row_of_csv_costs_only_itself_and_says_its_line(tmp_path):
     [
         ("x.xlsx", b"PK", "this kind is not read. Use JSON lines.*save a spreadsheet as CSV"),
         ("x.csv", b"prompt,chosen,rejected\n", "no row in it"),
-        ("x.csv", b'prompt,chosen\na,b\nq,"r', "line 3: .*; a quote is not closed"),
         ("x.csv", b"prompt,chosen,chosen\na,b,c\n", "two columns have the same name: prompt, chosen, chosen"),
         ("x.jsonl", b"prompt chosen\nrejected", "no JSON: .*; line 1: not valid JSON"),
         ("x.jsonl", LINES.encode("utf-16-le"), "with its encoding named in the mapping"),
@@ -88,7 +92,7 @@ def test_a_folder_without_data_a_missing_file_and_an_unreachable_hub_id_are_told
 
     monkeypatch.setattr("datasets.load_dataset", offline)
     for place, said in {
-        str(tmp_path): "A folder: name the data file in it",
+        str(tmp_path): "a folder of 0 data files .none.: name one of them",
         "some/data.jsonl": "some/data.jsonl: no such file or folder",
         f"someone/pairs@{'a' * 40}": "someone/pairs@a+: cannot be read .Couldn't.*HF_HUB_OFFLINE",
     }.items():
@@ -98,7 +102,11 @@ def test_a_folder_without_data_a_missing_file_and_an_unreachable_hub_id_are_told
 
 def test_encoding_and_separator_are_said_and_damage_stays_in_its_row(tmp_path):
     path = tmp_path / "x.csv"
-    path.write_bytes("prompt;chosen;rejected\nWie, Jürgen?;gut, danke;schlecht\n".encode("cp1252"))
-    assert read_rows(str(path))[0][0].value["prompt"] == "Wie, J\ufffdrgen?"
-    rows, how = read_rows(str(path), encoding="cp1252")
-    assert how == "as cp1252, cells separated by semicolons" and "Jürgen" in rows[0].value["prompt"]
+    text = "prompt;chosen;rejected\nWie, Jürgen?;gut, danke;schlecht\n"
+    path.write_bytes(text.encode("cp1252"))
+    rows, how = read_rows(str(path))
+    assert how == "as cp1252, cells separated by semicolons" and rows[0].value["prompt"] == "Wie, Jürgen?"
+    path.write_bytes(text.encode() + "Größe;".encode("cp1252"))  # damaged UTF-8
+    assert [row.value for row in read_rows(str(path), encoding="")[0]][0]["prompt"] == "Wie, Jürgen?"
+    path.write_bytes(text.replace("ü", "ы").encode("cp1251"))
+    assert read_rows(str(path), encoding="cp1251")[0][0].value["prompt"] == "Wie, Jыrgen?"

@@ -13,7 +13,7 @@ from persona_lib.data import intake, preference, tailoring
 from persona_lib.data.rows import OwnRow
 from persona_lib.paper import personas, results, swap
 from persona_lib.paper.answers import eval_rows
-from persona_lib.records import HISTORY, PreferencePair
+from persona_lib.records import HISTORY, DataError, PreferencePair
 from persona_lib.settings import Run, load_profile, set_field
 
 EXAMPLE = settings.REPO / "examples" / "users.jsonl"
@@ -50,10 +50,10 @@ SHARED = {f"u{n}": [word(k) for k in range(20)] for n in range(8)}  # the same q
 
 @pytest.mark.parametrize(("asked", "n_unseen"), [(APART, 5), (SHARED, 3)])
 def test_no_test_user_and_no_test_question_is_in_training_and_history_is_not_evaluated(asked, n_unseen):
-    rows, given = intake.assign_splits(rows_of(asked), 0.5)
+    rows, how = intake.assign_splits(rows_of(asked), 0.5)
     people, prompts = by_split(rows, "user"), by_split(rows, "prompt")
     unseen = people["test"] - people["train"]
-    assert len(unseen) == n_unseen == len(people[HISTORY]) and not given
+    assert len(unseen) == n_unseen == len(people[HISTORY]) and "near duplicates" in how
     assert people[HISTORY] == unseen and not unseen & people["validation"]
     assert not prompts["test"] & (prompts["train"] | prompts[HISTORY] | prompts["validation"])
     assert people["test"] - unseen and sum(row.split == "train" for row in rows) > 0.4 * len(rows)
@@ -65,6 +65,25 @@ def test_no_test_user_and_no_test_question_is_in_training_and_history_is_not_eva
 def test_few_users_give_splits_by_prompt():
     few = rows_of({f"u{n}": [word(10 * n + k) for k in range(20)] for n in range(3)})
     assert by_split(intake.assign_splits(few, 0.5)[0], "user").keys() == {"train", "validation", "test"}
+    with pytest.raises(DataError, match="needs 4 users"):
+        intake.assign_splits(few, 0.5, "user")
+    assert HISTORY not in by_split(intake.assign_splits(rows_of(APART), 0.5, "prompt")[0], "user")
+
+
+def test_near_prompts_of_all_users_that_leave_no_test_split_are_parted():
+    asked = {f"u{n}": [f"{word(k)} and more of {word(k)} for u{n}" for k in range(5)] for n in range(8)}
+    rows, how = intake.assign_splits(rows_of(asked), 0.5)
+    assert how == "by user and by prompt, equal prompts together" and not intake.short_splits(rows)
+    assert by_split(rows, "user")[HISTORY] <= by_split(rows, "user")["test"]
+
+
+def test_users_of_a_given_test_split_alone_get_a_history_and_users_of_both_are_noted():
+    train = rows_of({"u0": APART["u0"] + APART["u1"], "u2": APART["u2"] + APART["u3"]}, "train")
+    rows, how = intake.assign_splits(train + rows_of({"u0": [word(90)], "u4": APART["u4"]}, "test"), 0.5)
+    people = by_split(rows, "user")
+    assert how == "as given, validation taken from train" and people["test"] == {"u0", "u4"}
+    assert people[HISTORY] == {"u4"} and sum(row.split == HISTORY for row in rows) == 5
+    assert {f.code for f in intake.between_splits(rows, 0.5)} == {"user in two splits"}
 
 
 # --- personas of users ---

@@ -35,7 +35,7 @@ from persona_lib.data.rows import KINDS, REJECTED, Finding, OwnRow, read_rows, s
 from persona_lib.records import HISTORY, PAIR_FIELDS, PAIR_SPLITS, DataError, PreferencePair
 from persona_lib.settings import ConfigError, Profile, results_dir
 from persona_lib.store import VERSIONS, content_hash, file_hash
-from persona_lib.texts import near_groups
+from persona_lib.texts import near_duplicates, near_groups
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -88,6 +88,7 @@ def sides_of(values: dict[str, Any], mapping: Mapping) -> list[tuple[str, Any]]:
     elif mapping.scores:
         column, numbers = mapping.scores[0], [lookup(values, name) for name in mapping.scores]
     elif mapping.label:
+        sides = (sides * 2)[:2]  # an unpaired thumb has one response, which is liked or not
         label = plain(lookup(values, column))
         numbers = [label in mapping.first, label in mapping.second]
         if not any(numbers):
@@ -97,7 +98,8 @@ def sides_of(values: dict[str, Any], mapping: Mapping) -> list[tuple[str, Any]]:
     except (TypeError, ValueError, OverflowError) as error:
         raise RowError(column, "label", f"{numbers} are no numbers"[:60]) from error
     best, worst = orders.index(max(orders)), max(range(len(orders)), key=lambda n: (-orders[n], n))
-    if not orders[best] > orders[worst]:
+    apart, against = orders[best] - orders[worst], best and mapping.scores and not mapping.responses
+    if not apart > 0 or apart < mapping.margin or against:
         raise RowError(column, "tie", f"{numbers}"[:60])
     return [sides[best], sides[worst]]
 
@@ -120,7 +122,7 @@ def texts_of(row: OwnRow, mapping: Mapping) -> dict[str, str]:
     texts = dict(zip(PAIR_FIELDS, found, strict=True))
     for field, text in texts.items():
         check_text(columns[field], text)
-    if texts["chosen"].strip() == texts["rejected"].strip():
+    if texts["chosen"].strip() == texts["rejected"].strip() and not mapping.response:
         raise RowError(bad, "identical")
     return texts
 
@@ -142,10 +144,16 @@ def optional(row: OwnRow, column: str) -> str:
 
 
 def read_pair(row: OwnRow, mapping: Mapping, salt: bytes = b"") -> OwnRow:
-    """Return a row with its pair and split, its user hashed if there is a ``salt``; RowError says why not."""
+    """Return a row with its pair and split, its user hashed if there is a ``salt``; RowError says why not.
+
+    The pair of an unpaired thumb has one side only: `join_thumbs` joins it with another.
+    """
     if not isinstance(row.value, dict):
         raise RowError("row", "unreadable", str(row.value)[:200])
     split, texts = split_of(row, mapping), texts_of(row, mapping)
+    if mapping.response:
+        liked = plain(lookup(row.value, mapping.label)) in mapping.first
+        texts["rejected" if liked else "chosen"] = ""
     for name in ("persona_chosen", "persona_rejected"):
         texts[name] = optional(row, getattr(mapping, name))
     user = optional(row, mapping.user)
@@ -155,6 +163,24 @@ def read_pair(row: OwnRow, mapping: Mapping, salt: bytes = b"") -> OwnRow:
         user = hashlib.blake2b(user.encode("utf-8", "replace"), key=salt, digest_size=6).hexdigest()
     pair = PreferencePair(optional(row, mapping.id) or f"{NAME}-{row.row:06d}", user=user, **texts)
     return replace(row, value=None, pair=pair, split=split)
+
+
+def join_thumbs(halves: Sequence[OwnRow]) -> tuple[list[OwnRow], list[Finding]]:
+    """Join each liked response with a disliked one to the same prompt, by the same user where users are."""
+    groups: dict[tuple[str, ...], tuple[list[OwnRow], list[OwnRow]]] = defaultdict(lambda: ([], []))
+    for half in halves:
+        groups[normal(half.pair.prompt), half.pair.user, half.split][not half.pair.chosen].append(half)
+    pairs, findings = [], []
+    for liked, disliked in groups.values():
+        for one, other in itertools.zip_longest(liked, disliked):
+            if not (one and other):
+                findings.append((one or other).found("row", "unpaired"))
+            elif one.pair.chosen.strip() == other.pair.rejected.strip():
+                findings += [half.found("row", "identical") for half in (one, other)]
+            else:
+                pairs.append(replace(one, pair=replace(one.pair, rejected=other.pair.rejected)))
+                findings.append(other.found("row", "joined", f"with {one.place}"))
+    return sorted(pairs, key=lambda pair: pair.row), findings
 
 
 def user_salt(profile: Profile) -> bytes:
@@ -221,30 +247,70 @@ def fill_shares(groups: Iterable[list[Any]], shares: dict[str, float]) -> dict[s
     return parts
 
 
-def assign_splits(rows: Sequence[OwnRow], threshold: float) -> tuple[list[OwnRow], bool]:
-    """Return the rows with their splits (by user, else by prompt), and whether more than one was given."""
-    if len({row.split for row in rows}) > 1:
-        return list(rows), True
-    if by_user := split_users(rows, threshold):
-        return by_user, False
-    parts = fill_shares(near_parts(rows, threshold), SHARES)
+def fill_splits(rows: Sequence[OwnRow], shares: dict[str, float], threshold: float) -> list[OwnRow]:
+    """Give rows a split by their shares: whole groups of near prompts."""
+    parts = fill_shares(near_parts(rows, threshold), shares)
     splits = {index: name for name, part in parts.items() for index in part}
-    return [replace(row, split=splits[index]) for index, row in enumerate(rows)], False
+    return [replace(row, split=splits[index]) for index, row in enumerate(rows)]
 
 
-def split_users(rows: Sequence[OwnRow], threshold: float) -> list[OwnRow] | None:
-    """Split by user and by question at once (`hold_out`); None with too few users, or if a split is short."""
+def assign_splits(rows: Sequence[OwnRow], threshold: float, split_by: str = "") -> tuple[list[OwnRow], str]:
+    """Return the rows with their splits, and in words how they were split.
+
+    More than one given split: they are kept (`complete_splits`). Otherwise by user where there are users
+    enough, unless ``split_by`` is "prompt"; equal prompts alone stay together where groups of near ones would
+    take up a whole split. Otherwise by prompt.
+    """
+    if len({row.split for row in rows}) > 1:
+        return complete_splits(rows, threshold)
+    unseen = set() if split_by == "prompt" else unseen_users(rows)
+    for near, kept in ((threshold, "near duplicates"), (1.0, "equal prompts")):
+        made = hold_out(rows, unseen, near) if unseen else []
+        if any(row.split == HISTORY for row in made) and not short_splits(made):
+            return made, f"by user and by prompt, {kept} together"
+    if split_by == "user":
+        raise DataError(f"split_by: user needs {LEAST_USERS} users of two pairs or more; use prompt")
+    return fill_splits(rows, SHARES, threshold), "by prompt, near duplicates together"
+
+
+def complete_splits(rows: Sequence[OwnRow], threshold: float) -> tuple[list[OwnRow], str]:
+    """Keep given splits; take a missing one from train, and history from test users who are nowhere else."""
+    missing = [name for name in ("validation", "test") if all(row.split != name for row in rows)]
+    shares = {"train": 1 - 0.1 * len(missing)} | dict.fromkeys(missing, 0.1)
+    train = iter(fill_splits([row for row in rows if row.split == "train"], shares, threshold))
+    rows = [next(train) if row.split == "train" else row for row in rows]
+    counts = Counter(row.pair.user for row in rows)
+    known = {row.pair.user for row in rows if row.split != "test"}
+    unseen = {user for user, n in counts.items() if user and n > 1} - known
+    halves = iter(hold_out([row for row in rows if row.pair.user in unseen], unseen, threshold))
+    rows = [next(halves) if row.pair.user in unseen else row for row in rows]
+    return rows, "as given" + (f", {' and '.join(missing)} taken from train" if missing else "")
+
+
+def between_splits(rows: Sequence[OwnRow], threshold: float) -> Iterator[Finding]:
+    """Note rows of given splits whose prompt nearly repeats one of train, and test rows of its users."""
+    train = [row for row in rows if row.split == "train"]
+    others = [row for row in rows if row.split in ("validation", "test")]
+    found = near_duplicates([r.pair.prompt for r in others], [r.pair.prompt for r in train], threshold)
+    for index, of, jaccard in found:
+        yield others[index].found("prompt", "near duplicate", f"of {train[of].place}, Jaccard {jaccard:.2f}")
+    known = {row.pair.user for row in train} - {""}
+    for row in others:
+        if row.split == "test" and row.pair.user in known:
+            yield row.found("user", "user in two splits")
+
+
+def unseen_users(rows: Sequence[OwnRow]) -> set[str]:
+    """Return the users who are held out (`TEST_USERS`), by their texts alone; none with too few users."""
     texts: dict[str, list[str]] = defaultdict(list)
     for row in rows:
         texts[row.pair.user].append(normal(row.pair.prompt) + row.pair.chosen)
     keys = {user: content_hash(sorted(own)) for user, own in texts.items() if user and len(own) > 1}
     if len(keys) < LEAST_USERS:
-        return None
+        return set()
     share, least, most = TEST_USERS
     n_unseen = min(max(least, round(share * len(keys))), int(most * len(keys)))
-    unseen = set(sorted(keys, key=lambda user: keys[user])[:n_unseen])
-    made = hold_out(rows, unseen, threshold)
-    return None if short_splits(made) or all(row.split != HISTORY for row in made) else made
+    return set(sorted(keys, key=lambda user: keys[user])[:n_unseen])
 
 
 def hold_out(rows: Sequence[OwnRow], unseen: Container[str], threshold: float) -> list[OwnRow]:
@@ -288,8 +354,7 @@ def check_splits(source: str, rows: Sequence[OwnRow], findings: Sequence[Finding
     largest = max(map(len, near_parts(rows, threshold)), default=0)
     raise DataError(
         f"{source}: {len(rows)} usable pairs; {', '.join(needs)}. Rows rejected: {said}{''.join(first[:1])}. "
-        f"The largest group of near prompts has {largest} rows; --set data.near_duplicates=0.9 keeps fewer "
-        "together. One given split alone is split anew: 'splits: {train: train}' in the mapping reads only it"
+        f"The largest group of near prompts has {largest} rows: --set data.near_duplicates=0.9 parts more"
     )
 
 
@@ -304,7 +369,7 @@ class OwnData:
     n_read: int
     rows: tuple[OwnRow, ...]
     findings: tuple[Finding, ...]
-    given_splits: bool
+    splits: str  # in words how they were made
     how: tuple[str, ...] = ()  # encoding and separator, the recognised format, a column that may name users
 
     @property
@@ -358,13 +423,17 @@ def read_source(profile: Profile, key: str) -> OwnData:
             findings.append(row.found(*error.args))
     if any(pair.split for pair in pairs):  # then a row without a split is for training
         pairs = [replace(pair, split=pair.split or "train") for pair in pairs]
+    if mapping.response:
+        pairs, unpaired = join_thumbs(pairs)
+        findings += unpaired
     pairs, more = against_others(pairs)
     findings += more + [odd for pair in pairs for odd in odd_texts(pair)]
-    rows, split = assign_splits(pairs, threshold)
+    rows, splits = assign_splits(pairs, threshold, mapping.split_by)
     check_splits(source, rows, findings, threshold)
+    findings += between_splits(rows, threshold) if splits.startswith("as given") else []
     how = [read and f"read {read}", shape and f"recognised as {shape}", user_hint(raw, mapping)]
     findings.sort(key=lambda found: found.row)
-    return OwnData(source, len(raw), tuple(rows), tuple(findings), split, tuple(filter(None, how)))
+    return OwnData(source, len(raw), tuple(rows), tuple(findings), splits, tuple(filter(None, how)))
 
 
 # --- what is said about them ---
@@ -389,13 +458,11 @@ def describe(data: OwnData) -> list[str]:
     reasons = counted(finding.code for finding in data.rejected.values())
     noted = counted(finding.code for finding in data.findings if not finding.rejected)
     sizes = {split: len(part) for split, part in data.pairs().items()}
-    how = "as given" if data.given_splits else "by prompt, near duplicates together"
-    how = "by user and by prompt" if HISTORY in sizes and not data.given_splits else how
     name = Path(data.source).name if Path(data.source).expanduser().exists() else data.source
     read = f"{name}: {data.n_read} rows read, {len(data.rows)} usable, {len(data.rejected)} rejected"
     return [
         read + (f" ({reasons})" if reasons else ""),
-        f"splits {how}: {', '.join(f'{split} {n}' for split, n in sizes.items())}",
+        f"splits {data.splits}: {', '.join(f'{split} {n}' for split, n in sizes.items())}",
         *describe_users(data),
         *([f"noted: {noted}"] if noted else []),
         *data.how,

@@ -54,16 +54,19 @@ class Mapping:
     chosen: str = "chosen"
     rejected: str = "rejected"
     responses: tuple[str, ...] = ()
+    response: str = ""
     label: str = ""
     first: tuple[str, ...] = ()
     second: tuple[str, ...] = ()
     tie: tuple[str, ...] = ()
     scores: tuple[str, ...] = ()
+    margin: float = 0.0
     ranking: str = ""
     answer: str = ""
     rank: str = ""
     score: str = ""
     id: str = "id"
+    category: str = ""  # may be named, and is not used
     split: str = "split"
     splits: dict[str, str] = field(default_factory=SPLITS.copy)
     config: str = ""
@@ -71,13 +74,15 @@ class Mapping:
     user: str = ""
     persona_chosen: str = ""
     persona_rejected: str = ""
+    split_by: str = ""
     show_users: bool = False
     named: frozenset[str] = frozenset()
 
     @property
     def sides(self) -> tuple[str, ...]:
         """The columns of the responses."""
-        return (self.ranking,) if self.ranking else self.responses or (self.chosen, self.rejected)
+        one = self.ranking or self.response
+        return (one,) if one else self.responses or (self.chosen, self.rejected)
 
     @property
     def needed(self) -> tuple[str, ...]:
@@ -86,14 +91,19 @@ class Mapping:
 
 
 LABELS = ("first", "second", "tie")
+CHOICES = {
+    "show_users": {"true": True, "false": False},
+    "split_by": {"user": "user", "prompt": "prompt"},
+}
 TWO = ("responses", "scores")  # fields of two columns
 LISTS = (*TWO, "prompt", *LABELS)  # fields that may have several values
-OPTIONAL = ("id", "split", "user", "persona_chosen", "persona_rejected")  # columns
+OPTIONAL = ("id", "category", "split", "user", "persona_chosen", "persona_rejected")  # columns
 FIELDS = [one.name for one in fields(Mapping) if one.name != "named"]
 WAYS = {  # field that says where the responses are -> fields that go with it
-    "responses": {"responses", "label", "scores", *LABELS},
-    "ranking": {"ranking", "answer", "rank", "score"},
-    "chosen": {"chosen", "rejected"},
+    "responses": {"responses", "label", "scores", "margin", *LABELS},
+    "response": {"response", "label", *LABELS},
+    "ranking": {"ranking", "answer", "rank", "score", "margin"},
+    "chosen": {"chosen", "rejected", "scores", "margin"},
 }
 
 
@@ -152,9 +162,12 @@ def field_value(name: str, value: Any) -> Any:
     if name == "splits":
         if isinstance(value, dict) and all(ours in PAIR_SPLITS for ours in value.values()):
             return {plain(theirs): ours for theirs, ours in value.items()}
-    elif name == "show_users":
-        if value in ("true", "false"):
-            return value == "true"
+    elif name in CHOICES:
+        if value in CHOICES[name]:
+            return CHOICES[name][value]
+    elif name == "margin":
+        if isinstance(value, str) and NUMBER.fullmatch(value):
+            return float(value)
     elif all(isinstance(one, str) and one for one in several) and (name not in TWO or len(several) == 2):
         return tuple(plain(one) if name in LABELS else one for one in several) if name in LISTS else value
     raise ValueError(f"{name}={value!r} is not what this field may be: see its line in DATA.md")
@@ -162,14 +175,18 @@ def field_value(name: str, value: Any) -> Any:
 
 def check_mapping(mapping: Mapping) -> None:
     """Raise ValueError if the sides and labels of a mapping are not complete or contradict each other."""
-    way = "responses" if mapping.responses else "ranking" if mapping.ranking else "chosen"
+    way = next(name for name in ("responses", "response", "ranking", "chosen") if getattr(mapping, name))
     if others := sorted(mapping.named & set().union(*WAYS.values()) - WAYS[way]):
         raise ValueError(f"{others[0]} does not go with {way}: DATA.md says what goes together")
     if way == "ranking" and not (mapping.answer and (mapping.rank or mapping.score)):
         raise ValueError("ranking needs answer, and rank or score: the fields of its items")
-    labelled = way == "responses" and not mapping.scores
+    labelled = way == "response" or (way == "responses" and not mapping.scores)
     if lack := [name for name in ("label", "first", "second") if labelled and not getattr(mapping, name)]:
-        raise ValueError(f"responses need {lack[0]}: a label's column, and its values for each side")
+        raise ValueError(f"{way} without {lack[0]}: a label's column and its values for each side are needed")
+    if mapping.margin and not (mapping.scores or mapping.score or mapping.rank):
+        raise ValueError("margin is the least difference of scores or ranks: it needs scores or a ranking")
+    if mapping.split_by == "user" and not mapping.user:
+        raise ValueError("split_by: user needs user: the column of who preferred")
     labels = [*mapping.first, *mapping.second, *mapping.tie]
     if twice := [label for label in labels if labels.count(label) > 1]:
         raise ValueError(f"the label {twice[0]!r} stands for two outcomes")
@@ -253,19 +270,26 @@ def propose(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, A
         numbers = {name for name in names if all(NUMBER.fullmatch(str(cell)) for cell in cells[name])}
         scores = next((pair for pair in twins if {*pair} <= numbers), None)
         texts = [pair for pair in twins if not {*pair} <= numbers]
-        if not texts:
-            return {}
-        both = max(texts, key=lambda pair: sum(len(str(cell)) for cell in cells[pair[0]]))
         taken[:] = [name for pair in twins for name in pair]
-        found, label = {"responses": list(both)}, pick("label")
-        if scores and not label:
+        if texts:
+            one, two = max(texts, key=lambda pair: sum(len(str(cell)) for cell in cells[pair[0]]))
+            marks = [words_of(one) - words_of(two), words_of(two) - words_of(one)]
+            found, label = {"responses": [one, two]}, pick("label")
+        else:  # one response in a row, with a thumb
+            marks = [WORDS["up"], WORDS["down"]]
+            found, label = {"response": pick("response")}, pick("label")
+            if not (found["response"] and label):
+                return {}
+        if scores and texts and not label:
             found["scores"] = list(scores)
         else:
             found["label"] = label or "WHICH COLUMN?"
-            for name, (one, two) in (("first", both), ("second", both[::-1])):
-                said = dict.fromkeys(map(plain, cells.get(label, ())))
-                marks = words_of(one) - words_of(two)
-                found[name] = [value for value in said if words_of(value) & marks] or ["WHICH VALUE?"]
+            values = list(dict.fromkeys(map(plain, cells.get(label, ()))))
+            for name, words in (("tie", WORDS["tie"]), ("first", marks[0]), ("second", marks[1])):
+                told = [value for value in values if words_of(value) & words]
+                values = [value for value in values if value not in told]
+                if told or name != "tie":
+                    found[name] = told or ["WHICH VALUE?"]
     prompt, user = pick("prompt") or "WHICH COLUMN?", pick("user")
     return {"prompt": prompt} | dict(sorted(found.items())) | ({"user": user} if user else {})
 

@@ -1,6 +1,6 @@
 """Read a user's own file, folder or hub id as rows, each with its number and its place in the source.
 
-A damaged line of JSON lines is named and costs only itself. Encoding and separator are detected and reported.
+A damaged line of JSON lines or CSV costs only itself. Encoding and separator are detected and reported.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import gzip
 import io
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,7 @@ from persona_lib.store import content_hash
 
 WAYS_OUT = (
     "A file: save it again, best as JSON lines (.jsonl), in UTF-8 or with its encoding named in the mapping. "
-    "A folder: name the data file in it, unless datasets.save_to_disk wrote it. A hub id: check its name, "
-    "the network and HF_HUB_OFFLINE, or download it and give its path"
+    "A hub id: check its name, the network and HF_HUB_OFFLINE, or download it and give its path"
 )
 KINDS = "JSON lines (.jsonl), JSON (.json), CSV, TSV, Parquet, a datasets folder (save_to_disk), or a hub id"
 
@@ -65,6 +65,7 @@ class Finding:
 
 MARKS = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 LFS = b"version https://git-lfs.github.com/spec/"
+FEW_ODD = 0.1  # up to this share of bytes that are no UTF-8, a text that else is ASCII is Windows-1252
 
 
 def file_bytes(path: Path) -> bytes:
@@ -76,9 +77,13 @@ def file_bytes(path: Path) -> bytes:
 
 
 def read_text(path: Path, encoding: str = "") -> tuple[str, str]:
-    """Return a file's text, what is damaged as U+FFFD, and its encoding, named or by mark ("" for UTF-8)."""
+    """Return a file's text, what is damaged as U+FFFD, and its encoding, named or detected ("" for UTF-8)."""
     data = file_bytes(path)
     name = encoding or next((MARKS[mark] for mark in MARKS if data.startswith(mark)), "utf-8")
+    if name == "utf-8" and not encoding:
+        sound = data.decode(errors="ignore")
+        if sound.isascii() and 0 < len(data) - len(sound) <= FEW_ODD * len(data):
+            name = "cp1252"
     text = data.decode(name, errors="replace").removeprefix("\ufeff")
     return text, "" if name.startswith("utf-8") else f"as {name}"
 
@@ -94,6 +99,12 @@ def read_rows(source: str, config: str = "", encoding: str = "") -> tuple[list[O
     path = Path(source).expanduser()
     if not path.exists() and ("/" not in source or not weights.is_hub_id(source) or path.suffix in READERS):
         raise DataError(f"{source}: no such file or folder (paths are relative to the repository)")
+    if path.is_dir() and not any((path / name).exists() for name in SAVED):
+        files = [file for file in sorted(path.iterdir()) if file.name.lower().endswith(ENDINGS)]
+        if len(files) != 1:
+            listed = ", ".join(file.name for file in files[:5]) or "none"
+            raise DataError(f"{path}: a folder of {len(files)} data files ({listed}): name one of them")
+        path = files[0]
     try:
         if path.is_file():
             name = path.name.lower()
@@ -120,16 +131,20 @@ def read_rows(source: str, config: str = "", encoding: str = "") -> tuple[list[O
 
 
 def json_rows(path: Path, encoding: str = "") -> tuple[list[OwnRow], str]:
-    """Read JSON lines (empty lines are no rows) or one array."""
+    """Read JSON lines (empty lines are no rows), one array, or an object whose only list holds the rows."""
     text, how = read_text(path, encoding)
     lines = [(n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
     rows = [OwnRow(n, f"line {n}", line_value(line)) for n, line in lines]
-    if text.lstrip()[:1] != "[" and (not rows or any(isinstance(row.value, dict) for row in rows)):
+    objects = len(rows) != 1 and any(isinstance(row.value, dict) for row in rows)
+    if not text.strip() or (objects and text.lstrip()[0] != "["):
         return rows, how
     try:
         whole = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"no JSON: {error}; {rows[0].place}: {rows[0].value}") from error
+    if isinstance(whole, dict):
+        lists = [value for value in whole.values() if isinstance(value, list)]
+        whole = lists[0] if len(lists) == 1 else [whole]
     return table_rows(whole), how
 
 
@@ -144,33 +159,46 @@ def line_value(line: str) -> Any:
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
+def cell_lines(text: str, separator: str) -> Iterator[tuple[int, list[str] | csv.Error]]:
+    """Yield first line and cells of each row; for an open quote an error, then go on at the next line."""
+    lines, begun = list(io.StringIO(text, newline="")), 0
+    while begun < len(lines):
+        reader, line = csv.reader(lines[begun:], delimiter=separator, strict=True), begun + 1
+        try:
+            for cells in reader:
+                yield line, cells
+                line = begun + reader.line_num + 1
+            return
+        except csv.Error as error:
+            yield line, error
+            begun = line
+
+
 def cell_rows(path: Path, encoding: str = "") -> tuple[list[OwnRow], str]:
     """Read a table of cells with a header, separated by what the header has most of.
 
-    A row with too many or too few cells is a row with an error; an open quote, which could swallow rows, is a
-    DataError. Empty lines are no rows.
+    A row with too many or too few cells, or with an open quote, is a row with an error. Empty lines are none.
     """
     csv.field_size_limit(sys.maxsize)
     text, how = read_text(path, encoding)
     separator = max(SEPARATORS, key=text.partition("\n")[0].count)
     how = ", ".join(filter(None, (how, f"cells separated by {SEPARATORS[separator]}")))
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    found = cell_lines(text, separator)
+    _, header = next(found, (1, []))
+    if isinstance(header, csv.Error):
+        raise header
+    if len(set(header)) < len(header):
+        raise DataError(f"{path}: two columns have the same name: {', '.join(header)}")
     rows: list[OwnRow] = []
-    try:
-        header = next(reader, [])
-        if len(set(header)) < len(header):
-            raise DataError(f"{path}: two columns have the same name: {', '.join(header)}")
-        line = reader.line_num + 1
-        for cells in reader:
+    for line, cells in found:
+        if isinstance(cells, csv.Error):
+            value = ValueError(f"{cells}: a quote is not closed, or not doubled")
+        else:
             said = f"{len(cells)} cells, the header has {len(header)}: quote cells that hold {separator!r}"
             fits = len(cells) == len(header)
             value = dict(zip(header, cells, strict=True)) if fits else ValueError(said)
-            if cells:  # an empty line is no row
-                rows.append(OwnRow(len(rows) + 1, f"row {len(rows) + 1} (line {line})", value))
-            line = reader.line_num + 1
-    except csv.Error as error:
-        said = f"line {reader.line_num}: {error}; a quote is not closed, or not doubled"
-        raise DataError(f"{path}, {said}") from error
+        if cells:  # an empty line is no row
+            rows.append(OwnRow(len(rows) + 1, f"row {len(rows) + 1} (line {line})", value))
     return rows, how
 
 
@@ -197,6 +225,7 @@ READERS = {
     **dict.fromkeys((".csv", ".tsv"), cell_rows),
     ".parquet": parquet_rows,
 }
+SAVED = ("dataset_dict.json", "state.json")  # files of a folder that datasets.save_to_disk wrote
 ENDINGS = (*READERS, *(f"{ending}.gz" for ending in READERS if ending != ".parquet"))
 
 
