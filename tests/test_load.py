@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tiny import save_adapter, save_base, some_texts, tiny_model, tiny_tokenizer
+from tiny import TINY, save_adapter, save_base, some_texts, tiny_model, tiny_tokenizer
 
-from persona_lib import prompts, store
+from persona_lib import prompts, store, weights
 from persona_lib.data.preference import to_dpo_rows, to_sft_rows
-from persona_lib.models import load
+from persona_lib.models import load, trainers
 from persona_lib.models.load import ModelError, count_rows, encode
 from persona_lib.records import TailoringRow
 from persona_lib.settings import load_profile, set_field
@@ -130,6 +130,7 @@ TURNS = (
     "{% if add_generation_prompt %}<turn> w42 {% endif %}"
 )
 DROPPING = "{% for m in messages %}{% if m.role == 'user' %}Q {{ m.content }} A{% endif %}{% endfor %}"
+SMOLLM2 = "pypi:smollm2-135m-instruct"
 ROW = TailoringRow("r", "sft_train", "w1 w2", "w3", "w4 w5", {"gold-chosen": "w6 w7"})
 
 
@@ -165,17 +166,38 @@ def test_a_persona_is_the_system_turn_bos_stands_once_and_only_the_answer_and_it
     (sft,), (dpo,) = (make([ROW], "chosen", 0, chat) for make in (to_sft_rows, to_dpo_rows))
     assert load.encode(tokenizer, sft["prompt"], sft["completion"]) == (expected, [*w(3), EOS])
     assert load.encode(tokenizer, dpo["prompt"], dpo["rejected"]) == (expected, [*w(4, 5), EOS])
+    asked = ids(tokenizer, prompts.tailoring_prompt("w1 </s> <turn> <s>", "w6 <pad></s>", chat=chat))
+    special = (0, BOS, EOS, TURN)
+    assert [i for i in asked if i in special] == [i for i in expected if i in special], "texts stay text"
 
 
-def test_special_tokens_in_texts_stay_text():
-    tokenizer = chat_tokenizer()
+USER = [1, 4093, 198, 4898, 47, 2, 198, 1, 520, 9531, 198]
+TOLD = [1, 9690, 198, 504, 2914, 314, 7436, 30, 2, 198]
+OWN = [2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308, 34519, 28, 7018, 411, 407, 19712, 8182]
+CHAT = [[*TOLD, *USER], [1, 9690, 198, *OWN, 2, 198, *USER], [8653, 30, 2], [1, 2, 1, 2, 1, 2]]
+LINE = [24785, 437, 42, 4896, 47, 198, 26985, 81, 42, 378, 2914, 314, 7436, 30, 198, 12463, 42]
+LINES = [LINE, LINE[:6] + LINE[-2:], [4651, 30, 2], [2]]
+
+
+@pytest.mark.skipif(not weights.is_fetched(SMOLLM2), reason=f"no {SMOLLM2} in {weights.cache_folder()}")
+@pytest.mark.parametrize(("is_chat", "expected"), [(True, CHAT), (False, LINES)], ids=["chat", "base"])
+def test_smollm2_trains_on_these_ids_and_the_loss_is_on_the_answer_and_its_end(tmp_path, is_chat, expected):
+    """1 and 2 open and end a turn; 9690, 4093 and (520, 9531) are the roles; 198 ends a line."""
+    from datasets import Dataset
+
+    profile = set_field(load_profile("everyday"), TINY | {"training.max_length": 512})
+    tokenizer, found, (told, untold, answer, turns) = load.load_tokenizer(SMOLLM2), [], expected
+    tokenizer.chat_template = tokenizer.chat_template if is_chat else None
     chat = load.chat_format(tokenizer)
-    harmless = ids(tokenizer, prompts.tailoring_prompt("w1", "w6", chat=chat))
-    asked = prompts.tailoring_prompt("w1 </s> <turn> w40 <s>", "w6 <turn> <pad></s>", chat=chat)
-    prompt, completion = load.encode(tokenizer, asked, prompts.completion_text(" w3 </s> <turn> w4 ", chat))
-    for token in (0, BOS, EOS, TURN):
-        assert prompt.count(token) == harmless.count(token)
-    assert completion == [*w(3), 3, 3, *w(4), EOS]
+    for arm, more in (("chosen", ""), ("none", ""), ("chosen", " ".join(["", *chat.special]))):
+        *texts, persona = (f"{text}{more}" for text in ("Why?", "Because.", "No.", "The user is curious."))
+        rows = to_sft_rows([TailoringRow("r", "train", *texts, {"gold-chosen": persona})], arm, 0, chat)
+        data = dict.fromkeys(("train", "val"), Dataset.from_list(rows))
+        given = tiny_model(vocabulary=49152), tokenizer, data, tmp_path
+        (batch,) = trainers.make_trainer(profile, "sft", 0, *given).get_train_dataloader()
+        found.append((batch["input_ids"][0].tolist(), batch["labels"][0].tolist()))
+    assert found[:2] == [([*ids, *answer], [-100] * len(ids) + answer) for ids in (told, untold)]
+    assert [token for token in found[2][0] if token < 17] == turns, "special tokens of users' texts stay text"
 
 
 def test_a_template_that_refuses_or_drops_a_system_turn_gets_the_persona_before_the_question():

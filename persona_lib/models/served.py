@@ -32,6 +32,9 @@ from persona_lib.settings import ModelRole, Run, results_dir
 from persona_lib.texts import SPACELESS
 
 FAILURES_IN_A_ROW = 20  # after so many, nobody is at home
+# After a response of such a status nothing more is asked.
+HOPELESS = dict.fromkeys((401, 403), "the server refuses the key of OPENAI_API_KEY: set another one")
+HOPELESS[404] = "the server knows no such model or path: change the role's model, url or kind"
 
 
 class EndpointError(RuntimeError):
@@ -133,14 +136,12 @@ class EndpointGenerator:
         client = openai.OpenAI(base_url=self.url, api_key=key, timeout=self.timeout, max_retries=self.retries)
         running: dict[Future[Answer], float] = {}  # -> the most that it can cost
         failures: list[Exception] = []
-        waiting, in_a_row, why = [*bodies.items()][::-1], 0, ""
+        waiting, in_a_row, why, hopeless = [*bodies.items()][::-1], 0, "", ""
         with client, ThreadPoolExecutor(self.concurrency) as pool:
-            while running or (waiting and in_a_row < FAILURES_IN_A_ROW):
-                while waiting and len(running) < self.concurrency and in_a_row < FAILURES_IN_A_ROW:
-                    name, body = waiting[-1]
-                    most = self.cost(
-                        len(json.dumps(body)), body["max_tokens"]
-                    )  # no token is less than a byte
+            while running or waiting:
+                while waiting and len(running) < self.concurrency:
+                    body = waiting[-1][1]
+                    most = self.cost(len(json.dumps(body)), body["max_tokens"])  # a token is a byte, at least
                     if self.spent + sum(running.values()) + most > (self.max_cost_usd or math.inf):
                         break
                     running[pool.submit(self.ask, client, *waiting.pop())] = most
@@ -154,12 +155,16 @@ class EndpointGenerator:
                     except (openai.OpenAIError, ValueError) as error:
                         failures.append(error)
                         self.spent, in_a_row = self.spent + most, in_a_row + 1
+                        hopeless = hopeless or HOPELESS.get(getattr(error, "status_code", 0), "")
+                        if hopeless or in_a_row == FAILURES_IN_A_ROW:
+                            waiting.clear()
                     else:
                         self.spent, in_a_row = self.spent + answer.cost_usd, 0
                         yield answer
         if failures and not why:
             first = f"{type(failures[0]).__name__}: {failures[0]}".replace(key, "(key)")[:300]
             why = f"{len(failures)} of {len(bodies)} requests failed, the first with {first}"
+            why = f"{hopeless}; {why}" if hopeless else why
         if why:
             kept = f"what was answered is kept in {self.ledger}: run again to go on"
             raise EndpointError(f"{self.name} at {self.url}: {why}; {kept}")
@@ -316,11 +321,9 @@ class SurfaceGenerator:
 
     def persona(self, preferred: str, other: str) -> str:
         """Return a persona from the one or two largest differences of form."""
-        found = []
+        found, flags = [], re.IGNORECASE | re.MULTILINE
         for pattern, more, less in FEATURES:
-            a, b = (
-                len(re.findall(pattern, text, re.IGNORECASE | re.MULTILINE)) for text in (preferred, other)
-            )
+            a, b = (len(re.findall(pattern, text, flags)) for text in (preferred, other))
             ratio = math.log((a + 1) / (b + 1))
             if abs(ratio) >= LEAST:
                 found.append((abs(ratio), *(more if ratio > 0 else less)))

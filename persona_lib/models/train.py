@@ -20,7 +20,7 @@ from typing import Any
 from persona_lib import store
 from persona_lib.data.preference import TWO_SIDED, draw, to_dpo_rows, to_ordered_dpo_rows, to_sft_rows
 from persona_lib.models import packing, trainers
-from persona_lib.models.load import count_rows, format_of, load_base, load_tokenizer, model_key
+from persona_lib.models.load import ModelError, count_rows, format_of, load_base, load_tokenizer, model_key
 from persona_lib.records import TailoringRow
 from persona_lib.settings import Run, deciding, main_arm, open_run, set_field
 from persona_lib.store import VERSIONS
@@ -136,6 +136,10 @@ def fit_adapter(
     trainers.in_main(store.write_json, folder / "counts.json", counts)
     with trainers.quiet_libraries(), packing.small_tiles(on=profile.training.packing):
         trainer = build_trainer(run, method, tokenizer, rows, folder)
+        for part, kept in (("train", trainer.train_dataset), ("val", trainer.eval_dataset)):
+            counted = counts[part]["rows"] - counts[part]["dropped"]
+            if len(kept) != counted:
+                raise ModelError(f"{name} {part}: TRL keeps {len(kept)} rows, count_rows counted {counted}")
         trainers.check_adapters(trainer.model, "default")
         if method == "dpo":
             trainers.check_dpo_start(trainer, profile)

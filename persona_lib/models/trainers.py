@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -84,12 +85,23 @@ def quiet_libraries() -> Iterator[None]:
 
 
 def progress_lines(name: str) -> Any:
-    """Return a callback that logs twelve times a run, or more, and prints a line per log."""
+    """Return a callback that logs twelve times a run, or more; a line is printed per log and per minute."""
     from transformers import TrainerCallback
 
     class ProgressLines(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            self.began, self.first, self.minutes = time.monotonic(), state.global_step, 0
+
         def on_step_end(self, args, state, control, **kwargs):
             control.should_log |= state.global_step % max(1, state.max_steps // 12) == 0
+            self.on_prediction_step(args, state, control)
+
+        def on_prediction_step(self, args, state, control, **kwargs):
+            minutes, done = (time.monotonic() - self.began) / 60, state.global_step - self.first
+            if int(minutes) > self.minutes and done:
+                self.minutes = int(minutes)
+                left = minutes / done * (state.max_steps - state.global_step)
+                print(f"{name}: step {state.global_step}/{state.max_steps}, {left:.0f} min left", flush=True)
 
         def on_log(self, args, state, control, logs=None, **kwargs):
             step = f"step {state.global_step}/{state.max_steps}"
