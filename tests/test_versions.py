@@ -31,7 +31,7 @@ DECIDED = {
     "pairs": (1, "11a4a38352d1df3c"),
     "personas": (1, "70feb7624e6f4402"),
     "tailoring": (1, "cf535add076b4945"),
-    "training": (1, "9a69019663cc3cef"),
+    "training": (1, "5447f899960f7479"),
     "answers": (1, "6ba4a6814dcab9a7"),
     "judging": (1, "bda5ca6b78579d63"),
     "swap": (1, "589c89702d354790"),
