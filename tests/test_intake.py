@@ -236,9 +236,8 @@ def test_thumbs_make_pairs_where_one_user_gave_both_and_every_row_is_accounted_f
     proposed = proposal(results, tmp_path, rows) + "split_by: prompt\n"
     more = [rows[0] | {"question": "Why?"}, rows[0] | {"thumb": thumbs["chosen"]}, rows[3] | {"user": "b"}]
     data = read(tmp_path, [*rows, *more], proposed)
-    assert [(row.pair.prompt, row.pair.chosen, row.pair.rejected) for row in data.rows] == [
-        tuple(good(n).values()) for n in range(25)
-    ]
+    texts = [(row.pair.prompt, row.pair.chosen, row.pair.rejected) for row in data.rows]
+    assert texts == [tuple(good(n).values()) for n in range(25)]
     assert intake.account(data) == {"read": 53, "usable": 25, "joined": 25, "unpaired": 3}
     trl = [{"prompt": row["question"], "completion": row["output"], "label": n % 2 == 1}
            for n, row in enumerate(rows)]  # fmt: skip
@@ -252,11 +251,8 @@ def proposal(results, tmp_path, rows):
     return (results / "own" / "proposed_mapping.yaml").read_text()
 
 
-@pytest.mark.parametrize(
-    (
-        "names",
-        "labels",
-    ),  # columns of prompt, chosen and rejected; labels of the first rows and of the last one
+@pytest.mark.parametrize(  # columns of prompt, chosen and rejected; labels of the first rows and of the last
+    ("names", "labels"),
     [
         ("input output_good output_bad", {}),
         ("user_message variant_a variant_b", {"chosen_variant": "variant_a variant_b"}),

@@ -73,6 +73,7 @@ def test_a_damaged_row_of_csv_costs_only_itself_and_says_its_line(tmp_path):
         ("x.xlsx", b"PK", "this kind is not read. Use JSON lines.*save a spreadsheet as CSV"),
         ("x.csv", b"prompt,chosen,rejected\n", "no row in it"),
         ("x.csv", b"prompt,chosen,chosen\na,b,c\n", "two columns have the same name: prompt, chosen, chosen"),
+        ("x.json", b'{"a": [1],\n "rows": []}', "an object with 2 lists: one list should hold the rows"),
         ("x.jsonl", b"prompt chosen\nrejected", "no JSON: .*; line 1: not valid JSON"),
         ("x.jsonl", LINES.encode("utf-16-le"), "with its encoding named in the mapping"),
         ("x.csv", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer"),
@@ -107,6 +108,6 @@ def test_encoding_and_separator_are_said_and_damage_stays_in_its_row(tmp_path):
     rows, how = read_rows(str(path))
     assert how == "as cp1252, cells separated by semicolons" and rows[0].value["prompt"] == "Wie, Jürgen?"
     path.write_bytes(text.encode() + "Größe;".encode("cp1252"))  # damaged UTF-8
-    assert [row.value for row in read_rows(str(path), encoding="")[0]][0]["prompt"] == "Wie, Jürgen?"
+    assert read_rows(str(path))[0][0].value["prompt"] == "Wie, Jürgen?"
     path.write_bytes(text.replace("ü", "ы").encode("cp1251"))
     assert read_rows(str(path), encoding="cp1251")[0][0].value["prompt"] == "Wie, Jыrgen?"

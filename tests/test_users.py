@@ -53,7 +53,7 @@ def test_no_test_user_and_no_test_question_is_in_training_and_history_is_not_eva
     rows, how = intake.assign_splits(rows_of(asked), 0.5)
     people, prompts = by_split(rows, "user"), by_split(rows, "prompt")
     unseen = people["test"] - people["train"]
-    assert len(unseen) == n_unseen == len(people[HISTORY]) and "near duplicates" in how
+    assert len(unseen) == n_unseen == len(people[HISTORY]) and how == "by user and by prompt"
     assert people[HISTORY] == unseen and not unseen & people["validation"]
     assert not prompts["test"] & (prompts["train"] | prompts[HISTORY] | prompts["validation"])
     assert people["test"] - unseen and sum(row.split == "train" for row in rows) > 0.4 * len(rows)
@@ -73,7 +73,7 @@ def test_few_users_give_splits_by_prompt():
 def test_near_prompts_of_all_users_that_leave_no_test_split_are_parted():
     asked = {f"u{n}": [f"{word(k)} and more of {word(k)} for u{n}" for k in range(5)] for n in range(8)}
     rows, how = intake.assign_splits(rows_of(asked), 0.5)
-    assert how == "by user and by prompt, equal prompts together" and not intake.short_splits(rows)
+    assert how == "by user and by prompt, only equal prompts together" and not intake.short_splits(rows)
     assert by_split(rows, "user")[HISTORY] <= by_split(rows, "user")["test"]
 
 

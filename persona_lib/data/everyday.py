@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 
 from persona_lib.records import PAIR_SPLITS, SIDES, PreferencePair, TailoringRow
-from persona_lib.store import file_hash, read_rows
+from persona_lib.store import read_rows
 
 NAME = "everyday"
 FILE = Path(__file__).resolve().parent.parent / "facts" / "everyday.jsonl"
@@ -70,11 +70,6 @@ class Item:
 def items() -> tuple[Item, ...]:
     """Return all items, in the file's order."""
     return tuple(read_rows(FILE, Item))
-
-
-def key() -> str:
-    """Return a hash of the data."""
-    return file_hash(FILE)
 
 
 def common_values(seed: int) -> dict[str, str]:

@@ -264,10 +264,10 @@ def assign_splits(rows: Sequence[OwnRow], threshold: float, split_by: str = "") 
     if len({row.split for row in rows}) > 1:
         return complete_splits(rows, threshold)
     unseen = set() if split_by == "prompt" else unseen_users(rows)
-    for near, kept in ((threshold, "near duplicates"), (1.0, "equal prompts")):
+    for near, said in ((threshold, ""), (1.0, ", only equal prompts together")):
         made = hold_out(rows, unseen, near) if unseen else []
         if any(row.split == HISTORY for row in made) and not short_splits(made):
-            return made, f"by user and by prompt, {kept} together"
+            return made, f"by user and by prompt{said}"
     if split_by == "user":
         raise DataError(f"split_by: user needs {LEAST_USERS} users of two pairs or more; use prompt")
     return fill_splits(rows, SHARES, threshold), "by prompt, near duplicates together"
@@ -277,8 +277,9 @@ def complete_splits(rows: Sequence[OwnRow], threshold: float) -> tuple[list[OwnR
     """Keep given splits; take a missing one from train, and history from test users who are nowhere else."""
     missing = [name for name in ("validation", "test") if all(row.split != name for row in rows)]
     shares = {"train": 1 - 0.1 * len(missing)} | dict.fromkeys(missing, 0.1)
-    train = iter(fill_splits([row for row in rows if row.split == "train"], shares, threshold))
-    rows = [next(train) if row.split == "train" else row for row in rows]
+    if missing:
+        train = iter(fill_splits([row for row in rows if row.split == "train"], shares, threshold))
+        rows = [next(train) if row.split == "train" else row for row in rows]
     counts = Counter(row.pair.user for row in rows)
     known = {row.pair.user for row in rows if row.split != "test"}
     unseen = {user for user, n in counts.items() if user and n > 1} - known
@@ -295,9 +296,8 @@ def between_splits(rows: Sequence[OwnRow], threshold: float) -> Iterator[Finding
     for index, of, jaccard in found:
         yield others[index].found("prompt", "near duplicate", f"of {train[of].place}, Jaccard {jaccard:.2f}")
     known = {row.pair.user for row in train} - {""}
-    for row in others:
-        if row.split == "test" and row.pair.user in known:
-            yield row.found("user", "user in two splits")
+    of_known = (row for row in others if row.split == "test" and row.pair.user in known)
+    yield from (row.found("user", "user in two splits") for row in of_known)
 
 
 def unseen_users(rows: Sequence[OwnRow]) -> set[str]:

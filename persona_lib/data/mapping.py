@@ -91,10 +91,7 @@ class Mapping:
 
 
 LABELS = ("first", "second", "tie")
-CHOICES = {
-    "show_users": {"true": True, "false": False},
-    "split_by": {"user": "user", "prompt": "prompt"},
-}
+CHOICES = {"show_users": {"true": True, "false": False}, "split_by": {"user": "user", "prompt": "prompt"}}
 TWO = ("responses", "scores")  # fields of two columns
 LISTS = (*TWO, "prompt", *LABELS)  # fields that may have several values
 OPTIONAL = ("id", "category", "split", "user", "persona_chosen", "persona_rejected")  # columns

@@ -72,9 +72,8 @@ def files_of(folder: str) -> list[str]:
     """List the files of one official folder, ``dataset_dict.json`` last: it marks the folder as complete."""
     splits = SPLITS if folder.startswith("persona-tailoring") else ("train",)
     names = ("data-00000-of-00001.arrow", "dataset_info.json", "state.json")
-    return [f"{folder}/{split}/{name}" for split in splits for name in names] + [
-        f"{folder}/dataset_dict.json"
-    ]
+    inner = [f"{folder}/{split}/{name}" for split in splits for name in names]
+    return [*inner, f"{folder}/dataset_dict.json"]
 
 
 def at_hand(data_dir: str | Path, datasets: Iterable[str], kind: str = "tailoring") -> Path | None:
@@ -180,9 +179,8 @@ def load_official(folder: Path, dataset: str, strip_roles: bool = False) -> dict
     if not DATASETS[dataset]["rows"]:
         raise DataError(f"data set {dataset!r} has no tailoring data")
     columns, n_rows = (*PAIR_FIELDS, *PERSONA_COLUMNS.values()), DATASETS[dataset]["rows"]
-    tables = open_folder(
-        folder / DATASETS[dataset]["tailoring"], columns, dict(zip(SPLITS, n_rows, strict=True))
-    )
+    sizes = dict(zip(SPLITS, n_rows, strict=True))
+    tables = open_folder(folder / DATASETS[dataset]["tailoring"], columns, sizes)
     sources: dict[tuple[str, ...], list[str]] = {}  # the personas of the retrieval pool -> ids of their rows
     for split in ("sft_train", "dpo_train"):
         for number, raw in enumerate(tables[split]):

@@ -152,7 +152,7 @@ def input_key(run: Run, kind: str = "tailoring") -> str:
     """Return a hash of what a run's pairs are made from; "inference": of what `inference_pairs` reads."""
     data = run.profile.data
     if run.dataset == everyday.NAME:
-        return content_hash(everyday.key(), data.majority_share, run.seed, data.pair_limit)
+        return content_hash(source_key(everyday.FILE), data.majority_share, run.seed, data.pair_limit)
     if run.dataset == intake.NAME:
         return intake.own_key(run.profile)
     if run.dataset not in official.DATASETS:  # a reader that somebody added

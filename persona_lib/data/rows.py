@@ -144,7 +144,9 @@ def json_rows(path: Path, encoding: str = "") -> tuple[list[OwnRow], str]:
         raise ValueError(f"no JSON: {error}; {rows[0].place}: {rows[0].value}") from error
     if isinstance(whole, dict):
         lists = [value for value in whole.values() if isinstance(value, list)]
-        whole = lists[0] if len(lists) == 1 else [whole]
+        if len(lists) > 1:
+            raise ValueError(f"an object with {len(lists)} lists: one list should hold the rows")
+        whole = lists[0] if lists else [whole]
     return table_rows(whole), how
 
 
@@ -229,7 +231,7 @@ SAVED = ("dataset_dict.json", "state.json")  # files of a folder that datasets.s
 ENDINGS = (*READERS, *(f"{ending}.gz" for ending in READERS if ending != ".parquet"))
 
 
-def source_key(source: str) -> str:
+def source_key(source: str | Path) -> str:
     """Return a hash of a file's or saved folder's contents; of a hub id, of the id with its commit."""
     path = Path(source).expanduser()
     if path.is_file():
@@ -237,4 +239,4 @@ def source_key(source: str) -> str:
     if path.is_dir():
         files = [file for file in sorted(path.rglob("*")) if file.is_file()]
         return content_hash({str(file.relative_to(path)): store.file_hash(file) for file in files})
-    return content_hash(source)
+    return content_hash(str(source))

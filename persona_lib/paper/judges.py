@@ -241,7 +241,7 @@ def asked(prompt: str, response: str, chat: Any) -> str:
 def backwards_key(run: Run) -> str:
     """Return a hash of all that the backwards judge depends on."""
     settings, model = [deciding(run.profile, KEYED), TRAINING], load.model_key(*run.base_source)
-    data = everyday.key() if run.dataset == everyday.NAME else preference.input_key(run)
+    data = store.file_hash(everyday.FILE) if run.dataset == everyday.NAME else preference.input_key(run)
     return store.content_hash(NAME, store.VERSIONS["training"], settings, data, model)
 
 
