@@ -28,14 +28,14 @@ FILES = {
     "users": "beyond.users",
 }
 DECIDED = {
-    "pairs": (1, "11a4a38352d1df3c"),
+    "pairs": (1, "7654d614f60ac761"),
     "personas": (1, "70feb7624e6f4402"),
     "tailoring": (1, "cf535add076b4945"),
     "training": (1, "5447f899960f7479"),
     "answers": (1, "6ba4a6814dcab9a7"),
     "judging": (1, "bda5ca6b78579d63"),
     "swap": (1, "589c89702d354790"),
-    "calibration": (1, "aa72a67344822b62"),
+    "calibration": (1, "a1b0af65d822a489"),
     "rejudged": (1, "e67b42223972a406"),
     "users": (1, "a2b1f26ca25f6bc8"),
 }
