@@ -1,9 +1,10 @@
 """A web page on which you ask the trained policies: ``./run_all.sh --demo`` (``python -m persona_lib.demo``).
 
-One question, one user, and the answers of plain DPO and PT-DPO (or of any two trained policies) as they are
-written. As in the paper's main table, a policy that was trained without personas is told the persona in the
-first person, a tailored one in its ``Persona:`` line. The page is served to this machine only, sends nothing
-anywhere, loads nothing from elsewhere and shows texts as text. Needs the ``[demo]`` extra.
+One question, one user, and the answers of plain DPO and PT-DPO (or of any two trained policies) side by side
+as they are written, each with what the reader of answers sees in it. As in the paper's main table, a policy
+that was trained without personas is told the persona in the first person, a tailored one in its ``Persona:``
+line. The page is served to this machine only, sends nothing anywhere, loads nothing from elsewhere and shows
+texts as text. Needs the ``[demo]`` extra.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from persona_lib.data.everyday import DIMENSIONS
+from persona_lib.data.reader import UNREADABLE, shows
 from persona_lib.models import trainers
 from persona_lib.models.generate import ONE_AT_A_TIME, TransformersGenerator
 from persona_lib.models.load import ModelError, format_of
@@ -30,10 +33,12 @@ MAX_CHARACTERS = 2000  # of a question or a persona that is typed in
 QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
 N_QUESTIONS = 40  # of the evaluation split, offered with their users
 INTRODUCTION = (
+    "# Whose boat does it float?\n"
     "Two models that were trained on the same preferences answer one question for one user. DPO without "
     "personas is told about the user inside the question. Persona-tailored DPO (PT-DPO) was trained with "
     "personas. Pick a question with its user from the list, or write your own.\n\n"
-    "The default run's model is **small** (135 million parameters): it errs on facts, check before use."
+    "The default run's model is **small** (135 million parameters): it errs on facts, check before use. "
+    "Below each answer stands what a rule reads in its style."
 )
 # Worded by us. The first one is a situation that the paper discusses: a party, someone sober.
 PARTY = "I am having people over for a party tonight. What could I get that would really liven it up?"
@@ -104,47 +109,57 @@ def answer_own(run: Run, pairs: Sequence[tuple[str, str]] = ()) -> pd.DataFrame:
 # --- the page ---
 
 
-def play(asker: Asker, question: str, persona: str, left: str, right: str) -> Iterator[tuple[str, str]]:
-    """Yield both answers while they come; what is wrong is said on the page."""
+def seen(policy: str, answer: str) -> str:
+    """Say which value of which dimension the reader sees in an answer, of those that it reads well."""
+    values = {name: shows(name, answer) for name in DIMENSIONS if name not in UNREADABLE}
+    said = ", ".join(f"{name}: {value}" for name, value in values.items() if value)
+    return f"In the answer of {policy}, the reader rule sees {said or 'nothing'}."
+
+
+def play(asker: Asker, question: str, persona: str, left: str, right: str) -> Iterator[tuple[str, ...]]:
+    """Yield both answers with what is seen in each, while they come; what is wrong is said on the page."""
     import gradio
 
-    first = ""
-    yield "", ""
+    first, names = "", [policy_name(arm, asker.arms[arm]) for arm in (left, right)]
+    yield ("",) * 4
     try:
         for first in asker.answer(left, question, persona):
-            yield first, ""
+            yield first, "", "", ""
         for second in asker.answer(right, question, persona):
-            yield first, second
+            yield first, seen(names[0], first), second, ""
+        yield first, seen(names[0], first), second, seen(names[1], second)
     except (ConfigError, ModelError) as error:
         raise gradio.Error(str(error)) from error
 
 
 def build(asker: Asker) -> Any:
-    """Return the page: a question, a user, two policies and their answers, and questions with their users."""
+    """Return the page: questions with their users, and two policies side by side, each above its answer."""
     import gradio
 
-    wanted = {"first": "dpo-none", "second": f"dpo-{main_arm(asker.run.profile)}"}
-    named = [(policy_name(*arm), arm[0]) for arm in asker.arms.items()]
+    named, boxes = [(policy_name(*arm), arm[0]) for arm in asker.arms.items()], []
     listed = [
         [row.prompt, text]
         for row in eval_rows(asker.run)[:N_QUESTIONS]
         for kind, text in row.personas.items()
         if text and kind.startswith(("gold-", "user-"))
     ]
-    asked = [
-        gradio.Textbox(listed[0][0], label="Question", elem_id="question"),
-        gradio.Textbox(listed[0][1], label="This user (empty: not told)", lines=2, elem_id="persona"),
-    ]
-    for side, arm in wanted.items():
-        value = arm if arm in asker.arms else named[-1][1]
-        asked.append(gradio.Dropdown(named, value=value, label=f"{side} policy"))
-    boxes = [gradio.Textbox(label=f"{side} answer", lines=6, elem_id=f"{side}-answer") for side in wanted]
-    return gradio.Interface(
-        lambda *given: (yield from play(asker, *given)), asked, boxes, examples=listed,
-        title="Whose boat does it float?", description=INTRODUCTION, flagging_mode="never",
-        submit_btn="Ask both", clear_btn=None,
-        analytics_enabled=False, api_visibility="private",
-    )  # fmt: skip
+    with gradio.Blocks(title="Whose boat does it float?", analytics_enabled=False) as page:
+        gradio.Markdown(INTRODUCTION)
+        question = gradio.Textbox(listed[0][0], label="Question", elem_id="question")
+        who = "This user (empty: not told)"
+        persona = gradio.Textbox(listed[0][1], label=who, lines=2, elem_id="persona")
+        ask, policies = gradio.Button("Ask both", variant="primary"), []
+        with gradio.Row():
+            for side, arm in (("first", "dpo-none"), ("second", f"dpo-{main_arm(asker.run.profile)}")):
+                with gradio.Column(min_width=320):  # on a phone below each other
+                    value = arm if arm in asker.arms else named[-1][1]
+                    policies.append(gradio.Dropdown(named, value=value, label=f"{side} policy"))
+                    boxes.append(gradio.Textbox(label=f"{side} answer", lines=6, elem_id=f"{side}-answer"))
+                    boxes.append(gradio.Markdown(elem_id=f"{side}-seen"))
+        gradio.Examples(listed, [question, persona], label="Questions with their users")
+        ask.click(lambda *given: (yield from play(asker, *given)), [question, persona, *policies], boxes,
+                  api_visibility="private")  # fmt: skip
+    return page
 
 
 def launch(asker: Asker, port: int | None) -> Any:

@@ -60,7 +60,7 @@ def keep(profile: Profile, names: Sequence[str]) -> list[Path]:
     """
     (folder, origins), seeds = kept(profile), " ".join(map(str, profile.seeds))
     for name in names:
-        source, figure = table_path(profile, name), figures_dir(profile) / f"{name}.png"
+        source = table_path(profile, name)
         if not source.exists():
             raise FileNotFoundError(f"{source}: there is no such table; run notebook 12_results first")
         known = origin(profile, "13_released_outputs" if name.startswith("released") else "12_results")
@@ -68,7 +68,7 @@ def keep(profile: Profile, names: Sequence[str]) -> list[Path]:
         study = results_dir(profile) / name / "origin.json"
         origins[name] = read_json(study) if study.exists() else made
         write_text(folder / f"{name}.csv", source.read_text(encoding="utf-8"))
-        if figure.exists():
+        for figure in figures_dir(profile).glob(f"{name}.p*"):  # PDF and PNG
             shutil.copy(figure, folder)
     write_json(folder / "origin.json", origins)
     return [folder / f"{name}.csv" for name in names]

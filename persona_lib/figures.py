@@ -43,7 +43,8 @@ STYLE = {
     "legend.frameon": False, "figure.constrained_layout.use": True,
 }  # fmt: skip
 BOX = {"fc": "white", "ec": "none", "pad": 0.8}  # behind a number
-DPI = 110  # sharp enough on a screen, and an executed notebook stays below 1 MB
+DPI = 220  # of the PNG; a notebook shows it at half the size
+KINDS = {"pdf": dict.fromkeys(("CreationDate", "Creator", "Producer")), "png": {"Software": None}}  # no dates
 
 
 # --- the three kinds of drawing; each returns what it shows, in words ---
@@ -266,13 +267,13 @@ FIGURES = {
 RESULTS = ("main", "length", "persona_accuracy", "persona_preference", "swap")  # of notebook 12
 
 
-def draw(kind: Figure, *tables: pd.DataFrame) -> tuple[bytes, str]:
-    """Return a figure as PNG, in our style whatever the user has set, and its words, which the PNG holds."""
+def draw(kind: Figure, *tables: pd.DataFrame) -> tuple[dict[str, bytes], str]:
+    """Return a figure as PDF and PNG, in our style whatever the user has set, and its words (in the PNG)."""
     import matplotlib.style
     from matplotlib import figure
     from PIL import Image, PngImagePlugin
 
-    table, raw, png = kind.lines(*tables), BytesIO(), BytesIO()
+    table, files = kind.lines(*tables), {name: BytesIO() for name in KINDS}
     with matplotlib.style.context(["default", STYLE]):
         lines = 7 if "step" in table else len(table[["row", "series"]].drop_duplicates())
         drawn = figure.Figure(figsize=(4 + 2 * len(kind.panels), 1.5 + 0.24 * lines))
@@ -283,31 +284,32 @@ def draw(kind: Figure, *tables: pd.DataFrame) -> tuple[bytes, str]:
             marks |= {name: mark for mark, name in zip(*axis.get_legend_handles_labels(), strict=True)}
         ncols = 3 if len("".join(marks)) > 60 else 7
         drawn.legend(marks.values(), marks, loc="outside upper center", ncols=ncols, title=title)
-        drawn.savefig(raw, format="png", dpi=DPI)
+        for name, file in files.items():
+            drawn.savefig(file, format=name, dpi=DPI, metadata=KINDS[name])
     alt, words = " ".join([title.replace("\n", ": ") + ".", *said]), PngImagePlugin.PngInfo()
     words.add_itxt("Description", alt)
-    few = Image.open(raw).convert("RGB").quantize(128)  # colours: a third of the size
-    few.save(png, "png", optimize=True, pnginfo=words, dpi=(DPI, DPI))
-    return png.getvalue(), alt
+    few = Image.open(files["png"]).convert("RGB").quantize(128)  # colours: a third of the size
+    few.save(png := BytesIO(), "png", optimize=True, pnginfo=words, dpi=(DPI, DPI))
+    return {"pdf": files["pdf"].getvalue(), "png": png.getvalue()}, alt
 
 
 # --- files, and figures in notebooks ---
 
 
 def save_figures(profile: Profile, names: Sequence[str] = RESULTS) -> dict[str, Path]:
-    """Draw the figures whose tables are there as PNG; returns them. Older files of the others are removed."""
+    """Draw the figures whose tables are there; returns the PNGs. Older files of the others are removed."""
     import pandas as pd
 
     drawn = {}
     for name in names:
-        path = figures_dir(profile) / f"{name}.png"
         inputs = [table_path(profile, table) for table in FIGURES[name].tables]
-        if all(table.exists() for table in inputs):
+        there = all(table.exists() for table in inputs)
+        files = draw(FIGURES[name], *map(pd.read_csv, inputs))[0] if there else {}
+        for kind in KINDS:
+            path = figures_dir(profile) / f"{name}.{kind}"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(draw(FIGURES[name], *map(pd.read_csv, inputs))[0])
-            drawn[name] = path
-        else:
-            path.unlink(missing_ok=True)
+            path.write_bytes(files[kind]) if there else path.unlink(missing_ok=True)
+        drawn |= {name: path} if there else {}
     return drawn
 
 
@@ -320,7 +322,7 @@ def image(profile: Profile, name: str) -> Any:
     if not path.exists():
         return None
     with open_png(path) as saved:
-        return Image(path, alt=saved.info.get("Description", ""))
+        return Image(path, alt=saved.info.get("Description", ""), retina=True)
 
 
 def picture(name: str | Figure, *tables: pd.DataFrame) -> Any:
@@ -329,8 +331,8 @@ def picture(name: str | Figure, *tables: pd.DataFrame) -> Any:
 
     if tables[-1].empty:
         return None
-    png, alt = draw(FIGURES[name] if isinstance(name, str) else name, *tables)
-    return Image(png, alt=alt)
+    files, alt = draw(FIGURES[name] if isinstance(name, str) else name, *tables)
+    return Image(files["png"], alt=alt, retina=True)
 
 
 def points(table: pd.DataFrame, name: str, column: str, label: str, null: float = 0) -> Any:

@@ -160,7 +160,7 @@ def paper_parts(profile: Profile) -> dict[str, Any]:
         "owners": " and ".join(dict.fromkeys(owner_of(dataset) for dataset in profile.datasets)),
         "paper": LABELS["paper"],
         "examples": examples(profile),
-        "figures": [(FIGURES[name].caption, shown.alt, base64.b64encode(shown.data).decode())
+        "figures": [(FIGURES[name].caption, shown, base64.b64encode(shown.data).decode())
                     for name, shown in drawn.items() if shown],
         "met": aims.met.value_counts().to_dict() if len(aims) else {},
         "aims": render("primary", aims[aims.met != "not run"] if len(aims) else aims),

@@ -67,6 +67,17 @@ def test_each_policy_is_told_as_it_was_trained_a_pair_that_is_none_and_a_missing
     assert table.pt_dpo[0] == "(dpo-chosen not trained)" and "How?" in table.plain_dpo[0]
 
 
+def test_what_the_reader_sees_stands_with_each_answer_under_its_policys_name(echoing):
+    pytest.importorskip("gradio", reason="the [demo] extra is not installed")
+    asker = demo.Asker(echoing)
+    played = demo.play(asker, "How?", "The user is calm.", "dpo-none", "dpo-chosen")
+    *_, (first, seen, second, seen_too) = played
+    assert "I am calm" in first and "Persona: The user is calm" in second
+    assert seen.startswith("In the answer of plain DPO, told the persona, ") and "PT-DPO (chosen)" in seen_too
+    assert "the reader rule sees length: brief, format: prose" in seen
+    assert "135 million parameters" in demo.INTRODUCTION and "errs on facts" in demo.INTRODUCTION
+
+
 # --- in a real browser ---
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
@@ -98,8 +109,12 @@ def test_the_demo_answers_streams_escapes_and_says_what_is_wrong(smoke_repositor
         page.locator("#persona textarea").fill("<img src=x onerror=alert(1)> likes lists")
         page.get_by_role("button", name="Ask both").click()
         for side in ("first", "second"):
-            box = page.locator(f"#{side}-answer textarea")
-            playwright.expect(box).not_to_have_value("", timeout=60_000)
+            box = page.locator(f"#{side}-seen")
+            playwright.expect(box).to_contain_text("the reader rule sees", timeout=60_000)
+        for width in (1200, 390):  # side by side, and on a phone below each other
+            page.set_viewport_size({"width": width, "height": 900})
+            tops = [page.locator(f"#{side}-answer").bounding_box()["y"] for side in ("first", "second")]
+            assert (tops[0] == tops[1]) == (width == 1200)
         assert "dpo-" not in page.inner_text("body")
         assert page.locator("img[src=x]").count() == 0
         page.locator("#persona textarea").fill("long " * 500)

@@ -10,7 +10,7 @@ from conftest import run_there
 from test_report import filled  # noqa: F401  (a fixture)
 
 from persona_lib import docs, execute, store
-from persona_lib.settings import REPO, ConfigError, load_profile
+from persona_lib.settings import REPO, ConfigError, load_profile, published_dir
 from persona_lib.tasks import Pipeline
 
 
@@ -21,6 +21,7 @@ def block(name, inside="stale\n"):
 
 def test_a_block_gets_its_kept_table_with_label_and_provenance(filled, monkeypatch, tmp_path):
     assert len(docs.keep(filled, ["main"])) == 1
+    assert {path.suffix for path in published_dir(filled).glob("main.*")} == {".csv", ".pdf", ".png"}
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))  # the run is gone
     text = docs.rewrite(block("smoke/main"), filled)
     assert text.startswith("before\n<!-- table:smoke/main -->\n**Our pairs.** `./run_all.sh --profile smoke")
@@ -62,6 +63,8 @@ def test_the_readme_names_every_notebook_and_option_and_its_links_lead_somewhere
     options = set(re.findall(r'add\(\s*"(--[a-z]+)"', code))
     assert len(options) > 8 and all(f"`{option}" in text for option in options)
     assert [link for link in re.findall(r"\]\(([\w./]+)\)", text) if not (REPO / link).exists()] == []
+    pictures = list((REPO / "figures" / "published").rglob("*.png"))
+    assert pictures and all(path.with_suffix(".pdf").exists() for path in pictures)
 
 
 # --- outputs of executed notebooks ---

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from test_show import judged_row
 
 from persona_lib import figures, settings
@@ -63,13 +64,18 @@ def test_a_figure_is_saved_is_not_blank_and_says_its_numbers(profile, name):
     from matplotlib.image import imread
 
     (png,) = figures.save_figures(profile, [name]).values()
+    files = {kind: png.with_suffix(f".{kind}") for kind in ("png", "pdf")}
+    assert files["pdf"].read_bytes().startswith(b"%PDF")
+    with Image.open(png) as drawn:
+        assert min(drawn.info["dpi"]) >= 200
     grey = imread(png)[..., :3] @ np.array([0.299, 0.587, 0.114])
     assert (grey < 0.5).mean() > 0.003 and (grey > 0.95).mean() > 0.3
     assert "95 % intervals" in figures.image(profile, name).alt
-    before = png.read_bytes()
+    before = {kind: path.read_bytes() for kind, path in files.items()}
     with matplotlib.rc_context({"font.size": 20, "axes.facecolor": "black"}):
         figures.save_figures(profile, [name])
-    assert png.read_bytes() == before, "equal tables give equal bytes, whatever the user's settings"
+    after = {kind: path.read_bytes() for kind, path in files.items()}
+    assert after == before, "equal tables give equal bytes, whatever the user's settings"
 
 
 def test_the_words_of_a_figure_are_its_numbers_and_what_it_is_of(profile):
