@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import signal
@@ -21,13 +22,20 @@ from pathlib import Path
 from typing import Any
 
 from persona_lib import settings, store, tasks, weights
-from persona_lib.data import intake, official
-from persona_lib.data.preference import ARMS, READERS
+from persona_lib.data import everyday, intake, official
+from persona_lib.data.preference import ARMS, READERS, draw
+from persona_lib.data.tailoring import to_rows, train_parts
 from persona_lib.execute import StepError, clock, finish_notebook, run_notebook
+from persona_lib.models.load import chat_format, tokenizer_at_hand
+from persona_lib.models.served import SURFACE, SurfaceGenerator
 from persona_lib.paper.judges import JUDGES
-from persona_lib.records import DataError
-from persona_lib.settings import ConfigError, Profile, check_name, near_names, results_dir
+from persona_lib.prompts import tailoring_prompt
+from persona_lib.records import SIDES, DataError
+from persona_lib.settings import ConfigError, Profile, Run, check_name, near_names, results_dir
 from persona_lib.tasks import Pipeline, Task
+
+# Of the bases that the package knows; of others notebook 02 checks ``lora.targets``.
+LAYERS = tuple(f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")) + ("lm_head",)
 
 
 def check_names(profile: Profile) -> None:
@@ -43,6 +51,9 @@ def check_names(profile: Profile) -> None:
             check_name(name, known, f"profile {profile.name}: {field}:")
     tasks.models(profile)
     base = profile.base.model
+    known = weights.is_packaged(base) or base.partition("@")[0] in weights.facts("hub")
+    for target in profile.lora.targets if known else ():
+        check_name(target, LAYERS, f"profile {profile.name}: lora.targets:")
     config = (weights.folder_of(base) if weights.is_packaged(base) else Path(base)) / "config.json"
     most = store.read_json(config).get("max_position_embeddings") if config.exists() else None
     if most and profile.training.max_length > most:
@@ -104,26 +115,73 @@ def own_overrides(name: str, overrides: list[str]) -> list[str]:
 
 
 def validate(profile: Profile, only_asked: bool = False) -> None:
-    """Read and check the user's own data before anything runs; writes the page that says what was found.
+    """Check a profile's rows before anything runs; of own data write the page that says what was found.
 
-    Does nothing for a profile without own data. Raises DataError or ConfigError.
+    Raises DataError or ConfigError.
     """
     authors = [name for name in profile.datasets if name in official.DATASETS]
     offline = os.environ.get("HF_HUB_OFFLINE") == "1"
     if authors and (profile.data.path or os.environ.get("PERSONA_DATA") or offline) and not only_asked:
         official.find_data_dir(profile.data.path, authors)
-    if intake.NAME not in profile.datasets:
-        return
+    checked = [] if only_asked or "06_supervised_tailoring" not in profile.steps else profile.datasets
     try:
-        data = intake.read_own(profile)
-        print("\n".join(intake.describe(data)))
-        if not only_asked:
-            from persona_lib.report import write_page
+        if intake.NAME in profile.datasets:
+            data = intake.read_own(profile)
+            print("\n".join(intake.describe(data)))
+            if not only_asked:
+                from persona_lib.report import write_page
 
-            page = write_page(profile, data, results_dir(profile) / "report")
-            print(f"what was found, row by row: {page}\n", flush=True)
+                page = write_page(profile, data, results_dir(profile) / "report")
+                print(f"what was found, row by row: {page}\n", flush=True)
+        for dataset, seed in itertools.product([d for d in checked if d not in authors], profile.seeds):
+            for said in lacking_rows(Run(profile, dataset, seed)):
+                raise DataError(f"{profile.data.path or f'profile {profile.name}'}: {said}")
     except ImportError as error:  # the Python that runs before anything is set up has no packages
         print(f"{profile.data.path}: is checked when {error.name} is installed", flush=True)
+
+
+def lacking_rows(run: Run) -> Iterator[str]:
+    """Say of which part of the data training, or evaluation, can use no row, and the way out.
+
+    A row of training, and the prompt of one of validation, has to fit into ``training.max_length`` with a
+    persona; without a tokenizer here, words are counted. Rules write no persona where they see no difference.
+    """
+    profile, own, rule = run.profile, run.dataset != everyday.NAME, SurfaceGenerator()
+    training, room, split = profile.training, profile.generator.max_new_tokens, profile.evaluation.split
+    by_rule = own and profile.generator.model == SURFACE and not profile.generator.url
+    tokenizer = tokenizer_at_hand(profile.base.model) if own else None
+    pairs, chat = READERS[run.dataset](run), tokenizer and chat_format(tokenizer)
+    sides = profile.personas.train_sides if own else SIDES
+    kinds = [f"gold-{side}" for side in sides] + ["inferred-chosen"] * (not own)
+    for name, part in ({split: pairs[split]} | train_parts(run, pairs)).items():
+        trains, few_shot = name.endswith("train"), name == "sft_train" and "few_shot" in training.methods
+        limit = "training.rows" if trains else "training.validation_rows"
+        limit = "evaluation.limit" if name == split else limit
+        kept, shots = draw(part, settings.value(profile, limit)), profile.generation.few_shot_examples
+        if not kept or len(part) < few_shot * shots:
+            fields = settings.flat(profile, f"{limit} data.pair_limit{' generation.few*' * few_shot}")
+            said = ", ".join(f"{field}={value}" for field, value in fields.items())
+            yield f"{name} has {len(part)} rows, used: {len(kept)}; add rows, or change {said}"
+        told = [p for p in kept if not by_rule or p.persona_chosen or rule.persona(p.chosen, p.rejected)]
+        if not told:
+            yield (f"rules (generator.model=surface) see no difference between the responses of any of the "
+                   f"{len(kept)} pairs of {name}, so there is no persona. Name a language model: --set "
+                   "generator.model=base, or generator.url and generator.model")  # fmt: skip
+        if name == split:
+            continue
+        rows = to_rows(told, name, {pair.id: dict.fromkeys(kinds, "persona") for pair in told}, {})
+        for arm in training.arms:
+            if not ARMS[arm](rows[1:] and rows if arm == "shuffled" else rows, run.seed):
+                yield (f"{name}: no row of {len(rows)} serves training.arms={arm}: add rows, leave the arm "
+                       f"out, or change personas.train_sides={','.join(sides)}")  # fmt: skip
+        texts = [tailoring_prompt(pair.prompt, "persona", chat=chat) for pair in kept]
+        if trains:
+            texts = [text + max(p.chosen, p.rejected, key=len) for text, p in zip(texts, kept, strict=True)]
+        lengths = list(map(len, tokenizer(texts)["input_ids"] if tokenizer else map(str.split, texts)))
+        if min(lengths) + room > training.max_length:
+            longest = max(lengths) + room
+            yield (f"none of the {len(kept)} rows of {name} fits into training.max_length with a persona of "
+                   f"{room} tokens: add shorter rows, or --set training.max_length={longest}")  # fmt: skip
 
 
 # --- Run tasks in order up to the first failure ---

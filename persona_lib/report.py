@@ -16,16 +16,16 @@ from persona_lib.beyond import users
 from persona_lib.data import intake
 from persona_lib.data.intake import OwnData
 from persona_lib.data.mapping import read_mapping
+from persona_lib.data.preference import load_pairs
 from persona_lib.data.rows import NOTED, REJECTED
 from persona_lib.figures import FIGURES, image
-from persona_lib.models.load import load_tokenizer
-from persona_lib.models.served import SURFACE, SurfaceGenerator
+from persona_lib.models.load import tokenizer_at_hand
 from persona_lib.paper.answers import BROKEN, broken_share, generation_folder, grid, read_generations
 from persona_lib.paper.judging import runs_of
 from persona_lib.paper.results import read_table
 from persona_lib.paper.swap import answered_rows
 from persona_lib.prompts import completion_text, tailoring_prompt
-from persona_lib.records import PAIR_FIELDS, SIDES, DataError
+from persona_lib.records import PAIR_FIELDS, SIDES
 from persona_lib.settings import FACTS, Profile, Run, main_arm, results_dir
 from persona_lib.show import LABELS, owner_of, place, policy_name, render, with_interval
 from persona_lib.store import people_csv, read_json, write_text
@@ -177,31 +177,13 @@ def token_counts(profile: Profile, data: OwnData) -> list[int] | None:
 
     None if the tokenizer is not on this machine.
     """
-    source = profile.base.model
-    if weights.is_packaged(source) and not weights.is_fetched(source):
-        return None
-    try:
-        tokenizer = load_tokenizer(source)
-    except (ImportError, OSError, ValueError):
+    if (tokenizer := tokenizer_at_hand(profile.base.model)) is None:
         return None
     asked = [(row.pair, tailoring_prompt(row.pair.prompt, None)) for row in data.rows]
     texts = [prompt + completion_text(getattr(pair, side)) for pair, prompt in asked for side in SIDES]
     parts = (texts[start : start + 1000] for start in range(0, len(texts), 1000))  # the rest takes no memory
     lengths = [len(ids) for part in parts for ids in tokenizer(part)["input_ids"]]
     return [max(pair) for pair in zip(lengths[::2], lengths[1::2], strict=True)]
-
-
-def check_personas(profile: Profile, data: OwnData) -> None:
-    """Raise DataError if personas are written by rule, and it sees no difference in any pair of a split."""
-    rule = SurfaceGenerator() if profile.generator.model == SURFACE and not profile.generator.url else None
-    for split in ("train", "test") if rule else ():
-        pairs = data.pairs()[split]
-        if not any(pair.persona_chosen or rule.persona(pair.chosen, pair.rejected) for pair in pairs):
-            raise DataError(
-                f"{data.source}: personas by rule (generator.model=surface) see no difference between the "
-                f"responses of any of the {len(pairs)} pairs of {split}. Name a language model that writes "
-                "personas: --set generator.model=base, or generator.url and generator.model"
-            )
 
 
 def length_table(data: OwnData, counts: Sequence[int] | None) -> pd.DataFrame:
@@ -250,11 +232,7 @@ def split_table(data: OwnData) -> pd.DataFrame:
 
 
 def write_page(profile: Profile, data: OwnData, folder: Path) -> Path:
-    """Write ``data.html`` and, beside it, all findings as CSV; returns the page's path.
-
-    Raises DataError where personas by rule see nothing (`check_personas`).
-    """
-    check_personas(profile, data)
+    """Write ``data.html`` and, beside it, all findings as CSV; returns the page's path."""
     counts = token_counts(profile, data)
     page = fill(
         "data.html",
@@ -280,12 +258,22 @@ SHOWN_USERS, SHOWN_ROWS = 10, 3
 NOT_OWN = ("paper", "user_personas", "user_swap")  # tables that are no own data, or shown elsewhere
 
 
-def own_users(run: Run) -> pd.DataFrame:
-    """Return each user's persona as readers see it; users are numbered unless the mapping shows them."""
-    table = read_table(run.profile, "user_personas")
-    if len(table) and not read_mapping(run.profile.data.mapping).show_users:
+def own_users(run: Run) -> dict[str, Any]:
+    """Return users and their personas, users per kind of persona, and a pair that supports a kind's first.
+
+    Users are numbered unless the mapping shows them. {} for data without users.
+    """
+    table, pairs = read_table(run.profile, "user_personas"), load_pairs(run)
+    if not len(table):
+        return {}
+    support = {row.user: row.support for row in users.user_personas(run) if not row.length}
+    texts = {pair.id: pair for part in pairs.values() for pair in part}
+    table["pair"] = [texts[support[user][0]] if support[user] else None for user in table.user]
+    if not read_mapping(run.profile.data.mapping).show_users:
         table["user"] = [f"user {n}" for n in range(1, len(table) + 1)]
-    return render("user_personas", table)
+    some = table[table.support > 0].drop_duplicates("kind").head(SHOWN_ROWS)
+    kinds = table.kind.value_counts().rename("users").reset_index()
+    return {"all": render("user_personas", table), "kinds": kinds, "examples": some.to_dict("records")}
 
 
 def own_cards(run: Run) -> list[dict[str, Any]]:

@@ -28,6 +28,7 @@ RANGES = {  # settings by patterns, the first that fit: the lowest and the highe
     "lora.r *[._]epochs *batch_size *.max_new_tokens *.max_length *.bootstrap_samples": (1, 10**6),
     "training.warmup lora.dropout data.near_duplicates": (0, 1),
     "data.majority_share": (0.5, 1),
+    "personas.shots": (0, 10),  # solved items: one per dimension of the package's own pairs
     "dpo.beta generation.repetition_penalty *learning_rate": (1e-9, 100),
     "evaluation.limit": (-(10**9), 10**9),
     "*": (0, 10**9),

@@ -238,6 +238,7 @@ def untrained_answers(run: Run) -> dict[str, str]:
     asked = [(items[0].prompt, None), *told]
     prompts = [tailoring_prompt(*pair, chat=load.format_of(*run.base_source)) for pair in asked]
     settings, base = run.profile.generation, answers.open_base(run)
+    load.check_targets(base[0], run.profile.lora.targets)  # here, before anything is trained
     penalty = settings.repetition_penalty
     generator = TransformersGenerator(*base, "base", len(asked), repetition_penalty=penalty)
     written = dict(generator.generate(prompts, settings.max_new_tokens, (STOP,)))

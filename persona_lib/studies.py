@@ -19,8 +19,8 @@ Nothing is chosen by these numbers.
 on ``facts/reader_labels.jsonl``: generated answers, drawn blind, each with a dimension, its two values and a
 "label" (one of them, or "neither").
 
-What is finished is not done again. Tables: ``figures/published/<profile>/{selection_dpo,reader}.csv``, and
-``persona_models.csv`` in the profile's results.
+What is finished is not done again. Tables: ``figures/published/everyday/{selection_dpo,reader}.csv`` (of
+another profile's selection: in its folder), and ``persona_models.csv`` in the profile's results.
 """
 
 from __future__ import annotations

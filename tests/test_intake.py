@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -362,17 +363,36 @@ def test_a_changed_file_is_seen(tmp_path):
 
 
 def test_the_page_counts_the_rows_that_are_longer_than_training_takes(tmp_path, monkeypatch):
-    monkeypatch.setattr(report.weights, "is_fetched", lambda source: True)
-    monkeypatch.setattr(report, "load_tokenizer", lambda source: tiny_tokenizer())
+    monkeypatch.setattr(report, "tokenizer_at_hand", lambda source: tiny_tokenizer())
     data = read(tmp_path, [good(n, chosen="long " * (9 + n)) for n in range(30)])
     profile = profile_of(tmp_path / "x.jsonl")
     most = sorted(report.token_counts(profile, data))[-3]
     page = report.write_page(settings.set_field(profile, {"training.max_length": most}), data, tmp_path)
     assert "2 rows are longer" in page.read_text(encoding="utf-8")
-    alike = read(tmp_path, [good(n, chosen="It is so.", rejected="It is no.") for n in range(20)])
-    with pytest.raises(DataError, match="by rule .* of any of the 16 pairs of train. .*generator.model=base"):
-        report.write_page(profile, alike, tmp_path)
-    report.write_page(settings.set_field(profile, {"generator.model": "base"}), alike, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("rows", "changes", "said"),
+    [
+        ([good(n, chosen="long " * 90) for n in range(40)], {"training.max_length": 90},
+         "rows of sft_train fits into training.max_length .* --set training.max_length="),
+        ([good(n, chosen="It.", rejected="He.") for n in range(40)], {},
+         "rules .generator.model=surface. see no difference .* --set generator.model=base"),
+        ([good(n) for n in range(40)], {"personas.train_sides": "chosen", "training.arms": "none,rejected"},
+         "sft_train: no row of .* training.arms=rejected: add .* personas.train_sides=chosen"),
+        ([good(n) for n in range(20)], {"training.arms": "none,shuffled"}, "_val: no row of 1 .*=shuffled"),
+        ([good(n) for n in range(40)], {"training.arms": "none,inferred"}, "training.arms=inferred"),
+        ([good(n) for n in range(40)], {"evaluation.limit": "-200"}, "test has 4 rows, used: 0"),
+        ([good(n) for n in range(40)], {}, ""),
+    ],
+)  # fmt: skip
+def test_what_would_stop_a_later_step_stops_the_check(tmp_path, capsys, monkeypatch, rows, changes, said):
+    monkeypatch.setattr(pipeline, "tokenizer_at_hand", lambda source: tiny_tokenizer())
+    path = save(tmp_path / "x.jsonl", rows)
+    words = [word for name, value in changes.items() for word in ("--set", f"{name}={value}")]
+    status, shown = pipeline.main(["--data", str(path), "--check", *words]), capsys.readouterr().err
+    assert status == (2 if said else 0) and re.search(said, shown)
+    assert not said or shown.startswith(f"error: {path}: ")
 
 
 def test_the_command_checks_the_data_and_its_page_names_every_damaged_row(results, tmp_path, capsys):

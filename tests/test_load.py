@@ -36,6 +36,14 @@ def test_layer_that_blocks_of_64_do_not_divide_is_an_error_that_names_it(tmp_pat
         load.load_base(tmp_path, "", "nf4", "float32")
 
 
+def test_a_lora_target_that_no_layer_is_named_after_is_an_error_that_lists_the_layers():
+    load.check_targets(model := tiny_model(), ["q_proj", "mlp.down_proj"])
+    with pytest.raises(
+        ModelError, match="lora.targets: the base has no layer v_prj; it has down_proj, .*v_proj"
+    ):
+        load.check_targets(model, ["q_proj", "v_prj"])
+
+
 def test_nf4_weights_are_not_repacked_by_an_evaluation_on_avx512_bf16_processors(base_folder, monkeypatch):
     """bitsandbytes would repack the weights in the first no-grad forward; here it believes it can."""
     import torch

@@ -231,6 +231,7 @@ def call(*arguments: str) -> int:
         (["--base", "pypi:nix"], "known: pypi:smollm2-135m-instruct"),
         (["--base", "owner/name"], "it needs a commit"),
         (["--set", "evaluation.persona_judge=backward"], "did you mean backwards?"),
+        (["--set", "lora.targets=q_proj,v_prj"], "lora.targets: 'v_prj'; did you mean v_proj"),
         (["--set", "datasets=hhh", "--data", "/nix/da"], "data.path=/nix/da: no folder"),
     ],
 )
@@ -258,6 +259,21 @@ def test_what_this_machine_lacks_ends_a_run(notebooks, capsys, monkeypatch, tmp_
     arguments = [word for one in given for word in ("--set", one)]
     assert call(*arguments) == 2 and complaint in capsys.readouterr().err
     assert call("--check", *arguments) == 0 and complaint in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ("data.pair_limit=1", "sft_train has 1 rows, used: 1; add rows, or change data.pair_limit=1"),
+        (
+            "evaluation.limit=-200",
+            "test has 128 rows, used: 0; add rows, or change",
+        ),
+        ("training.max_length=20", "fits into training.max_length"),
+    ],
+)
+def test_the_check_counts_the_rows_of_the_packages_own_pairs(capsys, changed, said):
+    assert pipeline.main(["--check", "--set", changed]) == 2 and said in capsys.readouterr().err
 
 
 def test_two_runs_at_once_are_refused(notebooks, capsys):

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from persona_lib import settings
-from persona_lib.settings import ConfigError, flat, load_profile, set_field, value
+from persona_lib.data.everyday import DIMENSIONS
+from persona_lib.settings import ConfigError, field_types, flat, load_profile, set_field, value
 
 CONFIGS = settings.REPO / "configs"
 
@@ -17,6 +18,19 @@ def write_profile(folder: Path, text: str) -> Path:
     (folder / "everyday.yaml").write_text((CONFIGS / "everyday.yaml").read_text(encoding="utf-8"))
     (folder / "mine.yaml").write_text(f"extends: everyday\n{text}\n")
     return folder
+
+
+def test_there_are_at_most_65_settings_and_the_default_profile_gives_and_explains_each():
+    given, group, above = set(), "", ""
+    for line in (CONFIGS / "everyday.yaml").read_text(encoding="utf-8").splitlines():
+        text, _, comment = line.partition("#")
+        group = group if line.startswith((" ", "#")) else text.partition(":")[0]
+        name = f"{group}.{text.strip().partition(':')[0]}" if text.startswith(" ") else group
+        given |= {name} if comment or above else set()
+        above = comment and not text.strip()  # a line of its own explains the next
+    roles = {f"{role}.{key}" for role in ("generator", "second_judge") for key in vars(settings.ModelRole())}
+    assert set(field_types()) - {"name"} - roles <= given, "a setting is missing, or has no comment"
+    assert len(set(field_types()) - roles - {"name", "description"}) <= 65
 
 
 def test_an_extending_profile_differs_only_where_it_says(tmp_path):
@@ -65,6 +79,7 @@ def test_seeds_are_a_count_or_a_list(text, seeds):
         ("dpo.splits=test", "known: sft_train, dpo_train"),
         ("generation.engine=vllm", "needs base.dtype=bfloat16"),
         ("lora.r=0", "lora.r=0: use 1 to 1000000"),
+        (f"personas.shots={len(DIMENSIONS) + 1}", "use 0 to 10"),
         ("dpo.beta=nan", "dpo.beta=nan: use 1e-09 to 100"),
         ("judge.prices=-1,2", "use 0 to 1000000000"),
         ("seeds=3,3", "name each once"),

@@ -49,11 +49,18 @@ def split_train(
     return intake.fill_shares((groups[prompt] for prompt in prompts), shares)
 
 
+def train_parts(run: Run, pairs: preference.Pairs) -> preference.Pairs:
+    """Return a run's pairs for training and validation, by part."""
+    if run.dataset != everyday.NAME:
+        return split_train(pairs["train"], run.seed)
+    parts = split_train(pairs["train"], run.seed, EVERYDAY_SHARES)
+    return parts | dict.fromkeys(("sft_val", "dpo_val"), pairs["validation"])
+
+
 def retrieved_ids(run: Run) -> dict[str, str]:
     """Return, by the id of a validation or test pair, the training pair whose personas it borrows."""
     pairs = preference.load_pairs(run)
-    shares = EVERYDAY_SHARES if run.dataset == everyday.NAME else TRAIN_SHARES
-    parts = split_train(pairs["train"], run.seed, shares)
+    parts = train_parts(run, pairs)
     pool = [(pair.id, pair.prompt) for split in POOL_SPLITS for pair in parts[split]]
     queries = [(pair.id, pair.prompt) for split in EVAL_SPLITS for pair in pairs[split]]
     nearest = retrieve(queries, pool, *run.profile.data.retriever.split(":", 1))
@@ -120,11 +127,10 @@ def rows_from_pairs(run: Run) -> Rows:
     "inferred-chosen" are personas that the run inferred for the chosen side of ``everyday``'s training rows.
     """
     pairs, retrieved, brought = preference.load_pairs(run), retrieved_ids(run), run.dataset == everyday.NAME
-    parts = split_train(pairs["train"], run.seed, EVERYDAY_SHARES if brought else TRAIN_SHARES)
+    parts = train_parts(run, pairs)
     if brought:
         known = everyday.personas(run.profile.data.majority_share, run.seed)
         personas = {id: {f"gold-{s}": texts[f"gold-{s}"] for s in SIDES} for id, texts in known.items()}
-        parts |= dict.fromkeys(("sft_val", "dpo_val"), pairs["validation"])
     else:
         personas = load_personas(run)
     rows = {split: to_rows(part, split, personas, {}) for split, part in parts.items()}

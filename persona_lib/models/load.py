@@ -136,6 +136,16 @@ def load_tokenizer(source: str | Path, revision: str = "") -> Any:
     return tokenizer
 
 
+def tokenizer_at_hand(source: str) -> Any:
+    """Return a model's tokenizer, or None if it is not on this machine."""
+    if weights.is_packaged(source) and not weights.is_fetched(source):
+        return None
+    try:
+        return load_tokenizer(source)
+    except (ImportError, OSError, ValueError):
+        return None
+
+
 @cache
 def format_of(source: str | Path, revision: str = "") -> ChatFormat:
     """Return how a model is asked: in its own chat format, a base model in the paper's lines."""
@@ -184,6 +194,14 @@ def load_base(
     if quantization == "nf4":
         guard_nf4(model)
     return model.requires_grad_(False).eval()
+
+
+def check_targets(model: Any, targets: Sequence[str]) -> None:
+    """Raise ModelError for a name of ``lora.targets`` that no layer has; PEFT would leave it out silently."""
+    names = [f".{name}" for name, module in model.named_modules() if hasattr(module, "weight")]
+    if absent := [name for name in targets if not any(layer.endswith(f".{name}") for layer in names)]:
+        known = ", ".join(sorted({layer.rpartition(".")[2] for layer in names}))
+        raise ModelError(f"lora.targets: the base has no layer {', '.join(absent)}; it has {known}")
 
 
 def guard_nf4(model: Any) -> None:
