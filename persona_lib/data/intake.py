@@ -414,6 +414,10 @@ def read_source(profile: Profile, key: str) -> OwnData:
     given = read_mapping(profile.data.mapping)
     raw, read = read_rows(source, given.config, given.encoding)
     mapping, shape = find_mapping(profile, given, raw)
+    if mapping.margin and not (mapping.scores or mapping.ranking):
+        raise DataError(
+            f"{source}: margin is the least difference of scores or ranks, but the mapping has none"
+        )
     salt = user_salt(profile) if mapping.user and not mapping.show_users else b""
     pairs, findings = [], []
     for row in raw:

@@ -97,10 +97,10 @@ LISTS = (*TWO, "prompt", *LABELS)  # fields that may have several values
 OPTIONAL = ("id", "category", "split", "user", "persona_chosen", "persona_rejected")  # columns
 FIELDS = [one.name for one in fields(Mapping) if one.name != "named"]
 WAYS = {  # field that says where the responses are -> fields that go with it
-    "responses": {"responses", "label", "scores", "margin", *LABELS},
+    "responses": {"responses", "label", "scores", *LABELS},
     "response": {"response", "label", *LABELS},
-    "ranking": {"ranking", "answer", "rank", "score", "margin"},
-    "chosen": {"chosen", "rejected", "scores", "margin"},
+    "ranking": {"ranking", "answer", "rank", "score"},
+    "chosen": {"chosen", "rejected", "scores"},
 }
 
 
@@ -180,8 +180,6 @@ def check_mapping(mapping: Mapping) -> None:
     labelled = way == "response" or (way == "responses" and not mapping.scores)
     if lack := [name for name in ("label", "first", "second") if labelled and not getattr(mapping, name)]:
         raise ValueError(f"{way} without {lack[0]}: a label's column and its values for each side are needed")
-    if mapping.margin and not (mapping.scores or mapping.score or mapping.rank):
-        raise ValueError("margin is the least difference of scores or ranks: it needs scores or a ranking")
     if mapping.split_by == "user" and not mapping.user:
         raise ValueError("split_by: user needs user: the column of who preferred")
     labels = [*mapping.first, *mapping.second, *mapping.tie]
@@ -221,7 +219,7 @@ def find_mapping(profile: Profile, mapping: Mapping, rows: Sequence[OwnRow]) -> 
             path, lines = results_dir(profile) / "proposed_mapping.yaml", lines_of(proposed)
             write_text(path, lines + "\n")
             raise DataError(f"{said}They look like this; check it, then add --mapping {path}\n{lines}")
-    ways = "Each row needs a prompt and two responses: say in a mapping file (--mapping FILE, lines like"
+    ways = "A row needs a prompt and two responses, or one with a label: say in --mapping FILE (lines like"
     raise DataError(f"{said}{ways} 'prompt: question'; see DATA.md) which column is which")
 
 
