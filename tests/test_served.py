@@ -19,19 +19,13 @@ from persona_lib.models.served import Answer, EndpointError, EndpointGenerator
 from persona_lib.settings import ModelRole
 
 KEY = "sk-secret-of-this-test"
-FAULTS = {  # behaviour -> status (0: no answer in time), body
-    "busy": (429, '{"error": {"message": "slow down"}}'),
-    "hang": (0, ""),
-    "garbage": (200, "{not json"),
-    "nochoice": (200, '{"id": "x", "model": "m", "choices": []}'),
-    "invalid": (400, '{"error": {"message": "prompt too long"}}'),
-}
+FAULTS = {"garbage": "{not json", "nochoice": '{"id": "x", "model": "m", "choices": []}'}  # with status 200
 
 
 class Hostile:
     """Answers "<prompt> answered", except for prompts that name another behaviour and how often it occurs.
 
-    "busy:2 hello" is refused twice with 429 and then answered. Ten tokens in, three tokens out.
+    "429:2 hello" is refused twice with 429 and then answered. Ten tokens in, three tokens out.
     """
 
     def __init__(self) -> None:
@@ -48,18 +42,16 @@ class Hostile:
             self.asked[prompt] += 1
             self.bodies.append(body)
         refused = [name for name in ("max_tokens", "temperature", "stop") if name in body]
-        if behaviour in FAULTS and self.asked[prompt] <= int(times):
-            status, text = FAULTS[behaviour]
-            if not status:
+        if self.asked[prompt] <= int(times or 0):
+            if behaviour == "hang":
                 raise httpx.ReadTimeout("no answer in time")
+            error = json.dumps({"error": {"message": f"sent {request.headers['Authorization']}"}})
+            status, text = (200, FAULTS[behaviour]) if behaviour in FAULTS else (int(behaviour), error)
             kind = {"content-type": "application/json", "retry-after-ms": "20"}
             return httpx.Response(status, text=text, headers=kind)
         if behaviour == "reasoning" and refused:
             error = {"message": f"Unsupported: {refused[0]}", "param": refused[0]}
             return httpx.Response(400, json={"error": error})
-        if behaviour in ("401", "403", "404"):
-            error = {"message": f"sent {request.headers['Authorization']}"}
-            return httpx.Response(int(behaviour), json={"error": error})
         text = f"{prompt} answered"
         choice = {"index": 0, "finish_reason": "stop", "text": text, "message": {"content": text}}
         with self.lock:
@@ -97,7 +89,7 @@ def ledger_of(generator) -> list[Answer]:
     return store.read_rows(generator.ledger, Answer)
 
 
-FAULTY = ["busy:2 a", "hang:1 c", "plain g", "Zoë"]
+FAULTY = ["429:2 a", "hang:1 c", "plain g", "Zoë"]
 
 
 @pytest.mark.parametrize("kind", ["completions", "chat"])
@@ -139,7 +131,7 @@ def test_fields_that_a_model_refuses_are_left_out_once_known_and_recorded(server
 
 def test_failed_requests_are_told_at_the_end_and_only_they_are_asked_again(server, tmp_path):
     generator = make(tmp_path, retries=0)
-    prompts, found = ["busy:9 a", "fine b", "garbage:1 c", "nochoice:1 d", "invalid:9 e"], {}
+    prompts, found = ["429:9 a", "fine b", "garbage:1 c", "nochoice:1 d", "400:9 e"], {}
     with pytest.raises(EndpointError, match="4 of 5 requests failed.*ledger.jsonl: run again"):
         for index, done in generator.generate(prompts, 8, ()):
             found[index] = done.text
@@ -149,8 +141,8 @@ def test_failed_requests_are_told_at_the_end_and_only_they_are_asked_again(serve
     assert server.asked["fine b"] == 1
 
 
-STOPPED = [("401", "refuses the key of OPENAI_API_KEY.*sent Bearer .key.", 2), ("403", "OPENAI_API_KEY", 2)]
-STOPPED += [("404", "no such model", 2), ("hang:9", "of 50 requests failed.*timed out", 21)]
+STOPPED = [("401:9", "the key of OPENAI_API_KEY.*sent Bearer .key.", 2), ("403:9", "OPENAI_API_KEY", 2)]
+STOPPED += [("404:9", "no such model", 2), ("hang:9", "of 50 requests failed.*timed out", 21)]
 
 
 @pytest.mark.parametrize("behaviour, said, most", STOPPED)
@@ -190,11 +182,6 @@ def test_a_reader_who_stops_early_loses_nothing(server, tmp_path):
     assert len(texts(generator, prompts)) == server.billed == 50
 
 
-def Params(**fields):
-    """Stands in for vllm.SamplingParams."""
-    return SimpleNamespace(**fields)
-
-
 @dataclass
 class Engine:
     """Stands in for a loaded vllm.LLM: answers with the last token and EOS, and keeps the calls."""
@@ -222,7 +209,7 @@ def test_vllm_gets_token_ids_with_one_bos_and_its_answers_are_cut_and_counted_as
     monkeypatch, ends, theirs, text, reason, n
 ):
     monkeypatch.setattr(served, "CHUNK", 2)
-    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=Params))
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=SimpleNamespace))
     engine = Engine(ends, theirs)
     generator = served.VllmGenerator(engine, tiny_tokenizer(), "tiny", "float32")
     found = list(generator.generate(["w1 w4", "w5 w4", "w6 w4"], 8, ("w9",), 2))
@@ -232,7 +219,7 @@ def test_vllm_gets_token_ids_with_one_bos_and_its_answers_are_cut_and_counted_as
     assert first[0] == {"prompt_token_ids": [bos, w1, w4]} and len(second) == 1
     given = {"include_stop_str_in_output": True, "skip_special_tokens": False, "temperature": 0.0}
     given |= {"top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0, "seed": 0}
-    assert greedy == Params(max_tokens=8, min_tokens=2, stop=["w9"], **given)
+    assert greedy == SimpleNamespace(max_tokens=8, min_tokens=2, stop=["w9"], **given)
     engine.reason = "abort"
     with pytest.raises(RuntimeError, match="request 7 with finish_reason='abort'"):
         list(generator.generate(["w1"], 8, ()))
