@@ -155,8 +155,7 @@ def lacking_rows(run: Run) -> Iterator[str]:
     kinds = [f"gold-{side}" for side in sides] + ["inferred-chosen"] * (not own)
     for name, part in ({split: pairs[split]} | train_parts(run, pairs)).items():
         trains, few_shot = name.endswith("train"), name == "sft_train" and "few_shot" in training.methods
-        limit = "training.rows" if trains else "training.validation_rows"
-        limit = "evaluation.limit" if name == split else limit
+        limit = "evaluation.limit" if name == split else f"training.{'' if trains else 'validation_'}rows"
         kept, shots = draw(part, settings.value(profile, limit)), profile.generation.few_shot_examples
         if not kept or len(part) < few_shot * shots:
             fields = settings.flat(profile, f"{limit} data.pair_limit{' generation.few*' * few_shot}")
@@ -174,9 +173,10 @@ def lacking_rows(run: Run) -> Iterator[str]:
             if not ARMS[arm](rows[1:] and rows if arm == "shuffled" else rows, run.seed):
                 yield (f"{name}: no row of {len(rows)} serves training.arms={arm}: add rows, leave the arm "
                        f"out, or change personas.train_sides={','.join(sides)}")  # fmt: skip
-        texts = [tailoring_prompt(pair.prompt, "persona", chat=chat) for pair in kept]
-        if trains:
-            texts = [text + max(p.chosen, p.rejected, key=len) for text, p in zip(texts, kept, strict=True)]
+        answers = [max(pair.chosen, pair.rejected, key=len) if trains else "" for pair in kept]
+        texts = [
+            tailoring_prompt(p.prompt, "persona", chat=chat) + a for p, a in zip(kept, answers, strict=True)
+        ]
         lengths = list(map(len, tokenizer(texts)["input_ids"] if tokenizer else map(str.split, texts)))
         if min(lengths) + room > training.max_length:
             longest = max(lengths) + room
