@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from persona_lib import settings
 from persona_lib.data.everyday import DIMENSIONS
@@ -21,16 +23,13 @@ def write_profile(folder: Path, text: str) -> Path:
 
 
 def test_there_are_at_most_65_settings_and_the_default_profile_gives_and_explains_each():
-    given, group, above = set(), "", ""
-    for line in (CONFIGS / "everyday.yaml").read_text(encoding="utf-8").splitlines():
-        text, _, comment = line.partition("#")
-        group = group if line.startswith((" ", "#")) else text.partition(":")[0]
-        name = f"{group}.{text.strip().partition(':')[0]}" if text.startswith(" ") else group
-        given |= {name} if comment or above else set()
-        above = comment and not text.strip()  # a line of its own explains the next
+    text, given = (CONFIGS / "everyday.yaml").read_text(encoding="utf-8"), set()
+    for group, inner in yaml.safe_load(text).items():
+        given |= {f"{group}.{key}" for key in inner} if isinstance(inner, dict) else {group}
     roles = {f"{role}.{key}" for role in ("generator", "second_judge") for key in vars(settings.ModelRole())}
-    assert set(field_types()) - {"name"} - roles <= given, "a setting is missing, or has no comment"
+    assert set(field_types()) - {"name"} - roles <= given <= set(field_types())
     assert len(set(field_types()) - roles - {"name", "description"}) <= 65
+    assert re.findall(r"(?m)^ *\w+: [^#\n]*$", text) == [], "a setting without a comment"
 
 
 def test_an_extending_profile_differs_only_where_it_says(tmp_path):
