@@ -40,20 +40,19 @@ LAYERS = tuple(f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "do
 
 def check_names(profile: Profile) -> None:
     """Raise ConfigError for a data set, judge, arm or model that is not there; names the near ones."""
+    base = profile.base.model
+    alike = weights.is_packaged(base) or base.partition("@")[0] in weights.facts("hub")
     fields = {
         "datasets": (profile.datasets, READERS),
         "evaluation.judge": ([profile.evaluation.judge], [*JUDGES, "none"]),
         "evaluation.persona_judge": ([profile.persona_judge], [*JUDGES, "none"]),
         "training.arms": (profile.training.arms, ARMS),
+        "lora.targets": (profile.lora.targets if alike else (), LAYERS),
     }
     for field, (names, known) in fields.items():
         for name in names:
             check_name(name, known, f"profile {profile.name}: {field}:")
     tasks.models(profile)
-    base = profile.base.model
-    known = weights.is_packaged(base) or base.partition("@")[0] in weights.facts("hub")
-    for target in profile.lora.targets if known else ():
-        check_name(target, LAYERS, f"profile {profile.name}: lora.targets:")
     config = (weights.folder_of(base) if weights.is_packaged(base) else Path(base)) / "config.json"
     most = store.read_json(config).get("max_position_embeddings") if config.exists() else None
     if most and profile.training.max_length > most:
@@ -173,10 +172,9 @@ def lacking_rows(run: Run) -> Iterator[str]:
             if not ARMS[arm](rows[1:] and rows if arm == "shuffled" else rows, run.seed):
                 yield (f"{name}: no row of {len(rows)} serves training.arms={arm}: add rows, leave the arm "
                        f"out, or change personas.train_sides={','.join(sides)}")  # fmt: skip
-        answers = [max(pair.chosen, pair.rejected, key=len) if trains else "" for pair in kept]
-        texts = [
-            tailoring_prompt(p.prompt, "persona", chat=chat) + a for p, a in zip(kept, answers, strict=True)
-        ]
+        longer = [max(pair.chosen, pair.rejected, key=len) if trains else "" for pair in kept]
+        asked = (tailoring_prompt(pair.prompt, "persona", chat=chat) for pair in kept)
+        texts = list(map(str.__add__, asked, longer))
         lengths = list(map(len, tokenizer(texts)["input_ids"] if tokenizer else map(str.split, texts)))
         if min(lengths) + room > training.max_length:
             longest = max(lengths) + room

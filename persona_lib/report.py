@@ -64,17 +64,13 @@ def origin(profile: Profile, step: str = "12_results") -> dict[str, str]:
     if facts is None:
         command = f"notebooks/{step}.ipynb, run by hand"
         return {"command": command, "commit": "not recorded", "date": "not recorded"}
-    git, hardware = facts["git"], facts["hardware"]
-    changed = " with uncommitted changes" if git["dirty"] else ""
-    size = f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['memory_gb']} GB"
+    git, on, versions = facts["git"], facts["hardware"], {"Python": facts["python"], **facts["versions"]}
     return {
-        "command": command_of(profile, facts["parameters"].get("overrides", [])),
-        "commit": (git["commit"] or "not recorded")[:12] + changed,
+        "command": command_of(profile, facts["parameters"]["overrides"]),
+        "commit": (git["commit"] or "not recorded")[:12] + " with uncommitted changes" * bool(git["dirty"]),
         "date": facts["finished"][:10],
-        "hardware": ", ".join([size, *hardware["gpus"]]),
-        "versions": ", ".join(
-            f"{n} {v}" for n, v in {"Python": facts["python"], **facts["versions"]}.items()
-        ),
+        "hardware": ", ".join([on["cpu"], f"{on['cores']} cores", f"{on['memory_gb']} GB", *on["gpus"]]),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
     }
 
 
