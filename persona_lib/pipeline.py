@@ -122,7 +122,8 @@ def validate(profile: Profile, only_asked: bool = False) -> None:
     offline = os.environ.get("HF_HUB_OFFLINE") == "1"
     if authors and (profile.data.path or os.environ.get("PERSONA_DATA") or offline) and not only_asked:
         official.find_data_dir(profile.data.path, authors)
-    checked = [] if only_asked or "06_supervised_tailoring" not in profile.steps else profile.datasets
+    checked = {everyday.NAME, intake.NAME} & {*profile.datasets}
+    checked = set() if only_asked or "06_supervised_tailoring" not in profile.steps else checked
     try:
         if intake.NAME in profile.datasets:
             data = intake.read_own(profile)
@@ -132,7 +133,7 @@ def validate(profile: Profile, only_asked: bool = False) -> None:
 
                 page = write_page(profile, data, results_dir(profile) / "report")
                 print(f"what was found, row by row: {page}\n", flush=True)
-        for dataset, seed in itertools.product([d for d in checked if d not in authors], profile.seeds):
+        for dataset, seed in itertools.product(checked, profile.seeds):
             for said in lacking_rows(Run(profile, dataset, seed)):
                 raise DataError(f"{profile.data.path or f'profile {profile.name}'}: {said}")
     except ImportError as error:  # the Python that runs before anything is set up has no packages
