@@ -28,6 +28,7 @@ from persona_lib.data.tailoring import to_rows, train_parts
 from persona_lib.execute import StepError, clock, finish_notebook, run_notebook
 from persona_lib.models.load import chat_format, tokenizer_at_hand
 from persona_lib.models.served import SURFACE, SurfaceGenerator
+from persona_lib.paper.answers import BROKEN, unsound
 from persona_lib.paper.judges import JUDGES
 from persona_lib.prompts import tailoring_prompt
 from persona_lib.records import SIDES, DataError
@@ -54,9 +55,12 @@ def check_names(profile: Profile) -> None:
             check_name(name, known, f"profile {profile.name}: {field}:")
     tasks.models(profile)
     config = (weights.folder_of(base) if weights.is_packaged(base) else Path(base)) / "config.json"
+    if Path(base).is_dir() and not config.exists():
+        raise ConfigError(f"base.model={base}: the folder has no config.json: name a model's folder")
     most = store.read_json(config).get("max_position_embeddings") if config.exists() else None
-    if most and profile.training.max_length > most:
-        raise ConfigError(f"training.max_length={profile.training.max_length}: {base} has {most} positions")
+    for name in ("training.max_length", "generation.max_new_tokens"):
+        if most and settings.value(profile, name) > most:
+            raise ConfigError(f"{name}={settings.value(profile, name)}: {base} has {most} positions")
 
 
 def answers(url: str) -> bool:
@@ -248,6 +252,8 @@ def report(pipeline: Pipeline) -> bool:
         if intake.NAME in profile.datasets:
             keep_adapter(profile)
         write_report(profile)
+    if found := unsound(profile):
+        print(f"\nMore than {BROKEN:.0%} of these policies' answers are loops: {'; '.join(found)}")
     print(f"\nreport  {page}")
     if (pipeline.results / "adapter" / "done.json").exists():
         from persona_lib.report import own_adapter

@@ -20,7 +20,7 @@ from persona_lib.data.preference import load_pairs
 from persona_lib.data.rows import NOTED, REJECTED
 from persona_lib.figures import FIGURES, image
 from persona_lib.models.load import tokenizer_at_hand
-from persona_lib.paper.answers import BROKEN, broken_share, generation_folder, grid, read_generations
+from persona_lib.paper.answers import BROKEN, generation_folder, grid, read_generations, unsound
 from persona_lib.paper.judging import runs_of
 from persona_lib.paper.results import read_table
 from persona_lib.paper.swap import answered_rows
@@ -129,22 +129,19 @@ def write_report(profile: Profile) -> Path:
     It warns of policies that gave degenerate answers too often. A user's own data have another page.
     """
     target, own = results_dir(profile) / "report" / "index.html", profile.datasets == (intake.NAME,)
-    runs = [run for dataset in profile.datasets for run in runs_of(profile, dataset)]
     ran = sorted((results_dir(profile) / "notebooks").glob("*.ipynb"))
-    done = [(run, spec, generation_folder(run, spec) / "done.json") for run in runs for spec in grid(run)]
     page = fill(
         "own.html" if own else "report.html",
         title=f"{profile.name}: report",
         profile=profile,
         broken=f"{BROKEN:.0%}",
-        unsound=[f"{spec.slug}, seed {run.seed}" for run, spec, path in done
-                 if path.exists() and broken_share(read_json(path)) > BROKEN],
+        unsound=unsound(profile),
         findings=findings(profile),
         tables=[one for one in tables(profile) if not (own and one[0] in NOT_OWN)],
         notebooks=[path.stem for path in ran if not path.name.endswith(".running.ipynb")],
         origin=origin(profile),
         **(own_parts(profile) if own else paper_parts(profile)),
-    )  # fmt: skip
+    )
     write_text(target, page)
     return target
 

@@ -25,11 +25,15 @@ FACTS = REPO / "persona_lib" / "facts"  # tables that ship with the package
 CHANGE_NO_RESULT = "served.* *.prices"
 ROLES = ("generator", "judge", "second_judge")  # models that a profile names beside its base
 RANGES = {  # settings by patterns, the first that fit: the lowest and the highest value; nan is in no range
-    "lora.r *[._]epochs *batch_size *.max_new_tokens *.max_length *.bootstrap_samples": (1, 10**6),
-    "training.warmup lora.dropout data.near_duplicates": (0, 1),
+    "evaluation.bootstrap_samples": (10, 10**6),
+    "*[._]epochs lora.r": (1, 1000),
+    "*batch_size *.max_new_tokens *.max_length": (1, 10**6),
+    "training.warmup lora.dropout": (0, 0.9),
+    "data.near_duplicates": (0.01, 1),
     "data.majority_share": (0.5, 1),
     "personas.shots": (0, 10),  # solved items: one per dimension of the package's own pairs
-    "dpo.beta generation.repetition_penalty *learning_rate": (1e-9, 100),
+    "*learning_rate": (1e-9, 10),
+    "dpo.beta generation.repetition_penalty": (1e-4, 100),
     "evaluation.limit": (-(10**9), 10**9),
     "*": (0, 10**9),
 }

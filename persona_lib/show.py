@@ -163,7 +163,7 @@ def columns_of() -> dict[str, dict[str, str | list[str]]]:
 
 
 def render(name: str, table: pd.DataFrame | None) -> pd.DataFrame | None:
-    """Return a saved table as text for readers; as it is without rows, or None.
+    """Return a saved table as text for readers; None without rows.
 
     Columns that a table lacks are left out, and so are counts of contradictions where there are none. The
     data set is named if there are several. A table without a view is shown whole.
@@ -171,7 +171,7 @@ def render(name: str, table: pd.DataFrame | None) -> pd.DataFrame | None:
     import pandas as pd
 
     if table is None or table.empty:
-        return table
+        return None
     if name == "primary":
         table = table.rename(columns={"low": "estimate_low", "high": "estimate_high"})
     view = columns_of().get(name, {column: column for column in table.columns})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from statistics import NormalDist
 
@@ -144,6 +145,19 @@ LONGER = [10] * 12 + [-10] * 12
 
 def model(signs, differences, prompts=None):
     return claims.length_model(signs, differences, prompts or [str(i) for i in range(len(signs))])
+
+
+def test_the_net_without_the_judges_errors_by_hand(monkeypatch, profile):
+    main = pd.DataFrame({"dataset": ["everyday", "everyday"], "p_net": [0.3, -0.1]})
+    monkeypatch.setitem(claims.results.JUDGED_TABLES, "main", lambda profile: main.copy())
+    judge = {"dataset": "everyday", "judge": "oracle", "rubric": "personalization"}
+    for accuracy, ties, decides, expected in (
+        (0.7, 20, True, [0.6, -0.2]),  # 80 are decided, 60 of them rightly: the net shrinks to one half
+        (0.7, 20, False, [math.nan] * 2),
+    ):
+        measured = judge | {"accuracy": accuracy, "n": 100, "ties": ties, "decides": decides}
+        monkeypatch.setattr(claims, "every_dataset", lambda *_, line=measured: pd.DataFrame([line]))
+        assert claims.corrected_main(profile).p_corrected.tolist() == pytest.approx(expected, nan_ok=True)
 
 
 def test_the_net_at_equal_length_by_hand_and_the_same_prompts_again_do_not_narrow_its_interval():

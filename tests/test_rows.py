@@ -75,7 +75,7 @@ def test_a_damaged_row_of_csv_costs_only_itself_and_says_its_line(tmp_path):
         ("x.csv", b"prompt,chosen,chosen\na,b,c\n", "two columns have the same name: prompt, chosen, chosen"),
         ("x.json", b'{"a": [1],\n "rows": []}', "an object with 2 lists: one list should hold the rows"),
         ("x.jsonl", b"prompt chosen\nrejected", "no JSON: .*; line 1: not valid JSON"),
-        ("x.jsonl", LINES.encode("utf-16-le"), "with its encoding named in the mapping"),
+        ("x.jsonl", LINES.encode("utf-16-le"), "perhaps UTF-16 without a mark: name its encoding"),
         ("x.csv", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer"),
         ("x.parquet", b"not parquet", "cannot be read .*Parquet"),
     ],

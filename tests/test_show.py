@@ -55,7 +55,7 @@ def test_a_table_is_shown_by_its_view_with_intervals_shares_and_n():
     assert "p / Holm p" not in show.render("main", judged_row().drop(columns="p_holm"))
     plain = pd.DataFrame({"word": ["a"], "found": [True], "share": [0.25]})
     assert show.render("x", plain).iloc[0].tolist() == ["a", "yes", "0.250"]
-    assert show.render("main", None) is None and show.render("main", plain.head(0)).empty
+    assert show.render("main", None) is None and show.render("main", plain.head(0)) is None
 
 
 def test_a_sentence_is_decided_by_the_interval_alone_and_a_difference_is_compared_with_zero():

@@ -297,6 +297,25 @@ def calibrations(runs: Sequence[Run]) -> pd.DataFrame:
     return pd.concat([table_of([]), *tables], ignore_index=True)
 
 
+def corrected_main(profile: Profile) -> pd.DataFrame:
+    """Return the main table with ``p_corrected``: the net win rate without the judge's errors.
+
+    A judge that is right in a share a of the gold pairs that it decides shrinks the net to (2a - 1) of itself
+    (Rogan and Gladen, 1978). NaN where no judge was measured, or it decides nothing.
+    """
+    table = results.JUDGED_TABLES["main"](profile)
+    known = every_dataset(profile, calibrations)
+    for dataset in profile.datasets if len(table) else ():
+        judge = {"dataset": dataset, "judge": profile.evaluation.judge, "rubric": "personalization"}
+        fit = pick(known, judge)
+        gain = math.nan
+        if len(fit) and fit.decides.all():
+            right, decided = (fit.accuracy * fit.n - fit.ties / 2).sum(), (fit.n - fit.ties).sum()
+            gain = 2 * right / decided - 1
+        table.loc[table.dataset == dataset, "p_corrected"] = table.p_net / gain
+    return table
+
+
 def save_tables(profile: Profile) -> dict[str, Path]:
     """Compute and write every table of the profile; returns the paths of those that are not empty.
 
@@ -314,6 +333,7 @@ def save_tables(profile: Profile) -> dict[str, Path]:
     by_dataset = {"calibration": calibrations, **SWAP_TABLES, **USER_TABLES}
     makers = {
         **results.JUDGED_TABLES,
+        "main": corrected_main,
         "paper": lambda profile: reanalysed(),
         "filtered": filtered_table,
         "length": length_table,

@@ -352,9 +352,10 @@ def check_splits(source: str, rows: Sequence[OwnRow], findings: Sequence[Finding
     said = counted(f"{f.code} ({f.field})" for f in rejected) or "none"
     first = [f"; first: {f.place}, {f.field}: {f.code} {f.detail} ({REJECTED[f.code][1]})" for f in rejected]
     largest = max(map(len, near_parts(rows, threshold)), default=0)
+    parts = f". The largest group of near prompts has {largest} rows: data.near_duplicates=0.9 parts more"
     raise DataError(
-        f"{source}: {len(rows)} usable pairs; {', '.join(needs)}. Rows rejected: {said}{''.join(first[:1])}. "
-        f"The largest group of near prompts has {largest} rows: --set data.near_duplicates=0.9 parts more"
+        f"{source}: {len(rows)} usable pairs; {', '.join(needs)}. Rows rejected: {said}{''.join(first[:1])}"
+        f"{parts if rows else ''}"
     )
 
 

@@ -139,7 +139,8 @@ def read_mapping(path: str) -> Mapping:
             raise ValueError("should be lines of 'field: column', for example 'prompt: question'")
         return mapping_of(content)
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise DataError(f"{path}: no mapping file ({error}); paths are relative to the repository") from error
+        where = "; paths are relative to the repository" if isinstance(error, OSError) else ""
+        raise DataError(f"{path}: no mapping file: {error}{where}") from error
 
 
 def mapping_of(content: dict[str, Any]) -> Mapping:
@@ -332,8 +333,11 @@ def read_messages(value: Any, field: str, transcript: bool = False) -> list[tupl
         role, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
         parts = content if isinstance(content, (list, tuple)) else [content]
         texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
-        other = {name for name in NOT_TEXT if message.get(name)}
-        if other or not all(isinstance(text, str) for text in (role, *texts)):
+        other = [name for name in NOT_TEXT if message.get(name)]
+        other += [str(part.get("type")) for part in parts if isinstance(part, dict) and "text" not in part]
+        if other or role in ("tool", "function"):
+            raise RowError(field, "tool or image", f"a message has {', '.join(other) or f'the role {role}'}")
+        if not all(isinstance(text, str) for text in (role, *texts)):
             kinds = ", ".join(f"{name}: {type(one).__name__}" for name, one in message.items())
             raise RowError(field, "messages", f"needed: role and content as text; a message has {kinds}")
         found.append((ROLES.get(role.lower(), role.lower()), "\n".join(texts)))

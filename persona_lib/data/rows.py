@@ -85,6 +85,8 @@ def read_text(path: Path, encoding: str = "") -> tuple[str, str]:
         if sound.isascii() and 0 < len(data) - len(sound) <= FEW_ODD * len(data):
             name = "cp1252"
     text = data.decode(name, errors="replace").removeprefix("\ufeff")
+    if "\0" in text[:1000]:
+        raise DataError(f"{path}: is not {name}, perhaps UTF-16 without a mark: name its encoding")
     return text, "" if name.startswith("utf-8") else f"as {name}"
 
 

@@ -219,6 +219,8 @@ def guard_nf4(model: Any) -> None:
         if module.in_features % 64:
             said = f"layer {name}: in_features={module.in_features} is not a multiple of 64"
             raise ModelError(f"{said}; NF4 would be silently wrong: use quantization=none")
+        if module.weight.device.type == "cpu" and not hasattr(module, "support_avx512bf16_for_cpu"):
+            raise ModelError(f"layer {name}: this bitsandbytes would lose gradients: install the pinned one")
         module.support_avx512bf16_for_cpu = False
 
 

@@ -22,7 +22,7 @@ from persona_lib.models.served import VllmGenerator, load_engine, lora_request
 from persona_lib.models.train import adapter_folder
 from persona_lib.prompts import STOP, beginning, completion_text, few_shot_prefix, tailoring_prompt
 from persona_lib.records import Generation, RunSpec, TailoringRow
-from persona_lib.settings import Run, deciding, main_arm, results_dir
+from persona_lib.settings import Profile, Run, deciding, main_arm, results_dir
 from persona_lib.texts import count_degenerate
 
 BROKEN = 0.05  # share of degenerate answers from which a policy is not sound
@@ -228,6 +228,15 @@ def completions(
 def broken_share(facts: dict[str, Any]) -> float:
     """Return the share of a run's answers that repeat themselves, from its ``done.json``."""
     return max(facts["rep4_over_50"], facts["suffix_loop"]) / max(1, facts["n"])
+
+
+def unsound(profile: Profile) -> list[str]:
+    """Name the runs of a profile of whose answers more than `BROKEN` repeat themselves."""
+    runs = [Run(profile, dataset, seed) for dataset in profile.datasets for seed in profile.seeds]
+    done = [(run, spec, generation_folder(run, spec) / "done.json") for run in runs for spec in grid(run)]
+    shares = {f"{spec.slug}, seed {run.seed}": broken_share(store.read_json(path))
+              for run, spec, path in done if path.exists()}  # fmt: skip
+    return [name for name, share in shares.items() if share > BROKEN]
 
 
 def generate_all(run: Run) -> list[Path]:
