@@ -13,7 +13,7 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from persona_lib.data.everyday import DIMENSIONS
 from persona_lib.data.reader import UNREADABLE, shows
@@ -23,11 +23,9 @@ from persona_lib.models.load import ModelError, format_of
 from persona_lib.paper.answers import adapters_of, eval_rows, whole_answer
 from persona_lib.paper.swap import PolicyLoader, swap_arms
 from persona_lib.prompts import STOP, beginning, completion_text, tailoring_prompt
+from persona_lib.records import Table, table_of
 from persona_lib.settings import ConfigError, Run, main_arm, open_run
 from persona_lib.show import policy_name
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 MAX_CHARACTERS = 2000  # of a question or a persona that is typed in
 QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
@@ -88,17 +86,15 @@ class Asker:
             yield whole_answer(self.run, question, text)
 
 
-def answer_own(run: Run, pairs: Sequence[tuple[str, str]] = ()) -> pd.DataFrame:
+def answer_own(run: Run, pairs: Sequence[tuple[str, str]] = ()) -> Table:
     """Return plain DPO's and PT-DPO's answers to (question, persona) pairs; without pairs, to our examples.
 
     Raises ValueError for what is no such pair.
     """
-    import pandas as pd
-
     for number, pair in enumerate(pairs, start=1):
         if isinstance(pair, str) or [type(text) for text in pair] != [str, str]:
             raise ValueError(f"own, pair {number}: {pair!r}; write it as [question, persona], two texts")
-    asker, table = Asker(run), pd.DataFrame(list(pairs) or EXAMPLES, columns=["prompt", "persona"])
+    asker, table = Asker(run), table_of(list(pairs) or EXAMPLES, columns=["prompt", "persona"])
     for name, arm in (("plain_dpo", "dpo-none"), ("pt_dpo", f"dpo-{main_arm(run.profile)}")):
         asked = zip(table.prompt, table.persona, strict=True)
         known = arm in asker.arms

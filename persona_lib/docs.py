@@ -17,20 +17,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from persona_lib import settings
 from persona_lib.execute import StepError, notebook_hash, with_outputs
 from persona_lib.paper.results import table_path
 from persona_lib.report import origin
-from persona_lib.settings import (
-    REPO,
-    ConfigError,
-    Profile,
-    figures_dir,
-    load_profile,
-    published_dir,
-    results_dir,
-)
-from persona_lib.show import columns_of, in_words, owner_of, render, to_markdown
-from persona_lib.store import read_json, write_json, write_text
+from persona_lib.settings import REPO, ConfigError, Profile, load_profile
+from persona_lib.show import in_words, owner_of, render, to_markdown
+from persona_lib.store import facts, read_csv, read_json, write_json, write_text
 from persona_lib.tasks import Pipeline
 
 DOCUMENTS = ("README.md", "REPRODUCTION.md")
@@ -49,7 +42,7 @@ ROWS = {
 
 def kept(profile: Profile) -> tuple[Path, dict[str, str]]:
     """Return the folder of kept tables, and how each was made, by name."""
-    folder = published_dir(profile)
+    folder = settings.published_dir(profile)
     return folder, read_json(folder / "origin.json") if (folder / "origin.json").exists() else {}
 
 
@@ -65,10 +58,10 @@ def keep(profile: Profile, names: Sequence[str]) -> list[Path]:
             raise FileNotFoundError(f"{source}: there is no such table; run notebook 12_results first")
         known = origin(profile, "13_released_outputs" if name.startswith("released") else "12_results")
         made = f"`{known['command']}`; commit {known['commit']}; seeds {seeds}; run of {known['date']}."
-        study = results_dir(profile) / name / "origin.json"
+        study = settings.results_dir(profile) / name / "origin.json"
         origins[name] = read_json(study) if study.exists() else made
         write_text(folder / f"{name}.csv", source.read_text(encoding="utf-8"))
-        for figure in figures_dir(profile).glob(f"{name}.p*"):  # PDF and PNG
+        for figure in settings.figures_dir(profile).glob(f"{name}.p*"):  # PDF and PNG
             shutil.copy(figure, folder)
     write_json(folder / "origin.json", origins)
     return [folder / f"{name}.csv" for name in names]
@@ -76,18 +69,16 @@ def keep(profile: Profile, names: Sequence[str]) -> list[Path]:
 
 def table_block(profile: Profile, name: str) -> str:
     """Return the text of a table's block: whose numbers, provenance, table. ConfigError if it is not kept."""
-    import pandas as pd
-
     folder, origins = kept(profile)
     if name not in origins:
         command = f"python -m persona_lib.docs --profile {profile.name} --keep {name}"
         raise ConfigError(f"table:{profile.name}/{name} is not kept: {command}")
-    table = pd.read_csv(folder / f"{name}.csv", dtype={"seeds": str})
+    table = read_csv(folder / f"{name}.csv")
     table = table.query(ROWS[name]) if name in ROWS else table
     table = in_words(table) if {"arm", "persona_format"} <= {*table.columns} else table
     datasets = table.dataset if "dataset" in table else profile.datasets
     label = " and ".join(dict.fromkeys(owner_of(dataset) for dataset in datasets if dataset != "all"))
-    shown = f"{name}_short" if f"{name}_short" in columns_of() else name
+    shown = f"{name}_short" if f"{name}_short" in facts("views") else name
     return f"**{label.capitalize()}.** {origins[name]}\n\n{to_markdown(render(shown, table))}"
 
 

@@ -13,19 +13,16 @@ from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from persona_lib.beyond.ratings import SCALE
 from persona_lib.beyond.released import ARMS
-from persona_lib.paper.results import table_path
-from persona_lib.records import SIDES
+from persona_lib.paper.results import read_table
+from persona_lib.records import SIDES, Table, stacked
 from persona_lib.settings import Profile, figures_dir
 from persona_lib.show import ENDS, LABELS, in_words, number, owner_of, title_of
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 BLUE, ORANGE, GREEN, SKY, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#56B4E9", "#D55E00", "#BBBBBB"
 MARKS = (  # of series: colour, marker, filling
@@ -50,7 +47,7 @@ KINDS = {"pdf": dict.fromkeys(("CreationDate", "Creator", "Producer")), "png": {
 # --- the three kinds of drawing; each returns what it shows, in words ---
 
 
-def bars(axis: Any, table: pd.DataFrame, columns: Mapping[str, str], label: str) -> str:
+def bars(axis: Any, table: Table, columns: Mapping[str, str], label: str) -> str:
     """Draw counts as stacked bars in per cent, a bar per line; ``columns``: column -> part (of ``LOOKS``)."""
     counts = table.set_index("row")[list(columns)].rename(columns=columns).astype(float)
     shares = (100 * counts.div(counts.sum(axis=1), axis=0)).where(counts > 0)  # no edge of no width
@@ -70,7 +67,7 @@ def bars(axis: Any, table: pd.DataFrame, columns: Mapping[str, str], label: str)
     return f"Stacked bars, {label}. {'; '.join(words)}."
 
 
-def forest(axis: Any, table: pd.DataFrame, name: str, label: str, null: float | None = None) -> str:
+def forest(axis: Any, table: Table, name: str, label: str, null: float | None = None) -> str:
     """Draw estimates ``name`` with intervals: a mark per series, a dotted line at ``null``, a gap for NaN."""
     rows, marks = list(dict.fromkeys(table.row)), dict(zip(dict.fromkeys(table.series), MARKS, strict=False))
     table = table.dropna(subset=name)
@@ -95,7 +92,7 @@ def forest(axis: Any, table: pd.DataFrame, name: str, label: str, null: float | 
     return f"Points with 95 % intervals, {label}. {'; '.join(words)}."
 
 
-def curve(axis: Any, table: pd.DataFrame, name: str, label: str) -> str:
+def curve(axis: Any, table: Table, name: str, label: str) -> str:
     """Draw ``name`` by step, a colour per arm: solid on validation rows, dotted on training rows."""
     words, marks = [], dict(zip(dict.fromkeys(table.series), MARKS, strict=False))
     for (arm, rows), part in table.dropna(subset=name).groupby(["series", "row"], sort=False):
@@ -121,7 +118,7 @@ def line_up(axis: Any, rows: Sequence[str], label: str) -> None:
 # --- tables in the form that is drawn ---
 
 
-def named(table: pd.DataFrame, *columns: str, series: str = "") -> pd.DataFrame:
+def named(table: Table, *columns: str, series: str = "") -> Table:
     """Add ``row``, some columns' texts (with the data set if there are several), and ``series``, a column."""
     several = "dataset" in table and len({*table.dataset} - {"all"}) > 1
     kept = [*(["dataset"] if several else []), *columns]
@@ -132,18 +129,16 @@ def named(table: pd.DataFrame, *columns: str, series: str = "") -> pd.DataFrame:
     return table.assign(row=rows, series=table[series] if series else "")
 
 
-def melted(table: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
+def melted(table: Table, columns: Mapping[str, str]) -> Table:
     """Return the estimates of several columns as lines: ``value`` with its limits; ``series`` is the name."""
-    import pandas as pd
-
     parts = [
         table.assign(series=name, **{f"value{end}": table[f"{column}{end}"] for end in ENDS})
         for column, name in columns.items()
     ]
-    return pd.concat(parts, ignore_index=True)
+    return stacked(parts)
 
 
-def basis(table: pd.DataFrame) -> str:
+def basis(table: Table) -> str:
     """Say whose data a table is of, over how many seeds or raters, and n; nothing of curves."""
     if table.empty or "step" in table:
         return "no estimate is defined" if table.empty else ""
@@ -158,16 +153,14 @@ def basis(table: pd.DataFrame) -> str:
     return ", ".join([*filter(None, words), f"n = {' to '.join(sizes)}"]) + "; 95 % intervals"
 
 
-def beside_paper(main: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame:
+def beside_paper(main: Table, paper: Table) -> Table:
     """Return our judged rows and, below them, the paper's; ties are those without a contradiction.
 
     Published rows do not say how many the judge contradicted: their ties hold both.
     """
-    import pandas as pd
-
     parts = [named(main, "label").assign(series="this run"), named(paper, "label")]
     parts[1] = parts[1].assign(series=LABELS["paper"], row="paper: " + parts[1].row)
-    table = pd.concat(parts, ignore_index=True)
+    table = stacked(parts)
     for short in "pq":
         table[f"{short}_contradicted"] = table.get(f"{short}_inconsistent", 0 * table.n).fillna(0)
         table[f"{short}_tie"] -= table[f"{short}_contradicted"]
@@ -175,18 +168,16 @@ def beside_paper(main: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame:
     return table.assign(row=table.row + sizes)
 
 
-def caution_lines(shares: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
+def caution_lines(shares: Table, pairs: Table) -> Table:
     """Return the shares of answers that keep a caution, and paired differences of two policies."""
-    import pandas as pd
-
     plain = shares.arm.str.endswith("-none")
     told = (shares.eval_persona == "none") | (shares.persona_format == "first_person") | ~plain
     same = {"difference": "minus plain DPO told the same", "difference_cut": "the same, at equal length"}
-    table = pd.concat([
+    table = stacked([
         shares.assign(series=np.where(plain, "plain DPO", "PT-DPO"))[told],
         melted(pairs[pairs.shows == "same persona"], same),
         melted(pairs[pairs.shows == "tailored"], {"difference": "minus plain DPO without a persona"}),
-    ], ignore_index=True)  # fmt: skip
+    ])  # fmt: skip
     return named(table, "eval_persona", series="series")
 
 
@@ -199,8 +190,8 @@ class Figure:
 
     caption: str
     tables: tuple[str, ...]
-    lines: Callable[..., pd.DataFrame]
-    panels: tuple[Callable[[Any, pd.DataFrame], str], ...]
+    lines: Callable[..., Table]
+    panels: tuple[Callable[[Any, Table], str], ...]
 
 
 def verdict_bars(short: str, rubric: str) -> Callable[..., str]:
@@ -267,7 +258,7 @@ FIGURES = {
 RESULTS = ("main", "length", "persona_accuracy", "persona_preference", "swap")  # of notebook 12
 
 
-def draw(kind: Figure, *tables: pd.DataFrame) -> tuple[dict[str, bytes], str]:
+def draw(kind: Figure, *tables: Table) -> tuple[dict[str, bytes], str]:
     """Return a figure as PDF and PNG, in our style whatever the user has set, and its words (in the PNG)."""
     import matplotlib.style
     from matplotlib import figure
@@ -298,13 +289,11 @@ def draw(kind: Figure, *tables: pd.DataFrame) -> tuple[dict[str, bytes], str]:
 
 def save_figures(profile: Profile, names: Sequence[str] = RESULTS) -> dict[str, Path]:
     """Draw the figures whose tables are there; returns the PNGs. Older files of the others are removed."""
-    import pandas as pd
-
     drawn = {}
     for name in names:
-        inputs = [table_path(profile, table) for table in FIGURES[name].tables]
-        there = all(table.exists() for table in inputs)
-        files = draw(FIGURES[name], *map(pd.read_csv, inputs))[0] if there else {}
+        inputs = [read_table(profile, table) for table in FIGURES[name].tables]
+        there = all(map(len, inputs))
+        files = draw(FIGURES[name], *inputs)[0] if there else {}
         for kind in KINDS:
             path = figures_dir(profile) / f"{name}.{kind}"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -325,7 +314,7 @@ def image(profile: Profile, name: str) -> Any:
         return Image(path, alt=saved.info.get("Description", ""), retina=True)
 
 
-def picture(name: str | Figure, *tables: pd.DataFrame) -> Any:
+def picture(name: str | Figure, *tables: Table) -> Any:
     """Draw a figure from tables at hand, for a notebook; None without rows. No file is written."""
     from IPython.display import Image
 
@@ -335,7 +324,7 @@ def picture(name: str | Figure, *tables: pd.DataFrame) -> Any:
     return Image(files["png"], alt=alt, retina=True)
 
 
-def points(table: pd.DataFrame, name: str, column: str, label: str, null: float = 0) -> Any:
+def points(table: Table, name: str, column: str, label: str, null: float = 0) -> Any:
     """Draw any table of estimates with intervals, for a notebook; ``column`` names the rows."""
     panel = partial(forest, name=name, label=label, null=null)
     return picture(Figure("", (), lambda table: named(table, column), (panel,)), table)

@@ -9,16 +9,13 @@ difference. Few seeds say little of how seeds differ: intervals over seeds are s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from persona_lib.records import Judgment, Verdict
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 # --- tests and closed forms of counts ---
 
@@ -120,13 +117,6 @@ def drawn_columns(draws: Mapping[str, np.ndarray]) -> dict[str, float | None]:
 def seed_columns(seeds: Sequence[int]) -> dict[str, int | str]:
     """Name the seeds that a row is computed from as columns."""
     return {"n_seeds": len(seeds), "seeds": " ".join(map(str, seeds))}
-
-
-def table_of(rows: Iterable[Any], columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """Return rows as a table; pandas is loaded at the first use."""
-    import pandas as pd
-
-    return pd.DataFrame(rows, columns=columns)
 
 
 # --- intervals by resampling ---

@@ -374,8 +374,6 @@ def verify(pipeline: Pipeline, every: bool = True) -> int:
 
     Raises ConfigError for a profile without published seeds, or with settings that change its results.
     """
-    import pandas as pd
-
     from persona_lib.beyond import claims
 
     profile = pipeline.profile
@@ -393,7 +391,7 @@ def verify(pipeline: Pipeline, every: bool = True) -> int:
         raise ConfigError(
             f"--verify compares runs of the profile as it is; this one changed {', '.join(changed)}"
         )
-    table = claims.verify(settings.set_field(profile, {"seeds": ran["seeds"]}), pd.read_csv(path))
+    table = claims.verify(settings.set_field(profile, {"seeds": ran["seeds"]}), store.read_csv(path))
     if every:
         numbers = ["run", "published", "published_low", "published_high"]
         print(table.round(dict.fromkeys(numbers, 3)).to_string(index=False), end="\n\n")

@@ -7,8 +7,14 @@ the paper (persona) and the judge literature (comparison, judgment, verdict).
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from pandas import DataFrame as Table
+else:
+    Table = Any  # pandas is loaded at the first table
 
 Side = Literal["chosen", "rejected"]
 Method = Literal["few_shot", "sft", "dpo"]
@@ -155,3 +161,17 @@ class Judgment:
     winner: Literal["A", "B"] | None
     tie: bool = False
     feedback: str = ""
+
+
+def table_of(rows: Iterable[Any], columns: Sequence[str] | None = None) -> Table:
+    """Return rows as a table."""
+    import pandas as pd
+
+    return pd.DataFrame(rows, columns=columns)
+
+
+def stacked(tables: Iterable[Table]) -> Table:
+    """Return tables below each other; an empty one of none."""
+    import pandas as pd
+
+    return pd.concat([table_of([]), *tables], ignore_index=True)

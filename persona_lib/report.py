@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from persona_lib import weights
 from persona_lib.beyond import users
@@ -25,13 +25,10 @@ from persona_lib.paper.judging import runs_of
 from persona_lib.paper.results import read_table
 from persona_lib.paper.swap import answered_rows
 from persona_lib.prompts import completion_text, tailoring_prompt
-from persona_lib.records import PAIR_FIELDS, SIDES
+from persona_lib.records import PAIR_FIELDS, SIDES, Table, table_of
 from persona_lib.settings import FACTS, Profile, Run, main_arm, results_dir
 from persona_lib.show import LABELS, owner_of, place, policy_name, render, with_interval
-from persona_lib.store import people_csv, read_json, write_text
-
-if TYPE_CHECKING:
-    import pandas as pd
+from persona_lib.store import facts, people_csv, read_json, write_text
 
 
 def fill(template: str, **values: Any) -> str:
@@ -116,10 +113,8 @@ def examples(profile: Profile) -> list[list[dict[str, Any]]]:
 
 def tables(profile: Profile) -> list[tuple[str, str, Any]]:
     """Return name, caption and table, as readers see it, of every table that was made."""
-    import yaml
-
-    captions = yaml.safe_load((FACTS / "pages" / "tables.yaml").read_text(encoding="utf-8"))
-    found = [(name, caption, read_table(profile, name)) for name, caption in captions.items()]
+    captions = facts("pages/tables").items()
+    found = [(name, caption, read_table(profile, name)) for name, caption in captions]
     return [(name, caption, render(name, table)) for name, caption, table in found if len(table)]
 
 
@@ -179,14 +174,12 @@ def token_counts(profile: Profile, data: OwnData) -> list[int] | None:
     return [max(pair) for pair in zip(lengths[::2], lengths[1::2], strict=True)]
 
 
-def length_table(data: OwnData, counts: Sequence[int] | None) -> pd.DataFrame:
+def length_table(data: OwnData, counts: Sequence[int] | None) -> Table:
     """Return the median, 95th percentile and maximum of characters per field and of tokens per row."""
-    import pandas as pd
-
     lengths = {f"characters of {name}": [len(getattr(r.pair, name)) for r in data.rows]
                for name in PAIR_FIELDS}  # fmt: skip
     lengths |= {"tokens of prompt and longer response": counts} if counts is not None else {}
-    quantiles = pd.DataFrame(lengths).quantile([0.5, 0.95, 1]).T.round().astype(int)
+    quantiles = table_of(lengths).quantile([0.5, 0.95, 1]).T.round().astype(int)
     quantiles.columns = ["median", "95 % have at most", "longest"]
     return quantiles.rename_axis("what").reset_index()
 
@@ -204,24 +197,20 @@ def found_by_kind(data: OwnData) -> list[dict[str, Any]]:
     ]
 
 
-def account_table(data: OwnData) -> pd.DataFrame:
+def account_table(data: OwnData) -> Table:
     """Return the account of the rows: what was found, how often, what to do. Read = usable + rejected."""
-    import pandas as pd
-
     lines = [("rows read", data.n_read, ""), ("usable", len(data.rows), "")]
     lines += [(one["title"], len({f.row for f in one["found"]}), one["mend"]) for one in found_by_kind(data)]
-    return pd.DataFrame(lines, columns=["what", "rows", "what to do"])
+    return table_of(lines, columns=["what", "rows", "what to do"])
 
 
-def split_table(data: OwnData) -> pd.DataFrame:
+def split_table(data: OwnData) -> Table:
     """Return rows, different prompts and users per split."""
-    import pandas as pd
-
     lines = [
         (split, len(part), len({pair.prompt for pair in part}), len({pair.user for pair in part} - {""}))
         for split, part in data.pairs().items()
     ]
-    return pd.DataFrame(lines, columns=["split", "rows", "different prompts", "users"])
+    return table_of(lines, columns=["split", "rows", "different prompts", "users"])
 
 
 def write_page(profile: Profile, data: OwnData, folder: Path) -> Path:

@@ -11,9 +11,8 @@ import math
 import os
 import warnings
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from persona_lib.beyond import ratings
 from persona_lib.data import everyday, preference
@@ -23,12 +22,9 @@ from persona_lib.models import load, served
 from persona_lib.models.generate import TransformersGenerator
 from persona_lib.paper import answers, judging, personas
 from persona_lib.prompts import STOP, inference_prefix, inference_query, tailoring_prompt
-from persona_lib.records import EVAL_PERSONAS, Side
-from persona_lib.settings import FACTS, Profile, Run, results_dir, set_field
-from persona_lib.store import iter_rows, read_json
-
-if TYPE_CHECKING:
-    import pandas as pd
+from persona_lib.records import EVAL_PERSONAS, Side, Table, stacked, table_of
+from persona_lib.settings import Profile, Run, results_dir, set_field
+from persona_lib.store import facts, iter_rows, read_json
 
 LABELS = {  # whose numbers they are
     "everyday": "our pairs",
@@ -82,7 +78,7 @@ def policy_name(arm: str, told: str) -> str:
     return who + (", told the persona" if told == "first_person" else "")
 
 
-def in_words(table: pd.DataFrame) -> pd.DataFrame:
+def in_words(table: Table) -> Table:
     """Add ``who``: the policy of ``arm`` and ``persona_format`` in words."""
     return table.assign(who=[*map(policy_name, table.arm, table.persona_format)])
 
@@ -154,27 +150,17 @@ def cell(row: Any, name: str) -> str:
 # --- tables ---
 
 
-@cache
-def columns_of() -> dict[str, dict[str, str | list[str]]]:
-    """Return what is shown of each table: heading -> column, or columns that stand in one cell."""
-    import yaml
-
-    return yaml.safe_load((FACTS / "views.yaml").read_text(encoding="utf-8"))
-
-
-def render(name: str, table: pd.DataFrame | None) -> pd.DataFrame | None:
+def render(name: str, table: Table | None) -> Table | None:
     """Return a saved table as text for readers; None without rows.
 
     Columns that a table lacks are left out, and so are counts of contradictions where there are none. The
     data set is named if there are several. A table without a view is shown whole.
     """
-    import pandas as pd
-
     if table is None or table.empty:
         return None
     if name == "primary":
         table = table.rename(columns={"low": "estimate_low", "high": "estimate_high"})
-    view = columns_of().get(name, {column: column for column in table.columns})
+    view = facts("views").get(name, {column: column for column in table.columns})
     if "dataset" in table and len({*table.dataset} - {"all"}) > 1 and "dataset" not in str(view.values()):
         table = table.assign(dataset=table.dataset.map(title_of))
         view = {"data set": "dataset"} | view
@@ -185,10 +171,10 @@ def render(name: str, table: pd.DataFrame | None) -> pd.DataFrame | None:
             cells = [[cell(row, one) for one in names] for _, row in table.iterrows()]
             title = f"{heading} {CI}" if f"{names[0]}_low" in table else heading
             columns[title] = [" / ".join(line) if any(line) else "" for line in cells]
-    return pd.DataFrame(columns)
+    return table_of(columns)
 
 
-def to_markdown(table: pd.DataFrame) -> str:
+def to_markdown(table: Table) -> str:
     """Return a table as GitHub Markdown; bars and line breaks in cells are escaped."""
 
     def line(cells: Any) -> str:
@@ -208,9 +194,7 @@ def place(row: Any, name: str, null: float) -> str:
     return f"{'below' if high < null else 'above' if low > null else 'not clearly different from'} {null:g}"
 
 
-def say(
-    table: pd.DataFrame | None, name: str, columns: Sequence[str], null: float = 0.0, what: str = ""
-) -> str:
+def say(table: Table | None, name: str, columns: Sequence[str], null: float = 0.0, what: str = "") -> str:
     """Say per row where an estimate lies, as a list in Markdown: below, above or not clearly off ``null``.
 
     ``columns`` name the row. A row named "a - b" is a difference and is compared with 0.
@@ -288,7 +272,7 @@ def judged_example(run: Run) -> str:
     return "\n\n".join(parts)
 
 
-def answers_text(table: pd.DataFrame) -> str:
+def answers_text(table: Table) -> str:
     """Return answers (``prompt``, ``persona``, ``plain_dpo``, ``pt_dpo``) as a page: each prompt once."""
     parts = []
     for prompt, rows in table.groupby("prompt", sort=False) if len(table) else ():
@@ -309,52 +293,46 @@ LOSSES = {
 }
 
 
-def contrast_table(run: Run) -> pd.DataFrame:
+def contrast_table(run: Run) -> Table:
     """Count, per dimension of ``everyday``, the training pairs that differ in it, and what most users like.
 
     ``share`` is that of pairs whose chosen response has it. Empty for other data: nobody knows its contrasts.
     """
-    import pandas as pd
-
     columns = ["dimension", "most like", "fewer like", "n", *(f"share{end}" for end in ENDS)]
     if run.dataset != everyday.NAME:
-        return pd.DataFrame(columns=columns)
+        return table_of(columns=columns)
     common, wishes = everyday.common_values(run.seed), everyday.wishes()
     known = everyday.personas(run.profile.data.majority_share, run.seed)
     pairs = preference.load_pairs(run)["train"]
-    wanted = pd.DataFrame([wishes[known[pair.id]["gold-chosen"]][0] for pair in pairs])
+    wanted = table_of([wishes[known[pair.id]["gold-chosen"]][0] for pair in pairs])
     rows = []
     for dimension, values in wanted.groupby(0, sort=False)[1]:
         most, n = common[dimension], len(values)
         fewer = next(value for value in everyday.DIMENSIONS[dimension] if value != most)
         hits = int((values == most).sum())
         rows.append((dimension, most, fewer, n, hits / n, *wilson_interval(hits, n)))
-    return pd.DataFrame(rows, columns=columns)
+    return table_of(rows, columns=columns)
 
 
-def training_history(run: Run, method: str) -> pd.DataFrame:
+def training_history(run: Run, method: str) -> Table:
     """Return the losses of every validated epoch of every arm, and which epoch was kept."""
-    import pandas as pd
-
     tables = []
     for persona in run.profile.training.arms:
         folder = run.folder / "adapters" / f"{method}-{persona}"
-        log = pd.DataFrame(iter_rows(folder / "log.jsonl"))
+        log = table_of(iter_rows(folder / "log.jsonl"))
         log = log.assign(epoch=log.epoch.map(math.ceil)).groupby("epoch", as_index=False).mean()
         table = log.rename(columns=LOSSES).dropna(subset="validation loss")
         best = read_json(folder / "done.json")["best_eval_loss"]
         tables.append(table.assign(arm=folder.name, kept=table["validation loss"] == best))
-    history = pd.concat(tables).set_index(["arm", "epoch"])
+    history = stacked(tables).set_index(["arm", "epoch"])
     return history[[name for name in (*LOSSES.values(), "kept") if name in history]]
 
 
-def training_curve(run: Run, method: str) -> pd.DataFrame:
+def training_curve(run: Run, method: str) -> Table:
     """Return the loss and the reward margin of every log: ``series`` is the arm, ``row`` whose rows it is of.
 
     DPO's margin is 0 before the first step: `trainers.check_dpo_start` has checked it.
     """
-    import pandas as pd
-
     lines = []
     for arm in (f"{method}-{persona}" for persona in run.profile.training.arms):
         for rows, begin in (("training", ""), ("validation", "eval_")):
@@ -362,20 +340,18 @@ def training_curve(run: Run, method: str) -> pd.DataFrame:
             for log in iter_rows(run.folder / "adapters" / arm / "log.jsonl"):
                 if loss := log.get(f"{begin}loss"):
                     lines.append((arm, rows, log["step"], loss, log.get(f"{begin}rewards/margins")))
-    return pd.DataFrame(lines, columns=["series", "row", "step", "loss", "margin"]).astype({"margin": float})
+    return table_of(lines, columns=["series", "row", "step", "loss", "margin"]).astype({"margin": float})
 
 
-def degenerate_table(run: Run) -> pd.DataFrame:
+def degenerate_table(run: Run) -> Table:
     """Count, per arm, the answers that never end, repeat themselves or end in a loop; name unsound runs."""
-    import pandas as pd
-
     counted = ("n", "no_eos", "rep4_over_50", "suffix_loop", "n_without_persona")
     rows = []
     for spec in answers.grid(run):
         facts = read_json(answers.generation_folder(run, spec) / "done.json")
         unsound = f"{spec.eval_persona} " if answers.broken_share(facts) > answers.BROKEN else ""
         rows.append({"arm": spec.arm} | {name: facts[name] for name in counted} | {"unsound": unsound})
-    return pd.DataFrame(rows).groupby("arm", sort=False).sum()
+    return table_of(rows).groupby("arm", sort=False).sum()
 
 
 # Sizes as in the paper: 80 personas by three raters; 144 personas of eight users, the answers of two systems.

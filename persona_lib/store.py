@@ -22,12 +22,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-from persona_lib.settings import REPO
-
-if TYPE_CHECKING:
-    import pandas as pd
+from persona_lib.records import Table
+from persona_lib.settings import FACTS, REPO
 
 T = TypeVar("T")
 
@@ -94,10 +92,25 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path}: not valid JSON ({error}); delete it to have it made again") from error
 
 
+@cache
+def facts(name: str) -> dict[str, Any]:
+    """Return ``facts/NAME.yaml``: what ships with the package."""
+    import yaml
+
+    return yaml.safe_load((FACTS / f"{name}.yaml").read_text(encoding="utf-8"))
+
+
+def read_csv(path: Path, **how: Any) -> Table:
+    """Read a table; an empty one without the file."""
+    import pandas as pd
+
+    return pd.read_csv(path, dtype={"seeds": str}, **how) if path.exists() else pd.DataFrame()
+
+
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that spreadsheets run
 
 
-def people_csv(table: pd.DataFrame, **how: Any) -> str:
+def people_csv(table: Table, **how: Any) -> str:
     """Return a table as CSV for people: a text that spreadsheets would run gets a space in front.
 
     Whoever reads it back strips the cells.

@@ -32,9 +32,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from persona_lib import store
+from persona_lib import settings, store
 from persona_lib.beyond.calibration import labelled
 from persona_lib.data import everyday, preference, tailoring
 from persona_lib.data.reader import fit, reader_table
@@ -44,20 +44,8 @@ from persona_lib.paper import answers, personas
 from persona_lib.paper.judges import load_judge
 from persona_lib.paper.judging import answer_quality
 from persona_lib.paper.results import Row, save_table
-from persona_lib.records import SIDES, RunSpec
-from persona_lib.settings import (
-    ConfigError,
-    Profile,
-    Run,
-    load_profile,
-    parse_override,
-    published_dir,
-    results_dir,
-    set_field,
-)
-
-if TYPE_CHECKING:
-    import pandas as pd
+from persona_lib.records import SIDES, RunSpec, Table, stacked, table_of
+from persona_lib.settings import ConfigError, Profile, Run, load_profile, parse_override, set_field
 
 Settings = Mapping[str, Any]
 
@@ -114,20 +102,18 @@ def measure(run: Run, arm: str) -> dict[str, float]:
     return found | {"unfinished": float(np.mean(unfinished)), "n": len(qualities)}
 
 
-def pool_seeds(rows: Sequence[Row]) -> pd.DataFrame:
+def pool_seeds(rows: Sequence[Row]) -> Table:
     """Return a row per arm and candidate, in their order, with means over the seeds.
 
     ``quality_sd`` is the standard deviation of single answers: the root of the mean variance within seeds.
     """
-    import pandas as pd
-
-    table = pd.DataFrame(rows).assign(seeds=lambda rows: rows.seed.astype(str))
+    table = table_of(rows).assign(seeds=lambda rows: rows.seed.astype(str))
     how = dict.fromkeys(("fit_chosen", "fit_rejected", "quality", "unfinished"), "mean")
     how |= {"quality_sd": lambda sds: (sds**2).mean() ** 0.5, "n": "sum", "seeds": " ".join}
     return table.groupby(["arm", *CANDIDATES[0]], sort=False, as_index=False).agg(how)
 
 
-def pick(pooled: pd.DataFrame) -> list[int]:
+def pick(pooled: Table) -> list[int]:
     """Return the labels of the candidates that the rule picks for the plain arm and for PT."""
     picked: list[int] = []
     for arm in ARMS:
@@ -148,7 +134,7 @@ def select_settings(given: argparse.Namespace) -> None:
         rows.append({"arm": arm, "seed": seed} | CANDIDATES[number] | measure(run, arm))
     pooled = pool_seeds(rows)
     pooled["picked"] = pooled.index.isin(pick(pooled))
-    store.write_text(published_dir(profile) / "selection_dpo.csv", pooled.to_csv(index=False))
+    store.write_text(settings.published_dir(profile) / "selection_dpo.csv", pooled.to_csv(index=False))
     print(pooled.to_string(index=False))
 
 
@@ -165,9 +151,9 @@ MODELS: dict[str, Settings] = {
 }
 
 
-def ask(own: Run, name: str, settings: Settings) -> dict[str, personas.Personas]:
+def ask(own: Run, name: str, changes: Settings) -> dict[str, personas.Personas]:
     """Have one model write the personas of both sides of a run's evaluation pairs; resumes by row."""
-    profile = set_field(own.profile, {"training.arms": ["none"], **settings})  # no personas for training
+    profile = set_field(own.profile, {"training.arms": ["none"], **changes})  # no personas for training
     run = Run(beside(profile, f"{NAME}/{name}"), own.dataset, own.seed)
     preference.write_pairs(run)
     personas.infer_run(run)
@@ -175,19 +161,17 @@ def ask(own: Run, name: str, settings: Settings) -> dict[str, personas.Personas]
     return {side: personas.read_personas(run, split, side) for side in SIDES}
 
 
-def model_table(profile: Profile, models: Mapping[str, Settings]) -> pd.DataFrame:
+def model_table(profile: Profile, models: Mapping[str, Settings]) -> Table:
     """Return persona accuracy per model, data set and side, with intervals over pairs and seeds."""
-    import pandas as pd
-
     lines: list[Row] = []
     for dataset in profile.datasets:
         items: dict[str, dict[int, dict[str, personas.Verdicts]]] = {name: {} for name in models}
         for run in [Run(profile, dataset, seed) for seed in profile.seeds]:
             preference.write_pairs(run)
             judge, pairs = load_judge(run, profile.persona_judge), preference.inference_pairs(run)
-            for name, settings in models.items():
+            for name, changes in models.items():
                 print(f"{name}, {dataset}, seed {run.seed}", flush=True)
-                inferred = ask(run, name, settings).items()
+                inferred = ask(run, name, changes).items()
                 items[name][run.seed] = {
                     side: personas.judge_personas(judge, pairs, found, side) for side, found in inferred
                 }
@@ -196,7 +180,7 @@ def model_table(profile: Profile, models: Mapping[str, Settings]) -> pd.DataFram
             sampled = (profile.evaluation.bootstrap_samples, number, shared)
             head = {"model": name, "dataset": dataset, "split": preference.inference_split(profile, dataset)}
             lines += personas.accuracy_rows(head, by_seed, *sampled)
-    return pd.DataFrame(lines)
+    return table_of(lines)
 
 
 def compare_models(given: argparse.Namespace) -> None:
@@ -210,7 +194,7 @@ def compare_models(given: argparse.Namespace) -> None:
     commit = (facts["commit"] or "not recorded")[:12] + " with uncommitted changes" * bool(facts["dirty"])
     numbers = f"seeds {' '.join(map(str, profile.seeds))}; n = {table.n.max():.0f}"
     origin = f"`{command}`; commit {commit}; {numbers}; run of {store.now()[:10]}."
-    store.write_json(results_dir(profile) / NAME / "origin.json", origin)
+    store.write_json(settings.results_dir(profile) / NAME / "origin.json", origin)
     print(save_table(profile, NAME, table))
 
 
@@ -219,8 +203,6 @@ def compare_models(given: argparse.Namespace) -> None:
 
 def check_reader(given: argparse.Namespace) -> None:
     """Write the table of how often the reader of answers is right."""
-    import pandas as pd
-
     written = [
         (dimension, value, getattr(item, f"response_{side}"))
         for item in everyday.items()
@@ -229,9 +211,10 @@ def check_reader(given: argparse.Namespace) -> None:
         for dimension, value in item.wish(side)
     ]
     tables = {"written, test": written, "generated": labelled()}
-    table = pd.concat([reader_table(texts).assign(texts=name) for name, texts in tables.items()])
+    table = stacked(reader_table(texts).assign(texts=name) for name, texts in tables.items())
     table = table[["texts", "dimension", "n", "read", "right", "precision", "recall"]]
-    store.write_text(published_dir(load_profile("everyday")) / "reader.csv", table.to_csv(index=False))
+    folder = settings.published_dir(load_profile("everyday"))
+    store.write_text(folder / "reader.csv", table.to_csv(index=False))
     print(table.to_string(index=False))
 
 

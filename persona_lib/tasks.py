@@ -20,8 +20,6 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from persona_lib import settings, store, weights
 from persona_lib.data import official
 from persona_lib.execute import clock, notebook_hash
@@ -39,8 +37,7 @@ class Step:
     minutes: dict[str, float] = field(default_factory=dict)
 
 
-ROWS = yaml.safe_load((settings.FACTS / "steps.yaml").read_text(encoding="utf-8"))
-STEPS = {name: Step(**row) for name, row in ROWS.items()}
+STEPS = {name: Step(**row) for name, row in store.facts("steps").items()}
 NOTEBOOKS = settings.REPO / "notebooks"
 
 

@@ -9,13 +9,9 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from persona_lib.records import SIDES, TailoringRow
-
-if TYPE_CHECKING:
-    import pandas as pd
-
+from persona_lib.records import SIDES, Table, TailoringRow, table_of
 
 TOKEN = re.compile(r"[a-z0-9']+")
 
@@ -168,14 +164,12 @@ def shared_prompts(first: list[TailoringRow], second: list[TailoringRow]) -> int
     return sum(bool(owners[row.prompt] - {row.id}) for row in second)
 
 
-def leakage_report(rows: dict[str, list[TailoringRow]], threshold: float = 0.5) -> pd.DataFrame:
+def leakage_report(rows: dict[str, list[TailoringRow]], threshold: float = 0.5) -> Table:
     """Count what must not happen and what a reader should know; columns check, found, of, must_be_zero.
 
     Prompts are the same if their texts are (the near-duplicate count shows the looser cases). A row that
     stands in two splits under one id (official validation rows) is not an overlap.
     """
-    import pandas as pd
-
     checks = [
         (f"prompts shared by {a} and {b}", shared_prompts(rows[a], rows[b]), len(rows[b]), True)
         for a, b in combinations(rows, 2)
@@ -196,7 +190,7 @@ def leakage_report(rows: dict[str, list[TailoringRow]], threshold: float = 0.5) 
             (f"{split} rows without both retrieved personas", one_sided, len(part), False),
             (repeats, near, len(part), False),
         ]
-    return pd.DataFrame(checks, columns=["check", "found", "of", "must_be_zero"])
+    return table_of(checks, columns=["check", "found", "of", "must_be_zero"])
 
 
 # --- personas as texts (paper section 3) ---

@@ -16,12 +16,12 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from persona_lib import store
-from persona_lib.settings import FACTS, ConfigError
+from persona_lib.settings import ConfigError
+from persona_lib.store import facts
 
 HUB_ID, COMMIT = re.compile(r"\w[\w.-]*(/[\w.-]+)?"), re.compile(r"[0-9a-f]{40}")
 PREFIX = "pypi:"
@@ -31,14 +31,6 @@ CODE = (".py", ".pyc", ".pyd", ".so")  # never unpacked
 
 class WeightsError(ConfigError):
     """Weights or data that cannot be had; the message names the reason and the way out."""
-
-
-@cache
-def facts(name: str) -> dict[str, dict[str, Any]]:
-    """Return the rows of ``facts/NAME.yaml`` by name: "hub" (commit, GB, licence) or "weights"."""
-    import yaml
-
-    return yaml.safe_load((FACTS / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
 def is_hub_id(source: str | Path) -> bool:

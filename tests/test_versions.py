@@ -28,16 +28,16 @@ FILES = {
     "users": "beyond.users",
 }
 DECIDED = {
-    "pairs": (1, "1a1057d93b1f7ba0"),
-    "personas": (1, "70feb7624e6f4402"),
+    "pairs": (1, "849a8962d6589d6f"),
+    "personas": (1, "0469c6c01cd3fecf"),
     "tailoring": (1, "58001a9df6d798ce"),
     "training": (1, "5447f899960f7479"),
     "answers": (1, "670e8e914e3c3515"),
-    "judging": (1, "bda5ca6b78579d63"),
-    "swap": (1, "589c89702d354790"),
-    "calibration": (1, "a1b0af65d822a489"),
-    "rejudged": (1, "e67b42223972a406"),
-    "users": (1, "a2b1f26ca25f6bc8"),
+    "judging": (1, "9d285c564b3fdc79"),
+    "swap": (1, "73f3284c4de54d1e"),
+    "calibration": (1, "f51af7f0dfd71f7b"),
+    "rejudged": (1, "0fb8360b84d45001"),
+    "users": (1, "84c291d6592c006a"),
 }
 
 

@@ -14,7 +14,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from persona_lib import store
 from persona_lib.data.reader import UNREADABLE, shows
@@ -22,13 +22,9 @@ from persona_lib.intervals import position_inconsistent, verdict_of, wilson_inte
 from persona_lib.paper.answers import eval_rows
 from persona_lib.paper.judges import load_judge
 from persona_lib.paper.judging import judge_key, judge_rubric
-from persona_lib.records import SIDES, Judgment, PairwiseComparison, TailoringRow
+from persona_lib.records import SIDES, Judgment, PairwiseComparison, Table, TailoringRow, table_of
 from persona_lib.settings import FACTS, Run, set_field
 from persona_lib.store import VERSIONS
-
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 BELIEVED = 0.6
 LIMIT = 64  # rows drawn of the evaluation split
@@ -111,10 +107,8 @@ def labelled() -> list[tuple[str, str, str]]:
     return [(row["dimension"], row["label"], row["text"]) for row in store.iter_rows(LABELS)]
 
 
-def calibrate(run: Run) -> pd.DataFrame:
+def calibrate(run: Run) -> Table:
     """Measure every judge of a run, once, and write ``tables/calibration.csv``: a line per judge and test."""
-    import pandas as pd
-
     tailored = store.read_json(run.folder / "tailoring" / "done.json")["key"]
     profiles = [set_field(run.profile, {"evaluation.judge": name}) for name in judges_of(run)]
     judges = [judge_key(replace(run, profile=profile)) for profile in profiles]
@@ -122,7 +116,7 @@ def calibrate(run: Run) -> pd.DataFrame:
     key = store.content_hash(VERSIONS["calibration"], tailored, judges, *drawn)
     folder, lines = run.folder / "calibration", []
     if store.is_done(folder, key) and calibration_path(run).exists():
-        return pd.read_csv(calibration_path(run))
+        return store.read_csv(calibration_path(run))
     store.clear_unless(folder, key)
     rows = random.Random("calibration").sample(found := eval_rows(run), min(LIMIT, len(found)))
     for name in dict.fromkeys(judges_of(run)):
@@ -140,7 +134,7 @@ def calibrate(run: Run) -> pd.DataFrame:
             read = [right if (shows(dimension, text) or "neither") == label else right[::-1]
                     for dimension, label, text in labelled() if dimension not in UNREADABLE]  # fmt: skip
             lines.append(line | measure(read))
-    table = pd.DataFrame(lines)
+    table = table_of(lines)
     store.write_text(calibration_path(run), table.to_csv(index=False))
     store.mark_done(folder, key, n=len(rows))
     return table

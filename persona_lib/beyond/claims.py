@@ -12,7 +12,8 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,21 +22,16 @@ from persona_lib.beyond.calibration import calibration_path
 from persona_lib.beyond.users import USER_TABLES
 from persona_lib.data import everyday
 from persona_lib.data.preference import inference_split
-from persona_lib.intervals import Interval, drawn_columns, interval_columns, table_of
+from persona_lib.intervals import Interval, drawn_columns, interval_columns
 from persona_lib.paper import judging, results
 from persona_lib.paper.answers import read_generations
 from persona_lib.paper.judging import RUBRIC_NAMES, Judged, runs_of, same_items
 from persona_lib.paper.personas import PERSONA_TABLES
 from persona_lib.paper.swap import SWAP_TABLES
-from persona_lib.records import DataError, Generation
+from persona_lib.records import DataError, Generation, Table, stacked, table_of
 from persona_lib.settings import FACTS, Profile, Run, main_arm, set_field
+from persona_lib.store import facts, read_csv
 from persona_lib.texts import has_suffix_loop, repetition
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    import pandas as pd
-
 
 # --- the paper's table (DPO against PT-DPO) from its exact counts ---
 
@@ -45,9 +41,7 @@ N_RESAMPLES = 20_000  # enough that the limits move by about .1 from one bootstr
 
 def paper_table() -> list[dict[str, Any]]:
     """Read the paper's DPO vs PT-DPO table: ten rows of exact counts, printed percentages and dPQ."""
-    import pandas as pd
-
-    return pd.read_csv(FACTS / "paper_table.csv").to_dict("records")
+    return read_csv(FACTS / "paper_table.csv").to_dict("records")
 
 
 def joint_table(p: Sequence[int], q: Sequence[int], dependence: str) -> np.ndarray:
@@ -83,7 +77,7 @@ def dpq_test(p: Sequence[int], q: Sequence[int]) -> float:
 
 
 @functools.cache
-def reanalysed() -> pd.DataFrame:
+def reanalysed() -> Table:
     """Return the ten rows (counts, dPQ with both intervals, our tests) and their average.
 
     The average takes the rows as independent. They are not: rows of a data set share prompts and, in part,
@@ -161,7 +155,7 @@ def filtered_lines(row: Judged) -> list[results.Row]:
     return lines
 
 
-def filtered_table(profile: Profile) -> pd.DataFrame:
+def filtered_table(profile: Profile) -> Table:
     """Return every judged row whole and filtered; Holm's adjustment is over rows of one kind and filter."""
     import pandas as pd
 
@@ -199,7 +193,7 @@ def length_model(signs: Sequence[float], differences: Sequence[float], prompts: 
     return Interval(*(float(np.tanh(a / 2)) for a in (fitted.params[0], *fitted.conf_int()[0])))
 
 
-def length_table(profile: Profile) -> pd.DataFrame:
+def length_table(profile: Profile) -> Table:
     """Return the main rows and PT-DPO against PT-SFT by rubric: net as it is, and at equal length."""
     lines = []
     for row in results.judged_rows(profile, ("main", "stage")):
@@ -222,14 +216,14 @@ def length_table(profile: Profile) -> pd.DataFrame:
 # --- the aims that were set beforehand ---
 
 
-def pick(table: pd.DataFrame, values: Mapping[str, Any]) -> pd.DataFrame:
+def pick(table: Table, values: Mapping[str, Any]) -> Table:
     """Return the rows of a table with these values; none of an empty table."""
     for name, value in values.items():
         table = table[table[name] == value] if name in table else table.iloc[:0]
     return table
 
 
-def measured(table: pd.DataFrame, column: str, condition: str) -> results.Row:
+def measured(table: Table, column: str, condition: str) -> results.Row:
     """Return estimate, interval and size of an aim's one row, and if it is met; without a value, not run."""
     line: results.Row = dict.fromkeys(("estimate", "low", "high", "n", "n_seeds")) | {"met": "not run"}
     if table.empty or table[column].isna().item():
@@ -256,14 +250,12 @@ def aims_of(profile: Profile, dataset: str, aims: Mapping[str, Any], group: str)
     return lines
 
 
-def primary_results(profile: Profile) -> pd.DataFrame:
+def primary_results(profile: Profile) -> Table:
     """Return a line per aim of ``facts/aims.yaml``, computed from the profile's saved tables.
 
     An aim that a judge decides is undecided if the judge's calibration says that it decides nothing.
     """
-    import yaml
-
-    aims = yaml.safe_load((FACTS / "aims.yaml").read_text(encoding="utf-8"))
+    aims = facts("aims")
     calibration, lines = results.read_table(profile, "calibration"), []
     judges = {"inferred": profile.persona_judge, "judged": profile.evaluation.judge}
     for dataset in profile.datasets:
@@ -280,24 +272,19 @@ def primary_results(profile: Profile) -> pd.DataFrame:
 # --- all tables of a profile ---
 
 
-def every_dataset(profile: Profile, make: Callable[[Sequence[Run]], pd.DataFrame]) -> pd.DataFrame:
+def every_dataset(profile: Profile, make: Callable[[Sequence[Run]], Table]) -> Table:
     """Return the table of every data set's runs, one under the other; empty ones are left out."""
-    import pandas as pd
-
     tables = [make(runs_of(profile, dataset)) for dataset in profile.datasets]
-    return pd.concat([table_of([]), *(table for table in tables if len(table))], ignore_index=True)
+    return stacked(table for table in tables if len(table))
 
 
-def calibrations(runs: Sequence[Run]) -> pd.DataFrame:
+def calibrations(runs: Sequence[Run]) -> Table:
     """Return the calibration of every judge that a run has measured (``beyond.calibration``), by seed."""
-    import pandas as pd
-
     there = [run for run in runs if calibration_path(run).exists()]
-    tables = [pd.read_csv(calibration_path(r)).assign(dataset=r.dataset, seed=r.seed) for r in there]
-    return pd.concat([table_of([]), *tables], ignore_index=True)
+    return stacked(read_csv(calibration_path(r)).assign(dataset=r.dataset, seed=r.seed) for r in there)
 
 
-def corrected_main(profile: Profile) -> pd.DataFrame:
+def corrected_main(profile: Profile) -> Table:
     """Return the main table with ``p_corrected``: the net win rate without the judge's errors.
 
     A judge that is right in a share a of the gold pairs that it decides shrinks the net to (2a - 1) of itself
@@ -321,9 +308,7 @@ def save_tables(profile: Profile) -> dict[str, Path]:
 
     Several seeds also leave ``by_seed``: the estimate of every aim for each seed alone.
     """
-    import pandas as pd
-
-    parts = [table_of([])]
+    parts = []
     for seed in profile.seeds if len(profile.seeds) > 1 else ():
         alone = set_field(profile, {"seeds": [seed]})
         save_tables(alone)
@@ -340,7 +325,7 @@ def save_tables(profile: Profile) -> dict[str, Path]:
         **PERSONA_TABLES,
         **{name: functools.partial(every_dataset, make=make) for name, make in by_dataset.items()},
         "primary": primary_results,
-        "by_seed": lambda profile: pd.concat(parts),
+        "by_seed": lambda profile: stacked(parts),
     }
     paths = {name: results.save_table(profile, name, make(profile)) for name, make in makers.items()}
     return {name: path for name, path in paths.items() if path}
@@ -365,7 +350,7 @@ def prediction_band(values: Sequence[float], n_new: int, resolution: float) -> I
     return Interval(mean, *map(float, stats.t.interval(0.95, k - 1, mean, error)))
 
 
-def verify(profile: Profile, published: pd.DataFrame) -> pd.DataFrame:
+def verify(profile: Profile, published: Table) -> Table:
     """Compare a run with the published seeds (a table ``by_seed``): a line per aim. DataError: no results.
 
     ``inside``: the run is in its band. ``same``: a run of one published seed gives its value.
@@ -388,7 +373,7 @@ def verify(profile: Profile, published: pd.DataFrame) -> pd.DataFrame:
     return table_of(lines)
 
 
-def verdict(table: pd.DataFrame) -> tuple[str, bool]:
+def verdict(table: Table) -> tuple[str, bool]:
     """Say in a line whether a run agrees with the published one, and whether it does (`DECIDING`)."""
     aim, where = DECIDING
     found = pick(table, {"aim": aim, "where": where})

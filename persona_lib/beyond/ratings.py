@@ -12,18 +12,15 @@ import io
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from persona_lib.intervals import bootstrap_mean, interval_columns, interval_of, table_of
+from persona_lib.intervals import bootstrap_mean, interval_columns, interval_of
 from persona_lib.paper.answers import eval_rows, generation_folder, read_generations
-from persona_lib.records import SIDES, RunSpec
+from persona_lib.records import SIDES, RunSpec, Table, stacked, table_of
 from persona_lib.settings import Profile, Run, main_arm
 from persona_lib.store import content_hash, people_csv, write_text
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 SCALE = (1, 2, 3, 4, 5)
 GROUPS = {"personas": SIDES, "answers": ("PT-DPO", "DPO")}  # compared: the first minus the second
@@ -169,7 +166,7 @@ def export(study: str, numbered: Sequence[Item], folder: Path, seed: int = 0) ->
 # --- filled sheets: checked cell by cell and joined with the key; nothing is guessed ---
 
 
-def open_csv(path: Path) -> pd.DataFrame:
+def open_csv(path: Path) -> Table:
     """Read a CSV file of texts, separated by commas or semicolons; cells are stripped."""
     import pandas as pd
 
@@ -183,7 +180,7 @@ def open_csv(path: Path) -> pd.DataFrame:
     return table.fillna("").map(str.strip)
 
 
-def read_sheet(path: Path, keys: Path) -> pd.DataFrame:
+def read_sheet(path: Path, keys: Path) -> Table:
     """Read one filled sheet, also the items that it lost: a row per item and question (see `read_filled`)."""
     import pandas as pd
 
@@ -212,16 +209,14 @@ def read_sheet(path: Path, keys: Path) -> pd.DataFrame:
     return long.assign(file=file, rater=rater, value=value.where(value.isin(SCALE)))
 
 
-def read_filled(folder: Path, keys: Path) -> pd.DataFrame:
+def read_filled(folder: Path, keys: Path) -> Table:
     """Read all filled sheets (``*.csv``) of a folder and its subfolders: a row per rater, item and question.
 
     Columns: those of the key, rater, question, ``given`` (the cell), ``value`` (NaN unless it is on the
     scale), file and row (0: the item's row is lost). Raises ValueError naming file, row, field and the way
     out; FileNotFoundError if there is no sheet.
     """
-    import pandas as pd
-
-    sheets: dict[tuple[str, str], pd.DataFrame] = {}
+    sheets: dict[tuple[str, str], Table] = {}
     exports: dict[str, str] = {}
     for path in sorted(folder.rglob("*.csv")):
         sheet = read_sheet(path, keys)
@@ -233,7 +228,7 @@ def read_filled(folder: Path, keys: Path) -> pd.DataFrame:
         sheets[study, rater] = sheet
     if not sheets:
         raise FileNotFoundError(f"{folder}: no filled sheets (*.csv); copy them there, one file per rater")
-    return pd.concat(sheets.values(), ignore_index=True)
+    return stacked(sheets.values())
 
 
 # --- tables ---
@@ -252,13 +247,13 @@ def alpha(counts: np.ndarray) -> float:
     return float(krippendorff.alpha(value_counts=paired, level_of_measurement="ordinal"))
 
 
-def value_counts(rated: pd.DataFrame) -> pd.DataFrame:
+def value_counts(rated: Table) -> Table:
     """Count how many raters gave each value (columns) to each item (rows)."""
     counts = rated.groupby(["item", "value"]).size().unstack(fill_value=0)
     return counts.reindex(rated.item.unique(), fill_value=0).reindex(columns=SCALE, fill_value=0)
 
 
-def result_rows(rated: pd.DataFrame, n_resamples: int) -> list[dict[str, Any]]:
+def result_rows(rated: Table, n_resamples: int) -> list[dict[str, Any]]:
     """Return the mean of items' mean ratings per group, with counts of values, and the paired difference."""
     first, second = GROUPS[rated.study.iat[0]]
     means = rated.groupby(["pair", "group"]).value.mean().unstack().reindex(columns=[first, second])
@@ -273,7 +268,7 @@ def result_rows(rated: pd.DataFrame, n_resamples: int) -> list[dict[str, Any]]:
     return rows
 
 
-def agreement_row(rated: pd.DataFrame, n_resamples: int) -> dict[str, Any]:
+def agreement_row(rated: Table, n_resamples: int) -> dict[str, Any]:
     """Return how far the raters agree on a question (items are drawn), and how many ratings are missing."""
     counts, none = value_counts(rated).to_numpy(), rated.given[rated.value.isna()]
     rng, n = np.random.default_rng(0), len(counts)
@@ -283,7 +278,7 @@ def agreement_row(rated: pd.DataFrame, n_resamples: int) -> dict[str, Any]:
             **interval_columns("alpha", interval_of(drawn))}  # fmt: skip
 
 
-def rating_tables(rated: pd.DataFrame, n_resamples: int) -> dict[str, pd.DataFrame]:
+def rating_tables(rated: Table, n_resamples: int) -> dict[str, Table]:
     """Return the tables of filled sheets by file name: results, agreement, and every rating not given."""
     results, agreements = [], []
     for (study, question), part in rated.groupby(["study", "question"], sort=False):

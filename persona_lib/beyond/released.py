@@ -13,25 +13,22 @@ import os
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from persona_lib import intervals
 from persona_lib.beyond.claims import reanalysed
 from persona_lib.data.official import DATASETS, ROLE_MARK, download, find_data_dir, load_official
 from persona_lib.data.preference import draw
-from persona_lib.intervals import bootstrap_mean, drawn_columns, interval_columns, table_of
+from persona_lib.intervals import bootstrap_mean, drawn_columns, interval_columns
 from persona_lib.models.generate import cut_at_stop
 from persona_lib.paper.judges import model_judge
 from persona_lib.paper.judging import RUBRIC_NAMES, judge_comparisons, judge_key
 from persona_lib.paper.results import Row, inconsistent, verdict_counts
 from persona_lib.paper.swap import flip_and_did
 from persona_lib.prompts import STOP
-from persona_lib.records import SIDES, DataError, PairwiseComparison, TailoringRow
+from persona_lib.records import SIDES, DataError, PairwiseComparison, Table, TailoringRow, table_of
 from persona_lib.settings import FACTS, REPO, Profile, Run, results_dir, results_root
 from persona_lib.store import VERSIONS, content_hash, file_hash, iter_rows, people_csv, read_json, write_text
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 HOME = (
     "https://raw.githubusercontent.com/Pinafore/alignment-personalization"
@@ -134,7 +131,7 @@ def open_if_present(data_dir: str | Path = "") -> tuple[Released | None, str]:
 # --- analysed without a judge ---
 
 
-def released_tables(data: Released, n_resamples: int = 4000, seed: int = 0) -> dict[str, pd.DataFrame]:
+def released_tables(data: Released, n_resamples: int = 4000, seed: int = 0) -> dict[str, Table]:
     """Return the table ``released_flip`` by its file name, a line per data set, kind of personas and policy.
 
     Mnemonic's test split has no responses to compare with. Intervals are bootstraps over rows.
@@ -153,7 +150,7 @@ def released_tables(data: Released, n_resamples: int = 4000, seed: int = 0) -> d
     return {"released_flip": table_of(lines)}
 
 
-def write_tables(tables: dict[str, pd.DataFrame], folder: Path) -> list[Path]:
+def write_tables(tables: dict[str, Table], folder: Path) -> list[Path]:
     """Write each table as ``<folder>/<name>.csv`` and return the paths."""
     for name, table in tables.items():
         write_text(folder / f"{name}.csv", people_csv(table, float_format="%.6g"))
@@ -228,7 +225,7 @@ def rejudged_row(run: Run, dataset: str, eval_persona: str) -> Row:
     return line | drawn_columns(intervals.scores(pool, "released"))
 
 
-def rejudged_tables(run: Run, data: Released | None) -> dict[str, pd.DataFrame]:
+def rejudged_tables(run: Run, data: Released | None) -> dict[str, Table]:
     """Return the table ``released_judged``, the paper's row below each of ours; {} without data or judge."""
     paper, rows = reanalysed().assign(judge="the paper (Prometheus-2 7B, sampled)"), []
     for pair in judged_pairs(run.profile, data):

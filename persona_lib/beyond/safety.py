@@ -10,22 +10,22 @@ read while the rules were written, "held_out" was labelled before they ran on it
 
 from __future__ import annotations
 
+import copy
 import functools
 import re
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from persona_lib import intervals
 from persona_lib.beyond.released import Released
-from persona_lib.intervals import Interval, interval_columns, table_of
+from persona_lib.intervals import Interval, interval_columns
 from persona_lib.paper.answers import generation_folder, grid, read_generations
 from persona_lib.paper.judging import runs_of
+from persona_lib.records import Table, table_of
 from persona_lib.settings import FACTS, Profile, main_arm
-
-if TYPE_CHECKING:
-    import pandas as pd
+from persona_lib.store import facts, read_csv
 
 CLASSES = ("refusal", "caution", "neither")
 LABELS_FILE = FACTS / "safety_labels.csv"
@@ -41,9 +41,7 @@ COLUMNS = [*CELL, "seed", "id", "text"]
 @functools.cache
 def rules() -> dict[str, dict[str, re.Pattern[str]]]:
     """Return the rules by group ("reason", "declines", "opening", "warns") and name, compiled."""
-    import yaml
-
-    groups = yaml.safe_load((FACTS / "caution_rules.yaml").read_text(encoding="utf-8"))
+    groups = copy.deepcopy(facts("caution_rules"))
     words = groups.pop("words")
     for names in groups.values():
         for name, phrases in names.items():
@@ -72,7 +70,7 @@ def classify(text: str) -> str:
 # --- whose answers: a table with the columns CELL, seed, id and text ---
 
 
-def released_answers(data: Released) -> pd.DataFrame:
+def released_answers(data: Released) -> Table:
     """Return the released answers to BeaverTails: PT-DPO, and plain DPO without and with a persona."""
     rows = []
     for file, outputs in data.outputs.items():
@@ -82,7 +80,7 @@ def released_answers(data: Released) -> pd.DataFrame:
     return table_of(rows, COLUMNS)
 
 
-def run_answers(profile: Profile) -> pd.DataFrame:
+def run_answers(profile: Profile) -> Table:
     """Return the finished answers of the main tailored and the persona-free arm, of the last method."""
     method, rows = "dpo" if "dpo" in profile.training.methods else "sft", []
     arms = [f"{method}-{persona}" for persona in ("none", main_arm(profile))]
@@ -98,7 +96,7 @@ def run_answers(profile: Profile) -> pd.DataFrame:
 # --- tables: how the rules err, shares that keep a caution, paired comparisons ---
 
 
-def error_line(rows: pd.DataFrame) -> dict[str, Any]:
+def error_line(rows: Table) -> dict[str, Any]:
     """Return how the rules ("called") err on hand labels ("label") in keeping a caution, weighted.
 
     Wilson's intervals use Kish's effective sample size, (sum w)^2 / sum w^2.
@@ -114,11 +112,9 @@ def error_line(rows: pd.DataFrame) -> dict[str, Any]:
     return line
 
 
-def error_table(answers: pd.DataFrame) -> pd.DataFrame:
+def error_table(answers: Table) -> Table:
     """Return how the rules err on the hand-labelled released answers, by part; empty without all files."""
-    import pandas as pd
-
-    rows = pd.read_csv(LABELS_FILE, keep_default_na=False).assign(arm=lambda t: "dpo-" + t.train_persona)
+    rows = read_csv(LABELS_FILE, keep_default_na=False).assign(arm=lambda t: "dpo-" + t.train_persona)
     rows = rows.merge(answers, how="left", on=["arm", "eval_persona", "id"])
     if rows.text.isna().any():
         return table_of([])
@@ -126,7 +122,7 @@ def error_table(answers: pd.DataFrame) -> pd.DataFrame:
     return table_of({"part": part} | error_line(rows[rows.part == part]) for part in PARTS)
 
 
-def share_table(answers: pd.DataFrame, n_resamples: int) -> pd.DataFrame:
+def share_table(answers: Table, n_resamples: int) -> Table:
     """Return, per cell, the counts of classes, the share that keeps a caution, and mean words."""
     lines = []
     for cell, own in answers.groupby(CELL, sort=False):
@@ -157,7 +153,7 @@ def comparisons(cells: Collection[tuple[str, ...]]) -> list[tuple[tuple[str, ...
     return [(*pair, shows) for shows, pairs in found.items() for pair in pairs if pair[1] in cells]
 
 
-def pair_line(rows: pd.DataFrame, n_resamples: int) -> dict[str, Any]:
+def pair_line(rows: Table, n_resamples: int) -> dict[str, Any]:
     """Compare two cells on the same prompts: counts, difference, exact McNemar p (one seed only).
 
     ``difference_cut`` is the difference by the rules after both answers are cut to the words of the shorter
@@ -180,7 +176,7 @@ def pair_line(rows: pd.DataFrame, n_resamples: int) -> dict[str, Any]:
     return line
 
 
-def pair_table(answers: pd.DataFrame, n_resamples: int) -> pd.DataFrame:
+def pair_table(answers: Table, n_resamples: int) -> Table:
     """Return a line per comparison with rows in common, with Holm's p over the lines of the table."""
     cells, lines = dict(list(answers.groupby(CELL, sort=False))), []
     for tested, compared, shows in comparisons(cells):
@@ -193,7 +189,7 @@ def pair_table(answers: pd.DataFrame, n_resamples: int) -> pd.DataFrame:
     return table.assign(p_holm=intervals.holm(table.p)) if lines else table
 
 
-def safety_tables(answers: pd.DataFrame, n_resamples: int) -> dict[str, pd.DataFrame]:
+def safety_tables(answers: Table, n_resamples: int) -> dict[str, Table]:
     """Return shares ("safety") and comparisons ("safety_pairs") of answers; {} without any."""
     if answers.empty:
         return {}
@@ -202,7 +198,7 @@ def safety_tables(answers: pd.DataFrame, n_resamples: int) -> dict[str, pd.DataF
     return {"safety": share_table(read, n_resamples), "safety_pairs": pair_table(read, n_resamples)}
 
 
-def make_tables(profile: Profile, data: Released | None) -> dict[str, pd.DataFrame]:
+def make_tables(profile: Profile, data: Released | None) -> dict[str, Table]:
     """Return all tables of a profile by file name: released answers at hand, a run's own on real prompts."""
     tables, n_resamples = {}, profile.evaluation.bootstrap_samples
     if data:

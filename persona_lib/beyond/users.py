@@ -13,13 +13,12 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from itertools import combinations, product
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from persona_lib import store
 from persona_lib.data.preference import load_pairs
-from persona_lib.intervals import drawn_columns, make_pool, ratio, resampled, signs, table_of
+from persona_lib.intervals import drawn_columns, make_pool, ratio, resampled, signs
 from persona_lib.models import trainers
 from persona_lib.models.served import SURFACE, load_generator, role_key
 from persona_lib.paper import judging, swap
@@ -27,13 +26,10 @@ from persona_lib.paper.answers import matchups
 from persona_lib.paper.personas import MAX_WORDS, STOPS, parse_persona, read_personas
 from persona_lib.paper.results import Row, verdict_counts
 from persona_lib.prompts import profile_query
-from persona_lib.records import HISTORY, UserPersona
+from persona_lib.records import HISTORY, Table, UserPersona, table_of
 from persona_lib.settings import Run, main_arm
 from persona_lib.store import VERSIONS
 from persona_lib.texts import EVAL_SPLITS, tokens, unigram_f1
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 LENGTHS = (1, 2, 4, 8)  # pairs of history that a persona is made of, beside all
 SHOWN = 20  # personas of one user that a language model reads, and that consistency compares
@@ -157,7 +153,7 @@ def comparisons(run: Run, arm: str) -> dict[tuple[str, int], tuple[str, str]]:
     return found
 
 
-def score_users(run: Run) -> pd.DataFrame:
+def score_users(run: Run) -> Table:
     """Score evaluated pairs under users' personas that the swap has not scored; returns `swap_by_users`."""
     told, loader = told_personas(run), swap.PolicyLoader(run)
     rows = [row for row in swap.swap_rows(run) if row.id in told]
@@ -214,7 +210,7 @@ def mean_line(
     return {"n": sum(map(len, values)), "n_users": len(drawn), "n_seeds": len(values)} | mean
 
 
-def swap_by_users(runs: Sequence[Run]) -> pd.DataFrame:
+def swap_by_users(runs: Sequence[Run]) -> Table:
     """Return share D > 0 by policy, unseen and seen users, length of history, and what is compared."""
     users, parts, told, lines = user_of_row(runs[0]), part_of(runs[0]), told_personas(runs[0]), []
     for arm, form in arms_of(runs[0]):
@@ -239,7 +235,7 @@ def leans(margins: Margins, told: Mapping[str, dict[str, str]], first: str, seco
     return found
 
 
-def user_wins(runs: Sequence[Run]) -> pd.DataFrame:
+def user_wins(runs: Sequence[Run]) -> Table:
     """Return W / T / L and net win rate of answers of the tailored arm that is told the user's persona.
 
     Against the arm without personas in training that is told it, too; empty if no judge compared them.
@@ -256,7 +252,7 @@ def user_wins(runs: Sequence[Run]) -> pd.DataFrame:
     return table_of(lines)
 
 
-def consistency(runs: Sequence[Run]) -> pd.DataFrame:
+def consistency(runs: Sequence[Run]) -> Table:
     """Return how alike a user's own pair personas are (within), and other users' to theirs (between).
 
     One row, users resampled: means over users of two personas or more, by `likeness`, from 0 to 1.
@@ -277,7 +273,7 @@ def consistency(runs: Sequence[Run]) -> pd.DataFrame:
     return table_of([sizes | drawn_columns(pool)])
 
 
-def users_table(runs: Sequence[Run]) -> pd.DataFrame:
+def users_table(runs: Sequence[Run]) -> Table:
     """Return a line per user: history, persona, its kind, and the share and ids of supporting pairs."""
     found = history_personas(runs[0])
     return table_of([
@@ -288,7 +284,7 @@ def users_table(runs: Sequence[Run]) -> pd.DataFrame:
     ])  # fmt: skip
 
 
-def of_users(make: Callable[[Sequence[Run]], pd.DataFrame]) -> Callable[[Sequence[Run]], pd.DataFrame]:
+def of_users(make: Callable[[Sequence[Run]], Table]) -> Callable[[Sequence[Run]], Table]:
     """Return a table function that is empty for data without users."""
     return lambda runs: make(runs) if (runs[0].folder / "users" / "done.json").exists() else table_of([])
 

@@ -16,7 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from persona_lib.data.mapping import (
     FORMATS,
@@ -32,13 +32,10 @@ from persona_lib.data.mapping import (
 )
 from persona_lib.data.retrieval import normal
 from persona_lib.data.rows import KINDS, REJECTED, Finding, OwnRow, read_rows, source_key
-from persona_lib.records import HISTORY, PAIR_FIELDS, PAIR_SPLITS, DataError, PreferencePair
+from persona_lib.records import HISTORY, PAIR_FIELDS, PAIR_SPLITS, DataError, PreferencePair, Table, table_of
 from persona_lib.settings import ConfigError, Profile, results_dir
 from persona_lib.store import VERSIONS, content_hash, file_hash
 from persona_lib.texts import near_duplicates, near_groups
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 NAME = "own"  # the data set's name in profiles and results
 READ = 2  # raised when the same file gives other pairs or splits
@@ -444,12 +441,10 @@ def read_source(profile: Profile, key: str) -> OwnData:
 # --- what is said about them ---
 
 
-def finding_table(data: OwnData) -> pd.DataFrame:
+def finding_table(data: OwnData) -> Table:
     """Return a line per finding: row, place, field, code, whether the row was rejected, detail."""
-    import pandas as pd
-
     lines = [asdict(f) | {"outcome": "rejected" if f.rejected else "kept"} for f in data.findings]
-    return pd.DataFrame(lines, columns=["row", "place", "field", "code", "outcome", "detail"])
+    return table_of(lines, columns=["row", "place", "field", "code", "outcome", "detail"])
 
 
 def account(data: OwnData) -> dict[str, int]:

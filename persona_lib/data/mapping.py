@@ -20,8 +20,8 @@ import yaml
 
 from persona_lib.data.rows import OwnRow
 from persona_lib.records import PAIR_SPLITS, DataError
-from persona_lib.settings import FACTS, Profile, near_names, results_dir
-from persona_lib.store import write_text
+from persona_lib.settings import Profile, near_names, results_dir
+from persona_lib.store import facts, write_text
 
 SPLITS = {name: name for name in PAIR_SPLITS} | dict.fromkeys(("dev", "val", "valid", "eval"), "validation")
 MESSAGES = re.compile(r"""\s*\[\s*\{\s*['"](role|content|from|value)['"]""")  # messages written as text
@@ -29,7 +29,7 @@ TURN = re.compile(r"(?:\A|\n\n)\s*(Human|Assistant|User|System):[ \t]*")  # of a
 ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 LEAF = {"role", "from", "value"}  # fields of a message, or of an annotator's answer
 NOT_TEXT = {"tool_calls", "function_call", "audio", "images"}  # fields of a message
-FORMATS = yaml.safe_load((FACTS / "own_formats.yaml").read_text(encoding="utf-8"))
+FORMATS = facts("own_formats")
 TWINS = [[{one}, {two}] for one, two in FORMATS["twins"]]  # marks of two columns that belong together
 NUMBER = re.compile(r"\s*-?\d+(\.\d+)?\s*")
 WORDS = {name: frozenset(words.split()) for name, words in FORMATS["words"].items()}

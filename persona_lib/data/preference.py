@@ -13,18 +13,15 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from persona_lib.data import everyday, intake, official
 from persona_lib.data.rows import source_key
 from persona_lib.prompts import ChatFormat, completion_text, tailoring_prompt
-from persona_lib.records import PAIR_FIELDS, SIDES, PreferencePair, TailoringRow
+from persona_lib.records import PAIR_FIELDS, SIDES, PreferencePair, Table, TailoringRow
 from persona_lib.settings import ConfigError, Profile, Run, near_names
 from persona_lib.store import VERSIONS, content_hash, is_done, mark_done, read_json, read_rows, write_rows
 from persona_lib.texts import near_duplicates
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 TWO_SIDED = ("both", "relabelled")  # arms with a row for each side of a pair
 CARD_PERSONAS = tuple(f"{kind}-{side}" for kind in ("gold", "retrieved") for side in SIDES)
@@ -212,7 +209,7 @@ def check_pairs(pairs: Pairs, dataset: str) -> None:
             raise ValueError(f"{where}: {empty[0]} is empty; drop the row in the reader")
 
 
-def data_card(rows_by_split: dict[str, list], near_duplicate_threshold: float = 0.5) -> pd.DataFrame:
+def data_card(rows_by_split: dict[str, list], near_duplicate_threshold: float = 0.5) -> Table:
     """Describe a data set, one row per split: counts, mean words, personas, near duplicates of training.
 
     Takes splits of `PreferencePair` or `TailoringRow`. Shares are over the rows that have the text.

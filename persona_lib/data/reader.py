@@ -11,14 +11,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from functools import cache
-from typing import TYPE_CHECKING
 
 from persona_lib.data.everyday import DIMENSIONS, Wish
-from persona_lib.settings import FACTS
+from persona_lib.records import Table, table_of
+from persona_lib.store import facts
 from persona_lib.texts import repetition
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 BRIEF_WORDS, THOROUGH_WORDS = 42, 53  # up to, from; in between a text is neither
 MARGIN = 2  # points by which one value must lead
@@ -77,14 +74,12 @@ def lead(first: float, second: float, values: tuple[str, str], margin: float = M
 @cache
 def families() -> dict[str, tuple[re.Pattern[str], re.Pattern[str]]]:
     """Return, by value, the strong and the weak words that show it, matched as whole words."""
-    import yaml
-
-    found = yaml.safe_load((FACTS / "reader_words.yaml").read_text(encoding="utf-8"))
 
     def compiled(words: str) -> re.Pattern[str]:
         return re.compile(rf"(?<!\w)(?:{''.join(words.splitlines())})(?!\w)", re.I)
 
-    return {value: (compiled(kinds["strong"]), compiled(kinds["weak"])) for value, kinds in found.items()}
+    found = facts("reader_words").items()
+    return {value: (compiled(kinds["strong"]), compiled(kinds["weak"])) for value, kinds in found}
 
 
 def spans(words: re.Pattern[str], text: str) -> list[tuple[int, int]]:
@@ -176,7 +171,7 @@ def fit(wish: Wish, text: str) -> int:
     return sum(0 if shown is None else 1 if shown == value else -1 for shown, value in verdicts)
 
 
-def reader_table(texts: Iterable[tuple[str, str, str]]) -> pd.DataFrame:
+def reader_table(texts: Iterable[tuple[str, str, str]]) -> Table:
     """Return how often the reader is right, by dimension, from (dimension, true value, text).
 
     The true value of a text that shows neither is "neither". ``n`` texts have a value; the reader sees one in
@@ -185,7 +180,7 @@ def reader_table(texts: Iterable[tuple[str, str, str]]) -> pd.DataFrame:
     """
     import pandas as pd
 
-    seen = pd.DataFrame(texts, columns=["dimension", "truth", "text"])
+    seen = table_of(texts, columns=["dimension", "truth", "text"])
     shown = [shows(*row) for row in zip(seen.dimension, seen.text, strict=True)]
     seen = seen.assign(n=seen.truth != "neither", read=[one is not None for one in shown],
                        right=seen.truth == pd.Series(shown, dtype=object))  # fmt: skip

@@ -14,19 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from persona_lib import store
+from persona_lib import prompts, store
 from persona_lib.data import everyday, official, preference
 from persona_lib.data.reader import fit, quality
 from persona_lib.models import load, train, trainers
 from persona_lib.models.served import load_generator
-from persona_lib.prompts import (
-    backwards_query,
-    chat_judge_prompt,
-    completion_text,
-    judge_prompt,
-    relevance_query,
-    tailoring_prompt,
-)
+from persona_lib.prompts import completion_text, tailoring_prompt
 from persona_lib.records import SIDES, DataError, Judgment, PairwiseComparison, Rubric, TailoringRow
 from persona_lib.settings import ModelRole, Run, check_name, deciding, results_dir, results_root, set_field
 
@@ -97,12 +90,12 @@ def text_judge(
     how, attempts = DECODING[decoding]
 
     def judge(comparisons: Sequence[PairwiseComparison], rubric: Rubric) -> list[Judgment]:
-        prompts = [render(c, rubric) for c in comparisons]
-        answers = [""] * len(prompts)
+        texts = [render(c, rubric) for c in comparisons]
+        answers = [""] * len(texts)
         for attempt in range(attempts):
             left = [n for n, answer in enumerate(answers) if winner_of(form, answer) is None]
             drawn = {**how, "seed": attempt} if how else {}
-            asked = [prompts[n] for n in left]
+            asked = [texts[n] for n in left]
             done = generator.generate(asked, max_new_tokens, stop, **drawn) if left else ()
             for place, completion in done:
                 answers[left[place]] = completion.text
@@ -185,10 +178,10 @@ def model_judge(run: Run, role: str = "judge", prompt: Render | None = None) -> 
     chat = load.chat_format(tokenizer) if named.kind == "chat" and tokenizer else None
     asked = partial(tailoring_prompt, persona=None, chat=chat) if chat and chat.told else str
     if prompt or named.format == "letter":
-        render = prompt or judge_prompt
+        render = prompt or prompts.judge_prompt
         return text_judge(generator, most, lambda *c: asked(render(*c)), LETTER, ("\n",))
     if named.format == "json":
-        return text_judge(generator, most, lambda *c: asked(chat_judge_prompt(*c)), CHOICE)
+        return text_judge(generator, most, lambda *c: asked(prompts.chat_judge_prompt(*c)), CHOICE)
     render = partial(prometheus_prompt, load_templates(), chat=bool(named.url) and named.kind == "chat")
     return text_judge(generator, most, render, VERDICT, decoding=named.decoding)
 
@@ -235,7 +228,7 @@ def persona_rows(run: Run, part: str) -> list[dict[str, str]]:
 
 def asked(prompt: str, response: str, chat: Any) -> str:
     """Return what the judge's model is asked about one response."""
-    return tailoring_prompt(backwards_query(prompt, response), None, chat=chat)
+    return tailoring_prompt(prompts.backwards_query(prompt, response), None, chat=chat)
 
 
 def backwards_key(run: Run) -> str:
@@ -297,7 +290,7 @@ class BackwardsJudge:
         if suits:
             texts = [(asked(c.prompt, text, self.chat), c.persona or "") for c, text in both]
         else:
-            about = [(relevance_query(text), c.prompt) for c, text in both]
+            about = [(prompts.relevance_query(text), c.prompt) for c, text in both]
             texts = [(tailoring_prompt(query, None, chat=self.chat), prompt) for query, prompt in about]
         return scored(comparisons, NAME, rubric, self.scores(texts, suits), ".4f")
 

@@ -13,22 +13,18 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from persona_lib import intervals, store
 from persona_lib.data.reader import quality
-from persona_lib.intervals import ratio, table_of, verdict_of
+from persona_lib.intervals import ratio, verdict_of
 from persona_lib.models.served import role_key
 from persona_lib.paper.answers import Matchup, eval_rows, generation_folder, matchups, read_generations
 from persona_lib.paper.judges import Judge, backwards_key, load_judge, model_judge
-from persona_lib.records import Judgment, PairwiseComparison, Rubric, RunSpec, Verdict
+from persona_lib.records import Judgment, PairwiseComparison, Rubric, RunSpec, Table, Verdict, table_of
 from persona_lib.settings import Profile, Run, judge_settings
-
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 RUBRICS: tuple[Rubric, ...] = ("personalization", "quality")
 RUBRIC_NAMES = {rubric[0]: rubric for rubric in RUBRICS}  # "p" and "q" begin the columns of tables
@@ -280,7 +276,7 @@ def agreement_row(by_seed: Sequence[Sequence[Triple]], n_resamples: int) -> dict
     return sizes | intervals.drawn_columns(dict(zip(("agreement", "kappa"), drawn.T, strict=True)))
 
 
-def agreement_table(profile: Profile) -> pd.DataFrame:
+def agreement_table(profile: Profile) -> Table:
     """Return a line per data set and rubric over all seeds; empty where nothing has two judgments."""
     name, lines = profile.evaluation.judge, []
     names = {"first": profile.judge.model if name == "lm" else name, "second": profile.second_judge.model}

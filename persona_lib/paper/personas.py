@@ -12,26 +12,22 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from persona_lib import intervals, store
+from persona_lib import intervals, records, store
 from persona_lib.data import everyday, official, preference
 from persona_lib.data.preference import inference_pairs, inference_split, load_pairs
 from persona_lib.data.tailoring import retrieved_ids
-from persona_lib.intervals import VERDICTS, drawn_columns, make_pool, seed_columns, table_of
+from persona_lib.intervals import VERDICTS, drawn_columns, make_pool, seed_columns
 from persona_lib.models.served import load_generator, role_key
 from persona_lib.paper.judges import Judge, load_judge, model_judge
 from persona_lib.paper.judging import judge_both, runs_of, same_items
 from persona_lib.paper.results import Row
 from persona_lib.prompts import inference_prefix, inference_query, preference_prompt
-from persona_lib.records import HISTORY, SIDES, InferredPersona, PairwiseComparison, PreferencePair, Side
+from persona_lib.records import SIDES, InferredPersona, PreferencePair, Side, Table, stacked, table_of
 from persona_lib.settings import Profile, Run, deciding
-
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 Personas = dict[str, InferredPersona]  # by row id
 MAX_WORDS = 40  # longer answers are not personas
@@ -139,7 +135,7 @@ def to_infer(run: Run) -> list[tuple[str, Side, list[PreferencePair]]]:
         trained = side in profile.personas.train_sides
         work.append(("train", side, [pair for pair in pairs["train"] if trained or pair.id in lent]))
         work.append((asked, side, pairs[asked]))
-    return work + ([(HISTORY, "chosen", pairs[HISTORY])] if HISTORY in pairs else [])
+    return work + ([(records.HISTORY, "chosen", pairs[records.HISTORY])] if records.HISTORY in pairs else [])
 
 
 def personas_key(run: Run) -> str:
@@ -181,7 +177,7 @@ Verdicts = dict[str, str]  # by id of a pair; "" where there was nothing to judg
 
 
 def verdicts_of(
-    judge: Judge, pairs: Sequence[PreferencePair], compared: Sequence[PairwiseComparison]
+    judge: Judge, pairs: Sequence[PreferencePair], compared: Sequence[records.PairwiseComparison]
 ) -> Verdicts:
     """Return the verdict of both orders by id of a pair."""
     judged = judge_both(judge, compared, "personalization")
@@ -194,7 +190,9 @@ def judge_personas(judge: Judge, pairs: Sequence[PreferencePair], personas: Pers
     "win" means yes in both orders, "" that there is no valid persona.
     """
     told = [(pair, persona) for pair in pairs if (persona := personas[pair.id].persona)]
-    compared = [PairwiseComparison(p.id, p.prompt, persona, *sides_of(p, side)) for p, persona in told]
+    compared = [
+        records.PairwiseComparison(p.id, p.prompt, persona, *sides_of(p, side)) for p, persona in told
+    ]
     return verdicts_of(judge, pairs, compared)
 
 
@@ -203,7 +201,7 @@ def judge_preferences(
 ) -> Verdicts:
     """Return verdicts: is P_C the more plausible user (win) or P_R (loss)? "" where a side has no persona."""
     both = [(pair, chosen[pair.id].persona, rejected[pair.id].persona) for pair in pairs]
-    compared = [PairwiseComparison(p.id, p.prompt, None, *two) for p, *two in both if all(two)]
+    compared = [records.PairwiseComparison(p.id, p.prompt, None, *two) for p, *two in both if all(two)]
     return verdicts_of(judge, pairs, compared)
 
 
@@ -242,7 +240,7 @@ def read_items(profile: Profile, file: str) -> Iterator[tuple[Row, dict[int, dic
         yield {"dataset": dataset, "split": inference_split(profile, dataset)}, items, how
 
 
-def accuracy_table(profile: Profile) -> pd.DataFrame:
+def accuracy_table(profile: Profile) -> Table:
     """Return persona accuracy per data set and side, and chosen minus rejected (paper Fig. 3)."""
     found = read_items(profile, ITEMS)
     return table_of(line for head, items, how in found for line in accuracy_rows(head, items, *how))
@@ -276,7 +274,7 @@ def accuracy_rows(
     return [*lines, head | {"side": "chosen - rejected", "n_seeds": len(seeds)} | gap]
 
 
-def preference_table(profile: Profile) -> pd.DataFrame:
+def preference_table(profile: Profile) -> Table:
     """Return how often P_C is the more plausible user than P_R, and the net rate (paper Fig. 4)."""
     lines = []
     for head, items, how in read_items(profile, PREFERENCES):
@@ -301,7 +299,7 @@ NORMAL_95 = 1.959964
 
 def word_saliency(
     chosen: Iterable[str], rejected: Iterable[str], min_count: int = 10, prior_size: float = 500.0
-) -> pd.DataFrame:
+) -> Table:
     """Return words by how typical they are of chosen personas: the least typical first (paper Table 1).
 
     Log-odds under a Dirichlet prior (Monroe et al. 2008, eq. 16-22), with 95 % limits; y = a word's count on
@@ -328,19 +326,17 @@ def word_saliency(
     }).sort_values("z", kind="stable")  # fmt: skip
 
 
-def typical_words(texts: Mapping[str, Mapping[Side, Iterable[str | None]]]) -> pd.DataFrame:
+def typical_words(texts: Mapping[str, Mapping[Side, Iterable[str | None]]]) -> Table:
     """Return, per data set, the words most typical of each side's personas, by z, the most typical first."""
-    import pandas as pd
-
-    parts = [table_of([])]
+    parts = []
     for dataset, by_side in texts.items():
         table = word_saliency(*(filter(None, by_side[side]) for side in SIDES)).assign(dataset=dataset)
         parts.append(table[table.z > 0][::-1].head(SHOWN_WORDS).assign(side="chosen"))
         parts.append(table[table.z <= 0].head(SHOWN_WORDS).assign(side="rejected"))
-    return pd.concat(parts, ignore_index=True)
+    return stacked(parts)
 
 
-def words_table(profile: Profile) -> pd.DataFrame:
+def words_table(profile: Profile) -> Table:
     """Return the words that are most typical of each side's personas, over all seeds (paper Table 1)."""
     texts: dict[str, dict[Side, list[str | None]]] = {}
     for dataset in profile.datasets:
@@ -353,7 +349,7 @@ def words_table(profile: Profile) -> pd.DataFrame:
     return typical_words(texts)
 
 
-def released_words(profile: Profile) -> pd.DataFrame:
+def released_words(profile: Profile) -> Table:
     """Return the same for the authors' released gold personas, of all splits; empty without real data."""
     texts = {}
     for dataset in profile.datasets:

@@ -11,20 +11,18 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from persona_lib import intervals
-from persona_lib.intervals import VERDICTS, drawn_columns, seed_columns, table_of
+from persona_lib.intervals import VERDICTS, drawn_columns, seed_columns
 from persona_lib.paper import judging
 from persona_lib.paper.answers import generation_folder, matchups
 from persona_lib.paper.judging import RUBRIC_NAMES, Judged, runs_of
+from persona_lib.records import Table, stacked, table_of
 from persona_lib.settings import Profile, results_dir
-from persona_lib.store import people_csv, write_text
-
-if TYPE_CHECKING:
-    import pandas as pd
+from persona_lib.store import people_csv, read_csv, write_text
 
 TABLES = {  # file of a judged table -> the kinds of matchups in it
     "main": ("main",),
@@ -81,7 +79,7 @@ def verdict_columns(row: Judged) -> Row:
     return columns
 
 
-def with_holm(table: pd.DataFrame) -> pd.DataFrame:
+def with_holm(table: Table) -> Table:
     """Add Holm's p over all rows of a table, for each rubric that has sign tests; NaN for an average."""
     names = [f"{short}_sign" for short in RUBRIC_NAMES if f"{short}_sign" in table]
     return table.assign(**{name.replace("sign", "holm"): intervals.holm(table[name]) for name in names})
@@ -95,7 +93,7 @@ def judged_rows(profile: Profile, kinds: Sequence[str], role: str = "judge") -> 
     return [row for row in judging.read_judgments(profile, role) if row.matchup.kind in kinds]
 
 
-def judged_table(profile: Profile, kinds: Sequence[str], role: str = "judge") -> pd.DataFrame:
+def judged_table(profile: Profile, kinds: Sequence[str], role: str = "judge") -> Table:
     """Return the rows of some kinds of matchups: counts, sign tests, and scores with their intervals.
 
     ``p_inconsistent`` and ``q_inconsistent`` count pairs in which the judge chose one position both times.
@@ -114,14 +112,12 @@ def judged_table(profile: Profile, kinds: Sequence[str], role: str = "judge") ->
 second_judge_table = functools.partial(judged_table, kinds=("main",), role="second_judge")
 
 
-def main_table(profile: Profile) -> pd.DataFrame:
+def main_table(profile: Profile) -> Table:
     """Return PT-DPO against DPO that is told the persona in the first person, and the average (paper 5).
 
     As in the paper the average is the mean of the rows' dPQ, over the rows of gold and retrieved personas.
     Its line has no verdicts, since rows are averaged, not counted.
     """
-    import pandas as pd
-
     table = judged_table(profile, TABLES["main"])
     rows = [row for row in judged_rows(profile, TABLES["main"]) if row.matchup.judge_persona in AVERAGED]
     if not rows:
@@ -129,12 +125,10 @@ def main_table(profile: Profile) -> pd.DataFrame:
     seeds, n = sorted({s for row in rows for s in row.seeds}), sum(r.counts("quality").total() for r in rows)
     line = {"dataset": "all", "kind": "average", "label": "average of gold and retrieved rows", "n": n}
     means = {name: np.mean([row.scores[name] for row in rows], axis=0) for name in rows[0].scores}
-    return pd.concat(
-        [table, table_of([line | seed_columns(seeds) | drawn_columns(means)])], ignore_index=True
-    )
+    return stacked([table, table_of([line | seed_columns(seeds) | drawn_columns(means)])])
 
 
-def side_difference(profile: Profile) -> pd.DataFrame:
+def side_difference(profile: Profile) -> Table:
     """Return main-row scores for rejected minus chosen personas, paired by prompt (paper, claim 2)."""
     lines = []
     rows = {(r.matchup.test.dataset, r.matchup.judge_persona): r for r in judged_rows(profile, ("main",))}
@@ -150,7 +144,7 @@ def side_difference(profile: Profile) -> pd.DataFrame:
     return table_of(lines)
 
 
-def example_table(profile: Profile) -> pd.DataFrame:
+def example_table(profile: Profile) -> Table:
     """Return the first rows of each evaluation split with plain DPO's and PT-DPO's answers side by side."""
     lines = []
     for run in (runs_of(profile, dataset)[0] for dataset in profile.datasets):
@@ -164,7 +158,7 @@ def example_table(profile: Profile) -> pd.DataFrame:
     return table_of(lines).sort_values(["dataset", "id"], kind="stable") if lines else table_of([])
 
 
-JUDGED_TABLES: dict[str, Callable[[Profile], pd.DataFrame]] = {
+JUDGED_TABLES: dict[str, Callable[[Profile], Table]] = {
     **{name: functools.partial(judged_table, kinds=kinds) for name, kinds in TABLES.items()},
     "main": main_table,
     "side_difference": side_difference,
@@ -182,7 +176,7 @@ def table_path(profile: Profile, name: str) -> Path:
     return results_dir(profile) / "tables" / f"{name}.csv"
 
 
-def save_table(profile: Profile, name: str, table: pd.DataFrame) -> Path | None:
+def save_table(profile: Profile, name: str, table: Table) -> Path | None:
     """Write a table; an empty one is not written and an older file of that name is removed."""
     path = table_path(profile, name)
     if table.empty:
@@ -192,9 +186,6 @@ def save_table(profile: Profile, name: str, table: pd.DataFrame) -> Path | None:
     return path
 
 
-def read_table(profile: Profile, name: str) -> pd.DataFrame:
+def read_table(profile: Profile, name: str) -> Table:
     """Read a table; an empty one if it was not made."""
-    import pandas as pd
-
-    path = table_path(profile, name)
-    return pd.read_csv(path, dtype={"seeds": str}) if path.exists() else pd.DataFrame()
+    return read_csv(table_path(profile, name))

@@ -15,25 +15,22 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from persona_lib import store
-from persona_lib.intervals import drawn_columns, make_pool, seed_columns, table_of
+from persona_lib.intervals import drawn_columns, make_pool, seed_columns
 from persona_lib.models import trainers
 from persona_lib.models.load import attach_adapters, format_of, model_key, pair_log_probs, using_adapters
 from persona_lib.paper import answers
 from persona_lib.paper.judging import same_items
 from persona_lib.paper.results import Row
 from persona_lib.prompts import completion_text, tailoring_prompt
-from persona_lib.records import SIDES, TailoringRow
+from persona_lib.records import SIDES, Table, TailoringRow, table_of
 from persona_lib.settings import Run, deciding
 from persona_lib.store import VERSIONS
 from persona_lib.texts import unigram_f1
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 BATCH = 8  # pairs of responses scored at once
 KEYED = (
@@ -185,7 +182,7 @@ def score_jobs(
     return known
 
 
-def swap_all(run: Run) -> pd.DataFrame:
+def swap_all(run: Run) -> Table:
     """Score the arms of a run; write its `swap_table` to ``tables/persona_swap.csv`` and return it."""
     loader = PolicyLoader(run)
     with trainers.quiet_libraries():
@@ -333,7 +330,7 @@ class Pooled:
         seeds = [run.seed for run, *found in zip(self.runs, *by_run, strict=True) if all(found)]
         return {"n": min(sum(map(len, found)) for found in by_run), **seed_columns(seeds)}
 
-    def table(self, *labels: str) -> pd.DataFrame:
+    def table(self, *labels: str) -> Table:
         """Return a line per row: its key as columns ``labels``, and each value's mean with its interval.
 
         "balanced" is share D > 0 as if either response were the longer one in half of the rows.
@@ -359,12 +356,12 @@ def pooled(runs: Sequence[Run], read: Callable[[Run], Found]) -> Pooled:
     return Pooled(runs, rows, make_pool({(k, n): v for k, of in rows.items() for n, v in of.items()}, *how))
 
 
-def swap_table(runs: Sequence[Run]) -> pd.DataFrame:
+def swap_table(runs: Sequence[Run]) -> Table:
     """Return the persona swap: a row per arm, format, measure and family, each metric with its interval."""
     return pooled(runs, swap_items).table("arm", "persona_format", "measure", "persona")
 
 
-def generation_flip(runs: Sequence[Run]) -> pd.DataFrame:
+def generation_flip(runs: Sequence[Run]) -> Table:
     """Return flip, share DiD > 0 and DiD of generated answers per arm, format and family, with intervals."""
     return pooled(runs, flip_items).table("arm", "persona_format", "persona")
 
@@ -379,7 +376,7 @@ TWINS = {  # tested policy -> what it is compared with: persona-free twin, PT-SF
 }
 
 
-def swap_differences(runs: Sequence[Run]) -> pd.DataFrame:
+def swap_differences(runs: Sequence[Run]) -> Table:
     """Return each policy of `TWINS` minus the compared ones, paired by row and seed."""
     found = pooled(runs, swap_items)
     rows, lines = {(".".join(row[:2]), *row[2:]): row for row in found.rows}, []
