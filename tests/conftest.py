@@ -7,9 +7,12 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from persona_lib.paper import judging
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow each other down on few cores
 os.environ.setdefault("GOMP_SPINCOUNT", "100")
@@ -57,6 +60,26 @@ def official_data() -> Path:
 def released_outputs() -> Path:
     """The authors' released generations: one folder per data set."""
     return data_folder("released_outputs")
+
+
+@pytest.fixture
+def results_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Results and figures of one test go beside it; returns the folder of results."""
+    monkeypatch.setenv("PERSONA_FIGURES", str(tmp_path / "figures"))
+    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
+    judging.forget_judged()
+    return tmp_path / "results"
+
+
+@pytest.fixture(scope="module")
+def results_shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Results and figures of all tests of a file go to one folder; returns that of results."""
+    folder = tmp_path_factory.mktemp("shared")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PERSONA_FIGURES", str(folder / "figures"))
+        patch.setenv("PERSONA_RESULTS", str(folder / "results"))
+        judging.forget_judged()
+        yield folder / "results"
 
 
 def run_there(folder: Path, command: str, **variables: str) -> str:

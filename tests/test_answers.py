@@ -8,11 +8,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from tiny import save_adapter, tiny_rows, tiny_run
+from tiny import Echo, tiny_policies
 
 from persona_lib import store
 from persona_lib.models import load
-from persona_lib.models.generate import Completion, TransformersGenerator
+from persona_lib.models.generate import TransformersGenerator
 from persona_lib.paper import answers
 from persona_lib.prompts import STOP, tailoring_prompt
 from persona_lib.records import RunSpec, TailoringRow
@@ -30,9 +30,8 @@ def spec(method="dpo", train="chosen", dataset="everyday") -> RunSpec:
     return RunSpec(dataset, method, train, "gold-chosen", 0)
 
 
-def run_in(tmp_path, monkeypatch, dataset="everyday", **changes) -> Run:
+def run_in(monkeypatch, dataset="everyday", **changes) -> Run:
     """A run with rows on disk whose base is no chat model and whose adapters are not looked at."""
-    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
     monkeypatch.setattr(load, "format_of", lambda *source: None)
     monkeypatch.setattr(load, "model_key", lambda *source: "")
     monkeypatch.setattr(answers, "policy_key", lambda run, arm: [])
@@ -40,23 +39,6 @@ def run_in(tmp_path, monkeypatch, dataset="everyday", **changes) -> Run:
     store.write_rows(run.folder / "tailoring" / "test.jsonl", ROWS)
     store.write_rows(run.folder / "tailoring" / "sft_train.jsonl", SHOTS)
     return run
-
-
-class Echo:
-    """A generator that repeats its prompt, last prompt first; it can be stopped after some answers."""
-
-    settings = {}
-
-    def __init__(self, stop_after: int = 99) -> None:
-        self.prompts, self.stop_after = [], stop_after
-
-    def generate(self, prompts, max_new_tokens, stop, min_new_tokens=0):
-        self.prompts = list(prompts)
-        for n, prompt in reversed(list(enumerate(prompts))):
-            if self.stop_after == 0:
-                raise KeyboardInterrupt
-            self.stop_after -= 1
-            yield n, Completion(f"answer to {prompt}", "stop", 3)
 
 
 def test_the_grid_has_every_method_with_and_without_personas():
@@ -70,15 +52,15 @@ def test_the_grid_has_every_method_with_and_without_personas():
     assert "dpo-none.gold-chosen.line" not in {s.slug for s in few}
 
 
-def test_a_run_answers_rows_with_their_own_persona_and_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
-    run = run_in(tmp_path, monkeypatch, **{"generation.batch_size": 1})
+def test_a_run_answers_rows_with_their_own_persona_and_goes_on_where_it_stopped(results_here, monkeypatch):
+    run = run_in(monkeypatch, **{"generation.batch_size": 1})
     with pytest.raises(KeyboardInterrupt):
-        answers.generate_run(run, spec(), Echo(stop_after=2))
+        answers.generate_run(run, spec(), Echo(die_after=2))
     with pytest.raises(FileNotFoundError, match="run the generation step first"):
         answers.read_generations(run, spec())
     second = Echo()
     folder = answers.generate_run(run, spec(), second)
-    assert second.prompts == [f"Prompt: Question 1?\nPersona: {PERSONA}\nResponse:"]
+    assert second.asked == [f"Prompt: Question 1?\nPersona: {PERSONA}\nResponse:"]
     found = answers.read_generations(run, spec())
     assert set(found) == {"row-1", "row-2", "row-3"}, "row-0 has no such persona"
     assert store.read_json(folder / "done.json")["n_without_persona"] == 1
@@ -86,11 +68,11 @@ def test_a_run_answers_rows_with_their_own_persona_and_goes_on_where_it_was_stop
     answers.generate_run(run, spec(), None)  # a finished run asks nothing
 
 
-def test_a_mnemonic_begins_with_its_term_and_few_shot_arms_see_worked_examples(tmp_path, monkeypatch):
+def test_a_mnemonic_begins_with_its_term_and_few_shot_arms_see_worked_examples(results_here, monkeypatch):
     row, one = dataclasses.replace(ROWS[1], prompt="negligible"), spec(dataset="mnemonic")
-    run, echo = run_in(tmp_path, monkeypatch, "mnemonic"), Echo()
+    run, echo = run_in(monkeypatch, "mnemonic"), Echo()
     (made,) = answers.completions(run, one, echo, [row])
-    assert echo.prompts[0].rpartition("\n")[2] == "Response: Negligible sounds like"
+    assert echo.asked[0].rpartition("\n")[2] == "Response: Negligible sounds like"
     assert made.completion.splitlines()[0] == "Negligible sounds like answer to Prompt: negligible"
     told, plain = (answers.few_shot_examples(run, spec("few_shot", arm)) for arm in ("chosen", "none"))
     assert [text.count("Persona:") for text in (told, plain)] == [5, 0]
@@ -106,13 +88,8 @@ def run(tmp_path, monkeypatch):
     """A run on disk: test rows, and a tiny base with the adapters of two arms."""
     arms = {"training.methods": ["sft", "dpo"], "training.arms": ["none", "chosen"]}
     personas = {"evaluation.personas": ["none", "gold-chosen", "gold-rejected"]}
-    made = tiny_run(tmp_path, monkeypatch, **arms, **personas, **{"generation.max_new_tokens": 6})
-    store.write_rows(made.folder / "tailoring" / "test.jsonl", tiny_rows(6, seed=9, split="test"))
-    store.mark_done(made.folder / "tailoring", "tiny rows")
-    for seed, name in enumerate(ADAPTERS):
-        folder = save_adapter(made.base_source[0], made.folder / "adapters" / name, seed)
-        store.mark_done(folder, f"key of {name}")
-    return made
+    changes = arms | personas | {"generation.max_new_tokens": 6}
+    return tiny_policies(tmp_path, monkeypatch, *ADAPTERS, **changes)
 
 
 def test_every_arm_answers_with_its_own_adapters_sft_below_dpo(run):
@@ -174,4 +151,4 @@ def test_with_vllm_every_arm_gets_its_joined_adapter(run, monkeypatch):
     adapters = [Path(call[2].lora_path).relative_to(run.folder).as_posix() for call in shared.calls]
     assert adapters == ["joined/dpo-none", "joined/sft-chosen"]
     rows = answers.read_generations(vllm, spec("dpo", "none"))
-    assert {row.completion for row in rows.values()} == {"Response:"} and len(rows) == 6
+    assert {row.completion for row in rows.values()} == {"Response:"} and len(rows) == 7

@@ -71,8 +71,7 @@ def test_at_half_is_the_accuracy_where_the_scores_differ_most_and_undefined_with
     assert math.isnan(measure(answers)["at_half"])
 
 
-def test_every_judge_of_a_run_is_measured_once_and_the_reader_decides_fit(tmp_path, monkeypatch):
-    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
+def test_every_judge_of_a_run_is_measured_once_and_the_reader_decides_fit(results_here, monkeypatch):
     run = Run(load_profile("everyday", ["evaluation.persona_judge=", "evaluation.limit=0"]), "everyday", 0)
     store.write_rows(run.folder / "tailoring" / "test.jsonl", tiny_results.tailoring_rows(run))
     store.mark_done(run.folder / "tailoring", "made by hand")

@@ -83,21 +83,18 @@ def test_joint_tables_and_the_test_of_dpq_by_hand():
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(results_shared):
     """Two finished seeds with invented answers; every tenth of PT-DPO's under gold-chosen never ends."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PERSONA_RESULTS", str(tmp_path_factory.mktemp("results")))
-        personas = "evaluation.personas=none,gold-chosen,gold-rejected"
-        profile = load_profile("smoke", ["seeds=0,1", "data.pair_limit=40", "evaluation.limit=0", personas])
-        for seed in profile.seeds:
-            run = Run(profile, "everyday", seed)
-            tiny_results.fill_run(run)
-            path = generation_folder(run, main_row(run).test) / "rows.jsonl"
-            rows = list(enumerate(store.read_rows(path, Generation)))
-            store.write_rows(path, [r if i % 10 else replace(r, finish_reason="length") for i, r in rows])
-        claims.save_tables(profile)
-        yield profile
-        judging.forget_judged()
+    personas = "evaluation.personas=none,gold-chosen,gold-rejected"
+    profile = load_profile("smoke", ["seeds=0,1", "data.pair_limit=40", "evaluation.limit=0", personas])
+    for seed in profile.seeds:
+        run = Run(profile, "everyday", seed)
+        tiny_results.fill_run(run)
+        path = generation_folder(run, main_row(run).test) / "rows.jsonl"
+        rows = list(enumerate(store.read_rows(path, Generation)))
+        store.write_rows(path, [r if i % 10 else replace(r, finish_reason="length") for i, r in rows])
+    claims.save_tables(profile)
+    return profile
 
 
 def judged(profile, persona):
@@ -185,9 +182,7 @@ def test_what_cannot_be_fitted_has_no_numbers(signs, differences):
 
 
 @pytest.fixture
-def profile(tmp_path, monkeypatch):
-    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
-    judging.forget_judged()
+def profile(results_here):
     return load_profile("smoke", ["seeds=0,1"])
 
 

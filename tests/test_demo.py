@@ -38,12 +38,10 @@ def test_a_profile_without_policies_says_what_to_run(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def echoing(tmp_path, monkeypatch):
+def echoing(results_here, monkeypatch):
     """A run whose policies are there and answer with their prompt."""
-    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
     monkeypatch.setattr(demo, "format_of", lambda *source: None)  # the paper's lines
     monkeypatch.setattr(demo.Asker, "answer", lambda self, *asked: iter(["", self.prompt(*asked)]))
-
     run = Run(set_field(load_profile("paper"), {"training.arms": ["none", "chosen"]}), "beavertails", 0)
     for arm in ("sft-none", "dpo-none", "sft-chosen", "dpo-chosen"):
         store.mark_done(run.folder / "adapters" / arm, "tiny")

@@ -70,34 +70,22 @@ def test_the_readme_names_every_notebook_and_option_and_its_links_lead_somewhere
 # --- outputs of executed notebooks ---
 
 
-@pytest.fixture
-def pipeline(tmp_path, monkeypatch):
-    """A profile with one step, its notebook in a folder of its own, and an executed copy of it."""
-    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
-    source = tmp_path / "notebooks" / "01_preference_data.ipynb"
-    source.parent.mkdir()
+def test_writing_back_keeps_the_code_and_refuses_a_missing_run_and_changed_settings(results_here, tmp_path):
+    source = tmp_path / "01_preference_data.ipynb"
     shutil.copy(REPO / "notebooks" / source.name, source)
-    found = Pipeline(load_profile("smoke", ["steps=01_preference_data"]), notebooks=source.parent)
-    document = store.read_json(source)
+    pipeline = Pipeline(load_profile("smoke", ["steps=01_preference_data"]), notebooks=tmp_path)
+    (task,) = pipeline.tasks.values()
+    copy, document = pipeline.executed(task), store.read_json(source)
     for one in execute.cells_of_code(document):
         one["outputs"] = [{"output_type": "stream", "name": "stdout", "text": ["seen\n"]}]
     document["metadata"]["persona"] = {"parameters": {"overrides": []}}
-    target = found.executed(next(iter(found.tasks.values())))
-    target.parent.mkdir(parents=True)
-    store.write_json(target, document)
-    return found
+    store.write_json(copy, document)
 
-
-def test_writing_back_keeps_the_code_and_refuses_a_missing_run_and_changed_settings(pipeline):
-    source = pipeline.notebooks / "01_preference_data.ipynb"
     before = execute.notebook_hash(source)
     assert docs.write_back(pipeline) == [source]
     assert store.read_json(source)["metadata"]["shown"] == {"profile": "smoke", "code": before}
     assert execute.notebook_hash(source) == before and docs.write_back(pipeline, ["01"]) == []
 
-    (task,) = pipeline.tasks.values()
-    copy = pipeline.executed(task)
-    document = store.read_json(copy)
     document["metadata"]["persona"]["parameters"]["overrides"] = ["seeds=1"]
     store.write_json(copy, document)
     with pytest.raises(execute.StepError, match="ran with seeds=1.*run_all.sh --profile smoke"):

@@ -137,12 +137,11 @@ def test_the_card_loads_a_hub_model_by_id_says_how_to_fetch_packaged_weights_and
     assert "BitsAndBytesConfig" not in card
 
 
-def test_without_words_the_run_that_ended_last_is_exported_with_its_settings(monkeypatch, tmp_path):
-    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
+def test_without_words_the_run_that_ended_last_is_exported_with_its_settings(results_here):
     with pytest.raises(FileNotFoundError, match="no run to export"):
         export.last_run()
     for hour, (name, overrides) in enumerate([("smoke", []), ("own_smoke", ["lora.r=4"])]):
         facts = {"parameters": {"profile": name, "overrides": overrides}, "finished": f"2026-01-01T0{hour}"}
         pipeline.write_facts(tasks.Pipeline(load_profile(name)), {"01": facts})
-        os.utime(tmp_path / name / "provenance.json", (hour, hour))
+        os.utime(results_here / name / "provenance.json", (hour, hour))
     assert export.last_run() == ("own_smoke", ["lora.r=4"])

@@ -48,10 +48,8 @@ def tables():
 
 
 @pytest.fixture
-def profile(tmp_path, monkeypatch):
+def profile(results_here):
     """A profile whose tables are all there, in a temporary folder."""
-    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
-    monkeypatch.setenv("PERSONA_FIGURES", str(tmp_path / "figures"))
     profile = load_profile("smoke")
     for name, table in tables().items():
         results.save_table(profile, name, table)

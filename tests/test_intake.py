@@ -20,13 +20,7 @@ from persona_lib.records import PAIR_SPLITS, DataError, PreferencePair
 from persona_lib.settings import Run, load_profile
 
 NAMES = ["red", "blue", "green", "old", "new", "small", "large", "round", "flat", "warm"]
-
-
-@pytest.fixture(autouse=True)
-def results(tmp_path, monkeypatch) -> Path:
-    """Results go beside the test."""
-    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
-    return tmp_path / "results"
+pytestmark = pytest.mark.usefixtures("results_here")
 
 
 def good(n: int, **changes: object) -> dict:
@@ -233,11 +227,11 @@ def test_known_formats_are_read_without_a_mapping_and_one_of_the_user_alone_is_s
     assert len({row.pair.user for row in read(tmp_path, rows, "user: rater\n").rows}) == 6
 
 
-def test_thumbs_make_pairs_where_one_user_gave_both_and_every_row_is_accounted_for(results, tmp_path):
+def test_thumbs_make_pairs_where_one_user_gave_both_and_every_row_is_accounted_for(tmp_path):
     thumbs = {"rejected": "\U0001f44e", "chosen": "\U0001f44d"}
     rows = [{"question": good(n)["prompt"], "output": good(n)[side], "thumb": thumb, "user": "a"}
             for n in range(25) for side, thumb in thumbs.items()]  # fmt: skip
-    proposed = proposal(results, tmp_path, rows) + "split_by: prompt\n"
+    proposed = proposal(tmp_path, rows) + "split_by: prompt\n"
     more = [rows[0] | {"question": "Why?"}, rows[0] | {"thumb": thumbs["chosen"]}, rows[3] | {"user": "b"}]
     data = read(tmp_path, [*rows, *more], proposed)
     texts = [(row.pair.prompt, row.pair.chosen, row.pair.rejected) for row in data.rows]
@@ -248,11 +242,11 @@ def test_thumbs_make_pairs_where_one_user_gave_both_and_every_row_is_accounted_f
     assert [row.pair for row in read(tmp_path, trl).rows][0].chosen == good(0)["chosen"]
 
 
-def proposal(results, tmp_path, rows):
+def proposal(tmp_path, rows):
     """Return the mapping that is proposed for rows that cannot be read without one."""
     with pytest.raises(DataError, match="They look like this; check it, then add --mapping"):
         read(tmp_path, rows)
-    return (results / "own" / "proposed_mapping.yaml").read_text()
+    return (tmp_path / "results" / "own" / "proposed_mapping.yaml").read_text()
 
 
 @pytest.mark.parametrize(  # columns of prompt, chosen and rejected; labels of the first rows and of the last
@@ -264,23 +258,23 @@ def proposal(results, tmp_path, rows):
         ("question reply_1 reply_2", {"rating_1": "5 1", "rating_2": "4.5 2"}),
     ],
 )
-def test_columns_that_speak_for_themselves_are_proposed_as_a_mapping(results, tmp_path, names, labels):
+def test_columns_that_speak_for_themselves_are_proposed_as_a_mapping(tmp_path, names, labels):
     rows = [dict(zip(names.split(), good(n).values(), strict=True)) for n in range(25)]
     rows = [row | {name: of.split()[n == 24] for name, of in labels.items()} for n, row in enumerate(rows)]
-    data = read(tmp_path, rows, proposal(results, tmp_path, rows))
+    data = read(tmp_path, rows, proposal(tmp_path, rows))
     expected = [good(n)["chosen"] for n in range(24)] + [good(24)["rejected" if labels else "chosen"]]
     assert [row.pair.chosen for row in data.rows] == expected
 
 
-def test_nested_columns_are_proposed_as_paths_and_what_names_do_not_tell_is_asked_for(results, tmp_path):
+def test_nested_columns_are_proposed_as_paths_and_what_names_do_not_tell_is_asked_for(tmp_path):
     rows = [{"meta": {"user_id": f"u{n % 6}"}, "request": {"messages": [turn("user", good(n)["prompt"])]},
              "candidates": [{"message": turn("assistant", good(n)[side])} for side in ("rejected", "chosen")],
              "preferred_index": int(n > 0)} for n in range(24)]  # fmt: skip
-    proposed = proposal(results, tmp_path, rows)
+    proposed = proposal(tmp_path, rows)
     assert "candidates.0.message" in proposed and 'user: "meta.user_id"' in proposed
     data = read(tmp_path, rows, proposed)
     assert [row.pair.chosen for row in data.rows[:2]] == [good(0)["rejected"], good(1)["chosen"]]
-    proposed = proposal(results, tmp_path, [{"Frage": "q", "Antwort A": "a", "Antwort B": "b", "Wahl": "A"}])
+    proposed = proposal(tmp_path, [{"Frage": "q", "Antwort A": "a", "Antwort B": "b", "Wahl": "A"}])
     assert 'prompt: "WHICH COLUMN?"' in proposed and 'first: ["WHICH VALUE?"]' in proposed
 
 
@@ -398,18 +392,18 @@ def test_what_would_stop_a_later_step_stops_the_check(tmp_path, capsys, monkeypa
     assert not said or shown.startswith(f"error: {path}: ")
 
 
-def test_the_command_checks_the_data_and_its_page_names_every_damaged_row(results, tmp_path, capsys):
+def test_the_command_checks_the_data_and_its_page_names_every_damaged_row(results_here, tmp_path, capsys):
     rows = [*MIXED, good(60, chosen="<script>x()</script>\x07"), good(61, prompt="<img src=x onerror=y()> ?")]
     assert pipeline.main(["--data", str(save(tmp_path / "x.jsonl", rows)), "--check"]) == 0
     usable, rejected = 31 + len(ODD), 1 + len(DAMAGED)
     said = capsys.readouterr().out
     assert f"{len(rows)} rows read, {usable} usable, {rejected} rejected" in said
-    page = (results / "own" / "report" / "data.html").read_text(encoding="utf-8")
+    page = (results_here / "own" / "report" / "data.html").read_text(encoding="utf-8")
     for n, (_, field, _) in enumerate(DAMAGED):
         assert f"<li>line {31 + n}, {html.escape(field)}" in page
     assert "<script" not in page and "<img" not in page and "&lt;/script&gt;" in page
     assert "src=" not in page.replace("src=x", "") and "href=" not in page
-    findings = (results / "own" / "report" / "data_findings.csv").read_text().splitlines()
+    findings = (results_here / "own" / "report" / "data_findings.csv").read_text().splitlines()
     assert len(findings) == 1 + rejected + len(ODD)
 
 
@@ -425,34 +419,19 @@ def test_own_data_gets_the_steps_that_its_profile_can_run_and_the_authors_data_i
     assert pipeline.own_overrides("own", ["steps=01_preference_data"]) == ["datasets=own"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "complaint"),
-    [
-        ("--data x.jsonl --profile everyday", "evaluation.judge=oracle reads the package"),
-        ("--data someone/pairs", "as a hub id it needs a commit"),
-        ("--mapping m.yaml", "--mapping says what the columns of --data mean"),
-        ("--profile own", "no data: say where it is, --data FILE"),
-    ],
-)
-def test_a_wrong_command_says_what_where_and_the_way_out(capsys, arguments, complaint):
-    assert pipeline.main(arguments.split()) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: ") and complaint in said and "Traceback" not in said
-
-
 def test_the_command_that_a_report_shows_names_no_path_of_this_machine():
     overrides = ["data.path=/home/me/x.jsonl", "data.mapping=/home/me/m.yaml", "dpo.beta=0.2"]
     said = "./run_all.sh --profile own --set data.path=PATH --set data.mapping=PATH --set dpo.beta=0.2"
     assert report.command_of(profile_of("x.jsonl"), overrides) == said
 
 
-def test_user_ids_are_hashed_with_the_salt_of_the_results_and_personas_are_read(results, tmp_path):
+def test_user_ids_are_hashed_with_the_salt_of_the_results_and_personas_are_read(results_here, tmp_path):
     rows = [good(n, who=f"u{n % 5}", taste=f"The user is {NAMES[n % 10]}.") for n in range(40)]
     data = read(tmp_path, [*rows, good(40, who=None)], "user: who\npersona: taste\n")
     users = {row.pair.user for row in data.rows}
     assert len(users) == 5 and not users & {"u0", "u1", "u2", "u3", "u4"}
     assert data.rows[0].pair.user == data.rows[5].pair.user and codes(data) == {41: ("who", "user")}
     assert (data.rows[1].pair.persona_chosen, data.rows[1].pair.persona_rejected) == ("The user is blue.", "")
-    assert (results / "own" / "user_salt").stat().st_mode & 0o777 == 0o600
+    assert (results_here / "own" / "user_salt").stat().st_mode & 0o777 == 0o600
     shown = read(tmp_path, rows, "user: who\nshow_users: true\n")
     assert {row.pair.user for row in shown.rows if row.row == 8} == {"u2"}

@@ -135,10 +135,9 @@ def test_the_prompt_holds_both_responses_and_the_persona_for_personalization_onl
     assert judges.prometheus_prompt(TEMPLATES, ONE, "quality", chat=True).startswith("SYSTEM\n<")
 
 
-def test_the_pinned_format_is_read_without_running_it_and_another_file_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
+def test_the_pinned_format_is_read_without_running_it_and_another_file_is_refused(results_here, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    path = tmp_path / "downloads" / "prometheus" / "prompts.py"
+    path = results_here / "downloads" / "prometheus" / "prompts.py"
     store.write_text(path, 'REL_SYSTEM_PROMPT = "S"\nRELATIVE_PROMPT_WO_REF = """T"""\nraise SystemExit\n')
     with pytest.raises(DataError, match="prompts.py: not the pinned prompt format"):
         judges.load_templates()
@@ -223,8 +222,7 @@ def test_of_everyday_it_learns_from_both_sides_of_training_topics_and_validates_
         assert first.persona_b not in row["prompt"] and first.response_a not in row["prompt"]
 
 
-def test_of_other_data_it_reads_sfts_rows_with_their_personas(tmp_path, monkeypatch, paper_lines):
-    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
+def test_of_other_data_it_reads_sfts_rows_with_their_personas(results_here, paper_lines):
     run, both = Run(load_profile("authors"), "hhh", 0), {"gold-chosen": "P", "gold-rejected": "N"}
     rows = [TailoringRow(name, "sft_val", "q", "c", "r", told) for name, told in (("a", both), ("b", {}))]
     store.write_rows(run.folder / "tailoring" / "sft_val.jsonl", rows)  # no other file is there to read

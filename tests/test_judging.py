@@ -103,11 +103,9 @@ TWO_JUDGES = load_profile("smoke", [*SERVED, *FEW])
 RUNS = [Run(TWO_JUDGES, "everyday", seed) for seed in TWO_JUDGES.seeds]
 
 
-def test_two_judges_judge_the_same_comparisons_are_kept_apart_and_are_tabled_as_saved(tmp_path, monkeypatch):
-    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
+def test_two_judges_judge_the_same_comparisons_and_are_kept_apart_and_tabled(results_here, monkeypatch):
     second, run = Shorter(), RUNS[0]
     monkeypatch.setattr(judges, "load_generator", lambda run, role: second)
-    judging.forget_judged()
     for each in RUNS:
         tiny_results.fill_run(each)  # judged by the oracle, the first
     assert results.second_judge_table(TWO_JUDGES).empty, "not judged yet"

@@ -251,13 +251,6 @@ def test_adapters_added_to_the_weights_score_as_beside_them_and_leave_the_base_a
     assert (scores(model) == beside).all()
 
 
-def test_adapters_are_not_added_to_weights_in_fewer_bits_than_32_or_to_a_head():
-    plain = {"base.quantization": "none", "base.dtype": "float32"}
-    assert set_field(load_profile("authors"), plain).merge_adapters
-    for change in ({"base.quantization": "nf4"}, {"base.dtype": "bfloat16"}, {"lora.targets": ["lm_head"]}):
-        assert not set_field(load_profile("authors"), plain | change).merge_adapters
-
-
 def one_by_one(model, tokenizer, prompt, completion):
     """The definition: sum over the completion's tokens and EOS of log softmax of the step before."""
     import torch

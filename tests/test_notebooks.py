@@ -28,12 +28,6 @@ def test_there_is_a_notebook_for_every_step_and_a_step_for_every_notebook():
     assert [path.stem for path in NOTEBOOKS] == list(STEPS)
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (settings.REPO / "configs").glob("*.yaml")))
-def test_a_profiles_steps_are_in_the_notebooks_order(name):
-    steps = list(settings.load_profile(name).steps)
-    assert steps == [step for step in STEPS if step in steps]
-
-
 def test_the_contents_link_to_every_notebook_and_to_every_figure_and_table_of_the_paper():
     prose = "".join("".join(cell["source"]) for cell in store.read_json(CONTENTS)["cells"])
     assert all(f"({path.name})" in prose for path in NOTEBOOKS)

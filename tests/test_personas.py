@@ -6,10 +6,10 @@ import math
 
 import pytest
 from test_judges import Scripted
+from tiny import Echo
 
 from persona_lib.data import everyday, preference, reader
 from persona_lib.models import load
-from persona_lib.models.generate import Completion
 from persona_lib.paper import judges, personas
 from persona_lib.records import SIDES, InferredPersona, PreferencePair
 from persona_lib.settings import Run, load_profile, set_field
@@ -19,21 +19,14 @@ PROFILE = set_field(load_profile("everyday"), {"generator.batch_size": 2})
 PAIRS = [PreferencePair(f"row-{n}", f"Question {n}?", f"good {n}", f"bad {n}") for n in range(5)]
 
 
-class Echo:
-    """A generator that names the preferred response in its persona, and counts what it was asked."""
+def inferrer(die_after: int = 99) -> Echo:
+    """A generator that names the preferred response in its persona."""
 
-    name = "echo"
+    def say(prompt: str) -> str:
+        preferred = prompt.split("Preferred response: ")[-1].split("\n")[0]
+        return f"The user is {preferred} and prefers it.\nmore"
 
-    def __init__(self, die_after: int = 99) -> None:
-        self.asked, self.die_after = [], die_after
-
-    def generate(self, prompts, max_new_tokens, stop):
-        for index, prompt in reversed(list(enumerate(prompts))):  # any order may come
-            if len(self.asked) == self.die_after:
-                raise KeyboardInterrupt
-            self.asked.append(prompt)
-            preferred = prompt.split("Preferred response: ")[-1].split("\n")[0]
-            yield index, Completion(f"The user is {preferred} and prefers it.\nmore", "stop", 9)
+    return Echo(die_after, say)
 
 
 @pytest.mark.parametrize(
@@ -55,15 +48,15 @@ def test_every_answer_is_a_persona_or_has_a_reason_why_not(raw, expected):
 def test_each_side_prefers_its_own_response_and_a_killed_inference_resumes_at_the_missing_rows(tmp_path):
     whole = {}
     for side, word in (("chosen", "good"), ("rejected", "bad")):
-        whole[side] = personas.infer_personas(Echo(), PAIRS, side, PROFILE, tmp_path / f"{side}.jsonl")
+        whole[side] = personas.infer_personas(inferrer(), PAIRS, side, PROFILE, tmp_path / f"{side}.jsonl")
         wanted = [(p.id, f"The user is {word} {n} and prefers it.") for n, p in enumerate(PAIRS)]
         assert [(row.id, row.persona) for row in whole[side]] == wanted
     path = tmp_path / "killed.jsonl"
     with pytest.raises(KeyboardInterrupt):
-        personas.infer_personas(Echo(die_after=3), PAIRS, "chosen", PROFILE, path)
+        personas.infer_personas(inferrer(die_after=3), PAIRS, "chosen", PROFILE, path)
     with path.open("a") as file:
         file.write('{"id": "row-1", "si')  # a torn last line
-    rest = Echo()
+    rest = inferrer()
     assert personas.infer_personas(rest, PAIRS, "chosen", PROFILE, path) == whole["chosen"]
     assert len(rest.asked) == 3  # two of the three answered rows had been written
 
@@ -79,10 +72,7 @@ def test_the_shots_are_from_training_topics_one_dimension_each():
         assert shown in ([a, b, item.persona_a], [b, a, item.persona_b])
 
 
-def test_our_own_pairs_bring_personas_and_training_rows_are_asked_about_for_one_arm_only(
-    tmp_path, monkeypatch
-):
-    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
+def test_our_own_pairs_bring_personas_and_training_rows_are_asked_about_for_one_arm(results_here):
     plain = Run(set_field(PROFILE, {"data.pair_limit": 3}), "everyday", 0)
     preference.write_pairs(plain)
     arm = Run(set_field(plain.profile, {"training.arms": ["none", "inferred"]}), "everyday", 0)
@@ -103,9 +93,8 @@ def test_our_own_pairs_bring_personas_and_training_rows_are_asked_about_for_one_
 
 
 @pytest.fixture
-def inferred(tmp_path, monkeypatch):
+def inferred(results_here, monkeypatch):
     """Judge the personas of eight pairs, given as texts by side (else those they bring): -> the profile."""
-    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
     monkeypatch.setattr(reader, "UNREADABLE", ())  # the texts of the pairs are read well on all dimensions
     monkeypatch.setattr(load, "format_of", lambda *source: None)
 
@@ -126,8 +115,7 @@ def inferred(tmp_path, monkeypatch):
     return judged
 
 
-def test_accuracy_by_hand(tmp_path, monkeypatch):
-    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
+def test_accuracy_by_hand(results_here):
     run = Run(set_field(load_profile("smoke"), {"evaluation.bootstrap_samples": 50}), "everyday", 0)
     verdicts = {"chosen": ["win", "win", "tie", ""], "rejected": ["loss", "win", "unparsed", "win"]}
     rows = [f"r{i},{side},{v}" for side, part in verdicts.items() for i, v in enumerate(part)]

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from test_execute import cell
 
 from persona_lib import pipeline, store, tasks, weights
 from persona_lib.data import official
@@ -29,27 +30,19 @@ STEPS_TOO = "steps=" + ",".join(TOY)
 PACKAGED = "pypi:smollm2-135m-instruct"
 
 
-def cell(source: str, *tags: str) -> dict:
-    """Return a code cell."""
-    empty = {"cell_type": "code", "outputs": [], "execution_count": None}
-    return empty | {"source": source, "metadata": {"tags": list(tags)}}
-
-
 def write_notebook(folder: Path, name: str, per: str, *sources: str) -> None:
     """Write a notebook with the parameters of its kind and the given code cells."""
     lines = ['profile: str = "smoke"  # profile', "overrides: list = []  # changes"]
     lines += ['dataset: str = ""  # data set', "seed: int = 0  # seed"] if per == "run" else []
-    cells = [cell("\n".join(lines), "parameters"), *map(cell, sources)]
+    cells = [cell("\n".join(lines), tags=["parameters"]), *map(cell, sources)]
     kernel = {"kernelspec": {"name": "someones-own", "display_name": "x", "language": "python"}}
     content = {"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 4}
     (folder / f"{name}.ipynb").write_text(json.dumps(content))
 
 
 @pytest.fixture
-def notebooks(tmp_path, monkeypatch) -> Path:
+def notebooks(results_here, tmp_path, monkeypatch) -> Path:
     """A folder of four tiny notebooks, one per toy step; results go beside it."""
-    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
-    monkeypatch.setenv("PERSONA_FIGURES", str(tmp_path / "figures"))
     folder = tmp_path / "notebooks"
     folder.mkdir()
     monkeypatch.setattr(tasks, "STEPS", TOY)
@@ -181,11 +174,8 @@ def test_a_plan_names_megabytes_and_licence_of_what_is_not_on_this_machine(tmp_p
     assert llama not in tasks.needs(load_profile("paper"))
 
 
-def test_a_plan_names_the_authors_data_that_are_not_here_and_served_models_with_their_limit(
-    tmp_path, monkeypatch
-):
-    monkeypatch.setattr(official, "REPO", tmp_path / "repository")
-    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
+def test_a_plan_names_missing_data_of_the_authors_and_the_limit_of_served_models(results_here, monkeypatch):
+    monkeypatch.setattr(official, "REPO", results_here)
     monkeypatch.delenv("PERSONA_DATA", raising=False)
     served = ["judge.url=http://h/v1", "judge.model=m", "served.max_cost_usd=3", "judge.prices=1,2"]
     profile = load_profile("authors", ["datasets=hhh", "evaluation.judge=lm", *served])
@@ -233,12 +223,16 @@ def call(*arguments: str) -> int:
         (["--set", "evaluation.persona_judge=backward"], "did you mean backwards?"),
         (["--set", "lora.targets=q_proj,v_prj"], "lora.targets: 'v_prj'; did you mean v_proj"),
         (["--set", "datasets=hhh", "--data", "/nix/da"], "data.path=/nix/da: no folder"),
+        (["--data", "x.jsonl", "--profile", "everyday"], "evaluation.judge=oracle reads the package"),
+        (["--data", "someone/pairs", "--profile", "own"], "as a hub id it needs a commit"),
+        (["--mapping", "m.yaml"], "--mapping says what the columns of --data mean"),
+        (["--profile", "own"], "no data: say where it is, --data FILE"),
     ],
 )
 def test_a_wrong_setting_is_said_in_one_line_and_nothing_is_run(notebooks, capsys, arguments, complaint):
     assert call(*arguments) == 2
     said = capsys.readouterr().err
-    assert complaint in said and "Traceback" not in said
+    assert said.startswith("error: ") and complaint in said and "Traceback" not in said
     assert not (notebooks.parent / "results").exists()
 
 
@@ -265,10 +259,7 @@ def test_what_this_machine_lacks_ends_a_run(notebooks, capsys, monkeypatch, tmp_
     ("changed", "said"),
     [
         ("data.pair_limit=1", "sft_train has 1 rows, used: 1; add rows, or change data.pair_limit=1"),
-        (
-            "evaluation.limit=-200",
-            "test has 128 rows, used: 0; add rows, or change",
-        ),
+        ("evaluation.limit=-200", "test has 128 rows, used: 0; add rows, or change"),
         ("training.max_length=20", "fits into training.max_length"),
     ],
 )
@@ -347,8 +338,7 @@ def test_an_interrupt_ends_the_kernel_and_exits_130(notebooks):
         pytest.fail("the kernel is still there")
 
 
-def test_verify_compares_what_ran_not_what_is_asked_now(monkeypatch, tmp_path, capsys):
-    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
+def test_verify_compares_what_ran_not_what_is_asked_now(results_here, capsys):
     assert pipeline.main(["--verify"]) == 2 and "has no results to verify" in capsys.readouterr().err
     ran = load_profile("everyday", ["dpo.beta=0.2"])
     pipeline.write_facts(pipeline.Pipeline(ran), {})

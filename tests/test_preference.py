@@ -9,8 +9,7 @@ from persona_lib.records import PreferencePair, TailoringRow
 from persona_lib.settings import Run, load_profile, set_field
 
 
-def test_pairs_of_a_run_are_written_once_and_read_back(tmp_path, monkeypatch):
-    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
+def test_pairs_of_a_run_are_written_once_and_read_back(results_here):
     run = Run(set_field(load_profile("everyday"), {"data.pair_limit": 4}), "everyday", 0)
     folder = preference.write_pairs(run)
     before = (folder / "train.jsonl").stat().st_mtime_ns

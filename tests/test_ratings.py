@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from tiny_results import fill_run
 
-from persona_lib import settings, show
+from persona_lib import show
 from persona_lib.beyond import ratings
 from persona_lib.settings import Run, load_profile, set_field
 from persona_lib.store import FORMULA
@@ -205,18 +205,9 @@ def test_tables_of_two_items_by_hand(tmp_path):
     assert tables["rating_agreement"].n.tolist() == [2, 0] and len(tables["rating_problems"]) == 4
 
 
-@pytest.fixture(scope="module")
-def rated(tmp_path_factory):
-    """A profile whose sheets were exported: (profile, files, folder of keys)."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PERSONA_RESULTS", str(tmp_path_factory.mktemp("results")))
-        profile = load_profile("smoke", ["data.pair_limit=12", "evaluation.limit=0"])
-        fill_run(Run(profile, "everyday", 0))
-        yield profile, show.export_studies(profile), settings.results_dir(profile) / "ratings" / "keys"
-
-
-def test_items_of_a_run_are_its_personas_and_both_systems_answers(rated):
-    profile = rated[0]
+def test_items_of_a_run_are_its_personas_and_both_systems_answers_and_what_raters_get_is_blind(results_here):
+    profile = load_profile("smoke", ["data.pair_limit=12", "evaluation.limit=0"])
+    fill_run(Run(profile, "everyday", 0))
     personas = ratings.items_to_rate(profile, "personas", 6)
     for one, other in zip(personas[::2], personas[1::2], strict=True):
         assert (one["group"], other["group"], one["pair"]) == ("chosen", "rejected", other["pair"])
@@ -226,13 +217,10 @@ def test_items_of_a_run_are_its_personas_and_both_systems_answers(rated):
     assert all("/user-" in item["pair"] for item in answers)
     assert ratings.items_to_rate(profile, "answers", 8) == answers
     assert ratings.items_to_rate(set_field(profile, {"seeds": (7,)}), "answers", 8) == []
-
-
-def test_both_studies_are_exported_and_what_raters_get_tells_neither_side_nor_system(rated):
-    _, written, keys = rated
+    written = show.export_studies(profile)
     assert (len(written["personas"]), len(written["answers"])) == (3 + 2, 8 + 2)  # instructions and key
     secrets = ("PT-DPO", "dpo-", "gold-", "user-chosen", "user-rejected", "everyday", "seed-0")
-    for path in (keys.parent / "for_raters").rglob("*.*"):
+    for path in (results_here / "smoke" / "ratings" / "for_raters").rglob("*.*"):
         text = path.read_text(encoding="utf-8")
         assert not [word for word in secrets if word in text], path
         assert not {"chosen", "rejected"} & set(text.lower().split()), path

@@ -61,9 +61,10 @@ def test_there_are_21_files_under_the_authors_names():
     assert set(known) == {file.path for file in FILES if file.dataset == BT}
 
 
-def test_released_outputs_are_found_in_or_beside_the_data_folder_or_ways_out_are_given(tmp_path, monkeypatch):
+def test_outputs_are_found_in_or_beside_the_data_folder_or_it_is_said_how(
+    results_here, tmp_path, monkeypatch
+):
     monkeypatch.setattr(released, "REPO", tmp_path / "repo")
-    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
     monkeypatch.delenv("PERSONA_DATA", raising=False)
     opened, message = released.open_if_present()
     ways = ("not here", "data.path=PATH", "PERSONA_DATA", "-m persona_lib.beyond.released")
@@ -121,9 +122,8 @@ JUDGE += ["judge.format=json", "evaluation.bootstrap_samples=50", "evaluation.li
 
 
 @pytest.fixture
-def data(tmp_path, monkeypatch):
+def data(results_here):
     """Outputs of both policies under both personas; row 2 lacks one persona."""
-    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
     personas = [{name: f"The user is {name} {i}." for name in PERSONAS} for i in range(6)]
     personas[2]["gold-rejected"] = None
     rows = [TailoringRow(f"hhh-test-{i}", "test", f"Human: Question {i}?", "c", "r", known)

@@ -41,20 +41,17 @@ def hand_tables():
 
 
 @pytest.fixture(scope="module")
-def filled(tmp_path_factory):
+def filled(results_shared):
     """A profile with saved tables, figures, provenance, one executed notebook and its report; made once."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PERSONA_RESULTS", str(tmp_path_factory.mktemp("results")))
-        patch.setenv("PERSONA_FIGURES", str(tmp_path_factory.mktemp("figures")))
-        profile = load_profile("smoke")
-        for name, table in hand_tables().items():
-            results.save_table(profile, name, table)
-        results.save_table(profile, "primary", claims.primary_results(profile))
-        figures.save_figures(profile, ["main", "persona_accuracy"])
-        store.write_json(results_dir(profile) / "provenance.json", {"tasks": {"12_results": FACTS}})
-        store.write_text(results_dir(profile) / "notebooks" / "12_results.ipynb", "{}")
-        report.write_report(profile)
-        yield profile
+    profile = load_profile("smoke")
+    for name, table in hand_tables().items():
+        results.save_table(profile, name, table)
+    results.save_table(profile, "primary", claims.primary_results(profile))
+    figures.save_figures(profile, ["main", "persona_accuracy"])
+    store.write_json(results_dir(profile) / "provenance.json", {"tasks": {"12_results": FACTS}})
+    store.write_text(results_dir(profile) / "notebooks" / "12_results.ipynb", "{}")
+    report.write_report(profile)
+    return profile
 
 
 def page_of(profile):
@@ -87,8 +84,6 @@ def test_the_page_says_findings_aims_numbers_and_provenance(filled):
     assert "abcdef012345" in text and "--set seeds=0,1 --set dpo.beta=0.2" in text
 
 
-def test_a_profile_that_has_not_run_has_a_page_that_says_so(tmp_path, monkeypatch):
-    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
-    monkeypatch.setenv("PERSONA_FIGURES", str(tmp_path / "figures"))
+def test_a_profile_that_has_not_run_has_a_page_that_says_so(results_here):
     text = report.write_report(load_profile("smoke")).read_text(encoding="utf-8")
     assert "Nothing was measured yet" in text and "No table was made yet" in text and "run by hand" in text

@@ -24,10 +24,8 @@ HAND = {  # persona -> per seed (personalization, quality), one letter per row
 
 
 @pytest.fixture
-def profile(tmp_path, monkeypatch):
+def profile(results_here):
     """Two seeds of a small profile whose results go to a temporary folder; nothing scores quality."""
-    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
-    judging.forget_judged()
     return load_profile("smoke", ["seeds=0,1", "evaluation.judge=backwards"])
 
 

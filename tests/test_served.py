@@ -239,11 +239,7 @@ LONG = "Take the train to the coast, and then walk along the path until you see 
 
 
 def test_a_persona_says_what_differs_most():
-    pairs = [
-        ("q", "Take the train.", LONG),
-        ("q", LONG, "Take the train."),
-        ("q", "same words", "words same"),
-    ]
+    pairs = [("q", "Take the train.", LONG), ("q", LONG, "Take the train."), ("q", "a b", "b a")]
     short, long, neither = served.SurfaceGenerator().write(pairs)
     assert short == "The user is busy and prefers short, direct answers."
     assert long == "The user is thorough and prefers long, detailed answers." and neither == ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
 
 import pandas as pd
 import pytest
@@ -15,22 +14,17 @@ from persona_lib.data import everyday
 from persona_lib.data.preference import load_pairs
 from persona_lib.paper import results
 from persona_lib.paper.answers import generation_folder, grid
-from persona_lib.paper.judging import forget_judged
 from persona_lib.settings import Run, load_profile, set_field
 from persona_lib.store import mark_done, write_rows
 
 
 @pytest.fixture(scope="module")
-def answered(tmp_path_factory) -> Iterator[Run]:
+def answered(results_shared) -> Run:
     """A run in which every run of the grid has answered and was judged."""
     changes = {"data.pair_limit": 8, "training.arms": ["none", "chosen"], "evaluation.controls": True}
     run = Run(set_field(load_profile("smoke"), changes), "everyday", 0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PERSONA_RESULTS", str(tmp_path_factory.mktemp("results")))
-        forget_judged()
-        tiny_results.fill_run(run)
-        yield run
-        forget_judged()
+    tiny_results.fill_run(run)
+    return run
 
 
 def judged_row(**more: object) -> pd.DataFrame:
@@ -80,10 +74,9 @@ def test_dimensions_are_counted_as_the_pairs_have_them(answered):
     assert (table.n * table.share).to_dict() == pytest.approx({d: found[d, common[d]] for d in table.index})
 
 
-def test_a_curve_starts_at_margin_0_and_a_history_joins_the_logs_of_an_epoch_and_marks_the_kept_one(
-    answered, monkeypatch, tmp_path
+def test_a_curve_starts_at_margin_0_and_a_history_has_a_line_an_epoch_and_marks_the_kept_one(
+    answered, results_here
 ):
-    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
     run = Run(set_field(answered.profile, {"training.arms": ["none"]}), "everyday", 0)
     log = [{"loss": 3.0, "rewards/margins": 0.1, "epoch": 0.5, "step": 2},
            {"loss": 2.0, "rewards/margins": 0.2, "epoch": 1.0, "step": 4},
@@ -102,8 +95,7 @@ def test_a_curve_starts_at_margin_0_and_a_history_joins_the_logs_of_an_epoch_and
     assert table["training loss"].tolist() == [2.5, 1.0] and table.kept.tolist() == [True, False]
 
 
-def test_broken_answers_are_counted_by_arm_and_an_unsound_run_is_named(answered, tmp_path, monkeypatch):
-    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
+def test_broken_answers_are_counted_by_arm_and_an_unsound_run_is_named(answered, results_here):
     counts = {"n": 6, "no_eos": 1, "rep4_over_50": 0, "n_without_persona": 2}
     for spec in grid(answered):
         loops = 6 * (spec.slug == "dpo-none.none.line")
@@ -123,9 +115,3 @@ def test_examples_are_texts_with_both_orders_and_with_every_run_of_an_arm(answer
     table = results.example_table(show.one_seed(answered))
     mine = table[table.prompt == table.prompt[0]]
     assert len(mine) > 1 and show.answers_text(mine).count(mine.prompt.iloc[0]) == 1
-
-
-def test_policies_are_named_in_words():
-    pairs = [("base", "line"), ("dpo-none", "first_person"), ("sft-both", "line"), ("dpo-chosen", "line")]
-    names = ["untrained model", "plain DPO, told the persona", "PT-SFT", "PT-DPO (chosen)"]
-    assert [show.policy_name(*pair) for pair in pairs] == names

@@ -12,18 +12,6 @@ from persona_lib import store
 Row = make_dataclass("Row", ["id", "winner"])
 
 
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [(b'{"a": 1}\n{"a"', b'{"a": 1}\n'), (b'{"a": 1}\n', b'{"a": 1}\n'), (b'{"a"', b""), (b"", b"")],
-    ids=["torn", "whole", "only a torn line", "empty"],
-)
-def test_a_torn_last_line_is_cut_off(tmp_path, before, after):
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes(before)
-    store.repair_rows(path)
-    assert path.read_bytes() == after
-
-
 @pytest.mark.parametrize("line", ['{"ids": 1}', "not json", "[1]"])
 def test_a_line_that_is_no_row_is_named(tmp_path, line):
     path = tmp_path / "rows.jsonl"

@@ -56,13 +56,12 @@ def test_a_candidate_sets_its_arms_own_fields_on_validation_topics_and_seeds_of_
     assert rates == [(kept[0], 1e-3), (1e-3, kept[1])] and plain.name == "everyday/selection/none-1"
 
 
-def test_selection_and_reader_write_where_their_documents_say(tmp_path, monkeypatch):
-    monkeypatch.setenv("PERSONA_FIGURES", str(tmp_path))
+def test_selection_and_reader_write_where_their_documents_say(results_here, monkeypatch):
     monkeypatch.setattr(studies, "measure", lambda run, arm: row(arm, 1e-3, 0.5, 1.0))
     for study in ("selection", "reader"):
         studies.main([study])
-    written = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.csv")}
-    assert written == {"published/everyday/selection_dpo.csv", "published/everyday/reader.csv"}
+    written = {path.name for path in (results_here.parent / "figures/published/everyday").glob("*.csv")}
+    assert written == {"selection_dpo.csv", "reader.csv"}
     assert "figures/published/everyday/{selection_dpo,reader}.csv" in studies.__doc__
 
 
@@ -87,9 +86,7 @@ class Writer:
 
 
 @pytest.fixture
-def writers(tmp_path, monkeypatch):
-    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path / "results"))
-    monkeypatch.setenv("PERSONA_FIGURES", str(tmp_path / "figures"))
+def writers(results_here, monkeypatch):
     made = {name: Writer(name) for name in ("right", "wrong")}
     monkeypatch.setattr(personas, "load_generator", lambda run, role: made[run.profile.generator.model])
     monkeypatch.setattr(personas, "role_key", lambda run, role: run.profile.generator.model)

@@ -27,9 +27,8 @@ def persona_of(id: str, side: str) -> str:
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch) -> Run:
+def run(results_here, monkeypatch) -> Run:
     """A run of 40 + 6 + 8 pairs (questions of ``everyday`` under ids of their own) and all their personas."""
-    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
     limits = {"train": 40, "validation": 6, "test": 8}
     pairs = {split: [replace(pair, id=f"mine-{pair.id}") for pair in part[: limits[split]]]
              for split, part in everyday.pairs(0.65, 0).items()}  # fmt: skip
@@ -112,8 +111,7 @@ def test_missing_personas_name_the_step_and_while_tuning_the_test_personas_are_n
     assert all(row.personas["gold-chosen"] for row in built(tuning)["validation"])
 
 
-def test_our_own_pairs_keep_their_personas_and_validation_topics_serve_both_trainers(tmp_path, monkeypatch):
-    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
+def test_our_own_pairs_keep_their_personas_and_validation_topics_serve_both_trainers(results_here):
     run = Run(set_field(load_profile("everyday"), {"data.pair_limit": 12}), "everyday", 0)
     preference.write_pairs(run)
     infer_all(run)
@@ -141,8 +139,7 @@ def test_a_leak_stops_the_step_before_it_is_marked_as_done(run, monkeypatch):
 
 
 @pytest.mark.slow
-def test_official_data_is_passed_through(official_data, tmp_path, monkeypatch):
-    monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))
+def test_official_data_is_passed_through(official_data, results_here):
     profile = set_field(load_profile("everyday"), {"datasets": ["hhh"], "data.path": str(official_data)})
     rows, released = built(Run(profile, "hhh", 0)), official.load_official(official_data, "hhh")
     assert rows["sft_train"][0].personas["gold-chosen"] == released["sft_train"][0].personas["gold-chosen"]

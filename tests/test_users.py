@@ -105,19 +105,15 @@ def test_consistency_compares_a_users_personas_with_those_of_other_users(shipped
 
 
 @pytest.fixture(scope="module")
-def shipped(tmp_path_factory):
+def shipped(results_shared):
     """A run on the shipped users, up to its tailoring data."""
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("users")
-        patch.setenv("PERSONA_RESULTS", str(folder))
-        patch.setenv("PERSONA_FIGURES", str(folder / "figures"))
-        mapping = EXAMPLE.with_suffix(".yaml")
-        changes = {"data.path": str(EXAMPLE), "data.mapping": str(mapping), "datasets": ["own"]}
-        run = Run(set_field(load_profile("own"), changes), "own", 0)
-        preference.write_pairs(run)
-        personas.infer_run(run)
-        tailoring.build_tailoring(run, users.row_personas(run))
-        yield run
+    mapping = EXAMPLE.with_suffix(".yaml")
+    changes = {"data.path": str(EXAMPLE), "data.mapping": str(mapping), "datasets": ["own"]}
+    run = Run(set_field(load_profile("own"), changes), "own", 0)
+    preference.write_pairs(run)
+    personas.infer_run(run)
+    tailoring.build_tailoring(run, users.row_personas(run))
+    return run
 
 
 def test_the_shipped_users_get_personas_of_their_history_and_are_told_those(shipped):

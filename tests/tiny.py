@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 from persona_lib import store
 from persona_lib.models import load
+from persona_lib.models.generate import Completion
 from persona_lib.records import TailoringRow
 from persona_lib.settings import Profile, Run, load_profile, set_field
 
@@ -97,6 +99,35 @@ def tiny_run(results: Path, monkeypatch, n: int = 16, merge_adapters: bool = Fal
         rows = tiny_rows(n if "train" in name else 6, seed=seed)
         store.write_rows(run.folder / "tailoring" / f"{name}.jsonl", rows)
     return run
+
+
+def tiny_policies(results: Path, monkeypatch, *adapters: str, **changes) -> Run:
+    """A tiny run with six test rows and one without responses, and random adapters of these names."""
+    run = tiny_run(results, monkeypatch, **changes)
+    rows = tiny_rows(6, seed=9, split="test")
+    rows.append(replace(rows[0], id="no-response", chosen="", rejected=""))
+    store.write_rows(run.folder / "tailoring" / "test.jsonl", rows)
+    store.mark_done(run.folder / "tailoring", "tiny rows")
+    for seed, name in enumerate(adapters):
+        folder = save_adapter(run.base_source[0], run.folder / "adapters" / name, seed)
+        store.mark_done(folder, f"key of {name}")
+    return run
+
+
+class Echo:
+    """A generator that answers with its prompt, last prompt first; it can be killed after some answers."""
+
+    name, settings = "echo", {}
+
+    def __init__(self, die_after: int = 99, say="answer to {}".format) -> None:
+        self.asked, self.die_after, self.say = [], die_after, say
+
+    def generate(self, prompts, max_new_tokens, stop, min_new_tokens=0):
+        for index, prompt in reversed(list(enumerate(prompts))):
+            if len(self.asked) == self.die_after:
+                raise KeyboardInterrupt
+            self.asked.append(prompt)
+            yield index, Completion(self.say(prompt), "stop", 9)
 
 
 def save_adapter(base_folder, folder, seed):
