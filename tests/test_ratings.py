@@ -220,7 +220,9 @@ def test_items_of_a_run_are_its_personas_and_both_systems_answers_and_what_rater
     written = show.export_studies(profile)
     assert (len(written["personas"]), len(written["answers"])) == (3 + 2, 8 + 2)  # instructions and key
     secrets = ("PT-DPO", "dpo-", "gold-", "user-chosen", "user-rejected", "everyday", "seed-0")
-    for path in (results_here / "smoke" / "ratings" / "for_raters").rglob("*.*"):
+    handed_out = list((results_here / "smoke" / "ratings" / "for_raters").rglob("*.*"))
+    assert len(handed_out) == 3 + 1 + 8 + 1
+    for path in handed_out:
         text = path.read_text(encoding="utf-8")
         assert not [word for word in secrets if word in text], path
         assert not {"chosen", "rejected"} & set(text.lower().split()), path
