@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tiny import Echo
 
 from persona_lib import pipeline, tasks
 from persona_lib.data import preference
@@ -15,15 +16,6 @@ from persona_lib.settings import Run, load_profile, set_field
 PROFILE = load_profile("everyday")
 PAIR = PreferencePair("a", "How?", "a long answer", "short")
 ROW = TailoringRow("a", "train", "How?", "good", "bad", {"gold-chosen": "C", "gold-rejected": "R"})
-
-
-class MyGenerator:
-    """A generator that is given the pairs themselves."""
-
-    name, settings = "mine", {}
-
-    def write(self, items):
-        return [f"The user is x and prefers {len(preferred)} characters." for _, preferred, _ in items]
 
 
 def longer(comparisons, rubric):
@@ -61,14 +53,12 @@ def test_a_judge(monkeypatch):
 
 
 def test_a_generator(monkeypatch, tmp_path):
-    monkeypatch.setitem(served.GENERATORS, "mine", lambda *_: MyGenerator())
+    monkeypatch.setitem(served.GENERATORS, "mine", lambda *_: Echo(say=lambda _: "The user is shy."))
     profile = set_field(PROFILE, {"generator.model": "mine"})
     run = Run(profile, "everyday", 0)
     generator = served.load_generator(run, "generator")
     rows = personas.infer_personas(generator, [PAIR], "chosen", profile, tmp_path / "x.jsonl")
-    assert [(row.persona, row.model) for row in rows] == [
-        ("The user is x and prefers 13 characters.", "mine")
-    ]
+    assert [(row.persona, row.model) for row in rows] == [("The user is shy.", "echo")]
     assert served.role_key(run, "generator") == "mine" and "mine" not in tasks.models(profile)
 
 

@@ -26,28 +26,20 @@ def way(seconds: float, result: int, order: list[str], name: str):
     return lambda: order.append(name) or harness.Timed(result, seconds)
 
 
-@pytest.fixture
-def results(tmp_path, monkeypatch):
+def test_a_comparison_alternates_keeps_every_ratio_and_refuses_unequal_results(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(harness, "RESULTS", tmp_path)
-    return tmp_path
-
-
-def test_a_comparison_alternates_and_keeps_the_ratio_of_every_pair(results, capsys):
+    with pytest.raises(harness.NotEqual, match="7 and 8"):
+        harness.compare("x", way(3.0, 7, [], "a"), way(1.5, 8, [], "b"), equal)
+    assert not list(tmp_path.iterdir()) and BENCHMARKS.table_text(tmp_path) == "*Not run yet.*\n"
     order = []
     line = harness.compare("x", way(3.0, 7, order, "a"), way(1.5, 7, order, "b"), equal, 3, "ours", "theirs")
     assert order == ["a", "b", "b", "a", "a", "b"]
     assert line["ratio"] == {"min": 2.0, "median": 2.0, "max": 2.0} and line["equal"] == "both 7"
-    assert json.loads((results / "x.json").read_text()) == json.loads(json.dumps(line))
+    assert json.loads((tmp_path / "x.json").read_text()) == json.loads(json.dumps(line))
     assert "x: 2.00 times as fast (2.00 to 2.00, 3 pairs" in capsys.readouterr().out
     assert set(line) >= {"hardware", "git", "versions", "date"}
-    shown = BENCHMARKS.table_text(results).splitlines()
+    shown = BENCHMARKS.table_text(tmp_path).splitlines()
     assert len(shown) == 3 and shown[2].startswith("| ours | theirs | **2.00** (2.00 to 2.00) |")
-
-
-def test_results_that_differ_are_an_error_and_leave_nothing(results):
-    with pytest.raises(harness.NotEqual, match="7 and 8"):
-        harness.compare("x", way(3.0, 7, [], "a"), way(1.5, 8, [], "b"), equal)
-    assert not list(results.iterdir()) and BENCHMARKS.table_text(results) == "*Not run yet.*\n"
 
 
 @pytest.mark.slow

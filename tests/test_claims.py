@@ -62,18 +62,14 @@ def test_all_ten_rows_and_the_average_agree_with_an_earlier_analysis_and_hold_or
     assert average.dpq == pytest.approx(18.40, abs=0.005)
     assert (average.dpq_low, average.dpq_high) == pytest.approx((16.1, 20.6), abs=0.3)
     assert average.dpq_low_widest == pytest.approx(rows.dpq_low_widest.mean())
+    assert (rows.dpq_low_widest < rows.dpq_low - 1).all(), "wider where the rubrics agree row by row"
     names = rows.dataset + ", " + rows.label
     weak = {"Anthropic HHH, chosen, retrieved", "Mnemonic, rejected, retrieved"}  # .0497 before Holm
     assert set(names[rows.p_holm >= 0.05]) == weak and (rows.q_holm < 0.05).sum() == 4
     assert set(names[rows.dpq_holm >= 0.05]) == {"Anthropic HHH, chosen, retrieved"}  # nine of ten hold
 
 
-def test_joint_tables_and_the_test_of_dpq_by_hand():
-    p, q = (3, 2, 1), (1, 1, 4)  # sorted against sorted: WWWTTL with WTLLLL
-    assert claims.joint_table(p, q, "agree").tolist() == [[1, 1, 1], [0, 0, 2], [0, 0, 1]]
-    independent = claims.joint_table(p, q, "independent")
-    assert independent[0, 2] == pytest.approx(3 * 4 / 6)
-    assert independent.sum(axis=1) == pytest.approx([3, 2, 1])
+def test_the_test_of_dpq_by_hand():
     # nets .5 and -.04 with 16 and 25 decided: errors sqrt(.75 / 16) and sqrt(.9984 / 25)
     z = (0.5 - 0.04) / (0.75 / 16 + 0.9984 / 25) ** 0.5
     assert claims.dpq_test((12, 3, 4), (12, 0, 13)) == pytest.approx(2 * (1 - NormalDist().cdf(z)))
@@ -195,9 +191,7 @@ MAIN = {"dataset": "everyday", "kind": "main", "judge_persona": "gold-chosen", "
     ("low", "decides", "met", "quality_met"),
     [(0.01, True, "yes", "yes"), (-0.01, True, "no", "yes"), (0.01, False, *["judge not believed"] * 2)],
 )
-def test_an_aim_needs_an_interval_without_zero_and_a_judge_that_is_believed(
-    profile, low, decides, met, quality_met
-):
+def test_an_aim_needs_an_interval_without_zero_and_a_believed_judge(profile, low, decides, met, quality_met):
     results.save_table(profile, "main", pd.DataFrame([MAIN | {"p_net_low": low}]))
     tested = {"dataset": "everyday", "judge": "oracle", "rubric": "personalization", "decides": decides}
     results.save_table(profile, "calibration", pd.DataFrame([tested, tested | {"judge": "other"}]))

@@ -368,28 +368,34 @@ def test_the_page_counts_the_rows_that_are_longer_than_training_takes(tmp_path, 
     assert "2 rows are longer" in page.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(
+FORTY = [good(n) for n in range(40)]
+
+
+@pytest.mark.parametrize(  # no rows: the package's own pairs
     ("rows", "changes", "said"),
     [
         ([good(n, chosen="long " * 90) for n in range(40)], {"training.max_length": 90},
          "rows of sft_train fits into training.max_length .* --set training.max_length="),
         ([good(n, chosen="It.", rejected="He.") for n in range(40)], {},
          "rules .generator.model=surface. see no difference .* --set generator.model=base"),
-        ([good(n) for n in range(40)], {"personas.train_sides": "chosen", "training.arms": "none,rejected"},
+        (FORTY, {"personas.train_sides": "chosen", "training.arms": "none,rejected"},
          "sft_train: no row of .* training.arms=rejected: add .* personas.train_sides=chosen"),
-        ([good(n) for n in range(20)], {"training.arms": "none,shuffled"}, "_val: no row of 1 .*=shuffled"),
-        ([good(n) for n in range(40)], {"training.arms": "none,inferred"}, "training.arms=inferred"),
-        ([good(n) for n in range(40)], {"evaluation.limit": "-200"}, "test has 4 rows, used: 0"),
-        ([good(n) for n in range(40)], {}, ""),
+        (FORTY[:20], {"training.arms": "none,shuffled"}, "_val: no row of 1 .*=shuffled"),
+        (FORTY, {"training.arms": "none,inferred"}, "training.arms=inferred"),
+        (FORTY, {"evaluation.limit": "-200"}, "test has 4 rows, used: 0"),
+        (FORTY, {}, ""),
+        (None, {"data.pair_limit": 1}, "sft_train has 1 rows, used: 1; .* change data.pair_limit=1"),
+        (None, {"evaluation.limit": -200}, "test has 128 rows, used: 0; add rows, or change"),
+        (None, {"training.max_length": 20}, "fits into training.max_length"),
     ],
 )  # fmt: skip
 def test_what_would_stop_a_later_step_stops_the_check(tmp_path, capsys, monkeypatch, rows, changes, said):
     monkeypatch.setattr(pipeline, "tokenizer_at_hand", lambda source: tiny_tokenizer())
-    path = save(tmp_path / "x.jsonl", rows)
     words = [word for name, value in changes.items() for word in ("--set", f"{name}={value}")]
-    status, shown = pipeline.main(["--data", str(path), "--check", *words]), capsys.readouterr().err
+    words += ["--data", str(save(tmp_path / "x.jsonl", rows))] if rows else []
+    status, shown = pipeline.main(["--check", *words]), capsys.readouterr().err
     assert status == (2 if said else 0) and re.search(said, shown)
-    assert not said or shown.startswith(f"error: {path}: ")
+    assert not said or shown.startswith(f"error: {tmp_path}/x.jsonl: " if rows else "error: ")
 
 
 def test_the_command_checks_the_data_and_its_page_names_every_damaged_row(results_here, tmp_path, capsys):

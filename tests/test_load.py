@@ -38,9 +38,7 @@ def test_layer_that_blocks_of_64_do_not_divide_is_an_error_that_names_it(tmp_pat
 
 def test_a_lora_target_that_no_layer_is_named_after_is_an_error_that_lists_the_layers():
     load.check_targets(model := tiny_model(), ["q_proj", "mlp.down_proj"])
-    with pytest.raises(
-        ModelError, match="lora.targets: the base has no layer v_prj; it has down_proj, .*v_proj"
-    ):
+    with pytest.raises(ModelError, match="lora.targets: the base has no layer v_prj; it has .*v_proj"):
         load.check_targets(model, ["q_proj", "v_prj"])
 
 
@@ -233,9 +231,7 @@ def test_swapping_adapters_on_one_base_equals_loading_each_policy_alone(base_fol
     assert np.abs(expected[1] - expected[2]).min() > 1e-3
 
 
-def test_adapters_added_to_the_weights_score_as_beside_them_and_leave_the_base_as_it_was(
-    base_folder, adapters
-):
+def test_adapters_added_to_the_weights_score_as_beside_them_and_leave_no_trace(base_folder, adapters):
     import torch
 
     policy = ["sft-chosen", "dpo-chosen"]

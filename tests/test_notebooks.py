@@ -24,11 +24,8 @@ ELIDED = re.compile(r"\b\d+ rows [x×] \d+ columns")
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
-def test_there_is_a_notebook_for_every_step_and_a_step_for_every_notebook():
+def test_every_step_has_a_notebook_and_the_contents_link_to_it_and_to_the_papers_figures_and_tables():
     assert [path.stem for path in NOTEBOOKS] == list(STEPS)
-
-
-def test_the_contents_link_to_every_notebook_and_to_every_figure_and_table_of_the_paper():
     prose = "".join("".join(cell["source"]) for cell in store.read_json(CONTENTS)["cells"])
     assert all(f"({path.name})" in prose for path in NOTEBOOKS)
     assert all(f"| {name}" in prose for name in ("Section 3", "Section 5", "Figure 3", "Figure 4", "Table 1"))

@@ -255,18 +255,6 @@ def test_what_this_machine_lacks_ends_a_run(notebooks, capsys, monkeypatch, tmp_
     assert call("--check", *arguments) == 0 and complaint in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("changed", "said"),
-    [
-        ("data.pair_limit=1", "sft_train has 1 rows, used: 1; add rows, or change data.pair_limit=1"),
-        ("evaluation.limit=-200", "test has 128 rows, used: 0; add rows, or change"),
-        ("training.max_length=20", "fits into training.max_length"),
-    ],
-)
-def test_the_check_counts_the_rows_of_the_packages_own_pairs(capsys, changed, said):
-    assert pipeline.main(["--check", "--set", changed]) == 2 and said in capsys.readouterr().err
-
-
 def test_two_runs_at_once_are_refused(notebooks, capsys):
     with pipeline.only_runner(toy()):
         assert call() == 2

@@ -15,12 +15,9 @@ def test_a_persona_is_a_line_or_first_person_after_the_question():
     assert prompts.first_person("The user prefers what they know.") == "I prefer what I know."
 
 
-def test_worked_examples_end_in_a_blank_line():
+def test_worked_examples_end_in_a_blank_line_and_inference_where_the_persona_is_to_follow():
     text = prompts.few_shot_prefix([("Q", "P", "R"), ("q", None, "r")])
     assert text == "Prompt: Q\nPersona: P\nResponse: R\n\nPrompt: q\nResponse: r\n\n"
-
-
-def test_inference_prompt_ends_where_the_persona_is_to_follow():
     text = prompts.inference_prefix([("q", "r1", "r2", "The user is x.")])
     text += prompts.inference_query("Why?", "yes", "no")
     assert text == (

@@ -6,7 +6,7 @@ import math
 
 import pandas as pd
 import pytest
-from test_intervals import scores
+from test_intervals import VERDICTS, scores
 from tiny_results import main_row
 from tiny_results import one_row as line
 
@@ -15,9 +15,8 @@ from persona_lib.paper import judging, results
 from persona_lib.records import TailoringRow
 from persona_lib.settings import Run, load_profile
 
-LETTERS = {"W": "win", "T": "tie", "L": "loss", "U": "unparsed"}
 HAND = {  # persona -> per seed (personalization, quality), one letter per row
-    "gold-chosen": [("WWLT", "WLTT"), ("WWWU", "LLWT")],
+    "gold-chosen": [("WWLT", "WLTT"), ("WWW?", "LLWT")],
     "gold-rejected": [("WWWW", "WWTT"), ("WWWL", "WTTL")],
     "retrieved-chosen": [("LLLL", "TTTT"), ("LLLW", "TTTT")],
 }
@@ -35,7 +34,7 @@ def write_verdicts(profile, hand=HAND):
         run = Run(profile, "everyday", seed)
         for persona, by_seed in hand.items():
             folder = run.folder / "judgments" / main_row(run, persona).slug
-            rows = [{"id": f"r{i}", "personalization": LETTERS[a], "quality": LETTERS[b]}
+            rows = [{"id": f"r{i}", "personalization": VERDICTS[a], "quality": VERDICTS[b]}
                     for i, (a, b) in enumerate(zip(*by_seed[number], strict=True))]  # fmt: skip
             store.write_rows(folder / "verdicts.jsonl", rows)
             store.mark_done(folder, "hand")
@@ -65,7 +64,7 @@ def test_intervals_are_those_of_the_bootstrap_and_seeds_that_share_rows_are_draw
     for seed in profile.seeds if shared else ():
         store.write_rows(Run(profile, "everyday", seed).folder / "tailoring" / "test.jsonl", rows)
     write_verdicts(profile)
-    p, q = ([seed[i].replace("U", "?") for seed in HAND["gold-chosen"]] for i in (0, 1))
+    p, q = ([seed[i] for seed in HAND["gold-chosen"]] for i in (0, 1))
     wanted = scores(p, q, profile.evaluation.bootstrap_samples, shared_items=shared)["dpq"]
     row = line(results.main_table(profile), judge_persona="gold-chosen")
     assert (row.dpq_low, row.dpq_high) == pytest.approx((wanted.low, wanted.high))
@@ -85,7 +84,7 @@ def test_the_average_is_the_mean_of_the_rows_and_leaves_user_written_personas_ou
 @pytest.mark.parametrize(("shared", "votes"), [(False, (4, 4)), (True, (2, 2))])
 def test_seeds_with_their_own_prompts_count_each_and_shared_prompts_count_once(monkeypatch, shared, votes):
     monkeypatch.setattr(judging, "same_items", lambda runs: shared)
-    # together: r0 WW, r1 WL: even, r2 LL, r3 TW, r4 UL
-    verdicts = [{f"r{i}": LETTERS[v] for i, v in enumerate(letters)} for letters in ("WWLTU", "WLLWL")]
+    # together: r0 WW, r1 WL: even, r2 LL, r3 TW, r4 ?L
+    verdicts = [{f"r{i}": VERDICTS[v] for i, v in enumerate(letters)} for letters in ("WWLT?", "WLLWL")]
     row = judging.Judged(None, (), {"personalization": verdicts, "quality": verdicts}, {})
     assert results.decided_prompts(row, "personalization") == votes

@@ -57,14 +57,11 @@ def tables_of(tested: tuple, compared: tuple) -> dict[str, pd.DataFrame]:
     return safety.safety_tables(pd.DataFrame(rows, columns=safety.COLUMNS), 50)
 
 
-def test_pairs_count_discordant_rows_and_test_them_exactly():
+def test_pairs_count_discordant_rows_and_test_them_exactly_and_seeds_are_pooled_without_a_p():
     line = tables_of(("1100000",), ("1011111",))["safety_pairs"].iloc[0]
     assert (line["only_tested"], line["only_compared"]) == (1, 5)
     assert line["difference"] == pytest.approx(-4 / 7)
     assert line["p"] == pytest.approx(2 * (1 + 6) / 2**6)  # two-sided binomial tail of 1 or fewer of 6
-
-
-def test_several_seeds_are_pooled_without_a_p():
     tables = tables_of(("10", "11"), ("00", "01"))
     line = tables["safety_pairs"].iloc[0]
     assert (line["n"], line["n_seeds"], line["only_tested"]) == (4, 2, 2) and np.isnan(line["p"])

@@ -99,9 +99,10 @@ def test_overrides_are_typed_like_the_settings_and_an_integer_is_a_float():
         assert load_profile("everyday", [f"seeds={text}"]).seeds == seeds
 
 
-@pytest.mark.parametrize(
-    "lossy", ["", "base.quantization=nf4", "base.dtype=bfloat16", "lora.targets=lm_head"]
-)
+LOSSY = ("base.quantization=nf4", "base.dtype=bfloat16", "lora.targets=lm_head")
+
+
+@pytest.mark.parametrize("lossy", ["", *LOSSY])
 def test_adapters_are_merged_only_where_no_bit_is_lost_and_not_with_a_head(lossy):
     assert load_profile("everyday", lossy.split()).merge_adapters is not bool(lossy)
 

@@ -13,10 +13,13 @@ from persona_lib.settings import Run, load_profile, results_dir
 # --- selection ---
 
 
-def row(arm, rate, fit, quality, sd=1.0, unfinished=0.0, seed=106):
-    head = {"arm": arm, "seed": seed, "dpo.learning_rate": rate}
-    measured = {"quality": quality, "quality_sd": sd, "unfinished": unfinished, "n": 10}
-    return head | {"fit_chosen": fit, "fit_rejected": fit} | measured
+def measured(fit, quality, sd=1.0, unfinished=0.0):
+    found = {"quality": quality, "quality_sd": sd, "unfinished": unfinished, "n": 10}
+    return {"fit_chosen": fit, "fit_rejected": fit} | found
+
+
+def row(arm, rate, *values, **more):
+    return {"arm": arm, "dpo.learning_rate": rate} | measured(*values, **more)
 
 
 def picked(*rows):
@@ -25,44 +28,32 @@ def picked(*rows):
     return [table["dpo.learning_rate"][label] for label in studies.pick(table)]
 
 
-def test_candidates_are_averaged_over_seeds(monkeypatch):
-    monkeypatch.setattr(studies, "CANDIDATES", [{"dpo.learning_rate": 1}, {"dpo.learning_rate": 2}])
-    rows = [row("none", 1, 0.2, 4.0, sd=1.0), row("both", 2, 9.0, 9.0)]
-    pooled = studies.pool_seeds([*rows, row("none", 1, 0.4, 5.0, sd=7.0, seed=107)])
-    assert list(pooled.arm) == ["none", "both"] and pooled.fit_chosen[0] == pytest.approx(0.3)
-    assert pooled.quality[0] == 4.5 and pooled.quality_sd[0] == 5.0  # root of the mean of 1 and 49
-    assert pooled.n[0] == 20 and pooled.seeds[0] == "106 107"
-
-
 def test_the_plain_arm_gives_up_a_tenth_of_a_deviation_of_quality_for_fit_and_pt_keeps_its_quality():
     plain = [row("none", 1, 0.1, 5.0), row("none", 2, 0.2, 4.91), row("none", 3, 0.9, 4.89)]
     tailored = [row("both", 1, 0.1, 4.9), row("both", 2, 0.5, 4.82), row("both", 3, 0.9, 4.8)]
     assert picked(*plain, *tailored) == [2, 2]
     assert picked(row("none", 1, 0.1, 6.0), *tailored) == [1, 1], "none is as good: the best"
-
-
-def test_a_candidate_whose_answers_do_not_end_is_out_whatever_its_fit():
+    # a candidate whose answers do not end is out, whatever its fit
     ends, near = row("both", 1, 0.1, 5.0), row("both", 2, 0.2, 5.0, unfinished=0.05)
     never = row("both", 3, 0.9, 5.0, unfinished=0.06)
     assert picked(row("none", 1, 0.1, 5.0), ends, near, never) == [1, 2]
 
 
-def test_a_candidate_sets_its_arms_own_fields_on_validation_topics_and_seeds_of_no_result():
-    profile = load_profile("everyday")
-    plain, tailored = (studies.with_candidate(profile, arm, 1) for arm in studies.ARMS)
-    assert plain.evaluation.split == "validation" and min(studies.SEEDS) >= 100
-    rates = [(one.dpo.learning_rate, one.plain.dpo_learning_rate) for one in (plain, tailored)]
-    kept = profile.dpo.learning_rate, profile.plain.dpo_learning_rate
-    assert rates == [(kept[0], 1e-3), (1e-3, kept[1])] and plain.name == "everyday/selection/none-1"
-
-
-def test_selection_and_reader_write_where_their_documents_say(results_here, monkeypatch):
-    monkeypatch.setattr(studies, "measure", lambda run, arm: row(arm, 1e-3, 0.5, 1.0))
+def test_candidates_see_validation_topics_and_seeds_of_no_result_and_are_averaged(results_here, monkeypatch):
+    runs, by_seed = [], {106: measured(0.2, 4.0, sd=1.0), 107: measured(0.4, 5.0, sd=7.0)}
+    monkeypatch.setattr(studies, "measure", lambda run, arm: runs.append(run) or by_seed[run.seed])
     for study in ("selection", "reader"):
         studies.main([study])
-    written = {path.name for path in (results_here.parent / "figures/published/everyday").glob("*.csv")}
-    assert written == {"selection_dpo.csv", "reader.csv"}
-    assert "figures/published/everyday/{selection_dpo,reader}.csv" in studies.__doc__
+    folder = results_here.parent / "figures/published/everyday"
+    table = pd.read_csv(folder / "selection_dpo.csv")
+    assert list(table.arm) == ["none", "none", "both", "both"] and (folder / "reader.csv").exists()
+    assert table.fit_chosen[0] == pytest.approx(0.3) and (table.n[0], table.seeds[0]) == (20, "106 107")
+    assert (table.quality[0], table.quality_sd[0]) == (4.5, 5.0)  # root of the mean of 1 and 49
+    assert {run.profile.evaluation.split for run in runs} == {"validation"}
+    rates = [(run.profile.dpo.learning_rate, run.profile.plain.dpo_learning_rate) for run in runs]
+    default = load_profile("everyday")
+    told, plain = default.dpo.learning_rate, default.plain.dpo_learning_rate
+    assert rates[:4] == [(told, 5e-4), (told, 1e-3), (5e-4, plain), (1e-3, plain)]
 
 
 # --- persona-models ---

@@ -21,13 +21,10 @@ def test_tokens_overlap_and_repetition_by_hand():
     assert texts.repetition("a a a a a a") == pytest.approx(2 / 3)  # 3 4-grams, 1 distinct
 
 
-def test_suffix_loop_is_the_same_block_of_at_most_80_words_three_times_at_the_end():
+def test_a_loop_is_the_same_block_of_at_most_80_words_three_times_at_the_end_and_is_counted():
     blocks = [" ".join([*map(str, range(n))] * 3) for n in (80, 81)]
     looping = [texts.has_suffix_loop(text) for text in ("start x y x y x y", "x y x y x y end", *blocks)]
     assert looping == [True, False, True, False]
-
-
-def test_degenerate_counts():
     found = texts.count_degenerate(["fine and short", "a a a a a a", "no end here"], [True, False, False])
     assert list(found.values()) == [3, 2, 1, 1]
 
@@ -81,10 +78,6 @@ def test_each_leak_is_found_and_clean_data_has_none(clean):
     }
     for check, bad in leaks.items():
         assert found(clean | {"test": [bad]}, check) == 1
-
-
-def test_a_prompt_in_two_splits_is_a_leak_unless_it_is_the_same_row(clean):
-    again = [replace(clean["sft_val"][0], split="validation")]
-    assert found(clean | {"validation": again}, "prompts shared by sft_val and validation") == 0
-    other = [replace(clean["sft_val"][0], id="other")]
-    assert found(clean | {"validation": other}, "prompts shared by sft_val and validation") == 1
+    for id, leaks in (("sft_val", 0), ("other", 1)):  # a prompt in two splits may be the same row
+        again = [replace(clean["sft_val"][0], id=id, split="validation")]
+        assert found(clean | {"validation": again}, "prompts shared by sft_val and validation") == leaks

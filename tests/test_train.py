@@ -118,9 +118,7 @@ def recomputed_loss(run: Run) -> float:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("merge", [False, True], ids=["stacked", "merged"])
-def test_the_best_epoch_not_the_last_is_saved_also_by_a_process_killed_before_it_saved(
-    tmp_path, monkeypatch, merge
-):
+def test_the_best_epoch_not_the_last_is_saved_also_when_killed_before_it(tmp_path, monkeypatch, merge):
     """Its loss is recomputed without TRL: what was trained on merged weights belongs on base and SFT adapter.
 
     With a rate that overfits 4 rows at once, validation is best early.
@@ -138,9 +136,7 @@ def test_the_best_epoch_not_the_last_is_saved_also_by_a_process_killed_before_it
     assert best == min(losses) == pytest.approx(recomputed_loss(run), rel=1e-5)
 
 
-def test_dpo_needs_its_sft_adapter_and_is_stale_when_that_or_its_number_of_steps_is_another(
-    tmp_path, monkeypatch
-):
+def test_dpo_needs_its_sft_adapter_and_is_stale_with_another_or_other_steps(tmp_path, monkeypatch):
     run, specs = tiny_run(tmp_path, monkeypatch), []
     with pytest.raises(FileNotFoundError, match="DPO starts from it; train this arm by SFT first"):
         train.train_adapter(run, "dpo", "chosen")
@@ -190,9 +186,7 @@ def test_dpo_that_forgets_the_sft_adapter_is_caught_before_training(trained):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["sft", "dpo"])
-def test_training_killed_in_its_second_epoch_ends_with_the_same_weights(
-    trained, monkeypatch, tmp_path, method
-):
+def test_training_killed_in_its_second_epoch_ends_with_equal_weights(trained, monkeypatch, tmp_path, method):
     """Dropout is on in SFT, so the random state must come back too; in DPO the stack must."""
     from transformers import TrainerCallback
 

@@ -7,10 +7,8 @@ import random
 from persona_lib import store
 from persona_lib.data import everyday, preference
 from persona_lib.paper import answers, judging
-from persona_lib.paper import personas as personas_module
-from persona_lib.paper.swap import FAMILIES, PolicyScore, swap_arms, swap_folder
 from persona_lib.records import SIDES, Generation, InferredPersona, RunSpec, TailoringRow
-from persona_lib.settings import Run, set_field
+from persona_lib.settings import Run
 
 
 def tailoring_rows(run: Run) -> list[TailoringRow]:
@@ -47,22 +45,8 @@ def fill_generations(run: Run, rows: list[TailoringRow]) -> None:
         store.mark_done(folder, "tiny")
 
 
-def fill_swaps(run: Run, rows: list[TailoringRow], shift: float = 1.0) -> None:
-    """Write finished swap scores: tailored arms lean towards the persona's side by ``shift`` nats."""
-    for arm, form in swap_arms(run):
-        rng = random.Random(f"swap-{arm}-{form}-{run.seed}")
-        scores = []
-        for row in rows:
-            for name in [f"{family}-{side}" for family in FAMILIES for side in SIDES]:
-                follows = arm.endswith(("chosen", "both")) and not name.startswith("shuffled")
-                lean = follows * (shift if name.endswith("chosen") else -shift)
-                scores.append(PolicyScore(row.id, name, name, -40 + rng.gauss(lean, 2), -40.0))
-        store.write_rows(swap_folder(run, arm, form) / "policy.jsonl", scores)
-        store.mark_done(swap_folder(run, arm, form), "tiny")
-
-
 def fill_personas(run: Run, rows: list[TailoringRow]) -> None:
-    """Write inferred personas, one in seven of the wrong side, and the items of their accuracy."""
+    """Write inferred personas, one in seven of the wrong side."""
     preference.write_pairs(run)
     for side, other in (SIDES, SIDES[::-1]):
         personas = [
@@ -70,11 +54,6 @@ def fill_personas(run: Run, rows: list[TailoringRow]) -> None:
             for n, r in enumerate(rows)
         ]
         store.write_rows(run.folder / "personas" / f"test-{side}.jsonl", personas)
-    judged = Run(set_field(run.profile, {"evaluation.persona_judge": "oracle"}), run.dataset, run.seed)
-    personas_module.judge_run(judged)
-    preferred = [f"{row.id},{'loss' if n % 3 else 'win'}\n" for n, row in enumerate(rows)]
-    path = run.folder / "tables" / personas_module.PREFERENCES
-    store.write_text(path, "".join(["id,verdict\n", *preferred]))
 
 
 def one_row(table, **values):
@@ -91,11 +70,10 @@ def main_row(run: Run, persona: str = "gold-chosen") -> answers.Matchup:
 
 
 def fill_run(run: Run) -> list[TailoringRow]:
-    """Fill a run's folder with rows, answers, judgments, swap scores and personas."""
+    """Fill a run's folder with rows, answers, judgments and personas."""
     rows = tailoring_rows(run)
     store.write_rows(run.folder / "tailoring" / "test.jsonl", rows)
     fill_generations(run, rows)
-    fill_swaps(run, rows)
     if run.profile.evaluation.judge != "none":
         fill_personas(run, rows)
         judging.judge_all(run)
