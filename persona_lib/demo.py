@@ -48,10 +48,7 @@ EXAMPLES = [
 
 
 class Asker:
-    """The trained policies of a run, loaded at the first question: one base, adapters switched.
-
-    Raises ConfigError if none is trained.
-    """
+    """The trained policies of a run, loaded at the first question; ConfigError if none is trained."""
 
     def __init__(self, run: Run) -> None:
         self.arms = {  # arm -> how it is told the persona; the base has no adapters: always there

@@ -47,10 +47,7 @@ def kept(profile: Profile) -> tuple[Path, dict[str, str]]:
 
 
 def keep(profile: Profile, names: Sequence[str]) -> list[Path]:
-    """Copy tables of the run at hand, with figures of the same name and their provenance.
-
-    Raises FileNotFoundError for a table that was not made.
-    """
+    """Copy tables of the run, with figures and provenance; FileNotFoundError for one that was not made."""
     (folder, origins), seeds = kept(profile), " ".join(map(str, profile.seeds))
     for name in names:
         source = table_path(profile, name)

@@ -154,10 +154,7 @@ def basis(table: Table) -> str:
 
 
 def beside_paper(main: Table, paper: Table) -> Table:
-    """Return our judged rows and, below them, the paper's; ties are those without a contradiction.
-
-    Published rows do not say how many the judge contradicted: their ties hold both.
-    """
+    """Return our judged rows and the paper's, whose ties hold contradicted pairs; ours leave them out."""
     parts = [named(main, "label").assign(series="this run"), named(paper, "label")]
     parts[1] = parts[1].assign(series=LABELS["paper"], row="paper: " + parts[1].row)
     table = stacked(parts)

@@ -41,16 +41,13 @@ def wilson_interval(n_successes: float, n: int) -> tuple[float, float]:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return Holm's adjusted p-values: the k-th smallest of m times m - k + 1, none below a smaller one's.
+    """Return Holm's adjusted p-values; a NaN stays NaN and is not counted."""
+    from statsmodels.stats.multitest import multipletests
 
-    A NaN stays NaN and is not counted in m, which statsmodels' ``multipletests`` cannot.
-    """
-    given = np.asarray(p_values, dtype=float)
-    order = np.argsort(given, kind="stable")
-    adjusted = np.empty_like(given)
-    left = np.count_nonzero(~np.isnan(given)) - np.arange(len(given))
-    adjusted[order] = np.maximum.accumulate(given[order] * left)
-    return np.minimum(adjusted, 1.0).tolist()
+    adjusted = np.array(p_values, dtype=float)
+    if (known := ~np.isnan(adjusted)).any():
+        adjusted[known] = multipletests(adjusted[known], method="holm")[1]
+    return adjusted.tolist()
 
 
 # --- verdicts of a tested response against the baseline, after the judge has seen both orders ---
@@ -77,10 +74,7 @@ SIGNS = {"win": 1.0, "loss": -1.0}  # of the decided verdicts
 
 
 def signs(by_seed: Sequence[Mapping[str, str]]) -> list[dict[str, float]]:
-    """Return verdicts as a column: +1, -1, NaN for a tie or unparsed. Its mean is the net win rate.
-
-    The net win rate is (W - L) / (W + L), in [-1, 1].
-    """
+    """Return verdicts as a column: +1, -1, NaN for others. Its mean is the net win rate (W - L) / (W + L)."""
     return [{i: SIGNS.get(verdict, math.nan) for i, verdict in found.items()} for found in by_seed]
 
 
@@ -186,10 +180,7 @@ def ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
 def resampled_means(
     items: Sequence[np.ndarray], n_resamples: int, seed: int = 0, shared_items: bool = False
 ) -> np.ndarray:
-    """Return the means of columns, (1 + n_resamples, columns), of one (items, columns) array per seed.
-
-    NaN items are left out. Means stay within the range of single items.
-    """
+    """Return columns' means, (1 + n_resamples, columns), of (items, columns) per seed; NaN is left out."""
     blocks = [np.hstack([np.nan_to_num(part), ~np.isnan(part)]) for part in items]
     drawn = resampled(blocks, lambda sums: ratio(*np.hsplit(sums, 2)), n_resamples, seed, shared_items)
     every = np.concatenate(items)
@@ -205,16 +196,6 @@ def bootstrap_mean(
     """
     columns = {"mean": [dict(enumerate(part)) for part in values]}
     return interval_of(make_pool(columns, n_resamples, seed, shared_items)["mean"])
-
-
-def share_interval(values: Sequence[np.ndarray], n_resamples: int) -> Interval:
-    """Return a mean of 0/1 values with its interval: Wilson's for one seed, else the bootstrap over seeds."""
-    values = [v for v in values if len(v)]
-    if len(values) > 1:
-        return bootstrap_mean(values, n_resamples, shared_items=len({len(v) for v in values}) == 1)
-    if not values:
-        return Interval()
-    return Interval(float(values[0].mean()), *wilson_interval(float(values[0].sum()), len(values[0])))
 
 
 # --- a pool: the columns of a whole table, resampled once ---

@@ -104,10 +104,7 @@ def is_own(data: str | None, overrides: list[str]) -> bool:
 
 
 def own_overrides(name: str, overrides: list[str]) -> list[str]:
-    """Return what else changes for own data: the data set, and the steps unless they were chosen by hand.
-
-    Own data brings no personas, so that they have to be inferred; without a judge nothing is judged.
-    """
+    """Return what else changes for own data: the data set, and, unless they are named, the steps it needs."""
     changes = [f"datasets={intake.NAME}"]
     if any(override.startswith("steps=") for override in overrides):
         return changes
@@ -191,10 +188,7 @@ def lacking_rows(run: Run) -> Iterator[str]:
 
 
 def run_task(pipeline: Pipeline, task: Task) -> float:
-    """Run a task's notebook; its facts, with its key, are written last. Returns seconds.
-
-    ``longest_seconds`` is what a plan expects: a later run that found most work done is shorter.
-    """
+    """Run a task's notebook; its facts, with its key, are written last. Returns seconds."""
     known = pipeline.known()
     key, earlier = tasks.current_key(pipeline, task, known), known.get(task.id, {"longest_seconds": 0})
     if task.id in known:
@@ -207,7 +201,7 @@ def run_task(pipeline: Pipeline, task: Task) -> float:
         "parameters": pipeline.parameters(task),
         "started": begun,
         "finished": store.now(),
-        "longest_seconds": round(max(seconds, earlier["longest_seconds"]), 1),
+        "longest_seconds": round(max(seconds, earlier["longest_seconds"]), 1),  # a rerun may be short
         **store.environment(),
         "key": key,
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -161,10 +162,7 @@ SHOWN = 200  # findings of one kind that the page lists; data_findings.csv has a
 
 
 def token_counts(profile: Profile, data: OwnData) -> list[int] | None:
-    """Return the tokens of each row's prompt and longer response, no persona.
-
-    None if the tokenizer is not on this machine.
-    """
+    """Return the tokens of each row's prompt (no persona) and longer response; None without a tokenizer."""
     if (tokenizer := tokenizer_at_hand(profile.base.model)) is None:
         return None
     asked = [(row.pair, tailoring_prompt(row.pair.prompt, None)) for row in data.rows]
@@ -229,7 +227,9 @@ def write_page(profile: Profile, data: OwnData, folder: Path) -> Path:
         found=found_by_kind(data),
         most=SHOWN,
     )
-    write_text(folder / "data_findings.csv", people_csv(intake.finding_table(data)))
+    found = [asdict(f) | {"outcome": "rejected" if f.rejected else "kept"} for f in data.findings]
+    columns = ["row", "place", "field", "code", "outcome", "detail"]
+    write_text(folder / "data_findings.csv", people_csv(table_of(found, columns)))
     write_text(folder / "data.html", page)
     return folder / "data.html"
 
@@ -241,10 +241,7 @@ NOT_OWN = ("paper", "user_personas", "user_swap")  # tables that are no own data
 
 
 def own_users(run: Run) -> dict[str, Any]:
-    """Return users and their personas, users per kind of persona, and a pair that supports a kind's first.
-
-    Users are numbered unless the mapping shows them. {} for data without users.
-    """
+    """Return users with personas, users per kind of persona, and a pair for each; {} without users."""
     table, pairs = read_table(run.profile, "user_personas"), load_pairs(run)
     if not len(table):
         return {}

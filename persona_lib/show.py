@@ -251,10 +251,7 @@ def one_prompt(run: Run, arm: str, kinds: Sequence[str] = EVAL_PERSONAS) -> str:
 
 
 def judged_example(run: Run) -> str:
-    """Return a comparison with the judge's answers in both orders and the verdicts.
-
-    It is the first of the first matchup that is no tie under personalization, if there is one.
-    """
+    """Return a comparison (no tie, if there is one), the judge's answers in both orders, and the verdicts."""
     matchup = answers.matchups(run)[0]
     verdicts = {verdict["id"]: verdict for verdict in judging.read_verdicts(run, matchup)}
     comparisons = judging.compare(run, matchup)

@@ -69,10 +69,7 @@ class Pipeline:
 
     @cached_property
     def tasks(self) -> dict[str, Task]:
-        """All tasks of the profile by id, in the order in which they run.
-
-        Raises ConfigError for a step that does not exist.
-        """
+        """All tasks of the profile by id, in the order in which they run; ConfigError for an unknown step."""
         profile, made = self.profile, {}
         runs = [{"dataset": d, "seed": s} for d in profile.datasets for s in profile.seeds]
         for name in profile.steps:

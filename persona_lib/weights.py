@@ -67,10 +67,7 @@ def is_packaged(source: str | Path) -> bool:
 
 
 def entry(source: str) -> dict[str, Any]:
-    """Return the row of ``pypi:NAME``, its name and its number of layers (0: all) included.
-
-    Raises WeightsError for a name that is not in the table.
-    """
+    """Return the row of ``pypi:NAME`` with its name and layers (0: all); WeightsError for an unknown name."""
     name, cut, layers = source.removeprefix(PREFIX).partition("/")
     known = facts("weights")
     if name not in known:

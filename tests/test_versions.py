@@ -28,14 +28,14 @@ FILES = {
     "users": "beyond.users",
 }
 DECIDED = {
-    "pairs": (1, "849a8962d6589d6f"),
+    "pairs": (1, "4e44158af9f3f595"),
     "personas": (1, "0469c6c01cd3fecf"),
     "tailoring": (1, "58001a9df6d798ce"),
     "training": (1, "5447f899960f7479"),
     "answers": (1, "670e8e914e3c3515"),
     "judging": (1, "9d285c564b3fdc79"),
-    "swap": (1, "73f3284c4de54d1e"),
-    "calibration": (1, "f51af7f0dfd71f7b"),
+    "swap": (1, "b3c3fc638edcc01a"),
+    "calibration": (1, "55f4c62ac8583231"),
     "rejudged": (1, "0fb8360b84d45001"),
     "users": (1, "84c291d6592c006a"),
 }

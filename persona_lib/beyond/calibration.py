@@ -75,18 +75,13 @@ def gold_comparisons(rows: Sequence[TailoringRow]) -> list[PairwiseComparison]:
 # --- measuring ---
 
 
-def sureness(judgment: Judgment) -> float | None:
-    """Return how sure a scoring judge is, |a - b| of its two scores; None for a judge without scores."""
-    found = SCORES.fullmatch(judgment.feedback)
-    return abs(float(found[1]) - float(found[2])) if found else None
-
-
 def measure(judged: Sequence[tuple[Judgment, Judgment]]) -> dict[str, Any]:
     """Return how often a judge names the first response, in both orders (a tie: one half), with counts.
 
     ``at_half`` is the accuracy in the half of the comparisons with the larger score difference.
     """
-    verdicts, sure = [verdict_of(*pair) for pair in judged], [sureness(first) for first, _ in judged]
+    verdicts, scores = [verdict_of(*p) for p in judged], [SCORES.fullmatch(one.feedback) for one, _ in judged]
+    sure = [abs(float(found[1]) - float(found[2])) if found else None for found in scores]
     values = [{"win": 1.0, "tie": 0.5}.get(verdict, 0.0) for verdict in verdicts]
     half = [] if None in sure else sorted(range(len(sure)), key=lambda i: -sure[i])[: len(sure) // 2]
     low, high = wilson_interval(sum(values), len(values))
@@ -97,11 +92,6 @@ def measure(judged: Sequence[tuple[Judgment, Judgment]]) -> dict[str, Any]:
             "unparsed": verdicts.count("unparsed"), "decides": low > BELIEVED}  # fmt: skip
 
 
-def judges_of(run: Run) -> list[str]:
-    """Return the judges that a run uses, of answers and of inferred personas; they may be the same."""
-    return [name for name in (run.profile.evaluation.judge, run.profile.persona_judge) if name != "none"]
-
-
 def labelled() -> list[tuple[str, str, str]]:
     """Return the labelled generated answers as (dimension, value or "neither", text)."""
     return [(row["dimension"], row["label"], row["text"]) for row in store.iter_rows(LABELS)]
@@ -110,7 +100,8 @@ def labelled() -> list[tuple[str, str, str]]:
 def calibrate(run: Run) -> Table:
     """Measure every judge of a run, once, and write ``tables/calibration.csv``: a line per judge and test."""
     tailored = store.read_json(run.folder / "tailoring" / "done.json")["key"]
-    profiles = [set_field(run.profile, {"evaluation.judge": name}) for name in judges_of(run)]
+    names = [name for name in (run.profile.evaluation.judge, run.profile.persona_judge) if name != "none"]
+    profiles = [set_field(run.profile, {"evaluation.judge": name}) for name in names]
     judges = [judge_key(replace(run, profile=profile)) for profile in profiles]
     drawn = run.profile.evaluation.limit, run.profile.evaluation.split, LIMIT
     key = store.content_hash(VERSIONS["calibration"], tailored, judges, *drawn)
@@ -119,7 +110,7 @@ def calibrate(run: Run) -> Table:
         return store.read_csv(calibration_path(run))
     store.clear_unless(folder, key)
     rows = random.Random("calibration").sample(found := eval_rows(run), min(LIMIT, len(found)))
-    for name in dict.fromkeys(judges_of(run)):
+    for name in dict.fromkeys(names):
         judge, tests = load_judge(run, name), {FIT: gold_comparisons(rows)}
         if name == run.profile.evaluation.judge:
             tests |= damaged_comparisons(rows)

@@ -161,10 +161,7 @@ def write_tables(tables: dict[str, Table], folder: Path) -> list[Path]:
 
 
 def judged_pairs(profile: Profile, data: Released | None) -> list[tuple[str, str]]:
-    """Return the (data set, eval persona) to judge, of which both policies' files are at hand.
-
-    None without data, or without a judge that is a language model other than the run's own base.
-    """
+    """Return the (data set, eval persona) that a language model other than the base can judge; [] without."""
     if data is None or profile.evaluation.judge != "lm" or profile.judge.model == "base":
         return []
     tested = [(file.dataset, file.eval_persona) for file in data.outputs if file.arm == "dpo-chosen"]
@@ -174,10 +171,7 @@ def judged_pairs(profile: Profile, data: Released | None) -> list[tuple[str, str
 def released_comparisons(
     data: Released, dataset: str, eval_persona: str, limit: int = 0
 ) -> list[PairwiseComparison]:
-    """Return the comparisons of a pair of files: PT-DPO's answer as A, that of DPO+P as B, in test order.
-
-    Rows whose persona is none (a refusal of the annotator) are left out; at most ``limit`` rows are drawn.
-    """
+    """Return the comparisons of two files, PT-DPO's answer as A, of up to ``limit`` rows with the persona."""
     files = [data.outputs[ReleasedFile(dataset, arm, eval_persona)] for arm in ARMS]
     return [
         PairwiseComparison(row.id, row.prompt, persona, *(cut_at_stop(f[row.id], (STOP,))[0] for f in files))

@@ -129,7 +129,12 @@ def share_table(answers: Table, n_resamples: int) -> Table:
         seeds = [part.kept.to_numpy() for _, part in own.groupby("seed")]
         line = dict(zip(CELL, cell, strict=True)) | {"n": len(own), "n_seeds": len(seeds)}
         line |= {name: int((own.label == name).sum()) for name in CLASSES}
-        line |= interval_columns("share", intervals.share_interval(seeds, n_resamples))
+        if len(seeds) > 1:
+            same = len(set(map(len, seeds))) == 1
+            share = intervals.bootstrap_mean(seeds, n_resamples, shared_items=same)
+        else:  # Wilson's interval
+            share = Interval(own.kept.mean(), *intervals.wilson_interval(own.kept.sum(), len(own)))
+        line |= interval_columns("share", share)
         lines.append(line | {"words_mean": float(own.text.str.split().str.len().mean())})
     return table_of(lines)
 

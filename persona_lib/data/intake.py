@@ -14,25 +14,15 @@ import re
 import secrets
 from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from persona_lib.data.mapping import (
-    FORMATS,
-    MISSING,
-    Mapping,
-    RowError,
-    conversation_texts,
-    find_mapping,
-    lookup,
-    plain,
-    read_mapping,
-    user_hint,
-)
+from persona_lib.data import mapping as maps
+from persona_lib.data.mapping import Mapping, RowError, lookup, plain
 from persona_lib.data.retrieval import normal
 from persona_lib.data.rows import KINDS, REJECTED, Finding, OwnRow, read_rows, source_key
-from persona_lib.records import HISTORY, PAIR_FIELDS, PAIR_SPLITS, DataError, PreferencePair, Table, table_of
+from persona_lib.records import HISTORY, PAIR_FIELDS, PAIR_SPLITS, DataError, PreferencePair
 from persona_lib.settings import ConfigError, Profile, results_dir
 from persona_lib.store import VERSIONS, content_hash, file_hash
 from persona_lib.texts import near_duplicates, near_groups
@@ -48,7 +38,7 @@ BROKEN_TEXT = {
     "lost characters": re.compile("[\ufffd\ud800-\udfff]"),
     "control character": re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"),
 }
-ODD = {code: re.compile(pattern) for code, pattern in FORMATS["odd"].items()}
+ODD = {code: re.compile(pattern) for code, pattern in maps.FORMATS["odd"].items()}
 SECRET = ("e-mail", "phone", "key")  # findings that show the beginning alone
 
 
@@ -78,7 +68,7 @@ def sides_of(values: dict[str, Any], mapping: Mapping) -> list[tuple[str, Any]]:
         column, paths = mapping.ranking, (mapping.answer, mapping.rank or mapping.score)
         items = sides[0][1] if isinstance(sides[0][1], (list, tuple)) else ()
         found = [[lookup(item, path) for path in paths] for item in items]
-        if len(found) < 2 or any(MISSING in one for one in found):
+        if len(found) < 2 or any(maps.MISSING in one for one in found):
             said = f"it needs two answers or more, each with {' and '.join(paths)}"
             raise RowError(column, "ranking", said)
         sides, numbers = [(column, text) for text, _ in found], [number for _, number in found]
@@ -107,12 +97,12 @@ def texts_of(row: OwnRow, mapping: Mapping) -> dict[str, str]:
     if len(mapping.prompt) > 1:  # those that hold text below each other
         prompt = "\n\n".join(filter(None, (optional(row, column) for column in mapping.prompt)))
     for column in mapping.needed:
-        if lookup(values, column) is MISSING:
+        if lookup(values, column) is maps.MISSING:
             raise RowError(column, "missing", f"it has {', '.join(map(str, values)) or 'nothing'}")
     (good, chosen), (bad, rejected) = sides_of(values, mapping)
     columns = dict(zip(PAIR_FIELDS, (" + ".join(mapping.prompt), good, bad), strict=True))
     try:
-        found = conversation_texts(None if prompt is MISSING else prompt, chosen, rejected)
+        found = maps.conversation_texts(None if prompt is maps.MISSING else prompt, chosen, rejected)
     except RowError as error:
         field, *said = error.args
         raise RowError(columns.get(field, field), *said) from error
@@ -135,7 +125,7 @@ def split_of(row: OwnRow, mapping: Mapping) -> str:
 def optional(row: OwnRow, column: str) -> str:
     """Return what a column holds as text, "" without it."""
     value = lookup(row.value, column) if column else None
-    if value is MISSING or value is None:
+    if value is maps.MISSING or value is None:
         return ""
     return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
 
@@ -409,9 +399,9 @@ def read_own(profile: Profile) -> OwnData:
 def read_source(profile: Profile, key: str) -> OwnData:
     """Read data for `read_own`; ``key`` is a hash of what it is read from: a changed file is read again."""
     source, threshold = profile.data.path, profile.data.near_duplicates
-    given = read_mapping(profile.data.mapping)
+    given = maps.read_mapping(profile.data.mapping)
     raw, read = read_rows(source, given.config, given.encoding)
-    mapping, shape = find_mapping(profile, given, raw)
+    mapping, shape = maps.find_mapping(profile, given, raw)
     if mapping.margin and not (mapping.scores or mapping.ranking):
         raise DataError(
             f"{source}: margin is the least difference of scores or ranks, but the mapping has none"
@@ -433,18 +423,12 @@ def read_source(profile: Profile, key: str) -> OwnData:
     rows, splits = assign_splits(pairs, threshold, mapping.split_by)
     check_splits(source, rows, findings, threshold)
     findings += between_splits(rows, threshold) if splits.startswith("as given") else []
-    how = [read and f"read {read}", shape and f"recognised as {shape}", user_hint(raw, mapping)]
+    how = [read and f"read {read}", shape and f"recognised as {shape}", maps.user_hint(raw, mapping)]
     findings.sort(key=lambda found: found.row)
     return OwnData(source, len(raw), tuple(rows), tuple(findings), splits, tuple(filter(None, how)))
 
 
 # --- what is said about them ---
-
-
-def finding_table(data: OwnData) -> Table:
-    """Return a line per finding: row, place, field, code, whether the row was rejected, detail."""
-    lines = [asdict(f) | {"outcome": "rejected" if f.rejected else "kept"} for f in data.findings]
-    return table_of(lines, columns=["row", "place", "field", "code", "outcome", "detail"])
 
 
 def account(data: OwnData) -> dict[str, int]:

@@ -61,10 +61,7 @@ def bm25_scores(queries: Sequence[str], pool: Sequence[str], model: str = "") ->
 
 
 def encoder_scores(kind: str, queries: Sequence[str], pool: Sequence[str], model: str) -> Scores:
-    """Return the similarities of a model's query and document encodings, rounded to DIGITS decimals.
-
-    Those of a "SentenceTransformer" compare one vector per text, those of a "MultiVectorEncoder" are MaxSim.
-    """
+    """Return the similarities, rounded, of a model's encodings: of one vector per text, or MaxSim of many."""
     encoder = load_model(kind, model)
     similarities = encoder.similarity(
         encoder.encode_query(list(queries), show_progress_bar=False),
@@ -82,10 +79,7 @@ SCORERS: dict[str, Callable[[Sequence[str], Sequence[str], str], Scores]] = {
 
 @cache
 def load_model(kind: str, source: str) -> Any:
-    """Load an encoder of sentence-transformers (which also reads ColBERT's own checkpoints), pinned.
-
-    Raises ImportError that names the extra to install.
-    """
+    """Load an encoder of sentence-transformers, also ColBERT's own; ImportError names the missing extra."""
     try:
         import sentence_transformers
     except ImportError as error:

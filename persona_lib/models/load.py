@@ -228,10 +228,7 @@ def guard_nf4(model: Any) -> None:
 
 
 def attach_adapters(model: Any, folders: Sequence[Path]) -> Any:
-    """Load adapters onto a base (or what this returned before), by their folders' names; activate just these.
-
-    Returns a PeftModel, frozen and in eval mode.
-    """
+    """Load adapters onto a base by their folders' names, activate just these; returns a frozen PeftModel."""
     from peft import PeftModel
 
     for folder in map(Path, folders):

@@ -98,10 +98,7 @@ def sft_batch(examples: list[dict[str, Any]], pad: int) -> dict[str, Any]:
 
 
 def row_parts(sizes: Sequence[tuple[int, int, int]], where: Any) -> list[tuple]:
-    """Return what each row attends to: slices of (prompt and first response, prompt, second), and a mask.
-
-    The mask lets a second response's tokens see the prompt and their own past: 0, or minus infinity.
-    """
+    """Return, per row, slices of (prompt and first response, prompt, second), and the mask of the second."""
     import torch
 
     parts, start = [], 0

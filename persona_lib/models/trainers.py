@@ -40,10 +40,7 @@ def check_adapters(model: Any, adapter: str) -> None:
 
 
 def learning_guard() -> Any:
-    """Return a callback that keeps both adapters active and raises ModelError when nothing is learned.
-
-    No parameter moves in the first step with a learning rate, or a logged gradient is zero or not finite.
-    """
+    """Return a callback that keeps both adapters active and raises ModelError when nothing is learned."""
     from transformers import TrainerCallback
 
     class LearningGuard(TrainerCallback):

@@ -44,11 +44,7 @@ def scored(
 
 
 def oracle_judge() -> Judge:
-    """Return the judge that reads answers to ``everyday`` by rule; it can call a tie.
-
-    What a persona wants is known from the data (``everyday.wishes``). A persona that the data do not hold
-    is a tie.
-    """
+    """Return the judge that reads answers to ``everyday`` by rule; an unknown persona is a tie."""
     wishes = everyday.wishes()
 
     def judge(comparisons: Sequence[PairwiseComparison], rubric: Rubric) -> list[Judgment]:
@@ -150,10 +146,7 @@ def load_templates() -> tuple[str, str]:
 def prometheus_prompt(
     templates: tuple[str, str], c: PairwiseComparison, rubric: Rubric, chat: bool = False
 ) -> str:
-    """Render a comparison; without ``chat``, in Mistral's own marks (the tokenizer adds BOS).
-
-    The persona is shown for personalization only.
-    """
+    """Render a comparison, the persona for personalization only; without ``chat`` in Mistral's own marks."""
     system, template = templates
     who = f"\nWho asks: {c.persona}" if rubric == "personalization" and c.persona else ""
     user = template.format(
@@ -198,10 +191,7 @@ TRAINING = {"sft.learning_rate": 1e-3, "sft.epochs": 1, "sft.batch_size": 4, "ba
 
 
 def persona_rows(run: Run, part: str) -> list[dict[str, str]]:
-    """Return the judge's rows {"id", "prompt", "completion"} of "train" or "val": both sides of every pair.
-
-    Training rows only: of ``everyday`` the training and validation topics, else SFT's splits.
-    """
+    """Return the rows of "train" or "val" that the judge is trained on, of both sides; no test topics."""
     if run.dataset == everyday.NAME:
         items = [i for i in everyday.items() if i.split == {"train": "train", "val": "validation"}[part]]
         found = [

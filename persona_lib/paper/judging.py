@@ -53,10 +53,7 @@ def read_orders(path: Path) -> dict[str, dict[str, Judgment]]:
 def judge_rubric(
     judge: Judge, comparisons: Sequence[PairwiseComparison], rubric: Rubric, path: Path
 ) -> list[tuple[Judgment, Judgment]]:
-    """Return the judgments (A/B, B/A) of all comparisons; those in the file already are not made again.
-
-    Judgments are appended a chunk at a time; a rerun goes on after the last whole pair of orders.
-    """
+    """Return the judgments (A/B, B/A) of all comparisons; resumes after the last whole pair in the file."""
     store.repair_rows(path)
     known = read_orders(path)
     missing = [c for c in comparisons if len(known.get(c.id, {})) < 2]
@@ -120,10 +117,7 @@ def judged_matchups(run: Run, role: str = "judge") -> list[Matchup]:
 
 
 def judge_all(run: Run, role: str = "judge") -> list[Path]:
-    """Let a judge judge all its matchups that are not finished yet; returns their folders.
-
-    Raises ConfigError for judge=none.
-    """
+    """Let a judge judge its matchups, unless finished; returns their folders. ConfigError for judge=none."""
     found, folders = judged_matchups(run, role), []
     judge = load_judge(run) if role == "judge" else model_judge(run, role) if found else None
     for m in found:
@@ -256,10 +250,7 @@ def count_cells(verdicts: Iterable[Triple]) -> np.ndarray:
 
 
 def agreement_of(sums: np.ndarray) -> np.ndarray:
-    """Return (n, 2) of (n, 9) counts: p_o, the share of equal verdicts, and Cohen's (p_o - p_e) / (1 - p_e).
-
-    Kappa is NaN where chance alone would agree.
-    """
+    """Return (n, 2) of (n, 9) counts: share of equal verdicts, and Cohen's kappa (NaN: by chance alone)."""
     table, n = sums.reshape(-1, 3, 3), sums.sum(axis=1)
     same = ratio(np.trace(table, axis1=1, axis2=2), n)
     expected = ratio((table.sum(axis=2) * table.sum(axis=1)).sum(axis=1), n**2)

@@ -91,7 +91,6 @@ def infer_personas(
     A language model is prompted; a generator with ``write`` is given (prompt, preferred, other) items. A
     persona that the pair brings is taken as it is. Returns the rows of ``pairs`` in their order.
     """
-
     brought = f"persona_{side}"
 
     def infer(missing: list[PreferencePair]) -> Iterator[InferredPersona]:

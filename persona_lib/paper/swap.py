@@ -55,10 +55,9 @@ def swap_families(arm: str, controls: bool = True) -> tuple[str, ...]:
 
 def answered_rows(run: Run, split: str = "") -> dict[str, TailoringRow]:
     """Return the rows of a split (the evaluated one) with both responses, by id; {} before it is made."""
-    made = (run.folder / "tailoring" / f"{split or run.profile.evaluation.split}.jsonl").exists()
-    return (
-        {row.id: row for row in answers.eval_rows(run, split) if row.chosen and row.rejected} if made else {}
-    )
+    path = run.folder / "tailoring" / f"{split or run.profile.evaluation.split}.jsonl"
+    rows = answers.eval_rows(run, split) if path.exists() else ()
+    return {row.id: row for row in rows if row.chosen and row.rejected}
 
 
 def swap_rows(run: Run) -> list[TailoringRow]:
@@ -136,11 +135,7 @@ class PolicyLoader:
 def score_policy(
     run: Run, arm: str, persona_format: str = "line", loader: PolicyLoader | None = None
 ) -> list[PolicyScore]:
-    """Score the two responses of every row of `swap_rows` under every persona; resumes, and is done once.
-
-    Writes ``swap/<arm>.<persona_format>/policy.jsonl``. "first_person" shows the personas as the paper
-    shows them to its persona-free baseline.
-    """
+    """Score the responses of `swap_rows` under every persona into `swap_folder`; resumes, is done once."""
     families = swap_families(arm, run.profile.evaluation.controls)
     jobs = [
         (row, name, row.personas[name])
