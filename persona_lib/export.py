@@ -121,11 +121,12 @@ def keep_adapter(profile: Profile) -> Path | None:
 
 def last_run() -> tuple[str, list[str]]:
     """Return profile and overrides of the run that ended last; raises FileNotFoundError if there is none."""
-    paths = sorted(results_root().glob("*/provenance.json"), key=lambda path: path.stat().st_mtime)
-    if not paths:
+    known = [store.read_json(path)["tasks"].values() for path in results_root().glob("*/provenance.json")]
+    last = max(
+        (facts for tasks in known for facts in tasks), key=lambda facts: facts["finished"], default=None
+    )
+    if not last:
         raise FileNotFoundError(f"{results_root()}: no run to export; ./run_all.sh --data FILE makes one")
-    known = store.read_json(paths[-1])
-    last = max(known["tasks"].values(), key=lambda facts: facts["finished"])
     return last["parameters"]["profile"], last["parameters"]["overrides"]
 
 

@@ -80,8 +80,8 @@ def signs(by_seed: Sequence[Mapping[str, str]]) -> list[dict[str, float]]:
 
 def scores(pool: Mapping[Any, np.ndarray], name: str) -> dict[str, np.ndarray]:
     """Return net win rates and dPQ (paper section 5) of the columns ``name/p`` and ``name/q`` of a pool."""
-    p, q = pool[f"{name}/p"], pool[f"{name}/q"]
-    return {"p_net": p, "q_net": q, "dpq": 50 * (p + q)}
+    nets = {f"{key[-1]}_net": mean for key, mean in pool.items() if key[:-1] == f"{name}/"}
+    return nets | {"dpq": 50 * (nets["p_net"] + nets["q_net"])}
 
 
 # --- tables ---

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from persona_lib.records import PairwiseComparison
+from persona_lib.store import facts
 
 STOP = "\nPrompt:"
 
@@ -20,10 +21,7 @@ INFERENCE_INSTRUCTION = (
     " Begin with The user is and say what they prefer."
 )
 
-JUDGE_RUBRICS = {
-    "personalization": "Which response answers the prompt and suits the persona better?",
-    "quality": "Which response is of higher quality?",
-}
+JUDGE_RUBRICS: dict[str, dict[str, str]] = facts("rubrics")
 
 FIRST_PERSON = (
     (r"^The user is\b", "I am"),
@@ -129,7 +127,7 @@ def judge_prompt(c: PairwiseComparison, rubric: str) -> str:
     """Render a comparison for a judge that answers "A" or "B"; quality is judged without the persona."""
     persona = f"Persona: {c.persona}\n" if rubric == "personalization" and c.persona else ""
     return (
-        f"{JUDGE_RUBRICS[rubric]}\n\nPrompt: {c.prompt}\n{persona}"
+        f"{JUDGE_RUBRICS[rubric]['question']}\n\nPrompt: {c.prompt}\n{persona}"
         f"Response A: {c.response_a.strip()}\nResponse B: {c.response_b.strip()}\nBetter response:"
     )
 
@@ -139,7 +137,7 @@ def chat_judge_prompt(c: PairwiseComparison, rubric: str) -> str:
     told = rubric == "personalization" and c.persona
     persona = f"Persona of the person who asks: {c.persona}\n" if told else ""
     return (
-        f"Two responses to one prompt are to be compared. {JUDGE_RUBRICS[rubric]}"
+        f"Two responses to one prompt are to be compared. {JUDGE_RUBRICS[rubric]['question']}"
         " Neither their order nor their length is a reason.\n\n"
         f"Prompt: {c.prompt}\n{persona}\n"
         f"Response A:\n{c.response_a.strip()}\n\nResponse B:\n{c.response_b.strip()}\n\n"

@@ -18,7 +18,7 @@ else:
 
 Side = Literal["chosen", "rejected"]
 Method = Literal["few_shot", "sft", "dpo"]
-Rubric = Literal["personalization", "quality"]
+Rubric = str  # a name in facts/rubrics.yaml
 Verdict = Literal["win", "tie", "loss", "unparsed"]
 
 SIDES: tuple[Side, ...] = ("chosen", "rejected")

@@ -123,7 +123,7 @@ def shares(row: Any, rubric: str) -> str:
 
 def cell(row: Any, name: str) -> str:
     """Format one column of a row: an estimate with its interval, W / T / L, a p-value, a number, a text."""
-    if name in ("p shares", "q shares"):
+    if name.endswith(" shares"):
         return shares(row, name[0])
     if name.endswith("_unparsed") and row.get("kind") == "paper":
         return ""  # the paper does not say
@@ -167,7 +167,7 @@ def render(name: str, table: Table | None) -> Table | None:
     columns = {}
     for heading, content in view.items():
         names = [content] if isinstance(content, str) else content
-        if all(one in table or one.endswith(" shares") for one in names):
+        if all(one in table or one.replace(" shares", "_win") in table for one in names):
             cells = [[cell(row, one) for one in names] for _, row in table.iterrows()]
             title = f"{heading} {CI}" if f"{names[0]}_low" in table else heading
             columns[title] = [" / ".join(line) if any(line) else "" for line in cells]

@@ -116,7 +116,7 @@ def test_the_filter_takes_out_pairs_in_which_either_answer_is_degenerate(world):
 
 def test_saved_rows_have_mean_words_the_length_model_and_the_difference_in_quality(world):
     table, found = results.read_table(world, "length"), judged(world, "gold-rejected")
-    assert set(table.kind) == {"main", "stage"} and len(table) == 8
+    assert set(table.kind) == {"main", "stage"} and len(table) == 4 * len(judging.RUBRICS)
     row = line(table, label="gold-rejected", rubric="personalization", kind="main")
     tested, base = ([len(pair[i].completion.split()) for pair in found] for i in (1, 2))
     assert (row.words_tested, row.words_base) == pytest.approx((np.mean(tested), np.mean(base)), rel=1e-4)

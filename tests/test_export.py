@@ -141,5 +141,5 @@ def test_without_words_the_run_that_ended_last_is_exported_with_its_settings(res
     for hour, (name, overrides) in enumerate([("smoke", []), ("own_smoke", ["lora.r=4"])]):
         facts = {"parameters": {"profile": name, "overrides": overrides}, "finished": f"2026-01-01T0{hour}"}
         pipeline.write_facts(tasks.Pipeline(load_profile(name)), {"01": facts})
-        os.utime(results_here / name / "provenance.json", (hour, hour))
+        os.utime(results_here / name / "provenance.json", (9 - hour, 9 - hour))
     assert export.last_run() == ("own_smoke", ["lora.r=4"])

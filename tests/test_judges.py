@@ -186,7 +186,7 @@ def compare(a: str, b: str) -> PairwiseComparison:
     return PairwiseComparison("row", "What now?", PERSONA, a, b)
 
 
-@pytest.mark.parametrize("rubric", judging.RUBRICS)
+@pytest.mark.parametrize("rubric", judges.RULED)
 def test_the_higher_score_wins_in_both_orders_and_equal_scores_are_a_tie(backwards, rubric):
     found = [compare("tea tea", "tea"), compare("beer", "tea"), compare("x", "y")]
     pairs = judging.judge_both(backwards[0], found, rubric)

@@ -113,14 +113,14 @@ def test_two_judges_judge_the_same_comparisons_and_are_kept_apart_and_tabled(res
     wanted = [m for m in answers.matchups(run) if m.kind == "main"]
     assert [folder.name for folder in folders] == [m.slug for m in wanted]
     asked = second.asked
-    assert asked == sum(4 * len(judging.compare(run, m)) for m in wanted), "two rubrics, two orders"
+    assert asked == 2 * len(judging.RUBRICS) * sum(len(judging.compare(run, m)) for m in wanted)
     assert judging.judge_all(run, "second_judge") == folders and second.asked == asked, "nothing twice"
     judging.judge_all(RUNS[1], "second_judge")
     judging.forget_judged()
     table = judging.agreement_table(TWO_JUDGES).set_index("rubric")
     both = [[row for each in RUNS for m in wanted for row in judging.read_verdicts(each, m, role)]
             for role in judging.FOLDERS]  # fmt: skip
-    for rubric in judging.RUBRICS:
+    for rubric in judges.RULED:
         pairs = [(a[rubric], b[rubric]) for a, b in zip(*both, strict=True)]
         known = [(a, b) for a, b in pairs if b != "unparsed"]
         row = table.loc[rubric]

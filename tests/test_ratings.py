@@ -155,6 +155,14 @@ def test_one_rater_has_one_sheet_and_a_folder_one_export(tmp_path):
         read(tmp_path)
 
 
+def test_a_sheet_that_a_rater_filled_in_its_place_is_not_written_again(tmp_path):
+    sheet, empty, *_ = export(tmp_path, "personas", 3)
+    fill(sheet, sheet)
+    filled, before = sheet.read_bytes(), empty.read_bytes()
+    export(tmp_path, "personas", 3)
+    assert sheet.read_bytes() == filled and empty.read_bytes() == before
+
+
 def test_texts_with_breaks_and_formulas_survive_and_no_cell_is_a_formula(tmp_path):
     odd = '<b>one</b>\n2. "two", three; four\u2028five'
     for text in (odd, "- First\n- Second", "=1+1", "+1", "@now", "-2"):

@@ -34,7 +34,8 @@ def write_verdicts(profile, hand=HAND):
         run = Run(profile, "everyday", seed)
         for persona, by_seed in hand.items():
             folder = run.folder / "judgments" / main_row(run, persona).slug
-            rows = [{"id": f"r{i}", "personalization": VERDICTS[a], "quality": VERDICTS[b]}
+            ties = dict.fromkeys(judging.RUBRICS, "tie")
+            rows = [ties | {"id": f"r{i}", "personalization": VERDICTS[a], "quality": VERDICTS[b]}
                     for i, (a, b) in enumerate(zip(*by_seed[number], strict=True))]  # fmt: skip
             store.write_rows(folder / "verdicts.jsonl", rows)
             store.mark_done(folder, "hand")

@@ -21,22 +21,23 @@ FILES = {
     "tailoring": "data.tailoring data.retrieval",
     "training": "models.train models.trainers models.packing",
     "answers": "paper.answers models.generate prompts",
-    "judging": "paper.judging data.reader facts/reader_words.yaml",
+    "judging": "paper.judging paper.judges data.reader intervals prompts "
+    "facts/reader_words.yaml facts/rubrics.yaml",
     "swap": "paper.swap",
     "calibration": "beyond.calibration paper.judges",
-    "rejudged": "beyond.released",
+    "rejudged": "beyond.released paper.judges",
     "users": "beyond.users",
 }
 DECIDED = {
     "pairs": (1, "4e44158af9f3f595"),
-    "personas": (1, "0469c6c01cd3fecf"),
+    "personas": (1, "8fdd38232688d8e3"),
     "tailoring": (1, "58001a9df6d798ce"),
     "training": (1, "5447f899960f7479"),
-    "answers": (1, "670e8e914e3c3515"),
-    "judging": (1, "9d285c564b3fdc79"),
+    "answers": (1, "4cbab5ff0b0fb116"),
+    "judging": (1, "105620f84947bbb3"),
     "swap": (1, "b3c3fc638edcc01a"),
-    "calibration": (1, "55f4c62ac8583231"),
-    "rejudged": (1, "0fb8360b84d45001"),
+    "calibration": (1, "6f2db12da8563b8c"),
+    "rejudged": (1, "e78195f9c0c82cc6"),
     "users": (1, "84c291d6592c006a"),
 }
 

@@ -143,6 +143,12 @@ def number_items(
     return numbered
 
 
+def has_ratings(path: Path, study: str) -> bool:
+    """Say whether a rater filled this sheet in its place: it is never written again."""
+    table = open_csv(path) if path.exists() else table_of([])
+    return any(table[name].any() for name in QUESTIONS[study] if name in table)
+
+
 def export(study: str, numbered: Sequence[Item], folder: Path, seed: int = 0) -> list[Path]:
     """Write a study's sheets, its instructions and its key (``number_items``); returns them, the key last.
 
@@ -155,7 +161,8 @@ def export(study: str, numbered: Sequence[Item], folder: Path, seed: int = 0) ->
         own = [item | {"rater": rater} for item in numbered if rater in item["raters"].split()]
         rows = [item for unit in shuffled_units(own, f"{rater}-{seed}") for item in unit]
         paths.append(sheets / f"{rater}.csv")
-        write_text(paths[-1], UTF8 + people_csv(table_of(rows, columns)))
+        if not has_ratings(paths[-1], study):
+            write_text(paths[-1], UTF8 + people_csv(table_of(rows, columns)))
     asked = "\n".join(f"- {name}: {text}" for name, text in QUESTIONS[study].items())
     write_text(sheets / "INSTRUCTIONS.md", INSTRUCTIONS.format(study=study, asked=asked))
     key = folder / "keys" / f"{study}-{code}.csv"

@@ -346,6 +346,7 @@ def join_adapters(folders: Sequence[Path], target: Path) -> None:
             joined[name] = torch.cat(scaled, dim=1).contiguous()
     target.mkdir(parents=True, exist_ok=True)
     save_file(joined, target / "adapter_model.safetensors", metadata={"format": "pt"})
+    (target / "adapter_model.safetensors").chmod(0o644)
     rank = sum(config["r"] for config in configs)
     config = {**configs[0], "r": rank, "lora_alpha": rank, "lora_dropout": 0.0, "inference_mode": True}
     store.write_json(target / "adapter_config.json", config)

@@ -43,11 +43,21 @@ def scored(
     return made
 
 
+RULED = ("personalization", "quality")  # what rules and the backwards judge can judge
+
+
+def unread(comparisons: Sequence[PairwiseComparison], judge: str, rubric: Rubric) -> list[Judgment]:
+    """Return judgments without a winner, for a rubric that a judge cannot judge."""
+    return [Judgment(c.id, judge, rubric, None) for c in comparisons]
+
+
 def oracle_judge() -> Judge:
     """Return the judge that reads answers to ``everyday`` by rule; an unknown persona is a tie."""
     wishes = everyday.wishes()
 
     def judge(comparisons: Sequence[PairwiseComparison], rubric: Rubric) -> list[Judgment]:
+        if rubric not in RULED:
+            return unread(comparisons, "oracle", rubric)
         suits, texts = rubric == "personalization", both_texts(comparisons)
         scores = [fit(wishes.get(c.persona, ()), t) if suits else quality(c.prompt, t) for c, t in texts]
         return scored(comparisons, "oracle", rubric, scores, "g")
@@ -109,10 +119,6 @@ HOME = (
     "485d2b4eaeebbebf991d76ab6698bdd94799e213/libs/prometheus-eval/prometheus_eval/prompts.py"
 )
 SHA256 = "aabcaa9f012108bbd19cc9528dab9f313325fdf89711919a67f20ef94cd50914"
-CRITERIA = {  # worded by us
-    "personalization": "[Does the response answer the request, and does it suit the person who asks?]",
-    "quality": "[Is it a good response to the request?]",
-}
 # (how to sample, how often to ask at most until there is a verdict)
 # "official": what the authors' code did silently, the package's defaults.
 DECODING: dict[str, tuple[dict[str, float], int]] = {
@@ -153,7 +159,7 @@ def prometheus_prompt(
         instruction=f"Respond to this request.\nRequest: {c.prompt}{who}",
         response_A=c.response_a.strip(),
         response_B=c.response_b.strip(),
-        rubric=CRITERIA[rubric],
+        rubric=prompts.JUDGE_RUBRICS[rubric]["criterion"],
     )
     return f"{system}\n{user}" if chat else f"[INST] {system}\n{user} [/INST]"
 
@@ -276,6 +282,8 @@ class BackwardsJudge:
         return scored(comparisons, NAME, rubric, per_word, ".4f")
 
     def __call__(self, comparisons: Sequence[PairwiseComparison], rubric: Rubric) -> list[Judgment]:
+        if rubric not in RULED:
+            return unread(comparisons, NAME, rubric)
         both, suits = both_texts(comparisons), rubric == "personalization"
         if suits:
             texts = [(asked(c.prompt, text, self.chat), c.persona or "") for c, text in both]

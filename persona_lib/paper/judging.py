@@ -23,10 +23,11 @@ from persona_lib.intervals import ratio, verdict_of
 from persona_lib.models.served import role_key
 from persona_lib.paper.answers import Matchup, eval_rows, generation_folder, matchups, read_generations
 from persona_lib.paper.judges import Judge, backwards_key, load_judge, model_judge
+from persona_lib.prompts import JUDGE_RUBRICS
 from persona_lib.records import Judgment, PairwiseComparison, Rubric, RunSpec, Table, Verdict, table_of
 from persona_lib.settings import Profile, Run, judge_settings
 
-RUBRICS: tuple[Rubric, ...] = ("personalization", "quality")
+RUBRICS: tuple[Rubric, ...] = tuple(JUDGE_RUBRICS)
 RUBRIC_NAMES = {rubric[0]: rubric for rubric in RUBRICS}  # "p" and "q" begin the columns of tables
 ORDERS = ("AB", "BA")  # the tested response as A, as B
 CHUNK = 256  # comparisons judged between two writes
@@ -123,7 +124,7 @@ def judge_all(run: Run, role: str = "judge") -> list[Path]:
     for m in found:
         answered = [generation_folder(run, spec) / "done.json" for spec in (m.test, m.base)]
         inputs = m, [store.read_json(path)["key"] for path in answered], judge_key(run, role)
-        key = store.content_hash(store.VERSIONS["judging"], *inputs)
+        key = store.content_hash(store.VERSIONS["judging"], JUDGE_RUBRICS, *inputs)
         folder = judgment_folder(run, m, role)
         folders.append(judge_comparisons(judge, compare(run, m), folder, key, m))
     return folders
