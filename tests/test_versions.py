@@ -34,10 +34,10 @@ DECIDED = {
     "tailoring": (1, "58001a9df6d798ce"),
     "training": (1, "5447f899960f7479"),
     "answers": (1, "4cbab5ff0b0fb116"),
-    "judging": (1, "105620f84947bbb3"),
+    "judging": (1, "229c34641362c5c4"),
     "swap": (1, "b3c3fc638edcc01a"),
-    "calibration": (1, "6f2db12da8563b8c"),
-    "rejudged": (1, "e78195f9c0c82cc6"),
+    "calibration": (1, "a1a09ed0b6355c03"),
+    "rejudged": (1, "b8e505d79702a08b"),
     "users": (1, "84c291d6592c006a"),
 }
 

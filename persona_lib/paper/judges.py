@@ -43,12 +43,7 @@ def scored(
     return made
 
 
-RULED = ("personalization", "quality")  # what rules and the backwards judge can judge
-
-
-def unread(comparisons: Sequence[PairwiseComparison], judge: str, rubric: Rubric) -> list[Judgment]:
-    """Return judgments without a winner, for a rubric that a judge cannot judge."""
-    return [Judgment(c.id, judge, rubric, None) for c in comparisons]
+RULED = ("personalization", "quality")  # by rules and by the backwards judge; others have no winner
 
 
 def oracle_judge() -> Judge:
@@ -57,7 +52,7 @@ def oracle_judge() -> Judge:
 
     def judge(comparisons: Sequence[PairwiseComparison], rubric: Rubric) -> list[Judgment]:
         if rubric not in RULED:
-            return unread(comparisons, "oracle", rubric)
+            return [Judgment(c.id, "oracle", rubric, None) for c in comparisons]
         suits, texts = rubric == "personalization", both_texts(comparisons)
         scores = [fit(wishes.get(c.persona, ()), t) if suits else quality(c.prompt, t) for c, t in texts]
         return scored(comparisons, "oracle", rubric, scores, "g")
@@ -283,7 +278,7 @@ class BackwardsJudge:
 
     def __call__(self, comparisons: Sequence[PairwiseComparison], rubric: Rubric) -> list[Judgment]:
         if rubric not in RULED:
-            return unread(comparisons, NAME, rubric)
+            return [Judgment(c.id, NAME, rubric, None) for c in comparisons]
         both, suits = both_texts(comparisons), rubric == "personalization"
         if suits:
             texts = [(asked(c.prompt, text, self.chat), c.persona or "") for c, text in both]
