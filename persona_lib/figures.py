@@ -40,7 +40,7 @@ STYLE = {
     "legend.frameon": False, "figure.constrained_layout.use": True,
 }  # fmt: skip
 BOX = {"fc": "white", "ec": "none", "pad": 0.8}  # behind a number
-DPI = 220  # of the PNG; a notebook shows it at half the size
+DPI = 201  # of the PNG; a notebook shows it at half the size
 KINDS = {"pdf": dict.fromkeys(("CreationDate", "Creator", "Producer")), "png": {"Software": None}}  # no dates
 
 
@@ -276,7 +276,7 @@ def draw(kind: Figure, *tables: Table) -> tuple[dict[str, bytes], str]:
             drawn.savefig(file, format=name, dpi=DPI, metadata=KINDS[name])
     alt, words = " ".join([title.replace("\n", ": ") + ".", *said]), PngImagePlugin.PngInfo()
     words.add_itxt("Description", alt)
-    few = Image.open(files["png"]).convert("RGB").quantize(128)  # colours: a third of the size
+    few = Image.open(files["png"]).convert("RGB").quantize(32)  # colours: a third of the size
     few.save(png := BytesIO(), "png", optimize=True, pnginfo=words, dpi=(DPI, DPI))
     return {"pdf": files["pdf"].getvalue(), "png": png.getvalue()}, alt
 
