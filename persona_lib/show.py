@@ -297,7 +297,7 @@ def contrast_table(run: Run) -> Table:
     """
     columns = ["dimension", "most like", "fewer like", "n", *(f"share{end}" for end in ENDS)]
     if run.dataset != everyday.NAME:
-        return table_of(columns=columns)
+        return table_of([], columns)
     common, wishes = everyday.common_values(run.seed), everyday.wishes()
     known = everyday.personas(run.profile.data.majority_share, run.seed)
     pairs = preference.load_pairs(run)["train"]

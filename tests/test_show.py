@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
 
@@ -66,6 +67,7 @@ def test_a_sentence_is_decided_by_the_interval_alone_and_a_difference_is_compare
 
 
 def test_dimensions_are_counted_as_the_pairs_have_them(answered):
+    assert show.contrast_table(dataclasses.replace(answered, dataset="hhh")).empty, "only of our own pairs"
     table, common = show.contrast_table(answered).set_index("dimension"), everyday.common_values(0)
     assert table.n.sum() == 8 and table["most like"].to_dict() == {name: common[name] for name in table.index}
     items, pairs = {item.id: item for item in everyday.items()}, load_pairs(answered)["train"]
