@@ -149,7 +149,7 @@ def test_the_net_without_the_judges_errors_by_hand(monkeypatch, profile):
         (0.7, 20, False, [math.nan] * 2),
     ):
         measured = judge | {"accuracy": accuracy, "n": 100, "ties": ties, "decides": decides}
-        monkeypatch.setattr(claims, "every_dataset", lambda *_, line=measured: pd.DataFrame([line]))
+        monkeypatch.setattr(results, "read_table", lambda *_, line=measured: pd.DataFrame([line]))
         assert claims.corrected_main(profile).p_corrected.tolist() == pytest.approx(expected, nan_ok=True)
 
 

@@ -256,11 +256,11 @@ def primary_results(profile: Profile) -> Table:
     An aim that a judge decides is undecided if the judge's calibration says that it decides nothing.
     """
     aims = facts("aims")
-    calibration, lines = results.read_table(profile, "calibration"), []
+    lines = []
     judges = {"inferred": profile.persona_judge, "judged": profile.evaluation.judge}
     for dataset in profile.datasets:
         for group, judge in judges.items() if profile.evaluation.judge != "none" else ():
-            fit = pick(calibration, {"dataset": dataset, "judge": judge, "rubric": "personalization"})
+            fit = persona_fit(profile, dataset, judge)
             for line in aims_of(profile, dataset, aims, group):
                 unsure = line["met"] in ("yes", "no") and len(fit) and not fit.decides.all()
                 lines.append(line | {"met": "judge not believed"} if unsure else line)
@@ -284,6 +284,12 @@ def calibrations(runs: Sequence[Run]) -> Table:
     return stacked(read_csv(calibration_path(r)).assign(dataset=r.dataset, seed=r.seed) for r in there)
 
 
+def persona_fit(profile: Profile, dataset: str, judge: str) -> Table:
+    """Return how often a judge was right in gold pairs, from the saved calibration: a row per seed."""
+    values = {"dataset": dataset, "judge": judge, "rubric": "personalization"}
+    return pick(results.read_table(profile, "calibration"), values)
+
+
 def corrected_main(profile: Profile) -> Table:
     """Return the main table with ``p_corrected``: the net win rate without the judge's errors.
 
@@ -291,11 +297,8 @@ def corrected_main(profile: Profile) -> Table:
     (Rogan and Gladen, 1978). NaN where no judge was measured, or it decides nothing.
     """
     table = results.JUDGED_TABLES["main"](profile)
-    known = every_dataset(profile, calibrations)
     for dataset in profile.datasets if len(table) else ():
-        judge = {"dataset": dataset, "judge": profile.evaluation.judge, "rubric": "personalization"}
-        fit = pick(known, judge)
-        gain = math.nan
+        fit, gain = persona_fit(profile, dataset, profile.evaluation.judge), math.nan
         if len(fit) and fit.decides.all():
             right, decided = (fit.accuracy * fit.n - fit.ties / 2).sum(), (fit.n - fit.ties).sum()
             gain = 2 * right / decided - 1
@@ -316,14 +319,14 @@ def save_tables(profile: Profile) -> dict[str, Path]:
             parts.append(found.dropna(subset="estimate").assign(seed=seed))
     judging.forget_judged()
     by_dataset = {"calibration": calibrations, **SWAP_TABLES, **USER_TABLES}
-    makers = {
+    makers = {  # in this order: the main table reads the calibration, the aims read all before them
+        **{name: functools.partial(every_dataset, make=make) for name, make in by_dataset.items()},
         **results.JUDGED_TABLES,
         "main": corrected_main,
         "paper": lambda profile: reanalysed(),
         "filtered": filtered_table,
         "length": length_table,
         **PERSONA_TABLES,
-        **{name: functools.partial(every_dataset, make=make) for name, make in by_dataset.items()},
         "primary": primary_results,
         "by_seed": lambda profile: stacked(parts),
     }
