@@ -15,79 +15,18 @@ import os
 import signal
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from persona_lib import settings, store, tasks, weights
+from persona_lib import settings, store, tasks
 from persona_lib.data import everyday, intake, official
-from persona_lib.data.preference import ARMS, READERS, draw
-from persona_lib.data.tailoring import to_rows, train_parts
 from persona_lib.execute import StepError, clock, finish_notebook, run_notebook
-from persona_lib.models.load import chat_format, tokenizer_at_hand
-from persona_lib.models.served import SURFACE, SurfaceGenerator
+from persona_lib.models.train import lacking_rows
 from persona_lib.paper.answers import BROKEN, unsound
-from persona_lib.paper.judges import JUDGES
-from persona_lib.prompts import tailoring_prompt
-from persona_lib.records import SIDES, DataError
-from persona_lib.settings import ConfigError, Profile, Run, check_name, near_names, results_dir
-from persona_lib.tasks import Pipeline, Task
-
-# Of the bases that the package knows; of others notebook 02 checks ``lora.targets``.
-LAYERS = tuple(f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")) + ("lm_head",)
-
-
-def check_names(profile: Profile) -> None:
-    """Raise ConfigError for a data set, judge, arm or model that is not there; names the near ones."""
-    base = profile.base.model
-    alike = weights.is_packaged(base) or base.partition("@")[0] in weights.facts("hub")
-    fields = {
-        "datasets": (profile.datasets, READERS),
-        "evaluation.judge": ([profile.evaluation.judge], [*JUDGES, "none"]),
-        "evaluation.persona_judge": ([profile.persona_judge], [*JUDGES, "none"]),
-        "training.arms": (profile.training.arms, ARMS),
-        "lora.targets": (profile.lora.targets if alike else (), LAYERS),
-    }
-    for field, (names, known) in fields.items():
-        for name in names:
-            check_name(name, known, f"profile {profile.name}: {field}:")
-    tasks.models(profile)
-    config = (weights.folder_of(base) if weights.is_packaged(base) else Path(base)) / "config.json"
-    if Path(base).is_dir() and not config.exists():
-        raise ConfigError(f"base.model={base}: the folder has no config.json: name a model's folder")
-    most = store.read_json(config).get("max_position_embeddings") if config.exists() else None
-    for name in ("training.max_length", "generation.max_new_tokens"):
-        if most and settings.value(profile, name) > most:
-            raise ConfigError(f"{name}={settings.value(profile, name)}: {base} has {most} positions")
-
-
-def answers(url: str) -> bool:
-    """Say whether a server answers, whatever it answers."""
-    try:
-        urllib.request.urlopen(url, timeout=10).close()
-    except (OSError, ValueError) as error:
-        return isinstance(error, urllib.error.HTTPError)
-    return True
-
-
-def lacking(profile: Profile) -> str:
-    """Say what a profile needs and this machine lacks (GPU, hub, server), and the way out; "" if nothing."""
-    models = tasks.models(profile)
-    large = [name for name, row in models.items() if row["gb"] > 8]
-    large += ["generation.engine=vllm"] * (profile.generation.engine == "vllm")
-    if large and not any(any(Path("/dev").glob(name)) for name in ("nvidia[0-9]*", "kfd", "dxg")):
-        return f"no GPU, and {', '.join(large)} needs one: use another machine, or profile everyday"
-    absent = [n for n, row in models.items() if not row["here"] and not weights.is_packaged(n)]
-    offline = os.environ.get("HF_HUB_OFFLINE") == "1"
-    if absent and (offline or not answers(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))):
-        return f"no model hub, and {', '.join(absent)} is not here: copy it here and name its folder"
-    for role, url in tasks.roles(profile).items():
-        if url and not answers(url):
-            return f"no server answers at {role}.url={url}: start it, or name another"
-    return ""
-
+from persona_lib.records import DataError
+from persona_lib.settings import ConfigError, Profile, Run, near_names, results_dir
+from persona_lib.tasks import Pipeline, Task, check_names, lacking
 
 # --- ``--data FILE``: the data set "own", the steps it needs, and validation first ---
 
@@ -139,49 +78,6 @@ def validate(profile: Profile, only_asked: bool = False) -> None:
                 raise DataError(f"{profile.data.path or f'profile {profile.name}'}: {said}")
     except ImportError as error:  # the Python that runs before anything is set up has no packages
         print(f"{profile.data.path}: is checked when {error.name} is installed", flush=True)
-
-
-def lacking_rows(run: Run) -> Iterator[str]:
-    """Say of which part of the data training, or evaluation, can use no row, and the way out.
-
-    A row of training, and the prompt of one of validation, has to fit into ``training.max_length`` with a
-    persona; without a tokenizer here, words are counted. Rules write no persona where they see no difference.
-    """
-    profile, own, rule = run.profile, run.dataset != everyday.NAME, SurfaceGenerator()
-    training, room, split = profile.training, profile.generator.max_new_tokens, profile.evaluation.split
-    by_rule = own and profile.generator.model == SURFACE and not profile.generator.url
-    tokenizer = tokenizer_at_hand(profile.base.model) if own else None
-    pairs, chat = READERS[run.dataset](run), tokenizer and chat_format(tokenizer)
-    sides = profile.personas.train_sides if own else SIDES
-    kinds = [f"gold-{side}" for side in sides] + ["inferred-chosen"] * (not own)
-    for name, part in ({split: pairs[split]} | train_parts(run, pairs)).items():
-        trains, few_shot = name.endswith("train"), name == "sft_train" and "few_shot" in training.methods
-        limit = "evaluation.limit" if name == split else f"training.{'' if trains else 'validation_'}rows"
-        kept, shots = draw(part, settings.value(profile, limit)), profile.generation.few_shot_examples
-        if not kept or len(part) < few_shot * shots:
-            fields = settings.flat(profile, f"{limit} data.pair_limit{' generation.few*' * few_shot}")
-            said = ", ".join(f"{field}={value}" for field, value in fields.items())
-            yield f"{name} has {len(part)} rows, used: {len(kept)}; add rows, or change {said}"
-        told = [p for p in kept if not by_rule or p.persona_chosen or rule.persona(p.chosen, p.rejected)]
-        if not told:
-            yield (f"rules (generator.model=surface) see no difference between the responses of any of the "
-                   f"{len(kept)} pairs of {name}, so there is no persona. Name a language model: --set "
-                   "generator.model=base, or generator.url and generator.model")  # fmt: skip
-        if name == split:
-            continue
-        rows = to_rows(told, name, {pair.id: dict.fromkeys(kinds, "persona") for pair in told}, {})
-        for arm in training.arms:
-            if not ARMS[arm](rows[1:] and rows if arm == "shuffled" else rows, run.seed):
-                yield (f"{name}: no row of {len(rows)} serves training.arms={arm}: add rows, leave the arm "
-                       f"out, or change personas.train_sides={','.join(sides)}")  # fmt: skip
-        longer = [max(pair.chosen, pair.rejected, key=len) if trains else "" for pair in kept]
-        asked = (tailoring_prompt(pair.prompt, "persona", chat=chat) for pair in kept)
-        texts = list(map(str.__add__, asked, longer))
-        lengths = list(map(len, tokenizer(texts)["input_ids"] if tokenizer else map(str.split, texts)))
-        if min(lengths) + room > training.max_length:
-            longest = max(lengths) + room
-            yield (f"none of the {len(kept)} rows of {name} fits into training.max_length with a persona of "
-                   f"{room} tokens: add shorter rows, or --set training.max_length={longest}")  # fmt: skip
 
 
 # --- Run tasks in order up to the first failure ---
@@ -399,11 +295,9 @@ def run(arguments: argparse.Namespace) -> int:
     pipeline = open_pipeline(arguments)
     ids = select(pipeline, arguments)
     validate(pipeline.profile, arguments.plan)
-    if arguments.plan:
-        tasks.print_plan(pipeline, tasks.plan(pipeline, ids, arguments.force))
     lack = "" if arguments.verify or pipeline.known() else lacking(pipeline.profile)
     if arguments.plan:
-        print(f"lacking    {lack}\n" if lack else "", end="", flush=True)
+        tasks.print_plan(pipeline, tasks.plan(pipeline, ids, arguments.force), lack)
         return 0
     if arguments.check:
         said = f"but this machine cannot run it: {lack}" if lack else f"{len(ids)} tasks"

@@ -11,10 +11,8 @@ import math
 import os
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from persona_lib.beyond import ratings
 from persona_lib.data import everyday, preference
 from persona_lib.data.official import DATASETS
 from persona_lib.intervals import wilson_interval
@@ -23,7 +21,7 @@ from persona_lib.models.generate import TransformersGenerator
 from persona_lib.paper import answers, judging, personas
 from persona_lib.prompts import STOP, inference_prefix, inference_query, tailoring_prompt
 from persona_lib.records import EVAL_PERSONAS, Side, Table, stacked, table_of
-from persona_lib.settings import Profile, Run, results_dir, set_field
+from persona_lib.settings import Profile, Run, set_field
 from persona_lib.store import facts, iter_rows, read_json
 
 LABELS = {  # whose numbers they are
@@ -252,7 +250,7 @@ def one_prompt(run: Run, arm: str, kinds: Sequence[str] = EVAL_PERSONAS) -> str:
 
 def judged_example(run: Run) -> str:
     """Return a comparison (no tie, if there is one), the judge's answers in both orders, and the verdicts."""
-    matchup = answers.matchups(run)[0]
+    matchup = judging.matchups(run)[0]
     verdicts = {verdict["id"]: verdict for verdict in judging.read_verdicts(run, matchup)}
     comparisons = judging.compare(run, matchup)
     c = next((c for c in comparisons if verdicts[c.id]["personalization"] != "tie"), comparisons[0])
@@ -349,18 +347,3 @@ def degenerate_table(run: Run) -> Table:
         unsound = f"{spec.eval_persona} " if answers.broken_share(facts) > answers.BROKEN else ""
         rows.append({"arm": spec.arm} | {name: facts[name] for name in counted} | {"unsound": unsound})
     return table_of(rows).groupby("arm", sort=False).sum()
-
-
-# Sizes as in the paper: 80 personas by three raters; 144 personas of eight users, the answers of two systems.
-# Its users rated alone what they had written; here two rate each answer, or agreement could not be computed.
-DESIGNS = {"personas": (80, 3, 3), "answers": (288, 8, 2)}  # items in all, raters, raters per item
-
-
-def export_studies(profile: Profile) -> dict[str, list[Path]]:
-    """Write the sheets and keys of every study that the profile has items for; returns their files."""
-    written = {}
-    for study, (n, n_raters, per_item) in DESIGNS.items():
-        if items := ratings.items_to_rate(profile, study, n):
-            key = ratings.number_items(study, items, n_raters, per_item)
-            written[study] = ratings.export(study, key, results_dir(profile) / "ratings")
-    return written

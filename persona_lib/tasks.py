@@ -1,4 +1,4 @@
-"""The table of steps, the tasks of a profile, when a task is stale, and the plan of a run.
+"""The table of steps, the tasks of a profile, when a task is stale, the plan of a run, and if it can run.
 
 ``facts/steps.yaml`` lists the steps; a step is one numbered notebook. A task is a step for one data set and
 seed, or for the whole profile. ``results/<profile>/provenance.json`` holds what each task ran with, and last
@@ -15,6 +15,8 @@ import json
 import math
 import os
 import shutil
+import urllib.error
+import urllib.request
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -22,9 +24,11 @@ from typing import Any, Literal
 
 from persona_lib import settings, store, weights
 from persona_lib.data import official
+from persona_lib.data.preference import ARMS, READERS
 from persona_lib.execute import clock, notebook_hash
 from persona_lib.models.served import GENERATORS
-from persona_lib.settings import Profile, Run, check_name, flat
+from persona_lib.paper.judges import JUDGES
+from persona_lib.settings import ConfigError, Profile, Run, check_name, flat
 
 
 @dataclass(frozen=True)
@@ -212,7 +216,7 @@ def models(profile: Profile) -> dict[str, dict[str, Any]]:
         elif weights.pinned(source)[1]:
             name = source.partition("@")[0]
             cached = any((hub / f"models--{name.replace('/', '--')}" / "snapshots").glob("*"))
-            found[name] = {"gb": math.nan} | weights.facts("hub").get(name, {}) | {"here": cached}
+            found[name] = {"gb": math.nan} | store.facts("hub").get(name, {}) | {"here": cached}
     return found
 
 
@@ -237,8 +241,8 @@ def needs(profile: Profile) -> list[str]:
     return lines
 
 
-def print_plan(pipeline: Pipeline, reasons: dict[str, str]) -> None:
-    """Print every task with its state, time and reason, then what the run needs."""
+def print_plan(pipeline: Pipeline, reasons: dict[str, str], lack: str) -> None:
+    """Print every task with its state, time and reason, then what the run needs, and lacks here."""
     profile, known = pipeline.profile, pipeline.known()
     print(f"profile {profile.name}: {profile.description}\nresults in {pipeline.results}\n")
     width = max(map(len, reasons))
@@ -251,4 +255,60 @@ def print_plan(pipeline: Pipeline, reasons: dict[str, str]) -> None:
         print(f"  {state:<6}  {name:<{width}}  {about:>7}  {why}")
     print(f"\nto run     {sum(map(bool, reasons.values()))} of {len(reasons)} tasks")
     print("time       about", f"{minutes:.0f} minutes" if minutes < 100 else f"{minutes / 60:.0f} hours")
-    print("\n".join(needs(profile)))
+    print("\n".join([*needs(profile), *([f"lacking    {lack}"] if lack else [])]))
+
+
+# --- ``--check``: can this profile run, and run here? ---
+
+# Of the bases that the package knows; of others notebook 02 checks ``lora.targets``.
+LAYERS = tuple(f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")) + ("lm_head",)
+
+
+def check_names(profile: Profile) -> None:
+    """Raise ConfigError for a data set, judge, arm or model that is not there; names the near ones."""
+    base = profile.base.model
+    alike = weights.is_packaged(base) or base.partition("@")[0] in store.facts("hub")
+    fields = {
+        "datasets": (profile.datasets, READERS),
+        "evaluation.judge": ([profile.evaluation.judge], [*JUDGES, "none"]),
+        "evaluation.persona_judge": ([profile.persona_judge], [*JUDGES, "none"]),
+        "training.arms": (profile.training.arms, ARMS),
+        "lora.targets": (profile.lora.targets if alike else (), LAYERS),
+    }
+    for setting, (names, known) in fields.items():
+        for name in names:
+            check_name(name, known, f"profile {profile.name}: {setting}:")
+    models(profile)
+    config = (weights.folder_of(base) if weights.is_packaged(base) else Path(base)) / "config.json"
+    if Path(base).is_dir() and not config.exists():
+        raise ConfigError(f"base.model={base}: the folder has no config.json: name a model's folder")
+    most = store.read_json(config).get("max_position_embeddings") if config.exists() else None
+    for name in ("training.max_length", "generation.max_new_tokens"):
+        if most and settings.value(profile, name) > most:
+            raise ConfigError(f"{name}={settings.value(profile, name)}: {base} has {most} positions")
+
+
+def answers(url: str) -> bool:
+    """Say whether a server answers, whatever it answers."""
+    try:
+        urllib.request.urlopen(url, timeout=10).close()
+    except (OSError, ValueError) as error:
+        return isinstance(error, urllib.error.HTTPError)
+    return True
+
+
+def lacking(profile: Profile) -> str:
+    """Say what a profile needs and this machine lacks (GPU, hub, server), and the way out; "" if nothing."""
+    loaded = models(profile)
+    large = [name for name, row in loaded.items() if row["gb"] > 8]
+    large += ["generation.engine=vllm"] * (profile.generation.engine == "vllm")
+    if large and not any(any(Path("/dev").glob(name)) for name in ("nvidia[0-9]*", "kfd", "dxg")):
+        return f"no GPU, and {', '.join(large)} needs one: use another machine, or profile everyday"
+    absent = [n for n, row in loaded.items() if not row["here"] and not weights.is_packaged(n)]
+    offline = os.environ.get("HF_HUB_OFFLINE") == "1"
+    if absent and (offline or not answers(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))):
+        return f"no model hub, and {', '.join(absent)} is not here: copy it here and name its folder"
+    for role, url in roles(profile).items():
+        if url and not answers(url):
+            return f"no server answers at {role}.url={url}: start it, or name another"
+    return ""

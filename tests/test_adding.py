@@ -48,7 +48,7 @@ def test_a_judge(monkeypatch):
     monkeypatch.setitem(judges.JUDGES, "mine", lambda run: longer)
     run = Run(set_field(PROFILE, {"evaluation.judge": "mine"}), "everyday", 0)
     comparison = PairwiseComparison("1", "p", None, "long answer", "short")
-    ((first, second),) = judging.judge_both(judges.load_judge(run), [comparison], "quality")
+    ((first, second),) = judges.judge_both(judges.load_judge(run), [comparison], "quality")
     assert (first.winner, second.winner) == ("A", "B") and judging.judge_key(run) == ["mine"]
 
 
@@ -75,4 +75,4 @@ def test_an_arm(monkeypatch):
     assert row["prompt"] == "Prompt: How?\nPersona: R\nResponse:" and row["chosen"] == " good"
     run = Run(set_field(PROFILE, {"training.arms": ["none", "chosen", "mine"]}), "everyday", 0)
     assert "dpo-mine" in {spec.arm for spec in answers.grid(run)}
-    assert "gold-chosen, PT trained on mine" in {m.label for m in answers.matchups(run)}
+    assert "gold-chosen, PT trained on mine" in {m.label for m in judging.matchups(run)}

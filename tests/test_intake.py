@@ -16,6 +16,7 @@ from persona_lib.data import intake, preference
 from persona_lib.data.intake import OwnData
 from persona_lib.data.mapping import RowError, conversation_texts, read_mapping
 from persona_lib.data.rows import OwnRow
+from persona_lib.models import load
 from persona_lib.records import PAIR_SPLITS, DataError, PreferencePair
 from persona_lib.settings import Run, load_profile
 
@@ -390,7 +391,7 @@ FORTY = [good(n) for n in range(40)]
     ],
 )  # fmt: skip
 def test_what_would_stop_a_later_step_stops_the_check(tmp_path, capsys, monkeypatch, rows, changes, said):
-    monkeypatch.setattr(pipeline, "tokenizer_at_hand", lambda source: tiny_tokenizer())
+    monkeypatch.setattr(load, "tokenizer_at_hand", lambda source: tiny_tokenizer())
     words = [word for name, value in changes.items() for word in ("--set", f"{name}={value}")]
     words += ["--data", str(save(tmp_path / "x.jsonl", rows))] if rows else []
     status, shown = pipeline.main(["--check", *words]), capsys.readouterr().err

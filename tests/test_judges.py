@@ -13,7 +13,7 @@ from persona_lib.data import everyday
 from persona_lib.intervals import position_inconsistent, verdict_of
 from persona_lib.models import load
 from persona_lib.models.generate import Completion
-from persona_lib.paper import judges, judging
+from persona_lib.paper import judges
 from persona_lib.prompts import ChatFormat
 from persona_lib.records import DataError, PairwiseComparison, TailoringRow
 from persona_lib.settings import ConfigError, Run, load_profile, set_field
@@ -50,7 +50,7 @@ def test_the_oracle_judges_fit_by_the_datas_wishes_and_quality_without_them():
     wanted = {"personalization": ["win", "loss", "tie", "tie"], "quality": ["win", "win"]}
     for rubric, told in cases.items():
         found = [PairwiseComparison(ITEM.id, ITEM.prompt, *each) for each in told]
-        judged = judging.judge_both(judges.oracle_judge(), found, rubric)
+        judged = judges.judge_both(judges.oracle_judge(), found, rubric)
         assert [verdict_of(*pair) for pair in judged] == wanted[rubric]
 
 
@@ -104,7 +104,7 @@ def test_a_win_needs_both_orders_and_an_unreadable_answer_leaves_the_pair_unpars
     win, lose = map(ANSWERS[form].format, "AB")
     generator = Scripted(win, "no idea", win, lose, lose, win)
     judge = judge_of(monkeypatch, generator, f"judge.format={form}")
-    pairs = judging.judge_both(judge, [*TWO, ONE], "quality")
+    pairs = judges.judge_both(judge, [*TWO, ONE], "quality")
     assert [verdict_of(*pair) for pair in pairs] == ["win", "unparsed", "tie"]
     assert pairs[1][0].feedback == "no idea" and pairs[0][0].judge == "scripted"
     assert [asked[1:] for asked in generator.asked] == [(64, {})] * 2
@@ -189,19 +189,19 @@ def compare(a: str, b: str) -> PairwiseComparison:
 @pytest.mark.parametrize("rubric", judges.RULED)
 def test_the_higher_score_wins_in_both_orders_and_equal_scores_are_a_tie(backwards, rubric):
     found = [compare("tea tea", "tea"), compare("beer", "tea"), compare("x", "y")]
-    pairs = judging.judge_both(backwards[0], found, rubric)
+    pairs = judges.judge_both(backwards[0], found, rubric)
     assert [verdict_of(*pair) for pair in pairs] == ["win", "loss", "tie"]
     assert [judgment.feedback for judgment in pairs[0]] == ["2.0000 : 1.0000", "1.0000 : 2.0000"]
 
 
 def test_each_text_is_scored_once_and_only_fit_to_a_persona_is_scored_with_the_adapter(backwards):
     judge, asked = backwards
-    judging.judge_both(judge, [compare("tea", "beer"), compare("tea", "milk")], "personalization")
+    judges.judge_both(judge, [compare("tea", "beer"), compare("tea", "milk")], "personalization")
     adapters, *scored = asked
     assert adapters == ["backwards"] and len(scored) == 3  # two orders, and one response twice
     assert all(PERSONA in completion and PERSONA not in prompt for prompt, completion in scored)
     asked.clear()
-    judging.judge_both(judge, [compare("tea", "beer")], "quality")
+    judges.judge_both(judge, [compare("tea", "beer")], "quality")
     adapters, *scored = asked
     assert adapters == [] and {completion for _, completion in scored} == {" What now?"}
     asked.clear()
@@ -248,6 +248,6 @@ def test_it_trains_once_and_its_verdict_does_not_depend_on_the_order(tmp_path, m
     folder = judges.train_backwards(run)
     before = (folder / "adapter_model.safetensors").stat().st_mtime_ns
     judge = judges.BackwardsJudge(run)
-    ((ab, ba),) = judging.judge_both(judge, [compare("w1 w2", "w4 w5")], "personalization")
+    ((ab, ba),) = judges.judge_both(judge, [compare("w1 w2", "w4 w5")], "personalization")
     assert (folder / "adapter_model.safetensors").stat().st_mtime_ns == before, "trained once"
     assert ab.feedback.split(" : ") == ba.feedback.split(" : ")[::-1] and not position_inconsistent(ab, ba)

@@ -19,7 +19,7 @@ from persona_lib.settings import Run, load_profile
 def test_matchups_compare_the_tailored_arm_with_the_plain_one_and_controls_are_judged_for_the_rows_persona():
     changes = ["evaluation.controls=true", "training.arms=none,chosen,rejected,shuffled"]
     run = Run(load_profile("everyday", changes), "everyday", 0)
-    found, cells = answers.matchups(run), answers.grid(run)
+    found, cells = judging.matchups(run), answers.grid(run)
     main = [m for m in found if m.kind == "main"]
     assert [m.judge_persona for m in main] == [
         f"{kind}-{side}" for kind in ("gold", "retrieved", "user") for side in ("chosen", "rejected")
@@ -110,7 +110,7 @@ def test_two_judges_judge_the_same_comparisons_and_are_kept_apart_and_tabled(res
         tiny_results.fill_run(each)  # judged by the oracle, the first
     assert results.second_judge_table(TWO_JUDGES).empty, "not judged yet"
     folders = judging.judge_all(run, "second_judge")
-    wanted = [m for m in answers.matchups(run) if m.kind == "main"]
+    wanted = [m for m in judging.matchups(run) if m.kind == "main"]
     assert [folder.name for folder in folders] == [m.slug for m in wanted]
     asked = second.asked
     assert asked == 2 * len(judging.RUBRICS) * sum(len(judging.compare(run, m)) for m in wanted)

@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 from tiny_results import fill_run
 
-from persona_lib import show
 from persona_lib.beyond import ratings
 from persona_lib.settings import Run, load_profile, set_field
 from persona_lib.store import FORMULA
@@ -225,7 +224,7 @@ def test_items_of_a_run_are_its_personas_and_both_systems_answers_and_what_rater
     assert all("/user-" in item["pair"] for item in answers)
     assert ratings.items_to_rate(profile, "answers", 8) == answers
     assert ratings.items_to_rate(set_field(profile, {"seeds": (7,)}), "answers", 8) == []
-    written = show.export_studies(profile)
+    written = ratings.export_studies(profile)
     assert (len(written["personas"]), len(written["answers"])) == (3 + 2, 8 + 2)  # instructions and key
     secrets = ("PT-DPO", "dpo-", "gold-", "user-chosen", "user-rejected", "everyday", "seed-0")
     handed_out = list((results_here / "smoke" / "ratings" / "for_raters").rglob("*.*"))

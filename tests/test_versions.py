@@ -30,15 +30,15 @@ FILES = {
 }
 DECIDED = {
     "pairs": (1, "4e44158af9f3f595"),
-    "personas": (1, "8fdd38232688d8e3"),
+    "personas": (1, "739ff1f4b2690d2c"),
     "tailoring": (1, "58001a9df6d798ce"),
-    "training": (1, "5447f899960f7479"),
-    "answers": (1, "4cbab5ff0b0fb116"),
-    "judging": (1, "229c34641362c5c4"),
+    "training": (1, "897af98de55148aa"),
+    "answers": (1, "a737a4ad6054819a"),
+    "judging": (1, "cc179c0e821e7dba"),
     "swap": (1, "b3c3fc638edcc01a"),
-    "calibration": (1, "a1a09ed0b6355c03"),
-    "rejudged": (1, "b8e505d79702a08b"),
-    "users": (1, "84c291d6592c006a"),
+    "calibration": (1, "6aa6ebecda605e1f"),
+    "rejudged": (1, "e23b6a0541fef0dd"),
+    "users": (1, "4df3b7c82b4c4c0e"),
 }
 
 

@@ -64,9 +64,9 @@ def one_row(table, **values):
     return table.iloc[0]
 
 
-def main_row(run: Run, persona: str = "gold-chosen") -> answers.Matchup:
+def main_row(run: Run, persona: str = "gold-chosen") -> judging.Matchup:
     """The main matchup of a run that is judged for a persona."""
-    return next(m for m in answers.matchups(run) if m.kind == "main" and m.judge_persona == persona)
+    return next(m for m in judging.matchups(run) if m.kind == "main" and m.judge_persona == persona)
 
 
 def fill_run(run: Run) -> list[TailoringRow]:

@@ -19,7 +19,7 @@ import numpy as np
 from persona_lib.intervals import bootstrap_mean, interval_columns, interval_of
 from persona_lib.paper.answers import eval_rows, generation_folder, read_generations
 from persona_lib.records import SIDES, RunSpec, Table, stacked, table_of
-from persona_lib.settings import Profile, Run, main_arm
+from persona_lib.settings import Profile, Run, main_arm, results_dir
 from persona_lib.store import content_hash, people_csv, write_text
 
 SCALE = (1, 2, 3, 4, 5)
@@ -168,6 +168,21 @@ def export(study: str, numbered: Sequence[Item], folder: Path, seed: int = 0) ->
     key = folder / "keys" / f"{study}-{code}.csv"
     write_text(key, UTF8 + people_csv(table_of(numbered, KEY_COLUMNS)))
     return [*paths, sheets / "INSTRUCTIONS.md", key]
+
+
+# Sizes as in the paper: 80 personas by three raters; 144 personas of eight users, the answers of two systems.
+# Its users rated alone what they had written; here two rate each answer, or agreement could not be computed.
+DESIGNS = {"personas": (80, 3, 3), "answers": (288, 8, 2)}  # items in all, raters, raters per item
+
+
+def export_studies(profile: Profile) -> dict[str, list[Path]]:
+    """Write the sheets and keys of every study that the profile has items for; returns their files."""
+    written = {}
+    for study, (n, n_raters, per_item) in DESIGNS.items():
+        if items := items_to_rate(profile, study, n):
+            key = number_items(study, items, n_raters, per_item)
+            written[study] = export(study, key, results_dir(profile) / "ratings")
+    return written
 
 
 # --- filled sheets: checked cell by cell and joined with the key; nothing is guessed ---

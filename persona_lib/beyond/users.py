@@ -22,7 +22,7 @@ from persona_lib.intervals import drawn_columns, make_pool, ratio, resampled, si
 from persona_lib.models import trainers
 from persona_lib.models.served import SURFACE, load_generator, role_key
 from persona_lib.paper import judging, swap
-from persona_lib.paper.answers import matchups
+from persona_lib.paper.judging import matchups
 from persona_lib.paper.personas import MAX_WORDS, STOPS, parse_persona, read_personas
 from persona_lib.paper.results import Row, verdict_counts
 from persona_lib.prompts import profile_query

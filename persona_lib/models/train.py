@@ -14,14 +14,18 @@ import gc
 import json
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from persona_lib import store
+from persona_lib import settings, store
+from persona_lib.data import everyday, preference, tailoring
 from persona_lib.data.preference import TWO_SIDED, draw, to_dpo_rows, to_ordered_dpo_rows, to_sft_rows
-from persona_lib.models import packing, trainers
+from persona_lib.models import load, packing, trainers
 from persona_lib.models.load import ModelError, count_rows, format_of, load_base, load_tokenizer, model_key
-from persona_lib.records import TailoringRow
+from persona_lib.models.served import SURFACE, SurfaceGenerator
+from persona_lib.prompts import tailoring_prompt
+from persona_lib.records import SIDES, PreferencePair, TailoringRow
 from persona_lib.settings import Run, deciding, main_arm, open_run, set_field
 from persona_lib.store import VERSIONS
 
@@ -58,6 +62,67 @@ def load_rows(run: Run, method: str, train_persona: str) -> tuple[dict[str, list
     if steps:  # in a fixed order it leaves the last rows out: they need no reference
         rows["train"] = rows["train"][: steps * run.profile.dpo.batch_size]
     return rows, without
+
+
+def lacking_rows(run: Run) -> Iterator[str]:
+    """Say of which part of the data training, or evaluation, can use no row, and the way out."""
+    profile, split = run.profile, run.profile.evaluation.split
+    pairs = preference.READERS[run.dataset](run)
+    for name, part in ({split: pairs[split]} | tailoring.train_parts(run, pairs)).items():
+        rows = "training.rows" if name.endswith("train") else "training.validation_rows"
+        limit = "evaluation.limit" if name == split else rows
+        shots = "generation.few*" if name == "sft_train" and "few_shot" in profile.training.methods else ""
+        kept = draw(part, settings.value(profile, limit))
+        if not kept or (shots and len(part) < profile.generation.few_shot_examples):
+            fields = settings.flat(profile, f"{limit} data.pair_limit {shots}")
+            said = ", ".join(f"{field}={value}" for field, value in fields.items())
+            yield f"{name} has {len(part)} rows, used: {len(kept)}; add rows, or change {said}"
+        elif not (told := [pair for pair in kept if may_have_persona(run, pair)]):
+            yield (f"rules (generator.model=surface) see no difference between the responses of any of the "
+                   f"{len(kept)} pairs of {name}, so there is no persona. Name a language model: --set "
+                   "generator.model=base, or generator.url and generator.model")  # fmt: skip
+        elif name != split:
+            yield from arms_without_rows(run, name, told)
+            yield from nothing_fits(run, name, kept)
+
+
+def may_have_persona(run: Run, pair: PreferencePair) -> bool:
+    """Say whether a pair may get a persona: rules write none where they see no difference."""
+    generator = run.profile.generator
+    if run.dataset == everyday.NAME or generator.model != SURFACE or generator.url:
+        return True
+    return bool(pair.persona_chosen or SurfaceGenerator().persona(pair.chosen, pair.rejected))
+
+
+def arms_without_rows(run: Run, name: str, pairs: list[PreferencePair]) -> Iterator[str]:
+    """Say which arms would train on no row of a part whose pairs have the personas of ``train_sides``."""
+    own = run.dataset != everyday.NAME
+    sides = run.profile.personas.train_sides if own else SIDES
+    personas = {f"gold-{side}": "persona" for side in sides} | ({} if own else {"inferred-chosen": "persona"})
+    rows = tailoring.to_rows(pairs, name, {pair.id: personas for pair in pairs}, {})
+    for arm in run.profile.training.arms:
+        found = preference.ARMS[arm](rows, run.seed) if arm != "shuffled" or len(rows) > 1 else []
+        if not found:
+            yield (f"{name}: no row of {len(rows)} serves training.arms={arm}: add rows, leave the arm out, "
+                   f"or change personas.train_sides={','.join(sides)}")  # fmt: skip
+
+
+def nothing_fits(run: Run, name: str, pairs: list[PreferencePair]) -> Iterator[str]:
+    """Say so if no row, or no prompt of a validation row, fits into ``max_length`` with a persona.
+
+    Without a tokenizer on this machine, and for the package's own pairs, words are counted.
+    """
+    room, most = run.profile.generator.max_new_tokens, run.profile.training.max_length
+    tokenizer = load.tokenizer_at_hand(run.profile.base.model) if run.dataset != everyday.NAME else None
+    chat, texts = tokenizer and load.chat_format(tokenizer), []
+    for pair in pairs:
+        longer = max(pair.chosen, pair.rejected, key=len) if name.endswith("train") else ""
+        texts.append(tailoring_prompt(pair.prompt, "persona", chat=chat) + longer)
+    pieces = tokenizer(texts)["input_ids"] if tokenizer else [text.split() for text in texts]
+    lengths = [len(one) + room for one in pieces]
+    if min(lengths) > most:
+        yield (f"none of the {len(pairs)} rows of {name} fits into training.max_length with a persona of "
+               f"{room} tokens: add shorter rows, or --set training.max_length={max(lengths)}")  # fmt: skip
 
 
 def training_spec(run: Run, method: str, train_persona: str) -> dict[str, Any]:

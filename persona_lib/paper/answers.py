@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -260,57 +259,3 @@ def read_generations(run: Run, spec: RunSpec) -> dict[str, Generation]:
         raise FileNotFoundError(f"{folder} is not finished: run the generation step first")
     path = folder / "rows.jsonl"  # not written where no row has the persona
     return {row.id: row for row in store.read_rows(path, Generation)} if path.exists() else {}
-
-
-# --- which runs are compared with which: the rows of the results tables ---
-
-
-@dataclass(frozen=True)
-class Matchup:
-    """A row of a results table: a tested run against a base run, judged for ``judge_persona``.
-
-    ``kind`` says what it shows: "main" (the paper's table), "sft" or "few_shot" (the same method without
-    personas), "stage" (DPO against SFT), "arm" (another training persona) or "control" (expected null).
-    """
-
-    label: str
-    kind: str
-    test: RunSpec
-    base: RunSpec
-    judge_persona: str
-
-    @property
-    def slug(self) -> str:
-        """Path-safe name: tested run, base run, judged persona."""
-        return f"{self.test.slug}__{self.base.slug}__{self.judge_persona}"
-
-
-def matchups(run: Run) -> list[Matchup]:
-    """Return the rows of the results tables for one data set and seed, among the runs of the grid."""
-    cells, rows, main = {spec.slug: spec for spec in grid(run)}, [], main_arm(run.profile)
-
-    def add(label: str, kind: str, tested: str, base: str, judged: str) -> None:
-        if tested in cells and base in cells:
-            rows.append(Matchup(label, kind, cells[tested], cells[base], judged))
-
-    for p in run.profile.evaluation.personas:
-        tested, plain = f"dpo-{main}.{p}.line", f"dpo-none.{p}.first_person"
-        if p.startswith(("gold", "retrieved", "user")):
-            add(p, "main", tested, plain, p)
-            add(f"{p}, Persona line for DPO", "control", tested, f"dpo-none.{p}.line", p)
-            add(f"{p}, DPO never told", "control", tested, "dpo-none.none.line", p)
-            add(f"{p}, PT-DPO against PT-SFT", "stage", tested, f"sft-{main}.{p}.line", p)
-            for method, arm in (("sft", main), ("few_shot", "chosen")):
-                told, untold = f"{method}-{arm}.{p}.line", f"{method}-none.{p}.first_person"
-                add(f"{p}, {method}", method, told, untold, p)
-            for arm in [arm for arm in run.profile.training.arms if arm not in ("none", main)]:
-                kind = "control" if arm == "shuffled" else "arm"
-                add(f"{p}, PT trained on {arm}", kind, f"dpo-{arm}.{p}.line", plain, p)
-        elif p.startswith("shuffled"):
-            gold = p.replace("shuffled", "gold")
-            add(f"{p} persona, judged for {gold}", "control", tested, plain, gold)
-    for side in ("gold-chosen", "gold-rejected"):
-        for shown, name, form in (("none", "no", "line"), ("system", "system", "first_person")):
-            told, untold = f"dpo-{main}.{shown}.line", f"dpo-none.{shown}.{form}"
-            add(f"{name} persona, judged for {side}", "control", told, untold, side)
-    return rows

@@ -10,6 +10,7 @@ import ast
 import importlib.util
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -304,3 +305,11 @@ def load_judge(run: Run, name: str = "") -> Judge:
     name = name or run.profile.evaluation.judge
     check_name(name, JUDGES, f"profile {run.profile.name}: no judge")
     return JUDGES[name](run)
+
+
+def judge_both(
+    judge: Judge, comparisons: Sequence[PairwiseComparison], rubric: Rubric
+) -> list[tuple[Judgment, Judgment]]:
+    """Judge every comparison in both orders: (tested response as A, tested response as B)."""
+    swapped = [replace(c, response_a=c.response_b, response_b=c.response_a) for c in comparisons]
+    return list(zip(judge(comparisons, rubric), judge(swapped, rubric), strict=True))

@@ -11,7 +11,7 @@ import functools
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,11 @@ from persona_lib import intervals, store
 from persona_lib.data.reader import quality
 from persona_lib.intervals import ratio, verdict_of
 from persona_lib.models.served import role_key
-from persona_lib.paper.answers import Matchup, eval_rows, generation_folder, matchups, read_generations
-from persona_lib.paper.judges import Judge, backwards_key, load_judge, model_judge
+from persona_lib.paper.answers import eval_rows, generation_folder, grid, read_generations
+from persona_lib.paper.judges import Judge, backwards_key, judge_both, load_judge, model_judge
 from persona_lib.prompts import JUDGE_RUBRICS
 from persona_lib.records import Judgment, PairwiseComparison, Rubric, RunSpec, Table, Verdict, table_of
-from persona_lib.settings import Profile, Run, judge_settings
+from persona_lib.settings import Profile, Run, judge_settings, main_arm
 
 RUBRICS: tuple[Rubric, ...] = tuple(JUDGE_RUBRICS)
 RUBRIC_NAMES = {rubric[0]: rubric for rubric in RUBRICS}  # "p" and "q" begin the columns of tables
@@ -34,12 +34,61 @@ CHUNK = 256  # comparisons judged between two writes
 FOLDERS = {"judge": "judgments", "second_judge": "second_judgments"}
 
 
-def judge_both(
-    judge: Judge, comparisons: Sequence[PairwiseComparison], rubric: Rubric
-) -> list[tuple[Judgment, Judgment]]:
-    """Judge every comparison in both orders: (tested response as A, tested response as B)."""
-    swapped = [replace(c, response_a=c.response_b, response_b=c.response_a) for c in comparisons]
-    return list(zip(judge(comparisons, rubric), judge(swapped, rubric), strict=True))
+# --- which answers are compared with which: the rows of the results tables ---
+
+
+@dataclass(frozen=True)
+class Matchup:
+    """A row of a results table: a tested run against a base run, judged for ``judge_persona``.
+
+    ``kind`` says what it shows: "main" (the paper's table), "sft" or "few_shot" (the same method without
+    personas), "stage" (DPO against SFT), "arm" (another training persona) or "control" (expected null).
+    """
+
+    label: str
+    kind: str
+    test: RunSpec
+    base: RunSpec
+    judge_persona: str
+
+    @property
+    def slug(self) -> str:
+        """Path-safe name: tested run, base run, judged persona."""
+        return f"{self.test.slug}__{self.base.slug}__{self.judge_persona}"
+
+
+def matchups(run: Run) -> list[Matchup]:
+    """Return the rows of the results tables for one data set and seed, among the runs of the grid."""
+    cells, rows, main = {spec.slug: spec for spec in grid(run)}, [], main_arm(run.profile)
+
+    def add(label: str, kind: str, tested: str, base: str, judged: str) -> None:
+        if tested in cells and base in cells:
+            rows.append(Matchup(label, kind, cells[tested], cells[base], judged))
+
+    for p in run.profile.evaluation.personas:
+        tested, plain = f"dpo-{main}.{p}.line", f"dpo-none.{p}.first_person"
+        if p.startswith(("gold", "retrieved", "user")):
+            add(p, "main", tested, plain, p)
+            add(f"{p}, Persona line for DPO", "control", tested, f"dpo-none.{p}.line", p)
+            add(f"{p}, DPO never told", "control", tested, "dpo-none.none.line", p)
+            add(f"{p}, PT-DPO against PT-SFT", "stage", tested, f"sft-{main}.{p}.line", p)
+            for method, arm in (("sft", main), ("few_shot", "chosen")):
+                told, untold = f"{method}-{arm}.{p}.line", f"{method}-none.{p}.first_person"
+                add(f"{p}, {method}", method, told, untold, p)
+            for arm in [arm for arm in run.profile.training.arms if arm not in ("none", main)]:
+                kind = "control" if arm == "shuffled" else "arm"
+                add(f"{p}, PT trained on {arm}", kind, f"dpo-{arm}.{p}.line", plain, p)
+        elif p.startswith("shuffled"):
+            gold = p.replace("shuffled", "gold")
+            add(f"{p} persona, judged for {gold}", "control", tested, plain, gold)
+    for side in ("gold-chosen", "gold-rejected"):
+        for shown, name, form in (("none", "no", "line"), ("system", "system", "first_person")):
+            told, untold = f"dpo-{main}.{shown}.line", f"dpo-none.{shown}.{form}"
+            add(f"{name} persona, judged for {side}", "control", told, untold, side)
+    return rows
+
+
+# --- judging: a file of judgments per rubric, resumed ---
 
 
 def read_orders(path: Path) -> dict[str, dict[str, Judgment]]:

@@ -22,8 +22,8 @@ from persona_lib.data.preference import inference_pairs, inference_split, load_p
 from persona_lib.data.tailoring import retrieved_ids
 from persona_lib.intervals import VERDICTS, drawn_columns, make_pool, seed_columns
 from persona_lib.models.served import load_generator, role_key
-from persona_lib.paper.judges import Judge, load_judge, model_judge
-from persona_lib.paper.judging import judge_both, runs_of, same_items
+from persona_lib.paper.judges import Judge, judge_both, load_judge, model_judge
+from persona_lib.paper.judging import runs_of, same_items
 from persona_lib.paper.results import Row
 from persona_lib.prompts import inference_prefix, inference_query, preference_prompt
 from persona_lib.records import SIDES, InferredPersona, PreferencePair, Side, Table, stacked, table_of

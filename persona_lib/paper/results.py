@@ -18,8 +18,8 @@ import numpy as np
 from persona_lib import intervals
 from persona_lib.intervals import VERDICTS, drawn_columns, seed_columns
 from persona_lib.paper import judging
-from persona_lib.paper.answers import generation_folder, matchups
-from persona_lib.paper.judging import RUBRIC_NAMES, Judged, runs_of
+from persona_lib.paper.answers import generation_folder
+from persona_lib.paper.judging import RUBRIC_NAMES, Judged, matchups, runs_of
 from persona_lib.records import Table, stacked, table_of
 from persona_lib.settings import Profile, results_dir
 from persona_lib.store import people_csv, read_csv, write_text
