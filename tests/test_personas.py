@@ -115,6 +115,16 @@ def inferred(results_here, monkeypatch):
     return judged
 
 
+def test_personas_are_judged_once_and_again_when_one_changes(inferred, monkeypatch):
+    run = Run(inferred("oracle"), "everyday", 0)
+    monkeypatch.setattr(personas, "load_judge", lambda *_: pytest.fail("judged again"))
+    personas.judge_run(run)
+    path = run.folder / "personas" / "test-chosen.jsonl"
+    write_text(path, path.read_text().replace("The user is", "The user was", 1))
+    with pytest.raises(pytest.fail.Exception, match="judged again"):
+        personas.judge_run(run)
+
+
 def test_accuracy_by_hand(results_here):
     run = Run(set_field(load_profile("smoke"), {"evaluation.bootstrap_samples": 50}), "everyday", 0)
     verdicts = {"chosen": ["win", "win", "tie", ""], "rejected": ["loss", "win", "unparsed", "win"]}

@@ -30,7 +30,7 @@ FILES = {
 }
 DECIDED = {
     "pairs": (1, "4e44158af9f3f595"),
-    "personas": (1, "739ff1f4b2690d2c"),
+    "personas": (1, "7b51e491a28ece46"),
     "tailoring": (1, "58001a9df6d798ce"),
     "training": (1, "897af98de55148aa"),
     "answers": (1, "a737a4ad6054819a"),

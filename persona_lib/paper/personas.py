@@ -11,6 +11,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,11 @@ from persona_lib.data.tailoring import retrieved_ids
 from persona_lib.intervals import VERDICTS, drawn_columns, make_pool, seed_columns
 from persona_lib.models.served import load_generator, role_key
 from persona_lib.paper.judges import Judge, judge_both, load_judge, model_judge
-from persona_lib.paper.judging import runs_of, same_items
+from persona_lib.paper.judging import judge_key, runs_of, same_items
 from persona_lib.paper.results import Row
 from persona_lib.prompts import inference_prefix, inference_query, preference_prompt
 from persona_lib.records import SIDES, InferredPersona, PreferencePair, Side, Table, stacked, table_of
-from persona_lib.settings import Profile, Run, deciding
+from persona_lib.settings import Profile, Run, deciding, set_field
 
 Personas = dict[str, InferredPersona]  # by row id
 MAX_WORDS = 40  # longer answers are not personas
@@ -205,12 +206,18 @@ def judge_preferences(
 
 
 def judge_run(run: Run) -> list[Path]:
-    """Judge a run's inferred personas into ``ITEMS`` and ``PREFERENCES``; both are empty without a judge.
+    """Judge a run's inferred personas, once, into ``ITEMS`` and ``PREFERENCES``; empty without a judge.
 
     Of preferences, a language model is asked in both orders; the backwards judge compares
     log p(persona | question) per word. Rules judge none.
     """
     name, accuracy, preferences = run.profile.persona_judge, {}, {}
+    by = judge_key(replace(run, profile=set_field(run.profile, {"evaluation.judge": name})))
+    texts = [store.file_hash(path) for path in sorted((run.folder / "personas").glob("*.jsonl"))]
+    folder, key = run.folder / "judged_personas", store.content_hash(store.VERSIONS["personas"], by, texts)
+    paths = [run.folder / "tables" / file for file in (ITEMS, PREFERENCES)]
+    if store.is_done(folder, key) and all(path.exists() for path in paths):
+        return paths
     if name != "none":
         judge, pairs = load_judge(run, name), inference_pairs(run)
         split = inference_split(run.profile, run.dataset)
@@ -222,9 +229,10 @@ def judge_run(run: Run) -> list[Path]:
     rows = [(i, side, verdict) for side, verdicts in accuracy.items() for i, verdict in verdicts.items()]
     tables = {ITEMS: table_of(rows, ["id", "side", "verdict"])}
     tables[PREFERENCES] = table_of(list(preferences.items()), ["id", "verdict"])
-    for file, table in tables.items():
-        store.write_text(run.folder / "tables" / file, table.to_csv(index=False))
-    return [run.folder / "tables" / file for file in tables]
+    for path, table in zip(paths, tables.values(), strict=True):
+        store.write_text(path, table.to_csv(index=False))
+    store.mark_done(folder, key)
+    return paths
 
 
 def read_items(profile: Profile, file: str) -> Iterator[tuple[Row, dict[int, dict[str, Verdicts]], tuple]]:
