@@ -402,9 +402,12 @@ def load_profile(
 ) -> Profile:
     """Load ``configs/<name>.yaml`` and apply ``group.key=value`` overrides.
 
-    Raises ConfigError for a missing profile and for missing, unknown or ill-typed settings.
+    Raises ConfigError for a missing profile or repository, and for missing, unknown or ill-typed settings.
     """
     folder = folder or REPO / "configs"
+    if not folder.is_dir():  # installed from a wheel
+        text = "this is the library alone, without notebooks and profiles: git clone the repository"
+        raise ConfigError(f"{text}, and call ./run_all.sh there ({folder} is not there)")
     values = read_profile_file(name, folder) | dict(parse_override(text) for text in overrides)
     return build(values, f"{folder / name}.yaml")
 

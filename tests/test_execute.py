@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +15,8 @@ from persona_lib import execute
 from persona_lib.models.trainers import trainer_settings
 from persona_lib.settings import REPO, load_profile
 
-PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+TOML = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = TOML["project"]
 FILES = ("constraints.txt", "constraints-vllm.txt")
 
 
@@ -21,7 +26,30 @@ def test_only_the_constraints_hold_exact_versions_and_they_pin_every_requirement
     lines = [line for name in FILES for line in (REPO / name).read_text().splitlines() if line[:1] != "#"]
     assert all(re.match(r"^[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*( ;.*)?$", line) for line in lines)
     for extra in PROJECT["optional-dependencies"]:
-        assert set(execute.requirements(extra)) <= set(execute.pins(name=FILES[extra == "vllm"])), extra
+        assert set(execute.requirements(extra)) <= set(execute.pins()), extra
+
+
+def uv_lines():
+    """Return constraints.txt as pyproject.toml shows it to uv."""
+    lines = (REPO / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    return "".join(f'    "{line}",\n' for line in lines if line[:1] != "#")
+
+
+def test_uv_is_held_to_the_same_versions_as_pip():
+    text = (REPO / "pyproject.toml").read_text(encoding="utf-8")
+    assert text.endswith(f"constraint-dependencies = [\n{uv_lines()}]\n"), "run python tests/test_execute.py"
+
+
+def test_a_wheel_holds_every_file_of_the_library_and_asks_for_a_checkout_in_one_line(tmp_path):
+    command = ["git", "ls-files", "persona_lib"]
+    tracked = subprocess.run(command, cwd=REPO, capture_output=True, text=True).stdout
+    patterns = [*TOML["tool"]["setuptools"]["package-data"]["persona_lib"], "**/*.py"]
+    files = [Path(line).relative_to("persona_lib") for line in tracked.splitlines()]
+    assert [f for f in files if not any(f.match(p.removeprefix("**/")) for p in patterns)] == [] and files
+    shutil.copytree(REPO / "persona_lib", tmp_path / "persona_lib")
+    command = [sys.executable, "-m", "persona_lib.pipeline", "--plan"]
+    ran = subprocess.run(command, cwd=tmp_path, env={"PATH": ""}, capture_output=True, text=True)
+    assert ran.returncode == 2 and ran.stderr.count("\n") == 1 and "git clone" in ran.stderr, ran.stderr
 
 
 def test_vllms_environment_trains_and_generates_with_the_versions_of_the_other_one():
@@ -86,3 +114,9 @@ def test_what_a_reader_sees_is_kept_and_counted_nothing_of_one_run_and_none_of_o
     assert execute.with_outputs(document, document, {"code": "c"}) == document
     with pytest.raises(execute.StepError, match="other code"):
         execute.with_outputs(SOURCE, executed("train(more)"), {})
+
+
+if __name__ == "__main__":
+    file = REPO / "pyproject.toml"
+    head, _, _ = file.read_text(encoding="utf-8").partition("constraint-dependencies = [\n")
+    file.write_text(f"{head}constraint-dependencies = [\n{uv_lines()}]\n", encoding="utf-8")

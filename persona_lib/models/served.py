@@ -220,7 +220,7 @@ def load_engine(source: str, revision: str, dtype: str, ranks: Sequence[int] = (
         import torch
         from vllm import LLM
     except ImportError as error:
-        install = "pip install -e '.[lab,vllm]' -c constraints-vllm.txt"
+        install = "pip install -c constraints-vllm.txt -e '.[lab]' vllm"
         text = f"engine: vllm needs vLLM and a GPU: {install}, or set engine: transformers"
         raise ImportError(text) from error
     LOADED.clear()
