@@ -129,7 +129,8 @@ def build(asker: Asker) -> Any:
     """Return the page: questions with their users, and two policies side by side, each above its answer."""
     import gradio
 
-    named, boxes = [(policy_name(*arm), arm[0]) for arm in asker.arms.items()], []
+    named = [(policy_name(*arm), arm[0]) for arm in asker.arms.items()]
+    boxes: list[Any] = []
     listed = [
         [row.prompt, text]
         for row in eval_rows(asker.run)[:N_QUESTIONS]

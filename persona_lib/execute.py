@@ -29,7 +29,7 @@ from persona_lib.store import content_hash, read_json, write_json
 
 def plain(requirement: str) -> str:
     """Return the package name of a requirement as package indexes compare it."""
-    return re.sub(r"[-_.]+", "-", re.match(r"[A-Za-z0-9._-]+", requirement)[0]).lower()
+    return re.sub(r"[-_.]+", "-", re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0]).lower()
 
 
 def requirements(extra: str, repo: Path = REPO) -> set[str]:
@@ -119,7 +119,7 @@ def run_notebook(source: Path, target: Path, parameters: dict[str, Any], log: Pa
     parameter that the notebook lacks.
     """
     # jsonschema, imported by nbformat, builds a grammar of addresses where this is there: for nothing
-    sys.modules.setdefault("rfc3987_syntax", None)
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     import papermill
     from traitlets.config import Config
 

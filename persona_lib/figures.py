@@ -267,11 +267,12 @@ def draw(kind: Figure, *tables: Table) -> tuple[dict[str, bytes], str]:
         drawn = figure.Figure(figsize=(4 + 2 * len(kind.panels), 1.5 + 0.24 * lines))
         axes = drawn.subplots(1, len(kind.panels), squeeze=False)[0]
         said = [panel(axis, table) for panel, axis in zip(kind.panels, axes, strict=True)]
-        title, marks = f"{kind.caption}\n{basis(table)}".strip(), {}
+        title = f"{kind.caption}\n{basis(table)}".strip()
+        marks: dict[str, Any] = {}
         for axis in axes:
             marks |= {name: mark for mark, name in zip(*axis.get_legend_handles_labels(), strict=True)}
         ncols = 3 if len("".join(marks)) > 60 else 7
-        drawn.legend(marks.values(), marks, loc="outside upper center", ncols=ncols, title=title)
+        drawn.legend([*marks.values()], [*marks], loc="outside upper center", ncols=ncols, title=title)
         for name, file in files.items():
             drawn.savefig(file, format=name, dpi=DPI, metadata=KINDS[name])
     alt, words = " ".join([title.replace("\n", ": ") + ".", *said]), PngImagePlugin.PngInfo()
@@ -286,7 +287,7 @@ def draw(kind: Figure, *tables: Table) -> tuple[dict[str, bytes], str]:
 
 def save_figures(profile: Profile, names: Sequence[str] = RESULTS) -> dict[str, Path]:
     """Draw the figures whose tables are there; returns the PNGs. Older files of the others are removed."""
-    drawn = {}
+    drawn: dict[str, Path] = {}
     for name in names:
         inputs = [read_table(profile, table) for table in FIGURES[name].tables]
         there = all(map(len, inputs))

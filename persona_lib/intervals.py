@@ -61,7 +61,8 @@ def verdict_of(judgment_ab: Judgment, judgment_ba: Judgment) -> Verdict:
     """
     if not all(judgment.tie or judgment.winner for judgment in (judgment_ab, judgment_ba)):
         return "unparsed"
-    return {"AB": "win", "BA": "loss"}.get(f"{judgment_ab.winner}{judgment_ba.winner}", "tie")
+    agreed: dict[str, Verdict] = {"AB": "win", "BA": "loss"}
+    return agreed.get(f"{judgment_ab.winner}{judgment_ba.winner}", "tie")
 
 
 def position_inconsistent(judgment_ab: Judgment, judgment_ba: Judgment) -> bool:
@@ -201,7 +202,7 @@ def bootstrap_mean(
 # --- a pool: the columns of a whole table, resampled once ---
 
 
-Columns = Mapping[Any, Sequence[Mapping[str, float]]]  # name -> per seed {id: value}; NaN: no value
+Columns = Mapping[Any, Sequence[Mapping[Any, float]]]  # name -> per seed {id: value}; NaN: no value
 
 
 def make_pool(

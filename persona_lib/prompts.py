@@ -51,8 +51,8 @@ class ChatFormat:
     special tokens, which must stay text in a user's text.
     """
 
-    told: tuple[str, str, str]
-    untold: tuple[str, str]
+    told: tuple[str, ...]
+    untold: tuple[str, ...]
     end: str
     special: tuple[str, ...]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
     from pandas import DataFrame as Table
@@ -20,13 +20,17 @@ Side = Literal["chosen", "rejected"]
 Method = Literal["few_shot", "sft", "dpo"]
 Rubric = str  # a name in facts/rubrics.yaml
 Verdict = Literal["win", "tie", "loss", "unparsed"]
+Winner = Literal["A", "B"] | None  # of one judgment
+EvalPersona = Literal[
+    "none", "system", "gold-chosen", "gold-rejected", "retrieved-chosen", "retrieved-rejected",
+    "shuffled-chosen", "shuffled-rejected", "user-chosen", "user-rejected"
+]  # fmt: skip
 
 SIDES: tuple[Side, ...] = ("chosen", "rejected")
 PAIR_SPLITS = ("train", "validation", "test")
 HISTORY = "history"  # a fourth split: pairs of test users, of which only their persona is made
 PAIR_FIELDS = ("prompt", "chosen", "rejected")
-SIDED = ("gold", "retrieved", "shuffled", "user")
-EVAL_PERSONAS = ("none", "system", *(f"{name}-{side}" for name in SIDED for side in SIDES))
+EVAL_PERSONAS: tuple[EvalPersona, ...] = get_args(EvalPersona)
 
 
 class DataError(ValueError):
@@ -158,7 +162,7 @@ class Judgment:
     id: str
     judge: str
     rubric: Rubric
-    winner: Literal["A", "B"] | None
+    winner: Winner
     tie: bool = False
     feedback: str = ""
 

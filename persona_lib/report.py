@@ -176,7 +176,7 @@ def length_table(data: OwnData, counts: Sequence[int] | None) -> Table:
     """Return the median, 95th percentile and maximum of characters per field and of tokens per row."""
     lengths = {f"characters of {name}": [len(getattr(r.pair, name)) for r in data.rows]
                for name in PAIR_FIELDS}  # fmt: skip
-    lengths |= {"tokens of prompt and longer response": counts} if counts is not None else {}
+    lengths |= {"tokens of prompt and longer response": [*counts]} if counts is not None else {}
     quantiles = table_of(lengths).quantile([0.5, 0.95, 1]).T.round().astype(int)
     quantiles.columns = ["median", "95 % have at most", "longest"]
     return quantiles.rename_axis("what").reset_index()

@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from persona_lib.records import EVAL_PERSONAS, Method, Side
+from persona_lib.records import EvalPersona, Method, Side
 
 REPO = Path(__file__).resolve().parent.parent
 FACTS = REPO / "persona_lib" / "facts"  # tables that ship with the package
@@ -172,7 +172,7 @@ class Evaluation:
 
     split: Literal["validation", "test"]
     limit: int
-    personas: tuple[Literal[EVAL_PERSONAS], ...]
+    personas: tuple[EvalPersona, ...]
     controls: bool
     judge: str
     persona_judge: str
@@ -252,15 +252,16 @@ def deciding(profile: Profile, patterns: str) -> dict[str, Any]:
 
 def build(values: Mapping[str, Any], where: str) -> Profile:
     """Make a checked profile of settings by name; raises ConfigError for missing ones."""
-    values = {f"{r}.{f.name}": f.default for r in ROLES for f in dataclasses.fields(ModelRole)} | dict(values)
+    own: Any = dataclasses.fields(ModelRole)
+    values = {f"{role}.{field.name}": field.default for role in ROLES for field in own} | dict(values)
     if missing := [name for name in field_types() if name not in values]:
         raise ConfigError(f"{where}: missing setting(s) {', '.join(missing)}")
-    groups = {
+    groups: dict[str, Any] = {
         group: kind(**{f.name: values[f"{group}.{f.name}"] for f in dataclasses.fields(kind)})
         for group, kind in get_type_hints(Profile).items()
-        if dataclasses.is_dataclass(kind)
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind)
     }
-    profile = Profile(**{n: v for n, v in values.items() if "." not in n}, **groups)
+    profile = Profile(**groups, **{n: v for n, v in values.items() if "." not in n})
     check_profile(profile)
     return profile
 

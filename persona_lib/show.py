@@ -328,7 +328,7 @@ def training_curve(run: Run, method: str) -> Table:
 
     DPO's margin is 0 before the first step: `trainers.check_dpo_start` has checked it.
     """
-    lines = []
+    lines: list[tuple[str, str, int, float | None, float | None]] = []
     for arm in (f"{method}-{persona}" for persona in run.profile.training.arms):
         for rows, begin in (("training", ""), ("validation", "eval_")):
             lines += [(arm, rows, 0, None, 0.0)] if method == "dpo" else []

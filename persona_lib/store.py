@@ -12,6 +12,7 @@ import hashlib
 import importlib.metadata
 import itertools
 import json
+import operator
 import os
 import platform
 import re
@@ -173,12 +174,13 @@ def resume(
     ``do`` is given the missing jobs and yields their rows in any order; they are appended ``size`` at a time.
     """
     repair_rows(path)
-    known = {row.id: row for row in read_rows(path, record)} if path.exists() else {}
+    id_of = operator.attrgetter("id")
+    known = {id_of(row): row for row in read_rows(path, record)} if path.exists() else {}
     missing = [job for job in jobs if job.id not in known]
     rows = iter(do(missing) if missing else ())
     while batch := list(itertools.islice(rows, size)):
         append_rows(path, batch)
-        known |= {row.id: row for row in batch}
+        known |= {id_of(row): row for row in batch}
     return [known[job.id] for job in jobs]
 
 

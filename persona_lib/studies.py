@@ -44,7 +44,7 @@ from persona_lib.paper import answers, personas
 from persona_lib.paper.judges import load_judge
 from persona_lib.paper.judging import answer_quality
 from persona_lib.paper.results import Row, save_table
-from persona_lib.records import SIDES, RunSpec, Table, stacked, table_of
+from persona_lib.records import SIDES, RunSpec, Side, Table, stacked, table_of
 from persona_lib.settings import ConfigError, Profile, Run, load_profile, parse_override, set_field
 
 Settings = Mapping[str, Any]
@@ -90,11 +90,13 @@ def measure(run: Run, arm: str) -> dict[str, float]:
     form = "first_person" if arm == "none" else "line"
     told = [RunSpec(run.dataset, "dpo", arm, f"gold-{side}", run.seed, form) for side in SIDES]
     found: dict[str, float] = {}
-    qualities, unfinished, wishes = [], [], everyday.wishes()
+    wishes = everyday.wishes()
+    qualities: list[float] = []
+    unfinished: list[bool] = []
     for spec, generator in answers.generators(run, told):
         answers.generate_run(run, spec, generator)
         made = answers.read_generations(run, spec).values()
-        fits = [fit(wishes.get(answer.persona, ()), answer.completion) for answer in made]
+        fits = [fit(wishes.get(answer.persona or "", ()), answer.completion) for answer in made]
         found[spec.eval_persona.replace("gold-", "fit_")] = float(np.mean(fits))
         qualities += answer_quality(run, spec).values()
         unfinished += [answer.finish_reason != "stop" for answer in made]
@@ -108,7 +110,7 @@ def pool_seeds(rows: Sequence[Row]) -> Table:
     ``quality_sd`` is the standard deviation of single answers: the root of the mean variance within seeds.
     """
     table = table_of(rows).assign(seeds=lambda rows: rows.seed.astype(str))
-    how = dict.fromkeys(("fit_chosen", "fit_rejected", "quality", "unfinished"), "mean")
+    how: dict[str, Any] = dict.fromkeys(("fit_chosen", "fit_rejected", "quality", "unfinished"), "mean")
     how |= {"quality_sd": lambda sds: (sds**2).mean() ** 0.5, "n": "sum", "seeds": " ".join}
     return table.groupby(["arm", *CANDIDATES[0]], sort=False, as_index=False).agg(how)
 
@@ -151,7 +153,7 @@ MODELS: dict[str, Settings] = {
 }
 
 
-def ask(own: Run, name: str, changes: Settings) -> dict[str, personas.Personas]:
+def ask(own: Run, name: str, changes: Settings) -> dict[Side, personas.Personas]:
     """Have one model write the personas of both sides of a run's evaluation pairs; resumes by row."""
     profile = set_field(own.profile, {"training.arms": ["none"], **changes})  # no personas for training
     run = Run(beside(profile, f"{NAME}/{name}"), own.dataset, own.seed)

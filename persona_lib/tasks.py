@@ -74,7 +74,8 @@ class Pipeline:
     @cached_property
     def tasks(self) -> dict[str, Task]:
         """All tasks of the profile by id, in the order in which they run; ConfigError for an unknown step."""
-        profile, made = self.profile, {}
+        profile = self.profile
+        made: dict[str, Task] = {}
         runs = [{"dataset": d, "seed": s} for d in profile.datasets for s in profile.seeds]
         for name in profile.steps:
             check_name(name, STEPS, f"profile {profile.name}: unknown step")

@@ -175,8 +175,8 @@ def download(packages: list[str], folder: Path) -> list[Path]:
     folder.mkdir(parents=True)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
     command += ["--no-deps", "--only-binary=:all:", "--dest", str(folder), *packages]
-    how = {"stdin": subprocess.DEVNULL, "env": {**os.environ, "TMPDIR": str(folder)}}
-    done = subprocess.run(command, capture_output=True, text=True, **how)
+    env = {**os.environ, "TMPDIR": str(folder)}
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=env)
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if line.startswith(("ERROR", "OSError"))]
         raise WeightsError(

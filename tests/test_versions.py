@@ -29,16 +29,16 @@ FILES = {
     "users": "beyond.users",
 }
 DECIDED = {
-    "pairs": (1, "4e44158af9f3f595"),
-    "personas": (1, "7b51e491a28ece46"),
-    "tailoring": (1, "58001a9df6d798ce"),
-    "training": (1, "897af98de55148aa"),
-    "answers": (1, "a737a4ad6054819a"),
-    "judging": (1, "cc179c0e821e7dba"),
-    "swap": (1, "b3c3fc638edcc01a"),
-    "calibration": (1, "6aa6ebecda605e1f"),
-    "rejudged": (1, "e23b6a0541fef0dd"),
-    "users": (1, "4df3b7c82b4c4c0e"),
+    "pairs": (1, "6d83dbbcff764b37"),
+    "personas": (1, "fbe97c26f2bb0e3f"),
+    "tailoring": (1, "bc0a4cccfb566fae"),
+    "training": (1, "714aad078f58e9ae"),
+    "answers": (1, "209580467018fb28"),
+    "judging": (1, "03ec5f66139ee22d"),
+    "swap": (1, "ebde30518b5b502c"),
+    "calibration": (1, "8dbe18402730c266"),
+    "rejudged": (1, "eec04af825ba89fa"),
+    "users": (1, "54718fd32d82e890"),
 }
 
 

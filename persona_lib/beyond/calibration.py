@@ -46,7 +46,8 @@ def contradicted(sentence: str) -> str:
 
 def damaged_comparisons(rows: Sequence[TailoringRow]) -> dict[str, list[PairwiseComparison]]:
     """Return, per kind of damage and row, the written response and its damaged copy."""
-    rows, found = [row for row in rows if row.chosen], {}
+    rows = [row for row in rows if row.chosen]
+    found: dict[str, list[PairwiseComparison]] = {}
     for number, row in enumerate(rows):
         words, sentences = row.chosen.split(" "), SENTENCE.split(row.chosen.strip())
         copies = {
@@ -83,7 +84,9 @@ def measure(judged: Sequence[tuple[Judgment, Judgment]]) -> dict[str, Any]:
     verdicts, scores = [verdict_of(*p) for p in judged], [SCORES.fullmatch(one.feedback) for one, _ in judged]
     sure = [abs(float(found[1]) - float(found[2])) if found else None for found in scores]
     values = [{"win": 1.0, "tie": 0.5}.get(verdict, 0.0) for verdict in verdicts]
-    half = [] if None in sure else sorted(range(len(sure)), key=lambda i: -sure[i])[: len(sure) // 2]
+    gaps = [gap for gap in sure if gap is not None]
+    most = sorted(range(len(gaps)), key=lambda i: -gaps[i])[: len(gaps) // 2]
+    half = most if len(gaps) == len(sure) else []
     low, high = wilson_interval(sum(values), len(values))
     accuracies = [sum(part) / len(part) if part else math.nan for part in (values, [values[i] for i in half])]
     return {"n": len(values), "accuracy": accuracies[0], "accuracy_low": low, "accuracy_high": high,
@@ -121,8 +124,8 @@ def calibrate(run: Run) -> Table:
             lines.append({"judge": name, "rubric": rubric, "test": test} | measure(judged))
         if name == "oracle":  # how often the reader agrees with the blind labels, where it judges
             line = {"judge": name, "rubric": "personalization", "test": READING}
-            right = [Judgment("", name, "personalization", winner) for winner in "AB"]  # in both orders
-            read = [right if (shows(dimension, text) or "neither") == label else right[::-1]
+            a, b = Judgment("", name, "personalization", "A"), Judgment("", name, "personalization", "B")
+            read = [(a, b) if (shows(dimension, text) or "neither") == label else (b, a)  # in both orders
                     for dimension, label, text in labelled() if dimension not in UNREADABLE]  # fmt: skip
             lines.append(line | measure(read))
     table = table_of(lines)

@@ -61,7 +61,8 @@ def resampled_dpq(joint: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     draws = rng.multinomial(round(joint.sum()), joint.ravel() / joint.sum(), size=N_RESAMPLES)
     counts = np.concatenate([joint[None], draws.reshape(-1, 3, 3)])
     margins = [counts.sum(axis=axis) for axis in (2, 1)]
-    return 50 * sum(intervals.ratio(m[:, 0] - m[:, 2], m[:, 0] + m[:, 2]) for m in margins)
+    personal, quality = (intervals.ratio(m[:, 0] - m[:, 2], m[:, 0] + m[:, 2]) for m in margins)
+    return 50 * (personal + quality)
 
 
 def dpq_test(p: Sequence[int], q: Sequence[int]) -> float:
@@ -85,18 +86,21 @@ def reanalysed() -> Table:
     """
     lines, drawn = [], []
     for number, row in enumerate(paper_table()):
-        line = {"dataset": row["dataset"], "kind": "paper", "label": f"{row['side']}, {row['persona']}"}
-        line["n"], margins, rng = row["n"], [], np.random.default_rng(number)
+        line: results.Row = {"dataset": row["dataset"], "kind": "paper"}
+        line |= {"label": f"{row['side']}, {row['persona']}", "n": row["n"]}
+        rng = np.random.default_rng(number)
+        margins: list[list[int]] = []
         for short in "pq":
-            counts = {verdict: row[f"{short}_{verdict}"] for verdict in judging.PARSED}
+            counts: dict[str, int] = {verdict: row[f"{short}_{verdict}"] for verdict in judging.PARSED}
             line |= results.verdict_counts(short, counts)
             line[f"{short}_sign"] = intervals.sign_test(counts["win"], counts["loss"])
             margins.append(list(counts.values()))
-        drawn.append(resampled_dpq(joint_table(*margins, "independent"), rng))
-        widest = intervals.interval_of(resampled_dpq(joint_table(*margins, "agree"), rng))
-        line |= drawn_columns({"dpq": drawn[-1]}) | {"dpq_p": dpq_test(*margins)}
+        p, q = margins
+        drawn.append(resampled_dpq(joint_table(p, q, "independent"), rng))
+        widest = intervals.interval_of(resampled_dpq(joint_table(p, q, "agree"), rng))
+        line |= drawn_columns({"dpq": drawn[-1]}) | {"dpq_p": dpq_test(p, q)}
         lines.append(line | {"dpq_low_widest": widest.low, "dpq_high_widest": widest.high})
-    average = {"dataset": "all", "kind": "average", "label": "average of the ten rows"}
+    average: results.Row = {"dataset": "all", "kind": "average", "label": "average of the ten rows"}
     average |= drawn_columns({"dpq": np.mean(drawn, axis=0)})
     average |= {end: np.mean([line[end] for line in lines]) for end in ("dpq_low_widest", "dpq_high_widest")}
     table = results.with_holm(table_of([*lines, average]))
@@ -120,8 +124,8 @@ def answers_of(row: Judged) -> list[dict[str, tuple[Generation, Generation]]]:
     """Return, per run, the tested and the base answer of every judged item."""
     specs, found = (row.matchup.test, row.matchup.base), []
     for run, verdicts in zip(row.runs, row.verdicts["quality"], strict=True):
-        both = [read_generations(run, spec) if verdicts else {} for spec in specs]
-        found.append({i: tuple(answers[i] for answers in both) for i in verdicts})
+        tested, base = (read_generations(run, spec) if verdicts else {} for spec in specs)
+        found.append({i: (tested[i], base[i]) for i in verdicts})
     return found
 
 
@@ -199,11 +203,12 @@ def length_table(profile: Profile) -> Table:
     for row in results.judged_rows(profile, ("main", "stage")):
         words = [{i: [len(answer.completion.split()) for answer in both] for i, both in found.items()}
                  for found in answers_of(row)]  # fmt: skip
+        longer = [{i: tested - base for i, (tested, base) in found.items()} for found in words]
         means = np.mean([pair for found in words for pair in found.values()], axis=0)
         sizes = dict(zip(("words_tested", "words_base"), means, strict=True))
         shared, signs = same_items(row.runs), intervals.SIGNS
         for short, rubric in RUBRIC_NAMES.items():
-            items = [(signs.get(verdict, 0.0), np.subtract(*words[run][i]), i if shared else f"{run}/{i}")
+            items = [(signs.get(verdict, 0.0), longer[run][i], i if shared else f"{run}/{i}")
                      for run, verdicts in enumerate(row.verdicts[rubric])
                      for i, verdict in verdicts.items()]  # fmt: skip
             line = results.row_names(row) | {"rubric": rubric, **sizes}
@@ -319,7 +324,8 @@ def save_tables(profile: Profile) -> dict[str, Path]:
             parts.append(found.dropna(subset="estimate").assign(seed=seed))
     judging.forget_judged()
     by_dataset = {"calibration": calibrations, **SWAP_TABLES, **USER_TABLES}
-    makers = {  # in this order: the main table reads the calibration, the aims read all before them
+    # in this order: the main table reads the calibration, the aims read all before them
+    makers: dict[str, Callable[[Profile], Table]] = {
         **{name: functools.partial(every_dataset, make=make) for name, make in by_dataset.items()},
         **results.JUDGED_TABLES,
         "main": corrected_main,
@@ -365,7 +371,7 @@ def verify(profile: Profile, published: Table) -> Table:
         own = pick(run, {"aim": aim, "where": where}).estimate.dropna()
         if own.empty:
             continue
-        value, alone = own.item(), pick(found, {"seed": seeds[0]}).estimate if len(seeds) == 1 else ()
+        value, alone = own.item(), pick(found, {"seed": seeds[0]}).estimate if len(seeds) == 1 else own[:0]
         band = prediction_band(list(found.estimate), len(seeds), 1 / found.n.max())
         lines.append({
             "aim": aim, "where": where, "run": value, **interval_columns("published", band),

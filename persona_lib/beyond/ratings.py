@@ -135,7 +135,7 @@ def number_items(
     """
     units = shuffled_units(items, seed)
     texts = [[item[name] for name in TEXTS[study]] for unit in units for item in unit]
-    code, numbered = content_hash(study, seed, texts)[:4], []
+    code, numbered = content_hash(study, seed, texts)[:4], list[Item]()
     for place, unit in enumerate(units):
         raters = " ".join(f"rater-{(place + k) % n_raters + 1}" for k in range(per_unit))
         for item in unit:

@@ -82,7 +82,7 @@ class Released(NamedTuple):
 def find_released(data_dir: str | Path = "") -> tuple[Path, list[ReleasedFile]]:
     """Return the first folder with released outputs, and its files; without one DataError, `WAYS_OUT`."""
     places: list[Path] = []
-    for named in filter(None, (data_dir, os.environ.get("PERSONA_DATA", ""))):
+    for named in (name for name in (data_dir, os.environ.get("PERSONA_DATA")) if name):
         path = Path(named).expanduser().resolve()
         places += [path, path / "released_outputs", path.parent / "released_outputs"]
     for place in (*places, REPO.parent / "shared/data/released_outputs", results_root() / DOWNLOADS):
@@ -188,7 +188,7 @@ def folder_of(run: Run, dataset: str, eval_persona: str) -> Path:
 
 def judge_released(run: Run, data: Released | None) -> list[Path]:
     """Let the judge judge every pair of files, resuming; returns the folders. Without a judge it says how."""
-    if not (pairs := judged_pairs(run.profile, data)):
+    if data is None or not (pairs := judged_pairs(run.profile, data)):
         print("not judged: that needs the files and a language model as judge, --set evaluation.judge=lm "
               "--set judge.model=NAME (or judge.url of a server) --set judge.format=json")  # fmt: skip
         return []

@@ -173,8 +173,9 @@ def pair_line(rows: Table, n_resamples: int) -> dict[str, Any]:
     only_tested, only_compared = int((rows.difference > 0).sum()), int((rows.difference < 0).sum())
     seeds = [part for _, part in rows.groupby("seed")]
     n_seeds, shared = len(seeds), len({*map(len, seeds)}) == 1 < len(seeds)
-    line = {"n": len(rows), "n_seeds": n_seeds, "only_tested": only_tested, "only_compared": only_compared,
-            "p": intervals.sign_test(only_tested, only_compared) if n_seeds == 1 else np.nan}  # fmt: skip
+    line: dict[str, Any] = {
+        "n": len(rows), "n_seeds": n_seeds, "only_tested": only_tested, "only_compared": only_compared,
+        "p": intervals.sign_test(only_tested, only_compared) if n_seeds == 1 else np.nan}  # fmt: skip
     for name in ("difference", "difference_cut"):
         mean = intervals.bootstrap_mean([part[name] for part in seeds], n_resamples, shared_items=shared)
         line |= interval_columns(name, mean)

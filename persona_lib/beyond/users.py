@@ -52,13 +52,13 @@ def user_of_row(run: Run) -> dict[str, str]:
 
 def history_personas(run: Run) -> dict[str, dict[str, str]]:
     """Return the personas of the chosen responses of users' histories: user -> {pair id: persona}."""
-    found = defaultdict(dict)
+    found: dict[str, dict[str, str]] = defaultdict(dict)
     for split in ("train", HISTORY):
-        part = [pair for pair in load_pairs(run).get(split, []) if pair.user]
+        part = [(pair.id, pair.user) for pair in load_pairs(run).get(split, []) if pair.user]
         known = read_personas(run, split, "chosen") if part else {}
-        for pair in part:
-            if pair.id in known and known[pair.id].persona:
-                found[pair.user][pair.id] = known[pair.id].persona
+        for id, user in part:
+            if id in known and (persona := known[id].persona):
+                found[user][id] = persona
     return dict(found)
 
 
@@ -219,8 +219,8 @@ def swap_by_users(runs: Sequence[Run]) -> Table:
             for part in ("unseen", "seen"):
                 mine = {id: row for id, row in told.items() if parts[users[id]] == part}
                 if any(found := [leans(known, mine, *both) for known in margins]):
-                    head = {"dataset": runs[0].dataset, "arm": arm, "persona_format": form, "users": part}
-                    head |= {"history": history, "compared": compared}
+                    head = {"dataset": runs[0].dataset, "arm": arm, "persona_format": form, "users": part,
+                            "history": history, "compared": compared}  # fmt: skip
                     lines.append(head | mean_line(runs[0], "d_positive", found, users))
     return table_of(lines)
 
@@ -230,7 +230,7 @@ def leans(margins: Margins, told: Mapping[str, dict[str, str]], first: str, seco
     found = {}
     for id, row in told.items():
         one, other = (margins.get((id, row.get(name, ""))) for name in (first, second))
-        if None not in (one, other) and abs(one - other) >= swap.ROUNDING:
+        if one is not None and other is not None and abs(one - other) >= swap.ROUNDING:
             found[id] = float(one > other)
     return found
 

@@ -189,7 +189,7 @@ def odd_texts(own: OwnRow) -> Iterator[Finding]:
 
 def against_others(pairs: Sequence[OwnRow]) -> tuple[list[OwnRow], list[Finding]]:
     """Leave out pairs that occur before, repeat an id, or have a prompt of an earlier given split."""
-    owners = {}
+    owners: dict[str, str] = {}
     for split in reversed(PAIR_SPLITS):
         owners |= {normal(p.pair.prompt): split for p in pairs if p.split == split}
     ids: dict[str, str] = {}
@@ -308,7 +308,8 @@ def hold_out(rows: Sequence[OwnRow], unseen: Container[str], threshold: float) -
     `HISTORY`, of which only the user's persona is made. Other groups fill up `SHARES`.
     """
     n_others = sum(row.pair.user not in unseen for row in rows)
-    sizes, lead, splits = dict.fromkeys(SHARES, 0), Counter(), {}
+    sizes, splits = dict.fromkeys(SHARES, 0), {}
+    lead: Counter[str | None] = Counter()
     for group in near_parts(rows, threshold):
         theirs = [rows[i].pair.user for i in group if rows[i].pair.user in unseen]
         n, free = len(group) - len(theirs), list(SHARES)

@@ -91,7 +91,8 @@ class Mapping:
 
 
 LABELS = ("first", "second", "tie")
-CHOICES = {"show_users": {"true": True, "false": False}, "split_by": {"user": "user", "prompt": "prompt"}}
+SPLIT_BY = {"user": "user", "prompt": "prompt"}
+CHOICES: dict[str, dict[str, Any]] = {"show_users": {"true": True, "false": False}, "split_by": SPLIT_BY}
 TWO = ("responses", "scores")  # fields of two columns
 LISTS = (*TWO, "prompt", *LABELS)  # fields that may have several values
 OPTIONAL = ("id", "category", "split", "user", "persona_chosen", "persona_rejected")  # columns
@@ -272,7 +273,7 @@ def propose(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, A
             marks = [words_of(one) - words_of(two), words_of(two) - words_of(one)]
             found, label = {"responses": [one, two]}, pick("label")
         else:  # one response in a row, with a thumb
-            marks = [WORDS["up"], WORDS["down"]]
+            marks = [set(WORDS["up"]), set(WORDS["down"])]
             found, label = {"response": pick("response")}, pick("label")
             if not (found["response"] and label):
                 return {}
@@ -280,7 +281,7 @@ def propose(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, A
             found["scores"] = list(scores)
         else:
             found["label"] = label or "WHICH COLUMN?"
-            values = list(dict.fromkeys(map(plain, cells.get(label, ()))))
+            values = list(dict.fromkeys(map(plain, cells[label] if label else ())))
             for name, words in (("tie", WORDS["tie"]), ("first", marks[0]), ("second", marks[1])):
                 told = [value for value in values if words_of(value) & words]
                 values = [value for value in values if value not in told]
@@ -332,12 +333,12 @@ def read_messages(value: Any, field: str, transcript: bool = False) -> list[tupl
     for message in messages_in(value, transcript):
         role, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
         parts = content if isinstance(content, (list, tuple)) else [content]
-        texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
+        texts: list[Any] = [part.get("text") if isinstance(part, dict) else part for part in parts]
         other = [name for name in NOT_TEXT if message.get(name)]
         other += [str(part.get("type")) for part in parts if isinstance(part, dict) and "text" not in part]
         if other or role in ("tool", "function"):
             raise RowError(field, "tool or image", f"a message has {', '.join(other) or f'the role {role}'}")
-        if not all(isinstance(text, str) for text in (role, *texts)):
+        if not isinstance(role, str) or not all(isinstance(text, str) for text in texts):
             kinds = ", ".join(f"{name}: {type(one).__name__}" for name, one in message.items())
             raise RowError(field, "messages", f"needed: role and content as text; a message has {kinds}")
         found.append((ROLES.get(role.lower(), role.lower()), "\n".join(texts)))
@@ -379,4 +380,4 @@ def conversation_texts(prompt: Any, chosen: Any, rejected: Any) -> tuple[Any, An
         texts.append(rest[0][1])
     if not asked and prompt is None:
         raise RowError("prompt", "messages", "the two conversations have no beginning in common")
-    return (render(asked) if asked else prompt), *texts
+    return (render(asked) if asked else prompt), texts[0], texts[1]

@@ -55,7 +55,7 @@ def side_rows(rows: list[TailoringRow], side: str, kind: str = "gold") -> list[A
 
 def both_arm(rows: list[TailoringRow], seed: int) -> list[ArmRow]:
     """Return the rows of the two sides; ids say which."""
-    return [(f"{id}/{side}", *rest) for side in SIDES for id, *rest in side_rows(rows, side)]
+    return [(f"{row[0]}/{side}", *row[1:]) for side in SIDES for row in side_rows(rows, side)]
 
 
 def shuffled_arm(rows: list[TailoringRow], seed: int) -> list[ArmRow]:

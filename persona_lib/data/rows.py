@@ -195,6 +195,7 @@ def cell_rows(path: Path, encoding: str = "") -> tuple[list[OwnRow], str]:
         raise DataError(f"{path}: two columns have the same name: {', '.join(header)}")
     rows: list[OwnRow] = []
     for line, cells in found:
+        value: dict[str, str] | ValueError
         if isinstance(cells, csv.Error):
             value = ValueError(f"{cells}: a quote is not closed, or not doubled")
         else:

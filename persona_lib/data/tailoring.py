@@ -93,7 +93,7 @@ def to_rows(
     rows = []
     for pair in pairs:
         source = retrieved.get(pair.id)
-        borrowed = personas.get(source, {}).items()
+        borrowed = personas.get(source or "", {}).items()
         own = dict(personas.get(pair.id, {})) | {name.replace("gold", "retrieved"): p for name, p in borrowed}
         rows.append(TailoringRow(pair.id, split, pair.prompt, pair.chosen, pair.rejected, own, source))
     return rows
@@ -128,6 +128,7 @@ def rows_from_pairs(run: Run) -> Rows:
     """
     pairs, retrieved, brought = preference.load_pairs(run), retrieved_ids(run), run.dataset == everyday.NAME
     parts = train_parts(run, pairs)
+    personas: Personas
     if brought:
         known = everyday.personas(run.profile.data.majority_share, run.seed)
         personas = {id: {f"gold-{s}": texts[f"gold-{s}"] for s in SIDES} for id, texts in known.items()}

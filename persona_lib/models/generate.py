@@ -151,8 +151,8 @@ class TransformersGenerator:
         pads, where = [longest - len(row) for row in rows], self.model.device
         pad, eos = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
         ids = [row[:head] + [pad] * n + row[head:] for row, n in zip(rows, pads, strict=True)]
-        mask = [[1] * head + [0] * n + [1] * (longest - head - n) for n in pads]
-        texts, mask = torch.tensor(ids, device=where), torch.tensor(mask, device=where)
+        seen = [[1] * head + [0] * n + [1] * (longest - head - n) for n in pads]
+        texts, mask = torch.tensor(ids, device=where), torch.tensor(seen, device=where)
         if head:
             cache.batch_repeat_interleave(len(rows))
         processors = logits_processors(self.repetition_penalty, longest, how)

@@ -35,7 +35,9 @@ def pack(rows: Sequence[Sequence[list[int]]]) -> dict[str, Any]:
     """
     import torch
 
-    ids, positions, sizes = [], [], []
+    ids: list[int] = []
+    positions: list[int] = []
+    sizes: list[tuple[int, int, int]] = []
     windows: list[list[list[int]]] = [[] for _ in rows[0][1:]]
     for prompt, first, *other in rows:
         second = other[0] if other else []
@@ -122,12 +124,12 @@ def attend_by_parts(
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     outputs = []
     for both, prompt, second, mask in parts:
-        row = (tensor[:, :, both] for tensor in (query, key, value))
-        outputs.append(sdpa_attention_forward(module, *row, None, **kwargs)[0])
+        q, k, v = (tensor[:, :, both] for tensor in (query, key, value))
+        outputs.append(sdpa_attention_forward(module, q, k, v, None, **kwargs)[0])
         if mask is not None:
-            seen = (torch.cat([t[:, :, prompt], t[:, :, second]], dim=2) for t in (key, value))
+            k, v = (torch.cat([t[:, :, prompt], t[:, :, second]], dim=2) for t in (key, value))
             mask = mask.to(query.dtype)
-            outputs.append(sdpa_attention_forward(module, query[:, :, second], *seen, mask, **kwargs)[0])
+            outputs.append(sdpa_attention_forward(module, query[:, :, second], k, v, mask, **kwargs)[0])
     return torch.cat(outputs, dim=1), None
 
 

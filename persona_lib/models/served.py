@@ -80,7 +80,8 @@ class EndpointGenerator:
 
     def __post_init__(self) -> None:
         self.name, self.url, self.chat = self.role.model, self.role.url.rstrip("/"), self.role.kind == "chat"
-        self.lock, self.refused, self.spent = threading.Lock(), set(), 0.0
+        self.lock, self.spent = threading.Lock(), 0.0
+        self.refused: set[str] = set()
         store.repair_rows(self.ledger)
 
     @property
@@ -193,9 +194,9 @@ class EndpointGenerator:
         if not choices or (self.max_cost_usd and usage is None):
             raise ValueError("no usage, so that max_cost_usd could not be kept" if choices else "no choices")
         text = choices[0].message.content if self.chat else choices[0].text
-        tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
-        made = response.model, text or "", choices[0].finish_reason or "stop", *tokens, self.cost(*tokens)
-        answer = Answer(name, *made, refused=sorted(self.refused & body.keys()))
+        tokens: tuple[int, int] = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
+        finish, refused = choices[0].finish_reason or "stop", sorted(self.refused & body.keys())
+        answer = Answer(name, response.model, text or "", finish, *tokens, self.cost(*tokens), refused)
         with self.lock:
             store.append_rows(self.ledger, [answer])
         return answer
@@ -271,7 +272,7 @@ class VllmGenerator:
         from vllm import SamplingParams
 
         decoding = Decoding(*how, **more)
-        given = {"max_tokens": decoding.max_new_tokens, "min_tokens": decoding.min_new_tokens}
+        given: dict[str, Any] = {"max_tokens": decoding.max_new_tokens, "min_tokens": decoding.min_new_tokens}
         given |= {"stop": list(decoding.stop), "include_stop_str_in_output": True}
         given |= {"skip_special_tokens": False, "temperature": decoding.temperature, "top_k": 0}
         given |= {"top_p": decoding.top_p, "repetition_penalty": decoding.repetition_penalty}

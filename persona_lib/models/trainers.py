@@ -179,7 +179,7 @@ def lora_config(profile: Profile) -> Any:
     from peft import LoraConfig
 
     lora = profile.lora
-    sizes = {"r": lora.r, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
+    sizes: dict[str, Any] = {"r": lora.r, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
     return LoraConfig(**sizes, target_modules=list(lora.targets), bias="none", task_type="CAUSAL_LM")
 
 
@@ -223,6 +223,8 @@ def make_trainer(
     packed = profile.training.packing and packing.takes_parts(base)
     base = packing.accept_packed(base) if packed else base
     pad, config_of_new = tokenizer.pad_token_id, None
+    config: Any
+    make: Any
     if method == "sft":
         only = profile.training.completion_only_loss
         config = SFTConfig(**settings, completion_only_loss=only, packing=False, padding_free=False)

@@ -21,7 +21,7 @@ from persona_lib.data.reader import fit, quality
 from persona_lib.models import load, train, trainers
 from persona_lib.models.served import load_generator
 from persona_lib.prompts import completion_text, tailoring_prompt
-from persona_lib.records import SIDES, DataError, Judgment, PairwiseComparison, Rubric, TailoringRow
+from persona_lib.records import SIDES, DataError, Judgment, PairwiseComparison, Rubric, TailoringRow, Winner
 from persona_lib.settings import ModelRole, Run, check_name, deciding, results_dir, results_root, set_field
 
 Judge = Callable[[Sequence[PairwiseComparison], Rubric], list[Judgment]]
@@ -39,7 +39,7 @@ def scored(
     """Return the judgments of the scores of ``both_texts``, which become feedback; equal ones are a tie."""
     made = []
     for c, a, b in zip(comparisons, scores[::2], scores[1::2], strict=True):
-        winner = None if a == b else "A" if a > b else "B"
+        winner: Winner = None if a == b else "A" if a > b else "B"
         made.append(Judgment(c.id, judge, rubric, winner, winner is None, f"{a:{form}} : {b:{form}}"))
     return made
 
@@ -55,7 +55,8 @@ def oracle_judge() -> Judge:
         if rubric not in RULED:
             return [Judgment(c.id, "oracle", rubric, None) for c in comparisons]
         suits, texts = rubric == "personalization", both_texts(comparisons)
-        scores = [fit(wishes.get(c.persona, ()), t) if suits else quality(c.prompt, t) for c, t in texts]
+        wished = {c.persona: wishes.get(c.persona or "", ()) for c in comparisons}
+        scores = [fit(wished[c.persona], t) if suits else quality(c.prompt, t) for c, t in texts]
         return scored(comparisons, "oracle", rubric, scores, "g")
 
     return judge
@@ -71,10 +72,10 @@ VERDICT = re.compile(
 )
 
 
-def winner_of(form: re.Pattern[str], answer: str) -> str | None:
+def winner_of(form: re.Pattern[str], answer: str) -> Winner:
     """Return the one winner, "A" or "B", that an answer names in a form; None if there is none, or two."""
     named = {winner.upper() for winner in form.findall(answer)}
-    return named.pop() if named in ({"A"}, {"B"}) else None
+    return "A" if named == {"A"} else "B" if named == {"B"} else None
 
 
 def text_judge(
@@ -130,7 +131,8 @@ def load_templates() -> tuple[str, str]:
     neither, or if the file is another than the pinned one.
     """
     package = importlib.util.find_spec("prometheus_eval")
-    folder = Path(package.origin).parent if package else results_root() / "downloads" / "prometheus"
+    file = package.origin if package else None
+    folder = Path(file).parent if file else results_root() / "downloads" / "prometheus"
     path = folder / "prompts.py"
     if not path.exists():
         official.fetch(HOME, path, SHA256)
@@ -140,8 +142,8 @@ def load_templates() -> tuple[str, str]:
             "(pip install --no-deps prometheus-eval==0.1.20) or delete the file"
         )
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    constants = [n for n in tree.body if isinstance(n, ast.Assign) and isinstance(n.value, ast.Constant)]
-    texts = {ast.unparse(node.targets[0]): node.value.value for node in constants}
+    given = [(n.targets[0], n.value) for n in tree.body if isinstance(n, ast.Assign)]
+    texts = {ast.unparse(n): str(v.value) for n, v in given if isinstance(v, ast.Constant)}
     return texts["REL_SYSTEM_PROMPT"], texts["RELATIVE_PROMPT_WO_REF"]
 
 
@@ -264,9 +266,11 @@ class BackwardsJudge:
             self.model = load.attach_adapters(base, [folder])
         if missing:
             names, merge = [NAME] if adapted else [], set_field(profile, TRAINING).merge_adapters
-            given = (*zip(*missing, strict=True), profile.judge.batch_size)
+            prompts, completions = zip(*missing, strict=True)
             with trainers.quiet_libraries(), load.using_adapters(self.model, names, merge):
-                found = load.sequence_log_probs(self.model, self.tokenizer, *given)
+                found = load.sequence_log_probs(
+                    self.model, self.tokenizer, prompts, completions, profile.judge.batch_size
+                )
             self.known |= dict(zip(missing, found.tolist(), strict=True))
         return [self.known[text] for text in texts]
 

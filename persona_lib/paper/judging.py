@@ -169,7 +169,9 @@ def judged_matchups(run: Run, role: str = "judge") -> list[Matchup]:
 def judge_all(run: Run, role: str = "judge") -> list[Path]:
     """Let a judge judge its matchups, unless finished; returns their folders. ConfigError for judge=none."""
     found, folders = judged_matchups(run, role), []
-    judge = load_judge(run) if role == "judge" else model_judge(run, role) if found else None
+    if role != "judge" and not found:
+        return []
+    judge = load_judge(run) if role == "judge" else model_judge(run, role)
     for m in found:
         answered = [generation_folder(run, spec) / "done.json" for spec in (m.test, m.base)]
         inputs = m, [store.read_json(path)["key"] for path in answered], judge_key(run, role)
@@ -179,7 +181,7 @@ def judge_all(run: Run, role: str = "judge") -> list[Path]:
     return folders
 
 
-def read_verdicts(run: Run, matchup: Matchup, role: str = "judge") -> list[dict[str, str]]:
+def read_verdicts(run: Run, matchup: Matchup, role: str = "judge") -> list[dict[str, Any]]:
     """Return a matchup's verdicts: rows {"id", "personalization", "quality"}; none if it was not judged."""
     folder = judgment_folder(run, matchup, role)
     return list(store.iter_rows(folder / "verdicts.jsonl")) if (folder / "done.json").exists() else []
@@ -242,7 +244,7 @@ class Judged:
 
     matchup: Matchup
     runs: tuple[Run, ...]
-    verdicts: dict[str, list[dict[str, str]]]
+    verdicts: dict[str, list[dict[str, Verdict]]]
     scores: dict[str, np.ndarray]
 
     @property

@@ -101,7 +101,7 @@ def infer_personas(
         missing = [pair for pair in missing if not getattr(pair, brought)]
         items = [(pair.prompt, *sides_of(pair, side)) for pair in missing]
         if hasattr(generator, "write"):
-            answers = enumerate(generator.write(items))
+            answers: Iterable[tuple[int, str]] = enumerate(generator.write(items))
         else:
             shots, most = inference_prefix(inference_shots(profile)), profile.generator.max_new_tokens
             queries = [shots + inference_query(*item) for item in items]
@@ -201,7 +201,7 @@ def judge_preferences(
 ) -> Verdicts:
     """Return verdicts: is P_C the more plausible user (win) or P_R (loss)? "" where a side has no persona."""
     both = [(pair, chosen[pair.id].persona, rejected[pair.id].persona) for pair in pairs]
-    compared = [records.PairwiseComparison(p.id, p.prompt, None, *two) for p, *two in both if all(two)]
+    compared = [records.PairwiseComparison(p.id, p.prompt, None, c, r) for p, c, r in both if c and r]
     return verdicts_of(judge, pairs, compared)
 
 
@@ -238,7 +238,8 @@ def judge_run(run: Run) -> list[Path]:
 def read_items(profile: Profile, file: str) -> Iterator[tuple[Row, dict[int, dict[str, Verdicts]], tuple]]:
     """Yield, per data set, what identifies it, the verdicts by seed and side, and how they are resampled."""
     for number, dataset in enumerate(profile.datasets):
-        runs, items = tuple(runs_of(profile, dataset)), {}
+        runs = tuple(runs_of(profile, dataset))
+        items: dict[int, dict[str, Verdicts]] = {}
         for run in runs:
             path, items[run.seed] = run.folder / "tables" / file, {}
             for row in csv.DictReader(path.read_text(encoding="utf-8").splitlines() if path.exists() else ()):
@@ -337,7 +338,8 @@ def typical_words(texts: Mapping[str, Mapping[Side, Iterable[str | None]]]) -> T
     """Return, per data set, the words most typical of each side's personas, by z, the most typical first."""
     parts = []
     for dataset, by_side in texts.items():
-        table = word_saliency(*(filter(None, by_side[side]) for side in SIDES)).assign(dataset=dataset)
+        chosen, rejected = (filter(None, by_side[side]) for side in SIDES)
+        table = word_saliency(chosen, rejected).assign(dataset=dataset)
         parts.append(table[table.z > 0][::-1].head(SHOWN_WORDS).assign(side="chosen"))
         parts.append(table[table.z <= 0].head(SHOWN_WORDS).assign(side="rejected"))
     return stacked(parts)

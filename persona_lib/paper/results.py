@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ def decided_prompts(row: Judged, rubric: str) -> tuple[int, int]:
     Seeds that drew their own prompts give one vote each. Seeds that answer the same prompts vote together.
     """
     shared = judging.same_items(row.runs)
-    votes: Counter[tuple[int, str]] = Counter()
+    votes: dict[tuple[int, str], float] = defaultdict(float)
     for number, verdicts in enumerate(row.verdicts[rubric]):
         for name, verdict in verdicts.items():
             votes[0 if shared else number, name] += intervals.SIGNS.get(verdict, 0)
@@ -133,8 +133,9 @@ def side_difference(profile: Profile) -> Table:
     lines = []
     rows = {(r.matchup.test.dataset, r.matchup.judge_persona): r for r in judged_rows(profile, ("main",))}
     for dataset, source in itertools.product(profile.datasets, ("gold", "retrieved", "user")):
-        pair = [rows.get((dataset, f"{source}-{side}")) for side in ("rejected", "chosen")]
-        if None in pair:
+        names = [(dataset, f"{source}-{side}") for side in ("rejected", "chosen")]
+        pair = [rows[name] for name in names if name in rows]
+        if len(pair) < 2:
             continue
         n = min(row.counts("quality").total() for row in pair)
         line = {"dataset": dataset, "personas": source, "n_seeds": len(pair[0].seeds), "n": n}

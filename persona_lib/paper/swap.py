@@ -292,15 +292,16 @@ def swap_items(run: Run) -> Found:
 
 def flip_items(run: Run) -> Found:
     """Return flip and DiD of the finished answers of every arm, format and family of a run."""
-    rows, found = answered_rows(run), {}
+    rows = answered_rows(run)
+    found: dict[tuple[str, ...], dict[str, dict[str, float]]] = {}
     done = [
         spec for spec in answers.grid(run) if (answers.generation_folder(run, spec) / "done.json").exists()
     ]
     specs = {(spec.arm, spec.persona_format, spec.eval_persona): spec for spec in done}
     for part in dict.fromkeys(key[:2] for key in specs):
         for family in FAMILIES:
-            sides = [specs.get((*part, f"{family}-{side}")) for side in SIDES]
-            if None in sides:
+            sides = [spec for side in SIDES if (spec := specs.get((*part, f"{family}-{side}")))]
+            if len(sides) < 2:
                 continue
             first, second = (answers.read_generations(run, spec) for spec in sides)
             ids = sorted(set(rows) & set(first) & set(second))
