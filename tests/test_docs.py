@@ -9,6 +9,7 @@ import pytest
 from conftest import run_there
 from test_report import filled  # noqa: F401  (a fixture)
 
+from examples.every_eval_ever import records
 from persona_lib import docs, execute, store
 from persona_lib.settings import REPO, ConfigError, load_profile, published_dir
 from persona_lib.tasks import Pipeline
@@ -65,6 +66,32 @@ def test_the_readme_names_every_notebook_and_option_and_its_links_lead_somewhere
     assert [link for link in re.findall(r"\]\(([\w./]+)\)", text) if not (REPO / link).exists()] == []
     pictures = list((REPO / "figures" / "published").rglob("*.png"))
     assert pictures and all(path.with_suffix(".pdf").exists() for path in pictures)
+
+
+def test_the_answers_of_the_checklist_link_to_files_and_headings_that_exist():
+    text = (REPO / "RESPONSIBLE_NLP.md").read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([\w./]+)#?([\w-]*)\)", text)
+    assert len(links) > 20
+    for file, anchor in links:
+        lines = (REPO / file).read_text(encoding="utf-8").lower().splitlines()
+        headings = [
+            re.sub(r"[^\w -]", "", line.lstrip("# ")).replace(" ", "-") for line in lines if line[:1] == "#"
+        ]
+        assert not anchor or anchor in headings, (file, anchor)
+
+
+def test_a_table_of_swaps_is_exported_as_one_record_per_policy(tmp_path):
+    head = "dataset,arm,measure,persona,n,d_positive,d_positive_low,d_positive_high\n"
+    lines = (
+        "d,base,policy,gold,4,.5,.1,.9\nd,dpo-both,policy,gold,4,.75,.4,1\nd,base,per byte,gold,4,.2,.1,.3\n"
+    )
+    (tmp_path / "swap.csv").write_text(head + lines)
+    found = records(tmp_path / "swap.csv")
+    assert list(found) == ["base", "dpo-both"]
+    (made,) = found["base"]["evaluation_results"]
+    details, interval = made["score_details"], made["score_details"]["uncertainty"]["confidence_interval"]
+    assert (details["score"], interval["lower"], interval["upper"]) == (0.5, 0.1, 0.9)
+    assert details["uncertainty"]["num_samples"] == 4 and found["base"]["model_info"]["id"].count("/") == 1
 
 
 # --- outputs of executed notebooks ---

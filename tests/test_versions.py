@@ -32,7 +32,7 @@ DECIDED = {
     "pairs": (1, "6d83dbbcff764b37"),
     "personas": (1, "fbe97c26f2bb0e3f"),
     "tailoring": (1, "bc0a4cccfb566fae"),
-    "training": (1, "714aad078f58e9ae"),
+    "training": (1, "1e3738071475e411"),
     "answers": (1, "209580467018fb28"),
     "judging": (1, "03ec5f66139ee22d"),
     "swap": (1, "ebde30518b5b502c"),

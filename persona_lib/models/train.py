@@ -25,7 +25,7 @@ from persona_lib.models import load, packing, trainers
 from persona_lib.models.load import ModelError, count_rows, format_of, load_base, load_tokenizer, model_key
 from persona_lib.models.served import SURFACE, SurfaceGenerator
 from persona_lib.prompts import tailoring_prompt
-from persona_lib.records import SIDES, PreferencePair, TailoringRow
+from persona_lib.records import SIDES, DataError, PreferencePair, TailoringRow
 from persona_lib.settings import Run, deciding, main_arm, open_run, set_field
 from persona_lib.store import VERSIONS
 
@@ -50,7 +50,10 @@ def data_paths(run: Run, method: str) -> dict[str, list[Path]]:
 
 
 def load_rows(run: Run, method: str, train_persona: str) -> tuple[dict[str, list[dict]], dict[str, int]]:
-    """Return the arm's rows of "train" and "val", and how many source rows had no persona."""
+    """Return the arm's rows of "train" and "val", and how many source rows had no persona.
+
+    Raises DataError if no training row has one.
+    """
     steps = run.profile.dpo.max_steps if method == "dpo" else 0
     make = to_sft_rows if method == "sft" else to_ordered_dpo_rows if steps else to_dpo_rows
     rows, without, chat = {}, {}, format_of(*run.base_source)
@@ -59,6 +62,8 @@ def load_rows(run: Run, method: str, train_persona: str) -> tuple[dict[str, list
         source = [row for path in paths for row in draw(store.read_rows(path, TailoringRow), limit)]
         rows[part] = make(source, train_persona, run.seed, chat)
         without[part] = len(source) * (2 if train_persona in TWO_SIDED else 1) - len(rows[part])
+    if not rows["train"]:
+        raise DataError(f"{run.dataset}, arm {train_persona}: no row has a persona: see generator.model")
     if steps:  # in a fixed order it leaves the last rows out: they need no reference
         rows["train"] = rows["train"][: steps * run.profile.dpo.batch_size]
     return rows, without
