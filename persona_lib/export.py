@@ -20,7 +20,6 @@ from persona_lib.models.load import format_of, join_adapters, load_tokenizer
 from persona_lib.paper.answers import adapters_of, policy_key
 from persona_lib.paper.results import read_table
 from persona_lib.prompts import ChatFormat, tailoring_prompt
-from persona_lib.report import fill
 from persona_lib.settings import ConfigError, Profile, Run, check_name, open_run, results_dir, results_root
 from persona_lib.show import render, to_markdown
 
@@ -66,7 +65,7 @@ def model_card(run: Run, arm: str, folders: Sequence[Path], chat: ChatFormat | N
     """Return the README.md of an exported arm; ``chat`` is how the base is asked."""
     persona, installed = arm.partition("-")[2], store.package_versions()
     user = None if persona == "none" else "The user is busy and prefers short answers."
-    return fill(
+    return store.fill(
         "model_card.md",
         run=run,
         profile=run.profile,

@@ -27,21 +27,9 @@ from persona_lib.paper.results import read_table
 from persona_lib.paper.swap import answered_rows
 from persona_lib.prompts import completion_text, tailoring_prompt
 from persona_lib.records import PAIR_FIELDS, SIDES, Table, table_of
-from persona_lib.settings import FACTS, Profile, Run, main_arm, results_dir
+from persona_lib.settings import Profile, Run, main_arm, results_dir
 from persona_lib.show import LABELS, owner_of, place, policy_name, render, with_interval
-from persona_lib.store import facts, people_csv, read_json, write_text
-
-
-def fill(template: str, **values: Any) -> str:
-    """Return a page or model card; jinja2 escapes every text in a page."""
-    import jinja2
-
-    pages = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FACTS / "pages"), autoescape=template.endswith(".html"),
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    return pages.get_template(template).render(values) + "\n"
-
+from persona_lib.store import facts, fill, people_csv, read_json, write_text
 
 # --- where a profile's numbers come from ---
 

@@ -101,6 +101,17 @@ def facts(name: str) -> dict[str, Any]:
     return yaml.safe_load((FACTS / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
+def fill(template: str, **values: Any) -> str:
+    """Return a page or model card of ``facts/pages``; jinja2 escapes every text in a page."""
+    import jinja2
+
+    pages = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(FACTS / "pages"), autoescape=template.endswith(".html"),
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    return pages.get_template(template).render(values) + "\n"
+
+
 def read_csv(path: Path, **how: Any) -> Table:
     """Read a table; an empty one without the file."""
     import pandas as pd

@@ -138,6 +138,7 @@ def test_a_mapping_names_paths_several_columns_and_scores(tmp_path):
         ("responses: [a, b]\nlabel: l\nfirst: 0\nsecond: 0\n", "the label '0' stands for two outcomes"),
         ("ranking: a\nanswer: b\n", "ranking needs answer, and rank or score"),
         ("margin: two\n", "margin='two' is not what"),
+        ("responses: [a, b, c]\nlabel: l\nfirst: 0\n", "more than two responses need a label that names"),
         ("split_by: user\n", "split_by: user needs user"),
         ("responses: [a, b]\nchosen: c\n", "chosen does not go with responses"),
     ],
@@ -213,19 +214,40 @@ def shaped(n: int, kind: str) -> dict:
         "nectar": {"prompt": f"\n\nHuman: {asked}\n\nAssistant: ", "answers": [
             {"answer": "Middle.", "rank": 2.0}, {"answer": bad, "rank": 7.0}, {"answer": best, "rank": 1.0}]},
         "arena": {"conversation_a": talks[0], "conversation_b": talks[1], "winner": f"model_{'ba'[n % 2]}"},
+        "rpr": {"prompt": asked, "response_a": best, "response_b": bad, "criteria_x": "x", "criteria_y": "y"},
         "hh": {side: f"\n\nHuman: {asked}\n\nAssistant: {good(n)[side]}" for side in ("chosen", "rejected")},
     }[kind]  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["openai", "nectar", "arena", "hh"])
+@pytest.mark.parametrize("kind", ["openai", "nectar", "arena", "rpr", "hh"])
 def test_known_formats_are_read_without_a_mapping_and_one_of_the_user_alone_is_suggested(tmp_path, kind):
     data = read(tmp_path, rows := [shaped(n, kind) | {"rater": f"u{n % 6}"} for n in range(30)])
     texts = [(row.pair.prompt, row.pair.chosen, row.pair.rejected) for row in data.rows]
     assert texts == [tuple(good(n).values()) for n in range(30)] and not data.rejected
+    brought = {row.pair.persona_chosen + row.pair.persona_rejected for row in data.rows}
+    assert brought == {"xy" if kind == "rpr" else ""}
     if kind == "nectar":  # ranks 1 and 7
         assert len(read(tmp_path, rows, "margin: 6\n").rows) == 30
     assert "column 'rater' may name users" in data.how[-1] and len(data.how) == (1 if kind == "hh" else 2)
     assert len({row.pair.user for row in read(tmp_path, rows, "user: rater\n").rows}) == 6
+
+
+def test_of_four_labelled_responses_the_best_meets_the_next_and_the_persons_reason_is_kept(tmp_path):
+    rows = []
+    for n in range(31):
+        asked, best, bad = good(n).values()
+        four = [best, bad, "Middle.", "Other."]
+        four = [four[(place - n) % 4] for place in range(4)]  # the best moves through a, b, c, d
+        rows.append({"conversation_id": f"c{n}", "annotator_id": n % 6, "first_turn_prompt": asked,
+                     "first_turn_preferred_response": f"response_{'abcd'[n % 4]}" if n < 30 else "response_e",
+                     "first_turn_feedback": "short" if n % 2 else None})  # fmt: skip
+        rows[n] |= {f"first_turn_response_{'abcd'[place]}": text for place, text in enumerate(four)}
+    data = read(tmp_path, rows)
+    texts = [(row.pair.prompt, row.pair.chosen, row.pair.rejected) for row in data.rows]
+    assert texts == [tuple(good(n).values()) for n in range(30)]
+    assert [row.reason for row in data.rows[:3]] == ["", "short", ""] and data.rows[1].pair.id == "c1"
+    assert len({row.pair.user for row in data.rows}) == 6
+    assert codes(data) == {31: ("first_turn_preferred_response", "label")}
 
 
 def test_thumbs_make_pairs_where_one_user_gave_both_and_every_row_is_accounted_for(tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from test_demo import CHROMIUM, FLAGS
 from tiny_results import fill_run
 
 from persona_lib.beyond import ratings
@@ -64,9 +65,12 @@ def test_what_raters_get_is_the_same_bytes_whichever_side_or_system_a_text_is_of
     for first, second in zip(one, two, strict=True):
         assert first.read_bytes() == second.read_bytes()
     assert key.read_bytes() != other_key.read_bytes(), "the key must tell them apart"
-    assert {path for path in (tmp_path / "one" / "for_raters").rglob("*.*")} == set(one) and key not in one
+    pages = sorted((tmp_path / "one").rglob("*.html"))
+    for first, second in zip(pages, sorted((tmp_path / "two").rglob("*.html")), strict=True):
+        assert first.read_bytes() == second.read_bytes()
+    assert {*(tmp_path / "one" / "for_raters").rglob("*.*")} == {*one, *pages} and len(pages) == 3
     words = {*HIDDEN[study], "p0", "u0", "seed", "data"}
-    for path in one:
+    for path in (*one, *pages):
         assert not words & set(path.read_text(encoding="utf-8").replace(",", " ").split()), path
 
 
@@ -169,6 +173,7 @@ def test_texts_with_breaks_and_formulas_survive_and_no_cell_is_a_formula(tmp_pat
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         paths = ratings.export("answers", ratings.number_items("answers", items, 1, 1), folder)
         assert list(ratings.open_csv(paths[0]).response) == [text, text]
+        assert "<b>" not in paths[0].with_suffix(".html").read_text(encoding="utf-8")
         cells = pd.read_csv(paths[0], dtype=str, keep_default_na=False).to_numpy().ravel()
         assert not [cell for cell in cells if cell.startswith(FORMULA)]
         fill(paths[0], folder / "filled" / "a.csv", value=" 3.0", separator=";")
@@ -228,8 +233,50 @@ def test_items_of_a_run_are_its_personas_and_both_systems_answers_and_what_rater
     assert (len(written["personas"]), len(written["answers"])) == (3 + 2, 8 + 2)  # instructions and key
     secrets = ("PT-DPO", "dpo-", "gold-", "user-chosen", "user-rejected", "everyday", "seed-0")
     handed_out = list((results_here / "smoke" / "ratings" / "for_raters").rglob("*.*"))
-    assert len(handed_out) == 3 + 1 + 8 + 1
+    assert len(handed_out) == 2 * 3 + 1 + 2 * 8 + 1  # a sheet and a page each, and instructions
     for path in handed_out:
         text = path.read_text(encoding="utf-8")
         assert not [word for word in secrets if word in text], path
         assert not {"chosen", "rejected"} & set(text.lower().split()), path
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed")
+def test_a_page_keeps_what_is_given_by_keys_and_mouse_and_its_sheet_is_read_back(tmp_path):
+    playwright = pytest.importorskip("playwright.sync_api", reason="the [browser] extra is not installed")
+    items = [item | {"persona": "<img src=x onerror=alert(1)>"} for item in make_items("answers", 3)]
+    paths = ratings.export("answers", ratings.number_items("answers", items, 2, 2), tmp_path)
+    wrong: list[str] = []
+
+    def rate(rater: int) -> None:
+        page = browser.new_page(viewport={"width": 390, "height": 844})
+        page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.goto(paths[rater - 1].with_suffix(".html").as_uri())
+        for key in "4205n":  # A: answers, suits; B: cannot say, suits
+            page.keyboard.press(key)
+        assert page.evaluate("document.documentElement.scrollWidth") == 390, "nothing is wider than a phone"
+        page.reload()
+        playwright.expect(page.locator("#said")).to_have_text("2 of 3, 1 rated")  # at the first that is open
+        shown = page.locator("section:visible")
+        shown.locator("article").nth(1).get_by_label("4").first.check()
+        shown.locator("textarea").first.fill('=1+1, "so"\nn 3')  # in a comment a key is a letter
+        assert page.locator("img").count() == 0
+        with page.expect_download() as saved:
+            page.get_by_role("button", name="Save the sheet").click()
+        assert saved.value.suggested_filename == f"rater-{rater}.csv"
+        saved.value.save_as(tmp_path / "filled" / saved.value.suggested_filename)
+
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        for rater in (1, 2):
+            rate(rater)
+    assert wrong == []
+    sheets = [ratings.open_csv(tmp_path / "filled" / f"rater-{n}.csv") for n in (1, 2)]
+    for sheet, path in zip(sheets, paths[:2], strict=True):
+        assert list(sheet.item) == list(ratings.open_csv(path).item), "in the order of the exported sheet"
+        assert sheet.answerability.tolist() == ["4", "", "", "4", "", ""]
+        assert sheet.personalization.tolist() == ["2", "5", "", "", "", ""]
+        assert [text.splitlines() for text in sheet.comment[2:4]] == [['=1+1, "so"', "n 3"], []]
+    agreement = ratings.rating_tables(read(tmp_path), 10)["rating_agreement"]
+    assert agreement[["n_ratings", "n_missing"]].to_numpy().tolist() == [[4, 8], [4, 8]]

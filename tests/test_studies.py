@@ -1,14 +1,18 @@
 """The studies: the rule that picks training settings, and persona inference by several models."""
 
+import json
 from dataclasses import dataclass
 
 import pandas as pd
 import pytest
+from tiny import tiny_policies
 
 from persona_lib import studies
 from persona_lib.data import everyday, reader
-from persona_lib.paper import personas
-from persona_lib.settings import Run, load_profile, results_dir
+from persona_lib.paper import personas, swap
+from persona_lib.records import Judgment
+from persona_lib.settings import Run, load_profile, results_dir, set_field
+from persona_lib.store import read_rows
 
 # --- selection ---
 
@@ -111,3 +115,59 @@ def test_without_a_judge_no_model_is_asked(writers):
     with pytest.raises(SystemExit, match="has evaluation.judge=none"):
         studies.main(["persona-models", "--profile", "own"])
     assert not any(writer.asked for writer in writers.values())
+
+
+# --- reversal and reasons ---
+
+
+def lines(path, rows):
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return str(path)
+
+
+def test_trained_policies_and_judges_meet_the_test_rows_of_others_under_both_wishes(tmp_path, monkeypatch):
+    run = tiny_policies(tmp_path, monkeypatch, "sft-none", "dpo-none", "sft-chosen", "dpo-chosen")
+    profile = set_field(run.profile, {"evaluation.persona_judge": ""})
+    load = studies.load_profile
+    monkeypatch.setattr(studies, "load_profile", lambda name, *_: load(name) if name == "own" else profile)
+
+    def judge(compared, rubric):  # right if the wish is w1, always A else
+        named = ("AB"[c.response_a != "w2 w3" and c.persona.endswith("w1")] for c in compared)
+        return [Judgment(c.id, "oracle", rubric, one) for c, one in zip(compared, named, strict=True)]
+
+    monkeypatch.setattr(studies, "load_judge", lambda run: judge)
+    rows = [{"prompt": f"w{n}", "response_a": "w2 w3", "response_b": "w4 w5 w6", "criteria_x": "w1",
+             "criteria_y": "The user is w9", "split": "train" if n > 3 else "test"}
+            for n in range(6)]  # fmt: skip
+    studies.main(["reversal", "--data", lines(tmp_path / "rpr.jsonl", rows)])
+    tables = results_dir(profile) / "tables"
+    table = pd.read_csv(tables / "reversal.csv")
+    assert set(table.n) == {4}, "the test rows alone"
+    assert set(zip(table.arm, table.persona_format, strict=True)) == set(swap.swap_arms(run))
+    judged = pd.read_csv(tables / "reversal_judges.csv").iloc[0]
+    assert (judged.n, judged.accuracy, judged.contradicted) == (8, 0.75, 4)
+    (scored,) = run.folder.glob("reversal/*/dpo-chosen.line/policy.jsonl")
+    told = {(score.eval_persona, score.persona) for score in read_rows(scored, swap.PolicyScore)}
+    assert told == {("gold-chosen", "The user wants this: w1"), ("gold-rejected", "The user is w9")}
+    monkeypatch.setattr(swap.PolicyLoader, "load", None)
+    studies.main(["reversal", "--data", str(tmp_path / "rpr.jsonl")])  # finished work is read
+
+
+def test_inferred_personas_stand_beside_the_reasons_that_people_gave(tmp_path, results_here):
+    said = {"lists": ("jokes", "lists please"), "brevity": ("tales", "brevity"), "depth": ("noise", "")}
+    rows = [{"prompt": f"What is {liked}?", "chosen": liked, "rejected": other, "why": why,
+             "p": f"The user prefers {liked}", "q": f"The user prefers {other}"}
+            for liked, (other, why) in said.items()]  # fmt: skip
+    mapping = tmp_path / "mapping.yaml"
+    mapping.write_text("persona_chosen: p\npersona_rejected: q\nreason: why\n")
+    data = ["--data", lines(tmp_path / "own.jsonl", rows)]
+    studies.main(["reasons", *data, "--mapping", str(mapping)])
+    table = pd.read_csv(results_here / "own" / "reasons" / "tables" / "reasons.csv").set_index("persona of")
+    # F1 of "lists" and "lists please" is 2/3, of "brevity" and "brevity" 1; no other pair shares a word
+    assert table.likeness["chosen"] == pytest.approx((2 / 3 + 1) / 2) and set(table.n) == {2}
+    assert table.likeness["rejected"] == table.likeness["chosen, another person's reason"] == 0
+    assert table.likeness["chosen - (rejected)"] == table.likeness["chosen"]
+    with pytest.raises(SystemExit, match="not run: fewer than two rows have a reason"):
+        studies.main(["reasons", *data])
+    with pytest.raises(SystemExit, match="not run: gone.jsonl: no such file"):
+        studies.main(["reversal", "--data", "gone.jsonl"])

@@ -29,13 +29,13 @@ FILES = {
     "users": "beyond.users",
 }
 DECIDED = {
-    "pairs": (1, "6d83dbbcff764b37"),
+    "pairs": (1, "8ee2aeed98d6606c"),
     "personas": (1, "fbe97c26f2bb0e3f"),
     "tailoring": (1, "bc0a4cccfb566fae"),
     "training": (1, "1e3738071475e411"),
     "answers": (1, "209580467018fb28"),
     "judging": (1, "03ec5f66139ee22d"),
-    "swap": (1, "ebde30518b5b502c"),
+    "swap": (1, "1faf1807a3e7993c"),
     "calibration": (1, "8dbe18402730c266"),
     "rejudged": (1, "eec04af825ba89fa"),
     "users": (1, "54718fd32d82e890"),

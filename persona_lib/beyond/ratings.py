@@ -8,8 +8,11 @@ wording of the questions is ours; the paper gives the names of its criteria.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import io
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ from persona_lib.intervals import bootstrap_mean, interval_columns, interval_of
 from persona_lib.paper.answers import eval_rows, generation_folder, read_generations
 from persona_lib.records import SIDES, RunSpec, Table, stacked, table_of
 from persona_lib.settings import Profile, Run, main_arm, results_dir
-from persona_lib.store import content_hash, people_csv, write_text
+from persona_lib.store import content_hash, fill, people_csv, write_text
 
 SCALE = (1, 2, 3, 4, 5)
 GROUPS = {"personas": SIDES, "answers": ("PT-DPO", "DPO")}  # compared: the first minus the second
@@ -45,6 +48,9 @@ INSTRUCTIONS = """# Rating {study}
 One row is one item. Read its texts, then write a whole number from 1 to 5 into each of these columns:
 
 {asked}
+
+Or open the page of the same name (.html) in a browser: it shows one item at a time, works without a network,
+keeps what you gave, and saves the filled sheet. Send back that sheet.
 
 Leave a cell empty if you cannot say. Judge every row by itself, and do not talk about them with others
 who rate. Do not change the columns rater and item. Save as CSV.
@@ -149,20 +155,38 @@ def has_ratings(path: Path, study: str) -> bool:
     return any(table[name].any() for name in QUESTIONS[study] if name in table)
 
 
+def rater_page(study: str, rater: str, units: Sequence[Sequence[Item]]) -> str:
+    """Return a rater's page: one unit at a time, A and B side by side; it saves the filled sheet as CSV.
+
+    Nothing is loaded or sent: its policy allows its own script and style alone, by their hashes.
+    """
+    asked = {name: re.split(r"(?<=\?) ", text, maxsplit=1) for name, text in QUESTIONS[study].items()}
+    page = fill("rater.html", study=study, rater=rater, units=units, asked=asked, scale=SCALE,
+                texts=[name for name in TEXTS[study] if name not in ("prompt", "persona")])  # fmt: skip
+    for tag in ("script", "style"):
+        own = page.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0].encode()
+        digest = base64.b64encode(hashlib.sha256(own).digest()).decode()
+        page = page.replace(f"{tag}-hash", f"sha256-{digest}", 1)
+    return page
+
+
 def export(study: str, numbered: Sequence[Item], folder: Path, seed: int = 0) -> list[Path]:
     """Write a study's sheets, its instructions and its key (``number_items``); returns them, the key last.
 
     ``folder/for_raters/<study>`` has one sheet per rater, in an order of the rater's own, and goes to them.
+    Beside each sheet stands the rater's page (`rater_page`), in the same order.
     ``folder/keys`` stays: it alone tells a persona's side or an answer's system.
     """
     sheets, code = folder / "for_raters" / study, numbered[0]["item"].partition("-")[0]
     columns, paths = ["rater", "item", *TEXTS[study], *QUESTIONS[study], "comment"], []
     for rater in sorted({name for item in numbered for name in item["raters"].split()}):
         own = [item | {"rater": rater} for item in numbered if rater in item["raters"].split()]
-        rows = [item for unit in shuffled_units(own, f"{rater}-{seed}") for item in unit]
+        units = shuffled_units(own, f"{rater}-{seed}")
+        rows = [item for unit in units for item in unit]
         paths.append(sheets / f"{rater}.csv")
         if not has_ratings(paths[-1], study):
             write_text(paths[-1], UTF8 + people_csv(table_of(rows, columns)))
+        write_text(paths[-1].with_suffix(".html"), rater_page(study, rater, units))
     asked = "\n".join(f"- {name}: {text}" for name, text in QUESTIONS[study].items())
     write_text(sheets / "INSTRUCTIONS.md", INSTRUCTIONS.format(study=study, asked=asked))
     key = folder / "keys" / f"{study}-{code}.csv"

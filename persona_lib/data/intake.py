@@ -62,7 +62,10 @@ def excerpt(match: re.Match[str]) -> str:
 
 
 def sides_of(values: dict[str, Any], mapping: Mapping) -> list[tuple[str, Any]]:
-    """Return column and value of the best and the worst response, the last of these; RowError for a tie."""
+    """Return column and value of the best and the worst response, the last of these; RowError for a tie.
+
+    Of more than two labelled responses: the one that the label names, and the next one, in a circle.
+    """
     sides, column, numbers = [(name, lookup(values, name)) for name in mapping.sides], mapping.label, [1, 0]
     if mapping.ranking:
         column, paths = mapping.ranking, (mapping.answer, mapping.rank or mapping.score)
@@ -74,6 +77,12 @@ def sides_of(values: dict[str, Any], mapping: Mapping) -> list[tuple[str, Any]]:
         sides, numbers = [(column, text) for text, _ in found], [number for _, number in found]
     elif mapping.scores:
         column, numbers = mapping.scores[0], [lookup(values, name) for name in mapping.scores]
+    elif len(sides) > 2:
+        label = plain(lookup(values, column))
+        named = [n for n, (name, _) in enumerate(sides) if label and name.lower().endswith(label)]
+        if len(named) != 1:
+            raise RowError(column, "label", f"{label!r}"[:60])
+        return [sides[named[0]], sides[(named[0] + 1) % len(sides)]]
     elif mapping.label:
         sides = (sides * 2)[:2]  # an unpaired thumb has one response, which is liked or not
         label = plain(lookup(values, column))
@@ -149,7 +158,7 @@ def read_pair(row: OwnRow, mapping: Mapping, salt: bytes = b"") -> OwnRow:
     if user and salt:
         user = hashlib.blake2b(user.encode("utf-8", "replace"), key=salt, digest_size=6).hexdigest()
     pair = PreferencePair(optional(row, mapping.id) or f"{NAME}-{row.row:06d}", user=user, **texts)
-    return replace(row, value=None, pair=pair, split=split)
+    return replace(row, value=None, pair=pair, split=split, reason=optional(row, mapping.reason))
 
 
 def join_thumbs(halves: Sequence[OwnRow]) -> tuple[list[OwnRow], list[Finding]]:

@@ -74,6 +74,7 @@ class Mapping:
     user: str = ""
     persona_chosen: str = ""
     persona_rejected: str = ""
+    reason: str = ""
     split_by: str = ""
     show_users: bool = False
     named: frozenset[str] = frozenset()
@@ -93,9 +94,9 @@ class Mapping:
 LABELS = ("first", "second", "tie")
 SPLIT_BY = {"user": "user", "prompt": "prompt"}
 CHOICES: dict[str, dict[str, Any]] = {"show_users": {"true": True, "false": False}, "split_by": SPLIT_BY}
-TWO = ("responses", "scores")  # fields of two columns
+TWO = ("responses", "scores")  # fields of two columns; of more responses, the label names the best one
 LISTS = (*TWO, "prompt", *LABELS)  # fields that may have several values
-OPTIONAL = ("id", "category", "split", "user", "persona_chosen", "persona_rejected")  # columns
+OPTIONAL = ("id", "category", "split", "user", "persona_chosen", "persona_rejected", "reason")  # columns
 FIELDS = [one.name for one in fields(Mapping) if one.name != "named"]
 WAYS = {  # field that says where the responses are -> fields that go with it
     "responses": {"responses", "label", "scores", *LABELS},
@@ -167,7 +168,9 @@ def field_value(name: str, value: Any) -> Any:
     elif name == "margin":
         if isinstance(value, str) and NUMBER.fullmatch(value):
             return float(value)
-    elif all(isinstance(one, str) and one for one in several) and (name not in TWO or len(several) == 2):
+    elif all(isinstance(one, str) and one for one in several) and (
+        name not in TWO or len(several) == 2 or (name == "responses" and len(several) > 2)
+    ):
         return tuple(plain(one) if name in LABELS else one for one in several) if name in LISTS else value
     raise ValueError(f"{name}={value!r} is not what this field may be: see its line in DATA.md")
 
@@ -179,8 +182,11 @@ def check_mapping(mapping: Mapping) -> None:
         raise ValueError(f"{others[0]} does not go with {way}: DATA.md says what goes together")
     if way == "ranking" and not (mapping.answer and (mapping.rank or mapping.score)):
         raise ValueError("ranking needs answer, and rank or score: the fields of its items")
-    labelled = way == "response" or (way == "responses" and not mapping.scores)
-    if lack := [name for name in ("label", "first", "second") if labelled and not getattr(mapping, name)]:
+    many, labelled = len(mapping.responses) > 2, way in ("response", "responses") and not mapping.scores
+    if many and (mapping.scores or mapping.first or mapping.second):
+        raise ValueError("more than two responses need a label that names the best one's column, or its end")
+    needs = ("label",) if many else ("label", "first", "second")
+    if lack := [name for name in needs if labelled and not getattr(mapping, name)]:
         raise ValueError(f"{way} without {lack[0]}: a label's column and its values for each side are needed")
     if mapping.split_by == "user" and not mapping.user:
         raise ValueError("split_by: user needs user: the column of who preferred")

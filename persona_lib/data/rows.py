@@ -32,13 +32,17 @@ REJECTED, NOTED = store.read_json(FACTS / "own_findings.json").values()
 
 @dataclass(frozen=True)
 class OwnRow:
-    """One row: its number from 1, its place, its fields (an Exception if unreadable), its pair once read."""
+    """One row: its number from 1, its place, its fields (an Exception if unreadable), its pair once read.
+
+    ``reason`` is what the person said about the choice, "" without.
+    """
 
     row: int
     place: str
     value: Any
     split: str = ""
     pair: PreferencePair = PreferencePair("", "", "", "")
+    reason: str = ""
 
     def found(self, field: str, code: str, detail: str = "") -> Finding:
         """Return a finding about this row."""

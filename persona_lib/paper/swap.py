@@ -273,13 +273,17 @@ Found = dict[Key, dict[str, dict[str, float]]]  # per row {name of a value: {id:
 
 
 def swap_items(run: Run) -> Found:
-    """Return the swap values of every arm, measure and family of a run, D > 0 also by the longer response."""
+    """Return the swap values of every arm, measure and family of a run."""
+    return row_items(swap_rows(run), {part: swap_scores(run, *part) for part in swap_arms(run)})
+
+
+def row_items(rows: Sequence[TailoringRow], scores: Mapping[Part, Sequence[PolicyScore]]) -> Found:
+    """Return the swap values of rows by arm, format, measure, family; D > 0 also by the longer response."""
     found: Found = {}
-    rows = swap_rows(run)
     lengths = {row.id: (len(row.chosen.encode()), len(row.rejected.encode())) for row in rows}
     longer = {i: SIDES[rejected > chosen] for i, (chosen, rejected) in lengths.items() if chosen != rejected}
-    for arm, persona_format in swap_arms(run):
-        by_measure = margins(swap_scores(run, arm, persona_format), lengths)
+    for (arm, persona_format), scored in scores.items():
+        by_measure = margins(scored, lengths)
         for family in FAMILIES:
             for measure in MEASURES:
                 values = swap_values(by_measure[measure], family)
