@@ -23,9 +23,11 @@ from persona_lib.models.load import ModelError, format_of
 from persona_lib.paper.answers import adapters_of, eval_rows, whole_answer
 from persona_lib.paper.swap import PolicyLoader, swap_arms
 from persona_lib.prompts import STOP, beginning, completion_text, tailoring_prompt
-from persona_lib.records import Table, table_of
+from persona_lib.provenance import check_files
+from persona_lib.records import DataError, Table, table_of
 from persona_lib.settings import ConfigError, Run, main_arm, open_run
 from persona_lib.show import policy_name
+from persona_lib.tasks import Pipeline
 
 MAX_CHARACTERS = 2000  # of a question or a persona that is typed in
 QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
@@ -183,8 +185,9 @@ def main(argv: list[str] | None = None) -> int:
     given = parser.parse_args(argv)
     try:
         run = open_run(given.profile, given.dataset, given.seed, given.set)
+        check_files(Pipeline(run.profile))
         launch(Asker(run), given.port).block_thread()
-    except (ConfigError, FileNotFoundError, ModuleNotFoundError) as error:
+    except (ConfigError, DataError, FileNotFoundError, ModuleNotFoundError) as error:
         way_out = ': pip install -c constraints.txt -e ".[demo]"' if isinstance(error, ImportError) else ""
         print(f"error: {error}{way_out}", file=sys.stderr)
         return 2

@@ -195,4 +195,8 @@ def with_outputs(source: Document, executed: Document, shown: dict[str, str]) ->
 
 
 if __name__ == "__main__":
+    project = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    if sys.argv[1:] not in [[extra] for extra in extras]:
+        sys.exit(f"error: python -m persona_lib.execute EXTRA, one of {', '.join(extras)}")
     sys.exit("\n".join(unmet(sys.argv[1])) or 0)

@@ -20,8 +20,11 @@ from persona_lib.models.load import format_of, join_adapters, load_tokenizer
 from persona_lib.paper.answers import adapters_of, policy_key
 from persona_lib.paper.results import read_table
 from persona_lib.prompts import ChatFormat, tailoring_prompt
+from persona_lib.provenance import check_files
+from persona_lib.records import DataError
 from persona_lib.settings import ConfigError, Profile, Run, check_name, open_run, results_dir, results_root
 from persona_lib.show import render, to_markdown
+from persona_lib.tasks import Pipeline
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes")
 # Table -> its column that names the arm.
@@ -144,9 +147,10 @@ def main(argv: list[str] | None = None) -> int:
         profile, overrides = (given.profile, []) if given.profile else last_run()
         run = open_run(profile, given.dataset, given.seed, [*overrides, *given.set])
         arm = given.arm or tailored(run)
+        check_files(Pipeline(run.profile))
         check_name(arm.partition("-")[2], run.profile.training.arms, f"--arm {arm}: no trained arm")
         print(f"exported; read {export_arm(run, arm, given.to) / 'README.md'}")
-    except (ConfigError, OSError) as error:
+    except (ConfigError, DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -1,7 +1,7 @@
 """The runner: ``python -m persona_lib.pipeline`` runs a profile's notebooks, only those that need it.
 
 ``persona_lib.tasks`` says which are stale, ``persona_lib.execute`` runs one notebook through papermill. Exit
-status: 0 done, 1 a step failed, 2 a setting is wrong (nothing was run), 130 interrupted.
+status: 0 done, 1 a step or a write failed, 2 a setting is wrong or a file is damaged, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from persona_lib.data import everyday, intake, official
 from persona_lib.execute import StepError, clock, finish_notebook, run_notebook
 from persona_lib.models.train import lacking_rows
 from persona_lib.paper.answers import BROKEN, unsound
+from persona_lib.provenance import METADATA, check_files, crate, with_files
 from persona_lib.records import DataError
 from persona_lib.settings import ConfigError, Profile, Run, near_names, results_dir
 from persona_lib.tasks import Pipeline, Task, check_names, lacking
@@ -89,7 +90,7 @@ def run_task(pipeline: Pipeline, task: Task) -> float:
     key, earlier = tasks.current_key(pipeline, task, known), known.get(task.id, {"longest_seconds": 0})
     if task.id in known:
         write_facts(pipeline, known | {task.id: earlier | {"key": None}})
-    begun, started = store.now(), time.monotonic()
+    begun, moment, started = store.now(), time.time_ns(), time.monotonic()
     target, log = pipeline.executed(task), pipeline.results / "logs" / f"{task.id}.log"
     running = run_notebook(pipeline.source(task), target, pipeline.parameters(task), log)
     seconds = time.monotonic() - started
@@ -102,7 +103,9 @@ def run_task(pipeline: Pipeline, task: Task) -> float:
         "key": key,
     }
     finish_notebook(running, target, facts)
-    write_facts(pipeline, known | {task.id: facts})
+    # a second earlier: clocks of file systems are coarse
+    left = known | {task.id: facts | {"files": earlier.get("files", {})}}
+    write_facts(pipeline, with_files(pipeline, left, task, moment - 10**9))
     return seconds
 
 
@@ -112,11 +115,15 @@ def write_facts(pipeline: Pipeline, known: dict[str, dict[str, Any]]) -> None:
 
 
 def run_tasks(pipeline: Pipeline, ids: list[str]) -> int:
-    """Run the tasks that are not current, in order; returns 0, or 1 at the first that fails."""
+    """Run the tasks that are not current, in order; returns 0, or 1 at the first that fails.
+
+    Raises DataError if a file that another task left is not as it was.
+    """
     width = max(len(name) for name in ids)
     for number, name in enumerate(ids, start=1):
         task, label = pipeline.tasks[name], f"[{number}/{len(ids)}] {name:<{width}}"
         known = pipeline.known()
+        check_files(pipeline)
         if not tasks.stale_reasons(pipeline, task, known):
             print(f"{label}  cached", flush=True)
             continue
@@ -127,6 +134,7 @@ def run_tasks(pipeline: Pipeline, ids: list[str]) -> int:
         except StepError as error:
             print(f"\n{task.id} failed.\n\n{error}", flush=True)
             return 1
+    store.write_json(pipeline.results / METADATA, crate(pipeline))
     return 0
 
 
@@ -262,7 +270,8 @@ def select(pipeline: Pipeline, arguments: argparse.Namespace) -> list[str]:
 def verify(pipeline: Pipeline, every: bool = True) -> int:
     """Print whether the run agrees with the published one, ``every`` number of it, too; 0: it does.
 
-    Raises ConfigError for a profile without published seeds, or with settings that change its results.
+    Raises ConfigError for a profile without published seeds, or with settings that change its results; with
+    ``every`` all files are read, and DataError names one that is not what its task left.
     """
     from persona_lib.beyond import claims
 
@@ -272,6 +281,8 @@ def verify(pipeline: Pipeline, every: bool = True) -> int:
         raise ConfigError(f"profile {profile.name} has no published run ({path}): verify everyday")
     if not pipeline.provenance.exists():
         raise ConfigError(f"profile {profile.name} has no results to verify: ./run_all.sh")
+    if every:
+        check_files(pipeline, every=True)
     ran, changed = store.read_json(pipeline.provenance)["settings"], []  # of the run, whatever is asked now
     for name, value in settings.deciding(settings.load_profile(profile.name), "*").items():
         group, _, key = name.rpartition(".")
@@ -294,6 +305,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Do what the command line asks; raises ConfigError before anything is run."""
     pipeline = open_pipeline(arguments)
     ids = select(pipeline, arguments)
+    if (pipeline.results / ".lock").exists() and not (arguments.plan or arguments.verify):
+        with only_runner(pipeline):  # a second run is refused before it writes the page of the data
+            pass
     validate(pipeline.profile, arguments.plan)
     lack = "" if arguments.verify or pipeline.known() else lacking(pipeline.profile)
     if arguments.plan:
@@ -311,6 +325,8 @@ def run(arguments: argparse.Namespace) -> int:
     with only_runner(pipeline):
         for name in ids if arguments.force else ():
             tasks.forget(pipeline, pipeline.tasks[name])
+            if (known := pipeline.known()).get(name, {}).pop("files", None):
+                write_facts(pipeline, known)
         status = run_tasks(pipeline, ids)
     if not status and report(pipeline):
         with contextlib.suppress(ConfigError):  # there is nothing that it could be compared with
@@ -329,6 +345,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ConfigError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, a folder without permission
+        print(f"error: {error}; what is finished is kept: run the same command again", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\ninterrupted; run the same command again to go on", file=sys.stderr)
         return 130

@@ -232,7 +232,10 @@ def rejudged_tables(run: Run, data: Released | None) -> dict[str, Table]:
 def main() -> None:
     """Download all 21 files to the folder given as argument, or to ``results/downloads``."""
     target = Path(sys.argv[1]) if len(sys.argv) > 1 else results_root() / DOWNLOADS
-    download([file.path for file in FILES], target, HOME, read_json(CHECKSUMS), WAYS_OUT)
+    try:
+        download([file.path for file in FILES], target, HOME, read_json(CHECKSUMS), WAYS_OUT)
+    except (DataError, OSError) as error:
+        sys.exit(f"error: {error}")
     print(f"{len(FILES)} released files in {target}")
 
 

@@ -227,11 +227,27 @@ def guard_nf4(model: Any) -> None:
 # --- Adapters ---
 
 
+def read_adapter(folder: Path) -> dict[str, Any]:
+    """Read an adapter's weights by name; ModelError for a file that cannot be read, or values not finite."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = folder / "adapter_model.safetensors"
+    try:
+        weights = load_file(path)
+    except SafetensorError as error:
+        raise ModelError(f"{path}: not readable ({error}); train it again with --force") from error
+    if wrong := [name for name, values in weights.items() if not values.isfinite().all()]:
+        raise ModelError(f"{path}: {wrong[0]} is not finite; train it again with --force")
+    return weights
+
+
 def attach_adapters(model: Any, folders: Sequence[Path]) -> Any:
     """Load adapters onto a base by their folders' names, activate just these; returns a frozen PeftModel."""
     from peft import PeftModel
 
     for folder in map(Path, folders):
+        read_adapter(folder)
         if not isinstance(model, PeftModel):
             model = PeftModel.from_pretrained(model, str(folder), adapter_name=folder.name)
         elif folder.name not in model.peft_config:
@@ -332,10 +348,10 @@ def join_adapters(folders: Sequence[Path], target: Path) -> None:
     Exact on any base, and none is loaded (peft's ``add_weighted_adapter`` needs one).
     """
     import torch
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
     configs = [store.read_json(folder / "adapter_config.json") for folder in folders]
-    parts = [load_file(folder / "adapter_model.safetensors") for folder in folders]
+    parts = [read_adapter(folder) for folder in folders]
     scales = [config["lora_alpha"] / config["r"] for config in configs]
     joined = {}
     for name in parts[0]:

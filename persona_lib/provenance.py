@@ -1,0 +1,155 @@
+"""What every task left, with hashes: damage stops a run, and a run's folder is a Workflow Run RO-Crate.
+
+``provenance.json`` holds size, time and SHA-256 of each file that a task wrote. ``ro-crate-metadata.json``
+makes the folder of a run a crate of the profile Process Run Crate 0.5: each notebook that ran is an action.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from persona_lib import store, tasks
+from persona_lib.records import DataError
+from persona_lib.tasks import Pipeline, Task, has_run
+
+Known = dict[str, dict[str, Any]]
+Entity = dict[str, Any]
+
+
+@cache
+def hash_of(path: Path, size: int, time: int) -> str:
+    """Return a file's SHA-256; of the same size and time it is not read again in this process."""
+    return store.file_hash(path)
+
+
+def written(pipeline: Pipeline) -> dict[str, Path]:
+    """Return the files that tasks write, by their path in the results; what people fill in is left out."""
+    folders = ("notebooks", "tables", "released_judgments", *pipeline.profile.datasets)
+    found = [path for name in folders for path in (pipeline.results / name).rglob("*") if path.is_file()]
+    kept = [path for path in sorted(found) if not path.name.startswith(".") and ".running." not in path.name]
+    return {path.relative_to(pipeline.results).as_posix(): path for path in kept}
+
+
+def with_files(pipeline: Pipeline, known: Known, task: Task, begun: int) -> Known:
+    """Return the tasks' facts with what this task left: what was written since ``begun`` (ns), and its own.
+
+    Its own are those that it left before, and those in its folders that no task has yet. Of each: bytes,
+    nanoseconds of its last change, SHA-256.
+    """
+    there = written(pipeline)
+    before = {
+        name: (other, s) for other, facts in known.items() for name, s in facts.get("files", {}).items()
+    }
+    run = task.parameters
+    folder = pipeline.results / run["dataset"] / f"seed-{run['seed']}" if run else pipeline.results
+    makes = tasks.STEPS[task.step].makes.split()
+    own = {path for pattern in makes for path in folder.glob(f"{pattern}/**/*")}
+    files: Known = {name: {} for name in known}
+    for name, path in there.items():
+        stat = path.stat()
+        owner, old = before.get(name, ("", ""))
+        if not old and stat.st_mtime_ns < begun and path not in own:
+            continue  # of a run before files were recorded
+        state = f"{stat.st_size} {stat.st_mtime_ns} "
+        same = old.startswith(state)
+        digest = old.split()[2] if same else hash_of(path, stat.st_size, stat.st_mtime_ns)
+        kept = owner in known and old.endswith(digest)
+        files[owner if kept else task.id][name] = state + digest
+    return {name: facts | {"files": files[name]} for name, facts in known.items()}
+
+
+def check_files(pipeline: Pipeline, every: bool = False) -> None:
+    """Raise DataError for a file that is not what its task left; ``every``: read all, not the changed."""
+    known = pipeline.known()
+    for task in (task for task in pipeline.tasks.values() if has_run(known, task.id)):
+        for name, state in known[task.id].get("files", {}).items():
+            path, (size, time, digest) = pipeline.results / name, state.split()
+            stat = path.stat() if path.exists() else None
+            if stat and not every and (stat.st_size, stat.st_mtime_ns) == (int(size), int(time)):
+                continue
+            if not stat and path == pipeline.executed(task):
+                continue  # a task without its notebook runs again
+            found = stat and (
+                store.file_hash(path) if every else hash_of(path, stat.st_size, stat.st_mtime_ns)
+            )
+            if found != digest:
+                from persona_lib.report import command_of
+
+                wrong = "is not what this task left" if stat else "is missing"
+                redo = f"{command_of(pipeline.profile, pipeline.overrides)} --force --only {task.id}"
+                raise DataError(f"{path} {wrong}; make it again with {redo}, then run what follows")
+
+
+# --- A run as a Workflow Run RO-Crate ---
+
+METADATA = "ro-crate-metadata.json"
+CRATE = "https://w3id.org/ro/crate/1.1"
+PROFILE = "https://w3id.org/ro/wfrun/process/0.5"
+LICENCE = "https://www.apache.org/licenses/LICENSE-2.0"
+FORMATS = {".csv": "text/csv", ".ipynb": "application/x-ipynb+json", ".json": "application/json",
+           ".jsonl": "application/jsonl", ".md": "text/markdown"}  # fmt: skip
+
+
+def references(names: list[str]) -> Entity | list[Entity]:
+    """Return references to entities; a single one stands alone, as RO-Crate wants it."""
+    found = [{"@id": name} for name in names]
+    return found[0] if len(found) == 1 else found
+
+
+def file_entity(name: str, state: str) -> Entity:
+    """Describe a file of the run, with its size and SHA-256."""
+    path, (size, _, digest) = Path(name), state.split()
+    kind = FORMATS.get(path.suffix, "application/octet-stream")
+    return {"@id": name, "@type": "File", "name": path.name, "encodingFormat": kind, "contentSize": size,
+            "sha256": digest}  # fmt: skip
+
+
+def crate(pipeline: Pipeline) -> Entity:
+    """Return the metadata in JSON-LD: each task that ran to its end, what it was given, and what it left."""
+    known, graph = pipeline.known(), {}
+    ran = [task for task in pipeline.tasks.values() if has_run(known, task.id)]
+    files = {task.id: known[task.id].get("files", {}) for task in ran}
+    for task in ran:
+        facts = known[task.id]
+        given = [{"@id": f"#{task.id}/{name}", "@type": "PropertyValue", "name": name, "value": str(value)}
+                 for name, value in facts["parameters"].items()]  # fmt: skip
+        name, commit = f"{task.step}.ipynb", facts["git"]["commit"] or "unknown"
+        notebook = {"@id": f"#{name}", "@type": "SoftwareApplication", "name": name,
+                    "softwareVersion": commit}  # fmt: skip
+        inputs = [name for other in task.inputs for name in files.get(other, ())]
+        action = {
+            "@id": f"#{task.id}",
+            "@type": "CreateAction",
+            "name": task.id,
+            "description": f"papermill ran {name}.",
+            "instrument": {"@id": notebook["@id"]},
+            "agent": {"@id": "#user"},
+            "startTime": facts["started"],
+            "endTime": facts["finished"],
+            "actionStatus": "http://schema.org/CompletedActionStatus",
+            "object": references([*(value["@id"] for value in given), *inputs]),
+            "result": references([*files[task.id]]),
+        }
+        left = [file_entity(*item) for item in files[task.id].items()]
+        graph |= {entity["@id"]: entity for entity in (notebook, *given, *left, action)}
+    about = {
+        "@id": "./",
+        "@type": "Dataset",
+        "conformsTo": {"@id": PROFILE},
+        "name": f"Results of the profile {pipeline.profile.name}",
+        "description": pipeline.profile.description,
+        "license": {"@id": LICENCE},
+        "datePublished": max((known[task.id]["finished"] for task in ran), default=store.now()),
+        "hasPart": references([name for left in files.values() for name in left]),
+        "mentions": references([f"#{task.id}" for task in ran]),
+    }
+    head = [
+        {"@id": METADATA, "@type": "CreativeWork", "conformsTo": {"@id": CRATE}, "about": {"@id": "./"}},
+        about,
+        {"@id": PROFILE, "@type": "CreativeWork", "name": "Process Run Crate", "version": "0.5"},
+        {"@id": LICENCE, "@type": "CreativeWork", "name": "Apache License 2.0"},
+        {"@id": "#user", "@type": "Person", "name": "whoever started the run"},
+    ]
+    return {"@context": f"{CRATE}/context", "@graph": [*head, *graph.values()]}
