@@ -128,10 +128,17 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that spreadsheet
 def people_csv(table: Table, **how: Any) -> str:
     """Return a table as CSV for people: a text that spreadsheets would run gets a space in front.
 
-    Whoever reads it back strips the cells.
+    A carriage return, after which a spreadsheet begins a new cell, becomes a line break. Whoever reads the
+    table back strips the cells.
     """
-    safe = table.map(lambda cell: f" {cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell)
-    return safe.to_csv(index=False, **how)
+
+    def safe(cell: Any) -> Any:
+        if not isinstance(cell, str):
+            return cell
+        text = cell.replace("\r\n", "\n").replace("\r", "\n")
+        return f" {text}" if text.startswith((*FORMULA, "\n")) else text
+
+    return table.map(safe).to_csv(index=False, **how)
 
 
 def write_rows(path: Path, rows: Iterable[Any]) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import shutil
 import subprocess
 from dataclasses import make_dataclass
 
+import pandas as pd
 import pytest
 
 from persona_lib import store
@@ -32,3 +36,20 @@ def test_a_commit_is_dirty_by_its_code_and_not_by_what_runs_write(tmp_path, monk
     assert len(store.git_state()["commit"]) == 40 and store.git_state()["dirty"] is False
     code.write_text("changed", encoding="utf-8")
     assert store.git_state()["dirty"] is True
+
+
+ODD = ["=1+1", "+1", "-First", "@now()", "\t=2", "\r=3", "a\r=4", "a\r\n=5", '=HYPERLINK("x")', '"=7"']
+
+
+def test_no_cell_for_people_is_a_formula_also_for_readers_that_break_lines_at_a_carriage_return(tmp_path):
+    text = store.people_csv(pd.DataFrame({"text": ODD}))
+    rows = list(csv.reader(io.StringIO(text, newline="")))
+    assert len(rows) == 1 + len(ODD) and "\r" not in text
+    assert not [row for row in rows if row[0].startswith(store.FORMULA)]
+    if program := shutil.which("soffice"):  # LibreOffice itself
+        path = tmp_path / "people.csv"
+        path.write_text(text, encoding="utf-8")
+        how = ["--headless", "--convert-to", "fods", "--outdir", tmp_path]
+        home = f"-env:UserInstallation=file://{tmp_path}/user"
+        subprocess.run([program, home, *how, path], check=True, capture_output=True)
+        assert "table:formula" not in (tmp_path / "people.fods").read_text(encoding="utf-8")

@@ -37,7 +37,7 @@ DECIDED = {
     "judging": (1, "03ec5f66139ee22d"),
     "swap": (1, "1faf1807a3e7993c"),
     "calibration": (1, "8dbe18402730c266"),
-    "rejudged": (1, "eec04af825ba89fa"),
+    "rejudged": (1, "376a1f7ea2c32ddb"),
     "users": (1, "54718fd32d82e890"),
 }
 
