@@ -108,7 +108,8 @@ def file_entity(name: str, state: str) -> Entity:
 
 def crate(pipeline: Pipeline) -> Entity:
     """Return the metadata in JSON-LD: each task that ran to its end, what it was given, and what it left."""
-    known, graph = pipeline.known(), {}
+    known = pipeline.known()
+    graph: dict[str, Entity] = {}
     ran = [task for task in pipeline.tasks.values() if has_run(known, task.id)]
     files = {task.id: known[task.id].get("files", {}) for task in ran}
     for task in ran:
