@@ -11,7 +11,7 @@ import pytest
 from test_damage import ADAPTER, content, finished  # noqa: F401
 from test_pipeline import DATA, TRAIN, notebooks  # noqa: F401
 
-from persona_lib import store
+from persona_lib import settings, store
 
 # The validator fetches one document, the context of RO-Crate; here it is that of the package rocrate.
 VALIDATE = """
@@ -53,3 +53,13 @@ def test_the_crate_names_what_tasks_were_given_and_made_and_the_validator_finds_
     assert validate(finished) == ["0 faults"]
     (finished / ADAPTER).unlink()
     assert validate(finished)[-1] != "0 faults", "a missing file is a fault"
+
+
+def test_what_a_run_writes_is_ignored_by_git():
+    names = ("results/smoke/x.csv", "figures/smoke/x.png", ".venv/x")
+    written = [settings.REPO / name for name in names]
+    if not (settings.REPO / ".git").exists():
+        pytest.skip("no git repository")
+    command = ["git", "check-ignore", *map(str, written)]
+    done = subprocess.run(command, cwd=settings.REPO, capture_output=True, text=True)
+    assert done.stdout.splitlines() == [str(path) for path in written]
