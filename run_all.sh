@@ -22,7 +22,7 @@ fi
 # Questions are answered with whatever Python is there; wrong settings are refused before anything is installed.
 light=false
 for argument in "$@"; do
-    case "$argument" in --plan | --check | --help | -h) light=true ;; esac
+    case "$argument" in --plan | --check | --list | --help | -h) light=true ;; esac
 done
 if $light; then
     use_light_python

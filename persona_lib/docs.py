@@ -1,9 +1,9 @@
 """Write what a run found into the repository: the documents' tables, the list of files, the notebooks.
 
 ``python -m persona_lib.docs`` fills the blocks from ``<!-- table:PROFILE/NAME -->`` to ``<!-- end -->`` of
-README.md and REPRODUCTION.md from the tables in ``figures/published/PROFILE``; persona_lib/README.md gets the
-files' first sentences. ``--keep NAME ...`` first copies tables of the run at hand there, with their
-provenance. ``--notebooks [STEP ...]`` puts the outputs of the executed notebooks into ``notebooks/``.
+README.md and REPRODUCTION.md from the tables in ``figures/published/PROFILE``, and draws the figures there;
+persona_lib/README.md gets the files' first sentences. ``--keep NAME ...`` first copies tables of the run at
+hand there, with their provenance. ``--notebooks [STEP ...]`` puts executed notebooks' outputs into them.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 
 from persona_lib import settings
 from persona_lib.execute import StepError, notebook_hash, with_outputs
+from persona_lib.figures import FIGURES, draw
 from persona_lib.paper.results import table_path
 from persona_lib.report import origin
 from persona_lib.settings import REPO, ConfigError, Profile, load_profile
@@ -98,6 +99,14 @@ def update(profile: Profile, folder: Path = REPO) -> list[Path]:
     return write_changed({path: rewrite(path.read_text(encoding="utf-8"), profile) for path in paths})
 
 
+def redraw(profile: Profile) -> None:
+    """Draw the kept figures again from the kept tables."""
+    folder, _ = kept(profile)
+    for path in folder.glob("*.p*"):  # PDF and PNG
+        tables = [read_csv(folder / f"{name}.csv") for name in FIGURES[path.stem].tables]
+        path.write_bytes(draw(FIGURES[path.stem], *tables)[0][path.suffix[1:]])
+
+
 def write_changed(texts: dict[Path, str]) -> list[Path]:
     """Write the files whose text is another one; returns them."""
     changed = [path for path, text in texts.items() if path.read_text(encoding="utf-8") != text]
@@ -167,6 +176,7 @@ def main(argv: list[str] | None = None) -> int:
         if given.notebooks is None:
             changed = keep(profile, given.keep) if given.keep else []
             changed += update(profile) + write_changed({LIBRARY / "README.md": list_files(LIBRARY)})
+            redraw(profile)
         else:
             changed = write_back(Pipeline(profile), given.notebooks)
     except (ConfigError, StepError, FileNotFoundError) as error:

@@ -17,7 +17,6 @@ import json
 import re
 import sys
 import tomllib
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +71,11 @@ ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def clock(seconds: float) -> str:
-    """Return a duration as ``h:mm:ss``."""
-    return str(timedelta(seconds=round(seconds)))
+    """Return a duration in words: "45 s", "4 min 49 s", "26 min", "18 h 20 min"."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return " ".join([f"{minutes} min"] * (minutes > 0) + [f"{rest} s"] * (minutes < 10 and rest > 0)) or "0 s"
 
 
 class StepError(RuntimeError):

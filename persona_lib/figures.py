@@ -22,7 +22,7 @@ from persona_lib.beyond.released import ARMS
 from persona_lib.paper.results import read_table
 from persona_lib.records import SIDES, Table, stacked
 from persona_lib.settings import Profile, figures_dir
-from persona_lib.show import ENDS, LABELS, in_words, number, owner_of, title_of
+from persona_lib.show import ENDS, LABELS, in_words, number, owner_of, title_of, with_interval
 
 BLUE, ORANGE, GREEN, SKY, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#56B4E9", "#D55E00", "#BBBBBB"
 MARKS = (  # of series: colour, marker, filling
@@ -37,11 +37,14 @@ LOOKS = {  # of the parts of bars: colour, hatch
 }  # fmt: skip
 STYLE = {
     "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "hatch.linewidth": 0.6,
-    "legend.frameon": False, "figure.constrained_layout.use": True,
+    "legend.frameon": False, "figure.constrained_layout.use": True, "svg.hashsalt": "persona_lib",
 }  # fmt: skip
 BOX = {"fc": "white", "ec": "none", "pad": 0.8}  # behind a number
 DPI = 201  # of the PNG; a notebook shows it at half the size
-KINDS = {"pdf": dict.fromkeys(("CreationDate", "Creator", "Producer")), "png": {"Software": None}}  # no dates
+KINDS = {  # of file: what is not written into it, so that equal tables give equal bytes
+    "pdf": dict.fromkeys(("CreationDate", "Creator", "Producer")), "png": {"Software": None},
+    "svg": dict.fromkeys(("Date", "Creator")),
+}  # fmt: skip
 
 
 # --- the three kinds of drawing; each returns what it shows, in words ---
@@ -51,6 +54,7 @@ def bars(axis: Any, table: Table, columns: Mapping[str, str], label: str) -> str
     """Draw counts as stacked bars in per cent, a bar per line; ``columns``: column -> part (of ``LOOKS``)."""
     counts = table.set_index("row")[list(columns)].rename(columns=columns).astype(float)
     shares = (100 * counts.div(counts.sum(axis=1), axis=0)).where(counts > 0)  # no edge of no width
+    shares = shares.dropna(axis=1, how="all")  # and no legend of a part that nothing has
     left = shares.fillna(0).cumsum(axis=1) - shares.fillna(0)
     for part in shares:
         colour, hatch = LOOKS[part]
@@ -183,9 +187,9 @@ def caution_lines(shares: Table, pairs: Table) -> Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure: its caption, its tables, what brings them into the form that is drawn, and its panels."""
+    """One figure: its message (or what says it of its lines), tables, what makes lines of them, panels."""
 
-    caption: str
+    message: str | Callable[[Table], str]
     tables: tuple[str, ...]
     lines: Callable[..., Table]
     panels: tuple[Callable[[Any, Table], str], ...]
@@ -197,50 +201,76 @@ def verdict_bars(short: str, rubric: str) -> Callable[..., str]:
     return partial(bars, columns=parts, label=f"{rubric}, % of comparisons")
 
 
+def found(table: Table, name: str, **where: str) -> str:
+    """Return the estimates of the rows with these values, joined by "and"; "?" if there are none."""
+    for column, value in where.items():
+        table = table[table[column] == value]
+    return " and ".join(filter(None, (with_interval(row, name) for row in table.to_dict("records")))) or "?"
+
+
+def clear_of(what: str, name: str) -> Callable[[Table], str]:
+    """Return a message: how many intervals of ``name`` lie above 0, and how many below."""
+    low, high = f"{name}_low", f"{name}_high"
+    return lambda rows: (
+        f"{what}:\n{sum(rows[low] > 0)} of {rows[low].count()} intervals above 0, {sum(rows[high] < 0)} below"
+    )
+
+
 CAUTIONS = (
     partial(forest, name="share", label="share of answers that keep a caution or refusal"),
     partial(forest, name="value", label="PT-DPO: difference of that share", null=0),
 )
 FIGURES = {
     "main": Figure(
-        "PT-DPO against DPO that is told the persona", ("main", "paper"), beside_paper,
+        lambda table: "PT-DPO against plain DPO that is told the same persona: average dPQ "
+                      f"{found(table[table.p_win.isna()], 'dpq', series='this run')}, the paper's "
+                      f"{found(table[table.p_win.isna()], 'dpq', series=LABELS['paper'])}",
+        ("main", "paper"), beside_paper,
         (verdict_bars("p", "personalization"), verdict_bars("q", "quality"),
          partial(forest, name="dpq", label="dPQ", null=0)),
     ),
     "length": Figure(
-        "Net win rates with the answers' length held equal", ("length",),
+        clear_of("PT-DPO's net win rates at equal length of the answers", "net_controlled"), ("length",),
         lambda table: named(table[table.kind == "main"], "label", series="rubric"),
         (partial(forest, name="net", label="net win rate, all pairs", null=0),
          partial(forest, name="net_controlled", label="net win rate at equal length (model)", null=0)),
     ),
     "persona_accuracy": Figure(
-        "Persona accuracy", ("persona_accuracy",),
+        lambda table: f"A judge matches {found(table, 'accuracy', side='chosen')} of personas of chosen"
+                      f"\nand {found(table, 'accuracy', side='rejected')} of rejected responses to them",
+        ("persona_accuracy",),
         lambda table: named(table[table.side.isin(SIDES)], "split", series="side"),
         (partial(forest, name="accuracy", label="persona accuracy (chance: .5)", null=0.5),),
     ),
     "persona_preference": Figure(
-        "Which persona is the more plausible user", ("persona_preference",),
+        clear_of("Net win of the chosen response's persona as likelier user", "net"), ("persona_preference",),
         lambda table: named(table, "split"),
         (partial(bars, columns={"win": "chosen", "tie": "tie", "loss": "rejected"},
                  label="% of pairs whose likelier user has the persona"),
          partial(forest, name="net", label="net for chosen", null=0)),
     ),
     "swap": Figure(
-        "Persona swap: does the preference follow the persona?", ("swap",),
+        lambda table: "A persona moves PT-DPO's preference towards its user's response\n"
+                      f"in {found(table, 'd_positive', persona='gold', who='PT-DPO')} of rows, "
+                      "plain DPO's\nin "
+                      + found(table, "d_positive", persona="gold", who="plain DPO, told the persona"),
+        ("swap",),
         lambda table: named(in_words(table[(table.measure == "policy") & table.d_positive.notna()]),
                             "who", series="persona"),
-        (partial(forest, name="d_positive", label="share of rows with D > 0 (chance: .5)", null=0.5),),
+        (partial(forest, name="d_positive", label="share of rows moved (chance: .5)", null=0.5),),
     ),
     "released_flip": Figure(
-        "Persona flip of the authors' released answers", ("released_flip",),
+        clear_of("How far the authors' released answers follow the persona (DiD)", "did"), ("released_flip",),
         lambda table: named(table.assign(policy=table.arm.map(ARMS)), "personas", series="policy"),
         (partial(forest, name="flip", label="share of rows that flip"),
          partial(forest, name="did", label="DiD (unigram F1)", null=0)),
     ),
-    "released_safety": Figure("Which of the authors' released answers keep a caution or refusal",
-                              ("released_safety", "released_safety_pairs"), caution_lines, CAUTIONS),
-    "safety": Figure("Which answers of this run keep a caution or refusal", ("safety", "safety_pairs"),
-                     caution_lines, CAUTIONS),
+    "released_safety": Figure(
+        clear_of("Cautions and refusals in the authors' released answers, PT-DPO minus plain DPO", "value"),
+        ("released_safety", "released_safety_pairs"), caution_lines, CAUTIONS),
+    "safety": Figure(
+        clear_of("Cautions and refusals in this run's answers, PT-DPO minus plain DPO", "value"),
+        ("safety", "safety_pairs"), caution_lines, CAUTIONS),
     "ratings": Figure(
         "Ratings of personas and answers", ("ratings",),
         lambda table: named(table[table.n_1.notna()], "study", "question", "group"),
@@ -256,7 +286,7 @@ RESULTS = ("main", "length", "persona_accuracy", "persona_preference", "swap")  
 
 
 def draw(kind: Figure, *tables: Table) -> tuple[dict[str, bytes], str]:
-    """Return a figure as PDF and PNG, in our style whatever the user has set, and its words (in the PNG)."""
+    """Return a figure by kind of file, in our style whatever the user has set, and its words (in the PNG)."""
     import matplotlib.style
     from matplotlib import figure
     from PIL import Image, PngImagePlugin
@@ -267,7 +297,8 @@ def draw(kind: Figure, *tables: Table) -> tuple[dict[str, bytes], str]:
         drawn = figure.Figure(figsize=(4 + 2 * len(kind.panels), 1.5 + 0.24 * lines))
         axes = drawn.subplots(1, len(kind.panels), squeeze=False)[0]
         said = [panel(axis, table) for panel, axis in zip(kind.panels, axes, strict=True)]
-        title = f"{kind.caption}\n{basis(table)}".strip()
+        message = kind.message(table) if callable(kind.message) else kind.message
+        title = f"{message}\n{basis(table)}".strip()
         marks: dict[str, Any] = {}
         for axis in axes:
             marks |= {name: mark for mark, name in zip(*axis.get_legend_handles_labels(), strict=True)}
@@ -275,11 +306,12 @@ def draw(kind: Figure, *tables: Table) -> tuple[dict[str, bytes], str]:
         drawn.legend([*marks.values()], [*marks], loc="outside upper center", ncols=ncols, title=title)
         for name, file in files.items():
             drawn.savefig(file, format=name, dpi=DPI, metadata=KINDS[name])
-    alt, words = " ".join([title.replace("\n", ": ") + ".", *said]), PngImagePlugin.PngInfo()
+    title = ": ".join(filter(None, [message.replace("\n", " "), basis(table)]))
+    alt, words = " ".join([f"{title}.", *said]), PngImagePlugin.PngInfo()
     words.add_itxt("Description", alt)
-    few = Image.open(files["png"]).convert("RGB").quantize(32)  # colours: a third of the size
+    few = Image.open(files["png"]).convert("RGB").quantize(48)  # colours: a third of the size
     few.save(png := BytesIO(), "png", optimize=True, pnginfo=words, dpi=(DPI, DPI))
-    return {"pdf": files["pdf"].getvalue(), "png": png.getvalue()}, alt
+    return {name: (png if name == "png" else files[name]).getvalue() for name in KINDS}, alt
 
 
 # --- files, and figures in notebooks ---
@@ -296,7 +328,7 @@ def save_figures(profile: Profile, names: Sequence[str] = RESULTS) -> dict[str, 
             path = figures_dir(profile) / f"{name}.{kind}"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(files[kind]) if there else path.unlink(missing_ok=True)
-        drawn |= {name: path} if there else {}
+        drawn |= {name: path.with_suffix(".png")} if there else {}
     return drawn
 
 
@@ -310,6 +342,12 @@ def image(profile: Profile, name: str) -> Any:
         return None
     with open_png(path) as saved:
         return Image(path, alt=saved.info.get("Description", ""), retina=True)
+
+
+def vector(profile: Profile, name: str) -> bytes:
+    """Return a saved figure as SVG, for the report; b"" if there is none."""
+    path = figures_dir(profile) / f"{name}.svg"
+    return path.read_bytes() if path.exists() else b""
 
 
 def picture(name: str | Figure, *tables: Table) -> Any:

@@ -139,25 +139,31 @@ def run_tasks(pipeline: Pipeline, ids: list[str]) -> int:
 
 
 def report(pipeline: Pipeline) -> bool:
-    """Write the report, unless it is newer than the tasks; say where it is. False: some task has not run."""
+    """Write the report, unless it is newer than the tasks; say what was found. False: a task has not run."""
+    from persona_lib.report import own_adapter, summary, write_report
+
     profile, page = pipeline.profile, pipeline.results / "report" / "index.html"
     if not all(tasks.has_run(pipeline.known(), name) for name in pipeline.tasks):
         return False
     if not page.exists() or page.stat().st_mtime < pipeline.provenance.stat().st_mtime:
         from persona_lib.export import keep_adapter
-        from persona_lib.report import write_report
 
         if intake.NAME in profile.datasets:
             keep_adapter(profile)
         write_report(profile)
     if found := unsound(profile):
         print(f"\nMore than {BROKEN:.0%} of these policies' answers are loops: {'; '.join(found)}")
-    print(f"\nreport  {page}")
+    print("", *summary(profile), sep="\n")
+    with contextlib.suppress(ConfigError):  # there is nothing that it could be compared with
+        verify(pipeline, every=False)
+    print(f"report: {page.resolve().as_uri()}")
+    named = "" if profile.name == "everyday" else f" --profile {profile.name}"
+    if intake.NAME not in profile.datasets:
+        print(f"next: ./run_all.sh --demo{named}   (ask the trained models your own questions)")
     if (pipeline.results / "adapter" / "done.json").exists():
-        from persona_lib.report import own_adapter
-
         adapter = own_adapter(settings.Run(profile, intake.NAME, profile.seeds[0]))
-        print(f"adapter {adapter['folder']}\n\n{adapter['code']}")
+        print("next: ./run_all.sh --export DIR   (the adapter, to be used elsewhere)")
+        print(f"adapter: {adapter['folder']}\n\n{adapter['code']}")
     return True
 
 
@@ -177,11 +183,17 @@ def only_runner(pipeline: Pipeline) -> Iterator[None]:
 
 EXAMPLES = """examples:
   ./run_all.sh --plan                   what would run, why and how long; nothing runs
+  ./run_all.sh --list                   the steps, with their minutes
   ./run_all.sh --only 12                one step again, from what the others left
+  ./run_all.sh --only main-table        the paper's main comparison alone: two policies, no controls
   ./run_all.sh --set dpo.beta=0.2       one setting; configs/everyday.yaml explains each
   ./run_all.sh --data my_pairs.jsonl    your own preference pairs (DATA.md)
   ./run_all.sh --export DIR             the adapter of the last run, to be loaded without this package
-A run that was stopped goes on where it was. Results: results/PROFILE/report/index.html."""
+A run that was stopped goes on where it was. Results: results/PROFILE/report/index.html.
+
+profiles (--profile):
+"""
+MAIN_TABLE = ("01", "02", "03", "05", "06", "07", "08", "09", "12")  # steps of ``--only main-table``
 SHORT = {  # options that are another way to write --set
     "seeds": "seeds",
     "data": "data.path",
@@ -196,17 +208,20 @@ DATA_HELP = (
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
+    names, load = (path.stem for path in (settings.REPO / "configs").glob("*.yaml")), settings.load_profile
     parser = argparse.ArgumentParser(
         prog="run_all.sh",
         allow_abbrev=False,
         description="Run a profile's notebooks, in order, skipping what is finished and unchanged.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=EXAMPLES,
+        epilog=EXAMPLES + "\n".join(f"  {name:<10}{load(name).description}" for name in sorted(names)),
     )
     add = parser.add_argument
     add("--profile", metavar="NAME", help="configs/NAME.yaml (default: everyday; own with --data FILE)")
     add("--plan", action="store_true", help="print what would run, why, for how long and with what")
-    add("--only", nargs="+", default=[], metavar="STEP", help="only these steps or tasks, e.g. 03 12_results")
+    add("--list", action="store_true", help="print the steps of the profile, with minutes; runs nothing")
+    add("--only", nargs="+", default=[], metavar="STEP",
+        help="only these steps or tasks, e.g. 03 12_results; main-table: the paper's comparison")  # fmt: skip
     add("--from", dest="first", metavar="STEP", help="this step and those after it")
     add("--force", action="store_true", help="delete what the selected steps made and make it again")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a profile field (repeatable)")
@@ -236,6 +251,11 @@ def open_pipeline(arguments: argparse.Namespace) -> Pipeline:
             changes.append(f"data.mapping={arguments.mapping or ''}")
         changes += own_overrides(name, changes)
     profile = settings.load_profile(name, changes)
+    if arguments.only == ["main-table"]:
+        steps = [step for step in profile.steps if step[:2] in MAIN_TABLE]
+        changes += [f"steps={','.join(steps)}", "evaluation.controls=false"]
+        changes += [f"training.arms=none,{settings.main_arm(profile)}"]
+        arguments.only, profile = [], settings.load_profile(name, changes)
     check_names(profile)
     return Pipeline(profile, tuple(changes))
 
@@ -304,6 +324,9 @@ def verify(pipeline: Pipeline, every: bool = True) -> int:
 def run(arguments: argparse.Namespace) -> int:
     """Do what the command line asks; raises ConfigError before anything is run."""
     pipeline = open_pipeline(arguments)
+    if arguments.list:
+        tasks.print_list(pipeline)
+        return 0
     ids = select(pipeline, arguments)
     if (pipeline.results / ".lock").exists() and not (arguments.plan or arguments.verify):
         with only_runner(pipeline):  # a second run is refused before it writes the page of the data
@@ -328,9 +351,8 @@ def run(arguments: argparse.Namespace) -> int:
             if (known := pipeline.known()).get(name, {}).pop("files", None):
                 write_facts(pipeline, known)
         status = run_tasks(pipeline, ids)
-    if not status and report(pipeline):
-        with contextlib.suppress(ConfigError):  # there is nothing that it could be compared with
-            verify(pipeline, every=False)
+    if not status:
+        report(pipeline)
     return status
 
 

@@ -19,7 +19,7 @@ from persona_lib.data.intake import OwnData
 from persona_lib.data.mapping import read_mapping
 from persona_lib.data.preference import load_pairs
 from persona_lib.data.rows import NOTED, REJECTED
-from persona_lib.figures import FIGURES, image
+from persona_lib.figures import FIGURES, image, vector
 from persona_lib.models.load import tokenizer_at_hand
 from persona_lib.paper.answers import BROKEN, generation_folder, grid, read_generations, unsound
 from persona_lib.paper.judging import runs_of
@@ -28,7 +28,7 @@ from persona_lib.paper.swap import answered_rows
 from persona_lib.prompts import completion_text, tailoring_prompt
 from persona_lib.records import PAIR_FIELDS, SIDES, Table, table_of
 from persona_lib.settings import Profile, Run, main_arm, results_dir
-from persona_lib.show import LABELS, owner_of, place, policy_name, render, with_interval
+from persona_lib.show import owner_of, place, policy_name, render, with_interval
 from persona_lib.store import facts, fill, people_csv, read_json, write_text
 
 # --- where a profile's numbers come from ---
@@ -64,18 +64,23 @@ def origin(profile: Profile, step: str = "12_results") -> dict[str, str]:
 
 # (table, its rows, the sentence, the estimate, the value that stands for no effect)
 FINDINGS = (
-    ("persona_accuracy", "side in ('chosen', 'rejected')",
-     "Personas of {side} responses lead back to them in {value} of {n:.0f} rows", "accuracy", 0.5),
-    ("main", "kind == 'average'",
-     "PT-DPO against DPO that is told the persona: dPQ {value}, {label}, n = {n:.0f}", "dpq", 0),
-    ("side_difference", "n == n",
-     "dPQ under rejected minus chosen personas ({personas}): {value}, n = {n:.0f}", "dpq", 0),
     ("swap", "measure == 'policy' and persona == 'gold' and arm == @tailored",
-     "Personas move PT-DPO towards their user's response in {value} of {n:.0f} rows", "d_positive", 0.5),
+     "A persona moves PT-DPO's preference towards its user's response in {value} of {n:.0f} rows",
+     "d_positive", 0.5),
     ("swap", "measure == 'policy' and persona == 'gold' and arm == 'dpo-none' and persona_format != 'line'",
-     "They move plain DPO that is told the persona in {value} of {n:.0f} rows", "d_positive", 0.5),
+     "The same persona moves plain DPO's in {value} of {n:.0f} rows", "d_positive", 0.5),
     ("swap", "measure == 'policy' and persona == 'shuffled' and arm == @tailored",
-     "Another row's personas move PT-DPO towards it in {value} of {n:.0f} rows", "d_positive", 0.5),
+     "A control, another question's persona, moves PT-DPO's in {value} of {n:.0f} rows", "d_positive", 0.5),
+    ("main", "kind == 'average'",
+     "Which answer suits the user? PT-DPO's wins minus losses, of those decided: {value}, n = {n:.0f}",
+     "p_net", 0),
+    ("main", "kind == 'average'", "Which is better for anybody? The same difference: {value}", "q_net", 0),
+    ("main", "kind == 'average'", "The mean of these two, in per cent (dPQ): {value}", "dpq", 0),
+    ("side_difference", "n == n",
+     "dPQ with personas of rejected responses minus that of chosen ones ({personas}): {value}", "dpq", 0),
+    ("persona_accuracy", "side in ('chosen', 'rejected')",
+     "Inferred personas: a judge matches {value} of {n:.0f} personas of {side} responses to their response",
+     "accuracy", 0.5),
 )  # fmt: skip
 
 
@@ -87,9 +92,19 @@ def findings(profile: Profile) -> list[str]:
         found = table.query(rows, local_dict=arms) if len(table) else table
         for row in found.to_dict("records"):
             where = f"{row['dataset']}: " if len(profile.datasets) > 1 else ""
-            words = [sentence.format(value=with_interval(row, column), **row), place(row, column, null)]
-            said.append(f"{where}{'; '.join(filter(None, words))}.")
+            value = with_interval(row, column).replace(" ", "\N{NO-BREAK SPACE}")
+            words = [sentence.format(value=value, **row), place(row, column, null)]
+            against = "chance" if null else "no difference"
+            said.append(f"{where}{'; '.join(filter(None, words))}{f' ({against})' * bool(words[1])}.")
     return said
+
+
+def summary(profile: Profile) -> list[str]:
+    """Return what a run found, in lines: the finding on the persona swap, and how many aims are met."""
+    aims = read_table(profile, "primary")
+    met = [word == "yes" for word in aims.met if word in ("yes", "no")] if len(aims) else []
+    said = [f"found: {sentence}" for sentence in findings(profile)[:2]]
+    return said + [f"aims: {sum(met)} of {len(met)} that were set beforehand are met"] * bool(met)
 
 
 def examples(profile: Profile) -> list[list[dict[str, Any]]]:
@@ -135,10 +150,9 @@ def paper_parts(profile: Profile) -> dict[str, Any]:
     aims, drawn = read_table(profile, "primary"), {name: image(profile, name) for name in FIGURES}
     return {
         "owners": " and ".join(dict.fromkeys(owner_of(dataset) for dataset in profile.datasets)),
-        "paper": LABELS["paper"],
         "examples": examples(profile),
-        "figures": [(FIGURES[name].caption, shown, base64.b64encode(shown.data).decode())
-                    for name, shown in drawn.items() if shown],
+        "figures": [(shown.alt.partition(". ")[0], shown, base64.b64encode(vector(profile, name)).decode())
+                    for name, shown in drawn.items() if shown and vector(profile, name)],
         "met": aims.met.value_counts().to_dict() if len(aims) else {},
         "aims": render("primary", aims[aims.met != "not run"] if len(aims) else aims),
     }  # fmt: skip
@@ -225,7 +239,7 @@ def write_page(profile: Profile, data: OwnData, folder: Path) -> Path:
 # --- the report on a user's own data ---
 
 SHOWN_USERS, SHOWN_ROWS = 10, 3
-NOT_OWN = ("paper", "user_personas", "user_swap")  # tables that are no own data, or shown elsewhere
+NOT_OWN = ("user_personas", "user_swap")  # tables that are no own data, or shown elsewhere
 
 
 def own_users(run: Run) -> dict[str, Any]:

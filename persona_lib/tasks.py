@@ -27,6 +27,7 @@ from persona_lib.data import official
 from persona_lib.data.preference import ARMS, READERS
 from persona_lib.execute import clock, notebook_hash
 from persona_lib.models.served import GENERATORS
+from persona_lib.paper.answers import grid
 from persona_lib.paper.judges import JUDGES
 from persona_lib.settings import ConfigError, Profile, Run, check_name, flat
 
@@ -177,7 +178,27 @@ def expected_seconds(pipeline: Pipeline, task: Task, known: dict[str, dict[str, 
     profile, minutes = pipeline.profile, STEPS[task.step].minutes
     like = "everyday" if weights.is_packaged(profile.base.model) else "paper"
     expected = minutes.get(profile.name, minutes.get(like))
-    return expected and 60 * expected
+    return expected and 60 * expected * share(profile, task.step)
+
+
+def share(profile: Profile, step: str) -> float:
+    """Return how much of a step's work is left by settings that train, ask or judge less than the profile."""
+    if not step.startswith(("06", "07", "08", "09")):
+        return 1.0
+    both = [Run(p, p.datasets[0], p.seeds[0]) for p in (profile, settings.load_profile(profile.name))]
+    mine, whole = (len(r.profile.training.arms if step < "08" else grid(r)) or 1 for r in both)
+    return mine / whole
+
+
+def print_list(pipeline: Pipeline) -> None:
+    """Print every step of the profile: minutes over its data sets and seeds, and the notebook's title."""
+    known = pipeline.known()
+    print(f"profile {pipeline.profile.name}: {pipeline.profile.description}\n")
+    for step in dict.fromkeys(task.step for task in pipeline.tasks.values()):
+        mine = [task for task in pipeline.tasks.values() if task.step == step]
+        seconds = sum(expected_seconds(pipeline, task, known) or 0 for task in mine)
+        title = "".join(store.read_json(pipeline.source(mine[0]))["cells"][0]["source"]).splitlines()[0]
+        print(f"  {step:<26}  {math.ceil(seconds / 60):>5} min  {title[5:]}")
 
 
 def plan(pipeline: Pipeline, selected: list[str], force: bool = False) -> dict[str, str]:
@@ -253,7 +274,7 @@ def print_plan(pipeline: Pipeline, reasons: dict[str, str], lack: str) -> None:
         minutes += (seconds or 0) / 60 if reason else 0
         about = "?" if seconds is None else clock(seconds)
         state, why = ("run", reason) if reason else ("cached", "nothing changed")
-        print(f"  {state:<6}  {name:<{width}}  {about:>7}  {why}")
+        print(f"  {state:<6}  {name:<{width}}  {about:>11}  {why}")
     print(f"\nto run     {sum(map(bool, reasons.values()))} of {len(reasons)} tasks")
     print("time       about", f"{minutes:.0f} minutes" if minutes < 100 else f"{minutes / 60:.0f} hours")
     print("\n".join([*needs(profile), *([f"lacking    {lack}"] if lack else [])]))

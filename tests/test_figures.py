@@ -79,7 +79,10 @@ def test_a_figure_is_saved_is_not_blank_and_says_its_numbers(profile, name):
 def test_the_words_of_a_figure_are_its_numbers_and_what_it_is_of(profile):
     figures.save_figures(profile, ["persona_accuracy"])
     said = figures.image(profile, "persona_accuracy").alt
-    assert said.startswith("Persona accuracy: our pairs, 2 seeds, n = 40; 95 % intervals. Points")
+    assert said.startswith("A judge matches 0.90 [0.80, 1.00] of personas of chosen and 0.70 [0.60, 0.80] of")
+    assert "them: our pairs, 2 seeds, n = 40; 95 % intervals. Points" in said
+    svg = figures.vector(profile, "persona_accuracy").decode()
+    assert "<svg" in svg and "<script" not in svg and "<dc:date>" not in svg
     assert "test, chosen: 0.90 (0.80 to 1.00); test, rejected: 0.70 (0.60 to 0.80)" in said
     _, said = figures.draw(figures.FIGURES["main"], tables()["main"], tables()["paper"])
     assert "gold-chosen, n = 40: win 25, tie 38, contradicted 12, loss 25" in said  # 10, 20 - 5, 5, 10

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from test_execute import cell
 
-from persona_lib import pipeline, store, tasks, weights
+from persona_lib import execute, pipeline, store, tasks, weights
 from persona_lib.data import official
 from persona_lib.settings import REPO, ConfigError, Run, load_profile
 from persona_lib.tasks import STEPS, Pipeline, Step
@@ -255,6 +255,30 @@ def test_what_this_machine_lacks_ends_a_run(notebooks, capsys, monkeypatch, tmp_
     assert call("--check", *arguments) == 0 and complaint in capsys.readouterr().out
 
 
+def test_durations_are_said_in_words():
+    said = [execute.clock(seconds) for seconds in (0, 45, 60, 289, 1590, 66000)]
+    assert said == ["0 s", "45 s", "1 min", "4 min 49 s", "26 min", "18 h 20 min"]
+
+
+def test_the_list_names_the_steps_and_help_the_profiles(capsys):
+    assert pipeline.main(["--list", "--profile", "smoke"]) == 0
+    assert "06_supervised_tailoring         1 min  Persona tailoring by supervised" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        call("--help")
+    assert "paper     the paper's data" in capsys.readouterr().out
+
+
+def test_the_main_table_alone_trains_two_policies_and_counts_its_own_hours(results_here):
+    def hours(*given):
+        pipe = pipeline.open_pipeline(pipeline.parse_arguments(["--profile", "paper", *given]))
+        return pipe, sum(tasks.expected_seconds(pipe, task, {}) for task in pipe.tasks.values()) / 3600
+
+    (pipe, short), (_, whole) = hours("--only", "main-table"), hours()
+    assert pipe.profile.training.arms == ("none", "chosen") and not pipe.profile.evaluation.controls
+    assert "09_judging" in pipe.profile.steps and "11_persona_swap" not in pipe.profile.steps
+    assert 0 < short < whole / 2
+
+
 def test_two_runs_at_once_are_refused(notebooks, capsys, monkeypatch):
     monkeypatch.setattr(pipeline, "validate", lambda *_: pytest.fail("it writes the page of the first run"))
     with pipeline.only_runner(toy()):
@@ -271,14 +295,16 @@ def test_steps_run_leave_provenance_and_the_report_and_are_then_skipped(notebook
     results = notebooks.parent / "results" / "smoke"
     page, changed = results / "report" / "index.html", ["--set", "data.pair_limit=7"]
     assert call("--only", "01", *changed) == 0 and not page.exists()
-    assert f"{DATA}  begins, about 0:01:00" in (said := capsys.readouterr().out) and "done in 0:00:0" in said
+    assert f"{DATA}  begins, about 1 min" in (said := capsys.readouterr().out) and "done in 0 s" in said
     facts = store.read_json(results / "provenance.json")["tasks"][DATA]
     executed = json.loads((results / "notebooks" / f"{DATA}.ipynb").read_text())
     assert executed["metadata"]["persona"] == {k: v for k, v in facts.items() if k != "files"}
     assert facts["parameters"]["overrides"][-1] == "data.pair_limit=7"
     assert {"git", "hardware", "python", "versions", "finished"} <= set(facts)
     assert call(*changed) == 0 and page.exists()
-    assert capsys.readouterr().out.startswith(f"[1/4] {DATA:<24}  cached")
+    said = capsys.readouterr().out
+    assert said.startswith(f"[1/4] {DATA:<24}  cached")
+    assert f"report: {page.resolve().as_uri()}\nnext: ./run_all.sh --demo --profile smoke" in said
     written = page.stat().st_mtime_ns
     assert call(*changed) == 0 and page.stat().st_mtime_ns == written
     assert capsys.readouterr().out.count("cached") == 4

@@ -63,21 +63,25 @@ def test_the_page_needs_nothing_from_elsewhere_escapes_texts_and_every_image_has
     text = page_of(filled)
     sources, alts = (re.findall(f'(?:{name})="([^"]*)"', text) for name in ("src|href", "alt"))
     assert sources.pop() == "../notebooks/12_results.ipynb"
-    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert all(source.startswith(("data:image/svg+xml;base64,", "#")) for source in sources)
     assert len(alts) == 2 and all(len(alt) > 20 for alt in alts)
     assert not re.search(r"https?://|@import|url\(", text)
+    assert """content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">""" in text
+    assert all(f'id="{source[1:]}"' in text for source in sources if source[0] == "#")
     assert 'name="viewport"' in text and "prefers-color-scheme: dark" in text
     assert "<script" not in text and "a <fast> one" not in text
     assert text.count("&lt;script&gt;alert(&#34;x&#34;)&lt;/script&gt; &amp;") == 3
 
 
 def test_the_page_says_findings_aims_numbers_and_provenance(filled):
-    text = page_of(filled)
-    assert (
-        "Personas of chosen responses lead back to them in 0.90 [0.80, 1.00] of 40 rows; above 0.5." in text
-    )
-    assert "in 0.55 [0.45, 0.65] of 40 rows; not clearly different from 0.5." in text
-    assert "dPQ +11.5 [+10.5, +12.5], average, n = 40; above 0." in text
+    broken = page_of(filled)
+    assert "+11.5\N{NO-BREAK SPACE}[+10.5,\N{NO-BREAK SPACE}+12.5]" in broken, "a number stays on its line"
+    text = broken.replace("\N{NO-BREAK SPACE}", " ")
+    assert "a judge matches 0.90 [0.80, 1.00] of 40 personas of chosen responses" in text
+    assert "not clearly different from 0.5 (chance)." in text
+    assert "(dPQ): +11.5 [+10.5, +12.5]; above 0 (no difference)." in text
+    assert text.count("paper: BeaverTails, chosen, gold") > 0 and "tables/paper.csv" not in text
+    assert report.summary(filled)[-1] == "aims: 1 of 2 that were set beforehand are met"
     assert "25.0 / 37.5 / 25.0 / 12.5" in text and "paper&#39;s own numbers" in text
     assert '<td class="yes">yes</td>' in text and "not run" in text  # persona accuracy .90 is met
     assert "Notebooks that ran" in text

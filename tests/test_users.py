@@ -209,7 +209,7 @@ def test_the_page_says_who_the_users_are_and_names_none(shipped):
     assert not any(name in page for name in hashed) and "user 1" in page
     assert "12 users have a history" in page and "dPQ" not in page and "Aims" not in page
     table = users.users_table([shipped])
-    kinds = re.findall(r"<td>([\w-]+)</td><td>(\d+)</td></tr>", page[page.index("Users by kind") :])
+    kinds = re.findall(r"<td>([\w-]+)</td><td class=.n.>(\d+)</td>", page[page.index("Users by kind") :])
     assert {kind: int(n) for kind, n in kinds[: table.kind.nunique()]} == table.kind.value_counts().to_dict()
     pairs = {pair.id: pair for part in preference.load_pairs(shipped).values() for pair in part}
     for row in table[table.support > 0].drop_duplicates("kind").head(report.SHOWN_ROWS).itertuples():
