@@ -59,6 +59,7 @@ def results_of(run: Run, arm: str) -> list[str]:
         table = read_table(run.profile, name)
         if len(table):
             table = table[table.measure == "policy"] if name == "swap" else table
+            table = table.replace({"history": {0: "all"}})
             own = (table[column].astype(str).str.split(".").str[0] == arm) & (table.dataset == run.dataset)
             parts += [to_markdown(render(name, table[own]))] if own.any() else []
     return parts

@@ -70,8 +70,10 @@ def validate(profile: Profile, only_asked: bool = False) -> None:
             data = intake.read_own(profile)
             print("\n".join(intake.describe(data)))
             if not only_asked:
-                from persona_lib.report import write_page
+                from persona_lib.report import account_table, write_page
 
+                for what, n, mend in account_table(data).to_numpy()[2:]:
+                    print(f"- {n} {what}; what to do: {mend}")
                 page = write_page(profile, data, results_dir(profile) / "report")
                 print(f"what was found, row by row: {page}\n", flush=True)
         for dataset, seed in itertools.product(checked, profile.seeds):

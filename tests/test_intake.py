@@ -228,7 +228,9 @@ def test_known_formats_are_read_without_a_mapping_and_one_of_the_user_alone_is_s
     assert brought == {"xy" if kind == "rpr" else ""}
     if kind == "nectar":  # ranks 1 and 7
         assert len(read(tmp_path, rows, "margin: 6\n").rows) == 30
-    assert "column 'rater' may name users" in data.how[-1] and len(data.how) == (1 if kind == "hh" else 2)
+    assert "'user: rater' gives each user a persona" in data.how[-1] and len(data.how) == (
+        1 if kind == "hh" else 2
+    )
     assert len({row.pair.user for row in read(tmp_path, rows, "user: rater\n").rows}) == 6
 
 
@@ -297,6 +299,11 @@ def test_nested_columns_are_proposed_as_paths_and_what_names_do_not_tell_is_aske
     assert "candidates.0.message" in proposed and 'user: "meta.user_id"' in proposed
     data = read(tmp_path, rows, proposed)
     assert [row.pair.chosen for row in data.rows[:2]] == [good(0)["rejected"], good(1)["chosen"]]
+    # the values do not tell: in Auto-J's file 1 is the second response, and 2 a tie
+    three = [{"prompt": "q", "response 1": "a", "response 2": "b", "label": n % 3} for n in range(9)]
+    assert 'first: ["WHICH VALUE?", "0", "1", "2"]' in proposal(tmp_path, three)
+    with pytest.raises(DataError, match="write your column or values in place of"):
+        read(tmp_path, three, proposal(tmp_path, three))
     proposed = proposal(tmp_path, [{"Frage": "q", "Antwort A": "a", "Antwort B": "b", "Wahl": "A"}])
     assert 'prompt: "WHICH COLUMN?"' in proposed and 'first: ["WHICH VALUE?"]' in proposed
 

@@ -29,7 +29,7 @@ FILES = {
     "users": "beyond.users",
 }
 DECIDED = {
-    "pairs": (1, "8ee2aeed98d6606c"),
+    "pairs": (1, "b9f24726433ee78e"),
     "personas": (1, "fbe97c26f2bb0e3f"),
     "tailoring": (1, "bc0a4cccfb566fae"),
     "training": (1, "1e3738071475e411"),

@@ -350,6 +350,8 @@ def check_splits(source: str, rows: Sequence[OwnRow], findings: Sequence[Finding
     first = [f"; first: {f.place}, {f.field}: {f.code} {f.detail} ({REJECTED[f.code][1]})" for f in rejected]
     largest = max(map(len, near_parts(rows, threshold)), default=0)
     parts = f". The largest group of near prompts has {largest} rows: data.near_duplicates=0.9 parts more"
+    if len({normal(row.pair.prompt) for row in rows}) < (least := sum(LEAST_OF.values())):
+        parts = f". Splits keep equal prompts together: give {least} different prompts or more"
     raise DataError(
         f"{source}: {len(rows)} usable pairs; {', '.join(needs)}. Rows rejected: {said}{''.join(first[:1])}"
         f"{parts if rows else ''}"
@@ -368,7 +370,7 @@ class OwnData:
     rows: tuple[OwnRow, ...]
     findings: tuple[Finding, ...]
     splits: str  # in words how they were made
-    how: tuple[str, ...] = ()  # encoding and separator, the recognised format, a column that may name users
+    how: tuple[str, ...] = ()  # encoding and separator, the recognised format, columns that are not used
 
     @property
     def rejected(self) -> dict[int, Finding]:
@@ -433,7 +435,7 @@ def read_source(profile: Profile, key: str) -> OwnData:
     rows, splits = assign_splits(pairs, threshold, mapping.split_by)
     check_splits(source, rows, findings, threshold)
     findings += between_splits(rows, threshold) if splits.startswith("as given") else []
-    how = [read and f"read {read}", shape and f"recognised as {shape}", maps.user_hint(raw, mapping)]
+    how = [read and f"read {read}", shape and f"recognised as {shape}", maps.unused(raw, mapping)]
     findings.sort(key=lambda found: found.row)
     return OwnData(source, len(raw), tuple(rows), tuple(findings), splits, tuple(filter(None, how)))
 

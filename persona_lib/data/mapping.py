@@ -158,6 +158,8 @@ def field_value(name: str, value: Any) -> Any:
     """Return the value of a mapping's field in its type; ValueError says what is wrong with it."""
     if name not in FIELDS:
         raise ValueError(f"unknown field {name!r}; {near_names(name, FIELDS)}")
+    if "WHICH " in str(value):
+        raise ValueError(f"{name}: write your column or values in place of {value!r}")
     several = value if name in LISTS and isinstance(value, list) else [value]
     if name == "splits":
         if isinstance(value, dict) and all(ours in PAIR_SPLITS for ours in value.values()):
@@ -288,23 +290,27 @@ def propose(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, A
         else:
             found["label"] = label or "WHICH COLUMN?"
             values = list(dict.fromkeys(map(plain, cells[label] if label else ())))
-            for name, words in (("tie", WORDS["tie"]), ("first", marks[0]), ("second", marks[1])):
-                told = [value for value in values if words_of(value) & words]
-                values = [value for value in values if value not in told]
-                if told or name != "tie":
-                    found[name] = told or ["WHICH VALUE?"]
+            outcomes = {"tie": WORDS["tie"], "first": marks[0], "second": marks[1]}
+            told = {name: [one for one in values if words_of(one) & of] for name, of in outcomes.items()}
+            left = {*values} - set().union(*map(set, told.values()))
+            sure = not any(map(NUMBER.fullmatch, left))  # of 0, 1 and 2 each might mean either side
+            for name, of in told.items():
+                if name != "tie" or (of and sure):
+                    found[name] = of if of and sure else ["WHICH VALUE?", *(() if sure else values[:9])]
     prompt, user = pick("prompt") or "WHICH COLUMN?", pick("user")
     return {"prompt": prompt} | dict(sorted(found.items())) | ({"user": user} if user else {})
 
 
-def user_hint(rows: Sequence[OwnRow], mapping: Mapping) -> str:
-    """Name a column that the mapping does not use and that may name users; "" if there is none."""
-    columns = () if mapping.user else (path for row in rows[:100] for path in paths_in(row.value))
-    for name in columns:
-        if name not in (*mapping.prompt, *mapping.needed) and words_of(name) & WORDS["user"]:
-            said = f"column {name!r} may name users: a mapping file (--mapping FILE) with the line"
-            return f"{said} 'user: {name}' gives each user a persona"
-    return ""
+def unused(rows: Sequence[OwnRow], mapping: Mapping) -> str:
+    """Name the columns that the mapping does not use, and one that may name users; "" if there is none."""
+    used = {*mapping.prompt, *mapping.needed, *(getattr(mapping, name) for name in OPTIONAL)}
+    columns = dict.fromkeys(path for row in rows[:100] for path in paths_in(row.value))
+    left = [name for name in columns if not any(f"{name}.".startswith(f"{one}.") for one in used)]
+    if not left:
+        return ""
+    user = next((name for name in left if words_of(name) & WORDS["user"]), "")
+    hint = f"; a mapping file (--mapping FILE) with the line 'user: {user}' gives each user a persona"
+    return f"not used: {', '.join(left)}" + (hint if user and not mapping.user else "")
 
 
 # --- messages (role, content), and what is written as text: they become plain text ---
