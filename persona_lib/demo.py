@@ -142,14 +142,14 @@ def build(asker: Asker) -> Any:
     with gradio.Blocks(title="Whose boat does it float?", analytics_enabled=False) as page:
         gradio.Markdown(INTRODUCTION)
         question = gradio.Textbox(listed[0][0], label="Question", elem_id="question")
-        who = "This user (empty: not told)"
+        who = "This user (may stay empty)"
         persona = gradio.Textbox(listed[0][1], label=who, lines=2, elem_id="persona")
         ask, policies = gradio.Button("Ask both", variant="primary"), []
         with gradio.Row():
             for side, arm in (("first", "dpo-none"), ("second", f"dpo-{main_arm(asker.run.profile)}")):
                 with gradio.Column(min_width=320):  # on a phone below each other
                     value = arm if arm in asker.arms else named[-1][1]
-                    policies.append(gradio.Dropdown(named, value=value, label=f"{side} policy"))
+                    policies.append(gradio.Dropdown(named, value=value, label=f"{side} model"))
                     boxes.append(gradio.Textbox(label=f"{side} answer", lines=6, elem_id=f"{side}-answer"))
                     boxes.append(gradio.Markdown(elem_id=f"{side}-seen"))
         gradio.Examples(listed, [question, persona], label="Questions with their users")
@@ -165,7 +165,8 @@ def launch(asker: Asker, port: int | None) -> Any:
     page = build(asker)
     theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     page.launch(server_name="127.0.0.1", server_port=port, share=False, theme=theme, quiet=True,
-                css="footer {display: none !important}", prevent_thread_lock=True, footer_links=[],
+                css="footer {display: none !important} td, td div {text-align: left !important; white-space: normal !important}",
+                prevent_thread_lock=True, footer_links=[],
                 ssr_mode=False)  # fmt: skip
     print(f"the demo of {asker.run.profile.name} is at {page.local_url} (end it with Ctrl-C)", flush=True)
     return page
