@@ -165,7 +165,8 @@ def launch(asker: Asker, port: int | None) -> Any:
     page = build(asker)
     theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     page.launch(server_name="127.0.0.1", server_port=port, share=False, theme=theme, quiet=True,
-                css="footer {display: none !important} td, td div {text-align: left !important; white-space: normal !important}",
+                css="footer {display: none !important} "
+                    "td, td div {text-align: left !important; white-space: normal !important}",
                 prevent_thread_lock=True, footer_links=[],
                 ssr_mode=False)  # fmt: skip
     print(f"the demo of {asker.run.profile.name} is at {page.local_url} (end it with Ctrl-C)", flush=True)
