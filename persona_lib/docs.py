@@ -49,12 +49,14 @@ def kept(profile: Profile) -> tuple[Path, dict[str, str]]:
 
 def keep(profile: Profile, names: Sequence[str]) -> list[Path]:
     """Copy tables of the run, with figures and provenance; FileNotFoundError for one that was not made."""
-    (folder, origins), seeds = kept(profile), " ".join(map(str, profile.seeds))
+    folder, origins = kept(profile)
     for name in names:
         source = table_path(profile, name)
         if not source.exists():
             raise FileNotFoundError(f"{source}: there is no such table; run notebook 12_results first")
         known = origin(profile, "13_released_outputs" if name.startswith("released") else "12_results")
+        table = read_csv(source)
+        seeds = table.seeds[0] if "seeds" in table else " ".join(map(str, profile.seeds))
         made = f"`{known['command']}`; commit {known['commit']}; seeds {seeds}; run of {known['date']}."
         study = settings.results_dir(profile) / name / "origin.json"
         origins[name] = read_json(study) if study.exists() else made

@@ -26,7 +26,7 @@ def test_a_block_gets_its_kept_table_with_label_and_provenance(filled, monkeypat
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))  # the run is gone
     text = docs.rewrite(block("smoke/main"), filled)
     assert text.startswith("before\n<!-- table:smoke/main -->\n**Our pairs.** `./run_all.sh --profile smoke")
-    assert "commit abcdef012345; seeds 0; run of 2026-01-02." in text
+    assert "commit abcdef012345; seeds 0 1; run of 2026-01-02." in text
     assert "| gold \\| chosen | 10 / 20 / 10 |" in text
     assert text.endswith("<!-- end -->\nafter\n") and "stale" not in text
     assert docs.rewrite(text, filled) == text
