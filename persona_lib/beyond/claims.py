@@ -307,7 +307,7 @@ def corrected_main(profile: Profile) -> Table:
         if len(fit) and fit.decides.all():
             right, decided = (fit.accuracy * fit.n - fit.ties / 2).sum(), (fit.n - fit.ties).sum()
             gain = 2 * right / decided - 1
-        table.loc[table.dataset == dataset, "p_corrected"] = table.p_net / gain
+        table.loc[table.dataset == dataset, "p_corrected"] = (table.p_net / gain).clip(-1, 1)
     return table
 
 
