@@ -6,7 +6,6 @@ makes the folder of a run a crate of the profile Process Run Crate 0.5: each not
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,6 @@ from persona_lib.tasks import Pipeline, Task, has_run
 
 Known = dict[str, dict[str, Any]]
 Entity = dict[str, Any]
-
-
-@cache
-def hash_of(path: Path, size: int, time: int) -> str:
-    """Return a file's SHA-256; of the same size and time it is not read again in this process."""
-    return store.file_hash(path)
 
 
 def written(pipeline: Pipeline) -> dict[str, Path]:
@@ -53,8 +46,7 @@ def with_files(pipeline: Pipeline, known: Known, task: Task, begun: int) -> Know
         if not old and stat.st_mtime_ns < begun and path not in own:
             continue  # of a run before files were recorded
         state = f"{stat.st_size} {stat.st_mtime_ns} "
-        same = old.startswith(state)
-        digest = old.split()[2] if same else hash_of(path, stat.st_size, stat.st_mtime_ns)
+        digest = old.split()[2] if old.startswith(state) else store.file_hash(path)
         kept = owner in known and old.endswith(digest)
         files[owner if kept else task.id][name] = state + digest
     return {name: facts | {"files": files[name]} for name, facts in known.items()}
@@ -71,10 +63,7 @@ def check_files(pipeline: Pipeline, every: bool = False) -> None:
                 continue
             if not stat and path == pipeline.executed(task):
                 continue  # a task without its notebook runs again
-            found = stat and (
-                store.file_hash(path) if every else hash_of(path, stat.st_size, stat.st_mtime_ns)
-            )
-            if found != digest:
+            if not stat or store.file_hash(path) != digest:
                 from persona_lib.report import command_of
 
                 wrong = "is not what this task left" if stat else "is missing"
