@@ -413,6 +413,12 @@ def load_profile(
     return build(values, f"{folder / name}.yaml")
 
 
+def beside(profile: Profile, name: str) -> Profile:
+    """Return a profile whose results are in a folder of this name within those of the profile."""
+    folder = re.sub(r"[^A-Za-z0-9./]+", "-", name).strip("-").lower()
+    return dataclasses.replace(profile, name=f"{profile.name}/{folder}")
+
+
 def set_field(profile: Profile, changes: Mapping[str, Any]) -> Profile:
     """Return a copy of the profile with changes like {"dpo.beta": 0.2}, checked like a file's."""
     where = f"profile {profile.name}"

@@ -8,6 +8,7 @@ import pytest
 from tiny import tiny_policies
 
 from persona_lib import studies
+from persona_lib.beyond import others
 from persona_lib.data import everyday, reader
 from persona_lib.paper import personas, swap
 from persona_lib.records import Judgment
@@ -128,14 +129,14 @@ def lines(path, rows):
 def test_trained_policies_and_judges_meet_the_test_rows_of_others_under_both_wishes(tmp_path, monkeypatch):
     run = tiny_policies(tmp_path, monkeypatch, "sft-none", "dpo-none", "sft-chosen", "dpo-chosen")
     profile = set_field(run.profile, {"evaluation.persona_judge": ""})
-    load = studies.load_profile
-    monkeypatch.setattr(studies, "load_profile", lambda name, *_: load(name) if name == "own" else profile)
+    load = others.load_profile
+    monkeypatch.setattr(others, "load_profile", lambda name, *_: load(name) if name == "own" else profile)
 
     def judge(compared, rubric):  # right if the wish is w1, always A else
         named = ("AB"[c.response_a != "w2 w3" and c.persona.endswith("w1")] for c in compared)
         return [Judgment(c.id, "oracle", rubric, one) for c, one in zip(compared, named, strict=True)]
 
-    monkeypatch.setattr(studies, "load_judge", lambda run: judge)
+    monkeypatch.setattr(others, "load_judge", lambda run: judge)
     rows = [{"prompt": f"w{n}", "response_a": "w2 w3", "response_b": "w4 w5 w6", "criteria_x": "w1",
              "criteria_y": "The user is w9", "split": "train" if n > 3 else "test"}
             for n in range(6)]  # fmt: skip
