@@ -26,8 +26,8 @@ sys.path.insert(0, str(HERE))
 from harness import RESULTS  # noqa: E402
 
 DOCUMENT = HERE / "README.md"
-BLOCK = re.compile(r"(<!-- table:benchmarks -->\n).*?(<!-- end -->)", re.DOTALL)
-BENCHMARKS = ("generation", "epochs")  # modules of this folder
+BLOCK = re.compile(r"(<!-- table:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+BENCHMARKS = ("generation", "epochs", "growth")  # modules of this folder
 COLUMNS = ["what", "against", "times as fast: median (min to max)", "seconds, against / ours", "pairs"]
 COLUMNS += ["equal", "machine", "commit, date"]
 
@@ -55,11 +55,13 @@ def table_row(line: dict[str, Any]) -> list[str]:
     ]
 
 
-def table_text(folder: Path) -> str:
-    """Return the table of all lines in a folder."""
+def table_text(name: str, folder: Path) -> str:
+    """Return a table: ``growth``, or ``benchmarks`` with the lines of all comparisons in a folder."""
     lines = [store.read_json(path) for path in sorted(folder.glob("*.json"))]
     table = pd.DataFrame(map(table_row, lines), columns=COLUMNS)
-    return to_markdown(table) + "\n" if lines else "*Not run yet.*\n"
+    if name == "growth" and (folder / "growth.csv").exists():
+        table = pd.read_csv(folder / "growth.csv", dtype=str)
+    return to_markdown(table) + "\n" if len(table) else "*Not run yet.*\n"
 
 
 def main() -> None:
@@ -74,8 +76,9 @@ def main() -> None:
     for name in [] if arguments.table else arguments.names or BENCHMARKS:
         run_benchmark(name, arguments.quick)
     if not arguments.quick:
-        text, made = DOCUMENT.read_text(encoding="utf-8"), table_text(RESULTS)
-        store.write_text(DOCUMENT, BLOCK.sub(lambda match: f"{match[1]}{made}{match[2]}", text))
+        text = DOCUMENT.read_text(encoding="utf-8")
+        made = BLOCK.sub(lambda match: f"{match[1]}{table_text(match[2], RESULTS)}{match[3]}", text)
+        store.write_text(DOCUMENT, made)
 
 
 if __name__ == "__main__":

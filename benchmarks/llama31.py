@@ -1,14 +1,12 @@
-"""Random weights of the paper profile's architectures: Llama-3.1-8B and Mistral-7B, of any size.
+"""Random weights of Llama-3.1-8B's architecture, of any size.
 
-The configurations are those of the models' config.json, as literals: nothing is downloaded. A smaller model
+The configuration is that of the model's config.json, as a literal: nothing is downloaded. A smaller model
 differs in sizes alone (``SMALL``); grouped-query attention, RoPE scaling, the untied head and the special
-tokens stay. The tokenizers are made on the spot as the models' own are built: byte-level BPE with Llama 3's
-pre-tokenisation, and BPE with byte fallback without a pad token as Mistral's.
+tokens stay. The tokenizer is made on the spot: byte-level BPE, as Llama 3's.
 """
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -47,34 +45,18 @@ LLAMA_31_8B: dict[str, Any] = {
     "bos_token_id": 128000,
     "eos_token_id": 128001,
 }
-OF_LLAMA = ("rope_scaling", "attention_bias", "mlp_bias")
-MISTRAL_7B: dict[str, Any] = {name: value for name, value in LLAMA_31_8B.items() if name not in OF_LLAMA}
-MISTRAL_7B |= {"vocab_size": 32000, "max_position_embeddings": 32768, "rope_theta": 1000000.0}
-MISTRAL_7B |= {"sliding_window": None, "bos_token_id": 1, "eos_token_id": 2}
 # Four query heads per key-value head, as in the large models; every size a multiple of 64, for NF4.
 SMALL = sizes(128, 448, 2, 8, 2)
-LLAMA_3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-NAMED = """begin_of_text end_of_text reserved_special_token_0 reserved_special_token_1 finetune_right_pad_id
-reserved_special_token_2 start_header_id end_header_id eom_id eot_id python_tag"""
-RESERVED = [f"reserved_special_token_{number}" for number in range(3, 248)]
-LLAMA_3_SPECIAL = [f"<|{name}|>" for name in [*NAMED.split(), *RESERVED]]
+LLAMA_3_SPECIAL = ["<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>"]
 
 
 def llama_tokenizer(texts: Iterable[str], merges: int = 500) -> Any:
-    """Train a tokenizer built as Llama 3's: BOS in front, 256 special tokens at the end, no pad token set."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    """Train a tokenizer built as Llama 3's: byte-level BPE, BOS in front, no pad token set."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     core = Tokenizer(models.BPE(ignore_merges=True))
-    core.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(LLAMA_3_SPLIT), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
@@ -92,29 +74,6 @@ def llama_tokenizer(texts: Iterable[str], merges: int = 500) -> Any:
         eos_token=LLAMA_3_SPECIAL[1],
         clean_up_tokenization_spaces=False,
         model_max_length=LLAMA_31_8B["max_position_embeddings"],
-    )
-
-
-def mistral_tokenizer(texts: Iterable[str], pieces: int = 1000) -> Any:
-    """Train a tokenizer built as Mistral's: BPE with byte fallback, BOS in front, and no pad token."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    core = Tokenizer(models.BPE())
-    core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    trainer = trainers.BpeTrainer(vocab_size=pieces, initial_alphabet=["▁"], show_progress=False)
-    core.train_from_iterator((word for text in texts for word in text.split(" ")), trainer)
-    learned = json.loads(core.to_str())["model"]
-    special, octets = ["<unk>", "<s>", "</s>"], [f"<0x{number:02X}>" for number in range(256)]
-    ids = {token: number for number, token in enumerate([*special, *octets, *learned["vocab"]])}
-    merges = [tuple(pair) for pair in learned["merges"]]
-    core.model = models.BPE(ids, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
-    core.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
 
 
@@ -193,23 +152,8 @@ def example_tokenizer() -> Any:
         return load_tokenizer(folder)
 
 
-def save_llama(folder: Path, texts: Iterable[str], seed: int = 0, **sizes: Any) -> Path:
+def save_llama(folder: Path, texts: Iterable[str], seed: int = 0, **sizes: Any) -> None:
     """Save a random Llama of 3.1's architecture and its tokenizer as a folder that hub code can load."""
     tokenizer = llama_tokenizer(texts)
-    return save(folder, llama_config(**sizes, **ids_of(tokenizer)), tokenizer, seed)
-
-
-def save_mistral(folder: Path, texts: Iterable[str], seed: int = 0, **sizes: Any) -> Path:
-    """Save a random model of Prometheus-2-7B's architecture and its tokenizer."""
-    from transformers import MistralConfig
-
-    tokenizer = mistral_tokenizer(texts)
-    config = MistralConfig(**{**MISTRAL_7B, **sizes, "vocab_size": len(tokenizer)})
-    return save(folder, config, tokenizer, seed)
-
-
-def save(folder: Path, config: Any, tokenizer: Any, seed: int) -> Path:
-    """Save a random model and its tokenizer."""
-    random_base(config, seed=seed).save_pretrained(folder)
+    random_base(llama_config(**sizes, **ids_of(tokenizer)), seed=seed).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return folder

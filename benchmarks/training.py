@@ -1,8 +1,9 @@
 """What the training benchmarks train, and the ways: this package, the authors' settings, TRL's defaults.
 
-Rows are random words with the lengths of real ones. The authors merge the SFT adapter into the base and
-train a new one with one pair per step, the reference computed online and the prompt twice. TRL's defaults
-take eight rows per step, pad them to the longest, and recompute activations (gradient checkpointing).
+Rows are pairs of everyday, or random words with the lengths of BeaverTails' rows. The authors merge the SFT
+adapter into the base and train a new one with one pair per step, the reference computed online and the prompt
+twice. TRL's defaults take eight rows per step, pad them to the longest, and recompute activations (gradient
+checkpointing).
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from persona_lib.models import trainers
+from persona_lib.data import everyday
+from persona_lib.models import load, trainers
+from persona_lib.prompts import completion_text, tailoring_prompt
 from persona_lib.settings import Profile, load_profile, set_field
 
 SEED = 0
@@ -30,7 +33,6 @@ class Lengths:
 
 # The 5th to 95th percentile of BeaverTails' training rows, in words of the authors' data times 4/3.
 PAPER = Lengths((36, 92), (25, 225))
-LONG = Lengths((250, 350), (30, 90))  # such as a persona with a history
 
 
 @dataclass(frozen=True)
@@ -63,21 +65,34 @@ def make_rows(tokenizer: Any, method: str, n: int, lengths: Lengths) -> list[dic
     return rows
 
 
-def datasets_of(tokenizer: Any, method: str, n: int, lengths: Lengths) -> dict[str, Any]:
-    """Return n rows to train on, and a few to validate on."""
+def everyday_rows(tokenizer: Any, method: str, n: int) -> list[dict[str, str]]:
+    """Return training pairs of everyday as the trainers take them, in the model's own format."""
+    chat, items = load.chat_format(tokenizer), [item for item in everyday.items() if item.split == "train"]
+    names = {"sft": {"completion": "response_a"}, "dpo": {"chosen": "response_a", "rejected": "response_b"}}
+    return [
+        {"prompt": tailoring_prompt(item.prompt, item.persona_a, "line", chat)}
+        | {name: completion_text(getattr(item, field), chat) for name, field in names[method].items()}
+        for item in items[:n]
+    ]
+
+
+def datasets_of(tokenizer: Any, method: str, n: int, lengths: Lengths | None) -> dict[str, Any]:
+    """Return n rows to train on, and a few to validate on; without lengths pairs of everyday."""
     from datasets import Dataset
 
-    rows = make_rows(tokenizer, method, n + 4, lengths)
+    rows = (
+        make_rows(tokenizer, method, n + 4, lengths) if lengths else everyday_rows(tokenizer, method, n + 4)
+    )
     return {"train": Dataset.from_list(rows[:-4]), "val": Dataset.from_list(rows[-4:])}
 
 
-def package_profile(case: Case, **changes: Any) -> Profile:
-    """Return the paper profile with the case's batch and precision; rows above 512 tokens are kept whole."""
-    paper = load_profile("paper")
-    length = max(paper.training.max_length, case.row_tokens)
+def package_profile(case: Case, name: str = "paper", **changes: Any) -> Profile:
+    """Return a profile with the case's batch and precision; rows above 512 tokens are kept whole."""
+    profile = load_profile(name)
+    length = max(512, case.row_tokens)
     batches = {"sft.batch_size": case.batch, "dpo.batch_size": case.batch}
     precision = {"base.quantization": case.quantization, "base.dtype": case.dtype}
-    return set_field(paper, {"training.max_length": length, **batches, **precision, **changes})
+    return set_field(profile, {"training.max_length": length, **batches, **precision, **changes})
 
 
 def package_trainer(case: Case, profile: Profile, base: Any, tokenizer: Any, data: Any, folder: Path) -> Any:

@@ -1,0 +1,90 @@
+"""How seconds and memory grow with the rows: reading own data, SFT, DPO, answers.
+
+Each size runs in a process of its own, which tells its seconds (without loading the model) and its peak
+memory. The exponent is the slope of log seconds over log rows: 1 is a cost per row that stays the same.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import epochs
+import generation
+import numpy as np
+import pandas as pd
+import training
+from harness import RESULTS
+
+from persona_lib import store
+from persona_lib.data import intake
+from persona_lib.settings import load_profile
+
+SIZES = {
+    "reading": (25000, 50000, 100000),
+    "sft": (64, 128, 256),
+    "dpo": (32, 64, 128),
+    "answers": (32, 64, 128),
+}
+
+
+def reading(n: int) -> float:
+    """Return the seconds to read and check n pairs whose prompts share a template."""
+    rng, words = random.Random(training.SEED), [f"word{number}" for number in range(5000)]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "pairs.jsonl"
+        texts = (" ".join(rng.choices(words, k=12)) for _ in range(3 * n))
+        names = ("prompt", "chosen", "rejected")
+        store.write_rows(path, ({name: f"Assistant: {next(texts)}" for name in names} for _ in range(n)))
+        started = time.perf_counter()
+        intake.read_own(load_profile("own", [f"data.path={path}"]))
+        return time.perf_counter() - started
+
+
+def work(name: str, n: int, quick: bool) -> float:
+    """Return the seconds that a piece of work takes for n rows."""
+    if name == "reading":
+        return reading(n)
+    setup = epochs.make_setup("sft" if name == "answers" else name, "everyday", quick, n)
+    if name != "answers":
+        return epochs.ours(setup, name, training.TRL).seconds
+    task = generation.Task([row["prompt"] for row in setup.data["train"]], "", 32)
+    model, started = setup.base("float32"), time.perf_counter()
+    generation.ours(model, setup.tokenizer, task)
+    return time.perf_counter() - started
+
+
+def tell(name: str, n: int, quick: bool) -> str:
+    """Do the work; returns its size, seconds and peak gigabytes as JSON, and prints them."""
+    found = {"what": name, "rows": n, "seconds": work(name, n, quick)}
+    said = json.dumps(found | {"gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6})
+    print(said, flush=True)
+    return said
+
+
+def measure(name: str, n: int) -> str:
+    """Do the work in a process of its own, so that the peak of memory is its own."""
+    command = [sys.executable, "-c", f"import growth; growth.tell({name!r}, {n}, False)"]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
+
+
+def main(quick: bool) -> None:
+    """Measure all sizes, print the exponents, write ``results/growth.csv``; quick: small, in this process."""
+    lines = []
+    for name, sizes in SIZES.items():
+        said = [tell(name, n // 16, quick) if quick else measure(name, n) for n in sizes]
+        found = pd.DataFrame(map(json.loads, said))
+        slope = np.polyfit(np.log(found["rows"]), np.log(found["seconds"]), 1)[0]
+        print(f"{name}: exponent {slope:.2f}", flush=True)
+        cells = {
+            key: " / ".join(f"{value:.6g}" for value in found[key].round(2)) for key in found.columns[1:]
+        }
+        lines.append({"what": name, **cells, "exponent": f"{slope:.2f}"})
+    if not quick:
+        store.write_text(RESULTS / "growth.csv", pd.DataFrame(lines).to_csv(index=False))
