@@ -1,7 +1,5 @@
 """Shared by all tests: slow tests only with --slow, the authors' data where it is, quiet threads."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import shutil

@@ -1,7 +1,5 @@
 """Adding a data set, a judge, a generator, a metric or an arm is one function and one line in a table."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from tiny import Echo
@@ -19,7 +17,6 @@ ROW = TailoringRow("a", "train", "How?", "good", "bad", {"gold-chosen": "C", "go
 
 
 def longer(comparisons, rubric):
-    """A judge that likes the longer response."""
     winners = ["A" if len(c.response_a) > len(c.response_b) else "B" for c in comparisons]
     return [Judgment(c.id, "mine", rubric, w) for c, w in zip(comparisons, winners, strict=True)]
 

@@ -1,13 +1,12 @@
 """Answers: which runs there are, what policies are shown, adapters through transformers or vLLM, resuming."""
 
-from __future__ import annotations
-
 import dataclasses
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from tiny import Echo, tiny_policies
 
 from persona_lib import store
@@ -80,9 +79,6 @@ def test_a_mnemonic_begins_with_its_term_and_few_shot_arms_see_worked_examples(r
     assert answers.few_shot_examples(run, one) == "", "a trained policy sees none"
 
 
-# --- policies: real adapters on a tiny base ---
-
-
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """A run on disk: test rows, and a tiny base with the adapters of two arms."""
@@ -108,8 +104,6 @@ def test_every_arm_answers_with_its_own_adapters_sft_below_dpo(run):
 
 
 def test_an_nf4_base_is_written_out_for_vllm_once_with_the_weights_it_has(run):
-    import torch
-
     nf4 = dataclasses.replace(run, profile=set_field(run.profile, {"base.quantization": "nf4"}))
     ids = torch.tensor([[1, 8, 9, 10]])
     (source, _), bases = answers.plain_base(nf4), [answers.plain_base(each)[0] for each in (run, nf4)]

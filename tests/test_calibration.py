@@ -1,7 +1,5 @@
 """Calibration: what the damaged copies look like, and judges whose accuracy is known."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 

@@ -3,8 +3,7 @@
 ``python -m pytest -s tests/test_damage.py`` prints the table: kind of damage, times tried, outcome.
 """
 
-from __future__ import annotations
-
+import hashlib
 import os
 import random
 import resource
@@ -21,8 +20,9 @@ import pytest
 from test_pipeline import DATA, TOY, TRAIN, call, notebooks, toy  # noqa: F401
 
 from persona_lib import pipeline, provenance, store, tasks
+from persona_lib.data import preference
 from persona_lib.models import load
-from persona_lib.settings import Run
+from persona_lib.settings import Run, load_profile
 from persona_lib.tasks import Step
 
 Row = make_dataclass("Row", ["id", "text"])
@@ -59,7 +59,6 @@ def finished(notebooks, monkeypatch) -> Path:  # noqa: F811
 
 
 def lines(path: Path, change) -> None:
-    """Change the lines of a file."""
     path.write_bytes(b"".join(change(path.read_bytes().splitlines(keepends=True))))
 
 
@@ -122,6 +121,15 @@ def test_a_copied_folder_and_rows_written_again_alike_are_no_damage(finished, ca
     assert {*MADE["01_data"]} < {*toy().known()[DATA]["files"]}, "what a task left stays its own"
 
 
+def test_the_crate_names_what_tasks_were_given_and_made(finished):
+    graph = {e["@id"]: e for e in store.read_json(finished / "ro-crate-metadata.json")["@graph"]}
+    assert graph[ADAPTER]["sha256"] == hashlib.sha256(content(ADAPTER)).hexdigest()
+    assert {"@id": ADAPTER} in graph[f"#{TRAIN}"]["result"]
+    assert {"@id": "everyday/seed-0/pairs/test.jsonl"} in graph[f"#{TRAIN}"]["object"]
+    assert graph[f"#{DATA}/seed"]["value"] == "0"
+    assert graph[f"#{DATA}"]["startTime"] <= graph[f"#{TRAIN}"]["endTime"]
+
+
 def test_an_adapter_that_is_cut_or_not_finite_is_an_error_that_names_it(tmp_path):
     import torch
     from safetensors.torch import save_file
@@ -134,9 +142,6 @@ def test_an_adapter_that_is_cut_or_not_finite_is_an_error_that_names_it(tmp_path
     os.truncate(path, 60)
     with pytest.raises(load.ModelError, match=r"adapter_model.safetensors: not readable"):
         load.read_adapter(tmp_path)
-
-
-# --- a full disk, kill -9, a folder that cannot be written ---
 
 
 def in_child(work) -> int:
@@ -172,11 +177,8 @@ def test_a_disk_that_fills_up_at_any_byte_leaves_the_old_file_or_whole_rows(tmp_
 
 
 def test_rows_survive_kill_9_at_thirty_random_moments(tmp_path):
-    jobs, path, rng = (
-        [Row(f"row-{n}", "x" * 50) for n in range(400)],
-        tmp_path / "rows.jsonl",
-        random.Random(0),
-    )
+    jobs, path = [Row(f"row-{n}", "x" * 50) for n in range(400)], tmp_path / "rows.jsonl"
+    rng = random.Random(0)
     for _ in range(30):
         pid = in_child(lambda: store.resume(path, Row, jobs, list, 3))
         time.sleep(rng.random() * 0.02)
@@ -196,23 +198,15 @@ def test_a_results_folder_that_cannot_be_written_is_said_in_one_line(notebooks, 
     assert capsys.readouterr().err.startswith("error: [Errno")
 
 
-@pytest.mark.parametrize("words", [["execute"], ["execute", "nix"], ["beyond.released", "TO"]])
+@pytest.mark.parametrize("words", ["execute", "execute nix", "beyond.released TO"])
 def test_modules_called_wrongly_or_without_a_network_say_one_line(tmp_path, words):
-    command = [
-        sys.executable,
-        "-m",
-        f"persona_lib.{words[0]}",
-        *(tmp_path if w == "TO" else w for w in words[1:]),
-    ]
+    command = [sys.executable, "-m", *f"persona_lib.{words}".replace("TO", str(tmp_path)).split()]
     nowhere = os.environ | {"https_proxy": "http://127.0.0.1:1", "HTTPS_PROXY": "http://127.0.0.1:1"}
     done = subprocess.run(command, cwd=store.REPO, env=nowhere, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
 def test_a_folder_of_an_older_version_is_made_again(results_here, monkeypatch):
-    from persona_lib.data import preference
-    from persona_lib.settings import load_profile
-
     run = Run(load_profile("smoke"), "everyday", 0)
     preference.write_pairs(run)
     path = run.folder / "pairs" / "test.jsonl"

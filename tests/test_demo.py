@@ -4,8 +4,6 @@ The browser test is slow, and only where Chromium and playwright are; whatever a
 machine is refused and counted.
 """
 
-from __future__ import annotations
-
 import random
 import shutil
 from urllib.parse import urlsplit
@@ -32,9 +30,6 @@ def test_a_profile_without_policies_says_what_to_run(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="no trained policy in .*: run ./run_all.sh --profile everyday"):
         demo.Asker(run)
     assert demo.main(["--profile", "smoke"]) == 2
-
-
-# --- a reader's own personas in notebook 10 ---
 
 
 @pytest.fixture
@@ -75,8 +70,6 @@ def test_what_the_reader_sees_stands_with_each_answer_under_its_policys_name(ech
     assert "the reader rule sees length: brief, format: prose" in seen
     assert "135 million parameters" in demo.INTRODUCTION and "errs on facts" in demo.INTRODUCTION
 
-
-# --- in a real browser ---
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -1,7 +1,5 @@
 """The documents show kept tables, and every command that they print exists; notebooks are written back."""
 
-from __future__ import annotations
-
 import re
 import shutil
 
@@ -16,7 +14,6 @@ from persona_lib.tasks import Pipeline
 
 
 def block(name, inside="stale\n"):
-    """A block of a document."""
     return f"before\n<!-- table:{name} -->\n{inside}<!-- end -->\nafter\n"
 
 
@@ -56,45 +53,38 @@ def test_the_list_of_files_is_written_from_their_first_lines_and_lacks_none():
     assert all(f"({path.relative_to(library)})" in listed for path in library.rglob("[a-z]*.py"))
 
 
-def test_the_readme_names_every_notebook_and_option_and_its_links_lead_somewhere():
+def test_the_readme_names_every_notebook_and_option():
     text = (REPO / "README.md").read_text(encoding="utf-8")
     for path in (REPO / "notebooks").glob("*.ipynb"):
         assert f"(notebooks/{path.name})" in text
     code = (REPO / "persona_lib" / "pipeline.py").read_text(encoding="utf-8")
     options = set(re.findall(r'add\(\s*"(--[a-z]+)"', code))
     assert len(options) > 8 and all(f"`{option}" in text for option in options)
-    assert [link for link in re.findall(r"\]\(([\w./]+)\)", text) if not (REPO / link).exists()] == []
     pictures = list((REPO / "figures" / "published").rglob("*.png"))
     assert pictures and all(path.with_suffix(".pdf").exists() for path in pictures)
 
 
-def test_the_answers_of_the_checklist_link_to_files_and_headings_that_exist():
-    text = (REPO / "RESPONSIBLE_NLP.md").read_text(encoding="utf-8")
-    links = re.findall(r"\]\(([\w./]+)#?([\w-]*)\)", text)
+@pytest.mark.parametrize("document", ["README.md", "RESPONSIBLE_NLP.md"])
+def test_links_lead_to_files_and_headings_that_exist(document):
+    links = re.findall(r"\]\(([\w./]+)#?([\w-]*)\)", (REPO / document).read_text(encoding="utf-8"))
     assert len(links) > 20
     for file, anchor in links:
-        lines = (REPO / file).read_text(encoding="utf-8").lower().splitlines()
-        headings = [
-            re.sub(r"[^\w -]", "", line.lstrip("# ")).replace(" ", "-") for line in lines if line[:1] == "#"
-        ]
-        assert not anchor or anchor in headings, (file, anchor)
+        assert (REPO / file).exists(), file
+        lines = (REPO / file).read_text(encoding="utf-8").lower().splitlines() if anchor else []
+        headings = [re.sub(r"[^\w -]", "", line.lstrip("# ")) for line in lines if line[:1] == "#"]
+        assert not anchor or anchor in [heading.replace(" ", "-") for heading in headings], (file, anchor)
 
 
 def test_a_table_of_swaps_is_exported_as_one_record_per_policy(tmp_path):
-    head = "dataset,arm,measure,persona,n,d_positive,d_positive_low,d_positive_high\n"
-    lines = (
-        "d,base,policy,gold,4,.5,.1,.9\nd,dpo-both,policy,gold,4,.75,.4,1\nd,base,per byte,gold,4,.2,.1,.3\n"
-    )
-    (tmp_path / "swap.csv").write_text(head + lines)
+    head = "dataset,arm,measure,persona,n,d_positive,d_positive_low,d_positive_high"
+    rows = ["base,policy,gold,4,.5,.1,.9", "dpo-both,policy,gold,4,.75,.4,1", "base,per byte,gold,4,.2,.1,.3"]
+    (tmp_path / "swap.csv").write_text("\nd,".join([head, *rows]))
     found = records(tmp_path / "swap.csv")
     assert list(found) == ["base", "dpo-both"]
     (made,) = found["base"]["evaluation_results"]
     details, interval = made["score_details"], made["score_details"]["uncertainty"]["confidence_interval"]
     assert (details["score"], interval["lower"], interval["upper"]) == (0.5, 0.1, 0.9)
     assert details["uncertainty"]["num_samples"] == 4 and found["base"]["model_info"]["id"].count("/") == 1
-
-
-# --- outputs of executed notebooks ---
 
 
 def test_writing_back_keeps_the_code_and_refuses_a_missing_run_and_changed_settings(results_here, tmp_path):
@@ -121,8 +111,6 @@ def test_writing_back_keeps_the_code_and_refuses_a_missing_run_and_changed_setti
     with pytest.raises(execute.StepError, match="No such file.*; run ./run_all.sh --profile smoke"):
         docs.write_back(pipeline)
 
-
-# --- printed commands: their names and options are known; nothing is run for them ---
 
 FENCE = re.compile(r"```bash\n(.*?)```", re.DOTALL)
 INLINE = re.compile(r"`((?:\./run_all\.sh|python -m persona_lib\.) ?[^`]*)`")

@@ -1,7 +1,5 @@
 """The package's own preference pairs: form, balance, leaks, and how users are drawn from them."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter, defaultdict

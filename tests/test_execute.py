@@ -1,7 +1,5 @@
 """One list of versions, what the environment decides, and the outputs that executed notebooks show."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import subprocess
@@ -75,11 +73,7 @@ def test_the_environment_alone_names_trackers(tmp_path, monkeypatch):
     assert trainer_settings(load_profile("smoke"), "sft", 0, tmp_path)["report_to"] == ["a", "b"]
 
 
-# --- outputs of an executed notebook in its source ---
-
-
 def cell(text, outputs=(), number=None, **metadata):
-    """A code cell."""
     return {"cell_type": "code", "execution_count": number, "metadata": metadata, "outputs": list(outputs),
             "source": text.splitlines(keepends=True)}  # fmt: skip
 

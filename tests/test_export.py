@@ -1,12 +1,11 @@
 """Export: the stack as one adapter, merged weights that keep what was learned, a card whose code runs."""
 
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import save_adapter, save_base, some_texts, tiny_run
 
 from persona_lib import export, pipeline, store, tasks
@@ -34,9 +33,7 @@ def test_the_joined_adapter_scores_responses_as_the_stack_does(tmp_path):
 def trained(tmp_path_factory):
     """A run in NF4 with an SFT and a DPO adapter."""
     with pytest.MonkeyPatch.context() as patch:
-        run = tiny_run(
-            tmp_path_factory.mktemp("results"), patch, merge_adapters=False, **{"base.quantization": "nf4"}
-        )
+        run = tiny_run(tmp_path_factory.mktemp("results"), patch, **{"base.quantization": "nf4"})
         train.train_adapter(run, "sft", "chosen")
         train.train_adapter(run, "dpo", "chosen")
         yield run
@@ -51,16 +48,11 @@ for module in base.modules():
 
 
 def codes_of(card):
-    """The code blocks of a card."""
     return re.findall(r"```python\n(.*?)```", card, re.S)
 
 
 @pytest.mark.slow
-def test_the_cards_code_loads_the_policy_without_this_package_and_gives_its_logits(
-    trained, tmp_path, monkeypatch
-):
-    import torch
-
+def test_the_cards_code_gives_the_policys_logits_without_this_package(trained, tmp_path, monkeypatch):
     folder = export.export_arm(trained, "dpo-chosen", tmp_path / "out")
     code, merge = codes_of((folder / "README.md").read_text(encoding="utf-8"))
     assert '"BASE"' in code and "persona_lib" not in code, "the base was a folder: it is not told where"

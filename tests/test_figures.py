@@ -1,7 +1,5 @@
 """Figures: drawn from CSV files alone, the same bytes each time, not blank, readable in grey and in words."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -35,9 +33,7 @@ def tables():
         "paper": claims.reanalysed(),
         "length": judged_row().merge(rubrics, how="cross").assign(**nets),
         "persona_accuracy": accuracy.assign(split="test"),
-        "persona_preference": sides[:1].assign(
-            split="test", win=6, tie=1, loss=3, **with_limits("net", [0.3])
-        ),
+        "persona_preference": sides[:1].assign(split="test", win=6, tie=1, loss=3, **with_limits("net", 0.3)),
         "swap": arms.assign(measure="policy", persona=["gold", "shuffled"], **with_limits("d_positive", 0.5)),
         "released_flip": arms.assign(personas="gold", **with_limits("flip", 0.4), **with_limits("did", 0)),
         "safety": arms.assign(**with_limits("share", [0.2, 0.4])),

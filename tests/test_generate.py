@@ -1,7 +1,5 @@
 """Generation: batches, a shared beginning, and stop strings change no completion of another row."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from tiny import tiny_model, tiny_tokenizer

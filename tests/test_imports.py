@@ -1,7 +1,5 @@
 """The library's arrows point one way, and importing it is cheap."""
 
-from __future__ import annotations
-
 import ast
 import subprocess
 import sys

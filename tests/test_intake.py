@@ -1,10 +1,7 @@
 """A user's own data: every row is accounted for by row and field, and near prompts never part."""
 
-from __future__ import annotations
-
 import html
 import json
-import os
 import re
 from pathlib import Path
 
@@ -17,7 +14,7 @@ from persona_lib.data.intake import OwnData
 from persona_lib.data.mapping import RowError, conversation_texts, read_mapping
 from persona_lib.data.rows import OwnRow
 from persona_lib.models import load
-from persona_lib.records import PAIR_SPLITS, DataError, PreferencePair
+from persona_lib.records import DataError, PreferencePair
 from persona_lib.settings import Run, load_profile
 
 NAMES = ["red", "blue", "green", "old", "new", "small", "large", "round", "flat", "warm"]
@@ -36,7 +33,6 @@ def turn(role: str, text: object) -> dict:
 
 
 def profile_of(path: Path | str, mapping: Path | str = "") -> settings.Profile:
-    """Return the profile of own data."""
     return settings.set_field(load_profile("own"), {"data.path": str(path), "data.mapping": str(mapping)})
 
 
@@ -54,16 +50,12 @@ def read(tmp_path: Path, rows: list, mapping: str = "") -> OwnData:
 
 
 def codes(data: OwnData) -> dict[int, tuple[str, str]]:
-    """Return field and code of each rejected row."""
     return {row: (found.field, found.code) for row, found in data.rejected.items()}
 
 
 def sizes(data: OwnData) -> list[int]:
-    """Return the number of pairs of each split."""
     return [len(part) for part in data.pairs().values()]
 
-
-# --- one row ---
 
 DAMAGED = [  # row, field, code
     ('{"prompt": "cut off', "row", "unreadable"),
@@ -160,8 +152,6 @@ def test_a_missing_column_and_too_few_prompts_say_what_is_there(tmp_path):
         read(tmp_path, few)
 
 
-# --- messages ---
-
 ASK, YES, NO = turn("user", "How?"), turn("assistant", "Yes"), turn("assistant", "No")
 
 
@@ -200,9 +190,6 @@ def test_messages_that_make_no_pair_name_the_field(prompt, chosen, rejected, fie
     assert caught.value.args[0] == field and caught.value.args[1] in ("messages", "tool or image")
 
 
-# --- other people's formats ---
-
-
 def shaped(n: int, kind: str) -> dict:
     """Return good(n) as a row of another format."""
     asked, best, bad = good(n).values()
@@ -228,9 +215,8 @@ def test_known_formats_are_read_without_a_mapping_and_one_of_the_user_alone_is_s
     assert brought == {"xy" if kind == "rpr" else ""}
     if kind == "nectar":  # ranks 1 and 7
         assert len(read(tmp_path, rows, "margin: 6\n").rows) == 30
-    assert "'user: rater' gives each user a persona" in data.how[-1] and len(data.how) == (
-        1 if kind == "hh" else 2
-    )
+    assert "'user: rater' gives each user a persona" in data.how[-1]
+    assert len(data.how) == (1 if kind == "hh" else 2)
     assert len({row.pair.user for row in read(tmp_path, rows, "user: rater\n").rows}) == 6
 
 
@@ -308,39 +294,6 @@ def test_nested_columns_are_proposed_as_paths_and_what_names_do_not_tell_is_aske
     assert 'prompt: "WHICH COLUMN?"' in proposed and 'first: ["WHICH VALUE?"]' in proposed
 
 
-CASES = {  # file, mapping -> usable pairs, or what the error says
-    "formats/arena.jsonl": 30, "formats/arena.jsonl formats/arena.yaml": 30, "formats/msgs_repr.csv": 60,
-    "formats/nectar.jsonl": 60, "formats/openai_ft_dpo.jsonl": 60, "formats/trl_multi.jsonl": 60,
-    "formats/toolcalls_differ.jsonl": "60 tool or image .chosen.; first: .*a message has tool_calls",
-    "formats/trl_unpaired.jsonl": 30,
-    "formats/yamlbool.jsonl": "no column 'prompt'.* history, a, b, y",
-    "formats/yamlbool.jsonl formats/yamlbool.yaml": 60, "texts/eos_inside.jsonl": 60, "texts/long.jsonl": 60,
-    "texts/hh_two_turns_of_one_role.jsonl": 40, "texts/longmixed.jsonl": 60, "texts/min20.jsonl": 20,
-    "texts/persona_line_in_one_answer.jsonl": 300, "texts/persona_marker.jsonl": 60,
-    "texts/semicolon.csv": 60, "texts/zh_long.jsonl": 60, "users/labels.csv users/labels.yaml": 176,
-    "users/labels.csv": "answer_a", "users/pairs.jsonl users/pairs.yaml": 193,
-    "users/pairs.jsonl users/user.yaml": 194,
-    "users/pairs.jsonl": "like this(.|\\n)*output_good", "users/thumbs.jsonl": "like this(.|\\n)*thumb",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_every_shared_case_gives_pairs_in_every_split_or_a_clear_error(case):
-    folder = Path(os.environ.get("PERSONA_DATA", settings.REPO.parent / "shared" / "data")).parent / "cases"
-    paths = [folder / name for name in case.split()]
-    if not paths[0].exists():
-        pytest.skip(f"no {paths[0]}: set PERSONA_DATA to the folder beside it")
-    if isinstance(CASES[case], str):
-        with pytest.raises(DataError, match=CASES[case]):
-            intake.read_own(profile_of(*paths))
-    else:
-        data = intake.read_own(profile_of(*paths))
-        assert len(data.rows) == CASES[case] and all(data.pairs()[split] for split in PAIR_SPLITS)
-
-
-# --- splits ---
-
-
 def test_splits_have_their_shares_whatever_all_prompts_share_and_whatever_their_order(tmp_path):
     system = "You are a helpful assistant of a shop. Be kind, be brief, and never speak of prices. " * 3
     rows = [good(n, prompt=f"{system}What is {NAMES[n % 10]}{n} for at home?") for n in range(40)]
@@ -373,9 +326,6 @@ def test_given_splits_stay_and_no_prompt_is_in_two_but_one_alone_is_split_anew(t
     assert [(found.row, found.code) for found in both.findings] == [(51, "near duplicate")]
     alone = read(tmp_path, rows, "split: part\nsplits: {prefs: train}\n")
     assert intake.account(alone) == {"read": 51, "usable": 40, "split": 11} and sizes(alone) == [32, 4, 4]
-
-
-# --- runs, the page and the command line ---
 
 
 def test_a_changed_file_is_seen(tmp_path):
@@ -412,11 +362,9 @@ FORTY = [good(n) for n in range(40)]
          "sft_train: no row of .* training.arms=rejected: add .* personas.train_sides=chosen"),
         (FORTY[:20], {"training.arms": "none,shuffled"}, "_val: no row of 1 .*=shuffled"),
         (FORTY, {"training.arms": "none,inferred"}, "training.arms=inferred"),
-        (FORTY, {"evaluation.limit": "-200"}, "test has 4 rows, used: 0"),
         (FORTY, {}, ""),
         (None, {"data.pair_limit": 1}, "sft_train has 1 rows, used: 1; .* change data.pair_limit=1"),
         (None, {"evaluation.limit": -200}, "test has 128 rows, used: 0; add rows, or change"),
-        (None, {"training.max_length": 20}, "fits into training.max_length"),
     ],
 )  # fmt: skip
 def test_what_would_stop_a_later_step_stops_the_check(tmp_path, capsys, monkeypatch, rows, changes, said):

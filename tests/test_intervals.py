@@ -1,7 +1,5 @@
 """Verdicts, dPQ and intervals against numbers derived by hand, and coverage in simulations."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -103,9 +101,6 @@ def test_an_arm_of_one_seed_among_arms_of_five_has_the_interval_of_one_seed():
     assert interval_of(pool["one"]) == alone and width(alone) > 0.5
 
 
-# --- coverage: how often 95 % intervals hold the truth, simulated with known win rates ---
-
-
 def coverage(n_experiments, n_items, seed_spread, n_seeds):
     """Share of experiments whose interval holds the true dPQ: quality copies half of the other verdicts.
 
@@ -129,9 +124,6 @@ SLOW = [pytest.param(500, n_seeds, spread, marks=pytest.mark.slow)
 @pytest.mark.parametrize(("n_experiments", "n_seeds", "spread"), [(150, 1, 0.0), *SLOW])
 def test_intervals_cover_as_they_say(n_experiments, n_seeds, spread):
     assert 0.90 <= coverage(n_experiments, 160, spread, n_seeds) <= 0.98
-
-
-# --- tests and closed forms ---
 
 
 def test_sign_test_and_wilson_interval_by_hand():

@@ -1,7 +1,5 @@
 """The judges: what counts as a verdict, what each is shown, and the scores of the backwards judge."""
 
-from __future__ import annotations
-
 import importlib.util
 from contextlib import nullcontext
 
@@ -16,7 +14,7 @@ from persona_lib.models.generate import Completion
 from persona_lib.paper import judges
 from persona_lib.prompts import ChatFormat
 from persona_lib.records import DataError, PairwiseComparison, TailoringRow
-from persona_lib.settings import ConfigError, Run, load_profile, set_field
+from persona_lib.settings import Run, load_profile, set_field
 
 PROFILE = load_profile("everyday")
 ITEM = next(item for item in everyday.items() if item.dimension == "length" and item.split == "test")
@@ -38,9 +36,6 @@ class Scripted:
         return [(n, Completion(self.answers.pop(0), "stop", 1)) for n in range(len(prompts))]
 
 
-# --- the oracle ---
-
-
 def test_the_oracle_judges_fit_by_the_datas_wishes_and_quality_without_them():
     a, b, cut = ITEM.response_a, ITEM.response_b, ITEM.response_a[:40]
     cases = {
@@ -52,14 +47,6 @@ def test_the_oracle_judges_fit_by_the_datas_wishes_and_quality_without_them():
         found = [PairwiseComparison(ITEM.id, ITEM.prompt, *each) for each in told]
         judged = judges.judge_both(judges.oracle_judge(), found, rubric)
         assert [verdict_of(*pair) for pair in judged] == wanted[rubric]
-
-
-def test_without_a_judge_nothing_is_judged_and_it_is_said():
-    with pytest.raises(ConfigError, match="profile everyday: no judge 'none'; known: oracle, lm, backwards"):
-        judges.load_judge(Run(set_field(PROFILE, {"evaluation.judge": "none"}), "everyday", 0))
-
-
-# --- language models ---
 
 
 LETTERS = {"A": "A", " B.": "B", "**B**": "B", "A is better": "A", "Apple": None, "": None, "C": None}
@@ -123,9 +110,6 @@ def test_a_loaded_chat_model_is_asked_in_its_own_format_and_a_plain_one_is_not(m
         assert (prompt[:6] == "[user]" and prompt[-8:] == "[answer]") is bool(template)
 
 
-# --- Prometheus-2's format ---
-
-
 def test_the_prompt_holds_both_responses_and_the_persona_for_personalization_only():
     odd = PairwiseComparison("row-1", "Why {persona}?", "The {prompt}.", "{a}", "b")
     text = judges.prometheus_prompt(TEMPLATES, odd, "personalization")
@@ -152,9 +136,6 @@ def test_official_judging_samples_unread_answers_again_with_new_seeds_at_most_te
     assert [len(prompts) for prompts, *_ in generator.asked] == [2, *[1] * 9]
     drawn = {"temperature": 1.0, "top_p": 0.9, "repetition_penalty": 1.03}
     assert [settings for *_, settings in generator.asked] == [drawn | {"seed": seed} for seed in range(10)]
-
-
-# --- persona inference backwards ---
 
 
 PERSONA = "The user is calm and prefers tea."

@@ -1,18 +1,16 @@
 """Judging: which runs are compared, both orders, resuming, and how far two judges agree."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np
 import pytest
 import tiny_results
+from tiny import Echo
 
 from persona_lib import store
 from persona_lib.intervals import verdict_of
-from persona_lib.models.generate import Completion
 from persona_lib.paper import answers, judges, judging, results
-from persona_lib.records import Judgment, PairwiseComparison
+from persona_lib.records import SIDES, Judgment, PairwiseComparison
 from persona_lib.settings import Run, load_profile
 
 
@@ -21,9 +19,8 @@ def test_matchups_compare_the_tailored_arm_with_the_plain_one_and_controls_are_j
     run = Run(load_profile("everyday", changes), "everyday", 0)
     found, cells = judging.matchups(run), answers.grid(run)
     main = [m for m in found if m.kind == "main"]
-    assert [m.judge_persona for m in main] == [
-        f"{kind}-{side}" for kind in ("gold", "retrieved", "user") for side in ("chosen", "rejected")
-    ]
+    wanted = [f"{kind}-{side}" for kind in ("gold", "retrieved", "user") for side in SIDES]
+    assert [m.judge_persona for m in main] == wanted
     for m in main:
         assert (m.test.arm, m.test.persona_format) == ("dpo-chosen", "line")
         assert (m.base.arm, m.base.persona_format) == ("dpo-none", "first_person")
@@ -60,9 +57,6 @@ def test_judging_that_was_killed_goes_on_after_the_last_chunk(tmp_path, monkeypa
     assert len(list(store.iter_rows(path))) == 10
 
 
-# --- how far two judges agree ---
-
-
 def agreement(n_resamples: int = 20, **counts: int) -> dict:
     """The row of verdict pairs on different prompts: win_loss=5 means five times first win, second loss."""
     pairs = [name.split("_") for name, count in counts.items() for _ in range(count)]
@@ -81,20 +75,11 @@ def test_agreement_and_kappa_by_hand():
     assert row["agreement_low"] == row["agreement_high"] == 0.5, "one prompt is drawn as a whole"
 
 
-class Shorter:
-    """A served model that prefers the shorter response and cannot decide on equal lengths."""
-
-    name = "shorter-first"
-
-    def __init__(self) -> None:
-        self.asked = 0
-
-    def generate(self, prompts, max_new_tokens, stop):
-        for n, prompt in enumerate(prompts):
-            self.asked += 1
-            a, b = prompt.partition("Response A:\n")[2].split("\n\nAnswer with")[0].split("\n\nResponse B:\n")
-            letter = {"winner": "A" if len(a) < len(b) else "B"} if len(a) != len(b) else {}
-            yield n, Completion(json.dumps({"reason": "length"} | letter), "stop", 5)
+def shorter(prompt: str) -> str:
+    """A served judge's answer: the shorter response, and nothing that can be read of equal lengths."""
+    a, b = prompt.partition("Response A:\n")[2].split("\n\nAnswer with")[0].split("\n\nResponse B:\n")
+    letter = {"winner": "A" if len(a) < len(b) else "B"} if len(a) != len(b) else {}
+    return json.dumps({"reason": "length"} | letter)
 
 
 SERVED = ["second_judge.model=shorter-first", "second_judge.url=http://localhost:1/v1"]
@@ -104,7 +89,7 @@ RUNS = [Run(TWO_JUDGES, "everyday", seed) for seed in TWO_JUDGES.seeds]
 
 
 def test_two_judges_judge_the_same_comparisons_and_are_kept_apart_and_tabled(results_here, monkeypatch):
-    second, run = Shorter(), RUNS[0]
+    second, run = Echo(say=shorter), RUNS[0]
     monkeypatch.setattr(judges, "load_generator", lambda run, role: second)
     for each in RUNS:
         tiny_results.fill_run(each)  # judged by the oracle, the first
@@ -112,9 +97,9 @@ def test_two_judges_judge_the_same_comparisons_and_are_kept_apart_and_tabled(res
     folders = judging.judge_all(run, "second_judge")
     wanted = [m for m in judging.matchups(run) if m.kind == "main"]
     assert [folder.name for folder in folders] == [m.slug for m in wanted]
-    asked = second.asked
+    asked = len(second.asked)
     assert asked == 2 * len(judging.RUBRICS) * sum(len(judging.compare(run, m)) for m in wanted)
-    assert judging.judge_all(run, "second_judge") == folders and second.asked == asked, "nothing twice"
+    assert judging.judge_all(run, "second_judge") == folders and len(second.asked) == asked, "nothing twice"
     judging.judge_all(RUNS[1], "second_judge")
     judging.forget_judged()
     table = judging.agreement_table(TWO_JUDGES).set_index("rubric")

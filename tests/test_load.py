@@ -1,10 +1,12 @@
 """Loading (also in NF4), chat formats and token checks, adapters that are stacked and swapped, scores."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
+import torch
+from datasets import Dataset
 from tiny import TINY, save_adapter, save_base, some_texts, tiny_model, tiny_tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from persona_lib import prompts, store, weights
 from persona_lib.data.preference import to_dpo_rows, to_sft_rows
@@ -44,7 +46,6 @@ def test_a_lora_target_that_no_layer_is_named_after_is_an_error_that_lists_the_l
 
 def test_nf4_weights_are_not_repacked_by_an_evaluation_on_avx512_bf16_processors(base_folder, monkeypatch):
     """bitsandbytes would repack the weights in the first no-grad forward; here it believes it can."""
-    import torch
     from bitsandbytes.nn import modules
 
     repacked = []
@@ -62,9 +63,6 @@ def test_nf4_weights_are_not_repacked_by_an_evaluation_on_avx512_bf16_processors
 
 
 def test_models_that_pad_with_eos_get_a_token_that_no_text_has_or_are_refused(tmp_path):
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
     for known, pad in (("<empty_output>", "<empty_output>"), ("<|fim_pad|>", "<|fim_pad|>"), ("b", None)):
         names = {"<|endoftext|>": 0, "a": 1, known: 2}
         core = Tokenizer(models.WordLevel(names, unk_token="a"))
@@ -89,9 +87,6 @@ def test_a_model_is_known_by_its_content_the_key_it_was_made_for_or_its_name_on_
 
 def merging_tokenizer():
     """A tokenizer in which ":" and a following letter are one token, as in large vocabularies."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
     vocabulary = {t: i for i, t in enumerate(["<pad>", "</s>", "<unk>", ":", ":S", "S", "Ġ", "ĠS", "R"])}
     core = Tokenizer(models.BPE(vocabulary, [(":", "S"), ("Ġ", "S")], unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -189,8 +184,6 @@ LINES = [LINE, LINE[:6] + LINE[-2:], [4651, 30, 2], [2]]
 @pytest.mark.parametrize(("is_chat", "expected"), [(True, CHAT), (False, LINES)], ids=["chat", "base"])
 def test_smollm2_trains_on_these_ids_and_the_loss_is_on_the_answer_and_its_end(tmp_path, is_chat, expected):
     """1 and 2 open and end a turn; 9690, 4093 and (520, 9531) are the roles; 198 ends a line."""
-    from datasets import Dataset
-
     profile = set_field(load_profile("everyday"), TINY | {"training.max_length": 512})
     tokenizer, found, (told, untold, answer, turns) = load.load_tokenizer(SMOLLM2), [], expected
     tokenizer.chat_template = tokenizer.chat_template if is_chat else None
@@ -232,8 +225,6 @@ def test_swapping_adapters_on_one_base_equals_loading_each_policy_alone(base_fol
 
 
 def test_adapters_added_to_the_weights_score_as_beside_them_and_leave_no_trace(base_folder, adapters):
-    import torch
-
     policy = ["sft-chosen", "dpo-chosen"]
     model = load.attach_adapters(load.load_base(base_folder), [adapters[name] for name in policy])
     before = {name: p.clone() for name, p in model.named_parameters()}
@@ -249,8 +240,6 @@ def test_adapters_added_to_the_weights_score_as_beside_them_and_leave_no_trace(b
 
 def one_by_one(model, tokenizer, prompt, completion):
     """The definition: sum over the completion's tokens and EOS of log softmax of the step before."""
-    import torch
-
     start = len(tokenizer(prompt)["input_ids"])
     ids = torch.tensor([tokenizer(prompt + completion + tokenizer.eos_token)["input_ids"]])
     with torch.no_grad():
@@ -279,8 +268,6 @@ def test_log_probs_are_those_of_one_row_at_a_time_whatever_the_batch_and_the_att
 
 
 def test_weights_in_a_pickle_are_not_loaded(tmp_path):
-    import torch
-
     model = tiny_model()
     model.config.save_pretrained(tmp_path)
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")

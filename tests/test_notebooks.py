@@ -1,14 +1,10 @@
 """The notebooks' shape: what papermill, JupyterLab and a reader on a code host all rely on."""
 
-from __future__ import annotations
-
 import ast
 import json
 import re
-import resource
 
 import pytest
-from conftest import run_there
 
 from persona_lib import settings, store
 from persona_lib.execute import code_of, notebook_hash, tags, unfinished
@@ -70,15 +66,3 @@ def test_the_whole_smoke_profile_runs_and_every_notebook_ran_in_order(smoke_repo
     assert list((results / "tables").glob("*.csv"))
     assert (results / "report" / "index.html").exists()
     assert list((smoke_repository / "figures" / "smoke").glob("*.png"))
-
-
-@pytest.mark.slow
-def test_running_again_does_nothing_and_is_quick(smoke_repository):
-    tables = {path: path.read_bytes() for path in (smoke_repository / "results").rglob("*.csv")}
-    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-    said = run_there(smoke_repository, "./run_all.sh --profile smoke --offline")
-    used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
-    assert used < 10, "seconds of the processor, whatever else runs beside it"
-    steps = [line for line in said.splitlines() if line.startswith("[")]
-    assert steps and all(line.endswith("cached") for line in steps), said
-    assert {path: path.read_bytes() for path in (smoke_repository / "results").rglob("*.csv")} == tables

@@ -1,7 +1,5 @@
 """The authors' data: one schema, errors that say where and how, folders found or fetched whole."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

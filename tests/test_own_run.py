@@ -1,7 +1,5 @@
 """The whole pipeline on data of one's own: the pairs that ship here, and Auto-J's file where it is there."""
 
-from __future__ import annotations
-
 import csv
 from pathlib import Path
 

@@ -1,10 +1,9 @@
 """Packed rows and shared prompts beside TRL's own path: the same numbers, gradients and weights."""
 
-from __future__ import annotations
-
 import random
 
 import pytest
+import torch
 from test_train import build, gradients
 from tiny import tiny_model, tiny_run
 
@@ -15,7 +14,6 @@ from persona_lib.settings import Run, set_field
 @pytest.mark.parametrize("kv_heads", [2, 1], ids=["as many keys", "grouped keys"])
 @pytest.mark.parametrize("max_length", [64, 9])
 def test_hidden_states_are_those_of_two_sequences_with_the_prompt_in_both(kv_heads, max_length):
-    import torch
     from trl.trainer.dpo_trainer import DataCollatorForPreference
 
     rng, names = random.Random(3), ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -33,9 +31,8 @@ def test_hidden_states_are_those_of_two_sequences_with_the_prompt_in_both(kv_hea
     for row, n in enumerate(ours["completion_mask"].sum(dim=1).tolist()):
         first = len(pairs[row % len(pairs)]["prompt_ids"]) - 1
         assert n == theirs["completion_mask"][row].sum()
-        torch.testing.assert_close(
-            shared[row, : n + 1], plain[row, first : first + n + 1], rtol=1e-5, atol=1e-5
-        )
+        wanted = plain[row, first : first + n + 1]
+        torch.testing.assert_close(shared[row, : n + 1], wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_attention_that_cannot_be_replaced_is_left_as_it_is():
@@ -48,8 +45,6 @@ def test_attention_that_cannot_be_replaced_is_left_as_it_is():
 
 def both_ways(run: Run, method: str, changes: dict) -> list:
     """The trainers of the plain path and of the packed one, away from where policy and reference agree."""
-    import torch
-
     built = []
     for packed in (False, True):
         profile = set_field(run.profile, changes | {"training.packing": packed})

@@ -1,7 +1,5 @@
 """Persona inference: what is a persona, resuming by row; accuracy, preference and words by hand."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -17,16 +15,6 @@ from persona_lib.store import write_rows, write_text
 
 PROFILE = set_field(load_profile("everyday"), {"generator.batch_size": 2})
 PAIRS = [PreferencePair(f"row-{n}", f"Question {n}?", f"good {n}", f"bad {n}") for n in range(5)]
-
-
-def inferrer(die_after: int = 99) -> Echo:
-    """A generator that names the preferred response in its persona."""
-
-    def say(prompt: str) -> str:
-        preferred = prompt.split("Preferred response: ")[-1].split("\n")[0]
-        return f"The user is {preferred} and prefers it.\nmore"
-
-    return Echo(die_after, say)
 
 
 @pytest.mark.parametrize(
@@ -45,20 +33,15 @@ def test_every_answer_is_a_persona_or_has_a_reason_why_not(raw, expected):
     assert personas.parse_persona(raw, max_words=30) == expected
 
 
-def test_each_side_prefers_its_own_response_and_a_killed_inference_resumes_at_the_missing_rows(tmp_path):
-    whole = {}
-    for side, word in (("chosen", "good"), ("rejected", "bad")):
-        whole[side] = personas.infer_personas(inferrer(), PAIRS, side, PROFILE, tmp_path / f"{side}.jsonl")
-        wanted = [(p.id, f"The user is {word} {n} and prefers it.") for n, p in enumerate(PAIRS)]
-        assert [(row.id, row.persona) for row in whole[side]] == wanted
-    path = tmp_path / "killed.jsonl"
-    with pytest.raises(KeyboardInterrupt):
-        personas.infer_personas(inferrer(die_after=3), PAIRS, "chosen", PROFILE, path)
-    with path.open("a") as file:
-        file.write('{"id": "row-1", "si')  # a torn last line
-    rest = inferrer()
-    assert personas.infer_personas(rest, PAIRS, "chosen", PROFILE, path) == whole["chosen"]
-    assert len(rest.asked) == 3  # two of the three answered rows had been written
+@pytest.mark.parametrize(("side", "word"), [("chosen", "good"), ("rejected", "bad")])
+def test_each_side_prefers_its_own_response(tmp_path, side, word):
+    def say(prompt: str) -> str:
+        preferred = prompt.split("Preferred response: ")[-1].split("\n")[0]
+        return f"The user is {preferred} and prefers it.\nmore"
+
+    found = personas.infer_personas(Echo(say=say), PAIRS, side, PROFILE, tmp_path / "personas.jsonl")
+    wanted = [(p.id, f"The user is {word} {n} and prefers it.") for n, p in enumerate(PAIRS)]
+    assert [(row.id, row.persona) for row in found] == wanted
 
 
 def test_the_shots_are_from_training_topics_one_dimension_each():
@@ -87,9 +70,6 @@ def test_our_own_pairs_bring_personas_and_training_rows_are_asked_about_for_one_
     assert len(train) == 352 - len(shown)
     more = Run(set_field(plain.profile, {"training.arms": ["none", "both"]}), "everyday", 0)
     assert personas.personas_key(arm) != personas.personas_key(plain) == personas.personas_key(more)
-
-
-# --- accuracy and preference ---
 
 
 @pytest.fixture
@@ -155,9 +135,6 @@ def test_both_users_of_a_pair_are_compared_in_both_orders(inferred, monkeypatch,
     profile = inferred(judge, **{s: [f"The user is {s} {n}." for n in range(7)] + [None] for s in SIDES})
     (row,) = personas.preference_table(profile).itertuples()
     assert (row.win, row.tie, row.loss, row.unparsed) == counts and (row.n, row.n_missing) == (7, 1)
-
-
-# --- words ---
 
 
 def saliency(*sides, **how) -> dict:

@@ -1,7 +1,5 @@
 """The runner: what is stale and why, what a plan says, what is refused, and what a whole run leaves."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -14,10 +12,10 @@ from pathlib import Path
 import pytest
 from test_execute import cell
 
-from persona_lib import execute, pipeline, store, tasks, weights
+from persona_lib import pipeline, store, tasks, weights
 from persona_lib.data import official
 from persona_lib.settings import REPO, ConfigError, Run, load_profile
-from persona_lib.tasks import STEPS, Pipeline, Step
+from persona_lib.tasks import Pipeline, Step
 
 TOY = {
     "01_data": Step(minutes={"smoke": 1}, makes="pairs"),
@@ -53,7 +51,6 @@ def notebooks(results_here, tmp_path, monkeypatch) -> Path:
 
 
 def toy(*overrides: str) -> Pipeline:
-    """Return the toy pipeline."""
     changes = [STEPS_TOO, *overrides]
     return Pipeline(load_profile("smoke", changes), tuple(changes))
 
@@ -85,13 +82,6 @@ def reasons(pipeline: Pipeline, task_id: str) -> list[str]:
     return tasks.stale_reasons(pipeline, pipeline.tasks[task_id], pipeline.known())
 
 
-# --- the table of steps, and tasks ---
-
-
-def test_a_steps_inputs_come_before_it():
-    assert all(set(step.inputs.split()) <= {o[:2] for o in STEPS if o < name} for name, step in STEPS.items())
-
-
 def test_a_step_expands_over_data_sets_and_seeds(notebooks):
     many = toy("datasets=beavertails,hhh", "seeds=0,1,2")
     assert len(many.tasks) == 6 + 1 + 6 + 1
@@ -102,9 +92,6 @@ def test_a_step_expands_over_data_sets_and_seeds(notebooks):
     assert toy("steps=01_data,03_train").tasks[TRAIN].inputs == (DATA,), "what is left out is not waited for"
     with pytest.raises(ConfigError, match="unknown step '01_dat'.*did you mean 01_data"):
         _ = toy("steps=01_dat").tasks
-
-
-# --- staleness ---
 
 
 def test_a_changed_setting_names_itself_and_an_input_that_ran_again_moves_what_follows(done):
@@ -148,9 +135,6 @@ def test_force_deletes_what_a_task_made_and_nothing_else(done):
     tasks.forget(done, done.tasks[DATA])
     assert [path.name for path in run.iterdir()] == ["personas"]
     assert reasons(done, DATA) == [f"missing: {done.executed(done.tasks[DATA])}"]
-
-
-# --- plans ---
 
 
 def test_a_plan_names_megabytes_and_licence_of_what_is_not_on_this_machine(tmp_path, monkeypatch):
@@ -201,11 +185,7 @@ def test_a_plan_says_state_reason_and_time_and_loads_nothing_heavy(notebooks, ca
     assert (status, heavy) == ("0", []) and float(seconds) < 1, done.stderr
 
 
-# --- the command line ---
-
-
 def call(*arguments: str) -> int:
-    """Call the runner on the toy pipeline."""
     return pipeline.main(["--profile", "smoke", "--set", STEPS_TOO, *arguments])
 
 
@@ -253,11 +233,6 @@ def test_what_this_machine_lacks_ends_a_run(notebooks, capsys, monkeypatch, tmp_
     arguments = [word for one in given for word in ("--set", one)]
     assert call(*arguments) == 2 and complaint in capsys.readouterr().err
     assert call("--check", *arguments) == 0 and complaint in capsys.readouterr().out
-
-
-def test_durations_are_said_in_words():
-    said = [execute.clock(seconds) for seconds in (0, 45, 60, 289, 1590, 66000)]
-    assert said == ["0 s", "45 s", "1 min", "4 min 49 s", "26 min", "18 h 20 min"]
 
 
 def test_the_list_names_the_steps_and_help_the_profiles(capsys):

@@ -1,23 +1,9 @@
 """Preference pairs of a run: written once, checked, and counted before use."""
 
-from __future__ import annotations
-
 import pytest
 
 from persona_lib.data import preference
 from persona_lib.records import PreferencePair, TailoringRow
-from persona_lib.settings import Run, load_profile, set_field
-
-
-def test_pairs_of_a_run_are_written_once_and_read_back(results_here):
-    run = Run(set_field(load_profile("everyday"), {"data.pair_limit": 4}), "everyday", 0)
-    folder = preference.write_pairs(run)
-    before = (folder / "train.jsonl").stat().st_mtime_ns
-    preference.write_pairs(run)
-    assert (folder / "train.jsonl").stat().st_mtime_ns == before
-    pairs = preference.load_pairs(run)
-    assert {split: len(rows) for split, rows in pairs.items()} == {"train": 4, "validation": 4, "test": 4}
-    assert pairs == preference.READERS["everyday"](run)
 
 
 def test_a_negative_limit_takes_the_rows_that_the_limit_leaves_out():

@@ -1,7 +1,5 @@
 """The rating kit: blind sheets go out, filled ones come back checked, groups and agreement are recovered."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -55,9 +53,6 @@ def key_of(path: Path) -> dict[str, dict[str, str]]:
     return {row["item"]: row for row in ratings.open_csv(path).to_dict("records")}
 
 
-# --- blinding ---
-
-
 @pytest.mark.parametrize("study", HIDDEN)
 def test_what_raters_get_is_the_same_bytes_whichever_side_or_system_a_text_is_of(tmp_path, study):
     *one, key = export(tmp_path / "one", study, 12)
@@ -97,9 +92,6 @@ def test_two_answers_stand_together_raters_have_own_orders_and_share_units_with_
         assert pairs[::2] == pairs[1::2] and len(set(pairs)) == len(pairs) // 2 == 6
     shared = [item for item in orders[0] if item in orders[1]]
     assert len(shared) > 2 and shared != [item for item in orders[1] if item in shared]
-
-
-# --- filled sheets ---
 
 
 def edit(column: str, value: str, place: int = 0):
@@ -180,8 +172,6 @@ def test_texts_with_breaks_and_formulas_survive_and_no_cell_is_a_formula(tmp_pat
         assert read(folder).value.tolist() == [3] * 4
 
 
-# --- agreement ---
-
 # The data of Krippendorff (2011), "Computing Krippendorff's alpha-reliability": 4 observers, 12 units.
 PUBLISHED = np.array([
     [1, 2, 3, 3, 2, 1, 4, 1, 2, N, N, N],
@@ -195,9 +185,6 @@ PUBLISHED = np.array([
 def test_alpha_of_krippendorffs_own_example_and_undefined_where_nothing_can_disagree(values, alpha):
     counts = (np.array(values)[:, :, None] == np.array(ratings.SCALE)).sum(axis=1)
     assert ratings.alpha(counts) == pytest.approx(alpha, abs=5e-4, nan_ok=True)
-
-
-# --- the whole way ---
 
 
 def test_tables_of_two_items_by_hand(tmp_path):

@@ -1,7 +1,5 @@
 """The reader of answers: which value a text shows, none for neither or both alike, and what is no answer."""
 
-from __future__ import annotations
-
 import pytest
 
 from persona_lib.beyond.calibration import labelled
@@ -48,8 +46,6 @@ def test_the_table_counts_by_hand():
     table = reader_table(("company", *row) for row in rows).set_index("dimension")
     assert table.loc["all"].tolist() == [3, 3, 1, 1 / 3, 1 / 3]
 
-
-# --- quality ---
 
 PROMPT = "How do I repot my tall kitchen basil?"
 GOOD = (

@@ -1,7 +1,5 @@
 """The paper profile from end to end with random weights of Llama-3.1's architecture."""
 
-from __future__ import annotations
-
 import importlib.util
 import math
 from pathlib import Path
@@ -9,6 +7,7 @@ from pathlib import Path
 import llama31
 import pytest
 from conftest import REPO, run_there
+from test_settings import PAPER
 
 from persona_lib import store
 
@@ -31,12 +30,6 @@ SIZES = {  # sizes alone: everything else is the paper profile's
     "generator.max_new_tokens": 24,
     "judge.max_new_tokens": 12,
     "evaluation.bootstrap_samples": 100,
-}
-# The paper's, by hand: section 4 and appendix.
-PAPER = {
-    "base": {"base.quantization": "nf4", "base.dtype": "bfloat16", "lora.r": 16, "lora.dropout": 0.05},
-    "sft": {"training.completion_only_loss": False, "sft.learning_rate": 2e-5, "sft.batch_size": 1},
-    "dpo": {"dpo.learning_rate": 5e-6, "dpo.batch_size": 1, "dpo.beta": 0.1, "dpo.sft_weight": 0.0},
 }
 pytestmark = pytest.mark.slow
 
@@ -68,8 +61,8 @@ def test_adapters_are_trained_with_the_papers_values_start_right_and_move(run):
     for path in folders:
         method = path.name[:3]
         settings = store.read_json(path / "spec.json")["settings"]
-        wanted = PAPER["base"] | PAPER[method] | {"training.max_length": 512, "training.warmup": 0.0}
-        assert {name: settings[name] for name in wanted} == wanted
+        wanted = {name: PAPER[name] for name in (PAPER.keys() & settings) - SIZES.keys()}
+        assert {name: settings[name] for name in wanted} == wanted and len(wanted) > 8
         adapter = store.read_json(path / "adapter_config.json")
         assert adapter["lora_alpha"] == 32 and sorted(adapter["target_modules"]) == ["q_proj", "v_proj"]
         weights = load_file(path / "adapter_model.safetensors")

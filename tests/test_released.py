@@ -1,13 +1,12 @@
 """The released outputs: the published figures from the real files, clear errors, and judged again."""
 
-from __future__ import annotations
-
 import itertools
 import json
 from pathlib import Path
 
 import pytest
-from test_judging import Shorter
+from test_judging import shorter
+from tiny import Echo
 
 from persona_lib import store
 from persona_lib.beyond import claims, released
@@ -24,9 +23,6 @@ HHH_FILE = ReleasedFile("hhh", "dpo-chosen", "gold-chosen")  # not among the fil
 def write_items(path: Path, items: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(items, indent=4))
-
-
-# --- the real files ---
 
 
 @pytest.mark.slow
@@ -49,9 +45,6 @@ def test_beavertails_files_are_aligned_and_hit_the_published_figures():
         assert [row.did_low, row.did_high] == pytest.approx(limits, abs=0.0015)
 
 
-# --- names, places, errors ---
-
-
 def test_there_are_21_files_under_the_authors_names():
     assert len(FILES) == len({file.path for file in FILES}) == 21
     assert ReleasedFile("hhh", "dpo-none", "retrieved-rejected").path == (
@@ -61,9 +54,7 @@ def test_there_are_21_files_under_the_authors_names():
     assert set(known) == {file.path for file in FILES if file.dataset == BT}
 
 
-def test_outputs_are_found_in_or_beside_the_data_folder_or_it_is_said_how(
-    results_here, tmp_path, monkeypatch
-):
+def test_outputs_are_found_in_or_beside_the_data_or_it_is_said_how(results_here, tmp_path, monkeypatch):
     monkeypatch.setattr(released, "REPO", tmp_path / "repo")
     monkeypatch.delenv("PERSONA_DATA", raising=False)
     opened, message = released.open_if_present()
@@ -114,8 +105,6 @@ def test_rows_without_responses_or_without_both_files_have_no_flip():
     assert released.released_tables(released.Released(outputs, rows), 10)["released_flip"].empty
 
 
-# --- judged again ---
-
 PERSONAS = ("gold-chosen", "gold-rejected")
 JUDGE = ["evaluation.judge=lm", "judge.model=tiny-judge", "judge.url=http://localhost:1/v1"]
 JUDGE += ["judge.format=json", "evaluation.bootstrap_samples=50", "evaluation.limit=0"]
@@ -151,7 +140,7 @@ def test_comparisons_leave_out_rows_without_a_persona_and_end_where_another_prom
 def test_counts_are_those_of_the_judge_and_the_papers_row_stands_below(data, monkeypatch):
     # "dpo-chosen answer i!!" has 4 - i characters more than "dpo-none answer i" with i "!"; row 1 has 2 more.
     # So DPO+P is shorter in rows 0 to 3, equal in row 4 (no verdict), longer in row 5.
-    judge = Shorter()
+    judge = Echo(say=shorter)
     monkeypatch.setattr(judges, "load_generator", lambda run, role: judge)
     run = Run(load_profile("authors", JUDGE), "hhh", 0)
     folders = released.judge_released(run, data)
@@ -169,8 +158,9 @@ def test_counts_are_those_of_the_judge_and_the_papers_row_stands_below(data, mon
     assert list(table.label) == ["chosen, gold"] * 2 + ["rejected, gold"] * 2 and table.iloc[2].n == 5
     other = Run(load_profile("authors", [*JUDGE, "judge.model=other-judge"]), "hhh", 0)
     assert not {*released.judge_released(other, data)} & {*folders}
-    asked = judge.asked
-    assert released.judge_released(run, data) == folders and judge.asked == asked, "the first one's are kept"
+    asked = len(judge.asked)
+    assert released.judge_released(run, data) == folders
+    assert len(judge.asked) == asked, "the first one's are kept"
 
 
 @pytest.mark.parametrize("settings", [["evaluation.judge=none"], ["evaluation.judge=lm", "judge.model=base"]])

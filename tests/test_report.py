@@ -1,7 +1,5 @@
 """The report: self-contained, escaped, written from saved tables only."""
 
-from __future__ import annotations
-
 import re
 
 import pandas as pd
@@ -29,14 +27,13 @@ def hand_tables():
     limits = {"accuracy": [0.9, 0.55], "accuracy_low": [0.8, 0.45], "accuracy_high": [1, 0.65]}
     accuracy = pd.DataFrame(names | {"split": "test", "side": ["chosen", "rejected"], **limits})
     main = [judged_row(label="gold | chosen"), judged_row(dataset="all", kind="average", label="average")]
-    texts = {"prompt": HOSTILE, "persona": HOSTILE, "plain_dpo": HOSTILE, "pt_dpo": "short\nand clear"}
+    example = {"dataset": "everyday", "seed": 0, "id": "r0", "eval_persona": "gold-chosen"}
+    example |= {"prompt": HOSTILE, "persona": HOSTILE, "plain_dpo": HOSTILE, "pt_dpo": "short\nand clear"}
     return {
         "persona_accuracy": accuracy,
         "main": pd.concat(main).assign(dpq=11.5, dpq_low=[-8.5, 10.5], dpq_high=[31.5, 12.5]),
         "paper": claims.reanalysed(),
-        "examples": pd.DataFrame(
-            [{"dataset": "everyday", "seed": 0, "id": "r0", "eval_persona": "gold-chosen", **texts}]
-        ),
+        "examples": pd.DataFrame([example]),
     }
 
 
@@ -55,7 +52,6 @@ def filled(results_shared):
 
 
 def page_of(profile):
-    """The text of the report."""
     return (results_dir(profile) / "report" / "index.html").read_text(encoding="utf-8")
 
 

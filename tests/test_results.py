@@ -1,7 +1,5 @@
 """Judged tables over seeds: counts, scores and tests by hand, intervals paired, and missing parts."""
 
-from __future__ import annotations
-
 import math
 
 import pandas as pd

@@ -1,13 +1,12 @@
 """Retrieval never gives a row back to itself, and always gives the same answer."""
 
-from __future__ import annotations
-
 import json
 import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from persona_lib.data import retrieval
 from persona_lib.data.retrieval import retrieve
@@ -33,8 +32,6 @@ def test_the_nearest_row_is_found_never_itself_nor_its_prompt_and_the_earlier_of
 
 
 def test_an_encoders_similarities_are_rounded_so_that_batches_do_not_matter(monkeypatch):
-    import torch
-
     near = torch.tensor([[1 / 3, 1 / 3 + 1e-7], [2 / 3, 2 / 3 + 1e-7]])
     same = {name: lambda texts, **_: texts for name in ("encode_query", "encode_document")}
     encoder = SimpleNamespace(similarity=lambda queries, pool: near, **same)
@@ -52,7 +49,6 @@ def test_without_sentence_transformers_the_error_says_what_to_install(monkeypatc
 
 def saved_colbert(folder, words: list[str]):
     """Save a tiny random checkpoint as Stanford's ColBERT does."""
-    import torch
     from safetensors.torch import save_file
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
@@ -63,9 +59,8 @@ def saved_colbert(folder, words: list[str]):
     config = BertConfig(vocab_size=len(vocabulary), architectures=["HF_ColBERT"], **sizes)
     config.save_pretrained(folder)
     weights = {f"bert.{name}": value.clone() for name, value in BertModel(config).state_dict().items()}
-    save_file(
-        weights | {"linear.weight": torch.randn(16, 32)}, folder / "model.safetensors", {"format": "pt"}
-    )
+    weights["linear.weight"] = torch.randn(16, 32)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
     marks = {"query_token_id": "[unused0]", "doc_token_id": "[unused1]", "attend_to_mask_tokens": False}
     facts = {"query_maxlen": 12, "doc_maxlen": 32, "mask_punctuation": True, **marks}
     (folder / "artifact.metadata").write_text(json.dumps(facts))

@@ -1,7 +1,5 @@
 """Any file, folder or hub id becomes rows: encoding and separator are found, damage is named by place."""
 
-from __future__ import annotations
-
 import gzip
 import json
 

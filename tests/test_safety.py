@@ -1,7 +1,5 @@
 """Safety by persona: rules by example, errors by hand, exact tests, the released figures."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import pytest

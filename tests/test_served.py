@@ -1,7 +1,5 @@
 """Served models behind a hostile server, vLLM (0.30.0) through stand-ins, personas by rule."""
 
-from __future__ import annotations
-
 import json
 import sys
 import threading
@@ -106,14 +104,11 @@ def test_every_prompt_is_answered_once_whatever_the_server_does(server, tmp_path
     assert sum(server.asked.values()) == asked, "a rerun asks for nothing again"
 
 
-def test_a_ledger_counts_what_others_add_and_a_line_that_is_no_answer_is_named(server, tmp_path):
+def test_a_ledger_counts_what_others_add(server, tmp_path):
     one, other = (make(tmp_path, prices=(1.0, 10.0), max_cost_usd=1.0) for _ in range(2))
     texts(other, ["a", "b"])
     assert texts(one, ["a", "b"]) == {0: "a answered", 1: "b answered"}
     assert server.billed == 2 and one.spent == pytest.approx(2 * 40e-6)
-    store.append_rows(one.ledger, [{"id": 1}])
-    with pytest.raises(ValueError, match="ledger.jsonl:3: not a Answer"):
-        texts(one, ["a"])
 
 
 def test_fields_that_a_model_refuses_are_left_out_once_known_and_recorded(server, tmp_path):

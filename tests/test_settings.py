@@ -1,7 +1,5 @@
 """Profiles are typed, grouped and strict: what is wrong is named, and nothing is coerced."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
@@ -47,7 +45,6 @@ def test_an_extending_profile_differs_only_where_it_says(tmp_path):
         ("lora: {r: true}", "lora.r=True should be int"),
         ("seeds: 3", "seeds=3 should be a list of int"),
         ("a: [", "not YAML"),
-        ("dpo: {beta: .nan}", "dpo.beta=nan: use"),
         ("extends: mine", "extends itself: mine -> mine"),
     ],
 )
@@ -74,9 +71,6 @@ def test_a_wrong_line_of_a_file_is_named_with_the_way_out(tmp_path, text, compla
         ("seeds=3,3", "name each once"),
         ("seeds=0", "write a count .5. or a list .0,3."),
         ("training.arms=", "name at least one"),
-        ("lora.dropout=1", "use 0 to 0.9"),
-        ("sft.learning_rate=50", "use 1e-09 to 10"),
-        ("dpo.epochs=5000", "use 1 to 1000"),
         ("training.methods=ppo", "training.methods: 'ppo'; did you mean dpo"),
         ("training.methods=dpo", "DPO starts from SFT"),
         ("evaluation.personas=gold", "did you mean gold-chosen"),
@@ -107,12 +101,18 @@ def test_adapters_are_merged_only_where_no_bit_is_lost_and_not_with_a_head(lossy
     assert load_profile("everyday", lossy.split()).merge_adapters is not bool(lossy)
 
 
+PAPER = {  # by hand: section 4 and appendix
+    "base.quantization": "nf4", "base.dtype": "bfloat16", "lora.r": 16, "lora.dropout": 0.05,
+    "sft.learning_rate": 2e-5, "sft.epochs": 10, "sft.batch_size": 1,
+    "dpo.learning_rate": 5e-6, "dpo.epochs": 10, "dpo.batch_size": 1, "dpo.beta": 0.1,
+    "dpo.sft_weight": 0.0, "dpo.max_steps": 0,
+    "training.completion_only_loss": False, "training.max_length": 512, "training.warmup": 0.0,
+    "generation.max_new_tokens": 512, "generation.min_new_tokens": 10, "personas.shots": 5,
+}  # fmt: skip
+
+
 def test_the_paper_profile_holds_the_papers_values():
     paper = load_profile("paper")
-    wanted = {"base.model": "meta-llama/Llama-3.1-8B", "lora.r": 16, "lora.dropout": 0.05}
-    wanted |= {"lora.targets": ("q_proj", "v_proj"), "personas.shots": 5, "dpo.beta": 0.1}
-    wanted |= {"sft.learning_rate": 2e-5, "sft.epochs": 10, "sft.batch_size": 1}
-    wanted |= {"dpo.learning_rate": 5e-6, "dpo.epochs": 10, "dpo.batch_size": 1}
-    wanted |= {"dpo.sft_weight": 0.0, "dpo.max_steps": 0, "training.completion_only_loss": False}
-    wanted |= {"training.max_length": 512, "generation.max_new_tokens": 512, "generation.min_new_tokens": 10}
-    assert {name: value(paper, name) for name in wanted} == wanted and paper.lora.alpha == 32
+    assert {name: value(paper, name) for name in PAPER} == PAPER
+    assert paper.base.model == "meta-llama/Llama-3.1-8B"
+    assert paper.lora.alpha == 32 and paper.lora.targets == ("q_proj", "v_proj")

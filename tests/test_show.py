@@ -1,7 +1,5 @@
 """What readers are shown is what the files hold: tables, sentences and pages from a small run by hand."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections import Counter
@@ -76,9 +74,7 @@ def test_dimensions_are_counted_as_the_pairs_have_them(answered):
     assert (table.n * table.share).to_dict() == pytest.approx({d: found[d, common[d]] for d in table.index})
 
 
-def test_a_curve_starts_at_margin_0_and_a_history_has_a_line_an_epoch_and_marks_the_kept_one(
-    answered, results_here
-):
+def test_a_curve_starts_at_margin_0_and_a_history_marks_the_epoch_that_is_kept(answered, results_here):
     run = Run(set_field(answered.profile, {"training.arms": ["none"]}), "everyday", 0)
     log = [{"loss": 3.0, "rewards/margins": 0.1, "epoch": 0.5, "step": 2},
            {"loss": 2.0, "rewards/margins": 0.2, "epoch": 1.0, "step": 4},

@@ -15,8 +15,6 @@ from persona_lib.records import Judgment
 from persona_lib.settings import Run, load_profile, results_dir, set_field
 from persona_lib.store import read_rows
 
-# --- selection ---
-
 
 def measured(fit, quality, sd=1.0, unfinished=0.0):
     found = {"quality": quality, "quality_sd": sd, "unfinished": unfinished, "n": 10}
@@ -60,8 +58,6 @@ def test_candidates_see_validation_topics_and_seeds_of_no_result_and_are_average
     told, plain = default.dpo.learning_rate, default.plain.dpo_learning_rate
     assert rates[:4] == [(told, 5e-4), (told, 1e-3), (5e-4, plain), (1e-3, plain)]
 
-
-# --- persona-models ---
 
 SMALL = ["data.pair_limit=4", "evaluation.persona_judge=oracle", "seeds=0,1"]
 
@@ -116,9 +112,6 @@ def test_without_a_judge_no_model_is_asked(writers):
     with pytest.raises(SystemExit, match="has evaluation.judge=none"):
         studies.main(["persona-models", "--profile", "own"])
     assert not any(writer.asked for writer in writers.values())
-
-
-# --- reversal and reasons ---
 
 
 def lines(path, rows):

@@ -1,9 +1,6 @@
 """Persona swap: measures and tables by hand, a persona-blind policy is at chance, scores match the models."""
 
-from __future__ import annotations
-
 import math
-import random
 from dataclasses import replace
 
 import numpy as np
@@ -32,9 +29,6 @@ def gold(**pairs: tuple[float, float]) -> list[swap.PolicyScore]:
 def values(scores, lengths=(), measure="policy"):
     found = swap.swap_values(swap.margins(scores, dict(lengths))[measure], "gold")
     return {name: pytest.approx(list(by_id.values()), nan_ok=True) for name, by_id in found.items()}
-
-
-# --- the measures of one row ---
 
 
 def test_accuracy_flip_and_difference_by_hand():
@@ -66,9 +60,6 @@ def test_flip_and_did_of_answers_by_hand():
     assert found["did_positive"].tolist() == pytest.approx([1, 0, NAN, 1], nan_ok=True)
     with pytest.raises(ValueError, match="shorter"):
         swap.flip_and_did(["a", "b"], ["a"], ["a", "b"], ["a", "b"])
-
-
-# --- tables over runs ---
 
 
 @pytest.fixture
@@ -106,15 +97,6 @@ def test_the_length_balanced_share_weighs_both_kinds_of_rows_equally(runs):
     assert (row.d_positive, row.balanced, row.longer_chosen, row.longer_rejected) == (0.75, 0.5, 1, 0)
 
 
-def test_a_policy_that_ignores_the_persona_is_at_chance_and_length_cannot_help_it(runs):
-    rng = random.Random(0)
-    lengths = [rng.gauss(-30, 5) for _ in range(400)]  # the chosen response is longer: margins are negative
-    write_swap(runs[:1], "dpo-none", [[(n + rng.gauss(0, 1), n + rng.gauss(0, 1)) for n in lengths]])
-    row = line(swap.swap_table(runs[:1]), measure="policy")
-    assert row.acc_chosen == 0 and row.acc_rejected == 1
-    assert abs(row.d_positive - 0.5) < 4 * 0.5 / math.sqrt(400), "within four standard errors of chance"
-
-
 def test_answers_of_both_sides_are_compared_and_a_missing_side_is_left_out(runs):
     rows = [TailoringRow(f"r{i}", "test", "q", "yes do it", "no never", {}) for i in range(3)]
     store.write_rows(runs[0].folder / "tailoring" / "test.jsonl", rows)
@@ -128,9 +110,6 @@ def test_answers_of_both_sides_are_compared_and_a_missing_side_is_left_out(runs)
         "dpo-chosen", "line", "gold", 3, 1.0, 2.0)  # fmt: skip
 
 
-# --- what is scored ---
-
-
 def test_arms_and_families_with_and_without_controls(runs):
     controls = {("sft-none", "line"), ("sft-none", "first_person"), ("dpo-none", "line")}
     plain = runs_of(load_profile("smoke", ["training.arms=none,chosen"]), "everyday")[0]
@@ -139,9 +118,6 @@ def test_arms_and_families_with_and_without_controls(runs):
     assert swap.swap_families("dpo-none") == ("gold", "shuffled", "user")
     assert swap.swap_families("dpo-chosen") == swap.FAMILIES
     assert swap.swap_families("dpo-none", controls=False) == ("gold",)
-
-
-# --- with real (tiny, random) models ---
 
 
 @pytest.fixture

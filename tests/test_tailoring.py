@@ -1,7 +1,5 @@
 """The tailoring data: prompts never cross splits, borrowed personas come from one row, leaks stop it."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest
@@ -40,7 +38,6 @@ def run(results_here, monkeypatch) -> Run:
 
 
 def built(run: Run, extra=None) -> dict[str, list]:
-    """Build the tailoring data and return its rows."""
     tailoring.build_tailoring(run, extra)
     return tailoring.load_tailoring(run)
 
@@ -123,9 +120,8 @@ def test_our_own_pairs_keep_their_personas_and_validation_topics_serve_both_trai
     pool = {row.id for split in ("sft_train", "dpo_train") for row in rows[split]}
     for split, row in ((split, row) for split, part in rows.items() for row in part):
         assert all(row.personas[f"gold-{side}"] == known[row.id][f"gold-{side}"] for side in SIDES)
-        assert (
-            ("retrieved-chosen" in row.personas) == (row.retrieved_id in pool) == (split in texts.EVAL_SPLITS)
-        )
+        told = "retrieved-chosen" in row.personas
+        assert told == (row.retrieved_id in pool) == (split in texts.EVAL_SPLITS)
         inferred = None if split == "test" else persona_of(row.id, "chosen")
         assert row.personas.get("inferred-chosen") == inferred
 

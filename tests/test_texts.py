@@ -1,7 +1,5 @@
 """Measures of text, near duplicates and leaks against numbers by hand and slow literal transcriptions."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest
@@ -29,24 +27,16 @@ def test_a_loop_is_the_same_block_of_at_most_80_words_three_times_at_the_end_and
     assert list(found.values()) == [3, 2, 1, 1]
 
 
-# --- near duplicates ---
-
-
 def test_near_duplicates_by_hand():
     # {how do i, do i bake, i bake cake} and {how do i, do i bake, i bake bread}: 2 of 4
     pool = ["nothing", "how do I bake bread", "how do I bake bread", "do so"]
     assert texts.near_duplicates(["How do I bake cake?"], pool, 0.5) == [(0, 1, 0.5)], "the first of equals"
     assert texts.near_duplicates(["How do I bake cake?"], pool, 0.51) == []
-    assert texts.near_duplicates(["", "do SO!", "How do I bake bread"], pool, 0.9) == [
-        (1, 3, 1.0),
-        (2, 1, 1.0),
-    ]
+    found = texts.near_duplicates(["", "do SO!", "How do I bake bread"], pool, 0.9)
+    assert found == [(1, 3, 1.0), (2, 1, 1.0)]
     assert texts.near_duplicates(["System: x\n\nUser: do so"], ["User: do so"], 1.0) == [(0, 0, 1.0)]
     template = [f"please answer this question about {n}" for n in range(12)]  # 3-grams that all texts have
     assert texts.near_duplicates(template[:6], template[6:], 0.3) == []
-
-
-# --- leaks of tailoring data ---
 
 
 def row(id: str, split: str, prompt: str, retrieved_id=None) -> TailoringRow:

@@ -1,11 +1,8 @@
 """Real training on a tiny model: arms, the stacked DPO adapter, best epoch, resume, what is written."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,10 +14,8 @@ from persona_lib import store
 from persona_lib.data.preference import to_dpo_rows, to_ordered_dpo_rows, to_sft_rows
 from persona_lib.models import load, train, trainers
 from persona_lib.models.load import ModelError
-from persona_lib.records import DataError, TailoringRow
+from persona_lib.records import TailoringRow
 from persona_lib.settings import REPO, Run, set_field
-
-# --- arms ---
 
 
 def row(name: str, persona: str | None = "PC", other: str | None = "PR") -> TailoringRow:
@@ -66,14 +61,6 @@ def test_dpo_trains_on_the_splits_it_is_given_as_far_as_its_steps_come(tmp_path,
     assert {r["id"].rpartition("-")[0] for r in rows["train"]} == {"train-0", "train-1"}
     assert fewer["train"] == rows["train"][:6] and len(rows["train"]) == 16
     assert {r["id"].rpartition("-")[0] for r in rows["val"]} == {"train-3"} and fewer["val"] == rows["val"]
-
-
-def test_an_arm_whose_rows_have_no_persona_is_refused_by_name(tmp_path, monkeypatch):
-    run = tiny_run(tmp_path, monkeypatch, n=2)
-    for path in (path for paths in train.data_paths(run, "sft").values() for path in paths):
-        store.write_rows(path, [replace(r, personas={}) for r in store.read_rows(path, TailoringRow)])
-    with pytest.raises(DataError, match="arm chosen: no row has a persona"):
-        train.load_rows(run, "sft", "chosen")
 
 
 def weights(folder: Path) -> dict:

@@ -1,11 +1,10 @@
 """What would ruin training silently is an error: precision, gradients, the start of DPO."""
 
-from __future__ import annotations
-
 import math
 from types import SimpleNamespace
 
 import pytest
+import torch
 from tiny import tiny_model
 
 from persona_lib.models import trainers
@@ -46,8 +45,6 @@ def test_a_step_without_a_gradient_is_an_error(bad):
 
 
 def test_parameters_that_do_not_move_in_the_first_step_are_an_error():
-    import torch
-
     model = lora_model()
     optimizer = torch.optim.SGD(trainers.trainable_parameters(model).values(), lr=0.0)
     guard = trainers.learning_guard()
@@ -59,18 +56,6 @@ def test_parameters_that_do_not_move_in_the_first_step_are_an_error():
         guard.on_optimizer_step(**given)
     next(iter(trainers.trainable_parameters(model).values())).data += 1
     guard.on_optimizer_step(**given)
-
-
-def test_a_line_a_minute_tells_the_step_and_the_minutes_left_also_when_resumed(monkeypatch, capsys):
-    lines, state = trainers.progress_lines("sft"), SimpleNamespace(global_step=100, max_steps=160)
-    control, now = SimpleNamespace(should_log=False), [0]
-    monkeypatch.setattr(trainers, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    lines.on_train_begin(None, state, control)
-    for now[0], state.global_step in ((30, 105), (60, 110), (110, 119)):
-        lines.on_step_end(None, state, control)
-    now[0] = 180
-    lines.on_prediction_step(None, state, control)
-    assert capsys.readouterr().out == "sft: step 110/160, 5 min left\nsft: step 119/160, 6 min left\n"
 
 
 @pytest.mark.parametrize(("limit", "rows", "steps"), [(0, 40, -1), (48, 96, -1), (48, 20, -1), (8, 40, 8)])

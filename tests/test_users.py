@@ -1,7 +1,5 @@
 """Users: splits keep them apart, their history gives personas, intervals draw them, no page names them."""
 
-from __future__ import annotations
-
 import html
 import json
 import re
@@ -44,8 +42,6 @@ def by_split(rows: list[OwnRow], what: str) -> dict[str, set[str]]:
     return {split: {getattr(row.pair, what) for row in rows if row.split == split} for split in splits}
 
 
-# --- splits ---
-
 APART = {f"u{n}": [word(10 * n + k) for k in range(10)] for n in range(12)}
 SHARED = {f"u{n}": [word(k) for k in range(20)] for n in range(8)}  # the same questions for all
 
@@ -86,9 +82,6 @@ def test_users_of_a_given_test_split_alone_get_a_history_and_users_of_both_are_n
     assert how == "as given, validation taken from train" and people["test"] == {"u0", "u4"}
     assert people[HISTORY] == {"u4"} and sum(row.split == HISTORY for row in rows) == 5
     assert {f.code for f in intake.between_splits(rows, 0.5)} == {"user in two splits"}
-
-
-# --- personas of users ---
 
 
 def test_the_medoid_is_the_persona_that_is_most_like_all_and_likeness_is_of_the_words_that_tell():
@@ -141,12 +134,8 @@ def test_personas_of_the_datas_own_are_used_instead_of_inference(shipped, tmp_pa
     run = Run(set_field(shipped.profile, changes), "own", 0)
     preference.write_pairs(run)
     personas.infer_run(run)
-    assert {(row.user, row.persona) for row in users.user_personas(run)} == {
-        (name, f"Likes {name}.") for name in {row["user"] for row in lines}
-    }
-
-
-# --- the swap, users drawn ---
+    found = {(row.user, row.persona) for row in users.user_personas(run)}
+    assert found == {(row["user"], f"Likes {row['user']}.") for row in lines}
 
 
 def fill_scores(run: Run) -> None:

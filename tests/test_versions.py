@@ -1,7 +1,5 @@
 """A step's code cannot change without a decision: other results (bump its version) or the same ones."""
 
-from __future__ import annotations
-
 import ast
 from pathlib import Path
 

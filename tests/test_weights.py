@@ -1,7 +1,5 @@
 """Weights of the package index are checked and converted once; the hub gives nothing without a commit."""
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import multiprocessing

@@ -1,7 +1,5 @@
 """A tiny random Llama, a word-level tokenizer and a run on disk, for tests that really train."""
 
-from __future__ import annotations
-
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -26,9 +24,8 @@ def tiny_tokenizer(bos: bool = True, words: list[str] = WORDS):
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     if bos:
         core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
+    names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=core, **names)
 
 
 def tiny_model(mlp: int = 128, vocabulary: int = 64, kv_heads: int = 2):
@@ -119,7 +116,7 @@ class Echo:
 
     name, settings = "echo", {}
 
-    def __init__(self, die_after: int = 99, say="answer to {}".format) -> None:
+    def __init__(self, die_after: int = -1, say="answer to {}".format) -> None:
         self.asked, self.die_after, self.say = [], die_after, say
 
     def generate(self, prompts, max_new_tokens, stop, min_new_tokens=0):

@@ -1,7 +1,5 @@
 """Finished result folders without any model: invented answers, judged by the real oracle."""
 
-from __future__ import annotations
-
 import random
 
 from persona_lib import store
