@@ -9,6 +9,7 @@ difference. Few seeds say little of how seeds differ: intervals over seeds are s
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +38,7 @@ def wilson_interval(n_successes: float, n: int) -> tuple[float, float]:
     if n == 0:
         return 0.0, 1.0
     low, high = proportion_confint(n_successes, n, method="wilson")
-    return float(low), float(high)
+    return max(0.0, round(float(low), 12)), float(high)  # 0 rather than 4e-19
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -120,13 +121,15 @@ def seed_columns(seeds: Sequence[int]) -> dict[str, int | str]:
 def interval_of(drawn: Sequence[float] | np.ndarray) -> Interval:
     """Return the estimate, the first value, with the middle 95 % of the others, its resampled values.
 
-    NaN values are left out. Undefined if the estimate or all of the values are NaN.
+    NaN values are left out. Undefined if the estimate or all of the values are NaN; no limits for equal ones.
     """
     estimate, values = drawn[0], np.asarray(drawn[1:], dtype=float)
     values = values[~np.isnan(values)]
     if np.isnan(estimate) or not len(values):
         return Interval()
     low, high = np.percentile(values, [2.5, 97.5])
+    if high - low < 1e-9:
+        return Interval(float(estimate))
     return Interval(float(estimate), float(low), float(high))
 
 
@@ -178,6 +181,24 @@ def ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
     return np.divide(top, bottom, out=np.full(np.shape(top), np.nan), where=bottom != 0)
 
 
+def wilson_draws(values: np.ndarray, drawn: np.ndarray, least: float, seed: int) -> np.ndarray:
+    """Return a share's mean, and its resampled means moved onto Wilson's limits in the same order.
+
+    ``values`` lie from ``least`` to 1; NaN: none. The resample at level q of the order gets the limit of that
+    level: the middle 95 % are Wilson's interval. Equal resamples are ordered at random, alike for equal
+    values, so differences of columns stay paired.
+    """
+    from scipy.special import ndtri
+
+    n, n_drawn, mean = np.sum(~np.isnan(values)), len(drawn) - 1, drawn[0]
+    rng = np.random.default_rng([seed, zlib.crc32(values.tobytes())])
+    order = np.lexsort([rng.random(n_drawn), np.where(np.isnan(drawn), mean, drawn)[1:].round(9)])
+    z = ndtri(np.linspace(0, 1, n_drawn).clip(0.5 / n_drawn, 1 - 0.5 / n_drawn))[np.argsort(order)]
+    share, c = (mean - least) / (1 - least), z**2 / n
+    limits = (share + c / 2 + z * np.sqrt((share * (1 - share) + c / 4) / n)) / (1 + c)
+    return np.append(mean, least + (1 - least) * limits.round(12))
+
+
 def resampled_means(
     items: Sequence[np.ndarray], n_resamples: int, seed: int = 0, shared_items: bool = False
 ) -> np.ndarray:
@@ -191,9 +212,9 @@ def resampled_means(
 def bootstrap_mean(
     values: Sequence[np.ndarray], n_resamples: int = 2000, seed: int = 0, shared_items: bool = False
 ) -> Interval:
-    """Return the mean of per-item values (shares of 0/1 too), one array per seed; NaN items are left out.
+    """Return the mean of per-item values, one array per seed; NaN items are left out.
 
-    A seed whose items are all NaN is not one of the seeds.
+    A seed whose items are all NaN is not one of the seeds. For shares there is `make_pool` with ``least``.
     """
     columns = {"mean": [dict(enumerate(part)) for part in values]}
     return interval_of(make_pool(columns, n_resamples, seed, shared_items)["mean"])
@@ -206,13 +227,18 @@ Columns = Mapping[Any, Sequence[Mapping[Any, float]]]  # name -> per seed {id: v
 
 
 def make_pool(
-    columns: Columns, n_resamples: int, seed: int = 0, shared_items: bool = False
+    columns: Columns,
+    n_resamples: int,
+    seed: int = 0,
+    shared_items: bool = False,
+    least: Callable[[Any], float | None] = lambda name: None,
 ) -> dict[Any, np.ndarray]:
     """Return the mean of every column, estimate first: (1 + n_resamples,) each, all with the same draws.
 
     A column is one ``{id: value}`` per seed, empty where a seed has none; NaN where an item has no value. A
     seed without any value is not one of the column's seeds: an arm that ran with one seed of five has the
-    interval of one. ``shared_items``: the seeds answered the same items.
+    interval of one. ``shared_items``: the seeds answered the same items. Shares and nets of one seed, those
+    for which ``least`` names the least value, have Wilson's interval.
     """
     n_seeds = max(map(len, columns.values()), default=0)
     ids = [sorted({i for by_seed in columns.values() for i in by_seed[s]}) for s in range(n_seeds)]
@@ -225,5 +251,8 @@ def make_pool(
     pool = dict.fromkeys(groups.pop((), ()), np.full(1 + n_resamples, np.nan))
     for seeds, names in groups.items():
         items = [np.array([[columns[k][s].get(i, math.nan) for k in names] for i in ids[s]]) for s in seeds]
-        pool |= zip(names, resampled_means(items, n_resamples, seed, shared_items).T, strict=True)
+        means = resampled_means(items, n_resamples, seed, shared_items).T
+        for name, drawn, values in zip(names, means, items[0].T, strict=True):
+            low = least(name) if len(seeds) == 1 else None
+            pool[name] = drawn if low is None else wilson_draws(values, drawn, low, seed)
     return pool

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import itertools
 import json
+import logging
 import os
 import signal
 import sys
@@ -373,6 +374,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}; what is finished is kept: run the same command again", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        logging.disable()  # asyncio would log what the notebook left behind
         print("\ninterrupted; run the same command again to go on", file=sys.stderr)
         return 130
 

@@ -7,6 +7,7 @@ works offline, in dark mode and on a phone. All numbers come from saved tables.
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -82,21 +83,27 @@ FINDINGS = (
      "Inferred personas: a judge matches {value} of {n:.0f} personas of {side} responses to their response",
      "accuracy", 0.5),
 )  # fmt: skip
+ASKED = {"swap": "persona swaps", "p_net": "which answer suits the user", "dpq": "dPQ",
+         "q_net": "which is better for anybody", "side_difference": "rejected minus chosen ({personas})",
+         "persona_accuracy": "inferred personas ({side})"}  # fmt: skip
 
 
 def findings(profile: Profile) -> list[str]:
-    """Say the paper's findings as this run measures them; a 95 % interval decides what is clear."""
-    said, arms = [], {"tailored": f"dpo-{main_arm(profile)}"}
+    """Say the paper's findings as this run measures them, with 95 % intervals; last, what is undefined."""
+    said, lacking, arms = [], {}, {"tailored": f"dpo-{main_arm(profile)}"}
     for name, rows, sentence, column, null in FINDINGS:
         table = read_table(profile, name)
         found = table.query(rows, local_dict=arms) if len(table) else table
         for row in found.to_dict("records"):
             where = f"{row['dataset']}: " if len(profile.datasets) > 1 else ""
+            if math.isnan(row[column]):
+                lacking[where + (ASKED.get(name) or ASKED[column]).format(**row)] = True
+                continue
             value = with_interval(row, column).replace(" ", "\N{NO-BREAK SPACE}")
             words = [sentence.format(value=value, **row), place(row, column, null)]
             against = "chance" if null else "no difference"
             said.append(f"{where}{'; '.join(filter(None, words))}{f' ({against})' * bool(words[1])}.")
-    return said
+    return [*said, f"Too few decided pairs for: {'; '.join(lacking)}."] if lacking else said
 
 
 def summary(profile: Profile) -> list[str]:

@@ -98,11 +98,11 @@ def number(value: Any, digits: int = 2, sign: bool = False) -> str:
 
 
 def with_interval(row: Any, name: str) -> str:
-    """Format "estimate [low, high]"; an estimate that does not exist although there are rows is undefined."""
+    """Format "estimate [low, high]", without limits "[–]"; no estimate although there are rows: undefined."""
     estimate, low, high = (number(row[f"{name}{end}"], DIGITS.get(name, 2), name in SIGNED) for end in ENDS)
     if not estimate:
         return "undefined" if row.get("n", 0) > 0 else ""
-    return f"{estimate} [{low}, {high}]" if low else estimate
+    return f"{estimate} [{low}, {high}]" if low else f"{estimate} [\N{EN DASH}]"
 
 
 def shares(row: Any, rubric: str) -> str:

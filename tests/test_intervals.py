@@ -19,7 +19,7 @@ def column(by_seed):
 
 def scores(p, q, n_resamples=2000, seed=0, shared_items=False):
     """Pool verdicts of both rubrics: {p_net, q_net, dpq: Interval}."""
-    pool = make_pool({"x/p": column(p), "x/q": column(q)}, n_resamples, seed, shared_items)
+    pool = make_pool({"x/p": column(p), "x/q": column(q)}, n_resamples, seed, shared_items, lambda _: -1)
     return {name: interval_of(drawn) for name, drawn in intervals.scores(pool, "x").items()}
 
 
@@ -58,15 +58,43 @@ def test_a_pool_has_the_mean_of_all_items_and_of_their_difference():
     pool = make_pool({"x": first, "y": second}, 50)
     assert pool["x"][0] == 3.0 and pool["x"].shape == (51,)  # (1 + 3 + 5) / 3: the NaN is no item
     assert (pool["x"] - pool["y"])[0] == 2.0  # 3 - 1
-    assert interval_of(pool["x"] - pool["x"]) == Interval(0, 0, 0), "paired: the same draws for both"
+    assert interval_of(pool["x"] - pool["x"]) == Interval(0), "paired: the same draws for both"
 
 
 def test_what_is_undefined_has_no_interval_and_resamples_without_a_value_are_left_out():
-    rare = scores(["WTTT"], ["WLWL"], 400)["p_net"]
-    assert rare.estimate == rare.low == rare.high == 1.0
     assert bootstrap_mean([[math.nan] * 2], 30) == Interval() == bootstrap_mean([], 30)
     pool = make_pool({"x": [{"a": 1.0}], "y": [{}]}, 10)
     assert interval_of(np.mean([pool["x"], pool["y"]], axis=0)) == Interval() and make_pool({}, 10) == {}
+
+
+Z2 = 1.959964**2
+
+
+def test_a_share_or_a_net_of_one_seed_has_wilsons_interval_also_where_all_items_agree():
+    def limits(values, least):
+        pool = make_pool({"x": [dict(enumerate(values))]}, 2000, least=lambda _: least)
+        found = interval_of(pool["x"])
+        assert found.estimate == np.nanmean(values)
+        return pytest.approx((found.low, found.high), abs=2e-3)
+
+    assert limits([1] * 6, 0) == (6 / (6 + Z2), 1.0) and limits([0] * 6, 0) == (0.0, Z2 / (6 + Z2))
+    assert limits([1] * 6 + [math.nan], -1) == (2 * 6 / (6 + Z2) - 1, 1.0), "six wins: 2 p - 1"
+    assert intervals.wilson_interval(8, 10) == limits([1] * 8 + [0] * 2, 0)
+    rare = scores(["WTTT"], ["WLWL"], 400)["p_net"]  # one decided: many resamples have none
+    assert (rare.low, rare.high) == pytest.approx((2 / (1 + Z2) - 1, 1), abs=2e-3)
+    assert intervals.wilson_interval(0, 40)[0] == 0, "not 4e-19"
+
+
+def test_no_interval_is_without_width_and_differences_of_shares_are_paired():
+    items = {name: [dict.fromkeys(range(n), 1.0)] for name, n in (("a", 6), ("b", 7), ("c", 6))}
+    pool = make_pool(items, 2000, least=lambda _: 0)
+    assert interval_of(pool["a"] - pool["c"]) == Interval(0.0), "the same values: differences are all 0"
+    gap = interval_of(pool["a"] - pool["b"])
+    assert gap.estimate == 0 and 0.25 < -gap.low == pytest.approx(gap.high, abs=0.1), "other items: Wilson's"
+    for alike in ([np.zeros(9)], [np.ones(9)] * 3):  # differences, or several seeds
+        assert bootstrap_mean(alike) == Interval(alike[0][0])
+    several = {"x": [{0: 0.0, 1: 1.0}, {0: 0.0, 1: 0.0}]}
+    assert (make_pool(several, 9)["x"] == make_pool(several, 9, least=lambda _: 0)["x"]).all(), "resampled"
 
 
 def test_one_seed_has_the_interval_of_its_items_and_clusters_are_drawn_as_a_whole():
@@ -91,7 +119,9 @@ def test_equal_seeds_say_nothing_of_items_which_are_drawn_if_they_are_shared():
     values = np.repeat([0.0, 1.0], 20)
     alone = bootstrap_mean([values], 4000)
     apart, shared = (bootstrap_mean([values] * 3, 4000, shared_items=shared) for shared in (False, True))
-    assert width(apart) == 0 and (shared.low, shared.high) == pytest.approx((alone.low, alone.high), abs=0.03)
+    assert apart == Interval(0.5) and (shared.low, shared.high) == pytest.approx(
+        (alone.low, alone.high), abs=0.03
+    )
 
 
 def test_an_arm_of_one_seed_among_arms_of_five_has_the_interval_of_one_seed():

@@ -72,7 +72,7 @@ def test_agreement_and_kappa_by_hand():
     assert (row["n"], row["first_unparsed"], row["second_unparsed"]) == (4, 2, 1)
     assert row["agreement"] == 1 and row["kappa"] is None
     row = judging.agreement_row([[("same", "win", "win"), ("same", "win", "loss")] * 10], 50)
-    assert row["agreement_low"] == row["agreement_high"] == 0.5, "one prompt is drawn as a whole"
+    assert row["agreement"] == 0.5 and row["agreement_low"] is None, "one prompt is drawn as a whole"
 
 
 def shorter(prompt: str) -> str:

@@ -1,5 +1,6 @@
 """The report: self-contained, escaped, written from saved tables only."""
 
+import math
 import re
 
 import pandas as pd
@@ -82,6 +83,14 @@ def test_the_page_says_findings_aims_numbers_and_provenance(filled):
     assert '<td class="yes">yes</td>' in text and "not run" in text  # persona accuracy .90 is met
     assert "Notebooks that ran" in text
     assert "abcdef012345" in text and "--set seeds=0,1 --set dpo.beta=0.2" in text
+
+
+def test_findings_that_are_undefined_are_named_once_and_none_reads_undefined(results_here):
+    gaps = {"dpq": [math.nan, 1.0], "dpq_low": [math.nan, -2.0], "dpq_high": [math.nan, 3.0]}
+    table = pd.DataFrame({"dataset": "everyday", "personas": ["gold", "user"], "n": 8, **gaps})
+    results.save_table(load_profile("smoke"), "side_difference", table)
+    said, lacking = report.findings(load_profile("smoke"))
+    assert "(user): +1.0" in said and lacking == "Too few decided pairs for: rejected minus chosen (gold)."
 
 
 def test_a_profile_that_has_not_run_has_a_page_that_says_so(results_here):

@@ -28,15 +28,15 @@ FILES = {
 }
 DECIDED = {
     "pairs": (1, "b9f24726433ee78e"),
-    "personas": (1, "fbe97c26f2bb0e3f"),
+    "personas": (1, "232160081ece9884"),
     "tailoring": (1, "bc0a4cccfb566fae"),
     "training": (1, "1e3738071475e411"),
     "answers": (1, "209580467018fb28"),
-    "judging": (1, "03ec5f66139ee22d"),
-    "swap": (1, "1faf1807a3e7993c"),
+    "judging": (1, "02c1b6d37d146617"),
+    "swap": (1, "6c33d5275907cc2c"),
     "calibration": (1, "8dbe18402730c266"),
-    "rejudged": (1, "376a1f7ea2c32ddb"),
-    "users": (1, "54718fd32d82e890"),
+    "rejudged": (1, "510c809270b764a9"),
+    "users": (1, "c441f8cf63577f1e"),
 }
 
 

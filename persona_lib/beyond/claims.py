@@ -152,7 +152,8 @@ def filtered_lines(row: Judged) -> list[results.Row]:
                for which, part in parts.items() for short, rubric in RUBRIC_NAMES.items()}  # fmt: skip
     profile, lines = row.runs[0].profile, []
     number = profile.datasets.index(row.matchup.test.dataset)
-    pool = intervals.make_pool(columns, profile.evaluation.bootstrap_samples, number, same_items(row.runs))
+    how = profile.evaluation.bootstrap_samples, number, same_items(row.runs)
+    pool = intervals.make_pool(columns, *how, lambda name: -1)
     for which, part in parts.items():
         line = results.row_names(row) | {"pairs": which, "n": part.counts("quality").total()}
         lines.append(line | results.verdict_columns(part) | drawn_columns(intervals.scores(pool, which)))

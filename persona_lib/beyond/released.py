@@ -19,7 +19,7 @@ from persona_lib import intervals
 from persona_lib.beyond.claims import reanalysed
 from persona_lib.data.official import DATASETS, ROLE_MARK, download, find_data_dir, load_official
 from persona_lib.data.preference import draw
-from persona_lib.intervals import bootstrap_mean, drawn_columns, interval_columns
+from persona_lib.intervals import drawn_columns, make_pool
 from persona_lib.models.generate import cut_at_stop
 from persona_lib.paper.judges import model_judge
 from persona_lib.paper.judging import RUBRIC_NAMES, judge_comparisons, judge_key
@@ -144,9 +144,9 @@ def released_tables(data: Released, n_resamples: int = 4000, seed: int = 0) -> d
         texts = [list(data.outputs[file].values()) for file in files]
         found = flip_and_did(*texts, *([getattr(row, side) for row in rows] for side in SIDES))
         line = {"dataset": dataset, "personas": source, "arm": arm, "n": len(rows)}
-        for name in ("flip", "did", "did_positive"):
-            line |= interval_columns(name, bootstrap_mean([found[name]], n_resamples, seed))
-        lines.append(line)
+        columns = {name: [dict(enumerate(found[name]))] for name in ("flip", "did", "did_positive")}
+        pool = make_pool(columns, n_resamples, seed, least=lambda name: None if name == "did" else 0)
+        lines.append(line | drawn_columns(pool))
     return {"released_flip": table_of(lines)}
 
 
@@ -215,7 +215,7 @@ def rejudged_row(run: Run, dataset: str, eval_persona: str) -> Row:
         line |= verdict_counts(short, Counter(by_id.values()))
         line[f"{short}_inconsistent"] = inconsistent(folder / f"{rubric}.jsonl")
         columns[f"released/{short}"] = intervals.signs([by_id])
-    pool = intervals.make_pool(columns, run.profile.evaluation.bootstrap_samples)
+    pool = make_pool(columns, run.profile.evaluation.bootstrap_samples, least=lambda name: -1)
     return line | drawn_columns(intervals.scores(pool, "released"))
 
 

@@ -194,7 +194,7 @@ def mean_line(
 ) -> Row:
     """Return n, users, seeds, and the mean of pairs' values from ``least`` to 1 (NaN: none), users resampled.
 
-    There is no interval with fewer than `LEAST` users, or where all of them agree: it would have no width.
+    There is no interval with fewer than `LEAST` users, or where all of them agree.
     """
     values = [by_pair for by_pair in by_run if by_pair]
     drawn = sorted({users[id] for by_pair in values for id in by_pair})
@@ -205,7 +205,7 @@ def mean_line(
     how = run.profile.evaluation.bootstrap_samples, 0, len(values) > 1
     means = resampled(blocks, lambda sums: ratio(sums[:, 0], sums[:, 1]), *how)
     mean = drawn_columns({name: np.clip(means, least, 1)})
-    if len(drawn) < LEAST or mean[f"{name}_low"] == mean[f"{name}_high"]:
+    if len(drawn) < LEAST:
         mean |= dict.fromkeys((f"{name}_low", f"{name}_high"))
     return {"n": sum(map(len, values)), "n_users": len(drawn), "n_seeds": len(values)} | mean
 

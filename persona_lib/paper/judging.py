@@ -271,7 +271,7 @@ def read_judgments(profile: Profile, role: str = "judge") -> tuple[Judged, ...]:
                     columns[f"{m.slug}/{short}"] = intervals.signs(judged[m][rubric])
                 columns[f"{m.slug}/sd"] = quality_differences(m, runs, judged[m]["quality"])
         how = profile.evaluation.bootstrap_samples, number, same_items(runs)
-        pool = intervals.make_pool(columns, *how)
+        pool = intervals.make_pool(columns, *how, lambda name: None if name.endswith("/sd") else -1)
         for m, verdicts in judged.items():
             scores = intervals.scores(pool, m.slug) | {"quality_sd": pool[f"{m.slug}/sd"]}
             rows.append(Judged(m, runs, verdicts, scores))

@@ -269,7 +269,7 @@ def accuracy_rows(
     verdicts = {side: [found.get(side, {}) for found in items.values()] for side in SIDES}
     right = {side: [{i: ACCURACY.get(v, 0.0) for i, v in found.items()} for found in by_seed]
              for side, by_seed in verdicts.items()}  # fmt: skip
-    pool = make_pool(right, samples, number, shared)
+    pool = make_pool(right, samples, number, shared, lambda side: 0)
     for side, by_seed in verdicts.items():
         counts = Counter(verdict for found in by_seed for verdict in found.values())
         lines.append(head | {
@@ -292,7 +292,7 @@ def preference_table(profile: Profile) -> Table:
         if any(valid):
             sizes = {"n": sum(map(len, valid)), **seed_columns([seed for seed in items if items[seed]])}
             columns = {verdict: counts[verdict] for verdict in VERDICTS} | {"n_missing": counts[""]}
-            net = make_pool({"net": intervals.signs(valid)}, *how)
+            net = make_pool({"net": intervals.signs(valid)}, *how, least=lambda name: -1)
             lines.append(head | sizes | columns | drawn_columns(net))
     return table_of(lines)
 

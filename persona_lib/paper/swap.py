@@ -353,7 +353,8 @@ def pooled(runs: Sequence[Run], read: Callable[[Run], Found]) -> Pooled:
             for key, values in names.items()}  # fmt: skip
     profile, number = runs[0].profile, runs[0].profile.datasets.index(runs[0].dataset)
     how = profile.evaluation.bootstrap_samples, number, same_items(tuple(runs))
-    return Pooled(runs, rows, make_pool({(k, n): v for k, of in rows.items() for n, v in of.items()}, *how))
+    columns = {(k, n): v for k, of in rows.items() for n, v in of.items()}
+    return Pooled(runs, rows, make_pool(columns, *how, lambda name: None if name[1] in ("d", "did") else 0))
 
 
 def swap_table(runs: Sequence[Run]) -> Table:
