@@ -315,6 +315,7 @@ def own_parts(profile: Profile) -> dict[str, Any]:
         "place": place,
         "policy_name": policy_name,
         "measured": render("user_swap", measured.replace({"history": {0: "all"}})),
+        "growth": users.growth(run),
         "cards": own_cards(run),
         "adapter": own_adapter(run),
     }

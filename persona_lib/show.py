@@ -7,6 +7,7 @@ are examples: one pair, one prompt, one comparison.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import warnings
@@ -51,6 +52,7 @@ def quiet() -> None:
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     warnings.filterwarnings("ignore", message="Cannot enable progress bars")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # names a package that it does not need
     pd.set_option("display.max_colwidth", 160)
     pd.set_option("display.max_rows", 200)
     pd.set_option("display.precision", 3)

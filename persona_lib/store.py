@@ -7,7 +7,9 @@ cut off on the next read for appending, so that a rerun resumes at the first mis
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import importlib.metadata
 import itertools
@@ -19,14 +21,16 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest import mock
 
 from persona_lib.records import Table
-from persona_lib.settings import FACTS, REPO
+from persona_lib.settings import FACTS, REPO, results_dir
 
 T = TypeVar("T")
 
@@ -226,6 +230,48 @@ def clear_unless(folder: Path, key: str) -> None:
         shutil.rmtree(folder)
     (folder / "done.json").unlink(missing_ok=True)
     write_json(marker, {"key": key})
+
+
+def one_at_a_time(work: Callable[..., T]) -> Callable[..., T]:
+    """Let one process at a time do a run's work (its first argument), whose lines are kept in ``logs/``.
+
+    Others, as a second kernel, wait and print these lines as they come; so does work that was done before.
+    """
+
+    @wraps(work)
+    def alone(run: Any, *args: Any) -> T:
+        name, plain = ".".join([work.__name__, *args]), sys.stdout.write
+        log = results_dir(run.profile) / "logs" / f"{run.dataset}.seed-{run.seed}.{name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.touch()
+
+        def write(text: str) -> int:
+            with log.open("a", encoding="utf-8") as file:
+                file.write(text)
+            return plain(text)
+
+        with log.with_suffix(".lock").open("w") as lock:
+            shown, busy = 0, True
+            while busy:
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    busy = False
+                earlier = log.read_text(encoding="utf-8")
+                if busy or shown:
+                    print(earlier[shown:], end="", flush=True)
+                    shown = len(earlier)
+                    time.sleep(busy / 2)
+            where = os.environ.get("JPY_SESSION_NAME", "").rpartition("/")[2] or "no tab"
+            head = f"{name}: process {os.getpid()} ({where}), begun {now()[:16].replace('T', ' ')} UTC\n"
+            write_text(log, head)
+            with mock.patch.object(sys.stdout, "write", write):
+                result = work(run, *args)
+            if log.read_text(encoding="utf-8") == head:  # nothing was left to do
+                write_text(log, earlier)
+                print("" if shown else earlier, end="")
+            return result
+
+    return alone
 
 
 # --- What a run was made with: commit, versions (from metadata: nothing is imported), hardware ---

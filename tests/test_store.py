@@ -2,7 +2,9 @@
 
 import csv
 import io
+import os
 import subprocess
+import sys
 from dataclasses import make_dataclass
 
 import pandas as pd
@@ -43,3 +45,46 @@ def test_no_cell_for_people_is_a_formula_also_for_readers_that_break_lines_at_a_
     rows = list(csv.reader(io.StringIO(text, newline="")))
     assert len(rows) == 1 + len(ODD) and "\r" not in text
     assert not [row for row in rows if row[0].startswith(store.FORMULA)]
+
+
+WORKER = """
+import sys, time
+from pathlib import Path
+from persona_lib import store
+from persona_lib.settings import open_run
+
+@store.one_at_a_time
+def train_arms(run, method):
+    done = Path(sys.argv[1]) / "done"
+    if done.exists():
+        return "found"
+    for step in (1, 2):
+        print(f"step {step}/2", flush=True)
+        while not (Path(sys.argv[1]) / "go").exists():
+            time.sleep(0.05)
+    done.touch()
+    return "trained"
+
+print("result:", train_arms(open_run("smoke"), "sft"), flush=True)
+"""
+
+
+def test_a_second_process_waits_shows_the_firsts_progress_and_repeats_nothing(tmp_path):
+    """A kernel trains on after its tab was closed; the notebook is opened with another kernel."""
+
+    def start(notebook: str) -> subprocess.Popen[str]:
+        known = {"PERSONA_RESULTS": str(tmp_path), "JPY_SESSION_NAME": f"notebooks/{notebook}"}
+        command = [sys.executable, "-c", WORKER, str(tmp_path)]
+        return subprocess.Popen(command, env=os.environ | known, text=True, stdout=subprocess.PIPE)
+
+    first = start("06.ipynb")
+    assert first.stdout.readline() == "step 1/2\n"
+    second = start("again.ipynb")
+    whose, progress = second.stdout.readline(), second.stdout.readline()
+    assert whose.startswith(f"train_arms.sft: process {first.pid} (06.ipynb), begun ")
+    assert progress == "step 1/2\n" and first.poll() is None  # shown while the first is at work
+    (tmp_path / "go").touch()
+    assert first.communicate(timeout=60)[0] == "step 2/2\nresult: trained\n"
+    assert second.communicate(timeout=60)[0] == "step 2/2\nresult: found\n"
+    later = start("again.ipynb").communicate(timeout=60)[0]
+    assert later == f"{whose}step 1/2\nstep 2/2\nresult: found\n"

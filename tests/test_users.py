@@ -188,6 +188,16 @@ def test_judged_answers_are_counted_seen_and_unseen_apart_and_the_page_says_so(s
     assert "not in training: answers of the tailored model win 2, tie 1 and lose 1 of 4 comparisons" in page
 
 
+def test_growth_counts_evaluated_users_with_more_pairs_and_changed_personas(shipped, monkeypatch):
+    parts = users.part_of(shipped)
+    first, second = [user for user in parts if parts[user] == "unseen"][:2]
+    texts = {(first, 0): "x", (first, 1): "x", (second, 0): "y", (second, 1): "z", (second, 2): "y"}
+    made = [users.UserPersona(f"{user}/{n}", user, n, text, [], False) for (user, n), text in texts.items()]
+    monkeypatch.setattr(users, "user_personas", lambda run: made)
+    found = [tuple(row.values()) for row in users.growth(shipped)]
+    assert found == [(1, 2, 2, 1), (2, 2, 1, 0), (4, 2, 0, 0), (8, 2, 0, 0)]
+
+
 def test_the_page_says_who_the_users_are_and_names_none(shipped):
     fill_scores(shipped)
     claims.save_tables(shipped.profile)

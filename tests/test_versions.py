@@ -28,15 +28,15 @@ FILES = {
 }
 DECIDED = {
     "pairs": (1, "b9f24726433ee78e"),
-    "personas": (1, "232160081ece9884"),
+    "personas": (1, "89bf14e1d8ea2be3"),
     "tailoring": (1, "bc0a4cccfb566fae"),
-    "training": (1, "1e3738071475e411"),
-    "answers": (1, "209580467018fb28"),
-    "judging": (1, "02c1b6d37d146617"),
-    "swap": (1, "6c33d5275907cc2c"),
-    "calibration": (1, "8dbe18402730c266"),
+    "training": (1, "729f78cbb4c07669"),
+    "answers": (1, "126bb397660b3281"),
+    "judging": (1, "4e5642f65349d87c"),
+    "swap": (1, "924928f3b23423de"),
+    "calibration": (1, "eed905dd6c99671a"),
     "rejudged": (1, "510c809270b764a9"),
-    "users": (1, "c441f8cf63577f1e"),
+    "users": (1, "638d540c8422c2a8"),
 }
 
 

@@ -100,6 +100,7 @@ def labelled() -> list[tuple[str, str, str]]:
     return [(row["dimension"], row["label"], row["text"]) for row in store.iter_rows(LABELS)]
 
 
+@store.one_at_a_time
 def calibrate(run: Run) -> Table:
     """Measure every judge of a run, once, and write ``tables/calibration.csv``: a line per judge and test."""
     tailored = store.read_json(run.folder / "tailoring" / "done.json")["key"]

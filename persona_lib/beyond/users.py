@@ -153,6 +153,7 @@ def comparisons(run: Run, arm: str) -> dict[tuple[str, int], tuple[str, str]]:
     return found
 
 
+@store.one_at_a_time
 def score_users(run: Run) -> Table:
     """Score evaluated pairs under users' personas that the swap has not scored; returns `swap_by_users`."""
     told, loader = told_personas(run), swap.PolicyLoader(run)
@@ -223,6 +224,16 @@ def swap_by_users(runs: Sequence[Run]) -> Table:
                             "history": history, "compared": compared}  # fmt: skip
                     lines.append(head | mean_line(runs[0], "d_positive", found, users))
     return table_of(lines)
+
+
+def growth(run: Run) -> list[dict[str, int]]:
+    """Return per length of history: evaluated users, those with more pairs, those whose persona changes."""
+    known, users = {row.id: row.persona for row in user_personas(run)}, user_of_row(run)
+    evaluated = {users[row.id] for row in swap.swap_rows(run) if f"{users.get(row.id)}/0" in known}
+    first = {n: [(known.get(f"{u}/{n}"), known[f"{u}/0"]) for u in evaluated] for n in LENGTHS}
+    return [{"pairs": n, "users": len(both), "longer": sum(text is not None for text, _ in both),
+             "changed": sum(text not in (None, whole) for text, whole in both)}
+            for n, both in first.items()]  # fmt: skip
 
 
 def leans(margins: Margins, told: Mapping[str, dict[str, str]], first: str, second: str) -> dict[str, float]:

@@ -166,6 +166,7 @@ def prepare_folder(folder: Path, key: str, spec: dict[str, Any]) -> str | None:
     return None
 
 
+@store.one_at_a_time
 def train_arms(run: Run, method: str) -> list[Path]:
     """Train one method's adapters of the profile's arms, those that are not done; returns their folders."""
     return [train_adapter(run, method, arm) for arm in run.profile.training.arms]
@@ -257,6 +258,7 @@ def weight_megabytes(model: Any) -> dict[str, float]:
     return {"held": held / 1e6, "float32": sum(4 * shape.numel() for shape in shapes) / 1e6}
 
 
+@store.one_at_a_time
 def qlora_section(run: Run) -> Any:
     """Train SFT on the base in NF4 for four steps, once, in ``qlora/``; return what it cost, as a table."""
     import pandas as pd

@@ -238,6 +238,7 @@ def unsound(profile: Profile) -> list[str]:
     return [name for name, share in shares.items() if share > BROKEN]
 
 
+@store.one_at_a_time
 def generate_all(run: Run) -> list[Path]:
     """Generate every run of the grid that is not finished yet."""
     specs = grid(run)

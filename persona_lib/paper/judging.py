@@ -166,6 +166,7 @@ def judged_matchups(run: Run, role: str = "judge") -> list[Matchup]:
     return [m for m in matchups(run) if m.kind == "main" and run.profile.second_judge.model]
 
 
+@store.one_at_a_time
 def judge_all(run: Run, role: str = "judge") -> list[Path]:
     """Let a judge judge its matchups, unless finished; returns their folders. ConfigError for judge=none."""
     found, folders = judged_matchups(run, role), []

@@ -146,6 +146,7 @@ def personas_key(run: Run) -> str:
     return store.content_hash(store.VERSIONS["personas"], *settings, *inputs)
 
 
+@store.one_at_a_time
 def infer_run(run: Run) -> Path:
     """Infer all personas of a run into ``personas/<split>-<side>.jsonl``; resumes by row."""
     folder, key = run.folder / "personas", personas_key(run)

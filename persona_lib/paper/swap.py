@@ -177,6 +177,7 @@ def score_jobs(
     return known
 
 
+@store.one_at_a_time
 def swap_all(run: Run) -> Table:
     """Score the arms of a run; write its `swap_table` to ``tables/persona_swap.csv`` and return it."""
     loader = PolicyLoader(run)
