@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from test_swap import gold, values
 from tiny import Echo
 
 from persona_lib import pipeline, tasks
@@ -54,16 +55,14 @@ def test_a_generator(monkeypatch, tmp_path):
     profile = set_field(PROFILE, {"generator.model": "mine"})
     run = Run(profile, "everyday", 0)
     generator = served.load_generator(run, "generator")
-    rows = personas.infer_personas(generator, [PAIR], "chosen", profile, tmp_path / "x.jsonl")
-    assert [(row.persona, row.model) for row in rows] == [("The user is shy.", "echo")]
+    (row,) = personas.infer_personas(generator, [PAIR], "chosen", profile, tmp_path / "x.jsonl")
+    assert (row.persona, row.model) == ("The user is shy.", "echo")
     assert served.role_key(run, "generator") == "mine" and "mine" not in tasks.models(profile)
 
 
 def test_a_metric(monkeypatch):
     monkeypatch.setitem(swap.METRICS, "size", lambda m, d: np.abs(d))
-    scores = [swap.PolicyScore("a", f"gold-{side}", side, chosen, 0.0)
-              for side, chosen in (("chosen", 1.0), ("rejected", 4.0))]  # fmt: skip
-    assert swap.swap_values(swap.margins(scores, {})["policy"], "gold")["size"] == {"a": 3.0}
+    assert values(gold(a=(1.0, 4.0)))["size"] == [3.0]
 
 
 def test_an_arm(monkeypatch):

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from test_served import Engine
 from tiny import Echo, tiny_policies
 
 from persona_lib import store
@@ -129,8 +130,6 @@ def test_vllm_gets_one_adapter_for_a_stack_made_again_when_an_adapter_changes(ru
 @pytest.mark.slow
 def test_with_vllm_every_arm_gets_its_joined_adapter(run, monkeypatch):
     """The engine is a stand-in (see test_served); models, adapters and files are real."""
-    from test_served import Engine
-
     shared, asked = Engine(), []
     monkeypatch.setattr(answers, "load_engine", lambda *given: [asked.append(given), shared][1])
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=SimpleNamespace))

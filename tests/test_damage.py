@@ -17,6 +17,8 @@ from dataclasses import make_dataclass
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from test_pipeline import DATA, TOY, TRAIN, call, notebooks, toy  # noqa: F401
 
 from persona_lib import pipeline, provenance, store, tasks
@@ -131,9 +133,6 @@ def test_the_crate_names_what_tasks_were_given_and_made(finished):
 
 
 def test_an_adapter_that_is_cut_or_not_finite_is_an_error_that_names_it(tmp_path):
-    import torch
-    from safetensors.torch import save_file
-
     path = tmp_path / "adapter_model.safetensors"
     save_file({"a": torch.ones(9), "b": torch.tensor([1.0, float("nan")])}, path)
     store.write_json(tmp_path / "adapter_config.json", {"lora_alpha": 1, "r": 1})

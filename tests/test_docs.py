@@ -87,7 +87,7 @@ def test_a_table_of_swaps_is_exported_as_one_record_per_policy(tmp_path):
     assert details["uncertainty"]["num_samples"] == 4 and found["base"]["model_info"]["id"].count("/") == 1
 
 
-def test_writing_back_keeps_the_code_and_refuses_a_missing_run_and_changed_settings(results_here, tmp_path):
+def test_writing_back_keeps_the_code_and_refuses_no_run_other_code_and_settings(results_here, tmp_path):
     source = tmp_path / "01_preference_data.ipynb"
     shutil.copy(REPO / "notebooks" / source.name, source)
     pipeline = Pipeline(load_profile("smoke", ["steps=01_preference_data"]), notebooks=tmp_path)
@@ -103,6 +103,10 @@ def test_writing_back_keeps_the_code_and_refuses_a_missing_run_and_changed_setti
     assert store.read_json(source)["metadata"]["shown"] == {"profile": "smoke", "code": before}
     assert execute.notebook_hash(source) == before and docs.write_back(pipeline, ["01"]) == []
 
+    execute.cells_of_code(document)[-1]["source"] = ["other()"]
+    store.write_json(copy, document)
+    with pytest.raises(execute.StepError, match="ran other code"):
+        docs.write_back(pipeline)
     document["metadata"]["persona"]["parameters"]["overrides"] = ["seeds=1"]
     store.write_json(copy, document)
     with pytest.raises(execute.StepError, match="ran with seeds=1.*run_all.sh --profile smoke"):

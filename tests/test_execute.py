@@ -1,4 +1,4 @@
-"""One list of versions, what the environment decides, and the outputs that executed notebooks show."""
+"""One list of versions, and what the environment decides."""
 
 import re
 import shutil
@@ -6,8 +6,6 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
-
-import pytest
 
 from persona_lib import execute
 from persona_lib.models.trainers import trainer_settings
@@ -71,43 +69,6 @@ def test_the_environment_alone_names_trackers(tmp_path, monkeypatch):
     assert trainer_settings(load_profile("smoke"), "sft", 0, tmp_path)["report_to"] == ["none"]
     monkeypatch.setenv("PERSONA_REPORT_TO", "a,b")
     assert trainer_settings(load_profile("smoke"), "sft", 0, tmp_path)["report_to"] == ["a", "b"]
-
-
-def cell(text, outputs=(), number=None, **metadata):
-    return {"cell_type": "code", "execution_count": number, "metadata": metadata, "outputs": list(outputs),
-            "source": text.splitlines(keepends=True)}  # fmt: skip
-
-
-def executed(second="train()"):
-    """A run of SOURCE, as papermill leaves it."""
-    stream = {"output_type": "stream", "name": "stdout", "text": ["one\n", f"done in {REPO}/results\n"]}
-    shown = {"output_type": "execute_result", "execution_count": 9, "metadata": {}}
-    widget = {**shown, "data": {"application/vnd.jupyter.widget-view+json": {"model_id": 1}}}
-    image = {**shown, "data": {"image/png": "iVBORw0KGgo="}}
-    cells = [
-        cell("x = 1", number=1, tags=["parameters"]),
-        cell("x = 2", number=2, tags=["injected-parameters"]),
-        cell(second, [stream], 3, tags=["work"], papermill={"hour": 1}),
-        cell("show()", [stream | {"name": "stderr"}, stream, widget, image], 4, execution={"busy": 1}),
-    ]
-    return {"cells": cells, "metadata": {"papermill": {}, "persona": {}}}
-
-
-CELLS = [cell("x = 1", tags=["parameters"]), cell("train()", tags=["work"]), cell("show()")]
-SOURCE = {"cells": CELLS, "metadata": {}}
-
-
-def test_what_a_reader_sees_is_kept_and_counted_nothing_of_one_run_and_none_of_other_code():
-    document = execute.with_outputs(SOURCE, executed(), {"code": "c"})
-    _, work, show = document["cells"]
-    assert [c["execution_count"] for c in document["cells"]] == [1, 2, 3]
-    assert document["metadata"] == {"shown": {"code": "c"}} and work["outputs"] == []
-    assert not {"papermill", "execution"} & {*work["metadata"], *show["metadata"]}
-    printed, image = show["outputs"]
-    assert printed["text"] == ["one\n", "done in results\n"] and image["execution_count"] == 3
-    assert execute.with_outputs(document, document, {"code": "c"}) == document
-    with pytest.raises(execute.StepError, match="other code"):
-        execute.with_outputs(SOURCE, executed("train(more)"), {})
 
 
 if __name__ == "__main__":

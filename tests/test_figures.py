@@ -1,8 +1,10 @@
 """Figures: drawn from CSV files alone, the same bytes each time, not blank, readable in grey and in words."""
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.image import imread
 from PIL import Image
 from test_show import judged_row
 
@@ -54,9 +56,6 @@ def profile(results_here):
 
 @pytest.mark.parametrize("name", sorted({*figures.FIGURES} & {*tables()}))
 def test_a_figure_is_saved_is_not_blank_and_says_its_numbers(profile, name):
-    import matplotlib
-    from matplotlib.image import imread
-
     (png,) = figures.save_figures(profile, [name]).values()
     files = {kind: png.with_suffix(f".{kind}") for kind in ("png", "pdf")}
     assert files["pdf"].read_bytes().startswith(b"%PDF")

@@ -51,11 +51,12 @@ def test_imports_have_no_circle_and_the_library_stays_small():
     assert len(MODULES) <= 46
 
 
-def test_importing_is_quick_and_loads_nothing_heavy():
+def test_importing_is_quick_and_a_plan_loads_nothing_heavy():
     imports = "; ".join(f"import persona_lib.{name}" for name in MODULES)
     heavy = f"print(*sorted(m for m in {LIBRARIES.split()} if m in sys.modules))"
     first = "import sys, time; t = time.perf_counter(); import persona_lib; print(time.perf_counter() - t)"
-    command = [sys.executable, "-c", f"{first}; {imports}; {heavy}"]
+    plan = "persona_lib.pipeline.main(['--plan', '--profile', 'paper'])"
+    command = [sys.executable, "-c", f"{first}; {imports}; {plan}; {heavy}"]
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=True)
-    seconds, loaded = done.stdout.splitlines()
+    seconds, *_, loaded = done.stdout.splitlines()
     assert float(seconds) < 0.3 and loaded == ""

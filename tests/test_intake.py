@@ -339,15 +339,6 @@ def test_a_changed_file_is_seen(tmp_path):
     assert sum(map(len, preference.load_pairs(run).values())) == 31
 
 
-def test_the_page_counts_the_rows_that_are_longer_than_training_takes(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "tokenizer_at_hand", lambda source: tiny_tokenizer())
-    data = read(tmp_path, [good(n, chosen="long " * (9 + n)) for n in range(30)])
-    profile = profile_of(tmp_path / "x.jsonl")
-    most = sorted(report.token_counts(profile, data))[-3]
-    page = report.write_page(settings.set_field(profile, {"training.max_length": most}), data, tmp_path)
-    assert "2 rows are longer" in page.read_text(encoding="utf-8")
-
-
 FORTY = [good(n) for n in range(40)]
 
 

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from statsmodels.stats.multitest import multipletests
 
 from persona_lib import intervals
 from persona_lib.intervals import Interval, bootstrap_mean, interval_of, make_pool, signs, verdict_of
@@ -166,8 +167,6 @@ def test_sign_test_and_wilson_interval_by_hand():
 
 
 def test_holm_by_hand_and_as_statsmodels():
-    from statsmodels.stats.multitest import multipletests
-
     # sorted .01 .02 .04: 3 x .01, 2 x .02 -> .04, 1 x .04 -> .04 (monotone)
     found = intervals.holm([0.04, math.nan, 0.01, 0.02])
     assert found == pytest.approx([0.04, math.nan, 0.03, 0.04], nan_ok=True), "a NaN is not counted"

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
+from tiny import tiny_run
 
 from persona_lib import store
 from persona_lib.data import everyday
@@ -223,8 +224,6 @@ def test_its_key_follows_what_decides_its_scores_and_nothing_else():
 
 @pytest.mark.slow
 def test_it_trains_once_and_its_verdict_does_not_depend_on_the_order(tmp_path, monkeypatch):
-    from tiny import tiny_run
-
     run = tiny_run(tmp_path, monkeypatch, **{"evaluation.backwards_rows": 16, "training.max_length": 128})
     folder = judges.train_backwards(run)
     before = (folder / "adapter_model.safetensors").stat().st_mtime_ns

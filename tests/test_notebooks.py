@@ -53,6 +53,7 @@ def test_a_notebook_is_stored_in_normal_form_without_traces_of_one_persons_run(p
     assert "injected-parameters" not in text
     assert not OWN_PATH.search(text), "a path of one machine"
     assert not ELIDED.search(text), "an output leaves out rows of a table"
+    assert not [o for o in outputs if o.get("name") == "stderr" or "widget" in str(o.get("data", {}).keys())]
     printed = [line for o in outputs if o["output_type"] == "stream" for line in o["text"]]
     assert [line for line in printed if TIMING.search(line)] == [], "tag the cell `work`"
 

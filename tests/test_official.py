@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from datasets import Dataset, DatasetDict
 
 from persona_lib import store
 from persona_lib.data import official
@@ -12,8 +13,6 @@ from persona_lib.records import DataError
 @pytest.fixture
 def write(tmp_path, monkeypatch):
     """A function that writes a small BeaverTails with three rows per split; ``change`` edits its columns."""
-    from datasets import Dataset, DatasetDict
-
     small = official.DATASETS["beavertails"] | {"rows": (3,) * 6}
     monkeypatch.setitem(official.DATASETS, "beavertails", small)
 

@@ -1,6 +1,5 @@
 """The runner: what is stale and why, what a plan says, what is refused, and what a whole run leaves."""
 
-import contextlib
 import json
 import os
 import signal
@@ -10,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-from test_execute import cell
 
 from persona_lib import pipeline, store, tasks, weights
 from persona_lib.data import official
@@ -26,6 +24,11 @@ TOY = {
 DATA, TRAIN = "01_data.everyday.seed-0", "03_train.everyday.seed-0"
 STEPS_TOO = "steps=" + ",".join(TOY)
 PACKAGED = "pypi:smollm2-135m-instruct"
+
+
+def cell(text: str, **metadata: object) -> dict:
+    empty = {"cell_type": "code", "execution_count": None, "outputs": []}
+    return empty | {"metadata": metadata, "source": text.splitlines(keepends=True)}
 
 
 def write_notebook(folder: Path, name: str, per: str, *sources: str) -> None:
@@ -65,7 +68,6 @@ def finish(pipeline: Pipeline, task_id: str, when: str = "then") -> None:
 
 @pytest.fixture
 def done(notebooks) -> Pipeline:
-    """A finished pipeline."""
     pipeline = toy()
     for task_id in pipeline.tasks:
         finish(pipeline, task_id)
@@ -73,7 +75,6 @@ def done(notebooks) -> Pipeline:
 
 
 def states(pipeline: Pipeline) -> dict[str, str]:
-    """Return the plan's state of every task."""
     reasons = tasks.plan(pipeline, list(pipeline.tasks))
     return {name: "run" if reason else "cached" for name, reason in reasons.items()}
 
@@ -169,20 +170,12 @@ def test_a_plan_names_missing_data_of_the_authors_and_the_limit_of_served_models
     assert tasks.needs(load_profile("everyday", served)) == tasks.needs(load_profile("everyday")), "oracle"
 
 
-def test_a_plan_says_state_reason_and_time_and_loads_nothing_heavy(notebooks, capsys):
+def test_a_plan_says_state_reason_and_time(notebooks, capsys):
     finish(toy(), DATA)
     assert call("--plan") == 0
     said = capsys.readouterr().out
     assert f"cached  {DATA}" in said and "not run yet" in said
     assert "to run     3 of 4 tasks" in said and "time " in said
-    code = (
-        "import sys, time; from persona_lib import pipeline; start = time.process_time(); "
-        "status = pipeline.main(['--plan', '--profile', 'paper']); "
-        "print(status, time.process_time() - start, *{'torch', 'papermill', 'numpy'} & set(sys.modules))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)
-    status, seconds, *heavy = done.stdout.splitlines()[-1].split()
-    assert (status, heavy) == ("0", []) and float(seconds) < 1, done.stderr
 
 
 def call(*arguments: str) -> int:
@@ -323,9 +316,8 @@ def test_an_interrupt_ends_the_kernel_and_exits_130(notebooks):
     assert process.wait(30) == 130
     assert not log.parent.parent.joinpath("notebooks", "02_base.ipynb").exists()
     time.sleep(2)
-    with contextlib.suppress(ProcessLookupError):
+    with pytest.raises(ProcessLookupError):  # the kernel is gone
         os.kill(kernel, 0)
-        pytest.fail("the kernel is still there")
 
 
 def test_verify_compares_what_ran_not_what_is_asked_now(results_here, capsys):

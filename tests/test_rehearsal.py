@@ -7,6 +7,7 @@ from pathlib import Path
 import llama31
 import pytest
 from conftest import REPO, run_there
+from safetensors.torch import load_file
 from test_settings import PAPER
 
 from persona_lib import store
@@ -54,8 +55,6 @@ def rows_of(folder: Path, pattern: str) -> list[dict]:
 
 
 def test_adapters_are_trained_with_the_papers_values_start_right_and_move(run):
-    from safetensors.torch import load_file
-
     folders = sorted((run / "adapters").iterdir())
     assert [path.name for path in folders] == ["dpo-chosen", "dpo-none", "sft-chosen", "sft-none"]
     for path in folders:

@@ -69,8 +69,6 @@ def test_outputs_are_found_in_or_beside_the_data_or_it_is_said_how(results_here,
 
 
 ROW = TailoringRow("hhh-test-0000", "test", "Human: Why?", "c", "r", {"gold-chosen": "The user is terse."})
-
-
 OTHER = "hhh-test-0000: not a {prompt, response} with this"
 
 

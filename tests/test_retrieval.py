@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from persona_lib.data import retrieval
 from persona_lib.data.retrieval import retrieve
@@ -49,9 +51,6 @@ def test_without_sentence_transformers_the_error_says_what_to_install(monkeypatc
 
 def saved_colbert(folder, words: list[str]):
     """Save a tiny random checkpoint as Stanford's ColBERT does."""
-    from safetensors.torch import save_file
-    from transformers import BertConfig, BertModel, BertTokenizerFast
-
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused0]", "[unused1]", "?"]
     vocabulary = {word: number for number, word in enumerate([*special, *words])}
     BertTokenizerFast(vocab=vocabulary, model_max_length=64).save_pretrained(folder)

@@ -3,6 +3,7 @@
 import gzip
 import json
 
+import datasets
 import pandas as pd
 import pytest
 
@@ -41,8 +42,6 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path, name, content):
 
 
 def test_splits_of_a_saved_folder_are_given_splits_and_its_key_sees_a_change(tmp_path):
-    import datasets
-
     table, path = datasets.Dataset.from_list(ROWS), str(tmp_path / "d")
     datasets.DatasetDict({"train": table, "test": table}).save_to_disk(path)
     found = [(row.row, row.place, row.value["split"]) for row in read_rows(path)[0]]

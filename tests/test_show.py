@@ -11,7 +11,6 @@ import tiny_results
 from persona_lib import figures, show
 from persona_lib.data import everyday
 from persona_lib.data.preference import load_pairs
-from persona_lib.paper import results
 from persona_lib.paper.answers import generation_folder, grid
 from persona_lib.settings import Run, load_profile, set_field
 from persona_lib.store import mark_done, write_rows
@@ -101,15 +100,3 @@ def test_broken_answers_are_counted_by_arm_and_an_unsound_run_is_named(answered,
     table = show.degenerate_table(answered)
     assert (table.n + table.n_without_persona).sum() == 8 * len(grid(answered))
     assert table.unsound.str.strip().to_dict()["dpo-none"] == "none" and table.suffix_loop.sum() == 6
-
-
-def test_examples_are_texts_with_both_orders_and_with_every_run_of_an_arm(answered):
-    judged = show.judged_example(answered)
-    assert all(text in judged for text in ("PERSONA  ", "TESTED (", "AB: ", "BA: ", "quality: "))
-    page, gold = (show.one_prompt(answered, "dpo-none", kinds) for kinds in (("",), ("gold",)))
-    arm = [spec for spec in grid(answered) if spec.arm == "dpo-none"]
-    assert all(f"[{spec.eval_persona}, {spec.persona_format}]" in page for spec in arm)
-    assert gold.count("[gold-") == gold.count("[") == 4
-    table = results.example_table(show.one_seed(answered))
-    mine = table[table.prompt == table.prompt[0]]
-    assert len(mine) > 1 and show.answers_text(mine).count(mine.prompt.iloc[0]) == 1

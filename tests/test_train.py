@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 from tiny import TINY, tiny_run
 
 from persona_lib import store
@@ -64,8 +65,6 @@ def test_dpo_trains_on_the_splits_it_is_given_as_far_as_its_steps_come(tmp_path,
 
 
 def weights(folder: Path) -> dict:
-    from safetensors.torch import load_file
-
     return load_file(folder / "adapter_model.safetensors")
 
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from tiny import tiny_model
 
 from persona_lib.models import trainers
@@ -14,9 +15,6 @@ from persona_lib.settings import ConfigError, load_profile, set_field
 
 
 def lora_model():
-    """A tiny Llama with one trainable adapter."""
-    from peft import LoraConfig, get_peft_model
-
     return get_peft_model(tiny_model(), LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
 
 
