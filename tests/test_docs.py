@@ -117,7 +117,7 @@ def test_writing_back_keeps_the_code_and_refuses_no_run_other_code_and_settings(
 
 
 FENCE = re.compile(r"```bash\n(.*?)```", re.DOTALL)
-INLINE = re.compile(r"`((?:\./run_all\.sh|python -m persona_lib\.) ?[^`]*)`")
+INLINE = re.compile(r"`((?:\./run_all\.sh|python -m (?:persona_lib\.|studies)) ?[^`]*)`")
 PLACEHOLDER = re.compile(r"[A-Z]{4,}|\.\.\.|my_|--demo|vllm")
 
 
@@ -133,7 +133,7 @@ def checks() -> list[str]:
     texts = [(REPO / name).read_text(encoding="utf-8") for name in ("README.md", "DATA.md", "SCALING.md")]
     commands = [command for text in texts for command in commands_of(text)]
     runs = [c for c in commands if c.startswith("./run_all.sh") and not PLACEHOLDER.search(c)]
-    modules = [c for c in commands if c.startswith("python -m persona_lib.")]
+    modules = [c for c in commands if c.startswith(("python -m persona_lib.", "python -m studies"))]
     exports = {re.sub(r"--export .*", "--export --help", c) for c in runs if "--export" in c}
     checked = {f"{c} --check" for c in runs if "--export" not in c}
     return sorted(exports | checked | {" ".join(c.split()[:3]) + " --help" for c in modules})

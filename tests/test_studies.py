@@ -7,13 +7,13 @@ import pandas as pd
 import pytest
 from tiny import tiny_policies
 
-from persona_lib import studies
-from persona_lib.beyond import others
 from persona_lib.data import everyday, reader
 from persona_lib.paper import personas, swap
 from persona_lib.records import Judgment
 from persona_lib.settings import Run, load_profile, results_dir, set_field
 from persona_lib.store import read_rows
+from studies import __main__ as studies
+from studies import others
 
 
 def measured(fit, quality, sd=1.0, unfinished=0.0):

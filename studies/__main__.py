@@ -1,4 +1,4 @@
-"""Studies beside the pipeline: ``python -m persona_lib.studies {selection,persona-models,reader,...}``.
+"""Studies beside the pipeline: ``python -m studies {selection,persona-models,reader,reversal,reasons}``.
 
 **selection** chooses training settings on validation topics, with data and training seeds that no result
 uses, for plain DPO and PT. All means are over seeds and over the gold personas of both sides (told to the
@@ -11,7 +11,7 @@ is: the highest quality). Ties go to the earlier candidate.
 for both sides of the same evaluation pairs from the same prompt; the profile's judge of personas reads
 them. The models are those of ``MODELS`` (Gemma's licence must be accepted: ``persona_lib.weights``), or:
 
-    python -m persona_lib.studies persona-models --profile paper --model 8B --model 70B generator.model=ID
+    python -m studies persona-models --profile paper --model 8B --model 70B generator.model=ID
 
 Nothing is chosen by these numbers.
 
@@ -19,7 +19,7 @@ Nothing is chosen by these numbers.
 on ``facts/reader_labels.jsonl``: generated answers, drawn blind, each with a dimension, its two values and a
 "label" (one of them, or "neither").
 
-**reversal** and **reasons** are those of ``persona_lib.beyond.others``.
+**reversal** and **reasons** are those of ``studies.others``.
 
 What is finished is not done again. Tables: ``figures/published/everyday/{selection_dpo,reader}.csv`` (of
 another profile's selection: in its folder), and ``persona_models.csv`` in the profile's results.
@@ -35,7 +35,7 @@ from itertools import product
 from typing import Any
 
 from persona_lib import settings, store
-from persona_lib.beyond import calibration, others
+from persona_lib.beyond import calibration
 from persona_lib.data import everyday, preference, tailoring
 from persona_lib.data.reader import fit, reader_table
 from persona_lib.models import train
@@ -47,6 +47,7 @@ from persona_lib.paper.results import Row, save_table
 from persona_lib.records import SIDES, DataError, RunSpec, Side, Table, stacked, table_of
 from persona_lib.settings import ConfigError, Profile, Run, beside, load_profile, parse_override, set_field
 from persona_lib.weights import WeightsError
+from studies import others
 
 Settings = Mapping[str, Any]
 
@@ -188,7 +189,7 @@ def compare_models(given: argparse.Namespace) -> None:
         raise ConfigError(f"profile {profile.name} has evaluation.judge=none: nothing judges the personas")
     named = {name: dict(parse_override(word) for word in words) for name, *words in given.model or []}
     table = model_table(profile, named or MODELS)
-    facts, command = store.git_state(), shlex.join(["python", "-m", "persona_lib.studies", *sys.argv[1:]])
+    facts, command = store.git_state(), shlex.join(["python", "-m", "studies", *sys.argv[1:]])
     commit = (facts["commit"] or "not recorded")[:12] + " with uncommitted changes" * bool(facts["dirty"])
     numbers = f"seeds {' '.join(map(str, profile.seeds))}; n = {table.n.max():.0f}"
     origin = f"`{command}`; commit {commit}; {numbers}; run of {store.now()[:10]}."
@@ -223,7 +224,7 @@ STUDIES = {"selection": select_settings, "persona-models": compare_models, "read
 def main(argv: list[str] | None = None) -> None:
     """Run one study; a wrong setting, or data that is not there, ends it with one line."""
     parser = argparse.ArgumentParser(
-        prog="python -m persona_lib.studies",
+        prog="python -m studies",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
