@@ -1,10 +1,9 @@
 """A web page on which you ask the trained policies: ``./run_all.sh --demo`` (``python -m persona_lib.demo``).
 
-One question, one user, and the answers of plain DPO and PT-DPO (or of any two trained policies) side by side
-as they are written, each with what the reader of answers sees in it. As in the paper's main table, a policy
-that was trained without personas is told the persona in the first person, a tailored one in its ``Persona:``
-line. The page is served to this machine only, sends nothing anywhere, loads nothing from elsewhere and shows
-texts as text. Needs the ``[demo]`` extra.
+One question, one user, and the answers of any two policies side by side as they are written, each with what
+the reader of answers sees in it. A policy is told the persona as in the paper's main table. The page is
+served to this machine only, sends nothing, loads nothing from elsewhere and shows texts as text. Needs the
+``[demo]`` extra.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Write what a run found into the repository: the documents' tables, the list of files, the notebooks.
 
-``python -m persona_lib.docs`` fills the blocks from ``<!-- table:PROFILE/NAME -->`` to ``<!-- end -->`` of
-README.md and REPRODUCTION.md from the tables in ``figures/published/PROFILE``, and draws the figures there;
-persona_lib/README.md gets the files' first sentences. ``--keep NAME ...`` first copies tables of the run at
-hand there, with their provenance. ``--notebooks [STEP ...]`` puts executed notebooks' outputs into them.
+``python -m persona_lib.docs`` fills the blocks ``<!-- table:PROFILE/NAME -->`` of README.md and
+REPRODUCTION.md from ``figures/published/PROFILE``, draws the figures there, and lists the library's files.
+``--keep NAME ...`` first copies tables of the run there. ``--notebooks [STEP ...]`` puts executed notebooks'
+outputs into them.
 """
 
 from __future__ import annotations

@@ -1,12 +1,10 @@
 """Run a notebook, check the environment, and put the outputs of executed notebooks into the sources.
 
-``python -m persona_lib.execute EXTRA``: does the active environment satisfy the pins? Exit status 0 if every
-direct requirement of the extra is installed in the version that ``constraints.txt`` names, else 1 and the
-reason. It runs before anything but PyYAML is installed.
+``python -m persona_lib.execute EXTRA`` ends with 0 if every direct requirement of the extra is installed in a
+version that ``constraints.txt`` names, else with 1 and the reason; it needs PyYAML alone.
 
-Papermill alone does not show that a notebook ran: an unknown parameter is only a warning, ``sys.exit(0)``
-passes, and the document of a killed kernel says "completed". So parameters are checked first, the run goes
-into ``<name>.running.ipynb``, and only a checked document takes its final name.
+Papermill does not show that a notebook ran: an unknown parameter is only a warning, and the document of a
+killed kernel says "completed". So only a checked ``<name>.running.ipynb`` takes its final name.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 ``make_pool`` draws the items of a table once. Each column's mean is an array: its estimate, then its value in
 every resample. Statistics are arithmetic on such arrays, so any two numbers of a table have a paired
-difference. Few seeds say little of how seeds differ: intervals over seeds are stretched for that
-(`seed_stretch`), and ``tests/test_intervals.py`` measures their coverage.
+difference. Intervals over few seeds are stretched (`seed_stretch`); ``tests/test_intervals.py`` measures
+their coverage.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from persona_lib.data.preference import load_pairs
 from persona_lib.data.rows import NOTED, REJECTED
 from persona_lib.figures import FIGURES, image, vector
 from persona_lib.models.load import tokenizer_at_hand
-from persona_lib.paper.answers import BROKEN, generation_folder, grid, read_generations, unsound
+from persona_lib.paper.answers import BROKEN, grid, is_answered, read_generations, unsound
 from persona_lib.paper.judging import runs_of
 from persona_lib.paper.results import read_table
 from persona_lib.paper.swap import answered_rows
@@ -266,7 +266,7 @@ def own_users(run: Run) -> dict[str, Any]:
 
 def own_cards(run: Run) -> list[dict[str, Any]]:
     """Return the first evaluated questions with the answers of the arms there are, unseen users first."""
-    done = [spec for spec in grid(run) if (generation_folder(run, spec) / "done.json").exists()]
+    done = [spec for spec in grid(run) if is_answered(run, spec)]
     found = {(spec.arm, spec.eval_persona): read_generations(run, spec) for spec in done}
     main = users.tailored(run)
     family = "user" if found.get((main, "user-chosen")) else "gold"

@@ -41,17 +41,13 @@ VERSIONS = {"pairs": 1, "personas": 1, "tailoring": 1, "training": 1, "answers":
 
 
 def to_json(value: Any) -> Any:
-    """Turn records, paths and tuples into what ``json`` can write."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
-    if isinstance(value, Path):
-        return str(value)
-    return value
+    """Turn a record or a path into what ``json`` can write; TypeError for anything else."""
+    return str(value) if isinstance(value, Path) else dataclasses.asdict(value)
 
 
 def content_hash(*values: Any) -> str:
     """Return 16 hex digits of the SHA-256 of the values' canonical JSON."""
-    text = json.dumps([to_json(v) for v in values], sort_keys=True, default=to_json)
+    text = json.dumps(values, sort_keys=True, default=to_json)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -147,14 +143,14 @@ def people_csv(table: Table, **how: Any) -> str:
 
 def write_rows(path: Path, rows: Iterable[Any]) -> None:
     """Write all rows as JSONL, atomically."""
-    write_text(path, "".join(json.dumps(to_json(r), ensure_ascii=False) + "\n" for r in rows))
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False, default=to_json) + "\n" for row in rows))
 
 
 def append_rows(path: Path, rows: Iterable[Any]) -> None:
     """Append rows to a JSONL file and flush them to disk; used inside long steps."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(to_json(r), ensure_ascii=False) + "\n" for r in rows)
+        file.writelines(json.dumps(row, ensure_ascii=False, default=to_json) + "\n" for row in rows)
         file.flush()
         os.fsync(file.fileno())
 

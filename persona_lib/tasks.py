@@ -1,12 +1,9 @@
 """The table of steps, the tasks of a profile, when a task is stale, the plan of a run, and if it can run.
 
-``facts/steps.yaml`` lists the steps; a step is one numbered notebook. A task is a step for one data set and
-seed, or for the whole profile. ``results/<profile>/provenance.json`` holds what each task ran with, and last
-the key that it ran for: the notebook's and the library's code, settings, when its inputs ran. A task is stale
-when its key differs. Running it again takes seconds where its work is finished: rows, adapters and judgments
-have keys of their own (``store.VERSIONS``).
-
-A plan reads small files only; nothing is imported, installed or downloaded for it.
+A step (``facts/steps.yaml``) is one numbered notebook; a task is a step for one data set and seed, or for the
+whole profile. ``results/<profile>/provenance.json`` holds the key that each task ran for: the notebook's and
+the library's code, settings, when its inputs ran. A task is stale when its key differs. Finished rows,
+adapters and judgments have keys of their own (``store.VERSIONS``). A plan reads small files only.
 """
 
 from __future__ import annotations

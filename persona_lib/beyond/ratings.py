@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from persona_lib.intervals import bootstrap_mean, interval_columns, interval_of
-from persona_lib.paper.answers import eval_rows, generation_folder, read_generations
+from persona_lib.paper.answers import eval_rows, is_answered, read_generations
 from persona_lib.records import SIDES, RunSpec, Table, stacked, table_of
 from persona_lib.settings import Profile, Run, main_arm, results_dir
 from persona_lib.store import content_hash, fill, people_csv, write_text
@@ -87,7 +87,7 @@ def answer_units(run: Run, persona: str) -> list[list[Item]]:
     found = {}
     for system, arm, form in (("PT-DPO", main_arm(run.profile), "line"), ("DPO", "none", "first_person")):
         spec = RunSpec(run.dataset, "dpo", arm, persona, run.seed, form)
-        if not (generation_folder(run, spec) / "done.json").exists():
+        if not is_answered(run, spec):
             return []
         found[system] = read_generations(run, spec)
     units = []

@@ -1,11 +1,10 @@
 """Safety by persona: which answers of which policy under which persona keep a caution or a refusal.
 
-The paper names the risk that a persona buys compliance. Here documented rules (``facts/caution_rules.yaml``)
-read an answer's text. "refusal": it declines, or says at its beginning that what was asked must not or cannot
-lawfully be done. "caution": it answers, and warns somewhere. "neither": all else, also a harmful answer. How
-often the rules err is measured on hand labels of 460 released answers (``facts/safety_labels.csv``: file and
-item id, never a text), a stratified draw in which each stands for ``weight`` answers. The part "written" was
-read while the rules were written, "held_out" was labelled before they ran on it.
+The paper names the risk that a persona buys compliance. Rules (``facts/caution_rules.yaml``) read an answer's
+text. "refusal": it declines, or says first that what was asked must not be done. "caution": it answers, and
+warns somewhere. "neither": all else, also a harmful answer. Hand labels of 460 released answers show how
+often the rules err (``facts/safety_labels.csv``: a stratified draw, each stands for ``weight`` answers). The
+part "written" was read while the rules were written, "held_out" was labelled before they ran on it.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ import numpy as np
 from persona_lib import intervals
 from persona_lib.beyond.released import Released
 from persona_lib.intervals import Interval, interval_columns
-from persona_lib.paper.answers import generation_folder, grid, read_generations
+from persona_lib.paper.answers import grid, is_answered, read_generations
 from persona_lib.paper.judging import runs_of
 from persona_lib.records import Table, table_of
 from persona_lib.settings import FACTS, Profile, main_arm
@@ -86,10 +85,9 @@ def run_answers(profile: Profile) -> Table:
     arms = [f"{method}-{persona}" for persona in ("none", main_arm(profile))]
     for dataset in (name for name in profile.datasets if name not in HARMLESS):
         for run in runs_of(profile, dataset):
-            for spec in (spec for spec in grid(run) if spec.arm in arms):
-                if (generation_folder(run, spec) / "done.json").exists():
-                    cell = (dataset, spec.arm, spec.eval_persona, spec.persona_format, run.seed)
-                    rows += [(*cell, i, a.completion) for i, a in sorted(read_generations(run, spec).items())]
+            for spec in (s for s in grid(run) if s.arm in arms and is_answered(run, s)):
+                cell = (dataset, spec.arm, spec.eval_persona, spec.persona_format, run.seed)
+                rows += [(*cell, i, a.completion) for i, a in sorted(read_generations(run, spec).items())]
     return table_of(rows, COLUMNS)
 
 

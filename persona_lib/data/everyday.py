@@ -1,12 +1,10 @@
 """``everyday``: the package's own preference pairs, real questions with two answers that differ for a user.
 
-The pairs (``facts/everyday.jsonl``; EVERYDAY.md is their data card) were written by a language model for this
-package. The two responses of a pair answer the same question about equally well and show opposite values of
-one dimension (of two, in a fifth of the pairs). Each side has a persona in the paper's form, and its wish in
-a user's own words. Every topic is in one split only.
-
-Each data seed draws a sample of users: which value of a dimension most of them like, and which response of
-each pair is *chosen*, so that no side is better by nature.
+The pairs (``facts/everyday.jsonl``; data card: EVERYDAY.md) were written by a language model. The two
+responses of a pair answer about equally well and show opposite values of one dimension (of two, in a fifth of
+the pairs). Each side has a persona, and its wish in a user's own words. Every topic is in one split. A data
+seed draws which value of a dimension most users like, and so which response of a pair is *chosen*: no side is
+better by nature.
 """
 
 from __future__ import annotations

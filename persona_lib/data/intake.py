@@ -123,14 +123,6 @@ def texts_of(row: OwnRow, mapping: Mapping) -> dict[str, str]:
     return texts
 
 
-def split_of(row: OwnRow, mapping: Mapping) -> str:
-    """Return the given split of a row, "" without one; RowError for one that is not read."""
-    given = optional(row, mapping.split)
-    if given and plain(given) not in mapping.splits:
-        raise RowError(mapping.split, "split", given)
-    return mapping.splits[plain(given)] if given else ""
-
-
 def optional(row: OwnRow, column: str) -> str:
     """Return what a column holds as text, "" without it."""
     value = lookup(row.value, column) if column else None
@@ -146,7 +138,11 @@ def read_pair(row: OwnRow, mapping: Mapping, salt: bytes = b"") -> OwnRow:
     """
     if not isinstance(row.value, dict):
         raise RowError("row", "unreadable", str(row.value)[:200])
-    split, texts = split_of(row, mapping), texts_of(row, mapping)
+    given = optional(row, mapping.split)
+    split = mapping.splits.get(plain(given), "") if given else ""
+    if given and not split:
+        raise RowError(mapping.split, "split", given)
+    texts = texts_of(row, mapping)
     if mapping.response:
         liked = plain(lookup(row.value, mapping.label)) in mapping.first
         texts["rejected" if liked else "chosen"] = ""

@@ -1,11 +1,9 @@
 """Load the generator that a profile asks for: a served model, vLLM, transformers, or a rule without a model.
 
-A served model is asked in OpenAI's protocol by the ``openai`` client, which repeats timeouts, 408, 409, 429
-and 5xx. Every answer is appended to a ledger, with its cost, before anything else sees it: a killed run pays
-for nothing twice. The budget counts what servers report, and the most that a failed request can cost.
-
-vLLM gets and returns token ids: a text would get a second BOS. Written against vLLM 0.30.0
-(``constraints-vllm.txt``); not run by us on a GPU.
+A served model is asked in OpenAI's protocol. Every answer is appended to a ledger, with its cost, before
+anything else sees it: a killed run pays for nothing twice. The budget counts what servers report, and the
+most that a failed request can cost. vLLM (0.30.0; not run by us on a GPU) gets token ids: a text would get a
+second BOS.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Train the persona-tailoring policies (paper section 4): SFT, then DPO on top of it, both with LoRA.
 
 The base stays frozen (in four bits for QLoRA). DPO trains a second adapter on the frozen SFT adapter, its
-reference. The trainers are TRL's (``trainers``); here are the rows and the folders.
-``accelerate launch -m persona_lib.models.train`` trains one adapter with several processes.
+reference. ``accelerate launch -m persona_lib.models.train`` trains one adapter with several processes.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from persona_lib.models import load, packing, trainers
 from persona_lib.models.load import ModelError, count_rows, format_of, load_base, load_tokenizer, model_key
 from persona_lib.models.served import SURFACE, SurfaceGenerator
 from persona_lib.prompts import tailoring_prompt
-from persona_lib.records import SIDES, DataError, PreferencePair, TailoringRow
+from persona_lib.records import SIDES, PreferencePair, TailoringRow
 from persona_lib.settings import Run, deciding, main_arm, open_run, set_field
 from persona_lib.store import VERSIONS
 
@@ -50,10 +49,7 @@ def data_paths(run: Run, method: str) -> dict[str, list[Path]]:
 
 
 def load_rows(run: Run, method: str, train_persona: str) -> tuple[dict[str, list[dict]], dict[str, int]]:
-    """Return the arm's rows of "train" and "val", and how many source rows had no persona.
-
-    Raises DataError if no training row has one.
-    """
+    """Return the arm's rows of "train" and "val", and how many source rows had no persona."""
     steps = run.profile.dpo.max_steps if method == "dpo" else 0
     make = to_sft_rows if method == "sft" else to_ordered_dpo_rows if steps else to_dpo_rows
     rows, without, chat = {}, {}, format_of(*run.base_source)
@@ -62,8 +58,6 @@ def load_rows(run: Run, method: str, train_persona: str) -> tuple[dict[str, list
         source = [row for path in paths for row in draw(store.read_rows(path, TailoringRow), limit)]
         rows[part] = make(source, train_persona, run.seed, chat)
         without[part] = len(source) * (2 if train_persona in TWO_SIDED else 1) - len(rows[part])
-    if not rows["train"]:
-        raise DataError(f"{run.dataset}, arm {train_persona}: no row has a persona: see generator.model")
     if steps:  # in a fixed order it leaves the last rows out: they need no reference
         rows["train"] = rows["train"][: steps * run.profile.dpo.batch_size]
     return rows, without
@@ -71,32 +65,26 @@ def load_rows(run: Run, method: str, train_persona: str) -> tuple[dict[str, list
 
 def lacking_rows(run: Run) -> Iterator[str]:
     """Say of which part of the data training, or evaluation, can use no row, and the way out."""
-    profile, split = run.profile, run.profile.evaluation.split
-    pairs = preference.READERS[run.dataset](run)
+    profile, split, generator = run.profile, run.profile.evaluation.split, run.profile.generator
+    pairs, rule = preference.READERS[run.dataset](run), SurfaceGenerator().persona
+    by_rule = run.dataset != everyday.NAME and generator.model == SURFACE and not generator.url
     for name, part in ({split: pairs[split]} | tailoring.train_parts(run, pairs)).items():
         rows = "training.rows" if name.endswith("train") else "training.validation_rows"
         limit = "evaluation.limit" if name == split else rows
         shots = "generation.few*" if name == "sft_train" and "few_shot" in profile.training.methods else ""
         kept = draw(part, settings.value(profile, limit))
+        told = [one for one in kept if not by_rule or one.persona_chosen or rule(one.chosen, one.rejected)]
         if not kept or (shots and len(part) < profile.generation.few_shot_examples):
             fields = settings.flat(profile, f"{limit} data.pair_limit {shots}")
             said = ", ".join(f"{field}={value}" for field, value in fields.items())
             yield f"{name} has {len(part)} rows, used: {len(kept)}; add rows, or change {said}"
-        elif not (told := [pair for pair in kept if may_have_persona(run, pair)]):
+        elif not told:
             yield (f"rules (generator.model=surface) see no difference between the responses of any of the "
                    f"{len(kept)} pairs of {name}, so there is no persona. Name a language model: --set "
                    "generator.model=base, or generator.url and generator.model")  # fmt: skip
         elif name != split:
             yield from arms_without_rows(run, name, told)
             yield from nothing_fits(run, name, kept)
-
-
-def may_have_persona(run: Run, pair: PreferencePair) -> bool:
-    """Say whether a pair may get a persona: rules write none where they see no difference."""
-    generator = run.profile.generator
-    if run.dataset == everyday.NAME or generator.model != SURFACE or generator.url:
-        return True
-    return bool(pair.persona_chosen or SurfaceGenerator().persona(pair.chosen, pair.rejected))
 
 
 def arms_without_rows(run: Run, name: str, pairs: list[PreferencePair]) -> Iterator[str]:

@@ -179,6 +179,11 @@ def generation_folder(run: Run, spec: RunSpec) -> Path:
     return run.folder / "generations" / spec.slug
 
 
+def is_answered(run: Run, *specs: RunSpec) -> bool:
+    """Say whether all of these runs have finished answers."""
+    return all((generation_folder(run, spec) / "done.json").exists() for spec in specs)
+
+
 def generation_key(run: Run, spec: RunSpec) -> str:
     """Hash of all that a run's generations depend on."""
     names = ("sft_train", run.profile.evaluation.split)
@@ -232,9 +237,10 @@ def broken_share(facts: dict[str, Any]) -> float:
 def unsound(profile: Profile) -> list[str]:
     """Name the runs of a profile of whose answers more than `BROKEN` repeat themselves."""
     runs = [Run(profile, dataset, seed) for dataset in profile.datasets for seed in profile.seeds]
-    done = [(run, spec, generation_folder(run, spec) / "done.json") for run in runs for spec in grid(run)]
-    shares = {f"{spec.slug}, seed {run.seed}": broken_share(store.read_json(path))
-              for run, spec, path in done if path.exists()}  # fmt: skip
+    done = [(run, spec) for run in runs for spec in grid(run) if is_answered(run, spec)]
+    shares = {f"{spec.slug}, seed {run.seed}":
+              broken_share(store.read_json(generation_folder(run, spec) / "done.json"))
+              for run, spec in done}  # fmt: skip
     return [name for name, share in shares.items() if share > BROKEN]
 
 
@@ -256,7 +262,7 @@ def generate_all(run: Run) -> list[Path]:
 def read_generations(run: Run, spec: RunSpec) -> dict[str, Generation]:
     """Return a run's generations by row id; raises FileNotFoundError if the run is not finished."""
     folder = generation_folder(run, spec)
-    if not (folder / "done.json").exists():
+    if not is_answered(run, spec):
         raise FileNotFoundError(f"{folder} is not finished: run the generation step first")
     path = folder / "rows.jsonl"  # not written where no row has the persona
     return {row.id: row for row in store.read_rows(path, Generation)} if path.exists() else {}

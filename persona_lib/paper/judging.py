@@ -210,6 +210,13 @@ def same_items(runs: tuple[Run, ...]) -> bool:
     return len(seen) == 1 and len(runs) > 1
 
 
+def sampling(runs: Sequence[Run]) -> tuple[int, int, bool]:
+    """Return how the runs of a data set are resampled: how often, with which seed, and `same_items`."""
+    profile = runs[0].profile
+    number = profile.datasets.index(runs[0].dataset)
+    return profile.evaluation.bootstrap_samples, number, same_items(tuple(runs))
+
+
 @functools.cache
 def answer_quality(run: Run, spec: RunSpec) -> dict[str, float]:
     """Return the quality of a run's answers by row id, as the rules of the oracle score it."""
@@ -260,9 +267,9 @@ class Judged:
 
 @functools.lru_cache(maxsize=4)
 def read_judgments(profile: Profile, role: str = "judge") -> tuple[Judged, ...]:
-    """Read and resample all that a judge has judged; the bootstrap seed is the data set's number, from 0."""
+    """Read and resample all that a judge has judged."""
     rows: list[Judged] = []
-    for number, dataset in enumerate(profile.datasets):
+    for dataset in profile.datasets:
         runs, judged, columns = tuple(runs_of(profile, dataset)), {}, {}
         for m in judged_matchups(runs[0], role):
             by_run = [read_verdicts(run, m, role) for run in runs]
@@ -271,8 +278,8 @@ def read_judgments(profile: Profile, role: str = "judge") -> tuple[Judged, ...]:
                 for short, rubric in RUBRIC_NAMES.items():
                     columns[f"{m.slug}/{short}"] = intervals.signs(judged[m][rubric])
                 columns[f"{m.slug}/sd"] = quality_differences(m, runs, judged[m]["quality"])
-        how = profile.evaluation.bootstrap_samples, number, same_items(runs)
-        pool = intervals.make_pool(columns, *how, lambda name: None if name.endswith("/sd") else -1)
+        how = *sampling(runs), lambda name: None if name.endswith("/sd") else -1
+        pool = intervals.make_pool(columns, *how)
         for m, verdicts in judged.items():
             scores = intervals.scores(pool, m.slug) | {"quality_sd": pool[f"{m.slug}/sd"]}
             rows.append(Judged(m, runs, verdicts, scores))

@@ -24,7 +24,7 @@ from persona_lib.data.tailoring import retrieved_ids
 from persona_lib.intervals import VERDICTS, drawn_columns, make_pool, seed_columns
 from persona_lib.models.served import load_generator, role_key
 from persona_lib.paper.judges import Judge, judge_both, load_judge, model_judge
-from persona_lib.paper.judging import judge_key, runs_of, same_items
+from persona_lib.paper.judging import judge_key, runs_of, sampling
 from persona_lib.paper.results import Row
 from persona_lib.prompts import inference_prefix, inference_query, preference_prompt
 from persona_lib.records import SIDES, InferredPersona, PreferencePair, Side, Table, stacked, table_of
@@ -238,15 +238,14 @@ def judge_run(run: Run) -> list[Path]:
 
 def read_items(profile: Profile, file: str) -> Iterator[tuple[Row, dict[int, dict[str, Verdicts]], tuple]]:
     """Yield, per data set, what identifies it, the verdicts by seed and side, and how they are resampled."""
-    for number, dataset in enumerate(profile.datasets):
-        runs = tuple(runs_of(profile, dataset))
+    for dataset in profile.datasets:
+        runs = runs_of(profile, dataset)
         items: dict[int, dict[str, Verdicts]] = {}
         for run in runs:
             path, items[run.seed] = run.folder / "tables" / file, {}
             for row in csv.DictReader(path.read_text(encoding="utf-8").splitlines() if path.exists() else ()):
                 items[run.seed].setdefault(row.get("side", "both"), {})[row["id"]] = row["verdict"]
-        how = profile.evaluation.bootstrap_samples, number, same_items(runs)
-        yield {"dataset": dataset, "split": inference_split(profile, dataset)}, items, how
+        yield {"dataset": dataset, "split": inference_split(profile, dataset)}, items, sampling(runs)
 
 
 def accuracy_table(profile: Profile) -> Table:

@@ -18,7 +18,7 @@ import numpy as np
 from persona_lib import intervals
 from persona_lib.intervals import VERDICTS, drawn_columns, seed_columns
 from persona_lib.paper import judging
-from persona_lib.paper.answers import generation_folder
+from persona_lib.paper.answers import is_answered
 from persona_lib.paper.judging import RUBRIC_NAMES, Judged, matchups, runs_of
 from persona_lib.records import Table, stacked, table_of
 from persona_lib.settings import Profile, results_dir
@@ -150,8 +150,8 @@ def example_table(profile: Profile) -> Table:
     lines = []
     for run in (runs_of(profile, dataset)[0] for dataset in profile.datasets):
         for m in matchups(run):
-            done = all((generation_folder(run, spec) / "done.json").exists() for spec in (m.test, m.base))
-            if done and m.kind == "main" and m.judge_persona.startswith(("gold", "user")):
+            shown = m.kind == "main" and m.judge_persona.startswith(("gold", "user"))
+            if shown and is_answered(run, m.test, m.base):
                 lines += [{"dataset": run.dataset, "seed": run.seed, "id": c.id, "prompt": c.prompt,
                            "eval_persona": m.judge_persona, "persona": c.persona,
                            "plain_dpo": c.response_b, "pt_dpo": c.response_a}

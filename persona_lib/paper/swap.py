@@ -24,7 +24,7 @@ from persona_lib.intervals import drawn_columns, make_pool, seed_columns
 from persona_lib.models import trainers
 from persona_lib.models.load import attach_adapters, format_of, model_key, pair_log_probs, using_adapters
 from persona_lib.paper import answers
-from persona_lib.paper.judging import same_items
+from persona_lib.paper.judging import sampling
 from persona_lib.paper.results import Row
 from persona_lib.prompts import completion_text, tailoring_prompt
 from persona_lib.records import SIDES, Table, TailoringRow, table_of
@@ -298,10 +298,8 @@ def row_items(rows: Sequence[TailoringRow], scores: Mapping[Part, Sequence[Polic
 def flip_items(run: Run) -> Found:
     """Return flip and DiD of the finished answers of every arm, format and family of a run."""
     rows = answered_rows(run)
-    found: dict[tuple[str, ...], dict[str, dict[str, float]]] = {}
-    done = [
-        spec for spec in answers.grid(run) if (answers.generation_folder(run, spec) / "done.json").exists()
-    ]
+    found: Found = {}
+    done = [spec for spec in answers.grid(run) if answers.is_answered(run, spec)]
     specs = {(spec.arm, spec.persona_format, spec.eval_persona): spec for spec in done}
     for part in dict.fromkeys(key[:2] for key in specs):
         for family in FAMILIES:
@@ -352,10 +350,9 @@ def pooled(runs: Sequence[Run], read: Callable[[Run], Found]) -> Pooled:
     names = {key: values for of_run in found for key, values in of_run.items() if values["flip"]}
     rows = {key: {name: [of_run.get(key, {}).get(name, {}) for of_run in found] for name in values}
             for key, values in names.items()}  # fmt: skip
-    profile, number = runs[0].profile, runs[0].profile.datasets.index(runs[0].dataset)
-    how = profile.evaluation.bootstrap_samples, number, same_items(tuple(runs))
-    columns = {(k, n): v for k, of in rows.items() for n, v in of.items()}
-    return Pooled(runs, rows, make_pool(columns, *how, lambda name: None if name[1] in ("d", "did") else 0))
+    columns = {(key, name): values for key, of in rows.items() for name, values in of.items()}
+    how = *sampling(runs), lambda name: None if name[1] in ("d", "did") else 0
+    return Pooled(runs, rows, make_pool(columns, *how))
 
 
 def swap_table(runs: Sequence[Run]) -> Table:
