@@ -66,9 +66,7 @@ class Asker:
         """Return what an arm is asked; an empty persona is none. ConfigError without a question."""
         question, persona = question.strip(), persona.strip()
         if not question or max(len(question), len(persona)) > MAX_CHARACTERS:
-            raise ConfigError(
-                f"write a question; question and persona have up to {MAX_CHARACTERS} characters"
-            )
+            raise ConfigError(f"write a question; it and the persona have up to {MAX_CHARACTERS} characters")
         return tailoring_prompt(question, persona or None, self.arms[arm], self.chat)
 
     def answer(self, arm: str, question: str, persona: str) -> Iterator[str]:
@@ -85,10 +83,7 @@ class Asker:
 
 
 def answer_own(run: Run, pairs: Sequence[tuple[str, str]] = ()) -> Table:
-    """Return plain DPO's and PT-DPO's answers to (question, persona) pairs; without pairs, to our examples.
-
-    Raises ValueError for what is no such pair.
-    """
+    """Return plain DPO's and PT-DPO's answers to (question, persona) pairs, or to our examples."""
     for number, pair in enumerate(pairs, start=1):
         if isinstance(pair, str) or [type(text) for text in pair] != [str, str]:
             raise ValueError(f"own, pair {number}: {pair!r}; write it as [question, persona], two texts")

@@ -65,7 +65,7 @@ def results_of(run: Run, arm: str) -> list[str]:
     return parts
 
 
-def model_card(run: Run, arm: str, folders: Sequence[Path], chat: ChatFormat | None) -> str:
+def model_card(run: Run, arm: str, paths: Sequence[Path], chat: ChatFormat | None) -> str:
     """Return the README.md of an exported arm; ``chat`` is how the base is asked."""
     persona, installed = arm.partition("-")[2], store.package_versions()
     user = None if persona == "none" else "The user is busy and prefers short answers."
@@ -80,19 +80,14 @@ def model_card(run: Run, arm: str, folders: Sequence[Path], chat: ChatFormat | N
         split_by="user and prompt" if len(read_table(run.profile, "user_personas")) else "prompt",
         persona=persona,
         prompt=repr(tailoring_prompt("How do I boil an egg?", user, chat=chat)),
-        trained=[
-            (f.name, store.read_json(f / "spec.json"), store.read_json(f / "done.json")) for f in folders
-        ],
+        trained=[(f.name, *[store.read_json(f / one) for one in ("spec.json", "done.json")]) for f in paths],
         results=results_of(run, arm),
         versions=", ".join(f"{name} {installed[name]}" for name in PACKAGES if name in installed),
     )
 
 
 def export_arm(run: Run, arm: str, target: Path) -> Path:
-    """Write everything of one arm into a new folder and return it; nothing leaves this machine.
-
-    Raises FileNotFoundError for an arm without finished adapters, FileExistsError if the folder has content.
-    """
+    """Write an arm into a new folder; FileNotFoundError: no adapters, FileExistsError: it has content."""
     folders = adapters_of(run, arm)
     missing = [folder for folder in folders if not (folder / "done.json").exists()]
     if missing or not folders:
@@ -125,12 +120,10 @@ def keep_adapter(profile: Profile) -> Path | None:
 def last_run() -> tuple[str, list[str]]:
     """Return profile and overrides of the run that ended last; raises FileNotFoundError if there is none."""
     known = [store.read_json(path)["tasks"].values() for path in results_root().glob("*/provenance.json")]
-    last = max(
-        (facts for tasks in known for facts in tasks), key=lambda facts: facts["finished"], default=None
-    )
-    if not last:
+    facts = sorted((facts for tasks in known for facts in tasks), key=lambda facts: facts["finished"])
+    if not facts:
         raise FileNotFoundError(f"{results_root()}: no run to export; ./run_all.sh --data FILE makes one")
-    return last["parameters"]["profile"], last["parameters"]["overrides"]
+    return facts[-1]["parameters"]["profile"], facts[-1]["parameters"]["overrides"]
 
 
 def main(argv: list[str] | None = None) -> int:

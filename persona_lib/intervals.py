@@ -1,9 +1,8 @@
 """Verdicts, win rates, dPQ, and 95 % intervals by bootstrap over items and seeds.
 
-``make_pool`` draws the items of a table once. Each column's mean is an array: its estimate, then its value in
-every resample. Statistics are arithmetic on such arrays, so any two numbers of a table have a paired
-difference. Intervals over few seeds are stretched (`seed_stretch`); ``tests/test_intervals.py`` measures
-their coverage.
+``make_pool`` draws the items of a table once. Each column's mean is an array: its estimate, then its value
+in every resample. Statistics are arithmetic on such arrays, so any two numbers of a table have a paired
+difference. Over few seeds they are stretched (`seed_stretch`); tests/test_intervals.py measures coverage.
 """
 
 from __future__ import annotations
@@ -105,9 +104,8 @@ def interval_columns(name: str, interval: Interval) -> dict[str, float | None]:
 
 def drawn_columns(draws: Mapping[str, np.ndarray]) -> dict[str, float | None]:
     """Return the interval columns of several statistics, each given as its `interval_of` array."""
-    return {
-        k: v for name, drawn in draws.items() for k, v in interval_columns(name, interval_of(drawn)).items()
-    }
+    columns = [interval_columns(name, interval_of(drawn)) for name, drawn in draws.items()]
+    return {name: value for of_one in columns for name, value in of_one.items()}
 
 
 def seed_columns(seeds: Sequence[int]) -> dict[str, int | str]:

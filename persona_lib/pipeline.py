@@ -56,10 +56,7 @@ def own_overrides(name: str, overrides: list[str]) -> list[str]:
 
 
 def validate(profile: Profile, only_asked: bool = False) -> None:
-    """Check a profile's rows before anything runs; of own data write the page that says what was found.
-
-    Raises DataError or ConfigError.
-    """
+    """Check a profile's rows before anything runs, or raise DataError; of own data write the page on them."""
     authors = [name for name in profile.datasets if name in official.DATASETS]
     offline = os.environ.get("HF_HUB_OFFLINE") == "1"
     if authors and (profile.data.path or os.environ.get("PERSONA_DATA") or offline) and not only_asked:
@@ -118,10 +115,7 @@ def write_facts(pipeline: Pipeline, known: dict[str, dict[str, Any]]) -> None:
 
 
 def run_tasks(pipeline: Pipeline, ids: list[str]) -> int:
-    """Run the tasks that are not current, in order; returns 0, or 1 at the first that fails.
-
-    Raises DataError if a file that another task left is not as it was.
-    """
+    """Run the tasks that are not current, in order; returns 0, or 1 at the first that fails."""
     width = max(len(name) for name in ids)
     for number, name in enumerate(ids, start=1):
         task, label = pipeline.tasks[name], f"[{number}/{len(ids)}] {name:<{width}}"
@@ -312,9 +306,7 @@ def verify(pipeline: Pipeline, every: bool = True) -> int:
         if name != "seeds" and (ran[group] if group else ran).get(key) != json.loads(json.dumps(value)):
             changed.append(name)
     if changed:
-        raise ConfigError(
-            f"--verify compares runs of the profile as it is; this one changed {', '.join(changed)}"
-        )
+        raise ConfigError(f"--verify is for a profile as it is; this one changed {', '.join(changed)}")
     table = claims.verify(settings.set_field(profile, {"seeds": ran["seeds"]}), store.read_csv(path))
     if every:
         numbers = ["run", "published", "published_low", "published_high"]

@@ -31,10 +31,8 @@ def with_files(pipeline: Pipeline, known: Known, task: Task, begun: int) -> Know
     Its own are those that it left before, and those in its folders that no task has yet. Of each: bytes,
     nanoseconds of its last change, SHA-256.
     """
-    there = written(pipeline)
-    before = {
-        name: (other, s) for other, facts in known.items() for name, s in facts.get("files", {}).items()
-    }
+    there, left = written(pipeline), {other: facts.get("files", {}) for other, facts in known.items()}
+    before = {name: (other, state) for other, files in left.items() for name, state in files.items()}
     run = task.parameters
     folder = pipeline.results / run["dataset"] / f"seed-{run['seed']}" if run else pipeline.results
     makes = tasks.STEPS[task.step].makes.split()

@@ -1,8 +1,7 @@
 """The records that travel between the steps, one frozen dataclass per kind of row.
 
-Every record carries its own fields and an ``id``; nothing is ever recovered by parsing a rendered
-prompt, by line order or by comparing texts. Names follow TRL (prompt, chosen, rejected, completion),
-the paper (persona) and the judge literature (comparison, judgment, verdict).
+Every record has an ``id``; nothing is recovered by parsing a prompt, by line order or by comparing texts.
+Names follow TRL (prompt, chosen, rejected, completion), the paper (persona) and the judge literature.
 """
 
 from __future__ import annotations
@@ -55,10 +54,9 @@ class PreferencePair:
 
 @dataclass(frozen=True)
 class InferredPersona:
-    """A persona inferred for one side of a pair (paper section 3).
+    """A persona inferred for one side of a pair (paper section 3), and the model's whole answer (``raw``).
 
-    ``persona`` is None when the answer was not a persona; ``status`` then says why ("empty",
-    "refusal", "too_long", "malformed", "loop") and is "ok" otherwise. ``raw`` keeps the model's whole answer.
+    ``persona`` is None when the answer is none; ``status`` then says why (``personas.parse_persona``).
     """
 
     id: str
@@ -88,9 +86,8 @@ class UserPersona:
 class TailoringRow:
     """A preference pair with its personas: one row of the persona-tailoring data (paper section 4).
 
-    Personas are keyed by the name used in ``RunSpec.eval_persona`` ("gold-chosen",
-    "retrieved-rejected", "user-chosen", ...); a missing key or None means that there is none.
-    ``retrieved_id`` names the training row that both retrieved personas come from.
+    Personas are keyed by ``EvalPersona``; a missing key or None means that there is none. ``retrieved_id``
+    names the training row that both retrieved personas come from.
     """
 
     id: str
@@ -154,10 +151,7 @@ class PairwiseComparison:
 
 @dataclass(frozen=True)
 class Judgment:
-    """A judge's answer to one comparison; ``winner`` is "A", "B" or None when nothing could be read.
-
-    ``tie`` is True when the judge itself says that the two are equal (then ``winner`` is None).
-    """
+    """A judge's answer to one comparison; without ``winner`` it is a ``tie``, or nothing could be read."""
 
     id: str
     judge: str

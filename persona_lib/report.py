@@ -130,10 +130,7 @@ def tables(profile: Profile) -> list[tuple[str, str, Any]]:
 
 
 def write_report(profile: Profile) -> Path:
-    """Write ``results/<profile>/report/index.html``; returns its path.
-
-    It warns of policies that gave degenerate answers too often. A user's own data have another page.
-    """
+    """Write ``results/<profile>/report/index.html``, of own data another page; returns its path."""
     target, own = results_dir(profile) / "report" / "index.html", profile.datasets == (intake.NAME,)
     ran = sorted((results_dir(profile) / "notebooks").glob("*.ipynb"))
     page = fill(
@@ -194,9 +191,7 @@ def length_table(data: OwnData, counts: Sequence[int] | None) -> Table:
 def found_by_kind(data: OwnData) -> list[dict[str, Any]]:
     """Return every finding by kind: rejected rows under their first reason, kept ones under each."""
     found = [*data.rejected.values(), *(finding for finding in data.findings if not finding.rejected)]
-    kinds = [
-        (code, *known, [f for f in found if f.code == code]) for code, known in (REJECTED | NOTED).items()
-    ]
+    kinds = [(code, *told, [f for f in found if f.code == code]) for code, told in (REJECTED | NOTED).items()]
     return [
         {"title": f"{'rejected' if code in REJECTED else 'kept, but'}: {words}", "mend": mend, "found": lines}
         for code, words, mend, lines in kinds

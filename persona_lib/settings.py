@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cache
@@ -398,13 +398,8 @@ def read_profile_file(name: str, folder: Path, above: tuple[str, ...] = ()) -> d
     return values | {n: check_value(n, given, str(path)) for n, given in found.items()} | {"name": name}
 
 
-def load_profile(
-    name: str, overrides: list[str] | tuple[str, ...] = (), folder: Path | None = None
-) -> Profile:
-    """Load ``configs/<name>.yaml`` and apply ``group.key=value`` overrides.
-
-    Raises ConfigError for a missing profile or repository, and for missing, unknown or ill-typed settings.
-    """
+def load_profile(name: str, overrides: Sequence[str] = (), folder: Path | None = None) -> Profile:
+    """Load ``configs/<name>.yaml`` with ``group.key=value`` overrides; ConfigError says what is wrong."""
     folder = folder or REPO / "configs"
     if not folder.is_dir():  # installed from a wheel
         text = "this is the library alone, without notebooks and profiles: git clone the repository"
@@ -471,9 +466,7 @@ class Run:
         return source, commit
 
 
-def open_run(
-    profile: str, dataset: str = "", seed: int = 0, overrides: list[str] | tuple[str, ...] = ()
-) -> Run:
+def open_run(profile: str, dataset: str = "", seed: int = 0, overrides: Sequence[str] = ()) -> Run:
     """Open what a notebook works on; an empty data set means the profile's first."""
     loaded = load_profile(profile, overrides)
     return Run(loaded, dataset or loaded.datasets[0], seed)

@@ -1,8 +1,7 @@
 """Files on disk: append-only JSONL of records, atomic writes, folders marked as finished.
 
-A folder is finished when its ``done.json`` exists; that file is written last and atomically, and
-holds the key (the inputs' hash) it was finished for. A torn last line, left by a killed process, is
-cut off on the next read for appending, so that a rerun resumes at the first missing row.
+A folder is finished when its ``done.json`` exists, which is written last and holds the key (inputs' hash).
+A torn last line, left by a killed process, is cut off, so that a rerun resumes at the first missing row.
 """
 
 from __future__ import annotations

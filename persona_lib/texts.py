@@ -127,9 +127,7 @@ def near_groups(texts: Sequence[str], threshold: float) -> list[int]:
     return list(range(n))
 
 
-def near_duplicates(
-    prompts: Sequence[str], pool: Sequence[str], threshold: float = 0.5
-) -> list[tuple[int, int, float]]:
+def near_duplicates(prompts: list[str], pool: list[str], threshold: float) -> list[tuple[int, int, float]]:
     """Find the prompts whose most similar pool prompt has a word 3-gram Jaccard >= ``threshold``.
 
     Returns (index in prompts, index in pool, Jaccard), at most one per prompt, the first of equally similar

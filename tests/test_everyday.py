@@ -24,7 +24,7 @@ def test_there_are_enough_pairs_and_splits_share_no_topic_and_no_near_prompt():
     assert sum(map(len, splits.values())) == len(ITEMS)
     for one, other in combinations(splits.values(), 2):
         assert not {item.topic for item in one} & {item.topic for item in other}
-        assert not near_duplicates([item.prompt for item in other], [item.prompt for item in one])
+        assert not near_duplicates([item.prompt for item in other], [item.prompt for item in one], 0.5)
 
 
 def test_values_are_opposite_and_texts_have_the_form_of_their_values_and_of_the_paper():

@@ -127,7 +127,7 @@ def data(results_here):
 def test_comparisons_leave_out_rows_without_a_persona_and_end_where_another_prompt_begins(data):
     profile = load_profile("authors", JUDGE)
     assert released.judged_pairs(profile, data) == [("hhh", name) for name in PERSONAS]
-    chosen, rejected = (released.released_comparisons(data, "hhh", name) for name in PERSONAS)
+    chosen, rejected = (released.released_comparisons(data, "hhh", name, 0) for name in PERSONAS)
     assert len(chosen) == 6 and [c.id[-1] for c in rejected] == ["0", "1", "3", "4", "5"]
     assert (chosen[1].response_a, chosen[1].response_b) == (" dpo-chosen answer", " dpo-none answer")
     assert (chosen[0].prompt, chosen[0].persona) == ("Human: Question 0?", "The user is gold-chosen 0.")

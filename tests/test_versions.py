@@ -27,15 +27,15 @@ FILES = {
     "users": "beyond.users",
 }
 DECIDED = {
-    "pairs": (1, "b9f24726433ee78e"),
-    "personas": (1, "89bf14e1d8ea2be3"),
+    "pairs": (1, "cc9aaabe86d3ed29"),
+    "personas": (1, "cda0f6a995d16281"),
     "tailoring": (1, "bc0a4cccfb566fae"),
-    "training": (1, "729f78cbb4c07669"),
-    "answers": (1, "126bb397660b3281"),
-    "judging": (1, "4e5642f65349d87c"),
-    "swap": (1, "924928f3b23423de"),
-    "calibration": (1, "eed905dd6c99671a"),
-    "rejudged": (1, "510c809270b764a9"),
+    "training": (1, "4276faef382785fe"),
+    "answers": (1, "0f2f7df4cd6b1c44"),
+    "judging": (1, "9a726a0e71dde448"),
+    "swap": (1, "b11a4d00735c118e"),
+    "calibration": (1, "81935972384bbb44"),
+    "rejudged": (1, "34285075705e5f59"),
     "users": (1, "638d540c8422c2a8"),
 }
 

@@ -310,10 +310,7 @@ def corrected_main(profile: Profile) -> Table:
 
 
 def save_tables(profile: Profile) -> dict[str, Path]:
-    """Compute and write every table of the profile; returns the paths of those that are not empty.
-
-    Several seeds also leave ``by_seed``: the estimate of every aim for each seed alone.
-    """
+    """Write every table of the profile, of several seeds also ``by_seed``; returns the paths that exist."""
     parts = []
     for seed in profile.seeds if len(profile.seeds) > 1 else ():
         alone = set_field(profile, {"seeds": [seed]})

@@ -131,9 +131,7 @@ def shuffled_units(items: Sequence[Item], seed: int | str) -> list[list[Item]]:
     return order
 
 
-def number_items(
-    study: str, items: Sequence[Item], n_raters: int, per_unit: int, seed: int = 0
-) -> list[Item]:
+def number_items(study: str, items: list[Item], n_raters: int, per_unit: int, seed: int = 0) -> list[Item]:
     """Return the items in random order, numbered ("item") and given to "raters" rater-1, rater-2, ...
 
     Each unit goes to ``per_unit`` neighbours in a circle, so that all raters are linked. A number begins with
@@ -156,10 +154,7 @@ def has_ratings(path: Path, study: str) -> bool:
 
 
 def rater_page(study: str, rater: str, units: Sequence[Sequence[Item]]) -> str:
-    """Return a rater's page: one unit at a time, A and B side by side; it saves the filled sheet as CSV.
-
-    Nothing is loaded or sent: its policy allows its own script and style alone, by their hashes.
-    """
+    """Return a rater's page; it saves the sheet as CSV; its policy allows only its own script and style."""
     asked = {name: re.split(r"(?<=\?) ", text, maxsplit=1) for name, text in QUESTIONS[study].items()}
     page = fill("rater.html", study=study, rater=rater, units=units, asked=asked, scale=SCALE,
                 texts=[name for name in TEXTS[study] if name not in ("prompt", "persona")])  # fmt: skip
@@ -281,10 +276,7 @@ def read_filled(folder: Path, keys: Path) -> Table:
 
 
 def alpha(counts: np.ndarray) -> float:
-    """Return Krippendorff's ordinal alpha of counts (items, values): how many raters gave each value.
-
-    NaN where no item with two ratings or more pairs unequal values: nothing could disagree.
-    """
+    """Return Krippendorff's ordinal alpha of raters' counts (items, values); NaN: nothing could disagree."""
     import krippendorff
 
     paired = counts[counts.sum(axis=1) > 1]

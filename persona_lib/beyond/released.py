@@ -21,7 +21,7 @@ from persona_lib.data.official import DATASETS, ROLE_MARK, download, find_data_d
 from persona_lib.data.preference import draw
 from persona_lib.intervals import drawn_columns, make_pool
 from persona_lib.models.generate import cut_at_stop
-from persona_lib.paper.judges import model_judge
+from persona_lib.paper.judges import Comparisons, model_judge
 from persona_lib.paper.judging import RUBRIC_NAMES, judge_comparisons, judge_key
 from persona_lib.paper.results import Row, inconsistent, verdict_counts
 from persona_lib.paper.swap import flip_and_did
@@ -132,10 +132,7 @@ def open_if_present(data_dir: str | Path = "") -> tuple[Released | None, str]:
 
 
 def released_tables(data: Released, n_resamples: int = 4000, seed: int = 0) -> dict[str, Table]:
-    """Return the table ``released_flip`` by its file name, a line per data set, kind of personas and policy.
-
-    Mnemonic's test split has no responses to compare with. Intervals are bootstraps over rows.
-    """
+    """Return the table ``released_flip`` by its name, a line per data set, kind of personas and policy."""
     lines = []
     for (dataset, rows), source, arm in itertools.product(data.rows.items(), SOURCES, ARMS):
         files = [ReleasedFile(dataset, arm, f"{source}-{side}") for side in SIDES]
@@ -168,9 +165,7 @@ def judged_pairs(profile: Profile, data: Released | None) -> list[tuple[str, str
     return [pair for pair in tested if ReleasedFile(pair[0], "dpo-none", pair[1]) in data.outputs]
 
 
-def released_comparisons(
-    data: Released, dataset: str, eval_persona: str, limit: int = 0
-) -> list[PairwiseComparison]:
+def released_comparisons(data: Released, dataset: str, eval_persona: str, limit: int) -> Comparisons:
     """Return the comparisons of two files, PT-DPO's answer as A, of up to ``limit`` rows with the persona."""
     files = [data.outputs[ReleasedFile(dataset, arm, eval_persona)] for arm in ARMS]
     return [

@@ -411,9 +411,7 @@ def read_source(profile: Profile, key: str) -> OwnData:
     raw, read = read_rows(source, given.config, given.encoding)
     mapping, shape = maps.find_mapping(profile, given, raw)
     if mapping.margin and not (mapping.scores or mapping.ranking):
-        raise DataError(
-            f"{source}: margin is the least difference of scores or ranks, but the mapping has none"
-        )
+        raise DataError(f"{source}: margin is the least difference of scores or ranks: the mapping has none")
     salt = user_salt(profile) if mapping.user and not mapping.show_users else b""
     pairs, findings = [], []
     for row in raw:

@@ -203,16 +203,14 @@ def check_mapping(mapping: Mapping) -> None:
 def find_mapping(profile: Profile, mapping: Mapping, rows: Sequence[OwnRow]) -> tuple[Mapping, str]:
     """Return the mapping of the rows, and the name and lines of the format they were recognised by.
 
-    Raises DataError if a column is in no row: names it, the columns there are and, where their names tell,
-    the mapping that is proposed and written beside the results.
+    DataError names a column that is in no row, those there are, and the mapping that is proposed, if any.
     """
     source, readable = profile.data.path, [row.value for row in rows if isinstance(row.value, dict)]
     present = list(dict.fromkeys(path for row in readable[:1000] for path in paths_in(row)))
     if not present:
         raise DataError(f"{source}: no row can be read; {rows[0].place}: {rows[0].value or 'no field'}")
-    implicit = any(
-        all(messages_in(lookup(row, side), transcript=True) for side in mapping.sides) for row in readable
-    )
+    talks = ([messages_in(lookup(row, side), transcript=True) for side in mapping.sides] for row in readable)
+    implicit = any(map(all, talks))
     texts = [*(() if implicit and "prompt" not in mapping.named else mapping.prompt), *mapping.needed]
     wanted = texts + [getattr(mapping, name) for name in OPTIONAL if name in mapping.named]
     lost = [name for name in wanted if all(lookup(row, name) is MISSING for row in readable)]

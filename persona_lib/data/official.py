@@ -193,9 +193,8 @@ def load_official(folder: Path, dataset: str, strip_roles: bool = False) -> dict
         found = {name: raw[column].strip() for name, column in PERSONA_COLUMNS.items()}
         personas = {name: text if is_persona(text) else None for name, text in found.items()}
         source = next((id for id in pool if id != own), None)
-        return TailoringRow(
-            own, split, **pair_texts(raw, strip_roles), personas=personas, retrieved_id=source
-        )
+        texts = pair_texts(raw, strip_roles)
+        return TailoringRow(own, split, **texts, personas=personas, retrieved_id=source)
 
     return {split: [to_row(split, *row) for row in enumerate(rows)] for split, rows in tables.items()}
 

@@ -171,10 +171,7 @@ def inference_pairs(run: Run) -> list[PreferencePair]:
 
 
 def write_pairs(run: Run) -> Path:
-    """Write a run's preference pairs to ``pairs/<split>.jsonl`` once and return the folder.
-
-    Raises ConfigError for a data set without a reader, ValueError for an unusable pair.
-    """
+    """Write a run's pairs to ``pairs/<split>.jsonl``, once; ConfigError: no reader; see `check_pairs`."""
     if run.dataset not in READERS:
         raise ConfigError(f"no reader for data set {run.dataset!r}; {near_names(run.dataset, list(READERS))}")
     folder, key = run.folder / "pairs", content_hash(VERSIONS["pairs"], input_key(run))
@@ -219,9 +216,8 @@ def data_card(rows_by_split: dict[str, list], near_duplicate_threshold: float = 
     pool = [row.prompt for split, rows in rows_by_split.items() if "train" in split for row in rows]
     cards = {}
     for split, rows in rows_by_split.items():
-        texts = pd.DataFrame(
-            {name: [getattr(row, name) for row in rows] for name in PAIR_FIELDS}, dtype=object
-        )
+        fields = {name: [getattr(row, name) for row in rows] for name in PAIR_FIELDS}
+        texts = pd.DataFrame(fields, dtype=object)
         words = texts.map(lambda text: len(text.split())).where(texts != "")
         answered = words.dropna()
         card = {

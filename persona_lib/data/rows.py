@@ -32,10 +32,7 @@ REJECTED, NOTED = store.read_json(FACTS / "own_findings.json").values()
 
 @dataclass(frozen=True)
 class OwnRow:
-    """One row: its number from 1, its place, its fields (an Exception if unreadable), its pair once read.
-
-    ``reason`` is what the person said about the choice, "" without.
-    """
+    """A row: its number from 1, place, fields (an Exception if unreadable), pair once read, user's reason."""
 
     row: int
     place: str
@@ -98,10 +95,7 @@ def read_text(path: Path, encoding: str = "") -> tuple[str, str]:
 
 
 def read_rows(source: str, config: str = "", encoding: str = "") -> tuple[list[OwnRow], str]:
-    """Read all rows of a file, folder or hub id, and say how: "as cp1252, cells separated by semicolons".
-
-    Raises DataError if it cannot be opened or holds no row.
-    """
+    """Read all rows of a file, folder or hub id, and say how; DataError if it cannot be read, or is empty."""
     path = Path(source).expanduser()
     if not path.exists() and ("/" not in source or not weights.is_hub_id(source) or path.suffix in READERS):
         raise DataError(f"{source}: no such file or folder (paths are relative to the repository)")

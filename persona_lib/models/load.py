@@ -17,6 +17,8 @@ from persona_lib import store, weights
 from persona_lib.models import packing
 from persona_lib.prompts import ChatFormat
 
+Source = str | Path  # ``pypi:NAME``, a hub id or a folder
+
 # --- From texts to token ids, checked ---
 
 
@@ -105,7 +107,7 @@ PAD_TOKENS = (
 )
 
 
-def model_key(source: str | Path, revision: str = "") -> str:
+def model_key(source: Source, revision: str = "") -> str:
     """Return what identifies a model: packaged weights' hash, a folder's content, or hub name and commit."""
     if weights.is_packaged(source):
         return f"{source}@{weights.entry(str(source))['sha256']}"
@@ -116,7 +118,7 @@ def model_key(source: str | Path, revision: str = "") -> str:
     return store.folder_hash(folder)
 
 
-def load_tokenizer(source: str | Path, revision: str = "") -> Any:
+def load_tokenizer(source: Source, revision: str = "") -> Any:
     """Load a tokenizer that pads on the left (for generation) with a pad token distinct from EOS.
 
     With pad == EOS a collator that masks padding also masks EOS, and the model never learns to stop. Raises
@@ -147,7 +149,7 @@ def tokenizer_at_hand(source: str) -> Any:
 
 
 @cache
-def format_of(source: str | Path, revision: str = "") -> ChatFormat:
+def format_of(source: Source, revision: str = "") -> ChatFormat:
     """Return how a model is asked: in its own chat format, a base model in the paper's lines."""
     return chat_format(load_tokenizer(source, revision))
 
@@ -172,13 +174,8 @@ def nf4_config(compute_dtype: str) -> Any:
     )
 
 
-def load_base(
-    source: str | Path, revision: str = "", quantization: str = "none", dtype: str = "float32"
-) -> Any:
-    """Load a causal language model in a ``dtype`` (of NF4: to compute in), frozen and in eval mode.
-
-    Raises ModelError for a layer that NF4 would quantise wrongly.
-    """
+def load_base(source: Source, revision: str = "", quantization: str = "none", dtype: str = "float32") -> Any:
+    """Load a causal language model in a ``dtype`` (of NF4: to compute in), frozen; see `guard_nf4`."""
     import torch
     from transformers import AutoModelForCausalLM
 

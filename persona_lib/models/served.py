@@ -207,10 +207,7 @@ CHUNK = 512  # prompts given to the engine at a time: what is finished is on dis
 
 
 def load_engine(source: str, revision: str, dtype: str, ranks: Sequence[int] = ()) -> Any:
-    """Load a model into vLLM, or return the engine that is loaded already; another one is given up first.
-
-    ``ranks`` are those of the adapters that it will serve. Raises ImportError without vLLM.
-    """
+    """Return the vLLM engine of a model, for adapters of these ranks; another one is given up first."""
     key = (source, revision, dtype, *ranks)
     if key in LOADED:
         return LOADED[key]
@@ -263,10 +260,7 @@ class VllmGenerator:
         return made | {"decoding": "greedy"}
 
     def generate(self, prompts: Sequence[str], *how: Any, **more: Any) -> Iterator[tuple[int, Completion]]:
-        """Yield (index, completion) in order, ``CHUNK`` prompts at a time; see ``Decoding``.
-
-        Raises RuntimeError for a request that vLLM broke off.
-        """
+        """Yield (index, completion) in order; see ``Decoding``. RuntimeError for a request that broke off."""
         from vllm import SamplingParams
 
         decoding = Decoding(*how, **more)

@@ -28,6 +28,7 @@ from persona_lib.records import SIDES, PreferencePair, TailoringRow
 from persona_lib.settings import Run, deciding, main_arm, open_run, set_field
 from persona_lib.store import VERSIONS
 
+Parts = dict[str, list[dict]]  # rows of an arm, in TRL's columns: "train" and "val"
 SHARED = "base.quantization base.dtype lora.* training.max_length training.warmup training.*rows"
 OF_METHOD = {"sft": "sft.* training.completion_only_loss training.packing", "dpo": "dpo.* training.packing"}
 
@@ -48,7 +49,7 @@ def data_paths(run: Run, method: str) -> dict[str, list[Path]]:
     return paths
 
 
-def load_rows(run: Run, method: str, train_persona: str) -> tuple[dict[str, list[dict]], dict[str, int]]:
+def load_rows(run: Run, method: str, train_persona: str) -> tuple[Parts, dict[str, int]]:
     """Return the arm's rows of "train" and "val", and how many source rows had no persona."""
     steps = run.profile.dpo.max_steps if method == "dpo" else 0
     make = to_sft_rows if method == "sft" else to_ordered_dpo_rows if steps else to_dpo_rows
@@ -175,13 +176,10 @@ def train_adapter(run: Run, method: str, train_persona: str, folder: Path | None
     return folder
 
 
-def fit_adapter(
-    run: Run, method: str, rows: dict[str, list[dict]], folder: Path, key: str, spec: dict[str, Any]
-) -> None:
+def fit_adapter(run: Run, method: str, rows: Parts, folder: Path, key: str, spec: dict[str, Any]) -> None:
     """Train an adapter on the rows of "train" and "val" and save it; resume from its last checkpoint.
 
-    What training does not see of them is printed, and in counts.json. Raises what ``count_rows`` and the
-    guards raise.
+    What training does not see of them is printed, and in counts.json. See ``count_rows`` and the guards.
     """
     from transformers import PrinterCallback
 
@@ -212,7 +210,7 @@ def fit_adapter(
     gc.collect()  # a trainer holds itself, and the base
 
 
-def build_trainer(run: Run, method: str, tokenizer: Any, rows: dict[str, list[dict]], folder: Path) -> Any:
+def build_trainer(run: Run, method: str, tokenizer: Any, rows: Parts, folder: Path) -> Any:
     """Load the base and build the method's trainer, whose checkpoints go below ``folder``."""
     from datasets import Dataset, DatasetDict, load_from_disk
 

@@ -194,10 +194,7 @@ def generation_key(run: Run, spec: RunSpec) -> str:
 
 
 def generate_run(run: Run, spec: RunSpec, generator: Any) -> Path:
-    """Generate the completions of one run with its policy's generator, resuming by row; returns its folder.
-
-    Rows that lack the persona are left out (and counted in done.json as ``n_without_persona``).
-    """
+    """Generate one run's completions, resuming by row, of the rows with its persona; returns its folder."""
     folder, key = generation_folder(run, spec), generation_key(run, spec)
     if store.is_done(folder, key):
         return folder
@@ -213,9 +210,7 @@ def generate_run(run: Run, spec: RunSpec, generator: Any) -> Path:
     return folder
 
 
-def completions(
-    run: Run, spec: RunSpec, generator: Any, rows: Sequence[TailoringRow]
-) -> Iterator[Generation]:
+def completions(run: Run, spec: RunSpec, generator: Any, rows: list[TailoringRow]) -> Iterator[Generation]:
     """Yield the completions of rows, each under its own persona, as the generator makes them."""
     how, shots, chat = run.profile.generation, few_shot_examples(run, spec), load.format_of(*run.base_source)
     personas = [row.personas.get(spec.eval_persona) for row in rows]

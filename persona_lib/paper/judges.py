@@ -24,17 +24,18 @@ from persona_lib.prompts import completion_text, tailoring_prompt
 from persona_lib.records import SIDES, DataError, Judgment, PairwiseComparison, Rubric, TailoringRow, Winner
 from persona_lib.settings import ModelRole, Run, check_name, deciding, results_dir, results_root, set_field
 
-Judge = Callable[[Sequence[PairwiseComparison], Rubric], list[Judgment]]
+Comparisons = Sequence[PairwiseComparison]
+Judge = Callable[[Comparisons, Rubric], list[Judgment]]
 Render = Callable[[PairwiseComparison, Rubric], str]
 
 
-def both_texts(comparisons: Sequence[PairwiseComparison]) -> list[tuple[PairwiseComparison, str]]:
+def both_texts(comparisons: Comparisons) -> list[tuple[PairwiseComparison, str]]:
     """Return the two texts of every comparison in turn, each with its comparison."""
     return [(c, text) for c in comparisons for text in (c.response_a, c.response_b)]
 
 
 def scored(
-    comparisons: Sequence[PairwiseComparison], judge: str, rubric: Rubric, scores: Sequence[float], form: str
+    comparisons: Comparisons, judge: str, rubric: Rubric, scores: Sequence[float], form: str
 ) -> list[Judgment]:
     """Return the judgments of the scores of ``both_texts``, which become feedback; equal ones are a tie."""
     made = []
@@ -51,7 +52,7 @@ def oracle_judge() -> Judge:
     """Return the judge that reads answers to ``everyday`` by rule; an unknown persona is a tie."""
     wishes = everyday.wishes()
 
-    def judge(comparisons: Sequence[PairwiseComparison], rubric: Rubric) -> list[Judgment]:
+    def judge(comparisons: Comparisons, rubric: Rubric) -> list[Judgment]:
         if rubric not in RULED:
             return [Judgment(c.id, "oracle", rubric, None) for c in comparisons]
         suits, texts = rubric == "personalization", both_texts(comparisons)
@@ -67,9 +68,7 @@ def oracle_judge() -> Judge:
 # How an answer names its winner: a letter at its start, JSON, or "[RESULT] A" at its end.
 LETTER = re.compile(r"\A[\s*(\[]*([AB])[.):\]*,]*(?:\s|\Z)")
 CHOICE = re.compile(r'"winner"\s*:\s*"([^"]*)"')
-VERDICT = re.compile(
-    r"\[?\bresult\]?\s*:?\s*(?:response\s+)?[(\[]?\s*([AB])\s*[)\]]?\s*\.?\s*\Z", re.IGNORECASE
-)
+VERDICT = re.compile(r"\[?\bresult\]?\s*:?\s*(?:response\s+)?[(\[]?\s*([AB])\s*[)\]]?\s*\.?\s*\Z", re.I)
 
 
 def winner_of(form: re.Pattern[str], answer: str) -> Winner:
@@ -92,7 +91,7 @@ def text_judge(
     """
     how, attempts = DECODING[decoding]
 
-    def judge(comparisons: Sequence[PairwiseComparison], rubric: Rubric) -> list[Judgment]:
+    def judge(comparisons: Comparisons, rubric: Rubric) -> list[Judgment]:
         texts = [render(c, rubric) for c in comparisons]
         answers = [""] * len(texts)
         for attempt in range(attempts):
@@ -267,21 +266,20 @@ class BackwardsJudge:
         if missing:
             names, merge = [NAME] if adapted else [], set_field(profile, TRAINING).merge_adapters
             prompts, completions = zip(*missing, strict=True)
+            model, size = (self.model, self.tokenizer), profile.judge.batch_size
             with trainers.quiet_libraries(), load.using_adapters(self.model, names, merge):
-                found = load.sequence_log_probs(
-                    self.model, self.tokenizer, prompts, completions, profile.judge.batch_size
-                )
+                found = load.sequence_log_probs(*model, prompts, completions, size)
             self.known |= dict(zip(missing, found.tolist(), strict=True))
         return [self.known[text] for text in texts]
 
-    def plausible(self, comparisons: Sequence[PairwiseComparison], rubric: Rubric) -> list[Judgment]:
+    def plausible(self, comparisons: Comparisons, rubric: Rubric) -> list[Judgment]:
         """Judge which of two personas is likelier: log p(persona | question) per word, no adapter."""
         texts = [(asked(c.prompt, "", self.chat), persona) for c, persona in both_texts(comparisons)]
         found = zip(self.scores(texts, False), texts, strict=True)
         per_word = [score / len(persona.split()) for score, (_, persona) in found]
         return scored(comparisons, NAME, rubric, per_word, ".4f")
 
-    def __call__(self, comparisons: Sequence[PairwiseComparison], rubric: Rubric) -> list[Judgment]:
+    def __call__(self, comparisons: Comparisons, rubric: Rubric) -> list[Judgment]:
         if rubric not in RULED:
             return [Judgment(c.id, NAME, rubric, None) for c in comparisons]
         both, suits = both_texts(comparisons), rubric == "personalization"
@@ -311,9 +309,7 @@ def load_judge(run: Run, name: str = "") -> Judge:
     return JUDGES[name](run)
 
 
-def judge_both(
-    judge: Judge, comparisons: Sequence[PairwiseComparison], rubric: Rubric
-) -> list[tuple[Judgment, Judgment]]:
+def judge_both(judge: Judge, comparisons: Comparisons, rubric: Rubric) -> list[tuple[Judgment, Judgment]]:
     """Judge every comparison in both orders: (tested response as A, tested response as B)."""
     swapped = [replace(c, response_a=c.response_b, response_b=c.response_a) for c in comparisons]
     return list(zip(judge(comparisons, rubric), judge(swapped, rubric), strict=True))

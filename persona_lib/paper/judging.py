@@ -22,7 +22,7 @@ from persona_lib.data.reader import quality
 from persona_lib.intervals import ratio, verdict_of
 from persona_lib.models.served import role_key
 from persona_lib.paper.answers import eval_rows, generation_folder, grid, read_generations
-from persona_lib.paper.judges import Judge, backwards_key, judge_both, load_judge, model_judge
+from persona_lib.paper.judges import Comparisons, Judge, backwards_key, judge_both, load_judge, model_judge
 from persona_lib.prompts import JUDGE_RUBRICS
 from persona_lib.records import Judgment, PairwiseComparison, Rubric, RunSpec, Table, Verdict, table_of
 from persona_lib.settings import Profile, Run, judge_settings, main_arm
@@ -101,7 +101,7 @@ def read_orders(path: Path) -> dict[str, dict[str, Judgment]]:
 
 
 def judge_rubric(
-    judge: Judge, comparisons: Sequence[PairwiseComparison], rubric: Rubric, path: Path
+    judge: Judge, comparisons: Comparisons, rubric: Rubric, path: Path
 ) -> list[tuple[Judgment, Judgment]]:
     """Return the judgments (A/B, B/A) of all comparisons; resumes after the last whole pair in the file."""
     store.repair_rows(path)
@@ -115,9 +115,7 @@ def judge_rubric(
     return [(known[c.id]["AB"], known[c.id]["BA"]) for c in comparisons]
 
 
-def judge_comparisons(
-    judge: Judge, comparisons: Sequence[PairwiseComparison], folder: Path, key: str, what: Any
-) -> Path:
+def judge_comparisons(judge: Judge, comparisons: Comparisons, folder: Path, key: str, what: Any) -> Path:
     """Judge comparisons under both rubrics and orders into a folder, unless it was finished for this key.
 
     Writes <rubric>.jsonl, verdicts.jsonl (a row per comparison: id and verdict by rubric) and done.json.
@@ -198,10 +196,7 @@ def runs_of(profile: Profile, dataset: str) -> list[Run]:
 
 @functools.cache
 def same_items(runs: tuple[Run, ...]) -> bool:
-    """Return True if all seeds are evaluated on the same questions, False if each has its own.
-
-    In ``everyday`` a seed draws which response of a pair was chosen; the questions are the same.
-    """
+    """Return whether all seeds are evaluated on the same questions, as in ``everyday``; one seed: no."""
     seen = set()
     for run in runs:
         path = run.folder / "tailoring" / f"{run.profile.evaluation.split}.jsonl"

@@ -23,7 +23,7 @@ from persona_lib.data.preference import inference_pairs, inference_split, load_p
 from persona_lib.data.tailoring import retrieved_ids
 from persona_lib.intervals import VERDICTS, drawn_columns, make_pool, seed_columns
 from persona_lib.models.served import load_generator, role_key
-from persona_lib.paper.judges import Judge, judge_both, load_judge, model_judge
+from persona_lib.paper.judges import Comparisons, Judge, judge_both, load_judge, model_judge
 from persona_lib.paper.judging import judge_key, runs_of, sampling
 from persona_lib.paper.results import Row
 from persona_lib.prompts import inference_prefix, inference_query, preference_prompt
@@ -175,25 +175,19 @@ ACCURACY = {"win": 1.0, "tie": 0.5}  # any other verdict, or no persona, is 0: t
 ITEMS = "persona_accuracy_items.csv"  # verdicts that ``judge_run`` leaves: a row per pair and side
 PREFERENCES = "persona_preference_items.csv"  # a row per pair: "win" if P_C is the more plausible user
 Verdicts = dict[str, str]  # by id of a pair; "" where there was nothing to judge
+Items = dict[int, dict[str, Verdicts]]  # by seed and side
 
 
-def verdicts_of(
-    judge: Judge, pairs: Sequence[PreferencePair], compared: Sequence[records.PairwiseComparison]
-) -> Verdicts:
+def verdicts_of(judge: Judge, pairs: Sequence[PreferencePair], compared: Comparisons) -> Verdicts:
     """Return the verdict of both orders by id of a pair."""
     judged = judge_both(judge, compared, "personalization")
     return {pair.id: "" for pair in pairs} | {ab.id: intervals.verdict_of(ab, ba) for ab, ba in judged}
 
 
 def judge_personas(judge: Judge, pairs: Sequence[PreferencePair], personas: Personas, side: Side) -> Verdicts:
-    """Return verdicts: does a judge that is shown a pair's persona pick its response (accuracy)?
-
-    "win" means yes in both orders, "" that there is no valid persona.
-    """
-    told = [(pair, persona) for pair in pairs if (persona := personas[pair.id].persona)]
-    compared = [
-        records.PairwiseComparison(p.id, p.prompt, persona, *sides_of(p, side)) for p, persona in told
-    ]
+    """Return verdicts: does a judge that is told a persona pick its response? "" without a valid persona."""
+    both = [(pair, persona) for pair in pairs if (persona := personas[pair.id].persona)]
+    compared = [records.PairwiseComparison(p.id, p.prompt, told, *sides_of(p, side)) for p, told in both]
     return verdicts_of(judge, pairs, compared)
 
 
@@ -236,11 +230,11 @@ def judge_run(run: Run) -> list[Path]:
     return paths
 
 
-def read_items(profile: Profile, file: str) -> Iterator[tuple[Row, dict[int, dict[str, Verdicts]], tuple]]:
+def read_items(profile: Profile, file: str) -> Iterator[tuple[Row, Items, tuple[int, int, bool]]]:
     """Yield, per data set, what identifies it, the verdicts by seed and side, and how they are resampled."""
     for dataset in profile.datasets:
         runs = runs_of(profile, dataset)
-        items: dict[int, dict[str, Verdicts]] = {}
+        items: Items = {}
         for run in runs:
             path, items[run.seed] = run.folder / "tables" / file, {}
             for row in csv.DictReader(path.read_text(encoding="utf-8").splitlines() if path.exists() else ()):
@@ -292,7 +286,7 @@ def preference_table(profile: Profile) -> Table:
         if any(valid):
             sizes = {"n": sum(map(len, valid)), **seed_columns([seed for seed in items if items[seed]])}
             columns = {verdict: counts[verdict] for verdict in VERDICTS} | {"n_missing": counts[""]}
-            net = make_pool({"net": intervals.signs(valid)}, *how, least=lambda name: -1)
+            net = make_pool({"net": intervals.signs(valid)}, *how, lambda name: -1)
             lines.append(head | sizes | columns | drawn_columns(net))
     return table_of(lines)
 

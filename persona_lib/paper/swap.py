@@ -84,10 +84,7 @@ def swap_arms(run: Run) -> list[Part]:
 
 @dataclass(frozen=True)
 class PolicyScore:
-    """Log-probabilities (nats, summed over tokens) of a row's two responses under one persona, by one policy.
-
-    ``eval_persona`` names the persona ("gold-chosen"), ``persona`` is its text.
-    """
+    """Log-probabilities (nats, summed over tokens) of a row's two responses under one named persona."""
 
     id: str
     eval_persona: str
