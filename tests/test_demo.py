@@ -1,8 +1,4 @@
-"""The demo in a real browser, and asking a run's policies: what is missing is said.
-
-The browser test is slow, and only where Chromium and playwright are; whatever a page wants from another
-machine is refused and counted.
-"""
+"""The demo, also in a real browser that reaches no other machine, and asking a run's policies."""
 
 import random
 import shutil

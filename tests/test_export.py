@@ -104,7 +104,6 @@ def test_an_export_never_overwrites_and_says_what_is_missing(trained, tmp_path, 
 
 
 def card_of(profile, source, dataset, chat=None):
-    """The card of a run that trained nothing."""
     run = Run(set_field(load_profile(profile), {"base.model": source}), dataset, 0)
     card = export.model_card(run, "dpo-chosen", [], chat)
     compile("".join(codes_of(card)), "card", "exec")

@@ -15,7 +15,6 @@ from persona_lib.settings import load_profile
 
 
 def with_limits(name, values, width=0.1):
-    """Columns of an estimate with its limits."""
     values = np.array(values, dtype=float)
     return {name: values, f"{name}_low": values - width, f"{name}_high": values + width}
 

@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pytest
-from statsmodels.stats.multitest import multipletests
 
 from persona_lib import intervals
 from persona_lib.intervals import Interval, bootstrap_mean, interval_of, make_pool, signs, verdict_of
@@ -120,9 +119,8 @@ def test_equal_seeds_say_nothing_of_items_which_are_drawn_if_they_are_shared():
     values = np.repeat([0.0, 1.0], 20)
     alone = bootstrap_mean([values], 4000)
     apart, shared = (bootstrap_mean([values] * 3, 4000, shared_items=shared) for shared in (False, True))
-    assert apart == Interval(0.5) and (shared.low, shared.high) == pytest.approx(
-        (alone.low, alone.high), abs=0.03
-    )
+    assert apart == Interval(0.5)
+    assert (shared.low, shared.high) == pytest.approx((alone.low, alone.high), abs=0.03)
 
 
 def test_an_arm_of_one_seed_among_arms_of_five_has_the_interval_of_one_seed():
@@ -166,10 +164,8 @@ def test_sign_test_and_wilson_interval_by_hand():
     assert intervals.wilson_interval(0, 0) == (0, 1)
 
 
-def test_holm_by_hand_and_as_statsmodels():
+def test_holm_by_hand():
     # sorted .01 .02 .04: 3 x .01, 2 x .02 -> .04, 1 x .04 -> .04 (monotone)
     found = intervals.holm([0.04, math.nan, 0.01, 0.02])
     assert found == pytest.approx([0.04, math.nan, 0.03, 0.04], nan_ok=True), "a NaN is not counted"
     assert intervals.holm([0.6, 0.7]) == [1.0, 1.0] and intervals.holm([]) == []
-    given = np.random.default_rng(0).random(40).round(2) ** 3  # with ties
-    assert intervals.holm(given) == pytest.approx(multipletests(given, method="holm")[1].tolist())

@@ -77,7 +77,6 @@ def test_one_winner_is_read_and_nothing_is_guessed(form, answer, winner):
 
 
 def judge_of(monkeypatch, generator: Scripted, *settings: str):
-    """A judge by its settings, whose model is scripted."""
     monkeypatch.setattr(judges, "load_generator", lambda *_: generator)
     monkeypatch.setattr(judges, "load_templates", lambda: TEMPLATES)
     given = ["evaluation.judge=lm", "judge.model=some/chat-model", "judge.max_new_tokens=64", *settings]

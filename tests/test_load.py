@@ -136,7 +136,6 @@ ROW = TailoringRow("r", "sft_train", "w1 w2", "w3", "w4 w5", {"gold-chosen": "w6
 
 
 def w(*numbers: int) -> list[int]:
-    """Ids of words of the tiny vocabulary."""
     return [7 + number for number in numbers]
 
 

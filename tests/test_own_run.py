@@ -1,8 +1,8 @@
 """The whole pipeline on data of one's own: the pairs that ship here, and Auto-J's file where it is there."""
 
-import csv
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from conftest import REPO, data_folder, run_there
 
@@ -18,12 +18,9 @@ def run_own(folder: Path, arguments: str) -> tuple[str, Path]:
     return run_there(REPO, command, **moved), folder / "results" / "own_smoke"
 
 
-def swap_rows(results: Path) -> list[dict[str, str]]:
-    """Return the rows of the swap table for PT-DPO and gold personas."""
-    with (results / "tables" / "swap.csv").open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    wanted = {"dataset": "own", "arm": "dpo-both", "persona": "gold", "measure": "policy"}
-    return [row for row in rows if wanted.items() <= row.items()]
+def swap_rows(results: Path) -> pd.DataFrame:
+    table = pd.read_csv(results / "tables" / "swap.csv").query("dataset == 'own' and measure == 'policy'")
+    return table.query("arm == 'dpo-both' and persona == 'gold'")
 
 
 @pytest.mark.slow
@@ -44,5 +41,4 @@ def test_autoj_runs_with_its_mapping_and_every_row_is_accounted_for(tmp_path):
     assert "1392 rows read, 1017 usable, 375 rejected (373 tie, 1 empty, 1 identical)" in said
     assert len(swap_rows(results)) == 1
     assert not list((results / "notebooks").glob("16*"))
-    found = (results / "report" / "data_findings.csv").read_text(encoding="utf-8")
-    assert sum(row["outcome"] == "rejected" for row in csv.DictReader(found.splitlines())) == 375
+    assert sum(pd.read_csv(results / "report" / "data_findings.csv").outcome == "rejected") == 375

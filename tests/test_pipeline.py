@@ -192,8 +192,6 @@ def call(*arguments: str) -> int:
         (["--seeds", "many"], "write a count (5) or a list (0,3)"),
         (["--base", "/nix/da"], "/nix/da: no such folder"),
         (["--base", "pypi:nix"], "known: pypi:smollm2-135m-instruct"),
-        (["--base", "owner/name"], "it needs a commit"),
-        (["--set", "evaluation.persona_judge=backward"], "did you mean backwards?"),
         (["--set", "lora.targets=q_proj,v_prj"], "lora.targets: 'v_prj'; did you mean v_proj"),
         (["--set", "datasets=hhh", "--data", "/nix/da"], "data.path=/nix/da: no folder"),
         (["--data", "x.jsonl", "--profile", "everyday"], "evaluation.judge=oracle reads the package"),
@@ -226,14 +224,6 @@ def test_what_this_machine_lacks_ends_a_run(notebooks, capsys, monkeypatch, tmp_
     arguments = [word for one in given for word in ("--set", one)]
     assert call(*arguments) == 2 and complaint in capsys.readouterr().err
     assert call("--check", *arguments) == 0 and complaint in capsys.readouterr().out
-
-
-def test_the_list_names_the_steps_and_help_the_profiles(capsys):
-    assert pipeline.main(["--list", "--profile", "smoke"]) == 0
-    assert "06_supervised_tailoring         1 min  Persona tailoring by supervised" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        call("--help")
-    assert "paper     the paper's data" in capsys.readouterr().out
 
 
 def test_the_main_table_alone_trains_two_policies_and_counts_its_own_hours(results_here):

@@ -23,7 +23,6 @@ FACTS = {
 
 
 def hand_tables():
-    """Small tables of what a finished run saves."""
     names = {"dataset": "everyday", "n": 40, "n_seeds": 2, "seeds": "0 1"}
     limits = {"accuracy": [0.9, 0.55], "accuracy_low": [0.8, 0.45], "accuracy_high": [1, 0.65]}
     accuracy = pd.DataFrame(names | {"split": "test", "side": ["chosen", "rejected"], **limits})

@@ -78,14 +78,6 @@ def test_equal_length_takes_away_the_room_of_the_longer_answer():
     assert (line.difference, line.difference_cut) == (-1, 0)
 
 
-def test_the_labels_name_items_and_hold_no_text():
-    rows = pd.read_csv(safety.LABELS_FILE, dtype=str, keep_default_na=False)
-    assert len(rows) == 460 and not rows.duplicated(["train_persona", "eval_persona", "id"]).any()
-    assert set(rows.label) <= set(safety.CLASSES) and rows.map(len).to_numpy().max() < 25
-    weights = rows.weight.astype(float).groupby(rows.part).sum()
-    assert weights[list(safety.PARTS)].tolist() == pytest.approx([9 * 499] * 2, abs=0.5)
-
-
 @pytest.mark.slow
 def test_the_measured_errors_and_the_released_cautions_lost_under_personas():
     data, message = released.open_if_present()

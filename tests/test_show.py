@@ -1,16 +1,12 @@
 """What readers are shown is what the files hold: tables, sentences and pages from a small run by hand."""
 
-import dataclasses
 import math
-from collections import Counter
 
 import pandas as pd
 import pytest
 import tiny_results
 
 from persona_lib import figures, show
-from persona_lib.data import everyday
-from persona_lib.data.preference import load_pairs
 from persona_lib.paper.answers import generation_folder, grid
 from persona_lib.settings import Run, load_profile, set_field
 from persona_lib.store import mark_done, write_rows
@@ -61,16 +57,6 @@ def test_a_sentence_is_decided_by_the_interval_alone_and_a_difference_is_compare
     for value in (math.nan, None):
         none = pd.DataFrame({"side": ["a"], "n": 3, "x": [value], "x_low": [value], "x_high": [value]})
         assert show.say(none, "x", ["side"]) == "- a: x undefined, n = 3."
-
-
-def test_dimensions_are_counted_as_the_pairs_have_them(answered):
-    assert show.contrast_table(dataclasses.replace(answered, dataset="hhh")).empty, "only of our own pairs"
-    table, common = show.contrast_table(answered).set_index("dimension"), everyday.common_values(0)
-    assert table.n.sum() == 8 and table["most like"].to_dict() == {name: common[name] for name in table.index}
-    items, pairs = {item.id: item for item in everyday.items()}, load_pairs(answered)["train"]
-    sides = ["a" if pair.chosen == items[pair.id].response_a else "b" for pair in pairs]
-    found = Counter(items[p.id].wish(side)[0] for p, side in zip(pairs, sides, strict=True))
-    assert (table.n * table.share).to_dict() == pytest.approx({d: found[d, common[d]] for d in table.index})
 
 
 def test_a_curve_starts_at_margin_0_and_a_history_marks_the_epoch_that_is_kept(answered, results_here):

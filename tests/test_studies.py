@@ -26,7 +26,6 @@ def row(arm, rate, *values, **more):
 
 
 def picked(*rows):
-    """Return the rates that the rule picks for plain DPO and PT."""
     table = pd.DataFrame(rows)
     return [table["dpo.learning_rate"][label] for label in studies.pick(table)]
 
@@ -106,12 +105,6 @@ def test_another_prompt_is_another_question_and_the_same_is_not_asked_again(writ
     for shots in (5, 5, 3):
         found = studies.ask(own, "right", {"generator.model": "right", "personas.shots": shots})
     assert writers["right"].asked == 2 * 2 * 4 and {len(rows) for rows in found.values()} == {4}
-
-
-def test_without_a_judge_no_model_is_asked(writers):
-    with pytest.raises(SystemExit, match="has evaluation.judge=none"):
-        studies.main(["persona-models", "--profile", "own"])
-    assert not any(writer.asked for writer in writers.values())
 
 
 def lines(path, rows):

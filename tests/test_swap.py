@@ -64,7 +64,6 @@ def test_flip_and_did_of_answers_by_hand():
 
 @pytest.fixture
 def runs(results_here):
-    """Two seeds of a small profile whose results go to a temporary folder."""
     settings = ["seeds=0,1", "evaluation.controls=true", "training.arms=none,chosen"]
     return runs_of(load_profile("smoke", settings), "everyday")
 
@@ -122,7 +121,6 @@ def test_arms_and_families_with_and_without_controls(runs):
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """A run with a tiny random base and the adapters of the arm "chosen"."""
     settings = {"training.arms": ["none", "chosen"], "training.methods": ["sft", "dpo"]}
     return tiny_policies(tmp_path, monkeypatch, "sft-chosen", "dpo-chosen", **settings)
 

@@ -51,7 +51,6 @@ def found(rows, words: str) -> int:
 
 @pytest.fixture
 def clean() -> dict[str, list[TailoringRow]]:
-    """One row per split; nothing leaks."""
     splits = ("sft_train", "sft_val", "dpo_train", "dpo_val", "validation", "test")
     return {s: [row(s, s, f"{s} asks", "sft_train" if s in texts.EVAL_SPLITS else None)] for s in splits}
 

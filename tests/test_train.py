@@ -114,10 +114,7 @@ def recomputed_loss(run: Run) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize("merge", [False, True], ids=["stacked", "merged"])
 def test_the_best_epoch_not_the_last_is_saved_also_when_killed_before_it(tmp_path, monkeypatch, merge):
-    """Its loss is recomputed without TRL: what was trained on merged weights belongs on base and SFT adapter.
-
-    With a rate that overfits 4 rows at once, validation is best early.
-    """
+    """Its loss is recomputed without TRL. With a rate that overfits 4 rows, validation is best early."""
     changes = {"sft.epochs": 1, "dpo.learning_rate": 0.02, "dpo.epochs": 4}
     run = tiny_run(tmp_path, monkeypatch, n=4, merge_adapters=merge, **changes)
     train.train_adapter(run, "sft", "chosen")

@@ -30,7 +30,6 @@ def rows_of(asked: dict[str, list[str]], split: str = "") -> list[OwnRow]:
 
 
 def word(n: int) -> str:
-    """Return a prompt that is near no other."""
     return f"w{n} x{n} y{n} z{n}"
 
 

@@ -25,7 +25,6 @@ CODE = "raise SystemExit('code of a wheel was run')"
 
 
 def make_wheel(folder: Path, name: str, files: dict[str, bytes | str]) -> None:
-    """A wheel of some files, with code beside them."""
     module = name.replace("-", "_")
     with zipfile.ZipFile(folder / f"{module}-1.0-py3-none-any.whl", "w") as archive:
         for path, content in {f"{module}/__init__.py": CODE, **files}.items():
