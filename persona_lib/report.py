@@ -65,6 +65,9 @@ def origin(profile: Profile, step: str = "12_results") -> dict[str, str]:
 
 # (table, its rows, the sentence, the estimate, the value that stands for no effect)
 FINDINGS = (
+    ("user_swap", "users == 'unseen' and history == 0 and compared != 'control' and arm == @tailored",
+     "Told a user's own persona, not another's, PT-DPO moves towards the user's choice in {value} of {n:.0f} "
+     "pairs ({n_users:.0f} users, not in training)", "d_positive", 0.5),
     ("swap", "measure == 'policy' and persona == 'gold' and arm == @tailored",
      "A persona moves PT-DPO's preference towards its user's response in {value} of {n:.0f} rows",
      "d_positive", 0.5),
@@ -83,8 +86,9 @@ FINDINGS = (
      "Inferred personas: a judge matches {value} of {n:.0f} personas of {side} responses to their response",
      "accuracy", 0.5),
 )  # fmt: skip
-ASKED = {"swap": "persona swaps", "p_net": "which answer suits the user", "dpq": "dPQ",
-         "q_net": "which is better for anybody", "side_difference": "rejected minus chosen ({personas})",
+ASKED = {"swap": "persona swaps", "user_swap": "users' personas", "p_net": "which answer suits the user",
+         "dpq": "dPQ", "q_net": "which is better for anybody",
+         "side_difference": "rejected minus chosen ({personas})",
          "persona_accuracy": "inferred personas ({side})"}  # fmt: skip
 
 

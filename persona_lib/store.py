@@ -246,16 +246,15 @@ def one_at_a_time(work: Callable[..., T]) -> Callable[..., T]:
             return plain(text)
 
         with log.with_suffix(".lock").open("w") as lock:
-            shown, busy = 0, True
-            while busy:
+            shown = 0
+            while True:
                 with contextlib.suppress(BlockingIOError):
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    busy = False
-                earlier = log.read_text(encoding="utf-8")
-                if busy or shown:
-                    print(earlier[shown:], end="", flush=True)
-                    shown = len(earlier)
-                    time.sleep(busy / 2)
+                    break
+                print((earlier := log.read_text(encoding="utf-8"))[shown:], end="", flush=True)
+                shown = len(earlier)
+                time.sleep(0.5)
+            earlier = log.read_text(encoding="utf-8")
             where = os.environ.get("JPY_SESSION_NAME", "").rpartition("/")[2] or "no tab"
             head = f"{name}: process {os.getpid()} ({where}), begun {now()[:16].replace('T', ' ')} UTC\n"
             write_text(log, head)
@@ -263,7 +262,7 @@ def one_at_a_time(work: Callable[..., T]) -> Callable[..., T]:
                 result = work(run, *args)
             if log.read_text(encoding="utf-8") == head:  # nothing was left to do
                 write_text(log, earlier)
-                print("" if shown else earlier, end="")
+                print(earlier[shown:], end="")
             return result
 
     return alone

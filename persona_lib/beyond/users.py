@@ -13,6 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from itertools import combinations, product
+from typing import Any
 
 import numpy as np
 
@@ -226,14 +227,13 @@ def swap_by_users(runs: Sequence[Run]) -> Table:
     return table_of(lines)
 
 
-def growth(run: Run) -> list[dict[str, int]]:
-    """Return per length of history: evaluated users, those with more pairs, those whose persona changes."""
+def growth(run: Run) -> dict[str, Any]:
+    """Return per length of history: how many evaluated users have more pairs, how many personas change."""
     known, users = {row.id: row.persona for row in user_personas(run)}, user_of_row(run)
-    evaluated = {users[row.id] for row in swap.swap_rows(run) if f"{users.get(row.id)}/0" in known}
-    first = {n: [(known.get(f"{u}/{n}"), known[f"{u}/0"]) for u in evaluated] for n in LENGTHS}
-    return [{"pairs": n, "users": len(both), "longer": sum(text is not None for text, _ in both),
-             "changed": sum(text not in (None, whole) for text, whole in both)}
-            for n, both in first.items()]  # fmt: skip
+    told = {users[row.id] for row in swap.swap_rows(run) if f"{users.get(row.id)}/0" in known}
+    first = [[(known[f"{u}/{n}"], known[f"{u}/0"]) for u in told if f"{u}/{n}" in known] for n in LENGTHS]
+    counts = {"longer": [*map(len, first)], "changed": [sum(a != b for a, b in both) for both in first]}
+    return {"pairs": LENGTHS, "users": len(told)} | counts
 
 
 def leans(margins: Margins, told: Mapping[str, dict[str, str]], first: str, second: str) -> dict[str, float]:
