@@ -141,10 +141,9 @@ def list_files(library: Path) -> str:
 
 
 def write_back(pipeline: Pipeline, wanted: Sequence[str] = ()) -> list[Path]:
-    """Write the outputs of the wanted steps (default: all) of the first data set and seed, or of none.
+    """Write the outputs of the wanted steps (default: all) of the first data set and seed; returns the files.
 
-    Returns the files that changed. StepError for a step that has not run, or ran with changed settings or
-    other code.
+    StepError for a step that has not run, or ran with changed settings or other code.
     """
     texts: dict[Path, str] = {}
     for task in pipeline.tasks.values():

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from persona_lib.settings import REPO
-from persona_lib.store import content_hash, read_json, write_json
+from persona_lib.store import content_hash, read_json
 
 # --- The environment ---
 
@@ -152,15 +152,6 @@ def run_notebook(source: Path, target: Path, parameters: dict[str, Any], log: Pa
     if problem:
         raise StepError(f"{source.name}: {problem}\n\nhalf-run notebook: {running}\nlog: {log}")
     return running
-
-
-def finish_notebook(running: Path, target: Path, facts: dict[str, Any]) -> None:
-    """Write the provenance into the executed notebook and give it its final name, atomically."""
-    document = read_json(running)
-    document["metadata"]["persona"] = facts
-    document["metadata"].pop("widgets", None)
-    write_json(target, document)
-    running.unlink()
 
 
 # --- Outputs of an executed notebook in its source, as they are committed ---

@@ -135,9 +135,8 @@ def seed_stretch(n_seeds: int) -> float:
     """Return by how much deviations between resampled seeds are stretched: sqrt(k / (k - 1)) t / z.
 
     Means of k values drawn again from these k spread too little by sqrt((k - 1) / k), and normal limits are
-    too narrow where the spread is known from k values only: why percentile intervals of small samples cover
-    too seldom (Hesterberg 2015, "What teachers should know about the bootstrap"). The factor is 1.58 for five
-    seeds, 2.69 for three, 9.17 for two.
+    too narrow where k values tell the spread (Hesterberg 2015, "What teachers should know about the
+    bootstrap"). The factor is 1.58 for five seeds, 2.69 for three, 9.17 for two.
     """
     from scipy.special import ndtri, stdtrit
 
@@ -219,7 +218,6 @@ def bootstrap_mean(
 
 
 # --- a pool: the columns of a whole table, resampled once ---
-
 
 Columns = Mapping[Any, Sequence[Mapping[Any, float]]]  # name -> per seed {id: value}; NaN: no value
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from persona_lib import settings, store, tasks
 from persona_lib.data import everyday, intake, official
-from persona_lib.execute import StepError, clock, finish_notebook, run_notebook
+from persona_lib.execute import StepError, clock, run_notebook
 from persona_lib.models.train import lacking_rows
 from persona_lib.paper.answers import BROKEN, unsound
 from persona_lib.provenance import METADATA, check_files, crate, with_files
@@ -102,7 +102,11 @@ def run_task(pipeline: Pipeline, task: Task) -> float:
         **store.environment(),
         "key": key,
     }
-    finish_notebook(running, target, facts)
+    document = store.read_json(running)
+    document["metadata"]["persona"] = facts
+    document["metadata"].pop("widgets", None)
+    store.write_json(target, document)
+    running.unlink()
     # a second earlier: clocks of file systems are coarse
     left = known | {task.id: facts | {"files": earlier.get("files", {})}}
     write_facts(pipeline, with_files(pipeline, left, task, moment - 10**9))
@@ -191,12 +195,8 @@ A run that was stopped goes on where it was. Results: results/PROFILE/report/ind
 profiles (--profile):
 """
 MAIN_TABLE = ("01", "02", "03", "05", "06", "07", "08", "09", "12")  # steps of ``--only main-table``
-SHORT = {  # options that are another way to write --set
-    "seeds": "seeds",
-    "data": "data.path",
-    "base": "base.model",
-    "max_cost_usd": "served.max_cost_usd",
-}
+# Options that are another way to write --set.
+SHORT = {"seeds": "seeds", "data": "data.path", "base": "base.model", "max_cost_usd": "served.max_cost_usd"}
 DATA_HELP = (
     "your own preference pairs: a .jsonl, .json, .csv, .tsv or .parquet file, a folder of "
     "datasets.save_to_disk or a hub id (name@commit); or the folder of the authors' data"

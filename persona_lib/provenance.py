@@ -85,14 +85,6 @@ def references(names: list[str]) -> Entity | list[Entity]:
     return found[0] if len(found) == 1 else found
 
 
-def file_entity(name: str, state: str) -> Entity:
-    """Describe a file of the run, with its size and SHA-256."""
-    path, (size, _, digest) = Path(name), state.split()
-    kind = FORMATS.get(path.suffix, "application/octet-stream")
-    return {"@id": name, "@type": "File", "name": path.name, "encodingFormat": kind, "contentSize": size,
-            "sha256": digest}  # fmt: skip
-
-
 def crate(pipeline: Pipeline) -> Entity:
     """Return the metadata in JSON-LD: each task that ran to its end, what it was given, and what it left."""
     known = pipeline.known()
@@ -120,8 +112,12 @@ def crate(pipeline: Pipeline) -> Entity:
             "object": references([*(value["@id"] for value in given), *inputs]),
             "result": references([*files[task.id]]),
         }
-        left = [file_entity(*item) for item in files[task.id].items()]
-        graph |= {entity["@id"]: entity for entity in (notebook, *given, *left, action)}
+        graph |= {entity["@id"]: entity for entity in (notebook, *given, action)}
+        for name, state in files[task.id].items():
+            path, (size, _, digest) = Path(name), state.split()
+            kind = FORMATS.get(path.suffix, "application/octet-stream")
+            graph[name] = {"@id": name, "@type": "File", "name": path.name, "encodingFormat": kind,
+                           "contentSize": size, "sha256": digest}  # fmt: skip
     about = {
         "@id": "./",
         "@type": "Dataset",

@@ -69,17 +69,14 @@ class InferredPersona:
 
 @dataclass(frozen=True)
 class UserPersona:
-    """A user's persona, made of the personas of their first ``length`` pairs of history (0: all).
-
-    ``support`` are ids of the pairs that are most like it; ``seen`` says that the user is in training.
-    """
+    """A user's persona, made of the personas of their first ``length`` pairs of history (0: all)."""
 
     id: str
     user: str
     length: int
     persona: str
-    support: list[str]
-    seen: bool
+    support: list[str]  # ids of the pairs that are most like it
+    seen: bool  # in training
 
 
 @dataclass(frozen=True)

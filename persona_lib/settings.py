@@ -206,12 +206,9 @@ class Profile:
 
     @property
     def merge_adapters(self) -> bool:
-        """Add finished adapters to the weights, for speed: not where they would be rounded away.
-
-        Nor where a head has one: it may share its weights with the embedding.
-        """
+        """Add finished adapters to the weights, for speed: not where they would be rounded away."""
         plain = (self.base.quantization, self.base.dtype) == ("none", "float32")
-        return plain and "lm_head" not in self.lora.targets
+        return plain and "lm_head" not in self.lora.targets  # a head may share the embedding's weights
 
     @property
     def persona_judge(self) -> str:
@@ -406,12 +403,6 @@ def load_profile(name: str, overrides: Sequence[str] = (), folder: Path | None =
         raise ConfigError(f"{text}, and call ./run_all.sh there ({folder} is not there)")
     values = read_profile_file(name, folder) | dict(parse_override(text) for text in overrides)
     return build(values, f"{folder / name}.yaml")
-
-
-def beside(profile: Profile, name: str) -> Profile:
-    """Return a profile whose results are in a folder of this name within those of the profile."""
-    folder = re.sub(r"[^A-Za-z0-9./]+", "-", name).strip("-").lower()
-    return dataclasses.replace(profile, name=f"{profile.name}/{folder}")
 
 
 def set_field(profile: Profile, changes: Mapping[str, Any]) -> Profile:

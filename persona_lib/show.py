@@ -25,7 +25,8 @@ from persona_lib.records import EVAL_PERSONAS, Side, Table, stacked, table_of
 from persona_lib.settings import Profile, Run, set_field
 from persona_lib.store import facts, iter_rows, read_json
 
-LABELS = {  # whose numbers they are
+# Whose numbers they are.
+LABELS = {
     "everyday": "our pairs",
     "authors": "authors' data",
     "own": "own data",
@@ -108,10 +109,7 @@ def with_interval(row: Any, name: str) -> str:
 
 
 def shares(row: Any, rubric: str) -> str:
-    """Format W / T / L in per cent of the parsed comparisons; "" for a row without counts (an average).
-
-    Where it is known how often the judge contradicts itself, that is a fourth share, taken from the ties.
-    """
+    """Format W / T / L, and contradictions if known, in per cent of parsed comparisons; "" of an average."""
     win, tie, loss = (row[f"{rubric}_{verdict}"] for verdict in ("win", "tie", "loss"))
     contradicted = row.get(f"{rubric}_inconsistent", math.nan)
     n = win + tie + loss
@@ -211,7 +209,6 @@ def say(table: Table | None, name: str, columns: Sequence[str], null: float = 0.
 
 # --- examples of the notebooks, as text for a reader ---
 
-
 QUESTIONS = ("working-from-home-2", "coffee-at-home-1")  # of validation: explicit personas, implicit ones
 
 
@@ -281,7 +278,6 @@ def answers_text(table: Table) -> str:
 
 # --- small tables of one notebook ---
 
-
 LOSSES = {
     "loss": "training loss",
     "eval_loss": "validation loss",
@@ -326,14 +322,11 @@ def training_history(run: Run, method: str) -> Table:
 
 
 def training_curve(run: Run, method: str) -> Table:
-    """Return the loss and the reward margin of every log: ``series`` is the arm, ``row`` whose rows it is of.
-
-    DPO's margin is 0 before the first step: `trainers.check_dpo_start` has checked it.
-    """
+    """Return the loss and reward margin of every log: ``series`` is the arm, ``row`` whose rows it is of."""
     lines: list[tuple[str, str, int, float | None, float | None]] = []
     for arm in (f"{method}-{persona}" for persona in run.profile.training.arms):
         for rows, begin in (("training", ""), ("validation", "eval_")):
-            lines += [(arm, rows, 0, None, 0.0)] if method == "dpo" else []
+            lines += [(arm, rows, 0, None, 0.0)] if method == "dpo" else []  # see `trainers.check_dpo_start`
             for log in iter_rows(run.folder / "adapters" / arm / "log.jsonl"):
                 if loss := log.get(f"{begin}loss"):
                     lines.append((arm, rows, log["step"], loss, log.get(f"{begin}rewards/margins")))

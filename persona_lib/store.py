@@ -216,10 +216,7 @@ def is_done(folder: Path, key: str) -> bool:
 
 
 def clear_unless(folder: Path, key: str) -> None:
-    """Make a folder for work with this key; unfinished work for another key is deleted first.
-
-    The key of work in progress stands in ``key.json``, so that a rerun resumes only its own work.
-    """
+    """Make a folder for work with this key (``key.json``); unfinished work for another key is deleted."""
     marker = folder / "key.json"
     if folder.exists() and not (marker.exists() and read_json(marker)["key"] == key):
         shutil.rmtree(folder)

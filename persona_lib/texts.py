@@ -66,10 +66,7 @@ BLOCK = 500  # texts compared with all others at once
 
 
 def gram_matrix(texts: Sequence[str]) -> Any:
-    """Return which word 3-grams (columns) every text (row) has, as a sparse matrix of 0 and 1.
-
-    A leading system turn does not count. A text of one or two words is one gram of them all.
-    """
+    """Return which word 3-grams (columns) every text (row) has, sparse; one of two words is one gram."""
     import numpy as np
     from scipy.sparse import csr_matrix
 
@@ -149,7 +146,6 @@ def near_duplicates(prompts: list[str], pool: list[str], threshold: float) -> li
 
 # --- what tailoring data must not contain, and what its reader should know (paper section 4) ---
 
-
 POOL_SPLITS = ("sft_train", "dpo_train")  # what personas are retrieved from; never validation rows
 EVAL_SPLITS = ("validation", "test")
 
@@ -192,7 +188,6 @@ def leakage_report(rows: dict[str, list[TailoringRow]], threshold: float = 0.5) 
 
 
 # --- personas as texts (paper section 3) ---
-
 
 # The annotator's refusals and error messages were kept as personas in the official data and are none.
 REFUSAL = re.compile(r"^(i'?m sorry|sorry|i can(no|')t|i won't|i('| a)m unable|as an ai)\b", re.IGNORECASE)

@@ -30,14 +30,14 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from typing import Any
 
 from persona_lib import settings, store
 from persona_lib.beyond import calibration
 from persona_lib.data import everyday, preference, tailoring
-from persona_lib.data.reader import fit, reader_table
+from persona_lib.data.reader import fit, shows
 from persona_lib.models import train
 from persona_lib.models.served import SURFACE
 from persona_lib.paper import answers, personas
@@ -45,9 +45,10 @@ from persona_lib.paper.judges import load_judge
 from persona_lib.paper.judging import answer_quality
 from persona_lib.paper.results import Row, save_table
 from persona_lib.records import SIDES, DataError, RunSpec, Side, Table, stacked, table_of
-from persona_lib.settings import ConfigError, Profile, Run, beside, load_profile, parse_override, set_field
+from persona_lib.settings import ConfigError, Profile, Run, load_profile, parse_override, set_field
 from persona_lib.weights import WeightsError
 from studies import others
+from studies.others import beside
 
 Settings = Mapping[str, Any]
 
@@ -198,6 +199,26 @@ def compare_models(given: argparse.Namespace) -> None:
 
 
 # --- reader ---
+
+
+def reader_table(texts: Iterable[tuple[str, str, str]]) -> Table:
+    """Return how often the reader is right, by dimension, from (dimension, true value, text).
+
+    The true value of a text that shows neither is "neither". ``n`` texts have a value; the reader sees one in
+    ``read`` texts, rightly in ``right``. ``precision`` is right / read, ``recall`` right / n. The last row,
+    "all", adds the others up.
+    """
+    import pandas as pd
+
+    seen = table_of(texts, columns=["dimension", "truth", "text"])
+    shown = [shows(*row) for row in zip(seen.dimension, seen.text, strict=True)]
+    seen = seen.assign(n=seen.truth != "neither", read=[one is not None for one in shown],
+                       right=seen.truth == pd.Series(shown, dtype=object))  # fmt: skip
+    counts = seen.groupby("dimension")[["n", "read", "right"]].sum()
+    counts = counts.reindex([name for name in everyday.DIMENSIONS if name in counts.index])
+    counts.loc["all"] = counts.sum()
+    table = counts.rename_axis("dimension").reset_index()
+    return table.assign(precision=table["right"] / table["read"], recall=table["right"] / table["n"])
 
 
 def check_reader(given: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import re
 from dataclasses import replace
 
 from persona_lib import settings, store
@@ -25,11 +26,17 @@ from persona_lib.paper.judges import load_judge
 from persona_lib.paper.judging import judge_key, judge_rubric
 from persona_lib.paper.results import save_table
 from persona_lib.records import SIDES, DataError, Side, TailoringRow, table_of
-from persona_lib.settings import Run, beside, load_profile, set_field
+from persona_lib.settings import Profile, Run, load_profile, set_field
 from persona_lib.texts import is_persona
 
 OTHERS = {"reversal": "microsoft/rpr", "reasons": "facebook/community-alignment-dataset"}
 ROWS = 200  # of them that are used, drawn by id
+
+
+def beside(profile: Profile, name: str) -> Profile:
+    """Return a profile whose results are in a folder of this name within those of the profile."""
+    folder = re.sub(r"[^A-Za-z0-9./]+", "-", name).strip("-").lower()
+    return replace(profile, name=f"{profile.name}/{folder}")
 
 
 def read_others(given: argparse.Namespace) -> list[OwnRow]:

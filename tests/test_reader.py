@@ -4,7 +4,8 @@ import pytest
 
 from persona_lib.beyond.calibration import labelled
 from persona_lib.data.everyday import DIMENSIONS
-from persona_lib.data.reader import UNREADABLE, fit, quality, reader_table, shows
+from persona_lib.data.reader import UNREADABLE, fit, quality, shows
+from studies.__main__ import reader_table
 
 
 @pytest.mark.parametrize(

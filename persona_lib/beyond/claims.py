@@ -35,7 +35,6 @@ from persona_lib.texts import has_suffix_loop, repetition
 
 # --- the paper's table (DPO against PT-DPO) from its exact counts ---
 
-
 N_RESAMPLES = 20_000  # enough that the limits move by about .1 from one bootstrap seed to another
 
 
@@ -108,7 +107,6 @@ def reanalysed() -> Table:
 
 
 # --- does a judged row hold without broken answers, and at equal length? ---
-
 
 MIN_EACH = 5  # wins and losses that the length model needs of each: fewer tell nothing about a slope
 
@@ -254,10 +252,7 @@ def aims_of(profile: Profile, dataset: str, aims: Mapping[str, Any], group: str)
 
 
 def primary_results(profile: Profile) -> Table:
-    """Return a line per aim of ``facts/aims.yaml``, computed from the profile's saved tables.
-
-    An aim that a judge decides is undecided if the judge's calibration says that it decides nothing.
-    """
+    """Return a line per aim of ``facts/aims.yaml``, from saved tables; a judge not believed meets none."""
     aims = facts("aims")
     lines = []
     judges = {"inferred": profile.persona_judge, "judged": profile.evaluation.judge}

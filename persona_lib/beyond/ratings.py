@@ -168,9 +168,8 @@ def rater_page(study: str, rater: str, units: Sequence[Sequence[Item]]) -> str:
 def export(study: str, numbered: Sequence[Item], folder: Path, seed: int = 0) -> list[Path]:
     """Write a study's sheets, its instructions and its key (``number_items``); returns them, the key last.
 
-    ``folder/for_raters/<study>`` has one sheet per rater, in an order of the rater's own, and goes to them.
-    Beside each sheet stands the rater's page (`rater_page`), in the same order.
-    ``folder/keys`` stays: it alone tells a persona's side or an answer's system.
+    ``folder/for_raters/<study>`` has a sheet and a page (`rater_page`) per rater, in an order of the rater's
+    own. ``folder/keys`` stays: it alone tells a persona's side or an answer's system.
     """
     sheets, code = folder / "for_raters" / study, numbered[0]["item"].partition("-")[0]
     columns, paths = ["rater", "item", *TEXTS[study], *QUESTIONS[study], "comment"], []

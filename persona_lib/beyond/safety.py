@@ -95,17 +95,15 @@ def run_answers(profile: Profile) -> Table:
 
 
 def error_line(rows: Table) -> dict[str, Any]:
-    """Return how the rules ("called") err on hand labels ("label") in keeping a caution, weighted.
-
-    Wilson's intervals use Kish's effective sample size, (sum w)^2 / sum w^2.
-    """
+    """Return how the rules ("called") err on hand labels ("label") in keeping a caution, weighted."""
     kept, found = ((rows[name] != "neither").to_numpy() for name in ("label", "called"))
     line: dict[str, Any] = {"n": len(rows), "stands_for": round(rows.weight.sum())}
     line |= {f"hand_{name}": int((rows.label == name).sum()) for name in CLASSES}
     rates = {"precision": (kept, found), "recall": (found, kept), "specificity": (~found, ~kept)}
     for name, (hits, among) in rates.items():
         weight = rows.weight[among].to_numpy(dtype=float)
-        share, n = np.average(hits[among], weights=weight), weight.sum() ** 2 / (weight**2).sum()
+        n = weight.sum() ** 2 / (weight**2).sum()  # Kish's effective sample size
+        share = np.average(hits[among], weights=weight)
         line |= interval_columns(name, Interval(float(share), *intervals.wilson_interval(share * n, n)))
     return line
 

@@ -247,10 +247,7 @@ def leans(margins: Margins, told: Mapping[str, dict[str, str]], first: str, seco
 
 
 def user_wins(runs: Sequence[Run]) -> Table:
-    """Return W / T / L and net win rate of answers of the tailored arm that is told the user's persona.
-
-    Against the arm without personas in training that is told it, too; empty if no judge compared them.
-    """
+    """Return W / T / L and net of PT's answers under users' personas against plain ones, where judged."""
     users, parts, lines = user_of_row(runs[0]), part_of(runs[0]), []
     told = [m for m in matchups(runs[0]) if m.judge_persona == OWN and m.test.arm == tailored(runs[0])]
     for m, part in product([m for m in told if m.kind in ("main", "sft")], ("unseen", "seen")):
@@ -264,10 +261,7 @@ def user_wins(runs: Sequence[Run]) -> Table:
 
 
 def consistency(runs: Sequence[Run]) -> Table:
-    """Return how alike a user's own pair personas are (within), and other users' to theirs (between).
-
-    One row, users resampled: means over users of two personas or more, by `likeness`, from 0 to 1.
-    """
+    """Return the likeness of users' own pair personas (within) and of others' to them (between), one row."""
     personas = {user: list(own.values())[:SHOWN] for user, own in history_personas(runs[0]).items()}
     kept = {user: personas[user] for user in sorted(personas)[:COMPARED] if len(personas[user]) > 1}
     if len(kept) < 2:

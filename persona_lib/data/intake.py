@@ -132,10 +132,7 @@ def optional(row: OwnRow, column: str) -> str:
 
 
 def read_pair(row: OwnRow, mapping: Mapping, salt: bytes = b"") -> OwnRow:
-    """Return a row with its pair and split, its user hashed if there is a ``salt``; RowError says why not.
-
-    The pair of an unpaired thumb has one side only: `join_thumbs` joins it with another.
-    """
+    """Return a row with its pair and split, its user hashed if there is a ``salt``; RowError says why not."""
     if not isinstance(row.value, dict):
         raise RowError("row", "unreadable", str(row.value)[:200])
     given = optional(row, mapping.split)
@@ -143,7 +140,7 @@ def read_pair(row: OwnRow, mapping: Mapping, salt: bytes = b"") -> OwnRow:
     if given and not split:
         raise RowError(mapping.split, "split", given)
     texts = texts_of(row, mapping)
-    if mapping.response:
+    if mapping.response:  # an unpaired thumb has one side only: `join_thumbs` joins it with another
         liked = plain(lookup(row.value, mapping.label)) in mapping.first
         texts["rejected" if liked else "chosen"] = ""
     for name in ("persona_chosen", "persona_rejected"):
@@ -389,9 +386,8 @@ def own_key(profile: Profile) -> str:
 def read_own(profile: Profile) -> OwnData:
     """Read, validate and split the data that ``data.path`` and ``data.mapping`` of a profile name.
 
-    Raises ConfigError for a profile whose judge cannot read own data, and DataError for what concerns the
-    whole data: no such file, a column that is not there, too few usable prompts. Every other fault is a
-    `Finding` of its row.
+    ConfigError: its judge cannot read own data. DataError: no such file or column, too few usable prompts.
+    Every other fault is a `Finding` of its row.
     """
     if profile.evaluation.judge == "oracle":
         raise ConfigError(

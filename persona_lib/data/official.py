@@ -79,8 +79,7 @@ def files_of(folder: str) -> list[str]:
 def at_hand(data_dir: str | Path, datasets: Iterable[str], kind: str = "tailoring") -> Path | None:
     """Return where the data of some data sets lies on this machine, None if nowhere; downloads nothing.
 
-    Looks at ``data.path`` or ``$PERSONA_DATA`` (the folder or its parent) if named, and nowhere else then;
-    otherwise beside the repository and at earlier downloads.
+    That is in ``data.path`` or ``$PERSONA_DATA`` if named; else beside the repository or among downloads.
     """
     named = data_dir or os.environ.get("PERSONA_DATA", "")
     places = [Path(named).expanduser()] if named else [REPO.parent / "shared" / "data", download_dir()]

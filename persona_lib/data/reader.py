@@ -9,11 +9,10 @@ a graded rule beside it: it cannot see a wrong fact or bad advice (``beyond.cali
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cache
 
 from persona_lib.data.everyday import DIMENSIONS, Wish
-from persona_lib.records import Table, table_of
 from persona_lib.store import facts
 from persona_lib.texts import repetition
 
@@ -169,26 +168,6 @@ def fit(wish: Wish, text: str) -> int:
     """Return how well a text fits a wish: +1 for each value of it, -1 for others, 0 in ``UNREADABLE``."""
     verdicts = ((shows(name, text), value) for name, value in wish if name not in UNREADABLE)
     return sum(0 if shown is None else 1 if shown == value else -1 for shown, value in verdicts)
-
-
-def reader_table(texts: Iterable[tuple[str, str, str]]) -> Table:
-    """Return how often the reader is right, by dimension, from (dimension, true value, text).
-
-    The true value of a text that shows neither is "neither". ``n`` texts have a value; the reader sees one in
-    ``read`` texts, rightly in ``right``. ``precision`` is right / read, ``recall`` right / n. The last row,
-    "all", adds the others up.
-    """
-    import pandas as pd
-
-    seen = table_of(texts, columns=["dimension", "truth", "text"])
-    shown = [shows(*row) for row in zip(seen.dimension, seen.text, strict=True)]
-    seen = seen.assign(n=seen.truth != "neither", read=[one is not None for one in shown],
-                       right=seen.truth == pd.Series(shown, dtype=object))  # fmt: skip
-    counts = seen.groupby("dimension")[["n", "read", "right"]].sum()
-    counts = counts.reindex([name for name in DIMENSIONS if name in counts.index])
-    counts.loc["all"] = counts.sum()
-    table = counts.rename_axis("dimension").reset_index()
-    return table.assign(precision=table["right"] / table["read"], recall=table["right"] / table["n"])
 
 
 STEM = 5  # letters of a word that count as its stem

@@ -122,10 +122,7 @@ def common_persona(personas: Iterable[str | None]) -> str | None:
 
 
 def rows_from_pairs(run: Run) -> Rows:
-    """Build all splits from a run's pairs and their personas, inferred or (``everyday``) brought.
-
-    "inferred-chosen" are personas that the run inferred for the chosen side of ``everyday``'s training rows.
-    """
+    """Build all splits from a run's pairs and their personas, inferred or (``everyday``) brought, or both."""
     pairs, retrieved, brought = preference.load_pairs(run), retrieved_ids(run), run.dataset == everyday.NAME
     parts = train_parts(run, pairs)
     personas: Personas

@@ -72,10 +72,7 @@ def to_completion(tokenizer: Any, ids: list[int], stop: Sequence[str]) -> Comple
 
 @dataclass
 class TransformersGenerator:
-    """A loaded causal language model that completes prompts, with ``adapters`` (see ``load.using_adapters``).
-
-    ``repetition_penalty`` above 1 makes tokens that the answer (not the prompt) has already less probable.
-    """
+    """A loaded causal language model that completes prompts; ``adapters``: see ``load.using_adapters``."""
 
     model: Any
     tokenizer: Any
@@ -83,7 +80,7 @@ class TransformersGenerator:
     batch_size: int
     adapters: Sequence[str] = ()
     merge: bool = False
-    repetition_penalty: float = 1.0
+    repetition_penalty: float = 1.0  # above 1: of tokens that the answer (not the prompt) has already
 
     @property
     def settings(self) -> dict[str, Any]:

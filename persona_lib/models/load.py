@@ -340,10 +340,7 @@ def pair_log_probs(
 
 
 def join_adapters(folders: Sequence[Path], target: Path) -> None:
-    """Write the one adapter that equals these plain LoRA adapters stacked: their factors side by side.
-
-    Exact on any base, and none is loaded (peft's ``add_weighted_adapter`` needs one).
-    """
+    """Write the one adapter that equals these LoRA adapters stacked, without a base (peft would need one)."""
     import torch
     from safetensors.torch import save_file
 

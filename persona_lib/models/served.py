@@ -41,10 +41,7 @@ class EndpointError(RuntimeError):
 
 @dataclass(frozen=True)
 class Answer:
-    """A line of the ledger. ``id`` is the hash of the request; tokens are as the server counted them.
-
-    ``refused`` names the fields that the model was asked without (``max_tokens``: by its newer name).
-    """
+    """A line of the ledger. ``id`` is the hash of the request; tokens are as the server counted them."""
 
     id: str
     model: str
@@ -53,7 +50,7 @@ class Answer:
     prompt_tokens: int
     completion_tokens: int
     cost_usd: float
-    refused: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)  # fields that the model was asked without
 
 
 def to_completion(answer: Answer, stop: Sequence[str]) -> Completion:
@@ -64,14 +61,11 @@ def to_completion(answer: Answer, stop: Sequence[str]) -> Completion:
 
 @dataclass
 class EndpointGenerator:
-    """A served model that completes prompts; requests go side by side, each in a thread.
-
-    ``max_cost_usd`` is for all that the ledger holds (``spent``), also from others who share it; 0: no limit.
-    """
+    """A served model that completes prompts; requests go side by side, each in a thread."""
 
     role: ModelRole
     ledger: Path
-    max_cost_usd: float = 0.0
+    max_cost_usd: float = 0.0  # for all that the ledger holds, also from others who share it; 0: no limit
     concurrency: int = 16
     timeout: float = 120.0  # seconds per attempt
     retries: int = 5

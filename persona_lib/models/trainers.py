@@ -131,8 +131,7 @@ def trainer_settings(profile: Profile, method: str, seed: int, output: Path, row
     """Return the settings that SFT and DPO share, every one that matters given explicitly.
 
     ``dpo.max_steps`` is given only where the epochs have more steps: Trainer takes a limit for a goal.
-    Several processes validate row by row, so that rows that fill up a batch do not count. Nothing is reported
-    to a tracker unless the environment names some: PERSONA_REPORT_TO=tensorboard,wandb.
+    Several processes validate row by row, so that rows that fill up a batch do not count.
     """
     import torch
 
@@ -169,7 +168,7 @@ def trainer_settings(profile: Profile, method: str, seed: int, output: Path, row
         "save_total_limit": 1,
         "load_best_model_at_end": True,
         "metric_for_best_model": "eval_loss",
-        "report_to": os.environ.get("PERSONA_REPORT_TO", "none").split(","),
+        "report_to": os.environ.get("PERSONA_REPORT_TO", "none").split(","),  # tensorboard,wandb
         "disable_tqdm": True,
     }
 

@@ -52,10 +52,7 @@ def open_base(run: Run) -> tuple[Any, Any]:
 
 
 def generators(run: Run, specs: Sequence[RunSpec]) -> Iterator[tuple[RunSpec, Any]]:
-    """Yield (spec, generator) for runs of the grid; the base is loaded once for all of them.
-
-    transformers switches adapters on the base as it was trained on. vLLM gets one joined adapter per arm.
-    """
+    """Yield (spec, generator) for runs of the grid; the base is loaded once, its adapters are switched."""
     profile = run.profile
     if profile.generation.engine == "vllm":
         yield from vllm_generators(run, specs)
@@ -83,10 +80,7 @@ def joined_adapter(run: Run, arm: str) -> Path | None:
 
 
 def plain_base(run: Run) -> tuple[str, str]:
-    """Return the base as vLLM loads it; an NF4 base is written out once in its plain weights.
-
-    The copy lies in ``results/<profile>/expanded``: 16 GB for an 8B model in bfloat16.
-    """
+    """Return the base as vLLM loads it; one in NF4 is written out once, to ``expanded`` (16 GB of 8B)."""
     base = run.profile.base
     if base.quantization == "none":
         return run.base_source

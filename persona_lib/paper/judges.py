@@ -85,10 +85,7 @@ def text_judge(
     stop: tuple[str, ...] = (),
     decoding: str = "deterministic",
 ) -> Judge:
-    """Return a judge that asks a text generator: ``render`` writes its prompt, ``form`` finds its winner.
-
-    ``decoding`` names one of ``DECODING``: an answer without a verdict is sampled again with the next seed.
-    """
+    """Return a judge that asks a text generator: ``render`` writes its prompt, ``form`` finds its winner."""
     how, attempts = DECODING[decoding]
 
     def judge(comparisons: Comparisons, rubric: Rubric) -> list[Judgment]:
@@ -184,7 +181,6 @@ def model_judge(run: Run, role: str = "judge", prompt: Render | None = None) -> 
 
 # --- Persona inference read backwards: which response explains the persona better? ---
 
-
 NAME = "backwards"
 KEYED = (
     "evaluation.backwards_rows base.dtype lora.* training.max_length training.completion_only_loss "
@@ -244,10 +240,9 @@ def train_backwards(run: Run) -> Path:
 class BackwardsJudge:
     """The judge that scores a response r by ``log p(persona | question, r)``; loaded at the first use.
 
-    The model is the base with an adapter of its own, trained to write personas from (question, response) on
-    training rows. So there is no order and no verdict to parse, and the length of a response adds nothing
-    to its score. Quality is relevance: ``log p(question | r)`` under the untrained base, which does not see
-    wrong facts.
+    The base gets an adapter, trained on training rows to write personas from (question, response). There is
+    no order and no verdict to parse, and a response's length adds nothing to its score. Quality is relevance:
+    ``log p(question | r)`` under the untrained base, which does not see wrong facts.
     """
 
     def __init__(self, run: Run) -> None:
@@ -292,7 +287,6 @@ class BackwardsJudge:
 
 
 # --- Which judge a run has ---
-
 
 # A profile's ``judge`` -> a function that returns the judge of a run; "none" is no judge.
 JUDGES: dict[str, Callable[[Run], Judge]] = {

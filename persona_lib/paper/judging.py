@@ -289,7 +289,6 @@ def forget_judged() -> None:
 
 # --- How far two judges agree: raw agreement and Cohen's kappa of verdicts (both orders seen) ---
 
-
 PARSED = intervals.VERDICTS[:3]  # win, tie, loss
 Triple = tuple[str, Verdict, Verdict]  # prompt id, what the first judge says, what the second says
 

@@ -66,10 +66,9 @@ def sides_of(pair: PreferencePair, side: Side) -> tuple[str, str]:
 
 
 def inference_shots(profile: Profile) -> list[tuple[str, str, str, str]]:
-    """Return the solved items (prompt, preferred, other, persona) put before every query.
+    """Return the solved items (prompt, preferred, other, persona) put before every query, whatever is asked.
 
-    They are the same for every data set, seed and model: of training topics the pair with the shortest
-    responses, one per dimension.
+    Of training topics the pair with the shortest responses, one per dimension.
     """
     able = [item for item in everyday.items() if item.split == "train" and "+" not in item.dimension]
     able.sort(key=lambda item: len(item.response_a + item.response_b))
@@ -170,7 +169,6 @@ def read_personas(run: Run, split: str, side: Side) -> Personas:
 
 # --- Judging inferred personas: accuracy (Figure 3) and preference (Figure 4) ---
 
-
 ACCURACY = {"win": 1.0, "tie": 0.5}  # any other verdict, or no persona, is 0: the mean is the accuracy
 ITEMS = "persona_accuracy_items.csv"  # verdicts that ``judge_run`` leaves: a row per pair and side
 PREFERENCES = "persona_preference_items.csv"  # a row per pair: "win" if P_C is the more plausible user
@@ -254,8 +252,7 @@ def accuracy_rows(
     """Return a row per side of the verdicts of several seeds, and chosen minus rejected; none without any.
 
     One pair is one observation: right in both orders is correct, wrong in both is wrong, otherwise a tie.
-    Pairs without a verdict or without a valid persona stay in ``n``. ``number`` seeds the bootstrap;
-    ``shared`` says that all seeds have the same pairs.
+    Pairs without a verdict or a valid persona stay in ``n``. See `judging.sampling` for the last three.
     """
     seeds, lines = [seed for seed, found in items.items() if found], []
     if not seeds:
@@ -292,7 +289,6 @@ def preference_table(profile: Profile) -> Table:
 
 
 # --- Words that mark one side's personas (Table 1) ---
-
 
 SHOWN_WORDS = 15  # words shown per side
 WORD = re.compile(r"[a-z]+(?:['-][a-z]+)*")  # hyphenated words ("to-the-point") stay whole

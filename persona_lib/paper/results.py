@@ -94,10 +94,7 @@ def judged_rows(profile: Profile, kinds: Sequence[str], role: str = "judge") -> 
 
 
 def judged_table(profile: Profile, kinds: Sequence[str], role: str = "judge") -> Table:
-    """Return the rows of some kinds of matchups: counts, sign tests, and scores with their intervals.
-
-    ``p_inconsistent`` and ``q_inconsistent`` count pairs in which the judge chose one position both times.
-    """
+    """Return the rows of some kinds of matchups: counts, sign tests, and scores with their intervals."""
     lines = []
     for row in judged_rows(profile, kinds, role):
         line = row_names(row) | verdict_columns(row)

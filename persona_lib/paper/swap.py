@@ -61,10 +61,7 @@ def answered_rows(run: Run, split: str = "") -> dict[str, TailoringRow]:
 
 
 def swap_rows(run: Run) -> list[TailoringRow]:
-    """Return the rows whose responses are scored: those of the evaluation split that have both.
-
-    Where none has (Mnemonic's test split was released without), those of validation.
-    """
+    """Return the rows to score: those evaluated that have both responses; else (Mnemonic) of validation."""
     return list((answered_rows(run) or answered_rows(run, "validation")).values())
 
 
@@ -196,7 +193,6 @@ def swap_scores(run: Run, arm: str, persona_format: str = "line") -> list[Policy
 
 # --- the measures of one row ---
 
-
 Margins = Mapping[str, Mapping[str, tuple[float, str | None]]]  # persona's name -> row id -> m(P), its text
 Lengths = Mapping[str, tuple[int, int]]  # row id -> bytes of the chosen and of the rejected response
 # name -> a function of the margins m (row, persona) and of D (row), one value per row; each gets an interval
@@ -265,7 +261,6 @@ def flip_and_did(
 
 # --- tables: the values of all runs of a data set, resampled together ---
 
-
 Key = tuple[str, ...]  # of a table's row: arm, persona format, (measure,) persona family
 Found = dict[Key, dict[str, dict[str, float]]]  # per row {name of a value: {id: value}}
 
@@ -327,14 +322,11 @@ class Pooled:
         return {"n": min(sum(map(len, found)) for found in by_run), **seed_columns(seeds)}
 
     def table(self, *labels: str) -> Table:
-        """Return a line per row: its key as columns ``labels``, and each value's mean with its interval.
-
-        "balanced" is share D > 0 as if either response were the longer one in half of the rows.
-        """
+        """Return a line per row: its key as columns ``labels``, and each value's mean with its interval."""
         lines = []
         for key, names in self.rows.items():
             drawn = {name: self.pool[key, name] for name in names}
-            if "longer_chosen" in drawn:
+            if "longer_chosen" in drawn:  # as if either response were the longer one in half of the rows
                 drawn["balanced"] = (drawn["longer_chosen"] + drawn["longer_rejected"]) / 2
             row = {"dataset": self.runs[0].dataset, **dict(zip(labels, key, strict=True)), **self.size(key)}
             lines.append(row | drawn_columns(drawn))
