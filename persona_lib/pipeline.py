@@ -159,8 +159,7 @@ def report(pipeline: Pipeline) -> bool:
         verify(pipeline, every=False)
     print(f"report: {page.resolve().as_uri()}")
     named = "" if profile.name == "everyday" else f" --profile {profile.name}"
-    if intake.NAME not in profile.datasets:
-        print(f"next: ./run_all.sh --demo{named}   (ask the trained models your own questions)")
+    print(f"next: ./run_all.sh --demo{named}   (ask the trained models your own questions)")
     if (pipeline.results / "adapter" / "done.json").exists():
         adapter = own_adapter(settings.Run(profile, intake.NAME, profile.seeds[0]))
         print("next: ./run_all.sh --export DIR   (the adapter, to be used elsewhere)")
