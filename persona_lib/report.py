@@ -87,9 +87,8 @@ FINDINGS = (
      "accuracy", 0.5),
 )  # fmt: skip
 ASKED = {"swap": "persona swaps", "user_swap": "users' personas", "p_net": "which answer suits the user",
-         "dpq": "dPQ", "q_net": "which is better for anybody",
-         "side_difference": "rejected minus chosen ({personas})",
-         "persona_accuracy": "inferred personas ({side})"}  # fmt: skip
+         "side_difference": "rejected minus chosen ({personas})", "dpq": "dPQ",
+         "q_net": "which is better for anybody", "persona_accuracy": "inferred personas ({side})"}  # fmt: skip
 
 
 def findings(profile: Profile) -> list[str]:

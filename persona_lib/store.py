@@ -225,10 +225,7 @@ def clear_unless(folder: Path, key: str) -> None:
 
 
 def one_at_a_time(work: Callable[..., T]) -> Callable[..., T]:
-    """Let one process at a time do a run's work (its first argument), whose lines are kept in ``logs/``.
-
-    Others, as a second kernel, wait and print these lines as they come; so does work that was done before.
-    """
+    """Let one process at a time do a run's work; others wait and print its lines, which ``logs/`` keeps."""
 
     @wraps(work)
     def alone(run: Any, *args: Any) -> T:
@@ -236,12 +233,6 @@ def one_at_a_time(work: Callable[..., T]) -> Callable[..., T]:
         log = results_dir(run.profile) / "logs" / f"{run.dataset}.seed-{run.seed}.{name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         log.touch()
-
-        def write(text: str) -> int:
-            with log.open("a", encoding="utf-8") as file:
-                file.write(text)
-            return plain(text)
-
         with log.with_suffix(".lock").open("w") as lock:
             shown = 0
             while True:
@@ -255,7 +246,10 @@ def one_at_a_time(work: Callable[..., T]) -> Callable[..., T]:
             where = os.environ.get("JPY_SESSION_NAME", "").rpartition("/")[2] or "no tab"
             head = f"{name}: process {os.getpid()} ({where}), begun {now()[:16].replace('T', ' ')} UTC\n"
             write_text(log, head)
-            with mock.patch.object(sys.stdout, "write", write):
+            with (
+                log.open("a", buffering=1, encoding="utf-8") as copy,
+                mock.patch.object(sys.stdout, "write", lambda text: copy.write(text) and plain(text)),
+            ):
                 result = work(run, *args)
             if log.read_text(encoding="utf-8") == head:  # nothing was left to do
                 write_text(log, earlier)

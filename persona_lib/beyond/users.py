@@ -232,8 +232,8 @@ def growth(run: Run) -> dict[str, Any]:
     known, users = {row.id: row.persona for row in user_personas(run)}, user_of_row(run)
     told = {users[row.id] for row in swap.swap_rows(run) if f"{users.get(row.id)}/0" in known}
     first = [[(known[f"{u}/{n}"], known[f"{u}/0"]) for u in told if f"{u}/{n}" in known] for n in LENGTHS]
-    counts = {"longer": [*map(len, first)], "changed": [sum(a != b for a, b in both) for both in first]}
-    return {"pairs": LENGTHS, "users": len(told)} | counts
+    changed = [sum(a != b for a, b in both) for both in first]
+    return {"pairs": LENGTHS, "users": len(told), "longer": [*map(len, first)], "changed": changed}
 
 
 def leans(margins: Margins, told: Mapping[str, dict[str, str]], first: str, second: str) -> dict[str, float]:
