@@ -86,9 +86,9 @@ FINDINGS = (
      "Inferred personas: a judge matches {value} of {n:.0f} personas of {side} responses to their response",
      "accuracy", 0.5),
 )  # fmt: skip
-ASKED = {"swap": "persona swaps", "user_swap": "users' personas", "p_net": "which answer suits the user",
-         "side_difference": "rejected minus chosen ({personas})", "dpq": "dPQ",
-         "q_net": "which is better for anybody", "persona_accuracy": "inferred personas ({side})"}  # fmt: skip
+ASKED = {"swap": "persona swaps", "user_swap": "users' personas", "dpq": "dPQ",
+         "p_net": "which answer suits the user", "q_net": "which is better for anybody", "side_difference":
+         "rejected minus chosen ({personas})", "persona_accuracy": "inferred personas ({side})"}  # fmt: skip
 
 
 def findings(profile: Profile) -> list[str]:
