@@ -11,6 +11,7 @@ import dataclasses
 import fcntl
 import hashlib
 import importlib.metadata
+import io
 import itertools
 import json
 import operator
@@ -26,7 +27,6 @@ from datetime import UTC, datetime
 from functools import cache, wraps
 from pathlib import Path
 from typing import Any, TypeVar
-from unittest import mock
 
 from persona_lib.records import Table
 from persona_lib.settings import FACTS, REPO, results_dir
@@ -224,12 +224,26 @@ def clear_unless(folder: Path, key: str) -> None:
     write_json(marker, {"key": key})
 
 
+class Both(io.TextIOBase):
+    """Writes each text to several streams at once."""
+
+    def __init__(self, *streams: Any) -> None:
+        self.streams = streams
+
+    def write(self, text: str) -> int:
+        """Write and flush a text; returns its length."""
+        for stream in self.streams:
+            stream.write(text)
+            stream.flush()
+        return len(text)
+
+
 def one_at_a_time(work: Callable[..., T]) -> Callable[..., T]:
     """Let one process at a time do a run's work; others wait and print its lines, which ``logs/`` keeps."""
 
     @wraps(work)
     def alone(run: Any, *args: Any) -> T:
-        name, plain = ".".join([work.__name__, *args]), sys.stdout.write
+        name = ".".join([work.__name__, *args])
         log = results_dir(run.profile) / "logs" / f"{run.dataset}.seed-{run.seed}.{name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         log.touch()
@@ -246,10 +260,7 @@ def one_at_a_time(work: Callable[..., T]) -> Callable[..., T]:
             where = os.environ.get("JPY_SESSION_NAME", "").rpartition("/")[2] or "no tab"
             head = f"{name}: process {os.getpid()} ({where}), begun {now()[:16].replace('T', ' ')} UTC\n"
             write_text(log, head)
-            with (
-                log.open("a", buffering=1, encoding="utf-8") as copy,
-                mock.patch.object(sys.stdout, "write", lambda text: copy.write(text) and plain(text)),
-            ):
+            with log.open("a", encoding="utf-8") as copy, contextlib.redirect_stdout(Both(sys.stdout, copy)):
                 result = work(run, *args)
             if log.read_text(encoding="utf-8") == head:  # nothing was left to do
                 write_text(log, earlier)

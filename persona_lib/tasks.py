@@ -12,6 +12,7 @@ import json
 import math
 import os
 import shutil
+import textwrap
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
@@ -271,7 +272,7 @@ def print_plan(pipeline: Pipeline, reasons: dict[str, str], lack: str) -> None:
         minutes += (seconds or 0) / 60 if reason else 0
         about = "?" if seconds is None else clock(seconds)
         state, why = ("run", reason) if reason else ("cached", "nothing changed")
-        print(f"  {state:<6}  {name:<{width}}  {about:>11}  {why}")
+        print(f"  {state:<6}  {name:<{width}}  {about:>11}  {textwrap.shorten(why, 240, placeholder=' ...')}")
     print(f"\nto run     {sum(map(bool, reasons.values()))} of {len(reasons)} tasks")
     print("time       about", f"{minutes:.0f} minutes" if minutes < 100 else f"{minutes / 60:.0f} hours")
     print("\n".join([*needs(profile), *([f"lacking    {lack}"] if lack else [])]))

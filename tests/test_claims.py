@@ -210,6 +210,21 @@ def test_aims_of_the_authors_data_need_a_value_and_their_control_an_interval_aro
     assert [met[", ".join(place)] for place in places] == ["yes", "no", "no", "yes"]  # .80, .85; around .5
 
 
+def test_a_right_run_leaves_the_published_band_in_one_of_twenty_and_a_wrong_one_in_nearly_all():
+    rng = np.random.default_rng(0)  # shares of 40 rows by seed, as wide apart as the published seeds
+
+    def shares(mean, size):
+        return rng.binomial(40, np.clip(rng.normal(mean, 0.01, size), 0, 1)) / 40
+
+    means = {"right": 0.875, "shuffled personas": 0.52, "exchanged sides": 0.125}
+    outside = dict.fromkeys(means, 0.0)
+    for seeds in shares(means["right"], (2000, 5)):
+        band = claims.prediction_band(seeds, 1, 0.025)
+        for name, mean in means.items():
+            outside[name] += (not band.low <= shares(mean, ()) <= band.high) / 2000
+    assert 0.03 <= outside.pop("right") <= 0.07 and min(outside.values()) > 0.95
+
+
 def test_a_run_is_compared_with_the_published_seeds_number_by_number(profile):
     aim, where = claims.DECIDING
     seeds = pd.DataFrame({"aim": aim, "where": where, "seed": range(3), "estimate": [0.8, 0.9, 1.0], "n": 40})

@@ -1,7 +1,7 @@
 """How often a retriever picks the training row whose personas the authors retrieved for a test prompt.
 
-    python benchmarks/retrieval_agreement.py DATA_DIR [bm25]
-    python benchmarks/retrieval_agreement.py DATA_DIR late colbert-ir/colbertv2.0
+    python -m studies.retrieval_agreement DATA_DIR [bm25]
+    python -m studies.retrieval_agreement DATA_DIR late colbert-ir/colbertv2.0
 
 The authors' row is known where their retrieved personas are those of one released training row. Per data set:
 test rows with such a row, the share for which the retriever's first row is that one, the share with it among
