@@ -28,8 +28,8 @@ from persona_lib.settings import load_profile
 
 SIZES = {
     "reading": (25000, 50000, 100000),
-    "sft": (64, 128, 256),
-    "dpo": (32, 64, 128),
+    "sft": (16, 32, 64),
+    "dpo": (16, 32, 64),
     "answers": (32, 64, 128),
 }
 
@@ -78,7 +78,7 @@ def main(quick: bool) -> None:
     """Measure all sizes, print the exponents, write ``results/growth.csv``; quick: small, in this process."""
     lines = []
     for name, sizes in SIZES.items():
-        said = [tell(name, n // 16, quick) if quick else measure(name, n) for n in sizes]
+        said = [tell(name, n // 4, quick) if quick else measure(name, n) for n in sizes]
         found = pd.DataFrame(map(json.loads, said))
         slope = np.polyfit(np.log(found["rows"]), np.log(found["seconds"]), 1)[0]
         print(f"{name}: exponent {slope:.2f}", flush=True)
