@@ -26,7 +26,9 @@ from epochs import MODEL
 from training import SEED, words_of
 
 from persona_lib import store
+from persona_lib.data import everyday
 from persona_lib.models import generate, load
+from persona_lib.prompts import completion_text, tailoring_prompt
 
 STOP = "\nPrompt:"
 BATCH = 64
@@ -48,13 +50,17 @@ def make_prompts(words: list[str], tokens: tuple[int, int], n: int) -> list[str]
 
 
 def make_tasks(tokenizer: Any, quick: bool) -> dict[str, Task]:
-    """Return prompts of BeaverTails' lengths, and short ones after five examples."""
-    words, tokens = words_of(tokenizer), 8 if quick else 64
-    shots = make_prompts(words, (140, 140), 2 if quick else 5)
-    prefix = "\n\n".join(f"{shot} {words[0]}." for shot in shots) + "\n\n"
+    """Return prompts of BeaverTails' lengths, and questions of everyday with personas after five examples."""
+    tokens, items = 8 if quick else 64, everyday.items()
+    shots, asked = ([item for item in items if item.split == split] for split in ("train", "test"))
+    told = [tailoring_prompt(item.prompt, item.persona_a) for item in asked[: 6 if quick else 24]]
+    prefix = "".join(
+        tailoring_prompt(item.prompt, item.persona_a) + completion_text(item.response_a) + "\n\n"
+        for item in shots[: 2 if quick else 5]
+    )
     return {
-        "batch": Task(make_prompts(words, training.PAPER.prompt, tokens), "", tokens),
-        "few_shot": Task(make_prompts(words, (8, 30), 6 if quick else 24), prefix, tokens // 2),
+        "batch": Task(make_prompts(words_of(tokenizer), training.PAPER.prompt, tokens), "", tokens),
+        "few_shot": Task(told, prefix, tokens // 2),
     }
 
 
