@@ -31,8 +31,8 @@ def start(folder: Path) -> subprocess.Popen:
     folder.mkdir(parents=True, exist_ok=True)
     places = {f"PERSONA_{name}": str(folder / name.lower()) for name in ("RESULTS", "FIGURES", "WEIGHTS")}
     with (folder / "log").open("w") as log:
-        how = {"stdout": log, "stderr": log, "start_new_session": True}
-        return subprocess.Popen(COMMAND, cwd=REPO, env=os.environ | places, **how)
+        env = os.environ | places
+        return subprocess.Popen(COMMAND, cwd=REPO, env=env, stdout=log, stderr=log, start_new_session=True)
 
 
 def kill(run: subprocess.Popen, number: int) -> str:
@@ -55,7 +55,7 @@ def tables(folder: Path) -> dict[str, bytes]:
 
 def main(folder: Path, kills: int = 40) -> None:
     """Run, kill, compare; prints a line per kill, and what was tried."""
-    rng, tried, steps = random.Random(0), Counter(), Counter()
+    rng, tried, steps = random.Random(0), Counter[str](), Counter[str]()
     whole, killed = folder / "whole", folder / "killed"
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs would ignore it
     assert not start(whole).wait(), (whole / "log").read_text()

@@ -23,10 +23,10 @@ def ranks(folder: Path, dataset: str, retriever: str, model: str) -> list[int]:
     rows = official.load_official(folder, dataset)
     pool = [row for split in POOL_SPLITS for row in rows[split]]
     place = {row.id: number for number, row in enumerate(pool)}
-    queries = [row for row in rows["test"] if row.retrieved_id in place]
-    texts = [[row.prompt for row in some] for some in (queries, pool)]
-    scores = retrieval.SCORERS[retriever](*texts, model)
-    found = [line[place[row.retrieved_id]] for row, line in zip(queries, scores, strict=True)]
+    queries = [(row.prompt, row.retrieved_id) for row in rows["test"] if row.retrieved_id in place]
+    texts = [text for text, _ in queries], [row.prompt for row in pool]
+    scores = list(retrieval.SCORERS[retriever](*texts, model))
+    found = [line[place[id or ""]] for (_, id), line in zip(queries, scores, strict=True)]
     return [1 + sum(other > own for other in line) for own, line in zip(found, scores, strict=True)]
 
 
