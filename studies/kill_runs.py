@@ -23,7 +23,7 @@ from persona_lib.settings import REPO
 
 COMMAND = [sys.executable, "-u", "-m", "persona_lib.pipeline", "--profile", "smoke"]
 SIGNALS = [signal.SIGKILL] * 8 + [signal.SIGTERM, signal.SIGINT]
-LONGEST = 40  # seconds until a kill: more than the longest piece of work that is not resumed
+LONGEST = 90  # seconds until a kill: more than a start and the longest work that is not resumed
 
 
 def start(folder: Path) -> subprocess.Popen:
