@@ -158,8 +158,8 @@ def paper_parts(profile: Profile) -> dict[str, Any]:
     return {
         "owners": " and ".join(dict.fromkeys(owner_of(dataset) for dataset in profile.datasets)),
         "examples": examples(profile),
-        "figures": [(shown.alt.partition(". ")[0], shown, base64.b64encode(vector(profile, name)).decode())
-                    for name, shown in drawn.items() if shown and vector(profile, name)],
+        "figures": [(shown.alt.partition(". ")[0], shown, base64.b64encode(drawing).decode())
+                    for name, shown in drawn.items() if shown and (drawing := vector(profile, name))],
         "met": aims.met.value_counts().to_dict() if len(aims) else {},
         "aims": render("primary", aims[aims.met != "not run"] if len(aims) else aims),
     }  # fmt: skip
