@@ -41,12 +41,14 @@ def wilson_interval(n_successes: float, n: int) -> tuple[float, float]:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return Holm's adjusted p-values; a NaN stays NaN and is not counted."""
-    from statsmodels.stats.multitest import multipletests
+    """Return Holm's adjusted p-values; a NaN stays NaN and is not counted.
 
+    statsmodels' `multipletests` gives the same, but collects garbage at every call: .3 s beside a model.
+    """
     adjusted = np.array(p_values, dtype=float)
-    if (known := ~np.isnan(adjusted)).any():
-        adjusted[known] = multipletests(adjusted[known], method="holm")[1]
+    order = np.argsort(adjusted)[: np.count_nonzero(~np.isnan(adjusted))]  # NaN sorts last
+    weighted = adjusted[order] * np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(weighted), 1)
     return adjusted.tolist()
 
 

@@ -32,7 +32,7 @@ DECIDED = {
     "tailoring": (1, "bc0a4cccfb566fae"),
     "training": (1, "4276faef382785fe"),
     "answers": (1, "0f2f7df4cd6b1c44"),
-    "judging": (1, "4f89dedcf7dcb131"),
+    "judging": (1, "3ffd871dc30ae77a"),
     "swap": (1, "b11a4d00735c118e"),
     "calibration": (1, "81935972384bbb44"),
     "rejudged": (1, "34285075705e5f59"),
