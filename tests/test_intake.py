@@ -85,7 +85,7 @@ def test_every_kind_of_damage_is_named_by_row_and_field_and_no_row_is_lost(tmp_p
     data = read(tmp_path, MIXED)
     assert codes(data) == {31 + n: (field, code) for n, (_, field, code) in enumerate(DAMAGED)}
     assert {row.row for row in data.rows} | set(data.rejected) == set(range(1, len(MIXED) + 1))
-    noted = [(f.row - 31 - len(DAMAGED), f.field, f.code) for f in data.findings if not f.rejected]
+    noted = [(f.row - 31 - len(DAMAGED), f.field, f.code) for f in data.findings if f.outcome == "kept"]
     assert noted == [(n, field, code) for n, (_, field, code) in enumerate(ODD)]
     assert [f.detail for f in data.findings[-3:]] == ["a.b@...", "+49 ...", "sk-a..."], "no secret is shown"
     counts = intake.account(data)
@@ -248,6 +248,9 @@ def test_thumbs_make_pairs_where_one_user_gave_both_and_every_row_is_accounted_f
     texts = [(row.pair.prompt, row.pair.chosen, row.pair.rejected) for row in data.rows]
     assert texts == [tuple(good(n).values()) for n in range(25)]
     assert intake.account(data) == {"read": 53, "usable": 25, "joined": 25, "unpaired": 3}
+    assert intake.describe(data)[0].endswith(
+        "53 rows read, 25 usable pairs (of 50 rows), 3 rejected (3 unpaired)"
+    )
     trl = [{"prompt": row["question"], "completion": row["output"], "label": n % 2 == 1}
            for n, row in enumerate(rows)]  # fmt: skip
     assert [row.pair for row in read(tmp_path, trl).rows][0].chosen == good(0)["chosen"]

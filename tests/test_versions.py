@@ -27,7 +27,7 @@ FILES = {
     "users": "beyond.users",
 }
 DECIDED = {
-    "pairs": (1, "cc9aaabe86d3ed29"),
+    "pairs": (1, "0b2a5e71a8c2d707"),
     "personas": (1, "cda0f6a995d16281"),
     "tailoring": (1, "bc0a4cccfb566fae"),
     "training": (1, "4276faef382785fe"),

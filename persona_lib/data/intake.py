@@ -1,7 +1,7 @@
 """A user's own preference data (``--data FILE``): read, validated and split, with an account of every row.
 
-Rows become pairs; what is wrong with a row is a `Finding` with a code of REJECTED (the row is left out) or
-NOTED (it is kept). Given splits are kept. Otherwise pairs are split 80/10/10, by user where there are users
+Rows become pairs; what is found in a row is a `Finding`, for which the row is rejected, joined to another or
+kept. Given splits are kept. Otherwise pairs are split 80/10/10, by user where there are users
 enough, else by prompt, near prompts together; texts alone decide, not a seed or the order of rows.
 """
 
@@ -21,7 +21,7 @@ from typing import Any
 from persona_lib.data import mapping as maps
 from persona_lib.data.mapping import Mapping, RowError, lookup, plain
 from persona_lib.data.retrieval import normal
-from persona_lib.data.rows import KINDS, REJECTED, Finding, OwnRow, read_rows, source_key
+from persona_lib.data.rows import KINDS, OUTCOMES, Finding, OwnRow, read_rows, source_key
 from persona_lib.records import HISTORY, PAIR_FIELDS, PAIR_SPLITS, DataError, PreferencePair
 from persona_lib.settings import ConfigError, Profile, results_dir
 from persona_lib.store import VERSIONS, content_hash, file_hash
@@ -338,9 +338,9 @@ def check_splits(source: str, rows: Sequence[OwnRow], findings: Sequence[Finding
     if not (short := short_splits(rows)):
         return
     needs = [f"{split} has {n} different prompts and needs {LEAST_OF[split]}" for split, n in short.items()]
-    rejected = [finding for finding in findings if finding.rejected]
+    rejected, way_out = [f for f in findings if f.outcome == "rejected"], OUTCOMES["rejected"]
     said = counted(f"{f.code} ({f.field})" for f in rejected) or "none"
-    first = [f"; first: {f.place}, {f.field}: {f.code} {f.detail} ({REJECTED[f.code][1]})" for f in rejected]
+    first = [f"; first: {f.place}, {f.field}: {f.code} {f.detail} ({way_out[f.code][1]})" for f in rejected]
     largest = max(map(len, near_parts(rows, threshold)), default=0)
     parts = f". The largest group of near prompts has {largest} rows: data.near_duplicates=0.9 parts more"
     if len({normal(row.pair.prompt) for row in rows}) < (least := sum(LEAST_OF.values())):
@@ -368,7 +368,7 @@ class OwnData:
     @property
     def rejected(self) -> dict[int, Finding]:
         """Return the reason against each row that was left out, by row number."""
-        return {finding.row: finding for finding in self.findings if finding.rejected}
+        return {f.row: f for f in self.findings if f.outcome == "rejected"}
 
     def pairs(self) -> dict[str, list[PreferencePair]]:
         """Return the pairs by split."""
@@ -434,18 +434,24 @@ def read_source(profile: Profile, key: str) -> OwnData:
 
 
 def account(data: OwnData) -> dict[str, int]:
-    """Return the account of the rows: read, usable, rejected by reason; all but the first add up to it."""
-    reasons = Counter(finding.code for finding in data.rejected.values())
+    """Return the account of the rows: read, usable, joined to one of these, rejected by reason.
+
+    All but the first add up to it.
+    """
+    reasons = Counter(f.code for f in data.findings if f.outcome == "joined")
+    reasons.update(finding.code for finding in data.rejected.values())
     return {"read": data.n_read, "usable": len(data.rows)} | reasons
 
 
 def describe(data: OwnData) -> list[str]:
     """Say in a few lines what was read, what was left out and why, and how it was split."""
     reasons = counted(finding.code for finding in data.rejected.values())
-    noted = counted(finding.code for finding in data.findings if not finding.rejected)
+    noted = counted(finding.code for finding in data.findings if finding.outcome == "kept")
+    joined = account(data).get("joined", 0)
+    pairs = f" pairs (of {len(data.rows) + joined} rows)" if joined else ""
     sizes = {split: len(part) for split, part in data.pairs().items()}
     name = Path(data.source).name if Path(data.source).expanduser().exists() else data.source
-    read = f"{name}: {data.n_read} rows read, {len(data.rows)} usable, {len(data.rejected)} rejected"
+    read = f"{name}: {data.n_read} rows read, {len(data.rows)} usable{pairs}, {len(data.rejected)} rejected"
     return [
         read + (f" ({reasons})" if reasons else ""),
         f"splits {data.splits}: {', '.join(f'{split} {n}' for split, n in sizes.items())}",

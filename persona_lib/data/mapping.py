@@ -37,7 +37,7 @@ MISSING = object()
 
 
 class RowError(ValueError):
-    """A row that is left out; its arguments are the field, the code of REJECTED and a detail."""
+    """A row that is left out; its arguments are the field, the code of the finding and a detail."""
 
 
 # --- the mapping: which columns mean what ---

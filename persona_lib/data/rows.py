@@ -26,8 +26,8 @@ WAYS_OUT = (
 )
 KINDS = "JSON lines (.jsonl), JSON (.json), CSV, TSV, Parquet, a datasets folder (save_to_disk), or a hub id"
 
-# code -> (what is wrong with the row, the way out); a row is rejected once, for the first thing wrong with it
-REJECTED, NOTED = store.read_json(FACTS / "own_findings.json").values()
+# outcome of a row -> code -> (what was found, what to do); a row is rejected for the first thing wrong with it
+OUTCOMES: dict[str, dict[str, tuple[str, str]]] = store.read_json(FACTS / "own_findings.json")
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class OwnRow:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing wrong with a row: its number and place, the field, a code of REJECTED or NOTED, a detail."""
+    """What was found in a row: its number and place, the field, a code of `OUTCOMES`, a detail."""
 
     row: int
     place: str
@@ -57,9 +57,9 @@ class Finding:
     detail: str = ""
 
     @property
-    def rejected(self) -> bool:
-        """Whether the row is left out for it."""
-        return self.code in REJECTED
+    def outcome(self) -> str:
+        """Return what becomes of the row for it: "rejected", "joined" (to a usable one) or "kept"."""
+        return next(outcome for outcome, codes in OUTCOMES.items() if self.code in codes)
 
 
 # --- text: encodings, and what is no text at all ---
