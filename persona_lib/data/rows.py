@@ -26,7 +26,7 @@ WAYS_OUT = (
 )
 KINDS = "JSON lines (.jsonl), JSON (.json), CSV, TSV, Parquet, a datasets folder (save_to_disk), or a hub id"
 
-# outcome of a row -> code -> (what was found, what to do); a row is rejected for the first thing wrong with it
+# outcome of a row -> code -> (what was found, what to do); a row is rejected for the first thing wrong
 OUTCOMES: dict[str, dict[str, tuple[str, str]]] = store.read_json(FACTS / "own_findings.json")
 
 
