@@ -8,6 +8,7 @@ AssertionError: tables differ in a byte, a process outlives its run by a minute,
 half made.
 """
 
+import argparse
 import os
 import random
 import shutil
@@ -53,7 +54,7 @@ def tables(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (folder / "results/smoke/tables").glob("*.csv")}
 
 
-def main(folder: Path, kills: int = 40) -> None:
+def main(folder: Path, kills: int) -> None:
     """Run, kill, compare; prints a line per kill, and what was tried."""
     rng, tried, steps = random.Random(0), Counter[str](), Counter[str]()
     whole, killed = folder / "whole", folder / "killed"
@@ -79,4 +80,9 @@ def main(folder: Path, kills: int = 40) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).resolve(), *map(int, sys.argv[2:3]))
+    parser = argparse.ArgumentParser(prog="python -m studies.kill_runs", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("kills", type=int, nargs="?", default=40)
+    given = parser.parse_args()
+    main(given.folder.resolve(), given.kills)
