@@ -42,6 +42,14 @@ def test_parameters_are_literals_with_a_help_text_and_code_defines_nothing(path)
 
 
 @every_notebook
+def test_a_notebooks_minutes_are_those_of_steps_yaml(path):
+    lines = store.read_json(path)["cells"][0]["source"]
+    rows = [line.strip().strip("|").split("|")[1:] for line in lines if line[:5] in ("| pro", "| min")]
+    said = {name.strip("` "): float(minutes) for name, minutes in zip(*rows, strict=True)}
+    assert said and said.items() <= STEPS[path.stem].minutes.items()
+
+
+@every_notebook
 def test_a_notebook_is_stored_in_normal_form_without_traces_of_one_persons_run(path):
     document = store.read_json(path)
     outputs = [output for cell in document["cells"] for output in cell.get("outputs", [])]

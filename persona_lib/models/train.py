@@ -246,7 +246,7 @@ def weight_megabytes(model: Any) -> dict[str, float]:
 
 @store.one_at_a_time
 def qlora_section(run: Run) -> Any:
-    """Train SFT on the base in NF4 for four steps, once, in ``qlora/``; return what it cost, as a table."""
+    """Train SFT on the base in NF4 on sixteen pairs, once, in ``qlora/``; return what it cost, as a table."""
     import pandas as pd
 
     few = {"sft.epochs": 1, "training.rows": 16, "training.validation_rows": 16, "sft.batch_size": 4}
