@@ -121,21 +121,19 @@ def read_csv(path: Path, **how: Any) -> Table:
     return pd.read_csv(path, dtype={"seeds": str}, **how) if path.exists() else pd.DataFrame()
 
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that spreadsheets run
-
-
 def people_csv(table: Table, **how: Any) -> str:
     """Return a table as CSV for people: a text that spreadsheets would run gets a space in front.
 
-    A carriage return, after which a spreadsheet begins a new cell, becomes a line break. Whoever reads the
-    table back strips the cells.
+    So does its rest after a semicolon, a tab or a line break, where some of them begin a new cell. Control
+    characters, which they drop, go; a carriage return becomes a line break. Whoever reads the table back
+    strips the cells.
     """
 
     def safe(cell: Any) -> Any:
         if not isinstance(cell, str):
             return cell
-        text = cell.replace("\r\n", "\n").replace("\r", "\n")
-        return f" {text}" if text.startswith((*FORMULA, "\n")) else text
+        text = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", "", re.sub(r"\r\n?", "\n", cell))
+        return re.sub(r"^(?=[-=+@\t\n])|(?<=[;\t\n])(?=[=+@]|-[\w(])", " ", text)
 
     return table.map(safe).to_csv(index=False, **how)
 

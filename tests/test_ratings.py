@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from test_demo import CHROMIUM, FLAGS
+from test_store import FORMULA
 from tiny_results import fill_run
 
 from persona_lib.beyond import ratings
 from persona_lib.settings import Run, load_profile, set_field
-from persona_lib.store import FORMULA
 
 HIDDEN = {"personas": ("chosen", "rejected"), "answers": ("PT-DPO", "DPO")}
 N = float("nan")

@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import re
 import subprocess
 import sys
 from dataclasses import make_dataclass
@@ -37,14 +38,17 @@ def test_a_commit_is_dirty_by_its_code_and_not_by_what_runs_write(tmp_path, monk
     assert store.git_state()["dirty"] is True
 
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that spreadsheets run
 ODD = ["=1+1", "+1", "-First", "@now()", "\t=2", "\r=3", "a\r=4", "a\r\n=5", '=HYPERLINK("x")', '"=7"']
+ODD += ["\0=8", "\x1b\0+8", "a;=9", "a\t=10", "a\n-11", "a\n- Second ;-)"]  # LibreOffice drops the NUL
 
 
-def test_no_cell_for_people_is_a_formula_also_for_readers_that_break_lines_at_a_carriage_return():
+def test_no_cell_for_people_is_a_formula_also_for_readers_that_begin_a_cell_within_a_text():
     text = store.people_csv(pd.DataFrame({"text": ODD}))
     rows = list(csv.reader(io.StringIO(text, newline="")))
-    assert len(rows) == 1 + len(ODD) and "\r" not in text
-    assert not [row for row in rows if row[0].startswith(store.FORMULA)]
+    assert len(rows) == 1 + len(ODD) and "\r" not in text and "\0" not in text
+    assert not [row for row in rows if row[0].startswith(FORMULA)]
+    assert not re.search(r"[;\t\n][=+@\t]|[;\n]-1", text) and rows[-1] == ["a\n- Second ;-)"]
 
 
 WORKER = """

@@ -28,7 +28,7 @@ FILES = {
 }
 DECIDED = {
     "pairs": (1, "0b2a5e71a8c2d707"),
-    "personas": (1, "cda0f6a995d16281"),
+    "personas": (1, "0681e8d0e6d76f44"),
     "tailoring": (1, "bc0a4cccfb566fae"),
     "training": (1, "4276faef382785fe"),
     "answers": (1, "0f2f7df4cd6b1c44"),

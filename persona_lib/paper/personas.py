@@ -223,7 +223,7 @@ def judge_run(run: Run) -> list[Path]:
     tables = {ITEMS: table_of(rows, ["id", "side", "verdict"])}
     tables[PREFERENCES] = table_of(list(preferences.items()), ["id", "verdict"])
     for path, table in zip(paths, tables.values(), strict=True):
-        store.write_text(path, table.to_csv(index=False))
+        store.write_text(path, store.people_csv(table))
     store.mark_done(folder, key)
     return paths
 
