@@ -34,9 +34,11 @@ files = b"".join(pathlib.Path(name).read_bytes() for name in ("pyproject.toml", 
 print(hashlib.sha256(files).hexdigest(), sys.argv[1])' "$2"
 }
 
-# True if .venv was finished for these files and this extra, or for one that includes it.
+# True if .venv was finished for these files and this extra, or for one that includes it; `uv sync` leaves no stamp.
 venv_ready() {
-    [ -x .venv/bin/python ] && [ -f .venv/stamp ] || return 1
+    [ -x .venv/bin/python ] || return 1
+    grep -qs '^uv =' .venv/pyvenv.cfg && .venv/bin/python -m persona_lib.execute "$1" 2>/dev/null && return
+    [ -f .venv/stamp ] || return 1
     local stamp extra extras="$1"
     stamp="$(cat .venv/stamp)"
     [ "$1" != lab ] || extras="lab dev demo"
@@ -68,8 +70,8 @@ use_environment() {
     python="$(find_python)"
     echo "setting up .venv (a few minutes, once)"
     rm -f .venv/stamp
-    [ -x .venv/bin/python ] || "$python" -m venv .venv
     PYTHON="$PWD/.venv/bin/python"
+    "$PYTHON" -m pip --version >/dev/null 2>&1 || "$python" -m venv .venv # uv, or a killed set-up: no pip
     # torch first and alone, so that nothing later can choose another one.
     "$PYTHON" -m pip install --quiet ${PERSONA_TORCH_INDEX:+--index-url "$PERSONA_TORCH_INDEX"} \
         -c constraints.txt torch

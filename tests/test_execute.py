@@ -48,6 +48,21 @@ def test_a_wheel_holds_every_file_of_the_library_and_asks_for_a_checkout_in_one_
     assert ran.returncode == 2 and ran.stderr.count("\n") == 1 and "git clone" in ran.stderr, ran.stderr
 
 
+def test_an_environment_that_uv_made_is_used_as_it_is_and_a_half_made_one_is_not(tmp_path):
+    for name in (".ci", "persona_lib", "pyproject.toml", "constraints.txt"):
+        (tmp_path / name).symlink_to(REPO / name)
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    command = ["bash", "-c", "source .ci/setup.sh; environment_ready train && echo $PYTHON"]
+    for made_by, found in (("uv = 0.13.9", f"{python}\n"), ("version = 3.11.7", "")):
+        (tmp_path / ".venv" / "pyvenv.cfg").write_text(f"home = /usr/bin\n{made_by}\n")
+        given = {"cwd": tmp_path, "env": {"PATH": "/usr/bin:/bin"}, "capture_output": True, "text": True}
+        ran = subprocess.run(command, **given)
+        assert ran.stdout == found, ran.stderr
+
+
 def test_vllms_environment_trains_and_generates_with_the_versions_of_the_other_one():
     own, other = execute.pins(name="constraints-vllm.txt"), execute.pins()
     stack = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "tokenizers")
