@@ -9,21 +9,31 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source .ci/setup.sh
 
-if [ "${1:-}" = "--demo" ]; then
-    use_environment demo
-    exec "$PYTHON" -m persona_lib.demo "${@:2}"
-fi
-
-if [ "${1:-}" = "--export" ]; then
-    use_environment lab
-    exec "$PYTHON" -m persona_lib.export "${@:2}"
-fi
-
 # Questions are answered with whatever Python is there; wrong settings are refused before anything is installed.
 light=false
 for argument in "$@"; do
-    case "$argument" in --plan | --check | --list | --help | -h) light=true ;; esac
+    case "$argument" in
+        --plan | --check | --list | --help | -h) light=true ;;
+        --demo | --export)
+            [ "$argument" = "$1" ] && continue
+            echo "error: $argument comes first, with options of its own: ./run_all.sh $argument --help" >&2
+            exit 2
+            ;;
+    esac
 done
+
+case "${1:-}" in --demo | --export)
+    if $light || ! compgen -G "${PERSONA_RESULTS:-results}/*/provenance.json" >/dev/null; then
+        use_light_python # to explain the command, or to say that nothing has run
+    elif [ "$1" = "--demo" ]; then
+        use_environment demo
+    else
+        use_environment lab
+    fi
+    exec "$PYTHON" -m "persona_lib.${1#--}" "${@:2}"
+    ;;
+esac
+
 if $light; then
     use_light_python
     exec "$PYTHON" -m persona_lib.pipeline "$@"

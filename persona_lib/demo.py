@@ -8,7 +8,6 @@ served to this machine only, sends nothing, loads nothing from elsewhere and sho
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -24,7 +23,7 @@ from persona_lib.paper.swap import PolicyLoader, swap_arms
 from persona_lib.prompts import STOP, beginning, completion_text, tailoring_prompt
 from persona_lib.provenance import check_files
 from persona_lib.records import DataError, Table, table_of
-from persona_lib.settings import ConfigError, Run, main_arm, open_run
+from persona_lib.settings import ConfigError, Parser, Run, main_arm, open_run
 from persona_lib.show import policy_name
 from persona_lib.tasks import Pipeline
 
@@ -170,8 +169,7 @@ def launch(asker: Asker, port: int | None) -> Any:
 def main(argv: list[str] | None = None) -> int:
     """Entry point; 2 for what the user has to correct."""
     os.environ.update(QUIET)
-    parser = argparse.ArgumentParser(prog="python -m persona_lib.demo", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = Parser(prog="./run_all.sh --demo", description=__doc__)
     add = parser.add_argument
     add("--profile", default="everyday", metavar="NAME", help="whose policies to ask (default: everyday)")
     add("--dataset", default="", help="default: the profile's first")

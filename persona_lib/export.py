@@ -7,7 +7,6 @@ code loads them, or merges them into the base, without the package. Nothing is u
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 from collections.abc import Sequence
@@ -22,7 +21,16 @@ from persona_lib.paper.results import read_table
 from persona_lib.prompts import ChatFormat, tailoring_prompt
 from persona_lib.provenance import check_files
 from persona_lib.records import DataError
-from persona_lib.settings import ConfigError, Profile, Run, check_name, open_run, results_dir, results_root
+from persona_lib.settings import (
+    ConfigError,
+    Parser,
+    Profile,
+    Run,
+    check_name,
+    open_run,
+    results_dir,
+    results_root,
+)  # fmt: skip
 from persona_lib.show import render, to_markdown
 from persona_lib.tasks import Pipeline
 
@@ -128,7 +136,7 @@ def last_run() -> tuple[str, list[str]]:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status: 2 for what the user has to mend."""
-    parser = argparse.ArgumentParser(prog="run_all.sh --export", description=__doc__)
+    parser = Parser(prog="./run_all.sh --export", description=__doc__)
     add = parser.add_argument
     add("--profile", default="", help="default: that of the run that ended last, with its settings")
     add("--dataset", default="", help="default: the profile's first")

@@ -65,20 +65,29 @@ def validate(profile: Profile, only_asked: bool = False) -> None:
     checked = set() if only_asked or "06_supervised_tailoring" not in profile.steps else checked
     try:
         if intake.NAME in profile.datasets:
-            data = intake.read_own(profile)
-            print("\n".join(intake.describe(data)))
-            if not only_asked:
-                from persona_lib.report import account_table, write_page
-
-                for what, n, mend in account_table(data).to_numpy()[2:]:
-                    print(f"- {n} {what}; what to do: {mend}")
-                page = write_page(profile, data, results_dir(profile) / "report")
-                print(f"what was found, row by row: {page}\n", flush=True)
+            show_own(profile, only_asked)
         for dataset, seed in itertools.product(checked, profile.seeds):
             for said in lacking_rows(Run(profile, dataset, seed)):
                 raise DataError(f"{profile.data.path or f'profile {profile.name}'}: {said}")
     except ImportError as error:  # the Python that runs before anything is set up has no packages
-        print(f"{profile.data.path}: is checked when {error.name} is installed", flush=True)
+        print(f"{profile.data.path} is read by the run itself, which first installs {error.name}", flush=True)
+
+
+def show_own(profile: Profile, only_asked: bool) -> None:
+    """Say what was read of own data; unless it is ``only_asked``, what to mend, too, and write the page."""
+    data = intake.read_own(profile)
+    print("\n".join(intake.describe(data)))
+    if only_asked:
+        return
+    for one in intake.found_by_kind(data):
+        print(f"- {one['rows']} {one['title']}; what to do: {one['mend']}")
+    try:
+        from persona_lib.report import write_page
+
+        page = write_page(profile, data, results_dir(profile) / "report")
+        print(f"what was found, row by row: {page}\n", flush=True)
+    except ImportError as error:
+        print(f"the run itself lists them row by row: it first installs {error.name}", flush=True)
 
 
 # --- Run tasks in order up to the first failure ---
@@ -183,12 +192,13 @@ def only_runner(pipeline: Pipeline) -> Iterator[None]:
 
 EXAMPLES = """examples:
   ./run_all.sh --plan                   what would run, why and how long; nothing runs
-  ./run_all.sh --list                   the steps, with their minutes
+  ./run_all.sh --list                   the steps, with their times
   ./run_all.sh --only 12                one step again, from what the others left
   ./run_all.sh --only main-table        the paper's main comparison alone: two policies, no controls
   ./run_all.sh --set dpo.beta=0.2       one setting; configs/everyday.yaml explains each
   ./run_all.sh --data my_pairs.jsonl    your own preference pairs (DATA.md)
   ./run_all.sh --export DIR             the adapter of the last run, to be loaded without this package
+  ./run_all.sh --demo                   a page to ask the trained models; --demo --help for the rest
 A run that was stopped goes on where it was. Results: results/PROFILE/report/index.html.
 
 profiles (--profile):
@@ -205,8 +215,8 @@ DATA_HELP = (
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     names, load = (path.stem for path in (settings.REPO / "configs").glob("*.yaml")), settings.load_profile
-    parser = argparse.ArgumentParser(
-        prog="run_all.sh",
+    parser = settings.Parser(
+        prog="./run_all.sh",
         allow_abbrev=False,
         description="Run a profile's notebooks, in order, skipping what is finished and unchanged.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -214,8 +224,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--profile", metavar="NAME", help="configs/NAME.yaml (default: everyday; own with --data FILE)")
-    add("--plan", action="store_true", help="print what would run, why, for how long and with what")
-    add("--list", action="store_true", help="print the steps of the profile, with minutes; runs nothing")
+    instead = parser.add_mutually_exclusive_group().add_argument  # of a run
+    instead("--plan", action="store_true", help="print what would run, why, for how long and with what")
+    instead("--list", action="store_true", help="print the steps of the profile, with their times")
+    instead("--check", action="store_true", help="only check the settings and your data")
     add("--only", nargs="+", default=[], metavar="STEP",
         help="only these steps or tasks, e.g. 03 12_results; main-table: the paper's comparison")  # fmt: skip
     add("--from", dest="first", metavar="STEP", help="this step and those after it")
@@ -227,7 +239,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--base", metavar="MODEL", help="base model, a folder, hub id or pypi:NAME: --set base.model=MODEL")
     add("--max-cost-usd", metavar="X", help="never spend more on served models")
     add("--offline", action="store_true", help="never ask the model hub; missing files are errors")
-    add("--check", action="store_true", help="only check the arguments and the profile")
     add("--verify", action="store_true", help="compare the run with the published one; status 1: it differs")
     return parser.parse_args(argv)
 
@@ -236,8 +247,15 @@ def open_pipeline(arguments: argparse.Namespace) -> Pipeline:
     """Load the profile and lay out its tasks; raises ConfigError."""
     changes, own = list(arguments.set), is_own(arguments.data, arguments.set)
     name = arguments.profile or ("own" if own else "everyday")
+    if "" in (named := vars(arguments)).values():
+        option = next(option for option, given in named.items() if given == "").replace("first", "from")
+        raise ConfigError(f"--{option.replace('_', '-')} is empty: give it a value, or leave it out")
+    if arguments.verify and (arguments.force or arguments.plan or arguments.list):
+        raise ConfigError("--verify only compares: leave --force, --plan and --list out")
     for option, field in SHORT.items():
         if (given := getattr(arguments, option)) is not None:
+            if any(change.startswith(f"{field}=") for change in arguments.set):
+                raise ConfigError(f"--{option} and --set {field} are the same setting: give one of them")
             changes.append(f"{field}={given}")
     if arguments.mapping and not own:
         raise ConfigError("--mapping says what the columns of --data mean: give --data FILE, too")
@@ -247,6 +265,11 @@ def open_pipeline(arguments: argparse.Namespace) -> Pipeline:
             changes.append(f"data.mapping={arguments.mapping or ''}")
         changes += own_overrides(name, changes)
     profile = settings.load_profile(name, changes)
+    if arguments.data and not own and profile.datasets == (everyday.NAME,):
+        raise ConfigError(f"profile {name} takes the package's own pairs, not {arguments.data}: the authors' "
+                          "data needs --profile authors; your own, no --set datasets")  # fmt: skip
+    if "main-table" in arguments.only and len(arguments.only) > 1:
+        raise ConfigError("--only main-table names its steps itself: leave the others out")
     if arguments.only == ["main-table"]:
         steps = [step for step in profile.steps if step[:2] in MAIN_TABLE]
         changes += [f"steps={','.join(steps)}", "evaluation.controls=false"]
@@ -259,10 +282,11 @@ def open_pipeline(arguments: argparse.Namespace) -> Pipeline:
 def matching(pipeline: Pipeline, wanted: str, option: str) -> list[str]:
     """Return the ids of the tasks that a STEP argument names: a number, a step or a task."""
     steps = dict.fromkeys(task.step for task in pipeline.tasks.values())
-    named = [step for step in steps if wanted in (step, *step.split("_", 1))]
+    named = [step for step in steps if {wanted, wanted.zfill(2)} & {step, *step.split("_", 1)}]
     found = [task.id for task in pipeline.tasks.values() if task.step in named or task.id == wanted]
     if not found:
-        raise ConfigError(f"{option} {wanted}: no such step; {near_names(wanted, list(steps))}")
+        names = [*steps, *["main-table"] * (option == "--only")]
+        raise ConfigError(f"{option} {wanted}: no such step; {near_names(wanted, names)}")
     return found
 
 
@@ -283,20 +307,26 @@ def select(pipeline: Pipeline, arguments: argparse.Namespace) -> list[str]:
     return ids
 
 
+def published_numbers(pipeline: Pipeline) -> Path:
+    """Return the file of the published run; ConfigError if there is none, or no run to compare with it."""
+    name = pipeline.profile.name
+    path = settings.REPO / "figures" / "published" / name / "by_seed.csv"
+    if not path.exists():
+        raise ConfigError(f"profile {name} has no published run ({path}): verify everyday")
+    if not pipeline.provenance.exists():
+        raise ConfigError(f"profile {name} has no results to verify: ./run_all.sh")
+    return path
+
+
 def verify(pipeline: Pipeline, every: bool = True) -> int:
     """Print whether the run agrees with the published one, ``every`` number of it, too; 0: it does.
 
     Raises ConfigError for a profile without published seeds, or with settings that change its results; with
     ``every`` all files are read, and DataError names one that is not what its task left.
     """
+    profile, path = pipeline.profile, published_numbers(pipeline)
     from persona_lib.beyond import claims
 
-    profile = pipeline.profile
-    path = settings.REPO / "figures" / "published" / profile.name / "by_seed.csv"
-    if not path.exists():
-        raise ConfigError(f"profile {profile.name} has no published run ({path}): verify everyday")
-    if not pipeline.provenance.exists():
-        raise ConfigError(f"profile {profile.name} has no results to verify: ./run_all.sh")
     if every:
         check_files(pipeline, every=True)
     ran, changed = store.read_json(pipeline.provenance)["settings"], []  # of the run, whatever is asked now
@@ -321,7 +351,14 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.list:
         tasks.print_list(pipeline)
         return 0
-    ids = select(pipeline, arguments)
+    if arguments.verify:
+        published_numbers(pipeline)
+    ids, place = select(pipeline, arguments), pipeline.results
+    while not place.exists():
+        place = place.parent
+    if not (arguments.plan or place.is_dir() and os.access(place, os.W_OK)):
+        way = "change that, or name another in PERSONA_RESULTS"
+        raise ConfigError(f"results go to {pipeline.results}, but {place} is no folder to write to: {way}")
     if (pipeline.results / ".lock").exists() and not (arguments.plan or arguments.verify):
         with only_runner(pipeline):  # a second run is refused before it writes the page of the data
             pass
@@ -362,7 +399,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:  # a full disk, a folder without permission
-        print(f"error: {error}; what is finished is kept: run the same command again", file=sys.stderr)
+        print(f"error: {error}; mend it and repeat the command: what is finished is kept", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         logging.disable()  # asyncio would log what the notebook left behind

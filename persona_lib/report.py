@@ -19,7 +19,6 @@ from persona_lib.data import intake
 from persona_lib.data.intake import OwnData
 from persona_lib.data.mapping import read_mapping
 from persona_lib.data.preference import load_pairs
-from persona_lib.data.rows import OUTCOMES
 from persona_lib.figures import FIGURES, image, vector
 from persona_lib.models.load import tokenizer_at_hand
 from persona_lib.paper.answers import BROKEN, grid, is_answered, read_generations, unsound
@@ -191,24 +190,10 @@ def length_table(data: OwnData, counts: Sequence[int] | None) -> Table:
     return quantiles.rename_axis("what").reset_index()
 
 
-def found_by_kind(data: OwnData) -> list[dict[str, Any]]:
-    """Return every finding by kind: rejected rows under their first reason, others under each."""
-    found = [
-        *data.rejected.values(),
-        *(finding for finding in data.findings if finding.outcome != "rejected"),
-    ]
-    return [
-        {"title": f"{outcome.replace('kept', 'kept, but')}: {words}", "mend": mend, "found": lines}
-        for outcome, codes in OUTCOMES.items()
-        for code, (words, mend) in codes.items()
-        if (lines := [f for f in found if f.code == code])
-    ]
-
-
 def account_table(data: OwnData) -> Table:
     """Return the account of the rows: what was found, how often, what to do."""
     lines = [("rows read", data.n_read, ""), ("usable", len(data.rows), "")]
-    lines += [(one["title"], len({f.row for f in one["found"]}), one["mend"]) for one in found_by_kind(data)]
+    lines += [(one["title"], one["rows"], one["mend"]) for one in intake.found_by_kind(data)]
     return table_of(lines, columns=["what", "rows", "what to do"])
 
 
@@ -234,7 +219,7 @@ def write_page(profile: Profile, data: OwnData, folder: Path) -> Path:
         splits=split_table(data),
         lengths=length_table(data, counts),
         cut=None if counts is None else sum(count > profile.training.max_length for count in counts),
-        found=found_by_kind(data),
+        found=intake.found_by_kind(data),
         most=SHOWN,
     )
     found = [asdict(finding) | {"outcome": finding.outcome} for finding in data.findings]

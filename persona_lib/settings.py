@@ -6,6 +6,7 @@ group.key=value`` changes one. Errors name the file, the setting and what was ex
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
 import os
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from persona_lib.records import EvalPersona, Method, Side
 
@@ -276,6 +277,18 @@ def check_name(name: Any, allowed: Iterable[str], where: str) -> None:
         raise ConfigError(f"{where} {name!r}; {near_names(str(name), names)}")
 
 
+class Parser(argparse.ArgumentParser):
+    """A command line that says in one line what is wrong with it."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print what is wrong, near options, and where all are listed; exit with status 2."""
+        words = message.removeprefix("unrecognized arguments: ").split()
+        options = [option for action in self._actions for option in action.option_strings]
+        near = difflib.get_close_matches(words[0], options) if message.startswith("unrec") else []
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        self.exit(2, f"error: {message}{hint} ({self.prog} --help lists the options)\n")
+
+
 def read_as(kind: type, given: Any) -> Any:
     """Return text as bool, int or float and an int as float; ValueError or KeyError if it does not fit."""
     if isinstance(given, str) and kind is not str:
@@ -328,6 +341,7 @@ def check_profile(profile: Profile) -> None:
             (f"{role}.prices", len(named.prices) not in (0, 2), "give two, for prompt and completion"),
             (f"{role}.url", named.url and named.model in ("", "base"),
              f"name the model that it serves in {role}.model"),
+            (f"{role}.url", named.url and "://" not in named.url, "begin it with http:// or https://"),
             ("served.max_cost_usd", unpriced, f"needs {role}.prices, dollars per million tokens"),
         ]  # fmt: skip
     wrong += [
@@ -365,7 +379,7 @@ def judge_settings(profile: Profile, role: str) -> list[Any]:
 def parse_override(text: str) -> tuple[str, Any]:
     """Read one ``group.key=value`` of ``--set`` into a checked value; raises ConfigError."""
     name, equals, given = text.partition("=")
-    if not equals or name == "name":
+    if not equals or name in ("", "name"):
         raise ConfigError(f"--set {text}: write group.key=value; a profile's name is its file's")
     if name == "seeds" and "," not in given:
         if not re.fullmatch(r"[1-9]\d{0,2}", given):

@@ -189,14 +189,14 @@ def share(profile: Profile, step: str) -> float:
 
 
 def print_list(pipeline: Pipeline) -> None:
-    """Print every step of the profile: minutes over its data sets and seeds, and the notebook's title."""
+    """Print every step of the profile: its time over data sets and seeds, and the notebook's title."""
     known = pipeline.known()
     print(f"profile {pipeline.profile.name}: {pipeline.profile.description}\n")
     for step in dict.fromkeys(task.step for task in pipeline.tasks.values()):
         mine = [task for task in pipeline.tasks.values() if task.step == step]
         seconds = sum(expected_seconds(pipeline, task, known) or 0 for task in mine)
         title = "".join(store.read_json(pipeline.source(mine[0]))["cells"][0]["source"]).splitlines()[0]
-        print(f"  {step:<26}  {math.ceil(seconds / 60):>5} min  {title[5:]}")
+        print(f"  {step:<26}  {clock(seconds):>11}  {title[5:]}")
 
 
 def plan(pipeline: Pipeline, selected: list[str], force: bool = False) -> dict[str, str]:
@@ -300,8 +300,8 @@ def check_names(profile: Profile) -> None:
             check_name(name, known, f"profile {profile.name}: {setting}:")
     models(profile)
     config = (weights.folder_of(base) if weights.is_packaged(base) else Path(base)) / "config.json"
-    if Path(base).is_dir() and not config.exists():
-        raise ConfigError(f"base.model={base}: the folder has no config.json: name a model's folder")
+    if Path(base).exists() and not config.exists():
+        raise ConfigError(f"base.model={base}: there is no config.json in it: name a model's folder")
     most = store.read_json(config).get("max_position_embeddings") if config.exists() else None
     for name in ("training.max_length", "generation.max_new_tokens"):
         if most and settings.value(profile, name) > most:

@@ -3,6 +3,7 @@
 import html
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -370,7 +371,9 @@ def test_what_would_stop_a_later_step_stops_the_check(tmp_path, capsys, monkeypa
     assert not said or shown.startswith(f"error: {tmp_path}/x.jsonl: " if rows else "error: ")
 
 
-def test_the_command_checks_the_data_and_its_page_names_every_damaged_row(results_here, tmp_path, capsys):
+def test_the_command_checks_the_data_and_its_page_names_every_damaged_row(
+    results_here, tmp_path, capsys, monkeypatch
+):
     rows = [*MIXED, good(60, chosen="<script>x()</script>\x07"), good(61, prompt="<img src=x onerror=y()> ?")]
     assert pipeline.main(["--data", str(save(tmp_path / "x.jsonl", rows)), "--check"]) == 0
     usable, rejected = 31 + len(ODD), 1 + len(DAMAGED)
@@ -383,6 +386,10 @@ def test_the_command_checks_the_data_and_its_page_names_every_damaged_row(result
     assert "src=" not in page.replace("src=x", "") and "href=" not in page
     findings = (results_here / "own" / "report" / "data_findings.csv").read_text().splitlines()
     assert len(findings) == 1 + rejected + len(ODD)
+    monkeypatch.setitem(sys.modules, "persona_lib.report", None)  # as before the packages are installed
+    assert pipeline.main(["--data", str(tmp_path / "x.jsonl"), "--check"]) == 0
+    without = capsys.readouterr().out
+    assert "; what to do: " in without and "the run itself lists them row by row" in without
 
 
 def test_own_data_gets_the_steps_that_its_profile_can_run_and_the_authors_data_is_not_own(tmp_path):

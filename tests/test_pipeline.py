@@ -187,6 +187,12 @@ def call(*arguments: str) -> int:
     [
         (["--profile", "smok"], "did you mean smoke"),
         (["--only", "05"], "--only 05: no such step"),
+        (["--only", "main_table"], "did you mean main-table"),
+        (["--data", ""], "--data is empty"),
+        (["--data", "x.jsonl", "--set", "datasets=everyday"], "takes the package's own pairs, not x.jsonl"),
+        (["--seeds", "2", "--set", "seeds=3"], "--seeds and --set seeds are the same setting"),
+        (["--force", "--verify"], "--verify only compares"),
+        (["--set", "judge.url=localhost:80", "--set", "judge.model=m"], "begin it with http://"),
         (["--only", "03"], "needs 01_data.everyday.seed-0, which has not been run"),
         (["--only", "01", "--from", "03"], "--only names no step after that of --from"),
         (["--seeds", "many"], "write a count (5) or a list (0,3)"),
@@ -205,6 +211,16 @@ def test_a_wrong_setting_is_said_in_one_line_and_nothing_is_run(notebooks, capsy
     said = capsys.readouterr().err
     assert said.startswith("error: ") and complaint in said and "Traceback" not in said
     assert not (notebooks.parent / "results").exists()
+
+
+def test_a_wrong_option_is_one_line_with_the_near_ones(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        pipeline.main(["--chek"])
+    said = capsys.readouterr().err
+    assert (
+        said.startswith("error: unrecognized arguments: --chek; did you mean --check")
+        and said.count("\n") == 1
+    )
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,8 @@ def test_a_folder_without_data_a_missing_file_and_an_unreachable_hub_id_are_told
 
     monkeypatch.setattr("datasets.load_dataset", offline)
     for place, said in {
-        str(tmp_path): "a folder of 0 data files .none.: name one of them",
+        str(tmp_path): "a folder without a data file",
+        "https://example.org/x.jsonl": "no such file or folder .download it first",
         "some/data.jsonl": "some/data.jsonl: no such file or folder",
         f"someone/pairs@{'a' * 40}": "someone/pairs@a+: cannot be read .Couldn't.*HF_HUB_OFFLINE",
     }.items():

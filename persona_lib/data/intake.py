@@ -443,6 +443,21 @@ def account(data: OwnData) -> dict[str, int]:
     return {"read": data.n_read, "usable": len(data.rows)} | reasons
 
 
+def found_by_kind(data: OwnData) -> list[dict[str, Any]]:
+    """Return every finding by kind: rejected rows under their first reason, others under each."""
+    found = [
+        *data.rejected.values(),
+        *(finding for finding in data.findings if finding.outcome != "rejected"),
+    ]
+    return [
+        {"title": f"{outcome.replace('kept', 'kept, but')}: {words}", "mend": mend, "found": lines,
+         "rows": len({f.row for f in lines})}
+        for outcome, codes in OUTCOMES.items()
+        for code, (words, mend) in codes.items()
+        if (lines := [f for f in found if f.code == code])
+    ]  # fmt: skip
+
+
 def describe(data: OwnData) -> list[str]:
     """Say in a few lines what was read, what was left out and why, and how it was split."""
     reasons = counted(finding.code for finding in data.rejected.values())

@@ -141,8 +141,10 @@ def read_mapping(path: str) -> Mapping:
             raise ValueError("should be lines of 'field: column', for example 'prompt: question'")
         return mapping_of(content)
     except (OSError, ValueError, yaml.YAMLError) as error:
-        where = "; paths are relative to the repository" if isinstance(error, OSError) else ""
-        raise DataError(f"{path}: no mapping file: {error}{where}") from error
+        said = " ".join(str(error).split())  # YAML's has lines
+        if isinstance(error, OSError):
+            said = f"{error.strerror} (paths are relative to the repository)"
+        raise DataError(f"{path}: no mapping file: {said}") from error
 
 
 def mapping_of(content: dict[str, Any]) -> Mapping:
@@ -287,7 +289,9 @@ def propose(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, A
             found["scores"] = list(scores)
         else:
             found["label"] = label or "WHICH COLUMN?"
-            values = list(dict.fromkeys(map(plain, cells[label] if label else ())))
+            labels = cells[label] if label else []
+            shown = {plain(one): one.strip() if isinstance(one, str) else plain(one) for one in labels}
+            values = list(shown.values())
             outcomes = {"tie": WORDS["tie"], "first": marks[0], "second": marks[1]}
             told = {name: [one for one in values if words_of(one) & of] for name, of in outcomes.items()}
             left = {*values} - set().union(*map(set, told.values()))

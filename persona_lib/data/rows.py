@@ -98,12 +98,21 @@ def read_rows(source: str, config: str = "", encoding: str = "") -> tuple[list[O
     """Read all rows of a file, folder or hub id, and say how; DataError if it cannot be read, or is empty."""
     path = Path(source).expanduser()
     if not path.exists() and ("/" not in source or not weights.is_hub_id(source) or path.suffix in READERS):
-        raise DataError(f"{source}: no such file or folder (paths are relative to the repository)")
+        way = "download it first" if "://" in source else "paths are relative to the repository"
+        raise DataError(f"{source}: no such file or folder ({way})")
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise DataError(
+            f"{source}: neither a file nor a folder (a pipe is read once only): save it as a file"
+        )
     if path.is_dir() and not any((path / name).exists() for name in SAVED):
         files = [file for file in sorted(path.iterdir()) if file.name.lower().endswith(ENDINGS)]
         if len(files) != 1:
-            listed = ", ".join(file.name for file in files[:5]) or "none"
-            raise DataError(f"{path}: a folder of {len(files)} data files ({listed}): name one of them")
+            listed = (
+                f"of {len(files)} data files ({', '.join(file.name for file in files[:5])}): name one of them"
+            )
+            raise DataError(
+                f"{path}: a folder {listed if files else f'without a data file. Read are {KINDS}'}"
+            )
         path = files[0]
     try:
         if path.is_file():
