@@ -135,7 +135,7 @@ def checks() -> list[str]:
     runs = [c for c in commands if c.startswith("./run_all.sh") and not PLACEHOLDER.search(c)]
     modules = [c for c in commands if c.startswith(("python -m persona_lib.", "python -m studies"))]
     exports = {re.sub(r"--export .*", "--export --help", c) for c in runs if "--export" in c}
-    checked = {f"{c} --check" for c in runs if "--export" not in c}
+    checked = {re.sub(" --(plan|verify|check)", "", c) + " --check" for c in runs if "--export" not in c}
     return sorted(exports | checked | {" ".join(c.split()[:3]) + " --help" for c in modules})
 
 
