@@ -23,7 +23,7 @@ from persona_lib.figures import FIGURES, draw
 from persona_lib.paper.results import table_path
 from persona_lib.report import origin
 from persona_lib.settings import REPO, ConfigError, Profile, load_profile
-from persona_lib.show import in_words, owner_of, render, to_markdown
+from persona_lib.show import owner_of, render, to_markdown
 from persona_lib.store import facts, read_csv, read_json, write_json, write_text
 from persona_lib.tasks import Pipeline
 
@@ -75,7 +75,6 @@ def table_block(profile: Profile, name: str) -> str:
         raise ConfigError(f"table:{profile.name}/{name} is not kept: {command}")
     table = read_csv(folder / f"{name}.csv")
     table = table.query(ROWS[name]) if name in ROWS else table
-    table = in_words(table) if {"arm", "persona_format"} <= {*table.columns} else table
     datasets = table.dataset if "dataset" in table else profile.datasets
     label = " and ".join(dict.fromkeys(owner_of(dataset) for dataset in datasets if dataset != "all"))
     shown = f"{name}_short" if f"{name}_short" in facts("views") else name

@@ -80,7 +80,9 @@ def policy_name(arm: str, told: str) -> str:
 
 
 def in_words(table: Table) -> Table:
-    """Add ``who``: the policy of ``arm`` and ``persona_format`` in words."""
+    """Add ``who`` to a table with ``arm`` and ``persona_format``: the policy in words."""
+    if not {"arm", "persona_format"} <= {*table.columns}:
+        return table
     return table.assign(who=[*map(policy_name, table.arm, table.persona_format)])
 
 
@@ -158,7 +160,8 @@ def render(name: str, table: Table | None) -> Table | None:
         return None
     if name == "primary":
         table = table.rename(columns={"low": "estimate_low", "high": "estimate_high"})
-    view = facts("views").get(name, {column: column for column in table.columns})
+    table = in_words(table)
+    view = facts("views").get(name, {column: column for column in table.columns if column != "who"})
     if "dataset" in table and len({*table.dataset} - {"all"}) > 1 and "dataset" not in str(view.values()):
         table = table.assign(dataset=table.dataset.map(title_of))
         view = {"data set": "dataset"} | view
@@ -195,10 +198,10 @@ def place(row: Any, name: str, null: float) -> str:
 def say(table: Table | None, name: str, columns: Sequence[str], null: float = 0.0, what: str = "") -> str:
     """Say per row where an estimate lies, as a list in Markdown: below, above or not clearly off ``null``.
 
-    ``columns`` name the row. A row named "a - b" is a difference and is compared with 0.
+    ``columns`` (or "who", see `in_words`) name the row. A row "a - b" is a difference, compared with 0.
     """
     said = []
-    for _, row in table.iterrows() if table is not None else ():
+    for _, row in in_words(table).iterrows() if table is not None else ():
         named = ", ".join(str(row[column]) for column in columns)
         n = f"n = {row['n']:.0f}" if row.get("n", 0) > 0 else ""
         where = place(row, name, 0.0 if " - " in named else null)

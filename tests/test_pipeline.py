@@ -203,7 +203,7 @@ def call(*arguments: str) -> int:
         (["--data", "x.jsonl", "--profile", "everyday"], "evaluation.judge=oracle reads the package"),
         (["--data", "someone/pairs", "--profile", "own"], "as a hub id it needs a commit"),
         (["--mapping", "m.yaml"], "--mapping says what the columns of --data mean"),
-        (["--profile", "own"], "no data: say where it is, --data FILE"),
+        (["--profile", "own", "--set", "data.path="], "no data: say where it is, --data FILE"),
     ],
 )
 def test_a_wrong_setting_is_said_in_one_line_and_nothing_is_run(notebooks, capsys, arguments, complaint):
