@@ -129,7 +129,7 @@ def write_facts(pipeline: Pipeline, known: dict[str, dict[str, Any]]) -> None:
 
 def run_tasks(pipeline: Pipeline, ids: list[str]) -> int:
     """Run the tasks that are not current, in order; returns 0, or 1 at the first that fails."""
-    width = max(len(name) for name in ids)
+    width, where = max(len(name) for name in ids), f"progress within a step: {pipeline.results / 'logs'}\n"
     for number, name in enumerate(ids, start=1):
         task, label = pipeline.tasks[name], f"[{number}/{len(ids)}] {name:<{width}}"
         known = pipeline.known()
@@ -138,7 +138,8 @@ def run_tasks(pipeline: Pipeline, ids: list[str]) -> int:
             print(f"{label}  cached", flush=True)
             continue
         expected = tasks.expected_seconds(pipeline, task, known)
-        print(f"{label}  begins{f', about {clock(expected)}' if expected else ''}", flush=True)
+        print(f"{where}{label}  begins{f', about {clock(expected)}' if expected else ''}", flush=True)
+        where = ""  # said once
         try:
             print(f"{label}  done in {clock(run_task(pipeline, task))}", flush=True)
         except StepError as error:

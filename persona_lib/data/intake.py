@@ -201,14 +201,14 @@ def against_others(pairs: Sequence[OwnRow]) -> tuple[list[OwnRow], list[Finding]
         prompt, sides = normal(p.pair.prompt), (p.pair.chosen.strip(), p.pair.rejected.strip())
         asked = (p.pair.user, prompt)  # two users may choose alike: that is no duplicate
         if (*asked, *sides) in texts:
-            findings.append(p.found("row", "duplicate", texts[*asked, *sides]))
+            findings.append(p.found("row", "duplicate", f"as {texts[*asked, *sides]}"))
         elif p.split and owners[prompt] != p.split:
             findings.append(p.found("prompt", "shared prompt", f"of {owners[prompt]}"))
         elif p.pair.id in ids:
             findings.append(p.found("id", "id", f"{p.pair.id} in {ids[p.pair.id]}"))
         else:
             if (*asked, *reversed(sides)) in texts:
-                findings.append(p.found("row", "opposite", texts[*asked, *reversed(sides)]))
+                findings.append(p.found("row", "opposite", f"of {texts[*asked, *reversed(sides)]}"))
             ids[p.pair.id] = texts[*asked, *sides] = p.place
             kept.append(p)
     return kept, findings
@@ -425,7 +425,7 @@ def read_source(profile: Profile, key: str) -> OwnData:
     rows, splits = assign_splits(pairs, threshold, mapping.split_by)
     check_splits(source, rows, findings, threshold)
     findings += between_splits(rows, threshold) if splits.startswith("as given") else []
-    how = [read and f"read {read}", shape and f"recognised as {shape}", maps.unused(raw, mapping)]
+    how = [read and f"file: {read}", shape and f"recognised as {shape}", maps.unused(raw, mapping)]
     findings.sort(key=lambda found: found.row)
     return OwnData(source, len(raw), tuple(rows), tuple(findings), splits, tuple(filter(None, how)))
 

@@ -88,7 +88,7 @@ def read_text(path: Path, encoding: str = "") -> tuple[str, str]:
     text = data.decode(name, errors="replace").removeprefix("\ufeff")
     if "\0" in text[:1000]:
         raise DataError(f"{path}: is not {name}, perhaps UTF-16 without a mark: name its encoding")
-    return text, "" if name.startswith("utf-8") else f"as {name}"
+    return text, "" if name.startswith("utf-8") else f"encoding {name}"
 
 
 # --- rows of a file, a folder or a hub id; the second value says how they were read ---
