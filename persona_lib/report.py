@@ -102,9 +102,10 @@ def findings(profile: Profile) -> list[str]:
                 lacking[where + (ASKED.get(name) or ASKED[column]).format(**row)] = True
                 continue
             value = with_interval(row, column).replace(" ", "\N{NO-BREAK SPACE}")
-            words = [sentence.format(value=value, **row), place(row, column, null)]
-            against = "chance" if null else "no difference"
-            said.append(f"{where}{'; '.join(filter(None, words))}{f' ({against})' * bool(words[1])}.")
+            lies, against = place(row, column, null), "chance" if null else "no difference"
+            lies = f"{lies} ({against})" if lies else "too few users for an interval" * ("n_users" in row)
+            words = [sentence.format(value=value, **row), lies]
+            said.append(f"{where}{'; '.join(filter(None, words))}.")
     return [*said, f"Too few decided pairs for: {'; '.join(lacking)}."] if lacking else said
 
 

@@ -141,7 +141,8 @@ def test_the_swap_is_1_for_the_own_persona_seen_and_unseen_apart_and_undefined_w
     told = [parts[whose[id]] for id in users.told_personas(shipped)]
     assert rows.d_positive.tolist() == [1, 1]
     assert rows.n.tolist() == [told.count(part) for part in ("unseen", "seen")]
-    assert rows.d_positive_low.isna().all()  # all users agree: no width, so no interval
+    low = [n / (n + 1.96**2) for n in rows.n_users]  # all users agree: Wilson's limit for n of n users
+    assert rows.d_positive_low.tolist() == pytest.approx(low, abs=1e-4) and min(rows.n_users) >= 5
 
 
 @pytest.mark.parametrize("least", [0, -1])  # shares, and net win rates

@@ -36,7 +36,7 @@ DECIDED = {
     "swap": (1, "b11a4d00735c118e"),
     "calibration": (1, "81935972384bbb44"),
     "rejudged": (1, "34285075705e5f59"),
-    "users": (1, "59122fd1c1134568"),
+    "users": (1, "fabf099af1727320"),
 }
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from persona_lib import store
 from persona_lib.data.preference import load_pairs
-from persona_lib.intervals import drawn_columns, make_pool, ratio, resampled, signs
+from persona_lib.intervals import drawn_columns, make_pool, ratio, resampled, signs, wilson_interval
 from persona_lib.models import trainers
 from persona_lib.models.served import SURFACE, load_generator, role_key
 from persona_lib.paper import judging, swap
@@ -196,7 +196,8 @@ def mean_line(
 ) -> Row:
     """Return n, users, seeds, and the mean of pairs' values from ``least`` to 1 (NaN: none), users resampled.
 
-    There is no interval with fewer than `LEAST` users, or where all of them agree.
+    There is no interval with fewer than `LEAST` users. Where all pairs are 1 (or 0) drawing users shows no
+    spread: a share then has Wilson's interval, in which each user counts once.
     """
     values = [by_pair for by_pair in by_run if by_pair]
     drawn = sorted({users[id] for by_pair in values for id in by_pair})
@@ -207,8 +208,11 @@ def mean_line(
     how = run.profile.evaluation.bootstrap_samples, 0, len(values) > 1
     means = resampled(blocks, lambda sums: ratio(sums[:, 0], sums[:, 1]), *how)
     mean = drawn_columns({name: np.clip(means, least, 1)})
+    limits, share = dict.fromkeys((f"{name}_low", f"{name}_high")), mean[name]
     if len(drawn) < LEAST:
-        mean |= dict.fromkeys((f"{name}_low", f"{name}_high"))
+        mean |= limits
+    elif least == 0 and share is not None and share in (0, 1):
+        mean |= zip(limits, wilson_interval(share * len(drawn), len(drawn)), strict=True)
     return {"n": sum(map(len, values)), "n_users": len(drawn), "n_seeds": len(values)} | mean
 
 
