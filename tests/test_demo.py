@@ -64,7 +64,6 @@ def test_what_the_reader_sees_stands_with_each_answer_under_its_policys_name(ech
     assert "I am calm" in first and "Persona: The user is calm" in second
     assert seen.startswith("In the answer of plain DPO, told the persona, ") and "PT-DPO (chosen)" in seen_too
     assert "the reader rule sees length: brief, format: prose" in seen
-    assert "135 million parameters" in demo.INTRODUCTION and "errs on facts" in demo.INTRODUCTION
 
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]

@@ -8,8 +8,7 @@ import tomllib
 from pathlib import Path
 
 from persona_lib import execute
-from persona_lib.models.trainers import trainer_settings
-from persona_lib.settings import REPO, load_profile
+from persona_lib.settings import REPO
 
 TOML = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = TOML["project"]
@@ -77,13 +76,6 @@ def test_an_environment_that_lacks_or_differs_is_told_so(tmp_path):
     missing, differing = execute.unmet("lab", tmp_path)
     assert missing == "no-such-package: none is installed, 1.0 is pinned"
     assert differing.startswith("pyyaml: ") and differing.endswith("0.0.1 is pinned")
-
-
-def test_the_environment_alone_names_trackers(tmp_path, monkeypatch):
-    monkeypatch.delenv("PERSONA_REPORT_TO", raising=False)
-    assert trainer_settings(load_profile("smoke"), "sft", 0, tmp_path)["report_to"] == ["none"]
-    monkeypatch.setenv("PERSONA_REPORT_TO", "a,b")
-    assert trainer_settings(load_profile("smoke"), "sft", 0, tmp_path)["report_to"] == ["a", "b"]
 
 
 if __name__ == "__main__":

@@ -249,9 +249,7 @@ def test_thumbs_make_pairs_where_one_user_gave_both_and_every_row_is_accounted_f
     texts = [(row.pair.prompt, row.pair.chosen, row.pair.rejected) for row in data.rows]
     assert texts == [tuple(good(n).values()) for n in range(25)]
     assert intake.account(data) == {"read": 53, "usable": 25, "joined": 25, "unpaired": 3}
-    assert intake.describe(data)[0].endswith(
-        "53 rows read, 25 usable pairs (of 50 rows), 3 rejected (3 unpaired)"
-    )
+    assert "53 rows read, 25 usable pairs (of 50 rows), 3 rejected (3 unpaired)" in intake.describe(data)[0]
     trl = [{"prompt": row["question"], "completion": row["output"], "label": n % 2 == 1}
            for n, row in enumerate(rows)]  # fmt: skip
     assert [row.pair for row in read(tmp_path, trl).rows][0].chosen == good(0)["chosen"]

@@ -186,7 +186,6 @@ def call(*arguments: str) -> int:
     ("arguments", "complaint"),
     [
         (["--profile", "smok"], "did you mean smoke"),
-        (["--only", "05"], "--only 05: no such step"),
         (["--only", "main_table"], "did you mean main-table"),
         (["--data", ""], "--data is empty"),
         (["--data", "x.jsonl", "--set", "datasets=everyday"], "takes the package's own pairs, not x.jsonl"),
@@ -195,13 +194,8 @@ def call(*arguments: str) -> int:
         (["--set", "judge.url=localhost:80", "--set", "judge.model=m"], "begin it with http://"),
         (["--only", "03"], "needs 01_data.everyday.seed-0, which has not been run"),
         (["--only", "01", "--from", "03"], "--only names no step after that of --from"),
-        (["--seeds", "many"], "write a count (5) or a list (0,3)"),
-        (["--base", "/nix/da"], "/nix/da: no such folder"),
-        (["--base", "pypi:nix"], "known: pypi:smollm2-135m-instruct"),
-        (["--set", "lora.targets=q_proj,v_prj"], "lora.targets: 'v_prj'; did you mean v_proj"),
         (["--set", "datasets=hhh", "--data", "/nix/da"], "data.path=/nix/da: no folder"),
         (["--data", "x.jsonl", "--profile", "everyday"], "evaluation.judge=oracle reads the package"),
-        (["--data", "someone/pairs", "--profile", "own"], "as a hub id it needs a commit"),
         (["--mapping", "m.yaml"], "--mapping says what the columns of --data mean"),
         (["--profile", "own", "--set", "data.path="], "no data: say where it is, --data FILE"),
     ],
@@ -216,11 +210,8 @@ def test_a_wrong_setting_is_said_in_one_line_and_nothing_is_run(notebooks, capsy
 def test_a_wrong_option_is_one_line_with_the_near_ones(capsys):
     with pytest.raises(SystemExit, match="2"):
         pipeline.main(["--chek"])
-    said = capsys.readouterr().err
-    assert (
-        said.startswith("error: unrecognized arguments: --chek; did you mean --check")
-        and said.count("\n") == 1
-    )
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("error: unrecognized arguments: --chek; did you mean --check")
 
 
 @pytest.mark.parametrize(

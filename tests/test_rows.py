@@ -104,9 +104,8 @@ def test_encoding_and_separator_are_said_and_damage_stays_in_its_row(tmp_path):
     text = "prompt;chosen;rejected\nWie, Jürgen?;gut, danke;schlecht\n"
     path.write_bytes(text.encode("cp1252"))
     rows, how = read_rows(str(path))
-    assert (
-        how == "encoding cp1252, cells separated by semicolons" and rows[0].value["prompt"] == "Wie, Jürgen?"
-    )
+    assert how == "encoding cp1252, cells separated by semicolons"
+    assert rows[0].value["prompt"] == "Wie, Jürgen?"
     path.write_bytes(text.encode() + "Größe;".encode("cp1252"))  # damaged UTF-8
     assert read_rows(str(path))[0][0].value["prompt"] == "Wie, Jürgen?"
     path.write_bytes(text.replace("ü", "ы").encode("cp1251"))
