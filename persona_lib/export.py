@@ -30,7 +30,7 @@ from persona_lib.settings import (
     open_run,
     results_dir,
     results_root,
-)  # fmt: skip
+)
 from persona_lib.show import render, to_markdown
 from persona_lib.tasks import Pipeline
 

@@ -27,7 +27,7 @@ FILES = {
     "users": "beyond.users",
 }
 DECIDED = {
-    "pairs": (1, "5dfbf7fecf3d00b1"),
+    "pairs": (1, "dd2e2cf0392cf47b"),
     "personas": (1, "0681e8d0e6d76f44"),
     "tailoring": (1, "bc0a4cccfb566fae"),
     "training": (1, "4276faef382785fe"),

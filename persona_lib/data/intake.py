@@ -445,10 +445,7 @@ def account(data: OwnData) -> dict[str, int]:
 
 def found_by_kind(data: OwnData) -> list[dict[str, Any]]:
     """Return every finding by kind: rejected rows under their first reason, others under each."""
-    found = [
-        *data.rejected.values(),
-        *(finding for finding in data.findings if finding.outcome != "rejected"),
-    ]
+    found = [*data.rejected.values(), *(f for f in data.findings if f.outcome != "rejected")]
     return [
         {"title": f"{outcome.replace('kept', 'kept, but')}: {words}", "mend": mend, "found": lines,
          "rows": len({f.row for f in lines})}

@@ -101,18 +101,12 @@ def read_rows(source: str, config: str = "", encoding: str = "") -> tuple[list[O
         way = "download it first" if "://" in source else "paths are relative to the repository"
         raise DataError(f"{source}: no such file or folder ({way})")
     if path.exists() and not (path.is_file() or path.is_dir()):
-        raise DataError(
-            f"{source}: neither a file nor a folder (a pipe is read once only): save it as a file"
-        )
+        raise DataError(f"{source}: neither a file nor a folder (a pipe is read only once): save it as one")
     if path.is_dir() and not any((path / name).exists() for name in SAVED):
         files = [file for file in sorted(path.iterdir()) if file.name.lower().endswith(ENDINGS)]
         if len(files) != 1:
-            listed = (
-                f"of {len(files)} data files ({', '.join(file.name for file in files[:5])}): name one of them"
-            )
-            raise DataError(
-                f"{path}: a folder {listed if files else f'without a data file. Read are {KINDS}'}"
-            )
+            some = f"of {len(files)} data files ({', '.join(f.name for f in files[:5])}): name one of them"
+            raise DataError(f"{path}: a folder {some if files else f'without a data file. Read are {KINDS}'}")
         path = files[0]
     try:
         if path.is_file():
