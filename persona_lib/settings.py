@@ -341,7 +341,9 @@ def check_profile(profile: Profile) -> None:
             (f"{role}.prices", len(named.prices) not in (0, 2), "give two, for prompt and completion"),
             (f"{role}.url", named.url and named.model in ("", "base"),
              f"name the model that it serves in {role}.model"),
-            (f"{role}.url", named.url and "://" not in named.url, "begin it with http:// or https://"),
+            (f"{role}.url", named.url and not re.match("https?://", named.url),
+             "begin it with http:// or https://"),
+            (f"{role}.url", "@" in named.url, "put the key into OPENAI_API_KEY, not into the address"),
             ("served.max_cost_usd", unpriced, f"needs {role}.prices, dollars per million tokens"),
         ]  # fmt: skip
     wrong += [
@@ -364,7 +366,8 @@ def check_profile(profile: Profile) -> None:
     ]  # fmt: skip
     for name, is_wrong, why in wrong:
         if is_wrong:
-            raise ConfigError(f"profile {profile.name}: {name}={value(profile, name)!r}: {why}")
+            shown = re.sub("//.*@", "//...@", repr(value(profile, name)))  # no password of a URL
+            raise ConfigError(f"profile {profile.name}: {name}={shown}: {why}")
 
 
 def judge_settings(profile: Profile, role: str) -> list[Any]:

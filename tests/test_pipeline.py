@@ -191,7 +191,6 @@ def call(*arguments: str) -> int:
         (["--data", "x.jsonl", "--set", "datasets=everyday"], "takes the package's own pairs, not x.jsonl"),
         (["--seeds", "2", "--set", "seeds=3"], "--seeds and --set seeds are the same setting"),
         (["--force", "--verify"], "--verify only compares"),
-        (["--set", "judge.url=localhost:80", "--set", "judge.model=m"], "begin it with http://"),
         (["--only", "03"], "needs 01_data.everyday.seed-0, which has not been run"),
         (["--only", "01", "--from", "03"], "--only names no step after that of --from"),
         (["--set", "datasets=hhh", "--data", "/nix/da"], "data.path=/nix/da: no folder"),
