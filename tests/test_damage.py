@@ -219,8 +219,8 @@ def test_rows_survive_kill_9_at_thirty_random_moments(tmp_path):
 def test_a_results_folder_that_cannot_be_written_is_said_in_one_line(notebooks, capsys, monkeypatch):  # noqa: F811
     (notebooks.parent / "file").write_text("no folder")
     monkeypatch.setenv("PERSONA_RESULTS", str(notebooks.parent / "file"))
-    assert call() == 1
-    assert capsys.readouterr().err.startswith("error: [Errno")
+    assert call() == 2
+    assert capsys.readouterr().err.startswith("error: results go to ")
 
 
 @pytest.mark.parametrize("words", ["execute", "execute nix", "beyond.released TO"])
