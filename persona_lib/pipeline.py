@@ -261,9 +261,7 @@ def open_pipeline(arguments: argparse.Namespace) -> Pipeline:
     if arguments.mapping and not own:
         raise ConfigError("--mapping says what the columns of --data mean: give --data FILE, too")
     if own:
-        if not any(change.startswith("data.mapping=") for change in changes):
-            # the mapping of a profile's own example is not that of other data
-            changes.append(f"data.mapping={arguments.mapping or ''}")
+        changes += [f"data.mapping={arguments.mapping}"] if arguments.mapping else []
         changes += own_overrides(name, changes)
     profile = settings.load_profile(name, changes)
     if arguments.data and not own and profile.datasets == (everyday.NAME,):

@@ -413,13 +413,18 @@ def read_profile_file(name: str, folder: Path, above: tuple[str, ...] = ()) -> d
 
 
 def load_profile(name: str, overrides: Sequence[str] = (), folder: Path | None = None) -> Profile:
-    """Load ``configs/<name>.yaml`` with ``group.key=value`` overrides; ConfigError says what is wrong."""
+    """Load ``configs/<name>.yaml`` with ``group.key=value`` overrides; ConfigError says what is wrong.
+
+    The mapping of a profile's own example is not that of other data: a new ``data.path`` leaves it out.
+    """
     folder = folder or REPO / "configs"
     if not folder.is_dir():  # installed from a wheel
         text = "this is the library alone, without notebooks and profiles: git clone the repository"
         raise ConfigError(f"{text}, and call ./run_all.sh there ({folder} is not there)")
-    values = read_profile_file(name, folder) | dict(parse_override(text) for text in overrides)
-    return build(values, f"{folder / name}.yaml")
+    changes = dict(parse_override(text) for text in overrides)
+    if "data.path" in changes:
+        changes = {"data.mapping": ""} | changes
+    return build(read_profile_file(name, folder) | changes, f"{folder / name}.yaml")
 
 
 def set_field(profile: Profile, changes: Mapping[str, Any]) -> Profile:
