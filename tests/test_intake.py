@@ -369,9 +369,7 @@ def test_what_would_stop_a_later_step_stops_the_check(tmp_path, capsys, monkeypa
     assert not said or shown.startswith(f"error: {tmp_path}/x.jsonl: " if rows else "error: ")
 
 
-def test_the_command_checks_the_data_and_its_page_names_every_damaged_row(
-    results_here, tmp_path, capsys, monkeypatch
-):
+def test_check_and_its_page_name_every_damaged_row(results_here, tmp_path, capsys, monkeypatch):
     rows = [*MIXED, good(60, chosen="<script>x()</script>\x07"), good(61, prompt="<img src=x onerror=y()> ?")]
     assert pipeline.main(["--data", str(save(tmp_path / "x.jsonl", rows)), "--check"]) == 0
     usable, rejected = 31 + len(ODD), 1 + len(DAMAGED)
