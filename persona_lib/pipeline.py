@@ -350,19 +350,22 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.list:
         tasks.print_list(pipeline)
         return 0
-    if arguments.verify:
+    if arguments.verify:  # compares what ran, whatever else is asked now
+        if not arguments.check:  # which is asked before the packages are there
+            return verify(pipeline)
         published_numbers(pipeline)
+        return 0
     ids, place = select(pipeline, arguments), pipeline.results
     while not place.exists():
         place = place.parent
     if not (arguments.plan or place.is_dir() and os.access(place, os.W_OK)):
         way = "change that, or name another in PERSONA_RESULTS"
         raise ConfigError(f"results go to {pipeline.results}, but {place} is no folder to write to: {way}")
-    if (pipeline.results / ".lock").exists() and not (arguments.plan or arguments.verify):
+    if (pipeline.results / ".lock").exists() and not arguments.plan:
         with only_runner(pipeline):  # a second run is refused before it writes the page of the data
             pass
     validate(pipeline.profile, arguments.plan)
-    lack = "" if arguments.verify or pipeline.known() else lacking(pipeline.profile)
+    lack = "" if pipeline.known() else lacking(pipeline.profile)
     if arguments.plan:
         tasks.print_plan(pipeline, tasks.plan(pipeline, ids, arguments.force), lack)
         return 0
@@ -370,8 +373,6 @@ def run(arguments: argparse.Namespace) -> int:
         said = f"but this machine cannot run it: {lack}" if lack else f"{len(ids)} tasks"
         print(f"profile {pipeline.profile.name}: the settings are right, {said}")
         return 0
-    if arguments.verify:
-        return verify(pipeline)
     if lack:
         raise ConfigError(f"profile {pipeline.profile.name}: {lack}")
     os.chdir(settings.REPO)  # where kernels start, wherever the runner was called
