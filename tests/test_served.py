@@ -87,12 +87,13 @@ def ledger_of(generator) -> list[Answer]:
     return store.read_rows(generator.ledger, Answer)
 
 
-FAULTY = ["429:2 a", "hang:1 c", "plain g", "Zoë"]
+FAULTY = ["429:2 a", "hang:1 c", "plain g", "Zoë", *(f"503:{n % 3} {n}" for n in range(996))]
 
 
 @pytest.mark.parametrize("kind", ["completions", "chat"])
 def test_every_prompt_is_answered_once_whatever_the_server_does(server, tmp_path, kind):
-    generator, sent = make(tmp_path, kind, (2.0, 8.0)), {"max_tokens": 8, "temperature": 0, "stop": ["\n"]}
+    generator = make(tmp_path, kind, (2.0, 8.0), concurrency=1000)
+    sent = {"max_tokens": 8, "temperature": 0, "stop": ["\n"]}
     expected = {index: f"{prompt} answered" for index, prompt in enumerate(FAULTY)}
     assert texts(generator, FAULTY, stop=("\n",)) == expected
     assert all(sent.items() <= body.items() for body in server.bodies)
