@@ -13,8 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from persona_lib.data.everyday import DIMENSIONS
-from persona_lib.data.reader import UNREADABLE, shows
+from persona_lib.data.everyday import DIMENSIONS, UNREADABLE, shows
 from persona_lib.models import trainers
 from persona_lib.models.generate import ONE_AT_A_TIME, TransformersGenerator
 from persona_lib.models.load import ModelError, format_of

@@ -21,6 +21,11 @@ def tokens(text: str, limit: int | None = None) -> list[str]:
     return TOKEN.findall(text.lower())[:limit]
 
 
+def normal(prompt: str) -> str:
+    """Return a prompt without differences in case and white space: what counts as the same prompt."""
+    return " ".join(prompt.lower().split())
+
+
 def unigram_f1(output: str, reference: str, limit: int | None = 200) -> float:
     """Return 2 x multiset overlap / (len output + len reference), in tokens; 0 when both are empty.
 

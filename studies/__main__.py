@@ -37,7 +37,7 @@ from typing import Any
 from persona_lib import settings, store
 from persona_lib.beyond import calibration
 from persona_lib.data import everyday, preference, tailoring
-from persona_lib.data.reader import fit, shows
+from persona_lib.data.everyday import fit, shows
 from persona_lib.models import train
 from persona_lib.models.served import SURFACE
 from persona_lib.paper import answers, personas

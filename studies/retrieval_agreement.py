@@ -14,7 +14,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from persona_lib.data import official, retrieval
+from persona_lib.data import official, tailoring
 from persona_lib.texts import POOL_SPLITS
 
 
@@ -25,7 +25,7 @@ def ranks(folder: Path, dataset: str, retriever: str, model: str) -> list[int]:
     place = {row.id: number for number, row in enumerate(pool)}
     queries = [(row.prompt, row.retrieved_id) for row in rows["test"] if row.retrieved_id in place]
     texts = [text for text, _ in queries], [row.prompt for row in pool]
-    scores = list(retrieval.SCORERS[retriever](*texts, model))
+    scores = list(tailoring.SCORERS[retriever](*texts, model))
     found = [line[place[id or ""]] for (_, id), line in zip(queries, scores, strict=True)]
     return [1 + sum(other > own for other in line) for own, line in zip(found, scores, strict=True)]
 

@@ -13,7 +13,7 @@ from tiny_results import one_row as line
 
 from persona_lib import store
 from persona_lib.beyond import claims
-from persona_lib.data.reader import quality
+from persona_lib.data.everyday import quality
 from persona_lib.intervals import SIGNS, Interval
 from persona_lib.paper import judging, results
 from persona_lib.paper.answers import generation_folder, read_generations

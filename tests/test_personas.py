@@ -6,7 +6,7 @@ import pytest
 from test_judges import Scripted
 from tiny import Echo
 
-from persona_lib.data import everyday, preference, reader
+from persona_lib.data import everyday, preference
 from persona_lib.models import load
 from persona_lib.paper import judges, personas
 from persona_lib.records import SIDES, InferredPersona, PreferencePair
@@ -75,7 +75,7 @@ def test_our_own_pairs_bring_personas_and_training_rows_are_asked_about_for_one_
 @pytest.fixture
 def inferred(results_here, monkeypatch):
     """Judge the personas of eight pairs, given as texts by side (else those they bring): -> the profile."""
-    monkeypatch.setattr(reader, "UNREADABLE", ())  # the texts of the pairs are read well on all dimensions
+    monkeypatch.setattr(everyday, "UNREADABLE", ())  # the texts of the pairs are read well on all dimensions
     monkeypatch.setattr(load, "format_of", lambda *source: None)
 
     def judged(judge: str, **texts):

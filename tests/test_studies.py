@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from tiny import tiny_policies
 
-from persona_lib.data import everyday, reader
+from persona_lib.data import everyday
 from persona_lib.paper import personas, swap
 from persona_lib.records import Judgment
 from persona_lib.settings import Run, load_profile, results_dir, set_field
@@ -82,7 +82,7 @@ def writers(results_here, monkeypatch):
     monkeypatch.setattr(personas, "load_generator", lambda run, role: made[run.profile.generator.model])
     monkeypatch.setattr(personas, "role_key", lambda run, role: run.profile.generator.model)
     monkeypatch.setattr(personas, "parse_persona", lambda raw, words: (raw, "ok"))
-    monkeypatch.setattr(reader, "UNREADABLE", ())  # responses of the pairs are read well on all dimensions
+    monkeypatch.setattr(everyday, "UNREADABLE", ())  # responses of the pairs are read well on all dimensions
     return made
 
 

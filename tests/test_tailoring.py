@@ -1,11 +1,15 @@
-"""The tailoring data: prompts never cross splits, borrowed personas come from one row, leaks stop it."""
+"""The tailoring data: prompts never cross splits, personas are borrowed from one other row, leaks stop it."""
 
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from persona_lib import store, texts
-from persona_lib.data import everyday, official, preference, retrieval, tailoring
+from persona_lib.data import everyday, official, preference, tailoring
+from persona_lib.data.tailoring import retrieve
 from persona_lib.paper import personas as personas_module
 from persona_lib.records import SIDES, InferredPersona, PreferencePair
 from persona_lib.settings import Run, load_profile, set_field
@@ -53,7 +57,7 @@ def test_training_rows_are_split_by_prompt_in_the_papers_proportions():
 
 
 def test_both_retrieved_personas_come_from_one_training_row_that_is_not_for_validation(run, monkeypatch):
-    monkeypatch.setitem(retrieval.SCORERS, "late", lambda queries, pool, model: [range(len(pool))] * 14)
+    monkeypatch.setitem(tailoring.SCORERS, "late", lambda queries, pool, model: [range(len(pool))] * 14)
     late = replace(run, profile=set_field(run.profile, {"data.retriever": "late:colbert-ir/colbertv2.0"}))
     assert tailoring.tailoring_key(late, {}) != tailoring.tailoring_key(run, {})
     assert personas_module.personas_key(late) != personas_module.personas_key(run)
@@ -141,3 +145,39 @@ def test_official_data_is_passed_through(official_data, results_here):
     assert rows["sft_train"][0].personas["gold-chosen"] == released["sft_train"][0].personas["gold-chosen"]
     assert [r.id for r in rows["validation"]] == [r.id for r in released["sft_val"] + released["dpo_val"]]
     assert all(r.personas["shuffled-chosen"] != r.personas["gold-chosen"] for r in rows["test"])
+
+
+POOL = [
+    ("t0", "How do I bake a potato?"),
+    ("t1", "How do I fix a bicycle tyre?"),
+    ("t2", "What is the best way to learn Spanish?"),
+    ("t3", "How do I repair a bicycle chain?"),
+]
+
+
+def test_the_nearest_row_is_found_never_itself_nor_its_prompt_and_the_earlier_of_equals():
+    queries = [("q0", "bicycle chain slips, what to repair"), ("q1", "A good way to learn Greek"),
+               POOL[1], ("q", "how do i FIX a  bicycle tyre?")]  # fmt: skip
+    assert retrieve(queries, POOL) == [3, 2, 3, 3]
+    pool = [("a", "red kettle"), ("b", "blue kettle"), ("c", "green kettle")]
+    assert retrieve([("q", "kettle"), ("r", "nothing in common")], pool) == [0, 0]
+    with pytest.raises(ValueError, match="'q'"):
+        retrieve([("q", "Same prompt")], [("a", "same  prompt")])
+    with pytest.raises(ValueError, match="pool is empty"):
+        retrieve([("q", "x")], [])
+
+
+def test_an_encoders_similarities_are_rounded_so_that_batches_do_not_matter(monkeypatch):
+    near = torch.tensor([[1 / 3, 1 / 3 + 1e-7], [2 / 3, 2 / 3 + 1e-7]])
+    same = {name: lambda texts, **_: texts for name in ("encode_query", "encode_document")}
+    encoder = SimpleNamespace(similarity=lambda queries, pool: near, **same)
+    monkeypatch.setattr(tailoring, "load_model", lambda kind, source: encoder)
+    for retriever in ("dense", "late"):
+        scores = tailoring.SCORERS[retriever](["a", "b"], ["x", "y"], "any")
+        assert scores.tolist() == [[0.33333, 0.33333], [0.66667, 0.66667]]
+
+
+def test_without_sentence_transformers_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    with pytest.raises(ImportError, match=r"pip install -e '\.\[retrieval\]'"):
+        retrieve([("q", "a")], POOL, "dense", "colbert-ir/colbertv2.0")

@@ -16,10 +16,10 @@ FILES = {
     "pairs": "data.preference data.everyday data.official data.rows data.mapping data.intake "
     "facts/own_formats.yaml",
     "personas": "paper.personas prompts",
-    "tailoring": "data.tailoring data.retrieval",
+    "tailoring": "data.tailoring",
     "training": "models.train models.trainers models.packing",
     "answers": "paper.answers models.generate prompts",
-    "judging": "paper.judging paper.judges data.reader intervals prompts "
+    "judging": "paper.judging paper.judges data.everyday intervals prompts "
     "facts/reader_words.yaml facts/rubrics.yaml",
     "swap": "paper.swap",
     "calibration": "beyond.calibration paper.judges",
@@ -27,15 +27,15 @@ FILES = {
     "users": "beyond.users",
 }
 DECIDED = {
-    "pairs": (1, "dd2e2cf0392cf47b"),
+    "pairs": (1, "d5f097e66171e4cf"),
     "personas": (1, "0681e8d0e6d76f44"),
-    "tailoring": (1, "bc0a4cccfb566fae"),
+    "tailoring": (1, "73a122396bc33387"),
     "training": (1, "4276faef382785fe"),
     "answers": (1, "0f2f7df4cd6b1c44"),
-    "judging": (1, "3ffd871dc30ae77a"),
+    "judging": (1, "de854f6bbec92f45"),
     "swap": (1, "b11a4d00735c118e"),
-    "calibration": (1, "81935972384bbb44"),
-    "rejudged": (1, "34285075705e5f59"),
+    "calibration": (1, "ace76369e59d8bf6"),
+    "rejudged": (1, "ad8d0a8d7dc6aa63"),
     "users": (1, "fabf099af1727320"),
 }
 

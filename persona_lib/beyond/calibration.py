@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from persona_lib import store
-from persona_lib.data.reader import UNREADABLE, shows
+from persona_lib.data.everyday import UNREADABLE, shows
 from persona_lib.intervals import position_inconsistent, verdict_of, wilson_interval
 from persona_lib.paper.answers import eval_rows
 from persona_lib.paper.judges import load_judge

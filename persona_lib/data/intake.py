@@ -20,12 +20,11 @@ from typing import Any
 
 from persona_lib.data import mapping as maps
 from persona_lib.data.mapping import Mapping, RowError, lookup, plain
-from persona_lib.data.retrieval import normal
 from persona_lib.data.rows import KINDS, OUTCOMES, Finding, OwnRow, read_rows, source_key
 from persona_lib.records import HISTORY, PAIR_FIELDS, PAIR_SPLITS, DataError, PreferencePair
 from persona_lib.settings import ConfigError, Profile, results_dir
 from persona_lib.store import VERSIONS, content_hash, file_hash
-from persona_lib.texts import near_duplicates, near_groups
+from persona_lib.texts import near_duplicates, near_groups, normal
 
 NAME = "own"  # the data set's name in profiles and results
 READ = 2  # raised when the same file gives other pairs or splits

@@ -17,7 +17,7 @@ from typing import Any
 
 from persona_lib import prompts, store
 from persona_lib.data import everyday, official, preference
-from persona_lib.data.reader import fit, quality
+from persona_lib.data.everyday import fit, quality
 from persona_lib.models import load, train, trainers
 from persona_lib.models.served import load_generator
 from persona_lib.prompts import completion_text, tailoring_prompt

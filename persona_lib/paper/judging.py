@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from persona_lib import intervals, store
-from persona_lib.data.reader import quality
+from persona_lib.data.everyday import quality
 from persona_lib.intervals import ratio, verdict_of
 from persona_lib.models.served import role_key
 from persona_lib.paper.answers import eval_rows, generation_folder, grid, read_generations
