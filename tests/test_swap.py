@@ -26,8 +26,8 @@ def gold(**pairs: tuple[float, float]) -> list[swap.PolicyScore]:
             for i, pair in pairs.items() for s, m in zip(SIDES, pair, strict=True)]  # fmt: skip
 
 
-def values(scores, lengths=(), measure="policy"):
-    found = swap.swap_values(swap.margins(scores, dict(lengths))[measure], "gold")
+def values(scores, lengths=None):
+    found = swap.swap_values(scores, "gold", lengths)
     return {name: pytest.approx(list(by_id.values()), nan_ok=True) for name, by_id in found.items()}
 
 
@@ -39,11 +39,11 @@ def test_accuracy_flip_and_difference_by_hand():
 
 def test_margins_per_byte_divide_each_response_by_its_length():
     scores = gold(a=(-5.0, -10.0))  # log p(chosen | P_C) = -25, (chosen | P_R) = -30, rejected -20
-    found = values(scores, {"a": (10, 4)}, "per byte")
+    found = values(scores, {"a": (10, 4)})
     # (-2.5 + 5) * 7 = 17.5 and (-3 + 5) * 7 = 14: the rejected response is the more probable one by sum only
     assert found["d"] == [3.5] and found["acc_chosen"] == [1] and values(scores)["acc_chosen"] == [0]
-    assert values(scores, {"a": (6, 6)}, "per byte")["d"] == [5.0] and values(scores)["d"] == [5.0]
-    assert values(scores, {"b": (6, 6)}, "per byte")["d"] == []
+    assert values(scores, {"a": (6, 6)})["d"] == [5.0] == values(scores)["d"]
+    assert values(scores, {"b": (6, 6)})["d"] == []
 
 
 def test_equal_personas_and_differences_of_rounding_say_nothing_and_rows_without_a_side_are_left_out():

@@ -51,20 +51,33 @@ def open_base(run: Run) -> tuple[Any, Any]:
     return model.requires_grad_(False), load.load_tokenizer(*run.base_source)
 
 
+class PolicyLoader:
+    """The model that holds an arm, loaded at the first use: a run's base serves all arms with adapters."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.model, self.tokenizer = run, None, None
+
+    def load(self, arm: str) -> tuple[Any, Any]:
+        """Return (model, tokenizer) with the arm's adapters loaded."""
+        if self.model is None:
+            self.model, self.tokenizer = open_base(self.run)
+        if folders := adapters_of(self.run, arm):
+            self.model = load.attach_adapters(self.model, folders)
+        return self.model, self.tokenizer
+
+
 def generators(run: Run, specs: Sequence[RunSpec]) -> Iterator[tuple[RunSpec, Any]]:
     """Yield (spec, generator) for runs of the grid; the base is loaded once, its adapters are switched."""
     profile = run.profile
     if profile.generation.engine == "vllm":
         yield from vllm_generators(run, specs)
         return
-    model, tokenizer = open_base(run)
-    for folder in dict.fromkeys(folder for spec in specs for folder in adapters_of(run, spec.arm)):
-        model = load.attach_adapters(model, [folder])
+    loader, how = PolicyLoader(run), profile.generation
     for spec in specs:
+        model, tokenizer = loader.load(spec.arm)
         names = [folder.name for folder in adapters_of(run, spec.arm)]
-        settings = names, profile.merge_adapters, profile.generation.repetition_penalty
-        made = TransformersGenerator(model, tokenizer, spec.arm, profile.generation.batch_size, *settings)
-        yield spec, made
+        settings = how.batch_size, names, profile.merge_adapters, how.repetition_penalty
+        yield spec, TransformersGenerator(model, tokenizer, spec.arm, *settings)
 
 
 def joined_adapter(run: Run, arm: str) -> Path | None:

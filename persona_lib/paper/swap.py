@@ -11,19 +11,19 @@ Every table takes the ``runs`` of one data set, one per seed. One run gives the 
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from persona_lib import store
 from persona_lib.intervals import drawn_columns, make_pool, seed_columns
 from persona_lib.models import trainers
-from persona_lib.models.load import attach_adapters, format_of, model_key, pair_log_probs, using_adapters
+from persona_lib.models.load import format_of, model_key, pair_log_probs, using_adapters
 from persona_lib.paper import answers
+from persona_lib.paper.answers import PolicyLoader
 from persona_lib.paper.judging import sampling
 from persona_lib.paper.results import Row
 from persona_lib.prompts import completion_text, tailoring_prompt
@@ -111,21 +111,6 @@ def swap_key(run: Run, arm: str, persona_format: str) -> str:
     return store.content_hash(VERSIONS["swap"], inputs, model_key(*run.base_source), settings, persona_format)
 
 
-class PolicyLoader:
-    """The model that holds an arm, loaded at the first use: a run's base serves all arms with adapters."""
-
-    def __init__(self, run: Run) -> None:
-        self.run, self.model, self.tokenizer = run, None, None
-
-    def load(self, arm: str) -> tuple[Any, Any]:
-        """Return (model, tokenizer) with the arm's adapters loaded."""
-        if self.model is None:
-            self.model, self.tokenizer = answers.open_base(self.run)
-        if folders := answers.adapters_of(self.run, arm):
-            self.model = attach_adapters(self.model, folders)
-        return self.model, self.tokenizer
-
-
 def score_policy(
     run: Run, arm: str, persona_format: str = "line", loader: PolicyLoader | None = None
 ) -> list[PolicyScore]:
@@ -193,47 +178,34 @@ def swap_scores(run: Run, arm: str, persona_format: str = "line") -> list[Policy
 
 # --- the measures of one row ---
 
-Margins = Mapping[str, Mapping[str, tuple[float, str | None]]]  # persona's name -> row id -> m(P), its text
 Lengths = Mapping[str, tuple[int, int]]  # row id -> bytes of the chosen and of the rejected response
-# name -> a function of the margins m (row, persona) and of D (row), one value per row; each gets an interval
-METRICS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-    "acc_chosen": lambda m, d: m[:, 0] > 0,
-    "acc_rejected": lambda m, d: m[:, 1] < 0,
-    "flip": lambda m, d: (m[:, 0] > 0) & (m[:, 1] < 0),
-    "d_positive": lambda m, d: np.where(np.abs(d) >= ROUNDING, d > 0, np.nan),
-    "d": lambda m, d: d,
-}
 
 
-def margins(scores: Iterable[PolicyScore], lengths: Lengths) -> dict[str, Margins]:
-    """Return m(P) by measure, in nats: of whole responses ("policy"), and "per byte".
-
-    The latter is the difference of log-probabilities per byte, times the mean length of the two responses: it
-    equals the former where both are equally long. Rows without lengths have none.
-    """
-    found: dict[str, Any] = {measure: defaultdict(dict) for measure in MEASURES}
-    for s in scores:
-        found["policy"][s.eval_persona][s.id] = s.margin, s.persona
-        if s.id in lengths:
-            chosen, rejected = lengths[s.id]
-            margin = (s.chosen / chosen - s.rejected / rejected) * (chosen + rejected) / 2
-            found["per byte"][s.eval_persona][s.id] = margin, s.persona
-    return found
-
-
-def swap_values(margins: Margins, family: str) -> dict[str, dict[str, float]]:
-    """Return the `METRICS` of one family of personas: {name: {id: value}}, of rows that have both sides.
+def swap_values(
+    scores: Sequence[PolicyScore], family: str, lengths: Lengths | None = None
+) -> dict[str, dict[str, float]]:
+    """Return the measures of one family of personas: {name: {id: value}}, of rows that have both sides.
 
     acc_chosen, acc_rejected and flip are 0/1; d is in nats; d_positive is 1/0, NaN where d is 0 (to
-    rounding) or the two personas are the same text.
+    rounding) or the two personas are the same text. With ``lengths`` m(P) is the difference of
+    log-probabilities per byte, times the mean length of the two responses; rows without one are left out.
     """
-    first, second = (margins.get(f"{family}-{side}", {}) for side in SIDES)
-    ids = sorted(set(first) & set(second))
-    m = np.array([(first[i][0], second[i][0]) for i in ids], dtype=float).reshape(len(ids), 2)
-    same = np.array([first[i][1] == second[i][1] for i in ids], dtype=bool)
+    told = [{s.id: s for s in scores if s.eval_persona == f"{family}-{side}"} for side in SIDES]
+    ids = sorted(i for i in told[0] if i in told[1] and (lengths is None or i in lengths))
+    logs = np.array([[(own[i].chosen, own[i].rejected) for own in told] for i in ids]).reshape(-1, 2, 2)
+    sizes = np.array([lengths[i] if lengths else (1, 1) for i in ids]).reshape(-1, 1, 2)
+    scaled = logs / sizes  # (rows, personas, responses)
+    m = (scaled[..., 0] - scaled[..., 1]) * sizes.sum(axis=2) / 2
+    same = [told[0][i].persona == told[1][i].persona for i in ids]
     d = np.where(same, np.nan, m[:, 0] - m[:, 1])
-    found = {name: np.asarray(metric(m, d), dtype=float).tolist() for name, metric in METRICS.items()}
-    return {name: dict(zip(ids, values, strict=True)) for name, values in found.items()}
+    found = {
+        "acc_chosen": m[:, 0] > 0,
+        "acc_rejected": m[:, 1] < 0,
+        "flip": (m[:, 0] > 0) & (m[:, 1] < 0),
+        "d_positive": np.where(np.abs(d) >= ROUNDING, d > 0, np.nan),
+        "d": d,
+    }
+    return {name: dict(zip(ids, v.astype(float).tolist(), strict=True)) for name, v in found.items()}
 
 
 def flip_and_did(
@@ -275,35 +247,27 @@ def row_items(rows: Sequence[TailoringRow], scores: Mapping[Part, Sequence[Polic
     found: Found = {}
     lengths = {row.id: (len(row.chosen.encode()), len(row.rejected.encode())) for row in rows}
     longer = {i: SIDES[rejected > chosen] for i, (chosen, rejected) in lengths.items() if chosen != rejected}
-    for (arm, persona_format), scored in scores.items():
-        by_measure = margins(scored, lengths)
-        for family in FAMILIES:
-            for measure in MEASURES:
-                values = swap_values(by_measure[measure], family)
-                for side in SIDES:
-                    of_side = {i: v for i, v in values["d_positive"].items() if longer.get(i) == side}
-                    values[f"longer_{side}"] = of_side
-                found[arm, persona_format, measure, family] = values
+    for part, family, measure in product(scores, FAMILIES, MEASURES):
+        values = swap_values(scores[part], family, lengths if measure == "per byte" else None)
+        for side in SIDES:
+            of_side = {i: v for i, v in values["d_positive"].items() if longer.get(i) == side}
+            values[f"longer_{side}"] = of_side
+        found[*part, measure, family] = values
     return found
 
 
 def flip_items(run: Run) -> Found:
     """Return flip and DiD of the finished answers of every arm, format and family of a run."""
-    rows = answered_rows(run)
-    found: Found = {}
+    rows, found = answered_rows(run), {}
     done = [spec for spec in answers.grid(run) if answers.is_answered(run, spec)]
-    specs = {(spec.arm, spec.persona_format, spec.eval_persona): spec for spec in done}
-    for part in dict.fromkeys(key[:2] for key in specs):
-        for family in FAMILIES:
-            sides = [spec for side in SIDES if (spec := specs.get((*part, f"{family}-{side}")))]
-            if len(sides) < 2:
-                continue
-            first, second = (answers.read_generations(run, spec) for spec in sides)
-            ids = sorted(set(rows) & set(first) & set(second))
-            texts = [[side[i].completion for i in ids] for side in (first, second)]
-            responses = [[getattr(rows[i], side) for i in ids] for side in SIDES]
-            values = flip_and_did(*texts, *responses).items()
-            found[*part, family] = {name: dict(zip(ids, v.tolist(), strict=True)) for name, v in values}
+    made = {(s.arm, s.persona_format, s.eval_persona): answers.read_generations(run, s) for s in done}
+    for part, family in product(dict.fromkeys(key[:2] for key in made), FAMILIES):
+        first, second = (made.get((*part, f"{family}-{side}"), {}) for side in SIDES)
+        ids = sorted(set(rows) & set(first) & set(second))
+        texts = [[side[i].completion for i in ids] for side in (first, second)]
+        responses = [[getattr(rows[i], side) for i in ids] for side in SIDES]
+        values = flip_and_did(*texts, *responses).items()
+        found[*part, family] = {name: dict(zip(ids, v.tolist(), strict=True)) for name, v in values}
     return found
 
 
