@@ -1,16 +1,13 @@
 """Write what a run found into the repository: the documents' tables, the list of files, the notebooks.
 
-``python -m persona_lib.docs`` fills the blocks ``<!-- table:PROFILE/NAME -->`` of README.md and
-REPRODUCTION.md from ``figures/published/PROFILE``, draws the figures there, and lists the library's files.
-``--keep NAME ...`` first copies tables of the run there. ``--notebooks [STEP ...]`` puts executed notebooks'
-outputs into them.
+``python -m persona_lib.docs`` fills the blocks ``<!-- table:PROFILE/NAME -->`` of REPRODUCTION.md from
+``figures/published/PROFILE``, draws the figures there, and lists the library's files. ``--keep NAME ...``
+first copies tables of the run there. ``--notebooks [STEP ...]`` puts executed notebooks' outputs into them.
 """
 
 from __future__ import annotations
 
-import argparse
 import ast
-import json
 import re
 import shutil
 import sys
@@ -22,15 +19,14 @@ from persona_lib.execute import StepError, notebook_hash, with_outputs
 from persona_lib.figures import FIGURES, draw
 from persona_lib.paper.results import table_path
 from persona_lib.report import origin
-from persona_lib.settings import REPO, ConfigError, Profile, load_profile
+from persona_lib.settings import REPO, ConfigError, Parser, Profile, load_profile
 from persona_lib.show import owner_of, render, to_markdown
 from persona_lib.store import facts, read_csv, read_json, write_json, write_text
-from persona_lib.tasks import Pipeline
+from persona_lib.tasks import Pipeline, stale_reasons
 
-DOCUMENTS = ("README.md", "REPRODUCTION.md")
-LIBRARY = REPO / "persona_lib"
+DOCUMENT, LIBRARY = REPO / "REPRODUCTION.md", REPO / "persona_lib"
 PACKAGES = ("data", "models", "paper", "beyond")
-BLOCK = re.compile(r"(<!-- table:([\w-]+)/(\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"<!-- table:([\w-]+)/(\w+) -->\n.*?<!-- end -->", re.DOTALL)
 # The rows that documents show of long tables; the columns are those of the view NAME_short, if there is one.
 ROWS = {
     "swap": "measure == 'policy' and persona in ('gold', 'retrieved', 'shuffled', 'user')",
@@ -47,10 +43,10 @@ def kept(profile: Profile) -> tuple[Path, dict[str, str]]:
     return folder, read_json(folder / "origin.json") if (folder / "origin.json").exists() else {}
 
 
-def keep(profile: Profile, names: Sequence[str]) -> list[Path]:
+def keep(profile: Profile, names: Sequence[str]) -> None:
     """Copy tables of the run, with figures and provenance; FileNotFoundError for one that was not made."""
-    folder, origins = kept(profile)
     for name in names:
+        folder, origins = kept(profile)
         source = table_path(profile, name)
         if not source.exists():
             raise FileNotFoundError(f"{source}: there is no such table; run notebook 12_results first")
@@ -60,11 +56,10 @@ def keep(profile: Profile, names: Sequence[str]) -> list[Path]:
         made = f"`{known['command']}`; commit {known['commit']}; seeds {seeds}; run of {known['date']}."
         study = settings.results_dir(profile) / name / "origin.json"
         origins[name] = read_json(study) if study.exists() else made
-        write_text(folder / f"{name}.csv", source.read_text(encoding="utf-8"))
-        for figure in settings.figures_dir(profile).glob(f"{name}.p*"):  # PDF and PNG
-            shutil.copy(figure, folder)
-    write_json(folder / "origin.json", origins)
-    return [folder / f"{name}.csv" for name in names]
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in (source, *settings.figures_dir(profile).glob(f"{name}.p*")):  # PDF and PNG
+            shutil.copy(path, folder)
+        write_json(folder / "origin.json", origins)
 
 
 def table_block(profile: Profile, name: str) -> str:
@@ -81,23 +76,17 @@ def table_block(profile: Profile, name: str) -> str:
     return f"**{label.capitalize()}.** {origins[name]}\n\n{to_markdown(render(shown, table))}"
 
 
-def rewrite(text: str, profile: Profile) -> str:
-    """Return a document with the blocks of one profile written again; ConfigError for an unclosed block."""
+def rewrite(text: str) -> str:
+    """Return a document with its blocks written again; ConfigError for an unclosed block."""
     opened, closed = text.count("<!-- table:"), len(BLOCK.findall(text))
     if opened != closed:
         raise ConfigError(f"{opened} blocks begin and {closed} end: close each with <!-- end -->")
 
-    def block(match: re.Match[str]) -> str:
-        head, owner, name, _, end = match.groups()
-        return f"{head}{table_block(profile, name)}\n{end}" if owner == profile.name else match.group(0)
+    def block(found: re.Match[str]) -> str:
+        table = table_block(load_profile(found[1]), found[2])
+        return f"<!-- table:{found[1]}/{found[2]} -->\n{table}\n<!-- end -->"
 
     return BLOCK.sub(block, text)
-
-
-def update(profile: Profile, folder: Path = REPO) -> list[Path]:
-    """Rewrite the blocks of a profile in all documents; returns those that changed."""
-    paths = [folder / name for name in DOCUMENTS]
-    return write_changed({path: rewrite(path.read_text(encoding="utf-8"), profile) for path in paths})
 
 
 def redraw(profile: Profile) -> None:
@@ -108,14 +97,6 @@ def redraw(profile: Profile) -> None:
         path.write_bytes(draw(FIGURES[path.stem], *tables)[0][path.suffix[1:]])
 
 
-def write_changed(texts: dict[Path, str]) -> list[Path]:
-    """Write the files whose text is another one; returns them."""
-    changed = [path for path, text in texts.items() if path.read_text(encoding="utf-8") != text]
-    for path in changed:
-        write_text(path, texts[path])
-    return changed
-
-
 def first_sentence(path: Path) -> str:
     """Return the first sentence of a module's docstring."""
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
@@ -123,49 +104,41 @@ def first_sentence(path: Path) -> str:
     return sentence.replace("``", "`").strip(" .;:")
 
 
-def list_files(library: Path) -> str:
+def list_files() -> str:
     """Return persona_lib/README.md: every module of the library with what it does, by package."""
     lines = ["# The library, file by file", "", "Written by `python -m persona_lib.docs` from the first "
              "sentence of every file.", "Packages use only those above them; a test holds that."]  # fmt: skip
-    for package in ("", *PACKAGES):
-        folder = library / package
-        title = f"`{package}/`: {first_sentence(folder / '__init__.py')}" if package else "The top level"
-        lines += ["", f"## {title}", ""]
+    for folder in (LIBRARY, *(LIBRARY / name for name in PACKAGES)):
+        lines += ["", f"## `{folder.name}/`: {first_sentence(folder / '__init__.py')}", ""]
         files = sorted(path for path in folder.glob("*.py") if path.name != "__init__.py")
-        lines += [f"- [{path.stem}]({path.relative_to(library)}): {first_sentence(path)}" for path in files]
+        lines += [f"- [{path.stem}]({path.relative_to(LIBRARY)}): {first_sentence(path)}" for path in files]
     return "\n".join(lines) + "\n"
 
 
 # --- notebooks ---
 
 
-def write_back(pipeline: Pipeline, wanted: Sequence[str] = ()) -> list[Path]:
-    """Write the outputs of the wanted steps (default: all) of the first data set and seed; returns the files.
+def write_back(pipeline: Pipeline, wanted: Sequence[str] = ()) -> None:
+    """Write outputs of the wanted steps (default: all), first data set and seed, into the notebooks.
 
-    StepError for a step that has not run, or ran with changed settings or other code.
+    StepError for a step that has not run with the notebook, the library and the settings as they are.
     """
-    texts: dict[Path, str] = {}
+    known, written = pipeline.known(), set()
     for task in pipeline.tasks.values():
         source = pipeline.source(task)
-        if source in texts or (wanted and not task.step.startswith(tuple(wanted))):
+        if source in written or (wanted and not task.step.startswith(tuple(wanted))):
             continue
-        try:
-            document = read_json(pipeline.executed(task))
-            if overrides := document["metadata"]["persona"]["parameters"]["overrides"]:
-                raise StepError(f"ran with {', '.join(overrides)}, not the profile as it is")
-            shown = {"profile": pipeline.profile.name, "code": notebook_hash(source)}
-            made = with_outputs(read_json(source), document, shown)
-            texts[source] = json.dumps(made, indent=1, ensure_ascii=False) + "\n"
-        except (FileNotFoundError, StepError) as error:
+        if reasons := stale_reasons(pipeline, task, known):
             command = f"./run_all.sh --profile {pipeline.profile.name}"
-            raise StepError(f"{task.id}: {error}; run {command}") from error
-    return write_changed(texts)
+            raise StepError(f"{task.id}: {'; '.join(reasons)}; run {command}")
+        shown = {"profile": pipeline.profile.name, "code": notebook_hash(source)}
+        write_json(source, with_outputs(read_json(source), read_json(pipeline.executed(task)), shown))
+        written.add(source)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; 0: done, 2: a run is missing or does not fit."""
-    parser = argparse.ArgumentParser(prog="python -m persona_lib.docs", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = Parser(prog="python -m persona_lib.docs", description=__doc__)
     add = parser.add_argument
     add("--profile", default="everyday", help="whose results to write (default: everyday)")
     add("--keep", nargs="+", default=[], metavar="NAME", help="tables of the run to keep first")
@@ -173,16 +146,16 @@ def main(argv: list[str] | None = None) -> int:
     given = parser.parse_args(argv)
     try:
         profile = load_profile(given.profile)
-        if given.notebooks is None:
-            changed = keep(profile, given.keep) if given.keep else []
-            changed += update(profile) + write_changed({LIBRARY / "README.md": list_files(LIBRARY)})
-            redraw(profile)
-        else:
-            changed = write_back(Pipeline(profile), given.notebooks)
+        if given.notebooks is not None:
+            write_back(Pipeline(profile), given.notebooks)
+            return 0
+        keep(profile, given.keep)
+        redraw(profile)
+        write_text(DOCUMENT, rewrite(DOCUMENT.read_text(encoding="utf-8")))
+        write_text(LIBRARY / "README.md", list_files())
     except (ConfigError, StepError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print("\n".join(f"{path}: written" for path in changed) or "nothing to change")
     return 0
 
 

@@ -112,11 +112,11 @@ def unfinished(document: Document) -> str | None:
     return None
 
 
-def run_notebook(source: Path, target: Path, parameters: dict[str, Any], log: Path) -> Path:
-    """Execute a notebook into ``<target>.running.ipynb`` and return that path once it is known to be whole.
+def run_notebook(source: Path, target: Path, parameters: dict[str, Any], log: Path) -> None:
+    """Execute a notebook into ``target``, which appears once it is whole; its prints go to the log.
 
-    Its prints go to the log. Raises StepError with the traceback and the path of the half-run copy, or for a
-    parameter that the notebook lacks.
+    Raises StepError with the traceback and the path of the half-run copy, or for a parameter that the
+    notebook lacks.
     """
     # jsonschema, imported by nbformat, builds a grammar of addresses where this is there: for nothing
     sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
@@ -151,7 +151,7 @@ def run_notebook(source: Path, target: Path, parameters: dict[str, Any], log: Pa
         problem = ANSI.sub("", f"{type(error).__name__}: {error}")
     if problem:
         raise StepError(f"{source.name}: {problem}\n\nhalf-run notebook: {running}\nlog: {log}")
-    return running
+    running.replace(target)
 
 
 # --- Outputs of an executed notebook in its source, as they are committed ---
@@ -170,13 +170,11 @@ def shown_outputs(cell: Document, number: int) -> list[Document]:
 
 
 def with_outputs(source: Document, executed: Document, shown: dict[str, str]) -> Document:
-    """Return the source notebook with the outputs of its executed copy.
+    """Return the source notebook with the outputs of its executed copy, which ran the same code.
 
     ``shown`` names the profile and the hash of the code: so outputs of other code are found without running
-    anything. StepError if the copy ran other code.
+    anything.
     """
-    if code_of(source) != code_of(executed):
-        raise StepError("the executed copy ran other code: run the step again")
     document = copy.deepcopy(source)
     pairs = zip(cells_of_code(document), cells_of_code(executed), strict=True)
     for number, (cell, ran) in enumerate(pairs, start=1):

@@ -99,26 +99,21 @@ def run_task(pipeline: Pipeline, task: Task) -> float:
     key, earlier = tasks.current_key(pipeline, task, known), known.get(task.id, {"longest_seconds": 0})
     if task.id in known:
         write_facts(pipeline, known | {task.id: earlier | {"key": None}})
-    begun, moment, started = store.now(), time.time_ns(), time.monotonic()
-    target, log = pipeline.executed(task), pipeline.results / "logs" / f"{task.id}.log"
-    running = run_notebook(pipeline.source(task), target, pipeline.parameters(task), log)
-    seconds = time.monotonic() - started
+    begun, started, parameters = store.now(), time.time(), pipeline.parameters(task)
+    log = pipeline.results / "logs" / f"{task.id}.log"
+    run_notebook(pipeline.source(task), pipeline.executed(task), parameters, log)
+    seconds = time.time() - started
     facts = {
-        "parameters": pipeline.parameters(task),
+        "parameters": parameters,
         "started": begun,
         "finished": store.now(),
         "longest_seconds": round(max(seconds, earlier["longest_seconds"]), 1),  # a rerun may be short
         **store.environment(),
         "key": key,
     }
-    document = store.read_json(running)
-    document["metadata"]["persona"] = facts
-    document["metadata"].pop("widgets", None)
-    store.write_json(target, document)
-    running.unlink()
-    # a second earlier: clocks of file systems are coarse
     left = known | {task.id: facts | {"files": earlier.get("files", {})}}
-    write_facts(pipeline, with_files(pipeline, left, task, moment - 10**9))
+    # a second earlier: clocks of file systems are coarse
+    write_facts(pipeline, with_files(pipeline, left, task, int((started - 1) * 1e9)))
     return seconds
 
 

@@ -68,8 +68,7 @@ def finished(notebooks, monkeypatch) -> Path:  # noqa: F811
         results = target.parent.parent
         for name in MADE.get(source.stem, []):
             store.write_text(results / name, content(name).decode())
-        store.write_text(target.with_suffix(".running.ipynb"), source.read_text())
-        return target.with_suffix(".running.ipynb")
+        store.write_text(target, source.read_text())
 
     monkeypatch.setattr(tasks, "STEPS", {n: Step(s.per, s.inputs, MAKES.get(n, "")) for n, s in TOY.items()})
     monkeypatch.setattr(pipeline, "run_notebook", run_notebook)

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 from conftest import run_there
+from test_pipeline import finish
 from test_report import filled  # noqa: F401  (a fixture)
 
 from examples.every_eval_ever import records
@@ -18,37 +19,34 @@ def block(name, inside="stale\n"):
 
 
 def test_a_block_gets_its_kept_table_with_label_and_provenance(filled, monkeypatch, tmp_path):
-    assert len(docs.keep(filled, ["main"])) == 1
+    docs.keep(filled, ["main"])
     assert {path.suffix for path in published_dir(filled).glob("main.*")} == {".csv", ".pdf", ".png"}
     monkeypatch.setenv("PERSONA_RESULTS", str(tmp_path))  # the run is gone
-    text = docs.rewrite(block("smoke/main"), filled)
+    text = docs.rewrite(block("smoke/main"))
     assert text.startswith("before\n<!-- table:smoke/main -->\n**Our pairs.** `./run_all.sh --profile smoke")
     assert "commit abcdef012345; seeds 0 1; run of 2026-01-02." in text
     assert "| gold \\| chosen | 10 / 20 / 10 |" in text
     assert text.endswith("<!-- end -->\nafter\n") and "stale" not in text
-    assert docs.rewrite(text, filled) == text
-    assert docs.rewrite(block("authors/swap"), filled) == block("authors/swap"), "of another profile"
+    assert docs.rewrite(text) == text
     with pytest.raises(FileNotFoundError, match="swap.csv"):
         docs.keep(filled, ["swap"])
     unclosed = "<!-- table:smoke/main -->\nno end"
     for text, said in ((unclosed, "1 blocks begin and 0 end"), (block("smoke/mian"), "mian is not kept: ")):
         with pytest.raises(ConfigError, match=said):
-            docs.rewrite(text, filled)
+            docs.rewrite(text)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("profile", ["everyday", "authors"])
-def test_the_repositorys_documents_show_the_kept_tables(profile, tmp_path, monkeypatch):
+def test_the_repositorys_document_shows_the_kept_tables(monkeypatch):
     monkeypatch.delenv("PERSONA_FIGURES", raising=False)
-    for name in docs.DOCUMENTS:
-        shutil.copy(REPO / name, tmp_path / name)
-    assert docs.update(load_profile(profile), tmp_path) == [], "no number is typed by hand"
+    text = docs.DOCUMENT.read_text(encoding="utf-8")
+    assert docs.rewrite(text) == text, "no number is typed by hand"
 
 
 @pytest.mark.slow
 def test_the_list_of_files_is_written_from_their_first_lines_and_lacks_none():
     library = REPO / "persona_lib"
-    listed = docs.list_files(library)
+    listed = docs.list_files()
     assert (library / "README.md").read_text(encoding="utf-8") == listed, "run python -m persona_lib.docs"
     assert all(f"({path.relative_to(library)})" in listed for path in library.rglob("[a-z]*.py"))
 
@@ -90,29 +88,27 @@ def test_a_table_of_swaps_is_exported_as_one_record_per_policy(tmp_path):
 def test_writing_back_keeps_the_code_and_refuses_no_run_other_code_and_settings(results_here, tmp_path):
     source = tmp_path / "01_preference_data.ipynb"
     shutil.copy(REPO / "notebooks" / source.name, source)
-    pipeline = Pipeline(load_profile("smoke", ["steps=01_preference_data"]), notebooks=tmp_path)
-    (task,) = pipeline.tasks.values()
-    copy, document = pipeline.executed(task), store.read_json(source)
+    steps = "steps=01_preference_data"
+    pipeline = Pipeline(load_profile("smoke", [steps]), notebooks=tmp_path)
+    with pytest.raises(execute.StepError, match=r"01_.*: not run yet; run ./run_all.sh --profile smoke"):
+        docs.write_back(pipeline)
+    finish(pipeline, "01_preference_data.everyday.seed-0")
+    document = store.read_json(source)
     for one in execute.cells_of_code(document):
         one["outputs"] = [{"output_type": "stream", "name": "stdout", "text": ["seen\n"]}]
-    document["metadata"]["persona"] = {"parameters": {"overrides": []}}
-    store.write_json(copy, document)
+    store.write_json(*[pipeline.executed(task) for task in pipeline.tasks.values()], document)
 
     before = execute.notebook_hash(source)
-    assert docs.write_back(pipeline) == [source]
+    docs.write_back(pipeline, ["01"])
     assert store.read_json(source)["metadata"]["shown"] == {"profile": "smoke", "code": before}
-    assert execute.notebook_hash(source) == before and docs.write_back(pipeline, ["01"]) == []
-
+    assert execute.notebook_hash(source) == before
+    assert source.read_text().count('"seen\\n"') == len(execute.cells_of_code(document))
+    changed = Pipeline(load_profile("smoke", [steps, "data.pair_limit=9"]), notebooks=tmp_path)
+    with pytest.raises(execute.StepError, match="data.pair_limit: 16 -> 9"):
+        docs.write_back(changed)
     execute.cells_of_code(document)[-1]["source"] = ["other()"]
-    store.write_json(copy, document)
-    with pytest.raises(execute.StepError, match="ran other code"):
-        docs.write_back(pipeline)
-    document["metadata"]["persona"]["parameters"]["overrides"] = ["seeds=1"]
-    store.write_json(copy, document)
-    with pytest.raises(execute.StepError, match="ran with seeds=1.*run_all.sh --profile smoke"):
-        docs.write_back(pipeline)
-    copy.unlink()
-    with pytest.raises(execute.StepError, match="No such file.*; run ./run_all.sh --profile smoke"):
+    store.write_json(source, document)
+    with pytest.raises(execute.StepError, match="the notebook's code: "):
         docs.write_back(pipeline)
 
 
