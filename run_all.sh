@@ -40,7 +40,7 @@ if $light; then
 fi
 if ! environment_ready lab; then
     use_light_python
-    "$PYTHON" -m persona_lib.pipeline --check "$@"
+    [[ " $* " == *" --verify "* ]] || "$PYTHON" -m persona_lib.pipeline --check "$@"
     use_environment lab
 fi
 exec "$PYTHON" -m persona_lib.pipeline "$@"

@@ -1,7 +1,7 @@
 """Run a notebook, check the environment, and put the outputs of executed notebooks into the sources.
 
 ``python -m persona_lib.execute EXTRA`` ends with 0 if every direct requirement of the extra is installed in a
-version that ``constraints.txt`` names, else with 1 and the reason; it needs PyYAML alone.
+version that ``constraints.txt`` names, else with 1 and the reason; it needs PyYAML and packaging.
 
 Papermill does not show that a notebook ran: an unknown parameter is only a warning, and the document of a
 killed kernel says "completed". So only a checked ``<name>.running.ipynb`` takes its final name.
@@ -24,41 +24,35 @@ from persona_lib.store import content_hash, read_json
 # --- The environment ---
 
 
-def plain(requirement: str) -> str:
-    """Return the package name of a requirement as package indexes compare it."""
-    return re.sub(r"[-_.]+", "-", re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0]).lower()
-
-
 def requirements(extra: str, repo: Path = REPO) -> set[str]:
     """Return the names of the direct requirements of an extra, with those of the extras that it includes."""
+    from packaging.requirements import Requirement
+
     project = tomllib.loads((repo / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     found: set[str] = set()
-    for line in [*project["dependencies"], *project["optional-dependencies"][extra]]:
-        inner = re.match(r"persona-lib\[(\w+)\]", line)
-        found |= requirements(inner[1], repo) if inner else {plain(line)}
-    return found
-
-
-def pins(repo: Path = REPO, name: str = "constraints.txt") -> dict[str, set[str]]:
-    """Return the versions that a constraints file allows for each package (several for some)."""
-    found: dict[str, set[str]] = {}
-    for line in (repo / name).read_text(encoding="utf-8").splitlines():
-        if "==" in line and not line.startswith("#"):
-            name, _, rest = line.partition("==")
-            found.setdefault(plain(name), set()).add(rest.partition(";")[0].strip())
+    for wanted in map(Requirement, [*project["dependencies"], *project["optional-dependencies"][extra]]):
+        included = [requirements(inner, repo) for inner in wanted.extras]
+        found |= set().union(*included) if included else {wanted.name}
     return found
 
 
 def unmet(extra: str, repo: Path = REPO) -> list[str]:
     """Return what the active environment lacks for an extra; empty if it can be used as it is."""
-    allowed, missing = pins(repo), []
-    for name in sorted(requirements(extra, repo)):
+    from packaging.requirements import Requirement
+
+    lines = (repo / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    wanted, missing = requirements(extra, repo), []
+    for pin in pins:
+        if pin.name not in wanted or (pin.marker and not pin.marker.evaluate()):
+            continue
         try:
-            version = importlib.metadata.version(name).partition("+")[0]
+            version = importlib.metadata.version(pin.name)
         except importlib.metadata.PackageNotFoundError:
-            version = "none"
-        if version not in (pinned := sorted(allowed.get(name, ()))):
-            missing.append(f"{name}: {version} is installed, {' or '.join(pinned)} is pinned")
+            missing.append(f"{pin}: not installed")
+            continue
+        if version not in pin.specifier:
+            missing.append(f"{pin}: {version} is installed")
     return missing
 
 

@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import fcntl
 import itertools
-import json
 import logging
 import os
 import signal
@@ -144,13 +143,13 @@ def run_tasks(pipeline: Pipeline, ids: list[str]) -> int:
     return 0
 
 
-def report(pipeline: Pipeline) -> bool:
-    """Write the report, unless it is newer than the tasks; say what was found. False: a task has not run."""
+def report(pipeline: Pipeline) -> None:
+    """Write the report, unless it is newer than the tasks; say what was found. Not before all tasks ran."""
     from persona_lib.report import own_adapter, summary, write_report
 
     profile, page = pipeline.profile, pipeline.results / "report" / "index.html"
     if not all(tasks.has_run(pipeline.known(), name) for name in pipeline.tasks):
-        return False
+        return
     if not page.exists() or page.stat().st_mtime < pipeline.provenance.stat().st_mtime:
         from persona_lib.export import keep_adapter
 
@@ -169,7 +168,6 @@ def report(pipeline: Pipeline) -> bool:
         adapter = own_adapter(settings.Run(profile, intake.NAME, profile.seeds[0]))
         print("next: ./run_all.sh --export DIR   (the adapter, to be used elsewhere)")
         print(f"adapter: {adapter['folder']}\n\n{adapter['code']}")
-    return True
 
 
 @contextlib.contextmanager
@@ -186,15 +184,9 @@ def only_runner(pipeline: Pipeline) -> Iterator[None]:
 
 # --- The command line ---
 
-EXAMPLES = """examples:
-  ./run_all.sh --plan                   what would run, why and how long; nothing runs
-  ./run_all.sh --list                   the steps, with their times
-  ./run_all.sh --only 12                one step again, from what the others left
-  ./run_all.sh --only main-table        the paper's main comparison alone: two policies, no controls
-  ./run_all.sh --set dpo.beta=0.2       one setting; configs/everyday.yaml explains each
-  ./run_all.sh --data my_pairs.jsonl    your own preference pairs (DATA.md)
-  ./run_all.sh --export DIR             the adapter of the last run, to be loaded without this package
-  ./run_all.sh --demo                   a page to ask the trained models; --demo --help for the rest
+EPILOG = """further commands:
+  ./run_all.sh --export DIR    the adapter of the last run, to be loaded without this package
+  ./run_all.sh --demo          a page to ask the trained models; --demo --help for the rest
 A run that was stopped goes on where it was. Results: results/PROFILE/report/index.html.
 
 profiles (--profile):
@@ -202,10 +194,6 @@ profiles (--profile):
 MAIN_TABLE = ("01", "02", "03", "05", "06", "07", "08", "09", "12")  # steps of ``--only main-table``
 # Options that are another way to write --set.
 SHORT = {"seeds": "seeds", "data": "data.path", "base": "base.model", "max_cost_usd": "served.max_cost_usd"}
-DATA_HELP = (
-    "your own preference pairs: a .jsonl, .json, .csv, .tsv or .parquet file, a folder of "
-    "datasets.save_to_disk or a hub id (name@commit); or the folder of the authors' data"
-)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -216,7 +204,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         allow_abbrev=False,
         description="Run a profile's notebooks, in order, skipping what is finished and unchanged.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=EXAMPLES + "\n".join(f"  {name:<10}{load(name).description}" for name in sorted(names)),
+        epilog=EPILOG + "\n".join(f"  {name:<10}{load(name).description}" for name in sorted(names)),
     )
     add = parser.add_argument
     add("--profile", metavar="NAME", help="configs/NAME.yaml (default: everyday; own with --data FILE)")
@@ -224,18 +212,21 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     instead("--plan", action="store_true", help="print what would run, why, for how long and with what")
     instead("--list", action="store_true", help="print the steps of the profile, with their times")
     instead("--check", action="store_true", help="only check the settings and your data")
+    instead("--verify", action="store_true", help="compare the run with the published one; 1: it differs")
     add("--only", nargs="+", default=[], metavar="STEP",
-        help="only these steps or tasks, e.g. 03 12_results; main-table: the paper's comparison")  # fmt: skip
+        help="only these steps or tasks, e.g. 03 12_results; main-table: the paper's main comparison, of two "
+        "policies, without controls")  # fmt: skip
     add("--from", dest="first", metavar="STEP", help="this step and those after it")
     add("--force", action="store_true", help="delete what the selected steps made and make it again")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a profile field (repeatable)")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting (repeatable); "
+        "configs/everyday.yaml explains each")  # fmt: skip
     add("--seeds", metavar="N", help="5 means seeds 0 to 4; 3,7 means exactly these")
-    add("--data", metavar="PATH", help=DATA_HELP)
+    add("--data", metavar="PATH", help="your own preference pairs: a file, folder or hub id (DATA.md); or "
+        "the folder of the authors' data")  # fmt: skip
     add("--mapping", metavar="FILE", help="YAML file that says what the columns of --data mean (DATA.md)")
     add("--base", metavar="MODEL", help="base model, a folder, hub id or pypi:NAME: --set base.model=MODEL")
     add("--max-cost-usd", metavar="X", help="never spend more on served models")
     add("--offline", action="store_true", help="never ask the model hub; missing files are errors")
-    add("--verify", action="store_true", help="compare the run with the published one; status 1: it differs")
     return parser.parse_args(argv)
 
 
@@ -246,8 +237,8 @@ def open_pipeline(arguments: argparse.Namespace) -> Pipeline:
     if "" in (named := vars(arguments)).values():
         option = next(option for option, given in named.items() if given == "").replace("first", "from")
         raise ConfigError(f"--{option.replace('_', '-')} is empty: give it a value, or leave it out")
-    if arguments.verify and (arguments.force or arguments.plan or arguments.list):
-        raise ConfigError("--verify only compares: leave --force, --plan and --list out")
+    if arguments.verify and arguments.force:
+        raise ConfigError("--verify only compares: leave --force out")
     for option, field in SHORT.items():
         if (given := getattr(arguments, option)) is not None:
             if any(change.startswith(f"{field}=") for change in arguments.set):
@@ -301,36 +292,28 @@ def select(pipeline: Pipeline, arguments: argparse.Namespace) -> list[str]:
     return ids
 
 
-def published_numbers(pipeline: Pipeline) -> Path:
-    """Return the file of the published run; ConfigError if there is none, or no run to compare with it."""
-    name = pipeline.profile.name
-    path = settings.REPO / "figures" / "published" / name / "by_seed.csv"
-    if not path.exists():
-        raise ConfigError(f"profile {name} has no published run ({path}): verify everyday")
-    if not pipeline.provenance.exists():
-        raise ConfigError(f"profile {name} has no results to verify: ./run_all.sh")
-    return path
-
-
 def verify(pipeline: Pipeline, every: bool = True) -> int:
     """Print whether the run agrees with the published one, ``every`` number of it, too; 0: it does.
 
-    Raises ConfigError for a profile without published seeds, or with settings that change its results; with
-    ``every`` all files are read, and DataError names one that is not what its task left.
+    Raises ConfigError for a profile without published seeds or results, or with settings that change its
+    results; with ``every`` all files are read, and DataError names one that is not what its task left.
     """
-    profile, path = pipeline.profile, published_numbers(pipeline)
+    profile, known, last = pipeline.profile, pipeline.known(), "12_results"
+    path = settings.REPO / "figures" / "published" / profile.name / "by_seed.csv"
+    if not path.exists():
+        raise ConfigError(f"profile {profile.name} has no published run ({path}): verify everyday")
+    if not tasks.has_run(known, last):
+        raise ConfigError(f"profile {profile.name} has no results to verify: ./run_all.sh")
     from persona_lib.beyond import claims
 
     if every:
         check_files(pipeline, every=True)
-    ran, changed = store.read_json(pipeline.provenance)["settings"], []  # of the run, whatever is asked now
-    for name, value in settings.deciding(settings.load_profile(profile.name), "*").items():
-        group, _, key = name.rpartition(".")
-        if name != "seeds" and (ran[group] if group else ran).get(key) != json.loads(json.dumps(value)):
-            changed.append(name)
-    if changed:
+    ran = known[last]["key"]  # whatever is asked now
+    published = tasks.settings_of(settings.load_profile(profile.name))
+    if changed := [name for name, value in published.items() if ran.get(name) != value]:
         raise ConfigError(f"--verify is for a profile as it is; this one changed {', '.join(changed)}")
-    table = claims.verify(settings.set_field(profile, {"seeds": ran["seeds"]}), store.read_csv(path))
+    seeds = store.read_json(pipeline.provenance)["settings"]["seeds"]
+    table = claims.verify(settings.set_field(profile, {"seeds": seeds}), store.read_csv(path))
     if every:
         numbers = ["run", "published", "published_low", "published_high"]
         print(table.round(dict.fromkeys(numbers, 3)).to_string(index=False), end="\n\n")
@@ -345,11 +328,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.list:
         tasks.print_list(pipeline)
         return 0
-    if arguments.verify:  # compares what ran, whatever else is asked now
-        if not arguments.check:  # which is asked before the packages are there
-            return verify(pipeline)
-        published_numbers(pipeline)
-        return 0
+    if arguments.verify:
+        return verify(pipeline)
     ids, place = select(pipeline, arguments), pipeline.results
     while not place.exists():
         place = place.parent

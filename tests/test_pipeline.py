@@ -316,7 +316,7 @@ def test_an_interrupt_ends_the_kernel_and_exits_130(notebooks):
 def test_verify_compares_what_ran_not_what_is_asked_now(results_here, capsys):
     assert pipeline.main(["--verify"]) == 2 and "has no results to verify" in capsys.readouterr().err
     ran = load_profile("everyday", ["dpo.beta=0.2"])
-    pipeline.write_facts(pipeline.Pipeline(ran), {})
+    pipeline.write_facts(pipeline.Pipeline(ran), {"12_results": {"key": tasks.settings_of(ran)}})
     assert pipeline.main(["--verify"]) == 2 and "this one changed dpo.beta" in capsys.readouterr().err
     assert pipeline.main(["--verify", "--profile", "smoke"]) == 2
     assert "no published run" in capsys.readouterr().err
