@@ -1,13 +1,10 @@
-"""Measures of text that need no model: words, overlap, repetition, near duplicates, leaks, personas as texts.
-
-The words of a text are defined here once; the released outputs and our own generations use the same.
-"""
+"""Measures of text without a model: words, overlap, repetition, near duplicates, leaks, personas as texts."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
@@ -88,10 +85,11 @@ def gram_matrix(texts: Sequence[str]) -> Any:
     return csr_matrix((ones, columns, ends), shape=(len(texts), len(grams)))
 
 
-def close_pairs(first: Any, second: Any, threshold: float) -> Iterator[tuple[Any, Any, Any]]:
-    """Yield arrays (row of first, row of second, Jaccard) of the pairs with a Jaccard >= ``threshold``."""
+def close_pairs(first: Any, second: Any, threshold: float) -> list[Any]:
+    """Return arrays: row of first, row of second, Jaccard, of the pairs with a Jaccard >= ``threshold``."""
     import numpy as np
 
+    found = []
     sizes, others = (np.asarray(matrix.sum(axis=1)).ravel() for matrix in (first, second))
     turned = second.T.tocsr()
     for start in range(0, first.shape[0], BLOCK):
@@ -99,7 +97,8 @@ def close_pairs(first: Any, second: Any, threshold: float) -> Iterator[tuple[Any
         rows = shared.row + start
         jaccard = shared.data / (sizes[rows] + others[shared.col] - shared.data)
         close = jaccard >= threshold
-        yield rows[close], shared.col[close], jaccard[close]
+        found.append((rows[close], shared.col[close], jaccard[close]))
+    return [np.concatenate(part) for part in zip(*found, strict=True)]
 
 
 def near_groups(texts: Sequence[str], threshold: float) -> list[int]:
@@ -120,8 +119,8 @@ def near_groups(texts: Sequence[str], threshold: float) -> list[int]:
     holders, most = np.asarray(matrix.sum(axis=0)).ravel(), min(max(LEAST_HOLDERS, n // 5), MOST_HOLDERS)
     while most >= LEAST_HOLDERS:
         kept = matrix[:, holders <= most]
-        found = [np.concatenate(part) for part in zip(*close_pairs(kept, kept, threshold), strict=True)]
-        links = coo_matrix((found[2], (found[0], found[1])), shape=(n, n))
+        one, other, jaccard = close_pairs(kept, kept, threshold)
+        links = coo_matrix((jaccard, (one, other)), shape=(n, n))
         groups = connected_components(links, directed=False)[1]
         if np.bincount(groups).max() <= max(LEAST_HOLDERS, n // 10):
             return groups.tolist()
@@ -136,17 +135,17 @@ def near_duplicates(prompts: list[str], pool: list[str], threshold: float) -> li
     ones. 3-grams that half of all texts have, a template's, do not count.
     """
     import numpy as np
+    import pandas as pd
 
     if threshold <= 0 or not prompts or not pool:
         return []
     matrix = gram_matrix([*pool, *prompts])
     most = min(max(LEAST_HOLDERS, matrix.shape[0] // 2), MOST_HOLDERS)
     matrix = matrix[:, np.asarray(matrix.sum(axis=0)).ravel() <= most]
-    best: dict[int, tuple[float, int]] = {}
-    for rows, others, scores in close_pairs(matrix[len(pool) :], matrix[: len(pool)], threshold):
-        for row, other, score in zip(rows.tolist(), others.tolist(), scores.tolist(), strict=True):
-            best[row] = max(best.get(row, (0.0, 0)), (score, -other))
-    return [(row, -other, score) for row, (score, other) in sorted(best.items())]
+    found = close_pairs(matrix[len(pool) :], matrix[: len(pool)], threshold)
+    table = pd.DataFrame(dict(zip(("row", "of", "jaccard"), found, strict=True)))
+    best = table.sort_values(["row", "jaccard", "of"], ascending=[True, False, True]).drop_duplicates("row")
+    return list(best.itertuples(index=False, name=None))
 
 
 # --- what tailoring data must not contain, and what its reader should know (paper section 4) ---

@@ -133,6 +133,7 @@ def test_a_mapping_names_paths_several_columns_and_scores(tmp_path):
         ("margin: two\n", "margin='two' is not what"),
         ("responses: [a, b, c]\nlabel: l\nfirst: 0\n", "more than two responses need a label that names"),
         ("split_by: user\n", "split_by: user needs user"),
+        ("show_users: [yes]\n", "show_users=.* is not what"),
         ("responses: [a, b]\nchosen: c\n", "chosen does not go with responses"),
     ],
 )

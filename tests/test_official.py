@@ -24,7 +24,7 @@ def write(tmp_path, monkeypatch):
                 columns[column] = [f"The user is {split} {n} and prefers {column[:6]}." for n in range(3)]
             change(split, columns)
             splits[split] = Dataset.from_dict(columns)
-        DatasetDict(splits).save_to_disk(root / small["tailoring"])
+        DatasetDict(splits).save_to_disk(root / official.folder_of("beavertails", "tailoring"))
         return root
 
     return write_folder

@@ -27,12 +27,12 @@ FILES = {
     "users": "beyond.users",
 }
 DECIDED = {
-    "pairs": (1, "d5f097e66171e4cf"),
-    "personas": (1, "0681e8d0e6d76f44"),
+    "pairs": (1, "69c13e5138692bb8"),
+    "personas": (1, "99b4ff384523b673"),
     "tailoring": (1, "73a122396bc33387"),
     "training": (1, "4276faef382785fe"),
     "answers": (1, "cbbf028d593df0cc"),
-    "judging": (1, "de854f6bbec92f45"),
+    "judging": (1, "704a769d813c10c0"),
     "swap": (1, "4eac7b87166610d9"),
     "calibration": (1, "ace76369e59d8bf6"),
     "rejudged": (1, "ad8d0a8d7dc6aa63"),

@@ -6,11 +6,9 @@ the pairs). Each side has a persona, and its wish in a user's own words. Every t
 seed draws which value of a dimension most users like, and so which response of a pair is *chosen*: no side is
 better by nature.
 
-The reader of answers (``oracle``) says by rule which value of a dimension a text shows. Rules read word
-counts, list lines, contractions, figures with units, questions at the end, and families of words
-(``facts/reader_words.yaml``). They see one text and nothing else. A text that shows neither value, or both
-alike, shows None. ``figures/published/everyday/reader.csv`` says how often they are right. `quality` is a
-graded rule beside it: it cannot see a wrong fact or bad advice (``beyond.calibration``).
+The reader of answers (``oracle``) says by rule which value of a dimension a text shows; its words are in
+``facts/reader_words.yaml``. It sees one text and nothing else; ``figures/published/everyday/reader.csv`` says
+how often it is right. `quality`, a graded rule, cannot see a wrong fact or bad advice.
 """
 
 from __future__ import annotations
@@ -202,14 +200,13 @@ def lead(first: float, second: float, values: tuple[str, str], margin: float = M
 
 
 @cache
-def families() -> dict[str, tuple[re.Pattern[str], re.Pattern[str]]]:
+def families() -> dict[str, list[re.Pattern[str]]]:
     """Return, by value, the strong and the weak words that show it, matched as whole words."""
-
-    def compiled(words: str) -> re.Pattern[str]:
-        return re.compile(rf"(?<!\w)(?:{''.join(words.splitlines())})(?!\w)", re.I)
-
-    found = facts("reader_words").items()
-    return {value: (compiled(kinds["strong"]), compiled(kinds["weak"])) for value, kinds in found}
+    whole = r"(?<!\w)(?:{})(?!\w)"
+    return {
+        value: [re.compile(whole.format(kinds[kind].replace("\n", "")), re.I) for kind in ("strong", "weak")]
+        for value, kinds in facts("reader_words").items()
+    }
 
 
 def spans(words: re.Pattern[str], text: str) -> list[tuple[int, int]]:
@@ -227,13 +224,6 @@ def points(value: str, other: str, text: str) -> int:
     }
     hinted = {text[i:j].lower() for i, j in weak if not any(i < m and k < j for k, m in [*strong, *rival])}
     return STRONG * len(said) + min(MOST_WEAK, WEAK * len(hinted))
-
-
-def read_words(dimension: str, text: str) -> str | None:
-    """Weigh the words of two values of content; meat and alcohol count double beside vegetables."""
-    first, second = DIMENSIONS[dimension]
-    weight = 2 if dimension == "table" else 1
-    return lead(points(first, second, text), weight * points(second, first, text), (first, second))
 
 
 def read_length(text: str) -> str | None:
@@ -271,9 +261,8 @@ def read_initiative(text: str) -> str | None:
     """Ask back is a question to the user in the last two sentences; a question of another kind is neither."""
     last = [part for part in SENTENCE.split(text.strip()) if part.strip()][-2:]
     questions = [part for part in last if "?" in part]
-    if any(QUESTION_TO_USER.search(part) or not OWN_QUESTION.search(part) for part in questions):
-        return "asks"
-    if any(REQUEST.search(part) for part in last):
+    asked = any(QUESTION_TO_USER.search(part) or not OWN_QUESTION.search(part) for part in questions)
+    if asked or any(REQUEST.search(part) for part in last):
         return "asks"
     return None if questions else "decides"
 
@@ -292,7 +281,11 @@ def shows(dimension: str, text: str) -> str | None:
     text = text.replace("’", "'").strip()
     if not text:
         return None
-    return STYLE[dimension](text) if dimension in STYLE else read_words(dimension, text)
+    if dimension in STYLE:
+        return STYLE[dimension](text)
+    first, second = DIMENSIONS[dimension]
+    weight = 2 if dimension == "table" else 1  # meat and alcohol count double beside vegetables
+    return lead(points(first, second, text), weight * points(second, first, text), (first, second))
 
 
 def fit(wish: Wish, text: str) -> int:

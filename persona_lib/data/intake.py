@@ -66,6 +66,7 @@ def sides_of(values: dict[str, Any], mapping: Mapping) -> list[tuple[str, Any]]:
     Of more than two labelled responses: the one that the label names, and the next one, in a circle.
     """
     sides, column, numbers = [(name, lookup(values, name)) for name in mapping.sides], mapping.label, [1, 0]
+    label = plain(lookup(values, column))
     if mapping.ranking:
         column, paths = mapping.ranking, (mapping.answer, mapping.rank or mapping.score)
         items = sides[0][1] if isinstance(sides[0][1], (list, tuple)) else ()
@@ -77,14 +78,12 @@ def sides_of(values: dict[str, Any], mapping: Mapping) -> list[tuple[str, Any]]:
     elif mapping.scores:
         column, numbers = mapping.scores[0], [lookup(values, name) for name in mapping.scores]
     elif len(sides) > 2:
-        label = plain(lookup(values, column))
         named = [n for n, (name, _) in enumerate(sides) if label and name.lower().endswith(label)]
         if len(named) != 1:
             raise RowError(column, "label", f"{label!r}"[:60])
-        return [sides[named[0]], sides[(named[0] + 1) % len(sides)]]
+        sides = (sides * 2)[named[0] : named[0] + 2]
     elif mapping.label:
         sides = (sides * 2)[:2]  # an unpaired thumb has one response, which is liked or not
-        label = plain(lookup(values, column))
         numbers = [label in mapping.first, label in mapping.second]
         if not any(numbers):
             raise RowError(column, "tie" if label in mapping.tie else "label", f"{label!r}"[:60])
@@ -92,7 +91,7 @@ def sides_of(values: dict[str, Any], mapping: Mapping) -> list[tuple[str, Any]]:
         orders = [-float(number) if mapping.rank else float(number) for number in numbers]
     except (TypeError, ValueError, OverflowError) as error:
         raise RowError(column, "label", f"{numbers} are no numbers"[:60]) from error
-    best, worst = orders.index(max(orders)), max(range(len(orders)), key=lambda n: (-orders[n], n))
+    best, *_, worst = sorted(range(len(orders)), key=lambda n: -orders[n])
     apart, against = orders[best] - orders[worst], best and mapping.scores and not mapping.responses
     if not apart > 0 or apart < mapping.margin or against:
         raise RowError(column, "tie", f"{numbers}"[:60])
@@ -437,20 +436,18 @@ def account(data: OwnData) -> dict[str, int]:
 
     All but the first add up to it.
     """
-    reasons = Counter(f.code for f in data.findings if f.outcome == "joined")
-    reasons.update(finding.code for finding in data.rejected.values())
+    reasons = Counter(finding.code for finding in data.findings if finding.outcome != "kept")
     return {"read": data.n_read, "usable": len(data.rows)} | reasons
 
 
 def found_by_kind(data: OwnData) -> list[dict[str, Any]]:
-    """Return every finding by kind: rejected rows under their first reason, others under each."""
-    found = [*data.rejected.values(), *(f for f in data.findings if f.outcome != "rejected")]
+    """Return every finding by kind."""
     return [
         {"title": f"{outcome.replace('kept', 'kept, but')}: {words}", "mend": mend, "found": lines,
          "rows": len({f.row for f in lines})}
         for outcome, codes in OUTCOMES.items()
         for code, (words, mend) in codes.items()
-        if (lines := [f for f in found if f.code == code])
+        if (lines := [f for f in data.findings if f.code == code])
     ]  # fmt: skip
 
 

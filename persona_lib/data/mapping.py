@@ -92,10 +92,7 @@ class Mapping:
 
 
 LABELS = ("first", "second", "tie")
-SPLIT_BY = {"user": "user", "prompt": "prompt"}
-CHOICES: dict[str, dict[str, Any]] = {"show_users": {"true": True, "false": False}, "split_by": SPLIT_BY}
-TWO = ("responses", "scores")  # fields of two columns; of more responses, the label names the best one
-LISTS = (*TWO, "prompt", *LABELS)  # fields that may have several values
+LISTS = ("responses", "scores", "prompt", *LABELS)  # fields that may have several values
 OPTIONAL = ("id", "category", "split", "user", "persona_chosen", "persona_rejected", "reason")  # columns
 FIELDS = [one.name for one in fields(Mapping) if one.name != "named"]
 WAYS = {  # field that says where the responses are -> fields that go with it
@@ -163,19 +160,20 @@ def field_value(name: str, value: Any) -> Any:
     if "WHICH " in str(value):
         raise ValueError(f"{name}: write your column or values in place of {value!r}")
     several = value if name in LISTS and isinstance(value, list) else [value]
-    if name == "splits":
-        if isinstance(value, dict) and all(ours in PAIR_SPLITS for ours in value.values()):
+    fewest, most = {"responses": (2, 99), "scores": (2, 2), "tie": (0, 99)}.get(name, (1, 99))
+    match name, value:
+        case "splits", dict() if all(ours in PAIR_SPLITS for ours in value.values()):
             return {plain(theirs): ours for theirs, ours in value.items()}
-    elif name in CHOICES:
-        if value in CHOICES[name]:
-            return CHOICES[name][value]
-    elif name == "margin":
-        if isinstance(value, str) and NUMBER.fullmatch(value):
+        case "margin", str() if NUMBER.fullmatch(value):
             return float(value)
-    elif all(isinstance(one, str) and one for one in several) and (
-        name not in TWO or len(several) == 2 or (name == "responses" and len(several) > 2)
-    ):
-        return tuple(plain(one) if name in LABELS else one for one in several) if name in LISTS else value
+        case "show_users", "true" | "false":
+            return value == "true"
+        case "split_by", "user" | "prompt":
+            return value
+        case (("splits" | "margin" | "show_users" | "split_by"), _):
+            pass
+        case _ if fewest <= len(several) <= most and all(isinstance(one, str) and one for one in several):
+            return tuple(plain(one) if name in LABELS else one for one in several) if name in LISTS else value
     raise ValueError(f"{name}={value!r} is not what this field may be: see its line in DATA.md")
 
 

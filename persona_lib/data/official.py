@@ -6,6 +6,7 @@ they are read from a path, or downloaded from their pinned public home.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import urllib.parse
@@ -32,20 +33,12 @@ PERSONA_COLUMNS = {
     "retrieved-rejected": "rejected_persona_retr",
 }
 ROLE_MARK = re.compile(r"^((Human|Assistant):\s*)+")
-# name -> its title, its folders for tailoring (None: none released) and inference, its rows by split
+# name -> its title, which is also in its folders' names, and its rows for tailoring by split, if any
 DATASETS: dict[str, dict[str, Any]] = {
-    name: {
-        "title": title,
-        "tailoring": f"persona-tailoring-{title}" if rows else None,
-        "inference": f"persona-inference-{title}",
-        "rows": rows,
-    }
-    for name, title, rows in (
-        ("beavertails", "BeaverTails", (5, 977, 244, 982, 246, 499)),
-        ("hhh", "Anthropic HHH", (5, 424, 105, 423, 107, 500)),
-        ("mnemonic", "Mnemonic", (5, 126, 35, 132, 35, 500)),
-        ("shp", "SHP", None),
-    )
+    "beavertails": {"title": "BeaverTails", "rows": (5, 977, 244, 982, 246, 499)},
+    "hhh": {"title": "Anthropic HHH", "rows": (5, 424, 105, 423, 107, 500)},
+    "mnemonic": {"title": "Mnemonic", "rows": (5, 126, 35, 132, 35, 500)},
+    "shp": {"title": "SHP", "rows": None},
 }
 WAYS_OUT = (
     "Ways to provide it: (1) --data PATH or PERSONA_DATA=PATH, where PATH holds the folders "
@@ -63,9 +56,9 @@ def download_dir() -> Path:
     return results_root() / "downloads" / "official"
 
 
-def folders_of(datasets: Iterable[str], kind: str) -> list[str]:
-    """Return the names of the official folders of a kind; those for inference where there is no other."""
-    return [DATASETS[name][kind] or DATASETS[name]["inference"] for name in datasets]
+def folder_of(dataset: str, kind: str) -> str:
+    """Return the name of a data set's folder of a kind: that for inference where there is no other."""
+    return f"persona-{kind if DATASETS[dataset]['rows'] else 'inference'}-{DATASETS[dataset]['title']}"
 
 
 def files_of(folder: str) -> list[str]:
@@ -84,7 +77,7 @@ def at_hand(data_dir: str | Path, datasets: Iterable[str], kind: str = "tailorin
     named = data_dir or os.environ.get("PERSONA_DATA", "")
     places = [Path(named).expanduser()] if named else [REPO.parent / "shared" / "data", download_dir()]
     for folder in (folder for place in places for folder in (place, place / "official")):
-        if all((folder / name / "dataset_dict.json").exists() for name in folders_of(datasets, kind)):
+        if all((folder / folder_of(name, kind) / "dataset_dict.json").exists() for name in datasets):
             return folder
     return None
 
@@ -99,7 +92,7 @@ def find_data_dir(
     """
     if found := at_hand(data_dir, datasets, kind):
         return found
-    folders = folders_of(datasets, kind)
+    folders = [folder_of(name, kind) for name in datasets]
     if named := data_dir or os.environ.get("PERSONA_DATA", ""):
         by = "data.path" if data_dir else "$PERSONA_DATA"
         raise DataError(f"{by}={named}: no folder {folders[0]!r} there. {WAYS_OUT}")
@@ -133,7 +126,7 @@ def fetch(url: str, path: Path, sha256: str | None, ways_out: str = WAYS_OUT) ->
 
 def official_key(folder: Path, dataset: str, kind: str = "tailoring") -> str:
     """Return a hash of a data set's official files: the input key of steps that read them."""
-    return content_hash({name: file_hash(folder / name) for name in files_of(folders_of([dataset], kind)[0])})
+    return content_hash({name: file_hash(folder / name) for name in files_of(folder_of(dataset, kind))})
 
 
 # --- read into records ---
@@ -147,20 +140,17 @@ def open_folder(path: Path, columns: Iterable[str], rows: dict[str, int]) -> dic
         tables = load_from_disk(str(path))
     except (FileNotFoundError, OSError) as error:
         raise DataError(f"{path}: not a datasets.load_from_disk folder ({error}). {WAYS_OUT}") from error
+    found = {split: tables[split].to_list() if split in tables else [] for split in rows}
     for split, n_rows in rows.items():
-        where = f"{path}, split {split}"
-        if split not in tables:
-            raise DataError(f"{where}: is missing; fetch the folder again")
-        table = tables[split]
-        if lack := [name for name in columns if name not in table.column_names]:
+        where, n_found = f"{path}, split {split}", len(found[split])
+        if n_found != n_rows:
+            raise DataError(f"{where}: {n_found} rows, the release has {n_rows}; fetch the folder again")
+        if lack := [name for name in columns if name not in found[split][0]]:
             raise DataError(f"{where}: column {lack[0]!r} is missing; fetch the folder again")
-        for name in columns:
-            for number, value in enumerate(table[name]):
-                if not isinstance(value, str):
-                    raise DataError(f"{where}, row {number}, column {name!r}: {value!r} is no text")
-        if len(table) != n_rows:
-            raise DataError(f"{where}: {len(table)} rows, the release has {n_rows}; fetch the folder again")
-    return {split: tables[split].to_list() for split in rows}
+        for (number, raw), name in itertools.product(enumerate(found[split]), columns):
+            if not isinstance(raw[name], str):
+                raise DataError(f"{where}, row {number}, column {name!r}: {raw[name]!r} is no text")
+    return found
 
 
 def pair_texts(raw: dict[str, str], strip_roles: bool) -> dict[str, str]:
@@ -179,7 +169,7 @@ def load_official(folder: Path, dataset: str, strip_roles: bool = False) -> dict
         raise DataError(f"data set {dataset!r} has no tailoring data")
     columns, n_rows = (*PAIR_FIELDS, *PERSONA_COLUMNS.values()), DATASETS[dataset]["rows"]
     sizes = dict(zip(SPLITS, n_rows, strict=True))
-    tables = open_folder(folder / DATASETS[dataset]["tailoring"], columns, sizes)
+    tables = open_folder(folder / folder_of(dataset, "tailoring"), columns, sizes)
     sources: dict[tuple[str, ...], list[str]] = {}  # the personas of the retrieval pool -> ids of their rows
     for split in ("sft_train", "dpo_train"):
         for number, raw in enumerate(tables[split]):
@@ -200,8 +190,7 @@ def load_official(folder: Path, dataset: str, strip_roles: bool = False) -> dict
 
 def load_inference_pairs(folder: Path, dataset: str, strip_roles: bool = False) -> list[PreferencePair]:
     """Read the 300 pairs on which the paper scores persona inference."""
-    path = folder / DATASETS[dataset]["inference"]
-    rows = open_folder(path, PAIR_FIELDS, {"train": 300})["train"]
+    rows = open_folder(folder / folder_of(dataset, "inference"), PAIR_FIELDS, {"train": 300})["train"]
     return [
         PreferencePair(f"{dataset}-inference-{number:04d}", **pair_texts(raw, strip_roles))
         for number, raw in enumerate(rows)

@@ -121,7 +121,7 @@ Pairs = dict[str, list[PreferencePair]]
 
 def read_official(run: Run) -> Pairs:
     """Read the released pairs of an official data set; test pairs alone if that is all there is."""
-    if official.DATASETS[run.dataset]["tailoring"] is None:
+    if not official.DATASETS[run.dataset]["rows"]:
         return {"train": [], "validation": [], "test": inference_pairs(run)}
     return official.official_pairs(data_folder(run), run.dataset, run.profile.data.strip_roles)
 

@@ -136,15 +136,14 @@ def read_rows(source: str, config: str = "", encoding: str = "") -> tuple[list[O
 def json_rows(path: Path, encoding: str = "") -> tuple[list[OwnRow], str]:
     """Read JSON lines (empty lines are no rows), one array, or an object whose only list holds the rows."""
     text, how = read_text(path, encoding)
-    lines = [(n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    rows = [OwnRow(n, f"line {n}", line_value(line)) for n, line in lines]
-    objects = len(rows) != 1 and any(isinstance(row.value, dict) for row in rows)
-    if not text.strip() or (objects and text.lstrip()[0] != "["):
-        return rows, how
     try:
         whole = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"no JSON: {error}; {rows[0].place}: {rows[0].value}") from error
+        lines = enumerate(text.split("\n"), start=1)
+        rows = [OwnRow(n, f"line {n}", line_value(line)) for n, line in lines if line.strip()]
+        if rows and (text.lstrip()[0] == "[" or not any(isinstance(row.value, dict) for row in rows)):
+            raise ValueError(f"no JSON: {error}; {rows[0].place}: {rows[0].value}") from error
+        return rows, how
     if isinstance(whole, dict):
         lists = [value for value in whole.values() if isinstance(value, list)]
         if len(lists) > 1:
@@ -164,47 +163,42 @@ def line_value(line: str) -> Any:
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
-def cell_lines(text: str, separator: str) -> Iterator[tuple[int, list[str] | csv.Error]]:
+def cell_lines(text: str, separator: str) -> Iterator[tuple[int, list[str] | ValueError]]:
     """Yield first line and cells of each row; for an open quote an error, then go on at the next line."""
     lines, begun = list(io.StringIO(text, newline="")), 0
     while begun < len(lines):
         reader, line = csv.reader(lines[begun:], delimiter=separator, strict=True), begun + 1
         try:
             for cells in reader:
-                yield line, cells
+                if cells:  # an empty line is no row
+                    yield line, cells
                 line = begun + reader.line_num + 1
             return
         except csv.Error as error:
-            yield line, error
+            yield line, ValueError(f"{error}: a quote is not closed, or not doubled")
             begun = line
 
 
 def cell_rows(path: Path, encoding: str = "") -> tuple[list[OwnRow], str]:
-    """Read a table of cells with a header, separated by what the header has most of.
-
-    A row with too many or too few cells, or with an open quote, is a row with an error. Empty lines are none.
-    """
+    """Read a table of cells, separated by what the header has most of; an error is the row's value."""
     csv.field_size_limit(sys.maxsize)
     text, how = read_text(path, encoding)
     separator = max(SEPARATORS, key=text.partition("\n")[0].count)
     how = ", ".join(filter(None, (how, f"cells separated by {SEPARATORS[separator]}")))
     found = cell_lines(text, separator)
     _, header = next(found, (1, []))
-    if isinstance(header, csv.Error):
+    if isinstance(header, ValueError):
         raise header
     if len(set(header)) < len(header):
         raise DataError(f"{path}: two columns have the same name: {', '.join(header)}")
-    rows: list[OwnRow] = []
-    for line, cells in found:
-        value: dict[str, str] | ValueError
-        if isinstance(cells, csv.Error):
-            value = ValueError(f"{cells}: a quote is not closed, or not doubled")
-        else:
-            said = f"{len(cells)} cells, the header has {len(header)}: quote cells that hold {separator!r}"
+    said = f"cells, the header has {len(header)}: quote cells that hold {separator!r}"
+    rows = []
+    for number, (line, cells) in enumerate(found, start=1):
+        value: Any = cells
+        if isinstance(cells, list):
             fits = len(cells) == len(header)
-            value = dict(zip(header, cells, strict=True)) if fits else ValueError(said)
-        if cells:  # an empty line is no row
-            rows.append(OwnRow(len(rows) + 1, f"row {len(rows) + 1} (line {line})", value))
+            value = dict(zip(header, cells, strict=True)) if fits else ValueError(f"{len(cells)} {said}")
+        rows.append(OwnRow(number, f"row {number} (line {line})", value))
     return rows, how
 
 

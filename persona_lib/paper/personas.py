@@ -352,7 +352,7 @@ def released_words(profile: Profile) -> Table:
     """Return the same for the authors' released gold personas, of all splits; empty without real data."""
     texts = {}
     for dataset in profile.datasets:
-        if official.DATASETS.get(dataset, {}).get("tailoring"):
+        if official.DATASETS.get(dataset, {}).get("rows"):
             splits = official.load_official(official.find_data_dir(profile.data.path, [dataset]), dataset)
             rows = [row for split, part in splits.items() if split != "fewshot" for row in part]
             texts[dataset] = {side: [row.personas[f"gold-{side}"] for row in rows] for side in SIDES}
