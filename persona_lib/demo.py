@@ -107,14 +107,14 @@ def play(asker: Asker, question: str, persona: str, left: str, right: str) -> It
     """Yield both answers with what is seen in each, while they come; what is wrong is said on the page."""
     import gradio
 
-    first, names = "", [policy_name(arm, asker.arms[arm]) for arm in (left, right)]
-    yield ("",) * 4
+    shown = [""] * 4
     try:
-        for first in asker.answer(left, question, persona):
-            yield first, "", "", ""
-        for second in asker.answer(right, question, persona):
-            yield first, seen(names[0], first), second, ""
-        yield first, seen(names[0], first), second, seen(names[1], second)
+        for place, arm in ((0, left), (2, right)):
+            yield tuple(shown)
+            for shown[place] in asker.answer(arm, question, persona):
+                yield tuple(shown)
+            shown[place + 1] = seen(policy_name(arm, asker.arms[arm]), shown[place])
+        yield tuple(shown)
     except (ConfigError, ModelError) as error:
         raise gradio.Error(str(error)) from error
 
@@ -157,10 +157,8 @@ def launch(asker: Asker, port: int | None) -> Any:
     page = build(asker)
     theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     page.launch(server_name="127.0.0.1", server_port=port, share=False, theme=theme, quiet=True,
-                css="footer {display: none !important} "
-                    "td, td div {text-align: left !important; white-space: normal !important}",
-                prevent_thread_lock=True, footer_links=[],
-                ssr_mode=False)  # fmt: skip
+                css="td, td div {text-align: left !important; white-space: normal !important}",
+                prevent_thread_lock=True, footer_links=[], ssr_mode=False)  # fmt: skip
     print(f"the demo of {asker.run.profile.name} is at {page.local_url} (end it with Ctrl-C)", flush=True)
     return page
 

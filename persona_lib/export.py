@@ -7,13 +7,14 @@ code loads them, or merges them into the base, without the package. Nothing is u
 
 from __future__ import annotations
 
+import operator
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from persona_lib import store, weights
+from persona_lib import settings, store, weights
 from persona_lib.beyond.users import tailored
 from persona_lib.models.load import format_of, join_adapters, load_tokenizer
 from persona_lib.paper.answers import adapters_of, policy_key
@@ -21,20 +22,10 @@ from persona_lib.paper.results import read_table
 from persona_lib.prompts import ChatFormat, tailoring_prompt
 from persona_lib.provenance import check_files
 from persona_lib.records import DataError
-from persona_lib.settings import (
-    ConfigError,
-    Parser,
-    Profile,
-    Run,
-    check_name,
-    open_run,
-    results_dir,
-    results_root,
-)
+from persona_lib.settings import ConfigError, Parser, Profile, Run, check_name, open_run
 from persona_lib.show import render, to_markdown
 from persona_lib.tasks import Pipeline
 
-PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes")
 # Table -> its column that names the arm.
 RESULTS = {"main": "test", "user_swap": "arm", "swap": "arm", "safety_pairs": "tested"}
 DATA = {  # what the rows are, and their terms
@@ -49,14 +40,13 @@ OWN_DATA = "a data set of your own: say here where it comes from and under what 
 def base_facts(run: Run) -> dict[str, Any]:
     """Return the base's name, hub id and revision ("" without), and its row of packaged weights."""
     source, revision = run.base_source
-    facts = {"source": source, "name": Path(source).name, "hub_id": "", "revision": "", "packaged": {}}
+    facts = {"source": source, "name": Path(source).name, "hub_id": "", "revision": revision, "packaged": {}}
     if weights.is_packaged(source):
         row = weights.entry(source)
         hub_id = "" if row["layers"] else row["hub"].partition("@")[0]
         facts |= {"name": row["hub"], "hub_id": hub_id, "packaged": row}
     elif weights.is_hub_id(source):
-        name, _, written = source.partition("@")
-        facts |= {"name": name, "hub_id": name, "revision": revision or written}
+        facts |= {"name": source, "hub_id": source}
     return facts
 
 
@@ -75,7 +65,7 @@ def results_of(run: Run, arm: str) -> list[str]:
 
 def model_card(run: Run, arm: str, paths: Sequence[Path], chat: ChatFormat | None) -> str:
     """Return the README.md of an exported arm; ``chat`` is how the base is asked."""
-    persona, installed = arm.partition("-")[2], store.package_versions()
+    persona, versions = arm.partition("-")[2], store.environment()["versions"]
     user = None if persona == "none" else "The user is busy and prefers short answers."
     return store.fill(
         "model_card.md",
@@ -90,7 +80,7 @@ def model_card(run: Run, arm: str, paths: Sequence[Path], chat: ChatFormat | Non
         prompt=repr(tailoring_prompt("How do I boil an egg?", user, chat=chat)),
         trained=[(f.name, *[store.read_json(f / one) for one in ("spec.json", "done.json")]) for f in paths],
         results=results_of(run, arm),
-        versions=", ".join(f"{name} {installed[name]}" for name in PACKAGES if name in installed),
+        versions=", ".join(f"{name} {version}" for name, version in versions.items()),
     )
 
 
@@ -115,7 +105,7 @@ def export_arm(run: Run, arm: str, target: Path) -> Path:
 def keep_adapter(profile: Profile) -> Path | None:
     """Export the tailored arm to ``results/<profile>/adapter``; None if it is not trained."""
     run = Run(profile, profile.datasets[0], profile.seeds[0])
-    folder, arm = results_dir(profile) / "adapter", tailored(run)
+    folder, arm = settings.results_dir(profile) / "adapter", tailored(run)
     if not all((path / "done.json").exists() for path in adapters_of(run, arm)):
         return None
     key = store.content_hash(policy_key(run, arm))
@@ -127,11 +117,12 @@ def keep_adapter(profile: Profile) -> Path | None:
 
 def last_run() -> tuple[str, list[str]]:
     """Return profile and overrides of the run that ended last; raises FileNotFoundError if there is none."""
-    known = [store.read_json(path)["tasks"].values() for path in results_root().glob("*/provenance.json")]
-    facts = sorted((facts for tasks in known for facts in tasks), key=lambda facts: facts["finished"])
-    if not facts:
-        raise FileNotFoundError(f"{results_root()}: no run to export; ./run_all.sh --data FILE makes one")
-    return facts[-1]["parameters"]["profile"], facts[-1]["parameters"]["overrides"]
+    root = settings.results_root()
+    known = [store.read_json(path)["tasks"].values() for path in root.glob("*/provenance.json")]
+    if not (facts := [facts for tasks in known for facts in tasks]):
+        raise FileNotFoundError(f"{root}: no run to export; ./run_all.sh --data FILE makes one")
+    last = max(facts, key=operator.itemgetter("finished"))["parameters"]
+    return last["profile"], last["overrides"]
 
 
 def main(argv: list[str] | None = None) -> int:

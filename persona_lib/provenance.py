@@ -6,6 +6,8 @@ makes the folder of a run a crate of the profile Process Run Crate 0.5: each not
 
 from __future__ import annotations
 
+import mimetypes
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -75,65 +77,55 @@ METADATA = "ro-crate-metadata.json"
 CRATE = "https://w3id.org/ro/crate/1.1"
 PROFILE = "https://w3id.org/ro/wfrun/process/0.5"
 LICENCE = "https://www.apache.org/licenses/LICENSE-2.0"
-FORMATS = {".csv": "text/csv", ".ipynb": "application/x-ipynb+json", ".json": "application/json",
-           ".jsonl": "application/jsonl", ".md": "text/markdown"}  # fmt: skip
-
-
-def references(names: list[str]) -> Entity | list[Entity]:
-    """Return references to entities; a single one stands alone, as RO-Crate wants it."""
-    found = [{"@id": name} for name in names]
-    return found[0] if len(found) == 1 else found
 
 
 def crate(pipeline: Pipeline) -> Entity:
     """Return the metadata in JSON-LD: each task that ran to its end, what it was given, and what it left."""
     known = pipeline.known()
-    graph: dict[str, Entity] = {}
     ran = [task for task in pipeline.tasks.values() if has_run(known, task.id)]
     files = {task.id: known[task.id].get("files", {}) for task in ran}
+    graph: dict[str, Entity] = {}
+
+    def add(ref: str, kind: str, **facts: Any) -> Entity:
+        """Describe an entity; returns a reference to it."""
+        graph[ref] = {"@id": ref, "@type": kind, **facts}
+        return {"@id": ref}
+
+    def references(names: Iterable[str]) -> list[Entity]:
+        return [{"@id": name} for name in names]
+
+    licence = add(LICENCE, "CreativeWork", name="Apache License 2.0")
+    process = add(PROFILE, "CreativeWork", name="Process Run Crate", version="0.5")
+    user = add("#user", "Person", name="whoever started the run")
     for task in ran:
-        facts = known[task.id]
-        given = [{"@id": f"#{task.id}/{name}", "@type": "PropertyValue", "name": name, "value": str(value)}
+        facts, notebook = known[task.id], f"{task.step}.ipynb"
+        given = [add(f"#{task.id}/{name}", "PropertyValue", name=name, value=str(value))
                  for name, value in facts["parameters"].items()]  # fmt: skip
-        name, commit = f"{task.step}.ipynb", facts["git"]["commit"] or "unknown"
-        notebook = {"@id": f"#{name}", "@type": "SoftwareApplication", "name": name,
-                    "softwareVersion": commit}  # fmt: skip
-        inputs = [name for other in task.inputs for name in files.get(other, ())]
-        action = {
-            "@id": f"#{task.id}",
-            "@type": "CreateAction",
-            "name": task.id,
-            "description": f"papermill ran {name}.",
-            "instrument": {"@id": notebook["@id"]},
-            "agent": {"@id": "#user"},
-            "startTime": facts["started"],
-            "endTime": facts["finished"],
-            "actionStatus": "http://schema.org/CompletedActionStatus",
-            "object": references([*(value["@id"] for value in given), *inputs]),
-            "result": references([*files[task.id]]),
-        }
-        graph |= {entity["@id"]: entity for entity in (notebook, *given, action)}
         for name, state in files[task.id].items():
-            path, (size, _, digest) = Path(name), state.split()
-            kind = FORMATS.get(path.suffix, "application/octet-stream")
-            graph[name] = {"@id": name, "@type": "File", "name": path.name, "encodingFormat": kind,
-                           "contentSize": size, "sha256": digest}  # fmt: skip
-    about = {
-        "@id": "./",
-        "@type": "Dataset",
-        "conformsTo": {"@id": PROFILE},
-        "name": f"Results of the profile {pipeline.profile.name}",
-        "description": pipeline.profile.description,
-        "license": {"@id": LICENCE},
-        "datePublished": max((known[task.id]["finished"] for task in ran), default=store.now()),
-        "hasPart": references([name for left in files.values() for name in left]),
-        "mentions": references([f"#{task.id}" for task in ran]),
-    }
-    head = [
-        {"@id": METADATA, "@type": "CreativeWork", "conformsTo": {"@id": CRATE}, "about": {"@id": "./"}},
-        about,
-        {"@id": PROFILE, "@type": "CreativeWork", "name": "Process Run Crate", "version": "0.5"},
-        {"@id": LICENCE, "@type": "CreativeWork", "name": "Apache License 2.0"},
-        {"@id": "#user", "@type": "Person", "name": "whoever started the run"},
-    ]
-    return {"@context": f"{CRATE}/context", "@graph": [*head, *graph.values()]}
+            size, _, digest = state.split()
+            add(name, "File", name=Path(name).name, contentSize=size, sha256=digest,
+                encodingFormat=mimetypes.guess_type(name)[0] or "application/octet-stream")  # fmt: skip
+        add(
+            f"#{task.id}", "CreateAction",
+            name=task.id,
+            description=f"papermill ran {notebook}.",
+            instrument=add(f"#{notebook}", "SoftwareApplication", name=notebook,
+                           softwareVersion=facts["git"]["commit"] or "unknown"),
+            agent=user,
+            startTime=facts["started"],
+            endTime=facts["finished"],
+            object=[*given, *references(name for other in task.inputs for name in files.get(other, ()))],
+            result=references(files[task.id]),
+        )  # fmt: skip
+    about = add(
+        "./", "Dataset",
+        conformsTo=process,
+        name=f"Results of the profile {pipeline.profile.name}",
+        description=pipeline.profile.description,
+        license=licence,
+        datePublished=max((known[task.id]["finished"] for task in ran), default=store.now()),
+        hasPart=references(name for left in files.values() for name in left),
+        mentions=references(f"#{task.id}" for task in ran),
+    )  # fmt: skip
+    add(METADATA, "CreativeWork", conformsTo={"@id": CRATE}, about=about)
+    return {"@context": f"{CRATE}/context", "@graph": [*graph.values()]}
