@@ -198,16 +198,6 @@ def wilson_draws(values: np.ndarray, drawn: np.ndarray, least: float, seed: int)
     return np.append(mean, least + (1 - least) * limits.round(12))
 
 
-def resampled_means(
-    items: Sequence[np.ndarray], n_resamples: int, seed: int = 0, shared_items: bool = False
-) -> np.ndarray:
-    """Return columns' means, (1 + n_resamples, columns), of (items, columns) per seed; NaN is left out."""
-    blocks = [np.hstack([np.nan_to_num(part), ~np.isnan(part)]) for part in items]
-    drawn = resampled(blocks, lambda sums: ratio(*np.hsplit(sums, 2)), n_resamples, seed, shared_items)
-    every = np.concatenate(items)
-    return np.clip(drawn, np.nanmin(every, axis=0), np.nanmax(every, axis=0))
-
-
 def bootstrap_mean(
     values: Sequence[np.ndarray], n_resamples: int = 2000, seed: int = 0, shared_items: bool = False
 ) -> Interval:
@@ -249,8 +239,11 @@ def make_pool(
     pool = dict.fromkeys(groups.pop((), ()), np.full(1 + n_resamples, np.nan))
     for seeds, names in groups.items():
         items = [np.array([[columns[k][s].get(i, math.nan) for k in names] for i in ids[s]]) for s in seeds]
-        means = resampled_means(items, n_resamples, seed, shared_items).T
-        for name, drawn, values in zip(names, means, items[0].T, strict=True):
+        blocks = [np.hstack([np.nan_to_num(part), ~np.isnan(part)]) for part in items]
+        drawn = resampled(blocks, lambda sums: ratio(*np.hsplit(sums, 2)), n_resamples, seed, shared_items)
+        every = np.concatenate(items)
+        means = np.clip(drawn, np.nanmin(every, axis=0), np.nanmax(every, axis=0))
+        for name, drawn, values in zip(names, means.T, items[0].T, strict=True):
             low = least(name) if len(seeds) == 1 else None
             pool[name] = drawn if low is None else wilson_draws(values, drawn, low, seed)
     return pool

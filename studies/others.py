@@ -88,9 +88,9 @@ def swap_reversal(given: argparse.Namespace) -> None:
     lines, compared = [], calibration.gold_comparisons(used)
     for name in dict.fromkeys((profile.evaluation.judge, profile.persona_judge)):
         if name != "none":
-            own = replace(runs[0], profile=set_field(profile, {"evaluation.judge": name}))
-            path = own.folder / "reversal" / source / f"{name}-{store.content_hash(judge_key(own))}.jsonl"
-            judged = judge_rubric(load_judge(own), compared, "personalization", path)
+            key = store.content_hash(judge_key(runs[0], name=name))
+            path = runs[0].folder / "reversal" / source / f"{name}-{key}.jsonl"
+            judged = judge_rubric(load_judge(runs[0], name), compared, "personalization", path)
             lines.append({"judge": name, "test": "wishes of others"} | calibration.measure(judged))
     for name, made in (("reversal", table), ("reversal_judges", table_of(lines))):
         save_table(profile, name, made)

@@ -46,7 +46,7 @@ def test_the_oracle_judges_fit_by_the_datas_wishes_and_quality_without_them():
     wanted = {"personalization": ["win", "loss", "tie", "tie"], "quality": ["win", "win"]}
     for rubric, told in cases.items():
         found = [PairwiseComparison(ITEM.id, ITEM.prompt, *each) for each in told]
-        judged = judges.judge_both(judges.oracle_judge(), found, rubric)
+        judged = judges.judge_both(judges.oracle_judge, found, rubric)
         assert [verdict_of(*pair) for pair in judged] == wanted[rubric]
 
 

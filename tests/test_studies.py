@@ -122,7 +122,7 @@ def test_trained_policies_and_judges_meet_the_test_rows_of_others_under_both_wis
         named = ("AB"[c.response_a != "w2 w3" and c.persona.endswith("w1")] for c in compared)
         return [Judgment(c.id, "oracle", rubric, one) for c, one in zip(compared, named, strict=True)]
 
-    monkeypatch.setattr(others, "load_judge", lambda run: judge)
+    monkeypatch.setattr(others, "load_judge", lambda run, name: judge)
     rows = [{"prompt": f"w{n}", "response_a": "w2 w3", "response_b": "w4 w5 w6", "criteria_x": "w1",
              "criteria_y": "The user is w9", "split": "train" if n > 3 else "test"}
             for n in range(6)]  # fmt: skip

@@ -28,14 +28,14 @@ FILES = {
 }
 DECIDED = {
     "pairs": (1, "69c13e5138692bb8"),
-    "personas": (1, "99b4ff384523b673"),
+    "personas": (1, "be4aaf55686395c8"),
     "tailoring": (1, "73a122396bc33387"),
     "training": (1, "4276faef382785fe"),
-    "answers": (1, "cbbf028d593df0cc"),
-    "judging": (1, "704a769d813c10c0"),
+    "answers": (1, "e6d7511f70a5868f"),
+    "judging": (1, "97188ea3fb070a8e"),
     "swap": (1, "4eac7b87166610d9"),
-    "calibration": (1, "ace76369e59d8bf6"),
-    "rejudged": (1, "ad8d0a8d7dc6aa63"),
+    "calibration": (1, "b6e6ef4adf59d8fc"),
+    "rejudged": (1, "3fe100361998d99c"),
     "users": (1, "fabf099af1727320"),
 }
 

@@ -12,7 +12,6 @@ import math
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from persona_lib.paper.answers import eval_rows
 from persona_lib.paper.judges import load_judge
 from persona_lib.paper.judging import judge_key, judge_rubric
 from persona_lib.records import SIDES, Judgment, PairwiseComparison, Table, TailoringRow, table_of
-from persona_lib.settings import FACTS, Run, set_field
+from persona_lib.settings import FACTS, Run
 from persona_lib.store import VERSIONS
 
 BELIEVED = 0.6
@@ -102,8 +101,7 @@ def calibrate(run: Run) -> Table:
     """Measure every judge of a run, once, and write ``tables/calibration.csv``: a line per judge and test."""
     tailored = store.read_json(run.folder / "tailoring" / "done.json")["key"]
     names = [name for name in (run.profile.evaluation.judge, run.profile.persona_judge) if name != "none"]
-    profiles = [set_field(run.profile, {"evaluation.judge": name}) for name in names]
-    judges = [judge_key(replace(run, profile=profile)) for profile in profiles]
+    judges = [judge_key(run, name=name) for name in names]
     drawn = run.profile.evaluation.limit, run.profile.evaluation.split, LIMIT
     key = store.content_hash(VERSIONS["calibration"], tailored, judges, *drawn)
     folder, lines = run.folder / "calibration", []

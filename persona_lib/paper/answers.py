@@ -130,7 +130,8 @@ def grid(run: Run) -> list[RunSpec]:
     retrieved and user-written ones, too. Few-shot has the arms "none" and "chosen" only.
     ``evaluation.controls`` adds more.
     """
-    profile, controls, specs = run.profile, run.profile.evaluation.controls, []
+    profile, specs = run.profile, []
+    personas, controls = profile.evaluation.personas, profile.evaluation.controls
     for method, arm in product(profile.training.methods, profile.training.arms):
         arm = "chosen" if method == "few_shot" and arm != "none" else arm
         form = "first_person" if arm == "none" else "line"
@@ -141,12 +142,7 @@ def grid(run: Run) -> list[RunSpec]:
         if compared and controls:
             wanted += [("shuffled", form), ("system", form)]
             wanted += [("gold", "line"), ("retrieved", "line")] if arm == "none" else []
-        cells = [
-            (persona, how)
-            for family, how in wanted
-            for persona in profile.evaluation.personas
-            if persona.partition("-")[0] == family
-        ]
+        cells = [(p, how) for family, how in wanted for p in personas if p.partition("-")[0] == family]
         cells += [("none", "line")] if compared else []
         specs += [RunSpec(run.dataset, method, arm, persona, run.seed, how) for persona, how in cells]
     return list(dict.fromkeys(specs))

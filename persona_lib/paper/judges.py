@@ -34,10 +34,15 @@ def both_texts(comparisons: Comparisons) -> list[tuple[PairwiseComparison, str]]
     return [(c, text) for c in comparisons for text in (c.response_a, c.response_b)]
 
 
+RULED = ("personalization", "quality")  # by rules and by the backwards judge; others have no winner
+
+
 def scored(
     comparisons: Comparisons, judge: str, rubric: Rubric, scores: Sequence[float], form: str
 ) -> list[Judgment]:
     """Return the judgments of the scores of ``both_texts``, which become feedback; equal ones are a tie."""
+    if rubric not in RULED:
+        return [Judgment(c.id, judge, rubric, None) for c in comparisons]
     made = []
     for c, a, b in zip(comparisons, scores[::2], scores[1::2], strict=True):
         winner: Winner = None if a == b else "A" if a > b else "B"
@@ -45,22 +50,14 @@ def scored(
     return made
 
 
-RULED = ("personalization", "quality")  # by rules and by the backwards judge; others have no winner
-
-
-def oracle_judge() -> Judge:
-    """Return the judge that reads answers to ``everyday`` by rule; an unknown persona is a tie."""
-    wishes = everyday.wishes()
-
-    def judge(comparisons: Comparisons, rubric: Rubric) -> list[Judgment]:
-        if rubric not in RULED:
-            return [Judgment(c.id, "oracle", rubric, None) for c in comparisons]
-        suits, texts = rubric == "personalization", both_texts(comparisons)
-        wished = {c.persona: wishes.get(c.persona or "", ()) for c in comparisons}
-        scores = [fit(wished[c.persona], t) if suits else quality(c.prompt, t) for c, t in texts]
-        return scored(comparisons, "oracle", rubric, scores, "g")
-
-    return judge
+def oracle_judge(comparisons: Comparisons, rubric: Rubric) -> list[Judgment]:
+    """Judge answers to ``everyday`` as its rules read them; an unknown persona is a tie."""
+    texts, wishes = both_texts(comparisons), everyday.wishes()
+    if rubric == "personalization":
+        scores: list[float] = [fit(wishes.get(c.persona or "", ()), text) for c, text in texts]
+    else:
+        scores = [quality(c.prompt, text) for c, text in texts]
+    return scored(comparisons, "oracle", rubric, scores, "g")
 
 
 # --- Language models: a letter, JSON, or Prometheus-2's format ---
@@ -75,35 +72,6 @@ def winner_of(form: re.Pattern[str], answer: str) -> Winner:
     """Return the one winner, "A" or "B", that an answer names in a form; None if there is none, or two."""
     named = {winner.upper() for winner in form.findall(answer)}
     return "A" if named == {"A"} else "B" if named == {"B"} else None
-
-
-def text_judge(
-    generator: Any,
-    max_new_tokens: int,
-    render: Render,
-    form: re.Pattern[str],
-    stop: tuple[str, ...] = (),
-    decoding: str = "deterministic",
-) -> Judge:
-    """Return a judge that asks a text generator: ``render`` writes its prompt, ``form`` finds its winner."""
-    how, attempts = DECODING[decoding]
-
-    def judge(comparisons: Comparisons, rubric: Rubric) -> list[Judgment]:
-        texts = [render(c, rubric) for c in comparisons]
-        answers = [""] * len(texts)
-        for attempt in range(attempts):
-            left = [n for n, answer in enumerate(answers) if winner_of(form, answer) is None]
-            drawn = {**how, "seed": attempt} if how else {}
-            asked = [texts[n] for n in left]
-            done = generator.generate(asked, max_new_tokens, stop, **drawn) if left else ()
-            for place, completion in done:
-                answers[left[place]] = completion.text
-        return [
-            Judgment(c.id, generator.name, rubric, winner_of(form, answer), feedback=answer)
-            for c, answer in zip(comparisons, answers, strict=True)
-        ]
-
-    return judge
 
 
 # Prometheus-2's format is not ours (Apache-2.0, the authors of prometheus-eval) and not in this repository.
@@ -170,13 +138,29 @@ def model_judge(run: Run, role: str = "judge", prompt: Render | None = None) -> 
     tokenizer = getattr(generator, "tokenizer", None)  # a served model has none
     chat = load.chat_format(tokenizer) if named.kind == "chat" and tokenizer else None
     asked = partial(tailoring_prompt, persona=None, chat=chat) if chat and chat.told else str
+    how, attempts = DECODING["deterministic"]
+    stop: tuple[str, ...] = ()
     if prompt or named.format == "letter":
-        render = prompt or prompts.judge_prompt
-        return text_judge(generator, most, lambda *c: asked(render(*c)), LETTER, ("\n",))
-    if named.format == "json":
-        return text_judge(generator, most, lambda *c: asked(prompts.chat_judge_prompt(*c)), CHOICE)
-    render = partial(prometheus_prompt, load_templates(), chat=bool(named.url) and named.kind == "chat")
-    return text_judge(generator, most, render, VERDICT, decoding=named.decoding)
+        render, form, stop = prompt or prompts.judge_prompt, LETTER, ("\n",)
+    elif named.format == "json":
+        render, form = prompts.chat_judge_prompt, CHOICE
+    else:
+        render = partial(prometheus_prompt, load_templates(), chat=bool(named.url) and named.kind == "chat")
+        asked, form, (how, attempts) = str, VERDICT, DECODING[named.decoding]
+
+    def judge(comparisons: Comparisons, rubric: Rubric) -> list[Judgment]:
+        texts = [asked(render(c, rubric)) for c in comparisons]
+        answers = [""] * len(texts)
+        for attempt in range(attempts):
+            left = [n for n, answer in enumerate(answers) if winner_of(form, answer) is None]
+            drawn = {**how, "seed": attempt} if how else {}
+            done = generator.generate([texts[n] for n in left], most, stop, **drawn) if left else ()
+            for place, completion in done:
+                answers[left[place]] = completion.text
+        return [Judgment(c.id, generator.name, rubric, winner_of(form, answer), feedback=answer)
+                for c, answer in zip(comparisons, answers, strict=True)]  # fmt: skip
+
+    return judge
 
 
 # --- Persona inference read backwards: which response explains the persona better? ---
@@ -275,8 +259,6 @@ class BackwardsJudge:
         return scored(comparisons, NAME, rubric, per_word, ".4f")
 
     def __call__(self, comparisons: Comparisons, rubric: Rubric) -> list[Judgment]:
-        if rubric not in RULED:
-            return [Judgment(c.id, NAME, rubric, None) for c in comparisons]
         both, suits = both_texts(comparisons), rubric == "personalization"
         if suits:
             texts = [(asked(c.prompt, text, self.chat), c.persona or "") for c, text in both]
@@ -290,7 +272,7 @@ class BackwardsJudge:
 
 # A profile's ``judge`` -> a function that returns the judge of a run; "none" is no judge.
 JUDGES: dict[str, Callable[[Run], Judge]] = {
-    "oracle": lambda run: oracle_judge(),
+    "oracle": lambda run: oracle_judge,
     "lm": model_judge,
     "backwards": BackwardsJudge,
 }

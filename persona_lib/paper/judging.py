@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,9 +148,9 @@ def judgment_folder(run: Run, matchup: Matchup, role: str = "judge") -> Path:
     return run.folder / FOLDERS[role] / matchup.slug
 
 
-def judge_key(run: Run, role: str = "judge") -> list[Any]:
-    """Return all that decides what a judge says of given texts."""
-    profile, name = run.profile, run.profile.evaluation.judge
+def judge_key(run: Run, role: str = "judge", name: str = "") -> list[Any]:
+    """Return all that decides what a judge says of given texts: that of a role, or of this name."""
+    profile, name = run.profile, name or run.profile.evaluation.judge
     if role == "judge" and name != "lm":
         return [name, backwards_key(run)] if name == "backwards" else [name]
     how = profile.base.dtype, profile.generation.engine
@@ -197,12 +197,9 @@ def runs_of(profile: Profile, dataset: str) -> list[Run]:
 @functools.cache
 def same_items(runs: tuple[Run, ...]) -> bool:
     """Return whether all seeds are evaluated on the same questions, as in ``everyday``; one seed: no."""
-    seen = set()
-    for run in runs:
-        path = run.folder / "tailoring" / f"{run.profile.evaluation.split}.jsonl"
-        if path.exists():
-            seen.add(tuple(sorted((row["id"], row["prompt"]) for row in store.iter_rows(path))))
-    return len(seen) == 1 and len(runs) > 1
+    paths = [run.folder / "tailoring" / f"{run.profile.evaluation.split}.jsonl" for run in runs]
+    rows = [[(row["id"], row["prompt"]) for row in store.iter_rows(path)] for path in paths if path.exists()]
+    return len(runs) > 1 == len(set(map(frozenset, rows)))
 
 
 def sampling(runs: Sequence[Run]) -> tuple[int, int, bool]:
@@ -228,10 +225,8 @@ def quality_differences(
     """
     if runs[0].profile.evaluation.judge != "oracle":
         return [{} for _ in runs]
-    found = []
-    for run, ids in zip(runs, judged, strict=True):
-        tested, base = (answer_quality(run, spec) if ids else {} for spec in (m.test, m.base))
-        found.append({i: (tested[i], base[i]) for i in ids})
+    found = [{i: [answer_quality(run, spec)[i] for spec in (m.test, m.base)] for i in ids}
+             for run, ids in zip(runs, judged, strict=True)]  # fmt: skip
     bases = [base for of_run in found for _, base in of_run.values()]
     unit = float(np.std(bases, ddof=1)) if len(bases) > 1 else 0.0
     return [{i: (tested - base) / unit for i, (tested, base) in of_run.items() if unit} for of_run in found]
@@ -293,16 +288,6 @@ PARSED = intervals.VERDICTS[:3]  # win, tie, loss
 Triple = tuple[str, Verdict, Verdict]  # prompt id, what the first judge says, what the second says
 
 
-def count_cells(verdicts: Iterable[Triple]) -> np.ndarray:
-    """Count verdict pairs per prompt, which is drawn as a whole: (prompts, 9), a 3 x 3 table row by row."""
-    counts: dict[str, np.ndarray] = {}
-    for name, first, second in verdicts:
-        row = counts.setdefault(name, np.zeros(9))
-        if "unparsed" not in (first, second):
-            row[3 * PARSED.index(first) + PARSED.index(second)] += 1
-    return np.stack(list(counts.values()))
-
-
 def agreement_of(sums: np.ndarray) -> np.ndarray:
     """Return (n, 2) of (n, 9) counts: share of equal verdicts, and Cohen's kappa (NaN: by chance alone)."""
     table, n = sums.reshape(-1, 3, 3), sums.sum(axis=1)
@@ -313,10 +298,16 @@ def agreement_of(sums: np.ndarray) -> np.ndarray:
 
 def agreement_row(by_seed: Sequence[Sequence[Triple]], n_resamples: int) -> dict[str, Any]:
     """Return counts, agreement and kappa with 95 % bootstrap intervals; unparsed pairs are only counted."""
-    first, second = (sum(row[place] == "unparsed" for part in by_seed for row in part) for place in (1, 2))
-    blocks = [count_cells(part) for part in by_seed if part]
+    blocks, pairs = [], [pair for part in by_seed for _, *pair in part]
+    for part in filter(None, by_seed):
+        counts = {name: np.zeros(9) for name, *_ in part}  # 3 x 3 verdicts of a prompt, drawn as a whole
+        for name, first, second in part:
+            if "unparsed" not in (first, second):
+                counts[name][3 * PARSED.index(first) + PARSED.index(second)] += 1
+        blocks.append(np.stack(list(counts.values())))
     sizes = {"n": int(sum(block.sum() for block in blocks)), "n_seeds": len(blocks)}
-    sizes |= {"first_unparsed": first, "second_unparsed": second}
+    sizes |= {"first_unparsed": sum(first == "unparsed" for first, _ in pairs)}
+    sizes |= {"second_unparsed": sum(second == "unparsed" for _, second in pairs)}
     drawn = np.clip(intervals.resampled(blocks, agreement_of, n_resamples), (0, -1), (1, 1))
     return sizes | intervals.drawn_columns(dict(zip(("agreement", "kappa"), drawn.T, strict=True)))
 

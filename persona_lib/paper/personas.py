@@ -11,13 +11,12 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from persona_lib import intervals, records, store
+from persona_lib import intervals, store
 from persona_lib.data import everyday, official, preference
 from persona_lib.data.preference import inference_pairs, inference_split, load_pairs
 from persona_lib.data.tailoring import retrieved_ids
@@ -27,8 +26,18 @@ from persona_lib.paper.judges import Comparisons, Judge, judge_both, load_judge,
 from persona_lib.paper.judging import judge_key, runs_of, sampling
 from persona_lib.paper.results import Row
 from persona_lib.prompts import inference_prefix, inference_query, preference_prompt
-from persona_lib.records import SIDES, InferredPersona, PreferencePair, Side, Table, stacked, table_of
-from persona_lib.settings import Profile, Run, deciding, set_field
+from persona_lib.records import (
+    HISTORY,
+    SIDES,
+    InferredPersona,
+    PairwiseComparison,
+    PreferencePair,
+    Side,
+    Table,
+    stacked,
+    table_of,
+)
+from persona_lib.settings import Profile, Run, deciding
 
 Personas = dict[str, InferredPersona]  # by row id
 MAX_WORDS = 40  # longer answers are not personas
@@ -73,11 +82,10 @@ def inference_shots(profile: Profile) -> list[tuple[str, str, str, str]]:
     able = [item for item in everyday.items() if item.split == "train" and "+" not in item.dimension]
     able.sort(key=lambda item: len(item.response_a + item.response_b))
     shortest = {item.dimension: item for item in reversed(able)}
-    names = sorted(shortest)
-    drawn = random.Random("inference-shots").sample(names, min(profile.personas.shots, len(names)))
+    n = min(profile.personas.shots, len(shortest))
     rng, shots = random.Random("inference-sides"), []
-    for item in (shortest[name] for name in drawn):
-        side, other = rng.sample("ab", 2)
+    for name in random.Random("inference-shots").sample(sorted(shortest), n):
+        item, (side, other) = shortest[name], rng.sample("ab", 2)
         texts = (getattr(item, f"response_{s}") for s in (side, other))
         shots.append((item.prompt, *texts, getattr(item, f"persona_{side}")))
     return shots
@@ -134,7 +142,7 @@ def to_infer(run: Run) -> list[tuple[str, Side, list[PreferencePair]]]:
         trained = side in profile.personas.train_sides
         work.append(("train", side, [pair for pair in pairs["train"] if trained or pair.id in lent]))
         work.append((asked, side, pairs[asked]))
-    return work + ([(records.HISTORY, "chosen", pairs[records.HISTORY])] if records.HISTORY in pairs else [])
+    return work + ([(HISTORY, "chosen", pairs[HISTORY])] if HISTORY in pairs else [])
 
 
 def personas_key(run: Run) -> str:
@@ -169,7 +177,6 @@ def read_personas(run: Run, split: str, side: Side) -> Personas:
 
 # --- Judging inferred personas: accuracy (Figure 3) and preference (Figure 4) ---
 
-ACCURACY = {"win": 1.0, "tie": 0.5}  # any other verdict, or no persona, is 0: the mean is the accuracy
 ITEMS = "persona_accuracy_items.csv"  # verdicts that ``judge_run`` leaves: a row per pair and side
 PREFERENCES = "persona_preference_items.csv"  # a row per pair: "win" if P_C is the more plausible user
 Verdicts = dict[str, str]  # by id of a pair; "" where there was nothing to judge
@@ -185,16 +192,7 @@ def verdicts_of(judge: Judge, pairs: Sequence[PreferencePair], compared: Compari
 def judge_personas(judge: Judge, pairs: Sequence[PreferencePair], personas: Personas, side: Side) -> Verdicts:
     """Return verdicts: does a judge that is told a persona pick its response? "" without a valid persona."""
     both = [(pair, persona) for pair in pairs if (persona := personas[pair.id].persona)]
-    compared = [records.PairwiseComparison(p.id, p.prompt, told, *sides_of(p, side)) for p, told in both]
-    return verdicts_of(judge, pairs, compared)
-
-
-def judge_preferences(
-    judge: Judge, pairs: Sequence[PreferencePair], chosen: Personas, rejected: Personas
-) -> Verdicts:
-    """Return verdicts: is P_C the more plausible user (win) or P_R (loss)? "" where a side has no persona."""
-    both = [(pair, chosen[pair.id].persona, rejected[pair.id].persona) for pair in pairs]
-    compared = [records.PairwiseComparison(p.id, p.prompt, None, c, r) for p, c, r in both if c and r]
+    compared = [PairwiseComparison(p.id, p.prompt, told, *sides_of(p, side)) for p, told in both]
     return verdicts_of(judge, pairs, compared)
 
 
@@ -204,25 +202,27 @@ def judge_run(run: Run) -> list[Path]:
     Of preferences, a language model is asked in both orders; the backwards judge compares
     log p(persona | question) per word. Rules judge none.
     """
-    name, accuracy, preferences = run.profile.persona_judge, {}, {}
-    by = judge_key(replace(run, profile=set_field(run.profile, {"evaluation.judge": name})))
+    name, accuracy, preferences = run.profile.persona_judge, [], {}
     texts = [store.file_hash(path) for path in sorted((run.folder / "personas").glob("*.jsonl"))]
-    folder, key = run.folder / "judged_personas", store.content_hash(store.VERSIONS["personas"], by, texts)
-    paths = [run.folder / "tables" / file for file in (ITEMS, PREFERENCES)]
+    key = store.content_hash(store.VERSIONS["personas"], judge_key(run, name=name), texts)
+    folder, paths = run.folder / "judged_personas", [run.folder / "tables" / f for f in (ITEMS, PREFERENCES)]
     if store.is_done(folder, key) and all(path.exists() for path in paths):
         return paths
     if name != "none":
         judge, pairs = load_judge(run, name), inference_pairs(run)
-        split = inference_split(run.profile, run.dataset)
-        personas = {side: read_personas(run, split, side) for side in SIDES}
-        accuracy = {s: judge_personas(judge, pairs, found, s) for s, found in personas.items()}
-        lm = name == "lm"
-        asked = model_judge(run, prompt=preference_prompt) if lm else getattr(judge, "plausible", None)
-        preferences = judge_preferences(asked, pairs, *personas.values()) if asked else {}
-    rows = [(i, side, verdict) for side, verdicts in accuracy.items() for i, verdict in verdicts.items()]
-    tables = {ITEMS: table_of(rows, ["id", "side", "verdict"])}
-    tables[PREFERENCES] = table_of(list(preferences.items()), ["id", "verdict"])
-    for path, table in zip(paths, tables.values(), strict=True):
+        personas = [read_personas(run, inference_split(run.profile, run.dataset), side) for side in SIDES]
+        for side, found in zip(SIDES, personas, strict=True):
+            verdicts = judge_personas(judge, pairs, found, side)
+            accuracy += [(id, side, verdict) for id, verdict in verdicts.items()]
+        asked = getattr(judge, "plausible", None)
+        if name == "lm":
+            asked = model_judge(run, prompt=preference_prompt)
+        users = [(pair, personas[0][pair.id].persona, personas[1][pair.id].persona) for pair in pairs]
+        compared = [PairwiseComparison(p.id, p.prompt, None, c, r) for p, c, r in users if c and r]
+        preferences = verdicts_of(asked, pairs, compared) if asked else {}
+    tables = (table_of(accuracy, ["id", "side", "verdict"]),
+              table_of(list(preferences.items()), ["id", "verdict"]))  # fmt: skip
+    for path, table in zip(paths, tables, strict=True):
         store.write_text(path, store.people_csv(table))
     store.mark_done(folder, key)
     return paths
@@ -258,7 +258,8 @@ def accuracy_rows(
     if not seeds:
         return []
     verdicts = {side: [found.get(side, {}) for found in items.values()] for side in SIDES}
-    right = {side: [{i: ACCURACY.get(v, 0.0) for i, v in found.items()} for found in by_seed]
+    points = {"win": 1.0, "tie": 0.5}  # any other verdict, or no persona, is 0
+    right = {side: [{i: points.get(v, 0.0) for i, v in found.items()} for found in by_seed]
              for side, by_seed in verdicts.items()}  # fmt: skip
     pool = make_pool(right, samples, number, shared, lambda side: 0)
     for side, by_seed in verdicts.items():
@@ -324,39 +325,36 @@ def word_saliency(
     }).sort_values("z", kind="stable")  # fmt: skip
 
 
-def typical_words(texts: Mapping[str, Mapping[Side, Iterable[str | None]]]) -> Table:
-    """Return, per data set, the words most typical of each side's personas, by z, the most typical first."""
-    parts = []
-    for dataset, by_side in texts.items():
-        chosen, rejected = (filter(None, by_side[side]) for side in SIDES)
-        table = word_saliency(chosen, rejected).assign(dataset=dataset)
-        parts.append(table[table.z > 0][::-1].head(SHOWN_WORDS).assign(side="chosen"))
-        parts.append(table[table.z <= 0].head(SHOWN_WORDS).assign(side="rejected"))
-    return stacked(parts)
+def typical_words(dataset: str, personas: Mapping[Side, Sequence[str | None]]) -> Table:
+    """Return the words most typical of each side's personas of a data set, the most typical first."""
+    texts = [filter(None, personas[side]) for side in SIDES]
+    table = word_saliency(texts[0], texts[1]).assign(dataset=dataset)
+    chosen = table[table.z > 0][::-1].head(SHOWN_WORDS).assign(side="chosen")
+    return stacked([chosen, table[table.z <= 0].head(SHOWN_WORDS).assign(side="rejected")])
 
 
 def words_table(profile: Profile) -> Table:
     """Return the words that are most typical of each side's personas, over all seeds (paper Table 1)."""
-    texts: dict[str, dict[Side, list[str | None]]] = {}
+    parts = []
     for dataset in profile.datasets:
-        split, folders = inference_split(profile, dataset), [r.folder for r in runs_of(profile, dataset)]
-        paths = {side: [f / "personas" / f"{split}-{side}.jsonl" for f in folders] for side in SIDES}
-        texts[dataset] = {
-            side: [row["persona"] for path in part if path.exists() for row in store.iter_rows(path)]
-            for side, part in paths.items()
-        }
-    return typical_words(texts)
+        split = inference_split(profile, dataset)
+        runs = [run for run in runs_of(profile, dataset) if (run.folder / "personas" / "done.json").exists()]
+        texts = {side: [row.persona for run in runs for row in read_personas(run, split, side).values()]
+                 for side in SIDES}  # fmt: skip
+        parts.append(typical_words(dataset, texts))
+    return stacked(parts)
 
 
 def released_words(profile: Profile) -> Table:
     """Return the same for the authors' released gold personas, of all splits; empty without real data."""
-    texts = {}
+    parts = []
     for dataset in profile.datasets:
         if official.DATASETS.get(dataset, {}).get("rows"):
             splits = official.load_official(official.find_data_dir(profile.data.path, [dataset]), dataset)
             rows = [row for split, part in splits.items() if split != "fewshot" for row in part]
-            texts[dataset] = {side: [row.personas[f"gold-{side}"] for row in rows] for side in SIDES}
-    return typical_words(texts)
+            texts = {side: [row.personas[f"gold-{side}"] for row in rows] for side in SIDES}
+            parts.append(typical_words(dataset, texts))
+    return stacked(parts)
 
 
 PERSONA_TABLES = {

@@ -24,13 +24,6 @@ from persona_lib.records import Table, stacked, table_of
 from persona_lib.settings import Profile, results_dir
 from persona_lib.store import people_csv, read_csv, write_text
 
-TABLES = {  # file of a judged table -> the kinds of matchups in it
-    "main": ("main",),
-    "stage": ("stage",),
-    "methods": ("sft", "few_shot"),
-    "arms": ("arm",),
-    "controls": ("control",),
-}
 AVERAGED = ("gold-chosen", "gold-rejected", "retrieved-chosen", "retrieved-rejected")  # the paper's rows
 N_EXAMPLES = 3  # rows of the evaluation split: its first, not selected
 Row = dict[str, Any]
@@ -115,8 +108,8 @@ def main_table(profile: Profile) -> Table:
     As in the paper the average is the mean of the rows' dPQ, over the rows of gold and retrieved personas.
     Its line has no verdicts, since rows are averaged, not counted.
     """
-    table = judged_table(profile, TABLES["main"])
-    rows = [row for row in judged_rows(profile, TABLES["main"]) if row.matchup.judge_persona in AVERAGED]
+    table = judged_table(profile, ("main",))
+    rows = [row for row in judged_rows(profile, ("main",)) if row.matchup.judge_persona in AVERAGED]
     if not rows:
         return table
     seeds, n = sorted({s for row in rows for s in row.seeds}), sum(r.counts("quality").total() for r in rows)
@@ -127,18 +120,15 @@ def main_table(profile: Profile) -> Table:
 
 def side_difference(profile: Profile) -> Table:
     """Return main-row scores for rejected minus chosen personas, paired by prompt (paper, claim 2)."""
-    lines = []
     rows = {(r.matchup.test.dataset, r.matchup.judge_persona): r for r in judged_rows(profile, ("main",))}
+    lines = []
     for dataset, source in itertools.product(profile.datasets, ("gold", "retrieved", "user")):
-        names = [(dataset, f"{source}-{side}") for side in ("rejected", "chosen")]
-        pair = [rows[name] for name in names if name in rows]
-        if len(pair) < 2:
-            continue
-        n = min(row.counts("quality").total() for row in pair)
-        line = {"dataset": dataset, "personas": source, "n_seeds": len(pair[0].seeds), "n": n}
-        rejected, chosen = (row.scores for row in pair)
-        gap = {name: rejected[name] - chosen[name] for name in ("p_net", "q_net", "dpq")}
-        lines.append(line | drawn_columns(gap))
+        rejected, chosen = (rows.get((dataset, f"{source}-{side}")) for side in ("rejected", "chosen"))
+        if rejected and chosen:
+            n = min(row.counts("quality").total() for row in (rejected, chosen))
+            line = {"dataset": dataset, "personas": source, "n_seeds": len(rejected.seeds), "n": n}
+            gap = {name: rejected.scores[name] - chosen.scores[name] for name in ("p_net", "q_net", "dpq")}
+            lines.append(line | drawn_columns(gap))
     return table_of(lines)
 
 
@@ -157,8 +147,11 @@ def example_table(profile: Profile) -> Table:
 
 
 JUDGED_TABLES: dict[str, Callable[[Profile], Table]] = {
-    **{name: functools.partial(judged_table, kinds=kinds) for name, kinds in TABLES.items()},
     "main": main_table,
+    "stage": functools.partial(judged_table, kinds=("stage",)),
+    "methods": functools.partial(judged_table, kinds=("sft", "few_shot")),
+    "arms": functools.partial(judged_table, kinds=("arm",)),
+    "controls": functools.partial(judged_table, kinds=("control",)),
     "side_difference": side_difference,
     "second_judge": second_judge_table,
     "judge_agreement": judging.agreement_table,
