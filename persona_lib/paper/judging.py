@@ -199,7 +199,7 @@ def same_items(runs: tuple[Run, ...]) -> bool:
     """Return whether all seeds are evaluated on the same questions, as in ``everyday``; one seed: no."""
     paths = [run.folder / "tailoring" / f"{run.profile.evaluation.split}.jsonl" for run in runs]
     rows = [[(row["id"], row["prompt"]) for row in store.iter_rows(path)] for path in paths if path.exists()]
-    return len(runs) > 1 == len(set(map(frozenset, rows)))
+    return len(runs) > 1 and len(set(map(frozenset, rows))) == 1
 
 
 def sampling(runs: Sequence[Run]) -> tuple[int, int, bool]:
