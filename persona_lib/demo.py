@@ -20,11 +20,10 @@ from persona_lib.models.load import ModelError, format_of
 from persona_lib.paper.answers import adapters_of, eval_rows, whole_answer
 from persona_lib.paper.swap import PolicyLoader, swap_arms
 from persona_lib.prompts import STOP, beginning, completion_text, tailoring_prompt
-from persona_lib.provenance import check_files
+from persona_lib.provenance import asked_run
 from persona_lib.records import DataError, Table, table_of
-from persona_lib.settings import ConfigError, Parser, Run, main_arm, open_run
+from persona_lib.settings import ConfigError, Parser, Run, main_arm
 from persona_lib.show import policy_name
-from persona_lib.tasks import Pipeline
 
 MAX_CHARACTERS = 2000  # of a question or a persona that is typed in
 QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
@@ -167,16 +166,9 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point; 2 for what the user has to correct."""
     os.environ.update(QUIET)
     parser = Parser(prog="./run_all.sh --demo", description=__doc__)
-    add = parser.add_argument
-    add("--profile", default="everyday", metavar="NAME", help="whose policies to ask (default: everyday)")
-    add("--dataset", default="", help="default: the profile's first")
-    add("--seed", type=int, default=0, help="default: 0")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="as for run_all.sh")
-    add("--port", type=int, help="default: the first free one from 7860 on")
-    given = parser.parse_args(argv)
+    parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")
     try:
-        run = open_run(given.profile, given.dataset, given.seed, given.set)
-        check_files(Pipeline(run.profile))
+        run, given = asked_run(parser, argv)
         launch(Asker(run), given.port).block_thread()
     except (ConfigError, DataError, FileNotFoundError, ModuleNotFoundError) as error:
         way_out = ': pip install -c constraints.txt -e ".[demo]"' if isinstance(error, ImportError) else ""

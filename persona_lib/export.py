@@ -7,7 +7,6 @@ code loads them, or merges them into the base, without the package. Nothing is u
 
 from __future__ import annotations
 
-import operator
 import shutil
 import sys
 from collections.abc import Sequence
@@ -20,11 +19,10 @@ from persona_lib.models.load import format_of, join_adapters, load_tokenizer
 from persona_lib.paper.answers import adapters_of, policy_key
 from persona_lib.paper.results import read_table
 from persona_lib.prompts import ChatFormat, tailoring_prompt
-from persona_lib.provenance import check_files
+from persona_lib.provenance import asked_run
 from persona_lib.records import DataError
-from persona_lib.settings import ConfigError, Parser, Profile, Run, check_name, open_run
+from persona_lib.settings import ConfigError, Parser, Profile, Run, check_name
 from persona_lib.show import render, to_markdown
-from persona_lib.tasks import Pipeline
 
 # Table -> its column that names the arm.
 RESULTS = {"main": "test", "user_swap": "arm", "swap": "arm", "safety_pairs": "tested"}
@@ -102,45 +100,27 @@ def export_arm(run: Run, arm: str, target: Path) -> Path:
     return target
 
 
-def keep_adapter(profile: Profile) -> Path | None:
-    """Export the tailored arm to ``results/<profile>/adapter``; None if it is not trained."""
+def keep_adapter(profile: Profile) -> None:
+    """Export the tailored arm, if it is trained, to ``results/<profile>/adapter``."""
     run = Run(profile, profile.datasets[0], profile.seeds[0])
     folder, arm = settings.results_dir(profile) / "adapter", tailored(run)
     if not all((path / "done.json").exists() for path in adapters_of(run, arm)):
-        return None
+        return
     key = store.content_hash(policy_key(run, arm))
     if not store.is_done(folder, key):
         shutil.rmtree(folder, ignore_errors=True)
         store.mark_done(export_arm(run, arm, folder), key)
-    return folder
-
-
-def last_run() -> tuple[str, list[str]]:
-    """Return profile and overrides of the run that ended last; raises FileNotFoundError if there is none."""
-    root = settings.results_root()
-    known = [store.read_json(path)["tasks"].values() for path in root.glob("*/provenance.json")]
-    if not (facts := [facts for tasks in known for facts in tasks]):
-        raise FileNotFoundError(f"{root}: no run to export; ./run_all.sh --data FILE makes one")
-    last = max(facts, key=operator.itemgetter("finished"))["parameters"]
-    return last["profile"], last["overrides"]
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status: 2 for what the user has to mend."""
     parser = Parser(prog="./run_all.sh --export", description=__doc__)
-    add = parser.add_argument
-    add("--profile", default="", help="default: that of the run that ended last, with its settings")
-    add("--dataset", default="", help="default: the profile's first")
-    add("--seed", type=int, default=0)
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="as for run_all.sh")
-    add("--arm", default="", help="sft-<train_persona> or dpo-<train_persona>; default: the tailored one")
-    add("to", type=Path, metavar="DIR", help="a new folder")
-    given = parser.parse_args(argv)
+    arms = "sft-<train_persona> or dpo-<train_persona>; default: the tailored one"
+    parser.add_argument("--arm", default="", help=arms)
+    parser.add_argument("to", type=Path, metavar="DIR", help="a new folder")
     try:
-        profile, overrides = (given.profile, []) if given.profile else last_run()
-        run = open_run(profile, given.dataset, given.seed, [*overrides, *given.set])
+        run, given = asked_run(parser, argv)
         arm = given.arm or tailored(run)
-        check_files(Pipeline(run.profile))
         check_name(arm.partition("-")[2], run.profile.training.arms, f"--arm {arm}: no trained arm")
         print(f"exported; read {export_arm(run, arm, given.to) / 'README.md'}")
     except (ConfigError, DataError, OSError) as error:

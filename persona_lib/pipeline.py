@@ -162,8 +162,7 @@ def report(pipeline: Pipeline) -> None:
     with contextlib.suppress(ConfigError):  # there is nothing that it could be compared with
         verify(pipeline, every=False)
     print(f"report: {page.resolve().as_uri()}")
-    named = "" if profile.name == "everyday" else f" --profile {profile.name}"
-    print(f"next: ./run_all.sh --demo{named}   (ask the trained models your own questions)")
+    print("next: ./run_all.sh --demo   (ask the trained models your own questions)")
     if (pipeline.results / "adapter" / "done.json").exists():
         adapter = own_adapter(settings.Run(profile, intake.NAME, profile.seeds[0]))
         print("next: ./run_all.sh --export DIR   (the adapter, to be used elsewhere)")
@@ -193,7 +192,8 @@ profiles (--profile):
 """
 MAIN_TABLE = ("01", "02", "03", "05", "06", "07", "08", "09", "12")  # steps of ``--only main-table``
 # Options that are another way to write --set.
-SHORT = {"seeds": "seeds", "data": "data.path", "base": "base.model", "max_cost_usd": "served.max_cost_usd"}
+SHORT = {"seeds": "seeds", "data": "data.path", "base": "base.model", "max_cost_usd": "served.max_cost_usd",
+         "mapping": "data.mapping"}  # fmt: skip
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -246,9 +246,7 @@ def open_pipeline(arguments: argparse.Namespace) -> Pipeline:
             changes.append(f"{field}={given}")
     if arguments.mapping and not own:
         raise ConfigError("--mapping says what the columns of --data mean: give --data FILE, too")
-    if own:
-        changes += [f"data.mapping={arguments.mapping}"] if arguments.mapping else []
-        changes += own_overrides(name, changes)
+    changes += own_overrides(name, changes) if own else []
     profile = settings.load_profile(name, changes)
     if arguments.data and not own and profile.datasets == (everyday.NAME,):
         raise ConfigError(f"profile {name} takes the package's own pairs, not {arguments.data}: the authors' "
@@ -331,8 +329,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.verify:
         return verify(pipeline)
     ids, place = select(pipeline, arguments), pipeline.results
-    while not place.exists():
-        place = place.parent
+    place = next(folder for folder in (place, *place.parents) if folder.exists())
     if not (arguments.plan or place.is_dir() and os.access(place, os.W_OK)):
         way = "change that, or name another in PERSONA_RESULTS"
         raise ConfigError(f"results go to {pipeline.results}, but {place} is no folder to write to: {way}")

@@ -6,13 +6,16 @@ makes the folder of a run a crate of the profile Process Run Crate 0.5: each not
 
 from __future__ import annotations
 
+import argparse
 import mimetypes
+import operator
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from persona_lib import store, tasks
 from persona_lib.records import DataError
+from persona_lib.settings import Parser, Run, open_run, results_root
 from persona_lib.tasks import Pipeline, Task, has_run
 
 Known = dict[str, dict[str, Any]]
@@ -69,6 +72,33 @@ def check_files(pipeline: Pipeline, every: bool = False) -> None:
                 wrong = "is not what this task left" if stat else "is missing"
                 redo = f"{command_of(pipeline.profile, pipeline.overrides)} --force --only {task.id}"
                 raise DataError(f"{path} {wrong}; make it again with {redo}, then run what follows")
+
+
+def asked_run(parser: Parser, argv: list[str] | None) -> tuple[Run, argparse.Namespace]:
+    """Read a command line about a finished run, by default the last; its files are checked.
+
+    FileNotFoundError without a run, ConfigError for wrong settings, DataError for a damaged file.
+    """
+    add = parser.add_argument
+    add("--profile", default="", help="default: that of the run that ended last, with its settings")
+    add("--dataset", default="", help="default: the profile's first")
+    add("--seed", type=int, default=0, help="default: 0")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="as for run_all.sh")
+    given = parser.parse_args(argv)
+    profile, overrides = (given.profile, []) if given.profile else last_run()
+    run = open_run(profile, given.dataset, given.seed, [*overrides, *given.set])
+    check_files(Pipeline(run.profile))
+    return run, given
+
+
+def last_run() -> tuple[str, list[str]]:
+    """Return profile and overrides of the run that ended last; raises FileNotFoundError if there is none."""
+    root = results_root()
+    known = [store.read_json(path)["tasks"].values() for path in root.glob("*/provenance.json")]
+    if not (facts := [facts for tasks in known for facts in tasks]):
+        raise FileNotFoundError(f"{root}: there is no run; ./run_all.sh makes one")
+    last = max(facts, key=operator.itemgetter("finished"))["parameters"]
+    return last["profile"], last["overrides"]
 
 
 # --- A run as a Workflow Run RO-Crate ---

@@ -11,7 +11,6 @@ import dataclasses
 import fcntl
 import hashlib
 import importlib.metadata
-import io
 import itertools
 import json
 import operator
@@ -222,25 +221,13 @@ def clear_unless(folder: Path, key: str) -> None:
     write_json(marker, {"key": key})
 
 
-class Both(io.TextIOBase):
-    """Writes each text to several streams at once."""
-
-    def __init__(self, *streams: Any) -> None:
-        self.streams = streams
-
-    def write(self, text: str) -> int:
-        """Write and flush a text; returns its length."""
-        for stream in self.streams:
-            stream.write(text)
-            stream.flush()
-        return len(text)
-
-
 def one_at_a_time(work: Callable[..., T]) -> Callable[..., T]:
     """Let one process at a time do a run's work; others wait and print its lines, which ``logs/`` keeps."""
 
     @wraps(work)
     def alone(run: Any, *args: Any) -> T:
+        from IPython.utils.io import Tee
+
         name = ".".join([work.__name__, *args])
         log = results_dir(run.profile) / "logs" / f"{run.dataset}.seed-{run.seed}.{name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -258,7 +245,8 @@ def one_at_a_time(work: Callable[..., T]) -> Callable[..., T]:
             where = os.environ.get("JPY_SESSION_NAME", "").rpartition("/")[2] or "no tab"
             head = f"{name}: process {os.getpid()} ({where}), begun {now()[:16].replace('T', ' ')} UTC\n"
             write_text(log, head)
-            with log.open("a", encoding="utf-8") as copy, contextlib.redirect_stdout(Both(sys.stdout, copy)):
+            copy: Any = log.open("a", encoding="utf-8", buffering=1)  # by lines, for those who wait
+            with contextlib.closing(Tee(copy)):
                 result = work(run, *args)
             if log.read_text(encoding="utf-8") == head:  # nothing was left to do
                 write_text(log, earlier)
@@ -272,7 +260,6 @@ def one_at_a_time(work: Callable[..., T]) -> Callable[..., T]:
 
 MAIN_PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "tokenizers", "numpy",
                  "papermill")  # fmt: skip
-WRITTEN = ("figures", "benchmarks/results", "benchmarks/README.md")  # by runs: they say nothing of the code
 
 
 def command_output(*command: str) -> str | None:
@@ -285,9 +272,8 @@ def command_output(*command: str) -> str | None:
 
 
 def git_state() -> dict[str, Any]:
-    """Return the commit and whether tracked files (not ``WRITTEN``) differ from it; None outside git."""
-    others = [f":(exclude){path}" for path in WRITTEN]
-    changed = command_output("git", "status", "--porcelain", "--untracked-files=no", "--", ".", *others)
+    """Return the commit and whether tracked files differ from it; None outside git."""
+    changed = command_output("git", "status", "--porcelain", "--untracked-files=no")
     commit = command_output("git", "rev-parse", "HEAD")
     return {"commit": commit, "dirty": None if changed is None else bool(changed)}
 

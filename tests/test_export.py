@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import save_adapter, save_base, some_texts, tiny_run
 
-from persona_lib import export, pipeline, store, tasks
+from persona_lib import export, pipeline, provenance, store, tasks
 from persona_lib.models import load, train
 from persona_lib.prompts import ChatFormat
 from persona_lib.settings import Run, load_profile, results_dir, set_field
@@ -127,10 +127,10 @@ def test_the_card_loads_a_hub_model_by_id_says_how_to_fetch_packaged_weights_and
 
 
 def test_without_words_the_run_that_ended_last_is_exported_with_its_settings(results_here):
-    with pytest.raises(FileNotFoundError, match="no run to export"):
-        export.last_run()
+    with pytest.raises(FileNotFoundError, match="there is no run"):
+        provenance.last_run()
     for hour, (name, overrides) in enumerate([("smoke", []), ("own_smoke", ["lora.r=4"])]):
         facts = {"parameters": {"profile": name, "overrides": overrides}, "finished": f"2026-01-01T0{hour}"}
         pipeline.write_facts(tasks.Pipeline(load_profile(name)), {"01": facts})
         os.utime(results_here / name / "provenance.json", (9 - hour, 9 - hour))
-    assert export.last_run() == ("own_smoke", ["lora.r=4"])
+    assert provenance.last_run() == ("own_smoke", ["lora.r=4"])

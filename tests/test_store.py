@@ -24,15 +24,13 @@ def test_a_line_that_is_no_row_is_named(tmp_path, line):
         store.read_rows(path, Row)
 
 
-def test_a_commit_is_dirty_by_its_code_and_not_by_what_runs_write(tmp_path, monkeypatch):
+def test_a_commit_is_dirty_by_tracked_files_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "REPO", tmp_path)
     assert store.git_state() == {"commit": None, "dirty": None}
-    written, code = tmp_path / "figures" / "main.png", tmp_path / "code.py"
-    for path in (written, code):
-        store.write_text(path, "as committed")
+    (code := tmp_path / "code.py").write_text("as committed")
     for words in ("init -q", "add .", "-c user.name=a -c user.email=a@b.c commit -qm all"):
         subprocess.run(["git", *words.split()], cwd=tmp_path, check=True)
-    written.write_text("written by a run", encoding="utf-8")
+    (tmp_path / "main.png").write_text("written by a run", encoding="utf-8")
     assert len(store.git_state()["commit"]) == 40 and store.git_state()["dirty"] is False
     code.write_text("changed", encoding="utf-8")
     assert store.git_state()["dirty"] is True

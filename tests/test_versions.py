@@ -32,7 +32,7 @@ DECIDED = {
     "tailoring": (1, "73a122396bc33387"),
     "training": (1, "4276faef382785fe"),
     "answers": (1, "e6d7511f70a5868f"),
-    "judging": (1, "97188ea3fb070a8e"),
+    "judging": (1, "aade6b463c2230c5"),
     "swap": (1, "4eac7b87166610d9"),
     "calibration": (1, "b6e6ef4adf59d8fc"),
     "rejudged": (1, "3fe100361998d99c"),
