@@ -17,12 +17,13 @@ from typing import Any
 
 import numpy as np
 
+from persona_lib.beyond.claims import pick
 from persona_lib.beyond.ratings import SCALE
 from persona_lib.beyond.released import ARMS
 from persona_lib.paper.results import read_table
 from persona_lib.records import SIDES, Table, stacked
 from persona_lib.settings import Profile, figures_dir
-from persona_lib.show import ENDS, LABELS, in_words, number, owner_of, title_of, with_interval
+from persona_lib.show import ENDS, in_words, number, owner_of, title_of, with_interval
 
 BLUE, ORANGE, GREEN, SKY, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#56B4E9", "#D55E00", "#BBBBBB"
 MARKS = (  # of series: colour, marker, filling
@@ -39,6 +40,7 @@ STYLE = {
     "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "hatch.linewidth": 0.6,
     "legend.frameon": False, "figure.constrained_layout.use": True, "svg.hashsalt": "persona_lib",
 }  # fmt: skip
+PAPER = "paper's own numbers"  # a series
 BOX = {"fc": "white", "ec": "none", "pad": 0.8}  # behind a number
 DPI = 201  # of the PNG; a notebook shows it at half the size
 KINDS = {  # of file: what is not written into it, so that equal tables give equal bytes
@@ -146,7 +148,7 @@ def basis(table: Table) -> str:
     """Say whose data a table is of, over how many seeds or raters, and n; nothing of curves."""
     if table.empty or "step" in table:
         return "no estimate is defined" if table.empty else ""
-    table = table[table.series != LABELS["paper"]]
+    table = table[table.series != PAPER]
     datasets = table.dataset if "dataset" in table else ()
     words = [" and ".join(dict.fromkeys(owner_of(name) for name in datasets if name != "all"))]
     for unit in ("seed", "rater"):
@@ -160,7 +162,7 @@ def basis(table: Table) -> str:
 def beside_paper(main: Table, paper: Table) -> Table:
     """Return our judged rows and the paper's, whose ties hold contradicted pairs; ours leave them out."""
     parts = [named(main, "label").assign(series="this run"), named(paper, "label")]
-    parts[1] = parts[1].assign(series=LABELS["paper"], row="paper: " + parts[1].row)
+    parts[1] = parts[1].assign(series=PAPER, row="paper: " + parts[1].row)
     table = stacked(parts)
     for short in "pq":
         table[f"{short}_contradicted"] = table.get(f"{short}_inconsistent", 0 * table.n).fillna(0)
@@ -203,9 +205,8 @@ def verdict_bars(short: str, rubric: str) -> Callable[..., str]:
 
 def found(table: Table, name: str, **where: str) -> str:
     """Return the estimates of the rows with these values, joined by "and"; "?" if there are none."""
-    for column, value in where.items():
-        table = table[table[column] == value]
-    return " and ".join(filter(None, (with_interval(row, name) for row in table.to_dict("records")))) or "?"
+    said = [with_interval(row, name) for row in pick(table, where).to_dict("records")]
+    return " and ".join(filter(None, said)) or "?"
 
 
 def clear_of(what: str, name: str) -> Callable[[Table], str]:
@@ -224,7 +225,7 @@ FIGURES = {
     "main": Figure(
         lambda table: "PT-DPO against plain DPO that is told the same persona: average dPQ "
                       f"{found(table[table.p_win.isna()], 'dpq', series='this run')}, the paper's "
-                      f"{found(table[table.p_win.isna()], 'dpq', series=LABELS['paper'])}",
+                      f"{found(table[table.p_win.isna()], 'dpq', series=PAPER)}",
         ("main", "paper"), beside_paper,
         (verdict_bars("p", "personalization"), verdict_bars("q", "quality"),
          partial(forest, name="dpq", label="dPQ", null=0)),
@@ -342,12 +343,6 @@ def image(profile: Profile, name: str) -> Any:
         return None
     with open_png(path) as saved:
         return Image(path, alt=saved.info.get("Description", ""), retina=True)
-
-
-def vector(profile: Profile, name: str) -> bytes:
-    """Return a saved figure as SVG, for the report; b"" if there is none."""
-    path = figures_dir(profile) / f"{name}.svg"
-    return path.read_bytes() if path.exists() else b""
 
 
 def picture(name: str | Figure, *tables: Table) -> Any:

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import base64
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ from persona_lib.data import intake
 from persona_lib.data.intake import OwnData
 from persona_lib.data.mapping import read_mapping
 from persona_lib.data.preference import load_pairs
-from persona_lib.figures import FIGURES, image, vector
+from persona_lib.figures import FIGURES, image
 from persona_lib.models.load import tokenizer_at_hand
 from persona_lib.paper.answers import BROKEN, grid, is_answered, read_generations, unsound
 from persona_lib.paper.judging import runs_of
@@ -27,7 +30,7 @@ from persona_lib.paper.results import read_table
 from persona_lib.paper.swap import answered_rows
 from persona_lib.prompts import completion_text, tailoring_prompt
 from persona_lib.records import PAIR_FIELDS, SIDES, Table, table_of
-from persona_lib.settings import Profile, Run, main_arm, results_dir
+from persona_lib.settings import Profile, Run, figures_dir, main_arm, results_dir
 from persona_lib.show import owner_of, place, policy_name, render, with_interval
 from persona_lib.store import facts, fill, people_csv, read_json, write_text
 
@@ -111,25 +114,11 @@ def findings(profile: Profile) -> list[str]:
 
 def summary(profile: Profile) -> list[str]:
     """Return what a run found, in lines: the finding on the persona swap, and how many aims are met."""
-    aims = read_table(profile, "primary")
-    met = [word == "yes" for word in aims.met if word in ("yes", "no")] if len(aims) else []
     said = [f"found: {sentence}" for sentence in findings(profile)[:2]]
-    return said + [f"aims: {sum(met)} of {len(met)} that were set beforehand are met"] * bool(met)
-
-
-def examples(profile: Profile) -> list[list[dict[str, Any]]]:
-    """Return, per question, its two users, each with the answers of plain DPO and PT-DPO."""
-    if not len(table := read_table(profile, "examples")):
-        return []
-    gold = table[table.eval_persona.str.startswith("gold")].groupby(["dataset", "seed", "id"], sort=False)
-    return [rows.to_dict("records") for _, rows in gold]
-
-
-def tables(profile: Profile) -> list[tuple[str, str, Any]]:
-    """Return name, caption and table, as readers see it, of every table that was made."""
-    captions = facts("pages/tables").items()
-    found = [(name, caption, read_table(profile, name)) for name, caption in captions]
-    return [(name, caption, render(name, table)) for name, caption, table in found if len(table)]
+    aims = Counter(read_table(profile, "primary").get("met", ()))
+    if decided := aims["yes"] + aims["no"]:
+        said.append(f"aims: {aims['yes']} of {decided} that were set beforehand are met")
+    return said
 
 
 def write_report(profile: Profile) -> Path:
@@ -143,7 +132,11 @@ def write_report(profile: Profile) -> Path:
         broken=f"{BROKEN:.0%}",
         unsound=unsound(profile),
         findings=findings(profile),
-        tables=[one for one in tables(profile) if not (own and one[0] in NOT_OWN)],
+        tables=[
+            (name, said, shown)
+            for name, said in facts("pages/tables").items()
+            if (shown := render(name, read_table(profile, name))) is not None
+        ],
         notebooks=[path.stem for path in ran if not path.name.endswith(".running.ipynb")],
         origin=origin(profile),
         **(own_parts(profile) if own else paper_parts(profile)),
@@ -154,12 +147,14 @@ def write_report(profile: Profile) -> Path:
 
 def paper_parts(profile: Profile) -> dict[str, Any]:
     """Return what only the report on the paper's data, or the package's, shows: examples, figures, aims."""
-    aims, drawn = read_table(profile, "primary"), {name: image(profile, name) for name in FIGURES}
+    aims, answered = read_table(profile, "primary"), read_table(profile, "examples").to_dict("records")
+    gold = [row for row in answered if row["eval_persona"].startswith("gold")]
     return {
         "owners": " and ".join(dict.fromkeys(owner_of(dataset) for dataset in profile.datasets)),
-        "examples": examples(profile),
-        "figures": [(shown.alt.partition(". ")[0], shown, base64.b64encode(drawing).decode())
-                    for name, shown in drawn.items() if shown and (drawing := vector(profile, name))],
+        "examples": [[*users] for _, users in groupby(gold, itemgetter("dataset", "seed", "id"))],
+        "figures": [(shown.alt.partition(". ")[0], shown, base64.b64encode(svg.read_bytes()).decode())
+                    for svg in (figures_dir(profile) / f"{name}.svg" for name in FIGURES)
+                    if (shown := image(profile, svg.stem))],
         "met": aims.met.value_counts().to_dict() if len(aims) else {},
         "aims": render("primary", aims[aims.met != "not run"] if len(aims) else aims),
     }  # fmt: skip
@@ -233,7 +228,6 @@ def write_page(profile: Profile, data: OwnData, folder: Path) -> Path:
 # --- the report on a user's own data ---
 
 SHOWN_USERS, SHOWN_ROWS = 10, 3
-NOT_OWN = ("user_personas", "user_swap")  # tables that are no own data, or shown elsewhere
 
 
 def own_users(run: Run) -> dict[str, Any]:
@@ -260,9 +254,9 @@ def own_cards(run: Run) -> list[dict[str, Any]]:
     wanted = [(main, f"{family}-{side}") for side in SIDES]
     wanted += [(arm, name) for arm, name in found if arm.endswith("-none") and name == "none"]
     shown = {one: found[one] for one in wanted if found.get(one)}
-    who, part = users.user_of_row(run), users.part_of(run)
     rows = [row for row in answered_rows(run).values() if all(row.id in made for made in shown.values())]
-    rows.sort(key=lambda row: part.get(who.get(row.id, ""), "") != "unseen")
+    part = users.part_of(run)
+    rows.sort(key=lambda row: part.get(row.id) != "unseen")
     return [
         {"row": row, "answers": [(arm, name, made[row.id]) for (arm, name), made in shown.items()]}
         for row in (rows[:SHOWN_ROWS] if shown else ())

@@ -25,13 +25,7 @@ from persona_lib.records import EVAL_PERSONAS, Side, Table, stacked, table_of
 from persona_lib.settings import Profile, Run, set_field
 from persona_lib.store import facts, iter_rows, read_json
 
-# Whose numbers they are.
-LABELS = {
-    "everyday": "our pairs",
-    "authors": "authors' data",
-    "own": "own data",
-    "paper": "paper's own numbers",
-}
+OWNERS = {everyday.NAME: "our pairs", **dict.fromkeys(DATASETS, "authors' data")}  # by data set
 ENDS = ("", "_low", "_high")  # of the columns of an estimate with its interval
 CI = "[95 % interval]"
 MINUS = "\N{MINUS SIGN}"
@@ -61,9 +55,7 @@ def quiet() -> None:
 
 def owner_of(dataset: str) -> str:
     """Say whose data a number is measured on."""
-    if dataset == everyday.NAME:
-        return LABELS["everyday"]
-    return LABELS["authors"] if dataset in DATASETS else LABELS["own"]
+    return OWNERS.get(dataset, "own data")
 
 
 def title_of(dataset: str) -> str:
@@ -259,13 +251,10 @@ def judged_example(run: Run) -> str:
     parts = [f"PROMPT   {c.prompt}\nPERSONA  {c.persona}", f"TESTED ({matchup.test.slug})\n{c.response_a}",
              f"BASE ({matchup.base.slug})\n{c.response_b}"]  # fmt: skip
     for rubric in judging.RUBRICS:
-        path = judging.judgment_folder(run, matchup) / f"{rubric}.jsonl"
-        orders = [
-            f"{j['order']}: {'tie' if j['tie'] else j['winner'] or 'unparsed'} ({j['feedback']})"
-            for j in iter_rows(path)
-            if j["id"] == c.id
-        ]
-        parts.append(f"{rubric}: {'; '.join(orders)} -> {verdicts[c.id][rubric]}")
+        both = judging.read_orders(judging.judgment_folder(run, matchup) / f"{rubric}.jsonl")[c.id]
+        said = [f"{order}: {'tie' if one.tie else one.winner or 'unparsed'} ({one.feedback})"
+                for order, one in both.items()]  # fmt: skip
+        parts.append(f"{rubric}: {'; '.join(said)} -> {verdicts[c.id][rubric]}")
     return "\n\n".join(parts)
 
 

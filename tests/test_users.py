@@ -137,8 +137,8 @@ def test_the_swap_is_1_for_the_own_persona_seen_and_unseen_apart_and_undefined_w
     table = users.swap_by_users([shipped])
     rows = table[table.history == 0].set_index(["arm", "compared", "users"])
     assert list(rows.index) == [("dpo-both", "another user's", part) for part in ("unseen", "seen")]
-    parts, whose = users.part_of(shipped), users.user_of_row(shipped)
-    told = [parts[whose[id]] for id in users.told_personas(shipped)]
+    parts = users.part_of(shipped)
+    told = [parts[id] for id in users.told_personas(shipped)]
     assert rows.d_positive.tolist() == [1, 1]
     assert rows.n.tolist() == [told.count(part) for part in ("unseen", "seen")]
     low = [n / (n + 1.96**2) for n in rows.n_users]  # all users agree: Wilson's limit for n of n users
@@ -157,9 +157,9 @@ def test_an_interval_draws_users_not_pairs(shipped, least):
 
 
 def test_judged_answers_are_counted_seen_and_unseen_apart_and_the_page_says_so(shipped, monkeypatch):
-    parts, whose, verdicts = users.part_of(shipped), users.user_of_row(shipped), []
+    parts, verdicts = users.part_of(shipped), []
     for part, words in {"unseen": ["win", "win", "tie", "loss"], "seen": ["win", "unparsed"]}.items():
-        ids = [row.id for row in eval_rows(shipped) if parts[whose[row.id]] == part]
+        ids = [row.id for row in eval_rows(shipped) if parts[row.id] == part]
         verdicts += [{"id": ids[n], "personalization": word} for n, word in enumerate(words)]
     monkeypatch.setattr(users.judging, "read_verdicts", lambda run, m: verdicts)
     table = users.USER_TABLES["user_wins"]([shipped])
@@ -173,8 +173,8 @@ def test_judged_answers_are_counted_seen_and_unseen_apart_and_the_page_says_so(s
 
 
 def test_growth_counts_evaluated_users_with_more_pairs_and_changed_personas(shipped, monkeypatch):
-    parts = users.part_of(shipped)
-    first, second = [user for user in parts if parts[user] == "unseen"][:2]
+    parts, whose = users.part_of(shipped), users.user_of_row(shipped)
+    first, second, *_ = dict.fromkeys(whose[id] for id, part in parts.items() if part == "unseen")
     texts = {(first, 0): "x", (first, 1): "x", (second, 0): "y", (second, 1): "z", (second, 2): "y"}
     made = [users.UserPersona(f"{user}/{n}", user, n, text, [], False) for (user, n), text in texts.items()]
     monkeypatch.setattr(users, "user_personas", lambda run: made)

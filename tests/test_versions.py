@@ -34,9 +34,9 @@ DECIDED = {
     "answers": (1, "e6d7511f70a5868f"),
     "judging": (1, "aade6b463c2230c5"),
     "swap": (1, "4eac7b87166610d9"),
-    "calibration": (1, "b6e6ef4adf59d8fc"),
-    "rejudged": (1, "3fe100361998d99c"),
-    "users": (1, "fabf099af1727320"),
+    "calibration": (1, "f81f89d5edd54a26"),
+    "rejudged": (1, "a0d03d6f6228a2ef"),
+    "users": (1, "b6b58c828ce8b6c6"),
 }
 
 

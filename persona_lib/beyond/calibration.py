@@ -77,16 +77,16 @@ def gold_comparisons(rows: Sequence[TailoringRow]) -> list[PairwiseComparison]:
 
 def measure(judged: Sequence[tuple[Judgment, Judgment]]) -> dict[str, Any]:
     """Return how often a judge names the first response, in both orders (a tie: one half), with counts."""
-    verdicts, scores = [verdict_of(*p) for p in judged], [SCORES.fullmatch(one.feedback) for one, _ in judged]
-    sure = [abs(float(found[1]) - float(found[2])) if found else None for found in scores]
-    values = [{"win": 1.0, "tie": 0.5}.get(verdict, 0.0) for verdict in verdicts]
-    gaps = [gap for gap in sure if gap is not None]
-    most = sorted(range(len(gaps)), key=lambda i: -gaps[i])[: len(gaps) // 2]
-    half = most if len(gaps) == len(sure) else []  # of the comparisons, with the larger score difference
-    low, high = wilson_interval(sum(values), len(values))
-    accuracies = [sum(part) / len(part) if part else math.nan for part in (values, [values[i] for i in half])]
-    return {"n": len(values), "accuracy": accuracies[0], "accuracy_low": low, "accuracy_high": high,
-            "at_half": accuracies[1], "ties": verdicts.count("tie"),
+    verdicts = [verdict_of(*pair) for pair in judged]
+    right = [{"win": 1.0, "tie": 0.5}.get(verdict, 0.0) for verdict in verdicts]
+    gaps = [abs(float(s[1]) - float(s[2])) for one, _ in judged if (s := SCORES.fullmatch(one.feedback))]
+    accuracy, at_half = sum(right) / len(right) if right else math.nan, math.nan
+    if len(gaps) == len(right) > 1:  # the half of the comparisons with the larger score differences
+        surer = sorted(range(len(gaps)), key=lambda i: -gaps[i])[: len(gaps) // 2]
+        at_half = sum(right[i] for i in surer) / len(surer)
+    low, high = wilson_interval(sum(right), len(right))
+    return {"n": len(right), "accuracy": accuracy, "accuracy_low": low, "accuracy_high": high,
+            "at_half": at_half, "ties": verdicts.count("tie"),
             "contradicted": sum(position_inconsistent(*pair) for pair in judged),
             "unparsed": verdicts.count("unparsed"), "decides": low > BELIEVED}  # fmt: skip
 

@@ -43,20 +43,16 @@ def paper_table() -> list[dict[str, Any]]:
     return read_csv(FACTS / "paper_table.csv").to_dict("records")
 
 
-def joint_table(p: Sequence[int], q: Sequence[int], dependence: str) -> np.ndarray:
-    """Return counts of (personalization, quality) verdicts, (3, 3) by win, tie, loss, with these margins.
+def resampled_dpq(p: Sequence[int], q: Sequence[int], agree: bool, rng: np.random.Generator) -> np.ndarray:
+    """Return dPQ, in points, of counts of verdicts (win, tie, loss), and then of their multinomial resamples.
 
-    "independent": products of the margins. "agree": as many equal verdicts as can be (upper Frechet bound).
+    The two verdicts of a pair of answers are independent, or ``agree`` as often as the counts allow (upper
+    Frechet bound).
     """
-    rows, columns = np.array(p, dtype=float), np.array(q, dtype=float)
-    if dependence == "independent":
-        return np.outer(rows, columns) / rows.sum()
-    cumulative = np.minimum.outer(np.cumsum(rows), np.cumsum(columns))
-    return np.diff(np.diff(cumulative, axis=0, prepend=0), axis=1, prepend=0)
-
-
-def resampled_dpq(joint: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return dPQ, in points, of a joint table and then of its multinomial resamples."""
+    joint = np.outer(p, q) / sum(p)
+    if agree:
+        cumulative = np.minimum.outer(np.cumsum(p), np.cumsum(q))
+        joint = np.diff(np.diff(cumulative, axis=0, prepend=0), axis=1, prepend=0)
     draws = rng.multinomial(round(joint.sum()), joint.ravel() / joint.sum(), size=N_RESAMPLES)
     counts = np.concatenate([joint[None], draws.reshape(-1, 3, 3)])
     margins = [counts.sum(axis=axis) for axis in (2, 1)]
@@ -87,21 +83,18 @@ def reanalysed() -> Table:
     for number, row in enumerate(paper_table()):
         line: results.Row = {"dataset": row["dataset"], "kind": "paper"}
         line |= {"label": f"{row['side']}, {row['persona']}", "n": row["n"]}
+        p, q = ([row[f"{short}_{verdict}"] for verdict in judging.PARSED] for short in "pq")
+        for short, counts in (("p", p), ("q", q)):
+            line |= results.verdict_counts(short, dict(zip(judging.PARSED, counts, strict=True)))
+            line[f"{short}_sign"] = intervals.sign_test(counts[0], counts[2])
         rng = np.random.default_rng(number)
-        margins: list[list[int]] = []
-        for short in "pq":
-            counts: dict[str, int] = {verdict: row[f"{short}_{verdict}"] for verdict in judging.PARSED}
-            line |= results.verdict_counts(short, counts)
-            line[f"{short}_sign"] = intervals.sign_test(counts["win"], counts["loss"])
-            margins.append(list(counts.values()))
-        p, q = margins
-        drawn.append(resampled_dpq(joint_table(p, q, "independent"), rng))
-        widest = intervals.interval_of(resampled_dpq(joint_table(p, q, "agree"), rng))
+        drawn.append(resampled_dpq(p, q, False, rng))
+        widest = intervals.interval_of(resampled_dpq(p, q, True, rng))
         line |= drawn_columns({"dpq": drawn[-1]}) | {"dpq_p": dpq_test(p, q)}
         lines.append(line | {"dpq_low_widest": widest.low, "dpq_high_widest": widest.high})
     average: results.Row = {"dataset": "all", "kind": "average", "label": "average of the ten rows"}
     average |= drawn_columns({"dpq": np.mean(drawn, axis=0)})
-    average |= {end: np.mean([line[end] for line in lines]) for end in ("dpq_low_widest", "dpq_high_widest")}
+    average |= table_of(lines)[["dpq_low_widest", "dpq_high_widest"]].mean().to_dict()
     table = results.with_holm(table_of([*lines, average]))
     return table.assign(dpq_holm=intervals.holm(table.dpq_p))
 
@@ -157,12 +150,10 @@ def filtered_lines(row: Judged) -> list[results.Row]:
 
 def filtered_table(profile: Profile) -> Table:
     """Return every judged row whole and filtered; Holm's adjustment is over rows of one kind and filter."""
-    import pandas as pd
-
     table = table_of(line for row in judging.read_judgments(profile) for line in filtered_lines(row))
-    if table.empty:
-        return table
-    return pd.concat([results.with_holm(part) for _, part in table.groupby(["kind", "pairs"])]).sort_index()
+    for short in RUBRIC_NAMES if len(table) else ():
+        table[f"{short}_holm"] = table.groupby(["kind", "pairs"])[f"{short}_sign"].transform(intervals.holm)
+    return table
 
 
 def length_model(signs: Sequence[float], differences: Sequence[float], prompts: Sequence[str]) -> Interval:
@@ -177,12 +168,11 @@ def length_model(signs: Sequence[float], differences: Sequence[float], prompts: 
     from statsmodels.genmod.generalized_linear_model import GLM
     from statsmodels.tools.sm_exceptions import PerfectSeparationWarning
 
-    decided = [item for item in zip(signs, differences, prompts, strict=True) if abs(item[0]) == 1]
-    wins = np.array([sign > 0 for sign, _, _ in decided], dtype=float)
-    lengths = np.array([difference for _, difference, _ in decided], dtype=float)
+    decided = np.flatnonzero(signs)
+    wins, lengths = (np.take(signs, decided) + 1) / 2, np.take(differences, decided)
     if min(wins.sum(), len(wins) - wins.sum()) < MIN_EACH or lengths.std() == 0:
         return Interval()
-    groups = np.unique([prompt for _, _, prompt in decided], return_inverse=True)[1]
+    groups = np.unique(np.take(prompts, decided), return_inverse=True)[1]
     terms = np.column_stack([np.ones_like(wins), np.tanh(lengths / lengths.std())])
     with warnings.catch_warnings():
         warnings.simplefilter("error", PerfectSeparationWarning)
@@ -197,20 +187,17 @@ def length_table(profile: Profile) -> Table:
     """Return the main rows and PT-DPO against PT-SFT by rubric: net as it is, and at equal length."""
     lines = []
     for row in results.judged_rows(profile, ("main", "stage")):
-        words = [{i: [len(answer.completion.split()) for answer in both] for i, both in found.items()}
-                 for found in answers_of(row)]  # fmt: skip
-        longer = [{i: tested - base for i, (tested, base) in found.items()} for found in words]
-        means = np.mean([pair for found in words for pair in found.values()], axis=0)
-        sizes = dict(zip(("words_tested", "words_base"), means, strict=True))
-        shared, signs = same_items(row.runs), intervals.SIGNS
+        items = [(i if same_items(row.runs) else f"{run}/{i}", *(len(a.completion.split()) for a in both))
+                 for run, found in enumerate(answers_of(row)) for i, both in found.items()]  # fmt: skip
+        prompts, tested, base = zip(*items, strict=True)
         for short, rubric in RUBRIC_NAMES.items():
-            items = [(signs.get(verdict, 0.0), longer[run][i], i if shared else f"{run}/{i}")
-                     for run, verdicts in enumerate(row.verdicts[rubric])
-                     for i, verdict in verdicts.items()]  # fmt: skip
-            line = results.row_names(row) | {"rubric": rubric, **sizes}
-            line |= {"n_decided": sum(row.counts(rubric)[verdict] for verdict in signs)}
-            line |= drawn_columns({"net": row.scores[f"{short}_net"]})
-            lines.append(line | interval_columns("net_controlled", length_model(*zip(*items, strict=True))))
+            signs = [intervals.SIGNS.get(v, 0.0) for by_id in row.verdicts[rubric] for v in by_id.values()]
+            controlled = length_model(signs, np.subtract(tested, base).tolist(), prompts)
+            lines.append(results.row_names(row) | {
+                "rubric": rubric, "words_tested": np.mean(tested), "words_base": np.mean(base),
+                "n_decided": np.count_nonzero(signs), **drawn_columns({"net": row.scores[f"{short}_net"]}),
+                **interval_columns("net_controlled", controlled),
+            })  # fmt: skip
     return table_of(lines)
 
 
@@ -238,8 +225,8 @@ def measured(table: Table, column: str, condition: str) -> results.Row:
 
 def aims_of(profile: Profile, dataset: str, aims: Mapping[str, Any], group: str) -> list[results.Row]:
     """Return a line per aim of a group for one data set."""
-    names, lines = {"arm": main_arm(profile), "split": inference_split(profile, dataset)}, []
-    names["over"] = aims["over_half"].get(dataset)
+    lines, over = [], aims["over_half"].get(dataset)
+    names = {"arm": main_arm(profile), "split": inference_split(profile, dataset), "over": over}
     for entry in aims[group]:
         rows = {"dataset": dataset} | {name: text.format(**names) for name, text in entry["rows"].items()}
         of = entry["of"] if isinstance(entry["of"], dict) else {name: name for name in entry["of"]}
@@ -268,12 +255,6 @@ def primary_results(profile: Profile) -> Table:
 
 
 # --- all tables of a profile ---
-
-
-def every_dataset(profile: Profile, make: Callable[[Sequence[Run]], Table]) -> Table:
-    """Return the table of every data set's runs, one under the other; empty ones are left out."""
-    tables = [make(runs_of(profile, dataset)) for dataset in profile.datasets]
-    return stacked(table for table in tables if len(table))
 
 
 def calibrations(runs: Sequence[Run]) -> Table:
@@ -306,17 +287,18 @@ def corrected_main(profile: Profile) -> Table:
 
 def save_tables(profile: Profile) -> dict[str, Path]:
     """Write every table of the profile, of several seeds also ``by_seed``; returns the paths that exist."""
-    parts = []
+    parts, paths = [], {}
     for seed in profile.seeds if len(profile.seeds) > 1 else ():
         alone = set_field(profile, {"seeds": [seed]})
         save_tables(alone)
         if len(found := results.read_table(alone, "primary")):
             parts.append(found.dropna(subset="estimate").assign(seed=seed))
     judging.forget_judged()
-    by_dataset = {"calibration": calibrations, **SWAP_TABLES, **USER_TABLES}
     # in this order: the main table reads the calibration, the aims read all before them
+    for name, of_dataset in {"calibration": calibrations, **SWAP_TABLES, **USER_TABLES}.items():
+        made = (of_dataset(runs_of(profile, dataset)) for dataset in profile.datasets)
+        paths[name] = results.save_table(profile, name, stacked(made))
     makers: dict[str, Callable[[Profile], Table]] = {
-        **{name: functools.partial(every_dataset, make=make) for name, make in by_dataset.items()},
         **results.JUDGED_TABLES,
         "main": corrected_main,
         "paper": lambda profile: reanalysed(),
@@ -326,7 +308,7 @@ def save_tables(profile: Profile) -> dict[str, Path]:
         "primary": primary_results,
         "by_seed": lambda profile: stacked(parts),
     }
-    paths = {name: results.save_table(profile, name, make(profile)) for name, make in makers.items()}
+    paths |= {name: results.save_table(profile, name, make(profile)) for name, make in makers.items()}
     return {name: path for name, path in paths.items() if path}
 
 
@@ -354,21 +336,20 @@ def verify(profile: Profile, published: Table) -> Table:
 
     ``inside``: the run is in its band. ``same``: a run of one published seed gives its value.
     """
-    run, seeds, lines = results.read_table(profile, "primary"), profile.seeds, []
+    run, lines = results.read_table(profile, "primary"), []
     if run.empty:
         raise DataError(f"profile {profile.name} has no results to verify: ./run_all.sh")
-    for (aim, where), found in published.groupby(["aim", "where"], sort=False):
-        own = pick(run, {"aim": aim, "where": where}).estimate.dropna()
-        if own.empty:
-            continue
-        value, alone = own.item(), pick(found, {"seed": seeds[0]}).estimate if len(seeds) == 1 else own[:0]
-        band = prediction_band(list(found.estimate), len(seeds), 1 / found.n.max())
-        lines.append({
-            "aim": aim, "where": where, "run": value, **interval_columns("published", band),
-            "n_seeds": len(found),
-            "inside": None if band.low is None else band.low <= value <= band.high,
-            "same": abs(alone.item() - value) < 1e-5 if len(alone) else None,
-        })  # fmt: skip
+    run = run.dropna(subset="estimate").set_index(["aim", "where"]).estimate
+    for name, found in published.groupby(["aim", "where"], sort=False):
+        if name in run:
+            band = prediction_band(list(found.estimate), len(profile.seeds), 1 / found.n.max())
+            alone = found.estimate[(found.seed == profile.seeds[0]) & (len(profile.seeds) == 1)]
+            lines.append({
+                "aim": name[0], "where": name[1], "run": run[name], **interval_columns("published", band),
+                "n_seeds": len(found),
+                "inside": None if band.low is None else band.low <= run[name] <= band.high,
+                "same": abs(alone.item() - run[name]) < 1e-5 if len(alone) else None,
+            })  # fmt: skip
     return table_of(lines)
 
 

@@ -14,15 +14,18 @@ import io
 import random
 import re
 from collections.abc import Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from persona_lib.intervals import bootstrap_mean, interval_columns, interval_of
-from persona_lib.paper.answers import eval_rows, is_answered, read_generations
-from persona_lib.records import SIDES, RunSpec, Table, stacked, table_of
-from persona_lib.settings import Profile, Run, main_arm, results_dir
+from persona_lib.paper.answers import eval_rows, is_answered
+from persona_lib.paper.judging import compare, matchups
+from persona_lib.records import SIDES, Table, stacked, table_of
+from persona_lib.settings import Profile, Run, results_dir
 from persona_lib.store import content_hash, fill, people_csv, write_text
 
 SCALE = (1, 2, 3, 4, 5)
@@ -82,33 +85,26 @@ def persona_units(run: Run) -> list[list[Item]]:
     return units
 
 
-def answer_units(run: Run, persona: str) -> list[list[Item]]:
-    """Return, per row, both systems' answers as in the main comparison; [] if a system has not answered."""
-    found = {}
-    for system, arm, form in (("PT-DPO", main_arm(run.profile), "line"), ("DPO", "none", "first_person")):
-        spec = RunSpec(run.dataset, "dpo", arm, persona, run.seed, form)
-        if not is_answered(run, spec):
-            return []
-        found[system] = read_generations(run, spec)
-    units = []
-    for row in eval_rows(run):
-        if all(row.id in answers for answers in found.values()):
-            pair = f"{run.dataset}/{row.id}/{persona}"
-            shown = {"unit": pair, "pair": pair, "prompt": row.prompt, "persona": row.personas[persona] or ""}
-            units.append([shown | {"group": system, "response": of[row.id].completion}
-                          for system, of in found.items()])  # fmt: skip
+def answer_units(run: Run) -> list[list[Item]]:
+    """Return, per row, both systems' answers of the main comparison to users' personas, else to gold ones."""
+    main = [m for m in matchups(run) if m.kind == "main" and is_answered(run, m.test, m.base)]
+    found = [(m.judge_persona, c) for m in main for c in compare(run, m)]
+    units, kind = [], "user" if any(told.startswith("user") for told, _ in found) else "gold"
+    for told, c in (one for one in found if one[0].startswith(kind)):
+        pair = f"{run.dataset}/{c.id}/{told}"
+        shown = {"unit": pair, "pair": pair, "prompt": c.prompt, "persona": c.persona or ""}
+        texts = zip(GROUPS["answers"], (c.response_a, c.response_b), strict=True)
+        units.append([shown | {"group": system, "response": text} for system, text in texts])
     return units
 
 
 def items_to_rate(profile: Profile, study: str, n: int) -> list[Item]:
-    """Draw about ``n`` items, equally from data sets; answers are to users' personas, else to gold ones."""
+    """Draw about ``n`` items, equally from data sets."""
     runs = [Run(profile, dataset, profile.seeds[0]) for dataset in profile.datasets]
     runs = [run for run in runs if (run.folder / "tailoring" / f"{profile.evaluation.split}.jsonl").exists()]
     items = []
     for run in runs:
-        found = persona_units(run) if study == "personas" else []
-        for kind in ("user", "gold") if study == "answers" else ():
-            found = found or [unit for side in SIDES for unit in answer_units(run, f"{kind}-{side}")]
+        found = persona_units(run) if study == "personas" else answer_units(run)
         rng = random.Random(f"rated-{study}-{run.dataset}-0")
         wanted = max(1, round(n / len(GROUPS[study]) / len(runs)))
         for unit in rng.sample(found, min(wanted, len(found))):
@@ -120,11 +116,9 @@ def items_to_rate(profile: Profile, study: str, n: int) -> list[Item]:
 
 
 def shuffled_units(items: Sequence[Item], seed: int | str) -> list[list[Item]]:
-    """Return the items by unit, both the units and the items within each in random order."""
-    units: dict[str, list[Item]] = {}
-    for item in items:
-        units.setdefault(item["unit"], []).append(item)
-    rng, order = random.Random(f"rating-sheets-{seed}"), list(units.values())
+    """Return the items by unit (those of one follow each other), units and their items in random order."""
+    order = [list(unit) for _, unit in groupby(items, itemgetter("unit"))]
+    rng = random.Random(f"rating-sheets-{seed}")
     rng.shuffle(order)
     for unit in order:
         rng.shuffle(unit)

@@ -15,11 +15,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from persona_lib import intervals
 from persona_lib.beyond.claims import reanalysed
 from persona_lib.data.official import DATASETS, ROLE_MARK, download, find_data_dir, load_official
 from persona_lib.data.preference import draw
-from persona_lib.intervals import drawn_columns, make_pool
+from persona_lib.intervals import drawn_columns, make_pool, scores, signs
 from persona_lib.models.generate import cut_at_stop
 from persona_lib.paper.judges import Comparisons, model_judge
 from persona_lib.paper.judging import RUBRIC_NAMES, judge_comparisons, judge_key
@@ -131,7 +130,7 @@ def open_if_present(data_dir: str | Path = "") -> tuple[Released | None, str]:
 # --- analysed without a judge ---
 
 
-def released_tables(data: Released, n_resamples: int = 4000, seed: int = 0) -> dict[str, Table]:
+def released_tables(data: Released, n_resamples: int) -> dict[str, Table]:
     """Return the table ``released_flip`` by its name, a line per data set, kind of personas and policy."""
     lines = []
     for (dataset, rows), source, arm in itertools.product(data.rows.items(), SOURCES, ARMS):
@@ -142,7 +141,7 @@ def released_tables(data: Released, n_resamples: int = 4000, seed: int = 0) -> d
         found = flip_and_did(*texts, *([getattr(row, side) for row in rows] for side in SIDES))
         line = {"dataset": dataset, "personas": source, "arm": arm, "n": len(rows)}
         columns = {name: [dict(enumerate(found[name]))] for name in ("flip", "did", "did_positive")}
-        pool = make_pool(columns, n_resamples, seed, least=lambda name: None if name == "did" else 0)
+        pool = make_pool(columns, n_resamples, least=lambda name: None if name == "did" else 0)
         lines.append(line | drawn_columns(pool))
     return {"released_flip": table_of(lines)}
 
@@ -209,9 +208,9 @@ def rejudged_row(run: Run, dataset: str, eval_persona: str) -> Row:
         by_id = {row["id"]: row[rubric] for row in verdicts}
         line |= verdict_counts(short, Counter(by_id.values()))
         line[f"{short}_inconsistent"] = inconsistent(folder / f"{rubric}.jsonl")
-        columns[f"released/{short}"] = intervals.signs([by_id])
+        columns[f"released/{short}"] = signs([by_id])
     pool = make_pool(columns, run.profile.evaluation.bootstrap_samples, least=lambda name: -1)
-    return line | drawn_columns(intervals.scores(pool, "released"))
+    return line | drawn_columns(scores(pool, "released"))
 
 
 def rejudged_tables(run: Run, data: Released | None) -> dict[str, Table]:

@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from persona_lib import intervals
 from persona_lib.beyond.released import Released
-from persona_lib.intervals import Interval, interval_columns
+from persona_lib.beyond.users import tailored
+from persona_lib.intervals import Interval, bootstrap_mean, holm, interval_columns, sign_test, wilson_interval
 from persona_lib.paper.answers import grid, is_answered, read_generations
 from persona_lib.paper.judging import runs_of
 from persona_lib.records import Table, table_of
-from persona_lib.settings import FACTS, Profile, main_arm
+from persona_lib.settings import FACTS, Profile
 from persona_lib.store import facts, read_csv
 
 CLASSES = ("refusal", "caution", "neither")
@@ -81,13 +81,12 @@ def released_answers(data: Released) -> Table:
 
 def run_answers(profile: Profile) -> Table:
     """Return the finished answers of the main tailored and the persona-free arm, of the last method."""
-    method, rows = "dpo" if "dpo" in profile.training.methods else "sft", []
-    arms = [f"{method}-{persona}" for persona in ("none", main_arm(profile))]
-    for dataset in (name for name in profile.datasets if name not in HARMLESS):
-        for run in runs_of(profile, dataset):
-            for spec in (s for s in grid(run) if s.arm in arms and is_answered(run, s)):
-                cell = (dataset, spec.arm, spec.eval_persona, spec.persona_format, run.seed)
-                rows += [(*cell, i, a.completion) for i, a in sorted(read_generations(run, spec).items())]
+    rows: list[tuple] = []
+    for run in [run for name in profile.datasets if name not in HARMLESS for run in runs_of(profile, name)]:
+        arms = tailored(run), f"{tailored(run).partition('-')[0]}-none"
+        for spec in (spec for spec in grid(run) if spec.arm in arms and is_answered(run, spec)):
+            cell = (run.dataset, spec.arm, spec.eval_persona, spec.persona_format, run.seed)
+            rows += [(*cell, i, a.completion) for i, a in sorted(read_generations(run, spec).items())]
     return table_of(rows, COLUMNS)
 
 
@@ -104,7 +103,7 @@ def error_line(rows: Table) -> dict[str, Any]:
         weight = rows.weight[among].to_numpy(dtype=float)
         n = weight.sum() ** 2 / (weight**2).sum()  # Kish's effective sample size
         share = np.average(hits[among], weights=weight)
-        line |= interval_columns(name, Interval(float(share), *intervals.wilson_interval(share * n, n)))
+        line |= interval_columns(name, Interval(float(share), *wilson_interval(share * n, n)))
     return line
 
 
@@ -118,19 +117,21 @@ def error_table(answers: Table) -> Table:
     return table_of({"part": part} | error_line(rows[rows.part == part]) for part in PARTS)
 
 
+def mean_of(rows: Table, name: str, n_resamples: int) -> Interval:
+    """Return the mean of a column; seeds with equally many rows have answered the same prompts."""
+    seeds = [part[name].to_numpy() for _, part in rows.groupby("seed")]
+    return bootstrap_mean(seeds, n_resamples, shared_items=len({*map(len, seeds)}) == 1)
+
+
 def share_table(answers: Table, n_resamples: int) -> Table:
     """Return, per cell, the counts of classes, the share that keeps a caution, and mean words."""
     lines = []
     for cell, own in answers.groupby(CELL, sort=False):
-        seeds = [part.kept.to_numpy() for _, part in own.groupby("seed")]
-        line = dict(zip(CELL, cell, strict=True)) | {"n": len(own), "n_seeds": len(seeds)}
-        line |= {name: int((own.label == name).sum()) for name in CLASSES}
-        if len(seeds) > 1:
-            same = len(set(map(len, seeds))) == 1
-            share = intervals.bootstrap_mean(seeds, n_resamples, shared_items=same)
-        else:  # Wilson's interval
-            share = Interval(own.kept.mean(), *intervals.wilson_interval(own.kept.sum(), len(own)))
-        line |= interval_columns("share", share)
+        share = mean_of(own, "kept", n_resamples)
+        if own.seed.nunique() == 1:
+            share = Interval(own.kept.mean(), *wilson_interval(own.kept.sum(), len(own)))
+        line = dict(zip(CELL, cell, strict=True)) | {"n": len(own), "n_seeds": own.seed.nunique()}
+        line |= {name: int((own.label == name).sum()) for name in CLASSES} | interval_columns("share", share)
         lines.append(line | {"words_mean": float(own.text.str.split().str.len().mean())})
     return table_of(lines)
 
@@ -167,15 +168,13 @@ def pair_line(rows: Table, n_resamples: int) -> dict[str, Any]:
     rows["difference_cut"] = [float(tested) - compared for tested, compared in cautions]
     rows["difference"] = rows.kept - rows.kept_compared
     only_tested, only_compared = int((rows.difference > 0).sum()), int((rows.difference < 0).sum())
-    seeds = [part for _, part in rows.groupby("seed")]
-    n_seeds, shared = len(seeds), len({*map(len, seeds)}) == 1 < len(seeds)
-    line: dict[str, Any] = {
+    n_seeds = rows.seed.nunique()
+    return {
         "n": len(rows), "n_seeds": n_seeds, "only_tested": only_tested, "only_compared": only_compared,
-        "p": intervals.sign_test(only_tested, only_compared) if n_seeds == 1 else np.nan}  # fmt: skip
-    for name in ("difference", "difference_cut"):
-        mean = intervals.bootstrap_mean([part[name] for part in seeds], n_resamples, shared_items=shared)
-        line |= interval_columns(name, mean)
-    return line
+        "p": sign_test(only_tested, only_compared) if n_seeds == 1 else np.nan,
+        **interval_columns("difference", mean_of(rows, "difference", n_resamples)),
+        **interval_columns("difference_cut", mean_of(rows, "difference_cut", n_resamples)),
+    }  # fmt: skip
 
 
 def pair_table(answers: Table, n_resamples: int) -> Table:
@@ -188,7 +187,7 @@ def pair_table(answers: Table, n_resamples: int) -> Table:
             head |= {"shows": shows, "tested": tested[1], "compared": compared[1]}
             lines.append(head | pair_line(rows, n_resamples))
     table = table_of(lines)
-    return table.assign(p_holm=intervals.holm(table.p)) if lines else table
+    return table.assign(p_holm=holm(table.p)) if lines else table
 
 
 def safety_tables(answers: Table, n_resamples: int) -> dict[str, Table]:

@@ -23,7 +23,6 @@ from persona_lib.intervals import drawn_columns, make_pool, ratio, resampled, si
 from persona_lib.models import trainers
 from persona_lib.models.served import SURFACE, load_generator, role_key
 from persona_lib.paper import judging, swap
-from persona_lib.paper.judging import matchups
 from persona_lib.paper.personas import MAX_WORDS, STOPS, parse_persona, read_personas
 from persona_lib.paper.results import Row, verdict_counts
 from persona_lib.prompts import profile_query
@@ -89,19 +88,19 @@ def user_personas(run: Run) -> list[UserPersona]:
     path, found, train = folder / "personas.jsonl", history_personas(run), load_pairs(run)["train"]
     if store.is_done(folder, key):
         return store.read_rows(path, UserPersona)
-    parts = {(user, n): list(own.values())[: n or None]
+    parts = {(user, n): dict(list(own.items())[: n or None])
              for user, own in found.items() for n in (0, *LENGTHS) if n < len(own)}  # fmt: skip
-    texts = {place: medoid(part) for place, part in parts.items()}
-    asked = [place for place, part in parts.items() if len(set(part)) > 1]
+    texts = {place: medoid(list(part.values())) for place, part in parts.items()}
+    asked = [place for place, part in parts.items() if len({*part.values()}) > 1]
     by_rule = generator.model == SURFACE and not generator.url
     if asked and not by_rule and not any(pair.persona_chosen for pair in train):
-        queries = [profile_query(parts[place][-SHOWN:]) for place in asked]
+        queries = [profile_query(list(parts[place].values())[-SHOWN:]) for place in asked]
         writer = load_generator(run, "generator")
         for n, made in writer.generate(queries, generator.max_new_tokens, STOPS):
             texts[asked[n]] = parse_persona(made.text, MAX_WORDS)[0] or texts[asked[n]]
     trained, rows = {pair.user for pair in train}, []
     for (user, n), text in texts.items():
-        alike = [id for id in list(found[user])[: n or None] if likeness(found[user][id], text) >= ALIKE]
+        alike = [id for id, own in parts[user, n].items() if likeness(own, text) >= ALIKE]
         rows.append(UserPersona(f"{user}/{n}", user, n, text, alike, user in trained))
     store.write_rows(path, rows)
     store.mark_done(folder, key, users=len(found))
@@ -187,8 +186,9 @@ def margins_of(run: Run, arm: str, form: str) -> Margins:
 
 
 def part_of(run: Run) -> dict[str, str]:
-    """Return for every user with a persona whether training had seen them: "seen" or "unseen"."""
-    return {row.user: "seen" if row.seen else "unseen" for row in user_personas(run)}
+    """Return by pair whether training had seen its user, who has a persona: "seen" or "unseen"."""
+    parts = {row.user: "seen" if row.seen else "unseen" for row in user_personas(run)}
+    return {id: parts[user] for id, user in user_of_row(run).items() if user in parts}
 
 
 def mean_line(
@@ -223,7 +223,7 @@ def swap_by_users(runs: Sequence[Run]) -> Table:
         margins = [margins_of(run, arm, form) for run in runs]
         for (compared, history), both in comparisons(runs[0], arm).items():
             for part in ("unseen", "seen"):
-                mine = {id: row for id, row in told.items() if parts[users[id]] == part}
+                mine = {id: row for id, row in told.items() if parts[id] == part}
                 if any(found := [leans(known, mine, *both) for known in margins]):
                     head = {"dataset": runs[0].dataset, "arm": arm, "persona_format": form, "users": part,
                             "history": history, "compared": compared}  # fmt: skip
@@ -253,10 +253,10 @@ def leans(margins: Margins, told: Mapping[str, dict[str, str]], first: str, seco
 def user_wins(runs: Sequence[Run]) -> Table:
     """Return W / T / L and net of PT's answers under users' personas against plain ones, where judged."""
     users, parts, lines = user_of_row(runs[0]), part_of(runs[0]), []
-    told = [m for m in matchups(runs[0]) if m.judge_persona == OWN and m.test.arm == tailored(runs[0])]
-    for m, part in product([m for m in told if m.kind in ("main", "sft")], ("unseen", "seen")):
+    told = [m for m in judging.matchups(runs[0]) if m.judge_persona == OWN and m.kind in ("main", "sft")]
+    for m, part in product([m for m in told if m.test.arm == tailored(runs[0])], ("unseen", "seen")):
         verdicts = [{row["id"]: row["personalization"] for row in judging.read_verdicts(run, m)
-                     if parts[users[row["id"]]] == part} for run in runs]  # fmt: skip
+                     if parts[row["id"]] == part} for run in runs]  # fmt: skip
         if any(verdicts):
             head = {"dataset": runs[0].dataset, "label": m.label, "users": part}
             head |= verdict_counts("p", Counter(v for by_pair in verdicts for v in by_pair.values()))
