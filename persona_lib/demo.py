@@ -17,8 +17,8 @@ from persona_lib.data.everyday import DIMENSIONS, UNREADABLE, shows
 from persona_lib.models import trainers
 from persona_lib.models.generate import ONE_AT_A_TIME, TransformersGenerator
 from persona_lib.models.load import ModelError, format_of
-from persona_lib.paper.answers import adapters_of, eval_rows, whole_answer
-from persona_lib.paper.swap import PolicyLoader, swap_arms
+from persona_lib.paper.answers import PolicyLoader, adapters_of, eval_rows
+from persona_lib.paper.swap import swap_arms
 from persona_lib.prompts import STOP, beginning, completion_text, tailoring_prompt
 from persona_lib.provenance import asked_run
 from persona_lib.records import DataError, Table, table_of
@@ -74,9 +74,10 @@ class Asker:
         adapters = [folder.name for folder in adapters_of(self.run, arm)]
         penalty = settings.repetition_penalty
         generator = TransformersGenerator(*loaded, arm, 1, adapters, repetition_penalty=penalty)
-        prompt = asked + completion_text(beginning(self.run.dataset, question), self.chat)
+        begun = beginning(self.run.dataset, question)
+        prompt = asked + completion_text(begun, self.chat)
         for text in generator.stream(prompt, settings.max_new_tokens, (STOP,), settings.min_new_tokens):
-            yield whole_answer(self.run, question, text)
+            yield f"{begun} {text}".strip()
 
 
 def answer_own(run: Run, pairs: Sequence[tuple[str, str]] = ()) -> Table:

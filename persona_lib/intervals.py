@@ -2,7 +2,7 @@
 
 ``make_pool`` draws the items of a table once. Each column's mean is an array: its estimate, then its value
 in every resample. Statistics are arithmetic on such arrays, so any two numbers of a table have a paired
-difference. Over few seeds they are stretched (`seed_stretch`); tests/test_intervals.py measures coverage.
+difference. Over few seeds they are stretched (`resampled`); tests/test_intervals.py measures coverage.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from typing import Any
 import numpy as np
 
 from persona_lib.records import Judgment, Verdict
-
-# --- tests and closed forms of counts ---
 
 
 def sign_test(n_wins: int, n_losses: int) -> float:
@@ -133,18 +131,6 @@ def interval_of(drawn: Sequence[float] | np.ndarray) -> Interval:
     return Interval(float(estimate), float(low), float(high))
 
 
-def seed_stretch(n_seeds: int) -> float:
-    """Return by how much deviations between resampled seeds are stretched: sqrt(k / (k - 1)) t / z.
-
-    Means of k values drawn again from these k spread too little by sqrt((k - 1) / k), and normal limits are
-    too narrow where k values tell the spread (Hesterberg 2015, "What teachers should know about the
-    bootstrap"). The factor is 1.58 for five seeds, 2.69 for three, 9.17 for two.
-    """
-    from scipy.special import ndtri, stdtrit
-
-    return float(np.sqrt(n_seeds / (n_seeds - 1)) * stdtrit(n_seeds - 1, 0.975) / ndtri(0.975))
-
-
 def resampled(
     blocks: Sequence[np.ndarray],
     statistic: Callable[[np.ndarray], np.ndarray],
@@ -156,17 +142,22 @@ def resampled(
 
     ``blocks`` has one (items, columns) array per seed, or a row per cluster of items, drawn as a whole;
     ``statistic`` maps sums (rows, columns) to (rows, ...) (NaN: undefined). One seed: its items are drawn
-    with replacement. Several: whole seeds are drawn, and their deviations stretched (``seed_stretch``); what
-    chance their items add is in how the seeds differ. ``shared_items``: the seeds answered the same items in
-    the same order, of which seeds alone say nothing. So items are drawn as well, for all seeds at once, and
-    both deviations are added: a little too wide, as what both share counts twice.
+    with replacement. Several: whole seeds are drawn; what chance their items add is in how the seeds differ.
+    Means of k seeds drawn again from these spread too little by sqrt((k - 1) / k), and normal limits are too
+    narrow where k values tell the spread (Hesterberg 2015, "What teachers should know about the bootstrap"):
+    so their deviations are stretched by sqrt(k / (k - 1)) t / z. ``shared_items``: the seeds answered the
+    same items in the same order, of which seeds alone say nothing. So items are drawn as well, for all seeds
+    at once, and both deviations are added: a little too wide, as what both share counts twice.
     """
+    from scipy.special import ndtri, stdtrit
+
     rng, n_seeds = np.random.default_rng(seed), len(blocks)
     totals = np.stack([block.sum(axis=0) for block in blocks])
     drawn_seeds = rng.integers(n_seeds, size=(n_resamples, n_seeds))
     estimate, deviations = statistic(totals.sum(axis=0, keepdims=True)), 0.0
-    if n_seeds > 1:
-        deviations += seed_stretch(n_seeds) * (statistic(totals[drawn_seeds].sum(axis=1)) - estimate)
+    if n_seeds > 1:  # stretched by 1.58 for five seeds, by 2.69 for three, by 9.17 for two
+        stretch = np.sqrt(n_seeds / (n_seeds - 1)) * stdtrit(n_seeds - 1, 0.975) / ndtri(0.975)
+        deviations += stretch * (statistic(totals[drawn_seeds].sum(axis=1)) - estimate)
     if n_seeds == 1 or shared_items:
         n = len(blocks[0])
         drawn = rng.integers(n, size=(n_resamples, n)) + n * np.arange(n_resamples)[:, None]

@@ -84,7 +84,7 @@ def swap_reversal(given: argparse.Namespace) -> None:
                 scores[arm, form] = swap.score_jobs(run, arm, form, jobs, loader, where, key)
         return swap.row_items(used, scores)
 
-    table = swap.pooled(runs, items).table("arm", "persona_format", "measure", "persona")
+    table = swap.items_table(runs, items, "arm", "persona_format", "measure", "persona")
     lines, compared = [], calibration.gold_comparisons(used)
     for name in dict.fromkeys((profile.evaluation.judge, profile.persona_judge)):
         if name != "none":

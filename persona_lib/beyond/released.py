@@ -189,10 +189,9 @@ def judge_released(run: Run, data: Released | None) -> list[Path]:
     judge, folders = model_judge(run), []
     for pair in pairs:
         found = released_comparisons(data, *pair, run.profile.evaluation.limit)
-        what = dict(zip(("dataset", "eval_persona", "test", "base"), (*pair, *ARMS), strict=True))
         key = content_hash(VERSIONS["rejudged"], judge_key(run), found)
         folder = folder_of(run, *pair)
-        folders.append(judge_comparisons(judge, found, folder, key, what))
+        folders.append(judge_comparisons(judge, found, folder, key))
         print(f"{', '.join(pair)}: {len(found)} pairs of answers judged", flush=True)
     return folders
 

@@ -119,9 +119,6 @@ def vllm_generators(run: Run, specs: Sequence[RunSpec]) -> Iterator[tuple[RunSpe
         yield spec, VllmGenerator(engine, tokenizer, spec.arm, run.profile.base.dtype, adapter)
 
 
-# --- the grid ---
-
-
 def grid(run: Run) -> list[RunSpec]:
     """Return every cell of the grid for one data set and seed: which arm is shown which persona, and how.
 
@@ -155,11 +152,6 @@ def eval_rows(run: Run, split: str = "") -> list[TailoringRow]:
     """Return the rows of a split (the one evaluated): all, or ``evaluation.limit`` drawn by id."""
     path = run.folder / "tailoring" / f"{split or run.profile.evaluation.split}.jsonl"
     return draw(store.read_rows(path, TailoringRow), run.profile.evaluation.limit)
-
-
-def whole_answer(run: Run, prompt: str, text: str) -> str:
-    """Return a completion as it is kept: after its forced beginning (Mnemonic: "TERM sounds like")."""
-    return f"{beginning(run.dataset, prompt)} {text}".strip()
 
 
 def few_shot_examples(run: Run, spec: RunSpec) -> str:
@@ -217,13 +209,13 @@ def completions(run: Run, spec: RunSpec, generator: Any, rows: list[TailoringRow
     """Yield the completions of rows, each under its own persona, as the generator makes them."""
     how, shots, chat = run.profile.generation, few_shot_examples(run, spec), load.format_of(*run.base_source)
     personas = [row.personas.get(spec.eval_persona) for row in rows]
+    begun = [beginning(run.dataset, row.prompt) for row in rows]  # "", or a mnemonic's "TERM sounds like"
     prompts = []
-    for row, persona in zip(rows, personas, strict=True):
+    for row, persona, begin in zip(rows, personas, begun, strict=True):
         text = tailoring_prompt(row.prompt, persona, spec.persona_format, chat)
-        prompts.append(shots + text + completion_text(beginning(run.dataset, row.prompt), chat))
+        prompts.append(shots + text + completion_text(begin, chat))
     for n, done in generator.generate(prompts, how.max_new_tokens, (STOP,), how.min_new_tokens):
-        text = whole_answer(run, rows[n].prompt, done.text)
-        made = personas[n], text, done.finish_reason, done.n_tokens
+        made = personas[n], f"{begun[n]} {done.text}".strip(), done.finish_reason, done.n_tokens
         yield Generation(rows[n].id, spec.slug, rows[n].prompt, *made)
 
 
@@ -234,12 +226,12 @@ def broken_share(facts: dict[str, Any]) -> float:
 
 def unsound(profile: Profile) -> list[str]:
     """Name the runs of a profile of whose answers more than `BROKEN` repeat themselves."""
-    runs = [Run(profile, dataset, seed) for dataset in profile.datasets for seed in profile.seeds]
-    done = [(run, spec) for run in runs for spec in grid(run) if is_answered(run, spec)]
-    shares = {f"{spec.slug}, seed {run.seed}":
-              broken_share(store.read_json(generation_folder(run, spec) / "done.json"))
-              for run, spec in done}  # fmt: skip
-    return [name for name, share in shares.items() if share > BROKEN]
+    found = []
+    for run in (Run(profile, *one) for one in product(profile.datasets, profile.seeds)):
+        for spec in (spec for spec in grid(run) if is_answered(run, spec)):
+            if broken_share(store.read_json(generation_folder(run, spec) / "done.json")) > BROKEN:
+                found.append(f"{spec.slug}, seed {run.seed}")
+    return found
 
 
 @store.one_at_a_time

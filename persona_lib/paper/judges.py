@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -176,23 +177,17 @@ TRAINING = {"sft.learning_rate": 1e-3, "sft.epochs": 1, "sft.batch_size": 4, "ba
 def persona_rows(run: Run, part: str) -> list[dict[str, str]]:
     """Return the rows of "train" or "val" that the judge is trained on, of both sides; no test topics."""
     if run.dataset == everyday.NAME:
-        items = [i for i in everyday.items() if i.split == {"train": "train", "val": "validation"}[part]]
-        found = [
-            (f"{i.id}/{side}", i.prompt, getattr(i, f"response_{side}"), getattr(i, f"persona_{side}"))
-            for i in items
-            for side in "ab"
-        ]
+        split = {"train": "train", "val": "validation"}[part]
+        items = [item for item in everyday.items() if item.split == split]
+        found = [(f"{i.id}/{s}", i.prompt, getattr(i, f"response_{s}"), getattr(i, f"persona_{s}"))
+                 for i, s in product(items, "ab")]  # fmt: skip
     else:
         rows = store.read_rows(run.folder / "tailoring" / f"sft_{part}.jsonl", TailoringRow)
-        found = [
-            (f"{row.id}/{side}", row.prompt, getattr(row, side), persona)
-            for row in rows
-            for side in SIDES
-            if (persona := row.personas.get(f"gold-{side}"))
-        ]
+        found = [(f"{row.id}/{side}", row.prompt, getattr(row, side), row.personas.get(f"gold-{side}"))
+                 for row, side in product(rows, SIDES)]  # fmt: skip
     limit, chat = run.profile.evaluation.backwards_rows, load.format_of(*run.base_source)
     limit = limit if part == "train" else -(-limit // 8)
-    found.sort(key=lambda row: store.content_hash(row[0]))
+    found = sorted((row for row in found if row[-1]), key=lambda row: store.content_hash(row[0]))
     return [
         {"id": name, "prompt": asked(prompt, liked, chat), "completion": completion_text(persona, chat)}
         for name, prompt, liked, persona in found[: limit or None]

@@ -115,7 +115,7 @@ def judge_rubric(
     return [(known[c.id]["AB"], known[c.id]["BA"]) for c in comparisons]
 
 
-def judge_comparisons(judge: Judge, comparisons: Comparisons, folder: Path, key: str, what: Any) -> Path:
+def judge_comparisons(judge: Judge, comparisons: Comparisons, folder: Path, key: str) -> Path:
     """Judge comparisons under both rubrics and orders into a folder, unless it was finished for this key.
 
     Writes <rubric>.jsonl, verdicts.jsonl (a row per comparison: id and verdict by rubric) and done.json.
@@ -123,7 +123,6 @@ def judge_comparisons(judge: Judge, comparisons: Comparisons, folder: Path, key:
     if store.is_done(folder, key):
         return folder
     store.clear_unless(folder, key)
-    store.write_json(folder / "spec.json", what)
     judged = {r: judge_rubric(judge, comparisons, r, folder / f"{r}.jsonl") for r in RUBRICS}
     verdicts = {r: [verdict_of(*pair) for pair in pairs] for r, pairs in judged.items()}
     rows = [{"id": c.id} | {r: verdicts[r][n] for r in RUBRICS} for n, c in enumerate(comparisons)]
@@ -176,7 +175,7 @@ def judge_all(run: Run, role: str = "judge") -> list[Path]:
         inputs = m, [store.read_json(path)["key"] for path in answered], judge_key(run, role)
         key = store.content_hash(store.VERSIONS["judging"], JUDGE_RUBRICS, *inputs)
         folder = judgment_folder(run, m, role)
-        folders.append(judge_comparisons(judge, compare(run, m), folder, key, m))
+        folders.append(judge_comparisons(judge, compare(run, m), folder, key))
     return folders
 
 

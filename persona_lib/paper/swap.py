@@ -25,7 +25,6 @@ from persona_lib.models.load import format_of, model_key, pair_log_probs, using_
 from persona_lib.paper import answers
 from persona_lib.paper.answers import PolicyLoader
 from persona_lib.paper.judging import sampling
-from persona_lib.paper.results import Row
 from persona_lib.prompts import completion_text, tailoring_prompt
 from persona_lib.records import SIDES, Table, TailoringRow, table_of
 from persona_lib.settings import Run, deciding
@@ -178,17 +177,16 @@ def swap_scores(run: Run, arm: str, persona_format: str = "line") -> list[Policy
 
 # --- the measures of one row ---
 
-Lengths = Mapping[str, tuple[int, int]]  # row id -> bytes of the chosen and of the rejected response
-
 
 def swap_values(
-    scores: Sequence[PolicyScore], family: str, lengths: Lengths | None = None
+    scores: Sequence[PolicyScore], family: str, lengths: Mapping[str, tuple[int, int]] | None = None
 ) -> dict[str, dict[str, float]]:
     """Return the measures of one family of personas: {name: {id: value}}, of rows that have both sides.
 
     acc_chosen, acc_rejected and flip are 0/1; d is in nats; d_positive is 1/0, NaN where d is 0 (to
-    rounding) or the two personas are the same text. With ``lengths`` m(P) is the difference of
-    log-probabilities per byte, times the mean length of the two responses; rows without one are left out.
+    rounding) or the two personas are the same text. With ``lengths`` (by row: bytes of the
+    chosen and of the rejected response) m(P) is the difference of log-probabilities per byte, times the mean
+    length; rows without one are left out.
     """
     told = [{s.id: s for s in scores if s.eval_persona == f"{family}-{side}"} for side in SIDES]
     ids = sorted(i for i in told[0] if i in told[1] and (lengths is None or i in lengths))
@@ -271,74 +269,65 @@ def flip_items(run: Run) -> Found:
     return found
 
 
-@dataclass(frozen=True)
-class Pooled:
-    """The values of the runs of one data set, by row of a table, and the resampled mean of each value."""
-
-    runs: Sequence[Run]
-    rows: dict[Key, dict[str, list[dict[str, float]]]]  # row -> name of a value -> per run {id: value}
-    pool: dict[tuple[Key, str], np.ndarray]
-
-    def size(self, *keys: Key) -> Row:
-        """Return the items of the smallest of some rows, and the seeds that all of them have."""
-        by_run = [self.rows[key]["flip"] for key in keys]
-        seeds = [run.seed for run, *found in zip(self.runs, *by_run, strict=True) if all(found)]
-        return {"n": min(sum(map(len, found)) for found in by_run), **seed_columns(seeds)}
-
-    def table(self, *labels: str) -> Table:
-        """Return a line per row: its key as columns ``labels``, and each value's mean with its interval."""
-        lines = []
-        for key, names in self.rows.items():
-            drawn = {name: self.pool[key, name] for name in names}
-            if "longer_chosen" in drawn:  # as if either response were the longer one in half of the rows
-                drawn["balanced"] = (drawn["longer_chosen"] + drawn["longer_rejected"]) / 2
-            row = {"dataset": self.runs[0].dataset, **dict(zip(labels, key, strict=True)), **self.size(key)}
-            lines.append(row | drawn_columns(drawn))
-        return table_of(lines)
-
-
-def pooled(runs: Sequence[Run], read: Callable[[Run], Found]) -> Pooled:
-    """Read the values of all runs of a data set and resample them once."""
+def pooled(
+    runs: Sequence[Run], read: Callable[[Run], Found]
+) -> dict[Key, tuple[int, list[int], dict[str, np.ndarray]]]:
+    """Return, per row of a table, its items, its seeds, and each value's resampled mean: one draw for all."""
     found = [read(run) for run in runs]
-    names = {key: values for of_run in found for key, values in of_run.items() if values["flip"]}
-    rows = {key: {name: [of_run.get(key, {}).get(name, {}) for of_run in found] for name in values}
-            for key, values in names.items()}  # fmt: skip
-    columns = {(key, name): values for key, of in rows.items() for name, values in of.items()}
-    how = *sampling(runs), lambda name: None if name[1] in ("d", "did") else 0
-    return Pooled(runs, rows, make_pool(columns, *how))
+    names = {key: list(values) for of_run in found for key, values in of_run.items() if values["flip"]}
+    columns = {(key, name): [of_run.get(key, {}).get(name, {}) for of_run in found]
+               for key, of_row in names.items() for name in of_row}  # fmt: skip
+    pool = make_pool(columns, *sampling(runs), lambda name: None if name[1] in ("d", "did") else 0)
+    rows = {}
+    for key, of_row in names.items():
+        items = columns[key, "flip"]
+        seeds = [run.seed for run, values in zip(runs, items, strict=True) if values]
+        rows[key] = sum(map(len, items)), seeds, {name: pool[key, name] for name in of_row}
+    return rows
+
+
+def items_table(runs: Sequence[Run], read: Callable[[Run], Found], *labels: str) -> Table:
+    """Return a line per row: its key as columns ``labels``, and each value's mean with its interval."""
+    lines = []
+    for key, (n, seeds, drawn) in pooled(runs, read).items():
+        if "longer_chosen" in drawn:  # as if either response were the longer one in half of the rows
+            drawn["balanced"] = (drawn["longer_chosen"] + drawn["longer_rejected"]) / 2
+        row = {"dataset": runs[0].dataset, **dict(zip(labels, key, strict=True)), "n": n}
+        lines.append(row | seed_columns(seeds) | drawn_columns(drawn))
+    return table_of(lines)
 
 
 def swap_table(runs: Sequence[Run]) -> Table:
     """Return the persona swap: a row per arm, format, measure and family, each metric with its interval."""
-    return pooled(runs, swap_items).table("arm", "persona_format", "measure", "persona")
+    return items_table(runs, swap_items, "arm", "persona_format", "measure", "persona")
 
 
 def generation_flip(runs: Sequence[Run]) -> Table:
     """Return flip, share DiD > 0 and DiD of generated answers per arm, format and family, with intervals."""
-    return pooled(runs, flip_items).table("arm", "persona_format", "persona")
+    return items_table(runs, flip_items, "arm", "persona_format", "persona")
 
 
 TWINS = {  # tested policy -> what it is compared with: persona-free twin, PT-SFT, shuffled personas
-    f"{method}-{arm}.line": [name.format(arm) for name in names]
-    for arm in ("chosen", "both")
-    for method, names in {
-        "dpo": ("dpo-none.line", "dpo-none.first_person", "sft-{}.line", "dpo-shuffled.line"),
-        "sft": ("sft-none.line", "sft-none.first_person"),
-    }.items()
+    "dpo-chosen.line": ("dpo-none.line", "dpo-none.first_person", "sft-chosen.line", "dpo-shuffled.line"),
+    "dpo-both.line": ("dpo-none.line", "dpo-none.first_person", "sft-both.line", "dpo-shuffled.line"),
+    "sft-chosen.line": ("sft-none.line", "sft-none.first_person"),
+    "sft-both.line": ("sft-none.line", "sft-none.first_person"),
 }
 
 
 def swap_differences(runs: Sequence[Run]) -> Table:
     """Return each policy of `TWINS` minus the compared ones, paired by row and seed."""
-    found = pooled(runs, swap_items)
-    rows, lines = {(".".join(row[:2]), *row[2:]): row for row in found.rows}, []
-    for (tested, measure, persona), row in rows.items():
+    rows = {(".".join(key[:2]), *key[2:]): row for key, row in pooled(runs, swap_items).items()}
+    lines = []
+    for (tested, measure, persona), (n, seeds, drawn) in rows.items():
         for compared in TWINS.get(tested, ()):
-            if twin := rows.get((compared, measure, persona)):
-                drawn = {k: found.pool[row, k] - found.pool[twin, k] for k in ("d_positive", "flip")}
-                lines.append({"dataset": runs[0].dataset, "tested": tested, "compared": compared,
-                              "measure": measure, "persona": persona, **found.size(row, twin)}
-                             | drawn_columns(drawn))  # fmt: skip
+            if (compared, measure, persona) in rows:
+                fewer, shared, twin = rows[compared, measure, persona]
+                line = {"dataset": runs[0].dataset, "tested": tested, "compared": compared,
+                        "measure": measure, "persona": persona, "n": min(n, fewer)}  # fmt: skip
+                gap = {name: drawn[name] - twin[name] for name in ("d_positive", "flip")}
+                both = seed_columns([seed for seed in seeds if seed in shared])
+                lines.append(line | both | drawn_columns(gap))
     return table_of(lines)
 
 
