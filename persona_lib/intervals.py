@@ -10,8 +10,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -85,11 +84,7 @@ def scores(pool: Mapping[Any, np.ndarray], name: str) -> dict[str, np.ndarray]:
     return nets | {"dpq": 50 * (nets["p_net"] + nets["q_net"])}
 
 
-# --- tables ---
-
-
-@dataclass(frozen=True)
-class Interval:
+class Interval(NamedTuple):
     """An estimate with its 95 % interval; None where it is undefined (nothing is decided)."""
 
     estimate: float | None = None
@@ -99,7 +94,7 @@ class Interval:
 
 def interval_columns(name: str, interval: Interval) -> dict[str, float | None]:
     """Name an estimate and its limits as columns x, x_low, x_high."""
-    return {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
+    return dict(zip((name, f"{name}_low", f"{name}_high"), interval, strict=True))
 
 
 def drawn_columns(draws: Mapping[str, np.ndarray]) -> dict[str, float | None]:

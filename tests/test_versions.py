@@ -31,11 +31,11 @@ DECIDED = {
     "personas": (1, "be4aaf55686395c8"),
     "tailoring": (1, "73a122396bc33387"),
     "training": (1, "4276faef382785fe"),
-    "answers": (1, "e6d7511f70a5868f"),
-    "judging": (1, "aade6b463c2230c5"),
-    "swap": (1, "4eac7b87166610d9"),
-    "calibration": (1, "f81f89d5edd54a26"),
-    "rejudged": (1, "a0d03d6f6228a2ef"),
+    "answers": (1, "df0d16963aff282e"),
+    "judging": (1, "a86326d412d818cb"),
+    "swap": (1, "2b3f46361add817e"),
+    "calibration": (1, "5f7ce1c69fc472d7"),
+    "rejudged": (1, "ac09f661bd1def23"),
     "users": (1, "b6b58c828ce8b6c6"),
 }
 

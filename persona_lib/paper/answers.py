@@ -28,8 +28,6 @@ BROKEN = 0.05  # share of degenerate answers from which a policy is not sound
 KEYED = "generation.* base.quantization base.dtype evaluation.limit"
 STACKS = {"base": (), "few_shot": (), "sft": ("sft",), "dpo": ("sft", "dpo")}  # adapters, lowest first
 
-# --- policies: a base and its adapters, behind the generator interface ---
-
 
 def adapters_of(run: Run, arm: str) -> list[Path]:
     """Return the adapter folders of a policy, lowest first; ``arm`` is "base" or <method>-<train_persona>."""
@@ -145,9 +143,6 @@ def grid(run: Run) -> list[RunSpec]:
     return list(dict.fromkeys(specs))
 
 
-# --- what a policy is shown ---
-
-
 def eval_rows(run: Run, split: str = "") -> list[TailoringRow]:
     """Return the rows of a split (the one evaluated): all, or ``evaluation.limit`` drawn by id."""
     path = run.folder / "tailoring" / f"{split or run.profile.evaluation.split}.jsonl"
@@ -164,9 +159,6 @@ def few_shot_examples(run: Run, spec: RunSpec) -> str:
     told = spec.train_persona != "none"
     shots = [(row.prompt, row.personas["gold-chosen"] if told else None, row.chosen) for row in drawn]
     return few_shot_prefix(shots, load.format_of(*run.base_source))
-
-
-# --- generation, resumable by row ---
 
 
 def generation_folder(run: Run, spec: RunSpec) -> Path:

@@ -263,8 +263,6 @@ class BackwardsJudge:
         return scored(comparisons, NAME, rubric, self.scores(texts, suits), ".4f")
 
 
-# --- Which judge a run has ---
-
 # A profile's ``judge`` -> a function that returns the judge of a run; "none" is no judge.
 JUDGES: dict[str, Callable[[Run], Judge]] = {
     "oracle": lambda run: oracle_judge,

@@ -57,8 +57,11 @@ class Matchup:
         return f"{self.test.slug}__{self.base.slug}__{self.judge_persona}"
 
 
-def matchups(run: Run) -> list[Matchup]:
-    """Return the rows of the results tables for one data set and seed, among the runs of the grid."""
+def matchups(run: Run, role: str = "judge") -> list[Matchup]:
+    """Return the rows of the results tables for one data set and seed, among the runs of the grid.
+
+    The second judge is asked about the main ones only, and about none if no model is named.
+    """
     cells, rows, main = {spec.slug: spec for spec in grid(run)}, [], main_arm(run.profile)
 
     def add(label: str, kind: str, tested: str, base: str, judged: str) -> None:
@@ -85,6 +88,8 @@ def matchups(run: Run) -> list[Matchup]:
         for shown, name, form in (("none", "no", "line"), ("system", "system", "first_person")):
             told, untold = f"dpo-{main}.{shown}.line", f"dpo-none.{shown}.{form}"
             add(f"{name} persona, judged for {side}", "control", told, untold, side)
+    if role == "second_judge":
+        return [m for m in rows if m.kind == "main" and run.profile.second_judge.model]
     return rows
 
 
@@ -156,17 +161,10 @@ def judge_key(run: Run, role: str = "judge", name: str = "") -> list[Any]:
     return [*judge_settings(profile, role), *how, role_key(run, role)]
 
 
-def judged_matchups(run: Run, role: str = "judge") -> list[Matchup]:
-    """Return the matchups that a judge is asked about: the second, if there is one, the main ones only."""
-    if role == "judge":
-        return matchups(run)
-    return [m for m in matchups(run) if m.kind == "main" and run.profile.second_judge.model]
-
-
 @store.one_at_a_time
 def judge_all(run: Run, role: str = "judge") -> list[Path]:
     """Let a judge judge its matchups, unless finished; returns their folders. ConfigError for judge=none."""
-    found, folders = judged_matchups(run, role), []
+    found, folders = matchups(run, role), []
     if role != "judge" and not found:
         return []
     judge = load_judge(run) if role == "judge" else model_judge(run, role)
@@ -260,7 +258,7 @@ def read_judgments(profile: Profile, role: str = "judge") -> tuple[Judged, ...]:
     rows: list[Judged] = []
     for dataset in profile.datasets:
         runs, judged, columns = tuple(runs_of(profile, dataset)), {}, {}
-        for m in judged_matchups(runs[0], role):
+        for m in matchups(runs[0], role):
             by_run = [read_verdicts(run, m, role) for run in runs]
             if any(by_run):
                 judged[m] = {r: [{row["id"]: row[r] for row in part} for part in by_run] for r in RUBRICS}

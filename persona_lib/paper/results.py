@@ -29,9 +29,6 @@ N_EXAMPLES = 3  # rows of the evaluation split: its first, not selected
 Row = dict[str, Any]
 
 
-# --- the columns of a row ---
-
-
 def row_names(row: Judged) -> Row:
     """Return what identifies a row, with its size."""
     m = row.matchup
@@ -76,9 +73,6 @@ def with_holm(table: Table) -> Table:
     """Add Holm's p over all rows of a table, for each rubric that has sign tests; NaN for an average."""
     names = [f"{short}_sign" for short in RUBRIC_NAMES if f"{short}_sign" in table]
     return table.assign(**{name.replace("sign", "holm"): intervals.holm(table[name]) for name in names})
-
-
-# --- tables ---
 
 
 def judged_rows(profile: Profile, kinds: Sequence[str], role: str = "judge") -> list[Judged]:
@@ -157,9 +151,6 @@ JUDGED_TABLES: dict[str, Callable[[Profile], Table]] = {
     "judge_agreement": judging.agreement_table,
     "examples": example_table,
 }
-
-
-# --- files ---
 
 
 def table_path(profile: Profile, name: str) -> Path:

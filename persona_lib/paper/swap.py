@@ -28,7 +28,6 @@ from persona_lib.paper.judging import sampling
 from persona_lib.prompts import completion_text, tailoring_prompt
 from persona_lib.records import SIDES, Table, TailoringRow, table_of
 from persona_lib.settings import Run, deciding
-from persona_lib.store import VERSIONS
 from persona_lib.texts import unigram_f1
 
 BATCH = 8  # pairs of responses scored at once
@@ -40,9 +39,6 @@ FAMILIES = ("gold", "retrieved", "shuffled", "user")  # of personas that come in
 MEASURES = ("policy", "per byte")
 ROUNDING = 1e-4  # nats: a smaller D is rounding, the policy saw no difference
 Part = tuple[str, str]  # arm, persona format
-
-
-# --- what is scored ---
 
 
 def swap_families(arm: str, controls: bool = True) -> tuple[str, ...]:
@@ -75,9 +71,6 @@ def swap_arms(run: Run) -> list[Part]:
     return [("base", "line"), *told]
 
 
-# --- scoring ---
-
-
 @dataclass(frozen=True)
 class PolicyScore:
     """Log-probabilities (nats, summed over tokens) of a row's two responses under one named persona."""
@@ -106,8 +99,8 @@ def swap_key(run: Run, arm: str, persona_format: str) -> str:
         if not (folder / "done.json").exists():
             raise FileNotFoundError(f"{folder / 'done.json'}: not finished; run the step that makes it first")
     inputs = [store.read_json(folder / "done.json")["key"] for folder in folders]
-    settings = deciding(run.profile, KEYED)
-    return store.content_hash(VERSIONS["swap"], inputs, model_key(*run.base_source), settings, persona_format)
+    settings, base = deciding(run.profile, KEYED), model_key(*run.base_source)
+    return store.content_hash(store.VERSIONS["swap"], inputs, base, settings, persona_format)
 
 
 def score_policy(
@@ -173,9 +166,6 @@ def swap_scores(run: Run, arm: str, persona_format: str = "line") -> list[Policy
     folder = swap_folder(run, arm, persona_format)
     done = (folder / "done.json").exists()
     return store.read_rows(folder / "policy.jsonl", PolicyScore) if done else []
-
-
-# --- the measures of one row ---
 
 
 def swap_values(
