@@ -209,8 +209,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--profile", metavar="NAME", help="configs/NAME.yaml (default: everyday; own with --data FILE)")
     instead = parser.add_mutually_exclusive_group().add_argument  # of a run
-    instead("--plan", action="store_true", help="print what would run, why, for how long and with what")
-    instead("--list", action="store_true", help="print the steps of the profile, with their times")
+    instead("--plan", "--list", action="store_true",
+            help="print the steps: what would run, why, for how long and with what")  # fmt: skip
     instead("--check", action="store_true", help="only check the settings and your data")
     instead("--verify", action="store_true", help="compare the run with the published one; 1: it differs")
     add("--only", nargs="+", default=[], metavar="STEP",
@@ -323,9 +323,6 @@ def verify(pipeline: Pipeline, every: bool = True) -> int:
 def run(arguments: argparse.Namespace) -> int:
     """Do what the command line asks; raises ConfigError before anything is run."""
     pipeline = open_pipeline(arguments)
-    if arguments.list:
-        tasks.print_list(pipeline)
-        return 0
     if arguments.verify:
         return verify(pipeline)
     ids, place = select(pipeline, arguments), pipeline.results

@@ -166,7 +166,7 @@ def forget(pipeline: Pipeline, task: Task) -> None:
         shutil.rmtree(path)
 
 
-# --- ``--plan``: what would run and why, how long it takes, and what it needs ---
+# --- ``--plan`` or ``--list``: what would run and why, how long it takes, and what it needs ---
 
 
 def expected_seconds(pipeline: Pipeline, task: Task, known: dict[str, dict[str, Any]]) -> float | None:
@@ -186,17 +186,6 @@ def share(profile: Profile, step: str) -> float:
     both = [Run(p, p.datasets[0], p.seeds[0]) for p in (profile, settings.load_profile(profile.name))]
     mine, whole = (len(r.profile.training.arms if step < "08" else grid(r)) or 1 for r in both)
     return mine / whole
-
-
-def print_list(pipeline: Pipeline) -> None:
-    """Print every step of the profile: its time over data sets and seeds, and the notebook's title."""
-    known = pipeline.known()
-    print(f"profile {pipeline.profile.name}: {pipeline.profile.description}\n")
-    for step in dict.fromkeys(task.step for task in pipeline.tasks.values()):
-        mine = [task for task in pipeline.tasks.values() if task.step == step]
-        seconds = sum(expected_seconds(pipeline, task, known) or 0 for task in mine)
-        title = "".join(store.read_json(pipeline.source(mine[0]))["cells"][0]["source"]).splitlines()[0]
-        print(f"  {step:<26}  {clock(seconds):>11}  {title[5:]}")
 
 
 def plan(pipeline: Pipeline, selected: list[str], force: bool = False) -> dict[str, str]:
@@ -262,17 +251,20 @@ def needs(profile: Profile) -> list[str]:
 
 
 def print_plan(pipeline: Pipeline, reasons: dict[str, str], lack: str) -> None:
-    """Print every task with its state, time and reason, then what the run needs, and lacks here."""
+    """Print every task with state, time, notebook and reason, then what the run needs, and lacks here."""
     profile, known = pipeline.profile, pipeline.known()
     print(f"profile {profile.name}: {profile.description}\nresults in {pipeline.results}\n")
     width = max(map(len, reasons))
     minutes = 0.0
     for name, reason in reasons.items():
-        seconds = expected_seconds(pipeline, pipeline.tasks[name], known)
+        task = pipeline.tasks[name]
+        seconds = expected_seconds(pipeline, task, known)
         minutes += (seconds or 0) / 60 if reason else 0
         about = "?" if seconds is None else clock(seconds)
         state, why = ("run", reason) if reason else ("cached", "nothing changed")
-        print(f"  {state:<6}  {name:<{width}}  {about:>11}  {textwrap.shorten(why, 240, placeholder=' ...')}")
+        heading = "".join(store.read_json(pipeline.source(task))["cells"][0]["source"]).splitlines()[0]
+        said = textwrap.shorten(f"{heading[5:]} ({why})", 280, placeholder=" ...")
+        print(f"  {state:<6}  {name:<{width}}  {about:>11}  {said}")
     print(f"\nto run     {sum(map(bool, reasons.values()))} of {len(reasons)} tasks")
     print("time       about", f"{minutes:.0f} minutes" if minutes < 100 else f"{minutes / 60:.0f} hours")
     print("\n".join([*needs(profile), *([f"lacking    {lack}"] if lack else [])]))

@@ -102,7 +102,7 @@ def fetch(source: str) -> Path:
     A second process that wants the same weights waits for the first. Raises WeightsError, and leaves nothing
     behind, for a licence that was not accepted, a full disk, a failed download or a wrong hash.
     """
-    import fcntl
+    from filelock import FileLock
 
     row, folder = entry(source), folder_of(source)
     if is_fetched(source):
@@ -116,8 +116,7 @@ def fetch(source: str) -> Path:
     partial = folder.with_name(f".{folder.name}.partial")
     try:
         cache_folder().mkdir(parents=True, exist_ok=True)
-        with folder.with_name(f".{folder.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # the system releases it if this process dies
+        with FileLock(folder.with_name(f".{folder.name}.lock")):  # free again if this process dies
             if is_fetched(source):
                 return folder
             for stale in (partial, folder):
