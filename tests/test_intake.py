@@ -51,7 +51,7 @@ def read(tmp_path: Path, rows: list, mapping: str = "") -> OwnData:
 
 
 def codes(data: OwnData) -> dict[int, tuple[str, str]]:
-    return {row: (found.field, found.code) for row, found in data.rejected.items()}
+    return {f.row: (f.field, f.code) for f in data.findings if f.outcome == "rejected"}
 
 
 def sizes(data: OwnData) -> list[int]:
@@ -85,7 +85,7 @@ MIXED = [good(n) for n in range(30)] + [row for row, _, _ in (*DAMAGED, *ODD)]
 def test_every_kind_of_damage_is_named_by_row_and_field_and_no_row_is_lost(tmp_path):
     data = read(tmp_path, MIXED)
     assert codes(data) == {31 + n: (field, code) for n, (_, field, code) in enumerate(DAMAGED)}
-    assert {row.row for row in data.rows} | set(data.rejected) == set(range(1, len(MIXED) + 1))
+    assert {row.row for row in data.rows} | set(codes(data)) == set(range(1, len(MIXED) + 1))
     noted = [(f.row - 31 - len(DAMAGED), f.field, f.code) for f in data.findings if f.outcome == "kept"]
     assert noted == [(n, field, code) for n, (_, field, code) in enumerate(ODD)]
     assert [f.detail for f in data.findings[-3:]] == ["a.b@...", "+49 ...", "sk-a..."], "no secret is shown"
@@ -212,7 +212,7 @@ def shaped(n: int, kind: str) -> dict:
 def test_known_formats_are_read_without_a_mapping_and_one_of_the_user_alone_is_suggested(tmp_path, kind):
     data = read(tmp_path, rows := [shaped(n, kind) | {"rater": f"u{n % 6}"} for n in range(30)])
     texts = [(row.pair.prompt, row.pair.chosen, row.pair.rejected) for row in data.rows]
-    assert texts == [tuple(good(n).values()) for n in range(30)] and not data.rejected
+    assert texts == [tuple(good(n).values()) for n in range(30)] and not codes(data)
     brought = {row.pair.persona_chosen + row.pair.persona_rejected for row in data.rows}
     assert brought == {"xy" if kind == "rpr" else ""}
     if kind == "nectar":  # ranks 1 and 7
@@ -313,7 +313,8 @@ def test_near_prompts_share_a_group_even_through_a_third():
     bread = "how do I bake one loaf of good dark rye bread"
     texts = [f"{bread} at home", f"{bread} today", f"so {bread} today", f"{bread} AT  home", "else", "other"]
     rows = [OwnRow(n, "", None, pair=PreferencePair("", text, "", "")) for n, text in enumerate(texts)]
-    assert sorted(intake.near_parts(rows, 0.75)) == [[0, 1, 2, 3], [4], [5]]
+    parts = intake.near_parts(rows, 0.75)
+    assert sorted(sorted(row.row for row in part) for part in parts) == [[0, 1, 2, 3], [4], [5]]
     assert len(intake.near_parts([rows[0], rows[2]], 0.75)) == 2  # 9 of 13 different 3-grams in common
 
 

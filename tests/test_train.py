@@ -36,7 +36,7 @@ def test_each_arm_shows_its_persona_and_targets_the_response_that_it_prefers():
     assert dpo == [("a/chosen", " good", " bad"), ("a/rejected", " bad", " good")]
     with pytest.raises(ValueError, match="needs at least two"):
         to_sft_rows([row("a")], "shuffled", 0)
-    with pytest.raises(ValueError, match="use one of none, chosen"):
+    with pytest.raises(ValueError, match="no training arm .choosen.; did you mean chosen"):
         to_sft_rows([row("a")], "choosen", 0)
 
 

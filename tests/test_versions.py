@@ -27,12 +27,12 @@ FILES = {
     "users": "beyond.users",
 }
 DECIDED = {
-    "pairs": (1, "69c13e5138692bb8"),
+    "pairs": (1, "edfb836b215df0ba"),
     "personas": (1, "be4aaf55686395c8"),
     "tailoring": (1, "73a122396bc33387"),
     "training": (1, "4276faef382785fe"),
     "answers": (1, "df0d16963aff282e"),
-    "judging": (1, "a86326d412d818cb"),
+    "judging": (1, "a79d85369aab14ff"),
     "swap": (1, "2b3f46361add817e"),
     "calibration": (1, "5f7ce1c69fc472d7"),
     "rejudged": (1, "ac09f661bd1def23"),

@@ -313,22 +313,17 @@ def stems(text: str) -> set[str]:
     return {word[:STEM] for word in found if word not in COMMON}
 
 
-def finished(text: str) -> float:
-    """Return 1 for a text that ends like a sentence or a list line, 0 for one that breaks off."""
-    lines = text.strip().splitlines() or [""]
-    ended = re.search(r"[.!?)\"”']$", lines[-1])
-    listed = re.match(r"\s*(?:\d+[.)]|[-*•])\s", lines[-1]) and len(lines) > 2 and len(lines[-1].split()) > 2
-    return float(bool(ended or listed))
-
-
 def quality(prompt: str, text: str) -> float:
     """Return the quality of an answer in [0, 1], the mean of four parts in [0, 1]; 0 for an empty one.
 
-    The parts: it takes up the question, it is finished, it does not repeat itself, it has some words.
+    The parts: it takes up the question, it is finished (ends like a sentence or a list line), it does not
+    repeat itself, it has some words.
     """
-    if not text.strip():
+    if not (lines := text.strip().splitlines()):
         return 0.0
+    listed = re.match(r"\s*(?:\d+[.)]|[-*•])\s", lines[-1]) and len(lines) > 2 and len(lines[-1].split()) > 2
+    finished = bool(listed or re.search(r"[.!?)\"”']$", lines[-1]))
     asked = stems(prompt)
     subject = min(1.0, len(asked & stems(text)) / max(1, min(ENOUGH_STEMS, len(asked))))
     substance = min(1.0, len(text.split()) / ENOUGH_WORDS)
-    return (subject + finished(text) + 1 - repetition(text.lower()) + substance) / 4
+    return (subject + finished + 1 - repetition(text.lower()) + substance) / 4

@@ -1,8 +1,7 @@
 """A user's own preference data (``--data FILE``): read, validated and split, with an account of every row.
 
-Rows become pairs; what is found in a row is a `Finding`, for which the row is rejected, joined to another or
-kept. Given splits are kept. Otherwise pairs are split 80/10/10, by user where there are users
-enough, else by prompt, near prompts together; texts alone decide, not a seed or the order of rows.
+Given splits are kept. Otherwise pairs are split 80/10/10, by user where there are users enough, else by
+prompt, near prompts together; texts alone decide, not a seed or the order of rows.
 """
 
 from __future__ import annotations
@@ -215,15 +214,15 @@ def against_others(pairs: Sequence[OwnRow]) -> tuple[list[OwnRow], list[Finding]
 # --- splits: by prompt, or by user and prompt at once; near prompts stay together ---
 
 
-def near_parts(rows: Sequence[OwnRow], threshold: float) -> list[list[int]]:
-    """Return the places of the rows of each group of near prompts, in an order that only texts decide."""
-    names = [normal(row.pair.prompt) for row in rows]
-    different = list(dict.fromkeys(names))
-    group_of = dict(zip(different, near_groups(different, threshold), strict=True))
-    groups: dict[int, list[int]] = defaultdict(list)
-    for index, name in enumerate(names):
-        groups[group_of[name]].append(index)
-    return sorted(groups.values(), key=lambda part: content_hash(names[part[0]]))
+def near_parts(rows: Iterable[OwnRow], threshold: float) -> list[list[OwnRow]]:
+    """Return the rows of each group of near prompts, the groups in an order that only texts decide."""
+    same: dict[str, list[OwnRow]] = defaultdict(list)
+    for row in rows:
+        same[normal(row.pair.prompt)].append(row)
+    groups: dict[int, list[OwnRow]] = defaultdict(list)
+    for group, part in zip(near_groups(list(same), threshold), same.values(), strict=True):
+        groups[group] += part
+    return sorted(groups.values(), key=lambda part: content_hash(normal(part[0].pair.prompt)))
 
 
 def fill_shares(groups: Iterable[list[Any]], shares: dict[str, float]) -> dict[str, list[Any]]:
@@ -234,11 +233,10 @@ def fill_shares(groups: Iterable[list[Any]], shares: dict[str, float]) -> dict[s
     return parts
 
 
-def fill_splits(rows: Sequence[OwnRow], shares: dict[str, float], threshold: float) -> list[OwnRow]:
+def fill_splits(rows: Iterable[OwnRow], shares: dict[str, float], threshold: float) -> list[OwnRow]:
     """Give rows a split by their shares: whole groups of near prompts."""
     parts = fill_shares(near_parts(rows, threshold), shares)
-    splits = {index: name for name, part in parts.items() for index in part}
-    return [replace(row, split=splits[index]) for index, row in enumerate(rows)]
+    return [replace(row, split=name) for name, part in parts.items() for row in part]
 
 
 def assign_splits(rows: Sequence[OwnRow], threshold: float, split_by: str = "") -> tuple[list[OwnRow], str]:
@@ -263,15 +261,15 @@ def assign_splits(rows: Sequence[OwnRow], threshold: float, split_by: str = "") 
 def complete_splits(rows: Sequence[OwnRow], threshold: float) -> tuple[list[OwnRow], str]:
     """Keep given splits; take a missing one from train, and history from test users who are nowhere else."""
     missing = [name for name in ("validation", "test") if all(row.split != name for row in rows)]
-    shares = {"train": 1 - 0.1 * len(missing)} | dict.fromkeys(missing, 0.1)
     if missing:
-        train = iter(fill_splits([row for row in rows if row.split == "train"], shares, threshold))
-        rows = [next(train) if row.split == "train" else row for row in rows]
+        shares = {"train": 1 - 0.1 * len(missing)} | dict.fromkeys(missing, 0.1)
+        parted = fill_splits((row for row in rows if row.split == "train"), shares, threshold)
+        rows = [row for row in rows if row.split != "train"] + parted
     counts = Counter(row.pair.user for row in rows)
     known = {row.pair.user for row in rows if row.split != "test"}
     unseen = {user for user, n in counts.items() if user and n > 1} - known
-    halves = iter(hold_out([row for row in rows if row.pair.user in unseen], unseen, threshold))
-    rows = [next(halves) if row.pair.user in unseen else row for row in rows]
+    halves = hold_out([row for row in rows if row.pair.user in unseen], unseen, threshold)
+    rows = [row for row in rows if row.pair.user not in unseen] + halves
     return rows, "as given" + (f", {' and '.join(missing)} taken from train" if missing else "")
 
 
@@ -308,10 +306,10 @@ def hold_out(rows: Sequence[OwnRow], unseen: Container[str], threshold: float) -
     `HISTORY`, of which only the user's persona is made. Other groups fill up `SHARES`.
     """
     n_others = sum(row.pair.user not in unseen for row in rows)
-    sizes, splits = dict.fromkeys(SHARES, 0), {}
+    sizes, made = dict.fromkeys(SHARES, 0), []
     lead: Counter[str | None] = Counter()
     for group in near_parts(rows, threshold):
-        theirs = [rows[i].pair.user for i in group if rows[i].pair.user in unseen]
+        theirs = [row.pair.user for row in group if row.pair.user in unseen]
         n, free = len(group) - len(theirs), list(SHARES)
         if theirs:  # history first: ``lead`` is by how many pairs a user has more of it
             held = sizes["test"] + n <= 2 * SHARES["test"] * n_others and sum(lead[u] for u in {*theirs}) > 0
@@ -320,9 +318,10 @@ def hold_out(rows: Sequence[OwnRow], unseen: Container[str], threshold: float) -
                 lead[user] += -1 if held else 1
         due = min(free, key=lambda name: (sizes[name] + n) / SHARES[name])
         sizes[due] += n
-        for i in group:
-            splits[i] = due if due == "test" or rows[i].pair.user not in unseen else HISTORY
-    return [replace(row, split=splits[index]) for index, row in enumerate(rows)]
+        for row in group:
+            evaluated = due == "test" or row.pair.user not in unseen
+            made.append(replace(row, split=due if evaluated else HISTORY))
+    return made
 
 
 def short_splits(rows: Sequence[OwnRow]) -> dict[str, int]:
@@ -362,11 +361,6 @@ class OwnData:
     findings: tuple[Finding, ...]
     splits: str  # in words how they were made
     how: tuple[str, ...] = ()  # encoding and separator, the recognised format, columns that are not used
-
-    @property
-    def rejected(self) -> dict[int, Finding]:
-        """Return the reason against each row that was left out, by row number."""
-        return {f.row: f for f in self.findings if f.outcome == "rejected"}
 
     def pairs(self) -> dict[str, list[PreferencePair]]:
         """Return the pairs by split."""
@@ -421,6 +415,7 @@ def read_source(profile: Profile, key: str) -> OwnData:
     pairs, more = against_others(pairs)
     findings += more + [odd for pair in pairs for odd in odd_texts(pair)]
     rows, splits = assign_splits(pairs, threshold, mapping.split_by)
+    rows.sort(key=lambda row: row.row)
     check_splits(source, rows, findings, threshold)
     findings += between_splits(rows, threshold) if splits.startswith("as given") else []
     how = [read and f"file: {read}", shape and f"recognised as {shape}", maps.unused(raw, mapping)]
@@ -432,10 +427,7 @@ def read_source(profile: Profile, key: str) -> OwnData:
 
 
 def account(data: OwnData) -> dict[str, int]:
-    """Return the account of the rows: read, usable, joined to one of these, rejected by reason.
-
-    All but the first add up to it.
-    """
+    """Count the rows read, and what adds up to them: usable, joined to these, rejected by reason."""
     reasons = Counter(finding.code for finding in data.findings if finding.outcome != "kept")
     return {"read": data.n_read, "usable": len(data.rows)} | reasons
 
@@ -453,18 +445,17 @@ def found_by_kind(data: OwnData) -> list[dict[str, Any]]:
 
 def describe(data: OwnData) -> list[str]:
     """Say in a few lines what was read, what was left out and why, and how it was split."""
-    reasons = counted(finding.code for finding in data.rejected.values())
-    noted = counted(finding.code for finding in data.findings if finding.outcome == "kept")
-    joined = account(data).get("joined", 0)
-    pairs = f" pairs (of {len(data.rows) + joined} rows)" if joined else ""
+    codes = {outcome: [f.code for f in data.findings if f.outcome == outcome] for outcome in OUTCOMES}
+    pairs = f" pairs (of {len(data.rows) + len(codes['joined'])} rows)" if codes["joined"] else ""
     sizes = {split: len(part) for split, part in data.pairs().items()}
     name = Path(data.source).name if Path(data.source).expanduser().exists() else data.source
-    read = f"{name}: {data.n_read} rows read, {len(data.rows)} usable{pairs}, {len(data.rejected)} rejected"
+    reasons = f" ({counted(codes['rejected'])})" if codes["rejected"] else ""
+    read = f"{name}: {data.n_read} rows read, {len(data.rows)} usable{pairs}"
     return [
-        read + (f" ({reasons})" if reasons else ""),
+        f"{read}, {len(codes['rejected'])} rejected{reasons}",
         f"splits {data.splits}: {', '.join(f'{split} {n}' for split, n in sizes.items())}",
         *describe_users(data),
-        *([f"noted: {noted}"] if noted else []),
+        *([f"noted: {counted(codes['kept'])}"] if codes["kept"] else []),
         *data.how,
     ]
 

@@ -1,8 +1,4 @@
-"""The mapping of a user's own data: which columns mean what, known formats, and messages as plain text.
-
-Without a mapping file, formats of `facts/own_formats.yaml` are recognised, and a mapping is proposed where
-the names of columns tell.
-"""
+"""The mapping of a user's own data: which columns mean what, known formats, and messages as plain text."""
 
 from __future__ import annotations
 
@@ -20,7 +16,7 @@ import yaml
 
 from persona_lib.data.rows import OwnRow
 from persona_lib.records import PAIR_SPLITS, DataError
-from persona_lib.settings import Profile, near_names, results_dir
+from persona_lib.settings import Profile, check_name, results_dir
 from persona_lib.store import facts, write_text
 
 SPLITS = {name: name for name in PAIR_SPLITS} | dict.fromkeys(("dev", "val", "valid", "eval"), "validation")
@@ -105,16 +101,14 @@ WAYS = {  # field that says where the responses are -> fields that go with it
 
 def lookup(value: Any, path: str) -> Any:
     """Return what stands at a path of names and places from 0 joined by dots, or MISSING."""
-    if isinstance(value, dict) and path in value:  # a name may hold dots itself
-        return value[path]
-    head, _, rest = path.partition(".")
-    if isinstance(value, (list, tuple)) and head.isdigit() and int(head) < len(value):
-        inner = value[int(head)]
-    elif isinstance(value, dict) and head in value:
-        inner = value[head]
-    else:
+    if isinstance(value, (list, tuple)):
+        value = {str(place): item for place, item in enumerate(value)}
+    if not isinstance(value, dict):
         return MISSING
-    return lookup(inner, rest) if rest else inner
+    head, _, rest = path.partition(".")
+    if path in value or not rest:  # a name may hold dots itself
+        return value.get(path, MISSING)
+    return lookup(value.get(head), rest)
 
 
 def plain(value: Any) -> str:
@@ -155,8 +149,7 @@ def mapping_of(content: dict[str, Any]) -> Mapping:
 
 def field_value(name: str, value: Any) -> Any:
     """Return the value of a mapping's field in its type; ValueError says what is wrong with it."""
-    if name not in FIELDS:
-        raise ValueError(f"unknown field {name!r}; {near_names(name, FIELDS)}")
+    check_name(name, FIELDS, "unknown field")
     if "WHICH " in str(value):
         raise ValueError(f"{name}: write your column or values in place of {value!r}")
     several = value if name in LISTS and isinstance(value, list) else [value]
@@ -197,7 +190,7 @@ def check_mapping(mapping: Mapping) -> None:
         raise ValueError(f"the label {twice[0]!r} stands for two outcomes")
 
 
-# --- no mapping: known formats, and proposals ---
+# --- no mapping: formats that are known (facts/own_formats.yaml), and proposals by the names of columns ---
 
 
 def find_mapping(profile: Profile, mapping: Mapping, rows: Sequence[OwnRow]) -> tuple[Mapping, str]:
@@ -256,27 +249,25 @@ def propose(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, A
     """Return the mapping that the names of columns and the values of labels suggest; {} if they do not."""
     cells = {name: [lookup(row, name) for row in rows] for name in names}
     cells = {name: [cell for cell in of if cell not in (MISSING, None, "")] for name, of in cells.items()}
-    taken: list[str | None] = []
+    taken: list[str] = []
 
-    def pick(field: str) -> str | None:
+    def pick(field: str) -> str:
         free = (name for name in names if name not in taken and words_of(name) & WORDS[field])
-        taken.append(next(free, None))
+        taken.append(next(free, ""))
         return taken[-1]
 
     found: dict[str, Any] = {name: pick(name) for name in ("rejected", "chosen")}
     if not all(found.values()):
-        twins = [  # names of columns that differ in their mark: a and b, 0 and 1
-            (one, two)
-            for one, two in itertools.permutations(names, 2)
-            if [words_of(one) - words_of(two), words_of(two) - words_of(one)] in TWINS
-        ]
+        marks_of = {(a, b): [words_of(a) - words_of(b), words_of(b) - words_of(a)]
+                    for a, b in itertools.permutations(names, 2)}  # fmt: skip
+        twins = [pair for pair, marks in marks_of.items() if marks in TWINS]  # as a and b, 0 and 1
         numbers = {name for name in names if all(NUMBER.fullmatch(str(cell)) for cell in cells[name])}
         scores = next((pair for pair in twins if {*pair} <= numbers), None)
         texts = [pair for pair in twins if not {*pair} <= numbers]
         taken[:] = [name for pair in twins for name in pair]
         if texts:
             one, two = max(texts, key=lambda pair: sum(len(str(cell)) for cell in cells[pair[0]]))
-            marks = [words_of(one) - words_of(two), words_of(two) - words_of(one)]
+            marks = marks_of[one, two]
             found, label = {"responses": [one, two]}, pick("label")
         else:  # one response in a row, with a thumb
             marks = [set(WORDS["up"]), set(WORDS["down"])]

@@ -6,7 +6,6 @@ they are read from a path, or downloaded from their pinned public home.
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 import urllib.parse
@@ -70,10 +69,7 @@ def files_of(folder: str) -> list[str]:
 
 
 def at_hand(data_dir: str | Path, datasets: Iterable[str], kind: str = "tailoring") -> Path | None:
-    """Return where the data of some data sets lies on this machine, None if nowhere; downloads nothing.
-
-    That is in ``data.path`` or ``$PERSONA_DATA`` if named; else beside the repository or among downloads.
-    """
+    """Return where the data of some data sets lies on this machine, None if nowhere; downloads nothing."""
     named = data_dir or os.environ.get("PERSONA_DATA", "")
     places = [Path(named).expanduser()] if named else [REPO.parent / "shared" / "data", download_dir()]
     for folder in (folder for place in places for folder in (place, place / "official")):
@@ -132,69 +128,70 @@ def official_key(folder: Path, dataset: str, kind: str = "tailoring") -> str:
 # --- read into records ---
 
 
-def open_folder(path: Path, columns: Iterable[str], rows: dict[str, int]) -> dict[str, list[dict[str, str]]]:
-    """Read a ``load_from_disk`` folder by split; DataError if a column, a text or a row is missing."""
+def open_folder(folder: Path, dataset: str, kind: str, strip_roles: bool) -> dict[str, list[dict[str, str]]]:
+    """Read an official folder's rows by split; DataError if a column, a text or a row is missing.
+
+    A row's "id" is its place: "beavertails-test-0012". ``strip_roles`` takes HHH's leading "Human:" and
+    "Assistant:" off.
+    """
     from datasets import load_from_disk
 
+    path, sizes, columns = folder / folder_of(dataset, kind), {"train": 300}, list(PAIR_FIELDS)
+    if kind == "tailoring":
+        sizes = dict(zip(SPLITS, DATASETS[dataset]["rows"], strict=True))
+        columns += PERSONA_COLUMNS.values()
     try:
         tables = load_from_disk(str(path))
     except (FileNotFoundError, OSError) as error:
         raise DataError(f"{path}: not a datasets.load_from_disk folder ({error}). {WAYS_OUT}") from error
-    found = {split: tables[split].to_list() if split in tables else [] for split in rows}
-    for split, n_rows in rows.items():
-        where, n_found = f"{path}, split {split}", len(found[split])
-        if n_found != n_rows:
-            raise DataError(f"{where}: {n_found} rows, the release has {n_rows}; fetch the folder again")
-        if lack := [name for name in columns if name not in found[split][0]]:
+    found = {split: tables[split].to_list() if split in tables else [] for split in sizes}
+    for split, rows in found.items():
+        where = f"{path}, split {split}"
+        if len(rows) != sizes[split]:
+            said = f"{len(rows)} rows, the release has {sizes[split]}"
+            raise DataError(f"{where}: {said}; fetch the folder again")
+        if lack := [name for name in columns if name not in rows[0]]:
             raise DataError(f"{where}: column {lack[0]!r} is missing; fetch the folder again")
-        for (number, raw), name in itertools.product(enumerate(found[split]), columns):
-            if not isinstance(raw[name], str):
-                raise DataError(f"{where}, row {number}, column {name!r}: {raw[name]!r} is no text")
+        for number, row in enumerate(rows):
+            if wrong := [name for name in columns if not isinstance(row[name], str)]:
+                said = f"column {wrong[0]!r}: {row[wrong[0]]!r} is no text"
+                raise DataError(f"{where}, row {number}, {said}")
+            row["id"] = f"{dataset}-{split if kind == 'tailoring' else kind}-{number:04d}"
+            if strip_roles:
+                row |= {name: ROLE_MARK.sub("", row[name]) for name in PAIR_FIELDS}
     return found
 
 
-def pair_texts(raw: dict[str, str], strip_roles: bool) -> dict[str, str]:
-    """Return prompt, chosen and rejected of an official row, without leading roles if asked for."""
-    return {name: ROLE_MARK.sub("", raw[name]) if strip_roles else raw[name] for name in PAIR_FIELDS}
-
-
 def load_official(folder: Path, dataset: str, strip_roles: bool = False) -> dict[str, list[TailoringRow]]:
-    """Read one data set's official tailoring rows, by split; an id is a place: "beavertails-test-0012".
+    """Read one data set's official tailoring rows, by split (see `open_folder`).
 
     A persona that is none (empty, refusal, error message) becomes None. A row without responses (Mnemonic
-    test) has chosen and rejected "". ``strip_roles`` takes HHH's leading "Human:" and "Assistant:" off.
-    ``retrieved_id`` is the training row of both retrieved personas, where it can be traced.
+    test) has chosen and rejected "". ``retrieved_id`` is the training row of both retrieved personas, where
+    it can be traced.
     """
     if not DATASETS[dataset]["rows"]:
         raise DataError(f"data set {dataset!r} has no tailoring data")
-    columns, n_rows = (*PAIR_FIELDS, *PERSONA_COLUMNS.values()), DATASETS[dataset]["rows"]
-    sizes = dict(zip(SPLITS, n_rows, strict=True))
-    tables = open_folder(folder / folder_of(dataset, "tailoring"), columns, sizes)
+    tables = open_folder(folder, dataset, "tailoring", strip_roles)
     sources: dict[tuple[str, ...], list[str]] = {}  # the personas of the retrieval pool -> ids of their rows
-    for split in ("sft_train", "dpo_train"):
-        for number, raw in enumerate(tables[split]):
-            personas = (raw["chosen_persona_gold"], raw["rejected_persona_gold"])
-            sources.setdefault(personas, []).append(f"{dataset}-{split}-{number:04d}")
+    for raw in tables["sft_train"] + tables["dpo_train"]:
+        personas = (raw["chosen_persona_gold"], raw["rejected_persona_gold"])
+        sources.setdefault(personas, []).append(raw["id"])
 
-    def to_row(split: str, number: int, raw: dict[str, str]) -> TailoringRow:
-        own = f"{dataset}-{split}-{number:04d}"
+    def to_row(split: str, raw: dict[str, str]) -> TailoringRow:
         pool = sources.get((raw["chosen_persona_retr"], raw["rejected_persona_retr"]), [])
         found = {name: raw[column].strip() for name, column in PERSONA_COLUMNS.items()}
         personas = {name: text if is_persona(text) else None for name, text in found.items()}
-        source = next((id for id in pool if id != own), None)
-        texts = pair_texts(raw, strip_roles)
-        return TailoringRow(own, split, **texts, personas=personas, retrieved_id=source)
+        source = next((id for id in pool if id != raw["id"]), None)
+        texts = {name: raw[name] for name in PAIR_FIELDS}
+        return TailoringRow(raw["id"], split, **texts, personas=personas, retrieved_id=source)
 
-    return {split: [to_row(split, *row) for row in enumerate(rows)] for split, rows in tables.items()}
+    return {split: [to_row(split, raw) for raw in rows] for split, rows in tables.items()}
 
 
 def load_inference_pairs(folder: Path, dataset: str, strip_roles: bool = False) -> list[PreferencePair]:
     """Read the 300 pairs on which the paper scores persona inference."""
-    rows = open_folder(folder / folder_of(dataset, "inference"), PAIR_FIELDS, {"train": 300})["train"]
-    return [
-        PreferencePair(f"{dataset}-inference-{number:04d}", **pair_texts(raw, strip_roles))
-        for number, raw in enumerate(rows)
-    ]
+    rows = open_folder(folder, dataset, "inference", strip_roles)["train"]
+    return [PreferencePair(*(row[name] for name in ("id", *PAIR_FIELDS))) for row in rows]
 
 
 def official_pairs(folder: Path, dataset: str, strip_roles: bool = False) -> dict[str, list[PreferencePair]]:

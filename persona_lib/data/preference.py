@@ -19,12 +19,11 @@ from persona_lib.data import everyday, intake, official
 from persona_lib.data.rows import source_key
 from persona_lib.prompts import ChatFormat, completion_text, tailoring_prompt
 from persona_lib.records import PAIR_FIELDS, SIDES, PreferencePair, Table, TailoringRow
-from persona_lib.settings import ConfigError, Profile, Run, near_names
+from persona_lib.settings import Profile, Run, check_name
 from persona_lib.store import VERSIONS, content_hash, is_done, mark_done, read_json, read_rows, write_rows
 from persona_lib.texts import near_duplicates
 
 TWO_SIDED = ("both", "relabelled")  # arms with a row for each side of a pair
-CARD_PERSONAS = tuple(f"{kind}-{side}" for kind in ("gold", "retrieved") for side in SIDES)
 CONTRASTIVE = r"\b(?:rather than|instead of|over)\b"  # a persona that names what its user does not want
 ArmRow = tuple[str, str, str | None, str, str]  # id, prompt, persona, target, other
 
@@ -88,8 +87,7 @@ def to_dpo_rows(
     rows: list[TailoringRow], train_persona: str, seed: int, chat: ChatFormat | None = None
 ) -> list[dict[str, str]]:
     """Return DPO rows {"id", "prompt", "chosen", "rejected"} of one arm, of rows that have its persona."""
-    if train_persona not in ARMS:
-        raise ValueError(f"train_persona={train_persona!r}: use one of {', '.join(ARMS)}")
+    check_name(train_persona, ARMS, "no training arm")
     return [
         {
             "id": name,
@@ -172,8 +170,7 @@ def inference_pairs(run: Run) -> list[PreferencePair]:
 
 def write_pairs(run: Run) -> Path:
     """Write a run's pairs to ``pairs/<split>.jsonl``, once; ConfigError: no reader; see `check_pairs`."""
-    if run.dataset not in READERS:
-        raise ConfigError(f"no reader for data set {run.dataset!r}; {near_names(run.dataset, list(READERS))}")
+    check_name(run.dataset, READERS, "no reader for data set")
     folder, key = run.folder / "pairs", content_hash(VERSIONS["pairs"], input_key(run))
     if is_done(folder, key):
         return folder
@@ -216,8 +213,7 @@ def data_card(rows_by_split: dict[str, list], near_duplicate_threshold: float = 
     pool = [row.prompt for split, rows in rows_by_split.items() if "train" in split for row in rows]
     cards = {}
     for split, rows in rows_by_split.items():
-        fields = {name: [getattr(row, name) for row in rows] for name in PAIR_FIELDS}
-        texts = pd.DataFrame(fields, dtype=object)
+        texts = pd.DataFrame([vars(row) for row in rows], columns=PAIR_FIELDS, dtype=object)
         words = texts.map(lambda text: len(text.split())).where(texts != "")
         answered = words.dropna()
         card = {
@@ -228,10 +224,11 @@ def data_card(rows_by_split: dict[str, list], near_duplicate_threshold: float = 
             **{f"words of {name}": words[name].mean() for name in PAIR_FIELDS},
             "chosen longer": (answered.chosen > answered.rejected).mean(),
         }
-        if "train" not in split and split != "fewshot":
-            found = near_duplicates(texts.prompt.tolist(), pool, near_duplicate_threshold)
-            card["near duplicates of train"] = len(found)
-        for name in CARD_PERSONAS if rows and isinstance(rows[0], TailoringRow) else ():
+        if "train" not in split:
+            near = near_duplicates(texts.prompt.tolist(), pool, near_duplicate_threshold)
+            card["near duplicates of train"] = len(near)
+        told = rows and isinstance(rows[0], TailoringRow)
+        for name in official.PERSONA_COLUMNS if told else ():
             there = pd.Series([row.personas[name] for row in rows if row.personas.get(name)], dtype=str)
             card[f"{name}: without"] = len(rows) - len(there)
             card[f"{name}: words"] = there.str.split().str.len().astype(float).mean()

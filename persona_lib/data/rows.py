@@ -1,7 +1,4 @@
-"""Read a user's own file, folder or hub id as rows, each with its number and its place in the source.
-
-A damaged line of JSON lines or CSV costs only itself. Encoding and separator are detected and reported.
-"""
+"""Read a user's own file, folder or hub id as rows, each with its number and its place in the source."""
 
 from __future__ import annotations
 

@@ -1,14 +1,10 @@
 """Build the tailoring data: pairs with their personas, split for training and evaluation (paper section 4).
 
 A test row carries every persona it may be shown: gold (inferred from its own pair), retrieved (those of
-the nearest training row), shuffled (another row's gold ones: a null), system (one for all), and user-written
-ones (of ``everyday``, or what the caller adds). Official data comes with gold and retrieved personas and is
-passed through.
-
-For a retrieved persona, the personas of the training row whose prompt is most like the new one stand in for
-the unknown user's. The default is BM25, which needs no model. The paper used ColBERT: late interaction, each
-token of the query against each of the other prompt ("late"). "dense" compares one vector per prompt. Both
-load a model through sentence-transformers.
+the training row whose prompt is most like its own), shuffled (another row's gold ones: a null), system (one
+for all), and user-written ones (of ``everyday``, or what the caller adds). Official data comes with gold and
+retrieved personas. Retrieval is by BM25, or by a model of sentence-transformers: "dense" compares one vector
+per prompt, "late" each token of one with each of the other (ColBERT, as in the paper).
 """
 
 from __future__ import annotations
