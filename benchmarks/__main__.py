@@ -19,7 +19,7 @@ from typing import Any
 import pandas as pd
 
 from persona_lib import store
-from persona_lib.show import to_markdown
+from persona_lib.show import QUIET, to_markdown
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
@@ -36,7 +36,7 @@ def run_benchmark(module: str, quick: bool) -> None:
     """Run one benchmark in a process of its own; a difference between the results ends everything."""
     path = os.pathsep.join(filter(None, [str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-c", f"import {module}; {module}.main({quick})"]
-    subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": path})
+    subprocess.run(command, check=True, env=os.environ | QUIET | {"PYTHONPATH": path})
 
 
 def table_row(line: dict[str, Any]) -> list[str]:

@@ -152,10 +152,11 @@ def theirs(setup: Setup, method: str, way: str) -> harness.Timed:
     profile = profile_of(case, packed=False)
     changes: dict[str, Any] = {"bf16": False, "num_train_epochs": 1, "optim": "adamw_torch"}
     changes |= {"learning_rate": getattr(profile, method).learning_rate}
-    with tempfile.TemporaryDirectory() as name, trainers.quiet_libraries():
+    with tempfile.TemporaryDirectory() as name:
         base = setup.base("float32")
         if method == "dpo":
-            changes |= trainers.dpo_loss_settings(profile) | {"beta": profile.dpo.beta}
+            changes |= {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, profile.dpo.sft_weight]}
+            changes |= {"beta": profile.dpo.beta}
             sft = training.save_adapter(profile, base, Path(name) / "sft")
             base = PeftModel.from_pretrained(base, str(sft)).merge_and_unload()
         arguments = (case, profile, base, setup.tokenizer, setup.data, Path(name))
@@ -166,7 +167,7 @@ def ours(setup: Setup, method: str, way: str, packed: bool = True, dtype: str = 
     """Train as this package does, with as many rows per step as the other way."""
     case = Case(method, OURS, "none", dtype, 1 if way == AUTHORS else 8)
     profile = profile_of(replace(case, way=way), packed)
-    with tempfile.TemporaryDirectory() as name, trainers.quiet_libraries(), packing.small_tiles(packed):
+    with tempfile.TemporaryDirectory() as name, packing.small_tiles(packed):
         base = setup.base(dtype)
         rate = matrix_rate(base.config, base.dtype)
         size = sum(p.numel() for p in base.model.layers.parameters())

@@ -33,7 +33,7 @@ import training
 from training import AUTHORS, OURS, TRL, Case, Lengths
 
 from persona_lib import store
-from persona_lib.models import load, trainers
+from persona_lib.models import load
 
 
 class Bench(NamedTuple):
@@ -109,7 +109,7 @@ def measure_training(bench: Bench, case: Case) -> dict[str, float]:
     rows = case.batch * (bench.warm_up + bench.steps)
     data = training.datasets_of(bench.tokenizer, case.method, rows, lengths)
     base = llama31.random_base(bench.config, case.quantization, case.dtype, load.device())
-    with tempfile.TemporaryDirectory() as name, trainers.quiet_libraries():
+    with tempfile.TemporaryDirectory() as name:
         build = training.package_trainer if case.way == OURS else training.trl_trainer
         trainer = build(case, training.package_profile(case), base, bench.tokenizer, data, Path(name))
         trainer.args.max_steps = bench.warm_up + bench.steps

@@ -101,7 +101,7 @@ def package_trainer(case: Case, profile: Profile, base: Any, tokenizer: Any, dat
     trainer = trainers.make_trainer(profile, case.method, SEED, base, tokenizer, data, folder, sft)
     if case.method == "dpo":
         trainers.check_dpo_start(trainer, profile)
-    trainers.check_adapters(trainer.model, "default")
+    trainers.check_adapters(trainer.model)
     trainer.add_callback(trainers.learning_guard())
     trainer.args.eval_strategy = trainer.args.save_strategy = "no"
     trainer.args.load_best_model_at_end = False

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from persona_lib.data.everyday import DIMENSIONS, UNREADABLE, shows
-from persona_lib.models import trainers
 from persona_lib.models.generate import ONE_AT_A_TIME, TransformersGenerator
 from persona_lib.models.load import ModelError, format_of
 from persona_lib.paper.answers import PolicyLoader, adapters_of, eval_rows
@@ -23,7 +22,7 @@ from persona_lib.prompts import STOP, beginning, completion_text, tailoring_prom
 from persona_lib.provenance import asked_run
 from persona_lib.records import DataError, Table, table_of
 from persona_lib.settings import ConfigError, Parser, Run, main_arm
-from persona_lib.show import policy_name
+from persona_lib.show import policy_name, quiet
 
 MAX_CHARACTERS = 2000  # of a question or a persona that is typed in
 QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
@@ -69,7 +68,7 @@ class Asker:
     def answer(self, arm: str, question: str, persona: str) -> Iterator[str]:
         """Yield an arm's answer as it grows."""
         asked, settings = self.prompt(arm, question, persona), self.run.profile.generation
-        with ONE_AT_A_TIME, trainers.quiet_libraries():
+        with ONE_AT_A_TIME:
             loaded = self.loader.load(arm)
         adapters = [folder.name for folder in adapters_of(self.run, arm)]
         penalty = settings.repetition_penalty
@@ -166,6 +165,7 @@ def launch(asker: Asker, port: int | None) -> Any:
 def main(argv: list[str] | None = None) -> int:
     """Entry point; 2 for what the user has to correct."""
     os.environ.update(QUIET)
+    quiet()
     parser = Parser(prog="./run_all.sh --demo", description=__doc__)
     parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")
     try:

@@ -37,7 +37,7 @@ QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 
 
 def quiet() -> None:
-    """Keep progress bars and routine warnings out of a notebook; let tables show all rows and whole texts.
+    """Keep progress bars and routine warnings out of what is shown; let tables show all rows, whole texts.
 
     To be called before transformers is imported; what the user has set in the environment is kept.
     """
@@ -45,7 +45,7 @@ def quiet() -> None:
 
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message="Cannot enable progress bars")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # names a package that it does not need
     pd.set_option("display.max_colwidth", 160)

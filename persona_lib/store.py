@@ -259,7 +259,7 @@ def one_at_a_time(work: Callable[..., T]) -> Callable[..., T]:
 # --- What a run was made with: commit, versions (from metadata: nothing is imported), hardware ---
 
 MAIN_PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "tokenizers", "numpy",
-                 "papermill")  # fmt: skip
+                 "papermill", "vllm")  # fmt: skip
 
 
 def command_output(*command: str) -> str | None:

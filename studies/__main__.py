@@ -46,6 +46,7 @@ from persona_lib.paper.judging import answer_quality
 from persona_lib.paper.results import Row, save_table
 from persona_lib.records import SIDES, DataError, RunSpec, Side, Table, stacked, table_of
 from persona_lib.settings import ConfigError, Profile, Run, load_profile, parse_override, set_field
+from persona_lib.show import quiet
 from persona_lib.weights import WeightsError
 from studies import others
 from studies.others import beside
@@ -257,6 +258,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data", help="reversal, reasons: a file, folder or hub id")
     parser.add_argument("--mapping", help="reversal, reasons: which columns mean what (DATA.md)")
     given = parser.parse_args(argv)
+    quiet()
     try:
         STUDIES[given.study](given)
     except ConfigError as error:

@@ -19,7 +19,6 @@ from persona_lib.beyond.users import likeness
 from persona_lib.data import intake, mapping, preference
 from persona_lib.data.rows import OwnRow, read_rows
 from persona_lib.intervals import drawn_columns, make_pool
-from persona_lib.models import trainers
 from persona_lib.models.served import load_generator, role_key
 from persona_lib.paper import personas, swap
 from persona_lib.paper.judges import load_judge
@@ -80,8 +79,7 @@ def swap_reversal(given: argparse.Namespace) -> None:
             print(f"seed {run.seed}: {arm} ({form}), {len(jobs)} pairs of responses", flush=True)
             key = store.content_hash(swap.swap_key(run, arm, form), source)
             where = run.folder / "reversal" / source / f"{arm}.{form}"
-            with trainers.quiet_libraries():
-                scores[arm, form] = swap.score_jobs(run, arm, form, jobs, loader, where, key)
+            scores[arm, form] = swap.score_jobs(run, arm, form, jobs, loader, where, key)
         return swap.row_items(used, scores)
 
     table = swap.items_table(runs, items, "arm", "persona_format", "measure", "persona")

@@ -140,7 +140,7 @@ def test_with_vllm_every_arm_gets_its_joined_adapter(run, monkeypatch):
     monkeypatch.setattr(answers, "grid", lambda run: [spec("dpo", "none"), spec("sft", "chosen")])
     answers.generate_all(vllm)
 
-    assert asked == [(*run.base_source, "bfloat16", [8, 4])]
+    assert asked == [(*run.base_source, "bfloat16", (8, 4))]
     adapters = [Path(call[2].lora_path).relative_to(run.folder).as_posix() for call in shared.calls]
     assert adapters == ["joined/dpo-none", "joined/sft-chosen"]
     rows = answers.read_generations(vllm, spec("dpo", "none"))

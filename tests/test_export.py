@@ -23,7 +23,7 @@ def test_the_joined_adapter_scores_responses_as_the_stack_does(tmp_path):
 
     def scores(*folders):
         model = load.attach_adapters(load.load_base(base), folders)
-        return load.sequence_log_probs(model, load.load_tokenizer(base), *some_texts(), 1)
+        return load.pair_log_probs(model, load.load_tokenizer(base), *some_texts(), 1)
 
     both, one, first = scores(*stack), scores(tmp_path / "one"), scores(stack[0])
     assert both == pytest.approx(one, abs=1e-4) and abs(both - first).max() > 0.1

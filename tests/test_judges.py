@@ -153,11 +153,11 @@ def backwards(monkeypatch, paper_lines):
     asked = []
 
     def log_probs(model, tokenizer, prompts, completions, batch_size):
-        asked.extend(zip(prompts, completions, strict=True))
-        return np.array([float(prompt.count("tea")) for prompt in prompts])
+        asked.extend((prompt, text) for prompt, (text,) in zip(prompts, completions, strict=True))
+        return np.array([[float(prompt.count("tea"))] for prompt in prompts])
 
     monkeypatch.setattr(load, "using_adapters", lambda model, names, merge: nullcontext(asked.append(names)))
-    monkeypatch.setattr(load, "sequence_log_probs", log_probs)
+    monkeypatch.setattr(load, "pair_log_probs", log_probs)
     judge = judges.BackwardsJudge(Run(PROFILE, "everyday", 0))
     judge.model, judge.tokenizer = object(), object()
     return judge, asked

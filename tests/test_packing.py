@@ -99,12 +99,11 @@ def test_sft_gets_the_gradients_of_the_plain_path_also_after_an_evaluation(sft_r
     monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
     built = both_ways(sft_run, "sft", changes | {"training.max_length": 18})
     before = assert_same_gradients(*built, 8)
-    with trainers.quiet_libraries():
-        theirs, ours = (trainer.evaluate()["eval_loss"] for trainer in built)
-        assert ours == pytest.approx(theirs, rel=1e-6)
-        after = assert_same_gradients(*built, 8)
-        assert all(after[name].allclose(before[name], rtol=1e-4, atol=1e-7) for name in before)
-        losses = [built[0].train().training_loss]
-        with packing.small_tiles():
-            losses.append(built[1].train().training_loss)
+    theirs, ours = (trainer.evaluate()["eval_loss"] for trainer in built)
+    assert ours == pytest.approx(theirs, rel=1e-6)
+    after = assert_same_gradients(*built, 8)
+    assert all(after[name].allclose(before[name], rtol=1e-4, atol=1e-7) for name in before)
+    losses = [built[0].train().training_loss]
+    with packing.small_tiles():
+        losses.append(built[1].train().training_loss)
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)

@@ -117,12 +117,12 @@ def test_fields_that_a_model_refuses_are_left_out_once_known_and_recorded(server
     with pytest.warns(UserWarning, match="takes no temperature.*not greedy"):
         given = texts(generator, ["reasoning a", "reasoning b"], stop=(" ans",))
     assert given == {0: "reasoning a", 1: "reasoning b"}, "the stop is cut here"
-    filtered = replace(ledger_of(generator)[0], finish_reason="content_filter")
-    assert served.to_completion(filtered, ()).text == ""
     last = server.bodies[-1]
     assert last["max_completion_tokens"] == 8 and not {"max_tokens", "temperature", "stop"} & set(last)
     assert len(server.bodies) == 3 + 1 + 1, "three refusals, once; then one request per prompt"
     assert [a.refused for a in ledger_of(generator)] == [["max_tokens", "stop", "temperature"]] * 2
+    store.write_rows(generator.ledger, [replace(ledger_of(generator)[0], finish_reason="content_filter")])
+    assert texts(generator, ["reasoning a"], stop=(" ans",)) == {0: ""}
 
 
 def test_failed_requests_are_told_at_the_end_and_only_they_are_asked_again(server, tmp_path):
@@ -146,7 +146,7 @@ def test_a_refused_key_a_wrong_model_and_a_dead_endpoint_stop_it(server, tmp_pat
     generator = make(tmp_path, prices=(1.0, 1.0), max_cost_usd=1.0, concurrency=2, retries=0)
     with pytest.raises(EndpointError, match=said) as caught:
         texts(generator, [f"{behaviour} {n}" for n in range(50)])
-    assert KEY not in str(caught.value) + json.dumps(generator.settings)
+    assert KEY not in str(caught.value)
     assert sum(server.asked.values()) <= most and not generator.ledger.exists()
 
 
@@ -207,7 +207,7 @@ def test_vllm_gets_token_ids_with_one_bos_and_its_answers_are_cut_and_counted_as
     monkeypatch.setattr(served, "CHUNK", 2)
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=SimpleNamespace))
     engine = Engine(ends, theirs)
-    generator = served.VllmGenerator(engine, tiny_tokenizer(), "tiny", "float32")
+    generator = served.VllmGenerator(engine, tiny_tokenizer(), "tiny")
     found = list(generator.generate(["w1 w4", "w5 w4", "w6 w4"], 8, ("w9",), 2))
     assert found == [(i, Completion(text, reason, n)) for i in range(3)]
     (first, greedy, _), (second, _, _) = engine.calls  # two prompts at a time
@@ -222,12 +222,12 @@ def test_vllm_gets_token_ids_with_one_bos_and_its_answers_are_cut_and_counted_as
 
 
 def test_the_engine_is_told_precision_revision_and_the_largest_rank(monkeypatch):
-    monkeypatch.setattr(served, "LOADED", {})
+    served.load_engine.cache_clear()
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=lambda **arguments: arguments))
     plain = served.load_engine("some/model", "a1b2", "bfloat16")
     assert (plain["dtype"], plain["generation_config"]) == ("bfloat16", "vllm")
     assert plain["revision"] == plain["tokenizer_revision"] == "a1b2" and "enable_lora" not in plain
-    for ranks, largest in (([32, 16, 32], 32), ([33], 64), ([4], 8)):
+    for ranks, largest in (((32, 16, 32), 32), ((33,), 64), ((4,), 8)):
         assert served.load_engine("some/model", "", "bfloat16", ranks)["max_lora_rank"] == largest
 
 

@@ -67,7 +67,6 @@ class Writer:
 
     name: str
     asked: int = 0
-    settings = {}
 
     def write(self, items):
         self.asked += len(items)

@@ -9,7 +9,7 @@ from tiny import tiny_policies
 from tiny_results import one_row as line
 
 from persona_lib import store
-from persona_lib.models.load import attach_adapters, load_base, load_tokenizer, sequence_log_probs
+from persona_lib.models.load import attach_adapters, load_base, load_tokenizer, pair_log_probs
 from persona_lib.paper import swap
 from persona_lib.paper.answers import adapters_of
 from persona_lib.paper.judging import runs_of
@@ -149,8 +149,8 @@ def test_scores_are_those_of_the_policy_with_its_adapters_stacked(run):
         scores = {(s.id, s.eval_persona): s for s in swap.score_policy(run, arm)}
         assert {name for _, name in scores} == {"gold-chosen", "gold-rejected"} and len(scores) == 6 * 2
         model = attach_adapters(load_base(base), adapters_of(run, arm))
-        text = [completion_text(row.chosen)]
-        [expected] = sequence_log_probs(model, load_tokenizer(base), [prompt], text, 1)
+        text = [(completion_text(row.chosen),)]
+        [[expected]] = pair_log_probs(model, load_tokenizer(base), [prompt], text, 1)
         found.append(scores[row.id, "gold-rejected"].chosen)
         assert found[-1] == pytest.approx(expected, abs=1e-4)
     assert found[0] != pytest.approx(found[1], abs=1e-2)

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -73,8 +72,7 @@ def build(run: Run, method: str, train_persona: str = "chosen"):
     folder = train.adapter_folder(run, method, train_persona)
     tokenizer = load.load_tokenizer(*run.base_source)
     rows, _ = train.load_rows(run, method, train_persona)
-    with trainers.quiet_libraries():
-        return train.build_trainer(run, method, tokenizer, rows, folder)
+    return train.build_trainer(run, method, tokenizer, rows, folder)
 
 
 def evaluation_losses(folder: Path) -> list[float]:
@@ -100,8 +98,8 @@ def recomputed_loss(run: Run) -> float:
 
     def score(names, side):
         with load.using_adapters(model, names):
-            prompts, completions = [r["prompt"] for r in rows], [r[side] for r in rows]
-            return load.sequence_log_probs(model, tokenizer, prompts, completions, 4)
+            prompts, completions = [r["prompt"] for r in rows], [(r[side],) for r in rows]
+            return load.pair_log_probs(model, tokenizer, prompts, completions, 4)[:, 0]
 
     both, reference = ["sft-chosen", "dpo-chosen"], ["sft-chosen"]
     good = score(both, "chosen")
@@ -150,15 +148,9 @@ def test_truncated_and_dropped_rows_are_counted_as_trl_treats_them(tmp_path, mon
     counts = store.read_json(train.train_adapter(run, "sft", "chosen") / "counts.json")["train"]
     assert counts["rows"] == 16 and counts["dropped"] > 0 and counts["truncated"] > 0
     kept = build(run, "sft").train_dataset["input_ids"]
+    assert len(kept) == counts["rows"] - counts["dropped"]
     assert sum(2 not in ids for ids in kept) == counts["truncated"], "rows that have lost EOS"
     assert "rows without a persona, left out: {'train': 1, 'val': 0}" in capsys.readouterr().out
-
-
-def test_rows_that_trl_leaves_out_and_we_did_not_count_are_an_error_with_both_numbers(tmp_path, monkeypatch):
-    run, trainer = tiny_run(tmp_path, monkeypatch), SimpleNamespace(train_dataset="r" * 16, eval_dataset="r")
-    monkeypatch.setattr(train, "build_trainer", lambda *_: trainer)
-    with pytest.raises(ModelError, match="sft-chosen val: TRL keeps 1 rows, count_rows counted 6"):
-        train.train_adapter(run, "sft", "chosen")
 
 
 def gradients(trainer, batch) -> dict:

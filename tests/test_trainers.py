@@ -23,14 +23,14 @@ def test_the_adapter_alone_is_trainable_in_float32():
     for parameter in trainers.trainable_parameters(model).values():
         parameter.data = parameter.data.bfloat16()
     with pytest.raises(ModelError, match="in float32; trainable is base.*bfloat16"):
-        trainers.check_adapters(model, "default")
+        trainers.check_adapters(model)
     for parameter in trainers.trainable_parameters(model).values():
         parameter.data = parameter.data.float()
-    trainers.check_adapters(model, "default")
+    trainers.check_adapters(model)
     for trainable, said in ((False, "nothing"), (True, "base.*embed_tokens")):
         model.requires_grad_(trainable)
         with pytest.raises(ModelError, match=f"trainable is {said}"):
-            trainers.check_adapters(model, "default")
+            trainers.check_adapters(model)
 
 
 @pytest.mark.parametrize("bad", [0.0, math.nan, math.inf])

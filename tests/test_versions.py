@@ -28,15 +28,15 @@ FILES = {
 }
 DECIDED = {
     "pairs": (1, "edfb836b215df0ba"),
-    "personas": (1, "be4aaf55686395c8"),
+    "personas": (1, "90aa9204ec9a8dfb"),
     "tailoring": (1, "73a122396bc33387"),
-    "training": (1, "4276faef382785fe"),
-    "answers": (1, "df0d16963aff282e"),
-    "judging": (1, "a79d85369aab14ff"),
-    "swap": (1, "2b3f46361add817e"),
-    "calibration": (1, "5f7ce1c69fc472d7"),
-    "rejudged": (1, "ac09f661bd1def23"),
-    "users": (1, "b6b58c828ce8b6c6"),
+    "training": (1, "06aa552243583d25"),
+    "answers": (1, "9ce013b1963145ca"),
+    "judging": (1, "6d58bee7c8baab72"),
+    "swap": (1, "693dc0505d5daa3d"),
+    "calibration": (1, "dc26c554378a8544"),
+    "rejudged": (1, "3fe6b1b94a31699f"),
+    "users": (1, "be13852fbc7fd628"),
 }
 
 

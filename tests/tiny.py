@@ -114,7 +114,7 @@ def tiny_policies(results: Path, monkeypatch, *adapters: str, **changes) -> Run:
 class Echo:
     """A generator that answers with its prompt, last prompt first; it can be killed after some answers."""
 
-    name, settings = "echo", {}
+    name = "echo"
 
     def __init__(self, die_after: int = -1, say="answer to {}".format) -> None:
         self.asked, self.die_after, self.say = [], die_after, say
@@ -142,8 +142,8 @@ def save_adapter(base_folder, folder, seed):
     return folder
 
 
-def some_texts() -> tuple[list[str], list[str]]:
-    """Nine prompts and completions of random lengths."""
+def some_texts() -> tuple[list[str], list[tuple[str]]]:
+    """Nine prompts and completions of random lengths, as `load.pair_log_probs` takes them."""
     rng = random.Random(1)
     prompts = [f"Prompt: {words(rng, 2, 12)}\nResponse:" for _ in range(9)]
-    return prompts, [f" {words(rng, 1, 15)}" for _ in range(9)]
+    return prompts, [(f" {words(rng, 1, 15)}",) for _ in range(9)]

@@ -20,7 +20,6 @@ import numpy as np
 from persona_lib import store
 from persona_lib.data.preference import load_pairs
 from persona_lib.intervals import drawn_columns, make_pool, ratio, resampled, signs, wilson_interval
-from persona_lib.models import trainers
 from persona_lib.models.served import SURFACE, load_generator, role_key
 from persona_lib.paper import judging, swap
 from persona_lib.paper.personas import MAX_WORDS, STOPS, parse_persona, read_personas
@@ -167,8 +166,7 @@ def score_users(run: Run) -> Table:
         known = {(score.id, score.persona) for score in swap.swap_scores(run, arm, form)}
         jobs = [(row, n, t) for row, found in texts for t, n in found.items() if (row.id, t) not in known]
         folder, key = run.folder / "users" / f"{arm}.{form}", store.content_hash(VERSIONS["users"], *inputs)
-        with trainers.quiet_libraries():
-            swap.score_jobs(run, arm, form, jobs, loader, folder, key)
+        swap.score_jobs(run, arm, form, jobs, loader, folder, key)
         print(f"{arm} ({form}): {len(rows)} pairs under users' personas", flush=True)
     table = swap_by_users([run])
     store.write_text(run.folder / "tables" / "user_swap.csv", table.to_csv(index=False))

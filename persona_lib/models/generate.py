@@ -2,7 +2,7 @@
 
 Batched, sorted by length, padded on the left, with stop strings per row; a long beginning that all prompts
 share is computed once. In float32 greedy completions equal those of one prompt at a time; in bfloat16 they
-may differ: ``settings`` (dtype, batch size) are recorded with every run; a batch size of 1 is exact.
+may differ: a batch size of 1 is exact.
 """
 
 from __future__ import annotations
@@ -81,19 +81,6 @@ class TransformersGenerator:
     adapters: Sequence[str] = ()
     merge: bool = False
     repetition_penalty: float = 1.0  # above 1: of tokens that the answer (not the prompt) has already
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What decides the completions besides weights and prompts."""
-        return {
-            "model": self.name,
-            "adapters": list(self.adapters),
-            "merged": bool(self.merge and self.adapters),
-            "decoding": "greedy",
-            "repetition_penalty": self.repetition_penalty,
-            "batch_size": self.batch_size,
-            "dtype": str(next(self.model.parameters()).dtype).removeprefix("torch."),
-        }
 
     def generate(self, prompts: Sequence[str], *how: Any, **more: Any) -> Iterator[tuple[int, Completion]]:
         """Yield (index, completion) batch by batch, shortest prompts first; see ``Decoding``."""

@@ -101,21 +101,17 @@ def count_rows(
 
 # Tokens to pad with, in this order: those made for it, reserved ones (Llama-3), and ones that no text of ours
 # has (Qwen2.5, SmolLM2; <unk> of Llama-2 and Mistral, which spell unknown characters in bytes).
-PAD_TOKENS = (
-    *("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>", "<|reserved_special_token_0|>"),
-    *("<|fim_pad|>", "<empty_output>", "<unk>"),
-)
+PAD_TOKENS = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>", "<|reserved_special_token_0|>",
+              "<|fim_pad|>", "<empty_output>", "<unk>")  # fmt: skip
 
 
 def model_key(source: Source, revision: str = "") -> str:
     """Return what identifies a model: packaged weights' hash, a folder's content, or hub name and commit."""
     if weights.is_packaged(source):
         return f"{source}@{weights.entry(str(source))['sha256']}"
-    if not (folder := Path(source)).is_dir():
-        return "{}@{}".format(*weights.pinned(source, revision))
-    if (folder / "done.json").exists():
-        return store.read_json(folder / "done.json")["key"]
-    return store.folder_hash(folder)
+    if Path(source).is_dir():
+        return store.folder_hash(Path(source))
+    return "{}@{}".format(*weights.pinned(source, revision))
 
 
 def load_tokenizer(source: Source, revision: str = "") -> Any:
@@ -291,16 +287,6 @@ def using_adapters(model: Any, names: Sequence[str], merge: bool = False) -> Ite
         activate(model, before)
 
 
-# --- Scores ---
-
-
-def sequence_log_probs(
-    model: Any, tokenizer: Any, prompts: Sequence[str], completions: Sequence[str], batch_size: int
-) -> Any:
-    """Return log p(completion and EOS | prompt) per row, in nats, summed over tokens: float64 array [n]."""
-    return pair_log_probs(model, tokenizer, prompts, [(c,) for c in completions], batch_size)[:, 0]
-
-
 def pair_log_probs(
     model: Any, tokenizer: Any, prompts: Sequence[str], pairs: Sequence[tuple[str, ...]], batch_size: int
 ) -> Any:
@@ -345,15 +331,12 @@ def join_adapters(folders: Sequence[Path], target: Path) -> None:
     from safetensors.torch import save_file
 
     configs = [store.read_json(folder / "adapter_config.json") for folder in folders]
-    parts = [read_adapter(folder) for folder in folders]
-    scales = [config["lora_alpha"] / config["r"] for config in configs]
-    joined = {}
+    parts, joined = [read_adapter(folder) for folder in folders], {}
     for name in parts[0]:
-        if ".lora_A." in name:
-            joined[name] = torch.cat([part[name].float() for part in parts])
-        else:
-            scaled = [part[name].float() * scale for part, scale in zip(parts, scales, strict=True)]
-            joined[name] = torch.cat(scaled, dim=1).contiguous()
+        is_b = ".lora_B." in name
+        scales = [config["lora_alpha"] / config["r"] if is_b else 1.0 for config in configs]
+        scaled = [part[name].float() * scale for part, scale in zip(parts, scales, strict=True)]
+        joined[name] = torch.cat(scaled, dim=int(is_b)).contiguous()
     target.mkdir(parents=True, exist_ok=True)
     save_file(joined, target / "adapter_model.safetensors", metadata={"format": "pt"})
     (target / "adapter_model.safetensors").chmod(0o644)

@@ -22,14 +22,14 @@ def padded(rows: Sequence[Sequence[int]], value: int) -> Any:
     """Return rows of integers as one tensor, padded on the right."""
     import torch
 
-    width = max(map(len, rows))
-    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
+    tensors = [torch.tensor(row) for row in rows]
+    return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=value)
 
 
 def pack(rows: Sequence[Sequence[list[int]]]) -> dict[str, Any]:
     """Return what the decoder computes for rows (prompt, first response) or (prompt, first, second).
 
-    ``ids`` and ``positions`` are [1, tokens]; ``sizes`` counts every row's tokens of the three. ``windows``,
+    ``ids`` and ``positions`` are [1, tokens]; ``sizes`` counts the tokens of a row's parts. ``windows``,
     [responses, W], holds the places of each response, from the prompt's last token on (which predicts its
     first one), padded with 0. The first responses of all rows come first, as in TRL.
     """
@@ -37,21 +37,19 @@ def pack(rows: Sequence[Sequence[list[int]]]) -> dict[str, Any]:
 
     ids: list[int] = []
     positions: list[int] = []
-    sizes: list[tuple[int, int, int]] = []
     windows: list[list[list[int]]] = [[] for _ in rows[0][1:]]
-    for prompt, first, *other in rows:
-        second = other[0] if other else []
-        at, p, c, r = len(ids), len(prompt), len(first), len(second)
-        ids += [*prompt, *first, *second]
-        positions += [*range(p + c), *range(p, p + r)]
-        sizes.append((p, c, r))
-        starts = (at + p, at + p + c)
-        for side, start, n in zip(windows, starts, (c, r), strict=False):
-            side.append([at + p - 1, *range(start, start + n)])
+    for prompt, *responses in rows:
+        last, p = len(ids) + len(prompt) - 1, len(prompt)
+        ids += prompt
+        positions += range(p)
+        for side, response in zip(windows, responses, strict=True):
+            side.append([last, *range(len(ids), len(ids) + len(response))])
+            ids += response
+            positions += range(p, p + len(response))
     return {
         "ids": torch.tensor([ids]),
         "positions": torch.tensor([positions]),
-        "sizes": sizes,
+        "sizes": [[*map(len, row)] for row in rows],
         "windows": padded(sum(windows, []), 0),
     }
 
@@ -99,24 +97,10 @@ def sft_batch(examples: list[dict[str, Any]], pad: int) -> dict[str, Any]:
     }
 
 
-def row_parts(sizes: Sequence[tuple[int, int, int]], where: Any) -> list[tuple]:
-    """Return, per row, slices of (prompt and first response, prompt, second), and the mask of the second."""
-    import torch
-
-    parts, start = [], 0
-    for prompt, first, second in sizes:
-        middle, end = start + prompt + first, start + prompt + first + second
-        mask = torch.full((second, prompt + second), float("-inf"), device=where).triu(prompt + 1)
-        slices = slice(start, middle), slice(start, start + prompt), slice(middle, end)
-        parts.append((*slices, mask[None, None] if second else None))
-        start = end
-    return parts
-
-
 def attend_by_parts(
     module: Any, query: Any, key: Any, value: Any, attention_mask: Any, parts: Any = None, **kwargs: Any
 ) -> tuple[Any, None]:
-    """Attend within each row (``parts``, of ``row_parts``) of a packed sequence by transformers' own sdpa."""
+    """Attend within each row (``parts``: ``decoder_inputs``) of a packed sequence, by transformers' sdpa."""
     import torch
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -153,13 +137,24 @@ def use_parts(config: Any) -> None:
 
 
 def decoder_inputs(packed: dict[str, Any], where: Any) -> dict[str, Any]:
-    """Return what a model that uses parts is called with for a packed batch."""
-    ids = packed["ids"].to(where)
+    """Return what a model that uses parts is called with for a packed batch.
+
+    ``parts`` are, per row, slices of (prompt and first response, prompt, second), and the second's mask.
+    """
+    import torch
+
+    ids, parts, start = packed["ids"].to(where), [], 0
+    for prompt, first, *others in packed["sizes"]:
+        middle, second = start + prompt + first, sum(others)
+        mask = torch.full((second, prompt + second), float("-inf"), device=where).triu(prompt + 1)
+        slices = slice(start, middle), slice(start, start + prompt), slice(middle, middle + second)
+        parts.append((*slices, mask[None, None] if second else None))
+        start = middle + second
     return {
         "input_ids": ids,
         "position_ids": packed["positions"].to(where),
         "attention_mask": ids.new_empty(1, 1, 0, 0),  # a mask of four dimensions: transformers makes none
-        "parts": row_parts(packed["sizes"], where),
+        "parts": parts,
         "use_cache": False,
     }
 

@@ -15,10 +15,12 @@ import os
 import re
 import threading
 import warnings
-import zlib
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +33,8 @@ from persona_lib.texts import SPACELESS
 
 FAILURES_IN_A_ROW = 20  # after so many, nobody is at home
 # After a response of such a status nothing more is asked.
-HOPELESS = dict.fromkeys((401, 403), "the server refuses the key of OPENAI_API_KEY: set another one")
-HOPELESS[404] = "the server knows no such model or path: change the role's model, url or kind"
+HOPELESS = dict.fromkeys((401, 403), "the server refuses the key of OPENAI_API_KEY: set another one; ")
+HOPELESS[404] = "the server knows no such model or path: change the role's model, url or kind; "
 
 
 class EndpointError(RuntimeError):
@@ -53,12 +55,6 @@ class Answer:
     refused: list[str] = field(default_factory=list)  # fields that the model was asked without
 
 
-def to_completion(answer: Answer, stop: Sequence[str]) -> Completion:
-    """Cut an answer at its stop string; what a content filter cut short counts as empty."""
-    text, stopped = cut_at_stop("" if answer.finish_reason == "content_filter" else answer.text, stop)
-    return Completion(text.strip(), "stop" if stopped else answer.finish_reason, answer.completion_tokens)
-
-
 @dataclass
 class EndpointGenerator:
     """A served model that completes prompts; requests go side by side, each in a thread."""
@@ -76,36 +72,30 @@ class EndpointGenerator:
         self.refused: set[str] = set()
         store.repair_rows(self.ledger)
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What decides the completions besides weights and prompts. The dtype is the server's business."""
-        made = {"model": self.name, "url": self.url, "kind": self.role.kind}
-        return made | {"decoding": "greedy (temperature 0) unless asked otherwise"}
-
     def generate(self, prompts: Sequence[str], *how: Any, **more: Any) -> Iterator[tuple[int, Completion]]:
         """Yield (index, completion): those of the ledger first, then as they arrive; see ``Decoding``.
 
-        Equal prompts are asked once. Raises ValueError for ``min_new_tokens``; EndpointError at the end if
-        requests failed or ``max_cost_usd`` forbids the rest.
+        Equal prompts are asked once. The protocol has no ``min_new_tokens``. Raises EndpointError at the end
+        if requests failed or ``max_cost_usd`` forbids the rest.
         """
         decoding = Decoding(*how, **more)
-        if decoding.min_new_tokens:
-            raise ValueError("the protocol has no min_new_tokens: set generation.min_new_tokens=0")
         rows = store.read_rows(self.ledger, Answer) if self.ledger.exists() else []
         known, self.spent = {row.id: row for row in rows}, sum(row.cost_usd for row in rows)
         bodies: dict[str, dict[str, Any]] = {}
-        places: dict[str, list[int]] = {}
+        places: dict[str, list[int]] = defaultdict(list)
         for index, prompt in enumerate(prompts):
             body = self.request(prompt, decoding)
             name = store.content_hash(self.url, self.role.kind, body)
-            if name in known:
-                yield index, to_completion(known[name], decoding.stop)
-            else:
-                bodies[name] = body
-                places.setdefault(name, []).append(index)
-        for answer in self.ask_all(bodies) if bodies else ():
+            bodies[name] = body
+            places[name].append(index)
+        missing = {name: body for name, body in bodies.items() if name not in known}
+        answered = [known[name] for name in bodies if name in known]
+        for answer in chain(answered, self.ask_all(missing) if missing else ()):
+            filtered = answer.finish_reason == "content_filter"  # what it cut short counts as empty
+            text, stopped = cut_at_stop("" if filtered else answer.text, decoding.stop)
+            finish = "stop" if stopped else answer.finish_reason
             for index in places[answer.id]:
-                yield index, to_completion(answer, decoding.stop)
+                yield index, Completion(text.strip(), finish, answer.completion_tokens)
 
     def request(self, prompt: str, how: Decoding) -> dict[str, Any]:
         """Return the body of a request; vLLM, SGLang and others take the penalty as an extra field."""
@@ -156,8 +146,7 @@ class EndpointGenerator:
                         yield answer
         if failures and not why:
             first = f"{type(failures[0]).__name__}: {failures[0]}".replace(key, "(key)")[:300]
-            why = f"{len(failures)} of {len(bodies)} requests failed, the first with {first}"
-            why = f"{hopeless}; {why}" if hopeless else why
+            why = f"{hopeless}{len(failures)} of {len(bodies)} requests failed, the first with {first}"
         if why:
             kept = f"what was answered is kept in {self.ledger}: run again to go on"
             raise EndpointError(f"{self.name} at {self.url}: {why}; {kept}")
@@ -196,15 +185,12 @@ class EndpointGenerator:
 
 # --- vLLM in this process ---
 
-LOADED: dict[tuple, Any] = {}  # the one engine of this process: it takes nearly all of a GPU's memory
 CHUNK = 512  # prompts given to the engine at a time: what is finished is on disk after each
 
 
-def load_engine(source: str, revision: str, dtype: str, ranks: Sequence[int] = ()) -> Any:
+@lru_cache(maxsize=1)
+def load_engine(source: str, revision: str, dtype: str, ranks: tuple[int, ...] = ()) -> Any:
     """Return the vLLM engine of a model, for adapters of these ranks; another one is given up first."""
-    key = (source, revision, dtype, *ranks)
-    if key in LOADED:
-        return LOADED[key]
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # nothing is reported to anyone
     try:
         import torch
@@ -213,8 +199,8 @@ def load_engine(source: str, revision: str, dtype: str, ranks: Sequence[int] = (
         install = "pip install -c constraints-vllm.txt -e '.[lab]' vllm"
         text = f"engine: vllm needs vLLM and a GPU: {install}, or set engine: transformers"
         raise ImportError(text) from error
-    LOADED.clear()
-    gc.collect()  # an engine ends when nobody holds it any more
+    load_engine.cache_clear()  # an engine takes nearly all of a GPU's memory
+    gc.collect()  # and ends when nobody holds it any more
     torch.cuda.empty_cache()
     how: dict[str, Any] = {"revision": revision or None, "tokenizer_revision": revision or None}
     how["dtype"] = dtype  # "auto" would make float16 of float32 weights
@@ -222,17 +208,14 @@ def load_engine(source: str, revision: str, dtype: str, ranks: Sequence[int] = (
     how["generation_config"] = "vllm"  # no sampling defaults of the model's authors
     if ranks:  # adapters are used one after the other; vLLM takes ranks that are powers of two
         how |= {"enable_lora": True, "max_lora_rank": max(8, 1 << (max(ranks) - 1).bit_length())}
-    LOADED[key] = LLM(model=source, seed=0, enable_prefix_caching=True, **how)
-    return LOADED[key]
+    return LLM(model=source, seed=0, enable_prefix_caching=True, **how)
 
 
 def lora_request(name: str, key: str, folder: Path) -> Any:
     """Return vLLM's handle for an adapter; its number and name are made of ``key``, its content's hash."""
     from vllm.lora.request import LoRARequest
 
-    name = f"{name}@{key}"
-    number = zlib.crc32(name.encode()) % 2**31 or 1
-    return LoRARequest(lora_name=name, lora_int_id=number, lora_path=str(folder))
+    return LoRARequest(lora_name=f"{name}@{key}", lora_int_id=int(key[:7], 16) + 1, lora_path=str(folder))
 
 
 @dataclass
@@ -242,16 +225,7 @@ class VllmGenerator:
     engine: Any
     tokenizer: Any
     name: str
-    dtype: str
     adapter: Any = None
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What decides the completions besides weights and prompts."""
-        adapters = [self.adapter.lora_name] if self.adapter else []  # name and key
-        engine = f"vllm {store.package_versions().get('vllm', 'of unknown version')}"
-        made = {"model": self.name, "adapters": adapters, "engine": engine, "dtype": self.dtype}
-        return made | {"decoding": "greedy"}
 
     def generate(self, prompts: Sequence[str], *how: Any, **more: Any) -> Iterator[tuple[int, Completion]]:
         """Yield (index, completion) in order; see ``Decoding``. RuntimeError for a request that broke off."""
@@ -300,7 +274,7 @@ FEATURES = (
 class SurfaceGenerator:
     """Writes personas by rule, of pairs of responses instead of prompts."""
 
-    name, settings = SURFACE, {"model": SURFACE}
+    name = SURFACE
 
     def write(self, items: Sequence[tuple[str, str, str]]) -> list[str]:
         """Return a persona for each (prompt, preferred, other); "" where nothing that is counted differs."""
@@ -321,7 +295,6 @@ class SurfaceGenerator:
 
 # --- Which text generator a role of a run uses ---
 
-# name -> function of run and role; see ``load_generator``
 GENERATORS: dict[str, Callable[[Run, str], Any]] = {SURFACE: lambda run, role: SurfaceGenerator()}
 
 
@@ -353,5 +326,5 @@ def load_generator(run: Run, role: str) -> Any:
     source, dtype = role_source(run, role), profile.base.dtype
     tokenizer, name = load_tokenizer(*source), profile.base.model if named.model == "base" else named.model
     if profile.generation.engine == "vllm":
-        return VllmGenerator(load_engine(*source, dtype), tokenizer, name, dtype)
+        return VllmGenerator(load_engine(*source, dtype), tokenizer, name)
     return TransformersGenerator(load_base(*source, "none", dtype), tokenizer, name, named.batch_size)

@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import dataclasses
 import gc
-import json
 import shutil
 import sys
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from persona_lib import settings, store
 from persona_lib.data import everyday, preference, tailoring
 from persona_lib.data.preference import TWO_SIDED, draw, to_dpo_rows, to_ordered_dpo_rows, to_sft_rows
 from persona_lib.models import load, packing, trainers
-from persona_lib.models.load import ModelError, count_rows, format_of, load_base, load_tokenizer, model_key
+from persona_lib.models.load import count_rows, format_of, load_base, load_tokenizer, model_key
 from persona_lib.models.served import SURFACE, SurfaceGenerator
 from persona_lib.prompts import tailoring_prompt
 from persona_lib.records import SIDES, PreferencePair, TailoringRow
@@ -84,39 +83,35 @@ def lacking_rows(run: Run) -> Iterator[str]:
                    f"{len(kept)} pairs of {name}, so there is no persona. Name a language model: --set "
                    "generator.model=base, or generator.url and generator.model")  # fmt: skip
         elif name != split:
-            yield from arms_without_rows(run, name, told)
-            yield from nothing_fits(run, name, kept)
+            yield from unusable_arms(run, name, told)
 
 
-def arms_without_rows(run: Run, name: str, pairs: list[PreferencePair]) -> Iterator[str]:
-    """Say which arms would train on no row of a part whose pairs have the personas of ``train_sides``."""
-    own = run.dataset != everyday.NAME
-    sides = run.profile.personas.train_sides if own else SIDES
+def unusable_arms(run: Run, name: str, pairs: list[PreferencePair]) -> Iterator[str]:
+    """Say which arms would train on no row of a part: no row has their personas, or none fits.
+
+    A persona has as many tokens as may be written. Without a tokenizer on this machine, and for the package's
+    own pairs, words are counted.
+    """
+    profile, own = run.profile, run.dataset != everyday.NAME
+    sides, room = profile.personas.train_sides if own else SIDES, profile.generator.max_new_tokens
     personas = {f"gold-{side}": "persona" for side in sides} | ({} if own else {"inferred-chosen": "persona"})
     rows = tailoring.to_rows(pairs, name, {pair.id: personas for pair in pairs}, {})
-    for arm in run.profile.training.arms:
+    tokenizer = load.tokenizer_at_hand(profile.base.model) if own else None
+    chat = tokenizer and load.chat_format(tokenizer)
+    for arm in profile.training.arms:
         found = preference.ARMS[arm](rows, run.seed) if arm != "shuffled" or len(rows) > 1 else []
         if not found:
             yield (f"{name}: no row of {len(rows)} serves training.arms={arm}: add rows, leave the arm out, "
                    f"or change personas.train_sides={','.join(sides)}")  # fmt: skip
-
-
-def nothing_fits(run: Run, name: str, pairs: list[PreferencePair]) -> Iterator[str]:
-    """Say so if no row, or no prompt of a validation row, fits into ``max_length`` with a persona.
-
-    Without a tokenizer on this machine, and for the package's own pairs, words are counted.
-    """
-    room, most = run.profile.generator.max_new_tokens, run.profile.training.max_length
-    tokenizer = load.tokenizer_at_hand(run.profile.base.model) if run.dataset != everyday.NAME else None
-    chat, texts = tokenizer and load.chat_format(tokenizer), []
-    for pair in pairs:
-        longer = max(pair.chosen, pair.rejected, key=len) if name.endswith("train") else ""
-        texts.append(tailoring_prompt(pair.prompt, "persona", chat=chat) + longer)
-    pieces = tokenizer(texts)["input_ids"] if tokenizer else [text.split() for text in texts]
-    lengths = [len(one) + room for one in pieces]
-    if min(lengths) > most:
-        yield (f"none of the {len(pairs)} rows of {name} fits into training.max_length with a persona of "
-               f"{room} tokens: add shorter rows, or --set training.max_length={max(lengths)}")  # fmt: skip
+            continue
+        texts = [
+            tailoring_prompt(prompt, persona, chat=chat) + (target if name.endswith("train") else "")
+            for _, prompt, persona, target, _ in found
+        ]
+        pieces = tokenizer(texts)["input_ids"] if tokenizer else [text.split() for text in texts]
+        if (least := min(map(len, pieces)) + room) > profile.training.max_length:
+            yield (f"none of the {len(found)} rows of {name} fits into training.max_length with a persona of "
+                   f"{room} tokens: add shorter rows, or --set training.max_length={least}")  # fmt: skip
 
 
 def training_spec(run: Run, method: str, train_persona: str) -> dict[str, Any]:
@@ -141,16 +136,14 @@ def training_spec(run: Run, method: str, train_persona: str) -> dict[str, Any]:
 
 def prepare_folder(folder: Path, key: str, spec: dict[str, Any]) -> str | None:
     """Clear what another key, or a kill, left; return the newest whole checkpoint of this key, or None."""
-    known = folder / "spec.json"
-    if folder.exists() and not (known.exists() and store.read_json(known)["key"] == key):
-        shutil.rmtree(folder)
-    store.write_json(known, {"key": key, **spec})
+    store.clear_unless(folder, key)
+    store.write_json(folder / "spec.json", spec)
     checkpoints = (folder / "checkpoints").glob("checkpoint-*")
     for path in sorted(checkpoints, key=lambda p: -int(p.name.rpartition("-")[2])):
         try:
-            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))  # written last
+            store.read_json(path / "trainer_state.json")  # written last
             return str(path)
-        except (OSError, json.JSONDecodeError):
+        except (OSError, ValueError):
             shutil.rmtree(path)
     return None
 
@@ -191,13 +184,9 @@ def fit_adapter(run: Run, method: str, rows: Parts, folder: Path, key: str, spec
         counts[part] = count_rows(tokenizer, found, profile.training.max_length, f"{name} {part}", drops)
         print(f"{name}: {part}:", ", ".join(f"{n} {what}" for what, n in counts[part].items()), flush=True)
     trainers.in_main(store.write_json, folder / "counts.json", counts)
-    with trainers.quiet_libraries(), packing.small_tiles(on=profile.training.packing):
+    with packing.small_tiles(on=profile.training.packing):
         trainer = build_trainer(run, method, tokenizer, rows, folder)
-        for part, kept in (("train", trainer.train_dataset), ("val", trainer.eval_dataset)):
-            counted = counts[part]["rows"] - counts[part]["dropped"]
-            if len(kept) != counted:
-                raise ModelError(f"{name} {part}: TRL keeps {len(kept)} rows, count_rows counted {counted}")
-        trainers.check_adapters(trainer.model, "default")
+        trainers.check_adapters(trainer.model)
         if method == "dpo":
             trainers.check_dpo_start(trainer, profile)
         trainer.remove_callback(PrinterCallback)

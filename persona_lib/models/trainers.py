@@ -9,14 +9,10 @@ from __future__ import annotations
 
 import math
 import os
-import time
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from persona_lib.models import packing
 from persona_lib.models.load import ModelError
@@ -28,15 +24,15 @@ def trainable_parameters(model: Any) -> dict[str, Any]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def check_adapters(model: Any, adapter: str) -> None:
-    """Raise ModelError unless exactly the weights of one adapter are trainable, all in float32."""
+def check_adapters(model: Any) -> None:
+    """Raise ModelError unless exactly the weights of the adapter "default" are trainable, in float32."""
     import torch
 
     found = {name: p.dtype for name, p in trainable_parameters(model).items()}
-    wrong = [n for n, dtype in found.items() if f".{adapter}." not in n or dtype != torch.float32]
+    wrong = [n for n, dtype in found.items() if ".default." not in n or dtype != torch.float32]
     if wrong or not found:
         said = f"{wrong[0]} in {found[wrong[0]]}" if wrong else "nothing"
-        raise ModelError(f"adapter {adapter!r} alone should be trainable, in float32; trainable is {said}")
+        raise ModelError(f"adapter 'default' alone should be trainable, in float32; trainable is {said}")
 
 
 def learning_guard() -> Any:
@@ -66,39 +62,13 @@ def learning_guard() -> Any:
     return LearningGuard()
 
 
-@contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Within the block no FutureWarning; from it on, no progress bars and routine warnings of libraries."""
-    import datasets
-    import transformers
-
-    datasets.disable_progress_bars()
-    transformers.logging.disable_progress_bar()
-    transformers.logging.set_verbosity_error()
-    # TQDM_DISABLE: TRL's bar for the reference log-probabilities
-    with warnings.catch_warnings(), mock.patch.dict(os.environ, TQDM_DISABLE="1"):
-        warnings.simplefilter("ignore", FutureWarning)
-        yield
-
-
 def progress_lines(name: str) -> Any:
-    """Return a callback that logs twelve times a run, or more; a line is printed per log and per minute."""
+    """Return a callback that logs twelve times a run, or more, and prints a line per log."""
     from transformers import TrainerCallback
 
     class ProgressLines(TrainerCallback):
-        def on_train_begin(self, args, state, control, **kwargs):
-            self.began, self.first, self.minutes = time.monotonic(), state.global_step, 0
-
         def on_step_end(self, args, state, control, **kwargs):
             control.should_log |= state.global_step % max(1, state.max_steps // 12) == 0
-            self.on_prediction_step(args, state, control)
-
-        def on_prediction_step(self, args, state, control, **kwargs):
-            minutes, done = (time.monotonic() - self.began) / 60, state.global_step - self.first
-            if int(minutes) > self.minutes and done:
-                self.minutes = int(minutes)
-                left = minutes / done * (state.max_steps - state.global_step)
-                print(f"{name}: step {state.global_step}/{state.max_steps}, {left:.0f} min left", flush=True)
 
         def on_log(self, args, state, control, logs=None, **kwargs):
             step = f"step {state.global_step}/{state.max_steps}"
@@ -122,9 +92,6 @@ def in_main(do: Callable[..., Any], *args: Any) -> Any:
 
     PartialState(cpu=not torch.cuda.is_available()).wait_for_everyone()
     return utils.broadcast_object_list([do(*args) if NUMBER == 0 else None])[0]
-
-
-# --- Trainers ---
 
 
 def trainer_settings(profile: Profile, method: str, seed: int, output: Path, rows: int = 0) -> dict[str, Any]:
@@ -168,7 +135,7 @@ def trainer_settings(profile: Profile, method: str, seed: int, output: Path, row
         "save_total_limit": 1,
         "load_best_model_at_end": True,
         "metric_for_best_model": "eval_loss",
-        "report_to": os.environ.get("PERSONA_REPORT_TO", "none").split(","),  # tensorboard,wandb
+        "report_to": "none",
         "disable_tqdm": True,
     }
 
@@ -187,13 +154,6 @@ def activate_stack(model: Any) -> None:
     if "ref" in model.peft_config:
         model.base_model.set_adapter(["default", "ref"])
         model.base_model.set_requires_grad("ref", False)
-
-
-def dpo_loss_settings(profile: Profile) -> dict[str, Any]:
-    """Return TRL's loss settings: the DPO loss, with an SFT term on the preferred response if weighted."""
-    if profile.dpo.sft_weight > 0:
-        return {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, profile.dpo.sft_weight]}
-    return {"loss_type": ["sigmoid"], "loss_weights": None}
 
 
 def make_trainer(
@@ -222,27 +182,24 @@ def make_trainer(
     packed = profile.training.packing and packing.takes_parts(base)
     base = packing.accept_packed(base) if packed else base
     pad, config_of_new = tokenizer.pad_token_id, None
-    config: Any
-    make: Any
     if method == "sft":
-        only = profile.training.completion_only_loss
-        config = SFTConfig(**settings, completion_only_loss=only, packing=False, padding_free=False)
-        make, collator = SFTTrainer, partial(packing.sft_batch, pad=pad)
+        settings |= {"completion_only_loss": profile.training.completion_only_loss}
+        settings |= {"packing": False, "padding_free": False}
+        collator = partial(packing.sft_batch, pad=pad)
         model = get_peft_model(base, lora_config(profile))
     else:
-        config = DPOConfig(
-            **settings,
-            **dpo_loss_settings(profile),
-            beta=profile.dpo.beta,
-            disable_dropout=True,
-            precompute_ref_log_probs=True,
-            precompute_ref_batch_size=settings["per_device_train_batch_size"],
-        )
-        length = profile.training.max_length
-        make, collator = DPOTrainer, partial(packing.dpo_batch, pad=pad, max_length=length)
+        losses = {"sigmoid": 1.0, "sft": profile.dpo.sft_weight}  # sft: on the preferred response
+        losses = {name: weight for name, weight in losses.items() if weight}
+        settings |= {"loss_type": [*losses], "loss_weights": [*losses.values()]}
+        settings |= {"beta": profile.dpo.beta, "disable_dropout": True, "precompute_ref_log_probs": True}
+        settings |= {"precompute_ref_batch_size": settings["per_device_train_batch_size"]}
+        collator = partial(packing.dpo_batch, pad=pad, max_length=profile.training.max_length)
         model = PeftModel.from_pretrained(base, str(sft), is_trainable=True)
         if profile.merge_adapters:
             model, config_of_new = model.merge_and_unload(), lora_config(profile)
+    kinds: Any = (SFTTrainer, SFTConfig) if method == "sft" else (DPOTrainer, DPOConfig)
+    make, configure = kinds
+    config = configure(**settings)
     config._n_gpu = min(config.n_gpu, 1)  # Trainer would spread one process over all GPUs that it sees
     trainer = make(
         model=model,

@@ -15,7 +15,7 @@ from typing import Any
 
 from persona_lib import store
 from persona_lib.data.preference import draw
-from persona_lib.models import load, trainers
+from persona_lib.models import load
 from persona_lib.models.generate import TransformersGenerator
 from persona_lib.models.served import VllmGenerator, load_engine, lora_request
 from persona_lib.models.train import adapter_folder
@@ -108,13 +108,13 @@ def vllm_generators(run: Run, specs: Sequence[RunSpec]) -> Iterator[tuple[RunSpe
     """Yield the generators of runs on one vLLM engine, each with its arm's joined adapter."""
     where = plain_base(run)
     folders = {spec.arm: joined_adapter(run, spec.arm) for spec in specs}
-    ranks = [store.read_json(folder / "adapter_config.json")["r"] for folder in folders.values() if folder]
-    engine, tokenizer = load_engine(*where, run.profile.base.dtype, ranks), load.load_tokenizer(*where)
+    ranks = (store.read_json(folder / "adapter_config.json")["r"] for folder in folders.values() if folder)
+    engine, tokenizer = load_engine(*where, run.profile.base.dtype, tuple(ranks)), load.load_tokenizer(*where)
     for spec in specs:
         folder, adapter = folders[spec.arm], None
         if folder:
             adapter = lora_request(spec.arm, store.read_json(folder / "done.json")["key"], folder)
-        yield spec, VllmGenerator(engine, tokenizer, spec.arm, run.profile.base.dtype, adapter)
+        yield spec, VllmGenerator(engine, tokenizer, spec.arm, adapter)
 
 
 def grid(run: Run) -> list[RunSpec]:
@@ -186,7 +186,6 @@ def generate_run(run: Run, spec: RunSpec, generator: Any) -> Path:
     if store.is_done(folder, key):
         return folder
     store.clear_unless(folder, key)
-    store.write_json(folder / "spec.json", {"spec": spec, "generator": generator.settings, "stop": [STOP]})
     rows, size = eval_rows(run), run.profile.generation.batch_size
     usable = [row for row in rows if spec.eval_persona == "none" or row.personas.get(spec.eval_persona)]
     complete = partial(completions, run, spec, generator)
@@ -231,13 +230,12 @@ def generate_all(run: Run) -> list[Path]:
     """Generate every run of the grid that is not finished yet."""
     specs = grid(run)
     missing = [s for s in specs if not store.is_done(generation_folder(run, s), generation_key(run, s))]
-    with trainers.quiet_libraries():
-        for spec, generator in generators(run, missing) if missing else ():
-            facts = store.read_json(generate_run(run, spec, generator) / "done.json")
-            said = f"{spec.slug}: {facts['n']} answers, {facts['no_eos']} never ended"
-            if broken_share(facts) > BROKEN:
-                said += f"; WARNING: {broken_share(facts):.0%} are loops: compare nothing with them"
-            print(said, flush=True)
+    for spec, generator in generators(run, missing) if missing else ():
+        facts = store.read_json(generate_run(run, spec, generator) / "done.json")
+        said = f"{spec.slug}: {facts['n']} answers, {facts['no_eos']} never ended"
+        if broken_share(facts) > BROKEN:
+            said += f"; WARNING: {broken_share(facts):.0%} are loops: compare nothing with them"
+        print(said, flush=True)
     return [generation_folder(run, spec) for spec in specs]
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from persona_lib import prompts, store
 from persona_lib.data import everyday, official, preference
 from persona_lib.data.everyday import fit, quality
-from persona_lib.models import load, train, trainers
+from persona_lib.models import load, train
 from persona_lib.models.served import load_generator
 from persona_lib.prompts import completion_text, tailoring_prompt
 from persona_lib.records import SIDES, DataError, Judgment, PairwiseComparison, Rubric, TailoringRow, Winner
@@ -241,8 +241,8 @@ class BackwardsJudge:
             names, merge = [NAME] if adapted else [], set_field(profile, TRAINING).merge_adapters
             prompts, completions = zip(*missing, strict=True)
             model, size = (self.model, self.tokenizer), profile.judge.batch_size
-            with trainers.quiet_libraries(), load.using_adapters(self.model, names, merge):
-                found = load.sequence_log_probs(*model, prompts, completions, size)
+            with load.using_adapters(self.model, names, merge):
+                found = load.pair_log_probs(*model, prompts, [(text,) for text in completions], size)[:, 0]
             self.known |= dict(zip(missing, found.tolist(), strict=True))
         return [self.known[text] for text in texts]
 

@@ -165,7 +165,7 @@ def infer_run(run: Run) -> Path:
         rows = infer_personas(generator, pairs, side, run.profile, folder / f"{split}-{side}.jsonl")
         counts[f"{split}-{side}"] = found = dict(Counter(row.status for row in rows))
         print(f"{split}, {side} side: {len(rows)} personas asked for, {found}", flush=True)
-    store.mark_done(folder, key, statuses=counts, generator=generator.settings)
+    store.mark_done(folder, key, statuses=counts)
     return folder
 
 

@@ -20,7 +20,6 @@ import numpy as np
 
 from persona_lib import store
 from persona_lib.intervals import drawn_columns, make_pool, seed_columns
-from persona_lib.models import trainers
 from persona_lib.models.load import format_of, model_key, pair_log_probs, using_adapters
 from persona_lib.paper import answers
 from persona_lib.paper.answers import PolicyLoader
@@ -152,10 +151,9 @@ def score_jobs(
 def swap_all(run: Run) -> Table:
     """Score the arms of a run; write its `swap_table` to ``tables/persona_swap.csv`` and return it."""
     loader = PolicyLoader(run)
-    with trainers.quiet_libraries():
-        for arm, persona_format in swap_arms(run):
-            scores = score_policy(run, arm, persona_format, loader)
-            print(f"{arm} ({persona_format}): {len(scores)} pairs of responses scored", flush=True)
+    for arm, persona_format in swap_arms(run):
+        scores = score_policy(run, arm, persona_format, loader)
+        print(f"{arm} ({persona_format}): {len(scores)} pairs of responses scored", flush=True)
     table = swap_table([run])
     store.write_text(run.folder / "tables" / "persona_swap.csv", table.to_csv(index=False))
     return table
