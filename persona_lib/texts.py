@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
@@ -154,24 +154,17 @@ POOL_SPLITS = ("sft_train", "dpo_train")  # what personas are retrieved from; ne
 EVAL_SPLITS = ("validation", "test")
 
 
-def shared_prompts(first: list[TailoringRow], second: list[TailoringRow]) -> int:
-    """Count the rows of ``second`` whose prompt is also that of another row in ``first``."""
-    owners = defaultdict(set)
-    for row in first:
-        owners[row.prompt].add(row.id)
-    return sum(bool(owners[row.prompt] - {row.id}) for row in second)
-
-
 def leakage_report(rows: dict[str, list[TailoringRow]], threshold: float = 0.5) -> Table:
     """Count what must not happen and what a reader should know; columns check, found, of, must_be_zero.
 
     Prompts are the same if their texts are (the near-duplicate count shows the looser cases). A row that
     stands in two splits under one id (official validation rows) is not an overlap.
     """
-    checks = [
-        (f"prompts shared by {a} and {b}", shared_prompts(rows[a], rows[b]), len(rows[b]), True)
-        for a, b in combinations(rows, 2)
-    ]
+    checks = []
+    for a, b in combinations(rows, 2):
+        asked, known = Counter(row.prompt for row in rows[a]), {(row.id, row.prompt) for row in rows[a]}
+        shared = sum(asked[row.prompt] > ((row.id, row.prompt) in known) for row in rows[b])
+        checks.append((f"prompts shared by {a} and {b}", shared, len(rows[b]), True))
     pools, pool = " and ".join(POOL_SPLITS), {row.id: row for split in POOL_SPLITS for row in rows[split]}
     for split in EVAL_SPLITS:
         part, named = rows[split], [row for row in rows[split] if row.retrieved_id is not None]

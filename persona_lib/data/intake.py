@@ -217,7 +217,7 @@ def against_others(pairs: Sequence[OwnRow]) -> tuple[list[OwnRow], list[Finding]
 def near_parts(rows: Iterable[OwnRow], threshold: float) -> list[list[OwnRow]]:
     """Return the rows of each group of near prompts, the groups in an order that only texts decide."""
     same: dict[str, list[OwnRow]] = defaultdict(list)
-    for row in rows:
+    for row in sorted(rows, key=lambda row: row.row):
         same[normal(row.pair.prompt)].append(row)
     groups: dict[int, list[OwnRow]] = defaultdict(list)
     for group, part in zip(near_groups(list(same), threshold), same.values(), strict=True):

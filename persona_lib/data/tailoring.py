@@ -79,13 +79,11 @@ def persona_files(run: Run, parts: Iterable[str] = PAIR_SPLITS) -> list[Path]:
 
 def load_personas(run: Run) -> Personas:
     """Read all inferred personas of a run: pair id -> {"gold-chosen": ..., "gold-rejected": ...}."""
-    there = persona_files(run)
     for split, side in [("train", "chosen"), *((run.profile.evaluation.split, side) for side in SIDES)]:
-        path = run.folder / "personas" / f"{split}-{side}.jsonl"
-        if path not in there:
+        if not (path := run.folder / "personas" / f"{split}-{side}.jsonl").exists():
             raise FileNotFoundError(f"{path} is missing: run notebook 03_persona_inference first")
     personas: dict[str, dict[str, str | None]] = {}
-    for row in (row for path in there for row in store.read_rows(path, InferredPersona)):
+    for row in (row for path in persona_files(run) for row in store.read_rows(path, InferredPersona)):
         personas.setdefault(row.id, {})[f"gold-{row.side}"] = row.persona
     return personas
 
