@@ -54,17 +54,17 @@ def own_overrides(name: str, overrides: list[str]) -> list[str]:
     return [*changes, "steps=" + ",".join(step for step in tasks.STEPS if step in wanted)]
 
 
-def validate(profile: Profile, only_asked: bool = False) -> None:
+def validate(profile: Profile) -> None:
     """Check a profile's rows before anything runs, or raise DataError; of own data write the page on them."""
     authors = [name for name in profile.datasets if name in official.DATASETS]
     offline = os.environ.get("HF_HUB_OFFLINE") == "1"
-    if authors and (profile.data.path or os.environ.get("PERSONA_DATA") or offline) and not only_asked:
+    if authors and (profile.data.path or os.environ.get("PERSONA_DATA") or offline):
         official.find_data_dir(profile.data.path, authors)
     checked = {everyday.NAME, intake.NAME} & {*profile.datasets}
-    checked = set() if only_asked or "06_supervised_tailoring" not in profile.steps else checked
+    checked = checked if "06_supervised_tailoring" in profile.steps else set()
     try:
         if intake.NAME in profile.datasets:
-            show_own(profile, only_asked)
+            show_own(profile)
         for dataset, seed in itertools.product(checked, profile.seeds):
             for said in lacking_rows(Run(profile, dataset, seed)):
                 raise DataError(f"{profile.data.path or f'profile {profile.name}'}: {said}")
@@ -72,12 +72,10 @@ def validate(profile: Profile, only_asked: bool = False) -> None:
         print(f"{profile.data.path} is read by the run itself, which first installs {error.name}", flush=True)
 
 
-def show_own(profile: Profile, only_asked: bool) -> None:
-    """Say what was read of own data; unless it is ``only_asked``, what to mend, too, and write the page."""
+def show_own(profile: Profile) -> None:
+    """Say what was read of own data and what to mend, and write the page."""
     data = intake.read_own(profile)
     print("\n".join(intake.describe(data)))
-    if only_asked:
-        return
     for one in intake.found_by_kind(data):
         print(f"- {one['rows']} {one['title']}; what to do: {one['mend']}")
     try:
@@ -325,19 +323,18 @@ def run(arguments: argparse.Namespace) -> int:
     pipeline = open_pipeline(arguments)
     if arguments.verify:
         return verify(pipeline)
-    ids, place = select(pipeline, arguments), pipeline.results
-    place = next(folder for folder in (place, *place.parents) if folder.exists())
-    if not (arguments.plan or place.is_dir() and os.access(place, os.W_OK)):
-        way = "change that, or name another in PERSONA_RESULTS"
-        raise ConfigError(f"results go to {pipeline.results}, but {place} is no folder to write to: {way}")
-    if (pipeline.results / ".lock").exists() and not arguments.plan:
-        with only_runner(pipeline):  # a second run is refused before it writes the page of the data
-            pass
-    validate(pipeline.profile, arguments.plan)
-    lack = "" if pipeline.known() else lacking(pipeline.profile)
+    ids, lack = select(pipeline, arguments), "" if pipeline.known() else lacking(pipeline.profile)
     if arguments.plan:
         tasks.print_plan(pipeline, tasks.plan(pipeline, ids, arguments.force), lack)
         return 0
+    place = next(path for path in (pipeline.results, *pipeline.results.parents) if path.exists())
+    if not (place.is_dir() and os.access(place, os.W_OK)):
+        way = "change that, or name another in PERSONA_RESULTS"
+        raise ConfigError(f"results go to {pipeline.results}, but {place} is no folder to write to: {way}")
+    if (pipeline.results / ".lock").exists():
+        with only_runner(pipeline):  # a second run is refused before it writes the page of the data
+            pass
+    validate(pipeline.profile)
     if arguments.check:
         said = f"but this machine cannot run it: {lack}" if lack else f"{len(ids)} tasks"
         print(f"profile {pipeline.profile.name}: the settings are right, {said}")

@@ -341,9 +341,8 @@ def check_profile(profile: Profile) -> None:
             (f"{role}.prices", len(named.prices) not in (0, 2), "give two, for prompt and completion"),
             (f"{role}.url", named.url and named.model in ("", "base"),
              f"name the model that it serves in {role}.model"),
-            (f"{role}.url", named.url and not re.match("https?://", named.url),
-             "begin it with http:// or https://"),
-            (f"{role}.url", "@" in named.url, "put the key into OPENAI_API_KEY, not into the address"),
+            (f"{role}.url", named.url and not re.fullmatch("https?://[^@]+", named.url),
+             "write it as http://HOST/v1 (or https), and put the key into OPENAI_API_KEY"),
             ("served.max_cost_usd", unpriced, f"needs {role}.prices, dollars per million tokens"),
         ]  # fmt: skip
     wrong += [

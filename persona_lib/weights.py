@@ -208,10 +208,8 @@ def keep_layers(whole: Path, layers: int, target: Path) -> None:
     """Write a model with the first layers of another one, and its tokenizer."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(whole, local_files_only=True, dtype="float32")
-    model.model.layers = model.model.layers[:layers]
-    model.config.num_hidden_layers = len(model.model.layers)
-    if getattr(model.config, "layer_types", None):
-        model.config.layer_types = model.config.layer_types[:layers]
+    model = AutoModelForCausalLM.from_pretrained(
+        whole, local_files_only=True, dtype="float32", num_hidden_layers=layers
+    )
     model.save_pretrained(target)
     AutoTokenizer.from_pretrained(whole, local_files_only=True).save_pretrained(target)
