@@ -221,6 +221,29 @@ def clear_unless(folder: Path, key: str) -> None:
     write_json(marker, {"key": key})
 
 
+def take(lock: Any, log: Path, how: int = fcntl.LOCK_EX) -> int:
+    """Take a lock; while another process has it, print its log's lines. Returns how many characters."""
+    shown = 0
+    while True:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, how | fcntl.LOCK_NB)
+            return shown
+        print((earlier := log.read_text(encoding="utf-8"))[shown:], end="", flush=True)
+        shown = len(earlier)
+        time.sleep(0.5)
+
+
+def follow(results: Path) -> None:
+    """Print the lines of each step that runs now, in any kernel or terminal, until it ends."""
+    followed = False
+    for log in sorted(results.glob("*/logs/*.log")):
+        with log.with_suffix(".lock").open("a") as lock:
+            if shown := take(lock, log, fcntl.LOCK_SH):
+                followed = True
+                print(log.read_text(encoding="utf-8")[shown:], end="")
+    print("the step has ended" if followed else "no step is running")
+
+
 def one_at_a_time(work: Callable[..., T]) -> Callable[..., T]:
     """Let one process at a time do a run's work; others wait and print its lines, which ``logs/`` keeps."""
 
@@ -233,14 +256,7 @@ def one_at_a_time(work: Callable[..., T]) -> Callable[..., T]:
         log.parent.mkdir(parents=True, exist_ok=True)
         log.touch()
         with log.with_suffix(".lock").open("w") as lock:
-            shown = 0
-            while True:
-                with contextlib.suppress(BlockingIOError):
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                print((earlier := log.read_text(encoding="utf-8"))[shown:], end="", flush=True)
-                shown = len(earlier)
-                time.sleep(0.5)
+            shown = take(lock, log)
             earlier = log.read_text(encoding="utf-8")
             where = os.environ.get("JPY_SESSION_NAME", "").rpartition("/")[2] or "no tab"
             head = f"{name}: process {os.getpid()} ({where}), begun {now()[:16].replace('T', ' ')} UTC\n"

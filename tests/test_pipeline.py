@@ -206,13 +206,6 @@ def test_a_wrong_setting_is_said_in_one_line_and_nothing_is_run(notebooks, capsy
     assert not (notebooks.parent / "results").exists()
 
 
-def test_a_wrong_option_is_one_line_with_the_near_ones(capsys):
-    with pytest.raises(SystemExit, match="2"):
-        pipeline.main(["--chek"])
-    (said,) = capsys.readouterr().err.splitlines()
-    assert said.startswith("error: unrecognized arguments: --chek; did you mean --check")
-
-
 @pytest.mark.parametrize(
     ("given", "complaint"),
     [

@@ -90,8 +90,3 @@ def test_findings_that_are_undefined_are_named_once_and_none_reads_undefined(res
     results.save_table(load_profile("smoke"), "side_difference", table)
     said, lacking = report.findings(load_profile("smoke"))
     assert "(user): +1.0" in said and lacking == "Too few decided pairs for: rejected minus chosen (gold)."
-
-
-def test_a_profile_that_has_not_run_has_a_page_that_says_so(results_here):
-    text = report.write_report(load_profile("smoke")).read_text(encoding="utf-8")
-    assert "Nothing was measured yet" in text and "No table was made yet" in text and "run by hand" in text

@@ -4,12 +4,15 @@ import csv
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import make_dataclass
 
+import nbformat
 import pandas as pd
 import pytest
+from test_demo import CHROMIUM, FLAGS
 
 from persona_lib import store
 
@@ -90,3 +93,38 @@ def test_a_second_process_waits_shows_the_firsts_progress_and_repeats_nothing(tm
     assert second.communicate(timeout=60)[0] == "step 2/2\nresult: found\n"
     later = start("again.ipynb").communicate(timeout=60)[0]
     assert later == f"{whose}step 1/2\nstep 2/2\nresult: found\n"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed")
+def test_notebook_00_shows_in_jupyterlab_how_a_cell_goes_on_whose_tab_was_closed(tmp_path):
+    playwright = pytest.importorskip("playwright.sync_api", reason="the [browser] extra is not installed")
+    slow = nbformat.read(shutil.copy(store.REPO / "notebooks" / "00_contents.ipynb", tmp_path), 4)
+    slow.cells = [nbformat.v4.new_code_cell(WORKER.replace("sys.argv[1]", '"."'))]
+    nbformat.write(slow, tmp_path / "slow.ipynb")
+    lab = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--IdentityProvider.token=t"]
+    known = {"HOME": str(tmp_path), "PERSONA_RESULTS": str(tmp_path / "results")}
+    given = {"cwd": tmp_path, "env": os.environ | known, "text": True, "stderr": subprocess.PIPE}
+    with playwright.sync_playwright() as started, subprocess.Popen(lab, **given) as server:
+        try:
+            address = next(m[0] for line in server.stderr if (m := re.search(r"http://127[^/]*", line)))
+            browser = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+            playwright.expect.set_options(timeout=120_000)
+
+            def run(notebook):
+                page = browser.new_context().new_page()
+                page.goto(f"{address}/lab/tree/{notebook}.ipynb?token=t", wait_until="commit")
+                playwright.expect(page.locator("#jp-main-statusbar")).to_contain_text("Idle")
+                page.get_by_role("menuitem", name="Run", exact=True).click()
+                page.get_by_text("Run All Cells", exact=True).click()
+                return page, playwright.expect(page.locator(".jp-Notebook:visible"))
+
+            page, shown = run("slow")
+            shown.to_contain_text("step 1/2")
+            page.context.close()
+            page, shown = run("00_contents")
+            shown.to_contain_text("step 1/2")
+            (tmp_path / "go").touch()
+            shown.to_contain_text("step 2/2")
+        finally:
+            server.terminate()

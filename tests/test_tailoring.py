@@ -1,6 +1,5 @@
 """The tailoring data: prompts never cross splits, personas are borrowed from one other row, leaks stop it."""
 
-import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -175,9 +174,3 @@ def test_an_encoders_similarities_are_rounded_so_that_batches_do_not_matter(monk
     for retriever in ("dense", "late"):
         scores = tailoring.SCORERS[retriever](["a", "b"], ["x", "y"], "any")
         assert scores.tolist() == [[0.33333, 0.33333], [0.66667, 0.66667]]
-
-
-def test_without_sentence_transformers_the_error_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    with pytest.raises(ImportError, match=r"pip install -e '\.\[retrieval\]'"):
-        retrieve([("q", "a")], POOL, "dense", "colbert-ir/colbertv2.0")
