@@ -69,10 +69,9 @@ class Asker:
         """Yield an arm's answer as it grows."""
         asked, settings = self.prompt(arm, question, persona), self.run.profile.generation
         with ONE_AT_A_TIME:
-            loaded = self.loader.load(arm)
-        adapters = [folder.name for folder in adapters_of(self.run, arm)]
+            model, tokenizer, adapters = self.loader.load(arm)
         penalty = settings.repetition_penalty
-        generator = TransformersGenerator(*loaded, arm, 1, adapters, repetition_penalty=penalty)
+        generator = TransformersGenerator(model, tokenizer, arm, 1, adapters, repetition_penalty=penalty)
         begun = beginning(self.run.dataset, question)
         prompt = asked + completion_text(begun, self.chat)
         for text in generator.stream(prompt, settings.max_new_tokens, (STOP,), settings.min_new_tokens):

@@ -213,10 +213,10 @@ def untrained_answers(run: Run) -> dict[str, str]:
     told = [(i.prompt, p) for i in items for p in (i.persona_a, i.persona_b)]
     asked = [(items[0].prompt, None), *told]
     prompts = [tailoring_prompt(*pair, chat=load.format_of(*run.base_source)) for pair in asked]
-    settings, base = run.profile.generation, answers.open_base(run)
-    load.check_targets(base[0], run.profile.lora.targets)  # here, before anything is trained
+    settings, (model, tokenizer, _) = run.profile.generation, answers.PolicyLoader(run).load("base")
+    load.check_targets(model, run.profile.lora.targets)  # here, before anything is trained
     penalty = settings.repetition_penalty
-    generator = TransformersGenerator(*base, "base", len(asked), repetition_penalty=penalty)
+    generator = TransformersGenerator(model, tokenizer, "base", len(asked), repetition_penalty=penalty)
     written = dict(generator.generate(prompts, settings.max_new_tokens, (STOP,)))
     return {prompt: written[number].text for number, prompt in enumerate(prompts)}
 

@@ -77,7 +77,6 @@ def test_a_mnemonic_begins_with_its_term_and_few_shot_arms_see_worked_examples(r
     told, plain = (answers.few_shot_examples(run, spec("few_shot", arm)) for arm in ("chosen", "none"))
     assert [text.count("Persona:") for text in (told, plain)] == [5, 0]
     assert told.count("Response: a") == plain.count("Response: a") == 5
-    assert answers.few_shot_examples(run, one) == "", "a trained policy sees none"
 
 
 @pytest.fixture

@@ -161,7 +161,7 @@ def test_a_killed_step_resumes_where_it_was_and_a_finished_one_is_not_run_again(
     folder = swap.swap_folder(run, "sft-chosen")
     path = folder / "policy.jsonl"
     with monkeypatch.context() as patch:
-        patch.setattr(swap.answers, "open_base", lambda *_: pytest.fail("a finished arm was loaded again"))
+        patch.setattr(swap.PolicyLoader, "load", lambda *_: pytest.fail("a finished arm was loaded again"))
         assert swap.score_policy(run, "sft-chosen") == whole
 
     lines = path.read_text().splitlines(keepends=True)

@@ -40,28 +40,24 @@ def policy_key(run: Run, arm: str) -> list[Any]:
     return [store.read_json(folder / "done.json")["key"] for folder in adapters_of(run, arm)]
 
 
-def open_base(run: Run) -> tuple[Any, Any]:
-    """Return the base as it was trained on, and its tokenizer; four-bit weights are expanded on a CPU."""
-    base = run.profile.base
-    model = load.load_base(*run.base_source, base.quantization, base.dtype)
-    if base.quantization == "nf4" and load.device() == "cpu":
-        model = model.dequantize()  # once instead of in every forward pass: the same function
-    return model.requires_grad_(False), load.load_tokenizer(*run.base_source)
-
-
 class PolicyLoader:
-    """The model that holds an arm, loaded at the first use: a run's base serves all arms with adapters."""
+    """The base of a run, loaded at the first use, with the adapters of all arms that were asked for."""
 
     def __init__(self, run: Run) -> None:
         self.run, self.model, self.tokenizer = run, None, None
 
-    def load(self, arm: str) -> tuple[Any, Any]:
-        """Return (model, tokenizer) with the arm's adapters loaded."""
+    def load(self, arm: str) -> tuple[Any, Any, list[str]]:
+        """Return (model, tokenizer, names of the arm's adapters); a CPU gets four-bit weights expanded."""
+        base, source, folders = self.run.profile.base, self.run.base_source, adapters_of(self.run, arm)
         if self.model is None:
-            self.model, self.tokenizer = open_base(self.run)
-        if folders := adapters_of(self.run, arm):
+            self.tokenizer = load.load_tokenizer(*source)
+            model = load.load_base(*source, base.quantization, base.dtype)
+            if base.quantization == "nf4" and load.device() == "cpu":
+                model = model.dequantize()  # once instead of in every forward pass: the same function
+            self.model = model.requires_grad_(False)
+        if folders:
             self.model = load.attach_adapters(self.model, folders)
-        return self.model, self.tokenizer
+        return self.model, self.tokenizer, [folder.name for folder in folders]
 
 
 def generators(run: Run, specs: Sequence[RunSpec]) -> Iterator[tuple[RunSpec, Any]]:
@@ -72,8 +68,7 @@ def generators(run: Run, specs: Sequence[RunSpec]) -> Iterator[tuple[RunSpec, An
         return
     loader, how = PolicyLoader(run), profile.generation
     for spec in specs:
-        model, tokenizer = loader.load(spec.arm)
-        names = [folder.name for folder in adapters_of(run, spec.arm)]
+        model, tokenizer, names = loader.load(spec.arm)
         settings = how.batch_size, names, profile.merge_adapters, how.repetition_penalty
         yield spec, TransformersGenerator(model, tokenizer, spec.arm, *settings)
 
@@ -150,9 +145,7 @@ def eval_rows(run: Run, split: str = "") -> list[TailoringRow]:
 
 
 def few_shot_examples(run: Run, spec: RunSpec) -> str:
-    """Return the worked examples before every few-shot prompt, drawn by the seed; "" for trained policies."""
-    if spec.method != "few_shot":
-        return ""
+    """Return the worked examples before every few-shot prompt, drawn by the seed."""
     rows = store.read_rows(run.folder / "tailoring" / "sft_train.jsonl", TailoringRow)
     usable = [row for row in rows if row.personas.get("gold-chosen")]
     drawn = random.Random(f"few-shot-{run.seed}").sample(usable, run.profile.generation.few_shot_examples)
@@ -198,7 +191,8 @@ def generate_run(run: Run, spec: RunSpec, generator: Any) -> Path:
 
 def completions(run: Run, spec: RunSpec, generator: Any, rows: list[TailoringRow]) -> Iterator[Generation]:
     """Yield the completions of rows, each under its own persona, as the generator makes them."""
-    how, shots, chat = run.profile.generation, few_shot_examples(run, spec), load.format_of(*run.base_source)
+    how, chat = run.profile.generation, load.format_of(*run.base_source)
+    shots = few_shot_examples(run, spec) if spec.method == "few_shot" else ""
     personas = [row.personas.get(spec.eval_persona) for row in rows]
     begun = [beginning(run.dataset, row.prompt) for row in rows]  # "", or a mnemonic's "TERM sounds like"
     prompts = []

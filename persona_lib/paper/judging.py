@@ -34,9 +34,6 @@ CHUNK = 256  # comparisons judged between two writes
 FOLDERS = {"judge": "judgments", "second_judge": "second_judgments"}
 
 
-# --- which answers are compared with which: the rows of the results tables ---
-
-
 @dataclass(frozen=True)
 class Matchup:
     """A row of a results table: a tested run against a base run, judged for ``judge_persona``.
@@ -91,9 +88,6 @@ def matchups(run: Run, role: str = "judge") -> list[Matchup]:
     if role == "second_judge":
         return [m for m in rows if m.kind == "main" and run.profile.second_judge.model]
     return rows
-
-
-# --- judging: a file of judgments per rubric, resumed ---
 
 
 def read_orders(path: Path) -> dict[str, dict[str, Judgment]]:

@@ -130,8 +130,8 @@ def score_jobs(
     done = {(score.id, score.eval_persona) for score in known}
     if missing := [job for job in jobs if (job[0].id, job[1]) not in done]:
         missing.sort(key=lambda job: len(job[0].chosen) + len(job[0].rejected) + len(job[2] or ""))
-        model, tokenizer = loader.load(arm)
-        chat, names = format_of(*run.base_source), [adapter.name for adapter in answers.adapters_of(run, arm)]
+        model, tokenizer, names = loader.load(arm)
+        chat = format_of(*run.base_source)
         with using_adapters(model, names, run.profile.merge_adapters):
             for start in range(0, len(missing), CHUNK * BATCH):
                 chunk = missing[start : start + CHUNK * BATCH]
@@ -205,10 +205,8 @@ def flip_and_did(
     lists differ in length.
     """
     rows = zip(under_chosen, under_rejected, chosen, rejected, strict=True)
-    pulls = np.array([
-        [unigram_f1(text, good) - unigram_f1(text, bad) for text in texts]
-        for *texts, good, bad in rows
-    ], dtype=float).reshape(-1, 2)  # fmt: skip
+    pulls = np.array([[unigram_f1(text, good) - unigram_f1(text, bad) for text in texts]
+                      for *texts, good, bad in rows], dtype=float).reshape(-1, 2)  # fmt: skip
     did = pulls[:, 0] - pulls[:, 1]
     return {
         "flip": ((pulls[:, 0] > 0) & (pulls[:, 1] < 0)).astype(float),
