@@ -49,9 +49,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-# --- verdicts of a tested response against the baseline, after the judge has seen both orders ---
-
-
 def verdict_of(judgment_ab: Judgment, judgment_ba: Judgment) -> Verdict:
     """Combine the two orders of one comparison (paper section 5): a win only if both orders agree.
 
@@ -106,9 +103,6 @@ def drawn_columns(draws: Mapping[str, np.ndarray]) -> dict[str, float | None]:
 def seed_columns(seeds: Sequence[int]) -> dict[str, int | str]:
     """Name the seeds that a row is computed from as columns."""
     return {"n_seeds": len(seeds), "seeds": " ".join(map(str, seeds))}
-
-
-# --- intervals by resampling ---
 
 
 def interval_of(drawn: Sequence[float] | np.ndarray) -> Interval:
@@ -194,8 +188,6 @@ def bootstrap_mean(
     columns = {"mean": [dict(enumerate(part)) for part in values]}
     return interval_of(make_pool(columns, n_resamples, seed, shared_items)["mean"])
 
-
-# --- a pool: the columns of a whole table, resampled once ---
 
 Columns = Mapping[Any, Sequence[Mapping[Any, float]]]  # name -> per seed {id: value}; NaN: no value
 

@@ -166,21 +166,20 @@ def model_table(profile: Profile, models: Mapping[str, Settings]) -> Table:
     """Return persona accuracy per model, data set and side, with intervals over pairs and seeds."""
     lines: list[Row] = []
     for dataset in profile.datasets:
-        items: dict[str, dict[int, dict[str, personas.Verdicts]]] = {name: {} for name in models}
+        items: dict[str, dict[str, dict[int, personas.Verdicts]]]
+        items = {name: {side: {} for side in SIDES} for name in models}
         for run in [Run(profile, dataset, seed) for seed in profile.seeds]:
             preference.write_pairs(run)
             judge, pairs = load_judge(run, profile.persona_judge), preference.inference_pairs(run)
             for name, changes in models.items():
                 print(f"{name}, {dataset}, seed {run.seed}", flush=True)
-                inferred = ask(run, name, changes).items()
-                items[name][run.seed] = {
-                    side: personas.judge_personas(judge, pairs, found, side) for side, found in inferred
-                }
+                for side, found in ask(run, name, changes).items():
+                    items[name][side][run.seed] = personas.judge_personas(judge, pairs, found, side)
         shared = len(profile.seeds) > 1  # the same questions for all seeds
-        for number, (name, by_seed) in enumerate(items.items()):
+        for number, (name, by_side) in enumerate(items.items()):
             sampled = (profile.evaluation.bootstrap_samples, number, shared)
             head = {"model": name, "dataset": dataset, "split": preference.inference_split(profile, dataset)}
-            lines += personas.accuracy_rows(head, by_seed, *sampled)
+            lines += personas.accuracy_rows(head, by_side, *sampled)
     return table_of(lines)
 
 

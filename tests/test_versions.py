@@ -28,12 +28,12 @@ FILES = {
 }
 DECIDED = {
     "pairs": (1, "562064d730b93a75"),
-    "personas": (1, "90aa9204ec9a8dfb"),
+    "personas": (1, "28fbe952b75771ae"),
     "tailoring": (1, "fb56e268573c479c"),
     "training": (1, "06aa552243583d25"),
-    "answers": (1, "9ce013b1963145ca"),
-    "judging": (1, "6d58bee7c8baab72"),
-    "swap": (1, "693dc0505d5daa3d"),
+    "answers": (1, "fca62d4f3fcb4cc9"),
+    "judging": (1, "9489ce4c6ed846a7"),
+    "swap": (1, "773c04593bfa21b8"),
     "calibration": (1, "dc26c554378a8544"),
     "rejudged": (1, "3fe6b1b94a31699f"),
     "users": (1, "be13852fbc7fd628"),

@@ -1,8 +1,7 @@
 """Judging in both orders (paper section 5), the judged comparisons of all seeds, agreement of two judges.
 
 Every comparison is judged as A/B and as B/A, both judgments are stored, and a win needs both. An answer
-that cannot be read stays unparsed. A profile may name a second judge; its judgments have a folder of their
-own.
+that cannot be read stays unparsed. The judgments of a profile's second judge have their own folder.
 """
 
 from __future__ import annotations
@@ -123,8 +122,7 @@ def judge_comparisons(judge: Judge, comparisons: Comparisons, folder: Path, key:
         return folder
     store.clear_unless(folder, key)
     judged = {r: judge_rubric(judge, comparisons, r, folder / f"{r}.jsonl") for r in RUBRICS}
-    verdicts = {r: [verdict_of(*pair) for pair in pairs] for r, pairs in judged.items()}
-    rows = [{"id": c.id} | {r: verdicts[r][n] for r in RUBRICS} for n, c in enumerate(comparisons)]
+    rows = [{"id": c.id} | {r: verdict_of(*judged[r][n]) for r in RUBRICS} for n, c in enumerate(comparisons)]
     store.write_rows(folder / "verdicts.jsonl", rows)
     names = sorted({pair[0].judge for pairs in judged.values() for pair in pairs})
     store.mark_done(folder, key, n=len(rows), judge=names)

@@ -180,7 +180,7 @@ def read_personas(run: Run, split: str, side: Side) -> Personas:
 ITEMS = "persona_accuracy_items.csv"  # verdicts that ``judge_run`` leaves: a row per pair and side
 PREFERENCES = "persona_preference_items.csv"  # a row per pair: "win" if P_C is the more plausible user
 Verdicts = dict[str, str]  # by id of a pair; "" where there was nothing to judge
-Items = dict[int, dict[str, Verdicts]]  # by seed and side
+Items = Mapping[str, Mapping[int, Verdicts]]  # by side ("both" of a preference) and seed
 
 
 def verdicts_of(judge: Judge, pairs: Sequence[PreferencePair], compared: Comparisons) -> Verdicts:
@@ -229,15 +229,17 @@ def judge_run(run: Run) -> list[Path]:
 
 
 def read_items(profile: Profile, file: str) -> Iterator[tuple[Row, Items, tuple[int, int, bool]]]:
-    """Yield, per data set, what identifies it, the verdicts by seed and side, and how they are resampled."""
+    """Yield, per data set with verdicts, what identifies it, the verdicts, and how they are resampled."""
     for dataset in profile.datasets:
         runs = runs_of(profile, dataset)
-        items: Items = {}
+        items: dict[str, dict[int, Verdicts]] = {}
         for run in runs:
-            path, items[run.seed] = run.folder / "tables" / file, {}
+            path = run.folder / "tables" / file
             for row in csv.DictReader(path.read_text(encoding="utf-8").splitlines() if path.exists() else ()):
-                items[run.seed].setdefault(row.get("side", "both"), {})[row["id"]] = row["verdict"]
-        yield {"dataset": dataset, "split": inference_split(profile, dataset)}, items, sampling(runs)
+                by_seed = items.setdefault(row.get("side", "both"), {})
+                by_seed.setdefault(run.seed, {})[row["id"]] = row["verdict"]
+        if items:
+            yield {"dataset": dataset, "split": inference_split(profile, dataset)}, items, sampling(runs)
 
 
 def accuracy_table(profile: Profile) -> Table:
@@ -246,43 +248,37 @@ def accuracy_table(profile: Profile) -> Table:
     return table_of(line for head, items, how in found for line in accuracy_rows(head, items, *how))
 
 
-def accuracy_rows(
-    head: Row, items: Mapping[int, Mapping[str, Verdicts]], samples: int, number: int, shared: bool
-) -> list[Row]:
-    """Return a row per side of the verdicts of several seeds, and chosen minus rejected; none without any.
+def accuracy_rows(head: Row, items: Items, samples: int, number: int, shared: bool) -> list[Row]:
+    """Return a row per side of the verdicts of several seeds, and chosen minus rejected.
 
     One pair is one observation: right in both orders is correct, wrong in both is wrong, otherwise a tie.
     Pairs without a verdict or a valid persona stay in ``n``. See `judging.sampling` for the last three.
     """
-    seeds, lines = [seed for seed, found in items.items() if found], []
-    if not seeds:
-        return []
-    verdicts = {side: [found.get(side, {}) for found in items.values()] for side in SIDES}
-    points = {"win": 1.0, "tie": 0.5}  # any other verdict, or no persona, is 0
-    right = {side: [{i: points.get(v, 0.0) for i, v in found.items()} for found in by_seed]
-             for side, by_seed in verdicts.items()}  # fmt: skip
+    points, lines = {"win": 1.0, "tie": 0.5}, []  # any other verdict, or no persona, is 0
+    right = {side: [{i: points.get(v, 0.0) for i, v in found.items()} for found in by_seed.values()]
+             for side, by_seed in items.items()}  # fmt: skip
     pool = make_pool(right, samples, number, shared, lambda side: 0)
-    for side, by_seed in verdicts.items():
-        counts = Counter(verdict for found in by_seed for verdict in found.values())
+    for side, by_seed in items.items():
+        counts = Counter(verdict for found in by_seed.values() for verdict in found.values())
         lines.append(head | {
-            "side": side, "n": counts.total(), **seed_columns(seeds),
+            "side": side, "n": counts.total(), **seed_columns([*by_seed]),
             "n_correct": counts["win"], "n_ties": counts["tie"], "n_wrong": counts["loss"],
             "n_unparsed": counts["unparsed"], "n_missing": counts[""],
             **drawn_columns({"accuracy": pool[side]}),
         })  # fmt: skip
     gap = drawn_columns({"accuracy": pool["chosen"] - pool["rejected"]})
-    return [*lines, head | {"side": "chosen - rejected", "n_seeds": len(seeds)} | gap]
+    return [*lines, head | {"side": "chosen - rejected", "n_seeds": len(items["chosen"])} | gap]
 
 
 def preference_table(profile: Profile) -> Table:
     """Return how often P_C is the more plausible user than P_R, and the net rate (paper Fig. 4)."""
     lines = []
     for head, items, how in read_items(profile, PREFERENCES):
-        every = [found.get("both", {}) for found in items.values()]
-        counts = Counter(verdict for found in every for verdict in found.values())
-        valid = [{i: verdict for i, verdict in found.items() if verdict} for found in every]
+        by_seed = items["both"]
+        counts = Counter(verdict for found in by_seed.values() for verdict in found.values())
+        valid = [{i: verdict for i, verdict in found.items() if verdict} for found in by_seed.values()]
         if any(valid):
-            sizes = {"n": sum(map(len, valid)), **seed_columns([seed for seed in items if items[seed]])}
+            sizes = {"n": sum(map(len, valid)), **seed_columns([*by_seed])}
             columns = {verdict: counts[verdict] for verdict in VERDICTS} | {"n_missing": counts[""]}
             net = make_pool({"net": intervals.signs(valid)}, *how, lambda name: -1)
             lines.append(head | sizes | columns | drawn_columns(net))

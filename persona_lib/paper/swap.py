@@ -172,9 +172,8 @@ def swap_values(
     """Return the measures of one family of personas: {name: {id: value}}, of rows that have both sides.
 
     acc_chosen, acc_rejected and flip are 0/1; d is in nats; d_positive is 1/0, NaN where d is 0 (to
-    rounding) or the two personas are the same text. With ``lengths`` (by row: bytes of the
-    chosen and of the rejected response) m(P) is the difference of log-probabilities per byte, times the mean
-    length; rows without one are left out.
+    rounding) or the two personas are the same text. With ``lengths`` (by row: bytes of both responses) m(P)
+    is the difference of log-probabilities per byte, times the mean length; rows without one are left out.
     """
     told = [{s.id: s for s in scores if s.eval_persona == f"{family}-{side}"} for side in SIDES]
     ids = sorted(i for i in told[0] if i in told[1] and (lengths is None or i in lengths))
@@ -214,8 +213,6 @@ def flip_and_did(
         "did": did,
     }
 
-
-# --- tables: the values of all runs of a data set, resampled together ---
 
 Key = tuple[str, ...]  # of a table's row: arm, persona format, (measure,) persona family
 Found = dict[Key, dict[str, dict[str, float]]]  # per row {name of a value: {id: value}}
