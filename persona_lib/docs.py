@@ -7,7 +7,6 @@ first copies tables of the run there. ``--notebooks [STEP ...]`` puts executed n
 
 from __future__ import annotations
 
-import ast
 import re
 import shutil
 import sys
@@ -97,21 +96,15 @@ def redraw(profile: Profile) -> None:
         path.write_bytes(draw(FIGURES[path.stem], *tables)[0][path.suffix[1:]])
 
 
-def first_sentence(path: Path) -> str:
-    """Return the first sentence of a module's docstring."""
-    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    sentence = re.split(r"(?<=[.;?])\s", text.replace("\n", " "), maxsplit=1)[0]
-    return sentence.replace("``", "`").strip(" .;:")
-
-
 def list_files() -> str:
-    """Return persona_lib/README.md: every module of the library with what it does, by package."""
+    """Return persona_lib/README.md: every file of the library with its first line, by package."""
     lines = ["# The library, file by file", "", "Written by `python -m persona_lib.docs` from the first "
-             "sentence of every file.", "Packages use only those above them; a test holds that."]  # fmt: skip
+             "line of every file.", "Packages use only those above them; a test holds that."]  # fmt: skip
     for folder in (LIBRARY, *(LIBRARY / name for name in PACKAGES)):
-        lines += ["", f"## `{folder.name}/`: {first_sentence(folder / '__init__.py')}", ""]
-        files = sorted(path for path in folder.glob("*.py") if path.name != "__init__.py")
-        lines += [f"- [{path.stem}]({path.relative_to(LIBRARY)}): {first_sentence(path)}" for path in files]
+        for path in sorted(folder.glob("*.py")):  # __init__ comes first
+            said = path.read_text(encoding="utf-8").splitlines()[0].strip('"')
+            line = f"- [{path.stem}]({path.relative_to(LIBRARY)}): {said}"
+            lines += ["", f"## `{folder.name}/`: {said}", ""] if path.stem == "__init__" else [line]
     return "\n".join(lines) + "\n"
 
 
