@@ -350,7 +350,6 @@ def check_profile(profile: Profile) -> None:
          "use bm25, dense:MODEL or late:MODEL (a hub id or a folder)"),
         ("training.methods", "dpo" in profile.training.methods and "sft" not in profile.training.methods,
          "DPO starts from SFT: name sft, too"),
-        ("steps", list(profile.steps) != sorted(profile.steps), "name them in order"),
         ("base.model", not profile.base.model, "name a model"),
         ("generation.min_new_tokens", fewest > profile.generation.max_new_tokens,
          "use at most generation.max_new_tokens"),

@@ -76,7 +76,7 @@ class Pipeline:
         profile = self.profile
         made: dict[str, Task] = {}
         runs = [{"dataset": d, "seed": s} for d in profile.datasets for s in profile.seeds]
-        for name in profile.steps:
+        for name in sorted(profile.steps):
             check_name(name, STEPS, f"profile {profile.name}: unknown step")
             inputs = [task for task in made.values() if task.step.split("_")[0] in STEPS[name].inputs.split()]
             for run in runs if STEPS[name].per == "run" else [{}]:
@@ -254,19 +254,18 @@ def print_plan(pipeline: Pipeline, reasons: dict[str, str], lack: str) -> None:
     """Print every task with state, time, notebook and reason, then what the run needs, and lacks here."""
     profile, known = pipeline.profile, pipeline.known()
     print(f"profile {profile.name}: {profile.description}\nresults in {pipeline.results}\n")
-    width = max(map(len, reasons))
-    minutes = 0.0
+    width, total = max(map(len, reasons)), 0.0
     for name, reason in reasons.items():
         task = pipeline.tasks[name]
         seconds = expected_seconds(pipeline, task, known)
-        minutes += (seconds or 0) / 60 if reason else 0
+        total += (seconds or 0) if reason else 0
         about = "?" if seconds is None else clock(seconds)
         state, why = ("run", reason) if reason else ("cached", "nothing changed")
         heading = "".join(store.read_json(pipeline.source(task))["cells"][0]["source"]).splitlines()[0]
         said = textwrap.shorten(f"{heading[5:]} ({why})", 280, placeholder=" ...")
         print(f"  {state:<6}  {name:<{width}}  {about:>11}  {said}")
     print(f"\nto run     {sum(map(bool, reasons.values()))} of {len(reasons)} tasks")
-    print("time       about", f"{minutes:.0f} minutes" if minutes < 100 else f"{minutes / 60:.0f} hours")
+    print(f"time       about {clock(total)}")
     print("\n".join([*needs(profile), *([f"lacking    {lack}"] if lack else [])]))
 
 

@@ -72,7 +72,6 @@ def test_a_wrong_line_of_a_file_is_named_with_the_way_out(tmp_path, text, compla
         ("training.methods=dpo", "DPO starts from SFT"),
         ("evaluation.personas=gold", "did you mean gold-chosen"),
         ("generation.min_new_tokens=500", "use at most generation.max_new_tokens"),
-        ("steps=12_results,01_preference_data", "name them in order"),
         ("name=mine", "a profile's name is its file's"),
         (f"evaluation.judge=lm {SAME}", "same judge as the first"),
         ("judge.model=m judge.url=http://me:secret@host/v1", "http://...@host/v1.* put the key into"),
