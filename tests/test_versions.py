@@ -31,7 +31,7 @@ DECIDED = {
     "personas": (1, "28fbe952b75771ae"),
     "tailoring": (1, "fb56e268573c479c"),
     "training": (1, "06aa552243583d25"),
-    "answers": (1, "fca62d4f3fcb4cc9"),
+    "answers": (1, "9651fec6842757d0"),
     "judging": (1, "9489ce4c6ed846a7"),
     "swap": (1, "773c04593bfa21b8"),
     "calibration": (1, "dc26c554378a8544"),

@@ -211,27 +211,26 @@ def load_engine(source: str, revision: str, dtype: str, ranks: tuple[int, ...] =
     return LLM(model=source, seed=0, enable_prefix_caching=True, **how)
 
 
-def lora_request(name: str, key: str, folder: Path) -> Any:
-    """Return vLLM's handle for an adapter; its number and name are made of ``key``, its content's hash."""
-    from vllm.lora.request import LoRARequest
-
-    return LoRARequest(lora_name=f"{name}@{key}", lora_int_id=int(key[:7], 16) + 1, lora_path=str(folder))
-
-
 @dataclass
 class VllmGenerator:
-    """A loaded vLLM engine that completes prompts, with one adapter (of ``lora_request``) or none."""
+    """A loaded vLLM engine that completes prompts, with the finished adapter of a folder or none."""
 
     engine: Any
     tokenizer: Any
     name: str
-    adapter: Any = None
+    adapter: Path | None = None
 
     def generate(self, prompts: Sequence[str], *how: Any, **more: Any) -> Iterator[tuple[int, Completion]]:
         """Yield (index, completion) in order; see ``Decoding``. RuntimeError for a request that broke off."""
         from vllm import SamplingParams
 
-        decoding = Decoding(*how, **more)
+        decoding, lora = Decoding(*how, **more), None
+        if self.adapter:
+            from vllm.lora.request import LoRARequest
+
+            key = store.read_json(self.adapter / "done.json")["key"]  # of its content: vLLM tells by it
+            names = {"lora_name": f"{self.name}@{key}", "lora_int_id": int(key[:7], 16) + 1}
+            lora = LoRARequest(**names, lora_path=str(self.adapter))
         given: dict[str, Any] = {"max_tokens": decoding.max_new_tokens, "min_tokens": decoding.min_new_tokens}
         given |= {"stop": list(decoding.stop), "include_stop_str_in_output": True}
         given |= {"skip_special_tokens": False, "temperature": decoding.temperature, "top_k": 0}
@@ -240,7 +239,7 @@ class VllmGenerator:
         for start in range(0, len(prompts), CHUNK):
             ids = [self.tokenizer(prompt)["input_ids"] for prompt in prompts[start : start + CHUNK]]
             asked = [{"prompt_token_ids": row} for row in ids]
-            outputs = self.engine.generate(asked, params, lora_request=self.adapter, use_tqdm=False)
+            outputs = self.engine.generate(asked, params, lora_request=lora, use_tqdm=False)
             for index, output in enumerate(outputs, start):
                 (found,) = output.outputs
                 if found.finish_reason not in ("stop", "length"):

@@ -17,7 +17,7 @@ from persona_lib import store
 from persona_lib.data.preference import draw
 from persona_lib.models import load
 from persona_lib.models.generate import TransformersGenerator
-from persona_lib.models.served import VllmGenerator, load_engine, lora_request
+from persona_lib.models.served import VllmGenerator, load_engine
 from persona_lib.models.train import adapter_folder
 from persona_lib.prompts import STOP, beginning, completion_text, few_shot_prefix, tailoring_prompt
 from persona_lib.records import Generation, RunSpec, TailoringRow
@@ -106,10 +106,7 @@ def vllm_generators(run: Run, specs: Sequence[RunSpec]) -> Iterator[tuple[RunSpe
     ranks = (store.read_json(folder / "adapter_config.json")["r"] for folder in folders.values() if folder)
     engine, tokenizer = load_engine(*where, run.profile.base.dtype, tuple(ranks)), load.load_tokenizer(*where)
     for spec in specs:
-        folder, adapter = folders[spec.arm], None
-        if folder:
-            adapter = lora_request(spec.arm, store.read_json(folder / "done.json")["key"], folder)
-        yield spec, VllmGenerator(engine, tokenizer, spec.arm, adapter)
+        yield spec, VllmGenerator(engine, tokenizer, spec.arm, folders[spec.arm])
 
 
 def grid(run: Run) -> list[RunSpec]:
