@@ -17,9 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from persona_lib.beyond.claims import pick
-from persona_lib.beyond.ratings import SCALE
-from persona_lib.beyond.released import ARMS
+from persona_lib.beyond import claims, ratings, released
 from persona_lib.paper.results import read_table
 from persona_lib.records import SIDES, Table, stacked
 from persona_lib.settings import Profile, figures_dir
@@ -121,9 +119,6 @@ def line_up(axis: Any, rows: Sequence[str], label: str) -> None:
     axis.set_xlabel(label)
 
 
-# --- tables in the form that is drawn ---
-
-
 def named(table: Table, *columns: str, series: str = "") -> Table:
     """Add ``row``, some columns' texts (with the data set if there are several), and ``series``, a column."""
     several = "dataset" in table and len({*table.dataset} - {"all"}) > 1
@@ -184,9 +179,6 @@ def caution_lines(shares: Table, pairs: Table) -> Table:
     return named(table, "eval_persona", series="series")
 
 
-# --- the figures ---
-
-
 @dataclass(frozen=True)
 class Figure:
     """One figure: its message (or what says it of its lines), tables, what makes lines of them, panels."""
@@ -205,7 +197,7 @@ def verdict_bars(short: str, rubric: str) -> Callable[..., str]:
 
 def found(table: Table, name: str, **where: str) -> str:
     """Return the estimates of the rows with these values, joined by "and"; "?" if there are none."""
-    said = [with_interval(row, name) for row in pick(table, where).to_dict("records")]
+    said = [with_interval(row, name) for row in claims.pick(table, where).to_dict("records")]
     return " and ".join(filter(None, said)) or "?"
 
 
@@ -262,7 +254,7 @@ FIGURES = {
     ),
     "released_flip": Figure(
         clear_of("How far the authors' released answers follow the persona (DiD)", "did"), ("released_flip",),
-        lambda table: named(table.assign(policy=table.arm.map(ARMS)), "personas", series="policy"),
+        lambda table: named(table.assign(policy=table.arm.map(released.ARMS)), "personas", series="policy"),
         (partial(forest, name="flip", label="share of rows that flip"),
          partial(forest, name="did", label="DiD (unigram F1)", null=0)),
     ),
@@ -275,7 +267,7 @@ FIGURES = {
     "ratings": Figure(
         "Ratings of personas and answers", ("ratings",),
         lambda table: named(table[table.n_1.notna()], "study", "question", "group"),
-        (partial(bars, columns={f"n_{value}": str(value) for value in SCALE}, label="% of ratings"),
+        (partial(bars, columns={f"n_{value}": str(value) for value in ratings.SCALE}, label="% of ratings"),
          partial(forest, name="mean", label="mean, 1 to 5")),
     ),
     "sft": Figure("Loss of SFT by step", (), lambda log: log,
@@ -313,9 +305,6 @@ def draw(kind: Figure, *tables: Table) -> tuple[dict[str, bytes], str]:
     few = Image.open(files["png"]).convert("RGB").quantize(48)  # colours: a third of the size
     few.save(png := BytesIO(), "png", optimize=True, pnginfo=words, dpi=(DPI, DPI))
     return {name: (png if name == "png" else files[name]).getvalue() for name in KINDS}, alt
-
-
-# --- files, and figures in notebooks ---
 
 
 def save_figures(profile: Profile, names: Sequence[str] = RESULTS) -> dict[str, Path]:

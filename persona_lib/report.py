@@ -16,25 +16,17 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from persona_lib import weights
+from persona_lib import show, weights
 from persona_lib.beyond import users
-from persona_lib.data import intake
-from persona_lib.data.intake import OwnData
-from persona_lib.data.mapping import read_mapping
-from persona_lib.data.preference import load_pairs
+from persona_lib.data import intake, mapping, preference
 from persona_lib.figures import FIGURES, image
 from persona_lib.models.load import tokenizer_at_hand
-from persona_lib.paper.answers import BROKEN, grid, is_answered, read_generations, unsound
-from persona_lib.paper.judging import runs_of
+from persona_lib.paper import answers, judging, swap
 from persona_lib.paper.results import read_table
-from persona_lib.paper.swap import answered_rows
 from persona_lib.prompts import completion_text, tailoring_prompt
 from persona_lib.records import PAIR_FIELDS, SIDES, Table, table_of
 from persona_lib.settings import Profile, Run, figures_dir, main_arm, results_dir
-from persona_lib.show import owner_of, place, policy_name, render, with_interval
 from persona_lib.store import facts, fill, people_csv, read_json, write_text
-
-# --- where a profile's numbers come from ---
 
 
 def command_of(profile: Profile, overrides: Sequence[str]) -> str:
@@ -62,8 +54,6 @@ def origin(profile: Profile, step: str = "12_results") -> dict[str, str]:
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
     }
 
-
-# --- the parts of the report ---
 
 # (table, its rows, the sentence, the estimate, the value that stands for no effect)
 FINDINGS = (
@@ -104,8 +94,8 @@ def findings(profile: Profile) -> list[str]:
             if math.isnan(row[column]):
                 lacking[where + (ASKED.get(name) or ASKED[column]).format(**row)] = True
                 continue
-            value = with_interval(row, column).replace(" ", "\N{NO-BREAK SPACE}")
-            lies, against = place(row, column, null), "chance" if null else "no difference"
+            value = show.with_interval(row, column).replace(" ", "\N{NO-BREAK SPACE}")
+            lies, against = show.place(row, column, null), "chance" if null else "no difference"
             lies = f"{lies} ({against})" if lies else "too few users for an interval" * ("n_users" in row)
             words = [sentence.format(value=value, **row), lies]
             said.append(f"{where}{'; '.join(filter(None, words))}.")
@@ -125,18 +115,16 @@ def write_report(profile: Profile) -> Path:
     """Write ``results/<profile>/report/index.html``, of own data another page; returns its path."""
     target, own = results_dir(profile) / "report" / "index.html", profile.datasets == (intake.NAME,)
     ran = sorted((results_dir(profile) / "notebooks").glob("*.ipynb"))
+    tables = [(name, said, show.render(name, read_table(profile, name)))
+              for name, said in facts("pages/tables").items()]  # fmt: skip
     page = fill(
         "own.html" if own else "report.html",
         title=f"{profile.name}: report",
         profile=profile,
-        broken=f"{BROKEN:.0%}",
-        unsound=unsound(profile),
+        broken=f"{answers.BROKEN:.0%}",
+        unsound=answers.unsound(profile),
         findings=findings(profile),
-        tables=[
-            (name, said, shown)
-            for name, said in facts("pages/tables").items()
-            if (shown := render(name, read_table(profile, name))) is not None
-        ],
+        tables=[one for one in tables if one[2] is not None],
         notebooks=[path.stem for path in ran if not path.name.endswith(".running.ipynb")],
         origin=origin(profile),
         **(own_parts(profile) if own else paper_parts(profile)),
@@ -150,22 +138,20 @@ def paper_parts(profile: Profile) -> dict[str, Any]:
     aims, answered = read_table(profile, "primary"), read_table(profile, "examples").to_dict("records")
     gold = [row for row in answered if row["eval_persona"].startswith("gold")]
     return {
-        "owners": " and ".join(dict.fromkeys(owner_of(dataset) for dataset in profile.datasets)),
+        "owners": " and ".join(dict.fromkeys(show.owner_of(dataset) for dataset in profile.datasets)),
         "examples": [[*users] for _, users in groupby(gold, itemgetter("dataset", "seed", "id"))],
         "figures": [(shown.alt.partition(". ")[0], shown, base64.b64encode(svg.read_bytes()).decode())
                     for svg in (figures_dir(profile) / f"{name}.svg" for name in FIGURES)
                     if (shown := image(profile, svg.stem))],
         "met": aims.met.value_counts().to_dict() if len(aims) else {},
-        "aims": render("primary", aims[aims.met != "not run"] if len(aims) else aims),
+        "aims": show.render("primary", aims[aims.met != "not run"] if len(aims) else aims),
     }  # fmt: skip
 
-
-# --- the page that says what was found in a user's own data ---
 
 SHOWN = 200  # findings of one kind that the page lists; data_findings.csv has all
 
 
-def token_counts(profile: Profile, data: OwnData) -> list[int] | None:
+def token_counts(profile: Profile, data: intake.OwnData) -> list[int] | None:
     """Return the tokens of each row's prompt (no persona) and longer response; None without a tokenizer."""
     if (tokenizer := tokenizer_at_hand(profile.base.model)) is None:
         return None
@@ -176,7 +162,7 @@ def token_counts(profile: Profile, data: OwnData) -> list[int] | None:
     return [max(pair) for pair in zip(lengths[::2], lengths[1::2], strict=True)]
 
 
-def length_table(data: OwnData, counts: Sequence[int] | None) -> Table:
+def length_table(data: intake.OwnData, counts: Sequence[int] | None) -> Table:
     """Return the median, 95th percentile and maximum of characters per field and of tokens per row."""
     lengths = {f"characters of {name}": [len(getattr(r.pair, name)) for r in data.rows]
                for name in PAIR_FIELDS}  # fmt: skip
@@ -186,14 +172,14 @@ def length_table(data: OwnData, counts: Sequence[int] | None) -> Table:
     return quantiles.rename_axis("what").reset_index()
 
 
-def account_table(data: OwnData) -> Table:
+def account_table(data: intake.OwnData) -> Table:
     """Return the account of the rows: what was found, how often, what to do."""
     lines = [("rows read", data.n_read, ""), ("usable", len(data.rows), "")]
     lines += [(one["title"], one["rows"], one["mend"]) for one in intake.found_by_kind(data)]
     return table_of(lines, columns=["what", "rows", "what to do"])
 
 
-def split_table(data: OwnData) -> Table:
+def split_table(data: intake.OwnData) -> Table:
     """Return rows, different prompts and users per split."""
     lines = [
         (split, len(part), len({pair.prompt for pair in part}), len({pair.user for pair in part} - {""}))
@@ -202,7 +188,7 @@ def split_table(data: OwnData) -> Table:
     return table_of(lines, columns=["split", "rows", "different prompts", "users"])
 
 
-def write_page(profile: Profile, data: OwnData, folder: Path) -> Path:
+def write_page(profile: Profile, data: intake.OwnData, folder: Path) -> Path:
     """Write ``data.html`` and, beside it, all findings as CSV; returns the page's path."""
     counts = token_counts(profile, data)
     page = fill(
@@ -225,36 +211,34 @@ def write_page(profile: Profile, data: OwnData, folder: Path) -> Path:
     return folder / "data.html"
 
 
-# --- the report on a user's own data ---
-
 SHOWN_USERS, SHOWN_ROWS = 10, 3
 
 
 def own_users(run: Run) -> dict[str, Any]:
     """Return users with personas, users per kind of persona, and a pair for each; {} without users."""
-    table, pairs = read_table(run.profile, "user_personas"), load_pairs(run)
+    table, pairs = read_table(run.profile, "user_personas"), preference.load_pairs(run)
     if not len(table):
         return {}
     support = {row.user: row.support for row in users.user_personas(run) if not row.length}
     texts = {pair.id: pair for part in pairs.values() for pair in part}
     table["pair"] = [texts[support[user][0]] if support[user] else None for user in table.user]
-    if not read_mapping(run.profile.data.mapping).show_users:
+    if not mapping.read_mapping(run.profile.data.mapping).show_users:
         table["user"] = [f"user {n}" for n in range(1, len(table) + 1)]
     some = table[table.support > 0].drop_duplicates("kind").head(SHOWN_ROWS)
     kinds = table.kind.value_counts().rename("users").reset_index()
-    return {"all": render("user_personas", table), "kinds": kinds, "examples": some.to_dict("records")}
+    return {"all": show.render("user_personas", table), "kinds": kinds, "examples": some.to_dict("records")}
 
 
 def own_cards(run: Run) -> list[dict[str, Any]]:
     """Return the first evaluated questions with the answers of the arms there are, unseen users first."""
-    done = [spec for spec in grid(run) if is_answered(run, spec)]
-    found = {(spec.arm, spec.eval_persona): read_generations(run, spec) for spec in done}
+    done = [spec for spec in answers.grid(run) if answers.is_answered(run, spec)]
+    found = {(spec.arm, spec.eval_persona): answers.read_generations(run, spec) for spec in done}
     main = users.tailored(run)
     family = "user" if found.get((main, "user-chosen")) else "gold"
     wanted = [(main, f"{family}-{side}") for side in SIDES]
     wanted += [(arm, name) for arm, name in found if arm.endswith("-none") and name == "none"]
     shown = {one: found[one] for one in wanted if found.get(one)}
-    rows = [row for row in answered_rows(run).values() if all(row.id in made for made in shown.values())]
+    rows = [row for row in swap.answered_rows(run).values() if all(row.id in made for made in shown.values())]
     part = users.part_of(run)
     rows.sort(key=lambda row: part.get(row.id) != "unseen")
     return [
@@ -279,7 +263,7 @@ def own_adapter(run: Run) -> dict[str, str]:
 
 def own_parts(profile: Profile) -> dict[str, Any]:
     """Return what only the report on a user's own data shows: data, users, effect, answers, adapter."""
-    data, run = intake.read_own(profile), runs_of(profile, profile.datasets[0])[0]
+    data, run = intake.read_own(profile), judging.runs_of(profile, profile.datasets[0])[0]
     measured = read_table(profile, "user_swap")
     whole = measured[measured.history == 0] if len(measured) else measured
     return {
@@ -292,10 +276,8 @@ def own_parts(profile: Profile) -> dict[str, Any]:
         "tailored": users.tailored(run),
         "swaps": whole.to_dict("records"),
         "wins": read_table(profile, "user_wins").to_dict("records"),
-        "interval": with_interval,
-        "place": place,
-        "policy_name": policy_name,
-        "measured": render("user_swap", measured.replace({"history": {0: "all"}})),
+        "show": show,
+        "measured": show.render("user_swap", measured.replace({"history": {0: "all"}})),
         "growth": users.growth(run),
         "cards": own_cards(run),
         "adapter": own_adapter(run),

@@ -27,8 +27,6 @@ from persona_lib.store import facts, iter_rows, read_json
 
 OWNERS = {everyday.NAME: "our pairs", **dict.fromkeys(DATASETS, "authors' data")}  # by data set
 ENDS = ("", "_low", "_high")  # of the columns of an estimate with its interval
-CI = "[95 % interval]"
-MINUS = "\N{MINUS SIGN}"
 SIGNED = ("p_net", "q_net", "net", "dpq", "quality_sd", "net_controlled", "did", "alpha", "kappa",
           "log_odds", "z", "difference", "difference_cut")  # fmt: skip
 DIGITS = {"dpq": 1, "dpq_low_widest": 1, "dpq_high_widest": 1, "z": 1, "words_mean": 1, "words_tested": 1,
@@ -83,15 +81,12 @@ def one_seed(run: Run) -> Profile:
     return set_field(run.profile, {"datasets": (run.dataset,), "seeds": (run.seed,)})
 
 
-# --- cells ---
-
-
 def number(value: Any, digits: int = 2, sign: bool = False) -> str:
     """Format a number; "" for None or NaN."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     text = f"{value:{'+' if sign else ''}.{digits}f}"
-    return text.replace("-", MINUS) if float(text) else text.lstrip("+-")
+    return text.replace("-", "\N{MINUS SIGN}") if float(text) else text.lstrip("+-")
 
 
 def with_interval(row: Any, name: str) -> str:
@@ -139,9 +134,6 @@ def cell(row: Any, name: str) -> str:
     return number(float(value), 0 if whole else DIGITS.get(name, 2), name in SIGNED)
 
 
-# --- tables ---
-
-
 def render(name: str, table: Table | None) -> Table | None:
     """Return a saved table as text for readers; None without rows.
 
@@ -162,7 +154,7 @@ def render(name: str, table: Table | None) -> Table | None:
         names = [content] if isinstance(content, str) else content
         if all(one in table or one.replace(" shares", "_win") in table for one in names):
             cells = [[cell(row, one) for one in names] for _, row in table.iterrows()]
-            title = f"{heading} {CI}" if f"{names[0]}_low" in table else heading
+            title = f"{heading} [95 % interval]" if f"{names[0]}_low" in table else heading
             columns[title] = [" / ".join(line) if any(line) else "" for line in cells]
     return table_of(columns)
 
@@ -201,8 +193,6 @@ def say(table: Table | None, name: str, columns: Sequence[str], null: float = 0.
         said.append(f"- {named}: {', '.join(words)}.")
     return "\n".join(said) or "- Nothing to say of this profile."
 
-
-# --- examples of the notebooks, as text for a reader ---
 
 QUESTIONS = ("working-from-home-2", "coffee-at-home-1")  # of validation: explicit personas, implicit ones
 
@@ -267,8 +257,6 @@ def answers_text(table: Table) -> str:
             parts.append(f"PERSONA  {row.persona or '-'}\n\nDPO\n{row.plain_dpo}\n\nPT-DPO\n{row.pt_dpo}")
     return "\n\n".join(parts) or "nothing to show"
 
-
-# --- small tables of one notebook ---
 
 LOSSES = {
     "loss": "training loss",

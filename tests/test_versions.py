@@ -34,8 +34,8 @@ DECIDED = {
     "answers": (1, "9651fec6842757d0"),
     "judging": (1, "9489ce4c6ed846a7"),
     "swap": (1, "773c04593bfa21b8"),
-    "calibration": (1, "dc26c554378a8544"),
-    "rejudged": (1, "3fe6b1b94a31699f"),
+    "calibration": (1, "f390a83e093c50d6"),
+    "rejudged": (1, "9b740118c377e43e"),
     "users": (1, "be13852fbc7fd628"),
 }
 

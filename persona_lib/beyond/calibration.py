@@ -23,7 +23,6 @@ from persona_lib.paper.judges import load_judge
 from persona_lib.paper.judging import judge_key, judge_rubric
 from persona_lib.records import SIDES, Judgment, PairwiseComparison, Table, TailoringRow, table_of
 from persona_lib.settings import FACTS, Run
-from persona_lib.store import VERSIONS
 
 BELIEVED = 0.6
 LIMIT = 64  # rows drawn of the evaluation split
@@ -72,9 +71,6 @@ def gold_comparisons(rows: Sequence[TailoringRow]) -> list[PairwiseComparison]:
     ]
 
 
-# --- measuring ---
-
-
 def measure(judged: Sequence[tuple[Judgment, Judgment]]) -> dict[str, Any]:
     """Return how often a judge names the first response, in both orders (a tie: one half), with counts."""
     verdicts = [verdict_of(*pair) for pair in judged]
@@ -103,7 +99,7 @@ def calibrate(run: Run) -> Table:
     names = [name for name in (run.profile.evaluation.judge, run.profile.persona_judge) if name != "none"]
     judges = [judge_key(run, name=name) for name in names]
     drawn = run.profile.evaluation.limit, run.profile.evaluation.split, LIMIT
-    key = store.content_hash(VERSIONS["calibration"], tailored, judges, *drawn)
+    key = store.content_hash(store.VERSIONS["calibration"], tailored, judges, *drawn)
     folder, lines = run.folder / "calibration", []
     if store.is_done(folder, key) and calibration_path(run).exists():
         return store.read_csv(calibration_path(run))

@@ -23,17 +23,11 @@ from persona_lib.beyond.users import USER_TABLES
 from persona_lib.data import everyday
 from persona_lib.data.preference import inference_split
 from persona_lib.intervals import Interval, drawn_columns, interval_columns
-from persona_lib.paper import judging, results
-from persona_lib.paper.answers import read_generations
-from persona_lib.paper.judging import RUBRIC_NAMES, Judged, runs_of, same_items, sampling
-from persona_lib.paper.personas import PERSONA_TABLES
-from persona_lib.paper.swap import SWAP_TABLES
+from persona_lib.paper import answers, judging, personas, results, swap
 from persona_lib.records import DataError, Generation, Table, stacked, table_of
 from persona_lib.settings import FACTS, Profile, Run, main_arm, set_field
 from persona_lib.store import facts, read_csv
 from persona_lib.texts import has_suffix_loop, repetition
-
-# --- the paper's table (DPO against PT-DPO) from its exact counts ---
 
 N_RESAMPLES = 20_000  # enough that the limits move by about .1 from one bootstrap seed to another
 
@@ -46,8 +40,7 @@ def paper_table() -> list[dict[str, Any]]:
 def resampled_dpq(p: Sequence[int], q: Sequence[int], agree: bool, rng: np.random.Generator) -> np.ndarray:
     """Return dPQ, in points, of counts of verdicts (win, tie, loss), and then of their multinomial resamples.
 
-    The two verdicts of a pair of answers are independent, or ``agree`` as often as the counts allow (upper
-    Frechet bound).
+    A pair's two verdicts are independent, or ``agree`` as often as the counts allow (upper Frechet bound).
     """
     joint = np.outer(p, q) / sum(p)
     if agree:
@@ -111,16 +104,16 @@ def is_sound(answer: Generation) -> bool:
     return answer.finish_reason == "stop" and repetition(text) <= 0.5 and not has_suffix_loop(text)
 
 
-def answers_of(row: Judged) -> list[dict[str, tuple[Generation, Generation]]]:
+def answers_of(row: judging.Judged) -> list[dict[str, tuple[Generation, Generation]]]:
     """Return, per run, the tested and the base answer of every judged item."""
     specs, found = (row.matchup.test, row.matchup.base), []
     for run, verdicts in zip(row.runs, row.verdicts["quality"], strict=True):
-        tested, base = (read_generations(run, spec) if verdicts else {} for spec in specs)
+        tested, base = (answers.read_generations(run, spec) if verdicts else {} for spec in specs)
         found.append({i: (tested[i], base[i]) for i in verdicts})
     return found
 
 
-def kept(row: Judged, keep: Sequence[set[str]]) -> Judged:
+def kept(row: judging.Judged, keep: Sequence[set[str]]) -> judging.Judged:
     """Return a row with only some of its items, given per run."""
     verdicts = {}
     for rubric, runs in row.verdicts.items():
@@ -128,7 +121,7 @@ def kept(row: Judged, keep: Sequence[set[str]]) -> Judged:
     return replace(row, scores={}, verdicts=verdicts)
 
 
-def filtered_lines(row: Judged) -> list[results.Row]:
+def filtered_lines(row: judging.Judged) -> list[results.Row]:
     """Return a row whole and without degenerate answers; rows of ``everyday`` also by a persona's wording.
 
     An explicit persona names what it wants on the surface. All parts have the same draws of prompts.
@@ -139,19 +132,19 @@ def filtered_lines(row: Judged) -> list[results.Row]:
         for wording in ("explicit", "implicit"):
             ids = {item.id for item in everyday.items() if item.wording == wording}
             parts[f"{wording} personas"] = kept(row, [ids] * len(row.runs))
-    columns = {f"{which}/{short}": intervals.signs(part.verdicts[rubric])
-               for which, part in parts.items() for short, rubric in RUBRIC_NAMES.items()}  # fmt: skip
-    pool, lines = intervals.make_pool(columns, *sampling(row.runs), lambda name: -1), []
-    for which, part in parts.items():
-        line = results.row_names(row) | {"pairs": which, "n": part.counts("quality").total()}
-        lines.append(line | results.verdict_columns(part) | drawn_columns(intervals.scores(pool, which)))
+    columns = {f"{name}/{short}": intervals.signs(part.verdicts[rubric])
+               for name, part in parts.items() for short, rubric in judging.RUBRIC_NAMES.items()}  # fmt: skip
+    pool, lines = intervals.make_pool(columns, *judging.sampling(row.runs), lambda _: -1), []
+    for name, part in parts.items():
+        line = results.row_names(row) | {"pairs": name, "n": part.counts("quality").total()}
+        lines.append(line | results.verdict_columns(part) | drawn_columns(intervals.scores(pool, name)))
     return lines
 
 
 def filtered_table(profile: Profile) -> Table:
     """Return every judged row whole and filtered; Holm's adjustment is over rows of one kind and filter."""
     table = table_of(line for row in judging.read_judgments(profile) for line in filtered_lines(row))
-    for short in RUBRIC_NAMES if len(table) else ():
+    for short in judging.RUBRIC_NAMES if len(table) else ():
         table[f"{short}_holm"] = table.groupby(["kind", "pairs"])[f"{short}_sign"].transform(intervals.holm)
     return table
 
@@ -187,10 +180,11 @@ def length_table(profile: Profile) -> Table:
     """Return the main rows and PT-DPO against PT-SFT by rubric: net as it is, and at equal length."""
     lines = []
     for row in results.judged_rows(profile, ("main", "stage")):
-        items = [(i if same_items(row.runs) else f"{run}/{i}", *(len(a.completion.split()) for a in both))
+        shared = judging.same_items(row.runs)
+        items = [(i if shared else f"{run}/{i}", *(len(answer.completion.split()) for answer in both))
                  for run, found in enumerate(answers_of(row)) for i, both in found.items()]  # fmt: skip
         prompts, tested, base = zip(*items, strict=True)
-        for short, rubric in RUBRIC_NAMES.items():
+        for short, rubric in judging.RUBRIC_NAMES.items():
             signs = [intervals.SIGNS.get(v, 0.0) for by_id in row.verdicts[rubric] for v in by_id.values()]
             controlled = length_model(signs, np.subtract(tested, base).tolist(), prompts)
             lines.append(results.row_names(row) | {
@@ -199,9 +193,6 @@ def length_table(profile: Profile) -> Table:
                 **interval_columns("net_controlled", controlled),
             })  # fmt: skip
     return table_of(lines)
-
-
-# --- the aims that were set beforehand ---
 
 
 def pick(table: Table, values: Mapping[str, Any]) -> Table:
@@ -254,9 +245,6 @@ def primary_results(profile: Profile) -> Table:
     return table_of(lines)
 
 
-# --- all tables of a profile ---
-
-
 def calibrations(runs: Sequence[Run]) -> Table:
     """Return the calibration of every judge that a run has measured (``beyond.calibration``), by seed."""
     there = [run for run in runs if calibration_path(run).exists()]
@@ -295,8 +283,8 @@ def save_tables(profile: Profile) -> dict[str, Path]:
             parts.append(found.dropna(subset="estimate").assign(seed=seed))
     judging.forget_judged()
     # in this order: the main table reads the calibration, the aims read all before them
-    for name, of_dataset in {"calibration": calibrations, **SWAP_TABLES, **USER_TABLES}.items():
-        made = (of_dataset(runs_of(profile, dataset)) for dataset in profile.datasets)
+    for name, of_dataset in {"calibration": calibrations, **swap.SWAP_TABLES, **USER_TABLES}.items():
+        made = (of_dataset(judging.runs_of(profile, dataset)) for dataset in profile.datasets)
         paths[name] = results.save_table(profile, name, stacked(made))
     makers: dict[str, Callable[[Profile], Table]] = {
         **results.JUDGED_TABLES,
@@ -304,15 +292,13 @@ def save_tables(profile: Profile) -> dict[str, Path]:
         "paper": lambda profile: reanalysed(),
         "filtered": filtered_table,
         "length": length_table,
-        **PERSONA_TABLES,
+        **personas.PERSONA_TABLES,
         "primary": primary_results,
         "by_seed": lambda profile: stacked(parts),
     }
     paths |= {name: results.save_table(profile, name, make(profile)) for name, make in makers.items()}
     return {name: path for name, path in paths.items() if path}
 
-
-# --- does a run agree with the published one? ---
 
 DECIDING = ("PT-DPO, share D > 0", "everyday, gold")  # the aim whose band decides
 

@@ -112,9 +112,6 @@ def items_to_rate(profile: Profile, study: str, n: int) -> list[Item]:
     return items
 
 
-# --- blinded sheets ---
-
-
 def shuffled_units(items: Sequence[Item], seed: int | str) -> list[list[Item]]:
     """Return the items by unit (those of one follow each other), units and their items in random order."""
     order = [list(unit) for _, unit in groupby(items, itemgetter("unit"))]
@@ -141,12 +138,6 @@ def number_items(study: str, items: list[Item], n_raters: int, per_unit: int, se
     return numbered
 
 
-def has_ratings(path: Path, study: str) -> bool:
-    """Say whether a rater filled this sheet in its place: it is never written again."""
-    table = open_csv(path) if path.exists() else table_of([])
-    return any(table[name].any() for name in QUESTIONS[study] if name in table)
-
-
 def rater_page(study: str, rater: str, units: Sequence[Sequence[Item]]) -> str:
     """Return a rater's page; it saves the sheet as CSV; its policy allows only its own script and style."""
     asked = {name: re.split(r"(?<=\?) ", text, maxsplit=1) for name, text in QUESTIONS[study].items()}
@@ -163,18 +154,19 @@ def export(study: str, numbered: Sequence[Item], folder: Path, seed: int = 0) ->
     """Write a study's sheets, its instructions and its key (``number_items``); returns them, the key last.
 
     ``folder/for_raters/<study>`` has a sheet and a page (`rater_page`) per rater, in an order of the rater's
-    own. ``folder/keys`` stays: it alone tells a persona's side or an answer's system.
+    own; one that was filled in its place is never written again. ``folder/keys`` stays: it alone tells a
+    persona's side or an answer's system.
     """
     sheets, code = folder / "for_raters" / study, numbered[0]["item"].partition("-")[0]
     columns, paths = ["rater", "item", *TEXTS[study], *QUESTIONS[study], "comment"], []
     for rater in sorted({name for item in numbered for name in item["raters"].split()}):
         own = [item | {"rater": rater} for item in numbered if rater in item["raters"].split()]
-        units = shuffled_units(own, f"{rater}-{seed}")
-        rows = [item for unit in units for item in unit]
-        paths.append(sheets / f"{rater}.csv")
-        if not has_ratings(paths[-1], study):
-            write_text(paths[-1], UTF8 + people_csv(table_of(rows, columns)))
-        write_text(paths[-1].with_suffix(".html"), rater_page(study, rater, units))
+        units, path = shuffled_units(own, f"{rater}-{seed}"), sheets / f"{rater}.csv"
+        there = open_csv(path) if path.exists() else table_of([])
+        if not any(there[name].any() for name in QUESTIONS[study] if name in there):  # else it was filled in
+            write_text(path, UTF8 + people_csv(table_of([item for unit in units for item in unit], columns)))
+        write_text(path.with_suffix(".html"), rater_page(study, rater, units))
+        paths.append(path)
     asked = "\n".join(f"- {name}: {text}" for name, text in QUESTIONS[study].items())
     write_text(sheets / "INSTRUCTIONS.md", INSTRUCTIONS.format(study=study, asked=asked))
     key = folder / "keys" / f"{study}-{code}.csv"
@@ -263,9 +255,6 @@ def read_filled(folder: Path, keys: Path) -> Table:
     if not sheets:
         raise FileNotFoundError(f"{folder}: no filled sheets (*.csv); copy them there, one file per rater")
     return stacked(sheets.values())
-
-
-# --- tables ---
 
 
 def alpha(counts: np.ndarray) -> float:

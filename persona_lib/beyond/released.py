@@ -20,10 +20,7 @@ from persona_lib.data.official import DATASETS, ROLE_MARK, download, find_data_d
 from persona_lib.data.preference import draw
 from persona_lib.intervals import drawn_columns, make_pool, scores, signs
 from persona_lib.models.generate import cut_at_stop
-from persona_lib.paper.judges import Comparisons, model_judge
-from persona_lib.paper.judging import RUBRIC_NAMES, judge_comparisons, judge_key
-from persona_lib.paper.results import Row, inconsistent, verdict_counts
-from persona_lib.paper.swap import flip_and_did
+from persona_lib.paper import judges, judging, results, swap
 from persona_lib.prompts import STOP
 from persona_lib.records import SIDES, DataError, PairwiseComparison, Table, TailoringRow, table_of
 from persona_lib.settings import FACTS, REPO, Profile, Run, results_dir, results_root
@@ -44,9 +41,6 @@ WAYS_OUT = (
     f"python -m persona_lib.beyond.released, which downloads the files of {HOME}"
 )
 DOWNLOADS = "downloads/released_outputs"  # below the results
-
-
-# --- the files: where they are, and how they are read ---
 
 
 class ReleasedFile(NamedTuple):
@@ -127,9 +121,6 @@ def open_if_present(data_dir: str | Path = "") -> tuple[Released | None, str]:
     return data, f"{len(files)} of {len(FILES)} released files, aligned with the test split row by row"
 
 
-# --- analysed without a judge ---
-
-
 def released_tables(data: Released, n_resamples: int) -> dict[str, Table]:
     """Return the table ``released_flip`` by its name, a line per data set, kind of personas and policy."""
     lines = []
@@ -138,7 +129,7 @@ def released_tables(data: Released, n_resamples: int) -> dict[str, Table]:
         if not all(file in data.outputs for file in files) or not all(r.chosen and r.rejected for r in rows):
             continue
         texts = [list(data.outputs[file].values()) for file in files]
-        found = flip_and_did(*texts, *([getattr(row, side) for row in rows] for side in SIDES))
+        found = swap.flip_and_did(*texts, *([getattr(row, side) for row in rows] for side in SIDES))
         line = {"dataset": dataset, "personas": source, "arm": arm, "n": len(rows)}
         columns = {name: [dict(enumerate(found[name]))] for name in ("flip", "did", "did_positive")}
         pool = make_pool(columns, n_resamples, least=lambda name: None if name == "did" else 0)
@@ -153,9 +144,6 @@ def write_tables(tables: dict[str, Table], folder: Path) -> list[Path]:
     return [folder / f"{name}.csv" for name in tables]
 
 
-# --- judged again ---
-
-
 def judged_pairs(profile: Profile, data: Released | None) -> list[tuple[str, str]]:
     """Return the (data set, eval persona) that a language model other than the base can judge; [] without."""
     if data is None or profile.evaluation.judge != "lm" or profile.judge.model == "base":
@@ -164,7 +152,7 @@ def judged_pairs(profile: Profile, data: Released | None) -> list[tuple[str, str
     return [pair for pair in tested if ReleasedFile(pair[0], "dpo-none", pair[1]) in data.outputs]
 
 
-def released_comparisons(data: Released, dataset: str, eval_persona: str, limit: int) -> Comparisons:
+def released_comparisons(data: Released, dataset: str, eval_persona: str, limit: int) -> judges.Comparisons:
     """Return the comparisons of two files, PT-DPO's answer as A, of up to ``limit`` rows with the persona."""
     files = [data.outputs[ReleasedFile(dataset, arm, eval_persona)] for arm in ARMS]
     return [
@@ -176,7 +164,7 @@ def released_comparisons(data: Released, dataset: str, eval_persona: str, limit:
 
 def folder_of(run: Run, dataset: str, eval_persona: str) -> Path:
     """Folder of the judgments of one pair of files; every judge has its own."""
-    name = content_hash(judge_key(run))
+    name = content_hash(judging.judge_key(run))
     return results_dir(run.profile) / "released_judgments" / name / dataset / eval_persona
 
 
@@ -186,27 +174,26 @@ def judge_released(run: Run, data: Released | None) -> list[Path]:
         print("not judged: that needs the files and a language model as judge, --set evaluation.judge=lm "
               "--set judge.model=NAME (or judge.url of a server) --set judge.format=json")  # fmt: skip
         return []
-    judge, folders = model_judge(run), []
+    judge, folders = judges.model_judge(run), []
     for pair in pairs:
         found = released_comparisons(data, *pair, run.profile.evaluation.limit)
-        key = content_hash(VERSIONS["rejudged"], judge_key(run), found)
-        folder = folder_of(run, *pair)
-        folders.append(judge_comparisons(judge, found, folder, key))
+        key = content_hash(VERSIONS["rejudged"], judging.judge_key(run), found)
+        folders.append(judging.judge_comparisons(judge, found, folder_of(run, *pair), key))
         print(f"{', '.join(pair)}: {len(found)} pairs of answers judged", flush=True)
     return folders
 
 
-def rejudged_row(run: Run, dataset: str, eval_persona: str) -> Row:
+def rejudged_row(run: Run, dataset: str, eval_persona: str) -> results.Row:
     """Return counts, net win rates and dPQ of the judge on one pair of files, with 95 % intervals."""
     folder, (source, side) = folder_of(run, dataset, eval_persona), eval_persona.split("-")
     verdicts, judge = list(iter_rows(folder / "verdicts.jsonl")), read_json(folder / "done.json")["judge"]
-    line: Row = {"dataset": DATASETS[dataset]["title"], "label": f"{side}, {source}", "kind": "judged again",
-                 "judge": ", ".join(judge), "n": len(verdicts)}  # fmt: skip
+    line: results.Row = {"dataset": DATASETS[dataset]["title"], "label": f"{side}, {source}"}
+    line |= {"kind": "judged again", "judge": ", ".join(judge), "n": len(verdicts)}
     columns: dict[str, Any] = {}
-    for short, rubric in RUBRIC_NAMES.items():
+    for short, rubric in judging.RUBRIC_NAMES.items():
         by_id = {row["id"]: row[rubric] for row in verdicts}
-        line |= verdict_counts(short, Counter(by_id.values()))
-        line[f"{short}_inconsistent"] = inconsistent(folder / f"{rubric}.jsonl")
+        line |= results.verdict_counts(short, Counter(by_id.values()))
+        line[f"{short}_inconsistent"] = results.inconsistent(folder / f"{rubric}.jsonl")
         columns[f"released/{short}"] = signs([by_id])
     pool = make_pool(columns, run.profile.evaluation.bootstrap_samples, least=lambda name: -1)
     return line | drawn_columns(scores(pool, "released"))

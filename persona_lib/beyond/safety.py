@@ -34,9 +34,6 @@ CELL = ["dataset", "arm", "eval_persona", "persona_format"]  # whose answers: a 
 COLUMNS = [*CELL, "seed", "id", "text"]
 
 
-# --- the rules ---
-
-
 @functools.cache
 def rules() -> dict[str, dict[str, re.Pattern[str]]]:
     """Return the rules by group ("reason", "declines", "opening", "warns") and name, compiled."""
@@ -88,9 +85,6 @@ def run_answers(profile: Profile) -> Table:
             cell = (run.dataset, spec.arm, spec.eval_persona, spec.persona_format, run.seed)
             rows += [(*cell, i, a.completion) for i, a in sorted(read_generations(run, spec).items())]
     return table_of(rows, COLUMNS)
-
-
-# --- tables: how the rules err, shares that keep a caution, paired comparisons ---
 
 
 def error_line(rows: Table) -> dict[str, Any]:

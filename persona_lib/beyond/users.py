@@ -41,9 +41,6 @@ OWN, OTHER, THIRD = "user-chosen", "user-rejected", "third-user"  # whose person
 Margins = Mapping[tuple[str, str], float]  # row id, persona's text -> m(P)
 
 
-# --- histories, and the persona of a user ---
-
-
 def user_of_row(run: Run) -> dict[str, str]:
     """Return the user of every pair by its id; empty for data without users."""
     return {pair.id: pair.user for part in load_pairs(run).values() for pair in part if pair.user}
