@@ -1,7 +1,7 @@
 """The figures: three kinds of drawing (bars, forest, curve), from tables only, each with its words.
 
 ``FIGURES`` lists them: a function brings the saved tables into one form (a line per estimate: ``row`` on the
-left, ``series`` has its own mark), panels draw its columns. The words are the PNG's alt text. Colours are
+left, ``series`` has its own mark), panels draw its columns and return words, the PNG's alt text. Colours are
 Okabe and Ito's; hatch, marker and lightness tell them apart in grey. Intervals are 95 % intervals. Equal
 tables give equal bytes: no dates, no versions, no state of a plotting library.
 """
@@ -45,9 +45,6 @@ KINDS = {  # of file: what is not written into it, so that equal tables give equ
     "pdf": dict.fromkeys(("CreationDate", "Creator", "Producer")), "png": {"Software": None},
     "svg": dict.fromkeys(("Date", "Creator")),
 }  # fmt: skip
-
-
-# --- the three kinds of drawing; each returns what it shows, in words ---
 
 
 def bars(axis: Any, table: Table, columns: Mapping[str, str], label: str) -> str:

@@ -168,9 +168,6 @@ def to_markdown(table: Table) -> str:
     return "\n".join([line(table.columns), line("---" for _ in table.columns), *map(line, table.to_numpy())])
 
 
-# --- sentences: what a table says, decided by its 95 % intervals alone ---
-
-
 def place(row: Any, name: str, null: float) -> str:
     """Say where an estimate's interval lies: below, above or not clearly off ``null``; "" without one."""
     low, high = row[f"{name}_low"], row[f"{name}_high"]

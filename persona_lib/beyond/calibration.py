@@ -33,9 +33,6 @@ SCORES = re.compile(r"(-?[\d.]+) : (-?[\d.]+)")  # the feedback of a judge that 
 MODAL = re.compile(r"\b(is|are|can|will|should|must|does|may|was|has)\b")
 
 
-# --- comparisons whose answer is known; the first response is the right one ---
-
-
 def contradicted(sentence: str) -> str:
     """Return a sentence with a "not": advice and facts turned round."""
     turned = MODAL.sub(r"\1 not", sentence, count=1)

@@ -92,8 +92,6 @@ def reanalysed() -> Table:
     return table.assign(dpq_holm=intervals.holm(table.dpq_p))
 
 
-# --- does a judged row hold without broken answers, and at equal length? ---
-
 MIN_EACH = 5  # wins and losses that the length model needs of each: fewer tell nothing about a slope
 
 

@@ -60,14 +60,9 @@ who rate. Do not change the columns rater and item. Save as CSV.
 """
 UTF8 = "\ufeff"  # the mark that makes spreadsheets read a file as UTF-8
 KEY_COLUMNS = ("item", "study", "dataset", "pair", "group", "raters")
-
-
 # One thing to rate: the texts that a rater sees, and what is hidden: "unit" (rated together), "group" (a side
 # or a system), "pair" (the items that are compared).
 Item = dict[str, str]
-
-
-# --- what of a profile is rated: one run per data set, that of the profile's first seed ---
 
 
 def persona_units(run: Run) -> list[list[Item]]:
@@ -99,7 +94,7 @@ def answer_units(run: Run) -> list[list[Item]]:
 
 
 def items_to_rate(profile: Profile, study: str, n: int) -> list[Item]:
-    """Draw about ``n`` items, equally from data sets."""
+    """Draw about ``n`` items of the first seed, equally from data sets."""
     runs = [Run(profile, dataset, profile.seeds[0]) for dataset in profile.datasets]
     runs = [run for run in runs if (run.folder / "tailoring" / f"{profile.evaluation.split}.jsonl").exists()]
     items = []
@@ -187,9 +182,6 @@ def export_studies(profile: Profile) -> dict[str, list[Path]]:
             key = number_items(study, items, n_raters, per_item)
             written[study] = export(study, key, results_dir(profile) / "ratings")
     return written
-
-
-# --- filled sheets: checked cell by cell and joined with the key; nothing is guessed ---
 
 
 def open_csv(path: Path) -> Table:

@@ -63,9 +63,6 @@ def classify(text: str) -> str:
     return next((name for name, found in matching_rules(text).items() if found), "neither")
 
 
-# --- whose answers: a table with the columns CELL, seed, id and text ---
-
-
 def released_answers(data: Released) -> Table:
     """Return the released answers to BeaverTails: PT-DPO, and plain DPO without and with a persona."""
     rows = []

@@ -126,9 +126,6 @@ def row_personas(run: Run) -> dict[str, dict[str, str]]:
     return {id: {name: row[name] for name in (OWN, OTHER) if name in row} for id, row in told}
 
 
-# --- scores: what the persona swap has not scored yet ---
-
-
 def tailored(run: Run) -> str:
     """Return the arm that is told personas in training, of the last method of training."""
     return f"{'dpo' if 'dpo' in run.profile.training.methods else 'sft'}-{main_arm(run.profile)}"
@@ -175,9 +172,6 @@ def margins_of(run: Run, arm: str, form: str) -> Margins:
     path = run.folder / "users" / f"{arm}.{form}" / "policy.jsonl"
     scores = store.read_rows(path, swap.PolicyScore) if path.exists() else []
     return {(s.id, s.persona): s.margin for s in (*scores, *swap.swap_scores(run, arm, form)) if s.persona}
-
-
-# --- tables: users are drawn, not pairs ---
 
 
 def part_of(run: Run) -> dict[str, str]:
