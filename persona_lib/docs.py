@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from persona_lib import settings
-from persona_lib.execute import StepError, notebook_hash, with_outputs
+from persona_lib.execute import StepError, cells_of_code, notebook_hash, shown_outputs
 from persona_lib.figures import FIGURES, draw
 from persona_lib.paper.results import table_path
 from persona_lib.report import origin
@@ -124,8 +124,13 @@ def write_back(pipeline: Pipeline, wanted: Sequence[str] = ()) -> None:
         if reasons := stale_reasons(pipeline, task, known):
             command = f"./run_all.sh --profile {pipeline.profile.name}"
             raise StepError(f"{task.id}: {'; '.join(reasons)}; run {command}")
-        shown = {"profile": pipeline.profile.name, "code": notebook_hash(source)}
-        write_json(source, with_outputs(read_json(source), read_json(pipeline.executed(task)), shown))
+        document, executed = read_json(source), read_json(pipeline.executed(task))
+        pairs = zip(cells_of_code(document), cells_of_code(executed), strict=True)
+        for number, (cell, ran) in enumerate(pairs, start=1):
+            cell.update(outputs=shown_outputs(ran, number), execution_count=number)
+        # a fast test compares the code's hash: so outputs of other code are found without running anything
+        document["metadata"]["shown"] = {"profile": pipeline.profile.name, "code": notebook_hash(source)}
+        write_json(source, document)
         written.add(source)
 
 

@@ -1,4 +1,4 @@
-"""Run a notebook, check the environment, and put the outputs of executed notebooks into the sources.
+"""Run a notebook, say which of its outputs are committed, and check the environment.
 
 ``python -m persona_lib.execute EXTRA`` ends with 0 if every direct requirement of the extra is installed in a
 version that ``constraints.txt`` names, else with 1 and the reason; it needs PyYAML and packaging.
@@ -9,7 +9,6 @@ killed kernel says "completed". So only a checked ``<name>.running.ipynb`` takes
 
 from __future__ import annotations
 
-import copy
 import importlib.metadata
 import json
 import re
@@ -148,9 +147,6 @@ def run_notebook(source: Path, target: Path, parameters: dict[str, Any], log: Pa
     running.replace(target)
 
 
-# --- Outputs of an executed notebook in its source, as they are committed ---
-
-
 def shown_outputs(cell: Document, number: int) -> list[Document]:
     """Return a cell's outputs without stderr, widgets, the progress of a ``work`` cell, and local paths."""
     outputs = [
@@ -161,20 +157,6 @@ def shown_outputs(cell: Document, number: int) -> list[Document]:
     ]
     counted = [o | {"execution_count": number} if "execution_count" in o else o for o in outputs]
     return json.loads(re.sub(f"{re.escape(str(REPO))}/?", "", json.dumps(counted, ensure_ascii=False)))
-
-
-def with_outputs(source: Document, executed: Document, shown: dict[str, str]) -> Document:
-    """Return the source notebook with the outputs of its executed copy, which ran the same code.
-
-    ``shown`` names the profile and the hash of the code: so outputs of other code are found without running
-    anything.
-    """
-    document = copy.deepcopy(source)
-    pairs = zip(cells_of_code(document), cells_of_code(executed), strict=True)
-    for number, (cell, ran) in enumerate(pairs, start=1):
-        cell.update(outputs=shown_outputs(ran, number), execution_count=number)
-    document["metadata"]["shown"] = shown
-    return document
 
 
 if __name__ == "__main__":

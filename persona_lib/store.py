@@ -296,8 +296,7 @@ def git_state() -> dict[str, Any]:
 
 def package_versions() -> dict[str, str]:
     """Return the version of every installed package, by name."""
-    found = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
-    return dict(sorted(found.items(), key=lambda item: item[0].lower()))
+    return {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
 
 
 def hardware() -> dict[str, Any]:
