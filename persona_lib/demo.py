@@ -91,9 +91,6 @@ def answer_own(run: Run, pairs: Sequence[tuple[str, str]] = ()) -> Table:
     return table
 
 
-# --- the page ---
-
-
 def seen(policy: str, answer: str) -> str:
     """Say which value of which dimension the reader sees in an answer, of those that it reads well."""
     values = {name: shows(name, answer) for name in DIMENSIONS if name not in UNREADABLE}

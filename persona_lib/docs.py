@@ -33,9 +33,6 @@ ROWS = {
 }
 
 
-# --- kept tables, and the documents that show them ---
-
-
 def kept(profile: Profile) -> tuple[Path, dict[str, str]]:
     """Return the folder of kept tables, and how each was made, by name."""
     folder = settings.published_dir(profile)
@@ -106,9 +103,6 @@ def list_files() -> str:
             line = f"- [{path.stem}]({path.relative_to(LIBRARY)}): {said}"
             lines += ["", f"## `{folder.name}/`: {said}", ""] if path.stem == "__init__" else [line]
     return "\n".join(lines) + "\n"
-
-
-# --- notebooks ---
 
 
 def write_back(pipeline: Pipeline, wanted: Sequence[str] = ()) -> None:

@@ -20,8 +20,6 @@ from typing import Any
 from persona_lib.settings import REPO
 from persona_lib.store import content_hash, read_json
 
-# --- The environment ---
-
 
 def requirements(extra: str, repo: Path = REPO) -> set[str]:
     """Return the names of the direct requirements of an extra, with those of the extras that it includes."""
@@ -54,8 +52,6 @@ def unmet(extra: str, repo: Path = REPO) -> list[str]:
             missing.append(f"{pin}: {version} is installed")
     return missing
 
-
-# --- One notebook through papermill ---
 
 Document = dict[str, Any]
 ANSI = re.compile(r"\x1b\[[0-9;]*m")

@@ -87,9 +87,6 @@ def show_own(profile: Profile) -> None:
         print(f"the run itself lists them row by row: it first installs {error.name}", flush=True)
 
 
-# --- Run tasks in order up to the first failure ---
-
-
 def run_task(pipeline: Pipeline, task: Task) -> float:
     """Run a task's notebook; its facts, with its key, are written last. Returns seconds."""
     known = pipeline.known()

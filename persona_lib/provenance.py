@@ -101,8 +101,6 @@ def last_run() -> tuple[str, list[str]]:
     return last["profile"], last["overrides"]
 
 
-# --- A run as a Workflow Run RO-Crate ---
-
 METADATA = "ro-crate-metadata.json"
 CRATE = "https://w3id.org/ro/crate/1.1"
 PROFILE = "https://w3id.org/ro/wfrun/process/0.5"

@@ -44,9 +44,6 @@ STEPS = {name: Step(**row) for name, row in store.facts("steps").items()}
 NOTEBOOKS = settings.REPO / "notebooks"
 
 
-# --- Tasks of a profile ---
-
-
 @dataclass(frozen=True)
 class Task:
     """One execution of a step. ``parameters`` are the notebook's, without profile and overrides."""
