@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from persona_lib import show, weights
-from persona_lib.beyond import users
+from persona_lib.beyond import claims, users
 from persona_lib.data import intake, mapping, preference
 from persona_lib.figures import FIGURES, image
 from persona_lib.models.load import tokenizer_at_hand
@@ -167,9 +167,8 @@ def length_table(data: intake.OwnData, counts: Sequence[int] | None) -> Table:
     lengths = {f"characters of {name}": [len(getattr(r.pair, name)) for r in data.rows]
                for name in PAIR_FIELDS}  # fmt: skip
     lengths |= {"tokens of prompt and longer response": [*counts]} if counts is not None else {}
-    quantiles = table_of(lengths).quantile([0.5, 0.95, 1]).T.round().astype(int)
-    quantiles.columns = ["median", "95 % have at most", "longest"]
-    return quantiles.rename_axis("what").reset_index()
+    quantiles = table_of(lengths).quantile([0.5, 0.95, 1]).T.round().astype(int).rename_axis("what")
+    return quantiles.set_axis(["median", "95 % have at most", "longest"], axis=1).reset_index()
 
 
 def account_table(data: intake.OwnData) -> Table:
@@ -265,7 +264,6 @@ def own_parts(profile: Profile) -> dict[str, Any]:
     """Return what only the report on a user's own data shows: data, users, effect, answers, adapter."""
     data, run = intake.read_own(profile), judging.runs_of(profile, profile.datasets[0])[0]
     measured = read_table(profile, "user_swap")
-    whole = measured[measured.history == 0] if len(measured) else measured
     return {
         "said": intake.describe(data),
         "account": account_table(data),
@@ -274,7 +272,7 @@ def own_parts(profile: Profile) -> dict[str, Any]:
         "shown": SHOWN_USERS,
         "consistency": read_table(profile, "user_consistency").to_dict("records"),
         "tailored": users.tailored(run),
-        "swaps": whole.to_dict("records"),
+        "swaps": claims.pick(measured, {"history": 0}).to_dict("records"),
         "wins": read_table(profile, "user_wins").to_dict("records"),
         "show": show,
         "measured": show.render("user_swap", measured.replace({"history": {0: "all"}})),

@@ -46,9 +46,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message="Cannot enable progress bars")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # names a package that it does not need
-    pd.set_option("display.max_colwidth", 160)
-    pd.set_option("display.max_rows", 200)
-    pd.set_option("display.precision", 3)
+    pd.set_option("display.max_colwidth", 160, "display.max_rows", 200, "display.precision", 3)
 
 
 def owner_of(dataset: str) -> str:
