@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from tiny import tiny_tokenizer
 
-from persona_lib import store
+from persona_lib import store, weights
 from persona_lib.models import served
 from persona_lib.models.generate import Completion
 from persona_lib.models.served import Answer, EndpointError, EndpointGenerator
@@ -221,14 +221,16 @@ def test_vllm_gets_token_ids_with_one_bos_and_its_answers_are_cut_and_counted_as
         list(generator.generate(["w1"], 8, ()))
 
 
-def test_the_engine_is_told_precision_revision_and_the_largest_rank(monkeypatch):
+def test_the_engine_is_told_precision_pinned_revision_and_the_largest_rank(monkeypatch, tmp_path):
     served.load_engine.cache_clear()
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=lambda **arguments: arguments))
-    plain = served.load_engine("some/model", "a1b2", "bfloat16")
+    plain = served.load_engine("some/model", "a1" * 20, "bfloat16")
     assert (plain["dtype"], plain["generation_config"]) == ("bfloat16", "vllm")
-    assert plain["revision"] == plain["tokenizer_revision"] == "a1b2" and "enable_lora" not in plain
+    assert plain["revision"] == plain["tokenizer_revision"] == "a1" * 20 and "enable_lora" not in plain
     for ranks, largest in (((32, 16, 32), 32), ((33,), 64), ((4,), 8)):
-        assert served.load_engine("some/model", "", "bfloat16", ranks)["max_lora_rank"] == largest
+        assert served.load_engine(str(tmp_path), "", "bfloat16", ranks)["max_lora_rank"] == largest
+    with pytest.raises(weights.WeightsError, match="commit"):
+        served.load_engine("some/model", "", "bfloat16")
 
 
 LONG = "Take the train to the coast, and then walk along the path until you see the old lighthouse there."

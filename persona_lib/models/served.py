@@ -24,7 +24,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from persona_lib import store
+from persona_lib import store, weights
 from persona_lib.models import generate
 from persona_lib.models.generate import Completion, Decoding, TransformersGenerator, cut_at_stop
 from persona_lib.models.load import load_base, load_tokenizer, model_key
@@ -202,13 +202,14 @@ def load_engine(source: str, revision: str, dtype: str, ranks: tuple[int, ...] =
     load_engine.cache_clear()  # an engine takes nearly all of a GPU's memory
     gc.collect()  # and ends when nobody holds it any more
     torch.cuda.empty_cache()
-    how: dict[str, Any] = {"revision": revision or None, "tokenizer_revision": revision or None}
+    name, commit = weights.pinned(source, revision)
+    how: dict[str, Any] = {"revision": commit, "tokenizer_revision": commit}
     how["dtype"] = dtype  # "auto" would make float16 of float32 weights
     how["max_model_len"] = -1  # what fits into memory, at most the model's own
     how["generation_config"] = "vllm"  # no sampling defaults of the model's authors
     if ranks:  # adapters are used one after the other; vLLM takes ranks that are powers of two
         how |= {"enable_lora": True, "max_lora_rank": max(8, 1 << (max(ranks) - 1).bit_length())}
-    return LLM(model=source, seed=0, enable_prefix_caching=True, **how)
+    return LLM(model=name, seed=0, enable_prefix_caching=True, **how)
 
 
 @dataclass
