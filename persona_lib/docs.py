@@ -47,9 +47,7 @@ def keep(profile: Profile, names: Sequence[str]) -> None:
         if not source.exists():
             raise FileNotFoundError(f"{source}: there is no such table; run notebook 12_results first")
         known = origin(profile, "13_released_outputs" if name.startswith("released") else "12_results")
-        table = read_csv(source)
-        seeds = table.seeds[0] if "seeds" in table else " ".join(map(str, profile.seeds))
-        made = f"`{known['command']}`; commit {known['commit']}; seeds {seeds}; run of {known['date']}."
+        made = "`{command}`; commit {commit}; seeds {seeds}; run of {date}.".format_map(known)
         study = settings.results_dir(profile) / name / "origin.json"
         origins[name] = read_json(study) if study.exists() else made
         folder.mkdir(parents=True, exist_ok=True)

@@ -39,17 +39,18 @@ def command_of(profile: Profile, overrides: Sequence[str]) -> str:
 
 
 def origin(profile: Profile, step: str = "12_results") -> dict[str, str]:
-    """Return command, commit, date, hardware and versions of the run that made a step's tables, as text."""
+    """Return command, commit, date, seeds, hardware and versions of the run that made a step's tables, as text."""
     path = results_dir(profile) / "provenance.json"
-    facts = read_json(path)["tasks"].get(step) if path.exists() else None
-    if facts is None:
-        command = f"notebooks/{step}.ipynb, run by hand"
-        return {"command": command, "commit": "not recorded", "date": "not recorded"}
+    ran = read_json(path) if path.exists() else {"tasks": {}}
+    if (facts := ran["tasks"].get(step)) is None:
+        unknown = dict.fromkeys(("commit", "date", "seeds"), "not recorded")
+        return {"command": f"notebooks/{step}.ipynb, run by hand", **unknown}
     git, on, versions = facts["git"], facts["hardware"], {"Python": facts["python"], **facts["versions"]}
     return {
         "command": command_of(profile, facts["parameters"]["overrides"]),
         "commit": (git["commit"] or "not recorded")[:12] + " with uncommitted changes" * bool(git["dirty"]),
         "date": facts["finished"][:10],
+        "seeds": " ".join(map(str, ran["settings"]["seeds"])),
         "hardware": ", ".join([on["cpu"], f"{on['cores']} cores", f"{on['memory_gb']} GB", *on["gpus"]]),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
     }
