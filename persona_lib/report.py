@@ -39,7 +39,7 @@ def command_of(profile: Profile, overrides: Sequence[str]) -> str:
 
 
 def origin(profile: Profile, step: str = "12_results") -> dict[str, str]:
-    """Return command, commit, date, seeds, hardware and versions of the run that made a step's tables, as text."""
+    """Return command, commit, date, seeds, hardware and versions of the run of a step, as text."""
     path = results_dir(profile) / "provenance.json"
     ran = read_json(path) if path.exists() else {"tasks": {}}
     if (facts := ran["tasks"].get(step)) is None:
