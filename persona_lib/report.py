@@ -91,7 +91,8 @@ def findings(profile: Profile) -> list[str]:
         table = read_table(profile, name)
         found = table.query(rows, local_dict=arms) if len(table) else table
         for row in found.to_dict("records"):
-            where = f"{row['dataset']}: " if len(profile.datasets) > 1 else ""
+            several = len(profile.datasets) > 1 and row["dataset"] != "all"
+            where = f"{show.title_of(row['dataset'])}: " if several else ""
             if math.isnan(row[column]):
                 lacking[where + (ASKED.get(name) or ASKED[column]).format(**row)] = True
                 continue
