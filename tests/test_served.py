@@ -223,6 +223,7 @@ def test_vllm_gets_token_ids_with_one_bos_and_its_answers_are_cut_and_counted_as
 
 def test_the_engine_is_told_precision_pinned_revision_and_the_largest_rank(monkeypatch, tmp_path):
     served.load_engine.cache_clear()
+    monkeypatch.setattr(served.gc, "collect", int)  # half a second each, beside torch
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=lambda **arguments: arguments))
     plain = served.load_engine("some/model", "a1" * 20, "bfloat16")
     assert (plain["dtype"], plain["generation_config"]) == ("bfloat16", "vllm")

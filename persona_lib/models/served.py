@@ -199,10 +199,10 @@ def load_engine(source: str, revision: str, dtype: str, ranks: tuple[int, ...] =
         install = "pip install -c constraints-vllm.txt -e '.[lab]' vllm"
         text = f"engine: vllm needs vLLM and a GPU: {install}, or set engine: transformers"
         raise ImportError(text) from error
+    name, commit = weights.pinned(source, revision)
     load_engine.cache_clear()  # an engine takes nearly all of a GPU's memory
     gc.collect()  # and ends when nobody holds it any more
     torch.cuda.empty_cache()
-    name, commit = weights.pinned(source, revision)
     how: dict[str, Any] = {"revision": commit, "tokenizer_revision": commit}
     how["dtype"] = dtype  # "auto" would make float16 of float32 weights
     how["max_model_len"] = -1  # what fits into memory, at most the model's own
