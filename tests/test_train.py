@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -151,6 +152,13 @@ def test_truncated_and_dropped_rows_are_counted_as_trl_treats_them(tmp_path, mon
     assert len(kept) == counts["rows"] - counts["dropped"]
     assert sum(2 not in ids for ids in kept) == counts["truncated"], "rows that have lost EOS"
     assert "rows without a persona, left out: {'train': 1, 'val': 0}" in capsys.readouterr().out
+
+
+def test_rows_that_trl_leaves_out_and_we_did_not_count_are_an_error_with_both_numbers(tmp_path, monkeypatch):
+    run, trainer = tiny_run(tmp_path, monkeypatch), SimpleNamespace(train_dataset="r" * 16, eval_dataset="r")
+    monkeypatch.setattr(train, "build_trainer", lambda *_: trainer)
+    with pytest.raises(ModelError, match="sft-chosen val: TRL keeps 1 rows, count_rows counted 6"):
+        train.train_adapter(run, "sft", "chosen")
 
 
 def gradients(trainer, batch) -> dict:

@@ -30,7 +30,7 @@ DECIDED = {
     "pairs": (1, "562064d730b93a75"),
     "personas": (1, "28fbe952b75771ae"),
     "tailoring": (1, "fb56e268573c479c"),
-    "training": (1, "06aa552243583d25"),
+    "training": (1, "d9d4ab761657fd64"),
     "answers": (1, "9651fec6842757d0"),
     "judging": (1, "9489ce4c6ed846a7"),
     "swap": (1, "773c04593bfa21b8"),

@@ -75,10 +75,12 @@ class EndpointGenerator:
     def generate(self, prompts: Sequence[str], *how: Any, **more: Any) -> Iterator[tuple[int, Completion]]:
         """Yield (index, completion): those of the ledger first, then as they arrive; see ``Decoding``.
 
-        Equal prompts are asked once. The protocol has no ``min_new_tokens``. Raises EndpointError at the end
-        if requests failed or ``max_cost_usd`` forbids the rest.
+        Equal prompts are asked once. Raises ValueError for ``min_new_tokens``; EndpointError at the end if
+        requests failed or ``max_cost_usd`` forbids the rest.
         """
         decoding = Decoding(*how, **more)
+        if decoding.min_new_tokens:
+            raise ValueError("the protocol has no min_new_tokens: set generation.min_new_tokens=0")
         rows = store.read_rows(self.ledger, Answer) if self.ledger.exists() else []
         known, self.spent = {row.id: row for row in rows}, sum(row.cost_usd for row in rows)
         bodies: dict[str, dict[str, Any]] = {}

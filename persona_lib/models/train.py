@@ -20,7 +20,7 @@ from persona_lib import settings, store
 from persona_lib.data import everyday, preference, tailoring
 from persona_lib.data.preference import TWO_SIDED, draw, to_dpo_rows, to_ordered_dpo_rows, to_sft_rows
 from persona_lib.models import load, packing, trainers
-from persona_lib.models.load import count_rows, format_of, load_base, load_tokenizer, model_key
+from persona_lib.models.load import ModelError, count_rows, format_of, load_base, load_tokenizer, model_key
 from persona_lib.models.served import SURFACE, SurfaceGenerator
 from persona_lib.prompts import tailoring_prompt
 from persona_lib.records import SIDES, PreferencePair, TailoringRow
@@ -186,6 +186,10 @@ def fit_adapter(run: Run, method: str, rows: Parts, folder: Path, key: str, spec
     trainers.in_main(store.write_json, folder / "counts.json", counts)
     with packing.small_tiles(on=profile.training.packing):
         trainer = build_trainer(run, method, tokenizer, rows, folder)
+        for part, kept in (("train", trainer.train_dataset), ("val", trainer.eval_dataset)):
+            counted = counts[part]["rows"] - counts[part]["dropped"]
+            if len(kept) != counted:
+                raise ModelError(f"{name} {part}: TRL keeps {len(kept)} rows, count_rows counted {counted}")
         trainers.check_adapters(trainer.model)
         if method == "dpo":
             trainers.check_dpo_start(trainer, profile)
