@@ -29,7 +29,7 @@ import llama31
 import training
 from training import AUTHORS, OURS, PAPER, SEED, TRL, Case
 
-from persona_lib.models import load, packing, trainers
+from persona_lib.models import kernels, load, trainers
 from persona_lib.settings import Profile
 
 MODEL = "pypi:smollm2-135m-instruct"
@@ -167,7 +167,7 @@ def ours(setup: Setup, method: str, way: str, packed: bool = True, dtype: str = 
     """Train as this package does, with as many rows per step as the other way."""
     case = Case(method, OURS, "none", dtype, 1 if way == AUTHORS else 8)
     profile = profile_of(replace(case, way=way), packed)
-    with tempfile.TemporaryDirectory() as name, packing.small_tiles(packed):
+    with tempfile.TemporaryDirectory() as name, kernels.lean_head(packed):
         base = setup.base(dtype)
         rate = matrix_rate(base.config, base.dtype)
         size = sum(p.numel() for p in base.model.layers.parameters())

@@ -21,7 +21,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache, wraps
 from pathlib import Path
@@ -180,25 +180,29 @@ def read_rows(path: Path, record: type[T]) -> list[T]:
 
 
 def resume(
-    path: Path,
+    files: Mapping[Path, Sequence[Any]],
     record: type[T],
-    jobs: Sequence[Any],
-    do: Callable[[list[Any]], Iterable[T]],
+    do: Callable[[list[tuple[Path, Any]]], Iterable[tuple[Path, T]]],
     size: int,
-) -> list[T]:
-    """Return one row per job, in the jobs' order; a job whose id the file has already is not done again.
+) -> dict[Path, list[T]]:
+    """Return a row per job of every file, in the jobs' order; a job whose id its file has is not done again.
 
-    ``do`` is given the missing jobs and yields their rows in any order; they are appended ``size`` at a time.
+    ``do`` is given (file, job) of all that is missing and yields (file, row) in any order; rows are appended
+    ``size`` at a time.
     """
-    repair_rows(path)
+    known: dict[Path, dict[str, T]] = {}
     id_of = operator.attrgetter("id")
-    known = {id_of(row): row for row in read_rows(path, record)} if path.exists() else {}
-    missing = [job for job in jobs if job.id not in known]
+    for path in files:
+        repair_rows(path)
+        known[path] = {id_of(row): row for row in read_rows(path, record)} if path.exists() else {}
+    missing = [(path, job) for path, jobs in files.items() for job in jobs if job.id not in known[path]]
     rows = iter(do(missing) if missing else ())
     while batch := list(itertools.islice(rows, size)):
-        append_rows(path, batch)
-        known |= {id_of(row): row for row in batch}
-    return [known[job.id] for job in jobs]
+        for path in dict.fromkeys(path for path, _ in batch):
+            fresh = [row for where, row in batch if where == path]
+            append_rows(path, fresh)
+            known[path] |= {id_of(row): row for row in fresh}
+    return {path: [known[path][job.id] for job in jobs] for path, jobs in files.items()}
 
 
 def mark_done(folder: Path, key: str, **facts: Any) -> None:

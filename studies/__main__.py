@@ -92,8 +92,9 @@ def measure(run: Run, arm: str) -> dict[str, float]:
     wishes = everyday.wishes()
     qualities: list[float] = []
     unfinished: list[bool] = []
-    for spec, generator in answers.generators(run, told):
-        answers.generate_run(run, spec, generator)
+    for its, generator in answers.generators(run, told):
+        answers.generate_runs(run, its, generator)
+    for spec in told:
         made = answers.read_generations(run, spec).values()
         fits = [fit(wishes.get(answer.persona or "", ()), answer.completion) for answer in made]
         found[spec.eval_persona.replace("gold-", "fit_")] = float(np.mean(fits))

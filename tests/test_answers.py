@@ -55,23 +55,23 @@ def test_the_grid_has_every_method_with_and_without_personas():
 def test_a_run_answers_rows_with_their_own_persona_and_goes_on_where_it_stopped(results_here, monkeypatch):
     run = run_in(monkeypatch, **{"generation.batch_size": 1})
     with pytest.raises(KeyboardInterrupt):
-        answers.generate_run(run, spec(), Echo(die_after=2))
+        answers.generate_runs(run, [spec()], Echo(die_after=2))
     with pytest.raises(FileNotFoundError, match="run the generation step first"):
         answers.read_generations(run, spec())
     second = Echo()
-    folder = answers.generate_run(run, spec(), second)
+    answers.generate_runs(run, [spec()], second)
     assert second.asked == [f"Prompt: Question 1?\nPersona: {PERSONA}\nResponse:"]
     found = answers.read_generations(run, spec())
     assert set(found) == {"row-1", "row-2", "row-3"}, "row-0 has no such persona"
-    assert store.read_json(folder / "done.json")["n_without_persona"] == 1
+    assert store.read_json(answers.generation_folder(run, spec()) / "done.json")["n_without_persona"] == 1
     assert found["row-2"].completion == f"answer to Prompt: Question 2?\nPersona: {PERSONA}\nResponse:"
-    answers.generate_run(run, spec(), None)  # a finished run asks nothing
+    answers.generate_runs(run, [spec()], None)  # a finished run asks nothing
 
 
 def test_a_mnemonic_begins_with_its_term_and_few_shot_arms_see_worked_examples(results_here, monkeypatch):
     row, one = dataclasses.replace(ROWS[1], prompt="negligible"), spec(dataset="mnemonic")
     run, echo = run_in(monkeypatch, "mnemonic"), Echo()
-    (made,) = answers.completions(run, one, echo, [row])
+    ((_, made),) = answers.completions(run, echo, [(one, row)])
     assert echo.asked[0].rpartition("\n")[2] == "Response: Negligible sounds like"
     assert made.completion.splitlines()[0] == "Negligible sounds like answer to Prompt: negligible"
     told, plain = (answers.few_shot_examples(run, spec("few_shot", arm)) for arm in ("chosen", "none"))

@@ -190,13 +190,13 @@ def test_a_disk_that_fills_up_at_any_byte_leaves_the_old_file_or_whole_rows(tmp_
         def work(limit=limit, text=text, path=path):
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
             try:
-                store.resume(path, Row, rows, list, 7)
+                store.resume({path: rows}, Row, list, 7)
             finally:
                 store.write_text(text, new)
 
         assert os.waitstatus_to_exitcode(os.waitpid(in_child(work), 0)[1]) == 28, "an error, not silence"
         assert text.read_text() == old and not list(tmp_path.glob(".*"))
-        assert store.resume(path, Row, rows, list, 7) == rows, "goes on where the disk was full"
+        assert store.resume({path: rows}, Row, list, 7)[path] == rows, "goes on where the disk was full"
         assert store.read_rows(path, Row) == rows
 
 
@@ -204,14 +204,14 @@ def test_rows_survive_kill_9_at_thirty_random_moments(tmp_path):
     jobs, path = [Row(f"row-{n}", "x" * 50) for n in range(400)], tmp_path / "rows.jsonl"
     rng = random.Random(0)
     for _ in range(30):
-        pid = in_child(lambda: store.resume(path, Row, jobs, list, 3))
+        pid = in_child(lambda: store.resume({path: jobs}, Row, list, 3))
         time.sleep(rng.random() * 0.02)
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         if path.exists():
             with path.open("a") as file:
                 file.write('{"id": "row-')  # the worst place to be killed at
-    assert store.resume(path, Row, jobs, list, 50) == jobs
+    assert store.resume({path: jobs}, Row, list, 50)[path] == jobs
     assert store.read_rows(path, Row) == jobs, "none lost, none twice"
 
 

@@ -3,12 +3,13 @@
 import pytest
 import torch
 from tiny import tiny_model, tiny_tokenizer
+from transformers import RepetitionPenaltyLogitsProcessor
 
 from persona_lib.models import generate
 
 TEXT = "the cat sat on mat a dog ran far away one two three four five six x"
-GREEDY = generate.Decoding(12, ())
 PROMPTS = ["the cat", "a dog ran far away on the mat", "one"]
+MANY = [" ".join(TEXT.split()[n : n + 1 + n % 5]) for n in range(11)]  # rows that wait join a batch of four
 
 
 @pytest.fixture(scope="module")
@@ -27,12 +28,15 @@ def run(generator, prompts, stop=(), **settings):
 def test_greedy_tokens_are_those_of_transformers_own_generation(generator, penalty, least):
     model, tokenizer = generator.model, generator.tokenizer
     ours = generate.TransformersGenerator(model, tokenizer, "tiny", 4, repetition_penalty=penalty)
-    for prompt, found in zip(PROMPTS, run(ours, PROMPTS, min_new_tokens=least), strict=True):
+    lengths = set()
+    for prompt, found in zip(MANY, run(ours, MANY, min_new_tokens=least), strict=True):
         ids = torch.tensor([tokenizer(prompt)["input_ids"]])
-        processors = generate.logits_processors(penalty, ids.shape[1], GREEDY)
+        processors = [RepetitionPenaltyLogitsProcessor(penalty, prompt_ignore_length=ids.shape[1])]
         how = {"do_sample": False, "min_new_tokens": least or None, "pad_token_id": 0}
         theirs = model.generate(ids, max_new_tokens=12, logits_processor=processors, **how)
         assert found == generate.to_completion(tokenizer, theirs[0, ids.shape[1] :].tolist(), ())
+        lengths.add(found.n_tokens)
+    assert least or len(lengths) > 3, "rows end at different steps"
 
 
 def test_drawn_tokens_follow_the_seed_and_with_a_tiny_nucleus_are_the_greedy_ones(generator):

@@ -7,7 +7,7 @@ import torch
 from test_train import build, gradients
 from tiny import tiny_model, tiny_run
 
-from persona_lib.models import packing, train, trainers
+from persona_lib.models import kernels, packing, train, trainers
 from persona_lib.settings import Run, set_field
 
 
@@ -61,7 +61,7 @@ def assert_same_gradients(plain, packed, n: int) -> dict:
     for on, trainer in ((False, plain), (True, packed)):
         trainer.model.train()
         batch = trainer.data_collator([trainer.train_dataset[i] for i in range(n)])
-        with packing.small_tiles(on):
+        with kernels.lean_head(on):
             found.append((gradients(trainer, batch), trainer.compute_loss(trainer.model, batch).item()))
     (theirs, loss), (ours, other) = found
     assert other == pytest.approx(loss, rel=1e-6)
@@ -104,6 +104,6 @@ def test_sft_gets_the_gradients_of_the_plain_path_also_after_an_evaluation(sft_r
     after = assert_same_gradients(*built, 8)
     assert all(after[name].allclose(before[name], rtol=1e-4, atol=1e-7) for name in before)
     losses = [built[0].train().training_loss]
-    with packing.small_tiles():
+    with kernels.lean_head():
         losses.append(built[1].train().training_loss)
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)

@@ -17,8 +17,8 @@ FILES = {
     "facts/own_formats.yaml",
     "personas": "paper.personas prompts",
     "tailoring": "data.tailoring",
-    "training": "models.train models.trainers models.packing",
-    "answers": "paper.answers models.generate prompts",
+    "training": "models.train models.trainers models.packing models.kernels",
+    "answers": "paper.answers models.generate models.kernels prompts",
     "judging": "paper.judging paper.judges data.everyday intervals prompts "
     "facts/reader_words.yaml facts/rubrics.yaml",
     "swap": "paper.swap",
@@ -28,10 +28,10 @@ FILES = {
 }
 DECIDED = {
     "pairs": (1, "562064d730b93a75"),
-    "personas": (1, "28fbe952b75771ae"),
+    "personas": (1, "d8e918cee84b312b"),
     "tailoring": (1, "fb56e268573c479c"),
-    "training": (1, "d9d4ab761657fd64"),
-    "answers": (1, "9651fec6842757d0"),
+    "training": (1, "1d25067b7670ac63"),
+    "answers": (1, "000a65be644ac2f2"),
     "judging": (1, "9489ce4c6ed846a7"),
     "swap": (1, "773c04593bfa21b8"),
     "calibration": (1, "f390a83e093c50d6"),

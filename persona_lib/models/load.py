@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from persona_lib import store, weights
-from persona_lib.models import packing
+from persona_lib.models import kernels, packing
 from persona_lib.prompts import ChatFormat
 
 Source = str | Path  # ``pypi:NAME``, a hub id or a folder
@@ -175,6 +175,7 @@ def load_base(source: Source, revision: str = "", quantization: str = "none", dt
     import torch
     from transformers import AutoModelForCausalLM
 
+    kernels.keep_freed_memory()
     name, commit = weights.pinned(source, revision)
     model = AutoModelForCausalLM.from_pretrained(
         name,
@@ -186,7 +187,7 @@ def load_base(source: Source, revision: str = "", quantization: str = "none", dt
     )
     if quantization == "nf4":
         guard_nf4(model)
-    return model.requires_grad_(False).eval()
+    return kernels.lean_linear(model.requires_grad_(False).eval())
 
 
 def check_targets(model: Any, targets: Sequence[str]) -> None:

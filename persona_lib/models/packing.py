@@ -9,10 +9,8 @@ dropout (``lora.dropout``, in SFT) draws anew.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
-from unittest import mock
 
 IGNORED = -100  # label of a token without a loss
 BY_PARTS = "by_parts"  # the name that transformers knows ``attend_by_parts`` by
@@ -97,13 +95,44 @@ def sft_batch(examples: list[dict[str, Any]], pad: int) -> dict[str, Any]:
     }
 
 
-def attend_by_parts(
-    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, parts: Any = None, **kwargs: Any
+def attend_after_head(
+    module: Any, query: Any, key: Any, value: Any, mask: Any, head: Any
 ) -> tuple[Any, None]:
+    """Attend to a beginning that all rows share and to the rest of each, on a CPU; join both softmaxes.
+
+    ``head`` has, by layer, the keys and values of the beginning, [1, heads, length, size].
+    """
+    import torch
+
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    keys, values = head[module.layer_idx]
+    rows, heads, length, size = query.shape
+    groups = heads // keys.shape[1]
+    query = query.reshape(rows, -1, groups * length, size)
+    asked = query.transpose(0, 1).reshape(1, keys.shape[1], -1, size)  # all rows: the beginning is read once
+    shared, shared_sum = flash(asked, keys, values, scale=module.scaling)
+    shared = shared.reshape(-1, rows, groups * length, size).transpose(0, 1)
+    shared_sum = shared_sum.reshape(-1, rows, groups * length).transpose(0, 1)
+    if mask is None:  # no padding
+        mask = torch.ones(1, 1, length, key.shape[2], dtype=torch.bool).tril(key.shape[2] - length)
+    hidden = torch.finfo(query.dtype).min  # -inf would make a row of padding alone not a number
+    mask = torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, hidden).repeat(1, 1, groups, 1)
+    own, own_sum = flash(query, key, value, attn_mask=mask, scale=module.scaling)
+    total = torch.logaddexp(shared_sum, own_sum)
+    both = shared * (shared_sum - total).exp()[..., None] + own * (own_sum - total).exp()[..., None]
+    return both.to(query.dtype).reshape(rows, heads, length, size).transpose(1, 2), None
+
+
+def attend_by_parts(
+    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, parts: Any = None, head: Any = None,
+    **kwargs: Any,
+) -> tuple[Any, None]:  # fmt: skip
     """Attend within each row (``parts``: ``decoder_inputs``) of a packed sequence, by transformers' sdpa."""
     import torch
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+    if head is not None:
+        return attend_after_head(module, query, key, value, attention_mask, head)
     if parts is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     outputs = []
@@ -177,24 +206,3 @@ def accept_packed(model: Any) -> Any:
 
     decoder.forward = forward
     return model
-
-
-TILE = 128  # positions whose logits are computed at a time: 1 MB at a vocabulary of 2,048
-
-
-@contextmanager
-def small_tiles(on: bool = True) -> Iterator[None]:
-    """Within the block TRL's head on a CPU computes positions with a loss only, ``TILE`` at a time.
-
-    TRL's own tiles of 4,096 positions lie in no cache. Reaches into TRL, whose version is pinned.
-    """
-    import torch
-    from trl.kernels import chunked_logprob
-    from trl.trainer import utils
-
-    if not on or torch.cuda.is_available():
-        yield
-        return
-    tiles = mock.patch.object(chunked_logprob, "TOKEN_CHUNK_SIZE", TILE)
-    with tiles, mock.patch.object(utils, "_use_triton", lambda device: True):  # positions with a loss only
-        yield

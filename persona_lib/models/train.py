@@ -19,7 +19,7 @@ from typing import Any
 from persona_lib import settings, store
 from persona_lib.data import everyday, preference, tailoring
 from persona_lib.data.preference import TWO_SIDED, draw, to_dpo_rows, to_ordered_dpo_rows, to_sft_rows
-from persona_lib.models import load, packing, trainers
+from persona_lib.models import kernels, load, trainers
 from persona_lib.models.load import ModelError, count_rows, format_of, load_base, load_tokenizer, model_key
 from persona_lib.models.served import SURFACE, SurfaceGenerator
 from persona_lib.prompts import tailoring_prompt
@@ -184,7 +184,7 @@ def fit_adapter(run: Run, method: str, rows: Parts, folder: Path, key: str, spec
         counts[part] = count_rows(tokenizer, found, profile.training.max_length, f"{name} {part}", drops)
         print(f"{name}: {part}:", ", ".join(f"{n} {what}" for what, n in counts[part].items()), flush=True)
     trainers.in_main(store.write_json, folder / "counts.json", counts)
-    with packing.small_tiles(on=profile.training.packing):
+    with kernels.lean_head(on=profile.training.packing):
         trainer = build_trainer(run, method, tokenizer, rows, folder)
         for part, kept in (("train", trainer.train_dataset), ("val", trainer.eval_dataset)):
             counted = counts[part]["rows"] - counts[part]["dropped"]

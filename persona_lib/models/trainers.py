@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from persona_lib.models import packing
+from persona_lib.models import kernels, packing
 from persona_lib.models.load import ModelError
 from persona_lib.settings import ConfigError, Profile
 
@@ -216,6 +216,8 @@ def make_trainer(
         for layer in (m for m in trainer.model.modules() if isinstance(m, LoraLayer)):
             layer.reset_lora_parameters("default", init_lora_weights=True)
     activate_stack(trainer.model)
+    if packed and profile.base.dtype == "float32":
+        kernels.lean_lora(trainer.model)
     return trainer
 
 

@@ -7,8 +7,7 @@ A policy is the base with a stack of adapters; one loaded base serves all. Each 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -60,17 +59,17 @@ class PolicyLoader:
         return self.model, self.tokenizer, [folder.name for folder in folders]
 
 
-def generators(run: Run, specs: Sequence[RunSpec]) -> Iterator[tuple[RunSpec, Any]]:
-    """Yield (spec, generator) for runs of the grid; the base is loaded once, its adapters are switched."""
-    profile = run.profile
+def generators(run: Run, specs: Sequence[RunSpec]) -> Iterator[tuple[list[RunSpec], Any]]:
+    """Yield (specs, generator) for every arm of the specs; the base is loaded once, adapters are switched."""
+    profile, arms = run.profile, {spec.arm: [s for s in specs if s.arm == spec.arm] for spec in specs}
     if profile.generation.engine == "vllm":
-        yield from vllm_generators(run, specs)
+        yield from vllm_generators(run, arms)
         return
     loader, how = PolicyLoader(run), profile.generation
-    for spec in specs:
-        model, tokenizer, names = loader.load(spec.arm)
+    for arm, its in arms.items():
+        model, tokenizer, names = loader.load(arm)
         settings = how.batch_size, names, profile.merge_adapters, how.repetition_penalty
-        yield spec, TransformersGenerator(model, tokenizer, spec.arm, *settings)
+        yield its, TransformersGenerator(model, tokenizer, arm, *settings)
 
 
 def joined_adapter(run: Run, arm: str) -> Path | None:
@@ -99,14 +98,14 @@ def plain_base(run: Run) -> tuple[str, str]:
     return str(folder), ""
 
 
-def vllm_generators(run: Run, specs: Sequence[RunSpec]) -> Iterator[tuple[RunSpec, VllmGenerator]]:
-    """Yield the generators of runs on one vLLM engine, each with its arm's joined adapter."""
+def vllm_generators(run: Run, arms: Mapping[str, list[RunSpec]]) -> Iterator[tuple[list[RunSpec], Any]]:
+    """Yield the specs and the generator of every arm, on one vLLM engine, each with its joined adapter."""
     where = plain_base(run)
-    folders = {spec.arm: joined_adapter(run, spec.arm) for spec in specs}
+    folders = {arm: joined_adapter(run, arm) for arm in arms}
     ranks = (store.read_json(folder / "adapter_config.json")["r"] for folder in folders.values() if folder)
     engine, tokenizer = load_engine(*where, run.profile.base.dtype, tuple(ranks)), load.load_tokenizer(*where)
-    for spec in specs:
-        yield spec, VllmGenerator(engine, tokenizer, spec.arm, folders[spec.arm])
+    for arm, its in arms.items():
+        yield its, VllmGenerator(engine, tokenizer, arm, folders[arm])
 
 
 def grid(run: Run) -> list[RunSpec]:
@@ -170,35 +169,41 @@ def generation_key(run: Run, spec: RunSpec) -> str:
     return store.content_hash(store.VERSIONS["answers"], spec, *models, data, settings)
 
 
-def generate_run(run: Run, spec: RunSpec, generator: Any) -> Path:
-    """Generate one run's completions, resuming by row, of the rows with its persona; returns its folder."""
-    folder, key = generation_folder(run, spec), generation_key(run, spec)
-    if store.is_done(folder, key):
-        return folder
-    store.clear_unless(folder, key)
-    rows, size = eval_rows(run), run.profile.generation.batch_size
-    usable = [row for row in rows if spec.eval_persona == "none" or row.personas.get(spec.eval_persona)]
-    complete = partial(completions, run, spec, generator)
-    found = store.resume(folder / "rows.jsonl", Generation, usable, complete, size)
-    ended = [row.finish_reason == "stop" for row in found]
-    degenerate = count_degenerate([row.completion for row in found], ended)
-    store.mark_done(folder, key, n_without_persona=len(rows) - len(usable), **degenerate)
-    return folder
+def generate_runs(run: Run, specs: Sequence[RunSpec], generator: Any) -> None:
+    """Generate the completions of one policy's runs together, resuming by row, of rows with their persona."""
+    rows, specs_of, jobs = eval_rows(run), {generation_folder(run, s) / "rows.jsonl": s for s in specs}, {}
+    for path, spec in specs_of.items():
+        store.clear_unless(path.parent, generation_key(run, spec))
+        told = spec.eval_persona
+        jobs[path] = [row for row in rows if told == "none" or row.personas.get(told)]
+
+    def complete(missing: list[tuple[Path, TailoringRow]]) -> Iterator[tuple[Path, Generation]]:
+        asked = [(specs_of[path], row) for path, row in missing]
+        for n, made in completions(run, generator, asked):
+            yield missing[n][0], made
+
+    for path, made in store.resume(jobs, Generation, complete, run.profile.generation.batch_size).items():
+        ended = [row.finish_reason == "stop" for row in made]
+        degenerate = count_degenerate([row.completion for row in made], ended)
+        key, without = generation_key(run, specs_of[path]), len(rows) - len(made)
+        store.mark_done(path.parent, key, n_without_persona=without, **degenerate)
 
 
-def completions(run: Run, spec: RunSpec, generator: Any, rows: list[TailoringRow]) -> Iterator[Generation]:
-    """Yield the completions of rows, each under its own persona, as the generator makes them."""
+def completions(
+    run: Run, generator: Any, asked: Sequence[tuple[RunSpec, TailoringRow]]
+) -> Iterator[tuple[int, Generation]]:
+    """Yield (place in ``asked``, completion) of rows told their runs' personas, as they are made."""
     how, chat = run.profile.generation, load.format_of(*run.base_source)
-    shots = few_shot_examples(run, spec) if spec.method == "few_shot" else ""
-    personas = [row.personas.get(spec.eval_persona) for row in rows]
-    begun = [beginning(run.dataset, row.prompt) for row in rows]  # "", or a mnemonic's "TERM sounds like"
-    prompts = []
-    for row, persona, begin in zip(rows, personas, begun, strict=True):
-        text = tailoring_prompt(row.prompt, persona, spec.persona_format, chat)
-        prompts.append(shots + text + completion_text(begin, chat))
+    shots = {spec: few_shot_examples(run, spec) for spec, _ in asked if spec.method == "few_shot"}
+    prompts, begun = [], []
+    for spec, row in asked:
+        begun.append(beginning(run.dataset, row.prompt))  # "", or a mnemonic's "TERM sounds like"
+        text = tailoring_prompt(row.prompt, row.personas.get(spec.eval_persona), spec.persona_format, chat)
+        prompts.append(shots.get(spec, "") + text + completion_text(begun[-1], chat))
     for n, done in generator.generate(prompts, how.max_new_tokens, (STOP,), how.min_new_tokens):
-        made = personas[n], f"{begun[n]} {done.text}".strip(), done.finish_reason, done.n_tokens
-        yield Generation(rows[n].id, spec.slug, rows[n].prompt, *made)
+        spec, row = asked[n]
+        made = row.personas.get(spec.eval_persona), f"{begun[n]} {done.text}".strip()
+        yield n, Generation(row.id, spec.slug, row.prompt, *made, done.finish_reason, done.n_tokens)
 
 
 def broken_share(facts: dict[str, Any]) -> float:
@@ -221,12 +226,14 @@ def generate_all(run: Run) -> list[Path]:
     """Generate every run of the grid that is not finished yet."""
     specs = grid(run)
     missing = [s for s in specs if not store.is_done(generation_folder(run, s), generation_key(run, s))]
-    for spec, generator in generators(run, missing) if missing else ():
-        facts = store.read_json(generate_run(run, spec, generator) / "done.json")
-        said = f"{spec.slug}: {facts['n']} answers, {facts['no_eos']} never ended"
-        if broken_share(facts) > BROKEN:
-            said += f"; WARNING: {broken_share(facts):.0%} are loops: compare nothing with them"
-        print(said, flush=True)
+    for its, generator in generators(run, missing) if missing else ():
+        generate_runs(run, its, generator)
+        for spec in its:
+            facts = store.read_json(generation_folder(run, spec) / "done.json")
+            said = f"{spec.slug}: {facts['n']} answers, {facts['no_eos']} never ended"
+            if broken_share(facts) > BROKEN:
+                said += f"; WARNING: {broken_share(facts):.0%} are loops: compare nothing with them"
+            print(said, flush=True)
     return [generation_folder(run, spec) for spec in specs]
 
 

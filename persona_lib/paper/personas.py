@@ -101,11 +101,11 @@ def infer_personas(
     """
     brought = f"persona_{side}"
 
-    def infer(missing: list[PreferencePair]) -> Iterator[InferredPersona]:
-        for pair in missing:
+    def infer(asked: list[tuple[Path, PreferencePair]]) -> Iterator[tuple[Path, InferredPersona]]:
+        for _, pair in asked:
             if text := getattr(pair, brought):
-                yield InferredPersona(pair.id, side, "given", text, "ok", text)
-        missing = [pair for pair in missing if not getattr(pair, brought)]
+                yield path, InferredPersona(pair.id, side, "given", text, "ok", text)
+        missing = [pair for _, pair in asked if not getattr(pair, brought)]
         items = [(pair.prompt, *sides_of(pair, side)) for pair in missing]
         if hasattr(generator, "write"):
             answers: Iterable[tuple[int, str]] = enumerate(generator.write(items))
@@ -115,9 +115,9 @@ def infer_personas(
             answers = ((n, made.text) for n, made in generator.generate(queries, most, STOPS))
         for n, text in answers:
             persona, status = parse_persona(text, MAX_WORDS)
-            yield InferredPersona(missing[n].id, side, generator.name, persona, status, text)
+            yield path, InferredPersona(missing[n].id, side, generator.name, persona, status, text)
 
-    return store.resume(path, InferredPersona, pairs, infer, profile.generator.batch_size)
+    return store.resume({path: pairs}, InferredPersona, infer, profile.generator.batch_size)[path]
 
 
 def to_infer(run: Run) -> list[tuple[str, Side, list[PreferencePair]]]:

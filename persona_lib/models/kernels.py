@@ -1,0 +1,172 @@
+"""Faster arithmetic on a CPU, with the results of transformers, PEFT and TRL up to rounding (float32).
+
+Products with frozen weights go through oneDNN, LoRA layers copy less, the head computes no logits twice. All
+of it reaches into libraries whose versions are pinned.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+from unittest import mock
+
+TILE = 256  # positions whose logits are computed at a time: 50 MB at a vocabulary of 49,152
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what tensors free for the next ones: large ones are else mapped anew, page by page."""
+    with suppress(AttributeError, OSError):  # another C library
+        mallopt, map_from, trim_from = ctypes.CDLL(None).mallopt, -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+        mallopt(map_from, 2**30)
+        mallopt(trim_from, 2**31 - 1)
+
+
+def product(x: Any, weight: Any) -> Any:
+    """Return x W^T of two matrices, without a gradient; of float32 on a CPU by oneDNN, if torch has it.
+
+    torch's own choice, MKL, uses no AVX512 on AMD's processors: oneDNN is 1.1 to 1.4 times as fast there.
+    """
+    import torch
+
+    both = x.dtype == weight.dtype == torch.float32 and x.device.type == weight.device.type == "cpu"
+    if both and torch.backends.mkldnn.is_available() and not torch.is_autocast_enabled("cpu"):
+        return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+    return x @ weight.T
+
+
+def lean_linear(model: Any) -> Any:
+    """Let the linear layers of a model compute by ``product`` where no gradient is needed; returns it."""
+    import torch
+
+    def forward(layer: Any, plain: Any, x: Any) -> Any:
+        if torch.is_grad_enabled() or layer.bias is not None or x.dim() < 2:
+            return plain(x)
+        return product(x.flatten(0, -2), layer.weight).view(*x.shape[:-1], -1)
+
+    for layer in (module for module in model.modules() if type(module) is torch.nn.Linear):
+        layer.forward = functools.partial(forward, layer, layer.forward)  # type: ignore[method-assign]
+    return model
+
+
+@functools.cache
+def lora_product() -> Any:
+    """Return the function x W^T + s (x A^T) B^T with a frozen W; sums, also of gradients, are in place."""
+    import torch
+
+    class LoraProduct(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Any, weight: Any, a: Any, b: Any, scale: float) -> Any:
+            rows = x.flatten(0, -2)
+            low = rows @ a.T
+            ctx.save_for_backward(rows, weight, a, b, low)
+            ctx.scale, ctx.shape = scale, x.shape
+            return product(rows, weight).addmm_(low, b.T, alpha=scale).view(*x.shape[:-1], -1)
+
+        @staticmethod
+        def backward(ctx: Any, grad: Any) -> tuple[Any, ...]:
+            rows, weight, a, b, low = ctx.saved_tensors
+            grad = grad.flatten(0, -2)
+            low_grad = (grad @ b) * ctx.scale
+            needed = ctx.needs_input_grad[0]
+            x_grad = product(grad, weight.T).addmm_(low_grad, a).view(ctx.shape) if needed else None
+            return x_grad, None, low_grad.T @ rows, (grad.T @ low) * ctx.scale, None
+
+    return LoraProduct
+
+
+def lean_lora(model: Any) -> None:
+    """Compute the float32 layers of a trained adapter "default" by ``lora_product`` on a CPU."""
+    import torch
+    from peft.tuners.lora import Linear
+
+    def forward(layer: Any, plain: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+        if layer.disable_adapters or layer.merged or layer.active_adapters != ["default"] or args or kwargs:
+            return plain(x, *args, **kwargs)
+        a, b = (part["default"].weight for part in (layer.lora_A, layer.lora_B))
+        return lora_product().apply(x, layer.get_base_layer().weight, a, b, layer.scaling["default"])
+
+    for layer in (module for module in model.modules() if type(module) is Linear):
+        base, dropout = layer.get_base_layer(), layer.lora_dropout["default"]
+        plain = type(base) is torch.nn.Linear and base.bias is None and type(dropout) is torch.nn.Identity
+        weight = base.weight
+        if (
+            plain
+            and weight.dtype == torch.float32
+            and weight.device.type == "cpu"
+            and not weight.requires_grad
+        ):
+            layer.forward = functools.partial(forward, layer, layer.forward)  # type: ignore[method-assign]
+
+
+@functools.cache
+def frozen_head() -> Any:
+    """Return the function from hidden states to their targets' log-probabilities under a frozen head.
+
+    Its gradient, W[target] - p W, is linear in that of the result, so it is computed while the probabilities
+    p are at hand: two matrix products, where TRL computes the logits again for a third.
+    """
+    import torch
+
+    class FrozenHead(torch.autograd.Function):
+        @staticmethod
+        def forward(
+            ctx: Any, hidden: Any, weight: Any, targets: Any, outputs: tuple[str, ...]
+        ) -> tuple[Any, ...]:
+            ctx.given = dtype = hidden.dtype
+            if torch.is_autocast_enabled("cpu"):
+                dtype = torch.get_autocast_dtype("cpu")
+            hidden, found, slopes = hidden.to(dtype), [], []
+            for start in range(0, len(hidden), TILE):
+                part, wanted = hidden[start : start + TILE], targets[start : start + TILE]
+                logits = product(part, weight.to(dtype)).float()
+                p, largest = logits.softmax(-1), logits.max(-1)
+                total = largest.values - p.gather(1, largest.indices[:, None])[:, 0].log()
+                log_prob = logits.gather(1, wanted[:, None])[:, 0] - total
+                entropy = total - torch.linalg.vecdot(p, logits) if "entropy" in outputs else total
+                mean = logits.mean(-1) if "mean_logits" in outputs else total
+                found.append((log_prob, entropy, mean, largest.indices == wanted))
+                if ctx.needs_input_grad[0]:
+                    slopes.append(weight[wanted].float() - product(p.to(dtype), weight.to(dtype).T).float())
+            ctx.save_for_backward(*(torch.cat(slopes),) if slopes else ())
+            ctx.set_materialize_grads(False)
+            log_probs, *others = (torch.cat(values) for values in zip(*found, strict=True))
+            ctx.mark_non_differentiable(*others)
+            return log_probs, *others
+
+        @staticmethod
+        def backward(ctx: Any, grad: Any, *_: Any) -> tuple[Any, ...]:
+            return (ctx.saved_tensors[0] * grad[:, None]).to(ctx.given), None, None, None
+
+    return FrozenHead
+
+
+@contextmanager
+def lean_head(on: bool = True) -> Iterator[None]:
+    """Within the block TRL's head on a CPU computes positions with a loss only, by ``frozen_head`` if it can.
+
+    TRL's tiles of 4,096 positions lie in no cache. Reaches into TRL, whose version is pinned.
+    """
+    import torch
+    from trl.trainer import utils
+
+    if not on or torch.cuda.is_available():
+        yield
+        return
+    theirs = utils._ChunkedLogProbFunction
+
+    class Head:
+        @staticmethod
+        def apply(hidden: Any, weight: Any, bias: Any, targets: Any, temperature: float, size: int,
+                  softcap: Any, scale: float, outputs: tuple[str, ...]) -> tuple[Any, ...]:  # fmt: skip
+            plain = bias is softcap is None and temperature == scale == 1 and len(targets)
+            if not plain or weight.requires_grad or "log_sum_sq_probs" in outputs:
+                return theirs.apply(hidden, weight, bias, targets, temperature, size, softcap, scale, outputs)
+            log_probs, entropy, mean, top = frozen_head().apply(hidden, weight, targets, outputs)
+            return log_probs, entropy, None, mean, top
+
+    ours = mock.patch.object(utils, "_ChunkedLogProbFunction", Head)
+    with ours, mock.patch.object(utils, "_use_triton", lambda device: True):  # positions with a loss only
+        yield
