@@ -94,6 +94,13 @@ def matrix_rate(config: Any, dtype: Any, device: str = "cpu", rows: int = 512) -
     return 2 * rows * weight.numel() / min(times)
 
 
+def without_kernels(model: Any) -> Any:
+    """Let a model compute as transformers does (``models.kernels``); freed memory is kept for it, too."""
+    for module in model.modules():
+        vars(module).pop("forward", None)
+    return model
+
+
 @contextmanager
 def counting(model: Any) -> Iterator[dict[bool, int]]:
     """Count the tokens that a model reads meanwhile, padding included: with gradients and without."""
@@ -153,7 +160,7 @@ def theirs(setup: Setup, method: str, way: str) -> harness.Timed:
     changes: dict[str, Any] = {"bf16": False, "num_train_epochs": 1, "optim": "adamw_torch"}
     changes |= {"learning_rate": getattr(profile, method).learning_rate}
     with tempfile.TemporaryDirectory() as name:
-        base = setup.base("float32")
+        base = without_kernels(setup.base("float32"))
         if method == "dpo":
             changes |= {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, profile.dpo.sft_weight]}
             changes |= {"beta": profile.dpo.beta}

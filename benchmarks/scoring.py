@@ -7,6 +7,7 @@ only. "Swap" scores both responses under four personas; "backwards judge" scores
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 from typing import Any
 
@@ -71,10 +72,11 @@ def main(quick: bool) -> None:
     """Compare both pieces of work."""
     setup = epochs.make_setup("sft", "everyday", quick, 4)
     model, tokenizer = setup.base("float32"), setup.tokenizer
+    theirs = epochs.without_kernels(copy.deepcopy(model))
     for name, work in make_work(load.chat_format(tokenizer), 2 if quick else 16).items():
         harness.compare(
             f"scoring-{name.replace(' ', '_')}",
-            partial(plain, model, tokenizer, work),
+            partial(plain, theirs, tokenizer, work),
             lambda work=work: load.pair_log_probs(model, tokenizer, *work, swap.BATCH),
             equal_scores,
             what=f"{name}, {len(work[0])} prompts x {len(work[1][0])}",

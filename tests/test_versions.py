@@ -31,7 +31,7 @@ DECIDED = {
     "personas": (1, "d8e918cee84b312b"),
     "tailoring": (1, "fb56e268573c479c"),
     "training": (1, "1d25067b7670ac63"),
-    "answers": (1, "000a65be644ac2f2"),
+    "answers": (1, "cdc646ad6eacc210"),
     "judging": (1, "9489ce4c6ed846a7"),
     "swap": (1, "773c04593bfa21b8"),
     "calibration": (1, "f390a83e093c50d6"),

@@ -1,8 +1,8 @@
 """Generate text in batches: ``generate(prompts, ...)`` yields (index, Completion).
 
 Batched, sorted by length, padded on the left, with stop strings per row; rows that wait join the batch when
-half of it has ended, and a long beginning that all prompts share is computed once. In float32 greedy
-completions equal those of one prompt at a time; in bfloat16 they may differ: a batch size of 1 is exact.
+others have ended, and a long beginning that all prompts share is computed once. In float32 greedy completions
+equal those of one prompt at a time; in bfloat16 they may differ: a batch size of 1 is exact.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from persona_lib.models.load import using_adapters
 from persona_lib.models.packing import takes_parts, use_parts
 
 LEAST_SHARED = 32  # tokens from which a common beginning is computed once
+JOINING = 16  # rows that join a batch together, of similar lengths, so that padding is little
 ROOM = 32  # tokens that a cache has room for when it is copied into a larger one
 ONE_AT_A_TIME = threading.Lock()  # several pages may ask at once, and each step may run in another thread
 
@@ -110,11 +111,6 @@ class Batch:
     cache: Any
     begun: Any
     head: Any
-
-    @property
-    def can_join(self) -> bool:
-        """Say whether other rows can join: not those of a sliding window, whose caches end where it does."""
-        return not any(self.cache.is_sliding)
 
     def select(self, keep: Any) -> None:
         """Keep some rows only; ``keep`` holds their places."""
@@ -212,16 +208,18 @@ class TransformersGenerator:
 
         Greedy tokens are those of transformers' ``generate``.
         """
-
         waiting, head = sorted(range(len(rows)), key=lambda i: len(rows[i])), self.read_head(rows)
+        sliding = any(
+            empty_cache(self.model).is_sliding
+        )  # caches that end where a window does cannot be joined
+        size = self.batch_size if sliding else min(JOINING, self.batch_size)
         new: list[list[int]] = [[] for _ in rows]
         alive: Batch | None = None
         while waiting or alive:
             held = len(alive.rows) if alive else 0
-            if alive is None or (waiting and held <= self.batch_size // 2 and alive.can_join):
-                chosen = waiting[: self.batch_size - held]
-                del waiting[: len(chosen)]
-                batch = self.padded(rows, chosen, *head)
+            if waiting and held + size <= self.batch_size:
+                batch = self.padded(rows, waiting[:size], *head)
+                del waiting[:size]
             else:
                 batch = alive
             goes_on = self.step(batch, new, how)
