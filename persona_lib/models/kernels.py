@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -16,8 +17,12 @@ from unittest import mock
 TILE = 256  # positions whose logits are computed at a time: 50 MB at a vocabulary of 49,152
 
 
-def keep_freed_memory() -> None:
-    """Let glibc keep what tensors free for the next ones: large ones are else mapped anew, page by page."""
+def settle_memory() -> None:
+    """Let glibc keep what tensors free for the next ones, and oneDNN few of its kernels, before the first one.
+
+    Large tensors are else mapped anew, page by page; each new number of tokens makes kernels of 1 MB.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     with suppress(AttributeError, OSError):  # another C library
         mallopt, map_from, trim_from = ctypes.CDLL(None).mallopt, -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
         mallopt(map_from, 2**30)

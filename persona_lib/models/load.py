@@ -175,7 +175,7 @@ def load_base(source: Source, revision: str = "", quantization: str = "none", dt
     import torch
     from transformers import AutoModelForCausalLM
 
-    kernels.keep_freed_memory()
+    kernels.settle_memory()
     name, commit = weights.pinned(source, revision)
     model = AutoModelForCausalLM.from_pretrained(
         name,
