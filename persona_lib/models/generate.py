@@ -216,8 +216,7 @@ class TransformersGenerator:
         new: list[list[int]] = [[] for _ in rows]
         alive: Batch | None = None
         while waiting or alive:
-            held = len(alive.rows) if alive else 0
-            if waiting and held + size <= self.batch_size:
+            if alive is None or (waiting and len(alive.rows) + size <= self.batch_size):
                 batch = self.padded(rows, waiting[:size], *head)
                 del waiting[:size]
             else:

@@ -18,11 +18,12 @@ TILE = 256  # positions whose logits are computed at a time: 50 MB at a vocabula
 
 
 def settle_memory() -> None:
-    """Let glibc keep what tensors free for the next ones, and oneDNN few of its kernels, before the first one.
+    """Let glibc keep what tensors free for the next ones, and oneDNN few of its kernels.
 
-    Large tensors are else mapped anew, page by page; each new number of tokens makes kernels of 1 MB.
+    Large tensors are else mapped anew, page by page; each new number of tokens makes kernels of 1 MB and more.
     """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # read at the first product
+        os.environ.setdefault(cache, "32")
     with suppress(AttributeError, OSError):  # another C library
         mallopt, map_from, trim_from = ctypes.CDLL(None).mallopt, -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
         mallopt(map_from, 2**30)
