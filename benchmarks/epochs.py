@@ -95,7 +95,7 @@ def matrix_rate(config: Any, dtype: Any, device: str = "cpu", rows: int = 512) -
 
 
 def without_kernels(model: Any) -> Any:
-    """Let a model compute as transformers does (``models.kernels``); freed memory is kept for it, too."""
+    """Let a model compute as transformers does, not as ``models.kernels``."""
     for module in model.modules():
         vars(module).pop("forward", None)
     return model

@@ -2,8 +2,7 @@
 
 The model is the default's, with its real weights in float32. The authors' procedure, written anew: one prompt
 at a time, a stop criterion that decodes what was generated after every token, and the file with all answers
-rewritten after every prompt. transformers: all prompts in one padded batch. llama.cpp: its server, all
-prompts at once, where ``LLAMA_CPP`` names its source folder, built in ``build``. Ours: batches sorted by
+rewritten after every prompt. transformers: all prompts in one padded batch. Ours: batches sorted by
 length, rows appended; the few-shot prefix is read and kept once for all prompts (or not, for comparison).
 Every answer has the same number of tokens. Where two tokens are equally probable to rounding, texts may part:
 in at most one answer of twenty.
@@ -11,20 +10,11 @@ in at most one answer of twenty.
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import copy
-import functools
 import json
-import os
 import random
-import subprocess
-import sys
 import tempfile
-import time
-import urllib.request
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,18 +27,14 @@ import training
 from epochs import MODEL
 from training import SEED, words_of
 
-from persona_lib import store, weights
+from persona_lib import store
 from persona_lib.data import everyday
 from persona_lib.models import generate, load
 from persona_lib.prompts import completion_text, tailoring_prompt
 
 STOP = "\nPrompt:"
 BATCH = 64
-LLAMA_CPP = os.environ.get("LLAMA_CPP", "")
-CASES = {
-    "batch": ("authors", "transformers", *["llama.cpp"] * bool(LLAMA_CPP)),
-    "few_shot": ("authors", "unshared"),
-}
+CASES = {"batch": ("authors", "transformers"), "few_shot": ("authors", "unshared")}
 
 
 class Task(NamedTuple):
@@ -119,59 +105,6 @@ def one_batch(model: Any, tokenizer: Any, task: Task) -> list[str]:
     return [answer.split(STOP)[0].strip() for answer in answers]
 
 
-@functools.cache
-def llama_server() -> str:
-    """Convert the weights to GGUF in float32, start a server for as long as this process; its address."""
-    home, address = Path(LLAMA_CPP), "http://127.0.0.1:8099"
-    file = Path(tempfile.mkdtemp()) / "model.gguf"
-    convert = [
-        sys.executable,
-        str(home / "convert_hf_to_gguf.py"),
-        "--outtype",
-        "f32",
-        "--outfile",
-        str(file),
-    ]
-    subprocess.run([*convert, str(weights.fetch(MODEL))], check=True, capture_output=True)
-    command = [home / "build" / "bin" / "llama-server", "--model", file, "--port", "8099"]
-    command += [
-        "--threads",
-        os.cpu_count(),
-        "--parallel",
-        BATCH,
-        "--ctx-size",
-        BATCH * 256,
-        "--batch-size",
-        2048,
-    ]
-    command += ["--flash-attn", "off", "--cache-type-k", "f32", "--cache-type-v", "f32", "--no-webui"]
-    server = subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    atexit.register(server.kill)
-    for _ in range(120):
-        time.sleep(0.5)
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/health") as found:
-            if found.status == 200:
-                return address
-    raise RuntimeError(f"{command[0]} does not answer")
-
-
-def by_llama_cpp(model: Any, tokenizer: Any, task: Task) -> harness.Timed:
-    """Answer as llama.cpp's server does, all prompts sent at once."""
-    address = llama_server()
-
-    def ask(prompt: str) -> str:
-        body = {"prompt": tokenizer(task.prefix + prompt)["input_ids"], "n_predict": task.new_tokens}
-        body |= {"temperature": 0, "ignore_eos": True, "cache_prompt": False}
-        request = urllib.request.Request(f"{address}/completion", json.dumps(body).encode())
-        with urllib.request.urlopen(request) as answer:
-            return json.load(answer)["content"].split(STOP)[0].strip()
-
-    started = time.perf_counter()
-    with ThreadPoolExecutor(len(task.prompts)) as pool:
-        answers = [*pool.map(ask, task.prompts)]
-    return harness.Timed(answers, time.perf_counter() - started)
-
-
 def ours(model: Any, tokenizer: Any, task: Task, least_shared: int = generate.LEAST_SHARED) -> list[str]:
     """Answer as this package does; beginnings of fewer tokens than ``least_shared`` are not shared."""
     generator = generate.TransformersGenerator(model, tokenizer, "base", BATCH)
@@ -184,10 +117,9 @@ def ours(model: Any, tokenizer: Any, task: Task, least_shared: int = generate.LE
     return answers
 
 
-WAYS: dict[str, tuple[Callable[..., Any], str]] = {  # name -> how it answers, and in words
+WAYS: dict[str, tuple[Callable[..., list[str]], str]] = {  # name -> how it answers, and in words
     "authors": (one_at_a_time, "authors' procedure: one prompt at a time, all answers rewritten each time"),
     "transformers": (one_batch, "transformers' generate, one padded batch"),
-    "llama.cpp": (by_llama_cpp, "llama.cpp's server, the same weights in float32, all prompts at once"),
     "unshared": (partial(ours, least_shared=10**9), "this package, the prefix not shared"),
 }
 
@@ -214,7 +146,7 @@ def main(quick: bool) -> None:
         n = len(task.prompts)
         for way in CASES[name]:
             harness.compare(
-                f"generation-{name}-{way.replace('.', '_')}",
+                f"generation-{name}-{way}",
                 partial(WAYS[way][0], model if way == "unshared" else plain, tokenizer, task),
                 partial(ours, model, tokenizer, task),
                 equal_answers,

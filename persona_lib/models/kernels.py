@@ -17,13 +17,14 @@ from unittest import mock
 TILE = 256  # positions whose logits are computed at a time: 50 MB at a vocabulary of 49,152
 
 
-def settle_memory() -> None:
-    """Let glibc keep what tensors free for the next ones, and oneDNN few of its kernels.
-
-    Large tensors are else mapped anew, page by page; each new number of tokens makes kernels of 1 MB and more.
-    """
+def keep_few_kernels() -> None:
+    """Let oneDNN keep few of its kernels, of 1 MB each: every new number of tokens makes some."""
     for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # read at the first product
         os.environ.setdefault(cache, "32")
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what tensors free for the next ones: in training large ones are else mapped anew."""
     with suppress(AttributeError, OSError):  # another C library
         mallopt, map_from, trim_from = ctypes.CDLL(None).mallopt, -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
         mallopt(map_from, 2**30)
@@ -161,6 +162,7 @@ def lean_head(on: bool = True) -> Iterator[None]:
     if not on or torch.cuda.is_available():
         yield
         return
+    keep_freed_memory()
     theirs = utils._ChunkedLogProbFunction
 
     class Head:

@@ -175,7 +175,7 @@ def load_base(source: Source, revision: str = "", quantization: str = "none", dt
     import torch
     from transformers import AutoModelForCausalLM
 
-    kernels.settle_memory()
+    kernels.keep_few_kernels()
     name, commit = weights.pinned(source, revision)
     model = AutoModelForCausalLM.from_pretrained(
         name,
