@@ -18,7 +18,7 @@ from persona_lib.models.packing import takes_parts, use_parts
 
 LEAST_SHARED = 32  # tokens from which a common beginning is computed once
 JOINING = 16  # rows that join a batch together, of similar lengths, so that padding is little
-ROOM = 32  # tokens that a cache has room for when it is copied into a larger one
+ROOM = 8  # tokens that a cache has room for when it is copied into a larger one
 ONE_AT_A_TIME = threading.Lock()  # several pages may ask at once, and each step may run in another thread
 
 
