@@ -31,7 +31,7 @@ DECIDED = {
     "personas": (1, "d8e918cee84b312b"),
     "tailoring": (1, "fb56e268573c479c"),
     "training": (1, "c9159fd7fa7dc45e"),
-    "answers": (1, "ddba21000401bdf4"),
+    "answers": (1, "379271b8eb55b0bc"),
     "judging": (1, "9489ce4c6ed846a7"),
     "swap": (1, "773c04593bfa21b8"),
     "calibration": (1, "f390a83e093c50d6"),

@@ -172,8 +172,9 @@ def generation_key(run: Run, spec: RunSpec) -> str:
 def generate_runs(run: Run, specs: Sequence[RunSpec], generator: Any) -> None:
     """Generate the completions of one policy's runs together, resuming by row, of rows with their persona."""
     rows, specs_of, jobs = eval_rows(run), {generation_folder(run, s) / "rows.jsonl": s for s in specs}, {}
+    keys = {path: generation_key(run, spec) for path, spec in specs_of.items()}
     for path, spec in specs_of.items():
-        store.clear_unless(path.parent, generation_key(run, spec))
+        store.clear_unless(path.parent, keys[path])
         told = spec.eval_persona
         jobs[path] = [row for row in rows if told == "none" or row.personas.get(told)]
 
@@ -185,8 +186,7 @@ def generate_runs(run: Run, specs: Sequence[RunSpec], generator: Any) -> None:
     for path, made in store.resume(jobs, Generation, complete, run.profile.generation.batch_size).items():
         ended = [row.finish_reason == "stop" for row in made]
         degenerate = count_degenerate([row.completion for row in made], ended)
-        key, without = generation_key(run, specs_of[path]), len(rows) - len(made)
-        store.mark_done(path.parent, key, n_without_persona=without, **degenerate)
+        store.mark_done(path.parent, keys[path], n_without_persona=len(rows) - len(made), **degenerate)
 
 
 def completions(
@@ -194,7 +194,8 @@ def completions(
 ) -> Iterator[tuple[int, Generation]]:
     """Yield (place in ``asked``, completion) of rows told their runs' personas, as they are made."""
     how, chat = run.profile.generation, load.format_of(*run.base_source)
-    shots = {spec: few_shot_examples(run, spec) for spec, _ in asked if spec.method == "few_shot"}
+    few_shot = dict.fromkeys(spec for spec, _ in asked if spec.method == "few_shot")
+    shots = {spec: few_shot_examples(run, spec) for spec in few_shot}
     prompts, begun = [], []
     for spec, row in asked:
         begun.append(beginning(run.dataset, row.prompt))  # "", or a mnemonic's "TERM sounds like"
