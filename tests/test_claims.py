@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tiny_results
-from tiny_results import main_row
-from tiny_results import one_row as line
+from tiny_results import line, main_row
 
 from persona_lib import store
 from persona_lib.beyond import claims

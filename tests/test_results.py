@@ -5,8 +5,7 @@ import math
 import pandas as pd
 import pytest
 from test_intervals import VERDICTS, scores
-from tiny_results import main_row
-from tiny_results import one_row as line
+from tiny_results import line, main_row
 
 from persona_lib import store
 from persona_lib.paper import judging, results

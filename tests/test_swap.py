@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from tiny import tiny_policies
-from tiny_results import one_row as line
+from tiny_results import line
 
 from persona_lib import store
 from persona_lib.models.load import attach_adapters, load_base, load_tokenizer, pair_log_probs

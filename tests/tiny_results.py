@@ -54,7 +54,7 @@ def fill_personas(run: Run, rows: list[TailoringRow]) -> None:
         store.write_rows(run.folder / "personas" / f"test-{side}.jsonl", personas)
 
 
-def one_row(table, **values):
+def line(table, **values):
     """The one row of a table with these values."""
     for name, value in values.items():
         table = table[table[name] == value]
