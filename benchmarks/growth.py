@@ -1,12 +1,14 @@
-"""How seconds and memory grow with the rows: reading own data, SFT, DPO, answers.
+"""How seconds and memory grow with the rows: reading own data, asking a served model, SFT, DPO, answers.
 
-Each size runs in a process of its own, which tells its seconds (without loading the model) and its peak
-memory. The exponent is the slope of log seconds over log rows: 1 is a cost per row that stays the same.
+The served model answers at once, within the process: what is left is the client's own work. Each size runs
+in a process of its own, which tells its seconds (without loading the model) and its peak memory. The
+exponent is the slope of log seconds over log rows: 1 is a cost per row that stays the same.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import resource
 import subprocess
@@ -14,6 +16,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from unittest import mock
 
 import epochs
 import generation
@@ -24,10 +27,12 @@ from harness import RESULTS
 
 from persona_lib import store
 from persona_lib.data import intake
-from persona_lib.settings import load_profile
+from persona_lib.models.served import EndpointGenerator
+from persona_lib.settings import ModelRole, load_profile
 
 SIZES = {
     "reading": (25000, 50000, 100000),
+    "served": (25000, 50000, 100000),
     "sft": (16, 32, 64),
     "dpo": (16, 32, 64),
     "answers": (32, 64, 128),
@@ -47,10 +52,31 @@ def reading(n: int) -> float:
         return time.perf_counter() - started
 
 
+def served(n: int) -> float:
+    """Return the seconds to ask n prompts and to keep every answer and its cost in the ledger."""
+    import httpx
+    import openai
+
+    choice = {"index": 0, "finish_reason": "stop", "text": "The user is calm and prefers tea."}
+    usage = {"prompt_tokens": 10, "completion_tokens": 8, "total_tokens": 18}
+    answer = {"id": "x", "model": "m", "choices": [choice], "usage": usage}
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, json=answer))
+    client, role = openai.OpenAI, ModelRole("m", "http://127.0.0.1:9/v1", "completions", (1.0, 1.0))
+    ours = mock.patch.object(
+        openai, "OpenAI", lambda **how: client(**how, http_client=httpx.Client(transport=transport))
+    )
+    with tempfile.TemporaryDirectory() as folder, ours, mock.patch.dict(os.environ, {"OPENAI_API_KEY": "no"}):
+        generator = EndpointGenerator(role, Path(folder) / "ledger.jsonl", max_cost_usd=1e3)
+        started = time.perf_counter()
+        if sum(1 for _ in generator.generate([f"Question {i}?" for i in range(n)], 8, ())) != n:
+            raise AssertionError("not every prompt was answered")
+        return time.perf_counter() - started
+
+
 def work(name: str, n: int, quick: bool) -> float:
     """Return the seconds that a piece of work takes for n rows."""
-    if name == "reading":
-        return reading(n)
+    if name in ("reading", "served"):
+        return {"reading": reading, "served": served}[name](n)
     setup = epochs.make_setup("sft" if name == "answers" else name, "everyday", quick, n)
     if name != "answers":
         return epochs.ours(setup, name, training.TRL).seconds
@@ -78,7 +104,8 @@ def main(quick: bool) -> None:
     """Measure all sizes, print the exponents, write ``results/growth.csv``; quick: small, in this process."""
     lines = []
     for name, sizes in SIZES.items():
-        said = [tell(name, n // 4, quick) if quick else measure(name, n) for n in sizes]
+        less = 100 if name == "served" else 4
+        said = [tell(name, n // less, quick) if quick else measure(name, n) for n in sizes]
         found = pd.DataFrame(map(json.loads, said))
         slope = np.polyfit(np.log(found["rows"]), np.log(found["seconds"]), 1)[0]
         print(f"{name}: exponent {slope:.2f}", flush=True)

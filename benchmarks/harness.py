@@ -60,8 +60,10 @@ def compare(
     ``equal`` gets both results of every pair; it returns in words what is equal, or raises NotEqual.
     ``what`` and ``against`` describe the two ways in the table; ``note`` gets our median seconds and says
     what they amount to. The ratio is the baseline's seconds over ours, per pair. Prints the line and writes
-    it to ``results/<name>.json``, unless ``quick``, which also makes one pair only.
+    it to ``results/<name>.<instruction set>.json``, unless ``quick``, which also makes one pair only.
     """
+    import torch
+
     times: dict[str, list[float]] = {"baseline": [], "ours": []}
     words = ""
     for number in range(1 if quick else pairs):
@@ -76,10 +78,11 @@ def compare(
     line |= {"ours_seconds": spread(times["ours"]), "equal": words}
     facts, seconds = store.environment(), line["ours_seconds"]["median"]
     line |= {"note": note(seconds), "date": store.now()}
+    line |= {"instructions": torch.backends.cpu.get_cpu_capability()}  # AVX2, AVX512
     line |= {fact: facts[fact] for fact in ("hardware", "git", "versions")}
     said = "; ".join(filter(None, [words, line["note"]]))
     print(f"{name}: {ratio['median']:.2f} times as fast ({ratio['min']:.2f} to {ratio['max']:.2f}, "
           f"{line['pairs']} pairs, ours {seconds:.3g} s); {said}", flush=True)  # fmt: skip
     if not quick:
-        store.write_rows(RESULTS / f"{name}.json", [line])
+        store.write_rows(RESULTS / f"{name}.{line['instructions'].lower()}.json", [line])
     return line
