@@ -3,7 +3,7 @@
 import pytest
 import torch
 from tiny import tiny_model, tiny_tokenizer
-from transformers import RepetitionPenaltyLogitsProcessor
+from transformers import Lfm2Config, Lfm2ForCausalLM, RepetitionPenaltyLogitsProcessor
 
 from persona_lib.models import generate
 
@@ -38,6 +38,19 @@ def test_greedy_tokens_are_those_of_transformers_own_generation(generator, penal
         assert found == generate.to_completion(tokenizer, theirs[0, ids.shape[1] :].tolist(), ())
         lengths.add(found.n_tokens)
     assert least or len(lengths) > 3, "rows end at different steps"
+
+
+def test_a_model_that_keeps_a_state_per_row_answers_as_with_transformers(generator):
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
+    layers = ["conv", "full_attention"]
+    config = Lfm2Config(vocab_size=len(generator.tokenizer), num_hidden_layers=2, layer_types=layers, **size)
+    torch.manual_seed(0)
+    model = Lfm2ForCausalLM(config).eval()
+    ours = generate.TransformersGenerator(model, generator.tokenizer, "tiny", 4)
+    for prompt, found in zip(PROMPTS, run(ours, PROMPTS), strict=True):
+        ids = torch.tensor([generator.tokenizer(prompt)["input_ids"]])
+        theirs = model.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0, eos_token_id=2)
+        assert found == generate.to_completion(generator.tokenizer, theirs[0, ids.shape[1] :].tolist(), ())
 
 
 def test_drawn_tokens_follow_the_seed_and_with_a_tiny_nucleus_are_the_greedy_ones(generator):

@@ -59,6 +59,16 @@ def test_the_frozen_head_has_the_values_and_the_gradient_of_log_softmax(monkeypa
     torch.testing.assert_close(ours.grad, theirs.grad)
 
 
+def test_in_bfloat16_a_confident_token_keeps_its_gradient():
+    weight, hidden = torch.eye(4), torch.tensor([[8.0, 0, 0, 0]])  # p = .999: rounded to bfloat16 it is 1
+    grads = []
+    for dtype in (torch.bfloat16, torch.float32):
+        given = hidden.to(dtype).requires_grad_()
+        kernels.frozen_head().apply(given, weight.to(dtype), torch.tensor([0]), ())[0].sum().backward()
+        grads.append(given.grad.float())
+    torch.testing.assert_close(*grads, rtol=0.01, atol=0)
+
+
 def both_ways(run: Run, method: str, changes: dict) -> list:
     """The trainers of the plain path and of the packed one, away from where policy and reference agree."""
     built = []

@@ -2,11 +2,12 @@
 
 Batched, sorted by length, padded on the left, with stop strings per row; rows that wait join the batch when
 others have ended, and a long beginning that all prompts share is computed once. In float32 greedy completions
-equal those of one prompt at a time; in bfloat16 they may differ: a batch size of 1 is exact.
+equal those of one prompt at a time; in bfloat16 they may differ.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -68,15 +69,19 @@ def to_completion(tokenizer: Any, ids: list[int], stop: Sequence[str]) -> Comple
     return Completion(text.strip(), "stop" if ended or stopped else "length", len(ids))
 
 
-def empty_cache(model: Any) -> Any:
-    """Return transformers' cache for a model; its layers have room, where theirs copy all at every token."""
-    from transformers.cache_utils import DynamicCache, DynamicLayer
+@functools.cache
+def roomy_layer() -> Any:
+    """Return a layer of transformers' cache that has room, where theirs copies all at every token."""
+    from transformers.cache_utils import DynamicLayer
 
     class RoomyLayer(DynamicLayer):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rooms: dict[str, Any] = {}
+
         def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
             if not self.is_initialized:
                 self.lazy_initialization(key_states, value_states)
-                self.rooms: dict[str, Any] = {}
             self.keys = self.longer("keys", self.keys, key_states)
             self.values = self.longer("values", self.values, value_states)
             return self.keys, self.values
@@ -91,8 +96,19 @@ def empty_cache(model: Any) -> Any:
             room[:, :, before:after] = fresh
             return room[:, :, :after]
 
+        def batch_select_indices(self, indices: Any) -> None:
+            self.rooms = {}  # else what is left behind stays in memory until the next token
+            super().batch_select_indices(indices)
+
+    return RoomyLayer
+
+
+def empty_cache(model: Any) -> Any:
+    """Return transformers' cache for a model, with roomy layers where theirs are plain ones."""
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
     cache = DynamicCache(config=model.config)
-    cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.layers = [roomy_layer()() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
 
@@ -100,7 +116,7 @@ def empty_cache(model: Any) -> Any:
 class Batch:
     """Rows side by side. ``ids`` and ``mask`` are [rows, width]; ``cache`` lacks what was not read yet.
 
-    ``made`` holds the tokens of the answers, the last ones on the right; a row's first one fills up its left.
+    ``made`` holds the tokens of the answers, the last ones on the right; a row's own fill up its left.
     ``begun``, [1, tokens], is what all rows begin with, and ``head`` its keys and values by layer, if any.
     """
 
@@ -126,6 +142,7 @@ class Batch:
         used = self.mask.any(0)  # columns that only rows had which have left
         self.ids, self.mask = self.ids[:, used], self.mask[:, used]
         for layer, more in zip(self.cache.layers, other.cache.layers, strict=True):
+            layer.rooms = {}
             for name in ("keys", "values"):
                 held, fresh = getattr(layer, name)[:, :, used[:-1]], getattr(more, name)
                 width = max(held.shape[2], fresh.shape[2])
@@ -134,7 +151,7 @@ class Batch:
         for name in ("ids", "mask", "made"):
             both = [getattr(self, name), getattr(other, name)]
             width = max(t.shape[1] for t in both)
-            fill = [t[:, :1] if name == "made" else t.new_zeros(len(t), 1) for t in both]
+            fill = [t.new_zeros(len(t), 1) if name == "mask" else t[:, -1:] for t in both]  # a token it has
             wide = [
                 torch.cat([f.expand(-1, width - t.shape[1]), t], 1) for f, t in zip(fill, both, strict=True)
             ]
@@ -206,24 +223,30 @@ class TransformersGenerator:
     def steps(self, rows: list[list[int]], how: Decoding) -> Iterator[tuple[list[list[int]], list[int]]]:
         """Yield (the new tokens of every row, the rows that have just ended) after every step.
 
-        Greedy tokens are those of transformers' ``generate``.
+        Greedy tokens are those of transformers' ``generate``. A model that keeps one state per row instead of
+        keys and values gets one prompt at a time.
         """
+        from transformers.cache_utils import LinearAttentionCacheLayerMixin
+
         waiting, head = sorted(range(len(rows)), key=lambda i: len(rows[i])), self.read_head(rows)
-        sliding = any(
-            empty_cache(self.model).is_sliding
-        )  # caches that end where a window does cannot be joined
-        size = self.batch_size if sliding else min(JOINING, self.batch_size)
+        layers = empty_cache(self.model).layers
+        states = any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
+        joins = all(hasattr(layer, "rooms") for layer in layers)  # not: those that end where a window does
+        most = 1 if states else self.batch_size
+        size = min(JOINING, most) if joins else most
         new: list[list[int]] = [[] for _ in rows]
         alive: Batch | None = None
         while waiting or alive:
-            if alive is None or (waiting and len(alive.rows) + size <= self.batch_size):
+            if alive is None or (joins and waiting and len(alive.rows) + len(waiting[:size]) <= most):
                 batch = self.padded(rows, waiting[:size], *head)
                 del waiting[:size]
             else:
                 batch = alive
             goes_on = self.step(batch, new, how)
             ended = [row for row, on in zip(batch.rows, goes_on.tolist(), strict=True) if not on]
-            if ended:
+            if not goes_on.any():
+                batch.rows = []
+            elif ended:
                 batch.select(goes_on.nonzero().flatten())
             if alive is None or batch is alive:
                 alive = batch if batch.rows else None

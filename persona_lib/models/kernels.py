@@ -1,7 +1,7 @@
-"""Faster arithmetic on a CPU, with the results of transformers, PEFT and TRL up to rounding (float32).
+"""Faster arithmetic on a CPU, with the results of transformers, PEFT and TRL up to rounding.
 
-Products with frozen weights go through oneDNN, LoRA layers copy less, the head computes no logits twice. All
-of it reaches into libraries whose versions are pinned.
+Float32 products with frozen weights go through oneDNN, LoRA layers copy less, the head computes no logits
+twice. All of it reaches into libraries whose versions are pinned.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def keep_freed_memory() -> None:
     """Let glibc keep what tensors free for the next ones: in training large ones are else mapped anew."""
     with suppress(AttributeError, OSError):  # another C library
         mallopt, map_from, trim_from = ctypes.CDLL(None).mallopt, -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
-        mallopt(map_from, 2**30)
+        mallopt(map_from, 2**30) or mallopt(map_from, 2**25)  # the most that glibc before 2.35 takes
         mallopt(trim_from, 2**31 - 1)
 
 
@@ -44,17 +44,26 @@ def product(x: Any, weight: Any) -> Any:
     return x @ weight.T
 
 
-def lean_linear(model: Any) -> Any:
-    """Let the linear layers of a model compute by ``product`` where no gradient is needed; returns it."""
+@functools.cache
+def lean_class() -> Any:
+    """Return a linear layer that computes by ``product`` where no gradient is needed."""
     import torch
 
-    def forward(layer: Any, plain: Any, x: Any) -> Any:
-        if torch.is_grad_enabled() or layer.bias is not None or x.dim() < 2:
-            return plain(x)
-        return product(x.flatten(0, -2), layer.weight).view(*x.shape[:-1], -1)
+    class LeanLinear(torch.nn.Linear):
+        def forward(self, x: Any) -> Any:
+            if torch.is_grad_enabled() or self.bias is not None or x.dim() < 2:
+                return super().forward(x)
+            return product(x.flatten(0, -2), self.weight).view(*x.shape[:-1], self.out_features)
+
+    return LeanLinear
+
+
+def lean_linear(model: Any) -> Any:
+    """Make the linear layers of a model ``lean_class``; returns the model."""
+    import torch
 
     for layer in (module for module in model.modules() if type(module) is torch.nn.Linear):
-        layer.forward = functools.partial(forward, layer, layer.forward)  # type: ignore[method-assign]
+        layer.__class__ = lean_class()
     return model
 
 
@@ -97,14 +106,10 @@ def lean_lora(model: Any) -> None:
 
     for layer in (module for module in model.modules() if type(module) is Linear):
         base, dropout = layer.get_base_layer(), layer.lora_dropout["default"]
-        plain = type(base) is torch.nn.Linear and base.bias is None and type(dropout) is torch.nn.Identity
+        plain = isinstance(dropout, torch.nn.Identity) and type(base) in (torch.nn.Linear, lean_class())
         weight = base.weight
-        if (
-            plain
-            and weight.dtype == torch.float32
-            and weight.device.type == "cpu"
-            and not weight.requires_grad
-        ):
+        on_cpu = weight.dtype == torch.float32 and weight.device.type == "cpu"
+        if plain and base.bias is None and on_cpu and not weight.requires_grad:
             layer.forward = functools.partial(forward, layer, layer.forward)  # type: ignore[method-assign]
 
 
@@ -112,8 +117,8 @@ def lean_lora(model: Any) -> None:
 def frozen_head() -> Any:
     """Return the function from hidden states to their targets' log-probabilities under a frozen head.
 
-    Its gradient, W[target] - p W, is linear in that of the result, so it is computed while the probabilities
-    p are at hand: two matrix products, where TRL computes the logits again for a third.
+    Its gradient, (1[target] - p) W, is linear in that of the result, so it is computed while the
+    probabilities p are at hand: two matrix products, where TRL computes the logits again for a third.
     """
     import torch
 
@@ -132,11 +137,12 @@ def frozen_head() -> Any:
                 p, largest = logits.softmax(-1), logits.max(-1)
                 total = largest.values - p.gather(1, largest.indices[:, None])[:, 0].log()
                 log_prob = logits.gather(1, wanted[:, None])[:, 0] - total
-                entropy = total - torch.linalg.vecdot(p, logits) if "entropy" in outputs else total
+                entropy = total - (p * logits).sum(-1) if "entropy" in outputs else total
                 mean = logits.mean(-1) if "mean_logits" in outputs else total
                 found.append((log_prob, entropy, mean, largest.indices == wanted))
                 if ctx.needs_input_grad[0]:
-                    slopes.append(weight[wanted].float() - product(p.to(dtype), weight.to(dtype).T).float())
+                    p[torch.arange(len(p)), wanted] -= 1  # before p is rounded: near 1 little would be left
+                    slopes.append(-product(p.to(dtype), weight.to(dtype).T).float())
             ctx.save_for_backward(*(torch.cat(slopes),) if slopes else ())
             ctx.set_materialize_grads(False)
             log_probs, *others = (torch.cat(values) for values in zip(*found, strict=True))

@@ -14,7 +14,7 @@ from typing import Any
 
 from persona_lib import store
 from persona_lib.data.preference import draw
-from persona_lib.models import load
+from persona_lib.models import kernels, load
 from persona_lib.models.generate import TransformersGenerator
 from persona_lib.models.served import VllmGenerator, load_engine
 from persona_lib.models.train import adapter_folder
@@ -52,7 +52,8 @@ class PolicyLoader:
             self.tokenizer = load.load_tokenizer(*source)
             model = load.load_base(*source, base.quantization, base.dtype)
             if base.quantization == "nf4" and load.device() == "cpu":
-                model = model.dequantize()  # once instead of in every forward pass: the same function
+                # once instead of in every forward pass: the same function
+                model = kernels.lean_linear(model.dequantize())
             self.model = model.requires_grad_(False)
         if folders:
             self.model = load.attach_adapters(self.model, folders)
