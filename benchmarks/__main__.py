@@ -27,7 +27,7 @@ from harness import RESULTS  # noqa: E402
 
 DOCUMENT = HERE / "README.md"
 BLOCK = re.compile(r"(<!-- table:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-BENCHMARKS = ("generation", "scoring", "epochs", "growth")  # modules of this folder
+BENCHMARKS = ("scoring", "epochs", "growth", "generation")  # modules of this folder
 COLUMNS = ["what", "against", "times as fast: median (min to max)", "seconds, against / ours", "pairs"]
 COLUMNS += ["equal", "machine", "commit, date"]
 

@@ -34,7 +34,7 @@ from persona_lib.prompts import completion_text, tailoring_prompt
 
 STOP = "\nPrompt:"
 BATCH = 64
-CASES = {"batch": ("authors", "transformers"), "few_shot": ("authors", "unshared")}
+CASES = {"few_shot": ("unshared", "authors"), "batch": ("transformers", "authors")}  # the longest last
 
 
 class Task(NamedTuple):
@@ -142,9 +142,10 @@ def main(quick: bool) -> None:
         tokenizer, model = load.load_tokenizer(MODEL), load.load_base(MODEL)
     plain = epochs.without_kernels(copy.deepcopy(model))
     shared = ", few-shot with a shared prefix"
-    for name, task in make_tasks(tokenizer, quick).items():
-        n = len(task.prompts)
-        for way in CASES[name]:
+    tasks = make_tasks(tokenizer, quick)
+    for name, ways in CASES.items():
+        task, n = tasks[name], len(tasks[name].prompts)
+        for way in ways:
             harness.compare(
                 f"generation-{name}-{way}",
                 partial(WAYS[way][0], model if way == "unshared" else plain, tokenizer, task),
