@@ -9,6 +9,7 @@ nothing and writes the table again.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import subprocess
@@ -35,8 +36,9 @@ COLUMNS += ["equal", "machine", "commit, date"]
 def run_benchmark(module: str, quick: bool) -> None:
     """Run one benchmark in a process of its own; a difference between the results ends everything."""
     path = os.pathsep.join(filter(None, [str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH")]))
+    git = json.dumps(store.environment()["git"])  # before the results of the first one change the checkout
     command = [sys.executable, "-c", f"import {module}; {module}.main({quick})"]
-    subprocess.run(command, check=True, env=os.environ | QUIET | {"PYTHONPATH": path})
+    subprocess.run(command, check=True, env=os.environ | QUIET | {"PYTHONPATH": path, "BENCHMARK_GIT": git})
 
 
 def table_row(line: dict[str, Any]) -> list[str]:

@@ -6,6 +6,8 @@ benchmarks`` runs them all and writes the table of README.md from the lines in `
 
 from __future__ import annotations
 
+import json
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -80,6 +82,7 @@ def compare(
     line |= {"note": note(seconds), "date": store.now()}
     line |= {"instructions": torch.backends.cpu.get_cpu_capability()}  # AVX2, AVX512
     line |= {fact: facts[fact] for fact in ("hardware", "git", "versions")}
+    line |= {"git": json.loads(os.environ.get("BENCHMARK_GIT", json.dumps(facts["git"])))}
     said = "; ".join(filter(None, [words, line["note"]]))
     print(f"{name}: {ratio['median']:.2f} times as fast ({ratio['min']:.2f} to {ratio['max']:.2f}, "
           f"{line['pairs']} pairs, ours {seconds:.3g} s); {said}", flush=True)  # fmt: skip

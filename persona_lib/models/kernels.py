@@ -17,10 +17,13 @@ from unittest import mock
 TILE = 256  # positions whose logits are computed at a time: 50 MB at a vocabulary of 49,152
 
 
-def keep_few_kernels() -> None:
-    """Let oneDNN keep few of its kernels, of 1 MB each: every new number of tokens makes some."""
+def keep_few_kernels(dtype: str) -> None:
+    """Let oneDNN keep few of its kernels, of up to 1 MB each: every new number of tokens makes some.
+
+    In bfloat16 all products are oneDNN's, and a training step has more than 32 kinds of them.
+    """
     for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # read at the first product
-        os.environ.setdefault(cache, "32")
+        os.environ.setdefault(cache, "256" if dtype == "bfloat16" else "32")
 
 
 def keep_freed_memory() -> None:

@@ -175,7 +175,7 @@ def load_base(source: Source, revision: str = "", quantization: str = "none", dt
     import torch
     from transformers import AutoModelForCausalLM
 
-    kernels.keep_few_kernels()
+    kernels.keep_few_kernels(dtype)
     name, commit = weights.pinned(source, revision)
     model = AutoModelForCausalLM.from_pretrained(
         name,
