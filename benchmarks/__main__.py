@@ -52,7 +52,8 @@ def table_row(line: dict[str, Any]) -> list[str]:
         f"{line['baseline_seconds']['median']:.3g} / {line['ours_seconds']['median']:.3g}",
         str(line["pairs"]),
         "; ".join(filter(None, [line["equal"], line["note"]])),
-        f"{hardware['cpu']}, {hardware['cores']} cores, {line['instructions']}",
+        ", ".join(hardware["gpus"])
+        or f"{hardware['cpu']}, {hardware['cores']} cores, {line['instructions']}",
         f"{commit}, {line['date'][:10]}",
     ]
 
