@@ -133,3 +133,33 @@ def test_sft_gets_the_gradients_of_the_plain_path_also_after_an_evaluation(sft_r
     with kernels.lean_head():
         losses.append(built[1].train().training_loss)
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("active", [["default"], ["ref"], ["default", "ref"]], ids=str)
+def test_adapters_side_by_side_compute_what_peft_adds_up(dtype, active):
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, target_modules=["linear"], init_lora_weights=False)
+    layers = torch.nn.ModuleDict({"linear": torch.nn.Linear(24, 12, bias=False, dtype=dtype)})
+    model = get_peft_model(layers, config, autocast_adapter_dtype=True)
+    model.add_adapter("ref", config)
+    model.base_model.set_adapter(active)
+    model.base_model.set_requires_grad("ref", False)
+    layer = model.base_model.model["linear"]
+    x, found = torch.randn(2, 5, 24, dtype=dtype, requires_grad=True), []
+    for lean in (False, True):
+        if lean:
+            kernels.lean_lora(model)
+            assert "forward" in vars(layer)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            y = layer(x)
+        wanted = [x, *(p for p in layer.parameters() if p.requires_grad)]
+        grads = torch.autograd.grad(y.float().square().sum(), wanted)
+        assert len(grads) == (3 if "default" in active else 1)
+        assert [g.dtype for g in grads] == [dtype, *[torch.float32] * (len(grads) - 1)] and y.dtype == dtype
+        found.append([y, *grads])
+    for theirs, ours in zip(*found, strict=True):
+        off = float((ours - theirs).norm() / theirs.norm())
+        assert off < (0.02 if dtype == torch.bfloat16 else 1e-6)

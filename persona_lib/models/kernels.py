@@ -72,46 +72,62 @@ def lean_linear(model: Any) -> Any:
 
 @functools.cache
 def lora_product() -> Any:
-    """Return the function x W^T + s (x A^T) B^T with a frozen W; sums, also of gradients, are in place."""
+    """Return the function x W^T + s sum_i (x A_i^T) B_i^T with a frozen W; all sums are in place.
+
+    It is called with x, W, s, A_1, B_1, A_2, ...; a product with B = 0 adds nothing, also in bfloat16.
+    """
     import torch
 
     class LoraProduct(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, x: Any, weight: Any, a: Any, b: Any, scale: float) -> Any:
-            rows = x.flatten(0, -2)
-            low = rows @ a.T
-            ctx.save_for_backward(rows, weight, a, b, low)
+        def forward(ctx: Any, x: Any, weight: Any, scale: float, *factors: Any) -> Any:
+            rows, factors = x.flatten(0, -2), tuple(factor.to(x.dtype) for factor in factors)
+            result, lows = product(rows, weight), []
+            for a, b in zip(factors[::2], factors[1::2], strict=True):
+                lows.append(rows @ a.T)
+                result.addmm_(lows[-1], b.T, alpha=scale)
+            ctx.save_for_backward(rows, weight, *lows, *factors)
             ctx.scale, ctx.shape = scale, x.shape
-            return product(rows, weight).addmm_(low, b.T, alpha=scale).view(*x.shape[:-1], -1)
+            return result.view(*x.shape[:-1], -1)
 
         @staticmethod
         def backward(ctx: Any, grad: Any) -> tuple[Any, ...]:
-            rows, weight, a, b, low = ctx.saved_tensors
-            grad = grad.flatten(0, -2)
-            low_grad = (grad @ b) * ctx.scale
-            needed = ctx.needs_input_grad[0]
-            x_grad = product(grad, weight.T).addmm_(low_grad, a).view(ctx.shape) if needed else None
-            return x_grad, None, low_grad.T @ rows, (grad.T @ low) * ctx.scale, None
+            rows, weight, *saved = ctx.saved_tensors
+            (of_x, _, _, *trained), grad = ctx.needs_input_grad, grad.flatten(0, -2)
+            x_grad, grads = product(grad, weight.T) if of_x else None, []
+            n = len(trained) // 2
+            factors = zip(saved[:n], saved[n::2], saved[n + 1 :: 2], trained[::2], strict=True)
+            for low, a, b, trains in factors:
+                low_grad = (grad @ b) * ctx.scale
+                if x_grad is not None:
+                    x_grad.addmm_(low_grad, a)
+                found = (low_grad.T @ rows, (grad.T @ low) * ctx.scale) if trains else ()
+                grads += [part.float() for part in found] or [None, None]
+            return x_grad if x_grad is None else x_grad.view(ctx.shape), None, None, *grads
 
     return LoraProduct
 
 
 def lean_lora(model: Any) -> None:
-    """Compute the float32 layers of a trained adapter "default" by ``lora_product`` on a CPU."""
+    """Compute the layers of active adapters by ``lora_product`` on a CPU."""
     import torch
     from peft.tuners.lora import Linear
 
     def forward(layer: Any, plain: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
-        if layer.disable_adapters or layer.merged or layer.active_adapters != ["default"] or args or kwargs:
+        weight, active = layer.get_base_layer().weight, layer.active_adapters
+        scales = {layer.scaling.get(name) for name in active}
+        unlike = len(scales) != 1 or x.dtype != weight.dtype
+        if layer.disable_adapters or layer.merged or unlike or args or kwargs:
             return plain(x, *args, **kwargs)
-        a, b = (part["default"].weight for part in (layer.lora_A, layer.lora_B))
-        return lora_product().apply(x, layer.get_base_layer().weight, a, b, layer.scaling["default"])
+        factors = [part[name].weight for name in active for part in (layer.lora_A, layer.lora_B)]
+        return lora_product().apply(x, weight, *scales, *factors)
 
     for layer in (module for module in model.modules() if type(module) is Linear):
-        base, dropout = layer.get_base_layer(), layer.lora_dropout["default"]
-        plain = isinstance(dropout, torch.nn.Identity) and type(base) in (torch.nn.Linear, lean_class())
+        base = layer.get_base_layer()
         weight = base.weight
-        on_cpu = weight.dtype == torch.float32 and weight.device.type == "cpu"
+        plain = all(isinstance(dropout, torch.nn.Identity) for dropout in layer.lora_dropout.values())
+        plain = plain and type(base) in (torch.nn.Linear, lean_class())
+        on_cpu = weight.dtype in (torch.float32, torch.bfloat16) and weight.device.type == "cpu"
         if plain and base.bias is None and on_cpu and not weight.requires_grad:
             layer.forward = functools.partial(forward, layer, layer.forward)  # type: ignore[method-assign]
 

@@ -135,15 +135,22 @@ def attend_by_parts(
         return attend_after_head(module, query, key, value, attention_mask, head)
     if parts is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    (lengths, rows), dtype = parts, query.dtype
+    if (
+        dtype == torch.bfloat16 and query.device.type == "cpu"
+    ):  # whose backward pass takes twice as long in it
+        query, key, value = query.float(), key.float(), value.float()
     outputs = []
-    for both, prompt, second, mask in parts:
-        q, k, v = (tensor[:, :, both] for tensor in (query, key, value))
-        outputs.append(sdpa_attention_forward(module, q, k, v, None, **kwargs)[0])
-        if mask is not None:
-            k, v = (torch.cat([t[:, :, prompt], t[:, :, second]], dim=2) for t in (key, value))
-            mask = mask.to(query.dtype)
-            outputs.append(sdpa_attention_forward(module, query[:, :, second], k, v, mask, **kwargs)[0])
-    return torch.cat(outputs, dim=1), None
+    pieces = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
+    with torch.autocast(query.device.type, enabled=False):
+        for prompt, mask in rows:  # split: gradients of slices would each fill a whole tensor with zeros
+            q, k, v = next(pieces)
+            outputs.append(sdpa_attention_forward(module, q, k, v, None, **kwargs)[0])
+            if mask is not None:
+                q, *own = next(pieces)
+                k, v = (torch.cat([t[:, :, :prompt], o], dim=2) for t, o in zip((k, v), own, strict=True))
+                outputs.append(sdpa_attention_forward(module, q, k, v, mask.to(q.dtype), **kwargs)[0])
+    return torch.cat(outputs, dim=1).to(dtype), None
 
 
 def takes_parts(model: Any) -> bool:
@@ -168,22 +175,22 @@ def use_parts(config: Any) -> None:
 def decoder_inputs(packed: dict[str, Any], where: Any) -> dict[str, Any]:
     """Return what a model that uses parts is called with for a packed batch.
 
-    ``parts`` are, per row, slices of (prompt and first response, prompt, second), and the second's mask.
+    ``parts`` are the lengths to split a sequence by (a row's prompt and first response, its second one), and,
+    per row, the tokens of its prompt and the mask of its second response (None: there is none).
     """
     import torch
 
-    ids, parts, start = packed["ids"].to(where), [], 0
+    ids, lengths, rows = packed["ids"].to(where), [], []
     for prompt, first, *others in packed["sizes"]:
-        middle, second = start + prompt + first, sum(others)
+        second = sum(others)
         mask = torch.full((second, prompt + second), float("-inf"), device=where).triu(prompt + 1)
-        slices = slice(start, middle), slice(start, start + prompt), slice(middle, middle + second)
-        parts.append((*slices, mask[None, None] if second else None))
-        start = middle + second
+        lengths += [prompt + first, *[second] * (second > 0)]
+        rows.append((prompt, mask[None, None] if second else None))
     return {
         "input_ids": ids,
         "position_ids": packed["positions"].to(where),
         "attention_mask": ids.new_empty(1, 1, 0, 0),  # a mask of four dimensions: transformers makes none
-        "parts": parts,
+        "parts": (lengths, rows),
         "use_cache": False,
     }
 

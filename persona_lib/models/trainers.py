@@ -216,7 +216,7 @@ def make_trainer(
         for layer in (m for m in trainer.model.modules() if isinstance(m, LoraLayer)):
             layer.reset_lora_parameters("default", init_lora_weights=True)
     activate_stack(trainer.model)
-    if packed and profile.base.dtype == "float32":
+    if packed:
         kernels.lean_lora(trainer.model)
     return trainer
 
