@@ -4,6 +4,9 @@ The model is the default's, with its real weights in float32. The authors' proce
 at a time, a stop criterion that decodes what was generated after every token, and the file with all answers
 rewritten after every prompt. transformers: all prompts in one padded batch. Ours: batches sorted by
 length, rows appended; the few-shot prefix is read and kept once for all prompts (or not, for comparison).
+llama.cpp: its server with the same weights in float32, all prompts in one request, in the fastest of four
+settings tried; LLAMA_SERVER and LLAMA_MODEL name it (README.md).
+
 Every answer has the same number of tokens. Where two tokens are equally probable to rounding, texts may part:
 in at most one answer of twenty.
 """
@@ -12,9 +15,14 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import random
+import subprocess
 import tempfile
-from collections.abc import Callable
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +42,12 @@ from persona_lib.prompts import completion_text, tailoring_prompt
 
 STOP = "\nPrompt:"
 BATCH = 64
-CASES = {"few_shot": ("unshared", "authors"), "batch": ("transformers", "authors")}  # the longest last
+CASES = {
+    "few_shot": ("unshared", "authors"),
+    "batch": ("transformers", "llama.cpp", "authors"),
+}  # the longest last
+LLAMA = {name: os.environ.get(name, "") for name in ("LLAMA_SERVER", "LLAMA_MODEL")}  # program, GGUF file
+PORT = 8093
 
 
 class Task(NamedTuple):
@@ -117,9 +130,46 @@ def ours(model: Any, tokenizer: Any, task: Task, least_shared: int = generate.LE
     return answers
 
 
+def ask_llama(path: str, body: dict[str, Any] | None = None) -> Any:
+    """Return what llama.cpp's server answers."""
+    data = json.dumps(body).encode() if body else None
+    request = urllib.request.Request(f"http://127.0.0.1:{PORT}/{path}", data)
+    with urllib.request.urlopen(request) as answer:
+        return json.load(answer)
+
+
+@contextmanager
+def llama_server() -> Iterator[None]:
+    """Serve the model by llama.cpp within the block."""
+    program, model = LLAMA.values()
+    how = (
+        f"-np {BATCH} -c {BATCH * 256} -no-kvu -fa off -b 4096 -ub 2048 -ctk f32 -ctv f32 -t {os.cpu_count()}"
+    )
+    command = [program, "-m", model, "--port", str(PORT), *how.split()]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            for _ in range(60):
+                with suppress(OSError):  # refused, or 503 while it loads
+                    ask_llama("health")
+                    break
+                time.sleep(1)
+            yield
+        finally:
+            server.terminate()
+
+
+def by_llama(model: Any, tokenizer: Any, task: Task) -> list[str]:
+    """Answer by llama.cpp's server, in greedy decoding."""
+    prompts = [tokenizer(task.prefix + prompt)["input_ids"] for prompt in task.prompts]
+    how = {"n_predict": task.new_tokens, "ignore_eos": True, "temperature": 0, "cache_prompt": False}
+    answers = ask_llama("completion", {"prompt": prompts, **how})
+    return [answer["content"].split(STOP)[0].strip() for answer in answers]
+
+
 WAYS: dict[str, tuple[Callable[..., list[str]], str]] = {  # name -> how it answers, and in words
     "authors": (one_at_a_time, "authors' procedure: one prompt at a time, all answers rewritten each time"),
     "transformers": (one_batch, "transformers' generate, one padded batch"),
+    "llama.cpp": (by_llama, "llama.cpp's server (llama-cpp-python 0.3.36), the same weights in float32"),
     "unshared": (partial(ours, least_shared=10**9), "this package, the prefix not shared"),
 }
 
@@ -146,13 +196,18 @@ def main(quick: bool) -> None:
     for name, ways in CASES.items():
         task, n = tasks[name], len(tasks[name].prompts)
         for way in ways:
-            harness.compare(
-                f"generation-{name}-{way}",
-                partial(WAYS[way][0], model if way == "unshared" else plain, tokenizer, task),
-                partial(ours, model, tokenizer, task),
-                equal_answers,
-                what=f"generation, {n} prompts x {task.new_tokens} tokens{shared * bool(task.prefix)}",
-                against=WAYS[way][1],
-                note=lambda seconds, n=n, task=task: f"{n * task.new_tokens / seconds:,.0f} tokens/s",
-                quick=quick,
-            )
+            served = way == "llama.cpp"
+            if served and (quick or not all(LLAMA.values())):
+                print("llama.cpp: not run", "" if quick else "(set LLAMA_SERVER and LLAMA_MODEL: README.md)")
+                continue
+            with llama_server() if served else nullcontext():
+                harness.compare(
+                    f"generation-{name}-{way}",
+                    partial(WAYS[way][0], model if way == "unshared" else plain, tokenizer, task),
+                    partial(ours, model, tokenizer, task),
+                    equal_answers,
+                    what=f"generation, {n} prompts x {task.new_tokens} tokens{shared * bool(task.prefix)}",
+                    against=WAYS[way][1],
+                    note=lambda seconds, n=n, task=task: f"{n * task.new_tokens / seconds:,.0f} tokens/s",
+                    quick=quick,
+                )
