@@ -3,6 +3,7 @@
 ``python -m persona_lib.docs`` fills the blocks ``<!-- table:PROFILE/NAME -->`` of REPRODUCTION.md from
 ``figures/published/PROFILE``, draws the figures there, and lists the library's files. ``--keep NAME ...``
 first copies tables of the run there. ``--notebooks [STEP ...]`` puts executed notebooks' outputs into them.
+``--address URL`` enters the repository's address on GitHub wherever readers look for it.
 """
 
 from __future__ import annotations
@@ -20,12 +21,27 @@ from persona_lib.paper.results import table_path
 from persona_lib.report import origin
 from persona_lib.settings import REPO, ConfigError, Parser, Profile, load_profile
 from persona_lib.show import owner_of, render, to_markdown
-from persona_lib.store import facts, read_csv, read_json, write_json, write_text
+from persona_lib.store import facts, now, read_csv, read_json, write_json, write_text
 from persona_lib.tasks import Pipeline, stale_reasons
 
 DOCUMENT, LIBRARY = REPO / "REPRODUCTION.md", REPO / "persona_lib"
 PACKAGES = ("data", "models", "paper", "beyond")
 BLOCK = re.compile(r"<!-- table:([\w-]+)/(\w+) -->\n.*?<!-- end -->", re.DOTALL)
+HUB, STATIC = "https://github.com/{}", "https://img.shields.io/badge"
+NOTEBOOK = "notebooks/00_contents.ipynb"  # which sets itself up on Colab and Binder
+BADGES = {  # name -> picture and link, of a repository OWNER/NAME
+    "tests": (f"{HUB}/actions/workflows/tests.yml/badge.svg", f"{HUB}/actions/workflows/tests.yml"),
+    "licence": (f"{STATIC}/licence-Apache--2.0-blue", "LICENSE"),
+    "Python": (f"{STATIC}/python-3.11_to_3.13-blue", "pyproject.toml"),
+    "Colab": (
+        "https://colab.research.google.com/assets/colab-badge.svg",
+        f"https://colab.research.google.com/github/{{}}/blob/main/{NOTEBOOK}",
+    ),
+    "Binder": (
+        "https://mybinder.org/badge_logo.svg",
+        f"https://mybinder.org/v2/gh/{{}}/main?urlpath=lab/tree/{NOTEBOOK}",
+    ),
+}
 # The rows that documents show of long tables; the columns are those of the view NAME_short, if there is one.
 ROWS = {
     "swap": "measure == 'policy' and persona in ('gold', 'retrieved', 'shuffled', 'user')",
@@ -103,6 +119,29 @@ def list_files() -> str:
     return "\n".join(lines) + "\n"
 
 
+def publish(address: str) -> None:
+    """Enter an address on GitHub: README.md's badges and clone line, CITATION.cff, and notebook 00 for Colab.
+
+    A second call replaces the first one's. ConfigError for another kind of address.
+    """
+    found = re.fullmatch(r"https://github\.com/([\w.-]+/([\w.-]+?))(?:\.git|/)?", address)
+    if not found:
+        raise ConfigError(f"--address {address}: use https://github.com/OWNER/NAME")
+    url, (owned, name) = HUB.format(found[1]), found.groups()
+    badges = [
+        f"[![{what}]({picture})]({link})".format(owned, owned) for what, (picture, link) in BADGES.items()
+    ]
+    cited = f"repository-code: {url}\ndate-released: {now()[:10]}\n"
+    places = (  # file, what stands there, what will
+        ("README.md", r"\A(# .*\n)(\n(\[!\[.*\n)+)?", "\\1\n" + "\n".join(badges) + "\n"),
+        ("README.md", r"(?m)^git clone .*", f"git clone {url} && cd {name}"),
+        ("CITATION.cff", r"(?m)^(version: .*\n)(repository-code: .*\ndate-released: .*\n)?", f"\\1{cited}"),
+        (NOTEBOOK, r'repository: str = \\"[^"\\]*', f'repository: str = \\\\"{url}'),
+    )
+    for file, pattern, text in places:
+        write_text(REPO / file, re.sub(pattern, text, (REPO / file).read_text(encoding="utf-8"), count=1))
+
+
 def write_back(pipeline: Pipeline, wanted: Sequence[str] = ()) -> None:
     """Write outputs of the wanted steps (default: all), first data set and seed, into the notebooks.
 
@@ -133,8 +172,16 @@ def main(argv: list[str] | None = None) -> int:
     add("--profile", default="everyday", help="whose results to write (default: everyday)")
     add("--keep", nargs="+", default=[], metavar="NAME", help="tables of the run to keep first")
     add("--notebooks", nargs="*", metavar="STEP", help="write notebooks back, all or e.g. 03; no document")
+    add(
+        "--address",
+        metavar="URL",
+        help="enter the repository's address, https://github.com/OWNER/NAME; no more",
+    )
     given = parser.parse_args(argv)
     try:
+        if given.address is not None:
+            publish(given.address)
+            return 0
         profile = load_profile(given.profile)
         if given.notebooks is not None:
             write_back(Pipeline(profile), given.notebooks)

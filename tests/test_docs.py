@@ -1,9 +1,11 @@
 """The documents show kept tables, and every command that they print exists; notebooks are written back."""
 
+import json
 import re
 import shutil
 
 import pytest
+import yaml
 from conftest import run_there
 from test_pipeline import finish
 from test_report import filled  # noqa: F401  (a fixture)
@@ -71,6 +73,37 @@ def test_links_lead_to_files_and_headings_that_exist(document):
         lines = (REPO / file).read_text(encoding="utf-8").lower().splitlines() if anchor else []
         headings = [re.sub(r"[^\w -]", "", line.lstrip("# ")) for line in lines if line[:1] == "#"]
         assert not anchor or anchor in [heading.replace(" ", "-") for heading in headings], (file, anchor)
+
+
+def test_an_address_fills_clone_line_badges_citation_and_the_cell_that_colab_clones_from(
+    tmp_path, monkeypatch
+):
+    files = ("README.md", "CITATION.cff", docs.NOTEBOOK)
+    (tmp_path / "notebooks").mkdir()
+    before = [(REPO / file).read_text(encoding="utf-8") for file in files]
+    for file in files:
+        shutil.copy(REPO / file, tmp_path / file)
+    monkeypatch.setattr(docs, "REPO", tmp_path)
+    assert docs.main(["--address", "https://example.org/me/boat"]) == 2
+    for address in ("https://github.com/other/name", "https://github.com/me/boat.git"):  # the last one counts
+        assert docs.main(["--address", address]) == 0
+    readme, citation, notebook = ((tmp_path / file).read_text(encoding="utf-8") for file in files)
+    assert (
+        readme.count("git clone https://github.com/me/boat && cd boat\n") == 1 and "other/name" not in readme
+    )
+    title, _, *badges = readme.splitlines()[: 2 + len(docs.BADGES)]
+    assert title == before[0].splitlines()[0] and not readme.splitlines()[2 + len(docs.BADGES)]
+    links = [line.split("](")[-1].rstrip(")") for line in badges]
+    assert links[3:] == [
+        "https://colab.research.google.com/github/me/boat/blob/main/notebooks/00_contents.ipynb",
+        "https://mybinder.org/v2/gh/me/boat/main?urlpath=lab/tree/notebooks/00_contents.ipynb",
+    ]
+    assert all(
+        (REPO / path).exists() for path in (*links[1:3], ".github/workflows/tests.yml", "environment.yml")
+    )
+    assert yaml.safe_load(citation)["repository-code"] == "https://github.com/me/boat"
+    (changed,) = [line for line in notebook.splitlines() if line not in before[2].splitlines()]
+    assert json.loads(changed.strip())[:-1].startswith('repository: str = "https://github.com/me/boat"')
 
 
 def test_a_table_of_swaps_is_exported_as_one_record_per_policy(tmp_path):
