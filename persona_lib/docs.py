@@ -27,21 +27,14 @@ from persona_lib.tasks import Pipeline, stale_reasons
 DOCUMENT, LIBRARY = REPO / "REPRODUCTION.md", REPO / "persona_lib"
 PACKAGES = ("data", "models", "paper", "beyond")
 BLOCK = re.compile(r"<!-- table:([\w-]+)/(\w+) -->\n.*?<!-- end -->", re.DOTALL)
-HUB, STATIC = "https://github.com/{}", "https://img.shields.io/badge"
 NOTEBOOK = "notebooks/00_contents.ipynb"  # which sets itself up on Colab and Binder
-BADGES = {  # name -> picture and link, of a repository OWNER/NAME
-    "tests": (f"{HUB}/actions/workflows/tests.yml/badge.svg", f"{HUB}/actions/workflows/tests.yml"),
-    "licence": (f"{STATIC}/licence-Apache--2.0-blue", "LICENSE"),
-    "Python": (f"{STATIC}/python-3.11_to_3.13-blue", "pyproject.toml"),
-    "Colab": (
-        "https://colab.research.google.com/assets/colab-badge.svg",
-        f"https://colab.research.google.com/github/{{}}/blob/main/{NOTEBOOK}",
-    ),
-    "Binder": (
-        "https://mybinder.org/badge_logo.svg",
-        f"https://mybinder.org/v2/gh/{{}}/main?urlpath=lab/tree/{NOTEBOOK}",
-    ),
-}
+BADGES = f"""
+[![tests](https://github.com/OWNER/NAME/actions/workflows/tests.yml/badge.svg)](https://github.com/OWNER/NAME/actions)
+[![licence](https://img.shields.io/badge/licence-Apache--2.0-blue)](LICENSE)
+[![Python](https://img.shields.io/badge/python-3.11_to_3.13-blue)](pyproject.toml)
+[![Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/NAME/blob/main/{NOTEBOOK})
+[![Binder](https://mybinder.org/badge_logo.svg)](https://mybinder.org/v2/gh/OWNER/NAME/main?urlpath=lab/tree/{NOTEBOOK})
+"""  # noqa: E501
 # The rows that documents show of long tables; the columns are those of the view NAME_short, if there is one.
 ROWS = {
     "swap": "measure == 'policy' and persona in ('gold', 'retrieved', 'shuffled', 'user')",
@@ -127,13 +120,11 @@ def publish(address: str) -> None:
     found = re.fullmatch(r"https://github\.com/([\w.-]+/([\w.-]+?))(?:\.git|/)?", address)
     if not found:
         raise ConfigError(f"--address {address}: use https://github.com/OWNER/NAME")
-    url, (owned, name) = HUB.format(found[1]), found.groups()
-    badges = [
-        f"[![{what}]({picture})]({link})".format(owned, owned) for what, (picture, link) in BADGES.items()
-    ]
+    owned, name = found.groups()
+    url, badges = f"https://github.com/{owned}", BADGES.replace("OWNER/NAME", owned)
     cited = f"repository-code: {url}\ndate-released: {now()[:10]}\n"
     places = (  # file, what stands there, what will
-        ("README.md", r"\A(# .*\n)(\n(\[!\[.*\n)+)?", "\\1\n" + "\n".join(badges) + "\n"),
+        ("README.md", r"\A(# .*\n)(\n(\[!\[.*\n)+)?", f"\\1{badges}"),
         ("README.md", r"(?m)^git clone .*", f"git clone {url} && cd {name}"),
         ("CITATION.cff", r"(?m)^(version: .*\n)(repository-code: .*\ndate-released: .*\n)?", f"\\1{cited}"),
         (NOTEBOOK, r'repository: str = \\"[^"\\]*', f'repository: str = \\\\"{url}'),

@@ -91,8 +91,8 @@ def test_an_address_fills_clone_line_badges_citation_and_the_cell_that_colab_clo
     assert (
         readme.count("git clone https://github.com/me/boat && cd boat\n") == 1 and "other/name" not in readme
     )
-    title, _, *badges = readme.splitlines()[: 2 + len(docs.BADGES)]
-    assert title == before[0].splitlines()[0] and not readme.splitlines()[2 + len(docs.BADGES)]
+    title, empty, *badges = readme.splitlines()[:7]
+    assert (title, empty) == (before[0].splitlines()[0], "") and not readme.splitlines()[7]
     links = [line.split("](")[-1].rstrip(")") for line in badges]
     assert links[3:] == [
         "https://colab.research.google.com/github/me/boat/blob/main/notebooks/00_contents.ipynb",
