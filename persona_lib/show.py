@@ -27,10 +27,11 @@ from persona_lib.store import facts, iter_rows, read_json
 
 OWNERS = {everyday.NAME: "our pairs", **dict.fromkeys(DATASETS, "authors' data")}  # by data set
 ENDS = ("", "_low", "_high")  # of the columns of an estimate with its interval
-SIGNED = ("p_net", "q_net", "net", "dpq", "quality_sd", "net_controlled", "did", "alpha", "kappa",
-          "log_odds", "z", "difference", "difference_cut")  # fmt: skip
-DIGITS = {"dpq": 1, "dpq_low_widest": 1, "dpq_high_widest": 1, "z": 1, "words_mean": 1, "words_tested": 1,
-          "words_base": 1, "flip": 3, "d_positive": 3, "did": 3, "did_positive": 3, "share": 3}  # fmt: skip
+SIGNED = ("p_net", "q_net", "net", "dpq", "quality_sd", "net_controlled", "dpq_controlled", "did", "alpha",
+          "kappa", "log_odds", "z", "difference", "difference_cut")  # fmt: skip
+DIGITS = {"dpq": 1, "dpq_low_widest": 1, "dpq_high_widest": 1, "dpq_controlled": 1, "z": 1, "words_mean": 1,
+          "words_tested": 1, "words_base": 1, "flip": 3, "d_positive": 3, "did": 3, "did_positive": 3,
+          "share": 3}  # fmt: skip
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
 
 

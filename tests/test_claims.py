@@ -118,6 +118,9 @@ def test_saved_rows_have_mean_words_the_length_model_and_the_difference_in_quali
     test, base = ([quality(pair[i].prompt, pair[i].completion) for pair in found] for i in (1, 2))
     unit = np.std(base, ddof=1)  # quality is in standard deviations of the baseline
     assert main.p_net == row.net
+    nets = table[(table.label == "gold-rejected") & (table.kind == "main")].net_controlled
+    assert main.dpq_controlled == pytest.approx(50 * nets.sum(), rel=1e-4)
+    assert main.dpq_controlled_low < main.dpq_controlled < main.dpq_controlled_high
     assert main.quality_sd == pytest.approx((np.mean(test) - np.mean(base)) / unit, rel=1e-4)
 
 
@@ -126,7 +129,7 @@ LONGER = [10] * 12 + [-10] * 12
 
 
 def model(signs, differences, prompts=None):
-    return claims.length_model(signs, differences, prompts or [str(i) for i in range(len(signs))])
+    return claims.length_model((signs, differences, prompts or [str(i) for i in range(len(signs))]))
 
 
 def test_the_net_without_the_judges_errors_by_hand(monkeypatch, profile):
@@ -146,6 +149,10 @@ def test_the_net_at_equal_length_by_hand_and_the_same_prompts_again_do_not_narro
     """log-odds ln(9 / 3) where longer, ln(4 / 8) where shorter: a is their mean, ln(1.5) / 2."""
     once = model([*SIGNED, 0, 0.0], [*LONGER, 10, -10])  # ties do not count
     assert once.estimate == pytest.approx(np.tanh(np.log(1.5) / 4))
+    alike = [(SIGNED, LONGER, [*map(str, range(24))])] * 2  # the mean of a net with itself, of one error
+    pair, error = claims.length_model(*alike), np.diff(np.arctanh([once.low, once.high]))[0]
+    assert pair.estimate == pytest.approx(once.estimate)
+    assert pair.high - pair.low == pytest.approx((1 - once.estimate**2) * error, rel=0.03)
     same, apart = (model(SIGNED * 2, LONGER * 2, prompts) for prompts in ([*map(str, range(24))] * 2, None))
     assert same.high == pytest.approx(once.high, abs=0.01) and apart.high < once.high - 0.05
 

@@ -147,48 +147,67 @@ def filtered_table(profile: Profile) -> Table:
     return table
 
 
-def length_model(signs: Sequence[float], differences: Sequence[float], prompts: Sequence[str]) -> Interval:
-    """Fit the net win rate at equal length to verdicts (+1, -1, else 0) and length differences in words.
+def length_model(*rubrics: tuple[Sequence[float], Sequence[float], Sequence[str]]) -> Interval:
+    """Fit the net win rate at equal length to (verdicts: +1, -1, else 0; differences in words; prompts).
 
     Length-controlled AlpacaEval 2 (Dubois et al. 2024, eq. 1) without its term for the instruction: among
-    decided comparisons logit P(win) = a + b tanh(d / sd). The net win rate at d = 0 is tanh(a / 2). Standard
-    errors are clustered by prompt: seeds that answer the same prompts do not count as independent. Undefined
-    with fewer than ``MIN_EACH`` wins or losses, for equal differences, and where length tells all verdicts.
+    decided comparisons logit P(win) = a + b tanh(d / sd). The net win rate at d = 0 is tanh(a / 2); of two
+    rubrics, fitted together, the mean of theirs (dPQ / 100), with limits by the delta method. Standard errors
+    are clustered by prompt: seeds that answer the same prompts do not count as independent. Undefined with
+    fewer than ``MIN_EACH`` wins or losses, for equal differences, and where length tells all verdicts.
     """
+    from scipy.linalg import block_diag
     from statsmodels.genmod.families import Binomial
     from statsmodels.genmod.generalized_linear_model import GLM
     from statsmodels.tools.sm_exceptions import PerfectSeparationWarning
 
-    decided = np.flatnonzero(signs)
-    wins, lengths = (np.take(signs, decided) + 1) / 2, np.take(differences, decided)
-    if min(wins.sum(), len(wins) - wins.sum()) < MIN_EACH or lengths.std() == 0:
-        return Interval()
-    groups = np.unique(np.take(prompts, decided), return_inverse=True)[1]
-    terms = np.column_stack([np.ones_like(wins), np.tanh(lengths / lengths.std())])
+    outcomes, terms, asked = [], [], []
+    for signs, differences, prompts in rubrics:
+        decided = np.flatnonzero(signs)
+        wins, lengths = (np.take(signs, decided) + 1) / 2, np.take(differences, decided)
+        if min(wins.sum(), len(wins) - wins.sum()) < MIN_EACH or lengths.std() == 0:
+            return Interval()
+        outcomes.append(wins)
+        terms.append(np.column_stack([np.ones_like(wins), np.tanh(lengths / lengths.std())]))
+        asked.append(np.take(prompts, decided))
+    groups = np.unique(np.concatenate(asked), return_inverse=True)[1]
     with warnings.catch_warnings():
         warnings.simplefilter("error", PerfectSeparationWarning)
         try:
-            fitted = GLM(wins, terms, family=Binomial()).fit(cov_type="cluster", cov_kwds={"groups": groups})
+            model = GLM(np.concatenate(outcomes), block_diag(*terms), family=Binomial())
+            fitted = model.fit(cov_type="cluster", cov_kwds={"groups": groups})
         except PerfectSeparationWarning:
             return Interval()
-    return Interval(*(float(np.tanh(a / 2)) for a in (fitted.params[0], *fitted.conf_int()[0])))
+    nets = np.tanh(fitted.params[::2] / 2)
+    if len(rubrics) == 1:
+        return Interval(float(nets[0]), *map(float, np.tanh(fitted.conf_int()[0] / 2)))
+    slopes = (1 - nets**2) / 2 / len(nets)
+    margin = 1.96 * math.sqrt(slopes @ fitted.cov_params()[::2, ::2] @ slopes)
+    return Interval(float(nets.mean()), float(nets.mean() - margin), float(nets.mean() + margin))
+
+
+def lengths_of(row: judging.Judged) -> tuple[np.ndarray, dict[str, tuple]]:
+    """Return words of tested and base answers, [2, items], and by rubric what ``length_model`` is given."""
+    shared = judging.same_items(row.runs)
+    items = [(i if shared else f"{run}/{i}", *(len(answer.completion.split()) for answer in both))
+             for run, found in enumerate(answers_of(row)) for i, both in found.items()]  # fmt: skip
+    prompts, *words = zip(*items, strict=True)
+    signs = {short: [intervals.SIGNS.get(v, 0.0) for by_id in row.verdicts[rubric] for v in by_id.values()]
+             for short, rubric in judging.RUBRIC_NAMES.items()}  # fmt: skip
+    return np.array(words), {short: (own, np.subtract(*words), prompts) for short, own in signs.items()}
 
 
 def length_table(profile: Profile) -> Table:
     """Return the main rows and PT-DPO against PT-SFT by rubric: net as it is, and at equal length."""
     lines = []
     for row in results.judged_rows(profile, ("main", "stage")):
-        shared = judging.same_items(row.runs)
-        items = [(i if shared else f"{run}/{i}", *(len(answer.completion.split()) for answer in both))
-                 for run, found in enumerate(answers_of(row)) for i, both in found.items()]  # fmt: skip
-        prompts, tested, base = zip(*items, strict=True)
-        for short, rubric in judging.RUBRIC_NAMES.items():
-            signs = [intervals.SIGNS.get(v, 0.0) for by_id in row.verdicts[rubric] for v in by_id.values()]
-            controlled = length_model(signs, np.subtract(tested, base).tolist(), prompts)
+        words, rubrics = lengths_of(row)
+        for short, given in rubrics.items():
             lines.append(results.row_names(row) | {
-                "rubric": rubric, "words_tested": np.mean(tested), "words_base": np.mean(base),
-                "n_decided": np.count_nonzero(signs), **drawn_columns({"net": row.scores[f"{short}_net"]}),
-                **interval_columns("net_controlled", controlled),
+                "rubric": judging.RUBRIC_NAMES[short], "words_tested": words[0].mean(),
+                "words_base": words[1].mean(), "n_decided": np.count_nonzero(given[0]),
+                **drawn_columns({"net": row.scores[f"{short}_net"]}),
+                **interval_columns("net_controlled", length_model(given)),
             })  # fmt: skip
     return table_of(lines)
 
@@ -256,7 +275,7 @@ def persona_fit(profile: Profile, dataset: str, judge: str) -> Table:
 
 
 def corrected_main(profile: Profile) -> Table:
-    """Return the main table with ``p_corrected``: the net win rate without the judge's errors.
+    """Return the main table with dPQ at equal length, and ``p_corrected``: the net without judge's errors.
 
     A judge that is right in a share a of the gold pairs that it decides shrinks the net to (2a - 1) of itself
     (Rogan and Gladen, 1978). NaN where no judge was measured, or it decides nothing.
@@ -268,7 +287,13 @@ def corrected_main(profile: Profile) -> Table:
             right, decided = (fit.accuracy * fit.n - fit.ties / 2).sum(), (fit.n - fit.ties).sum()
             gain = 2 * right / decided - 1
         table.loc[table.dataset == dataset, "p_corrected"] = (table.p_net / gain).clip(-1, 1)
-    return table
+    found = []
+    for row in results.judged_rows(profile, ("main",)):
+        fit = (
+            share if share is None else 100 * share for share in length_model(*lengths_of(row)[1].values())
+        )
+        found.append(results.row_names(row) | interval_columns("dpq_controlled", Interval(*fit)))
+    return table.merge(table_of(found), how="left") if found else table
 
 
 def save_tables(profile: Profile) -> dict[str, Path]:
