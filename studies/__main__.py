@@ -28,7 +28,6 @@ another profile's selection: in its folder), and ``persona_models.csv`` in the p
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
@@ -191,11 +190,7 @@ def compare_models(given: argparse.Namespace) -> None:
         raise ConfigError(f"profile {profile.name} has evaluation.judge=none: nothing judges the personas")
     named = {name: dict(parse_override(word) for word in words) for name, *words in given.model or []}
     table = model_table(profile, named or MODELS)
-    facts, command = store.git_state(), shlex.join(["python", "-m", "studies", *sys.argv[1:]])
-    commit = (facts["commit"] or "not recorded")[:12] + " with uncommitted changes" * bool(facts["dirty"])
-    numbers = f"seeds {' '.join(map(str, profile.seeds))}; n = {table.n.max():.0f}"
-    origin = f"`{command}`; commit {commit}; {numbers}; run of {store.now()[:10]}."
-    store.write_json(settings.results_dir(profile) / NAME / "origin.json", origin)
+    others.save_origin(profile, NAME, table)
     print(save_table(profile, NAME, table))
 
 

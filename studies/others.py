@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import re
+import shlex
+import sys
 from dataclasses import replace
 
 from persona_lib import settings, store
@@ -24,7 +26,7 @@ from persona_lib.paper import personas, swap
 from persona_lib.paper.judges import load_judge
 from persona_lib.paper.judging import judge_key, judge_rubric
 from persona_lib.paper.results import save_table
-from persona_lib.records import SIDES, DataError, Side, TailoringRow, table_of
+from persona_lib.records import SIDES, DataError, Side, Table, TailoringRow, table_of
 from persona_lib.settings import Profile, Run, load_profile, set_field
 from persona_lib.texts import is_persona
 
@@ -36,6 +38,15 @@ def beside(profile: Profile, name: str) -> Profile:
     """Return a profile whose results are in a folder of this name within those of the profile."""
     folder = re.sub(r"[^A-Za-z0-9./]+", "-", name).strip("-").lower()
     return replace(profile, name=f"{profile.name}/{folder}")
+
+
+def save_origin(profile: Profile, name: str, table: Table) -> None:
+    """Write how a study's table was made: ``python -m persona_lib.docs --keep NAME`` shows it beside the table."""
+    facts, command = store.git_state(), shlex.join(["python", "-m", "studies", *sys.argv[1:]])
+    commit = (facts["commit"] or "not recorded")[:12] + " with uncommitted changes" * bool(facts["dirty"])
+    numbers = f"seeds {' '.join(map(str, profile.seeds))}; n = {table.n.max():.0f}"
+    origin = f"`{command}`; commit {commit}; {numbers}; run of {store.now()[:10]}."
+    store.write_json(settings.results_dir(profile) / name / "origin.json", origin)
 
 
 def read_others(given: argparse.Namespace) -> list[OwnRow]:
@@ -93,6 +104,7 @@ def swap_reversal(given: argparse.Namespace) -> None:
     for name, made in (("reversal", table), ("reversal_judges", table_of(lines))):
         save_table(profile, name, made)
         print(made.to_string(index=False))
+    save_origin(profile, "reversal", table)
 
 
 def compare_reasons(given: argparse.Namespace) -> None:
