@@ -41,7 +41,7 @@ def beside(profile: Profile, name: str) -> Profile:
 
 
 def save_origin(profile: Profile, name: str, table: Table) -> None:
-    """Write how a study's table was made: ``python -m persona_lib.docs --keep NAME`` shows it beside the table."""
+    """Write how a study's table was made, which ``python -m persona_lib.docs --keep`` shows beside it."""
     facts, command = store.git_state(), shlex.join(["python", "-m", "studies", *sys.argv[1:]])
     commit = (facts["commit"] or "not recorded")[:12] + " with uncommitted changes" * bool(facts["dirty"])
     numbers = f"seeds {' '.join(map(str, profile.seeds))}; n = {table.n.max():.0f}"
