@@ -30,7 +30,7 @@ DECIDED = {
     "pairs": (1, "562064d730b93a75"),
     "personas": (1, "d8e918cee84b312b"),
     "tailoring": (1, "fb56e268573c479c"),
-    "training": (1, "53dbea226aaeb6b6"),
+    "training": (1, "346d8afc103aeaa2"),
     "answers": (1, "c9911899d578c3da"),
     "judging": (1, "9489ce4c6ed846a7"),
     "swap": (1, "773c04593bfa21b8"),

@@ -289,9 +289,7 @@ def corrected_main(profile: Profile) -> Table:
         table.loc[table.dataset == dataset, "p_corrected"] = (table.p_net / gain).clip(-1, 1)
     found = []
     for row in results.judged_rows(profile, ("main",)):
-        fit = (
-            share if share is None else 100 * share for share in length_model(*lengths_of(row)[1].values())
-        )
+        fit = [share and 100 * share for share in length_model(*lengths_of(row)[1].values())]
         found.append(results.row_names(row) | interval_columns("dpq_controlled", Interval(*fit)))
     return table.merge(table_of(found), how="left") if found else table
 

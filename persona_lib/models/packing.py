@@ -136,9 +136,7 @@ def attend_by_parts(
     if parts is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     (lengths, rows), dtype = parts, query.dtype
-    if (
-        dtype == torch.bfloat16 and query.device.type == "cpu"
-    ):  # whose backward pass takes twice as long in it
+    if dtype == torch.bfloat16 and query.device.type == "cpu":  # whose gradient takes twice as long in it
         query, key, value = query.float(), key.float(), value.float()
     outputs = []
     pieces = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
