@@ -59,11 +59,12 @@ def table_row(line: dict[str, Any]) -> list[str]:
 
 
 def table_text(name: str, folder: Path) -> str:
-    """Return a table: ``growth``, or ``benchmarks`` with the lines of all comparisons in a folder."""
+    """Return a table: a CSV file of a folder, or ``benchmarks`` with the lines of all comparisons in it."""
     lines = [store.read_json(path) for path in sorted(folder.glob("*.json"))]
     table = pd.DataFrame(map(table_row, lines), columns=COLUMNS)
-    if name == "growth" and (folder / "growth.csv").exists():
-        table = pd.read_csv(folder / "growth.csv", dtype=str)
+    if name != "benchmarks":
+        path = folder / f"{name}.csv"
+        table = pd.read_csv(path, dtype=str) if path.exists() else table.iloc[:0]
     return to_markdown(table) + "\n" if len(table) else "*Not run yet.*\n"
 
 

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import harness
 import llama31
 import training
-from training import AUTHORS, OURS, PAPER, SEED, TRL, Case
+from training import AUTHORS, OURS, SEED, TRL, Case
 
 from persona_lib.models import kernels, load, packing, trainers
 from persona_lib.settings import Profile
@@ -35,6 +35,7 @@ from persona_lib.settings import Profile
 MODEL = "pypi:smollm2-135m-instruct"
 TOLERANCE = 1e-4
 EPOCHS = 10  # of the paper profile, over which the reference's cost is spread
+LENGTHS = {"paper": training.PAPER, "256 tokens": training.Lengths((36, 92), (0, 0), row=256)}
 TITLES = {"paper": "BeaverTails' lengths (drawn)", "everyday": "pairs of everyday"}
 FLOAT32 = "float32"
 CASES = (  # name of the rows, method, against
@@ -77,8 +78,7 @@ def make_setup(method: str, name: str, quick: bool, rows: int = ROWS) -> Setup:
         base = partial(llama31.random_base, config, "none")
     else:
         tokenizer, base = load.load_tokenizer(MODEL), partial(load.load_base, MODEL, "", "none")
-    lengths = PAPER if name == "paper" else None
-    return Setup(base, tokenizer, training.datasets_of(tokenizer, method, rows, lengths))
+    return Setup(base, tokenizer, training.datasets_of(tokenizer, method, rows, LENGTHS.get(name)))
 
 
 def matrix_rate(config: Any, dtype: Any, device: str = "cpu", rows: int = 512) -> float:

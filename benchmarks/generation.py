@@ -43,7 +43,7 @@ from persona_lib.prompts import completion_text, tailoring_prompt
 STOP = "\nPrompt:"
 BATCH = 64
 CASES = {
-    "few_shot": ("unshared", "authors"),
+    "few_shot": ("unshared",),
     "batch": ("transformers", "llama.cpp", "authors"),
 }  # the longest last
 LLAMA = {name: os.environ.get(name, "") for name in ("LLAMA_SERVER", "LLAMA_MODEL")}  # program, GGUF file
@@ -153,6 +153,10 @@ def llama_server() -> Iterator[None]:
                     ask_llama("health")
                     break
                 time.sleep(1)
+            else:
+                raise RuntimeError(
+                    f"llama.cpp's server does not answer; it was called as: {' '.join(command)}"
+                )
             yield
         finally:
             server.terminate()

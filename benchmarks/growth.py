@@ -1,8 +1,12 @@
-"""How seconds and memory grow with the rows: reading own data, asking a served model, SFT, DPO, answers.
+"""How seconds and memory grow with the rows, and peak memory beside TRL's and plain scoring's.
 
+The growing work: reading own data, asking a served model, SFT, DPO, answers.
 The served model answers at once, within the process: what is left is the client's own work. Each size runs
 in a process of its own, which tells its seconds (without loading the model) and its peak memory. The
 exponent is the slope of log seconds over log rows: 1 is a cost per row that stays the same.
+
+The peaks are those of one training step, or of one batch of scoring, with prompt and response of 256 tokens
+together. Their seconds are those of the whole process, from its start to its end.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ import epochs
 import generation
 import numpy as np
 import pandas as pd
+import scoring
 import training
 from harness import RESULTS
 
@@ -37,6 +42,7 @@ SIZES = {
     "dpo": (16, 32, 64),
     "answers": (32, 64, 128),
 }
+PEAKS = (("sft", 4), ("sft", 8), ("dpo", 2), ("dpo", 8), ("swap", 8))  # rows of a step: the default's, TRL's
 
 
 def reading(n: int) -> float:
@@ -86,6 +92,39 @@ def work(name: str, n: int, quick: bool) -> float:
     return time.perf_counter() - started
 
 
+def one_step(name: str, rows: int, way: str) -> None:
+    """Train one step on rows of 256 tokens, or score both responses to as many prompts."""
+    setup = epochs.make_setup("dpo" if name == "swap" else name, "256 tokens", False, rows)
+    if name != "swap":
+        {"ours": epochs.ours, "theirs": epochs.theirs}[way](setup, name, training.TRL)
+        return
+    data, model = setup.data["train"], setup.base("float32")
+    score, model = (scoring.ours, model) if way == "ours" else (scoring.plain, epochs.without_kernels(model))
+    score(model, setup.tokenizer, data["prompt"], [*zip(data["chosen"], data["rejected"], strict=True)])
+
+
+def peak(name: str, rows: int, way: str) -> tuple[float, float]:
+    """Return gigabytes at the peak, and seconds, of a process of its own that does one step."""
+    code = f"import growth, resource; growth.one_step({name!r}, {rows}, {way!r})"
+    code += "; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)"
+    started = time.perf_counter()
+    said = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True).stdout
+    return float(said.split()[-1]), time.perf_counter() - started
+
+
+def compare_peaks() -> pd.DataFrame:
+    """Return peak memory and seconds of a process, here and as TRL does by default (swap: plain scoring)."""
+    lines = []
+    for name, rows in PEAKS:
+        line = {"what": name, "rows of a step": rows}
+        for way in ("theirs", "ours"):
+            gb, seconds = peak(name, rows, way)
+            line |= {f"GB, {way}": f"{gb:.2f}", f"seconds, {way}": f"{seconds:.1f}"}
+        print("; ".join(f"{key}: {value}" for key, value in line.items()), flush=True)
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
 def tell(name: str, n: int, quick: bool) -> str:
     """Do the work; returns its size, seconds and peak gigabytes as JSON, and prints them."""
     found = {"what": name, "rows": n, "seconds": work(name, n, quick)}
@@ -101,7 +140,7 @@ def measure(name: str, n: int) -> str:
 
 
 def main(quick: bool) -> None:
-    """Measure all sizes, print the exponents, write ``results/growth.csv``; quick: small, in this process."""
+    """Measure, print, write ``results/growth.csv`` and ``peaks.csv``; quick: growth alone, in one process."""
     lines = []
     for name, sizes in SIZES.items():
         less = 100 if name == "served" else 4
@@ -115,3 +154,4 @@ def main(quick: bool) -> None:
         lines.append({"what": name, **cells, "exponent": f"{slope:.2f}"})
     if not quick:
         store.write_text(RESULTS / "growth.csv", pd.DataFrame(lines).to_csv(index=False))
+        store.write_text(RESULTS / "peaks.csv", compare_peaks().to_csv(index=False))

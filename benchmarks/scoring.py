@@ -3,13 +3,16 @@
 Plain scoring is what a user of transformers would write: every prompt with one response, eight at a time,
 padded, all logits. Ours packs rows without padding, computes a pair's prompt once and logits of responses
 only. "Swap" scores both responses under four personas; "backwards judge" scores a persona after an answer.
+Beside the time stands how many times as much arithmetic plain scoring does: products with the layers' weights
+for every token read, padding included, and with the head's for every position that gets logits.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import epochs
 import harness
@@ -38,14 +41,32 @@ def make_work(chat: Any, rows: int) -> dict[str, Work]:
     }
 
 
-def plain(model: Any, tokenizer: Any, work: Work) -> Any:
+class Scored(NamedTuple):
+    """Log-probabilities, [prompts, completions], and the operations that they took."""
+
+    values: Any
+    operations: float
+
+
+def counted(model: Any, tokenizer: Any, work: Work, score: Callable[..., Any], all_logits: bool) -> Scored:
+    """Score, and count the products with the weights of layers and head."""
+    with epochs.counting(model) as tokens:
+        values = score(model, tokenizer, *work)
+    layers = sum(p.numel() for p in model.model.layers.parameters())
+    asked = sum(
+        len(load.encode(tokenizer, p, text)[1]) for p, texts in zip(*work, strict=True) for text in texts
+    )
+    logits = tokens[False] if all_logits else asked
+    return Scored(values, 2 * (layers * tokens[False] + model.lm_head.weight.numel() * logits))
+
+
+def plain(model: Any, tokenizer: Any, prompts: list[str], completions: list[tuple[str, ...]]) -> Any:
     """Score as a user of transformers would."""
     import torch
     from torch.nn.functional import cross_entropy
 
-    coded = [
-        load.encode(tokenizer, prompt, text) for prompt, texts in zip(*work, strict=True) for text in texts
-    ]
+    rows = zip(prompts, completions, strict=True)
+    coded = [load.encode(tokenizer, prompt, text) for prompt, texts in rows for text in texts]
     sums = []
     for start in range(0, len(coded), PLAIN):
         some = coded[start : start + PLAIN]
@@ -57,15 +78,21 @@ def plain(model: Any, tokenizer: Any, work: Work) -> Any:
             first = len(prompt) - 1
             labels = torch.tensor(completion)
             sums.append(-cross_entropy(row[first : first + len(labels)], labels, reduction="sum").item())
-    return np.reshape(sums, (len(work[0]), -1))
+    return np.reshape(sums, (len(prompts), -1))
 
 
-def equal_scores(theirs: Any, ours: Any) -> str:
-    """Say how far the values agree, or raise NotEqual."""
-    off = float(np.max(np.abs(theirs - ours) / np.abs(theirs)))
+def ours(model: Any, tokenizer: Any, *work: Any) -> Any:
+    """Score as this package does."""
+    return np.array(load.pair_log_probs(model, tokenizer, *work, swap.BATCH))
+
+
+def equal_scores(theirs: Scored, ours: Scored) -> str:
+    """Say how far the values agree, and the ratio of arithmetic; or raise NotEqual."""
+    off = float(np.max(np.abs(theirs.values - ours.values) / np.abs(theirs.values)))
     if off > 1e-5:
         raise harness.NotEqual(f"log-probabilities differ by {off:.2g}")
-    return f"{ours.size} log-probabilities within {off:.0e}"
+    ratio = theirs.operations / ours.operations
+    return f"{ours.values.size} log-probabilities within {off:.0e}; {ratio:.2f} times the arithmetic"
 
 
 def main(quick: bool) -> None:
@@ -76,8 +103,8 @@ def main(quick: bool) -> None:
     for name, work in make_work(load.chat_format(tokenizer), 2 if quick else 16).items():
         harness.compare(
             f"scoring-{name.replace(' ', '_')}",
-            partial(plain, theirs, tokenizer, work),
-            lambda work=work: load.pair_log_probs(model, tokenizer, *work, swap.BATCH),
+            partial(counted, theirs, tokenizer, work, plain, True),
+            partial(counted, model, tokenizer, work, ours, False),
             equal_scores,
             what=f"{name}, {len(work[0])} prompts x {len(work[1][0])}",
             against="plain scoring: each text alone, eight at a time, padded, all logits",

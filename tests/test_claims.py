@@ -11,7 +11,7 @@ import tiny_results
 from tiny_results import line, main_row
 
 from persona_lib import store
-from persona_lib.beyond import claims
+from persona_lib.beyond import claims, released
 from persona_lib.data.everyday import quality
 from persona_lib.intervals import SIGNS, Interval
 from persona_lib.paper import judging, results
@@ -34,7 +34,7 @@ NOTED = [  # by row: dPQ, its interval, sign-test p of P, of an earlier analysis
 
 
 def test_the_exact_counts_give_the_printed_percentages_and_dpq():
-    for row in claims.paper_table():
+    for row in released.paper_table():
         nets = []
         for metric in "pq":
             won, tied, lost = (row[f"{metric}_{verdict}"] for verdict in ("win", "tie", "loss"))
@@ -47,7 +47,7 @@ def test_the_exact_counts_give_the_printed_percentages_and_dpq():
 
 
 def test_all_ten_rows_and_the_average_agree_with_an_earlier_analysis_and_hold_or_not_after_holm():
-    table = claims.reanalysed()
+    table = released.reanalysed()
     assert len(table) == 11
     for row, (dpq, low, high, p) in zip(table.itertuples(), NOTED, strict=False):
         assert row.dpq == pytest.approx(dpq, abs=0.006) and row.p_sign == pytest.approx(p, rel=0.4)
@@ -66,7 +66,7 @@ def test_all_ten_rows_and_the_average_agree_with_an_earlier_analysis_and_hold_or
 def test_the_test_of_dpq_by_hand():
     # nets .5 and -.04 with 16 and 25 decided: errors sqrt(.75 / 16) and sqrt(.9984 / 25)
     z = (0.5 - 0.04) / (0.75 / 16 + 0.9984 / 25) ** 0.5
-    assert claims.dpq_test((12, 3, 4), (12, 0, 13)) == pytest.approx(2 * (1 - NormalDist().cdf(z)))
+    assert released.dpq_test((12, 3, 4), (12, 0, 13)) == pytest.approx(2 * (1 - NormalDist().cdf(z)))
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def judged(profile, persona):
 def test_the_filter_takes_out_pairs_in_which_either_answer_is_degenerate(world):
     table, main = results.read_table(world, "filtered"), results.read_table(world, "main")
     rows = table[(table.label == "gold-chosen") & (table.kind == "main")].set_index("pairs")
-    sound = [v for v, *both in judged(world, "gold-chosen") if all(map(claims.is_sound, both))]
+    sound = [v for v, *both in judged(world, "gold-chosen") if all(map(results.is_sound, both))]
     wordings = rows.n["explicit personas"] + rows.n["implicit personas"]
     assert rows.n["all pairs"] == 80 == wordings and rows.n["both answers sound"] == len(sound) <= 72
     assert rows.p_win["both answers sound"] == sum(v["personalization"] == "win" for v in sound)
@@ -129,7 +129,7 @@ LONGER = [10] * 12 + [-10] * 12
 
 
 def model(signs, differences, prompts=None):
-    return claims.length_model((signs, differences, prompts or [str(i) for i in range(len(signs))]))
+    return results.length_model((signs, differences, prompts or [str(i) for i in range(len(signs))]))
 
 
 def test_the_net_without_the_judges_errors_by_hand(monkeypatch, profile):
@@ -150,7 +150,7 @@ def test_the_net_at_equal_length_by_hand_and_the_same_prompts_again_do_not_narro
     once = model([*SIGNED, 0, 0.0], [*LONGER, 10, -10])  # ties do not count
     assert once.estimate == pytest.approx(np.tanh(np.log(1.5) / 4))
     alike = [(SIGNED, LONGER, [*map(str, range(24))])] * 2  # the mean of a net with itself, of one error
-    pair, error = claims.length_model(*alike), np.diff(np.arctanh([once.low, once.high]))[0]
+    pair, error = results.length_model(*alike), np.diff(np.arctanh([once.low, once.high]))[0]
     assert pair.estimate == pytest.approx(once.estimate)
     assert pair.high - pair.low == pytest.approx((1 - once.estimate**2) * error, rel=0.03)
     same, apart = (model(SIGNED * 2, LONGER * 2, prompts) for prompts in ([*map(str, range(24))] * 2, None))

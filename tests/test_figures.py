@@ -9,7 +9,7 @@ from PIL import Image
 from test_show import judged_row
 
 from persona_lib import figures, settings
-from persona_lib.beyond import claims
+from persona_lib.beyond import released
 from persona_lib.paper import results
 from persona_lib.settings import load_profile
 
@@ -31,7 +31,7 @@ def tables():
     counts = {f"n_{value}": value for value in range(1, 6)}
     return {
         "main": pd.concat([judged_row(label="gold-chosen"), judged_row(label="gold-rejected")]),
-        "paper": claims.reanalysed(),
+        "paper": released.reanalysed(),
         "length": judged_row().merge(rubrics, how="cross").assign(**nets),
         "persona_accuracy": accuracy.assign(split="test"),
         "persona_preference": sides[:1].assign(split="test", win=6, tie=1, loss=3, **with_limits("net", 0.3)),

@@ -15,7 +15,7 @@ MANY = [" ".join(TEXT.split()[n : n + 1 + n % 5]) for n in range(11)]  # rows th
 @pytest.fixture(scope="module")
 def generator():
     tokenizer = tiny_tokenizer(words=TEXT.split())
-    model = tiny_model(vocabulary=len(tokenizer)).eval()
+    model = tiny_model(256, len(tokenizer), kv_heads=1).eval()
     return generate.TransformersGenerator(model, tokenizer, "tiny", batch_size=4)
 
 

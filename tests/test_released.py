@@ -9,7 +9,7 @@ from test_judging import shorter
 from tiny import Echo
 
 from persona_lib import store
-from persona_lib.beyond import claims, released
+from persona_lib.beyond import released
 from persona_lib.beyond.released import EOS, FILES, ReleasedFile
 from persona_lib.paper import judges
 from persona_lib.records import SIDES, DataError, TailoringRow
@@ -149,7 +149,7 @@ def test_counts_are_those_of_the_judge_and_the_papers_row_stands_below(data, mon
     for rubric in "pq":
         assert [ours[f"{rubric}_{v}"] for v in ("win", "tie", "loss", "unparsed")] == [1, 0, 4, 1]
     assert ours.dpq == pytest.approx(100 * (1 - 4) / 5) and ours.dpq_low <= ours.dpq <= ours.dpq_high
-    printed = next(r for r in claims.paper_table() if (r["dataset"], r["side"], r["persona"])
+    printed = next(r for r in released.paper_table() if (r["dataset"], r["side"], r["persona"])
                  == ("Anthropic HHH", "chosen", "gold"))  # fmt: skip
     assert [theirs.p_win, theirs.q_loss] == [int(printed["p_win"]), int(printed["q_loss"])]
     assert theirs.dpq == pytest.approx(float(printed["dpq_printed"]), abs=0.05)

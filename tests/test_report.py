@@ -8,7 +8,7 @@ import pytest
 from test_show import judged_row
 
 from persona_lib import figures, report, store
-from persona_lib.beyond import claims
+from persona_lib.beyond import claims, released
 from persona_lib.paper import results
 from persona_lib.settings import load_profile, results_dir
 
@@ -32,7 +32,7 @@ def hand_tables():
     return {
         "persona_accuracy": accuracy,
         "main": pd.concat(main).assign(dpq=11.5, dpq_low=[-8.5, 10.5], dpq_high=[31.5, 12.5]),
-        "paper": claims.reanalysed(),
+        "paper": released.reanalysed(),
         "examples": pd.DataFrame([example]),
     }
 

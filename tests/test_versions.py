@@ -30,12 +30,12 @@ DECIDED = {
     "pairs": (1, "562064d730b93a75"),
     "personas": (1, "d8e918cee84b312b"),
     "tailoring": (1, "fb56e268573c479c"),
-    "training": (1, "346d8afc103aeaa2"),
-    "answers": (1, "c9911899d578c3da"),
+    "training": (1, "3233107a44df13d0"),
+    "answers": (1, "6687729184e5acce"),
     "judging": (1, "9489ce4c6ed846a7"),
     "swap": (1, "773c04593bfa21b8"),
     "calibration": (1, "f390a83e093c50d6"),
-    "rejudged": (1, "9b740118c377e43e"),
+    "rejudged": (1, "7524fdb5348bdd8b"),
     "users": (1, "be13852fbc7fd628"),
 }
 

@@ -1,215 +1,23 @@
-"""Check the claims: the paper's table re-analysed, judged rows counted again, aims; all tables of a profile.
-
-The paper's table: ``facts/paper_table.csv`` has the only integer counts that give the printed percentages and
-dPQ. They do not say how the two verdicts of one pair of answers go together, and dPQ adds both. So dPQ has
-two intervals: the verdicts taken as independent, and the widest, as much agreement as the counts allow.
-"""
+"""Check the claims: the aims set beforehand, a run against the published one; all tables of a profile."""
 
 from __future__ import annotations
 
-import functools
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from persona_lib import intervals
 from persona_lib.beyond.calibration import calibration_path
+from persona_lib.beyond.released import reanalysed
 from persona_lib.beyond.users import USER_TABLES
-from persona_lib.data import everyday
 from persona_lib.data.preference import inference_split
-from persona_lib.intervals import Interval, drawn_columns, interval_columns
-from persona_lib.paper import answers, judging, personas, results, swap
-from persona_lib.records import DataError, Generation, Table, stacked, table_of
-from persona_lib.settings import FACTS, Profile, Run, main_arm, set_field
+from persona_lib.intervals import Interval, interval_columns
+from persona_lib.paper import judging, personas, results, swap
+from persona_lib.records import DataError, Table, stacked, table_of
+from persona_lib.settings import Profile, Run, main_arm, set_field
 from persona_lib.store import facts, read_csv
-from persona_lib.texts import has_suffix_loop, repetition
-
-N_RESAMPLES = 20_000  # enough that the limits move by about .1 from one bootstrap seed to another
-
-
-def paper_table() -> list[dict[str, Any]]:
-    """Read the paper's DPO vs PT-DPO table: ten rows of exact counts, printed percentages and dPQ."""
-    return read_csv(FACTS / "paper_table.csv").to_dict("records")
-
-
-def resampled_dpq(p: Sequence[int], q: Sequence[int], agree: bool, rng: np.random.Generator) -> np.ndarray:
-    """Return dPQ, in points, of counts of verdicts (win, tie, loss), and then of their multinomial resamples.
-
-    A pair's two verdicts are independent, or ``agree`` as often as the counts allow (upper Frechet bound).
-    """
-    joint = np.outer(p, q) / sum(p)
-    if agree:
-        cumulative = np.minimum.outer(np.cumsum(p), np.cumsum(q))
-        joint = np.diff(np.diff(cumulative, axis=0, prepend=0), axis=1, prepend=0)
-    draws = rng.multinomial(round(joint.sum()), joint.ravel() / joint.sum(), size=N_RESAMPLES)
-    counts = np.concatenate([joint[None], draws.reshape(-1, 3, 3)])
-    margins = [counts.sum(axis=axis) for axis in (2, 1)]
-    personal, quality = (intervals.ratio(m[:, 0] - m[:, 2], m[:, 0] + m[:, 2]) for m in margins)
-    return 50 * (personal + quality)
-
-
-def dpq_test(p: Sequence[int], q: Sequence[int]) -> float:
-    """Return the two-sided p of dPQ = 0 for independent verdicts; both rubrics need decided verdicts.
-
-    Normal approximation: a net win rate has the variance (1 - net^2) / decided (delta method).
-    """
-    from scipy.stats import norm
-
-    wins, _, losses = np.array([p, q]).T
-    net = (wins - losses) / (wins + losses)
-    return float(2 * norm.sf(abs(net.sum()) / np.sqrt(((1 - net**2) / (wins + losses)).sum())))
-
-
-@functools.cache
-def reanalysed() -> Table:
-    """Return the ten rows (counts, dPQ with both intervals, our tests) and their average.
-
-    The average takes the rows as independent. They are not: rows of a data set share prompts and, in part,
-    answers. Its widest limits are the means of the rows' widest limits, as if all rows erred together.
-    """
-    lines, drawn = [], []
-    for number, row in enumerate(paper_table()):
-        line: results.Row = {"dataset": row["dataset"], "kind": "paper"}
-        line |= {"label": f"{row['side']}, {row['persona']}", "n": row["n"]}
-        p, q = ([row[f"{short}_{verdict}"] for verdict in judging.PARSED] for short in "pq")
-        for short, counts in (("p", p), ("q", q)):
-            line |= results.verdict_counts(short, dict(zip(judging.PARSED, counts, strict=True)))
-            line[f"{short}_sign"] = intervals.sign_test(counts[0], counts[2])
-        rng = np.random.default_rng(number)
-        drawn.append(resampled_dpq(p, q, False, rng))
-        widest = intervals.interval_of(resampled_dpq(p, q, True, rng))
-        line |= drawn_columns({"dpq": drawn[-1]}) | {"dpq_p": dpq_test(p, q)}
-        lines.append(line | {"dpq_low_widest": widest.low, "dpq_high_widest": widest.high})
-    average: results.Row = {"dataset": "all", "kind": "average", "label": "average of the ten rows"}
-    average |= drawn_columns({"dpq": np.mean(drawn, axis=0)})
-    average |= table_of(lines)[["dpq_low_widest", "dpq_high_widest"]].mean().to_dict()
-    table = results.with_holm(table_of([*lines, average]))
-    return table.assign(dpq_holm=intervals.holm(table.dpq_p))
-
-
-MIN_EACH = 5  # wins and losses that the length model needs of each: fewer tell nothing about a slope
-
-
-@functools.cache
-def is_sound(answer: Generation) -> bool:
-    """Return False for a degenerate answer: without an end, rep4 > .5, or with a loop as its end."""
-    text = answer.completion
-    return answer.finish_reason == "stop" and repetition(text) <= 0.5 and not has_suffix_loop(text)
-
-
-def answers_of(row: judging.Judged) -> list[dict[str, tuple[Generation, Generation]]]:
-    """Return, per run, the tested and the base answer of every judged item."""
-    specs, found = (row.matchup.test, row.matchup.base), []
-    for run, verdicts in zip(row.runs, row.verdicts["quality"], strict=True):
-        tested, base = (answers.read_generations(run, spec) if verdicts else {} for spec in specs)
-        found.append({i: (tested[i], base[i]) for i in verdicts})
-    return found
-
-
-def kept(row: judging.Judged, keep: Sequence[set[str]]) -> judging.Judged:
-    """Return a row with only some of its items, given per run."""
-    verdicts = {}
-    for rubric, runs in row.verdicts.items():
-        verdicts[rubric] = [{i: run[i] for i in run if i in ids} for run, ids in zip(runs, keep, strict=True)]
-    return replace(row, scores={}, verdicts=verdicts)
-
-
-def filtered_lines(row: judging.Judged) -> list[results.Row]:
-    """Return a row whole and without degenerate answers; rows of ``everyday`` also by a persona's wording.
-
-    An explicit persona names what it wants on the surface. All parts have the same draws of prompts.
-    """
-    sound = [{i for i, both in found.items() if all(map(is_sound, both))} for found in answers_of(row)]
-    parts = {"all pairs": row, "both answers sound": kept(row, sound)}
-    if row.matchup.test.dataset == everyday.NAME and row.matchup.judge_persona.startswith(("gold", "user")):
-        for wording in ("explicit", "implicit"):
-            ids = {item.id for item in everyday.items() if item.wording == wording}
-            parts[f"{wording} personas"] = kept(row, [ids] * len(row.runs))
-    columns = {f"{name}/{short}": intervals.signs(part.verdicts[rubric])
-               for name, part in parts.items() for short, rubric in judging.RUBRIC_NAMES.items()}  # fmt: skip
-    pool, lines = intervals.make_pool(columns, *judging.sampling(row.runs), lambda _: -1), []
-    for name, part in parts.items():
-        line = results.row_names(row) | {"pairs": name, "n": part.counts("quality").total()}
-        lines.append(line | results.verdict_columns(part) | drawn_columns(intervals.scores(pool, name)))
-    return lines
-
-
-def filtered_table(profile: Profile) -> Table:
-    """Return every judged row whole and filtered; Holm's adjustment is over rows of one kind and filter."""
-    table = table_of(line for row in judging.read_judgments(profile) for line in filtered_lines(row))
-    for short in judging.RUBRIC_NAMES if len(table) else ():
-        table[f"{short}_holm"] = table.groupby(["kind", "pairs"])[f"{short}_sign"].transform(intervals.holm)
-    return table
-
-
-def length_model(*rubrics: tuple[Sequence[float], Sequence[float], Sequence[str]]) -> Interval:
-    """Fit the net win rate at equal length to (verdicts: +1, -1, else 0; differences in words; prompts).
-
-    Length-controlled AlpacaEval 2 (Dubois et al. 2024, eq. 1) without its term for the instruction: among
-    decided comparisons logit P(win) = a + b tanh(d / sd). The net win rate at d = 0 is tanh(a / 2); of two
-    rubrics, fitted together, the mean of theirs (dPQ / 100), with limits by the delta method. Standard errors
-    are clustered by prompt: seeds that answer the same prompts do not count as independent. Undefined with
-    fewer than ``MIN_EACH`` wins or losses, for equal differences, and where length tells all verdicts.
-    """
-    from scipy.linalg import block_diag
-    from statsmodels.genmod.families import Binomial
-    from statsmodels.genmod.generalized_linear_model import GLM
-    from statsmodels.tools.sm_exceptions import PerfectSeparationWarning
-
-    outcomes, terms, asked = [], [], []
-    for signs, differences, prompts in rubrics:
-        decided = np.flatnonzero(signs)
-        wins, lengths = (np.take(signs, decided) + 1) / 2, np.take(differences, decided)
-        if min(wins.sum(), len(wins) - wins.sum()) < MIN_EACH or lengths.std() == 0:
-            return Interval()
-        outcomes.append(wins)
-        terms.append(np.column_stack([np.ones_like(wins), np.tanh(lengths / lengths.std())]))
-        asked.append(np.take(prompts, decided))
-    groups = np.unique(np.concatenate(asked), return_inverse=True)[1]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", PerfectSeparationWarning)
-        try:
-            model = GLM(np.concatenate(outcomes), block_diag(*terms), family=Binomial())
-            fitted = model.fit(cov_type="cluster", cov_kwds={"groups": groups})
-        except PerfectSeparationWarning:
-            return Interval()
-    nets = np.tanh(fitted.params[::2] / 2)
-    if len(rubrics) == 1:
-        return Interval(float(nets[0]), *map(float, np.tanh(fitted.conf_int()[0] / 2)))
-    slopes = (1 - nets**2) / 2 / len(nets)
-    margin = 1.96 * math.sqrt(slopes @ fitted.cov_params()[::2, ::2] @ slopes)
-    return Interval(float(nets.mean()), float(nets.mean() - margin), float(nets.mean() + margin))
-
-
-def lengths_of(row: judging.Judged) -> tuple[np.ndarray, dict[str, tuple]]:
-    """Return words of tested and base answers, [2, items], and by rubric what ``length_model`` is given."""
-    shared = judging.same_items(row.runs)
-    items = [(i if shared else f"{run}/{i}", *(len(answer.completion.split()) for answer in both))
-             for run, found in enumerate(answers_of(row)) for i, both in found.items()]  # fmt: skip
-    prompts, *words = zip(*items, strict=True)
-    signs = {short: [intervals.SIGNS.get(v, 0.0) for by_id in row.verdicts[rubric] for v in by_id.values()]
-             for short, rubric in judging.RUBRIC_NAMES.items()}  # fmt: skip
-    return np.array(words), {short: (own, np.subtract(*words), prompts) for short, own in signs.items()}
-
-
-def length_table(profile: Profile) -> Table:
-    """Return the main rows and PT-DPO against PT-SFT by rubric: net as it is, and at equal length."""
-    lines = []
-    for row in results.judged_rows(profile, ("main", "stage")):
-        words, rubrics = lengths_of(row)
-        for short, given in rubrics.items():
-            lines.append(results.row_names(row) | {
-                "rubric": judging.RUBRIC_NAMES[short], "words_tested": words[0].mean(),
-                "words_base": words[1].mean(), "n_decided": np.count_nonzero(given[0]),
-                **drawn_columns({"net": row.scores[f"{short}_net"]}),
-                **interval_columns("net_controlled", length_model(given)),
-            })  # fmt: skip
-    return table_of(lines)
 
 
 def pick(table: Table, values: Mapping[str, Any]) -> Table:
@@ -289,7 +97,7 @@ def corrected_main(profile: Profile) -> Table:
         table.loc[table.dataset == dataset, "p_corrected"] = (table.p_net / gain).clip(-1, 1)
     found = []
     for row in results.judged_rows(profile, ("main",)):
-        fit = [share and 100 * share for share in length_model(*lengths_of(row)[1].values())]
+        fit = [share and 100 * share for share in results.length_model(*results.lengths_of(row)[1].values())]
         found.append(results.row_names(row) | interval_columns("dpq_controlled", Interval(*fit)))
     return table.merge(table_of(found), how="left") if found else table
 
@@ -311,8 +119,8 @@ def save_tables(profile: Profile) -> dict[str, Path]:
         **results.JUDGED_TABLES,
         "main": corrected_main,
         "paper": lambda profile: reanalysed(),
-        "filtered": filtered_table,
-        "length": length_table,
+        "filtered": results.filtered_table,
+        "length": results.length_table,
         **personas.PERSONA_TABLES,
         "primary": primary_results,
         "by_seed": lambda profile: stacked(parts),

@@ -1,4 +1,8 @@
-"""The authors' released generations (21 files): found or downloaded, aligned, analysed, judged again.
+"""What the authors published, analysed again: their table of DPO against PT-DPO, and 21 files of generations.
+
+``facts/paper_table.csv`` has the only integer counts that give the table's percentages and dPQ. They do not
+say how the two verdicts of one pair of answers go together, and dPQ adds both. So dPQ has two intervals: the
+verdicts taken as independent, and the widest, as much agreement as the counts allow.
 
 The files have no licence, so they are read from a path or downloaded from their pinned public home, never
 copied into this repository. Arms are named as in ``records.RunSpec``: "dpo-chosen" is PT-DPO, "dpo-none"
@@ -8,14 +12,18 @@ the same two files stands beside ours.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from persona_lib.beyond.claims import reanalysed
+import numpy as np
+
+from persona_lib import intervals
 from persona_lib.data.official import DATASETS, ROLE_MARK, download, find_data_dir, load_official
 from persona_lib.data.preference import draw
 from persona_lib.intervals import drawn_columns, make_pool, scores, signs
@@ -24,7 +32,16 @@ from persona_lib.paper import judges, judging, results, swap
 from persona_lib.prompts import STOP
 from persona_lib.records import SIDES, DataError, PairwiseComparison, Table, TailoringRow, table_of
 from persona_lib.settings import FACTS, REPO, Profile, Run, results_dir, results_root
-from persona_lib.store import VERSIONS, content_hash, file_hash, iter_rows, people_csv, read_json, write_text
+from persona_lib.store import (
+    VERSIONS,
+    content_hash,
+    file_hash,
+    iter_rows,
+    people_csv,
+    read_csv,
+    read_json,
+    write_text,
+)
 
 HOME = (
     "https://raw.githubusercontent.com/Pinafore/alignment-personalization"
@@ -41,6 +58,7 @@ WAYS_OUT = (
     f"python -m persona_lib.beyond.released, which downloads the files of {HOME}"
 )
 DOWNLOADS = "downloads/released_outputs"  # below the results
+N_RESAMPLES = 20_000  # enough that the limits move by about .1 from one bootstrap seed to another
 
 
 class ReleasedFile(NamedTuple):
@@ -221,3 +239,66 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+
+
+# --- The paper's table ---
+
+
+def paper_table() -> list[dict[str, Any]]:
+    """Read the paper's DPO vs PT-DPO table: ten rows of exact counts, printed percentages and dPQ."""
+    return read_csv(FACTS / "paper_table.csv").to_dict("records")
+
+
+def resampled_dpq(p: Sequence[int], q: Sequence[int], agree: bool, rng: np.random.Generator) -> np.ndarray:
+    """Return dPQ, in points, of counts of verdicts (win, tie, loss), and then of their multinomial resamples.
+
+    A pair's two verdicts are independent, or ``agree`` as often as the counts allow (upper Frechet bound).
+    """
+    joint = np.outer(p, q) / sum(p)
+    if agree:
+        cumulative = np.minimum.outer(np.cumsum(p), np.cumsum(q))
+        joint = np.diff(np.diff(cumulative, axis=0, prepend=0), axis=1, prepend=0)
+    draws = rng.multinomial(round(joint.sum()), joint.ravel() / joint.sum(), size=N_RESAMPLES)
+    counts = np.concatenate([joint[None], draws.reshape(-1, 3, 3)])
+    margins = [counts.sum(axis=axis) for axis in (2, 1)]
+    personal, quality = (intervals.ratio(m[:, 0] - m[:, 2], m[:, 0] + m[:, 2]) for m in margins)
+    return 50 * (personal + quality)
+
+
+def dpq_test(p: Sequence[int], q: Sequence[int]) -> float:
+    """Return the two-sided p of dPQ = 0 for independent verdicts; both rubrics need decided verdicts.
+
+    Normal approximation: a net win rate has the variance (1 - net^2) / decided (delta method).
+    """
+    from scipy.stats import norm
+
+    wins, _, losses = np.array([p, q]).T
+    net = (wins - losses) / (wins + losses)
+    return float(2 * norm.sf(abs(net.sum()) / np.sqrt(((1 - net**2) / (wins + losses)).sum())))
+
+
+@functools.cache
+def reanalysed() -> Table:
+    """Return the ten rows (counts, dPQ with both intervals, our tests) and their average.
+
+    The average takes the rows as independent. They are not: rows of a data set share prompts and, in part,
+    answers. Its widest limits are the means of the rows' widest limits, as if all rows erred together.
+    """
+    lines, drawn = [], []
+    for number, row in enumerate(paper_table()):
+        line: results.Row = {"dataset": row["dataset"], "kind": "paper"}
+        line |= {"label": f"{row['side']}, {row['persona']}", "n": row["n"]}
+        p, q = ([row[f"{short}_{verdict}"] for verdict in judging.PARSED] for short in "pq")
+        for short, counts in (("p", p), ("q", q)):
+            line |= results.verdict_counts(short, dict(zip(judging.PARSED, counts, strict=True)))
+            line[f"{short}_sign"] = intervals.sign_test(counts[0], counts[2])
+        rng = np.random.default_rng(number)
+        drawn.append(resampled_dpq(p, q, False, rng))
+        widest = intervals.interval_of(resampled_dpq(p, q, True, rng))
+        line |= drawn_columns({"dpq": drawn[-1]}) | {"dpq_p": dpq_test(p, q)}
+        lines.append(line | {"dpq_low_widest": widest.low, "dpq_high_widest": widest.high})
+    average: results.Row = {"dataset": "all", "kind": "average", "label": "average of the ten rows"}
+    average |= drawn_columns({"dpq": np.mean(drawn, axis=0)})
+    average |= table_of(lines)[["dpq_low_widest", "dpq_high_widest"]].mean().to_dict()
+    table = results.with_holm(table_of([*lines, average]))
+    return table.assign(dpq_holm=intervals.holm(table.dpq_p))

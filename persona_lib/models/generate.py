@@ -201,10 +201,12 @@ class TransformersGenerator:
         """Return what all rows begin with, and its keys and values by layer; [] and None if it is short."""
         import torch
 
-        ids = list(os.path.commonprefix(rows)[: min(map(len, rows)) - 1]) if len(rows) > 1 else []
-        if len(ids) < LEAST_SHARED or self.model.device.type != "cpu" or not takes_parts(self.model):
+        if self.model.device.type != "cpu" or not takes_parts(self.model):
             return [], None
         use_parts(self.model.config)
+        ids = list(os.path.commonprefix(rows)[: min(map(len, rows)) - 1]) if len(rows) > 1 else []
+        if len(ids) < LEAST_SHARED:
+            return [], None
         cache = empty_cache(self.model)
         self.model(input_ids=torch.tensor([ids]), past_key_values=cache, use_cache=True, logits_to_keep=1)
         return ids, [(layer.keys, layer.values) for layer in cache.layers]

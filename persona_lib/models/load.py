@@ -288,6 +288,9 @@ def using_adapters(model: Any, names: Sequence[str], merge: bool = False) -> Ite
         activate(model, before)
 
 
+TILE = 64  # positions whose log-probabilities are computed at a time: their logits lie in the cache
+
+
 def pair_log_probs(
     model: Any, tokenizer: Any, prompts: Sequence[str], pairs: Sequence[tuple[str, ...]], batch_size: int
 ) -> Any:
@@ -320,8 +323,9 @@ def pair_log_probs(
         with torch.inference_mode():
             logits = model(**inputs, logits_to_keep=torch.cat(windows).to(where)).logits[0]
             labels = torch.tensor([t for ids in texts for t in ids], device=where)
-            losses = cross_entropy(logits.float(), labels, reduction="none").double()
-        sums = [-part.sum().item() for part in losses.split([*map(len, texts)])]
+            tiles = zip(logits.split(TILE), labels.split(TILE), strict=True)
+            losses = torch.cat([cross_entropy(part.float(), y, reduction="none") for part, y in tiles])
+        sums = [-part.sum().item() for part in losses.double().split([*map(len, texts)])]
         result[chosen] = np.reshape(sums, (-1, len(chosen))).T
     return result.reshape(len(prompts), -1)
 

@@ -123,6 +123,16 @@ def attend_after_head(
     return both.to(query.dtype).reshape(rows, heads, length, size).transpose(1, 2), None
 
 
+def attend_by_groups(module: Any, query: Any, key: Any, value: Any, mask: Any) -> tuple[Any, None]:
+    """Attend from one token per row: heads that share keys ask together, so that these are not copied."""
+    from torch.nn.functional import scaled_dot_product_attention
+
+    rows, heads, _, size = query.shape
+    asked = query.reshape(rows, key.shape[1], -1, size)
+    found = scaled_dot_product_attention(asked, key, value, attn_mask=mask, scale=module.scaling)
+    return found.reshape(rows, 1, heads, size), None
+
+
 def attend_by_parts(
     module: Any, query: Any, key: Any, value: Any, attention_mask: Any, parts: Any = None, head: Any = None,
     **kwargs: Any,
@@ -133,6 +143,8 @@ def attend_by_parts(
 
     if head is not None:
         return attend_after_head(module, query, key, value, attention_mask, head)
+    if parts is None and query.shape[2] == 1:
+        return attend_by_groups(module, query, key, value, attention_mask)
     if parts is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     (lengths, rows), dtype = parts, query.dtype

@@ -8,23 +8,28 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from persona_lib import intervals
-from persona_lib.intervals import VERDICTS, drawn_columns, seed_columns
-from persona_lib.paper import judging
-from persona_lib.paper.answers import is_answered
+from persona_lib.data import everyday
+from persona_lib.intervals import VERDICTS, Interval, drawn_columns, interval_columns, seed_columns
+from persona_lib.paper import answers, judging
 from persona_lib.paper.judging import RUBRIC_NAMES, Judged, matchups, runs_of
-from persona_lib.records import Table, stacked, table_of
+from persona_lib.records import Generation, Table, stacked, table_of
 from persona_lib.settings import Profile, results_dir
 from persona_lib.store import people_csv, read_csv, write_text
+from persona_lib.texts import has_suffix_loop, repetition
 
 AVERAGED = ("gold-chosen", "gold-rejected", "retrieved-chosen", "retrieved-rejected")  # the paper's rows
+MIN_EACH = 5  # wins and losses that the length model needs of each: fewer tell nothing about a slope
 N_EXAMPLES = 3  # rows of the evaluation split: its first, not selected
 Row = dict[str, Any]
 
@@ -132,12 +137,132 @@ def example_table(profile: Profile) -> Table:
     for run in (runs_of(profile, dataset)[0] for dataset in profile.datasets):
         for m in matchups(run):
             shown = m.kind == "main" and m.judge_persona.startswith(("gold", "user"))
-            if shown and is_answered(run, m.test, m.base):
+            if shown and answers.is_answered(run, m.test, m.base):
                 lines += [{"dataset": run.dataset, "seed": run.seed, "id": c.id, "prompt": c.prompt,
                            "eval_persona": m.judge_persona, "persona": c.persona,
                            "plain_dpo": c.response_b, "pt_dpo": c.response_a}
                           for c in judging.compare(run, m)[:N_EXAMPLES]]  # fmt: skip
     return table_of(lines).sort_values(["dataset", "id"], kind="stable") if lines else table_of([])
+
+
+# --- The rows counted again: without degenerate answers, by a persona's wording, and at equal length ---
+
+
+@functools.cache
+def is_sound(answer: Generation) -> bool:
+    """Return False for a degenerate answer: without an end, rep4 > .5, or with a loop as its end."""
+    text = answer.completion
+    return answer.finish_reason == "stop" and repetition(text) <= 0.5 and not has_suffix_loop(text)
+
+
+def answers_of(row: Judged) -> list[dict[str, tuple[Generation, Generation]]]:
+    """Return, per run, the tested and the base answer of every judged item."""
+    specs, found = (row.matchup.test, row.matchup.base), []
+    for run, verdicts in zip(row.runs, row.verdicts["quality"], strict=True):
+        tested, base = (answers.read_generations(run, spec) if verdicts else {} for spec in specs)
+        found.append({i: (tested[i], base[i]) for i in verdicts})
+    return found
+
+
+def kept(row: Judged, keep: Sequence[set[str]]) -> Judged:
+    """Return a row with only some of its items, given per run."""
+    verdicts = {}
+    for rubric, runs in row.verdicts.items():
+        verdicts[rubric] = [{i: run[i] for i in run if i in ids} for run, ids in zip(runs, keep, strict=True)]
+    return replace(row, scores={}, verdicts=verdicts)
+
+
+def filtered_lines(row: Judged) -> list[Row]:
+    """Return a row whole and without degenerate answers; rows of ``everyday`` also by a persona's wording.
+
+    An explicit persona names what it wants on the surface. All parts have the same draws of prompts.
+    """
+    sound = [{i for i, both in found.items() if all(map(is_sound, both))} for found in answers_of(row)]
+    parts = {"all pairs": row, "both answers sound": kept(row, sound)}
+    if row.matchup.test.dataset == everyday.NAME and row.matchup.judge_persona.startswith(("gold", "user")):
+        for wording in ("explicit", "implicit"):
+            ids = {item.id for item in everyday.items() if item.wording == wording}
+            parts[f"{wording} personas"] = kept(row, [ids] * len(row.runs))
+    columns = {f"{name}/{short}": intervals.signs(part.verdicts[rubric])
+               for name, part in parts.items() for short, rubric in RUBRIC_NAMES.items()}  # fmt: skip
+    pool, lines = intervals.make_pool(columns, *judging.sampling(row.runs), lambda _: -1), []
+    for name, part in parts.items():
+        line = row_names(row) | {"pairs": name, "n": part.counts("quality").total()}
+        lines.append(line | verdict_columns(part) | drawn_columns(intervals.scores(pool, name)))
+    return lines
+
+
+def filtered_table(profile: Profile) -> Table:
+    """Return every judged row whole and filtered; Holm's adjustment is over rows of one kind and filter."""
+    table = table_of(line for row in judging.read_judgments(profile) for line in filtered_lines(row))
+    for short in RUBRIC_NAMES if len(table) else ():
+        table[f"{short}_holm"] = table.groupby(["kind", "pairs"])[f"{short}_sign"].transform(intervals.holm)
+    return table
+
+
+def length_model(*rubrics: tuple[Sequence[float], Sequence[float], Sequence[str]]) -> Interval:
+    """Fit the net win rate at equal length to (verdicts: +1, -1, else 0; differences in words; prompts).
+
+    Length-controlled AlpacaEval 2 (Dubois et al. 2024, eq. 1) without its term for the instruction: among
+    decided comparisons logit P(win) = a + b tanh(d / sd). The net win rate at d = 0 is tanh(a / 2); of two
+    rubrics, fitted together, the mean of theirs (dPQ / 100), with limits by the delta method. Standard errors
+    are clustered by prompt: seeds that answer the same prompts do not count as independent. Undefined with
+    fewer than ``MIN_EACH`` wins or losses, for equal differences, and where length tells all verdicts.
+    """
+    from scipy.linalg import block_diag
+    from statsmodels.genmod.families import Binomial
+    from statsmodels.genmod.generalized_linear_model import GLM
+    from statsmodels.tools.sm_exceptions import PerfectSeparationWarning
+
+    outcomes, terms, asked = [], [], []
+    for signs, differences, prompts in rubrics:
+        decided = np.flatnonzero(signs)
+        wins, lengths = (np.take(signs, decided) + 1) / 2, np.take(differences, decided)
+        if min(wins.sum(), len(wins) - wins.sum()) < MIN_EACH or lengths.std() == 0:
+            return Interval()
+        outcomes.append(wins)
+        terms.append(np.column_stack([np.ones_like(wins), np.tanh(lengths / lengths.std())]))
+        asked.append(np.take(prompts, decided))
+    groups = np.unique(np.concatenate(asked), return_inverse=True)[1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PerfectSeparationWarning)
+        try:
+            model = GLM(np.concatenate(outcomes), block_diag(*terms), family=Binomial())
+            fitted = model.fit(cov_type="cluster", cov_kwds={"groups": groups})
+        except PerfectSeparationWarning:
+            return Interval()
+    nets = np.tanh(fitted.params[::2] / 2)
+    if len(rubrics) == 1:
+        return Interval(float(nets[0]), *map(float, np.tanh(fitted.conf_int()[0] / 2)))
+    slopes = (1 - nets**2) / 2 / len(nets)
+    margin = 1.96 * math.sqrt(slopes @ fitted.cov_params()[::2, ::2] @ slopes)
+    return Interval(float(nets.mean()), float(nets.mean() - margin), float(nets.mean() + margin))
+
+
+def lengths_of(row: Judged) -> tuple[np.ndarray, dict[str, tuple]]:
+    """Return words of tested and base answers, [2, items], and by rubric what ``length_model`` is given."""
+    shared = judging.same_items(row.runs)
+    items = [(i if shared else f"{run}/{i}", *(len(answer.completion.split()) for answer in both))
+             for run, found in enumerate(answers_of(row)) for i, both in found.items()]  # fmt: skip
+    prompts, *words = zip(*items, strict=True)
+    signs = {short: [intervals.SIGNS.get(v, 0.0) for by_id in row.verdicts[rubric] for v in by_id.values()]
+             for short, rubric in RUBRIC_NAMES.items()}  # fmt: skip
+    return np.array(words), {short: (own, np.subtract(*words), prompts) for short, own in signs.items()}
+
+
+def length_table(profile: Profile) -> Table:
+    """Return the main rows and PT-DPO against PT-SFT by rubric: net as it is, and at equal length."""
+    lines = []
+    for row in judged_rows(profile, ("main", "stage")):
+        words, rubrics = lengths_of(row)
+        for short, given in rubrics.items():
+            lines.append(row_names(row) | {
+                "rubric": RUBRIC_NAMES[short], "words_tested": words[0].mean(),
+                "words_base": words[1].mean(), "n_decided": np.count_nonzero(given[0]),
+                **drawn_columns({"net": row.scores[f"{short}_net"]}),
+                **interval_columns("net_controlled", length_model(given)),
+            })  # fmt: skip
+    return table_of(lines)
 
 
 JUDGED_TABLES: dict[str, Callable[[Profile], Table]] = {
