@@ -1,9 +1,9 @@
-"""Run the benchmarks and write the table of benchmarks/README.md from what they left.
+"""Run the benchmarks and write the tables and the figure of benchmarks/README.md from what they left.
 
     python -m benchmarks [--quick] [--table] [NAME ...]
 
 Each runs in a process of its own. ``--quick`` is small, checks equality and writes nothing; ``--table`` runs
-nothing and writes the table again.
+nothing and writes them again.
 """
 
 from __future__ import annotations
@@ -68,6 +68,27 @@ def table_text(name: str, folder: Path) -> str:
     return to_markdown(table) + "\n" if len(table) else "*Not run yet.*\n"
 
 
+def draw_growth(table: pd.DataFrame, path: Path) -> None:
+    """Draw seconds and memory by rows, both relative to the smallest size of each piece of work."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3), layout="constrained", dpi=150)
+    axes = figure.subplots(1, 2)
+    for axis, name in zip(axes, ("seconds", "gb"), strict=True):
+        for line, marker in zip(table.to_dict("records"), "osD^v", strict=True):
+            rows, found = ([float(value) for value in line[key].split(" / ")] for key in ("rows", name))
+            sizes = [size / rows[0] for size in rows]
+            axis.plot(sizes, [value / found[0] for value in found], marker=marker, label=line["what"])
+        axis.plot([1, 4], [1, 4], color="0.6", linestyle=":", label="as the rows")
+        axis.set(xlabel="rows, relative", ylabel=f"{name.replace('gb', 'peak memory')}, relative")
+        axis.set(xscale="log", yscale="log", xticks=[1, 2, 4], yticks=[1, 2, 4], ylim=(0.9, 4.5))
+        for both in (axis.xaxis, axis.yaxis):
+            both.set_major_formatter("{x:.0f}")
+            both.set_minor_formatter("")
+    axes[0].legend(frameon=False, fontsize=8)
+    figure.savefig(path, metadata={"Software": None})
+
+
 def main() -> None:
     """Read the command line, run, write the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
@@ -83,6 +104,8 @@ def main() -> None:
         text = DOCUMENT.read_text(encoding="utf-8")
         made = BLOCK.sub(lambda match: f"{match[1]}{table_text(match[2], RESULTS)}{match[3]}", text)
         store.write_text(DOCUMENT, made)
+        if (RESULTS / "growth.csv").exists():
+            draw_growth(pd.read_csv(RESULTS / "growth.csv", dtype=str), HERE / "growth.png")
 
 
 if __name__ == "__main__":
