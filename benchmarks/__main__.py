@@ -81,7 +81,7 @@ def draw_growth(table: pd.DataFrame, path: Path) -> None:
             axis.plot(sizes, [value / found[0] for value in found], marker=marker, label=line["what"])
         axis.plot([1, 4], [1, 4], color="0.6", linestyle=":", label="as the rows")
         axis.set(xlabel="rows, relative", ylabel=f"{name.replace('gb', 'peak memory')}, relative")
-        axis.set(xscale="log", yscale="log", xticks=[1, 2, 4], yticks=[1, 2, 4], ylim=(0.9, 4.5))
+        axis.set(xscale="log", yscale="log", xticks=[1, 2, 4], yticks=[1, 2, 4], ylim=(0.9, 6))
         for both in (axis.xaxis, axis.yaxis):
             both.set_major_formatter("{x:.0f}")
             both.set_minor_formatter("")
