@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import epochs
@@ -42,6 +43,7 @@ SIZES = {
     "dpo": (16, 32, 64),
     "answers": (32, 64, 128),
 }
+WAYS = ("theirs", "ours")
 PEAKS = (("sft", 4), ("sft", 8), ("dpo", 2), ("dpo", 8), ("swap", 8))  # rows of a step: the default's, TRL's
 
 
@@ -92,51 +94,45 @@ def work(name: str, n: int, quick: bool) -> float:
     return time.perf_counter() - started
 
 
-def one_step(name: str, rows: int, way: str) -> None:
-    """Train one step on rows of 256 tokens, or score both responses to as many prompts."""
+def one_step(name: str, rows: int, way: str) -> float:
+    """Train one step on rows of 256 tokens, or score both responses to as many prompts; returns seconds."""
     setup = epochs.make_setup("dpo" if name == "swap" else name, "256 tokens", False, rows)
     if name != "swap":
-        {"ours": epochs.ours, "theirs": epochs.theirs}[way](setup, name, training.TRL)
-        return
-    data, model = setup.data["train"], setup.base("float32")
+        return getattr(epochs, way)(setup, name, training.TRL).seconds
+    data, model, started = setup.data["train"], setup.base("float32"), time.perf_counter()
     score, model = (scoring.ours, model) if way == "ours" else (scoring.plain, epochs.without_kernels(model))
     score(model, setup.tokenizer, data["prompt"], [*zip(data["chosen"], data["rejected"], strict=True)])
+    return time.perf_counter() - started
 
 
-def peak(name: str, rows: int, way: str) -> tuple[float, float]:
-    """Return gigabytes at the peak, and seconds, of a process of its own that does one step."""
-    code = f"import growth, resource; growth.one_step({name!r}, {rows}, {way!r})"
-    code += "; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)"
+def tell(name: str, n: int, how: str = "") -> dict[str, Any]:
+    """Do the work, or ("ours", "theirs") one step; returns and prints size, seconds and peak gigabytes."""
+    seconds = one_step(name, n, how) if how in WAYS else work(name, n, how == "quick")
+    found = {"what": name, "rows": n, "seconds": seconds}
+    found |= {"gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}
+    print(json.dumps(found), flush=True)
+    return found
+
+
+def measure(name: str, n: int, how: str = "") -> dict[str, Any]:
+    """Do the work in a process of its own, so that peak memory is its own; ``process``: its seconds."""
+    command = [sys.executable, "-c", f"import growth; growth.tell({name!r}, {n}, {how!r})"]
     started = time.perf_counter()
-    said = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True).stdout
-    return float(said.split()[-1]), time.perf_counter() - started
+    said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return json.loads(said.splitlines()[-1]) | {"process": time.perf_counter() - started}
 
 
 def compare_peaks() -> pd.DataFrame:
     """Return peak memory and seconds of a process, here and as TRL does by default (swap: plain scoring)."""
     lines = []
     for name, rows in PEAKS:
-        line = {"what": name, "rows of a step": rows}
-        for way in ("theirs", "ours"):
-            gb, seconds = peak(name, rows, way)
-            line |= {f"GB, {way}": f"{gb:.2f}", f"seconds, {way}": f"{seconds:.1f}"}
+        line: dict[str, Any] = {"what": name, "rows of a step": rows}
+        for way in WAYS:
+            found = measure(name, rows, way)
+            line |= {f"GB, {way}": f"{found['gb']:.2f}", f"seconds, {way}": f"{found['process']:.1f}"}
         print("; ".join(f"{key}: {value}" for key, value in line.items()), flush=True)
         lines.append(line)
     return pd.DataFrame(lines)
-
-
-def tell(name: str, n: int, quick: bool) -> str:
-    """Do the work; returns its size, seconds and peak gigabytes as JSON, and prints them."""
-    found = {"what": name, "rows": n, "seconds": work(name, n, quick)}
-    said = json.dumps(found | {"gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6})
-    print(said, flush=True)
-    return said
-
-
-def measure(name: str, n: int) -> str:
-    """Do the work in a process of its own, so that the peak of memory is its own."""
-    command = [sys.executable, "-c", f"import growth; growth.tell({name!r}, {n}, False)"]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
 
 
 def main(quick: bool) -> None:
@@ -144,8 +140,8 @@ def main(quick: bool) -> None:
     lines = []
     for name, sizes in SIZES.items():
         less = 100 if name == "served" else 4
-        said = [tell(name, n // less, quick) if quick else measure(name, n) for n in sizes]
-        found = pd.DataFrame(map(json.loads, said))
+        said = [tell(name, n // less, "quick") if quick else measure(name, n) for n in sizes]
+        found = pd.DataFrame(said)[["what", "rows", "seconds", "gb"]]
         slope = np.polyfit(np.log(found["rows"]), np.log(found["seconds"]), 1)[0]
         print(f"{name}: exponent {slope:.2f}", flush=True)
         cells = {
