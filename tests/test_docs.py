@@ -45,7 +45,6 @@ def test_the_repositorys_document_shows_the_kept_tables(monkeypatch):
     assert docs.rewrite(text) == text, "no number is typed by hand"
 
 
-@pytest.mark.slow
 def test_the_list_of_files_is_written_from_their_first_lines_and_lacks_none():
     library = REPO / "persona_lib"
     listed = docs.list_files()
