@@ -1,4 +1,4 @@
-"""Studies beside the pipeline: ``python -m studies {selection,persona-models,reader,reversal,reasons}``.
+"""Studies beside the pipeline: ``python -m studies STUDY``.
 
 **selection** chooses training settings on validation topics, with data and training seeds that no result
 uses, for plain DPO and PT. All means are over seeds and over the gold personas of both sides (told to the
@@ -13,7 +13,9 @@ them. The models are those of ``MODELS`` (Gemma's licence must be accepted: ``pe
 
     python -m studies persona-models --profile paper --model 8B --model 70B generator.model=ID
 
-Nothing is chosen by these numbers.
+**judges** measures judges on the profile's gold personas, each with both responses of its pair: models that
+answer "A" or "B" (``--model NAME judge.model=ID ...`` names others), and the backwards judge. Nothing is
+chosen by the numbers of these two studies.
 
 **reader** measures how often the reader of answers is right, on the written responses of the test split and
 on ``facts/reader_labels.jsonl``: generated answers, drawn blind, each with a dimension, its two values and a
@@ -22,7 +24,7 @@ on ``facts/reader_labels.jsonl``: generated answers, drawn blind, each with a di
 **reversal** and **reasons** are those of ``studies.others``.
 
 What is finished is not done again. Tables: ``figures/published/everyday/{selection_dpo,reader}.csv`` (of
-another profile's selection: in its folder), and ``persona_models.csv`` in the profile's results.
+another profile's selection: in its folder), and ``{persona_models,judges}.csv`` in the profile's results.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ from persona_lib.models import train
 from persona_lib.models.served import SURFACE
 from persona_lib.paper import answers, personas
 from persona_lib.paper.judges import load_judge
-from persona_lib.paper.judging import answer_quality
+from persona_lib.paper.judging import answer_quality, judge_key, judge_rubric
 from persona_lib.paper.results import Row, save_table
 from persona_lib.records import SIDES, DataError, RunSpec, Side, Table, stacked, table_of
 from persona_lib.settings import ConfigError, Profile, Run, load_profile, parse_override, set_field
@@ -188,10 +190,38 @@ def compare_models(given: argparse.Namespace) -> None:
     profile = load_profile(given.profile, given.overrides)
     if profile.persona_judge == "none":
         raise ConfigError(f"profile {profile.name} has evaluation.judge=none: nothing judges the personas")
-    named = {name: dict(parse_override(word) for word in words) for name, *words in given.model or []}
-    table = model_table(profile, named or MODELS)
+    table = model_table(profile, models_of(given) or MODELS)
     others.save_origin(profile, NAME, table)
     print(save_table(profile, NAME, table))
+
+
+def models_of(given: argparse.Namespace) -> dict[str, Settings]:
+    """Return the settings of each ``--model``."""
+    return {name: dict(parse_override(word) for word in words) for name, *words in given.model or []}
+
+
+# --- judges ---
+
+
+def compare_judges(given: argparse.Namespace) -> None:
+    """Measure every judge on the same gold personas, in both orders, and write the table; a rerun resumes."""
+    profile, lines = load_profile(given.profile, given.overrides), []
+    models = {name: changes["generator.model"] for name, changes in MODELS.items()}
+    asked = {name: {"judge.model": model} for name, model in models.items() if "instruct" in model}
+    judges: dict[str, Settings] = {"backwards": {}} | (models_of(given) or asked)
+    for dataset, (name, changes) in product(profile.datasets, judges.items()):
+        print(f"{name}, {dataset}", flush=True)
+        run, kind = Run(set_field(profile, changes), dataset, profile.seeds[0]), "lm" if changes else name
+        preference.write_pairs(run)
+        tailoring.build_tailoring(run)
+        compared = calibration.gold_comparisons(calibration.drawn_rows(run))
+        key = store.content_hash(compared, judge_key(run, name=kind))
+        path = run.folder / "judges" / f"{key}.jsonl"
+        judged = judge_rubric(load_judge(run, kind), compared, "personalization", path)
+        lines.append({"dataset": dataset, "judge": name} | calibration.measure(judged))
+    table = table_of(lines)
+    others.save_origin(profile, "judges", table)
+    print(table.to_string(index=False), save_table(profile, "judges", table), sep="\n")
 
 
 # --- reader ---
@@ -234,8 +264,9 @@ def check_reader(given: argparse.Namespace) -> None:
     print(table.to_string(index=False))
 
 
-STUDIES = {"selection": select_settings, "persona-models": compare_models, "reader": check_reader,
-           "reversal": others.swap_reversal, "reasons": others.compare_reasons}  # fmt: skip
+STUDIES = {"selection": select_settings, "persona-models": compare_models, "judges": compare_judges,
+           "reader": check_reader, "reversal": others.swap_reversal,
+           "reasons": others.compare_reasons}  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -248,7 +279,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("study", choices=STUDIES)
     parser.add_argument("--profile", default="everyday")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
-    model = "persona-models: a model and the settings in which it differs (may be repeated)"
+    model = "persona-models, judges: a model and the settings in which it differs (may be repeated)"
     parser.add_argument("--model", nargs="+", action="append", metavar=("NAME", "KEY=VALUE"), help=model)
     parser.add_argument("--data", help="reversal, reasons: a file, folder or hub id")
     parser.add_argument("--mapping", help="reversal, reasons: which columns mean what (DATA.md)")

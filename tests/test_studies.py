@@ -106,6 +106,31 @@ def test_another_prompt_is_another_question_and_the_same_is_not_asked_again(writ
     assert writers["right"].asked == 2 * 2 * 4 and {len(rows) for rows in found.values()} == {4}
 
 
+@pytest.mark.slow
+def test_every_judge_meets_the_same_gold_personas_in_both_orders_and_is_asked_once(results_here, monkeypatch):
+    right = {getattr(i, f"persona_{s}"): getattr(i, f"response_{s}") for i in everyday.items() for s in "ab"}
+    asked = []
+
+    def load(run, kind):  # the backwards judge is right, the model always says A
+        def judge(compared, rubric):
+            asked.append((kind, [c.id for c in compared]))
+            named = ("AB"[kind == "backwards" and c.response_a != right[c.persona]] for c in compared)
+            return [Judgment(c.id, kind, rubric, one) for c, one in zip(compared, named, strict=True)]
+
+        return judge
+
+    monkeypatch.setattr(studies, "load_judge", load)
+    monkeypatch.setattr(studies, "judge_key", lambda run, name: name)
+    for _ in range(2):
+        studies.main(["judges", "--set", "data.pair_limit=4", "--model", "small", "judge.model=x"])
+    table = pd.read_csv(results_dir(load_profile("everyday")) / "tables" / "judges.csv").set_index("judge")
+    found = table[["n", "accuracy", "contradicted"]].T.to_dict("list")
+    assert found == {"backwards": [8, 1, 0], "small": [8, 0.5, 8]}
+    (_, first), *others_asked = asked
+    assert [kind for kind, _ in asked] == ["backwards"] * 2 + ["lm"] * 2
+    assert all(ids == first for _, ids in others_asked) and len(set(first)) == 8
+
+
 def lines(path, rows):
     path.write_text("\n".join(map(json.dumps, rows)))
     return str(path)

@@ -68,6 +68,11 @@ def gold_comparisons(rows: Sequence[TailoringRow]) -> list[PairwiseComparison]:
     ]
 
 
+def drawn_rows(run: Run) -> list[TailoringRow]:
+    """Return the rows of a run's evaluation split on which its judges are measured."""
+    return random.Random("calibration").sample(found := eval_rows(run), min(LIMIT, len(found)))
+
+
 def measure(judged: Sequence[tuple[Judgment, Judgment]]) -> dict[str, Any]:
     """Return how often a judge names the first response, in both orders (a tie: one half), with counts."""
     verdicts = [verdict_of(*pair) for pair in judged]
@@ -101,7 +106,7 @@ def calibrate(run: Run) -> Table:
     if store.is_done(folder, key) and calibration_path(run).exists():
         return store.read_csv(calibration_path(run))
     store.clear_unless(folder, key)
-    rows = random.Random("calibration").sample(found := eval_rows(run), min(LIMIT, len(found)))
+    rows = drawn_rows(run)
     for name in dict.fromkeys(names):
         judge, tests = load_judge(run, name), {FIT: gold_comparisons(rows)}
         if name == run.profile.evaluation.judge:
