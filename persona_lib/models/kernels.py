@@ -119,7 +119,7 @@ def lora_product() -> Any:
 
 
 def lean_lora(model: Any) -> None:
-    """Compute the layers of active adapters by ``lora_product`` on a CPU, a Llama's gate within the last one."""
+    """Compute the layers of active adapters, and a Llama's gate, by ``lora_product`` on a CPU."""
     import torch
     from peft.tuners.lora import Linear
     from torch.nn.functional import silu
