@@ -22,6 +22,7 @@ INFERENCE_INSTRUCTION = (
 )
 
 JUDGE_RUBRICS: dict[str, dict[str, str]] = facts("rubrics")
+LETTER_ALONE = "Answer with one letter: A or B."
 
 FIRST_PERSON = (
     (r"^The user is\b", "I am"),
@@ -127,7 +128,7 @@ def judge_prompt(c: PairwiseComparison, rubric: str) -> str:
     """Render a comparison for a judge that answers "A" or "B"; quality is judged without the persona."""
     persona = f"Persona: {c.persona}\n" if rubric == "personalization" and c.persona else ""
     return (
-        f"{JUDGE_RUBRICS[rubric]['question']}\n\nPrompt: {c.prompt}\n{persona}"
+        f"{JUDGE_RUBRICS[rubric]['question']} {LETTER_ALONE}\n\nPrompt: {c.prompt}\n{persona}"
         f"Response A: {c.response_a.strip()}\nResponse B: {c.response_b.strip()}\nBetter response:"
     )
 
@@ -148,7 +149,7 @@ def chat_judge_prompt(c: PairwiseComparison, rubric: str) -> str:
 def preference_prompt(c: PairwiseComparison, rubric: str = "") -> str:
     """Render a zero-shot comparison of two personas of one prompt (paper Figure 4)."""
     return (
-        f"Which persona describes a more plausible user of this prompt?\n\nPrompt: {c.prompt}\n"
+        f"Which persona describes a more plausible user of this prompt? {LETTER_ALONE}\n\nPrompt: {c.prompt}\n"
         f"Persona A: {c.response_a}\nPersona B: {c.response_b}\nBetter persona:"
     )
 

@@ -34,8 +34,8 @@ T = TypeVar("T")
 
 # The keys of finished work hold these numbers. Bump one when its step's code gives other results;
 # tests/test_versions.py fails until the number, or the hash beside it, was changed on purpose.
-VERSIONS = {"pairs": 1, "personas": 1, "tailoring": 1, "training": 1, "answers": 1, "judging": 1, "swap": 1,
-            "calibration": 1, "rejudged": 1, "users": 1}  # fmt: skip
+VERSIONS = {"pairs": 1, "personas": 1, "tailoring": 1, "training": 1, "answers": 1, "judging": 2, "swap": 1,
+            "calibration": 2, "rejudged": 2, "users": 1}  # fmt: skip
 
 
 def to_json(value: Any) -> Any:

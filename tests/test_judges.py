@@ -50,7 +50,8 @@ def test_the_oracle_judges_fit_by_the_datas_wishes_and_quality_without_them():
         assert [verdict_of(*pair) for pair in judged] == wanted[rubric]
 
 
-LETTERS = {"A": "A", " B.": "B", "**B**": "B", "A is better": "A", "Apple": None, "": None, "C": None}
+LETTERS = {"A": "A", " B.": "B", "**B**": "B", "A is better": "A", "Response B: Yes": "B", "Persona A": "A",
+           "Response": None, "Response to A": None, "Apple": None, "": None, "C": None}  # fmt: skip
 CHOICES = {
     '```json\n{"reason": "a {brace} and a \\"winner\\": \\"A\\"", "winner": "B"}\n```': "B",
     'Let me think {about it}.\n{"winner": "B", "reason": ""} Done.': "B",

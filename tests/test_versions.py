@@ -28,14 +28,14 @@ FILES = {
 }
 DECIDED = {
     "pairs": (1, "562064d730b93a75"),
-    "personas": (1, "d8e918cee84b312b"),
+    "personas": (1, "ebfba0b5957c2f52"),
     "tailoring": (1, "fb56e268573c479c"),
     "training": (1, "5d7acc66a19ea075"),
-    "answers": (1, "972f5f1889530e1a"),
-    "judging": (1, "9489ce4c6ed846a7"),
+    "answers": (1, "dff8faaf30d2ca5b"),
+    "judging": (2, "519aed02b8595370"),
     "swap": (1, "773c04593bfa21b8"),
-    "calibration": (1, "3b93e2c5c3599a44"),
-    "rejudged": (1, "7524fdb5348bdd8b"),
+    "calibration": (2, "6bc19f7aad37ee4c"),
+    "rejudged": (2, "5cb16a35dd1a2ae0"),
     "users": (1, "be13852fbc7fd628"),
 }
 

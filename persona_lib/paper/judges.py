@@ -63,8 +63,9 @@ def oracle_judge(comparisons: Comparisons, rubric: Rubric) -> list[Judgment]:
 
 # --- Language models: a letter, JSON, or Prometheus-2's format ---
 
-# How an answer names its winner: a letter at its start, JSON, or "[RESULT] A" at its end.
-LETTER = re.compile(r"\A[\s*(\[]*([AB])[.):\]*,]*(?:\s|\Z)")
+# How an answer names its winner: a letter at its start ("Response A" of chat models, too), JSON, or "[RESULT] A"
+# at its end.
+LETTER = re.compile(r"\A[\s*(\[]*(?:(?:Response|Persona) )?([AB])[.):\]*,]*(?:\s|\Z)")
 CHOICE = re.compile(r'"winner"\s*:\s*"([^"]*)"')
 VERDICT = re.compile(r"\[?\bresult\]?\s*:?\s*(?:response\s+)?[(\[]?\s*([AB])\s*[)\]]?\s*\.?\s*\Z", re.I)
 
