@@ -149,7 +149,8 @@ def chat_judge_prompt(c: PairwiseComparison, rubric: str) -> str:
 def preference_prompt(c: PairwiseComparison, rubric: str = "") -> str:
     """Render a zero-shot comparison of two personas of one prompt (paper Figure 4)."""
     return (
-        f"Which persona describes a more plausible user of this prompt? {LETTER_ALONE}\n\nPrompt: {c.prompt}\n"
+        f"Which persona describes a more plausible user of this prompt? {LETTER_ALONE}\n\n"
+        f"Prompt: {c.prompt}\n"
         f"Persona A: {c.response_a}\nPersona B: {c.response_b}\nBetter persona:"
     )
 

@@ -215,7 +215,7 @@ def compare_judges(given: argparse.Namespace) -> None:
         preference.write_pairs(run)
         tailoring.build_tailoring(run)
         compared = calibration.gold_comparisons(calibration.drawn_rows(run))
-        key = store.content_hash(compared, judge_key(run, name=kind))
+        key = store.content_hash(store.VERSIONS["judging"], compared, judge_key(run, name=kind))
         path = run.folder / "judges" / f"{key}.jsonl"
         judged = judge_rubric(load_judge(run, kind), compared, "personalization", path)
         lines.append({"dataset": dataset, "judge": name} | calibration.measure(judged))

@@ -63,8 +63,7 @@ def oracle_judge(comparisons: Comparisons, rubric: Rubric) -> list[Judgment]:
 
 # --- Language models: a letter, JSON, or Prometheus-2's format ---
 
-# How an answer names its winner: a letter at its start ("Response A" of chat models, too), JSON, or "[RESULT] A"
-# at its end.
+# How an answer names its winner: a letter at its start ("Response A", too), JSON, or "[RESULT] A" at its end.
 LETTER = re.compile(r"\A[\s*(\[]*(?:(?:Response|Persona) )?([AB])[.):\]*,]*(?:\s|\Z)")
 CHOICE = re.compile(r'"winner"\s*:\s*"([^"]*)"')
 VERDICT = re.compile(r"\[?\bresult\]?\s*:?\s*(?:response\s+)?[(\[]?\s*([AB])\s*[)\]]?\s*\.?\s*\Z", re.I)
