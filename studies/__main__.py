@@ -208,7 +208,7 @@ def compare_judges(given: argparse.Namespace) -> None:
     profile, lines = load_profile(given.profile, given.overrides), []
     models = {name: changes["generator.model"] for name, changes in MODELS.items()}
     asked = {name: {"judge.model": model} for name, model in models.items() if "instruct" in model}
-    judges: dict[str, Settings] = {"backwards": {}} | (models_of(given) or asked)
+    judges: dict[str, Settings] = {"backwards": {}, **(models_of(given) or asked)}
     for dataset, (name, changes) in product(profile.datasets, judges.items()):
         print(f"{name}, {dataset}", flush=True)
         run, kind = Run(set_field(profile, changes), dataset, profile.seeds[0]), "lm" if changes else name
