@@ -82,7 +82,8 @@ def both_ways(run: Run, method: str, changes: dict) -> list:
 
 
 def assert_same_gradients(plain, packed, n: int) -> dict:
-    """Loss and gradients of n rows: equal to float32's rounding (1.04e-6 at most, seen with AVX2 and NF4)."""
+    """Loss and gradients of n rows: equal to 1e-6 together (AVX2 alone rounds to 1.04e-6), nearly so each."""
+    limit = 1e-6 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 1.1e-6
     found = []
     for on, trainer in ((False, plain), (True, packed)):
         trainer.model.train()
@@ -94,7 +95,7 @@ def assert_same_gradients(plain, packed, n: int) -> dict:
     assert ours.keys() == theirs.keys() and ours
     off = {name: float((ours[name] - theirs[name]).norm()) for name in ours}
     sizes = {name: float(theirs[name].norm()) for name in ours}
-    assert sum(x**2 for x in off.values()) ** 0.5 <= 2e-6 * sum(x**2 for x in sizes.values()) ** 0.5
+    assert sum(x**2 for x in off.values()) ** 0.5 <= limit * sum(x**2 for x in sizes.values()) ** 0.5
     assert all(off[name] <= 5e-6 * sizes[name] for name in off) and min(sizes.values()) > 0
     return ours
 
@@ -165,14 +166,15 @@ def test_adapters_side_by_side_compute_what_peft_adds_up(dtype, active):
         assert off < (0.02 if dtype == torch.bfloat16 else 1e-6)
 
 
-def test_what_a_llamas_gate_makes_is_computed_again_for_the_gradient_and_not_kept():
+@pytest.mark.parametrize("others", [["up_proj"], []], ids=["all", "no gradient but the gate's"])
+def test_what_a_llamas_gate_makes_is_computed_again_for_the_gradient_and_not_kept(others):
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(0)
-    config = LoraConfig(r=4, target_modules=["gate_proj", "up_proj", "down_proj"], init_lora_weights=False)
+    config = LoraConfig(r=4, target_modules=["gate_proj", "down_proj", *others], init_lora_weights=False)
     model = get_peft_model(tiny_model(mlp=96), config)
-    mlp, x = model.base_model.model.model.layers[0].mlp, torch.randn(1, 5, 64, requires_grad=True)
-    wanted, found, kept = [x, *(p for p in mlp.parameters() if p.requires_grad)], [], []
+    mlp, x = model.base_model.model.model.layers[0].mlp, torch.randn(1, 5, 64, requires_grad=bool(others))
+    wanted, found, kept = [p for p in (x, *mlp.parameters()) if p.requires_grad], [], []
     for lean in (False, True):
         if lean:
             kernels.lean_lora(model)
@@ -183,8 +185,8 @@ def test_what_a_llamas_gate_makes_is_computed_again_for_the_gradient_and_not_kep
             y = mlp(x)
         found.append([y, *torch.autograd.grad(y.square().sum(), wanted)])
         kept.append(len(wide))
-    assert kept == [4, 2], "gate and up, no longer silu(gate) and its product with up"
-    assert len(found[0]) == 2 + 6
+    assert kept == ([4, 2] if others else [3, 2]), "gate and up, not silu(gate) nor its product with up"
+    assert len(found[0]) == (2 + 6 if others else 1 + 4)
     for theirs, ours in zip(*found, strict=True):
         assert ours.allclose(theirs, rtol=1e-5, atol=1e-5)
     with model.disable_adapter():

@@ -98,7 +98,7 @@ def lora_product() -> Any:
         def backward(ctx: Any, grad: Any) -> tuple[Any, ...]:
             given, weight, *saved = ctx.saved_tensors
             (of_x, of_gate, _, _, *trained), grad = ctx.needs_input_grad, grad.flatten(0, -2)
-            x_grad, grads = product(grad, weight.T) if of_x else None, []
+            x_grad, grads = product(grad, weight.T) if of_x or of_gate else None, []
             n, gate_grad = len(trained) // 2, None
             gate = saved.pop() if len(saved) > 3 * n else None
             act = None if gate is None else silu(gate)
@@ -110,9 +110,9 @@ def lora_product() -> Any:
                     x_grad.addmm_(low_grad, a)
                 found = (low_grad.T @ rows, (grad.T @ low) * ctx.scale) if trains else ()
                 grads += [part.float() for part in found] or [None, None]
-            if x_grad is not None and of_gate:
+            if x_grad is not None and gate is not None:
                 gate_grad = torch.ops.aten.silu_backward(x_grad * given, gate).view(ctx.shape)
-                x_grad = x_grad.mul_(act)
+                x_grad.mul_(act)
             return x_grad if x_grad is None else x_grad.view(ctx.shape), gate_grad, None, None, *grads
 
     return LoraProduct
